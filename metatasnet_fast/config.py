@@ -1,0 +1,227 @@
+"""The network's configuration: the authors' hyperparameters under the authors' names.
+
+Source: the argument parser of the authors' ``train.py``; Samuel et al. 2020, section 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import ConfigError
+
+__all__ = ["INSTRUMENTS", "MetaTasNetConfig", "StageConfig"]
+
+INSTRUMENTS = ("drums", "bass", "other", "vocals")
+"""The four stems, in the order of every instrument axis."""
+
+GROUPS = 8
+"""Group-norm groups per instrument."""
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """The sizes of one stage, derived from :class:`MetaTasNetConfig`.
+
+    Stage ``s`` sees the mixture at ``2^s`` times the base rate with kernels, strides and latent widths scaled alike, so
+    that every stage has the same number of latent frames.
+    """
+
+    index: int
+    N: int
+    """Latent channels."""
+    W: int
+    """Encoder stride, samples per latent frame."""
+    B: int
+    H: int
+    sampling_rate: int
+    num_mels: int
+    layers: int
+    stack: int
+    generated: bool
+    residual_bias: bool
+    kernel_sizes: tuple[int, ...]
+    """Taps of the encoder's (and decoder's) filters."""
+
+    @property
+    def partial_channels(self) -> int:
+        """Channels of the previous stage's masked latent that this stage receives."""
+        return self.N // 2 if self.index else 0
+
+    @property
+    def in_channels(self) -> int:
+        """Channels entering the masking network."""
+        return self.N + self.partial_channels
+
+    @property
+    def fft_scale(self) -> int:
+        return self.sampling_rate // 8000
+
+    @property
+    def n_fft(self) -> int:
+        return 1024 * self.fft_scale
+
+    @property
+    def hop(self) -> int:
+        return 256 * self.fft_scale
+
+    @property
+    def bins(self) -> int:
+        return self.n_fft // 2 + 1
+
+    @property
+    def encoder_width(self) -> int:
+        """Outputs of each encoder filter."""
+        return self.N // 4
+
+    @property
+    def decoder_widths(self) -> tuple[int, ...]:
+        """Inputs of each decoder filter."""
+        return tuple(self.N // 2 ** (i + 1) for i in range(len(self.kernel_sizes)))
+
+    @property
+    def dilations(self) -> tuple[int, ...]:
+        """Dilation of every block of the masking network, in order."""
+        return tuple(2**i for i in range(self.layers)) * self.stack
+
+    @property
+    def shortest(self) -> int:
+        """Fewest samples that the centred, reflect-padded STFT accepts, as a multiple of the stride."""
+        return -(-(self.n_fft // 2 + 1) // self.W) * self.W
+
+
+@dataclass(frozen=True)
+class MetaTasNetConfig:
+    """Meta-TasNet's hyperparameters; the defaults are the authors'.
+
+    Raises:
+        ConfigError: for a value with which the network cannot be built.
+    """
+
+    B: int = 160
+    """Channels of the masking network's residual stream."""
+    H: int = 160
+    """Hidden channels of a block."""
+    N: int = 440
+    """Latent channels of the first stage."""
+    L: int = 20
+    """Shortest encoder kernel of the first stage, samples."""
+    W: int = 20
+    """Encoder stride of the first stage, samples."""
+    E_1: int = 8
+    """Width of an instrument's embedding."""
+    E_2: int = 5
+    """Width of the bottleneck in front of each generated layer."""
+    filters: int = 3
+    kernel: int = 3
+    layers: int = 6
+    stack: int = 3
+    num_mels: int = 256
+    stages_num: int = 3
+    sampling_rate: int = 8000
+    """Rate of the first stage, hertz."""
+    dropout: float = 0.0
+    independent_params: bool = False
+    residual_bias: bool = False
+    similarity_loss_weight: float = 2.0
+    dissimilarity_loss_weight: float = 3.0
+    reconstruction_loss_weight: float = 0.05
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type == "int" and (isinstance(value, bool) or not isinstance(value, int)):
+                hint = ": the authors' network cannot be built with it either" if field.name == "E_1" else ""
+                raise ConfigError(f"{field.name} must be an integer, got {value!r}{hint}.")
+            if field.type == "float" and (isinstance(value, bool) or not isinstance(value, (int, float))):
+                raise ConfigError(f"{field.name} must be a number, got {value!r}.")
+            if field.type == "bool" and not isinstance(value, bool):
+                raise ConfigError(f"{field.name} must be True or False, got {value!r}.")
+        positive = ("B", "H", "N", "L", "W", "E_1", "E_2", "filters", "layers", "stack", "num_mels", "stages_num")
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.kernel != 3:
+            raise ConfigError(f"kernel must be 3 (the padding of the dilated convolution fits no other), got {self.kernel}.")
+        for name in ("N", "B", "H"):
+            if getattr(self, name) % GROUPS:
+                raise ConfigError(f"{name} must be a multiple of {GROUPS} (the group norms), got {getattr(self, name)}.")
+        if self.N < 2**self.filters:
+            raise ConfigError(f"N={self.N} is too small for {self.filters} decoder filters; it must be {2**self.filters}.")
+        if any((self.L * 2**i - self.W) % 2 or self.L * 2**i < self.W for i in range(self.filters)):
+            raise ConfigError(f"Every kernel L * 2^l must exceed W by an even number (0 included), got L={self.L}, W={self.W}.")
+        if self.sampling_rate < 8000:
+            raise ConfigError(f"sampling_rate must be at least 8000 Hz, got {self.sampling_rate}.")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ConfigError(f"dropout must lie in [0, 1), got {self.dropout}.")
+
+    @classmethod
+    def from_namespace(cls, args: object) -> MetaTasNetConfig:
+        """Read the attributes of the authors' ``argparse.Namespace`` (or any object with them); others are ignored.
+
+        Raises:
+            ConfigError: for a missing attribute or an impossible value.
+        """
+        if isinstance(args, MetaTasNetConfig):
+            return args
+        names = [field.name for field in dataclasses.fields(cls)]
+        missing = [name for name in names if not hasattr(args, name)]
+        if missing:
+            raise ConfigError(f"The arguments lack {', '.join(missing)}: pass a MetaTasNetConfig or the authors' Namespace.")
+        return cls(**{name: getattr(args, name) for name in names})
+
+    def to_namespace(self, **extra: Any) -> argparse.Namespace:
+        """The authors' form of these settings; ``extra`` adds attributes such as ``batch_size``."""
+        return argparse.Namespace(**{**dataclasses.asdict(self), **extra})
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> MetaTasNetConfig:
+        """The inverse of :meth:`to_dict`; unknown names raise :class:`ConfigError`."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ConfigError(f"Unknown settings {', '.join(unknown)}; known are {', '.join(sorted(known))}.")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, text: str) -> MetaTasNetConfig:
+        return cls.from_dict(json.loads(text))
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True)
+
+    def stage(self, index: int) -> StageConfig:
+        """Sizes of stage ``index``, counted from 0."""
+        if not 0 <= index < self.stages_num:
+            raise ConfigError(f"There is no stage {index}: the network has {self.stages_num}.")
+        m = 2**index
+        return StageConfig(
+            index=index,
+            N=m * self.N,
+            W=m * self.W,
+            B=self.B,
+            H=self.H,
+            sampling_rate=m * self.sampling_rate,
+            num_mels=self.num_mels,
+            layers=self.layers,
+            stack=self.stack,
+            generated=not self.independent_params,
+            residual_bias=self.residual_bias,
+            kernel_sizes=tuple(m * self.L * 2**i for i in range(self.filters)),
+        )
+
+    @property
+    def stages(self) -> tuple[StageConfig, ...]:
+        return tuple(self.stage(i) for i in range(self.stages_num))
+
+    @property
+    def output_rate(self) -> int:
+        """Sampling rate of the last stage, hertz."""
+        return self.sampling_rate * 2 ** (self.stages_num - 1)

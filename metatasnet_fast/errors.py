@@ -1,0 +1,64 @@
+"""Every error a user can cause has a type here, and a message that says what to do.
+
+The command line turns any :class:`MetaTasNetError` into one sentence on standard error; nothing else is caught.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AudioReadError",
+    "AudioWriteError",
+    "BackendUnavailableError",
+    "CheckpointError",
+    "ConfigError",
+    "EmptyAudioError",
+    "MetaTasNetError",
+    "MissingDependencyError",
+    "NotAudioError",
+    "ShapeError",
+    "UnknownStemError",
+]
+
+
+class MetaTasNetError(Exception):
+    """Base of all errors raised on purpose."""
+
+
+class ConfigError(MetaTasNetError, ValueError):
+    """A network configuration that cannot be built."""
+
+
+class ShapeError(MetaTasNetError, ValueError):
+    """A tensor whose shape, dtype or device does not fit."""
+
+
+class CheckpointError(MetaTasNetError, ValueError):
+    """A checkpoint that is missing, damaged, unsafe or of another network."""
+
+
+class BackendUnavailableError(MetaTasNetError, RuntimeError):
+    """A backend was asked for by name and cannot serve; the message holds the reason."""
+
+
+class MissingDependencyError(MetaTasNetError, ImportError):
+    """An optional package is needed; the message names the extra that installs it."""
+
+
+class UnknownStemError(MetaTasNetError, ValueError):
+    """A stem that the network does not produce."""
+
+
+class AudioReadError(MetaTasNetError, OSError):
+    """A file that cannot be read or decoded."""
+
+
+class NotAudioError(AudioReadError):
+    """A file that holds no audio stream."""
+
+
+class EmptyAudioError(AudioReadError):
+    """A file or array with no samples."""
+
+
+class AudioWriteError(MetaTasNetError, OSError):
+    """A file that could not be written; nothing half-written stays behind."""
