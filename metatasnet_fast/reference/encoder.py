@@ -1,0 +1,57 @@
+"""The encoder: a bank of strided filters beside a learned-mel spectrogram, mixed by two 1x1 convolutions.
+
+Source: Samuel et al. 2020, section 2.3; original ``model/encoder.py``.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..config import StageConfig
+from ..errors import ShapeError
+from .spectrogram import mel_spectrogram
+from .weights import EncoderWeights
+
+__all__ = ["encode", "filter_bank"]
+
+
+def filter_bank(signal: Tensor, filters: tuple[Tensor, ...], stride: int) -> Tensor:
+    """``relu`` of the filters' outputs, interleaved: channel ``n * filters + l`` holds output ``n`` of filter ``l``.
+
+    Args:
+        signal: (n, 1, T).
+        filters: (N / 4, 1, k_l) each; all are centred on the same sample.
+        stride: samples per frame.
+
+    Returns:
+        (n, filters * N / 4, T // stride).
+    """
+    outputs = [F.conv1d(signal, f, stride=stride, padding=(f.shape[-1] - stride) // 2) for f in filters]
+    return torch.stack(outputs, dim=2).flatten(1, 2).relu()
+
+
+def encode(weights: EncoderWeights, config: StageConfig, signal: Tensor) -> Tensor:
+    """Latent of a signal.
+
+    Args:
+        signal: (n, 1, T) with T at least ``config.shortest``.
+
+    Returns:
+        (n, N, T // W).
+
+    Raises:
+        ShapeError: for a signal of another shape or too short for the reflect-padded STFT.
+    """
+    if signal.dim() != 3 or signal.shape[1] != 1:
+        raise ShapeError(f"A signal must have shape (n, 1, samples), got {tuple(signal.shape)}.")
+    if signal.shape[-1] <= config.n_fft // 2 or signal.shape[-1] < config.W:
+        raise ShapeError(
+            f"{signal.shape[-1]} samples at {config.sampling_rate} Hz are too few: "
+            f"pad to {config.shortest} or more (the Separator does it for you)."
+        )
+    wave = filter_bank(signal, weights.filters, config.W)
+    mel = mel_spectrogram(weights.spectrogram, config, signal, wave.shape[-1])
+    x = F.conv1d(torch.cat([wave, mel], dim=1), weights.bottleneck_1).relu()
+    return F.conv1d(x, weights.bottleneck_2)

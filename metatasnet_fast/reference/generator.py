@@ -1,0 +1,117 @@
+"""From a stage's parameters to the weights of its four instruments.
+
+Each generated layer maps the embedding ``e_i`` of instrument ``i`` through its own bottleneck, ``h_i = A e_i + a``, and then
+to its parameters, ``K h_i + k_0``. With independent parameters the layers store one set per instrument instead.
+
+Source: Samuel et al. 2020, section 2.2; original ``model/conv1d.py`` and ``model/group_norm.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..config import StageConfig
+from .weights import (
+    BlockWeights,
+    Convolution,
+    DecoderWeights,
+    EncoderWeights,
+    MaskingWeights,
+    Norm,
+    SpectrogramWeights,
+    StageWeights,
+)
+
+__all__ = ["generate"]
+
+Parameters = Mapping[str, Tensor]
+
+
+def generate(config: StageConfig, parameters: Parameters) -> StageWeights:
+    """Evaluate the generator of one stage.
+
+    Args:
+        config: the stage's sizes.
+        parameters: the stage's parameters by the original's names (``encoder.filters.0.weight``, ...).
+
+    Returns:
+        the weights, differentiable with respect to the parameters. The last block's ``res_out`` is left out: its output is
+        never used, so its parameters get no gradient, as in the original.
+    """
+    return StageWeights(config, _encoder(config, parameters), _masking(config, parameters), _decoder(config, parameters))
+
+
+def _encoder(config: StageConfig, p: Parameters) -> EncoderWeights:
+    spectrogram = SpectrogramWeights(
+        window=p["encoder.spectrogram.window"],
+        mean=p["encoder.spectrogram.mean"],
+        std=p["encoder.spectrogram.std"],
+        scale=p["encoder.spectrogram.affine_scale"],
+        bias=p["encoder.spectrogram.affine_bias"],
+        mel_weight=p["encoder.spectrogram.mel_transform.weight"],
+        mel_bias=p["encoder.spectrogram.mel_transform.bias"],
+    )
+    filters = tuple(p[f"encoder.filters.{i}.weight"] for i in range(len(config.kernel_sizes)))
+    return EncoderWeights(spectrogram, filters, p["encoder.bottleneck.0.weight"], p["encoder.bottleneck.2.weight"])
+
+
+def _decoder(config: StageConfig, p: Parameters) -> DecoderWeights:
+    filters = tuple(p[f"decoder.filters.{i}.weight"] for i in range(len(config.kernel_sizes)))
+    return DecoderWeights(p["decoder.bottleneck.0.weight"], filters)
+
+
+def _masking(config: StageConfig, p: Parameters) -> MaskingWeights:
+    blocks = len(config.dilations)
+    return MaskingWeights(
+        prelu_1=p["mask.prelu_1.weight"],
+        norm_1=_norm(config, p, "mask.norm_1"),
+        in_conv=_convolution(config, p, "mask.in_conv", config.B),
+        prelu_2=p["mask.prelu_2.weight"],
+        norm_2=_norm(config, p, "mask.norm_2"),
+        blocks=tuple(_block(config, p, f"mask.tcn.{i}", last=i == blocks - 1) for i in range(blocks)),
+        prelu_3=p["mask.prelu_3.weight"],
+        norm_3=_norm(config, p, "mask.norm_3"),
+        mask_output=_convolution(config, p, "mask.mask_output", config.N),
+        prelu_4=p["mask.prelu_4.weight"],
+        norm_4=_norm(config, p, "mask.norm_4"),
+    )
+
+
+def _block(config: StageConfig, p: Parameters, name: str, last: bool) -> BlockWeights:
+    bias = config.residual_bias
+    return BlockWeights(
+        conv1d=_convolution(config, p, f"{name}.conv1d", config.H),
+        prelu_1=p[f"{name}.prelu_1.weight"],
+        norm_1=_norm(config, p, f"{name}.norm_1"),
+        dconv1d=_convolution(config, p, f"{name}.dconv1d", config.H, taps=3),
+        prelu_2=p[f"{name}.prelu_2.weight"],
+        norm_2=_norm(config, p, f"{name}.norm_2"),
+        res_out=None if last else _convolution(config, p, f"{name}.res_out", config.B, bias=bias),
+        skip_out=_convolution(config, p, f"{name}.skip_out", config.B, bias=bias),
+    )
+
+
+def _hidden(p: Parameters, name: str) -> Tensor:
+    return F.linear(p["instrument_embedding.weight"], p[f"{name}.bottleneck.weight"], p[f"{name}.bottleneck.bias"])
+
+
+def _convolution(
+    config: StageConfig, p: Parameters, name: str, out: int, taps: int = 1, bias: bool = False
+) -> Convolution:
+    if not config.generated:
+        weight = p[f"{name}.conv.weight"].reshape(4, out, -1, taps)
+        return Convolution(weight, p[f"{name}.conv.bias"].reshape(4, out) if bias else None)
+    hidden = _hidden(p, name)
+    weight = F.linear(hidden, p[f"{name}.kernel.weight"], p[f"{name}.kernel.bias"]).view(4, out, -1, taps)
+    return Convolution(weight, F.linear(hidden, p[f"{name}.bias.weight"], p[f"{name}.bias.bias"]) if bias else None)
+
+
+def _norm(config: StageConfig, p: Parameters, name: str) -> Norm:
+    if not config.generated:
+        return Norm(p[f"{name}.group_norm.weight"].view(4, -1), p[f"{name}.group_norm.bias"].view(4, -1))
+    affine = F.linear(_hidden(p, name), p[f"{name}.affine.weight"], p[f"{name}.affine.bias"])
+    scale, shift = affine.chunk(2, dim=1)
+    return Norm(scale, shift)
