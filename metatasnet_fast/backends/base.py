@@ -1,0 +1,80 @@
+"""What a backend is: an object that can do the network's jobs on some device in some precision."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..config import MetaTasNetConfig, StageConfig
+from ..precision import Precision
+
+__all__ = ["Backend", "Request"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a backend. ``training`` means that gradients must flow."""
+
+    device: torch.device
+    precision: Precision
+    training: bool = False
+    config: MetaTasNetConfig | None = None
+
+    def __str__(self) -> str:
+        return f"{'training' if self.training else 'inference'} in {self.precision.value} on {self.device}"
+
+
+class Backend(ABC):
+    """The jobs of the network: prepare (which includes the generator), encode, mask, decode.
+
+    A backend keeps no state between calls but what :meth:`prepare` returns. Between jobs, tensors have the shapes named
+    here; their strides and (lower) dtype are the backend's business. Every job accepts any strides, a batch of zero
+    items, and for ``training`` requests is differentiable with respect to its inputs and to the parameters.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    """One line for the list of backends."""
+
+    @abstractmethod
+    def unavailable(self) -> str | None:
+        """None if this machine can run the backend at all, else one sentence that a user can act on."""
+
+    @abstractmethod
+    def supports(self, request: Request) -> str | None:
+        """None if the request can be served, else one sentence that a user can act on."""
+
+    @abstractmethod
+    def prepare(self, config: StageConfig, parameters: Mapping[str, Tensor], precision: Precision) -> Any:
+        """Generate, fold and pack the weights of one stage.
+
+        Args:
+            config: the stage's sizes.
+            parameters: the stage's parameters by the original's names, on one device.
+            precision: the precision of all jobs that get the result.
+
+        Returns:
+            an object that only this backend understands. Under ``torch.no_grad`` it must not alias the parameters'
+            storage: it is kept until a parameter changes.
+        """
+
+    @abstractmethod
+    def encode(self, prepared: Any, signal: Tensor) -> Tensor:
+        """(n, 1, T) to the latent (n, N, T // W), for any n."""
+
+    @abstractmethod
+    def mask(self, prepared: Any, latent: Tensor, partial: Tensor | None, dropout: Tensor | None = None) -> Tensor:
+        """Masked latents (n, 4, N, T').
+
+        ``latent`` (n, N, T') is the mixture's, ``partial`` (n, 4, N / 2, T') the masked latent of the previous stage (None in
+        the first), ``dropout`` (n, 4, N) factors on the masking network's own copy of the latent.
+        """
+
+    @abstractmethod
+    def decode(self, prepared: Any, latent: Tensor) -> Tensor:
+        """(n, N, T') to the signal (n, 1, T' W), for any n."""

@@ -1,0 +1,88 @@
+"""The backend ``reference``: the authors' arithmetic in plain PyTorch, on every device and in every precision."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from ..config import StageConfig
+from ..precision import Precision
+from .base import Backend, Request
+
+__all__ = ["ReferenceBackend"]
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    weights: reference.StageWeights
+    precision: Precision
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Autocast keeps its inputs in float32; the other precisions are the dtype of everything."""
+        return torch.float64 if self.precision is Precision.float64 else torch.float32
+
+
+class ReferenceBackend(Backend):
+    """Differentiable everywhere. bfloat16 and float16 are ``torch.autocast``, as the authors' program would run in them."""
+
+    name = "reference"
+    summary = "plain PyTorch, the authors' arithmetic; training and inference on every device"
+
+    def unavailable(self) -> str | None:
+        return None
+
+    def supports(self, request: Request) -> str | None:
+        if request.precision is Precision.tf32 and request.device.type != "cuda":
+            return f"tf32 exists on NVIDIA GPUs only, not on {request.device}; ask for float32."
+        if request.precision is Precision.float64 and request.device.type == "mps":
+            return "Apple GPUs have no float64; ask for float32."
+        return None
+
+    def prepare(self, config: StageConfig, parameters: Mapping[str, Tensor], precision: Precision) -> _Prepared:
+        dtype = torch.float64 if precision is Precision.float64 else torch.float32
+        own = {} if torch.is_grad_enabled() else {"copy": True}
+        cast = {name: p.to(dtype, **own) for name, p in parameters.items()}
+        device = next(iter(cast.values())).device
+        with _arithmetic(precision, device):
+            return _Prepared(reference.generate(config, cast), precision)
+
+    def encode(self, prepared: _Prepared, signal: Tensor) -> Tensor:
+        with _arithmetic(prepared.precision, signal.device):
+            return reference.encode(prepared.weights.encoder, prepared.weights.config, signal.to(prepared.dtype))
+
+    def mask(
+        self, prepared: _Prepared, latent: Tensor, partial: Tensor | None, dropout: Tensor | None = None
+    ) -> Tensor:
+        with _arithmetic(prepared.precision, latent.device):
+            return reference.mask(prepared.weights.masking, prepared.weights.config, latent, partial, dropout)
+
+    def decode(self, prepared: _Prepared, latent: Tensor) -> Tensor:
+        with _arithmetic(prepared.precision, latent.device):
+            return reference.decode(prepared.weights.decoder, prepared.weights.config, latent)
+
+
+@contextlib.contextmanager
+def _arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
+    """Put the matrix products of the enclosed code into ``precision``.
+
+    float32 and float64 leave an ambient ``torch.autocast`` alone: a caller who opened one gets it.
+    """
+    if precision in (Precision.bfloat16, Precision.float16):
+        with torch.autocast(device.type, precision.storage):
+            yield
+    elif precision is Precision.tf32 or (precision is Precision.float32 and device.type == "cuda"):
+        allow = precision is Precision.tf32
+        before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allow
+        try:
+            yield
+        finally:
+            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+    else:
+        yield
