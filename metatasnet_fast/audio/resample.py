@@ -1,0 +1,189 @@
+"""Sample-rate conversion with the `kaiser_best` filter, whole signals or streams; see `polyphase` for the formula."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from metatasnet_fast.audio.polyphase import GROUP, FilterBank, filter_bank
+from metatasnet_fast.errors import ShapeError
+
+__all__ = ["StreamingResampler", "fit_length", "resample", "resampled_length"]
+
+# Outputs made at once per channel: the windows of one piece stay in a core's cache, or fill a GPU.
+PIECE_CPU = 2**15
+PIECE_GPU = 2**20
+
+# Beyond this ratio the filter's table has too few points (and nobody resamples audio that far).
+MAX_RATIO = 1024
+
+
+def resampled_length(length: int, sr_in: int, sr_out: int) -> int:
+    """Samples that `resample` makes of `length` samples: `floor(length sr_out / sr_in)`."""
+    return length * sr_out // sr_in
+
+
+def fit_length(x: torch.Tensor, length: int) -> torch.Tensor:
+    """`x` (..., n) cut, or continued with zeros, to `length` samples."""
+    if length < 0:
+        raise ShapeError(f"A signal cannot have {length} samples; ask for a length of 0 or more.")
+    if length <= x.shape[-1]:
+        return x[..., :length].clone()
+    return torch.cat([x, x.new_zeros(*x.shape[:-1], length - x.shape[-1])], -1)
+
+
+def resample(x: torch.Tensor, sr_in: int, sr_out: int, *, length: int | None = None) -> torch.Tensor:
+    """Resample `x` (..., n), float32 or float64, any device, from `sr_in` to `sr_out` Hz, along its last dimension.
+
+    Equals resampy 0.4.3's `resample(x, sr_in, sr_out, filter="kaiser_best")`: the signal is zero outside its range, the
+    passband is 0.917 of the lower Nyquist frequency, and the result has `floor(n sr_out / sr_in)` samples. With `length` the
+    result is cut or continued with zeros to that many samples (librosa's `fix=True` is `length=ceil(n sr_out / sr_in)`).
+    Equal rates give an exact copy. Float32 is always computed in full precision, whatever torch's matmul settings.
+
+    Raises `ShapeError` for other dtypes, for rates that are not positive and for ratios beyond 1024.
+    """
+    _check_rates(sr_in, sr_out)
+    _check_signal(x)
+    if sr_in == sr_out:
+        y = x.clone()
+    else:
+        total = resampled_length(x.shape[-1], sr_in, sr_out)
+        y = x.new_empty(*x.shape[:-1], total)
+        if y.numel() > 0:
+            flat = x.reshape(-1, x.shape[-1])
+            resampling = _Resampling(sr_in, sr_out, flat)
+            pieces = [resampling.piece(flat, 0, first, total) for first in range(0, total, resampling.piece_length)]
+            y = torch.cat(pieces, -1).view(y.shape)
+    return y if length is None else fit_length(y, length)
+
+
+class StreamingResampler:
+    """`resample` for a signal that arrives in blocks: the results, put together, are those of the whole signal.
+
+    Blocks are `(channels, n)` with any `n`, all of one dtype and device. Memory does not grow with the signal: about 2 s of
+    audio are held back (see `PIECE_CPU`, `PIECE_GPU`).
+    """
+
+    def __init__(self, sr_in: int, sr_out: int, channels: int) -> None:
+        _check_rates(sr_in, sr_out)
+        if channels < 1:
+            raise ShapeError(f"A signal cannot have {channels} channels; give a number of 1 or more.")
+        self.sr_in, self.sr_out, self.channels = sr_in, sr_out, channels
+        self._resampling: _Resampling | None = None
+        self._blocks: list[torch.Tensor] = []
+        self._start = 0  # the input index of the first sample in _blocks
+        self._received = 0
+        self._made = 0
+        self._finished = False
+
+    def push(self, block: torch.Tensor) -> torch.Tensor:
+        """Take the next `(channels, n)` samples; return the `(channels, m)` results that are complete (m may be 0)."""
+        if self._finished:
+            raise RuntimeError("This stream is finished; make a new StreamingResampler for the next signal.")
+        _check_signal(block)
+        if block.dim() != 2 or block.shape[0] != self.channels:
+            raise ShapeError(f"A block of {self.channels} channels is needed, got shape {tuple(block.shape)}.")
+        if self.sr_in == self.sr_out:
+            self._received += block.shape[1]
+            return block.clone()
+        if self._resampling is None:
+            self._resampling = _Resampling(self.sr_in, self.sr_out, block)
+            self._blocks.append(block[:, :0])
+        last = self._blocks[-1]
+        if last.dtype != block.dtype or last.device != block.device:
+            raise ShapeError(
+                f"All blocks of a stream need one dtype and device; got {block.dtype} on {block.device} "
+                f"after {last.dtype} on {last.device}."
+            )
+        # The caller may write the next block into the same memory.
+        self._blocks.append(block.clone())
+        self._received += block.shape[1]
+        ready = self._resampling.complete(self._received)
+        return self._make(ready)
+
+    def finish(self) -> torch.Tensor:
+        """End the signal; return the results that are left, `(channels, m)`."""
+        if self._finished:
+            raise RuntimeError("This stream is finished; make a new StreamingResampler for the next signal.")
+        self._finished = True
+        if self._resampling is None:
+            return torch.zeros(self.channels, 0)
+        rest = self._make(resampled_length(self._received, self.sr_in, self.sr_out))
+        self._blocks.clear()
+        return rest
+
+    def _make(self, until: int) -> torch.Tensor:
+        assert self._resampling is not None
+        if until <= self._made:
+            return self._blocks[0][:, :0].clone()
+        held = torch.cat(self._blocks, -1)
+        pieces = []
+        for first in range(self._made, until, self._resampling.piece_length):
+            pieces.append(self._resampling.piece(held, self._start, first, until))
+        self._made = until
+        keep = max(self._start, self._resampling.first_input(until))
+        self._blocks = [held[:, keep - self._start :].clone()]
+        self._start = keep
+        return torch.cat(pieces, -1)
+
+
+class _Resampling:
+    """Pieces of one resampling. Every piece but the last has `piece_length` outputs, in whole signals and streams alike, so
+    that both do the same arithmetic in the same order."""
+
+    def __init__(self, sr_in: int, sr_out: int, like: torch.Tensor) -> None:
+        self.dtype = like.dtype
+        compute = torch.float64 if _float32_is_reduced(like) else like.dtype
+        self.bank: FilterBank = filter_bank(sr_in, sr_out, compute, like.device)
+        self.compute = compute
+        target = PIECE_CPU if like.device.type == "cpu" else PIECE_GPU
+        self.periods = max(1, target // self.bank.period)
+        self.piece_length = self.periods * self.bank.period
+
+    def first_input(self, output: int) -> int:
+        """First input sample that the piece starting at `output` reads (may be negative)."""
+        return output // self.bank.period * self.bank.hop - self.bank.before
+
+    def complete(self, received: int) -> int:
+        """Outputs, a multiple of the piece length, that no further input can change."""
+        periods = (received + self.bank.before - self.bank.span) // self.bank.hop + 1
+        return max(0, periods // self.periods * self.piece_length)
+
+    def piece(self, x: torch.Tensor, start: int, first: int, total: int) -> torch.Tensor:
+        """Outputs `first ... min(first + piece_length, total) - 1` from `x` (channels, n), which begins at input `start`."""
+        bank = self.bank
+        wanted = min(self.piece_length, total - first)
+        periods = -(-wanted // bank.period)
+        begin = self.first_input(first) - start
+        end = begin + (periods - 1) * bank.hop + bank.span
+        low, high = max(begin, 0), min(end, x.shape[-1])
+        window = F.pad(x[:, low:high].to(self.compute), (low - begin, end - high))
+        channels = x.shape[0]
+        # One copy of each overlapping window: (channels * periods, rows) with a row stride of `hop`.
+        y = window.new_empty(channels, periods, bank.period)
+        for j, (offset, taps) in enumerate(zip(bank.starts, bank.groups, strict=True)):
+            frames = window[:, offset : offset + (periods - 1) * bank.hop + len(taps)].unfold(-1, len(taps), bank.hop)
+            y[:, :, j * GROUP : j * GROUP + taps.shape[1]] = frames.reshape(-1, len(taps)).mm(taps).view(
+                channels, periods, -1
+            )
+        return y.view(channels, -1)[:, :wanted].to(self.dtype)
+
+
+def _check_rates(sr_in: int, sr_out: int) -> None:
+    for rate in (sr_in, sr_out):
+        if int(rate) != rate or rate <= 0:
+            raise ShapeError(f"A sample rate must be a positive whole number of Hz, got {rate!r}.")
+    if max(sr_in, sr_out) > MAX_RATIO * min(sr_in, sr_out):
+        raise ShapeError(f"Cannot resample {sr_in} Hz to {sr_out} Hz: the ratio must be at most {MAX_RATIO}.")
+
+
+def _check_signal(x: torch.Tensor) -> None:
+    if x.dtype not in (torch.float32, torch.float64):
+        raise ShapeError(f"Resampling needs float32 or float64 samples, got {x.dtype}; convert them with .float().")
+    if x.dim() < 1:
+        raise ShapeError("Resampling needs a signal of shape (..., samples), got a single number.")
+
+
+def _float32_is_reduced(x: torch.Tensor) -> bool:
+    """Whether torch may compute float32 products of this device in tf32 or bf16, which have too few bits for audio."""
+    return x.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
