@@ -1,0 +1,47 @@
+"""The compiled module ``metatasnet_fast._native``, or the reason why it is not there.
+
+The package works without it; what needs it (the ``cpu`` backend) says :func:`reason` to whoever asks for it by name.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+__all__ = ["load", "reason"]
+
+_NAME = "metatasnet_fast._native"
+_REASON_FILE = Path(__file__).with_name("_native_absent.txt")  # written by setup.py when the build failed
+
+
+@functools.cache
+def _load() -> tuple[ModuleType | None, str | None]:
+    try:
+        return importlib.import_module(_NAME), None
+    except ModuleNotFoundError as error:
+        if error.name != _NAME:
+            raise
+    except ImportError as error:
+        return None, f"the compiled module is installed but cannot be loaded ({error}); reinstall metatasnet-fast."
+    if _REASON_FILE.exists():
+        recorded = _REASON_FILE.read_text(encoding="utf-8").strip()
+        return None, (
+            f"the compiled module was not built ({recorded}); install a C++17 compiler and reinstall with "
+            "METATASNET_NATIVE=on pip install --force-reinstall --no-deps --no-cache-dir metatasnet-fast."
+        )
+    return None, (
+        "the compiled module is not there: this source tree was never built for this Python; "
+        "run METATASNET_NATIVE=on pip install -e . in it."
+    )
+
+
+def load() -> ModuleType | None:
+    """The module, imported once; ``None`` where it is absent or cannot be loaded (then :func:`reason` says why)."""
+    return _load()[0]
+
+
+def reason() -> str | None:
+    """Why :func:`load` gives ``None``, as a sentence with what to do; ``None`` when the module is there."""
+    return _load()[1]

@@ -1,0 +1,110 @@
+"""Hand the compiled module to CMake; everything else about the package is in pyproject.toml.
+
+``METATASNET_NATIVE`` decides at install time: ``auto`` (default) builds ``metatasnet_fast._native`` and, where that
+fails, installs without it and records why (``metatasnet_fast.native.reason()``); ``on`` makes a failure fatal; ``off``
+skips it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+REASON_FILE = "_native_absent.txt"  # read by metatasnet_fast/native.py
+
+
+class BuildError(RuntimeError):
+    """The compiled module could not be built; the message is one line."""
+
+
+def requested_mode() -> str:
+    mode = os.environ.get("METATASNET_NATIVE", "auto").lower()
+    if mode not in ("auto", "on", "off"):
+        raise SystemExit(f"METATASNET_NATIVE={mode} is not one of auto, on, off")
+    return mode
+
+
+def first_error(output: str) -> str:
+    """The first complaint in the output of CMake or a compiler, as one line."""
+    found = re.search(r"^.*(?:\berror\b|Error at).*(?:\n\n?  .*)*", output, re.MULTILINE | re.IGNORECASE)
+    text = found.group() if found else "\n".join(output.strip().splitlines()[-1:])
+    return " ".join(text.split())[:400]
+
+
+def run(*command: str | Path) -> None:
+    arguments = [str(part) for part in command]
+    try:
+        done = subprocess.run(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    except OSError as error:
+        raise BuildError(f"cannot run {arguments[0]} ({error.strerror})") from error
+    print(done.stdout, flush=True)
+    if done.returncode:
+        raise BuildError(first_error(done.stdout))
+
+
+def build_native(build: Path, prefix: Path) -> None:
+    """Configure and build in ``build``, install the module into ``prefix/metatasnet_fast``."""
+    shutil.rmtree(build, ignore_errors=True)  # a cache left by an isolated build names tools that are gone
+    generator = ["-G", "Ninja"] if shutil.which("ninja") and "CMAKE_GENERATOR" not in os.environ else []
+    options = [*generator, "-DCMAKE_BUILD_TYPE=Release", f"-DPython_EXECUTABLE={sys.executable}"]
+    run("cmake", "-S", ROOT, "-B", build, *options)
+    run("cmake", "--build", build, "--config", "Release", "--parallel", str(os.cpu_count() or 1))
+    run("cmake", "--install", build, "--config", "Release", "--prefix", prefix, "--strip")
+
+
+class CMakeBuild(build_ext):
+    """Builds the one extension with CMake, or leaves a file that says why it is not there."""
+
+    def build_extension(self, ext: Extension) -> None:
+        module = Path(self.get_ext_fullpath(ext.name)).resolve()
+        reason_file = module.with_name(REASON_FILE)
+        module.parent.mkdir(parents=True, exist_ok=True)
+        module.unlink(missing_ok=True)
+        reason_file.unlink(missing_ok=True)
+        mode = requested_mode()
+        try:
+            if mode == "off":
+                raise BuildError("METATASNET_NATIVE=off when it was installed")
+            build_native(Path(self.build_temp).resolve() / "cmake", module.parent.parent)
+        except BuildError as error:
+            if mode == "on":
+                raise SystemExit(f"metatasnet-fast: the compiled module could not be built: {error}") from error
+            print(f"metatasnet-fast: installing WITHOUT the compiled module: {error}", file=sys.stderr, flush=True)
+            reason_file.write_text(f"{error}\n", encoding="utf-8")
+
+    def copy_extensions_to_source(self) -> None:
+        """Editable installs: the source tree gets what the build left, the module or the reason, and nothing older."""
+        for ext in self.extensions:
+            built = Path(self.get_ext_fullpath(ext.name))
+            for name in (built.name, REASON_FILE):
+                source, target = built.with_name(name), ROOT / "metatasnet_fast" / name
+                target.unlink(missing_ok=True)
+                if source.exists():
+                    shutil.copy2(source, target)
+
+
+def packages() -> list[str]:
+    """The packages of metatasnet_fast/, and kernels/ under its installed name.
+
+    In a checkout ``metatasnet_fast/kernels`` is a link to ``kernels/`` so that imports work uninstalled; a source
+    distribution has no links, so the packages below kernels/ are always taken from kernels/ itself.
+    """
+    own = find_packages(str(ROOT), include=["metatasnet_fast*"], exclude=["metatasnet_fast.kernels*"])
+    return [*own, *("metatasnet_fast." + name for name in find_packages(str(ROOT), include=["kernels*"]))]
+
+
+if __name__ == "__main__":
+    setup(
+        packages=packages(),
+        package_dir={"metatasnet_fast.kernels": "kernels"},
+        ext_modules=[Extension("metatasnet_fast._native", sources=[], optional=requested_mode() != "on")],
+        cmdclass={"build_ext": CMakeBuild},
+    )
