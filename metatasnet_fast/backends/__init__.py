@@ -1,0 +1,20 @@
+"""Who can do the network's jobs on which device and in which precision."""
+
+from .base import Backend, Request
+from .cache import PreparedCache
+from .registry import Availability, available_backends, backend_names, get_backend, resolve
+from .selection import Choice, current_choice, use_backend
+
+__all__ = [
+    "Availability",
+    "Backend",
+    "Choice",
+    "PreparedCache",
+    "Request",
+    "available_backends",
+    "backend_names",
+    "current_choice",
+    "get_backend",
+    "resolve",
+    "use_backend",
+]

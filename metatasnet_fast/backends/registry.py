@@ -1,0 +1,101 @@
+"""Which backends exist, which can serve a request, and which of them ``auto`` takes."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+from dataclasses import dataclass
+
+import torch
+
+from ..errors import BackendUnavailableError
+from ..precision import Precision
+from .base import Backend, Request
+
+__all__ = ["Availability", "available_backends", "backend_names", "get_backend", "resolve"]
+
+logger = logging.getLogger("metatasnet_fast")
+
+_HOMES = {
+    "reference": "reference:ReferenceBackend",
+}
+
+_PREFERENCE: dict[str, tuple[str, ...]] = {"cpu": ("reference",), "cuda": ("reference",)}
+"""What ``auto`` tries on a device, fastest first; on every other device it is the reference."""
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether a backend can run on this machine: ``reason`` is None if it can, else a sentence a user can act on."""
+
+    name: str
+    summary: str
+    reason: str | None
+
+    @property
+    def available(self) -> bool:
+        return self.reason is None
+
+
+def backend_names() -> tuple[str, ...]:
+    """Names that :func:`use_backend` knows, besides ``auto``."""
+    return tuple(_HOMES)
+
+
+@functools.cache
+def get_backend(name: str) -> Backend:
+    """The backend of that name, whether or not it can run here.
+
+    Raises:
+        BackendUnavailableError: for an unknown name.
+    """
+    if name not in _HOMES:
+        raise BackendUnavailableError(f"Unknown backend {name!r}; choose one of auto, {', '.join(_HOMES)}.")
+    module, cls = _HOMES[name].split(":")
+    backend: Backend = getattr(importlib.import_module(f".{module}", __package__), cls)()
+    return backend
+
+
+def available_backends() -> dict[str, Availability]:
+    """Every backend by name, and why those cannot serve that cannot."""
+    return {
+        name: Availability(name, get_backend(name).summary, get_backend(name).unavailable()) for name in backend_names()
+    }
+
+
+def resolve(name: str, request: Request) -> Backend:
+    """The backend that serves a request.
+
+    Args:
+        name: a backend's name, or ``auto`` for the fastest that supports the request.
+
+    Raises:
+        BackendUnavailableError: if the named backend (or, for ``auto``, every backend) cannot serve; with the reasons.
+    """
+    if name != "auto":
+        reason = _refusal(name, request)
+        if reason is not None:
+            raise BackendUnavailableError(f"The backend {name} cannot serve {request}: {reason}")
+        return get_backend(name)
+    reasons = []
+    for candidate in _PREFERENCE.get(request.device.type, ("reference",)):
+        reason = _refusal(candidate, request)
+        if reason is None:
+            _announce(candidate, request.device, request.precision, request.training, "; ".join(reasons))
+            return get_backend(candidate)
+        reasons.append(f"{candidate}: {reason}")
+    raise BackendUnavailableError(f"No backend can serve {request}. " + " ".join(reasons))
+
+
+def _refusal(name: str, request: Request) -> str | None:
+    backend = get_backend(name)
+    return backend.unavailable() or backend.supports(request)
+
+
+@functools.cache
+def _announce(name: str, device: torch.device, precision: Precision, training: bool, passed_over: str) -> None:
+    """Log the choice, once for each kind of request."""
+    job = "training" if training else "inference"
+    because = f" (passed over: {passed_over})" if passed_over else ""
+    logger.info("backend %s serves %s in %s on %s%s", name, job, precision.value, device, because)
