@@ -1,0 +1,15 @@
+"""The network as modules with the original's parameter names; no kernel in sight."""
+
+from .accelerate import AccelerationReport, accelerate, restore
+from .network import MultiTasNet
+from .pretrained import bundled_models, convert, load_checkpoint
+
+__all__ = [
+    "AccelerationReport",
+    "MultiTasNet",
+    "accelerate",
+    "bundled_models",
+    "convert",
+    "load_checkpoint",
+    "restore",
+]

@@ -1,0 +1,149 @@
+"""What a network can do: the methods that :class:`MultiTasNet` and an accelerated network share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..backends import Choice, PreparedCache, Request, current_choice, resolve
+from ..backends.cache import prepare_all
+from ..config import MetaTasNetConfig
+from ..errors import ShapeError
+from ..precision import Precision
+from .chunks import plan_chunks
+from .engine import Engine, check_mixes, collect_parameters
+from .statistics import compute_stats
+
+__all__ = ["NetworkMethods"]
+
+CONTEXT_SECONDS = 8
+"""Context that ``inference`` gives each chunk on both sides."""
+
+
+class NetworkMethods(nn.Module):
+    """Forward, inference and statistics over ``self.stages`` and ``self.args``."""
+
+    stages: nn.ModuleList
+    args: Any
+
+    @property
+    def config(self) -> MetaTasNetConfig:
+        """The settings in ``args``."""
+        return MetaTasNetConfig.from_namespace(self.args)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(iter(collect_parameters(self.stages[0]).values())).device
+
+    def engine(self, choice: Choice | None = None, training: bool = False) -> Engine:
+        """The network on the backend that is to serve it.
+
+        Args:
+            choice: a backend and precision; by default the network's own, else that of :class:`use_backend`.
+            training: whether gradients must flow. Otherwise the prepared weights are kept until a parameter changes.
+
+        Raises:
+            BackendUnavailableError: if the backend asked for cannot serve.
+        """
+        choice = choice or self.__dict__.get("_choice") or current_choice()
+        config = self.config
+        stages = [(config.stage(i), collect_parameters(stage)) for i, stage in enumerate(self.stages)]
+        parameter = next(iter(stages[0][1].values()))
+        precision = choice.precision or Precision.parse(parameter.dtype)
+        backend = resolve(choice.backend, Request(parameter.device, precision, training, config))
+        if training:
+            return Engine(config, backend, precision, prepare_all(backend, precision, stages))
+        cache = self.__dict__.setdefault("_prepared", PreparedCache())
+        return Engine(config, backend, precision, cache.get(backend, precision, stages))
+
+    def forward(
+        self, input_mixes: Sequence[Tensor], separated_inputs: Sequence[Tensor], masks: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Loss and statistics of a training batch.
+
+        Args:
+            input_mixes: (b, 1, T 2^s) for each stage ``s``; T a multiple of ``W``.
+            separated_inputs: (b, 4, 1, T 2^s), the sources: drums, bass, other, vocals.
+            masks: (b, 4, 1), 1 where the source sounds.
+
+        Returns:
+            the loss, (1,), and (1, 4 * stages + 3): the four SI-SDR of every stage in dB, then the last stage's
+            reconstruction SI-SDR in dB, dissimilarity and similarity.
+
+        Raises:
+            ShapeError: for inputs of other shapes.
+            BackendUnavailableError: if the backend asked for cannot serve.
+        """
+        config = self.config
+        check_mixes(config, input_mixes, self.device)
+        if input_mixes[0].shape[-1] % config.W:
+            raise ShapeError(f"A training length must be a multiple of W={config.W}, got {input_mixes[0].shape[-1]}.")
+        for mix, source, mask in zip(input_mixes, separated_inputs, masks, strict=True):
+            batch, _, length = mix.shape
+            if source.shape != (batch, 4, 1, length) or mask.shape != (batch, 4, 1):
+                raise ShapeError(
+                    f"For a mixture {tuple(mix.shape)} the sources must be {(batch, 4, 1, length)} and the mask "
+                    f"{(batch, 4, 1)}, got {tuple(source.shape)} and {tuple(mask.shape)}."
+                )
+        dropout = config.dropout if self.training else 0.0
+        engine = self.engine(training=dropout > 0 or self._needs_gradients(input_mixes))
+        loss, stats = engine.loss(input_mixes, separated_inputs, masks, dropout)
+        return loss.unsqueeze(0), stats.unsqueeze(0)
+
+    def inference(self, input_audio: Sequence[Tensor], n_chunks: int = 4) -> list[Tensor]:
+        """Separate a signal given at the rate of every stage.
+
+        The signal is cut into ``n_chunks`` parts, each processed with 8 s of context. With one chunk, or chunks that reach
+        from start to end, up to ``W 2^s - 2^s`` samples are missing at the end, as in the original; the ``Separator`` loses
+        none. A batch of more than one item is this library's extension.
+
+        Args:
+            input_audio: (b, 1, T 2^s) for each stage ``s``.
+            n_chunks: parts; more of them need less memory.
+
+        Returns:
+            (b, 4, 1, T_s) for each stage, in the input's dtype.
+
+        Raises:
+            ShapeError: for inputs of other shapes, or shorter than the STFT's reflect padding.
+            BackendUnavailableError: if the backend asked for cannot serve.
+        """
+        config = self.config
+        check_mixes(config, input_audio, self.device)
+        if n_chunks < 1:
+            raise ShapeError(f"n_chunks must be at least 1, got {n_chunks}.")
+        engine = self.engine(training=self._needs_gradients(input_audio))
+        context = CONTEXT_SECONDS * config.sampling_rate
+        outputs: list[list[Tensor]] = [[] for _ in self.stages]
+        for chunk in plan_chunks(input_audio[0].shape[-1], n_chunks, context, config.W):
+            mixes = [mix[..., chunk.start * 2**s : chunk.end * 2**s] for s, mix in enumerate(input_audio)]
+            first, last = chunk.kept
+            for index, estimate in engine.separate(mixes, range(config.stages_num)).items():
+                outputs[index].append(estimate[..., first * 2**index : last * 2**index])
+        return [torch.cat(parts, dim=-1) for parts in outputs]
+
+    def compute_stats(self, train_loader: Iterable[Any]) -> None:
+        """Set the mean and standard deviation of every stage's log-power spectrogram from training mixtures.
+
+        Args:
+            train_loader: yields batches whose first element is a list with a mixture (b, 1, T 2^s) for each stage. At most about
+                5000 items are read, once.
+        """
+        compute_stats(self.config, [stage.encoder.spectrogram for stage in self.stages], train_loader)
+
+    def _needs_gradients(self, inputs: Sequence[Tensor]) -> bool:
+        if not torch.is_grad_enabled():
+            return False
+        parameters = (p for stage in self.stages for p in collect_parameters(stage).values())
+        return any(x.requires_grad for x in inputs) or any(p.requires_grad for p in parameters)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
+        """Called by ``.to()`` and its kin: prepared weights of another device would only hold memory."""
+        cache = self.__dict__.get("_prepared")
+        if cache is not None:
+            cache.clear()
+        return super()._apply(fn, recurse)

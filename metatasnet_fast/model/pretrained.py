@@ -1,0 +1,154 @@
+"""Loading and saving networks in the Hugging Face convention."""
+
+from __future__ import annotations
+
+import os
+import re
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from ..errors import CheckpointError, MissingDependencyError
+from .checkpoints import Checkpoint, config_of, load_state, read_original, write_original
+from .store import SETTINGS, WEIGHTS, read_folder, write_folder
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from .network import MultiTasNet
+
+__all__ = ["PretrainedMixin", "bundled_models", "convert", "load_checkpoint"]
+
+
+class PretrainedMixin(nn.Module):
+    """``save_pretrained`` and ``from_pretrained``."""
+
+    args: Any
+
+    def save_pretrained(self, folder: str | os.PathLike[str], half: bool = False) -> None:
+        """Write ``config.json`` and ``model.safetensors`` into a folder.
+
+        Args:
+            half: store the learned weights in float16.
+
+        Raises:
+            CheckpointError: if it cannot be written.
+            MissingDependencyError: without safetensors.
+        """
+        args = self.args.to_namespace() if hasattr(self.args, "to_namespace") else self.args
+        write_folder(Checkpoint(self.state_dict(), args), folder, half)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        sha256: str | None = None,
+        offline: bool = False,
+    ) -> Self:
+        """Load a network, in evaluation mode.
+
+        Args:
+            name: a checkpoint folder, the name of a bundled model, or a hub id ``owner/name``.
+            revision: branch, tag or commit of a hub id.
+            sha256: the checksum that the weights must have; the one in ``config.json`` is always verified.
+            offline: use only what the hub's local cache holds.
+
+        Raises:
+            CheckpointError: if there is no such model, or it is damaged or of another network.
+            MissingDependencyError: without safetensors, or huggingface_hub for a hub id.
+        """
+        folder = _locate(name, revision, offline)
+        return _build(cls, read_folder(folder, sha256), folder)
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> MultiTasNet:
+    """Load a network from a file of the authors' program, a checkpoint folder or a bundled model's name.
+
+    The network is in evaluation mode, on the CPU, in float32. Loading never runs code from the file.
+
+    Raises:
+        CheckpointError: if it is missing, damaged, unsafe or of another network.
+        MissingDependencyError: without safetensors, for a folder.
+    """
+    from .network import MultiTasNet
+
+    return _build(MultiTasNet, *_read(path))
+
+
+def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], half: bool = False) -> None:
+    """Convert between a file of the authors' program (``.pt``, ``.pth``, or no suffix) and a checkpoint folder.
+
+    Weights, arguments, optimiser, epoch and steps are kept; a round trip is exact unless ``half`` is asked for.
+
+    Args:
+        target: ends in ``.pt`` or ``.pth`` for the authors' format, else a folder.
+        half: store the learned weights of a folder in float16.
+
+    Raises:
+        CheckpointError: as :func:`load_checkpoint`, or if the target cannot be written.
+    """
+    from .network import MultiTasNet
+
+    checkpoint, origin = _read(source)
+    _build(MultiTasNet, checkpoint, origin)
+    if Path(target).suffix in (".pt", ".pth"):
+        write_original(checkpoint, target)
+    else:
+        write_folder(checkpoint, target, half)
+
+
+def bundled_models() -> dict[str, Path]:
+    """Names and folders of the models that come with the library."""
+    root = Path(str(resources.files("metatasnet_fast"))) / "assets" / "models"
+    return {path.parent.name: path.parent for path in sorted(root.glob(f"*/{SETTINGS}"))}
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[Checkpoint, Path]:
+    if Path(path).is_file() and Path(path).name not in (SETTINGS, WEIGHTS):
+        return read_original(path), Path(path)
+    if Path(path).is_file():
+        return read_folder(Path(path).parent), Path(path).parent
+    folder = _locate(path, None, offline=True, hub=False)
+    return read_folder(folder), folder
+
+
+def _build(cls: Any, checkpoint: Checkpoint, origin: Path) -> Any:
+    config_of(checkpoint, origin)
+    network = cls(checkpoint.args)
+    load_state(network, checkpoint.state_dict, origin)
+    return network.eval()
+
+
+def _locate(name: str | os.PathLike[str], revision: str | None, offline: bool, hub: bool = True) -> Path:
+    if Path(name).is_dir():
+        return Path(name)
+    bundled = bundled_models()
+    if str(name) in bundled:
+        return bundled[str(name)]
+    if hub and re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
+        return _download(str(name), revision, offline)
+    known = f" Bundled models: {', '.join(bundled)}." if bundled else ""
+    raise CheckpointError(f"There is no checkpoint {str(name)!r}: give a file, a folder or a known name.{known}")
+
+
+def _download(name: str, revision: str | None, offline: bool) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"Loading {name} from the hub needs huggingface_hub: pip install 'metatasnet-fast[hub]'."
+        ) from error
+    try:
+        return Path(
+            snapshot_download(
+                name, revision=revision, allow_patterns=[SETTINGS, WEIGHTS], local_files_only=offline
+            )
+        )
+    except Exception as error:  # the hub client raises many types, of several libraries
+        where = "in the local cache" if offline else "on the hub"
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(f"The model {name} was not found {where} ({reason}).") from error

@@ -1,0 +1,169 @@
+"""The library's own checkpoint folder: ``model.safetensors`` and ``config.json``, and optionally ``optimizer.safetensors``.
+
+``config.json`` holds the network's settings, the other arguments it was trained with, and the SHA-256 of the weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import MetaTasNetConfig
+from ..errors import CheckpointError, ConfigError, MissingDependencyError
+from .checkpoints import Checkpoint, config_of
+
+__all__ = ["read_folder", "write_folder"]
+
+WEIGHTS = "model.safetensors"
+SETTINGS = "config.json"
+OPTIMIZER = "optimizer.safetensors"
+FORMAT_VERSION = 1
+FIXED = ("window", "mean", "std")
+"""Weights kept in float32 when the rest is stored in half precision."""
+
+
+def read_folder(folder: str | os.PathLike[str], sha256: str | None = None) -> Checkpoint:
+    """Read a checkpoint folder and verify the checksum of its weights.
+
+    Args:
+        folder: holds ``config.json`` and ``model.safetensors``.
+        sha256: the checksum the weights must have; by default the one in ``config.json``.
+
+    Raises:
+        CheckpointError: if a file is missing, damaged or of a newer format.
+        MissingDependencyError: without safetensors.
+    """
+    folder = Path(folder)
+    for name in (SETTINGS, WEIGHTS):
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder} is no checkpoint folder: it lacks {name}.")
+    try:
+        settings = json.loads((folder / SETTINGS).read_text("utf-8"))
+        version, config = settings["format_version"], MetaTasNetConfig.from_dict(settings["config"])
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        raise CheckpointError(f"{folder / SETTINGS} does not describe a Meta-TasNet ({error}).") from error
+    if version > FORMAT_VERSION:
+        raise CheckpointError(f"{folder} has format {version}, this library reads up to {FORMAT_VERSION}: upgrade it.")
+    digest = _sha256(folder / WEIGHTS)
+    expected = sha256 or settings.get("sha256")
+    if expected and digest != expected:
+        raise CheckpointError(f"{folder / WEIGHTS} is damaged or another file: SHA-256 {digest}, expected {expected}.")
+    training = settings.get("training", {})
+    optimizer = None
+    if (folder / OPTIMIZER).is_file():
+        optimizer = _join_optimizer(_load(folder / OPTIMIZER), settings["optimizer"])
+    return Checkpoint(
+        state_dict={name: value.float() if value.dtype == torch.float16 else value for name, value in _load(folder / WEIGHTS).items()},
+        args=config.to_namespace(**training.get("args", {})),
+        optimizer=optimizer,
+        epoch=training.get("epoch"),
+        steps=training.get("steps"),
+    )
+
+
+def write_folder(checkpoint: Checkpoint, folder: str | os.PathLike[str], half: bool = False) -> None:
+    """Write a checkpoint folder; it appears whole, or the one that was there stays.
+
+    Args:
+        half: store the learned weights in float16. Reading gives float32 again.
+
+    Raises:
+        CheckpointError: if it cannot be written, or an argument cannot be kept as JSON.
+        MissingDependencyError: without safetensors.
+    """
+    folder = Path(folder)
+    config = config_of(checkpoint, "the checkpoint")
+    others = {name: value for name, value in vars(checkpoint.args).items() if name not in config.to_dict()}
+    state = {name: _stored(name, value, half) for name, value in checkpoint.state_dict.items()}
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    settings: dict[str, Any] = {
+        "format": "metatasnet-fast",
+        "format_version": FORMAT_VERSION,
+        "config": config.to_dict(),
+        "training": {"args": others, "epoch": checkpoint.epoch, "steps": checkpoint.steps},
+    }
+    try:
+        temporary.mkdir(parents=True)
+        _save(state, temporary / WEIGHTS)
+        settings["sha256"] = _sha256(temporary / WEIGHTS)
+        if checkpoint.optimizer is not None:
+            tensors, settings["optimizer"] = _split_optimizer(checkpoint.optimizer)
+            _save(tensors, temporary / OPTIMIZER)
+        (temporary / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
+        folder.mkdir(exist_ok=True)
+        for name in (WEIGHTS, OPTIMIZER, SETTINGS):
+            if (temporary / name).exists():
+                os.replace(temporary / name, folder / name)
+            else:
+                (folder / name).unlink(missing_ok=True)
+    except (OSError, TypeError) as error:
+        raise CheckpointError(f"{folder} cannot be written ({error}).") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _stored(name: str, value: Tensor, half: bool) -> Tensor:
+    value = value.detach().cpu().contiguous()
+    return value.half() if half and name.rsplit(".", 1)[-1] not in FIXED else value.clone()
+
+
+def _split_optimizer(optimizer: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors under ``index.name``, and the rest as JSON."""
+    tensors, scalars = {}, {}
+    for index, state in optimizer["state"].items():
+        for name, value in state.items():
+            if isinstance(value, Tensor):
+                tensors[f"{index}.{name}"] = value.detach().cpu().contiguous().clone()
+            else:
+                scalars[f"{index}.{name}"] = value
+    return tensors, {"scalars": scalars, "param_groups": optimizer["param_groups"]}
+
+
+def _join_optimizer(tensors: dict[str, Tensor], rest: dict[str, Any]) -> dict[str, Any]:
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in {**rest["scalars"], **tensors}.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    # JSON has no tuples; betas are one in every torch optimiser.
+    groups = [{k: tuple(v) if k == "betas" else v for k, v in group.items()} for group in rest["param_groups"]]
+    return {"state": state, "param_groups": groups}
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise MissingDependencyError(
+            "Reading and writing checkpoint folders needs safetensors: pip install 'metatasnet-fast[hub]'."
+        ) from error
+    return safetensors.torch
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    _safetensors().save_file(tensors, path)
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    try:
+        loaded: dict[str, Tensor] = _safetensors().load_file(path)
+    except MissingDependencyError:
+        raise
+    except Exception as error:  # safetensors raises its own type, which is not importable without it
+        raise CheckpointError(f"{path} is damaged ({error}).") from error
+    return loaded
