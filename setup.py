@@ -50,12 +50,18 @@ def run(*command: str | Path) -> None:
         raise BuildError(first_error(done.stdout))
 
 
-def build_native(build: Path, prefix: Path) -> None:
-    """Configure and build in ``build``, install the module into ``prefix/metatasnet_fast``."""
-    shutil.rmtree(build, ignore_errors=True)  # a cache left by an isolated build names tools that are gone
+def build_native(prefix: Path) -> None:
+    """Configure, build, install into ``prefix/metatasnet_fast``; incremental while the tools stay the same."""
+    build = ROOT / "build" / f"native-{sys.implementation.cache_tag}"
+    programs = [sys.executable, shutil.which("cmake"), shutil.which("ninja")]
+    tools = repr([*programs, *(os.environ.get(name) for name in ("CXX", "CXXFLAGS", "CMAKE_GENERATOR"))])
+    known = build / "tools.txt"  # a cache left by an isolated build names tools that are gone
+    if not known.exists() or known.read_text(encoding="utf-8") != tools:
+        shutil.rmtree(build, ignore_errors=True)
     generator = ["-G", "Ninja"] if shutil.which("ninja") and "CMAKE_GENERATOR" not in os.environ else []
     options = [*generator, "-DCMAKE_BUILD_TYPE=Release", f"-DPython_EXECUTABLE={sys.executable}"]
     run("cmake", "-S", ROOT, "-B", build, *options)
+    known.write_text(tools, encoding="utf-8")
     run("cmake", "--build", build, "--config", "Release", "--parallel", str(os.cpu_count() or 1))
     run("cmake", "--install", build, "--config", "Release", "--prefix", prefix, "--strip")
 
@@ -73,7 +79,7 @@ class CMakeBuild(build_ext):
         try:
             if mode == "off":
                 raise BuildError("METATASNET_NATIVE=off when it was installed")
-            build_native(Path(self.build_temp).resolve() / "cmake", module.parent.parent)
+            build_native(module.parent.parent)
         except BuildError as error:
             if mode == "on":
                 raise SystemExit(f"metatasnet-fast: the compiled module could not be built: {error}") from error

@@ -1,0 +1,75 @@
+# Everything runs in a virtual environment of its own, .venv, made on first use and made anew when what it was made from
+# changes. PYTHON=... chooses the interpreter (3.10 or newer), TORCH_VERSION=... another torch than requirements/torch.txt.
+PYTHON ?= python3
+TORCH_VERSION ?=
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check -q install --no-input
+TORCH := $(if $(TORCH_VERSION),torch==$(TORCH_VERSION) triton,-r requirements/torch.txt)
+
+# The stamps are named after what they stand for, so a change of content, not of date, makes them anew.
+checksum = $(shell { cat $(1); echo '$(2)'; } | cksum | tr ' ' '-')
+ENVIRONMENT := $(VENV)/environment-$(call checksum,requirements/*.txt,$(PYTHON) $(TORCH))
+INSTALLED := $(VENV)/installed-$(call checksum,pyproject.toml setup.py,$(ENVIRONMENT))
+NATIVE := $(VENV)/native
+NATIVE_SOURCES := CMakeLists.txt $(shell find csrc -type f)
+
+.PHONY: help env demo test test-all lint types bench clean distclean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F '|' '{ printf "%-18s%s\n", $$1, $$2 }'
+
+$(ENVIRONMENT):
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python 3.10 or newer is needed, %s is %s: set PYTHON=..." % (sys.executable, sys.version.split()[0]))'
+	@echo "== making $(VENV) with $$($(PYTHON) --version), $(if $(TORCH_VERSION),torch $(TORCH_VERSION),torch as in requirements/torch.txt)"
+	@rm -rf $(VENV)
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) $(TORCH) -c requirements/constraints.txt
+	@$(VENV)/bin/python -m pip --disable-pip-version-check freeze | grep -E '^(torch|triton)==' > $(VENV)/torch.txt
+	@$(PIP) -r requirements/base.txt -r requirements/test.txt -r requirements/dev.txt -c requirements/constraints.txt -c $(VENV)/torch.txt
+	@touch $@
+
+$(INSTALLED): $(ENVIRONMENT)
+	@echo "== installing metatasnet-fast into $(VENV) (editable)"
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PIP) --no-build-isolation --no-deps -e .
+	@touch $(NATIVE) $@
+
+$(NATIVE): $(NATIVE_SOURCES) | $(INSTALLED)
+	@echo "== compiling metatasnet_fast._native"
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/python setup.py -q build_ext --inplace
+	@touch $@
+
+env: $(INSTALLED) $(NATIVE)  ## the virtual environment, with this package in it
+	@$(VENV)/bin/python -c 'import torch; from metatasnet_fast import native; print("== torch %s; compiled module: %s" % (torch.__version__, native.reason() or "yes"))'
+
+demo: env  ## separate the excerpt that comes with the package
+	@echo "== metatasnet-fast demo"
+	@$(VENV)/bin/metatasnet-fast demo
+
+test: env  ## the quick tests, on the CPU
+	@echo "== pytest tests (without slow and gpu)"
+	@$(VENV)/bin/python -m pytest tests -q -m "not slow and not gpu"
+
+test-all: env  ## all tests; those that need a GPU skip where there is none
+	@echo "== pytest tests (all)"
+	@$(VENV)/bin/python -m pytest tests -q
+
+lint: env  ## ruff: mistakes and format
+	@echo "== ruff check, ruff format --check"
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+
+types: env  ## mypy, strict
+	@echo "== mypy"
+	@$(VENV)/bin/mypy
+
+bench: env  ## the micro-benchmarks
+	@echo "== pytest bench"
+	@$(VENV)/bin/python -m pytest bench -q --benchmark-only
+
+clean:  ## remove what was built, keep .venv
+	@echo "== removing build products and caches"
+	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	@rm -f metatasnet_fast/_native*.so metatasnet_fast/_native_absent.txt $(NATIVE)
+
+distclean: clean  ## remove .venv too
+	@rm -rf $(VENV)
