@@ -1,17 +1,17 @@
 """The taps of the `kaiser_best` resampling filter, laid out as a few small matrices per pair of rates.
 
-Resampling by L / M reads the signal x at the times t M / L, t = 0, 1, ...:
+Resampling by L / M reads the signal x at the times t M / L, t = 0, 1, ...; with n + frac = t M / L, g = min(1, L / M)
 
-    y[t] = g sum_i h(g (frac + i)) x[n - i] + g sum_k h(g (1 - frac + k)) x[n + 1 + k],   n + frac = t M / L,   g = min(1, L / M)
+    y[t] = g sum_i h(g (frac + i)) x[n - i] + g sum_k h(g (1 - frac + k)) x[n + 1 + k]
 
 with h the right half of a Kaiser-windowed sinc, stored at 8192 points per zero crossing and interpolated linearly. The
 stride through the stored points is the integer part of 8192 g, and a wing ends one whole stride before the table does:
-both are part of the recorded behaviour. `frac` repeats every L outputs, so `y` is a fixed linear map per period of M inputs.
-Consecutive outputs share most of their inputs, so each GROUP of them is one dense matrix over the union of their windows:
-the few zeros in it cost less than separate dot products.
+both are part of the recorded behaviour. `frac` repeats every L outputs, so y is a fixed linear map per period of M
+inputs. Consecutive outputs share most of their inputs, so each GROUP of them is one dense matrix over the union of
+their windows: the few zeros in it cost less than separate dot products.
 
-Source: the figures and conventions of resampy 0.4.3 (McFee, "resampy: efficient sample rate conversion in Python", JOSS
-2016), which follow Smith's "Digital Audio Resampling" (CCRMA).
+Source: the figures and conventions of resampy 0.4.3 (McFee, "resampy: efficient sample rate conversion in Python",
+JOSS 2016), which follow Smith's "Digital Audio Resampling" (CCRMA).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 __all__ = ["FilterBank", "filter_bank", "kaiser_table"]
@@ -37,8 +38,8 @@ CACHE_BYTES = 256 * 2**20
 
 
 @lru_cache(maxsize=1)
-def kaiser_table() -> np.ndarray:
-    """Right half of the filter, float64 `(50 * 8192 + 1,)`: `rolloff sinc(rolloff z) kaiser(z / 50)`, z in zero crossings."""
+def kaiser_table() -> npt.NDArray[np.float64]:
+    """Right half of the filter, float64 `(50 * 8192 + 1,)`: `r sinc(r z) kaiser(z / 50)`, z in zero crossings."""
     size = ZEROS * POINTS_PER_ZERO
     z = np.linspace(0, ZEROS, size + 1)
     table = np.kaiser(2 * size + 1, KAISER_BETA)[size:] * ROLLOFF * np.sinc(ROLLOFF * z)
@@ -50,9 +51,9 @@ def kaiser_table() -> np.ndarray:
 class FilterBank:
     """One period of the map from input to output: `hop` samples in, `period` samples out.
 
-    `groups[j]` makes the outputs `j GROUP ... j GROUP + columns - 1` of a period out of `rows` consecutive inputs, of which
-    the first is `starts[j] - before` samples after the period's start. `span` inputs, from `before` samples before the start,
-    are needed for one period.
+    `groups[j]` makes the outputs `j GROUP ... j GROUP + columns - 1` of a period out of `rows` consecutive inputs, of
+    which the first is `starts[j] - before` samples after the period's start. `span` inputs, from `before` samples
+    before the start, are needed for one period.
     """
 
     period: int
@@ -67,7 +68,7 @@ class FilterBank:
         return sum(g.numel() * g.element_size() for g in self.groups)
 
 
-def _wing(position: np.ndarray, stride: int, gain: float) -> np.ndarray:
+def _wing(position: npt.NDArray[np.float64], stride: int, gain: float) -> npt.NDArray[np.float64]:
     """Taps of one wing, `(len(position), most taps)`, from its position in the table (in points) for each output."""
     table = kaiser_table()
     offset = position.astype(np.int64)

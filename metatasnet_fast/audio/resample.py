@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
@@ -11,7 +13,7 @@ from metatasnet_fast.errors import ShapeError
 __all__ = ["StreamingResampler", "fit_length", "resample", "resampled_length"]
 
 # Outputs made at once per channel: the windows of one piece stay in a core's cache, or fill a GPU.
-PIECE_CPU = 2**15
+PIECE_CPU = 2**16
 PIECE_GPU = 2**20
 
 # Beyond this ratio the filter's table has too few points (and nobody resamples audio that far).
@@ -36,8 +38,8 @@ def resample(x: torch.Tensor, sr_in: int, sr_out: int, *, length: int | None = N
     """Resample `x` (..., n), float32 or float64, any device, from `sr_in` to `sr_out` Hz, along its last dimension.
 
     Equals resampy 0.4.3's `resample(x, sr_in, sr_out, filter="kaiser_best")`: the signal is zero outside its range, the
-    passband is 0.917 of the lower Nyquist frequency, and the result has `floor(n sr_out / sr_in)` samples. With `length` the
-    result is cut or continued with zeros to that many samples (librosa's `fix=True` is `length=ceil(n sr_out / sr_in)`).
+    passband is 0.917 of the lower Nyquist frequency, and it has `floor(n sr_out / sr_in)` samples. With `length`
+    the result is cut or continued with zeros to that many samples (librosa's `fix=True` is `ceil(n sr_out / sr_in)`).
     Equal rates give an exact copy. Float32 is always computed in full precision, whatever torch's matmul settings.
 
     Raises `ShapeError` for other dtypes, for rates that are not positive and for ratios beyond 1024.
@@ -60,8 +62,8 @@ def resample(x: torch.Tensor, sr_in: int, sr_out: int, *, length: int | None = N
 class StreamingResampler:
     """`resample` for a signal that arrives in blocks: the results, put together, are those of the whole signal.
 
-    Blocks are `(channels, n)` with any `n`, all of one dtype and device. Memory does not grow with the signal: about 2 s of
-    audio are held back (see `PIECE_CPU`, `PIECE_GPU`).
+    Blocks are `(channels, n)` with any `n`, all of one dtype and device. Memory does not grow with the signal: what one
+    piece of the result needs is held back (2**16 samples on a CPU, 2**20 on a GPU, or `sr_out / gcd` if that is more).
     """
 
     def __init__(self, sr_in: int, sr_out: int, channels: int) -> None:
@@ -128,8 +130,11 @@ class StreamingResampler:
 
 
 class _Resampling:
-    """Pieces of one resampling. Every piece but the last has `piece_length` outputs, in whole signals and streams alike, so
-    that both do the same arithmetic in the same order."""
+    """Pieces of one resampling.
+
+    Every piece but the last has `piece_length` outputs, in whole signals and streams alike, so that both do the same
+    arithmetic in the same order.
+    """
 
     def __init__(self, sr_in: int, sr_out: int, like: torch.Tensor) -> None:
         self.dtype = like.dtype
@@ -150,7 +155,7 @@ class _Resampling:
         return max(0, periods // self.periods * self.piece_length)
 
     def piece(self, x: torch.Tensor, start: int, first: int, total: int) -> torch.Tensor:
-        """Outputs `first ... min(first + piece_length, total) - 1` from `x` (channels, n), which begins at input `start`."""
+        """Outputs `first ... min(first + piece_length, total) - 1` from `x` (channels, n) that begins at `start`."""
         bank = self.bank
         wanted = min(self.piece_length, total - first)
         periods = -(-wanted // bank.period)
@@ -159,13 +164,11 @@ class _Resampling:
         low, high = max(begin, 0), min(end, x.shape[-1])
         window = F.pad(x[:, low:high].to(self.compute), (low - begin, end - high))
         channels = x.shape[0]
-        # One copy of each overlapping window: (channels * periods, rows) with a row stride of `hop`.
         y = window.new_empty(channels, periods, bank.period)
         for j, (offset, taps) in enumerate(zip(bank.starts, bank.groups, strict=True)):
             frames = window[:, offset : offset + (periods - 1) * bank.hop + len(taps)].unfold(-1, len(taps), bank.hop)
-            y[:, :, j * GROUP : j * GROUP + taps.shape[1]] = frames.reshape(-1, len(taps)).mm(taps).view(
-                channels, periods, -1
-            )
+            outputs = frames.reshape(-1, len(taps)).mm(taps)
+            y[:, :, j * GROUP : j * GROUP + taps.shape[1]] = outputs.view(channels, periods, -1)
         return y.view(channels, -1)[:, :wanted].to(self.dtype)
 
 
@@ -186,4 +189,10 @@ def _check_signal(x: torch.Tensor) -> None:
 
 def _float32_is_reduced(x: torch.Tensor) -> bool:
     """Whether torch may compute float32 products of this device in tf32 or bf16, which have too few bits for audio."""
-    return x.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
+    if x.dtype != torch.float32:
+        return False
+    backend: Any = torch.backends.mkldnn if x.device.type == "cpu" else torch.backends.cuda
+    try:
+        return backend.matmul.fp32_precision not in ("ieee", "none")
+    except AttributeError:  # torch 2.8 has one setting for all devices
+        return torch.get_float32_matmul_precision() != "highest"
