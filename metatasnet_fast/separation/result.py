@@ -1,0 +1,144 @@
+"""What a separation gives: the stems, and how they came about."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from torch import Tensor
+
+from ..config import INSTRUMENTS
+from ..errors import UnknownStemError
+
+__all__ = ["Recipe", "Separation", "Stems", "parse_stems", "two_stems"]
+
+Stems: TypeAlias = Sequence[str] | Mapping[str, Sequence[str]] | None
+"""Which stems are wanted: names; or a mapping from names of one's own to the stems that are summed; None for all."""
+
+Recipe: TypeAlias = dict[str, tuple[str, ...]]
+"""Every output with the stems that are summed in it."""
+
+
+def two_stems(stem: str) -> Recipe:
+    """The wish for one stem and the sum of the others: ``{"vocals": ("vocals",), "no_vocals": ("drums", ...)}``.
+
+    Raises:
+        UnknownStemError: for a stem that the network does not produce.
+    """
+    _check((stem,), INSTRUMENTS)
+    return {stem: (stem,), f"no_{stem}": tuple(name for name in INSTRUMENTS if name != stem)}
+
+
+def parse_stems(stems: Stems) -> Recipe:
+    """The wish in its full form; raises :class:`UnknownStemError` for stems that the network does not produce."""
+    if stems is None:
+        return {name: (name,) for name in INSTRUMENTS}
+    if isinstance(stems, str):
+        stems = (stems,)
+    if isinstance(stems, Mapping):
+        recipe = {name: (parts,) if isinstance(parts, str) else tuple(parts) for name, parts in stems.items()}
+    else:
+        recipe = {name: (name,) for name in stems}
+    if not recipe or not all(recipe.values()):
+        raise UnknownStemError(f"No stem was asked for; choose from {', '.join(INSTRUMENTS)}.")
+    for parts in recipe.values():
+        _check(parts, INSTRUMENTS)
+    return recipe
+
+
+@dataclass(frozen=True, repr=False)
+class Separation(Mapping[str, Tensor]):
+    """The stems of one recording by name, each (channels, samples), float32, exactly as long as the recording.
+
+    A recording given as (samples,) has stems (samples,). If the stems were written to files, the mapping is empty and
+    ``files`` says where they are.
+    """
+
+    stems: dict[str, Tensor]
+    sample_rate: int
+    """Hertz, that of the recording."""
+    gains: dict[str, tuple[float, ...]]
+    """For every stem of the network, per channel, the factor that least squares gave it (see ``Separator``)."""
+    duration: float
+    """Seconds of audio."""
+    seconds: float
+    """Seconds that it took, wall-clock, with reading and writing."""
+    backend: str
+    device: str
+    precision: str
+    mode: str
+    warnings: tuple[str, ...] = ()
+    files: dict[str, Path] = field(default_factory=dict)
+
+    @property
+    def real_time_factor(self) -> float:
+        """Seconds of audio separated per second of wall-clock time."""
+        return self.duration / self.seconds if self.seconds > 0 else float("inf")
+
+    def two_stems(self, stem: str) -> dict[str, Tensor]:
+        """One stem and the sum of the others: ``{"vocals": ..., "no_vocals": ...}``.
+
+        Raises:
+            UnknownStemError: if any of the network's stems is not here.
+        """
+        return self.aggregate(two_stems(stem))
+
+    def aggregate(self, sums: Mapping[str, Sequence[str]]) -> dict[str, Tensor]:
+        """Sums of stems by name, as in ``aggregate({"accompaniment": ["drums", "bass", "other"]})``.
+
+        Raises:
+            UnknownStemError: for a stem that is not here, or a sum of none.
+        """
+        result = {}
+        for name, parts in sums.items():
+            _check(parts, self.stems)
+            result[name] = sum((self.stems[p] for p in parts[1:]), self.stems[parts[0]].clone())
+        return result
+
+    def __getitem__(self, stem: str) -> Tensor:
+        return self.stems[stem]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.stems)
+
+    def __len__(self) -> int:
+        return len(self.stems)
+
+    def __repr__(self) -> str:
+        names = ", ".join(self.stems or self.files)
+        return (
+            f"Separation({names}; {self.duration:.2f} s at {self.sample_rate} Hz in {self.seconds:.2f} s, "
+            f"{self.real_time_factor:.1f} x real time; {self.mode} mode, {self.backend} on {self.device} in {self.precision})"
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def report(self) -> dict[str, Any]:
+        """Everything but the audio, ready for JSON."""
+        return {
+            "sample_rate": self.sample_rate,
+            "gains": {name: list(values) for name, values in self.gains.items()},
+            "duration": self.duration,
+            "seconds": self.seconds,
+            "real_time_factor": self.real_time_factor,
+            "backend": self.backend,
+            "device": self.device,
+            "precision": self.precision,
+            "mode": self.mode,
+            "warnings": list(self.warnings),
+            "files": {name: str(path) for name, path in self.files.items()},
+        }
+
+
+def _check(stems: Sequence[str], known: Mapping[str, object] | Sequence[str]) -> None:
+    if not stems:
+        raise UnknownStemError(f"A sum needs at least one stem; choose from {', '.join(known)}.")
+    for stem in stems:
+        if stem not in known:
+            raise UnknownStemError(f"There is no stem {stem!r}; choose from {', '.join(known)}.")
