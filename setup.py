@@ -89,7 +89,7 @@ class CMakeBuild(build_ext):
     def copy_extensions_to_source(self) -> None:
         """Editable installs: the source tree gets what the build left, the module or the reason, and nothing older."""
         for ext in self.extensions:
-            built = Path(self.get_ext_fullpath(ext.name))
+            built = Path(self.build_lib, self.get_ext_filename(ext.name))
             for name in (built.name, REASON_FILE):
                 source, target = built.with_name(name), ROOT / "metatasnet_fast" / name
                 target.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import platform
 import re
 import sys
@@ -33,6 +34,11 @@ def importing_raises(error: ImportError, patch: pytest.MonkeyPatch) -> None:
         raise error
 
     patch.setattr(importlib, "import_module", fail)
+
+
+@pytest.mark.skipif(os.environ.get("METATASNET_NATIVE") != "on", reason="the compiled module was not demanded")
+def test_the_module_is_there_where_it_was_demanded() -> None:
+    assert native.reason() is None
 
 
 @needs_module

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
 from pathlib import Path
@@ -114,6 +115,16 @@ def test_without_a_compiler_a_build_that_was_demanded_fails(checkout: Path, tmp_
     done = run(*arguments, cwd=checkout, CXX="/nonexistent/c++", METATASNET_NATIVE="on")
     assert done.returncode != 0
     assert done.stderr.strip().splitlines()[-1].startswith("metatasnet-fast: the compiled module could not be built")
+
+
+def test_building_in_place_without_a_module_leaves_the_reason_and_no_older_module(checkout: Path) -> None:
+    package = checkout / "metatasnet_fast"
+    stale = package / f"_native{sysconfig.get_config_var('EXT_SUFFIX')}"
+    stale.write_bytes(b"of an earlier build")
+    done = run("setup.py", "-q", "build_ext", "--inplace", cwd=checkout, METATASNET_NATIVE="off")
+    assert done.returncode == 0, done.stderr
+    assert not stale.exists()
+    (package / "_native_absent.txt").unlink()
 
 
 def test_the_build_refuses_an_unknown_mode(checkout: Path) -> None:
