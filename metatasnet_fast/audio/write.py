@@ -1,0 +1,256 @@
+"""Writing audio files, whole or block by block: a file is complete under its name, or not there at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from metatasnet_fast.audio.decode import import_soundfile
+from metatasnet_fast.errors import AudioWriteError, ShapeError
+
+__all__ = ["AudioWriter", "WrittenAudio", "write_audio"]
+
+# libsndfile's names; the first subtype of a format is its default.
+SUBTYPES = {
+    "wav": {"int16": "PCM_16", "int24": "PCM_24", "float32": "FLOAT"},
+    "flac": {"int16": "PCM_16", "int24": "PCM_24"},
+    "ogg": {"vorbis": "VORBIS"},
+    "mp3": {"mp3": "MPEG_LAYER_III"},
+}
+MAX_CHANNELS = {"wav": 1024, "flac": 8, "ogg": 255, "mp3": 2}
+MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
+# libsndfile 1.2 crashes the process in the Vorbis encoder somewhere above this rate.
+OGG_MAX_RATE = 192000
+FLAC_MAX_RATE = 655350
+# The sizes in a WAV file have 32 bits; some room is left for its header.
+WAV_MAX_BYTES = 2**32 - 2**16
+BYTES = {"int16": 2, "int24": 3, "float32": 4}
+
+BLOCK = 2**15  # libsndfile's Vorbis encoder puts what it is given on the stack
+SF_SET_ADD_PEAK_CHUNK = 0x1050
+
+
+@dataclass(frozen=True)
+class WrittenAudio:
+    """What was written: `frames` per channel, and how many samples an integer format had to clip."""
+
+    path: Path
+    frames: int
+    clipped_samples: int
+
+
+class AudioWriter:
+    """Write an audio file block by block, with memory for one block.
+
+        with AudioWriter("drums.flac", 44100, channels=2) as writer:
+            writer.write(block)                                             # (channels, n)
+
+    The samples go to a hidden file in the same folder. When the `with` statement ends, that file is flushed to disk and
+    takes its name, replacing what was there; when it ends with an exception, it is removed and nothing has changed.
+
+    `format`: "wav", "flac", "ogg" (Vorbis) or "mp3"; by default what the name ends in. `subtype`: "int16" (the default)
+    or "int24" for wav and flac, "float32" for wav. Full scale is 1. Integer formats round to the nearest step, 2^-15 or
+    2^-23; what then is outside -1 ... 1 - step is clipped, never rescaled, and counted in `clipped_samples`. ogg and
+    mp3 use their encoders' default quality. Equal samples make equal wav, flac and mp3 files; ogg files hold a random
+    serial number.
+
+    Raises `AudioWriteError` for rates, channels or lengths that the format cannot hold, NaN or infinite samples, no
+    samples at all and whatever the system refuses, `ShapeError` for blocks of another shape or dtype.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        sample_rate: int,
+        channels: int,
+        *,
+        format: str | None = None,
+        subtype: str | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self.sample_rate, self.channels = sample_rate, channels
+        self.format = _format(self.path, format)
+        self.subtype = _subtype(self.format, subtype)
+        _check_limits(self.format, sample_rate, channels)
+        self.frames = 0
+        self.clipped_samples = 0
+        self._sf = import_soundfile()
+        self._file: Any = None
+        self._part = self.path.with_name(f".{self.path.name[:200]}.{secrets.token_hex(4)}.part")
+
+    def __enter__(self) -> AudioWriter:
+        if self.path.is_dir():
+            raise AudioWriteError(f"{self.path} is a directory; name a file in it.")
+        try:
+            # "x": never the file of somebody else; the usual permissions, which a temporary file would not have.
+            with open(self._part, "xb"):
+                pass
+        except OSError as error:
+            raise self._refused(error) from error
+        try:
+            self._file = self._sf.SoundFile(
+                self._part,
+                "w",
+                self.sample_rate,
+                self.channels,
+                format=self.format.upper(),
+                subtype=SUBTYPES[self.format][self.subtype],
+            )
+        except self._sf.LibsndfileError as error:
+            self._discard()
+            raise self._refused(error) from error
+        if self.subtype == "float32":
+            # The chunk holds the time of writing: equal samples would not be equal files.
+            self._sf._snd.sf_command(self._file._file, SF_SET_ADD_PEAK_CHUNK, self._sf._ffi.NULL, 0)
+        return self
+
+    def write(self, block: torch.Tensor) -> None:
+        """Append `block` (channels, n), float32 or float64, from any device."""
+        if self._file is None:
+            raise RuntimeError("An AudioWriter writes inside its `with` statement only.")
+        if block.dim() != 2 or block.shape[0] != self.channels or not block.is_floating_point():
+            raise ShapeError(
+                f"A block of {self.channels} channels of float samples is needed, "
+                f"got shape {tuple(block.shape)} of {block.dtype}."
+            )
+        if self.format == "wav":
+            size = (self.frames + block.shape[1]) * self.channels * BYTES[self.subtype]
+            if size > WAV_MAX_BYTES:
+                raise AudioWriteError(f"{self.path} would exceed the 4 GiB that a WAV file can hold; write flac.")
+        block = block.detach().cpu()
+        for first in range(0, block.shape[1], BLOCK):
+            part = block[:, first : first + BLOCK]
+            samples = part.numpy() if part.dtype == torch.float64 else part.float().numpy()
+            if not np.isfinite(samples).all():
+                raise AudioWriteError(f"The samples for {self.path} hold NaN or infinity; nothing was written.")
+            try:
+                self._file.write(self._encoded(samples))
+            except (self._sf.LibsndfileError, OSError) as error:
+                raise self._refused(error) from error
+        self.frames += block.shape[1]
+
+    def _encoded(self, samples: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Samples `(channels, n)` as libsndfile takes them, `(n, channels)`: integers, or float32 for other formats."""
+        if self.subtype not in ("int16", "int24"):
+            return np.ascontiguousarray(samples.T, dtype=np.float32)
+        bits = 16 if self.subtype == "int16" else 24
+        scale = 2.0 ** (bits - 1)
+        steps = np.rint(samples.T.astype(np.float64) * scale)
+        self.clipped_samples += int(np.count_nonzero((steps < -scale) | (steps > scale - 1)))
+        steps = np.clip(steps, -scale, scale - 1)
+        if bits == 16:
+            return np.ascontiguousarray(steps, dtype=np.int16)
+        return np.ascontiguousarray(steps.astype(np.int32) * 256)  # libsndfile writes the upper 24 of 32 bits
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._discard()
+            return
+        if self.frames == 0:
+            self._discard()
+            raise AudioWriteError(f"There are no samples to write to {self.path}; leave the file out.")
+        try:
+            self._file.close()
+            self._file = None
+            with open(self._part, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(self._part, self.path)
+            _sync_folder(self.path.parent)
+        except (self._sf.LibsndfileError, OSError) as failure:
+            self._discard()
+            raise self._refused(failure) from failure
+
+    def _discard(self) -> None:
+        if self._file is not None:
+            # The file goes away: what the encoder says about flushing it does not matter.
+            with contextlib.suppress(self._sf.LibsndfileError):
+                self._file.close()
+            self._file = None
+        self._part.unlink(missing_ok=True)
+
+    def _refused(self, error: Exception) -> AudioWriteError:
+        reason = getattr(error, "strerror", None) or getattr(error, "error_string", None) or str(error)
+        return AudioWriteError(
+            f"{self.path} cannot be written ({reason.rstrip('.')}); check that its folder exists, "
+            "that it may be written to, and that the disk has room."
+        )
+
+
+def write_audio(
+    path: str | os.PathLike[str],
+    samples: torch.Tensor,
+    sample_rate: int,
+    format: str | None = None,
+    subtype: str | None = None,
+) -> WrittenAudio:
+    """Write `samples` (channels, n) or (n,) to `path`; formats, subtypes, clipping and errors as in `AudioWriter`."""
+    if samples.dim() == 1:
+        samples = samples[None]
+    if samples.dim() != 2:
+        raise ShapeError(f"Samples of shape (channels, n) are needed, got {tuple(samples.shape)}.")
+    with AudioWriter(path, sample_rate, samples.shape[0], format=format, subtype=subtype) as writer:
+        writer.write(samples)
+    return WrittenAudio(writer.path, writer.frames, writer.clipped_samples)
+
+
+def _format(path: Path, format: str | None) -> str:
+    name = (path.suffix[1:] if format is None else format).lower()
+    if name not in SUBTYPES:
+        raise AudioWriteError(
+            f"Cannot write {name or 'a name without an ending'!r}; choose one of {', '.join(SUBTYPES)}."
+        )
+    return name
+
+
+def _subtype(format: str, subtype: str | None) -> str:
+    known = SUBTYPES[format]
+    if subtype is None:
+        return next(iter(known))
+    if subtype not in known:
+        elsewhere = [other for other, kinds in SUBTYPES.items() if subtype in kinds]
+        hint = f", or the format {' or '.join(elsewhere)}" if elsewhere else ""
+        raise AudioWriteError(f"{format} files cannot hold {subtype!r} samples; use {' or '.join(known)}{hint}.")
+    return subtype
+
+
+def _check_limits(format: str, sample_rate: int, channels: int) -> None:
+    if not 1 <= channels <= MAX_CHANNELS[format]:
+        raise AudioWriteError(
+            f"{format} files hold 1 to {MAX_CHANNELS[format]} channels, not {channels}; "
+            "use wav, or write the channels to several files."
+        )
+    if int(sample_rate) != sample_rate or sample_rate < 1:
+        raise AudioWriteError(f"A sample rate must be a positive whole number of Hz, got {sample_rate!r}.")
+    if format == "mp3" and sample_rate not in MP3_RATES:
+        raise AudioWriteError(
+            f"mp3 files cannot hold {sample_rate} Hz; use wav or flac, or resample to 48000 Hz or another of "
+            f"{', '.join(map(str, MP3_RATES[:-1]))}."
+        )
+    if format == "ogg" and sample_rate > OGG_MAX_RATE:
+        raise AudioWriteError(f"ogg files cannot hold {sample_rate} Hz, at most {OGG_MAX_RATE}; use wav or flac.")
+    if format == "flac" and (sample_rate > FLAC_MAX_RATE or (sample_rate > 0xFFFF and sample_rate % 10)):
+        raise AudioWriteError(
+            f"flac files cannot hold {sample_rate} Hz, above 65535 Hz only multiples of 10 to {FLAC_MAX_RATE}; use wav."
+        )
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name survive a power failure, where folders can be flushed (not on Windows)."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
