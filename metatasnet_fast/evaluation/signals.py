@@ -1,0 +1,116 @@
+"""References and estimates as the metrics read them: any dtype in, float64 slices out, never a whole float64 copy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..errors import MetaTasNetError, ShapeError
+
+__all__ = ["EvaluationError", "Signals", "SilentSource", "SilentSourceError", "SilentSourceWarning"]
+
+Audio = torch.Tensor | NDArray[Any]
+
+
+class EvaluationError(MetaTasNetError, ValueError):
+    """Signals, scores or score files that cannot be evaluated."""
+
+
+class SilentSourceError(EvaluationError):
+    """A reference or an estimate that is silent from end to end, under ``strict=True``."""
+
+
+class SilentSourceWarning(UserWarning):
+    """A reference or an estimate is silent from end to end, so the track has no valid frame."""
+
+
+@dataclass(frozen=True)
+class SilentSource:
+    """A signal that is silent from end to end; `signal` is ``"reference"`` or ``"estimate"``."""
+
+    signal: str
+    index: int
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.signal} of {self.name}"
+
+
+class Signals:
+    """One set of sources, (sources, samples, channels), read in float64 pieces.
+
+    `samples` is the length that counts: what lies beyond it is ignored, what is missing reads as zeros.
+    """
+
+    def __init__(self, audio: Audio | Sequence[Audio], what: str, samples: int | None = None) -> None:
+        self.audio = _as_tensor(audio, what)
+        if self.audio.dim() != 3:
+            raise ShapeError(
+                f"The {what} have the shape {tuple(self.audio.shape)}. Give an array (sources, samples, channels)."
+            )
+        if self.audio.numel() == 0:
+            raise ShapeError(f"The {what} are empty, shape {tuple(self.audio.shape)}. Give at least one sample.")
+        self.sources, available, self.channels = self.audio.shape
+        self.samples = available if samples is None else samples
+        self.audio = self.audio[:, : self.samples]
+
+    @property
+    def device(self) -> torch.device:
+        return self.audio.device
+
+    def piece(self, start: int, stop: int) -> torch.Tensor:
+        """Samples `start` to `stop` in float64, (sources, stop - start, channels), zeros beyond the end."""
+        piece = self.audio[:, start:stop].to(torch.float64)
+        missing = stop - start - piece.shape[1]
+        return torch.nn.functional.pad(piece, (0, 0, 0, missing)) if missing else piece
+
+    def silent(self, start: int, stop: int) -> torch.Tensor:
+        """Which sources are silent between `start` and `stop`, bool (sources,).
+
+        Silent means that the channels sum to exactly zero at every sample, so left = -right counts as silent:
+        museval's definition.
+        """
+        # Most windows sound, and a sixty-fourth of the samples proves it; only an undecided window is read in full.
+        if bool(_sounds(self.audio[:, start:stop:64]).all()):
+            return torch.zeros(self.sources, dtype=torch.bool, device=self.device)
+        return ~_sounds(self.audio[:, start:stop])
+
+
+def _sounds(audio: torch.Tensor) -> torch.Tensor:
+    """Whether the channel sum of each source is non-zero anywhere, bool (sources,)."""
+    total = audio[..., 0].to(torch.float64)
+    for channel in range(1, audio.shape[-1]):
+        total = total + audio[..., channel]
+    return (total != 0).any(dim=1)
+
+
+def _as_tensor(audio: Audio | Sequence[Audio], what: str) -> torch.Tensor:
+    if isinstance(audio, torch.Tensor):
+        tensor = audio.detach()
+    else:
+        tensor = _from_numpy(audio, what)
+    if tensor.is_complex() or tensor.dtype == torch.bool:
+        raise ShapeError(f"The {what} have the dtype {tensor.dtype}. Give real numbers.")
+    # float64 does not exist on every accelerator; where it is missing the metric runs on the CPU.
+    return tensor.cpu() if tensor.device.type == "mps" else tensor
+
+
+def _from_numpy(audio: NDArray[Any] | Sequence[Audio], what: str) -> torch.Tensor:
+    try:
+        if isinstance(audio, Sequence) and audio and isinstance(audio[0], torch.Tensor):
+            return torch.stack([torch.as_tensor(source).detach() for source in audio])
+        array = np.asarray(audio)
+        # torch takes neither negative strides nor foreign byte order nor read-only memory without a copy.
+        if not (array.dtype.isnative and array.flags.writeable and min(array.strides, default=0) >= 0):
+            array = array.astype(array.dtype.newbyteorder("="), order="C")
+        return torch.from_numpy(array)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ShapeError(
+            f"The {what} are not one numeric array (sources, samples, channels): {error}. "
+            "Give all sources the same length and number of channels."
+        ) from error
