@@ -5,6 +5,7 @@
 namespace metatasnet {
 
 void bind_build_info(pybind11::module_& module);
+void bind_cpu(pybind11::module_& module);
 void bind_cpu_features(pybind11::module_& module);
 
 }  // namespace metatasnet

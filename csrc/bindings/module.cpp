@@ -1,5 +1,5 @@
-// The Python module metatasnet_fast._native. Torch-free: tensors arrive as addresses and sizes, checked by the caller in
-// metatasnet_fast/ops, and every call that computes releases the GIL. One bind_... function per file of this folder.
+// The Python module metatasnet_fast._native. Torch-free: tensors are read through their Python attributes and
+// checked here, and every call that computes releases the GIL. One bind_... function per file of this folder.
 #include <pybind11/pybind11.h>
 
 #include "bindings/bindings.h"
@@ -7,5 +7,6 @@
 PYBIND11_MODULE(_native, module) {
   module.doc() = "Compiled part of metatasnet_fast.";
   metatasnet::bind_build_info(module);
+  metatasnet::bind_cpu(module);
   metatasnet::bind_cpu_features(module);
 }

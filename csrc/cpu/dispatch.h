@@ -1,0 +1,17 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "cpu/passes.h"
+
+namespace metatasnet {
+
+// Instruction sets compiled in that this machine executes, best first; "generic" is always among them.
+std::vector<std::string> usable_isas();
+
+// The kernels of the named instruction set; of the best one for an empty name.
+// Throws std::invalid_argument for a name that is not usable here.
+const Kernels& kernels_for(const std::string& isa);
+
+}  // namespace metatasnet

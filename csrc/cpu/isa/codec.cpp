@@ -1,0 +1,129 @@
+// Encoder and decoder, tile by tile: neither frames nor the wide activations between their products leave the cache.
+//
+// Source: Samuel et al. 2020, section 2.3; original model/encoder.py and model/decoder.py.
+#include "cpu/isa/epilogue.h"
+#include "cpu/isa/source.h"
+
+namespace metatasnet::METATASNET_ISA {
+namespace {
+
+struct Plain {
+  METATASNET_INLINE void begin(int) {}
+  METATASNET_INLINE void end(int) {}
+};
+
+template <class Mode>
+struct ReluToOperand : Plain {
+  typename Mode::Operand* out;
+  std::ptrdiff_t ld;
+
+  template <bool kFull>
+  METATASNET_INLINE void tile(int panel, int first, int, Accumulators& acc) {
+#pragma GCC unroll 12
+    for (int i = 0; i < kRows; ++i)
+      for (int v = 0; v < kVectors; ++v)
+        put_operand<Mode>(out + (first + i) * ld + panel * kPanel + v * kLanes, relu(acc[i][v]));
+  }
+};
+
+// The interpolation of the spectrogram's share commutes with the convolution, so it is added here, before the ReLU.
+template <class Mode>
+struct AddMelRelu : Plain {
+  const EncodeArgs& args;
+  typename Mode::Operand* out;
+  std::ptrdiff_t ld;
+
+  AddMelRelu(const EncodeArgs& a, typename Mode::Operand* o, std::ptrdiff_t l) : args(a), out(o), ld(l) {}
+
+  template <bool kFull>
+  METATASNET_INLINE void tile(int panel, int first, int valid, Accumulators& acc) {
+#pragma GCC unroll 12
+    for (int i = 0; i < kRows; ++i) {
+      if (!kFull && i >= valid) break;
+      const int column = panel * kPanel;
+      const float* here = args.mel + args.mel_frame[first + i] * args.ld_mel + column;
+      const float* next = args.mel + args.mel_next[first + i] * args.ld_mel + column;
+      for (int v = 0; v < kVectors; ++v) {
+        const Vec from = load(here + v * kLanes), to = load(next + v * kLanes);
+        const Vec share = (to - from) * args.mel_weight[first + i] + from;
+        put_operand<Mode>(out + (first + i) * ld + column + v * kLanes, relu(acc[i][v] + share));
+      }
+    }
+  }
+};
+
+template <class T>
+struct Store : Plain {
+  T* out;
+  std::ptrdiff_t ld;
+
+  template <bool kFull>
+  METATASNET_INLINE void tile(int panel, int first, int valid, Accumulators& acc) {
+#pragma GCC unroll 12
+    for (int i = 0; i < kRows; ++i) {
+      if (!kFull && i >= valid) break;
+      for (int v = 0; v < kVectors; ++v) store(out + (first + i) * ld + panel * kPanel + v * kLanes, acc[i][v]);
+    }
+  }
+};
+
+// Frames overlap in the signal: rows in order, so that every sample is summed in the same order whatever the tile.
+struct OverlapAdd : Plain {
+  float* signal;
+  std::ptrdiff_t stride;
+
+  template <bool kFull>
+  METATASNET_INLINE void tile(int panel, int first, int valid, Accumulators& acc) {
+#pragma GCC unroll 12
+    for (int i = 0; i < kRows; ++i) {
+      if (!kFull && i >= valid) break;
+      for (int v = 0; v < kVectors; ++v) {
+        float* at = signal + (first + i) * stride + panel * kPanel + v * kLanes;
+        store(at, load(at) + acc[i][v]);
+      }
+    }
+  }
+};
+
+}  // namespace
+
+template <class Mode>
+void encode(const EncodeArgs& a) {
+  using Operand = typename Mode::Operand;
+  auto* bank = static_cast<Operand*>(a.bank_operand);
+  auto* wide = static_cast<Operand*>(a.wide_operand);
+  ReluToOperand<Mode> to_bank;
+  to_bank.out = bank;
+  to_bank.ld = a.ld_bank;
+  gemm(static_cast<const Operand*>(a.signal), a.stride, a.rows, *a.bank, 0, a.bank->panels, to_bank);
+  AddMelRelu<Mode> to_wide(a, wide, a.ld_wide);
+  gemm(static_cast<const Operand*>(bank), a.ld_bank, a.rows, *a.bottleneck_1, 0, a.bottleneck_1->panels, to_wide);
+  Store<typename Mode::Storage> to_latent;
+  to_latent.out = static_cast<typename Mode::Storage*>(a.latent);
+  to_latent.ld = a.ld_latent;
+  gemm(static_cast<const Operand*>(wide), a.ld_wide, a.rows, *a.bottleneck_2, 0, a.bottleneck_2->panels, to_latent);
+}
+
+template <class Mode>
+void decode(const DecodeArgs& a) {
+  using Operand = typename Mode::Operand;
+  auto* latent = static_cast<Operand*>(a.latent_operand);
+  auto* wide = static_cast<Operand*>(a.wide_operand);
+  for (int r = 0; r < a.rows; ++r) {
+    Operand* row = latent + static_cast<std::ptrdiff_t>(r) * a.ld_latent;
+    visit_frame(a.latent, r, [&](int c, Vec x) { put_operand<Mode>(row + c, x); });
+  }
+  ReluToOperand<Mode> to_wide;
+  to_wide.out = wide;
+  to_wide.ld = a.ld_wide;
+  gemm(static_cast<const Operand*>(latent), a.ld_latent, a.rows, *a.bottleneck, 0, a.bottleneck->panels, to_wide);
+  OverlapAdd to_signal;
+  to_signal.signal = a.signal;
+  to_signal.stride = a.stride;
+  gemm(static_cast<const Operand*>(wide), a.ld_wide, a.rows, *a.filters, 0, a.filters->panels, to_signal);
+}
+
+METATASNET_INSTANTIATE(encode, EncodeArgs)
+METATASNET_INSTANTIATE(decode, DecodeArgs)
+
+}  // namespace metatasnet::METATASNET_ISA

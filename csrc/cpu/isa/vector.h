@@ -1,0 +1,129 @@
+// Vectors of the instruction set this object is compiled for: a thin layer over the compilers' vector extension.
+//
+// Everything is in the namespace METATASNET_ISA and free of std:: templates, because the linker keeps one copy of a
+// function that two objects share, perhaps the copy that the machine cannot run.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
+
+#define METATASNET_INLINE inline __attribute__((always_inline))
+
+namespace metatasnet::METATASNET_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+constexpr int kRows = 12;  // 12 x 2 accumulators, two weights and a broadcast of 32 registers
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+constexpr int kRows = 6;  // 6 x 2 accumulators of 16 registers
+#else
+constexpr int kLanes = 4;
+constexpr int kRows = 6;
+#endif
+constexpr int kVectors = 2;
+constexpr int kPanel = kVectors * kLanes;  // columns of a register tile
+
+typedef float Vec __attribute__((vector_size(kLanes * 4)));
+typedef std::int32_t IVec __attribute__((vector_size(kLanes * 4)));
+typedef std::uint32_t UVec __attribute__((vector_size(kLanes * 4)));
+typedef std::uint16_t HVec __attribute__((vector_size(kLanes * 2)));
+
+// Storage of bfloat16: the upper half of a float.
+struct bfloat16 {
+  std::uint16_t bits;
+};
+
+METATASNET_INLINE Vec splat(float x) { return Vec{} + x; }
+
+METATASNET_INLINE Vec load(const float* p) {
+  Vec v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+
+METATASNET_INLINE void store(float* p, Vec v) { __builtin_memcpy(p, &v, sizeof v); }
+
+METATASNET_INLINE Vec load(const bfloat16* p) {
+  HVec h;
+  __builtin_memcpy(&h, p, sizeof h);
+  return (Vec)(__builtin_convertvector(h, UVec) << 16);
+}
+
+// The first `n` lanes (at most kLanes) from memory, zero in the others.
+template <class T>
+METATASNET_INLINE Vec load_first(const T* p, int n) {
+  if (n >= kLanes) return load(p);
+  T lanes[kLanes] = {};
+  __builtin_memcpy(lanes, p, sizeof(T) * static_cast<std::size_t>(n > 0 ? n : 0));
+  return load(lanes);
+}
+
+METATASNET_INLINE Vec select(IVec condition, Vec yes, Vec no) { return condition ? yes : no; }
+METATASNET_INLINE Vec maximum(Vec a, Vec b) { return select(a > b, a, b); }
+METATASNET_INLINE Vec minimum(Vec a, Vec b) { return select(a < b, a, b); }
+METATASNET_INLINE Vec prelu(Vec x, Vec slope) { return select(x > Vec{}, x, x * slope); }
+METATASNET_INLINE Vec relu(Vec x) { return select(x < Vec{}, Vec{}, x); }  // a NaN stays one
+
+// Round to nearest even, as float bits with a zero lower half.
+METATASNET_INLINE UVec rounded_bits(Vec v) {
+  const UVec bits = (UVec)v;
+  const UVec up = bits + 0x7fff + ((bits >> 16) & 1);
+  const UVec quiet = UVec{} + 0x7fc00000u;
+  return (UVec)select(v == v, (Vec)up, (Vec)quiet) & 0xffff0000u;
+}
+
+#if defined(__AVX512BF16__)
+METATASNET_INLINE void store(bfloat16* p, Vec v) {
+  const __m256bh h = _mm512_cvtneps_pbh((__m512)v);
+  __builtin_memcpy(p, &h, sizeof h);
+}
+#else
+METATASNET_INLINE void store(bfloat16* p, Vec v) {
+  const HVec h = __builtin_convertvector(rounded_bits(v) >> 16, HVec);
+  __builtin_memcpy(p, &h, sizeof h);
+}
+#endif
+
+// Store, and return what a load would give.
+METATASNET_INLINE Vec store_rounded(float* p, Vec v) {
+  store(p, v);
+  return v;
+}
+
+METATASNET_INLINE Vec store_rounded(bfloat16* p, Vec v) {
+#if defined(__AVX512BF16__)
+  const __m256bh h = _mm512_cvtneps_pbh((__m512)v);
+  __builtin_memcpy(p, &h, sizeof h);
+  return (Vec)(__builtin_convertvector((HVec)h, UVec) << 16);
+#else
+  const UVec bits = rounded_bits(v);
+  const HVec h = __builtin_convertvector(bits >> 16, HVec);
+  __builtin_memcpy(p, &h, sizeof h);
+  return (Vec)bits;
+#endif
+}
+
+// exp(x) for x <= 0 to 2 units in the last place: 2^k times the Taylor polynomial of the remainder (|r| <= ln2 / 2).
+METATASNET_INLINE Vec exp_nonpositive(Vec x) {
+  x = select(x < -87.0f, splat(-87.0f), x);
+  const Vec shifted = x * 1.44269504088896f + 12582912.0f;  // 1.5 * 2^23: rounds to an integer in the low bits
+  const Vec k = shifted - 12582912.0f;
+  const Vec r = (x - k * 0.693359375f) - k * -2.12194440e-4f;
+  Vec p = splat(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  const IVec exponent = ((IVec)shifted << 23) + (127 << 23);
+  return p * (Vec)exponent;
+}
+
+}  // namespace metatasnet::METATASNET_ISA

@@ -1,0 +1,234 @@
+// What one instruction set offers: the fused passes over a tile of frames, for float32 and bfloat16 storage.
+//
+// Activations are frames by channels: row `t` of a buffer begins at t * ld. A pass handles one tile of at most kTile
+// frames of one (item, instrument), so that whoever schedules tiles decides about threads, and results cannot depend on
+// it. Buffers of the passes' own have room for whole register tiles: kTile rows, kChannels columns.
+#pragma once
+
+#include <cstdint>
+
+namespace metatasnet {
+
+constexpr int kTile = 96;      // frames: a multiple of every register tile's rows (12, 6)
+constexpr int kChannels = 32;  // channels are stored in multiples of this, a multiple of every register tile's columns
+
+constexpr int padded(int channels) { return (channels + kChannels - 1) / kChannels * kChannels; }
+
+// Where a panel's weights are not zero. Offsets in units of four bytes: one float32 or two bfloat16 of the sum.
+struct Band {
+  std::int64_t offset;  // into the packed data
+  int begin;            // first unit of the sum
+  int units;
+};
+
+struct PackedMatrix {
+  const void* data = nullptr;
+  const Band* bands = nullptr;  // one a panel, or null: every panel has all units
+  int units = 0;
+  int panels = 0;
+};
+
+// A tensor from outside: float32 or bfloat16, channels contiguous, any distance between frames.
+struct Source {
+  const void* data = nullptr;
+  std::int64_t stride = 0;  // elements from frame to frame
+  int channels = 0;
+  bool is_bfloat16 = false;
+};
+
+// Mean and sum of squared deviations of a tile's frames, channel by channel; as the values are stored.
+struct Moments {
+  float* mean = nullptr;
+  float* m2 = nullptr;
+};
+
+// W'[o][i] = round(W[o][i] scale[i]); bias'[o] = bias[o] + sum_i (W[o][i] shift[i] - W'[o][i] mean[i]).
+struct FoldArgs {
+  const float* source;  // panels [input][column]
+  int inputs;
+  int first, last;      // panels
+  const float* scale;   // null: pack only, the other inputs of the sum are then not read
+  const float* shift;
+  const float* mean;
+  const float* bias;    // null: none
+  void* packed;
+  float* folded_bias;
+};
+
+// x += hidden W_res; skip += hidden W_skip; out = prelu(x W_conv), with its moments.
+struct BlockInputArgs {
+  int rows;
+  const void* hidden;    // the depthwise output of the block before; null in the first block
+  int ld_hidden;
+  float* x;              // the residual stream, float32 in every precision
+  float* skip;
+  int ld_x;
+  bool skip_is_empty;    // nothing was added to skip yet
+  const PackedMatrix* mix;  // residual panels, then skip panels
+  int residual_panels;
+  const float* mix_bias;
+  const float* x_scale;  // first block: x = x * scale + shift instead
+  const float* x_shift;
+  const PackedMatrix* conv;
+  float slope;
+  void* out;
+  int ld_out;
+  Moments moments;
+  void* hidden_operand;  // scratch, kTile rows of ld_hidden operands
+  void* x_operand;       // scratch, kTile rows of ld_x operands
+};
+
+// out = prelu(skip + hidden W_skip), with its moments.
+struct SkipOutputArgs {
+  int rows;
+  const void* hidden;
+  int ld_hidden;
+  const float* skip;
+  int ld_skip;
+  bool skip_is_empty;
+  const PackedMatrix* weights;
+  const float* bias;
+  float slope;
+  void* out;
+  int ld_out;
+  Moments moments;
+  void* hidden_operand;  // scratch, kTile rows of ld_hidden operands
+};
+
+// out[t] = prelu(sum over taps k in range of taps[k] in[t + (k - 1) d] + shift[k]), with its moments.
+struct DepthwiseArgs {
+  std::int64_t frames;  // of the whole signal
+  std::int64_t first;   // of the tile
+  int rows;
+  int dilation;
+  int channels;
+  const void* in;  // frame 0 of the signal
+  void* out;       // frame 0 of the signal
+  int ld;
+  const float* taps;   // [3][padded(channels)], the group norm's scale folded in
+  const float* shift;  // likewise, its shift times the tap
+  float slope;
+  Moments moments;
+};
+
+// out = prelu(prelu(concat(sources)) W + bias), with its moments.
+struct InputConvArgs {
+  int rows;
+  Source sources[2];
+  float source_slope;
+  const PackedMatrix* weights;
+  const float* bias;
+  float slope;
+  float* out;
+  int ld_out;
+  Moments moments;
+  void* operand;  // scratch, kTile rows of ld_operand
+  int ld_operand;
+};
+
+// out = prelu(in W + bias), with its moments.
+struct MaskOutputArgs {
+  int rows;
+  const void* in;
+  int ld_in;
+  const PackedMatrix* weights;
+  const float* bias;
+  float slope;
+  void* out;
+  int ld_out;
+  Moments moments;
+  void* operand;  // scratch, kTile rows of ld_in operands
+};
+
+// masked[i] = latent * softmax over i of ((masked[i] - mean[i]) scale[i] + shift[i]), in place.
+struct MaskProductArgs {
+  int rows;
+  Source latent;
+  void* masked[4];
+  int ld;
+  const float* scale[4];
+  const float* mean[4];
+  const float* shift[4];
+};
+
+// Moments of prelu(source), rounded as the input convolution rounds it.
+struct SourceMomentsArgs {
+  int rows;
+  Source source;
+  float slope;
+  Moments moments;
+};
+
+// Moments of every channel over all tiles, in a fixed order, in float64.
+struct MergeArgs {
+  const float* partials;  // [tile][mean, m2][ld]
+  int tiles;
+  std::int64_t frames;
+  int channels;
+  int ld;
+  double* mean;
+  double* m2;
+};
+
+// latent = W_2 relu(W_1 relu(filter bank of the signal) + interpolated mel share).
+struct EncodeArgs {
+  int rows;
+  const void* signal;  // operands; the longest filter's window of the tile's first frame begins here
+  int stride;          // samples from frame to frame
+  const PackedMatrix* bank;
+  const PackedMatrix* bottleneck_1;
+  const PackedMatrix* bottleneck_2;
+  const float* mel;    // the spectrogram's share of bottleneck_1, (STFT frames, ld_mel)
+  int ld_mel;
+  const std::int64_t* mel_frame;  // per row: interpolate from this STFT frame ...
+  const std::int64_t* mel_next;   // ... to this one
+  const float* mel_weight;        // by this much
+  void* latent;
+  int ld_latent;
+  void* bank_operand;  // scratch, kTile rows
+  int ld_bank;
+  void* wide_operand;  // scratch, kTile rows
+  int ld_wide;
+};
+
+// signal[t stride + j] += sum_c relu(latent W)[t][c] filters[c][j].
+struct DecodeArgs {
+  int rows;
+  Source latent;
+  const PackedMatrix* bottleneck;
+  const PackedMatrix* filters;
+  float* signal;  // the window of the tile's first frame begins here
+  int stride;
+  void* latent_operand;  // scratch, kTile rows
+  int ld_latent;
+  void* wide_operand;    // scratch, kTile rows
+  int ld_wide;
+};
+
+// The passes for one storage type.
+struct Passes {
+  int operand_size;  // bytes; 4 where bfloat16 is emulated: rounded values in float32
+  int storage_size;  // bytes of stored activations
+  int values;        // operands in a unit of PackedMatrix
+  void (*fold)(const FoldArgs&);
+  void (*to_operands)(const float* values, std::int64_t count, void* operands);
+  void (*block_input)(const BlockInputArgs&);
+  void (*skip_output)(const SkipOutputArgs&);
+  void (*depthwise)(const DepthwiseArgs&);
+  void (*input_conv)(const InputConvArgs&);
+  void (*mask_output)(const MaskOutputArgs&);
+  void (*mask_product)(const MaskProductArgs&);
+  void (*source_moments)(const SourceMomentsArgs&);
+  void (*merge)(const MergeArgs&);
+  void (*encode)(const EncodeArgs&);
+  void (*decode)(const DecodeArgs&);
+};
+
+struct Kernels {
+  const char* name;
+  int panel;  // columns of a packed panel
+  Passes float32;
+  Passes bfloat16;
+};
+
+}  // namespace metatasnet

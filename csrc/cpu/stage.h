@@ -1,0 +1,127 @@
+// The weights of one stage, packed for one instruction set and precision, and the stage's three jobs.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "cpu/buffer.h"
+#include "cpu/passes.h"
+
+namespace metatasnet {
+
+constexpr int kInstruments = 4;
+constexpr int kGroups = 8;
+constexpr double kEpsilon = 1e-8;  // added to the variance of a group
+
+struct StageSizes {
+  int N = 0;        // latent channels
+  int W = 0;        // samples per latent frame
+  int B = 0;        // channels of the residual stream
+  int H = 0;        // hidden channels
+  int partial = 0;  // channels of the previous stage's masked latent
+  std::vector<int> kernel_sizes;  // taps of the filters, growing
+  std::vector<int> widths;        // decoder channels of each filter
+  std::vector<int> dilations;     // of each block
+};
+
+// Throws std::invalid_argument for sizes that no stage has.
+void check(const StageSizes& sizes);
+
+// A float32 array that the caller keeps alive while a stage is built.
+struct Array {
+  const float* data = nullptr;
+  std::vector<std::int64_t> shape;
+};
+
+using Arrays = std::map<std::string, Array>;
+
+// Weights of a 1x1 convolution in float32 panels [input][column], from which folded copies are made.
+struct Panels {
+  Buffer data;
+  int inputs = 0;
+  int panels = 0;
+};
+
+// Weights packed once.
+struct Constant {
+  Buffer data;
+  std::vector<Band> bands;
+  PackedMatrix matrix;
+};
+
+struct NormWeights {
+  std::vector<float> scale, shift;
+};
+
+struct BlockWeights {
+  int dilation = 1;
+  float slope_1 = 0, slope_2 = 0;
+  Constant conv[kInstruments];
+  NormWeights norm_1[kInstruments], norm_2[kInstruments];
+  std::vector<float> taps[kInstruments];  // [3][padded(H)]
+  Panels mix[kInstruments];               // residual panels (none in the last block), then skip panels
+  std::vector<float> mix_bias[kInstruments];  // by column of `mix`; empty without biases
+  int residual_panels = 0;
+};
+
+class Stage {
+ public:
+  // Throws std::invalid_argument for missing arrays or wrong shapes.
+  Stage(const Kernels& kernels, bool bfloat16, const StageSizes& sizes, const Arrays& arrays);
+
+  const StageSizes& sizes() const { return sizes_; }
+  bool stores_bfloat16() const { return passes_->storage_size == 2; }
+  std::int64_t latent_ld() const { return padded(sizes_.N); }
+  const char* isa() const { return isa_; }
+
+  // (n, samples) float32 and the spectrogram's share (n, mel_frames, latent_ld) to the latent (n, frames, latent_ld).
+  void encode(const float* signal, std::int64_t n, std::int64_t samples, std::int64_t signal_stride, const float* mel,
+              std::int64_t mel_frames, void* latent, int threads) const;
+
+  // latent (n items `latent_item` elements apart) and partial (n, 4 instruments) to the masked latent
+  // (n, 4, frames, latent_ld).
+  void mask(std::int64_t n, std::int64_t frames, const Source& latent, std::int64_t latent_item, const Source& partial,
+            std::int64_t partial_item, std::int64_t partial_instrument, void* masked, int threads) const;
+
+  // latent (n items `latent_item` elements apart) to the signal (n, frames * W), float32.
+  void decode(std::int64_t n, std::int64_t frames, const Source& latent, std::int64_t latent_item, float* signal,
+              int threads) const;
+
+ private:
+  friend class MaskingRun;
+
+  StageSizes sizes_;
+  const char* isa_;
+  const Passes* passes_;
+  int panel_;
+
+  Constant bank_, bottleneck_1_, bottleneck_2_;
+  Constant expansion_, filters_;
+
+  float slope_1_ = 0, slope_2_ = 0, slope_3_ = 0, slope_4_ = 0;
+  NormWeights norm_1_[kInstruments], norm_2_[kInstruments], norm_3_[kInstruments], norm_4_[kInstruments];
+  Panels in_conv_[kInstruments], mask_output_[kInstruments];
+  std::vector<BlockWeights> blocks_;
+};
+
+// Rows of a scratch tile of operands, clear of the strides at which a cache would keep only a few of them.
+inline int operand_ld(int channels, int operand_size) {
+  const int ld = padded(channels);
+  return ld * operand_size % 512 == 0 ? ld + kChannels : ld;
+}
+
+inline Source at(const Source& source, std::int64_t elements) {
+  Source moved = source;
+  moved.data = static_cast<const char*>(source.data) + elements * (source.is_bfloat16 ? 2 : 4);
+  return moved;
+}
+
+inline int tiles_of(std::int64_t frames) { return static_cast<int>((frames + kTile - 1) / kTile); }
+inline int rows_of(std::int64_t frames, int tile) {
+  const std::int64_t left = frames - static_cast<std::int64_t>(tile) * kTile;
+  return static_cast<int>(left < kTile ? left : kTile);
+}
+
+}  // namespace metatasnet
