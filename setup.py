@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import Extension, find_packages, setup
+from setuptools import Extension, find_namespace_packages, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
@@ -35,8 +35,8 @@ def requested_mode() -> str:
 def first_error(output: str) -> str:
     """The first complaint in the output of CMake or a compiler, as one line."""
     found = re.search(r"^.*(?:\berror\b|Error at).*(?:\n\n?  .*)*", output, re.MULTILINE | re.IGNORECASE)
-    text = found.group() if found else "\n".join(output.strip().splitlines()[-1:])
-    return " ".join(text.split())[:400]
+    text = " ".join((found.group() if found else output.strip().rpartition("\n")[2]).split())
+    return re.sub(r"^CMake Error at \S+ \(\w+\): ", "", text)[:400]
 
 
 def run(*command: str | Path) -> None:
@@ -103,7 +103,8 @@ def packages() -> list[str]:
     In a checkout ``metatasnet_fast/kernels`` is a link to ``kernels/`` so that imports work uninstalled; a source
     distribution has no links, so the packages below kernels/ are always taken from kernels/ itself.
     """
-    own = find_packages(str(ROOT), include=["metatasnet_fast*"], exclude=["metatasnet_fast.kernels*"])
+    unwanted = ["metatasnet_fast.kernels*", "*.__pycache__"]
+    own = find_namespace_packages(str(ROOT), include=["metatasnet_fast*"], exclude=unwanted)  # folders of assets too
     return [*own, *("metatasnet_fast." + name for name in find_packages(str(ROOT), include=["kernels*"]))]
 
 
