@@ -1,7 +1,8 @@
-"""The two decoders: libsndfile for uncompressed audio and FLAC, FFmpeg (inside PyAV) for everything else.
+"""The two decoders: libsndfile for PCM, FLAC and Ogg, FFmpeg (inside PyAV) for everything else.
 
-Ogg and MP3 go to FFmpeg although libsndfile knows them: libsndfile 1.2 stops at an estimated length in variable-rate
-MP3 without a length header, and after the first of several chained Ogg streams, and reports neither.
+MP3 and chained Ogg go to FFmpeg although libsndfile knows them: libsndfile 1.2 stops at an estimated length in
+variable-rate MP3 without a length header, and after the first of several chained streams, and reports neither. Single
+Ogg streams stay with libsndfile, because FFmpeg 8 loses or adds up to 256 samples at the end of short ones.
 """
 
 from __future__ import annotations
@@ -15,15 +16,16 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from metatasnet_fast.audio.headers import mp3_declares_length, ogg_ends
 from metatasnet_fast.errors import MissingDependencyError
 
 __all__ = [
+    "VORBIS_TO_WAV",
     "DecodeError",
     "Decoder",
     "FFmpegDecoder",
     "NoAudioStream",
     "SoundFileDecoder",
-    "import_av",
     "import_soundfile",
 ]
 
@@ -33,6 +35,19 @@ BLOCK = 2**15
 
 # Raw streams declare no length; FFmpeg guesses one from the bit rate.
 GUESSED_LENGTH = {"aac", "ac3", "dts", "eac3", "loas", "mp3", "truehd"}
+
+
+CUT_OGG = "the file ends early: its last Ogg page is cut off or missing"
+
+# Vorbis and Opus have the centre second and the low frequencies last (Vorbis I specification, 4.3.9); everything else
+# here, like WAV: front left, right, centre, low frequencies, back, side. WAV channel k is Vorbis channel [k].
+VORBIS_TO_WAV = {
+    3: (0, 2, 1),
+    5: (0, 2, 1, 3, 4),
+    6: (0, 2, 1, 5, 3, 4),
+    7: (0, 2, 1, 6, 5, 3, 4),
+    8: (0, 2, 1, 7, 5, 6, 3, 4),
+}
 
 
 class DecodeError(Exception):
@@ -90,14 +105,16 @@ class SoundFileDecoder:
         except (sf.LibsndfileError, TypeError) as error:  # TypeError: ".raw", which has no header to read
             raise DecodeError(str(error).replace(f"Error opening {str(path)!r}: ", "")) from error
         self.codec = f"{self._file.format} {self._file.subtype}"
+        ends = ogg_ends(path) if self._file.format == "OGG" else None
         # A FLAC stream of unknown length has 2**63 - 1 frames here, and its end looks like an error.
-        if self._file.format in ("OGG", "MP3") or self._file.frames > 2**62:
+        if self._file.format == "MP3" or (ends and ends.chained) or self._file.frames > 2**62:
             self._file.close()
             raise DecodeError(f"{self.codec} is left to FFmpeg")
         self.sample_rate = int(self._file.samplerate)
         self.channels = int(self._file.channels)
         self.frames: int | None = int(self._file.frames)
-        self.notes: list[str] = []
+        self._order = list(VORBIS_TO_WAV.get(self.channels, range(self.channels))) if ends else None
+        self.notes: list[str] = [CUT_OGG] if ends and ends.cut else []
         # libsndfile reduces the length of a cut-off WAV or AIFF silently; its log tells. Sizes near 2**31 and 2**32
         # stand for "unknown" in files that were written to a pipe.
         cut = re.search(r"^ *(?:data|SSND)\s*: (\d+) \(should be (\d+)\)", self._file.extra_info, re.MULTILINE)
@@ -112,7 +129,7 @@ class SoundFileDecoder:
                 raise DecodeError(f"libsndfile: {error}") from error
             if len(block) == 0:
                 return
-            yield np.ascontiguousarray(block.T)
+            yield np.ascontiguousarray(block.T if self._order is None else block.T[self._order])
 
     def close(self) -> None:
         self._file.close()
@@ -141,8 +158,8 @@ class FFmpegDecoder:
         self.notes: list[str] = []
         self._damaged = 0
         self._damage = ""
-        if "ogg" in self._formats and not _ogg_ends(path):
-            self.notes.append("the file ends early: its last Ogg page is cut off or missing")
+        if "ogg" in self._formats and ogg_ends(path).cut:
+            self.notes.append(CUT_OGG)
         self._frames = self._decode()
         # What the container says about rate and channels may be wrong (HE-AAC); the first frame is right.
         self._first = next(self._frames, None)
@@ -152,7 +169,7 @@ class FFmpegDecoder:
         self.frames = self._declared_length(path)
 
     def _declared_length(self, path: Path) -> int | None:
-        if self._formats & GUESSED_LENGTH and not ("mp3" in self._formats and _mp3_declares_length(path)):
+        if self._formats & GUESSED_LENGTH and not ("mp3" in self._formats and mp3_declares_length(path)):
             return None
         if self._stream.duration is not None:
             return int(self._stream.duration * self._stream.time_base * self.sample_rate + Fraction(1, 2))
@@ -189,7 +206,7 @@ class FFmpegDecoder:
                 raise DecodeError(
                     f"the stream changes to {frame.sample_rate} Hz with {len(frame.layout.channels)} channels"
                 )
-            held.append(_samples(frame))
+            held.append(self._samples(frame))
             size += held[-1].shape[1]
             if size >= BLOCK:
                 yield np.concatenate(held, 1)
@@ -198,6 +215,22 @@ class FFmpegDecoder:
         if size:
             yield np.concatenate(held, 1)
 
+    def _samples(self, frame: Any) -> Samples:
+        """A decoded frame as float32 `(channels, n)`, integer formats scaled to [-1, 1)."""
+        if frame.format.is_planar and self.channels >= 8:
+            # PyAV 18 reads past the end of such a frame's list of planes, and crashes; packed frames have one plane.
+            packed = import_av().AudioResampler(format="flt", layout=frame.layout, rate=frame.sample_rate)
+            [frame] = packed.resample(frame)
+        data: npt.NDArray[Any] = frame.to_ndarray()
+        if not frame.format.is_planar:
+            data = data.reshape(-1, self.channels).T
+        samples: Samples = data.astype(np.float32)
+        if data.dtype == np.uint8:
+            samples = (samples - np.float32(128)) / np.float32(128)
+        elif data.dtype.kind == "i":
+            samples /= np.float32(2.0 ** (8 * data.dtype.itemsize - 1))
+        return samples
+
     def close(self) -> None:
         self._container.close()
         self._file.close()
@@ -205,41 +238,3 @@ class FFmpegDecoder:
 
 def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
-
-
-def _samples(frame: Any) -> Samples:
-    """A decoded frame as float32 `(channels, n)`, integer formats scaled to [-1, 1)."""
-    data: npt.NDArray[Any] = frame.to_ndarray()
-    if not frame.format.is_planar:
-        data = data.reshape(-1, len(frame.layout.channels)).T
-    samples: Samples = data.astype(np.float32)
-    if data.dtype == np.uint8:
-        samples = (samples - np.float32(128)) / np.float32(128)
-    elif data.dtype.kind == "i":
-        samples /= np.float32(2.0 ** (8 * data.dtype.itemsize - 1))
-    return samples
-
-
-def _mp3_declares_length(path: Path) -> bool:
-    """Whether the first MPEG frame, after the ID3v2 tags, holds a Xing, Info or VBRI header."""
-    with open(path, "rb") as file:
-        start = 0
-        while (head := file.read(10))[:3] == b"ID3" and len(head) == 10:
-            size = sum((byte & 0x7F) << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=True))
-            start = file.tell() + size
-            file.seek(start)
-        file.seek(start)
-        beginning = file.read(4096)
-    return any(mark in beginning for mark in (b"Xing", b"Info", b"VBRI"))
-
-
-def _ogg_ends(path: Path) -> bool:
-    """Whether the file ends with a complete Ogg page that is marked as its stream's last."""
-    with open(path, "rb") as file:
-        file.seek(max(0, path.stat().st_size - 2**17))  # a page has less than 2**16 bytes
-        tail = file.read()
-    page = tail[max(0, tail.rfind(b"OggS")) :]
-    if len(page) < 27:
-        return False
-    lacing = page[27 : 27 + page[26]]
-    return bool(page[5] & 4) and len(page) >= 27 + page[26] + sum(lacing)

@@ -17,8 +17,8 @@ from metatasnet_fast.errors import AudioReadError, EmptyAudioError, NotAudioErro
 
 __all__ = ["AudioFile", "AudioStream", "open_audio", "read_audio"]
 
-# WAV, its 64-bit and big-endian kin, AIFF, FLAC, CAF, AU.
-LIBSNDFILE_FIRST = (b"RIFF", b"RIFX", b"RF64", b"riff", b"FORM", b"fLaC", b"caff", b".snd")
+# WAV, its 64-bit and big-endian kin, AIFF, FLAC, Ogg, CAF, AU.
+LIBSNDFILE_FIRST = (b"RIFF", b"RIFX", b"RF64", b"riff", b"FORM", b"fLaC", b"OggS", b"caff", b".snd")
 
 
 @dataclass(frozen=True)

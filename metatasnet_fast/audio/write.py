@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from metatasnet_fast.audio.decode import import_soundfile
+from metatasnet_fast.audio.decode import VORBIS_TO_WAV, import_soundfile
 from metatasnet_fast.errors import AudioWriteError, ShapeError
 
 __all__ = ["AudioWriter", "WrittenAudio", "write_audio"]
@@ -28,7 +28,7 @@ SUBTYPES = {
 }
 MAX_CHANNELS = {"wav": 1024, "flac": 8, "ogg": 255, "mp3": 2}
 MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
-# libsndfile 1.2 crashes the process in the Vorbis encoder somewhere above this rate.
+# libsndfile 1.2 crashes the process in the Vorbis encoder at 250 kHz.
 OGG_MAX_RATE = 192000
 FLAC_MAX_RATE = 655350
 # The sizes in a WAV file have 32 bits; some room is left for its header.
@@ -60,7 +60,8 @@ class AudioWriter:
     `format`: "wav", "flac", "ogg" (Vorbis) or "mp3"; by default what the name ends in. `subtype`: "int16" (the default)
     or "int24" for wav and flac, "float32" for wav. Full scale is 1. Integer formats round to the nearest step, 2^-15 or
     2^-23; what then is outside -1 ... 1 - step is clipped, never rescaled, and counted in `clipped_samples`. ogg and
-    mp3 use their encoders' default quality. Equal samples make equal wav, flac and mp3 files; ogg files hold a random
+    mp3 use their encoders' default quality. More than two channels are in WAV's order (front left, right, centre, low
+    frequencies, back, side) in every format. Equal samples make equal wav, flac and mp3 files; ogg files hold a random
     serial number.
 
     Raises `AudioWriteError` for rates, channels or lengths that the format cannot hold, NaN or infinite samples, no
@@ -140,6 +141,8 @@ class AudioWriter:
 
     def _encoded(self, samples: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Samples `(channels, n)` as libsndfile takes them, `(n, channels)`: integers, or float32 for other formats."""
+        if self.format == "ogg" and self.channels in VORBIS_TO_WAV:
+            samples = samples[np.argsort(VORBIS_TO_WAV[self.channels])]
         if self.subtype not in ("int16", "int24"):
             return np.ascontiguousarray(samples.T, dtype=np.float32)
         bits = 16 if self.subtype == "int16" else 24
