@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import os
+import time
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ..audio import AudioWriter, open_audio
 from ..backends import Choice, Request, resolve
 from ..config import INSTRUMENTS
-from ..errors import BackendUnavailableError, ConfigError
+from ..errors import AudioWriteError, BackendUnavailableError, ConfigError
+from ..model import load_checkpoint
 from ..model.methods import NetworkMethods
 from ..precision import Precision
-from .progress import ProgressCallback
-from .result import Separation, Stems
+from .batches import BatchRunner, automatic_batch_size
+from .fast_mode import separate_in_windows
+from .progress import ProgressCallback, Reporter
+from .recording import Recording
+from .reference_mode import separate_as_evaluated
+from .result import Recipe, Separation, Stems, parse_stems
+from .spool import Budget
+from .unscaled import Unscaled
+from .windows import WindowShape, default_shape
 
 __all__ = ["Separator"]
 
 Mode: TypeAlias = Literal["fast", "reference"]
 MODES = ("fast", "reference")
+
+SPOOL_BYTES = 2**30
+"""Memory for the signals between the passes when stems go to files; a stereo song of 8 minutes fits."""
 
 
 class Separator:
@@ -69,6 +85,8 @@ class Separator:
     """Name of the backend that serves."""
     precision: Precision
     mode: str
+    window: WindowShape
+    """Of ``fast`` mode."""
     stems: tuple[str, ...] = INSTRUMENTS
     output_rate: int
     """Hertz at which the network gives its stems, before they are resampled to the recording's rate."""
@@ -85,11 +103,27 @@ class Separator:
         batch_size: int | None = None,
         progress: ProgressCallback | None = None,
     ) -> None:
-        raise NotImplementedError
+        if mode not in MODES:
+            raise ConfigError(f"Unknown mode {mode!r}; choose one of {', '.join(MODES)}.")
+        if batch_size is not None and batch_size < 1:
+            raise ConfigError(f"batch_size must be at least 1, got {batch_size}.")
+        network = model if isinstance(model, NetworkMethods) else load_checkpoint(model)
+        self.device = _device(device, network)
+        self.precision = Precision.default(self.device) if dtype == "auto" else Precision.parse(dtype)
+        self._choice = Choice.parse(backend, self.precision.value)
+        request = Request(self.device, self.precision, False, network.config)
+        self.backend = resolve(backend, request).name
+        self.network = network if network.device == self.device else copy.deepcopy(network).to(self.device)
+        self.mode = mode
+        self.mixture_consistency = mixture_consistency
+        self.batch_size = batch_size
+        self.progress = progress
+        self.window = default_shape(network.config)
+        self.output_rate = network.config.output_rate
 
     def describe(self) -> str:
         """One line: device, backend, precision and mode."""
-        raise NotImplementedError
+        return f"{self.backend} on {self.device} in {self.precision.value}, {self.mode} mode"
 
     def separate(self, waveform: Tensor | npt.NDArray[Any], sample_rate: int, stems: Stems = None) -> Separation:
         """Separate a recording in memory.
@@ -109,7 +143,11 @@ class Separator:
             ShapeError: for another shape or dtype, or a sample rate that is not positive.
             UnknownStemError: for a stem that the network does not produce.
         """
-        raise NotImplementedError
+        began = time.perf_counter()
+        recipe = parse_stems(stems)
+        recording = Recording.from_memory(waveform, sample_rate)
+        device = waveform.device if isinstance(waveform, Tensor) else torch.device("cpu")
+        return self._in_memory(recording, recipe, device, waveform.ndim == 1, began, [])
 
     def separate_file(
         self,
@@ -140,4 +178,152 @@ class Separator:
             AudioWriteError: if a stem cannot be written; no half-written file stays behind.
             UnknownStemError: for a stem that the network does not produce.
         """
-        raise NotImplementedError
+        began = time.perf_counter()
+        recipe = parse_stems(stems)
+        with open_audio(path) as stream:
+            recording = Recording.from_stream(stream)
+            if output_dir is None:
+                return self._in_memory(recording, recipe, torch.device("cpu"), False, began, stream.warnings)
+            files = {
+                stem: Path(output_dir) / f"{name.format(track=Path(path).stem, stem=stem)}.{format}" for stem in recipe
+            }
+            if len(set(files.values())) < len(files):
+                raise AudioWriteError(f"The stems would overwrite one another: put {{stem}} into the name {name!r}.")
+            return self._to_files(recording, recipe, files, format, subtype, began, stream.warnings)
+
+    @torch.no_grad()
+    def _in_memory(
+        self, recording: Recording, recipe: Recipe, device: torch.device, flat: bool, began: float, notes: list[str]
+    ) -> Separation:
+        warnings: list[str] = []
+        reporter = Reporter(self.progress)
+        unscaled = self._run(recording, Budget(None), reporter, warnings)
+        shape = (recording.channels, unscaled.mixture.length)
+        result = {stem: torch.empty(shape, device=device) for stem in recipe}
+        done = 0
+        for blocks in unscaled.outputs(recipe, self.mixture_consistency):
+            for stem, block in blocks.items():
+                result[stem][:, done : done + block.shape[1]] = block
+            done += next(iter(blocks.values())).shape[1]
+            reporter.report("write", done / recording.sample_rate)
+        if flat:
+            result = {stem: samples[0] for stem, samples in result.items()}
+        unscaled.mixture.close()
+        reporter.finish()
+        return self._result(recording, unscaled, shape[1], result, {}, began, [*notes, *warnings])
+
+    @torch.no_grad()
+    def _to_files(
+        self,
+        recording: Recording,
+        recipe: Recipe,
+        files: dict[str, Path],
+        format: str,
+        subtype: str | None,
+        began: float,
+        notes: list[str],
+    ) -> Separation:
+        warnings: list[str] = []
+        reporter = Reporter(self.progress)
+        # Refused formats are noticed before the work is done.
+        writers = {
+            stem: AudioWriter(path, recording.sample_rate, recording.channels, format=format, subtype=subtype)
+            for stem, path in files.items()
+        }
+        unscaled = self._run(recording, Budget(SPOOL_BYTES), reporter, warnings)
+        with contextlib.ExitStack() as stack:
+            for path in files.values():
+                _make_folder(path.parent)
+            for writer in writers.values():
+                stack.enter_context(writer)
+            done = 0
+            for blocks in unscaled.outputs(recipe, self.mixture_consistency):
+                for stem, block in blocks.items():
+                    writers[stem].write(block)
+                done += next(iter(blocks.values())).shape[1]
+                reporter.report("write", done / recording.sample_rate)
+        for stem, writer in writers.items():
+            if writer.clipped_samples:
+                warnings.append(
+                    f"{writer.clipped_samples} samples of {stem} exceed full scale and were clipped; "
+                    "write float32 to keep them."
+                )
+        unscaled.mixture.close()
+        reporter.finish()
+        return self._result(recording, unscaled, done, {}, files, began, [*notes, *warnings])
+
+    def _run(self, recording: Recording, budget: Budget, reporter: Reporter, warnings: list[str]) -> Unscaled:
+        engine = self.network.engine(self._choice)
+        if self.mode == "reference":
+            return separate_as_evaluated(engine, recording, self.device, reporter)
+        size = self.batch_size or automatic_batch_size(
+            engine.config, self.window.window, self.device, self.precision.storage
+        )
+        runner = BatchRunner(size, warnings.append)
+        home = _home(self.device, recording)
+        unscaled = separate_in_windows(engine, runner, self.window, recording, self.device, home, budget, reporter)
+        if runner.batch_size < size:
+            self.batch_size = runner.batch_size
+        return unscaled
+
+    def _result(
+        self,
+        recording: Recording,
+        unscaled: Unscaled,
+        length: int,
+        stems: dict[str, Tensor],
+        files: dict[str, Path],
+        began: float,
+        warnings: list[str],
+    ) -> Separation:
+        return Separation(
+            stems=stems,
+            sample_rate=recording.sample_rate,
+            gains={stem: tuple(unscaled.gains[:, i].tolist()) for i, stem in enumerate(INSTRUMENTS)},
+            duration=length / recording.sample_rate,
+            seconds=time.perf_counter() - began,
+            backend=self.backend,
+            device=str(self.device),
+            precision=self.precision.value,
+            mode=self.mode,
+            warnings=(*recording.warnings(), *warnings),
+            files=files,
+        )
+
+
+def _device(wanted: str | torch.device, network: NetworkMethods) -> torch.device:
+    if wanted == "auto":
+        if network.device.type != "cpu":
+            return network.device
+        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as error:
+        raise ConfigError(f"Unknown device {wanted!r}; choose auto, cpu, cuda or cuda:1.") from error
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise BackendUnavailableError(
+                "device='cuda' was asked for and torch finds no CUDA device: install a CUDA build of torch and a driver, "
+                "or separate on the CPU."
+            )
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise BackendUnavailableError(f"There is no {device}: torch finds {torch.cuda.device_count()} CUDA devices.")
+        return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+    return device
+
+
+def _home(device: torch.device, recording: Recording) -> torch.device:
+    """Where signals wait between the passes: on the GPU if they take a quarter of its free memory at most, else on the CPU."""
+    if device.type != "cuda" or recording.samples is None:
+        return torch.device("cpu")
+    free, _ = torch.cuda.mem_get_info(device)
+    # The recording, its resampled forms (not larger than twice that), and four stems.
+    size = 7 * 4 * recording.samples * recording.channels
+    return device if size < free / 4 else torch.device("cpu")
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AudioWriteError(f"The folder {folder} cannot be made ({error.strerror}): choose another.") from error

@@ -1,0 +1,98 @@
+"""Running windows through the network, many at once; when memory runs out, fewer."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from ..config import MetaTasNetConfig
+from ..errors import MetaTasNetError
+from ..model.engine import Engine
+
+__all__ = ["BatchRunner", "automatic_batch_size", "is_out_of_memory"]
+
+MOST_WINDOWS = 32
+MEMORY_SHARE = 0.6
+"""Part of a GPU's free memory that a batch may be expected to need."""
+
+LIVE_TENSORS = 8
+"""Tensors as large as the last stage's four masked latents that are alive at once in the plainest backend."""
+
+
+class BatchRunner:
+    """Gives windows to the network in batches of ``batch_size``, of one recording or of several.
+
+    ``batch_size`` is lowered, for good, when memory runs out.
+    """
+
+    def __init__(self, batch_size: int, warn: Callable[[str], object]) -> None:
+        self.batch_size = batch_size
+        self._warn = warn
+
+    def run(self, engine: Engine, windows: Iterable[Sequence[Tensor]]) -> Iterator[Tensor]:
+        """Separate windows of one length.
+
+        Args:
+            windows: for each window, (1, samples) for every stage.
+
+        Returns:
+            the last stage's estimate of each window, (4, samples), in order.
+
+        Raises:
+            MetaTasNetError: if a single window does not fit into memory.
+        """
+        source = iter(windows)
+        waiting: deque[Sequence[Tensor]] = deque()
+        last = engine.config.stages_num - 1
+        while True:
+            waiting.extend(islice(source, self.batch_size - len(waiting)))
+            if not waiting:
+                return
+            batch = list(islice(waiting, self.batch_size))
+            try:
+                mixes = [torch.stack(stage) for stage in zip(*batch, strict=True)]
+                estimates = engine.separate(mixes, {last})[last][:, :, 0]
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if len(batch) == 1:
+                    raise MetaTasNetError(
+                        "Memory does not suffice for a single window: free some, or separate on another device."
+                    ) from error
+                self.batch_size = len(batch) // 2
+                self._warn(f"Memory ran out with {len(batch)} windows at once; went on with {self.batch_size}.")
+                estimates = None
+            # Outside the handler: the exception's traceback would keep the tensors alive.
+            if estimates is None:
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+                continue
+            for _ in batch:
+                waiting.popleft()
+            yield from estimates
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on any device."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and any(
+        sign in text for sign in ("out of memory", "DefaultCPUAllocator", "not enough memory", "bad_alloc")
+    )
+
+
+def automatic_batch_size(config: MetaTasNetConfig, frames: int, device: torch.device, dtype: torch.dtype) -> int:
+    """How many windows of ``frames`` latent frames to run at once.
+
+    On a CPU enough to give every thread an instrument of a window; on a GPU what the free memory should hold, 32 at most.
+    """
+    if device.type != "cuda":
+        return max(1, -(-torch.get_num_threads() // 4))
+    free, _ = torch.cuda.mem_get_info(device)
+    window = LIVE_TENSORS * 4 * config.stages[-1].N * frames * dtype.itemsize
+    return max(1, min(MOST_WINDOWS, int(MEMORY_SHARE * free) // window))

@@ -1,0 +1,143 @@
+"""Separation in windows: one pass to resample and measure, one through the network.
+
+    blocks -> resample to every stage's rate -> spools, standard deviations
+    windows of the spools, normalised -> network -> stitch -> resample back -> spool, normal equations -> gains
+
+Nothing but the spools grows with the recording, and those move into files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..audio import StreamingResampler
+from ..errors import EmptyAudioError
+from ..model.engine import Engine
+from .batches import BatchRunner
+from .gains import NormalEquations
+from .normalise import SILENCE, RunningDeviation, usable_deviation
+from .progress import Reporter
+from .recording import Recording
+from .spool import Budget, Spool
+from .stitch import stitch
+from .unscaled import Unscaled
+from .windows import Window, WindowShape, plan_windows, shortest_frames
+
+__all__ = ["separate_in_windows"]
+
+
+@dataclass
+class _Resampled:
+    """A recording at every stage's rate."""
+
+    mixture: Spool
+    stages: list[Spool]
+    deviations: list[Tensor]
+    """(channels,) for every stage."""
+
+
+def separate_in_windows(
+    engine: Engine,
+    runner: BatchRunner,
+    shape: WindowShape,
+    recording: Recording,
+    device: torch.device,
+    home: torch.device,
+    budget: Budget,
+    reporter: Reporter,
+) -> Unscaled:
+    """Separate a recording in windows.
+
+    Args:
+        device: where the network is.
+        home: where signals are kept between the passes, ``device`` or the CPU.
+
+    Raises:
+        EmptyAudioError: for a recording without samples.
+        MetaTasNetError: if a window does not fit into memory, or the network's output is not finite.
+    """
+    rate, config = recording.sample_rate, engine.config
+    source = _resample(engine, recording, device, home, budget, reporter)
+    length = source.mixture.length
+    reporter.total = length / rate
+    sounding = [c for c in range(recording.channels) if any(float(d[c]) > SILENCE for d in source.deviations)]
+
+    # One base sample more than the recording lasts, so that resampling back cannot fall short of it.
+    frames = -(-(length * config.sampling_rate // rate + 1) // config.W)
+    plan = plan_windows(max(frames, shortest_frames(config)), shape)
+    estimates = runner.run(engine, _windows(engine, source, sounding, plan, min(plan[-1].stop, shape.window), device))
+    stitched = stitch(estimates, plan, len(sounding), config.stages[-1].W, shape.fade)
+
+    stems = Spool(4 * len(sounding), budget)
+    equations = NormalEquations(len(sounding))
+    if sounding:
+        for block in _at_rate(stitched, config.output_rate, rate, 4 * len(sounding), length):
+            start, stop = stems.length, stems.length + block.shape[1]
+            mixture = source.mixture.read(start, stop)[sounding].to(device)
+            equations.add(block.view(len(sounding), 4, -1), mixture)
+            stems.append(block.to(home))
+            reporter.report("separate", stop / rate)
+        assert stems.length == length
+    for spool in source.stages:
+        spool.close()
+    return Unscaled.solve(stems, source.mixture, sounding, equations)
+
+
+def _resample(
+    engine: Engine, recording: Recording, device: torch.device, home: torch.device, budget: Budget, reporter: Reporter
+) -> _Resampled:
+    rates = [stage.sampling_rate for stage in engine.config.stages]
+    channels = recording.channels
+    resamplers = [StreamingResampler(recording.sample_rate, rate, channels) for rate in rates]
+    deviations = [RunningDeviation(channels) for _ in rates]
+    spools = [Spool(channels, budget) for _ in rates]
+    mixture = Spool(channels, budget)
+    if recording.samples:
+        reporter.total = recording.samples / recording.sample_rate
+
+    def take(index: int, block: Tensor) -> None:
+        deviations[index].add(block)
+        spools[index].append(block.to(home))
+
+    for block in recording.clean_blocks(device):
+        mixture.append(block.to(home))
+        for index, resampler in enumerate(resamplers):
+            take(index, resampler.push(block))
+        reporter.report("read", mixture.length / recording.sample_rate)
+    if mixture.length == 0:
+        raise EmptyAudioError("The recording holds no samples: there is nothing to separate.")
+    for index, resampler in enumerate(resamplers):
+        take(index, resampler.finish())
+    return _Resampled(mixture, spools, [deviation.deviation() for deviation in deviations])
+
+
+def _windows(
+    engine: Engine, source: _Resampled, sounding: list[int], plan: Sequence[Window], frames: int, device: torch.device
+) -> Iterator[list[Tensor]]:
+    """The sounding channels of window after window, normalised: (1, samples) for every stage."""
+    if not sounding:
+        return
+    scales = [usable_deviation(d[sounding]).to(device, torch.float32)[:, None] for d in source.deviations]
+    for window in plan:
+        stages = []
+        for stage, spool, scale in zip(engine.config.stages, source.stages, scales, strict=True):
+            signal = spool.read(window.start * stage.W, (window.start + frames) * stage.W)
+            stages.append(signal[sounding].to(device) / scale)
+        for channel in range(len(sounding)):
+            yield [signal[channel : channel + 1] for signal in stages]
+
+
+def _at_rate(blocks: Iterator[Tensor], rate: int, wanted: int, rows: int, length: int) -> Iterator[Tensor]:
+    """Blocks (channels, 4, n) resampled to the recording's rate, as (rows, n), ``length`` samples in all."""
+    resampler = StreamingResampler(rate, wanted, rows)
+    done = 0
+    for block in blocks:
+        result = resampler.push(block.flatten(0, 1))[:, : length - done]
+        done += result.shape[1]
+        yield result
+    rest = resampler.finish()[:, : length - done]
+    yield rest

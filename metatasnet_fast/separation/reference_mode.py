@@ -1,0 +1,90 @@
+"""Separation as the authors evaluate it, channel by channel and whole.
+
+Source: the authors' ``evaluate.py``, ``separate_sample``, with librosa's resampling: ``fix=False`` on the way in, ``fix=True`` on the
+way out. Where theirs ends with an error or gives NaN (silence, estimates shorter than the track), zeros take the place.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..audio import fit_length, resample
+from ..config import INSTRUMENTS
+from ..errors import EmptyAudioError
+from ..model.chunks import plan_chunks
+from ..model.engine import Engine
+from ..model.methods import CONTEXT_SECONDS
+from .gains import NormalEquations
+from .normalise import SILENCE, usable_deviation
+from .progress import Reporter
+from .recording import Recording
+from .spool import Budget, Spool
+from .unscaled import Unscaled
+from .windows import shortest_frames
+
+__all__ = ["separate_as_evaluated", "stage_signals"]
+
+CHUNKS = 8
+
+
+def separate_as_evaluated(engine: Engine, recording: Recording, device: torch.device, reporter: Reporter) -> Unscaled:
+    """Separate a recording the authors' way.
+
+    Raises:
+        EmptyAudioError: for a recording without samples.
+        MetaTasNetError: if the network's output is not finite.
+    """
+    rate, output_rate = recording.sample_rate, engine.config.output_rate
+    blocks = list(recording.clean_blocks(device))
+    if not blocks:
+        raise EmptyAudioError("The recording holds no samples: there is nothing to separate.")
+    waveform = torch.cat(blocks, dim=1)
+    length = waveform.shape[1]
+    reporter.total = length / rate
+    reporter.report("read", reporter.total)
+
+    signals = stage_signals(engine, waveform, rate)
+    deviations = [torch.nan_to_num(signal.std(dim=-1)) for signal in signals]
+    sounding = [c for c in range(recording.channels) if any(float(d[c]) > SILENCE for d in deviations)]
+    shortest = shortest_frames(engine.config) * engine.config.W
+    equations, estimates = NormalEquations(len(sounding)), []
+    for index, channel in enumerate(sounding):
+        mixes = []
+        for stage, (signal, deviation) in enumerate(zip(signals, deviations, strict=True)):
+            mix = signal[channel] / usable_deviation(deviation[channel])
+            mixes.append(fit_length(mix, max(mix.shape[-1], shortest * 2**stage))[None, None])
+        separated = _infer(engine, mixes, reporter, (index, len(sounding)))
+        fixed = resample(separated, output_rate, rate, length=math.ceil(separated.shape[-1] * rate / output_rate))
+        estimates.append(fit_length(fixed[:, :length], length))
+    budget = Budget(None)
+    mixture, stems = Spool(recording.channels, budget), Spool(len(INSTRUMENTS) * len(sounding), budget)
+    mixture.append(waveform)
+    if sounding:
+        stacked = torch.stack(estimates)
+        equations.add(stacked, waveform[sounding])
+        stems.append(stacked.flatten(0, 1))
+    return Unscaled.solve(stems, mixture, sounding, equations)
+
+
+def stage_signals(engine: Engine, waveform: Tensor, rate: int) -> list[Tensor]:
+    """(channels, (n_0 + 1) 2^s) at the rate of every stage s, where n_0 is the length at the first stage's rate."""
+    signals = [resample(waveform, rate, stage.sampling_rate) for stage in engine.config.stages]
+    base = signals[0].shape[-1] + 1
+    return [fit_length(signal, base * 2**index) for index, signal in enumerate(signals)]
+
+
+def _infer(engine: Engine, mixes: list[Tensor], reporter: Reporter, position: tuple[int, int]) -> Tensor:
+    """``MultiTasNet.inference(mixes, n_chunks=8)[-1]``, (4, samples), with only the last stage decoded."""
+    config, last = engine.config, engine.config.stages_num - 1
+    channel, channels = position
+    parts = []
+    for number, chunk in enumerate(plan_chunks(mixes[0].shape[-1], CHUNKS, CONTEXT_SECONDS * config.sampling_rate, config.W)):
+        chunk_mixes = [mix[..., chunk.start * 2**s : chunk.end * 2**s] for s, mix in enumerate(mixes)]
+        first, stop = (edge * 2**last for edge in chunk.kept)
+        parts.append(engine.separate(chunk_mixes, {last})[last][0, :, 0, first:stop])
+        done = (channel + (number + 1) / CHUNKS) / channels
+        reporter.report("separate", done * (reporter.total or 0.0))
+    return torch.cat(parts, dim=-1)

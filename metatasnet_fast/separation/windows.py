@@ -1,0 +1,94 @@
+"""Where the windows of a recording lie, and which part of each is kept. Pure arithmetic, in latent frames.
+
+All windows of a recording have one length, so that they fit one batch. Their starts are spread evenly: what the last window
+would otherwise repeat becomes context for all. Neighbours overlap by ``2 context + fade`` or more; the frames in the
+middle of the overlap are faded from one to the other, and the ``context`` on both sides of them is discarded.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ..config import MetaTasNetConfig
+from ..errors import ConfigError
+
+__all__ = ["Window", "WindowShape", "default_shape", "plan_windows", "receptive_frames", "shortest_frames"]
+
+WINDOW_SECONDS = 16.0
+CONTEXT_SECONDS = 0.8
+FADE_SECONDS = 0.02
+
+
+@dataclass(frozen=True)
+class WindowShape:
+    """Lengths in latent frames: of a window, of the context discarded on each inner side, and of the fade at a seam."""
+
+    window: int
+    context: int
+    fade: int
+
+    def __post_init__(self) -> None:
+        if self.window < self.overlap + 2 * self.fade + 1 or self.context < 0 or self.fade < 0:
+            raise ConfigError(f"A window of {self.window} frames cannot hold {self.context} + {self.context} frames of context.")
+
+    @property
+    def overlap(self) -> int:
+        """Least number of frames that neighbours share."""
+        return 2 * self.context + self.fade
+
+
+@dataclass(frozen=True)
+class Window:
+    """The frames from ``start`` on are processed; ``begin`` to ``stop`` are kept. Counted from the recording's start.
+
+    The first ``fade`` kept frames are faded in from the window before, if there is one.
+    """
+
+    start: int
+    begin: int
+    stop: int
+
+
+def plan_windows(total: int, shape: WindowShape) -> list[Window]:
+    """Cover ``total`` frames, each exactly once, with windows of ``min(total, shape.window)`` frames."""
+    if total <= shape.window:
+        return [Window(0, 0, total)]
+    count = -(-(total - shape.overlap) // (shape.window - shape.overlap))
+    last = total - shape.window
+    starts = [(i * last) // (count - 1) for i in range(count)]
+    seams = [
+        right + (left + shape.window - right - shape.fade) // 2 for left, right in zip(starts, starts[1:], strict=False)
+    ]
+    return [Window(*edges) for edges in zip(starts, [0, *seams], [*seams, total], strict=True)]
+
+
+def receptive_frames(config: MetaTasNetConfig) -> int:
+    """Latent frames on each side that an output sample depends on, but for the group norms, which see the whole window.
+
+    The masking networks of the stages follow one another, so theirs add up; to them come half an STFT frame with the hop over
+    which it is interpolated, and the longest filters of one encoder and one decoder.
+    """
+    networks = sum(sum(stage.dilations) for stage in config.stages)
+    spectrogram = max(math.ceil((stage.n_fft / 2 + stage.hop) / stage.W) for stage in config.stages)
+    filters = max(math.ceil(stage.kernel_sizes[-1] / stage.W) for stage in config.stages)
+    return networks + spectrogram + 2 * filters
+
+
+def shortest_frames(config: MetaTasNetConfig) -> int:
+    """Fewest latent frames that every stage can process."""
+    return max(-(-stage.shortest // stage.W) for stage in config.stages)
+
+
+def default_shape(config: MetaTasNetConfig) -> WindowShape:
+    """The shape that ``fast`` mode uses.
+
+    The window is a whole number of STFT hops: the network stretches the spectrogram's frames over the latent frames, and
+    only then do both end together.
+    """
+    base = config.stage(0)
+    unit = math.lcm(base.W, base.hop) // base.W
+    rate = base.sampling_rate / base.W
+    window = max(1, round(WINDOW_SECONDS * rate / unit)) * unit
+    context = min(math.ceil(CONTEXT_SECONDS * rate), receptive_frames(config))
+    return WindowShape(max(window, unit * math.ceil(4 * context / unit)), context, math.ceil(FADE_SECONDS * rate))
