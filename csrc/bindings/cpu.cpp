@@ -112,7 +112,7 @@ void encode(const Stage& stage, py::handle signal_, py::handle mel_, py::handle 
                mel.shape[1], latent.data, threads);
 }
 
-void mask(const Stage& stage, py::handle latent_, py::handle partial_, py::handle masked_, int threads) {
+py::dict mask(const Stage& stage, py::handle latent_, py::handle partial_, py::handle masked_, int threads) {
   const StageSizes& s = stage.sizes();
   const Tensor latent(latent_, "latent"), masked(masked_, "masked");
   latent.require_shape({-1, -1, s.N});
@@ -134,8 +134,21 @@ void mask(const Stage& stage, py::handle latent_, py::handle partial_, py::handl
   masked.require_contiguous();
   checked_threads(threads);
   const Source source = latent.frames();
-  const py::gil_scoped_release release;
-  stage.mask(n, frames, source, latent.strides[0], partial, partial_item, partial_instrument, masked.data, threads);
+  MaskSeconds seconds;
+  {
+    const py::gil_scoped_release release;
+    seconds = stage.mask(n, frames, source, latent.strides[0], partial, partial_item, partial_instrument, masked.data, threads);
+  }
+  py::dict by_pass;
+  by_pass["source_moments"] = seconds.source_moments;
+  by_pass["input_conv"] = seconds.input_conv;
+  by_pass["block_input"] = seconds.block_input;
+  by_pass["depthwise"] = seconds.depthwise;
+  by_pass["skip_output"] = seconds.skip_output;
+  by_pass["mask_output"] = seconds.mask_output;
+  by_pass["mask_product"] = seconds.mask_product;
+  by_pass["fold"] = seconds.fold;
+  return by_pass;
 }
 
 void decode(const Stage& stage, py::handle latent_, py::handle signal_, int threads) {
@@ -163,7 +176,8 @@ void bind_cpu(py::module_& module) {
       .def("encode", &encode, py::arg("signal"), py::arg("mel"), py::arg("latent"), py::arg("threads"),
            "signal (n, samples) float32, mel (n, STFT frames, latent_ld) float32; writes latent (n, frames, latent_ld).")
       .def("mask", &mask, py::arg("latent"), py::arg("partial"), py::arg("masked"), py::arg("threads"),
-           "latent (n, frames, N), partial (n, 4, frames, N / 2) or None; writes masked (n, 4, frames, latent_ld).")
+           "latent (n, frames, N), partial (n, 4, frames, N / 2) or None; writes masked (n, 4, frames, latent_ld). "
+           "Returns the seconds of each pass, summed over the threads.")
       .def("decode", &decode, py::arg("latent"), py::arg("signal"), py::arg("threads"),
            "latent (n, frames, N); writes signal (n, frames * W) float32.");
 }

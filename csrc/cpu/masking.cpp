@@ -5,6 +5,7 @@
 // split a unit's frames, with a barrier at each group norm. Tiles, and the order in which their moments are merged, are
 // the same for every number of threads, and so are the results, bit for bit.
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <memory>
 #include <vector>
@@ -44,6 +45,20 @@ void group_norm(const double* mean, const double* m2, std::int64_t frames, int c
   }
 }
 
+// Adds the time until its end to a total.
+class Lap {
+ public:
+  explicit Lap(double& total) : total_(total), start_(Clock::now()) {}
+  ~Lap() { total_ += std::chrono::duration<double>(Clock::now() - start_).count(); }
+  Lap(const Lap&) = delete;
+  Lap& operator=(const Lap&) = delete;
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  double& total_;
+  const Clock::time_point start_;
+};
+
 // Threads to a unit: the split that leaves the fewest idle, and of those the smallest (fewest barriers).
 int team_size(std::int64_t units, int threads) {
   int best = 1;
@@ -60,6 +75,18 @@ int team_size(std::int64_t units, int threads) {
 }
 
 }  // namespace
+
+MaskSeconds& MaskSeconds::operator+=(const MaskSeconds& other) {
+  source_moments += other.source_moments;
+  input_conv += other.input_conv;
+  block_input += other.block_input;
+  depthwise += other.depthwise;
+  skip_output += other.skip_output;
+  mask_output += other.mask_output;
+  mask_product += other.mask_product;
+  fold += other.fold;
+  return *this;
+}
 
 // One call of Stage::mask.
 class MaskingRun {
@@ -98,7 +125,9 @@ class MaskingRun {
   }
 
   void run(int thread) {
+    Member& member = *members_[thread];
     for (std::int64_t ticket; (ticket = latent_tickets_.draw()) >= 0;) {
+      const Lap lap(member.seconds.source_moments);
       source_moments(at(latent_, ticket / tiles_ * latent_item_), static_cast<int>(ticket % tiles_),
                      latent_moments_.as<float>() + ticket / tiles_ * tiles_ * 2 * ld_n_, ld_n_);
     }
@@ -112,12 +141,21 @@ class MaskingRun {
         team.barrier.wait();
         const std::int64_t unit = team.unit;
         if (unit < 0) break;
-        separate(unit, team, *members_[thread], place);
+        separate(unit, team, member, place);
         team.barrier.wait();
       }
     }
     everyone_->wait();
-    for (std::int64_t ticket; (ticket = product_tickets_.draw()) >= 0;) product(ticket / tiles_, static_cast<int>(ticket % tiles_));
+    const Lap lap(member.seconds.mask_product);
+    for (std::int64_t ticket; (ticket = product_tickets_.draw()) >= 0;) {
+      product(ticket / tiles_, static_cast<int>(ticket % tiles_));
+    }
+  }
+
+  MaskSeconds seconds() const {
+    MaskSeconds total;
+    for (const auto& member : members_) total += member->seconds;
+    return total;
   }
 
  private:
@@ -163,6 +201,7 @@ class MaskingRun {
     Affine norm;
     std::vector<float> x_shift, taps, shift;
     Buffer wide, narrow;
+    MaskSeconds seconds;
   };
 
   void source_moments(const Source& source, int tile, float* partials, int ld) const {
@@ -179,15 +218,19 @@ class MaskingRun {
     return {mean, mean + ld};
   }
 
-  void merge(const float* partials, int channels, int ld, double* mean, double* m2) const {
-    passes_.merge({partials, tiles_, frames_, channels, ld, mean, m2});
+  void merge(const float* partials, int channels, int ld, Member& member, int first = 0) const {
+    const Lap lap(member.seconds.fold);
+    passes_.merge({partials, tiles_, frames_, channels, ld, member.mean.data() + first, member.m2.data() + first});
   }
 
-  // The tiles of a unit that a member works on.
+  // One pass: the tiles of a unit that a member works on.
   template <class Body>
-  void each_tile(int place, Body body) const {
+  void each_tile(int place, double& seconds, Body body) const {
+    const Lap lap(seconds);
     const int last = tiles_ * (place + 1) / team_size_;
-    for (int tile = tiles_ * place / team_size_; tile < last; ++tile) body(tile, static_cast<std::ptrdiff_t>(tile) * kTile, rows_of(frames_, tile));
+    for (int tile = tiles_ * place / team_size_; tile < last; ++tile) {
+      body(tile, static_cast<std::ptrdiff_t>(tile) * kTile, rows_of(frames_, tile));
+    }
   }
 
   // The group norm of `member`, folded into the team's copy of a convolution: each member folds some of the panels.
@@ -203,7 +246,10 @@ class MaskingRun {
     args.bias = bias;
     args.packed = team.packed.as<float>();
     args.folded_bias = team.bias.as<float>();
-    passes_.fold(args);
+    {
+      const Lap lap(member.seconds.fold);
+      passes_.fold(args);
+    }
     team.barrier.wait();
     return {team.packed.as<float>(), nullptr, (weights.inputs + passes_.values - 1) / passes_.values, weights.panels};
   }
@@ -223,17 +269,17 @@ class MaskingRun {
     const int i = static_cast<int>(unit % kInstruments);
     const Source latent = at(latent_, item * latent_item_);
     const Source partial = at(partial_, s_.partial ? item * partial_item_ + i * partial_instrument_ : 0);
-    merge(latent_moments_.as<float>() + item * tiles_ * 2 * ld_n_, s_.N, ld_n_, m.mean.data(), m.m2.data());
+    merge(latent_moments_.as<float>() + item * tiles_ * 2 * ld_n_, s_.N, ld_n_, m);
     if (s_.partial) {
       const int ld = padded(s_.partial);
       float* partials = team.partials[0].as<float>();
-      each_tile(place, [&](int tile, std::ptrdiff_t, int) { source_moments(partial, tile, partials, ld); });
+      each_tile(place, m.seconds.source_moments, [&](int tile, std::ptrdiff_t, int) { source_moments(partial, tile, partials, ld); });
       team.barrier.wait();
-      merge(partials, s_.partial, ld, m.mean.data() + s_.N, m.m2.data() + s_.N);
+      merge(partials, s_.partial, ld, m, s_.N);
     }
     group_norm(m.mean.data(), m.m2.data(), frames_, s_.N + s_.partial, stage_.norm_1_[i], m.norm);
     const PackedMatrix weights = fold(stage_.in_conv_[i], nullptr, team, m, place);
-    each_tile(place, [&](int tile, std::ptrdiff_t first, int rows) {
+    each_tile(place, m.seconds.input_conv, [&](int tile, std::ptrdiff_t first, int rows) {
       InputConvArgs args{};
       args.rows = rows;
       args.sources[0] = at(latent, first * latent.stride);
@@ -257,7 +303,7 @@ class MaskingRun {
     const BlockWeights* before = index ? &stage_.blocks_[index - 1] : nullptr;
     PackedMatrix mix;
     // partials[1] holds the moments of what the norm in front of this block's input sees.
-    merge(team.partials[1].as<float>(), before ? s_.H : s_.B, before ? ld_h_ : ld_b_, m.mean.data(), m.m2.data());
+    merge(team.partials[1].as<float>(), before ? s_.H : s_.B, before ? ld_h_ : ld_b_, m);
     if (before) {
       group_norm(m.mean.data(), m.m2.data(), frames_, s_.H, before->norm_2[i], m.norm);
       mix = fold(before->mix[i], before->mix_bias[i].data(), team, m, place);
@@ -265,7 +311,7 @@ class MaskingRun {
       group_norm(m.mean.data(), m.m2.data(), frames_, s_.B, stage_.norm_2_[i], m.norm);
     }
     for (int c = 0; !before && c < s_.B; ++c) m.x_shift[c] = m.norm.shift[c] - m.norm.mean[c] * m.norm.scale[c];
-    each_tile(place, [&](int tile, std::ptrdiff_t first, int rows) {
+    each_tile(place, m.seconds.block_input, [&](int tile, std::ptrdiff_t first, int rows) {
       BlockInputArgs args{};
       args.rows = rows;
       args.hidden = before ? team.b.as<char>() + first * ld_h_ * passes_.storage_size : nullptr;
@@ -290,7 +336,7 @@ class MaskingRun {
     });
     team.barrier.wait();
 
-    merge(team.partials[0].as<float>(), s_.H, ld_h_, m.mean.data(), m.m2.data());
+    merge(team.partials[0].as<float>(), s_.H, ld_h_, m);
     group_norm(m.mean.data(), m.m2.data(), frames_, s_.H, block.norm_1[i], m.norm);
     for (int k = 0; k < 3; ++k) {
       for (int c = 0; c < s_.H; ++c) {
@@ -299,7 +345,7 @@ class MaskingRun {
         m.shift[static_cast<std::size_t>(k) * ld_h_ + c] = tap * (m.norm.shift[c] - m.norm.mean[c] * m.norm.scale[c]);
       }
     }
-    each_tile(place, [&](int tile, std::ptrdiff_t first, int rows) {
+    each_tile(place, m.seconds.depthwise, [&](int tile, std::ptrdiff_t first, int rows) {
       DepthwiseArgs args{};
       args.frames = frames_;
       args.first = first;
@@ -322,10 +368,10 @@ class MaskingRun {
   void output(std::int64_t unit, Team& team, Member& m, int place) {
     const int i = static_cast<int>(unit % kInstruments);
     const BlockWeights& last = stage_.blocks_.back();
-    merge(team.partials[1].as<float>(), s_.H, ld_h_, m.mean.data(), m.m2.data());
+    merge(team.partials[1].as<float>(), s_.H, ld_h_, m);
     group_norm(m.mean.data(), m.m2.data(), frames_, s_.H, last.norm_2[i], m.norm);
     const PackedMatrix skip = fold(last.mix[i], last.mix_bias[i].data(), team, m, place);
-    each_tile(place, [&](int tile, std::ptrdiff_t first, int rows) {
+    each_tile(place, m.seconds.skip_output, [&](int tile, std::ptrdiff_t first, int rows) {
       SkipOutputArgs args{};
       args.rows = rows;
       args.hidden = team.b.as<char>() + first * ld_h_ * passes_.storage_size;
@@ -344,11 +390,11 @@ class MaskingRun {
     });
     team.barrier.wait();
 
-    merge(team.partials[0].as<float>(), s_.B, ld_b_, m.mean.data(), m.m2.data());
+    merge(team.partials[0].as<float>(), s_.B, ld_b_, m);
     group_norm(m.mean.data(), m.m2.data(), frames_, s_.B, stage_.norm_3_[i], m.norm);
     const PackedMatrix weights = fold(stage_.mask_output_[i], nullptr, team, m, place);
     char* out = masked_ + unit * frames_ * ld_n_ * passes_.storage_size;
-    each_tile(place, [&](int tile, std::ptrdiff_t first, int rows) {
+    each_tile(place, m.seconds.mask_output, [&](int tile, std::ptrdiff_t first, int rows) {
       MaskOutputArgs args{};
       args.rows = rows;
       args.in = team.a.as<char>() + first * ld_b_ * passes_.storage_size;
@@ -364,7 +410,7 @@ class MaskingRun {
     });
     team.barrier.wait();
     if (place) return;
-    merge(team.partials[1].as<float>(), s_.N, ld_n_, m.mean.data(), m.m2.data());
+    merge(team.partials[1].as<float>(), s_.N, ld_n_, m);
     group_norm(m.mean.data(), m.m2.data(), frames_, s_.N, stage_.norm_4_[i], mask_norms_[unit]);
   }
 
@@ -405,13 +451,14 @@ class MaskingRun {
   std::vector<std::unique_ptr<Member>> members_;
 };
 
-void Stage::mask(std::int64_t n, std::int64_t frames, const Source& latent, std::int64_t latent_item,
-                 const Source& partial, std::int64_t partial_item, std::int64_t partial_instrument, void* masked,
-                 int threads) const {
-  if (n == 0 || frames == 0) return;
+MaskSeconds Stage::mask(std::int64_t n, std::int64_t frames, const Source& latent, std::int64_t latent_item,
+                        const Source& partial, std::int64_t partial_item, std::int64_t partial_instrument,
+                        void* masked, int threads) const {
+  if (n == 0 || frames == 0) return {};
   MaskingRun run(*this, n, frames, latent, latent_item, partial, partial_item, partial_instrument, masked);
   run_team(
       threads, [&](int team) { run.prepare(team); }, [&](int thread) { run.run(thread); });
+  return run.seconds();
 }
 
 }  // namespace metatasnet

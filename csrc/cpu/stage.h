@@ -66,6 +66,15 @@ struct BlockWeights {
   int residual_panels = 0;
 };
 
+// Seconds that the passes of one Stage::mask took, summed over the threads.
+struct MaskSeconds {
+  double source_moments = 0, input_conv = 0, block_input = 0, depthwise = 0, skip_output = 0, mask_output = 0;
+  double mask_product = 0;
+  double fold = 0;  // merging of moments, group norms and folding them into weights
+
+  MaskSeconds& operator+=(const MaskSeconds& other);
+};
+
 class Stage {
  public:
   // Throws std::invalid_argument for missing arrays or wrong shapes.
@@ -82,8 +91,8 @@ class Stage {
 
   // latent (n items `latent_item` elements apart) and partial (n, 4 instruments) to the masked latent
   // (n, 4, frames, latent_ld).
-  void mask(std::int64_t n, std::int64_t frames, const Source& latent, std::int64_t latent_item, const Source& partial,
-            std::int64_t partial_item, std::int64_t partial_instrument, void* masked, int threads) const;
+  MaskSeconds mask(std::int64_t n, std::int64_t frames, const Source& latent, std::int64_t latent_item,
+                   const Source& partial, std::int64_t partial_item, std::int64_t partial_instrument, void* masked, int threads) const;
 
   // latent (n items `latent_item` elements apart) to the signal (n, frames * W), float32.
   void decode(std::int64_t n, std::int64_t frames, const Source& latent, std::int64_t latent_item, float* signal,
