@@ -146,14 +146,22 @@ class MetaTasNetConfig:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if self.kernel != 3:
-            raise ConfigError(f"kernel must be 3 (the padding of the dilated convolution fits no other), got {self.kernel}.")
+            raise ConfigError(
+                f"kernel must be 3 (the padding of the dilated convolution fits no other), got {self.kernel}."
+            )
         for name in ("N", "B", "H"):
             if getattr(self, name) % GROUPS:
-                raise ConfigError(f"{name} must be a multiple of {GROUPS} (the group norms), got {getattr(self, name)}.")
+                raise ConfigError(
+                    f"{name} must be a multiple of {GROUPS} (the group norms), got {getattr(self, name)}."
+                )
         if self.N < 2**self.filters:
-            raise ConfigError(f"N={self.N} is too small for {self.filters} decoder filters; it must be {2**self.filters}.")
+            raise ConfigError(
+                f"N={self.N} is too small for {self.filters} decoder filters; it must be {2**self.filters}."
+            )
         if any((self.L * 2**i - self.W) % 2 or self.L * 2**i < self.W for i in range(self.filters)):
-            raise ConfigError(f"Every kernel L * 2^l must exceed W by an even number (0 included), got L={self.L}, W={self.W}.")
+            raise ConfigError(
+                f"Every kernel L * 2^l must exceed W by an even number (0 included), got L={self.L}, W={self.W}."
+            )
         if self.sampling_rate < 8000:
             raise ConfigError(f"sampling_rate must be at least 8000 Hz, got {self.sampling_rate}.")
         if not 0.0 <= self.dropout < 1.0:
@@ -171,7 +179,9 @@ class MetaTasNetConfig:
         names = [field.name for field in dataclasses.fields(cls)]
         missing = [name for name in names if not hasattr(args, name)]
         if missing:
-            raise ConfigError(f"The arguments lack {', '.join(missing)}: pass a MetaTasNetConfig or the authors' Namespace.")
+            raise ConfigError(
+                f"The arguments lack {', '.join(missing)}: pass a MetaTasNetConfig or the authors' Namespace."
+            )
         return cls(**{name: getattr(args, name) for name in names})
 
     def to_namespace(self, **extra: Any) -> argparse.Namespace:

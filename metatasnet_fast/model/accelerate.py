@@ -51,9 +51,7 @@ class _Accelerated(NetworkMethods):
         return _rebuild, (type(self).__mro__[2], state, choice)
 
 
-def accelerate(
-    network: nn.Module, backend: str = "auto", dtype: str | torch.dtype | None = None
-) -> AccelerationReport:
+def accelerate(network: nn.Module, backend: str = "auto", dtype: str | torch.dtype | None = None) -> AccelerationReport:
     """Replace the forward, inference and statistics of a network of the authors' program (or of this library).
 
     The parameters are shared, not copied: an optimiser made before goes on training them. :func:`restore` undoes it.

@@ -95,7 +95,9 @@ def write_original(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None
         torch.save(content, temporary)
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        raise CheckpointError(f"{path} cannot be written ({error}): choose a folder that exists and is writable.") from error
+        raise CheckpointError(
+            f"{path} cannot be written ({error}): choose a folder that exists and is writable."
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -103,7 +103,9 @@ class Engine:
 def check_mixes(config: MetaTasNetConfig, mixes: Sequence[Tensor], device: torch.device) -> None:
     """Raise :class:`ShapeError` unless there is one (b, 1, T 2^s) floating-point mixture for each stage on ``device``."""
     if len(mixes) != config.stages_num:
-        raise ShapeError(f"The network has {config.stages_num} stages and needs one mixture for each, got {len(mixes)}.")
+        raise ShapeError(
+            f"The network has {config.stages_num} stages and needs one mixture for each, got {len(mixes)}."
+        )
     first = mixes[0].shape
     for index, mix in enumerate(mixes):
         if mix.dim() != 3 or mix.shape[1] != 1 or mix.shape[0] != first[0]:

@@ -144,9 +144,7 @@ def _download(name: str, revision: str | None, offline: bool) -> Path:
         ) from error
     try:
         return Path(
-            snapshot_download(
-                name, revision=revision, allow_patterns=[SETTINGS, WEIGHTS], local_files_only=offline
-            )
+            snapshot_download(name, revision=revision, allow_patterns=[SETTINGS, WEIGHTS], local_files_only=offline)
         )
     except Exception as error:  # the hub client raises many types, of several libraries
         where = "in the local cache" if offline else "on the hub"

@@ -61,7 +61,10 @@ def read_folder(folder: str | os.PathLike[str], sha256: str | None = None) -> Ch
     if (folder / OPTIMIZER).is_file():
         optimizer = _join_optimizer(_load(folder / OPTIMIZER), settings["optimizer"])
     return Checkpoint(
-        state_dict={name: value.float() if value.dtype == torch.float16 else value for name, value in _load(folder / WEIGHTS).items()},
+        state_dict={
+            name: value.float() if value.dtype == torch.float16 else value
+            for name, value in _load(folder / WEIGHTS).items()
+        },
         args=config.to_namespace(**training.get("args", {})),
         optimizer=optimizer,
         epoch=training.get("epoch"),

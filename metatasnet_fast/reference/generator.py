@@ -25,7 +25,7 @@ from .weights import (
     StageWeights,
 )
 
-__all__ = ["generate"]
+__all__ = ["block_weights", "decoder_weights", "encoder_weights", "generate", "masking_weights"]
 
 Parameters = Mapping[str, Tensor]
 
@@ -41,10 +41,15 @@ def generate(config: StageConfig, parameters: Parameters) -> StageWeights:
         the weights, differentiable with respect to the parameters. The last block's ``res_out`` is left out: its output is
         never used, so its parameters get no gradient, as in the original.
     """
-    return StageWeights(config, _encoder(config, parameters), _masking(config, parameters), _decoder(config, parameters))
+    return StageWeights(
+        config,
+        encoder_weights(config, parameters),
+        masking_weights(config, parameters),
+        decoder_weights(config, parameters),
+    )
 
 
-def _encoder(config: StageConfig, p: Parameters) -> EncoderWeights:
+def encoder_weights(config: StageConfig, p: Parameters) -> EncoderWeights:
     spectrogram = SpectrogramWeights(
         window=p["encoder.spectrogram.window"],
         mean=p["encoder.spectrogram.mean"],
@@ -58,12 +63,12 @@ def _encoder(config: StageConfig, p: Parameters) -> EncoderWeights:
     return EncoderWeights(spectrogram, filters, p["encoder.bottleneck.0.weight"], p["encoder.bottleneck.2.weight"])
 
 
-def _decoder(config: StageConfig, p: Parameters) -> DecoderWeights:
+def decoder_weights(config: StageConfig, p: Parameters) -> DecoderWeights:
     filters = tuple(p[f"decoder.filters.{i}.weight"] for i in range(len(config.kernel_sizes)))
     return DecoderWeights(p["decoder.bottleneck.0.weight"], filters)
 
 
-def _masking(config: StageConfig, p: Parameters) -> MaskingWeights:
+def masking_weights(config: StageConfig, p: Parameters) -> MaskingWeights:
     blocks = len(config.dilations)
     return MaskingWeights(
         prelu_1=p["mask.prelu_1.weight"],
@@ -71,7 +76,7 @@ def _masking(config: StageConfig, p: Parameters) -> MaskingWeights:
         in_conv=_convolution(config, p, "mask.in_conv", config.B),
         prelu_2=p["mask.prelu_2.weight"],
         norm_2=_norm(config, p, "mask.norm_2"),
-        blocks=tuple(_block(config, p, f"mask.tcn.{i}", last=i == blocks - 1) for i in range(blocks)),
+        blocks=tuple(block_weights(config, p, f"mask.tcn.{i}", last=i == blocks - 1) for i in range(blocks)),
         prelu_3=p["mask.prelu_3.weight"],
         norm_3=_norm(config, p, "mask.norm_3"),
         mask_output=_convolution(config, p, "mask.mask_output", config.N),
@@ -80,7 +85,7 @@ def _masking(config: StageConfig, p: Parameters) -> MaskingWeights:
     )
 
 
-def _block(config: StageConfig, p: Parameters, name: str, last: bool) -> BlockWeights:
+def block_weights(config: StageConfig, p: Parameters, name: str, last: bool) -> BlockWeights:
     bias = config.residual_bias
     return BlockWeights(
         conv1d=_convolution(config, p, f"{name}.conv1d", config.H),
