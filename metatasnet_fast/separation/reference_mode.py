@@ -17,6 +17,8 @@ from ..errors import EmptyAudioError
 from ..model.chunks import plan_chunks
 from ..model.engine import Engine
 from ..model.methods import CONTEXT_SECONDS
+from ..precision import Precision
+from .authors_resampling import resample_as_authors
 from .gains import NormalEquations
 from .normalise import SILENCE, usable_deviation
 from .progress import Reporter
@@ -47,7 +49,8 @@ def separate_as_evaluated(engine: Engine, recording: Recording, device: torch.de
     reporter.report("read", reporter.total)
 
     signals = stage_signals(engine, waveform, rate)
-    deviations = [torch.nan_to_num(signal.std(dim=-1)) for signal in signals]
+    # A single sample has no standard deviation.
+    deviations = [signal.std(dim=-1).nan_to_num() for signal in signals]
     sounding = [c for c in range(recording.channels) if any(float(d[c]) > SILENCE for d in deviations)]
     shortest = shortest_frames(engine.config) * engine.config.W
     equations, estimates = NormalEquations(len(sounding)), []
@@ -65,13 +68,17 @@ def separate_as_evaluated(engine: Engine, recording: Recording, device: torch.de
     if sounding:
         stacked = torch.stack(estimates)
         equations.add(stacked, waveform[sounding])
-        stems.append(stacked.flatten(0, 1))
+        stems.append(stacked.flatten(0, 1).float())
     return Unscaled.solve(stems, mixture, sounding, equations)
 
 
 def stage_signals(engine: Engine, waveform: Tensor, rate: int) -> list[Tensor]:
-    """(channels, (n_0 + 1) 2^s) at the rate of every stage s, where n_0 is the length at the first stage's rate."""
-    signals = [resample(waveform, rate, stage.sampling_rate) for stage in engine.config.stages]
+    """(channels, (n_0 + 1) 2^s) at the rate of every stage s, where n_0 is the length at the first stage's rate.
+
+    In float64 if that is the engine's precision, else in float32.
+    """
+    dtype = torch.float64 if engine.precision is Precision.float64 else torch.float32
+    signals = [resample_as_authors(waveform, rate, stage.sampling_rate).to(dtype) for stage in engine.config.stages]
     base = signals[0].shape[-1] + 1
     return [fit_length(signal, base * 2**index) for index, signal in enumerate(signals)]
 
