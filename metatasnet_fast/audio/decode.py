@@ -7,6 +7,7 @@ Ogg streams stay with libsndfile, because FFmpeg 8 loses or adds up to 256 sampl
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from fractions import Fraction
@@ -27,6 +28,7 @@ __all__ = [
     "NoAudioStream",
     "SoundFileDecoder",
     "import_soundfile",
+    "system_name",
 ]
 
 Samples = npt.NDArray[np.float32]
@@ -94,6 +96,11 @@ def import_av() -> Any:
     return av
 
 
+def system_name(path: Path) -> str | bytes:
+    """A file name for soundfile, which refuses names that are not UTF-8 unless it gets them as bytes."""
+    return str(path) if os.name == "nt" else os.fsencode(path)
+
+
 class SoundFileDecoder:
     tolerance = 0.0
 
@@ -101,9 +108,9 @@ class SoundFileDecoder:
         sf = import_soundfile()
         self._error = sf.LibsndfileError
         try:
-            self._file = sf.SoundFile(path)
+            self._file = sf.SoundFile(system_name(path))
         except (sf.LibsndfileError, TypeError) as error:  # TypeError: ".raw", which has no header to read
-            raise DecodeError(str(error).replace(f"Error opening {str(path)!r}: ", "")) from error
+            raise DecodeError(getattr(error, "error_string", str(error))) from error
         self.codec = f"{self._file.format} {self._file.subtype}"
         ends = ogg_ends(path) if self._file.format == "OGG" else None
         # A FLAC stream of unknown length has 2**63 - 1 frames here, and its end looks like an error.

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from metatasnet_fast.audio.decode import VORBIS_TO_WAV, import_soundfile
+from metatasnet_fast.audio.decode import VORBIS_TO_WAV, import_soundfile, system_name
 from metatasnet_fast.errors import AudioWriteError, ShapeError
 
 __all__ = ["AudioWriter", "WrittenAudio", "write_audio"]
@@ -99,7 +99,7 @@ class AudioWriter:
             raise self._refused(error) from error
         try:
             self._file = self._sf.SoundFile(
-                self._part,
+                system_name(self._part),
                 "w",
                 self.sample_rate,
                 self.channels,
