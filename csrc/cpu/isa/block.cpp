@@ -23,6 +23,14 @@ struct AddToStreams {
 
   METATASNET_INLINE void begin(int panel) { bias.begin(panel); }
 
+  METATASNET_INLINE void prefetch(int panel, int first) {
+    if (panel < residual_panels) {
+      prefetch_tile(x + first * ld + panel * kPanel, ld);
+    } else {
+      prefetch_tile(skip + first * ld + (panel - residual_panels) * kPanel, ld);
+    }
+  }
+
   template <bool kFull>
   METATASNET_INLINE void tile(int panel, int first, int, Accumulators& acc) {
     if (panel < residual_panels) {

@@ -9,6 +9,7 @@ namespace {
 
 struct Plain {
   METATASNET_INLINE void begin(int) {}
+  METATASNET_INLINE void prefetch(int, int) {}
   METATASNET_INLINE void end(int) {}
 };
 

@@ -11,6 +11,8 @@
 namespace metatasnet::METATASNET_ISA {
 namespace {
 
+constexpr int kAhead = 16;  // frames to prefetch ahead: each row of a panel is a line or two, too sparse for the hardware
+
 // The weights of one panel of channels.
 struct Column {
   Vec tap[3][kVectors], shift[3][kVectors];
@@ -38,6 +40,10 @@ struct Tile {
     const T* in = static_cast<const T*>(args.in) + from * ld + column;
     T* out = static_cast<T*>(args.out) + from * ld + column;
     for (std::int64_t t = from; t < to; ++t, in += ld, out += ld) {
+      for (std::size_t line = 0; line < kPanel * sizeof(T); line += 64) {
+        __builtin_prefetch(reinterpret_cast<const char*>(in + reach + kAhead * ld) + line, 0);
+        __builtin_prefetch(reinterpret_cast<const char*>(out + kAhead * ld) + line, 1);
+      }
 #pragma GCC unroll 2
       for (int v = 0; v < kVectors; ++v) {
         const T* at = in + v * kLanes;

@@ -33,6 +33,10 @@ struct Activate {
     columns.begin();
   }
 
+  METATASNET_INLINE void prefetch(int panel, int first) {
+    prefetch_tile(out + first * ld + panel * kPanel, ld);
+  }
+
   template <bool kFull>
   METATASNET_INLINE void tile(int panel, int first, int valid, Accumulators& acc) {
 #pragma GCC unroll 2

@@ -47,6 +47,14 @@ struct Arithmetic<bfloat16> {
 
 constexpr int kBlock = 192;
 
+// Ask for a register tile's place in memory while its product is being computed.
+template <class T>
+METATASNET_INLINE void prefetch_tile(const T* at, std::ptrdiff_t ld) {
+#pragma GCC unroll 12
+  for (int i = 0; i < kRows; ++i)
+    for (std::size_t line = 0; line < kPanel * sizeof(T); line += 64) __builtin_prefetch(reinterpret_cast<const char*>(at + i * ld) + line, 1);
+}
+
 typedef Vec Accumulators[kRows][kVectors];
 
 // acc += A W over `units` of k. Four pointers and one stride address twelve rows, so that none of them is spilled.
@@ -99,6 +107,7 @@ METATASNET_INLINE void gemm(const Operand* a, std::ptrdiff_t lda, int rows, cons
           acc[i][0] = u ? load(park + i * kPanel) : Vec{};
           acc[i][1] = u ? load(park + i * kPanel + kLanes) : Vec{};
         }
+        if (conclude) epilogue.prefetch(p, r);
         multiply<Operand>(acc, rows_at + r * stride + 4 * u, stride, weights + static_cast<std::ptrdiff_t>(u) * kPanel, units);
         if (!conclude) {
 #pragma GCC unroll 12
