@@ -13,6 +13,10 @@ INSTALLED := $(VENV)/installed-$(call checksum,pyproject.toml setup.py,$(ENVIRON
 NATIVE := $(VENV)/native
 NATIVE_SOURCES := CMakeLists.txt $(shell find csrc -type f)
 
+define say_what_is_there
+	@$(VENV)/bin/python -c 'import torch; from metatasnet_fast import native; print("== torch %s; compiled module: %s" % (torch.__version__, native.reason() or "yes"))'
+endef
+
 .PHONY: help env demo test test-all lint types bench clean distclean
 
 help:  ## list the targets
@@ -31,15 +35,17 @@ $(ENVIRONMENT):
 $(INSTALLED): $(ENVIRONMENT)
 	@echo "== installing metatasnet-fast into $(VENV) (editable)"
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PIP) --no-build-isolation --no-deps -e .
+	$(say_what_is_there)
 	@touch $(NATIVE) $@
 
 $(NATIVE): $(NATIVE_SOURCES) | $(INSTALLED)
 	@echo "== compiling metatasnet_fast._native"
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/python setup.py -q build_ext --inplace
+	$(say_what_is_there)
 	@touch $@
 
 env: $(INSTALLED) $(NATIVE)  ## the virtual environment, with this package in it
-	@$(VENV)/bin/python -c 'import torch; from metatasnet_fast import native; print("== torch %s; compiled module: %s" % (torch.__version__, native.reason() or "yes"))'
+	@:
 
 demo: env  ## separate the excerpt that comes with the package
 	@echo "== metatasnet-fast demo"
