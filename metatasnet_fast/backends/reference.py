@@ -46,8 +46,8 @@ class ReferenceBackend(Backend):
 
     def prepare(self, config: StageConfig, parameters: Mapping[str, Tensor], precision: Precision) -> _Prepared:
         dtype = torch.float64 if precision is Precision.float64 else torch.float32
-        own = {} if torch.is_grad_enabled() else {"copy": True}
-        cast = {name: p.to(dtype, **own) for name, p in parameters.items()}
+        copy = not torch.is_grad_enabled()
+        cast = {name: p.to(dtype, copy=copy) for name, p in parameters.items()}
         device = next(iter(cast.values())).device
         with _arithmetic(precision, device):
             return _Prepared(reference.generate(config, cast), precision)

@@ -78,7 +78,7 @@ def resolve(name: str, request: Request) -> Backend:
         if reason is not None:
             raise BackendUnavailableError(f"The backend {name} cannot serve {request}: {reason}")
         return get_backend(name)
-    reasons = []
+    reasons: list[str] = []
     for candidate in _PREFERENCE.get(request.device.type, ("reference",)):
         reason = _refusal(candidate, request)
         if reason is None:

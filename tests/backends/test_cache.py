@@ -1,0 +1,170 @@
+"""Prepared weights follow the parameters, however these are changed."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from metatasnet_fast import MultiTasNet, use_backend
+from metatasnet_fast.backends import available_backends
+from metatasnet_fast.backends.fingerprint import fingerprint
+from tests.support import TINY
+
+BACKENDS = [name for name, entry in available_backends().items() if entry.available]
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def mixes() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(1, 1, 1000 * 2**s, generator=generator) for s in range(3)]
+
+
+def infer(network: MultiTasNet, backend: str) -> Tensor:
+    with torch.no_grad(), use_backend(backend):
+        return network.inference(mixes(), n_chunks=1)[-1]
+
+
+def in_place(network: MultiTasNet) -> None:
+    with torch.no_grad():
+        network.stages[0].encoder.bottleneck[2].weight.mul_(1.5)  # type: ignore[union-attr, index, operator]
+
+
+def through_data(network: MultiTasNet) -> None:
+    for parameter in network.parameters():
+        parameter.data.mul_(1.01)
+
+
+def one_value_through_data(network: MultiTasNet) -> None:
+    network.get_parameter("stages.2.decoder.filters.1.weight").data[0, 0, 3] += 0.5
+
+
+def exchange_through_data(network: MultiTasNet) -> None:
+    embedding = network.get_parameter("stages.1.instrument_embedding.weight").data
+    embedding.copy_(embedding[[1, 0, 2, 3]].clone())
+
+
+def by_an_optimiser(network: MultiTasNet) -> None:
+    optimiser = torch.optim.SGD(network.parameters(), lr=0.1)
+    for parameter in network.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimiser.step()
+
+
+def by_load_state_dict(network: MultiTasNet) -> None:
+    torch.manual_seed(1)
+    network.load_state_dict(MultiTasNet(TINY).state_dict())
+
+
+def by_a_new_parameter(network: MultiTasNet) -> None:
+    decoder = network.get_submodule("stages.2.decoder.bottleneck.0")
+    decoder.weight = nn.Parameter(decoder.weight.detach() * 2)  # type: ignore[operator]
+
+
+CHANGES = [
+    in_place,
+    through_data,
+    one_value_through_data,
+    exchange_through_data,
+    by_an_optimiser,
+    by_load_state_dict,
+    by_a_new_parameter,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__)
+def test_a_change_of_the_parameters_is_noticed(change: Callable[[MultiTasNet], None], backend: str) -> None:
+    network = MultiTasNet(TINY).eval()
+    before = infer(network, backend)
+    change(network)
+    after = infer(network, backend)
+    assert not torch.equal(before, after)
+    fresh = MultiTasNet(TINY).eval()
+    fresh.load_state_dict(network.state_dict())
+    assert torch.equal(after, infer(fresh, backend))
+
+
+def test_without_a_change_nothing_is_prepared_again(backend: str) -> None:
+    network = MultiTasNet(TINY).eval()
+    with torch.no_grad(), use_backend(backend):
+        first = network.engine().prepared
+        assert network.engine().prepared is first
+
+
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, lambda n: pickle.loads(pickle.dumps(n))], ids=["deepcopy", "pickle"]
+)
+def test_a_copy_goes_its_own_way(duplicate: Callable[[MultiTasNet], MultiTasNet], backend: str) -> None:
+    network = MultiTasNet(TINY).eval()
+    before = infer(network, backend)
+    twin = duplicate(network)
+    assert torch.equal(infer(twin, backend), before)
+    through_data(twin)
+    assert not torch.equal(infer(twin, backend), before)
+    assert torch.equal(infer(network, backend), before)
+
+
+def replica_of(module: nn.Module) -> nn.Module:
+    """What ``torch.nn.parallel.replicate`` makes on each device: plain tensors in the place of parameters."""
+    replica = module._replicate_for_data_parallel()
+    for name, child in module._modules.items():
+        if child is not None:
+            replica._modules[name] = replica_of(child)
+            setattr(replica, name, replica._modules[name])
+    replica._former_parameters = {}
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            value = parameter.detach().clone()
+            setattr(replica, name, value)
+            replica._former_parameters[name] = value
+    return replica
+
+
+def test_a_data_parallel_replica_computes_with_its_own_parameters(backend: str) -> None:
+    network = MultiTasNet(TINY).eval()
+    before = infer(network, backend)
+    replica = replica_of(network)
+    assert torch.equal(infer(replica, backend), before)
+    replica.stages[2].decoder.bottleneck[0].weight.mul_(2)  # type: ignore[union-attr, index, operator]
+    assert not torch.equal(infer(replica, backend), before)
+    assert torch.equal(infer(network, backend), before)
+
+
+def test_gradients_flow_after_inference(backend: str) -> None:
+    network = MultiTasNet(TINY)
+    infer(network, backend)
+    sources = [torch.randn(1, 4, 1, 1000 * 2**s) for s in range(3)]
+    masks = [torch.ones(1, 4, 1)] * 3
+    loss, _ = network([s.sum(1) for s in sources], sources, masks)
+    loss.backward()
+    assert network.get_parameter("stages.0.instrument_embedding.weight").grad is not None
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    sizes=st.lists(st.integers(0, 40_000), min_size=1, max_size=4),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+    seed=st.integers(0, 1000),
+)
+def test_any_single_bit_changes_the_fingerprint(sizes: list[int], dtype: torch.dtype, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    tensors = [torch.randn(n, generator=generator).to(dtype) for n in sizes]
+    before = fingerprint(tensors)
+    assert fingerprint([t.clone() for t in tensors]) == before
+    for tensor in tensors:
+        if tensor.numel():
+            octets = tensor.view(torch.uint8)
+            place = int(torch.randint(octets.numel(), (), generator=generator))
+            octets[place] ^= 1 << int(torch.randint(8, (), generator=generator))
+            assert fingerprint(tensors) != before
+            before = fingerprint(tensors)
