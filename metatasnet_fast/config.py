@@ -234,4 +234,4 @@ class MetaTasNetConfig:
     @property
     def output_rate(self) -> int:
         """Sampling rate of the last stage, hertz."""
-        return self.sampling_rate * 2 ** (self.stages_num - 1)
+        return self.stage(self.stages_num - 1).sampling_rate

@@ -48,7 +48,7 @@ class _Accelerated(NetworkMethods):
         # A class made at run time cannot be pickled: the original class is, and is accelerated anew.
         state = {k: v for k, v in self.__dict__.items() if k not in ("_choice", "_prepared")}
         choice: Choice = self.__dict__["_choice"]
-        return _rebuild, (type(self).__mro__[2], state, choice)
+        return _rebuild, (type(self).__bases__[1], state, choice)
 
 
 def accelerate(network: nn.Module, backend: str = "auto", dtype: str | torch.dtype | None = None) -> AccelerationReport:
@@ -91,7 +91,7 @@ def restore(network: nn.Module) -> nn.Module:
     for name in ("_choice", "_prepared"):
         network.__dict__.pop(name, None)
     if isinstance(network, _Accelerated):
-        network.__class__ = type(network).__mro__[2]
+        network.__class__ = type(network).__bases__[1]
     return network
 
 

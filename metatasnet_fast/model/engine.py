@@ -59,7 +59,7 @@ class Engine:
     def loss(
         self, mixes: Sequence[Tensor], sources: Sequence[Tensor], masks: Sequence[Tensor], dropout: float
     ) -> tuple[Tensor, Tensor]:
-        """Loss summed over the stages, a scalar, and the statistics, (4 * stages + 3,). Shapes as in ``MultiTasNet.forward``."""
+        """Loss summed over the stages, a scalar, and statistics, (4 * stages + 3,). Shapes as in ``MultiTasNet.forward``."""
         losses, stats = [], []
         partial: Tensor | None = None
         for index, (mix, source, sounds) in enumerate(zip(mixes, sources, masks, strict=True)):

@@ -130,10 +130,11 @@ class NetworkMethods(nn.Module):
         """Set the mean and standard deviation of every stage's log-power spectrogram from training mixtures.
 
         Args:
-            train_loader: yields batches whose first element is a list with a mixture (b, 1, T 2^s) for each stage. At most about
-                5000 items are read, once.
+            train_loader: yields batches whose first element is a list with a mixture (b, 1, T 2^s) for each stage; about
+                5000 items at most are read, once.
         """
-        compute_stats(self.config, [stage.encoder.spectrogram for stage in self.stages], train_loader)
+        spectrograms = [self.get_submodule(f"stages.{i}.encoder.spectrogram") for i in range(len(self.stages))]
+        compute_stats(self.config, spectrograms, train_loader)
 
     def _needs_gradients(self, inputs: Sequence[Tensor]) -> bool:
         if not torch.is_grad_enabled():
@@ -146,4 +147,5 @@ class NetworkMethods(nn.Module):
         cache = self.__dict__.get("_prepared")
         if cache is not None:
             cache.clear()
-        return super()._apply(fn, recurse)
+        apply: Callable[..., Any] = super()._apply
+        return apply(fn, recurse)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from .network import MultiTasNet
+
+Network = TypeVar("Network", bound=nn.Module)
 
 __all__ = ["PretrainedMixin", "bundled_models", "convert", "load_checkpoint"]
 
@@ -116,11 +119,12 @@ def _read(path: str | os.PathLike[str]) -> tuple[Checkpoint, Path]:
     return read_folder(folder), folder
 
 
-def _build(cls: Any, checkpoint: Checkpoint, origin: Path) -> Any:
+def _build(cls: Callable[[Any], Network], checkpoint: Checkpoint, origin: Path) -> Network:
     config_of(checkpoint, origin)
     network = cls(checkpoint.args)
     load_state(network, checkpoint.state_dict, origin)
-    return network.eval()
+    network.eval()
+    return network
 
 
 def _locate(name: str | os.PathLike[str], revision: str | None, offline: bool, hub: bool = True) -> Path:

@@ -79,7 +79,7 @@ def stage_loss(
     """
     sdr = masked_mean(si_sdr(estimate, target), mask)
     loss = -sdr.sum()
-    stats = [sdr, *sdr.new_zeros(3).split(1)]
+    stats = [sdr, sdr.new_zeros(1), sdr.new_zeros(1), sdr.new_zeros(1)]
     if reconstruction_weight > 0:
         assert mix_estimate is not None
         reconstruction = si_sdr(mix_estimate, mix).mean()

@@ -24,7 +24,8 @@ EPSILON = 1e-8
 def pointwise(x: Tensor, weights: Convolution) -> Tensor:
     """1x1 convolution per instrument: (n, 4, in, frames) to (n, 4, out, frames)."""
     _, out, channels, _ = weights.weight.shape
-    y = F.conv1d(x.flatten(1, 2), weights.weight.reshape(4 * out, channels, 1), groups=4).unflatten(1, (4, out))
+    y = F.conv1d(x.flatten(1, 2), weights.weight.reshape(4 * out, channels, 1), groups=4)
+    y = y.view(len(y), 4, out, -1)
     return y if weights.bias is None else y + weights.bias[:, :, None]
 
 
@@ -33,7 +34,7 @@ def depthwise(x: Tensor, weights: Convolution, dilation: int) -> Tensor:
     h = x.shape[2]
     kernel = weights.weight.reshape(4 * h, 1, 3)
     y = F.conv1d(x.flatten(1, 2), kernel, padding=dilation, dilation=dilation, groups=4 * h)
-    return y.unflatten(1, (4, h))
+    return y.view(x.shape)
 
 
 def group_norm(x: Tensor, weights: Norm) -> Tensor:

@@ -1,0 +1,216 @@
+"""Checkpoints of both formats load, convert and round-trip; what is wrong with one is said in a sentence."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from metatasnet_fast import MultiTasNet, convert, load_checkpoint
+from metatasnet_fast.errors import CheckpointError
+from metatasnet_fast.model.checkpoints import read_original
+from tests.support import GOLDEN, TINY
+
+ORIGINAL = GOLDEN / "original_checkpoint.pt"
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal in structure, types and bits."""
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and list(a) == list(b) and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, argparse.Namespace):
+        return isinstance(b, argparse.Namespace) and same(dict(sorted(vars(a).items())), dict(sorted(vars(b).items())))
+    return type(a) is type(b) and bool(a == b)
+
+
+def test_names_and_order_are_the_originals() -> None:
+    checkpoint = read_original(ORIGINAL)
+    network = MultiTasNet(checkpoint.args)
+    assert list(network.state_dict()) == list(checkpoint.state_dict)
+    # The optimiser's state goes by position among the trainable parameters.
+    assert checkpoint.optimizer is not None
+    trainable = [p for p in network.parameters() if p.requires_grad]
+    for index, state in checkpoint.optimizer["state"].items():
+        assert state["exp_avg"].shape == trainable[index].shape
+
+
+def test_both_containers_hold_the_same() -> None:
+    modern, legacy = read_original(ORIGINAL), read_original(GOLDEN / "original_checkpoint_legacy.pt")
+    assert same(modern.state_dict, legacy.state_dict)
+
+
+def test_converting_there_and_back_is_exact(tmp_path: Path) -> None:
+    convert(ORIGINAL, tmp_path / "folder")
+    convert(tmp_path / "folder", tmp_path / "back.pt")
+    before, after = read_original(ORIGINAL), read_original(tmp_path / "back.pt")
+    for part in ("state_dict", "args", "optimizer", "epoch", "steps", "extra"):
+        left, right = getattr(before, part), getattr(after, part)
+        if part == "optimizer":
+            assert left.keys() == right.keys()
+            assert same(left["param_groups"], right["param_groups"])
+            assert all(
+                same(dict(sorted(v.items())), dict(sorted(right["state"][k].items()))) for k, v in left["state"].items()
+            )
+        elif part == "state_dict":
+            assert left.keys() == right.keys() and all(same(left[k], right[k]) for k in left)
+        else:
+            assert same(left, right), part
+
+
+def test_what_is_saved_loads_again_bit_for_bit(tmp_path: Path) -> None:
+    network = MultiTasNet(TINY)
+    network.save_pretrained(tmp_path / "tiny")
+    again = MultiTasNet.from_pretrained(tmp_path / "tiny")
+    assert not again.training
+    assert again.config == TINY
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in network.state_dict().items())
+
+
+def test_half_precision_is_rounded_once_and_spares_the_statistics(tmp_path: Path) -> None:
+    network = MultiTasNet(TINY)
+    network.save_pretrained(tmp_path / "tiny", half=True)
+    for name, value in MultiTasNet.from_pretrained(tmp_path / "tiny").state_dict().items():
+        stored = network.state_dict()[name]
+        fixed = name.endswith((".window", ".mean", ".std"))
+        assert value.dtype == torch.float32
+        assert torch.equal(value, stored if fixed else stored.half().float())
+
+
+def test_the_original_reads_what_is_written_here(tmp_path: Path) -> None:
+    MultiTasNet(TINY).save_pretrained(tmp_path / "tiny")
+    convert(tmp_path / "tiny", tmp_path / "tiny.pt")
+    content = torch.load(tmp_path / "tiny.pt", weights_only=False)
+    assert isinstance(content["args"], argparse.Namespace)
+    assert content["args"].N == TINY.N
+    assert content["state_dict"].keys() == MultiTasNet(TINY).state_dict().keys()
+
+
+class Malice:
+    def __reduce__(self) -> Any:
+        return os.system, ("exit 0",)
+
+
+def damaged(kind: str, folder: Path) -> Path:
+    """A file or folder with one thing wrong."""
+    path = folder / f"{kind}.pt"
+    content = torch.load(ORIGINAL, weights_only=False)
+    state = content["state_dict"]
+    name = "stages.1.decoder.filters.0.weight"
+    if kind == "absent":
+        return path
+    if kind == "text":
+        path.write_text("no checkpoint")
+        return path
+    if kind == "truncated":
+        path.write_bytes(ORIGINAL.read_bytes()[:100_000])
+        return path
+    if kind == "code":
+        path.write_bytes(pickle.dumps({"state_dict": Malice(), "args": Malice()}, protocol=2))
+        return path
+    if kind == "another":
+        content = {"model": state}
+    elif kind == "missing":
+        del state[name]
+    elif kind == "unknown":
+        state["stages.9.bias"] = torch.zeros(1)
+    elif kind == "misshapen":
+        state[name] = state[name][:-1]
+    elif kind == "nan":
+        state[name] = state[name] * float("nan")
+    elif kind == "incomplete":
+        del content["args"].num_mels
+    torch.save(content, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("absent", "no checkpoint"),
+        ("text", "cannot|no checkpoint"),
+        ("truncated", "no checkpoint"),
+        ("code", "safely"),
+        ("another", "state_dict and args"),
+        ("missing", "1 weights are missing .*stages.1.decoder.filters.0.weight"),
+        ("unknown", "1 are unknown .*stages.9.bias"),
+        ("misshapen", "stages.1.decoder.filters.0.weight is"),
+        ("nan", "not finite"),
+        ("incomplete", "num_mels"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said(kind: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=said) as caught:
+        load_checkpoint(damaged(kind, tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_is_checked_against_its_checksum(tmp_path: Path) -> None:
+    MultiTasNet(TINY).save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(CheckpointError, match="SHA-256"):
+        load_checkpoint(tmp_path)
+
+
+def test_a_pinned_checksum_is_verified(tmp_path: Path) -> None:
+    MultiTasNet(TINY).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="expected 00"):
+        MultiTasNet.from_pretrained(tmp_path, sha256="00")
+
+
+def test_a_newer_format_asks_for_an_upgrade(tmp_path: Path) -> None:
+    MultiTasNet(TINY).save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**settings, "format_version": 99}))
+    with pytest.raises(CheckpointError, match="upgrade"):
+        load_checkpoint(tmp_path)
+
+
+def test_unknown_names_list_what_there_is() -> None:
+    with pytest.raises(CheckpointError, match="no-such-model"):
+        load_checkpoint("no-such-model")
+
+
+def test_a_hub_model_that_is_not_cached_is_not_found_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(CheckpointError, match="somebody/something"):
+        MultiTasNet.from_pretrained("somebody/something", offline=True)
+
+
+def test_a_hub_model_is_taken_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = MultiTasNet(TINY)
+    asked: dict[str, Any] = {}
+
+    def snapshot_download(name: str, **options: Any) -> str:
+        asked.update(options, name=name)
+        network.save_pretrained(tmp_path / "snapshot")
+        return str(tmp_path / "snapshot")
+
+    hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
+    again = MultiTasNet.from_pretrained("somebody/something", revision="v2", offline=True)
+    assert asked["name"] == "somebody/something"
+    assert asked["revision"] == "v2"
+    assert asked["local_files_only"] is True
+    assert torch.equal(*(n.state_dict()["stages.0.instrument_embedding.weight"] for n in (network, again)))
+
+
+def test_an_unwritable_target_is_one_error_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(CheckpointError):
+        MultiTasNet(TINY).save_pretrained(tmp_path / "file" / "model")
+    with pytest.raises(CheckpointError):
+        convert(ORIGINAL, tmp_path / "absent" / "x.pt")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
