@@ -28,7 +28,24 @@ _HOMES = {
     "use_backend": "backends",
 }
 
-__all__ = ["__version__", *_HOMES]
+__all__ = [
+    "INSTRUMENTS",
+    "AccelerationReport",
+    "MetaTasNetConfig",
+    "MetaTasNetError",
+    "MultiTasNet",
+    "Precision",
+    "Separation",
+    "Separator",
+    "__version__",
+    "accelerate",
+    "available_backends",
+    "bundled_models",
+    "convert",
+    "load_checkpoint",
+    "restore",
+    "use_backend",
+]
 
 if TYPE_CHECKING:
     from .backends import available_backends, use_backend
