@@ -1,0 +1,64 @@
+"""The options that choose a model and what it runs on, and the ``Separator`` that they mean."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import CheckpointError
+
+if TYPE_CHECKING:
+    from ..separation import Separator
+
+__all__ = ["add_engine_options", "make_separator", "model_name"]
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model and machine")
+    group.add_argument(
+        "--model", metavar="M", help="a checkpoint file or folder, or a bundled model's name (default: the bundled one)"
+    )
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: auto)")
+    group.add_argument("--backend", default="auto", help="auto, or a name that `info` lists (default: auto)")
+    group.add_argument(
+        "--dtype", default="auto", help="auto, float64, float32, tf32, bfloat16 or float16 (default: auto)"
+    )
+    group.add_argument(
+        "--mode", default="fast", help="fast, or reference: as the authors evaluate, slower (default: fast)"
+    )
+
+
+def make_separator(args: argparse.Namespace, mixture_consistency: bool = False) -> tuple[Separator, str]:
+    """The separator that the options describe, and the name of its model.
+
+    Raises:
+        MetaTasNetError: as ``Separator``; or if no model is named and none is bundled.
+    """
+    from ..separation import Separator
+
+    model = args.model or _bundled()
+    separator = Separator(
+        model, args.device, args.backend, args.dtype, args.mode, mixture_consistency=mixture_consistency
+    )
+    return separator, model_name(model)
+
+
+def model_name(model: str) -> str:
+    """What the folder of a model's stems is called: the checkpoint's name without its suffix."""
+    path = Path(model)
+    if not path.exists():
+        return model
+    path = path.resolve()
+    if path.is_dir():
+        return path.name
+    return path.parent.name if path.name in ("config.json", "model.safetensors") else path.stem
+
+
+def _bundled() -> str:
+    from ..model import bundled_models
+
+    names = list(bundled_models())
+    if not names:
+        raise CheckpointError("No model comes with this installation: name a checkpoint file or folder with --model.")
+    return names[0]

@@ -1,0 +1,196 @@
+"""``metatasnet-fast info``: what is installed, what it can run on, and why not on the rest."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+from typing import Any
+
+from .. import __version__
+
+__all__ = ["PACKAGES", "add_parser", "collect"]
+
+PACKAGES = {
+    "soundfile": "audio",
+    "av": "audio",
+    "safetensors": "hub",
+    "huggingface_hub": "hub",
+    "tqdm": "cli",
+    "musdb": "evaluation",
+    "museval": "evaluation",
+    "matplotlib": "plots",
+    "triton": "triton",
+    "pytest-benchmark": "bench",
+}
+"""Optional packages, and the extra that installs each."""
+
+
+def add_parser(commands: Any) -> None:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "info",
+        help="say what is installed and what it can run on",
+        description="Versions, processor, devices, backends with the reason why one cannot serve, and bundled models.",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    found = collect()
+    print(json.dumps(found, indent=2) if args.json else _text(found))
+    return 0
+
+
+def collect() -> dict[str, Any]:
+    """Everything that the command says, ready for JSON."""
+    import numpy
+    import torch
+
+    from ..backends import available_backends
+
+    return {
+        "metatasnet_fast": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "packages": {name: {"version": _version(name), "extra": extra} for name, extra in PACKAGES.items()},
+        "cpu": _cpu(),
+        "cuda": torch.version.cuda,
+        "gpus": [_gpu(index) for index in range(torch.cuda.device_count())],
+        "backends": {
+            name: {"summary": entry.summary, "reason": entry.reason} for name, entry in available_backends().items()
+        },
+        "auto": _automatic(),
+        "models": _models(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu() -> dict[str, Any]:
+    import torch
+
+    from .. import native
+
+    module = native.load()
+    return {
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "features": [name for name, there in module.cpu_features().items() if there] if module else None,
+        "compiled_isas": module.build_info()["isas"] if module else None,
+        "compiler": module.build_info()["compiler"] if module else None,
+        "reason": native.reason(),
+    }
+
+
+def _gpu(index: int) -> dict[str, Any]:
+    import torch
+
+    properties = torch.cuda.get_device_properties(index)
+    return {
+        "name": properties.name,
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "memory_bytes": properties.total_memory,
+    }
+
+
+def _automatic() -> dict[str, str]:
+    """What ``auto`` takes on each kind of device for the authors' network, as ``backend in precision`` or why nothing."""
+    import torch
+
+    from ..backends import Request, resolve
+    from ..config import MetaTasNetConfig
+    from ..errors import BackendUnavailableError
+    from ..precision import Precision
+
+    taken = {}
+    for name in ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]:
+        device = torch.device(name)
+        precision = Precision.default(device)
+        try:
+            backend = resolve("auto", Request(device, precision, False, MetaTasNetConfig()))
+            taken[name] = f"{backend.name} in {precision.value}"
+        except BackendUnavailableError as error:
+            taken[name] = str(error)
+    return taken
+
+
+def _models() -> dict[str, dict[str, Any]]:
+    from ..config import MetaTasNetConfig
+    from ..model import bundled_models
+
+    models = {}
+    for name, folder in bundled_models().items():
+        settings = json.loads((folder / "config.json").read_text("utf-8"))
+        rate = MetaTasNetConfig.from_dict(settings["config"]).output_rate
+        size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+        models[name] = {"path": str(folder), "bytes": size, "output_rate": rate}
+    return models
+
+
+def _text(found: dict[str, Any]) -> str:
+    cpu = found["cpu"]
+    lines = [f"metatasnet-fast {found['metatasnet_fast']}"]
+    lines += _rows(
+        {
+            "Python": f"{found['python']} on {found['platform']}",
+            "torch": f"{found['torch']} (CUDA {found['cuda'] or 'not in this build'})",
+            "NumPy": found["numpy"],
+        }
+    )
+    lines += ["", "optional packages"]
+    lines += _rows(
+        {
+            name: entry["version"] or f"not installed; pip install 'metatasnet-fast[{entry['extra']}]'"
+            for name, entry in found["packages"].items()
+        }
+    )
+    lines += ["", "processor"]
+    lines += _rows({"cores": f"{cpu['cores']}, torch uses {cpu['threads']} threads"})
+    if cpu["reason"]:
+        lines += _rows({"compiled": cpu["reason"]})
+    else:
+        lines += _rows(
+            {
+                "features": ", ".join(cpu["features"]),
+                "compiled": f"for {', '.join(cpu['compiled_isas'])} with {cpu['compiler']}",
+            }
+        )
+    lines += ["", "GPUs"]
+    lines += _rows(
+        {
+            f"cuda:{index}": f"{gpu['name']}, {gpu['memory_bytes'] / 2**30:.0f} GiB, compute {gpu['compute_capability']}"
+            for index, gpu in enumerate(found["gpus"])
+        }
+        or {"none": "torch finds no CUDA device"}
+    )
+    lines += ["", "backends"]
+    lines += _rows(
+        {
+            name: entry["summary"] + (f"; not here: {entry['reason']}" if entry["reason"] else "")
+            for name, entry in found["backends"].items()
+        }
+    )
+    lines += _rows({f"auto, {device}": choice for device, choice in found["auto"].items()})
+    lines += ["", "bundled models"]
+    lines += _rows(
+        {
+            name: f"{model['bytes'] / 1e6:.1f} MB, stems to {model['output_rate'] / 2000:g} kHz; {model['path']}"
+            for name, model in found["models"].items()
+        }
+        or {"none": "name a checkpoint with --model"}
+    )
+    return "\n".join(lines)
+
+
+def _rows(values: dict[str, Any]) -> list[str]:
+    return [f"  {name:<17} {value}" for name, value in values.items()]

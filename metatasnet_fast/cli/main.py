@@ -1,0 +1,64 @@
+"""The parser, and what every subcommand has in common: errors as one sentence, exit codes.
+
+Exit codes: 0 all done; 2 the command cannot be carried out; 3 some files failed, the rest is done; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from .. import __version__
+from ..errors import MetaTasNetError
+from . import convert, info, separate
+
+__all__ = ["PROGRAM", "main"]
+
+PROGRAM = "metatasnet-fast"
+
+COMMANDS = (separate, info, convert)
+"""Modules with ``add_parser(commands)``, which sets ``run``, a function of the parsed arguments that returns the exit code."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        fail(f"{message.rstrip('.')}; see {self.prog} --help.")
+        raise SystemExit(2)
+
+
+def fail(message: str) -> None:
+    print(f"{PROGRAM}: error: {message}", file=sys.stderr, flush=True)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(prog=PROGRAM, description="Separate music into drums, bass, other and vocals with Meta-TasNet.")
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
+    for command in COMMANDS:
+        command.add_parser(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line (by default that of the process) and return its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A file name that is not valid text must not end the run.
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        args = build_parser().parse_args(argv)
+        run: Callable[[argparse.Namespace], int] = args.run
+        return run(args)
+    except SystemExit as leaving:  # argparse: --help, --version, and its errors
+        return leaving.code if isinstance(leaving.code, int) else 0
+    except MetaTasNetError as error:
+        fail(str(error))
+        return 2
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: interrupted; files that were finished are kept, no other was left behind.", file=sys.stderr)
+        return 130

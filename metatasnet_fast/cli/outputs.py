@@ -1,0 +1,101 @@
+"""Where stems go: the template of their names, and what is refused before any work is done."""
+
+from __future__ import annotations
+
+import os
+import string
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from ..errors import AudioWriteError
+from .inputs import Track
+
+__all__ = ["Template", "check_writable", "plan_outputs"]
+
+FIELDS = ("track", "stem", "ext")
+
+
+@dataclass(frozen=True)
+class Template:
+    """A name such as ``{track}/{stem}.{ext}``, relative to the folder of a model's stems."""
+
+    parts: tuple[tuple[str, str | None], ...]
+    ext: str
+
+    @classmethod
+    def parse(cls, text: str, ext: str) -> Template:
+        """Raises :class:`AudioWriteError` for other placeholders, another ending, or a way out of the folder."""
+        try:
+            parts = list(string.Formatter().parse(text))
+        except ValueError as error:
+            raise AudioWriteError(f"The name {text!r} cannot be read ({error}); write {{{{ for a brace.") from None
+        for _, field, spec, conversion in parts:
+            if field is not None and (field not in FIELDS or spec or conversion):
+                wrong = field + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
+                raise AudioWriteError(
+                    f"The name {text!r} has the placeholder {{{wrong}}}; there are {{track}}, {{stem}} and {{ext}}."
+                )
+        if not text.endswith(".{ext}"):
+            raise AudioWriteError(f"The name {text!r} must end in .{{ext}}; the format is chosen with --format.")
+        if os.path.isabs(text) or ".." in PurePosixPath(text.replace("\\", "/")).parts:
+            raise AudioWriteError(f"The name {text!r} leads out of the output folder; choose that with --output.")
+        return cls(tuple((literal, field) for literal, field, _, _ in parts), ext)
+
+    def pattern(self, track: str) -> str:
+        """What ``Separator.separate_file`` takes as ``name``: without the ending, with ``{stem}`` left in."""
+        values = {"track": _escape(track), "stem": "{stem}", "ext": self.ext, None: ""}
+        full = "".join(_escape(literal) + values[field] for literal, field in self.parts)
+        return full.removesuffix(f".{self.ext}")
+
+    def files(self, folder: Path, track: str, stems: Iterable[str]) -> dict[str, Path]:
+        """The file of each stem."""
+        pattern = self.pattern(track)
+        return {stem: folder / f"{pattern.format(stem=stem)}.{self.ext}" for stem in stems}
+
+
+def plan_outputs(
+    tracks: Sequence[Track], template: Template, folder: Path, stems: Sequence[str]
+) -> dict[Track, dict[str, Path]]:
+    """The files of every track that has no problem.
+
+    Raises:
+        AudioWriteError: if two stems would go to one file, or a stem to one of the inputs.
+    """
+    owners: dict[str, Track] = {}
+    inputs = {os.path.abspath(track.path) for track in tracks}
+    plan: dict[Track, dict[str, Path]] = {}
+    for track in tracks:
+        if track.problem:
+            continue
+        plan[track] = template.files(folder, track.name, stems)
+        for path in plan[track].values():
+            key = os.path.normcase(os.path.abspath(path))
+            if key in inputs:
+                raise AudioWriteError(f"{path} would overwrite an input; choose another output folder.")
+            other = owners.setdefault(key, track)
+            if other is not track:
+                raise AudioWriteError(
+                    f"The stems of {other.path} and {track.path} would both go to {path.parent}; "
+                    "separate them in two commands with different output folders, or use {track} in the name."
+                )
+        if len(set(plan[track].values())) < len(plan[track]):
+            raise AudioWriteError("The stems of a track would overwrite one another; use {stem} in the name.")
+    return plan
+
+
+def check_writable(folder: Path) -> None:
+    """Make the folder and a file in it, to know before the work; raises :class:`AudioWriteError`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise AudioWriteError(
+            f"Nothing can be written to the folder {folder} ({error.strerror}); choose another."
+        ) from error
+
+
+def _escape(text: str) -> str:
+    return text.replace("{", "{{").replace("}", "}}")

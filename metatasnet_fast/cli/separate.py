@@ -1,0 +1,128 @@
+"""``metatasnet-fast separate``: files and folders into stems."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..config import INSTRUMENTS
+from ..errors import MetaTasNetError
+from .engine import add_engine_options, make_separator
+from .inputs import find_tracks
+from .outputs import Template, check_writable, plan_outputs
+from .progress import ProgressDisplay
+from .report import Report
+
+if TYPE_CHECKING:
+    from ..separation.result import Recipe
+
+__all__ = ["add_parser"]
+
+EPILOG = """
+Stems go to OUTPUT/<model>/<track>/<stem>.wav. A track is called as its file is, without suffix; one found in a folder, by
+its path in that folder. Stems that are there already are kept, and not made anew without --overwrite.
+
+exit codes: 0 all done; 2 the command cannot be carried out, nothing was done; 3 some files failed, the rest is done;
+130 interrupted. No stem is ever half-written.
+
+  metatasnet-fast separate song.mp3
+  metatasnet-fast separate album/ --two-stems vocals --format flac
+  metatasnet-fast separate *.wav --json > results.jsonl
+"""
+
+
+def add_parser(commands: Any) -> None:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "separate",
+        help="separate recordings into stems",
+        description="Separate recordings into stems of the same sample rate, channels and length.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="an audio or video file, or a folder of audio files")
+    parser.add_argument("-o", "--output", default="separated", metavar="OUT", help="(default: separated)")
+    parser.add_argument("--overwrite", action="store_true", help="make stems anew that are there already")
+    parser.add_argument("--json", action="store_true", help="one JSON object per file on standard output")
+    add_engine_options(parser)
+
+    stems = parser.add_argument_group("stems")
+    which = stems.add_mutually_exclusive_group()
+    which.add_argument("--stems", metavar="A,B", help=f"only these of {','.join(INSTRUMENTS)}")
+    which.add_argument("--two-stems", metavar="STEM", help="STEM, and no_STEM: the sum of the others")
+    stems.add_argument(
+        "--mixture-consistency",
+        action="store_true",
+        help="distribute over the stems what their sum leaves of the recording",
+    )
+
+    files = parser.add_argument_group("files")
+    files.add_argument("--format", default="wav", help="wav, flac, ogg or mp3 (default: wav)")
+    depth = files.add_mutually_exclusive_group()
+    depth.add_argument("--int24", dest="subtype", action="store_const", const="int24", help="24 bits instead of 16")
+    depth.add_argument(
+        "--float32",
+        dest="subtype",
+        action="store_const",
+        const="float32",
+        help="floating point: nothing is ever clipped",
+    )
+    files.add_argument(
+        "--filename", default="{track}/{stem}.{ext}", metavar="NAME", help="(default: {track}/{stem}.{ext})"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Refuse what can be refused before any work; then one file after the other, whatever happens to the others."""
+    recipe = _recipe(args)
+    _check_format(args)
+    template = Template.parse(args.filename, args.format)
+    separator, model = make_separator(args, args.mixture_consistency)
+    folder = Path(args.output) / model
+    tracks = find_tracks(args.inputs, exclude=Path(args.output))
+    plan = plan_outputs(tracks, template, folder, list(recipe))
+    check_writable(folder)
+
+    report = Report(args.json)
+    report.say(f"{model}: {separator.describe()}")
+    for track in tracks:
+        if track.problem:
+            report.failed(track, track.problem)
+            continue
+        missing = [stem for stem, path in plan[track].items() if args.overwrite or not path.exists()]
+        if not missing:
+            report.skipped(track, plan[track])
+            continue
+        try:
+            with ProgressDisplay(track.path.name) as separator.progress:
+                separation = separator.separate_file(
+                    track.path,
+                    folder,
+                    {stem: recipe[stem] for stem in missing},
+                    name=template.pattern(track.name),
+                    format=args.format,
+                    subtype=args.subtype,
+                )
+        except MetaTasNetError as error:
+            report.failed(track, str(error))
+        else:
+            report.done(track, separation, plan[track])
+    report.finish(separator.describe())
+    return report.exit_code
+
+
+def _recipe(args: argparse.Namespace) -> Recipe:
+    from ..separation.result import parse_stems, two_stems
+
+    if args.two_stems is not None:
+        return two_stems(args.two_stems)
+    return parse_stems(None if args.stems is None else [stem.strip() for stem in args.stems.split(",")])
+
+
+def _check_format(args: argparse.Namespace) -> None:
+    """A writer that is never opened knows what its format can hold, and whether its library is there."""
+    from ..audio import AudioWriter
+
+    args.format = args.format.lower()
+    AudioWriter("stem", 44100, 1, format=args.format, subtype=args.subtype)
