@@ -1,10 +1,10 @@
 """Resampling with the authors' rounding: float32 running sums, tap after tap, as their resampler does it.
 
-``audio.resample`` computes the same filter more accurately and far faster, and differs by 4e-7. Ahead of the network's logarithm that is
-not nothing: above the recording's bandwidth the spectrogram of a float32 signal shows its rounding, and an untrained network
-turned 4e-7 into 4e-3. Whoever wants the authors' numbers needs their rounding.
+``audio.resample`` computes the same filter more accurately and far faster, and differs by 4e-7. Ahead of the network's
+logarithm that is not nothing: above the recording's bandwidth the spectrogram of a float32 signal shows its rounding, and an
+untrained network turned 4e-7 into 4e-3. Whoever wants the authors' numbers needs their rounding.
 
-    y[t] = fl32(y[t] + w x), first for the left wing from the centre outwards, then for the right, with w and the products in float64
+    y[t] = fl32(y[t] + w x), the left wing from the centre outwards, then the right; w and the products in float64
 
 Source: resampy 0.4.3, ``interpn.py``, ``_resample_loop``, on float32 input.
 """

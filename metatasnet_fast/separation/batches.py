@@ -49,7 +49,7 @@ class BatchRunner:
         waiting: deque[Sequence[Tensor]] = deque()
         last = engine.config.stages_num - 1
         while True:
-            waiting.extend(islice(source, self.batch_size - len(waiting)))
+            waiting.extend(islice(source, max(0, self.batch_size - len(waiting))))
             if not waiting:
                 return
             batch = list(islice(waiting, self.batch_size))

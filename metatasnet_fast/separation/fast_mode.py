@@ -38,6 +38,8 @@ class _Resampled:
     stages: list[Spool]
     deviations: list[Tensor]
     """(channels,) for every stage."""
+    sounding: list[int]
+    """Channels that are not silent."""
 
 
 def separate_in_windows(
@@ -64,7 +66,7 @@ def separate_in_windows(
     source = _resample(engine, recording, device, home, budget, reporter)
     length = source.mixture.length
     reporter.total = length / rate
-    sounding = [c for c in range(recording.channels) if any(float(d[c]) > SILENCE for d in source.deviations)]
+    sounding = source.sounding
 
     # One base sample more than the recording lasts, so that resampling back cannot fall short of it.
     frames = -(-(length * config.sampling_rate // rate + 1) // config.W)
@@ -96,6 +98,7 @@ def _resample(
     deviations = [RunningDeviation(channels) for _ in rates]
     spools = [Spool(channels, budget) for _ in rates]
     mixture = Spool(channels, budget)
+    peaks = torch.zeros(channels, device=device)
     if recording.samples:
         reporter.total = recording.samples / recording.sample_rate
 
@@ -105,6 +108,7 @@ def _resample(
 
     for block in recording.clean_blocks(device):
         mixture.append(block.to(home))
+        peaks = torch.maximum(peaks, block.abs().amax(1))
         for index, resampler in enumerate(resamplers):
             take(index, resampler.push(block))
         reporter.report("read", mixture.length / recording.sample_rate)
@@ -112,7 +116,8 @@ def _resample(
         raise EmptyAudioError("The recording holds no samples: there is nothing to separate.")
     for index, resampler in enumerate(resamplers):
         take(index, resampler.finish())
-    return _Resampled(mixture, spools, [deviation.deviation() for deviation in deviations])
+    sounding = [channel for channel, peak in enumerate(peaks.tolist()) if peak > SILENCE]
+    return _Resampled(mixture, spools, [deviation.deviation() for deviation in deviations], sounding)
 
 
 def _windows(

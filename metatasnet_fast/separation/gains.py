@@ -52,7 +52,8 @@ class NormalEquations:
         keep = values > RANK_TOLERANCE * values.amax(-1, keepdim=True)
         reciprocal = torch.where(keep, 1 / values, 0.0)
         projected = (vectors.transpose(1, 2) @ (self.cross * inverse).unsqueeze(-1)).squeeze(-1)
-        return (vectors @ (projected * reciprocal).unsqueeze(-1)).squeeze(-1) * inverse
+        gains: Tensor = (vectors @ (projected * reciprocal).unsqueeze(-1)).squeeze(-1) * inverse
+        return gains
 
     def energies(self, gains: Tensor) -> Tensor:
         """Energy of every stem after its gain, (channels, 4)."""

@@ -8,7 +8,7 @@ from torch import Tensor
 __all__ = ["SILENCE", "RunningDeviation", "usable_deviation"]
 
 SILENCE = 1e-30
-"""A standard deviation up to this counts as none: dividing by it would overflow float32."""
+"""A peak or a standard deviation up to this counts as none: dividing by it would overflow float32."""
 
 
 class RunningDeviation:

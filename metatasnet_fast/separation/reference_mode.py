@@ -1,7 +1,7 @@
 """Separation as the authors evaluate it, channel by channel and whole.
 
-Source: the authors' ``evaluate.py``, ``separate_sample``, with librosa's resampling: ``fix=False`` on the way in, ``fix=True`` on the
-way out. Where theirs ends with an error or gives NaN (silence, estimates shorter than the track), zeros take the place.
+Source: the authors' ``evaluate.py``, ``separate_sample``, with librosa's resampling: ``fix=False`` on the way in, ``fix=True``
+on the way out. Where theirs ends with an error or gives NaN (silence, estimates shorter than the track), zeros take the place.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def separate_as_evaluated(engine: Engine, recording: Recording, device: torch.de
 
     signals = stage_signals(engine, waveform, rate)
     # A single sample has no standard deviation.
-    deviations = [signal.std(dim=-1).nan_to_num() for signal in signals]
-    sounding = [c for c in range(recording.channels) if any(float(d[c]) > SILENCE for d in deviations)]
+    deviations = [signal.std(dim=-1, correction=min(1, signal.shape[-1] - 1)) for signal in signals]
+    sounding = [channel for channel, peak in enumerate(waveform.abs().amax(1).tolist()) if peak > SILENCE]
     shortest = shortest_frames(engine.config) * engine.config.W
     equations, estimates = NormalEquations(len(sounding)), []
     for index, channel in enumerate(sounding):

@@ -129,8 +129,8 @@ class Separator:
         """Separate a recording in memory.
 
         Args:
-            waveform: (channels, samples) or (samples,), a tensor on any device or an array; floating point, or int16 or int32, which
-                are scaled to [-1, 1). Samples that are NaN or infinite count as 0, with a warning in the result.
+            waveform: (channels, samples) or (samples,), a tensor on any device or an array; floating point, or int16 or
+                int32, which are scaled to [-1, 1). Samples that are NaN or infinite count as 0, with a warning in the result.
             sample_rate: hertz, 8 kHz to 192 kHz and beyond.
             stems: names of the stems to return; or a mapping from names of one's own to the stems that are summed, such as
                 ``two_stems("vocals")``; None for all.
@@ -184,11 +184,7 @@ class Separator:
             recording = Recording.from_stream(stream)
             if output_dir is None:
                 return self._in_memory(recording, recipe, torch.device("cpu"), False, began, stream.warnings)
-            files = {
-                stem: Path(output_dir) / f"{name.format(track=Path(path).stem, stem=stem)}.{format}" for stem in recipe
-            }
-            if len(set(files.values())) < len(files):
-                raise AudioWriteError(f"The stems would overwrite one another: put {{stem}} into the name {name!r}.")
+            files = _file_names(Path(output_dir), name, Path(path).stem, recipe, format)
             return self._to_files(recording, recipe, files, format, subtype, began, stream.warnings)
 
     @torch.no_grad()
@@ -320,6 +316,16 @@ def _home(device: torch.device, recording: Recording) -> torch.device:
     # The recording, its resampled forms (not larger than twice that), and four stems.
     size = 7 * 4 * recording.samples * recording.channels
     return device if size < free / 4 else torch.device("cpu")
+
+
+def _file_names(folder: Path, name: str, track: str, recipe: Recipe, format: str) -> dict[str, Path]:
+    try:
+        files = {stem: folder / f"{name.format(track=track, stem=stem)}.{format}" for stem in recipe}
+    except (LookupError, ValueError) as error:
+        raise AudioWriteError(f"The name {name!r} cannot be filled in: use {{track}} and {{stem}} only.") from error
+    if len(set(files.values())) < len(files):
+        raise AudioWriteError(f"The stems would overwrite one another: put {{stem}} into the name {name!r}.")
+    return files
 
 
 def _make_folder(folder: Path) -> None:

@@ -121,7 +121,7 @@ class Spool:
     def _write(self, block: Tensor) -> None:
         assert self._file is not None
         try:
-            self._file.write(memoryview(block.cpu().T.contiguous().numpy()).cast("B"))
+            self._file.write(block.cpu().T.contiguous().numpy().data.cast("B"))
         except OSError as error:
             raise AudioWriteError(
                 f"The temporary folder cannot take {_size(block)} more bytes ({error}): set TMPDIR to a larger one."
@@ -132,8 +132,7 @@ class Spool:
         self._file.seek(4 * self.channels * start)
         samples = np.empty((stop - start, self.channels), np.float32)
         if samples.size:
-            view = memoryview(samples).cast("B")
-            done = self._file.readinto(view)  # type: ignore[attr-defined]
+            done = self._file.readinto(samples.data.cast("B"))  # type: ignore[attr-defined]
             assert done == samples.nbytes
         self._file.seek(0, 2)
         return torch.from_numpy(samples).T

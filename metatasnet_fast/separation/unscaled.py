@@ -50,7 +50,7 @@ class Unscaled:
             stop = start + block.shape[1]
             device = block.device
             gains = self.gains[self.sounding].to(device, torch.float32)
-            stems = block.view(len(self.sounding), len(INSTRUMENTS), -1) * gains[:, :, None]
+            stems = block.view(len(self.sounding), len(INSTRUMENTS), stop - start) * gains[:, :, None]
             if consistent:
                 mixture = self.mixture.read(start, stop)[self.sounding].to(device)
                 shares = residual_shares(self.energies[self.sounding]).to(device, torch.float32)

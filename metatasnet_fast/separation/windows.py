@@ -30,7 +30,7 @@ class WindowShape:
 
     def __post_init__(self) -> None:
         if self.window < self.overlap + 2 * self.fade + 1 or self.context < 0 or self.fade < 0:
-            raise ConfigError(f"A window of {self.window} frames cannot hold {self.context} + {self.context} frames of context.")
+            raise ConfigError(f"A window of {self.window} frames cannot hold twice {self.context} frames of context.")
 
     @property
     def overlap(self) -> int:
