@@ -53,7 +53,7 @@ class Engine:
             partial = self.backend.mask(prepared, self.backend.encode(prepared, mix), partial)
             if index in wanted:
                 signal = self.backend.decode(prepared, partial.flatten(0, 1))
-                estimates[index] = signal.view(mix.shape[0], 4, 1, -1).to(mix.dtype)
+                estimates[index] = signal.view(mix.shape[0], 4, 1, signal.shape[-1]).to(mix.dtype)
         return estimates
 
     def loss(
