@@ -2,6 +2,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -41,6 +42,8 @@ struct Tensor {
     data = reinterpret_cast<void*>(tensor.attr("data_ptr")().cast<std::uintptr_t>());
   }
 
+  bool empty() const { return std::find(shape.begin(), shape.end(), 0) != shape.end(); }  // strides then mean nothing
+
   // -1 in `expected` stands for any size.
   void require_shape(const std::vector<std::int64_t>& expected) const {
     bool same = shape.size() == expected.size();
@@ -55,13 +58,13 @@ struct Tensor {
   void require_contiguous() const {
     std::int64_t stride = 1;
     for (std::size_t i = shape.size(); i-- > 0; stride *= shape[i]) {
-      if (shape[i] > 1 && strides[i] != stride) throw py::value_error(name + " must be contiguous, got strides " + text(strides) + ".");
+      if (!empty() && shape[i] > 1 && strides[i] != stride) throw py::value_error(name + " must be contiguous, got strides " + text(strides) + ".");
     }
   }
 
   // The last two axes as frames by channels.
   Source frames() const {
-    if (shape.back() > 1 && strides.back() != 1) {
+    if (!empty() && shape.back() > 1 && strides.back() != 1) {
       throw py::value_error(name + " must have contiguous channels, got strides " + text(strides) + ".");
     }
     return {data, strides[strides.size() - 2], static_cast<int>(shape.back()), is_bfloat16};
@@ -112,32 +115,31 @@ void encode(const Stage& stage, py::handle signal_, py::handle mel_, py::handle 
                mel.shape[1], latent.data, threads);
 }
 
-py::dict mask(const Stage& stage, py::handle latent_, py::handle partial_, py::handle masked_, int threads) {
+py::dict mask(const Stage& stage, py::handle latent_, py::handle input_, py::handle partial_, py::handle masked_,
+              int threads) {
   const StageSizes& s = stage.sizes();
   const Tensor latent(latent_, "latent"), masked(masked_, "masked");
   latent.require_shape({-1, -1, s.N});
   const std::int64_t n = latent.shape[0], frames = latent.shape[1];
-  Source partial;
-  std::int64_t partial_item = 0, partial_instrument = 0;
+  const Latents shared{latent.frames(), latent.strides[0], 0};
+  const auto per_instrument = [&](py::handle tensor_, const char* name, int channels) -> Latents {
+    const Tensor tensor(tensor_, name);
+    tensor.require_shape({n, kInstruments, frames, channels});
+    return {tensor.frames(), tensor.strides[0], tensor.strides[1]};
+  };
   if (partial_.is_none() != (s.partial == 0)) {
     throw py::value_error(s.partial ? "This stage needs a partial latent." : "This stage takes no partial latent.");
   }
-  if (s.partial) {
-    const Tensor tensor(partial_, "partial");
-    tensor.require_shape({n, kInstruments, frames, s.partial});
-    partial = tensor.frames();
-    partial_item = tensor.strides[0];
-    partial_instrument = tensor.strides[1];
-  }
+  const Latents input = input_.is_none() ? shared : per_instrument(input_, "input", s.N);
+  const Latents partial = s.partial ? per_instrument(partial_, "partial", s.partial) : Latents{};
   masked.require_shape({n, kInstruments, frames, stage.latent_ld()});
   masked.require_dtype(stage.stores_bfloat16());
   masked.require_contiguous();
   checked_threads(threads);
-  const Source source = latent.frames();
   MaskSeconds seconds;
   {
     const py::gil_scoped_release release;
-    seconds = stage.mask(n, frames, source, latent.strides[0], partial, partial_item, partial_instrument, masked.data, threads);
+    seconds = stage.mask(n, frames, shared, input, partial, masked.data, threads);
   }
   py::dict by_pass;
   by_pass["source_moments"] = seconds.source_moments;
@@ -175,8 +177,10 @@ void bind_cpu(py::module_& module) {
       .def_property_readonly("latent_ld", &Stage::latent_ld, "Channels of a latent's storage: N rounded up.")
       .def("encode", &encode, py::arg("signal"), py::arg("mel"), py::arg("latent"), py::arg("threads"),
            "signal (n, samples) float32, mel (n, STFT frames, latent_ld) float32; writes latent (n, frames, latent_ld).")
-      .def("mask", &mask, py::arg("latent"), py::arg("partial"), py::arg("masked"), py::arg("threads"),
-           "latent (n, frames, N), partial (n, 4, frames, N / 2) or None; writes masked (n, 4, frames, latent_ld). "
+      .def("mask", &mask, py::arg("latent"), py::arg("input"), py::arg("partial"), py::arg("masked"),
+           py::arg("threads"),
+           "latent (n, frames, N); input (n, 4, frames, N): what the network reads instead of it, or None; partial "
+           "(n, 4, frames, N / 2) or None; writes masked (n, 4, frames, latent_ld). "
            "Returns the seconds of each pass, summed over the threads.")
       .def("decode", &decode, py::arg("latent"), py::arg("signal"), py::arg("threads"),
            "latent (n, frames, N); writes signal (n, frames * W) float32.");

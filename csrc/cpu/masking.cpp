@@ -91,8 +91,8 @@ MaskSeconds& MaskSeconds::operator+=(const MaskSeconds& other) {
 // One call of Stage::mask.
 class MaskingRun {
  public:
-  MaskingRun(const Stage& stage, std::int64_t n, std::int64_t frames, const Source& latent, std::int64_t latent_item,
-             const Source& partial, std::int64_t partial_item, std::int64_t partial_instrument, void* masked)
+  MaskingRun(const Stage& stage, std::int64_t n, std::int64_t frames, const Latents& latent, const Latents& input,
+             const Latents& partial, void* masked)
       : stage_(stage),
         s_(stage.sizes_),
         passes_(*stage.passes_),
@@ -100,17 +100,16 @@ class MaskingRun {
         frames_(frames),
         tiles_(tiles_of(frames)),
         latent_(latent),
-        latent_item_(latent_item),
+        input_(input),
+        copies_(input.instrument ? kInstruments : 1),
         partial_(partial),
-        partial_item_(partial_item),
-        partial_instrument_(partial_instrument),
         masked_(static_cast<char*>(masked)),
         ld_b_(padded(s_.B)),
         ld_h_(padded(s_.H)),
         ld_n_(padded(s_.N)),
         ld_in_(operand_ld(s_.N + s_.partial + kChannels, passes_.operand_size)),
-        latent_moments_(buffer_of<float>(static_cast<std::size_t>(n) * tiles_ * 2 * ld_n_)),
-        latent_tickets_(n * tiles_),
+        input_moments_(buffer_of<float>(static_cast<std::size_t>(n) * copies_ * tiles_ * 2 * ld_n_)),
+        input_tickets_(n * copies_ * tiles_),
         unit_tickets_(n * kInstruments),
         product_tickets_(n * tiles_) {
     for (std::int64_t u = 0; u < n * kInstruments; ++u) mask_norms_.emplace_back(s_.N);
@@ -126,10 +125,11 @@ class MaskingRun {
 
   void run(int thread) {
     Member& member = *members_[thread];
-    for (std::int64_t ticket; (ticket = latent_tickets_.draw()) >= 0;) {
+    for (std::int64_t ticket; (ticket = input_tickets_.draw()) >= 0;) {
       const Lap lap(member.seconds.source_moments);
-      source_moments(at(latent_, ticket / tiles_ * latent_item_), static_cast<int>(ticket % tiles_),
-                     latent_moments_.as<float>() + ticket / tiles_ * tiles_ * 2 * ld_n_, ld_n_);
+      const std::int64_t copy = ticket / tiles_;
+      source_moments(at(input_, copy / copies_, static_cast<int>(copy % copies_)), static_cast<int>(ticket % tiles_),
+                     input_moments(copy), ld_n_);
     }
     everyone_->wait();
     const int index = thread / team_size_;
@@ -213,6 +213,8 @@ class MaskingRun {
     passes_.source_moments(args);
   }
 
+  float* input_moments(std::int64_t copy) const { return input_moments_.as<float>() + copy * tiles_ * 2 * ld_n_; }
+
   static Moments moments(float* partials, int tile, int ld) {
     float* mean = partials + static_cast<std::ptrdiff_t>(tile) * 2 * ld;
     return {mean, mean + ld};
@@ -267,13 +269,13 @@ class MaskingRun {
   void input(std::int64_t unit, Team& team, Member& m, int place) {
     const std::int64_t item = unit / kInstruments;
     const int i = static_cast<int>(unit % kInstruments);
-    const Source latent = at(latent_, item * latent_item_);
-    const Source partial = at(partial_, s_.partial ? item * partial_item_ + i * partial_instrument_ : 0);
-    merge(latent_moments_.as<float>() + item * tiles_ * 2 * ld_n_, s_.N, ld_n_, m);
+    const Source latent = at(input_, item, i), partial = at(partial_, item, i);
+    merge(input_moments(item * copies_ + (copies_ > 1 ? i : 0)), s_.N, ld_n_, m);
     if (s_.partial) {
       const int ld = padded(s_.partial);
       float* partials = team.partials[0].as<float>();
-      each_tile(place, m.seconds.source_moments, [&](int tile, std::ptrdiff_t, int) { source_moments(partial, tile, partials, ld); });
+      each_tile(place, m.seconds.source_moments,
+                [&](int tile, std::ptrdiff_t, int) { source_moments(partial, tile, partials, ld); });
       team.barrier.wait();
       merge(partials, s_.partial, ld, m, s_.N);
     }
@@ -418,7 +420,7 @@ class MaskingRun {
     const std::int64_t first = static_cast<std::int64_t>(tile) * kTile;
     MaskProductArgs args{};
     args.rows = rows_of(frames_, tile);
-    args.latent = at(latent_, item * latent_item_ + first * latent_.stride);
+    args.latent = at(at(latent_, item, 0), first * latent_.source.stride);
     args.ld = ld_n_;
     for (int i = 0; i < kInstruments; ++i) {
       const std::int64_t unit = item * kInstruments + i;
@@ -435,27 +437,25 @@ class MaskingRun {
   const Passes& passes_;
   const std::int64_t n_, frames_;
   const int tiles_;
-  const Source latent_;
-  const std::int64_t latent_item_;
-  const Source partial_;
-  const std::int64_t partial_item_, partial_instrument_;
+  const Latents latent_, input_;
+  const int copies_;  // of the input: one for all instruments, or one for each
+  const Latents partial_;
   char* const masked_;
   const int ld_b_, ld_h_, ld_n_, ld_in_;
 
-  Buffer latent_moments_;
+  Buffer input_moments_;
   std::vector<Affine> mask_norms_;
-  Tickets latent_tickets_, unit_tickets_, product_tickets_;
+  Tickets input_tickets_, unit_tickets_, product_tickets_;
   int team_size_ = 1;
   std::unique_ptr<Barrier> everyone_;
   std::vector<std::unique_ptr<Team>> teams_;
   std::vector<std::unique_ptr<Member>> members_;
 };
 
-MaskSeconds Stage::mask(std::int64_t n, std::int64_t frames, const Source& latent, std::int64_t latent_item,
-                        const Source& partial, std::int64_t partial_item, std::int64_t partial_instrument,
-                        void* masked, int threads) const {
+MaskSeconds Stage::mask(std::int64_t n, std::int64_t frames, const Latents& latent, const Latents& input,
+                        const Latents& partial, void* masked, int threads) const {
   if (n == 0 || frames == 0) return {};
-  MaskingRun run(*this, n, frames, latent, latent_item, partial, partial_item, partial_instrument, masked);
+  MaskingRun run(*this, n, frames, latent, input, partial, masked);
   run_team(
       threads, [&](int team) { run.prepare(team); }, [&](int thread) { run.run(thread); });
   return run.seconds();

@@ -66,6 +66,13 @@ struct BlockWeights {
   int residual_panels = 0;
 };
 
+// (n, 4, frames, channels) from outside: items and instruments as many elements apart; 0 for what they share.
+struct Latents {
+  Source source;
+  std::int64_t item = 0;
+  std::int64_t instrument = 0;
+};
+
 // Seconds that the passes of one Stage::mask took, summed over the threads.
 struct MaskSeconds {
   double source_moments = 0, input_conv = 0, block_input = 0, depthwise = 0, skip_output = 0, mask_output = 0;
@@ -89,10 +96,10 @@ class Stage {
   void encode(const float* signal, std::int64_t n, std::int64_t samples, std::int64_t signal_stride, const float* mel,
               std::int64_t mel_frames, void* latent, int threads) const;
 
-  // latent (n items `latent_item` elements apart) and partial (n, 4 instruments) to the masked latent
-  // (n, 4, frames, latent_ld).
-  MaskSeconds mask(std::int64_t n, std::int64_t frames, const Source& latent, std::int64_t latent_item,
-                   const Source& partial, std::int64_t partial_item, std::int64_t partial_instrument, void* masked, int threads) const;
+  // The masked latent (n, 4, frames, latent_ld): `latent` times the masks of a network that reads `input` (the latent, or
+  // one copy of it for each instrument) and, behind the first stage, `partial`.
+  MaskSeconds mask(std::int64_t n, std::int64_t frames, const Latents& latent, const Latents& input,
+                   const Latents& partial, void* masked, int threads) const;
 
   // latent (n items `latent_item` elements apart) to the signal (n, frames * W), float32.
   void decode(std::int64_t n, std::int64_t frames, const Source& latent, std::int64_t latent_item, float* signal,
@@ -125,6 +132,10 @@ inline Source at(const Source& source, std::int64_t elements) {
   Source moved = source;
   moved.data = static_cast<const char*>(source.data) + elements * (source.is_bfloat16 ? 2 : 4);
   return moved;
+}
+
+inline Source at(const Latents& latents, std::int64_t item, int instrument) {
+  return at(latents.source, item * latents.item + instrument * latents.instrument);
 }
 
 inline int tiles_of(std::int64_t frames) { return static_cast<int>((frames + kTile - 1) / kTile); }

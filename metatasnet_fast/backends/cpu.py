@@ -99,8 +99,6 @@ class CpuBackend(Backend):
         self, prepared: _Prepared, latent: Tensor, partial: Tensor | None, dropout: Tensor | None = None
     ) -> Tensor:
         config = prepared.config
-        if dropout is not None:
-            raise BackendUnavailableError("The backend cpu has no dropout: it serves inference; train with reference.")
         _check_latent(latent, config)
         n, _, frames = latent.shape
         expected = (n, 4, config.partial_channels, frames) if config.partial_channels else None
@@ -108,9 +106,9 @@ class CpuBackend(Backend):
         if found != expected:
             raise ShapeError(f"Stage {config.index} expects a partial latent of shape {expected}, got {found}.")
         masked = torch.empty(n, 4, frames, prepared.stage.latent_ld, dtype=prepared.storage)
-        prepared.stage.mask(
-            _by_frames(latent), None if partial is None else _by_frames(partial), masked, torch.get_num_threads()
-        )
+        own_copies = None if dropout is None else _by_frames(latent[:, None] * dropout[..., None])
+        previous = None if partial is None else _by_frames(partial)
+        prepared.stage.mask(_by_frames(latent), own_copies, previous, masked, torch.get_num_threads())
         return masked[..., : config.N].transpose(2, 3)
 
     @torch.no_grad()

@@ -1,0 +1,75 @@
+"""What the tests of the backend ``cpu`` share."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from metatasnet_fast import native
+from metatasnet_fast.backends.base import Backend
+from metatasnet_fast.backends.cpu import ISA_VARIABLE, CpuBackend
+from metatasnet_fast.backends.reference import ReferenceBackend
+from metatasnet_fast.config import MetaTasNetConfig, StageConfig
+from metatasnet_fast.precision import Precision
+from tests.support import recipe_state
+
+CPU = CpuBackend()
+REFERENCE = ReferenceBackend()
+PRECISIONS = [Precision.float32, Precision.bfloat16]
+ISAS = native.load().cpu_isas() if native.load() else []
+
+needs_the_module = pytest.mark.skipif(native.load() is None, reason=str(native.reason()))
+
+
+@pytest.fixture(params=ISAS)
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every instruction set that this machine executes, forced in turn."""
+    monkeypatch.setenv(ISA_VARIABLE, request.param)
+    return str(request.param)
+
+
+@functools.lru_cache(maxsize=4)
+def recipe(config: MetaTasNetConfig, seed: int = 3) -> Mapping[str, Tensor]:
+    return recipe_state(config, seed)
+
+
+def stage_parameters(state: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
+    prefix = f"stages.{index}."
+    return {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
+
+
+def prepare(
+    backend: Backend, config: StageConfig, parameters: Mapping[str, Tensor], precision: Precision = Precision.float32
+) -> Any:
+    with torch.no_grad():
+        return backend.prepare(config, parameters, precision)
+
+
+def separate(
+    backend: Backend,
+    config: MetaTasNetConfig,
+    state: Mapping[str, Tensor],
+    mixes: Sequence[Tensor],
+    precision: Precision = Precision.float32,
+) -> list[Tensor]:
+    """Latent, masked latent and estimate of every stage, in this order."""
+    found: list[Tensor] = []
+    masked: Tensor | None = None
+    for index, mix in enumerate(mixes):
+        prepared = prepare(backend, config.stage(index), stage_parameters(state, index), precision)
+        with torch.no_grad():
+            latent = backend.encode(prepared, mix)
+            masked = backend.mask(prepared, latent, masked)
+            found += [latent, masked, backend.decode(prepared, masked.flatten(0, 1)).unflatten(0, (-1, 4))]
+    return found
+
+
+def noise(config: MetaTasNetConfig, batch: int, samples: int, seed: int = 1) -> list[Tensor]:
+    """A mixture of white noise for every stage; ``samples`` at the base rate."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(batch, 1, samples * 2**s, generator=generator) for s in range(config.stages_num)]

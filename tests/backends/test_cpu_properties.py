@@ -1,0 +1,173 @@
+"""Rules that hold for every network, length and batch in the backend ``cpu``."""
+
+from __future__ import annotations
+
+import os
+from unittest import mock
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from metatasnet_fast.backends.cpu import ISA_VARIABLE
+from metatasnet_fast.config import MetaTasNetConfig
+from metatasnet_fast.precision import Precision
+from tests.backends.cpu_support import (
+    CPU,
+    ISAS,
+    PRECISIONS,
+    REFERENCE,
+    needs_the_module,
+    noise,
+    prepare,
+    separate,
+    stage_parameters,
+)
+from tests.support import FLOOR, TINY, recipe_state, relative_error
+
+pytestmark = needs_the_module
+
+multiples = st.integers(1, 6).map(lambda n: 8 * n)
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> MetaTasNetConfig:
+    stride = draw(st.integers(5, 30))
+    filters = draw(st.integers(1, 3))
+    shortest = stride + 2 * draw(st.integers(0, 5))
+    # Doubling an odd kernel would break the even difference to an odd stride.
+    if filters > 1 and stride % 2:
+        stride, shortest = stride + 1, shortest + 1
+    return MetaTasNetConfig(
+        N=draw(multiples),
+        B=draw(multiples),
+        H=draw(multiples),
+        L=shortest,
+        W=stride,
+        filters=filters,
+        layers=draw(st.integers(1, 4)),
+        stack=draw(st.integers(1, 2)),
+        num_mels=draw(st.integers(1, 20)),
+        stages_num=draw(st.integers(1, 2)),
+        independent_params=draw(st.booleans()),
+        residual_bias=draw(st.booleans()),
+    )
+
+
+def errors(config: MetaTasNetConfig, batch: int, samples: int, seed: int, precision: Precision) -> list[tuple[float, float]]:
+    """Error of each job against float64, ours and eager's in the same precision, on the same inputs."""
+    state = recipe_state(config, seed)
+    found: list[tuple[float, float]] = []
+    partial: Tensor | None = None
+    for index, mix in enumerate(noise(config, batch, samples, seed)):
+        parameters = stage_parameters(state, index)
+        exact = prepare(REFERENCE, config.stage(index), parameters, Precision.float64)
+        both = [(b, prepare(b, config.stage(index), parameters, precision)) for b in (CPU, REFERENCE)]
+        with torch.no_grad():
+            latent = REFERENCE.encode(exact, mix).float()
+            before = partial
+            partial = REFERENCE.mask(exact, latent.double(), None if before is None else before.double()).float()
+            for job, inputs in (("encode", (mix,)), ("mask", (latent, before)), ("decode", (partial.flatten(0, 1),))):
+                wide = [None if x is None else x.double() for x in inputs]
+                right = getattr(REFERENCE, job)(exact, *wide)
+                ours, eager = (relative_error(getattr(b, job)(p, *inputs), right) for b, p in both)
+                found.append((ours, eager))
+    return found
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(config=configs(), batch=st.integers(1, 3), samples=st.integers(520, 3000), seed=st.integers(0, 99), isa=st.sampled_from(ISAS))
+def test_every_network_agrees_with_float64_as_closely_as_eager(
+    config: MetaTasNetConfig, batch: int, samples: int, seed: int, isa: str
+) -> None:
+    with mock.patch.dict(os.environ, {ISA_VARIABLE: isa}):
+        for ours, eager in errors(config, batch, samples, seed, Precision.float32):
+            assert ours <= max(FLOOR, 3 * eager)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(config=configs(), samples=st.integers(520, 3000), seed=st.integers(0, 99), isa=st.sampled_from(ISAS))
+def test_every_network_agrees_in_bfloat16_as_closely_as_autocast(
+    config: MetaTasNetConfig, samples: int, seed: int, isa: str
+) -> None:
+    with mock.patch.dict(os.environ, {ISA_VARIABLE: isa}):
+        for ours, eager in errors(config, 1, samples, seed, Precision.bfloat16):
+            assert ours <= 1.5 * eager
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 11, 12, 13, 95, 96, 97, 193])
+def test_every_length_agrees_with_eager(frames: int) -> None:
+    """Shorter than a register tile, a tile, the dilation; and one more than each."""
+    stage = TINY.stage(1)
+    parameters = stage_parameters(recipe_state(TINY, 3), 1)
+    latent, partial = torch.randn(2, stage.N, frames), torch.randn(2, 4, stage.N // 2, frames)
+    ours, eager = (prepare(b, stage, parameters) for b in (CPU, REFERENCE))
+    exact = REFERENCE.mask(eager, latent, partial)
+    assert relative_error(CPU.mask(ours, latent, partial), exact) < 2e-5
+    signal = CPU.decode(ours, latent)
+    assert signal.shape == (2, 1, frames * stage.W)
+    assert relative_error(signal, REFERENCE.decode(eager, latent)) < FLOOR
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("isa", ISAS)
+def test_threads_change_no_bit(isa: str, precision: Precision, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer threads than (item, instrument) units, more, and numbers that divide nothing."""
+    monkeypatch.setenv(ISA_VARIABLE, isa)
+    state, mixes = recipe_state(TINY, 3), noise(TINY, 1, 12345)
+    expected = separate(CPU, TINY, state, mixes, precision)
+    for threads in (2, 3, 4, 7, 12):
+        monkeypatch.setattr(torch, "get_num_threads", lambda n=threads: n)
+        found = separate(CPU, TINY, state, mixes, precision)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), threads
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_neighbours_in_the_batch_change_no_bit(precision: Precision) -> None:
+    state, mixes = recipe_state(TINY, 3), noise(TINY, 3, 4321)
+    together = separate(CPU, TINY, state, mixes, precision)
+    for item in range(3):
+        alone = separate(CPU, TINY, state, [m[item : item + 1] for m in mixes], precision)
+        assert all(torch.equal(a[item : item + 1], b) for a, b in zip(together, alone, strict=True))
+
+
+SIGNALS = {
+    "silence": lambda t: torch.zeros_like(t),
+    "direct current": lambda t: torch.full_like(t, 0.7),
+    "a clipped square wave": lambda t: (t * 440 * 6.2832).sin().sign(),
+    "one click": lambda t: (t == t[100]).float(),
+    "hardly anything": lambda t: 1e-20 * (t * 1000).sin(),
+    "much too loud": lambda t: 1e4 * (t * 1000).sin(),
+    "half silence": lambda t: (t > t[len(t) // 2]) * (t * 1000).sin(),
+}
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("signal", SIGNALS)
+def test_unusual_signals_give_numbers(signal: str, precision: Precision) -> None:
+    state = recipe_state(TINY, 3)
+    mixes = [SIGNALS[signal](torch.arange(4000 * 2**s) / (8000 * 2**s))[None, None] for s in range(3)]
+    for value in separate(CPU, TINY, state, mixes, precision):
+        assert value.isfinite().all()
+
+
+def test_silent_latents_stay_silent() -> None:
+    stage = TINY.stage(0)
+    prepared = prepare(CPU, stage, stage_parameters(recipe_state(TINY, 3), 0))
+    latent = torch.zeros(1, stage.N, 300)
+    masked = CPU.mask(prepared, latent, None)
+    assert torch.equal(masked, torch.zeros(1, 4, stage.N, 300))
+    assert torch.equal(CPU.decode(prepared, masked[0]), torch.zeros(4, 1, 300 * stage.W))
+
+
+def test_tiny_deviations_of_the_spectrogram_cost_no_precision() -> None:
+    """Bins above 16 kHz hardly vary in real music: their stored deviation is about 1e-3."""
+    parameters = dict(stage_parameters(recipe_state(TINY, 3), 0))
+    parameters["encoder.spectrogram.std"] = torch.full_like(parameters["encoder.spectrogram.std"], 1e-3)
+    mix = noise(TINY, 1, 8000)[0]
+    exact = REFERENCE.encode(prepare(REFERENCE, TINY.stage(0), parameters, Precision.float64), mix)
+    eager = REFERENCE.encode(prepare(REFERENCE, TINY.stage(0), parameters), mix)
+    ours = CPU.encode(prepare(CPU, TINY.stage(0), parameters), mix)
+    assert relative_error(ours, exact) <= max(FLOOR, 2 * relative_error(eager, exact))
