@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import torch
 
 from .signals import Signals
-from .windows import frame_spectra
+from .windows import fft_length, frame_spectra
 
 __all__ = ["Correlations", "correlate", "solve"]
 
-_BLOCK_FFT = 1 << 15
+_BLOCK_FFT = 1 << 14
 _BLOCKS_AT_ONCE = 2
 _REFINEMENTS = 6
 # Sound solutions stay below 1e-12 on music; a broken factorisation is orders of magnitude above this.
@@ -79,60 +79,77 @@ def solve(correlations: Correlations) -> tuple[torch.Tensor, str]:
     converge, those without stay near zero, where they change no projection. Least squares is the last resort.
     """
     right = correlations.estimates.movedim(1, 2).flatten(0, 1)
-    gram = _gram(correlations.references)
-    solution, method = _cholesky(gram, right), "cholesky"
-    if solution is None:
-        solution, method = _shifted_cholesky(gram, right), "shifted cholesky"
-    if solution is None:
+    lagged = correlations.references
+    rounding = torch.finfo(torch.float64).eps * float(lagged[..., 0].diagonal().sum()) * correlations.delays
+    for shift in (0.0, 4 * rounding, 400 * rounding):
+        solution = _by_cholesky(lagged, right, shift)
+        if solution is not None and _relative_norm(right - _gram_times(lagged, solution), right) < _RESIDUAL:
+            method = "shifted cholesky" if shift else "cholesky"
+            break
+    else:
         # The rank-revealing driver exists on the CPU only.
-        solution = torch.linalg.lstsq(gram.cpu(), right.cpu(), driver="gelsd").solution.to(right.device)
-        method = "lstsq"
-    return solution.unflatten(0, (-1, correlations.delays)), method
+        gram = _gram(lagged, shift=0.0).cpu()
+        solution, method = torch.linalg.lstsq(gram, right.cpu(), driver="gelsd").solution.to(right.device), "lstsq"
+    return solution.view(-1, correlations.delays, right.shape[1]), method
 
 
-def _cholesky(gram: torch.Tensor, right: torch.Tensor) -> torch.Tensor | None:
-    factor, info = torch.linalg.cholesky_ex(gram)
-    if int(info):
+def _by_cholesky(lagged: torch.Tensor, right: torch.Tensor, shift: float) -> torch.Tensor | None:
+    factor = _cholesky_factor(_gram(lagged, shift))
+    if factor is None:
         return None
-    solution = torch.cholesky_solve(right, factor)
-    return solution if _residual(gram, solution, right) < _RESIDUAL else None
+    solution = _substitute(factor, right)
+    for _ in range(_REFINEMENTS if shift else 0):
+        solution = solution + _substitute(factor, right - _gram_times(lagged, solution))
+    return solution
 
 
-def _shifted_cholesky(gram: torch.Tensor, right: torch.Tensor) -> torch.Tensor | None:
-    diagonal = gram.diagonal()
-    rounding = torch.finfo(torch.float64).eps * float(diagonal.sum())
-    for shift in (4 * rounding, 400 * rounding):
-        shifted = gram.clone()
-        shifted.diagonal().add_(shift)
-        factor, info = torch.linalg.cholesky_ex(shifted)
-        del shifted
-        if int(info):
-            continue
-        solution = torch.cholesky_solve(right, factor)
-        for _ in range(_REFINEMENTS):
-            solution = solution + torch.cholesky_solve(right - gram @ solution, factor)
-        if _residual(gram, solution, right) < _RESIDUAL:
-            return solution
-    return None
+def _cholesky_factor(gram: torch.Tensor) -> torch.Tensor | None:
+    """The lower factor, in the memory of `gram`, or None where `gram` is not positive definite."""
+    # LAPACK's order of columns, or the factorisation and the two substitutions copy 134 MB each.
+    column_major = gram.mT
+    failed = torch.empty((), dtype=torch.int32, device=gram.device)
+    factor, failed = torch.linalg.cholesky_ex(column_major, out=(column_major, failed))
+    return None if int(failed) else factor
 
 
-def _residual(gram: torch.Tensor, solution: torch.Tensor, right: torch.Tensor) -> float:
+def _substitute(factor: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    forward = torch.linalg.solve_triangular(factor, right, upper=False)
+    solution: torch.Tensor = torch.linalg.solve_triangular(factor.mT, forward, upper=True)
+    return solution
+
+
+def _relative_norm(residual: torch.Tensor, right: torch.Tensor) -> float:
     """The largest ``|G c - d| / |d|`` of all estimates; NaN, which is never small, where the solution is not finite."""
     scale = right.norm(dim=0).clamp_min(torch.finfo(torch.float64).tiny)
-    return float(((gram @ solution - right).norm(dim=0) / scale).max())
+    return float((residual.norm(dim=0) / scale).max())
 
 
-def _gram(lagged: torch.Tensor) -> torch.Tensor:
-    """The symmetric block-Toeplitz matrix G, (a * delays, a * delays), with epsilon on its diagonal."""
+def _sequences(lagged: torch.Tensor) -> torch.Tensor:
+    """``R_ab(k)`` for k from -(delays - 1) to delays - 1, (a, b, 2 delays - 1); ``R_ab(-k) = R_ba(k)``."""
+    return torch.cat([lagged.transpose(0, 1).flip(2)[..., :-1], lagged], dim=2)
+
+
+def _gram_times(lagged: torch.Tensor, filters: torch.Tensor) -> torch.Tensor:
+    """``G c`` for filters (a * delays, e) without G, whose memory holds the factor: a convolution of the lags."""
+    delays = lagged.shape[-1]
+    length = fft_length(3 * delays)
+    lags = torch.fft.rfft(_sequences(lagged), n=length)
+    spectra = torch.fft.rfft(filters.view(-1, delays, filters.shape[1]), n=length, dim=1)
+    product: torch.Tensor = torch.fft.irfft(torch.einsum("abf,bfe->afe", lags, spectra), n=length, dim=1)
+    return product[:, delays - 1 : 2 * delays - 1].flatten(0, 1)
+
+
+def _gram(lagged: torch.Tensor, shift: float) -> torch.Tensor:
+    """The symmetric block-Toeplitz matrix G, (a * delays, a * delays), with `shift` and epsilon on its diagonal."""
     channels, _, delays = lagged.shape
     gram = lagged.new_empty(channels, delays, channels, delays)
+    sequences = _sequences(lagged)
     for a in range(channels):
         for b in range(a + 1):
-            # Lags from -(delays - 1) to delays - 1 of tau - sigma, read as a Hankel matrix with its rows reversed.
-            sequence = torch.cat([lagged[b, a].flip(0)[:-1], lagged[a, b]]).flip(0)
-            toeplitz = sequence.unfold(0, delays, 1).flip(0)
+            # Entry (tau, sigma) is lag tau - sigma: a Hankel matrix of the reversed sequence, with its rows reversed.
+            toeplitz = sequences[a, b].flip(0).unfold(0, delays, 1).flip(0)
             gram[a, :, b] = toeplitz
             gram[b, :, a] = toeplitz.T
     gram = gram.view(channels * delays, channels * delays)
-    gram.diagonal().add_(torch.finfo(torch.float64).eps)
+    gram.diagonal().add_(shift + torch.finfo(torch.float64).eps)
     return gram

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -10,7 +10,7 @@ from .signals import Signals
 
 __all__ = ["fft_length", "frame_slices", "frame_spectra", "plain_energies", "projected_energies", "silent_frames"]
 
-_BYTES_PER_BATCH = 64 << 20
+_BYTES_PER_BATCH = 4 << 20
 
 
 def frame_slices(samples: int, window: int, hop: int) -> list[slice]:
@@ -62,30 +62,28 @@ def projected_energies(
     """
     delays = all_filters.shape[1]
     length = fft_length(frames[0].stop - frames[0].start + delays - 1)
-    all_spectra = torch.fft.rfft(all_filters, n=length, dim=1).movedim(1, 0).contiguous()
-    own_spectra = torch.fft.rfft(own_filters, n=length, dim=2).movedim(2, 0).contiguous()
-    parts: dict[str, list[torch.Tensor]] = {
-        "target": [],
-        "spatial": [],
-        "interference": [],
-        "projection": [],
-        "artifacts": [],
-    }
-    for batch in _batches(frames, bytes_per_frame=8 * length * references.sources * references.channels):
+    all_spectra = _filter_spectra(all_filters, length)
+    own_spectra = _filter_spectra(own_filters.flatten(0, 1), length)
+    names = ("target", "spatial", "interference", "projection", "artifacts")
+    # Results first: small tensors left between large ones keep the heap from shrinking (measured: 130 to 230 MB).
+    energies = all_filters.new_empty(len(names), len(frames), references.sources)
+    target_energy, spatial_energy, interference_energy, projection_energy, artifacts_energy = energies
+    size = max(1, _BYTES_PER_BATCH // (8 * length * references.sources * references.channels))
+    for start in range(0, len(frames), size):
+        now = slice(start, start + size)
+        batch = frames[now]
         reference = frame_spectra(references, batch, length)
         estimate = frame_spectra(estimates, batch, length)
-        bins, count, sources, channels = reference.shape
+        bins, _, sources, channels = reference.shape
         projection = torch.bmm(reference.flatten(2), all_spectra).view_as(reference)
-        target = torch.einsum("fwjc,fjcd->fwjd", reference, own_spectra)
-        for name, spectrum in (
-            ("target", target),
-            ("spatial", target - reference),
-            ("interference", projection - target),
-            ("projection", projection),
-            ("artifacts", estimate - projection),
-        ):
-            parts[name].append(_energy(spectrum, length))
-    return {name: torch.cat(energies).movedim(0, 1) for name, energies in parts.items()}
+        target = torch.einsum("fwjc,fjcd->fwjd", reference, own_spectra.view(bins, sources, channels, channels))
+        target_energy[now] = _energy(target, length)
+        projection_energy[now] = _energy(projection, length)
+        interference_energy[now] = _energy(projection - target, length)
+        # In place: the spectra of a few windows are what this stage needs most memory for.
+        spatial_energy[now] = _energy(target.sub_(reference), length)
+        artifacts_energy[now] = _energy(estimate.sub_(projection), length)
+    return {name: energy.T for name, energy in zip(names, energies, strict=True)}
 
 
 def fft_length(at_least: int) -> int:
@@ -113,14 +111,18 @@ def frame_spectra(signals: Signals, frames: Sequence[slice], length: int) -> tor
     return spectra.movedim(2, 0)
 
 
+def _filter_spectra(filters: torch.Tensor, length: int) -> torch.Tensor:
+    """Spectra of filters (inputs, delays, outputs), complex128 (length / 2 + 1, inputs, outputs)."""
+    inputs, _, outputs = filters.shape
+    spectra = filters.new_empty(length // 2 + 1, inputs, outputs, dtype=torch.complex128)
+    # One input at a time: padded to the length of a window all filters together are as large as a matrix of them.
+    for index in range(inputs):
+        spectra[:, index] = torch.fft.rfft(filters[index].T, n=length).T
+    return spectra
+
+
 def _energy(spectrum: torch.Tensor, length: int) -> torch.Tensor:
     """Energies per window and source of real signals of an even `length` from their one-sided spectra."""
     power = torch.view_as_real(spectrum).square().sum(dim=(-1, -2))
     energy: torch.Tensor = (2 * power.sum(dim=0) - power[0] - power[-1]) / length
     return energy
-
-
-def _batches(frames: Sequence[slice], bytes_per_frame: int) -> Iterator[Sequence[slice]]:
-    size = max(1, _BYTES_PER_BATCH // bytes_per_frame)
-    for start in range(0, len(frames), size):
-        yield frames[start : start + size]
