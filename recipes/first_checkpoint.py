@@ -2,9 +2,9 @@
 
     python recipes/first_checkpoint.py --songs SONGS --out OUT --minutes 60
 
-SONGS holds one folder per song with drums.ogg, bass.ogg, other.ogg and vocals.ogg, 44.1 kHz stereo; the mixture is their sum. The
-song named by --held-out is never trained on: it gives the scores. The bundled checkpoint was made by this script from
-"Everything is Free" by Software-Entwicklungskit (CC0). What it does differently from the authors' training, and why:
+SONGS holds one folder per song with drums.ogg, bass.ogg, other.ogg and vocals.ogg, 44.1 kHz stereo; the mixture is their
+sum. The song named by --held-out is never trained on: it gives the scores. The bundled checkpoint was made by this script
+from "Everything is Free" by Software-Entwicklungskit (CC0). What it does differently from the authors' training, and why:
 
 - Most songs have no bass stem (a bass line may hide in `other`). The loss leaves a stem out wherever it does not sound, so no
   song teaches that its bass is silent; and half of the bass lines are synthesised, added to an `other` without low frequencies.
@@ -48,9 +48,9 @@ CONFIG = MetaTasNetConfig(
 )
 RATES = tuple(stage.sampling_rate for stage in CONFIG.stages)
 SPEEDS = (0.9, 1.0, 1.1)
-DRUMS, BASS, OTHER, VOCALS = range(4)
-SOUNDS = 1e-3
-"""Share of a mixture's energy from which on a stem counts as sounding, and below which the rest of the mixture counts as silent."""
+BASS, OTHER = INSTRUMENTS.index("bass"), INSTRUMENTS.index("other")
+SOUNDS = 1e-2
+"""Share of a mixture's energy above which a stem, or the rest of the mixture, counts as sounding."""
 
 Track = list[NDArray[np.int16]]
 """One array (stem, channel, sample) for each rate; `other` without low frequencies is the fifth stem."""
@@ -63,7 +63,7 @@ def high_pass(x: Tensor, rate: int, edge: float = 140.0) -> Tensor:
 
 
 def to_int16(stems: Tensor, path: Path) -> None:
-    """Normalise by the deviation of the mono mixture, as the authors do, and store with 3 bits of headroom per deviation."""
+    """Normalise by the deviation of the mono mixture, as the authors do; one deviation is stored as 2048."""
     scaled = stems / stems[:4].sum(0).mean(0).std() * 2048
     np.save(path, scaled.round().clamp(-32768, 32767).short().numpy())
 
@@ -108,8 +108,7 @@ def synthesise_bass(rng: np.random.Generator, seconds: int) -> list[NDArray[np.f
                 stop = min(len(line), at + length)
                 line[at:stop] += (tone.sum(0) * envelope / tone[0].std())[: stop - at]
             at += length
-    high = torch.from_numpy(line / line.std())
-    return [resample(high, rate, r).numpy() for r in RATES]
+    return [resample(torch.from_numpy(line / line.std()), rate, r).numpy() for r in RATES]
 
 
 class Sampler:
@@ -148,9 +147,8 @@ class Sampler:
             start = min(start, self.tracks[index][0].shape[-1] // CONFIG.W - self.frames - 1)
             return self.cut(index, BASS, int(self.rng.integers(2)), start)
         start = int(self.rng.integers(len(self.synthetic[0]) // CONFIG.W - self.frames))
-        return [
-            torch.from_numpy(x[start * s.W : (start + self.frames) * s.W]) for x, s in zip(self.synthetic, CONFIG.stages, strict=True)
-        ]
+        lines = zip(self.synthetic, CONFIG.stages, strict=True)
+        return [torch.from_numpy(line[start * s.W : (start + self.frames) * s.W]) for line, s in lines]
 
     def item(self) -> list[Tensor]:
         """One item; four of ten are as the song has them, the others take each stem from any song."""
@@ -182,7 +180,7 @@ class Sampler:
         items = [self.item() for _ in range(size)]
         sources = [torch.stack(x)[:, :, None] for x in zip(*items, strict=True)]
         mixes = [x.sum(1) for x in sources]
-        # A stem counts where it sounds and something else does too: elsewhere its SI-SDR says nothing or has no bound.
+        # A stem counts where it and something else sound: in dB, hopeless and trivial items would weigh as much as the others.
         power = sources[-1].square().mean(-1)
         rest = (mixes[-1][:, None] - sources[-1]).square().mean(-1)
         mask = ((power > SOUNDS * (power + rest)) & (rest > SOUNDS * (power + rest)) & (power > 1e-4)).float()
@@ -200,7 +198,7 @@ def si_sdr(estimate: Tensor, target: Tensor) -> Tensor:
 
 @torch.no_grad()
 def evaluate(network: MultiTasNet, track: Track) -> dict[str, dict[str, float]]:
-    """Medians in dB over the 8 s pieces in which a stem sounds, mono, last stage; `mixture` is the score of the mixture itself."""
+    """Median SI-SDR, dB, mono, last stage, over the 8 s pieces in which a stem sounds; `mixture` is that of the mixture."""
     sources = [torch.from_numpy(x[:4].mean(1, dtype=np.float32) / 2048) for x in track]
     length = min(x.shape[-1] // stage.W for x, stage in zip(sources, CONFIG.stages, strict=True))
     sources = [x[:, : length * stage.W] for x, stage in zip(sources, CONFIG.stages, strict=True)]
@@ -212,7 +210,7 @@ def evaluate(network: MultiTasNet, track: Track) -> dict[str, dict[str, float]]:
     scores = {}
     for stem, name in enumerate(INSTRUMENTS):
         power, total = target[stem].square().mean(-1), mix.square().mean(-1)
-        sounding = power > 10 * SOUNDS * total
+        sounding = power > SOUNDS * total
         before = si_sdr(mix[sounding], target[stem, sounding])
         after = si_sdr(estimate[stem, sounding], target[stem, sounding])
         scores[name] = {
@@ -274,8 +272,8 @@ def train(args: argparse.Namespace) -> None:
             print(json.dumps({"step": step, "minutes": round(elapsed / 60, 2), "train": sdr}), file=log, flush=True)
         if last or elapsed - saved > 180:
             saved = elapsed
-            state = {"network": network, "average": average, "optimizer": optimizer}
-            values = {name: value.state_dict() for name, value in state.items()}
+            parts = {"network": network, "average": average, "optimizer": optimizer}
+            values = {name: part.state_dict() for name, part in parts.items()}
             torch.save({**values, "step": step, "elapsed": elapsed}, args.out / "state.part")
             (args.out / "state.part").replace(args.out / "state.pt")
             average.save_pretrained(args.out / "model", half=True)
