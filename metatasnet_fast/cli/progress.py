@@ -15,7 +15,7 @@ __all__ = ["ProgressDisplay"]
 LINE_SECONDS = 10.0
 """Time between two lines where there is no bar."""
 
-BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f} of {total:.0f} s, {rate_fmt} [{elapsed}<{remaining}]"
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f} of {total:.0f} s{postfix} [{elapsed}<{remaining}]"
 
 
 class ProgressDisplay:
@@ -23,8 +23,10 @@ class ProgressDisplay:
 
     def __init__(self, label: str) -> None:
         self._label = label
-        self._bar = _bar(label) if sys.stderr.isatty() else None
-        self._next_line = time.monotonic() + LINE_SECONDS
+        self._began = time.monotonic()
+        self._next_line = self._began + LINE_SECONDS
+        self._terminal = sys.stderr.isatty()
+        self._bar: Any = None
 
     def __enter__(self) -> ProgressDisplay:
         return self
@@ -36,23 +38,28 @@ class ProgressDisplay:
             self._bar.close()
 
     def __call__(self, progress: Progress) -> None:
-        if progress.seconds_total is None:
+        total = progress.seconds_total
+        if total is None:
             return
-        done = progress.fraction * progress.seconds_total
+        done = progress.fraction * total
+        now = time.monotonic()
+        speed = f"{done / max(now - self._began, 1e-3):.1f} x real time"
+        if self._terminal and self._bar is None:
+            self._bar = _bar(self._label, total)
+            self._terminal = self._bar is not None
         if self._bar is not None:
-            self._bar.total = progress.seconds_total
+            self._bar.total = total
+            self._bar.set_postfix_str(speed, refresh=False)
             self._bar.update(done - self._bar.n)
-        elif time.monotonic() >= self._next_line:
-            self._next_line = time.monotonic() + LINE_SECONDS
-            percent = f"{100 * progress.fraction:.0f} %"
-            print(
-                f"{self._label}: {done:.0f} of {progress.seconds_total:.0f} s ({percent})", file=sys.stderr, flush=True
-            )
+        elif now >= self._next_line:
+            self._next_line = now + LINE_SECONDS
+            print(f"{self._label}: {done:.0f} of {total:.0f} s, {speed}", file=sys.stderr, flush=True)
 
 
-def _bar(label: str) -> Any:
+def _bar(label: str, total: float) -> Any:
+    """A bar in seconds of audio; None without tqdm."""
     try:
         from tqdm import tqdm
     except ImportError:
         return None
-    return tqdm(total=1.0, desc=label, unit=" x real time", bar_format=BAR, leave=False, file=sys.stderr)
+    return tqdm(desc=label, total=total, bar_format=BAR, leave=False, file=sys.stderr)

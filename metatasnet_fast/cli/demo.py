@@ -1,0 +1,81 @@
+"""``metatasnet-fast demo``: the excerpt that comes with the package, separated, on a page to listen to."""
+
+from __future__ import annotations
+
+import argparse
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import __version__
+from .engine import add_engine_options, make_separator
+from .outputs import check_writable
+from .progress import ProgressDisplay
+
+if TYPE_CHECKING:
+    from ..demo import Listening
+    from ..separation import Separation, Separator
+
+__all__ = ["add_parser"]
+
+EXCERPT = "assets/demo/sodium-excerpt.ogg"
+TITLE = "“sodium” in four stems"
+
+
+def add_parser(commands: Any) -> None:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "demo",
+        help="separate the excerpt that comes with the package",
+        description="Separate 25 s of CC0 music into OUT/*.wav, and write OUT/index.html to listen to them.",
+    )
+    parser.add_argument("-o", "--output", default="demo", metavar="OUT", help="(default: demo)")
+    parser.add_argument(
+        "--picture", metavar="PNG", help="write a picture of the spectrograms too (needs the extra plots)"
+    )
+    add_engine_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from ..demo import write_page, write_picture
+
+    folder = Path(args.output)
+    separator, model = make_separator(args)
+    check_writable(folder)
+    with (
+        resources.as_file(resources.files("metatasnet_fast").joinpath(EXCERPT)) as excerpt,
+        ProgressDisplay(excerpt.name) as separator.progress,
+    ):
+        separation = separator.separate_file(excerpt, folder, name="{stem}")
+        listening = _listening(excerpt, separation, separator, model, bundled=args.model is None)
+    for path in separation.files.values():
+        print(path)
+    print(
+        f"{model}: {separation.duration:.1f} s of audio in {separation.seconds:.1f} s, "
+        f"{separation.real_time_factor:.1f} x real time ({separator.describe()})"
+    )
+    page = folder / "index.html"
+    write_page(listening, page)
+    print(f"open {page} to listen")
+    if args.picture:
+        write_picture(listening, Path(args.picture))
+        print(args.picture)
+    return 0
+
+
+def _listening(excerpt: Path, separation: Separation, separator: Separator, model: str, bundled: bool) -> Listening:
+    from ..audio import read_audio
+    from ..demo import Listening
+
+    signals = {name: read_audio(path).samples for name, path in {"mixture": excerpt, **separation.files}.items()}
+    facts = {
+        "Music": "Software-Entwicklungskit, “Everything is Free”, CC0",
+        "Model": model,
+        "Speed": f"{separation.duration:.1f} s in {separation.seconds:.1f} s, {separation.real_time_factor:.1f} × real time",
+        "Engine": separator.describe(),
+        "Version": f"metatasnet-fast {__version__}",
+    }
+    note = f"The model works at {separator.output_rate / 1000:g} kHz, so its stems end at {separator.output_rate / 2000:g} kHz."
+    if bundled:
+        note = f"The bundled model is a small one, for trying the library. {note}"
+    return Listening(signals, separation.sample_rate, TITLE, facts, note)
