@@ -46,7 +46,7 @@ def through_data(network: MultiTasNet) -> None:
 
 
 def one_value_through_data(network: MultiTasNet) -> None:
-    network.get_parameter("stages.2.decoder.filters.1.weight").data[0, 0, 3] += 0.5
+    network.get_parameter("stages.2.mask.norm_4.affine.bias").data[-1] += 0.5
 
 
 def exchange_through_data(network: MultiTasNet) -> None:
