@@ -67,14 +67,14 @@ class CpuBackend(Backend):
 
     def prepare(self, config: StageConfig, parameters: Mapping[str, Tensor], precision: Precision) -> _Prepared:
         """Generate and pack; raises :class:`BackendUnavailableError` where the backend cannot run."""
-        reason = self.unavailable()
-        if reason is not None:
+        module, reason = native.load(), self.unavailable()
+        if module is None or reason is not None:
             raise BackendUnavailableError(f"The backend cpu cannot run: {reason}")
         bfloat16 = precision is Precision.bfloat16
         with torch.no_grad():
             weights = reference.generate(config, {name: p.to(torch.float32) for name, p in parameters.items()})
             arrays = weight_arrays(weights)
-            stage = native.load().CpuStage(os.environ.get(ISA_VARIABLE, ""), bfloat16, sizes(config), arrays)
+            stage = module.CpuStage(os.environ.get(ISA_VARIABLE, ""), bfloat16, sizes(config), arrays)
             mel = MelShare.of(weights.encoder, config, stage.latent_ld)
         return _Prepared(config, stage, mel, torch.bfloat16 if bfloat16 else torch.float32)
 

@@ -56,7 +56,9 @@ def configs(draw: st.DrawFn) -> MetaTasNetConfig:
     )
 
 
-def errors(config: MetaTasNetConfig, batch: int, samples: int, seed: int, precision: Precision) -> list[tuple[float, float]]:
+def errors(
+    config: MetaTasNetConfig, batch: int, samples: int, seed: int, precision: Precision
+) -> list[tuple[float, float]]:
     """Error of each job against float64, ours and eager's in the same precision, on the same inputs."""
     state = recipe_state(config, seed)
     found: list[tuple[float, float]] = []
@@ -78,7 +80,13 @@ def errors(config: MetaTasNetConfig, batch: int, samples: int, seed: int, precis
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-@given(config=configs(), batch=st.integers(1, 3), samples=st.integers(520, 3000), seed=st.integers(0, 99), isa=st.sampled_from(ISAS))
+@given(
+    config=configs(),
+    batch=st.integers(1, 3),
+    samples=st.integers(520, 3000),
+    seed=st.integers(0, 99),
+    isa=st.sampled_from(ISAS),
+)
 def test_every_network_agrees_with_float64_as_closely_as_eager(
     config: MetaTasNetConfig, batch: int, samples: int, seed: int, isa: str
 ) -> None:
