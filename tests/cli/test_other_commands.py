@@ -1,0 +1,196 @@
+"""Help, info, convert and demo."""
+
+from __future__ import annotations
+
+import base64
+import html.parser
+import importlib.metadata
+import json
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+import torch
+
+import metatasnet_fast
+from metatasnet_fast.cli.info import PACKAGES
+from metatasnet_fast.cli.progress import ProgressDisplay
+from metatasnet_fast.demo.png import encode_png, magma
+from metatasnet_fast.demo.spectrogram import RANGE_DB, Axis, levels
+from metatasnet_fast.model import load_checkpoint
+from metatasnet_fast.separation import Progress
+from tests.cli.conftest import RATE, Command
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["separate", "--help"], ["--version"], ["separate"]])
+def test_help_and_mistakes_come_without_torch(argv: list[str]) -> None:
+    code = f"import sys; from metatasnet_fast.cli.main import main; main({argv}); sys.exit('torch' in sys.modules)"
+    assert python(code).returncode == 0
+
+
+def test_the_module_is_the_command() -> None:
+    command = [sys.executable, "-m", "metatasnet_fast", "--version"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, f"metatasnet-fast {metatasnet_fast.__version__}\n")
+    wrong = subprocess.run([*command[:-1], "nothing"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert wrong.returncode == 2 and "Traceback" not in wrong.stderr
+
+
+def test_info_says_what_is_there_and_why_the_rest_is_not(command: Command) -> None:
+    outcome = command("info", "--json")
+    found = json.loads(outcome.out)
+    assert outcome.code == 0
+    assert (found["metatasnet_fast"], found["torch"]) == (metatasnet_fast.__version__, torch.__version__)
+    assert found["packages"]["soundfile"]["version"] == importlib.metadata.version("soundfile")
+    assert found["backends"]["reference"]["reason"] is None and found["auto"]["cpu"].endswith(" in float32")
+    assert (found["cpu"]["compiled_isas"] is None) == (found["cpu"]["reason"] is not None)
+    assert set(found["models"]) == set(metatasnet_fast.bundled_models())
+    text = command("info").out
+    assert all(name in text for name in (*PACKAGES, *found["backends"], *found["models"]))
+
+
+def test_info_names_the_extra_that_installs_a_package(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    declared = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    for package, extra in PACKAGES.items():
+        block = re.search(rf"^{extra} = \[(.*?)^\]", declared, re.MULTILINE | re.DOTALL)
+        assert block and f'"{package}>' in block[1]
+
+    def absent(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", absent)
+    assert "not installed; pip install 'metatasnet-fast[audio]'" in command("info").out
+
+
+def test_convert_there_and_back_is_exact(command: Command, model: Path) -> None:
+    assert command("convert", model, "there.pt").code == 0
+    assert command("convert", "there.pt", "back").code == 0
+    before, after = load_checkpoint(model).state_dict(), load_checkpoint("back").state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert Path("back/model.safetensors").read_bytes() == (model / "model.safetensors").read_bytes()
+
+
+def test_half_is_about_half_as_large(command: Command, model: Path) -> None:
+    assert command("convert", model, "half", "--half").code == 0
+    assert Path("half/model.safetensors").stat().st_size < 0.75 * (model / "model.safetensors").stat().st_size
+
+
+def test_convert_refuses_in_one_sentence(command: Command, model: Path, song: Path) -> None:
+    assert command("convert", model, "x").code == 0
+    for source, target, options, says in [
+        (model, "x", [], "exists"),
+        (model, "x.pt", ["--half"], "folders only"),
+        ("nobody", "y", [], "no checkpoint 'nobody'"),
+        (song, "y", [], "no checkpoint that can be loaded"),
+        (model, "absent/y.pt", [], "cannot be written"),
+    ]:
+        outcome = command("convert", source, target, *options)
+        assert outcome.code == 2 and says in outcome.one_sentence()
+    assert command("convert", model, "x", "--overwrite").code == 0
+
+
+class Elements(html.parser.HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def sources(self, tag: str) -> list[str]:
+        return [str(attrs["src"]) for name, attrs in self.found if name == tag]
+
+
+@pytest.fixture
+def short_excerpt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, song: Path) -> None:
+    """The demo on half a second of noise, not on the excerpt."""
+    shutil.copy(song, tmp_path / "noise.wav")
+    monkeypatch.setattr("metatasnet_fast.cli.demo.EXCERPT", str(tmp_path / "noise.wav"))
+
+
+@pytest.mark.usefixtures("short_excerpt")
+def test_the_demo_writes_stems_and_a_page_that_needs_nothing_else(
+    command: Command, model: Path, tmp_path: Path, sound: np.ndarray
+) -> None:
+    outcome = command("demo", "-o", "out", "--model", model)
+    assert outcome.code == 0 and "x real time" in outcome.out and str(Path("out/index.html")) in outcome.out
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
+        ["index.html", "drums.wav", "bass.wav", "other.wav", "vocals.wav"]
+    )
+    text = (tmp_path / "out/index.html").read_text("utf-8")
+    page = Elements(text)
+    sounds, pictures = page.sources("audio"), page.sources("img")
+    assert len(sounds) == len(pictures) == 5
+    for source in sounds:
+        kind, _, content = source.partition(";base64,")
+        assert kind == "data:audio/mpeg"
+        (tmp_path / "sound.mp3").write_bytes(base64.b64decode(content))
+        assert sf.info(tmp_path / "sound.mp3").channels == 2
+    assert all(source.startswith("data:image/png;base64,iVBORw0KGgo") for source in pictures)
+    assert not re.search(r"https?://|@@|<link|@import", re.sub(r'"data:[^"]*"', "", text))
+
+
+@pytest.mark.usefixtures("short_excerpt")
+def test_the_demo_draws_a_picture(command: Command, model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    assert command("demo", "--model", model, "--picture", "images/stems.png").code == 0
+    assert (tmp_path / "images/stems.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_excerpt_is_there() -> None:
+    from metatasnet_fast.cli import demo
+
+    assert sf.info(Path(metatasnet_fast.__file__).with_name("assets").parent / demo.EXCERPT).duration == 25.0
+
+
+def test_a_picture_holds_the_levels_it_was_given() -> None:
+    values = torch.arange(12, dtype=torch.uint8).reshape(3, 4) * 20
+    png = encode_png(values)
+    chunks, at = {}, 8
+    while at < len(png):
+        (size,) = struct.unpack_from(">I", png, at)
+        chunks[png[at + 4 : at + 8]] = png[at + 8 : at + 8 + size]
+        assert struct.unpack_from(">I", png, at + 8 + size)[0] == zlib.crc32(png[at + 4 : at + 8 + size])
+        at += 12 + size
+    assert struct.unpack(">IIBBBBB", chunks[b"IHDR"]) == (4, 3, 8, 3, 0, 0, 0)
+    lines = np.frombuffer(zlib.decompress(chunks[b"IDAT"]), np.uint8).reshape(3, 5)
+    assert (lines[:, 0] == 0).all() and (lines[:, 1:] == values.numpy()).all()
+    assert chunks[b"PLTE"] == magma().tobytes() and (np.diff(magma().astype(int).sum(1)) >= 0).all()
+
+
+@pytest.mark.parametrize("hertz", [100.0, 1000.0, 5000.0])
+def test_a_tone_is_brightest_at_its_height(hertz: float) -> None:
+    tone = torch.sin(2 * torch.pi * hertz * torch.arange(2 * RATE) / RATE)[None]
+    rows = 60
+    picture = levels({"tone": tone, "quiet": 0.1 * tone, "silence": 0 * tone}, RATE, rows, 40)
+    edges = Axis.of(RATE).edges(rows).flip(0)
+    band = int(picture["tone"][:, 20].argmax())
+    assert edges[band + 2 if band + 2 <= rows else rows] <= hertz <= edges[max(0, band - 1)]
+    assert picture["tone"].shape == (rows, 40) and picture["tone"].max() == 255
+    assert abs(int(picture["quiet"].max()) - round(255 * (1 - 20 / RANGE_DB))) <= 1
+    assert picture["silence"].max() == 0
+
+
+def test_without_a_terminal_progress_is_a_line_now_and_then(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("metatasnet_fast.cli.progress.LINE_SECONDS", 0.0)
+    with ProgressDisplay("song.wav") as display:
+        display(Progress(0.0, 1.0, None, "read"))
+        display(Progress(0.5, 60.0, 120.0, "separate"))
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.startswith("song.wav: 60 of 120 s, ")
