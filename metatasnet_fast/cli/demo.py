@@ -73,9 +73,9 @@ def _listening(excerpt: Path, separation: Separation, separator: Separator, mode
         "Model": model,
         "Speed": f"{separation.duration:.1f} s in {separation.seconds:.1f} s, {separation.real_time_factor:.1f} × real time",
         "Engine": separator.describe(),
-        "Version": f"metatasnet-fast {__version__}",
     }
     note = f"The model works at {separator.output_rate / 1000:g} kHz, so its stems end at {separator.output_rate / 2000:g} kHz."
     if bundled:
         note = f"The bundled model is a small one, for trying the library. {note}"
+    note = f"Made by metatasnet-fast {__version__}. {note}"
     return Listening(signals, separation.sample_rate, TITLE, facts, note)

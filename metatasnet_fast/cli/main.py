@@ -1,14 +1,18 @@
 """The parser, and what every subcommand has in common: errors as one sentence, exit codes.
 
-Exit codes: 0 all done; 2 the command cannot be carried out; 3 some files failed, the rest is done; 130 interrupted.
+Exit codes: 0 all done; 2 the command cannot be carried out; 3 some files failed, the rest is done; 130 interrupted
+(Ctrl-C), 143 terminated (SIGTERM), both without anything half-written.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 from .. import __version__
@@ -44,6 +48,23 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@contextlib.contextmanager
+def _unwinding_when_terminated() -> Iterator[None]:
+    """Let SIGTERM leave through every ``with`` statement, so that files that are being written are removed."""
+
+    def leave(number: int, frame: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may handle signals
+        return
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line (by default that of the process) and return its exit code."""
     for stream in (sys.stdout, sys.stderr):
@@ -53,8 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = build_parser().parse_args(argv)
         run: Callable[[argparse.Namespace], int] = args.run
-        return run(args)
-    except SystemExit as leaving:  # argparse: --help, --version, and its errors
+        with _unwinding_when_terminated():
+            return run(args)
+    except SystemExit as leaving:  # argparse: --help, --version, and its errors; SIGTERM
         return leaving.code if isinstance(leaving.code, int) else 0
     except MetaTasNetError as error:
         fail(str(error))
