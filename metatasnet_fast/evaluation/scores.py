@@ -1,0 +1,176 @@
+"""The scores of tracks: museval's JSON files, byte for byte, and the medians that papers print.
+
+A file is ``<folder>/<subset>/<track>.json`` after ``musdb.schema.json`` of museval, so ``museval.EvalStore`` reads what
+is written here and the other way round.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import ROUND_HALF_EVEN, Context, Decimal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .bss_eval import METRICS
+from .signals import EvaluationError
+
+__all__ = ["MUSEVAL_VERSION", "Median", "TrackScores", "aggregate", "load_scores", "median"]
+
+MUSEVAL_VERSION = "0.4.1"
+"""The museval whose numbers and files these are; it stands in every file."""
+
+_ORDER = ("SDR", "SIR", "SAR", "ISR")
+_QUANTUM = Decimal("0.00001")
+_ROUNDING = Context(prec=28, rounding=ROUND_HALF_EVEN)
+
+
+@dataclass(frozen=True)
+class TrackScores:
+    """Scores of one track: ``targets[stem][metric]`` is a float64 array (frames,) in dB, NaN where no frame counts.
+
+    `window` and `hop` are in seconds. A metric that was not computed is NaN in the file, whose readers expect all four.
+    """
+
+    name: str
+    targets: Mapping[str, Mapping[str, NDArray[np.float64]]]
+    window: float = 1.0
+    hop: float = 1.0
+    museval_version: str = MUSEVAL_VERSION
+
+    def frames(self, stem: str) -> int:
+        return max((len(values) for values in self.targets[stem].values()), default=0)
+
+    def median(self, stem: str, metric: str) -> float:
+        """Median over the frames that count, of the numbers as stored; NaN if none does."""
+        return median(float(_quantised(value)) for value in self.targets[stem].get(metric, ()))
+
+    def valid_frames(self, stem: str, metric: str) -> int:
+        return sum(not np.isnan(float(_quantised(value))) for value in self.targets[stem].get(metric, ()))
+
+    def json(self) -> str:
+        """The text of the file. Values are rounded to 1e-5 dB, half to even; infinity becomes NaN, as in museval."""
+        targets = [
+            "    {\n"
+            f'      "name": {json.dumps(stem)},\n'
+            f'      "frames": {_list([self._frame(stem, index) for index in range(self.frames(stem))], 6)}\n'
+            "    }"
+            for stem in self.targets
+        ]
+        return f'{{\n  "targets": {_list(targets, 2)},\n  "museval_version": {json.dumps(self.museval_version)}\n}}'
+
+    def _frame(self, stem: str, index: int) -> str:
+        values = self.targets[stem]
+        metrics = ",\n".join(
+            f'            "{metric}": {_quantised(values[metric][index]) if metric in values else "NaN"}'
+            for metric in _ORDER
+        )
+        return (
+            "        {\n"
+            f'          "time": {index * self.hop!r},\n'
+            f'          "duration": {self.window!r},\n'
+            f'          "metrics": {{\n{metrics}\n          }}\n'
+            "        }"
+        )
+
+    def write(self, folder: str | os.PathLike[str], subset: str = "test") -> Path:
+        """Write ``folder/subset/name.json`` whole or not at all, and return its path."""
+        if self.name != os.path.basename(self.name) or not self.name:
+            raise EvaluationError(f"{self.name!r} cannot be a file name. Give the track a name without slashes.")
+        path = Path(folder) / subset / f"{self.name}.json"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False) as file:
+                file.write(self.json())
+            os.replace(file.name, path)
+        except OSError as error:
+            raise EvaluationError(f"{path} could not be written ({error}). Check the folder and its space.") from error
+        return path
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> TrackScores:
+        """Read a file of museval's or of :meth:`write`; :class:`EvaluationError` if it is something else."""
+        path = Path(path)
+        try:
+            return cls._parse(path.stem, json.loads(path.read_text()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise EvaluationError(
+                f"{path} is not a file of scores ({type(error).__name__}: {error}). Evaluate the track again."
+            ) from error
+
+    @classmethod
+    def _parse(cls, name: str, content: dict[str, Any]) -> TrackScores:
+        targets = {}
+        times: list[float] = []
+        durations: list[float] = []
+        for target in content["targets"]:
+            frames = target["frames"]
+            targets[str(target["name"])] = {
+                metric: np.array([float(frame["metrics"][metric]) for frame in frames]) for metric in METRICS
+            }
+            times = times or [frame["time"] for frame in frames[:2]]
+            durations = durations or [frame["duration"] for frame in frames[:1]]
+        window = durations[0] if durations else 1.0
+        hop = times[1] - times[0] if len(times) > 1 else window
+        return cls(name, targets, window, hop, str(content.get("museval_version", MUSEVAL_VERSION)))
+
+
+@dataclass(frozen=True)
+class Median:
+    """A median over tracks of medians over frames, in dB, and what it rests on; NaN if no track counts."""
+
+    value: float
+    tracks: int
+    """Tracks with at least one frame that counts."""
+    valid_frames: int
+    frames: int
+
+
+def aggregate(tracks: Iterable[TrackScores]) -> dict[str, dict[str, Median]]:
+    """``result[stem][metric]``: the median over frames, then over tracks, skipping NaN, as ``museval.EvalStore``."""
+    tracks = list(tracks)
+    result: dict[str, dict[str, Median]] = {}
+    for stem in dict.fromkeys(stem for track in tracks for stem in track.targets):
+        having = [track for track in tracks if stem in track.targets]
+        result[stem] = {}
+        for metric in METRICS:
+            values = [track.median(stem, metric) for track in having]
+            result[stem][metric] = Median(
+                value=median(values),
+                tracks=sum(not np.isnan(value) for value in values),
+                valid_frames=sum(track.valid_frames(stem, metric) for track in having),
+                frames=sum(track.frames(stem) for track in having),
+            )
+    return result
+
+
+def load_scores(folder: str | os.PathLike[str], subset: str = "test") -> list[TrackScores]:
+    """All ``folder/subset/**/*.json``, in the order of their paths."""
+    paths = sorted(Path(folder, subset).glob("**/*.json"))
+    if not paths:
+        raise EvaluationError(
+            f"No scores in {Path(folder, subset)}. Evaluate first, or name the folder above {subset}."
+        )
+    return [TrackScores.read(path) for path in paths]
+
+
+def median(values: Iterable[float]) -> float:
+    """The median of what is not NaN, NaN if nothing is left."""
+    numbers = np.array([value for value in values if not np.isnan(value)])
+    return float(np.median(numbers)) if numbers.size else float("nan")
+
+
+def _quantised(value: float) -> Decimal:
+    if not np.isfinite(value):
+        return Decimal("NaN")
+    return Decimal(float(value)).quantize(_QUANTUM, context=_ROUNDING)
+
+
+def _list(items: Sequence[str], indent: int) -> str:
+    return "[\n" + ",\n".join(items) + "\n" + " " * indent + "]" if items else "[]"
