@@ -28,7 +28,9 @@ def add_parser(commands: Any) -> None:
         help="separate the excerpt that comes with the package",
         description="Separate 25 s of CC0 music into OUT/*.wav, and write OUT/index.html to listen to them.",
     )
-    parser.add_argument("-o", "--output", default="demo", metavar="OUT", help="(default: demo)")
+    parser.add_argument(
+        "-o", "--output", default="demo", metavar="OUT", help="folder for stems and page (default: demo)"
+    )
     parser.add_argument(
         "--picture", metavar="PNG", help="write a picture of the spectrograms too (needs the extra plots)"
     )

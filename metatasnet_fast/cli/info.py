@@ -180,7 +180,7 @@ def _text(found: dict[str, Any]) -> str:
             for name, entry in found["backends"].items()
         }
     )
-    lines += _rows({f"auto, {device}": choice for device, choice in found["auto"].items()})
+    lines += _rows({f"auto on {device}": choice for device, choice in found["auto"].items()})
     lines += ["", "bundled models"]
     lines += _rows(
         {

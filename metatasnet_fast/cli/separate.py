@@ -41,7 +41,9 @@ def add_parser(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="an audio or video file, or a folder of audio files")
-    parser.add_argument("-o", "--output", default="separated", metavar="OUT", help="(default: separated)")
+    parser.add_argument(
+        "-o", "--output", default="separated", metavar="OUT", help="folder for the stems (default: separated)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="make stems anew that are there already")
     parser.add_argument("--json", action="store_true", help="one JSON object per file on standard output")
     add_engine_options(parser)
@@ -68,7 +70,10 @@ def add_parser(commands: Any) -> None:
         help="floating point: nothing is ever clipped",
     )
     files.add_argument(
-        "--filename", default="{track}/{stem}.{ext}", metavar="NAME", help="(default: {track}/{stem}.{ext})"
+        "--filename",
+        default="{track}/{stem}.{ext}",
+        metavar="NAME",
+        help="of each stem, below OUT/<model> (default: {track}/{stem}.{ext})",
     )
     parser.set_defaults(run=run)
 
