@@ -1,4 +1,23 @@
 """Types of the compiled module (csrc/bindings)."""
 
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
 def build_info() -> dict[str, str | list[str]]: ...
 def cpu_features() -> dict[str, bool]: ...
+def cpu_isas() -> list[str]: ...
+
+class CpuStage:
+    isa: str
+    latent_ld: int
+    def __init__(
+        self, isa: str, bfloat16: bool, sizes: dict[str, Any], weights: dict[str, NDArray[np.float32]]
+    ) -> None: ...
+    def encode(self, signal: Tensor, mel: Tensor, latent: Tensor, threads: int) -> None: ...
+    def mask(
+        self, latent: Tensor, input: Tensor | None, partial: Tensor | None, masked: Tensor, threads: int
+    ) -> dict[str, float]: ...
+    def decode(self, latent: Tensor, signal: Tensor, threads: int) -> None: ...
