@@ -1,4 +1,5 @@
-// The backend `cpu` for Python: class CpuStage. Tensors are read through torch's Python attributes, checked, never kept.
+// The backend `cpu` for Python: class CpuStage. Tensors are read through torch's Python attributes, checked, never
+// kept.
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
@@ -58,7 +59,8 @@ struct Tensor {
   void require_contiguous() const {
     std::int64_t stride = 1;
     for (std::size_t i = shape.size(); i-- > 0; stride *= shape[i]) {
-      if (!empty() && shape[i] > 1 && strides[i] != stride) throw py::value_error(name + " must be contiguous, got strides " + text(strides) + ".");
+      if (!empty() && shape[i] > 1 && strides[i] != stride)
+        throw py::value_error(name + " must be contiguous, got strides " + text(strides) + ".");
     }
   }
 
@@ -78,7 +80,8 @@ int checked_threads(int threads) {
 
 using FloatArray = py::array_t<float, py::array::c_style>;
 
-Stage make_stage(const std::string& isa, bool bfloat16, const py::dict& sizes, const std::map<std::string, FloatArray>& weights) {
+Stage make_stage(const std::string& isa, bool bfloat16, const py::dict& sizes,
+                 const std::map<std::string, FloatArray>& weights) {
   StageSizes s;
   s.N = sizes["N"].cast<int>();
   s.W = sizes["W"].cast<int>();
@@ -90,7 +93,8 @@ Stage make_stage(const std::string& isa, bool bfloat16, const py::dict& sizes, c
   s.dilations = sizes["dilations"].cast<std::vector<int>>();
   check(s);
   Arrays arrays;
-  for (const auto& [name, array] : weights) arrays[name] = {array.data(), {array.shape(), array.shape() + array.ndim()}};
+  for (const auto& [name, array] : weights)
+    arrays[name] = {array.data(), {array.shape(), array.shape() + array.ndim()}};
   const Kernels& kernels = kernels_for(isa);
   const py::gil_scoped_release release;
   return Stage(kernels, bfloat16, s, arrays);
@@ -175,8 +179,9 @@ void bind_cpu(py::module_& module) {
            "isa: one of cpu_isas(), or '' for the best. weights: float32 arrays by name.")
       .def_property_readonly("isa", &Stage::isa)
       .def_property_readonly("latent_ld", &Stage::latent_ld, "Channels of a latent's storage: N rounded up.")
-      .def("encode", &encode, py::arg("signal"), py::arg("mel"), py::arg("latent"), py::arg("threads"),
-           "signal (n, samples) float32, mel (n, STFT frames, latent_ld) float32; writes latent (n, frames, latent_ld).")
+      .def(
+          "encode", &encode, py::arg("signal"), py::arg("mel"), py::arg("latent"), py::arg("threads"),
+          "signal (n, samples) float32, mel (n, STFT frames, latent_ld) float32; writes latent (n, frames, latent_ld).")
       .def("mask", &mask, py::arg("latent"), py::arg("input"), py::arg("partial"), py::arg("masked"),
            py::arg("threads"),
            "latent (n, frames, N); input (n, 4, frames, N): what the network reads instead of it, or None; partial "

@@ -66,7 +66,8 @@ void Stage::encode(const float* signal, std::int64_t n, std::int64_t samples, st
           const std::int64_t item = ticket / tiles;
           const int tile = static_cast<int>(ticket % tiles), rows = rows_of(frames, tile);
           const std::int64_t first = static_cast<std::int64_t>(tile) * kTile;
-          copy_padded(signal + item * signal_stride, samples, first * sizes_.W - padding, window, own.samples.as<float>());
+          copy_padded(signal + item * signal_stride, samples, first * sizes_.W - padding, window,
+                      own.samples.as<float>());
           passes_->to_operands(own.samples.as<float>(), window, own.signal.as<void>());
           const Interpolation at(first, rows, frames, mel_frames);
           EncodeArgs args{};

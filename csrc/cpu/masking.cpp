@@ -456,8 +456,7 @@ MaskSeconds Stage::mask(std::int64_t n, std::int64_t frames, const Latents& late
                         const Latents& partial, void* masked, int threads) const {
   if (n == 0 || frames == 0) return {};
   MaskingRun run(*this, n, frames, latent, input, partial, masked);
-  run_team(
-      threads, [&](int team) { run.prepare(team); }, [&](int thread) { run.run(thread); });
+  run_team(threads, [&](int team) { run.prepare(team); }, [&](int thread) { run.run(thread); });
   return run.seconds();
 }
 

@@ -46,11 +46,11 @@ struct Moments {
 struct FoldArgs {
   const float* source;  // panels [input][column]
   int inputs;
-  int first, last;      // panels
-  const float* scale;   // null: pack only, the other inputs of the sum are then not read
+  int first, last;     // panels
+  const float* scale;  // null: pack only, the other inputs of the sum are then not read
   const float* shift;
   const float* mean;
-  const float* bias;    // null: none
+  const float* bias;  // null: none
   void* packed;
   float* folded_bias;
 };
@@ -58,12 +58,12 @@ struct FoldArgs {
 // x += hidden W_res; skip += hidden W_skip; out = prelu(x W_conv), with its moments.
 struct BlockInputArgs {
   int rows;
-  const void* hidden;    // the depthwise output of the block before; null in the first block
+  const void* hidden;  // the depthwise output of the block before; null in the first block
   int ld_hidden;
-  float* x;              // the residual stream, float32 in every precision
+  float* x;  // the residual stream, float32 in every precision
   float* skip;
   int ld_x;
-  bool skip_is_empty;    // nothing was added to skip yet
+  bool skip_is_empty;       // nothing was added to skip yet
   const PackedMatrix* mix;  // residual panels, then skip panels
   int residual_panels;
   const float* mix_bias;
@@ -178,7 +178,7 @@ struct EncodeArgs {
   const PackedMatrix* bank;
   const PackedMatrix* bottleneck_1;
   const PackedMatrix* bottleneck_2;
-  const float* mel;    // the spectrogram's share of bottleneck_1, (STFT frames, ld_mel)
+  const float* mel;  // the spectrogram's share of bottleneck_1, (STFT frames, ld_mel)
   int ld_mel;
   const std::int64_t* mel_frame;  // per row: interpolate from this STFT frame ...
   const std::int64_t* mel_next;   // ... to this one
@@ -201,7 +201,7 @@ struct DecodeArgs {
   int stride;
   void* latent_operand;  // scratch, kTile rows
   int ld_latent;
-  void* wide_operand;    // scratch, kTile rows
+  void* wide_operand;  // scratch, kTile rows
   int ld_wide;
 };
 

@@ -33,7 +33,8 @@ class Packer {
       for (int j = 0; j < panel_; ++j) {
         const int o = p * panel_ + j;
         for (int k = 0; k < inputs; ++k) {
-          at[static_cast<std::size_t>(k) * panel_ + j] = o < outputs ? weights[static_cast<std::size_t>(o) * inputs + k] : 0.0f;
+          at[static_cast<std::size_t>(k) * panel_ + j] =
+              o < outputs ? weights[static_cast<std::size_t>(o) * inputs + k] : 0.0f;
         }
       }
     }
@@ -104,8 +105,10 @@ class Packer {
   }
 
   NormWeights norm(const std::string& name, int instrument, int channels) const {
-    const float* scale = get(name + ".scale", {kInstruments, channels}) + static_cast<std::size_t>(instrument) * channels;
-    const float* shift = get(name + ".shift", {kInstruments, channels}) + static_cast<std::size_t>(instrument) * channels;
+    const float* scale =
+        get(name + ".scale", {kInstruments, channels}) + static_cast<std::size_t>(instrument) * channels;
+    const float* shift =
+        get(name + ".shift", {kInstruments, channels}) + static_cast<std::size_t>(instrument) * channels;
     return {{scale, scale + channels}, {shift, shift + channels}};
   }
 
@@ -208,7 +211,8 @@ Stage::Stage(const Kernels& kernels, bool bfloat16, const StageSizes& sizes, con
   bottleneck_1_ = pack.constant(pack.get("encoder.bottleneck_1", {s.N, filters * width}), s.N, filters * width);
   bottleneck_2_ = pack.constant(pack.get("encoder.bottleneck_2", {s.N, s.N}), s.N, s.N);
 
-  // The decoder's wide channels are kept longest filter first, so that the channels that reach sample j are the first ones.
+  // The decoder's wide channels are kept longest filter first, so that the channels that reach sample j are the first
+  // ones.
   std::vector<int> filter_of, channel_of, reach(static_cast<std::size_t>(longest), 0), column_of;
   int before = 0;
   for (int l = 0; l < filters; ++l) {
@@ -226,7 +230,9 @@ Stage::Stage(const Kernels& kernels, bool bfloat16, const StageSizes& sizes, con
   const float* expansion = pack.get("decoder.bottleneck", {s.N, wide});
   expansion_ = pack.banded(
       wide, [&](int) { return Packer::Range{0, s.N}; },
-      [&](int k, int o) { return expansion[static_cast<std::size_t>(k) * wide + column_of[filter_of[o]] + channel_of[o]]; });
+      [&](int k, int o) {
+        return expansion[static_cast<std::size_t>(k) * wide + column_of[filter_of[o]] + channel_of[o]];
+      });
   filters_ = pack.banded(
       longest, [&](int j) { return Packer::Range{0, reach[j]}; },
       [&](int k, int j) {
@@ -248,7 +254,8 @@ Stage::Stage(const Kernels& kernels, bool bfloat16, const StageSizes& sizes, con
     mask_output_[i] = pack.panels(pack.convolution("mask.mask_output", i, s.N, s.B), s.N, s.B);
   }
   for (std::size_t b = 0; b < s.dilations.size(); ++b) {
-    blocks_.push_back(pack_block(pack, s, "mask.blocks." + std::to_string(b), s.dilations[b], b + 1 == s.dilations.size()));
+    blocks_.push_back(
+        pack_block(pack, s, "mask.blocks." + std::to_string(b), s.dilations[b], b + 1 == s.dilations.size()));
   }
 }
 

@@ -16,11 +16,11 @@ constexpr int kGroups = 8;
 constexpr double kEpsilon = 1e-8;  // added to the variance of a group
 
 struct StageSizes {
-  int N = 0;        // latent channels
-  int W = 0;        // samples per latent frame
-  int B = 0;        // channels of the residual stream
-  int H = 0;        // hidden channels
-  int partial = 0;  // channels of the previous stage's masked latent
+  int N = 0;                      // latent channels
+  int W = 0;                      // samples per latent frame
+  int B = 0;                      // channels of the residual stream
+  int H = 0;                      // hidden channels
+  int partial = 0;                // channels of the previous stage's masked latent
   std::vector<int> kernel_sizes;  // taps of the filters, growing
   std::vector<int> widths;        // decoder channels of each filter
   std::vector<int> dilations;     // of each block
@@ -60,8 +60,8 @@ struct BlockWeights {
   float slope_1 = 0, slope_2 = 0;
   Constant conv[kInstruments];
   NormWeights norm_1[kInstruments], norm_2[kInstruments];
-  std::vector<float> taps[kInstruments];  // [3][padded(H)]
-  Panels mix[kInstruments];               // residual panels (none in the last block), then skip panels
+  std::vector<float> taps[kInstruments];      // [3][padded(H)]
+  Panels mix[kInstruments];                   // residual panels (none in the last block), then skip panels
   std::vector<float> mix_bias[kInstruments];  // by column of `mix`; empty without biases
   int residual_panels = 0;
 };
@@ -96,8 +96,8 @@ class Stage {
   void encode(const float* signal, std::int64_t n, std::int64_t samples, std::int64_t signal_stride, const float* mel,
               std::int64_t mel_frames, void* latent, int threads) const;
 
-  // The masked latent (n, 4, frames, latent_ld): `latent` times the masks of a network that reads `input` (the latent, or
-  // one copy of it for each instrument) and, behind the first stage, `partial`.
+  // The masked latent (n, 4, frames, latent_ld): `latent` times the masks of a network that reads `input` (the latent,
+  // or one copy of it for each instrument) and, behind the first stage, `partial`.
   MaskSeconds mask(std::int64_t n, std::int64_t frames, const Latents& latent, const Latents& input,
                    const Latents& partial, void* masked, int threads) const;
 

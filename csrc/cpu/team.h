@@ -24,8 +24,8 @@ class Barrier {
 };
 
 // Run body(0) ... body(threads - 1) at the same time, body(0) on the caller's thread.
-// `threads` may turn out smaller if the system refuses more: `prepare(threads)` is told the number before any body runs.
-// What is thrown in a body is thrown here, after all have ended; bodies that share a barrier must not throw.
+// `threads` may turn out smaller if the system refuses more: `prepare(threads)` is told the number before any body
+// runs. What is thrown in a body is thrown here, after all have ended; bodies that share a barrier must not throw.
 void run_team(int threads, const std::function<void(int)>& prepare, const std::function<void(int)>& body);
 
 // A counter from which threads draw work; the results must not depend on who drew what.

@@ -1,5 +1,6 @@
-// Runs the CPU kernels of every instruction set without Python, for the sanitizers: small stages of awkward sizes, inputs that
-// end where their allocation ends, several numbers of threads. Prints a line and exits 1 where results disagree.
+// Runs the CPU kernels of every instruction set without Python, for the sanitizers: small stages of awkward sizes,
+// inputs that end where their allocation ends, several numbers of threads. Prints a line and exits 1 where results
+// disagree.
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -98,7 +99,8 @@ Result run(const Stage& stage, std::int64_t n, std::int64_t samples, int threads
   // The previous stage's latents come without padding, so that reading beyond the last one is caught.
   const std::vector<float> partial = noise(n * kInstruments * frames * s.partial, 3);
   const Latents own{{latent.data(), ld, s.N, stage.stores_bfloat16()}, frames * ld, 0};
-  const Latents previous{{partial.data(), s.partial, s.partial, false}, kInstruments * frames * s.partial, frames * s.partial};
+  const Latents previous{
+      {partial.data(), s.partial, s.partial, false}, kInstruments * frames * s.partial, frames * s.partial};
   Result result;
   result.masked.resize(n * kInstruments * frames * ld * size);
   stage.mask(n, frames, own, own, s.partial ? previous : Latents{}, result.masked.data(), threads);
@@ -106,9 +108,9 @@ Result run(const Stage& stage, std::int64_t n, std::int64_t samples, int threads
   const std::vector<float> tight = noise(n * frames * s.N, 4);
   result.signal.resize(n * kInstruments * frames * s.W + n * frames * s.W);
   stage.decode(n * kInstruments, frames, {result.masked.data(), ld, s.N, stage.stores_bfloat16()}, frames * ld,
-                result.signal.data(), threads);
+               result.signal.data(), threads);
   stage.decode(n, frames, {tight.data(), s.N, s.N, false}, frames * s.N,
-                result.signal.data() + n * kInstruments * frames * s.W, threads);
+               result.signal.data() + n * kInstruments * frames * s.W, threads);
   return result;
 }
 
@@ -142,7 +144,8 @@ int main() {
           for (const int threads : {3, 9}) {
             const Result more = run(stage, 2, samples, threads);
             if (std::memcmp(more.signal.data(), one.signal.data(), one.signal.size() * sizeof(float)) != 0) {
-              std::printf("%s, N=%d, %d frames: %d threads change the signal\n", isa.c_str(), s.N, static_cast<int>(frames), threads);
+              std::printf("%s, N=%d, %d frames: %d threads change the signal\n", isa.c_str(), s.N,
+                          static_cast<int>(frames), threads);
               good = false;
             }
           }

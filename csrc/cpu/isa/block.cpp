@@ -42,7 +42,8 @@ struct AddToStreams {
           float* p = x + at + i * ld + v * kLanes;
           const Vec sum = load(p) + (acc[i][v] + bias.of[v]);
           store(p, sum);
-          if constexpr (sizeof(typename Mode::Storage) != sizeof(float)) put_operand<Mode>(x_operand + at + i * ld + v * kLanes, sum);
+          if constexpr (sizeof(typename Mode::Storage) != sizeof(float))
+            put_operand<Mode>(x_operand + at + i * ld + v * kLanes, sum);
         }
       }
     } else {
@@ -89,7 +90,8 @@ void normalise(const BlockInputArgs& a) {
       const Vec v = load(x + c) * load(a.x_scale + c) + load(a.x_shift + c);
       store(x + c, v);
       if constexpr (sizeof(typename Mode::Storage) != sizeof(float))
-        put_operand<Mode>(static_cast<typename Mode::Operand*>(a.x_operand) + static_cast<std::ptrdiff_t>(r) * a.ld_x + c, v);
+        put_operand<Mode>(
+            static_cast<typename Mode::Operand*>(a.x_operand) + static_cast<std::ptrdiff_t>(r) * a.ld_x + c, v);
     }
   }
 }
@@ -109,7 +111,8 @@ void block_input(const BlockInputArgs& a) {
   } else {
     normalise<Mode>(a);
   }
-  Activate<Storage> activate{static_cast<Storage*>(a.out), a.ld_out, {nullptr, {}}, splat(a.slope), a.moments, a.rows, {}};
+  Activate<Storage> activate{
+      static_cast<Storage*>(a.out), a.ld_out, {nullptr, {}}, splat(a.slope), a.moments, a.rows, {}};
   if constexpr (sizeof(Storage) == sizeof(float)) {
     gemm(static_cast<const float*>(a.x), a.ld_x, a.rows, *a.conv, 0, a.conv->panels, activate);
   } else {
@@ -131,8 +134,8 @@ void skip_output(const SkipOutputArgs& a) {
   epilogue.skip = a.skip;
   epilogue.ld_skip = a.ld_skip;
   epilogue.skip_is_empty = a.skip_is_empty;
-  const Operand* h = operand_rows(static_cast<const Storage*>(a.hidden), a.rows, a.ld_hidden,
-                                  static_cast<Operand*>(a.hidden_operand));
+  const Operand* h =
+      operand_rows(static_cast<const Storage*>(a.hidden), a.rows, a.ld_hidden, static_cast<Operand*>(a.hidden_operand));
   gemm(h, a.ld_hidden, a.rows, *a.weights, 0, a.weights->panels, epilogue);
 }
 

@@ -11,7 +11,8 @@
 namespace metatasnet::METATASNET_ISA {
 namespace {
 
-constexpr int kAhead = 16;  // frames to prefetch ahead: each row of a panel is a line or two, too sparse for the hardware
+constexpr int kAhead =
+    16;  // frames to prefetch ahead: each row of a panel is a line or two, too sparse for the hardware
 
 // The weights of one panel of channels.
 struct Column {

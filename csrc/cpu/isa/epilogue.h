@@ -33,9 +33,7 @@ struct Activate {
     columns.begin();
   }
 
-  METATASNET_INLINE void prefetch(int panel, int first) {
-    prefetch_tile(out + first * ld + panel * kPanel, ld);
-  }
+  METATASNET_INLINE void prefetch(int panel, int first) { prefetch_tile(out + first * ld + panel * kPanel, ld); }
 
   template <bool kFull>
   METATASNET_INLINE void tile(int panel, int first, int valid, Accumulators& acc) {

@@ -1,7 +1,7 @@
 // Packing of weights, with a group norm folded in where one comes before the convolution.
 //
-// The bias takes the mean's share from the ROUNDED weights, those that will multiply the activations: with the exact ones
-// bfloat16 would lose an order of magnitude on signals whose mean is large beside their deviation.
+// The bias takes the mean's share from the ROUNDED weights, those that will multiply the activations: with the exact
+// ones bfloat16 would lose an order of magnitude on signals whose mean is large beside their deviation.
 #include "cpu/isa/modes.h"
 
 namespace metatasnet::METATASNET_ISA {
@@ -34,7 +34,8 @@ void fold(const FoldArgs& a) {
         Vec row = folded_row<Mode>(a, source + static_cast<std::ptrdiff_t>(k) * kPanel, k, bias);
         if constexpr (kValues == 2) {
           const bool odd = k + 1 >= a.inputs;
-          const Vec next = odd ? Vec{} : folded_row<Mode>(a, source + static_cast<std::ptrdiff_t>(k + 1) * kPanel, k + 1, bias);
+          const Vec next =
+              odd ? Vec{} : folded_row<Mode>(a, source + static_cast<std::ptrdiff_t>(k + 1) * kPanel, k + 1, bias);
           row = (Vec)(((UVec)row >> 16) | (UVec)next);
         }
         store(packed + static_cast<std::ptrdiff_t>(u) * kPanel, row);

@@ -7,7 +7,8 @@
 // stays in registers for up to kBlock units of k (24 KiB of weights: they stay in the first-level cache while the rows
 // of the tile pass by); longer products park their accumulators, 12 KiB a panel, in between.
 //
-// Cost per unit of k: 24 multiply-adds, 2 loads of weights and 12 broadcasts (AVX-512), so arithmetic is the bottleneck.
+// Cost per unit of k: 24 multiply-adds, 2 loads of weights and 12 broadcasts (AVX-512), so arithmetic is the
+// bottleneck.
 #pragma once
 
 #include "cpu/isa/vector.h"
@@ -52,7 +53,8 @@ template <class T>
 METATASNET_INLINE void prefetch_tile(const T* at, std::ptrdiff_t ld) {
 #pragma GCC unroll 12
   for (int i = 0; i < kRows; ++i)
-    for (std::size_t line = 0; line < kPanel * sizeof(T); line += 64) __builtin_prefetch(reinterpret_cast<const char*>(at + i * ld) + line, 1);
+    for (std::size_t line = 0; line < kPanel * sizeof(T); line += 64)
+      __builtin_prefetch(reinterpret_cast<const char*>(at + i * ld) + line, 1);
 }
 
 typedef Vec Accumulators[kRows][kVectors];
@@ -84,7 +86,8 @@ METATASNET_INLINE void multiply(Accumulators& acc, const char* a, std::ptrdiff_t
 
 // All panels of W in [first, last) for `rows` frames at `a` (readable up to a multiple of kRows).
 //
-// `epilogue` is told about each panel (begin), receives its register tiles in order of rows (tile) and may conclude (end).
+// `epilogue` is told about each panel (begin), receives its register tiles in order of rows (tile) and may conclude
+// (end).
 template <class Operand, class Epilogue>
 METATASNET_INLINE void gemm(const Operand* a, std::ptrdiff_t lda, int rows, const PackedMatrix& w, int first, int last,
                             Epilogue& epilogue) {
@@ -108,7 +111,8 @@ METATASNET_INLINE void gemm(const Operand* a, std::ptrdiff_t lda, int rows, cons
           acc[i][1] = u ? load(park + i * kPanel + kLanes) : Vec{};
         }
         if (conclude) epilogue.prefetch(p, r);
-        multiply<Operand>(acc, rows_at + r * stride + 4 * u, stride, weights + static_cast<std::ptrdiff_t>(u) * kPanel, units);
+        multiply<Operand>(acc, rows_at + r * stride + 4 * u, stride, weights + static_cast<std::ptrdiff_t>(u) * kPanel,
+                          units);
         if (!conclude) {
 #pragma GCC unroll 12
           for (int i = 0; i < kRows; ++i) {

@@ -27,8 +27,10 @@ template <class Mode>
 void mask_output(const MaskOutputArgs& a) {
   using Storage = typename Mode::Storage;
   using Operand = typename Mode::Operand;
-  Activate<Storage> activate{static_cast<Storage*>(a.out), a.ld_out, {a.bias, {}}, splat(a.slope), a.moments, a.rows, {}};
-  const Operand* in = operand_rows(static_cast<const Storage*>(a.in), a.rows, a.ld_in, static_cast<Operand*>(a.operand));
+  Activate<Storage> activate{
+      static_cast<Storage*>(a.out), a.ld_out, {a.bias, {}}, splat(a.slope), a.moments, a.rows, {}};
+  const Operand* in =
+      operand_rows(static_cast<const Storage*>(a.in), a.rows, a.ld_in, static_cast<Operand*>(a.operand));
   gemm(in, a.ld_in, a.rows, *a.weights, 0, a.weights->panels, activate);
 }
 

@@ -46,7 +46,8 @@ METATASNET_INLINE const bfloat16* operand_rows(const bfloat16* in, int, int, bfl
 #else
 METATASNET_INLINE const float* operand_rows(const bfloat16* in, int rows, int ld, float* scratch) {
   const int readable = (rows + kRows - 1) / kRows * kRows;
-  for (std::ptrdiff_t i = 0; i < static_cast<std::ptrdiff_t>(readable) * ld; i += kLanes) store(scratch + i, load(in + i));
+  for (std::ptrdiff_t i = 0; i < static_cast<std::ptrdiff_t>(readable) * ld; i += kLanes)
+    store(scratch + i, load(in + i));
   return scratch;
 }
 #endif
@@ -77,8 +78,8 @@ template <class Mode>
 void decode(const DecodeArgs&);
 
 // Instantiate a pass for both storage types at the end of the file that defines it.
-#define METATASNET_INSTANTIATE(pass, Args)    \
-  template void pass<Float32>(const Args&);   \
+#define METATASNET_INSTANTIATE(pass, Args)  \
+  template void pass<Float32>(const Args&); \
   template void pass<BFloat16>(const Args&);
 
 }  // namespace metatasnet::METATASNET_ISA
