@@ -17,8 +17,12 @@ __all__ = ["add_engine_options", "make_separator", "model_name"]
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model and machine")
     group.add_argument(
-        "--model", metavar="M", help="a checkpoint file or folder, or a bundled model's name (default: the bundled one)"
+        "--model",
+        metavar="M",
+        help="a checkpoint file or folder, a bundled model's name or a hub id owner/name (default: the bundled one)",
     )
+    group.add_argument("--revision", metavar="R", help="branch, tag or commit of a hub id")
+    group.add_argument("--offline", action="store_true", help="use only what is on this machine already")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: auto)")
     group.add_argument("--backend", default="auto", help="auto, or a name that `info` lists (default: auto)")
     group.add_argument(
@@ -35,11 +39,13 @@ def make_separator(args: argparse.Namespace, mixture_consistency: bool = False) 
     Raises:
         MetaTasNetError: as ``Separator``; or if no model is named and none is bundled.
     """
+    from ..model import load_checkpoint
     from ..separation import Separator
 
     model = args.model or _bundled()
+    network = load_checkpoint(model, revision=args.revision, offline=args.offline)
     separator = Separator(
-        model, args.device, args.backend, args.dtype, args.mode, mixture_consistency=mixture_consistency
+        network, args.device, args.backend, args.dtype, args.mode, mixture_consistency=mixture_consistency
     )
     return separator, model_name(model)
 

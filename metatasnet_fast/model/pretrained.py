@@ -68,18 +68,24 @@ class PretrainedMixin(nn.Module):
         return _build(cls, read_folder(folder, sha256), folder)
 
 
-def load_checkpoint(path: str | os.PathLike[str]) -> MultiTasNet:
-    """Load a network from a file of the authors' program, a checkpoint folder or a bundled model's name.
+def load_checkpoint(
+    path: str | os.PathLike[str], *, revision: str | None = None, sha256: str | None = None, offline: bool = False
+) -> MultiTasNet:
+    """Load a network from a file of the authors' program, or whatever :meth:`MultiTasNet.from_pretrained` accepts.
 
     The network is in evaluation mode, on the CPU, in float32. Loading never runs code from the file.
 
+    Args:
+        path: a file, a checkpoint folder, a bundled model's name or a hub id ``owner/name``.
+        revision, sha256, offline: as in :meth:`MultiTasNet.from_pretrained`; a file of the authors has none of them.
+
     Raises:
         CheckpointError: if it is missing, damaged, unsafe or of another network.
-        MissingDependencyError: without safetensors, for a folder.
+        MissingDependencyError: without safetensors, for a folder; without huggingface_hub, for a hub id.
     """
     from .network import MultiTasNet
 
-    return _build(MultiTasNet, *_read(path))
+    return _build(MultiTasNet, *_read(path, revision, sha256, offline))
 
 
 def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], half: bool = False) -> None:
@@ -96,7 +102,7 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], half
     """
     from .network import MultiTasNet
 
-    checkpoint, origin = _read(source)
+    checkpoint, origin = _read(source, None, None, offline=True)
     _build(MultiTasNet, checkpoint, origin)
     if Path(target).suffix in (".pt", ".pth"):
         write_original(checkpoint, target)
@@ -110,13 +116,15 @@ def bundled_models() -> dict[str, Path]:
     return {path.parent.name: path.parent for path in sorted(root.glob(f"*/{SETTINGS}"))}
 
 
-def _read(path: str | os.PathLike[str]) -> tuple[Checkpoint, Path]:
+def _read(
+    path: str | os.PathLike[str], revision: str | None, sha256: str | None, offline: bool
+) -> tuple[Checkpoint, Path]:
     if Path(path).is_file() and Path(path).name not in (SETTINGS, WEIGHTS):
         return read_original(path), Path(path)
     if Path(path).is_file():
-        return read_folder(Path(path).parent), Path(path).parent
-    folder = _locate(path, None, offline=True, hub=False)
-    return read_folder(folder), folder
+        return read_folder(Path(path).parent, sha256), Path(path).parent
+    folder = _locate(path, revision, offline)
+    return read_folder(folder, sha256), folder
 
 
 def _build(cls: Callable[[Any], Network], checkpoint: Checkpoint, origin: Path) -> Network:
@@ -127,13 +135,13 @@ def _build(cls: Callable[[Any], Network], checkpoint: Checkpoint, origin: Path) 
     return network
 
 
-def _locate(name: str | os.PathLike[str], revision: str | None, offline: bool, hub: bool = True) -> Path:
+def _locate(name: str | os.PathLike[str], revision: str | None, offline: bool) -> Path:
     if Path(name).is_dir():
         return Path(name)
     bundled = bundled_models()
     if str(name) in bundled:
         return bundled[str(name)]
-    if hub and re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) and Path(name).suffix not in (".pt", ".pth"):
         return _download(str(name), revision, offline)
     known = f" Bundled models: {', '.join(bundled)}." if bundled else ""
     raise CheckpointError(f"There is no checkpoint {str(name)!r}: give a file, a folder or a known name.{known}")
@@ -153,4 +161,4 @@ def _download(name: str, revision: str | None, offline: bool) -> Path:
     except Exception as error:  # the hub client raises many types, of several libraries
         where = "in the local cache" if offline else "on the hub"
         reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"The model {name} was not found {where} ({reason}).") from error
+        raise CheckpointError(f"There is no file or folder {name}, and no such model {where} ({reason}).") from error
