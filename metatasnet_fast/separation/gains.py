@@ -45,7 +45,9 @@ class NormalEquations:
             MetaTasNetError: if a stem is not finite.
         """
         if not (self.gram.isfinite().all() and self.cross.isfinite().all()):
-            raise MetaTasNetError("The network's output is not finite: separate with dtype='float32', or check the weights.")
+            raise MetaTasNetError(
+                "The network's output is not finite: separate with dtype='float32', or check the weights."
+            )
         level = self.gram.diagonal(dim1=1, dim2=2).sqrt()
         inverse = torch.where(level > 0, 1 / level, 0.0)
         values, vectors = torch.linalg.eigh(self.gram * inverse[:, :, None] * inverse[:, None, :])

@@ -43,7 +43,9 @@ class Recording:
         if int(sample_rate) != sample_rate or sample_rate <= 0:
             raise ShapeError(f"A sample rate must be a positive whole number of Hz, got {sample_rate!r}.")
         if waveform.ndim not in (1, 2):
-            raise ShapeError(f"A waveform must be (channels, samples) or (samples,), got shape {tuple(waveform.shape)}.")
+            raise ShapeError(
+                f"A waveform must be (channels, samples) or (samples,), got shape {tuple(waveform.shape)}."
+            )
         signal = waveform[None] if waveform.ndim == 1 else waveform
         channels, samples = signal.shape
         if channels == 0 or samples == 0:

@@ -88,7 +88,9 @@ def _infer(engine: Engine, mixes: list[Tensor], reporter: Reporter, position: tu
     config, last = engine.config, engine.config.stages_num - 1
     channel, channels = position
     parts = []
-    for number, chunk in enumerate(plan_chunks(mixes[0].shape[-1], CHUNKS, CONTEXT_SECONDS * config.sampling_rate, config.W)):
+    for number, chunk in enumerate(
+        plan_chunks(mixes[0].shape[-1], CHUNKS, CONTEXT_SECONDS * config.sampling_rate, config.W)
+    ):
         chunk_mixes = [mix[..., chunk.start * 2**s : chunk.end * 2**s] for s, mix in enumerate(mixes)]
         first, stop = (edge * 2**last for edge in chunk.kept)
         parts.append(engine.separate(chunk_mixes, {last})[last][0, :, 0, first:stop])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import os
 import time
@@ -13,15 +12,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..audio import AudioWriter, open_audio
+from ..audio import open_audio
 from ..backends import Choice, Request, resolve
 from ..config import INSTRUMENTS
-from ..errors import AudioWriteError, BackendUnavailableError, ConfigError
+from ..errors import ConfigError
 from ..model import load_checkpoint
 from ..model.methods import NetworkMethods
 from ..precision import Precision
 from .batches import BatchRunner, automatic_batch_size
+from .devices import choose_device, choose_home
 from .fast_mode import separate_in_windows
+from .outputs import StemFiles, collect
 from .progress import ProgressCallback, Reporter
 from .recording import Recording
 from .reference_mode import separate_as_evaluated
@@ -52,9 +53,9 @@ class Separator:
 
     Modes:
         fast: windows of one fixed length with the context that the network's receptive field needs, many in one
-            batch, in memory that does not grow with the recording. At most 0.1 dB SDR below ``reference``.
+            batch. To files, in memory that does not grow with the recording.
         reference: the authors' evaluation to 1e-4: each channel whole, in 8 chunks with 8 s of context on both sides. Memory
-            grows with the recording.
+            grows with the recording. To 1e-4 of their float64 with ``dtype="float64"``; in float32 to their own rounding.
 
     Args:
         model: a network; or what ``load_checkpoint`` accepts: a checkpoint file or folder, or a bundled model's name.
@@ -108,7 +109,7 @@ class Separator:
         if batch_size is not None and batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, got {batch_size}.")
         network = model if isinstance(model, NetworkMethods) else load_checkpoint(model)
-        self.device = _device(device, network)
+        self.device = choose_device(device, network)
         self.precision = Precision.default(self.device) if dtype == "auto" else Precision.parse(dtype)
         self._choice = Choice.parse(backend, self.precision.value)
         request = Request(self.device, self.precision, False, network.config)
@@ -123,7 +124,7 @@ class Separator:
 
     def describe(self) -> str:
         """One line: device, backend, precision and mode."""
-        return f"{self.backend} on {self.device} in {self.precision.value}, {self.mode} mode"
+        return f"backend {self.backend}, device {self.device}, {self.precision.value}, {self.mode} mode"
 
     def separate(self, waveform: Tensor | npt.NDArray[Any], sample_rate: int, stems: Stems = None) -> Separation:
         """Separate a recording in memory.
@@ -184,8 +185,8 @@ class Separator:
             recording = Recording.from_stream(stream)
             if output_dir is None:
                 return self._in_memory(recording, recipe, torch.device("cpu"), False, began, stream.warnings)
-            files = _file_names(Path(output_dir), name, Path(path).stem, recipe, format)
-            return self._to_files(recording, recipe, files, format, subtype, began, stream.warnings)
+            files = StemFiles.plan(Path(output_dir), name, Path(path).stem, recipe, recording, format, subtype)
+            return self._to_files(recording, recipe, files, began, stream.warnings)
 
     @torch.no_grad()
     def _in_memory(
@@ -194,69 +195,30 @@ class Separator:
         warnings: list[str] = []
         reporter = Reporter(self.progress)
         unscaled = self._run(recording, Budget(None), reporter, warnings)
-        shape = (recording.channels, unscaled.mixture.length)
-        result = {stem: torch.empty(shape, device=device) for stem in recipe}
-        done = 0
-        for blocks in unscaled.outputs(recipe, self.mixture_consistency):
-            for stem, block in blocks.items():
-                result[stem][:, done : done + block.shape[1]] = block
-            done += next(iter(blocks.values())).shape[1]
-            reporter.report("write", done / recording.sample_rate)
-        if flat:
-            result = {stem: samples[0] for stem, samples in result.items()}
-        unscaled.mixture.close()
+        rate, consistent = recording.sample_rate, self.mixture_consistency
+        stems = collect(unscaled, recipe, consistent, device, rate, reporter)
         reporter.finish()
-        return self._result(recording, unscaled, shape[1], result, {}, began, [*notes, *warnings])
+        stems = {stem: samples[0] if flat else samples for stem, samples in stems.items()}
+        return self._result(recording, unscaled, stems, {}, began, [*notes, *warnings])
 
     @torch.no_grad()
     def _to_files(
-        self,
-        recording: Recording,
-        recipe: Recipe,
-        files: dict[str, Path],
-        format: str,
-        subtype: str | None,
-        began: float,
-        notes: list[str],
+        self, recording: Recording, recipe: Recipe, files: StemFiles, began: float, notes: list[str]
     ) -> Separation:
         warnings: list[str] = []
         reporter = Reporter(self.progress)
-        # Refused formats are noticed before the work is done.
-        writers = {
-            stem: AudioWriter(path, recording.sample_rate, recording.channels, format=format, subtype=subtype)
-            for stem, path in files.items()
-        }
         unscaled = self._run(recording, Budget(SPOOL_BYTES), reporter, warnings)
-        with contextlib.ExitStack() as stack:
-            for path in files.values():
-                _make_folder(path.parent)
-            for writer in writers.values():
-                stack.enter_context(writer)
-            done = 0
-            for blocks in unscaled.outputs(recipe, self.mixture_consistency):
-                for stem, block in blocks.items():
-                    writers[stem].write(block)
-                done += next(iter(blocks.values())).shape[1]
-                reporter.report("write", done / recording.sample_rate)
-        for stem, writer in writers.items():
-            if writer.clipped_samples:
-                warnings.append(
-                    f"{writer.clipped_samples} samples of {stem} exceed full scale and were clipped; "
-                    "write float32 to keep them."
-                )
-        unscaled.mixture.close()
+        warnings += files.write(unscaled, recipe, self.mixture_consistency, recording.sample_rate, reporter)
         reporter.finish()
-        return self._result(recording, unscaled, done, {}, files, began, [*notes, *warnings])
+        return self._result(recording, unscaled, {}, files.paths, began, [*notes, *warnings])
 
     def _run(self, recording: Recording, budget: Budget, reporter: Reporter, warnings: list[str]) -> Unscaled:
         engine = self.network.engine(self._choice)
         if self.mode == "reference":
             return separate_as_evaluated(engine, recording, self.device, reporter)
-        size = self.batch_size or automatic_batch_size(
-            engine.config, self.window.window, self.device, self.precision.storage
-        )
+        size = self.batch_size or automatic_batch_size(engine, self.window.window, self.device)
         runner = BatchRunner(size, warnings.append)
-        home = _home(self.device, recording)
+        home = choose_home(self.device, recording)
         unscaled = separate_in_windows(engine, runner, self.window, recording, self.device, home, budget, reporter)
         if runner.batch_size < size:
             self.batch_size = runner.batch_size
@@ -266,12 +228,13 @@ class Separator:
         self,
         recording: Recording,
         unscaled: Unscaled,
-        length: int,
         stems: dict[str, Tensor],
         files: dict[str, Path],
         began: float,
         warnings: list[str],
     ) -> Separation:
+        length = unscaled.mixture.length
+        unscaled.mixture.close()
         return Separation(
             stems=stems,
             sample_rate=recording.sample_rate,
@@ -285,51 +248,3 @@ class Separator:
             warnings=(*recording.warnings(), *warnings),
             files=files,
         )
-
-
-def _device(wanted: str | torch.device, network: NetworkMethods) -> torch.device:
-    if wanted == "auto":
-        if network.device.type != "cpu":
-            return network.device
-        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    try:
-        device = torch.device(wanted)
-    except RuntimeError as error:
-        raise ConfigError(f"Unknown device {wanted!r}; choose auto, cpu, cuda or cuda:1.") from error
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise BackendUnavailableError(
-                "device='cuda' was asked for and torch finds no CUDA device: install a CUDA build of torch and a driver, "
-                "or separate on the CPU."
-            )
-        if (device.index or 0) >= torch.cuda.device_count():
-            raise BackendUnavailableError(f"There is no {device}: torch finds {torch.cuda.device_count()} CUDA devices.")
-        return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
-    return device
-
-
-def _home(device: torch.device, recording: Recording) -> torch.device:
-    """Where signals wait between the passes: on the GPU if they take a quarter of its free memory at most, else on the CPU."""
-    if device.type != "cuda" or recording.samples is None:
-        return torch.device("cpu")
-    free, _ = torch.cuda.mem_get_info(device)
-    # The recording, its resampled forms (not larger than twice that), and four stems.
-    size = 7 * 4 * recording.samples * recording.channels
-    return device if size < free / 4 else torch.device("cpu")
-
-
-def _file_names(folder: Path, name: str, track: str, recipe: Recipe, format: str) -> dict[str, Path]:
-    try:
-        files = {stem: folder / f"{name.format(track=track, stem=stem)}.{format}" for stem in recipe}
-    except (LookupError, ValueError) as error:
-        raise AudioWriteError(f"The name {name!r} cannot be filled in: use {{track}} and {{stem}} only.") from error
-    if len(set(files.values())) < len(files):
-        raise AudioWriteError(f"The stems would overwrite one another: put {{stem}} into the name {name!r}.")
-    return files
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise AudioWriteError(f"The folder {folder} cannot be made ({error.strerror}): choose another.") from error

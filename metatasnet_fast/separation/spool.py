@@ -112,7 +112,9 @@ class Spool:
         try:
             self._file = tempfile.TemporaryFile(prefix="metatasnet-fast-")
         except OSError as error:
-            raise AudioWriteError(f"No temporary file can be made ({error}): set TMPDIR to a writable folder.") from error
+            raise AudioWriteError(
+                f"No temporary file can be made ({error}): set TMPDIR to a writable folder."
+            ) from error
         blocks, self._blocks, self._starts = self._blocks, [], []
         for block in blocks:
             self._write(block)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from metatasnet_fast import INSTRUMENTS, Separator
-from metatasnet_fast.audio import read_audio, write_audio
+from metatasnet_fast.audio import AudioWriter, read_audio, write_audio
 from metatasnet_fast.errors import AudioReadError, AudioWriteError, EmptyAudioError, MetaTasNetError
 from metatasnet_fast.separation import separator as separator_module
 from metatasnet_fast.separation import two_stems
@@ -96,14 +96,14 @@ def test_impossible_files_are_refused_before_the_work(
 def test_a_failure_leaves_no_file(
     separator: Separator, song: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = separator_module.AudioWriter.write
+    real = AudioWriter.write
 
     def write(self: Any, block: torch.Tensor) -> None:
         if self.path.stem == "other":
             raise AudioWriteError("The disk is full.")
         real(self, block)
 
-    monkeypatch.setattr(separator_module.AudioWriter, "write", write)
+    monkeypatch.setattr(AudioWriter, "write", write)
     with pytest.raises(AudioWriteError, match="full"):
         separator.separate_file(song, tmp_path / "out")
     assert not [p for p in (tmp_path / "out").rglob("*") if p.is_file()]

@@ -281,7 +281,7 @@ def test_networks_of_other_rates_and_depths(network: MultiTasNet, config: dict[s
 
 def test_the_separator_says_what_serves(network: MultiTasNet) -> None:
     separator = Separator(network, "cpu", "reference")
-    assert separator.describe() == "reference on cpu in float32, fast mode"
+    assert separator.describe() == "backend reference, device cpu, float32, fast mode"
     separation = separator.separate(music(1, 2000), 8000)
     assert (separation.backend, separation.device, separation.precision, separation.mode) == (
         "reference",

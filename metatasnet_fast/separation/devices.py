@@ -1,0 +1,50 @@
+"""Which device separates, and where signals wait between the passes."""
+
+from __future__ import annotations
+
+import torch
+
+from ..errors import BackendUnavailableError, ConfigError
+from ..model.methods import NetworkMethods
+from .recording import Recording
+
+__all__ = ["choose_device", "choose_home"]
+
+
+def choose_device(wanted: str | torch.device, network: NetworkMethods) -> torch.device:
+    """The device as ``Separator`` documents it, with its index.
+
+    Raises:
+        ConfigError: for a name that torch does not know.
+        BackendUnavailableError: for a CUDA device that is absent.
+    """
+    if wanted == "auto":
+        if network.device.type != "cpu":
+            return network.device
+        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as error:
+        raise ConfigError(f"Unknown device {wanted!r}; choose auto, cpu, cuda or cuda:1.") from error
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise BackendUnavailableError(
+                f"The device {device} was asked for and torch finds no CUDA device: install a driver and a CUDA build of "
+                "torch, or separate on the CPU."
+            )
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise BackendUnavailableError(
+                f"There is no {device}: torch finds {torch.cuda.device_count()} CUDA devices."
+            )
+        return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+    return device
+
+
+def choose_home(device: torch.device, recording: Recording) -> torch.device:
+    """On the GPU if the signals of a recording take a quarter of its free memory at most, else on the CPU."""
+    if device.type != "cuda" or recording.samples is None:
+        return torch.device("cpu")
+    free, _ = torch.cuda.mem_get_info(device)
+    # The recording, its resampled forms (together hardly more than twice that), and four stems.
+    size = 7 * 4 * recording.samples * recording.channels
+    return device if size < free / 4 else torch.device("cpu")
