@@ -21,7 +21,7 @@ def test_every_stem_has_its_file_below_model_and_track(separate: Command, song: 
     outcome = separate(song, "-o", "out")
     assert (outcome.code, outcome.err) == (0, "")
     assert stems(tmp_path / "out") == sorted(f"tiny/song/{stem}.wav" for stem in INSTRUMENTS)
-    assert "x real time" in outcome.out and "float32" in outcome.out and "on cpu" in outcome.out
+    assert "x real time" in outcome.out and "float32" in outcome.out and "device cpu" in outcome.out
     info = sf.info(tmp_path / "out/tiny/song/bass.wav")
     assert (info.samplerate, info.channels, info.frames, info.subtype) == (RATE, 2, int(0.4 * RATE), "PCM_16")
 

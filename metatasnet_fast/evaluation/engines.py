@@ -1,0 +1,48 @@
+"""Who computes the metrics: our implementation, or the original package for comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from ..errors import MissingDependencyError
+from .bss_eval import METRICS
+from .musdb18 import MusdbTrack
+from .scores import TrackScores
+from .signals import EvaluationError
+from .track import evaluate_track
+
+__all__ = ["ENGINES"]
+
+Estimates: TypeAlias = Mapping[str, np.ndarray[Any, Any]]
+Engine: TypeAlias = Callable[[MusdbTrack, Estimates, Sequence[str], bool], TrackScores]
+
+
+def _fast(track: MusdbTrack, estimates: Estimates, metrics: Sequence[str], strict: bool) -> TrackScores:
+    return evaluate_track(
+        track.stems, estimates, name=track.name, sample_rate=track.rate, metrics=metrics, strict=strict
+    )
+
+
+def _museval(track: MusdbTrack, estimates: Estimates, metrics: Sequence[str], strict: bool) -> TrackScores:
+    """The original computes all four metrics, and refuses silent stems."""
+    try:
+        import museval
+    except ImportError as error:
+        raise MissingDependencyError(
+            "The engine museval needs the package museval. Install it with: pip install 'metatasnet-fast[evaluation]'"
+        ) from error
+    names = [name for name in ("vocals", "drums", "bass", "other") if name in estimates]
+    references, found = (np.stack([audio[name] for name in names]) for audio in (track.stems, estimates))
+    try:
+        sdr, isr, sir, sar = museval.evaluate(references, found, win=track.rate, hop=track.rate, mode="v4")
+    except ValueError as error:
+        raise EvaluationError(f"museval refused {track.name} ({error}). The engine fast scores it.") from error
+    values = {"SDR": sdr, "ISR": isr, "SIR": sir, "SAR": sar}
+    targets = {name: {metric: values[metric][i] for metric in METRICS} for i, name in enumerate(names)}
+    return TrackScores(track.name, targets)
+
+
+ENGINES: dict[str, Engine] = {"fast": _fast, "museval": _museval}
