@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <cstdlib>
 #include <memory>
 #include <new>
@@ -11,21 +12,32 @@
 
 namespace metatasnet {
 
+constexpr std::size_t kHugePage = std::size_t{2} << 20;
+
+// Ask for huge pages for what is about to be written: fewer page faults, fewer misses in the translation of addresses.
+inline void prefer_huge_pages(void* memory, std::size_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  const std::uintptr_t begin = (reinterpret_cast<std::uintptr_t>(memory) + kHugePage - 1) / kHugePage * kHugePage;
+  const std::uintptr_t end = (reinterpret_cast<std::uintptr_t>(memory) + bytes) / kHugePage * kHugePage;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // refusing a hint is no error
+#else
+  (void)memory;
+  (void)bytes;
+#endif
+}
+
 // Uninitialised memory on cache-line boundaries, on huge pages where it is large and the system has them.
 class Buffer {
  public:
   Buffer() = default;
 
   explicit Buffer(std::size_t bytes) {
-    constexpr std::size_t line = 64, huge = std::size_t{2} << 20;
-    const std::size_t alignment = bytes >= 4 * huge ? huge : line;
+    const std::size_t alignment = bytes >= kHugePage ? kHugePage : 64;
     const std::size_t whole = (bytes + alignment - 1) / alignment * alignment;
     if (whole < bytes) throw std::bad_alloc();
     memory_.reset(std::aligned_alloc(alignment, whole ? whole : alignment));
     if (!memory_) throw std::bad_alloc();
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-    if (alignment == huge) madvise(memory_.get(), whole, MADV_HUGEPAGE);  // a hint: refusing it is no error
-#endif
+    prefer_huge_pages(memory_.get(), whole);
   }
 
   template <class T>

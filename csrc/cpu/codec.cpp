@@ -43,6 +43,7 @@ void Stage::encode(const float* signal, std::int64_t n, std::int64_t samples, st
   const std::int64_t frames = samples / sizes_.W;
   const int tiles = tiles_of(frames), longest = sizes_.kernel_sizes.back(), padding = (longest - sizes_.W) / 2;
   const int operand = passes_->operand_size;
+  prefer_huge_pages(latent, static_cast<std::size_t>(n) * frames * latent_ld() * passes_->storage_size);
   const std::int64_t window = static_cast<std::int64_t>(kTile) * sizes_.W + longest + kChannels;
   const int ld_bank = operand_ld(static_cast<int>(sizes_.kernel_sizes.size()) * (sizes_.N / 4), operand);
   const int ld_wide = operand_ld(sizes_.N, operand);

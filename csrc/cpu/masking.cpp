@@ -94,6 +94,7 @@ void MaskingRun::product(std::int64_t item, int tile) {
 MaskSeconds Stage::mask(std::int64_t n, std::int64_t frames, const Latents& latent, const Latents& input,
                         const Latents& partial, void* masked, int threads) const {
   if (n == 0 || frames == 0) return {};
+  prefer_huge_pages(masked, static_cast<std::size_t>(n) * kInstruments * frames * latent_ld() * passes_->storage_size);
   MaskingRun run(*this, n, frames, latent, input, partial, masked);
   run_team(threads, [&](int team) { run.prepare(team); }, [&](int thread) { run.run(thread); });
   return run.seconds();
