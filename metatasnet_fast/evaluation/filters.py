@@ -21,7 +21,6 @@ __all__ = ["Correlations", "correlate", "solve"]
 
 _BLOCK_FFT = 1 << 14
 _BLOCKS_AT_ONCE = 2
-_REFINEMENTS = 6
 # Sound solutions stay below 1e-12 on music; a broken factorisation is orders of magnitude above this.
 _RESIDUAL = 1e-9
 
@@ -75,8 +74,12 @@ def solve(correlations: Correlations) -> tuple[torch.Tensor, str]:
     G is positive semi-definite by construction, and on most music Cholesky is all it takes. Mono stems make G exactly
     singular; rounding then leaves a failed or a meaningless factor (an LU factorisation fares no better: it meets a
     zero pivot, or blows up unnoticed). So the residual ``|G c - d| / |d|`` is checked, and where it is bad G is
-    shifted by about its rounding error and the shift is removed again by iterative refinement: directions with energy
-    converge, those without stay near zero, where they change no projection. Least squares is the last resort.
+    shifted by about its rounding error, and one step of iterative refinement removes the shift where there is energy
+    (on music with a mono bass, more steps change less than 1e-7 dB). Directions without energy stay near zero; more
+    steps would only amplify their rounding errors. Least squares is the last resort.
+
+    Signals that have no energy at all in a band (floats low-passed exactly; decoders round to 16 bits, which is noise
+    enough) leave the filters undetermined there, and with them every score but SDR: museval's ISR is then arbitrary.
     """
     right = correlations.estimates.movedim(1, 2).flatten(0, 1)
     lagged = correlations.references
@@ -98,7 +101,7 @@ def _by_cholesky(lagged: torch.Tensor, right: torch.Tensor, shift: float) -> tor
     if factor is None:
         return None
     solution = _substitute(factor, right)
-    for _ in range(_REFINEMENTS if shift else 0):
+    if shift:
         solution = solution + _substitute(factor, right - _gram_times(lagged, solution))
     return solution
 
