@@ -1,0 +1,33 @@
+"""Measuring this library on the machine at hand, and proving on it that the results are right.
+
+``metatasnet-fast bench`` and ``selftest`` are made of this; ``bench/`` runs the same cases under pytest-benchmark.
+"""
+
+from .cases import EAGER, Case, Contender
+from .ceilings import Ceilings, measure_ceilings
+from .compare import Change, compare, comparison_table
+from .contenders import Entrants
+from .measure import Effort, measure
+from .rows import Row, read_rows, write_rows
+from .suite import SIZES, run
+from .table import text_table
+
+__all__ = [
+    "EAGER",
+    "SIZES",
+    "Case",
+    "Ceilings",
+    "Change",
+    "Contender",
+    "Effort",
+    "Entrants",
+    "Row",
+    "compare",
+    "comparison_table",
+    "measure",
+    "measure_ceilings",
+    "read_rows",
+    "run",
+    "text_table",
+    "write_rows",
+]

@@ -1,0 +1,103 @@
+"""What the network must compute and move, counted from its sizes: multiply-accumulates and bytes of every job.
+
+A convolution counts ``outputs * inputs / groups * taps`` multiply-accumulates (MAC) a frame; the FFT, the norms, the
+activations and the losses are not counted. One MAC is two FLOP. Two countings of the arithmetic:
+
+- as written: every operation of the authors' program, with the last block's unused residual, the mel map's share of the
+  bottleneck at the latent's frame rate, and every stage's decoder;
+- folded: without that residual, the mel share at the spectrogram's frame rate, and only the decoders that are asked for.
+
+Bytes are a model of a fused implementation that streams its activations through memory: 7 passes over ``4 H`` channels
+a block (anchors: x read and written, a written and read, b written and read, and b once more for the skips), every other
+job's inputs and outputs once, weights once. Eager PyTorch makes 24 such passes. An implementation that keeps activations in a
+cache moves less, so a fraction of the memory ceiling above 1 is possible.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..config import MetaTasNetConfig, StageConfig
+
+__all__ = ["PASSES", "Work", "decoder", "encoder", "inference", "masking", "preparation", "training_step"]
+
+PASSES = 7
+"""Passes over a block's activations in the byte model."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Multiply-accumulates, and bytes read and written."""
+
+    macs: float
+    bytes: float
+
+    @property
+    def flops(self) -> float:
+        return 2 * self.macs
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.macs + other.macs, self.bytes + other.bytes)
+
+    def __rmul__(self, times: float) -> Work:
+        return Work(times * self.macs, times * self.bytes)
+
+
+def encoder(stage: StageConfig, frames: int, items: int = 1, itemsize: int = 4, folded: bool = False) -> Work:
+    """Signal (items, 1, frames W) to latent (items, N, frames)."""
+    n, width = stage.N, stage.encoder_width
+    bank = width * sum(stage.kernel_sizes)
+    spectra = frames * stage.W // stage.hop + 1
+    mel = stage.bins * stage.num_mels
+    joint = stage.num_mels * n
+    waves = len(stage.kernel_sizes) * width * n
+    macs = frames * (bank + waves + n * n) + spectra * mel + (spectra if folded else frames) * joint
+    weights = bank + waves + joint + n * n + mel
+    moved = 4 * frames * stage.W + itemsize * frames * n
+    return Work(float(items * macs), float(items * moved + itemsize * weights))
+
+
+def masking(stage: StageConfig, frames: int, items: int = 1, itemsize: int = 4, folded: bool = False) -> Work:
+    """Latent (items, N, frames) and partial (items, 4, N / 2, frames) to masked latents (items, 4, N, frames)."""
+    b, h, blocks = stage.B, stage.H, len(stage.dilations)
+    residuals = blocks - 1 if folded else blocks
+    weights = stage.in_channels * b + blocks * (b * h + 3 * h + h * b) + residuals * h * b + b * stage.N
+    passes = blocks * PASSES * 4 * h + 4 * stage.partial_channels + (1 + 4) * stage.N
+    return Work(float(items * frames * 4 * weights), float(itemsize * (items * frames * passes + 4 * weights)))
+
+
+def decoder(stage: StageConfig, frames: int, items: int = 1, itemsize: int = 4) -> Work:
+    """Latents (items, N, frames) to signals (items, 1, frames W); four items make one separated mixture."""
+    widths = stage.decoder_widths
+    weights = stage.N * sum(widths) + sum(w * k for w, k in zip(widths, stage.kernel_sizes, strict=True))
+    moved = itemsize * frames * stage.N + 4 * frames * stage.W
+    return Work(float(items * frames * weights), float(items * moved + itemsize * weights))
+
+
+def inference(config: MetaTasNetConfig, frames: int, items: int = 1, itemsize: int = 4, folded: bool = True) -> Work:
+    """All stages for ``items`` mono signals of ``frames`` latent frames; folded, only the last stage is decoded."""
+    total = Work(0.0, 0.0)
+    for stage in config.stages:
+        total += encoder(stage, frames, items, itemsize, folded) + masking(stage, frames, items, itemsize, folded)
+        if not folded or stage.index == config.stages_num - 1:
+            total += decoder(stage, frames, 4 * items, itemsize)
+    return total
+
+
+def training_step(config: MetaTasNetConfig, frames: int, items: int, itemsize: int = 4, folded: bool = True) -> Work:
+    """Forward and backward, the latter counted as twice the former: the mixture and its four sources are encoded, the four
+    estimates and the mixture decoded. The optimiser is not counted."""
+    total = Work(0.0, 0.0)
+    for stage in config.stages:
+        total += encoder(stage, frames, 5 * items, itemsize, folded) + masking(stage, frames, items, itemsize, folded)
+        total += decoder(stage, frames, 5 * items, itemsize)
+    return 3 * total
+
+
+def preparation(config: MetaTasNetConfig, parameters: int, itemsize: int = 4) -> Work:
+    """Generate and pack the weights: float32 parameters read once, the generated weights written once."""
+    generated = 0
+    for stage in config.stages:
+        generated += round(masking(stage, 1, 1, 0, folded=True).macs)
+    macs = float(config.E_2 * generated) if not config.independent_params else 0.0
+    return Work(macs, float(4 * parameters + itemsize * generated))

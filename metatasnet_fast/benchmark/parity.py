@@ -1,0 +1,99 @@
+"""Whether an output may be believed: the parity rule, applied in the same run as the measurement.
+
+Error is the relative L2 distance from the plain-PyTorch network in float64 on the CPU. What is allowed is a multiple of the
+error that eager PyTorch has in the same precision on the same inputs: 3 in float32 (10 for the gradients of a whole network,
+which are ill-conditioned), 1.5 in tf32, bfloat16 and float16; 1e-6 in float64; never less than 3e-6 below float64.
+Eager itself, and everything else, must also stay below a ceiling that only a broken computation reaches. In bfloat16 and
+float16 the gradients of a whole network are noise in any program; of them only the norm is judged: not zero, not NaN, not ten
+times too large or too small.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from ..precision import Precision
+
+__all__ = ["GRADIENTS", "Errors", "Outputs", "errors_of", "limit", "relative_error", "verdict"]
+
+Outputs: TypeAlias = Mapping[str, Sequence[Tensor]]
+"""What a call produced, by name; the tensors of one name are judged together."""
+
+Errors: TypeAlias = dict[str, float]
+
+GRADIENTS = "gradients"
+NORM = "gradient norm"
+
+FLOOR = 3e-6
+TIMES = {Precision.float32: 3.0, Precision.tf32: 1.5, Precision.bfloat16: 1.5, Precision.float16: 1.5}
+CEILING = {Precision.float32: 1e-2, Precision.tf32: 0.1, Precision.bfloat16: 0.3, Precision.float16: 0.3}
+NEARLY_ZERO = 0.9
+"""Below 1, the error of an output that is all zero."""
+
+
+def relative_error(values: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """``|a - b| / |b|`` in L2 over all tensors together, infinite for another number of tensors, another shape, or NaN.
+
+    Where ``b`` is all zero it is ``|a|``.
+    """
+    if len(values) != len(expected) or any(a.shape != b.shape for a, b in zip(values, expected, strict=True)):
+        return math.inf
+    difference = size = 0.0
+    for a, b in zip(values, expected, strict=True):
+        a, b = a.detach().to("cpu", torch.float64), b.detach().to("cpu", torch.float64)
+        difference += (a - b).square().sum().item()
+        size += b.square().sum().item()
+    error = math.sqrt(difference / size if size else difference) if math.isfinite(difference) else math.inf
+    return error if math.isfinite(error) else math.inf
+
+
+def errors_of(outputs: Outputs, expected: Outputs, precision: Precision) -> Errors:
+    """Error by name; a missing name has an infinite one."""
+    errors = {}
+    for name, wanted in expected.items():
+        found = outputs[name] if name in outputs else ()
+        if name == GRADIENTS and precision in (Precision.bfloat16, Precision.float16):
+            errors[NORM] = _norm_error(found, wanted)
+        else:
+            errors[name] = relative_error(found, wanted)
+    return errors
+
+
+def _norm_error(values: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """``1 - smaller / larger`` of the two norms: 0 if they agree, 1 if one is zero; infinite if one is not finite."""
+    a, b = (
+        math.sqrt(sum(x.detach().double().square().sum().item() for x in tensors)) for tensors in (values, expected)
+    )
+    if not math.isfinite(a) or not math.isfinite(b) or len(values) != len(expected):
+        return math.inf
+    return 1 - min(a, b) / max(a, b) if max(a, b) else 0.0
+
+
+def limit(name: str, precision: Precision, eager: float, degenerate: bool = False) -> float:
+    """The error allowed where eager's own is ``eager``.
+
+    A degenerate signal makes the whole network as ill-conditioned as its gradients are: 10 times in float32, and of the
+    ceilings only that which zeros reach.
+    """
+    if name == NORM:
+        return NEARLY_ZERO
+    if precision is Precision.float64:
+        return 1e-6
+    gradients = name == GRADIENTS
+    times = 10.0 if (gradients or degenerate) and precision is Precision.float32 else TIMES[precision]
+    ceiling = NEARLY_ZERO if gradients or (degenerate and precision is not Precision.float32) else CEILING[precision]
+    return min(max(FLOOR, times * eager), ceiling)
+
+
+def verdict(errors: Errors, limits: Errors) -> str | None:
+    """None if every error is within its limit, else a sentence with the worst."""
+    beyond = {name: error / limits[name] for name, error in errors.items() if not error <= limits[name]}
+    if not beyond:
+        return None
+    worst = max(beyond, key=lambda name: beyond[name])
+    return f"parity failed: {worst} has relative error {errors[worst]:.1e}, allowed is {limits[worst]:.1e}"

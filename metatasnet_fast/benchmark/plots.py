@@ -1,0 +1,96 @@
+"""The picture of a run: how many times faster than eager PyTorch, and how far below the roof."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import MissingDependencyError
+from .rows import Row
+
+__all__ = ["draw"]
+
+_COLOURS = ("#8c8c8c", "#c9a227", "#1f77b4", "#d1495b", "#2a9d8f", "#6a4c93")
+
+
+def draw(rows: Sequence[Row], path: Path) -> None:
+    """Bars of the speed over eager in float32 on the left, the roofline on the right; whatever has no time is left out.
+
+    Raises:
+        MissingDependencyError: without matplotlib.
+    """
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError("Plots need matplotlib: pip install 'metatasnet-fast[plots]'.") from error
+    timed = [row for row in rows if row.seconds is not None]
+    with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+        figure = Figure(figsize=(11, max(3.6, 0.9 + 0.22 * len(timed))), layout="constrained")
+        left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+        labels = list(dict.fromkeys(row.label for row in timed))
+        colours = {label: _COLOURS[i % len(_COLOURS)] for i, label in enumerate(labels)}
+        _bars(left, timed, colours)
+        _roofline(right, timed, colours)
+        figure.suptitle(_title(rows))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=130)
+
+
+def _title(rows: Sequence[Row]) -> str:
+    machine = rows[0].machine if rows else {}
+    commit = (machine.get("commit") or "no commit")[:10] + (" (modified)" if machine.get("dirty") else "")
+    threads = f", {machine.get('threads')} threads" if machine.get("device") == "cpu" else ""
+    return f"{machine.get('device_name', 'unknown device')}{threads}; {machine.get('date', '')[:10]}; {commit}"
+
+
+def _bars(axes: Any, rows: Sequence[Row], colours: dict[str, str]) -> None:
+    names = list(dict.fromkeys(row.case for row in rows))
+    position, ticks = 0.0, []
+    for name in names:
+        group = [row for row in rows if row.case == name]
+        ticks.append((position + (len(group) - 1) / 2, name))
+        for row in group:
+            times = 1.0 if row.label == "reference float32" else row.speedup.get("reference float32")
+            if times is not None:
+                axes.barh(position, times, color=colours[row.label], height=0.85)
+                axes.annotate(
+                    f"{times:.2f}", (times, position), (3, 0), textcoords="offset points", va="center", fontsize=7
+                )
+            position += 1
+        position += 0.8
+    for label, colour in colours.items():
+        axes.barh(0, 0, color=colour, label=label)
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_yticks([tick for tick, _ in ticks], [name for _, name in ticks])
+    axes.invert_yaxis()
+    axes.set_xlabel("times faster than eager PyTorch in float32, same run (ratio of medians)")
+    axes.legend(fontsize=7, frameon=False)
+
+
+def _roofline(axes: Any, rows: Sequence[Row], colours: dict[str, str]) -> None:
+    placed = [row for row in rows if row.flops and row.bytes and row.seconds]
+    if not placed:
+        axes.set_axis_off()
+        return
+    intensity = [row.flops / row.bytes for row in placed if row.flops and row.bytes]
+    low, high = min(intensity) / 4, max(intensity) * 4
+    ceilings = placed[0].ceilings
+    copy = ceilings["copy_bytes_per_s"]
+    for number, (precision, rate) in enumerate(ceilings["mm_flop_per_s"].items()):
+        ridge = rate / copy
+        points = sorted({low, min(max(ridge, low), high), high})
+        style = ("-", "--", ":")[number % 3]
+        axes.plot(
+            points, [min(x * copy, rate) for x in points], color="black", linestyle=style, linewidth=1, label=precision
+        )
+    for row, x in zip(placed, intensity, strict=True):
+        assert row.flops and row.seconds
+        axes.plot(x, row.flops / row.seconds, "o", color=colours[row.label], markersize=4)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("FLOP per byte (model)")
+    axes.set_ylabel("FLOP/s")
+    axes.set_title("roof: copy and torch.mm in the same run", fontsize=8)
+    axes.legend(fontsize=7, frameon=False, loc="lower right")

@@ -1,0 +1,95 @@
+"""The case of preparing weights: generating, folding and packing them, as after a change of a parameter."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ..backends import Backend
+from ..model import MultiTasNet
+from ..model.engine import Engine
+from ..precision import Precision
+from . import costs
+from .cases import Call, Case
+from .contenders import Entrants
+from .parity import Outputs
+from .recipe import mixtures, sources
+from .workloads import contenders_of, engine, frames_of, oracle
+
+__all__ = ["preparation_case"]
+
+
+class _Deferred(Mapping[str, Sequence[Tensor]]):
+    """Outputs that are computed when they are looked at, so that a call which only prepares can be checked untimed."""
+
+    def __init__(self, compute: Callable[[], Outputs]) -> None:
+        self._compute = compute
+        self._found: Outputs | None = None
+
+    def _outputs(self) -> Outputs:
+        if self._found is None:
+            self._found = self._compute()
+        return self._found
+
+    def __getitem__(self, name: str) -> Sequence[Tensor]:
+        return self._outputs()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._outputs())
+
+    def __len__(self) -> int:
+        return len(self._outputs())
+
+
+def preparation_case(network: MultiTasNet, entrants: Entrants) -> Case:
+    """Generating, folding and packing the weights of all stages, as after a change of a parameter.
+
+    The inputs are the instruments' embeddings, which every generated weight depends on; what was prepared is judged by
+    separating the shortest signal there is, outside the timed call.
+    """
+    config, device = network.config, entrants.device
+    here, there = (copy.deepcopy(network).to(place) for place in (torch.device("cpu"), device))
+    last = config.stages_num - 1
+    inputs = _embeddings(there)
+    base = [x.detach().clone().cpu() for x in inputs]
+    probe = [mix.float() for mix in mixtures(sources(config, 1, frames_of(network, 0.0) * config.W, seed=3))]
+    there_probe = [mix.to(device) for mix in probe]
+
+    @torch.no_grad()
+    def separated(ready: Engine, mixes: Sequence[Tensor]) -> Outputs:
+        return {"estimate": [ready.separate(mixes, {last})[last]]}
+
+    def expected(values: Sequence[Tensor]) -> Outputs:
+        for embedding, value in zip(_embeddings(here), values, strict=True):
+            embedding.copy_(value)
+        return separated(oracle(here, entrants), [mix.double() for mix in probe])
+
+    def plain(backend: Backend, precision: Precision) -> Call:
+        def call() -> Outputs:
+            ready = engine(there, backend, precision)
+            return _Deferred(lambda: separated(ready, there_probe))
+
+        return call
+
+    def draw(number: int) -> list[Tensor]:
+        return [x + 0.1 * torch.sin(torch.arange(x.numel()).view_as(x) + number) for x in base]
+
+    count = sum(p.numel() for p in network.parameters())
+    return Case(
+        name="preparation",
+        job="preparation",
+        sizes={"parameters": count},
+        audio_seconds=None,
+        inputs=inputs,
+        draw=draw,
+        expected=expected,
+        work=lambda precision: costs.preparation(config, count, precision.storage.itemsize),
+        contenders=contenders_of(network, entrants, False, plain, None),
+    )
+
+
+def _embeddings(network: MultiTasNet) -> list[Tensor]:
+    return [p.detach() for name, p in network.named_parameters() if name.endswith("instrument_embedding.weight")]

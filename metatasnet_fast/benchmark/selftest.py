@@ -1,0 +1,206 @@
+"""Proof on the machine at hand: every backend in every precision against plain PyTorch in float64.
+
+Small networks of every kind, weights and signals by formula; nothing is downloaded or read. The rule for what is allowed is in
+``parity``; eager's own error is its largest on any signal of the same network and kind, ordinary or degenerate. On degenerate
+ones (silence, a constant, a click) the norms divide what is almost zero by what is almost zero, in any program.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..backends import Backend, Request, available_backends
+from ..backends.cache import prepare_all
+from ..config import MetaTasNetConfig
+from ..model import MultiTasNet
+from ..model.engine import Engine, collect_parameters
+from ..precision import Precision
+from . import recipe
+from .contenders import Entrants
+from .parity import GRADIENTS, Errors, Outputs, errors_of, limit
+from .workloads import engine
+
+__all__ = ["NETWORKS", "Result", "devices", "selftest", "signals"]
+
+SMALL = MetaTasNetConfig(N=24, B=16, H=24, layers=3, stack=2, num_mels=12)
+
+NETWORKS = {
+    "generated": SMALL,
+    "independent": dataclasses.replace(SMALL, independent_params=True),
+    "residual bias": dataclasses.replace(SMALL, residual_bias=True),
+    "other sizes": MetaTasNetConfig(
+        N=40, L=16, W=8, B=24, H=16, filters=2, layers=2, stack=3, num_mels=7, stages_num=2
+    ),
+}
+
+TRAINING = "a training step"
+
+ORDINARY = ("music", "noise, 3 items", "shortest", "odd length", "one frame more")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One network and signal on one backend, device and precision."""
+
+    device: str
+    backend: str
+    precision: str
+    network: str
+    signal: str
+    error: float
+    """Relative L2 error of the output that is worst against its limit."""
+    allowed: float
+    eager: float
+    """Eager PyTorch's error in the same precision."""
+    output: str
+    """The one that ``error`` is of."""
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= self.allowed
+
+    def to_dict(self) -> dict[str, Any]:
+        numbers = {name: _finite(getattr(self, name)) for name in ("error", "allowed", "eager")}
+        return {**dataclasses.asdict(self), **numbers, "passed": self.passed}
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity."""
+    return value if math.isfinite(value) else None
+
+
+def devices() -> list[torch.device]:
+    return [torch.device("cpu"), *([torch.device("cuda")] if torch.cuda.is_available() else [])]
+
+
+def signals(config: MetaTasNetConfig) -> dict[str, list[Tensor]]:
+    """Float32 mixtures (batch, 1, samples 2^s) for every stage, by name."""
+    base = config.stage(0)
+    shortest = max(-(-stage.shortest // stage.W) for stage in config.stages) * base.W
+    length = shortest + 37 * base.W
+    random = torch.Generator().manual_seed(8)
+
+    def music(batch: int, samples: int) -> list[Tensor]:
+        return [mix.float() for mix in recipe.mixtures(recipe.sources(config, batch, samples, seed=9))]
+
+    def constant(value: float) -> list[Tensor]:
+        return [torch.full((1, 1, length << s), value) for s in range(config.stages_num)]
+
+    def noise(batch: int, samples: int) -> list[Tensor]:
+        return [torch.randn(batch, 1, samples << s, generator=random) for s in range(config.stages_num)]
+
+    click = constant(0.0)
+    for s, x in enumerate(click):
+        x[..., (length // 2) << s] = 1.0
+    return {
+        "music": music(2, length),
+        "noise, 3 items": noise(3, length),
+        "shortest": music(1, shortest),
+        "odd length": music(1, length + base.W // 2 + 1),
+        "one frame more": noise(1, shortest + base.W),
+        "silence": constant(0.0),
+        "constant": constant(0.5),
+        "square wave": [x.sign() for x in music(1, length)],
+        "click": click,
+        "very quiet": [1e-4 * x for x in music(1, length)],
+        "sound between silences": [torch.cat([0 * x, x, 0 * x], dim=-1) for x in music(1, length)],
+    }
+
+
+def selftest(
+    on: Sequence[torch.device] | None = None,
+    extra: dict[str, Backend] | None = None,
+    networks: Sequence[str] = tuple(NETWORKS),
+) -> Iterator[Result]:
+    """Every backend and precision on every device.
+
+    Args:
+        on: devices; by default all there are.
+        extra: more backends by name.
+        networks: names in :data:`NETWORKS`.
+    """
+    names = [name for name, entry in available_backends().items() if entry.available and name != "reference"]
+    for kind in networks:
+        network = recipe.network(NETWORKS[kind], seed=11)
+        heard = signals(network.config)
+        expected: dict[str, Outputs] = {}
+        for device in on or devices():
+            entrants = Entrants(device, tuple(Precision), names, compiled=False, extra=extra or {})
+            if not expected:
+                expected = _all(network, entrants.backend("reference"), Precision.float64, heard, training=True)
+            there = copy.deepcopy(network).to(device)
+            eager: dict[Precision, dict[str, Errors]] = {}
+            for name, backend, precision in entrants.serving(network.config, training=False):
+                trains = backend.supports(Request(device, precision, True, network.config)) is None
+                outputs = _all(there, backend, precision, heard, trains)
+                errors = {signal: errors_of(found, expected[signal], precision) for signal, found in outputs.items()}
+                eager.setdefault(precision, errors)
+                yield from _judge(str(device), name, precision, kind, errors, eager[precision])
+
+
+def _judge(
+    device: str, backend: str, precision: Precision, kind: str, errors: dict[str, Errors], eager: dict[str, Errors]
+) -> Iterator[Result]:
+    for signal, found in errors.items():
+        alike = [other for other in eager if _kind(other) == _kind(signal)]
+        own = {output: max(eager[other][output] for other in alike) for output in found}
+        degenerate = _kind(signal) == "degenerate"
+        limits = {output: limit(output, precision, own[output], degenerate) for output in found}
+        worst = max(found, key=lambda output: found[output] / limits[output])
+        yield Result(
+            device,
+            backend,
+            precision.value,
+            kind,
+            signal,
+            found[worst],
+            limits[worst],
+            own[worst],
+            worst,
+        )
+
+
+def _kind(signal: str) -> str:
+    return signal if signal == TRAINING else "ordinary" if signal in ORDINARY else "degenerate"
+
+
+def _all(
+    network: MultiTasNet, backend: Backend, precision: Precision, heard: dict[str, list[Tensor]], training: bool
+) -> dict[str, Outputs]:
+    dtype = torch.float64 if precision is Precision.float64 else torch.float32
+    found: dict[str, Outputs] = {}
+    ready = engine(network, backend, precision)
+    count = network.config.stages_num
+    for name, mixes in heard.items():
+        with torch.no_grad():
+            estimates = ready.separate([mix.to(network.device, dtype) for mix in mixes], range(count))
+        found[name] = {f"stage {s}": [estimates[s]] for s in range(count)}
+    if training:
+        found[TRAINING] = _training_step(network, backend, precision, dtype)
+    return found
+
+
+def _training_step(network: MultiTasNet, backend: Backend, precision: Precision, dtype: torch.dtype) -> Outputs:
+    """Loss, statistics and gradients of two items, one source silent."""
+    config = network.config
+    trained = copy.deepcopy(network).to(dtype)
+    stages = [(config.stage(i), collect_parameters(stage)) for i, stage in enumerate(trained.stages)]
+    ready = Engine(config, backend, precision, prepare_all(backend, precision, stages))
+    length = -(-2000 // config.W) * config.W
+    stems = recipe.sources(config, 2, length, seed=10)
+    sounds = torch.ones(2, 4, 1)
+    sounds[1, 2] = 0
+    stems = [(stem * sounds[..., None]).float().to(network.device, dtype) for stem in stems]
+    masks = [sounds.to(network.device, dtype)] * config.stages_num
+    loss, stats = ready.loss([stem.sum(1) for stem in stems], stems, masks, 0.0)
+    loss.backward()
+    gradients = [p.grad for p in trained.parameters() if p.grad is not None]
+    return {"loss": [loss.detach()], "statistics": [stats.detach()], GRADIENTS: gradients}
