@@ -1,0 +1,125 @@
+"""``metatasnet-fast bench``: how fast this machine is, against eager PyTorch in the same run; and comparing two runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import AudioWriteError, BackendUnavailableError, ConfigError, MissingDependencyError
+
+if TYPE_CHECKING:
+    from ..benchmark import Row
+
+__all__ = ["add_parser"]
+
+REGRESSION = 1
+"""Exit code of a comparison that found one, and of a run in which a parity check failed."""
+
+
+def add_parser(commands: Any) -> None:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "bench",
+        help="measure the speed on this machine",
+        description="Time inference, single jobs, preparation and a training step of the authors' network, by every backend "
+        "and precision there is, against eager PyTorch and torch.compile in alternating rounds. A contender whose results miss "
+        "the parity rule gets no times, and the exit code is 1. "
+        "`metatasnet-fast bench compare A B` compares two recorded runs: exit code 1 if B is slower beyond the noise.",
+    )
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument(
+        "--quick", action="store_true", help="the shortest run that says something, without torch.compile"
+    )
+    size.add_argument(
+        "--tiny", action="store_true", help="a network of a few channels: tries the program, not the machine"
+    )
+    parser.add_argument("-o", "--out", metavar="DIR", help="write DIR/bench.jsonl and DIR/bench.png")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    parser.add_argument("--threads", type=int, help="torch's threads (default: as torch chooses)")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out; compiling takes minutes")
+    parser.set_defaults(run=run)
+    inner = parser.add_subparsers(metavar="compare A B", dest="what", required=False)
+    compare = inner.add_parser(
+        "compare", help="compare two recorded runs", description="Tell regressions beyond the noise."
+    )
+    compare.add_argument("first", metavar="A", type=Path, help="a .jsonl file, or a folder of them")
+    compare.add_argument("second", metavar="B", type=Path, help="likewise: the run that may be slower")
+    compare.set_defaults(run=run_compare)
+
+
+def run(args: argparse.Namespace) -> int:
+    import torch
+
+    from ..benchmark import SIZES, Entrants, text_table, write_rows
+    from ..benchmark import run as run_suite
+
+    folder = Path(args.out) if args.out else None
+    if folder:
+        _make(folder)
+    if args.threads is not None:
+        if args.threads < 1:
+            raise ConfigError(f"--threads must be at least 1, got {args.threads}.")
+        torch.set_num_threads(args.threads)
+    size = SIZES["tiny" if args.tiny else "quick" if args.quick else "full"]
+    entrants = Entrants.of(_device(args.device), size.compiled and not args.no_compile)
+    began = time.perf_counter()
+    rows = []
+    for row in run_suite(size, entrants, lambda line: print(f"{line} ...", file=sys.stderr, flush=True)):
+        rows.append(row)
+        if folder:
+            write_rows(rows, folder / "bench.jsonl")
+    print(text_table(rows))
+    print(_about(rows, time.perf_counter() - began))
+    if folder:
+        print(folder / "bench.jsonl")
+        _draw(rows, folder / "bench.png")
+    return REGRESSION if any(row.reason and row.reason.startswith("parity failed") for row in rows) else 0
+
+
+def _about(rows: list[Row], seconds: float) -> str:
+    machine, ceilings = rows[0].machine, rows[0].ceilings
+    products = ", ".join(f"{rate / 1e9:.4g} GFLOP/s {name}" for name, rate in ceilings["mm_flop_per_s"].items())
+    return (
+        f"{machine['device_name']}, {machine['threads']} threads, torch {machine['packages']['torch']}; measured in this run: "
+        f"copy {ceilings['copy_bytes_per_s'] / 1e9:.4g} GB/s, torch.mm {products}; {seconds:.0f} s in all\n"
+        "medians of alternating rounds; x real time is for mono audio; of mm, of copy: share of those rates that the counted "
+        "arithmetic and bytes make"
+    )
+
+
+def _draw(rows: list[Row], path: Path) -> None:
+    from ..benchmark.plots import draw
+
+    try:
+        draw(rows, path)
+        print(path)
+    except MissingDependencyError as error:
+        print(f"no picture was drawn: {error}")
+
+
+def run_compare(args: argparse.Namespace) -> int:
+    from ..benchmark import compare, comparison_table, read_rows
+
+    changes = compare(read_rows(args.first), read_rows(args.second))
+    print(comparison_table(changes))
+    return REGRESSION if any(change.problem for change in changes) else 0
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AudioWriteError(f"The folder {folder} cannot be made: {error.strerror}.") from error
+
+
+def _device(name: str) -> Any:
+    import torch
+
+    if name not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"Unknown device {name!r}; choose auto, cpu or cuda.")
+    there = torch.cuda.is_available()
+    if name == "cuda" and not there:
+        raise BackendUnavailableError("torch finds no CUDA device: install a CUDA build of torch, or measure the CPU.")
+    return torch.device("cuda" if there and name != "cpu" else "cpu")
