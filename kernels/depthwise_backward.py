@@ -1,0 +1,187 @@
+"""Backward of group norm, depthwise convolution and PReLU: two passes, nothing stored by the forward but x.
+
+    da = dy PReLU'(a), a recomputed exactly as in the forward;  dnext_slope = sum dy a where a <= 0
+    S[n, i, k, c] = sum_t da[t] (z[t + (k - 1) dilation] - mean) over the taps in range;  D[n, i, k, c] = sum_t da[t] likewise
+    dw     = sum_n (scale S + beta D);   dbeta = sum_n sum_k w D;   dgamma = sum_n rstd sum_k w S
+    dz     = scale sum_k w[k] da[t - (k - 1) dilation] + q (z - mean) + r, with M = T C / 8 values in a group
+             r = -1/M sum_ck scale w D;  q = -rstd^2 / M sum_ck scale w S
+    dx     = dz PReLU'(x);               dslope = sum dz x where x <= 0
+
+The taps' gradients hold the group norm's reductions, so there is no third pass. D counts only taps in range: the padding is
+constant and has no gradient.
+Bytes: x and dy twice, dx once: 5 n 4 T C sizeof(dtype); shifted frames come from the caches. Storing da instead of
+recomputing it would cost 6. Every sum has one fixed order: frames in a tile, tiles, items.
+Not yet run on a GPU. Source: as the forward's.
+"""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .depthwise import channel_parameters, load_tap
+from .launch import TILE, alignment, channel_block, launch, power_of_two, strides
+from .statistics import GROUPS
+from .tile import slope_of
+
+__all__ = ["depthwise_backward", "depthwise_dx_kernel", "depthwise_norm_kernel", "depthwise_sums_kernel"]
+
+
+@triton.jit
+def _before_prelu(p_x, i_t, dilation, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta, b_w0, b_w1, b_w2):
+    """a of frames ``i_t``, by the forward's operations in the forward's order: its sign decides the PReLU's side."""
+    b_a = tl.zeros([i_t.shape[0], i_c.shape[0]], tl.float32)
+    for k in tl.static_range(3):
+        _, b_z, m_tap = load_tap(p_x, i_t + (k - 1) * dilation, T, i_c, m_c, x_t, slope)
+        b_m = tl.where(m_tap, (b_z - b_mean[None, :]) * b_scale[None, :] + b_beta[None, :], 0.0)
+        b_w = b_w0 if k == 0 else (b_w1 if k == 1 else b_w2)
+        b_a += b_w[None, :] * b_m
+    return b_a
+
+
+@triton.jit(do_not_specialize=["T", "dilation", "dy_n", "dy_i", "dy_t", "x_n", "x_i", "x_t"])
+def depthwise_sums_kernel(
+    p_dy, p_x, p_w, p_slope, p_affine, p_beta, p_next_slope, p_sums, p_dnext_slope, T, dilation,
+    dy_n, dy_i, dy_t, x_n, x_i, x_t,
+    C: tl.constexpr, ALIGN: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """One program: S and D of one tile, rows 0 to 2 and 3 to 5 of (n, 4, tiles, 6, C), and its share of dnext_slope."""
+    blocks = tl.cdiv(C, BLOCK_C)
+    row = tl.program_id(0) // blocks
+    tiles = tl.cdiv(T, BLOCK_T)
+    i_ni, i_tile = row // tiles, row % tiles
+    i_n, i_i = (i_ni // 4).to(tl.int64), (i_ni % 4).to(tl.int64)
+    i_t = i_tile * BLOCK_T + tl.arange(0, BLOCK_T)
+    i_c = (tl.program_id(0) % blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
+    m_t, m_c = i_t < T, i_c < C
+    dy_t, x_t = dy_t.to(tl.int64) * ALIGN, x_t.to(tl.int64) * ALIGN
+    p_dy += i_n * (dy_n.to(tl.int64) * ALIGN) + i_i * (dy_i.to(tl.int64) * ALIGN)
+    p_x += i_n * (x_n.to(tl.int64) * ALIGN) + i_i * (x_i.to(tl.int64) * ALIGN)
+    slope, next_slope = slope_of(p_slope), slope_of(p_next_slope)
+    b_scale, b_mean, b_beta, b_w0, b_w1, b_w2 = channel_parameters(p_affine, p_beta, p_w, i_ni, i_c, m_c, C)
+    b_a = _before_prelu(p_x, i_t, dilation, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta, b_w0, b_w1, b_w2)
+    mask = m_t[:, None] & m_c[None, :]
+    b_dy = tl.load(p_dy + i_t[:, None] * dy_t + i_c[None, :], mask=mask, other=0.0).to(tl.float32)
+    tl.store(p_dnext_slope + tl.program_id(0), tl.sum(tl.where(b_a > 0, 0.0, b_dy * b_a)))
+    b_da = tl.where(b_a > 0, b_dy, next_slope * b_dy)
+    p_sums += row.to(tl.int64) * 6 * C + i_c
+    for k in tl.static_range(3):
+        _, b_z, m_tap = load_tap(p_x, i_t + (k - 1) * dilation, T, i_c, m_c, x_t, slope)
+        tl.store(p_sums + k * C, tl.sum(tl.where(m_tap, b_da * (b_z - b_mean[None, :]), 0.0), 0), mask=m_c)
+        tl.store(p_sums + (3 + k) * C, tl.sum(tl.where(m_tap, b_da, 0.0), 0), mask=m_c)
+
+
+@triton.jit(do_not_specialize=["T"])
+def depthwise_norm_kernel(
+    p_sums,
+    p_w,
+    p_affine,
+    p_beta,
+    p_out,
+    T,
+    C: tl.constexpr,
+    GROUPS: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """One program: one group of one item and instrument; q, r, dgamma, dbeta and dw's three taps, rows of (n, 4, 7, C)."""
+    i_ni, i_group = tl.program_id(0) // GROUPS, tl.program_id(0) % GROUPS
+    width = C // GROUPS
+    tiles = tl.cdiv(T, TILE)
+    i_c = i_group * width + tl.arange(0, BLOCK_C)
+    m_c = tl.arange(0, BLOCK_C) < width
+    b_scale, b_mean, b_beta, b_w0, b_w1, b_w2 = channel_parameters(p_affine, p_beta, p_w, i_ni, i_c, m_c, C)
+    b_rstd = tl.load(p_affine + (i_ni.to(tl.int64) * 4 + 3) * C + i_c, mask=m_c, other=0.0)
+    p_out += i_ni.to(tl.int64) * 7 * C + i_c
+    b_ws = tl.zeros([BLOCK_C], tl.float32)
+    b_wd = tl.zeros([BLOCK_C], tl.float32)
+    for k in tl.static_range(3):
+        b_s = tl.zeros([BLOCK_C], tl.float32)
+        b_d = tl.zeros([BLOCK_C], tl.float32)
+        for i_tile in range(tiles):
+            p_tile = p_sums + ((i_ni.to(tl.int64) * tiles + i_tile) * 6 + k) * C + i_c
+            b_s += tl.load(p_tile, mask=m_c, other=0.0)
+            b_d += tl.load(p_tile + 3 * C, mask=m_c, other=0.0)
+        b_w = b_w0 if k == 0 else (b_w1 if k == 1 else b_w2)
+        b_ws += b_w * b_s
+        b_wd += b_w * b_d
+        tl.store(p_out + (4 + k) * C, b_scale * b_s + b_beta * b_d, mask=m_c)
+    count = width * T.to(tl.float32)
+    zeros = tl.zeros([BLOCK_C], tl.float32)
+    tl.store(p_out, -b_rstd * b_rstd * (tl.sum(b_scale * b_ws, 0) / count), mask=m_c)
+    tl.store(p_out + C, zeros - tl.sum(b_scale * b_wd, 0) / count, mask=m_c)
+    tl.store(p_out + 2 * C, b_rstd * b_ws, mask=m_c)
+    tl.store(p_out + 3 * C, b_wd, mask=m_c)
+
+
+@triton.jit(do_not_specialize=["T", "dilation", "dy_n", "dy_i", "dy_t", "x_n", "x_i", "x_t"])
+def depthwise_dx_kernel(
+    p_dy, p_x, p_w, p_slope, p_affine, p_beta, p_next_slope, p_norm, p_dx, p_dslope, T, dilation,
+    dy_n, dy_i, dy_t, x_n, x_i, x_t,
+    C: tl.constexpr, ALIGN: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """One program: dx of one tile of one item and instrument, BLOCK_C channels, and its share of dslope."""
+    blocks = tl.cdiv(C, BLOCK_C)
+    row = tl.program_id(0) // blocks
+    tiles = tl.cdiv(T, BLOCK_T)
+    i_ni, i_tile = row // tiles, row % tiles
+    i_n, i_i = (i_ni // 4).to(tl.int64), (i_ni % 4).to(tl.int64)
+    i_t = i_tile * BLOCK_T + tl.arange(0, BLOCK_T)
+    i_c = (tl.program_id(0) % blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
+    m_c = i_c < C
+    dy_t, x_t = dy_t.to(tl.int64) * ALIGN, x_t.to(tl.int64) * ALIGN
+    p_dy += i_n * (dy_n.to(tl.int64) * ALIGN) + i_i * (dy_i.to(tl.int64) * ALIGN)
+    p_x += i_n * (x_n.to(tl.int64) * ALIGN) + i_i * (x_i.to(tl.int64) * ALIGN)
+    slope, next_slope = slope_of(p_slope), slope_of(p_next_slope)
+    b_scale, b_mean, b_beta, b_w0, b_w1, b_w2 = channel_parameters(p_affine, p_beta, p_w, i_ni, i_c, m_c, C)
+    b_dm = tl.zeros([BLOCK_T, BLOCK_C], tl.float32)
+    for k in tl.static_range(3):
+        i_from = i_t - (k - 1) * dilation
+        mask = ((i_from >= 0) & (i_from < T))[:, None] & m_c[None, :]
+        b_a = _before_prelu(p_x, i_from, dilation, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta, b_w0, b_w1, b_w2)
+        b_dy = tl.load(p_dy + i_from[:, None] * dy_t + i_c[None, :], mask=mask, other=0.0).to(tl.float32)
+        b_w = b_w0 if k == 0 else (b_w1 if k == 1 else b_w2)
+        b_dm += b_w[None, :] * tl.where(b_a > 0, b_dy, next_slope * b_dy)
+    b_x, b_z, mask = load_tap(p_x, i_t, T, i_c, m_c, x_t, slope)
+    b_q = tl.load(p_norm + i_ni.to(tl.int64) * 7 * C + i_c, mask=m_c, other=0.0)
+    b_r = tl.load(p_norm + i_ni.to(tl.int64) * 7 * C + C + i_c, mask=m_c, other=0.0)
+    b_dz = b_scale[None, :] * b_dm + b_q[None, :] * (b_z - b_mean[None, :]) + b_r[None, :]
+    p_dx += i_ni.to(tl.int64) * T * C
+    tl.store(p_dx + i_t.to(tl.int64)[:, None] * C + i_c[None, :], tl.where(b_x > 0, b_dz, slope * b_dz), mask=mask)
+    tl.store(p_dslope + tl.program_id(0), tl.sum(tl.where((b_x > 0) | ~mask, 0.0, b_dz * b_x)))
+
+
+def depthwise_backward(
+    dy: Tensor, x: Tensor, weight: Tensor, dilation: int,
+    slope: Tensor, affine: Tensor, beta: Tensor, next_slope: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """dx in x's dtype and, in float32, dw (4, C, 3), dslope, dgamma, dbeta, dnext_slope; unit strides along channels."""
+    n, _, frames, channels = x.shape
+    align = alignment(dy, x)
+    tiles, block = -(-frames // TILE), channel_block(channels)
+    programs = n * 4 * tiles * -(-channels // block)
+    sums = torch.empty(n, 4, tiles, 6, channels, dtype=torch.float32, device=x.device)
+    norm = torch.empty(n, 4, 7, channels, dtype=torch.float32, device=x.device)
+    dslope = torch.empty(programs, dtype=torch.float32, device=x.device)
+    dnext_slope = torch.empty_like(dslope)
+    dx = torch.empty(n, 4, frames, channels, dtype=x.dtype, device=x.device)
+    shared = {
+        "p_dy": dy, "p_x": x, "p_w": weight, "p_slope": slope, "p_affine": affine, "p_beta": beta,
+        "p_next_slope": next_slope, "T": frames, "C": channels, "dilation": dilation,
+        **strides(align, dy=dy, x=x), "ALIGN": align, "BLOCK_T": TILE, "BLOCK_C": block,
+    }  # fmt: skip
+    launch(depthwise_sums_kernel, programs, x, p_sums=sums, p_dnext_slope=dnext_slope, num_warps=4, **shared)
+    launch(
+        depthwise_norm_kernel, n * 4 * GROUPS, x,
+        p_sums=sums, p_w=weight, p_affine=affine, p_beta=beta, p_out=norm, T=frames, C=channels,
+        GROUPS=GROUPS, TILE=TILE, BLOCK_C=power_of_two(channels // GROUPS), num_warps=1,
+    )  # fmt: skip
+    launch(depthwise_dx_kernel, programs, x, p_norm=norm, p_dx=dx, p_dslope=dslope, num_warps=8, **shared)
+    items = norm.sum(0)
+    return (
+        dx, items[:, 4:].transpose(1, 2).contiguous(), dslope.sum(0, keepdim=True), items[:, 2], items[:, 3],
+        dnext_slope.sum(0, keepdim=True),
+    )  # fmt: skip

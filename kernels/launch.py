@@ -1,0 +1,71 @@
+"""The one place where a kernel is started, and what a kernel is started with."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["TILE", "alignment", "channel_block", "column_tile", "launch", "power_of_two", "strides"]
+
+TILE = 128
+"""Frames that one program handles, and over which one partial statistic is taken. Part of the contract between kernels:
+the number of frames behind a partial follows from its position, so it is not stored."""
+
+COLUMN_TILES = ((128, 32), (128, 0), (64, 0), (32, 0), (16, 0))
+"""Columns of a product that one program computes, (main, tail), widest first. Blocks must be powers of two."""
+
+ACCEPTED_WASTE = 0.04
+"""Share of idle columns at which the wider tile, which reads its operand less often, is still taken."""
+
+
+def power_of_two(n: int, least: int = 16) -> int:
+    """The smallest power of two that is not below ``n`` and ``least``."""
+    return max(least, 1 << (n - 1).bit_length())
+
+
+def column_tile(columns: int) -> tuple[int, int]:
+    """Main and tail width for a product with so many columns: the widest that wastes little, else what wastes least.
+
+    160: one program of 128 + 32, nothing wasted. 440: 7 of 64, 1.8 %. 880: 7 of 128, 1.8 %. 1540: 10 of 128 + 32,
+    3.9 %. 1760: 11 of 128 + 32, nothing. Padded to a power of two, 160 would waste 60 % and 1540 33 %.
+    """
+
+    def waste(tile: tuple[int, int]) -> float:
+        width = sum(tile)
+        return -(-columns // width) * width / columns - 1
+
+    return next((tile for tile in COLUMN_TILES if waste(tile) <= ACCEPTED_WASTE), min(COLUMN_TILES, key=waste))
+
+
+def channel_block(channels: int) -> int:
+    """Channels of a memory-bound kernel's program: 32 consecutive ones fill whole sectors in every dtype."""
+    return min(32, power_of_two(channels))
+
+
+def alignment(*activations: Tensor | None) -> int:
+    """Elements by which all strides of the activations are divisible: 8, which allows 16-byte loads, or 1.
+
+    Triton itself only asks for 16, which 440 is not, and would compile anew for some lengths.
+    """
+    found = [stride for x in activations if x is not None for stride in x.stride()[:3]]
+    return 8 if all(stride % 8 == 0 for stride in found) else 1
+
+
+def strides(align: int, **activations: Tensor | None) -> dict[str, int]:
+    """Arguments ``x_n``, ``x_i``, ``x_t`` for an activation named ``x``: its strides in units of ``align`` elements."""
+    return {
+        f"{name}_{axis}": 0 if x is None else x.stride(dim) // align
+        for name, x in activations.items()
+        for dim, axis in enumerate("nit")
+    }
+
+
+def launch(kernel: Any, programs: int, device_of: Tensor, **arguments: Any) -> None:
+    """Start ``programs`` programs of ``kernel`` on the device of a tensor; nothing to do is no error."""
+    if programs == 0:
+        return
+    with torch.cuda.device(device_of.device) if device_of.is_cuda else contextlib.nullcontext():
+        kernel[(programs,)](**arguments)

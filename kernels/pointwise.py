@@ -1,0 +1,194 @@
+"""1x1 convolution per instrument, with the group norm in front of it folded into its weights.
+
+    z = PReLU(x) as stored (x itself without a slope)
+    fold:     W'[n, i, o, c] = round(W[i, o, c] scale[n, i, c])
+              b'[n, i, o]    = bias[i, o] + sum_c (W[i, o, c] beta[i, c] - W'[n, i, o, c] mean[n, i, c])
+    product:  y[n, i, t, o]  = sum_c W'[n, i, o, c] z[n, i, t, c] + b'[n, i, o] + residual[n, i, t, o]
+    partials[n, i, tile, :, o] = (mean, M2) of PReLU(y, next_slope), y as stored
+
+The mean is taken back with the ROUNDED weights: their rounding then meets z - mean, not z, and bfloat16 keeps its
+accuracy at any offset. x may be shared by the instruments (stride 0).
+
+Bytes: x, residual, y once each, n 4 T (K + 2 N) sizeof(dtype), x again for every further column tile (from L2: its programs
+are neighbours), W' n 4 N K sizeof(dtype). FLOPs: 2 n 4 T N K. At K = N = 160 and bfloat16 80 FLOP a byte without a
+residual, 53 with one: memory-bound on everything from the A100 on. Idle columns: see `launch.column_tile`; K is walked in
+blocks of 32 (160: none idle; 440: 8 of 448).
+Not yet run on a GPU. Source: Samuel et al. 2020, section 2; original model/mask_tcn.py (in_conv, conv1d, res_out, skip_out,
+mask_output).
+"""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import TILE, alignment, column_tile, launch, power_of_two, strides
+from .statistics import new_statistics
+from .tile import activation, slope_of, store_moments
+
+__all__ = ["BLOCK_K", "fold_kernel", "fold_weights", "pointwise_forward", "pointwise_fwd_kernel", "product_warps"]
+
+BLOCK_K = 32
+STAGES = 3
+
+
+def product_warps(width: int) -> int:
+    """Warps for an accumulator of TILE by ``width``: at most 80 registers of it a thread, fewer where the epilogue needs many."""
+    return 8 if width >= 64 else 4
+
+
+@triton.jit
+def fold_kernel(
+    p_w,
+    p_bias,
+    p_affine,
+    p_beta,
+    p_folded,
+    p_folded_bias,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """One program: BLOCK_N outputs of one item and instrument."""
+    blocks = tl.cdiv(N, BLOCK_N)
+    i_ni = tl.program_id(0) // blocks
+    i_o = (tl.program_id(0) % blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
+    m_o = i_o < N
+    p_w += (i_ni % 4).to(tl.int64) * N * K
+    p_folded += i_ni.to(tl.int64) * N * K
+    p_affine += i_ni.to(tl.int64) * 4 * K
+    b_bias = tl.zeros([BLOCK_N], tl.float32)
+    for k in range(0, K, BLOCK_K):
+        i_k = k + tl.arange(0, BLOCK_K)
+        m_k = i_k < K
+        i_w = i_o[:, None] * K + i_k[None, :]
+        mask = m_o[:, None] & m_k[None, :]
+        b_w = tl.load(p_w + i_w, mask=mask, other=0.0).to(tl.float32)
+        b_scale = tl.load(p_affine + i_k, mask=m_k, other=0.0)
+        b_mean = tl.load(p_affine + 2 * K + i_k, mask=m_k, other=0.0)
+        b_beta = tl.load(p_beta + (i_ni % 4) * K + i_k, mask=m_k, other=0.0).to(tl.float32)
+        b_folded = (b_w * b_scale[None, :]).to(p_folded.dtype.element_ty)
+        tl.store(p_folded + i_w, b_folded, mask=mask)
+        b_bias += tl.sum(b_w * b_beta[None, :] - b_folded.to(tl.float32) * b_mean[None, :], 1)
+    if p_bias is not None:
+        b_bias += tl.load(p_bias + (i_ni % 4) * N + i_o, mask=m_o, other=0.0).to(tl.float32)
+    tl.store(p_folded_bias + i_ni.to(tl.int64) * N + i_o, b_bias, mask=m_o)
+
+
+@triton.jit
+def _finish(
+    b_y, p_bias, p_residual, p_next_slope, p_y, p_statistics, row, i_t, m_t, i_o, count, residual_t, N: tl.constexpr
+):
+    """Bias, residual, store, statistics of BLOCK_T by some columns."""
+    m_o = i_o < N
+    mask = m_t[:, None] & m_o[None, :]
+    if p_bias is not None:
+        b_y += tl.load(p_bias + i_o, mask=m_o, other=0.0).to(tl.float32)[None, :]
+    i_frame = i_t.to(tl.int64)[:, None]
+    if p_residual is not None:
+        b_y += tl.load(p_residual + i_frame * residual_t + i_o[None, :], mask=mask, other=0.0).to(tl.float32)
+    b_y = b_y.to(p_y.dtype.element_ty)
+    tl.store(p_y + i_frame * N + i_o[None, :], b_y, mask=mask)
+    if p_statistics is not None:
+        store_moments(activation(b_y, slope_of(p_next_slope)), m_t, count, p_statistics, row, i_o, m_o, N)
+
+
+@triton.jit(do_not_specialize=["T", "x_n", "x_i", "x_t", "residual_n", "residual_i", "residual_t"])
+def pointwise_fwd_kernel(
+    p_x, p_w, p_bias, p_residual, p_slope, p_next_slope, p_y, p_statistics, T,
+    x_n, x_i, x_t, residual_n, residual_i, residual_t,
+    K: tl.constexpr, N: tl.constexpr, FOLDED: tl.constexpr, ALIGN: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, TAIL_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One program: one tile of one item and instrument, BLOCK_N + TAIL_N columns in two accumulators."""
+    WIDTH: tl.constexpr = BLOCK_N + TAIL_N
+    blocks = tl.cdiv(N, WIDTH)
+    row, i_block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
+    tiles = tl.cdiv(T, BLOCK_T)
+    i_ni, i_tile = row // tiles, row % tiles
+    i_n, i_i = (i_ni // 4).to(tl.int64), (i_ni % 4).to(tl.int64)
+    i_t = i_tile * BLOCK_T + tl.arange(0, BLOCK_T)
+    m_t = i_t < T
+    x_n, x_i, x_t = x_n.to(tl.int64) * ALIGN, x_i.to(tl.int64) * ALIGN, x_t.to(tl.int64) * ALIGN
+    p_row = p_x + i_n * x_n + i_i * x_i + i_t[:, None] * x_t
+    i_w = i_n * 4 + i_i if FOLDED else i_i
+    p_w += i_w * N * K
+    i_o = i_block * WIDTH + tl.arange(0, BLOCK_N)
+    b_y = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
+    if TAIL_N > 0:
+        i_tail = i_block * WIDTH + BLOCK_N + tl.arange(0, TAIL_N)
+        b_tail = tl.zeros([BLOCK_T, TAIL_N], tl.float32)
+    slope = slope_of(p_slope)
+    for k in range(0, K, BLOCK_K):
+        i_k = k + tl.arange(0, BLOCK_K)
+        m_k = i_k < K
+        b_z = tl.load(p_row + i_k[None, :], mask=m_t[:, None] & m_k[None, :], other=0.0)
+        if p_slope is not None:
+            b_z = activation(b_z, slope).to(b_z.dtype)
+        b_w = tl.load(p_w + i_o[None, :] * K + i_k[:, None], mask=m_k[:, None] & (i_o < N)[None, :], other=0.0)
+        b_y = tl.dot(b_z, b_w, b_y, input_precision=PRECISION)
+        if TAIL_N > 0:
+            b_w = tl.load(
+                p_w + i_tail[None, :] * K + i_k[:, None], mask=m_k[:, None] & (i_tail < N)[None, :], other=0.0
+            )
+            b_tail = tl.dot(b_z, b_w, b_tail, input_precision=PRECISION)
+    residual_t = residual_t.to(tl.int64) * ALIGN
+    count = tl.minimum(T - i_tile * BLOCK_T, BLOCK_T).to(tl.float32)
+    p_y += i_ni.to(tl.int64) * T * N
+    if p_bias is not None:
+        p_bias += i_w * N
+    if p_residual is not None:
+        p_residual += i_n * (residual_n.to(tl.int64) * ALIGN) + i_i * (residual_i.to(tl.int64) * ALIGN)
+    _finish(
+        b_y, p_bias, p_residual, p_next_slope, p_y, p_statistics, row, i_t, m_t, i_o, count, residual_t, N
+    )  # fmt: skip
+    if TAIL_N > 0:
+        _finish(
+            b_tail, p_bias, p_residual, p_next_slope, p_y, p_statistics, row, i_t, m_t, i_tail, count, residual_t, N
+        )  # fmt: skip
+
+
+def fold_weights(
+    weight: Tensor, bias: Tensor | None, affine: Tensor, beta: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """W' (n, 4, N, K) in ``dtype`` and b' (n, 4, N) in float32."""
+    n, (_, columns, inputs) = len(affine), weight.shape
+    folded = torch.empty(n, 4, columns, inputs, dtype=dtype, device=weight.device)
+    folded_bias = torch.empty(n, 4, columns, dtype=torch.float32, device=weight.device)
+    block = min(32, power_of_two(columns))
+    launch(
+        fold_kernel, n * 4 * -(-columns // block), weight,
+        p_w=weight, p_bias=bias, p_affine=affine, p_beta=beta, p_folded=folded, p_folded_bias=folded_bias,
+        N=columns, K=inputs, BLOCK_N=block, BLOCK_K=64, num_warps=4,
+    )  # fmt: skip
+    return folded, folded_bias
+
+
+def pointwise_forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, slope: Tensor | None,
+    affine: Tensor | None, beta: Tensor | None, next_slope: Tensor | None, tf32: bool,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """y (n, 4, T, N) in x's dtype and its partials; ``x`` and ``residual`` with unit stride along channels."""
+    n, _, frames, inputs = x.shape
+    columns = weight.shape[1]
+    if affine is not None and beta is not None:
+        weight, bias = fold_weights(weight, bias, affine, beta, x.dtype)
+    else:
+        weight = weight.to(x.dtype)
+    y = torch.empty(n, 4, frames, columns, dtype=x.dtype, device=x.device)
+    partials = None if next_slope is None else new_statistics(x, columns)
+    main, tail = column_tile(columns)
+    align = alignment(x, residual)
+    launch(
+        pointwise_fwd_kernel, n * 4 * -(-frames // TILE) * -(-columns // (main + tail)), x,
+        p_x=x, p_w=weight, p_bias=bias, p_residual=residual, p_slope=slope, p_next_slope=next_slope,
+        p_y=y, p_statistics=partials, T=frames, K=inputs, N=columns,
+        **strides(align, x=x, residual=residual), ALIGN=align, FOLDED=affine is not None,
+        BLOCK_T=TILE, BLOCK_N=main, TAIL_N=tail, BLOCK_K=BLOCK_K, PRECISION="tf32" if tf32 else "ieee",
+        num_warps=product_warps(main + tail), num_stages=STAGES,
+    )  # fmt: skip
+    return y, partials

@@ -1,0 +1,269 @@
+"""Backward of the 1x1 convolution with a folded group norm: no pass over activations exists only for statistics.
+
+    S[n, i, o, c] = sum_t dy[n, i, t, o] (z[n, i, t, c] - mean[n, i, c]);  D[n, i, o] = sum_t dy[n, i, t, o]
+    dW    = sum_n (S scale + D beta);  dbias = sum_n D
+    dbeta = sum_n sum_o W D;           dgamma = sum_n rstd sum_o W S
+    dz    = sum_o W' dy + q (z - mean) + r, with M = T C / 8 values in a group and sums over its channels
+            r = -1/M sum_co W' D;      q = -rstd^2 / M sum_co W' S
+    dx    = dz PReLU'(x);              dslope = sum dz x where x <= 0
+
+W' are the rounded folded weights of the forward pass, so that dz is free of any component along 1 and z, as a gradient through
+a group norm is. z is centred before the product: nothing cancels later, at any offset. Without a norm W' = W, mean = q = r = 0.
+
+Order: wgrad (S, D) -> a program per group (q, r, dgamma, dbeta) and the sum over items (dW) -> dgrad with its epilogue.
+Every sum has one fixed order. Bytes: dy and x twice (wgrad, dgrad), dx once: n 4 T (3 K + 2 N) sizeof(dtype), and S,
+n 4 N K float32, three times. FLOPs: 4 n 4 T N K. In wgrad a program walks all frames of one (item, instrument): at
+K = N = 160 there are 9 n 4 of them, which leaves an H200's 132 processors partly idle below n = 4.
+Not yet run on a GPU. Source: as the forward's; the algebra of group norm's backward is Wu and He 2018, section 3.
+"""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import TILE, alignment, column_tile, launch, power_of_two, strides
+from .pointwise import BLOCK_K, STAGES, fold_weights, product_warps
+from .statistics import GROUPS
+from .tile import activation, slope_of
+
+__all__ = [
+    "pointwise_backward",
+    "pointwise_dgrad_kernel",
+    "pointwise_norm_kernel",
+    "pointwise_wgrad_kernel",
+    "sum_kernel",
+]
+
+
+@triton.jit(do_not_specialize=["T", "dy_n", "dy_i", "dy_t", "x_n", "x_i", "x_t"])
+def pointwise_wgrad_kernel(
+    p_dy, p_x, p_slope, p_affine, p_s, p_d, T, dy_n, dy_i, dy_t, x_n, x_i, x_t,
+    K: tl.constexpr, N: tl.constexpr, ALIGN: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One program: BLOCK_N by BLOCK_K of S of one item and instrument, all frames; the first column block writes D too."""
+    blocks_k = tl.cdiv(K, BLOCK_K)
+    blocks = tl.cdiv(N, BLOCK_N) * blocks_k
+    i_ni, i_block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
+    i_n, i_i = (i_ni // 4).to(tl.int64), (i_ni % 4).to(tl.int64)
+    i_o = (i_block // blocks_k) * BLOCK_N + tl.arange(0, BLOCK_N)
+    i_k = (i_block % blocks_k) * BLOCK_K + tl.arange(0, BLOCK_K)
+    m_o, m_k = i_o < N, i_k < K
+    dy_t, x_t = dy_t.to(tl.int64) * ALIGN, x_t.to(tl.int64) * ALIGN
+    p_dy += i_n * (dy_n.to(tl.int64) * ALIGN) + i_i * (dy_i.to(tl.int64) * ALIGN)
+    p_x += i_n * (x_n.to(tl.int64) * ALIGN) + i_i * (x_i.to(tl.int64) * ALIGN)
+    slope = slope_of(p_slope)
+    b_mean = tl.zeros([BLOCK_K], tl.float32)
+    if p_affine is not None:
+        b_mean = tl.load(p_affine + (i_ni.to(tl.int64) * 4 + 2) * K + i_k, mask=m_k, other=0.0)
+    b_s = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+    b_d = tl.zeros([BLOCK_N], tl.float32)
+    for t in range(0, T, BLOCK_T):
+        i_t = t + tl.arange(0, BLOCK_T)
+        m_t = i_t < T
+        b_dy = tl.load(p_dy + i_t[None, :] * dy_t + i_o[:, None], mask=m_o[:, None] & m_t[None, :], other=0.0)
+        b_z = tl.load(p_x + i_t[:, None] * x_t + i_k[None, :], mask=m_t[:, None] & m_k[None, :], other=0.0)
+        if p_slope is not None or p_affine is not None:
+            b_z = (activation(b_z, slope) - b_mean[None, :]).to(b_dy.dtype)  # frames past the end meet dy = 0
+        b_s = tl.dot(b_dy, b_z, b_s, input_precision=PRECISION)
+        b_d += tl.sum(b_dy.to(tl.float32), 1)
+    p_s += i_ni.to(tl.int64) * N * K
+    tl.store(p_s + i_o.to(tl.int64)[:, None] * K + i_k[None, :], b_s, mask=m_o[:, None] & m_k[None, :])
+    if i_block % blocks_k == 0:
+        tl.store(p_d + i_ni.to(tl.int64) * N + i_o, b_d, mask=m_o)
+
+
+@triton.jit(do_not_specialize=["T"])
+def pointwise_norm_kernel(
+    p_s, p_d, p_w, p_folded, p_affine, p_out, T, K: tl.constexpr, N: tl.constexpr,
+    GROUPS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """One program: q, r, dgamma, dbeta, rows of (n, 4, 4, K), of one group of one item and instrument."""
+    i_ni, i_group = tl.program_id(0) // GROUPS, tl.program_id(0) % GROUPS
+    width = K // GROUPS
+    i_c = i_group * width + tl.arange(0, BLOCK_C)
+    m_c = tl.arange(0, BLOCK_C) < width
+    p_s += i_ni.to(tl.int64) * N * K
+    p_folded += i_ni.to(tl.int64) * N * K
+    p_w += (i_ni % 4).to(tl.int64) * N * K
+    b_ws = tl.zeros([BLOCK_C], tl.float32)
+    b_wd = tl.zeros([BLOCK_C], tl.float32)
+    b_folded_s = tl.zeros([BLOCK_C], tl.float32)
+    b_folded_d = tl.zeros([BLOCK_C], tl.float32)
+    for o in range(0, N, BLOCK_N):
+        i_o = o + tl.arange(0, BLOCK_N)
+        i_w = i_o[:, None] * K + i_c[None, :]
+        mask = (i_o < N)[:, None] & m_c[None, :]
+        b_s = tl.load(p_s + i_w, mask=mask, other=0.0)
+        b_d = tl.load(p_d + i_ni.to(tl.int64) * N + i_o, mask=i_o < N, other=0.0)[:, None]
+        b_w = tl.load(p_w + i_w, mask=mask, other=0.0).to(tl.float32)
+        b_folded = tl.load(p_folded + i_w, mask=mask, other=0.0).to(tl.float32)
+        b_ws += tl.sum(b_w * b_s, 0)
+        b_wd += tl.sum(b_w * b_d, 0)
+        b_folded_s += tl.sum(b_folded * b_s, 0)
+        b_folded_d += tl.sum(b_folded * b_d, 0)
+    b_rstd = tl.load(p_affine + (i_ni.to(tl.int64) * 4 + 3) * K + i_c, mask=m_c, other=0.0)
+    count = width * T.to(tl.float32)
+    zeros = tl.zeros([BLOCK_C], tl.float32)
+    p_out += i_ni.to(tl.int64) * 4 * K + i_c
+    tl.store(p_out, -b_rstd * b_rstd * (tl.sum(b_folded_s, 0) / count), mask=m_c)
+    tl.store(p_out + K, zeros - tl.sum(b_folded_d, 0) / count, mask=m_c)
+    tl.store(p_out + 2 * K, b_rstd * b_ws, mask=m_c)
+    tl.store(p_out + 3 * K, b_wd, mask=m_c)
+
+
+@triton.jit(do_not_specialize=["ITEMS"])
+def sum_kernel(
+    p_s, p_d, p_affine, p_beta, p_dw, p_dbias, ITEMS,
+    K: tl.constexpr, N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """One program: dW of BLOCK_N by BLOCK_K of one instrument, items in their order; the first column block writes dbias."""
+    blocks_k = tl.cdiv(K, BLOCK_K)
+    blocks = tl.cdiv(N, BLOCK_N) * blocks_k
+    i_i, i_block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
+    i_o = (i_block // blocks_k) * BLOCK_N + tl.arange(0, BLOCK_N)
+    i_k = (i_block % blocks_k) * BLOCK_K + tl.arange(0, BLOCK_K)
+    m_o, m_k = i_o < N, i_k < K
+    mask = m_o[:, None] & m_k[None, :]
+    i_w = i_o[:, None] * K + i_k[None, :]
+    b_dw = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+    b_dbias = tl.zeros([BLOCK_N], tl.float32)
+    for n in range(ITEMS):
+        i_ni = (n * 4 + i_i).to(tl.int64)
+        b_s = tl.load(p_s + i_ni * N * K + i_w, mask=mask, other=0.0)
+        if p_affine is not None:
+            b_s *= tl.load(p_affine + i_ni * 4 * K + i_k, mask=m_k, other=0.0)[None, :]
+        b_dw += b_s
+        b_dbias += tl.load(p_d + i_ni * N + i_o, mask=m_o, other=0.0)
+    if p_affine is not None:
+        b_dw += b_dbias[:, None] * tl.load(p_beta + i_i * K + i_k, mask=m_k, other=0.0).to(tl.float32)[None, :]
+    tl.store(p_dw + i_i.to(tl.int64) * N * K + i_w, b_dw, mask=mask)
+    if i_block % blocks_k == 0:
+        tl.store(p_dbias + i_i * N + i_o, b_dbias, mask=m_o)
+
+
+@triton.jit
+def _finish(b_dz, p_x, slope, p_affine, p_norm, p_dx, i_t, m_t, i_c, x_t, K: tl.constexpr):
+    """The norm's affine part and the PReLU of BLOCK_T by some channels of dx; returns dslope's share of them."""
+    m_c = i_c < K
+    mask = m_t[:, None] & m_c[None, :]
+    i_frame = i_t.to(tl.int64)[:, None]
+    b_x = tl.load(p_x + i_frame * x_t + i_c[None, :], mask=mask, other=0.0)
+    if p_affine is not None:
+        b_mean = tl.load(p_affine + 2 * K + i_c, mask=m_c, other=0.0)
+        b_q = tl.load(p_norm + i_c, mask=m_c, other=0.0)
+        b_r = tl.load(p_norm + K + i_c, mask=m_c, other=0.0)
+        b_dz += b_q[None, :] * (activation(b_x, slope) - b_mean[None, :]) + b_r[None, :]
+    b_x = b_x.to(tl.float32)
+    tl.store(p_dx + i_frame * K + i_c[None, :], tl.where(b_x > 0, b_dz, slope * b_dz), mask=mask)
+    return tl.sum(tl.where((b_x > 0) | ~mask, 0.0, b_dz * b_x))
+
+
+@triton.jit(do_not_specialize=["T", "dy_n", "dy_i", "dy_t", "x_n", "x_i", "x_t"])
+def pointwise_dgrad_kernel(
+    p_dy, p_w, p_x, p_slope, p_affine, p_norm, p_dx, p_dslope, T,
+    dy_n, dy_i, dy_t, x_n, x_i, x_t,
+    K: tl.constexpr, N: tl.constexpr, ALIGN: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, TAIL_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One program: one tile of one item and instrument, BLOCK_N + TAIL_N of the K input channels; walks the N outputs."""
+    WIDTH: tl.constexpr = BLOCK_N + TAIL_N
+    blocks = tl.cdiv(K, WIDTH)
+    row, i_block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
+    tiles = tl.cdiv(T, BLOCK_T)
+    i_ni, i_tile = row // tiles, row % tiles
+    i_n, i_i = (i_ni // 4).to(tl.int64), (i_ni % 4).to(tl.int64)
+    i_t = i_tile * BLOCK_T + tl.arange(0, BLOCK_T)
+    m_t = i_t < T
+    dy_t, x_t = dy_t.to(tl.int64) * ALIGN, x_t.to(tl.int64) * ALIGN
+    p_dy += i_n * (dy_n.to(tl.int64) * ALIGN) + i_i * (dy_i.to(tl.int64) * ALIGN)
+    p_x += i_n * (x_n.to(tl.int64) * ALIGN) + i_i * (x_i.to(tl.int64) * ALIGN)
+    p_row = p_dy + i_t[:, None] * dy_t
+    i_w = i_i
+    if p_affine is not None:
+        i_w += i_n * 4
+    p_w += i_w * N * K
+    i_c = i_block * WIDTH + tl.arange(0, BLOCK_N)
+    b_dz = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
+    if TAIL_N > 0:
+        i_tail = i_block * WIDTH + BLOCK_N + tl.arange(0, TAIL_N)
+        b_tail = tl.zeros([BLOCK_T, TAIL_N], tl.float32)
+    for o in range(0, N, BLOCK_K):
+        i_o = o + tl.arange(0, BLOCK_K)
+        m_o = i_o < N
+        b_dy = tl.load(p_row + i_o[None, :], mask=m_t[:, None] & m_o[None, :], other=0.0)
+        b_w = tl.load(p_w + i_o[:, None] * K + i_c[None, :], mask=m_o[:, None] & (i_c < K)[None, :], other=0.0)
+        b_dz = tl.dot(b_dy, b_w, b_dz, input_precision=PRECISION)
+        if TAIL_N > 0:
+            b_w = tl.load(
+                p_w + i_o[:, None] * K + i_tail[None, :], mask=m_o[:, None] & (i_tail < K)[None, :], other=0.0
+            )
+            b_tail = tl.dot(b_dy, b_w, b_tail, input_precision=PRECISION)
+    slope = slope_of(p_slope)
+    p_dx += i_ni.to(tl.int64) * T * K
+    if p_affine is not None:
+        p_affine += i_ni.to(tl.int64) * 4 * K
+        p_norm += i_ni.to(tl.int64) * 4 * K
+    dslope = _finish(b_dz, p_x, slope, p_affine, p_norm, p_dx, i_t, m_t, i_c, x_t, K)
+    if TAIL_N > 0:
+        dslope += _finish(b_tail, p_x, slope, p_affine, p_norm, p_dx, i_t, m_t, i_tail, x_t, K)
+    if p_dslope is not None:
+        tl.store(p_dslope + tl.program_id(0), dslope)
+
+
+def pointwise_backward(
+    dy: Tensor, x: Tensor, weight: Tensor, slope: Tensor | None,
+    affine: Tensor | None, beta: Tensor | None, tf32: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+    """dx in x's dtype and, in float32, dW, dbias, dslope (1,), dgamma, dbeta; unit strides along channels."""
+    n, _, frames, inputs = x.shape
+    columns, device = weight.shape[1], x.device
+    folded, norm = weight.to(x.dtype), None
+    if affine is not None and beta is not None:
+        folded = fold_weights(weight, None, affine, beta, x.dtype)[0]
+        norm = torch.empty(n, 4, 4, inputs, dtype=torch.float32, device=device)
+    s = torch.empty(n, 4, columns, inputs, dtype=torch.float32, device=device)
+    d = torch.empty(n, 4, columns, dtype=torch.float32, device=device)
+    precision = "tf32" if tf32 else "ieee"
+    sizes = {"K": inputs, "N": columns}
+    align = alignment(dy, x)
+    layout = {**strides(align, dy=dy, x=x), "ALIGN": align}
+    block_n, block_k = min(64, power_of_two(columns)), min(64, power_of_two(inputs))
+    blocks = -(-columns // block_n) * -(-inputs // block_k)
+    launch(
+        pointwise_wgrad_kernel, n * 4 * blocks, x,
+        p_dy=dy, p_x=x, p_slope=slope, p_affine=affine, p_s=s, p_d=d, T=frames, **sizes, **layout,
+        BLOCK_T=64, BLOCK_N=block_n, BLOCK_K=block_k, PRECISION=precision, num_warps=4, num_stages=STAGES,
+    )  # fmt: skip
+    if norm is not None:
+        launch(
+            pointwise_norm_kernel, n * 4 * GROUPS, x,
+            p_s=s, p_d=d, p_w=weight, p_folded=folded, p_affine=affine, p_out=norm, T=frames, **sizes,
+            GROUPS=GROUPS, BLOCK_N=16, BLOCK_C=power_of_two(inputs // GROUPS), num_warps=4,
+        )  # fmt: skip
+    dw = torch.empty(4, columns, inputs, dtype=torch.float32, device=device)
+    dbias = torch.empty(4, columns, dtype=torch.float32, device=device)
+    launch(
+        sum_kernel, 4 * blocks, x,
+        p_s=s, p_d=d, p_affine=affine, p_beta=beta, p_dw=dw, p_dbias=dbias, ITEMS=n, **sizes,
+        BLOCK_N=block_n, BLOCK_K=block_k, num_warps=4,
+    )  # fmt: skip
+    main, tail = column_tile(inputs)
+    programs = n * 4 * -(-frames // TILE) * -(-inputs // (main + tail))
+    dx = torch.empty(n, 4, frames, inputs, dtype=x.dtype, device=device)
+    dslope = None if slope is None else torch.empty(programs, dtype=torch.float32, device=device)
+    launch(
+        pointwise_dgrad_kernel, programs, x,
+        p_dy=dy, p_w=folded, p_x=x, p_slope=slope, p_affine=affine, p_norm=norm, p_dx=dx, p_dslope=dslope,
+        T=frames, **sizes, **layout,
+        BLOCK_T=TILE, BLOCK_N=main, TAIL_N=tail, BLOCK_K=BLOCK_K, PRECISION=precision,
+        num_warps=product_warps(main + tail), num_stages=STAGES,
+    )  # fmt: skip
+    return (
+        dx, dw, dbias, None if dslope is None else dslope.sum(0, keepdim=True),
+        None if norm is None else norm[:, :, 2].sum(0), None if norm is None else norm[:, :, 3].sum(0),
+    )  # fmt: skip

@@ -1,0 +1,130 @@
+"""Group-norm statistics: per tile and channel, then merged by group in a fixed order.
+
+    z = PReLU(x) as stored
+    partials[n, i, tile, :, c] = (mean, M2) of z over the tile's frames
+    affine[n, i, :, c] = (scale, shift, mean, rstd):
+        mean, var over (channels of c's group, all frames); rstd = (var + eps)^(-1/2)
+        scale = gamma[i, c] rstd; shift = beta[i, c] - scale mean
+
+Statistics per channel, not per group: a group of 20, 55 or 165 channels fits no tile, and one group may straddle two
+tensors. Tiles are merged first, then channels, after Chan, Golub and LeVeque (1979): no atomics, so the result depends
+on nothing but the item's own values, and an offset of a thousand standard deviations costs no more than the offset's own
+rounding.
+
+Bytes: x once, n 4 T C sizeof(dtype); partials 8 / TILE of a float32 per value, written once and read once. Memory-bound.
+Kernels that produce an activation write its partials themselves; `statistics_kernel` is for the network's inputs.
+Source: Samuel et al. 2020, section 2; original model/mask_tcn.py (GroupNorm of every layer).
+"""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import TILE, alignment, channel_block, launch, power_of_two, strides
+from .tile import activation, slope_of, store_moments
+
+__all__ = ["GROUPS", "affine_kernel", "group_affine", "group_statistics", "new_statistics", "statistics_kernel"]
+
+GROUPS = 8
+EPSILON = 1e-8
+MERGED_TILES = 16  # tiles merged at once; few, so that a long signal's sum keeps its order and its digits
+
+
+@triton.jit(do_not_specialize=["T", "x_n", "x_i", "x_t"])
+def statistics_kernel(
+    p_x, p_slope, p_statistics, T, x_n, x_i, x_t,
+    C: tl.constexpr, ALIGN: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """One program: one tile of one item and instrument, BLOCK_C channels."""
+    blocks = tl.cdiv(C, BLOCK_C)
+    row = tl.program_id(0) // blocks
+    tiles = tl.cdiv(T, BLOCK_T)
+    i_ni, i_tile = row // tiles, row % tiles
+    i_t = i_tile * BLOCK_T + tl.arange(0, BLOCK_T)
+    i_c = (tl.program_id(0) % blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
+    m_t, m_c = i_t < T, i_c < C
+    p_x += (i_ni // 4) * (x_n.to(tl.int64) * ALIGN) + (i_ni % 4) * (x_i.to(tl.int64) * ALIGN)
+    i_x = i_t[:, None] * (x_t.to(tl.int64) * ALIGN) + i_c[None, :]
+    b_x = tl.load(p_x + i_x, mask=m_t[:, None] & m_c[None, :], other=0.0)
+    count = tl.minimum(T - i_tile * BLOCK_T, BLOCK_T).to(tl.float32)
+    store_moments(activation(b_x, slope_of(p_slope)), m_t, count, p_statistics, row, i_c, m_c, C)
+
+
+@triton.jit(do_not_specialize=["T"])
+def affine_kernel(
+    p_statistics, p_gamma, p_beta, p_affine, T, C: tl.constexpr,
+    GROUPS: tl.constexpr, EPSILON: tl.constexpr, TILE: tl.constexpr, BLOCK_TILES: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """One program: one group of one item and instrument."""
+    i_ni, i_group = tl.program_id(0) // GROUPS, tl.program_id(0) % GROUPS
+    width = C // GROUPS
+    tiles = tl.cdiv(T, TILE)
+    i_c = i_group * width + tl.arange(0, BLOCK_C)
+    m_c = tl.arange(0, BLOCK_C) < width
+    p_statistics += i_ni.to(tl.int64) * tiles * 2 * C + i_c
+    b_count = tl.zeros([], tl.float32)
+    b_mean = tl.zeros([BLOCK_C], tl.float32)
+    b_m2 = tl.zeros([BLOCK_C], tl.float32)
+    for first in range(0, tiles, BLOCK_TILES):
+        i_tile = first + tl.arange(0, BLOCK_TILES)
+        mask = (i_tile < tiles)[:, None] & m_c[None, :]
+        p_tile = p_statistics[None, :] + (i_tile * 2).to(tl.int64)[:, None] * C
+        b_counts = tl.minimum(tl.maximum(T - i_tile * TILE, 0), TILE).to(tl.float32)
+        b_means = tl.load(p_tile, mask=mask, other=0.0)
+        more = tl.sum(b_counts, 0)
+        b_more_mean = tl.sum(b_counts[:, None] * b_means, 0) / more
+        b_difference = b_means - b_more_mean[None, :]
+        b_more_m2 = tl.sum(
+            tl.load(p_tile + C, mask=mask, other=0.0) + b_counts[:, None] * b_difference * b_difference, 0
+        )
+        b_delta = b_more_mean - b_mean
+        b_m2 += b_more_m2 + b_delta * b_delta * (b_count * more / (b_count + more))
+        b_mean += b_delta * (more / (b_count + more))
+        b_count += more
+    mean = tl.sum(tl.where(m_c, b_mean, 0.0), 0) / width
+    b_difference = b_mean - mean
+    m2 = tl.sum(tl.where(m_c, b_m2 + b_count * b_difference * b_difference, 0.0), 0)
+    rstd = 1.0 / tl.sqrt_rn(m2 / (b_count * width) + EPSILON)
+    i_parameter = (i_ni % 4) * C + i_c
+    b_scale = tl.load(p_gamma + i_parameter, mask=m_c, other=0.0).to(tl.float32) * rstd
+    b_shift = tl.load(p_beta + i_parameter, mask=m_c, other=0.0).to(tl.float32) - b_scale * mean
+    p_affine += i_ni.to(tl.int64) * 4 * C + i_c
+    tl.store(p_affine, b_scale, mask=m_c)
+    tl.store(p_affine + C, b_shift, mask=m_c)
+    tl.store(p_affine + 2 * C, tl.zeros([BLOCK_C], tl.float32) + mean, mask=m_c)
+    tl.store(p_affine + 3 * C, tl.zeros([BLOCK_C], tl.float32) + rstd, mask=m_c)
+
+
+def new_statistics(x: Tensor, channels: int) -> Tensor:
+    """Unwritten partials for an activation of ``channels`` channels and ``x``'s items and frames."""
+    return torch.empty(x.shape[0], 4, -(-x.shape[2] // TILE), 2, channels, dtype=torch.float32, device=x.device)
+
+
+def group_statistics(x: Tensor, slope: Tensor | None) -> Tensor:
+    """Partials of PReLU(x); ``x`` (n, 4, T, C) with unit stride along channels. See :mod:`metatasnet_fast.ops`."""
+    n, _, frames, channels = x.shape
+    statistics = new_statistics(x, channels)
+    block, align = channel_block(channels), alignment(x)
+    launch(
+        statistics_kernel, n * 4 * statistics.shape[2] * -(-channels // block), x,
+        p_x=x, p_slope=slope, p_statistics=statistics, T=frames, C=channels,
+        **strides(align, x=x), ALIGN=align, BLOCK_T=TILE, BLOCK_C=block, num_warps=4,
+    )  # fmt: skip
+    return statistics
+
+
+def group_affine(statistics: Tensor, gamma: Tensor, beta: Tensor, frames: int) -> Tensor:
+    """Scale, shift, mean and rstd, (n, 4, 4, C) float32, from partials over ``frames`` frames."""
+    n, channels = statistics.shape[0], statistics.shape[-1]
+    affine = torch.empty(n, 4, 4, channels, dtype=torch.float32, device=statistics.device)
+    launch(
+        affine_kernel, n * 4 * GROUPS, statistics,
+        p_statistics=statistics, p_gamma=gamma, p_beta=beta, p_affine=affine, T=frames, C=channels,
+        GROUPS=GROUPS, EPSILON=EPSILON, TILE=TILE, BLOCK_TILES=MERGED_TILES,
+        BLOCK_C=power_of_two(channels // GROUPS), num_warps=4,
+    )  # fmt: skip
+    return affine

@@ -1,0 +1,47 @@
+"""What several kernels do with one tile of frames by channels."""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+__all__ = ["activation", "prelu", "slope_of", "store_moments"]
+
+
+@triton.jit
+def slope_of(p_slope):
+    """The PReLU's slope, float32; 1 where there is no PReLU."""
+    b_slope = 1.0
+    if p_slope is not None:
+        b_slope = tl.load(p_slope).to(tl.float32)
+    return b_slope
+
+
+@triton.jit
+def prelu(b_x, slope):
+    """PReLU, with the slope's side at zero as PyTorch has it."""
+    return tl.where(b_x > 0, b_x, slope * b_x)
+
+
+@triton.jit
+def activation(b_x, slope):
+    """PReLU of a value as stored, rounded to its dtype again, as float32.
+
+    Rounded, so that statistics, products and the depthwise taps all see the same numbers: the group norm of a
+    constant signal multiplies any difference between them by ten thousand.
+    """
+    return prelu(b_x.to(tl.float32), slope).to(b_x.dtype).to(tl.float32)
+
+
+@triton.jit
+def store_moments(b_z, m_t, count, p_statistics, row, i_c, m_c, C: tl.constexpr):
+    """Write mean and sum of squared deviations of each channel over the tile's ``count`` frames, (.., 2, C) at ``row``.
+
+    Two passes over registers: a constant offset costs no digits.
+    """
+    b_mean = tl.sum(tl.where(m_t[:, None], b_z, 0.0), 0) / count
+    b_deviation = tl.where(m_t[:, None], b_z - b_mean[None, :], 0.0)
+    p_row = p_statistics + row.to(tl.int64) * 2 * C + i_c
+    tl.store(p_row, b_mean, mask=m_c)
+    tl.store(p_row + C, tl.sum(b_deviation * b_deviation, 0), mask=m_c)

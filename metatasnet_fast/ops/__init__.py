@@ -1,0 +1,21 @@
+"""The public fused operations.
+
+Activations are (n, 4, frames, channels). Items, instruments and frames may have any stride, also 0; channels that are not
+neighbours in memory are copied first. On a CUDA device the Triton kernels run; on a CPU the reference arithmetic (or, with
+``TRITON_INTERPRET=1`` in the environment, the kernels in Triton's interpreter). Statistics and parameters' gradients are
+float32 (float64 on float64 input, which only a CPU serves). All are registered with PyTorch: autograd, ``torch.compile``.
+
+A group norm is not an operation of its own: whoever writes an activation also writes its statistics, whoever reads it
+applies the norm, and the reader's backward returns the whole gradient, that through the statistics included. So the
+statistics are a by-product without a gradient:
+
+    c, statistics = pointwise(x, w1, next_slope=slope1)                    # statistics of PReLU(c, slope1)
+    b, statistics = depthwise(c, w2, d, slope1, GroupNorm(statistics, gamma1, beta1), slope2)
+    x, _ = pointwise(b, w3, residual=x, norm=GroupNorm(statistics, gamma2, beta2))
+"""
+
+from .depthwise import depthwise
+from .pointwise import pointwise
+from .statistics import GroupNorm, group_affine, group_statistics
+
+__all__ = ["GroupNorm", "depthwise", "group_affine", "group_statistics", "pointwise"]
