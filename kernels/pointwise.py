@@ -36,7 +36,7 @@ STAGES = 3
 
 
 def product_warps(width: int) -> int:
-    """Warps for an accumulator of TILE by ``width``: at most 80 registers of it a thread, fewer where the epilogue needs many."""
+    """Warps for an accumulator of TILE by ``width``: at most 80 registers a thread, which leaves room for the epilogue."""
     return 8 if width >= 64 else 4
 
 
@@ -181,7 +181,7 @@ def pointwise_forward(
         weight = weight.to(x.dtype)
     y = torch.empty(n, 4, frames, columns, dtype=x.dtype, device=x.device)
     partials = None if next_slope is None else new_statistics(x, columns)
-    main, tail = column_tile(columns)
+    main, tail = column_tile(columns, x.dtype)
     align = alignment(x, residual)
     launch(
         pointwise_fwd_kernel, n * 4 * -(-frames // TILE) * -(-columns // (main + tail)), x,

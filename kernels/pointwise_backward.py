@@ -232,12 +232,13 @@ def pointwise_backward(
     sizes = {"K": inputs, "N": columns}
     align = alignment(dy, x)
     layout = {**strides(align, dy=dy, x=x), "ALIGN": align}
-    block_n, block_k = min(64, power_of_two(columns)), min(64, power_of_two(inputs))
+    widest = 32 if x.dtype == torch.float32 and not tf32 else 64  # without tensor cores 64 by 64 would live in memory
+    block_n, block_k = min(widest, power_of_two(columns)), min(widest, power_of_two(inputs))
     blocks = -(-columns // block_n) * -(-inputs // block_k)
     launch(
         pointwise_wgrad_kernel, n * 4 * blocks, x,
         p_dy=dy, p_x=x, p_slope=slope, p_affine=affine, p_s=s, p_d=d, T=frames, **sizes, **layout,
-        BLOCK_T=64, BLOCK_N=block_n, BLOCK_K=block_k, PRECISION=precision, num_warps=4, num_stages=STAGES,
+        BLOCK_T=widest, BLOCK_N=block_n, BLOCK_K=block_k, PRECISION=precision, num_warps=4, num_stages=STAGES,
     )  # fmt: skip
     if norm is not None:
         launch(
@@ -252,7 +253,7 @@ def pointwise_backward(
         p_s=s, p_d=d, p_affine=affine, p_beta=beta, p_dw=dw, p_dbias=dbias, ITEMS=n, **sizes,
         BLOCK_N=block_n, BLOCK_K=block_k, num_warps=4,
     )  # fmt: skip
-    main, tail = column_tile(inputs)
+    main, tail = column_tile(inputs, x.dtype)
     programs = n * 4 * -(-frames // TILE) * -(-inputs // (main + tail))
     dx = torch.empty(n, 4, frames, inputs, dtype=x.dtype, device=device)
     dslope = None if slope is None else torch.empty(programs, dtype=torch.float32, device=device)

@@ -1,0 +1,121 @@
+"""Inputs, an oracle in float64, and the recorded block, for the reference arithmetic and for the kernels alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from metatasnet_fast.config import MetaTasNetConfig
+from metatasnet_fast.ops import GroupNorm, depthwise, group_statistics, pointwise
+from metatasnet_fast.reference import generator, masking
+from metatasnet_fast.reference.weights import Convolution, Norm
+from tests.support import Golden, allowed, assert_parity
+
+NAMES = ("x", "weight", "bias", "gamma", "beta", "slope", "taps", "gamma_2", "beta_2", "slope_2", "slope_3", "residual")
+
+
+@dataclass
+class Case:
+    """A product with everything switched on, then a depthwise pass: every tensor by its name in ``NAMES``."""
+
+    tensors: dict[str, Tensor]
+    dilation: int
+
+    def leaves(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        return {name: value.detach().to(dtype, copy=True).requires_grad_() for name, value in self.tensors.items()}
+
+
+def case(
+    n: int = 2,
+    frames: int = 37,
+    inputs: int = 24,
+    outputs: int = 16,
+    dilation: int = 4,
+    offset: float = 1.0,
+    seed: int = 0,
+) -> Case:
+    r = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=r, dtype=torch.float64)
+
+    shapes = {
+        "x": (n, 4, frames, inputs), "weight": (4, outputs, inputs), "bias": (4, outputs), "gamma": (4, inputs),
+        "beta": (4, inputs), "slope": (1,), "taps": (4, outputs, 3), "gamma_2": (4, outputs), "beta_2": (4, outputs),
+        "slope_2": (1,), "slope_3": (1,), "residual": (n, 4, frames, outputs),
+    }  # fmt: skip
+    tensors = {name: normal(*shape) for name, shape in shapes.items()}
+    tensors["x"] += offset
+    for name in ("slope", "slope_2", "slope_3"):
+        tensors[name] = 0.25 + 0.05 * tensors[name]
+    return Case({name: value.float().double() for name, value in tensors.items()}, dilation)
+
+
+def fused(p: dict[str, Tensor], dilation: int) -> tuple[Tensor, Tensor]:
+    """The case by the fused operations: the product and the depthwise result."""
+    norm = GroupNorm(group_statistics(p["x"], p["slope"]), p["gamma"], p["beta"])
+    y, statistics = pointwise(
+        p["x"], p["weight"], p["bias"],
+        residual=p["residual"], norm=norm, slope=p["slope"], next_slope=p["slope_2"],
+    )  # fmt: skip
+    assert statistics is not None
+    norm = GroupNorm(statistics, p["gamma_2"], p["beta_2"])
+    return y, depthwise(y, p["taps"], dilation, p["slope_2"], norm, p["slope_3"])[0]
+
+
+def plain(p: dict[str, Tensor], dilation: int) -> tuple[Tensor, Tensor]:
+    """The same by the layers of the reference network, which hold channels before frames."""
+    x = masking.group_norm(F.prelu(p["x"].transpose(2, 3), p["slope"]), Norm(p["gamma"], p["beta"]))
+    y = masking.pointwise(x, Convolution(p["weight"][..., None], p["bias"])) + p["residual"].transpose(2, 3)
+    m = masking.group_norm(F.prelu(y, p["slope_2"]), Norm(p["gamma_2"], p["beta_2"]))
+    b = F.prelu(masking.depthwise(m, Convolution(p["taps"][:, :, None]), dilation), p["slope_3"])
+    return y.transpose(2, 3), b.transpose(2, 3)
+
+
+def gradients(p: dict[str, Tensor], outputs: Sequence[Tensor], seed: int = 1) -> dict[str, Tensor]:
+    """Gradients of every leaf for random gradients of the outputs, rounded to float32 in every dtype."""
+    r = torch.Generator().manual_seed(seed)
+    given = [torch.randn(y.shape, generator=r, dtype=torch.float64).float().to(y.dtype) for y in outputs]
+    found = torch.autograd.grad(list(outputs), list(p.values()), given)
+    return dict(zip(p, found, strict=True))
+
+
+def block(recording: Golden, dtype: torch.dtype) -> None:
+    """One recorded block of the masking network, forward and backward, by the fused operations; asserts parity."""
+    precision, name = str(dtype).removeprefix("torch."), recording.name
+    meta = recording.meta
+    config = MetaTasNetConfig(
+        N=meta["N"], B=meta["B"], H=meta["H"], E_1=meta["E_1"], E_2=meta["E_2"], layers=meta["layers"],
+        stack=meta["stack"], independent_params=not meta["generated"], residual_bias=meta["residual_bias"],
+        stages_num=1,
+    )  # fmt: skip
+    prefix = "mask.tcn.0."
+    parameters = {prefix + k: v.clone().requires_grad_() for k, v in recording.under("layer/state/").items()}
+    if dtype == torch.float64:
+        parameters = {k: v.detach().double().requires_grad_() for k, v in parameters.items()}
+    if meta["generated"]:
+        parameters["instrument_embedding.weight"] = recording["instrument"].to(next(iter(parameters.values())).dtype)
+    w = generator.block_weights(config.stage(0), parameters, prefix[:-1], last=False)
+    assert w.res_out is not None
+    x = recording["layer/x"].to(dtype).requires_grad_()
+    frames_first = x.transpose(2, 3).contiguous()
+    c, statistics = pointwise(frames_first, w.conv1d.weight[..., 0], next_slope=w.prelu_1)
+    assert statistics is not None
+    norm_1 = GroupNorm(statistics, w.norm_1.scale, w.norm_1.shift)
+    b, statistics = depthwise(c, w.dconv1d.weight[:, :, 0], meta["dilation"], w.prelu_1, norm_1, w.prelu_2)
+    norm_2 = GroupNorm(statistics, w.norm_2.scale, w.norm_2.shift)
+    residual, _ = pointwise(b, w.res_out.weight[..., 0], w.res_out.bias, norm=norm_2)
+    skip, _ = pointwise(b, w.skip_out.weight[..., 0], w.skip_out.bias, norm=norm_2)
+    residual, skip = residual.transpose(2, 3), skip.transpose(2, 3)
+    torch.autograd.backward(
+        [residual, skip], [recording["layer/grad_residual"].to(dtype), recording["layer/grad_skip"].to(dtype)]
+    )
+    for key, value in {"residual": residual, "skip": skip, "grad_x": x.grad}.items():
+        assert_parity(key, value, recording[f"layer/{key}"], allowed(name, precision, f"layer/{key}"))
+    expected = recording.under("layer/grad/")
+    limit = allowed(name, precision, "layer/grad (all parameters)")
+    assert_parity("grad", [parameters[prefix + k].grad for k in expected], list(expected.values()), limit)

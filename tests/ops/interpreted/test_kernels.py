@@ -1,0 +1,152 @@
+"""The kernels' numbers, forward and backward, on small shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from metatasnet_fast.ops import GroupNorm, depthwise, group_affine, group_statistics, pointwise
+from metatasnet_fast.reference import statistics as plain_statistics
+from tests.ops import cases
+from tests.support import assert_parity, golden, relative_error
+
+FLOAT32 = 3e-6
+SLOPES = 2e-5  # one number out of thousands of terms of both signs
+
+
+def check(case: cases.Case) -> None:
+    """As close to float64 as three roundings, or five times PyTorch's own float32 error where the case is ill-conditioned."""
+
+    def run(how: Callable[..., tuple[Tensor, Tensor]], dtype: torch.dtype) -> dict[str, Tensor]:
+        leaves = case.leaves(dtype)
+        found = how(leaves, case.dilation)
+        named = {f"gradient of {name}": value for name, value in cases.gradients(leaves, found).items()}
+        return {"y": found[0], "depthwise": found[1], **named}
+
+    expected, eager = run(cases.plain, torch.float64), run(cases.plain, torch.float32)
+    for name, value in run(cases.fused, torch.float32).items():
+        least = SLOPES if "slope" in name else 2 * FLOAT32
+        assert_parity(name, value, expected[name], max(least, 5 * relative_error(eager[name], expected[name])))
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("blocks_generated", torch.float32), ("blocks_residual_bias", torch.bfloat16)]
+)
+def test_block_equals_the_recorded_one(name: str, dtype: torch.dtype) -> None:
+    cases.block(golden(name), dtype)
+
+
+def test_more_than_one_tile_and_both_accumulators() -> None:
+    check(cases.case(n=1, frames=131, inputs=16, outputs=160, dilation=32))
+
+
+def test_width_that_is_no_power_of_two() -> None:
+    check(cases.case(n=1, frames=9, inputs=72, outputs=40, dilation=1))
+
+
+@settings(max_examples=4, deadline=None)
+@given(frames=st.integers(1, 70), dilation=st.sampled_from([1, 2, 4, 8, 16, 32]), seed=st.integers(0, 99))
+def test_any_length_and_dilation(frames: int, dilation: int, seed: int) -> None:
+    check(cases.case(n=1, frames=frames, inputs=40, outputs=24, dilation=dilation, seed=seed))
+
+
+def test_bfloat16_is_as_good_as_the_reference_arithmetic_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = cases.case(frames=70, offset=10.0)
+    expected = case.leaves(torch.float64)
+    results = cases.plain(expected, case.dilation)
+    wanted = cases.gradients(expected, results)
+
+    def run() -> dict[str, Tensor]:
+        leaves = case.leaves(torch.bfloat16)
+        found = cases.fused(leaves, case.dilation)
+        return {**dict(zip(("y", "depthwise"), found, strict=True)), **cases.gradients(leaves, found)}
+
+    kernels = run()
+    monkeypatch.delenv("TRITON_INTERPRET")
+    reference = run()
+    for name, value in {**dict(zip(("y", "depthwise"), results, strict=True)), **wanted}.items():
+        if "slope" not in name:
+            assert_parity(name, kernels[name], value, 1.5 * relative_error(reference[name], value) + 1e-3)
+
+
+@pytest.mark.parametrize("layout", ["expanded", "strided", "transposed"])
+def test_layout_changes_nothing(layout: str) -> None:
+    p = cases.case(n=1, frames=21, inputs=16).leaves(torch.float32)
+    base = p["x"].detach()
+    if layout == "expanded":
+        x = base[:, :1].clone().expand(-1, 4, -1, -1)
+    elif layout == "strided":
+        x = torch.full((1, 4, 42, 25), float("nan"))[:, :, ::2, 3:19].copy_(base)
+    else:
+        x = base.transpose(2, 3).contiguous().transpose(2, 3)
+    assert not x.is_contiguous()
+
+    def run(x: Tensor, dy: Tensor) -> list[Tensor]:
+        x = x.detach().requires_grad_()
+        norm = GroupNorm(group_statistics(x, p["slope"]), p["gamma"], p["beta"])
+        y, _ = pointwise(x, p["weight"], norm=norm, slope=p["slope"])
+        z, _ = depthwise(
+            x, p["weight"][:, :3].transpose(1, 2).contiguous(), 2, p["slope"],
+            GroupNorm(norm.statistics, p["gamma"], p["beta"]), p["slope_2"],
+        )  # fmt: skip
+        return [y.detach(), z.detach(), *torch.autograd.grad([y, z], [x, p["weight"], p["gamma"]], [dy, dy])]
+
+    dy = base.new_ones(()).expand(1, 4, 21, 16)
+    for value, expected in zip(run(x, dy), run(x.contiguous(), dy.contiguous()), strict=True):
+        assert torch.equal(value, expected)
+
+
+def test_neighbours_in_the_batch_change_nothing_and_repetition_neither() -> None:
+    case = cases.case(n=2, frames=19)
+    both = case.leaves(torch.float32)
+    alone = {k: v.detach()[1:].requires_grad_() if k in ("x", "residual") else v for k, v in both.items()}
+    found, again, single = cases.fused(both, 4), cases.fused(both, 4), cases.fused(alone, 4)
+    for value, repeated, one in zip(found, again, single, strict=True):
+        assert torch.equal(value, repeated)
+        assert torch.equal(value[1:], one)
+    first, second = cases.gradients(both, found), cases.gradients(both, again)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_empty_batch_has_no_result_and_zero_gradients() -> None:
+    leaves = cases.case(n=0).leaves(torch.float32)
+    found = cases.fused(leaves, 4)
+    assert [tuple(y.shape) for y in found] == [(0, 4, 37, 16)] * 2
+    for name, value in cases.gradients(leaves, found).items():
+        assert value.shape == leaves[name].shape and not value.any()
+
+
+@pytest.mark.parametrize("value", [0.0, -3.7, 1e4])
+def test_constant_signal_stays_finite(value: float) -> None:
+    case = cases.case(n=1, frames=11)
+    case.tensors["x"].fill_(value)
+    leaves = case.leaves(torch.float32)
+    found = cases.fused(leaves, 4)
+    gradients = cases.gradients(leaves, found)
+    assert all(v.isfinite().all() for v in (*found, *gradients.values()))
+    if value == 0:
+        beta = (leaves["weight"] @ leaves["beta"][..., None])[..., 0] + leaves["bias"]
+        assert_parity("y", found[0] - leaves["residual"], beta[None, :, None].expand_as(found[0]), FLOAT32)
+
+
+@pytest.mark.parametrize("frames", [1, 5, 128, 300])
+def test_statistics_keep_their_digits_under_an_offset_of_a_thousand_deviations(frames: int) -> None:
+    x = torch.randn(1, 4, frames, 40, generator=torch.Generator().manual_seed(3)) + 1000
+    ones = torch.ones(4, 40)
+    affine = group_affine(GroupNorm(group_statistics(x), ones, 0 * ones), frames)
+    groups = x.double().unflatten(3, (8, 5))
+    variance = groups.var((2, 4), unbiased=False)
+    assert_parity("rstd", affine[:, :, 3, ::5], variance.rsqrt(), 2e-5)
+    assert (affine[:, :, 2, ::5] - groups.mean((2, 4))).abs().max() < 3e-4  # five units in the last place of a thousand
+
+
+def test_statistics_are_those_of_the_reference() -> None:
+    x = torch.randn(2, 4, 140, 24, generator=torch.Generator().manual_seed(4))
+    slope = torch.tensor([0.3])
+    expected = plain_statistics.tile_statistics(plain_statistics.activation(x, slope).double(), 128)
+    assert_parity("statistics", group_statistics(x, slope), expected, 1e-6)
