@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import TILE, alignment, column_tile, launch, power_of_two, strides
+from .launch import alignment, column_tile, launch, power_of_two, strides
 from .pointwise import BLOCK_K, STAGES, fold_weights, product_warps
 from .statistics import GROUPS
 from .tile import activation, slope_of
@@ -37,6 +37,9 @@ __all__ = [
     "pointwise_wgrad_kernel",
     "sum_kernel",
 ]
+
+
+DGRAD_FRAMES = 64  # no statistics tie it to TILE, and at 128 the epilogue does not fit the registers
 
 
 @triton.jit(do_not_specialize=["T", "dy_n", "dy_i", "dy_t", "x_n", "x_i", "x_t"])
@@ -254,14 +257,14 @@ def pointwise_backward(
         BLOCK_N=block_n, BLOCK_K=block_k, num_warps=4,
     )  # fmt: skip
     main, tail = column_tile(inputs, x.dtype)
-    programs = n * 4 * -(-frames // TILE) * -(-inputs // (main + tail))
+    programs = n * 4 * -(-frames // DGRAD_FRAMES) * -(-inputs // (main + tail))
     dx = torch.empty(n, 4, frames, inputs, dtype=x.dtype, device=device)
     dslope = None if slope is None else torch.empty(programs, dtype=torch.float32, device=device)
     launch(
         pointwise_dgrad_kernel, programs, x,
         p_dy=dy, p_w=folded, p_x=x, p_slope=slope, p_affine=affine, p_norm=norm, p_dx=dx, p_dslope=dslope,
         T=frames, **sizes, **layout,
-        BLOCK_T=TILE, BLOCK_N=main, TAIL_N=tail, BLOCK_K=BLOCK_K, PRECISION=precision,
+        BLOCK_T=DGRAD_FRAMES, BLOCK_N=main, TAIL_N=tail, BLOCK_K=BLOCK_K, PRECISION=precision,
         num_warps=product_warps(main + tail), num_stages=STAGES,
     )  # fmt: skip
     return (

@@ -1,0 +1,59 @@
+"""Every kernel compiles for every GPU we name, in every configuration that ships: no spills, and it fits."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is not installed")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("TRITON_INTERPRET=1: kernels are interpreted, not compiled", allow_module_level=True)
+
+from . import compiling, network  # noqa: E402  (imports Triton)
+
+FRAMES = 3200
+PRECISIONS = {
+    "bfloat16": (torch.bfloat16, False),
+    "float16": (torch.float16, False),
+    "float32": (torch.float32, False),
+    "tf32": (torch.float32, True),
+}
+QUICK = [(1, "bfloat16", 90, name) for name in ("conv1d", "dconv1d", "res_out", "block statistics")]
+ALL = [
+    (stage, precision, capability, name)
+    for stage in network.STAGES
+    for precision in PRECISIONS
+    for capability in compiling.SHARED_MEMORY
+    for name in network.uses(1, FRAMES, torch.float32)
+    if stage == 1 or name in ("in_conv", "mask_output", "input statistics")
+]
+CASES = [pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow) for case in ALL]
+
+
+@pytest.mark.parametrize(("stage", "precision", "capability", "name"), CASES)
+def test_compiles_without_spills_and_fits(
+    stage: int, precision: str, capability: int, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launches = compiling.record_launches(monkeypatch)
+    dtype, tf32 = PRECISIONS[precision]
+    network.uses(stage, FRAMES, dtype, tf32)[name]()
+    assert launches
+    for launch in launches:
+        usage = compiling.compile_for(launch, capability)
+        where = f"{launch.kernel.__name__} for sm_{capability} in {precision}: {usage}"
+        assert usage.spills == 0, where
+        assert usage.shared <= compiling.SHARED_MEMORY[capability], where
+
+
+def test_no_launch_depends_on_the_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    launches = compiling.record_launches(monkeypatch)
+
+    def compiled(frames: int) -> list[str]:
+        launches.clear()
+        for use in network.uses(1, frames, torch.bfloat16).values():
+            use()
+        return [compiling.source(launch)[0].hash() for launch in launches]
+
+    assert compiled(3200) == compiled(3201) == compiled(1)
