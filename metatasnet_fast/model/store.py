@@ -147,6 +147,12 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
 def _safetensors() -> Any:
     try:
         import safetensors.torch
@@ -159,6 +165,7 @@ def _safetensors() -> Any:
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:
     _safetensors().save_file(tensors, path)
+    path.chmod(0o666 & ~_umask())  # safetensors makes files that nobody else can read
 
 
 def _load(path: Path) -> dict[str, Tensor]:

@@ -76,6 +76,15 @@ def test_what_is_saved_loads_again_bit_for_bit(tmp_path: Path) -> None:
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in network.state_dict().items())
 
 
+def test_what_is_saved_can_be_read_by_others(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        MultiTasNet(TINY).save_pretrained(tmp_path / "tiny")
+    finally:
+        os.umask(before)
+    assert {oct(file.stat().st_mode & 0o777) for file in (tmp_path / "tiny").iterdir()} == {"0o644"}
+
+
 def test_half_precision_is_rounded_once_and_spares_the_statistics(tmp_path: Path) -> None:
     network = MultiTasNet(TINY)
     network.save_pretrained(tmp_path / "tiny", half=True)
