@@ -27,19 +27,19 @@ def power_of_two(n: int, least: int = 16) -> int:
     return max(least, 1 << (n - 1).bit_length())
 
 
-def column_tile(columns: int, dtype: torch.dtype) -> tuple[int, int]:
+def column_tile(columns: int, dtype: torch.dtype, tail: bool = True) -> tuple[int, int]:
     """Main and tail width for a product with so many columns: the widest that wastes little, else what wastes least.
 
     In two bytes, 160: one program of 128 + 32, nothing wasted. 440: 7 of 64, 1.8 %. 880: 7 of 128, 1.8 %. 1540: 10 of 128 + 32,
     3.9 %. 1760: 11 of 128 + 32, nothing. Padded to a power of two, 160 would waste 60 % and 1540 33 %.
-    In four bytes, 160: 5 of 32, nothing wasted.
+    In four bytes, or without a tail, 160: 5 of 32, nothing wasted.
     """
 
     def waste(tile: tuple[int, int]) -> float:
         width = sum(tile)
         return -(-columns // width) * width / columns - 1
 
-    tiles = COLUMN_TILES if dtype.itemsize < 4 else COLUMN_TILES[2:]
+    tiles = [t for t in COLUMN_TILES if (tail or t[1] == 0) and (dtype.itemsize < 4 or sum(t) <= 64)]
     return next((tile for tile in tiles if waste(tile) <= ACCEPTED_WASTE), min(tiles, key=waste))
 
 

@@ -256,7 +256,9 @@ def pointwise_backward(
         p_s=s, p_d=d, p_affine=affine, p_beta=beta, p_dw=dw, p_dbias=dbias, ITEMS=n, **sizes,
         BLOCK_N=block_n, BLOCK_K=block_k, num_warps=4,
     )  # fmt: skip
-    main, tail = column_tile(inputs, x.dtype)
+    main, tail = column_tile(
+        inputs, x.dtype, tail=slope is None
+    )  # with a PReLU, two epilogues overflow sm_80's registers
     programs = n * 4 * -(-frames // DGRAD_FRAMES) * -(-inputs // (main + tail))
     dx = torch.empty(n, 4, frames, inputs, dtype=x.dtype, device=device)
     dslope = None if slope is None else torch.empty(programs, dtype=torch.float32, device=device)

@@ -5,9 +5,9 @@ neighbours in memory are copied first. On a CUDA device the Triton kernels run; 
 ``TRITON_INTERPRET=1`` in the environment, the kernels in Triton's interpreter). Statistics and parameters' gradients are
 float32 (float64 on float64 input, which only a CPU serves). All are registered with PyTorch: autograd, ``torch.compile``.
 
-A group norm is not an operation of its own: whoever writes an activation also writes its statistics, whoever reads it
-applies the norm, and the reader's backward returns the whole gradient, that through the statistics included. So the
-statistics are a by-product without a gradient:
+A group norm is an operation of its own only where it must be stored: whoever writes an activation also writes its
+statistics, whoever reads it applies the norm, and the reader's backward returns the whole gradient, that through the
+statistics included. So the statistics are a by-product without a gradient:
 
     c, statistics = pointwise(x, w1, next_slope=slope1)                    # statistics of PReLU(c, slope1)
     b, statistics = depthwise(c, w2, d, slope1, GroupNorm(statistics, gamma1, beta1), slope2)
@@ -15,7 +15,8 @@ statistics are a by-product without a gradient:
 """
 
 from .depthwise import depthwise
+from .group_norm import group_norm
 from .pointwise import pointwise
 from .statistics import GroupNorm, group_affine, group_statistics
 
-__all__ = ["GroupNorm", "depthwise", "group_affine", "group_statistics", "pointwise"]
+__all__ = ["GroupNorm", "depthwise", "group_affine", "group_norm", "group_statistics", "pointwise"]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from metatasnet_fast.kernels import depthwise, depthwise_backward, pointwise, pointwise_backward, statistics
+from metatasnet_fast.kernels import depthwise, depthwise_backward, group_norm, pointwise, pointwise_backward, statistics
 from metatasnet_fast.kernels.launch import TILE
 
 WIDTH = 160
@@ -40,6 +40,12 @@ def _depthwise(frames: int, dtype: torch.dtype) -> None:
     depthwise_backward.depthwise_backward(x, x, taps, 4, one, affine, beta, one)
 
 
+def _group_norm(frames: int, dtype: torch.dtype) -> None:
+    x, one, affine, beta = empty(2, 4, frames, WIDTH, dtype=dtype), empty(1), empty(2, 4, 4, WIDTH), empty(4, WIDTH)
+    group_norm.group_norm_forward(x, one, affine, beta)
+    group_norm.group_norm_backward(x, x, one, affine)
+
+
 def _statistics(channels: int, frames: int, dtype: torch.dtype) -> None:
     statistics.group_statistics(empty(2, 4, frames, channels, dtype=dtype), empty(1))
     partials, parameter = empty(2, 4, -(-frames // TILE), 2, channels), empty(4, channels)
@@ -55,6 +61,7 @@ def uses(stage: int, frames: int, dtype: torch.dtype, tf32: bool = False) -> dic
 
     return {
         "in_conv": product(inputs, WIDTH, slope=True, norm=True, next_slope=True),
+        "norm after in_conv": lambda: _group_norm(frames, dtype),
         "conv1d": product(WIDTH, WIDTH, next_slope=True),
         "dconv1d": lambda: _depthwise(frames, dtype),
         "res_out": product(WIDTH, WIDTH, norm=True, residual=True),

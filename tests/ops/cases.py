@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metatasnet_fast.config import MetaTasNetConfig
-from metatasnet_fast.ops import GroupNorm, depthwise, group_statistics, pointwise
+from metatasnet_fast.ops import GroupNorm, depthwise, group_norm, group_statistics, pointwise
 from metatasnet_fast.reference import generator, masking
 from metatasnet_fast.reference.weights import Convolution, Norm
 from tests.support import Golden, allowed, assert_parity
@@ -74,6 +74,22 @@ def plain(p: dict[str, Tensor], dilation: int) -> tuple[Tensor, Tensor]:
     m = masking.group_norm(F.prelu(y, p["slope_2"]), Norm(p["gamma_2"], p["beta_2"]))
     b = F.prelu(masking.depthwise(m, Convolution(p["taps"][:, :, None]), dilation), p["slope_3"])
     return y.transpose(2, 3), b.transpose(2, 3)
+
+
+def fused_norm(p: dict[str, Tensor]) -> Tensor:
+    """The case's input, normalised and stored."""
+    return group_norm(p["x"], p["slope"], GroupNorm(group_statistics(p["x"], p["slope"]), p["gamma"], p["beta"]))
+
+
+def plain_norm(p: dict[str, Tensor]) -> Tensor:
+    """The same by the reference network's layer."""
+    x = F.prelu(p["x"].transpose(2, 3), p["slope"])
+    return masking.group_norm(x, Norm(p["gamma"], p["beta"])).transpose(2, 3)
+
+
+def of_norm(leaves: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The leaves that the norm reads."""
+    return {name: leaves[name] for name in ("x", "slope", "gamma", "beta")}
 
 
 def gradients(p: dict[str, Tensor], outputs: Sequence[Tensor], seed: int = 1) -> dict[str, Tensor]:

@@ -45,6 +45,18 @@ def test_any_length_dilation_and_offset_in_float64(frames: int, dilation: int, o
         assert_parity(f"gradient of {name}", value, wanted[name], 1e-7)
 
 
+@settings(max_examples=10, deadline=None)
+@given(frames=st.integers(2, 300), offset=st.sampled_from([0.0, 1.0, -2.0]))
+def test_stored_norm_of_any_length_in_float64(frames: int, offset: float) -> None:
+    case = cases.case(n=1, frames=frames, offset=offset)
+    ours, plain = (cases.of_norm(case.leaves(torch.float64)) for _ in range(2))
+    y, expected = cases.fused_norm(ours), cases.plain_norm(plain)
+    assert_parity("y", y, expected, 1e-12)
+    wanted = cases.gradients(plain, [expected])
+    for name, value in cases.gradients(ours, [y]).items():
+        assert_parity(f"gradient of {name}", value, wanted[name], 1e-9)
+
+
 def sample_arguments(frames: int = 5) -> dict[str, tuple[object, ...]]:
     p = cases.case(n=1, frames=frames, inputs=16, outputs=8).leaves(torch.float32)
     statistics = ops.group_statistics(p["x"], p["slope"])
@@ -76,11 +88,14 @@ def sample_arguments(frames: int = 5) -> dict[str, tuple[object, ...]]:
     affine = (statistics, p["gamma"].detach(), p["beta"].detach(), frames)
     return {
         "pointwise": whole, "pointwise.bare": bare, "depthwise": taps, "group_affine": affine,
+        "group_norm": (p["x"], p["slope"], statistics, p["gamma"], p["beta"]),
         "group_statistics": (p["x"].detach(), None),
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["pointwise", "pointwise.bare", "depthwise", "group_affine", "group_statistics"])
+@pytest.mark.parametrize(
+    "name", ["pointwise", "pointwise.bare", "depthwise", "group_norm", "group_affine", "group_statistics"]
+)
 def test_registration_is_what_torch_expects(name: str) -> None:
     operator = getattr(torch.ops.metatasnet_fast, name.partition(".")[0]).default
     torch.library.opcheck(operator, sample_arguments()[name])

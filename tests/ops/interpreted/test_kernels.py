@@ -74,6 +74,17 @@ def test_bfloat16_is_as_good_as_the_reference_arithmetic_in_bfloat16(monkeypatch
             assert_parity(name, kernels[name], value, 1.5 * relative_error(reference[name], value) + 1e-3)
 
 
+@pytest.mark.parametrize("frames", [3, 131])
+def test_stored_norm_equals_the_reference(frames: int) -> None:
+    case = cases.case(n=1, frames=frames, inputs=40)
+    ours, plain = (cases.of_norm(case.leaves(dtype)) for dtype in (torch.float32, torch.float64))
+    y, expected = cases.fused_norm(ours), cases.plain_norm(plain)
+    assert_parity("y", y, expected, FLOAT32)
+    wanted = cases.gradients(plain, [expected])
+    for name, value in cases.gradients(ours, [y]).items():
+        assert_parity(f"gradient of {name}", value, wanted[name], SLOPES if name == "slope" else 2 * FLOAT32)
+
+
 @pytest.mark.parametrize("layout", ["expanded", "strided", "transposed"])
 def test_layout_changes_nothing(layout: str) -> None:
     p = cases.case(n=1, frames=21, inputs=16).leaves(torch.float32)
