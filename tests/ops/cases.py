@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metatasnet_fast.config import MetaTasNetConfig
+from metatasnet_fast.config import MetaTasNetConfig, StageConfig
 from metatasnet_fast.ops import GroupNorm, depthwise, group_norm, group_statistics, pointwise
 from metatasnet_fast.reference import generator, masking
-from metatasnet_fast.reference.weights import Convolution, Norm
+from metatasnet_fast.reference.weights import BlockWeights, Convolution, MaskingWeights, Norm
 from tests.support import Golden, allowed, assert_parity
 
 NAMES = ("x", "weight", "bias", "gamma", "beta", "slope", "taps", "gamma_2", "beta_2", "slope_2", "slope_3", "residual")
@@ -100,32 +101,83 @@ def gradients(p: dict[str, Tensor], outputs: Sequence[Tensor], seed: int = 1) ->
     return dict(zip(p, found, strict=True))
 
 
-def block(recording: Golden, dtype: torch.dtype) -> None:
-    """One recorded block of the masking network, forward and backward, by the fused operations; asserts parity."""
-    precision, name = str(dtype).removeprefix("torch."), recording.name
+def recorded_weights(
+    recording: Golden, part: str, name: str, dtype: torch.dtype
+) -> tuple[StageConfig, dict[str, Tensor]]:
+    """The recording's stage and its parameters under the network's names, leaves; float64 or, below it, float32."""
     meta = recording.meta
     config = MetaTasNetConfig(
         N=meta["N"], B=meta["B"], H=meta["H"], E_1=meta["E_1"], E_2=meta["E_2"], layers=meta["layers"],
         stack=meta["stack"], independent_params=not meta["generated"], residual_bias=meta["residual_bias"],
         stages_num=1,
     )  # fmt: skip
-    prefix = "mask.tcn.0."
-    parameters = {prefix + k: v.clone().requires_grad_() for k, v in recording.under("layer/state/").items()}
-    if dtype == torch.float64:
-        parameters = {k: v.detach().double().requires_grad_() for k, v in parameters.items()}
+    stored = torch.float64 if dtype == torch.float64 else torch.float32
+    found = {name + k: v.to(stored, copy=True).requires_grad_() for k, v in recording.under(f"{part}/state/").items()}
     if meta["generated"]:
-        parameters["instrument_embedding.weight"] = recording["instrument"].to(next(iter(parameters.values())).dtype)
-    w = generator.block_weights(config.stage(0), parameters, prefix[:-1], last=False)
-    assert w.res_out is not None
-    x = recording["layer/x"].to(dtype).requires_grad_()
-    frames_first = x.transpose(2, 3).contiguous()
-    c, statistics = pointwise(frames_first, w.conv1d.weight[..., 0], next_slope=w.prelu_1)
+        found["instrument_embedding.weight"] = recording["instrument"].to(stored)
+    return dataclasses.replace(config.stage(0), index=int(part == "mask_partial")), found
+
+
+def norm_of(statistics: Tensor | None, weights: Norm) -> GroupNorm:
     assert statistics is not None
-    norm_1 = GroupNorm(statistics, w.norm_1.scale, w.norm_1.shift)
-    b, statistics = depthwise(c, w.dconv1d.weight[:, :, 0], meta["dilation"], w.prelu_1, norm_1, w.prelu_2)
-    norm_2 = GroupNorm(statistics, w.norm_2.scale, w.norm_2.shift)
-    residual, _ = pointwise(b, w.res_out.weight[..., 0], w.res_out.bias, norm=norm_2)
-    skip, _ = pointwise(b, w.skip_out.weight[..., 0], w.skip_out.bias, norm=norm_2)
+    return GroupNorm(statistics, weights.scale, weights.shift)
+
+
+def fused_block(
+    x: Tensor, w: BlockWeights, dilation: int, x_added: Tensor | None, skips: Tensor | None
+) -> list[Tensor]:
+    """Skips with this block's added, and ``x_added`` with its residual, unless it is the last; (n, 4, frames, B)."""
+    c, statistics = pointwise(x, w.conv1d.weight[..., 0], next_slope=w.prelu_1)
+    norm = norm_of(statistics, w.norm_1)
+    b, statistics = depthwise(c, w.dconv1d.weight[:, :, 0], dilation, w.prelu_1, norm, w.prelu_2)
+    norm = norm_of(statistics, w.norm_2)
+    found = [pointwise(b, w.skip_out.weight[..., 0], w.skip_out.bias, norm=norm, residual=skips)[0]]
+    if w.res_out is not None:
+        found.append(pointwise(b, w.res_out.weight[..., 0], w.res_out.bias, norm=norm, residual=x_added)[0])
+    return found
+
+
+def fused_network(weights: MaskingWeights, config: StageConfig, x: Tensor) -> Tensor:
+    """The whole masking network by the fused operations up to its last norm; masks from (n, 4, channels, frames)."""
+    w, z = weights, x.transpose(2, 3).contiguous()
+    norm = norm_of(group_statistics(z, w.prelu_1), w.norm_1)
+    z, statistics = pointwise(z, w.in_conv.weight[..., 0], norm=norm, slope=w.prelu_1, next_slope=w.prelu_2)
+    z, skips = group_norm(z, w.prelu_2, norm_of(statistics, w.norm_2)), None
+    for block_weights, dilation in zip(w.blocks, config.dilations, strict=True):
+        skips, *residual = fused_block(z, block_weights, dilation, z, skips)
+        z = residual[0] if residual else z
+    assert skips is not None
+    norm = norm_of(group_statistics(skips, w.prelu_3), w.norm_3)
+    m, statistics = pointwise(skips, w.mask_output.weight[..., 0], norm=norm, slope=w.prelu_3, next_slope=w.prelu_4)
+    return group_norm(m, w.prelu_4, norm_of(statistics, w.norm_4)).softmax(1).transpose(2, 3)
+
+
+def network(recording: Golden, part: str, dtype: torch.dtype) -> None:
+    """The recorded masking network, forward and backward; asserts parity."""
+    precision, name = str(dtype).removeprefix("torch."), recording.name
+    stage, parameters = recorded_weights(recording, part, "mask.", dtype)
+    inputs = {"grad_x": recording[f"{part}/x"].to(dtype).requires_grad_()}
+    if f"{part}/partial" in recording:
+        inputs["grad_partial"] = recording[f"{part}/partial"].to(dtype).requires_grad_()
+    y = fused_network(generator.masking_weights(stage, parameters), stage, torch.cat(list(inputs.values()), dim=2))
+    y.backward(recording[f"{part}/grad_y"].to(dtype))
+    assert_parity("y", y, recording[f"{part}/y"], allowed(name, precision, f"{part}/y"))
+    for key, value in inputs.items():
+        assert_parity(key, value.grad, recording[f"{part}/{key}"], allowed(name, precision, f"{part}/{key}"))
+    expected = recording.under(f"{part}/grad/")
+    limit = allowed(name, precision, f"{part}/grad (all parameters)")
+    assert_parity("grad", [parameters["mask." + k].grad for k in expected], list(expected.values()), limit)
+    without = {k for k, p in parameters.items() if k.startswith("mask.") and p.grad is None}
+    assert without == {"mask." + k for k in recording.under(f"{part}/state/") if k not in expected}
+
+
+def block(recording: Golden, dtype: torch.dtype) -> None:
+    """One recorded block of the masking network, forward and backward, by the fused operations; asserts parity."""
+    precision, name, prefix = str(dtype).removeprefix("torch."), recording.name, "mask.tcn.0."
+    stage, parameters = recorded_weights(recording, "layer", prefix, dtype)
+    w = generator.block_weights(stage, parameters, prefix[:-1], last=False)
+    x = recording["layer/x"].to(dtype).requires_grad_()
+    skip, residual = fused_block(x.transpose(2, 3).contiguous(), w, recording.meta["dilation"], None, None)
     residual, skip = residual.transpose(2, 3), skip.transpose(2, 3)
     torch.autograd.backward(
         [residual, skip], [recording["layer/grad_residual"].to(dtype), recording["layer/grad_skip"].to(dtype)]

@@ -27,6 +27,13 @@ def test_block_equals_the_recorded_one(name: str, dtype: torch.dtype) -> None:
     cases.block(golden(name), dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("part", ["mask", "mask_partial"])
+@pytest.mark.parametrize("name", BLOCKS)
+def test_masking_network_equals_the_recorded_one(name: str, part: str, dtype: torch.dtype) -> None:
+    cases.network(golden(name), part, dtype)
+
+
 @settings(max_examples=20, deadline=None)
 @given(
     frames=st.integers(2, 300),
