@@ -40,6 +40,7 @@ def language_patched_once(patch: pytest.MonkeyPatch) -> None:
         if not missing <= known:
             original(function)
             known.update(missing)
+            tl.tensor.__index__ = lambda self: self.handle.data.item()  # before 3.7 it fails with NumPy 2.4's arrays
         return Kept()
 
     patch.setattr(interpreter, "_patch_lang", patch_once)
