@@ -42,7 +42,7 @@ def measure_ceilings(device: torch.device, precisions: Iterable[Precision], tiny
     large = device.type == "cuda"
     timer = make_timer(device)
     bandwidth = _copy(timer, 2**16 if tiny else 2**30 if large else 2**26, device)
-    n = 64 if tiny else 8192 if large else 2048
+    n = 256 if tiny else 8192 if large else 2048
     return Ceilings(bandwidth, {p.value: _product(timer, n, p, device) for p in precisions})
 
 

@@ -65,7 +65,7 @@ def preparation_case(network: MultiTasNet, entrants: Entrants) -> Case:
     def expected(values: Sequence[Tensor]) -> Outputs:
         for embedding, value in zip(_embeddings(here), values, strict=True):
             embedding.copy_(value)
-        return separated(oracle(here, entrants), [mix.double() for mix in probe])
+        return separated(oracle(here, entrants), [mix.double() for mix in there_probe])
 
     def plain(backend: Backend, precision: Precision) -> Call:
         def call() -> Outputs:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from ..backends import Backend, Request, available_backends
 from ..backends.cache import prepare_all
 from ..config import MetaTasNetConfig
+from ..errors import MetaTasNetError
 from ..model import MultiTasNet
 from ..model.engine import Engine, collect_parameters
 from ..precision import Precision
@@ -61,7 +63,7 @@ class Result:
     eager: float
     """Eager PyTorch's error in the same precision."""
     output: str
-    """The one that ``error`` is of."""
+    """The one that ``error`` is of; or why there is none."""
 
     @property
     def passed(self) -> bool:
@@ -135,19 +137,25 @@ def selftest(
         for device in on or devices():
             entrants = Entrants(device, tuple(Precision), names, compiled=False, extra=extra or {})
             if not expected:
-                expected = _all(network, entrants.backend("reference"), Precision.float64, heard, training=True)
+                expected, _ = _all(network, entrants.backend("reference"), Precision.float64, heard, training=True)
             there = copy.deepcopy(network).to(device)
             eager: dict[Precision, dict[str, Errors]] = {}
             for name, backend, precision in entrants.serving(network.config, training=False):
                 trains = backend.supports(Request(device, precision, True, network.config)) is None
-                outputs = _all(there, backend, precision, heard, trains)
+                outputs, broken = _all(there, backend, precision, heard, trains)
                 errors = {signal: errors_of(found, expected[signal], precision) for signal, found in outputs.items()}
                 eager.setdefault(precision, errors)
-                yield from _judge(str(device), name, precision, kind, errors, eager[precision])
+                yield from _judge(str(device), name, precision, kind, errors, eager[precision], broken)
 
 
 def _judge(
-    device: str, backend: str, precision: Precision, kind: str, errors: dict[str, Errors], eager: dict[str, Errors]
+    device: str,
+    backend: str,
+    precision: Precision,
+    kind: str,
+    errors: dict[str, Errors],
+    eager: dict[str, Errors],
+    broken: dict[str, str],
 ) -> Iterator[Result]:
     for signal, found in errors.items():
         alike = [other for other in eager if _kind(other) == _kind(signal)]
@@ -164,7 +172,7 @@ def _judge(
             found[worst],
             limits[worst],
             own[worst],
-            worst,
+            broken.get(signal, worst),
         )
 
 
@@ -174,18 +182,31 @@ def _kind(signal: str) -> str:
 
 def _all(
     network: MultiTasNet, backend: Backend, precision: Precision, heard: dict[str, list[Tensor]], training: bool
-) -> dict[str, Outputs]:
+) -> tuple[dict[str, Outputs], dict[str, str]]:
+    """Outputs by signal, empty where the backend raised; and what it said there."""
     dtype = torch.float64 if precision is Precision.float64 else torch.float32
-    found: dict[str, Outputs] = {}
-    ready = engine(network, backend, precision)
-    count = network.config.stages_num
-    for name, mixes in heard.items():
-        with torch.no_grad():
-            estimates = ready.separate([mix.to(network.device, dtype) for mix in mixes], range(count))
-        found[name] = {f"stage {s}": [estimates[s]] for s in range(count)}
+    ready = functools.cache(lambda: engine(network, backend, precision))
+    jobs: dict[str, Callable[[], Outputs]] = {
+        name: functools.partial(_separate, ready, [mix.to(network.device, dtype) for mix in mixes])
+        for name, mixes in heard.items()
+    }
     if training:
-        found[TRAINING] = _training_step(network, backend, precision, dtype)
-    return found
+        jobs[TRAINING] = functools.partial(_training_step, network, backend, precision, dtype)
+    found: dict[str, Outputs] = {}
+    broken: dict[str, str] = {}
+    for name, job in jobs.items():
+        try:
+            found[name] = job()
+        except (RuntimeError, MetaTasNetError) as error:
+            found[name] = {}
+            broken[name] = f"{type(error).__name__}: {error}"
+    return found, broken
+
+
+def _separate(ready: Callable[[], Engine], mixes: list[Tensor]) -> Outputs:
+    with torch.no_grad():
+        estimates = ready().separate(mixes, range(len(mixes)))
+    return {f"stage {s}": [estimate] for s, estimate in estimates.items()}
 
 
 def _training_step(network: MultiTasNet, backend: Backend, precision: Precision, dtype: torch.dtype) -> Outputs:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..backends import Backend
 from ..backends.cache import prepare_all
+from ..backends.reference import ReferenceBackend
 from ..model import MultiTasNet
 from ..model.engine import Engine, collect_parameters
 from ..precision import Precision
@@ -26,6 +29,24 @@ __all__ = ["training_case"]
 
 CLIP = 5.0
 """Norm that the authors clip gradients to."""
+
+
+class Recomputing(ReferenceBackend):
+    """Plain PyTorch that keeps nothing between forward and backward but the jobs' outputs, to fit float64 into memory."""
+
+    def encode(self, prepared: Any, signal: Tensor) -> Tensor:
+        return _recomputed(super().encode, prepared, signal)
+
+    def mask(self, prepared: Any, latent: Tensor, partial: Tensor | None, dropout: Tensor | None = None) -> Tensor:
+        return _recomputed(super().mask, prepared, latent, partial, dropout)
+
+    def decode(self, prepared: Any, latent: Tensor) -> Tensor:
+        return _recomputed(super().decode, prepared, latent)
+
+
+def _recomputed(job: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    result: Tensor = checkpoint(job, *arguments, use_reentrant=False)
+    return result
 
 
 def training_case(network: MultiTasNet, entrants: Entrants, batch: int, seconds: float) -> Case:
@@ -51,9 +72,10 @@ def training_case(network: MultiTasNet, entrants: Entrants, batch: int, seconds:
         return {"loss": [loss.detach()], "statistics": [stats.detach()], GRADIENTS: gradients}
 
     def expected(values: Sequence[Tensor]) -> Outputs:
-        double = copy.deepcopy(network).double()
-        forward = _forward(double, entrants.backend("reference"), Precision.float64)
-        return step(double, forward, [value.double() for value in values])
+        double = copy.deepcopy(network).to(device, torch.float64)
+        forward = _forward(double, Recomputing(), Precision.float64)
+        found = step(double, forward, [value.to(device, torch.float64) for value in values])
+        return {name: [tensor.cpu() for tensor in tensors] for name, tensors in found.items()}
 
     def stepping(backend: Backend, precision: Precision, compile_it: bool) -> Call:
         trained = copy.deepcopy(network).to(device)

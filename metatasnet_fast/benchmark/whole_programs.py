@@ -49,7 +49,7 @@ def separation_case(network: MultiTasNet, entrants: Entrants, mode: Mode, channe
         return {"stems": [separation[name] for name in separator.stems]}
 
     def expected(values: Sequence[Tensor]) -> Outputs:
-        return separated(Separator(network, "cpu", "reference", "float64", mode), values[0])
+        return separated(Separator(there, device, "reference", "float64", mode), values[0].to(device))
 
     def make(name: str, precision: Precision) -> Call:
         separator = Separator(there, device, name, precision, mode)
@@ -101,7 +101,8 @@ def first_call_case(network: MultiTasNet, entrants: Entrants, seconds: float) ->
 
     @torch.no_grad()
     def expected(values: Sequence[Tensor]) -> Outputs:
-        return {"estimate": [oracle(network, entrants).separate([v.double() for v in values], {last})[last]]}
+        mixes = [value.to(device, torch.float64) for value in values]
+        return {"estimate": [oracle(network, entrants).separate(mixes, {last})[last]]}
 
     def make(name: str, precision: Precision) -> Call:
         heard, found = Path(folder.name) / "mixtures.pt", Path(folder.name) / "estimate.pt"

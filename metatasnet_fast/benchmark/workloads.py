@@ -23,7 +23,7 @@ from .draws import varied
 from .parity import Outputs
 from .recipe import mixtures, sources
 
-__all__ = ["contenders_of", "engine", "frames_of", "inference_case", "job_cases", "oracle"]
+__all__ = ["contenders_of", "engine", "frames_of", "inference_case", "item_by_item", "job_cases", "oracle"]
 
 
 def engine(network: MultiTasNet, backend: Backend, precision: Precision) -> Engine:
@@ -34,8 +34,16 @@ def engine(network: MultiTasNet, backend: Backend, precision: Precision) -> Engi
 
 
 def oracle(network: MultiTasNet, entrants: Entrants) -> Engine:
-    """The same in float64 on the CPU by plain PyTorch; ``network`` must be there."""
-    return engine(network, entrants.backend("reference"), Precision.float64)
+    """The same in float64 by plain PyTorch, on the contenders' device."""
+    there = copy.deepcopy(network).to(entrants.device)
+    return engine(there, entrants.backend("reference"), Precision.float64)
+
+
+def item_by_item(function: Callable[[list[Tensor]], Tensor], values: Sequence[Tensor], device: torch.device) -> Tensor:
+    """``function`` of each item of the batch in float64, together on the CPU: the oracle needs twice the memory of a
+    contender, and items do not depend on one another."""
+    items = range(len(values[0]))
+    return torch.cat([function([v[i : i + 1].to(device, torch.float64) for v in values]).cpu() for i in items])
 
 
 def frames_of(network: MultiTasNet, seconds: float) -> int:
@@ -60,9 +68,10 @@ def inference_case(network: MultiTasNet, entrants: Entrants, batch: int, seconds
     def outputs(ready: Engine, mixes: Sequence[Tensor]) -> Outputs:
         return {"estimate": [ready.separate(mixes, {last})[last]]}
 
+    @torch.no_grad()
     def expected(values: Sequence[Tensor]) -> Outputs:
-        with torch.no_grad():
-            return outputs(oracle(network, entrants), [value.double() for value in values])
+        ready = oracle(network, entrants)
+        return {"estimate": [item_by_item(lambda mixes: ready.separate(mixes, {last})[last], values, device)]}
 
     def plain(backend: Backend, precision: Precision) -> Call:
         ready = engine(there, backend, precision)
@@ -91,8 +100,7 @@ def job_cases(network: MultiTasNet, entrants: Entrants, stage_index: int, batch:
     """Encoder, masking network and decoder of one stage, each on its own; the decoder for four latents an item."""
     config = network.config.stage(stage_index)
     frames, device = frames_of(network, seconds), entrants.device
-    here = collect_parameters(network.stages[stage_index])
-    there = {name: p.detach().to(device) for name, p in here.items()}
+    there = {name: p.detach().to(device) for name, p in collect_parameters(network.stages[stage_index]).items()}
     generator = torch.Generator().manual_seed(stage_index)
     signal = mixtures(sources(network.config, batch, frames * network.config.W, seed=2))[stage_index].float()
     latent, partial, separated = (
@@ -103,7 +111,7 @@ def job_cases(network: MultiTasNet, entrants: Entrants, stage_index: int, batch:
     shared: dict[str, Any] = {
         "sizes": {"stage": stage_index, "batch": batch, "frames": frames, "channels": config.N},
         "audio_seconds": batch * duration,
-        "parameters": (here, there),
+        "parameters": there,
         "config": config,
         "network": network,
         "entrants": entrants,
@@ -144,28 +152,27 @@ def _job_case(
     *,
     sizes: dict[str, Any],
     audio_seconds: float,
-    parameters: tuple[Mapping[str, Tensor], Mapping[str, Tensor]],
+    parameters: Mapping[str, Tensor],
     config: StageConfig,
     network: MultiTasNet,
     entrants: Entrants,
 ) -> Case:
-    here, there = parameters
     inputs = [x.to(entrants.device) for x in base]
 
     @torch.no_grad()
     def expected(values: Sequence[Tensor]) -> Outputs:
         backend = entrants.backend("reference")
-        ready = backend.prepare(config, here, Precision.float64)
-        return {job: [function(backend, ready, [value.double() for value in values])]}
+        ready = backend.prepare(config, parameters, Precision.float64)
+        return {job: [item_by_item(lambda x: function(backend, ready, x), values, entrants.device)]}
 
     def plain(backend: Backend, precision: Precision) -> Call:
         with torch.no_grad():
-            ready = backend.prepare(config, there, precision)
+            ready = backend.prepare(config, parameters, precision)
         return torch.no_grad()(lambda: {job: [function(backend, ready, inputs)]})
 
     def by_compiler(backend: Backend, precision: Precision) -> Call:
         with torch.no_grad():
-            ready = backend.prepare(config, there, precision)
+            ready = backend.prepare(config, parameters, precision)
         fast = compiled(lambda *x: function(backend, ready, x))
         return torch.no_grad()(lambda: {job: [fast(*inputs)]})
 
