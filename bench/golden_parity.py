@@ -1,0 +1,118 @@
+"""The recordings of the authors' program, on any device: how far every backend is from them, and how far it may be.
+
+    python -m bench.golden_parity --device cuda
+
+Exit code 1 if anything is further off than the parity rule allows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metatasnet_fast import use_backend
+from metatasnet_fast.backends import Request, available_backends, get_backend
+from metatasnet_fast.precision import Precision
+from tests.support import GOLDEN, allowed, golden, relative_error
+
+TRAINED = ("train_generated", "train_independent", "train_residual_bias")
+PRECISIONS = (Precision.float64, Precision.float32, Precision.bfloat16)
+
+
+def available() -> bool:
+    """Whether the recordings are here: a release has none."""
+    return (GOLDEN / "full_size.npz").is_file()
+
+
+def inference_errors(case: str, backend: str, precision: Precision, device: torch.device) -> list[dict[str, Any]]:
+    """Error of every stage's separation of a recording, beside the allowed one."""
+    recording = golden(case)
+    dtype = torch.float64 if precision is Precision.float64 else torch.float32
+    network = recording.network(dtype).to(device)
+    mixes = [mix[:1].to(device) for mix in recording.mixes(dtype)]
+    with torch.no_grad(), use_backend(backend, precision.value):
+        outputs = network.inference(mixes, n_chunks=1)
+    stride = recording.meta["stride"]
+    return [
+        {
+            "output": f"separation, stage {s}",
+            "error": relative_error(output[..., ::stride].cpu(), recording[f"infer/stage{s}"]),
+            "allowed": allowed(case, precision.value, "infer", s),
+        }
+        for s, output in enumerate(outputs)
+    ]
+
+
+def training_errors(case: str, backend: str, precision: Precision, device: torch.device) -> list[dict[str, Any]]:
+    """Error of the loss and the statistics of a training step; of the gradients too where they are more than noise."""
+    recording = golden(case)
+    dtype = torch.float64 if precision is Precision.float64 else torch.float32
+    network = recording.network(dtype).to(device).train()
+    stems = [stem.to(device) for stem in recording.sources(dtype)]
+    sounds = [(stem.abs().amax(-1) > 0).to(dtype) for stem in stems]
+    with use_backend(backend, precision.value):
+        loss, stats = network([mix.to(device) for mix in recording.mixes(dtype)], stems, sounds)
+        loss.sum().backward()
+    found = {"loss": (loss, recording["loss"]), "stats": (stats, recording["stats"])}
+    times = 10.0 if precision is Precision.float32 else None
+    rows = [
+        {
+            "output": name,
+            "error": relative_error(value.detach().cpu(), expected),
+            "allowed": allowed(case, precision.value, name, times=times),
+        }
+        for name, (value, expected) in found.items()
+    ]
+    if precision is not Precision.bfloat16:
+        recorded = recording.under("grad/")
+        ours = {name: p.grad.cpu() for name, p in network.named_parameters() if p.grad is not None}
+        error = relative_error([ours[name] for name in recorded], list(recorded.values()))
+        limit = allowed(case, precision.value, "grad_all", times=times)
+        rows.append({"output": "gradients", "error": error, "allowed": limit})
+    return rows
+
+
+def worst_error(backend: str, precision: Precision, device: torch.device) -> float:
+    """Largest error of any stage on the recording of the full-size network."""
+    return max(row["error"] for row in inference_errors("full_size", backend, precision, device))
+
+
+def everything(device: torch.device) -> Iterator[dict[str, Any]]:
+    for name, entry in available_backends().items():
+        for precision in PRECISIONS:
+            for training in (False, True):
+                backend = get_backend(name)
+                if not entry.available or backend.supports(Request(device, precision, training)):
+                    continue
+                for case in TRAINED if training else (*TRAINED, "full_size"):
+                    errors = training_errors if training else inference_errors
+                    for row in errors(case, name, precision, device):
+                        yield {"backend": name, "precision": precision.value, "recording": case, **row}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--out", type=Path, help="write the results as JSON lines")
+    args = parser.parse_args()
+    rows = list(everything(torch.device(args.device)))
+    if args.out:
+        args.out.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    failed = 0
+    for row in rows:
+        passed = row["error"] <= row["allowed"]
+        failed += not passed
+        name = f"{row['backend']} {row['precision']}, {row['recording']}, {row['output']}"
+        print(f"{name:<70} {row['error']:.1e}  allowed {row['allowed']:.1e}  {'passed' if passed else 'FAILED'}")
+    print(f"{len(rows) - failed} of {len(rows)} passed on {args.device}")
+    return 1 if failed or not rows else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
