@@ -17,7 +17,7 @@ define say_what_is_there
 	@$(VENV)/bin/python -c 'import torch; from metatasnet_fast import native; print("== torch %s; compiled module: %s" % (torch.__version__, native.reason() or "yes"))'
 endef
 
-.PHONY: help env demo test test-all lint types bench clean distclean
+.PHONY: help env demo test test-all lint types bench report clean distclean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F '|' '{ printf "%-18s%s\n", $$1, $$2 }'
@@ -71,6 +71,11 @@ types: env  ## mypy, strict
 bench: env  ## the micro-benchmarks
 	@echo "== pytest bench"
 	@$(VENV)/bin/python -m pytest bench -q --benchmark-only
+
+report: env  ## the README's speed table and picture, from bench/results
+	@echo "== python -m bench.report"
+	@$(VENV)/bin/python -c 'import matplotlib' 2> /dev/null || $(PIP) matplotlib -c requirements/constraints.txt
+	@$(VENV)/bin/python -m bench.report
 
 clean:  ## remove what was built, keep .venv
 	@echo "== removing build products and caches"
