@@ -13,7 +13,7 @@ rounding.
 
 Bytes: x once, n 4 T C sizeof(dtype); partials 8 / TILE of a float32 per value, written once and read once. Memory-bound.
 Kernels that produce an activation write its partials themselves; `statistics_kernel` is for the network's inputs.
-Source: Samuel et al. 2020, section 2; original model/mask_tcn.py (GroupNorm of every layer).
+Not yet run on a GPU. Source: Samuel et al. 2020, section 2; original model/mask_tcn.py (GroupNorm of every layer).
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
