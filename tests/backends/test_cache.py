@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from metatasnet_fast import MultiTasNet, use_backend
 from metatasnet_fast.backends import available_backends
-from metatasnet_fast.backends.fingerprint import fingerprint
+from metatasnet_fast.backends.fingerprint import fingerprint, hash_on_device
 from tests.support import TINY
 
 BACKENDS = [name for name, entry in available_backends().items() if entry.available]
@@ -150,21 +150,50 @@ def test_gradients_flow_after_inference(backend: str) -> None:
     assert network.get_parameter("stages.0.instrument_embedding.weight").grad is not None
 
 
+HASHES: dict[str, Callable[[list[Tensor]], object]] = {
+    "on the CPU": fingerprint,
+    "elsewhere": lambda tensors: int(hash_on_device(torch.cat([t.reshape(-1).view(torch.uint8) for t in tensors]))),
+}
+
+
+@pytest.mark.parametrize("name", HASHES)
 @settings(deadline=None, max_examples=50)
 @given(
     sizes=st.lists(st.integers(0, 40_000), min_size=1, max_size=4),
     dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
     seed=st.integers(0, 1000),
 )
-def test_any_single_bit_changes_the_fingerprint(sizes: list[int], dtype: torch.dtype, seed: int) -> None:
+def test_any_single_bit_changes_the_fingerprint(name: str, sizes: list[int], dtype: torch.dtype, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     tensors = [torch.randn(n, generator=generator).to(dtype) for n in sizes]
-    before = fingerprint(tensors)
-    assert fingerprint([t.clone() for t in tensors]) == before
+    before = HASHES[name](tensors)
+    assert HASHES[name]([t.clone() for t in tensors]) == before
     for tensor in tensors:
         if tensor.numel():
             octets = tensor.view(torch.uint8)
             place = int(torch.randint(octets.numel(), (), generator=generator))
             octets[place] ^= 1 << int(torch.randint(8, (), generator=generator))
-            assert fingerprint(tensors) != before
-            before = fingerprint(tensors)
+            assert HASHES[name](tensors) != before
+            before = HASHES[name](tensors)
+
+
+PATTERNS: dict[str, Callable[[Tensor], Tensor]] = {
+    "every second sign": lambda x: x * torch.tensor([1.0, -1.0]).repeat(x.numel() // 2).view(x.shape),
+    "two signs": lambda x: torch.where(torch.isin(torch.arange(x.numel()), torch.tensor([1, 3])).view(x.shape), -x, x),
+    "all signs": lambda x: -x,
+    "rows exchanged": lambda x: x[torch.arange(len(x)) ^ 1],
+    "columns exchanged": lambda x: x[:, torch.arange(x.shape[1]) ^ 1],
+    "rolled": lambda x: x.roll(512, dims=0),
+    "transposed": lambda x: x.T.contiguous().view(x.shape),
+    "moved between": lambda x: (
+        x
+        + torch.outer(torch.eye(len(x))[0] - torch.eye(len(x))[9], torch.eye(x.shape[1])[0] - torch.eye(x.shape[1])[4])
+    ),
+}
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("name", HASHES)
+def test_regular_changes_change_the_fingerprint(name: str, pattern: str) -> None:
+    x = torch.arange(1.0, 600 * 512 + 1).view(600, 512)
+    assert HASHES[name]([PATTERNS[pattern](x)]) != HASHES[name]([x])
