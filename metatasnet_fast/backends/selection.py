@@ -30,12 +30,14 @@ class Choice:
         return cls(backend, None if dtype is None else Precision.parse(dtype))
 
 
-_current = Choice()
+_DEFAULT = Choice()
+_chosen: list[use_backend] = []
+"""In order; the last one holds. Each removes itself, in whatever order they end."""
 
 
 def current_choice() -> Choice:
     """The process-wide choice."""
-    return _current
+    return _chosen[-1].choice if _chosen else _DEFAULT
 
 
 class use_backend:  # noqa: N801 - reads as a statement, like torch.no_grad
@@ -53,20 +55,20 @@ class use_backend:  # noqa: N801 - reads as a statement, like torch.no_grad
         ConfigError: for an unknown dtype.
 
     Example:
-        >>> with use_backend("reference", dtype="float64"):
+        >>> with torch.no_grad(), use_backend("cpu", dtype="bfloat16"):
         ...     network.inference(mixtures)
     """
 
     def __init__(self, name: str, dtype: str | torch.dtype | None = None) -> None:
-        global _current
-        self._before = _current
-        _current = Choice.parse(name, dtype)
+        self.choice = Choice.parse(name, dtype)
+        _chosen.append(self)
 
     def __enter__(self) -> None:
-        return None
+        if self not in _chosen:
+            _chosen.append(self)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        global _current
-        _current = self._before
+        if self in _chosen:
+            _chosen.remove(self)

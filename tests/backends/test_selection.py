@@ -47,6 +47,18 @@ def test_used_as_a_statement_it_lasts() -> None:
     assert current_choice().backend == "auto"
 
 
+def test_choices_may_end_in_any_order_and_be_used_again() -> None:
+    first, second = use_backend("reference", "float32"), use_backend("reference", "float64")
+    first.__exit__(None, None, None)
+    assert current_choice().precision is Precision.float64
+    second.__exit__(None, None, None)
+    assert current_choice().precision is None
+    for _ in range(2):
+        with first:
+            assert current_choice().precision is Precision.float32
+        assert current_choice().precision is None
+
+
 def test_a_named_backend_that_cannot_serve_raises_with_the_reason() -> None:
     with pytest.raises(BackendUnavailableError, match="tf32"):
         resolve("reference", Request(CPU, Precision.tf32))
