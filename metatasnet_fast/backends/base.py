@@ -41,6 +41,10 @@ class Backend(ABC):
     summary: ClassVar[str]
     """One line for the list of backends."""
 
+    def variant(self) -> str:
+        """What else prepared weights depend on, such as an instruction set that the environment asks for."""
+        return ""
+
     @abstractmethod
     def unavailable(self) -> str | None:
         """None if this machine can run the backend at all, else one sentence that a user can act on."""

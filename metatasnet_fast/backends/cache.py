@@ -33,7 +33,7 @@ class PreparedCache:
     def get(self, backend: Backend, precision: Precision, stages: Sequence[Stage]) -> list[Any]:
         """Prepared weights of all stages, without gradients."""
         tensors = [tensor for _, parameters in stages for tensor in parameters.values()]
-        key = (backend.name, precision, tensors[0].device)
+        key = (backend.name, backend.variant(), precision, tensors[0].device)
         with torch.no_grad():
             contents = (*(config for config, _ in stages), *fingerprint(tensors))
             with self._lock:

@@ -25,6 +25,9 @@ ISA_VARIABLE = "METATASNET_CPU_ISA"
 
 _STORED = (torch.float32, torch.bfloat16)
 
+_NO_AUTOCAST = torch.autocast("cpu", enabled=False)
+"""The precision is the caller's choice of backend and dtype; what torch computes here must not be rounded besides."""
+
 
 @dataclass(frozen=True)
 class _Prepared:
@@ -56,29 +59,33 @@ class CpuBackend(Backend):
             return f"{ISA_VARIABLE}={forced} is not usable on this machine; unset it or choose one of {known}."
         return None
 
+    def variant(self) -> str:
+        return os.environ.get(ISA_VARIABLE, "")
+
     def supports(self, request: Request) -> str | None:
         if request.device.type != "cpu":
             return f"it computes on the CPU, not on {request.device}; move the network there or choose another backend."
         if request.training:
-            return "it computes no gradients; train with the backend reference."
+            return "it computes no gradients: train with the backend reference, or put inference under torch.no_grad()."
         if request.precision not in (Precision.float32, Precision.bfloat16):
             return f"it knows float32 and bfloat16, not {request.precision.value}; choose one of them."
         return None
 
+    @torch.no_grad()
+    @_NO_AUTOCAST
     def prepare(self, config: StageConfig, parameters: Mapping[str, Tensor], precision: Precision) -> _Prepared:
         """Generate and pack; raises :class:`BackendUnavailableError` where the backend cannot run."""
         module, reason = native.load(), self.unavailable()
         if module is None or reason is not None:
             raise BackendUnavailableError(f"The backend cpu cannot run: {reason}")
         bfloat16 = precision is Precision.bfloat16
-        with torch.no_grad():
-            weights = reference.generate(config, {name: p.to(torch.float32) for name, p in parameters.items()})
-            arrays = weight_arrays(weights)
-            stage = module.CpuStage(os.environ.get(ISA_VARIABLE, ""), bfloat16, sizes(config), arrays)
-            mel = MelShare.of(weights.encoder, config, stage.latent_ld)
+        weights = reference.generate(config, {name: p.to(torch.float32) for name, p in parameters.items()})
+        stage = module.CpuStage(self.variant(), bfloat16, sizes(config), weight_arrays(weights))
+        mel = MelShare.of(weights.encoder, config, stage.latent_ld)
         return _Prepared(config, stage, mel, torch.bfloat16 if bfloat16 else torch.float32)
 
     @torch.no_grad()
+    @_NO_AUTOCAST
     def encode(self, prepared: _Prepared, signal: Tensor) -> Tensor:
         config = prepared.config
         if signal.dim() != 3 or signal.shape[1] != 1:
@@ -95,6 +102,7 @@ class CpuBackend(Backend):
         return latent[..., : config.N].transpose(1, 2)
 
     @torch.no_grad()
+    @_NO_AUTOCAST
     def mask(
         self, prepared: _Prepared, latent: Tensor, partial: Tensor | None, dropout: Tensor | None = None
     ) -> Tensor:
@@ -105,17 +113,18 @@ class CpuBackend(Backend):
         found = None if partial is None else tuple(partial.shape)
         if found != expected:
             raise ShapeError(f"Stage {config.index} expects a partial latent of shape {expected}, got {found}.")
-        masked = torch.empty(n, 4, frames, prepared.stage.latent_ld, dtype=prepared.storage)
+        masked = latent.new_empty(n, 4, frames, prepared.stage.latent_ld, dtype=prepared.storage)
         own_copies = None if dropout is None else _by_frames(latent[:, None] * dropout[..., None])
         previous = None if partial is None else _by_frames(partial)
         prepared.stage.mask(_by_frames(latent), own_copies, previous, masked, torch.get_num_threads())
         return masked[..., : config.N].transpose(2, 3)
 
     @torch.no_grad()
+    @_NO_AUTOCAST
     def decode(self, prepared: _Prepared, latent: Tensor) -> Tensor:
         _check_latent(latent, prepared.config)
         n, _, frames = latent.shape
-        signal = torch.empty(n, frames * prepared.config.W, dtype=torch.float32)
+        signal = latent.new_empty(n, frames * prepared.config.W, dtype=torch.float32)
         prepared.stage.decode(_by_frames(latent), signal, torch.get_num_threads())
         return signal[:, None]
 

@@ -33,7 +33,7 @@ class MelShare:
     mean: Tensor
     """(bins,)"""
     to_mel: Tensor
-    """(bins, mels)"""
+    """(bins, mels), float64"""
     to_latent: Tensor
     """(mels, channels): the mel inputs of the encoder's first bottleneck, zero-padded to ``channels`` outputs."""
     bias: Tensor
@@ -53,7 +53,7 @@ class MelShare:
         return cls(
             window=s.window.float().clone(),
             mean=s.mean.float().flatten().clone(),
-            to_mel=(mel * (scale / std)).T.float().contiguous(),
+            to_mel=(mel * (scale / std)).T.contiguous(),
             to_latent=to_latent.float(),
             bias=bias.float(),
             hop=config.hop,
@@ -69,5 +69,7 @@ class MelShare:
             spectrum = torch.fft.rfft(padded.unfold(0, len(self.window), self.hop) * self.window)
             power = torch.view_as_real(spectrum).square().sum(-1)
             normalised = power.add_(FLOOR).log10_().sub_(self.mean)
-            torch.addmm(self.bias, normalised @ self.to_mel, self.to_latent, out=out)
+            # On silence thousands of equal terms cancel in this sum: in float32 they would leave more than their rounding.
+            mel = (normalised.double() @ self.to_mel).float()
+            torch.addmm(self.bias, mel, self.to_latent, out=out)
         return share
