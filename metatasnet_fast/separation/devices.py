@@ -37,6 +37,13 @@ def choose_device(wanted: str | torch.device, network: NetworkMethods) -> torch.
                 f"There is no {device}: torch finds {torch.cuda.device_count()} CUDA devices."
             )
         return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+    try:
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, NotImplementedError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BackendUnavailableError(
+            f"The device {device} cannot compute here ({reason}): choose auto or cpu."
+        ) from error
     return device
 
 

@@ -98,7 +98,7 @@ def _resample(
     deviations = [RunningDeviation(channels) for _ in rates]
     spools = [Spool(channels, budget) for _ in rates]
     mixture = Spool(channels, budget)
-    peaks = torch.zeros(channels, device=device)
+    peaks = torch.zeros(channels, dtype=torch.float32, device=device)
     if recording.samples:
         reporter.total = recording.samples / recording.sample_rate
 

@@ -24,7 +24,7 @@ def collect(
 ) -> dict[str, Tensor]:
     """Every output as one (channels, samples) tensor on ``device``."""
     shape = (unscaled.mixture.channels, unscaled.mixture.length)
-    result = {name: torch.empty(shape, device=device) for name in recipe}
+    result = {name: torch.empty(shape, dtype=torch.float32, device=device) for name in recipe}
     done = 0
     for blocks in unscaled.outputs(recipe, consistent):
         length = next(iter(blocks.values())).shape[1]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -38,6 +40,22 @@ MODES = ("fast", "reference")
 
 SPOOL_BYTES = 2**30
 """Memory for the signals between the passes when stems go to files; a stereo song of 8 minutes fits."""
+
+
+def _undisturbed(method: Callable[..., Separation]) -> Callable[..., Separation]:
+    """Without gradients, and whatever autocast or default device the caller has set: the precision is the one that is named."""
+
+    @functools.wraps(method)
+    def run(self: Separator, *args: Any) -> Separation:
+        with (
+            torch.no_grad(),
+            torch.autocast("cpu", enabled=False),
+            torch.autocast(self.device.type, enabled=False),
+            torch.device("cpu"),
+        ):
+            return method(self, *args)
+
+    return run
 
 
 class Separator:
@@ -108,6 +126,10 @@ class Separator:
             raise ConfigError(f"Unknown mode {mode!r}; choose one of {', '.join(MODES)}.")
         if batch_size is not None and batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, got {batch_size}.")
+        if isinstance(model, torch.nn.Module) and not isinstance(model, NetworkMethods):
+            raise ConfigError(
+                f"A {type(model).__name__} cannot be separated with as it is: call accelerate(network) first."
+            )
         network = model if isinstance(model, NetworkMethods) else load_checkpoint(model)
         self.device = choose_device(device, network)
         self.precision = Precision.default(self.device) if dtype == "auto" else Precision.parse(dtype)
@@ -188,7 +210,7 @@ class Separator:
             files = StemFiles.plan(Path(output_dir), name, Path(path).stem, recipe, recording, format, subtype)
             return self._to_files(recording, recipe, files, began, stream.warnings)
 
-    @torch.no_grad()
+    @_undisturbed
     def _in_memory(
         self, recording: Recording, recipe: Recipe, device: torch.device, flat: bool, began: float, notes: list[str]
     ) -> Separation:
@@ -201,7 +223,7 @@ class Separator:
         stems = {stem: samples[0] if flat else samples for stem, samples in stems.items()}
         return self._result(recording, unscaled, stems, {}, began, [*notes, *warnings])
 
-    @torch.no_grad()
+    @_undisturbed
     def _to_files(
         self, recording: Recording, recipe: Recipe, files: StemFiles, began: float, notes: list[str]
     ) -> Separation:

@@ -84,7 +84,7 @@ class Spool:
                 for at, block in zip(self._starts[first:last], self._blocks[first:last], strict=True)
             ]
         if stop > end or not parts:
-            like = parts[0] if parts else torch.empty(0)
+            like = parts[0] if parts else torch.empty(0, dtype=torch.float32)
             parts.append(like.new_zeros(self.channels, stop - end))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 

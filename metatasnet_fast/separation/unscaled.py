@@ -68,4 +68,4 @@ class Unscaled:
 
 def _no_rows(length: int) -> Iterator[Tensor]:
     for start in range(0, length, 2**20):
-        yield torch.zeros(0, min(2**20, length - start))
+        yield torch.zeros(0, min(2**20, length - start), dtype=torch.float32)
