@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..backends import Choice, PreparedCache, Request, current_choice, resolve
 from ..backends.cache import prepare_all
 from ..config import MetaTasNetConfig
-from ..errors import ShapeError
+from ..errors import ConfigError, ShapeError
 from ..precision import Precision
 from .chunks import plan_chunks
 from .engine import Engine, check_mixes, collect_parameters
@@ -48,6 +48,7 @@ class NetworkMethods(nn.Module):
 
         Raises:
             BackendUnavailableError: if the backend asked for cannot serve.
+            ConfigError: if a parameter is missing.
         """
         choice = choice or self.__dict__.get("_choice") or current_choice()
         config = self.config
@@ -55,10 +56,15 @@ class NetworkMethods(nn.Module):
         parameter = next(iter(stages[0][1].values()))
         precision = choice.precision or Precision.parse(parameter.dtype)
         backend = resolve(choice.backend, Request(parameter.device, precision, training, config))
-        if training:
-            return Engine(config, backend, precision, prepare_all(backend, precision, stages))
-        cache = self.__dict__.setdefault("_prepared", PreparedCache())
-        return Engine(config, backend, precision, cache.get(backend, precision, stages))
+        try:
+            if training:
+                return Engine(config, backend, precision, prepare_all(backend, precision, stages))
+            cache = self.__dict__.setdefault("_prepared", PreparedCache())
+            return Engine(config, backend, precision, cache.get(backend, precision, stages))
+        except KeyError as error:
+            raise ConfigError(
+                f"The network has no parameter {error}: a parametrization such as weight_norm or pruning renamed it; remove it."
+            ) from error
 
     def forward(
         self, input_mixes: Sequence[Tensor], separated_inputs: Sequence[Tensor], masks: Sequence[Tensor]

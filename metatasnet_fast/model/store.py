@@ -114,7 +114,11 @@ def write_folder(checkpoint: Checkpoint, folder: str | os.PathLike[str], half: b
 
 def _stored(name: str, value: Tensor, half: bool) -> Tensor:
     value = value.detach().cpu().contiguous()
-    return value.half() if half and name.rsplit(".", 1)[-1] not in FIXED else value.clone()
+    if not half or name.rsplit(".", 1)[-1] in FIXED:
+        return value.clone()
+    if value.isfinite().all() and not value.half().isfinite().all():
+        raise CheckpointError(f"{name} exceeds the range of half precision: store it in full.")
+    return value.half()
 
 
 def _split_optimizer(optimizer: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:

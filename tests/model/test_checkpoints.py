@@ -95,6 +95,15 @@ def test_half_precision_is_rounded_once_and_spares_the_statistics(tmp_path: Path
         assert torch.equal(value, stored if fixed else stored.half().float())
 
 
+def test_half_precision_that_overflows_is_refused_and_spares_what_was_there(tmp_path: Path) -> None:
+    network = MultiTasNet(TINY)
+    network.save_pretrained(tmp_path / "tiny")
+    network.get_parameter("stages.0.decoder.filters.0.weight").data[0] = 1e5
+    with pytest.raises(CheckpointError, match="stages.0.decoder.filters.0.weight"):
+        network.save_pretrained(tmp_path / "tiny", half=True)
+    assert load_checkpoint(tmp_path / "tiny")
+
+
 def test_the_original_reads_what_is_written_here(tmp_path: Path) -> None:
     MultiTasNet(TINY).save_pretrained(tmp_path / "tiny")
     convert(tmp_path / "tiny", tmp_path / "tiny.pt")

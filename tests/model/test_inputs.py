@@ -13,7 +13,7 @@ from torch import Tensor
 
 from metatasnet_fast import MultiTasNet, use_backend
 from metatasnet_fast.backends import available_backends
-from metatasnet_fast.errors import ShapeError
+from metatasnet_fast.errors import ConfigError, ShapeError
 from metatasnet_fast.model.chunks import plan_chunks
 from tests.support import TINY, relative_error
 
@@ -83,7 +83,10 @@ def test_items_of_a_batch_do_not_depend_on_their_neighbours(network: MultiTasNet
     for item in range(3):
         alone = infer(network, [m[item : item + 1] for m in mixes], backend)
         for a, b in zip(together, alone, strict=True):
-            assert relative_error(a[item : item + 1], b) < 2e-5
+            if backend == "reference":  # torch chooses its algorithms by the batch
+                assert relative_error(a[item : item + 1], b) < 2e-5
+            else:
+                assert torch.equal(a[item : item + 1], b)
 
 
 def test_an_empty_batch_gives_an_empty_batch(network: MultiTasNet, backend: str) -> None:
@@ -135,6 +138,13 @@ def test_a_wrong_input_is_one_clear_error(
 ) -> None:
     with pytest.raises(ShapeError, match=said):
         infer(network, spoil(noise()), backend)
+
+
+def test_a_renamed_parameter_is_named() -> None:
+    network = MultiTasNet(TINY).eval()
+    torch.nn.utils.parametrizations.weight_norm(network.get_submodule("stages.0.encoder.filters.0"))
+    with pytest.raises(ConfigError, match=r"encoder\.filters\.0\.weight"):
+        infer(network, noise(), "reference")
 
 
 def test_zero_chunks_are_refused(network: MultiTasNet) -> None:
