@@ -165,6 +165,9 @@ def _check_file(path: Path) -> None:
         raise AudioReadError(f"There is no file {path}; check the path.") from None
     except PermissionError:
         raise AudioReadError(f"{path} may not be read by this user; change its permissions.") from None
+    except (OSError, ValueError) as error:  # a name that is too long, or below a file, or holds a zero byte
+        reason = getattr(error, "strerror", None) or str(error)
+        raise AudioReadError(f"{str(path)!r} cannot be opened ({reason}); check the path.") from None
     if status.st_size == 0:
         raise EmptyAudioError(f"{path} is an empty file; fetch or export it again.")
 

@@ -109,7 +109,7 @@ class StreamingResampler:
             raise RuntimeError("This stream is finished; make a new StreamingResampler for the next signal.")
         self._finished = True
         if self._resampling is None:
-            return torch.zeros(self.channels, 0)
+            return torch.zeros(self.channels, 0, dtype=torch.float32)
         rest = self._make(resampled_length(self._received, self.sr_in, self.sr_out))
         self._blocks.clear()
         return rest

@@ -109,6 +109,9 @@ class AudioWriter:
         except self._sf.LibsndfileError as error:
             self._discard()
             raise self._refused(error) from error
+        except BaseException:
+            self._discard()
+            raise
         if self.subtype == "float32":
             # The chunk holds the time of writing: equal samples would not be equal files.
             self._sf._snd.sf_command(self._file._file, SF_SET_ADD_PEAK_CHUNK, self._sf._ffi.NULL, 0)
@@ -173,6 +176,9 @@ class AudioWriter:
         except (self._sf.LibsndfileError, OSError) as failure:
             self._discard()
             raise self._refused(failure) from failure
+        except BaseException:  # an interrupt, while the disk is waited for
+            self._discard()
+            raise
 
     def _discard(self) -> None:
         if self._file is not None:
