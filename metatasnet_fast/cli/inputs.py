@@ -26,7 +26,7 @@ class Track:
     problem: str | None = None
 
 
-def find_tracks(inputs: Sequence[str], exclude: Path) -> list[Track]:
+def find_tracks(inputs: Sequence[str], exclude: Sequence[Path]) -> list[Track]:
     """The tracks of files and folders, in order, each file once.
 
     Folders are searched to the bottom for :data:`AUDIO_SUFFIXES`, in alphabetic order, without hidden files and without what
@@ -35,18 +35,18 @@ def find_tracks(inputs: Sequence[str], exclude: Path) -> list[Track]:
     tracks: dict[str, Track] = {}
     for text in inputs:
         path = Path(text)
-        found = _search(path, exclude) if path.is_dir() else [Track(path, path.stem)]
+        found = _search(path, exclude) if path.is_dir() else [Track(path, path.stem.strip(".") or "track")]
         for track in found:
             tracks.setdefault(os.path.abspath(track.path), track)
     return list(tracks.values())
 
 
-def _search(folder: Path, exclude: Path) -> Iterable[Track]:
-    excluded = os.path.abspath(exclude)
+def _search(folder: Path, exclude: Sequence[Path]) -> Iterable[Track]:
+    excluded = {os.path.abspath(path) for path in exclude}
     found: list[Track] = []
     unreadable: list[OSError] = []
     for place, folders, files in os.walk(folder, onerror=unreadable.append):
-        folders[:] = sorted(f for f in folders if not f.startswith(".") and not _same(place, f, excluded))
+        folders[:] = sorted(f for f in folders if not f.startswith(".") and not _excluded(place, f, excluded))
         for name in sorted(files):
             if Path(name).suffix.lower() in AUDIO_SUFFIXES and not name.startswith("."):
                 path = Path(place, name)
@@ -61,5 +61,5 @@ def _search(folder: Path, exclude: Path) -> Iterable[Track]:
     return found
 
 
-def _same(place: str, folder: str, excluded: str) -> bool:
-    return os.path.abspath(os.path.join(place, folder)) == excluded
+def _excluded(place: str, folder: str, excluded: set[str]) -> bool:
+    return os.path.abspath(os.path.join(place, folder)) in excluded

@@ -78,7 +78,7 @@ def plan_outputs(
             if other is not track:
                 raise AudioWriteError(
                     f"The stems of {other.path} and {track.path} would both go to {path.parent}; "
-                    "separate them in two commands with different output folders, or use {track} in the name."
+                    "separate them in two commands with different output folders."
                 )
         if len(set(plan[track].values())) < len(plan[track]):
             raise AudioWriteError("The stems of a track would overwrite one another; use {stem} in the name.")

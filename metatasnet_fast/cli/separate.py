@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     template = Template.parse(args.filename, args.format)
     separator, model = make_separator(args, args.mixture_consistency)
     folder = Path(args.output) / model
-    tracks = find_tracks(args.inputs, exclude=Path(args.output))
+    tracks = find_tracks(args.inputs, exclude=[Path(args.output), folder])
     plan = plan_outputs(tracks, template, folder, list(recipe))
     check_writable(folder)
 
