@@ -102,8 +102,14 @@ def synthesise_bass(rng: np.random.Generator, seconds: int) -> list[NDArray[np.f
             if at < len(line) and not rests[step % 8]:
                 f = root * 2 ** (steps[step % 8] / 12)
                 k = np.arange(1, min(30, int(0.45 * rate / f)) + 1, 2 if odd else 1, dtype=np.float32)[:, None]
-                tone = np.sin(2 * np.pi * k * f * t + rng.uniform(0, 6.28, k.shape)) / k**slope * np.exp(-brightness * k * t)
-                envelope = np.minimum(1, t / 0.004) * np.exp(-decay * t) * np.clip((hold * length / rate - t) / 0.01, 0, 1)
+                tone = (
+                    np.sin(2 * np.pi * k * f * t + rng.uniform(0, 6.28, k.shape))
+                    / k**slope
+                    * np.exp(-brightness * k * t)
+                )
+                envelope = (
+                    np.minimum(1, t / 0.004) * np.exp(-decay * t) * np.clip((hold * length / rate - t) / 0.01, 0, 1)
+                )
                 stop = min(len(line), at + length)
                 line[at:stop] += (tone.sum(0) * envelope / tone[0].std())[: stop - at]
             at += length
@@ -132,7 +138,9 @@ class Sampler:
         pieces = []
         for stage, data in zip(CONFIG.stages, self.tracks[index], strict=True):
             first = start * stage.W
-            pieces.append(torch.from_numpy(data[stem, channel, first : first + self.frames * stage.W] / np.float32(2048)))
+            pieces.append(
+                torch.from_numpy(data[stem, channel, first : first + self.frames * stage.W] / np.float32(2048))
+            )
         return pieces
 
     def start(self, index: int) -> int:
@@ -201,7 +209,9 @@ def evaluate(network: MultiTasNet, track: Track) -> dict[str, dict[str, float]]:
     estimates = network.inference([(x / x.std())[None, None] for x in mixes], n_chunks=8)[-1][0, :, 0]
     piece = 8 * RATES[-1]
     count = estimates.shape[-1] // piece
-    target, mix, estimate = (x[..., : count * piece].unflatten(-1, (count, piece)) for x in (sources[-1], mixes[-1], estimates))
+    target, mix, estimate = (
+        x[..., : count * piece].unflatten(-1, (count, piece)) for x in (sources[-1], mixes[-1], estimates)
+    )
     scores = {}
     for stem, name in enumerate(INSTRUMENTS):
         power, total = target[stem].square().mean(-1), mix.square().mean(-1)
@@ -285,7 +295,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--songs", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=60.0, help="training time, without the preparation of the songs")
+    parser.add_argument(
+        "--minutes", type=float, default=60.0, help="training time, without the preparation of the songs"
+    )
     parser.add_argument("--held-out", default="sodium")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=4.0)

@@ -80,7 +80,14 @@ def test_the_demo_excerpt_becomes_four_different_stems() -> None:
 
 
 CORRELATION = 0.75
-LEAST = {(0, "drums"): 5.5, (0, "bass"): 6.0, (0, "other"): 10.6, (1, "drums"): 3.2, (1, "other"): 2.1, (1, "vocals"): 5.0}
+LEAST = {
+    (0, "drums"): 5.5,
+    (0, "bass"): 6.0,
+    (0, "other"): 10.6,
+    (1, "drums"): 3.2,
+    (1, "other"): 2.1,
+    (1, "vocals"): 5.0,
+}
 """SI-SDR gained, dB: what the checkpoint reached when it was made, less half a decibel."""
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -25,8 +26,18 @@ ISA_VARIABLE = "METATASNET_CPU_ISA"
 
 _STORED = (torch.float32, torch.bfloat16)
 
-_NO_AUTOCAST = torch.autocast("cpu", enabled=False)
-"""The precision is the caller's choice of backend and dtype; what torch computes here must not be rounded besides."""
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def _exactly(method: Method) -> Method:
+    """Without gradients, and without autocast: what torch computes here must not be rounded besides."""
+
+    @functools.wraps(method)
+    def run(*args: Any) -> Any:
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            return method(*args)
+
+    return cast(Method, run)
 
 
 @dataclass(frozen=True)
@@ -71,8 +82,7 @@ class CpuBackend(Backend):
             return f"it knows float32 and bfloat16, not {request.precision.value}; choose one of them."
         return None
 
-    @torch.no_grad()
-    @_NO_AUTOCAST
+    @_exactly
     def prepare(self, config: StageConfig, parameters: Mapping[str, Tensor], precision: Precision) -> _Prepared:
         """Generate and pack; raises :class:`BackendUnavailableError` where the backend cannot run."""
         module, reason = native.load(), self.unavailable()
@@ -84,8 +94,7 @@ class CpuBackend(Backend):
         mel = MelShare.of(weights.encoder, config, stage.latent_ld)
         return _Prepared(config, stage, mel, torch.bfloat16 if bfloat16 else torch.float32)
 
-    @torch.no_grad()
-    @_NO_AUTOCAST
+    @_exactly
     def encode(self, prepared: _Prepared, signal: Tensor) -> Tensor:
         config = prepared.config
         if signal.dim() != 3 or signal.shape[1] != 1:
@@ -101,8 +110,7 @@ class CpuBackend(Backend):
         prepared.stage.encode(wave, prepared.mel(wave), latent, torch.get_num_threads())
         return latent[..., : config.N].transpose(1, 2)
 
-    @torch.no_grad()
-    @_NO_AUTOCAST
+    @_exactly
     def mask(
         self, prepared: _Prepared, latent: Tensor, partial: Tensor | None, dropout: Tensor | None = None
     ) -> Tensor:
@@ -119,8 +127,7 @@ class CpuBackend(Backend):
         prepared.stage.mask(_by_frames(latent), own_copies, previous, masked, torch.get_num_threads())
         return masked[..., : config.N].transpose(2, 3)
 
-    @torch.no_grad()
-    @_NO_AUTOCAST
+    @_exactly
     def decode(self, prepared: _Prepared, latent: Tensor) -> Tensor:
         _check_latent(latent, prepared.config)
         n, _, frames = latent.shape

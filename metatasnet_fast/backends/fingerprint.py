@@ -32,7 +32,7 @@ def fingerprint(tensors: Iterable[Tensor]) -> tuple[object, ...]:
         signature.append((data.numel(), data.dtype, data.device))
         octets = data.view(torch.uint8)
         if data.device.type == "cpu":
-            checksum = zlib.crc32(octets.numpy(), checksum)
+            checksum = zlib.crc32(octets.numpy().data, checksum)
         else:
             elsewhere.setdefault(data.device, []).append(octets)
     hashes = [hash_on_device(torch.cat(parts)) for parts in elsewhere.values()]
