@@ -33,9 +33,9 @@ def _exactly(method: Method) -> Method:
     """Without gradients, and without autocast: what torch computes here must not be rounded besides."""
 
     @functools.wraps(method)
-    def run(*args: Any) -> Any:
+    def run(*args: Any, **named: Any) -> Any:
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            return method(*args)
+            return method(*args, **named)
 
     return cast(Method, run)
 
