@@ -70,7 +70,7 @@ def main() -> int:
             rows.append(row)
         write_rows(rows, args.out / f"{args.kind}.jsonl")
     print(text_table(rows))
-    return 1 if any((row.reason or "").startswith("parity failed") for row in rows) else 0
+    return 1 if any(row.wrong for row in rows) else 0
 
 
 if __name__ == "__main__":

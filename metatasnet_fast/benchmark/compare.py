@@ -1,11 +1,13 @@
 """Whether a second run is slower than a first beyond their noise.
 
 What is compared is the time relative to eager PyTorch in the same rounds of the same run, which a slower machine or a lower
-clock does not change; for eager itself, and where there is no eager, seconds, if both runs are of one machine with
-one number of threads. The noise of a run is the width from its 20th to its 80th percentile, widened by ``1 + 4 / n`` for the
-few samples that it is known from, and by the load per core if others kept the machine busy; a change must exceed the root of
-both squares, and 5 %. Two runs of the same code are then called different less than once in a hundred times (tested with
-synthetic samples, outliers included).
+clock does not change. For eager itself it is seconds, if both runs are of one machine with one number of threads; they count
+only if that is asked for, since what else the machine does in one run and not in the other is in neither's spread.
+
+The noise of a run is the width from its 20th to its 80th percentile, widened by ``1 + 4 / n`` for the few samples that it is
+known from, and by the load per core if others kept the machine busy; a change must exceed the root of both squares, and
+5 %. Two runs of the same code are then called different less than once in a hundred times (tested with synthetic samples,
+outliers included).
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from .cases import EAGER
 from .rows import Row
 from .timing import Spread
 
@@ -58,13 +61,16 @@ def _crowding(*rows: Row) -> float:
     return max(1.0, *loads) if loads else 1.0
 
 
-def compare(first: Sequence[Row], second: Sequence[Row]) -> list[Change]:
-    """Every row of the first run with its counterpart; rows that only the second has are no regressions."""
+def compare(first: Sequence[Row], second: Sequence[Row], count_seconds: bool = False) -> list[Change]:
+    """Every row of the first run with its counterpart; rows that only the second has are no regressions.
+
+    ``count_seconds``: eager PyTorch's own seconds count too; for machines that do nothing else.
+    """
     others = {row.key: row for row in second}
-    return [_change(row, others.get(row.key)) for row in first]
+    return [_change(row, others.get(row.key), count_seconds) for row in first]
 
 
-def _change(a: Row, b: Row | None) -> Change:
+def _change(a: Row, b: Row | None, count_seconds: bool) -> Change:
     if b is None:
         return Change(a.key, "not in the second run", None, None, None)
     if a.spread is None:
@@ -72,14 +78,19 @@ def _change(a: Row, b: Row | None) -> Change:
     if b.spread is None:
         return Change(a.key, "no times in the second run", None, None, b.reason or "no times")
     grown = _memory(a, b)
-    if a.relative and b.relative and a.contender != "reference":
+    relative = bool(a.relative and b.relative) and a.contender != EAGER
+    if relative:
         what, x, y = "time over eager", Spread.of(a.relative), Spread.of(b.relative)
     elif _machine(a) == _machine(b):
         what, x, y = "seconds", a.spread, b.spread
     else:
         return Change(a.key, "measured on different machines", None, None, grown)
     ratio, band = y.median / x.median, noise_band(x, y, _crowding(a, b))
-    slower = f"{100 * (ratio - 1):.0f} % slower, noise explains {100 * band:.0f} %" if ratio > 1 + band else None
+    slower = (
+        f"{100 * (ratio - 1):.0f} % slower, noise explains {100 * band:.0f} %"
+        if ratio > 1 + band and (relative or count_seconds)
+        else None
+    )
     return Change(a.key, what, ratio, band, "; ".join(filter(None, [slower, grown])) or None)
 
 
@@ -112,4 +123,4 @@ def comparison_table(changes: Sequence[Change]) -> str:
 
 
 def _within(ratio: float, band: float) -> str:
-    return "faster" if ratio < 1 / (1 + band) else "same"
+    return "faster" if ratio < 1 / (1 + band) else "same" if ratio <= 1 + band else "slower, not counted"

@@ -67,6 +67,5 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """``torch.compile`` in its default mode, for the shapes at hand; raises ``RuntimeError`` without a C++ compiler."""
     if not (shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")):
         raise RuntimeError("torch.compile needs a C++ compiler; install g++")
-    torch._dynamo.reset()
     made: Callable[..., Any] = torch.compile(function, dynamic=False)
     return made

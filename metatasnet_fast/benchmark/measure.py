@@ -21,6 +21,7 @@ import torch
 from ..errors import MetaTasNetError
 from .cases import EAGER, Call, Case, Contender
 from .ceilings import Ceilings
+from .contenders import COMPILED
 from .machine import clocks
 from .memory import peak_memory
 from .parity import Errors, Outputs, errors_of, limit, verdict
@@ -52,6 +53,9 @@ def measure(case: Case, ceilings: Ceilings, effort: Effort) -> list[Row]:
     """One row per contender, in their order; those without times say why."""
     device = case.inputs[0].device
     timer = HostTimer() if case.whole_process else make_timer(device, case.graph)
+    if any(c.name == COMPILED for c in case.contenders):
+        # What an earlier case compiled counts towards the limit of recompilations.
+        torch._dynamo.reset()
     before = clocks(device)
     entries = [_Entry(c, _row(case, c, timer)) for c in case.contenders]
     _check(case, entries, timer)

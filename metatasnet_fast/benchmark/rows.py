@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from .contenders import COMPILED
 from .timing import Spread
 
 __all__ = ["Row", "read_rows", "write_rows"]
@@ -75,6 +76,11 @@ class Row:
     def real_time_factor(self) -> float | None:
         """Seconds of mono audio in a second."""
         return self.audio_seconds / self.seconds if self.audio_seconds and self.seconds else None
+
+    @property
+    def wrong(self) -> bool:
+        """Whether our own results failed; a compiler's that do are said in the table, and are not our fault."""
+        return bool(self.reason) and self.contender != COMPILED and "parity failed" in str(self.reason)
 
     def refuse(self, reason: str) -> None:
         """Withdraw every time, and say why."""

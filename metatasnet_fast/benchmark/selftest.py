@@ -224,4 +224,4 @@ def _training_step(network: MultiTasNet, backend: Backend, precision: Precision,
     loss, stats = ready.loss([stem.sum(1) for stem in stems], stems, masks, 0.0)
     loss.backward()
     gradients = [p.grad for p in trained.parameters() if p.grad is not None]
-    return {"loss": [loss.detach()], "statistics": [stats.detach()], GRADIENTS: gradients}
+    return {"loss and statistics": [loss.detach(), stats.detach()], GRADIENTS: gradients}

@@ -66,11 +66,14 @@ def test_a_slower_machine_is_no_regression_where_eager_slowed_down_alike() -> No
     assert problems([row()], [slow]) == []
 
 
-def test_eager_is_compared_in_seconds_on_the_same_machine_only() -> None:
+def test_eager_itself_counts_in_seconds_only_if_asked_for_and_on_the_same_machine() -> None:
     here, slower = row("reference"), row("reference", factor=2)
-    assert len(problems([here], [slower])) == 1
-    slower.machine["threads"] = 1
     (change,) = compare([here], [slower])
+    assert change.problem is None and "not counted" in comparison_table([change])
+    (change,) = compare([here], [slower], count_seconds=True)
+    assert change.problem and "100 % slower" in change.problem
+    slower.machine["threads"] = 1
+    (change,) = compare([here], [slower], count_seconds=True)
     assert change.problem is None and change.what == "measured on different machines"
 
 

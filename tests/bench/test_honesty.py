@@ -85,7 +85,7 @@ def test_a_backward_that_computes_little_gets_no_speed(precision: Precision) -> 
     case = training_case(network(), entrants(Forgetful(), precision), 2, 0.3)
     forgetful = measure(case, CEILINGS, BRIEF)[1]
     assert_no_speed(forgetful)
-    assert forgetful.errors["loss"] <= forgetful.limits["loss"]
+    assert forgetful.errors["loss and statistics"] <= forgetful.limits["loss and statistics"]
 
 
 def test_weights_that_were_not_prepared_anew_get_no_speed() -> None:
