@@ -90,6 +90,7 @@ def _line(row: Row) -> str:
         return f"| {row.case} | {row.label} | {' | '.join([row.reason or NOT_MEASURED] + [NOT_MEASURED] * 6)} |"
     baselines = (f"reference {row.precision}", "reference float32", f"torch.compile {row.precision}")
     times = ["1" if name == row.label else _number(row.speedup.get(name), ".2f") for name in baselines]
+    speed = "-" if row.audio_seconds is None else _number(row.real_time_factor, ".3g")
     peak = None if row.peak_bytes is None else row.peak_bytes / 2**20
     cells = [
         row.case,
