@@ -96,7 +96,7 @@ def _line(row: Row) -> str:
         row.case,
         row.label,
         duration(row.seconds),
-        _number(row.real_time_factor, ".3g"),
+        speed,
         *times,
         _number(peak, ".0f"),
     ]
