@@ -15,7 +15,6 @@ from metatasnet_fast.benchmark.preparation import preparation_case
 from metatasnet_fast.benchmark.training_step import training_case
 from metatasnet_fast.benchmark.whole_programs import first_call_case, separation_case
 from metatasnet_fast.benchmark.workloads import inference_case, job_cases
-from metatasnet_fast.separation.windows import default_shape
 
 Replay = Callable[[Row], None]
 
@@ -28,22 +27,17 @@ CONTENDERS = [
 pytestmark = [pytest.mark.benchmark(timer=CLOCK), pytest.mark.parametrize("contender", CONTENDERS)]
 
 
-def window(bench: Bench) -> float:
-    config = bench.size.config
-    return bench.size.window or default_shape(config).window * config.W / config.sampling_rate
-
-
-@pytest.mark.parametrize("which", [0, 1], ids=["smallest-batch", "largest-batch"])
+@pytest.mark.parametrize("which", [0, 1, 2])
 def test_inference(bench: Bench, replay: Replay, contender: str, which: int) -> None:
-    batches = bench.size.batches[bench.kind]
-    if which and len(batches) == 1:
-        pytest.skip("this size has one batch")
-    batch = batches[-1 if which else 0]
+    windows = bench.size.windows[bench.kind]
+    if which >= len(windows):
+        pytest.skip("this size has fewer shapes")
+    batch, seconds = windows[which]
 
     def build(bench: Bench) -> Case:
-        return inference_case(bench.network, bench.entrants, batch, window(bench))
+        return inference_case(bench.network, bench.entrants, batch, seconds)
 
-    replay(bench.row(f"inference {batch}", build, contender))
+    replay(bench.row(f"inference {batch}x{seconds:g}s", build, contender))
 
 
 @pytest.mark.parametrize("job", ["encode", "mask", "decode"])
@@ -53,7 +47,7 @@ def test_job(bench: Bench, replay: Replay, contender: str, stage: int, job: str)
         pytest.skip("this size leaves the stage out")
 
     def build(bench: Bench) -> Case:
-        found = job_cases(bench.network, bench.entrants, stage, bench.size.batches[bench.kind][0], window(bench))
+        found = job_cases(bench.network, bench.entrants, stage, *bench.size.job[bench.kind])
         return next(case for case in found if case.job == job)
 
     replay(bench.row(f"{job} {stage}", build, contender))
@@ -83,4 +77,4 @@ def test_separation(bench: Bench, replay: Replay, contender: str, mode: str) -> 
 def test_first_call(bench: Bench, replay: Replay, contender: str) -> None:
     if not bench.size.first_call:
         pytest.skip("this size leaves new processes out")
-    replay(bench.row("first call", lambda b: first_call_case(b.network, b.entrants, window(b)), contender))
+    replay(bench.row("first call", lambda b: first_call_case(b.network, b.entrants, b.size.job[b.kind][1]), contender))

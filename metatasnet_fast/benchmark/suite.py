@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from ..config import MetaTasNetConfig
 from ..model import MultiTasNet
-from ..separation.windows import default_shape
 from . import recipe
 from .cases import Case
 from .ceilings import Ceilings, measure_ceilings
@@ -32,8 +31,8 @@ class Size:
 
     Args:
         config: the network.
-        window: seconds of an inference window; None for the Separator's own.
-        batches: windows at once, by kind of device.
+        windows: inference, by kind of device: how many windows at once, of how many seconds each.
+        job: the windows through which single jobs go, likewise.
         training: items and seconds of a training step, by kind of device.
         recording: seconds of the separated stereo recording; 0 leaves the recording out.
         jobs: stages whose jobs are measured singly.
@@ -41,8 +40,8 @@ class Size:
     """
 
     config: MetaTasNetConfig
-    window: float | None
-    batches: dict[str, Sequence[int]]
+    windows: dict[str, Sequence[tuple[int, float]]]
+    job: dict[str, tuple[int, float]]
     training: dict[str, tuple[int, float]]
     recording: dict[str, float]
     jobs: Sequence[int]
@@ -54,8 +53,8 @@ class Size:
 SIZES = {
     "tiny": Size(
         TINY,
-        window=0.4,
-        batches={"cpu": (1,), "cuda": (1,)},
+        windows={"cpu": ((1, 0.4),), "cuda": ((1, 0.4),)},
+        job={"cpu": (1, 0.4), "cuda": (1, 0.4)},
         training={"cpu": (2, 0.4), "cuda": (2, 0.4)},
         recording={"cpu": 0.5, "cuda": 0.5},
         jobs=(0,),
@@ -66,8 +65,8 @@ SIZES = {
     # torch.compile takes minutes for the whole network on a CPU, longer than a quick run may last.
     "quick": Size(
         MetaTasNetConfig(),
-        window=2.0,
-        batches={"cpu": (1,), "cuda": (8,)},
+        windows={"cpu": ((1, 2.0),), "cuda": ((8, 2.0),)},
+        job={"cpu": (1, 2.0), "cuda": (8, 2.0)},
         training={"cpu": (1, 1.0), "cuda": (4, 4.0)},
         recording={"cpu": 0.0, "cuda": 0.0},
         jobs=(2,),
@@ -77,12 +76,12 @@ SIZES = {
     ),
     "full": Size(
         MetaTasNetConfig(),
-        window=None,
-        batches={"cpu": (1, 4), "cuda": (1, 20)},
+        windows={"cpu": ((1, 30.0), (4, 6.0), (1, 2.0)), "cuda": ((1, 24.0), (20, 24.0))},
+        job={"cpu": (1, 6.0), "cuda": (1, 24.0)},
         training={"cpu": (2, 4.0), "cuda": (12, 8.0)},
-        recording={"cpu": 30.0, "cuda": 240.0},
+        recording={"cpu": 12.0, "cuda": 240.0},
         jobs=(0, 1, 2),
-        effort=Effort(30, 5, 50),
+        effort=Effort(20, 5, 50),
     ),
 }
 
@@ -90,12 +89,10 @@ SIZES = {
 def cases(size: Size, network: MultiTasNet, entrants: Entrants) -> Iterator[Callable[[], Sequence[Case]]]:
     """Cases in the order in which they are measured, built only when they are due."""
     kind = entrants.device.type
-    shape = default_shape(size.config)
-    window = size.window or shape.window * size.config.W / size.config.sampling_rate
-    for batch in size.batches[kind]:
-        yield lambda batch=batch: [inference_case(network, entrants, batch, window)]  # type: ignore[misc]
+    for batch, window in size.windows[kind]:
+        yield lambda batch=batch, window=window: [inference_case(network, entrants, batch, window)]  # type: ignore[misc]
     for stage in size.jobs:
-        yield lambda stage=stage: list(job_cases(network, entrants, stage, size.batches[kind][0], window))  # type: ignore[misc]
+        yield lambda stage=stage: list(job_cases(network, entrants, stage, *size.job[kind]))  # type: ignore[misc]
     yield lambda: [preparation_case(network, entrants)]
     items, seconds = size.training[kind]
     yield lambda: [training_case(network, entrants, items, seconds)]
@@ -103,7 +100,7 @@ def cases(size: Size, network: MultiTasNet, entrants: Entrants) -> Iterator[Call
         yield lambda: [separation_case(network, entrants, "fast", 2, size.recording[kind])]
         yield lambda: [separation_case(network, entrants, "reference", 2, size.recording[kind])]
     if size.first_call:
-        yield lambda: [first_call_case(network, entrants, window)]
+        yield lambda: [first_call_case(network, entrants, size.job[kind][1])]
 
 
 def run(size: Size, entrants: Entrants, tell: Callable[[str], object] = lambda line: None) -> Iterator[Row]:
