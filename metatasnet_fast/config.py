@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -166,6 +167,9 @@ class MetaTasNetConfig:
             raise ConfigError(f"sampling_rate must be at least 8000 Hz, got {self.sampling_rate}.")
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigError(f"dropout must lie in [0, 1), got {self.dropout}.")
+        for name in ("similarity_loss_weight", "dissimilarity_loss_weight", "reconstruction_loss_weight"):
+            if not math.isfinite(getattr(self, name)):
+                raise ConfigError(f"{name} must be finite, got {getattr(self, name)}; 0 leaves that loss out.")
 
     @classmethod
     def from_namespace(cls, args: object) -> MetaTasNetConfig:
@@ -191,6 +195,8 @@ class MetaTasNetConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> MetaTasNetConfig:
         """The inverse of :meth:`to_dict`; unknown names raise :class:`ConfigError`."""
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"Settings must be names with values, got {type(values).__name__}.")
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
@@ -202,7 +208,12 @@ class MetaTasNetConfig:
 
     @classmethod
     def from_json(cls, text: str) -> MetaTasNetConfig:
-        return cls.from_dict(json.loads(text))
+        """The inverse of :meth:`to_json`; raises :class:`ConfigError` for what is no JSON object of settings."""
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            raise ConfigError(f"The configuration is not JSON ({error}); write it with to_json().") from error
+        return cls.from_dict(values)
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=2, sort_keys=True)

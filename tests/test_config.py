@@ -74,3 +74,15 @@ def test_missing_and_unknown_settings_are_named() -> None:
         MultiTasNet(incomplete)
     with pytest.raises(ConfigError, match="colour"):
         MetaTasNetConfig.from_dict({"colour": "blue"})
+
+
+@pytest.mark.parametrize("text", ["", "[1, 2]", '"B"', "null", "{"])
+def test_text_that_is_no_object_of_settings_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="JSON|names with values"):
+        MetaTasNetConfig.from_json(text)
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf")])
+def test_a_loss_weight_must_be_finite(weight: float) -> None:
+    with pytest.raises(ConfigError, match="similarity_loss_weight must be finite"):
+        MetaTasNetConfig(similarity_loss_weight=weight)
