@@ -1,0 +1,24 @@
+"""Separating whole catalogues: a manifest in, stems out, nothing lost, nothing done twice."""
+
+from .events import Event, Listener, Notice, Progress, RunEnded, RunStarted, SongEnded, SongStarted, WorkerLoad
+from .outcome import Failure, Outcome, Status
+from .settings import Identity, Settings
+from .song import Song
+
+__all__ = [
+    "Event",
+    "Failure",
+    "Identity",
+    "Listener",
+    "Notice",
+    "Outcome",
+    "Progress",
+    "RunEnded",
+    "RunStarted",
+    "Settings",
+    "Song",
+    "SongEnded",
+    "SongStarted",
+    "Status",
+    "WorkerLoad",
+]

@@ -1,0 +1,110 @@
+"""What became of a song: one row of the ledger."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+__all__ = ["Failure", "Outcome", "Status"]
+
+
+class Status(str, enum.Enum):
+    done = "done"
+    """Separated in this run; everything is at its destination."""
+    skipped = "skipped"
+    """Was done before, for this content, model and settings."""
+    failed = "failed"
+
+
+class Failure(str, enum.Enum):
+    """Why a song failed."""
+
+    not_found = "not_found"
+    not_audio = "not_audio"
+    empty = "empty"
+    too_long = "too_long"
+    decode = "decode"
+    out_of_memory = "out_of_memory"
+    write = "write"
+    unknown = "unknown"
+
+    @property
+    def lasting(self) -> bool:
+        """Whether the same file would fail again: such a song is tried anew only when its file changes or it is asked for."""
+        return self in (Failure.not_audio, Failure.empty, Failure.too_long, Failure.decode)
+
+    @property
+    def worth_retrying(self) -> bool:
+        """Whether another attempt in the same run may succeed."""
+        return self in (Failure.out_of_memory, Failure.write, Failure.unknown)
+
+    @property
+    def hint(self) -> str:
+        """What the owner of the catalogue can do."""
+        return HINTS[self]
+
+
+HINTS = {
+    Failure.not_found: "Check the address in the manifest, and that this machine may read it.",
+    Failure.not_audio: "Leave the file out of the manifest; it holds no audio.",
+    Failure.empty: "Fetch or export the file again; it holds no samples.",
+    Failure.too_long: "Raise --max-hours, choose a format that holds it, or cut the file.",
+    Failure.decode: "Fetch or export the file again; it is damaged, or in a format that cannot be decoded here.",
+    Failure.out_of_memory: "Use a smaller --batch-size or fewer --songs-in-flight, or a machine with more memory.",
+    Failure.write: "Check the destination's free space, permissions and connection, then run the same command again.",
+    Failure.unknown: "Run the same command with --retry-failed; if it fails again, report it with the message.",
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A row of the ledger. Times in seconds, sizes in bytes."""
+
+    id: str
+    uri: str
+    status: Status
+    key: str
+    """Model and settings that it holds for (``Identity.key``)."""
+    failure: Failure | None = None
+    error: str | None = None
+    """One sentence: what is wrong."""
+    attempts: int = 1
+    folder: str | None = None
+    """Of the outputs, relative to the destination."""
+    content: str | None = None
+    """SHA-256 of the input, as far as it was read."""
+    stamp: str | None = None
+    """Size and version of the input when it was opened (``Stamp.text``)."""
+    duration: float = 0.0
+    sample_rate: int = 0
+    channels: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Wall-clock time in each stage: ``fetch``, ``read``, ``separate``, ``write``, ``publish``."""
+    warnings: tuple[str, ...] = ()
+    finished: str = ""
+    """UTC, ISO 8601."""
+
+    @property
+    def hint(self) -> str | None:
+        return self.failure.hint if self.failure else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON; with ``hint``."""
+        values = asdict(self)
+        values["status"] = self.status.value
+        values["failure"] = self.failure.value if self.failure else None
+        values["hint"] = self.hint
+        values["warnings"] = list(self.warnings)
+        return values
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Outcome:
+        """The reverse of :meth:`to_dict`; unknown keys are left out, as a newer version may have written them."""
+        known = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
+        known["status"] = Status(known["status"])
+        known["failure"] = Failure(known["failure"]) if known.get("failure") else None
+        known["warnings"] = tuple(known.get("warnings", ()))
+        return cls(**known)

@@ -1,0 +1,101 @@
+"""What a run is asked for, and which part of it decides the results."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ..config import INSTRUMENTS
+from ..errors import ConfigError
+
+__all__ = ["Identity", "Settings"]
+
+FORMATS = ("flac", "ogg", "wav", "mp3")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All options of a run that its workers need. Plain values: it travels to other processes and machines as JSON."""
+
+    model: str
+    """A checkpoint file or folder, a bundled model's name or a hub id."""
+    revision: str | None = None
+    offline: bool = False
+    stems: dict[str, tuple[str, ...]] = field(default_factory=lambda: {name: (name,) for name in INSTRUMENTS})
+    """Every output with the stems that are summed in it."""
+    format: str = "flac"
+    subtype: str | None = None
+    """As ``AudioWriter`` names it; None is the format's default."""
+    mixture_consistency: bool = False
+    dtype: str = "auto"
+
+    device: str = "auto"
+    backend: str = "auto"
+    threads: int | None = None
+    """Cores that a worker may use; None for all of this process's."""
+    batch_size: int | None = None
+    """Windows in one batch; None chooses by the free memory. Halved, for good, when memory runs out."""
+    songs_in_flight: int | None = None
+    """Songs that a worker has open at once; None chooses by cores and batch size."""
+    memory: int = 2**30
+    """Bytes that the signals of all songs in flight of a worker may take together; what exceeds them waits in TMPDIR."""
+    max_hours: float = 12.0
+    """Longer recordings fail as too long."""
+    attempts: int = 3
+    """Tries of a song whose failure may be passing."""
+    overwrite: bool = False
+    """Separate also what is done."""
+    retry_failed: bool = False
+    """Try also what failed before for a lasting reason."""
+
+    def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise ConfigError(f"Unknown format {self.format!r}; choose one of {', '.join(FORMATS)}.")
+        for name in ("threads", "batch_size", "songs_in_flight", "attempts"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}.")
+        if not self.max_hours > 0 or self.memory < 0:
+            raise ConfigError(
+                f"max_hours must be positive and memory not negative, got {self.max_hours} and {self.memory}."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Settings:
+        stems = {name: tuple(parts) for name, parts in values["stems"].items()}
+        return cls(**{**values, "stems": stems})
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What decides the outputs besides the input's content: a song is done for one identity.
+
+    Device, backend and batch size are not in it: they change results within the precision's tolerance only.
+    """
+
+    model_name: str
+    model_sha256: str
+    """Of the weights and the configuration, see ``model_checksum``."""
+    settings: dict[str, Any]
+    """``mode``, ``window`` (latent frames), ``precision``, ``stems``, ``format``, ``subtype``, ``mixture_consistency``."""
+
+    @property
+    def settings_sha256(self) -> str:
+        return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def key(self) -> str:
+        """32 hexadecimal digits, different for different models and settings."""
+        return hashlib.sha256(f"{self.model_sha256} {self.settings_sha256}".encode()).hexdigest()[:32]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Identity:
+        return cls(**values)
