@@ -16,6 +16,7 @@ __all__ = [
     "MissingDependencyError",
     "NotAudioError",
     "ShapeError",
+    "TrainingDataError",
     "UnknownStemError",
 ]
 
@@ -62,3 +63,7 @@ class EmptyAudioError(AudioReadError):
 
 class AudioWriteError(MetaTasNetError, OSError):
     """A file that could not be written; nothing half-written stays behind."""
+
+
+class TrainingDataError(MetaTasNetError, ValueError):
+    """Tracks or a cache of them from which training cannot read."""

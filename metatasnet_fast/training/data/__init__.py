@@ -1,0 +1,17 @@
+"""Training data: a cache of tracks at every rate, and batches of crops from it that depend on nothing but their number."""
+
+from .batches import Batch, BatchSource
+from .cache import Cache, StemArray, Track
+from .store import write_manifest, write_track
+from .validation import validation_sources
+
+__all__ = [
+    "Batch",
+    "BatchSource",
+    "Cache",
+    "StemArray",
+    "Track",
+    "validation_sources",
+    "write_manifest",
+    "write_track",
+]

@@ -1,0 +1,210 @@
+"""Training batches: any one at any time, or a stream of them read ahead.
+
+Global batch ``k`` is a function of (cache, settings, seed, ``k``): neither the number of ranks nor that of threads, nor where a
+run was interrupted, changes it. Every rank draws the whole plan and reads its own slice.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...config import MetaTasNetConfig
+from ...errors import TrainingDataError
+from .cache import Cache, Track
+from .crops import AUGMENTATIONS, Plan, draw_plan
+from .reader import CropReader, HostBatch
+
+__all__ = ["Batch", "BatchSource"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A rank's part of a global batch, on the device."""
+
+    sources: list[Tensor]
+    """For each stage (items, 4, 1, T_stage), float32."""
+    counts: Tensor
+    """(items, 4) bool: False for a stem that the loss must leave out whatever its samples are."""
+    number: int
+
+    def mixes(self) -> list[Tensor]:
+        """For each stage the sum of the sources, (items, 1, T_stage)."""
+        return [sources.sum(1) for sources in self.sources]
+
+    def masks(self) -> list[Tensor]:
+        """For each stage (items, 4, 1), float32: 1 where a source counts and is not all zero."""
+        return [((sources != 0).any(-1) & self.counts[..., None]).float() for sources in self.sources]
+
+
+class BatchSource:
+    """Batches of a cache's training tracks, as the authors draw them.
+
+    Args:
+        cache: where the tracks are.
+        config: the network's settings; its stages' rates must be in the cache.
+        items: of the GLOBAL batch; a rank gets ``items / world`` of them.
+        seconds: length of an item.
+        seed: of all random choices, in [0, 2^64).
+        augmentation: ``same``: a channel and a gain for each source, identical at all rates. ``original``: drawn for each
+            stage on its own, as in the authors' program. ``none``: crops only, of the channels' mean.
+        shuffle_p: share of the items whose sources are exchanged; of no effect with ``none``.
+        split: which tracks.
+        device: where the batches go.
+        rank, world: this process's number, and how many there are.
+        workers: threads that read ahead in :meth:`stream`.
+
+    Raises:
+        TrainingDataError: for settings that fit neither cache nor network, or if no track is as long as an item.
+    """
+
+    def __init__(
+        self,
+        cache: Cache,
+        config: MetaTasNetConfig,
+        *,
+        items: int = 12,
+        seconds: float = 8.0,
+        seed: int = 42,
+        augmentation: str = "same",
+        shuffle_p: float = 0.5,
+        split: str = "train",
+        device: str | torch.device = "cpu",
+        rank: int = 0,
+        world: int = 1,
+        workers: int = 2,
+    ) -> None:
+        self.rates = tuple(stage.sampling_rate for stage in config.stages)
+        self.device = torch.device(device)
+        self.items, self.seconds, self.seed, self.workers = items, seconds, seed, workers
+        self.augmentation, self.shuffle_p = augmentation, shuffle_p
+        _check(self, cache, rank, world)
+        self._slice = (rank * items // world, (rank + 1) * items // world)
+        self._crop = _crop_length(config, seconds)
+        self.tracks, self.skipped = _long_enough(cache.tracks(split), self.rates[0], self._crop, cache, split)
+        """Tracks in use, and those that are shorter than an item."""
+        self._lengths = np.array([track.samples(self.rates[0]) for track in self.tracks], np.int64)
+        self._channels = np.array([track.channels for track in self.tracks], np.int64)
+        self._counts = np.array([track.counts for track in self.tracks], bool)
+        self._reader = CropReader(self.tracks, self.rates, self._crop, pinned=self.device.type == "cuda")
+
+    @property
+    def audio_seconds(self) -> float:
+        """Seconds of audio in a global batch."""
+        return self.items * self.seconds
+
+    def plan(self, number: int) -> Plan:
+        """This rank's part of global batch ``number``, before anything is read."""
+        plan = draw_plan(
+            self.seed,
+            number,
+            items=self.items,
+            stages=len(self.rates),
+            lengths=self._lengths,
+            channels=self._channels,
+            crop=self._crop,
+            augmentation=self.augmentation,
+            shuffle_p=self.shuffle_p,
+        )
+        return plan.take(*self._slice)
+
+    def batch(self, number: int) -> Batch:
+        """This rank's part of global batch ``number``, counted from 0; may be called from any thread.
+
+        Raises:
+            TrainingDataError: if a track's file is missing, damaged or cut off.
+        """
+        return self._to_device(self._read(number))
+
+    def stream(self, start: int = 0) -> Generator[Batch, None, None]:
+        """Batches ``start``, ``start + 1``, ... without end, read ahead by ``workers`` threads.
+
+        At most ``workers + 1`` batches wait. What goes wrong in a thread is raised here, where its batch is due. The threads
+        end when the generator is closed, as by ``contextlib.closing``, or is no longer referenced.
+        """
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="batches")
+        waiting: deque[Future[HostBatch]] = deque()
+        try:
+            number = start
+            while True:
+                while len(waiting) < self.workers + 1:
+                    waiting.append(pool.submit(self._read, number))
+                    number += 1
+                yield self._to_device(waiting.popleft().result())
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _read(self, number: int) -> HostBatch:
+        plan = self.plan(number)
+        counts = self._counts[plan.tracks, np.arange(4)]
+        return self._reader.read(plan, counts, number)
+
+    def _to_device(self, host: HostBatch) -> Batch:
+        sources = []
+        for raw, weights in zip(host.raw, host.weights, strict=True):
+            moved = raw.to(self.device, non_blocking=True).float()
+            scaled = moved.mul_(weights.to(self.device, non_blocking=True)[..., None])
+            sources.append(scaled if scaled.shape[2] == 1 else scaled.sum(2, keepdim=True))
+        return Batch(sources, host.counts.to(self.device), host.number)
+
+
+def _check(source: BatchSource, cache: Cache, rank: int, world: int) -> None:
+    missing = [rate for rate in source.rates if rate not in cache.rates]
+    if missing:
+        raise TrainingDataError(
+            f"The cache at {cache.path} lacks {', '.join(map(str, missing))} Hz; prepare it with "
+            f"--rates {','.join(map(str, source.rates))}."
+        )
+    if source.augmentation not in AUGMENTATIONS:
+        raise TrainingDataError(
+            f"There is no augmentation {source.augmentation!r}; choose one of {', '.join(AUGMENTATIONS)}."
+        )
+    if not 0 <= source.shuffle_p <= 1:
+        raise TrainingDataError(f"shuffle_p is a share of the batch, from 0 to 1, got {source.shuffle_p}.")
+    if not 0 <= source.seed < 2**64:
+        raise TrainingDataError(f"A seed must lie in [0, 2^64), got {source.seed}.")
+    if source.workers < 1:
+        raise TrainingDataError(f"workers must be at least 1, got {source.workers}.")
+    if not 0 <= rank < world:
+        raise TrainingDataError(f"rank must lie in [0, {world}), got {rank}.")
+    if source.items < 1 or source.items % world:
+        raise TrainingDataError(
+            f"A batch of {source.items} items cannot be shared by {world} processes; choose a multiple of {world}."
+        )
+
+
+def _crop_length(config: MetaTasNetConfig, seconds: float) -> int:
+    """Samples of an item at the lowest rate."""
+    stage = config.stage(0)
+    samples = seconds * stage.sampling_rate
+    if samples != int(samples) or int(samples) % stage.W or samples < stage.shortest:
+        raise TrainingDataError(
+            f"{seconds} s at {stage.sampling_rate} Hz must be a whole multiple of the stride of {stage.W} samples, and "
+            f"at least {stage.shortest} samples; choose another length."
+        )
+    return int(samples)
+
+
+def _long_enough(
+    tracks: Sequence[Track], rate: int, crop: int, cache: Cache, split: str
+) -> tuple[list[Track], list[Track]]:
+    used = [track for track in tracks if track.samples(rate) >= crop]
+    skipped = [track for track in tracks if track.samples(rate) < crop]
+    if skipped:
+        names = ", ".join(track.name for track in skipped)
+        log.warning("%d tracks are shorter than %g s and are left out: %s", len(skipped), crop / rate, names)
+    if not used:
+        raise TrainingDataError(
+            f"None of the {len(tracks)} tracks of {split} in {cache.path} is as long as {crop / rate:g} s; "
+            "choose shorter items, or prepare longer tracks."
+        )
+    return used, skipped

@@ -1,0 +1,152 @@
+"""Reading a cache of tracks: memory-mapped samples of every rate, cut so that all rates are aligned.
+
+    CACHE/manifest.json                what there is, and from what it was made
+    CACHE/<split>/<track>/<rate>.npy   (4, channels, samples), int16 or float32
+    CACHE/<split>/<track>/entry.json   lengths, scales, loudness, hash
+
+``CACHE/train/A/16000.npy`` times its stems' scales is the audio at 16 kHz, full scale 1. Sample ``n`` at one rate and sample
+``2 n`` at twice that rate are the same instant, and their lengths have the same ratio.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import TrainingDataError
+from .entry import FORMAT, SPLITS, TrackEntry
+
+__all__ = ["Cache", "StemArray", "Track"]
+
+
+@dataclass(frozen=True)
+class StemArray:
+    """Stems (4, channels, samples) of a track at one rate: float32, full scale 1, read from disk where they are indexed."""
+
+    raw: NDArray[Any]
+    """Memory-mapped, as stored."""
+    scale: NDArray[np.float32]
+    """(4, 1, 1): full-scale value of one stored unit."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.raw.shape
+
+    def __getitem__(self, key: Any) -> NDArray[np.float32]:
+        """Index like an array; the first index must leave a stem's scale determined, as integers and slices do."""
+        stems = key[0] if isinstance(key, tuple) else key
+        scale = self.scale[stems]
+        part = np.asarray(self.raw[key], dtype=np.float32)
+        return np.asarray(part * scale.reshape(scale.shape[: scale.ndim - 2] + (1,) * (part.ndim - scale.ndim + 2)))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        found = self[:]
+        return found if dtype is None else found.astype(dtype)
+
+
+@dataclass(frozen=True)
+class Track:
+    """One cached track."""
+
+    folder: Path
+    entry: TrackEntry
+
+    @property
+    def name(self) -> str:
+        return self.entry.name
+
+    @property
+    def seconds(self) -> float:
+        return self.entry.seconds
+
+    @property
+    def channels(self) -> int:
+        return self.entry.channels
+
+    @property
+    def counts(self) -> tuple[bool, ...]:
+        """For each stem whether the loss may count it."""
+        return self.entry.counts
+
+    def samples(self, rate: int) -> int:
+        return self.entry.rates[rate].samples
+
+    def deviation(self, rate: int) -> float:
+        """What the authors divide the track by at this rate: the standard deviation of its mono mixture."""
+        return self.entry.rates[rate].deviation
+
+    def file(self, rate: int) -> Path:
+        return self.folder / f"{rate}.npy"
+
+    def stems(self, rate: int) -> StemArray:
+        """Stems at ``rate`` in the order of ``INSTRUMENTS``.
+
+        Raises:
+            TrainingDataError: if the cache does not have that rate, or its file is damaged.
+        """
+        if rate not in self.entry.rates:
+            raise TrainingDataError(
+                f"{self.name} is cached at {', '.join(map(str, self.entry.rates))} Hz, not at {rate}; prepare it again."
+            )
+        expected = (4, self.channels, self.samples(rate))
+        try:
+            raw = np.load(self.file(rate), mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise TrainingDataError(
+                f"{self.file(rate)} cannot be read ({error}); delete the folder and prepare again."
+            ) from error
+        if raw.shape != expected or raw.dtype != np.dtype(self.entry.dtype):
+            raise TrainingDataError(
+                f"{self.file(rate)} holds {raw.dtype} {raw.shape} instead of {self.entry.dtype} {expected}; "
+                "delete the folder and prepare again."
+            )
+        scale = np.array(self.entry.rates[rate].scale, np.float32).reshape(4, 1, 1)
+        return StemArray(raw, scale)
+
+
+@dataclass(frozen=True)
+class Cache:
+    """The tracks that ``metatasnet-fast prepare`` made."""
+
+    path: Path
+    rates: tuple[int, ...]
+    """Sampling rates in ascending order, hertz."""
+    entries: tuple[TrackEntry, ...]
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Cache:
+        """Read the manifest; samples are not touched.
+
+        Raises:
+            TrainingDataError: if there is no finished cache at ``path``, or one of another version.
+        """
+        file = Path(path) / "manifest.json"
+        try:
+            manifest = json.loads(file.read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise TrainingDataError(
+                f"There is no finished cache at {path}; make one with metatasnet-fast prepare."
+            ) from error
+        try:
+            if manifest["format"] != FORMAT:
+                raise TrainingDataError(f"The cache at {path} was written by another version; prepare it again.")
+            rates = tuple(int(rate) for rate in manifest["rates"])
+            entries = tuple(TrackEntry.from_dict(values) for values in manifest["tracks"])
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, TrainingDataError):
+                raise
+            raise TrainingDataError(f"{file} is no manifest of a cache; prepare it again.") from error
+        return cls(Path(path), rates, entries)
+
+    def tracks(self, split: str) -> list[Track]:
+        """The tracks of ``train``, ``valid`` or ``test``, by name; none if the split is empty."""
+        if split not in SPLITS:
+            raise TrainingDataError(f"There is no split {split!r}; choose {', '.join(SPLITS[:-1])} or {SPLITS[-1]}.")
+        found = [Track(self.path / split / entry.name, entry) for entry in self.entries if entry.split == split]
+        return sorted(found, key=lambda track: track.name)

@@ -1,0 +1,77 @@
+"""What is recorded of a cached track beside its samples: ``entry.json`` in the track's folder, written last."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from ...errors import TrainingDataError
+
+__all__ = ["FORMAT", "SPLITS", "RateEntry", "TrackEntry"]
+
+FORMAT = 1
+"""Version of the cache's layout. Caches of other versions are refused."""
+
+SPLITS = ("train", "valid", "test")
+
+
+@dataclass(frozen=True)
+class RateEntry:
+    """The samples of one rate: ``<rate>.npy``, (4, channels, samples)."""
+
+    samples: int
+    scale: tuple[float, ...]
+    """Full-scale value of one unit of each stem."""
+    deviation: float
+    """Standard deviation over time of the four stems' sum, averaged over the channels: what the authors divide by."""
+
+
+@dataclass(frozen=True)
+class TrackEntry:
+    """One track of a cache."""
+
+    name: str
+    split: str
+    sha256: str
+    """Over the contents of the files that the track was made from."""
+    origin: str
+    """Where those files were."""
+    dtype: str
+    channels: int
+    rates: dict[int, RateEntry]
+    counts: tuple[bool, ...]
+    """False for a stem that the loss must leave out, because it may hide in another or holds something else."""
+    loudness: dict[str, dict[str, float | None]] = dataclasses.field(default_factory=dict)
+    """Of the mixture and of each stem, by name: ``lufs``, ``rms_dbfs`` and ``peak_dbfs``; None where there is only silence."""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def seconds(self) -> float:
+        rate = min(self.rates)
+        return self.rates[rate].samples / rate
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"format": FORMAT, **dataclasses.asdict(self)}
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrackEntry:
+        """Raises :class:`TrainingDataError` for anything that :meth:`to_dict` does not write."""
+        try:
+            values = dict(values)
+            if values.pop("format") != FORMAT:
+                raise TrainingDataError("This entry was written by another version; prepare the track again.")
+            rates = {
+                int(rate): RateEntry(int(r["samples"]), tuple(map(float, r["scale"])), float(r["deviation"]))
+                for rate, r in values.pop("rates").items()
+            }
+            counts, warnings = (tuple(values.pop(key)) for key in ("counts", "warnings"))
+            return cls(rates=rates, counts=counts, warnings=warnings, **values)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            if isinstance(error, TrainingDataError):
+                raise
+            raise TrainingDataError("This entry cannot be read; prepare the track again.") from error

@@ -1,0 +1,211 @@
+"""Writing a cache: a track's folder appears whole or not at all, and the manifest lists the folders that are there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ... import __version__
+from ...config import INSTRUMENTS
+from ...errors import TrainingDataError
+from .entry import FORMAT, SPLITS, RateEntry, TrackEntry
+
+__all__ = [
+    "DTYPES",
+    "PARTIAL",
+    "check_rates",
+    "entries_in",
+    "read_entry",
+    "replace_folder",
+    "write_atomically",
+    "write_manifest",
+    "write_track",
+]
+
+DTYPES = ("int16", "float32")
+
+PARTIAL = ".partial"
+"""Folder, inside the cache, of what is being written. Whatever is there while nothing runs is left over from a kill."""
+
+ENTRY = "entry.json"
+
+
+def check_rates(rates: Sequence[int]) -> tuple[int, ...]:
+    """Rates in ascending order; :class:`TrainingDataError` unless each is a multiple of the first."""
+    ordered = tuple(sorted(set(rates)))
+    if not ordered or ordered[0] < 1 or any(rate % ordered[0] for rate in ordered):
+        raise TrainingDataError(
+            f"Every rate must be a multiple of the lowest, or crops cannot be aligned; got {list(rates)}."
+        )
+    return ordered
+
+
+def write_track(
+    cache: str | os.PathLike[str],
+    split: str,
+    name: str,
+    audio: Mapping[int, NDArray[np.float32]],
+    *,
+    dtype: str = "int16",
+    counts: Sequence[bool] = (True,) * 4,
+    sha256: str = "",
+    origin: str = "",
+    loudness: Mapping[str, Mapping[str, float | None]] | None = None,
+    warnings: Sequence[str] = (),
+) -> TrackEntry:
+    """Store one track; a reader sees it once the manifest lists it.
+
+    Args:
+        cache: the cache's folder.
+        split: ``train``, ``valid`` or ``test``.
+        name: the track's, and its folder's.
+        audio: for each rate the stems (4, channels, samples), full scale 1, finite, 1 or 2 channels. The rates are cut to
+            one duration.
+        dtype: how samples are stored: ``int16`` with one scale per stem, its peak being 32767; or ``float32``.
+        counts: False for stems that the loss must leave out.
+        sha256, origin, loudness, warnings: kept in the entry.
+
+    Raises:
+        TrainingDataError: if the track is silent, too short for one sample, or the cache cannot be written.
+    """
+    rates = check_rates(list(audio))
+    base = min(audio[rate].shape[-1] // (rate // rates[0]) for rate in rates)
+    if base < 1:
+        raise TrainingDataError(f"{name} is shorter than one sample at {rates[0]} Hz; leave it out.")
+    if not audio[rates[0]].any():
+        raise TrainingDataError(f"All stems of {name} are silent; leave it out.")
+    with replace_folder(Path(cache), Path(split) / name) as folder:
+        written = {}
+        for rate in rates:
+            stems = audio[rate][..., : base * (rate // rates[0])]
+            deviation = float(stems.mean(1, dtype=np.float64).sum(0).std())
+            if deviation == 0:
+                raise TrainingDataError(f"The stems of {name} cancel each other or are constant; leave it out.")
+            stored, scale = quantise(stems) if dtype == "int16" else (stems, (1.0,) * 4)
+            np.save(folder / f"{rate}.npy", np.ascontiguousarray(stored))
+            written[rate] = RateEntry(stems.shape[-1], scale, deviation)
+        entry = TrackEntry(
+            name,
+            split,
+            sha256,
+            origin,
+            dtype,
+            stems.shape[1],
+            written,
+            tuple(bool(c) for c in counts),
+            {key: dict(values) for key, values in (loudness or {}).items()},
+            tuple(warnings),
+        )
+        (folder / ENTRY).write_text(entry.to_json(), "utf-8")
+    return entry
+
+
+def quantise(stems: NDArray[np.float32]) -> tuple[NDArray[np.int16], tuple[float, ...]]:
+    """``round(x / scale)`` with ``scale = peak / 32767`` of each stem, and the scales."""
+    peaks = np.abs(stems).max(axis=(1, 2))
+    # A silent stem's scale is arbitrary, and that of a stem that is all but silent must not round to 0.
+    scale = np.maximum(np.where(peaks > 0, peaks, 1.0) / 32767, np.finfo(np.float32).tiny).astype(np.float32)
+    stored = np.rint(stems / scale[:, None, None]).clip(-32767, 32767).astype(np.int16)
+    return stored, tuple(float(s) for s in scale)
+
+
+@contextmanager
+def replace_folder(cache: Path, relative: Path) -> Iterator[Path]:
+    """A new folder to fill, which takes its place in the cache when the block ends without an error.
+
+    Killed at any instant, the place holds the old folder whole, the new one whole, or nothing.
+    """
+    place = cache / relative
+    partial = cache / PARTIAL / "--".join(relative.parts)
+    old = partial.with_name(partial.name + ".old")
+    try:
+        for left_over in (partial, old):
+            if left_over.exists():
+                shutil.rmtree(left_over)
+        partial.mkdir(parents=True)
+        yield partial
+        for file in partial.iterdir():
+            _to_disk(file)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if place.exists():
+            place.rename(old)
+        partial.rename(place)
+        _to_disk(place.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError) and not isinstance(error, TrainingDataError):
+            raise TrainingDataError(
+                f"{place} cannot be written ({error.strerror or error}); make room or choose another folder."
+            ) from error
+        raise
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file by ``text`` at once."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, "utf-8")
+    _to_disk(part)
+    part.replace(path)
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file, or the names in a folder, would survive a loss of power."""
+    if os.name == "nt" and path.is_dir():
+        return  # Windows opens no folders
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read_entry(folder: Path) -> TrackEntry | None:
+    """The entry of a track's folder, if one is there and can be read."""
+    try:
+        return TrackEntry.from_dict(json.loads((folder / ENTRY).read_text("utf-8")))
+    except (OSError, ValueError):
+        return None
+
+
+def entries_in(cache: Path) -> Iterator[TrackEntry]:
+    """The entries of all finished tracks, split by split, by name."""
+    for split in SPLITS:
+        folder = cache / split
+        for track in sorted(folder.iterdir()) if folder.is_dir() else ():
+            entry = read_entry(track)
+            if entry is not None:
+                yield entry
+
+
+def write_manifest(
+    cache: str | os.PathLike[str], rates: Sequence[int], failed: Iterable[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
+    """Write ``manifest.json``, which makes the finished tracks that have exactly these rates readable, and return it."""
+    rates = check_rates(rates)
+    tracks = [entry for entry in entries_in(Path(cache)) if tuple(sorted(entry.rates)) == rates]
+    manifest = {
+        "format": FORMAT,
+        "tool": f"metatasnet-fast {__version__}",
+        "rates": list(rates),
+        "stems": list(INSTRUMENTS),
+        "seconds": {split: round(sum(t.seconds for t in tracks if t.split == split), 3) for split in SPLITS},
+        "tracks": [entry.to_dict() for entry in tracks],
+        "failed": [dict(failure) for failure in failed],
+    }
+    text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+    try:
+        write_atomically(Path(cache) / "manifest.json", text)
+    except OSError as error:
+        raise TrainingDataError(
+            f"The manifest of {cache} cannot be written ({error.strerror or error}); make room or choose another folder."
+        ) from error
+    return manifest
