@@ -134,11 +134,15 @@ class Cache:
                 f"There is no finished cache at {path}; make one with metatasnet-fast prepare."
             ) from error
         try:
+            if manifest.get("layout") == "original":
+                raise TrainingDataError(
+                    f"{path} is in the authors' layout; make a cache of it with metatasnet-fast prepare --original {path}."
+                )
             if manifest["format"] != FORMAT:
                 raise TrainingDataError(f"The cache at {path} was written by another version; prepare it again.")
             rates = tuple(int(rate) for rate in manifest["rates"])
             entries = tuple(TrackEntry.from_dict(values) for values in manifest["tracks"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, TrainingDataError):
                 raise
             raise TrainingDataError(f"{file} is no manifest of a cache; prepare it again.") from error

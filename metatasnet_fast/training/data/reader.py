@@ -56,7 +56,7 @@ class _File:
     def read(self, stem: int, channel: int, start: int, into: NDArray[np.generic]) -> None:
         first = (stem * self.track.channels + channel) * self.samples + start
         path = self.track.file(self.rate)
-        wanted = memoryview(into).cast("B")
+        wanted = into.view(np.uint8).data
         try:
             with open(path, "rb", buffering=0) as file:
                 file.seek(self.offset + first * self.dtype.itemsize)

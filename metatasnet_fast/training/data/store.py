@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,8 +24,11 @@ __all__ = [
     "PARTIAL",
     "check_rates",
     "entries_in",
+    "place_of",
     "read_entry",
     "replace_folder",
+    "rewrite_entry",
+    "to_disk",
     "write_atomically",
     "write_manifest",
     "write_track",
@@ -124,6 +128,8 @@ def replace_folder(cache: Path, relative: Path) -> Iterator[Path]:
     Killed at any instant, the place holds the old folder whole, the new one whole, or nothing.
     """
     place = cache / relative
+    if place.exists() and not (place / ENTRY).exists():
+        raise TrainingDataError(f"{place} is no track of a cache; choose another folder for the cache.")
     partial = cache / PARTIAL / "--".join(relative.parts)
     old = partial.with_name(partial.name + ".old")
     try:
@@ -133,12 +139,12 @@ def replace_folder(cache: Path, relative: Path) -> Iterator[Path]:
         partial.mkdir(parents=True)
         yield partial
         for file in partial.iterdir():
-            _to_disk(file)
+            to_disk(file)
         place.parent.mkdir(parents=True, exist_ok=True)
         if place.exists():
             place.rename(old)
         partial.rename(place)
-        _to_disk(place.parent)
+        to_disk(place.parent)
         shutil.rmtree(old, ignore_errors=True)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -150,14 +156,23 @@ def replace_folder(cache: Path, relative: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file by ``text`` at once."""
+    """Replace a file by ``text`` at once.
+
+    Raises:
+        TrainingDataError: if that cannot be done.
+    """
     part = path.with_name(f".{path.name}.part")
-    part.write_text(text, "utf-8")
-    _to_disk(part)
-    part.replace(path)
+    try:
+        part.write_text(text, "utf-8")
+        to_disk(part)
+        part.replace(path)
+    except OSError as error:
+        raise TrainingDataError(
+            f"{path} cannot be written ({error.strerror or error}); make room or choose another folder."
+        ) from error
 
 
-def _to_disk(path: Path) -> None:
+def to_disk(path: Path) -> None:
     """Wait until a file, or the names in a folder, would survive a loss of power."""
     if os.name == "nt" and path.is_dir():
         return  # Windows opens no folders
@@ -166,6 +181,16 @@ def _to_disk(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def place_of(cache: Path, split: str, name: str) -> Path:
+    """The folder of a track."""
+    return cache / split / name
+
+
+def rewrite_entry(folder: Path, entry: TrackEntry) -> None:
+    """Replace a finished track's entry."""
+    write_atomically(folder / ENTRY, entry.to_json())
 
 
 def read_entry(folder: Path) -> TrackEntry | None:
@@ -197,15 +222,9 @@ def write_manifest(
         "tool": f"metatasnet-fast {__version__}",
         "rates": list(rates),
         "stems": list(INSTRUMENTS),
-        "seconds": {split: round(sum(t.seconds for t in tracks if t.split == split), 3) for split in SPLITS},
+        "seconds": {split: round(math.fsum(t.seconds for t in tracks if t.split == split), 3) for split in SPLITS},
         "tracks": [entry.to_dict() for entry in tracks],
         "failed": [dict(failure) for failure in failed],
     }
-    text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
-    try:
-        write_atomically(Path(cache) / "manifest.json", text)
-    except OSError as error:
-        raise TrainingDataError(
-            f"The manifest of {cache} cannot be written ({error.strerror or error}); make room or choose another folder."
-        ) from error
+    write_atomically(Path(cache) / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
     return manifest

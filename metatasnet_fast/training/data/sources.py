@@ -1,0 +1,170 @@
+"""Finding tracks with stems: MUSDB18 in both editions, folders of stems, and what the authors' program prepared.
+
+Nothing is decoded here, so that a track that cannot be used is reported when its turn comes, and stops no other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ...config import INSTRUMENTS
+from ...errors import TrainingDataError
+from .entry import SPLITS
+
+__all__ = ["MUSDB_VALIDATION", "TrackSource", "find_musdb", "find_original", "find_stems", "read_counts", "stem_files"]
+
+MUSDB_VALIDATION = frozenset(
+    [
+        "ANiMAL - Rockshow",
+        "Actions - One Minute Smile",
+        "Alexander Ross - Goodbye Bolero",
+        "Clara Berry And Wooldog - Waltz For My Victims",
+        "Fergessen - Nos Palpitants",
+        "James May - On The Line",
+        "Johnny Lokke - Promises & Lies",
+        "Leaf - Summerghost",
+        "Meaxic - Take A Step",
+        "Patrick Talbot - A Reason To Leave",
+        "Skelpolu - Human Mistakes",
+        "Traffic Experiment - Sirens",
+        "Triviul - Angelsaint",
+        "Young Griffo - Pennies",
+    ]
+)
+"""The 14 tracks of MUSDB18's training set that the field validates on (``mus.yaml`` of the package musdb)."""
+
+ANNOTATION = "track.json"
+STEM_MP4 = ".stem.mp4"
+ORIGINAL_SPLITS = {"train": "train", "validation": "valid"}
+
+
+@dataclass(frozen=True)
+class TrackSource:
+    """A track that can be prepared."""
+
+    name: str
+    split: str
+    path: Path
+    """A folder of stems, a ``.stem.mp4``, or the authors' ``.npz`` at the lowest rate."""
+    kind: str
+    """``stems``, ``musdb`` or ``original``."""
+
+
+def find_stems(root: str | os.PathLike[str], held_out: Sequence[str] = ()) -> list[TrackSource]:
+    """Tracks of ``root/{train,valid,test}/<track>/{drums,bass,other,vocals}.*``, or of ``root/<track>/...``.
+
+    In the second form every track belongs to ``train``. Tracks named in ``held_out`` go from ``train`` to ``valid``.
+
+    Raises:
+        TrainingDataError: if there is no track, or a name in ``held_out`` is not one of a training track.
+    """
+    root = _directory(root)
+    splits = [split for split in SPLITS if (root / split).is_dir()]
+    if splits:
+        found = [TrackSource(p.name, s, p, "stems") for s in splits for p in _folders(root / s)]
+    else:
+        # Next to the tracks may lie anything; a folder with some of the stems is a track that lacks the others.
+        found = [TrackSource(p.name, "train", p, "stems") for p in _folders(root) if any(stem_files(p).values())]
+    if not found:
+        raise TrainingDataError(
+            f"{root} holds no tracks: folders with drums, bass, other and vocals are looked for in it, or in its folders "
+            "train, valid and test."
+        )
+    return _hold_out(found, held_out)
+
+
+def find_musdb(root: str | os.PathLike[str]) -> list[TrackSource]:
+    """The tracks of MUSDB18 (``.stem.mp4``) or MUSDB18-HQ (folders of wav), with the field's validation tracks apart.
+
+    Raises:
+        TrainingDataError: if ``root`` holds neither.
+    """
+    root = _directory(root)
+    found = []
+    for split in ("train", "test"):
+        folder = root / split
+        files = sorted(folder.glob(f"*{STEM_MP4}")) if folder.is_dir() else []
+        tracks = [(p.name.removesuffix(STEM_MP4), p, "musdb") for p in files if not p.name.startswith(".")]
+        if folder.is_dir() and not tracks:
+            tracks = [(p.name, p, "stems") for p in _folders(folder)]
+        for name, path, kind in tracks:
+            place = "valid" if split == "train" and name in MUSDB_VALIDATION else split
+            found.append(TrackSource(name, place, path, kind))
+    if not found:
+        raise TrainingDataError(f"{root} is not MUSDB18: it has no tracks in its folders train and test.")
+    return found
+
+
+def find_original(root: str | os.PathLike[str], rates: Sequence[int]) -> list[TrackSource]:
+    """Tracks that the authors' program prepared: ``root/train_8/0000.npz`` and so on.
+
+    Raises:
+        TrainingDataError: if there are none at the lowest of ``rates``.
+    """
+    root = _directory(root)
+    found = []
+    for original, split in ORIGINAL_SPLITS.items():
+        folder = root / f"{original}_{min(rates) // 1000}"
+        files = sorted(folder.glob("*.npz")) if folder.is_dir() else []
+        found += [TrackSource(file.stem, split, file, "original") for file in files]
+    if not found:
+        raise TrainingDataError(
+            f"{root} holds no folder train_{min(rates) // 1000} with .npz files, as the authors' program prepares them."
+        )
+    return found
+
+
+def stem_files(folder: Path) -> dict[str, list[Path]]:
+    """For each of the four stems the files ``<stem>.*`` of a folder."""
+    found: dict[str, list[Path]] = {stem: [] for stem in INSTRUMENTS}
+    for path in sorted(folder.iterdir()):
+        stem = path.stem.lower()
+        if stem in found and path.suffix and not path.is_dir():
+            found[stem].append(path)
+    return found
+
+
+def read_counts(folder: Path) -> tuple[bool, ...]:
+    """Which stems the loss may count, from the optional ``track.json``: ``{"unknown": ["bass"]}`` leaves the bass out.
+
+    Raises:
+        TrainingDataError: if the file is there and says something else.
+    """
+    file = folder / ANNOTATION
+    if not file.exists():
+        return (True,) * 4
+    try:
+        content = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise TrainingDataError(f"{file} cannot be read ({error}); correct it.") from error
+    unknown = content.get("unknown", []) if isinstance(content, dict) else None
+    if not isinstance(unknown, list) or any(stem not in INSTRUMENTS for stem in unknown):
+        raise TrainingDataError(
+            f'{file} must look like {{"unknown": ["bass"]}}, with stems of {", ".join(INSTRUMENTS)}; correct it.'
+        )
+    return tuple(stem not in unknown for stem in INSTRUMENTS)
+
+
+def _directory(root: str | os.PathLike[str]) -> Path:
+    path = Path(root)
+    if not path.is_dir():
+        raise TrainingDataError(f"There is no folder {path}; check the path.")
+    return path
+
+
+def _folders(root: Path) -> Iterable[Path]:
+    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _hold_out(tracks: list[TrackSource], names: Sequence[str]) -> list[TrackSource]:
+    known = {track.name for track in tracks if track.split == "train"}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise TrainingDataError(
+            f"There is no training track {unknown[0]!r} to hold out; there are {', '.join(sorted(known)) or 'none'}."
+        )
+    return [replace(t, split="valid") if t.split == "train" and t.name in names else t for t in tracks]
