@@ -21,7 +21,6 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import TILE, alignment, channel_block, launch, strides
-from .statistics import new_statistics
 from .tile import activation, prelu, slope_of, store_moments
 
 __all__ = ["channel_parameters", "depthwise_forward", "depthwise_fwd_kernel", "load_tap"]
@@ -52,9 +51,9 @@ def channel_parameters(p_affine, p_beta, p_w, i_ni, i_c, m_c, C: tl.constexpr):
 @triton.jit(do_not_specialize=["T", "dilation", "x_n", "x_i", "x_t"])
 def depthwise_fwd_kernel(
     p_x, p_w, p_slope, p_affine, p_beta, p_next_slope, p_y, p_statistics, T, dilation, x_n, x_i, x_t,
-    C: tl.constexpr, ALIGN: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
+    C: tl.constexpr, LD: tl.constexpr, ALIGN: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """One program: one tile of one item and instrument, BLOCK_C channels."""
+    """One program: one tile of one item and instrument, BLOCK_C channels. Frames of y are LD elements apart."""
     blocks = tl.cdiv(C, BLOCK_C)
     row = tl.program_id(0) // blocks
     tiles = tl.cdiv(T, BLOCK_T)
@@ -73,24 +72,29 @@ def depthwise_fwd_kernel(
         b_w = b_w0 if k == 0 else (b_w1 if k == 1 else b_w2)
         b_a += b_w[None, :] * b_m
     b_y = prelu(b_a, next_slope).to(p_y.dtype.element_ty)
-    p_y += i_ni.to(tl.int64) * T * C
-    tl.store(p_y + i_t.to(tl.int64)[:, None] * C + i_c[None, :], b_y, mask=m_t[:, None] & m_c[None, :])
-    count = tl.minimum(T - i_tile * BLOCK_T, BLOCK_T).to(tl.float32)
-    store_moments(b_y.to(tl.float32), m_t, count, p_statistics, row, i_c, m_c, C)
+    p_y += i_ni.to(tl.int64) * T * LD
+    tl.store(p_y + i_t.to(tl.int64)[:, None] * LD + i_c[None, :], b_y, mask=m_t[:, None] & m_c[None, :])
+    if p_statistics is not None:
+        count = tl.minimum(T - i_tile * BLOCK_T, BLOCK_T).to(tl.float32)
+        store_moments(b_y.to(tl.float32), m_t, count, p_statistics, row, i_c, m_c, C)
 
 
 def depthwise_forward(
-    x: Tensor, weight: Tensor, dilation: int, slope: Tensor, affine: Tensor, beta: Tensor, next_slope: Tensor
-) -> tuple[Tensor, Tensor]:
-    """y (n, 4, T, C) in x's dtype and its partials; ``x`` with unit stride along channels."""
+    x: Tensor, weight: Tensor, dilation: int, slope: Tensor, affine: Tensor, beta: Tensor, next_slope: Tensor,
+    y: Tensor | None = None, statistics: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """y (n, 4, T, C) in x's dtype, and its partials into ``statistics`` if given; ``x`` with unit stride along channels.
+
+    A given ``y`` may be some channels of a contiguous tensor with more of them.
+    """
     n, _, frames, channels = x.shape
-    y = torch.empty(n, 4, frames, channels, dtype=x.dtype, device=x.device)
-    statistics = new_statistics(x, channels)
+    if y is None:
+        y = torch.empty(n, 4, frames, channels, dtype=x.dtype, device=x.device)
     block, align = channel_block(channels), alignment(x)
     launch(
-        depthwise_fwd_kernel, n * 4 * statistics.shape[2] * -(-channels // block), x,
+        depthwise_fwd_kernel, n * 4 * -(-frames // TILE) * -(-channels // block), x,
         p_x=x, p_w=weight, p_slope=slope, p_affine=affine, p_beta=beta, p_next_slope=next_slope, p_y=y,
-        p_statistics=statistics, T=frames, C=channels, dilation=dilation,
+        p_statistics=statistics, T=frames, C=channels, LD=y.stride(1) // frames, dilation=dilation,
         **strides(align, x=x), ALIGN=align, BLOCK_T=TILE, BLOCK_C=block, num_warps=4,
     )  # fmt: skip
-    return y, statistics
+    return y

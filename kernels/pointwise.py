@@ -29,7 +29,17 @@ from .launch import TILE, alignment, column_tile, launch, power_of_two, strides
 from .statistics import new_statistics
 from .tile import activation, slope_of, store_moments
 
-__all__ = ["BLOCK_K", "fold_kernel", "fold_weights", "pointwise_forward", "pointwise_fwd_kernel", "product_warps"]
+__all__ = [
+    "BLOCK_K",
+    "STAGES",
+    "fold_kernel",
+    "fold_weights",
+    "pointwise_finish",
+    "pointwise_forward",
+    "pointwise_fwd_kernel",
+    "product",
+    "product_warps",
+]
 
 BLOCK_K = 32
 STAGES = 3
@@ -40,47 +50,48 @@ def product_warps(width: int) -> int:
     return 8 if width >= 64 else 4
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["affine_s"])
 def fold_kernel(
-    p_w,
-    p_bias,
-    p_affine,
-    p_beta,
-    p_folded,
-    p_folded_bias,
-    N: tl.constexpr,
-    K: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """One program: BLOCK_N outputs of one item and instrument."""
+    p_w, p_bias, p_affine, p_beta, p_folded, p_folded_bias, affine_s,
+    N: tl.constexpr, K: tl.constexpr, SECTION: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """One program: BLOCK_N outputs of one item and instrument.
+
+    The K inputs are sections, each with its own weights (sections, 4, ROWS, SECTION), of whose ROWS the first N are taken,
+    bias (sections, 4, ROWS), affine (sections, n, 4, 4, SECTION), sections ``affine_s`` apart, and beta (sections, 4, SECTION).
+    """
     blocks = tl.cdiv(N, BLOCK_N)
     i_ni = tl.program_id(0) // blocks
+    i_i = (i_ni % 4).to(tl.int64)
     i_o = (tl.program_id(0) % blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
     m_o = i_o < N
-    p_w += (i_ni % 4).to(tl.int64) * N * K
+    p_w += i_i * ROWS * SECTION
     p_folded += i_ni.to(tl.int64) * N * K
-    p_affine += i_ni.to(tl.int64) * 4 * K
+    p_affine += i_ni.to(tl.int64) * 4 * SECTION
     b_bias = tl.zeros([BLOCK_N], tl.float32)
     for k in range(0, K, BLOCK_K):
         i_k = k + tl.arange(0, BLOCK_K)
         m_k = i_k < K
-        i_w = i_o[:, None] * K + i_k[None, :]
+        i_s, i_h = i_k // SECTION, i_k % SECTION
         mask = m_o[:, None] & m_k[None, :]
+        i_w = i_o[:, None] * SECTION + (i_s * (4 * ROWS * SECTION) + i_h)[None, :]
         b_w = tl.load(p_w + i_w, mask=mask, other=0.0).to(tl.float32)
-        b_scale = tl.load(p_affine + i_k, mask=m_k, other=0.0)
-        b_mean = tl.load(p_affine + 2 * K + i_k, mask=m_k, other=0.0)
-        b_beta = tl.load(p_beta + (i_ni % 4) * K + i_k, mask=m_k, other=0.0).to(tl.float32)
+        p_channel = p_affine + i_s * affine_s.to(tl.int64) + i_h
+        b_scale = tl.load(p_channel, mask=m_k, other=0.0)
+        b_mean = tl.load(p_channel + 2 * SECTION, mask=m_k, other=0.0)
+        b_beta = tl.load(p_beta + (i_s * 4 + i_i) * SECTION + i_h, mask=m_k, other=0.0).to(tl.float32)
         b_folded = (b_w * b_scale[None, :]).to(p_folded.dtype.element_ty)
-        tl.store(p_folded + i_w, b_folded, mask=mask)
+        tl.store(p_folded + i_o[:, None] * K + i_k[None, :], b_folded, mask=mask)
         b_bias += tl.sum(b_w * b_beta[None, :] - b_folded.to(tl.float32) * b_mean[None, :], 1)
     if p_bias is not None:
-        b_bias += tl.load(p_bias + (i_ni % 4) * N + i_o, mask=m_o, other=0.0).to(tl.float32)
+        for s in range(0, K // SECTION):
+            b_bias += tl.load(p_bias + (s * 4 + i_i) * ROWS + i_o, mask=m_o, other=0.0).to(tl.float32)
     tl.store(p_folded_bias + i_ni.to(tl.int64) * N + i_o, b_bias, mask=m_o)
 
 
 @triton.jit
-def _finish(
+def pointwise_finish(
     b_y, p_bias, p_residual, p_next_slope, p_y, p_statistics, row, i_t, m_t, i_o, count, residual_t, N: tl.constexpr
 ):
     """Bias, residual, store, statistics of BLOCK_T by some columns."""
@@ -143,11 +154,11 @@ def pointwise_fwd_kernel(
         p_bias += i_w * N
     if p_residual is not None:
         p_residual += i_n * (residual_n.to(tl.int64) * ALIGN) + i_i * (residual_i.to(tl.int64) * ALIGN)
-    _finish(
+    pointwise_finish(
         b_y, p_bias, p_residual, p_next_slope, p_y, p_statistics, row, i_t, m_t, i_o, count, residual_t, N
     )  # fmt: skip
     if TAIL_N > 0:
-        _finish(
+        pointwise_finish(
             b_tail, p_bias, p_residual, p_next_slope, p_y, p_statistics, row, i_t, m_t, i_tail, count, residual_t, N
         )  # fmt: skip
 
@@ -155,31 +166,40 @@ def pointwise_fwd_kernel(
 def fold_weights(
     weight: Tensor, bias: Tensor | None, affine: Tensor, beta: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """W' (n, 4, N, K) in ``dtype`` and b' (n, 4, N) in float32."""
-    n, (_, columns, inputs) = len(affine), weight.shape
+    """W' (n, 4, N, K) in ``dtype`` and b' (n, 4, N) in float32.
+
+    ``weight`` (4, N, K) for ``affine`` (n, 4, 4, K), or, for inputs that lie side by side, (sections, 4, N, K / sections), the
+    last N rows of a contiguous tensor with more of them, for ``affine`` (sections, n, 4, 4, K / sections).
+    """
+    if weight.dim() == 3:
+        weight, affine, beta = weight[None], affine[None], beta[None]
+        bias = None if bias is None else bias[None]
+    n, (sections, _, columns, section) = affine.shape[1], weight.shape
+    inputs = sections * section
     folded = torch.empty(n, 4, columns, inputs, dtype=dtype, device=weight.device)
     folded_bias = torch.empty(n, 4, columns, dtype=torch.float32, device=weight.device)
     block = min(32, power_of_two(columns))
     launch(
         fold_kernel, n * 4 * -(-columns // block), weight,
         p_w=weight, p_bias=bias, p_affine=affine, p_beta=beta, p_folded=folded, p_folded_bias=folded_bias,
-        N=columns, K=inputs, BLOCK_N=block, BLOCK_K=64, num_warps=4,
+        affine_s=affine.stride(0), N=columns, K=inputs, SECTION=section, ROWS=weight.stride(1) // section,
+        BLOCK_N=block, BLOCK_K=64, num_warps=4,
     )  # fmt: skip
     return folded, folded_bias
 
 
-def pointwise_forward(
+def product(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, slope: Tensor | None,
-    affine: Tensor | None, beta: Tensor | None, next_slope: Tensor | None, tf32: bool,
+    next_slope: Tensor | None, tf32: bool, y: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """y (n, 4, T, N) in x's dtype and its partials; ``x`` and ``residual`` with unit stride along channels."""
+    """y (n, 4, T, N), also into a given contiguous ``y``, which may be ``residual``; and its partials.
+
+    ``weight`` in x's dtype: one per instrument, (4, N, K), or, folded, one per item and instrument, (n, 4, N, K).
+    """
     n, _, frames, inputs = x.shape
-    columns = weight.shape[1]
-    if affine is not None and beta is not None:
-        weight, bias = fold_weights(weight, bias, affine, beta, x.dtype)
-    else:
-        weight = weight.to(x.dtype)
-    y = torch.empty(n, 4, frames, columns, dtype=x.dtype, device=x.device)
+    columns = weight.shape[-2]
+    if y is None:
+        y = torch.empty(n, 4, frames, columns, dtype=x.dtype, device=x.device)
     partials = None if next_slope is None else new_statistics(x, columns)
     main, tail = column_tile(columns, x.dtype)
     align = alignment(x, residual)
@@ -187,8 +207,20 @@ def pointwise_forward(
         pointwise_fwd_kernel, n * 4 * -(-frames // TILE) * -(-columns // (main + tail)), x,
         p_x=x, p_w=weight, p_bias=bias, p_residual=residual, p_slope=slope, p_next_slope=next_slope,
         p_y=y, p_statistics=partials, T=frames, K=inputs, N=columns,
-        **strides(align, x=x, residual=residual), ALIGN=align, FOLDED=affine is not None,
+        **strides(align, x=x, residual=residual), ALIGN=align, FOLDED=weight.dim() == 4,
         BLOCK_T=TILE, BLOCK_N=main, TAIL_N=tail, BLOCK_K=BLOCK_K, PRECISION="tf32" if tf32 else "ieee",
         num_warps=product_warps(main + tail), num_stages=STAGES,
     )  # fmt: skip
     return y, partials
+
+
+def pointwise_forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, slope: Tensor | None,
+    affine: Tensor | None, beta: Tensor | None, next_slope: Tensor | None, tf32: bool,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """y (n, 4, T, N) in x's dtype and its partials; ``x`` and ``residual`` with unit stride along channels."""
+    if affine is not None and beta is not None:
+        weight, bias = fold_weights(weight, bias, affine, beta, x.dtype)
+    else:
+        weight = weight.to(x.dtype)
+    return product(x, weight, bias, residual, slope, next_slope, tf32)

@@ -27,42 +27,53 @@ from torch import Tensor
 
 from .launch import alignment, column_tile, launch, power_of_two, strides
 from .pointwise import BLOCK_K, STAGES, fold_weights, product_warps
-from .statistics import GROUPS
+from .pointwise_sums import norm_gradient, sum_items
 from .tile import activation, slope_of
 
 __all__ = [
+    "DGRAD_FRAMES",
+    "data_gradient",
     "pointwise_backward",
     "pointwise_dgrad_kernel",
-    "pointwise_norm_kernel",
     "pointwise_wgrad_kernel",
-    "sum_kernel",
+    "weight_gradient",
 ]
-
 
 DGRAD_FRAMES = 64  # no statistics tie it to TILE, and at 128 the epilogue does not fit the registers
 
 
 @triton.jit(do_not_specialize=["T", "dy_n", "dy_i", "dy_t", "x_n", "x_i", "x_t"])
 def pointwise_wgrad_kernel(
-    p_dy, p_x, p_slope, p_affine, p_s, p_d, T, dy_n, dy_i, dy_t, x_n, x_i, x_t,
-    K: tl.constexpr, N: tl.constexpr, ALIGN: tl.constexpr,
+    p_dy, p_more, p_x, p_slope, p_affine, p_s, p_d, T, dy_n, dy_i, dy_t, x_n, x_i, x_t,
+    K: tl.constexpr, N: tl.constexpr, MORE: tl.constexpr, LD: tl.constexpr, ALIGN: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One program: BLOCK_N by BLOCK_K of S of one item and instrument, all frames; the first column block writes D too."""
+    """One program: BLOCK_N by BLOCK_K of S of one item and instrument, all frames; the first column block writes D too.
+
+    S has N rows for dy, then MORE rows for ``p_more``, a second gradient of dy's strides; its rows, and those of the affine,
+    are LD elements apart.
+    """
     blocks_k = tl.cdiv(K, BLOCK_K)
-    blocks = tl.cdiv(N, BLOCK_N) * blocks_k
+    blocks_n = tl.cdiv(N, BLOCK_N)
+    blocks = (blocks_n + tl.cdiv(MORE, BLOCK_N)) * blocks_k
     i_ni, i_block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
     i_n, i_i = (i_ni // 4).to(tl.int64), (i_ni % 4).to(tl.int64)
-    i_o = (i_block // blocks_k) * BLOCK_N + tl.arange(0, BLOCK_N)
+    i_row = i_block // blocks_k
+    i_more = (i_row >= blocks_n).to(tl.int32)  # 1 if the rows are those of the second gradient
+    if MORE > 0:
+        if i_more == 1:
+            p_dy = p_more
+    rows = N + i_more * (MORE - N)
+    i_o = (i_row - i_more * blocks_n) * BLOCK_N + tl.arange(0, BLOCK_N)
     i_k = (i_block % blocks_k) * BLOCK_K + tl.arange(0, BLOCK_K)
-    m_o, m_k = i_o < N, i_k < K
+    m_o, m_k = i_o < rows, i_k < K
     dy_t, x_t = dy_t.to(tl.int64) * ALIGN, x_t.to(tl.int64) * ALIGN
     p_dy += i_n * (dy_n.to(tl.int64) * ALIGN) + i_i * (dy_i.to(tl.int64) * ALIGN)
     p_x += i_n * (x_n.to(tl.int64) * ALIGN) + i_i * (x_i.to(tl.int64) * ALIGN)
     slope = slope_of(p_slope)
     b_mean = tl.zeros([BLOCK_K], tl.float32)
     if p_affine is not None:
-        b_mean = tl.load(p_affine + (i_ni.to(tl.int64) * 4 + 2) * K + i_k, mask=m_k, other=0.0)
+        b_mean = tl.load(p_affine + (i_ni.to(tl.int64) * 4 + 2) * LD + i_k, mask=m_k, other=0.0)
     b_s = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
     b_d = tl.zeros([BLOCK_N], tl.float32)
     for t in range(0, T, BLOCK_T):
@@ -74,106 +85,52 @@ def pointwise_wgrad_kernel(
             b_z = (activation(b_z, slope) - b_mean[None, :]).to(b_dy.dtype)  # frames past the end meet dy = 0
         b_s = tl.dot(b_dy, b_z, b_s, input_precision=PRECISION)
         b_d += tl.sum(b_dy.to(tl.float32), 1)
-    p_s += i_ni.to(tl.int64) * N * K
-    tl.store(p_s + i_o.to(tl.int64)[:, None] * K + i_k[None, :], b_s, mask=m_o[:, None] & m_k[None, :])
+    i_o += i_more * N
+    p_s += i_ni.to(tl.int64) * (N + MORE) * LD
+    tl.store(p_s + i_o.to(tl.int64)[:, None] * LD + i_k[None, :], b_s, mask=m_o[:, None] & m_k[None, :])
     if i_block % blocks_k == 0:
-        tl.store(p_d + i_ni.to(tl.int64) * N + i_o, b_d, mask=m_o)
-
-
-@triton.jit(do_not_specialize=["T"])
-def pointwise_norm_kernel(
-    p_s, p_d, p_w, p_folded, p_affine, p_out, T, K: tl.constexpr, N: tl.constexpr,
-    GROUPS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
-    """One program: q, r, dgamma, dbeta, rows of (n, 4, 4, K), of one group of one item and instrument."""
-    i_ni, i_group = tl.program_id(0) // GROUPS, tl.program_id(0) % GROUPS
-    width = K // GROUPS
-    i_c = i_group * width + tl.arange(0, BLOCK_C)
-    m_c = tl.arange(0, BLOCK_C) < width
-    p_s += i_ni.to(tl.int64) * N * K
-    p_folded += i_ni.to(tl.int64) * N * K
-    p_w += (i_ni % 4).to(tl.int64) * N * K
-    b_ws = tl.zeros([BLOCK_C], tl.float32)
-    b_wd = tl.zeros([BLOCK_C], tl.float32)
-    b_folded_s = tl.zeros([BLOCK_C], tl.float32)
-    b_folded_d = tl.zeros([BLOCK_C], tl.float32)
-    for o in range(0, N, BLOCK_N):
-        i_o = o + tl.arange(0, BLOCK_N)
-        i_w = i_o[:, None] * K + i_c[None, :]
-        mask = (i_o < N)[:, None] & m_c[None, :]
-        b_s = tl.load(p_s + i_w, mask=mask, other=0.0)
-        b_d = tl.load(p_d + i_ni.to(tl.int64) * N + i_o, mask=i_o < N, other=0.0)[:, None]
-        b_w = tl.load(p_w + i_w, mask=mask, other=0.0).to(tl.float32)
-        b_folded = tl.load(p_folded + i_w, mask=mask, other=0.0).to(tl.float32)
-        b_ws += tl.sum(b_w * b_s, 0)
-        b_wd += tl.sum(b_w * b_d, 0)
-        b_folded_s += tl.sum(b_folded * b_s, 0)
-        b_folded_d += tl.sum(b_folded * b_d, 0)
-    b_rstd = tl.load(p_affine + (i_ni.to(tl.int64) * 4 + 3) * K + i_c, mask=m_c, other=0.0)
-    count = width * T.to(tl.float32)
-    zeros = tl.zeros([BLOCK_C], tl.float32)
-    p_out += i_ni.to(tl.int64) * 4 * K + i_c
-    tl.store(p_out, -b_rstd * b_rstd * (tl.sum(b_folded_s, 0) / count), mask=m_c)
-    tl.store(p_out + K, zeros - tl.sum(b_folded_d, 0) / count, mask=m_c)
-    tl.store(p_out + 2 * K, b_rstd * b_ws, mask=m_c)
-    tl.store(p_out + 3 * K, b_wd, mask=m_c)
-
-
-@triton.jit(do_not_specialize=["ITEMS"])
-def sum_kernel(
-    p_s, p_d, p_affine, p_beta, p_dw, p_dbias, ITEMS,
-    K: tl.constexpr, N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """One program: dW of BLOCK_N by BLOCK_K of one instrument, items in their order; the first column block writes dbias."""
-    blocks_k = tl.cdiv(K, BLOCK_K)
-    blocks = tl.cdiv(N, BLOCK_N) * blocks_k
-    i_i, i_block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
-    i_o = (i_block // blocks_k) * BLOCK_N + tl.arange(0, BLOCK_N)
-    i_k = (i_block % blocks_k) * BLOCK_K + tl.arange(0, BLOCK_K)
-    m_o, m_k = i_o < N, i_k < K
-    mask = m_o[:, None] & m_k[None, :]
-    i_w = i_o[:, None] * K + i_k[None, :]
-    b_dw = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
-    b_dbias = tl.zeros([BLOCK_N], tl.float32)
-    for n in range(ITEMS):
-        i_ni = (n * 4 + i_i).to(tl.int64)
-        b_s = tl.load(p_s + i_ni * N * K + i_w, mask=mask, other=0.0)
-        if p_affine is not None:
-            b_s *= tl.load(p_affine + i_ni * 4 * K + i_k, mask=m_k, other=0.0)[None, :]
-        b_dw += b_s
-        b_dbias += tl.load(p_d + i_ni * N + i_o, mask=m_o, other=0.0)
-    if p_affine is not None:
-        b_dw += b_dbias[:, None] * tl.load(p_beta + i_i * K + i_k, mask=m_k, other=0.0).to(tl.float32)[None, :]
-    tl.store(p_dw + i_i.to(tl.int64) * N * K + i_w, b_dw, mask=mask)
-    if i_block % blocks_k == 0:
-        tl.store(p_dbias + i_i * N + i_o, b_dbias, mask=m_o)
+        tl.store(p_d + i_ni.to(tl.int64) * (N + MORE) + i_o, b_d, mask=m_o)
 
 
 @triton.jit
-def _finish(b_dz, p_x, slope, p_affine, p_norm, p_dx, i_t, m_t, i_c, x_t, K: tl.constexpr):
-    """The norm's affine part and the PReLU of BLOCK_T by some channels of dx; returns dslope's share of them."""
+def _finish(b_dz, p_x, p_added, slope, p_affine, p_norm, p_dx, i_t, m_t, i_c, x_t, K: tl.constexpr, LD: tl.constexpr):
+    """The norm's affine part, the PReLU and what is added, of BLOCK_T by some channels; returns dslope's share of them."""
     m_c = i_c < K
     mask = m_t[:, None] & m_c[None, :]
     i_frame = i_t.to(tl.int64)[:, None]
-    b_x = tl.load(p_x + i_frame * x_t + i_c[None, :], mask=mask, other=0.0)
-    if p_affine is not None:
-        b_mean = tl.load(p_affine + 2 * K + i_c, mask=m_c, other=0.0)
-        b_q = tl.load(p_norm + i_c, mask=m_c, other=0.0)
-        b_r = tl.load(p_norm + K + i_c, mask=m_c, other=0.0)
-        b_dz += b_q[None, :] * (activation(b_x, slope) - b_mean[None, :]) + b_r[None, :]
-    b_x = b_x.to(tl.float32)
-    tl.store(p_dx + i_frame * K + i_c[None, :], tl.where(b_x > 0, b_dz, slope * b_dz), mask=mask)
-    return tl.sum(tl.where((b_x > 0) | ~mask, 0.0, b_dz * b_x))
+    i_dx = i_frame * K + i_c[None, :]
+    if p_added is not None:
+        b_dz += tl.load(p_added + i_dx, mask=mask, other=0.0).to(tl.float32)
+    dslope = 0.0
+    if slope is not None or p_affine is not None:
+        b_x = tl.load(p_x + i_frame * x_t + i_c[None, :], mask=mask, other=0.0)
+        if p_affine is not None:
+            b_mean = tl.load(p_affine + 2 * LD + i_c, mask=m_c, other=0.0)
+            b_q = tl.load(p_norm + i_c, mask=m_c, other=0.0)
+            b_r = tl.load(p_norm + LD + i_c, mask=m_c, other=0.0)
+            b_z = b_x.to(tl.float32)
+            if slope is not None:
+                b_z = activation(b_x, slope)
+            b_dz += b_q[None, :] * (b_z - b_mean[None, :]) + b_r[None, :]
+        if slope is not None:
+            b_x = b_x.to(tl.float32)
+            dslope = tl.sum(tl.where((b_x > 0) | ~mask, 0.0, b_dz * b_x))
+            b_dz = tl.where(b_x > 0, b_dz, slope * b_dz)
+    tl.store(p_dx + i_dx, b_dz.to(p_dx.dtype.element_ty), mask=mask)
+    return dslope
 
 
 @triton.jit(do_not_specialize=["T", "dy_n", "dy_i", "dy_t", "x_n", "x_i", "x_t"])
 def pointwise_dgrad_kernel(
-    p_dy, p_w, p_x, p_slope, p_affine, p_norm, p_dx, p_dslope, T,
+    p_dy, p_more, p_w, p_x, p_slope, p_affine, p_norm, p_added, p_dx, p_dslope, T,
     dy_n, dy_i, dy_t, x_n, x_i, x_t,
-    K: tl.constexpr, N: tl.constexpr, ALIGN: tl.constexpr,
+    K: tl.constexpr, N: tl.constexpr, MORE: tl.constexpr, LD: tl.constexpr, ALIGN: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, TAIL_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One program: one tile of one item and instrument, BLOCK_N + TAIL_N of the K input channels; walks the N outputs."""
+    """One program: one tile of one item and instrument, BLOCK_N + TAIL_N of the K input channels; walks the N + MORE outputs.
+
+    Rows of the weights, of the affine and of ``p_norm`` are LD elements apart.
+    """
     WIDTH: tl.constexpr = BLOCK_N + TAIL_N
     blocks = tl.cdiv(K, WIDTH)
     row, i_block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
@@ -183,13 +140,12 @@ def pointwise_dgrad_kernel(
     i_t = i_tile * BLOCK_T + tl.arange(0, BLOCK_T)
     m_t = i_t < T
     dy_t, x_t = dy_t.to(tl.int64) * ALIGN, x_t.to(tl.int64) * ALIGN
-    p_dy += i_n * (dy_n.to(tl.int64) * ALIGN) + i_i * (dy_i.to(tl.int64) * ALIGN)
-    p_x += i_n * (x_n.to(tl.int64) * ALIGN) + i_i * (x_i.to(tl.int64) * ALIGN)
-    p_row = p_dy + i_t[:, None] * dy_t
+    i_dy = i_n * (dy_n.to(tl.int64) * ALIGN) + i_i * (dy_i.to(tl.int64) * ALIGN)
+    p_row = p_dy + i_dy + i_t[:, None] * dy_t
     i_w = i_i
     if p_affine is not None:
         i_w += i_n * 4
-    p_w += i_w * N * K
+    p_w += i_w * (N + MORE) * LD
     i_c = i_block * WIDTH + tl.arange(0, BLOCK_N)
     b_dz = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
     if TAIL_N > 0:
@@ -199,23 +155,94 @@ def pointwise_dgrad_kernel(
         i_o = o + tl.arange(0, BLOCK_K)
         m_o = i_o < N
         b_dy = tl.load(p_row + i_o[None, :], mask=m_t[:, None] & m_o[None, :], other=0.0)
-        b_w = tl.load(p_w + i_o[:, None] * K + i_c[None, :], mask=m_o[:, None] & (i_c < K)[None, :], other=0.0)
+        b_w = tl.load(p_w + i_o[:, None] * LD + i_c[None, :], mask=m_o[:, None] & (i_c < K)[None, :], other=0.0)
         b_dz = tl.dot(b_dy, b_w, b_dz, input_precision=PRECISION)
         if TAIL_N > 0:
             b_w = tl.load(
-                p_w + i_o[:, None] * K + i_tail[None, :], mask=m_o[:, None] & (i_tail < K)[None, :], other=0.0
+                p_w + i_o[:, None] * LD + i_tail[None, :], mask=m_o[:, None] & (i_tail < K)[None, :], other=0.0
             )
             b_tail = tl.dot(b_dy, b_w, b_tail, input_precision=PRECISION)
-    slope = slope_of(p_slope)
+    if MORE > 0:
+        p_row = p_more + i_dy + i_t[:, None] * dy_t
+        p_w += N * LD
+        for o in range(0, MORE, BLOCK_K):
+            i_o = o + tl.arange(0, BLOCK_K)
+            m_o = i_o < MORE
+            b_dy = tl.load(p_row + i_o[None, :], mask=m_t[:, None] & m_o[None, :], other=0.0)
+            b_w = tl.load(p_w + i_o[:, None] * LD + i_c[None, :], mask=m_o[:, None] & (i_c < K)[None, :], other=0.0)
+            b_dz = tl.dot(b_dy, b_w, b_dz, input_precision=PRECISION)
+            if TAIL_N > 0:
+                b_w = tl.load(
+                    p_w + i_o[:, None] * LD + i_tail[None, :], mask=m_o[:, None] & (i_tail < K)[None, :], other=0.0
+                )
+                b_tail = tl.dot(b_dy, b_w, b_tail, input_precision=PRECISION)
+    slope = None
+    if p_slope is not None:
+        slope = slope_of(p_slope)
+    p_x += i_n * (x_n.to(tl.int64) * ALIGN) + i_i * (x_i.to(tl.int64) * ALIGN)
     p_dx += i_ni.to(tl.int64) * T * K
     if p_affine is not None:
-        p_affine += i_ni.to(tl.int64) * 4 * K
-        p_norm += i_ni.to(tl.int64) * 4 * K
-    dslope = _finish(b_dz, p_x, slope, p_affine, p_norm, p_dx, i_t, m_t, i_c, x_t, K)
+        p_affine += i_ni.to(tl.int64) * 4 * LD
+        p_norm += i_ni.to(tl.int64) * 4 * LD
+    if p_added is not None:
+        p_added += i_ni.to(tl.int64) * T * K
+    dslope = _finish(b_dz, p_x, p_added, slope, p_affine, p_norm, p_dx, i_t, m_t, i_c, x_t, K, LD)
     if TAIL_N > 0:
-        dslope += _finish(b_tail, p_x, slope, p_affine, p_norm, p_dx, i_t, m_t, i_tail, x_t, K)
+        dslope += _finish(b_tail, p_x, p_added, slope, p_affine, p_norm, p_dx, i_t, m_t, i_tail, x_t, K, LD)
     if p_dslope is not None:
         tl.store(p_dslope + tl.program_id(0), dslope)
+
+
+def weight_gradient(
+    dy: Tensor, more: Tensor | None, x: Tensor, slope: Tensor | None, affine: Tensor | None, s: Tensor, d: Tensor,
+    tf32: bool,
+) -> None:  # fmt: skip
+    """S and D of ``x``'s channels into ``s`` (n, 4, N, K), perhaps some columns of a contiguous tensor, and ``d`` (n, 4, N).
+
+    ``more`` is a second gradient, of the same layout as ``dy``, whose rows follow dy's. ``affine`` has as many columns behind
+    each of its rows as ``s``.
+    """
+    n, _, frames, inputs = x.shape
+    columns = dy.shape[3]
+    align = alignment(dy, x)
+    widest = 32 if x.dtype == torch.float32 and not tf32 else 64  # without tensor cores 64 by 64 would live in memory
+    block_n, block_k = min(widest, power_of_two(columns)), min(widest, power_of_two(inputs))
+    rows = -(-columns // block_n) + (0 if more is None else -(-more.shape[3] // block_n))
+    launch(
+        pointwise_wgrad_kernel, n * 4 * rows * -(-inputs // block_k), x,
+        p_dy=dy, p_more=more, p_x=x, p_slope=slope, p_affine=affine, p_s=s, p_d=d, T=frames,
+        **strides(align, dy=dy, x=x), K=inputs, N=columns, MORE=0 if more is None else more.shape[3], LD=s.stride(2),
+        ALIGN=align, BLOCK_T=widest, BLOCK_N=block_n, BLOCK_K=block_k, PRECISION="tf32" if tf32 else "ieee",
+        num_warps=4, num_stages=STAGES,
+    )  # fmt: skip
+
+
+def data_gradient(
+    dy: Tensor, more: Tensor | None, weight: Tensor, x: Tensor, slope: Tensor | None, affine: Tensor | None,
+    norm: Tensor | None, tf32: bool, added: Tensor | None = None, dx: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """dx, perhaps into a contiguous ``dx`` that may be ``added``, plus a contiguous ``added``; and partial sums of dslope.
+
+    ``weight`` in x's dtype, folded (n, 4, N, K) with an affine, else (4, N, K); it, ``affine`` and ``norm`` may be some columns
+    of contiguous tensors of equal width. ``more`` as in :func:`weight_gradient`.
+    """
+    n, _, frames, inputs = x.shape
+    align = alignment(dy, x)
+    if dx is None:
+        dx = torch.empty(n, 4, frames, inputs, dtype=x.dtype, device=x.device)
+    # With a PReLU, two epilogues overflow sm_80's registers.
+    main, tail = column_tile(inputs, x.dtype, tail=slope is None)
+    programs = n * 4 * -(-frames // DGRAD_FRAMES) * -(-inputs // (main + tail))
+    dslope = None if slope is None else torch.empty(programs, dtype=torch.float32, device=x.device)
+    launch(
+        pointwise_dgrad_kernel, programs, x,
+        p_dy=dy, p_more=more, p_w=weight, p_x=x, p_slope=slope, p_affine=affine, p_norm=norm, p_added=added, p_dx=dx,
+        p_dslope=dslope, T=frames, **strides(align, dy=dy, x=x), K=inputs, N=dy.shape[3],
+        MORE=0 if more is None else more.shape[3], LD=weight.stride(-2), ALIGN=align, BLOCK_T=DGRAD_FRAMES,
+        BLOCK_N=main, TAIL_N=tail, BLOCK_K=BLOCK_K, PRECISION="tf32" if tf32 else "ieee",
+        num_warps=product_warps(main + tail), num_stages=STAGES,
+    )  # fmt: skip
+    return dx, dslope
 
 
 def pointwise_backward(
@@ -224,51 +251,16 @@ def pointwise_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     """dx in x's dtype and, in float32, dW, dbias, dslope (1,), dgamma, dbeta; unit strides along channels."""
     n, _, frames, inputs = x.shape
-    columns, device = weight.shape[1], x.device
+    columns = weight.shape[1]
+    s = torch.empty(n, 4, columns, inputs, dtype=torch.float32, device=x.device)
+    d = torch.empty(n, 4, columns, dtype=torch.float32, device=x.device)
+    weight_gradient(dy, None, x, slope, affine, s, d, tf32)
     folded, norm = weight.to(x.dtype), None
     if affine is not None and beta is not None:
         folded = fold_weights(weight, None, affine, beta, x.dtype)[0]
-        norm = torch.empty(n, 4, 4, inputs, dtype=torch.float32, device=device)
-    s = torch.empty(n, 4, columns, inputs, dtype=torch.float32, device=device)
-    d = torch.empty(n, 4, columns, dtype=torch.float32, device=device)
-    precision = "tf32" if tf32 else "ieee"
-    sizes = {"K": inputs, "N": columns}
-    align = alignment(dy, x)
-    layout = {**strides(align, dy=dy, x=x), "ALIGN": align}
-    widest = 32 if x.dtype == torch.float32 and not tf32 else 64  # without tensor cores 64 by 64 would live in memory
-    block_n, block_k = min(widest, power_of_two(columns)), min(widest, power_of_two(inputs))
-    blocks = -(-columns // block_n) * -(-inputs // block_k)
-    launch(
-        pointwise_wgrad_kernel, n * 4 * blocks, x,
-        p_dy=dy, p_x=x, p_slope=slope, p_affine=affine, p_s=s, p_d=d, T=frames, **sizes, **layout,
-        BLOCK_T=widest, BLOCK_N=block_n, BLOCK_K=block_k, PRECISION=precision, num_warps=4, num_stages=STAGES,
-    )  # fmt: skip
-    if norm is not None:
-        launch(
-            pointwise_norm_kernel, n * 4 * GROUPS, x,
-            p_s=s, p_d=d, p_w=weight, p_folded=folded, p_affine=affine, p_out=norm, T=frames, **sizes,
-            GROUPS=GROUPS, BLOCK_N=16, BLOCK_C=power_of_two(inputs // GROUPS), num_warps=4,
-        )  # fmt: skip
-    dw = torch.empty(4, columns, inputs, dtype=torch.float32, device=device)
-    dbias = torch.empty(4, columns, dtype=torch.float32, device=device)
-    launch(
-        sum_kernel, 4 * blocks, x,
-        p_s=s, p_d=d, p_affine=affine, p_beta=beta, p_dw=dw, p_dbias=dbias, ITEMS=n, **sizes,
-        BLOCK_N=block_n, BLOCK_K=block_k, num_warps=4,
-    )  # fmt: skip
-    main, tail = column_tile(
-        inputs, x.dtype, tail=slope is None
-    )  # with a PReLU, two epilogues overflow sm_80's registers
-    programs = n * 4 * -(-frames // DGRAD_FRAMES) * -(-inputs // (main + tail))
-    dx = torch.empty(n, 4, frames, inputs, dtype=x.dtype, device=device)
-    dslope = None if slope is None else torch.empty(programs, dtype=torch.float32, device=device)
-    launch(
-        pointwise_dgrad_kernel, programs, x,
-        p_dy=dy, p_w=folded, p_x=x, p_slope=slope, p_affine=affine, p_norm=norm, p_dx=dx, p_dslope=dslope,
-        T=frames, **sizes, **layout,
-        BLOCK_T=DGRAD_FRAMES, BLOCK_N=main, TAIL_N=tail, BLOCK_K=BLOCK_K, PRECISION=precision,
-        num_warps=product_warps(main + tail), num_stages=STAGES,
-    )  # fmt: skip
+        norm = norm_gradient(s, d, weight, folded, affine, frames)
+    dw, dbias = sum_items(s, d, affine, beta)
+    dx, dslope = data_gradient(dy, None, folded, x, slope, affine, norm, tf32)
     return (
         dx, dw, dbias, None if dslope is None else dslope.sum(0, keepdim=True),
         None if norm is None else norm[:, :, 2].sum(0), None if norm is None else norm[:, :, 3].sum(0),

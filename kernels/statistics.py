@@ -37,7 +37,7 @@ MERGED_TILES = 16  # tiles merged at once; few, so that a long signal's sum keep
 @triton.jit(do_not_specialize=["T", "x_n", "x_i", "x_t"])
 def statistics_kernel(
     p_x, p_slope, p_statistics, T, x_n, x_i, x_t,
-    C: tl.constexpr, ALIGN: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
+    C: tl.constexpr, INSTRUMENTS: tl.constexpr, ALIGN: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """One program: one tile of one item and instrument, BLOCK_C channels."""
     blocks = tl.cdiv(C, BLOCK_C)
@@ -47,7 +47,7 @@ def statistics_kernel(
     i_t = i_tile * BLOCK_T + tl.arange(0, BLOCK_T)
     i_c = (tl.program_id(0) % blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
     m_t, m_c = i_t < T, i_c < C
-    p_x += (i_ni // 4) * (x_n.to(tl.int64) * ALIGN) + (i_ni % 4) * (x_i.to(tl.int64) * ALIGN)
+    p_x += (i_ni // INSTRUMENTS) * (x_n.to(tl.int64) * ALIGN) + (i_ni % INSTRUMENTS) * (x_i.to(tl.int64) * ALIGN)
     i_x = i_t[:, None] * (x_t.to(tl.int64) * ALIGN) + i_c[None, :]
     b_x = tl.load(p_x + i_x, mask=m_t[:, None] & m_c[None, :], other=0.0)
     count = tl.minimum(T - i_tile * BLOCK_T, BLOCK_T).to(tl.float32)
@@ -101,26 +101,28 @@ def affine_kernel(
 
 def new_statistics(x: Tensor, channels: int) -> Tensor:
     """Unwritten partials for an activation of ``channels`` channels and ``x``'s items and frames."""
-    return torch.empty(x.shape[0], 4, -(-x.shape[2] // TILE), 2, channels, dtype=torch.float32, device=x.device)
+    n, instruments, frames, _ = x.shape
+    return torch.empty(n, instruments, -(-frames // TILE), 2, channels, dtype=torch.float32, device=x.device)
 
 
 def group_statistics(x: Tensor, slope: Tensor | None) -> Tensor:
-    """Partials of PReLU(x); ``x`` (n, 4, T, C) with unit stride along channels. See :mod:`metatasnet_fast.ops`."""
-    n, _, frames, channels = x.shape
+    """Partials of PReLU(x); ``x`` (n, 4, T, C), or (n, 1, T, C) if shared, with unit stride along channels."""
+    n, instruments, frames, channels = x.shape
     statistics = new_statistics(x, channels)
     block, align = channel_block(channels), alignment(x)
     launch(
-        statistics_kernel, n * 4 * statistics.shape[2] * -(-channels // block), x,
-        p_x=x, p_slope=slope, p_statistics=statistics, T=frames, C=channels,
+        statistics_kernel, n * instruments * statistics.shape[2] * -(-channels // block), x,
+        p_x=x, p_slope=slope, p_statistics=statistics, T=frames, C=channels, INSTRUMENTS=instruments,
         **strides(align, x=x), ALIGN=align, BLOCK_T=TILE, BLOCK_C=block, num_warps=4,
     )  # fmt: skip
     return statistics
 
 
-def group_affine(statistics: Tensor, gamma: Tensor, beta: Tensor, frames: int) -> Tensor:
-    """Scale, shift, mean and rstd, (n, 4, 4, C) float32, from partials over ``frames`` frames."""
+def group_affine(statistics: Tensor, gamma: Tensor, beta: Tensor, frames: int, affine: Tensor | None = None) -> Tensor:
+    """Scale, shift, mean and rstd, (n, 4, 4, C) float32, from partials over ``frames`` frames; into ``affine`` if given."""
     n, channels = statistics.shape[0], statistics.shape[-1]
-    affine = torch.empty(n, 4, 4, channels, dtype=torch.float32, device=statistics.device)
+    if affine is None:
+        affine = torch.empty(n, 4, 4, channels, dtype=torch.float32, device=statistics.device)
     launch(
         affine_kernel, n * 4 * GROUPS, statistics,
         p_statistics=statistics, p_gamma=gamma, p_beta=beta, p_affine=affine, T=frames, C=channels,

@@ -67,10 +67,11 @@ def _forward_kernel(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     module = kernels("depthwise", x.dtype)
     beta = beta.contiguous()
-    launcher = kernels("statistics", x.dtype).group_affine
-    affine = launcher(statistics.contiguous(), gamma.contiguous(), beta, x.shape[2])
-    y, next_statistics = module.depthwise_forward(
-        unit_stride(x), weight.contiguous(), dilation, slope, affine, beta, next_slope
+    launcher = kernels("statistics", x.dtype)
+    affine = launcher.group_affine(statistics.contiguous(), gamma.contiguous(), beta, x.shape[2])
+    next_statistics = launcher.new_statistics(x, x.shape[3])
+    y = module.depthwise_forward(
+        unit_stride(x), weight.contiguous(), dilation, slope, affine, beta, next_slope, statistics=next_statistics
     )
     return y, next_statistics, affine
 

@@ -17,7 +17,15 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-KERNEL_FILES = ("statistics", "pointwise", "pointwise_backward", "depthwise", "depthwise_backward", "group_norm")
+KERNEL_FILES = (
+    "statistics",
+    "pointwise",
+    "pointwise_backward",
+    "pointwise_sums",
+    "depthwise",
+    "depthwise_backward",
+    "group_norm",
+)
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 """Bytes that one program may use (CUDA C++ Programming Guide, technical specifications by compute capability)."""
 OPTIONS = ("num_warps", "num_stages")

@@ -1,0 +1,123 @@
+"""What the weight gradient of a 1x1 convolution with a folded group norm holds besides: the norm's gradients, and dW.
+
+    S[n, i, o, c], D[n, i, o] as in pointwise_backward.py; W' the rounded folded weights
+    r      = -1/M sum_co W' D;          q     = -rstd^2 / M sum_co W' S, over a group's channels, M = T C / 8
+    dgamma = sum_n rstd sum_o W S;      dbeta = sum_n sum_o W D
+    dW     = sum_n (S scale + D beta);  dbias = sum_n D
+
+Bytes: S twice, W and W' once: 4 n 4 N K (2 + 1 + 1/2) at most; small beside the activations at any length worth speeding up.
+Not yet run on a GPU. Source: as the forward's; the algebra of group norm's backward is Wu and He 2018, section 3.
+"""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import launch, power_of_two
+from .statistics import GROUPS
+
+__all__ = ["norm_gradient", "pointwise_norm_kernel", "sum_items", "sum_kernel"]
+
+
+@triton.jit(do_not_specialize=["T"])
+def pointwise_norm_kernel(
+    p_s, p_d, p_w, p_folded, p_affine, p_out, T, K: tl.constexpr, N: tl.constexpr,
+    GROUPS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """One program: q, r, dgamma, dbeta, rows of (n, 4, 4, K), of one group of one item and instrument."""
+    i_ni, i_group = tl.program_id(0) // GROUPS, tl.program_id(0) % GROUPS
+    width = K // GROUPS
+    i_c = i_group * width + tl.arange(0, BLOCK_C)
+    m_c = tl.arange(0, BLOCK_C) < width
+    p_s += i_ni.to(tl.int64) * N * K
+    p_folded += i_ni.to(tl.int64) * N * K
+    p_w += (i_ni % 4).to(tl.int64) * N * K
+    b_ws = tl.zeros([BLOCK_C], tl.float32)
+    b_wd = tl.zeros([BLOCK_C], tl.float32)
+    b_folded_s = tl.zeros([BLOCK_C], tl.float32)
+    b_folded_d = tl.zeros([BLOCK_C], tl.float32)
+    for o in range(0, N, BLOCK_N):
+        i_o = o + tl.arange(0, BLOCK_N)
+        i_w = i_o[:, None] * K + i_c[None, :]
+        mask = (i_o < N)[:, None] & m_c[None, :]
+        b_s = tl.load(p_s + i_w, mask=mask, other=0.0)
+        b_d = tl.load(p_d + i_ni.to(tl.int64) * N + i_o, mask=i_o < N, other=0.0)[:, None]
+        b_w = tl.load(p_w + i_w, mask=mask, other=0.0).to(tl.float32)
+        b_folded = tl.load(p_folded + i_w, mask=mask, other=0.0).to(tl.float32)
+        b_ws += tl.sum(b_w * b_s, 0)
+        b_wd += tl.sum(b_w * b_d, 0)
+        b_folded_s += tl.sum(b_folded * b_s, 0)
+        b_folded_d += tl.sum(b_folded * b_d, 0)
+    b_rstd = tl.load(p_affine + (i_ni.to(tl.int64) * 4 + 3) * K + i_c, mask=m_c, other=0.0)
+    count = width * T.to(tl.float32)
+    zeros = tl.zeros([BLOCK_C], tl.float32)
+    p_out += i_ni.to(tl.int64) * 4 * K + i_c
+    tl.store(p_out, -b_rstd * b_rstd * (tl.sum(b_folded_s, 0) / count), mask=m_c)
+    tl.store(p_out + K, zeros - tl.sum(b_folded_d, 0) / count, mask=m_c)
+    tl.store(p_out + 2 * K, b_rstd * b_ws, mask=m_c)
+    tl.store(p_out + 3 * K, b_wd, mask=m_c)
+
+
+@triton.jit(do_not_specialize=["ITEMS"])
+def sum_kernel(
+    p_s, p_d, p_affine, p_beta, p_dw, p_dbias, ITEMS,
+    K: tl.constexpr, N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """One program: dW of BLOCK_N by BLOCK_K of one instrument, items in their order; the first column block writes dbias."""
+    blocks_k = tl.cdiv(K, BLOCK_K)
+    blocks = tl.cdiv(N, BLOCK_N) * blocks_k
+    i_i, i_block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
+    i_o = (i_block // blocks_k) * BLOCK_N + tl.arange(0, BLOCK_N)
+    i_k = (i_block % blocks_k) * BLOCK_K + tl.arange(0, BLOCK_K)
+    m_o, m_k = i_o < N, i_k < K
+    mask = m_o[:, None] & m_k[None, :]
+    i_w = i_o[:, None] * K + i_k[None, :]
+    b_dw = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+    b_dbias = tl.zeros([BLOCK_N], tl.float32)
+    for n in range(ITEMS):
+        i_ni = (n * 4 + i_i).to(tl.int64)
+        b_s = tl.load(p_s + i_ni * N * K + i_w, mask=mask, other=0.0)
+        if p_affine is not None:
+            b_s *= tl.load(p_affine + i_ni * 4 * K + i_k, mask=m_k, other=0.0)[None, :]
+        b_dw += b_s
+        b_dbias += tl.load(p_d + i_ni * N + i_o, mask=m_o, other=0.0)
+    if p_affine is not None:
+        b_dw += b_dbias[:, None] * tl.load(p_beta + i_i * K + i_k, mask=m_k, other=0.0).to(tl.float32)[None, :]
+    tl.store(p_dw + i_i.to(tl.int64) * N * K + i_w, b_dw, mask=mask)
+    if i_block % blocks_k == 0:
+        tl.store(p_dbias + i_i * N + i_o, b_dbias, mask=m_o)
+
+
+def norm_gradient(s: Tensor, d: Tensor, weight: Tensor, folded: Tensor, affine: Tensor, frames: int) -> Tensor:
+    """q, r, and the shares of dgamma and dbeta, (n, 4, 4, K), from S, D (n, 4, N, K), W (4, N, K) and W'."""
+    n, _, columns, inputs = s.shape
+    norm = torch.empty(n, 4, 4, inputs, dtype=torch.float32, device=s.device)
+    launch(
+        pointwise_norm_kernel, n * 4 * GROUPS, s,
+        p_s=s, p_d=d, p_w=weight, p_folded=folded, p_affine=affine, p_out=norm, T=frames, K=inputs, N=columns,
+        GROUPS=GROUPS, BLOCK_N=16, BLOCK_C=power_of_two(inputs // GROUPS), num_warps=4,
+    )  # fmt: skip
+    return norm
+
+
+def sum_items(
+    s: Tensor, d: Tensor, affine: Tensor | None, beta: Tensor | None, dw: Tensor | None = None,
+    dbias: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """dW (4, N, K) and dbias (4, N) from all items' S and D; into contiguous ``dw`` and ``dbias`` if given."""
+    n, _, columns, inputs = s.shape
+    if dw is None:
+        dw = torch.empty(4, columns, inputs, dtype=torch.float32, device=s.device)
+    if dbias is None:
+        dbias = torch.empty(4, columns, dtype=torch.float32, device=s.device)
+    block_n, block_k = min(32, power_of_two(columns)), min(64, power_of_two(inputs))
+    launch(
+        sum_kernel, 4 * -(-columns // block_n) * -(-inputs // block_k), s,
+        p_s=s, p_d=d, p_affine=affine, p_beta=beta, p_dw=dw, p_dbias=dbias, ITEMS=n, K=inputs, N=columns,
+        BLOCK_N=block_n, BLOCK_K=block_k, num_warps=4,
+    )  # fmt: skip
+    return dw, dbias
