@@ -1,0 +1,139 @@
+"""The live display: on a terminal one line that rewrites itself, elsewhere a line now and then."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from types import TracebackType
+from typing import TextIO
+
+from .events import Event, Notice, Progress, RunEnded, RunStarted, SongEnded
+from .outcome import Failure, Outcome, Status
+
+__all__ = ["LiveDisplay", "clock_text", "progress_line", "summary_lines"]
+
+LINE_SECONDS = 15.0
+"""Between two lines where there is no terminal."""
+
+SHOWN = 20
+"""Failures of each type, and warnings; further ones are only counted."""
+
+NAME = "metatasnet-fast"
+
+
+class LiveDisplay:
+    """Listens to a run and says on ``stream`` how far it is, what failed and, at the end, what came of it.
+
+    Use it in a ``with`` statement: at its end a line that is being rewritten is removed.
+    """
+
+    def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream = stream or sys.stderr
+        self._clock = clock
+        self._terminal = self._stream.isatty()
+        self._drawn = False
+        self._next_line = clock() + LINE_SECONDS
+        self._said: Counter[str] = Counter()
+
+    def __enter__(self) -> LiveDisplay:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._erase()
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, RunStarted):
+            shard = "" if event.shard in ("", "0/1", "1/1") else f" in shard {event.shard}"
+            self._say(f"{event.songs} songs{shard} to {event.destination}")
+        elif isinstance(event, Notice):
+            self._say(event.text)
+        elif isinstance(event, SongEnded):
+            self._song(event.outcome)
+        elif isinstance(event, Progress):
+            self._progress(event)
+        elif isinstance(event, RunEnded):
+            for line in summary_lines(event):
+                self._say(line)
+
+    def _song(self, outcome: Outcome) -> None:
+        if outcome.status is Status.failed:
+            failure = (outcome.failure or Failure.unknown).value
+            self._limited(failure, f"error: {outcome.id}: {outcome.error or failure} [{failure}]")
+        elif outcome.status is Status.done:
+            for warning in outcome.warnings:
+                self._limited("warning", f"warning: {outcome.id}: {warning}")
+
+    def _limited(self, kind: str, text: str) -> None:
+        self._said[kind] += 1
+        if self._said[kind] <= SHOWN:
+            self._say(text)
+        elif self._said[kind] == SHOWN + 1:
+            self._say(f"more of the kind {kind} are in the ledger and counted in the report")
+
+    def _progress(self, progress: Progress) -> None:
+        if self._terminal:
+            line = progress_line(progress)[: shutil.get_terminal_size().columns - 1]
+            self._stream.write(f"\r\x1b[2K{line}")
+            self._stream.flush()
+            self._drawn = True
+        elif self._clock() >= self._next_line:
+            self._next_line = self._clock() + LINE_SECONDS
+            print(progress_line(progress), file=self._stream, flush=True)
+
+    def _say(self, text: str) -> None:
+        self._erase()
+        print(f"{NAME}: {text}", file=self._stream, flush=True)
+
+    def _erase(self) -> None:
+        """The line comes back with the next progress."""
+        if self._drawn:
+            self._stream.write("\r\x1b[2K")
+            self._stream.flush()
+            self._drawn = False
+
+
+def progress_line(progress: Progress) -> str:
+    """Songs, hours of audio, real-time factor, device busy share, queue depths, failures, time left."""
+    ended = progress.done + progress.skipped + progress.failed
+    parts = [
+        f"{ended}/{progress.songs} songs",
+        f"{progress.audio_seconds / 3600:.2f} h of audio",
+        f"{progress.real_time_factor:.1f} x real time",
+        f"device {progress.device_busy_share:.0%} busy",
+        "waiting " + " ".join(f"{name} {depth}" for name, depth in progress.queues.items()),
+        f"{progress.failed} failed",
+    ]
+    if progress.skipped:
+        parts.insert(1, f"{progress.skipped} done before")
+    if progress.eta_seconds is not None and ended < progress.songs:
+        parts.append(f"{clock_text(progress.eta_seconds)} left")
+    return " · ".join(parts)
+
+
+def summary_lines(end: RunEnded) -> list[str]:
+    """What a person wants to know at the end of a run."""
+    progress = end.progress
+    lines = [
+        f"{progress.done} done, {progress.skipped} done before, {progress.failed} failed"
+        + (f", {end.remaining} not tried" if end.remaining else "")
+        + f": {progress.audio_seconds / 3600:.2f} h of audio in {clock_text(progress.wall_seconds)}, "
+        f"{progress.real_time_factor:.1f} x real time, device {progress.device_busy_share:.0%} busy"
+    ]
+    if end.cost is not None and end.cost_per_1000_songs is not None:
+        lines.append(f"cost {end.cost:.2f}, {end.cost_per_1000_songs:.2f} per 1,000 songs")
+    lines += [f"{count} x {name}: {Failure(name).hint}" for name, count in sorted(end.failures.items())]
+    if not end.complete:
+        lines.append("Stopped before the end; the same command goes on with what is missing.")
+    return lines
+
+
+def clock_text(seconds: float) -> str:
+    """``1:02:03``, with days where there are some."""
+    days, rest = divmod(round(seconds), 86400)
+    text = f"{rest // 3600}:{rest // 60 % 60:02d}:{rest % 60:02d}"
+    return f"{days} d {text}" if days else text
