@@ -1,0 +1,150 @@
+"""The report at the end of a run: numbers that add up, in memory that does not grow with the ledger."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from metatasnet_fast.catalogue import Failure, Outcome, Progress, RunEnded, Status
+from metatasnet_fast.catalogue.report_facts import EXAMPLES, STEPS, LedgerFacts, Timeline, bottleneck, facts
+from metatasnet_fast.catalogue.report_page import Pictures, page
+
+PIXEL = b"\x89PNG"
+
+
+def ended(**other: Any) -> RunEnded:
+    shares = {"read": 0.3, "separate": 1.0, "write": 0.95, "device": 0.6}
+    progress = Progress(
+        songs=12,
+        done=8,
+        skipped=1,
+        failed=3,
+        in_flight=0,
+        audio_seconds=7200.0,
+        wall_seconds=360.0,
+        device_busy_share=0.6,
+        queues={},
+        stage_seconds={name: 360 * share for name, share in shares.items()},
+        stage_busy_share=shares,
+        eta_seconds=None,
+        cpu_seconds=700.0,
+        peak_memory=2**30,
+        bytes_in=3 * 10**9,
+        bytes_out=9 * 10**9,
+    )
+    values = {
+        "run": "r1",
+        "complete": True,
+        "remaining": 0,
+        "progress": progress,
+        "failures": {"empty": 1, "decode": 2},
+    }
+    return RunEnded(**{**values, **other})
+
+
+def done(number: int, duration: float = 100.0, **other: Any) -> Outcome:
+    time = f"2026-01-01T00:{number // 60 % 60:02d}:{number % 60:02d}Z"
+    return Outcome(f"song-{number}", f"{number}.mp3", Status.done, "k", duration=duration, finished=time, **other)
+
+
+def failed(number: int, failure: Failure) -> Outcome:
+    return Outcome(f"bad-{number}", f"{number}.mp3", Status.failed, "k", failure, "It is <b>broken</b>.")
+
+
+def test_numbers_are_those_of_the_run() -> None:
+    said = facts(ended(), LedgerFacts())
+    assert said["songs"] == {"listed": 12, "done": 8, "done_before": 1, "failed": 3, "not_tried": 0}
+    assert said["audio_hours"] == 2.0 and said["real_time_factor"] == 20.0 and said["songs_per_hour"] == 80.0
+    assert said["cost"] is None
+
+
+def test_a_run_without_a_song_divides_nothing_by_zero() -> None:
+    nothing = Progress(0, 0, 0, 0, 0, 0.0, 0.0, 0.0, {}, {}, {}, None)
+    said = facts(ended(progress=nothing, failures={}), LedgerFacts())
+    assert said["songs_per_hour"] == 0.0 and said["bottleneck"] is None
+    assert "<title>Catalogue run r1" in page(said, {})
+
+
+def test_the_bottleneck_is_the_busiest_stage_and_waiting_for_the_device_is_none() -> None:
+    assert bottleneck({"read": 0.3, "separate": 1.0, "write": 0.95, "device": 0.6}) == "write"
+    assert bottleneck({"read": 0.3, "separate": 1.0, "write": 0.2, "device": 0.9}) == "device"
+    assert bottleneck({"read": 0.0, "write": 0.0}) is None
+
+
+def test_failures_are_listed_by_number_with_hint_and_examples() -> None:
+    rows = [failed(1, Failure.decode), failed(2, Failure.empty), failed(3, Failure.decode)]
+    said = facts(ended(), LedgerFacts.of(rows))["failures"]
+    assert list(said) == ["decode", "empty"]
+    assert said["decode"]["songs"] == 2 and said["decode"]["hint"] == Failure.decode.hint
+    assert [example["id"] for example in said["decode"]["examples"]] == ["bad-1", "bad-3"]
+
+
+def test_examples_do_not_grow_with_the_ledger() -> None:
+    rows = (failed(i, Failure.decode) if i % 2 else done(i, warnings=("odd",)) for i in range(5000))
+    ledger = LedgerFacts.of(rows)
+    assert len(ledger.failures["decode"]) == len(ledger.warning_examples) == EXAMPLES
+    assert ledger.warnings == 2500 and len(ledger.samples) == 3
+
+
+def test_samples_are_the_same_for_the_same_songs_in_any_order() -> None:
+    rows = [done(i) for i in range(50)] + [done(1000, duration=0.5)]
+    chosen = LedgerFacts.of(rows).samples
+    assert chosen == LedgerFacts.of(reversed(rows)).samples
+    assert all(row.duration >= 2 for row in chosen)
+
+
+def test_a_timeline_keeps_every_second_of_audio_in_few_steps() -> None:
+    timeline = Timeline()
+    for second in range(100_000, 0, -7):
+        timeline.add(1.8e9 + second, 1.0)
+    values = timeline.values()
+    assert len(values) <= STEPS and sum(values) == len(range(100_000, 0, -7))
+    assert max(values) - min(values[1:-1]) <= 1, "songs came evenly"
+
+
+class Page(HTMLParser):
+    """Counts elements, and refuses tags that are not closed in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[str] = []
+        self.sources: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append(tag)
+        self.sources += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "img", "br", "rect"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert tag in ("rect",) or self.open.pop() == tag
+
+
+@pytest.fixture
+def text() -> str:
+    rows = [failed(1, Failure.decode), *(done(i, warnings=("<odd>",)) for i in range(8))]
+    said = facts(ended(cost=4.0, cost_per_1000_songs=500.0), LedgerFacts.of(rows), 40.0)
+    json.dumps(said, allow_nan=False)
+    return page(said, {"Model": "<tiny>"}, [Pictures("song & co", "12 s", {"drums": PIXEL, "vocals": PIXEL})])
+
+
+def test_the_page_is_whole_and_needs_no_network(text: str) -> None:
+    parsed = Page(text)
+    assert parsed.open == []
+    assert parsed.seen.count("figure") == 2
+    assert all(source.startswith("data:") for source in parsed.sources)
+    assert "http" not in text and "@@" not in text
+
+
+def test_names_and_messages_are_text_not_html(text: str) -> None:
+    assert "&lt;b&gt;broken&lt;/b&gt;" in text and "&lt;odd&gt;" in text
+    assert "song &amp; co" in text and "&lt;tiny&gt;" in text
+
+
+def test_the_page_says_what_a_thousand_songs_cost(text: str) -> None:
+    assert "Cost of 1,000 songs</dt><dd>500.00" in text
