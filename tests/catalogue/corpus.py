@@ -130,7 +130,11 @@ def _song(
 
 def _layout(source: Samples, channels: int, frames: int, first: int) -> Iterable[Samples]:
     """Blocks (channels, n) of the stereo source from a sample on, around and around; 5.1 is mixed from left and right."""
-    mix = {1: [[0.5, 0.5]], 2: [[1, 0], [0, 1]], 6: [[0.8, 0], [0, 0.8], [0.4, 0.4], [0.1, 0.1], [0.3, -0.2], [-0.2, 0.3]]}
+    mix = {
+        1: [[0.5, 0.5]],
+        2: [[1, 0], [0, 1]],
+        6: [[0.8, 0], [0, 0.8], [0.4, 0.4], [0.1, 0.1], [0.3, -0.2], [-0.2, 0.3]],
+    }
     matrix = np.array(mix[channels], np.float32)
     for start in range(0, frames, BLOCK):
         places = (first + np.arange(start, min(start + BLOCK, frames))) % source.shape[1]
