@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import pkgutil
 import re
 import subprocess
 import tempfile
@@ -17,15 +18,8 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-KERNEL_FILES = (
-    "statistics",
-    "pointwise",
-    "pointwise_backward",
-    "pointwise_sums",
-    "depthwise",
-    "depthwise_backward",
-    "group_norm",
-)
+from metatasnet_fast import kernels
+
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 """Bytes that one program may use (CUDA C++ Programming Guide, technical specifications by compute capability)."""
 OPTIONS = ("num_warps", "num_stages")
@@ -56,8 +50,10 @@ def record_launches(monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
     def launch(kernel: Any, programs: int, device_of: Tensor, **arguments: Any) -> None:
         found.append(Launch(kernel, arguments))
 
-    for name in KERNEL_FILES:
-        monkeypatch.setattr(importlib.import_module(f"metatasnet_fast.kernels.{name}"), "launch", launch)
+    for found_module in pkgutil.iter_modules(kernels.__path__):
+        module = importlib.import_module(f"{kernels.__name__}.{found_module.name}")
+        if found_module.name != "launch" and hasattr(module, "launch"):
+            monkeypatch.setattr(module, "launch", launch)
     return found
 
 
