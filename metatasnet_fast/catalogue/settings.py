@@ -9,6 +9,7 @@ from typing import Any
 
 from ..config import INSTRUMENTS
 from ..errors import ConfigError
+from .song import safe_name
 
 __all__ = ["Identity", "Settings"]
 
@@ -39,8 +40,9 @@ class Settings:
     """Windows in one batch; None chooses by the free memory. Halved, for good, when memory runs out."""
     songs_in_flight: int | None = None
     """Songs that a worker has open at once; None chooses by cores and batch size."""
-    memory: int = 2**30
-    """Bytes that the signals of all songs in flight of a worker may take together; what exceeds them waits in TMPDIR."""
+    memory: int | None = None
+    """Bytes that the signals of all songs in flight of a worker may take together; what exceeds them waits in TMPDIR. None is a
+    quarter of what is free."""
     max_hours: float = 12.0
     """Longer recordings fail as too long."""
     attempts: int = 3
@@ -57,10 +59,13 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}.")
-        if not self.max_hours > 0 or self.memory < 0:
+        if not self.max_hours > 0 or (self.memory or 0) < 0:
             raise ConfigError(
                 f"max_hours must be positive and memory not negative, got {self.max_hours} and {self.memory}."
             )
+        for stem in self.stems:
+            if safe_name(stem) != stem:
+                raise ConfigError(f"The stem {stem!r} cannot name a file: use letters, digits, dots, - and _.")
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

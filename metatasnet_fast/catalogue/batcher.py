@@ -1,0 +1,226 @@
+"""One thread that gives the device windows of many songs, packed into batches of one shape.
+
+    song threads --windows--> [waiting, by window length] --batches--> device thread --estimates--> song threads
+
+A song has only so many windows waiting at once, so what waits is bounded however long the songs are. Songs shorter than a
+window have windows of their own length, which share batches with windows of that length only: the group norms see the whole
+window, so a filled-up one would give other stems.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..separation.batches import BatchRunner
+from .busy import DeviceClock
+from .cores import CorePlan
+
+__all__ = ["Batcher", "DeviceEngine", "SongRunner"]
+
+LINGER = 0.02
+"""Seconds that the device waits for a batch to fill up while songs have windows to give."""
+
+BATCHES_AHEAD = 3
+"""Windows of so many batches may be on their way at once: one at work, one waiting, one being stitched."""
+
+
+class DeviceEngine(Protocol):
+    """What runs a batch: ``Engine``, or something in its place."""
+
+    @property
+    def config(self) -> Any: ...
+
+    def separate(self, mixes: Sequence[Tensor], wanted: Any) -> dict[int, Tensor]: ...
+
+
+@dataclass
+class _Request:
+    window: Sequence[Tensor]
+    future: Future[Tensor]
+    order: int
+
+
+class Batcher:
+    """The device stage.
+
+    Args:
+        engine: separates a batch.
+        runner: knows the batch size, and halves it when memory runs out.
+        device: where the engine is.
+        cores: how many of torch's threads the device thread uses.
+    """
+
+    def __init__(self, engine: DeviceEngine, runner: BatchRunner, device: torch.device, cores: CorePlan) -> None:
+        self.engine = engine
+        self.runner = runner
+        self.clock = DeviceClock(device)
+        self.windows_done = 0
+        self._cores = cores
+        self._changed = threading.Condition()
+        self._waiting: dict[int, deque[_Request]] = {}
+        self._orders: dict[int, int] = {}
+        self._next_order = 0
+        self._giving = 0
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="device", daemon=True)
+        self._thread.start()
+
+    @property
+    def windows_waiting(self) -> int:
+        return sum(len(queue) for queue in list(self._waiting.values()))
+
+    def run(self, windows: Iterable[Sequence[Tensor]]) -> Iterator[Tensor]:
+        """The last stage's estimate of each window of a song, (4, samples), in order. Called in the song's thread.
+
+        Raises:
+            MetaTasNetError: if a window does not fit into memory.
+        """
+        source = iter(windows)
+        pending: deque[Future[Tensor]] = deque()
+        with self._changed:
+            order, self._next_order = self._next_order, self._next_order + 1
+            self._orders[order] = order
+        more = True
+        giving = False
+        try:
+            while True:
+                if more and len(pending) < self._ahead():
+                    giving = self._set_giving(giving, True)
+                while more and len(pending) < self._ahead():
+                    window = next(source, None)
+                    if window is None:
+                        more = False
+                    else:
+                        pending.append(self._submit(window, order))
+                giving = self._set_giving(giving, False)
+                if not pending:
+                    return
+                yield pending.popleft().result()
+        finally:
+            self._set_giving(giving, False)
+            with self._changed:
+                del self._orders[order]
+            for future in pending:
+                future.cancel()
+
+    def close(self) -> None:
+        """End the device thread; windows that still wait are cancelled."""
+        with self._changed:
+            self._closed = True
+            for queue in self._waiting.values():
+                for request in queue:
+                    request.future.cancel()
+            self._waiting.clear()
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _ahead(self) -> int:
+        """Windows that one song may have on their way: its part of what all may have together."""
+        return max(2, -(-BATCHES_AHEAD * self.runner.batch_size // max(1, len(self._orders))))
+
+    def _set_giving(self, before: bool, now: bool) -> bool:
+        """Count the songs that are about to give a window; the device waits a moment for them."""
+        if before != now:
+            with self._changed:
+                self._giving += 1 if now else -1
+                self._changed.notify_all()
+        return now
+
+    def _submit(self, window: Sequence[Tensor], order: int) -> Future[Tensor]:
+        request = _Request(window, Future(), order)
+        with self._changed:
+            if self._closed:
+                request.future.cancel()
+                return request.future
+            self._waiting.setdefault(window[0].shape[-1], deque()).append(request)
+            self._changed.notify_all()
+        return request.future
+
+    def _take(self) -> list[_Request] | None:
+        """The next batch, that of the oldest song first; None when there will be none."""
+        with self._changed:
+            deadline: float | None = None
+            while True:
+                for length in [length for length, queue in self._waiting.items() if not queue]:
+                    del self._waiting[length]
+                full = [queue for queue in self._waiting.values() if len(queue) >= self.runner.batch_size]
+                now = time.monotonic()
+                if self._waiting and deadline is None:
+                    deadline = now + LINGER
+                due = deadline is not None and now >= deadline
+                if full or (self._waiting and (due or self._giving == 0)):
+                    queues = full or list(self._waiting.values())
+                    queue = min(queues, key=lambda queue: min(request.order for request in queue))
+                    return self._oldest(queue)
+                if self._closed:
+                    return None
+                self._changed.wait(None if deadline is None else max(0.0, deadline - now))
+
+    def _oldest(self, queue: deque[_Request]) -> list[_Request]:
+        """Up to a batch of requests, songs in the order of their beginning, each song's in their own order."""
+        chosen = sorted(queue, key=lambda request: request.order)[: self.runner.batch_size]
+        taken = {id(request) for request in chosen}
+        rest = [request for request in queue if id(request) not in taken]
+        queue.clear()
+        queue.extend(rest)
+        return [request for request in chosen if request.future.set_running_or_notify_cancel()]
+
+    @torch.no_grad()
+    def _work(self) -> None:
+        self._cores.enter_device_thread()
+        while (batch := self._take()) is not None:
+            if batch:
+                self._serve(batch)
+
+    def _serve(self, batch: list[_Request]) -> None:
+        with self.clock.measure("separate"):
+            try:
+                estimates = self._separate(batch)
+            except Exception as error:
+                if len(batch) == 1:
+                    batch[0].future.set_exception(error)
+                    return
+                # One song's window must not take its neighbours with it.
+                for request in batch:
+                    self._serve_alone(request)
+                return
+        for request, estimate in zip(batch, estimates, strict=True):
+            request.future.set_result(estimate)
+        self.windows_done += len(batch)
+
+    def _serve_alone(self, request: _Request) -> None:
+        try:
+            [estimate] = self._separate([request])
+        except Exception as error:
+            request.future.set_exception(error)
+        else:
+            request.future.set_result(estimate)
+            self.windows_done += 1
+
+    def _separate(self, batch: list[_Request]) -> list[Tensor]:
+        return list(self.runner.run(self.engine, [request.window for request in batch]))  # type: ignore[arg-type]
+
+
+class SongRunner(BatchRunner):
+    """Takes the place of a song's own ``BatchRunner``: its windows join those of the other songs.
+
+    ``began`` is called when the first window is asked for: the recording has been read then.
+    """
+
+    def __init__(self, batcher: Batcher, began: Callable[[], object]) -> None:
+        super().__init__(batcher.runner.batch_size, lambda text: None)
+        self._batcher = batcher
+        self._began = began
+
+    def run(self, engine: object, windows: Iterable[Sequence[Tensor]]) -> Iterator[Tensor]:
+        self._began()
+        yield from self._batcher.run(windows)

@@ -1,0 +1,76 @@
+"""From whatever was raised to a type of failure and a sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import (
+    AudioReadError,
+    AudioWriteError,
+    EmptyAudioError,
+    MetaTasNetError,
+    MissingDependencyError,
+    NotAudioError,
+    ShapeError,
+)
+from ..separation.batches import is_out_of_memory
+from .outcome import Failure
+
+__all__ = ["SongError", "classify", "unreadable"]
+
+MAGIC = (b"RIFF", b"RIFX", b"RF64", b"FORM", b"fLaC", b"OggS", b"caff", b".snd", b"ID3", b"\x1aE\xdf\xa3")
+"""How audio files begin: WAV and kin, AIFF, FLAC, Ogg, CAF, AU, MP3 with tags, Matroska."""
+
+
+class SongError(MetaTasNetError):
+    """A song cannot be separated, for a known type of reason."""
+
+    def __init__(self, failure: Failure, message: str) -> None:
+        super().__init__(message)
+        self.failure = failure
+
+
+def classify(error: BaseException) -> tuple[Failure, str]:
+    """The type of failure that an exception means, and one sentence about it."""
+    message = " ".join(str(error).split()) or type(error).__name__
+    chain = _causes(error)
+    if isinstance(error, SongError):
+        return error.failure, message
+    if any(is_out_of_memory(cause) for cause in chain):
+        return Failure.out_of_memory, message
+    if isinstance(error, EmptyAudioError):
+        return Failure.empty, message
+    if isinstance(error, NotAudioError):
+        return Failure.not_audio, message
+    if isinstance(error, (AudioReadError, ShapeError)):
+        return Failure.decode, message
+    if isinstance(error, AudioWriteError):
+        return (Failure.too_long if "4 GiB" in message else Failure.write), message
+    if isinstance(error, (MetaTasNetError, MissingDependencyError)):
+        return Failure.unknown, message
+    return Failure.unknown, f"{type(error).__name__}: {message}"
+
+
+def unreadable(path: Path, error: AudioReadError) -> SongError:
+    """What it means that no decoder takes a file: it is damaged if it begins as audio files do, else it is no audio."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(16)
+    except OSError:
+        start = b""
+    begins = start.startswith(MAGIC) or start[4:8] == b"ftyp" or _frame_sync(start)
+    return SongError(Failure.decode if begins else Failure.not_audio, str(error))
+
+
+def _frame_sync(start: bytes) -> bool:
+    """Whether an MPEG audio or ADTS frame starts here: eleven set bits, and a layer or version that exists."""
+    return len(start) > 1 and start[0] == 0xFF and start[1] & 0xE0 == 0xE0 and start[1] not in (0xFE, 0xFF)
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    found: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in found:
+        found.append(cause)
+        cause = cause.__cause__
+    return found

@@ -1,0 +1,131 @@
+"""What all songs of a worker share: the network on its device, the batches, the places in the stages, memory, staging."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+import torch
+
+from ..backends import Choice
+from ..model import load_checkpoint
+from ..model.engine import Engine
+from ..separation import Separator
+from ..separation.batches import BatchRunner, automatic_batch_size
+from ..separation.recording import Recording
+from ..separation.spool import Budget
+from ..separation.windows import default_shape
+from .batcher import Batcher, DeviceEngine
+from .budget import MemoryPool, SongBudget
+from .cores import CorePlan, available_memory
+from .identity import identity_of
+from .settings import Identity, Settings
+from .stages import Stage
+
+__all__ = ["Machinery"]
+
+BYTES_PER_SAMPLE = 28
+"""Of a recording on the GPU, per sample and channel: itself, its resampled forms (hardly more than twice that), four stems."""
+
+
+class Machinery:
+    """Loaded once, used by all songs.
+
+    Args:
+        engine: takes the network's place, on the CPU; for tests of everything around it.
+        warn: is called with sentences that a person should read.
+
+    Raises:
+        MetaTasNetError: as ``Separator``.
+    """
+
+    def __init__(self, settings: Settings, engine: DeviceEngine | None, warn: Callable[[str], object]) -> None:
+        self.settings = settings
+        if engine is None:
+            network = load_checkpoint(settings.model, revision=settings.revision, offline=settings.offline)
+            separator = Separator(
+                network,
+                settings.device,
+                settings.backend,
+                settings.dtype,
+                mixture_consistency=settings.mixture_consistency,
+            )
+            self.device = separator.device
+            self.made_by = {
+                "backend": separator.backend,
+                "device": str(separator.device),
+                "precision": separator.precision.value,
+            }
+            self.identity = identity_of(settings, separator, _label(settings.model))
+            engine = separator.network.engine(Choice.parse(separator.backend, separator.precision.value))
+        else:
+            self.device = torch.device("cpu")
+            self.made_by = {"backend": type(engine).__name__, "device": "cpu", "precision": "float32"}
+            self.identity = _stand_in(settings, engine)
+        self.window = default_shape(engine.config)
+        self.cores = CorePlan.choose(self.device, settings.threads, settings.songs_in_flight)
+        size = settings.batch_size
+        if size is None:
+            size = 1
+            if isinstance(engine, Engine):
+                with _threads(self.cores.device_threads):
+                    size = automatic_batch_size(engine, self.window.window, self.device)
+        self.engine = cast(Engine, engine)
+        self.batcher = Batcher(engine, BatchRunner(size, warn), self.device, self.cores)
+        self.read = Stage("read", self.cores.read)
+        self.separate = Stage("separate", self.cores.songs)
+        self.write = Stage("write", self.cores.write)
+        self.pool = MemoryPool(available_memory() // 4 if settings.memory is None else settings.memory)
+        self._device_memory = 0
+        if self.device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(self.device)
+            self._device_memory = free // 4 // self.cores.songs
+
+    def describe(self) -> str:
+        made = self.made_by
+        return (
+            f"{self.identity.model_name}: backend {made['backend']}, device {made['device']}, {made['precision']}; "
+            f"batches of {self.batcher.runner.batch_size} windows; {self.cores.describe()}"
+        )
+
+    def home(self, recording: Recording, attempt: int) -> tuple[torch.device, Budget]:
+        """Where a song's signals wait, and the memory they may take: on the GPU if they fit and no attempt failed before."""
+        on_device = recording.samples is not None and attempt == 1
+        if on_device and BYTES_PER_SAMPLE * (recording.samples or 0) * recording.channels <= self._device_memory:
+            return self.device, Budget(None)
+        return torch.device("cpu"), SongBudget(self.pool)
+
+    def close(self) -> None:
+        self.batcher.close()
+
+
+class _threads:
+    """Torch's number of threads for a block."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __enter__(self) -> None:
+        self._before = torch.get_num_threads()
+        torch.set_num_threads(self._count)
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_num_threads(self._before)
+
+
+def _label(model: str) -> str:
+    return Path(model).name if os.path.exists(model) else model
+
+
+def _stand_in(settings: Settings, engine: DeviceEngine) -> Identity:
+    text = json.dumps([type(engine).__qualname__, engine.config.to_dict()], sort_keys=True)
+    recipe = {output: list(parts) for output, parts in settings.stems.items()}
+    return Identity(
+        type(engine).__name__,
+        hashlib.sha256(text.encode()).hexdigest(),
+        {"stems": recipe, "format": settings.format, "subtype": settings.subtype},
+    )

@@ -1,0 +1,112 @@
+"""The input of a song: where it is, whether it is still the same, and a local copy to decode."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .failures import SongError
+from .outcome import Failure
+from .storage import local_path, open_filesystem
+
+__all__ = ["Source", "Stamp", "sha256_of"]
+
+SETTLED = 2.0
+"""Seconds after which a time of change cannot belong to two contents, whatever the clock's steps."""
+
+VERSIONS = ("ETag", "etag", "md5Hash", "checksum", "mtime", "LastModified", "last_modified", "updated", "created")
+"""What file systems call the thing that changes with the content, the most certain first."""
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """Size in bytes, and a version that changes with the content; None while it is too young to be relied on."""
+
+    size: int
+    version: str | None
+
+    @property
+    def text(self) -> str:
+        return f"{self.size}:{self.version or ''}"
+
+    def proves(self, recorded: str | None) -> bool:
+        """Whether the content is surely the one for which ``recorded`` was taken."""
+        return self.version is not None and recorded == self.text
+
+
+class Source:
+    """A path or URI. Raises :class:`SongError` (``not_found``) for what is missing or may not be read."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self._path = local_path(uri)
+
+    def stamp(self) -> Stamp:
+        if self._path is not None:
+            with self._found():
+                status = os.stat(self._path)
+            settled = time.time() - status.st_mtime > SETTLED
+            return Stamp(status.st_size, str(status.st_mtime_ns) if settled else None)
+        filesystem, path = open_filesystem(self.uri)
+        with self._found():
+            info = filesystem.info(path)
+        return Stamp(int(info.get("size") or 0), _version(info))
+
+    @contextlib.contextmanager
+    def local(self) -> Iterator[Path]:
+        """A local file with the content: the input itself, or a copy in the system's temporary folder."""
+        if self._path is not None:
+            with self._found(), open(self._path, "rb"):
+                pass
+            yield self._path
+            return
+        filesystem, path = open_filesystem(self.uri)
+        with tempfile.TemporaryDirectory(prefix="metatasnet-fast-input-") as folder:
+            target = Path(folder, path.rsplit("/", 1)[-1] or "input")
+            with self._found():
+                filesystem.get_file(path, str(target))
+            yield target
+
+    @contextlib.contextmanager
+    def _found(self) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            raise SongError(Failure.not_found, f"There is no file {self.uri}.") from None
+        except IsADirectoryError:
+            raise SongError(Failure.not_found, f"{self.uri} is a folder, not a file.") from None
+        except PermissionError as error:
+            raise SongError(Failure.not_found, f"{self.uri} may not be read ({error}).") from None
+        except (NotADirectoryError, ValueError) as error:  # a name below a file, or one that holds a zero byte
+            raise SongError(Failure.not_found, f"{self.uri!r} cannot be opened ({error}).") from None
+
+
+def _version(info: dict[str, Any]) -> str | None:
+    for name in VERSIONS:
+        value = info.get(name)
+        if value is None:
+            continue
+        if isinstance(value, datetime.datetime):
+            zone = value if value.tzinfo else value.replace(tzinfo=datetime.timezone.utc)
+            return value.isoformat() if time.time() - zone.timestamp() > SETTLED else None
+        if isinstance(value, float):
+            return repr(value) if time.time() - value > SETTLED else None
+        return str(value)
+    return None
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal digest of a file's content."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,94 @@
+"""Folders for songs that are being written, and the removal of what crashed runs left in theirs.
+
+A local destination has ``.staging/<host>-<pid>-<token>/`` on its own file system, so that a finished song needs a rename only.
+The owner holds a lock, which ends with it however it ends. Object stores are staged in the system's temporary folder.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+import socket
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+
+from .storage import LocalStorage, Storage
+
+__all__ = ["STAGING_NAME", "Staging"]
+
+STAGING_NAME = ".staging"
+LOCK = "lock"
+FOREIGN_AGE = 86_400.0
+"""Seconds without a change after which another machine's folder counts as abandoned; its lock may not be visible here."""
+
+
+class Staging:
+    """A worker's folder; ``folder()`` makes one for a song in it. Everything goes away with ``close``."""
+
+    def __init__(self, storage: Storage) -> None:
+        host = re.sub(r"[^A-Za-z0-9.]+", "_", socket.gethostname())[:40] or "host"
+        if isinstance(storage, LocalStorage):
+            parent = storage.path / STAGING_NAME
+            parent.mkdir(parents=True, exist_ok=True)
+            sweep(parent, host)
+            self.path = parent / f"{host}-{os.getpid()}-{secrets.token_hex(4)}"
+            self.path.mkdir()
+        else:
+            self.path = Path(tempfile.mkdtemp(prefix="metatasnet-fast-staging-"))
+        self._lock = open(self.path / LOCK, "wb")
+        _try_lock(self._lock.fileno())
+
+    def folder(self, name: str) -> Path:
+        path = self.path / f"{name}-{secrets.token_hex(3)}"
+        path.mkdir()
+        return path
+
+    def close(self) -> None:
+        self._lock.close()
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def __enter__(self) -> Staging:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def sweep(parent: Path, host: str) -> None:
+    """Remove the folders whose owners are gone."""
+    for folder in parent.iterdir():
+        if not folder.is_dir():
+            continue
+        if folder.name.startswith(f"{host}-"):
+            if not _owned(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+        elif time.time() - folder.stat().st_mtime > FOREIGN_AGE:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _owned(folder: Path) -> bool:
+    """Whether somebody holds the lock; also while the folder is so young that it may have no lock yet."""
+    try:
+        with open(folder / LOCK, "rb") as file:
+            return not _try_lock(file.fileno())
+    except FileNotFoundError:
+        return folder.exists() and time.time() - folder.stat().st_mtime < 60
+
+
+def _try_lock(handle: int) -> bool:
+    """Take an exclusive lock; False if it is taken, or where there are no such locks."""
+    try:
+        import fcntl
+    except ImportError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,223 @@
+"""Where a catalogue's outputs live: a local folder, or a folder of any object store that fsspec knows.
+
+A file appears whole or not at all: locally by renaming, elsewhere because a single put is atomic.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..errors import ConfigError, MissingDependencyError
+
+__all__ = ["FsspecStorage", "LocalStorage", "Storage", "local_path", "open_filesystem", "open_storage"]
+
+
+class Storage(Protocol):
+    """Files below ``root``, named by relative paths with ``/``. Whatever the system refuses is an ``OSError``."""
+
+    root: str
+
+    def read(self, path: str) -> bytes | None:
+        """The file's contents; None if there is none."""
+
+    def write(self, path: str, content: bytes) -> None:
+        """Make or replace a file, at once."""
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Bytes of every file directly in a folder; empty if there is none."""
+
+    def find(self, folder: str) -> Iterator[str]:
+        """All files below a folder, hidden ones too."""
+
+    def publish(self, staged: Path, folder: str, last: str) -> None:
+        """Replace ``folder`` by a local folder, which is gone afterwards; ``last`` is never there without the rest."""
+
+    def remove(self, path: str) -> None:
+        """Delete a file, if it is there."""
+
+    def local(self, path: str) -> contextlib.AbstractContextManager[Path]:
+        """A file as a local one, as long as the ``with`` statement lasts."""
+
+
+class LocalStorage:
+    def __init__(self, root: Path) -> None:
+        self.path = root
+        self.root = str(root)
+
+    def read(self, path: str) -> bytes | None:
+        try:
+            return (self.path / path).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def write(self, path: str, content: bytes) -> None:
+        target = self.path / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+        try:
+            with open(part, "xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, target)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        try:
+            with os.scandir(self.path / folder) as entries:
+                return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+
+    def find(self, folder: str) -> Iterator[str]:
+        for place, folders, files in os.walk(self.path / folder):
+            folders.sort()
+            for name in sorted(files):
+                yield Path(place, name).relative_to(self.path).as_posix()
+
+    def publish(self, staged: Path, folder: str, last: str) -> None:
+        """The whole folder takes its name at once; one that is there is moved away first."""
+        target = self.path / folder
+        target.parent.mkdir(parents=True, exist_ok=True)
+        sync_folder(staged)
+        while True:
+            try:
+                os.rename(staged, target)
+                break
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR) and not target.is_dir():
+                    raise
+            before = staged.with_name(f"{staged.name}.replaced-{secrets.token_hex(4)}")
+            # Somebody else may have moved it in the meantime.
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(target, before)
+                shutil.rmtree(before, ignore_errors=True)
+        sync_folder(target.parent)
+
+    def remove(self, path: str) -> None:
+        (self.path / path).unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def local(self, path: str) -> Iterator[Path]:
+        yield self.path / path
+
+
+class FsspecStorage:
+    def __init__(self, filesystem: Any, base: str, root: str) -> None:
+        self._fs, self._base, self.root = filesystem, base.rstrip("/"), root
+
+    def _at(self, path: str) -> str:
+        return f"{self._base}/{path}"
+
+    def read(self, path: str) -> bytes | None:
+        try:
+            content: bytes = self._fs.cat_file(self._at(path))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return content
+
+    def write(self, path: str, content: bytes) -> None:
+        self._make_parent(path)
+        self._fs.pipe_file(self._at(path), content)
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        try:
+            entries = self._fs.ls(self._at(folder), detail=True, refresh=True)
+        except TypeError:  # not every file system knows refresh
+            entries = self._fs.ls(self._at(folder), detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        return {e["name"].rsplit("/", 1)[-1]: int(e["size"]) for e in entries if e["type"] == "file"}
+
+    def find(self, folder: str) -> Iterator[str]:
+        root = str(self._fs._strip_protocol(self._base)).rstrip("/")
+        self._fs.invalidate_cache()
+        for name in sorted(self._fs.find(self._at(folder))):
+            yield name[len(root) :].lstrip("/")
+
+    def publish(self, staged: Path, folder: str, last: str) -> None:
+        """File after file; an old ``last`` goes first, so that it never speaks for new files."""
+        if last in self.sizes(folder):
+            self.remove(f"{folder}/{last}")
+        names = sorted((file.name for file in staged.iterdir()), key=lambda name: name == last)
+        for name in names:
+            self._make_parent(f"{folder}/{name}")
+            self._fs.put_file(str(staged / name), self._at(f"{folder}/{name}"))
+        for name in set(self.sizes(folder)) - set(names):
+            self.remove(f"{folder}/{name}")
+        shutil.rmtree(staged)
+
+    def remove(self, path: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.rm_file(self._at(path))
+
+    @contextlib.contextmanager
+    def local(self, path: str) -> Iterator[Path]:
+        import tempfile
+
+        with tempfile.TemporaryDirectory(prefix="metatasnet-fast-") as folder:
+            target = Path(folder, path.rsplit("/", 1)[-1])
+            self._fs.get_file(self._at(path), str(target))
+            yield target
+
+    def _make_parent(self, path: str) -> None:
+        # Object stores have no folders; those that have some want them made.
+        self._fs.makedirs(self._at(path).rsplit("/", 1)[0], exist_ok=True)
+
+
+def local_path(uri: str) -> Path | None:
+    """The path that a URI or path names, if it is on this machine's file systems; else None."""
+    if uri.startswith("file://"):
+        return Path(uri.removeprefix("file://"))
+    return None if "://" in uri or "::" in uri else Path(uri)
+
+
+def open_filesystem(uri: str) -> tuple[Any, str]:
+    """fsspec's file system for a URI, and the URI's path in it.
+
+    Raises:
+        MissingDependencyError: without fsspec, or the package for this kind of address.
+        ConfigError: for a kind of address that fsspec does not know.
+    """
+    try:
+        import fsspec
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"The address {uri} needs the package fsspec; install metatasnet-fast[catalogue]."
+        ) from error
+    try:
+        filesystem, path = fsspec.core.url_to_fs(uri)
+    except ImportError as error:
+        raise MissingDependencyError(f"The address {uri} needs another package: {error}.") from error
+    except ValueError as error:
+        raise ConfigError(f"The address {uri} cannot be used ({error}); check its beginning.") from error
+    return filesystem, path
+
+
+def open_storage(uri: str) -> Storage:
+    """The destination that a path or URI names; nothing is made yet. Raises as :func:`open_filesystem`."""
+    path = local_path(uri)
+    if path is not None:
+        return LocalStorage(path)
+    filesystem, base = open_filesystem(uri)
+    return FsspecStorage(filesystem, base, uri)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make names in a folder survive a power failure, where folders can be flushed (not on Windows)."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,218 @@
+"""The way of one song: is it done? -> fetch -> decode and resample -> separate -> encode -> publish.
+
+Each song has a thread that takes it all the way; what songs share, the device and the cores, is handed out by the batcher and
+the stages. So a song holds back those behind it wherever it waits, and nothing can pile up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .. import __version__
+from ..audio import AudioStream, open_audio
+from ..config import INSTRUMENTS
+from ..errors import AudioReadError, EmptyAudioError, NotAudioError
+from ..separation.fast_mode import separate_in_windows
+from ..separation.outputs import StemFiles
+from ..separation.progress import Reporter
+from ..separation.recording import Recording
+from ..separation.unscaled import Unscaled
+from .batcher import SongRunner
+from .budget import SongBudget
+from .destination import Destination, song_folder
+from .failures import SongError, classify, unreadable
+from .machinery import Machinery
+from .outcome import Failure, Outcome, Status
+from .result import RESULT_NAME, Result, StemFile
+from .song import Song, safe_name
+from .source import Source, sha256_of
+from .stages import Place
+from .staging import Staging
+from .storage import local_path
+from .trip import Trip, utc_now
+
+__all__ = ["Walker"]
+
+PAUSE = 0.25
+"""Seconds before the second attempt; four times as long before each one after it."""
+
+
+class Walker:
+    """Takes songs all the way, each in the thread that calls."""
+
+    def __init__(self, machinery: Machinery, destination: Destination, staging: Staging, stop: threading.Event) -> None:
+        self._machinery = machinery
+        self._settings = machinery.settings
+        self._key = machinery.identity.key
+        self._destination = destination
+        self._staging = staging
+        self._stop = stop
+
+    @torch.no_grad()
+    def walk(self, song: Song) -> Outcome:
+        """Never raises for what is wrong with a song."""
+        attempt = 1
+        while True:
+            trip = Trip(song, self._key, attempt)
+            try:
+                return self._attempt(trip)
+            except Exception as error:
+                failure, message = classify(error)
+                if not failure.worth_retrying or attempt >= self._settings.attempts or self._stop.is_set():
+                    return trip.outcome(Status.failed, failure, message)
+            self._stop.wait(PAUSE * 4 ** (attempt - 1))
+            attempt += 1
+
+    def _attempt(self, trip: Trip) -> Outcome:
+        song, source = trip.song, Source(trip.song.uri)
+        if not self._settings.overwrite:
+            result = self._destination.done(song, self._key, source)
+            if result is not None:
+                trip.remember(result)
+                return trip.outcome(Status.skipped)
+        trip.stamp = source.stamp()
+        if trip.stamp.size == 0:
+            raise SongError(Failure.empty, f"{song.uri} is an empty file.")
+        with contextlib.ExitStack() as stack:
+            staged = stack.enter_context(self._staged(song))
+            unscaled, files = self._separate(trip, source, stack, staged)
+            if local_path(song.uri) is not None and source.stamp().size != trip.stamp.size:
+                raise SongError(Failure.unknown, f"{song.uri} changed while it was read.")
+            result = self._write(trip, unscaled, files)
+            (staged / RESULT_NAME).write_text(result.to_json(), encoding="utf-8")
+            began = time.perf_counter()
+            self._publish(staged, song)
+            trip.seconds["publish"] = time.perf_counter() - began
+        return trip.outcome(Status.done)
+
+    def _separate(
+        self, trip: Trip, source: Source, stack: contextlib.ExitStack, staged: Path
+    ) -> tuple[Unscaled, StemFiles]:
+        """Everything up to the stems before their gains; their memory is given back when ``stack`` unwinds."""
+        machinery, settings = self._machinery, self._settings
+        separating: list[Place] = []
+        with contextlib.ExitStack() as stages:
+            reading = stages.enter_context(machinery.read.enter())
+            began = time.perf_counter()
+            path = stages.enter_context(source.local())
+            trip.content, trip.bytes_in = sha256_of(path), path.stat().st_size
+            trip.seconds["fetch"] = time.perf_counter() - began
+            stream = stages.enter_context(_open(path))
+            recording = self._recording(stream)
+            files = StemFiles.plan(staged, "{stem}", "", settings.stems, recording, settings.format, settings.subtype)
+            home, budget = machinery.home(recording, trip.attempt)
+            if isinstance(budget, SongBudget):
+                stack.callback(budget.close)
+
+            def begin() -> None:
+                reading.leave()
+                separating.append(stages.enter_context(machinery.separate.enter()))
+
+            unscaled = separate_in_windows(
+                machinery.engine,
+                SongRunner(machinery.batcher, begin),
+                machinery.window,
+                recording,
+                machinery.device,
+                home,
+                budget,
+                Reporter(None),
+            )
+        trip.seconds["read"] = reading.seconds - trip.seconds["fetch"]
+        trip.seconds["separate"] = sum(place.seconds for place in separating)
+        trip.warnings += [*stream.warnings, *recording.warnings()]
+        trip.codec, trip.channels, trip.sample_rate = stream.codec, recording.channels, recording.sample_rate
+        trip.samples = unscaled.mixture.length
+        trip.duration = trip.samples / trip.sample_rate
+        return unscaled, files
+
+    def _recording(self, stream: AudioStream) -> Recording:
+        """The open file, which is refused when it turns out to be too long: when it says so, or when it goes on and on."""
+        most = int(self._settings.max_hours * 3600 * stream.sample_rate)
+        if (stream.frames or 0) > most:
+            raise _too_long(stream, self._settings.max_hours)
+        recording = Recording.from_stream(stream)
+        blocks = recording.blocks
+
+        def counted() -> Iterator[Tensor]:
+            for block in blocks():
+                if stream.frames_read > most:
+                    raise _too_long(stream, self._settings.max_hours)
+                yield block
+
+        recording.blocks = counted
+        return recording
+
+    def _write(self, trip: Trip, unscaled: Unscaled, files: StemFiles) -> Result:
+        """Encode the stems into the staging folder, and say what they are."""
+        settings, machinery = self._settings, self._machinery
+        with machinery.write.enter() as writing:
+            trip.warnings += files.write(
+                unscaled, settings.stems, settings.mixture_consistency, trip.sample_rate, Reporter(None)
+            )
+            unscaled.mixture.close()
+            stems = {
+                stem: StemFile(path.name, path.stat().st_size, sha256_of(path), files.writers[stem].clipped_samples)
+                for stem, path in files.paths.items()
+            }
+        trip.seconds["write"] = writing.seconds
+        trip.bytes_out = sum(file.bytes for file in stems.values())
+        stamp = trip.stamp.text if trip.stamp else ""
+        return Result(
+            id=trip.song.id,
+            uri=trip.song.uri,
+            input={"sha256": trip.content, "stamp": stamp, "bytes": trip.bytes_in, "codec": trip.codec},
+            identity=machinery.identity,
+            audio={
+                "duration": trip.duration,
+                "sample_rate": trip.sample_rate,
+                "channels": trip.channels,
+                "samples": trip.samples,
+            },
+            files=stems,
+            gains={stem: unscaled.gains[:, index].tolist() for index, stem in enumerate(INSTRUMENTS)},
+            seconds={name: round(value, 4) for name, value in trip.seconds.items()},
+            made_by={"version": __version__, **machinery.made_by},
+            warnings=list(trip.warnings),
+            finished=utc_now(),
+        )
+
+    def _publish(self, staged: Path, song: Song) -> None:
+        try:
+            self._destination.storage.publish(staged, song_folder(song.id), RESULT_NAME)
+        except Exception as error:  # whatever the object store's client raises
+            raise SongError(
+                Failure.write, f"The stems of {song.id} cannot be put to {self._destination.uri} ({error})."
+            ) from error
+
+    @contextlib.contextmanager
+    def _staged(self, song: Song) -> Iterator[Path]:
+        try:
+            folder = self._staging.folder(safe_name(song.id))
+        except OSError as error:
+            raise SongError(Failure.write, f"Nothing can be written to {self._destination.uri} ({error}).") from error
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _open(path: Path) -> AudioStream:
+    try:
+        return open_audio(path)
+    except (EmptyAudioError, NotAudioError):
+        raise
+    except AudioReadError as error:
+        raise unreadable(path, error) from error
+
+
+def _too_long(stream: AudioStream, hours: float) -> SongError:
+    return SongError(Failure.too_long, f"{stream.path} lasts longer than {hours:g} hours.")

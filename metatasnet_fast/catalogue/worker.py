@@ -1,0 +1,211 @@
+"""The unit that everything else is made of: songs in, outcomes out, with the model loaded once."""
+
+from __future__ import annotations
+
+import os
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
+
+import torch
+
+from .batcher import DeviceEngine
+from .destination import Destination
+from .events import Event, Listener, Notice, SongEnded, SongStarted, WorkerLoad
+from .machinery import Machinery
+from .outcome import Outcome
+from .settings import Identity, Settings
+from .song import Song
+from .staging import Staging
+from .walk import Walker
+
+__all__ = ["Worker"]
+
+LOAD_SECONDS = 1.0
+"""Time between two reports of the load."""
+
+
+class Worker:
+    """Separates songs in this process, many at once. A codec that crashes takes the process with it: see ``SupervisedWorker``.
+
+    Use it in a ``with`` statement; ``process`` may be called again and again.
+
+    Args:
+        settings: all options.
+        destination: a folder or fsspec URI.
+        engine: takes the network's place, for tests; it has ``config`` and ``separate(mixes, wanted)``.
+        listener: gets ``SongStarted``, ``SongEnded``, ``Notice`` and ``WorkerLoad``, from several threads, one at a time.
+        stop: when set, no further song is begun; those in flight are finished.
+        number: of this worker, in its events.
+
+    Raises:
+        MetaTasNetError: if the model cannot be loaded or the device or backend cannot serve.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        destination: str | Destination,
+        engine: DeviceEngine | None = None,
+        listener: Listener | None = None,
+        stop: threading.Event | None = None,
+        number: int = 0,
+    ) -> None:
+        self.number = number
+        self._began = time.perf_counter()
+        self._listen = _one_at_a_time(listener)
+        self._stop = stop or threading.Event()
+        self._threads_before = torch.get_num_threads()
+        self._destination = Destination(destination) if isinstance(destination, str) else destination
+        self._staging = Staging(self._destination.storage)
+        try:
+            self._machinery = Machinery(settings, engine, self._warn)
+        except BaseException:
+            self._staging.close()
+            raise
+        self._walker = Walker(self._machinery, self._destination, self._staging, self._stop)
+        self._in_flight = 0
+        self._counting = threading.Lock()
+
+    @property
+    def identity(self) -> Identity:
+        """The model and settings that this worker's outcomes hold for."""
+        return self._machinery.identity
+
+    @property
+    def capacity(self) -> int:
+        """Songs in flight at most."""
+        return self._machinery.cores.songs
+
+    def describe(self) -> str:
+        """One line: model, backend, device, precision, batches, and how the cores are shared."""
+        return self._machinery.describe()
+
+    def process(self, songs: Iterable[Song]) -> Iterator[Outcome]:
+        """Separate songs; yields every one that was begun once, as they end. ``songs`` is read as places become free."""
+        source, reading = iter(songs), threading.Lock()
+        ended: queue.SimpleQueue[Outcome | BaseException | None] = queue.SimpleQueue()
+        leave = threading.Event()
+
+        def work() -> None:
+            try:
+                self._machinery.cores.enter_song_thread()
+                while True:
+                    with reading:
+                        song = None if leave.is_set() or self._stop.is_set() else next(source, None)
+                    if song is None:
+                        break
+                    ended.put(self._walk(song))
+            except BaseException as error:
+                ended.put(error)
+            finally:
+                ended.put(None)
+
+        threads = [threading.Thread(target=work, name=f"song-{i}", daemon=True) for i in range(self.capacity)]
+        for thread in threads:
+            thread.start()
+        ticker = _Ticker(self._report_load)
+        try:
+            for _ in threads:
+                while (item := ended.get()) is not None:
+                    if isinstance(item, BaseException):
+                        raise item
+                    yield item
+        finally:
+            leave.set()
+            for thread in threads:
+                thread.join()
+            ticker.close()
+            self._machinery.batcher.clock.settle()
+            self._report_load()
+
+    def load(self) -> WorkerLoad:
+        """What the worker is doing now."""
+        machinery = self._machinery
+        times = os.times()
+        return WorkerLoad(
+            worker=self.number,
+            wall_seconds=round(time.perf_counter() - self._began, 3),
+            in_flight=self._in_flight,
+            stages={stage.name: stage.load() for stage in (machinery.read, machinery.separate, machinery.write)},
+            device_busy_seconds=round(machinery.batcher.clock.busy_seconds, 3),
+            windows_waiting=machinery.batcher.windows_waiting,
+            windows_done=machinery.batcher.windows_done,
+            batch_size=machinery.batcher.runner.batch_size,
+            cpu_seconds=round(times.user + times.system, 3),
+            peak_memory=_peak_memory(),
+        )
+
+    def close(self) -> None:
+        """End the device thread and remove what was being written."""
+        self._machinery.close()
+        self._staging.close()
+        torch.set_num_threads(self._threads_before)
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _walk(self, song: Song) -> Outcome:
+        with self._counting:
+            self._in_flight += 1
+        self._listen(SongStarted(song.id, song.uri, self.number))
+        try:
+            outcome = self._walker.walk(song)
+        finally:
+            with self._counting:
+                self._in_flight -= 1
+        self._listen(SongEnded(outcome, self.number))
+        return outcome
+
+    def _warn(self, text: str) -> None:
+        self._listen(Notice(text))
+
+    def _report_load(self) -> None:
+        self._listen(self.load())
+
+
+def _one_at_a_time(listener: Listener | None) -> Listener:
+    lock = threading.Lock()
+
+    def listen(event: Event) -> None:
+        if listener is not None:
+            with lock:
+                listener(event)
+
+    return listen
+
+
+class _Ticker:
+    """Calls a function every second, in a thread of its own, until it is closed."""
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        self._call = call
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="ticker", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def _work(self) -> None:
+        while not self._end.wait(LOAD_SECONDS):
+            self._call()
+
+
+def _peak_memory() -> int:
+    """Bytes that this process had in memory at most; 0 where the system does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
