@@ -17,6 +17,7 @@ __all__ = [
     "NotAudioError",
     "ShapeError",
     "TrainingDataError",
+    "TrainingError",
     "UnknownStemError",
 ]
 
@@ -67,3 +68,7 @@ class AudioWriteError(MetaTasNetError, OSError):
 
 class TrainingDataError(MetaTasNetError, ValueError):
     """Tracks or a cache of them from which training cannot read."""
+
+
+class TrainingError(MetaTasNetError, RuntimeError):
+    """A training run that cannot start or go on; what it had reached is on disk."""

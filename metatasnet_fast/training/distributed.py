@@ -1,0 +1,104 @@
+"""The processes of a training run, as ``torchrun`` starts them; a single process is a world of one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..errors import ConfigError
+
+__all__ = ["World"]
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place among ``size`` processes."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    """Place among the processes of this machine: the index of its GPU."""
+
+    @classmethod
+    def from_environment(cls) -> World:
+        """As ``torchrun`` says it in RANK, WORLD_SIZE and LOCAL_RANK; without them, a single process."""
+        size = int(os.environ.get("WORLD_SIZE", "1"))
+        if size == 1:
+            return cls()
+        return cls(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", "0")))
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes the files and talks to the user."""
+        return self.rank == 0
+
+    @contextlib.contextmanager
+    def joined(self, device: torch.device) -> Iterator[None]:
+        """Join the process group (NCCL on GPUs, else Gloo) and leave it at the end."""
+        if self.size == 1:
+            yield
+            return
+        if device.type == "cuda":
+            dist.init_process_group("nccl", device_id=device)
+        else:
+            dist.init_process_group("gloo")
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
+
+    def share(self, items: int) -> int:
+        """This process's part of ``items``; raises :class:`ConfigError` if they cannot be divided equally."""
+        if items % self.size:
+            raise ConfigError(
+                f"A batch of {items} items cannot be divided among {self.size} processes: make it a multiple."
+            )
+        return items // self.size
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum over the processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """The processes' tensors, concatenated along the first axis in the order of the ranks."""
+        if self.size == 1:
+            return tensor
+        parts = [torch.empty_like(tensor) for _ in range(self.size)]
+        dist.all_gather(parts, tensor.contiguous())
+        return torch.cat(parts)
+
+    def from_previous(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The tensors of the process before this one (of the last, for the first); all of one shape everywhere."""
+        if self.size == 1:
+            return list(tensors)
+        sent = [tensor.contiguous() for tensor in tensors]
+        received = [torch.empty_like(tensor) for tensor in sent]
+        following, previous = (self.rank + 1) % self.size, (self.rank - 1) % self.size
+        exchanges = [dist.P2POp(dist.isend, tensor, following) for tensor in sent]
+        exchanges += [dist.P2POp(dist.irecv, tensor, previous) for tensor in received]
+        for work in dist.batch_isend_irecv(exchanges):
+            work.wait()
+        return received
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """The processes' picklable values, in the order of the ranks."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def take_over(self, tensors: Sequence[Tensor]) -> None:
+        """Replace the contents of all tensors by the first process's."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)

@@ -1,0 +1,108 @@
+"""Checkpoints of a run: files of the authors' format, with what an exact continuation needs beside it.
+
+    epoch, state_dict, optimizer, steps, args       as the authors' program writes and reads them
+    metatasnet_fast                                 progress of the run; with an average, the weights as they were trained
+
+``state_dict`` holds the weights to be used: the average, if there is one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, optim
+
+from ..errors import CheckpointError
+from ..model import MultiTasNet
+from ..model.checkpoints import Checkpoint, load_state, read_original, write_original
+from ..model.store import SETTINGS, read_folder
+from .average import WeightAverage
+
+__all__ = ["Progress", "RunState", "read_checkpoint"]
+
+OURS = "metatasnet_fast"
+
+
+@dataclass
+class Progress:
+    """Where a run stands. Batches and dropout are functions of seed and step, so no generator's state belongs to it."""
+
+    step: int = 0
+    """Steps done."""
+    elapsed: float = 0.0
+    """Seconds spent on them, validation included."""
+    validated: int = 0
+    """The step that was validated last."""
+    best: float | None = None
+    """Best score so far."""
+    best_step: int = 0
+
+
+class RunState:
+    """All that changes in the course of a run."""
+
+    def __init__(self, network: MultiTasNet, optimizer: optim.Optimizer, average: WeightAverage | None) -> None:
+        self.network, self.optimizer, self.average = network, optimizer, average
+        self.progress = Progress()
+
+    @property
+    def usable(self) -> MultiTasNet:
+        """The network to validate and to separate with."""
+        return self.network if self.average is None else self.average.network
+
+    def write(self, path: Path, args: argparse.Namespace, steps_per_epoch: int) -> None:
+        """Write a checkpoint; it appears whole, or what was there stays.
+
+        Raises:
+            CheckpointError: if it cannot be written, as on a full disk.
+        """
+        ours: dict[str, Any] = {"progress": dataclasses.asdict(self.progress)}
+        if self.average is not None:
+            ours["trained"] = self.network.state_dict()
+        checkpoint = Checkpoint(
+            state_dict=self.usable.state_dict(),
+            args=args,
+            optimizer=self.optimizer.state_dict(),
+            epoch=self.progress.step // steps_per_epoch,
+            steps=self.progress.step,
+            extra={OURS: ours},
+        )
+        write_original(checkpoint, path)
+
+    def load(self, checkpoint: Checkpoint, origin: Path) -> None:
+        """Go on from a checkpoint of a run, or of the authors' program; one without optimiser gives its weights only.
+
+        Raises:
+            CheckpointError: if it is of another network, or its optimiser of another program.
+        """
+        ours: dict[str, Any] = checkpoint.extra.get(OURS, {})
+        trained: dict[str, Tensor] = ours.get("trained", checkpoint.state_dict)
+        load_state(self.network, trained, origin)
+        if self.average is not None:
+            load_state(self.average.network, checkpoint.state_dict, origin)
+        if checkpoint.optimizer is None:
+            return
+        expected = set(self.optimizer.state_dict()["param_groups"][0])
+        try:
+            found = set(checkpoint.optimizer["param_groups"][0])
+            if found != expected:
+                raise ValueError(f"its settings are {', '.join(sorted(map(str, found)))}")
+            self.optimizer.load_state_dict(checkpoint.optimizer)
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{origin} was not trained with Ranger on this network ({error}): convert it without its optimiser."
+            ) from error
+        self.progress = Progress(**ours["progress"]) if "progress" in ours else Progress(step=checkpoint.steps or 0)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """A file of the authors' format, or a checkpoint folder.
+
+    Raises:
+        CheckpointError: if it is neither.
+    """
+    return read_folder(path) if (path / SETTINGS).is_file() else read_original(path)

@@ -1,0 +1,201 @@
+"""The settings of a training run: the authors' hyperparameters under the authors' names, and this library's own.
+
+Source: the argument parser of the authors' ``train.py``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..config import MetaTasNetConfig
+from ..errors import ConfigError, MissingDependencyError
+
+__all__ = ["TrainingSettings", "read_settings_file", "split_settings"]
+
+EPOCH_SECONDS = 40 * 3000
+"""Seconds of audio that the authors call an epoch."""
+
+AUGMENTATIONS = ("same", "original", "none")
+BEST_RULES = ("all", "original")
+
+
+def _setting(default: Any, help: str) -> Any:
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How a network is trained; the defaults are the authors'.
+
+    Raises:
+        ConfigError: for a value that cannot be trained with.
+    """
+
+    batch_size: int = _setting(12, "items in a batch, over all processes together")
+    time_length: float = _setting(8.0, "seconds of an item")
+    epochs: int = _setting(250, "length of the training; an epoch is 120,000 s of audio")
+    learning_rate: float = _setting(1e-3, "of the first step")
+    weight_decay: float = _setting(5e-4, "decoupled from the gradient")
+    clip_gradient: float = _setting(5.0, "global norm that gradients are cut down to")
+    sgdr_period: int = _setting(200_000, "steps between warm restarts of the learning rate")
+    sgdr_decay: float = _setting(0.85, "factor between the learning rates of two restarts")
+    shuffle_p: float = _setting(0.5, "part of the batch whose stems come from several tracks")
+    seed: int = _setting(42, "of the weights, the batches and the dropout")
+    threads: int = _setting(10, "workers that prepare batches; at most the number of cores is used")
+    steps: int | None = _setting(None, "length of the training in steps, instead of --epochs")
+    minutes: float | None = _setting(
+        None, "end after this time; the learning rate falls to 0 over it instead of SGDR's"
+    )
+    augmentation: str = _setting("same", "same at every rate, original (drawn per rate), or none")
+    micro_batch: int | None = _setting(None, "items computed at once, to save memory; the result stays exact")
+    recompute: bool = _setting(False, "keep less between forward and backward, and compute it twice")
+    ema: float | None = _setting(None, "validate and keep an exponential average of the weights with this decay")
+    device: str = _setting("auto", "auto, cpu, cuda or cuda:1")
+    backend: str = _setting("auto", "auto, or a name that `info` lists")
+    dtype: str = _setting("auto", "auto, float64, float32, tf32 or bfloat16")
+    validate_every: int = _setting(1250, "steps between validations, 0 for none")
+    best: str = _setting("all", "what the best checkpoint is judged by: all, or original (see docs/training.md)")
+    save_every: int = _setting(500, "steps between checkpoints")
+    log_every: int = _setting(50, "steps that a line of the log is the mean of")
+    stats_items: int = _setting(5000, "training items that the spectrograms' statistics are computed from")
+    max_loss: float = _setting(1000.0, "stop when the loss exceeds it; an estimate at -80 dB costs 80")
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            kind = str(field.type).removesuffix(" | None")
+            if value is None and kind != field.type:
+                continue
+            expected = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}[kind]
+            if not isinstance(value, expected) or (isinstance(value, bool) and kind != "bool"):
+                raise ConfigError(f"{field.name} must be of type {kind}, got {value!r}.")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ConfigError(f"{field.name} must be finite, got {value!r}.")
+        for name in ("batch_size", "epochs", "sgdr_period", "threads", "steps", "micro_batch", "save_every"):
+            self._at_least(name, 1)
+        for name in ("log_every", "stats_items"):
+            self._at_least(name, 1)
+        for name in ("validate_every", "weight_decay", "seed"):
+            self._at_least(name, 0)
+        for name in ("time_length", "learning_rate", "clip_gradient", "sgdr_decay", "minutes", "max_loss"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ConfigError(f"{name} must be positive, got {value}.")
+        if not 0 <= self.shuffle_p <= 1:
+            raise ConfigError(f"shuffle_p must lie in [0, 1], got {self.shuffle_p}.")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ConfigError(f"ema must lie between 0 and 1, such as 0.999, got {self.ema}.")
+        for name, choices in (("augmentation", AUGMENTATIONS), ("best", BEST_RULES)):
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
+        if self.dtype == "float16":
+            raise ConfigError("Training in float16 would need loss scaling: choose bfloat16 or float32.")
+
+    def _at_least(self, name: str, least: int) -> None:
+        value = getattr(self, name)
+        if value is not None and value < least:
+            raise ConfigError(f"{name} must be at least {least}, got {value}.")
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return max(1, int(EPOCH_SECONDS // self.time_length) // self.batch_size)
+
+    @property
+    def total_steps(self) -> int | None:
+        """Steps of the whole training; None if only the clock ends it."""
+        if self.steps is not None:
+            return self.steps
+        return None if self.minutes is not None else self.epochs * self.steps_per_epoch
+
+    @property
+    def workers(self) -> int:
+        return min(self.threads, os.cpu_count() or 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def to_namespace(self, config: MetaTasNetConfig, cache: str, directory: str) -> argparse.Namespace:
+        """All of the authors' arguments, for a checkpoint that their program resumes from."""
+        names = (
+            "batch_size",
+            "clip_gradient",
+            "epochs",
+            "learning_rate",
+            "seed",
+            "sgdr_period",
+            "shuffle_p",
+            "threads",
+        )
+        length = int(self.time_length) if self.time_length == int(self.time_length) else self.time_length
+        return config.to_namespace(
+            **{name: getattr(self, name) for name in (*names, "weight_decay")},
+            time_length=length,
+            base_directory=".",
+            directory=directory,
+            train_data=cache,
+            validation_data=cache,
+            checkpoint=None,
+            debug=False,
+        )
+
+
+def split_settings(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings by name, divided into those of the network and those of the training.
+
+    Raises:
+        ConfigError: for an unknown name.
+    """
+    network_names = {field.name for field in dataclasses.fields(MetaTasNetConfig)}
+    training_names = {field.name for field in dataclasses.fields(TrainingSettings)}
+    unknown = sorted(set(values) - network_names - training_names)
+    if unknown:
+        raise ConfigError(
+            f"Unknown settings {', '.join(unknown)}; known are {', '.join(sorted(network_names | training_names))}."
+        )
+    network = {name: value for name, value in values.items() if name in network_names}
+    return network, {name: value for name, value in values.items() if name in training_names}
+
+
+def read_settings_file(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Settings by name from a JSON or TOML file.
+
+    They stand at the top or under ``network`` and ``training``, so that the ``settings.json`` of a run can be read too.
+
+    Raises:
+        ConfigError: if the file cannot be read or is neither.
+        MissingDependencyError: for TOML before Python 3.11 without tomli.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text("utf-8")
+        values = _parse_toml(text) if path.suffix == ".toml" else json.loads(text)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read as settings ({error}): give a JSON or TOML file.") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold an object with settings by name, got {type(values).__name__}.")
+    values.pop("run", None)  # what a run notes about itself
+    for section in ("network", "training"):
+        found = values.pop(section, {})
+        if not isinstance(found, dict):
+            raise ConfigError(f"{section} in {path} must hold settings by name, got {found!r}.")
+        values.update(found)
+    return values
+
+
+def _parse_toml(text: str) -> Any:
+    try:
+        import tomllib
+    except ImportError:
+        try:
+            import tomli as tomllib
+        except ImportError as error:
+            raise MissingDependencyError("Reading TOML needs Python 3.11, or: pip install tomli.") from error
+    return tomllib.loads(text)

@@ -1,0 +1,126 @@
+"""The gradients of one batch: in parts, on one process or several, always those of the whole batch."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..backends import Choice
+from ..model import MultiTasNet
+from .distributed import World
+from .losses import Dropout, loss_share, uses_neighbours
+from .parts import Items, Part, Totals, cut
+from .recompute import Recomputing
+
+__all__ = ["BatchGradients", "GradientStep"]
+
+
+@dataclass(frozen=True)
+class BatchGradients:
+    """What a batch gave, over all processes; the gradients themselves are in the parameters."""
+
+    loss: float
+    stats: list[float]
+    """As ``MultiTasNet.forward`` has them, (4 * stages + 3,)."""
+    norm: float
+    """Global norm of the gradients before they were cut down."""
+    votes: list[float]
+    """Sums over the processes of what each of them brought."""
+
+
+class _PartLoss(nn.Module):
+    """The network as ``DistributedDataParallel`` sees it: a module whose output is a part's share of the loss."""
+
+    def __init__(self, network: MultiTasNet, choice: Choice, recompute: bool) -> None:
+        super().__init__()
+        self.network, self.choice, self.recompute = network, choice, recompute
+
+    def forward(self, part: Part, totals: Sequence[Totals], dropout: Dropout) -> tuple[Tensor, Tensor]:
+        engine = self.network.engine(self.choice, training=True)
+        if self.recompute:
+            engine = dataclasses.replace(engine, backend=Recomputing(engine.backend))
+        return loss_share(engine, part, totals, dropout)
+
+
+class GradientStep:
+    """Computes loss and gradients of batch after batch.
+
+    Every process has its share of each batch. The loss is that of the whole batch, as one process would have it, and so are the
+    gradients in every process's parameters. The parameters without a gradient (the last block's ``res_out``, whose output
+    is unused) keep none.
+
+    Args:
+        network: on its device; with several processes, the first one's weights are taken over.
+        choice: the backend and precision to compute with.
+        world: the processes; they must have joined.
+        micro_batch: items computed at once; None for the whole share.
+        recompute: compute the forward pass again in backward instead of keeping its activations.
+        clip: global norm that gradients are cut down to.
+        dropout_seed: seed of the dropout's draws.
+    """
+
+    def __init__(
+        self,
+        network: MultiTasNet,
+        choice: Choice,
+        *,
+        world: World | None = None,
+        micro_batch: int | None = None,
+        recompute: bool = False,
+        clip: float = 5.0,
+        dropout_seed: int = 42,
+    ) -> None:
+        self.network, self.world, self.micro_batch, self.clip = network, world or World(), micro_batch, clip
+        self.seed = dropout_seed
+        self._loss: nn.Module = _PartLoss(network, choice, recompute)
+        if self.world.size > 1:
+            self.world.take_over(list(network.state_dict().values()))
+            self._loss = DistributedDataParallel(self._loss, find_unused_parameters=True)
+
+    def __call__(self, items: Items, step: int, votes: Sequence[float] = ()) -> BatchGradients:
+        """Replace the parameters' gradients by those of a batch, cut down to the norm ``clip``.
+
+        Args:
+            items: this process's share, on the network's device.
+            step: number of the step, from which dropout is drawn.
+            votes: numbers to be summed over the processes on the way.
+        """
+        self.network.zero_grad(set_to_none=True)
+        totals = [Totals.of(self.world.gather(mask)) for mask in items.masks]
+        dropout = Dropout(self.network.config.dropout, self.seed, step)
+        parts = self._parts(items)
+        shares: list[Tensor] = []
+        wide = torch.float32 if items.sources[0].device.type == "mps" else torch.float64
+        for number, part in enumerate(parts, start=1):
+            with self._synchronising(number == len(parts)):
+                loss, stats = self._loss(part, totals, dropout)
+                # DistributedDataParallel takes the mean over the processes; the shares are to be summed.
+                (loss * self.world.size).backward()
+            shares.append(torch.cat([loss.detach().reshape(1), stats]).to(wide))
+        share = torch.stack(shares).sum(0)
+        sums = self.world.sum(torch.cat([share, share.new_tensor(list(votes))]))
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.clip)
+        # One transfer for everything: on a GPU this is where the step is waited for.
+        found = torch.cat([sums, norm.reshape(1).to(sums)]).tolist()
+        return BatchGradients(found[0], found[1 : len(share)], found[-1], found[len(share) : -1])
+
+    def _parts(self, items: Items) -> list[Part]:
+        before = None
+        if self.world.size > 1 and uses_neighbours(self.network.config):
+            last = items.rows(len(items) - 1, 1)
+            received = self.world.from_previous([*last.sources, *last.masks])
+            before = Items(received[: len(last.sources)], received[len(last.sources) :])
+        return cut(items, self.micro_batch or len(items), before, self.world.rank * len(items))
+
+    def _synchronising(self, last: bool) -> contextlib.AbstractContextManager[None]:
+        """Gradients travel between the processes once, with the last part."""
+        if last or not isinstance(self._loss, DistributedDataParallel):
+            return contextlib.nullcontext()
+        context: contextlib.AbstractContextManager[None] = self._loss.no_sync()
+        return context

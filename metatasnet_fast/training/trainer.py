@@ -1,0 +1,308 @@
+"""The loop: batch, gradients, step; now and then a line of the log, a checkpoint, a validation.
+
+A run lives in a folder:
+
+    settings.json     network, training, and what it runs on
+    log.jsonl         losses, rates and scores
+    last.pt           the state to go on from
+    best.pt           the weights with the best validation
+    failed.pt         the batch at which the loss was no number any more
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+import time
+from pathlib import Path
+
+import torch
+
+from ..backends import Choice
+from ..config import INSTRUMENTS
+from ..errors import CheckpointError, TrainingError
+from ..precision import Precision
+from .data import Batch, BatchSource, Track
+from .display import Display, Silence, Summary
+from .distributed import World
+from .interruption import Interruption
+from .journal import Journal
+from .parts import Items
+from .saving import RunState
+from .schedule import SGDR
+from .settings import TrainingSettings
+from .step import BatchGradients, GradientStep
+from .validation import ValidationScore, validate
+
+__all__ = ["BEST", "LAST", "Trainer"]
+
+LAST, BEST, FAILED = "last.pt", "best.pt", "failed.pt"
+
+
+class Trainer:
+    """Trains from where ``state`` stands to the end of ``settings``, or until it is interrupted.
+
+    Args:
+        state: network, optimiser and progress, on the device of the batches.
+        batches: this process's share of each batch.
+        tracks: to validate on; not needed if ``validate_every`` is 0.
+        run: the run's folder, which exists.
+        args: the authors' arguments, stored in checkpoints.
+        backend, precision: what to compute with.
+        world: the processes; they must have joined.
+        tensorboard: also write TensorBoard's files.
+        display: shows the run.
+    """
+
+    def __init__(
+        self,
+        state: RunState,
+        settings: TrainingSettings,
+        batches: BatchSource,
+        tracks: list[Track],
+        run: Path,
+        args: argparse.Namespace,
+        *,
+        backend: str = "auto",
+        precision: Precision = Precision.float32,
+        world: World | None = None,
+        tensorboard: bool = False,
+        display: Display | None = None,
+    ) -> None:
+        self.state, self.settings, self.batches, self.tracks, self.run_folder = state, settings, batches, tracks, run
+        self.args, self.backend, self.precision, self.world = args, backend, precision, world or World()
+        self.tensorboard, self.display = tensorboard, display or Silence()
+        self._gradients = GradientStep(
+            state.network,
+            Choice(backend, precision),
+            world=self.world,
+            micro_batch=settings.micro_batch,
+            recompute=settings.recompute,
+            clip=settings.clip_gradient,
+            dropout_seed=settings.seed,
+        )
+        self._schedule = SGDR(state.optimizer, settings.learning_rate, settings.sgdr_period, settings.sgdr_decay)
+        self._interruption = Interruption()
+        self._window: list[BatchGradients] = []
+        self._saved = state.progress.step
+        self._origin = 0.0
+        """When the clock of the run would have begun."""
+        self._marked = 0.0, 0
+        """Time and step of the last line of the log."""
+
+    def run(self) -> int | None:
+        """Train; returns the signal that ended it, or None at the end.
+
+        Raises:
+            TrainingError: if the loss is no number or exceeds ``max_loss``; the batch and the weights before the step are kept.
+            CheckpointError: if the last checkpoint cannot be written.
+        """
+        self.state.network.train()
+        with contextlib.ExitStack() as stack:
+            if self.world.first:
+                journal = Journal(self.run_folder, self.state.progress.step, self.tensorboard)
+                self._journal = stack.enter_context(journal)
+            stack.enter_context(self._interruption)
+            self._train()
+            self._save(final=True)
+        return self._interruption.signal
+
+    def _train(self) -> None:
+        progress, total = self.state.progress, self.settings.total_steps
+        self._begin_clock()
+        if not self._validate_if_due() or self._over():
+            return
+        with contextlib.closing(self.batches.stream(progress.step)) as stream:
+            for batch in stream:
+                step = batch.number + 1
+                stopped = self._step(step, batch)
+                progress.step = step
+                if stopped or not self._validate_if_due() or self._over() or step == total:
+                    return
+                if step % self.settings.save_every == 0:
+                    self._save(final=False)
+
+    def _step(self, step: int, batch: Batch) -> bool:
+        """Take one step; True if a process was asked to stop."""
+        progress, settings = self.state.progress, self.settings
+        items = Items(batch.sources, batch.masks())
+        if self.precision is Precision.float64:
+            items = Items([x.double() for x in items.sources], [x.double() for x in items.masks])
+        # The first process's clock is everybody's.
+        clock = self._elapsed() if self.world.first else 0.0
+        found = self._gradients(items, step, votes=(clock, float(bool(self._interruption))))
+        progress.elapsed, interrupted = found.votes[0], found.votes[1] > 0
+        self._check(step, items, found)
+        # At a restart the authors skip the step.
+        restart = self._set_rate(step)
+        if not restart:
+            self.state.optimizer.step()
+            if self.state.average is not None:
+                self.state.average.update(self.state.network, step)
+        self._window.append(found)
+        if self.world.first:
+            self.display.step(step, settings.total_steps, found.loss)
+        if step % settings.log_every == 0 or step == settings.total_steps or interrupted:
+            self._log(step)
+        return interrupted
+
+    def _set_rate(self, step: int) -> bool:
+        settings = self.settings
+        if settings.minutes is None:
+            return self._schedule(step)
+        done = min(1.0, self.state.progress.elapsed / (60 * settings.minutes))
+        for group in self.state.optimizer.param_groups:
+            group["lr"] = 0.5 * settings.learning_rate * (math.cos(math.pi * done) + 1)
+        return False
+
+    def _check(self, step: int, items: Items, found: BatchGradients) -> None:
+        if math.isfinite(found.loss) and math.isfinite(found.norm) and found.loss <= self.settings.max_loss:
+            return
+        path = self.run_folder / (FAILED if self.world.size == 1 else f"failed-{self.world.rank}.pt")
+        content = {
+            "step": step,
+            "loss": found.loss,
+            "stats": found.stats,
+            "gradient_norm": found.norm,
+            "sources": list(items.sources),
+            "masks": list(items.masks),
+            "state_dict": self.state.network.state_dict(),
+            "args": self.args,
+        }
+        try:
+            torch.save(content, path)
+            kept = f"Its batch and the weights before it are in {path}"
+        except (OSError, RuntimeError) as error:
+            kept = f"Its batch could not be kept in {path} ({error})"
+        raise TrainingError(
+            f"Step {step} gave a loss of {found.loss:g} and a gradient of norm {found.norm:g}: training stops. {kept}; "
+            f"{LAST} is of step {self._saved}. Go on with a smaller --learning_rate, or with --dtype float32."
+        )
+
+    def _over(self) -> bool:
+        progress, settings = self.state.progress, self.settings
+        if settings.total_steps is not None and progress.step >= settings.total_steps:
+            return True
+        return settings.minutes is not None and progress.elapsed >= 60 * settings.minutes
+
+    def _validate_if_due(self) -> bool:
+        """Validate at every ``validate_every`` steps and at the end; False if that was interrupted."""
+        progress, every = self.state.progress, self.settings.validate_every
+        if not every or progress.step == progress.validated or not (progress.step % every == 0 or self._over()):
+            return True
+        # What can be lost by an interruption is on disk before.
+        self._save(final=False)
+        began = time.monotonic()
+        own = validate(
+            self.state.usable,
+            self.tracks[self.world.rank :: self.world.size],
+            self.backend,
+            self.precision,
+            lambda: bool(self._interruption),
+        )
+        parts = self.world.gather_objects(own)
+        if any(part is None for part in parts):
+            return False
+        score = ValidationScore.of([score for part in parts for score in part])
+        value = score.total(self.settings.best)
+        seconds = time.monotonic() - began
+        self._marked = self._marked[0] + seconds, self._marked[1]
+        progress.validated = progress.step
+        best = not math.isnan(value) and (progress.best is None or value > progress.best)
+        if best:
+            progress.best, progress.best_step = value, progress.step
+        if self.world.first:
+            self._journal.write(
+                progress.step,
+                "valid",
+                score=value,
+                sdr=score.by_stem(),
+                si_sdr=_by_stage(score.si_sdr),
+                tracks=score.tracks,
+                seconds=seconds,
+            )
+            self.display.validation(progress.step, score, seconds, best)
+            if best:
+                self._write(BEST, final=False)
+        return True
+
+    def _begin_clock(self) -> None:
+        self._origin = time.monotonic() - self.state.progress.elapsed
+        self._marked = time.monotonic(), self.state.progress.step
+
+    def _elapsed(self) -> float:
+        return time.monotonic() - self._origin
+
+    def _log(self, step: int) -> None:
+        window, self._window = self._window, []
+        if not self.world.first or not window:
+            return
+        settings, stages = self.settings, self.state.network.config.stages_num
+        now, (then, since) = time.monotonic(), self._marked
+        self._marked = now, step
+        speed = (step - since) / max(now - then, 1e-9)
+        count = len(window)
+        stats = [sum(values) / count for values in zip(*(found.stats for found in window), strict=True)]
+        by_stage = [stats[4 * s : 4 * s + 4] for s in range(stages)]
+        summary = Summary(
+            step=step,
+            total=settings.total_steps,
+            loss=sum(found.loss for found in window) / count,
+            sdr=by_stage[-1],
+            learning_rate=self.state.optimizer.param_groups[0]["lr"],
+            norm=sum(found.norm for found in window) / count,
+            steps_per_second=speed,
+            audio_per_second=speed * settings.batch_size * settings.time_length,
+            remaining=self._remaining(step, speed),
+        )
+        self._journal.write(
+            step,
+            "train",
+            loss=summary.loss,
+            si_sdr=_by_stage(by_stage),
+            reconstruction=stats[-3],
+            dissimilarity=stats[-2],
+            similarity=stats[-1],
+            learning_rate=summary.learning_rate,
+            gradient_norm=summary.norm,
+            steps_per_second=speed,
+            audio_seconds_per_second=summary.audio_per_second,
+            elapsed=self.state.progress.elapsed,
+        )
+        self.display.summary(summary)
+
+    def _remaining(self, step: int, speed: float) -> float | None:
+        settings = self.settings
+        ends = []
+        if settings.minutes is not None:
+            ends.append(max(0.0, 60 * settings.minutes - self.state.progress.elapsed))
+        if settings.total_steps is not None:
+            ends.append((settings.total_steps - step) / speed)
+        return min(ends, default=None)
+
+    def _save(self, final: bool) -> None:
+        progress = self.state.progress
+        if self.world.first and (progress.step > self._saved or (final and progress.step > 0)):
+            if self._write(LAST, final):
+                self._saved = progress.step
+
+    def _write(self, name: str, final: bool) -> bool:
+        path = self.run_folder / name
+        try:
+            self.state.write(path, self.args, self.settings.steps_per_epoch)
+        except CheckpointError as error:
+            if final:
+                raise
+            # The file that was there is whole, and the next try may succeed: hours of training are not to be lost for it.
+            self.display.note(f"{error} Training goes on; the next checkpoint is tried again.")
+            return False
+        return True
+
+
+def _by_stage(values: list[list[float]]) -> dict[str, float]:
+    return {
+        f"stage{s}/{name}": value
+        for s, stage in enumerate(values)
+        for name, value in zip(INSTRUMENTS, stage, strict=True)
+    }
