@@ -1,0 +1,198 @@
+"""Product of frames with one weight matrix: the codec's 1x1 convolutions, and, on overlapping frames, its filter banks.
+
+    y[n, t, o] = act( sum_k x[n, t, k] W[o, k] + bias[o] + (1 - a) share[n, j, o] + a share[n, j + 1, o] )
+    with j + a = t (F - 1) / (T - 1), j whole: linear interpolation of F rows to T frames, corners aligned
+    act is ReLU or nothing. With a framing x[n, t, k] = signal[n, t stride + k - padding], zero outside the signal.
+    With a gate the operand is x where gate > 0, else 0: the backward of a ReLU, never written out.
+
+The encoder's mel branch is linear after its logarithm, so its share of the bottleneck is computed at 31.25 frames a second
+and enters here, before the ReLU: no concatenation, no (n, 256, T) tensor. j and a come from whole numbers: exact at any length.
+
+Bytes: x (and gate) once, n T K sizeof(dtype), from L2 for every further column tile; y once; share n F N 4 bytes, read from
+the caches. FLOPs: 2 n T K N. Encoder, stage 1 (330 -> 440 -> 440): 190 FLOP a byte, about the ridge of an H200; stages 2
+and 3 are compute-bound. Idle columns (`product_tile`): 330: 7 x 48, 1.8 %; 385: 5 x 80, 3.9 %; 440: 7 x 64, 1.8 %; 660 and
+1320: 96 each, 1.8 %; 770 and 1540: 160 each, 3.9 %; 880 and 1760: 1.8 % and none; 256 mels: none.
+Not yet run on a GPU. Source: Samuel et al. 2020, section 2.3; original model/encoder.py (bottleneck), model/decoder.py.
+"""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import TILE, launch
+
+__all__ = [
+    "BLOCK_K",
+    "STAGES",
+    "Framing",
+    "exact_products",
+    "frame_layout",
+    "product",
+    "product_kernel",
+    "product_tile",
+    "products",
+]
+
+TILES = ((128, 32), (128, 0), (64, 32), (64, 16), (64, 0), (32, 16), (32, 0), (16, 0))
+"""Columns of a product that one program computes, (main, tail), widest first; see `launch.COLUMN_TILES`."""
+
+ACCEPTED_WASTE = 0.04
+BLOCK_K = 32
+STAGES = 3
+
+
+class Framing(NamedTuple):
+    """Overlapping frames of a signal: frame t holds samples t stride - padding and on."""
+
+    frames: int
+    stride: int
+    padding: int
+
+
+def product_tile(columns: int, dtype: torch.dtype) -> tuple[int, int]:
+    """Main and tail width: the widest that idles at most 4 % of the columns, else what idles least."""
+
+    def waste(tile: tuple[int, int]) -> float:
+        width = sum(tile)
+        return -(-columns // width) * width / columns - 1
+
+    tiles = [tile for tile in TILES if dtype.itemsize < 4 or sum(tile) <= 64]
+    return next((tile for tile in tiles if waste(tile) <= ACCEPTED_WASTE), min(tiles, key=waste))
+
+
+def products(tf32: bool) -> str:
+    """How float32 operands are multiplied; operands of two bytes are not affected."""
+    return "tf32" if tf32 else "ieee"
+
+
+def exact_products() -> str:
+    """Float32 accuracy on the tensor cores where they can: three TF32 products, on NVIDIA's; else plain float32."""
+    return "ieee" if torch.version.hip else "tf32x3"
+
+
+@triton.jit
+def load_frames(p_x, p_gate, i_t, m_t, i_k, K, SAMPLES, x_t, gate_row, PADDING: tl.constexpr, FRAMED: tl.constexpr):
+    """Values of some frames and some k of one item, gated; both indices already have their two axes."""
+    mask = m_t & (i_k < K)
+    if FRAMED:
+        i_sample = i_t * x_t + i_k - PADDING
+        b_x = tl.load(p_x + i_sample, mask=mask & (i_sample >= 0) & (i_sample < SAMPLES), other=0.0)
+    else:
+        b_x = tl.load(p_x + i_t * x_t + i_k, mask=mask, other=0.0)
+    if p_gate is not None:
+        b_gate = tl.load(p_gate + (gate_row + i_t) * K + i_k, mask=mask, other=0.0)
+        b_x = tl.where(b_gate > 0, b_x, 0.0)
+    return b_x
+
+
+@triton.jit
+def _interpolated(p_share, i_n, i_t, mask, i_o, T, F, N: tl.constexpr):
+    """Rows of ``share`` between which each frame lies, mixed."""
+    last = tl.maximum(T - 1, 1).to(tl.int64)
+    i_place = i_t.to(tl.int64) * (F - 1)
+    i_row = i_place // last
+    b_part = (i_place - i_row * last).to(tl.float32) / last.to(tl.float32)
+    p_share += i_n.to(tl.int64) * F * N
+    b_low = tl.load(p_share + i_row[:, None] * N + i_o[None, :], mask=mask, other=0.0)
+    i_next = tl.minimum(i_row + 1, F - 1)
+    b_high = tl.load(p_share + i_next[:, None] * N + i_o[None, :], mask=mask, other=0.0)
+    return b_low + b_part[:, None] * (b_high - b_low)
+
+
+@triton.jit
+def _finish(b_y, p_bias, p_share, p_y, i_n, i_t, m_t, i_o, T, F, N: tl.constexpr, RELU: tl.constexpr):
+    """Bias, share, ReLU and store of BLOCK_T by some columns."""
+    m_o = i_o < N
+    mask = m_t[:, None] & m_o[None, :]
+    if p_bias is not None:
+        b_y += tl.load(p_bias + i_o, mask=m_o, other=0.0).to(tl.float32)[None, :]
+    if p_share is not None:
+        b_y += _interpolated(p_share, i_n, i_t, mask, i_o, T, F, N)
+    if RELU:
+        b_y = tl.where(b_y <= 0, 0.0, b_y)  # NaN stays NaN
+    p_y += (i_n.to(tl.int64) * T + i_t)[:, None] * N + i_o[None, :]
+    tl.store(p_y, b_y.to(p_y.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["T", "F", "SAMPLES", "x_n", "x_t"])
+def product_kernel(
+    p_x, p_gate, p_w, p_bias, p_share, p_y, T, F, SAMPLES, x_n, x_t,
+    K: tl.constexpr, N: tl.constexpr, W_O: tl.constexpr, W_K: tl.constexpr, PADDING: tl.constexpr,
+    FRAMED: tl.constexpr, RELU: tl.constexpr, ALIGN: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, TAIL_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One program: one tile of frames of one item, BLOCK_N + TAIL_N columns in two accumulators."""
+    WIDTH: tl.constexpr = BLOCK_N + TAIL_N
+    blocks = tl.cdiv(N, WIDTH)
+    row, i_block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
+    tiles = tl.cdiv(T, BLOCK_T)
+    i_n = row // tiles
+    i_t = (row % tiles) * BLOCK_T + tl.arange(0, BLOCK_T)
+    m_t = i_t < T
+    p_x += i_n.to(tl.int64) * (x_n.to(tl.int64) * ALIGN)
+    x_t = x_t.to(tl.int64) * ALIGN
+    gate_row = i_n.to(tl.int64) * T
+    i_o = i_block * WIDTH + tl.arange(0, BLOCK_N)
+    b_y = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
+    if TAIL_N > 0:
+        i_tail = i_block * WIDTH + BLOCK_N + tl.arange(0, TAIL_N)
+        b_tail = tl.zeros([BLOCK_T, TAIL_N], tl.float32)
+    for k in range(0, K, BLOCK_K):
+        i_k = k + tl.arange(0, BLOCK_K)
+        b_x = load_frames(
+            p_x, p_gate, i_t[:, None], m_t[:, None], i_k[None, :], K, SAMPLES, x_t, gate_row, PADDING, FRAMED
+        )  # fmt: skip
+        m_k = (i_k < K)[:, None]
+        b_w = tl.load(p_w + i_o[None, :] * W_O + i_k[:, None] * W_K, mask=m_k & (i_o < N)[None, :], other=0.0)
+        b_y = tl.dot(b_x, b_w, b_y, input_precision=PRECISION)
+        if TAIL_N > 0:
+            b_w = tl.load(p_w + i_tail[None, :] * W_O + i_k[:, None] * W_K, mask=m_k & (i_tail < N)[None, :], other=0.0)
+            b_tail = tl.dot(b_x, b_w, b_tail, input_precision=PRECISION)
+    _finish(b_y, p_bias, p_share, p_y, i_n, i_t, m_t, i_o, T, F, N, RELU)
+    if TAIL_N > 0:
+        _finish(b_tail, p_bias, p_share, p_y, i_n, i_t, m_t, i_tail, T, F, N, RELU)
+
+
+def frame_layout(x: Tensor, framing: Framing | None) -> dict[str, int]:
+    """Sizes and strides by which a kernel finds frames: of (n, T, K), or framed from (n, samples); unit stride inside."""
+    n_t = (x.stride(0), framing.stride if framing else x.stride(1))
+    align = 8 if framing is None and all(stride % 8 == 0 for stride in n_t) else 1
+    return {
+        "T": framing.frames if framing else x.shape[1],
+        "SAMPLES": x.shape[1] if framing else 0,
+        "x_n": n_t[0] // align,
+        "x_t": n_t[1] // align,
+        "PADDING": framing.padding if framing else 0,
+        "FRAMED": framing is not None,
+        "ALIGN": align,
+    }
+
+
+def product(
+    x: Tensor, weight: Tensor, precision: str, *, bias: Tensor | None = None, share: Tensor | None = None,
+    gate: Tensor | None = None, relu: bool = False, framing: Framing | None = None, dtype: torch.dtype | None = None,
+) -> Tensor:  # fmt: skip
+    """y (n, T, N) in ``dtype`` (x's by default); ``weight`` (N, K) of x's dtype with any strides.
+
+    ``x`` (n, T, K), or with a ``framing`` a signal (n, samples), unit stride along its last axis; ``gate`` (n, T, K) and
+    ``share`` (n, F, N) float32 contiguous.
+    """
+    columns, inputs = weight.shape
+    layout = frame_layout(x, framing)
+    n, frames = len(x), layout["T"]
+    y = torch.empty(n, frames, columns, dtype=dtype or x.dtype, device=x.device)
+    main, tail = product_tile(columns, x.dtype)
+    launch(
+        product_kernel, n * -(-frames // TILE) * -(-columns // (main + tail)), x,
+        p_x=x, p_gate=gate, p_w=weight, p_bias=bias, p_share=share, p_y=y, F=1 if share is None else share.shape[1],
+        K=inputs, N=columns, W_O=weight.stride(0), W_K=weight.stride(1), RELU=relu, **layout,
+        BLOCK_T=TILE, BLOCK_N=main, TAIL_N=tail, BLOCK_K=BLOCK_K, PRECISION=precision,
+        num_warps=8 if main + tail >= 64 else 4, num_stages=STAGES,
+    )  # fmt: skip
+    return y

@@ -1,0 +1,132 @@
+"""Backward of the product of frames with one weight matrix (see `bottleneck`), g = dy where the ReLU let pass.
+
+    dx = g W                                     the forward's kernel, W transposed, dy gated by y
+    dW[o, k] = sum_nt g[n, t, o] x[n, t, k];     dbias[o] = sum_nt g[n, t, o]
+    dshare[n, f, o] = sum_t max(0, 1 - |t (F - 1) / (T - 1) - f|) g[n, t, o]     the transpose of the interpolation
+
+dW walks all tiles of frames of all items; where its blocks are too few for a GPU the tiles are dealt to several programs,
+each writes its part, and the parts are added in their order. How many depends on the shapes alone.
+
+Bytes: dW reads g (dy and y) once for each column block of 64, x once for each row block, mostly from L2; parts
+`parts` N K 4 written and read once. FLOPs: 2 n T K N, as dx. dshare reads g twice.
+Not yet run on a GPU. Source: as the forward's.
+"""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .bottleneck import STAGES, Framing, frame_layout, load_frames
+from .launch import launch, power_of_two
+
+__all__ = ["interpolation_backward", "interpolation_bwd_kernel", "weight_gradient", "weight_gradient_kernel"]
+
+PROGRAMS = 1024  # enough for several rounds on any GPU; with fewer blocks the frames are dealt out
+ROWS = 32  # frames that the interpolation's transpose adds at once
+
+
+@triton.jit(do_not_specialize=["T", "SAMPLES", "x_n", "x_t", "dy_n", "dy_t", "TILES", "PER_PART"])
+def weight_gradient_kernel(
+    p_dy, p_gate, p_x, p_dw, p_dbias, T, SAMPLES, x_n, x_t, dy_n, dy_t, TILES, PER_PART,
+    K: tl.constexpr, N: tl.constexpr, PADDING: tl.constexpr, FRAMED: tl.constexpr,
+    ALIGN: tl.constexpr, DY_ALIGN: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One program: BLOCK_N by BLOCK_K of dW over PER_PART tiles; the first column block writes dbias too."""
+    blocks_k = tl.cdiv(K, BLOCK_K)
+    blocks = tl.cdiv(N, BLOCK_N) * blocks_k
+    i_part, i_block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
+    i_o = (i_block // blocks_k) * BLOCK_N + tl.arange(0, BLOCK_N)
+    i_k = (i_block % blocks_k) * BLOCK_K + tl.arange(0, BLOCK_K)
+    m_o = i_o < N
+    x_n, x_t = x_n.to(tl.int64) * ALIGN, x_t.to(tl.int64) * ALIGN
+    dy_n, dy_t = dy_n.to(tl.int64) * DY_ALIGN, dy_t.to(tl.int64) * DY_ALIGN
+    tiles = tl.cdiv(T, BLOCK_T)
+    b_dw = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+    b_dbias = tl.zeros([BLOCK_N], tl.float32)
+    for tile in range(i_part * PER_PART, tl.minimum((i_part + 1) * PER_PART, TILES)):
+        i_n = (tile // tiles).to(tl.int64)
+        i_t = (tile % tiles) * BLOCK_T + tl.arange(0, BLOCK_T)
+        m_t = i_t < T
+        mask = m_o[:, None] & m_t[None, :]
+        b_dy = tl.load(p_dy + i_n * dy_n + i_t[None, :] * dy_t + i_o[:, None], mask=mask, other=0.0)
+        if p_gate is not None:
+            b_gate = tl.load(p_gate + (i_n * T + i_t)[None, :] * N + i_o[:, None], mask=mask, other=0.0)
+            b_dy = tl.where(b_gate > 0, b_dy, 0.0)
+        b_x = load_frames(
+            p_x + i_n * x_n, None, i_t[:, None], m_t[:, None], i_k[None, :], K, SAMPLES, x_t, 0, PADDING, FRAMED
+        )  # fmt: skip
+        b_dw = tl.dot(b_dy, b_x, b_dw, input_precision=PRECISION)
+        b_dbias += tl.sum(b_dy.to(tl.float32), 1)
+    i_w = i_o.to(tl.int64)[:, None] * K + i_k[None, :]
+    tl.store(p_dw + i_part.to(tl.int64) * N * K + i_w, b_dw, mask=m_o[:, None] & (i_k < K)[None, :])
+    if i_block % blocks_k == 0:
+        tl.store(p_dbias + i_part * N + i_o, b_dbias, mask=m_o)
+
+
+@triton.jit(do_not_specialize=["T", "F", "dy_n", "dy_t"])
+def interpolation_bwd_kernel(
+    p_dy, p_gate, p_dshare, T, F, dy_n, dy_t,
+    N: tl.constexpr, ALIGN: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """One program: BLOCK_N columns of one row of dshare."""
+    blocks = tl.cdiv(N, BLOCK_N)
+    row = tl.program_id(0) // blocks
+    i_o = (tl.program_id(0) % blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
+    m_o = i_o < N
+    i_n, i_f = (row // F).to(tl.int64), (row % F).to(tl.int64)
+    frames, steps = tl.maximum(T - 1, 1).to(tl.int64), tl.maximum(F - 1, 1).to(tl.int64)
+    first = tl.maximum((i_f - 1) * frames, 0) // steps
+    end = tl.minimum(((i_f + 1) * frames + steps - 1) // steps + 1, T)
+    p_dy += i_n * (dy_n.to(tl.int64) * ALIGN)
+    b_sum = tl.zeros([BLOCK_N], tl.float32)
+    for t in range(first, end, BLOCK_T):
+        i_t = t + tl.arange(0, BLOCK_T).to(tl.int64)
+        mask = (i_t < end)[:, None] & m_o[None, :]
+        b_distance = tl.abs(i_t * (F - 1) - i_f * frames).to(tl.float32) / frames.to(tl.float32)
+        b_dy = tl.load(p_dy + i_t[:, None] * (dy_t.to(tl.int64) * ALIGN) + i_o[None, :], mask=mask, other=0.0)
+        if p_gate is not None:
+            b_gate = tl.load(p_gate + (i_n * T + i_t)[:, None] * N + i_o[None, :], mask=mask, other=0.0)
+            b_dy = tl.where(b_gate > 0, b_dy, 0.0)
+        b_sum += tl.sum(tl.maximum(1.0 - b_distance, 0.0)[:, None] * b_dy.to(tl.float32), 0)
+    tl.store(p_dshare + row.to(tl.int64) * N + i_o, b_sum, mask=m_o)
+
+
+def weight_gradient(
+    dy: Tensor, x: Tensor, inputs: int, precision: str, *, gate: Tensor | None = None, framing: Framing | None = None
+) -> tuple[Tensor, Tensor]:
+    """dW (N, K) and dbias (N,), float32; ``dy`` (n, T, N) of x's dtype, ``x`` as `bottleneck.product` takes it."""
+    n, frames, columns = dy.shape
+    widest = 32 if x.dtype == torch.float32 and precision == "ieee" else 64  # 64 by 64 without tensor cores would spill
+    block_n, block_k = min(widest, power_of_two(columns)), min(widest, power_of_two(inputs))
+    blocks, tiles = -(-columns // block_n) * -(-inputs // block_k), n * -(-frames // widest)
+    per_part = max(1, -(-tiles // max(1, PROGRAMS // blocks)))
+    parts = -(-tiles // per_part)
+    dw = torch.empty(parts, columns, inputs, dtype=torch.float32, device=x.device)
+    dbias = torch.empty(parts, columns, dtype=torch.float32, device=x.device)
+    layout, of_dy = frame_layout(x, framing), frame_layout(dy, None)
+    launch(
+        weight_gradient_kernel, parts * blocks, x,
+        p_dy=dy, p_gate=gate, p_x=x, p_dw=dw, p_dbias=dbias, **layout, K=inputs, N=columns,
+        dy_n=of_dy["x_n"], dy_t=of_dy["x_t"], DY_ALIGN=of_dy["ALIGN"], TILES=tiles, PER_PART=per_part,
+        BLOCK_T=widest, BLOCK_N=block_n, BLOCK_K=block_k, PRECISION=precision, num_warps=4, num_stages=STAGES,
+    )  # fmt: skip
+    return (dw[0], dbias[0]) if parts == 1 else (dw.sum(0), dbias.sum(0))
+
+
+def interpolation_backward(dy: Tensor, gate: Tensor | None, rows: int) -> Tensor:
+    """dshare (n, rows, N), float32; ``dy`` (n, T, N) with unit stride along its last axis."""
+    n, frames, columns = dy.shape
+    layout = frame_layout(dy, None)
+    dshare = torch.empty(n, rows, columns, dtype=torch.float32, device=dy.device)
+    block = min(128, power_of_two(columns))
+    launch(
+        interpolation_bwd_kernel, n * rows * -(-columns // block), dy,
+        p_dy=dy, p_gate=gate, p_dshare=dshare, T=frames, F=rows, dy_n=layout["x_n"], dy_t=layout["x_t"],
+        N=columns, ALIGN=layout["ALIGN"], BLOCK_T=ROWS, BLOCK_N=block, num_warps=4,
+    )  # fmt: skip
+    return dshare

@@ -1,0 +1,152 @@
+"""1x1 convolution of latent frames, with an interpolated share and a ReLU in its epilogue."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ShapeError
+from ..reference import frames as plain
+from ..reference.statistics import wide
+from .frames import check_frames
+from .library import (
+    LIBRARY,
+    NAMESPACE,
+    check_parameter,
+    kernels,
+    register,
+    register_once_differentiable,
+    unit_stride,
+)
+
+__all__ = ["bottleneck"]
+
+
+def bottleneck(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    share: Tensor | None = None,
+    relu: bool = False,
+    tf32: bool = False,
+) -> Tensor:
+    """y[n, t, o] = act( sum_k weight[o, k] x[n, t, k] + bias[o] + s[n, t, o] ), s ``share`` interpolated to x's frames.
+
+    The interpolation is linear along frames with aligned corners (one row, or one frame: row 0). Differentiable once.
+
+    Args:
+        x: (n, frames, K), float32, bfloat16, float16; on a CPU also float64.
+        weight: (N, K), any floating dtype; products are taken in the dtype of ``x`` and summed in float32.
+        bias: (N,).
+        share: (n, rows, N), float32 (float64 where ``x`` is).
+        relu: act is a ReLU, else nothing.
+        tf32: products of float32 in TF32 on the tensor cores, three decimal digits.
+
+    Returns:
+        (n, frames, N) in the dtype of ``x``.
+
+    Raises:
+        ShapeError: if a shape, dtype or device does not fit.
+        MissingDependencyError: on a CUDA device without Triton.
+    """
+    check_frames("x", x)
+    if weight.dim() != 2 or weight.shape[0] == 0:
+        raise ShapeError(f"weight must be (out, {x.shape[2]}), got {tuple(weight.shape)}.")
+    check_parameter("weight", weight, (weight.shape[0], x.shape[2]), x)
+    check_parameter("bias", bias, (weight.shape[0],), x)
+    if share is not None:
+        rows = share.shape[1] if share.dim() == 3 else 1
+        check_parameter("share", share, (len(x), max(rows, 1), weight.shape[0]), x)
+        if share.dtype != wide(x.dtype):
+            raise ShapeError(f"share must be {wide(x.dtype)} for {x.dtype}, got {share.dtype}.")
+    y: Tensor = _bottleneck(x, weight, bias, share, relu, tf32)
+    return y
+
+
+def _forward_kernel(
+    x: Tensor, weight: Tensor, bias: Tensor | None, share: Tensor | None, relu: bool, tf32: bool
+) -> Tensor:
+    module = kernels("bottleneck", x.dtype)
+    found: Tensor = module.product(
+        unit_stride(x), weight.to(x.dtype), module.products(tf32), bias=None if bias is None else bias.contiguous(),
+        share=None if share is None else share.contiguous(), relu=relu,
+    )  # fmt: skip
+    return found
+
+
+def _forward_reference(
+    x: Tensor, weight: Tensor, bias: Tensor | None, share: Tensor | None, relu: bool, tf32: bool
+) -> Tensor:
+    return plain.bottleneck(x, weight, bias, share, relu).contiguous()
+
+
+def _forward_fake(
+    x: Tensor, weight: Tensor, bias: Tensor | None, share: Tensor | None, relu: bool, tf32: bool
+) -> Tensor:
+    return x.new_empty(x.shape[0], x.shape[1], weight.shape[0])
+
+
+def _backward_kernel(
+    dy: Tensor, x: Tensor, weight: Tensor, y: Tensor | None, rows: int, need_x: bool, tf32: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    module, backward = kernels("bottleneck", x.dtype), kernels("bottleneck_backward", x.dtype)
+    dy, x, precision = unit_stride(dy), unit_stride(x), module.products(tf32)
+    dx = module.product(dy, weight.to(x.dtype).T, precision, gate=y) if need_x else x.new_empty(0)
+    dw, dbias = backward.weight_gradient(dy, x, x.shape[2], precision, gate=y)
+    dshare = backward.interpolation_backward(dy, y, rows) if rows else dw.new_empty(0)
+    return dx, dw.contiguous(), dbias.contiguous(), dshare
+
+
+def _backward_reference(
+    dy: Tensor, x: Tensor, weight: Tensor, y: Tensor | None, rows: int, need_x: bool, tf32: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dx, dw, dbias, dshare = plain.bottleneck_backward(dy, x, weight, y, rows)
+    return dx.contiguous() if need_x else x.new_empty(0), dw.contiguous(), dbias, dshare.contiguous()
+
+
+def _backward_fake(
+    dy: Tensor, x: Tensor, weight: Tensor, y: Tensor | None, rows: int, need_x: bool, tf32: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dw = x.new_empty(weight.shape, dtype=wide(x.dtype))
+    dshare = dw.new_empty(x.shape[0], rows, weight.shape[0]) if rows else dw.new_empty(0)
+    return x.new_empty(x.shape) if need_x else x.new_empty(0), dw, dw.new_empty(weight.shape[0]), dshare
+
+
+_bottleneck = register(
+    "bottleneck(Tensor x, Tensor weight, Tensor? bias, Tensor? share, bool relu, bool tf32) -> Tensor",
+    _forward_kernel,
+    _forward_reference,
+    _forward_fake,
+)
+_bottleneck_backward = register(
+    "bottleneck_backward(Tensor dy, Tensor x, Tensor weight, Tensor? y, SymInt rows, bool need_x, bool tf32) -> "
+    "(Tensor, Tensor, Tensor, Tensor)",
+    _backward_kernel,
+    _backward_reference,
+    _backward_fake,
+)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, bias, share, relu, tf32 = inputs
+    ctx.save_for_backward(x, weight, output if relu else None)
+    ctx.bias = None if bias is None else bias.dtype
+    ctx.rows, ctx.tf32 = 0 if share is None else share.shape[1], tf32
+
+
+def _differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, y = ctx.saved_tensors
+    need_x, _, _, need_share = ctx.needs_input_grad[:4]
+    rows = ctx.rows if need_share else 0
+    dx, dw, dbias, dshare = _bottleneck_backward(dy, x, weight, y, rows, need_x, ctx.tf32)
+    return (
+        dx if need_x else None, dw.to(weight.dtype), None if ctx.bias is None else dbias.to(ctx.bias),
+        dshare if rows else None, None, None,
+    )  # fmt: skip
+
+
+torch.library.register_autograd(f"{NAMESPACE}::bottleneck", _differentiate, setup_context=_save, lib=LIBRARY)
+register_once_differentiable("bottleneck_backward")

@@ -1,0 +1,137 @@
+"""Strided filters of one width on a signal: all of the encoder's filters at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ShapeError
+from ..reference import frames as plain
+from ..reference.statistics import wide
+from .frames import check_bank
+from .library import (
+    LIBRARY,
+    NAMESPACE,
+    kernels,
+    register,
+    register_once_differentiable,
+    unit_stride,
+)
+
+__all__ = ["filter_bank"]
+
+
+def filter_bank(
+    signal: Tensor, bank: Tensor, stride: int, padding: int, *, relu: bool = True, tf32: bool = False
+) -> Tensor:
+    """y[n, t, o] = act( sum_k bank[o, k] signal[n, t stride + k - padding] ), zero outside the signal.
+
+    Differentiable once. The signal's gradient is computed only where it is asked for.
+
+    Args:
+        signal: (n, samples), float32, bfloat16, float16; on a CPU also float64.
+        bank: (outputs, taps), any floating dtype; products are taken in the signal's dtype and summed in float32.
+        stride: samples from one frame to the next.
+        padding: samples by which the first frame starts before the signal.
+        relu: act is a ReLU, else nothing.
+        tf32: products of float32 in TF32 on the tensor cores, three decimal digits.
+
+    Returns:
+        (n, (samples + 2 padding - taps) // stride + 1, outputs) in the signal's dtype.
+
+    Raises:
+        ShapeError: if a shape, dtype, device or size does not fit, or the signal holds no frame.
+        MissingDependencyError: on a CUDA device without Triton.
+    """
+    if signal.dim() != 2 or not signal.is_floating_point():
+        raise ShapeError(f"signal must be (n, samples), floating point, got {signal.dtype} {tuple(signal.shape)}.")
+    check_bank(bank, None, stride, padding, signal)
+    if signal.shape[1] + 2 * padding < bank.shape[1]:
+        raise ShapeError(f"{signal.shape[1]} samples padded by {padding} hold no frame of {bank.shape[1]}: pad more.")
+    y: Tensor = _filter_bank(signal, bank, stride, padding, relu, tf32)
+    return y
+
+
+def _frames(signal: Tensor, bank: Tensor, stride: int, padding: int) -> Any:
+    return (signal.shape[1] + 2 * padding - bank.shape[1]) // stride + 1
+
+
+def _forward_kernel(signal: Tensor, bank: Tensor, stride: int, padding: int, relu: bool, tf32: bool) -> Tensor:
+    common = kernels("bottleneck", signal.dtype)
+    framing = common.Framing(_frames(signal, bank, stride, padding), stride, padding)
+    found: Tensor = kernels("filter_bank", signal.dtype).filter_bank_forward(
+        unit_stride(signal), bank.to(signal.dtype), framing, relu, common.products(tf32)
+    )
+    return found
+
+
+def _forward_reference(signal: Tensor, bank: Tensor, stride: int, padding: int, relu: bool, tf32: bool) -> Tensor:
+    return plain.filter_bank(signal, bank, stride, padding, relu).contiguous()
+
+
+def _forward_fake(signal: Tensor, bank: Tensor, stride: int, padding: int, relu: bool, tf32: bool) -> Tensor:
+    return signal.new_empty(signal.shape[0], _frames(signal, bank, stride, padding), bank.shape[0])
+
+
+def _backward_kernel(
+    dy: Tensor, signal: Tensor, bank: Tensor, y: Tensor | None, stride: int, padding: int, need_signal: bool, tf32: bool
+) -> tuple[Tensor, Tensor]:
+    common = kernels("bottleneck", signal.dtype)
+    precision, framing = common.products(tf32), common.Framing(dy.shape[1], stride, padding)
+    dy, dsignal = unit_stride(dy), signal.new_empty(0)
+    if need_signal:
+        dsignal = kernels("overlap_add", signal.dtype).overlap_add(
+            dy, bank.to(signal.dtype).contiguous(), stride, padding, signal.shape[1], precision,
+            gate=y, dtype=signal.dtype,
+        )  # fmt: skip
+    dbank = kernels("filter_bank", signal.dtype).filter_bank_weight_gradient(
+        dy, y, unit_stride(signal), bank.shape[1], framing, precision
+    )
+    return dsignal, dbank.contiguous()
+
+
+def _backward_reference(
+    dy: Tensor, signal: Tensor, bank: Tensor, y: Tensor | None, stride: int, padding: int, need_signal: bool, tf32: bool
+) -> tuple[Tensor, Tensor]:
+    dsignal, dbank = plain.filter_bank_backward(dy, signal, bank, y, stride, padding)
+    return dsignal.contiguous() if need_signal else signal.new_empty(0), dbank.contiguous()
+
+
+def _backward_fake(
+    dy: Tensor, signal: Tensor, bank: Tensor, y: Tensor | None, stride: int, padding: int, need_signal: bool, tf32: bool
+) -> tuple[Tensor, Tensor]:
+    dsignal = signal.new_empty(signal.shape) if need_signal else signal.new_empty(0)
+    return dsignal, signal.new_empty(bank.shape, dtype=wide(signal.dtype))
+
+
+_filter_bank = register(
+    "filter_bank(Tensor signal, Tensor bank, int stride, int padding, bool relu, bool tf32) -> Tensor",
+    _forward_kernel,
+    _forward_reference,
+    _forward_fake,
+)
+_filter_bank_backward = register(
+    "filter_bank_backward(Tensor dy, Tensor signal, Tensor bank, Tensor? y, int stride, int padding, bool need_signal, "
+    "bool tf32) -> (Tensor, Tensor)",
+    _backward_kernel,
+    _backward_reference,
+    _backward_fake,
+)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    signal, bank, ctx.stride, ctx.padding, relu, ctx.tf32 = inputs
+    ctx.save_for_backward(signal, bank, output if relu else None)
+
+
+def _differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    signal, bank, y = ctx.saved_tensors
+    need_signal = ctx.needs_input_grad[0]
+    dsignal, dbank = _filter_bank_backward(dy, signal, bank, y, ctx.stride, ctx.padding, need_signal, ctx.tf32)
+    return dsignal if need_signal else None, dbank.to(bank.dtype), None, None, None, None
+
+
+torch.library.register_autograd(f"{NAMESPACE}::filter_bank", _differentiate, setup_context=_save, lib=LIBRARY)
+register_once_differentiable("filter_bank_backward")

@@ -1,0 +1,119 @@
+"""Transposed strided filters: frames of samples, added where they overlap."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..reference import frames as plain
+from ..reference.statistics import wide
+from .frames import check_bank, check_frames
+from .library import (
+    LIBRARY,
+    NAMESPACE,
+    kernels,
+    register,
+    register_once_differentiable,
+    unit_stride,
+)
+
+__all__ = ["overlap_add"]
+
+
+def overlap_add(x: Tensor, bank: Tensor, stride: int, padding: int, *, tf32: bool = False) -> Tensor:
+    """signal[n, s] = sum over t, k with t stride + k - padding = s of sum_c x[n, t, c] bank[c, k].
+
+    The transpose of :func:`filter_bank`, differentiable once. The overlapping frames are never written out.
+
+    Args:
+        x: (n, frames, C), float32, bfloat16, float16; on a CPU also float64.
+        bank: (C, taps), any floating dtype; products are taken in the dtype of ``x`` and summed in float32.
+        stride: samples from one frame to the next.
+        padding: samples cut off at both ends.
+        tf32: products of float32 in TF32 on the tensor cores, three decimal digits.
+
+    Returns:
+        (n, (frames - 1) stride + taps - 2 padding), float32 (float64 where ``x`` is).
+
+    Raises:
+        ShapeError: if a shape, dtype, device or size does not fit.
+        MissingDependencyError: on a CUDA device without Triton.
+    """
+    check_frames("x", x)
+    check_bank(bank, x.shape[2], stride, padding, x)
+    y: Tensor = _overlap_add(x, bank, stride, padding, tf32)
+    return y
+
+
+def _samples(x: Tensor, bank: Tensor, stride: int, padding: int) -> Any:
+    return (x.shape[1] - 1) * stride + bank.shape[1] - 2 * padding
+
+
+def _forward_kernel(x: Tensor, bank: Tensor, stride: int, padding: int, tf32: bool) -> Tensor:
+    found: Tensor = kernels("overlap_add", x.dtype).overlap_add(
+        unit_stride(x), bank.to(x.dtype).contiguous(), stride, padding, _samples(x, bank, stride, padding),
+        kernels("bottleneck", x.dtype).products(tf32),
+    )  # fmt: skip
+    return found
+
+
+def _forward_reference(x: Tensor, bank: Tensor, stride: int, padding: int, tf32: bool) -> Tensor:
+    return plain.overlap_add(x, bank, stride, padding).contiguous()
+
+
+def _forward_fake(x: Tensor, bank: Tensor, stride: int, padding: int, tf32: bool) -> Tensor:
+    return x.new_empty(x.shape[0], _samples(x, bank, stride, padding), dtype=wide(x.dtype))
+
+
+def _backward_kernel(
+    dy: Tensor, x: Tensor, bank: Tensor, stride: int, padding: int, tf32: bool
+) -> tuple[Tensor, Tensor]:
+    common = kernels("bottleneck", x.dtype)
+    precision, framing = common.products(tf32), common.Framing(x.shape[1], stride, padding)
+    dy = unit_stride(dy.to(x.dtype))
+    dx = common.product(dy, bank.to(x.dtype), precision, framing=framing)
+    weight_gradient = kernels("bottleneck_backward", x.dtype).weight_gradient
+    dbank, _ = weight_gradient(unit_stride(x), dy, bank.shape[1], precision, framing=framing)
+    return dx, dbank.contiguous()
+
+
+def _backward_reference(
+    dy: Tensor, x: Tensor, bank: Tensor, stride: int, padding: int, tf32: bool
+) -> tuple[Tensor, Tensor]:
+    dx, dbank = plain.overlap_add_backward(dy, x, bank, stride, padding)
+    return dx.contiguous(), dbank.contiguous()
+
+
+def _backward_fake(dy: Tensor, x: Tensor, bank: Tensor, stride: int, padding: int, tf32: bool) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), dy.new_empty(bank.shape)
+
+
+_overlap_add = register(
+    "overlap_add(Tensor x, Tensor bank, int stride, int padding, bool tf32) -> Tensor",
+    _forward_kernel,
+    _forward_reference,
+    _forward_fake,
+)
+_overlap_add_backward = register(
+    "overlap_add_backward(Tensor dy, Tensor x, Tensor bank, int stride, int padding, bool tf32) -> (Tensor, Tensor)",
+    _backward_kernel,
+    _backward_reference,
+    _backward_fake,
+)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, bank, ctx.stride, ctx.padding, ctx.tf32 = inputs
+    ctx.save_for_backward(x, bank)
+
+
+def _differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    x, bank = ctx.saved_tensors
+    dx, dbank = _overlap_add_backward(dy, x, bank, ctx.stride, ctx.padding, ctx.tf32)
+    return dx, dbank.to(bank.dtype), None, None, None
+
+
+torch.library.register_autograd(f"{NAMESPACE}::overlap_add", _differentiate, setup_context=_save, lib=LIBRARY)
+register_once_differentiable("overlap_add_backward")
