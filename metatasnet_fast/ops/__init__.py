@@ -14,9 +14,24 @@ statistics included. So the statistics are a by-product without a gradient:
     x, _ = pointwise(b, w3, residual=x, norm=GroupNorm(statistics, gamma2, beta2))
 """
 
+from .bottleneck import bottleneck
 from .depthwise import depthwise
+from .filter_bank import filter_bank
 from .group_norm import group_norm
+from .log_power import log_power
+from .overlap_add import overlap_add
 from .pointwise import pointwise
 from .statistics import GroupNorm, group_affine, group_statistics
 
-__all__ = ["GroupNorm", "depthwise", "group_affine", "group_norm", "group_statistics", "pointwise"]
+__all__ = [
+    "GroupNorm",
+    "bottleneck",
+    "depthwise",
+    "filter_bank",
+    "group_affine",
+    "group_norm",
+    "group_statistics",
+    "log_power",
+    "overlap_add",
+    "pointwise",
+]

@@ -1,0 +1,149 @@
+"""The encoder and the decoder as a few fused operations.
+
+Encoder: the filters as one bank with its ReLU; log power, the mel map and its share of the bottleneck at 31.25 frames a
+second; the bottleneck's first product, into whose epilogue the share is interpolated; its second. Six operations.
+Decoder: a product with a ReLU, and the overlap-add. Latents are (n, frames, N) in memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..config import StageConfig
+from ..errors import ShapeError
+from ..precision import Precision
+from ..reference.weights import DecoderWeights, EncoderWeights
+from .bottleneck import bottleneck
+from .filter_bank import filter_bank
+from .log_power import log_power
+from .overlap_add import overlap_add
+
+__all__ = ["DecoderOperands", "EncoderOperands", "decode", "encode", "prepare_decoder", "prepare_encoder"]
+
+
+@dataclass(frozen=True)
+class EncoderOperands:
+    """What :func:`encode` multiplies with; ``wave``, ``mel`` and ``last`` are the bottleneck's three parts."""
+
+    config: StageConfig
+    precision: Precision
+    bank: Tensor
+    window: Tensor
+    mean: Tensor
+    mel_weight: Tensor
+    mel_bias: Tensor
+    wave: Tensor
+    mel: Tensor
+    last: Tensor
+
+
+@dataclass(frozen=True)
+class DecoderOperands:
+    """What :func:`decode` multiplies with."""
+
+    config: StageConfig
+    precision: Precision
+    bottleneck: Tensor
+    bank: Tensor
+
+
+def _centred(filters: tuple[Tensor, ...]) -> list[Tensor]:
+    """Filters (C_l, k_l), all as long as the longest, zeros at both ends."""
+    taps = max(f.shape[-1] for f in filters)
+    return [F.pad(f[:, 0], ((taps - f.shape[-1]) // 2,) * 2) for f in filters]
+
+
+def _exact(precision: Precision) -> torch.dtype:
+    """The dtype of what is never stored in two bytes."""
+    return torch.promote_types(precision.storage, torch.float32)
+
+
+def prepare_encoder(weights: EncoderWeights, config: StageConfig, precision: Precision) -> EncoderOperands:
+    """Bring an encoder's weights into the form of :func:`encode`; differentiable.
+
+    The standard deviations, the learned affine and the mel map become one matrix and one bias. The mean does not: it must
+    meet the logarithm in float32 before anything is multiplied.
+    """
+    dtype, exact, s = precision.storage, _exact(precision), weights.spectrogram
+    mel_weight = s.mel_weight[:, :, 0].to(exact)
+    first, waves = weights.bottleneck_1[:, :, 0], len(weights.filters) * config.encoder_width
+    return EncoderOperands(
+        config,
+        precision,
+        bank=torch.stack(_centred(weights.filters), dim=1).flatten(0, 1).to(dtype),
+        window=s.window.to(exact),
+        mean=s.mean.flatten().to(exact),
+        mel_weight=mel_weight * (s.scale / s.std).flatten().to(exact),
+        mel_bias=s.mel_bias.to(exact) + (mel_weight * s.bias.flatten().to(exact)).sum(1),
+        wave=first[:, :waves].to(dtype),
+        mel=first[:, waves:].to(exact),
+        last=weights.bottleneck_2[:, :, 0].to(dtype),
+    )
+
+
+def prepare_decoder(weights: DecoderWeights, config: StageConfig, precision: Precision) -> DecoderOperands:
+    """Bring a decoder's weights into the form of :func:`decode`; differentiable."""
+    dtype = precision.storage
+    bank = torch.cat(_centred(weights.filters))
+    return DecoderOperands(config, precision, weights.bottleneck[:, :, 0].T.to(dtype), bank.to(dtype))
+
+
+def encode(operands: EncoderOperands, signal: Tensor) -> Tensor:
+    """Latent of a signal.
+
+    In bfloat16 and float16 the mel branch is float32 with TF32 products, its Fourier transform float32 in every precision.
+
+    Args:
+        operands: from :func:`prepare_encoder`.
+        signal: (n, 1, T), any strides and floating dtype, T at least ``config.shortest``.
+
+    Returns:
+        (n, N, T // W) in the precision's dtype, channels neighbours in memory.
+
+    Raises:
+        ShapeError: for a signal of another shape or too short for the reflect-padded transform.
+    """
+    o, config, tf32 = operands, operands.config, operands.precision is Precision.tf32
+    if signal.dim() != 3 or signal.shape[1] != 1:
+        raise ShapeError(f"A signal must have shape (n, 1, samples), got {tuple(signal.shape)}.")
+    if signal.shape[-1] <= config.n_fft // 2 or signal.shape[-1] < config.W:
+        raise ShapeError(
+            f"{signal.shape[-1]} samples at {config.sampling_rate} Hz are too few: "
+            f"pad to {config.shortest} or more (the Separator does it for you)."
+        )
+    samples = signal[:, 0]
+    padding = (o.bank.shape[1] - config.W) // 2
+    wave = filter_bank(samples.to(o.bank.dtype), o.bank, config.W, padding, tf32=tf32)
+    power = log_power(samples.to(o.mean.dtype), o.window, o.mean, config.hop)
+    rough = tf32 or o.bank.dtype.itemsize == 2
+    mel = bottleneck(power, o.mel_weight, o.mel_bias, tf32=rough)
+    share = bottleneck(mel, o.mel, tf32=rough)
+    x = bottleneck(wave, o.wave, share=share, relu=True, tf32=tf32)
+    return bottleneck(x, o.last, tf32=tf32).transpose(1, 2)
+
+
+def decode(operands: DecoderOperands, latent: Tensor) -> Tensor:
+    """Signal of a latent.
+
+    Args:
+        operands: from :func:`prepare_decoder`.
+        latent: (n, N, frames), any strides and floating dtype; channels that are neighbours in memory are not copied.
+
+    Returns:
+        (n, 1, frames W), float32 (float64 in float64).
+
+    Raises:
+        ShapeError: for a latent of another shape.
+    """
+    o, config, tf32 = operands, operands.config, operands.precision is Precision.tf32
+    if latent.dim() != 3 or latent.shape[1] != config.N:
+        raise ShapeError(f"A latent must have shape (n, {config.N}, frames), got {tuple(latent.shape)}.")
+    if latent.shape[2] == 0:
+        return latent.new_empty(len(latent), 1, 0, dtype=_exact(o.precision))
+    x = bottleneck(latent.transpose(1, 2).to(o.bank.dtype), o.bottleneck, relu=True, tf32=tf32)
+    padding = (o.bank.shape[1] - config.W) // 2
+    return overlap_add(x, o.bank, config.W, padding, tf32=tf32)[:, None]
