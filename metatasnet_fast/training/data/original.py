@@ -140,8 +140,10 @@ def write_original_manifest(root: Path, rates: Sequence[int], failed: Iterable[M
         "tracks": tracks,
         "failed": list(failed),
     }
-    write_atomically(root / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
-    return manifest
+    text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+    write_atomically(root / "manifest.json", text)
+    written: dict[str, Any] = json.loads(text)
+    return written
 
 
 def _resampled(x: Tensor, sr: int, rate: int) -> Tensor:

@@ -226,5 +226,7 @@ def write_manifest(
         "tracks": [entry.to_dict() for entry in tracks],
         "failed": [dict(failure) for failure in failed],
     }
-    write_atomically(Path(cache) / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
-    return manifest
+    text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+    write_atomically(Path(cache) / "manifest.json", text)
+    written: dict[str, Any] = json.loads(text)
+    return written
