@@ -37,3 +37,20 @@ def write_cache(path: Path, seconds: float = 4.0, train: int = 3, valid: int = 1
             write_track(path, split, f"{split}-{index}", signals)
     write_manifest(path, rates)
     return path
+
+
+SMALL = {
+    "N": 8,
+    "B": 8,
+    "H": 8,
+    "layers": 2,
+    "stack": 1,
+    "num_mels": 8,
+    "stages_num": 2,
+    "batch_size": 4,
+    "time_length": 0.2,
+    "stats_items": 8,
+    "threads": 1,
+    "validate_every": 0,
+}
+"""Settings with which a step takes about 50 ms."""

@@ -62,14 +62,14 @@ def test_loss_statistics_and_gradients_equal_the_authors(case: str, precision: s
     assert_parity("gradients", [gradients[name] for name in expected], list(expected.values()), limit)
 
 
-def random_items(items: int, dtype: torch.dtype, samples: int = 640) -> Items:
+def random_items(items: int, dtype: torch.dtype, samples: int = 640, stages: int = 3) -> Items:
     """Noise with some silent stems."""
     generator = torch.Generator().manual_seed(items)
-    sources = [torch.randn(items, 4, 1, samples * 2**s, generator=generator, dtype=dtype) for s in range(3)]
+    wide = [torch.randn(items, 4, 1, samples * 2**s, generator=generator, dtype=torch.float64) for s in range(stages)]
     sounds = torch.rand(items, 4, 1, generator=generator) > 0.25
     sounds[:, 0] = True
-    sources = [source * sounds[..., None] for source in sources]
-    return Items(sources, [sounds.to(dtype)] * 3)
+    sources = [(source * sounds[..., None]).to(dtype) for source in wide]
+    return Items(sources, [sounds.to(dtype)] * stages)
 
 
 def run(
@@ -82,17 +82,16 @@ def run(
     return found, gradients_of(network)
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 4])
-def test_micro_batches_change_nothing(size: int) -> None:
-    items = random_items(5, torch.float64)
+def test_micro_batches_change_nothing() -> None:
+    items = random_items(4, torch.float64)
     whole, expected = run(items)
-    parts, gradients = run(items, micro_batch=size)
-    assert parts.loss == pytest.approx(whole.loss, rel=1e-13)
-    assert parts.stats == pytest.approx(whole.stats, rel=1e-11)
-    assert gradients.keys() == expected.keys()
-    assert relative_error(list(gradients.values()), list(expected.values())) < 1e-12
-    worst = max(relative_error(gradients[name], expected[name]) for name in expected)
-    assert worst < 1e-9
+    for size in (1, 2, 3):
+        parts, gradients = run(items, micro_batch=size)
+        assert parts.loss == pytest.approx(whole.loss, rel=1e-13)
+        assert parts.stats == pytest.approx(whole.stats, rel=1e-11)
+        assert gradients.keys() == expected.keys()
+        assert relative_error(list(gradients.values()), list(expected.values())) < 1e-12
+        assert max(relative_error(gradients[name], expected[name]) for name in expected) < 1e-9
 
 
 def test_micro_batches_draw_the_same_dropout() -> None:
@@ -112,11 +111,11 @@ def test_recomputing_changes_no_bit() -> None:
 
 
 @pytest.mark.parametrize("weights", [(0.0, 3.0, 0.05), (2.0, 0.0, 0.05), (2.0, 3.0, 0.0), (0.0, 0.0, 0.0)])
-@pytest.mark.parametrize("micro_batch", [None, 2])
+@pytest.mark.parametrize("micro_batch", [None, 1])
 def test_terms_that_are_off_are_off_as_in_the_network(weights: tuple[float, ...], micro_batch: int | None) -> None:
     names = ("similarity_loss_weight", "dissimilarity_loss_weight", "reconstruction_loss_weight")
-    config = dataclasses.replace(TINY, **dict(zip(names, weights, strict=True)))
-    items = random_items(4, torch.float64)
+    config = dataclasses.replace(TINY, stages_num=1, **dict(zip(names, weights, strict=True)))
+    items = random_items(3, torch.float64, stages=1)
     found, gradients = run(items, config, micro_batch=micro_batch)
     network = MultiTasNet(config)
     network.load_state_dict(recipe_state(config, 3))

@@ -1,0 +1,93 @@
+"""The picture of a run: loss, scores of every stem, learning rate. Needs matplotlib (the extra ``plots``)."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ..config import INSTRUMENTS
+from ..errors import MissingDependencyError, TrainingError
+from .journal import read_journal
+
+__all__ = ["plot_run"]
+
+COLOURS = dict(zip(INSTRUMENTS, ("tab:red", "tab:blue", "tab:green", "tab:purple"), strict=True))
+
+Points = tuple[list[int], list[float]]
+
+
+def plot_run(run: str | os.PathLike[str], path: str | os.PathLike[str]) -> Path:
+    """Draw a run from its log, finished or not.
+
+    Args:
+        run: the run's folder.
+        path: the image; its suffix says the format.
+
+    Returns:
+        the path.
+
+    Raises:
+        TrainingError: if there is no log of a run, or the image cannot be written.
+        MissingDependencyError: without matplotlib.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingDependencyError("Plots need matplotlib: pip install 'metatasnet-fast[plots]'.") from error
+    run, path = Path(run), Path(path)
+    entries = read_journal(run)
+    steps = [entry for entry in entries if entry["kind"] == "train"]
+    scores = [entry for entry in entries if entry["kind"] == "valid"]
+    if not entries:
+        raise TrainingError(f"{run} holds no log of a run: give the folder that `train` was given as --out.")
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    FigureCanvasAgg(figure)
+    (loss, rate), (train, valid) = figure.subplots(2, 2, sharex=True)
+    loss.plot(*_points(steps, "loss"), color="black", linewidth=1)
+    loss.set_title("loss")
+    rate.plot(*_points(steps, "learning_rate"), color="black", linewidth=1)
+    rate.set_title("learning rate")
+    rate.set_ylim(bottom=0)
+    last = _last_stage(steps)
+    for stem, colour in COLOURS.items():
+        train.plot(*_points(steps, "si_sdr", f"stage{last}/{stem}"), color=colour, linewidth=1, label=stem)
+        valid.plot(*_points(scores, "sdr", stem), color=colour, marker="o", markersize=3, linewidth=1, label=stem)
+    if scores:
+        valid.plot(*_points(scores, "score"), color="black", linestyle=":", label="chosen by")
+    train.set_title("training batches: SI-SDR of the last stage, dB")
+    valid.set_title("validation: SDR of the last stage, dB")
+    for panel in (loss, rate, train, valid):
+        panel.grid(alpha=0.3)
+    for panel in (train, valid):
+        panel.legend(fontsize="small")
+        panel.set_xlabel("step")
+    figure.suptitle(_title(run))
+    try:
+        figure.savefig(path, dpi=130)
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"{path} cannot be written ({error}): check the folder and the suffix.") from error
+    return path
+
+
+def _points(entries: list[dict[str, Any]], name: str, part: str | None = None) -> Points:
+    """Steps and values of what was a number."""
+    values = [(entry["step"], entry[name] if part is None else entry[name].get(part)) for entry in entries]
+    known = [(step, value) for step, value in values if value is not None]
+    return [step for step, _ in known], [value for _, value in known]
+
+
+def _last_stage(entries: list[dict[str, Any]]) -> int:
+    return max((int(name[5:].split("/")[0]) for entry in entries for name in entry["si_sdr"]), default=0)
+
+
+def _title(run: Path) -> str:
+    """The folder's name, with what the run computes on if that is known."""
+    try:
+        about = json.loads((run / "settings.json").read_text("utf-8"))["run"]
+        known = [about[name] for name in ("backend", "device_name", "precision")]
+        return f"{run.resolve().name}: {', '.join(known)}, {about['started'][:10]}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return run.resolve().name
