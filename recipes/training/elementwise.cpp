@@ -1,0 +1,409 @@
+// What a block of the masking network does between its matrix products, forward and backward, for training on a CPU.
+//
+// Activations are (4, n, T, C), bfloat16 or float32, channels last. One pair of instrument and item is worked on at a time,
+// in float32, so that every pass but the first reads the cache. Sums over time are float32 partial sums of 64 frames, added
+// in float64.
+//
+//     block:  p = prelu(u; s1)   y[t] = GN(p)[t]   v[t] = sum_k w[k] y[t + (k - 1) d]   q = prelu(v; s2)   m = GN(q)
+//     norm:   p = prelu(x; s)    y = GN(p)
+//     mask:   m_i = softmax over i of z_i          s_i = latent m_i
+
+#include <torch/extension.h>
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+namespace {
+
+constexpr int GROUPS = 8;
+constexpr int CHUNK = 64;
+constexpr double EPSILON = 1e-8;
+
+struct bfloat {
+  uint16_t bits;
+};
+
+inline float load(float x) { return x; }
+inline float load(bfloat x) { return std::bit_cast<float>(static_cast<uint32_t>(x.bits) << 16); }
+inline void store(float& to, float x) { to = x; }
+inline void store(bfloat& to, float x) {
+  const uint32_t b = std::bit_cast<uint32_t>(x);
+  to.bits = static_cast<uint16_t>((b + 0x7fff + ((b >> 16) & 1)) >> 16);
+}
+
+using Floats = std::vector<float>;
+
+// Per channel, over time: sum of f and of f * g, where `value(t, c)` gives f and g.
+struct Sums {
+  std::vector<double> first, second;
+  Floats a, b;
+  explicit Sums(int64_t C) : first(C), second(C), a(C), b(C) {}
+
+  template <typename Row>
+  void over(int64_t T, int64_t C, Row row) {
+    std::fill(first.begin(), first.end(), 0.0);
+    std::fill(second.begin(), second.end(), 0.0);
+    for (int64_t begin = 0; begin < T; begin += CHUNK) {
+      std::fill(a.begin(), a.end(), 0.f);
+      std::fill(b.begin(), b.end(), 0.f);
+      const int64_t end = std::min(T, begin + CHUNK);
+      for (int64_t t = begin; t < end; ++t) row(t, a.data(), b.data());
+      for (int64_t c = 0; c < C; ++c) {
+        first[c] += a[c];
+        second[c] += b[c];
+      }
+    }
+  }
+};
+
+// mean and 1 / deviation of each group, from sums of p and p^2.
+void moments(const Sums& sums, int64_t T, int64_t C, float* mean, float* rstd) {
+  const int64_t width = C / GROUPS;
+  for (int64_t g = 0; g < GROUPS; ++g) {
+    double s = 0, q = 0;
+    for (int64_t c = g * width; c < (g + 1) * width; ++c) {
+      s += sums.first[c];
+      q += sums.second[c];
+    }
+    const double m = s / (width * T);
+    mean[g] = static_cast<float>(m);
+    rstd[g] = static_cast<float>(1 / std::sqrt(std::max(0.0, q / (width * T) - m * m) + EPSILON));
+  }
+}
+
+// y = scale p + shift is the norm.
+void affine(const float* mean, const float* rstd, const float* gamma, const float* beta, int64_t C, Floats& scale, Floats& shift) {
+  for (int64_t c = 0; c < C; ++c) {
+    const int64_t g = c / (C / GROUPS);
+    scale[c] = gamma[c] * rstd[g];
+    shift[c] = beta[c] - mean[g] * scale[c];
+  }
+}
+
+// From the sums of dy and dy p: dgamma, dbeta, and dp = k dy + k0 + k1 p.
+void gradient_of_norm(const Sums& sums, int64_t T, int64_t C, const float* mean, const float* rstd, const float* gamma, float* dgamma,
+                   float* dbeta, Floats& k, Floats& k0, Floats& k1) {
+  const int64_t width = C / GROUPS;
+  for (int64_t g = 0; g < GROUPS; ++g) {
+    double plain = 0, normal = 0;
+    for (int64_t c = g * width; c < (g + 1) * width; ++c) {
+      dbeta[c] = static_cast<float>(sums.first[c]);
+      dgamma[c] = static_cast<float>(rstd[g] * (sums.second[c] - mean[g] * sums.first[c]));
+      plain += gamma[c] * sums.first[c];
+      normal += static_cast<double>(gamma[c]) * dgamma[c];
+    }
+    const double share = 1.0 / (static_cast<double>(width) * T);
+    for (int64_t c = g * width; c < (g + 1) * width; ++c) {
+      k[c] = gamma[c] * rstd[g];
+      k1[c] = static_cast<float>(-share * rstd[g] * rstd[g] * normal);
+      k0[c] = static_cast<float>(-share * rstd[g] * plain) - mean[g] * k1[c];
+    }
+  }
+}
+
+template <typename S>
+void prelu_sums(const S* x, float slope, int64_t T, int64_t C, Sums& sums) {
+  sums.over(T, C, [=](int64_t t, float* __restrict a, float* __restrict b) {
+    const S* __restrict row = x + t * C;
+    for (int64_t c = 0; c < C; ++c) {
+      const float v = load(row[c]);
+      const float p = v > 0 ? v : slope * v;
+      a[c] += p;
+      b[c] += p * p;
+    }
+  });
+}
+
+// y = norm(prelu(x)) with known scale and shift; S and D may be float or bfloat.
+template <typename S, typename D>
+void apply_norm(const S* x, float slope, const Floats& scale, const Floats& shift, int64_t T, int64_t C, D* y) {
+  const float* __restrict a = scale.data();
+  const float* __restrict b = shift.data();
+  for (int64_t t = 0; t < T; ++t) {
+    const S* __restrict row = x + t * C;
+    D* __restrict out = y + t * C;
+    for (int64_t c = 0; c < C; ++c) {
+      const float v = load(row[c]);
+      store(out[c], (v > 0 ? v : slope * v) * a[c] + b[c]);
+    }
+  }
+}
+
+// Sums of dy and dy prelu(x).
+template <typename S, typename G>
+void gradient_sums(const G* dy, const S* x, float slope, int64_t T, int64_t C, Sums& sums) {
+  sums.over(T, C, [=](int64_t t, float* __restrict a, float* __restrict b) {
+    const S* __restrict row = x + t * C;
+    const G* __restrict g = dy + t * C;
+    for (int64_t c = 0; c < C; ++c) {
+      const float v = load(row[c]), d = load(g[c]);
+      a[c] += d;
+      b[c] += d * (v > 0 ? v : slope * v);
+    }
+  });
+}
+
+// dx = prelu'(x) (k dy + k0 + k1 prelu(x)); returns the slope's gradient.
+template <typename S, typename G, typename D>
+float apply_norm_backward(const G* dy, const S* x, float slope, const Floats& k, const Floats& k0, const Floats& k1, int64_t T,
+                          int64_t C, D* dx, Floats& lanes) {
+  std::fill(lanes.begin(), lanes.end(), 0.f);
+  float* __restrict sum = lanes.data();
+  const float* __restrict a = k.data();
+  const float* __restrict b0 = k0.data();
+  const float* __restrict b1 = k1.data();
+  for (int64_t t = 0; t < T; ++t) {
+    const S* __restrict row = x + t * C;
+    const G* __restrict g = dy + t * C;
+    D* __restrict out = dx + t * C;
+    for (int64_t c = 0; c < C; ++c) {
+      const float v = load(row[c]);
+      const float factor = v > 0 ? 1.f : slope;
+      const float dp = a[c] * load(g[c]) + b0[c] + b1[c] * factor * v;
+      sum[c] += v > 0 ? 0.f : dp * v;
+      store(out[c], dp * factor);
+    }
+  }
+  double total = 0;
+  for (const float x : lanes) total += x;
+  return static_cast<float>(total);
+}
+
+template <typename S>
+S* data(const torch::Tensor& x) {
+  TORCH_CHECK(x.is_contiguous() && x.device().is_cpu(), "activations must be contiguous and on the CPU");
+  return static_cast<S*>(x.data_ptr());
+}
+
+float* floats(const torch::Tensor& x) {
+  TORCH_CHECK(x.scalar_type() == torch::kFloat && x.is_contiguous(), "parameters must be contiguous float32");
+  return x.data_ptr<float>();
+}
+
+#define DISPATCH(x, ...)                                                           \
+  if (x.scalar_type() == torch::kBFloat16) {                                       \
+    using S = bfloat;                                                              \
+    __VA_ARGS__                                                                    \
+  } else {                                                                         \
+    TORCH_CHECK(x.scalar_type() == torch::kFloat, "float32 or bfloat16 expected"); \
+    using S = float;                                                               \
+    __VA_ARGS__                                                                    \
+  }
+
+using Tensors = std::vector<torch::Tensor>;
+
+torch::Tensor per_pair(const torch::Tensor& x, int64_t last) {
+  return torch::empty({x.size(0), x.size(1), last}, torch::kFloat);
+}
+
+// y, mean, rstd of x (4, n, T, C); gamma and beta (4, C).
+Tensors norm_forward(torch::Tensor x, double slope, torch::Tensor gamma, torch::Tensor beta) {
+  const int64_t n = x.size(1), T = x.size(2), C = x.size(3);
+  auto y = torch::empty_like(x), mean = per_pair(x, GROUPS), rstd = per_pair(x, GROUPS);
+  const float s = static_cast<float>(slope);
+  DISPATCH(x, {
+    Sums sums(C);
+    Floats scale(C), shift(C);
+    for (int64_t pair = 0; pair < 4 * n; ++pair) {
+      const S* in = data<S>(x) + pair * T * C;
+      float *m = floats(mean) + pair * GROUPS, *r = floats(rstd) + pair * GROUPS;
+      prelu_sums(in, s, T, C, sums);
+      moments(sums, T, C, m, r);
+      affine(m, r, floats(gamma) + pair / n * C, floats(beta) + pair / n * C, C, scale, shift);
+      apply_norm(in, s, scale, shift, T, C, data<S>(y) + pair * T * C);
+    }
+  })
+  return {y, mean, rstd};
+}
+
+// dx, dslope (4, n, 1), dgamma and dbeta (4, n, C).
+Tensors norm_backward(torch::Tensor dy, torch::Tensor x, double slope, torch::Tensor gamma, torch::Tensor mean, torch::Tensor rstd) {
+  const int64_t n = x.size(1), T = x.size(2), C = x.size(3);
+  auto dx = torch::empty_like(x), dslope = per_pair(x, 1), dgamma = per_pair(x, C), dbeta = per_pair(x, C);
+  const float s = static_cast<float>(slope);
+  DISPATCH(x, {
+    Sums sums(C);
+    Floats k(C), k0(C), k1(C), lanes(C);
+    for (int64_t pair = 0; pair < 4 * n; ++pair) {
+      const S* in = data<S>(x) + pair * T * C;
+      const S* g = data<S>(dy) + pair * T * C;
+      gradient_sums(g, in, s, T, C, sums);
+      gradient_of_norm(sums, T, C, floats(mean) + pair * GROUPS, floats(rstd) + pair * GROUPS, floats(gamma) + pair / n * C,
+                    floats(dgamma) + pair * C, floats(dbeta) + pair * C, k, k0, k1);
+      floats(dslope)[pair] = apply_norm_backward(g, in, s, k, k0, k1, T, C, data<S>(dx) + pair * T * C, lanes);
+    }
+  })
+  return {dx, dslope, dgamma, dbeta};
+}
+
+// m, v, and the two norms' mean and rstd. taps: (4, 3, C).
+Tensors block_forward(torch::Tensor u, double slope1, torch::Tensor gamma1, torch::Tensor beta1, torch::Tensor taps, int64_t d,
+                      double slope2, torch::Tensor gamma2, torch::Tensor beta2) {
+  const int64_t n = u.size(1), T = u.size(2), C = u.size(3);
+  auto m = torch::empty_like(u), v = torch::empty_like(u);
+  auto mean1 = per_pair(u, GROUPS), rstd1 = per_pair(u, GROUPS), mean2 = per_pair(u, GROUPS), rstd2 = per_pair(u, GROUPS);
+  const float s1 = static_cast<float>(slope1), s2 = static_cast<float>(slope2);
+  DISPATCH(u, {
+    Sums sums(C);
+    Floats scale(C), shift(C), y((T + 2 * d) * C, 0.f);
+    for (int64_t pair = 0; pair < 4 * n; ++pair) {
+      const int64_t i = pair / n;
+      const S* in = data<S>(u) + pair * T * C;
+      S* mid = data<S>(v) + pair * T * C;
+      prelu_sums(in, s1, T, C, sums);
+      moments(sums, T, C, floats(mean1) + pair * GROUPS, floats(rstd1) + pair * GROUPS);
+      affine(floats(mean1) + pair * GROUPS, floats(rstd1) + pair * GROUPS, floats(gamma1) + i * C, floats(beta1) + i * C, C, scale, shift);
+      apply_norm(in, s1, scale, shift, T, C, y.data() + d * C);
+      const float* __restrict w = floats(taps) + i * 3 * C;
+      sums.over(T, C, [&](int64_t t, float* __restrict a, float* __restrict b) {
+        const float* __restrict y0 = y.data() + t * C;
+        const float* __restrict y1 = y0 + d * C;
+        const float* __restrict y2 = y1 + d * C;
+        S* __restrict out = mid + t * C;
+        for (int64_t c = 0; c < C; ++c) {
+          store(out[c], w[c] * y0[c] + w[C + c] * y1[c] + w[2 * C + c] * y2[c]);
+          const float z = load(out[c]);
+          const float q = z > 0 ? z : s2 * z;
+          a[c] += q;
+          b[c] += q * q;
+        }
+      });
+      moments(sums, T, C, floats(mean2) + pair * GROUPS, floats(rstd2) + pair * GROUPS);
+      affine(floats(mean2) + pair * GROUPS, floats(rstd2) + pair * GROUPS, floats(gamma2) + i * C, floats(beta2) + i * C, C, scale, shift);
+      apply_norm(mid, s2, scale, shift, T, C, data<S>(m) + pair * T * C);
+    }
+  })
+  return {m, v, mean1, rstd1, mean2, rstd2};
+}
+
+// du, m (again), and per pair: dslope1, dgamma1, dbeta1, dtaps, dslope2, dgamma2, dbeta2.
+Tensors block_backward(torch::Tensor dm, torch::Tensor u, torch::Tensor v, double slope1, torch::Tensor gamma1, torch::Tensor beta1,
+                       torch::Tensor mean1, torch::Tensor rstd1, torch::Tensor taps, int64_t d, double slope2, torch::Tensor gamma2,
+                       torch::Tensor mean2, torch::Tensor rstd2) {
+  const int64_t n = u.size(1), T = u.size(2), C = u.size(3);
+  auto du = torch::empty_like(u);
+  auto dslope1 = per_pair(u, 1), dgamma1 = per_pair(u, C), dbeta1 = per_pair(u, C), dtaps = per_pair(u, 3 * C);
+  auto dslope2 = per_pair(u, 1), dgamma2 = per_pair(u, C), dbeta2 = per_pair(u, C);
+  const float s1 = static_cast<float>(slope1), s2 = static_cast<float>(slope2);
+  DISPATCH(u, {
+    Sums sums(C);
+    Floats scale(C), shift(C), k(C), k0(C), k1(C), lanes(C), dv((T + 2 * d) * C, 0.f), dy(T * C);
+    for (int64_t pair = 0; pair < 4 * n; ++pair) {
+      const int64_t i = pair / n;
+      const S* in = data<S>(u) + pair * T * C;
+      const S* mid = data<S>(v) + pair * T * C;
+      const S* g = data<S>(dm) + pair * T * C;
+      const float *mu1 = floats(mean1) + pair * GROUPS, *r1 = floats(rstd1) + pair * GROUPS;
+      gradient_sums(g, mid, s2, T, C, sums);
+      gradient_of_norm(sums, T, C, floats(mean2) + pair * GROUPS, floats(rstd2) + pair * GROUPS, floats(gamma2) + i * C,
+                    floats(dgamma2) + pair * C, floats(dbeta2) + pair * C, k, k0, k1);
+      floats(dslope2)[pair] = apply_norm_backward(g, mid, s2, k, k0, k1, T, C, dv.data() + d * C, lanes);
+
+      affine(mu1, r1, floats(gamma1) + i * C, floats(beta1) + i * C, C, scale, shift);
+      const float* __restrict w = floats(taps) + i * 3 * C;
+      const float* __restrict a1 = scale.data();
+      const float* __restrict b1 = shift.data();
+      float* __restrict dw = floats(dtaps) + pair * 3 * C;
+      std::fill(dw, dw + 3 * C, 0.f);
+      sums.over(T, C, [&](int64_t t, float* __restrict a, float* __restrict b) {
+        const float* __restrict before = dv.data() + t * C;
+        const float* __restrict here = before + d * C;
+        const float* __restrict after = here + d * C;
+        const S* __restrict row = in + t * C;
+        float* __restrict out = dy.data() + t * C;
+        for (int64_t c = 0; c < C; ++c) {
+          const float x = load(row[c]);
+          const float p = x > 0 ? x : s1 * x;
+          const float y = p * a1[c] + b1[c];
+          const float grad = w[c] * after[c] + w[C + c] * here[c] + w[2 * C + c] * before[c];
+          dw[c] += after[c] * y;
+          dw[C + c] += here[c] * y;
+          dw[2 * C + c] += before[c] * y;
+          out[c] = grad;
+          a[c] += grad;
+          b[c] += grad * p;
+        }
+      });
+      gradient_of_norm(sums, T, C, mu1, r1, floats(gamma1) + i * C, floats(dgamma1) + pair * C, floats(dbeta1) + pair * C, k, k0, k1);
+      floats(dslope1)[pair] = apply_norm_backward(dy.data(), in, s1, k, k0, k1, T, C, data<S>(du) + pair * T * C, lanes);
+    }
+  })
+  return {du, dslope1, dgamma1, dbeta1, dtaps, dslope2, dgamma2, dbeta2};
+}
+
+template <typename S>
+inline void softmax(const S* const* z, int64_t c, float* m) {
+  float top = load(z[0][c]);
+  for (int i = 1; i < 4; ++i) top = std::max(top, load(z[i][c]));
+  float sum = 0;
+  for (int i = 0; i < 4; ++i) sum += m[i] = std::exp(load(z[i][c]) - top);
+  for (int i = 0; i < 4; ++i) m[i] /= sum;
+}
+
+template <typename S>
+void mask_items(const S* const* z, const S* __restrict latent, S* const* s, int64_t size) {
+  const S *z0 = z[0], *z1 = z[1], *z2 = z[2], *z3 = z[3];
+  const S* in[4] = {z0, z1, z2, z3};
+  S* out[4] = {s[0], s[1], s[2], s[3]};
+#pragma GCC ivdep
+  for (int64_t c = 0; c < size; ++c) {
+    float m[4];
+    softmax(in, c, m);
+    const float x = load(latent[c]);
+    for (int i = 0; i < 4; ++i) store(out[i][c], x * m[i]);
+  }
+}
+
+template <typename S>
+void mask_items_backward(const S* const* z, const S* __restrict latent, const S* const* ds, S* const* dz, S* __restrict dlatent, int64_t size) {
+  const S* in[4] = {z[0], z[1], z[2], z[3]};
+  const S* grad[4] = {ds[0], ds[1], ds[2], ds[3]};
+  S* out[4] = {dz[0], dz[1], dz[2], dz[3]};
+#pragma GCC ivdep
+  for (int64_t c = 0; c < size; ++c) {
+    float m[4];
+    softmax(in, c, m);
+    const float x = load(latent[c]);
+    float total = 0;
+    for (int i = 0; i < 4; ++i) total += load(grad[i][c]) * m[i];
+    store(dlatent[c], total);
+    for (int i = 0; i < 4; ++i) store(out[i][c], x * m[i] * (load(grad[i][c]) - total));
+  }
+}
+
+template <typename S>
+std::array<S*, 4> instruments(const torch::Tensor& x) {
+  S* first = data<S>(x);
+  const int64_t size = x.numel() / 4;
+  return {first, first + size, first + 2 * size, first + 3 * size};
+}
+
+// s (4, n, T, N) of z (4, n, T, N) and the latent (n, T, N).
+torch::Tensor mask_forward(torch::Tensor z, torch::Tensor latent) {
+  auto s = torch::empty_like(z);
+  DISPATCH(z, mask_items<S>(instruments<S>(z).data(), data<S>(latent), instruments<S>(s).data(), latent.numel());)
+  return s;
+}
+
+// dz, dlatent.
+Tensors mask_backward(torch::Tensor ds, torch::Tensor z, torch::Tensor latent) {
+  auto dz = torch::empty_like(z), dlatent = torch::empty_like(latent);
+  DISPATCH(z, mask_items_backward<S>(instruments<S>(z).data(), data<S>(latent), instruments<S>(ds).data(), instruments<S>(dz).data(),
+                                     data<S>(dlatent), latent.numel());)
+  return {dz, dlatent};
+}
+
+}  // namespace
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
+  module.def("norm_forward", &norm_forward);
+  module.def("norm_backward", &norm_backward);
+  module.def("block_forward", &block_forward);
+  module.def("block_backward", &block_backward);
+  module.def("mask_forward", &mask_forward);
+  module.def("mask_backward", &mask_backward);
+}

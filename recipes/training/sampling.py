@@ -1,0 +1,173 @@
+"""Training items from a folder that `build_dataset.py` wrote: cuts of tracks, and mixes of stems of different tracks."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from metatasnet_fast.config import INSTRUMENTS, MetaTasNetConfig
+
+__all__ = ["UNIT", "Sampler", "Track", "read_tracks"]
+
+UNIT = 2048
+"""The integer that stands for the deviation of a track's mono mixture."""
+SOUNDS = 1e-2
+"""Share of a mixture's energy above which a stem, or the rest of the mixture, counts as sounding."""
+DRUMS, BASS, OTHER, VOCALS = range(4)
+HIGH_PASSED = 4
+"""Fifth stem of a song: `other` without low frequencies."""
+
+
+@dataclass(frozen=True)
+class Track:
+    """A song at one speed, or a synthesised piece.
+
+    ``rates``: (stem, channel, sample) int16 for each stage. ``explicit``: all that is bass is in the stem bass.
+    ``held``: seconds that are never trained on. ``sounding``: for each stem, the seconds in which it sounds.
+    """
+
+    name: str
+    song: bool
+    explicit: bool
+    held: tuple[float, float]
+    rates: tuple[NDArray[np.int16], ...]
+    sounding: tuple[NDArray[np.int64], ...]
+
+
+def read_tracks(folder: Path, sampling_rates: tuple[int, ...]) -> list[Track]:
+    """Every finished track of a folder."""
+    tracks = []
+    for settings in sorted(folder.glob("*/track.json")):
+        values = json.loads(settings.read_text("utf-8"))
+        rates = tuple(np.load(settings.with_name(f"{rate}.npy"), mmap_mode="r") for rate in sampling_rates)
+        second, coarse = sampling_rates[0], rates[0]
+        held = (values["held"][0], values["held"][1])
+        sounding = []
+        for stem in range(4):
+            seconds = coarse.shape[-1] // second
+            mono = coarse[stem, 0, : seconds * second : 4].astype(np.float32).reshape(seconds, -1)
+            loud = np.flatnonzero(np.square(mono).mean(1) > (0.02 * UNIT) ** 2)
+            sounding.append(loud[(loud + 1 < held[0]) | (loud > held[1])])
+        tracks.append(Track(settings.parent.name, values["song"], values["explicit"], held, rates, tuple(sounding)))
+    return tracks
+
+
+class Sampler:
+    """Items cut at the same times at every rate.
+
+    Four kinds: a song as it is; a song's vocals over a synthesised piece; stems of any tracks; and any of these with another
+    bass. Where a bass is added to a song whose own bass may hide in `other`, that `other` goes without low frequencies.
+    """
+
+    def __init__(self, tracks: list[Track], config: MetaTasNetConfig, seconds: float, rng: np.random.Generator) -> None:
+        self.config, self.rng = config, rng
+        self.stages = config.stages
+        self.frames = round(seconds * config.sampling_rate) // config.W
+        self.rate = config.sampling_rate / config.W
+        self.tracks = [t for t in tracks if t.rates[0].shape[-1] // config.W > self.frames + 1]
+        self.songs = [i for i, t in enumerate(self.tracks) if t.song]
+        self.synthetic = [i for i, t in enumerate(self.tracks) if not t.song]
+        self.with_stem = {
+            (stem, song): [i for i, t in enumerate(self.tracks) if t.song is song and len(t.sounding[stem]) > 8]
+            for stem in range(4)
+            for song in (True, False)
+        }
+        self.with_bass = {
+            song: [i for i in self.with_stem[BASS, song] if self.tracks[i].explicit] for song in (True, False)
+        }
+
+    def allowed(self, index: int, start: int) -> int:
+        """The nearest start, in frames, at which an item fits into the track and misses what is held out."""
+        track = self.tracks[index]
+        last = track.rates[0].shape[-1] // self.config.W - self.frames - 1
+        first, end = (round(x * self.rate) for x in track.held)
+        start = min(max(start, 0), last)
+        if end > first and first - self.frames < start < end:
+            start = first - self.frames if first >= self.frames else end
+        return min(start, last)
+
+    def anywhere(self, index: int) -> int:
+        last = self.tracks[index].rates[0].shape[-1] // self.config.W - self.frames
+        return self.allowed(index, int(self.rng.integers(last)))
+
+    def where_it_sounds(self, index: int, stem: int) -> int:
+        sounding = self.tracks[index].sounding[stem]
+        if not len(sounding):
+            return self.anywhere(index)
+        middle = (int(sounding[self.rng.integers(len(sounding))]) + float(self.rng.random())) * self.rate
+        return self.allowed(index, int(middle - self.frames * self.rng.random()))
+
+    def cut(self, index: int, stem: int, channel: int, start: int) -> list[NDArray[np.float32]]:
+        """One stem at every rate; channel 2 is the mean of left and right."""
+        pieces = []
+        for stage, samples in zip(self.stages, self.tracks[index].rates, strict=True):
+            span = slice(start * stage.W, (start + self.frames) * stage.W)
+            if channel < 2:
+                piece = samples[stem, channel, span].astype(np.float32)
+            else:
+                piece = samples[stem, :, span].mean(0, dtype=np.float32)
+            pieces.append(piece * np.float32(1 / UNIT))
+        return pieces
+
+    def pick(self, choices: list[int]) -> int:
+        return choices[int(self.rng.integers(len(choices)))]
+
+    def channel(self) -> int:
+        return int(self.rng.choice([0, 1, 2, 2]))
+
+    def item(self) -> list[NDArray[np.float32]]:
+        """(4, sample) for each stage."""
+        rng = self.rng
+        kind = rng.choice(["song", "backing", "any"], p=[0.4, 0.15, 0.45] if self.synthetic else [0.5, 0.0, 0.5])
+        base = self.pick(self.synthetic if kind == "backing" else self.songs)
+        focus = int(rng.choice(4, p=[0.3, 0.1, 0.2, 0.4]))
+        start, channel = self.where_it_sounds(base, focus), self.channel()
+        new_bass = rng.random() < (0.8 if kind == "any" else 0.35)
+        stems = []
+        for stem in range(4):
+            index, at, side = base, start, channel
+            if kind == "any" or (kind == "backing" and stem == VOCALS):
+                song = stem == VOCALS or not self.synthetic or rng.random() < 0.6
+                index, side = self.pick(self.with_stem[stem, song]), self.channel()
+                at = self.where_it_sounds(index, stem) if rng.random() < 0.8 else self.anywhere(index)
+            if stem == BASS and new_bass:
+                index = self.pick(self.with_bass[not self.synthetic or rng.random() < 0.3])
+                at = self.where_it_sounds(index, stem)
+            hidden = stem == OTHER and not self.tracks[index].explicit and new_bass
+            pieces = self.cut(index, HIGH_PASSED if hidden else stem, side, at)
+            # Decibels: stems of different tracks are mixed at levels further apart.
+            gain = 10 ** (rng.normal(0, 4 if kind == "any" else 1.5) / 20) * rng.choice([-1, 1])
+            stems.append([np.float32(gain) * piece for piece in pieces])
+        level = np.float32(rng.uniform(0.7, 1.3))
+        return [level * np.stack([pieces[s] for pieces in stems]) for s in range(len(self.stages))]
+
+    def batch(self, size: int) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """Mixtures (n, T_s) and sources (4, n, T_s) for each stage, and (4, n): 1 where a stem counts in the loss."""
+        items = [self.item() for _ in range(size)]
+        sources = [torch.from_numpy(np.stack(stage, axis=1)) for stage in zip(*items, strict=True)]
+        mixes = [x.sum(0) for x in sources]
+        # A stem counts where it and something else sound: in dB, hopeless and trivial items would weigh as much as the others.
+        power = sources[-1].square().mean(-1)
+        rest = (mixes[-1] - sources[-1]).square().mean(-1)
+        counts = ((power > SOUNDS * (power + rest)) & (rest > SOUNDS * (power + rest)) & (power > 1e-4)).float()
+        return mixes, sources, counts
+
+
+def held_out_pieces(tracks: list[Track], config: MetaTasNetConfig) -> list[list[Tensor]]:
+    """The held-out seconds of the songs at their own speed, mono: (4, T_s) for each stage."""
+    pieces = []
+    for track in tracks:
+        first, end = (round(x * config.sampling_rate) // config.W for x in track.held)
+        if track.name.endswith("@1.0") and end > first:
+            cuts = [x[:4, :, first * s.W : end * s.W] for x, s in zip(track.rates, config.stages, strict=True)]
+            pieces.append([torch.from_numpy(x.mean(1, dtype=np.float32) / np.float32(UNIT)) for x in cuts])
+    return pieces
+
+
+assert INSTRUMENTS == ("drums", "bass", "other", "vocals")
