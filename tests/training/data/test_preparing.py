@@ -1,0 +1,347 @@
+"""Preparing a cache: what arrives in it, what is skipped, what one bad track does, and what a kill at any instant leaves."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from metatasnet_fast.audio import resample
+from metatasnet_fast.config import INSTRUMENTS
+from metatasnet_fast.errors import TrainingDataError
+from metatasnet_fast.training.data import Cache
+from metatasnet_fast.training.data.prepare import Preparation, prepare
+from metatasnet_fast.training.data.sources import TrackSource, find_stems
+
+sf = pytest.importorskip("soundfile")
+
+RATES = (8000, 16000)
+WriteStems = Callable[..., Path]
+
+
+@pytest.fixture
+def songs(tmp_path: Path, write_stems: WriteStems) -> Path:
+    """Three songs in a folder without splits."""
+    for seed, name in enumerate(("one", "two", "three")):
+        write_stems(tmp_path / "songs" / name, seed=seed)
+    return tmp_path / "songs"
+
+
+def run(songs: Path, out: Path, held_out: tuple[str, ...] = (), **options: Any) -> Preparation:
+    return prepare(find_stems(songs, held_out), out, rates=RATES, **options)
+
+
+def statuses(result: Preparation) -> dict[str, str]:
+    return {outcome.name: outcome.status for outcome in result.outcomes}
+
+
+def contents(cache: Path) -> dict[str, bytes]:
+    """Everything in a cache but its lock."""
+    return {
+        str(path.relative_to(cache)): path.read_bytes()
+        for path in sorted(cache.rglob("*"))
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+def test_stems_arrive_resampled_at_every_rate(tmp_path: Path, write_stems: WriteStems) -> None:
+    song = write_stems(tmp_path / "songs" / "a", rate=44100, seconds=1.0)
+    run(tmp_path / "songs", tmp_path / "cache")
+    (track,) = Cache.open(tmp_path / "cache").tracks("train")
+    for rate in RATES:
+        stems = track.stems(rate)
+        assert stems.shape == (4, 2, rate)
+        for index, name in enumerate(INSTRUMENTS):
+            audio = torch.from_numpy(sf.read(song / f"{name}.wav", dtype="float32")[0].T.copy())
+            expected = resample(audio, 44100, rate).numpy()
+            assert np.abs(stems[index] - expected).max() <= stems.scale[index, 0, 0] * 0.504  # half a unit, and float32
+
+
+def test_stems_of_several_formats_rates_and_widths_make_one_track(tmp_path: Path) -> None:
+    song = tmp_path / "songs" / "a"
+    song.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for name, rate, channels in (("Drums.FLAC", 48000, 2), ("bass.wav", 22050, 1), ("vocals.ogg", 44100, 2)):
+        sf.write(song / name, 0.1 * random.standard_normal((rate, channels)), rate)
+    sf.write(song / "other.aiff", np.zeros(32000), 32000)
+    run(tmp_path / "songs", tmp_path / "cache")
+    (track,) = Cache.open(tmp_path / "cache").tracks("train")
+    stems = track.stems(16000)
+    assert stems.shape == (4, 2, 16000)
+    assert not stems[2].any()
+    assert np.array_equal(stems[1, 0], stems[1, 1]) and stems[1].any()
+
+
+def test_a_short_stem_is_continued_with_silence_and_reported(tmp_path: Path, write_stems: WriteStems) -> None:
+    song = write_stems(tmp_path / "songs" / "a", seconds=1.0)
+    write_stems(song, seconds=0.5, stems=("bass",))
+    (outcome,) = run(tmp_path / "songs", tmp_path / "cache").outcomes
+    assert outcome.status == "done"
+    assert outcome.warnings == ("bass ends 0.500 s before the longest stem; silence was added",)
+    (track,) = Cache.open(tmp_path / "cache").tracks("train")
+    assert track.seconds == 1.0
+    assert not track.stems(16000)[1, :, 8100:].any()
+    assert track.entry.warnings == outcome.warnings
+
+
+def test_splits_are_the_folders_or_the_tracks_held_out(tmp_path: Path, songs: Path, write_stems: WriteStems) -> None:
+    run(songs, tmp_path / "flat", ("two",))
+    for place in ("train/x", "valid/y", "test/z"):
+        write_stems(tmp_path / "folders" / place)
+    run(tmp_path / "folders", tmp_path / "split")
+    flat, split = Cache.open(tmp_path / "flat"), Cache.open(tmp_path / "split")
+    names = [[[t.name for t in cache.tracks(s)] for s in ("train", "valid", "test")] for cache in (flat, split)]
+    assert names == [[["one", "three"], ["two"], []], [["x"], ["y"], ["z"]]]
+
+
+def test_an_annotated_stem_may_be_missing_and_does_not_count(tmp_path: Path, write_stems: WriteStems) -> None:
+    song = write_stems(tmp_path / "songs" / "a", stems=("drums", "other", "vocals"))
+    (song / "track.json").write_text('{"unknown": ["bass", "other"]}')
+    run(tmp_path / "songs", tmp_path / "cache")
+    (track,) = Cache.open(tmp_path / "cache").tracks("train")
+    assert track.counts == (True, False, False, True)
+    assert not track.stems(8000)[1].any() and track.stems(8000)[2].any()
+
+
+def test_a_second_run_keeps_what_is_done_and_makes_anew_what_changed(
+    tmp_path: Path, songs: Path, write_stems: WriteStems
+) -> None:
+    cache = tmp_path / "cache"
+    assert statuses(run(songs, cache)) == {"one": "done", "two": "done", "three": "done"}
+    before = contents(cache)
+    assert statuses(run(songs, cache)) == {"one": "kept", "two": "kept", "three": "kept"}
+    assert contents(cache) == before
+    write_stems(songs / "two", seed=9, stems=("vocals",))
+    assert statuses(run(songs, cache)) == {"one": "kept", "two": "done", "three": "kept"}
+    changed = {
+        name.split(os.sep)[1] for name, data in contents(cache).items() if before[name] != data and os.sep in name
+    }
+    assert changed == {"two"}
+
+
+def test_a_new_annotation_changes_the_entry_only(tmp_path: Path, songs: Path) -> None:
+    cache = tmp_path / "cache"
+    run(songs, cache)
+    before = contents(cache)
+    (songs / "one" / "track.json").write_text('{"unknown": ["bass"]}')
+    assert statuses(run(songs, cache))["one"] == "kept"
+    changed = {Path(name).name for name, data in contents(cache).items() if before[name] != data}
+    assert changed == {"entry.json", "manifest.json"}
+    assert Cache.open(cache).tracks("train")[0].counts == (True, False, True, True)
+
+
+def test_several_sources_share_a_cache(tmp_path: Path, songs: Path, write_stems: WriteStems) -> None:
+    write_stems(tmp_path / "more" / "four")
+    run(songs, tmp_path / "cache")
+    run(tmp_path / "more", tmp_path / "cache")
+    assert [t.name for t in Cache.open(tmp_path / "cache").tracks("train")] == ["four", "one", "three", "two"]
+
+
+def test_two_tracks_of_one_name_do_not_replace_each_other(tmp_path: Path, songs: Path, write_stems: WriteStems) -> None:
+    write_stems(tmp_path / "more" / "one", seed=7)
+    run(songs, tmp_path / "cache")
+    before = contents(tmp_path / "cache")
+    (outcome,) = run(tmp_path / "more", tmp_path / "cache").outcomes
+    assert outcome.error is not None and "another track of this name" in outcome.error
+    after = contents(tmp_path / "cache")
+    assert {name for name in after if after[name] != before[name]} == {"manifest.json"}
+
+
+BAD: dict[str, tuple[Callable[[Path], object], str]] = {
+    "missing": (lambda song: (song / "bass.wav").unlink(), "has no bass"),
+    "twice": (lambda song: (song / "bass.flac").write_bytes(b""), "keep one"),
+    "text": (lambda song: (song / "bass.wav").write_text("no sound"), "bass.wav"),
+    "empty": (lambda song: (song / "bass.wav").write_bytes(b""), "empty"),
+    "without samples": (lambda song: sf.write(song / "bass.wav", np.zeros((0, 2)), 8000), "no samples"),
+    "surround": (lambda song: sf.write(song / "bass.wav", np.ones((99, 6)), 8000), "6 channels"),
+    "annotation": (lambda song: (song / "track.json").write_text('{"unknown": "bass"}'), "track.json"),
+    "silence": (lambda song: [sf.write(song / f"{n}.wav", np.zeros(99), 8000) for n in INSTRUMENTS], "silent"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_one_bad_track_is_one_sentence_and_the_rest_is_done(tmp_path: Path, songs: Path, bad: str) -> None:
+    damage, message = BAD[bad]
+    damage(songs / "two")
+    result = run(songs, tmp_path / "cache")
+    (failure,) = result.failures
+    assert failure.name == "two" and failure.error is not None
+    assert message in failure.error and failure.error.endswith(".") and "\n" not in failure.error
+    assert [track.name for track in Cache.open(tmp_path / "cache").tracks("train")] == ["one", "three"]
+    manifest = json.loads((tmp_path / "cache" / "manifest.json").read_text())
+    assert manifest["failed"] == [{"name": "two", "split": "train", "error": failure.error}]
+
+
+def test_a_bad_track_that_was_mended_is_done_the_next_time(
+    tmp_path: Path, songs: Path, write_stems: WriteStems
+) -> None:
+    (songs / "two" / "bass.wav").unlink()
+    run(songs, tmp_path / "cache")
+    write_stems(songs / "two", seed=1)
+    assert statuses(run(songs, tmp_path / "cache")) == {"one": "kept", "two": "done", "three": "kept"}
+
+
+def test_an_unexpected_error_is_one_failed_track(tmp_path: Path, songs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from metatasnet_fast.training.data import convert
+
+    def fails(recording: Any, rate: int) -> None:
+        raise ZeroDivisionError("by chance")
+
+    monkeypatch.setattr(convert, "_resampled", fails)
+    result = run(songs, tmp_path / "cache")
+    assert len(result.failures) == 3
+    assert all("ZeroDivisionError: by chance" in str(outcome.error) for outcome in result.failures)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rates": (8000, 16000, 32000)}, "8000, 16000 Hz"),
+        ({"dtype": "float32"}, "as int16"),
+        ({"dtype": "int8"}, "sample type"),
+        ({"layout": "npz"}, "layout"),
+        ({"workers": 0}, "workers"),
+        ({"rates": (8000, 11025)}, "multiple"),
+    ],
+)
+def test_other_settings_are_refused_before_anything_is_touched(
+    tmp_path: Path, songs: Path, options: dict[str, Any], message: str
+) -> None:
+    run(songs, tmp_path / "cache")
+    before = contents(tmp_path / "cache")
+    with pytest.raises(TrainingDataError, match=message):
+        prepare(find_stems(songs), tmp_path / "cache", **{"rates": RATES, **options})
+    assert contents(tmp_path / "cache") == before
+
+
+def test_stems_are_safe_from_a_cache_in_their_own_folder(tmp_path: Path, write_stems: WriteStems) -> None:
+    write_stems(tmp_path / "songs" / "train" / "a")
+    before = contents(tmp_path / "songs")
+    (outcome,) = run(tmp_path / "songs", tmp_path / "songs").outcomes
+    assert outcome.error is not None and "another folder" in outcome.error
+    assert before.items() <= contents(tmp_path / "songs").items()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="locks are those of POSIX")
+def test_two_runs_into_one_cache_do_not_mix(tmp_path: Path, songs: Path) -> None:
+    import fcntl
+
+    (tmp_path / "cache").mkdir()
+    with open(tmp_path / "cache" / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(TrainingDataError, match="Another process"):
+            run(songs, tmp_path / "cache")
+    assert len(run(songs, tmp_path / "cache").outcomes) == 3
+
+
+@pytest.mark.parametrize(
+    ("layout", "held_out", "message"),
+    [
+        ({}, (), "holds no tracks"),
+        ({"notes/readme.txt": "x"}, (), "holds no tracks"),
+        ({"a/drums.wav": "x"}, ("b",), "no training track 'b' to hold out; there are a"),
+    ],
+)
+def test_folders_without_tracks_are_refused(
+    tmp_path: Path, layout: dict[str, str], held_out: tuple[str, ...], message: str
+) -> None:
+    for name, text in layout.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    with pytest.raises(TrainingDataError, match=message):
+        find_stems(tmp_path, held_out)
+    with pytest.raises(TrainingDataError, match="no folder"):
+        find_stems(tmp_path / "nowhere")
+
+
+def test_processes_make_the_same_cache(tmp_path: Path, songs: Path) -> None:
+    (songs / "two" / "bass.wav").unlink()
+    one, many = run(songs, tmp_path / "one"), run(songs, tmp_path / "many", workers=2)
+    assert statuses(one) == statuses(many)
+    assert contents(tmp_path / "one") == contents(tmp_path / "many")
+
+
+class KillsItsProcess(TrackSource):
+    """A track that a worker does not survive, as if the system had run out of memory."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if multiprocessing.parent_process() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.__dict__.update(state)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kills a process by a signal")
+def test_a_killed_worker_costs_one_track(tmp_path: Path, songs: Path) -> None:
+    tracks = find_stems(songs)
+    tracks[1] = KillsItsProcess(**tracks[1].__dict__)
+    result = prepare(tracks, tmp_path / "cache", rates=RATES, workers=2)
+    (failure,) = result.failures
+    assert failure.name == tracks[1].name and "killed" in str(failure.error)
+    assert len(Cache.open(tmp_path / "cache").tracks("train")) == 2
+
+
+FILE_EVENTS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir"}
+
+
+def run_and_die(songs: Path, out: Path, instant: int | None) -> int:
+    """Prepare in a forked process that ends without warning before its ``instant``-th file operation in the cache."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        seen = 0
+
+        def watch(event: str, arguments: tuple[Any, ...]) -> None:
+            nonlocal seen
+            if event in FILE_EVENTS and str(out) in str(arguments[0]):
+                seen += 1
+                if seen == instant:
+                    os._exit(9)
+
+        sys.addaudithook(watch)
+        try:
+            run(songs, out)
+            os.write(writer, str(seen).encode())
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    os.close(writer)
+    with open(reader, "rb") as pipe:
+        return int(pipe.read() or 0)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_killed_at_any_file_operation_the_next_run_ends_as_if_nothing_had_been(
+    tmp_path: Path, write_stems: WriteStems
+) -> None:
+    songs = tmp_path / "songs"
+    for seed in (0, 1):
+        write_stems(songs / f"song{seed}", seed=seed, seconds=0.05)
+    operations = run_and_die(songs, tmp_path / "expected", None)
+    expected = contents(tmp_path / "expected")
+    assert operations > 20
+    changed: dict[str, bytes] = {}
+    for instant in range(1, operations + 1):
+        cache = tmp_path / f"killed-{instant}"
+        assert run_and_die(songs, cache, instant) == 0, "it was not killed"
+        if (cache / "manifest.json").exists():
+            for track in Cache.open(cache).tracks("train"):
+                assert np.asarray(track.stems(8000)).any()
+        run(songs, cache)
+        assert contents(cache) == expected
+    # The same for a track that replaces an older one.
+    write_stems(songs / "song1", seed=5, seconds=0.05)
+    for instant in range(1, operations + 20, 3):
+        cache = tmp_path / f"killed-{min(instant, operations)}"
+        run_and_die(songs, cache, instant)
+        run(songs, cache)
+        changed = changed or contents(cache)
+        assert contents(cache) == changed != expected
