@@ -8,9 +8,13 @@ runs/<run>/           the report of a run
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from types import TracebackType
 
 from .outcome import Outcome, Status
@@ -84,15 +88,22 @@ class Destination:
                     result = Result.from_json(content)
                     yield folder, result if result is not None and song_folder(result.id) == folder else None
 
-    def ledger(self) -> Iterator[Outcome]:
-        """All outcomes of all runs, the oldest run first; a line that a crash cut off is left out."""
+    def ledger(self, run: str | None = None) -> Iterator[Outcome]:
+        """All outcomes of a run, or of all runs, the oldest first; a line that a crash cut off is left out."""
+        for name, outcome in self.ledger_by_run():
+            if run is None or name == run or name.startswith(f"{run}-"):
+                yield outcome
+
+    def ledger_by_run(self) -> Iterator[tuple[str, Outcome]]:
+        """The name of the file without its ending, and the outcomes in it."""
         for path in sorted(self.storage.find(LEDGER)):
+            name = path.rpartition("/")[2].removesuffix(".jsonl")
             for line in (self.storage.read(path) or b"").splitlines():
                 try:
                     outcome = Outcome.from_dict(json.loads(line))
                 except (ValueError, KeyError, TypeError):
                     continue
-                yield outcome
+                yield name, outcome
 
     def lasting_failures(self) -> dict[str, Outcome]:
         """Songs whose last outcome is a failure that only another file can mend."""
@@ -106,40 +117,49 @@ class Destination:
 
 
 class LedgerWriter:
-    """Appends outcomes to ``ledger/<name>.jsonl``, each on disk at once; to object stores in parts of some hundred rows."""
+    """Appends outcomes to ``ledger/<name>.jsonl``, each at once; to object stores in parts of some hundred rows.
+
+    Rows that cannot be written are kept and tried again with the next; ``close`` raises ``OSError`` for what is left then.
+    """
 
     def __init__(self, destination: Destination, name: str) -> None:
         self._storage = destination.storage
         self._name = name
-        self._file = None
-        self._rows: list[str] = []
+        self._rows: list[bytes] = []
         self._parts = 0
-        if isinstance(self._storage, LocalStorage):
-            folder = self._storage.path / LEDGER
-            folder.mkdir(parents=True, exist_ok=True)
-            self._file = open(folder / f"{name}.jsonl", "a", encoding="utf-8")  # noqa: SIM115
+        self._torn = False
 
     def add(self, outcome: Outcome) -> None:
-        row = json.dumps(outcome.to_dict()) + "\n"
-        if self._file is not None:
-            self._file.write(row)
-            self._file.flush()
-            return
-        self._rows.append(row)
-        if len(self._rows) >= PART_ROWS:
-            self.flush()
+        self._rows.append((json.dumps(outcome.to_dict()) + "\n").encode())
+        if isinstance(self._storage, LocalStorage) or len(self._rows) >= PART_ROWS:
+            with contextlib.suppress(OSError):
+                self.flush()
 
     def flush(self) -> None:
-        """Put the rows that have gathered."""
-        if self._rows:
-            path = f"{LEDGER}/{self._name}-{self._parts:06d}.jsonl"
-            self._storage.write(path, "".join(self._rows).encode())
-            self._rows, self._parts = [], self._parts + 1
+        """Write the rows that have gathered."""
+        if not self._rows:
+            return
+        if isinstance(self._storage, LocalStorage):
+            self._append(self._storage.path / LEDGER)
+        else:
+            self._storage.write(f"{LEDGER}/{self._name}-{self._parts:06d}.jsonl", b"".join(self._rows))
+            self._parts += 1
+        self._rows.clear()
 
     def close(self) -> None:
         self.flush()
-        if self._file is not None:
-            self._file.close()
+
+    def _append(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / f"{self._name}.jsonl", "ab", buffering=0) as file:
+            for row in self._rows:
+                # What a full disk cut off must not spoil the row that follows.
+                data = b"\n" + row if self._torn else row
+                self._torn = True
+                written = file.write(data)
+                if written != len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
+                self._torn = False
 
     def __enter__(self) -> LedgerWriter:
         return self

@@ -52,14 +52,20 @@ def classify(error: BaseException) -> tuple[Failure, str]:
 
 
 def unreadable(path: Path, error: AudioReadError) -> SongError:
-    """What it means that no decoder takes a file: it is damaged if it begins as audio files do, else it is no audio."""
+    """What it means that a decoder finds nothing in a file that is not empty.
+
+    If it does not begin as audio files do, it is no audio, whatever a decoder took it for; else it is damaged, or without
+    samples.
+    """
     try:
         with open(path, "rb") as file:
             start = file.read(16)
     except OSError:
         start = b""
     begins = start.startswith(MAGIC) or start[4:8] == b"ftyp" or _frame_sync(start)
-    return SongError(Failure.decode if begins else Failure.not_audio, str(error))
+    if not begins:
+        return SongError(Failure.not_audio, f"{path} is no audio file. ({error})")
+    return SongError(Failure.empty if isinstance(error, EmptyAudioError) else Failure.decode, str(error))
 
 
 def _frame_sync(start: bytes) -> bool:

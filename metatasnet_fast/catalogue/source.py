@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import hashlib
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -43,7 +44,7 @@ class Stamp:
 
 
 class Source:
-    """A path or URI. Raises :class:`SongError` (``not_found``) for what is missing or may not be read."""
+    """A path or URI. Raises :class:`SongError` for what is missing, a folder, or may not be read."""
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
@@ -53,6 +54,8 @@ class Source:
         if self._path is not None:
             with self._found():
                 status = os.stat(self._path)
+                if stat.S_ISDIR(status.st_mode):
+                    raise IsADirectoryError(self.uri)
             settled = time.time() - status.st_mtime > SETTLED
             return Stamp(status.st_size, str(status.st_mtime_ns) if settled else None)
         filesystem, path = open_filesystem(self.uri)
@@ -82,7 +85,7 @@ class Source:
         except FileNotFoundError:
             raise SongError(Failure.not_found, f"There is no file {self.uri}.") from None
         except IsADirectoryError:
-            raise SongError(Failure.not_found, f"{self.uri} is a folder, not a file.") from None
+            raise SongError(Failure.not_audio, f"{self.uri} is a folder, not a file.") from None
         except PermissionError as error:
             raise SongError(Failure.not_found, f"{self.uri} may not be read ({error}).") from None
         except (NotADirectoryError, ValueError) as error:  # a name below a file, or one that holds a zero byte

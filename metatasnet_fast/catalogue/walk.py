@@ -19,7 +19,7 @@ from torch import Tensor
 from .. import __version__
 from ..audio import AudioStream, open_audio
 from ..config import INSTRUMENTS
-from ..errors import AudioReadError, EmptyAudioError, NotAudioError
+from ..errors import AudioReadError, NotAudioError
 from ..separation.fast_mode import separate_in_windows
 from ..separation.outputs import StemFiles
 from ..separation.progress import Reporter
@@ -208,7 +208,7 @@ class Walker:
 def _open(path: Path) -> AudioStream:
     try:
         return open_audio(path)
-    except (EmptyAudioError, NotAudioError):
+    except NotAudioError:
         raise
     except AudioReadError as error:
         raise unreadable(path, error) from error

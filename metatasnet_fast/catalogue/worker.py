@@ -12,6 +12,7 @@ from types import TracebackType
 
 import torch
 
+from ..errors import AudioWriteError
 from .batcher import DeviceEngine
 from .destination import Destination
 from .events import Event, Listener, Notice, SongEnded, SongStarted, WorkerLoad
@@ -55,12 +56,17 @@ class Worker:
         number: int = 0,
     ) -> None:
         self.number = number
-        self._began = time.perf_counter()
         self._listen = _one_at_a_time(listener)
         self._stop = stop or threading.Event()
         self._threads_before = torch.get_num_threads()
         self._destination = Destination(destination) if isinstance(destination, str) else destination
-        self._staging = Staging(self._destination.storage)
+        try:
+            self._staging = Staging(self._destination.storage)
+        except OSError as error:
+            raise AudioWriteError(
+                f"Nothing can be written to {self._destination.uri} ({error.strerror or error}): "
+                "choose another destination, or change its permissions."
+            ) from error
         try:
             self._machinery = Machinery(settings, engine, self._warn)
         except BaseException:
@@ -68,6 +74,7 @@ class Worker:
             raise
         self._walker = Walker(self._machinery, self._destination, self._staging, self._stop)
         self._in_flight = 0
+        self._began = time.perf_counter()
         self._counting = threading.Lock()
 
     @property

@@ -1,0 +1,210 @@
+"""A run on this machine: a watched process for every GPU, or one for the CPU."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+
+from .cores import available_cores
+from .destination import Destination, LedgerWriter
+from .events import Event, Listener, Notice, RunEnded, RunStarted, SongEnded
+from .failures import SongError
+from .outcome import Outcome
+from .settings import Settings
+from .song import Song
+from .source import Source
+from .supervised import SupervisedWorker
+from .tally import Tally
+
+__all__ = ["expected_seconds", "new_run_name", "run_local", "set_aside", "worker_settings"]
+
+PROGRESS_SECONDS = 1.0
+
+
+def run_local(
+    songs: Sequence[Song],
+    settings: Settings,
+    destination: str,
+    listener: Listener | None = None,
+    stop: threading.Event | None = None,
+    *,
+    run: str | None = None,
+    shard: str = "1/1",
+    workers: int | None = None,
+    price_per_hour: float | None = None,
+    grace: float = 60.0,
+) -> RunEnded:
+    """Separate songs that are not done yet, the longest first.
+
+    Args:
+        listener: gets every event, from one thread at a time.
+        stop: when set, songs in flight have ``grace`` seconds to be finished, and no other is begun.
+        workers: processes; None for one on each GPU, or one on the CPU.
+        price_per_hour: of this machine.
+
+    Returns:
+        the last event; the ledger has a row for every song that was tried.
+
+    Raises:
+        MetaTasNetError: if the model cannot be loaded, the device or backend cannot serve, or processes cannot be kept alive.
+    """
+    run = run or new_run_name()
+    target = Destination(destination)
+    tally = Tally(len(songs), expected_seconds(songs))
+    say = _Everyone(tally, listener)
+    say(RunStarted(run, len(songs), tally.expected_seconds, destination, "local", shard))
+    ledger = LedgerWriter(target, run)
+    todo, failed = set_aside(songs, settings, target)
+    for outcome in failed:
+        ledger.add(outcome)
+        say(SongEnded(outcome))
+    todo.sort(key=Song.expected_seconds, reverse=True)
+    crew = _Crew(todo, destination, say, ledger, stop or threading.Event(), grace)
+    try:
+        crew.work(worker_settings(settings, workers))
+    finally:
+        try:
+            ledger.close()
+        except OSError as error:
+            say(Notice(f"The ledger of this run is not complete ({error}); the songs' results are."))
+    ended = tally.finish(run, price_per_hour)
+    say(ended.progress)
+    say(ended)
+    return ended
+
+
+def new_run_name() -> str:
+    """Names sort as the runs began."""
+    return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()) + f"-{os.getpid()}-{secrets.token_hex(2)}"
+
+
+def expected_seconds(songs: Sequence[Song]) -> float:
+    """Of audio in all songs; 0 if any song gives no hint."""
+    each = [song.expected_seconds() for song in songs]
+    return sum(each) if all(each) else 0.0
+
+
+def set_aside(songs: Sequence[Song], settings: Settings, destination: Destination) -> tuple[list[Song], list[Outcome]]:
+    """The songs to try, and the failures of those that would fail as they did before: their files are still the same."""
+    if settings.overwrite or settings.retry_failed:
+        return list(songs), []
+    failures = destination.lasting_failures()
+    todo: list[Song] = []
+    failed: list[Outcome] = []
+    for song in songs:
+        before = failures.get(song.id)
+        if before is not None and before.uri == song.uri and _unchanged(song, before):
+            failed.append(before)
+        else:
+            todo.append(song)
+    return todo, failed
+
+
+def worker_settings(settings: Settings, workers: int | None) -> list[Settings]:
+    """The settings of each process: a device of its own, and its part of the cores."""
+    devices = [settings.device]
+    if settings.device in ("auto", "cuda") and torch.cuda.device_count() > 1:
+        devices = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    count = workers or len(devices)
+    cores = max(1, (settings.threads or available_cores()) // count)
+    return [
+        replace(settings, device=devices[index % len(devices)], threads=cores if count > 1 else settings.threads)
+        for index in range(count)
+    ]
+
+
+def _unchanged(song: Song, before: Outcome) -> bool:
+    try:
+        return Source(song.uri).stamp().proves(before.stamp)
+    except SongError:
+        return False
+
+
+class _Everyone:
+    """Passes events on to the tally and the listener, one at a time."""
+
+    def __init__(self, tally: Tally, listener: Listener | None) -> None:
+        self.tally = tally
+        self._listener = listener
+        self._lock = threading.Lock()
+
+    def __call__(self, event: Event) -> None:
+        with self._lock:
+            self.tally(event)
+            if self._listener is not None:
+                self._listener(event)
+
+
+class _Crew:
+    """Workers that take songs from one list; each is watched by a thread."""
+
+    def __init__(
+        self,
+        songs: Sequence[Song],
+        destination: str,
+        say: _Everyone,
+        ledger: LedgerWriter,
+        stop: threading.Event,
+        grace: float,
+    ) -> None:
+        self._songs = iter(songs)
+        self._destination = destination
+        self._say = say
+        self._ledger = ledger
+        self._stop = stop
+        self._grace = grace
+        self._lock = threading.Lock()
+        self._workers: list[SupervisedWorker] = []
+        self._errors: list[BaseException] = []
+
+    def work(self, settings: Sequence[Settings]) -> None:
+        """Until every song has an outcome, or the run is stopped; raises what ended the last worker."""
+        threads = [
+            threading.Thread(target=self._watch, args=(number, each), name=f"worker-{number}")
+            for number, each in enumerate(settings)
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            while any(thread.is_alive() for thread in threads):
+                for thread in threads:
+                    thread.join(PROGRESS_SECONDS / len(threads))
+                self._say(self._say.tally.progress())
+        except BaseException:  # a second Ctrl-C: nothing is waited for
+            self._stop.set()
+            for worker in self._workers:
+                worker.grace = 0.0
+            raise
+        finally:
+            for thread in threads:
+                thread.join()
+        if len(self._errors) == len(threads):
+            raise self._errors[0]
+
+    def _watch(self, number: int, settings: Settings) -> None:
+        try:
+            with SupervisedWorker(
+                settings, self._destination, self._say, self._stop, number, grace=self._grace
+            ) as worker:
+                self._workers.append(worker)
+                self._say(Notice(worker.describe()))
+                for outcome in worker.process(self._take()):
+                    with self._lock:
+                        self._ledger.add(outcome)
+        except Exception as error:
+            self._errors.append(error)
+            self._say(Notice(f"Worker {number} has ended: {error}"))
+
+    def _take(self) -> Iterator[Song]:
+        while True:
+            with self._lock:
+                song = next(self._songs, None)
+            if song is None:
+                return
+            yield song

@@ -1,0 +1,251 @@
+"""Which songs a catalogue has: from a folder, a glob, a list, or a table.
+
+    folder/            its audio files, to the bottom, without hidden ones
+    music/**/*.flac    what matches
+    songs.txt          an address a line; empty lines and lines that begin with # say nothing
+    songs.csv, .tsv    a table with the column uri; id, duration (seconds) and bytes if they are there
+    songs.jsonl        the same, an object a line
+    songs.parquet      the same
+    song.mp3           a single song
+
+All of them may be anything that fsspec opens. Relative paths in lists and tables count from the manifest's folder. Songs
+without an id get one from their address in the manifest (in folders and globs: from their path below the folder), so it stays
+when others are added.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError, MissingDependencyError
+from .song import Song, derived_id, safe_name
+from .storage import local_path, open_filesystem
+
+__all__ = ["AUDIO_SUFFIXES", "parse_shard", "read_manifest"]
+
+AUDIO_SUFFIXES = frozenset(
+    "aac ac3 aif aifc aiff alac amr ape au caf dts flac m4a m4b mka mp2 mp3 oga ogg opus rf64 snd tta w64 wav wave wma "
+    "wv".split()
+)
+"""What is taken from folders. A file that is listed or matched may be called anything."""
+
+Row = dict[str, Any]
+
+
+def read_manifest(text: str, shard: tuple[int, int] = (1, 1)) -> list[Song]:
+    """The songs of a manifest that belong to a shard, in its order. Files are not opened.
+
+    Args:
+        text: what the module's description lists.
+        shard: the ``i``-th of ``n`` parts, ``i`` from 1; a song's part depends on its id alone.
+
+    Raises:
+        ConfigError: for a manifest that cannot be read, without songs, or with different songs of one id.
+        MissingDependencyError: without fsspec or pyarrow, where they are needed.
+    """
+    index, count = shard
+    songs: dict[str, Song] = {}
+    names: dict[str, str] = {}
+    rows = 0
+    for row in _rows(text):
+        rows += 1
+        song = _song(row, text, rows)
+        if _part(song.id, count) != index - 1:
+            continue
+        before = songs.setdefault(song.id, song)
+        if before.uri != song.uri:
+            raise ConfigError(
+                f"The manifest {text} has the id {song.id!r} twice, for {before.uri} and for {song.uri}: "
+                "give every song an id of its own."
+            )
+        # Two ids that differ in upper and lower case only are one name to some file systems.
+        other = names.setdefault(safe_name(song.id).casefold(), song.id)
+        if other != song.id:
+            raise ConfigError(f"The ids {other!r} and {song.id!r} in {text} differ in case only: choose another one.")
+    if rows == 0:
+        raise ConfigError(f"{text} names no songs: choose another folder, pattern or list.")
+    return list(songs.values())
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """``3/16`` is the third of sixteen parts; raises :class:`ConfigError` for anything else."""
+    first, _, second = text.partition("/")
+    if first.isdigit() and second.isdigit() and 1 <= int(first) <= int(second):
+        return int(first), int(second)
+    raise ConfigError(f"A shard is i/n with i from 1 to n, such as 3/16, not {text!r}.")
+
+
+def _part(id: str, count: int) -> int:
+    return int(hashlib.sha256(b"shard " + id.encode("utf-8", "surrogateescape")).hexdigest()[:15], 16) % count
+
+
+def _song(row: Row, manifest: str, number: int) -> Song:
+    uri = row.get("uri")
+    if not isinstance(uri, str) or not uri:
+        raise ConfigError(f"Row {number} of {manifest} has no uri: give every song one.")
+    id = row.get("id")
+    try:
+        return Song(
+            str(id) if id not in (None, "") else derived_id(str(row.get("name", uri))),
+            uri,
+            None if row.get("duration") in (None, "") else float(row["duration"]),
+            None if row.get("bytes") in (None, "") else int(row["bytes"]),
+        )
+    except (TypeError, ValueError):
+        raise ConfigError(f"Row {number} of {manifest} has a duration or bytes that is no number.") from None
+
+
+def _resolved(rows: Iterable[Row], manifest: str) -> Iterator[Row]:
+    """Rows of a list, whose relative addresses count from the manifest's folder; ids come from what is written there."""
+    folder = local_path(manifest)
+    for row in rows:
+        uri = row.get("uri")
+        if isinstance(uri, str) and uri:
+            path = local_path(uri)
+            if path is None or path.is_absolute():
+                resolved = uri
+            elif folder is None:
+                resolved = f"{manifest.rpartition('/')[0]}/{uri}"
+            else:
+                resolved = os.path.abspath(folder.parent / path)
+            row = {**row, "uri": resolved, "name": uri}
+        yield row
+
+
+def _rows(text: str) -> Iterator[Row]:
+    path = local_path(text)
+    if path is not None:
+        if path.is_dir():
+            return _local_folder(path)
+        if not path.exists() and _is_pattern(text):
+            return _matches(path)
+        if not path.exists():
+            raise ConfigError(f"There is no manifest {text}: name a folder, a pattern, a list or a table.")
+        return _resolved(_listed(text, path.suffix, path.read_bytes), text)
+    filesystem, inside = open_filesystem(text)
+    if _is_pattern(text):
+        return _remote(filesystem, filesystem.glob(inside, detail=True), inside.split("*")[0].rpartition("/")[0])
+    if filesystem.isdir(inside):
+        found = filesystem.find(inside, detail=True)
+        audio = {name: info for name, info in found.items() if _is_audio(name[len(inside) :])}
+        return _remote(filesystem, audio, inside)
+    if not filesystem.exists(inside):
+        raise ConfigError(f"There is no manifest {text}: name a folder, a pattern, a list or a table.")
+    return _resolved(_listed(text, Path(inside).suffix, lambda: filesystem.cat_file(inside)), text)
+
+
+def _is_pattern(text: str) -> bool:
+    return any(sign in text for sign in "*?[")
+
+
+def _is_audio(path: str) -> bool:
+    parts = path.strip("/").split("/")
+    return parts[-1].rpartition(".")[2].lower() in AUDIO_SUFFIXES and not any(part.startswith(".") for part in parts)
+
+
+def _local_folder(folder: Path) -> Iterator[Row]:
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if _is_audio(name):
+                path = Path(place, name)
+                yield {"uri": os.path.abspath(path), "name": path.relative_to(folder).as_posix(), "bytes": _size(path)}
+
+
+def _matches(pattern: Path) -> Iterator[Row]:
+    fixed = Path(*_until_pattern(pattern.parts))
+    for name in sorted(glob.glob(str(pattern), recursive=True)):
+        path = Path(name)
+        if path.is_file():
+            yield {"uri": os.path.abspath(name), "name": path.relative_to(fixed).as_posix(), "bytes": _size(path)}
+
+
+def _until_pattern(parts: Iterable[str]) -> Iterator[str]:
+    for part in parts:
+        if _is_pattern(part):
+            return
+        yield part
+
+
+def _remote(filesystem: Any, found: dict[str, Any], base: str) -> Iterator[Row]:
+    for name, info in sorted(found.items()):
+        if info.get("type") == "file":
+            uri = filesystem.unstrip_protocol(name)
+            yield {"uri": uri, "name": name[len(base) :].lstrip("/"), "bytes": info.get("size")}
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:  # a dangling link: its turn comes, as a failure
+        return None
+
+
+def _listed(text: str, suffix: str, content: Any) -> Iterator[Row]:
+    kind = suffix.lower().removeprefix(".")
+    if kind in AUDIO_SUFFIXES:
+        return iter([{"uri": text.rpartition("/")[2] if local_path(text) else text}])
+    if kind == "parquet":
+        return _parquet(text, content())
+    try:
+        lines = content().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"The manifest {text} is no UTF-8 text ({error.reason}): save it as UTF-8.") from None
+    if kind in ("csv", "tsv"):
+        return _csv(text, lines, "\t" if kind == "tsv" else ",")
+    if kind in ("jsonl", "ndjson"):
+        return _jsonl(text, lines)
+    if kind in ("txt", "lst", "m3u", "m3u8", ""):
+        rows = (line.strip() for line in lines.splitlines())
+        return ({"uri": row} for row in rows if row and not row.startswith("#"))
+    raise ConfigError(f"A manifest is a folder, a pattern, or a .txt, .csv, .tsv, .jsonl or .parquet file, not {text}.")
+
+
+def _csv(text: str, lines: str, delimiter: str) -> Iterator[Row]:
+    reader = csv.DictReader(io.StringIO(lines), delimiter=delimiter)
+    if "uri" not in (reader.fieldnames or []):
+        raise ConfigError(f"The table {text} has no column uri: its first line must name the columns.")
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise ConfigError(f"Line {reader.line_num} of {text} cannot be read ({error}).") from None
+
+
+def _jsonl(text: str, lines: str) -> Iterator[Row]:
+    for number, line in enumerate(lines.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ConfigError(f"Line {number} of {text} is no JSON ({error}).") from None
+        if not isinstance(row, dict):
+            raise ConfigError(f"Line {number} of {text} is no JSON object with a uri.")
+        yield row
+
+
+def _parquet(text: str, content: bytes) -> Iterator[Row]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"The manifest {text} needs the package pyarrow; install metatasnet-fast[catalogue]."
+        ) from error
+    try:
+        file = pyarrow.parquet.ParquetFile(io.BytesIO(content))
+    except pyarrow.ArrowException as error:
+        raise ConfigError(f"The manifest {text} is no Parquet file ({error}).") from None
+    if "uri" not in file.schema_arrow.names:
+        raise ConfigError(f"The table {text} has no column uri.")
+    wanted = [name for name in ("id", "uri", "duration", "bytes") if name in file.schema_arrow.names]
+    for batch in file.iter_batches(columns=wanted):
+        yield from batch.to_pylist()

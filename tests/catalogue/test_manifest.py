@@ -1,0 +1,168 @@
+"""Manifests of every kind name the same songs, with ids that stay."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metatasnet_fast.catalogue.destination import song_folder
+from metatasnet_fast.catalogue.manifest import parse_shard, read_manifest
+from metatasnet_fast.catalogue.song import SAFE, Song, derived_id, safe_name
+from metatasnet_fast.errors import ConfigError
+
+
+@pytest.fixture
+def album(tmp_path: Path) -> Path:
+    folder = tmp_path / "album"
+    for name in ("a.wav", "cd 1/b.mp3", "cd 2/b.mp3", ".hidden/c.wav", "notes.txt", "cd 2/.d.wav"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x" * 32_000)
+    return folder
+
+
+def names(songs: list[Song], folder: Path) -> list[str]:
+    return [Path(song.uri).relative_to(folder).as_posix() for song in songs]
+
+
+def test_a_folder_gives_its_audio_files(album: Path) -> None:
+    songs = read_manifest(str(album))
+    assert names(songs, album) == ["a.wav", "cd 1/b.mp3", "cd 2/b.mp3"]
+    assert [song.size for song in songs] == [32_000] * 3
+    assert songs[1].expected_seconds() == 1.0
+
+
+def test_ids_do_not_depend_on_where_the_folder_is(album: Path, tmp_path: Path) -> None:
+    before = [song.id for song in read_manifest(str(album))]
+    moved = album.rename(tmp_path / "moved")
+    assert [song.id for song in read_manifest(f"file://{moved}")] == before
+
+
+def test_a_pattern_gives_what_matches(album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(album.parent)
+    songs = read_manifest("album/**/*.mp3")
+    assert names(songs, album) == ["cd 1/b.mp3", "cd 2/b.mp3"]
+    assert songs[0].id != songs[1].id
+
+
+def test_a_single_file_is_a_catalogue_too(album: Path) -> None:
+    assert names(read_manifest(str(album / "a.wav")), album) == ["a.wav"]
+
+
+ROWS = [{"id": "one", "uri": "a.wav", "duration": 3.5}, {"id": "two", "uri": "memory://x/b.mp3", "bytes": 7}]
+
+
+def written(folder: Path, kind: str) -> Path:
+    path = folder / f"songs.{kind}"
+    if kind == "csv":
+        path.write_text("\ufeffuri,id,duration,bytes\na.wav,one,3.5,\nmemory://x/b.mp3,two,,7\n", "utf-8")
+    elif kind == "tsv":
+        path.write_text("uri\tid\tduration\tbytes\na.wav\tone\t3.5\t\nmemory://x/b.mp3\ttwo\t\t7\n", "utf-8")
+    elif kind == "jsonl":
+        path.write_text("\n".join(json.dumps(row) for row in ROWS) + "\n\n", "utf-8")
+    else:
+        pyarrow = pytest.importorskip("pyarrow")
+        parquet = pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
+def test_tables_of_all_kinds_say_the_same(tmp_path: Path, kind: str) -> None:
+    songs = read_manifest(str(written(tmp_path, kind)))
+    if kind == "parquet":  # columns are those of the first row
+        songs = [Song(song.id, song.uri, song.duration, {"two": 7}.get(song.id)) for song in songs]
+    assert songs == [Song("one", str(tmp_path / "a.wav"), 3.5), Song("two", "memory://x/b.mp3", None, 7)]
+
+
+def test_a_text_lists_addresses(tmp_path: Path) -> None:
+    (tmp_path / "songs.txt").write_text("# mine\n\nsub/a b.wav\n/else/where.mp3\ns3://bucket/c.flac\n")
+    songs = read_manifest(str(tmp_path / "songs.txt"))
+    assert [song.uri for song in songs] == [str(tmp_path / "sub/a b.wav"), "/else/where.mp3", "s3://bucket/c.flac"]
+    assert songs[0].id == derived_id("sub/a b.wav")
+
+
+def test_manifests_and_folders_in_object_stores() -> None:
+    fsspec = pytest.importorskip("fsspec")
+    store = fsspec.filesystem("memory")
+    store.pipe({"/m/album/a.wav": b"1", "/m/album/x/b.mp3": b"22", "/m/list.txt": b"album/a.wav\n"})
+    try:
+        songs = read_manifest("memory://m/album")
+        assert [(song.uri, song.size) for song in songs] == [
+            ("memory:///m/album/a.wav", 1),
+            ("memory:///m/album/x/b.mp3", 2),
+        ]
+        assert [song.uri for song in read_manifest("memory://m/album/*/*.mp3")] == ["memory:///m/album/x/b.mp3"]
+        assert [song.uri for song in read_manifest("memory://m/list.txt")] == ["memory://m/album/a.wav"]
+    finally:
+        store.rm("/m", recursive=True)
+
+
+def test_a_row_that_is_there_twice_counts_once(tmp_path: Path) -> None:
+    (tmp_path / "songs.txt").write_text("a.wav\na.wav\n")
+    assert len(read_manifest(str(tmp_path / "songs.txt"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("songs.csv", "id,path\n1,a.wav\n", "no column uri"),
+        ("songs.csv", "id,uri\n1,a.wav\n1,b.wav\n", "twice"),
+        ("songs.csv", "id,uri\nSong,a.wav\nsong,b.wav\n", "differ in case only"),
+        ("songs.csv", "id,uri,duration\n1,a.wav,long\n", "no number"),
+        ("songs.csv", "id,uri\n1,\n", "Row 1 .* has no uri"),
+        ("songs.jsonl", "{}\nnothing\n", "Row 1"),
+        ("songs.jsonl", '{"uri": "a"}\nnothing\n', "Line 2"),
+        ("songs.jsonl", "[1]\n", "no JSON object"),
+        ("songs.txt", "# nothing\n", "names no songs"),
+        ("songs.pdf", "x", "A manifest is"),
+        ("songs.parquet", "x", "no Parquet file"),
+    ],
+)
+def test_a_manifest_that_cannot_be_used_says_why(tmp_path: Path, name: str, content: str, reason: str) -> None:
+    if name.endswith("parquet"):
+        pytest.importorskip("pyarrow")
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ConfigError, match=reason):
+        read_manifest(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("missing", ["nowhere", "nowhere/*.wav", "nowhere.csv"])
+def test_a_manifest_that_is_not_there_says_so(tmp_path: Path, missing: str) -> None:
+    with pytest.raises(ConfigError, match="no manifest|names no songs"):
+        read_manifest(str(tmp_path / missing))
+
+
+@given(st.integers(1, 7), st.lists(st.text(min_size=1, max_size=6), unique_by=lambda id: safe_name(id).casefold()))
+def test_shards_share_the_songs_among_them(count: int, ids: list[str]) -> None:
+    import tempfile
+
+    if not ids:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        table = Path(folder, "songs.jsonl")
+        table.write_text("".join(json.dumps({"id": id, "uri": "a.wav"}) + "\n" for id in ids), "utf-8")
+        parts = [read_manifest(str(table), (index, count)) for index in range(1, count + 1)]
+    assert sorted(song.id for part in parts for song in part) == sorted(ids)
+
+
+@pytest.mark.parametrize("text", ["0/4", "5/4", "1", "a/b", "-1/2", "1/0"])
+def test_a_shard_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="i/n"):
+        parse_shard(text)
+
+
+@given(st.text(max_size=300))
+def test_every_id_names_a_folder(id: str) -> None:
+    name = safe_name(id)
+    assert SAFE.fullmatch(name.replace("~", "_")) and name not in (".", "..") and len(name) <= 120
+    assert song_folder(id).count("/") == 3
+    assert SAFE.fullmatch(derived_id(id))
+
+
+@given(st.text(max_size=20), st.text(max_size=20))
+def test_different_ids_have_different_names(one: str, other: str) -> None:
+    assert (safe_name(one) == safe_name(other)) == (one == other)

@@ -1,0 +1,97 @@
+"""A codec that crashes its process takes down one song."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from metatasnet_fast.catalogue import Failure, Notice, Outcome, SongEnded, SongStarted, Status
+from metatasnet_fast.catalogue.supervised import SupervisedWorker, WorkerLostError
+from metatasnet_fast.errors import MetaTasNetError
+
+from .conftest import settings, songs_of, write_song
+
+POISONED = """
+import os, signal, sys
+from metatasnet_fast.catalogue import child, walk
+before = walk.open_audio
+def open_audio(path):
+    if "poison" in str(path):
+        os.kill(os.getpid(), signal.{signal})
+    return before(path)
+walk.open_audio = open_audio
+sys.exit(child.main())
+"""
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoding a file called ``poison`` ends the process as a fault in a codec would."""
+    monkeypatch.setattr(SupervisedWorker, "command", [sys.executable, "-c", POISONED.format(signal="SIGSEGV")])
+
+
+def by_id(outcomes: list[Outcome]) -> dict[str, Outcome]:
+    assert len({outcome.id for outcome in outcomes}) == len(outcomes), "a song has two outcomes"
+    return {outcome.id: outcome for outcome in outcomes}
+
+
+@pytest.mark.usefixtures("poisoned")
+def test_a_codec_that_crashes_takes_down_one_song(model: Path, tmp_path: Path) -> None:
+    songs = [write_song(tmp_path / f"{name}.wav", 0.3, seed=i) for i, name in enumerate(["a", "poison", "b", "c"])]
+    events: list[object] = []
+    with SupervisedWorker(settings(model), str(tmp_path / "out"), events.append) as worker:
+        found = by_id(list(worker.process(songs_of(*songs))))
+    assert found.pop("poison").failure is Failure.decode
+    assert {outcome.status for outcome in found.values()} == {Status.done} and len(found) == 3
+    assert any(isinstance(event, Notice) and "SIGSEGV" in event.text for event in events)
+    ended = [event for event in events if isinstance(event, SongEnded)]
+    assert len(ended) == 4
+
+
+def test_a_worker_that_is_killed_goes_on(model: Path, tmp_path: Path) -> None:
+    songs = [write_song(tmp_path / f"{i}.wav", 0.3, seed=i) for i in range(6)]
+    killed: list[int] = []
+
+    def kill_once(event: object) -> None:
+        if isinstance(event, SongEnded) and not killed and worker.pid:
+            killed.append(worker.pid)
+            os.kill(worker.pid, signal.SIGKILL)
+
+    with SupervisedWorker(settings(model), str(tmp_path / "out"), kill_once) as worker:
+        found = by_id(list(worker.process(songs_of(*songs))))
+    assert len(found) == 6 and killed
+    assert {outcome.status for outcome in found.values()} <= {Status.done, Status.skipped}
+    assert not Path(f"/proc/{killed[0]}").exists()
+
+
+def test_when_stopped_songs_in_flight_are_finished(model: Path, tmp_path: Path) -> None:
+    songs = [write_song(tmp_path / f"{i:02}.wav", 0.3, seed=i) for i in range(30)]
+    stop = threading.Event()
+    begun: set[str] = set()
+
+    def listen(event: object) -> None:
+        if isinstance(event, SongStarted):
+            begun.add(event.id)
+        if isinstance(event, SongEnded):
+            stop.set()
+
+    with SupervisedWorker(settings(model), str(tmp_path / "out"), listen, stop) as worker:
+        found = by_id(list(worker.process(songs_of(*songs))))
+    assert set(found) == begun and 0 < len(found) < 30
+    assert {outcome.status for outcome in found.values()} == {Status.done}
+
+
+def test_a_model_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MetaTasNetError, match="nowhere"):
+        SupervisedWorker(settings(tmp_path / "nowhere"), str(tmp_path / "out"))
+
+
+def test_a_process_that_cannot_live_is_given_up(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SupervisedWorker, "command", [sys.executable, "-c", "raise SystemExit('no driver')"])
+    with pytest.raises(WorkerLostError, match="no driver"):
+        SupervisedWorker(settings(model), str(tmp_path / "out"))
