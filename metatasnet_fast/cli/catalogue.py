@@ -1,0 +1,342 @@
+"""``metatasnet-fast catalogue``: run a catalogue, say how far it is, check what lies there."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from ..config import INSTRUMENTS
+from ..errors import CheckpointError, ConfigError
+from .engine import add_engine_options
+
+if TYPE_CHECKING:
+    from ..catalogue import Event, Listener, RunEnded, Settings, Song
+
+__all__ = ["add_parser"]
+
+RUN_EPILOG = """
+MANIFEST is a folder, a pattern in quotes, a .txt list, or a .csv, .tsv, .jsonl or .parquet table with a column uri and, if
+wanted, id, duration (seconds) and bytes. It, the songs and DEST may be local or anything that fsspec opens (s3://, gs://).
+
+A song is done when DEST/songs/ab/cd/<id>/result.json, which is written last, holds for the file's content, the model and the
+settings. The same command again does only what is missing; another model or other settings make everything anew. Songs that
+failed because of their file are tried again when the file changes, or with --retry-failed.
+
+Ctrl-C and SIGTERM let the songs in flight finish; a second Ctrl-C ends at once. Either way nothing is half-written.
+
+exit codes: 0 all songs are done; 2 the command cannot be carried out; 3 some failed, or were left when the run was stopped.
+
+  metatasnet-fast catalogue run music/ --out stems
+  metatasnet-fast catalogue run songs.csv --out s3://bucket/stems --stems vocals --shard 3/16
+"""
+
+
+def add_parser(commands: Any) -> None:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "catalogue",
+        help="separate any number of recordings, resumably",
+        description="Separate a catalogue: nothing is lost, nothing is done twice.",
+    )
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True, parser_class=type(parser))
+    _add_run(actions)
+    status = actions.add_parser(
+        "status", help="what is done and what failed", description="Count what is done and what failed."
+    )
+    verify = actions.add_parser(
+        "verify",
+        help="check every stem",
+        description="Compare every stem with its checksum; exit code 3 if any differs.",
+    )
+    for action in (status, verify):
+        action.add_argument("destination", metavar="DEST", help="folder or fsspec URI of the stems")
+        action.add_argument("--json", action="store_true", help="JSON on standard output")
+    verify.add_argument(
+        "--repair", action="store_true", help="take away what does not hold, so that the next run makes it anew"
+    )
+    status.set_defaults(run=run_status)
+    verify.set_defaults(run=run_verify)
+
+
+def _add_run(actions: Any) -> None:
+    parser: argparse.ArgumentParser = actions.add_parser(
+        "run",
+        help="separate what is not done yet",
+        description="Separate the songs of a manifest that are not done yet.",
+        epilog=RUN_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("manifest", metavar="MANIFEST", help="folder, pattern, list or table of songs")
+    parser.add_argument("--out", required=True, metavar="DEST", help="folder or fsspec URI for the stems")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+    parser.add_argument("--overwrite", action="store_true", help="make anew what is done")
+    parser.add_argument("--retry-failed", action="store_true", help="try again what failed because of its file")
+    parser.add_argument("--json", action="store_true", help="one JSON object per event on standard output")
+    add_engine_options(parser)
+
+    stems = parser.add_argument_group("stems")
+    stems.add_argument("--stems", metavar="A,B", help=f"only these of {','.join(INSTRUMENTS)}")
+    stems.add_argument("--format", default="flac", help="flac, ogg, wav or mp3 (default: flac)")
+    depth = stems.add_mutually_exclusive_group()
+    depth.add_argument("--int24", dest="subtype", action="store_const", const="int24", help="24 bits instead of 16")
+    depth.add_argument("--float32", dest="subtype", action="store_const", const="float32", help="floating point (wav)")
+    stems.add_argument("--mixture-consistency", action="store_true", help="make the stems sum to the recording")
+
+    scale = parser.add_argument_group("scale")
+    scale.add_argument("--engine", default="local", choices=("local", "ray"), help="what runs it (default: local)")
+    scale.add_argument("--address", help="of a Ray cluster (default: Ray is started here)")
+    scale.add_argument(
+        "--shard", default="1/1", metavar="I/N", help="only the i-th of n parts, i from 1 (default: 1/1)"
+    )
+    scale.add_argument("--workers", type=int, metavar="N", help="processes (default: one per GPU, or one)")
+    scale.add_argument("--threads", type=int, metavar="N", help="cores in all (default: those of this process)")
+    scale.add_argument("--batch-size", type=int, metavar="N", help="windows at once (default: by free memory)")
+    scale.add_argument("--songs-in-flight", type=int, metavar="N", help="open at once in a worker (default: by cores)")
+    scale.add_argument(
+        "--memory-gib", type=float, metavar="G", help="of songs in flight, per worker (default: a quarter)"
+    )
+    scale.add_argument("--max-hours", type=float, default=12.0, metavar="H", help="longer songs fail (default: 12)")
+    scale.add_argument("--attempts", type=int, default=3, metavar="N", help="tries of a song (default: 3)")
+    scale.add_argument(
+        "--grace", type=float, default=60.0, metavar="S", help="for songs in flight at Ctrl-C (default: 60)"
+    )
+    scale.add_argument("--price-per-hour", type=float, metavar="X", help="of a machine, for the cost in the report")
+    parser.set_defaults(run=run_run)
+
+
+def run_run(args: argparse.Namespace) -> int:
+    """Read the manifest, run, report; exit code 0, 3, or 128 + n after a signal n."""
+    from ..catalogue.manifest import parse_shard, read_manifest
+
+    shard = parse_shard(args.shard)
+    args.out = _destination(args.out)
+    settings = _settings(args)
+    if args.workers is not None and args.workers < 1:
+        raise ConfigError(f"--workers must be at least 1, got {args.workers}.")
+    songs = read_manifest(args.manifest, shard)
+    if args.dry_run:
+        return _dry_run(args, songs, settings)
+    stop = threading.Event()
+    with _stopping(stop), _listeners(args.json) as listener:
+        ended = _run(args, songs, settings, listener, stop)
+    _report(args, ended, settings)
+    return ended.exit_code
+
+
+def _run(
+    args: argparse.Namespace, songs: list[Song], settings: Settings, listener: Listener, stop: threading.Event
+) -> RunEnded:
+    if args.engine == "ray":
+        from ..catalogue.ray_engine import run_ray
+
+        return run_ray(
+            songs,
+            settings,
+            args.out,
+            listener,
+            stop,
+            address=args.address,
+            shard=args.shard,
+            price_per_hour=args.price_per_hour,
+            workers=args.workers,
+        )
+    from ..catalogue.local import run_local
+
+    return run_local(
+        songs,
+        settings,
+        args.out,
+        listener,
+        stop,
+        shard=args.shard,
+        workers=args.workers,
+        price_per_hour=args.price_per_hour,
+        grace=args.grace,
+    )
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    from ..audio import AudioWriter
+    from ..catalogue import Settings
+    from ..separation.result import parse_stems
+
+    if args.mode != "fast":
+        raise ConfigError("A catalogue is separated in fast mode only: leave --mode out, or use `separate`.")
+    if args.engine != "ray" and args.address is not None:
+        raise ConfigError("--address is that of a Ray cluster: add --engine ray.")
+    args.format = args.format.lower()
+    AudioWriter("stem", 44100, 1, format=args.format, subtype=args.subtype)
+    wanted = None if args.stems is None else [stem.strip() for stem in args.stems.split(",")]
+    return Settings(
+        model=_model(args.model),
+        revision=args.revision,
+        offline=args.offline,
+        stems=parse_stems(wanted),
+        format=args.format,
+        subtype=args.subtype,
+        mixture_consistency=args.mixture_consistency,
+        dtype=args.dtype,
+        device=args.device,
+        backend=args.backend,
+        threads=args.threads,
+        batch_size=args.batch_size,
+        songs_in_flight=args.songs_in_flight,
+        memory=None if args.memory_gib is None else int(args.memory_gib * 2**30),
+        max_hours=args.max_hours,
+        attempts=args.attempts,
+        overwrite=args.overwrite,
+        retry_failed=args.retry_failed,
+    )
+
+
+def _model(name: str | None) -> str:
+    """The model's name, or its path from the root on: workers may be elsewhere."""
+    if name is None:
+        from ..model import bundled_models
+
+        bundled = list(bundled_models())
+        if not bundled:
+            raise CheckpointError("No model comes with this installation: name a checkpoint with --model.")
+        return bundled[0]
+    return os.path.abspath(name) if os.path.exists(name) else name
+
+
+def _destination(text: str) -> str:
+    from ..catalogue.storage import local_path
+
+    path = local_path(text)
+    return text if path is None else os.path.abspath(path)
+
+
+def _dry_run(args: argparse.Namespace, songs: list[Song], settings: Settings) -> int:
+    from ..catalogue.preview import preview
+
+    found = preview(songs, settings, args.out)
+    if args.json:
+        print(json.dumps(found.to_dict()))
+        return 0
+    print(
+        f"{found.songs} songs: {found.todo} to separate, {found.done} done, {found.failed} failed before, "
+        f"{found.missing} not found"
+    )
+    print(f"{found.expected_hours:.1f} hours of audio to separate, by the manifest and the files' sizes")
+    return 0
+
+
+@contextlib.contextmanager
+def _stopping(stop: threading.Event) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM sets ``stop``; a second Ctrl-C interrupts."""
+
+    def ask(number: int, frame: object) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.set()
+        print("metatasnet-fast: stopping; songs in flight are being finished.", file=sys.stderr, flush=True)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may handle signals
+        return
+    before = [(number, signal.signal(number, ask)) for number in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _listeners(as_json: bool) -> Iterator[Listener]:
+    from ..catalogue.display import LiveDisplay
+    from ..catalogue.events import SongStarted, WorkerLoad
+
+    def write(event: Event) -> None:
+        if not isinstance(event, (SongStarted, WorkerLoad)):
+            print(json.dumps(event.to_json()), flush=True)
+
+    if as_json:
+        yield write
+        return
+    with LiveDisplay(sys.stderr) as show:
+        yield show
+
+
+def _report(args: argparse.Namespace, ended: RunEnded, settings: Settings) -> None:
+    """Where the report is, and what remains."""
+    from ..catalogue.destination import Destination
+    from ..catalogue.report import write_report
+
+    try:
+        page = write_report(ended, Destination(args.out), settings, args.price_per_hour)
+    except OSError as error:
+        print(f"metatasnet-fast: warning: the report could not be written ({error}).", file=sys.stderr)
+    else:
+        print(f"report: {page}", file=sys.stderr if args.json else sys.stdout, flush=True)
+    if ended.remaining:
+        print(
+            f"metatasnet-fast: {ended.remaining} songs remain; the same command goes on with them.",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def run_status(args: argparse.Namespace) -> int:
+    """Count; exit code 0."""
+    from ..catalogue.destination import Destination
+    from ..catalogue.survey import survey
+
+    found = survey(_existing(Destination(args.destination)))
+    if args.json:
+        print(json.dumps(found.to_dict()))
+        return 0
+    print(
+        f"{found.done} songs done: {found.audio_seconds / 3600:.2f} hours of audio, {found.bytes / 1e9:.2f} GB of stems"
+    )
+    for name, count in found.models.most_common():
+        print(f"  {count} with {name}")
+    if found.damaged_results:
+        print(f"{found.damaged_results} results are damaged; the next run makes them anew")
+    print(f"{len(found.failures)} songs failed" + (":" if found.failures else ""))
+    for outcome in found.failures:
+        print(f"  {outcome.id}: {outcome.failure.value if outcome.failure else ''}: {outcome.error} {outcome.hint}")
+    return 0
+
+
+def run_verify(args: argparse.Namespace) -> int:
+    """Check; exit code 3 if anything is wrong."""
+    from ..catalogue.destination import Destination
+    from ..catalogue.survey import Finding, verify
+
+    good = 0
+    findings: list[Finding] = []
+    for found in verify(_existing(Destination(args.destination)), args.repair):
+        if isinstance(found, Finding):
+            findings.append(found)
+            if args.json:
+                print(json.dumps({"folder": found.folder, "problem": found.problem}), flush=True)
+            else:
+                print(f"{found.folder}: {found.problem}", flush=True)
+        else:
+            good += 1
+    if args.json:
+        print(json.dumps({"verified": good, "findings": len(findings), "repaired": bool(args.repair and findings)}))
+    else:
+        advice = (
+            "the next run makes them anew" if args.repair else "--repair makes way for the next run to make them anew"
+        )
+        print(f"{good} songs verified, {len(findings)} findings" + (f"; {advice}" if findings else ""))
+    return 3 if findings else 0
+
+
+def _existing(destination: Any) -> Any:
+    """Raises :class:`ConfigError` for a place where no catalogue ever was."""
+    from ..catalogue.destination import LEDGER, SONGS
+
+    if not any(True for folder in (SONGS, LEDGER) for _ in destination.storage.find(folder)):
+        raise ConfigError(f"There is no catalogue at {destination.uri}: name the DEST of `catalogue run`.")
+    return destination
