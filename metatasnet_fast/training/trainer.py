@@ -143,6 +143,8 @@ class Trainer:
         self._window.append(found)
         if self.world.first:
             self.display.step(step, settings.total_steps, found.loss)
+        if self.world.size == 1:
+            interrupted = bool(self._interruption)  # nobody else must hear of it first
         if step % settings.log_every == 0 or step == settings.total_steps or interrupted:
             self._log(step)
         return interrupted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import multiprocessing
 import os
@@ -75,6 +76,9 @@ def work(rank: int, port: str, folder: Path) -> None:
 def computed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What every process found, in files."""
     folder, port = tmp_path_factory.mktemp("processes"), free_port()
+    importlib.import_module(
+        "torch._dynamo"
+    )  # DistributedDataParallel imports it, for seconds; the processes inherit it
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=work, args=(rank, port, folder)) for rank in range(PROCESSES)]
     for process in processes:
