@@ -9,15 +9,17 @@ The encoder's mel branch is linear after its logarithm, so its share of the bott
 and enters here, before the ReLU: no concatenation, no (n, 256, T) tensor. j and a come from whole numbers: exact at any length.
 
 Bytes: x (and gate) once, n T K sizeof(dtype), from L2 for every further column tile; y once; share n F N 4 bytes, read from
-the caches. FLOPs: 2 n T K N. Encoder, stage 1 (330 -> 440 -> 440): 190 FLOP a byte, about the ridge of an H200; stages 2
-and 3 are compute-bound. Idle columns (`product_tile`): 330: 7 x 48, 1.8 %; 385: 5 x 80, 3.9 %; 440: 7 x 64, 1.8 %; 660 and
-1320: 96 each, 1.8 %; 770 and 1540: 160 each, 3.9 %; 880 and 1760: 1.8 % and none; 256 mels: none.
+the caches. FLOPs: 2 n T K N. Encoder, stage 1 (336 -> 440 -> 440): 190 FLOP a byte, about the ridge of an H200; stages 2
+and 3 are compute-bound. Idle columns (`product_tile`): 336 (330 and zeros, for 16-byte loads): 7 x 48, none; 392 (385 and
+zeros): 5 x 80, 2 %; 440: 7 x 64, 1.8 %; 664 and 1320: 96 each, 1.2 and 1.8 %; 776 and 1544: 160 each, 3.1 and 3.6 %; 880
+and 1760: 1.8 % and none; 256 mels: none.
 Not yet run on a GPU. Source: Samuel et al. 2020, section 2.3; original model/encoder.py (bottleneck), model/decoder.py.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -77,12 +79,12 @@ def exact_products() -> str:
 
 
 @triton.jit
-def load_frames(p_x, p_gate, i_t, m_t, i_k, K, SAMPLES, x_t, gate_row, PADDING: tl.constexpr, FRAMED: tl.constexpr):
+def load_frames(p_x, p_gate, i_t, m_t, i_k, K, samples, x_t, gate_row, PADDING: tl.constexpr, FRAMED: tl.constexpr):
     """Values of some frames and some k of one item, gated; both indices already have their two axes."""
     mask = m_t & (i_k < K)
     if FRAMED:
         i_sample = i_t * x_t + i_k - PADDING
-        b_x = tl.load(p_x + i_sample, mask=mask & (i_sample >= 0) & (i_sample < SAMPLES), other=0.0)
+        b_x = tl.load(p_x + i_sample, mask=mask & (i_sample >= 0) & (i_sample < samples), other=0.0)
     else:
         b_x = tl.load(p_x + i_t * x_t + i_k, mask=mask, other=0.0)
     if p_gate is not None:
@@ -146,7 +148,7 @@ def product_kernel(
     for k in range(0, K, BLOCK_K):
         i_k = k + tl.arange(0, BLOCK_K)
         b_x = load_frames(
-            p_x, p_gate, i_t[:, None], m_t[:, None], i_k[None, :], K, SAMPLES, x_t, gate_row, PADDING, FRAMED
+            p_x, p_gate, i_t[:, None], m_t[:, None], i_k[None, :], K, SAMPLES * ALIGN, x_t, gate_row, PADDING, FRAMED
         )  # fmt: skip
         m_k = (i_k < K)[:, None]
         b_w = tl.load(p_w + i_o[None, :] * W_O + i_k[:, None] * W_K, mask=m_k & (i_o < N)[None, :], other=0.0)
@@ -162,10 +164,11 @@ def product_kernel(
 def frame_layout(x: Tensor, framing: Framing | None) -> dict[str, int]:
     """Sizes and strides by which a kernel finds frames: of (n, T, K), or framed from (n, samples); unit stride inside."""
     n_t = (x.stride(0), framing.stride if framing else x.stride(1))
-    align = 8 if framing is None and all(stride % 8 == 0 for stride in n_t) else 1
+    divisible = (*n_t, framing.padding, x.shape[1]) if framing else n_t
+    align = math.gcd(8, *divisible)
     return {
         "T": framing.frames if framing else x.shape[1],
-        "SAMPLES": x.shape[1] if framing else 0,
+        "SAMPLES": x.shape[1] // align if framing else 0,
         "x_n": n_t[0] // align,
         "x_t": n_t[1] // align,
         "PADDING": framing.padding if framing else 0,

@@ -58,7 +58,7 @@ def weight_gradient_kernel(
             b_gate = tl.load(p_gate + (i_n * T + i_t)[None, :] * N + i_o[:, None], mask=mask, other=0.0)
             b_dy = tl.where(b_gate > 0, b_dy, 0.0)
         b_x = load_frames(
-            p_x + i_n * x_n, None, i_t[:, None], m_t[:, None], i_k[None, :], K, SAMPLES, x_t, 0, PADDING, FRAMED
+            p_x + i_n * x_n, None, i_t[:, None], m_t[:, None], i_k[None, :], K, SAMPLES * ALIGN, x_t, 0, PADDING, FRAMED
         )  # fmt: skip
         b_dw = tl.dot(b_dy, b_x, b_dw, input_precision=PRECISION)
         b_dbias += tl.sum(b_dy.to(tl.float32), 1)

@@ -11,7 +11,7 @@ interleaved as the original interleaves its channels.
 Bytes: y once, n T (3 N / 4) sizeof(dtype); the signal is 1 / 16 of that and stays in L1. FLOPs: 2 n T (3 N / 4) 4 L, of
 which 5 / 12 meet the zeros: at stage 1 26.4 of the encoder's 365 kMAC a frame, so splitting them is not worth a kernel.
 Memory-bound in stage 1 (53 FLOP a byte), balanced in stage 3. Idle columns: see `bottleneck`; K = 80, 160, 320 in
-blocks of 32: 17 % idle, none, none. Frames are not 16-byte aligned (stride 20): the signal is read from L1.
+blocks of 32: 17 % idle, none, none. Frames start at multiples of 4, 8, 16 bytes (stride 20, 40, 80), loads are as wide.
 Not yet run on a GPU. Source: Samuel et al. 2020, section 2.3; original model/encoder.py (filters).
 """
 

@@ -24,6 +24,8 @@ from .overlap_add import overlap_add
 
 __all__ = ["DecoderOperands", "EncoderOperands", "decode", "encode", "prepare_decoder", "prepare_encoder"]
 
+ALIGNMENT = 8
+
 
 @dataclass(frozen=True)
 class EncoderOperands:
@@ -57,6 +59,18 @@ def _centred(filters: tuple[Tensor, ...]) -> list[Tensor]:
     return [F.pad(f[:, 0], ((taps - f.shape[-1]) // 2,) * 2) for f in filters]
 
 
+def _aligned(p: Tensor, *dims: int) -> Tensor:
+    """``p`` with zeros behind the named dimensions up to a multiple of eight, so that the kernels load 16 bytes at a time.
+
+    The filters' 330 outputs and the decoder's 385 parts at the default widths are none: they become 336 and 392, and what is
+    added stays zero on its way through the ReLUs.
+    """
+    padding = [0] * (2 * p.dim())
+    for dim in dims:
+        padding[2 * (p.dim() - 1 - dim) + 1] = -p.shape[dim] % ALIGNMENT
+    return F.pad(p, padding) if any(padding) else p
+
+
 def _exact(precision: Precision) -> torch.dtype:
     """The dtype of what is never stored in two bytes."""
     return torch.promote_types(precision.storage, torch.float32)
@@ -74,12 +88,12 @@ def prepare_encoder(weights: EncoderWeights, config: StageConfig, precision: Pre
     return EncoderOperands(
         config,
         precision,
-        bank=torch.stack(_centred(weights.filters), dim=1).flatten(0, 1).to(dtype),
+        bank=_aligned(torch.stack(_centred(weights.filters), dim=1).flatten(0, 1), 0).to(dtype),
         window=s.window.to(exact),
         mean=s.mean.flatten().to(exact),
         mel_weight=mel_weight * (s.scale / s.std).flatten().to(exact),
         mel_bias=s.mel_bias.to(exact) + (mel_weight * s.bias.flatten().to(exact)).sum(1),
-        wave=first[:, :waves].to(dtype),
+        wave=_aligned(first[:, :waves], 1).to(dtype),
         mel=first[:, waves:].to(exact),
         last=weights.bottleneck_2[:, :, 0].to(dtype),
     )
@@ -88,8 +102,8 @@ def prepare_encoder(weights: EncoderWeights, config: StageConfig, precision: Pre
 def prepare_decoder(weights: DecoderWeights, config: StageConfig, precision: Precision) -> DecoderOperands:
     """Bring a decoder's weights into the form of :func:`decode`; differentiable."""
     dtype = precision.storage
-    bank = torch.cat(_centred(weights.filters))
-    return DecoderOperands(config, precision, weights.bottleneck[:, :, 0].T.to(dtype), bank.to(dtype))
+    bank, first = _aligned(torch.cat(_centred(weights.filters)), 0), _aligned(weights.bottleneck[:, :, 0].T, 0)
+    return DecoderOperands(config, precision, first.to(dtype), bank.to(dtype))
 
 
 def encode(operands: EncoderOperands, signal: Tensor) -> Tensor:
