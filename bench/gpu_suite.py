@@ -1,6 +1,7 @@
 """Everything that needs a GPU, in one command that fits ten minutes: build, tests, parity, timings.
 
     python bench/gpu_suite.py --out DIR
+    python bench/gpu_suite.py --out DIR --more      (what takes longer: races, tuning, a catalogue)
 
 Each step is a process of its own with a limit on its time, and is recorded in DIR/state.json when it ends; started again, the
 command goes on after the last step that passed, unless the code has changed since. Needs torch, numpy, pytest; no network.
@@ -50,18 +51,38 @@ def steps(device: str, out: Path, tiny: bool) -> list[Step]:
     build = None if compiler and not tiny else "there is no C++ compiler" if not compiler else "a trial run"
     tests = ["-m", "pytest", "tests", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
     found = [
-        Step("environment", [python, "-m", "metatasnet_fast", "info"], 60),
-        Step("build", [python, "setup.py", "-q", "build_ext", "--inplace"], 90, unless=build),
-        Step("selftest", [python, "-m", "metatasnet_fast", "selftest", "--device", device], 60),
+        Step("environment", [python, "-m", "metatasnet_fast", "info"], 20),
+        Step("build", [python, "setup.py", "-q", "build_ext", "--inplace"], 110, unless=build),
+        Step("selftest", [python, "-m", "metatasnet_fast", "selftest", "--device", device], 45),
         Step(
-            "golden", [python, "-m", "bench.golden_parity", "--device", device, "--out", str(out / "golden.jsonl")], 60
+            "golden", [python, "-m", "bench.golden_parity", "--device", device, "--out", str(out / "golden.jsonl")], 50
         ),
         Step("tests", [python, *tests], 90, ((NO_TESTS, "no test is marked gpu"),), "a trial run" if tiny else None),
+        sanitizer("memcheck", device, 45),
         Step("inference", [*timings, "inference", *common], 90),
         Step("training", [*timings, "training", *common], 100),
         Step("jobs", [*timings, "jobs", *common], 45),
     ]
     return [replace(step, limit=5 * step.limit) for step in found] if tiny else found
+
+
+def more_steps(device: str, out: Path, tiny: bool) -> list[Step]:
+    """What is worth a second run of ten minutes."""
+    python = sys.executable
+    catalogue = [python, "-m", "bench.gpu_catalogue", "--device", device, "--out", str(out / "catalogue.jsonl")]
+    return [
+        sanitizer("racecheck", device, 120),
+        Step("tune", [python, "-m", "metatasnet_fast", "tune", "--out", str(out / "tuned.json")], 180),
+        Step("catalogue", [*catalogue, *(["--tiny"] if tiny else [])], 280),
+    ]
+
+
+def sanitizer(tool: str, device: str, limit: float) -> Step:
+    """A tool of compute-sanitizer over a tiny network; tensors lie in allocations of their own, so that bounds are seen."""
+    program = shutil.which("compute-sanitizer")
+    run = [sys.executable, "-m", "bench.one_pass", "--device", device]
+    command = ["env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1", program or "", "--tool", tool, "--error-exitcode", "9", *run]
+    return Step(tool, command, limit, unless=None if program else "there is no compute-sanitizer")
 
 
 def run(step: Step, out: Path) -> dict[str, Any]:
@@ -152,13 +173,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--tiny", action="store_true", help="try the program: a network of a few channels, nothing built"
     )
+    parser.add_argument("--more", action="store_true", help="the steps that take longer, instead")
     parser.add_argument("--only", nargs="+", metavar="STEP", help="these steps alone")
     parser.add_argument("--fresh", action="store_true", help="forget what has passed before")
     args = parser.parse_args(arguments)
     out = args.out.resolve()
     if args.fresh:
         (out / "state.json").unlink(missing_ok=True)
-    suite = [step for step in steps(args.device, out, args.tiny) if not args.only or step.name in args.only]
+    listed = (more_steps if args.more else steps)(args.device, out, args.tiny)
+    suite = [step for step in listed if not args.only or step.name in args.only]
     if not suite:
         parser.error(f"no such step: {' '.join(args.only)}")
     state = run_all(suite, out, f"{code_version()} {args.device} {'tiny' if args.tiny else 'full'}")

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from bench import gpu_suite
-from bench.gpu_suite import Step, run_all, steps, summary
+from bench import gpu_suite, one_pass
+from bench.gpu_suite import Step, more_steps, run_all, steps, summary
 from bench.gpu_timings import song_windows
 from metatasnet_fast import MetaTasNetConfig
+from metatasnet_fast.backends import available_backends
 
 
 def python(name: str, code: str, limit: float = 20.0, **options: object) -> Step:
@@ -61,8 +63,16 @@ def test_changed_code_is_run_from_the_start(tmp_path: Path) -> None:
     assert file.read_text() == ".."
 
 
-def test_the_limits_of_all_steps_fit_ten_minutes(tmp_path: Path) -> None:
-    assert sum(step.limit for step in steps("cuda", tmp_path, tiny=False)) < 600
+@pytest.mark.parametrize("listed", [steps, more_steps])
+def test_the_limits_of_all_steps_fit_ten_minutes(listed: Callable[..., list[Step]], tmp_path: Path) -> None:
+    assert sum(step.limit for step in listed("cuda", tmp_path, tiny=False)) < 600
+
+
+def test_the_short_list_runs_every_backend_of_this_machine() -> None:
+    ran = dict(one_pass.passes(torch.device("cpu")))
+    assert all(ran.values())
+    served = {name for name, found in available_backends().items() if found.available}
+    assert {line.split()[0] for line in ran} == served
 
 
 def test_a_song_is_as_many_windows_as_the_separator_cuts() -> None:
