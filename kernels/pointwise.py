@@ -190,9 +190,11 @@ def fold_weights(
 
 def product(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, slope: Tensor | None,
-    next_slope: Tensor | None, tf32: bool, y: Tensor | None = None,
+    next_slope: Tensor | None, tf32: bool, y: Tensor | None = None, partials: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """y (n, 4, T, N), also into a given contiguous ``y``, which may be ``residual``; and its partials.
+    """y (n, 4, T, N) and, with a ``next_slope``, its partials; into contiguous ``y`` and ``partials`` if given.
+
+    ``y`` may be ``residual``.
 
     ``weight`` in x's dtype: one per instrument, (4, N, K), or, folded, one per item and instrument, (n, 4, N, K).
     """
@@ -200,7 +202,8 @@ def product(
     columns = weight.shape[-2]
     if y is None:
         y = torch.empty(n, 4, frames, columns, dtype=x.dtype, device=x.device)
-    partials = None if next_slope is None else new_statistics(x, columns)
+    if partials is None and next_slope is not None:
+        partials = new_statistics(x, columns)
     main, tail = column_tile(columns, x.dtype)
     align = alignment(x, residual)
     launch(

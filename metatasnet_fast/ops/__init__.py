@@ -14,24 +14,35 @@ statistics included. So the statistics are a by-product without a gradient:
     x, _ = pointwise(b, w3, residual=x, norm=GroupNorm(statistics, gamma2, beta2))
 """
 
+from .blocks import BlockParameters, blocks, kept_for_backward
 from .bottleneck import bottleneck
 from .depthwise import depthwise
 from .filter_bank import filter_bank
+from .generator import Section, generated_parameters
 from .group_norm import group_norm
+from .in_conv import in_conv
 from .log_power import log_power
+from .mask_tail import mask_tail
 from .overlap_add import overlap_add
 from .pointwise import pointwise
 from .statistics import GroupNorm, group_affine, group_statistics
 
 __all__ = [
+    "BlockParameters",
     "GroupNorm",
+    "Section",
+    "blocks",
     "bottleneck",
     "depthwise",
     "filter_bank",
+    "generated_parameters",
     "group_affine",
     "group_norm",
     "group_statistics",
+    "in_conv",
+    "kept_for_backward",
     "log_power",
+    "mask_tail",
     "overlap_add",
     "pointwise",
 ]

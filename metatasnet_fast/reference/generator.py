@@ -8,8 +8,9 @@ Source: Samuel et al. 2020, section 2.2; original ``model/conv1d.py`` and ``mode
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -25,7 +26,15 @@ from .weights import (
     StageWeights,
 )
 
-__all__ = ["block_weights", "decoder_weights", "encoder_weights", "generate", "masking_weights"]
+__all__ = [
+    "block_weights",
+    "decoder_weights",
+    "encoder_weights",
+    "generate",
+    "masking_weights",
+    "rows",
+    "rows_backward",
+]
 
 Parameters = Mapping[str, Tensor]
 
@@ -120,3 +129,45 @@ def _norm(config: StageConfig, p: Parameters, name: str) -> Norm:
     affine = F.linear(_hidden(p, name), p[f"{name}.affine.weight"], p[f"{name}.affine.bias"])
     scale, shift = affine.chunk(2, dim=1)
     return Norm(scale, shift)
+
+
+def rows(
+    embedding: Tensor,
+    bottlenecks: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    k: Tensor,
+    offset: Tensor,
+    sections: Sequence[int],
+    size: int,
+) -> Tensor:
+    """Rows of ``k`` times the hidden values of their layer, to their places, as ``ops.generated_parameters`` has it.
+
+    ``sections`` are five numbers each: layer, first row, rows, place, stride between instruments.
+    """
+    w = embedding.new_zeros(size)
+    for layer, first, count, place, stride in zip(*[iter(sections)] * 5, strict=True):
+        hidden = F.linear(embedding, bottlenecks[layer], biases[layer])
+        part = slice(first, first + count)
+        w.as_strided((4, count), (stride, 1), place).copy_(F.linear(hidden, k[part], offset[part]))
+    return w
+
+
+def rows_backward(
+    dw: Tensor,
+    embedding: Tensor,
+    bottlenecks: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    k: Tensor,
+    sections: Sequence[int],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of the embedding, the bottlenecks (layers, E_2, E_1), their biases, ``k`` and ``offset``."""
+    dk, doffset = torch.zeros_like(k), k.new_zeros(len(k))
+    dhidden = k.new_zeros(len(bottlenecks), 4, k.shape[1])
+    for layer, first, count, place, stride in zip(*[iter(sections)] * 5, strict=True):
+        hidden = F.linear(embedding, bottlenecks[layer], biases[layer])
+        given, part = dw.as_strided((4, count), (stride, 1), place), slice(first, first + count)
+        dk[part], doffset[part] = given.T @ hidden, given.sum(0)
+        dhidden[layer] += given @ k[part]
+    stacked = torch.stack(list(bottlenecks))
+    dembedding = torch.einsum("lij,lje->ie", dhidden, stacked)
+    return dembedding, torch.einsum("lij,ie->lje", dhidden, embedding), dhidden.sum(1), dk, doffset

@@ -1,0 +1,146 @@
+"""All blocks of the masking network in a row, from the start of the residual stream to the sum of the skips.
+
+    for every block l of a stack, with x[0] given:
+        c[l] = W1[l] x[l];   b[l] = PReLU(depthwise(GN(PReLU(c[l]))))          pointwise.py, depthwise.py
+        x[l + 1] = x[l] + Wres[l] GN(b[l])                                     left out after the last block
+    skips += sum_l Wskip[l] GN(b[l]), one product over the K = layers H channels of the stack's b side by side
+
+so the skip tensor is read and written once a stack, not once a block.
+
+Bytes of one block, in units of U = n 4 T C sizeof(dtype) with B = H = C: conv1d 2, depthwise 2, res_out 3, and of the skip
+product 1 + 2 / layers: 8.3 with six layers. Items are independent, so ``items`` of them may go depth-first through all blocks
+while what they need, (layers + 3) U / n an item, stays in the last-level cache.
+Not yet run on a GPU. Source: Samuel et al. 2020, section 2; original model/mask_tcn.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .depthwise import depthwise_forward
+from .pointwise import fold_weights, product
+from .statistics import group_affine, new_statistics
+
+__all__ = ["Kept", "Tower", "blocks_forward"]
+
+
+@dataclass(frozen=True)
+class Tower:
+    """Weights of L blocks, contiguous.
+
+    ``conv1d`` (L, 4, H, B) in the dtype of the activations; ``out`` (L, 4, 2 B, H), res_out first; ``bias`` (L, 4, 2 B) or
+    None; ``taps`` (L, 4, H, 3); ``gamma``, ``beta`` (L, 4, H); slopes (L, 4), one number four times so that each starts at a
+    multiple of 16 bytes.
+    """
+
+    conv1d: Tensor
+    slope_1: Tensor
+    gamma_1: Tensor
+    beta_1: Tensor
+    taps: Tensor
+    slope_2: Tensor
+    gamma_2: Tensor
+    beta_2: Tensor
+    out: Tensor
+    bias: Tensor | None
+    dilations: tuple[int, ...]
+    layers: int
+    """Blocks of one stack."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is kept for backward; what is empty is computed again: ``x`` (L - 1, n, 4, T, B), inputs of all blocks but the
+    first, ``c`` (L, n, 4, T, H), ``b`` (stacks, n, 4, T, layers H), ``affine_1``, ``affine_2`` (L, n, 4, 4, H)."""
+
+    x: Tensor
+    c: Tensor
+    b: Tensor
+    affine_1: Tensor
+    affine_2: Tensor
+
+
+def blocks_forward(
+    x: Tensor, w: Tower, next_slope: Tensor, keep: int, items: int, tf32: bool
+) -> tuple[Tensor, Tensor, Kept]:
+    """skips (n, 4, T, B), the statistics of PReLU(skips, next_slope), and what is kept.
+
+    ``x`` (n, 4, T, B) with unit stride along channels. ``keep`` 0: nothing; 1: x and c; 2: x, c and b. ``items`` go through all
+    blocks at a time.
+    """
+    n, _, frames, width = x.shape
+    count, _, hidden, _ = w.conv1d.shape
+
+    def new(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=x.dtype, device=x.device)
+
+    kept = Kept(
+        x=new(count - 1, n, 4, frames, width) if keep else new(0),
+        c=new(count, n, 4, frames, hidden) if keep else new(0),
+        b=new(count // w.layers, n, 4, frames, w.layers * hidden) if keep > 1 else new(0),
+        affine_1=torch.empty(count, n, 4, 4, hidden, dtype=torch.float32, device=x.device),
+        affine_2=torch.empty(count, n, 4, 4, hidden, dtype=torch.float32, device=x.device),
+    )
+    skips, statistics = new(n, 4, frames, width), new_statistics(x, width)
+    for first in range(0, n, max(1, items)):
+        part = slice(first, min(n, first + max(1, items)))
+        _tower(x[part], part, w, next_slope, keep, tf32, kept, skips[part], statistics[part])
+    return skips, statistics, kept
+
+
+def _tower(
+    x: Tensor, part: slice, w: Tower, next_slope: Tensor, keep: int, tf32: bool, kept: Kept, skips: Tensor,
+    statistics: Tensor,
+) -> None:  # fmt: skip
+    """All blocks on some items; writes their skips, statistics and what is kept of them."""
+    n, _, frames, width = x.shape
+    count, _, hidden, _ = w.conv1d.shape
+    partials = new_statistics(x, hidden)
+    for first in range(0, count, w.layers):
+        if keep > 1:
+            stack = kept.b[first // w.layers, part]
+        else:
+            stack = torch.empty(n, 4, frames, w.layers * hidden, dtype=x.dtype, device=x.device)
+        for layer in range(first, first + w.layers):
+            affine_1, affine_2 = kept.affine_1[layer, part], kept.affine_2[layer, part]
+            c, c_partials = product(
+                x, w.conv1d[layer], None, None, None, w.slope_1[layer], tf32, y=kept.c[layer, part] if keep else None
+            )
+            assert c_partials is not None
+            group_affine(c_partials, w.gamma_1[layer], w.beta_1[layer], frames, affine_1)
+            b = stack[..., (layer - first) * hidden : (layer - first + 1) * hidden]
+            depthwise_forward(
+                c,
+                w.taps[layer],
+                w.dilations[layer],
+                w.slope_1[layer],
+                affine_1,
+                w.beta_1[layer],
+                w.slope_2[layer],
+                b,
+                partials,
+            )
+            group_affine(partials, w.gamma_2[layer], w.beta_2[layer], frames, affine_2)
+            if layer < count - 1:
+                residual_bias = None if w.bias is None else w.bias[layer]
+                folded = fold_weights(
+                    w.out[layer : layer + 1, :, :width],
+                    residual_bias,
+                    affine_2[None],
+                    w.beta_2[layer : layer + 1],
+                    x.dtype,
+                )
+                x, _ = product(b, *folded, x, None, None, tf32, y=kept.x[layer, part] if keep else None)
+        section = slice(first, first + w.layers)
+        folded = fold_weights(
+            w.out[section, :, width:], None if w.bias is None else w.bias[section, :, width:],
+            kept.affine_2[section, part], w.beta_2[section], x.dtype,
+        )  # fmt: skip
+        last = first + w.layers == count
+        product(
+            stack, *folded, skips if first else None, None, next_slope if last else None, tf32, y=skips,
+            partials=statistics if last else None,
+        )  # fmt: skip

@@ -1,0 +1,110 @@
+"""The masking network's first 1x1 convolution, on two operands side by side that are never concatenated.
+
+    u[n, i, t] = (x[n, i, t, :K1], v[n, i, t, :K2]), x perhaps shared by the instruments, v perhaps absent
+    y = W norm(PReLU(u)) with the norm folded into W as in pointwise.py: both operands accumulate into one tile
+    partials[n, i, tile, :, o] = (mean, M2) of PReLU(y, next_slope), y as stored
+
+The 8 groups of the norm divide K1 + K2 channels, so one may straddle the operands: statistics are per channel, and merged by
+group after their (small) concatenation. A shared x is read for the four instruments by neighbouring programs, three times out
+of four from a cache: one product of 4 N columns. Its statistics are taken once.
+
+Bytes: x twice (statistics, product), v twice, y once: n T (2 K1 + 2 4 K2 + 4 N) sizeof(dtype). FLOPs: 2 n 4 T N (K1 + K2).
+At the third stage (K1, K2, N = 1760, 880, 160) in bfloat16 120 FLOP a byte: still below an H200's 184, memory-bound.
+Not yet run on a GPU. Source: Samuel et al. 2020, section 2; original model/mask_tcn.py (in_conv) and model/tasnet.py (the
+concatenation).
+"""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import TILE, alignment, column_tile, launch, strides
+from .pointwise import BLOCK_K, STAGES, pointwise_finish, product_warps
+from .statistics import group_statistics, new_statistics
+from .tile import activation, slope_of
+
+__all__ = ["in_conv_forward", "in_conv_fwd_kernel", "input_statistics"]
+
+
+@triton.jit
+def _accumulate(
+    p_row, p_w, slope, b_y, m_t, i_o, K: tl.constexpr, LD: tl.constexpr, N: tl.constexpr,
+    BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """b_y plus the product over one operand's K channels; rows of the weights are LD elements apart."""
+    for k in range(0, K, BLOCK_K):
+        i_k = k + tl.arange(0, BLOCK_K)
+        m_k = i_k < K
+        b_z = tl.load(p_row + i_k[None, :], mask=m_t[:, None] & m_k[None, :], other=0.0)
+        b_z = activation(b_z, slope).to(b_z.dtype)
+        b_w = tl.load(p_w + i_o[None, :] * LD + i_k[:, None], mask=m_k[:, None] & (i_o < N)[None, :], other=0.0)
+        b_y = tl.dot(b_z, b_w, b_y, input_precision=PRECISION)
+    return b_y
+
+
+@triton.jit(do_not_specialize=["T", "x_n", "x_i", "x_t", "v_n", "v_i", "v_t"])
+def in_conv_fwd_kernel(
+    p_x, p_v, p_w, p_bias, p_slope, p_next_slope, p_y, p_statistics, T, x_n, x_i, x_t, v_n, v_i, v_t,
+    K: tl.constexpr, MORE: tl.constexpr, N: tl.constexpr, ALIGN: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One program: one tile of one item and instrument, BLOCK_N columns; the programs of a tile are neighbours."""
+    blocks = tl.cdiv(N, BLOCK_N)
+    tiles = tl.cdiv(T, BLOCK_T)
+    i_block, place = tl.program_id(0) % blocks, tl.program_id(0) // blocks
+    i_i, i_tile, i_n = (place % 4).to(tl.int64), place // 4 % tiles, (place // 4 // tiles).to(tl.int64)
+    i_ni = i_n * 4 + i_i
+    i_t = i_tile * BLOCK_T + tl.arange(0, BLOCK_T)
+    m_t = i_t < T
+    i_o = i_block * BLOCK_N + tl.arange(0, BLOCK_N)
+    slope = slope_of(p_slope)
+    p_w += i_ni * N * (K + MORE)
+    p_x += i_n * (x_n.to(tl.int64) * ALIGN) + i_i * (x_i.to(tl.int64) * ALIGN)
+    p_row = p_x + i_t[:, None] * (x_t.to(tl.int64) * ALIGN)
+    b_y = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
+    b_y = _accumulate(p_row, p_w, slope, b_y, m_t, i_o, K, K + MORE, N, BLOCK_K, PRECISION)
+    if MORE > 0:
+        p_v += i_n * (v_n.to(tl.int64) * ALIGN) + i_i * (v_i.to(tl.int64) * ALIGN)
+        p_row = p_v + i_t[:, None] * (v_t.to(tl.int64) * ALIGN)
+        b_y = _accumulate(p_row, p_w + K, slope, b_y, m_t, i_o, MORE, K + MORE, N, BLOCK_K, PRECISION)
+    count = tl.minimum(T - i_tile * BLOCK_T, BLOCK_T).to(tl.float32)
+    row = i_ni * tiles + i_tile
+    pointwise_finish(
+        b_y, p_bias + i_ni * N, None, p_next_slope, p_y + i_ni * T * N, p_statistics, row, i_t, m_t, i_o, count, 0, N
+    )  # fmt: skip
+
+
+def input_statistics(x: Tensor, v: Tensor | None, slope: Tensor) -> Tensor:
+    """Partials of PReLU of both operands, (n, 4, tiles, 2, K1 + K2)."""
+    found = group_statistics(x, slope).expand(-1, 4, -1, -1, -1)
+    return found.contiguous() if v is None else torch.cat([found, group_statistics(v, slope)], dim=4)
+
+
+def in_conv_forward(
+    x: Tensor, v: Tensor | None, folded: Tensor, bias: Tensor, slope: Tensor, next_slope: Tensor, tf32: bool
+) -> tuple[Tensor, Tensor]:
+    """y (n, 4, T, N) in x's dtype and its partials; ``x`` (n, 1 or 4, T, K1), ``v`` (n, 4, T, K2), unit strides.
+
+    ``folded`` (n, 4, N, K1 + K2) in x's dtype and ``bias`` (n, 4, N) are those of ``fold_weights``.
+    """
+    n, instruments, frames, inputs = x.shape
+    columns = folded.shape[2]
+    y = torch.empty(n, 4, frames, columns, dtype=x.dtype, device=x.device)
+    partials = new_statistics(y, columns)
+    width, _ = column_tile(columns, x.dtype, tail=False)
+    align = alignment(x, v)
+    layout = strides(align, x=x, v=v)
+    if instruments == 1:
+        layout["x_i"] = 0
+    launch(
+        in_conv_fwd_kernel, n * 4 * -(-frames // TILE) * -(-columns // width), x,
+        p_x=x, p_v=v, p_w=folded, p_bias=bias, p_slope=slope, p_next_slope=next_slope, p_y=y, p_statistics=partials,
+        T=frames, **layout, K=inputs, MORE=0 if v is None else v.shape[3], N=columns, ALIGN=align,
+        BLOCK_T=TILE, BLOCK_N=width, BLOCK_K=BLOCK_K, PRECISION="tf32" if tf32 else "ieee",
+        num_warps=product_warps(width), num_stages=STAGES,
+    )  # fmt: skip
+    return y, partials

@@ -1,0 +1,124 @@
+"""The masking network's kernels in the interpreter, forward and backward, on small shapes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.ops import mask_cases
+from tests.ops.cases import gradients
+from tests.ops.mask_cases import MaskCase, all_cases, blocks_case, generator_case, in_conv_case, mask_tail_case
+from tests.support import relative_error
+
+ONE_OF_EACH = [
+    in_conv_case(frames=19),
+    mask_tail_case(frames=19),
+    blocks_case(frames=19, hidden=16, bias=True),
+    generator_case(rows=(600, 9)),
+]
+
+
+@pytest.mark.parametrize("case", all_cases(), ids=lambda c: c.name)
+def test_result_and_gradients_equal_the_plain_layers(case: MaskCase) -> None:
+    mask_cases.check(case, torch.float32)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [in_conv_case(n=1, frames=131, second=16), mask_tail_case(n=1, frames=131), blocks_case(n=1, frames=131, layers=1)],
+    ids=lambda c: c.name,
+)
+def test_more_than_one_tile(case: MaskCase) -> None:
+    mask_cases.check(case, torch.float32)
+
+
+@pytest.mark.slow
+@settings(max_examples=12, deadline=None)
+@given(frames=st.integers(1, 257), seed=st.integers(0, 99))
+def test_any_length(frames: int, seed: int) -> None:
+    mask_cases.check(in_conv_case(n=1, frames=frames, seed=seed), torch.float32)
+    mask_cases.check(mask_tail_case(n=1, frames=frames, seed=seed), torch.float32)
+    mask_cases.check(blocks_case(n=1, frames=frames, layers=3, seed=seed), torch.float32)
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+def test_the_shortest_signals(frames: int) -> None:
+    mask_cases.check(in_conv_case(n=1, frames=frames), torch.float32)
+    mask_cases.check(mask_tail_case(n=1, frames=frames), torch.float32)
+    mask_cases.check(blocks_case(n=1, frames=frames, layers=1), torch.float32)
+
+
+@pytest.mark.parametrize("case", ONE_OF_EACH[:3], ids=lambda c: c.name)
+def test_bfloat16_is_as_good_as_the_reference_arithmetic_in_bfloat16(
+    case: MaskCase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernels = mask_cases.results(case, case.fused, torch.bfloat16)
+    expected = mask_cases.results(case, case.plain, torch.float64)
+    monkeypatch.delenv("TRITON_INTERPRET")
+    for name, value in mask_cases.results(case, case.fused, torch.bfloat16).items():
+        if value.numel() > 2:
+            assert relative_error(kernels[name], expected[name]) <= 1.5 * relative_error(value, expected[name]) + 1e-3
+
+
+@pytest.mark.parametrize("case", ONE_OF_EACH[:3], ids=lambda c: c.name)
+def test_layout_changes_nothing(case: MaskCase) -> None:
+    straight = case.leaves(torch.float32)
+    others: dict[str, Tensor] = {}
+    for name, value in straight.items():
+        base = value.detach()
+        if name in case.activations:
+            wider = torch.full((*base.shape[:-2], 2 * base.shape[-2], base.shape[-1] + 9), float("nan"))
+            others[name] = wider[..., ::2, 1 : 1 + base.shape[-1]].copy_(base)
+        else:
+            others[name] = base.movedim(0, -1).contiguous().movedim(-1, 0)
+        others[name].requires_grad_()
+
+    def run(leaves: dict[str, Tensor]) -> list[Tensor]:
+        y = case.fused(leaves)
+        dy = y.new_ones(()).expand(y.shape)
+        return [y.detach(), *torch.autograd.grad([y], list(leaves.values()), [dy])]
+
+    for value, expected in zip(run(others), run(straight), strict=True):
+        assert torch.equal(value, expected)
+
+
+@pytest.mark.parametrize("case", ONE_OF_EACH, ids=lambda c: c.name)
+def test_neighbours_in_the_batch_change_nothing_and_repetition_neither(case: MaskCase) -> None:
+    leaves = case.leaves(torch.float32)
+    y = case.fused(leaves)
+    again = case.fused(leaves)
+    assert torch.equal(y, again)
+    first, second = gradients(leaves, [y]), gradients(leaves, [again])
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    alone = {k: v.detach()[1:].requires_grad_() if k in case.activations else v for k, v in leaves.items()}
+    if case.activations:
+        assert torch.equal(case.fused(alone), y[1:])
+
+
+@pytest.mark.parametrize("case", ONE_OF_EACH[:3], ids=lambda c: c.name)
+def test_empty_batch_has_no_result_and_zero_gradients(case: MaskCase) -> None:
+    leaves = case.leaves(torch.float32)
+    empty = {k: v.detach()[:0].requires_grad_() if k in case.activations else v for k, v in leaves.items()}
+    y = case.fused(empty)
+    assert y.shape[0] == 0
+    for name, value in gradients(empty, [y]).items():
+        assert value.shape == empty[name].shape and not value.any()
+
+
+def test_what_is_kept_and_how_many_items_go_at_a_time_change_nothing() -> None:
+    found = []
+    for keep, items in ((1, 0), (2, 1)):
+        case = blocks_case(frames=19, hidden=16, stacks=2, layers=1, keep=keep, items=items)
+        found.append(mask_cases.results(case, case.fused, torch.float32))
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+@pytest.mark.parametrize("value", [0.0, -3.7, 1e4])
+def test_constant_signal_stays_finite(value: float) -> None:
+    for case in ONE_OF_EACH[:3]:
+        for name in case.activations:
+            case.tensors[name] = torch.full_like(case.tensors[name], value)
+        assert all(v.isfinite().all() for v in mask_cases.results(case, case.fused, torch.float32).values())

@@ -1,0 +1,205 @@
+"""Inputs and oracles for the operations of the masking network: each case as fused operation and as plain layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from metatasnet_fast import ops
+from metatasnet_fast.ops import BlockParameters, GroupNorm, Section, group_statistics
+from metatasnet_fast.reference import masking
+from metatasnet_fast.reference.weights import BlockWeights, Convolution, Norm
+from tests.ops.cases import gradients
+from tests.support import assert_parity, relative_error
+
+Leaves = dict[str, Tensor]
+
+
+@dataclass
+class MaskCase:
+    """Tensors by name, in float64 but exact in float32; what the fused operation and the plain layers make of them."""
+
+    name: str
+    tensors: Leaves
+    fused: Callable[[Leaves], Tensor]
+    plain: Callable[[Leaves], Tensor]
+    activations: frozenset[str]
+    """Names of what is stored in the activations' dtype, and has items in its first dimension."""
+
+    def leaves(self, dtype: torch.dtype, device: str = "cpu") -> Leaves:
+        """Leaves: activations in ``dtype``, parameters in float32 at least."""
+        wide = torch.promote_types(dtype, torch.float32)
+        return {
+            name: value.to(device, dtype if name in self.activations else wide, copy=True).requires_grad_()
+            for name, value in self.tensors.items()
+        }
+
+
+def _drawn(seed: int, shapes: dict[str, tuple[int, ...]]) -> Leaves:
+    r = torch.Generator().manual_seed(seed)
+    drawn = {name: torch.randn(shape, generator=r, dtype=torch.float64) for name, shape in shapes.items()}
+    for name, value in drawn.items():
+        if "slope" in name:
+            drawn[name] = 0.25 + 0.05 * value
+        elif "gamma" in name:
+            drawn[name] = 1 + 0.3 * value
+        elif value.dim() > 2 and name not in ("x", "v", "m", "latent"):
+            drawn[name] = value / value[0].numel() ** 0.25
+    return {name: value.float().double() for name, value in drawn.items()}
+
+
+def _norm(z: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+    return masking.group_norm(z, Norm(gamma, beta))
+
+
+def in_conv_case(
+    n: int = 2, frames: int = 37, first: int = 16, second: int = 8, outputs: int = 24, shared: bool = True, seed: int = 0,
+    tf32: bool = False,
+) -> MaskCase:  # fmt: skip
+    """Two operands, or one if ``second`` is 0; the first shared by the instruments or not."""
+    k = first + second
+    shapes = {
+        "x": (n, 1 if shared else 4, frames, first), "v": (n, 4, frames, second), "weight": (4, outputs, k), "slope": (1,),
+        "gamma": (4, k), "beta": (4, k),
+    }  # fmt: skip
+    tensors = _drawn(seed, shapes)
+    if not second:
+        del tensors["v"]
+
+    def fused(p: Leaves) -> Tensor:
+        return ops.in_conv(
+            p["x"], p.get("v"), p["weight"], p["slope"], p["gamma"], p["beta"],
+            p["slope"].detach().new_full((1,), 0.2), tf32=tf32,
+        )[0]  # fmt: skip
+
+    def plain(p: Leaves) -> Tensor:
+        u = torch.cat([p["x"].expand(-1, 4, -1, -1), *([p["v"]] if second else [])], dim=3).transpose(2, 3)
+        z = _norm(F.prelu(u, p["slope"].to(u.dtype)), p["gamma"], p["beta"])
+        return masking.pointwise(z, Convolution(p["weight"][..., None])).transpose(2, 3)
+
+    name = f"in_conv-{first}+{second}-{'shared' if shared else 'own'}-{frames}"
+    return MaskCase(name, tensors, fused, plain, frozenset({"x", "v"}))
+
+
+def mask_tail_case(n: int = 2, frames: int = 37, channels: int = 24, seed: int = 0) -> MaskCase:
+    shapes = {
+        "m": (n, 4, frames, channels), "latent": (n, frames, channels), "slope": (1,), "gamma": (4, channels),
+        "beta": (4, channels),
+    }  # fmt: skip
+
+    def fused(p: Leaves) -> Tensor:
+        norm = GroupNorm(group_statistics(p["m"], p["slope"]), p["gamma"], p["beta"])
+        return ops.mask_tail(p["m"], p["latent"], p["slope"], norm)
+
+    def plain(p: Leaves) -> Tensor:
+        u = _norm(F.prelu(p["m"].transpose(2, 3), p["slope"].to(p["m"].dtype)), p["gamma"], p["beta"])
+        return u.softmax(1).transpose(2, 3) * p["latent"][:, None]
+
+    return MaskCase(f"mask_tail-{channels}-{frames}", _drawn(seed, shapes), fused, plain, frozenset({"m", "latent"}))
+
+
+def blocks_case(
+    n: int = 2, frames: int = 37, width: int = 16, hidden: int = 24, layers: int = 2, stacks: int = 1, bias: bool = False,
+    keep: int | None = None, items: int = 0, seed: int = 0, tf32: bool = False,
+) -> MaskCase:  # fmt: skip
+    count, dilations = layers * stacks, tuple(2**i for i in range(layers)) * stacks
+    channels = (count, 4, hidden)
+    shapes = {
+        "x": (n, 4, frames, width), "conv1d": (count, 4, hidden, width), "slope_1": (count,), "gamma_1": channels,
+        "beta_1": channels, "taps": (*channels, 3), "slope_2": (count,), "gamma_2": channels, "beta_2": channels,
+        "out": (count, 4, 2 * width, hidden), "bias": (count, 4, 2 * width),
+    }  # fmt: skip
+    tensors = _drawn(seed, shapes)
+    if not bias:
+        del tensors["bias"]
+
+    def fused(p: Leaves) -> Tensor:
+        parameters = BlockParameters(*(p.get(name) for name in BlockParameters._fields))  # type: ignore[arg-type]
+        next_slope = p["slope_1"].detach().new_full((1,), 0.2)
+        return ops.blocks(p["x"], parameters, dilations, layers, next_slope, keep=keep, items=items, tf32=tf32)[0]
+
+    def plain(p: Leaves) -> Tensor:
+        x, skips = p["x"].transpose(2, 3), torch.zeros_like(p["x"]).transpose(2, 3)
+        for i, dilation in enumerate(dilations):
+            out, b = p["out"][i][..., None], p["bias"][i] if bias else None
+            w = BlockWeights(
+                Convolution(p["conv1d"][i][..., None]), p["slope_1"][i : i + 1], Norm(p["gamma_1"][i], p["beta_1"][i]),
+                Convolution(p["taps"][i][:, :, None]), p["slope_2"][i : i + 1], Norm(p["gamma_2"][i], p["beta_2"][i]),
+                Convolution(out[:, :width], None if b is None else b[:, :width]) if i < count - 1 else None,
+                Convolution(out[:, width:], None if b is None else b[:, width:]),
+            )  # fmt: skip
+            residual, skip = masking.block(x, w, dilation)
+            skips = skips + skip
+            x = x if residual is None else x + residual
+        return skips.transpose(2, 3)
+
+    name = f"blocks-{count}-{'bias' if bias else 'none'}-keep{keep}-{frames}"
+    return MaskCase(name, tensors, fused, plain, frozenset({"x"}))
+
+
+def generator_case(e1: int = 8, e2: int = 5, rows: tuple[int, ...] = (600, 7, 48), seed: int = 0) -> MaskCase:
+    """A layer for each number of rows; the last layer's matrix is cut in two halves, stored apart."""
+    shapes: dict[str, tuple[int, ...]] = {"embedding": (4, e1)}
+    for i, count in enumerate(rows):
+        shapes |= {f"a{i}": (e2, e1), f"bias{i}": (e2,), f"k{i}": (count, e2), f"offset{i}": (count,)}
+    sections, first, place = [], 0, 0
+    for i, count in enumerate(rows):
+        for part in [count] if i < len(rows) - 1 else [count // 2, count - count // 2]:
+            sections.append(Section(i, first, part, place, part + 3))
+            first, place = first + part, place + 4 * (part + 3)
+
+    def lists(p: Leaves) -> tuple[list[Tensor], ...]:
+        return tuple([p[f"{kind}{i}"] for i in range(len(rows))] for kind in ("a", "bias", "k", "offset"))
+
+    def fused(p: Leaves) -> Tensor:
+        return ops.generated_parameters(p["embedding"], *lists(p), sections, place)
+
+    def plain(p: Leaves) -> Tensor:
+        a, bias, k, offset = lists(p)
+        whole = [F.linear(F.linear(p["embedding"], a[i], bias[i]), k[i], offset[i]) for i in range(len(rows))]
+        values = torch.cat(whole, dim=1)
+        parts = [F.pad(values[:, s.first : s.first + s.rows], (0, s.stride - s.rows)).flatten() for s in sections]
+        return torch.cat(parts)
+
+    return MaskCase(f"generator-{e1}-{e2}", _drawn(seed, shapes), fused, plain, frozenset())
+
+
+def all_cases(frames: int = 37, tf32: bool = False) -> list[MaskCase]:
+    """Every operation with everything it can do, small."""
+    return [
+        in_conv_case(frames=frames, tf32=tf32),
+        in_conv_case(frames=frames, second=0, tf32=tf32),
+        in_conv_case(frames=frames, shared=False, first=24, second=16, outputs=40, tf32=tf32),
+        mask_tail_case(frames=frames),
+        mask_tail_case(frames=frames, channels=40),
+        blocks_case(frames=frames, stacks=2, keep=1, tf32=tf32),
+        blocks_case(frames=frames, bias=True, keep=2, items=1, tf32=tf32),
+        generator_case(),
+    ]
+
+
+def results(case: MaskCase, how: Callable[[Leaves], Tensor], dtype: torch.dtype, device: str = "cpu") -> Leaves:
+    """The result and every gradient."""
+    leaves = case.leaves(dtype, device)
+    y = how(leaves)
+    named = {f"gradient of {name}": value for name, value in gradients(leaves, [y]).items()}
+    return {"y": y.detach(), **named}
+
+
+def check(case: MaskCase, dtype: torch.dtype, device: str = "cpu", own: dict[str, float] | None = None) -> None:
+    """As close to float64 as a few roundings, or as ``own`` error of PyTorch in the same precision allows.
+
+    A gradient of one number is a sum of thousands of terms of both signs, and is allowed more.
+    """
+    expected = results(case, case.plain, torch.float64)
+    eager = own or {
+        name: relative_error(value, expected[name]) for name, value in results(case, case.plain, torch.float32).items()
+    }
+    times, least, single = (5, 6e-6, 3e-5) if dtype == torch.float32 else (1.5, 1e-9, 1e-9)
+    for name, value in results(case, case.fused, dtype, device).items():
+        limit = max(single if value.numel() == 1 else least, times * eager[name])
+        assert_parity(f"{case.name}: {name}", value.cpu(), expected[name], limit)
