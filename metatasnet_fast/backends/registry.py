@@ -20,9 +20,10 @@ logger = logging.getLogger("metatasnet_fast")
 _HOMES = {
     "reference": "reference:ReferenceBackend",
     "cpu": "cpu:CpuBackend",
+    "triton": "triton:TritonBackend",
 }
 
-_PREFERENCE: dict[str, tuple[str, ...]] = {"cpu": ("cpu", "reference"), "cuda": ("reference",)}
+_PREFERENCE: dict[str, tuple[str, ...]] = {"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")}
 """What ``auto`` tries on a device, fastest first; on every other device it is the reference."""
 
 

@@ -1,0 +1,133 @@
+"""The backend ``triton``: training and inference in fused Triton kernels, on NVIDIA and AMD GPUs."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..config import StageConfig
+from ..errors import ShapeError
+from ..ops import codec
+from ..ops.library import interpreted
+from ..precision import Precision
+from ..reference import generator
+from .base import Backend, Request
+from .triton_weights import MaskWeights, mask_weights
+
+__all__ = ["TritonBackend"]
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def _exactly(method: Method) -> Method:
+    """Without autocast: each value has the precision that was asked for, and what torch computes is not rounded besides."""
+
+    @functools.wraps(method)
+    def run(self: Any, *args: Any, **named: Any) -> Any:
+        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+            return method(self, *args, **named)
+
+    return cast(Method, run)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    config: StageConfig
+    precision: Precision
+    encoder: codec.EncoderOperands
+    decoder: codec.DecoderOperands
+    masking: MaskWeights
+
+    @property
+    def tf32(self) -> bool:
+        return self.precision is Precision.tf32
+
+
+class TritonBackend(Backend):
+    """Every job is a few differentiable operations of :mod:`metatasnet_fast.ops`; see ``docs/triton.md``.
+
+    Latents are stored frames by channels in the precision's dtype; statistics, sums and the softmax are float32. Results are
+    the same bits in every run and do not depend on what else is in the batch.
+    """
+
+    name = "triton"
+    summary = "fused Triton kernels; training and inference in float32, tf32 and bfloat16 on GPUs"
+
+    def unavailable(self) -> str | None:
+        if importlib.util.find_spec("triton") is None:
+            return "Triton is not installed; install metatasnet-fast[triton]."
+        if not torch.cuda.is_available() and not interpreted():
+            return "torch finds no GPU; TRITON_INTERPRET=1 in the environment lets it serve CPU tensors, slowly, for tests."
+        return None
+
+    def supports(self, request: Request) -> str | None:
+        device, precision = request.device, request.precision
+        if device.type != "cuda" and not (device.type == "cpu" and interpreted()):
+            return f"it computes on GPUs, not on {device}; move the network there or choose another backend."
+        if precision is Precision.float64:
+            return "it has no float64; ask for float32, or choose the backend reference."
+        if precision is Precision.float16:
+            return "the norm of near silence overflows float16; ask for bfloat16, or choose the backend reference."
+        if device.type == "cpu":
+            return "TF32 exists on GPUs only; ask for float32." if precision is Precision.tf32 else None
+        capability = torch.cuda.get_device_capability(device)
+        if capability < (8, 0) and torch.version.hip is None:
+            return f"it needs compute capability 8.0 or more, {device} has {capability[0]}.{capability[1]}."
+        return None
+
+    @_exactly
+    def prepare(self, config: StageConfig, parameters: Mapping[str, Tensor], precision: Precision) -> _Prepared:
+        copy = not torch.is_grad_enabled()
+        p = {name: value.to(torch.float32, copy=copy) for name, value in parameters.items()}
+        return _Prepared(
+            config,
+            precision,
+            codec.prepare_encoder(generator.encoder_weights(config, p), config, precision),
+            codec.prepare_decoder(generator.decoder_weights(config, p), config, precision),
+            mask_weights(config, p),
+        )
+
+    @_exactly
+    def encode(self, prepared: _Prepared, signal: Tensor) -> Tensor:
+        return codec.encode(prepared.encoder, signal)
+
+    @_exactly
+    def mask(
+        self, prepared: _Prepared, latent: Tensor, partial: Tensor | None, dropout: Tensor | None = None
+    ) -> Tensor:
+        config, w, tf32 = prepared.config, prepared.masking, prepared.tf32
+        x, v = _checked(config, latent, partial, prepared.precision.storage)
+        shared = x[:, None] if dropout is None else x[:, None] * dropout[:, :, None].to(x.dtype)
+        prelu_1, prelu_2, prelu_3, prelu_4 = w.slopes
+        y, statistics = ops.in_conv(shared, v, w.in_conv, prelu_1, *w.norm_1, prelu_2, tf32=tf32)
+        y = ops.group_norm(y, prelu_2, ops.GroupNorm(statistics, *w.norm_2))
+        y, statistics = ops.blocks(y, w.blocks, config.dilations, config.layers, prelu_3, tf32=tf32)
+        norm = ops.GroupNorm(statistics, *w.norm_3)
+        m, last = ops.pointwise(y, w.mask_output, norm=norm, slope=prelu_3, next_slope=prelu_4, tf32=tf32)
+        assert last is not None
+        return ops.mask_tail(m, x, prelu_4, ops.GroupNorm(last, *w.norm_4)).transpose(2, 3)
+
+    @_exactly
+    def decode(self, prepared: _Prepared, latent: Tensor) -> Tensor:
+        return codec.decode(prepared.decoder, latent)
+
+
+def _checked(
+    config: StageConfig, latent: Tensor, partial: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None]:
+    """Both latents, frames before channels, in the precision's dtype."""
+    if latent.dim() != 3 or latent.shape[1] != config.N:
+        raise ShapeError(f"A latent must have shape (n, {config.N}, frames), got {tuple(latent.shape)}.")
+    n, _, frames = latent.shape
+    expected = (n, 4, config.partial_channels, frames) if config.partial_channels else None
+    found = None if partial is None else tuple(partial.shape)
+    if found != expected:
+        raise ShapeError(f"Stage {config.index} expects a partial latent of shape {expected}, got {found}.")
+    return latent.to(dtype).transpose(1, 2), None if partial is None else partial.to(dtype).transpose(2, 3)
