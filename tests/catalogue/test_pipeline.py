@@ -1,0 +1,161 @@
+"""Batches across songs, memory that runs out, stages that overlap."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from metatasnet_fast.catalogue import Failure, Notice, Outcome, Status, WorkerLoad
+from metatasnet_fast.catalogue import walk as walk_module
+from metatasnet_fast.catalogue.cores import CorePlan, available_cores, available_memory
+from metatasnet_fast.catalogue.worker import Worker
+from metatasnet_fast.separation.outputs import StemFiles
+
+from .conftest import settings, songs_of, write_song
+from .stand_ins import GatedDevice, SleepingDevice, SmallDevice
+
+pytestmark = pytest.mark.usefixtures("small_windows")
+NOWHERE = Path("no model")
+
+
+def run(tmp_path: Path, songs: list[Path], engine: SleepingDevice, **more: Any) -> list[Outcome]:
+    listener = more.pop("listener", None)
+    options = settings(NOWHERE, **more)
+    with Worker(options, str(tmp_path / "out"), engine=engine, listener=listener) as worker:
+        return list(worker.process(songs_of(*songs)))
+
+
+def test_windows_of_many_songs_fill_batches_of_one_shape(tmp_path: Path) -> None:
+    songs = [write_song(tmp_path / f"{i}.wav", 0.9, seed=i) for i in range(8)]
+    device = SleepingDevice(0.01)
+    outcomes = run(tmp_path, songs, device, batch_size=4, songs_in_flight=8)
+    assert [outcome.status for outcome in outcomes] == [Status.done] * 8
+    assert len({samples for _, samples in device.batches}) == 1
+    assert max(windows for windows, _ in device.batches) == 4
+    full = sum(windows == 4 for windows, _ in device.batches)
+    assert full >= 0.7 * len(device.batches), device.batches
+
+
+def test_when_memory_runs_out_batches_are_halved_for_good(tmp_path: Path) -> None:
+    songs = [write_song(tmp_path / f"{i}.wav", 0.9, seed=i) for i in range(6)]
+    device, said = SmallDevice(fits=3), []
+    outcomes = run(tmp_path, songs, device, batch_size=16, songs_in_flight=6, listener=said.append)
+    assert [outcome.status for outcome in outcomes] == [Status.done] * 6
+    halvings = [event.text for event in said if isinstance(event, Notice)]
+    assert 1 <= len(halvings) <= 4 and "Memory ran out" in halvings[0]
+    loads = [event for event in said if isinstance(event, WorkerLoad)]
+    assert loads[-1].batch_size <= 3
+
+
+def test_a_window_that_never_fits_fails_its_song(tmp_path: Path) -> None:
+    [outcome] = run(tmp_path, [write_song(tmp_path / "a.wav", 0.3)], SmallDevice(fits=0), batch_size=2)
+    assert outcome.failure is Failure.out_of_memory and outcome.attempts == 2
+    assert outcome.hint is not None and "--batch-size" in outcome.hint
+
+
+def test_one_song_that_breaks_the_device_does_not_take_its_neighbours(tmp_path: Path) -> None:
+    class Fussy(SleepingDevice):
+        def separate(self, mixes: Any, wanted: Any) -> dict[int, torch.Tensor]:
+            if any(mix.amax() > 20 for mix in mixes[-1]):
+                raise RuntimeError("this sound is too much")
+            return super().separate(mixes, wanted)
+
+    import soundfile as sf
+
+    songs = [write_song(tmp_path / f"{i}.wav", 0.3, channels=1, seed=i) for i in range(3)]
+    impulse = torch.zeros(4800)
+    impulse[2000] = 1
+    sf.write(tmp_path / "impulse.wav", impulse.numpy(), 16000)
+    outcomes = run(tmp_path, [*songs, tmp_path / "impulse.wav"], Fussy(), batch_size=8, songs_in_flight=4)
+    failed = [outcome for outcome in outcomes if outcome.status is Status.failed]
+    assert [outcome.id for outcome in failed] == ["impulse"] and "too much" in str(failed[0].error)
+    assert failed[0].failure is Failure.unknown
+
+
+def test_only_so_many_songs_are_open_and_read_ahead(tmp_path: Path) -> None:
+    songs = [write_song(tmp_path / f"{i:02}.wav", 0.9, seed=i) for i in range(12)]
+    device = GatedDevice()
+    taken: list[str] = []
+
+    def offered() -> Any:
+        for song in songs_of(*songs):
+            taken.append(song.id)
+            yield song
+
+    with Worker(settings(NOWHERE, batch_size=2, songs_in_flight=3), str(tmp_path / "out"), engine=device) as worker:
+        outcomes: list[Outcome] = []
+        thread = threading.Thread(target=lambda: outcomes.extend(worker.process(offered())))
+        thread.start()
+        time.sleep(0.5)
+        held, windows = len(taken), worker.load().windows_waiting
+        device.gate.set()
+        thread.join()
+    assert held == 3
+    assert windows <= 3 * 2 + 3
+    assert len(outcomes) == 12
+
+
+@pytest.mark.parametrize("slowest", ["read", "device", "write"])
+def test_stages_overlap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slowest: str) -> None:
+    """Wall-clock time is at most 1.25 times that of the slowest stage."""
+    count = 16
+    seconds = {stage: 0.16 if stage == slowest else 0.06 for stage in ("read", "device", "write")}
+    songs = [write_song(tmp_path / f"{i:02}.wav", 0.3, channels=1, seed=i) for i in range(count)]
+    opened, written = walk_module.open_audio, StemFiles.write
+
+    def slow_open(path: Path) -> Any:
+        time.sleep(seconds["read"])
+        return opened(path)
+
+    def slow_write(*args: Any) -> Any:
+        time.sleep(seconds["write"])
+        return written(*args)
+
+    monkeypatch.setattr(walk_module, "open_audio", slow_open)
+    monkeypatch.setattr(StemFiles, "write", slow_write)
+    device = SleepingDevice(seconds["device"])
+    with Worker(settings(NOWHERE, batch_size=1, threads=2), str(tmp_path / "out"), engine=device) as worker:
+        began = time.perf_counter()
+        outcomes = list(worker.process(songs_of(*songs)))
+        wall = time.perf_counter() - began
+        load = worker.load()
+    assert [outcome.status for outcome in outcomes] == [Status.done] * count
+    busy = {name: stage.seconds / stage.capacity for name, stage in load.stages.items() if name != "separate"}
+    busy["device"] = load.device_busy_seconds
+    assert max(busy, key=lambda stage: busy[stage]) == slowest
+    assert wall <= 1.25 * busy[slowest], (wall, busy)
+
+
+def test_memory_that_songs_took_is_given_back_also_when_they_fail(tmp_path: Path) -> None:
+    songs = [write_song(tmp_path / f"{i}.wav", 0.5, seed=i) for i in range(4)]
+    for device, status in ((SleepingDevice(), Status.done), (SmallDevice(fits=0), Status.failed)):
+        options = settings(NOWHERE, batch_size=2, memory=200_000, attempts=1)
+        with Worker(options, str(tmp_path / status.value), engine=device) as worker:
+            assert {outcome.status for outcome in worker.process(songs_of(*songs))} == {status}
+            assert worker._machinery.pool.taken == 0
+
+
+def test_a_worker_leaves_threads_as_they_were(tmp_path: Path) -> None:
+    before, alive = torch.get_num_threads(), threading.active_count()
+    run(tmp_path, [write_song(tmp_path / "a.wav", 0.3)], SleepingDevice(), threads=3)
+    assert torch.get_num_threads() == before
+    assert threading.active_count() == alive
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("cores", [1, 2, 5, 16, 128])
+def test_every_stage_has_a_place_and_songs_enough(device: str, cores: int) -> None:
+    plan = CorePlan.choose(torch.device(device), cores, None)
+    assert min(plan.read, plan.write, plan.device_threads) >= 1
+    assert plan.songs > plan.read + plan.write
+    assert str(cores) in plan.describe()
+
+
+def test_what_the_machine_has_is_found() -> None:
+    assert 1 <= available_cores()
+    assert available_memory() > 2**20

@@ -1,0 +1,244 @@
+"""Done means: for this content, this model and these settings."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from metatasnet_fast.catalogue import Failure, Outcome, Song, Status
+from metatasnet_fast.catalogue.destination import Destination, song_folder
+from metatasnet_fast.catalogue.result import RESULT_NAME, Result
+from metatasnet_fast.catalogue.survey import Finding, survey, verify
+from metatasnet_fast.catalogue.worker import Worker
+
+from .conftest import settings, sf, songs_of, write_song
+from .stand_ins import GatedDevice, SleepingDevice
+
+pytestmark = pytest.mark.usefixtures("small_windows")
+NOWHERE = Path("no model")
+
+
+def run(out: Path | str, songs: list[Song], **more: Any) -> dict[str, Outcome]:
+    engine = more.pop("engine", None) or SleepingDevice()
+    options = settings(more.pop("model", NOWHERE), **more)
+    with Worker(options, str(out), engine=engine) as worker:
+        return {outcome.id: outcome for outcome in worker.process(songs)}
+
+
+def statuses(outcomes: dict[str, Outcome]) -> set[Status]:
+    return {outcome.status for outcome in outcomes.values()}
+
+
+def age(path: Path) -> None:
+    """Make a file old enough for its time of change to be relied on."""
+    os.utime(path, (1e9, 1e9))
+
+
+@pytest.fixture
+def album(tmp_path: Path) -> list[Path]:
+    return [write_song(tmp_path / "album" / f"{i}.wav", 0.3, seed=i) for i in range(3)]
+
+
+def test_a_result_says_all_that_was_done(album: list[Path], tmp_path: Path) -> None:
+    outcome = run(tmp_path / "out", songs_of(album[0]), format="wav")["0"]
+    folder = tmp_path / "out" / song_folder("0")
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "bass.wav", "drums.wav", "other.wav", RESULT_NAME, "vocals.wav"
+    ]  # fmt: skip
+    values = json.loads((folder / RESULT_NAME).read_text())
+    assert values["format_version"] == 1 and values["key"] == outcome.key
+    assert values["input"]["sha256"] == outcome.content
+    assert values["audio"] == {"duration": 0.3, "sample_rate": 16000, "channels": 2, "samples": 4800}
+    assert set(values["seconds"]) == {"fetch", "read", "separate", "write"}
+    assert values["files"]["drums"]["bytes"] == (folder / "drums.wav").stat().st_size
+    assert outcome.bytes_out == sum(file["bytes"] for file in values["files"].values())
+    assert not list((tmp_path / "out" / ".staging").iterdir())
+
+
+def test_a_second_run_does_only_what_is_missing(album: list[Path], tmp_path: Path) -> None:
+    out, songs = tmp_path / "out", songs_of(*album)
+    assert statuses(run(out, songs)) == {Status.done}
+    shutil.rmtree(out / song_folder("1"))
+    again = run(out, songs)
+    assert {id for id, outcome in again.items() if outcome.status is Status.done} == {"1"}
+    assert again["0"].status is Status.skipped and again["0"].duration == 0.3
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_file_that_changes_is_separated_anew(album: list[Path], tmp_path: Path, old: bool) -> None:
+    out, songs = tmp_path / "out", songs_of(*album)
+    if old:
+        for path in album:
+            age(path)
+    run(out, songs)
+    write_song(album[1], 0.3, seed=7)
+    again = run(out, songs)
+    assert {id for id, outcome in again.items() if outcome.status is Status.done} == {"1"}
+
+
+def test_an_old_file_is_not_read_again(album: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    age(album[0])
+    run(tmp_path / "out", songs_of(album[0]))
+
+    def read(path: Path) -> str:
+        raise AssertionError("the file was read")
+
+    monkeypatch.setattr("metatasnet_fast.catalogue.destination.sha256_of", read)
+    assert statuses(run(tmp_path / "out", songs_of(album[0]))) == {Status.skipped}
+
+
+def test_a_file_that_only_moved_is_done(album: list[Path], tmp_path: Path) -> None:
+    run(tmp_path / "out", songs_of(album[0]))
+    moved = album[0].rename(tmp_path / "0.wav")
+    assert statuses(run(tmp_path / "out", songs_of(moved))) == {Status.skipped}
+
+
+@pytest.mark.parametrize(
+    "change", [{"format": "wav"}, {"subtype": "int24"}, {"stems": {"vocals": ("vocals",)}}, {"overwrite": True}]
+)
+def test_other_settings_make_everything_anew(album: list[Path], tmp_path: Path, change: dict[str, Any]) -> None:
+    out, songs = tmp_path / "out", songs_of(*album)
+    run(out, songs)
+    assert statuses(run(out, songs, **change)) == {Status.done}
+    found = {path.name for path in (out / song_folder("0")).iterdir()}
+    stems = change.get("stems", ["drums", "bass", "other", "vocals"])
+    assert found == {f"{stem}.{change.get('format', 'flac')}" for stem in stems} | {RESULT_NAME}
+
+
+def test_settings_of_the_machine_change_nothing(album: list[Path], tmp_path: Path) -> None:
+    run(tmp_path / "out", songs_of(*album))
+    again = run(tmp_path / "out", songs_of(*album), batch_size=3, threads=1, songs_in_flight=2, max_hours=3)
+    assert statuses(again) == {Status.skipped}
+
+
+def test_another_model_makes_everything_anew(model: Path, album: list[Path], tmp_path: Path) -> None:
+    from metatasnet_fast.model import MultiTasNet
+    from tests.support import TINY, recipe_state
+
+    network = MultiTasNet(TINY)
+    network.load_state_dict(recipe_state(TINY, 2))
+    network.save_pretrained(tmp_path / "models" / "tiny")
+    keys = set()
+    for path, expected in ((model, Status.done), (model, Status.skipped), (tmp_path / "models" / "tiny", Status.done)):
+        with Worker(settings(path), str(tmp_path / "out")) as worker:
+            [outcome] = worker.process(songs_of(album[0]))
+        assert outcome.status is expected
+        keys.add(outcome.key)
+    assert len(keys) == 2
+
+
+@pytest.mark.parametrize("damage", ["no stem", "short stem", "no result", "cut result", "other version"])
+def test_what_is_damaged_is_made_anew(album: list[Path], tmp_path: Path, damage: str) -> None:
+    run(tmp_path / "out", songs_of(album[0]))
+    folder = tmp_path / "out" / song_folder("0")
+    result = folder / RESULT_NAME
+    if damage == "no stem":
+        (folder / "bass.flac").unlink()
+    elif damage == "short stem":
+        (folder / "bass.flac").write_bytes((folder / "bass.flac").read_bytes()[:-1])
+    elif damage == "no result":
+        result.unlink()
+    elif damage == "cut result":
+        result.write_text(result.read_text()[:-9])
+    else:
+        result.write_text(result.read_text().replace('"format_version": 1', '"format_version": 2'))
+    assert statuses(run(tmp_path / "out", songs_of(album[0]))) == {Status.done}
+    assert all(isinstance(found, Result) for found in verify(Destination(str(tmp_path / "out"))))
+
+
+def test_two_runs_at_once_do_no_harm(album: list[Path], tmp_path: Path) -> None:
+    out, songs = tmp_path / "out", songs_of(*album)
+    device = GatedDevice()
+    found: list[dict[str, Outcome]] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(run(out, songs, engine=device, overwrite=True, format="ogg")))
+        for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    device.gate.set()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 3 and all(statuses(outcomes) == {Status.done} for outcomes in found)
+    checked = list(verify(Destination(str(out))))
+    assert len(checked) == 3 and all(isinstance(result, Result) for result in checked)
+    assert not list((out / ".staging").iterdir())
+
+
+def test_what_a_dead_run_left_is_swept_and_what_a_live_one_has_is_not(album: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with Worker(settings(NOWHERE), str(out), engine=SleepingDevice()) as live:
+        dead = live._staging.path.with_name(live._staging.path.name[:-8] + "deadbeef")
+        dead.mkdir()
+        (dead / "lock").touch()
+        (dead / "stem.part").write_bytes(b"x")
+        run(out, songs_of(album[0]))
+        assert not dead.exists() and live._staging.path.exists()
+
+
+def test_in_object_stores_too(album: list[Path], tmp_path: Path) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    store = fsspec.filesystem("memory")
+    try:
+        for path in album:
+            store.put_file(str(path), f"/in/{path.name}")
+        songs = [Song(path.stem, f"memory://in/{path.name}") for path in album] + [Song("x", "memory://in/x.wav")]
+        first = run("memory://out", songs)
+        assert first.pop("x").failure is Failure.not_found
+        assert statuses(first) == {Status.done}
+        second = run("memory://out", songs)
+        second.pop("x")
+        assert statuses(second) == {Status.skipped}
+        assert statuses(run("memory://out", songs[:1], format="wav")) == {Status.done}
+        assert f"/out/{song_folder('0')}/drums.flac" not in store.find("/out")
+        found = list(verify(Destination("memory://out")))
+        assert len(found) == 3 and all(isinstance(result, Result) for result in found)
+        with store.open(f"/out/{song_folder('1')}/drums.flac") as file:
+            samples, rate = sf.read(file)
+        assert samples.shape == (4800, 2) and rate == 16000
+        store.pipe(f"/out/{song_folder('1')}/drums.flac", b"x")
+        broken = [found for found in verify(Destination("memory://out"), repair=True) if isinstance(found, Finding)]
+        assert [finding.folder for finding in broken] == [song_folder("1")]
+        assert statuses(run("memory://out", songs[1:2])) == {Status.done}
+    finally:
+        for folder in ("/in", "/out"):
+            store.rm(folder, recursive=True)
+
+
+def test_a_survey_counts_what_is_there(album: list[Path], tmp_path: Path) -> None:
+    run(tmp_path / "out", songs_of(*album))
+    (tmp_path / "out" / song_folder("2") / RESULT_NAME).write_text("{")
+    found = survey(Destination(str(tmp_path / "out")))
+    assert (found.done, found.damaged_results) == (2, 1)
+    assert found.audio_seconds == pytest.approx(0.6)
+
+
+def test_verifying_reads_every_byte(album: list[Path], tmp_path: Path) -> None:
+    run(tmp_path / "out", songs_of(*album))
+    stem = tmp_path / "out" / song_folder("1") / "vocals.flac"
+    content = bytearray(stem.read_bytes())
+    content[-1] ^= 1
+    stem.write_bytes(content)
+    (tmp_path / "out" / song_folder("2") / "stray.txt").touch()
+    found = {
+        finding.folder: finding.problem
+        for finding in verify(Destination(str(tmp_path / "out")))
+        if isinstance(finding, Finding)
+    }
+    assert "vocals has another content" in found[song_folder("1")]
+    assert "stray.txt" in found[song_folder("2")] and len(found) == 2
+
+
+def test_songs_of_equal_content_have_outputs_of_their_own(album: list[Path], tmp_path: Path) -> None:
+    songs = [Song(f"copy {i}", str(album[0])) for i in range(5)]
+    outcomes = run(tmp_path / "out", songs)
+    assert statuses(outcomes) == {Status.done}
+    results = [result for result in verify(Destination(str(tmp_path / "out"))) if isinstance(result, Result)]
+    assert len({result.id for result in results}) == 5
+    assert len({result.files["drums"].sha256 for result in results}) == 1

@@ -1,0 +1,136 @@
+"""``catalogue run``, ``status`` and ``verify`` from the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from metatasnet_fast.catalogue.destination import song_folder
+from metatasnet_fast.catalogue.manifest import read_manifest
+
+from .conftest import RATE, Command, sf
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def album(tmp_path: Path, sound: np.ndarray) -> Path:
+    folder = tmp_path / "album"
+    folder.mkdir()
+    for index in range(3):
+        sf.write(folder / f"{index}.wav", sound * (index + 1), RATE, subtype="FLOAT")
+    (folder / "bad.mp3").write_text("this is no music")
+    return folder
+
+
+def arguments(model: Path, *words: str | Path) -> list[str]:
+    return ["catalogue", "run", *map(str, words), "--model", str(model), "--device", "cpu", "--threads", "2"]
+
+
+def test_a_catalogue_from_the_first_run_to_the_last(command: Command, model: Path, album: Path) -> None:
+    first = command(*arguments(model, "album", "--out", "out", "--json"))
+    assert first.code == 3
+    kinds = [entry["event"] for entry in first.entries]
+    assert kinds[0] == "run_started" and kinds[-1] == "run_ended" and kinds.count("song_ended") == 4
+    end = first.entries[-1]
+    assert end["failures"] == {"not_audio": 1} and end["remaining"] == 0 and end["exit_code"] == 3
+    [failed] = [entry for entry in first.entries if entry.get("status") == "failed"]
+    assert failed["failure"] == "not_audio" and "manifest" in failed["hint"] and failed["uri"].endswith("bad.mp3")
+
+    dry = command(*arguments(model, "album", "--out", "out", "--dry-run", "--json"))
+    assert dry.entries[0] == {
+        "songs": 4, "todo": 1, "done": 3, "failed": 0, "missing": 0, "expected_hours": pytest.approx(0, abs=1e-3)
+    }  # fmt: skip
+
+    os.utime(album / "bad.mp3", (1e9, 1e9))
+    shutil.rmtree(Path("out") / song_folder(read_manifest(str(album / "0.wav"))[0].id))
+    second = command(*arguments(model, "album", "--out", "out", "--price-per-hour", "3.60"))
+    assert second.code == 3 and "report: " in second.out
+    third = command(*arguments(model, "album", "--out", "out", "--json"))
+    assert [entry["status"] for entry in third.entries if entry["event"] == "song_ended"].count("skipped") == 3
+
+    status = command("catalogue", "status", "out", "--json")
+    assert status.entries[0]["done"] == 3 and status.entries[0]["failed"] == {"not_audio": 1}
+    assert "bad" in command("catalogue", "status", "out").out
+    assert command("catalogue", "verify", "out").code == 0
+    stem = next(Path("out/songs").rglob("bass.flac"))
+    stem.write_bytes(stem.read_bytes()[:-1])
+    broken = command("catalogue", "verify", "out", "--repair")
+    assert broken.code == 3 and "bass has" in broken.out
+    (album / "bad.mp3").unlink()
+    assert command(*arguments(model, "album", "--out", "out")).code == 0
+    assert command("catalogue", "verify", "out", "--json").entries[-1] == {
+        "verified": 3, "findings": 0, "repaired": False
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["nowhere", "--out", "out"], "no manifest"),
+        (["album", "--out", "out", "--shard", "3/2"], "i/n"),
+        (["album", "--out", "out", "--mode", "reference"], "fast mode"),
+        (["album", "--out", "out", "--format", "mp4"], "mp4"),
+        (["album", "--out", "out", "--stems", "guitar"], "guitar"),
+        (["album", "--out", "out", "--threads", "0"], "at least 1"),
+        (["album", "--out", "out", "--workers", "0"], "at least 1"),
+        (["album", "--out", "out", "--address", "auto"], "--engine ray"),
+        (["album", "--out", "/proc/nowhere", "--dry-run", "--dtype", "float3"], "float3"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_in_one_sentence(
+    command: Command, model: Path, album: Path, words: list[str], reason: str
+) -> None:
+    outcome = command("catalogue", "run", "--model", model, "--device", "cpu", *words)
+    assert outcome.code == 2 and reason in outcome.one_sentence()
+
+
+@pytest.mark.parametrize("action", ["status", "verify"])
+def test_a_place_without_a_catalogue_says_so(command: Command, action: str) -> None:
+    outcome = command("catalogue", action, "nowhere")
+    assert outcome.code == 2 and "no catalogue" in outcome.one_sentence()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_sigterm_finishes_the_songs_in_flight_and_says_what_remains(model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "album"
+    folder.mkdir()
+    noise = 0.1 * np.random.default_rng(0).standard_normal((20 * RATE, 2)).astype(np.float32)
+    for index in range(40):
+        sf.write(folder / f"{index}.flac", noise, RATE)
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "metatasnet_fast", *arguments(model, folder, "--out", out, "--json")],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(json.loads(line))
+        if lines[-1]["event"] == "song_ended":
+            process.send_signal(signal.SIGTERM)
+            break
+    rest, said = process.communicate(timeout=60)
+    lines += [json.loads(line) for line in rest.splitlines()]
+    end = lines[-1]
+    done = sum(entry["event"] == "song_ended" for entry in lines)
+    assert process.returncode == 3
+    assert end["event"] == "run_ended" and not end["complete"] and end["remaining"] == 40 - done > 0
+    assert f"{40 - done} songs remain" in said
+    assert len(list((out / "songs").rglob("result.json"))) == done
+    assert not list((out / ".staging").iterdir())
+    time.sleep(0.1)
+    children = subprocess.run(["pgrep", "-f", str(out)], capture_output=True, text=True).stdout
+    assert not children.split()
