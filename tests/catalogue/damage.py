@@ -145,7 +145,7 @@ WAYS: Mapping[str, tuple[Way, str]] = {
     "header cut off": (header_cut_off, "decode"),
     "index cut off": (index_cut_off, "decode"),
     "no samples": (no_samples, "empty"),
-    "directory": (directory, "not_found"),
+    "directory": (directory, "not_audio"),
     "silent film": (silent_film, "not_audio"),
     "picture": (picture, "not_audio"),
     "page": (page, "not_audio"),

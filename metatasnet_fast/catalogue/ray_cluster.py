@@ -1,0 +1,129 @@
+"""Starting Ray on this machine or joining a cluster, quietly, and leaving nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from ..errors import ConfigError, MissingDependencyError
+from .cores import available_cores
+from .ray_pool import Node
+
+__all__ = ["nodes_of", "ray_cluster"]
+
+OBJECT_STORE = 256 * 2**20
+"""Bytes; rows are addresses and outcomes."""
+
+QUIET = {
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+"""Unless the environment says otherwise."""
+
+
+@contextlib.contextmanager
+def ray_cluster(address: str | None) -> Iterator[Any]:
+    """The module ``ray``, connected.
+
+    With an address the cluster there is joined, and left at the end; without one, Ray is started on this machine with this
+    process's cores and all GPUs, and ended with all its processes and files. A connection that was there is used and kept.
+
+    Raises:
+        MissingDependencyError: without the package ray.
+        ConfigError: if no cluster answers at the address.
+    """
+    handlers = _handlers()
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    try:
+        ray = _import()
+        if ray.is_initialized():
+            yield ray
+            return
+        # Short: sockets have names of 107 bytes at most.
+        folder = None if address else tempfile.mkdtemp(prefix="mtf-ray-", dir=os.environ.get("RAY_TMPDIR"))
+        try:
+            with _native_errors_muted():
+                _connect(ray, address, folder)
+            _put_back(handlers)
+            yield ray
+        finally:
+            ray.shutdown()
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        _put_back(handlers)
+
+
+def nodes_of(ray: Any) -> list[Node]:
+    """The machines of the cluster that are alive."""
+    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [Node(int(entry.get("CPU", 0)), int(entry.get("GPU", 0))) for entry in resources]
+
+
+def _import() -> Any:
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise MissingDependencyError("The engine ray needs the package ray; install metatasnet-fast[ray].") from error
+    return ray
+
+
+def _connect(ray: Any, address: str | None, folder: str | None) -> None:
+    common = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        ray.init(
+            address="local",
+            num_cpus=available_cores(),
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE,
+            _temp_dir=folder,
+            **common,
+        )
+        return
+    try:
+        ray.init(address=address, **common)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ConfigError(
+            f"No Ray cluster can be joined at {address} ({reason}); start one with `ray start --head`, "
+            "or leave --address out to start Ray on this machine."
+        ) from error
+
+
+@contextlib.contextmanager
+def _native_errors_muted() -> Iterator[None]:
+    """Ray's compiled part greets on standard error; what goes wrong it says by exceptions, and in its log files."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _handlers() -> dict[int, Any]:
+    """Signal handlers of this process; none where they cannot be set."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+
+def _put_back(handlers: dict[int, Any]) -> None:
+    """Ray sets handlers of its own when it is imported and started."""
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
