@@ -18,6 +18,7 @@ from ... import __version__
 from ...config import INSTRUMENTS
 from ...errors import TrainingDataError
 from .entry import FORMAT, SPLITS, RateEntry, TrackEntry
+from .quantise import quantise
 
 __all__ = [
     "DTYPES",
@@ -73,7 +74,7 @@ def write_track(
         name: the track's, and its folder's.
         audio: for each rate the stems (4, channels, samples), full scale 1, finite, 1 or 2 channels. The rates are cut to
             one duration.
-        dtype: how samples are stored: ``int16`` with one scale per stem, its peak being 32767; or ``float32``.
+        dtype: how samples are stored: ``int16`` with one scale per stem (see ``quantise``), or ``float32``.
         counts: False for stems that the loss must leave out.
         sha256, origin, loudness, warnings: kept in the entry.
 
@@ -110,15 +111,6 @@ def write_track(
         )
         (folder / ENTRY).write_text(entry.to_json(), "utf-8")
     return entry
-
-
-def quantise(stems: NDArray[np.float32]) -> tuple[NDArray[np.int16], tuple[float, ...]]:
-    """``round(x / scale)`` with ``scale = peak / 32767`` of each stem, and the scales."""
-    peaks = np.abs(stems).max(axis=(1, 2))
-    # A silent stem's scale is arbitrary, and that of a stem that is all but silent must not round to 0.
-    scale = np.maximum(np.where(peaks > 0, peaks, 1.0) / 32767, np.finfo(np.float32).tiny).astype(np.float32)
-    stored = np.rint(stems / scale[:, None, None]).clip(-32767, 32767).astype(np.int16)
-    return stored, tuple(float(s) for s in scale)
 
 
 @contextmanager

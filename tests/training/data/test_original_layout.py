@@ -101,8 +101,8 @@ def test_a_cache_made_of_it_is_the_cache_made_of_the_stems(tmp_path: Path, songs
             a, b = theirs.stems(rate), ours.stems(rate)
             n = min(a.shape[-1], b.shape[-1])
             assert abs(a.shape[-1] - b.shape[-1]) <= rate // RATES[0]
-            # Rounded twice, each time by half a unit.
-            assert np.abs(a[..., :n] - b[..., :n]).max() < a.scale.max() * 1.01
+            # Each is rounded, by at most 1.7 units.
+            assert np.abs(a[..., :n] - b[..., :n]).max() < a.scale.max() * 3.4
 
 
 def test_it_is_no_cache_itself(tmp_path: Path, songs: Path) -> None:
