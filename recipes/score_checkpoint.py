@@ -23,7 +23,7 @@ from training.scoring import Scores, piece_scores, summary
 from metatasnet_fast import MultiTasNet, available_backends, load_checkpoint, use_backend
 from metatasnet_fast.audio import read_audio, resample
 from metatasnet_fast.config import INSTRUMENTS
-from metatasnet_fast.evaluation import open_musdb
+from metatasnet_fast.evaluation.musdb18 import open_musdb
 
 PIECE_SECONDS = 8
 

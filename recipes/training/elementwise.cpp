@@ -240,6 +240,42 @@ Tensors norm_backward(torch::Tensor dy, torch::Tensor x, double slope, torch::Te
   return {dx, dslope, dgamma, dbeta};
 }
 
+// One frame of the depthwise convolution's gradients: of its input y, of its taps, and the sums that y's norm needs.
+// `dv` points `reach` before the frame; the frames out of range are zero.
+template <typename S>
+inline void taps_backward(const float* __restrict dv, int64_t reach, const S* __restrict u, float slope, const float* __restrict scale,
+                          const float* __restrict shift, const float* __restrict w, int64_t C, float* __restrict dy,
+                          float* __restrict dw, float* __restrict first, float* __restrict second) {
+#pragma GCC ivdep
+  for (int64_t c = 0; c < C; ++c) {
+    const float before = dv[c], here = dv[c + reach], after = dv[c + 2 * reach];
+    const float x = load(u[c]);
+    const float p = x > 0 ? x : slope * x;
+    const float y = p * scale[c] + shift[c];
+    const float grad = w[c] * after + w[C + c] * here + w[2 * C + c] * before;
+    dw[c] += after * y;
+    dw[C + c] += here * y;
+    dw[2 * C + c] += before * y;
+    dy[c] = grad;
+    first[c] += grad;
+    second[c] += grad * p;
+  }
+}
+
+// One frame of the depthwise convolution, and the sums of q = prelu(v) and q^2. `y` points `reach` before the frame.
+template <typename S>
+inline void taps_forward(const float* __restrict y, int64_t reach, const float* __restrict w, float slope, int64_t C, S* __restrict v,
+                         float* __restrict first, float* __restrict second) {
+#pragma GCC ivdep
+  for (int64_t c = 0; c < C; ++c) {
+    store(v[c], w[c] * y[c] + w[C + c] * y[c + reach] + w[2 * C + c] * y[c + 2 * reach]);
+    const float z = load(v[c]);
+    const float q = z > 0 ? z : slope * z;
+    first[c] += q;
+    second[c] += q * q;
+  }
+}
+
 // m, v, and the two norms' mean and rstd. taps: (4, 3, C).
 Tensors block_forward(torch::Tensor u, double slope1, torch::Tensor gamma1, torch::Tensor beta1, torch::Tensor taps, int64_t d,
                       double slope2, torch::Tensor gamma2, torch::Tensor beta2) {
@@ -258,19 +294,8 @@ Tensors block_forward(torch::Tensor u, double slope1, torch::Tensor gamma1, torc
       moments(sums, T, C, floats(mean1) + pair * GROUPS, floats(rstd1) + pair * GROUPS);
       affine(floats(mean1) + pair * GROUPS, floats(rstd1) + pair * GROUPS, floats(gamma1) + i * C, floats(beta1) + i * C, C, scale, shift);
       apply_norm(in, s1, scale, shift, T, C, y.data() + d * C);
-      const float* __restrict w = floats(taps) + i * 3 * C;
-      sums.over(T, C, [&](int64_t t, float* __restrict a, float* __restrict b) {
-        const float* __restrict y0 = y.data() + t * C;
-        const float* __restrict y1 = y0 + d * C;
-        const float* __restrict y2 = y1 + d * C;
-        S* __restrict out = mid + t * C;
-        for (int64_t c = 0; c < C; ++c) {
-          store(out[c], w[c] * y0[c] + w[C + c] * y1[c] + w[2 * C + c] * y2[c]);
-          const float z = load(out[c]);
-          const float q = z > 0 ? z : s2 * z;
-          a[c] += q;
-          b[c] += q * q;
-        }
+      sums.over(T, C, [&](int64_t t, float* a, float* b) {
+        taps_forward(y.data() + t * C, d * C, floats(taps) + i * 3 * C, s2, C, mid + t * C, a, b);
       });
       moments(sums, T, C, floats(mean2) + pair * GROUPS, floats(rstd2) + pair * GROUPS);
       affine(floats(mean2) + pair * GROUPS, floats(rstd2) + pair * GROUPS, floats(gamma2) + i * C, floats(beta2) + i * C, C, scale, shift);
@@ -304,29 +329,11 @@ Tensors block_backward(torch::Tensor dm, torch::Tensor u, torch::Tensor v, doubl
       floats(dslope2)[pair] = apply_norm_backward(g, mid, s2, k, k0, k1, T, C, dv.data() + d * C, lanes);
 
       affine(mu1, r1, floats(gamma1) + i * C, floats(beta1) + i * C, C, scale, shift);
-      const float* __restrict w = floats(taps) + i * 3 * C;
-      const float* __restrict a1 = scale.data();
-      const float* __restrict b1 = shift.data();
-      float* __restrict dw = floats(dtaps) + pair * 3 * C;
+      float* dw = floats(dtaps) + pair * 3 * C;
       std::fill(dw, dw + 3 * C, 0.f);
-      sums.over(T, C, [&](int64_t t, float* __restrict a, float* __restrict b) {
-        const float* __restrict before = dv.data() + t * C;
-        const float* __restrict here = before + d * C;
-        const float* __restrict after = here + d * C;
-        const S* __restrict row = in + t * C;
-        float* __restrict out = dy.data() + t * C;
-        for (int64_t c = 0; c < C; ++c) {
-          const float x = load(row[c]);
-          const float p = x > 0 ? x : s1 * x;
-          const float y = p * a1[c] + b1[c];
-          const float grad = w[c] * after[c] + w[C + c] * here[c] + w[2 * C + c] * before[c];
-          dw[c] += after[c] * y;
-          dw[C + c] += here[c] * y;
-          dw[2 * C + c] += before[c] * y;
-          out[c] = grad;
-          a[c] += grad;
-          b[c] += grad * p;
-        }
+      sums.over(T, C, [&](int64_t t, float* a, float* b) {
+        taps_backward(dv.data() + t * C, d * C, in + t * C, s1, scale.data(), shift.data(), floats(taps) + i * 3 * C, C,
+                      dy.data() + t * C, dw, a, b);
       });
       gradient_of_norm(sums, T, C, mu1, r1, floats(gamma1) + i * C, floats(dgamma1) + pair * C, floats(dbeta1) + pair * C, k, k0, k1);
       floats(dslope1)[pair] = apply_norm_backward(dy.data(), in, s1, k, k0, k1, T, C, data<S>(du) + pair * T * C, lanes);

@@ -62,7 +62,7 @@ class Sampler:
     """Items cut at the same times at every rate.
 
     Four kinds: a song as it is; a song's vocals over a synthesised piece; stems of any tracks; and any of these with another
-    bass. Where a bass is added to a song whose own bass may hide in `other`, that `other` goes without low frequencies.
+    bass. Where a song's bass may hide in `other`, that `other` goes without low frequencies, or does not count in the loss.
     """
 
     def __init__(self, tracks: list[Track], config: MetaTasNetConfig, seconds: float, rng: np.random.Generator) -> None:
@@ -121,13 +121,14 @@ class Sampler:
     def channel(self) -> int:
         return int(self.rng.choice([0, 1, 2, 2]))
 
-    def item(self) -> list[NDArray[np.float32]]:
-        """(4, sample) for each stage."""
+    def item(self) -> tuple[list[NDArray[np.float32]], bool]:
+        """(4, sample) for each stage; whether `other` may hold a bass line."""
         rng = self.rng
         kind = rng.choice(["song", "backing", "any"], p=[0.4, 0.15, 0.45] if self.synthetic else [0.5, 0.0, 0.5])
         base = self.pick(self.synthetic if kind == "backing" else self.songs)
         focus = int(rng.choice(4, p=[0.3, 0.1, 0.2, 0.4]))
         start, channel = self.where_it_sounds(base, focus), self.channel()
+        doubtful = False
         new_bass = rng.random() < (0.8 if kind == "any" else 0.35)
         stems = []
         for stem in range(4):
@@ -139,23 +140,27 @@ class Sampler:
             if stem == BASS and new_bass:
                 index = self.pick(self.with_bass[not self.synthetic or rng.random() < 0.3])
                 at = self.where_it_sounds(index, stem)
-            hidden = stem == OTHER and not self.tracks[index].explicit and new_bass
-            pieces = self.cut(index, HIGH_PASSED if hidden else stem, side, at)
+            if stem == OTHER and not self.tracks[index].explicit:
+                doubtful = not new_bass and rng.random() < 0.5
+                pieces = self.cut(index, OTHER if doubtful else HIGH_PASSED, side, at)
+            else:
+                pieces = self.cut(index, stem, side, at)
             # Decibels: stems of different tracks are mixed at levels further apart.
             gain = 10 ** (rng.normal(0, 4 if kind == "any" else 1.5) / 20) * rng.choice([-1, 1])
             stems.append([np.float32(gain) * piece for piece in pieces])
         level = np.float32(rng.uniform(0.7, 1.3))
-        return [level * np.stack([pieces[s] for pieces in stems]) for s in range(len(self.stages))]
+        return [level * np.stack([pieces[s] for pieces in stems]) for s in range(len(self.stages))], doubtful
 
     def batch(self, size: int) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """Mixtures (n, T_s) and sources (4, n, T_s) for each stage, and (4, n): 1 where a stem counts in the loss."""
-        items = [self.item() for _ in range(size)]
+        items, doubtful = zip(*(self.item() for _ in range(size)), strict=True)
         sources = [torch.from_numpy(np.stack(stage, axis=1)) for stage in zip(*items, strict=True)]
         mixes = [x.sum(0) for x in sources]
         # A stem counts where it and something else sound: in dB, hopeless and trivial items would weigh as much as the others.
         power = sources[-1].square().mean(-1)
         rest = (mixes[-1] - sources[-1]).square().mean(-1)
         counts = ((power > SOUNDS * (power + rest)) & (rest > SOUNDS * (power + rest)) & (power > 1e-4)).float()
+        counts[OTHER] *= 1 - torch.tensor(doubtful, dtype=torch.float32)
         return mixes, sources, counts
 
 
