@@ -1,0 +1,106 @@
+"""``train`` and ``plot`` from the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from metatasnet_fast import load_checkpoint
+from metatasnet_fast.cli.training_display import TrainingDisplay
+from tests.cli.conftest import Command
+from tests.training.songs import SMALL, write_cache
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_cache(tmp_path_factory.mktemp("songs") / "cache", seconds=1.0, train=2, rates=(8000, 16000))
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "small.json"
+    path.write_text(json.dumps({**SMALL, "learning_rate": 0.01}))
+    return path
+
+
+def test_a_run_is_trained_continued_and_drawn(command: Command, cache: Path, config: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    start = ("train", cache, "--out", "run", "--config", config)
+    first = command(*start, "--steps", "2", "--validate-every", "2", "--learning_rate", "2e-3", "--no-recompute")
+    assert first.code == 0
+    assert "N=8" in first.out and "learning_rate=0.002" in first.out and "batch_size=4" in first.out
+    assert "backend reference, device cpu, float32" in first.out
+    assert "validation at step 2" in first.out and "best so far" in first.out
+    settings = json.loads((tmp_path / "run" / "settings.json").read_text())
+    assert settings["training"]["learning_rate"] == 2e-3
+    assert settings["run"]["backend"] == "reference"
+    again = command("train", cache, "--out", "run", "--steps", "4", "--log_every", "1")
+    assert again.code == 0
+    assert "goes on from run/last.pt, step 2" in again.out and "changed: steps from 2 to 4" in again.out
+    assert "learning_rate=0.002" in again.out
+    assert "step 4 of 4" in again.out and "steps/s" in again.out and "audio-s/s" in again.out
+    assert load_checkpoint(tmp_path / "run" / "best.pt").config.N == 8
+    replayed = command("train", cache, "--out", "copy", "--config", "run/settings.json", "--steps", "1")
+    assert replayed.code == 0
+    drawn = command("plot", "run")
+    assert drawn.code == 0 and (tmp_path / "run" / "run.png").read_bytes().startswith(b"\x89PNG")
+    assert command("plot", "run", "-o", "run.svg").code == 0
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_an_interrupted_run_is_saved(
+    command: Command, cache: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int
+) -> None:
+    def interrupt(self: TrainingDisplay, step: int, total: int | None, loss: float) -> None:
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(TrainingDisplay, "step", interrupt)
+    outcome = command("train", cache, "--out", "run", "--config", config, "--steps", "5")
+    assert outcome.code == code
+    assert "goes on from run" in outcome.out
+    assert (tmp_path / "run" / "last.pt").exists()
+    assert outcome.err == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--N", "7"], "N must be a multiple"),
+        (["--batch_size", "0"], "batch_size must be at least 1"),
+        (["--batch_size", "many"], "--batch_size"),
+        (["--config", "absent.toml"], "absent.toml cannot be read"),
+        (["--checkpoint", "absent.pt"], "no checkpoint at absent.pt"),
+        (["--backend", "abacus"], "Unknown backend 'abacus'"),
+        (["--backend", "cpu"], "cpu cannot serve training"),
+        (["--device", "abacus"], "Unknown device 'abacus'"),
+        (["--dtype", "float8"], "Unknown dtype 'float8'"),
+        (["--dtype", "float16"], "loss scaling"),
+        (["--time_length", "0.001"], "choose another length"),
+        (["--stages_num", "3"], "lacks 32000 Hz"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence(
+    command: Command, cache: Path, config: Path, tmp_path: Path, options: list[str], says: str
+) -> None:
+    given = [] if "--config" in options else ["--config", config]
+    outcome = command("train", cache, "--out", "run", *given, *options)
+    assert outcome.code == 2 and says in outcome.one_sentence()
+    assert not (tmp_path / "run").exists()
+
+
+def test_folders_that_are_something_else_are_refused(command: Command, config: Path, tmp_path: Path) -> None:
+    assert "no finished cache" in command("train", tmp_path, "--out", "run", "--config", config).one_sentence()
+    assert "no log of a run" in command("plot", tmp_path).one_sentence()
+
+
+def test_tensorboard_that_is_missing_is_named(
+    command: Command, cache: Path, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    outcome = command("train", cache, "--out", "run", "--config", config, "--tensorboard", "--steps", "1")
+    assert outcome.code == 2 and "metatasnet-fast[training]" in outcome.one_sentence()
