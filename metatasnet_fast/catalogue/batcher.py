@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..separation.batches import BatchRunner
+from ..separation.batches import BatchRunner, is_out_of_memory
 from .busy import DeviceClock
 from .cores import CorePlan
 
@@ -64,6 +64,8 @@ class Batcher:
         self.runner = runner
         self.clock = DeviceClock(device)
         self.windows_done = 0
+        self.lost: Exception | None = None
+        """What made the device unusable for the rest of the process, if anything did."""
         self._cores = cores
         self._changed = threading.Condition()
         self._waiting: dict[int, deque[_Request]] = {}
@@ -186,8 +188,11 @@ class Batcher:
             try:
                 estimates = self._separate(batch)
             except Exception as error:
-                if len(batch) == 1:
-                    batch[0].future.set_exception(error)
+                if _is_lost(error):
+                    self.lost = error
+                if len(batch) == 1 or self.lost is not None:
+                    for request in batch:
+                        request.future.set_exception(error)
                     return
                 # One song's window must not take its neighbours with it.
                 for request in batch:
@@ -208,6 +213,11 @@ class Batcher:
 
     def _separate(self, batch: list[_Request]) -> list[Tensor]:
         return list(self.runner.run(self.engine, [request.window for request in batch]))  # type: ignore[arg-type]
+
+
+def _is_lost(error: Exception) -> bool:
+    """Whether a GPU takes no further work from this process, as after an illegal memory access."""
+    return not is_out_of_memory(error) and "CUDA error" in str(error)
 
 
 class SongRunner(BatchRunner):

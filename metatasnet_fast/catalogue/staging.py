@@ -18,7 +18,7 @@ from types import TracebackType
 
 from .storage import LocalStorage, Storage
 
-__all__ = ["STAGING_NAME", "Staging"]
+__all__ = ["STAGING_NAME", "Staging", "try_lock"]
 
 STAGING_NAME = ".staging"
 LOCK = "lock"
@@ -40,7 +40,7 @@ class Staging:
         else:
             self.path = Path(tempfile.mkdtemp(prefix="metatasnet-fast-staging-"))
         self._lock = open(self.path / LOCK, "wb")
-        _try_lock(self._lock.fileno())
+        try_lock(self._lock.fileno())
 
     def folder(self, name: str) -> Path:
         path = self.path / f"{name}-{secrets.token_hex(3)}"
@@ -76,19 +76,21 @@ def _owned(folder: Path) -> bool:
     """Whether somebody holds the lock; also while the folder is so young that it may have no lock yet."""
     try:
         with open(folder / LOCK, "rb") as file:
-            return not _try_lock(file.fileno())
+            return try_lock(file.fileno()) is not True
     except FileNotFoundError:
         return folder.exists() and time.time() - folder.stat().st_mtime < 60
 
 
-def _try_lock(handle: int) -> bool:
-    """Take an exclusive lock; False if it is taken, or where there are no such locks."""
+def try_lock(handle: int) -> bool | None:
+    """Take an exclusive lock on an open file; False if somebody has it, None where there are no such locks."""
     try:
         import fcntl
     except ImportError:
-        return False
+        return None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return False
+    except OSError:
+        return None
     return True

@@ -27,6 +27,7 @@ from ..separation.recording import Recording
 from ..separation.unscaled import Unscaled
 from .batcher import SongRunner
 from .budget import SongBudget
+from .claims import Claims
 from .destination import Destination, song_folder
 from .failures import SongError, classify, unreadable
 from .machinery import Machinery
@@ -46,25 +47,37 @@ PAUSE = 0.25
 
 
 class Walker:
-    """Takes songs all the way, each in the thread that calls."""
+    """Takes songs all the way, each in the thread that calls; with ``discard``, up to their stems, which nobody gets."""
 
-    def __init__(self, machinery: Machinery, destination: Destination, staging: Staging, stop: threading.Event) -> None:
+    def __init__(
+        self,
+        machinery: Machinery,
+        destination: Destination,
+        staging: Staging,
+        stop: threading.Event,
+        discard: bool = False,
+    ) -> None:
         self._machinery = machinery
         self._settings = machinery.settings
         self._key = machinery.identity.key
         self._destination = destination
         self._staging = staging
+        self._claims = Claims(destination.storage, stop)
         self._stop = stop
+        self._discard = discard
 
     @torch.no_grad()
-    def walk(self, song: Song) -> Outcome:
-        """Never raises for what is wrong with a song."""
+    def walk(self, song: Song) -> Outcome | None:
+        """Never raises for what is wrong with a song. None if it was left: the run is being stopped, or the device is lost."""
         attempt = 1
         while True:
             trip = Trip(song, self._key, attempt)
             try:
-                return self._attempt(trip)
+                with self._claims.claim(safe_name(song.id)) as claimed:
+                    return self._attempt(trip) if claimed else None
             except Exception as error:
+                if self._machinery.batcher.lost is not None:
+                    return None
                 failure, message = classify(error)
                 if not failure.worth_retrying or attempt >= self._settings.attempts or self._stop.is_set():
                     return trip.outcome(Status.failed, failure, message)
@@ -86,6 +99,9 @@ class Walker:
             unscaled, files = self._separate(trip, source, stack, staged)
             if local_path(song.uri) is not None and source.stamp().size != trip.stamp.size:
                 raise SongError(Failure.unknown, f"{song.uri} changed while it was read.")
+            if self._discard:
+                self._make_and_drop(trip, unscaled)
+                return trip.outcome(Status.done)
             result = self._write(trip, unscaled, files)
             (staged / RESULT_NAME).write_text(result.to_json(), encoding="utf-8")
             began = time.perf_counter()
@@ -150,6 +166,16 @@ class Walker:
 
         recording.blocks = counted
         return recording
+
+    def _make_and_drop(self, trip: Trip, unscaled: Unscaled) -> None:
+        """The stems with their gains, as far as the CPU's memory."""
+        settings = self._settings
+        with self._machinery.write.enter() as writing:
+            for blocks in unscaled.outputs(settings.stems, settings.mixture_consistency):
+                for block in blocks.values():
+                    block.cpu()
+            unscaled.mixture.close()
+        trip.seconds["write"] = writing.seconds
 
     def _write(self, trip: Trip, unscaled: Unscaled, files: StemFiles) -> Result:
         """Encode the stems into the staging folder, and say what they are."""

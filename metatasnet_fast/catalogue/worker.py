@@ -12,7 +12,7 @@ from types import TracebackType
 
 import torch
 
-from ..errors import AudioWriteError
+from ..errors import AudioWriteError, BackendUnavailableError
 from .batcher import DeviceEngine
 from .destination import Destination
 from .events import Event, Listener, Notice, SongEnded, SongStarted, WorkerLoad
@@ -41,6 +41,7 @@ class Worker:
         listener: gets ``SongStarted``, ``SongEnded``, ``Notice`` and ``WorkerLoad``, from several threads, one at a time.
         stop: when set, no further song is begun; those in flight are finished.
         number: of this worker, in its events.
+        discard: make the stems and drop them, for measuring; no song is ever done.
 
     Raises:
         MetaTasNetError: if the model cannot be loaded or the device or backend cannot serve.
@@ -54,6 +55,7 @@ class Worker:
         listener: Listener | None = None,
         stop: threading.Event | None = None,
         number: int = 0,
+        discard: bool = False,
     ) -> None:
         self.number = number
         self._listen = _one_at_a_time(listener)
@@ -72,7 +74,7 @@ class Worker:
         except BaseException:
             self._staging.close()
             raise
-        self._walker = Walker(self._machinery, self._destination, self._staging, self._stop)
+        self._walker = Walker(self._machinery, self._destination, self._staging, self._stop, discard)
         self._in_flight = 0
         self._began = time.perf_counter()
         self._counting = threading.Lock()
@@ -92,7 +94,11 @@ class Worker:
         return self._machinery.describe()
 
     def process(self, songs: Iterable[Song]) -> Iterator[Outcome]:
-        """Separate songs; yields every one that was begun once, as they end. ``songs`` is read as places become free."""
+        """Separate songs; yields each one's outcome, as they end. ``songs`` is read as places become free.
+
+        Raises:
+            BackendUnavailableError: if the device takes no further work from this process; songs in flight have no outcome.
+        """
         source, reading = iter(songs), threading.Lock()
         ended: queue.SimpleQueue[Outcome | BaseException | None] = queue.SimpleQueue()
         leave = threading.Event()
@@ -102,10 +108,13 @@ class Worker:
                 self._machinery.cores.enter_song_thread()
                 while True:
                     with reading:
-                        song = None if leave.is_set() or self._stop.is_set() else next(source, None)
+                        left = leave.is_set() or self._stop.is_set() or self._machinery.batcher.lost is not None
+                        song = None if left else next(source, None)
                     if song is None:
                         break
-                    ended.put(self._walk(song))
+                    outcome = self._walk(song)
+                    if outcome is not None:
+                        ended.put(outcome)
             except BaseException as error:
                 ended.put(error)
             finally:
@@ -121,6 +130,10 @@ class Worker:
                     if isinstance(item, BaseException):
                         raise item
                     yield item
+            if self._machinery.batcher.lost is not None:
+                raise BackendUnavailableError(
+                    f"The device takes no further work ({self._machinery.batcher.lost}): start another process."
+                )
         finally:
             leave.set()
             for thread in threads:
@@ -160,7 +173,7 @@ class Worker:
     ) -> None:
         self.close()
 
-    def _walk(self, song: Song) -> Outcome:
+    def _walk(self, song: Song) -> Outcome | None:
         with self._counting:
             self._in_flight += 1
         self._listen(SongStarted(song.id, song.uri, self.number))
@@ -169,7 +182,8 @@ class Worker:
         finally:
             with self._counting:
                 self._in_flight -= 1
-        self._listen(SongEnded(outcome, self.number))
+        if outcome is not None:
+            self._listen(SongEnded(outcome, self.number))
         return outcome
 
     def _warn(self, text: str) -> None:

@@ -14,6 +14,7 @@ from metatasnet_fast.catalogue import Failure, Notice, Outcome, Status, WorkerLo
 from metatasnet_fast.catalogue import walk as walk_module
 from metatasnet_fast.catalogue.cores import CorePlan, available_cores, available_memory
 from metatasnet_fast.catalogue.worker import Worker
+from metatasnet_fast.errors import BackendUnavailableError
 from metatasnet_fast.separation.outputs import StemFiles
 
 from .conftest import settings, songs_of, write_song
@@ -75,6 +76,21 @@ def test_one_song_that_breaks_the_device_does_not_take_its_neighbours(tmp_path: 
     failed = [outcome for outcome in outcomes if outcome.status is Status.failed]
     assert [outcome.id for outcome in failed] == ["impulse"] and "too much" in str(failed[0].error)
     assert failed[0].failure is Failure.unknown
+
+
+def test_a_device_that_is_lost_ends_the_worker(tmp_path: Path) -> None:
+    class Lost(SleepingDevice):
+        def separate(self, mixes: Any, wanted: Any) -> dict[int, torch.Tensor]:
+            if len(self.batches) >= 2:
+                raise RuntimeError("CUDA error: an illegal memory access was encountered")
+            return super().separate(mixes, wanted)
+
+    songs = [write_song(tmp_path / f"{i}.wav", 0.3, channels=1, seed=i) for i in range(6)]
+    found: list[Outcome] = []
+    with pytest.raises(BackendUnavailableError, match="illegal memory access"):
+        with Worker(settings(NOWHERE, batch_size=1), str(tmp_path / "out"), engine=Lost()) as worker:
+            found.extend(worker.process(songs_of(*songs)))
+    assert len(found) <= 2 and all(outcome.status is Status.done for outcome in found)
 
 
 def test_only_so_many_songs_are_open_and_read_ahead(tmp_path: Path) -> None:

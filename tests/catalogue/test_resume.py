@@ -171,6 +171,24 @@ def test_two_runs_at_once_do_no_harm(album: list[Path], tmp_path: Path) -> None:
     assert not list((out / ".staging").iterdir())
 
 
+def test_runs_at_once_share_the_songs(album: list[Path], tmp_path: Path) -> None:
+    out, songs = (
+        tmp_path / "out",
+        songs_of(*album, *(write_song(tmp_path / f"b{i}.wav", 0.3, seed=i) for i in range(5))),
+    )
+    found: list[dict[str, Outcome]] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(run(out, songs, engine=SleepingDevice(0.01)))) for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for song in songs:
+        assert sorted(outcomes[song.id].status.value for outcomes in found) == ["done", "skipped", "skipped"]
+    assert not list((out / ".claims").iterdir())
+
+
 def test_what_a_dead_run_left_is_swept_and_what_a_live_one_has_is_not(album: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     with Worker(settings(NOWHERE), str(out), engine=SleepingDevice()) as live:
