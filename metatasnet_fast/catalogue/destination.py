@@ -1,9 +1,11 @@
-"""The layout of a destination.
+"""The layout of a destination, and what is read from and written to it.
 
-songs/ab/cd/<name>/   the stems of a song and result.json; abcd begins the SHA-256 of its id
-ledger/<run>...jsonl  one outcome a line, only ever added to
-runs/<run>/           the report of a run
-.staging/             songs that are being written (local destinations)
+    songs/ab/cd/<name>/   the stems of a song and result.json; abcd begins the SHA-256 of its id
+    ledger/<run>...jsonl  one outcome a line, only ever added to
+    runs/<run>/           the report of a run
+    .staging/, .claims/   songs that are being written, and locks on them (local destinations)
+
+The stems of a song appear at once, with their ``result.json`` last.
 """
 
 from __future__ import annotations
