@@ -150,11 +150,18 @@ class BatchSource:
 
     def _to_device(self, host: HostBatch) -> Batch:
         sources = []
-        for raw, weights in zip(host.raw, host.weights, strict=True):
-            moved = raw.to(self.device, non_blocking=True).float()
-            scaled = moved.mul_(weights.to(self.device, non_blocking=True)[..., None])
-            sources.append(scaled if scaled.shape[2] == 1 else scaled.sum(2, keepdim=True))
-        return Batch(sources, host.counts.to(self.device), host.number)
+        for stored, weights in zip(host.raw, host.weights, strict=True):
+            raw, weight = self._move(stored), self._move(weights)[..., None]
+            first, *others = range(raw.shape[2])
+            mixed = raw[:, :, first, None].float() * weight[:, :, first, None]
+            for channel in others:
+                mixed += raw[:, :, channel, None].float() * weight[:, :, channel, None]
+            sources.append(mixed)
+        return Batch(sources, self._move(host.counts), host.number)
+
+    def _move(self, x: Tensor) -> Tensor:
+        # All of it is pinned where there is a GPU: any other copy would wait for the step that is being computed.
+        return x.to(self.device, non_blocking=True)
 
 
 def _check(source: BatchSource, cache: Cache, rank: int, world: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -104,5 +105,9 @@ class CropReader:
                             channel = place % self._channels[track]
                         files[track].read(stem, channel, start, view[item, stem, place])
             raw.append(stored)
-            weights.append(torch.from_numpy(weight.astype(np.float32)))
-        return HostBatch(raw, weights, torch.from_numpy(counts.copy()), number)
+            weights.append(self._small(weight.astype(np.float32)))
+        return HostBatch(raw, weights, self._small(counts.copy()), number)
+
+    def _small(self, values: NDArray[Any]) -> Tensor:
+        found = torch.from_numpy(values)
+        return found.pin_memory() if self.pinned else found

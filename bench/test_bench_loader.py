@@ -1,0 +1,121 @@
+"""How many seconds of training audio a second the loader delivers, beside what a training step eats.
+
+    pytest bench/test_bench_loader.py --benchmark-json=loader.json
+
+The batch is the authors': 12 items of 8 s at 8, 16 and 32 kHz (96 s of audio, 43 MB as int16, 86 MB as float32), from four
+tracks of two minutes whose files are in the system's cache. ``host`` is what happens on the host: draw, read, collect in one
+buffer for each rate. On a GPU the rest, conversion and scaling, is the device's, and the host's rate is the loader's; on a
+CPU it is done by the same cores, and is measured as ``stream``. ``extra_info`` holds audio seconds per second, and the
+extrapolation to 16 cores at the rate per worker that this machine showed: what was measured and what was multiplied are named.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from metatasnet_fast.config import MetaTasNetConfig
+from metatasnet_fast.training.data import BatchSource, Cache, write_manifest, write_track
+
+CONFIG = MetaTasNetConfig()
+RATES = tuple(stage.sampling_rate for stage in CONFIG.stages)
+ITEMS, SECONDS = 12, 8.0
+MINUTES = float(os.environ.get("BENCH_LOADER_MINUTES", "2"))
+TRACKS, BATCHES = 4, 8
+
+TARGET_CORES, TARGET_RATE = 16, 1000
+"""The recipe's target: audio seconds a second on so many cores."""
+
+RECIPE_STEP = 0.115
+"""Seconds of the step with which the authors' training would take ten hours on one GPU; a target, not a measurement."""
+
+
+@pytest.fixture(scope="module")
+def caches(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Cache]:
+    found = {}
+    random = np.random.default_rng(0)
+    base = int(MINUTES * 60 * RATES[0])
+    for dtype in ("int16", "float32"):
+        path = tmp_path_factory.mktemp(f"cache-{dtype}")
+        for index in range(TRACKS):
+            audio = {rate: random.standard_normal((4, 2, base * (rate // RATES[0])), np.float32) for rate in RATES}
+            write_track(path, "train", f"track{index}", audio, dtype=dtype)
+        write_manifest(path, RATES)
+        found[dtype] = Cache.open(path)
+    return found
+
+
+def source(cache: Cache, workers: int) -> BatchSource:
+    return BatchSource(cache, CONFIG, items=ITEMS, seconds=SECONDS, workers=workers)
+
+
+def record(benchmark: BenchmarkFixture, workers: int, batches: int) -> None:
+    rate = batches * ITEMS * SECONDS / benchmark.stats.stats.median
+    benchmark.extra_info |= {
+        "audio seconds per second, measured": round(rate),
+        "workers": workers,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "audio seconds per second and worker": round(rate / workers),
+        f"extrapolated to {TARGET_CORES} workers": round(rate / workers * TARGET_CORES),
+        f"target on {TARGET_CORES} cores": TARGET_RATE,
+        "a step of 115 ms eats": round(ITEMS * SECONDS / RECIPE_STEP),
+    }
+    print(benchmark.extra_info)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("dtype", ["int16", "float32"])
+def test_host(benchmark: BenchmarkFixture, caches: dict[str, Cache], dtype: str, workers: int) -> None:
+    """Batches as they wait for their transfer to a GPU."""
+    batches, numbers = source(caches[dtype], workers), itertools.count()
+
+    with ThreadPoolExecutor(workers) as pool:
+
+        def read() -> None:
+            for _ in pool.map(batches._read, itertools.islice(numbers, BATCHES)):
+                pass
+
+        benchmark.pedantic(read, rounds=5, warmup_rounds=1)
+    record(benchmark, workers, BATCHES)
+
+
+@pytest.mark.parametrize("augmentation", ["same", "none"])
+def test_stream(benchmark: BenchmarkFixture, caches: dict[str, Cache], augmentation: str) -> None:
+    """Whole batches on the CPU, conversion to float32 and scaling included, with two threads reading ahead."""
+    batches = BatchSource(caches["int16"], CONFIG, items=ITEMS, seconds=SECONDS, workers=2, augmentation=augmentation)
+    with contextlib.closing(batches.stream()) as stream:
+        benchmark.pedantic(lambda: [next(stream) for _ in range(BATCHES)], rounds=5, warmup_rounds=1)
+    record(benchmark, 2, BATCHES)
+
+
+def test_crops_are_read_from_disk(benchmark: BenchmarkFixture, caches: dict[str, Cache]) -> None:
+    """The same with the files thrown out of the system's cache before each round: the disk's share."""
+    if not hasattr(os, "posix_fadvise"):
+        pytest.skip("files cannot be thrown out of the cache here")
+    batches, numbers = source(caches["int16"], 2), itertools.count()
+    files = [track.file(rate) for track in batches.tracks for rate in RATES]
+
+    with ThreadPoolExecutor(2) as pool:
+
+        def forget() -> None:
+            for file in files:
+                _forget(file)
+
+        def read() -> None:
+            for _ in pool.map(batches._read, itertools.islice(numbers, BATCHES)):
+                pass
+
+        benchmark.pedantic(read, setup=forget, rounds=5, warmup_rounds=0)
+    record(benchmark, 2, BATCHES)
+
+
+def _forget(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
