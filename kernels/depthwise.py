@@ -22,6 +22,7 @@ from torch import Tensor
 
 from .launch import TILE, alignment, channel_block, launch, strides
 from .tile import activation, prelu, slope_of, store_moments
+from .tuned import configuration
 
 __all__ = ["channel_parameters", "depthwise_forward", "depthwise_fwd_kernel", "load_tap"]
 
@@ -90,11 +91,13 @@ def depthwise_forward(
     n, _, frames, channels = x.shape
     if y is None:
         y = torch.empty(n, 4, frames, channels, dtype=x.dtype, device=x.device)
-    block, align = channel_block(channels), alignment(x)
+    defaults = {"BLOCK_C": channel_block(channels), "num_warps": 4}
+    chosen = configuration("depthwise_fwd", x, False, defaults, C=channels)
+    block, align = chosen["BLOCK_C"], alignment(x)
     launch(
         depthwise_fwd_kernel, n * 4 * -(-frames // TILE) * -(-channels // block), x,
         p_x=x, p_w=weight, p_slope=slope, p_affine=affine, p_beta=beta, p_next_slope=next_slope, p_y=y,
         p_statistics=statistics, T=frames, C=channels, LD=y.stride(1) // frames, dilation=dilation,
-        **strides(align, x=x), ALIGN=align, BLOCK_T=TILE, BLOCK_C=block, num_warps=4,
+        **strides(align, x=x), ALIGN=align, BLOCK_T=TILE, **chosen,
     )  # fmt: skip
     return y

@@ -23,9 +23,10 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import TILE, alignment, column_tile, launch, strides
-from .pointwise import BLOCK_K, STAGES, pointwise_finish, product_warps
+from .pointwise import pointwise_finish, product_options
 from .statistics import group_statistics, new_statistics
 from .tile import activation, slope_of
+from .tuned import configuration
 
 __all__ = ["in_conv_forward", "in_conv_fwd_kernel", "input_statistics"]
 
@@ -95,7 +96,10 @@ def in_conv_forward(
     columns = folded.shape[2]
     y = torch.empty(n, 4, frames, columns, dtype=x.dtype, device=x.device)
     partials = new_statistics(y, columns)
-    width, _ = column_tile(columns, x.dtype, tail=False)
+    defaults = product_options(*column_tile(columns, x.dtype, tail=False))
+    del defaults["TAIL_N"]
+    chosen = configuration("in_conv_fwd", x, tf32, defaults, K=folded.shape[3], N=columns)
+    width = chosen["BLOCK_N"]
     align = alignment(x, v)
     layout = strides(align, x=x, v=v)
     if instruments == 1:
@@ -104,7 +108,6 @@ def in_conv_forward(
         in_conv_fwd_kernel, n * 4 * -(-frames // TILE) * -(-columns // width), x,
         p_x=x, p_v=v, p_w=folded, p_bias=bias, p_slope=slope, p_next_slope=next_slope, p_y=y, p_statistics=partials,
         T=frames, **layout, K=inputs, MORE=0 if v is None else v.shape[3], N=columns, ALIGN=align,
-        BLOCK_T=TILE, BLOCK_N=width, BLOCK_K=BLOCK_K, PRECISION="tf32" if tf32 else "ieee",
-        num_warps=product_warps(width), num_stages=STAGES,
+        BLOCK_T=TILE, PRECISION="tf32" if tf32 else "ieee", **chosen,
     )  # fmt: skip
     return y, partials

@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import alignment, column_tile, launch, strides
-from .pointwise import BLOCK_K, STAGES, fold_weights, product_warps
+from .pointwise import fold_weights, product_options
 from .pointwise_backward import DGRAD_FRAMES, data_gradient, weight_gradient
 from .pointwise_sums import norm_gradient, sum_items
 from .tile import activation, slope_of
@@ -90,15 +90,16 @@ def _shared_gradient(
     n, _, frames, inputs = x.shape
     align = alignment(dy, x)
     dx = torch.empty(n, 1, frames, inputs, dtype=x.dtype, device=x.device)
-    width, _ = column_tile(inputs, x.dtype, tail=False)
+    defaults = product_options(*column_tile(inputs, x.dtype, tail=False))
+    width = defaults["BLOCK_N"]
     programs = n * -(-frames // DGRAD_FRAMES) * -(-inputs // width)
     dslope = torch.empty(programs, dtype=torch.float32, device=x.device)
     launch(
         shared_dgrad_kernel, programs, x,
         p_dy=dy, p_w=folded, p_x=x, p_slope=slope, p_affine=affine, p_norm=norm, p_dx=dx, p_dslope=dslope, T=frames,
         **strides(align, dy=dy, x=x), K=inputs, N=folded.shape[2], LD=folded.shape[3], ALIGN=align,
-        BLOCK_T=DGRAD_FRAMES, BLOCK_C=width, BLOCK_K=BLOCK_K, PRECISION="tf32" if tf32 else "ieee",
-        num_warps=product_warps(width), num_stages=STAGES,
+        BLOCK_T=DGRAD_FRAMES, BLOCK_C=width, PRECISION="tf32" if tf32 else "ieee",
+        **{name: defaults[name] for name in ("BLOCK_K", "num_warps", "num_stages")},
     )  # fmt: skip
     return dx, dslope
 

@@ -28,6 +28,7 @@ from torch import Tensor
 from .launch import TILE, alignment, column_tile, launch, power_of_two, strides
 from .statistics import new_statistics
 from .tile import activation, slope_of, store_moments
+from .tuned import configuration
 
 __all__ = [
     "BLOCK_K",
@@ -38,7 +39,7 @@ __all__ = [
     "pointwise_forward",
     "pointwise_fwd_kernel",
     "product",
-    "product_warps",
+    "product_options",
 ]
 
 BLOCK_K = 32
@@ -48,6 +49,13 @@ STAGES = 3
 def product_warps(width: int) -> int:
     """Warps for an accumulator of TILE by ``width``: at most 80 registers a thread, which leaves room for the epilogue."""
     return 8 if width >= 64 else 4
+
+
+def product_options(main: int, tail: int) -> dict[str, int]:
+    """What a product of ``main`` + ``tail`` columns is launched with where nothing better is known."""
+    return {
+        "BLOCK_N": main, "TAIL_N": tail, "BLOCK_K": BLOCK_K, "num_warps": product_warps(main + tail), "num_stages": STAGES,
+    }  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["affine_s"])
@@ -204,15 +212,17 @@ def product(
         y = torch.empty(n, 4, frames, columns, dtype=x.dtype, device=x.device)
     if partials is None and next_slope is not None:
         partials = new_statistics(x, columns)
-    main, tail = column_tile(columns, x.dtype)
+    chosen = configuration(
+        "pointwise_fwd", x, tf32, product_options(*column_tile(columns, x.dtype)), K=inputs, N=columns
+    )
+    width = chosen["BLOCK_N"] + chosen["TAIL_N"]
     align = alignment(x, residual)
     launch(
-        pointwise_fwd_kernel, n * 4 * -(-frames // TILE) * -(-columns // (main + tail)), x,
+        pointwise_fwd_kernel, n * 4 * -(-frames // TILE) * -(-columns // width), x,
         p_x=x, p_w=weight, p_bias=bias, p_residual=residual, p_slope=slope, p_next_slope=next_slope,
         p_y=y, p_statistics=partials, T=frames, K=inputs, N=columns,
         **strides(align, x=x, residual=residual), ALIGN=align, FOLDED=weight.dim() == 4,
-        BLOCK_T=TILE, BLOCK_N=main, TAIL_N=tail, BLOCK_K=BLOCK_K, PRECISION="tf32" if tf32 else "ieee",
-        num_warps=product_warps(main + tail), num_stages=STAGES,
+        BLOCK_T=TILE, PRECISION="tf32" if tf32 else "ieee", **chosen,
     )  # fmt: skip
     return y, partials
 

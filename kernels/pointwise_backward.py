@@ -26,9 +26,10 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import alignment, column_tile, launch, power_of_two, strides
-from .pointwise import BLOCK_K, STAGES, fold_weights, product_warps
+from .pointwise import STAGES, fold_weights, product_options
 from .pointwise_sums import norm_gradient, sum_items
 from .tile import activation, slope_of
+from .tuned import configuration
 
 __all__ = [
     "DGRAD_FRAMES",
@@ -206,14 +207,18 @@ def weight_gradient(
     columns = dy.shape[3]
     align = alignment(dy, x)
     widest = 32 if x.dtype == torch.float32 and not tf32 else 64  # without tensor cores 64 by 64 would live in memory
-    block_n, block_k = min(widest, power_of_two(columns)), min(widest, power_of_two(inputs))
+    defaults = {
+        "BLOCK_T": widest, "BLOCK_N": min(widest, power_of_two(columns)), "BLOCK_K": min(widest, power_of_two(inputs)),
+        "num_warps": 4, "num_stages": STAGES,
+    }  # fmt: skip
+    chosen = configuration("pointwise_wgrad", x, tf32, defaults, K=inputs, N=columns)
+    block_n, block_k = chosen["BLOCK_N"], chosen["BLOCK_K"]
     rows = -(-columns // block_n) + (0 if more is None else -(-more.shape[3] // block_n))
     launch(
         pointwise_wgrad_kernel, n * 4 * rows * -(-inputs // block_k), x,
         p_dy=dy, p_more=more, p_x=x, p_slope=slope, p_affine=affine, p_s=s, p_d=d, T=frames,
         **strides(align, dy=dy, x=x), K=inputs, N=columns, MORE=0 if more is None else more.shape[3], LD=s.stride(2),
-        ALIGN=align, BLOCK_T=widest, BLOCK_N=block_n, BLOCK_K=block_k, PRECISION="tf32" if tf32 else "ieee",
-        num_warps=4, num_stages=STAGES,
+        ALIGN=align, PRECISION="tf32" if tf32 else "ieee", **chosen,
     )  # fmt: skip
 
 
@@ -231,16 +236,17 @@ def data_gradient(
     if dx is None:
         dx = torch.empty(n, 4, frames, inputs, dtype=x.dtype, device=x.device)
     # With a PReLU, two epilogues overflow sm_80's registers.
-    main, tail = column_tile(inputs, x.dtype, tail=slope is None)
-    programs = n * 4 * -(-frames // DGRAD_FRAMES) * -(-inputs // (main + tail))
+    defaults = product_options(*column_tile(inputs, x.dtype, tail=slope is None))
+    chosen = configuration("pointwise_dgrad", x, tf32, defaults, K=inputs, N=dy.shape[3])
+    width = chosen["BLOCK_N"] + chosen["TAIL_N"]
+    programs = n * 4 * -(-frames // DGRAD_FRAMES) * -(-inputs // width)
     dslope = None if slope is None else torch.empty(programs, dtype=torch.float32, device=x.device)
     launch(
         pointwise_dgrad_kernel, programs, x,
         p_dy=dy, p_more=more, p_w=weight, p_x=x, p_slope=slope, p_affine=affine, p_norm=norm, p_added=added, p_dx=dx,
         p_dslope=dslope, T=frames, **strides(align, dy=dy, x=x), K=inputs, N=dy.shape[3],
         MORE=0 if more is None else more.shape[3], LD=weight.stride(-2), ALIGN=align, BLOCK_T=DGRAD_FRAMES,
-        BLOCK_N=main, TAIL_N=tail, BLOCK_K=BLOCK_K, PRECISION="tf32" if tf32 else "ieee",
-        num_warps=product_warps(main + tail), num_stages=STAGES,
+        PRECISION="tf32" if tf32 else "ieee", **chosen,
     )  # fmt: skip
     return dx, dslope
 

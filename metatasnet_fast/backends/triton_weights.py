@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -88,7 +90,7 @@ class _Plan:
 
 
 def _size(shape: tuple[int, ...]) -> int:
-    return functools.reduce(lambda a, b: a * b, shape, 1)
+    return math.prod(shape)
 
 
 class _Planner:
@@ -100,8 +102,8 @@ class _Planner:
         self.matrices: list[str] = []
         self.sections: list[Section] = []
         self.rows = 0
-        places = torch.tensor([0, *(_size(shape) for shape in self.shapes.values())]).cumsum(0).tolist()
-        self.places = dict(zip(self.shapes, places[:-1], strict=True))
+        ends = itertools.accumulate(_size(shape) for shape in self.shapes.values())
+        self.places = {name: end - _size(shape) for (name, shape), end in zip(self.shapes.items(), ends, strict=True)}
 
     def place(self, name: str, block: int | None, row: int = 0) -> tuple[int, int]:
         """First value of a weight (of one block, from one row on) and the stride between its instruments."""
