@@ -23,7 +23,13 @@ from metatasnet_fast import kernels
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 """Bytes that one program may use (CUDA C++ Programming Guide, technical specifications by compute capability)."""
 OPTIONS = ("num_warps", "num_stages")
-POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+POINTERS = {
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,15 @@ def record_launches(monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
         if found_module.name != "launch" and hasattr(module, "launch"):
             monkeypatch.setattr(module, "launch", launch)
     return found
+
+
+def distinct(launches: list[Launch]) -> list[Launch]:
+    """Those that are not compiled to the same program."""
+    found: dict[tuple[str, str], Launch] = {}
+    for launch in launches:
+        what, options = source(launch)
+        found.setdefault((what.hash(), str(options)), launch)
+    return list(found.values())
 
 
 def source(launch: Launch) -> tuple[ASTSource, dict[str, int]]:

@@ -7,7 +7,21 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from metatasnet_fast.kernels import depthwise, depthwise_backward, group_norm, pointwise, pointwise_backward, statistics
+from metatasnet_fast.kernels import (
+    blocks,
+    blocks_backward,
+    depthwise,
+    depthwise_backward,
+    generator,
+    group_norm,
+    in_conv,
+    in_conv_backward,
+    mask_tail,
+    mask_tail_backward,
+    pointwise,
+    pointwise_backward,
+    statistics,
+)
 from metatasnet_fast.kernels.launch import TILE
 
 WIDTH = 160
@@ -52,6 +66,46 @@ def _statistics(channels: int, frames: int, dtype: torch.dtype) -> None:
     statistics.group_affine(partials, parameter, parameter, frames)
 
 
+def _in_conv(stage: int, frames: int, dtype: torch.dtype, tf32: bool, shared: bool = True) -> None:
+    inputs, latent = STAGES[stage]
+    x = empty(2, 1 if shared else 4, frames, latent, dtype=dtype)
+    v = empty(2, 4, frames, inputs - latent, dtype=dtype) if inputs > latent else None
+    y, one, parameter = empty(2, 4, frames, WIDTH, dtype=dtype), empty(1), empty(4, inputs)
+    affine, weight = empty(2, 4, 4, inputs), empty(4, WIDTH, inputs)
+    in_conv.input_statistics(x, v, one)
+    folded = pointwise.fold_weights(weight, None, affine, parameter, dtype)
+    in_conv.in_conv_forward(x, v, *folded, one, one, tf32)
+    in_conv_backward.in_conv_backward(y, x, v, weight, one, affine, parameter, tf32)
+
+
+def _mask_tail(channels: int, frames: int, dtype: torch.dtype) -> None:
+    m, latent = empty(2, 4, frames, channels, dtype=dtype), empty(2, 1, frames, channels, dtype=dtype)
+    one, affine, beta = empty(1), empty(2, 4, 4, channels), empty(4, channels)
+    mask_tail.mask_tail_forward(m, latent, one, affine, beta)
+    mask_tail_backward.mask_tail_backward(m, m, latent, one, affine, beta)
+
+
+def _blocks(frames: int, dtype: torch.dtype, tf32: bool, keep: int, bias: bool = False) -> None:
+    """Two stacks of six; forward once without and once with what backward needs."""
+    count, channels = 12, (12, 4, WIDTH)
+    tower = blocks.Tower(
+        empty(*channels, WIDTH, dtype=dtype), empty(count, 4), empty(*channels), empty(*channels), empty(*channels, 3),
+        empty(count, 4), empty(*channels), empty(*channels), empty(count, 4, 2 * WIDTH, WIDTH),
+        empty(count, 4, 2 * WIDTH) if bias else None, (1, 2, 4, 8, 16, 32) * 2, 6,
+    )  # fmt: skip
+    x = empty(2, 4, frames, WIDTH, dtype=dtype)
+    blocks.blocks_forward(x, tower, empty(1), 0, 1, tf32)
+    _, _, kept = blocks.blocks_forward(x, tower, empty(1), keep, 2, tf32)
+    blocks_backward.blocks_backward(x, x, kept, tower, tf32)
+
+
+def _generator() -> None:
+    e, a, bias, k, offset = empty(4, 8), empty(3, 5, 8), empty(3, 5), empty(1000, 5), empty(1000)
+    table, programs = empty(3, 5, dtype=torch.int64), empty(3, 2, dtype=torch.int32)
+    generator.generator_forward(e, a, bias, k, offset, table, empty(4000))
+    generator.generator_backward(empty(4000), e, a, bias, k, table, programs)
+
+
 def uses(stage: int, frames: int, dtype: torch.dtype, tf32: bool = False) -> dict[str, Callable[[], None]]:
     """What the network launches, forward and backward, by the layer's name."""
     inputs, outputs = STAGES[stage]
@@ -60,7 +114,12 @@ def uses(stage: int, frames: int, dtype: torch.dtype, tf32: bool = False) -> dic
         return lambda: _pointwise(inputs, outputs, frames, dtype, tf32, **what)
 
     return {
-        "in_conv": product(inputs, WIDTH, slope=True, norm=True, next_slope=True),
+        "in_conv": lambda: _in_conv(stage, frames, dtype, tf32),
+        "in_conv with dropout": lambda: _in_conv(stage, frames, dtype, tf32, shared=False),
+        "mask tail": lambda: _mask_tail(outputs, frames, dtype),
+        "blocks": lambda: _blocks(frames, dtype, tf32, keep=2),
+        "blocks with bias": lambda: _blocks(frames, dtype, tf32, keep=1, bias=True),
+        "generator": _generator,
         "norm after in_conv": lambda: _group_norm(frames, dtype),
         "conv1d": product(WIDTH, WIDTH, next_slope=True),
         "dconv1d": lambda: _depthwise(frames, dtype),

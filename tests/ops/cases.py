@@ -102,7 +102,7 @@ def gradients(p: dict[str, Tensor], outputs: Sequence[Tensor], seed: int = 1) ->
 
 
 def recorded_weights(
-    recording: Golden, part: str, name: str, dtype: torch.dtype
+    recording: Golden, part: str, name: str, dtype: torch.dtype, device: str = "cpu"
 ) -> tuple[StageConfig, dict[str, Tensor]]:
     """The recording's stage and its parameters under the network's names, leaves; float64 or, below it, float32."""
     meta = recording.meta
@@ -112,9 +112,10 @@ def recorded_weights(
         stages_num=1,
     )  # fmt: skip
     stored = torch.float64 if dtype == torch.float64 else torch.float32
-    found = {name + k: v.to(stored, copy=True).requires_grad_() for k, v in recording.under(f"{part}/state/").items()}
+    state = recording.under(f"{part}/state/")
+    found = {name + k: v.to(device, stored, copy=True).requires_grad_() for k, v in state.items()}
     if meta["generated"]:
-        found["instrument_embedding.weight"] = recording["instrument"].to(stored)
+        found["instrument_embedding.weight"] = recording["instrument"].to(device, stored)
     return dataclasses.replace(config.stage(0), index=int(part == "mask_partial")), found
 
 
@@ -171,19 +172,20 @@ def network(recording: Golden, part: str, dtype: torch.dtype) -> None:
     assert without == {"mask." + k for k in recording.under(f"{part}/state/") if k not in expected}
 
 
-def block(recording: Golden, dtype: torch.dtype) -> None:
+def block(recording: Golden, dtype: torch.dtype, device: str = "cpu") -> None:
     """One recorded block of the masking network, forward and backward, by the fused operations; asserts parity."""
     precision, name, prefix = str(dtype).removeprefix("torch."), recording.name, "mask.tcn.0."
-    stage, parameters = recorded_weights(recording, "layer", prefix, dtype)
+    stage, parameters = recorded_weights(recording, "layer", prefix, dtype, device)
     w = generator.block_weights(stage, parameters, prefix[:-1], last=False)
-    x = recording["layer/x"].to(dtype).requires_grad_()
+    x = recording["layer/x"].to(device, dtype).requires_grad_()
     skip, residual = fused_block(x.transpose(2, 3).contiguous(), w, recording.meta["dilation"], None, None)
     residual, skip = residual.transpose(2, 3), skip.transpose(2, 3)
-    torch.autograd.backward(
-        [residual, skip], [recording["layer/grad_residual"].to(dtype), recording["layer/grad_skip"].to(dtype)]
-    )
+    given = [recording[f"layer/grad_{name}"].to(device, dtype) for name in ("residual", "skip")]
+    torch.autograd.backward([residual, skip], given)
     for key, value in {"residual": residual, "skip": skip, "grad_x": x.grad}.items():
-        assert_parity(key, value, recording[f"layer/{key}"], allowed(name, precision, f"layer/{key}"))
+        assert value is not None
+        assert_parity(key, value.cpu(), recording[f"layer/{key}"], allowed(name, precision, f"layer/{key}"))
     expected = recording.under("layer/grad/")
     limit = allowed(name, precision, "layer/grad (all parameters)")
-    assert_parity("grad", [parameters[prefix + k].grad for k in expected], list(expected.values()), limit)
+    found = [parameters[prefix + k].grad.cpu() for k in expected]  # type: ignore[union-attr]
+    assert_parity("grad", found, list(expected.values()), limit)
