@@ -23,6 +23,7 @@ from torch import Tensor
 from ..separation.batches import BatchRunner, is_out_of_memory
 from .busy import DeviceClock
 from .cores import CorePlan
+from .streams import Handover, use_device
 
 __all__ = ["Batcher", "DeviceEngine", "SongRunner"]
 
@@ -45,7 +46,8 @@ class DeviceEngine(Protocol):
 @dataclass
 class _Request:
     window: Sequence[Tensor]
-    future: Future[Tensor]
+    given: Handover
+    future: Future[tuple[Tensor, Handover]]
     order: int
 
 
@@ -66,6 +68,7 @@ class Batcher:
         self.windows_done = 0
         self.lost: Exception | None = None
         """What made the device unusable for the rest of the process, if anything did."""
+        self._device = device
         self._cores = cores
         self._changed = threading.Condition()
         self._waiting: dict[int, deque[_Request]] = {}
@@ -87,7 +90,7 @@ class Batcher:
             MetaTasNetError: if a window does not fit into memory.
         """
         source = iter(windows)
-        pending: deque[Future[Tensor]] = deque()
+        pending: deque[Future[tuple[Tensor, Handover]]] = deque()
         with self._changed:
             order, self._next_order = self._next_order, self._next_order + 1
             self._orders[order] = order
@@ -106,7 +109,9 @@ class Batcher:
                 giving = self._set_giving(giving, False)
                 if not pending:
                     return
-                yield pending.popleft().result()
+                estimate, given = pending.popleft().result()
+                given.take([estimate])
+                yield estimate
         finally:
             self._set_giving(giving, False)
             with self._changed:
@@ -137,8 +142,8 @@ class Batcher:
                 self._changed.notify_all()
         return now
 
-    def _submit(self, window: Sequence[Tensor], order: int) -> Future[Tensor]:
-        request = _Request(window, Future(), order)
+    def _submit(self, window: Sequence[Tensor], order: int) -> Future[tuple[Tensor, Handover]]:
+        request = _Request(window, Handover.give(self._device), Future(), order)
         with self._changed:
             if self._closed:
                 request.future.cancel()
@@ -178,6 +183,7 @@ class Batcher:
 
     @torch.no_grad()
     def _work(self) -> None:
+        use_device(self._device)
         self._cores.enter_device_thread()
         while (batch := self._take()) is not None:
             if batch:
@@ -198,8 +204,9 @@ class Batcher:
                 for request in batch:
                     self._serve_alone(request)
                 return
+        given = Handover.give(self._device)
         for request, estimate in zip(batch, estimates, strict=True):
-            request.future.set_result(estimate)
+            request.future.set_result((estimate, given))
         self.windows_done += len(batch)
 
     def _serve_alone(self, request: _Request) -> None:
@@ -208,10 +215,12 @@ class Batcher:
         except Exception as error:
             request.future.set_exception(error)
         else:
-            request.future.set_result(estimate)
+            request.future.set_result((estimate, Handover.give(self._device)))
             self.windows_done += 1
 
     def _separate(self, batch: list[_Request]) -> list[Tensor]:
+        for request in batch:
+            request.given.take(request.window)
         return list(self.runner.run(self.engine, [request.window for request in batch]))  # type: ignore[arg-type]
 
 

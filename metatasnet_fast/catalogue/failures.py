@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 from ..errors import (
@@ -9,7 +10,6 @@ from ..errors import (
     AudioWriteError,
     EmptyAudioError,
     MetaTasNetError,
-    MissingDependencyError,
     NotAudioError,
     ShapeError,
 )
@@ -20,6 +20,9 @@ __all__ = ["SongError", "classify", "unreadable"]
 
 MAGIC = (b"RIFF", b"RIFX", b"RF64", b"FORM", b"fLaC", b"OggS", b"caff", b".snd", b"ID3", b"\x1aE\xdf\xa3")
 """How audio files begin: WAV and kin, AIFF, FLAC, Ogg, CAF, AU, MP3 with tags, Matroska."""
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+"""What the system says when a disk is full, a quota is used up, or nothing may be written at all."""
 
 
 class SongError(MetaTasNetError):
@@ -46,7 +49,9 @@ def classify(error: BaseException) -> tuple[Failure, str]:
         return Failure.decode, message
     if isinstance(error, AudioWriteError):
         return (Failure.too_long if "4 GiB" in message else Failure.write), message
-    if isinstance(error, (MetaTasNetError, MissingDependencyError)):
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        return Failure.write, message
+    if isinstance(error, MetaTasNetError):
         return Failure.unknown, message
     return Failure.unknown, f"{type(error).__name__}: {message}"
 

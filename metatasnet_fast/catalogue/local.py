@@ -193,7 +193,8 @@ class _Crew:
                 settings, self._destination, self._say, self._stop, number, grace=self._grace
             ) as worker:
                 self._workers.append(worker)
-                self._say(Notice(worker.describe()))
+                if worker.describe():
+                    self._say(Notice(worker.describe()))
                 for outcome in worker.process(self._take()):
                     with self._lock:
                         self._ledger.add(outcome)

@@ -64,15 +64,15 @@ class Source:
         return Stamp(int(info.get("size") or 0), _version(info))
 
     @contextlib.contextmanager
-    def local(self) -> Iterator[Path]:
-        """A local file with the content: the input itself, or a copy in the system's temporary folder."""
+    def local(self, scratch: Path | None = None) -> Iterator[Path]:
+        """A local file with the content: the input itself, or a copy in ``scratch`` (by default a temporary folder)."""
         if self._path is not None:
             with self._found(), open(self._path, "rb"):
                 pass
             yield self._path
             return
         filesystem, path = open_filesystem(self.uri)
-        with tempfile.TemporaryDirectory(prefix="metatasnet-fast-input-") as folder:
+        with tempfile.TemporaryDirectory(prefix="metatasnet-fast-input-", dir=scratch) as folder:
             target = Path(folder, path.rsplit("/", 1)[-1] or "input")
             with self._found():
                 filesystem.get_file(path, str(target))

@@ -1,7 +1,7 @@
 """Folders for songs that are being written, and the removal of what crashed runs left in theirs.
 
 A local destination has ``.staging/<host>-<pid>-<token>/`` on its own file system, so that a finished song needs a rename only.
-The owner holds a lock, which ends with it however it ends. Object stores are staged in the system's temporary folder.
+The owner holds a lock, which ends with it however it ends. For object stores the same lies in the system's temporary folder.
 """
 
 from __future__ import annotations
@@ -33,14 +33,17 @@ class Staging:
         host = re.sub(r"[^A-Za-z0-9.]+", "_", socket.gethostname())[:40] or "host"
         if isinstance(storage, LocalStorage):
             parent = storage.path / STAGING_NAME
-            parent.mkdir(parents=True, exist_ok=True)
-            sweep(parent, host)
-            self.path = parent / f"{host}-{os.getpid()}-{secrets.token_hex(4)}"
-            self.path.mkdir()
         else:
-            self.path = Path(tempfile.mkdtemp(prefix="metatasnet-fast-staging-"))
-        self._lock = open(self.path / LOCK, "wb")
+            user = os.getuid() if hasattr(os, "getuid") else 0
+            parent = Path(tempfile.gettempdir(), f"metatasnet-fast-staging-{user}")
+        parent.mkdir(parents=True, exist_ok=True)
+        sweep(parent, host)
+        self.path = parent / f"{host}-{os.getpid()}-{secrets.token_hex(4)}"
+        self.path.mkdir()
+        # Under its name it is locked already: whoever sweeps finds it taken.
+        self._lock = open(self.path / f"{LOCK}.new", "wb")
         try_lock(self._lock.fileno())
+        os.rename(self.path / f"{LOCK}.new", self.path / LOCK)
 
     def folder(self, name: str) -> Path:
         path = self.path / f"{name}-{secrets.token_hex(3)}"

@@ -19,6 +19,10 @@ from ..errors import ConfigError, MissingDependencyError
 __all__ = ["FsspecStorage", "LocalStorage", "Storage", "local_path", "open_filesystem", "open_storage"]
 
 
+TAKEN = (errno.ENOTEMPTY, errno.EEXIST, *([errno.EACCES] if os.name == "nt" else []))
+"""What renaming a folder says when its new name is that of another."""
+
+
 class Storage(Protocol):
     """Files below ``root``, named by relative paths with ``/``. Whatever the system refuses is an ``OSError``."""
 
@@ -94,7 +98,7 @@ class LocalStorage:
                 os.rename(staged, target)
                 break
             except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR) and not target.is_dir():
+                if error.errno not in TAKEN:
                     raise
             before = staged.with_name(f"{staged.name}.replaced-{secrets.token_hex(4)}")
             # Somebody else may have moved it in the meantime.

@@ -90,7 +90,8 @@ class SupervisedWorker:
         return self._child.pid if self._child else None
 
     def describe(self) -> str:
-        return str(self._ready["description"])
+        """As :meth:`Worker.describe`; empty if the run was stopped before the process was ready."""
+        return str(self._ready.get("description", ""))
 
     def process(self, songs: Iterable[Song]) -> Iterator[Outcome]:
         """As :meth:`Worker.process`; songs that are still in flight when the grace is over have no outcome."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from dataclasses import dataclass, field
+from typing import Any
 
 from .destination import song_folder
 from .outcome import Failure, Outcome, Status
@@ -46,6 +47,11 @@ class Trip:
         self.bytes_in = int(result.input["bytes"])
         self.bytes_out = sum(file.bytes for file in result.files.values())
         self.warnings = list(result.warnings)
+
+    def input(self, codec: str) -> dict[str, Any]:
+        """What a ``result.json`` says about the input."""
+        stamp = self.stamp.text if self.stamp else ""
+        return {"sha256": self.content, "stamp": stamp, "bytes": self.bytes_in, "codec": codec}
 
     def outcome(self, status: Status, failure: Failure | None = None, error: str | None = None) -> Outcome:
         return Outcome(

@@ -7,10 +7,12 @@ the stages. So a song holds back those behind it wherever it waits, and nothing 
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -39,6 +41,7 @@ from .stages import Place
 from .staging import Staging
 from .storage import local_path
 from .trip import Trip, utc_now
+from .twins import Twins
 
 __all__ = ["Walker"]
 
@@ -63,6 +66,7 @@ class Walker:
         self._destination = destination
         self._staging = staging
         self._claims = Claims(destination.storage, stop)
+        self._twins = Twins(destination, self._key)
         self._stop = stop
         self._discard = discard
 
@@ -90,37 +94,54 @@ class Walker:
             result = self._destination.done(song, self._key, source)
             if result is not None:
                 trip.remember(result)
+                self._twins.remember(result.content, song.id)
                 return trip.outcome(Status.skipped)
         trip.stamp = source.stamp()
         if trip.stamp.size == 0:
             raise SongError(Failure.empty, f"{song.uri} is an empty file.")
         with contextlib.ExitStack() as stack:
             staged = stack.enter_context(self._staged(song))
-            unscaled, files = self._separate(trip, source, stack, staged)
+            made = self._separate(trip, source, stack, staged)
             if local_path(song.uri) is not None and source.stamp().size != trip.stamp.size:
                 raise SongError(Failure.unknown, f"{song.uri} changed while it was read.")
-            if self._discard:
-                self._make_and_drop(trip, unscaled)
+            if self._discard and not isinstance(made, Result):
+                self._make_and_drop(trip, made[0])
                 return trip.outcome(Status.done)
-            result = self._write(trip, unscaled, files)
-            (staged / RESULT_NAME).write_text(result.to_json(), encoding="utf-8")
+            result = made if isinstance(made, Result) else self._write(trip, *made)
+            _write_durably(staged / RESULT_NAME, result.to_json())
             began = time.perf_counter()
             self._publish(staged, song)
             trip.seconds["publish"] = time.perf_counter() - began
+            self._twins.remember(result.content, song.id)
         return trip.outcome(Status.done)
 
     def _separate(
         self, trip: Trip, source: Source, stack: contextlib.ExitStack, staged: Path
-    ) -> tuple[Unscaled, StemFiles]:
-        """Everything up to the stems before their gains; their memory is given back when ``stack`` unwinds."""
+    ) -> tuple[Unscaled, StemFiles] | Result:
+        """Everything up to the stems before their gains; their memory is given back when ``stack`` unwinds.
+
+        Or, if a song with the same content is done, its stems copied to ``staged``.
+        """
         machinery, settings = self._machinery, self._settings
         separating: list[Place] = []
         with contextlib.ExitStack() as stages:
             reading = stages.enter_context(machinery.read.enter())
             began = time.perf_counter()
-            path = stages.enter_context(source.local())
+            path = stages.enter_context(source.local(self._staging.path))
             trip.content, trip.bytes_in = sha256_of(path), path.stat().st_size
             trip.seconds["fetch"] = time.perf_counter() - began
+            twin = None if settings.overwrite else self._twins.copy(trip.content, staged)
+            if twin is not None:
+                trip.remember(twin)
+                codec = twin.input["codec"]
+                return replace(
+                    twin,
+                    id=trip.song.id,
+                    uri=trip.song.uri,
+                    input=trip.input(codec),
+                    seconds=trip.seconds,
+                    finished=utc_now(),
+                )
             stream = stages.enter_context(_open(path))
             recording = self._recording(stream)
             files = StemFiles.plan(staged, "{stem}", "", settings.stems, recording, settings.format, settings.subtype)
@@ -191,11 +212,10 @@ class Walker:
             }
         trip.seconds["write"] = writing.seconds
         trip.bytes_out = sum(file.bytes for file in stems.values())
-        stamp = trip.stamp.text if trip.stamp else ""
         return Result(
             id=trip.song.id,
             uri=trip.song.uri,
-            input={"sha256": trip.content, "stamp": stamp, "bytes": trip.bytes_in, "codec": trip.codec},
+            input=trip.input(trip.codec),
             identity=machinery.identity,
             audio={
                 "duration": trip.duration,
@@ -229,6 +249,13 @@ class Walker:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_durably(path: Path, text: str) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _open(path: Path) -> AudioStream:

@@ -21,6 +21,7 @@ from .outcome import Outcome
 from .settings import Identity, Settings
 from .song import Song
 from .staging import Staging
+from .streams import song_stream
 from .walk import Walker
 
 __all__ = ["Worker"]
@@ -106,15 +107,16 @@ class Worker:
         def work() -> None:
             try:
                 self._machinery.cores.enter_song_thread()
-                while True:
-                    with reading:
-                        left = leave.is_set() or self._stop.is_set() or self._machinery.batcher.lost is not None
-                        song = None if left else next(source, None)
-                    if song is None:
-                        break
-                    outcome = self._walk(song)
-                    if outcome is not None:
-                        ended.put(outcome)
+                with song_stream(self._machinery.device):
+                    while True:
+                        with reading:
+                            left = leave.is_set() or self._stop.is_set() or self._machinery.batcher.lost is not None
+                            song = None if left else next(source, None)
+                        if song is None:
+                            break
+                        outcome = self._walk(song)
+                        if outcome is not None:
+                            ended.put(outcome)
             except BaseException as error:
                 ended.put(error)
             finally:

@@ -253,10 +253,16 @@ def test_verifying_reads_every_byte(album: list[Path], tmp_path: Path) -> None:
     assert "stray.txt" in found[song_folder("2")] and len(found) == 2
 
 
-def test_songs_of_equal_content_have_outputs_of_their_own(album: list[Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("at_once", [1, 4])
+def test_songs_of_equal_content_have_outputs_of_their_own(album: list[Path], tmp_path: Path, at_once: int) -> None:
     songs = [Song(f"copy {i}", str(album[0])) for i in range(5)]
-    outcomes = run(tmp_path / "out", songs)
+    device = SleepingDevice()
+    outcomes = run(tmp_path / "out", songs, engine=device, songs_in_flight=at_once)
     assert statuses(outcomes) == {Status.done}
+    assert {outcome.duration for outcome in outcomes.values()} == {0.3}
     results = [result for result in verify(Destination(str(tmp_path / "out"))) if isinstance(result, Result)]
     assert len({result.id for result in results}) == 5
     assert len({result.files["drums"].sha256 for result in results}) == 1
+    if at_once == 1:
+        assert sum(windows for windows, _ in device.batches) == 2, "equal content was separated again"
+    assert statuses(run(tmp_path / "out", songs)) == {Status.skipped}
