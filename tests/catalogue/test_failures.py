@@ -1,0 +1,157 @@
+"""Whatever is wrong with a song is one row with a type, a sentence and a hint; the others are done."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from metatasnet_fast.catalogue import Failure, Outcome, Song, Status
+from metatasnet_fast.catalogue import walk as walk_module
+from metatasnet_fast.catalogue.failures import SongError, classify
+from metatasnet_fast.catalogue.worker import Worker
+from metatasnet_fast.errors import AudioWriteError, MetaTasNetError, MissingDependencyError
+
+from .conftest import settings, sf, songs_of, write_song
+from .stand_ins import SleepingDevice
+
+pytestmark = pytest.mark.usefixtures("small_windows")
+NOWHERE = Path("no model")
+
+
+def run(out: Path, songs: list[Song], engine: SleepingDevice | None = None, **more: Any) -> dict[str, Outcome]:
+    with Worker(settings(NOWHERE, **more), str(out), engine=engine or SleepingDevice()) as worker:
+        return {outcome.id: outcome for outcome in worker.process(songs)}
+
+
+def cut(path: Path) -> None:
+    whole = write_song(path, 1.0).read_bytes()
+    path.write_bytes(whole[: len(whole) // 50])
+
+
+BROKEN: dict[str, tuple[Failure, Callable[[Path], object]]] = {
+    "missing.wav": (Failure.not_found, lambda path: None),
+    "dangling.wav": (Failure.not_found, lambda path: path.symlink_to("nowhere")),
+    "folder.wav": (Failure.not_audio, lambda path: path.mkdir()),
+    "text.wav": (Failure.not_audio, lambda path: path.write_text("Words, words, words. " * 99)),
+    "noise.flac": (Failure.not_audio, lambda path: path.write_bytes(np.random.default_rng(0).bytes(9999))),
+    "nothing.mp3": (Failure.empty, lambda path: path.touch()),
+    "no samples.wav": (Failure.empty, lambda path: sf.write(path, np.zeros((0, 2)), 16000)),
+    "cut.flac": (Failure.decode, cut),
+    "long.wav": (Failure.too_long, lambda path: write_song(path, 2.5)),
+    "nine.wav": (Failure.write, lambda path: write_song(path, 0.2, channels=9)),
+}
+
+
+def test_every_failure_is_a_row_with_a_type_and_a_hint(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    good = [write_song(folder / f"good {i}.wav", 0.3, seed=i) for i in range(3)]
+    for name, (_, make) in BROKEN.items():
+        make(folder / name)
+    songs = [Song(name, str(folder / name)) for name in BROKEN]
+    outcomes = run(tmp_path / "out", [*songs[:5], *songs_of(*good), *songs[5:]], max_hours=2 / 3600, attempts=1)
+    assert {name: outcomes[name].failure for name in BROKEN} == {name: failure for name, (failure, _) in BROKEN.items()}
+    for name in BROKEN:
+        assert outcomes[name].error and outcomes[name].hint and outcomes[name].folder is None
+    assert [outcomes[path.stem].status for path in good] == [Status.done] * 3
+    assert len(list((tmp_path / "out" / "songs").rglob("result.json"))) == 3
+
+
+def test_what_is_lasting_is_tried_once_and_what_may_pass_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+    opened = walk_module.open_audio
+
+    def flaky(path: Path) -> Any:
+        tried.append(path.stem)
+        if path.stem == "flaky" and tried.count("flaky") < 3:
+            raise TimeoutError("the disk sleeps")
+        return opened(path)
+
+    monkeypatch.setattr(walk_module, "open_audio", flaky)
+    monkeypatch.setattr(walk_module, "PAUSE", 0.01)
+    (tmp_path / "text.wav").write_text("no music")
+    songs = songs_of(write_song(tmp_path / "flaky.wav", 0.2), tmp_path / "text.wav")
+    outcomes = run(tmp_path / "out", songs, attempts=3)
+    assert (outcomes["flaky"].status, outcomes["flaky"].attempts) == (Status.done, 3)
+    assert (outcomes["text"].failure, outcomes["text"].attempts) == (Failure.not_audio, 1)
+    assert tried.count("text") == 1
+
+
+def test_attempts_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(path: Path) -> Any:
+        raise TimeoutError("the disk sleeps")
+
+    monkeypatch.setattr(walk_module, "open_audio", never)
+    monkeypatch.setattr(walk_module, "PAUSE", 0.01)
+    outcome = run(tmp_path / "out", songs_of(write_song(tmp_path / "a.wav", 0.2)), attempts=3)["a"]
+    assert (outcome.failure, outcome.attempts) == (Failure.unknown, 3)
+    assert outcome.error == "TimeoutError: the disk sleeps"
+
+
+def test_a_network_that_gives_nan_fails_its_song_and_writes_nothing(tmp_path: Path) -> None:
+    class Broken(SleepingDevice):
+        def separate(self, mixes: Any, wanted: Any) -> dict[int, torch.Tensor]:
+            return {stage: float("nan") * found for stage, found in super().separate(mixes, wanted).items()}
+
+    outcome = run(tmp_path / "out", songs_of(write_song(tmp_path / "a.wav", 0.2)), Broken(), attempts=1)["a"]
+    assert outcome.failure is Failure.unknown and "not finite" in str(outcome.error)
+    assert not (tmp_path / "out" / "songs").exists()
+
+
+def test_a_file_that_grows_while_it_is_read_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_song(tmp_path / "a.wav", 0.2)
+    opened, times = walk_module.open_audio, []
+
+    def growing(name: Path) -> Any:
+        times.append(name)
+        if len(times) == 1:
+            with open(path, "ab") as file:
+                file.write(b"more")
+        return opened(name)
+
+    monkeypatch.setattr(walk_module, "open_audio", growing)
+    monkeypatch.setattr(walk_module, "PAUSE", 0.01)
+    outcome = run(tmp_path / "out", songs_of(path))["a"]
+    assert (outcome.status, outcome.attempts, outcome.bytes_in) == (Status.done, 2, path.stat().st_size)
+
+
+@pytest.mark.parametrize(
+    ("error", "failure"),
+    [
+        (SongError(Failure.empty, "x"), Failure.empty),
+        (MemoryError(), Failure.out_of_memory),
+        (torch.OutOfMemoryError("CUDA out of memory"), Failure.out_of_memory),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), Failure.write),
+        (OSError(errno.EROFS, os.strerror(errno.EROFS)), Failure.write),
+        (AudioWriteError("a.wav would exceed the 4 GiB that a WAV file can hold; write flac."), Failure.too_long),
+        (AudioWriteError("no room"), Failure.write),
+        (MissingDependencyError("install it"), Failure.unknown),
+        (KeyError("x"), Failure.unknown),
+    ],
+)
+def test_errors_have_types(error: Exception, failure: Failure) -> None:
+    found, message = classify(error)
+    assert found is failure and message
+
+
+def test_memory_that_ran_out_below_is_seen() -> None:
+    try:
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        except RuntimeError as cause:
+            raise MetaTasNetError("Memory does not suffice for a single window.") from cause
+    except MetaTasNetError as error:
+        assert classify(error)[0] is Failure.out_of_memory
+
+
+def test_rows_survive_json(tmp_path: Path) -> None:
+    songs = [*songs_of(write_song(tmp_path / "a.wav", 0.2)), Song("b", str(tmp_path / "b.wav"))]
+    for outcome in run(tmp_path / "out", songs).values():
+        assert Outcome.from_dict(outcome.to_dict()) == outcome
