@@ -108,6 +108,7 @@ def facts(ended: RunEnded, ledger: LedgerFacts, price_per_hour: float | None = N
     """Everything that the report says, ready for JSON."""
     progress = ended.progress
     hours = progress.wall_seconds / 3600
+    shares = {**progress.stage_busy_share, "device": progress.device_busy_share}
     return {
         "format_version": FORMAT_VERSION,
         "run": ended.run,
@@ -126,9 +127,9 @@ def facts(ended: RunEnded, ledger: LedgerFacts, price_per_hour: float | None = N
         "device_busy_share": progress.device_busy_share,
         "stages": {
             name: {"busy_share": share, "seconds": progress.stage_seconds.get(name, 0.0)}
-            for name, share in progress.stage_busy_share.items()
+            for name, share in shares.items()
         },
-        "bottleneck": bottleneck(progress.stage_busy_share),
+        "bottleneck": bottleneck(shares),
         "cpu_seconds": progress.cpu_seconds,
         "peak_memory": progress.peak_memory,
         "bytes_in": progress.bytes_in,

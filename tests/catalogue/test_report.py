@@ -16,7 +16,7 @@ PIXEL = b"\x89PNG"
 
 
 def ended(**other: Any) -> RunEnded:
-    shares = {"read": 0.3, "separate": 1.0, "write": 0.95, "device": 0.6}
+    shares = {"read": 0.3, "separate": 1.0, "write": 0.95}
     progress = Progress(
         songs=12,
         done=8,
@@ -27,7 +27,7 @@ def ended(**other: Any) -> RunEnded:
         wall_seconds=360.0,
         device_busy_share=0.6,
         queues={},
-        stage_seconds={name: 360 * share for name, share in shares.items()},
+        stage_seconds={"device": 216.0, **{name: 360 * share for name, share in shares.items()}},
         stage_busy_share=shares,
         eta_seconds=None,
         cpu_seconds=700.0,
@@ -58,7 +58,8 @@ def test_numbers_are_those_of_the_run() -> None:
     said = facts(ended(), LedgerFacts())
     assert said["songs"] == {"listed": 12, "done": 8, "done_before": 1, "failed": 3, "not_tried": 0}
     assert said["audio_hours"] == 2.0 and said["real_time_factor"] == 20.0 and said["songs_per_hour"] == 80.0
-    assert said["cost"] is None
+    assert said["cost"] is None and said["bottleneck"] == "write"
+    assert said["stages"]["device"] == {"busy_share": 0.6, "seconds": 216.0}
 
 
 def test_a_run_without_a_song_divides_nothing_by_zero() -> None:
