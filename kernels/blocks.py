@@ -23,6 +23,7 @@ from torch import Tensor
 from .depthwise import depthwise_forward
 from .pointwise import fold_weights, product
 from .statistics import group_affine, new_statistics
+from .tuned import configuration
 
 __all__ = ["Kept", "Tower", "blocks_forward"]
 
@@ -69,10 +70,13 @@ def blocks_forward(
     """skips (n, 4, T, B), the statistics of PReLU(skips, next_slope), and what is kept.
 
     ``x`` (n, 4, T, B) with unit stride along channels. ``keep`` 0: nothing; 1: x and c; 2: x, c and b. ``items`` go through all
-    blocks at a time.
+    blocks at a time; if it is 0, as many as was measured to be best, or all.
     """
     n, _, frames, width = x.shape
     count, _, hidden, _ = w.conv1d.shape
+    if items == 0 and keep == 0:
+        items = configuration("blocks", x, tf32, {"items": 0}, K=width, N=hidden)["items"]
+    items = items or max(1, n)
 
     def new(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=x.dtype, device=x.device)
@@ -85,8 +89,8 @@ def blocks_forward(
         affine_2=torch.empty(count, n, 4, 4, hidden, dtype=torch.float32, device=x.device),
     )
     skips, statistics = new(n, 4, frames, width), new_statistics(x, width)
-    for first in range(0, n, max(1, items)):
-        part = slice(first, min(n, first + max(1, items)))
+    for first in range(0, n, items):
+        part = slice(first, min(n, first + items))
         _tower(x[part], part, w, next_slope, keep, tf32, kept, skips[part], statistics[part])
     return skips, statistics, kept
 

@@ -57,7 +57,7 @@ def device_name(device: torch.device) -> str | None:
 @functools.cache
 def load(device: str) -> tuple[Mapping[str, Any], ...]:
     """Entries for a device, the user's first; says once where they are from, or that there are none."""
-    shipped = importlib.resources.files("metatasnet_fast").joinpath("assets", "tuned")
+    shipped = importlib.resources.files("metatasnet_fast").joinpath("assets").joinpath("tuned")
     entries: list[Mapping[str, Any]] = []
     for path in (folder.joinpath(file_name(device)) for folder in (user_folder(), shipped)):
         try:

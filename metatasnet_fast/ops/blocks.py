@@ -70,7 +70,7 @@ def blocks(
         layers: blocks of a stack, a divisor of L: their skips are one product.
         next_slope: (1,), of the PReLU that will be applied to the skips.
         keep: what to keep for backward, see :func:`kept_for_backward`, which decides if it is None.
-        items: go through all blocks at a time; 0 for all of them.
+        items: go through all blocks at a time; 0 for as many as was measured to be best on the device, or all.
         tf32: products of float32 in TF32 on the tensor cores, three decimal digits.
 
     Returns:
@@ -100,7 +100,7 @@ def blocks(
     if keep is None:
         gradients = torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in (x, *p))
         keep = kept_for_backward(x.dtype) if gradients else 0
-    skips, statistics, *_ = _blocks(x, *p, next_slope, list(dilations), layers, keep, items or max(1, len(x)), tf32)
+    skips, statistics, *_ = _blocks(x, *p, next_slope, list(dilations), layers, keep, items, tf32)
     return skips, statistics
 
 

@@ -1,0 +1,165 @@
+"""``metatasnet-fast tune``: measure which tiles, warps and stages are fastest on this GPU, and keep them for later runs."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import __version__
+from ..errors import AudioWriteError, BackendUnavailableError, ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..benchmark.timing import Timer
+    from ..kernels.candidates import Subject
+
+__all__ = ["add_parser", "tune_subject"]
+
+WORTHWHILE = 0.97
+"""Share of the default's time below which a configuration is kept: what is nearer is noise."""
+DIFFERENCE = 0.05
+"""Relative error to the default's result above which a configuration is not believed."""
+
+
+def add_parser(commands: Any) -> None:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "tune",
+        help="measure the fastest kernel configurations of this GPU",
+        description="Time the Triton kernels of the masking network at the authors' sizes in all configurations they may have, "
+        "and write those that are faster than the defaults to a file that every later run on such a GPU reads. Nothing is "
+        "tuned without this command, and results do not depend on it beyond rounding.",
+    )
+    parser.add_argument("--device", default="cuda", help="the GPU (default: cuda)")
+    parser.add_argument("--dtype", default="bfloat16", help="float32, tf32 or bfloat16 (default: bfloat16)")
+    parser.add_argument("--items", type=int, default=12, help="items of the batch to time with (default: 12)")
+    parser.add_argument(
+        "--frames", type=int, default=3200, help="latent frames to time with, 400 a second (default: 3200)"
+    )
+    parser.add_argument("--rounds", type=int, default=10, help="times each configuration is timed (default: 10)")
+    parser.add_argument("-o", "--out", metavar="FILE", help="write here (default: where later runs look for it)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    import torch
+
+    from ..backends import Request, get_backend
+    from ..benchmark.timing import make_timer
+    from ..config import MetaTasNetConfig
+    from ..precision import Precision
+
+    for name in ("items", "frames", "rounds"):
+        if getattr(args, name) < 1:
+            raise ConfigError(f"--{name} must be at least 1, got {getattr(args, name)}.")
+    device, precision = torch.device(args.device), Precision.parse(args.dtype)
+    backend = get_backend("triton")
+    reason = backend.unavailable() or backend.supports(Request(device, precision))
+    if reason:
+        raise BackendUnavailableError(f"There is nothing to tune on {device} in {precision.value}: {reason}")
+    from ..kernels import tuned
+    from ..kernels.candidates import Sizes, subjects
+
+    config = MetaTasNetConfig()
+    sizes = Sizes(config.B, config.H, config.layers, tuple(stage.N for stage in config.stages))
+    name = tuned.device_name(device) or device.type
+    timer = make_timer(device, graph=True)
+    entries = []
+    with torch.no_grad(), torch.device(device):
+        for subject in subjects(sizes, precision.storage, precision is Precision.tf32, device, args.items, args.frames):
+            entry = tune_subject(subject, timer, args.rounds, lambda text: print(text, file=sys.stderr, flush=True))
+            if entry is not None:
+                entries.append({**entry, "precision": precision.value})
+    path = Path(args.out) if args.out else tuned.user_folder() / tuned.file_name(name)
+    write(path, name, entries, precision.value, args)
+    print(f"{len(entries)} configurations faster than the defaults in {path}")
+    return 0
+
+
+def tune_subject(subject: Subject, timer: Timer, rounds: int, say: Callable[[str], None]) -> dict[str, Any] | None:
+    """The fastest configuration of a kernel, if it is worth having: alternating rounds, medians.
+
+    Configurations that do not fit the device, or whose result is not the default's, are left out.
+    """
+    from ..kernels.tuned import applied
+
+    expected = subject.run()
+    usable: list[dict[str, int]] = [{}]
+    for options in subject.candidates:
+        try:
+            with applied(subject.kernel, options):
+                if _difference(subject.run(), expected) <= DIFFERENCE:
+                    usable.append(options)
+        except Exception as error:  # Triton has no common type for what the compiler or the device refuses
+            say(f"{subject.kernel} {subject.sizes}: {options} left out: {type(error).__name__}")
+    seconds: list[list[float]] = [[] for _ in usable]
+
+    def call(options: dict[str, int]) -> Callable[[], Any]:
+        def launch() -> Any:
+            with applied(subject.kernel, options):
+                return subject.run()
+
+        return launch
+
+    calls = [call(options) for options in usable]
+    for _ in range(rounds):
+        for times, function in zip(seconds, calls, strict=True):
+            times.append(timer(function)[0])
+    medians = [sorted(times)[len(times) // 2] for times in seconds]
+    best = min(range(len(usable)), key=medians.__getitem__)
+    say(
+        f"{subject.kernel} {subject.sizes}: {medians[0] * 1e6:.1f} us, best {medians[best] * 1e6:.1f} us with {usable[best]}"
+    )
+    if best == 0 or medians[best] > WORTHWHILE * medians[0]:
+        return None
+    return {
+        "kernel": subject.kernel,
+        "sizes": subject.sizes,
+        "options": usable[best],
+        "microseconds": round(medians[best] * 1e6, 2),
+        "default_microseconds": round(medians[0] * 1e6, 2),
+    }
+
+
+def _difference(value: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((value.double() - expected.double()).norm() / expected.double().norm())
+
+
+def write(path: Path, device: str, entries: list[dict[str, Any]], precision: str, args: argparse.Namespace) -> None:
+    """Replace the file's entries of this precision, and keep the others'; all or nothing."""
+    import torch
+    import triton
+
+    kept: list[dict[str, Any]] = []
+    if path.exists():
+        try:
+            kept = [
+                entry for entry in json.loads(path.read_text("utf-8"))["entries"] if entry["precision"] != precision
+            ]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"{path} is no file of tuned configurations ({error}); remove it or name another."
+            ) from error
+    found = {
+        "device": device,
+        "metatasnet_fast": __version__,
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "date": datetime.date.today().isoformat(),
+        "command": f"metatasnet-fast tune --dtype {precision} --items {args.items} --frames {args.frames}",
+        "entries": kept + entries,
+    }
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise AudioWriteError(f"Cannot write {path}: {error.strerror}.") from error
