@@ -19,6 +19,7 @@ from ..ops.library import interpreted
 from ..precision import Precision
 from ..reference import generator
 from .base import Backend, Request
+from .triton_graphs import Graphs, switched_on
 from .triton_weights import MaskWeights, mask_weights
 
 __all__ = ["TritonBackend"]
@@ -44,6 +45,8 @@ class _Prepared:
     encoder: codec.EncoderOperands
     decoder: codec.DecoderOperands
     masking: MaskWeights
+    graphs: Graphs | None
+    """The masking job by CUDA graphs, in inference, where they are asked for."""
 
     @property
     def tf32(self) -> bool:
@@ -59,6 +62,9 @@ class TritonBackend(Backend):
 
     name = "triton"
     summary = "fused Triton kernels; training and inference in float32, tf32 and bfloat16 on GPUs"
+
+    def variant(self) -> str:
+        return "graphs" if switched_on() else ""
 
     def unavailable(self) -> str | None:
         if importlib.util.find_spec("triton") is None:
@@ -86,12 +92,15 @@ class TritonBackend(Backend):
     def prepare(self, config: StageConfig, parameters: Mapping[str, Tensor], precision: Precision) -> _Prepared:
         copy = not torch.is_grad_enabled()
         p = {name: value.to(torch.float32, copy=copy) for name, value in parameters.items()}
+        masking = mask_weights(config, p)
+        graphs = copy and switched_on() and next(iter(p.values())).is_cuda
         return _Prepared(
             config,
             precision,
             codec.prepare_encoder(generator.encoder_weights(config, p), config, precision),
             codec.prepare_decoder(generator.decoder_weights(config, p), config, precision),
-            mask_weights(config, p),
+            masking,
+            Graphs(functools.partial(_masked, config, masking, precision is Precision.tf32)) if graphs else None,
         )
 
     @_exactly
@@ -102,21 +111,32 @@ class TritonBackend(Backend):
     def mask(
         self, prepared: _Prepared, latent: Tensor, partial: Tensor | None, dropout: Tensor | None = None
     ) -> Tensor:
-        config, w, tf32 = prepared.config, prepared.masking, prepared.tf32
-        x, v = _checked(config, latent, partial, prepared.precision.storage)
-        shared = x[:, None] if dropout is None else x[:, None] * dropout[:, :, None].to(x.dtype)
-        prelu_1, prelu_2, prelu_3, prelu_4 = w.slopes
-        y, statistics = ops.in_conv(shared, v, w.in_conv, prelu_1, *w.norm_1, prelu_2, tf32=tf32)
-        y = ops.group_norm(y, prelu_2, ops.GroupNorm(statistics, *w.norm_2))
-        y, statistics = ops.blocks(y, w.blocks, config.dilations, config.layers, prelu_3, tf32=tf32)
-        norm = ops.GroupNorm(statistics, *w.norm_3)
-        m, last = ops.pointwise(y, w.mask_output, norm=norm, slope=prelu_3, next_slope=prelu_4, tf32=tf32)
-        assert last is not None
-        return ops.mask_tail(m, x, prelu_4, ops.GroupNorm(last, *w.norm_4)).transpose(2, 3)
+        x, v = _checked(prepared.config, latent, partial, prepared.precision.storage)
+        if prepared.graphs is not None and dropout is None:
+            return prepared.graphs(x, v).transpose(2, 3)
+        own = None if dropout is None else x[:, None] * dropout[:, :, None].to(x.dtype)
+        return _masked(prepared.config, prepared.masking, prepared.tf32, x, v, own).transpose(2, 3)
 
     @_exactly
     def decode(self, prepared: _Prepared, latent: Tensor) -> Tensor:
         return codec.decode(prepared.decoder, latent)
+
+
+def _masked(
+    config: StageConfig, w: MaskWeights, tf32: bool, x: Tensor, v: Tensor | None, own: Tensor | None = None
+) -> Tensor:
+    """Masked latents (n, 4, frames, N) from the latent ``x`` (n, frames, N), the partial one ``v`` (n, 4, frames, N / 2), and
+    the network's ``own`` copies of the latent (n, 4, frames, N), if they differ from it."""
+    prelu_1, prelu_2, prelu_3, prelu_4 = w.slopes
+    y, statistics = ops.in_conv(
+        x[:, None] if own is None else own, v, w.in_conv, prelu_1, *w.norm_1, prelu_2, tf32=tf32
+    )
+    y = ops.group_norm(y, prelu_2, ops.GroupNorm(statistics, *w.norm_2))
+    y, statistics = ops.blocks(y, w.blocks, config.dilations, config.layers, prelu_3, tf32=tf32)
+    norm = ops.GroupNorm(statistics, *w.norm_3)
+    m, last = ops.pointwise(y, w.mask_output, norm=norm, slope=prelu_3, next_slope=prelu_4, tf32=tf32)
+    assert last is not None
+    return ops.mask_tail(m, x, prelu_4, ops.GroupNorm(last, *w.norm_4))
 
 
 def _checked(

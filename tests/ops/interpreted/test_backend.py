@@ -18,13 +18,16 @@ from tests.support import allowed, assert_parity, golden, relative_error
 CONFIG = MetaTasNetConfig(N=16, B=8, H=8, layers=2, stack=1, num_mels=8, stages_num=2, dropout=0.3)
 SAMPLES = 520
 """The fewest that the STFT accepts."""
-DRAWN = [
-    pytest.param(name, part, dtype, marks=[] if (name, part, dtype) == QUICK else pytest.mark.slow, id=f"{name}-{part}-{dtype}")
-    for QUICK in [("blocks_residual_bias", "mask_partial", torch.float32)]
+BLOCKS = [
+    pytest.param(name, part, dtype, marks=[] if name == "blocks_residual_bias" and quick else pytest.mark.slow)
+    for part, dtype, quick in (
+        ("mask_partial", torch.float32, True),
+        ("mask_partial", torch.bfloat16, False),
+        ("mask", torch.float32, False),
+        ("mask", torch.bfloat16, False),
+    )
     for name in ("blocks_generated", "blocks_independent", "blocks_residual_bias")
-    for part in ("mask", "mask_partial")
-    for dtype in (torch.float32, torch.bfloat16)
-]  # fmt: skip
+]
 
 
 def network(**changes: Any) -> Any:
@@ -89,7 +92,7 @@ def test_training_with_dropout_equals_the_reference_and_runs_no_layer_of_pytorch
     assert_parity("gradients", together(own), together(expected), limit)
 
 
-@pytest.mark.parametrize(("name", "part", "dtype"), DRAWN)
+@pytest.mark.parametrize(("name", "part", "dtype"), BLOCKS)
 def test_masking_network_equals_the_recorded_one(name: str, part: str, dtype: torch.dtype) -> None:
     triton_support.recorded_network(golden(name), part, dtype)
 
