@@ -69,11 +69,13 @@ def steps(device: str, out: Path, tiny: bool) -> list[Step]:
 def more_steps(device: str, out: Path, tiny: bool) -> list[Step]:
     """What is worth a second run of ten minutes."""
     python = sys.executable
-    catalogue = [python, "-m", "bench.gpu_catalogue", "--device", device, "--out", str(out / "catalogue.jsonl")]
+    common = ["--device", device, "--out", str(out), *(["--tiny", "--no-compile"] if tiny else [])]
+    catalogue = [python, "-m", "bench.gpu_catalogue", "--device", device, "--out", str(out)]
     return [
-        sanitizer("racecheck", device, 120),
-        Step("tune", [python, "-m", "metatasnet_fast", "tune", "--out", str(out / "tuned.json")], 180),
-        Step("catalogue", [*catalogue, *(["--tiny"] if tiny else [])], 280),
+        sanitizer("racecheck", device, 100),
+        Step("operations", [python, "-m", "bench.gpu_timings", "operations", *common], 120),
+        Step("tune", [python, "-m", "metatasnet_fast", "tune", "--out", str(out / "tuned.json")], 150),
+        Step("catalogue", [*catalogue, *(["--tiny"] if tiny else [])], 220),
     ]
 
 
@@ -155,7 +157,7 @@ def code_version() -> str:
 def summary(state: dict[str, Any], out: Path, suite: Sequence[Step]) -> str:
     """The timings' tables, then a line for every step."""
     parts = []
-    for name in ("jobs", "inference", "training"):
+    for name in ("operations", "jobs", "inference", "training"):
         log = out / f"{name}.log"
         if state["steps"].get(name, {}).get("status") in ("passed", "failed") and log.exists():
             parts.append(log.read_text(encoding="utf-8", errors="replace").strip())

@@ -1,4 +1,4 @@
-"""The timings of the GPU suite: a four-minute stereo song's worth of windows, a training step, single jobs.
+"""The timings of the GPU suite: a four-minute stereo song's worth of windows, a training step, single jobs, single operations.
 
 python bench/gpu_timings.py inference --device cuda --out DIR
 """
@@ -15,6 +15,7 @@ import torch
 from metatasnet_fast.benchmark import Effort, Entrants, measure, measure_ceilings, recipe, text_table, write_rows
 from metatasnet_fast.benchmark.cases import Case
 from metatasnet_fast.benchmark.machine import describe
+from metatasnet_fast.benchmark.operations import operation_case, operations
 from metatasnet_fast.benchmark.preparation import preparation_case
 from metatasnet_fast.benchmark.suite import TINY
 from metatasnet_fast.benchmark.training_step import training_case
@@ -45,6 +46,11 @@ def cases(kind: str, network: MultiTasNet, device: torch.device, tiny: bool, com
         for stage in range(network.config.stages_num):
             yield from job_cases(network, Entrants.of(device, False), stage, *((2, 0.4) if tiny else (4, 8.0)))
         yield preparation_case(network, Entrants.of(device, False))
+    elif kind == "operations":
+        frames = 37 if tiny else round(SECONDS * network.config.sampling_rate) // network.config.W
+        for operation in operations(network.config.stage(1), 2 if tiny else 4, frames):
+            for training in (False, True):
+                yield operation_case(operation, Entrants.of(device, compiled), training)
     else:
         batch, seconds = (2, 0.4) if tiny else (BATCH, SECONDS)
         precisions = [Precision.float32, Precision.bfloat16]
@@ -53,7 +59,7 @@ def cases(kind: str, network: MultiTasNet, device: torch.device, tiny: bool, com
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("kind", choices=("inference", "jobs", "training"))
+    parser.add_argument("kind", choices=("inference", "jobs", "operations", "training"))
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--out", type=Path, required=True, help="folder; KIND.jsonl is written there")
     parser.add_argument("--tiny", action="store_true", help="a few channels and samples: tries the program only")

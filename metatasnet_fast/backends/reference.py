@@ -14,7 +14,7 @@ from ..config import StageConfig
 from ..precision import Precision
 from .base import Backend, Request
 
-__all__ = ["ReferenceBackend"]
+__all__ = ["ReferenceBackend", "arithmetic"]
 
 
 @dataclass(frozen=True)
@@ -49,26 +49,26 @@ class ReferenceBackend(Backend):
         copy = not torch.is_grad_enabled()
         cast = {name: p.to(dtype, copy=copy) for name, p in parameters.items()}
         device = next(iter(cast.values())).device
-        with _arithmetic(precision, device):
+        with arithmetic(precision, device):
             return _Prepared(reference.generate(config, cast), precision)
 
     def encode(self, prepared: _Prepared, signal: Tensor) -> Tensor:
-        with _arithmetic(prepared.precision, signal.device):
+        with arithmetic(prepared.precision, signal.device):
             return reference.encode(prepared.weights.encoder, prepared.weights.config, signal.to(prepared.dtype))
 
     def mask(
         self, prepared: _Prepared, latent: Tensor, partial: Tensor | None, dropout: Tensor | None = None
     ) -> Tensor:
-        with _arithmetic(prepared.precision, latent.device):
+        with arithmetic(prepared.precision, latent.device):
             return reference.mask(prepared.weights.masking, prepared.weights.config, latent, partial, dropout)
 
     def decode(self, prepared: _Prepared, latent: Tensor) -> Tensor:
-        with _arithmetic(prepared.precision, latent.device):
+        with arithmetic(prepared.precision, latent.device):
             return reference.decode(prepared.weights.decoder, prepared.weights.config, latent)
 
 
 @contextlib.contextmanager
-def _arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
+def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
     """Put the matrix products of the enclosed code into ``precision``.
 
     float32 and float64 leave an ambient ``torch.autocast`` alone: a caller who opened one gets it.
