@@ -22,6 +22,7 @@ from .generator import Section, generated_parameters
 from .group_norm import group_norm
 from .in_conv import in_conv
 from .log_power import log_power
+from .losses import stage_loss
 from .mask_tail import mask_tail
 from .overlap_add import overlap_add
 from .pointwise import pointwise
@@ -45,4 +46,5 @@ __all__ = [
     "mask_tail",
     "overlap_add",
     "pointwise",
+    "stage_loss",
 ]

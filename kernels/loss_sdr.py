@@ -1,0 +1,163 @@
+"""Scale-invariant signal-to-distortion ratio of signals, and its gradient.
+
+    a = <s, e> / (|s|^2 + 1e-8);  P = a^2 |s|^2;  R = |e - a s|^2;  sdr = 10 (log10 max(P, 1e-8) - log10 max(R, 1e-8))
+    d sdr / de = (p + q) s + r (e - a s), each of the two logarithms only where it is not clamped:
+                 p = 20 / ln 10 a |s|^2 / (P (|s|^2 + 1e-8)),  r = -20 / (ln 10 R),  q = -r a 1e-8 / (|s|^2 + 1e-8)
+
+R is summed in a second pass over e and s: |e|^2 - a <s, e> would lose a digit for every 10 dB. Sums are taken by tiles, and
+the tiles added in their order. Silence: a = 0, both powers clamped, no gradient, no NaN.
+
+Bytes: e and s twice forward, once backward and de written: 7 n T 4 for float32 signals. FLOPs: 10 n T. Memory-bound: at
+12 items of 5 signals of 8 s at 32 kHz 0.43 GB.
+Not yet run on a GPU. Source: Samuel et al. 2020, section 2.4; original utility/loss.py (sdr_objective).
+"""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import launch
+
+__all__ = ["ROWS", "sdr_backward", "sdr_bwd_kernel", "sdr_forward", "sdr_moments_kernel", "sdr_residual_kernel",
+           "sdr_rows_kernel"]  # fmt: skip
+
+ROWS = 5
+"""Signals of an item: four sources and the reconstructed mix."""
+BLOCK = 4096
+MERGED = 64
+EPSILON = tl.constexpr(1e-8)
+TEN_OVER_LN10 = tl.constexpr(10 / math.log(10))
+LOG10_2 = tl.constexpr(0.30102999566398120)
+
+
+@triton.jit
+def _place(SIGNALS, FIRST, samples, BLOCK: tl.constexpr):
+    """Item and signal of this program, its row of (items, 5), its tile and samples."""
+    tiles = tl.cdiv(samples, BLOCK)
+    i_signal, i_tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
+    i_n, i_i = (i_signal // SIGNALS).to(tl.int64), (i_signal % SIGNALS).to(tl.int64)
+    return i_n, i_i, i_n * 5 + FIRST + i_i, i_tile, i_tile * BLOCK + tl.arange(0, BLOCK)
+
+
+@triton.jit
+def _moments(p_moments, tiles, MERGED: tl.constexpr):
+    """<s, e> and |s|^2 of one row, tiles in their order."""
+    b_dot, b_power = tl.zeros([MERGED], tl.float32), tl.zeros([MERGED], tl.float32)
+    for first in range(0, tiles, MERGED):
+        i_tile = first + tl.arange(0, MERGED)
+        b_dot += tl.load(p_moments + i_tile, mask=i_tile < tiles, other=0.0)
+        b_power += tl.load(p_moments + tiles + i_tile, mask=i_tile < tiles, other=0.0)
+    return tl.sum(b_dot, 0), tl.sum(b_power, 0)
+
+
+@triton.jit(do_not_specialize=["T", "e_n", "e_i", "s_n", "s_i"])
+def sdr_moments_kernel(
+    p_e, p_s, p_parts, T, e_n, e_i, s_n, s_i, SIGNALS: tl.constexpr, FIRST: tl.constexpr, BLOCK: tl.constexpr
+):
+    """One program: <s, e> and |s|^2 of one tile, into rows (items, 5, 3, tiles)."""
+    i_n, i_i, row, i_tile, i_t = _place(SIGNALS, FIRST, T, BLOCK)
+    b_e = tl.load(p_e + i_n * e_n + i_i * e_i + i_t, mask=i_t < T, other=0.0).to(tl.float32)
+    b_s = tl.load(p_s + i_n * s_n + i_i * s_i + i_t, mask=i_t < T, other=0.0).to(tl.float32)
+    tiles = tl.cdiv(T, BLOCK)
+    p_parts += row * 3 * tiles + i_tile
+    tl.store(p_parts, tl.sum(b_s * b_e, 0))
+    tl.store(p_parts + tiles, tl.sum(b_s * b_s, 0))
+
+
+@triton.jit(do_not_specialize=["T", "e_n", "e_i", "s_n", "s_i"])
+def sdr_residual_kernel(
+    p_e, p_s, p_parts, T, e_n, e_i, s_n, s_i,
+    SIGNALS: tl.constexpr, FIRST: tl.constexpr, BLOCK: tl.constexpr, MERGED: tl.constexpr,
+):  # fmt: skip
+    """One program: |e - a s|^2 of one tile."""
+    i_n, i_i, row, i_tile, i_t = _place(SIGNALS, FIRST, T, BLOCK)
+    tiles = tl.cdiv(T, BLOCK)
+    p_parts += row * 3 * tiles
+    dot, power = _moments(p_parts, tiles, MERGED)
+    b_e = tl.load(p_e + i_n * e_n + i_i * e_i + i_t, mask=i_t < T, other=0.0).to(tl.float32)
+    b_s = tl.load(p_s + i_n * s_n + i_i * s_i + i_t, mask=i_t < T, other=0.0).to(tl.float32)
+    b_residual = b_e - dot / (power + EPSILON) * b_s
+    tl.store(p_parts + 2 * tiles + i_tile, tl.sum(b_residual * b_residual, 0))
+
+
+@triton.jit(do_not_specialize=["TILES"])
+def sdr_rows_kernel(p_parts, p_rows, TILES, MERGED: tl.constexpr):
+    """One program: (sdr, a, p + q, r) of one signal."""
+    row = tl.program_id(0).to(tl.int64)
+    p_parts += row * 3 * TILES
+    dot, power = _moments(p_parts, TILES, MERGED)
+    residual, _ = _moments(p_parts + 2 * TILES, TILES, MERGED)
+    a = dot / (power + EPSILON)
+    projection = a * a * power
+    heard, missed = projection >= EPSILON, residual >= EPSILON
+    sdr = tl.log2(tl.maximum(projection, EPSILON)) - tl.log2(tl.maximum(residual, EPSILON))
+    r = tl.where(missed, 1.0 / tl.maximum(residual, EPSILON), 0.0) * (-2 * TEN_OVER_LN10)
+    p = tl.where(heard, a * power / (tl.maximum(projection, EPSILON) * (power + EPSILON)), 0.0) * (2 * TEN_OVER_LN10)
+    p_rows += row * 4
+    tl.store(p_rows, sdr * (10 * LOG10_2))
+    tl.store(p_rows + 1, a)
+    tl.store(p_rows + 2, p - r * a * EPSILON / (power + EPSILON))
+    tl.store(p_rows + 3, r)
+
+
+@triton.jit(do_not_specialize=["T", "e_n", "e_i", "s_n", "s_i"])
+def sdr_bwd_kernel(
+    p_dloss, p_scales, p_mask, p_rows, p_e, p_s, p_de, T, e_n, e_i, s_n, s_i,
+    SIGNALS: tl.constexpr, FIRST: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One program: one tile of de; a signal's weight in the loss is its scale, and the mask where there is one."""
+    i_n, i_i, row, i_tile, i_t = _place(SIGNALS, FIRST, T, BLOCK)
+    weight = tl.load(p_dloss).to(tl.float32) * tl.load(p_scales + FIRST + i_i)
+    if p_mask is not None:
+        weight *= tl.load(p_mask + i_n * SIGNALS + i_i)
+    a, on_target = tl.load(p_rows + row * 4 + 1), tl.load(p_rows + row * 4 + 2)
+    on_residual = tl.load(p_rows + row * 4 + 3)
+    b_e = tl.load(p_e + i_n * e_n + i_i * e_i + i_t, mask=i_t < T, other=0.0).to(tl.float32)
+    b_s = tl.load(p_s + i_n * s_n + i_i * s_i + i_t, mask=i_t < T, other=0.0).to(tl.float32)
+    b_de = weight * (on_target * b_s + on_residual * (b_e - a * b_s))
+    p_de += (i_n * SIGNALS + i_i) * T + i_t
+    tl.store(p_de, b_de.to(p_de.dtype.element_ty), mask=i_t < T)
+
+
+def _signals(e: Tensor, s: Tensor, first: int) -> dict[str, int]:
+    strides = {"e_n": e.stride(0), "e_i": e.stride(1), "s_n": s.stride(0), "s_i": s.stride(1)}
+    return {"T": e.shape[2], **strides, "SIGNALS": e.shape[1], "FIRST": first, "BLOCK": BLOCK}
+
+
+def sdr_forward(sources: tuple[Tensor, Tensor], mix: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Rows (sdr, a, p + q, r), (n, 5, 4) float32: four sources and the mix (not written without one).
+
+    Each of ``sources`` and ``mix`` is (estimate, target), (n, signals, T) with unit stride along samples.
+    """
+    estimate = sources[0]
+    n, _, samples = estimate.shape
+    tiles = -(-samples // BLOCK)
+    parts = torch.empty(n, ROWS, 3, tiles, dtype=torch.float32, device=estimate.device)
+    rows = torch.empty(n, ROWS, 4, dtype=torch.float32, device=estimate.device)
+    for first, pair in ((0, sources), (4, mix)):
+        if pair is not None:
+            e, s = pair
+            programs, what = n * e.shape[1] * tiles, {"p_e": e, "p_s": s, "p_parts": parts, **_signals(e, s, first)}
+            launch(sdr_moments_kernel, programs, e, **what, num_warps=8)
+            launch(sdr_residual_kernel, programs, e, **what, MERGED=MERGED, num_warps=8)
+    launch(sdr_rows_kernel, n * ROWS, estimate, p_parts=parts, p_rows=rows, TILES=tiles, MERGED=MERGED, num_warps=1)
+    return rows
+
+
+def sdr_backward(
+    dloss: Tensor, scales: Tensor, mask: Tensor | None, rows: Tensor, e: Tensor, s: Tensor, first: int
+) -> Tensor:
+    """de (n, signals, T) in e's dtype; ``first`` 0 for the sources, 4 for the mix."""
+    de = torch.empty(e.shape, dtype=e.dtype, device=e.device)
+    launch(
+        sdr_bwd_kernel, len(e) * e.shape[1] * -(-e.shape[2] // BLOCK), e,
+        p_dloss=dloss, p_scales=scales, p_mask=mask, p_rows=rows, p_e=e, p_s=s, p_de=de, **_signals(e, s, first),
+        num_warps=8,
+    )  # fmt: skip
+    return de

@@ -1,0 +1,78 @@
+"""Inputs for the losses and the recorded ones, for the reference arithmetic and for the kernels alike, on any device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from metatasnet_fast import reference
+from metatasnet_fast.ops import stage_loss
+from tests.support import Golden, assert_parity, relative_error
+
+WEIGHTS = {"similarity_weight": 2.0, "dissimilarity_weight": 3.0, "reconstruction_weight": 0.05}
+LEAVES = ("estimate", "latents", "mix_estimate")
+Inputs = dict[str, Tensor]
+
+
+def inputs(
+    n: int = 3, samples: int = 300, frames: int = 13, channels: int = 24, silent: tuple[tuple[int, int], ...] = ((0, 1),),
+    noise: float = 1.0, seed: int = 0,
+) -> Inputs:  # fmt: skip
+    """Sources and estimates that resemble them, rounded to float32; ``silent`` are (item, instrument)."""
+    r = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=r, dtype=torch.float64).float().double()
+
+    target, mask = normal(n, 4, 1, samples), torch.ones(n, 4, 1, dtype=torch.float64)
+    for item, instrument in silent:
+        target[item, instrument] = 0
+        mask[item, instrument] = 0
+    mix = target.sum(1)
+    return {
+        "estimate": (target + noise * normal(n, 4, 1, samples)).float().double(), "target": target, "mask": mask,
+        "latents": normal(n, 4, frames, channels), "mix_estimate": (mix + noise * normal(n, 1, samples)).float().double(),
+        "mix": mix.float().double(),
+    }  # fmt: skip
+
+
+def at(values: Inputs, dtype: torch.dtype, device: str = "cpu") -> Inputs:
+    """Copies in a dtype; what the network made are leaves."""
+    copies = {k: v.to(device, dtype, copy=True) for k, v in values.items()}
+    return {k: v.requires_grad_() if k in LEAVES else v for k, v in copies.items()}
+
+
+def results(how: object, values: Inputs, **weights: float) -> dict[str, Tensor]:
+    """Loss, statistics and the gradients of one and a half times the loss."""
+    loss, stats = how(**values, **{**WEIGHTS, **weights})  # type: ignore[operator]
+    found = torch.autograd.grad(loss * 1.5, [values[k] for k in LEAVES], allow_unused=True)
+    gradients = {f"gradient of {k}": v for k, v in zip(LEAVES, found, strict=True) if v is not None}
+    return {"loss": loss.detach(), "stats": stats.detach(), **gradients}
+
+
+def check(values: Inputs, dtype: torch.dtype, limit: float, device: str = "cpu", **weights: float) -> None:
+    """As close to the reference in float64 as ``limit``, or in float32 three times the reference's own error."""
+    expected = results(reference.stage_loss, at(values, torch.float64), **weights)
+    eager = results(reference.stage_loss, at(values, dtype), **weights)
+    found = results(stage_loss, at(values, dtype, device), **weights)
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        assert value.isfinite().all(), name
+        if expected[name].any():
+            own = relative_error(eager[name], expected[name])
+            assert_parity(name, value.cpu(), expected[name], max(limit, 3 * own))
+        else:
+            assert not value.any()
+
+
+def recorded(recording: Golden, dtype: torch.dtype, limit: float, device: str = "cpu") -> None:
+    """The recorded losses and gradients; asserts parity."""
+    values = at({k: recording[k].double() for k in (*LEAVES, "target", "mask", "mix")}, dtype, device)
+    loss, stats = stage_loss(**values, **{k: recording.meta[k.replace("weight", "loss_weight")] for k in WEIGHTS})
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert_parity("loss", loss.detach().cpu(), recording["loss"], limit)
+    assert_parity("stats", stats.cpu(), recording["stats"], limit)
+    for name in LEAVES:
+        gradient = values[name].grad
+        assert gradient is not None
+        assert_parity(f"gradient of {name}", gradient.cpu(), recording[f"grad_{name}"], limit)

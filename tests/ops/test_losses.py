@@ -1,0 +1,89 @@
+"""The losses with the reference arithmetic: parity, gradients, silence, registration, refusals."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from metatasnet_fast.errors import ShapeError
+from metatasnet_fast.ops import stage_loss
+from tests.ops import loss_cases as cases
+from tests.support import golden
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-6), (torch.float32, 3e-6)])
+def test_losses_equal_the_recorded_ones(dtype: torch.dtype, limit: float) -> None:
+    cases.recorded(golden("loss"), dtype, limit)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    n=st.integers(1, 4), samples=st.integers(1, 257), frames=st.integers(1, 20),
+    silent=st.sets(st.tuples(st.integers(0, 0), st.integers(0, 3))), noise=st.sampled_from([1e-3, 1.0, 30.0]),
+)  # fmt: skip
+def test_any_length_silence_and_quality_in_float64(
+    n: int, samples: int, frames: int, silent: set[tuple[int, int]], noise: float
+) -> None:
+    cases.check(cases.inputs(n, samples, frames, silent=tuple(silent), noise=noise), torch.float64, 1e-9)
+
+
+def test_gradients_are_those_of_the_function() -> None:
+    values = cases.at(cases.inputs(n=2, samples=9, frames=3, channels=5), torch.float64)
+
+    def function(*leaves: Tensor) -> Tensor:
+        return stage_loss(**{**values, **dict(zip(cases.LEAVES, leaves, strict=True))}, **cases.WEIGHTS)[0]
+
+    assert torch.autograd.gradcheck(function, tuple(values[k] for k in cases.LEAVES))
+
+
+@pytest.mark.parametrize("off", cases.WEIGHTS)
+def test_a_weight_of_zero_switches_its_term_off(off: str) -> None:
+    cases.check(cases.inputs(), torch.float64, 1e-9, **{off: 0.0})
+
+
+def test_what_is_switched_off_need_not_be_there() -> None:
+    values = {**cases.at(cases.inputs(), torch.float32), "latents": None, "mix_estimate": None}
+    loss, stats = stage_loss(**values, similarity_weight=0.0, dissimilarity_weight=-1.0, reconstruction_weight=0.0)
+    loss.backward()
+    assert stats[4:].tolist() == [0, 0, 0]
+    assert torch.allclose(loss, -stats[:4].sum())
+
+
+def test_statistics_carry_no_gradient() -> None:
+    _, stats = stage_loss(**cases.at(cases.inputs(), torch.float32), **cases.WEIGHTS)
+    assert not stats.requires_grad
+
+
+def test_registration_is_what_torch_expects() -> None:
+    values = cases.at(cases.inputs(n=2, samples=20, frames=3), torch.float32)
+    names = ("estimate", "target", "mask", "latents", "mix_estimate", "mix")
+    operator = torch.ops.metatasnet_fast.stage_loss.default
+    torch.library.opcheck(operator, (*(values[k] for k in names), 2.0, 3.0, 0.05))
+    torch.library.opcheck(operator, (*(values[k] for k in names[:3]), None, None, None, 0.0, 0.0, 0.0))
+
+
+def test_compiles_without_a_graph_break() -> None:
+    values = cases.at(cases.inputs(), torch.float32)
+    compiled = torch.compile(lambda v: stage_loss(**v, **cases.WEIGHTS), backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(values)[0], stage_loss(**values, **cases.WEIGHTS)[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"estimate": torch.zeros(2, 4, 1, 0)}, "at least one sample"),
+        ({"estimate": torch.zeros(0, 4, 1, 5)}, r"estimate must be .*\(b, 4, 1, T\)"),
+        ({"target": torch.zeros(3, 4, 1, 299)}, r"target must be .*\(3, 4, 1, 300\)"),
+        ({"mask": torch.zeros(3, 4)}, r"mask must be \(3, 4, 1\)"),
+        ({"latents": None}, "latents are missing"),
+        ({"mix_estimate": None}, "mix_estimate is missing"),
+        ({"latents": torch.zeros(2, 4, 13, 24)}, r"latents must be .*\(3, 4, 13, 24\)"),
+        ({"mix": torch.zeros(3, 1, 300, requires_grad=True)}, "detach them"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_the_value(change: dict[str, Tensor | None], message: str) -> None:
+    with pytest.raises(ShapeError, match=message):
+        stage_loss(**{**cases.at(cases.inputs(), torch.float32), **change}, **cases.WEIGHTS)
