@@ -34,7 +34,7 @@ from .launch import launch
 __all__ = ["basis", "fold", "fold_kernel", "log_power_forward", "power_kernel", "transform"]
 
 FOLD_BLOCK = 128
-BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_K = 64, 64, 32
+BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_K = 64, 32, 32  # wider does not fit the registers of sm_80
 PAD = 8  # beyond Q, so that rows of Q + 1 values start at multiples of 32 bytes
 FLOOR = tl.constexpr(1e-8)
 QUIET = tl.constexpr(1e-7)

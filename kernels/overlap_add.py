@@ -106,6 +106,6 @@ def overlap_add(
         p_x=x, p_gate=gate, p_bank=bank, p_y=y, T=frames, SAMPLES=samples, ROWS=rows, x_n=layout["x_n"],
         x_t=layout["x_t"], C=channels, K=bank.shape[1], STRIDE=stride, PADDING=padding, ALIGN=layout["ALIGN"],
         BLOCK_Q=ROWS, BLOCK_N=main, TAIL_N=tail, BLOCK_C=BLOCK_K, PRECISION=precision,
-        num_warps=4, num_stages=STAGES,
+        num_warps=8 if main + tail > 64 else 4, num_stages=STAGES,
     )  # fmt: skip
     return y
