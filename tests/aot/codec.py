@@ -1,0 +1,105 @@
+"""Every launch of the encoder and the decoder at the default widths, stage by stage, on tensors without data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from metatasnet_fast.config import MetaTasNetConfig
+from metatasnet_fast.kernels import (
+    bottleneck,
+    bottleneck_backward,
+    filter_bank,
+    log_power,
+    log_power_backward,
+    loss,
+    overlap_add,
+)
+
+from .network import empty
+
+ITEMS = 2
+MELS = 256
+
+
+def _bottleneck(
+    inputs: int, outputs: int, frames: int, dtype: torch.dtype, tf32: bool,
+    relu: bool = False, bias: bool = False, rows: int = 0,
+) -> None:  # fmt: skip
+    x, dy = empty(ITEMS, frames, inputs, dtype=dtype), empty(ITEMS, frames, outputs, dtype=dtype)
+    weight, precision = empty(outputs, inputs, dtype=dtype), bottleneck.products(tf32)
+    share = empty(ITEMS, rows, outputs) if rows else None
+    bottleneck.product(
+        x, weight, precision, bias=empty(outputs) if bias else None, share=share, relu=relu
+    )  # fmt: skip
+    gate = dy if relu else None
+    bottleneck.product(dy, weight.T, precision, gate=gate)
+    bottleneck_backward.weight_gradient(dy, x, inputs, precision, gate=gate)
+    if rows:
+        bottleneck_backward.interpolation_backward(dy, gate, rows)
+
+
+def aligned(width: int) -> int:
+    """As `metatasnet_fast.ops.codec` pads the widths."""
+    return -(-width // 8) * 8
+
+
+def uses(stage: int, frames: int, dtype: torch.dtype, tf32: bool = False) -> dict[str, Callable[[], None]]:
+    """What encoder and decoder launch, forward and backward, by the layer's name; stages count from 1."""
+    config = MetaTasNetConfig().stage(stage - 1)
+    taps, padding = max(config.kernel_sizes), (max(config.kernel_sizes) - config.W) // 2
+    waves, parts = aligned(3 * config.encoder_width), aligned(sum(config.decoder_widths))
+    samples = frames * config.W
+    precision, rows, rough = bottleneck.products(tf32), frames // 12 + 1, tf32 or dtype.itemsize == 2
+    framing = bottleneck.Framing(frames, config.W, padding)
+
+    def bank() -> None:
+        signal, weight = empty(ITEMS, samples, dtype=dtype), empty(waves, taps, dtype=dtype)
+        y = empty(ITEMS, frames, waves, dtype=dtype)
+        filter_bank.filter_bank_forward(signal, weight, framing, True, precision)
+        filter_bank.filter_bank_weight_gradient(y, y, signal, taps, framing, precision)
+        overlap_add.overlap_add(y, weight, config.W, padding, samples, precision, gate=y, dtype=dtype)
+
+    def added() -> None:
+        x, weight = empty(ITEMS, frames, parts, dtype=dtype), empty(parts, taps, dtype=dtype)
+        signal = empty(ITEMS, samples, dtype=dtype)
+        overlap_add.overlap_add(x, weight, config.W, padding, samples, precision)
+        bottleneck.product(signal, weight, precision, framing=framing)
+        bottleneck_backward.weight_gradient(x, signal, taps, precision, framing=framing)
+
+    def power() -> None:
+        signal, window, mean = empty(ITEMS, samples + config.n_fft), empty(config.n_fft), empty(config.bins)
+        y = log_power.log_power_forward(signal, window, mean, config.hop)
+        log_power_backward.log_power_backward(y, signal, window, config.hop)
+
+    def losses() -> None:
+        signals = [empty(ITEMS, k, samples) for k in (4, 4, 1, 1)]
+        sources, mix = (signals[0], signals[1]), (signals[2], signals[3])
+        mask, latents = empty(ITEMS, 4), empty(ITEMS, 4, frames, config.N, dtype=dtype)
+        dloss, _, *kept = loss.stage_loss_forward(sources, mix, mask, latents, 2.0, 3.0, 0.05)
+        loss.stage_loss_backward(dloss, sources, mix, mask, latents, *kept)
+
+    def product(inputs: int, outputs: int, **what: bool | int) -> Callable[[], None]:
+        return lambda: _bottleneck(inputs, outputs, frames, dtype, tf32, **what)  # type: ignore[arg-type]
+
+    def mel(inputs: int, outputs: int, bias: bool) -> Callable[[], None]:
+        return lambda: _bottleneck(inputs, outputs, rows, torch.float32, rough, bias=bias)
+
+    return {
+        "filters": bank,
+        "log power": power,
+        "mel map": mel(config.bins, MELS, True),
+        "mel share": mel(MELS, config.N, False),
+        "bottleneck 1": product(waves, config.N, relu=True, rows=rows),
+        "bottleneck 2": product(config.N, config.N),
+        "decoder": product(config.N, parts, relu=True),
+        "overlap-add": added,
+        "losses": losses,
+    }
+
+
+def basis(n_fft: int, device: torch.device) -> Tensor:
+    """In place of `log_power.basis`: a tensor without data."""
+    return empty(4, n_fft // 4, n_fft // 4 + log_power.PAD)
