@@ -40,7 +40,7 @@ LEAST_BUSY = 0.8
 """Share of the time in which a GPU must work while the stems are discarded."""
 
 FITS = 4
-"""Windows that the memory holds when it is to run out."""
+"""Windows that a GPU's memory holds when it is to run out."""
 
 
 @dataclass
@@ -66,14 +66,14 @@ class Row:
     machine: dict[str, Any]
 
 
-class OutOfMemoryAt:
-    """An engine that, on a device without a limit of its own, has memory for so many windows."""
+class MemoryForOne:
+    """An engine that has memory for one window: where memory has no limit that could be set."""
 
-    def __init__(self, engine: Engine, fits: int) -> None:
-        self.engine, self.fits, self.config = engine, fits, engine.config
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.config = engine, engine.config
 
     def separate(self, mixes: Sequence[Tensor], wanted: Collection[int]) -> dict[int, Tensor]:
-        if mixes[0].shape[0] > self.fits:
+        if mixes[0].shape[0] > 1:
             raise torch.OutOfMemoryError(f"out of memory, as asked for: {mixes[0].shape[0]} windows")
         return self.engine.separate(mixes, wanted)
 
@@ -151,7 +151,7 @@ def limit_memory(worker: Worker) -> None:
     machinery = worker._machinery
     engine, device = machinery.engine, machinery.device
     if device.type != "cuda":
-        machinery.batcher.engine = OutOfMemoryAt(engine, FITS)
+        machinery.batcher.engine = MemoryForOne(engine)
         return
     window = LIVE_TENSORS * 4 * engine.config.stages[-1].N * machinery.window.window * engine.precision.storage.itemsize
     torch.cuda.empty_cache()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
@@ -32,7 +32,13 @@ class Survey:
     runs: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "failures": [outcome.to_dict() for outcome in self.failures]}
+        """Ready for JSON."""
+        return {
+            **vars(self),
+            "models": dict(self.models),
+            "failed": dict(self.failed),
+            "failures": [outcome.to_dict() for outcome in self.failures],
+        }
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ def test_sigterm_finishes_the_songs_in_flight_and_says_what_remains(model: Path,
     folder = tmp_path / "album"
     folder.mkdir()
     noise = 0.1 * np.random.default_rng(0).standard_normal((20 * RATE, 2)).astype(np.float32)
-    for index in range(40):
+    for index in range(16):
         sf.write(folder / f"{index}.flac", noise, RATE)
     out = tmp_path / "out"
     process = subprocess.Popen(
@@ -129,8 +129,8 @@ def test_sigterm_finishes_the_songs_in_flight_and_says_what_remains(model: Path,
     end = lines[-1]
     done = sum(entry["event"] == "song_ended" for entry in lines)
     assert process.returncode == 3
-    assert end["event"] == "run_ended" and not end["complete"] and end["remaining"] == 40 - done > 0
-    assert f"{40 - done} songs remain" in said
+    assert end["event"] == "run_ended" and not end["complete"] and end["remaining"] == 16 - done > 0
+    assert f"{16 - done} songs remain" in said
     assert len(list((out / "songs").rglob("result.json"))) == done
     assert not list((out / ".staging").iterdir())
     time.sleep(0.1)
