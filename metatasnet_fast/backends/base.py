@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from .. import reference
 from ..config import MetaTasNetConfig, StageConfig
 from ..precision import Precision
 
@@ -82,3 +83,21 @@ class Backend(ABC):
     @abstractmethod
     def decode(self, prepared: Any, latent: Tensor) -> Tensor:
         """(n, N, T') to the signal (n, 1, T' W), for any n."""
+
+    def stage_loss(
+        self,
+        estimate: Tensor,
+        target: Tensor,
+        mask: Tensor,
+        latents: Tensor | None,
+        mix_estimate: Tensor | None,
+        mix: Tensor,
+        similarity_weight: float,
+        dissimilarity_weight: float,
+        reconstruction_weight: float,
+    ) -> tuple[Tensor, Tensor]:
+        """Loss and statistics of a stage, as :func:`metatasnet_fast.reference.stage_loss`, which is what this is by default."""
+        return reference.stage_loss(
+            estimate, target, mask, latents, mix_estimate, mix,
+            similarity_weight, dissimilarity_weight, reconstruction_weight,
+        )  # fmt: skip

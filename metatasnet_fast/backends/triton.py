@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-from .. import ops
+from .. import ops, reference
 from ..config import StageConfig
 from ..errors import ShapeError
 from ..ops import codec
@@ -120,6 +120,28 @@ class TritonBackend(Backend):
     @_exactly
     def decode(self, prepared: _Prepared, latent: Tensor) -> Tensor:
         return codec.decode(prepared.decoder, latent)
+
+    @_exactly
+    def stage_loss(
+        self,
+        estimate: Tensor,
+        target: Tensor,
+        mask: Tensor,
+        latents: Tensor | None,
+        mix_estimate: Tensor | None,
+        mix: Tensor,
+        similarity_weight: float,
+        dissimilarity_weight: float,
+        reconstruction_weight: float,
+    ) -> tuple[Tensor, Tensor]:
+        """The fused losses; where the data themselves need gradients, are float64 or no items, PyTorch's operations."""
+        data = any(value.requires_grad for value in (target, mask, mix))
+        plain = data or estimate.numel() == 0 or estimate.dtype == torch.float64
+        loss = reference.stage_loss if plain else ops.stage_loss
+        return loss(
+            estimate, target, mask, latents, mix_estimate, mix,
+            similarity_weight, dissimilarity_weight, reconstruction_weight,
+        )  # fmt: skip
 
 
 def _masked(

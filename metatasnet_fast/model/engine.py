@@ -13,7 +13,6 @@ from ..backends import Backend
 from ..config import MetaTasNetConfig
 from ..errors import ShapeError
 from ..precision import Precision
-from ..reference import stage_loss
 
 __all__ = ["Engine", "collect_parameters"]
 
@@ -86,7 +85,7 @@ class Engine:
         mix_estimate = None
         if config.reconstruction_loss_weight > 0:
             mix_estimate = backend.decode(prepared, latent).to(mix.dtype)
-        loss, stats = stage_loss(
+        loss, stats = backend.stage_loss(
             estimate,
             source,
             sounds,
