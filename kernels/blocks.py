@@ -7,9 +7,11 @@
 
 so the skip tensor is read and written once a stack, not once a block.
 
-Bytes of one block, in units of U = n 4 T C sizeof(dtype) with B = H = C: conv1d 2, depthwise 2, res_out 3, and of the skip
-product 1 + 2 / layers: 8.3 with six layers. Items are independent, so ``items`` of them may go depth-first through all blocks
-while what they need, (layers + 3) U / n an item, stays in the last-level cache.
+In two bytes a block's res_out and the next one's conv1d are one kernel, block_pair.py.
+
+Bytes of one block, in units of U = n 4 T C sizeof(dtype) with B = H = C: depthwise 2, res_out and conv1d 4 as a pair, 5 apart,
+and of the skip product 1 + 2 / layers: 7.3 with six layers, or 8.3. Items are independent, so ``items`` of them may go
+depth-first through all blocks while what they need, (layers + 3) U / n an item, stays in the last-level cache.
 Not yet run on a GPU. Source: Samuel et al. 2020, section 2; original model/mask_tcn.py.
 """
 
@@ -20,6 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .block_pair import block_pair, pairs
 from .depthwise import depthwise_forward
 from .pointwise import fold_weights, product
 from .statistics import group_affine, new_statistics
@@ -103,6 +106,8 @@ def _tower(
     n, _, frames, width = x.shape
     count, _, hidden, _ = w.conv1d.shape
     partials = new_statistics(x, hidden)
+    c, c_partials = product(x, w.conv1d[0], None, None, None, w.slope_1[0], tf32, y=kept.c[0, part] if keep else None)
+    assert c_partials is not None
     for first in range(0, count, w.layers):
         if keep > 1:
             stack = kept.b[first // w.layers, part]
@@ -110,41 +115,40 @@ def _tower(
             stack = torch.empty(n, 4, frames, w.layers * hidden, dtype=x.dtype, device=x.device)
         for layer in range(first, first + w.layers):
             affine_1, affine_2 = kept.affine_1[layer, part], kept.affine_2[layer, part]
-            c, c_partials = product(
-                x, w.conv1d[layer], None, None, None, w.slope_1[layer], tf32, y=kept.c[layer, part] if keep else None
-            )
-            assert c_partials is not None
             group_affine(c_partials, w.gamma_1[layer], w.beta_1[layer], frames, affine_1)
             b = stack[..., (layer - first) * hidden : (layer - first + 1) * hidden]
             depthwise_forward(
-                c,
-                w.taps[layer],
-                w.dilations[layer],
-                w.slope_1[layer],
-                affine_1,
-                w.beta_1[layer],
-                w.slope_2[layer],
-                b,
+                c, w.taps[layer], w.dilations[layer], w.slope_1[layer], affine_1, w.beta_1[layer], w.slope_2[layer], b,
                 partials,
-            )
+            )  # fmt: skip
             group_affine(partials, w.gamma_2[layer], w.beta_2[layer], frames, affine_2)
             if layer < count - 1:
-                residual_bias = None if w.bias is None else w.bias[layer]
-                folded = fold_weights(
-                    w.out[layer : layer + 1, :, :width],
-                    residual_bias,
-                    affine_2[None],
-                    w.beta_2[layer : layer + 1],
-                    x.dtype,
-                )
-                x, _ = product(b, *folded, x, None, None, tf32, y=kept.x[layer, part] if keep else None)
+                folded, bias = fold_weights(
+                    w.out[layer : layer + 1, :, :width], None if w.bias is None else w.bias[layer : layer + 1],
+                    affine_2[None], w.beta_2[layer : layer + 1], x.dtype,
+                )  # fmt: skip
+                x, c, c_partials = _next(b, folded, bias, x, w, layer, tf32, kept, part if keep else None)
         section = slice(first, first + w.layers)
-        folded = fold_weights(
+        skip_weights = fold_weights(
             w.out[section, :, width:], None if w.bias is None else w.bias[section, :, width:],
             kept.affine_2[section, part], w.beta_2[section], x.dtype,
         )  # fmt: skip
         last = first + w.layers == count
         product(
-            stack, *folded, skips if first else None, None, next_slope if last else None, tf32, y=skips,
+            stack, *skip_weights, skips if first else None, None, next_slope if last else None, tf32, y=skips,
             partials=statistics if last else None,
         )  # fmt: skip
+
+
+def _next(
+    b: Tensor, folded: Tensor, bias: Tensor, x: Tensor, w: Tower, layer: int, tf32: bool, kept: Kept, part: slice | None
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The stream behind block ``layer``, and the next block's c with its partials; into what is kept, if ``part`` of it is."""
+    new, c = (None, None) if part is None else (kept.x[layer, part], kept.c[layer + 1, part])
+    conv1d, slope = w.conv1d[layer + 1], w.slope_1[layer + 1]
+    if pairs(x.dtype, x.shape[3], b.shape[3]):
+        return block_pair(b, folded, bias, x, conv1d, slope, new, c)
+    new, _ = product(b, folded, bias, x, None, None, tf32, y=new)
+    c, partials = product(new, conv1d, None, None, None, slope, tf32, y=c)
+    assert partials is not None
+    return new, c, partials

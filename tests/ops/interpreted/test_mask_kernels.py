@@ -49,7 +49,9 @@ def test_a_single_frame() -> None:
     mask_cases.check(blocks_case(n=1, frames=1, layers=1), torch.float32)
 
 
-@pytest.mark.parametrize("case", ONE_OF_EACH[:3], ids=lambda c: c.name)
+@pytest.mark.parametrize(
+    "case", [*ONE_OF_EACH[:3], blocks_case(n=1, frames=3, width=136, hidden=144)], ids=lambda c: c.name
+)
 def test_bfloat16_is_as_good_as_pytorch_under_autocast(case: MaskCase) -> None:
     mask_cases.check(case, torch.bfloat16, own=mask_cases.autocast_errors(case))
 

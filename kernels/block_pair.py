@@ -1,0 +1,141 @@
+"""res_out of one block and conv1d of the next, back to back while the tile of the residual stream is on chip.
+
+    x'[n, i, t, o] = x[n, i, t, o] + sum_h W'[n, i, o, h] b[n, i, t, h] + b'[n, i, o], rounded and stored
+    c[n, i, t, h]  = sum_o W1[i, h, o] x'[n, i, t, o], x' as stored
+    partials[n, i, tile, :, h] = (mean, M2) of PReLU(c, slope), c as stored
+
+W', b' are res_out's folded weights (pointwise.py). One program holds all B columns of its frames, 128 + 32 of them at most, so
+only two-byte values go this way: of four bytes the tile would not fit the registers.
+Bytes: b, x, x', c once each, n 4 T (2 B + 2 H) sizeof(dtype), where two products read x' once more. FLOPs: 4 n 4 T B H. At
+B = H = 160 in bfloat16 80 FLOP a byte: memory-bound.
+Not yet run on a GPU. Source: as pointwise.py's.
+"""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import TILE, alignment, launch, power_of_two, strides
+from .pointwise import BLOCK_K, pointwise_finish
+from .statistics import new_statistics
+
+__all__ = ["block_pair", "block_pair_kernel", "pairs"]
+
+MAIN, TAIL = 128, 32
+"""Columns of the widest tile: with 8 warps 80 registers a thread."""
+STAGES = 2
+
+
+@triton.jit
+def _stream(b_x, p_bias, p_x, p_new, i_t, m_t, i_o, x_t, B: tl.constexpr):
+    """Bias and residual of some columns; stores them rounded, and returns them so."""
+    m_o = i_o < B
+    mask = m_t[:, None] & m_o[None, :]
+    i_frame = i_t.to(tl.int64)[:, None]
+    b_x += tl.load(p_bias + i_o, mask=m_o, other=0.0)[None, :]
+    b_x += tl.load(p_x + i_frame * x_t + i_o[None, :], mask=mask, other=0.0).to(tl.float32)
+    b_new = b_x.to(p_new.dtype.element_ty)
+    tl.store(p_new + i_frame * B + i_o[None, :], b_new, mask=mask)
+    return tl.where(mask, b_new, 0.0).to(p_new.dtype.element_ty)
+
+
+@triton.jit
+def _weights(p_w, i_o, i_h, H: tl.constexpr, B: tl.constexpr):
+    """Some columns and rows of conv1d, transposed."""
+    return tl.load(p_w + i_h[None, :] * B + i_o[:, None], mask=(i_o < B)[:, None] & (i_h < H)[None, :], other=0.0)
+
+
+@triton.jit(do_not_specialize=["T", "b_n", "b_i", "b_t", "x_n", "x_i", "x_t"])
+def block_pair_kernel(
+    p_b, p_folded, p_bias, p_x, p_new, p_w, p_slope, p_c, p_statistics, T, b_n, b_i, b_t, x_n, x_i, x_t,
+    H: tl.constexpr, B: tl.constexpr, ALIGN: tl.constexpr, BLOCK_T: tl.constexpr,
+    BLOCK_B: tl.constexpr, TAIL_B: tl.constexpr, BLOCK_H: tl.constexpr, TAIL_H: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """One program: one tile of one item and instrument."""
+    tiles = tl.cdiv(T, BLOCK_T)
+    row = tl.program_id(0)
+    i_ni, i_tile = row // tiles, row % tiles
+    i_n, i_i = (i_ni // 4).to(tl.int64), (i_ni % 4).to(tl.int64)
+    i_t = i_tile * BLOCK_T + tl.arange(0, BLOCK_T)
+    m_t = i_t < T
+    p_b += i_n * (b_n.to(tl.int64) * ALIGN) + i_i * (b_i.to(tl.int64) * ALIGN)
+    p_x += i_n * (x_n.to(tl.int64) * ALIGN) + i_i * (x_i.to(tl.int64) * ALIGN)
+    p_row = p_b + i_t[:, None] * (b_t.to(tl.int64) * ALIGN)
+    x_t = x_t.to(tl.int64) * ALIGN
+    p_folded += i_ni.to(tl.int64) * B * H
+    p_bias += i_ni.to(tl.int64) * B
+    p_new += i_ni.to(tl.int64) * T * B
+    p_c += i_ni.to(tl.int64) * T * H
+    p_w += i_i * H * B
+    i_o = tl.arange(0, BLOCK_B)
+    b_x = tl.zeros([BLOCK_T, BLOCK_B], tl.float32)
+    if TAIL_B > 0:
+        i_o_tail = BLOCK_B + tl.arange(0, TAIL_B)
+        b_x_tail = tl.zeros([BLOCK_T, TAIL_B], tl.float32)
+    for k in range(0, H, BLOCK_K):
+        i_k = k + tl.arange(0, BLOCK_K)
+        m_k = i_k < H
+        b_b = tl.load(p_row + i_k[None, :], mask=m_t[:, None] & m_k[None, :], other=0.0)
+        b_w = tl.load(p_folded + i_o[None, :] * H + i_k[:, None], mask=m_k[:, None] & (i_o < B)[None, :], other=0.0)
+        b_x = tl.dot(b_b, b_w, b_x)
+        if TAIL_B > 0:
+            b_w = tl.load(
+                p_folded + i_o_tail[None, :] * H + i_k[:, None], mask=m_k[:, None] & (i_o_tail < B)[None, :], other=0.0
+            )
+            b_x_tail = tl.dot(b_b, b_w, b_x_tail)
+    b_new = _stream(b_x, p_bias, p_x, p_new, i_t, m_t, i_o, x_t, B)
+    if TAIL_B > 0:
+        b_new_tail = _stream(b_x_tail, p_bias, p_x, p_new, i_t, m_t, i_o_tail, x_t, B)
+    count = tl.minimum(T - i_tile * BLOCK_T, BLOCK_T).to(tl.float32)
+    i_h = tl.arange(0, BLOCK_H)
+    b_c = tl.dot(b_new, _weights(p_w, i_o, i_h, H, B))
+    if TAIL_B > 0:
+        b_c = tl.dot(b_new_tail, _weights(p_w, i_o_tail, i_h, H, B), b_c)
+    pointwise_finish(b_c, None, None, p_slope, p_c, p_statistics, row, i_t, m_t, i_h, count, 0, H)
+    if TAIL_H > 0:
+        i_h_tail = BLOCK_H + tl.arange(0, TAIL_H)
+        b_c_tail = tl.dot(b_new, _weights(p_w, i_o, i_h_tail, H, B))
+        if TAIL_B > 0:
+            b_c_tail = tl.dot(b_new_tail, _weights(p_w, i_o_tail, i_h_tail, H, B), b_c_tail)
+        pointwise_finish(b_c_tail, None, None, p_slope, p_c, p_statistics, row, i_t, m_t, i_h_tail, count, 0, H)
+
+
+def _split(columns: int) -> tuple[int, int]:
+    """Main and tail width of a tile that holds all columns."""
+    main = min(MAIN, power_of_two(columns))
+    return main, power_of_two(columns - main) if columns > main else 0
+
+
+def pairs(dtype: torch.dtype, width: int, hidden: int) -> bool:
+    """Whether the pair is for this dtype and these widths."""
+    return dtype.itemsize == 2 and max(width, hidden) <= MAIN + TAIL
+
+
+def block_pair(
+    b: Tensor, folded: Tensor, bias: Tensor, x: Tensor, conv1d: Tensor, slope: Tensor,
+    new: Tensor | None = None, c: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """x' (n, 4, T, B), c (n, 4, T, H) and its partials, the former two into contiguous ``new`` and ``c`` if given.
+
+    ``b`` (n, 4, T, H), ``x`` (n, 4, T, B) with unit strides; ``folded`` (n, 4, B, H), ``bias`` (n, 4, B); ``conv1d`` (4, H, B).
+    """
+    n, _, frames, hidden = b.shape
+    width = x.shape[3]
+    if new is None:
+        new = torch.empty(n, 4, frames, width, dtype=x.dtype, device=x.device)
+    if c is None:
+        c = torch.empty(n, 4, frames, hidden, dtype=x.dtype, device=x.device)
+    partials = new_statistics(x, hidden)
+    (main_b, tail_b), (main_h, tail_h) = _split(width), _split(hidden)
+    align = alignment(b, x)
+    launch(
+        block_pair_kernel, n * 4 * partials.shape[2], x,
+        p_b=b, p_folded=folded, p_bias=bias, p_x=x, p_new=new, p_w=conv1d, p_slope=slope, p_c=c, p_statistics=partials,
+        T=frames, **strides(align, b=b, x=x), H=hidden, B=width, ALIGN=align, BLOCK_T=TILE,
+        BLOCK_B=main_b, TAIL_B=tail_b, BLOCK_H=main_h, TAIL_H=tail_h, BLOCK_K=BLOCK_K, num_warps=8, num_stages=STAGES,
+    )  # fmt: skip
+    return new, c, partials
