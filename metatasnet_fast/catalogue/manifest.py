@@ -40,11 +40,12 @@ AUDIO_SUFFIXES = frozenset(
 Row = dict[str, Any]
 
 
-def read_manifest(text: str, shard: tuple[int, int] = (1, 1)) -> list[Song]:
+def read_manifest(text: str, shard: tuple[int, int] = (1, 1), exclude: str | None = None) -> list[Song]:
     """The songs of a manifest that belong to a shard, in its order. Files are not opened.
 
     Args:
         text: what the module's description lists.
+        exclude: a folder or URI; what lies below it is not found in folders and by patterns, so that stems are no songs.
         shard: the ``i``-th of ``n`` parts, ``i`` from 1; a song's part depends on its id alone.
 
     Raises:
@@ -55,7 +56,7 @@ def read_manifest(text: str, shard: tuple[int, int] = (1, 1)) -> list[Song]:
     songs: dict[str, Song] = {}
     names: dict[str, str] = {}
     rows = 0
-    for row in _rows(text):
+    for row in _rows(text, exclude):
         rows += 1
         song = _song(row, text, rows)
         if _part(song.id, count) != index - 1:
@@ -120,23 +121,32 @@ def _resolved(rows: Iterable[Row], manifest: str) -> Iterator[Row]:
         yield row
 
 
-def _rows(text: str) -> Iterator[Row]:
+def _outside(rows: Iterable[Row], exclude: str | None) -> Iterator[Row]:
+    """Rows of local files that do not lie below a local folder."""
+    path = None if exclude is None else local_path(exclude)
+    prefix = None if path is None else os.path.join(os.path.abspath(path), "")
+    return (row for row in rows if prefix is None or not row["uri"].startswith(prefix))
+
+
+def _rows(text: str, exclude: str | None) -> Iterator[Row]:
     path = local_path(text)
     if path is not None:
         if path.is_dir():
-            return _local_folder(path)
+            return _outside(_local_folder(path), exclude)
         if not path.exists() and _is_pattern(text):
-            return _matches(path)
+            return _outside(_matches(path), exclude)
         if not path.exists():
             raise ConfigError(f"There is no manifest {text}: name a folder, a pattern, a list or a table.")
         return _resolved(_listed(text, path.suffix, path.read_bytes), text)
     filesystem, inside = open_filesystem(text)
+    hidden = None if exclude is None or local_path(exclude) else str(filesystem._strip_protocol(exclude)).rstrip("/")
     if _is_pattern(text):
-        return _remote(filesystem, filesystem.glob(inside, detail=True), inside.split("*")[0].rpartition("/")[0])
+        found = filesystem.glob(inside, detail=True)
+        return _remote(filesystem, found, inside.split("*")[0].rpartition("/")[0], hidden)
     if filesystem.isdir(inside):
         found = filesystem.find(inside, detail=True)
         audio = {name: info for name, info in found.items() if _is_audio(name[len(inside) :])}
-        return _remote(filesystem, audio, inside)
+        return _remote(filesystem, audio, inside, hidden)
     if not filesystem.exists(inside):
         raise ConfigError(f"There is no manifest {text}: name a folder, a pattern, a list or a table.")
     return _resolved(_listed(text, Path(inside).suffix, lambda: filesystem.cat_file(inside)), text)
@@ -175,9 +185,10 @@ def _until_pattern(parts: Iterable[str]) -> Iterator[str]:
         yield part
 
 
-def _remote(filesystem: Any, found: dict[str, Any], base: str) -> Iterator[Row]:
+def _remote(filesystem: Any, found: dict[str, Any], base: str, hidden: str | None) -> Iterator[Row]:
+    """Files that were found in an object store, but for those below ``hidden``."""
     for name, info in sorted(found.items()):
-        if info.get("type") == "file":
+        if info.get("type") == "file" and not (hidden and name.startswith(f"{hidden}/")):
             uri = filesystem.unstrip_protocol(name)
             yield {"uri": uri, "name": name[len(base) :].lstrip("/"), "bytes": info.get("size")}
 

@@ -26,6 +26,9 @@ from .walk import Walker
 
 __all__ = ["Worker"]
 
+POLL_SECONDS = 0.5
+"""Between two looks at whether the device is still there."""
+
 LOAD_SECONDS = 1.0
 """Time between two reports of the load."""
 
@@ -126,22 +129,28 @@ class Worker:
         for thread in threads:
             thread.start()
         ticker = _Ticker(self._report_load)
+        working = len(threads)
         try:
-            for _ in threads:
-                while (item := ended.get()) is not None:
-                    if isinstance(item, BaseException):
-                        raise item
+            while working:
+                try:
+                    item = ended.get(timeout=POLL_SECONDS)
+                except queue.Empty:
+                    self._check_device()
+                    continue
+                if isinstance(item, BaseException):
+                    raise item
+                if item is None:
+                    working -= 1
+                else:
                     yield item
-            if self._machinery.batcher.lost is not None:
-                raise BackendUnavailableError(
-                    f"The device takes no further work ({self._machinery.batcher.lost}): start another process."
-                )
+            self._check_device()
         finally:
             leave.set()
-            for thread in threads:
-                thread.join()
+            if self._machinery.batcher.lost is None:
+                for thread in threads:
+                    thread.join()
+                self._machinery.batcher.clock.settle()
             ticker.close()
-            self._machinery.batcher.clock.settle()
             self._report_load()
 
     def load(self) -> WorkerLoad:
@@ -174,6 +183,11 @@ class Worker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _check_device(self) -> None:
+        lost = self._machinery.batcher.lost
+        if lost is not None:
+            raise BackendUnavailableError(f"The device takes no further work ({lost}): start another process.")
 
     def _walk(self, song: Song) -> Outcome | None:
         with self._counting:

@@ -119,7 +119,7 @@ def run_run(args: argparse.Namespace) -> int:
     settings = _settings(args)
     if args.workers is not None and args.workers < 1:
         raise ConfigError(f"--workers must be at least 1, got {args.workers}.")
-    songs = read_manifest(args.manifest, shard)
+    songs = read_manifest(args.manifest, shard, exclude=args.out)
     if args.dry_run:
         return _dry_run(args, songs, settings)
     stop = threading.Event()

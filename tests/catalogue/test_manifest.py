@@ -35,6 +35,12 @@ def test_a_folder_gives_its_audio_files(album: Path) -> None:
     assert songs[1].expected_seconds() == 1.0
 
 
+def test_stems_below_the_folder_are_no_songs(album: Path) -> None:
+    songs = read_manifest(str(album), exclude=str(album / "cd 2"))
+    assert names(songs, album) == ["a.wav", "cd 1/b.mp3"]
+    assert names(read_manifest(f"{album}/**/*.mp3", exclude=str(album / "cd 1")), album) == ["cd 2/b.mp3"]
+
+
 def test_ids_do_not_depend_on_where_the_folder_is(album: Path, tmp_path: Path) -> None:
     before = [song.id for song in read_manifest(str(album))]
     moved = album.rename(tmp_path / "moved")
@@ -95,6 +101,7 @@ def test_manifests_and_folders_in_object_stores() -> None:
             ("memory:///m/album/a.wav", 1),
             ("memory:///m/album/x/b.mp3", 2),
         ]
+        assert len(read_manifest("memory://m/album", exclude="memory://m/album/x")) == 1
         assert [song.uri for song in read_manifest("memory://m/album/*/*.mp3")] == ["memory:///m/album/x/b.mp3"]
         assert [song.uri for song in read_manifest("memory://m/list.txt")] == ["memory://m/album/a.wav"]
     finally:

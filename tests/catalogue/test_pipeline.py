@@ -87,9 +87,16 @@ def test_a_device_that_is_lost_ends_the_worker(tmp_path: Path) -> None:
 
     songs = [write_song(tmp_path / f"{i}.wav", 0.3, channels=1, seed=i) for i in range(6)]
     found: list[Outcome] = []
+    over = threading.Event()
+
+    def offered() -> Any:
+        yield from songs_of(*songs[:3])
+        over.wait(30)  # no further song comes, as nobody hears of the ones before
+
     with pytest.raises(BackendUnavailableError, match="illegal memory access"):
         with Worker(settings(NOWHERE, batch_size=1), str(tmp_path / "out"), engine=Lost()) as worker:
-            found.extend(worker.process(songs_of(*songs)))
+            found.extend(worker.process(offered()))
+    over.set()
     assert len(found) <= 2 and all(outcome.status is Status.done for outcome in found)
 
 
