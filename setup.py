@@ -3,6 +3,10 @@
 ``METATASNET_NATIVE`` decides at install time: ``auto`` (default) builds ``metatasnet_fast._native`` and, where that
 fails, installs without it and records why (``metatasnet_fast.native.reason()``); ``on`` makes a failure fatal; ``off``
 skips it.
+
+``METATASNET_CUDA`` decides about the CUDA kernels in it: ``auto`` (default) compiles them where there is an ``nvcc`` and
+leaves them out where that fails (``metatasnet_fast.native.cuda_reason()``); ``on`` makes a failure fatal; ``off`` leaves
+them out. ``METATASNET_CUDA_ARCHITECTURES`` (CMake's list, by default ``80;90a-real``) says for which GPUs.
 """
 
 from __future__ import annotations
@@ -25,10 +29,10 @@ class BuildError(RuntimeError):
     """The compiled module could not be built; the message is one line."""
 
 
-def requested_mode() -> str:
-    mode = os.environ.get("METATASNET_NATIVE", "auto").lower()
+def requested_mode(name: str = "METATASNET_NATIVE") -> str:
+    mode = os.environ.get(name, "auto").lower()
     if mode not in ("auto", "on", "off"):
-        raise SystemExit(f"METATASNET_NATIVE={mode} is not one of auto, on, off")
+        raise SystemExit(f"{name}={mode} is not one of auto, on, off")
     return mode
 
 
@@ -50,16 +54,36 @@ def run(*command: str | Path) -> None:
         raise BuildError(first_error(done.stdout))
 
 
+def cuda_options(mode: str, reason: str = "METATASNET_CUDA=off when it was built") -> list[str]:
+    options = [f"-DMETATASNET_CUDA={mode}", f"-DMETATASNET_CUDA_REASON={reason}"]
+    architectures = os.environ.get("METATASNET_CUDA_ARCHITECTURES")
+    return options + ([f"-DMETATASNET_CUDA_ARCHITECTURES={architectures}"] if architectures else [])
+
+
 def build_native(prefix: Path) -> None:
+    """With the CUDA kernels if they are wanted and can be compiled."""
+    mode = requested_mode("METATASNET_CUDA")
+    try:
+        build_with(cuda_options(mode), prefix)
+    except BuildError as error:
+        if mode != "auto" or not (os.environ.get("CUDACXX") or shutil.which("nvcc")):
+            raise
+        print(f"metatasnet-fast: building again WITHOUT the CUDA kernels: {error}", file=sys.stderr, flush=True)
+        reason = re.sub(r'[;"$\\]', " ", f"they could not be compiled: {error}")[:200]
+        build_with(cuda_options("off", reason), prefix)
+
+
+def build_with(choices: list[str], prefix: Path) -> None:
     """Configure, build, install into ``prefix/metatasnet_fast``; incremental while the tools stay the same."""
     build = ROOT / "build" / f"native-{sys.implementation.cache_tag}"
-    programs = [sys.executable, shutil.which("cmake"), shutil.which("ninja")]
-    tools = repr([*programs, *(os.environ.get(name) for name in ("CXX", "CXXFLAGS", "CMAKE_GENERATOR"))])
+    programs = [sys.executable, shutil.which("cmake"), shutil.which("ninja"), shutil.which("nvcc")]
+    variables = ("CXX", "CXXFLAGS", "CUDACXX", "CUDAFLAGS", "CMAKE_GENERATOR")
+    tools = repr([*programs, *(os.environ.get(name) for name in variables)])
     known = build / "tools.txt"  # a cache left by an isolated build names tools that are gone
     if not known.exists() or known.read_text(encoding="utf-8") != tools:
         shutil.rmtree(build, ignore_errors=True)
     generator = ["-G", "Ninja"] if shutil.which("ninja") and "CMAKE_GENERATOR" not in os.environ else []
-    options = [*generator, "-DCMAKE_BUILD_TYPE=Release", f"-DPython_EXECUTABLE={sys.executable}"]
+    options = [*generator, "-DCMAKE_BUILD_TYPE=Release", f"-DPython_EXECUTABLE={sys.executable}", *choices]
     run("cmake", "-S", ROOT, "-B", build, *options)
     known.write_text(tools, encoding="utf-8")
     run("cmake", "--build", build, "--config", "Release", "--parallel", str(os.cpu_count() or 1))
@@ -81,7 +105,7 @@ class CMakeBuild(build_ext):
                 raise BuildError("METATASNET_NATIVE=off when it was installed")
             build_native(module.parent.parent)
         except BuildError as error:
-            if mode == "on":
+            if mode == "on" or (mode == "auto" and requested_mode("METATASNET_CUDA") == "on"):
                 raise SystemExit(f"metatasnet-fast: the compiled module could not be built: {error}") from error
             print(f"metatasnet-fast: installing WITHOUT the compiled module: {error}", file=sys.stderr, flush=True)
             reason_file.write_text(f"{error}\n", encoding="utf-8")

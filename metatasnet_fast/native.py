@@ -1,6 +1,7 @@
 """The compiled module ``metatasnet_fast._native``, or the reason why it is not there.
 
-The package works without it; what needs it (the ``cpu`` backend) says :func:`reason` to whoever asks for it by name.
+The package works without it; what needs it (the backends ``cpu`` and ``cuda``) says :func:`reason` to whoever asks for it by
+name.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import importlib
 from pathlib import Path
 from types import ModuleType
 
-__all__ = ["load", "reason"]
+__all__ = ["cuda_reason", "load", "reason"]
 
 _NAME = "metatasnet_fast._native"
 _REASON_FILE = Path(__file__).with_name("_native_absent.txt")  # written by setup.py when the build failed
@@ -45,3 +46,23 @@ def load() -> ModuleType | None:
 def reason() -> str | None:
     """Why :func:`load` gives ``None``, as a sentence with what to do; ``None`` when the module is there."""
     return _load()[1]
+
+
+def cuda_reason() -> str | None:
+    """Why the module has no CUDA kernels, as a sentence with what to do; ``None`` when they are there."""
+    module = load()
+    if module is None:
+        return reason()
+    if not hasattr(module, "cuda_build_info"):
+        return (
+            "the compiled module is older than this package; build it again: pip install --force-reinstall --no-deps ."
+        )
+    if not hasattr(module, "cuda_build_info"):  # a source tree that moved on
+        return "the compiled module is older than this source; build it again with pip install -e ."
+    absent = module.cuda_build_info()["reason"]
+    if not absent:
+        return None
+    return (
+        f"the compiled module has no CUDA kernels ({absent}); install NVIDIA's compiler nvcc and reinstall with "
+        "METATASNET_CUDA=on pip install --force-reinstall --no-deps --no-cache-dir metatasnet-fast."
+    )

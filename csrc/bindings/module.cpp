@@ -9,4 +9,5 @@ PYBIND11_MODULE(_native, module) {
   metatasnet::bind_build_info(module);
   metatasnet::bind_cpu(module);
   metatasnet::bind_cpu_features(module);
+  metatasnet::bind_cuda(module);
 }

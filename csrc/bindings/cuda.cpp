@@ -1,0 +1,213 @@
+// The backend `cuda` for Python: classes CudaStage, where nvcc was there, and EmulatedCudaStage, the same code on the host.
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "bindings/tensor.h"
+#include "cuda/interface.h"
+
+namespace py = pybind11;
+
+namespace metatasnet {
+namespace {
+
+constexpr int kInstruments = 4;
+
+device::Sizes read_sizes(const py::dict& from) {
+  device::Sizes s;
+  const std::pair<const char*, int*> numbers[] = {{"N", &s.N},         {"W", &s.W},       {"B", &s.B},
+                                                  {"H", &s.H},         {"partial", &s.partial}, {"window", &s.window},
+                                                  {"bank", &s.bank},   {"wide", &s.wide}, {"mels", &s.mels},
+                                                  {"n_fft", &s.n_fft}, {"hop", &s.hop}};
+  for (const auto& [name, to] : numbers) *to = from[name].cast<int>();
+  s.biased = from["biased"].cast<bool>();
+  s.dilations = from["dilations"].cast<std::vector<int>>();
+  return s;
+}
+
+device::Precision read_precision(const std::string& name) {
+  if (name == "float32") return device::Precision::float32;
+  if (name == "tf32") return device::Precision::tf32;
+  if (name == "bfloat16") return device::Precision::bfloat16;
+  throw py::value_error("precision must be float32, tf32 or bfloat16, got " + name + ".");
+}
+
+device::Type read_type(const Tensor& tensor) {
+  if (tensor.type == "float32") return device::Type::float32;
+  if (tensor.type == "bfloat16") return device::Type::bfloat16;
+  if (tensor.type == "float64") return device::Type::float64;
+  tensor.refuse("must be float32, bfloat16 or float64, got " + tensor.type + ".");
+}
+
+// A stage and the device its weights are on.
+class BoundStage {
+ public:
+  BoundStage(device::MakeStage make, const std::string& type, const std::string& precision, const py::dict& sizes,
+             const std::vector<float>& slopes, const std::map<std::string, py::object>& weights) {
+    if (slopes.size() < 4) throw py::value_error("slopes must hold at least four numbers.");
+    if (weights.empty()) throw py::value_error("There are no weights.");
+    std::map<std::string, device::Array> arrays;
+    for (const auto& [name, value] : weights) {
+      const Tensor tensor(value, name);
+      if (arrays.empty()) index_ = tensor.index;
+      tensor.require_device(type, index_);
+      tensor.require_contiguous();
+      arrays[name] = {tensor.data, tensor.shape, read_type(tensor)};
+    }
+    type_ = type;
+    const device::Slopes named{slopes[0], slopes[1], slopes[2], slopes[3], {slopes.begin() + 4, slopes.end()}};
+    stage_ = make(read_precision(precision), read_sizes(sizes), named, arrays);
+  }
+
+  const device::Stage& stage() const { return *stage_; }
+
+  void encode(py::handle signal_, py::handle latent_, py::handle workspace_, std::uintptr_t stream) const {
+    const Tensor signal = read(signal_, "signal"), latent = read(latent_, "latent");
+    signal.require_shape({-1, -1});
+    signal.require_dtype("float32");
+    signal.require_contiguous();
+    const std::int64_t n = signal.shape[0], samples = signal.shape[1];
+    const device::Sizes& s = stage_->sizes();
+    if (samples <= s.n_fft / 2 || samples < s.W) signal.refuse("is too short for the spectrogram.");
+    latent.require_shape({n, samples / s.W, stage_->latent_ld()});
+    latent.require_dtype(stored());
+    latent.require_contiguous();
+    char* const workspace = read_workspace(workspace_, stage_->encode_bytes(n, samples));
+    const py::gil_scoped_release release;
+    stage_->encode({index_, stream}, n, samples, reinterpret_cast<const float*>(signal.data), latent.data, workspace);
+  }
+
+  void mask(py::handle latent_, py::handle input_, py::handle partial_, py::handle masked_, py::handle workspace_,
+            std::uintptr_t stream) const {
+    const device::Sizes& s = stage_->sizes();
+    const Tensor latent = read(latent_, "latent"), masked = read(masked_, "masked");
+    latent.require_shape({-1, -1, s.N});
+    const std::int64_t n = latent.shape[0], frames = latent.shape[1];
+    const device::Frames shared = read_frames(latent, s.N);
+    const auto per_instrument = [&](py::handle tensor_, const char* name, int channels) {
+      const Tensor tensor = read(tensor_, name);
+      tensor.require_shape({n, kInstruments, frames, channels});
+      return read_frames(tensor, channels);
+    };
+    if (partial_.is_none() != (s.partial == 0)) {
+      throw py::value_error(s.partial ? "This stage needs a partial latent." : "This stage takes no partial latent.");
+    }
+    const device::Frames input = input_.is_none() ? shared : per_instrument(input_, "input", s.N);
+    const device::Frames partial = s.partial ? per_instrument(partial_, "partial", s.partial) : device::Frames{};
+    masked.require_shape({n, kInstruments, frames, stage_->latent_ld()});
+    masked.require_dtype(stored());
+    masked.require_contiguous();
+    char* const workspace = read_workspace(workspace_, stage_->mask_bytes(n, frames, input.instrument != 0));
+    const py::gil_scoped_release release;
+    stage_->mask({index_, stream}, n, frames, shared, input, partial, masked.data, workspace);
+  }
+
+  void decode(py::handle latent_, py::handle signal_, py::handle workspace_, std::uintptr_t stream) const {
+    const device::Sizes& s = stage_->sizes();
+    const Tensor latent = read(latent_, "latent"), signal = read(signal_, "signal");
+    latent.require_shape({-1, -1, s.N});
+    const std::int64_t n = latent.shape[0], frames = latent.shape[1];
+    const device::Frames source = read_frames(latent, s.N);
+    signal.require_shape({n, frames * s.W});
+    signal.require_dtype("float32");
+    signal.require_contiguous();
+    char* const workspace = read_workspace(workspace_, stage_->decode_bytes(n, frames));
+    const py::gil_scoped_release release;
+    stage_->decode({index_, stream}, n, frames, source, reinterpret_cast<float*>(signal.data), workspace);
+  }
+
+ private:
+  std::string stored() const { return stage_->stores_bfloat16() ? "bfloat16" : "float32"; }
+
+  Tensor read(py::handle from, const char* name) const {
+    Tensor tensor(from, name);
+    tensor.require_device(type_, index_);
+    return tensor;
+  }
+
+  char* read_workspace(py::handle from, std::int64_t bytes) const {
+    const Tensor tensor = read(from, "workspace");
+    tensor.require_bytes(bytes);
+    return tensor.data;
+  }
+
+  device::Frames read_frames(const Tensor& tensor, int channels) const {
+    tensor.require_dtype(stored());
+    tensor.require_frames();
+    const std::size_t last = tensor.shape.size() - 1;
+    return {tensor.data, tensor.strides[0], last == 3 ? tensor.strides[1] : 0, tensor.strides[last - 1], channels};
+  }
+
+  std::unique_ptr<device::Stage> stage_;
+  std::string type_;
+  int index_ = -1;
+};
+
+// A Python class of its own for each place where stages can be.
+template <class Bound>
+void bind_stage(py::module_& module, const char* name, const char* doc, device::MakeStage make, const char* type) {
+  py::class_<Bound>(module, name, doc)
+      .def(py::init([make, type](const std::string& precision, const py::dict& sizes, const std::vector<float>& slopes,
+                                 const std::map<std::string, py::object>& weights) {
+             return new Bound(make, type, precision, sizes, slopes, weights);
+           }),
+           py::arg("precision"), py::arg("sizes"), py::arg("slopes"), py::arg("weights"),
+           "precision: float32, tf32 or bfloat16. weights: contiguous tensors by name, which the caller keeps.")
+      .def_property_readonly("latent_ld", [](const Bound& b) { return b.stage().latent_ld(); })
+      .def("encode_bytes", [](const Bound& b, std::int64_t n, std::int64_t t) { return b.stage().encode_bytes(n, t); })
+      .def("mask_bytes",
+           [](const Bound& b, std::int64_t n, std::int64_t t, bool own) { return b.stage().mask_bytes(n, t, own); })
+      .def("decode_bytes", [](const Bound& b, std::int64_t n, std::int64_t t) { return b.stage().decode_bytes(n, t); })
+      .def("encode", &Bound::encode, py::arg("signal"), py::arg("latent"), py::arg("workspace"), py::arg("stream"),
+           "signal (n, samples) float32; writes latent (n, frames, latent_ld).")
+      .def("mask", &Bound::mask, py::arg("latent"), py::arg("input"), py::arg("partial"), py::arg("masked"),
+           py::arg("workspace"), py::arg("stream"),
+           "latent (n, frames, N); input (n, 4, frames, N): what the network reads instead of it, or None; partial "
+           "(n, 4, frames, N / 2) or None; writes masked (n, 4, frames, latent_ld).")
+      .def("decode", &Bound::decode, py::arg("latent"), py::arg("signal"), py::arg("workspace"), py::arg("stream"),
+           "latent (n, frames, N); writes signal (n, frames * W) float32.");
+}
+
+struct EmulatedStage : BoundStage {
+  using BoundStage::BoundStage;
+};
+struct DeviceStage : BoundStage {
+  using BoundStage::BoundStage;
+};
+
+}  // namespace
+
+void bind_cuda(py::module_& module) {
+  module.def(
+      "cuda_build_info",
+      [] {
+        py::dict info;
+        info["architectures"] = METATASNET_CUDA_ARCHITECTURES;
+        info["compiler"] = METATASNET_CUDA_COMPILER;
+        info["reason"] = METATASNET_CUDA_REASON;
+        return info;
+      },
+      "architectures and compiler of the CUDA kernels, or the reason why they were not built.");
+  module.def(
+      "cuda_refusal",
+      [](const py::dict& sizes) -> py::object {
+        try {
+          emulated::check(read_sizes(sizes));
+        } catch (const std::invalid_argument& error) {
+          return py::str(error.what());
+        }
+        return py::none();
+      },
+      py::arg("sizes"), "Why the kernels do not cover a stage's sizes, or None.");
+  module.def("set_emulated_order", &emulated::set_order, py::arg("order"),
+             "The order in which emulated threads run: 0 ascending, 1 descending, any other number shuffles.");
+  bind_stage<EmulatedStage>(module, "EmulatedCudaStage", "CudaStage on the host: every thread of a block is a fiber.",
+                            emulated::make_stage, "cpu");
+#if METATASNET_HAS_CUDA
+  bind_stage<DeviceStage>(module, "CudaStage", "One stage's weights on a GPU, and its jobs.", cuda::make_stage, "cuda");
+#endif
+}
+
+}  // namespace metatasnet

@@ -1,0 +1,73 @@
+// One thread's view of its block: indices, shared memory, barriers, and what a warp does together.
+//
+// The emulated Block (emulator/block.h) has the same members, so kernels are written once.
+#pragma once
+
+#include "cuda/device.h"
+
+#if !defined(__CUDACC__)
+#include "cuda/emulator/block.h"
+#else
+
+namespace metatasnet::cuda {
+
+class Block {
+ public:
+  METATASNET_DEVICE int thread() const { return static_cast<int>(threadIdx.x); }
+  METATASNET_DEVICE int lane() const { return thread() % kWarp; }
+  METATASNET_DEVICE int warp() const { return thread() / kWarp; }
+  METATASNET_DEVICE int x() const { return static_cast<int>(blockIdx.x); }
+  METATASNET_DEVICE int y() const { return static_cast<int>(blockIdx.y); }
+  METATASNET_DEVICE int z() const { return static_cast<int>(blockIdx.z); }
+
+  METATASNET_DEVICE char* shared() const {
+    extern __shared__ __align__(128) char memory[];
+    return memory;
+  }
+
+  METATASNET_DEVICE void sync() const { __syncthreads(); }
+
+  METATASNET_DEVICE float shuffle(float value, int lane) const { return __shfl_sync(~0u, value, lane); }
+  METATASNET_DEVICE float shuffle_xor(float value, int mask) const { return __shfl_xor_sync(~0u, value, mask); }
+  METATASNET_DEVICE double shuffle_xor(double value, int mask) const { return __shfl_xor_sync(~0u, value, mask); }
+
+  // 16 bytes to shared memory in the background; zeros unless `valid`. Both addresses at multiples of 16.
+  METATASNET_DEVICE void copy_async(void* to, const void* from, bool valid) const {
+    const unsigned target = static_cast<unsigned>(__cvta_generic_to_shared(to));
+    const int bytes = valid ? 16 : 0;
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(target), "l"(from), "r"(bytes) : "memory");
+  }
+  METATASNET_DEVICE void commit() const { asm volatile("cp.async.commit_group;" ::: "memory"); }
+  // Until at most `pending` of this thread's groups are under way.
+  template <int pending>
+  METATASNET_DEVICE void wait() const {
+    asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
+  }
+
+  // Four 8 x 16-byte matrices from shared memory; lane `l` names row `l % 8` of matrix `l / 8` (layout: mma_layout.h).
+  METATASNET_DEVICE void load_matrices(std::uint32_t (&registers)[4], const void* row) const {
+    const unsigned source = static_cast<unsigned>(__cvta_generic_to_shared(row));
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])
+                 : "r"(source)
+                 : "memory");
+  }
+
+  // d += a b, of shapes 16 x 16 and 16 x 8 in bfloat16, 16 x 8 and 8 x 8 in tf32 (layout: mma_layout.h).
+  METATASNET_DEVICE void mma_bfloat16(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) const {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  }
+  METATASNET_DEVICE void mma_tf32(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) const {
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  }
+};
+
+}  // namespace metatasnet::cuda
+
+#endif

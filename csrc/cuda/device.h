@@ -1,0 +1,185 @@
+// What kernels are written in: plain C++ that nvcc compiles for GPUs and any compiler for the host, where blocks are
+// emulated (emulator/). Both live in namespaces of their own, metatasnet::cuda and metatasnet::emulated.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__CUDACC__)
+#define METATASNET_DEVICES cuda
+#define METATASNET_DEVICE __device__ __forceinline__
+#define METATASNET_BOTH __host__ __device__
+#else
+#define METATASNET_DEVICES emulated
+#define METATASNET_DEVICE inline
+#define METATASNET_BOTH
+#endif
+
+namespace metatasnet::METATASNET_DEVICES {
+
+constexpr int kInstruments = 4;
+constexpr int kWarp = 32;
+constexpr int kChannels = 32;  // channels are stored in multiples of this
+
+METATASNET_BOTH constexpr int padded(int channels) { return (channels + kChannels - 1) / kChannels * kChannels; }
+
+struct alignas(16) Words {
+  std::uint32_t word[4];
+};
+
+METATASNET_DEVICE float as_float(std::uint32_t bits) {
+#if defined(__CUDACC__)
+  return __uint_as_float(bits);
+#else
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+#endif
+}
+
+METATASNET_DEVICE std::uint32_t as_bits(float value) {
+#if defined(__CUDACC__)
+  return __float_as_uint(value);
+#else
+  std::uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+#endif
+}
+
+// Two floats rounded to nearest even, the first in the lower half.
+METATASNET_DEVICE std::uint32_t pack_bfloat16(float low, float high) {
+#if defined(__CUDACC__)
+  std::uint32_t packed;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  return packed;
+#else
+  const auto round = [](float value) -> std::uint32_t {
+    const std::uint32_t bits = as_bits(value);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fffu;  // the hardware's NaN
+    return (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+  };
+  return round(low) | round(high) << 16;
+#endif
+}
+
+METATASNET_DEVICE float low_bfloat16(std::uint32_t packed) { return as_float(packed << 16); }
+METATASNET_DEVICE float high_bfloat16(std::uint32_t packed) { return as_float(packed & 0xffff0000u); }
+
+// To 10 bits of mantissa, ties away from zero.
+METATASNET_DEVICE float round_tf32(float value) {
+#if defined(__CUDACC__)
+  std::uint32_t bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
+  return __uint_as_float(bits);
+#else
+  const std::uint32_t bits = as_bits(value);
+  if ((bits & 0x7f800000u) == 0x7f800000u) return value;
+  return as_float((bits + 0x1000u) & 0xffffe000u);
+#endif
+}
+
+METATASNET_DEVICE float prelu(float value, float slope) { return value > 0.0f ? value : slope * value; }
+
+// How activations are stored: float32, or bfloat16 where the arithmetic is.
+struct Bfloat16 {
+  std::uint16_t bits;
+};
+
+METATASNET_DEVICE float to_float(float value) { return value; }
+METATASNET_DEVICE float to_float(Bfloat16 value) { return as_float(static_cast<std::uint32_t>(value.bits) << 16); }
+
+template <class Stored>
+METATASNET_DEVICE Stored stored(float value);
+template <>
+METATASNET_DEVICE float stored<float>(float value) {
+  return value;
+}
+template <>
+METATASNET_DEVICE Bfloat16 stored<Bfloat16>(float value) {
+  return {static_cast<std::uint16_t>(pack_bfloat16(value, 0.0f) & 0xffffu)};
+}
+
+// Two neighbours at an even place.
+METATASNET_DEVICE void store_pair(float* to, float first, float second) {
+#if defined(__CUDACC__)
+  *reinterpret_cast<float2*>(to) = make_float2(first, second);
+#else
+  to[0] = first;
+  to[1] = second;
+#endif
+}
+METATASNET_DEVICE void store_pair(Bfloat16* to, float first, float second) {
+  const std::uint32_t packed = pack_bfloat16(first, second);
+#if defined(__CUDACC__)
+  *reinterpret_cast<std::uint32_t*>(to) = packed;
+#else
+  std::memcpy(to, &packed, sizeof packed);
+#endif
+}
+
+// Eight neighbours at a multiple of eight.
+struct Eight {
+  float v[8];
+};
+
+METATASNET_DEVICE Words load_words(const void* from) {
+#if defined(__CUDACC__)
+  return *static_cast<const Words*>(from);
+#else
+  Words words;
+  std::memcpy(&words, from, sizeof words);
+  return words;
+#endif
+}
+
+METATASNET_DEVICE void store_words(void* to, const Words& words) {
+#if defined(__CUDACC__)
+  *static_cast<Words*>(to) = words;
+#else
+  std::memcpy(to, &words, sizeof words);
+#endif
+}
+
+METATASNET_DEVICE Eight load_eight(const float* from) {
+  const Words first = load_words(from), second = load_words(from + 4);
+  Eight e;
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    e.v[j] = as_float(first.word[j]);
+    e.v[4 + j] = as_float(second.word[j]);
+  }
+  return e;
+}
+
+METATASNET_DEVICE Eight load_eight(const Bfloat16* from) {
+  const Words words = load_words(from);
+  Eight e;
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    e.v[2 * j] = low_bfloat16(words.word[j]);
+    e.v[2 * j + 1] = high_bfloat16(words.word[j]);
+  }
+  return e;
+}
+
+METATASNET_DEVICE void store_eight(float* to, const Eight& e) {
+  Words first, second;
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    first.word[j] = as_bits(e.v[j]);
+    second.word[j] = as_bits(e.v[4 + j]);
+  }
+  store_words(to, first);
+  store_words(to + 4, second);
+}
+
+METATASNET_DEVICE void store_eight(Bfloat16* to, const Eight& e) {
+  Words words;
+#pragma unroll
+  for (int j = 0; j < 4; ++j) words.word[j] = pack_bfloat16(e.v[2 * j], e.v[2 * j + 1]);
+  store_words(to, words);
+}
+
+}  // namespace metatasnet::METATASNET_DEVICES

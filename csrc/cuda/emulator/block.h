@@ -1,0 +1,71 @@
+// A block of threads on the host: every thread is a fiber that runs until it waits for others.
+//
+// Strict where a GPU may be lucky: shared memory begins as NaN, background copies arrive as late as they may, and the
+// order in which threads run can be chosen (set_order), so that a missing barrier changes results.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "cuda/device.h"
+#include "cuda/mma_layout.h"
+
+namespace metatasnet::emulated {
+
+class Crew;  // the threads of the block that is running
+
+class Block {
+ public:
+  Block(Crew& crew, int thread, int x, int y, int z) : crew_(&crew), thread_(thread), x_(x), y_(y), z_(z) {}
+
+  int thread() const { return thread_; }
+  int lane() const { return thread_ % kWarp; }
+  int warp() const { return thread_ / kWarp; }
+  int x() const { return x_; }
+  int y() const { return y_; }
+  int z() const { return z_; }
+
+  char* shared() const;
+  void sync();
+
+  float shuffle(float value, int lane);
+  float shuffle_xor(float value, int mask) { return shuffle(value, lane() ^ mask); }
+  double shuffle_xor(double value, int mask);
+
+  void copy_async(void* to, const void* from, bool valid);
+  void commit();
+  template <int pending>
+  void wait() {
+    arrive(pending);
+  }
+
+  void load_matrices(std::uint32_t (&registers)[4], const void* row);
+  void mma_bfloat16(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]);
+  void mma_tf32(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]);
+
+ private:
+  struct Copy {
+    void* to;
+    const void* from;
+    bool valid;
+  };
+
+  void arrive(std::size_t pending);
+  void multiply(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2], bool bfloat16);
+
+  Crew* crew_;
+  int thread_, x_, y_, z_;
+  std::vector<Copy> open_;
+  std::vector<std::vector<Copy>> groups_;
+};
+
+// The order in which the threads of a block are resumed: 0 ascending, 1 descending, any other number shuffles.
+void set_order(unsigned order);
+
+// Runs `kernel` for every thread of a grid of blocks, one block after the other. Throws std::logic_error where threads
+// wait for others that never come.
+void emulate(int x, int y, int z, int threads, std::size_t shared_bytes, const std::function<void(Block&)>& kernel);
+
+}  // namespace metatasnet::emulated

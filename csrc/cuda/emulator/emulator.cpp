@@ -1,0 +1,240 @@
+// The scheduler of an emulated block, and what threads do together.
+#include <algorithm>
+#include <exception>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+#include "cuda/emulator/block.h"
+#include "cuda/emulator/fiber.h"
+
+namespace metatasnet::emulated {
+namespace {
+
+thread_local unsigned chosen_order = 0;
+
+// A meeting of threads. What they bring is kept per generation, because the first to leave may already bring the next.
+struct Meeting {
+  int expected = 0;
+  int arrived = 0;
+  std::uint64_t generation = 0;
+};
+
+struct Operands {
+  double value;
+  const void* row;
+  std::uint32_t a[4], b[2];
+  float d[4];
+};
+
+struct Warp {
+  Meeting meeting;
+  Operands operands[2][kWarp];
+};
+
+}  // namespace
+
+class Crew {
+ public:
+  void run(int x, int y, int z, int threads, std::size_t shared_bytes, const std::function<void(Block&)>& kernel) {
+    shared_.assign(shared_bytes / sizeof(Words) + 1, Words{{~0u, ~0u, ~0u, ~0u}});  // NaN, also as bfloat16
+    warps_.resize((threads + kWarp - 1) / kWarp);
+    for (Warp& warp : warps_) warp.meeting = {kWarp, 0, 0};
+    everybody_ = {threads, 0, 0};
+    while (static_cast<int>(fibers_.size()) < threads) fibers_.push_back(std::make_unique<Fiber>());
+    waits_.assign(threads, Wait{});
+    for (int t = 0; t < threads; ++t) {
+      fibers_[t]->start([this, t, x, y, z, &kernel] {
+        try {
+          Block block(*this, t, x, y, z);
+          kernel(block);
+        } catch (...) {
+          error_ = std::current_exception();
+        }
+      });
+    }
+    schedule(threads);
+  }
+
+  char* shared() { return reinterpret_cast<char*>(shared_.data()); }
+  Warp& warp(int thread) { return warps_[thread / kWarp]; }
+  Meeting& everybody() { return everybody_; }
+
+  // Waits until all have come; the last one runs `work` first.
+  template <class Work>
+  void meet(int thread, Meeting& meeting, Work work) {
+    const std::uint64_t generation = meeting.generation;
+    if (++meeting.arrived == meeting.expected) {
+      work();
+      meeting.arrived = 0;
+      ++meeting.generation;
+      return;
+    }
+    waits_[thread] = {&meeting, generation};
+    while (meeting.generation == generation) fibers_[thread]->pause();
+  }
+
+ private:
+  struct Wait {
+    const Meeting* meeting = nullptr;
+    std::uint64_t generation = 0;
+  };
+
+  void schedule(int threads) {
+    std::vector<int> order(threads);
+    std::iota(order.begin(), order.end(), 0);
+    std::mt19937 random(chosen_order);
+    if (chosen_order == 1) std::reverse(order.begin(), order.end());
+    for (int left = threads; left > 0;) {
+      if (chosen_order > 1) std::shuffle(order.begin(), order.end(), random);
+      bool progress = false;
+      for (const int t : order) {
+        const Wait& wait = waits_[t];
+        if (fibers_[t]->done() || (wait.meeting && wait.meeting->generation == wait.generation)) continue;
+        progress = true;
+        fibers_[t]->resume();
+        if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+        if (fibers_[t]->done()) --left;
+      }
+      if (!progress) {
+        throw std::logic_error(std::to_string(left) + " of " + std::to_string(threads) +
+                               " threads of an emulated block wait for others that ended or wait elsewhere.");
+      }
+    }
+  }
+
+  std::vector<std::unique_ptr<Fiber>> fibers_;
+  std::vector<Wait> waits_;
+  std::vector<Words> shared_;
+  std::vector<Warp> warps_;
+  Meeting everybody_;
+  std::exception_ptr error_;
+};
+
+namespace {
+
+// Elements of a word: two bfloat16 or one tf32.
+int unpack(std::uint32_t word, bool bfloat16, float* to) {
+  if (!bfloat16) {
+    to[0] = as_float(word & 0xffffe000u);  // the hardware ignores the lower bits
+    return 1;
+  }
+  to[0] = low_bfloat16(word);
+  to[1] = high_bfloat16(word);
+  return 2;
+}
+
+void multiply_fragments(Operands (&lanes)[kWarp], bool bfloat16) {
+  const int each = bfloat16 ? 2 : 1;
+  float a[kFragmentRows][kFragmentWords * 2], b[kFragmentWords * 2][kFragmentColumns];
+  float d[kFragmentRows][kFragmentColumns];
+  for (int l = 0; l < kWarp; ++l) {
+    for (int r = 0; r < 4; ++r) unpack(lanes[l].a[r], bfloat16, &a[a_row(l, r)][a_word(l, r) * each]);
+    for (int r = 0; r < 2; ++r) {
+      float values[2];
+      unpack(lanes[l].b[r], bfloat16, values);
+      for (int j = 0; j < each; ++j) b[b_word(l, r) * each + j][b_column(l, r)] = values[j];
+    }
+    for (int r = 0; r < 4; ++r) d[d_row(l, r)][d_column(l, r)] = lanes[l].d[r];
+  }
+  for (int k = 0; k < kFragmentWords * each; ++k) {
+    for (int i = 0; i < kFragmentRows; ++i) {
+      for (int j = 0; j < kFragmentColumns; ++j) d[i][j] += a[i][k] * b[k][j];
+    }
+  }
+  for (int l = 0; l < kWarp; ++l) {
+    for (int r = 0; r < 4; ++r) lanes[l].d[r] = d[d_row(l, r)][d_column(l, r)];
+  }
+}
+
+}  // namespace
+
+char* Block::shared() const { return crew_->shared(); }
+
+void Block::sync() {
+  crew_->meet(thread_, crew_->everybody(), [] {});
+}
+
+float Block::shuffle(float value, int lane) {
+  Warp& warp = crew_->warp(thread_);
+  auto& operands = warp.operands[warp.meeting.generation % 2];
+  operands[this->lane()].value = value;
+  crew_->meet(thread_, warp.meeting, [] {});
+  return static_cast<float>(operands[lane % kWarp].value);
+}
+
+double Block::shuffle_xor(double value, int mask) {
+  Warp& warp = crew_->warp(thread_);
+  auto& operands = warp.operands[warp.meeting.generation % 2];
+  operands[lane()].value = value;
+  crew_->meet(thread_, warp.meeting, [] {});
+  return operands[lane() ^ mask].value;
+}
+
+void Block::copy_async(void* to, const void* from, bool valid) {
+  if (reinterpret_cast<std::uintptr_t>(to) % 16 || (valid && reinterpret_cast<std::uintptr_t>(from) % 16)) {
+    throw std::logic_error("An asynchronous copy is not aligned to 16 bytes.");
+  }
+  open_.push_back({to, from, valid});
+}
+
+void Block::commit() {
+  groups_.push_back(std::move(open_));
+  open_.clear();
+}
+
+void Block::arrive(std::size_t pending) {
+  while (groups_.size() > pending) {
+    for (const Copy& copy : groups_.front()) {
+      if (copy.valid) std::memcpy(copy.to, copy.from, 16);
+      if (!copy.valid) std::memset(copy.to, 0, 16);
+    }
+    groups_.erase(groups_.begin());
+  }
+}
+
+void Block::load_matrices(std::uint32_t (&registers)[4], const void* row) {
+  Warp& warp = crew_->warp(thread_);
+  auto& operands = warp.operands[warp.meeting.generation % 2];
+  operands[lane()].row = row;
+  crew_->meet(thread_, warp.meeting, [] {});
+  for (int r = 0; r < 4; ++r) {
+    const auto* words = static_cast<const char*>(operands[matrix_source(lane(), r)].row);
+    std::memcpy(&registers[r], words + 4 * matrix_word(lane()), 4);
+  }
+}
+
+void Block::multiply(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2], bool bfloat16) {
+  Warp& warp = crew_->warp(thread_);
+  auto& operands = warp.operands[warp.meeting.generation % 2];
+  Operands& own = operands[lane()];
+  std::copy(a, a + 4, own.a);
+  std::copy(b, b + 2, own.b);
+  std::copy(d, d + 4, own.d);
+  crew_->meet(thread_, warp.meeting, [&] { multiply_fragments(operands, bfloat16); });
+  std::copy(own.d, own.d + 4, d);
+}
+
+void Block::mma_bfloat16(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) {
+  multiply(d, a, b, true);
+}
+
+void Block::mma_tf32(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) {
+  multiply(d, a, b, false);
+}
+
+void set_order(unsigned order) { chosen_order = order; }
+
+void emulate(int x, int y, int z, int threads, std::size_t shared_bytes, const std::function<void(Block&)>& kernel) {
+  static thread_local Crew crew;  // keeps its stacks
+  for (int k = 0; k < z; ++k) {
+    for (int j = 0; j < y; ++j) {
+      for (int i = 0; i < x; ++i) crew.run(i, j, k, threads, shared_bytes, kernel);
+    }
+  }
+}
+
+}  // namespace metatasnet::emulated

@@ -1,0 +1,101 @@
+#include "cuda/emulator/fiber.h"
+
+#include <cstdint>
+
+namespace metatasnet::emulated {
+
+namespace {
+constexpr std::size_t kStack = 128 * 1024;
+}
+
+#if defined(__x86_64__)
+
+// Saves what a callee must keep, exchanges the stack pointer, restores. ucontext would enter the kernel each time.
+extern "C" void metatasnet_switch_stack(void** save, void* load);
+asm(R"(
+.text
+.p2align 4
+.hidden metatasnet_switch_stack
+.globl metatasnet_switch_stack
+.type metatasnet_switch_stack, @function
+metatasnet_switch_stack:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+.size metatasnet_switch_stack, .-metatasnet_switch_stack
+)");
+
+namespace {
+thread_local Fiber* starting = nullptr;
+
+[[noreturn]] void enter() {
+  starting->run();
+  __builtin_unreachable();
+}
+}  // namespace
+
+void Fiber::start(std::function<void()> body) {
+  body_ = std::move(body);
+  done_ = false;
+  // A stack as if enter() had just been called: six registers, the address to return to, and that function's own.
+  auto top = (reinterpret_cast<std::uintptr_t>(stack_.get()) + kStack) & ~std::uintptr_t{15};
+  auto* frame = reinterpret_cast<void**>(top) - 8;
+  for (int i = 0; i < 8; ++i) frame[i] = nullptr;
+  frame[6] = reinterpret_cast<void*>(&enter);
+  own_ = frame;
+}
+
+void Fiber::resume() {
+  starting = this;
+  metatasnet_switch_stack(&other_, own_);
+}
+
+void Fiber::pause() { metatasnet_switch_stack(&own_, other_); }
+
+#else
+
+namespace {
+void enter(unsigned low, unsigned high) {
+  reinterpret_cast<Fiber*>(static_cast<std::uintptr_t>(high) << 16 << 16 | low)->run();
+}
+}  // namespace
+
+void Fiber::start(std::function<void()> body) {
+  body_ = std::move(body);
+  done_ = false;
+  getcontext(&own_);
+  own_.uc_stack.ss_sp = stack_.get();
+  own_.uc_stack.ss_size = kStack;
+  own_.uc_link = nullptr;
+  const auto self = reinterpret_cast<std::uintptr_t>(this);
+  makecontext(&own_, reinterpret_cast<void (*)()>(&enter), 2, static_cast<unsigned>(self),
+              static_cast<unsigned>(self >> 16 >> 16));
+}
+
+void Fiber::resume() { swapcontext(&other_, &own_); }
+
+void Fiber::pause() { swapcontext(&own_, &other_); }
+
+#endif
+
+Fiber::Fiber() : stack_(new char[kStack]) {}
+
+void Fiber::run() {
+  body_();
+  done_ = true;
+  pause();
+}
+
+}  // namespace metatasnet::emulated

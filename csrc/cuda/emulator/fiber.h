@@ -1,0 +1,42 @@
+// Stacks that are switched by hand: the threads of an emulated block.
+#pragma once
+
+#include <cstddef>
+#include <functional>
+#include <memory>
+
+#if !defined(__x86_64__)
+#include <ucontext.h>
+#endif
+
+namespace metatasnet::emulated {
+
+class Fiber {
+ public:
+  Fiber();
+  Fiber(const Fiber&) = delete;
+  Fiber& operator=(const Fiber&) = delete;
+
+  // Begins `body` at the next resume().
+  void start(std::function<void()> body);
+  // Runs until the body calls pause() or ends.
+  void resume();
+  // Called from within the body: back to whoever resumed.
+  void pause();
+  bool done() const { return done_; }
+
+  void run();  // the body, on its own stack
+
+ private:
+  std::unique_ptr<char[]> stack_;
+  std::function<void()> body_;
+  bool done_ = true;
+#if defined(__x86_64__)
+  void* own_ = nullptr;  // stack pointers
+  void* other_ = nullptr;
+#else
+  ucontext_t own_, other_;
+#endif
+};
+
+}  // namespace metatasnet::emulated

@@ -1,0 +1,107 @@
+// What a stage on a device offers to the host, without anything that only nvcc understands.
+//
+// Nothing is allocated: weights, workspaces, inputs and results are the caller's, every launch goes to the caller's stream,
+// and nothing waits for the device, so that any allocator and CUDA graphs work.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace metatasnet {
+namespace device {
+
+enum class Precision { float32, tf32, bfloat16 };
+
+struct Sizes {
+  int N = 0;            // latent channels
+  int W = 0;            // samples per latent frame
+  int B = 0;            // channels of the residual stream
+  int H = 0;            // hidden channels
+  int partial = 0;      // channels of the previous stage's masked latent
+  int window = 0;       // taps of the longest filter
+  int bank = 0;         // outputs of the encoder's filters
+  int wide = 0;         // inputs of the decoder's filters
+  int mels = 0;         // inputs of the bottleneck from the spectrogram
+  int n_fft = 0;        // of the spectrogram; a power of two
+  int hop = 0;
+  bool biased = false;  // res_out and skip_out have biases
+  std::vector<int> dilations;
+
+  int blocks() const { return static_cast<int>(dilations.size()); }
+  int bins() const { return n_fft / 2 + 1; }
+  std::int64_t spectrogram_frames(std::int64_t samples) const { return samples / hop + 1; }
+};
+
+// Slopes of the PReLUs: prelu_1 to prelu_4, and prelu_1, prelu_2 of each block in turn.
+struct Slopes {
+  float input = 0, first = 0, skip = 0, output = 0;
+  std::vector<float> blocks;
+};
+
+enum class Type { float32, bfloat16, float64 };
+
+// A contiguous array on the device.
+struct Array {
+  const void* data = nullptr;
+  std::vector<std::int64_t> shape;
+  Type type = Type::float32;
+};
+
+// Frames by channels: row t of instrument i of an item begins at item * n + instrument * i + row * t elements, all at
+// multiples of 16 bytes. Instruments that share one have 0 elements between them.
+struct Frames {
+  const void* data = nullptr;
+  std::int64_t item = 0, instrument = 0, row = 0;
+  int channels = 0;
+};
+
+// Where a call computes: a device and one of its streams.
+struct Place {
+  int device = 0;
+  std::uintptr_t stream = 0;
+};
+
+class Stage {
+ public:
+  virtual ~Stage() = default;
+
+  virtual const Sizes& sizes() const = 0;
+  virtual bool stores_bfloat16() const = 0;
+  virtual int latent_ld() const = 0;  // channels of a latent's storage: N rounded up
+
+  // Bytes of the workspace that a call needs.
+  virtual std::int64_t encode_bytes(std::int64_t n, std::int64_t samples) const = 0;
+  virtual std::int64_t mask_bytes(std::int64_t n, std::int64_t frames, bool own_inputs) const = 0;
+  virtual std::int64_t decode_bytes(std::int64_t n, std::int64_t frames) const = 0;
+
+  // (n, samples) float32 to the latent (n, samples / W, latent_ld).
+  virtual void encode(Place place, std::int64_t n, std::int64_t samples, const float* signal, void* latent,
+                      char* workspace) const = 0;
+  // The masked latent (n, 4, frames, latent_ld): `latent` times the masks of a network that reads `input` (the latent,
+  // or one copy of it for each instrument) and, behind the first stage, `partial`.
+  virtual void mask(Place place, std::int64_t n, std::int64_t frames, const Frames& latent, const Frames& input,
+                    const Frames& partial, void* masked, char* workspace) const = 0;
+  // latent (n items) to the signal (n, frames * W), float32.
+  virtual void decode(Place place, std::int64_t n, std::int64_t frames, const Frames& latent, float* signal,
+                      char* workspace) const = 0;
+};
+
+using MakeStage = std::unique_ptr<Stage>(Precision precision, const Sizes& sizes, const Slopes& slopes,
+                                         const std::map<std::string, Array>& weights);
+
+}  // namespace device
+
+// Each throws std::invalid_argument for sizes that the kernels do not cover, missing weights or wrong shapes.
+namespace cuda {
+device::MakeStage make_stage;
+}
+namespace emulated {
+device::MakeStage make_stage;
+void check(const device::Sizes& sizes);
+void set_order(unsigned order);  // emulator/block.h
+}  // namespace emulated
+
+}  // namespace metatasnet

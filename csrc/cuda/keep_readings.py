@@ -1,0 +1,26 @@
+"""Run a compiler and keep what ptxas says of registers, spills and shared memory beside the object.
+
+    python keep_readings.py nvcc ... -o kernels.cu.o
+
+writes ``kernels.cu.o.ptxas.txt`` (read by tests/cuda) and prints everything else that the compiler said.
+"""
+
+import subprocess
+import sys
+
+
+def main(command: "list[str]") -> int:
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    readings, rest = [], []
+    for line in done.stdout.splitlines():
+        (readings if line.startswith("ptxas info") or "bytes stack frame" in line else rest).append(line)
+    if "-o" in command:
+        with open(command[command.index("-o") + 1] + ".ptxas.txt", "w", encoding="utf-8") as file:
+            file.write("\n".join([*readings, ""]))
+    if rest:
+        print("\n".join(rest))
+    return done.returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

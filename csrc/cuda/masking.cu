@@ -1,0 +1,230 @@
+// The masking network as a sequence of passes over a few items at a time.
+#include "cuda/depthwise.h"
+#include "cuda/elementwise.h"
+#include "cuda/fold.h"
+#include "cuda/norm.h"
+#include "cuda/products.h"
+#include "cuda/source_moments.h"
+#include "cuda/workspace.h"
+
+namespace metatasnet::METATASNET_DEVICES {
+namespace {
+
+// The passes of one group of items.
+template <class Arithmetic>
+class MaskingRun {
+ public:
+  using Element = typename Arithmetic::Element;
+
+  MaskingRun(const Stream& stream, const Sizes& sizes, const Slopes& slopes, const Weights& weights, std::int64_t items,
+             std::int64_t frames, const MaskBuffers<Element>& buffers)
+      : stream_(stream),
+        s_(sizes),
+        slopes_(slopes),
+        w_(weights),
+        items_(items),
+        units_(items * kInstruments),
+        frames_(frames),
+        tiles_(tiles_of(frames)),
+        buffers_(buffers) {}
+
+  void run(const Frames& latent, const Frames& input, const Frames& partial, Element* masked) {
+    enter(input, partial);
+    for (int i = 0; i < s_.blocks(); ++i) block(i);
+    leave(latent, masked);
+  }
+
+ private:
+  // in_conv(norm_1(prelu_1(concat(input, partial)))), prelu_2, norm_2.
+  void enter(const Frames& input, const Frames& partial) {
+    const bool shared = input.instrument == 0;
+    moments(input, shared ? 1 : kInstruments, buffers_.latent_moments);
+    if (s_.partial) moments(partial, kInstruments, buffers_.partial_moments);
+    const int n_ld = padded(s_.N), partial_ld = padded(s_.partial), in_ld = padded(s_.N + s_.partial);
+    NormArgs norm{};
+    norm.frames = frames_;
+    norm.partials[0] = buffers_.latent_moments;
+    norm.partials[1] = buffers_.partial_moments;
+    norm.channels[0] = s_.N;
+    norm.channels[1] = s_.partial;
+    norm.ld[0] = n_ld;
+    norm.ld[1] = partial_ld;
+    norm.units_of[0] = shared ? kInstruments : 1;
+    norm.units_of[1] = 1;
+    norm.weight = w_.norm_1;
+    norm.ld_affine = in_ld;
+    norm.affine = buffers_.affine;
+    launch<Norm>(stream_, {units_}, norm_shared_bytes(s_.N + s_.partial), norm);
+    fold(w_.in_conv, nullptr, s_.B, s_.N, s_.partial, in_ld);
+
+    PointwiseArgs conv = product(s_.B, n_ld + partial_ld, s_.B);
+    conv.source[0] = input;
+    conv.source[1] = partial;
+    conv.source_slope = slopes_.input;
+    conv.slope = slopes_.first;
+    conv.out = buffers_.x;
+    conv.out_is_float = true;
+    conv.partials = buffers_.moments_2;
+    launch_pointwise<Arithmetic, From::activated_frames>(stream_, units_, conv);
+
+    this->norm(buffers_.moments_2, s_.B, w_.norm_2);
+    NormaliseArgs args{frames_, padded(s_.B), buffers_.affine, buffers_.x, buffers_.operand};
+    launch<Normalise<Element>>(stream_, vectors(s_.B, units_), 0, args);
+  }
+
+  void block(int index) {
+    const BlockWeights& block = w_.blocks[index];
+    const int h_ld = padded(s_.H);
+    PointwiseArgs conv = product(s_.H, padded(s_.B), s_.H);
+    conv.source[0] = activations(buffers_.operand ? static_cast<const void*>(buffers_.operand) : buffers_.x, s_.B);
+    conv.weights = block.conv;
+    conv.weights_item = 0;
+    conv.weights_instrument = std::int64_t{s_.H} * padded(s_.B);
+    conv.bias = nullptr;
+    conv.slope = slopes_.blocks[2 * index];
+    conv.out = buffers_.a;
+    conv.partials = buffers_.moments_1;
+    launch_pointwise<Arithmetic, From::frames>(stream_, units_, conv);
+
+    norm(buffers_.moments_1, s_.H, block.norm_1);
+    DepthwiseArgs depthwise{frames_,         s_.H,        h_ld, s_.dilations[index], buffers_.a, block.taps,
+                            buffers_.affine, slopes_.blocks[2 * index + 1], buffers_.b, buffers_.moments_2};
+    launch<Depthwise<Element>>(stream_, {tiles_, h_ld / kChannels, units_}, sizeof(Moments) * kRowWarps * kChannels,
+                               depthwise);
+
+    norm(buffers_.moments_2, s_.H, block.norm_2);
+    const bool last = index + 1 == s_.blocks();
+    const int outputs = last ? s_.B : 2 * s_.B;
+    fold(block.mix, block.mix_bias, outputs, s_.H, 0, h_ld);
+    PointwiseArgs mix = product(outputs, h_ld, s_.B);
+    mix.source[0] = activations(buffers_.b, s_.H);
+    if (last) {
+      mix.addend = index ? buffers_.skip : nullptr;
+      mix.slope = slopes_.skip;
+      mix.out = buffers_.a;
+      mix.partials = buffers_.moments_1;
+      launch_pointwise<Arithmetic, From::frames>(stream_, units_, mix);
+    } else {
+      mix.residual = s_.B;
+      mix.x = buffers_.x;
+      mix.operand = buffers_.operand;
+      mix.skip = buffers_.skip;
+      mix.skip_is_empty = index == 0;
+      launch_mix<Arithmetic>(stream_, units_, mix);
+    }
+  }
+
+  // norm_3, mask_output, prelu_4, norm_4, softmax over the instruments, product with the latent.
+  void leave(const Frames& latent, Element* masked) {
+    norm(buffers_.moments_1, s_.B, w_.norm_3);
+    fold(w_.mask_output, nullptr, s_.N, s_.B, 0, padded(s_.B));
+    PointwiseArgs output = product(s_.N, padded(s_.B), s_.N);
+    output.source[0] = activations(buffers_.a, s_.B);
+    output.slope = slopes_.output;
+    output.out = masked;
+    output.partials = buffers_.moments_2;
+    launch_pointwise<Arithmetic, From::frames>(stream_, units_, output);
+    norm(buffers_.moments_2, s_.N, w_.norm_4);
+    const MaskProductArgs args{frames_, latent, padded(s_.N), buffers_.affine, masked};
+    launch<MaskProduct<Element>>(stream_, vectors(s_.N, items_), 0, args);
+  }
+
+  void moments(const Frames& source, int instruments, float* to) {
+    const SourceMomentsArgs args{instruments, frames_, source, padded(source.channels), slopes_.input, to};
+    launch<SourceMoments<Arithmetic>>(stream_, {tiles_, padded(source.channels) / kChannels, items_ * instruments},
+                                      sizeof(Moments) * kRowWarps * kChannels, args);
+  }
+
+  void norm(const float* moments, int channels, const float* weight) {
+    NormArgs args{};
+    args.frames = frames_;
+    args.partials[0] = moments;
+    args.channels[0] = channels;
+    args.ld[0] = args.ld_affine = padded(channels);
+    args.units_of[0] = args.units_of[1] = 1;
+    args.weight = weight;
+    args.affine = buffers_.affine;
+    launch<Norm>(stream_, {units_}, norm_shared_bytes(channels), args);
+  }
+
+  void fold(const float* source, const float* bias, int outputs, int first, int second, int ld_affine) {
+    FoldArgs args{};
+    args.outputs = outputs;
+    args.channels[0] = first;
+    args.channels[1] = second;
+    args.ld = padded(first) + padded(second);
+    args.source = source;
+    args.bias = bias;
+    args.ld_affine = ld_affine;
+    args.affine = buffers_.affine;
+    args.weights = buffers_.folded;
+    args.folded_bias = buffers_.folded_bias;
+    launch<Fold<Arithmetic>>(stream_, {(outputs + 7) / 8, 1, units_}, 0, args);
+  }
+
+  // With the folded weights; (outputs, ld) of each unit, results in rows of padded(channels).
+  PointwiseArgs product(int outputs, int ld, int channels) const {
+    PointwiseArgs args{};
+    args.instruments = kInstruments;
+    args.frames = frames_;
+    args.weights = buffers_.folded;
+    args.weights_instrument = std::int64_t{outputs} * ld;
+    args.weights_item = kInstruments * args.weights_instrument;
+    args.ld_weights = ld;
+    args.bias = buffers_.folded_bias;
+    args.bias_instrument = outputs;
+    args.bias_item = std::int64_t{kInstruments} * outputs;
+    args.outputs = outputs;
+    args.ld_out = padded(channels);
+    return args;
+  }
+
+  Frames activations(const void* data, int channels) const {
+    const std::int64_t ld = padded(channels);
+    return {data, kInstruments * frames_ * ld, frames_ * ld, ld, channels};
+  }
+
+  Grid vectors(int channels, std::int64_t units) const {
+    return {(frames_ * (padded(channels) / 8) + 255) / 256, 1, units};
+  }
+
+  const Stream& stream_;
+  const Sizes& s_;
+  const Slopes& slopes_;
+  const Weights& w_;
+  std::int64_t items_, units_, frames_, tiles_;
+  const MaskBuffers<Element>& buffers_;
+};
+
+template <class Element>
+Frames from_item(Frames frames, std::int64_t item) {
+  if (frames.data) frames.data = static_cast<const Element*>(frames.data) + item * frames.item;
+  return frames;
+}
+
+}  // namespace
+
+template <class Arithmetic>
+void Stage::mask_in(const Stream& stream, std::int64_t n, std::int64_t frames, const Frames& latent,
+                    const Frames& input, const Frames& partial, void* masked, char* workspace) const {
+  using Element = typename Arithmetic::Element;
+  const std::int64_t together = items_at_once(n, frames, kInstruments);
+  Arena arena(workspace);
+  const MaskBuffers<Element> buffers(arena, sizes_, together, frames, input.instrument != 0);
+  auto* out = static_cast<Element*>(masked);
+  for (std::int64_t first = 0; first < n; first += together) {
+    const std::int64_t items = n - first < together ? n - first : together;
+    MaskingRun<Arithmetic>(stream, sizes_, slopes_, weights_, items, frames, buffers)
+        .run(from_item<Element>(latent, first), from_item<Element>(input, first), from_item<Element>(partial, first),
+             out + first * kInstruments * frames * latent_ld());
+  }
+}
+
+template void Stage::mask_in<InBfloat16>(const Stream&, std::int64_t, std::int64_t, const Frames&, const Frames&,
+                                         const Frames&, void*, char*) const;
+template void Stage::mask_in<InTf32>(const Stream&, std::int64_t, std::int64_t, const Frames&, const Frames&,
+                                     const Frames&, void*, char*) const;
+template void Stage::mask_in<InFloat32>(const Stream&, std::int64_t, std::int64_t, const Frames&, const Frames&,
+                                        const Frames&, void*, char*) const;
+
+}  // namespace metatasnet::METATASNET_DEVICES

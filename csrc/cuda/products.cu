@@ -1,0 +1,27 @@
+#include "cuda/products.h"
+
+namespace metatasnet::METATASNET_DEVICES {
+
+template <class Arithmetic, From from>
+void launch_pointwise(const Stream& stream, std::int64_t units, const PointwiseArgs& args) {
+  const Grid grid{tiles_of(args.frames), (args.ld_out + kColumns - 1) / kColumns, units};
+  launch<Pointwise<Arithmetic, from>>(stream, grid, kPipelineBytes, args);
+}
+
+template <class Arithmetic>
+void launch_mix(const Stream& stream, std::int64_t units, const PointwiseArgs& args) {
+  const Grid grid{tiles_of(args.frames), (args.outputs + kColumns - 1) / kColumns, units};
+  launch<Mix<Arithmetic>>(stream, grid, kPipelineBytes, args);
+}
+
+#define METATASNET_PRODUCTS(Arithmetic)                                                                         \
+  template void launch_pointwise<Arithmetic, From::frames>(const Stream&, std::int64_t, const PointwiseArgs&);  \
+  template void launch_pointwise<Arithmetic, From::activated_frames>(const Stream&, std::int64_t,               \
+                                                                     const PointwiseArgs&);                     \
+  template void launch_pointwise<Arithmetic, From::signal>(const Stream&, std::int64_t, const PointwiseArgs&);  \
+  template void launch_mix<Arithmetic>(const Stream&, std::int64_t, const PointwiseArgs&);
+METATASNET_PRODUCTS(InBfloat16)
+METATASNET_PRODUCTS(InTf32)
+METATASNET_PRODUCTS(InFloat32)
+
+}  // namespace metatasnet::METATASNET_DEVICES

@@ -1,0 +1,15 @@
+// Launches of the 1x1 convolutions, compiled once (products.cu) for the masking network and the codec.
+#pragma once
+
+#include "cuda/launch.h"
+#include "cuda/pointwise.h"
+
+namespace metatasnet::METATASNET_DEVICES {
+
+// Grid: tiles of frames, tiles of outputs, units.
+template <class Arithmetic, From from>
+void launch_pointwise(const Stream& stream, std::int64_t units, const PointwiseArgs& args);
+template <class Arithmetic>
+void launch_mix(const Stream& stream, std::int64_t units, const PointwiseArgs& args);
+
+}  // namespace metatasnet::METATASNET_DEVICES

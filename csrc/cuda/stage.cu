@@ -1,0 +1,181 @@
+// What a stage is made of: sizes and weights checked, workspaces planned.
+#include "cuda/stage.h"
+
+#include "cuda/log_power.h"
+#include "cuda/norm.h"
+#include "cuda/overlap_add.h"
+#include "cuda/workspace.h"
+
+namespace metatasnet::METATASNET_DEVICES {
+namespace {
+
+constexpr std::size_t kSharedBytes = 160 * 1024;  // of a block
+
+[[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument(what); }
+
+std::string text(const std::vector<std::int64_t>& values) {
+  std::string s = "(";
+  for (std::size_t i = 0; i < values.size(); ++i) s += (i ? ", " : "") + std::to_string(values[i]);
+  return s + ")";
+}
+
+class Finder {
+ public:
+  Finder(const std::map<std::string, Array>& arrays, Type stored) : arrays_(arrays), stored_(stored) {}
+
+  const void* stored(const std::string& name, const std::vector<std::int64_t>& shape) const {
+    return find(name, shape, stored_);
+  }
+  const float* floats(const std::string& name, const std::vector<std::int64_t>& shape) const {
+    return static_cast<const float*>(find(name, shape, Type::float32));
+  }
+  const double* doubles(const std::string& name, const std::vector<std::int64_t>& shape) const {
+    return static_cast<const double*>(find(name, shape, Type::float64));
+  }
+
+ private:
+  const void* find(const std::string& name, const std::vector<std::int64_t>& shape, Type type) const {
+    const auto found = arrays_.find(name);
+    if (found == arrays_.end()) refuse("The weights lack '" + name + "'.");
+    const Array& array = found->second;
+    if (array.shape != shape) {
+      refuse("The weight '" + name + "' must have shape " + text(shape) + ", got " + text(array.shape) + ".");
+    }
+    if (array.type != type) {
+      const char* const names[] = {"float32", "bfloat16", "float64"};
+      refuse("The weight '" + name + "' must be " + names[static_cast<int>(type)] + ".");
+    }
+    return array.data;
+  }
+
+  const std::map<std::string, Array>& arrays_;
+  Type stored_;
+};
+
+}  // namespace
+
+void check(const Sizes& s) {
+  const std::pair<const char*, int> positive[] = {{"N", s.N},       {"W", s.W},       {"B", s.B},
+                                                  {"H", s.H},       {"window", s.window}, {"bank", s.bank},
+                                                  {"wide", s.wide}, {"mels", s.mels}, {"hop", s.hop}};
+  for (const auto& [name, value] : positive) {
+    if (value < 1) refuse(std::string(name) + " must be at least 1, got " + std::to_string(value) + ".");
+  }
+  for (const int channels : {s.N, s.B, s.H, s.N + s.partial}) {
+    if (channels % kGroups) refuse("Channels must be multiples of 8, got " + std::to_string(channels) + ".");
+  }
+  if (s.partial < 0) refuse("partial must be at least 0, got " + std::to_string(s.partial) + ".");
+  if (s.blocks() < 1) refuse("There must be at least one block.");
+  for (const int d : s.dilations) {
+    if (d < 1) refuse("Dilations must be at least 1, got " + std::to_string(d) + ".");
+  }
+  if (s.window < s.W || (s.window - s.W) % 2) {
+    refuse("window - W must be even and at least 0, got " + std::to_string(s.window) + " - " + std::to_string(s.W) + ".");
+  }
+  if (reach_of(s.window, s.W) > kTile / 2) refuse("window must be at most " + std::to_string(kTile / 2) + " times W.");
+  if (overlap_add_shared_bytes(s.W) > kSharedBytes) {
+    refuse("W must be at most " + std::to_string((kSharedBytes - kPipelineBytes) / (sizeof(float) * kTile)) + ", got " +
+           std::to_string(s.W) + ".");
+  }
+  if (s.n_fft < 4 || (s.n_fft & (s.n_fft - 1)) || log_power_shared_bytes(s.n_fft) > kSharedBytes) {
+    refuse("n_fft must be a power of two from 4 to 8192, got " + std::to_string(s.n_fft) + ".");
+  }
+  if (norm_shared_bytes(s.N + s.partial) > kSharedBytes) refuse("N is too large, got " + std::to_string(s.N) + ".");
+}
+
+Stage::Stage(Precision precision, const Sizes& sizes, const Slopes& slopes,
+             const std::map<std::string, Array>& arrays)
+    : precision_(precision), sizes_(sizes), slopes_(slopes), weights_() {
+  const Sizes& s = sizes_;
+  check(s);
+  if (slopes_.blocks.size() != 2 * s.dilations.size()) refuse("There must be two slopes for each block.");
+  const Finder find(arrays, stores_bfloat16() ? Type::bfloat16 : Type::float32);
+  const int b_ld = padded(s.B), h_ld = padded(s.H), n_ld = padded(s.N);
+  weights_.bank = find.stored("encoder.bank", {s.bank, padded(s.window)});
+  weights_.bottleneck_1 = find.stored("encoder.bottleneck_1", {s.N, padded(s.bank)});
+  weights_.bottleneck_2 = find.stored("encoder.bottleneck_2", {s.N, n_ld});
+  weights_.stft_window = find.floats("encoder.window", {s.n_fft});
+  weights_.twiddles = find.doubles("encoder.twiddles", {s.n_fft / 2, 2});
+  weights_.mean = find.floats("encoder.mean", {s.bins()});
+  weights_.to_mel = find.floats("encoder.to_mel", {s.mels, padded(s.bins())});
+  weights_.to_latent = find.floats("encoder.to_latent", {s.N, padded(s.mels)});
+  weights_.mel_bias = find.floats("encoder.mel_bias", {s.N});
+  weights_.expansion = find.stored("decoder.expansion", {s.wide, n_ld});
+  weights_.filters = find.stored("decoder.filters", {s.window, padded(s.wide)});
+  weights_.in_conv = find.floats("mask.in_conv", {kInstruments, s.B, n_ld + padded(s.partial)});
+  weights_.mask_output = find.floats("mask.mask_output", {kInstruments, s.N, b_ld});
+  weights_.norm_1 = find.floats("mask.norm_1", {kInstruments, 2, s.N + s.partial});
+  weights_.norm_2 = find.floats("mask.norm_2", {kInstruments, 2, s.B});
+  weights_.norm_3 = find.floats("mask.norm_3", {kInstruments, 2, s.B});
+  weights_.norm_4 = find.floats("mask.norm_4", {kInstruments, 2, s.N});
+  for (int i = 0; i < s.blocks(); ++i) {
+    const std::string name = "mask.blocks." + std::to_string(i) + ".";
+    const int outputs = i + 1 < s.blocks() ? 2 * s.B : s.B;
+    BlockWeights block{};
+    block.conv = find.stored(name + "conv1d", {kInstruments, s.H, b_ld});
+    block.taps = find.floats(name + "taps", {kInstruments, 3, h_ld});
+    block.norm_1 = find.floats(name + "norm_1", {kInstruments, 2, s.H});
+    block.norm_2 = find.floats(name + "norm_2", {kInstruments, 2, s.H});
+    block.mix = find.floats(name + "mix", {kInstruments, outputs, h_ld});
+    if (s.biased) block.mix_bias = find.floats(name + "mix_bias", {kInstruments, outputs});
+    weights_.blocks.push_back(block);
+  }
+}
+
+std::int64_t Stage::encode_bytes(std::int64_t n, std::int64_t samples) const {
+  Arena arena(nullptr);
+  const std::int64_t items = items_at_once(n, samples / sizes_.W, 1);
+  if (stores_bfloat16()) EncodeBuffers<Bfloat16>(arena, sizes_, items, samples);
+  if (!stores_bfloat16()) EncodeBuffers<float>(arena, sizes_, items, samples);
+  return arena.bytes();
+}
+
+std::int64_t Stage::mask_bytes(std::int64_t n, std::int64_t frames, bool own_inputs) const {
+  Arena arena(nullptr);
+  const std::int64_t items = items_at_once(n, frames, kInstruments);
+  if (stores_bfloat16()) MaskBuffers<Bfloat16>(arena, sizes_, items, frames, own_inputs);
+  if (!stores_bfloat16()) MaskBuffers<float>(arena, sizes_, items, frames, own_inputs);
+  return arena.bytes();
+}
+
+std::int64_t Stage::decode_bytes(std::int64_t n, std::int64_t frames) const {
+  Arena arena(nullptr);
+  const std::int64_t items = items_at_once(n, frames, 1);
+  if (stores_bfloat16()) DecodeBuffers<Bfloat16>(arena, sizes_, items, frames);
+  if (!stores_bfloat16()) DecodeBuffers<float>(arena, sizes_, items, frames);
+  return arena.bytes();
+}
+
+void Stage::encode(Place place, std::int64_t n, std::int64_t samples, const float* signal, void* latent,
+                   char* workspace) const {
+  const Stream stream(place.device, place.stream);
+  if (precision_ == Precision::bfloat16) encode_in<InBfloat16>(stream, n, samples, signal, latent, workspace);
+  if (precision_ == Precision::tf32) encode_in<InTf32>(stream, n, samples, signal, latent, workspace);
+  if (precision_ == Precision::float32) encode_in<InFloat32>(stream, n, samples, signal, latent, workspace);
+}
+
+void Stage::mask(Place place, std::int64_t n, std::int64_t frames, const Frames& latent, const Frames& input,
+                 const Frames& partial, void* masked, char* workspace) const {
+  const Stream stream(place.device, place.stream);
+  const auto run = [&](auto arithmetic) {
+    mask_in<decltype(arithmetic)>(stream, n, frames, latent, input, partial, masked, workspace);
+  };
+  if (precision_ == Precision::bfloat16) run(InBfloat16());
+  if (precision_ == Precision::tf32) run(InTf32());
+  if (precision_ == Precision::float32) run(InFloat32());
+}
+
+void Stage::decode(Place place, std::int64_t n, std::int64_t frames, const Frames& latent, float* signal,
+                   char* workspace) const {
+  const Stream stream(place.device, place.stream);
+  if (precision_ == Precision::bfloat16) decode_in<InBfloat16>(stream, n, frames, latent, signal, workspace);
+  if (precision_ == Precision::tf32) decode_in<InTf32>(stream, n, frames, latent, signal, workspace);
+  if (precision_ == Precision::float32) decode_in<InFloat32>(stream, n, frames, latent, signal, workspace);
+}
+
+std::unique_ptr<device::Stage> make_stage(Precision precision, const Sizes& sizes, const Slopes& slopes,
+                                          const std::map<std::string, Array>& weights) {
+  return std::make_unique<Stage>(precision, sizes, slopes, weights);
+}
+
+}  // namespace metatasnet::METATASNET_DEVICES

@@ -1,0 +1,72 @@
+// The stage's jobs as sequences of launches, for a device and for the emulator.
+#pragma once
+
+#include "cuda/interface.h"
+#include "cuda/launch.h"
+
+namespace metatasnet::METATASNET_DEVICES {
+
+using device::Array;
+using device::Frames;
+using device::Place;
+using device::Precision;
+using device::Sizes;
+using device::Slopes;
+using device::Type;
+
+void check(const Sizes& sizes);
+
+struct BlockWeights {
+  const void* conv;       // (4, H, padded(B))
+  const float* taps;      // (4, 3, padded(H))
+  const float* norm_1;    // (4, 2, H)
+  const float* norm_2;    // (4, 2, H)
+  const float* mix;       // (4, residual + B, padded(H)): res_out, none in the last block, and skip_out
+  const float* mix_bias;  // (4, residual + B) or null
+};
+
+struct Weights {
+  const void *bank, *bottleneck_1, *bottleneck_2;  // (outputs, padded inputs), stored as activations are
+  const void *expansion, *filters;                 // likewise; filters (window, padded(wide))
+  const double* twiddles;
+  const float *stft_window, *mean, *to_mel, *to_latent, *mel_bias;
+  const float *in_conv, *mask_output;               // (4, outputs, padded inputs)
+  const float *norm_1, *norm_2, *norm_3, *norm_4;  // (4, 2, channels)
+  std::vector<BlockWeights> blocks;
+};
+
+class Stage final : public device::Stage {
+ public:
+  Stage(Precision precision, const Sizes& sizes, const Slopes& slopes, const std::map<std::string, Array>& arrays);
+
+  const Sizes& sizes() const override { return sizes_; }
+  bool stores_bfloat16() const override { return precision_ == Precision::bfloat16; }
+  int latent_ld() const override { return padded(sizes_.N); }
+
+  std::int64_t encode_bytes(std::int64_t n, std::int64_t samples) const override;
+  std::int64_t mask_bytes(std::int64_t n, std::int64_t frames, bool own_inputs) const override;
+  std::int64_t decode_bytes(std::int64_t n, std::int64_t frames) const override;
+
+  void encode(Place place, std::int64_t n, std::int64_t samples, const float* signal, void* latent,
+              char* workspace) const override;
+  void mask(Place place, std::int64_t n, std::int64_t frames, const Frames& latent, const Frames& input,
+            const Frames& partial, void* masked, char* workspace) const override;
+  void decode(Place place, std::int64_t n, std::int64_t frames, const Frames& latent, float* signal,
+              char* workspace) const override;
+
+ private:
+  template <class Arithmetic>
+  void encode_in(const Stream&, std::int64_t n, std::int64_t samples, const float*, void*, char*) const;
+  template <class Arithmetic>
+  void mask_in(const Stream&, std::int64_t n, std::int64_t frames, const Frames&, const Frames&, const Frames&, void*,
+               char*) const;
+  template <class Arithmetic>
+  void decode_in(const Stream&, std::int64_t n, std::int64_t frames, const Frames&, float*, char*) const;
+
+  Precision precision_;
+  Sizes sizes_;
+  Slopes slopes_;
+  Weights weights_;
+};
+
+}  // namespace metatasnet::METATASNET_DEVICES

@@ -1,0 +1,91 @@
+// What each job keeps on the device while it runs, and how many items it takes at once.
+#pragma once
+
+#include "cuda/stage.h"
+
+namespace metatasnet::METATASNET_DEVICES {
+
+// Items that go through a job together: enough tiles for two blocks on each of an H100's 132 multiprocessors, and no more,
+// so that they stay in the second-level cache from pass to pass. Results do not depend on it.
+inline std::int64_t items_at_once(std::int64_t items, std::int64_t frames, int instruments) {
+  const std::int64_t blocks = 2 * 132, each = std::int64_t{instruments} * tiles_of(frames);
+  const std::int64_t some = each ? (blocks + each - 1) / each : items;
+  return some < items ? some : items;
+}
+
+// Hands out parts of one allocation at multiples of 256 bytes; without one, only adds up.
+class Arena {
+ public:
+  explicit Arena(char* base) : base_(base) {}
+
+  template <class T>
+  T* take(std::int64_t count) {
+    char* const at = base_ ? base_ + bytes_ : nullptr;
+    bytes_ += (count * static_cast<std::int64_t>(sizeof(T)) + 255) / 256 * 256;
+    return reinterpret_cast<T*>(at);
+  }
+  std::int64_t bytes() const { return bytes_; }
+
+ private:
+  char* base_;
+  std::int64_t bytes_ = 0;
+};
+
+template <class Element>
+struct EncodeBuffers {
+  float *log_power, *mel, *share;
+  Element *bank, *hidden;
+
+  EncodeBuffers(Arena& arena, const Sizes& s, std::int64_t items, std::int64_t samples) {
+    const std::int64_t frames = samples / s.W, others = s.spectrogram_frames(samples);
+    log_power = arena.take<float>(items * others * padded(s.bins()));
+    mel = arena.take<float>(items * others * padded(s.mels));
+    share = arena.take<float>(items * others * padded(s.N));
+    bank = arena.take<Element>(items * frames * padded(s.bank));
+    hidden = arena.take<Element>(items * frames * padded(s.N));
+  }
+};
+
+template <class Element>
+struct MaskBuffers {
+  float *x, *skip;               // (units, frames, padded(B))
+  Element* operand;              // x as products read it; null where that is x itself
+  Element *a, *b;                // hidden activations before and after the depthwise convolution
+  float *moments_1, *moments_2;  // of the pass before and of this one
+  float *latent_moments, *partial_moments;
+  float* affine;
+  Element* folded;
+  float* folded_bias;
+
+  MaskBuffers(Arena& arena, const Sizes& s, std::int64_t items, std::int64_t frames, bool own_inputs) {
+    const std::int64_t units = items * kInstruments, tiles = tiles_of(frames), rows = units * frames;
+    const int b_ld = padded(s.B), h_ld = padded(s.H), n_ld = padded(s.N), in_ld = n_ld + padded(s.partial);
+    const int hidden = h_ld > b_ld ? h_ld : b_ld, widest = hidden > n_ld ? hidden : n_ld;
+    x = arena.take<float>(rows * b_ld);
+    skip = arena.take<float>(rows * b_ld);
+    operand = sizeof(Element) == sizeof(float) ? nullptr : arena.take<Element>(rows * b_ld);
+    a = arena.take<Element>(rows * hidden);
+    b = arena.take<Element>(rows * h_ld);
+    moments_1 = arena.take<float>(units * tiles * 2 * hidden);
+    moments_2 = arena.take<float>(units * tiles * 2 * widest);
+    latent_moments = arena.take<float>((own_inputs ? units : items) * tiles * 2 * n_ld);
+    partial_moments = arena.take<float>(units * tiles * 2 * padded(s.partial));
+    affine = arena.take<float>(units * 3 * (in_ld > widest ? in_ld : widest));
+    std::int64_t matrix = std::int64_t{s.B} * in_ld;
+    if (matrix < 2 * std::int64_t{s.B} * h_ld) matrix = 2 * std::int64_t{s.B} * h_ld;
+    if (matrix < std::int64_t{s.N} * b_ld) matrix = std::int64_t{s.N} * b_ld;
+    folded = arena.take<Element>(units * matrix);
+    folded_bias = arena.take<float>(units * (2 * s.B > s.N ? 2 * s.B : s.N));
+  }
+};
+
+template <class Element>
+struct DecodeBuffers {
+  Element* wide;  // (items, frames, padded(wide))
+
+  DecodeBuffers(Arena& arena, const Sizes& s, std::int64_t items, std::int64_t frames) {
+    wide = arena.take<Element>(items * frames * padded(s.wide));
+  }
+};
+
+}  // namespace metatasnet::METATASNET_DEVICES
