@@ -21,6 +21,7 @@ _HOMES = {
     "reference": "reference:ReferenceBackend",
     "cpu": "cpu:CpuBackend",
     "triton": "triton:TritonBackend",
+    "cuda": "cuda:CudaBackend",
 }
 
 _PREFERENCE: dict[str, tuple[str, ...]] = {"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")}

@@ -64,6 +64,7 @@ def collect() -> dict[str, Any]:
         "packages": {name: {"version": _version(name), "extra": extra} for name, extra in PACKAGES.items()},
         "cpu": _cpu(),
         "cuda": torch.version.cuda,
+        "cuda_kernels": _cuda_kernels(),
         "gpus": [_gpu(index) for index in range(torch.cuda.device_count())],
         "backends": {
             name: {"summary": entry.summary, "reason": entry.reason} for name, entry in available_backends().items()
@@ -93,6 +94,20 @@ def _cpu() -> dict[str, Any]:
         "compiled_isas": module.build_info()["isas"] if module else None,
         "compiler": module.build_info()["compiler"] if module else None,
         "reason": native.reason(),
+    }
+
+
+def _cuda_kernels() -> dict[str, Any]:
+    from .. import native
+    from ..backends.cuda import UNVERIFIED
+
+    module, reason = native.load(), native.cuda_reason()
+    built = module.cuda_build_info() if module and reason is None else {"architectures": "", "compiler": ""}
+    return {
+        "architectures": [name.removesuffix("-real") for name in built["architectures"].split(",") if name],
+        "compiler": built["compiler"],
+        "reason": reason,
+        "not_yet_run_on_a_gpu": list(UNVERIFIED),
     }
 
 
@@ -177,6 +192,7 @@ def _text(found: dict[str, Any]) -> str:
         }
         or {"none": "torch finds no CUDA device"}
     )
+    lines += _rows({"CUDA kernels": _kernels_text(found["cuda_kernels"])})
     lines += ["", "backends"]
     lines += _rows(
         {
@@ -194,6 +210,14 @@ def _text(found: dict[str, Any]) -> str:
         or {"none": "name a checkpoint with --model"}
     )
     return "\n".join(lines)
+
+
+def _kernels_text(kernels: dict[str, Any]) -> str:
+    unverified = kernels["not_yet_run_on_a_gpu"]
+    verified = f"; not yet run on a GPU: {', '.join(unverified)}" if unverified else ""
+    if kernels["reason"]:
+        return f"not here: {kernels['reason']}"
+    return f"for {', '.join(f'sm_{a}' for a in kernels['architectures'])} with {kernels['compiler']}{verified}"
 
 
 def _rows(values: dict[str, Any]) -> list[str]:

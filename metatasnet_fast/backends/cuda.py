@@ -1,0 +1,205 @@
+"""The backend ``cuda``: inference in compiled CUDA (``csrc/cuda``), in bfloat16, tf32 and float32."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from .. import native, reference
+from ..config import StageConfig
+from ..errors import BackendUnavailableError, ShapeError
+from ..precision import Precision
+from .base import Backend, Request
+from .cuda_weights import pack, sizes, slopes, spectrogram_arrays
+
+__all__ = ["OLDEST", "UNVERIFIED", "CudaBackend"]
+
+OLDEST = (8, 0)
+"""The compute capability that the kernels need: asynchronous copies, bfloat16 and tf32 tensor cores."""
+
+UNVERIFIED = (
+    "Depthwise",
+    "Fold",
+    "LogPower",
+    "MaskProduct",
+    "Mix",
+    "Norm",
+    "Normalise",
+    "OverlapAdd",
+    "Pointwise",
+    "SourceMoments",
+)
+"""Kernels that have not run on a GPU yet. The emulator runs all of them; ``auto`` takes the backend when this is empty."""
+
+_PRECISIONS = (Precision.bfloat16, Precision.tf32, Precision.float32)
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def _exactly(method: Method) -> Method:
+    """Without gradients, and without autocast: what torch computes here must not be rounded besides."""
+
+    @functools.wraps(method)
+    def run(self: CudaBackend, *args: Any, **named: Any) -> Any:
+        with torch.no_grad(), torch.autocast(self.device_type, enabled=False):
+            return method(self, *args, **named)
+
+    return cast(Method, run)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    config: StageConfig
+    stage: Any
+    """The compiled ``CudaStage``, which points to ``weights``."""
+    weights: Mapping[str, Tensor]
+    device: torch.device
+    storage: torch.dtype
+
+
+class CudaBackend(Backend):
+    """Kernels on the caller's current stream, in memory from torch's allocator; see ``docs/cuda-backend.md``.
+
+    Nothing waits for the device, so the jobs can be captured in CUDA graphs. Results are the same bits in every run and do not
+    depend on what else is in the batch. Latents are stored frames by channels: in bfloat16 for ``Precision.bfloat16``, whose
+    sums, statistics, residual stream and spectrogram stay float32.
+    """
+
+    name = "cuda"
+    summary = "compiled CUDA with fused passes; inference in bfloat16, tf32 and float32 on NVIDIA GPUs"
+    device_type: ClassVar[str] = "cuda"
+
+    def unavailable(self) -> str | None:
+        reason = native.cuda_reason()
+        if reason is None and not torch.cuda.is_available():
+            return "torch finds no CUDA device; install a CUDA build of torch on a machine with an NVIDIA GPU."
+        return reason
+
+    def supports(self, request: Request) -> str | None:
+        if request.device.type != self.device_type:
+            return f"it computes on NVIDIA GPUs, not on {request.device}; move the network there or choose another backend."
+        if request.training:
+            return "it computes no gradients: train with another backend, or put inference under torch.no_grad()."
+        if request.precision not in _PRECISIONS:
+            known = ", ".join(p.value for p in _PRECISIONS)
+            return f"it knows {known}, not {request.precision.value}; choose one of them."
+        return self._too_old(request.device) or self._uncovered(request)
+
+    def _too_old(self, device: torch.device) -> str | None:
+        capability = torch.cuda.get_device_capability(device)
+        if capability >= OLDEST:
+            return None
+        return f"{device} has compute capability {capability[0]}.{capability[1]}; choose another backend below 8.0."
+
+    def _uncovered(self, request: Request) -> str | None:
+        module = native.load()
+        if module is None or request.config is None:
+            return None
+        for stage in request.config.stages:
+            reason = module.cuda_refusal(sizes(stage))
+            if reason is not None:
+                return (
+                    f"its kernels do not cover stage {stage.index} of this network ({reason}); choose another backend."
+                )
+        return None
+
+    def _stage_class(self) -> Any:
+        module, reason = native.load(), self.unavailable()
+        if module is None or reason is not None:
+            raise BackendUnavailableError(f"The backend {self.name} cannot run: {reason}")
+        return module.CudaStage
+
+    def _stream(self, device: torch.device) -> int:
+        return int(torch.cuda.current_stream(device).cuda_stream)
+
+    @_exactly
+    def prepare(self, config: StageConfig, parameters: Mapping[str, Tensor], precision: Precision) -> _Prepared:
+        """Generate and pack; raises :class:`BackendUnavailableError` where the backend cannot run."""
+        make = self._stage_class()
+        weights = reference.generate(config, {name: p.to(torch.float32) for name, p in parameters.items()})
+        arrays = {**pack(weights, precision), **spectrogram_arrays(weights)}
+        device = arrays["encoder.window"].device
+        stage = make(precision.value, sizes(config), slopes(weights), arrays)
+        return _Prepared(config, stage, arrays, device, precision.storage)
+
+    @_exactly
+    def encode(self, prepared: _Prepared, signal: Tensor) -> Tensor:
+        config, stage = prepared.config, prepared.stage
+        if signal.dim() != 3 or signal.shape[1] != 1:
+            raise ShapeError(f"A signal must have shape (n, 1, samples), got {tuple(signal.shape)}.")
+        n, _, samples = signal.shape
+        if samples <= config.n_fft // 2 or samples < config.W:
+            raise ShapeError(
+                f"{samples} samples at {config.sampling_rate} Hz are too few: "
+                f"pad to {config.shortest} or more (the Separator does it for you)."
+            )
+        _check_device(signal, prepared)
+        wave = _aligned(signal[:, 0].to(torch.float32).contiguous())
+        latent = wave.new_empty(n, samples // config.W, stage.latent_ld, dtype=prepared.storage)
+        workspace = _workspace(prepared, stage.encode_bytes(n, samples))
+        stage.encode(wave, latent, workspace, self._stream(prepared.device))
+        return latent[..., : config.N].transpose(1, 2)
+
+    @_exactly
+    def mask(
+        self, prepared: _Prepared, latent: Tensor, partial: Tensor | None, dropout: Tensor | None = None
+    ) -> Tensor:
+        config, stage = prepared.config, prepared.stage
+        _check_latent(latent, prepared)
+        n, _, frames = latent.shape
+        expected = (n, 4, config.partial_channels, frames) if config.partial_channels else None
+        found = None if partial is None else tuple(partial.shape)
+        if found != expected:
+            raise ShapeError(f"Stage {config.index} expects a partial latent of shape {expected}, got {found}.")
+        own_copies = None if dropout is None else _by_frames(latent[:, None] * dropout[..., None], prepared)
+        previous = None
+        if partial is not None:
+            _check_device(partial, prepared)
+            previous = _by_frames(partial, prepared)
+        masked = torch.empty(n, 4, frames, stage.latent_ld, dtype=prepared.storage, device=prepared.device)
+        workspace = _workspace(prepared, stage.mask_bytes(n, frames, own_copies is not None))
+        stage.mask(_by_frames(latent, prepared), own_copies, previous, masked, workspace, self._stream(prepared.device))
+        return masked[..., : config.N].transpose(2, 3)
+
+    @_exactly
+    def decode(self, prepared: _Prepared, latent: Tensor) -> Tensor:
+        config, stage = prepared.config, prepared.stage
+        _check_latent(latent, prepared)
+        n, _, frames = latent.shape
+        signal = torch.empty(n, frames * config.W, dtype=torch.float32, device=prepared.device)
+        workspace = _workspace(prepared, stage.decode_bytes(n, frames))
+        stage.decode(_by_frames(latent, prepared), signal, workspace, self._stream(prepared.device))
+        return signal[:, None]
+
+
+def _check_latent(latent: Tensor, prepared: _Prepared) -> None:
+    config = prepared.config
+    if latent.dim() != 3 or latent.shape[1] != config.N:
+        raise ShapeError(f"A latent must have shape (n, {config.N}, frames), got {tuple(latent.shape)}.")
+    _check_device(latent, prepared)
+
+
+def _check_device(tensor: Tensor, prepared: _Prepared) -> None:
+    if tensor.device != prepared.device:
+        raise ShapeError(f"A tensor is on {tensor.device}, the weights on {prepared.device}: move one of them.")
+
+
+def _workspace(prepared: _Prepared, size: int) -> Tensor:
+    return torch.empty(size, dtype=torch.uint8, device=prepared.device)
+
+
+def _by_frames(latent: Tensor, prepared: _Prepared) -> Tensor:
+    """(..., channels, frames) as (..., frames, channels): a view of our own latents, else a copy the kernels can read."""
+    x = latent.transpose(-1, -2).to(prepared.storage)
+    vector = 16 // x.element_size()
+    rows = all(stride % vector == 0 or size == 1 for stride, size in zip(x.stride()[:-1], x.shape[:-1], strict=True))
+    return x if x.stride(-1) == 1 and rows and x.data_ptr() % 16 == 0 else _aligned(x.contiguous())
+
+
+def _aligned(x: Tensor) -> Tensor:
+    return x if x.data_ptr() % 16 == 0 else x.clone()

@@ -1,0 +1,131 @@
+"""The weights of one stage as the CUDA kernels read them: padded, in the arithmetic's storage, on the stage's device."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..config import StageConfig
+from ..precision import Precision
+from ..reference import StageWeights
+from ..reference.weights import Norm
+from .cpu_spectrogram import MelShare
+
+__all__ = ["pack", "round_tf32", "sizes", "slopes", "spectrogram_arrays"]
+
+CHANNELS = 32
+"""Channels are stored in multiples of this (``csrc/cuda/device.h``)."""
+
+
+def sizes(config: StageConfig) -> dict[str, Any]:
+    """The sizes that ``CudaStage`` asks for."""
+    return {
+        "N": config.N,
+        "W": config.W,
+        "B": config.B,
+        "H": config.H,
+        "partial": config.partial_channels,
+        "window": max(config.kernel_sizes),
+        "bank": len(config.kernel_sizes) * config.encoder_width,
+        "wide": sum(config.decoder_widths),
+        "mels": config.num_mels,
+        "n_fft": config.n_fft,
+        "hop": config.hop,
+        "biased": config.residual_bias,
+        "dilations": list(config.dilations),
+    }
+
+
+def slopes(weights: StageWeights) -> list[float]:
+    """prelu_1 to prelu_4, then prelu_1 and prelu_2 of each block; one transfer from the device."""
+    masking = weights.masking
+    found = [masking.prelu_1, masking.prelu_2, masking.prelu_3, masking.prelu_4]
+    for block in masking.blocks:
+        found += [block.prelu_1, block.prelu_2]
+    return torch.cat([slope.reshape(1) for slope in found]).tolist()
+
+
+def round_tf32(values: Tensor) -> Tensor:
+    """float32 to the nearest number with 10 bits of mantissa, ties away from zero, as the hardware rounds."""
+    bits = values.contiguous().view(torch.int32)
+    return ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+def pack(weights: StageWeights, precision: Precision) -> dict[str, Tensor]:
+    """Weights by the names of ``csrc/cuda/stage.cu``, without the spectrogram branch.
+
+    Constant weights are in the storage of ``precision``; those that a group norm is folded into, and the norms, float32.
+    """
+    config, encoder, decoder, masking = weights.config, weights.encoder, weights.decoder, weights.masking
+    filters, width, window = len(config.kernel_sizes), config.encoder_width, max(config.kernel_sizes)
+
+    def stored(matrix: Tensor) -> Tensor:
+        matrix = _padded(matrix)
+        if precision is Precision.bfloat16:
+            return matrix.to(torch.bfloat16)
+        return round_tf32(matrix) if precision is Precision.tf32 else matrix
+
+    # The filter bank keeps its outputs filter by filter, so the interleaving moves into these columns.
+    by_filter = encoder.bottleneck_1[:, : filters * width, 0].unflatten(1, (width, filters)).transpose(1, 2).flatten(1)
+    named = {
+        "encoder.bank": stored(torch.cat([_centred(f[:, 0], window) for f in encoder.filters])),
+        "encoder.bottleneck_1": stored(by_filter),
+        "encoder.bottleneck_2": stored(encoder.bottleneck_2[:, :, 0]),
+        "decoder.expansion": stored(decoder.bottleneck[:, :, 0].T),
+        "decoder.filters": stored(torch.cat([_centred(f[:, 0], window) for f in decoder.filters]).T),
+        "mask.mask_output": _padded(masking.mask_output.weight[..., 0]),
+        **{f"mask.norm_{i}": _norm(getattr(masking, f"norm_{i}")) for i in (1, 2, 3, 4)},
+    }
+    into, own = masking.in_conv.weight[..., 0], config.N
+    parts = [into[..., :own], into[..., own:]] if config.partial_channels else [into]
+    named["mask.in_conv"] = torch.cat([_padded(part) for part in parts], dim=-1)
+    for index, block in enumerate(masking.blocks):
+        name = f"mask.blocks.{index}"
+        mixing = [c for c in (block.res_out, block.skip_out) if c is not None]
+        named[f"{name}.conv1d"] = stored(block.conv1d.weight[..., 0])
+        named[f"{name}.taps"] = _padded(block.dconv1d.weight[:, :, 0].transpose(1, 2))
+        named[f"{name}.norm_1"] = _norm(block.norm_1)
+        named[f"{name}.norm_2"] = _norm(block.norm_2)
+        named[f"{name}.mix"] = _padded(torch.cat([c.weight[..., 0] for c in mixing], dim=1))
+        if config.residual_bias:
+            named[f"{name}.mix_bias"] = torch.cat([c.bias for c in mixing if c.bias is not None], dim=1)
+    return {name: _own(tensor) for name, tensor in named.items()}
+
+
+def spectrogram_arrays(weights: StageWeights) -> dict[str, Tensor]:
+    """The spectrogram branch by the names of ``csrc/cuda/stage.cu``: folded in float64; only the twiddles stay it."""
+    config = weights.config
+    share = MelShare.of(weights.encoder, config, config.N)
+    turns = torch.arange(config.n_fft // 2, dtype=torch.float64, device=share.window.device)
+    angles = turns * (-2 * math.pi / config.n_fft)
+    found = {
+        "encoder.window": share.window,
+        "encoder.twiddles": torch.stack([angles.cos(), angles.sin()], dim=1),
+        "encoder.mean": share.mean,
+        "encoder.to_mel": _padded(share.to_mel.T.float()),
+        "encoder.to_latent": _padded(share.to_latent.T),
+        "encoder.mel_bias": share.bias,
+    }
+    return {name: _own(tensor) for name, tensor in found.items()}
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """Memory of its own: prepared weights must not follow the parameters, and are read in vectors of 16 bytes."""
+    return tensor.detach().clone(memory_format=torch.contiguous_format)
+
+
+def _padded(matrix: Tensor) -> Tensor:
+    return F.pad(matrix.float(), (0, -matrix.shape[-1] % CHANNELS))
+
+
+def _centred(filters: Tensor, window: int) -> Tensor:
+    missing = (window - filters.shape[-1]) // 2
+    return F.pad(filters, (missing, missing))
+
+
+def _norm(norm: Norm) -> Tensor:
+    return torch.stack([norm.scale, norm.shift], dim=1).float()

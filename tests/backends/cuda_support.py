@@ -1,0 +1,40 @@
+"""What the tests of the backend ``cuda`` share: the same backend on the host, with every kernel emulated."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import pytest
+import torch
+
+from metatasnet_fast import native
+from metatasnet_fast.backends.cuda import CudaBackend
+from metatasnet_fast.precision import Precision
+
+PRECISIONS = [Precision.float32, Precision.tf32, Precision.bfloat16]
+
+needs_the_module = pytest.mark.skipif(native.load() is None, reason=str(native.reason()))
+
+
+class EmulatedCudaBackend(CudaBackend):
+    """The kernels' code compiled for the host (``csrc/cuda/emulator``), on tensors of the CPU."""
+
+    name = "cuda, emulated"
+    device_type: ClassVar[str] = "cpu"
+
+    def unavailable(self) -> str | None:
+        return native.reason()
+
+    def _too_old(self, device: torch.device) -> str | None:
+        return None
+
+    def _stage_class(self) -> Any:
+        module = native.load()
+        assert module is not None
+        return module.EmulatedCudaStage
+
+    def _stream(self, device: torch.device) -> int:
+        return 0
+
+
+EMULATED = EmulatedCudaBackend()

@@ -1,0 +1,126 @@
+"""Rules that hold for every length, batch and order of threads in the backend ``cuda``, emulated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from metatasnet_fast import native
+from metatasnet_fast.config import MetaTasNetConfig
+from metatasnet_fast.precision import Precision
+from tests.backends.cpu_support import REFERENCE, noise, prepare, separate, stage_parameters
+from tests.backends.cuda_support import EMULATED, PRECISIONS, needs_the_module
+from tests.support import FLOOR, TINY, recipe_state, relative_error
+
+pytestmark = needs_the_module
+
+ONE_STAGE = MetaTasNetConfig(N=16, B=16, H=24, layers=2, stack=1, num_mels=8, stages_num=1)
+
+
+@pytest.fixture
+def ascending() -> Iterator[None]:
+    yield
+    native.load().set_emulated_order(0)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_order_in_which_threads_run_changes_no_bit(precision: Precision, ascending: None) -> None:
+    """Emulated threads run until they must wait, so a missing barrier shows as a difference between orders."""
+    state, mixes = recipe_state(TINY, 3), noise(TINY, 1, 1500)
+    expected = separate(EMULATED, TINY, state, mixes, precision)
+    assert all(value.isfinite().all() for value in expected)
+    for order in (1, 2, 3):
+        native.load().set_emulated_order(order)
+        found = separate(EMULATED, TINY, state, mixes, precision)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), order
+
+
+@pytest.mark.parametrize("frames", [1, 2, 31, 33, 127, 128, 129, 300])
+def test_every_length_agrees_with_eager(frames: int) -> None:
+    """Shorter than a warp's part, a tile, the dilation; and one more than each."""
+    stage = TINY.stage(1)
+    parameters = stage_parameters(recipe_state(TINY, 3), 1)
+    generator = torch.Generator().manual_seed(frames)
+    latent = torch.randn(2, stage.N, frames, generator=generator)
+    partial = torch.randn(2, 4, stage.N // 2, frames, generator=generator)
+    ours, eager = (prepare(b, stage, parameters) for b in (EMULATED, REFERENCE))
+    exact = REFERENCE.mask(eager, latent, partial)
+    assert relative_error(EMULATED.mask(ours, latent, partial), exact) < 2e-5
+    signal = EMULATED.decode(ours, latent)
+    assert signal.shape == (2, 1, frames * stage.W)
+    assert relative_error(signal, REFERENCE.decode(eager, latent)) < FLOOR
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_neighbours_in_the_batch_change_no_bit(precision: Precision) -> None:
+    state, mixes = recipe_state(ONE_STAGE, 3), noise(ONE_STAGE, 3, 3000)
+    together = separate(EMULATED, ONE_STAGE, state, mixes, precision)
+    alone = separate(EMULATED, ONE_STAGE, state, [m[1:2] for m in mixes], precision)
+    assert all(torch.equal(a[1:2], b) for a, b in zip(together, alone, strict=True))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        MetaTasNetConfig(N=8, B=8, H=16, L=7, W=7, filters=1, layers=1, stack=1, num_mels=3, stages_num=2),
+        MetaTasNetConfig(N=24, B=40, H=24, L=12, W=10, filters=2, layers=7, stack=1, num_mels=5, stages_num=1),
+        MetaTasNetConfig(N=168, B=168, H=176, layers=2, stack=1, num_mels=40, stages_num=1, residual_bias=True),
+        MetaTasNetConfig(N=16, B=8, H=8, layers=2, stack=2, num_mels=9, stages_num=1, independent_params=True),
+    ],
+    ids=["one filter", "dilations beyond the signal", "wider than a tile", "independent"],
+)
+def test_unusual_networks_agree_with_eager(config: MetaTasNetConfig) -> None:
+    """Kernel and stride alike, an odd stride, channels that are no multiple of 32, more than one tile of outputs."""
+    state, mixes = recipe_state(config, 5), noise(config, 1, 1100)
+    exact = separate(REFERENCE, config, state, mixes, Precision.float64)
+    eager = separate(REFERENCE, config, state, mixes)
+    ours = separate(EMULATED, config, state, mixes)
+    for value, same, right in zip(ours, eager, exact, strict=True):
+        assert relative_error(value, right) <= max(FLOOR, 3 * relative_error(same, right))
+
+
+SIGNALS = {
+    "silence": lambda t: torch.zeros_like(t),
+    "direct current": lambda t: torch.full_like(t, 0.7),
+    "a clipped square wave": lambda t: (t * 440 * 6.2832).sin().sign(),
+    "one click": lambda t: (t == t[100]).float(),
+    "hardly anything": lambda t: 1e-20 * (t * 1000).sin(),
+    "much too loud": lambda t: 1e4 * (t * 1000).sin(),
+}
+
+
+@pytest.mark.parametrize("precision", [Precision.bfloat16, Precision.float32])
+@pytest.mark.parametrize("signal", SIGNALS)
+def test_unusual_signals_give_numbers(signal: str, precision: Precision) -> None:
+    state = recipe_state(ONE_STAGE, 3)
+    mixes = [SIGNALS[signal](torch.arange(3000) / 8000)[None, None]]
+    for value in separate(EMULATED, ONE_STAGE, state, mixes, precision):
+        assert value.isfinite().all()
+
+
+def test_silent_latents_stay_silent() -> None:
+    stage = TINY.stage(0)
+    prepared = prepare(EMULATED, stage, stage_parameters(recipe_state(TINY, 3), 0))
+    masked = EMULATED.mask(prepared, torch.zeros(1, stage.N, 200), None)
+    assert torch.equal(masked, torch.zeros(1, 4, stage.N, 200))
+    assert torch.equal(EMULATED.decode(prepared, masked[0]), torch.zeros(4, 1, 200 * stage.W))
+
+
+def test_tiny_deviations_of_the_spectrogram_cost_no_precision() -> None:
+    """Bins above 16 kHz hardly vary in real music: their stored deviation is about 1e-3."""
+    parameters = dict(stage_parameters(recipe_state(TINY, 3), 0))
+    parameters["encoder.spectrogram.std"] = torch.full_like(parameters["encoder.spectrogram.std"], 1e-3)
+    mix = noise(TINY, 1, 4000)[0]
+    exact = REFERENCE.encode(prepare(REFERENCE, TINY.stage(0), parameters, Precision.float64), mix)
+    eager = REFERENCE.encode(prepare(REFERENCE, TINY.stage(0), parameters), mix)
+    ours = EMULATED.encode(prepare(EMULATED, TINY.stage(0), parameters), mix)
+    assert relative_error(ours, exact) <= max(FLOOR, 2 * relative_error(eager, exact))
+
+
+def test_tf32_lies_between_bfloat16_and_float32() -> None:
+    state, mixes = recipe_state(ONE_STAGE, 3), noise(ONE_STAGE, 1, 2000)
+    exact = separate(REFERENCE, ONE_STAGE, state, mixes, Precision.float64)[1]
+    errors = [relative_error(separate(EMULATED, ONE_STAGE, state, mixes, p)[1], exact) for p in PRECISIONS]
+    assert 10 * errors[0] < errors[1] < errors[2] / 4
