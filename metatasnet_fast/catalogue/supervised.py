@@ -100,11 +100,11 @@ class SupervisedWorker:
         suspects: deque[_Suspect] = deque()
         sent: dict[str, Song] = {}
         begun: set[str] = set()
-        deadline: float | None = None
+        stopped: float | None = None
         while True:
             stopping = self._stop.is_set()
-            if stopping and deadline is None:
-                deadline = time.monotonic() + self.grace
+            if stopping and stopped is None:
+                stopped = time.monotonic()
             if stopping and not (sent and self._child):
                 return
             if not stopping:
@@ -116,7 +116,8 @@ class SupervisedWorker:
                     return
             elif self._child is not None:
                 self._child.ask_to_stop()
-                if deadline is not None and time.monotonic() > deadline:
+                # Somebody may have shortened the grace in the meantime.
+                if stopped is not None and time.monotonic() > stopped + self.grace:
                     self._say(f"Songs in flight were given up after {self.grace:g} s: {len(begun)}.")
                     self._drop_child()
                     return

@@ -86,6 +86,27 @@ def test_when_stopped_songs_in_flight_are_finished(model: Path, tmp_path: Path) 
     assert {outcome.status for outcome in found.values()} == {Status.done}
 
 
+def test_songs_in_flight_are_given_up_when_the_grace_is_over(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asleep = POISONED.replace("os.kill(os.getpid(), signal.{signal})", "__import__('time').sleep(600)")
+    monkeypatch.setattr(SupervisedWorker, "command", [sys.executable, "-c", asleep])
+    stop = threading.Event()
+    said: list[object] = []
+
+    def listen(event: object) -> None:
+        said.append(event)
+        if isinstance(event, SongStarted):
+            stop.set()
+
+    songs = songs_of(write_song(tmp_path / "poison.wav", 0.2))
+    with SupervisedWorker(settings(model), str(tmp_path / "out"), listen, stop, grace=0.3) as worker:
+        pid = worker.pid
+        assert list(worker.process(songs)) == []
+    assert any(isinstance(event, Notice) and "given up" in event.text for event in said)
+    assert not Path(f"/proc/{pid}").exists()
+
+
 def test_a_model_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MetaTasNetError, match="nowhere"):
         SupervisedWorker(settings(tmp_path / "nowhere"), str(tmp_path / "out"))

@@ -53,7 +53,7 @@ def test_a_catalogue_from_the_first_run_to_the_last(command: Command, model: Pat
     }  # fmt: skip
 
     shutil.rmtree(Path("out") / song_folder(read_manifest(str(album / "0.wav"))[0].id))
-    second = command(*arguments(model, "album", "--out", "out", "--json"))
+    second = command(*arguments(model, "album", "--out", "out", "--json", "--workers", "2"))
     outcomes = {Path(entry["uri"]).name: entry for entry in second.entries if entry["event"] == "song_ended"}
     assert {name: entry["status"] for name, entry in outcomes.items()} == {
         "0.wav": "done", "1.wav": "skipped", "2.wav": "skipped", "bad.mp3": "failed"
