@@ -73,17 +73,21 @@ def generated_parameters(
             raise ShapeError(
                 f"{name} must be {embedding.dtype} on {embedding.device} of shapes {shapes[:3]}..., got {found[:3]}..."
             )
-    rows = sum(len(m) for m in matrices)
-    for s in sections:
-        if s.first + s.rows > rows or s.place + 3 * s.stride + s.rows > size or s.layer >= len(bottlenecks):
-            raise ShapeError(f"{s} lies outside of {len(bottlenecks)} layers, {rows} rows or {size} values.")
-    if sorted({s.layer for s in sections}) != list(range(len(bottlenecks))) or list(sections) != sorted(
-        sections, key=lambda s: s.layer
-    ):
-        raise ShapeError("Sections must be in the order of their layers, at least one for each.")
-    flat = [value for section in sections for value in section]
+    flat = list(_flat(tuple(sections), len(bottlenecks), sum(len(m) for m in matrices), size))
     made: Tensor = _generated(embedding, list(bottlenecks), list(biases), list(matrices), list(offsets), flat, size)
     return made
+
+
+@functools.lru_cache(maxsize=64)
+def _flat(sections: tuple[Section, ...], layers: int, rows: int, size: int) -> tuple[int, ...]:
+    """The sections' numbers one after another, once they are found to be in order."""
+    for s in sections:
+        if s.first + s.rows > rows or s.place + 3 * s.stride + s.rows > size or s.layer >= layers:
+            raise ShapeError(f"{s} lies outside of {layers} layers, {rows} rows or {size} values.")
+    order = [s.layer for s in sections]
+    if order != sorted(order) or sorted(set(order)) != list(range(layers)):
+        raise ShapeError("Sections must be in the order of their layers, at least one for each.")
+    return tuple(value for section in sections for value in section)
 
 
 @functools.lru_cache(maxsize=64)

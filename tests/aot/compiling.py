@@ -38,6 +38,7 @@ class Launch:
 
     kernel: Any
     arguments: dict[str, Any]
+    programs: int
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def record_launches(monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
     found: list[Launch] = []
 
     def launch(kernel: Any, programs: int, device_of: Tensor, **arguments: Any) -> None:
-        found.append(Launch(kernel, arguments))
+        found.append(Launch(kernel, arguments, programs))
 
     for found_module in pkgutil.iter_modules(kernels.__path__):
         module = importlib.import_module(f"{kernels.__name__}.{found_module.name}")

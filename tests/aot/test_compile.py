@@ -58,3 +58,15 @@ def test_no_launch_depends_on_the_length(monkeypatch: pytest.MonkeyPatch) -> Non
         return [compiling.source(launch)[0].hash() for launch in launches]
 
     assert compiled(3200) == compiled(3201) == compiled(1)
+
+
+def test_more_than_two_to_the_31_elements_fit_the_grid_and_change_no_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    launches = compiling.record_launches(monkeypatch)
+    found = []
+    for frames in (3200, 2**23):  # 2 items, 4 instruments, 160 channels or more: 2^33 elements
+        launches.clear()
+        for use in network.uses(1, frames, torch.bfloat16).values():
+            use()
+        assert all(launch.programs < 2**31 for launch in launches)
+        found.append([compiling.source(launch)[0].hash() for launch in launches])
+    assert found[0] == found[1]
