@@ -192,13 +192,14 @@ def _check(source: BatchSource, cache: Cache, rank: int, world: int) -> None:
 def _crop_length(config: MetaTasNetConfig, seconds: float) -> int:
     """Samples of an item at the lowest rate."""
     stage = config.stage(0)
-    samples = seconds * stage.sampling_rate
-    if samples != int(samples) or int(samples) % stage.W or samples < stage.shortest:
+    exact = seconds * stage.sampling_rate
+    samples = round(exact)
+    if abs(samples - exact) > 1e-6 or samples % stage.W or samples < stage.shortest:
         raise TrainingDataError(
             f"{seconds} s at {stage.sampling_rate} Hz must be a whole multiple of the stride of {stage.W} samples, and "
             f"at least {stage.shortest} samples; choose another length."
         )
-    return int(samples)
+    return samples
 
 
 def _long_enough(

@@ -56,7 +56,7 @@ class TrackEntry:
         return {"format": FORMAT, **dataclasses.asdict(self)}
 
     def to_json(self) -> str:
-        return json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n"
+        return json.dumps(self.to_dict(), indent=1) + "\n"
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrackEntry:

@@ -31,6 +31,7 @@ from .store import PARTIAL, to_disk, write_atomically
 
 __all__ = [
     "FOLDERS",
+    "RECORDS",
     "original_files",
     "pack_original",
     "read_original",
@@ -47,6 +48,7 @@ KEY = "arr_0"
 SOURCES = slice(1, 5)
 
 RECORDS = "prepared"
+"""Folder of the records of what is done."""
 
 
 def original_files(root: Path, split: str, stem: str, rates: Sequence[int]) -> dict[int, Path]:
@@ -112,7 +114,7 @@ def write_original(
         raise TrainingDataError(
             f"{root} cannot be written ({error.strerror or error}); make room or choose another folder."
         ) from error
-    write_atomically(note, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    write_atomically(note, json.dumps(record, indent=1) + "\n")
 
 
 def read_record(root: Path, folder: str, stem: str) -> dict[str, Any] | None:
@@ -140,7 +142,7 @@ def write_original_manifest(root: Path, rates: Sequence[int], failed: Iterable[M
         "tracks": tracks,
         "failed": list(failed),
     }
-    text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+    text = json.dumps(manifest, indent=1) + "\n"
     write_atomically(root / "manifest.json", text)
     written: dict[str, Any] = json.loads(text)
     return written

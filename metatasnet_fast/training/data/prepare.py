@@ -25,7 +25,7 @@ import torch
 from ...errors import TrainingDataError
 from .convert import Job, Outcome, Settings, prepare_track
 from .decode import check_programs
-from .original import FOLDERS, write_original_manifest
+from .original import FOLDERS, RECORDS, write_original_manifest
 from .sources import TrackSource
 from .store import DTYPES, PARTIAL, check_rates, entries_in, write_manifest
 
@@ -77,8 +77,7 @@ def prepare(
     settings = Settings(Path(out), check_rates(rates), dtype, layout)
     _check(settings, tracks, workers)
     check_programs(list(tracks))
-    with _lock(settings.out):
-        shutil.rmtree(settings.out / PARTIAL, ignore_errors=True)
+    with _lock(settings.out), _scratch(settings.out / PARTIAL):
         _refuse_other_settings(settings)
         outcomes = []
         for outcome in _run(_jobs(tracks, layout), settings, workers):
@@ -87,7 +86,6 @@ def prepare(
         failed = [{"name": o.name, "split": o.split, "error": o.error} for o in outcomes if o.status == "failed"]
         write = write_original_manifest if layout == "original" else write_manifest
         manifest = write(settings.out, settings.rates, failed)
-        shutil.rmtree(settings.out / PARTIAL, ignore_errors=True)
     return Preparation(outcomes, manifest["seconds"])
 
 
@@ -121,9 +119,14 @@ def _jobs(tracks: Sequence[TrackSource], layout: str) -> list[Job]:
 
 
 def _refuse_other_settings(settings: Settings) -> None:
-    if settings.layout != "cache":
-        return
-    for entry in entries_in(settings.out):
+    cached = entries_in(settings.out)
+    if settings.layout == "original":
+        other, what = next(cached, None) is not None, "a cache"
+    else:
+        other, what = (settings.out / RECORDS).is_dir(), "the authors' layout"
+    if other:
+        raise TrainingDataError(f"{settings.out} holds {what}; choose another folder for {settings.layout!r}.")
+    for entry in cached:
         rates = tuple(sorted(entry.rates))
         if rates != settings.rates or entry.dtype != settings.dtype:
             raise TrainingDataError(
@@ -153,6 +156,16 @@ def _lock(out: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[None]:
+    """Remove what is half-written: what a kill left, before; and what an interruption leaves, after."""
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _run(jobs: Sequence[Job], settings: Settings, workers: int) -> Iterator[Outcome]:

@@ -218,7 +218,7 @@ def write_manifest(
         "tracks": [entry.to_dict() for entry in tracks],
         "failed": [dict(failure) for failure in failed],
     }
-    text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+    text = json.dumps(manifest, indent=1) + "\n"
     write_atomically(Path(cache) / "manifest.json", text)
     written: dict[str, Any] = json.loads(text)
     return written

@@ -132,6 +132,15 @@ def test_damaged_files_are_one_failed_track(tmp_path: Path, songs: Path, damage:
     assert len(Cache.open(tmp_path / "cache").tracks("valid")) == 1
 
 
+def test_layouts_do_not_mix_in_one_folder(tmp_path: Path, songs: Path) -> None:
+    write(songs, tmp_path / "original")
+    prepare(find_stems(songs), tmp_path / "cache", rates=RATES)
+    with pytest.raises(TrainingDataError, match="holds a cache"):
+        write(songs, tmp_path / "cache")
+    with pytest.raises(TrainingDataError, match="holds the authors' layout"):
+        prepare(find_stems(songs), tmp_path / "original", rates=RATES)
+
+
 def test_what_it_cannot_hold_is_refused(tmp_path: Path, songs: Path) -> None:
     with pytest.raises(TrainingDataError, match="multiples of 1000"):
         prepare(find_stems(songs), tmp_path / "out", rates=(11025, 22050), layout="original")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -189,6 +190,33 @@ def test_a_bad_track_that_was_mended_is_done_the_next_time(
     run(songs, tmp_path / "cache")
     write_stems(songs / "two", seed=1)
     assert statuses(run(songs, tmp_path / "cache")) == {"one": "kept", "two": "done", "three": "kept"}
+
+
+def test_a_full_disk_is_one_sentence_for_each_track_and_leaves_nothing(
+    tmp_path: Path, songs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(file: Path, array: np.ndarray) -> None:
+        Path(file).write_bytes(b"a part")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "save", fails)
+        result = run(songs, tmp_path / "cache")
+    assert len(result.failures) == 3
+    assert all("No space left on device" in str(outcome.error) for outcome in result.failures)
+    assert set(contents(tmp_path / "cache")) == {"manifest.json"}
+    assert set(statuses(run(songs, tmp_path / "cache")).values()) == {"done"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux only")
+def test_a_name_that_is_no_text_is_kept(tmp_path: Path, write_stems: WriteStems) -> None:
+    name = os.fsdecode(b"caf\xe9 \xff")
+    (tmp_path / "songs").mkdir()
+    write_stems(tmp_path / "written").rename(tmp_path / "songs" / name)
+    run(tmp_path / "songs", tmp_path / "cache")
+    (track,) = Cache.open(tmp_path / "cache").tracks("train")
+    assert track.name == name and np.asarray(track.stems(8000)).any()
+    assert statuses(run(tmp_path / "songs", tmp_path / "cache")) == {name: "kept"}
 
 
 def test_an_unexpected_error_is_one_failed_track(tmp_path: Path, songs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -263,6 +263,11 @@ def test_tracks_shorter_than_an_item_are_left_out_and_named(
     assert {int(t) for number in range(20) for t in batches.plan(number).tracks.ravel()} == {0, 1, 2}
 
 
+def test_lengths_that_are_whole_but_for_float_rounding_are_taken(source: Any) -> None:
+    assert 1.005 * 8000 != 8040
+    assert source(seconds=1.005).batch(0).sources[0].shape[-1] == 8040
+
+
 def test_a_track_as_long_as_an_item_is_used(source: Any) -> None:
     batches = source(seconds=1.0)
     assert batches.skipped == [] and batches.tracks[0].samples(8000) == 8000
