@@ -130,6 +130,13 @@ class Batcher:
             self._changed.notify_all()
         self._thread.join()
 
+    def is_lost(self, error: Exception) -> bool:
+        """Whether the device takes no further work from this process, as a GPU after an illegal memory access; it is noted."""
+        text = str(error)
+        if "CUDA error" in text and "ALLOC_FAILED" not in text and not is_out_of_memory(error):
+            self.lost = error
+        return self.lost is not None
+
     def _ahead(self) -> int:
         """Windows that one song may have on their way: its part of what all may have together."""
         return max(2, -(-BATCHES_AHEAD * self.runner.batch_size // max(1, len(self._orders))))
@@ -186,17 +193,22 @@ class Batcher:
         use_device(self._device)
         self._cores.enter_device_thread()
         while (batch := self._take()) is not None:
-            if batch:
+            if not batch:
+                continue
+            try:
                 self._serve(batch)
+            except Exception as error:  # of an earlier batch, which a GPU tells only now
+                self.lost = error
+                for request in batch:
+                    if not request.future.done():
+                        request.future.set_exception(error)
 
     def _serve(self, batch: list[_Request]) -> None:
         with self.clock.measure("separate"):
             try:
                 estimates = self._separate(batch)
             except Exception as error:
-                if _is_lost(error):
-                    self.lost = error
-                if len(batch) == 1 or self.lost is not None:
+                if self.is_lost(error) or len(batch) == 1:
                     for request in batch:
                         request.future.set_exception(error)
                     return
@@ -222,11 +234,6 @@ class Batcher:
         for request in batch:
             request.given.take(request.window)
         return list(self.runner.run(self.engine, [request.window for request in batch]))  # type: ignore[arg-type]
-
-
-def _is_lost(error: Exception) -> bool:
-    """Whether a GPU takes no further work from this process, as after an illegal memory access."""
-    return not is_out_of_memory(error) and "CUDA error" in str(error)
 
 
 class SongRunner(BatchRunner):

@@ -80,7 +80,7 @@ class Walker:
                 with self._claims.claim(safe_name(song.id)) as claimed:
                     return self._attempt(trip) if claimed else None
             except Exception as error:
-                if self._machinery.batcher.lost is not None:
+                if self._machinery.batcher.is_lost(error):
                     return None
                 failure, message = classify(error)
                 if not failure.worth_retrying or attempt >= self._settings.attempts or self._stop.is_set():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 
 from metatasnet_fast.catalogue import Failure, Notice, Outcome, Status, WorkerLoad
 from metatasnet_fast.catalogue import walk as walk_module
+from metatasnet_fast.catalogue.busy import DeviceClock
 from metatasnet_fast.catalogue.cores import CorePlan, available_cores, available_memory
 from metatasnet_fast.catalogue.worker import Worker
 from metatasnet_fast.errors import BackendUnavailableError
@@ -98,6 +101,19 @@ def test_a_device_that_is_lost_ends_the_worker(tmp_path: Path) -> None:
             found.extend(worker.process(offered()))
     over.set()
     assert len(found) <= 2 and all(outcome.status is Status.done for outcome in found)
+
+
+def test_an_error_that_a_device_tells_late_ends_the_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextlib.contextmanager
+    def tells_late(clock: DeviceClock, name: str) -> Iterator[None]:
+        yield
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(DeviceClock, "measure", tells_late)
+    songs = songs_of(*(write_song(tmp_path / f"{i}.wav", 0.9, seed=i) for i in range(3)))
+    with pytest.raises(BackendUnavailableError, match="device-side assert"):
+        with Worker(settings(NOWHERE, batch_size=1), str(tmp_path / "out"), engine=SleepingDevice()) as worker:
+            list(worker.process(songs))
 
 
 def test_only_so_many_songs_are_open_and_read_ahead(tmp_path: Path) -> None:
