@@ -73,10 +73,10 @@ def mask_tail_sums_kernel(
         i_t = i_tile * TILE + first + tl.arange(0, BLOCK_T)
         mask = (i_t < T)[:, None] & m_c[None, :]
         i_m = i_t[:, None] * m_t + i_c[None, :]
-        _, b_z0, b_p0 = normalised(p_m, p_affine, p_beta, 0, slope, i_m, i_c, mask, m_i, C)
-        _, b_z1, b_p1 = normalised(p_m, p_affine, p_beta, 1, slope, i_m, i_c, mask, m_i, C)
-        _, b_z2, b_p2 = normalised(p_m, p_affine, p_beta, 2, slope, i_m, i_c, mask, m_i, C)
-        _, b_z3, b_p3 = normalised(p_m, p_affine, p_beta, 3, slope, i_m, i_c, mask, m_i, C)
+        b_m, b_z0, b_p0 = normalised(p_m, p_affine, p_beta, 0, slope, i_m, i_c, mask, m_i, C)
+        b_m, b_z1, b_p1 = normalised(p_m, p_affine, p_beta, 1, slope, i_m, i_c, mask, m_i, C)
+        b_m, b_z2, b_p2 = normalised(p_m, p_affine, p_beta, 2, slope, i_m, i_c, mask, m_i, C)
+        b_m, b_z3, b_p3 = normalised(p_m, p_affine, p_beta, 3, slope, i_m, i_c, mask, m_i, C)
         b_p0, b_p1, b_p2, b_p3 = _softmax(b_p0, b_p1, b_p2, b_p3)
         b_g0, b_g1, b_g2, b_g3 = _gradients(p_dy, dy_i, i_t[:, None] * dy_t + i_c[None, :], mask)
         b_dot = b_g0 * b_p0 + b_g1 * b_p1 + b_g2 * b_p2 + b_g3 * b_p3
@@ -176,7 +176,7 @@ def mask_tail_backward(
     shared = {
         "p_m": m, "p_latent": latent, "p_dy": dy, "p_slope": slope, "p_affine": affine, "p_beta": beta, "T": frames,
         **strides(align, m=m, latent=latent, dy=dy), "C": channels, "ALIGN": align, "BLOCK_T": FRAMES, "BLOCK_C": block,
-        "num_warps": 4,
+        "num_warps": 8,  # with 4 the sums take 246 registers a thread
     }  # fmt: skip
     launch(mask_tail_sums_kernel, n * tiles * blocks, m, p_sums=sums, p_dlatent=dlatent, TILE=TILE, **shared)
     launch(
