@@ -17,12 +17,12 @@ from ..precision import Precision
 from .base import Backend, Request
 from .cuda_weights import pack, sizes, slopes, spectrogram_arrays
 
-__all__ = ["OLDEST", "UNVERIFIED", "CudaBackend"]
+__all__ = ["KERNELS", "OLDEST", "UNVERIFIED", "CudaBackend"]
 
 OLDEST = (8, 0)
 """The compute capability that the kernels need: asynchronous copies, bfloat16 and tf32 tensor cores."""
 
-UNVERIFIED = (
+KERNELS = (
     "Depthwise",
     "Fold",
     "LogPower",
@@ -34,7 +34,10 @@ UNVERIFIED = (
     "Pointwise",
     "SourceMoments",
 )
-"""Kernels that have not run on a GPU yet. The emulator runs all of them; ``auto`` takes the backend when this is empty."""
+"""What ``csrc/cuda`` launches; the emulator runs all of them."""
+
+UNVERIFIED = KERNELS
+"""Kernels that have not run on a GPU yet. ``auto`` does not take the backend before this is empty."""
 
 _PRECISIONS = (Precision.bfloat16, Precision.tf32, Precision.float32)
 

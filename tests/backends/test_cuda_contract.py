@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from metatasnet_fast import native
-from metatasnet_fast.backends import available_backends
+from metatasnet_fast.backends import available_backends, registry
 from metatasnet_fast.backends.base import Request
-from metatasnet_fast.backends.cuda import OLDEST, UNVERIFIED, CudaBackend
+from metatasnet_fast.backends.cuda import KERNELS, OLDEST, UNVERIFIED, CudaBackend
 from metatasnet_fast.backends.cuda_weights import pack, round_tf32, sizes, slopes, spectrogram_arrays
 from metatasnet_fast.config import MetaTasNetConfig
 from metatasnet_fast.errors import BackendUnavailableError, ShapeError
@@ -251,8 +251,8 @@ def test_rounding_to_tf32_is_to_nearest_with_ties_away_from_zero() -> None:
     assert torch.equal(round_tf32(values), expected)
 
 
-def test_every_kernel_is_listed_as_unverified() -> None:
-    """Until a GPU has run it; take names off the list with the record of that run."""
+def test_every_kernel_is_listed_and_auto_takes_none_that_no_gpu_has_run() -> None:
     declared = r"^struct (\w+) \{\n  using Args = "
     found = {name for file in CSRC.glob("*.h") for name in re.findall(declared, file.read_text(), re.MULTILINE)}
-    assert found == set(UNVERIFIED)
+    assert found == set(KERNELS) >= set(UNVERIFIED)
+    assert not UNVERIFIED or "cuda" not in registry._PREFERENCE["cuda"]
