@@ -26,7 +26,9 @@ from .statistics import new_statistics
 __all__ = ["block_pair", "block_pair_kernel", "pairs"]
 
 MAIN, TAIL = 128, 32
-"""Columns of the widest tile: with 8 warps 80 registers a thread."""
+"""Columns of the stream's widest tile: with 8 warps 80 registers a thread."""
+COLUMNS = 32
+"""Columns of c at a time; with all 160 the second product would spill on sm_80."""
 STAGES = 2
 
 
@@ -53,7 +55,7 @@ def _weights(p_w, i_o, i_h, H: tl.constexpr, B: tl.constexpr):
 def block_pair_kernel(
     p_b, p_folded, p_bias, p_x, p_new, p_w, p_slope, p_c, p_statistics, T, b_n, b_i, b_t, x_n, x_i, x_t,
     H: tl.constexpr, B: tl.constexpr, ALIGN: tl.constexpr, BLOCK_T: tl.constexpr,
-    BLOCK_B: tl.constexpr, TAIL_B: tl.constexpr, BLOCK_H: tl.constexpr, TAIL_H: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_B: tl.constexpr, TAIL_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One program: one tile of one item and instrument."""
     tiles = tl.cdiv(T, BLOCK_T)
@@ -91,28 +93,17 @@ def block_pair_kernel(
     if TAIL_B > 0:
         b_new_tail = _stream(b_x_tail, p_bias, p_x, p_new, i_t, m_t, i_o_tail, x_t, B)
     count = tl.minimum(T - i_tile * BLOCK_T, BLOCK_T).to(tl.float32)
-    i_h = tl.arange(0, BLOCK_H)
-    b_c = tl.dot(b_new, _weights(p_w, i_o, i_h, H, B))
-    if TAIL_B > 0:
-        b_c = tl.dot(b_new_tail, _weights(p_w, i_o_tail, i_h, H, B), b_c)
-    pointwise_finish(b_c, None, None, p_slope, p_c, p_statistics, row, i_t, m_t, i_h, count, 0, H)
-    if TAIL_H > 0:
-        i_h_tail = BLOCK_H + tl.arange(0, TAIL_H)
-        b_c_tail = tl.dot(b_new, _weights(p_w, i_o, i_h_tail, H, B))
+    for h in range(0, H, BLOCK_H):
+        i_h = h + tl.arange(0, BLOCK_H)
+        b_c = tl.dot(b_new, _weights(p_w, i_o, i_h, H, B))
         if TAIL_B > 0:
-            b_c_tail = tl.dot(b_new_tail, _weights(p_w, i_o_tail, i_h_tail, H, B), b_c_tail)
-        pointwise_finish(b_c_tail, None, None, p_slope, p_c, p_statistics, row, i_t, m_t, i_h_tail, count, 0, H)
-
-
-def _split(columns: int) -> tuple[int, int]:
-    """Main and tail width of a tile that holds all columns."""
-    main = min(MAIN, power_of_two(columns))
-    return main, power_of_two(columns - main) if columns > main else 0
+            b_c = tl.dot(b_new_tail, _weights(p_w, i_o_tail, i_h, H, B), b_c)
+        pointwise_finish(b_c, None, None, p_slope, p_c, p_statistics, row, i_t, m_t, i_h, count, 0, H)
 
 
 def pairs(dtype: torch.dtype, width: int, hidden: int) -> bool:
-    """Whether the pair is for this dtype and these widths."""
-    return dtype.itemsize == 2 and max(width, hidden) <= MAIN + TAIL
+    """Whether the pair is for this dtype and these widths: a narrower one would leave most of a tile idle."""
+    return dtype.itemsize == 2 and width <= MAIN + TAIL and hidden >= COLUMNS // 2
 
 
 def block_pair(
@@ -130,12 +121,13 @@ def block_pair(
     if c is None:
         c = torch.empty(n, 4, frames, hidden, dtype=x.dtype, device=x.device)
     partials = new_statistics(x, hidden)
-    (main_b, tail_b), (main_h, tail_h) = _split(width), _split(hidden)
+    main = min(MAIN, power_of_two(width))
+    tail = power_of_two(width - main) if width > main else 0
     align = alignment(b, x)
     launch(
         block_pair_kernel, n * 4 * partials.shape[2], x,
         p_b=b, p_folded=folded, p_bias=bias, p_x=x, p_new=new, p_w=conv1d, p_slope=slope, p_c=c, p_statistics=partials,
         T=frames, **strides(align, b=b, x=x), H=hidden, B=width, ALIGN=align, BLOCK_T=TILE,
-        BLOCK_B=main_b, TAIL_B=tail_b, BLOCK_H=main_h, TAIL_H=tail_h, BLOCK_K=BLOCK_K, num_warps=8, num_stages=STAGES,
+        BLOCK_B=main, TAIL_B=tail, BLOCK_H=COLUMNS, BLOCK_K=BLOCK_K, num_warps=8, num_stages=STAGES,
     )  # fmt: skip
     return new, c, partials
