@@ -99,6 +99,18 @@ def test_neighbours_in_the_batch_change_nothing_and_repetition_neither(name: str
         assert torch.equal(found[key][1:], single[key])
 
 
+@pytest.mark.parametrize("name", ["bottleneck", "filter bank"])
+def test_a_frozen_input_changes_no_other_gradient(name: str) -> None:
+    case = cases.CASES[name](n=1)
+    leaves = case.leaves(torch.float32)
+    key, *others = leaves
+    given = torch.ones_like(case.fused(leaves))
+    expected = torch.autograd.grad(case.fused(leaves), [leaves[k] for k in others], given)
+    frozen = {**leaves, key: leaves[key].detach()}
+    found = torch.autograd.grad(case.fused(frozen), [leaves[k] for k in others], given)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 def test_frames_between_samples_of_zero_and_one_are_exact() -> None:
     signal = torch.zeros(1, 61).index_fill_(1, torch.tensor([0, 30, 60]), 1.0)
     case = cases.filter_bank_case(n=1)
