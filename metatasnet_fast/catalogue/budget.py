@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections import deque
+from collections.abc import Iterator
 
 from ..separation.spool import Budget
 
-__all__ = ["MemoryPool", "SongBudget"]
+__all__ = ["MemoryPool", "Room", "SongBudget"]
 
 
 class MemoryPool:
@@ -53,3 +56,36 @@ class SongBudget(Budget):
 
     def close(self) -> None:
         self.give_back(self._taken)
+
+
+class Room:
+    """Memory that a song needs all at once while it is separated: it waits until that fits, or until no other has any.
+
+    In the order of asking, so that a large song is not passed for ever.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._taken = 0
+        self._waiting: deque[object] = deque()
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def enter(self, size: int) -> Iterator[None]:
+        """Have ``size`` bytes for the block."""
+        ticket = object()
+        with self._changed:
+            self._waiting.append(ticket)
+            self._changed.wait_for(lambda: self._waiting[0] is ticket and self._fits(size))
+            self._waiting.popleft()
+            self._taken += size
+            self._changed.notify_all()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= size
+                self._changed.notify_all()
+
+    def _fits(self, size: int) -> bool:
+        return self._taken == 0 or self._taken + size <= self.limit

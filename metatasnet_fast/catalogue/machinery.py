@@ -20,7 +20,7 @@ from ..separation.recording import Recording
 from ..separation.spool import Budget
 from ..separation.windows import default_shape
 from .batcher import Batcher, DeviceEngine
-from .budget import MemoryPool, SongBudget
+from .budget import MemoryPool, Room, SongBudget
 from .cores import CorePlan, available_memory
 from .identity import identity_of
 from .settings import Identity, Settings
@@ -30,6 +30,9 @@ __all__ = ["Machinery"]
 
 BYTES_PER_SAMPLE = 28
 """Of a recording on the GPU, per sample and channel: itself, its resampled forms (hardly more than twice that), four stems."""
+
+WINDOW_COPIES = 3
+"""Of a window's four stems, in float32: as stitched, with what the resampler holds back, and as resampled."""
 
 
 class Machinery:
@@ -80,10 +83,12 @@ class Machinery:
         self.separate = Stage("separate", self.cores.songs)
         self.write = Stage("write", self.cores.write)
         self.pool = MemoryPool(available_memory() // 4 if settings.memory is None else settings.memory)
+        self.room = Room(self.pool.limit)
         self._device_memory = 0
         if self.device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(self.device)
             self._device_memory = free // 4 // self.cores.songs
+            self.room = Room(free // 8)
 
     def describe(self) -> str:
         made = self.made_by
@@ -98,6 +103,14 @@ class Machinery:
         if on_device and BYTES_PER_SAMPLE * (recording.samples or 0) * recording.channels <= self._device_memory:
             return self.device, Budget(None)
         return torch.device("cpu"), SongBudget(self.pool)
+
+    def working_memory(self, recording: Recording) -> int:
+        """Bytes that a recording needs while its windows are put together, however long it is."""
+        config = self.engine.config
+        samples = self.window.window * config.W * max(recording.sample_rate, config.output_rate) // config.sampling_rate
+        if recording.samples is not None:
+            samples = min(samples, recording.samples)
+        return WINDOW_COPIES * 4 * 4 * recording.channels * samples
 
     def close(self) -> None:
         self.batcher.close()

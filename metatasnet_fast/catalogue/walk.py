@@ -151,6 +151,7 @@ class Walker:
 
             def begin() -> None:
                 reading.leave()
+                stages.enter_context(machinery.room.enter(machinery.working_memory(recording)))
                 separating.append(stages.enter_context(machinery.separate.enter()))
 
             unscaled = separate_in_windows(

@@ -14,6 +14,7 @@ import torch
 
 from metatasnet_fast.catalogue import Failure, Notice, Outcome, Status, WorkerLoad
 from metatasnet_fast.catalogue import walk as walk_module
+from metatasnet_fast.catalogue.budget import Room
 from metatasnet_fast.catalogue.busy import DeviceClock
 from metatasnet_fast.catalogue.cores import CorePlan, available_cores, available_memory
 from metatasnet_fast.catalogue.worker import Worker
@@ -166,8 +167,9 @@ def test_stages_overlap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slowest
     assert [outcome.status for outcome in outcomes] == [Status.done] * count
     busy = {name: stage.seconds / stage.capacity for name, stage in load.stages.items() if name != "separate"}
     busy["device"] = load.device_busy_seconds
-    assert max(busy, key=lambda stage: busy[stage]) == slowest
-    assert wall <= 1.25 * busy[slowest], (wall, busy)
+    assert busy[slowest] >= 0.95 * count * seconds[slowest]
+    # On a machine that is busy otherwise, another stage may turn out to be the slowest.
+    assert wall <= 1.25 * max(busy.values()), (wall, busy)
 
 
 def test_memory_that_songs_took_is_given_back_also_when_they_fail(tmp_path: Path) -> None:
@@ -177,6 +179,26 @@ def test_memory_that_songs_took_is_given_back_also_when_they_fail(tmp_path: Path
         with Worker(options, str(tmp_path / status.value), engine=device) as worker:
             assert {outcome.status for outcome in worker.process(songs_of(*songs))} == {status}
             assert worker._machinery.pool.taken == 0
+
+
+def test_songs_that_need_much_memory_go_one_after_the_other() -> None:
+    room, inside, most = Room(10), [], []
+
+    def enter(size: int) -> None:
+        with room.enter(size):
+            inside.append(size)
+            most.append(sum(inside))
+            time.sleep(0.01)
+            inside.remove(size)
+
+    sizes = [3, 4, 3, 25, 1, 9, 10, 2, 30, 5]
+    threads = [threading.Thread(target=enter, args=(size,)) for size in sizes]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert len(most) == len(sizes) and not inside
+    assert max(total for total in most if total not in (25, 30)) <= 10
 
 
 def test_a_worker_leaves_threads_as_they_were(tmp_path: Path) -> None:
