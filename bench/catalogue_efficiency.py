@@ -11,7 +11,8 @@ ray          the same songs through Ray on this machine, alternating with ``loca
 "in all" is with starting processes, Ray and its actor among them.
 
 Other programs take processor time too, and then no pipeline can reach its bound. So each row also has the same ratio with the
-cores that were left: what all processors did in that time, less what we did, is taken from the cores.
+cores that were left: what all processors did in that time, less what we did, is taken from the cores. Where less than half a
+core was left, nothing can be said.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from metatasnet_fast.config import MetaTasNetConfig
 
 MODEL = "cc0-small"
 RATE = 44100
+LEAST_CORES = 0.5
 
 
 @dataclass
@@ -49,7 +51,7 @@ class Row:
     wall: float
     bound: float
     ratio: float
-    ratio_with_cores_left: float
+    ratio_with_cores_left: float | None
     cpu_seconds: float
     cores_left: float
     """Cores that other programs did not take, mean over the time."""
@@ -129,14 +131,14 @@ def engine(name: str, run: Callable[..., RunEnded], songs: list[Song], out: Path
 
 def _row(what: str, wall: float, cpu: float, others: float, device: float = 0.0, whole: float | None = None) -> Row:
     cores = available_cores()
-    left = max(cpu / wall, cores - others / wall)
+    left = cores - others / wall
     bound = max(device, cpu / cores)
     return Row(
         what,
         round(wall, 2),
         round(bound, 2),
         round(wall / bound, 3),
-        round(wall / max(device, cpu / left), 3),
+        round(wall / max(device, cpu / left), 3) if left >= LEAST_CORES else None,
         round(cpu, 2),
         round(left, 2),
         round(whole if whole is not None else wall, 2),
@@ -197,8 +199,9 @@ def main() -> None:
 
 
 def _show(row: Row) -> Row:
+    left = "too few" if row.ratio_with_cores_left is None else f"{row.ratio_with_cores_left:.2f}"
     print(
-        f"{row.what:<10}{row.wall:>8.1f}{row.bound:>8.1f}{row.ratio:>7.2f}{row.ratio_with_cores_left:>21.2f}"
+        f"{row.what:<10}{row.wall:>8.1f}{row.bound:>8.1f}{row.ratio:>7.2f}{left:>21}"
         f"{row.cpu_seconds:>8.1f}{row.whole_seconds:>8.1f}{row.load_average:>6.1f}",
         flush=True,
     )
