@@ -57,17 +57,18 @@ class Framing(NamedTuple):
     padding: int
 
 
-def product_tile(columns: int, dtype: torch.dtype, tail: bool = True) -> tuple[int, int]:
+def product_tile(columns: int, dtype: torch.dtype, lean: bool = False) -> tuple[int, int]:
     """Main and tail width: the widest that idles at most 4 % of the columns, else what idles least.
 
-    Without a tail where a second accumulator overflows the registers: three products each, or an interpolated share.
+    ``lean``: one accumulator of at most 64, where the rest takes its registers: three products each, an interpolated share.
     """
 
     def waste(tile: tuple[int, int]) -> float:
         width = sum(tile)
         return -(-columns // width) * width / columns - 1
 
-    tiles = [t for t in TILES if (tail or t[1] == 0) and (dtype.itemsize < 4 or sum(t) <= 64)]
+    widest = 64 if lean or dtype.itemsize == 4 else sum(TILES[0])
+    tiles = [t for t in TILES if sum(t) <= widest and not (lean and t[1])]
     return next((tile for tile in tiles if waste(tile) <= ACCEPTED_WASTE), min(tiles, key=waste))
 
 
@@ -193,7 +194,7 @@ def product(
     layout = frame_layout(x, framing)
     n, frames = len(x), layout["T"]
     y = torch.empty(n, frames, columns, dtype=dtype or x.dtype, device=x.device)
-    main, tail = product_tile(columns, x.dtype, tail=share is None and precision != "tf32x3")
+    main, tail = product_tile(columns, x.dtype, lean=share is not None or precision == "tf32x3")
     launch(
         product_kernel, n * -(-frames // TILE) * -(-columns // (main + tail)), x,
         p_x=x, p_gate=gate, p_w=weight, p_bias=bias, p_share=share, p_y=y, F=1 if share is None else share.shape[1],

@@ -113,7 +113,7 @@ def weight_gradient(
         weight_gradient_kernel, parts * blocks, x,
         p_dy=dy, p_gate=gate, p_x=x, p_dw=dw, p_dbias=dbias, **layout, K=inputs, N=columns,
         dy_n=of_dy["x_n"], dy_t=of_dy["x_t"], DY_ALIGN=of_dy["ALIGN"], TILES=tiles, PER_PART=per_part,
-        BLOCK_T=widest, BLOCK_N=block_n, BLOCK_K=block_k, PRECISION=precision, num_warps=4, num_stages=STAGES,
+        BLOCK_T=widest, BLOCK_N=block_n, BLOCK_K=block_k, PRECISION=precision, num_warps=8 if framing else 4, num_stages=STAGES,
     )  # fmt: skip
     return (dw[0], dbias[0]) if parts == 1 else (dw.sum(0), dbias.sum(0))
 
