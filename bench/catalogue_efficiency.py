@@ -37,8 +37,9 @@ from metatasnet_fast.catalogue.cores import available_cores
 from metatasnet_fast.catalogue.local import run_local
 from metatasnet_fast.catalogue.worker import Worker
 from metatasnet_fast.config import MetaTasNetConfig
+from metatasnet_fast.model import bundled_models
 
-MODEL = "cc0-small"
+MODEL = next(iter(bundled_models()))
 RATE = 44100
 LEAST_CORES = 0.5
 
