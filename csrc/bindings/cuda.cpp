@@ -201,6 +201,8 @@ void bind_cuda(py::module_& module) {
         return py::none();
       },
       py::arg("sizes"), "Why the kernels do not cover a stage's sizes, or None.");
+  module.def("cuda_shared_bytes", [](const py::dict& sizes) { return emulated::shared_bytes(read_sizes(sizes)); },
+             py::arg("sizes"), "Shared memory that a stage's most demanding block asks for.");
   module.def("set_emulated_order", &emulated::set_order, py::arg("order"),
              "The order in which emulated threads run: 0 ascending, 1 descending, any other number shuffles.");
   bind_stage<EmulatedStage>(module, "EmulatedCudaStage", "CudaStage on the host: every thread of a block is a fiber.",

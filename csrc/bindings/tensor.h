@@ -81,6 +81,8 @@ struct Tensor {
     bool good = shape.back() == 1 || strides.back() == 1;
     for (std::size_t i = 0; i + 1 < shape.size(); ++i) good = good && (shape[i] == 1 || strides[i] % vector == 0);
     if (!good) refuse("must have contiguous channels in rows of 16 bytes, got strides " + text(strides) + ".");
+    constexpr std::int64_t kFurthest = std::int64_t{1} << 23;  // kernels count within 128 rows in 32 bits
+    if (strides[strides.size() - 2] > kFurthest) refuse("has rows too far apart, got strides " + text(strides) + ".");
     require_aligned();
   }
 

@@ -94,13 +94,15 @@ using MakeStage = std::unique_ptr<Stage>(Precision precision, const Sizes& sizes
 
 }  // namespace device
 
-// Each throws std::invalid_argument for sizes that the kernels do not cover, missing weights or wrong shapes.
+// make_stage throws std::invalid_argument for sizes that the kernels do not cover, missing weights or wrong shapes, check for
+// sizes. shared_bytes is the shared memory that the most demanding block of a stage asks for.
 namespace cuda {
 device::MakeStage make_stage;
 }
 namespace emulated {
 device::MakeStage make_stage;
 void check(const device::Sizes& sizes);
+std::size_t shared_bytes(const device::Sizes& sizes);
 void set_order(unsigned order);  // emulator/block.h
 }  // namespace emulated
 

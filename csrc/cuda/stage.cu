@@ -1,6 +1,9 @@
 // What a stage is made of: sizes and weights checked, workspaces planned.
 #include "cuda/stage.h"
 
+#include <algorithm>
+#include <utility>
+
 #include "cuda/log_power.h"
 #include "cuda/norm.h"
 #include "cuda/overlap_add.h"
@@ -81,6 +84,10 @@ void check(const Sizes& s) {
     refuse("n_fft must be a power of two from 4 to 8192, got " + std::to_string(s.n_fft) + ".");
   }
   if (norm_shared_bytes(s.N + s.partial) > kSharedBytes) refuse("N is too large, got " + std::to_string(s.N) + ".");
+}
+
+std::size_t shared_bytes(const Sizes& s) {
+  return std::max({overlap_add_shared_bytes(s.W), log_power_shared_bytes(s.n_fft), norm_shared_bytes(s.N + s.partial)});
 }
 
 Stage::Stage(Precision precision, const Sizes& sizes, const Slopes& slopes,

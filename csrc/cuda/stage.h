@@ -15,6 +15,7 @@ using device::Slopes;
 using device::Type;
 
 void check(const Sizes& sizes);
+std::size_t shared_bytes(const Sizes& sizes);
 
 struct BlockWeights {
   const void* conv;       // (4, H, padded(B))

@@ -41,6 +41,9 @@ UNVERIFIED = KERNELS
 
 _PRECISIONS = (Precision.bfloat16, Precision.tf32, Precision.float32)
 
+_FURTHEST = 1 << 23
+"""Elements from frame to frame: kernels count within a tile in 32 bits."""
+
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
@@ -91,7 +94,7 @@ class CudaBackend(Backend):
         if request.precision not in _PRECISIONS:
             known = ", ".join(p.value for p in _PRECISIONS)
             return f"it knows {known}, not {request.precision.value}; choose one of them."
-        return self._too_old(request.device) or self._uncovered(request)
+        return self._too_old(request.device) or self._uncovered(request) or self._too_small(request)
 
     def _too_old(self, device: torch.device) -> str | None:
         capability = torch.cuda.get_device_capability(device)
@@ -110,6 +113,22 @@ class CudaBackend(Backend):
                     f"its kernels do not cover stage {stage.index} of this network ({reason}); choose another backend."
                 )
         return None
+
+    def _too_small(self, request: Request) -> str | None:
+        """GPUs below the data centre's have 99 KiB of shared memory a block instead of 163 or more."""
+        module = native.load()
+        if module is None or request.config is None:
+            return None
+        there = self._shared_memory(request.device)
+        needed = max(module.cuda_shared_bytes(sizes(stage)) for stage in request.config.stages)
+        if needed <= there:
+            return None
+        return (
+            f"its kernels need {needed} bytes of shared memory, {request.device} has {there}; choose another backend."
+        )
+
+    def _shared_memory(self, device: torch.device) -> int:
+        return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
 
     def _stage_class(self) -> Any:
         module, reason = native.load(), self.unavailable()
@@ -201,6 +220,7 @@ def _by_frames(latent: Tensor, prepared: _Prepared) -> Tensor:
     x = latent.transpose(-1, -2).to(prepared.storage)
     vector = 16 // x.element_size()
     rows = all(stride % vector == 0 or size == 1 for stride, size in zip(x.stride()[:-1], x.shape[:-1], strict=True))
+    rows = rows and x.stride(-2) <= _FURTHEST
     return x if x.stride(-1) == 1 and rows and x.data_ptr() % 16 == 0 else _aligned(x.contiguous())
 
 

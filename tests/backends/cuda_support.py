@@ -28,6 +28,9 @@ class EmulatedCudaBackend(CudaBackend):
     def _too_old(self, device: torch.device) -> str | None:
         return None
 
+    def _shared_memory(self, device: torch.device) -> int:
+        return 163 * 1024
+
     def _stage_class(self) -> Any:
         module = native.load()
         assert module is not None

@@ -213,7 +213,16 @@ def test_old_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     assert "7.5" in str(CudaBackend().supports(Request(torch.device("cuda"), Precision.bfloat16)))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: OLDEST)
-    assert CudaBackend().supports(Request(torch.device("cuda"), Precision.bfloat16)) is None
+    assert CudaBackend().supports(Request(torch.device("cuda"), Precision.bfloat16, config=None)) is None
+
+
+@needs_the_module
+def test_gpus_with_little_shared_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    request = Request(torch.device("cpu"), Precision.bfloat16, config=MetaTasNetConfig())
+    assert EMULATED.supports(request) is None
+    monkeypatch.setattr(EMULATED, "_shared_memory", lambda device: 99 * 1024)
+    assert "shared memory" in str(EMULATED.supports(request))
+    assert EMULATED.supports(Request(request.device, Precision.bfloat16, config=TINY)) is not None
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

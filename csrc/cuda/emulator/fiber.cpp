@@ -8,7 +8,7 @@ namespace {
 constexpr std::size_t kStack = 128 * 1024;
 }
 
-#if defined(__x86_64__)
+#if !METATASNET_UCONTEXT
 
 // Saves what a callee must keep, exchanges the stack pointer, restores. ucontext would enter the kernel each time.
 extern "C" void metatasnet_switch_stack(void** save, void* load);

@@ -5,7 +5,11 @@
 #include <functional>
 #include <memory>
 
-#if !defined(__x86_64__)
+#if !(defined(__x86_64__) && defined(__ELF__))
+#define METATASNET_UCONTEXT 1
+#if defined(__APPLE__) && !defined(_XOPEN_SOURCE)
+#define _XOPEN_SOURCE 600
+#endif
 #include <ucontext.h>
 #endif
 
@@ -31,7 +35,7 @@ class Fiber {
   std::unique_ptr<char[]> stack_;
   std::function<void()> body_;
   bool done_ = true;
-#if defined(__x86_64__)
+#if !METATASNET_UCONTEXT
   void* own_ = nullptr;  // stack pointers
   void* other_ = nullptr;
 #else
