@@ -128,7 +128,8 @@ class CudaBackend(Backend):
         )
 
     def _shared_memory(self, device: torch.device) -> int:
-        return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
+        properties: Any = torch.cuda.get_device_properties(device)
+        return int(properties.shared_memory_per_block_optin)
 
     def _stage_class(self) -> Any:
         module, reason = native.load(), self.unavailable()
