@@ -11,7 +11,7 @@ and enters here, before the ReLU: no concatenation, no (n, 256, T) tensor. j and
 Bytes: x (and gate) once, n T K sizeof(dtype), from L2 for every further column tile; y once; share n F N 4 bytes, read from
 the caches. FLOPs: 2 n T K N. Encoder, stage 1 (336 -> 440 -> 440): 190 FLOP a byte, about the ridge of an H200; stages 2
 and 3 are compute-bound. Idle columns (`product_tile`): 336 (330 and zeros, for 16-byte loads): 7 x 48, none; 392 (385 and
-zeros): 5 x 80, 2 %; 440: 7 x 64, 1.8 %; 664 and 1320: 96 each, 1.2 and 1.8 %; 776 and 1544: 160 each, 3.1 and 3.6 %; 880
+zeros): 5 x 80, 2 %; 440: 7 x 64, 1.8 %; 664 and 1320: 96 each, 1.2 and 1.8 %; 776 and 1544: 160 or 80 each, 3.1 and 3.6 %; 880
 and 1760: 1.8 % and none; 256 mels: none.
 Not yet run on a GPU. Source: Samuel et al. 2020, section 2.3; original model/encoder.py (bottleneck), model/decoder.py.
 """
@@ -57,17 +57,18 @@ class Framing(NamedTuple):
     padding: int
 
 
-def product_tile(columns: int, dtype: torch.dtype, lean: bool = False) -> tuple[int, int]:
+def product_tile(columns: int, dtype: torch.dtype, lean: bool = False, framed: bool = False) -> tuple[int, int]:
     """Main and tail width: the widest that idles at most 4 % of the columns, else what idles least.
 
     ``lean``: one accumulator of at most 64, where the rest takes its registers: three products each, an interpolated share.
+    ``framed``: at most 96, for overlapping frames, whose addresses take more of them.
     """
 
     def waste(tile: tuple[int, int]) -> float:
         width = sum(tile)
         return -(-columns // width) * width / columns - 1
 
-    widest = 64 if lean or dtype.itemsize == 4 else sum(TILES[0])
+    widest = 64 if lean or dtype.itemsize == 4 else 96 if framed else sum(TILES[0])
     tiles = [t for t in TILES if sum(t) <= widest and not (lean and t[1])]
     return next((tile for tile in tiles if waste(tile) <= ACCEPTED_WASTE), min(tiles, key=waste))
 
@@ -194,7 +195,8 @@ def product(
     layout = frame_layout(x, framing)
     n, frames = len(x), layout["T"]
     y = torch.empty(n, frames, columns, dtype=dtype or x.dtype, device=x.device)
-    main, tail = product_tile(columns, x.dtype, lean=share is not None or precision == "tf32x3")
+    lean = share is not None or precision == "tf32x3"
+    main, tail = product_tile(columns, x.dtype, lean, framing is not None)
     launch(
         product_kernel, n * -(-frames // TILE) * -(-columns // (main + tail)), x,
         p_x=x, p_gate=gate, p_w=weight, p_bias=bias, p_share=share, p_y=y, F=1 if share is None else share.shape[1],
