@@ -49,7 +49,6 @@ PRODUCTS = tuple(
     for main, tail in COLUMNS
     for other in _options(BLOCK_K=(32, 64), num_warps=(4, 8), num_stages=(2, 3, 4))
 )
-IN_CONV = tuple({k: v for k, v in c.items() if k != "TAIL_N"} for c in PRODUCTS if c["TAIL_N"] == 0)
 GRADIENTS = _options(BLOCK_T=(32, 64, 128), BLOCK_N=(32, 64), BLOCK_K=(32, 64), num_warps=(4, 8), num_stages=(2, 3))
 PASSES = _options(BLOCK_C=(16, 32, 64), num_warps=(2, 4, 8))
 ITEMS = _options(items=(0, 1, 2, 4, 8))
@@ -99,7 +98,7 @@ def subjects(
         k = n + n // 2 if i else n
         w, bias = random(items, 4, b, k), random(items, 4, b, of=wide)
         run = functools.partial(_in_conv, x, v, w, bias, one, tf32)
-        yield Subject("in_conv_fwd", {"K": k, "N": b}, IN_CONV, run)
+        yield Subject("in_conv_fwd", {"K": k, "N": b}, PRODUCTS, run)
     x, taps, affine, beta = stream(h), random(4, h, 3, of=wide), random(items, 4, 4, h, of=wide), random(4, h, of=wide)
     yield Subject("depthwise_fwd", {"C": h}, PASSES, lambda: depthwise_forward(x, taps, 4, one, affine, beta, one))
     count, slopes = sizes.layers, torch.full((sizes.layers, 4), 0.25, device=device)

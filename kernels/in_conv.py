@@ -33,10 +33,10 @@ __all__ = ["in_conv_forward", "in_conv_fwd_kernel", "input_statistics"]
 
 @triton.jit
 def _accumulate(
-    p_row, p_w, slope, b_y, m_t, i_o, K: tl.constexpr, LD: tl.constexpr, N: tl.constexpr,
-    BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+    p_row, p_w, slope, b_y, b_tail, m_t, i_o, i_tail, K: tl.constexpr, LD: tl.constexpr, N: tl.constexpr,
+    TAIL_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """b_y plus the product over one operand's K channels; rows of the weights are LD elements apart."""
+    """Both accumulators plus the products over one operand's K channels; rows of the weights are LD elements apart."""
     for k in range(0, K, BLOCK_K):
         i_k = k + tl.arange(0, BLOCK_K)
         m_k = i_k < K
@@ -44,39 +44,55 @@ def _accumulate(
         b_z = activation(b_z, slope).to(b_z.dtype)
         b_w = tl.load(p_w + i_o[None, :] * LD + i_k[:, None], mask=m_k[:, None] & (i_o < N)[None, :], other=0.0)
         b_y = tl.dot(b_z, b_w, b_y, input_precision=PRECISION)
-    return b_y
+        if TAIL_N > 0:
+            b_w = tl.load(
+                p_w + i_tail[None, :] * LD + i_k[:, None], mask=m_k[:, None] & (i_tail < N)[None, :], other=0.0
+            )
+            b_tail = tl.dot(b_z, b_w, b_tail, input_precision=PRECISION)
+    return b_y, b_tail
 
 
 @triton.jit(do_not_specialize=["T", "x_n", "x_i", "x_t", "v_n", "v_i", "v_t"])
 def in_conv_fwd_kernel(
     p_x, p_v, p_w, p_bias, p_slope, p_next_slope, p_y, p_statistics, T, x_n, x_i, x_t, v_n, v_i, v_t,
     K: tl.constexpr, MORE: tl.constexpr, N: tl.constexpr, ALIGN: tl.constexpr,
-    BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, TAIL_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One program: one tile of one item and instrument, BLOCK_N columns; the programs of a tile are neighbours."""
-    blocks = tl.cdiv(N, BLOCK_N)
+    """One program: one tile of one item and instrument, BLOCK_N + TAIL_N columns; the programs of a tile are neighbours."""
+    WIDTH: tl.constexpr = BLOCK_N + TAIL_N
+    blocks = tl.cdiv(N, WIDTH)
     tiles = tl.cdiv(T, BLOCK_T)
     i_block, place = tl.program_id(0) % blocks, tl.program_id(0) // blocks
     i_i, i_tile, i_n = (place % 4).to(tl.int64), place // 4 % tiles, (place // 4 // tiles).to(tl.int64)
     i_ni = i_n * 4 + i_i
     i_t = i_tile * BLOCK_T + tl.arange(0, BLOCK_T)
     m_t = i_t < T
-    i_o = i_block * BLOCK_N + tl.arange(0, BLOCK_N)
     slope = slope_of(p_slope)
     p_w += i_ni * N * (K + MORE)
     p_x += i_n * (x_n.to(tl.int64) * ALIGN) + i_i * (x_i.to(tl.int64) * ALIGN)
     p_row = p_x + i_t[:, None] * (x_t.to(tl.int64) * ALIGN)
+    i_o = i_block * WIDTH + tl.arange(0, BLOCK_N)
     b_y = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
-    b_y = _accumulate(p_row, p_w, slope, b_y, m_t, i_o, K, K + MORE, N, BLOCK_K, PRECISION)
+    i_tail, b_tail = i_o, b_y
+    if TAIL_N > 0:
+        i_tail = i_block * WIDTH + BLOCK_N + tl.arange(0, TAIL_N)
+        b_tail = tl.zeros([BLOCK_T, TAIL_N], tl.float32)
+    b_y, b_tail = _accumulate(
+        p_row, p_w, slope, b_y, b_tail, m_t, i_o, i_tail, K, K + MORE, N, TAIL_N, BLOCK_K, PRECISION
+    )
     if MORE > 0:
         p_v += i_n * (v_n.to(tl.int64) * ALIGN) + i_i * (v_i.to(tl.int64) * ALIGN)
         p_row = p_v + i_t[:, None] * (v_t.to(tl.int64) * ALIGN)
-        b_y = _accumulate(p_row, p_w + K, slope, b_y, m_t, i_o, MORE, K + MORE, N, BLOCK_K, PRECISION)
+        b_y, b_tail = _accumulate(
+            p_row, p_w + K, slope, b_y, b_tail, m_t, i_o, i_tail, MORE, K + MORE, N, TAIL_N, BLOCK_K, PRECISION
+        )
     count = tl.minimum(T - i_tile * BLOCK_T, BLOCK_T).to(tl.float32)
     row = i_ni * tiles + i_tile
-    pointwise_finish(
-        b_y, p_bias + i_ni * N, None, p_next_slope, p_y + i_ni * T * N, p_statistics, row, i_t, m_t, i_o, count, 0, N
-    )  # fmt: skip
+    p_bias += i_ni * N
+    p_y += i_ni * T * N
+    pointwise_finish(b_y, p_bias, None, p_next_slope, p_y, p_statistics, row, i_t, m_t, i_o, count, 0, N)
+    if TAIL_N > 0:
+        pointwise_finish(b_tail, p_bias, None, p_next_slope, p_y, p_statistics, row, i_t, m_t, i_tail, count, 0, N)
 
 
 def input_statistics(x: Tensor, v: Tensor | None, slope: Tensor) -> Tensor:
@@ -96,10 +112,9 @@ def in_conv_forward(
     columns = folded.shape[2]
     y = torch.empty(n, 4, frames, columns, dtype=x.dtype, device=x.device)
     partials = new_statistics(y, columns)
-    defaults = product_options(*column_tile(columns, x.dtype, tail=False))
-    del defaults["TAIL_N"]
+    defaults = product_options(*column_tile(columns, x.dtype))
     chosen = configuration("in_conv_fwd", x, tf32, defaults, K=folded.shape[3], N=columns)
-    width = chosen["BLOCK_N"]
+    width = chosen["BLOCK_N"] + chosen["TAIL_N"]
     align = alignment(x, v)
     layout = strides(align, x=x, v=v)
     if instruments == 1:

@@ -50,7 +50,9 @@ def test_a_single_frame() -> None:
 
 
 @pytest.mark.parametrize(
-    "case", [*ONE_OF_EACH[:3], blocks_case(n=1, frames=3, width=136, hidden=144)], ids=lambda c: c.name
+    "case",
+    [*ONE_OF_EACH[:3], in_conv_case(n=1, frames=3, outputs=160), blocks_case(n=1, frames=3, width=136, hidden=144)],
+    ids=lambda c: c.name,
 )
 def test_bfloat16_is_as_good_as_pytorch_under_autocast(case: MaskCase) -> None:
     mask_cases.check(case, torch.bfloat16, own=mask_cases.autocast_errors(case))
