@@ -66,7 +66,9 @@ def register(
     """Define an operator: ``kernel`` on CUDA and in the interpreter, ``reference`` on a CPU, ``fake`` for shapes alone."""
 
     def on_cpu(*arguments: Any) -> Any:
-        return (kernel if interpreted() else reference)(*arguments)
+        # An ambient autocast would round the reference arithmetic's products, whatever the dtype that was asked for.
+        with torch.autocast("cpu", enabled=False):
+            return (kernel if interpreted() else reference)(*arguments)
 
     LIBRARY.define(schema)
     name = schema.partition("(")[0]

@@ -116,6 +116,14 @@ def test_what_backward_needs_must_have_been_kept() -> None:
         y.sum().backward()
 
 
+@pytest.mark.parametrize("case", SMALL, ids=lambda c: c.name)
+def test_ambient_autocast_changes_nothing(case: MaskCase) -> None:
+    alone = mask_cases.results(case, case.fused, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = mask_cases.results(case, case.fused, torch.float32)
+    assert all(torch.equal(found[name], alone[name]) for name in alone)
+
+
 def test_nothing_is_kept_without_gradients() -> None:
     kept = []
     case = blocks_case()
