@@ -49,7 +49,7 @@ class Trainer:
         tracks: to validate on; not needed if ``validate_every`` is 0.
         run: the run's folder, which exists.
         args: the authors' arguments, stored in checkpoints.
-        backend, precision: what to compute with.
+        backend, precision: what to train with.
         world: the processes; they must have joined.
         tensorboard: also write TensorBoard's files.
         display: shows the run.
@@ -71,7 +71,7 @@ class Trainer:
         display: Display | None = None,
     ) -> None:
         self.state, self.settings, self.batches, self.tracks, self.run_folder = state, settings, batches, tracks, run
-        self.args, self.backend, self.precision, self.world = args, backend, precision, world or World()
+        self.args, self.precision, self.world = args, precision, world or World()
         self.tensorboard, self.display = tensorboard, display or Silence()
         self._gradients = GradientStep(
             state.network,
@@ -199,7 +199,7 @@ class Trainer:
         own = validate(
             self.state.usable,
             self.tracks[self.world.rank :: self.world.size],
-            self.backend,
+            self.settings.backend,  # `auto` may know a faster one where no gradients are needed
             self.precision,
             lambda: bool(self._interruption),
         )

@@ -279,3 +279,14 @@ def test_data_and_processes_that_do_not_fit_are_refused(
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(ConfigError, match="4 items cannot be divided among 3"):
         go(cache, tmp_path / "run", steps=1)
+
+
+def test_tensorboard_shows_what_the_log_holds(cache: Path, tmp_path: Path) -> None:
+    reading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    plan = plan_run(tmp_path / "run", {**SMALL, "steps": 2, "validate_every": 2, "log_every": 1})
+    train(cache, tmp_path / "run", plan, tensorboard=True)
+    board = reading.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    board.Reload()
+    losses = [entry["loss"] for entry in read_journal(tmp_path / "run") if entry["kind"] == "train"]
+    assert [event.value for event in board.Scalars("train/loss")] == pytest.approx(losses, rel=1e-6)
+    assert {"valid/sdr/vocals", "train/si_sdr/stage1/bass", "train/learning_rate"} <= set(board.Tags()["scalars"])
