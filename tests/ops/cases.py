@@ -96,7 +96,7 @@ def of_norm(leaves: dict[str, Tensor]) -> dict[str, Tensor]:
 def gradients(p: dict[str, Tensor], outputs: Sequence[Tensor], seed: int = 1) -> dict[str, Tensor]:
     """Gradients of every leaf for random gradients of the outputs, rounded to float32 in every dtype."""
     r = torch.Generator().manual_seed(seed)
-    given = [torch.randn(y.shape, generator=r, dtype=torch.float64).float().to(y.dtype) for y in outputs]
+    given = [torch.randn(y.shape, generator=r, dtype=torch.float64).float().to(y) for y in outputs]
     found = torch.autograd.grad(list(outputs), list(p.values()), given)
     return dict(zip(p, found, strict=True))
 
