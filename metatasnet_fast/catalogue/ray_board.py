@@ -24,23 +24,27 @@ class Board:
 
     def __init__(self) -> None:
         self._events: list[Event] = []
-        self._workers = 0
+        self._joined = self._left = 0
         self._stopping = False
 
     def join(self) -> int:
         """A number for a worker, never given twice."""
-        self._workers += 1
-        return self._workers - 1
+        self._joined += 1
+        return self._joined - 1
+
+    def leave(self) -> None:
+        """A worker has pinned its last event."""
+        self._left += 1
 
     def exchange(self, events: list[Event]) -> bool:
         """Pin events; whether to stop."""
         self._events = (self._events + events)[-MOST_EVENTS:]
         return self._stopping
 
-    def take(self) -> tuple[list[Event], int]:
-        """All events since the last time, and how many workers have come so far."""
+    def take(self) -> tuple[list[Event], int, int]:
+        """All events since the last time, how many workers have come so far, and how many have left."""
         events, self._events = self._events, []
-        return events, self._workers
+        return events, self._joined, self._left
 
     def stop(self) -> None:
         self._stopping = True

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, MissingDependencyError
@@ -21,6 +22,12 @@ __all__ = ["nodes_of", "ray_cluster"]
 
 OBJECT_STORE = 256 * 2**20
 """Bytes; rows are addresses and outcomes."""
+
+FOLDER_PREFIX = "mtfray-"
+"""The owner's process number follows."""
+
+LONGEST_FOLDER = 16
+"""Bytes. Names of sockets may have 107, and Ray's part and ours take the rest."""
 
 QUIET = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",
@@ -50,8 +57,7 @@ def ray_cluster(address: str | None) -> Iterator[Any]:
         if ray.is_initialized():
             yield ray
             return
-        # Short: sockets have names of 107 bytes at most.
-        folder = None if address else tempfile.mkdtemp(prefix="mtf-ray-", dir=os.environ.get("RAY_TMPDIR"))
+        folder = None if address else _short_folder()
         try:
             with _native_errors_muted():
                 _connect(ray, address, folder)
@@ -63,6 +69,32 @@ def ray_cluster(address: str | None) -> Iterator[Any]:
                 shutil.rmtree(folder, ignore_errors=True)
     finally:
         _put_back(handlers)
+
+
+def _short_folder() -> str:
+    """In the temporary folder, or if its name is too long for the sockets in it (as on many clusters), in the system's.
+
+    What killed processes have left there is removed.
+    """
+    wanted = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    parent = Path(wanted if len(os.fsencode(wanted)) <= LONGEST_FOLDER else "/tmp")
+    for folder in parent.glob(f"{FOLDER_PREFIX}*-*"):
+        owner = folder.name.removeprefix(FOLDER_PREFIX).partition("-")[0]
+        if owner.isdigit() and not _alive(int(owner)):
+            shutil.rmtree(folder, ignore_errors=True)
+    return tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{os.getpid()}-", dir=parent)
+
+
+def _alive(pid: int) -> bool:
+    if os.name != "posix":
+        return True  # where signal 0 is not a question
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
 
 
 def nodes_of(ray: Any) -> list[Node]:

@@ -46,6 +46,9 @@ MOST_SONGS = 8
 """Of one call. Its outcomes become known together."""
 
 PROGRESS_SECONDS = 1.0
+FAREWELL_SECONDS = 10.0
+"""For the workers' last loads at the end; those that were killed send none."""
+
 PATIENCE = 60.0
 """Seconds without a worker after which we say what is waited for, and again after as many."""
 
@@ -155,7 +158,9 @@ class _Crew:
                 next_progress = time.monotonic() + PROGRESS_SECONDS
                 self._pass_on(say)
                 say(tally.progress())
-        self._pass_on(say)
+        deadline = time.monotonic() + FAREWELL_SECONDS
+        while not self._pass_on(say) and time.monotonic() < deadline:
+            time.sleep(0.1)
 
     def _outcomes(self) -> Iterator[Outcome]:
         """Run the dataset; outcomes as blocks of them arrive."""
@@ -188,20 +193,20 @@ class _Crew:
             for text in block["outcome"].to_pylist():
                 yield Outcome.from_dict(json.loads(text))
 
-    def _pass_on(self, say: Callable[[Event], object]) -> None:
-        """What the workers have pinned to the board; and what is waited for, if no worker comes."""
+    def _pass_on(self, say: Callable[[Event], object]) -> bool:
+        """What the workers have pinned to the board, and what is waited for, if no worker comes; whether all have left."""
         try:
-            events, workers = self._ray.get(self._board.take.remote(), timeout=10)
+            events, joined, left = self._ray.get(self._board.take.remote(), timeout=10)
         except self._ray.exceptions.RayError as error:
             LOG.info("The board of the run does not answer: %s", error)
-            return
+            return True
         for event in events:
             if not isinstance(event, SongStarted):
                 say(event)
             # Outcomes come by another way, perhaps sooner, and without their worker: a song is in flight anywhere.
             elif event.id not in self._ended:
                 say(replace(event, worker=0))
-        if workers == 0 and time.monotonic() >= self._say_so:
+        if joined == 0 and time.monotonic() >= self._say_so:
             self._say_so = time.monotonic() + PATIENCE
             free = self._ray.available_resources()
             say(
@@ -210,6 +215,7 @@ class _Crew:
                     f"free are {free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs."
                 )
             )
+        return bool(left >= joined)
 
 
 def _from_a_thread(outcomes: Callable[[], Iterator[Outcome]], seconds: float) -> Iterator[Outcome | None]:

@@ -127,6 +127,7 @@ class SeparateSongs:
         import ray
 
         self._settings, self._destination, self._grace = Settings.from_dict(settings), destination, grace
+        self._board = board
         self._number = int(ray.get(board.join.remote()))
         self._stop = threading.Event()
         self._pinner = Pinner(board_exchange(board), self._stop)
@@ -147,6 +148,7 @@ class SeparateSongs:
         )
 
     def __del__(self) -> None:
-        # Ray deletes it when the actor ends in peace.
+        # Ray deletes it when the actor ends in peace. The worker's last load is part of what the run reports.
         self._service.close()
         self._pinner.close()
+        self._board.leave.remote()

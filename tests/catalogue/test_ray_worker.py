@@ -104,16 +104,17 @@ def test_the_board_numbers_workers_and_keeps_what_is_for_display_only() -> None:
     pinner(SongEnded(Outcome("a", "a.mp3", Status.done, "key")))
     pinner(Notice("Memory ran out."))
     pinner.close()
-    events, workers = board.take()
-    assert [type(event) for event in events] == [SongStarted, Notice] and workers == 2
-    assert board.take() == ([], 2)
+    board.leave()
+    events, joined, left = board.take()
+    assert [type(event) for event in events] == [SongStarted, Notice] and (joined, left) == (2, 1)
+    assert board.take() == ([], 2, 1)
 
 
 def test_the_board_holds_only_so_much_if_nobody_looks() -> None:
     board = Board()
     for number in range(3):
         board.exchange([Notice(str(number))] * MOST_EVENTS)
-    events, _ = board.take()
+    events, _, _ = board.take()
     assert len(events) == MOST_EVENTS and isinstance(events[0], Notice) and events[0].text == "2"
 
 
