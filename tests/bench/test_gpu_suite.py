@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -66,6 +68,19 @@ def test_changed_code_is_run_from_the_start(tmp_path: Path) -> None:
 @pytest.mark.parametrize("listed", [steps, more_steps])
 def test_the_limits_of_all_steps_fit_ten_minutes(listed: Callable[..., list[Step]], tmp_path: Path) -> None:
     assert sum(step.limit for step in listed("cuda", tmp_path, tiny=False)) < 600
+
+
+def test_the_gpu_tests_need_nothing_that_a_bare_machine_lacks(tmp_path: Path) -> None:
+    for name in ("hypothesis", "soundfile", "av", "scipy", "safetensors", "tqdm", "museval", "musdb"):
+        (tmp_path / f"{name}.py").write_text(f"raise ModuleNotFoundError('no {name}', name='{name}')")
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{tmp_path}{os.pathsep}{gpu_suite.ROOT}",
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+    }
+    command = [sys.executable, "-m", "pytest", *gpu_suite.gpu_tests(), "-q", "-m", "gpu", "--collect-only"]
+    found = subprocess.run(command, env=environment, cwd=gpu_suite.ROOT, capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout[-2000:]
 
 
 def test_the_short_list_runs_every_backend_of_this_machine() -> None:
