@@ -10,7 +10,7 @@ import torch
 from metatasnet_fast import native
 from metatasnet_fast.config import MetaTasNetConfig
 from metatasnet_fast.precision import Precision
-from tests.backends.cpu_support import REFERENCE, noise, prepare, separate, stage_parameters
+from tests.backends.cpu_support import REFERENCE, noise, prepare, recipe, separate, stage_parameters
 from tests.backends.cuda_support import EMULATED, PRECISIONS, needs_the_module
 from tests.support import FLOOR, TINY, recipe_state, relative_error
 
@@ -79,6 +79,25 @@ def test_unusual_networks_agree_with_eager(config: MetaTasNetConfig) -> None:
     ours = separate(EMULATED, config, state, mixes)
     for value, same, right in zip(ours, eager, exact, strict=True):
         assert relative_error(value, right) <= max(FLOOR, 3 * relative_error(same, right))
+
+
+@pytest.mark.parametrize("precision", [Precision.bfloat16, Precision.float32])
+def test_the_default_network_errs_no_more_than_eager(precision: Precision) -> None:
+    """Every job of every stage at the authors' sizes, on a short signal, against float64."""
+    config = MetaTasNetConfig()
+    state, partial = recipe(config), None
+    for index, mix in enumerate(noise(config, 1, 640)):
+        parameters = stage_parameters(state, index)
+        exact = prepare(REFERENCE, config.stage(index), parameters, Precision.float64)
+        both = [(b, prepare(b, config.stage(index), parameters, precision)) for b in (EMULATED, REFERENCE)]
+        latent = REFERENCE.encode(exact, mix.double()).float()
+        before = None if partial is None else partial.float()
+        partial = REFERENCE.mask(exact, latent.double(), None if before is None else before.double())
+        for job, inputs in (("encode", (mix,)), ("mask", (latent, before)), ("decode", (partial[:, 0].float(),))):
+            wide = [None if x is None else x.double() for x in inputs]
+            right = getattr(REFERENCE, job)(exact, *wide)
+            ours, eager = (relative_error(getattr(b, job)(p, *inputs), right) for b, p in both)
+            assert ours <= max(FLOOR, eager), f"stage {index}, {job}"
 
 
 SIGNALS = {
