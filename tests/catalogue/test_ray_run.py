@@ -38,9 +38,9 @@ def own_tmp(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
 
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
-    before, folders = descendants(os.getpid()), set(Path("/tmp").glob(f"{FOLDER_PREFIX}*"))
+    before = descendants(os.getpid())
     yield
-    assert set(Path("/tmp").glob(f"{FOLDER_PREFIX}*")) <= folders, "Ray's files are left"
+    assert list(Path("/tmp").glob(f"{FOLDER_PREFIX}{os.getpid()}-*")) == [], "Ray's files are left"
     assert wait_until_gone(descendants(os.getpid()) - before) == set(), "processes are left"
 
 
