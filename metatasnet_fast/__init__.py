@@ -51,15 +51,8 @@ if TYPE_CHECKING:
     from .backends import available_backends, use_backend
     from .config import INSTRUMENTS, MetaTasNetConfig
     from .errors import MetaTasNetError
-    from .model import (
-        AccelerationReport,
-        MultiTasNet,
-        accelerate,
-        bundled_models,
-        convert,
-        load_checkpoint,
-        restore,
-    )
+    from .model import MultiTasNet, bundled_models, convert, load_checkpoint
+    from .model.accelerate import AccelerationReport, accelerate, restore
     from .precision import Precision
     from .separation import Separation, Separator
 
