@@ -59,9 +59,8 @@ def ray_cluster(address: str | None) -> Iterator[Any]:
             return
         folder = None if address else _short_folder()
         try:
-            with _native_errors_muted():
+            with _native_errors_muted(), _interrupts_ignored(handlers):
                 _connect(ray, address, folder)
-            _put_back(handlers)
             yield ray
         finally:
             ray.shutdown()
@@ -153,6 +152,17 @@ def _handlers() -> dict[int, Any]:
     if threading.current_thread() is not threading.main_thread():
         return {}
     return {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+
+@contextlib.contextmanager
+def _interrupts_ignored(handlers: dict[int, Any]) -> Iterator[None]:
+    """A terminal's Ctrl-C reaches all processes: those that are started now are to leave it to us, as they inherit this."""
+    if handlers:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        _put_back(handlers)
 
 
 def _put_back(handlers: dict[int, Any]) -> None:
