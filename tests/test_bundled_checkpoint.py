@@ -22,7 +22,7 @@ from metatasnet_fast.reference import si_sdr
 sf = pytest.importorskip("soundfile")
 pytest.importorskip("safetensors")
 
-NAME = "cc0-small"
+NAME = "open-small"
 STEMS = Path(__file__).parent / "data" / "sodium-stems.ogg"
 EXCERPT = Path(bundled_models()[NAME]).parents[1] / "demo" / "sodium-excerpt.ogg"
 PIECE = 4 * 16000
@@ -79,14 +79,14 @@ def test_the_demo_excerpt_becomes_four_different_stems() -> None:
     assert correlation.abs().max() < CORRELATION
 
 
-CORRELATION = 0.75
+CORRELATION = 0.6
 LEAST = {
-    (0, "drums"): 5.5,
-    (0, "bass"): 6.0,
-    (0, "other"): 10.6,
-    (1, "drums"): 3.2,
-    (1, "other"): 2.1,
-    (1, "vocals"): 5.0,
+    (0, "drums"): 9.2,
+    (0, "bass"): 8.6,
+    (0, "other"): 21.4,
+    (1, "drums"): 6.3,
+    (1, "other"): 1.6,
+    (1, "vocals"): 2.7,
 }
 """SI-SDR gained, dB: what the checkpoint reached when it was made, less half a decibel."""
 
