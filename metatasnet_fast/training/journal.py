@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,48 +15,83 @@ from ..errors import MissingDependencyError, TrainingError
 __all__ = ["Journal", "read_journal"]
 
 FILE = "log.jsonl"
+KINDS = ("train", "valid")
 
 
 class Journal:
-    """Appends entries to ``RUN/log.jsonl``.
+    """Appends entries to ``RUN/log.jsonl``. Once it is open it never ends the run: what a full disk refuses is kept, and
+    tried again with the next entry.
 
     Args:
         run: the run's folder.
         step: the step that the run goes on from; entries beyond it, of steps that are done again, are removed.
         tensorboard: also write ``RUN/tensorboard``.
+        note: tells the user, once, that the log cannot be written for now.
 
     Raises:
-        TrainingError: if the log cannot be written.
+        TrainingError: if the log cannot be opened.
         MissingDependencyError: for TensorBoard without its package.
     """
 
-    def __init__(self, run: Path, step: int, tensorboard: bool = False) -> None:
+    def __init__(
+        self, run: Path, step: int, tensorboard: bool = False, note: Callable[[str], None] = lambda text: None
+    ) -> None:
         path = run / FILE
         entries = [entry for entry in read_journal(run) if entry["step"] <= step]
         try:
             temporary = path.with_name(f".{FILE}.part")
             temporary.write_text("".join(_line(entry) for entry in entries), "utf-8")
             os.replace(temporary, path)
-            self._file = path.open("a", encoding="utf-8")
+            # Without a buffer of its own, so that it is known how much of a line a full disk took.
+            self._file = path.open("ab", buffering=0)
         except OSError as error:
             raise TrainingError(f"{path} cannot be written ({error}): choose another folder with --out.") from error
+        self._path, self._note, self._noted, self._waiting = path, note, False, b""
         self._board = _board(run / "tensorboard", step) if tensorboard else None
 
     def write(self, step: int, kind: str, **values: Any) -> None:
         """Append ``{"step": step, "kind": kind, ...}``; values are numbers, or numbers by name."""
-        self._file.write(_line({"step": step, "kind": kind, **values}))
-        self._file.flush()
+        self._waiting += _line({"step": step, "kind": kind, **values}).encode()
+        self._flush()
         if self._board is None:
             return
-        for name, value in values.items():
-            for part, number in value.items() if isinstance(value, dict) else [("", value)]:
-                if isinstance(number, (int, float)) and math.isfinite(number):
-                    self._board.add_scalar(f"{kind}/{name}{'/' if part else ''}{part}", number, step)
+        try:
+            for name, value in values.items():
+                for part, number in value.items() if isinstance(value, dict) else [("", value)]:
+                    if isinstance(number, (int, float)) and math.isfinite(number):
+                        self._board.add_scalar(f"{kind}/{name}{'/' if part else ''}{part}", number, step)
+        except OSError as error:
+            self._give_up_board(error)
 
     def close(self) -> None:
-        self._file.close()
-        if self._board is not None:
-            self._board.close()
+        """Write what is waiting, and close the files; what still cannot be written is said to be lost."""
+        self._flush()
+        if self._waiting:
+            self._note(f"{self._path} lacks its last {self._waiting.count(10)} lines: they could not be written.")
+        try:
+            self._file.close()
+            if self._board is not None:
+                self._board.close()
+        except OSError as error:
+            self._note(f"The log could not be closed ({error}): its last lines may be missing.")
+
+    def _flush(self) -> None:
+        try:
+            while self._waiting:
+                self._waiting = self._waiting[self._file.write(self._waiting) or 0 :]
+            self._noted = False
+        except OSError as error:
+            if not self._noted:
+                reason = error.strerror or error
+                self._note(
+                    f"{self._path} cannot be written ({reason}). Training goes on; its lines are kept and tried again."
+                )
+            self._noted = True
+
+    def _give_up_board(self, error: OSError) -> None:
+        """TensorBoard's writer does not recover from an error."""
+        self._board = None
+        self._note(f"TensorBoard's files cannot be written ({error.strerror or error}). Training goes on without them.")
 
     def __enter__(self) -> Journal:
         return self
@@ -67,17 +103,31 @@ class Journal:
 
 
 def read_journal(run: Path) -> list[dict[str, Any]]:
-    """The entries of a run's log; none if there is no log. A last line that was cut off is left out."""
+    """The entries of a run's log; none if there is no log. Lines that are no entry, or were cut off, are left out.
+
+    Raises:
+        TrainingError: if the log cannot be read.
+    """
     path = run / FILE
     if not path.exists():
         return []
+    try:
+        lines = path.read_text("utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise TrainingError(f"{path} cannot be read ({error.strerror or error}): check the folder.") from error
     entries = []
-    for line in path.read_text("utf-8").splitlines():
+    for line in lines:
         try:
-            entries.append(json.loads(line))
+            entry = json.loads(line)
         except ValueError:
             continue
+        if _is_entry(entry):
+            entries.append(entry)
     return entries
+
+
+def _is_entry(value: Any) -> bool:
+    return isinstance(value, dict) and type(value.get("step")) is int and value.get("kind") in KINDS
 
 
 def _line(entry: dict[str, Any]) -> str:

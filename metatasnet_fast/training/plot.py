@@ -74,13 +74,20 @@ def plot_run(run: str | os.PathLike[str], path: str | os.PathLike[str]) -> Path:
 
 def _points(entries: list[dict[str, Any]], name: str, part: str | None = None) -> Points:
     """Steps and values of what was a number."""
-    values = [(entry["step"], entry[name] if part is None else entry[name].get(part)) for entry in entries]
-    known = [(step, value) for step, value in values if value is not None]
+    values = [(e["step"], e.get(name) if part is None else _parts(e, name).get(part)) for e in entries]
+    known = [(step, value) for step, value in values if isinstance(value, (int, float))]
     return [step for step, _ in known], [value for _, value in known]
 
 
 def _last_stage(entries: list[dict[str, Any]]) -> int:
-    return max((int(name[5:].split("/")[0]) for entry in entries for name in entry["si_sdr"]), default=0)
+    stages = (name[5:].split("/")[0] for entry in entries for name in _parts(entry, "si_sdr"))
+    return max((int(stage) for stage in stages if stage.isdecimal()), default=0)
+
+
+def _parts(entry: dict[str, Any], name: str) -> dict[str, Any]:
+    """Numbers by name; none in a damaged entry."""
+    value = entry.get(name)
+    return value if isinstance(value, dict) else {}
 
 
 def _title(run: Path) -> str:

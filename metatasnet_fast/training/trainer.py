@@ -101,7 +101,7 @@ class Trainer:
         self.state.network.train()
         with contextlib.ExitStack() as stack:
             if self.world.first:
-                journal = Journal(self.run_folder, self.state.progress.step, self.tensorboard)
+                journal = Journal(self.run_folder, self.state.progress.step, self.tensorboard, self.display.note)
                 self._journal = stack.enter_context(journal)
             stack.enter_context(self._interruption)
             self._train()
