@@ -87,7 +87,7 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     rates = _rates(args.rates)
-    tracks = _find(args, rates)
+    tracks, source = _find(args, rates)
     check_writable(Path(args.out))
     from ..training.data.prepare import prepare
 
@@ -100,6 +100,7 @@ def run(args: argparse.Namespace) -> int:
             dtype=args.dtype,
             layout=args.layout,
             workers=args.workers,
+            source=source,
             report=display,
         )
     return _conclude(result, args.out)
@@ -112,7 +113,8 @@ def _rates(text: str) -> list[int]:
         raise TrainingDataError(f"--rates must be whole numbers of hertz with commas between, got {text!r}.") from None
 
 
-def _find(args: argparse.Namespace, rates: list[int]) -> list[TrackSource]:
+def _find(args: argparse.Namespace, rates: list[int]) -> tuple[list[TrackSource], list[TrackSource]]:
+    """The tracks of the chosen splits, and all of them."""
     from ..training.data.entry import SPLITS
     from ..training.data.sources import find_musdb, find_original, find_stems
 
@@ -133,7 +135,7 @@ def _find(args: argparse.Namespace, rates: list[int]) -> list[TrackSource]:
         raise TrainingDataError(
             f"None of the {len(found)} tracks belongs to {', '.join(splits)}; choose other --splits."
         )
-    return tracks
+    return tracks, found
 
 
 class _Display:
@@ -179,7 +181,15 @@ class _Display:
 
 def _conclude(result: Preparation, out: str) -> int:
     lengths = ", ".join(f"{seconds / 60:.1f} min {split}" for split, seconds in result.seconds.items() if seconds)
+    for name, old, new in result.settled.moved:
+        print(f"{name}: moved from {old} to {new}")
     print(f"{out}: {lengths or 'no audio'}")
+    if result.settled.gone:
+        print(
+            f"metatasnet-fast: warning: {out} still holds what this source no longer has: {', '.join(result.settled.gone)}; "
+            "to remove a track, delete its folder there and prepare again.",
+            file=sys.stderr,
+        )
     if not result.failures:
         return 0
     names = ", ".join(outcome.name for outcome in result.failures)

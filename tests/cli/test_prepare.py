@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -56,6 +57,20 @@ def test_warnings_name_their_track(command: Command, songs: Path) -> None:
     assert outcome.code == 0
     assert outcome.err == (
         "metatasnet-fast: warning: one: bass ends 0.450 s before the longest stem; silence was added\n"
+    )
+
+
+def test_another_held_out_track_changes_places_and_a_deleted_one_is_named(command: Command, songs: Path) -> None:
+    assert command("prepare", "--stems", songs, "--held-out", "one", "--out", "cache", *RATES).code == 0
+    outcome = command("prepare", "--stems", songs, "--held-out", "two", "--splits", "train", "--out", "cache", *RATES)
+    assert outcome.code == 0 and outcome.err == ""
+    assert "one: moved from valid to train" in outcome.out and "two: moved from train to valid" in outcome.out
+    shutil.rmtree(songs / "two")
+    outcome = command("prepare", "--stems", songs, "--out", "cache", *RATES)
+    assert outcome.code == 0
+    assert outcome.err == (
+        "metatasnet-fast: warning: cache still holds what this source no longer has: valid/two; "
+        "to remove a track, delete its folder there and prepare again.\n"
     )
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import TrainingDataError
-from .entry import FORMAT, SPLITS, TrackEntry
+from .entry import FORMAT, SPLITS, TrackEntry, refuse_shared_tracks
 
 __all__ = ["Cache", "StemArray", "Track"]
 
@@ -124,7 +124,8 @@ class Cache:
         """Read the manifest; samples are not touched.
 
         Raises:
-            TrainingDataError: if there is no finished cache at ``path``, or one of another version.
+            TrainingDataError: if there is no finished cache at ``path``, one of another version, or one with a track in two
+                splits.
         """
         file = Path(path) / "manifest.json"
         try:
@@ -146,6 +147,7 @@ class Cache:
             if isinstance(error, TrainingDataError):
                 raise
             raise TrainingDataError(f"{file} is no manifest of a cache; prepare it again.") from error
+        refuse_shared_tracks(Path(path), entries)
         return cls(Path(path), rates, entries)
 
     def tracks(self, split: str) -> list[Track]:

@@ -18,12 +18,13 @@ from ...audio import resample
 from ...config import INSTRUMENTS
 from ...errors import MetaTasNetError, TrainingDataError
 from .decode import Recording, content_hash, decode, input_files
+from .entry import SPLITS
 from .loudness import levels
 from .original import FOLDERS, original_files, pack_original, read_original, read_record, write_original
 from .sources import TrackSource, read_counts
 from .store import place_of, read_entry, rewrite_entry, write_track
 
-__all__ = ["Job", "Outcome", "Settings", "prepare_track"]
+__all__ = ["Job", "Outcome", "Settings", "inputs", "prepare_track"]
 
 
 @dataclass(frozen=True)
@@ -79,14 +80,15 @@ def prepare_track(job: Job, settings: Settings) -> Outcome:
 
 def _to_cache(job: Job, settings: Settings) -> Outcome:
     track = job.track
-    files = _inputs(track, settings)
+    files = inputs(track, settings)
     counts = read_counts(track.path) if track.kind == "stems" else (True,) * 4
     digest, origin = content_hash(files), os.path.abspath(track.path)
+    _refuse_second_split(track, digest, origin, settings.out)
     place = place_of(settings.out, track.split, track.name)
     entry = read_entry(place)
     if entry is not None and entry.sha256 == digest and all((place / f"{rate}.npy").exists() for rate in entry.rates):
-        if entry.counts != counts:
-            rewrite_entry(place, dataclasses.replace(entry, counts=counts))
+        if entry.counts != counts or entry.split != track.split:
+            rewrite_entry(place, dataclasses.replace(entry, counts=counts, split=track.split))
         return Outcome(track.name, track.split, "kept", entry.seconds)
     if entry is not None and entry.sha256 != digest and entry.origin != origin:
         raise TrainingDataError(
@@ -117,10 +119,21 @@ def _to_cache(job: Job, settings: Settings) -> Outcome:
     return Outcome(track.name, track.split, "done", entry.seconds, warnings=entry.warnings)
 
 
+def _refuse_second_split(track: TrackSource, digest: str, origin: str, cache: Path) -> None:
+    for split in SPLITS:
+        place = place_of(cache, split, track.name)
+        other = read_entry(place) if split != track.split else None
+        if other is not None and not other.is_other_song(digest, origin):
+            raise TrainingDataError(
+                f"{place} holds a track of this name already, from {other.origin or 'an unknown place'}, and none may be in "
+                "two splits; rename one of them, or delete that folder."
+            )
+
+
 def _to_original(job: Job, settings: Settings) -> Outcome:
     track, stem = job.track, f"{job.number:04d}"
     files = original_files(settings.out, track.split, stem, settings.rates)
-    digest = content_hash(_inputs(track, settings))
+    digest = content_hash(inputs(track, settings))
     record = read_record(settings.out, FOLDERS[track.split], stem)
     if record is not None and record["sha256"] == digest and all(path.exists() for path in files.values()):
         return Outcome(track.name, track.split, "kept", record["seconds"])
@@ -146,7 +159,8 @@ def _to_original(job: Job, settings: Settings) -> Outcome:
     return Outcome(track.name, track.split, "done", seconds, warnings=recording.warnings)
 
 
-def _inputs(track: TrackSource, settings: Settings) -> dict[str, Path]:
+def inputs(track: TrackSource, settings: Settings) -> dict[str, Path]:
+    """The files that a track is made from; raises :class:`TrainingDataError` if they do not make one."""
     if track.kind != "original":
         return input_files(track)
     split = FOLDERS[track.split]

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ...errors import TrainingDataError
 
-__all__ = ["FORMAT", "SPLITS", "RateEntry", "TrackEntry"]
+__all__ = ["FORMAT", "SPLITS", "RateEntry", "TrackEntry", "refuse_shared_tracks"]
 
 FORMAT = 1
 """Version of the cache's layout. Caches of other versions are refused."""
 
 SPLITS = ("train", "valid", "test")
+
+SPLIT_FOLDER = re.compile(r"train|valid|test|(train|validation)_[0-9]+")
+"""Names of the folders by which a source divides its tracks itself."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,17 @@ class TrackEntry:
         rate = min(self.rates)
         return self.rates[rate].samples / rate
 
+    def is_other_song(self, sha256: str, origin: str) -> bool:
+        """Whether a track of this name in another split is known to be another song.
+
+        That is so where one source has both, in folders of its own for the splits (``S/train/1`` and ``S/valid/1``), and
+        their contents differ. Nothing else tells a song's second edition from another song.
+        """
+        if not self.sha256 or not sha256 or self.sha256 == sha256:
+            return False
+        mine, its = Path(self.origin).parent, Path(origin).parent
+        return mine != its and mine.parent == its.parent and all(SPLIT_FOLDER.fullmatch(p.name) for p in (mine, its))
+
     def to_dict(self) -> dict[str, Any]:
         return {"format": FORMAT, **dataclasses.asdict(self)}
 
@@ -75,3 +92,16 @@ class TrackEntry:
             if isinstance(error, TrainingDataError):
                 raise
             raise TrainingDataError("This entry cannot be read; prepare the track again.") from error
+
+
+def refuse_shared_tracks(cache: Path, entries: Iterable[TrackEntry]) -> None:
+    """Raise :class:`TrainingDataError` if a track is in two splits, so that training would see what it is measured by."""
+    known: dict[str, list[TrackEntry]] = {}
+    for entry in entries:
+        for other in known.setdefault(entry.name, []):
+            if not entry.is_other_song(other.sha256, other.origin):
+                raise TrainingDataError(
+                    f"{entry.name} is in two splits of the cache at {cache}, {other.split} and {entry.split}; delete "
+                    f"{cache / other.split / entry.name} or {cache / entry.split / entry.name}, and prepare again."
+                )
+        known[entry.name].append(entry)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -25,8 +25,10 @@ import torch
 from ...errors import TrainingDataError
 from .convert import Job, Outcome, Settings, prepare_track
 from .decode import check_programs
+from .entry import refuse_shared_tracks
 from .original import FOLDERS, RECORDS, write_original_manifest
 from .sources import TrackSource
+from .splits import Settled, settle
 from .store import DTYPES, PARTIAL, check_rates, entries_in, write_manifest
 
 __all__ = ["LAYOUTS", "Preparation", "prepare"]
@@ -44,6 +46,9 @@ class Preparation:
     seconds: dict[str, float]
     """Length of all tracks that are now in the cache, by split."""
 
+    settled: Settled = field(default_factory=lambda: Settled([], []))
+    """Tracks of the cache that moved to another split, and those that the source no longer has."""
+
     @property
     def failures(self) -> list[Outcome]:
         return [outcome for outcome in self.outcomes if outcome.status == "failed"]
@@ -57,6 +62,7 @@ def prepare(
     dtype: str = "int16",
     layout: str = "cache",
     workers: int = 1,
+    source: Sequence[TrackSource] | None = None,
     report: Callable[[Outcome], None] = lambda outcome: None,
 ) -> Preparation:
     """Make or continue a cache, and write its manifest.
@@ -68,6 +74,8 @@ def prepare(
         dtype: ``int16`` or ``float32``; the authors' layout is always float32.
         layout: ``cache``, or ``original`` for what the authors' program reads (its splits are train and valid).
         workers: processes; with 1 everything happens in this one.
+        source: all tracks that the source has, if ``tracks`` are some of them. Cached tracks go to the split that they have
+            there.
         report: called with each outcome as it arrives.
 
     Raises:
@@ -79,6 +87,11 @@ def prepare(
     check_programs(list(tracks))
     with _lock(settings.out), _scratch(settings.out / PARTIAL):
         _refuse_other_settings(settings)
+        settled = Settled([], [])
+        if layout == "cache":
+            settled = settle(settings, tracks if source is None else source)
+            if settled.moved:
+                write_manifest(settings.out, settings.rates)
         outcomes = []
         for outcome in _run(_jobs(tracks, layout), settings, workers):
             outcomes.append(outcome)
@@ -86,7 +99,8 @@ def prepare(
         failed = [{"name": o.name, "split": o.split, "error": o.error} for o in outcomes if o.status == "failed"]
         write = write_original_manifest if layout == "original" else write_manifest
         manifest = write(settings.out, settings.rates, failed)
-    return Preparation(outcomes, manifest["seconds"])
+        refuse_shared_tracks(settings.out, entries_in(settings.out))
+    return Preparation(outcomes, manifest["seconds"], settled)
 
 
 def _check(settings: Settings, tracks: Sequence[TrackSource], workers: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -200,7 +201,8 @@ def entries_in(cache: Path) -> Iterator[TrackEntry]:
         for track in sorted(folder.iterdir()) if folder.is_dir() else ():
             entry = read_entry(track)
             if entry is not None:
-                yield entry
+                # The folder decides: a kill may have come between its move and the entry's.
+                yield dataclasses.replace(entry, split=split)
 
 
 def write_manifest(

@@ -1,0 +1,98 @@
+"""Tracks of a cache whose split in their source has changed, or that their source no longer has.
+
+A track is the same as before if it comes from the same place or has the same contents. One that moved takes its finished
+conversion along, by a single renaming, so that it is in one split at any instant.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...errors import MetaTasNetError, TrainingDataError
+from .convert import Settings, inputs
+from .decode import content_hash
+from .entry import SPLITS, TrackEntry
+from .sources import TrackSource
+from .store import PARTIAL, entries_in, place_of, read_entry, rewrite_entry, to_disk
+
+__all__ = ["Settled", "settle"]
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What :func:`settle` found."""
+
+    moved: list[tuple[str, str, str]]
+    """Name, old and new split of every track that changed its split."""
+    gone: list[str]
+    """``split/name`` of the tracks that came from this source, which no longer has them."""
+
+
+def settle(settings: Settings, source: Sequence[TrackSource]) -> Settled:
+    """Move every cached track to the split that it has in its source, and name those that the source lacks.
+
+    Args:
+        settings: of the cache.
+        source: all tracks of the source.
+
+    Raises:
+        TrainingDataError: if a folder cannot be moved.
+    """
+    wanted = {(track.split, track.name) for track in source}
+    folders = _folders(source)
+    moved, gone = [], []
+    for entry in list(entries_in(settings.out)):
+        if (entry.split, entry.name) in wanted:
+            continue
+        now = next((t for t in source if t.name == entry.name and _is_same(entry, t, settings)), None)
+        if now is not None:
+            _move(settings.out, entry, now.split)
+            moved.append((entry.name, entry.split, now.split))
+        elif Path(entry.origin).parent in folders:
+            gone.append(f"{entry.split}/{entry.name}")
+    return Settled(moved, gone)
+
+
+def _folders(source: Sequence[TrackSource]) -> set[Path]:
+    """Where the source's tracks lie or may have lain."""
+    folders = {Path(os.path.abspath(track.path)).parent for track in source}
+    return folders | {folder.parent / split for folder in folders if folder.name in SPLITS for split in SPLITS}
+
+
+def _is_same(entry: TrackEntry, track: TrackSource, settings: Settings) -> bool:
+    if entry.origin == os.path.abspath(track.path):
+        return True
+    try:
+        return entry.sha256 == content_hash(inputs(track, settings))
+    except MetaTasNetError:
+        return False  # it is reported when its turn comes
+
+
+def _move(cache: Path, entry: TrackEntry, split: str) -> None:
+    place, target = place_of(cache, entry.split, entry.name), place_of(cache, split, entry.name)
+    try:
+        if read_entry(target) is not None:
+            _discard(cache, place)
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        place.rename(target)
+        for folder in (target.parent, place.parent):
+            to_disk(folder)
+    except OSError as error:
+        raise TrainingDataError(
+            f"{place} cannot be moved to {target} ({error.strerror or error}); move or delete it, and prepare again."
+        ) from error
+    rewrite_entry(target, dataclasses.replace(entry, split=split))
+
+
+def _discard(cache: Path, place: Path) -> None:
+    """Remove a track's folder; at no instant is a part of it among the tracks."""
+    scrap = cache / PARTIAL / f"{place.parent.name}--{place.name}.old"
+    scrap.parent.mkdir(exist_ok=True)
+    place.rename(scrap)
+    shutil.rmtree(scrap)
