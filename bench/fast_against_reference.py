@@ -26,7 +26,7 @@ def sdr(reference: torch.Tensor, estimate: torch.Tensor) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("songs", type=Path)
-    parser.add_argument("--model", default="cc0-small")
+    parser.add_argument("--model", default="open-small")
     parser.add_argument("--start", type=float, default=30.0, help="where each excerpt begins, seconds")
     parser.add_argument("--seconds", type=float, default=75.0)
     args = parser.parse_args()
