@@ -121,7 +121,7 @@ class BatchSource:
         """This rank's part of global batch ``number``, counted from 0; may be called from any thread.
 
         Raises:
-            TrainingDataError: if a track's file is missing, damaged or cut off.
+            TrainingDataError: if a track's file is missing, damaged, cut off, or holds NaN or infinity.
         """
         return self._to_device(self._read(number))
 
@@ -205,6 +205,10 @@ def _crop_length(config: MetaTasNetConfig, seconds: float) -> int:
 def _long_enough(
     tracks: Sequence[Track], rate: int, crop: int, cache: Cache, split: str
 ) -> tuple[list[Track], list[Track]]:
+    if not tracks:
+        raise TrainingDataError(
+            f"The cache at {cache.path} has no {split} tracks; prepare some, or choose another cache."
+        )
     used = [track for track in tracks if track.samples(rate) >= crop]
     skipped = [track for track in tracks if track.samples(rate) < crop]
     if skipped:

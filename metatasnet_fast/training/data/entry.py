@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -86,6 +87,8 @@ class TrackEntry:
                 int(rate): RateEntry(int(r["samples"]), tuple(map(float, r["scale"])), float(r["deviation"]))
                 for rate, r in values.pop("rates").items()
             }
+            if not all(math.isfinite(x) and x > 0 for r in rates.values() for x in (*r.scale, r.deviation)):
+                raise TrainingDataError("This entry has scales that are no positive numbers; prepare the track again.")
             counts, warnings = (tuple(values.pop(key)) for key in ("counts", "warnings"))
             return cls(rates=rates, counts=counts, warnings=warnings, **values)
         except (AttributeError, KeyError, TypeError, ValueError) as error:

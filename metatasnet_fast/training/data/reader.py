@@ -69,6 +69,8 @@ class _File:
                     got += count
         except OSError as error:
             raise TrainingDataError(f"{path} cannot be read ({error.strerror or error}); prepare again.") from error
+        if self.dtype.kind == "f" and not np.isfinite(into).all():
+            raise TrainingDataError(f"{path} holds NaN or infinity; delete its folder and prepare again.")
 
 
 class CropReader:

@@ -291,7 +291,7 @@ def test_a_track_as_long_as_an_item_is_used(source: Any) -> None:
         ({"seconds": 0.501}, "stride"),
         ({"seconds": 0.05}, "at least"),
         ({"seconds": 10.0}, "as long as"),
-        ({"split": "test"}, "None of the 0 tracks"),
+        ({"split": "test"}, "has no test tracks; prepare some"),
         ({"split": "dev"}, "no split"),
     ],
 )
@@ -315,6 +315,26 @@ def test_float32_caches_are_read_exactly(tmp_path: Path, config: MetaTasNetConfi
     for rate, value in zip(batches.rates, batches.batch(0).sources, strict=True):
         expected = audio[rate].mean(1) / track.deviation(rate)
         assert np.abs(value[0, :, 0].numpy() - expected).max() <= 2e-6
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_numbers_that_are_not_finite_are_an_error_that_names_the_file(
+    tmp_path: Path, config: MetaTasNetConfig, value: float
+) -> None:
+    random = np.random.default_rng(3)
+    audio = {rate: random.standard_normal((4, 2, rate)).astype(np.float32) for rate in (8000, 16000)}
+    write_track(tmp_path, "train", "a", audio, dtype="float32")
+    write_manifest(tmp_path, (8000, 16000))
+    cache = Cache.open(tmp_path)
+    (track,) = cache.tracks("train")
+    damaged = np.load(track.file(16000))
+    damaged[:, :, 5000] = value
+    np.save(track.file(16000), damaged)
+    batches = BatchSource(cache, config, items=2, seconds=1.0)
+    with pytest.raises(TrainingDataError, match=r"a.16000\.npy holds NaN or infinity.*prepare again"):
+        batches.batch(0)
+    with pytest.raises(TrainingDataError, match=r"a.16000\.npy holds NaN or infinity.*prepare again"):
+        validation_sources(track, cache.rates)
 
 
 def test_a_validation_item_is_the_whole_track_in_units_of_its_mixture(cache: Cache) -> None:

@@ -170,6 +170,11 @@ def test_a_folder_that_is_no_cached_track_is_never_replaced(tmp_path: Path) -> N
         ('{"format": 1, "rates": [8000], "tracks": [{}]}', "cannot be read"),
         ('{"format": 1, "rates": [8000], "tracks": [{"format": 9}]}', "another version"),
         ('{"layout": "original"}', "--original"),
+        (
+            '{"format": 1, "rates": [8], "tracks": [{"format": 1, "counts": [], "warnings": [], "rates": '
+            '{"8": {"samples": 1, "scale": [1, 1, 1, 1], "deviation": NaN}}}]}',
+            "no positive numbers",
+        ),
     ],
 )
 def test_what_is_no_cache_is_refused(tmp_path: Path, content: str | None, message: str) -> None:
