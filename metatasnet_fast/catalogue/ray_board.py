@@ -77,19 +77,22 @@ class Pinner:
         self._leave.set()
         self._thread.join()
 
+    def flush(self) -> None:
+        """Exchange now: a worker may end without notice when it has returned its last outcomes."""
+        with self._lock:
+            events, self._events = self._events, []
+        try:
+            if self._exchange(events):
+                self._stop.set()
+        except Exception as error:  # whatever Ray raises: the board is gone, and so is the driver
+            LOG.info("The board of the run is gone (%s): no further song is begun.", error)
+            self._stop.set()
+
     def _work(self) -> None:
         leaving = False
         while not leaving:
             leaving = self._leave.wait(EXCHANGE_SECONDS)
-            with self._lock:
-                events, self._events = self._events, []
-            try:
-                if self._exchange(events):
-                    self._stop.set()
-            except Exception as error:  # whatever Ray raises: the board is gone, and so is the driver
-                LOG.info("The board of the run is gone (%s): no further song is begun.", error)
-                self._stop.set()
-                return
+            self.flush()
 
 
 def board_exchange(board: Any) -> Callable[[list[Event]], bool]:

@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -28,6 +29,8 @@ FOLDER_PREFIX = "mtfray-"
 
 LONGEST_FOLDER = 16
 """Bytes. Names of sockets may have 107, and Ray's part and ours take the rest."""
+
+KNOCK_SECONDS = 10.0
 
 QUIET = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",
@@ -124,13 +127,21 @@ def _connect(ray: Any, address: str | None, folder: str | None) -> None:
         )
         return
     try:
+        _knock(address)
         ray.init(address=address, **common)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise ConfigError(
             f"No Ray cluster can be joined at {address} ({reason}); start one with `ray start --head`, "
             "or leave --address out to start Ray on this machine."
         ) from error
+
+
+def _knock(address: str) -> None:
+    """Raise ``OSError`` if nobody listens at ``host:port``: Ray would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and "/" not in host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_SECONDS).close()
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ from .outcome import Outcome
 from .ray_board import Board
 from .ray_cluster import nodes_of, ray_cluster
 from .ray_pool import Pool, plan_pool
-from .ray_worker import SeparateSongs
+from .ray_worker import REFUSED, SeparateSongs
 from .settings import Settings
 from .song import Song
 from .storage import local_path
@@ -46,8 +46,8 @@ MOST_SONGS = 8
 """Of one call. Its outcomes become known together."""
 
 PROGRESS_SECONDS = 1.0
-FAREWELL_SECONDS = 10.0
-"""For the workers' last loads at the end; those that were killed send none."""
+FAREWELL_SECONDS = 3.0
+"""For the workers' last loads at the end; those that are killed send none."""
 
 PATIENCE = 60.0
 """Seconds without a worker after which we say what is waited for, and again after as many."""
@@ -191,7 +191,10 @@ class _Crew:
         )
         for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             for text in block["outcome"].to_pylist():
-                yield Outcome.from_dict(json.loads(text))
+                values = json.loads(text)
+                if REFUSED in values:
+                    raise MetaTasNetError(values[REFUSED])
+                yield Outcome.from_dict(values)
 
     def _pass_on(self, say: Callable[[Event], object]) -> bool:
         """What the workers have pinned to the board, and what is waited for, if no worker comes; whether all have left."""
@@ -245,13 +248,11 @@ def _from_a_thread(outcomes: Callable[[], Iterator[Outcome]], seconds: float) ->
 
 
 def _understood(error: Exception) -> MetaTasNetError:
-    """The error of ours that Ray has wrapped, or what Ray says, in one sentence."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, MetaTasNetError):
-            return MetaTasNetError(str(cause).strip().splitlines()[-1])
-        cause = getattr(cause, "cause", None) or cause.__cause__
-    return MetaTasNetError(f"Ray ended the run ({type(error).__name__}: {str(error).strip().splitlines()[-1]}).")
+    """An error of ours, or what Ray says, in one sentence."""
+    if isinstance(error, MetaTasNetError):
+        return error
+    lines = str(error).strip().splitlines() or [""]
+    return MetaTasNetError(f"Ray ended the run ({type(error).__name__}: {lines[-1]}).")
 
 
 def _absolute(settings: Settings, destination: str, songs: Sequence[Song]) -> tuple[Settings, str, list[Song]]:

@@ -9,12 +9,16 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol
 
+from ..errors import MetaTasNetError
 from .outcome import Outcome
 from .ray_board import Pinner, board_exchange
 from .settings import Settings
 from .song import Song
 
-__all__ = ["SeparateSongs", "SongService"]
+__all__ = ["REFUSED", "SeparateSongs", "SongService"]
+
+REFUSED = "refused"
+"""Key of a row that has no outcome but the reason why the run cannot go on."""
 
 
 class AnyWorker(Protocol):
@@ -137,7 +141,12 @@ class SeparateSongs:
         import pyarrow
 
         songs = [Song.from_dict(json.loads(text)) for text in batch["song"].to_pylist()]
-        rows = [json.dumps(outcome.to_dict()) for outcome in self._service.separate(songs)]
+        try:
+            rows = [json.dumps(outcome.to_dict()) for outcome in self._service.separate(songs)]
+        except MetaTasNetError as error:
+            # As a row: Ray would wrap an exception, and tell how to retry what cannot succeed.
+            rows = [json.dumps({REFUSED: str(error)})]
+        self._pinner.flush()
         return pyarrow.table({"outcome": pyarrow.array(rows, pyarrow.string())})
 
     def _open_worker(self) -> AnyWorker:
