@@ -88,8 +88,11 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     rates = _rates(args.rates)
     tracks, source = _find(args, rates)
-    check_writable(Path(args.out))
     from ..training.data.prepare import prepare
+    from ..training.data.splits import refuse_own_folder
+
+    refuse_own_folder(Path(args.out), source)  # before a folder is made there
+    check_writable(Path(args.out))
 
     print(f"{len(tracks)} tracks, {args.workers} at once", flush=True)
     with _Display(len(tracks)) as display:

@@ -74,6 +74,12 @@ def test_another_held_out_track_changes_places_and_a_deleted_one_is_named(comman
     )
 
 
+def test_a_refused_folder_among_the_songs_is_not_made(command: Command, songs: Path) -> None:
+    outcome = command("prepare", "--stems", songs, "--out", songs / "train", *RATES)
+    assert outcome.code == 2 and "where the songs are" in outcome.one_sentence()
+    assert sorted(path.name for path in songs.iterdir()) == ["one", "two"]
+
+
 def test_the_authors_layout_and_back(command: Command, songs: Path) -> None:
     assert command("prepare", "--stems", songs, "--out", "npz", "--layout", "original", *RATES).code == 0
     assert sorted(path.name for path in Path("npz/train_8").iterdir()) == ["0000.npz", "0001.npz"]
@@ -96,6 +102,7 @@ def test_the_authors_layout_and_back(command: Command, songs: Path) -> None:
         (("--stems", "songs", "--splits", "test"), "None of the 2 tracks"),
         (("--stems", "songs", "--workers", "0"), "workers"),
         (("--stems", "songs", "--out", "file"), "another"),
+        (("--stems", "songs", "--out", "songs"), "where the songs are"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(command: Command, songs: Path, words: tuple[str, ...], message: str) -> None:

@@ -13,10 +13,13 @@ from typing import Any
 
 from ...errors import TrainingDataError
 
-__all__ = ["FORMAT", "SPLITS", "RateEntry", "TrackEntry", "refuse_shared_tracks"]
+__all__ = ["ENTRY", "FORMAT", "SPLITS", "SPLIT_FOLDER", "RateEntry", "TrackEntry", "refuse_shared_tracks"]
 
 FORMAT = 1
 """Version of the cache's layout. Caches of other versions are refused."""
+
+ENTRY = "entry.json"
+"""The file of a track's entry, in its folder."""
 
 SPLITS = ("train", "valid", "test")
 

@@ -28,7 +28,7 @@ from .decode import check_programs
 from .entry import refuse_shared_tracks
 from .original import FOLDERS, RECORDS, write_original_manifest
 from .sources import TrackSource
-from .splits import Settled, settle
+from .splits import Settled, refuse_own_folder, settle
 from .store import DTYPES, PARTIAL, check_rates, entries_in, write_manifest
 
 __all__ = ["LAYOUTS", "Preparation", "prepare"]
@@ -84,6 +84,7 @@ def prepare(
     """
     settings = Settings(Path(out), check_rates(rates), dtype, layout)
     _check(settings, tracks, workers)
+    refuse_own_folder(settings.out, tracks if source is None else source)
     check_programs(list(tracks))
     with _lock(settings.out), _scratch(settings.out / PARTIAL):
         _refuse_other_settings(settings)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ...config import INSTRUMENTS
 from ...errors import TrainingDataError
-from .entry import SPLITS
+from .entry import ENTRY, SPLITS
 
 __all__ = ["MUSDB_VALIDATION", "TrackSource", "find_musdb", "find_original", "find_stems", "read_counts", "stem_files"]
 
@@ -60,7 +60,7 @@ def find_stems(root: str | os.PathLike[str], held_out: Sequence[str] = ()) -> li
     In the second form every track belongs to ``train``. Tracks named in ``held_out`` go from ``train`` to ``valid``.
 
     Raises:
-        TrainingDataError: if there is no track, or a name in ``held_out`` is not one of a training track.
+        TrainingDataError: if there is no track, ``root`` is a cache, or a name in ``held_out`` is not one of a training track.
     """
     root = _directory(root)
     splits = [split for split in SPLITS if (root / split).is_dir()]
@@ -74,6 +74,7 @@ def find_stems(root: str | os.PathLike[str], held_out: Sequence[str] = ()) -> li
             f"{root} holds no tracks: folders with drums, bass, other and vocals are looked for in it, or in its folders "
             "train, valid and test."
         )
+    _refuse_cache(root, found)
     return _hold_out(found, held_out)
 
 
@@ -81,7 +82,7 @@ def find_musdb(root: str | os.PathLike[str]) -> list[TrackSource]:
     """The tracks of MUSDB18 (``.stem.mp4``) or MUSDB18-HQ (folders of wav), with the field's validation tracks apart.
 
     Raises:
-        TrainingDataError: if ``root`` holds neither.
+        TrainingDataError: if ``root`` holds neither, or is a cache.
     """
     root = _directory(root)
     found = []
@@ -96,6 +97,7 @@ def find_musdb(root: str | os.PathLike[str]) -> list[TrackSource]:
             found.append(TrackSource(name, place, path, kind))
     if not found:
         raise TrainingDataError(f"{root} is not MUSDB18: it has no tracks in its folders train and test.")
+    _refuse_cache(root, found)
     return found
 
 
@@ -154,6 +156,15 @@ def _directory(root: str | os.PathLike[str]) -> Path:
     if not path.is_dir():
         raise TrainingDataError(f"There is no folder {path}; check the path.")
     return path
+
+
+def _refuse_cache(root: Path, tracks: Iterable[TrackSource]) -> None:
+    for track in tracks:
+        if track.path.is_dir() and (track.path / ENTRY).exists() and not any(stem_files(track.path).values()):
+            raise TrainingDataError(
+                f"{track.path} is a track of a cache, so that {root} needs no preparing; train from it, or name the folder of "
+                "the songs."
+            )
 
 
 def _folders(root: Path) -> Iterable[Path]:

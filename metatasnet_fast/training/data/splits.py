@@ -16,11 +16,11 @@ from pathlib import Path
 from ...errors import MetaTasNetError, TrainingDataError
 from .convert import Settings, inputs
 from .decode import content_hash
-from .entry import SPLITS, TrackEntry
+from .entry import SPLIT_FOLDER, SPLITS, TrackEntry
 from .sources import TrackSource
 from .store import PARTIAL, entries_in, place_of, read_entry, rewrite_entry, to_disk
 
-__all__ = ["Settled", "settle"]
+__all__ = ["Settled", "refuse_own_folder", "settle"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,23 @@ def settle(settings: Settings, source: Sequence[TrackSource]) -> Settled:
         elif Path(entry.origin).parent in folders:
             gone.append(f"{entry.split}/{entry.name}")
     return Settled(moved, gone)
+
+
+def refuse_own_folder(out: Path, source: Sequence[TrackSource]) -> None:
+    """Raise :class:`TrainingDataError` if a cache in ``out`` would lie among the songs, or be taken for them."""
+    folder = Path(os.path.realpath(out))
+    tracks = {Path(os.path.realpath(track.path)) for track in source}
+    beside = {track.parent for track in tracks}
+    roots = beside | {path.parent for path in beside if SPLIT_FOLDER.fullmatch(path.name)}
+    # A folder beside the tracks that is none itself is no harm, but in one of the splits every folder counts as a track.
+    among = {path for path in beside if SPLIT_FOLDER.fullmatch(path.name)}
+    if (
+        folder in roots
+        or (folder.parent in roots and SPLIT_FOLDER.fullmatch(folder.name))
+        or not among.isdisjoint(folder.parents)
+        or not tracks.isdisjoint((folder, *folder.parents))
+    ):
+        raise TrainingDataError(f"{out} is where the songs are; choose another folder for what is made of them.")
 
 
 def _folders(source: Sequence[TrackSource]) -> set[Path]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ... import __version__
 from ...config import INSTRUMENTS
 from ...errors import TrainingDataError
-from .entry import FORMAT, SPLITS, RateEntry, TrackEntry
+from .entry import ENTRY, FORMAT, SPLITS, RateEntry, TrackEntry
 from .quantise import quantise
 
 __all__ = [
@@ -40,8 +40,6 @@ DTYPES = ("int16", "float32")
 
 PARTIAL = ".partial"
 """Folder, inside the cache, of what is being written. Whatever is there while nothing runs is left over from a kill."""
-
-ENTRY = "entry.json"
 
 
 def check_rates(rates: Sequence[int]) -> tuple[int, ...]:

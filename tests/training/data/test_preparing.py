@@ -22,7 +22,7 @@ from metatasnet_fast.config import INSTRUMENTS
 from metatasnet_fast.errors import TrainingDataError
 from metatasnet_fast.training.data import Cache
 from metatasnet_fast.training.data.prepare import Preparation, prepare
-from metatasnet_fast.training.data.sources import TrackSource, find_stems
+from metatasnet_fast.training.data.sources import TrackSource, find_musdb, find_stems
 
 sf = pytest.importorskip("soundfile")
 
@@ -255,9 +255,27 @@ def test_other_settings_are_refused_before_anything_is_touched(
 def test_stems_are_safe_from_a_cache_in_their_own_folder(tmp_path: Path, write_stems: WriteStems) -> None:
     write_stems(tmp_path / "songs" / "train" / "a")
     before = contents(tmp_path / "songs")
-    (outcome,) = run(tmp_path / "songs", tmp_path / "songs").outcomes
-    assert outcome.error is not None and "another folder" in outcome.error
-    assert before.items() <= contents(tmp_path / "songs").items()
+    for place in (".", "train", "valid", "train/a", "train/a/cache", "train/cache"):
+        with pytest.raises(TrainingDataError, match="where the songs are; choose another folder"):
+            run(tmp_path / "songs", tmp_path / "songs" / place)
+    assert contents(tmp_path / "songs") == before
+
+
+def test_a_cache_does_not_turn_a_folder_of_songs_into_one_with_splits(tmp_path: Path, songs: Path) -> None:
+    before = contents(songs)
+    for place in (".", "train", "one"):
+        with pytest.raises(TrainingDataError, match="where the songs are; choose another folder"):
+            run(songs, songs / place)
+    assert contents(songs) == before
+    for _ in range(2):
+        assert len(run(songs, songs / "cache").outcomes) == 3, "a folder beside the songs is none of them"
+
+
+def test_a_cache_is_not_prepared_again(tmp_path: Path, songs: Path) -> None:
+    run(songs, tmp_path / "cache")
+    for find in (find_stems, find_musdb):
+        with pytest.raises(TrainingDataError, match="is a track of a cache, so that .*cache needs no preparing"):
+            find(tmp_path / "cache")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="locks are those of POSIX")
