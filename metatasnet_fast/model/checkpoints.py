@@ -6,6 +6,7 @@ Source: original ``train.py``: a dict with ``state_dict``, ``args``, and in trai
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -80,10 +81,10 @@ def read_original(path: str | os.PathLike[str]) -> Checkpoint:
 
 
 def write_original(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
-    """Write a file that the authors' program reads; it appears whole or not at all.
+    """Write a file that the authors' program reads; it appears whole or not at all, also if the machine fails.
 
     Raises:
-        CheckpointError: if it cannot be written.
+        CheckpointError: if it cannot be written; a full disk is named.
     """
     path = Path(path)
     content: dict[str, Any] = {"state_dict": checkpoint.state_dict, "args": checkpoint.args, **checkpoint.extra}
@@ -92,14 +93,31 @@ def write_original(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None
             content[name] = getattr(checkpoint, name)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        torch.save(content, temporary)
+        # Through a file of our own: torch's writer to a path does not tell why it fails.
+        with temporary.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
+        if _errno(error) in (errno.ENOSPC, errno.EDQUOT):
+            raise CheckpointError(
+                f"{path} cannot be written, because there is no space left on the disk: make room."
+            ) from error
         raise CheckpointError(
             f"{path} cannot be written ({error}): choose a folder that exists and is writable."
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _errno(error: BaseException | None) -> int | None:
+    """The system's reason; torch raises an error of its own while it handles that one."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno is not None:
+            return error.errno
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def load_state(network: nn.Module, state: Mapping[str, Tensor], origin: object) -> None:
