@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
     from ..training.distributed import World
     from ..training.launch import plan_run, train
 
-    plan = plan_run(args.out, _given(args), args.checkpoint)
+    plan = plan_run(args.out, _given(args), args.checkpoint, args.cache)
     first = World.from_environment().first
     if first:
         _announce(args.out, plan)

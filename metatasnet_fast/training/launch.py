@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
-import json
-import os
 import platform
 import sys
 from collections.abc import Iterator, Mapping
@@ -19,7 +18,7 @@ from torch import Tensor
 from .. import __version__
 from ..backends import Choice, Request, resolve
 from ..config import MetaTasNetConfig
-from ..errors import ConfigError, TrainingError
+from ..errors import CheckpointError, ConfigError, TrainingError
 from ..model import MultiTasNet
 from ..model.checkpoints import Checkpoint, config_of
 from ..precision import Precision
@@ -28,15 +27,14 @@ from .average import WeightAverage
 from .data import BatchSource, Cache
 from .display import Display, Silence
 from .distributed import World
+from .folder import claim, notes_of, settings_of, write_settings
 from .ranger import Ranger
-from .saving import RunState, read_checkpoint
-from .settings import TrainingSettings, read_settings_file, split_settings
-from .trainer import LAST, Trainer
+from .saving import Progress, RunState, read_checkpoint
+from .settings import TrainingSettings, split_settings
+from .trainer import BEST, LAST, Trainer
 from .validation import validation_tracks
 
 __all__ = ["Plan", "Runtime", "plan_run", "train"]
-
-SETTINGS = "settings.json"
 
 CHANGEABLE = ("dropout", "similarity_loss_weight", "dissimilarity_loss_weight", "reconstruction_loss_weight")
 """Settings of the network that do not change its parameters."""
@@ -52,8 +50,12 @@ class Plan:
     """What it goes on from."""
     origin: Path | None = None
     """Where that was read."""
+    started_from: Path | None = None
+    """The checkpoint that the run was started from, also when it goes on from its own."""
     changes: Mapping[str, tuple[Any, Any]] = dataclasses.field(default_factory=dict)
-    """Settings that differ from those that the run or checkpoint had: before and now."""
+    """Settings that differ from those that the run or checkpoint had, and the cache: before and now."""
+    resumed: bool = False
+    """Whether the run goes on, instead of starting."""
 
 
 @dataclass(frozen=True)
@@ -89,26 +91,38 @@ class Runtime:
         return f"backend {self.backend}, device {self.device}, {self.precision.value}{processes}"
 
 
-def plan_run(out: Path, given: Mapping[str, Any], checkpoint: Path | None = None) -> Plan:
+def plan_run(
+    out: Path, given: Mapping[str, Any], checkpoint: Path | None = None, cache: str | Path | None = None
+) -> Plan:
     """Decide what ``out`` will hold: a run that is there goes on; else one starts, from ``checkpoint`` if there is one.
 
     Args:
         given: settings by name that the user gave; all others come from the run, from the checkpoint, or are the defaults.
+        checkpoint: what to start from. A run that was started from it goes on from its own state.
+        cache: what is to be trained on, to be compared with what the run was trained on.
 
     Raises:
         ConfigError: for settings that do not fit.
         CheckpointError: if a checkpoint cannot be read.
-        TrainingError: if both are there, a run and a checkpoint.
+        TrainingError: if there is a run that was not started from ``checkpoint``, or whose settings cannot be read.
     """
     network, training = split_settings(given)
-    if (out / LAST).exists():
-        if checkpoint is not None:
+    changes: dict[str, tuple[Any, Any]] = {}
+    resumed = (out / LAST).exists()
+    if resumed:
+        origin, notes = out / LAST, notes_of(out)
+        started_from = Path(notes["checkpoint"]) if isinstance(notes.get("checkpoint"), str) else None
+        if checkpoint is not None and (started_from is None or checkpoint.resolve() != started_from):
             raise TrainingError(f"{out} holds a run already: leave --checkpoint out to go on, or choose another --out.")
-        origin = out / LAST
-        before = split_settings(read_settings_file(out / SETTINGS))
+        trained_on = notes.get("cache")
+        if cache is not None and isinstance(trained_on, str) and Path(trained_on).resolve() != Path(cache).resolve():
+            changes["cache"] = trained_on, str(Path(cache).resolve())
+        before = settings_of(out, origin)
+        found = _last_state(out)
     elif checkpoint is not None:
-        origin = checkpoint
-        before = _settings_of(read_checkpoint(checkpoint), checkpoint)
+        origin, started_from = checkpoint, checkpoint.resolve()
+        found = read_checkpoint(checkpoint)
+        before = _settings_of(found, checkpoint)
     else:
         return Plan(MetaTasNetConfig.from_dict(network), TrainingSettings(**training))
     fixed = [name for name, value in network.items() if name not in CHANGEABLE and before[0].get(name) != value]
@@ -116,13 +130,35 @@ def plan_run(out: Path, given: Mapping[str, Any], checkpoint: Path | None = None
         was = ", ".join(f"{name}={before[0].get(name)}" for name in fixed)
         raise ConfigError(f"The network in {origin} has {was}: leave {', '.join(fixed)} out, or start a new run.")
     known = {**before[0], **before[1]}
+    for name, value in given.items():
+        # Checkpoints do not tell all settings: what was not known is not changed.
+        if (resumed or name in known) and known.get(name) != value:
+            changes[name] = known.get(name), value
     return Plan(
         MetaTasNetConfig.from_dict({**before[0], **network}),
         TrainingSettings(**{**before[1], **training}),
-        read_checkpoint(origin),
+        found,
         origin,
-        {name: (known.get(name), value) for name, value in given.items() if known.get(name) != value},
+        started_from,
+        changes,
+        resumed,
     )
+
+
+def _last_state(out: Path) -> Checkpoint:
+    """The state that a run goes on from."""
+    try:
+        return read_checkpoint(out / LAST)
+    except CheckpointError as error:
+        best = out / BEST
+        use = (
+            f"start another run from the best state with --checkpoint {best} and a new --out, or "
+            if best.exists()
+            else ""
+        )
+        raise CheckpointError(
+            f"The run in {out} cannot go on, because its {LAST} is damaged: {use}move {out / LAST} away to start anew."
+        ) from error
 
 
 def _settings_of(checkpoint: Checkpoint, origin: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -167,10 +203,12 @@ def train(
     share = world.share(settings.batch_size)
     batches = _batches(cache, config, settings, runtime, world)
     tracks = validation_tracks(cache.tracks("valid"), config) if settings.validate_every else []
-    if world.first:
-        display.note(f"{runtime.describe()}; {share} items a process, {settings.workers} workers")
-        _write_settings(out, plan, runtime, str(cache_path), command)
-    with world.joined(runtime.device):
+    with contextlib.ExitStack() as stack:
+        if world.first:
+            stack.enter_context(claim(out, display.note))
+            display.note(f"{runtime.describe()}; {share} items a process, {settings.workers} workers")
+            write_settings(out, _description(plan, runtime, cache_path, command))
+        stack.enter_context(world.joined(runtime.device))
         if plan.checkpoint is None and world.first:
             display.note(f"computing the statistics of the spectrograms from {settings.stats_items} items")
             network.compute_stats(_mixtures(_batches(cache, config, settings, runtime, World()), settings.stats_items))
@@ -182,6 +220,8 @@ def train(
         if plan.checkpoint is not None:
             assert plan.origin is not None
             state.load(plan.checkpoint, plan.origin)
+            if not plan.resumed:  # clock and scores belong to the run that the checkpoint is of
+                state.progress = Progress(step=state.progress.step)
             for group in optimizer.param_groups:
                 group["weight_decay"] = settings.weight_decay
         return Trainer(
@@ -223,19 +263,19 @@ def _mixtures(batches: BatchSource, items: int) -> Iterator[tuple[list[Tensor]]]
         yield (batches.batch(number).mixes(),)
 
 
-def _write_settings(out: Path, plan: Plan, runtime: Runtime, cache: str, command: str) -> None:
-    content = {
+def _description(plan: Plan, runtime: Runtime, cache: str | Path, command: str) -> dict[str, Any]:
+    """What ``settings.json`` holds."""
+    cuda = runtime.device.type == "cuda"
+    return {
         "network": plan.config.to_dict(),
         "training": plan.settings.to_dict(),
         "run": {
-            "cache": cache,
-            "checkpoint": None if plan.origin is None else str(plan.origin),
+            "cache": str(Path(cache).resolve()),
+            "checkpoint": None if plan.started_from is None else str(plan.started_from),
             "command": command,
             "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "device": str(runtime.device),
-            "device_name": torch.cuda.get_device_name(runtime.device)
-            if runtime.device.type == "cuda"
-            else platform.machine(),
+            "device_name": torch.cuda.get_device_name(runtime.device) if cuda else platform.machine(),
             "backend": runtime.backend,
             "precision": runtime.precision.value,
             "processes": runtime.world.size,
@@ -246,12 +286,3 @@ def _write_settings(out: Path, plan: Plan, runtime: Runtime, cache: str, command
             },
         },
     }
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        temporary = out / f".{SETTINGS}.part"
-        temporary.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
-        os.replace(temporary, out / SETTINGS)  # whole, for the other processes may read it just now
-    except OSError as error:
-        raise TrainingError(
-            f"{out / SETTINGS} cannot be written ({error}): choose another folder with --out."
-        ) from error

@@ -40,6 +40,8 @@ class Progress:
     best: float | None = None
     """Best score so far."""
     best_step: int = 0
+    rule: str | None = None
+    """What the best score was judged by."""
 
 
 class RunState:

@@ -85,7 +85,8 @@ class Trainer:
         self._schedule = SGDR(state.optimizer, settings.learning_rate, settings.sgdr_period, settings.sgdr_decay)
         self._interruption = Interruption()
         self._window: list[BatchGradients] = []
-        self._saved = state.progress.step
+        self._saved: int | None = state.progress.step if (run / LAST).exists() else None
+        """The step that ``last.pt`` is of."""
         self._origin = 0.0
         """When the clock of the run would have begun."""
         self._marked = 0.0, 0
@@ -111,7 +112,15 @@ class Trainer:
     def _train(self) -> None:
         progress, total = self.state.progress, self.settings.total_steps
         self._begin_clock()
-        if not self._validate_if_due() or self._over():
+        if progress.best is not None and progress.rule not in (None, self.settings.best):
+            progress.best, progress.best_step = None, 0
+            self.display.note(
+                f"the best score so far was judged by {progress.rule}: it begins anew with {self.settings.best}"
+            )
+        if not self._validate_if_due():
+            return
+        if self._over():
+            self.display.note(self._nothing_to_do())
             return
         with contextlib.closing(self.batches.stream(progress.step)) as stream:
             for batch in stream:
@@ -177,9 +186,10 @@ class Trainer:
             kept = f"Its batch and the weights before it are in {path}"
         except (OSError, RuntimeError) as error:
             kept = f"Its batch could not be kept in {path} ({error})"
+        saved = "" if self._saved is None else f"; {LAST} is of step {self._saved}"
         raise TrainingError(
-            f"Step {step} gave a loss of {found.loss:g} and a gradient of norm {found.norm:g}: training stops. {kept}; "
-            f"{LAST} is of step {self._saved}. Go on with a smaller --learning_rate, or with --dtype float32."
+            f"Step {step} gave a loss of {found.loss:g} and a gradient of norm {found.norm:g}: training stops. "
+            f"{kept}{saved}. Go on with a smaller --learning_rate, or with --dtype float32."
         )
 
     def _over(self) -> bool:
@@ -187,6 +197,16 @@ class Trainer:
         if settings.total_steps is not None and progress.step >= settings.total_steps:
             return True
         return settings.minutes is not None and progress.elapsed >= 60 * settings.minutes
+
+    def _nothing_to_do(self) -> str:
+        step, settings = self.state.progress.step, self.settings
+        if settings.total_steps is not None and step >= settings.total_steps:
+            longer = "--epochs" if settings.steps is None else "--steps"
+            return f"nothing to do: step {step} of {settings.total_steps}; give more {longer} to go on"
+        minutes = self.state.progress.elapsed / 60
+        return (
+            f"nothing to do: {minutes:.1f} of {settings.minutes:g} minutes, step {step}; give more --minutes to go on"
+        )
 
     def _validate_if_due(self) -> bool:
         """Validate at every ``validate_every`` steps and at the end; False if that was interrupted."""
@@ -213,7 +233,7 @@ class Trainer:
         progress.validated = progress.step
         best = not math.isnan(value) and (progress.best is None or value > progress.best)
         if best:
-            progress.best, progress.best_step = value, progress.step
+            progress.best, progress.best_step, progress.rule = value, progress.step, self.settings.best
         if self.world.first:
             self._journal.write(
                 progress.step,
@@ -285,7 +305,7 @@ class Trainer:
 
     def _save(self, final: bool) -> None:
         progress = self.state.progress
-        if self.world.first and (progress.step > self._saved or (final and progress.step > 0)):
+        if self.world.first and (self._saved is None or progress.step > self._saved or final) and progress.step > 0:
             if self._write(LAST, final):
                 self._saved = progress.step
 

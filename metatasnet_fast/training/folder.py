@@ -1,0 +1,110 @@
+"""The folder of a run: one process writes into it at a time, and ``settings.json`` says what the run is."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..config import MetaTasNetConfig
+from ..errors import ConfigError, TrainingError
+from .settings import TrainingSettings, read_settings_file, split_settings
+
+__all__ = ["SETTINGS", "claim", "notes_of", "settings_of", "write_settings"]
+
+SETTINGS = "settings.json"
+LOCK = ".lock"
+
+
+@contextlib.contextmanager
+def claim(out: Path, note: Callable[[str], None]) -> Iterator[None]:
+    """Make the folder, keep other runs out of it, and remove what killed ones left half-written.
+
+    The system gives the folder free when this process ends, however it ends.
+
+    Args:
+        note: told if the file system knows no locks: then nothing is removed, and nothing keeps other runs out.
+
+    Raises:
+        TrainingError: if another run is at work there, or nothing can be written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        handle = os.open(out / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise TrainingError(
+            f"{out} cannot be written to ({error.strerror or error}): choose another folder with --out."
+        ) from error
+    try:
+        if _locked(handle, out, note):
+            for part in out.glob(".*.part"):
+                part.unlink(missing_ok=True)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _locked(handle: int, out: Path, note: Callable[[str], None]) -> bool:
+    if os.name != "posix":
+        return False
+    import fcntl
+
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise TrainingError(
+            f"Another process is training in {out}: wait for it to end, or choose another folder with --out."
+        ) from None
+    except OSError as error:
+        note(f"{out} cannot be locked ({error.strerror or error}): see to it that no other run writes there")
+        return False
+    return True
+
+
+def write_settings(out: Path, content: Mapping[str, Any]) -> None:
+    """Write ``network``, ``training`` and ``run``; the file appears whole or stays as it was.
+
+    Raises:
+        TrainingError: if it cannot be written.
+    """
+    path, temporary = out / SETTINGS, out / f".{SETTINGS}.part"
+    try:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+        os.replace(temporary, path)  # whole, for the other processes may read it just now
+    except OSError as error:
+        raise TrainingError(
+            f"{path} cannot be written ({error.strerror or error}): make room, or choose another folder with --out."
+        ) from error
+
+
+def settings_of(out: Path, state: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Network's and training's settings of a run.
+
+    Args:
+        state: where the run's state is, for the advice.
+
+    Raises:
+        TrainingError: if they are missing or damaged.
+    """
+    try:
+        network, training = split_settings(read_settings_file(out / SETTINGS))
+        if not network or not training:
+            raise ConfigError(f"{out / SETTINGS} does not describe a run.")
+        return MetaTasNetConfig.from_dict(network).to_dict(), TrainingSettings(**training).to_dict()
+    except ConfigError as error:
+        raise TrainingError(
+            f"{out} holds a run whose {SETTINGS} is missing or damaged: start another run from its state with "
+            f"--checkpoint {state} and a new --out."
+        ) from error
+
+
+def notes_of(out: Path) -> dict[str, Any]:
+    """What a run notes about itself beside its settings; nothing if there is none that can be read."""
+    try:
+        notes = json.loads((out / SETTINGS).read_text("utf-8"))["run"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return notes if isinstance(notes, dict) else {}
