@@ -121,11 +121,11 @@ class Cache:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Cache:
-        """Read the manifest; samples are not touched.
+        """Read the manifest, and see that every file is there; samples are not touched.
 
         Raises:
-            TrainingDataError: if there is no finished cache at ``path``, one of another version, or one with a track in two
-                splits.
+            TrainingDataError: if there is no finished cache at ``path``, one of another version, one with a track in two
+                splits, or one that lacks a file.
         """
         file = Path(path) / "manifest.json"
         try:
@@ -148,7 +148,25 @@ class Cache:
                 raise
             raise TrainingDataError(f"{file} is no manifest of a cache; prepare it again.") from error
         refuse_shared_tracks(Path(path), entries)
-        return cls(Path(path), rates, entries)
+        cache = cls(Path(path), rates, entries)
+        cache._refuse_missing_files()
+        return cache
+
+    def _refuse_missing_files(self) -> None:
+        """Now rather than at the first validation."""
+        lacking = []
+        for track in (track for split in SPLITS for track in self.tracks(split)):
+            for rate, values in track.entry.rates.items():
+                wanted = 4 * track.channels * values.samples * np.dtype(track.entry.dtype).itemsize
+                try:
+                    whole = track.file(rate).stat().st_size >= wanted
+                except OSError:
+                    whole = False
+                if not whole:
+                    lacking.append(track.file(rate))
+        if lacking:
+            others = f" and {len(lacking) - 1} other files are" if len(lacking) > 1 else " is"
+            raise TrainingDataError(f"{lacking[0]}{others} missing or cut off; delete the folder and prepare again.")
 
     def tracks(self, split: str) -> list[Track]:
         """The tracks of ``train``, ``valid`` or ``test``, by name; none if the split is empty."""

@@ -208,7 +208,12 @@ def write_manifest(
 ) -> dict[str, Any]:
     """Write ``manifest.json``, which makes the finished tracks that have exactly these rates readable, and return it."""
     rates = check_rates(rates)
-    tracks = [entry for entry in entries_in(Path(cache)) if tuple(sorted(entry.rates)) == rates]
+    tracks = [
+        entry
+        for entry in entries_in(Path(cache))
+        if tuple(sorted(entry.rates)) == rates
+        and all((place_of(Path(cache), entry.split, entry.name) / f"{rate}.npy").exists() for rate in rates)
+    ]
     manifest = {
         "format": FORMAT,
         "tool": f"metatasnet-fast {__version__}",

@@ -189,6 +189,29 @@ def test_a_rate_that_is_not_there_is_refused(cache: Cache) -> None:
         cache.tracks("train")[0].stems(32000)
 
 
+@pytest.mark.parametrize("split", ["train", "valid", "test"])
+@pytest.mark.parametrize("damage", ["cut", "missing"])
+def test_a_file_that_is_missing_is_known_when_the_cache_is_opened(tmp_path: Path, split: str, damage: str) -> None:
+    audio = noise()
+    write_track(tmp_path, split, "a", audio)
+    (track,) = reopened(tmp_path, audio).tracks(split)
+    file = track.file(16000)
+    content = file.read_bytes()
+    file.unlink()
+    if damage == "cut":
+        file.write_bytes(content[: len(content) // 2])
+    with pytest.raises(TrainingDataError, match=r"16000\.npy is missing or cut off; .* prepare again"):
+        Cache.open(tmp_path)
+
+
+def test_a_track_without_its_files_is_not_listed(tmp_path: Path) -> None:
+    audio = noise()
+    for name in ("a", "b"):
+        write_track(tmp_path, "train", name, audio)
+    (tmp_path / "train" / "a" / "8000.npy").unlink()
+    assert [track.name for track in reopened(tmp_path, audio).tracks("train")] == ["b"]
+
+
 @pytest.mark.parametrize("damage", ["cut", "other shape", "missing"])
 def test_a_damaged_file_is_refused(tmp_path: Path, damage: str) -> None:
     audio = noise()
