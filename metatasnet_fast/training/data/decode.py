@@ -128,6 +128,8 @@ def decode(track: TrackSource, *, mixture: bool = False) -> Recording:
         audio = read_audio(path)
         if len(audio.samples) > 2:
             raise TrainingDataError(f"{path} has {len(audio.samples)} channels; mix it down to stereo or mono.")
+        if not audio.samples.any() and any("NaN or infinite" in warning for warning in audio.warnings):
+            raise TrainingDataError(f"{path} holds nothing that is finite but zeros; export it again.")
         signals[name], rates[name] = audio.samples, audio.sample_rate
         warnings += [f"{path.name}: {warning}" for warning in audio.warnings]
     warnings += _differing_lengths(signals, rates)

@@ -27,7 +27,7 @@ from ... import __version__
 from ...audio import fit_length, resample
 from ...errors import TrainingDataError
 from .decode import Recording
-from .store import PARTIAL, to_disk, write_atomically
+from .store import PARTIAL, to_disk, what_failed, write_atomically
 
 __all__ = [
     "FOLDERS",
@@ -112,7 +112,7 @@ def write_original(
         note.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TrainingDataError(
-            f"{root} cannot be written ({error.strerror or error}); make room or choose another folder."
+            f"{root} cannot be written ({what_failed(error)}); make room or choose another folder."
         ) from error
     write_atomically(note, json.dumps(record, indent=1) + "\n")
 

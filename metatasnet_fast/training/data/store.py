@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -31,6 +32,7 @@ __all__ = [
     "replace_folder",
     "rewrite_entry",
     "to_disk",
+    "what_failed",
     "write_atomically",
     "write_manifest",
     "write_track",
@@ -78,12 +80,14 @@ def write_track(
         sha256, origin, loudness, warnings: kept in the entry.
 
     Raises:
-        TrainingDataError: if the track is silent, too short for one sample, or the cache cannot be written.
+        TrainingDataError: if the track is silent or not finite, too short for one sample, or the cache cannot be written.
     """
     rates = check_rates(list(audio))
     base = min(audio[rate].shape[-1] // (rate // rates[0]) for rate in rates)
     if base < 1:
         raise TrainingDataError(f"{name} is shorter than one sample at {rates[0]} Hz; leave it out.")
+    if not all(np.isfinite(audio[rate]).all() for rate in rates):
+        raise TrainingDataError(f"{name} holds samples that are not finite; export it again, or leave it out.")
     if not audio[rates[0]].any():
         raise TrainingDataError(f"All stems of {name} are silent; leave it out.")
     with replace_folder(Path(cache), Path(split) / name) as folder:
@@ -141,7 +145,7 @@ def replace_folder(cache: Path, relative: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, OSError) and not isinstance(error, TrainingDataError):
             raise TrainingDataError(
-                f"{place} cannot be written ({error.strerror or error}); make room or choose another folder."
+                f"{place} cannot be written ({what_failed(error)}); make room or choose another folder."
             ) from error
         raise
 
@@ -159,8 +163,17 @@ def write_atomically(path: Path, text: str) -> None:
         part.replace(path)
     except OSError as error:
         raise TrainingDataError(
-            f"{path} cannot be written ({error.strerror or error}); make room or choose another folder."
+            f"{path} cannot be written ({what_failed(error)}); make room or choose another folder."
         ) from error
+
+
+def what_failed(error: OSError) -> str:
+    """The reason for which a file was not written, in words."""
+    # Where the disk is full numpy counts what it could write, and gives no number of the system's.
+    counted = error.errno is None and "requested and" in str(error)
+    if counted or error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "no space left on the disk"
+    return error.strerror or str(error)
 
 
 def to_disk(path: Path) -> None:

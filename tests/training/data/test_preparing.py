@@ -164,6 +164,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "text": (lambda song: (song / "bass.wav").write_text("no sound"), "bass.wav"),
     "empty": (lambda song: (song / "bass.wav").write_bytes(b""), "empty"),
     "without samples": (lambda song: sf.write(song / "bass.wav", np.zeros((0, 2)), 8000), "no samples"),
+    "not finite": (lambda song: sf.write(song / "bass.wav", np.full((99, 2), np.inf), 8000, "FLOAT"), "finite"),
     "surround": (lambda song: sf.write(song / "bass.wav", np.ones((99, 6)), 8000), "6 channels"),
     "annotation": (lambda song: (song / "track.json").write_text('{"unknown": "bass"}'), "track.json"),
     "silence": (lambda song: [sf.write(song / f"{n}.wav", np.zeros(99), 8000) for n in INSTRUMENTS], "silent"),
@@ -192,18 +193,23 @@ def test_a_bad_track_that_was_mended_is_done_the_next_time(
     assert statuses(run(songs, tmp_path / "cache")) == {"one": "kept", "two": "done", "three": "kept"}
 
 
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), OSError("384000 requested and 4032 written")],
+    ids=["the system's", "numpy's"],
+)
 def test_a_full_disk_is_one_sentence_for_each_track_and_leaves_nothing(
-    tmp_path: Path, songs: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, songs: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
 ) -> None:
     def fails(file: Path, array: np.ndarray) -> None:
         Path(file).write_bytes(b"a part")
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise error
 
     with monkeypatch.context() as patch:
         patch.setattr(np, "save", fails)
         result = run(songs, tmp_path / "cache")
     assert len(result.failures) == 3
-    assert all("No space left on device" in str(outcome.error) for outcome in result.failures)
+    assert all("(no space left on the disk); make room" in str(outcome.error) for outcome in result.failures)
     assert set(contents(tmp_path / "cache")) == {"manifest.json"}
     assert set(statuses(run(songs, tmp_path / "cache")).values()) == {"done"}
 

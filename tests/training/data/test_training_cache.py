@@ -133,12 +133,14 @@ def test_the_manifest_says_what_there_is_and_what_made_it(tmp_path: Path) -> Non
 
 
 def test_a_track_of_no_use_is_refused(tmp_path: Path) -> None:
-    silent, constant, empty = noise(), noise(), noise()
+    silent, constant, empty, infinite = noise(), noise(), noise(), noise()
     for rate in silent:
         silent[rate][:] = 0
         constant[rate][:] = 0.25
         empty[rate] = empty[rate][..., :0]
-    for audio, message in ((silent, "silent"), (constant, "constant"), (empty, "shorter")):
+        infinite[rate][:] = np.inf
+    cases = ((silent, "silent"), (constant, "constant"), (empty, "shorter"), (infinite, "not finite"))
+    for audio, message in cases:
         with pytest.raises(TrainingDataError, match=message):
             write_track(tmp_path, "train", "a", audio)
     assert list(tmp_path.rglob("*.npy")) == []
