@@ -85,6 +85,8 @@ class TrainingSettings:
             self._at_least(name, 1)
         for name in ("validate_every", "weight_decay", "seed"):
             self._at_least(name, 0)
+        if self.seed >= 2**63:
+            raise ConfigError(f"seed must be less than 2^63, got {self.seed}.")
         for name in ("time_length", "learning_rate", "clip_gradient", "sgdr_decay", "minutes", "max_loss"):
             value = getattr(self, name)
             if value is not None and value <= 0:

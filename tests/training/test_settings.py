@@ -55,6 +55,7 @@ def test_the_recipe_has_250_epochs_of_1250_steps() -> None:
         ({"augmentation": "more"}, "augmentation must be one of"),
         ({"dtype": "float16"}, "loss scaling"),
         ({"steps": 0}, "steps"),
+        ({"seed": 2**63}, "seed must be less than 2"),
     ],
 )
 def test_impossible_values_are_refused_by_name(given: dict[str, Any], said: str) -> None:
