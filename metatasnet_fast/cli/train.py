@@ -99,6 +99,17 @@ def _add_settings(group: argparse._ArgumentGroup, settings: type[Any], texts: Ma
 
 
 def run(args: argparse.Namespace) -> int:
+    try:
+        return _train(args)
+    except SystemExit as leaving:
+        # SIGTERM before the first step or after the last: there is no step at hand, so nothing is lost.
+        if leaving.code != 128 + signal.SIGTERM:
+            raise
+        print(f"terminated between steps, nothing is lost; the same command goes on with {args.out}", flush=True)
+        return 0
+
+
+def _train(args: argparse.Namespace) -> int:
     from ..training.distributed import World
     from ..training.launch import plan_run, train
 

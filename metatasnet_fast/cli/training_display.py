@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -60,7 +61,9 @@ class TrainingDisplay:
 
 
 def _stems(values: list[float]) -> str:
-    return ", ".join(f"{name} {value:.2f}" for name, value in zip(INSTRUMENTS, values, strict=True)) + " dB"
+    """Scores by name; a dash for a stem that does not count."""
+    shown = ("-" if math.isnan(value) else f"{value:.2f}" for value in values)
+    return ", ".join(f"{name} {value}" for name, value in zip(INSTRUMENTS, shown, strict=True)) + " dB"
 
 
 def _duration(seconds: float) -> str:

@@ -18,7 +18,7 @@ class Summary:
     total: int | None
     loss: float
     sdr: list[float]
-    """SI-SDR of the last stage's stems on training batches, dB."""
+    """SI-SDR of the last stage's stems on training batches, dB; NaN for a stem that no track counts."""
     learning_rate: float
     norm: float
     steps_per_second: float

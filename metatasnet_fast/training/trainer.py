@@ -21,11 +21,12 @@ import torch
 
 from ..backends import Choice
 from ..config import INSTRUMENTS
-from ..errors import CheckpointError, TrainingError
+from ..errors import CheckpointError, TrainingDataError, TrainingError
 from ..precision import Precision
 from .data import Batch, BatchSource, Track
 from .display import Display, Silence, Summary
 from .distributed import World
+from .faults import faulty_input
 from .interruption import Interruption
 from .journal import Journal
 from .parts import Items
@@ -105,7 +106,11 @@ class Trainer:
                 journal = Journal(self.run_folder, self.state.progress.step, self.tensorboard, self.display.note)
                 self._journal = stack.enter_context(journal)
             stack.enter_context(self._interruption)
-            self._train()
+            try:
+                self._train()
+            except TrainingDataError:
+                self._save(final=False)  # the steps before the damaged batch are good
+                raise
             self._save(final=True)
         return self._interruption.signal
 
@@ -142,7 +147,7 @@ class Trainer:
         clock = self._elapsed() if self.world.first else 0.0
         found = self._gradients(items, step, votes=(clock, float(bool(self._interruption))))
         progress.elapsed, interrupted = found.votes[0], found.votes[1] > 0
-        self._check(step, items, found)
+        self._check(step, items, found, batch)
         # At a restart the authors skip the step.
         restart = self._set_rate(step)
         if not restart:
@@ -167,7 +172,7 @@ class Trainer:
             group["lr"] = 0.5 * settings.learning_rate * (math.cos(math.pi * done) + 1)
         return False
 
-    def _check(self, step: int, items: Items, found: BatchGradients) -> None:
+    def _check(self, step: int, items: Items, found: BatchGradients, batch: Batch) -> None:
         if math.isfinite(found.loss) and math.isfinite(found.norm) and found.loss <= self.settings.max_loss:
             return
         path = self.run_folder / (FAILED if self.world.size == 1 else f"failed-{self.world.rank}.pt")
@@ -187,6 +192,12 @@ class Trainer:
         except (OSError, RuntimeError) as error:
             kept = f"Its batch could not be kept in {path} ({error})"
         saved = "" if self._saved is None else f"; {LAST} is of step {self._saved}"
+        fault = faulty_input(batch, self.batches)
+        if fault is not None:
+            raise TrainingError(
+                f"Step {step} got samples that are not finite from {fault}: training stops. {kept}{saved}. "
+                "Delete that track's folder and prepare the cache again."
+            )
         raise TrainingError(
             f"Step {step} gave a loss of {found.loss:g} and a gradient of norm {found.norm:g}: training stops. "
             f"{kept}{saved}. Go on with a smaller --learning_rate, or with --dtype float32."
@@ -266,7 +277,9 @@ class Trainer:
         speed = (step - since) / max(now - then, 1e-9)
         count = len(window)
         stats = [sum(values) / count for values in zip(*(found.stats for found in window), strict=True)]
-        by_stage = [stats[4 * s : 4 * s + 4] for s in range(stages)]
+        # The loss leaves out stems that the cache does not count; their 0 would look like a score.
+        counts = [any(track.counts[stem] for track in self.batches.tracks) for stem in range(4)]
+        by_stage = [[stats[4 * s + i] if counts[i] else math.nan for i in range(4)] for s in range(stages)]
         summary = Summary(
             step=step,
             total=settings.total_steps,

@@ -77,7 +77,7 @@ def validation_tracks(tracks: Sequence[Track], config: MetaTasNetConfig) -> list
     """Those long enough for the network.
 
     Raises:
-        TrainingDataError: if none is.
+        TrainingDataError: if none is, or none of their stems counts.
     """
     stage = config.stage(0)
     found = [track for track in tracks if track.samples(stage.sampling_rate) >= stage.shortest + stage.W]
@@ -85,6 +85,11 @@ def validation_tracks(tracks: Sequence[Track], config: MetaTasNetConfig) -> list
         raise TrainingDataError(
             f"None of the {len(tracks)} tracks to validate on can be separated: prepare the cache with some, or train with "
             "--validate_every 0."
+        )
+    if not any(any(track.counts) for track in found):
+        raise TrainingDataError(
+            f"None of the {len(found)} tracks to validate on has a stem that counts: prepare the cache with some whose stems "
+            "are known, or train with --validate_every 0."
         )
     return found
 

@@ -7,13 +7,17 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from metatasnet_fast import load_checkpoint
 from metatasnet_fast.cli.training_display import TrainingDisplay
+from metatasnet_fast.training import launch
+from metatasnet_fast.training.data import write_manifest, write_track
+from metatasnet_fast.training.journal import read_journal
 from tests.cli.conftest import Command
-from tests.training.songs import SMALL, write_cache
+from tests.training.songs import SMALL, music, write_cache
 
 
 @pytest.fixture(scope="module")
@@ -67,12 +71,46 @@ def test_an_interrupted_run_is_saved(
     assert outcome.err == ""
 
 
+def test_a_stem_that_no_track_counts_has_no_score(command: Command, config: Path, tmp_path: Path) -> None:
+    rates = (8000, 16000)
+    for split, seed in (("train", 1), ("valid", 2)):
+        signals = {rate: music(seed, 1.0, rate) for rate in rates}
+        write_track(tmp_path / "cache", split, f"{split}-song", signals, counts=(True, True, False, True))
+    write_manifest(tmp_path / "cache", rates)
+    outcome = command("train", "cache", "--out", "run", "--config", config, "--steps", "1", "--validate_every", "1")
+    assert outcome.code == 0
+    assert outcome.out.count("other -,") == 2
+    (entry,) = [entry for entry in read_journal(tmp_path / "run") if entry["kind"] == "train"]
+    assert entry["si_sdr"]["stage1/other"] is None and entry["si_sdr"]["stage1/bass"] is not None
+
+
+@pytest.mark.parametrize("when", ["_mixtures", "write_settings"])
+def test_a_run_that_is_terminated_before_its_first_step_ends_well(
+    command: Command, cache: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    real = getattr(launch, when)
+
+    def terminated(*args: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(*args)
+
+    monkeypatch.setattr(launch, when, terminated)
+    start = ("train", cache, "--out", "run", "--config", config, "--steps", "1")
+    outcome = command(*start)
+    assert outcome.code == 0 and outcome.err == ""
+    assert "nothing is lost" in outcome.out
+    monkeypatch.setattr(launch, when, real)
+    assert command(*start).code == 0
+    assert (tmp_path / "run" / "last.pt").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
         (["--N", "7"], "N must be a multiple"),
         (["--batch_size", "0"], "batch_size must be at least 1"),
         (["--batch_size", "many"], "--batch_size"),
+        (["--seed", "99999999999999999999999"], "seed must be less than 2^63"),
         (["--config", "absent.toml"], "absent.toml cannot be read"),
         (["--checkpoint", "absent.pt"], "no checkpoint at absent.pt"),
         (["--backend", "abacus"], "Unknown backend 'abacus'"),

@@ -178,8 +178,11 @@ def test_a_loss_that_is_no_number_stops_and_keeps_its_batch(
         return batch
 
     monkeypatch.setattr(BatchSource, "_to_device", poisoned)
-    with pytest.raises(TrainingError, match=r"Step 4 gave a loss of nan.*failed.pt; last.pt is of step 2"):
+    with pytest.raises(
+        TrainingError, match=r"Step 4 got samples that are not finite from the drums of train-\d"
+    ) as raised:
         go(cache, tmp_path / "run", steps=6, save_every=2)
+    assert "failed.pt; last.pt is of step 2" in str(raised.value) and "learning_rate" not in str(raised.value)
     failed = torch.load(tmp_path / "run" / "failed.pt", weights_only=False)
     assert failed["step"] == 4
     assert failed["sources"][1].isnan().sum() == 1
@@ -187,9 +190,26 @@ def test_a_loss_that_is_no_number_stops_and_keeps_its_batch(
     assert read_original(tmp_path / "run" / "last.pt").steps == 2
 
 
+def test_a_damaged_track_costs_no_step_that_was_taken(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = BatchSource._read
+
+    def damaged(self: BatchSource, number: int) -> Any:
+        if number == 3:
+            raise TrainingDataError("train-1 is cut off; prepare it again.")
+        return real(self, number)
+
+    monkeypatch.setattr(BatchSource, "_read", damaged)
+    with pytest.raises(TrainingDataError, match="train-1 is cut off"):
+        go(cache, tmp_path / "run", steps=6)
+    assert read_original(tmp_path / "run" / "last.pt").steps == 3
+
+
 def test_an_exploding_loss_can_be_repeated_from_what_was_kept(cache: Path, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="Step 1 "):
+    with pytest.raises(TrainingError, match="Step 1 .*smaller --learning_rate") as raised:
         go(cache, tmp_path / "run", steps=6, max_loss=1.0)
+    assert "last.pt" not in str(raised.value)
     failed = torch.load(tmp_path / "run" / "failed.pt", weights_only=False)
     network = load_checkpoint(tmp_path / "run" / "failed.pt")
     found = GradientStep(network, Choice("reference"))(Items(failed["sources"], failed["masks"]), failed["step"])

@@ -86,3 +86,11 @@ def test_the_original_rule_misses_the_last_vocals() -> None:
 def test_nothing_to_validate_on_is_said(tmp_path: Path) -> None:
     with pytest.raises(TrainingDataError, match="--validate_every 0"):
         validation_tracks(Cache.open(write_cache(tmp_path, seconds=0.05)).tracks("valid"), TINY)
+
+
+def test_tracks_of_which_no_stem_counts_are_nothing_to_validate_on(tmp_path: Path) -> None:
+    signals = {rate: music(1, 1.0, rate) for rate in RATES}
+    write_track(tmp_path, "valid", "song", signals, counts=(False,) * 4)
+    write_manifest(tmp_path, RATES)
+    with pytest.raises(TrainingDataError, match="has a stem that counts"):
+        validation_tracks(Cache.open(tmp_path).tracks("valid"), TINY)
