@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 from types import TracebackType
@@ -17,11 +18,12 @@ __all__ = ["TrainingDisplay"]
 
 
 class TrainingDisplay:
-    """Prints validations and notes; shows steps in a bar, on a terminal with tqdm."""
+    """Prints validations and notes; shows steps in a bar, on a terminal with tqdm. Output that nobody takes ends no run."""
 
     def __init__(self) -> None:
         self._bar: Any = None
         self._wants_bar = sys.stderr.isatty()
+        self._unheard = False
 
     def __enter__(self) -> TrainingDisplay:
         return self
@@ -47,7 +49,7 @@ class TrainingDisplay:
         total = "" if summary.total is None else f" of {summary.total}"
         left = "" if summary.remaining is None else f", {_duration(summary.remaining)} left"
         sdr = _stems(summary.sdr)
-        print(f"step {summary.step}{total}: loss {summary.loss:.2f}, SI-SDR {sdr}, {speed}{left}", flush=True)
+        self.note(f"step {summary.step}{total}: loss {summary.loss:.2f}, SI-SDR {sdr}, {speed}{left}")
 
     def validation(self, step: int, score: ValidationScore, seconds: float, best: bool) -> None:
         mark = ", best so far" if best else ""
@@ -56,8 +58,17 @@ class TrainingDisplay:
     def note(self, text: str) -> None:
         if self._bar is not None:
             self._bar.write(text, file=sys.stdout)
-        else:
+            return
+        try:
             print(text, flush=True)
+        except OSError as error:  # a full disk under the file it goes to, or a reader that left
+            if not self._unheard:
+                self._unheard = True
+                reason = error.strerror or error
+                with contextlib.suppress(OSError):
+                    print(
+                        f"standard output cannot be written ({reason}); training goes on", file=sys.stderr, flush=True
+                    )
 
 
 def _stems(values: list[float]) -> str:

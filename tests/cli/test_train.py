@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -69,6 +70,20 @@ def test_an_interrupted_run_is_saved(
     assert "goes on from run" in outcome.out
     assert (tmp_path / "run" / "last.pt").exists()
     assert outcome.err == ""
+
+
+def test_output_that_cannot_be_written_ends_no_run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    with TrainingDisplay() as display:
+        display.note("one")
+        display.note("two")
+    assert capsys.readouterr().err.count("No space left on device") == 1
 
 
 def test_a_stem_that_no_track_counts_has_no_score(command: Command, config: Path, tmp_path: Path) -> None:
