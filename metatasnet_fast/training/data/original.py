@@ -36,6 +36,7 @@ __all__ = [
     "pack_original",
     "read_original",
     "read_record",
+    "remove_moved",
     "write_original",
     "write_original_manifest",
 ]
@@ -124,6 +125,34 @@ def read_record(root: Path, folder: str, stem: str) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return record if isinstance(record, dict) and {"sha256", "seconds", "rates"} <= set(record) else None
+
+
+def remove_moved(root: Path, places: Mapping[str, tuple[str, str]]) -> None:
+    """Remove the files of tracks that have another place now, since the authors' program takes every file for a track.
+
+    Args:
+        root: where the layout is.
+        places: for the origin of each track its folder and number, such as ``("train", "0000")``.
+
+    Raises:
+        TrainingDataError: if a file cannot be removed.
+    """
+    for folder in FOLDERS.values():
+        for note in sorted((root / RECORDS / folder).glob("*.json")):
+            record = read_record(root, folder, note.stem)
+            place = None if record is None else places.get(str(record.get("origin")))
+            if record is None or place is None or place == (folder, note.stem):
+                continue
+            try:
+                # The record last: a kill leaves what the next run still knows to remove.
+                for rate in record["rates"]:
+                    (root / f"{folder}_{rate // 1000}" / f"{note.stem}.npz").unlink(missing_ok=True)
+                note.unlink()
+            except OSError as error:
+                raise TrainingDataError(
+                    f"{note.stem}.npz of {folder} in {root} cannot be removed ({error.strerror or error}); remove it, and "
+                    "prepare again."
+                ) from error
 
 
 def write_original_manifest(root: Path, rates: Sequence[int], failed: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

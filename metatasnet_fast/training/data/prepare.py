@@ -26,7 +26,7 @@ from ...errors import TrainingDataError
 from .convert import Job, Outcome, Settings, prepare_track
 from .decode import check_programs
 from .entry import refuse_shared_tracks
-from .original import FOLDERS, RECORDS, write_original_manifest
+from .original import FOLDERS, RECORDS, remove_moved, write_original_manifest
 from .sources import TrackSource
 from .splits import Settled, refuse_own_folder, settle
 from .store import DTYPES, PARTIAL, check_rates, entries_in, write_manifest
@@ -89,12 +89,17 @@ def prepare(
     with _lock(settings.out), _scratch(settings.out / PARTIAL):
         _refuse_other_settings(settings)
         settled = Settled([], [])
-        if layout == "cache":
+        jobs = _jobs(tracks, layout)
+        if layout == "original":
+            every = _jobs(tracks if source is None else source, layout)
+            places = {os.path.abspath(j.track.path): (FOLDERS[j.track.split], f"{j.number:04d}") for j in every}
+            remove_moved(settings.out, places)
+        else:
             settled = settle(settings, tracks if source is None else source)
             if settled.moved:
                 write_manifest(settings.out, settings.rates)
         outcomes = []
-        for outcome in _run(_jobs(tracks, layout), settings, workers):
+        for outcome in _run(jobs, settings, workers):
             outcomes.append(outcome)
             report(outcome)
         failed = [{"name": o.name, "split": o.split, "error": o.error} for o in outcomes if o.status == "failed"]

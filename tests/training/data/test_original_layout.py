@@ -75,6 +75,17 @@ def test_folders_hold_nothing_but_tracks(tmp_path: Path, songs: Path) -> None:
     assert found == {f"{split}_{kilohertz}/0000.npz" for split in ("train", "validation") for kilohertz in (8, 16)}
 
 
+def test_a_track_that_is_held_out_leaves_the_training_tracks(tmp_path: Path, songs: Path) -> None:
+    prepare(find_stems(songs), tmp_path / "out", rates=RATES, layout="original")
+    write(songs, tmp_path / "out")
+    write(songs, tmp_path / "fresh")
+    assert [p.name for p in (tmp_path / "out" / "train_8").iterdir()] == ["0000.npz"]
+    for rate in RATES:
+        for folder in (f"train_{rate // 1000}", f"validation_{rate // 1000}"):
+            found, expected = (load(tmp_path / out / folder / "0000.npz") for out in ("out", "fresh"))
+            assert np.array_equal(found, expected)
+
+
 def test_finished_tracks_are_kept_and_changed_ones_written_anew(
     tmp_path: Path, songs: Path, write_stems: WriteStems
 ) -> None:
