@@ -68,7 +68,7 @@ def test_a_few_minutes_of_songs_teach_a_small_network(tmp_path: Path) -> None:
     prepared = ["--stems", str(songs), "--held-out", held_out, "--out", str(cache), "--rates", "8000"]
     assert main(["prepare", *prepared]) == 0
     network = {"N": 64, "B": 32, "H": 48, "layers": 6, "stack": 1, "num_mels": 64, "stages_num": 1}
-    recipe = {"batch_size": 4, "time_length": 2.0, "steps": 400, "learning_rate": 0.01, "sgdr_period": 401, "ema": 0.98}
+    recipe = {"batch_size": 4, "time_length": 2.0, "steps": 800, "learning_rate": 0.02, "sgdr_period": 801, "ema": 0.98}
     teach(cache, tmp_path / "run", {**network, **recipe, "stats_items": 100, "validate_every": 100})
     found = improvements(cache, tmp_path / "run", 8000)
     assert found["vocals"] > 2 and found["drums"] > 0, found
