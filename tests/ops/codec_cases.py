@@ -105,17 +105,27 @@ def results(how: Operation, leaves: dict[str, Tensor], given: Tensor | None = No
     return {"y": y.detach(), **{f"gradient of {k}": v for k, v in zip(leaves, found, strict=True)}}
 
 
+def rounding(case: Case, leaves: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, float]:
+    """What float32 cannot tell apart: the largest error of PyTorch's layers in float32, and in float64 for inputs half a
+    unit in the last place away. Near silence the slope of the logarithm is steep, and one draw of errors says little."""
+    others = [results(case.plain, case.leaves(torch.float32))]
+    r = torch.Generator().manual_seed(2)
+    for _ in range(4):
+        moved = {k: v.detach() * (1 + 2.0**-24 * (2 * torch.rand(v.shape, generator=r) - 1)) for k, v in leaves.items()}
+        others.append(results(case.plain, {k: v.requires_grad_() for k, v in moved.items()}))
+    return {k: max(relative_error(other[k], v) for other in others) for k, v in expected.items()}
+
+
 def check(case: Case, dtype: torch.dtype = torch.float32, limit: float = 3e-6, device: str = "cpu") -> None:
-    """Compare with PyTorch's layers in float64: within ``limit``, or three times their own error in ``dtype`` where that is
+    """Compare with PyTorch's layers in float64: within ``limit``, or three times :func:`rounding` where ``dtype`` is
     float32. In two bytes both sides get the rounded inputs, so that the ReLU lets the same frames pass."""
     ours = case.leaves(dtype, device)
     exact = {k: v.detach().double().cpu().requires_grad_() for k, v in ours.items()}
     expected = results(case.plain, exact)
-    eager = results(case.plain, case.leaves(torch.float32)) if dtype == torch.float32 else {}
+    own = rounding(case, exact, expected) if dtype == torch.float32 else {}
     for name, value in results(case.fused, ours).items():
         assert value.isfinite().all()
-        own = 3 * relative_error(eager[name], expected[name]) if eager else 0.0
-        assert_parity(name, value.cpu(), expected[name], max(limit, own))
+        assert_parity(name, value.cpu(), expected[name], max(limit, 3 * own.get(name, 0.0)))
 
 
 def codec_stage(recording: Golden) -> StageConfig:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from metatasnet_fast import reference
 from metatasnet_fast.errors import ShapeError
 from metatasnet_fast.ops import stage_loss
 from tests.ops import loss_cases as cases
@@ -21,13 +24,33 @@ def test_losses_equal_the_recorded_ones(dtype: torch.dtype, limit: float) -> Non
 
 @settings(max_examples=20, deadline=None)
 @given(
-    n=st.integers(1, 4), samples=st.integers(1, 257), frames=st.integers(1, 20),
+    n=st.integers(2, 4), samples=st.integers(2, 257), frames=st.integers(1, 20),
     silent=st.sets(st.tuples(st.integers(0, 0), st.integers(0, 3))), noise=st.sampled_from([1e-3, 1.0, 30.0]),
 )  # fmt: skip
 def test_any_length_silence_and_quality_in_float64(
     n: int, samples: int, frames: int, silent: set[tuple[int, int]], noise: float
 ) -> None:
     cases.check(cases.inputs(n, samples, frames, silent=tuple(silent), noise=noise), torch.float64, 1e-9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(1, 2), samples=st.integers(1, 2), silent=st.sets(st.tuples(st.integers(0, 0), st.integers(0, 3))),
+    noise=st.sampled_from([1e-3, 1.0, 30.0]), seed=st.integers(0, 999),
+)  # fmt: skip
+def test_gradients_that_cancel_stay_small(
+    n: int, samples: int, silent: set[tuple[int, int]], noise: float, seed: int
+) -> None:
+    # An estimate of one sample is a multiple of its target, and an item alone is its own neighbour: slopes cancel, down to
+    # rounding errors, so these are judged by the steepest slope: of a logarithm at 1e-8, of the cosines of a short vector.
+    values = cases.inputs(n, samples, 1, silent=tuple(silent), noise=noise, seed=seed)
+    expected = cases.results(reference.stage_loss, cases.at(values, torch.float64))
+    found = cases.results(stage_loss, cases.at(values, torch.float64))
+    steepest = dict.fromkeys(cases.LEAVES, 20 / math.log(10) / math.sqrt(1e-8))
+    steepest["latents"] = 5 / float(values["latents"].norm(dim=-1).min())
+    for name, slope in steepest.items():
+        error = (found[f"gradient of {name}"] - expected[f"gradient of {name}"]).abs().max()
+        assert error <= 1e-9 * slope, name
 
 
 def test_gradients_are_those_of_the_function() -> None:
