@@ -133,6 +133,17 @@ def recipe_sources(meta: Mapping[str, Any]) -> list[Tensor]:
     return found
 
 
+def half_a_unit_away(values: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
+    """Float64 leaves that float32 cannot tell from ``values``: moved by at most half a unit in the last place."""
+    r = torch.Generator().manual_seed(seed)
+
+    def moved(x: Tensor) -> Tensor:
+        noise = 2 * torch.rand(x.shape, generator=r, dtype=torch.float64) - 1
+        return (x.detach().double() * (1 + 2.0**-24 * noise)).requires_grad_(x.requires_grad)
+
+    return {k: moved(v) for k, v in values.items()}
+
+
 def relative_error(value: Tensor | Sequence[Tensor], expected: Tensor | Sequence[Tensor]) -> float:
     """``|a - b| / |b|`` in L2, over one tensor or several together."""
     values = [value] if isinstance(value, Tensor) else list(value)

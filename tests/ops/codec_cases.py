@@ -13,7 +13,7 @@ from metatasnet_fast.config import MetaTasNetConfig, StageConfig
 from metatasnet_fast.ops import bottleneck, codec, filter_bank, log_power, overlap_add
 from metatasnet_fast.precision import Precision
 from metatasnet_fast.reference import generator
-from tests.support import Golden, allowed, assert_parity, relative_error
+from tests.support import Golden, allowed, assert_parity, half_a_unit_away, relative_error
 
 Operation = Callable[[dict[str, Tensor]], Tensor]
 STRIDE, PADDING = 5, 4
@@ -109,10 +109,7 @@ def rounding(case: Case, leaves: dict[str, Tensor], expected: dict[str, Tensor])
     """What float32 cannot tell apart: the largest error of PyTorch's layers in float32, and in float64 for inputs half a
     unit in the last place away. Near silence the slope of the logarithm is steep, and one draw of errors says little."""
     others = [results(case.plain, case.leaves(torch.float32))]
-    r = torch.Generator().manual_seed(2)
-    for _ in range(4):
-        moved = {k: v.detach() * (1 + 2.0**-24 * (2 * torch.rand(v.shape, generator=r) - 1)) for k, v in leaves.items()}
-        others.append(results(case.plain, {k: v.requires_grad_() for k, v in moved.items()}))
+    others += [results(case.plain, half_a_unit_away(leaves, seed)) for seed in range(4)]
     return {k: max(relative_error(other[k], v) for other in others) for k, v in expected.items()}
 
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from metatasnet_fast import reference
 from metatasnet_fast.errors import ShapeError
 from metatasnet_fast.ops import stage_loss
 from tests.ops import loss_cases as cases
@@ -41,16 +38,8 @@ def test_any_length_silence_and_quality_in_float64(
 def test_gradients_that_cancel_stay_small(
     n: int, samples: int, silent: set[tuple[int, int]], noise: float, seed: int
 ) -> None:
-    # An estimate of one sample is a multiple of its target, and an item alone is its own neighbour: slopes cancel, down to
-    # rounding errors, so these are judged by the steepest slope: of a logarithm at 1e-8, of the cosines of a short vector.
     values = cases.inputs(n, samples, 1, silent=tuple(silent), noise=noise, seed=seed)
-    expected = cases.results(reference.stage_loss, cases.at(values, torch.float64))
-    found = cases.results(stage_loss, cases.at(values, torch.float64))
-    steepest = dict.fromkeys(cases.LEAVES, 20 / math.log(10) / math.sqrt(1e-8))
-    steepest["latents"] = 5 / float(values["latents"].norm(dim=-1).min())
-    for name, slope in steepest.items():
-        error = (found[f"gradient of {name}"] - expected[f"gradient of {name}"]).abs().max()
-        assert error <= 1e-9 * slope, name
+    cases.check_what_cancels(values, torch.float64, 1e-9)
 
 
 def test_gradients_are_those_of_the_function() -> None:
