@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ..config import MetaTasNetConfig
+from ..errors import ConfigError
 from ..model import MultiTasNet
 from . import recipe
 from .cases import Case
@@ -103,18 +104,30 @@ def cases(size: Size, network: MultiTasNet, entrants: Entrants) -> Iterator[Call
         yield lambda: [first_call_case(network, entrants, size.job[kind][1])]
 
 
-def run(size: Size, entrants: Entrants, tell: Callable[[str], object] = lambda line: None) -> Iterator[Row]:
-    """Measure every case of a size; rows come as they are measured. ``tell`` gets a line about what comes next."""
+def run(
+    size: Size, entrants: Entrants, tell: Callable[[str], object] = lambda line: None, only: str = ""
+) -> Iterator[Row]:
+    """Measure the cases of a size whose names contain ``only``; rows come as they are measured.
+
+    ``tell`` gets a line about what comes next. Raises :class:`ConfigError` if no name contains ``only``.
+    """
     machine = describe(entrants.device)
     tell("ceilings: a large copy and matrix products")
     ceilings = measure_ceilings(entrants.device, entrants.precisions, tiny=size.config == TINY)
     network = recipe.network(size.config)
+    names, found = [], False
     for build in cases(size, network, entrants):
         for case in build():
+            names.append(case.name)
+            if only not in case.name:
+                continue
+            found = True
             tell(case.name)
             for row in measured(case, ceilings, size.effort):
                 row.machine = machine
                 yield row
+    if not found:
+        raise ConfigError(f"No case's name contains {only!r}; there are: {', '.join(names)}.")
 
 
 def measured(case: Case, ceilings: Ceilings, effort: Effort) -> list[Row]:

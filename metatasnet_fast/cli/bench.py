@@ -35,6 +35,9 @@ def add_parser(commands: Any) -> None:
     size.add_argument(
         "--tiny", action="store_true", help="a network of a few channels: tries the program, not the machine"
     )
+    parser.add_argument(
+        "--only", metavar="TEXT", default="", help="measure the cases whose names contain TEXT: separate"
+    )
     parser.add_argument("-o", "--out", metavar="DIR", help="write DIR/bench.jsonl and DIR/bench.png")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     parser.add_argument("--threads", type=int, help="torch's threads (default: as torch chooses)")
@@ -69,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     entrants = Entrants.of(_device(args.device), size.compiled and not args.no_compile)
     began = time.perf_counter()
     rows = []
-    for row in run_suite(size, entrants, lambda line: print(f"{line} ...", file=sys.stderr, flush=True)):
+    for row in run_suite(size, entrants, _tell, args.only):
         rows.append(row)
         if folder:
             write_rows(rows, folder / "bench.jsonl")
@@ -79,6 +82,10 @@ def run(args: argparse.Namespace) -> int:
         print(folder / "bench.jsonl")
         _draw(rows, folder / "bench.png")
     return REGRESSION if any(row.wrong for row in rows) else 0
+
+
+def _tell(line: str) -> None:
+    print(f"{line} ...", file=sys.stderr, flush=True)
 
 
 def _about(rows: list[Row], seconds: float) -> str:

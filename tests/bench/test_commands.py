@@ -13,24 +13,17 @@ from metatasnet_fast.benchmark import selftest as proof
 from metatasnet_fast.benchmark.suite import SIZES
 from metatasnet_fast.cli.main import main
 
-
-@pytest.fixture
-def only_inference(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the suite, the first case alone."""
-    from metatasnet_fast.benchmark import suite
-
-    every = suite.cases
-    monkeypatch.setattr(suite, "cases", lambda *arguments: [next(iter(every(*arguments)))])
+INFERENCE = ["bench", "--tiny", "--device", "cpu", "--only", "inference"]
 
 
-@pytest.mark.usefixtures("only_inference")
 def test_bench_prints_a_table_and_records_a_line_for_each_contender(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["bench", "--tiny", "--device", "cpu", "--out", str(tmp_path)]) == 0
+    assert main([*INFERENCE, "--out", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     rows = read_rows(tmp_path / "bench.jsonl")
     assert {row.contender for row in rows} >= {"reference"}
+    assert {row.job for row in rows} == {"inference"}
     for row in rows:
         assert row.label in out
         assert row.seconds and row.samples and row.errors and row.flops and row.bytes and row.first_call_seconds
@@ -40,12 +33,11 @@ def test_bench_prints_a_table_and_records_a_line_for_each_contender(
         assert row.ceilings["copy_bytes_per_s"] > 0 and row.ceilings["mm_flop_per_s"][row.precision] > 0
 
 
-@pytest.mark.usefixtures("only_inference")
 def test_without_matplotlib_bench_names_the_extra(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert main(["bench", "--tiny", "--device", "cpu", "--out", str(tmp_path)]) == 0
+    assert main([*INFERENCE, "--out", str(tmp_path)]) == 0
     assert "pip install 'metatasnet-fast[plots]'" in capsys.readouterr().out
     assert not (tmp_path / "bench.png").exists()
 
@@ -62,6 +54,12 @@ def test_bench_refuses_in_one_sentence(argv: list[str], said: str, capsys: pytes
     assert main(["bench", *argv]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
+
+
+def test_a_case_that_is_not_there_is_answered_with_those_that_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--tiny", "--device", "cpu", "--only", "lunch"]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "'lunch'; there are: inference 1x0.4s, " in last and "preparation" in last
 
 
 def test_quick_leaves_the_compiler_out() -> None:
@@ -96,5 +94,5 @@ def test_every_network_passes_the_selftest_here() -> None:
 @pytest.mark.slow
 def test_two_runs_of_the_same_code_agree(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        assert main(["bench", "--tiny", "--device", "cpu", "--out", str(tmp_path / name)]) == 0
+        assert main([*INFERENCE, "--out", str(tmp_path / name)]) == 0
     assert main(["bench", "compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
