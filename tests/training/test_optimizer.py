@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from metatasnet_fast import MultiTasNet
 from metatasnet_fast.errors import ConfigError
@@ -16,8 +18,8 @@ from metatasnet_fast.training import SGDR, Ranger
 from tests.support import GOLDEN, golden, relative_error
 
 
-@pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
-def test_sixty_steps_equal_the_recorded_ones(dtype: torch.dtype, limit: float) -> None:
+def trajectory(dtype: torch.dtype) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Steps from 1 with the weights found and recorded; restarts and learning rates are compared on the way."""
     recording = golden("optimizer")
     meta = recording.meta
     start = recording["start"].to(dtype)
@@ -30,8 +32,56 @@ def test_sixty_steps_equal_the_recorded_ones(dtype: torch.dtype, limit: float) -
         assert optimizer.param_groups[0]["lr"] == pytest.approx(recording["learning_rates"][step - 1].item(), rel=1e-14)
         w.grad, b.grad = gradient[:35].view(7, 5), gradient[35:]
         optimizer.step()
-        found = torch.cat([w.detach().flatten(), b.detach()])
-        assert relative_error(found, recording["trajectory"][step - 1]) < limit, step
+        yield step, torch.cat([w.detach().flatten(), b.detach()]), recording["trajectory"][step - 1]
+
+
+def test_sixty_steps_equal_the_recorded_ones_in_float64() -> None:
+    # Moments and steps are float32 in the original, too, and the last bit of MKL's square root differs from processor to
+    # processor. So one of the 40 weights may be two of float32's units away; the others are equal to 1e-12.
+    for step, found, expected in trajectory(torch.float64):
+        unit = 2.0 ** (expected.abs().log2().floor() - 23)
+        error = (found - expected).abs()
+        assert (error <= 2 * unit).all(), step
+        equal = error <= 1e-12 * expected.abs()
+        assert equal.sum() >= len(expected) - 1, step
+        assert relative_error(found[equal], expected[equal]) < 1e-12, step
+
+
+def test_sixty_steps_equal_the_recorded_ones_in_float32() -> None:
+    for step, found, expected in trajectory(torch.float32):
+        assert relative_error(found, expected) < 1e-6, step
+
+
+def test_many_tensors_at_once_are_the_originals_steps_one_by_one() -> None:
+    torch.manual_seed(1)
+    together = [nn.Parameter(torch.randn(shape)) for shape in ((7, 5), (5,), (33, 17), (1,))]
+    slow = [p.detach().clone() for p in together]
+    alone = [p.clone() for p in slow]
+    first, second = ([torch.zeros_like(p) for p in alone] for _ in range(2))
+    optimizer = Ranger(together, lr=1e-2, weight_decay=0.1)
+    for step in range(1, 31):
+        power, longest = 0.999**step, 2 / (1 - 0.999) - 1
+        length = longest - 2 * step * power / (1 - power)
+        size = 1 / (1 - 0.95**step)
+        if length > 5:
+            size *= math.sqrt(
+                (1 - power) * (length - 4) / (longest - 4) * (length - 2) / length * longest / (longest - 2)
+            )
+        for i, p in enumerate(together):
+            gradient = p.grad = torch.randn(p.shape)
+            second[i].mul_(0.999).addcmul_(gradient, gradient, value=1 - 0.999)
+            first[i].mul_(0.95).add_(gradient, alpha=1 - 0.95)
+            alone[i].add_(alone[i], alpha=-0.1 * 1e-2)
+            if length > 5:
+                alone[i].addcdiv_(first[i], second[i].sqrt().add_(1e-5), value=-size * 1e-2)
+            else:
+                alone[i].add_(first[i], alpha=-size * 1e-2)
+            if step % 6 == 0:
+                slow[i].add_(alone[i] - slow[i], alpha=0.5)
+                alone[i].copy_(slow[i])
+        optimizer.step()
+        for a, b in zip(together, alone, strict=True):
+            torch.testing.assert_close(a.detach(), b, rtol=2e-7, atol=1e-9)
 
 
 def test_a_parameter_without_gradient_is_left_alone() -> None:
