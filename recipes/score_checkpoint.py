@@ -6,6 +6,7 @@ For each stem: medians, over 8 s pieces of the song or over tracks, of SI-SDR in
 mixture, of the ideal ratio mask and of the network; and the median of what the network gains over the mixture. Pieces count
 in which the stem holds at least 1% of the mixture's energy. The song is scored on every backend and precision that this
 machine has, and the largest difference from float32 on the backend `reference` is printed: of the medians, and of any piece.
+Last, how dull it sounds: the level of the stems' sum, by `Separator`, against that of the mixture in three octaves.
 """
 
 from __future__ import annotations
@@ -18,14 +19,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from training.scoring import Scores, piece_scores, summary
+from training.scoring import Scores, band_levels, piece_scores, summary
 
-from metatasnet_fast import MultiTasNet, available_backends, load_checkpoint, use_backend
+from metatasnet_fast import MultiTasNet, Separator, available_backends, load_checkpoint, use_backend
 from metatasnet_fast.audio import read_audio, resample
 from metatasnet_fast.config import INSTRUMENTS
 from metatasnet_fast.evaluation.musdb18 import open_musdb
 
 PIECE_SECONDS = 8
+BANDS = ((1000, 2000), (2000, 4000), (4000, 7500))
+"""Hz."""
 
 
 def at_rates(network: MultiTasNet, mix: Tensor, stems: Tensor, rate: int) -> tuple[list[Tensor], list[Tensor]]:
@@ -63,11 +66,13 @@ def print_table(title: str, rows: dict[str, dict[str, float]]) -> None:
 
 
 def score_song(network: MultiTasNet, folder: Path) -> dict[str, Any]:
-    mixes, sources = at_rates(network, *read_song(folder))
+    mix, stems, rate = read_song(folder)
+    mixes, sources = at_rates(network, mix, stems, rate)
     with use_backend("reference", "float32"):
         exact = score(network, mixes, sources, by_piece=True)
     print_table(f"{folder.name}, backend reference, float32", summary([exact]))
-    result: dict[str, Any] = {"song": folder.name, "scores": summary([exact]), "differences": {}}
+    result: dict[str, Any] = {"song": folder.name, "scores": summary([exact]), "levels": levels(network, mix, rate)}
+    result["differences"] = {}
     for name, state in available_backends().items():
         for precision in ("float32", "bfloat16"):
             if not state.available or (name, precision) == ("reference", "float32"):
@@ -81,6 +86,17 @@ def score_song(network: MultiTasNet, folder: Path) -> dict[str, Any]:
                 f"{name}, {precision}: medians differ by {max(medians):.4f} dB at most, pieces by {max(worst):.4f} dB"
             )
     return result
+
+
+def levels(network: MultiTasNet, mix: Tensor, rate: int) -> dict[str, float]:
+    """What the stems of a mono mixture hold of its octaves, dB."""
+    total = torch.stack(list(Separator(network).separate(mix, rate).values())).sum(0)
+    found = band_levels(total, mix, rate, BANDS)
+    print(
+        "stems' sum less mixture: "
+        + ", ".join(f"{a}-{b} Hz {x:.1f} dB" for (a, b), x in zip(BANDS, found, strict=True))
+    )
+    return {f"{a}-{b} Hz": x for (a, b), x in zip(BANDS, found, strict=True)}
 
 
 def score_musdb(network: MultiTasNet, root: Path) -> dict[str, Any]:

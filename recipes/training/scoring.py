@@ -12,7 +12,7 @@ from metatasnet_fast.reference.losses import si_sdr
 
 from .sampling import SOUNDS
 
-__all__ = ["Scores", "ideal_ratio_mask", "piece_scores", "summary"]
+__all__ = ["Scores", "band_levels", "ideal_ratio_mask", "piece_scores", "summary"]
 
 Scores = dict[str, Tensor]
 """For each stem (pieces in which it sounds, 3): SI-SDR, dB, of the mixture, of the ideal ratio mask and of the estimate."""
@@ -28,6 +28,14 @@ def ideal_ratio_mask(sources: Tensor, mix: Tensor) -> Tensor:
     magnitude = spectrum(sources).abs()
     masked = spectrum(mix) * magnitude / magnitude.sum(0).clamp(min=1e-8)
     return torch.istft(masked, 1024, 256, window=window, length=mix.shape[-1])
+
+
+def band_levels(total: Tensor, mix: Tensor, rate: int, bands: Sequence[tuple[float, float]]) -> list[float]:
+    """Energy of the stems' sum less that of the mixture, dB, in bands from a to b Hz; both (n,)."""
+    frequency = torch.fft.rfftfreq(mix.shape[-1], 1 / rate)
+    powers = [torch.fft.rfft(x.double()).abs().square() for x in (total, mix)]
+    inside = [(frequency >= a) & (frequency < b) for a, b in bands]
+    return [float(10 * torch.log10(powers[0][i].sum() / powers[1][i].sum())) for i in inside]
 
 
 def piece_scores(
