@@ -1,7 +1,7 @@
 """Train the bundled checkpoint on one CPU core.
 
     python recipes/build_dataset.py --songs SONGS --out DATA
-    python recipes/train_checkpoint.py --data DATA --out OUT --minutes 95
+    python recipes/train_checkpoint.py --data DATA --out OUT --minutes 95 [--start MODEL]
 
 OUT/model is the checkpoint: an exponential moving average of the weights, in half precision. What differs from the authors'
 training, and why: see docs/checkpoint.md. It goes on where it was interrupted if it is started again with the same --out.
@@ -23,7 +23,7 @@ from training.sampling import Sampler, held_out_pieces, read_tracks
 from training.scoring import piece_scores, summary
 
 from metatasnet_fast.config import MetaTasNetConfig
-from metatasnet_fast.model import MultiTasNet
+from metatasnet_fast.model import MultiTasNet, load_checkpoint
 
 STEM_WEIGHTS = (1.25, 0.75, 0.75, 1.25)
 """Drums, bass, other, vocals."""
@@ -58,7 +58,7 @@ class Training:
     def load_data(self) -> None:
         self.tracks = read_tracks(self.args.data, tuple(s.sampling_rate for s in self.config.stages))
         rng = np.random.default_rng([self.args.seed, self.step])
-        self.sampler = Sampler(self.tracks, self.config, self.args.seconds, rng)
+        self.sampler = Sampler(self.tracks, self.config, self.args.seconds, rng, self.args.tone)
         self.pieces = held_out_pieces(self.tracks, self.config)
 
     def resume(self) -> bool:
@@ -80,15 +80,25 @@ class Training:
         (self.args.out / "state.part").replace(self.args.out / "state.pt")
         self.average.save_pretrained(self.args.out / "model", half=True)
 
+    def start(self) -> None:
+        """Take the statistics of the training set's spectrograms, or go on from a finished checkpoint of the same sizes."""
+        if not self.args.start:
+            self.network.compute_stats(([x[:, None] for x in self.sampler.batch(8)[0]],) for _ in range(60))
+            return
+        finished = load_checkpoint(self.args.start)
+        if finished.config != self.config:
+            raise SystemExit(f"{self.args.start} has other settings: {finished.config}, not {self.config}")
+        self.network.load_state_dict(finished.state_dict())
+        self.average.load_state_dict(finished.state_dict())
+
     def learn_codec(self) -> float:
         """Teach decoder(encoder(x)) = x first: with a random codec the stems begin at -30 dB, which costs time."""
-        self.network.compute_stats(([x[:, None] for x in self.sampler.batch(8)[0]],) for _ in range(60))
         value = 0.0
         for index in range(CODEC_STEPS):
             self.set_rate(3e-3 * min(1.0, (index + 1) / 20) * (1 - 0.9 * index / CODEC_STEPS))
             mixes, sources, _ = self.sampler.batch(2)
             signals = [torch.cat([m, s.flatten(0, 1)[: len(m)]]) for m, s in zip(mixes, sources, strict=True)]
-            quality = reconstruction(self.network, signals, torch.float32)
+            quality = reconstruction(self.network, signals, torch.float32, self.args.emphasis)
             self.update(-quality)
             value = float(quality)
         self.average.load_state_dict(self.network.state_dict())
@@ -110,8 +120,9 @@ class Training:
         self.set_rate(self.args.rate * min(1.0, (self.step + 1) / 100) * decay)
         mixes, sources, counts = self.sampler.batch(self.args.batch)
         loss, values = step_loss(
-            self.network, mixes, sources, counts, self.dtype, torch.tensor(STEM_WEIGHTS), torch.tensor([0.7, 1.3])
-        )
+            self.network, mixes, sources, counts, self.dtype, torch.tensor(STEM_WEIGHTS), torch.tensor([0.7, 1.3]),
+            self.args.emphasis,
+        )  # fmt: skip
         self.update(loss)
         self.step += 1
         with torch.no_grad():
@@ -138,6 +149,7 @@ def train(args: argparse.Namespace) -> None:
 
     started = time.monotonic()
     if not training.resume():
+        training.start()
         note(codec=training.learn_codec(), seconds=time.monotonic() - started)
     started -= training.elapsed
     saved = scored = training.elapsed
@@ -165,6 +177,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate")
+    parser.add_argument("--start", metavar="MODEL", help="name or folder of a checkpoint to go on from")
+    parser.add_argument("--emphasis", type=float, default=0.4, help="share of the loss that hears high frequencies")
+    parser.add_argument("--tone", type=float, default=3.0, help="deviation, dB, of the gains that change a stem's tone")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--seed", type=int, default=1)
     sizes = {"N": 96, "L": 40, "W": 40, "B": 64, "H": 96, "stack": 2, "num_mels": 64}

@@ -19,6 +19,8 @@ UNIT = 2048
 """The integer that stands for the deviation of a track's mono mixture."""
 SOUNDS = 1e-2
 """Share of a mixture's energy above which a stem, or the rest of the mixture, counts as sounding."""
+TONE = (60.0, 200.0, 600.0, 1800.0, 4000.0, 8000.0)
+"""Hz."""
 DRUMS, BASS, OTHER, VOCALS = range(4)
 HIGH_PASSED = 4
 """Fifth stem of a song: `other` without low frequencies."""
@@ -68,16 +70,27 @@ def without_rounding(mix: Tensor) -> Tensor:
     return torch.fft.irfft(spectrum, n=mix.shape[-1])
 
 
+def retuned(pieces: NDArray[np.float32], rate: int, gains: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Another tone: zero-phase gains, dB, at ``TONE`` Hz, linear in between over the logarithm of the frequency."""
+    frequency = np.fft.rfftfreq(pieces.shape[-1], 1 / rate).clip(min=1.0)
+    curve = (10 ** (np.interp(np.log(frequency), np.log(TONE), gains) / 20)).astype(np.float32)
+    spectrum = torch.fft.rfft(torch.from_numpy(pieces)) * torch.from_numpy(curve)
+    return torch.fft.irfft(spectrum, n=pieces.shape[-1]).numpy()
+
+
 class Sampler:
     """Items cut at the same times at every rate.
 
     Four kinds: a song as it is; a song's vocals over a synthesised piece; stems of any tracks; and any of these with another
     bass. Where a song's bass may hide in `other`, that `other` goes without low frequencies, or does not count in the loss.
-    Half of the mixtures are freed of the cache's rounding noise.
+    Half of the mixtures are freed of the cache's rounding noise. ``tone``, dB, is the deviation of the gains with which half
+    of the stems are :func:`retuned`.
     """
 
-    def __init__(self, tracks: list[Track], config: MetaTasNetConfig, seconds: float, rng: np.random.Generator) -> None:
-        self.config, self.rng = config, rng
+    def __init__(
+        self, tracks: list[Track], config: MetaTasNetConfig, seconds: float, rng: np.random.Generator, tone: float = 0.0
+    ) -> None:
+        self.config, self.rng, self.tone = config, rng, tone
         self.stages = config.stages
         self.frames = round(seconds * config.sampling_rate) // config.W
         self.rate = config.sampling_rate / config.W
@@ -158,6 +171,9 @@ class Sampler:
                 pieces = self.cut(index, stem, side, at)
             # Decibels: stems of different tracks are mixed at levels further apart.
             gain = 10 ** (rng.normal(0, 4 if kind == "any" else 1.5) / 20) * rng.choice([-1, 1])
+            if self.tone and rng.random() < 0.5:
+                gains = rng.normal(0, self.tone, len(TONE))
+                pieces = [retuned(x, s.sampling_rate, gains) for x, s in zip(pieces, self.stages, strict=True)]
             stems.append([np.float32(gain) * piece for piece in pieces])
         level = np.float32(rng.uniform(0.7, 1.3))
         return [level * np.stack([pieces[s] for pieces in stems]) for s in range(len(self.stages))], doubtful

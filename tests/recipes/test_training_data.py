@@ -21,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "recipes"))
 
 from music.drums import play_samples, synthetic_kit  # noqa: E402
 from music.score import BAR, compose  # noqa: E402
-from training.sampling import BASS, OTHER, UNIT, VOCALS, Sampler, read_tracks, without_rounding  # noqa: E402
+from training.sampling import BASS, OTHER, TONE, UNIT, VOCALS, Sampler, read_tracks, retuned, without_rounding  # noqa: E402
+from training.scoring import band_levels  # noqa: E402
 
 CONFIG = MetaTasNetConfig(N=16, L=40, W=40, B=16, H=16, num_mels=8, stages_num=2)
 SECONDS = 24
@@ -89,6 +90,39 @@ def test_an_other_that_may_hold_a_bass_never_counts(sampler: Sampler, monkeypatc
     print(f"{int(doubtful.sum())} of 300 doubtful")
     assert 10 < int(doubtful.sum()) < 150
     assert not counts[doubtful].any() and counts[~doubtful].any()
+
+
+@given(gains=st.lists(st.floats(-12, 12), min_size=len(TONE), max_size=len(TONE)), rate=st.sampled_from([8000, 16000]))
+@settings(max_examples=50, deadline=None)
+def test_another_tone_has_its_gains_at_its_frequencies(gains: list[float], rate: int) -> None:
+    time = np.arange(2 * rate) / rate
+    for frequency, gain in zip(TONE, gains, strict=True):
+        if frequency < rate / 2:
+            sine = np.sin(2 * np.pi * frequency * time).astype(np.float32)
+            expected = 10 ** (gain / 20) * sine
+            np.testing.assert_allclose(retuned(sine, rate, np.array(gains)), expected, atol=1e-4 * 10 ** (gain / 20))
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=20, deadline=None)
+def test_stems_of_another_tone_still_sum_to_the_mixture_and_agree_between_rates(sampler: Sampler, seed: int) -> None:
+    """The tracks of this file are constants, which a tone changes by its lowest gain, the same at both rates."""
+    sampler.rng, sampler.tone = np.random.default_rng(seed), 6.0
+    try:
+        mixes, sources, _ = sampler.batch(3)
+    finally:
+        sampler.tone = 0.0
+    for mix, stems in zip(mixes, sources, strict=True):
+        for made, total in zip(mix, stems.sum(0), strict=True):
+            assert torch.allclose(made, total, atol=1e-5) or torch.allclose(made, without_rounding(total), atol=1e-5)
+    torch.testing.assert_close(sources[0].mean(-1), sources[1].mean(-1), rtol=1e-3, atol=1e-4)
+
+
+def test_a_halved_band_lies_six_decibels_lower() -> None:
+    time = torch.arange(16000) / 16000
+    low, high = torch.sin(2 * torch.pi * 1500 * time), torch.sin(2 * torch.pi * 3000 * time)
+    found = band_levels(low + 0.5 * high, low + high, 16000, [(1000, 2000), (2000, 4000)])
+    assert found == pytest.approx([0.0, 20 * np.log10(0.5)], abs=1e-3)
 
 
 @given(seed=st.integers(0, 2**32 - 1))

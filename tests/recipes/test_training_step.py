@@ -73,6 +73,32 @@ def test_every_gradient_is_the_networks(both: tuple[Tensor, list[Tensor], Tensor
             assert float((found - expected).norm()) <= 1e-3 * float(expected.norm()) + 1e-5 * largest
 
 
+def test_emphasis_is_a_share_of_the_loss_that_hears_high_frequencies(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, sources = batch()
+    network = MultiTasNet(CONFIG)
+
+    def loss(frequency: float, emphasis: float) -> float:
+        estimates = []
+        for x, scale in zip(sources, (1, 2), strict=True):
+            time = torch.arange(x.shape[-1]) / (8000 * scale)
+            estimates.append(x + 0.5 * torch.sin(2 * torch.pi * frequency * time))
+        monkeypatch.setattr(network_module, "separate", lambda *_: estimates)
+        ones = (torch.ones(4), torch.ones(2))
+        return float(network_module.step_loss(network, [], sources, COUNTS, torch.float32, *ones, emphasis)[0])
+
+    # The same error at a low and at a high frequency: plain SI-SDR calls them equal, emphasis does not.
+    assert loss(200, 0.0) == pytest.approx(loss(3500, 0.0), abs=0.5)
+    assert loss(200, 1.0) < loss(3500, 1.0) - 50
+    assert loss(3500, 0.5) == pytest.approx((loss(3500, 0.0) + loss(3500, 1.0)) / 2, rel=1e-4)
+
+
+def test_a_stem_without_high_frequencies_is_not_asked_for_them() -> None:
+    sources = batch()[1][0]
+    sources[1] = torch.sin(2 * torch.pi * 60 * torch.arange(SAMPLES) / 8000)
+    assert network_module.sounding(sources)[1].all()
+    assert not network_module.sounding(network_module.bright(sources, 8000))[1].any()
+
+
 def test_bfloat16_changes_estimates_by_less_than_two_percent() -> None:
     torch.manual_seed(0)
     network = trained(MultiTasNet(CONFIG))

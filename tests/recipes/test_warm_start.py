@@ -1,0 +1,53 @@
+"""Training that goes on from a finished checkpoint."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+
+from metatasnet_fast.model import MultiTasNet
+
+from .test_training_data import write_track
+
+pytest.importorskip("safetensors")
+sys.path.insert(0, str(Path(__file__).parents[2] / "recipes"))
+train_checkpoint = pytest.importorskip("train_checkpoint")
+SIZES = {"N": 16, "L": 40, "W": 40, "B": 16, "H": 16, "stack": 1, "num_mels": 8}
+
+
+def arguments(folder: Path, **changes: object) -> Namespace:
+    settings = {"data": folder, "start": str(folder / "finished"), "precision": "float32", "rate": 1e-3, "seed": 1}
+    return Namespace(**(settings | {"seconds": 2.0, "tone": 3.0} | SIZES | changes))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, song in (("a@1.0", True), ("piece-000", False)):
+        write_track(tmp_path, name, song, True, (10.0, 14.0) if song else (0.0, 0.0))
+    torch.manual_seed(5)
+    network = MultiTasNet(train_checkpoint.configuration(arguments(tmp_path)))
+    with torch.no_grad():
+        for buffer in network.buffers():
+            buffer.add_(0.25)
+    network.save_pretrained(tmp_path / "finished")
+    return tmp_path
+
+
+def test_network_and_average_start_as_the_finished_one_with_its_statistics(folder: Path) -> None:
+    training = train_checkpoint.Training(arguments(folder))
+    finished = MultiTasNet.from_pretrained(folder / "finished").state_dict()
+    before = training.network.state_dict()
+    assert any(not torch.equal(before[name], value) for name, value in finished.items())
+    training.start()
+    for part in (training.network, training.average):
+        assert all(torch.equal(part.state_dict()[name], value) for name, value in finished.items())
+
+
+def test_a_finished_checkpoint_of_other_settings_is_refused(folder: Path) -> None:
+    training = train_checkpoint.Training(arguments(folder, H=24))
+    with pytest.raises(SystemExit, match="other settings"):
+        training.start()
