@@ -53,7 +53,7 @@ HINTS = {
     Failure.decode: "Fetch or export the file again; it is damaged, or in a format that cannot be decoded here.",
     Failure.out_of_memory: "Use a smaller --batch-size or fewer --songs-in-flight, or a machine with more memory.",
     Failure.write: "Check the destination's free space, permissions and connection, then run the same command again.",
-    Failure.unknown: "Run the same command with --retry-failed; if it fails again, report it with the message.",
+    Failure.unknown: "Run the same command again; if it fails again, report it with the message.",
 }
 
 

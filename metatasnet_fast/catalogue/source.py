@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import hashlib
 import os
 import stat
@@ -19,6 +20,9 @@ from .outcome import Failure
 from .storage import local_path, open_filesystem
 
 __all__ = ["Source", "Stamp", "sha256_of"]
+
+NO_PATH = (errno.ELOOP, errno.ENAMETOOLONG)
+"""What the system says of addresses that cannot be those of files."""
 
 SETTLED = 2.0
 """Seconds after which a time of change cannot belong to two contents, whatever the clock's steps."""
@@ -56,6 +60,9 @@ class Source:
                 status = os.stat(self._path)
                 if stat.S_ISDIR(status.st_mode):
                     raise IsADirectoryError(self.uri)
+                if not stat.S_ISREG(status.st_mode):
+                    # A pipe would be waited for, a device never ends.
+                    raise SongError(Failure.not_audio, f"{self.uri} is a pipe or a device, not a file.")
             settled = time.time() - status.st_mtime > SETTLED
             return Stamp(status.st_size, str(status.st_mtime_ns) if settled else None)
         filesystem, path = open_filesystem(self.uri)
@@ -90,6 +97,10 @@ class Source:
             raise SongError(Failure.not_found, f"{self.uri} may not be read ({error}).") from None
         except (NotADirectoryError, ValueError) as error:  # a name below a file, or one that holds a zero byte
             raise SongError(Failure.not_found, f"{self.uri!r} cannot be opened ({error}).") from None
+        except OSError as error:
+            if error.errno not in NO_PATH:
+                raise
+            raise SongError(Failure.not_found, f"{self.uri} leads to no file ({error.strerror}).") from None
 
 
 def _version(info: dict[str, Any]) -> str | None:

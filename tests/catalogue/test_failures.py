@@ -38,6 +38,9 @@ def cut(path: Path) -> None:
 BROKEN: dict[str, tuple[Failure, Callable[[Path], object]]] = {
     "missing.wav": (Failure.not_found, lambda path: None),
     "dangling.wav": (Failure.not_found, lambda path: path.symlink_to("nowhere")),
+    "round.wav": (Failure.not_found, lambda path: path.symlink_to("round.wav")),
+    "x" * 300 + ".wav": (Failure.not_found, lambda path: None),
+    "pipe.wav": (Failure.not_audio, os.mkfifo),
     "folder.wav": (Failure.not_audio, lambda path: path.mkdir()),
     "text.wav": (Failure.not_audio, lambda path: path.write_text("Words, words, words. " * 99)),
     "noise.flac": (Failure.not_audio, lambda path: path.write_bytes(np.random.default_rng(0).bytes(9999))),
