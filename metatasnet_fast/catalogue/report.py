@@ -32,7 +32,7 @@ def write_report(
     pictures = [song for song in (picture_song(row, storage) for row in ledger.samples) if song is not None]
     folder = f"runs/{ended.run}"
     storage.write(f"{folder}/report.json", (json.dumps(said, indent=1) + "\n").encode())
-    storage.write(f"{folder}/report.html", page(said, _labels(settings), pictures).encode())
+    storage.write(f"{folder}/report.html", page(said, _labels(settings), pictures).encode(errors="backslashreplace"))
     return f"{storage.root.rstrip('/')}/{folder}/report.html"
 
 
