@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -45,7 +45,9 @@ class Catalogue:
         if engine == "ray":
             from metatasnet_fast.catalogue.ray_engine import run_ray
 
-            return run_ray(songs, self.settings, str(destination), **more)  # type: ignore[arg-type]
+            # There each of the workers has so many threads, and two workers must fit on two cores.
+            options = replace(self.settings, threads=1)
+            return run_ray(songs, options, str(destination), **more)  # type: ignore[arg-type]
         return run_local(songs, self.settings, str(destination), **more)  # type: ignore[arg-type]
 
     def separator(self) -> Separator:
