@@ -19,6 +19,7 @@ from .outcome import Outcome
 from .settings import Settings
 from .song import Song
 from .source import Source
+from .storage import reaching, refuse_memory
 from .supervised import SupervisedWorker
 from .tally import Tally
 
@@ -56,6 +57,7 @@ def run_local(
     """
     run = run or new_run_name()
     target = Destination(destination)
+    refuse_memory(target.storage)
     tally = Tally(len(songs), expected_seconds(songs))
     say = _Everyone(tally, listener)
     say(RunStarted(run, len(songs), tally.expected_seconds, destination, "local", shard))
@@ -94,7 +96,8 @@ def set_aside(songs: Sequence[Song], settings: Settings, destination: Destinatio
     """The songs to try, and the failures of those that would fail as they did before: their files are still the same."""
     if settings.overwrite or settings.retry_failed:
         return list(songs), []
-    failures = destination.lasting_failures()
+    with reaching(destination.uri):
+        failures = destination.lasting_failures()
     todo: list[Song] = []
     failed: list[Outcome] = []
     for song in songs:

@@ -20,14 +20,15 @@ import glob
 import hashlib
 import io
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ..errors import ConfigError, MissingDependencyError
 from .song import Song, derived_id, safe_name
-from .storage import local_path, open_filesystem
+from .storage import client_errors, local_path, open_filesystem, reaching
 
 __all__ = ["AUDIO_SUFFIXES", "parse_shard", "read_manifest"]
 
@@ -92,16 +93,34 @@ def _song(row: Row, manifest: str, number: int) -> Song:
     uri = row.get("uri")
     if not isinstance(uri, str) or not uri:
         raise ConfigError(f"Row {number} of {manifest} has no uri: give every song one.")
-    id = row.get("id")
+    duration, size = (_number(row.get(name), name, manifest, number) for name in ("duration", "bytes"))
     try:
-        return Song(
-            str(id) if id not in (None, "") else derived_id(str(row.get("name", uri))),
-            uri,
-            None if row.get("duration") in (None, "") else float(row["duration"]),
-            None if row.get("bytes") in (None, "") else int(row["bytes"]),
-        )
+        id = derived_id(str(row.get("name", uri))) if _absent(row.get("id")) else str(row["id"])
+        id.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(
+            f"Row {number} of {manifest} has an id or uri with half a character: write it anew."
+        ) from None
+    return Song(id, uri, duration, None if size is None else int(size))
+
+
+def _absent(value: Any) -> bool:
+    """Whether a cell says nothing; tables made from data frames have NaN there."""
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+
+
+def _number(value: Any, name: str, manifest: str, row: int) -> float | None:
+    if _absent(value):
+        return None
+    try:
+        found = float(value)
     except (TypeError, ValueError):
-        raise ConfigError(f"Row {number} of {manifest} has a duration or bytes that is no number.") from None
+        found = math.inf
+    if math.isnan(found):
+        return None
+    if not 0 <= found < math.inf:
+        raise ConfigError(f"Row {row} of {manifest} has {name} {value!r}, which is no number from 0 on.")
+    return found
 
 
 def _resolved(rows: Iterable[Row], manifest: str) -> Iterator[Row]:
@@ -130,14 +149,21 @@ def _outside(rows: Iterable[Row], exclude: str | None) -> Iterator[Row]:
 
 def _rows(text: str, exclude: str | None) -> Iterator[Row]:
     path = local_path(text)
-    if path is not None:
-        if path.is_dir():
-            return _outside(_local_folder(path), exclude)
-        if not path.exists() and _is_pattern(text):
-            return _outside(_matches(path), exclude)
-        if not path.exists():
-            raise ConfigError(f"There is no manifest {text}: name a folder, a pattern, a list or a table.")
-        return _resolved(_listed(text, path.suffix, path.read_bytes), text)
+    with reaching(text), client_errors():
+        return _remote_rows(text, exclude) if path is None else _local_rows(text, path, exclude)
+
+
+def _local_rows(text: str, path: Path, exclude: str | None) -> Iterator[Row]:
+    if path.is_dir():
+        return _outside(_local_folder(path), exclude)
+    if not path.exists() and _is_pattern(text):
+        return _outside(_matches(path), exclude)
+    if not path.exists():
+        raise _no_manifest(text)
+    return _resolved(_listed(text, path.suffix, path.read_bytes), text)
+
+
+def _remote_rows(text: str, exclude: str | None) -> Iterator[Row]:
     filesystem, inside = open_filesystem(text)
     hidden = None if exclude is None or local_path(exclude) else str(filesystem._strip_protocol(exclude)).rstrip("/")
     if _is_pattern(text):
@@ -148,8 +174,12 @@ def _rows(text: str, exclude: str | None) -> Iterator[Row]:
         audio = {name: info for name, info in found.items() if _is_audio(name[len(inside) :])}
         return _remote(filesystem, audio, inside, hidden)
     if not filesystem.exists(inside):
-        raise ConfigError(f"There is no manifest {text}: name a folder, a pattern, a list or a table.")
+        raise _no_manifest(text)
     return _resolved(_listed(text, Path(inside).suffix, lambda: filesystem.cat_file(inside)), text)
+
+
+def _no_manifest(text: str) -> ConfigError:
+    return ConfigError(f"There is no manifest {text}: name a folder, a pattern, a list or a table.")
 
 
 def _is_pattern(text: str) -> bool:
@@ -162,12 +192,19 @@ def _is_audio(path: str) -> bool:
 
 
 def _local_folder(folder: Path) -> Iterator[Row]:
-    for place, folders, files in os.walk(folder):
+    for place, folders, files in os.walk(folder, onerror=_unreadable):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             if _is_audio(name):
                 path = Path(place, name)
                 yield {"uri": os.path.abspath(path), "name": path.relative_to(folder).as_posix(), "bytes": _size(path)}
+
+
+def _unreadable(error: OSError) -> NoReturn:
+    """``os.walk`` would leave the folder out without a word, and its songs would be lost."""
+    raise ConfigError(
+        f"The folder {error.filename} cannot be read ({error.strerror}): change its permissions, or list the songs."
+    )
 
 
 def _matches(pattern: Path) -> Iterator[Row]:
@@ -258,5 +295,8 @@ def _parquet(text: str, content: bytes) -> Iterator[Row]:
     if "uri" not in file.schema_arrow.names:
         raise ConfigError(f"The table {text} has no column uri.")
     wanted = [name for name in ("id", "uri", "duration", "bytes") if name in file.schema_arrow.names]
-    for batch in file.iter_batches(columns=wanted):
-        yield from batch.to_pylist()
+    try:
+        for batch in file.iter_batches(columns=wanted):
+            yield from batch.to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ConfigError(f"The manifest {text} is damaged ({' '.join(str(error).split())}): write it anew.") from None

@@ -17,6 +17,7 @@ from .local import set_aside
 from .settings import Settings
 from .song import Song
 from .source import Source
+from .storage import client_errors, reaching
 
 __all__ = ["Preview", "preview"]
 
@@ -33,6 +34,7 @@ class Preview:
     done: int
     failed: int
     missing: int
+    """Not found, or not to be read now."""
     expected_hours: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -56,12 +58,13 @@ def preview(songs: Sequence[Song], settings: Settings, destination: str) -> Prev
     def look(song: Song) -> str:
         source = Source(song.uri)
         try:
-            if not settings.overwrite and target.done(song, key, source) is not None:
-                return "done"
-            source.stamp()
-        except SongError:
+            with client_errors():
+                source.stamp()
+        except (SongError, OSError):
             return "missing"
-        return "todo"
+        with reaching(destination):
+            done = not settings.overwrite and target.done(song, key, source) is not None
+        return "done" if done else "todo"
 
     with ThreadPoolExecutor(THREADS) as pool:
         answers = list(pool.map(look, todo))

@@ -32,7 +32,7 @@ from .ray_pool import Pool, plan_pool
 from .ray_worker import REFUSED, SeparateSongs
 from .settings import Settings
 from .song import Song
-from .storage import local_path
+from .storage import local_path, refuse_memory
 from .tally import Tally
 
 __all__ = ["run_ray"]
@@ -87,6 +87,7 @@ def run_ray(
     settings, destination, songs = _absolute(settings, destination, songs)
     run, stop = run or new_run_name(), stop or threading.Event()
     target = Destination(destination)
+    refuse_memory(target.storage)
     tally = Tally(len(songs), expected_seconds(songs))
 
     def say(event: Event) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -59,10 +60,10 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}.")
-        if not self.max_hours > 0 or (self.memory or 0) < 0:
-            raise ConfigError(
-                f"max_hours must be positive and memory not negative, got {self.max_hours} and {self.memory}."
-            )
+        if not 0 < self.max_hours < math.inf:
+            raise ConfigError(f"max_hours must be a number above 0, got {self.max_hours}.")
+        if (self.memory or 0) < 0:
+            raise ConfigError(f"memory must not be negative, got {self.memory}.")
         for stem in self.stems:
             if safe_name(stem) != stem:
                 raise ConfigError(f"The stem {stem!r} cannot name a file: use letters, digits, dots, - and _.")

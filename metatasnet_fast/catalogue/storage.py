@@ -14,9 +14,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..errors import ConfigError, MissingDependencyError
+from ..errors import ConfigError, MetaTasNetError, MissingDependencyError
 
-__all__ = ["FsspecStorage", "LocalStorage", "Storage", "local_path", "open_filesystem", "open_storage"]
+__all__ = [
+    "FsspecStorage",
+    "LocalStorage",
+    "Storage",
+    "client_errors",
+    "local_path",
+    "open_filesystem",
+    "open_storage",
+    "reaching",
+    "refuse_memory",
+]
 
 
 TAKEN = (errno.ENOTEMPTY, errno.EEXIST, *([errno.EACCES] if os.name == "nt" else []))
@@ -115,13 +125,30 @@ class LocalStorage:
         yield self.path / path
 
 
+@contextlib.contextmanager
+def client_errors() -> Iterator[None]:
+    """Clients of object stores have exceptions of their own for what is an ``OSError`` elsewhere; so it is here."""
+    try:
+        yield
+    except (OSError, MetaTasNetError):
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
+
+
 class FsspecStorage:
     def __init__(self, filesystem: Any, base: str, root: str) -> None:
         self._fs, self._base, self.root = filesystem, base.rstrip("/"), root
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether it is this process's alone."""
+        return "memory" in (self._fs.protocol, *self._fs.protocol)
+
     def _at(self, path: str) -> str:
         return f"{self._base}/{path}"
 
+    @client_errors()
     def read(self, path: str) -> bytes | None:
         try:
             content: bytes = self._fs.cat_file(self._at(path))
@@ -129,10 +156,12 @@ class FsspecStorage:
             return None
         return content
 
+    @client_errors()
     def write(self, path: str, content: bytes) -> None:
         self._make_parent(path)
         self._fs.pipe_file(self._at(path), content)
 
+    @client_errors()
     def sizes(self, folder: str) -> dict[str, int]:
         try:
             entries = self._fs.ls(self._at(folder), detail=True, refresh=True)
@@ -145,9 +174,12 @@ class FsspecStorage:
     def find(self, folder: str) -> Iterator[str]:
         root = str(self._fs._strip_protocol(self._base)).rstrip("/")
         self._fs.invalidate_cache()
-        for name in sorted(self._fs.find(self._at(folder))):
+        with client_errors():
+            names = sorted(self._fs.find(self._at(folder)))
+        for name in names:
             yield name[len(root) :].lstrip("/")
 
+    @client_errors()
     def publish(self, staged: Path, folder: str, last: str) -> None:
         """File after file; an old ``last`` goes first, so that it never speaks for new files."""
         if last in self.sizes(folder):
@@ -160,6 +192,7 @@ class FsspecStorage:
             self.remove(f"{folder}/{name}")
         shutil.rmtree(staged)
 
+    @client_errors()
     def remove(self, path: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             self._fs.rm_file(self._at(path))
@@ -170,7 +203,8 @@ class FsspecStorage:
 
         with tempfile.TemporaryDirectory(prefix="metatasnet-fast-") as folder:
             target = Path(folder, path.rsplit("/", 1)[-1])
-            self._fs.get_file(self._at(path), str(target))
+            with client_errors():
+                self._fs.get_file(self._at(path), str(target))
             yield target
 
     def _make_parent(self, path: str) -> None:
@@ -183,6 +217,18 @@ def local_path(uri: str) -> Path | None:
     if uri.startswith("file://"):
         return Path(uri.removeprefix("file://"))
     return None if "://" in uri or "::" in uri else Path(uri)
+
+
+@contextlib.contextmanager
+def reaching(uri: str) -> Iterator[None]:
+    """What the system refuses becomes one sentence, a :class:`ConfigError`."""
+    try:
+        yield
+    except OSError as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(
+            f"{uri} cannot be used ({reason}): check the address, its permissions and the connection."
+        ) from error
 
 
 def open_filesystem(uri: str) -> tuple[Any, str]:
@@ -212,8 +258,15 @@ def open_storage(uri: str) -> Storage:
     path = local_path(uri)
     if path is not None:
         return LocalStorage(path)
-    filesystem, base = open_filesystem(uri)
+    with reaching(uri), client_errors():
+        filesystem, base = open_filesystem(uri)
     return FsspecStorage(filesystem, base, uri)
+
+
+def refuse_memory(storage: Storage) -> None:
+    """Workers are other processes: what they write to ``memory://`` would be gone with them. Raises :class:`ConfigError`."""
+    if isinstance(storage, FsspecStorage) and storage.in_memory:
+        raise ConfigError(f"{storage.root} is the memory of one process, gone at its end: choose another destination.")
 
 
 def sync_folder(folder: Path) -> None:

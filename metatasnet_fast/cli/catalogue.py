@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..config import INSTRUMENTS
 from ..errors import CheckpointError, ConfigError
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from ..catalogue import Event, Listener, RunEnded, Settings, Song
 
 __all__ = ["add_parser"]
+
+T = TypeVar("T")
 
 RUN_EPILOG = """
 MANIFEST is a folder, a pattern in quotes, a .txt list, or a .csv, .tsv, .jsonl or .parquet table with a column uri and, if
@@ -95,7 +98,12 @@ def _add_run(actions: Any) -> None:
         "--shard", default="1/1", metavar="I/N", help="only the i-th of n parts, i from 1 (default: 1/1)"
     )
     scale.add_argument("--workers", type=int, metavar="N", help="processes (default: one per GPU, or one)")
-    scale.add_argument("--threads", type=int, metavar="N", help="cores in all (default: those of this process)")
+    scale.add_argument(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="cores in all, with --engine ray of each worker (default: all there are)",
+    )
     scale.add_argument("--batch-size", type=int, metavar="N", help="windows at once (default: by free memory)")
     scale.add_argument("--songs-in-flight", type=int, metavar="N", help="open at once in a worker (default: by cores)")
     scale.add_argument(
@@ -116,9 +124,13 @@ def run_run(args: argparse.Namespace) -> int:
 
     shard = parse_shard(args.shard)
     args.out = _destination(args.out)
-    settings = _settings(args)
     if args.workers is not None and args.workers < 1:
         raise ConfigError(f"--workers must be at least 1, got {args.workers}.")
+    for name in ("memory_gib", "grace", "price_per_hour"):
+        value = getattr(args, name)
+        if value is not None and not 0 <= value < math.inf:
+            raise ConfigError(f"--{name.replace('_', '-')} must be a number from 0 on, got {value:g}.")
+    settings = _settings(args)
     songs = read_manifest(args.manifest, shard, exclude=args.out)
     if args.dry_run:
         return _dry_run(args, songs, settings)
@@ -288,9 +300,11 @@ def _report(args: argparse.Namespace, ended: RunEnded, settings: Settings) -> No
 def run_status(args: argparse.Namespace) -> int:
     """Count; exit code 0."""
     from ..catalogue.destination import Destination
+    from ..catalogue.storage import reaching
     from ..catalogue.survey import survey
 
-    found = survey(_existing(Destination(args.destination)))
+    with reaching(args.destination):
+        found = survey(_existing(Destination(args.destination)))
     if args.json:
         print(json.dumps(found.to_dict()))
         return 0
@@ -314,7 +328,7 @@ def run_verify(args: argparse.Namespace) -> int:
 
     good = 0
     findings: list[Finding] = []
-    for found in verify(_existing(Destination(args.destination)), args.repair):
+    for found in _reached(args.destination, lambda: verify(_existing(Destination(args.destination)), args.repair)):
         if isinstance(found, Finding):
             findings.append(found)
             if args.json:
@@ -331,6 +345,14 @@ def run_verify(args: argparse.Namespace) -> int:
         )
         print(f"{good} songs verified, {len(findings)} findings" + (f"; {advice}" if findings else ""))
     return 3 if findings else 0
+
+
+def _reached(uri: str, items: Callable[[], Iterator[T]]) -> Iterator[T]:
+    """What the destination refuses while it is read becomes one sentence."""
+    from ..catalogue.storage import reaching
+
+    with reaching(uri):
+        yield from items()
 
 
 def _existing(destination: Any) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -120,6 +122,10 @@ def test_a_row_that_is_there_twice_counts_once(tmp_path: Path) -> None:
         ("songs.csv", "id,uri\n1,a.wav\n1,b.wav\n", "twice"),
         ("songs.csv", "id,uri\nSong,a.wav\nsong,b.wav\n", "differ in case only"),
         ("songs.csv", "id,uri,duration\n1,a.wav,long\n", "no number"),
+        ("songs.csv", "id,uri,duration\n1,a.wav,-3\n", "duration '-3', which is no number from 0 on"),
+        ("songs.jsonl", '{"uri": "a.wav", "bytes": 1e999}', "bytes inf, which is no number"),
+        ("songs.jsonl", '{"uri": "a.wav", "id": "\\ud800"}', "half a character"),
+        ("songs.jsonl", '{"uri": "\\ud800.wav"}', "half a character"),
         ("songs.csv", "id,uri\n1,\n", "Row 1 .* has no uri"),
         ("songs.jsonl", "{}\nnothing\n", "Row 1"),
         ("songs.jsonl", '{"uri": "a"}\nnothing\n', "Line 2"),
@@ -135,6 +141,39 @@ def test_a_manifest_that_cannot_be_used_says_why(tmp_path: Path, name: str, cont
     (tmp_path / name).write_text(content)
     with pytest.raises(ConfigError, match=reason):
         read_manifest(str(tmp_path / name))
+
+
+def test_tables_made_from_data_frames_have_holes_and_floats(tmp_path: Path) -> None:
+    (tmp_path / "songs.csv").write_text("uri,duration,bytes\na.wav,NaN,882044.0\nb.wav,2.5,nan\n")
+    (tmp_path / "songs.jsonl").write_text('{"uri": "a.wav", "id": NaN, "duration": NaN}\n')
+    songs = read_manifest(str(tmp_path / "songs.csv"))
+    assert [(song.duration, song.size) for song in songs] == [(None, 882044), (2.5, None)]
+    assert read_manifest(str(tmp_path / "songs.jsonl"))[0].id == derived_id("a.wav")
+
+
+def test_a_parquet_file_that_is_damaged_inside_says_so(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "songs.parquet"
+    parquet.write_table(pyarrow.table({"uri": [f"{i}.wav" for i in range(6000)]}), path)
+    content = bytearray(path.read_bytes())
+    content[4 : len(content) // 2] = bytes(byte ^ 0x5A for byte in content[4 : len(content) // 2])
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match="is damaged"):
+        read_manifest(str(path))
+
+
+def test_a_folder_that_may_not_be_read_is_not_left_out(album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scan = os.scandir
+
+    def refusing(path: str) -> object:
+        if Path(path).name == "cd 2":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(ConfigError, match="cd 2 cannot be read"):
+        read_manifest(str(album))
 
 
 @pytest.mark.parametrize("missing", ["nowhere", "nowhere/*.wav", "nowhere.csv"])

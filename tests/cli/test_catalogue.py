@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,27 @@ from metatasnet_fast.catalogue.manifest import read_manifest
 from .conftest import RATE, Command, sf
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def refusing_store() -> Iterator[None]:
+    """``refusing://``: an object store whose client has no credentials, and exceptions of its own."""
+    fsspec = pytest.importorskip("fsspec")
+
+    class NoCredentialsError(Exception):
+        pass
+
+    class Refusing(fsspec.AbstractFileSystem):  # type: ignore[misc, name-defined]
+        protocol = "refusing"
+
+        def ls(self, path: str, detail: bool = True, **more: object) -> object:
+            raise NoCredentialsError("no credentials found")
+
+        info = find = isdir = exists = cat_file = makedirs = ls
+
+    fsspec.register_implementation("refusing", Refusing, clobber=True)
+    yield
+    importlib.import_module("fsspec.registry")._registry.pop("refusing")
 
 
 @pytest.fixture
@@ -86,11 +109,18 @@ def test_a_catalogue_from_the_first_run_to_the_last(command: Command, model: Pat
         (["album", "--out", "out", "--threads", "0"], "at least 1"),
         (["album", "--out", "out", "--workers", "0"], "at least 1"),
         (["album", "--out", "out", "--address", "auto"], "--engine ray"),
+        (["album", "--out", "out", "--memory-gib", "nan"], "--memory-gib must be"),
+        (["album", "--out", "out", "--grace", "-1"], "--grace must be"),
+        (["album", "--out", "out", "--price-per-hour", "inf"], "--price-per-hour must be"),
+        (["album", "--out", "out", "--max-hours", "inf"], "max_hours must be"),
+        (["album", "--out", "memory://out"], "gone at its end"),
+        (["album", "--out", "refusing://out", "--dry-run"], "NoCredentials"),
+        (["refusing://album", "--out", "out"], "NoCredentials"),
         (["album", "--out", "/proc/nowhere", "--dry-run", "--dtype", "float3"], "float3"),
     ],
 )
 def test_what_cannot_be_run_is_refused_in_one_sentence(
-    command: Command, model: Path, album: Path, words: list[str], reason: str
+    command: Command, model: Path, album: Path, refusing_store: None, words: list[str], reason: str
 ) -> None:
     outcome = command("catalogue", "run", "--model", model, "--device", "cpu", *words)
     assert outcome.code == 2 and reason in outcome.one_sentence()
@@ -136,3 +166,27 @@ def test_sigterm_finishes_the_songs_in_flight_and_says_what_remains(model: Path,
     time.sleep(0.1)
     children = subprocess.run(["pgrep", "-f", str(out)], capture_output=True, text=True).stdout
     assert not children.split()
+
+
+@pytest.mark.parametrize("action", ["status", "verify"])
+def test_a_store_that_refuses_is_one_sentence(command: Command, refusing_store: None, action: str) -> None:
+    outcome = command("catalogue", action, "refusing://out")
+    assert outcome.code == 2 and "no credentials found" in outcome.one_sentence()
+
+
+def test_a_dry_run_counts_what_cannot_be_opened(command: Command, model: Path, album: Path) -> None:
+    (album / "round.wav").symlink_to("round.wav")
+    dry = command(*arguments(model, "album", "--out", "out", "--dry-run", "--json"))
+    assert dry.code == 0 and (dry.entries[0]["todo"], dry.entries[0]["missing"]) == (4, 1)
+
+
+def test_names_that_are_no_text_reach_the_report(command: Command, model: Path, tmp_path: Path) -> None:
+    album = tmp_path / "album"
+    album.mkdir()
+    try:
+        Path(os.fsdecode(bytes(album) + b"/br\xffken.wav")).write_bytes(b"RIFF" + bytes(3000))
+    except OSError:
+        pytest.skip("names are text here")
+    outcome = command(*arguments(model, "album", "--out", "out"))
+    assert outcome.code == 3 and "report: " in outcome.out
+    assert "br\\udcffken.wav" in next(Path("out/runs").rglob("report.html")).read_text("utf-8")
