@@ -117,14 +117,21 @@ def _import() -> Any:
 def _connect(ray: Any, address: str | None, folder: str | None) -> None:
     common = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
-        ray.init(
-            address="local",
-            num_cpus=available_cores(),
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE,
-            _temp_dir=folder,
-            **common,
-        )
+        try:
+            ray.init(
+                address="local",
+                num_cpus=available_cores(),
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE,
+                _temp_dir=folder,
+                **common,
+            )
+        except Exception as error:  # plain ones, where its processes do not come up in time
+            reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+            raise ConfigError(
+                f"Ray cannot be started on this machine ({reason}): try again when the machine is less busy, "
+                "join a cluster with --address, or leave --engine out."
+            ) from error
         return
     try:
         _knock(address)

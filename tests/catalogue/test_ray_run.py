@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from metatasnet_fast.catalogue import Event, Failure, Notice, Song, SongEnded, Status, WorkerLoad
+from metatasnet_fast.catalogue import Event, Failure, Notice, Settings, Song, SongEnded, Status, WorkerLoad
 from metatasnet_fast.catalogue.cores import available_cores
 from metatasnet_fast.catalogue.destination import Destination
 from metatasnet_fast.errors import ConfigError, MetaTasNetError
@@ -75,6 +75,15 @@ def test_what_a_killed_driver_left_of_ray_is_removed(own_tmp: Path, monkeypatch:
         (own_tmp / f"{FOLDER_PREFIX}{owner}-abc").mkdir()
     fresh = Path(ray_cluster._short_folder())
     assert set(own_tmp.iterdir()) == {fresh, own_tmp / f"{FOLDER_PREFIX}{os.getpid()}-abc"}
+
+
+def test_a_ray_that_does_not_come_up_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**options: object) -> None:
+        raise Exception("The current node timed out during startup. This could happen.")
+
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(ConfigError, match="Ray cannot be started on this machine .The current node timed out"):
+        run_ray([], Settings(model="none"), str(tmp_path / "out"))
 
 
 @pytest.mark.slow
