@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..config import INSTRUMENTS
 from ..errors import CheckpointError, ConfigError
 from .engine import add_engine_options
+from .listeners import going_on_unheard
 
 if TYPE_CHECKING:
     from ..catalogue import Event, Listener, RunEnded, Settings, Song
@@ -272,10 +273,10 @@ def _listeners(as_json: bool) -> Iterator[Listener]:
             print(json.dumps(event.to_json()), flush=True)
 
     if as_json:
-        yield write
+        yield going_on_unheard(write, sys.stdout)
         return
     with LiveDisplay(sys.stderr) as show:
-        yield show
+        yield going_on_unheard(show, sys.stderr)
 
 
 def _report(args: argparse.Namespace, ended: RunEnded, settings: Settings) -> None:

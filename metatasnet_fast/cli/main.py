@@ -1,7 +1,7 @@
 """The parser, and what every subcommand has in common: errors as one sentence, exit codes.
 
 Exit codes: 0 all done; 2 the command cannot be carried out; 3 some files failed, the rest is done; 130 interrupted
-(Ctrl-C), 143 terminated (SIGTERM), both without anything half-written.
+(Ctrl-C), 141 the reader of the output has left, 143 terminated (SIGTERM), all without anything half-written.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import NoReturn
 from .. import __version__
 from ..errors import MetaTasNetError
 from . import bench, catalogue, convert, demo, evaluate, info, plot, prepare, selftest, separate, train, tune
+from .listeners import silence
 
 __all__ = ["PROGRAM", "main"]
 
@@ -75,12 +76,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = build_parser().parse_args(argv)
         run: Callable[[argparse.Namespace], int] = args.run
         with _unwinding_when_terminated():
-            return run(args)
+            code = run(args)
+        # Here, and not when the interpreter ends, whose complaint nobody understands.
+        sys.stdout.flush()
+        return code
     except SystemExit as leaving:  # argparse: --help, --version, and its errors; SIGTERM
         return leaving.code if isinstance(leaving.code, int) else 0
     except MetaTasNetError as error:
         fail(str(error))
         return 2
+    except BrokenPipeError:
+        silence(sys.stdout)
+        silence(sys.stderr)
+        return 128 + getattr(signal, "SIGPIPE", 13)
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted; files that were finished are kept, no other was left behind.", file=sys.stderr)
         return 130

@@ -190,3 +190,30 @@ def test_names_that_are_no_text_reach_the_report(command: Command, model: Path, 
     outcome = command(*arguments(model, "album", "--out", "out"))
     assert outcome.code == 3 and "report: " in outcome.out
     assert "br\\udcffken.wav" in next(Path("out/runs").rglob("report.html")).read_text("utf-8")
+
+
+def test_a_run_goes_on_when_nobody_reads_its_output(model: Path, album: Path, tmp_path: Path) -> None:
+    program = [sys.executable, "-m", "metatasnet_fast"]
+    words = arguments(model, album, "--out", tmp_path / "out", "--json")
+    with subprocess.Popen(
+        [*program, *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert "run_started" in process.stdout.readline()
+        process.stdout.close()
+        said = process.stderr.read()
+    assert process.returncode == 3 and "Traceback" not in said and "the run goes on" in said
+    assert len(list((tmp_path / "out" / "songs").rglob("result.json"))) == 3
+
+
+def test_a_count_that_nobody_reads_is_no_error(model: Path, album: Path, command: Command) -> None:
+    command(*arguments(model, "album", "--out", "out"))
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = [sys.executable, "-m", "metatasnet_fast", "catalogue", "status", str(Path("out").resolve())]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    try:
+        found = subprocess.run(words, cwd=ROOT, env=environment, stdout=writer, stderr=subprocess.PIPE, text=True)
+    finally:
+        os.close(writer)
+    assert found.returncode == 141 and found.stderr == ""
