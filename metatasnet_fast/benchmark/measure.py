@@ -6,12 +6,14 @@ What defends the numbers:
 - each round writes new values into the same input tensors, and the outputs of the timed calls themselves are compared with
   eager's of that round, so outputs kept from an earlier call are found out;
 - contenders alternate within a round, and their order rotates, so what slows the machine slows all of them;
+- a contender that raises, even in a timed call, is a row that says so, and the others go on;
 - a contender found out in round 20 loses the times of the first 19.
 """
 
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,14 +32,21 @@ from .timing import HostTimer, Spread, Timer, make_timer
 
 __all__ = ["Effort", "measure"]
 
+FAILURES = (MetaTasNetError, RuntimeError, NotImplementedError, OSError)
+"""What cannot be built or run here is a result too; it is said in the table."""
+
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure: rounds until ``seconds`` have passed, ``least`` and ``most`` of them."""
+    """How long to measure: rounds until ``seconds`` have passed, ``least`` and ``most`` of them.
+
+    ``until`` goes before all that, a value of ``time.perf_counter``: after it nobody is built, and no round but the first begun.
+    """
 
     seconds: float = 20.0
     least: int = 5
     most: int = 50
+    until: float = math.inf
 
 
 @dataclass
@@ -58,7 +67,7 @@ def measure(case: Case, ceilings: Ceilings, effort: Effort) -> list[Row]:
         torch._dynamo.reset()
     before = clocks(device)
     entries = [_Entry(c, _row(case, c, timer)) for c in case.contenders]
-    _check(case, entries, timer)
+    _check(case, entries, effort)
     _take_turns(case, entries, timer, effort)
     after = clocks(device)
     for entry in entries:
@@ -83,33 +92,27 @@ def _row(case: Case, contender: Contender, timer: Timer) -> Row:
     )
 
 
-def _check(case: Case, entries: Sequence[_Entry], timer: Timer) -> None:
+def _check(case: Case, entries: Sequence[_Entry], effort: Effort) -> None:
     """Build every contender, call it once, and judge its outputs against float64; then measure its memory."""
-    expected = case.expected(case.fill(0))
+    device = case.inputs[0].device
+    try:
+        expected = case.expected(case.fill(0))
+    except FAILURES as error:
+        for entry in entries:
+            entry.row.refuse(f"not judged: the network in float64 does not run: {_sentence(error)}")
+        _give_back(device)
+        return
     for entry in entries:
-        row, contender = entry.row, entry.contender
-        device = case.inputs[0].device
-        try:
-            start = time.perf_counter()
-            call = contender.make()
-            _synchronize(device)
-            row.make_seconds = time.perf_counter() - start
-            start = time.perf_counter()
-            outputs = call()
-            _synchronize(device)
-            row.first_call_seconds = time.perf_counter() - start
-            row.errors = errors_of(outputs, expected, contender.precision)
-            del outputs
-            row.golden_error = case.golden(contender)
-            if not case.whole_process:
-                row.peak_bytes, row.peak_method = peak_memory(call, device)
-        except (MetaTasNetError, RuntimeError, NotImplementedError, OSError) as error:
-            # What cannot be built or run here is a result too; it is said in the table.
-            row.refuse(
-                f"does not run: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
-            )
+        if time.perf_counter() > effort.until:
+            entry.row.refuse("not measured: the time for it had run out")
             continue
-        entry.call = call
+        try:
+            _first_calls(case, entry, expected)
+        except FAILURES as error:
+            entry.call = None
+            entry.row.refuse(f"does not run: {_sentence(error)}")
+        if entry.call is None:
+            _give_back(device)
     own = {e.contender.precision: e.row.errors for e in entries if e.contender.name == EAGER and e.call}
     for entry in entries:
         if entry.call is None:
@@ -124,6 +127,23 @@ def _check(case: Case, entries: Sequence[_Entry], timer: Timer) -> None:
             entry.row.refuse(failed)
 
 
+def _first_calls(case: Case, entry: _Entry, expected: Outputs) -> None:
+    row, contender, device = entry.row, entry.contender, case.inputs[0].device
+    start = time.perf_counter()
+    entry.call = contender.make()
+    _synchronize(device)
+    row.make_seconds = time.perf_counter() - start
+    start = time.perf_counter()
+    outputs = entry.call()
+    _synchronize(device)
+    row.first_call_seconds = time.perf_counter() - start
+    row.errors = errors_of(outputs, expected, contender.precision)
+    del outputs
+    row.golden_error = case.golden(contender)
+    if not case.whole_process:
+        row.peak_bytes, row.peak_method = peak_memory(entry.call, device)
+
+
 def _take_turns(case: Case, entries: Sequence[_Entry], timer: Timer, effort: Effort) -> None:
     running = [e for e in entries if e.call is not None and e.row.reason is None]
     began = time.perf_counter()
@@ -131,12 +151,15 @@ def _take_turns(case: Case, entries: Sequence[_Entry], timer: Timer, effort: Eff
     gc.disable()
     try:
         for number in range(1, effort.most + 1):
-            if not running or (number > effort.least and time.perf_counter() - began > effort.seconds):
+            now = time.perf_counter()
+            late = number > 1 and now > effort.until
+            if not running or late or (number > effort.least and now - began > effort.seconds):
                 break
             case.fill(number)
             _synchronize(case.inputs[0].device)
             shift = number % len(running)
             found = {id(e): _timed(e, timer) for e in running[shift:] + running[:shift]}
+            running = [e for e in running if e.row.reason is None]
             _compare(running, {key: outputs for key, (_, outputs) in found.items()})
             running = [e for e in running if e.row.reason is None]
             eager = {e.contender.precision: found[id(e)][0] for e in running if e.contender.name == EAGER}
@@ -151,9 +174,17 @@ def _take_turns(case: Case, entries: Sequence[_Entry], timer: Timer, effort: Eff
 
 
 def _timed(entry: _Entry, timer: Timer) -> tuple[float, Outputs]:
+    """Seconds and outputs; of a contender that raises, none, and its row says why."""
     assert entry.call is not None
-    seconds, outputs = timer(entry.call)
-    return seconds, outputs
+    try:
+        return timer(entry.call)
+    except FAILURES as error:
+        entry.row.refuse(f"does not run when timed: {_sentence(error)}")
+        return math.inf, {}
+
+
+def _sentence(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
 
 
 def _compare(running: Sequence[_Entry], outputs: dict[int, Outputs]) -> None:
@@ -202,3 +233,10 @@ def _derive(entry: _Entry, entries: Sequence[_Entry], ceilings: Ceilings, case: 
 def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def _give_back(device: torch.device) -> None:
+    """Memory that a failure left in torch's pool, for those that come next."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -62,9 +62,15 @@ class Forgetful(ReferenceBackend):
 
 
 class Breaking(ReferenceBackend):
-    """Raises where it should decode."""
+    """Raises where it should decode, after ``good`` calls that work."""
 
     name = "breaking"
 
+    def __init__(self, good: int = 0) -> None:
+        self.good = good
+
     def decode(self, prepared: Any, latent: Tensor) -> Tensor:
+        self.good -= 1
+        if self.good >= 0:
+            return super().decode(prepared, latent)
         raise RuntimeError("no kernel image is available")

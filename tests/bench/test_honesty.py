@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import time
 
 import pytest
 import torch
@@ -107,6 +108,37 @@ def test_what_does_not_run_says_why() -> None:
     row = inference_row(Breaking())
     assert_no_speed(row)
     assert row.reason == "does not run: RuntimeError: no kernel image is available"
+
+
+@pytest.mark.parametrize("good", [2, 3, 4])
+def test_what_breaks_in_a_timed_call_says_why_and_the_others_go_on(good: int) -> None:
+    """As a job does that cannot be captured in a CUDA graph."""
+    row = inference_row(Breaking(good))
+    assert_no_speed(row)
+    assert row.reason == "does not run when timed: RuntimeError: no kernel image is available"
+
+
+def test_no_memory_for_the_network_in_float64_is_said_in_every_row() -> None:
+    def expected(values: object) -> dict[str, list[torch.Tensor]]:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    case = inference_case(network(), entrants(None), 2, 0.3)
+    case.expected = expected
+    (row,) = measure(case, CEILINGS, BRIEF)
+    assert_no_speed(row)
+    assert "CUDA out of memory" in str(row.reason)
+
+
+def test_when_time_runs_out_what_was_measured_is_kept() -> None:
+    def rows(until: float) -> list[Row]:
+        case = inference_case(network(), entrants(Remembering(honest=1000)), 2, 0.3)
+        return measure(case, CEILINGS, Effort(60, 1000, 1000, until))
+
+    now = time.perf_counter()
+    assert all(0 < len(row.samples) < 1000 for row in rows(now + 1))
+    for row in rows(now):
+        assert_no_speed(row)
+        assert "time" in str(row.reason)
 
 
 def test_an_honest_backend_gets_its_speed() -> None:
