@@ -40,7 +40,7 @@ FAILURES = (MetaTasNetError, RuntimeError, NotImplementedError, OSError)
 class Effort:
     """How long to measure: rounds until ``seconds`` have passed, ``least`` and ``most`` of them.
 
-    ``until`` goes before all that, a value of ``time.perf_counter``: after it nobody is built, and no round but the first begun.
+    ``until``, a value of ``time.perf_counter``, goes before all that: after it nobody is built, and only the first round begins.
     """
 
     seconds: float = 20.0

@@ -87,12 +87,16 @@ class GraphTimer:
 
     The function must read its inputs from tensors that stay where they are, and must not synchronise. A graph is captured at
     the first call of each function, and kept.
+
+    Args:
+        one_pool: the graphs share their memory, so that a function's results last only until another's replay.
     """
 
     method = "CUDA graph replay, L2 cold"
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, one_pool: bool = False) -> None:
         self._events = EventTimer(device)
+        self._pool = torch.cuda.graph_pool_handle() if one_pool else None
         self._graphs: dict[Callable[[], Any], tuple[torch.cuda.CUDAGraph, Any]] = {}
 
     def __call__(self, function: Callable[[], Any]) -> tuple[float, Any]:
@@ -102,8 +106,7 @@ class GraphTimer:
         seconds, _ = self._events(graph.replay)
         return seconds, result
 
-    @staticmethod
-    def _capture(function: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
+    def _capture(self, function: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -111,13 +114,13 @@ class GraphTimer:
                 function()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, pool=self._pool):
             result = function()
         return graph, result
 
 
-def make_timer(device: torch.device, graph: bool = False) -> Timer:
-    """The timer for a device; ``graph`` asks for graph replay where there are graphs."""
+def make_timer(device: torch.device, graph: bool = False, one_pool: bool = False) -> Timer:
+    """The timer for a device; ``graph`` asks for graph replay where there are graphs, ``one_pool`` see :class:`GraphTimer`."""
     if device.type != "cuda":
         return HostTimer()
-    return GraphTimer(device) if graph else EventTimer(device)
+    return GraphTimer(device, one_pool) if graph else EventTimer(device)

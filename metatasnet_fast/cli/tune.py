@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import math
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +45,12 @@ def add_parser(commands: Any) -> None:
         "--frames", type=int, default=3200, help="latent frames to time with, 400 a second (default: 3200)"
     )
     parser.add_argument("--rounds", type=int, default=10, help="times each configuration is timed (default: 10)")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=math.inf,
+        help="begin no other kernel after so long (default: all are measured)",
+    )
     parser.add_argument("-o", "--out", metavar="FILE", help="write here (default: where later runs look for it)")
     parser.set_defaults(run=run)
 
@@ -69,16 +77,24 @@ def run(args: argparse.Namespace) -> int:
     config = MetaTasNetConfig()
     sizes = Sizes(config.B, config.H, config.layers, tuple(stage.N for stage in config.stages))
     name = tuned.device_name(device) or device.type
-    timer = make_timer(device, graph=True)
-    entries = []
+    path = Path(args.out) if args.out else tuned.user_folder() / tuned.file_name(name)
+    known = read(path)
+    began, measured, skipped, faster = time.monotonic(), 0, 0, 0
     with torch.no_grad(), torch.device(device):
         for subject in subjects(sizes, precision.storage, precision is Precision.tf32, device, args.items, args.frames):
-            entry = tune_subject(subject, timer, args.rounds, lambda text: print(text, file=sys.stderr, flush=True))
-            if entry is not None:
-                entries.append({**entry, "precision": precision.value})
-    path = Path(args.out) if args.out else tuned.user_folder() / tuned.file_name(name)
-    write(path, name, entries, precision.value, args)
-    print(f"{len(entries)} configurations faster than the defaults in {path}")
+            if time.monotonic() - began > args.seconds:
+                skipped += 1
+                continue
+            # A timer of its own for each subject: it keeps a graph for every configuration.
+            timer = make_timer(device, graph=True, one_pool=True)
+            found = tune_subject(subject, timer, args.rounds, lambda text: print(text, file=sys.stderr, flush=True))
+            measured, faster = measured + 1, faster + (found is not None)
+            this = {"kernel": subject.kernel, "sizes": subject.sizes, "precision": precision.value}
+            known = [entry for entry in known if any(entry[key] != value for key, value in this.items())]
+            known += [{**found, "precision": precision.value}] if found else []
+            write(path, name, known, precision.value, args)
+    late = f"; {skipped} kernels were left out after {args.seconds:g} s" if skipped else ""
+    print(f"{faster} of {measured} kernels have a configuration faster than the defaults, in {path}{late}")
     return 0
 
 
@@ -101,9 +117,9 @@ def tune_subject(subject: Subject, timer: Timer, rounds: int, say: Callable[[str
     seconds: list[list[float]] = [[] for _ in usable]
 
     def call(options: dict[str, int]) -> Callable[[], Any]:
-        def launch() -> Any:
+        def launch() -> None:
             with applied(subject.kernel, options):
-                return subject.run()
+                subject.run()
 
         return launch
 
@@ -131,21 +147,22 @@ def _difference(value: torch.Tensor, expected: torch.Tensor) -> float:
     return float((value.double() - expected.double()).norm() / expected.double().norm())
 
 
+def read(path: Path) -> list[dict[str, Any]]:
+    """What a file already knows; nothing if there is none."""
+    try:
+        entries = json.loads(path.read_text("utf-8"))["entries"]
+        return [{**entry, "precision": entry["precision"]} for entry in entries]
+    except FileNotFoundError:
+        return []
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is no file of tuned configurations ({error}); remove it or name another.") from error
+
+
 def write(path: Path, device: str, entries: list[dict[str, Any]], precision: str, args: argparse.Namespace) -> None:
-    """Replace the file's entries of this precision, and keep the others'; all or nothing."""
+    """Replace the file; all or nothing."""
     import torch
     import triton
 
-    kept: list[dict[str, Any]] = []
-    if path.exists():
-        try:
-            kept = [
-                entry for entry in json.loads(path.read_text("utf-8"))["entries"] if entry["precision"] != precision
-            ]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(
-                f"{path} is no file of tuned configurations ({error}); remove it or name another."
-            ) from error
     found = {
         "device": device,
         "metatasnet_fast": __version__,
@@ -153,7 +170,7 @@ def write(path: Path, device: str, entries: list[dict[str, Any]], precision: str
         "triton": triton.__version__,
         "date": datetime.date.today().isoformat(),
         "command": f"metatasnet-fast tune --dtype {precision} --items {args.items} --frames {args.frames}",
-        "entries": kept + entries,
+        "entries": entries,
     }
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:

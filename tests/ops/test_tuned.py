@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
+from metatasnet_fast.backends import get_backend
 from metatasnet_fast.cli import tune
 from metatasnet_fast.cli.main import main
-from metatasnet_fast.errors import ConfigError
 from metatasnet_fast.kernels import tuned
 
 DEVICE = "Imaginary GPU 3000"
@@ -126,18 +126,76 @@ def test_what_is_faster_right_and_possible_is_kept(imagined: Imagined, expected:
     assert said
 
 
-def test_entries_of_other_precisions_are_kept_and_other_files_not_overwritten(tmp_path: Path) -> None:
+class Subjects:
+    """Three kernels that each take ten seconds to measure; the second gains nothing."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.clock = 0.0
+        self.fails_at: int | None = None
+        backend = get_backend("triton")
+        monkeypatch.setattr(type(backend), "unavailable", lambda self: None)
+        monkeypatch.setattr(type(backend), "supports", lambda self, request: None)
+        monkeypatch.setattr(tune.time, "monotonic", lambda: self.clock)
+        monkeypatch.setattr(tune, "tune_subject", self.measure)
+        monkeypatch.setattr(
+            "metatasnet_fast.kernels.candidates.subjects",
+            lambda *_: (argparse.Namespace(kernel="product", sizes={"K": k, "N": k}) for k in (8, 16, 32)),
+        )
+
+    def measure(self, subject: Any, timer: Any, rounds: int, say: Callable[[str], None]) -> dict[str, Any] | None:
+        self.clock += 10
+        width = subject.sizes["K"]
+        if width == self.fails_at:
+            raise RuntimeError("the GPU is gone")
+        options = {"num_warps": width}
+        return None if width == 16 else {"kernel": "product", "sizes": subject.sizes, "options": options}
+
+
+def tuned_sizes(path: Path) -> list[tuple[str, int, int]]:
+    entries = json.loads(path.read_text())["entries"]
+    return [(e["precision"], e["sizes"]["K"], e["options"]["num_warps"]) for e in entries]
+
+
+def test_what_was_measured_anew_is_replaced_and_the_rest_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "deeper" / "file.json"
-    args = argparse.Namespace(items=1, frames=2)
-    for precision in ("tf32", "bfloat16", "bfloat16"):
-        tune.write(path, DEVICE, [entry({"num_warps": 8}, precision, K=8)], precision, args)
-    found = json.loads(path.read_text())
-    assert [e["precision"] for e in found["entries"]] == ["tf32", "bfloat16"]
-    assert found["device"] == DEVICE and "tune" in found["command"]
+    Subjects(monkeypatch)
+    old = [entry({"num_warps": 1}, precision, K=k, N=k) for precision in ("tf32", "bfloat16") for k in (8, 16, 64)]
+    tune.write(path, DEVICE, old, "tf32", argparse.Namespace(items=1, frames=2))
+    assert main(["tune", "--device", "cpu", "--out", str(path)]) == 0
+    assert tuned_sizes(path) == [
+        *(("tf32", k, 1) for k in (8, 16, 64)),
+        ("bfloat16", 64, 1),
+        ("bfloat16", 8, 8),
+        ("bfloat16", 32, 32),
+    ]
+    assert "tune" in json.loads(path.read_text())["command"]
+
+
+def test_time_that_runs_out_and_a_failure_leave_what_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, gone = tmp_path / "short.json", tmp_path / "gone.json"
+    subjects = Subjects(monkeypatch)
+    assert main(["tune", "--device", "cpu", "--seconds", "9", "--out", str(path)]) == 0
+    assert tuned_sizes(path) == [("bfloat16", 8, 8)]
+    assert "2 kernels were left out after 9 s" in capsys.readouterr().out
+    subjects.fails_at = 32
+    with pytest.raises(RuntimeError, match="the GPU is gone"):
+        main(["tune", "--device", "cpu", "--out", str(gone)])
+    assert tuned_sizes(gone) == [("bfloat16", 8, 8)]
+
+
+def test_a_file_of_something_else_is_refused_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "file.json"
     path.write_text("a diary")
-    with pytest.raises(ConfigError, match="is no file of tuned configurations"):
-        tune.write(path, DEVICE, [], "tf32", args)
-    assert path.read_text() == "a diary"
+    subjects = Subjects(monkeypatch)
+    assert main(["tune", "--device", "cpu", "--out", str(path)]) == 2
+    assert "is no file of tuned configurations" in capsys.readouterr().err
+    assert path.read_text() == "a diary" and subjects.clock == 0
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
