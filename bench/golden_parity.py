@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,7 +51,10 @@ def inference_errors(case: str, backend: str, precision: Precision, device: torc
 
 
 def training_errors(case: str, backend: str, precision: Precision, device: torch.device) -> list[dict[str, Any]]:
-    """Error of the loss and the statistics of a training step; of the gradients too where they are more than noise."""
+    """Error of the loss and the statistics of a training step; of the gradients too where they are more than noise.
+
+    In bfloat16 loss and statistics are judged together.
+    """
     recording = golden(case)
     dtype = torch.float64 if precision is Precision.float64 else torch.float32
     network = recording.network(dtype).to(device).train()
@@ -59,16 +63,18 @@ def training_errors(case: str, backend: str, precision: Precision, device: torch
     with use_backend(backend, precision.value):
         loss, stats = network([mix.to(device) for mix in recording.mixes(dtype)], stems, sounds)
         loss.sum().backward()
-    found = {"loss": (loss, recording["loss"]), "stats": (stats, recording["stats"])}
+    own = {"loss": loss.detach().cpu(), "stats": stats.detach().cpu()}
+    wanted = {name: recording[name] for name in own}
     times = 10.0 if precision is Precision.float32 else None
-    rows = [
-        {
-            "output": name,
-            "error": relative_error(value.detach().cpu(), expected),
-            "allowed": allowed(case, precision.value, name, times=times),
-        }
-        for name, (value, expected) in found.items()
-    ]
+    limits = {name: allowed(case, precision.value, name, times=times) for name in own}
+    rows = [{"output": name, "error": relative_error(own[name], wanted[name]), "allowed": limits[name]} for name in own]
+    if precision is Precision.bfloat16:
+        # One number may be right by luck: the authors' loss of train_generated is, to a hundredth of what its summands are.
+        # It is judged together with them, by the authors' error of all together.
+        both = math.hypot(*(limits[name] * wanted[name].norm().item() for name in own))
+        size = math.hypot(*(wanted[name].norm().item() for name in own))
+        error = relative_error(list(own.values()), list(wanted.values()))
+        rows = [{"output": "loss and stats", "error": error, "allowed": both / size}]
     if precision is not Precision.bfloat16:
         recorded = recording.under("grad/")
         ours = {name: p.grad.cpu() for name, p in network.named_parameters() if p.grad is not None}
