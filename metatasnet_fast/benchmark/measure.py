@@ -40,7 +40,7 @@ FAILURES = (MetaTasNetError, RuntimeError, NotImplementedError, OSError)
 class Effort:
     """How long to measure: rounds until ``seconds`` have passed, ``least`` and ``most`` of them.
 
-    ``until``, a value of ``time.perf_counter``, goes before all that: after it nobody is built, and only the first round begins.
+    ``until``, a value of ``time.perf_counter``, goes before all that: after it nobody is built, and no second round begins.
     """
 
     seconds: float = 20.0

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
 import sys
+import tarfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from bench import gpu_suite, one_pass
-from bench.gpu_suite import Step, more_steps, run_all, steps, summary
-from bench.gpu_timings import song_windows
+from bench import gpu_steps, gpu_suite, one_pass
+from bench.gpu_steps import Step, longest, more_steps, rest_steps, steps
+from bench.gpu_suite import run_all, summary
+from bench.gpu_timings import song_windows, training_batch
 from metatasnet_fast import MetaTasNetConfig
 from metatasnet_fast.backends import available_backends
 
@@ -65,9 +69,70 @@ def test_changed_code_is_run_from_the_start(tmp_path: Path) -> None:
     assert file.read_text() == ".."
 
 
-@pytest.mark.parametrize("listed", [steps, more_steps])
+@pytest.mark.parametrize("listed", [steps, more_steps, rest_steps])
 def test_the_limits_of_all_steps_fit_ten_minutes(listed: Callable[..., list[Step]], tmp_path: Path) -> None:
-    assert sum(step.limit for step in listed("cuda", tmp_path, tiny=False)) < 600
+    suite = listed("cuda", tmp_path, tiny=False)
+    assert longest(suite) < 600
+    assert len({step.name for step in suite}) == len(suite), "each has its own log"
+
+
+def test_every_gpu_test_is_in_the_suite_once(tmp_path: Path) -> None:
+    run = [file for step in steps("cuda", tmp_path, tiny=False) for file in step.command if file.endswith(".py")]
+    assert sorted(file for file in run if file.startswith("tests")) == sorted(gpu_steps.gpu_tests())
+
+
+def test_steps_beside_each_other_run_at_the_same_time_and_the_others_alone(tmp_path: Path) -> None:
+    """Each waits for the other's file: one after the other, the first would never end."""
+
+    def meet(own: str, other: str) -> str:
+        return f"import os, time\nopen({own!r}, 'w')\nwhile not os.path.exists({other!r}): time.sleep(0.01)"
+
+    a, b = (str(tmp_path / name) for name in "ab")
+    suite = [
+        python("before", "pass"),
+        python("one", meet(a, b), beside=True),
+        python("two", meet(b, a), beside=True),
+        python("after", f"import os; assert os.path.exists({a!r})"),
+    ]
+    state = run_all(suite, tmp_path, "code")
+    assert [record["status"] for record in state["steps"].values()] == ["passed"] * 4
+    with tarfile.open(tmp_path / "all.tar.gz") as archive:
+        assert {"state.json", "one.log", "two.log", "after.log"} <= set(archive.getnames())
+
+
+def test_what_a_step_has_started_ends_with_it(tmp_path: Path) -> None:
+    """As compute-sanitizer starts Python: it would go on using the GPU beside what is timed."""
+    child = f"import time\ntime.sleep(3)\nopen({str(tmp_path / 'alive')!r}, 'w')"
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    state = run_all([python("slow", code, limit=1.5)], tmp_path, "code")
+    assert state["steps"]["slow"]["status"] == "timed out"
+    time.sleep(3)
+    assert not (tmp_path / "alive").exists()
+
+
+def test_a_command_that_is_not_there_is_a_failed_step(tmp_path: Path) -> None:
+    state = run_all([Step("absent", [str(tmp_path / "nothing")], 5)], tmp_path, "code")
+    assert state["steps"]["absent"]["status"] == "failed"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["inference", "training"])
+def test_what_the_timings_launch_can_be_compiled_before(kind: str, tmp_path: Path) -> None:
+    pytest.importorskip("triton", reason="Triton is not installed")
+    command = [sys.executable, "-m", "bench.gpu_timings", kind, "--device", "cpu", "--tiny", "--out", str(tmp_path)]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run(
+        [*command, "--compile-only", "float32"], env=environment, cwd=gpu_suite.ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "triton float32: compiled" in done.stdout
+
+
+def test_no_batch_is_larger_than_what_eager_pytorch_can_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    for memory, batch in ((150e9, 12), (85e9, 9), (24e9, 2)):
+        properties = argparse.Namespace(total_memory=memory)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, p=properties: p)
+        assert training_batch(torch.device("cuda")) == batch
 
 
 def test_the_gpu_tests_need_nothing_that_a_bare_machine_lacks(tmp_path: Path) -> None:
@@ -78,7 +143,7 @@ def test_the_gpu_tests_need_nothing_that_a_bare_machine_lacks(tmp_path: Path) ->
         "PYTHONPATH": f"{tmp_path}{os.pathsep}{gpu_suite.ROOT}",
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
     }
-    command = [sys.executable, "-m", "pytest", *gpu_suite.gpu_tests(), "-q", "-m", "gpu", "--collect-only"]
+    command = [sys.executable, "-m", "pytest", *gpu_steps.gpu_tests(), "-q", "-m", "gpu", "--collect-only"]
     found = subprocess.run(command, env=environment, cwd=gpu_suite.ROOT, capture_output=True, text=True)
     assert found.returncode == 0, found.stdout[-2000:]
 
@@ -87,7 +152,7 @@ def test_the_short_list_runs_every_backend_of_this_machine() -> None:
     ran = dict(one_pass.passes(torch.device("cpu")))
     assert all(ran.values())
     served = {name for name, found in available_backends().items() if found.available}
-    assert {line.split()[0] for line in ran} == served
+    assert {line.split()[0] for line in ran} == served - {"reference"}
 
 
 def test_a_song_is_as_many_windows_as_the_separator_cuts() -> None:
