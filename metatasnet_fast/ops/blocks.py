@@ -246,8 +246,9 @@ def _differentiate(ctx: Any, dskips: Tensor | None, *_: Any) -> tuple[Tensor | N
         return (None,) * 17
     if not ctx.kept:
         raise ShapeError("Nothing was kept for backward (keep=0); pass keep=None or 1.")
-    x, *p = ctx.saved_tensors[:11]
-    found = _blocks_backward(dskips, x, *p, *ctx.saved_tensors[11:], ctx.dilations, ctx.layers, ctx.tf32)
+    saved = ctx.saved_tensors  # once: checkpointing without reentrance computes them anew, and only for one reading
+    x, *p = saved[:11]
+    found = _blocks_backward(dskips, x, *p, *saved[11:], ctx.dilations, ctx.layers, ctx.tf32)
     gradients = [None if v is None else g.to(v.dtype) for v, g in zip(p, found[1:], strict=True)]
     return found[0], *gradients, None, None, None, None, None, None
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from metatasnet_fast import MultiTasNet, available_backends, use_backend
 from metatasnet_fast.backends import Request, get_backend, registry, resolve
@@ -169,6 +170,31 @@ def test_no_items_give_no_items(frames: int) -> None:
     with torch.no_grad():
         run = engine(network)
         assert run.backend.mask(run.prepared[0], torch.zeros(0, 16, frames), None).shape == (0, 4, 16, frames)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_changes_no_gradient(reentrant: bool) -> None:
+    """The masking job recomputed in backward, dropout included."""
+    torch.manual_seed(0)
+    network: Any = MultiTasNet(TINY)
+    run = engine(network)
+    latent = torch.randn(2, 16, 30, requires_grad=True)
+    dropout = torch.rand(2, 4, 16).round() * 2
+    given = torch.randn(2, 4, 16, 30)
+
+    def job(x: torch.Tensor) -> torch.Tensor:
+        return run.backend.mask(run.prepared[0], x, None, dropout)
+
+    leaves = [latent, *(p for name, p in network.stages[0].named_parameters() if ".mask." in f".{name}")]
+    found = []
+    for call in (job, lambda x: checkpoint(job, x, use_reentrant=reentrant)):
+        for leaf in leaves:
+            leaf.grad = None
+        call(latent).backward(given, retain_graph=True)
+        found.append([None if leaf.grad is None else leaf.grad.clone() for leaf in leaves])
+    assert found[0][0] is not None
+    for one, other in zip(*found, strict=True):
+        assert (one is None and other is None) or torch.equal(one, other)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="torch.compile needs a compiler there")
