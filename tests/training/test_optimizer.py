@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from metatasnet_fast import MultiTasNet
 from metatasnet_fast.errors import ConfigError
 from metatasnet_fast.model.checkpoints import read_original
 from metatasnet_fast.training import SGDR, Ranger
-from tests.support import GOLDEN, golden, relative_error
+from tests.support import GOLDEN, TINY, golden, relative_error
 
 
 def trajectory(dtype: torch.dtype) -> Iterator[tuple[int, Tensor, Tensor]]:
@@ -108,6 +111,36 @@ def test_parameters_with_different_step_counts_do_not_disturb_each_other() -> No
 
     for a, b in zip(train(True), train(False), strict=True):
         assert torch.equal(a, b)
+
+
+class Calls(TorchDispatchMode):
+    """Operators that touch memory: on a GPU each is a launch, or a few for a list of tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "aten" and not func.is_view:
+            self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("step", [2, 6])
+def test_a_step_over_all_tensors_of_the_network_is_a_handful_of_operators(step: int) -> None:
+    """1,530 tensors at the default depth; the sixth step moves the slow weights too."""
+    network = MultiTasNet(dataclasses.replace(TINY, layers=6, stack=3))
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    optimizer = Ranger(parameters, weight_decay=5e-4)
+    for parameter in parameters:
+        parameter.grad = torch.full_like(parameter, 1e-3)
+    for _ in range(step - 1):
+        optimizer.step()  # the first makes the state
+    with Calls() as calls:
+        optimizer.step()
+    assert len(parameters) == 1530
+    assert len(calls.names) <= 12, calls.names
+    assert all(name.startswith("aten._foreach_") for name in calls.names), calls.names
 
 
 def test_resuming_the_authors_training_goes_on_where_it_stopped() -> None:

@@ -92,6 +92,19 @@ def test_training_with_dropout_equals_the_reference_and_runs_no_layer_of_pytorch
     assert_parity("gradients", together(own), together(expected), limit)
 
 
+@pytest.mark.slow
+def test_training_in_bfloat16_runs_no_layer_of_pytorch() -> None:
+    net = network(residual_bias=True).train()
+
+    def step() -> None:
+        with use_backend("triton", "bfloat16"):
+            loss, _ = net(*batch(CONFIG, 2, SAMPLES))
+        loss.mean().backward()
+
+    assert not triton_support.profiled(step)
+    assert all(gradient is None or gradient.isfinite().all() for gradient in gradients(net).values())
+
+
 @pytest.mark.parametrize(("name", "part", "dtype"), BLOCKS)
 def test_masking_network_equals_the_recorded_one(name: str, part: str, dtype: torch.dtype) -> None:
     triton_support.recorded_network(golden(name), part, dtype)
