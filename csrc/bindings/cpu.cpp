@@ -174,6 +174,8 @@ void decode(const Stage& stage, py::handle latent_, py::handle signal_, int thre
 
 void bind_cpu(py::module_& module) {
   module.def("cpu_isas", usable_isas, "Instruction sets that the cpu backend can use on this machine, best first.");
+  module.def("unusable_cpu_isas", unusable_isas,
+             "Why the cpu backend cannot use the other instruction sets that were compiled, by name.");
   py::class_<Stage>(module, "CpuStage", "One stage's weights packed for an instruction set, and its jobs.")
       .def(py::init(&make_stage), py::arg("isa"), py::arg("bfloat16"), py::arg("sizes"), py::arg("weights"),
            "isa: one of cpu_isas(), or '' for the best. weights: float32 arrays by name.")

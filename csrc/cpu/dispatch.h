@@ -1,5 +1,6 @@
 #pragma once
 
+#include <map>
 #include <string>
 #include <vector>
 
@@ -9,6 +10,9 @@ namespace metatasnet {
 
 // Instruction sets compiled in that this machine executes, best first; "generic" is always among them.
 std::vector<std::string> usable_isas();
+
+// Instruction sets compiled in that are not usable here, each with one sentence that says why.
+std::map<std::string, std::string> unusable_isas();
 
 // The kernels of the named instruction set; of the best one for an empty name.
 // Throws std::invalid_argument for a name that is not usable here.

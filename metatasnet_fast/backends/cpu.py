@@ -58,7 +58,7 @@ class CpuBackend(Backend):
     """
 
     name = "cpu"
-    summary = "compiled C++ with fused passes (AVX-512, AVX2, portable); inference in float32 and bfloat16 on CPUs"
+    summary = "compiled C++ with fused passes (AMX, AVX-512, AVX2, portable); inference in float32 and bfloat16 on CPUs"
 
     def unavailable(self) -> str | None:
         module = native.load()
@@ -67,7 +67,11 @@ class CpuBackend(Backend):
         forced = os.environ.get(ISA_VARIABLE, "")
         if forced and forced not in module.cpu_isas():
             known = ", ".join(module.cpu_isas())
-            return f"{ISA_VARIABLE}={forced} is not usable on this machine; unset it or choose one of {known}."
+            why = module.unusable_cpu_isas().get(forced, "").rstrip(".")
+            return (
+                f"{ISA_VARIABLE}={forced} is not usable on this machine{f' ({why})' if why else ''}; "
+                f"unset it or choose one of {known}."
+            )
         return None
 
     def variant(self) -> str:

@@ -92,6 +92,7 @@ def _cpu() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "features": [name for name, there in module.cpu_features().items() if there] if module else None,
         "compiled_isas": module.build_info()["isas"] if module else None,
+        "unusable_isas": module.unusable_cpu_isas() if module else None,
         "compiler": module.build_info()["compiler"] if module else None,
         "reason": native.reason(),
     }
@@ -184,6 +185,7 @@ def _text(found: dict[str, Any]) -> str:
                 "compiled": f"for {', '.join(cpu['compiled_isas'])} with {cpu['compiler']}",
             }
         )
+        lines += _rows({f"not {name}": reason for name, reason in cpu["unusable_isas"].items()})
     lines += ["", "GPUs"]
     lines += _rows(
         {

@@ -21,14 +21,20 @@ from tests.support import recipe_state
 CPU = CpuBackend()
 REFERENCE = ReferenceBackend()
 PRECISIONS = [Precision.float32, Precision.bfloat16]
-ISAS = native.load().cpu_isas() if native.load() else []
+MODULE = native.load()
+ISAS = MODULE.cpu_isas() if MODULE else []
+NOT_HERE = MODULE.unusable_cpu_isas() if MODULE else {}
+EVERY_ISA = [
+    *ISAS,
+    *(pytest.param(name, marks=pytest.mark.skip(reason=f"{name}: {why}")) for name, why in NOT_HERE.items()),
+]
 
 needs_the_module = pytest.mark.skipif(native.load() is None, reason=str(native.reason()))
 
 
-@pytest.fixture(params=ISAS)
+@pytest.fixture(params=EVERY_ISA)
 def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Every instruction set that this machine executes, forced in turn."""
+    """Every instruction set that was compiled, forced in turn; those that this machine lacks are skipped."""
     monkeypatch.setenv(ISA_VARIABLE, request.param)
     return str(request.param)
 

@@ -13,7 +13,13 @@ import pytest
 ROOT = Path(__file__).parents[2]
 COMPILER = os.environ.get("CXX", "c++")
 AVX512 = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c"
-ISAS = {"generic": "", "avx2": "-mavx2 -mfma -mf16c", "avx512": AVX512, "avx512_bf16": f"{AVX512} -mavx512bf16"}
+ISAS = {
+    "generic": "",
+    "avx2": "-mavx2 -mfma -mf16c",
+    "avx512": AVX512,
+    "avx512_bf16": f"{AVX512} -mavx512bf16",
+    "amx_bf16": f"{AVX512} -mavx512bf16 -mamx-tile -mamx-bf16",
+}
 SANITIZERS = {
     "memory and arithmetic": "-fsanitize=address,undefined -fno-sanitize-recover=all",
     "races": "-fsanitize=thread",

@@ -23,22 +23,23 @@ struct AddToStreams {
 
   METATASNET_INLINE void begin(int panel) { bias.begin(panel); }
 
+  template <int kTileRows>
   METATASNET_INLINE void prefetch(int panel, int first) {
     if (panel < residual_panels) {
-      prefetch_tile(x + first * ld + panel * kPanel, ld);
+      prefetch_tile<kTileRows>(x + first * ld + panel * kPanel, ld);
     } else {
-      prefetch_tile(skip + first * ld + (panel - residual_panels) * kPanel, ld);
+      prefetch_tile<kTileRows>(skip + first * ld + (panel - residual_panels) * kPanel, ld);
     }
   }
 
-  template <bool kFull>
-  METATASNET_INLINE void tile(int panel, int first, int, Accumulators& acc) {
+  template <bool kFull, int kTileRows>
+  METATASNET_INLINE void tile(int panel, int first, int, Accumulators<kTileRows>& acc) {
     if (panel < residual_panels) {
       const std::ptrdiff_t at = first * ld + panel * kPanel;
 #pragma GCC unroll 2
       for (int v = 0; v < kVectors; ++v) {
-#pragma GCC unroll 12
-        for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 16
+        for (int i = 0; i < kTileRows; ++i) {
           float* p = x + at + i * ld + v * kLanes;
           const Vec sum = load(p) + (acc[i][v] + bias.of[v]);
           store(p, sum);
@@ -50,8 +51,8 @@ struct AddToStreams {
       float* at = skip + first * ld + (panel - residual_panels) * kPanel;
 #pragma GCC unroll 2
       for (int v = 0; v < kVectors; ++v) {
-#pragma GCC unroll 12
-        for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 16
+        for (int i = 0; i < kTileRows; ++i) {
           float* p = at + i * ld + v * kLanes;
           const Vec more = acc[i][v] + bias.of[v];
           store(p, skip_is_empty ? more : load(p) + more);
@@ -69,15 +70,15 @@ struct AddAndActivate : Activate<T> {
   std::ptrdiff_t ld_skip;
   bool skip_is_empty;
 
-  template <bool kFull>
-  METATASNET_INLINE void tile(int panel, int first, int valid, Accumulators& acc) {
+  template <bool kFull, int kTileRows>
+  METATASNET_INLINE void tile(int panel, int first, int valid, Accumulators<kTileRows>& acc) {
     if (!skip_is_empty) {
       const float* at = skip + first * ld_skip + panel * kPanel;
-#pragma GCC unroll 12
-      for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 16
+      for (int i = 0; i < kTileRows; ++i)
         for (int v = 0; v < kVectors; ++v) acc[i][v] += load(at + i * ld_skip + v * kLanes);
     }
-    Activate<T>::template tile<kFull>(panel, first, valid, acc);
+    Activate<T>::template tile<kFull, kTileRows>(panel, first, valid, acc);
   }
 };
 

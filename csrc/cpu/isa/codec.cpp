@@ -9,6 +9,7 @@ namespace {
 
 struct Plain {
   METATASNET_INLINE void begin(int) {}
+  template <int>
   METATASNET_INLINE void prefetch(int, int) {}
   METATASNET_INLINE void end(int) {}
 };
@@ -18,10 +19,10 @@ struct ReluToOperand : Plain {
   typename Mode::Operand* out;
   std::ptrdiff_t ld;
 
-  template <bool kFull>
-  METATASNET_INLINE void tile(int panel, int first, int, Accumulators& acc) {
-#pragma GCC unroll 12
-    for (int i = 0; i < kRows; ++i)
+  template <bool kFull, int kTileRows>
+  METATASNET_INLINE void tile(int panel, int first, int, Accumulators<kTileRows>& acc) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kTileRows; ++i)
       for (int v = 0; v < kVectors; ++v)
         put_operand<Mode>(out + (first + i) * ld + panel * kPanel + v * kLanes, relu(acc[i][v]));
   }
@@ -36,10 +37,10 @@ struct AddMelRelu : Plain {
 
   AddMelRelu(const EncodeArgs& a, typename Mode::Operand* o, std::ptrdiff_t l) : args(a), out(o), ld(l) {}
 
-  template <bool kFull>
-  METATASNET_INLINE void tile(int panel, int first, int valid, Accumulators& acc) {
-#pragma GCC unroll 12
-    for (int i = 0; i < kRows; ++i) {
+  template <bool kFull, int kTileRows>
+  METATASNET_INLINE void tile(int panel, int first, int valid, Accumulators<kTileRows>& acc) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kTileRows; ++i) {
       if (!kFull && i >= valid) break;
       const int column = panel * kPanel;
       const float* here = args.mel + args.mel_frame[first + i] * args.ld_mel + column;
@@ -58,10 +59,10 @@ struct Store : Plain {
   T* out;
   std::ptrdiff_t ld;
 
-  template <bool kFull>
-  METATASNET_INLINE void tile(int panel, int first, int valid, Accumulators& acc) {
-#pragma GCC unroll 12
-    for (int i = 0; i < kRows; ++i) {
+  template <bool kFull, int kTileRows>
+  METATASNET_INLINE void tile(int panel, int first, int valid, Accumulators<kTileRows>& acc) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kTileRows; ++i) {
       if (!kFull && i >= valid) break;
       for (int v = 0; v < kVectors; ++v) store(out + (first + i) * ld + panel * kPanel + v * kLanes, acc[i][v]);
     }
@@ -73,10 +74,10 @@ struct OverlapAdd : Plain {
   float* signal;
   std::ptrdiff_t stride;
 
-  template <bool kFull>
-  METATASNET_INLINE void tile(int panel, int first, int valid, Accumulators& acc) {
-#pragma GCC unroll 12
-    for (int i = 0; i < kRows; ++i) {
+  template <bool kFull, int kTileRows>
+  METATASNET_INLINE void tile(int panel, int first, int valid, Accumulators<kTileRows>& acc) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kTileRows; ++i) {
       if (!kFull && i >= valid) break;
       for (int v = 0; v < kVectors; ++v) {
         float* at = signal + (first + i) * stride + panel * kPanel + v * kLanes;

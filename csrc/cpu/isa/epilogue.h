@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/isa/gemm.h"
+#include "cpu/isa/gemm_tiles.h"
 #include "cpu/isa/modes.h"
 #include "cpu/isa/moments.h"
 
@@ -33,15 +34,18 @@ struct Activate {
     columns.begin();
   }
 
-  METATASNET_INLINE void prefetch(int panel, int first) { prefetch_tile(out + first * ld + panel * kPanel, ld); }
+  template <int kTileRows>
+  METATASNET_INLINE void prefetch(int panel, int first) {
+    prefetch_tile<kTileRows>(out + first * ld + panel * kPanel, ld);
+  }
 
-  template <bool kFull>
-  METATASNET_INLINE void tile(int panel, int first, int valid, Accumulators& acc) {
+  template <bool kFull, int kTileRows>
+  METATASNET_INLINE void tile(int panel, int first, int valid, Accumulators<kTileRows>& acc) {
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) {
       T* at = out + first * ld + panel * kPanel + v * kLanes;
-#pragma GCC unroll 12
-      for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 16
+      for (int i = 0; i < kTileRows; ++i) {
         if (!kFull && i >= valid) break;
         const Vec y = store_rounded(at + i * ld, prelu(acc[i][v] + bias.of[v], slope));
         if (i == 0 && first == 0) columns.pivot[v] = y;

@@ -49,19 +49,20 @@ struct Arithmetic<bfloat16> {
 constexpr int kBlock = 192;
 
 // Ask for a register tile's place in memory while its product is being computed.
-template <class T>
+template <int kTileRows, class T>
 METATASNET_INLINE void prefetch_tile(const T* at, std::ptrdiff_t ld) {
-#pragma GCC unroll 12
-  for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 16
+  for (int i = 0; i < kTileRows; ++i)
     for (std::size_t line = 0; line < kPanel * sizeof(T); line += 64)
       __builtin_prefetch(reinterpret_cast<const char*>(at + i * ld) + line, 1);
 }
 
-typedef Vec Accumulators[kRows][kVectors];
+template <int kTileRows>
+using Accumulators = Vec[kTileRows][kVectors];
 
 // acc += A W over `units` of k. Four pointers and one stride address twelve rows, so that none of them is spilled.
 template <class Operand>
-METATASNET_INLINE void multiply(Accumulators& acc, const char* a, std::ptrdiff_t lda, const float* w, int units) {
+METATASNET_INLINE void multiply(Accumulators<kRows>& acc, const char* a, std::ptrdiff_t lda, const float* w, int units) {
   using M = Arithmetic<Operand>;
   constexpr int kGroups = kRows / 3;
   const char* p[kGroups];
@@ -103,14 +104,14 @@ METATASNET_INLINE void gemm(const Operand* a, std::ptrdiff_t lda, int rows, cons
       const int units = band.units - u < kBlock ? band.units - u : kBlock;
       const bool conclude = u + units >= band.units;
       for (int r = 0; r < rows; r += kRows) {
-        Accumulators acc;
+        Accumulators<kRows> acc;
         float* park = parked + r * kPanel;
 #pragma GCC unroll 12
         for (int i = 0; i < kRows; ++i) {
           acc[i][0] = u ? load(park + i * kPanel) : Vec{};
           acc[i][1] = u ? load(park + i * kPanel + kLanes) : Vec{};
         }
-        if (conclude) epilogue.prefetch(p, r);
+        if (conclude) epilogue.template prefetch<kRows>(p, r);
         multiply<Operand>(acc, rows_at + r * stride + 4 * u, stride, weights + static_cast<std::ptrdiff_t>(u) * kPanel,
                           units);
         if (!conclude) {
