@@ -197,11 +197,13 @@ def product(
     y = torch.empty(n, frames, columns, dtype=dtype or x.dtype, device=x.device)
     lean = share is not None or precision == "tf32x3"
     main, tail = product_tile(columns, x.dtype, lean, framing is not None)
+    # Without tensor cores, in float32, four warps have too few registers for the operands of 48 columns.
+    exact = x.dtype == torch.float32 and precision == "ieee"
     launch(
         product_kernel, n * -(-frames // TILE) * -(-columns // (main + tail)), x,
         p_x=x, p_gate=gate, p_w=weight, p_bias=bias, p_share=share, p_y=y, F=1 if share is None else share.shape[1],
         K=inputs, N=columns, W_O=weight.stride(0), W_K=weight.stride(1), RELU=relu, **layout,
         BLOCK_T=TILE, BLOCK_N=main, TAIL_N=tail, BLOCK_K=BLOCK_K, PRECISION=precision,
-        num_warps=8 if main + tail >= 64 else 4, num_stages=STAGES,
+        num_warps=8 if main + tail >= 64 or exact else 4, num_stages=STAGES,
     )  # fmt: skip
     return y
