@@ -39,7 +39,13 @@ struct bfloat16 {
   std::uint16_t bits;
 };
 
-METATASNET_INLINE Vec splat(float x) { return Vec{} + x; }
+// All lanes x. As integers, since 0 + x in floating point is an addition that no compiler may leave out, and costs a
+// broadcast between registers, for which Intel's processors have only the port of one of two multiply-add units.
+METATASNET_INLINE Vec splat(float x) {
+  std::uint32_t bits;
+  __builtin_memcpy(&bits, &x, sizeof bits);
+  return (Vec)(UVec{} + bits);
+}
 
 METATASNET_INLINE Vec load(const float* p) {
   Vec v;
