@@ -32,6 +32,7 @@ from .ray_pool import Pool, plan_pool
 from .ray_worker import REFUSED, SeparateSongs
 from .settings import Settings
 from .song import Song
+from .staging import remove_abandoned
 from .storage import local_path, refuse_memory
 from .tally import Tally
 
@@ -111,6 +112,8 @@ def run_ray(
             device = "cuda" if pool.gpus else settings.device
             crew = _Crew(ray, todo, replace(settings, threads=pool.cpus, device=device), destination, pool, grace)
             crew.work(ledger.add, say, tally, stop)
+    # A worker that Ray ended, orphaned or not, had no time to take its folder along.
+    remove_abandoned(target.storage, FAREWELL_SECONDS)
     ended = tally.finish(run, price_per_hour, pool.machines)
     say(ended.progress)
     say(ended)

@@ -18,7 +18,7 @@ from types import TracebackType
 
 from .storage import LocalStorage, Storage
 
-__all__ = ["STAGING_NAME", "Staging", "try_lock"]
+__all__ = ["STAGING_NAME", "Staging", "remove_abandoned", "try_lock"]
 
 STAGING_NAME = ".staging"
 LOCK = "lock"
@@ -30,12 +30,7 @@ class Staging:
     """A worker's folder; ``folder()`` makes one for a song in it. Everything goes away with ``close``."""
 
     def __init__(self, storage: Storage) -> None:
-        host = re.sub(r"[^A-Za-z0-9.]+", "_", socket.gethostname())[:40] or "host"
-        if isinstance(storage, LocalStorage):
-            parent = storage.path / STAGING_NAME
-        else:
-            user = os.getuid() if hasattr(os, "getuid") else 0
-            parent = Path(tempfile.gettempdir(), f"metatasnet-fast-staging-{user}")
+        parent, host = _place(storage)
         parent.mkdir(parents=True, exist_ok=True)
         sweep(parent, host)
         self.path = parent / f"{host}-{os.getpid()}-{secrets.token_hex(4)}"
@@ -61,6 +56,26 @@ class Staging:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _place(storage: Storage) -> tuple[Path, str]:
+    """The folder that holds everyone's, and this machine's name in it."""
+    host = re.sub(r"[^A-Za-z0-9.]+", "_", socket.gethostname())[:40] or "host"
+    if isinstance(storage, LocalStorage):
+        return storage.path / STAGING_NAME, host
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    return Path(tempfile.gettempdir(), f"metatasnet-fast-staging-{user}"), host
+
+
+def remove_abandoned(storage: Storage, patience: float) -> None:
+    """Remove the folders of this machine's workers that are gone, or go within ``patience`` seconds."""
+    parent, host = _place(storage)
+    deadline = time.monotonic() + patience
+    while parent.is_dir():
+        sweep(parent, host)
+        if time.monotonic() > deadline or not any(parent.glob(f"{host}-*")):
+            return
+        time.sleep(0.1)
 
 
 def sweep(parent: Path, host: str) -> None:

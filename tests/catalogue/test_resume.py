@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ import pytest
 from metatasnet_fast.catalogue import Failure, Outcome, Song, Status
 from metatasnet_fast.catalogue.destination import Destination, song_folder
 from metatasnet_fast.catalogue.result import RESULT_NAME, Result
+from metatasnet_fast.catalogue.staging import Staging, remove_abandoned
+from metatasnet_fast.catalogue.storage import open_storage
 from metatasnet_fast.catalogue.survey import Finding, survey, verify
 from metatasnet_fast.catalogue.worker import Worker
 
@@ -198,6 +202,23 @@ def test_what_a_dead_run_left_is_swept_and_what_a_live_one_has_is_not(album: lis
         (dead / "stem.part").write_bytes(b"x")
         run(out, songs_of(album[0]))
         assert not dead.exists() and live._staging.path.exists()
+
+
+def test_a_worker_that_ends_without_a_word_is_waited_for_and_swept(tmp_path: Path) -> None:
+    program = (
+        "import os, sys, time; from metatasnet_fast.catalogue.staging import Staging;"
+        "from metatasnet_fast.catalogue.storage import open_storage;"
+        "staging = Staging(open_storage(sys.argv[1])); print('here', flush=True); time.sleep(1); os._exit(1)"
+    )
+    storage = open_storage(str(tmp_path))
+    with (
+        Staging(storage) as mine,
+        subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE) as worker,
+    ):
+        assert worker.stdout is not None and worker.stdout.readline()
+        assert len(list((tmp_path / ".staging").iterdir())) == 2
+        remove_abandoned(storage, patience=3.0)
+        assert list((tmp_path / ".staging").iterdir()) == [mine.path]
 
 
 def test_in_object_stores_too(album: list[Path], tmp_path: Path) -> None:
