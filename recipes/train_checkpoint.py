@@ -178,8 +178,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate")
     parser.add_argument("--start", metavar="MODEL", help="name or folder of a checkpoint to go on from")
-    parser.add_argument("--emphasis", type=float, default=0.4, help="share of the loss that hears high frequencies")
-    parser.add_argument("--tone", type=float, default=3.0, help="deviation, dB, of the gains that change a stem's tone")
+    parser.add_argument("--emphasis", type=float, default=0.0, help="share of the loss that hears high frequencies")
+    parser.add_argument("--tone", type=float, default=0.0, help="deviation, dB, of the gains that change a stem's tone")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--seed", type=int, default=1)
     sizes = {"N": 96, "L": 40, "W": 40, "B": 64, "H": 96, "stack": 2, "num_mels": 64}
