@@ -1,6 +1,6 @@
 """Build the training set of the bundled checkpoint: songs at several speeds, and synthesised pieces with exact stems.
 
-    apt-get install fluidsynth fluid-soundfont-gm sonic-pi-samples && pip install mido
+    apt-get install fluidsynth fluid-soundfont-gm sonic-pi-samples flite && pip install mido pyworld scipy
     python recipes/build_dataset.py --songs SONGS --out DATA
 
 SONGS holds one folder per song with drums.ogg, bass.ogg, other.ogg and vocals.ogg, 44.1 kHz stereo; the mixture is their
@@ -20,7 +20,8 @@ import numpy as np
 import soundfile as sf
 import torch
 from music.render import bass_stem, drum_stem, other_stem
-from music.score import compose
+from music.score import Piece, compose
+from music.voice import VOICE_RATE, vocal_stem
 from torch import Tensor
 from training.sampling import UNIT
 
@@ -41,8 +42,16 @@ def high_pass(x: Tensor, rate: int, edge: float = 140.0) -> Tensor:
     return torch.fft.irfft(torch.fft.rfft(x) / (1 + (edge / frequency.clamp(min=1.0)) ** 8), n=x.shape[-1])
 
 
-def write(folder: Path, stems: list[Tensor], rate: int, song: bool, explicit: bool, held: tuple[float, float]) -> None:
-    """Resample, divide by the deviation of the mono mixture as the authors do, and write; track.json comes last."""
+def write(
+    folder: Path,
+    stems: list[Tensor],
+    rate: int,
+    song: bool,
+    explicit: bool,
+    held: tuple[float, float] = (0.0, 0.0),
+    deviation: float = 1.0,
+) -> None:
+    """Resample, give the mono mixture a deviation (1, as the authors do), and write; track.json comes last."""
     folder.mkdir(parents=True, exist_ok=True)
     for target in RATES:
         parts = [resample(x, rate, target) for x in stems]
@@ -50,7 +59,7 @@ def write(folder: Path, stems: list[Tensor], rate: int, song: bool, explicit: bo
             parts.append(high_pass(parts[INSTRUMENTS.index("other")], target))
         length = min(x.shape[-1] for x in parts)
         audio = torch.stack([x[:, :length] for x in parts])
-        scaled = audio / audio[:4].sum(0).mean(0).std() * UNIT
+        scaled = audio / audio[:4].sum(0).mean(0).std() * UNIT * deviation
         np.save(folder / f"{target}.npy", scaled.round().clamp(-32768, 32767).short().numpy())
     values = {"song": song, "explicit": explicit, "held": held}
     (folder / "track.json").write_text(json.dumps(values), "utf-8")
@@ -71,8 +80,7 @@ def add_piece(number: int, out: Path, fonts: list[Path], samples: Path, seed: in
     target = out / f"piece-{number:03d}"
     if (target / "track.json").exists():
         return
-    rng = np.random.default_rng([seed, number])
-    piece = compose(rng, 75)
+    rng, piece = written(number, seed)
     font = fonts[number % len(fonts)]
     stems = [drum_stem(rng, piece, font, samples), bass_stem(rng, piece, font), other_stem(rng, piece, font)]
     length = int(piece.bars * 16 * piece.sixteenth * 44100)
@@ -80,7 +88,25 @@ def add_piece(number: int, out: Path, fonts: list[Path], samples: Path, seed: in
     levels = 10 ** (rng.normal([0, -2, -2], [2, 3, 3]) / 20)
     stems = [x / max(1e-6, float(x.std())) * np.float32(level) for x, level in zip(stems, levels, strict=True)]
     stems.append(np.zeros_like(stems[0]))
-    write(target, [torch.from_numpy(x) for x in stems], 44100, False, True, (0.0, 0.0))
+    write(target, [torch.from_numpy(x) for x in stems], 44100, False, True)
+
+
+def add_voice(number: int, out: Path, seed: int) -> None:
+    """Vocals for the piece of that number, alone, half as loud as a whole piece."""
+    target = out / f"voice-{number:03d}"
+    if (target / "track.json").exists():
+        return
+    _, piece = written(number, seed)
+    voice = torch.from_numpy(vocal_stem(np.random.default_rng([seed, number, 1]), piece))
+    voice = voice[:, : int(piece.bars * 16 * piece.sixteenth * VOICE_RATE)]
+    silence = torch.zeros_like(voice)
+    write(target, [silence, silence, silence, voice], VOICE_RATE, False, True, deviation=0.5)
+
+
+def written(number: int, seed: int) -> tuple[np.random.Generator, Piece]:
+    """A piece, and the generator that goes on from there."""
+    rng = np.random.default_rng([seed, number])
+    return rng, compose(rng, 75)
 
 
 def main() -> None:
@@ -89,6 +115,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--held-out", default="sodium")
     parser.add_argument("--pieces", type=int, default=60, help="synthesised pieces")
+    parser.add_argument("--voices", type=int, default=0, help="how many of the pieces get vocals, too")
     sound = Path("/usr/share/sounds/sf2/FluidR3_GM.sf2")
     parser.add_argument("--fonts", type=Path, nargs="+", default=[sound], help="General MIDI soundfonts, taken in turn")
     parser.add_argument("--samples", type=Path, default=Path("/usr/share/sonic-pi/samples"))
@@ -101,6 +128,8 @@ def main() -> None:
             add_song(song, args.out, speed)
     for number in range(args.pieces):
         add_piece(number, args.out, args.fonts, args.samples, args.seed)
+    for number in range(args.voices):
+        add_voice(number, args.out, args.seed)
 
 
 if __name__ == "__main__":

@@ -18,16 +18,21 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from training.network import reconstruction, separate, step_loss
-from training.sampling import Sampler, held_out_pieces, read_tracks
+from training.codec import pair_signs, reconstruction, tilted
+from training.network import separate, step_loss
+from training.sampling import LONGEST, Sampler, held_out_pieces, read_tracks
 from training.scoring import piece_scores, summary
 
 from metatasnet_fast.config import MetaTasNetConfig
 from metatasnet_fast.model import MultiTasNet, load_checkpoint
 
-STEM_WEIGHTS = (1.25, 0.75, 0.75, 1.25)
+STEM_WEIGHTS = (1.2, 0.6, 0.75, 1.45)
 """Drums, bass, other, vocals."""
-CODEC_STEPS = 400
+CODEC_STEPS = 800
+CODEC_SHARE = 0.3
+"""Of the learning rate, once the masks learn, too."""
+CODEC_EVERY = 10
+"""Steps of the masks between two of the codec alone, which keep it whole above 1 kHz."""
 
 
 def configuration(args: argparse.Namespace) -> MetaTasNetConfig:
@@ -51,7 +56,12 @@ class Training:
         self.args, self.config = args, configuration(args)
         self.dtype = torch.bfloat16 if args.precision == "bfloat16" else torch.float32
         self.network, self.average = MultiTasNet(self.config), MultiTasNet(self.config).eval()
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=args.rate, betas=(0.9, 0.98), fused=True)
+        codec = [".encoder." in name or ".decoder." in name for name, _ in self.network.named_parameters()]
+        groups = [
+            [p for p, coded in zip(self.network.parameters(), codec, strict=True) if coded is wanted]
+            for wanted in (False, True)
+        ]
+        self.optimizer = torch.optim.Adam([{"params": g} for g in groups], lr=args.rate, betas=(0.9, 0.98), fused=True)
         self.step, self.elapsed = 0, 0.0
         self.load_data()
 
@@ -92,22 +102,27 @@ class Training:
         self.average.load_state_dict(finished.state_dict())
 
     def learn_codec(self) -> float:
-        """Teach decoder(encoder(x)) = x first: with a random codec the stems begin at -30 dB, which costs time."""
+        """Teach decoder(encoder(x)) = x first: what the codec loses no mask brings back."""
+        pair_signs(self.network)
         value = 0.0
         for index in range(CODEC_STEPS):
-            self.set_rate(3e-3 * min(1.0, (index + 1) / 20) * (1 - 0.9 * index / CODEC_STEPS))
-            mixes, sources, _ = self.sampler.batch(2)
-            signals = [torch.cat([m, s.flatten(0, 1)[: len(m)]]) for m, s in zip(mixes, sources, strict=True)]
-            quality = reconstruction(self.network, signals, torch.float32, self.args.emphasis)
-            self.update(-quality)
-            value = float(quality)
+            self.set_rate(3e-3 * min(1.0, (index + 1) / 20) * (1 - 0.95 * index / CODEC_STEPS))
+            value = self.codec_step()
         self.average.load_state_dict(self.network.state_dict())
         self.optimizer.state.clear()
         return value
 
+    def codec_step(self) -> float:
+        mixes, _, _ = self.sampler.batch(self.args.batch)
+        slopes = torch.from_numpy(self.sampler.rng.uniform(0, 1.2, self.args.batch)).float()
+        quality = reconstruction(self.network, tilted(mixes, [s.sampling_rate for s in self.config.stages], slopes))
+        self.update(-quality)
+        return float(quality.detach())
+
     def set_rate(self, rate: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = float(rate)
+        """The codec has learnt already when the masks begin: then it gets a part of the rate."""
+        for group, share in zip(self.optimizer.param_groups, (1.0, CODEC_SHARE if self.step else 1.0), strict=True):
+            group["lr"] = float(rate) * share
 
     def update(self, loss: Tensor) -> None:
         self.optimizer.zero_grad()
@@ -118,7 +133,13 @@ class Training:
     def train_step(self, progress: float) -> Tensor:
         decay = 0.5 + 0.5 * np.cos(np.pi * max(0.0, (progress - 0.25) / 0.75))
         self.set_rate(self.args.rate * min(1.0, (self.step + 1) / 100) * decay)
-        mixes, sources, counts = self.sampler.batch(self.args.batch)
+        if self.step % CODEC_EVERY == CODEC_EVERY - 1:
+            self.codec_step()
+        # Norms see the whole item: long ones teach what phrases and rests do to them.
+        long = self.step % LONGEST == LONGEST - 1
+        mixes, sources, counts = self.sampler.batch(
+            *((max(1, self.args.batch // LONGEST), LONGEST) if long else (self.args.batch,))
+        )
         loss, values = step_loss(
             self.network, mixes, sources, counts, self.dtype, torch.tensor(STEM_WEIGHTS), torch.tensor([0.7, 1.3]),
             self.args.emphasis,
@@ -178,11 +199,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate")
     parser.add_argument("--start", metavar="MODEL", help="name or folder of a checkpoint to go on from")
-    parser.add_argument("--emphasis", type=float, default=0.0, help="share of the loss that hears high frequencies")
-    parser.add_argument("--tone", type=float, default=0.0, help="deviation, dB, of the gains that change a stem's tone")
+    parser.add_argument("--emphasis", type=float, default=0.15, help="share of the loss that hears high frequencies")
+    parser.add_argument("--tone", type=float, default=3.0, help="deviation, dB, of the gains that change a stem's tone")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--seed", type=int, default=1)
-    sizes = {"N": 96, "L": 40, "W": 40, "B": 64, "H": 96, "stack": 2, "num_mels": 64}
+    sizes = {"N": 96, "L": 40, "W": 20, "B": 64, "H": 96, "stack": 2, "num_mels": 64}
     for name, value in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     train(parser.parse_args())

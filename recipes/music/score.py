@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-__all__ = ["BAR", "Hit", "Note", "Part", "Piece", "compose"]
+__all__ = ["BAR", "Hit", "Note", "Part", "Piece", "Sung", "compose", "vocal_line"]
 
 BAR = 16
 PROGRESSIONS = (
@@ -54,6 +54,8 @@ class Part:
 class Piece:
     tempo: float
     bars: int
+    key: int
+    scale: tuple[int, ...]
     bass: Part
     other: list[Part]
     drums: list[Hit] = field(default_factory=list)
@@ -64,11 +66,21 @@ class Piece:
         return 15 / self.tempo
 
 
+@dataclass(frozen=True)
+class Sung:
+    """A note of a voice: seconds, MIDI pitch, loudness (1 is ordinary)."""
+
+    seconds: float
+    pitch: float
+    loudness: float
+
+
 def compose(rng: np.random.Generator, seconds: float) -> Piece:
     tempo = float(rng.uniform(70, 178))
     bars = max(8, round(seconds * tempo / 240 / 4) * 4)
-    piece = Piece(tempo, bars, Part(int(rng.choice(BASSES))), _parts(rng))
+    bass, parts = Part(int(rng.choice(BASSES))), _parts(rng)
     key, scale = int(rng.integers(12)), SCALES[int(rng.choice(4, p=[0.3, 0.4, 0.2, 0.1]))]
+    piece = Piece(tempo, bars, key, scale, bass, parts)
     swing = float(rng.choice([0, 0, 0, rng.uniform(0.1, 0.33)]))
     bar, recent = 0, {"drums": True, "bass": True}
     while bar < bars:
@@ -199,3 +211,25 @@ def _drums(rng: np.random.Generator, begin: int, bars: int, swing: float) -> lis
             drum = str(rng.choice(["snare", "tom", "snare"]))
             hits += [Hit(at + s, drum, 60 + 4 * s) for s in range(8, BAR, int(rng.choice([1, 2])))]
     return [Hit(h.start + swing * (h.start % 2 == 1), h.drum, h.velocity) for h in hits]
+
+
+STEPS = (-2, -1, -1, 0, 0, 1, 1, 2, 4, -4)
+OFTEN = (0.1, 0.15, 0.1, 0.15, 0.1, 0.1, 0.15, 0.1, 0.03, 0.02)
+"""Degrees from one note of a voice to the next, and how often."""
+
+
+def vocal_line(rng: np.random.Generator, piece: Piece, middle: int, bars: int) -> list[Sung]:
+    """A phrase of some bars: steps along the scale about a pitch, and at the end a held note."""
+    scale = [12 * octave + piece.key + step for octave in range(11) for step in piece.scale]
+    position = min(range(len(scale)), key=lambda i: abs(scale[i] - middle)) + int(rng.integers(-2, 3))
+    density, lengths = rng.choice([2, 2, 3, 4]), list[int]()
+    while sum(lengths) < 0.8 * BAR * bars:
+        lengths.append(int(rng.choice([1, 2, 3, 4, 6] if density > 2 else [2, 4, 4, 6, 8])))
+    lengths[-1] += int(rng.integers(2, 8))
+    notes = []
+    for length in lengths:
+        position += int(rng.choice(STEPS, p=OFTEN))
+        if abs(scale[position] - middle) > 9:
+            position += 1 if scale[position] < middle else -1
+        notes.append(Sung(length * piece.sixteenth, scale[position], float(10 ** (rng.normal(0, 2) / 20))))
+    return notes

@@ -26,7 +26,7 @@ from metatasnet_fast.reference.losses import si_sdr
 from metatasnet_fast.reference.spectrogram import log_power
 from metatasnet_fast.reference.weights import BlockWeights, Convolution, DecoderWeights, EncoderWeights, MaskingWeights
 
-__all__ = ["bright", "reconstruction", "separate", "step_loss"]
+__all__ = ["bright", "decode", "encode", "parameters", "separate", "step_loss"]
 
 
 @cache
@@ -251,20 +251,6 @@ def bright(signal: Tensor, rate: int) -> Tensor:
     encoder and decoder first, leave out what makes a stem sound bright."""
     square = torch.fft.rfftfreq(signal.shape[-1], 1 / rate).square()
     return torch.fft.irfft(torch.fft.rfft(signal) * (square / (square + 2000.0**2)), n=signal.shape[-1])
-
-
-def reconstruction(network: MultiTasNet, mixes: Sequence[Tensor], dtype: torch.dtype, emphasis: float = 0.0) -> Tensor:
-    """SI-SDR, dB, of `decoder(encoder(mix))`, mean over items, summed over stages; ``emphasis`` as in :func:`step_loss`."""
-    total = mixes[0].new_zeros(())
-    for index, (mix, values) in enumerate(zip(mixes, parameters(network), strict=True)):
-        config = network.config.stage(index)
-        weights = generate(config, values)
-        found = decode(weights.decoder, config, encode(weights.encoder, config, mix).to(dtype))
-        total = total + (1 - emphasis) * si_sdr(found, mix).mean()
-        if emphasis > 0:
-            rate = config.sampling_rate
-            total = total + emphasis * si_sdr(bright(found, rate), bright(mix, rate)).mean()
-    return total
 
 
 def sounding(sources: Tensor) -> Tensor:

@@ -22,6 +22,8 @@ SOUNDS = 1e-2
 TONE = (60.0, 200.0, 600.0, 1800.0, 4000.0, 8000.0)
 """Hz."""
 DRUMS, BASS, OTHER, VOCALS = range(4)
+LONGEST = 4
+"""Items' lengths that the longest item takes."""
 HIGH_PASSED = 4
 """Fifth stem of a song: `other` without low frequencies."""
 
@@ -81,10 +83,10 @@ def retuned(pieces: NDArray[np.float32], rate: int, gains: NDArray[np.float64]) 
 class Sampler:
     """Items cut at the same times at every rate.
 
-    Four kinds: a song as it is; a song's vocals over a synthesised piece; stems of any tracks; and any of these with another
-    bass. Where a song's bass may hide in `other`, that `other` goes without low frequencies, or does not count in the loss.
-    Half of the mixtures are freed of the cache's rounding noise. ``tone``, dB, is the deviation of the gains with which half
-    of the stems are :func:`retuned`.
+    Four kinds: a song as it is; vocals over a synthesised piece, a song's or the piece's own; stems of any tracks; and any of
+    these with another bass. Where a song's bass may hide in `other`, that `other` goes without low frequencies, or does not
+    count in the loss. Half of the mixtures are freed of the cache's rounding noise. ``tone``, dB, is the deviation of the gains
+    with which half of the stems are :func:`retuned`.
     """
 
     def __init__(
@@ -92,11 +94,15 @@ class Sampler:
     ) -> None:
         self.config, self.rng, self.tone = config, rng, tone
         self.stages = config.stages
-        self.frames = round(seconds * config.sampling_rate) // config.W
+        self.item_frames = self.frames = round(seconds * config.sampling_rate) // config.W
         self.rate = config.sampling_rate / config.W
-        self.tracks = [t for t in tracks if t.rates[0].shape[-1] // config.W > self.frames + 1]
+        self.tracks = [t for t in tracks if t.rates[0].shape[-1] // config.W > LONGEST * self.frames + 1]
         self.songs = [i for i, t in enumerate(self.tracks) if t.song]
-        self.synthetic = [i for i, t in enumerate(self.tracks) if not t.song]
+        names = {t.name: i for i, t in enumerate(self.tracks)}
+        self.voices = {
+            i: names[v] for n, i in names.items() if (v := n.replace("piece-", "voice-")) in names and v != n
+        }
+        self.synthetic = [i for i, t in enumerate(self.tracks) if not t.song and not t.name.startswith("voice-")]
         self.with_stem = {
             (stem, song): [i for i, t in enumerate(self.tracks) if t.song is song and len(t.sounding[stem]) > 8]
             for stem in range(4)
@@ -148,7 +154,7 @@ class Sampler:
     def item(self) -> tuple[list[NDArray[np.float32]], bool]:
         """(4, sample) for each stage; whether `other` may hold a bass line."""
         rng = self.rng
-        kind = rng.choice(["song", "backing", "any"], p=[0.4, 0.15, 0.45] if self.synthetic else [0.5, 0.0, 0.5])
+        kind = rng.choice(["song", "backing", "any"], p=[0.3, 0.25, 0.45] if self.synthetic else [0.5, 0.0, 0.5])
         base = self.pick(self.synthetic if kind == "backing" else self.songs)
         focus = int(rng.choice(4, p=[0.3, 0.1, 0.2, 0.4]))
         start, channel = self.where_it_sounds(base, focus), self.channel()
@@ -157,8 +163,10 @@ class Sampler:
         stems = []
         for stem in range(4):
             index, at, side = base, start, channel
-            if kind == "any" or (kind == "backing" and stem == VOCALS):
-                song = stem == VOCALS or not self.synthetic or rng.random() < 0.6
+            if kind == "backing" and stem == VOCALS and base in self.voices and rng.random() < 0.5:
+                index = self.voices[base]
+            elif kind == "any" or (kind == "backing" and stem == VOCALS):
+                song = not self.with_stem[stem, False] or rng.random() < (0.75 if stem == VOCALS else 0.6)
                 index, side = self.pick(self.with_stem[stem, song]), self.channel()
                 at = self.where_it_sounds(index, stem) if rng.random() < 0.8 else self.anywhere(index)
             if stem == BASS and new_bass:
@@ -178,8 +186,12 @@ class Sampler:
         level = np.float32(rng.uniform(0.7, 1.3))
         return [level * np.stack([pieces[s] for pieces in stems]) for s in range(len(self.stages))], doubtful
 
-    def batch(self, size: int) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """Mixtures (n, T_s) and sources (4, n, T_s) for each stage, and (4, n): 1 where a stem counts in the loss."""
+    def batch(self, size: int, lengths: int = 1) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """Mixtures (n, T_s) and sources (4, n, T_s) for each stage, and (4, n): 1 where a stem counts in the loss.
+
+        ``lengths``, up to ``LONGEST``: how many times as long as usual the items are.
+        """
+        self.frames = lengths * self.item_frames
         items, doubtful = zip(*(self.item() for _ in range(size)), strict=True)
         sources = [torch.from_numpy(np.stack(stage, axis=1)) for stage in zip(*items, strict=True)]
         mixes = [x.sum(0) for x in sources]

@@ -20,8 +20,19 @@ pytest.importorskip("soundfile")
 sys.path.insert(0, str(Path(__file__).parents[2] / "recipes"))
 
 from music.drums import play_samples, synthetic_kit  # noqa: E402
-from music.score import BAR, compose  # noqa: E402
-from training.sampling import BASS, OTHER, TONE, UNIT, VOCALS, Sampler, read_tracks, retuned, without_rounding  # noqa: E402
+from music.score import BAR, compose, vocal_line  # noqa: E402
+from training.sampling import (  # noqa: E402
+    BASS,
+    LONGEST,
+    OTHER,
+    TONE,
+    UNIT,
+    VOCALS,
+    Sampler,
+    read_tracks,
+    retuned,
+    without_rounding,
+)
 from training.scoring import band_levels  # noqa: E402
 
 CONFIG = MetaTasNetConfig(N=16, L=40, W=40, B=16, H=16, num_mels=8, stages_num=2)
@@ -85,11 +96,69 @@ def test_an_other_that_may_hold_a_bass_never_counts(sampler: Sampler, monkeypatc
         return stems, doubtful
 
     monkeypatch.setattr(sampler, "item", recorded)
-    counts = sampler.batch(300)[2][OTHER]
+    counts = sampler.batch(600)[2][OTHER]
     doubtful = torch.tensor(drawn)
-    print(f"{int(doubtful.sum())} of 300 doubtful")
+    print(f"{int(doubtful.sum())} of 600 doubtful")
     assert 10 < int(doubtful.sum()) < 150
     assert not counts[doubtful].any() and counts[~doubtful].any()
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=20, deadline=None)
+def test_a_long_item_is_one_piece_of_time_and_the_next_is_short_again(sampler: Sampler, seed: int) -> None:
+    sampler.rng = np.random.default_rng(seed)
+    for lengths in (LONGEST, 1):
+        mixes, sources, counts = sampler.batch(2, lengths)
+        assert [x.shape[-1] for x in mixes] == [lengths * 16000, lengths * 32000]
+        assert sources[0].shape[:2] == counts.shape == (4, 2)
+
+
+def test_a_piece_is_sung_to_by_its_own_voice_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, song in (("a@1.0", True), ("piece-000", False), ("voice-000", False), ("piece-001", False)):
+        write_track(tmp_path, name, song, True, (0.0, 0.0))
+    voice = tmp_path / "voice-000"
+    for rate in (8000, 16000):
+        np.save(
+            voice / f"{rate}.npy",
+            np.arange(5)[:, None, None].astype(np.int16) // VOCALS * np.ones((1, 2, SECONDS * rate), np.int16),
+        )
+    sampler = Sampler(read_tracks(tmp_path, (8000, 16000)), CONFIG, 2.0, np.random.default_rng(0))
+    names = [track.name for track in sampler.tracks]
+    assert sampler.voices == {names.index("piece-000"): names.index("voice-000")}
+    assert [names[i] for i in sampler.synthetic] == ["piece-000", "piece-001"]
+    cuts: list[tuple[str, int, int]] = []
+    cut = sampler.cut
+
+    def recorded(index: int, stem: int, channel: int, start: int) -> list[NDArray[np.float32]]:
+        cuts.append((names[index], stem, start))
+        return cut(index, stem, channel, start)
+
+    monkeypatch.setattr(sampler, "cut", recorded)
+    together = 0
+    for _ in range(200):
+        cuts.clear()
+        sampler.item()
+        start = {(name, stem): at for name, stem, at in cuts}
+        if ("piece-000", 0) in start and ("voice-000", VOCALS) in start and ("piece-000", OTHER) in start:
+            together += start["piece-000", 0] == start["voice-000", VOCALS] == start["piece-000", OTHER]
+        assert ("voice-000", 0) not in start and ("voice-000", OTHER) not in start
+    print(f"{together} of 200 items are a piece with its own voice")
+    assert together >= 5
+
+
+@given(seed=st.integers(0, 2**32 - 1), middle=st.integers(48, 72), bars=st.integers(1, 2))
+@settings(max_examples=50, deadline=None)
+def test_a_voice_sings_in_the_piece_s_key_near_its_middle_for_about_the_phrase(
+    seed: int, middle: int, bars: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    piece = compose(rng, 30)
+    notes = vocal_line(rng, piece, middle, bars)
+    for note in notes:
+        assert (int(note.pitch) - piece.key) % 12 in piece.scale
+        assert abs(note.pitch - middle) < 20 and note.loudness > 0
+    sixteenths = sum(note.seconds for note in notes) / piece.sixteenth
+    assert 0.8 * BAR * bars <= sixteenths < 0.8 * BAR * bars + 16
 
 
 @given(gains=st.lists(st.floats(-12, 12), min_size=len(TONE), max_size=len(TONE)), rate=st.sampled_from([8000, 16000]))
