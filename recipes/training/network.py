@@ -206,23 +206,46 @@ def encode(weights: EncoderWeights, config: StageConfig, signal: Tensor) -> Tens
     return F.linear(x.relu_(), weights.bottleneck_2[..., 0])
 
 
+class OverlapAdd(Function):
+    """The sum of the filters' frames, float32 (m, frames + longest - 1, stride): frames (m, frames, pieces_l, stride) of each
+    filter, that of the shorter ones ``starts_l`` hops later."""
+
+    @staticmethod
+    def forward(ctx: Any, starts: tuple[int, ...], longest: int, *parts: Tensor) -> Tensor:
+        count, frames, _, stride = parts[0].shape
+        total = parts[0].new_zeros(count, frames + longest - 1, stride, dtype=torch.float32)
+        for start, part in zip(starts, parts, strict=True):
+            for piece in range(part.shape[2]):
+                total[:, start + piece : start + piece + frames] += part[:, :, piece]
+        ctx.starts, ctx.sizes, ctx.dtype = starts, [part.shape for part in parts], parts[0].dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        rounded = grad.contiguous().to(ctx.dtype)
+        grads = []
+        for start, (_, frames, pieces, stride) in zip(ctx.starts, ctx.sizes, strict=True):
+            samples = rounded[:, start : start + frames + pieces - 1].flatten(1)
+            grads.append(samples.unfold(1, pieces * stride, stride).unflatten(2, (pieces, stride)))
+        return None, None, *grads
+
+
 def decode(weights: DecoderWeights, config: StageConfig, latent: Tensor) -> Tensor:
     """(m, T), float32, of (m, T', N)."""
     dtype, stride, longest = latent.dtype, config.W, config.kernel_sizes[-1]
     count, frames, _ = latent.shape
     x = torch.mm(latent.flatten(0, 1), weights.bottleneck[..., 0].to(dtype)).relu()
-    parts = x.split(config.decoder_widths, dim=1)
     turns = longest // stride
-    total = x.new_zeros(count, frames + turns - 1, stride, dtype=torch.float32)
-    for part, kernel in zip(parts, weights.filters, strict=True):
+    starts, parts = [], []
+    for part, kernel in zip(x.split(config.decoder_widths, dim=1), weights.filters, strict=True):
         k = kernel.shape[-1]
         # Frames of the shorter filters begin later than those of the longest, by half the difference.
         room = (longest - k) // 2
-        first, pieces = room // stride, -(-(room % stride + k) // stride)
+        pieces = -(-(room % stride + k) // stride)
         taps = F.pad(kernel[:, 0], (room % stride, pieces * stride - k - room % stride)).to(dtype)
-        y = torch.mm(part.contiguous(), taps).view(count, frames, pieces, stride)
-        for piece in range(pieces):
-            total[:, first + piece : first + piece + frames] += y[:, :, piece]
+        starts.append(room // stride)
+        parts.append(torch.mm(part.contiguous(), taps).view(count, frames, pieces, stride))
+    total: Tensor = OverlapAdd.apply(tuple(starts), turns, *parts)
     crop = (longest - stride) // 2
     return total.flatten(1)[:, crop : crop + frames * stride]
 
