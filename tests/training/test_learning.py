@@ -27,21 +27,23 @@ REDUCED = {"similarity_loss_weight": 0.0, "dissimilarity_loss_weight": 0.0, "thr
 
 
 def improvements(cache: Path, run: Path, rate: int) -> dict[str, float]:
-    """SI-SDR of the last validation over that of the mixture, dB, means over the tracks in which a stem counts."""
+    """SI-SDR of the last validation over that of the mixture, dB, means over the tracks in which a stem counts and sounds."""
     last = [entry for entry in read_journal(run) if entry["kind"] == "valid"][-1]
     stage = max(name.split("/")[0] for name in last["si_sdr"])
     tracks = Cache.open(cache).tracks("valid")
     found = {}
     for index, stem in enumerate(INSTRUMENTS):
-        values = [mixture_score(track, rate, index) for track in tracks if track.counts[index]]
+        scores = [mixture_score(track, rate, index) for track in tracks if track.counts[index]]
+        values = [value for value in scores if value is not None]
         if values:
             found[stem] = last["si_sdr"][f"{stage}/{stem}"] - sum(values) / len(values)
     return found
 
 
-def mixture_score(track: Track, rate: int, stem: int) -> float:
+def mixture_score(track: Track, rate: int, stem: int) -> float | None:
+    """None for a stem that is silent."""
     (sources,) = validation_sources(track, [rate])
-    return float(si_sdr(sources.sum(1), sources[:, stem]))
+    return float(si_sdr(sources.sum(1), sources[:, stem])) if sources[:, stem].any() else None
 
 
 def teach(cache: Path, run: Path, given: Mapping[str, Any]) -> None:
