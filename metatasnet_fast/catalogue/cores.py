@@ -19,6 +19,9 @@ __all__ = ["CorePlan", "available_cores", "available_memory"]
 NICENESS = 5
 """By how much the threads that give way are nicer: a third of the share of the others where they compete."""
 
+ENCODING = 2
+"""Songs encoded at once, at least: a song is encoded by one thread, and one song at a time would leave a core of two idle."""
+
 
 @dataclass(frozen=True)
 class CorePlan:
@@ -36,10 +39,11 @@ class CorePlan:
         """For a device type, with ``threads`` cores (None: all of this process's) and ``songs`` in flight (None: chosen)."""
         cores = threads or available_cores()
         if device.type == "cpu":
-            read, write = max(1, cores // 8), max(1, cores // 4)
+            read, write = max(1, cores // 8), max(ENCODING, cores // 4)
             plan = cls("cpu", cores, cores, read, write, songs or read + write + max(2, cores // 4))
         else:
-            read, write = max(1, cores // 4), max(1, cores - max(1, cores // 4))
+            read = max(1, cores // 4)
+            write = max(ENCODING, cores - read)
             plan = cls(device.type, cores, 1, read, write, songs or read + write + 4)
         return plan
 
