@@ -86,7 +86,7 @@ def sweep(parent: Path, host: str) -> None:
         if folder.name.startswith(f"{host}-"):
             if not _owned(folder):
                 shutil.rmtree(folder, ignore_errors=True)
-        elif time.time() - folder.stat().st_mtime > FOREIGN_AGE:
+        elif _age(folder) > FOREIGN_AGE:
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -96,7 +96,15 @@ def _owned(folder: Path) -> bool:
         with open(folder / LOCK, "rb") as file:
             return try_lock(file.fileno()) is not True
     except FileNotFoundError:
-        return folder.exists() and time.time() - folder.stat().st_mtime < 60
+        return _age(folder) < 60
+
+
+def _age(folder: Path) -> float:
+    """Seconds since it changed; 0 if it is gone, as its owner may take it away at any instant."""
+    try:
+        return time.time() - folder.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def try_lock(handle: int) -> bool | None:
