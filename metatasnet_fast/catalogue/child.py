@@ -2,8 +2,10 @@
 
 JSON lines on both pipes.
 
-    in:  {"settings", "destination", "number"}; then {"song": {...}} again and again; {"stop": true}; {"end": true}
-    out: {"refused": sentence} or {"ready": {"description", "capacity", "identity"}}; then {"event": ...}
+    in:  {"settings", "destination", "number"}; then {"song", "wait": bool} again and again; {"stop": true}; {"end": true}
+    out: {"refused": sentence} or {"ready": {"description", "capacity", "identity"}}; then {"event": ...}, {"put_off": id}
+
+A song is put off if another run has it in hand and ``wait`` is false: it is given back.
 
 When the pipe ends without ``end``, the parent has died: so does this process, at once. What it was writing lies in its staging
 folder, which the next run removes.
@@ -63,8 +65,15 @@ def main() -> int:
             }
         )
         songs = _Inbox(stop)
-        for _ in worker.process(songs):
-            pass  # the outcome has gone out as an event
+
+        def put_off(song: Song) -> bool:
+            if song.id in songs.awaited:
+                return False
+            send({"put_off": song.id})
+            return True
+
+        for outcome in worker.process(songs, put_off):
+            songs.awaited.discard(outcome.id)  # it has gone out as an event
     return 0
 
 
@@ -73,6 +82,8 @@ class _Inbox(Iterator[Song]):
 
     def __init__(self, stop: threading.Event) -> None:
         self._songs: queue.SimpleQueue[Song | None] = queue.SimpleQueue()
+        self.awaited: set[str] = set()
+        """Songs that are not to be put off."""
         self._stop = stop
         threading.Thread(target=self._read, name="inbox", daemon=True).start()
 
@@ -92,7 +103,10 @@ class _Inbox(Iterator[Song]):
         for line in sys.stdin:
             message = json.loads(line)
             if "song" in message:
-                self._songs.put(Song.from_dict(message["song"]))
+                song = Song.from_dict(message["song"])
+                if message["wait"]:
+                    self.awaited.add(song.id)
+                self._songs.put(song)
             elif "stop" in message:
                 self._stop.set()
             else:

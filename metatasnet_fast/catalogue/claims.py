@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .failures import SongError
@@ -31,13 +31,13 @@ class Claims:
         self._stop = stop
 
     @contextlib.contextmanager
-    def claim(self, name: str) -> Iterator[bool]:
-        """Wait until nobody else has the name, and keep it for the block. False if ``stop`` came first."""
+    def claim(self, name: str, wait: Callable[[], bool]) -> Iterator[bool]:
+        """Keep a name for the block. False if somebody else has it and ``wait``, asked once, says no, or if ``stop`` comes."""
         if self._folder is None:
             yield True
             return
         path = self._folder / name
-        handle = self._wait(path)
+        handle = self._take(path, wait)
         if handle is None:
             yield False
             return
@@ -47,7 +47,8 @@ class Claims:
             path.unlink(missing_ok=True)
             os.close(handle)
 
-    def _wait(self, path: Path) -> int | None:
+    def _take(self, path: Path, wait: Callable[[], bool]) -> int | None:
+        waiting = False
         while True:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,8 +60,10 @@ class Claims:
             if locked is None or (locked and _is_still(handle, path)):
                 return handle
             os.close(handle)
-            if not locked and self._stop.wait(POLL_SECONDS):
-                return None
+            if not locked:
+                waiting = waiting or wait()
+                if not waiting or self._stop.wait(POLL_SECONDS):
+                    return None
 
 
 def _is_still(handle: int, path: Path) -> bool:

@@ -26,6 +26,9 @@ MOST_BARREN = 3
 
 POLL_SECONDS = 0.2
 
+PUT_OFF_SECONDS = 5.0
+"""Until a song that another run has in hand is looked at again, as long as there are others."""
+
 
 class WorkerLostError(MetaTasNetError):
     """The worker's process ends again and again, whatever song it gets."""
@@ -97,6 +100,7 @@ class SupervisedWorker:
         """As :meth:`Worker.process`; songs that are still in flight when the grace is over have no outcome."""
         source = iter(songs)
         again: deque[Song] = deque()
+        put_off: deque[tuple[float, Song]] = deque()
         suspects: deque[_Suspect] = deque()
         sent: dict[str, Song] = {}
         begun: set[str] = set()
@@ -111,7 +115,7 @@ class SupervisedWorker:
                 if self._child is None:
                     self._start()
                     continue
-                self._feed(source, again, suspects, sent)
+                self._feed(source, again, put_off, suspects, sent)
                 if not sent:
                     return
             elif self._child is not None:
@@ -138,6 +142,8 @@ class SupervisedWorker:
                     if suspects and suspects[0].song.id == event.outcome.id:
                         suspects.popleft()
                     yield event.outcome
+            elif "put_off" in message:
+                put_off.append((time.monotonic() + PUT_OFF_SECONDS, sent.pop(message["put_off"])))
             elif "gone" in message:
                 reason = child.obituary()
                 self._drop_child()
@@ -188,24 +194,36 @@ class SupervisedWorker:
                 self._listener(unpack(message["event"]))
 
     def _feed(
-        self, source: Iterator[Song], again: deque[Song], suspects: deque[_Suspect], sent: dict[str, Song]
+        self,
+        source: Iterator[Song],
+        again: deque[Song],
+        put_off: deque[tuple[float, Song]],
+        suspects: deque[_Suspect],
+        sent: dict[str, Song],
     ) -> None:
-        """Send what there is a place for: a suspect alone, else as many songs as can be in flight, and a few more."""
+        """Send what there is a place for: a suspect alone, else as many songs as can be in flight, and a few more.
+
+        What other runs have in hand is waited for only when nothing else is left.
+        """
         assert self._child is not None
         if suspects:
             if not sent:
-                self._send(suspects[0].song, sent)
+                self._send(suspects[0].song, sent, wait=True)
             return
         while len(sent) < self.capacity + 2:
-            song = again.popleft() if again else next(source, None)
-            if song is None:
+            if put_off and put_off[0][0] <= time.monotonic():
+                self._send(put_off.popleft()[1], sent)
+            elif (song := again.popleft() if again else next(source, None)) is not None:
+                self._send(song, sent)
+            elif put_off:
+                self._send(put_off.popleft()[1], sent, wait=True)
+            else:
                 return
-            self._send(song, sent)
 
-    def _send(self, song: Song, sent: dict[str, Song]) -> None:
+    def _send(self, song: Song, sent: dict[str, Song], wait: bool = False) -> None:
         assert self._child is not None
         sent[song.id] = song
-        self._child.send({"song": song.to_dict()})
+        self._child.send({"song": song.to_dict(), "wait": wait})
 
     def _after_death(
         self,

@@ -11,7 +11,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,14 +71,20 @@ class Walker:
         self._discard = discard
 
     @torch.no_grad()
-    def walk(self, song: Song) -> Outcome | None:
-        """Never raises for what is wrong with a song. None if it was left: the run is being stopped, or the device is lost."""
+    def walk(self, song: Song, begin: Callable[[], object], wait: Callable[[], bool]) -> Outcome | None:
+        """Never raises for what is wrong with a song. None if it was left: the run is being stopped, or the device is lost.
+
+        Or another run has it in hand, and ``wait``, asked then, says not to wait. ``begin`` is called when it is ours.
+        """
         attempt = 1
         while True:
             trip = Trip(song, self._key, attempt)
             try:
-                with self._claims.claim(safe_name(song.id)) as claimed:
-                    return self._attempt(trip) if claimed else None
+                with self._claims.claim(safe_name(song.id), wait) as claimed:
+                    if not claimed:
+                        return None
+                    begin()
+                    return self._attempt(trip)
             except Exception as error:
                 if self._machinery.batcher.is_lost(error):
                     return None

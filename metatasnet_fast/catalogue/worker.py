@@ -97,8 +97,13 @@ class Worker:
         """One line: model, backend, device, precision, batches, and how the cores are shared."""
         return self._machinery.describe()
 
-    def process(self, songs: Iterable[Song]) -> Iterator[Outcome]:
+    def process(self, songs: Iterable[Song], put_off: Callable[[Song], bool] | None = None) -> Iterator[Outcome]:
         """Separate songs; yields each one's outcome, as they end. ``songs`` is read as places become free.
+
+        Args:
+            songs: read from several threads, one at a time.
+            put_off: gets a song that another run has in hand, from its thread. True takes it back, and it has no outcome here;
+                otherwise, and without ``put_off``, the song waits in its place until the other run has ended it.
 
         Raises:
             BackendUnavailableError: if the device takes no further work from this process; songs in flight have no outcome.
@@ -117,7 +122,7 @@ class Worker:
                             song = None if left else next(source, None)
                         if song is None:
                             break
-                        outcome = self._walk(song)
+                        outcome = self._walk(song, put_off)
                         if outcome is not None:
                             ended.put(outcome)
             except BaseException as error:
@@ -189,15 +194,26 @@ class Worker:
         if lost is not None:
             raise BackendUnavailableError(f"The device takes no further work ({lost}): start another process.")
 
-    def _walk(self, song: Song) -> Outcome | None:
-        with self._counting:
-            self._in_flight += 1
-        self._listen(SongStarted(song.id, song.uri, self.number))
+    def _walk(self, song: Song, put_off: Callable[[Song], bool] | None) -> Outcome | None:
+        begun = False
+
+        def begin() -> None:
+            nonlocal begun
+            if not begun:
+                self._listen(SongStarted(song.id, song.uri, self.number))
+                begun = True
+                with self._counting:
+                    self._in_flight += 1
+
+        def wait() -> bool:
+            return begun or put_off is None or not put_off(song)
+
         try:
-            outcome = self._walker.walk(song)
+            outcome = self._walker.walk(song, begin, wait)
         finally:
-            with self._counting:
-                self._in_flight -= 1
+            if begun:
+                with self._counting:
+                    self._in_flight -= 1
         if outcome is not None:
             self._listen(SongEnded(outcome, self.number))
         return outcome
