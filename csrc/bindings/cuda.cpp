@@ -204,7 +204,7 @@ void bind_cuda(py::module_& module) {
   module.def("cuda_shared_bytes", [](const py::dict& sizes) { return emulated::shared_bytes(read_sizes(sizes)); },
              py::arg("sizes"), "Shared memory that a stage's most demanding block asks for.");
   module.def("set_emulated_order", &emulated::set_order, py::arg("order"),
-             "The order in which emulated threads run: 0 ascending, 1 descending, any other number shuffles.");
+             "The order in which emulated threads and blocks run: 0 ascending, 1 descending, others shuffle.");
   bind_stage<EmulatedStage>(module, "EmulatedCudaStage", "CudaStage on the host: every thread of a block is a fiber.",
                             emulated::make_stage, "cpu");
 #if METATASNET_HAS_CUDA

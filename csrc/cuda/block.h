@@ -16,9 +16,22 @@ class Block {
   METATASNET_DEVICE int thread() const { return static_cast<int>(threadIdx.x); }
   METATASNET_DEVICE int lane() const { return thread() % kWarp; }
   METATASNET_DEVICE int warp() const { return thread() / kWarp; }
-  METATASNET_DEVICE int x() const { return static_cast<int>(blockIdx.x); }
-  METATASNET_DEVICE int y() const { return static_cast<int>(blockIdx.y); }
-  METATASNET_DEVICE int z() const { return static_cast<int>(blockIdx.z); }
+  // Read anew at each call: kept, they would cost a product's loop registers.
+  METATASNET_DEVICE int x() const {
+    int index;
+    asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(index));
+    return index;
+  }
+  METATASNET_DEVICE int y() const {
+    int index;
+    asm volatile("mov.u32 %0, %%ctaid.y;" : "=r"(index));
+    return index;
+  }
+  METATASNET_DEVICE int z() const {
+    int index;
+    asm volatile("mov.u32 %0, %%ctaid.z;" : "=r"(index));
+    return index;
+  }
 
   METATASNET_DEVICE char* shared() const {
     extern __shared__ __align__(128) char memory[];
@@ -26,6 +39,15 @@ class Block {
   }
 
   METATASNET_DEVICE void sync() const { __syncthreads(); }
+
+  // Between blocks: what this thread wrote before is seen by all before what it writes after; counting, returns the number
+  // before; reading what another block of this launch wrote.
+  METATASNET_DEVICE void fence() const { __threadfence(); }
+  METATASNET_DEVICE int increment(int* count) const { return atomicAdd(count, 1); }
+  template <class T>
+  METATASNET_DEVICE T load_written(const T* from) const {
+    return __ldcg(from);
+  }
 
   METATASNET_DEVICE float shuffle(float value, int lane) const { return __shfl_sync(~0u, value, lane); }
   METATASNET_DEVICE float shuffle_xor(float value, int mask) const { return __shfl_xor_sync(~0u, value, mask); }

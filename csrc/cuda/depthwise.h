@@ -2,7 +2,7 @@
 //
 //   y[u, t, c] = prelu( sum_k w[i, k, c] (scale[u, c] (a[u, t + (k - 1) d, c] - mean[u, c]) + shift[u, c]) )
 //                over the taps k for which 0 <= t + (k - 1) d < T      (the original pads after the norm)
-//   partials[u, tile, c] = (mean, M2) of y as stored
+// The last block of a unit makes the norm behind it (norm.h).
 //
 // A thread has eight channels of four frames; a warp reads 32 frames by 32 channels, tap by tap: the second and third
 // reading hit the caches. Bytes per unit: T H read, T H written. FLOPs: 6 T H. Memory-bound.
@@ -10,6 +10,7 @@
 #pragma once
 
 #include "cuda/moments.h"
+#include "cuda/norm.h"
 
 namespace metatasnet::METATASNET_DEVICES {
 
@@ -21,8 +22,8 @@ struct DepthwiseArgs {
   const float* taps;    // (4, 3, ld)
   const float* affine;  // (units, 3, ld): scale, mean, shift
   float slope;
-  void* out;        // (units, frames, ld)
-  float* partials;  // (units, tiles, 2, ld)
+  void* out;  // (units, frames, ld)
+  Statistics statistics;
 };
 
 // Grid: tiles of frames, groups of 32 channels, units.
@@ -86,10 +87,11 @@ struct Depthwise {
     if (block.thread() < kChannels) {
       const Moments m = merge_warps(moments + block.thread(), kChannels, left);
       const std::int64_t tile = static_cast<std::int64_t>(unit) * tiles_of(args.frames) + block.x();
-      float* to = args.partials + tile * 2 * args.ld + block.y() * kChannels + block.thread();
+      float* to = args.statistics.tiles + tile * 2 * args.ld + block.y() * kChannels + block.thread();
       to[0] = m.mean;
       to[args.ld] = m.m2;
     }
+    finish_tile<threads>(block, args.statistics, args.frames, unit, block.x());
   }
 };
 

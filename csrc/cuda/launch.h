@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 
@@ -79,12 +80,18 @@ void launch(const Stream& stream, Grid grid, std::size_t shared_bytes, const typ
   check(cudaGetLastError(), std::string("launching ") + __PRETTY_FUNCTION__);
 }
 
+inline void clear(const Stream& stream, void* memory, std::size_t bytes) {
+  check(cudaMemsetAsync(memory, 0, bytes, stream.handle()), "clearing memory");
+}
+
 #else
 
 class Stream {
  public:
   Stream(int, std::uintptr_t) {}
 };
+
+inline void clear(const Stream&, void* memory, std::size_t bytes) { std::memset(memory, 0, bytes); }
 
 template <class Kernel>
 void launch(const Stream&, Grid grid, std::size_t shared_bytes, const typename Kernel::Args& args) {

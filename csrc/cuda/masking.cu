@@ -29,6 +29,7 @@ class MaskingRun {
         buffers_(buffers) {}
 
   void run(const Frames& latent, const Frames& input, const Frames& partial, Element* masked) {
+    clear(stream_, buffers_.arrived, buffers_.arrivals * sizeof(int));
     enter(input, partial);
     for (int i = 0; i < s_.blocks(); ++i) block(i);
     leave(latent, masked);
@@ -38,13 +39,13 @@ class MaskingRun {
   // in_conv(norm_1(prelu_1(concat(input, partial)))), prelu_2, norm_2.
   void enter(const Frames& input, const Frames& partial) {
     const bool shared = input.instrument == 0;
-    moments(input, shared ? 1 : kInstruments, buffers_.latent_moments);
-    if (s_.partial) moments(partial, kInstruments, buffers_.partial_moments);
+    moments(input, shared ? 1 : kInstruments, buffers_.latent_segments);
+    if (s_.partial) moments(partial, kInstruments, buffers_.partial_segments);
     const int n_ld = padded(s_.N), partial_ld = padded(s_.partial), in_ld = padded(s_.N + s_.partial);
     NormArgs norm{};
     norm.frames = frames_;
-    norm.partials[0] = buffers_.latent_moments;
-    norm.partials[1] = buffers_.partial_moments;
+    norm.segments[0] = buffers_.latent_segments;
+    norm.segments[1] = buffers_.partial_segments;
     norm.channels[0] = s_.N;
     norm.channels[1] = s_.partial;
     norm.ld[0] = n_ld;
@@ -55,7 +56,7 @@ class MaskingRun {
     norm.ld_affine = in_ld;
     norm.affine = buffers_.affine;
     launch<Norm>(stream_, {units_}, norm_shared_bytes(s_.N + s_.partial), norm);
-    fold(w_.in_conv, nullptr, s_.B, s_.N, s_.partial, in_ld);
+    fold(w_.in_conv, nullptr, s_.B, s_.N, s_.partial, buffers_.affine, in_ld);
 
     PointwiseArgs conv = product(s_.B, n_ld + partial_ld, s_.B);
     conv.source[0] = input;
@@ -64,10 +65,9 @@ class MaskingRun {
     conv.slope = slopes_.first;
     conv.out = buffers_.x;
     conv.out_is_float = true;
-    conv.partials = buffers_.moments_2;
+    conv.statistics = statistics(s_.B, column_tiles(padded(s_.B)), w_.norm_2, buffers_.affine);
     launch_pointwise<Arithmetic, From::activated_frames>(stream_, units_, conv);
 
-    this->norm(buffers_.moments_2, s_.B, w_.norm_2);
     NormaliseArgs args{frames_, padded(s_.B), buffers_.affine, buffers_.x, buffers_.operand};
     launch<Normalise<Element>>(stream_, vectors(s_.B, units_), 0, args);
   }
@@ -83,26 +83,32 @@ class MaskingRun {
     conv.bias = nullptr;
     conv.slope = slopes_.blocks[2 * index];
     conv.out = buffers_.a;
-    conv.partials = buffers_.moments_1;
+    conv.statistics = statistics(s_.H, column_tiles(h_ld), block.norm_1, buffers_.affine);
     launch_pointwise<Arithmetic, From::frames>(stream_, units_, conv);
 
-    norm(buffers_.moments_1, s_.H, block.norm_1);
-    DepthwiseArgs depthwise{frames_,         s_.H,        h_ld, s_.dilations[index], buffers_.a, block.taps,
-                            buffers_.affine, slopes_.blocks[2 * index + 1], buffers_.b, buffers_.moments_2};
-    launch<Depthwise<Element>>(stream_, {tiles_, h_ld / kChannels, units_}, sizeof(Moments) * kRowWarps * kChannels,
-                               depthwise);
+    const int groups = h_ld / kChannels;
+    DepthwiseArgs depthwise{frames_,
+                            s_.H,
+                            h_ld,
+                            s_.dilations[index],
+                            buffers_.a,
+                            block.taps,
+                            buffers_.affine,
+                            slopes_.blocks[2 * index + 1],
+                            buffers_.b,
+                            statistics(s_.H, groups, block.norm_2, buffers_.affine_2)};
+    launch<Depthwise<Element>>(stream_, {tiles_, groups, units_}, moments_shared_bytes(s_.H), depthwise);
 
-    norm(buffers_.moments_2, s_.H, block.norm_2);
     const bool last = index + 1 == s_.blocks();
     const int outputs = last ? s_.B : 2 * s_.B;
-    fold(block.mix, block.mix_bias, outputs, s_.H, 0, h_ld);
+    fold(block.mix, block.mix_bias, outputs, s_.H, 0, buffers_.affine_2, h_ld);
     PointwiseArgs mix = product(outputs, h_ld, s_.B);
     mix.source[0] = activations(buffers_.b, s_.H);
     if (last) {
       mix.addend = index ? buffers_.skip : nullptr;
       mix.slope = slopes_.skip;
       mix.out = buffers_.a;
-      mix.partials = buffers_.moments_1;
+      mix.statistics = statistics(s_.B, column_tiles(padded(s_.B)), w_.norm_3, buffers_.affine);
       launch_pointwise<Arithmetic, From::frames>(stream_, units_, mix);
     } else {
       mix.residual = s_.B;
@@ -116,38 +122,51 @@ class MaskingRun {
 
   // norm_3, mask_output, prelu_4, norm_4, softmax over the instruments, product with the latent.
   void leave(const Frames& latent, Element* masked) {
-    norm(buffers_.moments_1, s_.B, w_.norm_3);
-    fold(w_.mask_output, nullptr, s_.N, s_.B, 0, padded(s_.B));
+    fold(w_.mask_output, nullptr, s_.N, s_.B, 0, buffers_.affine, padded(s_.B));
     PointwiseArgs output = product(s_.N, padded(s_.B), s_.N);
     output.source[0] = activations(buffers_.a, s_.B);
     output.slope = slopes_.output;
     output.out = masked;
-    output.partials = buffers_.moments_2;
+    output.statistics = statistics(s_.N, column_tiles(padded(s_.N)), w_.norm_4, buffers_.affine);
     launch_pointwise<Arithmetic, From::frames>(stream_, units_, output);
-    norm(buffers_.moments_2, s_.N, w_.norm_4);
     const MaskProductArgs args{frames_, latent, padded(s_.N), buffers_.affine, masked};
     launch<MaskProduct<Element>>(stream_, vectors(s_.N, items_), 0, args);
   }
 
-  void moments(const Frames& source, int instruments, float* to) {
-    const SourceMomentsArgs args{instruments, frames_, source, padded(source.channels), slopes_.input, to};
-    launch<SourceMoments<Arithmetic>>(stream_, {tiles_, padded(source.channels) / kChannels, items_ * instruments},
-                                      sizeof(Moments) * kRowWarps * kChannels, args);
+  void moments(const Frames& source, int instruments, ChannelMoments* to) {
+    const int ld = padded(source.channels), groups = ld / kChannels;
+    Statistics own = statistics(source.channels, groups);
+    own.segments = to;
+    const SourceMomentsArgs args{instruments, frames_, source, ld, slopes_.input, own};
+    launch<SourceMoments<Arithmetic>>(stream_, {tiles_, groups, items_ * instruments}, moments_shared_bytes(0), args);
   }
 
-  void norm(const float* moments, int channels, const float* weight) {
-    NormArgs args{};
-    args.frames = frames_;
-    args.partials[0] = moments;
-    args.channels[0] = channels;
-    args.ld[0] = args.ld_affine = padded(channels);
-    args.units_of[0] = args.units_of[1] = 1;
-    args.weight = weight;
-    args.affine = buffers_.affine;
-    launch<Norm>(stream_, {units_}, norm_shared_bytes(channels), args);
+  static std::size_t moments_shared_bytes(int norm_channels) {
+    const std::size_t moments = sizeof(Moments) * kRowWarps * kChannels, norm = norm_shared_bytes(norm_channels);
+    return norm > moments ? norm : moments;
   }
 
-  void fold(const float* source, const float* bias, int outputs, int first, int second, int ld_affine) {
+  // Of a pass of which `blocks` blocks write each tile; with the norm behind it if it has a weight.
+  Statistics statistics(int channels, int blocks, const float* weight = nullptr, float* affine = nullptr) const {
+    Statistics to{};
+    to.tiles = buffers_.moments;
+    to.segments = buffers_.segments;
+    to.arrived = buffers_.arrived;
+    to.blocks = blocks;
+    to.channels = channels;
+    to.ld = padded(channels);
+    to.norm.frames = frames_;
+    to.norm.segments[0] = buffers_.segments;
+    to.norm.channels[0] = channels;
+    to.norm.ld[0] = to.norm.ld_affine = to.ld;
+    to.norm.units_of[0] = to.norm.units_of[1] = 1;
+    to.norm.weight = weight;
+    to.norm.affine = affine;
+    return to;
+  }
+
+  void fold(const float* source, const float* bias, int outputs, int first, int second, const float* affine,
+            int ld_affine) {
     FoldArgs args{};
     args.outputs = outputs;
     args.channels[0] = first;
@@ -156,7 +175,7 @@ class MaskingRun {
     args.source = source;
     args.bias = bias;
     args.ld_affine = ld_affine;
-    args.affine = buffers_.affine;
+    args.affine = affine;
     args.weights = buffers_.folded;
     args.folded_bias = buffers_.folded_bias;
     launch<Fold<Arithmetic>>(stream_, {(outputs + 7) / 8, 1, units_}, 0, args);

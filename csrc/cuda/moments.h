@@ -1,7 +1,7 @@
 // Mean and sum of squared deviations of a tile's columns, as the values are stored; merged in a fixed order.
 //
 // Deviations are taken from the column's first value: constant and silent columns give exactly 0, and a mean far from 0
-// costs no precision. Nothing is added atomically, so results are the same bits in every run.
+// costs no precision. No moment is added atomically, so results are the same bits in every run (norm.h).
 #pragma once
 
 #include "cuda/tile.h"

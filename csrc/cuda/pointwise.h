@@ -1,7 +1,6 @@
 // 1x1 convolutions of all (item, instrument) units, each with its own weights.
 //
 //   y[u, t, o] = prelu( sum_k W[u, o, k] f(a[u, t, k]) + bias[u, o] + addend[u, t, o] + share(t, o) )
-//   partials[u, tile, o] = (mean, M2) of y as stored
 //
 // f is the identity or, in front of the masking network, a PReLU. A slope of 1 is the identity, 0 is ReLU. The group norm
 // in front of the convolution is in W and bias (fold.h). `share` is the spectrogram's part of the encoder's first
@@ -15,6 +14,7 @@
 
 #include "cuda/interface.h"
 #include "cuda/moments.h"
+#include "cuda/norm.h"
 
 namespace metatasnet::METATASNET_DEVICES {
 
@@ -43,7 +43,7 @@ struct PointwiseArgs {
   void* out;  // (units, frames, ld_out)
   bool out_is_float;
   int ld_out;
-  float* partials;  // (units, tiles, 2, ld_out), null: none
+  Statistics statistics;  // of y
 
   // The mixing product of a block instead: outputs [0, residual) are added to x, the others to the skip sum.
   int residual;
@@ -166,11 +166,12 @@ struct Pointwise {
 
   static METATASNET_DEVICE void run(Block& block, const Args& args) {
     using Element = typename Arithmetic::Element;
+    Accumulators sum;
+    pointwise_product<Arithmetic, from>(block, args, block.z(), static_cast<std::int64_t>(block.x()) * kTile,
+                                        block.y() * kColumns, sum);
+
     const std::int64_t first_frame = static_cast<std::int64_t>(block.x()) * kTile;
     const int first_output = block.y() * kColumns, unit = block.z();
-    Accumulators sum;
-    pointwise_product<Arithmetic, from>(block, args, unit, first_frame, first_output, sum);
-
     const WarpPlace place(block);
     const int lane = block.lane();
     const int left = args.frames - first_frame < kTile ? static_cast<int>(args.frames - first_frame) : kTile;
@@ -221,7 +222,9 @@ struct Pointwise {
         }
       }
     }
-    if (args.partials) write_moments(block, args, sum, unit, first_output, left);
+    if (from == From::signal || !args.statistics.tiles) return;  // no norm reads the filter bank's outputs
+    write_moments(block, args, sum, unit, first_output, left);
+    finish_tile<threads>(block, args.statistics, args.frames, block.z(), block.x());
   }
 
   static METATASNET_DEVICE void write_moments(Block& block, const Args& args, const Accumulators& sum, int unit,
@@ -243,7 +246,7 @@ struct Pointwise {
     }
     block.sync();
     const std::int64_t tile = static_cast<std::int64_t>(unit) * tiles_of(args.frames) + block.x();
-    float* to = args.partials + tile * 2 * args.ld_out;
+    float* to = args.statistics.tiles + tile * 2 * args.ld_out;
     for (int column = block.thread(); column < kColumns; column += kThreads) {
       if (first_output + column >= args.ld_out) continue;
       const Moments m = merge_warps(moments + column, kColumns, left);

@@ -4,13 +4,14 @@ namespace metatasnet::METATASNET_DEVICES {
 
 template <class Arithmetic, From from>
 void launch_pointwise(const Stream& stream, std::int64_t units, const PointwiseArgs& args) {
-  const Grid grid{tiles_of(args.frames), (args.ld_out + kColumns - 1) / kColumns, units};
-  launch<Pointwise<Arithmetic, from>>(stream, grid, kPipelineBytes, args);
+  const Grid grid{tiles_of(args.frames), column_tiles(args.ld_out), units};
+  const std::size_t norm = norm_shared_bytes(args.statistics.channels), pipeline = kPipelineBytes;
+  launch<Pointwise<Arithmetic, from>>(stream, grid, norm > pipeline ? norm : pipeline, args);
 }
 
 template <class Arithmetic>
 void launch_mix(const Stream& stream, std::int64_t units, const PointwiseArgs& args) {
-  const Grid grid{tiles_of(args.frames), (args.outputs + kColumns - 1) / kColumns, units};
+  const Grid grid{tiles_of(args.frames), column_tiles(args.outputs), units};
   launch<Mix<Arithmetic>>(stream, grid, kPipelineBytes, args);
 }
 

@@ -6,6 +6,8 @@
 
 namespace metatasnet::METATASNET_DEVICES {
 
+METATASNET_BOTH inline int column_tiles(int outputs) { return (outputs + kColumns - 1) / kColumns; }
+
 // Grid: tiles of frames, tiles of outputs, units.
 template <class Arithmetic, From from>
 void launch_pointwise(const Stream& stream, std::int64_t units, const PointwiseArgs& args);

@@ -1,6 +1,6 @@
 // Moments of what the masking network's first norm sees: prelu(source), rounded as the first product reads it.
 //
-//   partials[u, tile, c] = (mean, M2) of round(prelu(a[u, t, c]))
+//   statistics of round(prelu(a[u, t, c]))
 //
 // Bytes per unit: T C read. The four instruments share the mixture's latent, whose moments are taken once.
 #pragma once
@@ -15,7 +15,7 @@ struct SourceMomentsArgs {
   Frames source;
   int ld;
   float slope;
-  float* partials;  // (units, tiles, 2, ld)
+  Statistics statistics;
 };
 
 // Grid: tiles of frames, groups of 32 channels, units.
@@ -57,10 +57,11 @@ struct SourceMoments {
     if (block.thread() < kChannels) {
       const Moments m = merge_warps(moments + block.thread(), kChannels, left);
       const std::int64_t tile = static_cast<std::int64_t>(unit) * tiles_of(args.frames) + block.x();
-      float* to = args.partials + tile * 2 * args.ld + block.y() * kChannels + block.thread();
+      float* to = args.statistics.tiles + tile * 2 * args.ld + block.y() * kChannels + block.thread();
       to[0] = m.mean;
       to[args.ld] = m.m2;
     }
+    finish_tile<threads>(block, args.statistics, args.frames, unit, block.x());
   }
 };
 

@@ -83,11 +83,18 @@ void check(const Sizes& s) {
   if (s.n_fft < 4 || (s.n_fft & (s.n_fft - 1)) || log_power_shared_bytes(s.n_fft) > kSharedBytes) {
     refuse("n_fft must be a power of two from 4 to 8192, got " + std::to_string(s.n_fft) + ".");
   }
-  if (norm_shared_bytes(s.N + s.partial) > kSharedBytes) refuse("N is too large, got " + std::to_string(s.N) + ".");
+  const std::pair<const char*, int> normed[] = {{"N", s.N + s.partial}, {"B", s.B}, {"H", s.H}};
+  for (const auto& [name, channels] : normed) {
+    if (norm_shared_bytes(channels) > kSharedBytes) {
+      refuse(std::string(name) + " is too large: norms have at most " +
+             std::to_string(kSharedBytes / sizeof(ChannelMoments)) + " channels, got " + std::to_string(channels) + ".");
+    }
+  }
 }
 
 std::size_t shared_bytes(const Sizes& s) {
-  return std::max({overlap_add_shared_bytes(s.W), log_power_shared_bytes(s.n_fft), norm_shared_bytes(s.N + s.partial)});
+  return std::max({overlap_add_shared_bytes(s.W), log_power_shared_bytes(s.n_fft),
+                   norm_shared_bytes(std::max({s.N + s.partial, s.B, s.H}))});
 }
 
 Stage::Stage(Precision precision, const Sizes& sizes, const Slopes& slopes,

@@ -1,6 +1,7 @@
 // What each job keeps on the device while it runs, and how many items it takes at once.
 #pragma once
 
+#include "cuda/norm.h"
 #include "cuda/stage.h"
 
 namespace metatasnet::METATASNET_DEVICES {
@@ -51,9 +52,11 @@ struct MaskBuffers {
   float *x, *skip;               // (units, frames, padded(B))
   Element* operand;              // x as products read it; null where that is x itself
   Element *a, *b;                // hidden activations before and after the depthwise convolution
-  float *moments_1, *moments_2;  // of the pass before and of this one
-  float *latent_moments, *partial_moments;
-  float* affine;
+  float* moments;                // of the tiles of one pass
+  ChannelMoments *segments, *latent_segments, *partial_segments;
+  int* arrived;                  // zero between passes
+  std::int64_t arrivals;
+  float *affine, *affine_2;      // the second of a block's second norm, made by the pass that reads the first
   Element* folded;
   float* folded_bias;
 
@@ -66,11 +69,15 @@ struct MaskBuffers {
     operand = sizeof(Element) == sizeof(float) ? nullptr : arena.take<Element>(rows * b_ld);
     a = arena.take<Element>(rows * hidden);
     b = arena.take<Element>(rows * h_ld);
-    moments_1 = arena.take<float>(units * tiles * 2 * hidden);
-    moments_2 = arena.take<float>(units * tiles * 2 * widest);
-    latent_moments = arena.take<float>((own_inputs ? units : items) * tiles * 2 * n_ld);
-    partial_moments = arena.take<float>(units * tiles * 2 * padded(s.partial));
+    const std::int64_t segments_each = segments_of(frames);
+    moments = arena.take<float>(units * tiles * 2 * (in_ld > widest ? in_ld : widest));
+    segments = arena.take<ChannelMoments>(units * segments_each * widest);
+    latent_segments = arena.take<ChannelMoments>((own_inputs ? units : items) * segments_each * n_ld);
+    partial_segments = arena.take<ChannelMoments>(units * segments_each * padded(s.partial));
+    arrivals = units * (segments_each + 1);
+    arrived = arena.take<int>(arrivals);
     affine = arena.take<float>(units * 3 * (in_ld > widest ? in_ld : widest));
+    affine_2 = arena.take<float>(units * 3 * h_ld);
     std::int64_t matrix = std::int64_t{s.B} * in_ld;
     if (matrix < 2 * std::int64_t{s.B} * h_ld) matrix = 2 * std::int64_t{s.B} * h_ld;
     if (matrix < std::int64_t{s.N} * b_ld) matrix = std::int64_t{s.N} * b_ld;

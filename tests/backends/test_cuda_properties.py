@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 import pytest
@@ -27,7 +28,10 @@ def ascending() -> Iterator[None]:
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_order_in_which_threads_run_changes_no_bit(precision: Precision, ascending: None) -> None:
-    """Emulated threads run until they must wait, so a missing barrier shows as a difference between orders."""
+    """Emulated threads run until they must wait, so a missing barrier shows as a difference between orders.
+
+    Blocks come in another order too, so another one makes the norm.
+    """
     state, mixes = recipe_state(TINY, 3), noise(TINY, 1, 1500)
     expected = separate(EMULATED, TINY, state, mixes, precision)
     assert all(value.isfinite().all() for value in expected)
@@ -51,6 +55,33 @@ def test_every_length_agrees_with_eager(frames: int) -> None:
     signal = EMULATED.decode(ours, latent)
     assert signal.shape == (2, 1, frames * stage.W)
     assert relative_error(signal, REFERENCE.decode(eager, latent)) < FLOOR
+
+
+@pytest.mark.parametrize(("frames", "order"), [(2048, 1), (2049, 2), (4200, 3)])
+def test_norms_of_several_segments_agree_with_eager(frames: int, order: int, ascending: None) -> None:
+    """16 tiles are merged at once: exactly one such segment, one frame more, and a third that ends within a tile.
+
+    The workspace begins with every bit set: a norm made before all its tiles have come, or a count that does not begin
+    at zero, shows as NaN. The statistics of the last frames differ, so a segment left out shows as well.
+    """
+    config = dataclasses.replace(ONE_STAGE, layers=1)
+    stage = config.stage(0)
+    parameters = stage_parameters(recipe_state(config, 3), 0)
+    latent = torch.randn(1, stage.N, frames, generator=torch.Generator().manual_seed(frames))
+    latent[..., 2048:] = 5 * latent[..., 2048:] + 7
+    prepared = prepare(EMULATED, stage, parameters)
+
+    def found(order: int) -> torch.Tensor:
+        native.load().set_emulated_order(order)
+        out = torch.full((1, 4, frames, prepared.stage.latent_ld), torch.nan)
+        workspace = torch.full((prepared.stage.mask_bytes(1, frames, False),), 0xFF, dtype=torch.uint8)
+        prepared.stage.mask(latent.mT.contiguous(), None, None, out, workspace, 0)
+        return out[..., : stage.N].transpose(2, 3)
+
+    ascending_blocks = found(0)
+    exact = REFERENCE.mask(prepare(REFERENCE, stage, parameters, Precision.float64), latent.double(), None)
+    assert relative_error(ascending_blocks, exact) < 2e-5
+    assert torch.equal(found(order), ascending_blocks)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

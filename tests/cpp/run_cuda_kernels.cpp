@@ -206,7 +206,7 @@ void stages_are_finite_in_every_order() {
         for (const float x : one) finite = finite && std::isfinite(x);
         expect(finite, "results are numbers");
         emulated::set_order(2);
-        expect(run(*stage, 2, frames) == one, "the order of threads changes no bit");
+        expect(run(*stage, 2, frames) == one, "the order of threads and blocks changes no bit");
         emulated::set_order(0);
       }
     }

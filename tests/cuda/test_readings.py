@@ -72,6 +72,14 @@ def test_memory_bound_passes_leave_room_for_four_blocks_of_128_threads(readings:
     assert passes and all(4 * 128 * r.registers <= REGISTERS for r in passes)
 
 
+def test_making_norms_costs_other_passes_no_occupancy(readings: list[Reading]) -> None:
+    """Registers that the blocks of a pass need beside the norm that the last of them makes."""
+    most = {"SourceMoments": 72, "Depthwise": 112, "Norm": 80}
+    found = [r for r in readings if r.kernel in most]
+    assert {r.kernel for r in found} == set(most)
+    assert [r for r in found if r.registers > most[r.kernel]] == []
+
+
 def test_shared_memory_is_asked_for_at_launch_only(readings: list[Reading]) -> None:
     """Its size is planned and checked by csrc/cuda/stage.cu; a static array would come on top."""
     assert all(r.shared == 0 for r in readings)

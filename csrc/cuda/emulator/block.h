@@ -1,7 +1,7 @@
 // A block of threads on the host: every thread is a fiber that runs until it waits for others.
 //
 // Strict where a GPU may be lucky: shared memory begins as NaN, background copies arrive as late as they may, and the
-// order in which threads run can be chosen (set_order), so that a missing barrier changes results.
+// order in which threads and blocks run can be chosen (set_order), so that a missing barrier changes results.
 #pragma once
 
 #include <cstddef>
@@ -29,6 +29,14 @@ class Block {
 
   char* shared() const;
   void sync();
+
+  // Blocks run one after the other.
+  void fence() {}
+  int increment(int* count) { return (*count)++; }
+  template <class T>
+  T load_written(const T* from) {
+    return *from;
+  }
 
   float shuffle(float value, int lane);
   float shuffle_xor(float value, int mask) { return shuffle(value, lane() ^ mask); }
@@ -61,7 +69,7 @@ class Block {
   std::vector<std::vector<Copy>> groups_;
 };
 
-// The order in which the threads of a block are resumed: 0 ascending, 1 descending, any other number shuffles.
+// The order in which blocks run and the threads of a block are resumed: 0 ascending, 1 descending, others shuffle.
 void set_order(unsigned order);
 
 // Runs `kernel` for every thread of a grid of blocks, one block after the other. Throws std::logic_error where threads

@@ -230,11 +230,11 @@ void set_order(unsigned order) { chosen_order = order; }
 
 void emulate(int x, int y, int z, int threads, std::size_t shared_bytes, const std::function<void(Block&)>& kernel) {
   static thread_local Crew crew;  // keeps its stacks
-  for (int k = 0; k < z; ++k) {
-    for (int j = 0; j < y; ++j) {
-      for (int i = 0; i < x; ++i) crew.run(i, j, k, threads, shared_bytes, kernel);
-    }
-  }
+  std::vector<int> order(static_cast<std::size_t>(x) * y * z);
+  std::iota(order.begin(), order.end(), 0);
+  if (chosen_order == 1) std::reverse(order.begin(), order.end());
+  if (chosen_order > 1) std::shuffle(order.begin(), order.end(), std::mt19937(chosen_order));
+  for (const int b : order) crew.run(b % x, b / x % y, b / (x * y), threads, shared_bytes, kernel);
 }
 
 }  // namespace metatasnet::emulated
