@@ -50,7 +50,7 @@ def ray_cluster(address: str | None) -> Iterator[Any]:
 
     Raises:
         MissingDependencyError: without the package ray.
-        ConfigError: if no cluster answers at the address.
+        ConfigError: if no cluster answers at the address, or it wants a token.
     """
     handlers = _handlers()
     for name, value in QUIET.items():
@@ -136,7 +136,12 @@ def _connect(ray: Any, address: str | None, folder: str | None) -> None:
     try:
         _knock(address)
         ray.init(address=address, **common)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        if "AuthenticationError" in f"{type(error).__name__} {error.__cause__}":
+            raise ConfigError(
+                f"The Ray cluster at {address} asks for its token: set RAY_AUTH_MODE=token, "
+                "and RAY_AUTH_TOKEN where Ray has not stored it."
+            ) from error
         reason = str(error).splitlines()[0].rstrip(".")
         raise ConfigError(
             f"No Ray cluster can be joined at {address} ({reason}); start one with `ray start --head`, "

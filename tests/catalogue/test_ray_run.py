@@ -86,6 +86,24 @@ def test_a_ray_that_does_not_come_up_is_one_sentence(tmp_path: Path, monkeypatch
         run_ray([], Settings(model="none"), str(tmp_path / "out"))
 
 
+@pytest.mark.parametrize("unsent", [False, True], ids=["refused", "none to send"])
+def test_a_cluster_that_asks_for_a_token_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unsent: bool
+) -> None:
+    import ray
+
+    def init(**options: object) -> None:
+        refused = ray.exceptions.AuthenticationError("RPC error: InvalidAuthToken")
+        if unsent:
+            raise refused
+        lines = f"Last connection error: Traceback:\n {type(refused).__name__}: {refused}"
+        raise ConnectionError("Failed to connect to Ray cluster") from RuntimeError(lines)
+
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(ConfigError, match="at auto asks for its token: set RAY_AUTH_MODE=token"):
+        run_ray([], Settings(model="none"), str(tmp_path / "out"), address="auto")
+
+
 @pytest.mark.slow
 def test_more_workers_than_fit_are_refused_before_anything_is_done(model: Path, tmp_path: Path) -> None:
     songs = songs_of(write_song(tmp_path / "a.wav", 0.3))
