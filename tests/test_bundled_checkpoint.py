@@ -70,23 +70,24 @@ def test_every_weight_is_finite() -> None:
     assert all(bool(value.isfinite().all()) for value in network().state_dict().values())
 
 
-def test_the_demo_excerpt_becomes_four_different_stems() -> None:
+def test_the_stems_that_sound_in_the_demo_excerpt_are_different_ones() -> None:
+    """Its first 4 s are the first piece of the true stems; there are no vocals, so what is called so is leakage."""
     audio, rate = sf.read(EXCERPT, dtype="float32", stop=4 * 44100)
     stems = separate(resample(torch.from_numpy(audio.mean(1)), rate, 16000)[:PIECE])
     assert stems.isfinite().all()
-    correlation = torch.corrcoef(stems) - torch.eye(4)
+    correlation = torch.corrcoef(stems[:3]) - torch.eye(3)
     print(f"largest correlation {correlation.abs().max():.3f}, allowed {CORRELATION}")
     assert correlation.abs().max() < CORRELATION
 
 
-CORRELATION = 0.6
+CORRELATION = 0.2
 LEAST = {
-    (0, "drums"): 9.2,
-    (0, "bass"): 8.6,
-    (0, "other"): 21.4,
-    (1, "drums"): 6.3,
-    (1, "other"): 1.6,
-    (1, "vocals"): 2.7,
+    (0, "drums"): 9.3,
+    (0, "bass"): 8.4,
+    (0, "other"): 21.3,
+    (1, "drums"): 8.0,
+    (1, "other"): 1.5,
+    (1, "vocals"): 6.4,
 }
 """SI-SDR gained, dB: what the checkpoint reached when it was made, less half a decibel."""
 
