@@ -195,9 +195,6 @@ class Batcher:
         while (batch := self._take()) is not None:
             if not batch:
                 continue
-            # Song threads set theirs to 1, which this thread has been seen to take over.
-            if torch.get_num_threads() != self._cores.device_threads:
-                torch.set_num_threads(self._cores.device_threads)
             try:
                 self._serve(batch)
             except Exception as error:  # of an earlier batch, which a GPU tells only now

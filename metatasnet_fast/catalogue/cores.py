@@ -56,15 +56,24 @@ class CorePlan:
 
     def enter_device_thread(self) -> None:
         """Called once in the thread that runs the network."""
-        torch.set_num_threads(self.device_threads)
+        _take_threads(self.device_threads)
         if self.device == "cpu":
             _give_way()
 
     def enter_song_thread(self) -> None:
         """Called once in each thread that walks songs through the stages."""
-        torch.set_num_threads(1)
+        _take_threads(1)
         if self.device != "cpu":
             _give_way()
+
+
+def _take_threads(count: int) -> None:
+    """Let the calling thread use so many threads of torch's, whatever others set for themselves.
+
+    ``torch.set_num_threads`` also sets what a thread adopts when it first asks, even if it has set its own number before.
+    """
+    torch.get_num_threads()
+    torch.set_num_threads(count)
 
 
 def _give_way() -> None:

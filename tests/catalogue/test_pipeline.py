@@ -212,6 +212,18 @@ def test_a_worker_leaves_threads_as_they_were(tmp_path: Path) -> None:
     assert threading.active_count() == alive
 
 
+def test_the_network_keeps_its_threads_whatever_the_songs_threads_use(tmp_path: Path) -> None:
+    found = []
+
+    class Counting(SleepingDevice):
+        def separate(self, mixes: Any, wanted: Any) -> dict[int, torch.Tensor]:
+            found.append(torch.get_num_threads())
+            return super().separate(mixes, wanted)
+
+    run(tmp_path, [write_song(tmp_path / f"{i}.wav", 0.3, seed=i) for i in range(3)], Counting(), threads=3)
+    assert found and set(found) == {3}
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("cores", [1, 2, 5, 16, 128])
 def test_every_stage_has_a_place_and_songs_enough(device: str, cores: int) -> None:
