@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from training.codec import pair_signs, reconstruction, tilted
+from training.codec_start import pair_signs, reconstruction, tilted
 from training.network import separate, step_loss
 from training.sampling import LONGEST, Sampler, held_out_pieces, read_tracks
 from training.scoring import piece_scores, summary
@@ -91,9 +91,10 @@ class Training:
         self.average.save_pretrained(self.args.out / "model", half=True)
 
     def start(self) -> None:
-        """Take the statistics of the training set's spectrograms, or go on from a finished checkpoint of the same sizes."""
+        """Statistics of the training set's spectrograms and a paired codec, or a finished checkpoint of the same sizes."""
         if not self.args.start:
             self.network.compute_stats(([x[:, None] for x in self.sampler.batch(8)[0]],) for _ in range(60))
+            pair_signs(self.network)
             return
         finished = load_checkpoint(self.args.start)
         if finished.config != self.config:
@@ -103,7 +104,6 @@ class Training:
 
     def learn_codec(self) -> float:
         """Teach decoder(encoder(x)) = x first: what the codec loses no mask brings back."""
-        pair_signs(self.network)
         value = 0.0
         for index in range(CODEC_STEPS):
             self.set_rate(3e-3 * min(1.0, (index + 1) / 20) * (1 - 0.95 * index / CODEC_STEPS))
@@ -137,9 +137,8 @@ class Training:
             self.codec_step()
         # Norms see the whole item: long ones teach what phrases and rests do to them.
         long = self.step % LONGEST == LONGEST - 1
-        mixes, sources, counts = self.sampler.batch(
-            *((max(1, self.args.batch // LONGEST), LONGEST) if long else (self.args.batch,))
-        )
+        size, lengths = (max(1, self.args.batch // LONGEST), LONGEST) if long else (self.args.batch, 1)
+        mixes, sources, counts = self.sampler.batch(size, lengths)
         loss, values = step_loss(
             self.network, mixes, sources, counts, self.dtype, torch.tensor(STEM_WEIGHTS), torch.tensor([0.7, 1.3]),
             self.args.emphasis,
