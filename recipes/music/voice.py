@@ -1,7 +1,7 @@
 """Vocals: words of a speech synthesiser, sung. Flite speaks them, WORLD takes pitch, envelope and breath apart, rules write a
 melody over the piece's chords, and WORLD puts them together again.
 
-    apt-get install flite && pip install pyworld
+    apt-get install flite && pip install pyworld scipy
 """
 
 from __future__ import annotations

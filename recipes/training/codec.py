@@ -1,82 +1,99 @@
-"""The codec, decoder(encoder(x)), before the masks: where it starts, and what it learns.
-
-ReLU lets one half of a filter's output through. A random codec of few channels therefore begins far from any inverse, and since
-music is loud below 1 kHz, SI-SDR leaves the rest unlearnt for thousands of steps. Here filters come in pairs of either sign, so
-relu(f x) - relu(-f x) = f x: encoder and decoder begin as linear maps, and whitened music makes every frequency count.
-"""
+"""Encoder and decoder of the training step: the arithmetic of the model's, with its convolutions as matrix products."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from functools import cache
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import Function
 
+from metatasnet_fast.config import StageConfig
 from metatasnet_fast.model import MultiTasNet
-from metatasnet_fast.reference.generator import generate
-from metatasnet_fast.reference.losses import si_sdr
+from metatasnet_fast.reference.spectrogram import log_power
+from metatasnet_fast.reference.weights import DecoderWeights, EncoderWeights
 
-from .network import decode, encode, parameters
-
-__all__ = ["pair_signs", "reconstruction", "tilted"]
+__all__ = ["decode", "encode", "parameters"]
 
 
-@torch.no_grad()
-def pair_signs(network: MultiTasNet) -> None:
-    """Begin with windowed cosines of either sign, the lowest in the longest filters, and a decoder that is linear in the pairs.
-
-    The first 1x1 convolution passes the filters on, the second adds a little of its own initial values to the identity. The
-    decoder's is random, odd in the pairs. Spectrogram branch and masking network stay as they are.
-    """
-    for index, values in enumerate(parameters(network)):
-        config = network.config.stage(index)
-        count, half = len(config.kernel_sizes), config.encoder_width // 2
-        pairs = count * half
-        frequencies = (torch.arange(pairs) + 0.5) / pairs * config.sampling_rate / 2
-        for number, size in enumerate(config.kernel_sizes):
-            mine = frequencies[(count - 1 - number) * half : (count - number) * half, None]
-            time = (torch.arange(size) - (size - 1) / 2) / config.sampling_rate
-            window = torch.ones(size) if size == config.W else torch.hann_window(size + 2)[1:-1]
-            turn = math.pi / 4 * (1 + 2 * (torch.arange(half) % 2))[:, None]
-            cosine = window * torch.cos(2 * math.pi * mine * time + turn)
-            cosine /= cosine.norm(dim=1, keepdim=True)
-            values[f"encoder.filters.{number}.weight"][:, 0] = torch.cat([cosine, -cosine])
-        first, second = (values[f"encoder.bottleneck.{i}.weight"][..., 0] for i in (0, 2))
-        filters = 2 * pairs
-        first.mul_(0.3)
-        first[:filters, filters:] *= 0.1
-        first[:filters, :filters] = torch.eye(filters)
-        second.mul_(0.1).add_(torch.eye(len(second)))
-        # Channels are interleaved: n * count + l holds filter n of size l, and n < half is the positive one of a pair.
-        number, size = torch.arange(filters) // count, torch.arange(filters) % count
-        sign, pair = torch.where(number < half, 1.0, -1.0), (number % half) * count + size
-        widths = config.decoder_widths
-        mixing = torch.randn(pairs, sum(widths) // 2) / math.sqrt(pairs)
-        odd = (sign[:, None] * mixing[pair]).split([width // 2 for width in widths], dim=1)
-        bottleneck = values["decoder.bottleneck.0.weight"][..., 0]
-        bottleneck.zero_()
-        bottleneck[:filters] = torch.cat([part for columns in odd for part in (columns, -columns)], dim=1)
-        for number, width in enumerate(widths):
-            kernel = values[f"decoder.filters.{number}.weight"]
-            kernel[width // 2 :] = -kernel[: width // 2]
+@cache
+def interpolation(frames: int, to: int) -> Tensor:
+    """(to, frames): linear interpolation with aligned corners."""
+    return F.interpolate(torch.eye(frames)[None], size=to, mode="linear", align_corners=True)[0].T.contiguous()
 
 
-def tilted(signals: Sequence[Tensor], rates: Sequence[int], slopes: Tensor) -> list[Tensor]:
-    """Unit deviation, and spectra that rise by ``slopes`` times 6 dB an octave: (n, T_s) and (n,)."""
-    results = []
-    for signal, rate in zip(signals, rates, strict=True):
-        frequency = torch.fft.rfftfreq(signal.shape[-1], 1 / rate).clamp(min=60.0) / 1000
-        found = torch.fft.irfft(torch.fft.rfft(signal) * frequency ** slopes[:, None], n=signal.shape[-1])
-        results.append(found / found.std(-1, keepdim=True).clamp(min=1e-3))
-    return results
+def filter_matrix(filters: Sequence[Tensor]) -> Tensor:
+    """Centred filters (width_l, 1, k_l) as columns of one matrix, (longest k, sum of widths)."""
+    longest = filters[-1].shape[-1]
+    return torch.cat([F.pad(f[:, 0], ((longest - f.shape[-1]) // 2,) * 2) for f in filters]).T
 
 
-def reconstruction(network: MultiTasNet, mixes: Sequence[Tensor]) -> Tensor:
-    """SI-SDR, dB, of `decoder(encoder(mix))` in float32, mean over items, summed over stages."""
-    total = mixes[0].new_zeros(())
-    for index, (mix, values) in enumerate(zip(mixes, parameters(network), strict=True)):
-        config = network.config.stage(index)
-        weights = generate(config, values)
-        total = total + si_sdr(decode(weights.decoder, config, encode(weights.encoder, config, mix)), mix).mean()
-    return total
+def encode(weights: EncoderWeights, config: StageConfig, signal: Tensor) -> Tensor:
+    """(n, T', N), float32, of (n, T)."""
+    longest, filters = config.kernel_sizes[-1], len(config.kernel_sizes)
+    count = filters * config.encoder_width
+    frames = F.pad(signal, ((longest - config.W) // 2,) * 2).unfold(-1, longest, config.W)
+    wave = (frames.reshape(-1, longest) @ filter_matrix(weights.filters)).relu().view(len(signal), -1, count)
+    s = weights.spectrogram
+    with torch.no_grad():
+        spectrum = ((log_power(signal[:, None], s.window, config) - s.mean) / s.std).transpose(1, 2)
+    spectrum = spectrum * s.scale[:, :, 0] + s.bias[:, :, 0]
+    mel = F.linear(spectrum, s.mel_weight[..., 0], s.mel_bias)
+    mel = interpolation(mel.shape[1], wave.shape[1]) @ mel
+    # The network interleaves the outputs of its filters; here they follow each other, so the columns are reordered.
+    bottleneck = weights.bottleneck_1[..., 0]
+    columns = bottleneck[:, :count].unflatten(1, (config.encoder_width, filters)).transpose(1, 2).flatten(1)
+    x = F.linear(wave, columns) + F.linear(mel, bottleneck[:, count:])
+    return F.linear(x.relu_(), weights.bottleneck_2[..., 0])
+
+
+class OverlapAdd(Function):
+    """The sum of the filters' frames, float32 (m, frames + longest - 1, stride): frames (m, frames, pieces_l, stride) of each
+    filter, that of the shorter ones ``starts_l`` hops later."""
+
+    @staticmethod
+    def forward(ctx: Any, starts: tuple[int, ...], longest: int, *parts: Tensor) -> Tensor:
+        count, frames, _, stride = parts[0].shape
+        total = parts[0].new_zeros(count, frames + longest - 1, stride, dtype=torch.float32)
+        for start, part in zip(starts, parts, strict=True):
+            for piece in range(part.shape[2]):
+                total[:, start + piece : start + piece + frames] += part[:, :, piece]
+        ctx.starts, ctx.sizes, ctx.dtype = starts, [part.shape for part in parts], parts[0].dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        rounded = grad.contiguous().to(ctx.dtype)
+        grads = []
+        for start, (_, frames, pieces, stride) in zip(ctx.starts, ctx.sizes, strict=True):
+            samples = rounded[:, start : start + frames + pieces - 1].flatten(1)
+            grads.append(samples.unfold(1, pieces * stride, stride).unflatten(2, (pieces, stride)))
+        return None, None, *grads
+
+
+def decode(weights: DecoderWeights, config: StageConfig, latent: Tensor) -> Tensor:
+    """(m, T), float32, of (m, T', N)."""
+    dtype, stride, longest = latent.dtype, config.W, config.kernel_sizes[-1]
+    count, frames, _ = latent.shape
+    x = torch.mm(latent.flatten(0, 1), weights.bottleneck[..., 0].to(dtype)).relu()
+    turns = longest // stride
+    starts, parts = [], []
+    for part, kernel in zip(x.split(config.decoder_widths, dim=1), weights.filters, strict=True):
+        k = kernel.shape[-1]
+        # Frames of the shorter filters begin later than those of the longest, by half the difference.
+        room = (longest - k) // 2
+        pieces = -(-(room % stride + k) // stride)
+        taps = F.pad(kernel[:, 0], (room % stride, pieces * stride - k - room % stride)).to(dtype)
+        starts.append(room // stride)
+        parts.append(torch.mm(part.contiguous(), taps).view(count, frames, pieces, stride))
+    total: Tensor = OverlapAdd.apply(tuple(starts), turns, *parts)
+    crop = (longest - stride) // 2
+    return total.flatten(1)[:, crop : crop + frames * stride]
+
+
+def parameters(network: MultiTasNet) -> list[dict[str, Tensor]]:
+    """The parameters of every stage by the original's names."""
+    return [dict(stage.named_parameters()) for stage in network.stages]

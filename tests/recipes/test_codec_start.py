@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 from metatasnet_fast.config import MetaTasNetConfig
 from metatasnet_fast.model import MultiTasNet
+from metatasnet_fast.reference.generator import generate
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "recipes"))
 
-from training.codec import pair_signs, reconstruction, tilted  # noqa: E402
-from training.network import decode, encode, generate, parameters  # noqa: E402
+from training.codec import decode, encode, parameters  # noqa: E402
+from training.codec_start import pair_signs, reconstruction, tilted  # noqa: E402
 
 CONFIG = MetaTasNetConfig(N=48, L=40, W=20, B=16, H=16, stack=1, num_mels=16, stages_num=2)
 SAMPLES = 4000
