@@ -41,12 +41,19 @@ class Machinery:
     Args:
         engine: takes the network's place, on the CPU; for tests of everything around it.
         warn: is called with sentences that a person should read.
+        cores: how the cores are shared; None: as suits the device.
 
     Raises:
         MetaTasNetError: as ``Separator``.
     """
 
-    def __init__(self, settings: Settings, engine: DeviceEngine | None, warn: Callable[[str], object]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        engine: DeviceEngine | None,
+        warn: Callable[[str], object],
+        cores: CorePlan | None = None,
+    ) -> None:
         self.settings = settings
         if engine is None:
             network = load_checkpoint(settings.model, revision=settings.revision, offline=settings.offline)
@@ -70,7 +77,7 @@ class Machinery:
             self.made_by = {"backend": type(engine).__name__, "device": "cpu", "precision": "float32"}
             self.identity = _stand_in(settings, engine)
         self.window = default_shape(engine.config)
-        self.cores = CorePlan.choose(self.device, settings.threads, settings.songs_in_flight)
+        self.cores = cores or CorePlan.choose(self.device, settings.threads, settings.songs_in_flight)
         size = settings.batch_size
         if size is None:
             size = 1

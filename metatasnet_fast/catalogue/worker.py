@@ -14,6 +14,7 @@ import torch
 
 from ..errors import AudioWriteError, BackendUnavailableError
 from .batcher import DeviceEngine
+from .cores import CorePlan
 from .destination import Destination
 from .events import Event, Listener, Notice, SongEnded, SongStarted, WorkerLoad
 from .machinery import Machinery
@@ -42,6 +43,7 @@ class Worker:
         settings: all options.
         destination: a folder or fsspec URI.
         engine: takes the network's place, for tests; it has ``config`` and ``separate(mixes, wanted)``.
+        cores: how the cores are shared, for tests; None: as suits the device.
         listener: gets ``SongStarted``, ``SongEnded``, ``Notice`` and ``WorkerLoad``, from several threads, one at a time.
         stop: when set, no further song is begun; those in flight are finished.
         number: of this worker, in its events.
@@ -60,6 +62,7 @@ class Worker:
         stop: threading.Event | None = None,
         number: int = 0,
         discard: bool = False,
+        cores: CorePlan | None = None,
     ) -> None:
         self.number = number
         self._listen = _one_at_a_time(listener)
@@ -74,7 +77,7 @@ class Worker:
                 "choose another destination, or change its permissions."
             ) from error
         try:
-            self._machinery = Machinery(settings, engine, self._warn)
+            self._machinery = Machinery(settings, engine, self._warn, cores)
         except BaseException:
             self._staging.close()
             raise

@@ -224,6 +224,16 @@ def test_the_network_keeps_its_threads_whatever_the_songs_threads_use(tmp_path: 
     assert found and set(found) == {3}
 
 
+def test_cores_are_shared_as_asked(tmp_path: Path) -> None:
+    plan = CorePlan.choose(torch.device("cuda"), 6, None)
+    with Worker(settings(NOWHERE), str(tmp_path / "out"), engine=SleepingDevice(), cores=plan) as worker:
+        assert worker.capacity == plan.songs
+        assert {name: stage.capacity for name, stage in worker.load().stages.items()} == {
+            "read": plan.read, "separate": plan.songs, "write": plan.write
+        }  # fmt: skip
+        assert plan.describe() in worker.describe()
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("cores", [1, 2, 5, 16, 128])
 def test_every_stage_has_a_place_and_songs_enough(device: str, cores: int) -> None:
