@@ -26,8 +26,6 @@ from training.scoring import piece_scores, summary
 from metatasnet_fast.config import MetaTasNetConfig
 from metatasnet_fast.model import MultiTasNet, load_checkpoint
 
-STEM_WEIGHTS = (1.2, 0.6, 0.75, 1.45)
-"""Drums, bass, other, vocals."""
 CODEC_STEPS = 800
 CODEC_SHARE = 0.3
 """Of the learning rate, once the masks learn, too."""
@@ -140,7 +138,7 @@ class Training:
         size, lengths = (max(1, self.args.batch // LONGEST), LONGEST) if long else (self.args.batch, 1)
         mixes, sources, counts = self.sampler.batch(size, lengths)
         loss, values = step_loss(
-            self.network, mixes, sources, counts, self.dtype, torch.tensor(STEM_WEIGHTS), torch.tensor([0.7, 1.3]),
+            self.network, mixes, sources, counts, self.dtype, torch.tensor(self.args.stem_weights), torch.tensor([0.7, 1.3]),
             self.args.emphasis,
         )  # fmt: skip
         self.update(loss)
@@ -170,7 +168,8 @@ def train(args: argparse.Namespace) -> None:
     started = time.monotonic()
     if not training.resume():
         training.start()
-        note(codec=training.learn_codec(), seconds=time.monotonic() - started)
+        if not args.start:  # A finished checkpoint's codec has learnt.
+            note(codec=training.learn_codec(), seconds=time.monotonic() - started)
     started -= training.elapsed
     saved = scored = training.elapsed
     history: list[Tensor] = []
@@ -198,6 +197,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate")
     parser.add_argument("--start", metavar="MODEL", help="name or folder of a checkpoint to go on from")
+    parser.add_argument("--stem-weights", type=float, nargs=4, default=[1.2, 0.6, 0.75, 1.45], metavar="X",
+                        help="of the loss: drums, bass, other, vocals")  # fmt: skip
     parser.add_argument("--emphasis", type=float, default=0.15, help="share of the loss that hears high frequencies")
     parser.add_argument("--tone", type=float, default=3.0, help="deviation, dB, of the gains that change a stem's tone")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="bfloat16")

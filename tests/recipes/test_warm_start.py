@@ -47,14 +47,15 @@ def test_network_and_average_start_as_the_finished_one_with_its_statistics(folde
         assert all(torch.equal(part.state_dict()[name], value) for name, value in finished.items())
 
 
-def test_a_finished_codec_is_taught_on_and_not_begun_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("finished", [True, False])
+def test_only_a_codec_that_begins_anew_is_taught_alone_first(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: bool
+) -> None:
     monkeypatch.setattr(train_checkpoint, "CODEC_STEPS", 1)
-    training = train_checkpoint.Training(arguments(folder, batch=2))
-    training.start()
-    before = {name: value.clone() for name, value in training.network.named_parameters()}
-    training.learn_codec()
-    changes = {name: (value - before[name]).abs().max() for name, value in training.network.named_parameters()}
-    assert 0 < max(changes.values()) < 1e-3, "one step of Adam at a twentieth of the rate"
+    changes = {} if finished else {"start": None}
+    train_checkpoint.train(arguments(folder, out=tmp_path / "out", batch=2, minutes=0.0, **changes))
+    notes = (tmp_path / "out" / "log.jsonl").read_text("utf-8")
+    assert ("codec" in notes) is not finished
 
 
 def test_a_finished_checkpoint_of_other_settings_is_refused(folder: Path) -> None:
