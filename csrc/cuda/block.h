@@ -13,9 +13,11 @@ namespace metatasnet::cuda {
 
 class Block {
  public:
-  METATASNET_DEVICE int thread() const { return static_cast<int>(threadIdx.x); }
+  METATASNET_DEVICE int thread() const { return thread_; }
   METATASNET_DEVICE int lane() const { return thread() % kWarp; }
   METATASNET_DEVICE int warp() const { return thread() / kWarp; }
+  // Reads thread() anew, so that nothing made from it is kept from before to behind the call.
+  METATASNET_DEVICE void forget() { asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread_)); }
   // Read anew at each call: kept, they would cost a product's loop registers.
   METATASNET_DEVICE int x() const {
     int index;
@@ -88,6 +90,9 @@ class Block {
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
   }
+
+ private:
+  int thread_ = static_cast<int>(threadIdx.x);
 };
 
 }  // namespace metatasnet::cuda

@@ -72,9 +72,14 @@ class MaskingRun {
     launch<Normalise<Element>>(stream_, vectors(s_.B, units_), 0, args);
   }
 
-  void block(int index) {
+  // Whether the blocks' mixing products make the next conv1d, too (mix.h).
+  bool mixes_convolve() const {
+    return std::is_same_v<Arithmetic, InBfloat16> && s_.B <= kColumns && s_.H <= kColumns;
+  }
+
+  // conv1d and prelu_1 of a block.
+  PointwiseArgs convolution(int index) const {
     const BlockWeights& block = w_.blocks[index];
-    const int h_ld = padded(s_.H);
     PointwiseArgs conv = product(s_.H, padded(s_.B), s_.H);
     conv.source[0] = activations(buffers_.operand ? static_cast<const void*>(buffers_.operand) : buffers_.x, s_.B);
     conv.weights = block.conv;
@@ -83,8 +88,14 @@ class MaskingRun {
     conv.bias = nullptr;
     conv.slope = slopes_.blocks[2 * index];
     conv.out = buffers_.a;
-    conv.statistics = statistics(s_.H, column_tiles(h_ld), block.norm_1, buffers_.affine);
-    launch_pointwise<Arithmetic, From::frames>(stream_, units_, conv);
+    conv.statistics = statistics(s_.H, column_tiles(padded(s_.H)), block.norm_1, buffers_.affine);
+    return conv;
+  }
+
+  void block(int index) {
+    const BlockWeights& block = w_.blocks[index];
+    const int h_ld = padded(s_.H);
+    if (index == 0 || !mixes_convolve()) launch_pointwise<Arithmetic, From::frames>(stream_, units_, convolution(index));
 
     const int groups = h_ld / kChannels;
     DepthwiseArgs depthwise{frames_,
@@ -102,20 +113,22 @@ class MaskingRun {
     const bool last = index + 1 == s_.blocks();
     const int outputs = last ? s_.B : 2 * s_.B;
     fold(block.mix, block.mix_bias, outputs, s_.H, 0, buffers_.affine_2, h_ld);
-    PointwiseArgs mix = product(outputs, h_ld, s_.B);
-    mix.source[0] = activations(buffers_.b, s_.H);
+    PointwiseArgs end = product(outputs, h_ld, s_.B);
+    end.source[0] = activations(buffers_.b, s_.H);
     if (last) {
-      mix.addend = index ? buffers_.skip : nullptr;
-      mix.slope = slopes_.skip;
-      mix.out = buffers_.a;
-      mix.statistics = statistics(s_.B, column_tiles(padded(s_.B)), w_.norm_3, buffers_.affine);
-      launch_pointwise<Arithmetic, From::frames>(stream_, units_, mix);
+      end.addend = index ? buffers_.skip : nullptr;
+      end.slope = slopes_.skip;
+      end.out = buffers_.a;
+      end.statistics = statistics(s_.B, column_tiles(padded(s_.B)), w_.norm_3, buffers_.affine);
+      launch_pointwise<Arithmetic, From::frames>(stream_, units_, end);
+      return;
+    }
+    MixArgs mix{end, s_.B, buffers_.x, nullptr, buffers_.skip, index == 0, {}};
+    if (mixes_convolve()) {
+      mix.next = convolution(index + 1);
+      launch_mix_conv(stream_, units_, mix);
     } else {
-      mix.residual = s_.B;
-      mix.x = buffers_.x;
       mix.operand = buffers_.operand;
-      mix.skip = buffers_.skip;
-      mix.skip_is_empty = index == 0;
       launch_mix<Arithmetic>(stream_, units_, mix);
     }
   }

@@ -44,13 +44,6 @@ struct PointwiseArgs {
   bool out_is_float;
   int ld_out;
   Statistics statistics;  // of y
-
-  // The mixing product of a block instead: outputs [0, residual) are added to x, the others to the skip sum.
-  int residual;
-  float* x;       // (units, frames, ld_out)
-  void* operand;  // x as the next product reads it; null where that is x itself
-  float* skip;    // (units, frames, ld_out)
-  bool skip_is_empty;
 };
 
 // Rows of the weights, the second half of a stage.
@@ -129,8 +122,10 @@ METATASNET_DEVICE void pointwise_product(Block& block, const PointwiseArgs& args
     }
     load_weights<Arithmetic>(block, stage + kFrameBytes, weights, args.ld_weights, first_output, args.outputs, chunk);
   };
-  multiply_tile<Arithmetic, from == From::activated_frames>(block, block.shared(), chunks, active, args.source_slope,
-                                                            load, sum);
+  clear(sum);
+  begin_loading<FramesAndWeights>(block, block.shared(), chunks, load);
+  multiply_loaded<Arithmetic, FramesAndWeights, from == From::activated_frames>(
+      block, block.shared(), nullptr, chunks, active, args.source_slope, load, sum);
 }
 
 // The biases of a unit from output `first` on; null where there are none.
@@ -157,6 +152,91 @@ METATASNET_DEVICE Interpolation interpolate(std::int64_t t, std::int64_t frames,
   return at;
 }
 
+// Bias, addend, share and PReLU; the results, as stored, are left in `sum`.
+template <class Element>
+METATASNET_DEVICE void write_outputs(Block& block, const PointwiseArgs& args, Accumulators& sum, int unit,
+                                     std::int64_t first_frame, int first_output) {
+  const WarpPlace place(block);
+  const int lane = block.lane();
+  const int left = frames_from(args.frames, first_frame, kTile);
+  const int columns = args.ld_out - first_output, outputs = args.outputs - first_output;  // from the tile's first on
+  const std::int64_t base =
+      (static_cast<std::int64_t>(unit) * args.frames + first_frame) * args.ld_out + first_output;
+  const float* bias = biases_of(args, unit, first_output);
+  const float* addend = args.addend ? args.addend + base : nullptr;
+  const float* share = nullptr;
+  if (args.share) share = args.share + unit / args.instruments * args.share_frames * args.ld_out + first_output;
+#pragma unroll
+  for (int i = 0; i < kRowFragments; ++i) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int row = place.row + kFragmentRows * i + d_row(lane, 2 * h);
+      if (row >= left) continue;
+      const float *before = nullptr, *after = nullptr;
+      float weight = 0.0f;
+      if (share) {
+        const Interpolation at = interpolate(first_frame + row, args.frames, args.share_frames);
+        before = share + at.frame * args.ld_out;
+        after = share + at.next * args.ld_out;
+        weight = at.weight;
+      }
+#pragma unroll
+      for (int j = 0; j < kColumnFragments; ++j) {
+        const int output = place.column + kFragmentColumns * j + d_column(lane, 0);
+        if (output >= columns) continue;
+        const int to = row * args.ld_out + output;
+        float pair[2];
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          float value = sum.v[i][j][2 * h + c];
+          if (output + c < outputs) {
+            if (bias) value += bias[output + c];
+            if (addend) value += addend[to + c];
+          }
+          if (share) value += before[output + c] + weight * (after[output + c] - before[output + c]);
+          value = prelu(value, args.slope);
+          pair[c] = args.out_is_float ? value : to_float(stored<Element>(value));
+          sum.v[i][j][2 * h + c] = pair[c];
+        }
+        if (args.out_is_float) {
+          store_pair(static_cast<float*>(args.out) + base + to, pair[0], pair[1]);
+        } else {
+          store_pair(static_cast<Element*>(args.out) + base + to, pair[0], pair[1]);
+        }
+      }
+    }
+  }
+}
+
+// Of the tile that write_outputs has left in `sum`.
+METATASNET_DEVICE void write_moments(Block& block, const PointwiseArgs& args, const Accumulators& sum, int unit,
+                                     int first_output, int left) {
+  auto* moments = reinterpret_cast<Moments*>(block.shared());  // [kRowWarps][kColumns]
+  const WarpPlace place(block);
+  const int rows = left - place.row;
+  if (rows > 0) {
+#pragma unroll
+    for (int j = 0; j < kColumnFragments; ++j) {
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        const float values[4] = {sum.v[0][j][c], sum.v[0][j][2 + c], sum.v[1][j][c], sum.v[1][j][2 + c]};
+        const Moments m = column_moments(block, values, rows);
+        const int column = place.column + kFragmentColumns * j + d_column(block.lane(), c);
+        if (block.lane() < 4) moments[block.warp() % kRowWarps * kColumns + column] = m;
+      }
+    }
+  }
+  block.sync();
+  const std::int64_t tile = static_cast<std::int64_t>(unit) * tiles_of(args.frames) + block.x();
+  float* to = args.statistics.tiles + tile * 2 * args.ld_out;
+  for (int column = block.thread(); column < kColumns; column += kThreads) {
+    if (first_output + column >= args.ld_out) continue;
+    const Moments m = merge_warps(moments + column, kColumns, left);
+    to[first_output + column] = m.mean;
+    to[args.ld_out + first_output + column] = m.m2;
+  }
+}
+
 // Grid: tiles of frames, tiles of outputs, units.
 template <class Arithmetic, From from>
 struct Pointwise {
@@ -165,139 +245,15 @@ struct Pointwise {
   static constexpr int blocks = std::is_same_v<Arithmetic, InFloat32> ? 1 : 2;
 
   static METATASNET_DEVICE void run(Block& block, const Args& args) {
-    using Element = typename Arithmetic::Element;
     Accumulators sum;
     pointwise_product<Arithmetic, from>(block, args, block.z(), static_cast<std::int64_t>(block.x()) * kTile,
                                         block.y() * kColumns, sum);
-
     const std::int64_t first_frame = static_cast<std::int64_t>(block.x()) * kTile;
     const int first_output = block.y() * kColumns, unit = block.z();
-    const WarpPlace place(block);
-    const int lane = block.lane();
-    const int left = args.frames - first_frame < kTile ? static_cast<int>(args.frames - first_frame) : kTile;
-    const int columns = args.ld_out - first_output, outputs = args.outputs - first_output;  // from the tile's first on
-    const std::int64_t base =
-        (static_cast<std::int64_t>(unit) * args.frames + first_frame) * args.ld_out + first_output;
-    const float* bias = biases_of(args, unit, first_output);
-    const float* addend = args.addend ? args.addend + base : nullptr;
-    const float* share = nullptr;
-    if (args.share) share = args.share + unit / args.instruments * args.share_frames * args.ld_out + first_output;
-#pragma unroll
-    for (int i = 0; i < kRowFragments; ++i) {
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const int row = place.row + kFragmentRows * i + d_row(lane, 2 * h);
-        if (row >= left) continue;
-        const float *before = nullptr, *after = nullptr;
-        float weight = 0.0f;
-        if (share) {
-          const Interpolation at = interpolate(first_frame + row, args.frames, args.share_frames);
-          before = share + at.frame * args.ld_out;
-          after = share + at.next * args.ld_out;
-          weight = at.weight;
-        }
-#pragma unroll
-        for (int j = 0; j < kColumnFragments; ++j) {
-          const int output = place.column + kFragmentColumns * j + d_column(lane, 0);
-          if (output >= columns) continue;
-          const int to = row * args.ld_out + output;
-          float pair[2];
-#pragma unroll
-          for (int c = 0; c < 2; ++c) {
-            float value = sum.v[i][j][2 * h + c];
-            if (output + c < outputs) {
-              if (bias) value += bias[output + c];
-              if (addend) value += addend[to + c];
-            }
-            if (share) value += before[output + c] + weight * (after[output + c] - before[output + c]);
-            value = prelu(value, args.slope);
-            pair[c] = args.out_is_float ? value : to_float(stored<Element>(value));
-            sum.v[i][j][2 * h + c] = pair[c];
-          }
-          if (args.out_is_float) {
-            store_pair(static_cast<float*>(args.out) + base + to, pair[0], pair[1]);
-          } else {
-            store_pair(static_cast<Element*>(args.out) + base + to, pair[0], pair[1]);
-          }
-        }
-      }
-    }
+    write_outputs<typename Arithmetic::Element>(block, args, sum, unit, first_frame, first_output);
     if (from == From::signal || !args.statistics.tiles) return;  // no norm reads the filter bank's outputs
-    write_moments(block, args, sum, unit, first_output, left);
+    write_moments(block, args, sum, unit, first_output, frames_from(args.frames, first_frame, kTile));
     finish_tile<threads>(block, args.statistics, args.frames, block.z(), block.x());
-  }
-
-  static METATASNET_DEVICE void write_moments(Block& block, const Args& args, const Accumulators& sum, int unit,
-                                              int first_output, int left) {
-    auto* moments = reinterpret_cast<Moments*>(block.shared());  // [kRowWarps][kColumns]
-    const WarpPlace place(block);
-    const int rows = left - place.row;
-    if (rows > 0) {
-#pragma unroll
-      for (int j = 0; j < kColumnFragments; ++j) {
-#pragma unroll
-        for (int c = 0; c < 2; ++c) {
-          const float values[4] = {sum.v[0][j][c], sum.v[0][j][2 + c], sum.v[1][j][c], sum.v[1][j][2 + c]};
-          const Moments m = column_moments(block, values, rows);
-          const int column = place.column + kFragmentColumns * j + d_column(block.lane(), c);
-          if (block.lane() < 4) moments[block.warp() % kRowWarps * kColumns + column] = m;
-        }
-      }
-    }
-    block.sync();
-    const std::int64_t tile = static_cast<std::int64_t>(unit) * tiles_of(args.frames) + block.x();
-    float* to = args.statistics.tiles + tile * 2 * args.ld_out;
-    for (int column = block.thread(); column < kColumns; column += kThreads) {
-      if (first_output + column >= args.ld_out) continue;
-      const Moments m = merge_warps(moments + column, kColumns, left);
-      to[first_output + column] = m.mean;
-      to[args.ld_out + first_output + column] = m.m2;
-    }
-  }
-};
-
-// x += res_out(h), skip += skip_out(h), for the hidden activations h of a block. Grid as above.
-template <class Arithmetic>
-struct Mix {
-  using Args = PointwiseArgs;
-  static constexpr int threads = kThreads;
-  static constexpr int blocks = std::is_same_v<Arithmetic, InFloat32> ? 1 : 2;
-
-  static METATASNET_DEVICE void run(Block& block, const Args& args) {
-    using Element = typename Arithmetic::Element;
-    const std::int64_t first_frame = static_cast<std::int64_t>(block.x()) * kTile;
-    const int first_output = block.y() * kColumns, unit = block.z(), lane = block.lane();
-    Accumulators sum;
-    pointwise_product<Arithmetic, From::frames>(block, args, unit, first_frame, first_output, sum);
-
-    const WarpPlace place(block);
-    const std::int64_t base = (static_cast<std::int64_t>(unit) * args.frames + first_frame) * args.ld_out;
-    const int left = args.frames - first_frame < kTile ? static_cast<int>(args.frames - first_frame) : kTile;
-    const float* bias = biases_of(args, unit, 0);
-    float* const x = args.x + base;
-    float* const skip = args.skip + base - args.residual;
-    Element* const operand = args.operand ? static_cast<Element*>(args.operand) + base : nullptr;
-#pragma unroll
-    for (int j = 0; j < kColumnFragments; ++j) {
-      const int output = first_output + place.column + kFragmentColumns * j + d_column(lane, 0);
-      if (output >= args.outputs) continue;
-      const bool residual = output < args.residual, empty = !residual && args.skip_is_empty;
-      const float first = bias ? bias[output] : 0.0f, second = bias ? bias[output + 1] : 0.0f;
-#pragma unroll
-      for (int i = 0; i < kRowFragments; ++i) {
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          const int row = place.row + kFragmentRows * i + d_row(lane, 2 * h);
-          if (row >= left) continue;
-          const int to = row * args.ld_out + output;
-          float* const at = (residual ? x : skip) + to;
-          const float y0 = sum.v[i][j][2 * h] + first + (empty ? 0.0f : at[0]);
-          const float y1 = sum.v[i][j][2 * h + 1] + second + (empty ? 0.0f : at[1]);
-          store_pair(at, y0, y1);
-          if (residual && operand) store_pair(operand + to, y0, y1);
-        }
-      }
-    }
   }
 };
 

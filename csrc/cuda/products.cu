@@ -10,9 +10,15 @@ void launch_pointwise(const Stream& stream, std::int64_t units, const PointwiseA
 }
 
 template <class Arithmetic>
-void launch_mix(const Stream& stream, std::int64_t units, const PointwiseArgs& args) {
-  const Grid grid{tiles_of(args.frames), column_tiles(args.outputs), units};
+void launch_mix(const Stream& stream, std::int64_t units, const MixArgs& args) {
+  const Grid grid{tiles_of(args.product.frames), column_tiles(args.product.outputs), units};
   launch<Mix<Arithmetic>>(stream, grid, kPipelineBytes, args);
+}
+
+void launch_mix_conv(const Stream& stream, std::int64_t units, const MixArgs& args) {
+  const Grid grid{tiles_of(args.product.frames), column_tiles(args.product.outputs), units};
+  const std::size_t norm = norm_shared_bytes(args.next.outputs), product = kMixConvBytes;
+  launch<MixConv>(stream, grid, norm > product ? norm : product, args);
 }
 
 #define METATASNET_PRODUCTS(Arithmetic)                                                                         \
@@ -20,7 +26,7 @@ void launch_mix(const Stream& stream, std::int64_t units, const PointwiseArgs& a
   template void launch_pointwise<Arithmetic, From::activated_frames>(const Stream&, std::int64_t,               \
                                                                      const PointwiseArgs&);                     \
   template void launch_pointwise<Arithmetic, From::signal>(const Stream&, std::int64_t, const PointwiseArgs&);  \
-  template void launch_mix<Arithmetic>(const Stream&, std::int64_t, const PointwiseArgs&);
+  template void launch_mix<Arithmetic>(const Stream&, std::int64_t, const MixArgs&);
 METATASNET_PRODUCTS(InBfloat16)
 METATASNET_PRODUCTS(InTf32)
 METATASNET_PRODUCTS(InFloat32)

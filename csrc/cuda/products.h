@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cuda/launch.h"
-#include "cuda/pointwise.h"
+#include "cuda/mix.h"
 
 namespace metatasnet::METATASNET_DEVICES {
 
@@ -12,6 +12,7 @@ METATASNET_BOTH inline int column_tiles(int outputs) { return (outputs + kColumn
 template <class Arithmetic, From from>
 void launch_pointwise(const Stream& stream, std::int64_t units, const PointwiseArgs& args);
 template <class Arithmetic>
-void launch_mix(const Stream& stream, std::int64_t units, const PointwiseArgs& args);
+void launch_mix(const Stream& stream, std::int64_t units, const MixArgs& args);
+void launch_mix_conv(const Stream& stream, std::int64_t units, const MixArgs& args);
 
 }  // namespace metatasnet::METATASNET_DEVICES

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "cuda/log_power.h"
+#include "cuda/mix.h"
 #include "cuda/norm.h"
 #include "cuda/overlap_add.h"
 #include "cuda/workspace.h"
@@ -94,7 +95,8 @@ void check(const Sizes& s) {
 
 std::size_t shared_bytes(const Sizes& s) {
   return std::max({overlap_add_shared_bytes(s.W), log_power_shared_bytes(s.n_fft),
-                   norm_shared_bytes(std::max({s.N + s.partial, s.B, s.H}))});
+                   norm_shared_bytes(std::max({s.N + s.partial, s.B, s.H})),
+                   std::size_t{kMixConvBytes}});
 }
 
 Stage::Stage(Precision precision, const Sizes& sizes, const Slopes& slopes,

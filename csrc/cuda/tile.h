@@ -4,6 +4,8 @@
 // of weights) are under way at once.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/arithmetic.h"
 
 namespace metatasnet::METATASNET_DEVICES {
@@ -38,11 +40,7 @@ METATASNET_DEVICE void load_rows(Block& block, char* to, int rows, RowAddress ro
   }
 }
 
-// sum = A B over `chunks` chunks; `load(stage, chunk)` starts the copies of one, `active` is whether this warp computes.
-template <class Arithmetic, bool activate, class Load>
-METATASNET_DEVICE void multiply_tile(Block& block, char* shared, int chunks, bool active, float slope, Load load,
-                                     Accumulators& sum) {
-  const WarpPlace place(block);
+METATASNET_DEVICE void clear(Accumulators& sum) {
 #pragma unroll
   for (int i = 0; i < kRowFragments; ++i) {
 #pragma unroll
@@ -51,21 +49,45 @@ METATASNET_DEVICE void multiply_tile(Block& block, char* shared, int chunks, boo
       for (int r = 0; r < 4; ++r) sum.v[i][j][r] = 0.0f;
     }
   }
+}
+
+// What the stages of a product hold: a chunk of frames and weights, or of weights alone beside frames that stay.
+struct FramesAndWeights {
+  static constexpr int bytes = kStageBytes;
+};
+struct WeightsAlone {
+  static constexpr int bytes = kStageBytes - kFrameBytes;
+};
+
+// Starts the copies of the first chunks; `load(stage, chunk)` starts those of one.
+template <class Holds, class Load>
+METATASNET_DEVICE void begin_loading(Block& block, char* stages, int chunks, Load load) {
 #pragma unroll 1
   for (int chunk = 0; chunk < kStages - 1; ++chunk) {
-    if (chunk < chunks) load(shared + chunk * kStageBytes, chunk);
+    if (chunk < chunks) load(stages + chunk * Holds::bytes, chunk);
     block.commit();
   }
+}
+
+// sum += A B over `chunks` chunks that begin_loading began to load; `active` is whether this warp computes. `frames` are those
+// that stay, chunk by chunk.
+template <class Arithmetic, class Holds, bool activate, class Load>
+METATASNET_DEVICE void multiply_loaded(Block& block, char* stages, const char* frames, int chunks, bool active,
+                                       float slope, Load load, Accumulators& sum) {
+  constexpr bool stay = std::is_same_v<Holds, WeightsAlone>;
+  const WarpPlace place(block);
 #pragma unroll 1
   for (int chunk = 0; chunk < chunks; ++chunk) {
     block.template wait<kStages - 2>();
     block.sync();  // everybody's copies of this chunk are there, and everybody is done with the chunk before
     const int next = chunk + kStages - 1;
-    if (next < chunks) load(shared + next % kStages * kStageBytes, next);
+    if (next < chunks) load(stages + next % kStages * Holds::bytes, next);
     block.commit();
     if (active) {
-      const char* stage = shared + chunk % kStages * kStageBytes;
-      Arithmetic::template multiply<activate>(block, stage, stage + kFrameBytes, place.row, place.column, slope, sum);
+      const char* stage = stages + chunk % kStages * Holds::bytes;
+      const char* a = stay ? frames + chunk * kFrameBytes : stage;
+      const char* b = stay ? stage : stage + kFrameBytes;
+      Arithmetic::template multiply<activate>(block, a, b, place.row, place.column, slope, sum);
     }
   }
   block.template wait<0>();

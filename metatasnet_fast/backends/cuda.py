@@ -28,6 +28,7 @@ KERNELS = (
     "LogPower",
     "MaskProduct",
     "Mix",
+    "MixConv",
     "Norm",
     "Normalise",
     "OverlapAdd",

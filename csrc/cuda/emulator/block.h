@@ -21,6 +21,7 @@ class Block {
   Block(Crew& crew, int thread, int x, int y, int z) : crew_(&crew), thread_(thread), x_(x), y_(y), z_(z) {}
 
   int thread() const { return thread_; }
+  void forget() {}
   int lane() const { return thread_ % kWarp; }
   int warp() const { return thread_ / kWarp; }
   int x() const { return x_; }
