@@ -10,7 +10,6 @@
 #pragma once
 
 #include "cuda/moments.h"
-#include "cuda/norm.h"
 
 namespace metatasnet::METATASNET_DEVICES {
 
@@ -37,8 +36,6 @@ struct Depthwise {
     const int unit = block.z(), lane = block.lane(), part = lane % 4;
     const int channel = block.y() * kChannels + part * 8;
     const std::int64_t begin = static_cast<std::int64_t>(block.x()) * kTile;
-    const int left = args.frames - begin < kTile ? static_cast<int>(args.frames - begin) : kTile;
-    const int rows = left - block.warp() * kWarpRows;
     const float* taps = args.taps + unit % kInstruments * 3 * args.ld + channel;
     const float* affine = args.affine + static_cast<std::int64_t>(unit) * 3 * args.ld + channel;
     const Eight scale = load_eight(affine), mean = load_eight(affine + args.ld), shift = load_eight(affine + 2 * args.ld);
@@ -74,24 +71,7 @@ struct Depthwise {
       for (int c = 0; c < 8; ++c) y[j].v[c] = to_float(stored<Element>(prelu(y[j].v[c], args.slope)));
       store_eight(out + t * args.ld, y[j]);
     }
-    auto* moments = reinterpret_cast<Moments*>(block.shared());  // [kRowWarps][kChannels]
-    if (rows > 0) {
-#pragma unroll
-      for (int c = 0; c < 8; ++c) {
-        const float values[4] = {y[0].v[c], y[1].v[c], y[2].v[c], y[3].v[c]};
-        const Moments m = column_moments(block, values, rows);
-        if (lane < 4) moments[block.warp() * kChannels + part * 8 + c] = m;
-      }
-    }
-    block.sync();
-    if (block.thread() < kChannels) {
-      const Moments m = merge_warps(moments + block.thread(), kChannels, left);
-      const std::int64_t tile = static_cast<std::int64_t>(unit) * tiles_of(args.frames) + block.x();
-      float* to = args.statistics.tiles + tile * 2 * args.ld + block.y() * kChannels + block.thread();
-      to[0] = m.mean;
-      to[args.ld] = m.m2;
-    }
-    finish_tile<threads>(block, args.statistics, args.frames, unit, block.x());
+    finish_channels<threads>(block, args.statistics, args.frames, y);
   }
 };
 

@@ -4,7 +4,7 @@
 // costs no precision. No moment is added atomically, so results are the same bits in every run (norm.h).
 #pragma once
 
-#include "cuda/tile.h"
+#include "cuda/norm.h"
 
 namespace metatasnet::METATASNET_DEVICES {
 
@@ -54,6 +54,34 @@ METATASNET_DEVICE Moments merge_warps(const Moments* moments, int stride, int ro
     count = total;
   }
   return all;
+}
+
+// Of a pass whose blocks have 32 channels of a tile: leaves their moments, and makes the norm (norm.h) where it is the last to.
+// A thread has channels 8 (lane % 4) to 8 (lane % 4) + 7 of frames 32 warp + 8 j + lane / 4; the grid is tiles, groups of
+// channels, units.
+template <int threads>
+METATASNET_DEVICE void finish_channels(Block& block, const Statistics& to, std::int64_t frames, const Eight (&y)[4]) {
+  const int lane = block.lane(), unit = block.z();
+  const int left = frames_from(frames, static_cast<std::int64_t>(block.x()) * kTile, kTile);
+  const int rows = left - block.warp() * kWarpRows;
+  auto* moments = reinterpret_cast<Moments*>(block.shared());  // [kRowWarps][kChannels]
+  if (rows > 0) {
+#pragma unroll
+    for (int c = 0; c < 8; ++c) {
+      const float values[4] = {y[0].v[c], y[1].v[c], y[2].v[c], y[3].v[c]};
+      const Moments m = column_moments(block, values, rows);
+      if (lane < 4) moments[block.warp() * kChannels + lane * 8 + c] = m;
+    }
+  }
+  block.sync();
+  if (block.thread() < kChannels) {
+    const Moments m = merge_warps(moments + block.thread(), kChannels, left);
+    const std::int64_t tile = static_cast<std::int64_t>(unit) * tiles_of(frames) + block.x();
+    float* at = to.tiles + tile * 2 * to.ld + block.y() * kChannels + block.thread();
+    at[0] = m.mean;
+    at[to.ld] = m.m2;
+  }
+  finish_tile<threads>(block, to, frames, unit, block.x());
 }
 
 }  // namespace metatasnet::METATASNET_DEVICES

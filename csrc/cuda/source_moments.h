@@ -30,12 +30,9 @@ struct SourceMoments {
     const int unit = block.z(), lane = block.lane(), part = lane % 4;
     const int channel = block.y() * kChannels + part * 8;
     const std::int64_t begin = static_cast<std::int64_t>(block.x()) * kTile;
-    const int left = args.frames - begin < kTile ? static_cast<int>(args.frames - begin) : kTile;
-    const int rows = left - block.warp() * kWarpRows;
     const auto* source = static_cast<const Element*>(args.source.data) +
                          unit / args.instruments * args.source.item +
                          unit % args.instruments * args.source.instrument + channel;
-    auto* moments = reinterpret_cast<Moments*>(block.shared());  // [kRowWarps][kChannels]
     Eight y[4] = {};
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
@@ -45,23 +42,7 @@ struct SourceMoments {
 #pragma unroll
       for (int c = 0; c < 8; ++c) y[j].v[c] = Arithmetic::rounded(prelu(y[j].v[c], args.slope));
     }
-    if (rows > 0) {
-#pragma unroll
-      for (int c = 0; c < 8; ++c) {
-        const float values[4] = {y[0].v[c], y[1].v[c], y[2].v[c], y[3].v[c]};
-        const Moments m = column_moments(block, values, rows);
-        if (lane < 4) moments[block.warp() * kChannels + part * 8 + c] = m;
-      }
-    }
-    block.sync();
-    if (block.thread() < kChannels) {
-      const Moments m = merge_warps(moments + block.thread(), kChannels, left);
-      const std::int64_t tile = static_cast<std::int64_t>(unit) * tiles_of(args.frames) + block.x();
-      float* to = args.statistics.tiles + tile * 2 * args.ld + block.y() * kChannels + block.thread();
-      to[0] = m.mean;
-      to[args.ld] = m.m2;
-    }
-    finish_tile<threads>(block, args.statistics, args.frames, unit, block.x());
+    finish_channels<threads>(block, args.statistics, args.frames, y);
   }
 };
 
