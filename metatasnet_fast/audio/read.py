@@ -175,10 +175,14 @@ def _check_file(path: Path) -> None:
 def _open_decoder(path: Path) -> Decoder:
     with open(path, "rb") as file:
         magic = file.read(4)
-    # libsndfile's MP3 parser writes to standard error about files of other kinds, so FFmpeg sees those first.
-    first, second = ("libsndfile", "FFmpeg") if magic in LIBSNDFILE_FIRST else ("FFmpeg", "libsndfile")
+    if magic in LIBSNDFILE_FIRST:
+        names = ["libsndfile", "FFmpeg"]
+    elif path.suffix.lower() == ".mp3" or (magic[:1] == b"\xff" and magic[1:2] >= b"\xe0"):
+        names = ["FFmpeg"]  # libsndfile's MP3 parser writes to standard error about what it cannot read
+    else:
+        names = ["FFmpeg", "libsndfile"]
     reasons = []
-    for name in (first, second):
+    for name in names:
         try:
             return SoundFileDecoder(path) if name == "libsndfile" else FFmpegDecoder(path)
         except NoAudioStream as error:

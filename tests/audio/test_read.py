@@ -267,10 +267,13 @@ def test_full_scale_of_integers_is_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"not music\n" * 500, bytes(5000), b"\xff\xfb" * 100, os.urandom(3000)])
 @pytest.mark.parametrize("name", ["x.txt", "x.wav", "x.mp3", "x.ogg", "x.raw", "x"])
-def test_other_content_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
+def test_other_content_is_refused_and_no_decoder_writes_about_it(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str, content: bytes
+) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(AudioReadError, match="name an audio or video file|fetch or export"):
         read_audio(tmp_path / name)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_picture_and_a_silent_film_are_not_audio(tmp_path: Path) -> None:
