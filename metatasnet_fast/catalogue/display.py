@@ -49,7 +49,7 @@ class LiveDisplay:
     def __call__(self, event: Event) -> None:
         if isinstance(event, RunStarted):
             shard = "" if event.shard in ("", "0/1", "1/1") else f" in shard {event.shard}"
-            self._say(f"{event.songs} songs{shard} to {event.destination}")
+            self._say(f"{event.songs} song{'' if event.songs == 1 else 's'}{shard} to {event.destination}")
         elif isinstance(event, Notice):
             self._say(event.text)
         elif isinstance(event, SongEnded):

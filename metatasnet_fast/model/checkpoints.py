@@ -56,7 +56,7 @@ def read_original(path: str | os.PathLike[str]) -> Checkpoint:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises whatever the bytes lead it to
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
         raise CheckpointError(
             f"{path} is no checkpoint that can be loaded safely ({reason}); "
             "it must hold tensors, plain containers and an argparse.Namespace only."

@@ -155,7 +155,7 @@ def damaged(kind: str, folder: Path) -> Path:
     ("kind", "said"),
     [
         ("absent", "no checkpoint"),
-        ("text", "cannot|no checkpoint"),
+        ("text", r"no checkpoint that can be loaded safely \(\w+Error: "),
         ("truncated", "no checkpoint"),
         ("code", "safely"),
         ("another", "state_dict and args"),
