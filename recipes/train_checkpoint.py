@@ -151,8 +151,6 @@ class Training:
 
 
 def train(args: argparse.Namespace) -> None:
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
     torch.manual_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
     training = Training(args)
@@ -206,7 +204,10 @@ def main() -> None:
     sizes = {"N": 96, "L": 40, "W": 20, "B": 64, "H": 96, "stack": 2, "num_mels": 64}
     for name, value in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=value)
-    train(parser.parse_args())
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    train(args)
 
 
 if __name__ == "__main__":
