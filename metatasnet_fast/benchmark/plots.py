@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import MissingDependencyError
 from .rows import Row
 
-__all__ = ["draw"]
+__all__ = ["draw", "title"]
 
 _COLOURS = ("#8c8c8c", "#c9a227", "#1f77b4", "#d1495b", "#2a9d8f", "#6a4c93")
 
@@ -33,16 +33,21 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         colours = {label: _COLOURS[i % len(_COLOURS)] for i, label in enumerate(labels)}
         _bars(left, timed, colours)
         _roofline(right, timed, colours)
-        figure.suptitle(_title(rows))
+        figure.suptitle(title(rows))
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=130)
 
 
-def _title(rows: Sequence[Row]) -> str:
+def title(rows: Sequence[Row]) -> str:
+    """The machine, and every date and commit that the rows are of."""
     machine = rows[0].machine if rows else {}
-    commit = (machine.get("commit") or "no commit")[:10] + (" (modified)" if machine.get("dirty") else "")
     threads = f", {machine.get('threads')} threads" if machine.get("device") == "cpu" else ""
-    return f"{machine.get('device_name', 'unknown device')}{threads}; {machine.get('date', '')[:10]}; {commit}"
+    runs = {f"{str(row.machine.get('date', ''))[:10]} {_commit(row)}" for row in rows}
+    return f"{machine.get('device_name', 'unknown device')}{threads}; {', '.join(sorted(runs))}"
+
+
+def _commit(row: Row) -> str:
+    return (row.machine.get("commit") or "no commit")[:10] + (" (modified)" if row.machine.get("dirty") else "")
 
 
 def _bars(axes: Any, rows: Sequence[Row], colours: dict[str, str]) -> None:

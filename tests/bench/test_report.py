@@ -8,6 +8,7 @@ import pytest
 
 from bench.report import BEGIN, END, NOT_MEASURED, insert, main, markdown, newest
 from metatasnet_fast.benchmark import Row, write_rows
+from metatasnet_fast.benchmark.plots import title
 
 CEILINGS = {"copy_bytes_per_s": 1e10, "mm_flop_per_s": {"float32": 1e11}}
 
@@ -43,6 +44,14 @@ def test_table_comes_between_the_markers_and_nowhere_else(tmp_path: Path) -> Non
     assert "old" not in page and "4.00" in page and "2020-01-01" in page and "0123456789" in page
     assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
     assert report(tmp_path) == (0, page)
+
+
+def test_a_picture_names_every_commit_that_it_shows() -> None:
+    other = row("cpu", 0.25)
+    other.machine = {**other.machine, "commit": "fedcba9876543210", "dirty": True}
+    assert title([row("reference", 1.0), other]) == (
+        "a CPU, 2 threads; 2020-01-01 0123456789, 2020-01-01 fedcba9876 (modified)"
+    )
 
 
 def test_what_was_not_measured_is_called_that() -> None:
