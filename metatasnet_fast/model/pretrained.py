@@ -136,11 +136,12 @@ def _build(cls: Callable[[Any], Network], checkpoint: Checkpoint, origin: Path) 
 
 
 def _locate(name: str | os.PathLike[str], revision: str | None, offline: bool) -> Path:
+    bundled = bundled_models()
+    # Stems go to folders of the model's name: one that holds no checkpoint hides no bundled model.
+    if str(name) in bundled and not (Path(name) / SETTINGS).is_file():
+        return bundled[str(name)]
     if Path(name).is_dir():
         return Path(name)
-    bundled = bundled_models()
-    if str(name) in bundled:
-        return bundled[str(name)]
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) and Path(name).suffix not in (".pt", ".pth"):
         return _download(str(name), revision, offline)
     known = f" Bundled models: {', '.join(bundled)}." if bundled else ""

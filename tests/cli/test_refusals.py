@@ -98,6 +98,15 @@ def test_without_a_bundled_model_one_must_be_named(
     assert outcome.code == 2 and "--model" in outcome.one_sentence()
 
 
+def test_stems_in_the_working_folder_do_not_hide_the_bundled_model(
+    command: Command, model: Path, song: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("metatasnet_fast.model.bundled_models", lambda: {"tiny": model})
+    monkeypatch.setattr("metatasnet_fast.model.pretrained.bundled_models", lambda: {"tiny": model})
+    first, second = (command("separate", song, "-o", ".", "--stems", stem) for stem in ("bass", "drums"))
+    assert (first.code, second.code, second.err) == (0, 0, "")
+
+
 def test_a_file_in_the_way_of_the_output_folder(separate: Command, song: Path) -> None:
     outcome = separate(song, "-o", song)
     assert outcome.code == 2 and "choose another" in outcome.one_sentence() and outcome.out == ""
