@@ -46,29 +46,46 @@ def read_folder(folder: str | os.PathLike[str], sha256: str | None = None) -> Ch
             raise CheckpointError(f"{folder} is no checkpoint folder: it lacks {name}.")
     try:
         settings = json.loads((folder / SETTINGS).read_text("utf-8"))
-        version, config = settings["format_version"], MetaTasNetConfig.from_dict(settings["config"])
-    except (KeyError, TypeError, ValueError, ConfigError) as error:
-        raise CheckpointError(f"{folder / SETTINGS} does not describe a Meta-TasNet ({error}).") from error
-    if version > FORMAT_VERSION:
+        version = settings["format_version"]
+        newer = version > FORMAT_VERSION
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise _no_settings(folder, error) from error
+    if newer:
         raise CheckpointError(f"{folder} has format {version}, this library reads up to {FORMAT_VERSION}: upgrade it.")
+    try:
+        config = MetaTasNetConfig.from_dict(settings["config"])
+        training = settings.get("training", {})
+        epoch, steps = training.get("epoch"), training.get("steps")
+        args = config.to_namespace(**training.get("args", {}))
+    except (AttributeError, KeyError, TypeError, ConfigError) as error:
+        raise _no_settings(folder, error) from error
     digest = _sha256(folder / WEIGHTS)
     expected = sha256 or settings.get("sha256")
     if expected and digest != expected:
         raise CheckpointError(f"{folder / WEIGHTS} is damaged or another file: SHA-256 {digest}, expected {expected}.")
-    training = settings.get("training", {})
     optimizer = None
     if (folder / OPTIMIZER).is_file():
-        optimizer = _join_optimizer(_load(folder / OPTIMIZER), settings["optimizer"])
+        tensors = _load(folder / OPTIMIZER)
+        try:
+            optimizer = _join_optimizer(tensors, settings["optimizer"])
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{folder / SETTINGS} does not fit {OPTIMIZER} ({error}): take that file away to go without."
+            ) from error
     return Checkpoint(
         state_dict={
             name: value.float() if value.dtype == torch.float16 else value
             for name, value in _load(folder / WEIGHTS).items()
         },
-        args=config.to_namespace(**training.get("args", {})),
+        args=args,
         optimizer=optimizer,
-        epoch=training.get("epoch"),
-        steps=training.get("steps"),
+        epoch=epoch,
+        steps=steps,
     )
+
+
+def _no_settings(folder: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{folder / SETTINGS} does not describe a Meta-TasNet ({error}).")
 
 
 def write_folder(checkpoint: Checkpoint, folder: str | os.PathLike[str], half: bool = False) -> None:

@@ -196,6 +196,52 @@ def test_a_newer_format_asks_for_an_upgrade(tmp_path: Path) -> None:
         load_checkpoint(tmp_path)
 
 
+def test_a_newer_format_may_have_settings_that_are_unknown_here(tmp_path: Path) -> None:
+    MultiTasNet(TINY).save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"format_version": 99, "config": {"new": 1}}))
+    with pytest.raises(CheckpointError, match="upgrade"):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"format_version": "1"},
+        {"format_version": None},
+        {"training": None},
+        {"training": []},
+        {"training": {"args": None}},
+        {"training": {"args": [1]}},
+        {"config": None},
+    ],
+    ids=str,
+)
+def test_settings_of_wrong_types_are_one_sentence(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    MultiTasNet(TINY).save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**settings, **wrong}))
+    with pytest.raises(CheckpointError, match="config.json does not describe"):
+        load_checkpoint(tmp_path)
+
+
+def test_settings_that_are_nested_without_end_are_one_sentence(tmp_path: Path) -> None:
+    MultiTasNet(TINY).save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match="config.json does not describe"):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "wrong", [None, 3, {}, {"scalars": {"x": 1}, "param_groups": []}, {"scalars": {}, "param_groups": [3]}], ids=str
+)
+def test_an_optimiser_that_does_not_fit_its_settings_is_one_sentence(tmp_path: Path, wrong: Any) -> None:
+    convert(ORIGINAL, tmp_path / "folder")
+    path = tmp_path / "folder/config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "optimizer": wrong}))
+    with pytest.raises(CheckpointError, match=r"does not fit optimizer\.safetensors"):
+        load_checkpoint(tmp_path / "folder")
+
+
 def test_unknown_names_list_what_there_is() -> None:
     with pytest.raises(CheckpointError, match="no-such-model"):
         load_checkpoint("no-such-model")
