@@ -66,8 +66,10 @@ def read_original(path: str | os.PathLike[str]) -> Checkpoint:
         raise CheckpointError(f"{path} is no Meta-TasNet checkpoint: it needs state_dict and args, and holds {found}.")
     state = content.pop("state_dict")
     args = content.pop("args")
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise CheckpointError(f"{path} is no Meta-TasNet checkpoint: its state_dict does not map names to tensors.")
+    if isinstance(args, dict) and not all(isinstance(name, str) for name in args):
+        raise CheckpointError(f"{path} is no Meta-TasNet checkpoint: its args do not map names to values.")
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
     return Checkpoint(
@@ -124,7 +126,7 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], origin: object) 
     """Load weights strictly.
 
     Raises:
-        CheckpointError: for missing, unknown or misshapen weights, or values that are not finite; with their names.
+        CheckpointError: for missing, unknown or misshapen weights, or values that are no finite numbers; with their names.
     """
     expected = network.state_dict()
     missing = [name for name in expected if name not in state]
@@ -141,10 +143,21 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], origin: object) 
             f"{origin} does not fit its own settings: {name} is {tuple(state[name].shape)} instead of "
             f"{tuple(expected[name].shape)}{_examples(misshapen[1:], ', and so')}."
         )
+    # Copied into the network, integers would be rounded weights and complex numbers would lose a part, without a word.
+    strange = [name for name, value in state.items() if not _is_plain(value)]
+    if strange:
+        raise CheckpointError(
+            f"{origin} holds weights that are no plain floating-point numbers: {strange[0]} is {state[strange[0]].dtype}, "
+            f"{state[strange[0]].layout} on {state[strange[0]].device}{_examples(strange[1:], ', and so')}."
+        )
     broken = [name for name, value in state.items() if not value.isfinite().all()]
     if broken:
         raise CheckpointError(f"{origin} is damaged: {len(broken)} weights are not finite{_examples(broken)}.")
     network.load_state_dict(dict(state), strict=True)
+
+
+def _is_plain(value: Tensor) -> bool:
+    return value.is_floating_point() and value.layout == torch.strided and not value.is_meta
 
 
 def config_of(checkpoint: Checkpoint, origin: object) -> MetaTasNetConfig:

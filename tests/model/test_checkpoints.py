@@ -145,6 +145,18 @@ def damaged(kind: str, folder: Path) -> Path:
         state[name] = state[name][:-1]
     elif kind == "nan":
         state[name] = state[name] * float("nan")
+    elif kind == "integers":
+        state[name] = state[name].long()
+    elif kind == "complex":
+        state[name] = state[name].to(torch.complex64)
+    elif kind == "sparse":
+        state[name] = state[name].to_sparse()
+    elif kind == "without contents":
+        state[name] = state[name].to("meta")
+    elif kind == "numbered weights":
+        content["state_dict"] = dict(enumerate(state.values()))
+    elif kind == "numbered args":
+        content["args"] = {1: 2}
     elif kind == "incomplete":
         del content["args"].num_mels
     torch.save(content, path)
@@ -163,6 +175,12 @@ def damaged(kind: str, folder: Path) -> Path:
         ("unknown", "1 are unknown .*stages.9.bias"),
         ("misshapen", "stages.1.decoder.filters.0.weight is"),
         ("nan", "not finite"),
+        ("integers", "no plain floating-point numbers: stages.1.decoder.filters.0.weight is torch.int64"),
+        ("complex", "no plain floating-point numbers: stages.1.decoder.filters.0.weight is torch.complex64"),
+        ("sparse", "no plain floating-point numbers: stages.1.decoder.filters.0.weight .* torch.sparse_coo"),
+        ("without contents", "no plain floating-point numbers: stages.1.decoder.filters.0.weight .* on meta"),
+        ("numbered weights", "state_dict does not map names"),
+        ("numbered args", "args do not map names"),
         ("incomplete", "num_mels"),
     ],
 )
