@@ -13,7 +13,7 @@ from torch import nn
 
 from ..errors import CheckpointError, MissingDependencyError
 from .checkpoints import Checkpoint, config_of, load_state, read_original, write_original
-from .store import SETTINGS, WEIGHTS, read_folder, write_folder
+from .store import SETTINGS, WEIGHTS, check_sha256, read_folder, write_folder
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -77,7 +77,8 @@ def load_checkpoint(
 
     Args:
         path: a file, a checkpoint folder, a bundled model's name or a hub id ``owner/name``.
-        revision, sha256, offline: as in :meth:`MultiTasNet.from_pretrained`; a file of the authors has none of them.
+        revision, offline: as in :meth:`MultiTasNet.from_pretrained`; a file of the authors has none of them.
+        sha256: the checksum that a folder's weights, or a file of the authors, must have.
 
     Raises:
         CheckpointError: if it is missing, damaged, unsafe or of another network.
@@ -120,6 +121,8 @@ def _read(
     path: str | os.PathLike[str], revision: str | None, sha256: str | None, offline: bool
 ) -> tuple[Checkpoint, Path]:
     if Path(path).is_file() and Path(path).name not in (SETTINGS, WEIGHTS):
+        if sha256:
+            check_sha256(Path(path), sha256)
         return read_original(path), Path(path)
     if Path(path).is_file():
         return read_folder(Path(path).parent, sha256), Path(path).parent

@@ -19,7 +19,7 @@ from ..config import MetaTasNetConfig
 from ..errors import CheckpointError, ConfigError, MissingDependencyError
 from .checkpoints import Checkpoint, config_of
 
-__all__ = ["read_folder", "write_folder"]
+__all__ = ["check_sha256", "read_folder", "write_folder"]
 
 WEIGHTS = "model.safetensors"
 SETTINGS = "config.json"
@@ -59,10 +59,9 @@ def read_folder(folder: str | os.PathLike[str], sha256: str | None = None) -> Ch
         args = config.to_namespace(**training.get("args", {}))
     except (AttributeError, KeyError, TypeError, ConfigError) as error:
         raise _no_settings(folder, error) from error
-    digest = _sha256(folder / WEIGHTS)
     expected = sha256 or settings.get("sha256")
-    if expected and digest != expected:
-        raise CheckpointError(f"{folder / WEIGHTS} is damaged or another file: SHA-256 {digest}, expected {expected}.")
+    if expected:
+        check_sha256(folder / WEIGHTS, expected)
     optimizer = None
     if (folder / OPTIMIZER).is_file():
         tensors = _load(folder / OPTIMIZER)
@@ -158,6 +157,13 @@ def _join_optimizer(tensors: dict[str, Tensor], rest: dict[str, Any]) -> dict[st
     # JSON has no tuples; betas are one in every torch optimiser.
     groups = [{k: tuple(v) if k == "betas" else v for k, v in group.items()} for group in rest["param_groups"]]
     return {"state": state, "param_groups": groups}
+
+
+def check_sha256(path: Path, expected: str) -> None:
+    """Raises :class:`CheckpointError` for a file with another checksum."""
+    digest = _sha256(path)
+    if digest != expected:
+        raise CheckpointError(f"{path} is damaged or another file: SHA-256 {digest}, expected {expected}.")
 
 
 def _sha256(path: Path) -> str:

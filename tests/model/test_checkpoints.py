@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import pickle
@@ -204,6 +205,12 @@ def test_a_pinned_checksum_is_verified(tmp_path: Path) -> None:
     MultiTasNet(TINY).save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="expected 00"):
         MultiTasNet.from_pretrained(tmp_path, sha256="00")
+
+
+def test_a_pinned_checksum_of_an_original_file_is_verified() -> None:
+    load_checkpoint(ORIGINAL, sha256=hashlib.sha256(ORIGINAL.read_bytes()).hexdigest())
+    with pytest.raises(CheckpointError, match="expected 00"):
+        load_checkpoint(ORIGINAL, sha256="00")
 
 
 def test_a_newer_format_asks_for_an_upgrade(tmp_path: Path) -> None:
