@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -64,8 +65,10 @@ class PretrainedMixin(nn.Module):
             CheckpointError: if there is no such model, or it is damaged or of another network.
             MissingDependencyError: without safetensors, or huggingface_hub for a hub id.
         """
-        folder = _locate(name, revision, offline)
-        return _build(cls, read_folder(folder, sha256), folder)
+        with _readable(name):
+            folder = _locate(name, revision, offline)
+            checkpoint = read_folder(folder, sha256)
+        return _build(cls, checkpoint, folder)
 
 
 def load_checkpoint(
@@ -120,14 +123,26 @@ def bundled_models() -> dict[str, Path]:
 def _read(
     path: str | os.PathLike[str], revision: str | None, sha256: str | None, offline: bool
 ) -> tuple[Checkpoint, Path]:
-    if Path(path).is_file() and Path(path).name not in (SETTINGS, WEIGHTS):
-        if sha256:
-            check_sha256(Path(path), sha256)
-        return read_original(path), Path(path)
-    if Path(path).is_file():
-        return read_folder(Path(path).parent, sha256), Path(path).parent
-    folder = _locate(path, revision, offline)
-    return read_folder(folder, sha256), folder
+    with _readable(path):
+        if Path(path).is_file() and Path(path).name not in (SETTINGS, WEIGHTS):
+            if sha256:
+                check_sha256(Path(path), sha256)
+            return read_original(path), Path(path)
+        if Path(path).is_file():
+            return read_folder(Path(path).parent, sha256), Path(path).parent
+        folder = _locate(path, revision, offline)
+        return read_folder(folder, sha256), folder
+
+
+@contextlib.contextmanager
+def _readable(path: str | os.PathLike[str]) -> Iterator[None]:
+    """What the system refuses (pathlib raises for a name that is too long, or in a closed folder) is one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error.strerror or error}): check the path and its permissions."
+        ) from error
 
 
 def _build(cls: Callable[[Any], Network], checkpoint: Checkpoint, origin: Path) -> Network:

@@ -296,6 +296,23 @@ def test_a_hub_model_is_taken_from_the_cache(tmp_path: Path, monkeypatch: pytest
     assert torch.equal(*(n.state_dict()["stages.0.instrument_embedding.weight"] for n in (network, again)))
 
 
+def test_what_the_system_refuses_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(CheckpointError, match=r"cannot be read \(File name too long\)"):
+        load_checkpoint(tmp_path / ("x" * 300))
+    MultiTasNet(TINY).save_pretrained(tmp_path)
+    read = Path.open
+
+    def refusing(path: Path, *args: Any, **options: Any) -> Any:
+        if path.name == "model.safetensors":
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path, *args, **options)
+
+    monkeypatch.setattr(Path, "open", refusing)
+    for load in (load_checkpoint, MultiTasNet.from_pretrained):
+        with pytest.raises(CheckpointError, match=r"cannot be read \(Permission denied\)"):
+            load(tmp_path)
+
+
 def test_an_unwritable_target_is_one_error_and_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(CheckpointError):
