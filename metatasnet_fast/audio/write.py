@@ -89,7 +89,7 @@ class AudioWriter:
         self._part = self.path.with_name(f".{self.path.name[:200]}.{secrets.token_hex(4)}.part")
 
     def __enter__(self) -> AudioWriter:
-        if self.path.is_dir():
+        if os.path.isdir(self.path):
             raise AudioWriteError(f"{self.path} is a directory; name a file in it.")
         try:
             # "x": never the file of somebody else; the usual permissions, which a temporary file would not have.

@@ -35,7 +35,8 @@ def find_tracks(inputs: Sequence[str], exclude: Sequence[Path]) -> list[Track]:
     tracks: dict[str, Track] = {}
     for text in inputs:
         path = Path(text)
-        found = _search(path, exclude) if path.is_dir() else [Track(path, path.stem.strip(".") or "track")]
+        # Not Path.is_dir: that raises for a name that is too long, or in a folder that is closed to this user.
+        found = _search(path, exclude) if os.path.isdir(path) else [Track(path, path.stem.strip(".") or "track")]
         for track in found:
             tracks.setdefault(os.path.abspath(track.path), track)
     return list(tracks.values())

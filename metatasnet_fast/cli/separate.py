@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
         if track.problem:
             report.failed(track, track.problem)
             continue
-        missing = [stem for stem, path in plan[track].items() if args.overwrite or not path.exists()]
+        missing = [stem for stem, path in plan[track].items() if args.overwrite or not os.path.exists(path)]
         if not missing:
             report.skipped(track, plan[track])
             continue

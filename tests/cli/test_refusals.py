@@ -155,6 +155,17 @@ def test_bad_inputs(separate: Command, tmp_path: Path, make: Any, says: str) -> 
     assert list((tmp_path / "separated/tiny").iterdir()) == []
 
 
+def test_a_name_that_the_system_refuses_fails_alone(separate: Command, song: Path) -> None:
+    outcome = separate("x" * 300 + ".wav", song)
+    assert outcome.code == 3 and "File name too long" in outcome.one_sentence() and "1 done" in outcome.out
+
+
+def test_a_stem_whose_name_is_too_long_is_one_sentence(separate: Command, song: Path, tmp_path: Path) -> None:
+    outcome = separate(song, "--stems", "bass", "--filename", "x" * 300 + "{stem}.{ext}")
+    assert outcome.code == 3 and "File name too long" in outcome.one_sentence()
+    assert list((tmp_path / "separated/tiny").iterdir()) == []
+
+
 def test_two_tracks_of_one_name_are_refused_before_any_work(separate: Command, song: Path, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     shutil.copy(song, tmp_path / "other")
