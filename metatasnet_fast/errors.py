@@ -1,6 +1,7 @@
 """Every error a user can cause has a type here, and a message that says what to do.
 
-The command line turns any :class:`MetaTasNetError` into one sentence on standard error; nothing else is caught.
+The command line turns any :class:`MetaTasNetError`, and any ``OSError`` of the system, into one sentence on standard error;
+nothing else is caught.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import os
 import signal
 import sys
 import threading
@@ -38,6 +39,14 @@ class Parser(argparse.ArgumentParser):
 
 def fail(message: str) -> None:
     print(f"{PROGRAM}: error: {message}", file=sys.stderr, flush=True)
+
+
+def _refused(error: OSError) -> str:
+    """What the system does not allow, in one sentence."""
+    where = "" if error.filename is None else f" {os.fsdecode(error.filename)}"
+    return (
+        f"The system refuses{where} ({error.strerror or error}): check the path, its permissions and the disk's room."
+    )
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -89,6 +98,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         silence(sys.stdout)
         silence(sys.stderr)
         return 128 + getattr(signal, "SIGPIPE", 13)
+    except OSError as error:  # pathlib raises even where it is only asked whether a file exists
+        fail(_refused(error))
+        return 2
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted; files that were finished are kept, no other was left behind.", file=sys.stderr)
         return 130

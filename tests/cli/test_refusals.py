@@ -202,3 +202,29 @@ def test_an_interruption_leaves_nothing_half_written(
         signal.signal(signal.SIGINT, ours)
     assert len(opened) == 4 and [path for path in (tmp_path / "separated").rglob("*") if path.is_file()] == []
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["evaluate", "--musdb", "closed"],
+        ["prepare", "--musdb", "closed", "--out", "cache"],
+        ["plot", "closed"],
+        ["convert", "open-small", "closed/here.pt"],
+    ],
+    ids=lambda argv: argv[0],
+)
+def test_a_folder_that_is_closed_to_this_user_is_one_sentence(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argv: list[str]
+) -> None:
+    (tmp_path / "closed").mkdir()
+    ask = os.stat
+
+    def refusing(path: Any, *args: Any, **options: Any) -> os.stat_result:
+        if Path(str(path)).parts[:1] == ("closed",) and len(Path(str(path)).parts) > 1:
+            raise PermissionError(13, "Permission denied", str(path))
+        return ask(path, *args, **options)
+
+    monkeypatch.setattr(os, "stat", refusing)
+    outcome = command(*argv)
+    assert outcome.code == 2 and "(Permission denied)" in outcome.one_sentence()
