@@ -86,7 +86,8 @@ class AudioWriter:
         self.clipped_samples = 0
         self._sf = import_soundfile()
         self._file: Any = None
-        self._part = self.path.with_name(f".{self.path.name[:200]}.{secrets.token_hex(4)}.part")
+        # A name has 255 bytes at most, and a character up to four.
+        self._part = self.path.with_name(f".{self.path.name[:60]}.{secrets.token_hex(4)}.part")
 
     def __enter__(self) -> AudioWriter:
         if os.path.isdir(self.path):

@@ -148,6 +148,12 @@ def test_permissions_are_the_usual_ones(tmp_path: Path) -> None:
     assert (tmp_path / "x.wav").stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
+def test_every_name_that_the_system_takes_is_written(tmp_path: Path) -> None:
+    path = tmp_path / ("\N{MUSICAL SYMBOL G CLEF}" * 62 + "xyz.wav")  # 255 bytes
+    write_audio(path, noise(1, 100), 44100)
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_folder_that_is_missing_or_a_file_or_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(AudioWriteError, match="No such file or directory"):
