@@ -163,6 +163,8 @@ def _check_file(path: Path) -> None:
             pass
     except FileNotFoundError:
         raise AudioReadError(f"There is no file {path}; check the path.") from None
+    except AudioReadError:  # an OSError, too
+        raise
     except PermissionError:
         raise AudioReadError(f"{path} may not be read by this user; change its permissions.") from None
     except (OSError, ValueError) as error:  # a name that is too long, or below a file, or holds a zero byte

@@ -310,10 +310,10 @@ def test_both_decoders_give_their_reasons(tmp_path: Path) -> None:
 def test_missing_files_and_folders_and_pipes(tmp_path: Path) -> None:
     with pytest.raises(AudioReadError, match="no file"):
         read_audio(tmp_path / "x.wav")
-    with pytest.raises(AudioReadError, match="is a directory"):
+    with pytest.raises(AudioReadError, match=r"is a directory; name one audio file\.$"):
         read_audio(tmp_path)
     os.mkfifo(tmp_path / "pipe.wav")
-    with pytest.raises(AudioReadError, match="not a regular file"):
+    with pytest.raises(AudioReadError, match=r"not a regular file; store the audio in a file first\.$"):
         read_audio(tmp_path / "pipe.wav")
 
 
