@@ -258,13 +258,14 @@ def _listed(text: str, suffix: str, content: Any) -> Iterator[Row]:
 
 
 def _csv(text: str, lines: str, delimiter: str) -> Iterator[Row]:
-    reader = csv.DictReader(io.StringIO(lines), delimiter=delimiter)
-    if "uri" not in (reader.fieldnames or []):
-        raise ConfigError(f"The table {text} has no column uri: its first line must name the columns.")
+    # Strict: else a quote that is never closed makes the songs of all lines that follow one name.
+    reader = csv.DictReader(io.StringIO(lines, newline=""), delimiter=delimiter, strict=True)
     try:
+        if "uri" not in (reader.fieldnames or []):
+            raise ConfigError(f"The table {text} has no column uri: its first line must name the columns.")
         yield from reader
     except csv.Error as error:
-        raise ConfigError(f"Line {reader.line_num} of {text} cannot be read ({error}).") from None
+        raise ConfigError(f"Line {reader.line_num + 1} of {text} cannot be read ({error}): check its quotes.") from None
 
 
 def _jsonl(text: str, lines: str) -> Iterator[Row]:

@@ -86,6 +86,18 @@ def test_tables_of_all_kinds_say_the_same(tmp_path: Path, kind: str) -> None:
     assert songs == [Song("one", str(tmp_path / "a.wav"), 3.5), Song("two", "memory://x/b.mp3", None, 7)]
 
 
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("name", ["songs.csv", "songs.txt", "songs.jsonl"])
+def test_lines_end_as_on_any_system(tmp_path: Path, name: str, ending: str) -> None:
+    lines = {
+        "csv": ["uri", "a.wav", "b.wav"],
+        "txt": ["a.wav", "b.wav"],
+        "jsonl": ['{"uri": "a.wav"}', '{"uri": "b.wav"}'],
+    }
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + ending.join([*lines[name.split(".")[1]], ""]).encode())
+    assert names(read_manifest(str(tmp_path / name)), tmp_path) == ["a.wav", "b.wav"]
+
+
 def test_a_text_lists_addresses(tmp_path: Path) -> None:
     (tmp_path / "songs.txt").write_text("# mine\n\nsub/a b.wav\n/else/where.mp3\ns3://bucket/c.flac\n")
     songs = read_manifest(str(tmp_path / "songs.txt"))
@@ -127,6 +139,9 @@ def test_a_row_that_is_there_twice_counts_once(tmp_path: Path) -> None:
         ("songs.jsonl", '{"uri": "a.wav", "id": "\\ud800"}', "half a character"),
         ("songs.jsonl", '{"uri": "\\ud800.wav"}', "half a character"),
         ("songs.csv", "id,uri\n1,\n", "Row 1 .* has no uri"),
+        ("songs.csv", 'uri\na.wav\n"b.wav\nc.wav\nd.wav\n', "Line 3 .* cannot be read .*: check its quotes"),
+        ("songs.csv", 'uri,id\n"a.wav"x,1\n', "Line 2 .* cannot be read .*: check its quotes"),
+        ("songs.csv", f"uri,{'x' * 200_000}\na.wav,1\n", "Line 1 .* cannot be read"),
         ("songs.jsonl", "{}\nnothing\n", "Row 1"),
         ("songs.jsonl", '{"uri": "a"}\nnothing\n', "Line 2"),
         ("songs.jsonl", "[1]\n", "no JSON object"),
