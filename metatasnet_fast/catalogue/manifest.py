@@ -252,9 +252,14 @@ def _listed(text: str, suffix: str, content: Any) -> Iterator[Row]:
     if kind in ("jsonl", "ndjson"):
         return _jsonl(text, lines)
     if kind in ("txt", "lst", "m3u", "m3u8", ""):
-        rows = (line.strip() for line in lines.splitlines())
+        rows = (line.strip() for line in _lines(lines))
         return ({"uri": row} for row in rows if row and not row.startswith("#"))
     raise ConfigError(f"A manifest is a folder, a pattern, or a .txt, .csv, .tsv, .jsonl or .parquet file, not {text}.")
+
+
+def _lines(text: str) -> Iterable[str]:
+    """Not ``splitlines``, which also splits at characters that names and JSON strings may hold, such as U+2028."""
+    return io.StringIO(text, newline=None)
 
 
 def _csv(text: str, lines: str, delimiter: str) -> Iterator[Row]:
@@ -269,12 +274,12 @@ def _csv(text: str, lines: str, delimiter: str) -> Iterator[Row]:
 
 
 def _jsonl(text: str, lines: str) -> Iterator[Row]:
-    for number, line in enumerate(lines.splitlines(), 1):
+    for number, line in enumerate(_lines(lines), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"Line {number} of {text} is no JSON ({error}).") from None
         if not isinstance(row, dict):
             raise ConfigError(f"Line {number} of {text} is no JSON object with a uri.")

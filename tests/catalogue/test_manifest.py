@@ -98,6 +98,15 @@ def test_lines_end_as_on_any_system(tmp_path: Path, name: str, ending: str) -> N
     assert names(read_manifest(str(tmp_path / name)), tmp_path) == ["a.wav", "b.wav"]
 
 
+def test_odd_characters_in_names_end_no_line(tmp_path: Path) -> None:
+    odd = [f"a{sign}b.wav" for sign in ("\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c")]
+    (tmp_path / "songs.txt").write_text("\n".join(odd), "utf-8")
+    assert names(read_manifest(str(tmp_path / "songs.txt")), tmp_path) == odd
+    rows = [json.dumps({"uri": name}, ensure_ascii=False) for name in odd]
+    (tmp_path / "songs.jsonl").write_text("\n".join(rows), "utf-8")
+    assert names(read_manifest(str(tmp_path / "songs.jsonl")), tmp_path) == odd
+
+
 def test_a_text_lists_addresses(tmp_path: Path) -> None:
     (tmp_path / "songs.txt").write_text("# mine\n\nsub/a b.wav\n/else/where.mp3\ns3://bucket/c.flac\n")
     songs = read_manifest(str(tmp_path / "songs.txt"))
@@ -145,6 +154,7 @@ def test_a_row_that_is_there_twice_counts_once(tmp_path: Path) -> None:
         ("songs.jsonl", "{}\nnothing\n", "Row 1"),
         ("songs.jsonl", '{"uri": "a"}\nnothing\n', "Line 2"),
         ("songs.jsonl", "[1]\n", "no JSON object"),
+        ("songs.jsonl", "[" * 100_000, "Line 1 .* is no JSON"),
         ("songs.txt", "# nothing\n", "names no songs"),
         ("songs.pdf", "x", "A manifest is"),
         ("songs.parquet", "x", "no Parquet file"),
