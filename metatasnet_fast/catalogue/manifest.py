@@ -80,7 +80,7 @@ def read_manifest(text: str, shard: tuple[int, int] = (1, 1), exclude: str | Non
 def parse_shard(text: str) -> tuple[int, int]:
     """``3/16`` is the third of sixteen parts; raises :class:`ConfigError` for anything else."""
     first, _, second = text.partition("/")
-    if first.isdigit() and second.isdigit() and 1 <= int(first) <= int(second):
+    if first.isdecimal() and second.isdecimal() and 1 <= int(first) <= int(second):
         return int(first), int(second)
     raise ConfigError(f"A shard is i/n with i from 1 to n, such as 3/16, not {text!r}.")
 

@@ -129,7 +129,8 @@ def run_run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--workers must be at least 1, got {args.workers}.")
     for name in ("memory_gib", "grace", "price_per_hour"):
         value = getattr(args, name)
-        if value is not None and not 0 <= value < math.inf:
+        # Times 2^30 for bytes, which must be finite too.
+        if value is not None and not 0 <= value * 2**30 < math.inf:
             raise ConfigError(f"--{name.replace('_', '-')} must be a number from 0 on, got {value:g}.")
     settings = _settings(args)
     songs = read_manifest(args.manifest, shard, exclude=args.out)

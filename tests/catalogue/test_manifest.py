@@ -220,7 +220,7 @@ def test_shards_share_the_songs_among_them(count: int, ids: list[str]) -> None:
     assert sorted(song.id for part in parts for song in part) == sorted(ids)
 
 
-@pytest.mark.parametrize("text", ["0/4", "5/4", "1", "a/b", "-1/2", "1/0"])
+@pytest.mark.parametrize("text", ["0/4", "5/4", "1", "a/b", "-1/2", "1/0", "\N{SUPERSCRIPT THREE}/4"])
 def test_a_shard_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="i/n"):
         parse_shard(text)

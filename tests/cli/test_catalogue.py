@@ -110,6 +110,7 @@ def test_a_catalogue_from_the_first_run_to_the_last(command: Command, model: Pat
         (["album", "--out", "out", "--workers", "0"], "at least 1"),
         (["album", "--out", "out", "--address", "auto"], "--engine ray"),
         (["album", "--out", "out", "--memory-gib", "nan"], "--memory-gib must be"),
+        (["album", "--out", "out", "--memory-gib", "1e300"], "--memory-gib must be"),
         (["album", "--out", "out", "--grace", "-1"], "--grace must be"),
         (["album", "--out", "out", "--price-per-hour", "inf"], "--price-per-hour must be"),
         (["album", "--out", "out", "--max-hours", "inf"], "max_hours must be"),
