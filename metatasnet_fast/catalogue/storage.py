@@ -93,7 +93,7 @@ class LocalStorage:
             return {}
 
     def find(self, folder: str) -> Iterator[str]:
-        for place, folders, files in os.walk(self.path / folder):
+        for place, folders, files in os.walk(self.path / folder, onerror=_not_gone):
             folders.sort()
             for name in sorted(files):
                 yield Path(place, name).relative_to(self.path).as_posix()
@@ -123,6 +123,12 @@ class LocalStorage:
     @contextlib.contextmanager
     def local(self, path: str) -> Iterator[Path]:
         yield self.path / path
+
+
+def _not_gone(error: OSError) -> None:
+    """``os.walk`` would leave out a folder that may not be read, and the songs in it would be neither counted nor checked."""
+    if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        raise error
 
 
 @contextlib.contextmanager

@@ -128,6 +128,25 @@ def test_what_cannot_be_run_is_refused_in_one_sentence(
 
 
 @pytest.mark.parametrize("action", ["status", "verify"])
+def test_a_folder_of_songs_that_may_not_be_read_is_not_passed_over(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: str
+) -> None:
+    for name in ("ab/cd/a", "ef/01/b"):
+        (tmp_path / "out/songs" / name).mkdir(parents=True)
+        (tmp_path / "out/songs" / name / "result.json").touch()
+    scan = os.scandir
+
+    def refusing(path: str) -> object:
+        if Path(path).name == "ef":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    outcome = command("catalogue", action, "out")
+    assert outcome.code == 2 and "Permission denied" in outcome.one_sentence()
+
+
+@pytest.mark.parametrize("action", ["status", "verify"])
 def test_a_place_without_a_catalogue_says_so(command: Command, action: str) -> None:
     outcome = command("catalogue", action, "nowhere")
     assert outcome.code == 2 and "no catalogue" in outcome.one_sentence()
