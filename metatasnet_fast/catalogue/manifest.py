@@ -148,6 +148,10 @@ def _outside(rows: Iterable[Row], exclude: str | None) -> Iterator[Row]:
 
 
 def _rows(text: str, exclude: str | None) -> Iterator[Row]:
+    if not text:  # a variable of a script that is not set; Path("") is the folder one is in
+        raise ConfigError(
+            "The manifest's name is empty: name a folder (`.` is this one), a pattern, a list or a table."
+        )
     path = local_path(text)
     with reaching(text), client_errors():
         return _remote_rows(text, exclude) if path is None else _local_rows(text, path, exclude)

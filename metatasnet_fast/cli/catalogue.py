@@ -224,6 +224,8 @@ def _model(name: str | None) -> str:
 def _destination(text: str) -> str:
     from ..catalogue.storage import local_path
 
+    if not text:
+        raise ConfigError("--out is empty: name a folder for the stems, `.` for this one.")
     path = local_path(text)
     return text if path is None else os.path.abspath(path)
 

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..errors import AudioReadError
+
 __all__ = ["AUDIO_SUFFIXES", "Track", "find_tracks"]
 
 AUDIO_SUFFIXES = frozenset(
@@ -30,10 +32,12 @@ def find_tracks(inputs: Sequence[str], exclude: Sequence[Path]) -> list[Track]:
     """The tracks of files and folders, in order, each file once.
 
     Folders are searched to the bottom for :data:`AUDIO_SUFFIXES`, in alphabetic order, without hidden files and without what
-    lies in ``exclude``, the stems of an earlier run. Files are not opened.
+    lies in ``exclude``, the stems of an earlier run. Files are not opened. Raises :class:`AudioReadError` for an empty name.
     """
     tracks: dict[str, Track] = {}
     for text in inputs:
+        if not text:  # a variable of a script that is not set; Path("") is the folder one is in
+            raise AudioReadError("An INPUT is empty: name a file or a folder, `.` for this one.")
         path = Path(text)
         # Not Path.is_dir: that raises for a name that is too long, or in a folder that is closed to this user.
         found = _search(path, exclude) if os.path.isdir(path) else [Track(path, path.stem.strip(".") or "track")]

@@ -102,6 +102,8 @@ def test_a_catalogue_from_the_first_run_to_the_last(command: Command, model: Pat
     ("words", "reason"),
     [
         (["nowhere", "--out", "out"], "no manifest"),
+        (["", "--out", "out"], "name is empty"),
+        (["album", "--out", ""], "--out is empty"),
         (["album", "--out", "out", "--shard", "3/2"], "i/n"),
         (["album", "--out", "out", "--mode", "reference"], "fast mode"),
         (["album", "--out", "out", "--format", "mp4"], "mp4"),

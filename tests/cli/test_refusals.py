@@ -166,6 +166,11 @@ def test_a_stem_whose_name_is_too_long_is_one_sentence(separate: Command, song: 
     assert list((tmp_path / "separated/tiny").iterdir()) == []
 
 
+def test_an_empty_name_is_not_the_working_folder(separate: Command, song: Path, tmp_path: Path) -> None:
+    outcome = separate("")
+    assert outcome.code == 2 and "is empty" in outcome.one_sentence() and not (tmp_path / "separated").exists()
+
+
 def test_two_tracks_of_one_name_are_refused_before_any_work(separate: Command, song: Path, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     shutil.copy(song, tmp_path / "other")
