@@ -40,8 +40,21 @@ class Recording:
     @classmethod
     def from_memory(cls, waveform: Tensor | npt.NDArray[Any], sample_rate: int) -> Recording:
         """Raises as ``Separator.separate``."""
-        if int(sample_rate) != sample_rate or sample_rate <= 0:
+        try:
+            whole = int(sample_rate) == sample_rate > 0
+        except (TypeError, ValueError, OverflowError):
+            whole = False
+        if not whole:
             raise ShapeError(f"A sample rate must be a positive whole number of Hz, got {sample_rate!r}.")
+        if isinstance(waveform, Tensor):
+            if waveform.layout != torch.strided or waveform.is_meta:
+                kind = "meta" if waveform.is_meta else str(waveform.layout)
+                raise ShapeError(f"A waveform must be a dense tensor with contents, got a {kind} one: convert it.")
+        elif not hasattr(waveform, "ndim"):
+            raise ShapeError(
+                f"A waveform must be a tensor or an array, got {type(waveform).__name__}: convert it with numpy.asarray, or "
+                "give the name of a file to separate_file."
+            )
         if waveform.ndim not in (1, 2):
             raise ShapeError(
                 f"A waveform must be (channels, samples) or (samples,), got shape {tuple(waveform.shape)}."

@@ -192,6 +192,14 @@ def test_broken_samples_count_as_zero_and_are_reported(separator: Separator) -> 
         (np.zeros((2, 5), np.uint16), 44100, ShapeError),
         (torch.zeros(2, 5), 0, ShapeError),
         (torch.zeros(2, 5), 44100.5, ShapeError),
+        (torch.zeros(2, 5), None, ShapeError),
+        (torch.zeros(2, 5), float("nan"), ShapeError),
+        (torch.zeros(2, 5), float("inf"), ShapeError),
+        ([[0.0] * 5] * 2, 44100, ShapeError),
+        ("song.wav", 44100, ShapeError),
+        (None, 44100, ShapeError),
+        (torch.zeros(2, 5).to_sparse(), 44100, ShapeError),
+        (torch.zeros(2, 5, device="meta"), 44100, ShapeError),
     ],
 )
 def test_what_cannot_be_separated_is_a_typed_error(separator: Separator, waveform: Any, rate: Any, error: type) -> None:
