@@ -101,6 +101,9 @@ class Engine:
 
 def check_mixes(config: MetaTasNetConfig, mixes: Sequence[Tensor], device: torch.device) -> None:
     """Raise :class:`ShapeError` unless there is one (b, 1, T 2^s) floating-point mixture for each stage on ``device``."""
+    strange = [type(mix).__name__ for mix in mixes if not isinstance(mix, Tensor)]
+    if strange:
+        raise ShapeError(f"Mixtures must be tensors, got {strange[0]}: convert it with torch.from_numpy.")
     if len(mixes) != config.stages_num:
         raise ShapeError(
             f"The network has {config.stages_num} stages and needs one mixture for each, got {len(mixes)}."

@@ -88,6 +88,11 @@ class NetworkMethods(nn.Module):
         check_mixes(config, input_mixes, self.device)
         if input_mixes[0].shape[-1] % config.W:
             raise ShapeError(f"A training length must be a multiple of W={config.W}, got {input_mixes[0].shape[-1]}.")
+        if not len(separated_inputs) == len(masks) == config.stages_num:
+            raise ShapeError(
+                f"The network has {config.stages_num} stages and needs sources and a mask for each, "
+                f"got {len(separated_inputs)} and {len(masks)}."
+            )
         for mix, source, mask in zip(input_mixes, separated_inputs, masks, strict=True):
             batch, _, length = mix.shape
             if source.shape != (batch, 4, 1, length) or mask.shape != (batch, 4, 1):

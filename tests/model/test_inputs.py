@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -122,8 +123,9 @@ def test_the_same_input_gives_the_same_bits(network: MultiTasNet, backend: str) 
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-WRONG: list[tuple[Callable[[list[Tensor]], list[Tensor]], str]] = [
+WRONG: list[tuple[Callable[[list[Tensor]], Any], str]] = [
     (lambda m: m[:2], "3 stages"),
+    (lambda m: [x.numpy() for x in m], "must be tensors, got ndarray"),
     (lambda m: [m[0][:, 0], *m[1:]], "shape"),
     (lambda m: [m[0], m[1][..., :-1], m[2]], "2 times as long"),
     (lambda m: [x.to(torch.int16) for x in m], "floating point"),
@@ -134,7 +136,7 @@ WRONG: list[tuple[Callable[[list[Tensor]], list[Tensor]], str]] = [
 
 @pytest.mark.parametrize(("spoil", "said"), WRONG, ids=[said for _, said in WRONG])
 def test_a_wrong_input_is_one_clear_error(
-    spoil: Callable[[list[Tensor]], list[Tensor]], said: str, network: MultiTasNet, backend: str
+    spoil: Callable[[list[Tensor]], Any], said: str, network: MultiTasNet, backend: str
 ) -> None:
     with pytest.raises(ShapeError, match=said):
         infer(network, spoil(noise()), backend)
@@ -157,6 +159,10 @@ def test_training_lengths_and_shapes_are_checked(network: MultiTasNet) -> None:
     with pytest.raises(ShapeError, match="multiple of W=20"):
         network([s.sum(1) for s in sources], sources, [torch.ones(1, 4, 1)] * 3)
     sources = [s[..., : 1000 * 2**i] for i, s in enumerate(sources)]
+    with pytest.raises(ShapeError, match="3 stages .* got 2 and 3"):
+        network([s.sum(1) for s in sources], sources[:2], [torch.ones(1, 4, 1)] * 3)
+    with pytest.raises(ShapeError, match="3 stages .* got 3 and 1"):
+        network([s.sum(1) for s in sources], sources, [torch.ones(1, 4, 1)])
     with pytest.raises(ShapeError, match="mask"):
         network([s.sum(1) for s in sources], sources, [torch.ones(1, 4)] * 3)
 
