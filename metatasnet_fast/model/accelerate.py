@@ -99,6 +99,9 @@ def _check(network: nn.Module) -> MetaTasNetConfig:
     """The network's configuration, if its parameters are those that the configuration asks for."""
     if isinstance(network, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         raise ConfigError(f"Accelerate the network inside the {type(network).__name__}: accelerate(network.module).")
+    if isinstance(network, nn.Module) and "_orig_mod" in network._modules:
+        # It passes attributes on, so that it looks like its network, and goes on calling what it has compiled.
+        raise ConfigError("Accelerate the network inside torch.compile's wrapper: accelerate(network._orig_mod).")
     stages = getattr(network, "stages", None)
     if not isinstance(stages, nn.ModuleList) or not hasattr(network, "args"):
         raise ConfigError(f"{type(network).__name__} is no Meta-TasNet: it needs the attributes stages and args.")

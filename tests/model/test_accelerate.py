@@ -134,6 +134,8 @@ def test_what_is_no_meta_tasnet_is_refused_and_left_alone(network: AuthorsNetwor
         accelerate(nn.Linear(2, 2))
     with pytest.raises(ConfigError, match="network.module"):
         accelerate(nn.DataParallel(network))
+    with pytest.raises(ConfigError, match="network._orig_mod"):
+        accelerate(torch.compile(network))  # type: ignore[arg-type]
     with pytest.raises(BackendUnavailableError, match="magic"):
         accelerate(network, "magic")
     network.stages[1].encoder.bottleneck[2] = nn.Conv1d(3, 3, 1)  # type: ignore[union-attr, operator]
