@@ -12,11 +12,13 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 
+from metatasnet_fast.backends import Request
+from metatasnet_fast.backends.cuda import CudaBackend
 from metatasnet_fast.benchmark import Effort, Entrants, Row, measure, measure_ceilings, recipe, text_table, write_rows
 from metatasnet_fast.benchmark.cases import EAGER, Case
 from metatasnet_fast.benchmark.contenders import COMPILED
@@ -38,6 +40,21 @@ BATCH, SECONDS = 12, 8.0
 """Of the authors' training."""
 EAGER_BYTES = 8.0e9
 """Of an item of a training step by eager PyTorch in float32: 93 GB at the peak of twelve, counted on tensors without data."""
+
+
+class ReadsWeightsAnew(CudaBackend):
+    """The backend `cuda` with weights that are read for every tile, for the one precision in which they could stay."""
+
+    def supports(self, request: Request) -> str | None:
+        return super().supports(request) if request.precision is Precision.bfloat16 else "weights never stay in it"
+
+
+def entrants(device: torch.device, compiled: bool, precisions: Sequence[Precision]) -> Entrants:
+    """All that can run here, and where the backend `cuda` can, that without its weights kept on chip."""
+    found = Entrants.of(device, compiled, precisions)
+    if CudaBackend.name in found.backends:
+        found.extra["cuda, weights read anew"] = ReadsWeightsAnew(keep_weights=False)
+    return found
 
 
 def song_windows(config: MetaTasNetConfig) -> tuple[int, float]:
@@ -62,12 +79,12 @@ def cases(kind: str, network: MultiTasNet, device: torch.device, tiny: bool, com
     precisions = [low] if compiled else [low, full] if device.type != "cuda" else [low, full, Precision.tf32]
     if kind == "inference":
         batch, seconds = (2, 0.4) if tiny else song_windows(network.config)
-        yield inference_case(network, Entrants.of(device, compiled, precisions), batch, seconds)
+        yield inference_case(network, entrants(device, compiled, precisions), batch, seconds)
     elif kind == "jobs":
-        entrants = Entrants.of(device, False, precisions)
+        every = entrants(device, False, precisions)
         for stage in range(network.config.stages_num):
-            yield from job_cases(network, entrants, stage, *((2, 0.4) if tiny else (4, 8.0)))
-        yield preparation_case(network, entrants)
+            yield from job_cases(network, every, stage, *((2, 0.4) if tiny else (4, 8.0)))
+        yield preparation_case(network, Entrants.of(device, False, precisions))
     elif kind == "operations":
         frames = 37 if tiny else round(SECONDS * network.config.sampling_rate) // network.config.W
         for operation in operations(network.config.stage(1), 2 if tiny else 4, frames):

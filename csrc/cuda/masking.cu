@@ -10,6 +10,9 @@
 namespace metatasnet::METATASNET_DEVICES {
 namespace {
 
+// Whether the blocks' mixing products make the next conv1d, too (mix.h).
+bool mixes_convolve(const Sizes& s, bool bfloat16) { return bfloat16 && s.B <= kColumns && s.H <= kColumns; }
+
 // The passes of one group of items.
 template <class Arithmetic>
 class MaskingRun {
@@ -17,7 +20,7 @@ class MaskingRun {
   using Element = typename Arithmetic::Element;
 
   MaskingRun(const Stream& stream, const Sizes& sizes, const Slopes& slopes, const Weights& weights, std::int64_t items,
-             std::int64_t frames, const MaskBuffers<Element>& buffers)
+             std::int64_t frames, const MaskBuffers<Element>& buffers, bool resident)
       : stream_(stream),
         s_(sizes),
         slopes_(slopes),
@@ -26,7 +29,9 @@ class MaskingRun {
         units_(items * kInstruments),
         frames_(frames),
         tiles_(tiles_of(frames)),
-        buffers_(buffers) {}
+        buffers_(buffers),
+        convolves_(mixes_convolve(sizes, std::is_same_v<Arithmetic, InBfloat16>)),
+        resident_(resident) {}
 
   void run(const Frames& latent, const Frames& input, const Frames& partial, Element* masked) {
     clear(stream_, buffers_.arrived, buffers_.arrivals * sizeof(int));
@@ -72,11 +77,6 @@ class MaskingRun {
     launch<Normalise<Element>>(stream_, vectors(s_.B, units_), 0, args);
   }
 
-  // Whether the blocks' mixing products make the next conv1d, too (mix.h).
-  bool mixes_convolve() const {
-    return std::is_same_v<Arithmetic, InBfloat16> && s_.B <= kColumns && s_.H <= kColumns;
-  }
-
   // conv1d and prelu_1 of a block.
   PointwiseArgs convolution(int index) const {
     const BlockWeights& block = w_.blocks[index];
@@ -95,7 +95,7 @@ class MaskingRun {
   void block(int index) {
     const BlockWeights& block = w_.blocks[index];
     const int h_ld = padded(s_.H);
-    if (index == 0 || !mixes_convolve()) launch_pointwise<Arithmetic, From::frames>(stream_, units_, convolution(index));
+    if (index == 0 || !convolves_) launch_pointwise<Arithmetic, From::frames>(stream_, units_, convolution(index));
 
     const int groups = h_ld / kChannels;
     DepthwiseArgs depthwise{frames_,
@@ -123,10 +123,17 @@ class MaskingRun {
       launch_pointwise<Arithmetic, From::frames>(stream_, units_, end);
       return;
     }
-    MixArgs mix{end, s_.B, buffers_.x, nullptr, buffers_.skip, index == 0, {}};
-    if (mixes_convolve()) {
+    MixArgs mix{end, s_.B, buffers_.x, nullptr, buffers_.skip, index == 0, {}, 1};
+    if (convolves_) {
       mix.next = convolution(index + 1);
-      launch_mix_conv(stream_, units_, mix);
+      if (resident_) {
+        // As many tiles for each block as let all blocks run at once.
+        const std::int64_t blocks = tiles_ * column_tiles(outputs) * units_;
+        mix.tiles = static_cast<int>((blocks + kBlocksAtOnce - 1) / kBlocksAtOnce);
+        launch_mix_conv_resident(stream_, units_, mix);
+      } else {
+        launch_mix_conv(stream_, units_, mix);
+      }
     } else {
       mix.operand = buffers_.operand;
       launch_mix<Arithmetic>(stream_, units_, mix);
@@ -226,6 +233,7 @@ class MaskingRun {
   const Weights& w_;
   std::int64_t items_, units_, frames_, tiles_;
   const MaskBuffers<Element>& buffers_;
+  bool convolves_, resident_;  // the mixing products: make the next conv1d, keep their weights
 };
 
 template <class Element>
@@ -236,6 +244,12 @@ Frames from_item(Frames frames, std::int64_t item) {
 
 }  // namespace
 
+bool Stage::keeps_weights(const Stream& stream) const {
+  // The runtime takes a KiB of each block.
+  constexpr int kTwoBlocks = 2 * (MixConvResident::shared_bytes + 1024);
+  return mixes_convolve(sizes_, stores_bfloat16()) && keep_.value_or(stream.multiprocessor_bytes() >= kTwoBlocks);
+}
+
 template <class Arithmetic>
 void Stage::mask_in(const Stream& stream, std::int64_t n, std::int64_t frames, const Frames& latent,
                     const Frames& input, const Frames& partial, void* masked, char* workspace) const {
@@ -244,9 +258,10 @@ void Stage::mask_in(const Stream& stream, std::int64_t n, std::int64_t frames, c
   Arena arena(workspace);
   const MaskBuffers<Element> buffers(arena, sizes_, together, frames, input.instrument != 0);
   auto* out = static_cast<Element*>(masked);
+  const bool resident = keeps_weights(stream);
   for (std::int64_t first = 0; first < n; first += together) {
     const std::int64_t items = n - first < together ? n - first : together;
-    MaskingRun<Arithmetic>(stream, sizes_, slopes_, weights_, items, frames, buffers)
+    MaskingRun<Arithmetic>(stream, sizes_, slopes_, weights_, items, frames, buffers, resident)
         .run(from_item<Element>(latent, first), from_item<Element>(input, first), from_item<Element>(partial, first),
              out + first * kInstruments * frames * latent_ld());
   }

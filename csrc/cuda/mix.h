@@ -20,6 +20,7 @@ struct MixArgs {
   float* skip;    // (units, frames, ld_out)
   bool skip_is_empty;
   PointwiseArgs next;  // MixConv: of x, whose tile it has
+  int tiles;           // MixConvResident: of a block
 };
 
 // x and the skip sum of a tile; `keep(row, channel, first, second)` gets neighbours of the new x.
@@ -79,62 +80,65 @@ struct Mix {
 
 // Where the tile of x lies as the operand of a product, chunk by chunk, beside the stages of weights.
 constexpr int kTileBytes = kColumns * static_cast<int>(sizeof(Bfloat16)) / kChunkBytes * kFrameBytes;
-constexpr int kMixConvBytes = kTileBytes + kStages * WeightsAlone::bytes;
+constexpr int kMixConvBytes = kTileBytes + kStages * kWeightBytes;
 static_assert(kMixConvBytes >= kPipelineBytes);
+
+// x from the product in `sum`, and the next block's convolution from it: x goes into `tile`, the convolution's weights through
+// `stages`. Nobody may be reading either. `done_reading()` is called when nobody reads the tile any more; the moments then
+// take the beginning of the block's shared memory.
+template <class Holds, class Index, class DoneReading>
+METATASNET_DEVICE void convolve_tile(Block& block, const MixArgs& args, Index index, char* tile, char* stages,
+                                     Accumulators& sum, DoneReading done_reading) {
+  constexpr int kPerChunk = kChunkBytes / sizeof(Bfloat16), kPerUnit = 16 / sizeof(Bfloat16);
+  const PointwiseArgs& next = args.next;
+  const int chunks = padded(args.residual) / kPerChunk;
+  const auto load = [&](char* stage, int chunk) {
+    const auto* weights =
+        static_cast<const Bfloat16*>(next.weights) + block.z() % kInstruments * next.weights_instrument;
+    load_weights<InBfloat16>(block, stage, weights, next.ld_weights, 0, next.outputs, chunk);
+  };
+  begin_loading<Holds>(block, stages, chunks, load);  // on their way while x is written
+
+  const int pads = (padded(args.residual) - args.residual) / kPerUnit;
+  for (int i = block.thread(); i < kTile * pads; i += kThreads) {
+    const int row = i / pads, channel = args.residual + i % pads * kPerUnit;
+    store_words(tile + channel / kPerChunk * kFrameBytes + unit_offset(row, channel % kPerChunk / kPerUnit), Words{});
+  }
+  const auto keep = [&](int row, int channel, float y0, float y1) {
+    char* const at = tile + channel / kPerChunk * kFrameBytes + unit_offset(row, channel % kPerChunk / kPerUnit);
+    store_pair(reinterpret_cast<Bfloat16*>(at) + channel % kPerUnit, y0, y1);
+  };
+  add_outputs(block, args, sum, block.z(), std::int64_t{index()} * kTile, 0, keep);
+  block.forget();  // addresses of both products at once would not fit beside the accumulators
+  const WarpPlace place(block);
+  const bool active = std::int64_t{index()} * kTile + place.row < next.frames && place.column < next.outputs;
+  clear(sum);
+  // Its first barrier comes before anybody reads the tile.
+  multiply_loaded<InBfloat16, Holds, false>(block, stages, tile, chunks, active, 0.0f, load, sum);
+  done_reading();
+  write_outputs<Bfloat16>(block, next, sum, block.z(), std::int64_t{index()} * kTile, 0);
+  write_moments(block, next, sum, block.z(), index(), 0);
+  finish_tile<kThreads>(block, next.statistics, next.frames, block.z(), index());
+}
 
 // For bfloat16, and B and H of one tile of outputs: in float32 the tile would leave room for one block only.
 // Grid: as above. The first tile of outputs has all of x; its blocks go on to the next block's convolution.
 struct MixConv {
   using Args = MixArgs;
-  using Arithmetic = InBfloat16;
   static constexpr int threads = kThreads;
   static constexpr int blocks = 2;
-  static constexpr int kPerChunk = kChunkBytes / sizeof(Bfloat16), kPerUnit = 16 / sizeof(Bfloat16);
 
   static METATASNET_DEVICE void run(Block& block, const Args& args) {
     const std::int64_t first_frame = static_cast<std::int64_t>(block.x()) * kTile;
     const int first_output = block.y() * kColumns;
     Accumulators sum;
-    pointwise_product<Arithmetic, From::frames>(block, args.product, block.z(), first_frame, first_output, sum);
+    pointwise_product<InBfloat16, From::frames>(block, args.product, block.z(), first_frame, first_output, sum);
     if (first_output > 0) {
       add_outputs(block, args, sum, block.z(), first_frame, first_output, [](int, int, float, float) {});
     } else {
-      convolve(block, args, first_frame, sum);
+      convolve_tile<WeightsAlone<kStages>>(
+          block, args, [&] { return block.x(); }, block.shared(), block.shared() + kTileBytes, sum, [] {});
     }
-  }
-
-  static METATASNET_DEVICE void convolve(Block& block, const Args& args, std::int64_t first_frame, Accumulators& sum) {
-    const PointwiseArgs& next = args.next;
-    char* const tile = block.shared();
-    char* const stages = tile + kTileBytes;
-    const int chunks = padded(args.residual) / kPerChunk;
-    const auto load = [&](char* stage, int chunk) {
-      const auto* weights =
-          static_cast<const Bfloat16*>(next.weights) + block.z() % kInstruments * next.weights_instrument;
-      load_weights<Arithmetic>(block, stage, weights, next.ld_weights, 0, next.outputs, chunk);
-    };
-    begin_loading<WeightsAlone>(block, stages, chunks, load);  // on their way while x is written
-
-    const int pads = (padded(args.residual) - args.residual) / kPerUnit;
-    for (int i = block.thread(); i < kTile * pads; i += threads) {
-      const int row = i / pads, channel = args.residual + i % pads * kPerUnit;
-      store_words(tile + channel / kPerChunk * kFrameBytes + unit_offset(row, channel % kPerChunk / kPerUnit), Words{});
-    }
-
-    add_outputs(block, args, sum, block.z(), first_frame, 0, [&](int row, int channel, float y0, float y1) {
-      char* const at = tile + channel / kPerChunk * kFrameBytes + unit_offset(row, channel % kPerChunk / kPerUnit);
-      store_pair(reinterpret_cast<Bfloat16*>(at) + channel % kPerUnit, y0, y1);
-    });
-    block.forget();  // addresses of both products at once would not fit beside the accumulators
-    const WarpPlace place(block);
-    const bool active = first_frame + place.row < next.frames && place.column < next.outputs;
-    clear(sum);
-    // Its first barrier comes before anybody reads the tile.
-    multiply_loaded<Arithmetic, WeightsAlone, false>(block, stages, tile, chunks, active, 0.0f, load, sum);
-    const int unit = block.z();
-    write_outputs<Bfloat16>(block, next, sum, unit, first_frame, 0);
-    write_moments(block, next, sum, unit, 0, frames_from(next.frames, first_frame, kTile));
-    finish_tile<threads>(block, next.statistics, next.frames, unit, block.x());
   }
 };
 

@@ -46,6 +46,12 @@ struct PointwiseArgs {
   Statistics statistics;  // of y
 };
 
+template <class Element>
+METATASNET_DEVICE const Element* weights_of(const PointwiseArgs& args, int unit) {
+  const int item = unit / args.instruments, instrument = unit % args.instruments;
+  return static_cast<const Element*>(args.weights) + item * args.weights_item + instrument * args.weights_instrument;
+}
+
 // Rows of the weights, the second half of a stage.
 template <class Arithmetic>
 METATASNET_DEVICE void load_weights(Block& block, char* to, const void* weights, int ld, int first, int outputs,
@@ -108,15 +114,13 @@ template <class Arithmetic, From from>
 METATASNET_DEVICE void pointwise_product(Block& block, const PointwiseArgs& args, int unit, std::int64_t first_frame,
                                          int first_output, Accumulators& sum) {
   using Element = typename Arithmetic::Element;
-  const int item = unit / args.instruments, instrument = unit % args.instruments;
-  const auto* weights =
-      static_cast<const Element*>(args.weights) + item * args.weights_item + instrument * args.weights_instrument;
+  const Element* weights = weights_of<Element>(args, unit);
   const WarpPlace place(block);
   const bool active = first_frame + place.row < args.frames && first_output + place.column < args.outputs;
   const int chunks = args.ld_weights * static_cast<int>(sizeof(Element)) / kChunkBytes;
   const auto load = [&](char* stage, int chunk) {
     if (from == From::signal) {
-      load_signal<Arithmetic>(block, stage, args, item, first_frame, chunk);
+      load_signal<Arithmetic>(block, stage, args, unit / args.instruments, first_frame, chunk);
     } else {
       load_frames<Arithmetic>(block, stage, args, unit, first_frame, chunk);
     }
@@ -210,7 +214,8 @@ METATASNET_DEVICE void write_outputs(Block& block, const PointwiseArgs& args, Ac
 
 // Of the tile that write_outputs has left in `sum`.
 METATASNET_DEVICE void write_moments(Block& block, const PointwiseArgs& args, const Accumulators& sum, int unit,
-                                     int first_output, int left) {
+                                     int tile_index, int first_output) {
+  const int left = frames_from(args.frames, static_cast<std::int64_t>(tile_index) * kTile, kTile);
   auto* moments = reinterpret_cast<Moments*>(block.shared());  // [kRowWarps][kColumns]
   const WarpPlace place(block);
   const int rows = left - place.row;
@@ -227,7 +232,7 @@ METATASNET_DEVICE void write_moments(Block& block, const PointwiseArgs& args, co
     }
   }
   block.sync();
-  const std::int64_t tile = static_cast<std::int64_t>(unit) * tiles_of(args.frames) + block.x();
+  const std::int64_t tile = static_cast<std::int64_t>(unit) * tiles_of(args.frames) + tile_index;
   float* to = args.statistics.tiles + tile * 2 * args.ld_out;
   for (int column = block.thread(); column < kColumns; column += kThreads) {
     if (first_output + column >= args.ld_out) continue;
@@ -252,7 +257,7 @@ struct Pointwise {
     const int first_output = block.y() * kColumns, unit = block.z();
     write_outputs<typename Arithmetic::Element>(block, args, sum, unit, first_frame, first_output);
     if (from == From::signal || !args.statistics.tiles) return;  // no norm reads the filter bank's outputs
-    write_moments(block, args, sum, unit, first_output, frames_from(args.frames, first_frame, kTile));
+    write_moments(block, args, sum, unit, block.x(), first_output);
     finish_tile<threads>(block, args.statistics, args.frames, block.z(), block.x());
   }
 };

@@ -21,6 +21,12 @@ void launch_mix_conv(const Stream& stream, std::int64_t units, const MixArgs& ar
   launch<MixConv>(stream, grid, norm > product ? norm : product, args);
 }
 
+void launch_mix_conv_resident(const Stream& stream, std::int64_t units, const MixArgs& args) {
+  const std::int64_t tiles = tiles_of(args.product.frames);
+  const Grid grid{(tiles + args.tiles - 1) / args.tiles, column_tiles(args.product.outputs), units};
+  launch<MixConvResident>(stream, grid, MixConvResident::shared_bytes, args);
+}
+
 #define METATASNET_PRODUCTS(Arithmetic)                                                                         \
   template void launch_pointwise<Arithmetic, From::frames>(const Stream&, std::int64_t, const PointwiseArgs&);  \
   template void launch_pointwise<Arithmetic, From::activated_frames>(const Stream&, std::int64_t,               \

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cuda/launch.h"
-#include "cuda/mix.h"
+#include "cuda/mix_resident.h"
 
 namespace metatasnet::METATASNET_DEVICES {
 
@@ -14,5 +14,6 @@ void launch_pointwise(const Stream& stream, std::int64_t units, const PointwiseA
 template <class Arithmetic>
 void launch_mix(const Stream& stream, std::int64_t units, const MixArgs& args);
 void launch_mix_conv(const Stream& stream, std::int64_t units, const MixArgs& args);
+void launch_mix_conv_resident(const Stream& stream, std::int64_t units, const MixArgs& args);
 
 }  // namespace metatasnet::METATASNET_DEVICES

@@ -6,11 +6,13 @@
 
 namespace metatasnet::METATASNET_DEVICES {
 
-// Items that go through a job together: enough tiles for two blocks on each of an H100's 132 multiprocessors, and no more,
-// so that they stay in the second-level cache from pass to pass. Results do not depend on it.
+constexpr std::int64_t kBlocksAtOnce = 2 * 132;  // two on each of an H100's multiprocessors
+
+// Items that go through a job together: enough tiles for all blocks that run at once, and no more, so that they stay in the
+// second-level cache from pass to pass. Results do not depend on it.
 inline std::int64_t items_at_once(std::int64_t items, std::int64_t frames, int instruments) {
-  const std::int64_t blocks = 2 * 132, each = std::int64_t{instruments} * tiles_of(frames);
-  const std::int64_t some = each ? (blocks + each - 1) / each : items;
+  const std::int64_t each = std::int64_t{instruments} * tiles_of(frames);
+  const std::int64_t some = each ? (kBlocksAtOnce + each - 1) / each : items;
   return some < items ? some : items;
 }
 

@@ -15,12 +15,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import gpu_steps, gpu_suite, one_pass
+from bench import gpu_steps, gpu_suite, gpu_timings, one_pass
 from bench.gpu_steps import Step, longest, more_steps, rest_steps, steps
 from bench.gpu_suite import run_all, summary
 from bench.gpu_timings import song_windows, training_batch
 from metatasnet_fast import MetaTasNetConfig
-from metatasnet_fast.backends import available_backends
+from metatasnet_fast.backends import Request, available_backends
+from metatasnet_fast.backends.cuda import CudaBackend
+from metatasnet_fast.benchmark import Entrants
+from metatasnet_fast.precision import Precision
 
 
 def python(name: str, code: str, limit: float = 20.0, **options: object) -> Step:
@@ -74,6 +77,14 @@ def test_the_limits_of_all_steps_fit_ten_minutes(listed: Callable[..., list[Step
     suite = listed("cuda", tmp_path, tiny=False)
     assert longest(suite) < 600
     assert len({step.name for step in suite}) == len(suite), "each has its own log"
+
+
+def test_weights_read_anew_compete_with_weights_that_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("cuda")
+    monkeypatch.setattr(gpu_timings.Entrants, "of", lambda *arguments: Entrants(device, [Precision.tf32], ["cuda"]))
+    (other,) = gpu_timings.entrants(device, False, [Precision.tf32]).extra.values()
+    assert isinstance(other, CudaBackend) and other.keep_weights is False
+    assert other.supports(Request(device, Precision.tf32)) is not None
 
 
 def test_every_gpu_test_is_in_the_suite_once(tmp_path: Path) -> None:

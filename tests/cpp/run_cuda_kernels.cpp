@@ -207,6 +207,9 @@ void stages_are_finite_in_every_order() {
         expect(finite, "results are numbers");
         emulated::set_order(2);
         expect(run(*stage, 2, frames) == one, "the order of threads and blocks changes no bit");
+        stage->keep_weights(true);
+        expect(run(*stage, 2, frames) == one, "weights that stay change no bit");
+        stage->keep_weights(std::nullopt);
         emulated::set_order(0);
       }
     }
