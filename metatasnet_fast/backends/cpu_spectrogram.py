@@ -35,14 +35,14 @@ class MelShare:
     to_mel: Tensor
     """(bins, mels), float64"""
     to_latent: Tensor
-    """(mels, channels): the mel inputs of the encoder's first bottleneck, zero-padded to ``channels`` outputs."""
+    """(mels, channels), float64: the mel inputs of the encoder's first bottleneck, zero-padded to ``channels`` outputs."""
     bias: Tensor
-    """(channels,)"""
+    """(channels,), float64"""
     hop: int
 
     @classmethod
     def of(cls, weights: EncoderWeights, config: StageConfig, channels: int) -> MelShare:
-        """Fold in float64, keep in float32."""
+        """Fold in float64; what the products read stays so."""
         s = weights.spectrogram
         mel = s.mel_weight[:, :, 0].double()
         scale, std, shift = (x.double().flatten() for x in (s.scale, s.std, s.bias))
@@ -54,8 +54,8 @@ class MelShare:
             window=s.window.float().clone(),
             mean=s.mean.float().flatten().clone(),
             to_mel=(mel * (scale / std)).T.contiguous(),
-            to_latent=to_latent.float(),
-            bias=bias.float(),
+            to_latent=to_latent,
+            bias=bias,
             hop=config.hop,
         )
 
@@ -70,6 +70,7 @@ class MelShare:
             power = torch.view_as_real(spectrum).square().sum(-1)
             normalised = power.add_(FLOOR).log10_().sub_(self.mean)
             # On silence thousands of equal terms cancel in this sum: in float32 they would leave more than their rounding.
-            mel = (normalised.double() @ self.to_mel).float()
-            torch.addmm(self.bias, mel, self.to_latent, out=out)
+            # And MKL's float32 products of 5 to 11 rows have other bits with another number of threads.
+            mel = normalised.double() @ self.to_mel
+            out.copy_(torch.addmm(self.bias, mel, self.to_latent))
         return share

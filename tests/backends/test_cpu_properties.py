@@ -23,6 +23,7 @@ from tests.backends.cpu_support import (
     needs_the_module,
     noise,
     prepare,
+    recipe,
     separate,
     stage_parameters,
 )
@@ -131,6 +132,23 @@ def test_threads_change_no_bit(isa: str, precision: Precision, monkeypatch: pyte
         monkeypatch.setattr(torch, "get_num_threads", lambda n=threads: n)
         found = separate(CPU, TINY, state, mixes, precision)
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), threads
+
+
+def test_torchs_own_threads_change_no_bit_of_the_spectrogram() -> None:
+    """Its products are torch's; MKL's in float32 depended on the number of threads at 5 to 11 frames."""
+    config = MetaTasNetConfig(stages_num=1)
+    prepared = prepare(CPU, config.stage(0), stage_parameters(recipe(config), 0))
+    before = torch.get_num_threads()
+    try:
+        for frames in range(3, 33):
+            signal = noise(config, 2, frames * config.stage(0).hop)[0]
+            found = []
+            for threads in (1, 2, 5):
+                torch.set_num_threads(threads)
+                found.append(CPU.encode(prepared, signal))
+            assert all(torch.equal(value, found[0]) for value in found), frames
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
