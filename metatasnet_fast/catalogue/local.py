@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import torch
 
+from ..errors import ConfigError
 from .cores import available_cores
 from .destination import Destination, LedgerWriter
 from .events import Event, Listener, Notice, RunEnded, RunStarted, SongEnded
@@ -53,8 +54,10 @@ def run_local(
         the last event; the ledger has a row for every song that was tried.
 
     Raises:
+        ConfigError: for more workers than can have a core or a device each.
         MetaTasNetError: if the model cannot be loaded, the device or backend cannot serve, or processes cannot be kept alive.
     """
+    each_worker = worker_settings(settings, workers)
     run = run or new_run_name()
     target = Destination(destination)
     refuse_memory(target.storage)
@@ -69,7 +72,7 @@ def run_local(
     todo.sort(key=Song.expected_seconds, reverse=True)
     crew = _Crew(todo, destination, say, ledger, stop or threading.Event(), grace)
     try:
-        crew.work(worker_settings(settings, workers))
+        crew.work(each_worker)
     finally:
         try:
             ledger.close()
@@ -110,12 +113,18 @@ def set_aside(songs: Sequence[Song], settings: Settings, destination: Destinatio
 
 
 def worker_settings(settings: Settings, workers: int | None) -> list[Settings]:
-    """The settings of each process: a device of its own, and its part of the cores."""
+    """The settings of each process: a device of its own, and its part of the cores.
+
+    Raises :class:`ConfigError` for more processes than can have one.
+    """
     devices = [settings.device]
     if settings.device in ("auto", "cuda") and torch.cuda.device_count() > 1:
         devices = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-    count = workers or len(devices)
-    cores = max(1, (settings.threads or available_cores()) // count)
+    count, there = workers or len(devices), available_cores()
+    most = max(2, there, len(devices))
+    if count > most:
+        raise ConfigError(f"{count} workers would get into each other's way on {there} cores: ask for {most} at most.")
+    cores = max(1, (settings.threads or there) // count)
     return [
         replace(settings, device=devices[index % len(devices)], threads=cores if count > 1 else settings.threads)
         for index in range(count)
@@ -165,6 +174,7 @@ class _Crew:
         self._lock = threading.Lock()
         self._workers: list[SupervisedWorker] = []
         self._errors: list[BaseException] = []
+        self._number = 0
 
     def work(self, settings: Sequence[Settings]) -> None:
         """Until every song has an outcome, or the run is stopped; raises what ended the last worker."""
@@ -172,6 +182,7 @@ class _Crew:
             threading.Thread(target=self._watch, args=(number, each), name=f"worker-{number}")
             for number, each in enumerate(settings)
         ]
+        self._number = len(threads)
         for thread in threads:
             thread.start()
         try:
@@ -188,7 +199,7 @@ class _Crew:
             for thread in threads:
                 thread.join()
         if len(self._errors) == len(threads):
-            raise self._errors[0]
+            raise self._errors[-1]
 
     def _watch(self, number: int, settings: Settings) -> None:
         try:
@@ -202,8 +213,11 @@ class _Crew:
                     with self._lock:
                         self._ledger.add(outcome)
         except Exception as error:
-            self._errors.append(error)
-            self._say(Notice(f"Worker {number} has ended: {error}"))
+            with self._lock:
+                self._errors.append(error)
+                others = len(self._errors) < self._number
+            if others:  # else the run ends with it, and says so
+                self._say(Notice(f"Worker {number} has ended: {error}"))
 
     def _take(self) -> Iterator[Song]:
         while True:

@@ -16,6 +16,9 @@ __all__ = ["Identity", "Settings"]
 
 FORMATS = ("flac", "ogg", "wav", "mp3")
 
+MOST = {"threads": 4096, "batch_size": 65536, "songs_in_flight": 4096, "attempts": 1000}
+"""Larger numbers are slips of the keyboard, and threads and lists would be made of them."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -56,10 +59,12 @@ class Settings:
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
             raise ConfigError(f"Unknown format {self.format!r}; choose one of {', '.join(FORMATS)}.")
-        for name in ("threads", "batch_size", "songs_in_flight", "attempts"):
+        for name, most in MOST.items():
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}.")
+            if value is not None and value > most:
+                raise ConfigError(f"{name} must be at most {most}, got {value}.")
         if not 0 < self.max_hours < math.inf:
             raise ConfigError(f"max_hours must be a number above 0, got {self.max_hours}.")
         if (self.memory or 0) < 0:
