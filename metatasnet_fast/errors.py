@@ -67,6 +67,10 @@ class AudioWriteError(MetaTasNetError, OSError):
     """A file that could not be written; nothing half-written stays behind."""
 
 
+class AudioFormatError(AudioWriteError):
+    """Rate, channels, length or samples that an audio format cannot hold, or no such format: another one is needed."""
+
+
 class TrainingDataError(MetaTasNetError, ValueError):
     """Tracks or a cache of them from which training cannot read."""
 

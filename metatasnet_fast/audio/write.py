@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from metatasnet_fast.audio.decode import VORBIS_TO_WAV, import_soundfile, system_name
-from metatasnet_fast.errors import AudioWriteError, ShapeError
+from metatasnet_fast.errors import AudioFormatError, AudioWriteError, ShapeError
 
 __all__ = ["AudioWriter", "WrittenAudio", "write_audio"]
 
@@ -64,8 +64,8 @@ class AudioWriter:
     frequencies, back, side) in every format. Equal samples make equal wav, flac and mp3 files; ogg files hold a random
     serial number.
 
-    Raises `AudioWriteError` for rates, channels or lengths that the format cannot hold, NaN or infinite samples, no
-    samples at all and whatever the system refuses, `ShapeError` for blocks of another shape or dtype.
+    Raises `AudioFormatError` for rates, channels or lengths that the format cannot hold, `AudioWriteError` for NaN or
+    infinite samples, no samples at all and whatever the system refuses, `ShapeError` for blocks of another shape or dtype.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class AudioWriter:
         if self.format == "wav":
             size = (self.frames + block.shape[1]) * self.channels * BYTES[self.subtype]
             if size > WAV_MAX_BYTES:
-                raise AudioWriteError(f"{self.path} would exceed the 4 GiB that a WAV file can hold; write flac.")
+                raise AudioFormatError(f"{self.path} would exceed the 4 GiB that a WAV file can hold; write flac.")
         block = block.detach().cpu()
         for first in range(0, block.shape[1], BLOCK):
             part = block[:, first : first + BLOCK]
@@ -217,7 +217,7 @@ def write_audio(
 def _format(path: Path, format: str | None) -> str:
     name = (path.suffix[1:] if format is None else format).lower()
     if name not in SUBTYPES:
-        raise AudioWriteError(
+        raise AudioFormatError(
             f"Cannot write {name or 'a name without an ending'!r}; choose one of {', '.join(SUBTYPES)}."
         )
     return name
@@ -230,27 +230,27 @@ def _subtype(format: str, subtype: str | None) -> str:
     if subtype not in known:
         elsewhere = [other for other, kinds in SUBTYPES.items() if subtype in kinds]
         hint = f", or the format {' or '.join(elsewhere)}" if elsewhere else ""
-        raise AudioWriteError(f"{format} files cannot hold {subtype!r} samples; use {' or '.join(known)}{hint}.")
+        raise AudioFormatError(f"{format} files cannot hold {subtype!r} samples; use {' or '.join(known)}{hint}.")
     return subtype
 
 
 def _check_limits(format: str, sample_rate: int, channels: int) -> None:
     if not 1 <= channels <= MAX_CHANNELS[format]:
-        raise AudioWriteError(
+        raise AudioFormatError(
             f"{format} files hold 1 to {MAX_CHANNELS[format]} channels, not {channels}; "
             "use wav, or write the channels to several files."
         )
     if int(sample_rate) != sample_rate or sample_rate < 1:
-        raise AudioWriteError(f"A sample rate must be a positive whole number of Hz, got {sample_rate!r}.")
+        raise AudioFormatError(f"A sample rate must be a positive whole number of Hz, got {sample_rate!r}.")
     if format == "mp3" and sample_rate not in MP3_RATES:
-        raise AudioWriteError(
+        raise AudioFormatError(
             f"mp3 files cannot hold {sample_rate} Hz; use wav or flac, or resample to 48000 Hz or another of "
             f"{', '.join(map(str, MP3_RATES[:-1]))}."
         )
     if format == "ogg" and sample_rate > OGG_MAX_RATE:
-        raise AudioWriteError(f"ogg files cannot hold {sample_rate} Hz, at most {OGG_MAX_RATE}; use wav or flac.")
+        raise AudioFormatError(f"ogg files cannot hold {sample_rate} Hz, at most {OGG_MAX_RATE}; use wav or flac.")
     if format == "flac" and (sample_rate > FLAC_MAX_RATE or (sample_rate > 0xFFFF and sample_rate % 10)):
-        raise AudioWriteError(
+        raise AudioFormatError(
             f"flac files cannot hold {sample_rate} Hz, above 65535 Hz only multiples of 10 to {FLAC_MAX_RATE}; use wav."
         )
 

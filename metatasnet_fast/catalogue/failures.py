@@ -6,6 +6,7 @@ import errno
 from pathlib import Path
 
 from ..errors import (
+    AudioFormatError,
     AudioReadError,
     AudioWriteError,
     EmptyAudioError,
@@ -47,8 +48,10 @@ def classify(error: BaseException) -> tuple[Failure, str]:
         return Failure.not_audio, message
     if isinstance(error, (AudioReadError, ShapeError)):
         return Failure.decode, message
+    if isinstance(error, AudioFormatError):
+        return Failure.does_not_fit, message
     if isinstance(error, AudioWriteError):
-        return (Failure.too_long if "4 GiB" in message else Failure.write), message
+        return Failure.write, message
     if isinstance(error, OSError) and error.errno in NO_ROOM:
         return Failure.write, message
     if isinstance(error, MetaTasNetError):

@@ -25,6 +25,7 @@ class Failure(str, enum.Enum):
     empty = "empty"
     too_long = "too_long"
     decode = "decode"
+    does_not_fit = "does_not_fit"
     out_of_memory = "out_of_memory"
     write = "write"
     unknown = "unknown"
@@ -32,7 +33,7 @@ class Failure(str, enum.Enum):
     @property
     def lasting(self) -> bool:
         """Whether the same file would fail again: such a song is tried anew only when its file changes or it is asked for."""
-        return self in (Failure.not_audio, Failure.empty, Failure.too_long, Failure.decode)
+        return self in (Failure.not_audio, Failure.empty, Failure.too_long, Failure.decode, Failure.does_not_fit)
 
     @property
     def worth_retrying(self) -> bool:
@@ -49,8 +50,9 @@ HINTS = {
     Failure.not_found: "Check the address in the manifest, and that this machine may read it.",
     Failure.not_audio: "Leave the file out of the manifest; it holds no audio.",
     Failure.empty: "Fetch or export the file again; it holds no samples.",
-    Failure.too_long: "Raise --max-hours, choose a format that holds it, or cut the file.",
+    Failure.too_long: "Raise --max-hours, or cut the file.",
     Failure.decode: "Fetch or export the file again; it is damaged, or in a format that cannot be decoded here.",
+    Failure.does_not_fit: "Choose another --format for this song: the message says which holds it.",
     Failure.out_of_memory: "Use a smaller --batch-size or fewer --songs-in-flight, or a machine with more memory.",
     Failure.write: "Check the destination's free space, permissions and connection, then run the same command again.",
     Failure.unknown: "Run the same command again; if it fails again, report it with the message.",

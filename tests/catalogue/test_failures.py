@@ -16,7 +16,7 @@ from metatasnet_fast.catalogue import Failure, Outcome, Song, Status
 from metatasnet_fast.catalogue import walk as walk_module
 from metatasnet_fast.catalogue.failures import SongError, classify
 from metatasnet_fast.catalogue.worker import Worker
-from metatasnet_fast.errors import AudioWriteError, MetaTasNetError, MissingDependencyError
+from metatasnet_fast.errors import AudioFormatError, AudioWriteError, MetaTasNetError, MissingDependencyError
 
 from .conftest import settings, sf, songs_of, write_song
 from .stand_ins import SleepingDevice
@@ -48,7 +48,7 @@ BROKEN: dict[str, tuple[Failure, Callable[[Path], object]]] = {
     "no samples.wav": (Failure.empty, lambda path: sf.write(path, np.zeros((0, 2)), 16000)),
     "cut.flac": (Failure.decode, cut),
     "long.wav": (Failure.too_long, lambda path: write_song(path, 2.5)),
-    "nine.wav": (Failure.write, lambda path: write_song(path, 0.2, channels=9)),
+    "nine.wav": (Failure.does_not_fit, lambda path: write_song(path, 0.2, channels=9)),
 }
 
 
@@ -65,6 +65,15 @@ def test_every_failure_is_a_row_with_a_type_and_a_hint(tmp_path: Path) -> None:
         assert outcomes[name].error and outcomes[name].hint and outcomes[name].folder is None
     assert [outcomes[path.stem].status for path in good] == [Status.done] * 3
     assert len(list((tmp_path / "out" / "songs").rglob("result.json"))) == 3
+
+
+def test_what_one_format_cannot_hold_is_tried_once_and_done_in_another(tmp_path: Path) -> None:
+    song = songs_of(write_song(tmp_path / "nine.wav", 0.2, channels=9))
+    for _ in range(2):
+        failed = run(tmp_path / "out", song, format="flac")["nine"]
+        assert (failed.failure, failed.attempts) == (Failure.does_not_fit, 1)
+        assert failed.error and "use wav" in failed.error
+    assert run(tmp_path / "out", song, format="wav")["nine"].status is Status.done
 
 
 def test_what_is_lasting_is_tried_once_and_what_may_pass_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +142,7 @@ def test_a_file_that_grows_while_it_is_read_is_tried_again(tmp_path: Path, monke
         (torch.OutOfMemoryError("CUDA out of memory"), Failure.out_of_memory),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), Failure.write),
         (OSError(errno.EROFS, os.strerror(errno.EROFS)), Failure.write),
-        (AudioWriteError("a.wav would exceed the 4 GiB that a WAV file can hold; write flac."), Failure.too_long),
+        (AudioFormatError("a.wav would exceed the 4 GiB that a WAV file can hold; write flac."), Failure.does_not_fit),
         (AudioWriteError("no room"), Failure.write),
         (MissingDependencyError("install it"), Failure.unknown),
         (KeyError("x"), Failure.unknown),
