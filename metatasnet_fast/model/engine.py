@@ -101,6 +101,8 @@ class Engine:
 
 def check_mixes(config: MetaTasNetConfig, mixes: Sequence[Tensor], device: torch.device) -> None:
     """Raise :class:`ShapeError` unless there is one (b, 1, T 2^s) floating-point mixture for each stage on ``device``."""
+    if not isinstance(mixes, (Sequence, Tensor)):
+        raise ShapeError(f"Mixtures come as a list, one tensor for each stage, not as {type(mixes).__name__}.")
     strange = [type(mix).__name__ for mix in mixes if not isinstance(mix, Tensor)]
     if strange:
         raise ShapeError(f"Mixtures must be tensors, got {strange[0]}: convert it with torch.from_numpy.")

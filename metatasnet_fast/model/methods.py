@@ -125,8 +125,8 @@ class NetworkMethods(nn.Module):
         """
         config = self.config
         check_mixes(config, input_audio, self.device)
-        if n_chunks < 1:
-            raise ShapeError(f"n_chunks must be at least 1, got {n_chunks}.")
+        if not isinstance(n_chunks, int) or n_chunks < 1:
+            raise ShapeError(f"n_chunks must be a whole number from 1 on, got {n_chunks!r}.")
         engine = self.engine(training=self._needs_gradients(input_audio))
         context = CONTEXT_SECONDS * config.sampling_rate
         outputs: list[list[Tensor]] = [[] for _ in self.stages]

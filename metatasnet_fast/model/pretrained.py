@@ -10,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
 from torch import nn
 
 from ..errors import CheckpointError, MissingDependencyError
@@ -136,7 +137,12 @@ def _read(
 
 @contextlib.contextmanager
 def _readable(path: str | os.PathLike[str]) -> Iterator[None]:
-    """What the system refuses (pathlib raises for a name that is too long, or in a closed folder) is one sentence."""
+    """What the system refuses (pathlib raises for a name that is too long, or in a closed folder) is one sentence.
+
+    So is what names nothing.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise CheckpointError(f"A checkpoint is a file, a folder or a name, not {type(path).__name__}.")
     try:
         yield
     except OSError as error:
@@ -147,8 +153,9 @@ def _readable(path: str | os.PathLike[str]) -> Iterator[None]:
 
 def _build(cls: Callable[[Any], Network], checkpoint: Checkpoint, origin: Path) -> Network:
     config_of(checkpoint, origin)
-    network = cls(checkpoint.args)
-    load_state(network, checkpoint.state_dict, origin)
+    with torch.inference_mode(False):  # a network made in that mode could never be trained
+        network = cls(checkpoint.args)
+        load_state(network, checkpoint.state_dict, origin)
     network.eval()
     return network
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -37,6 +37,8 @@ def parse_stems(stems: Stems) -> Recipe:
         return {name: (name,) for name in INSTRUMENTS}
     if isinstance(stems, str):
         stems = (stems,)
+    if not isinstance(stems, Iterable):
+        raise UnknownStemError(f"Stems are named by strings, got {stems!r}; choose from {', '.join(INSTRUMENTS)}.")
     if isinstance(stems, Mapping):
         recipe = {name: (parts,) if isinstance(parts, str) else tuple(parts) for name, parts in stems.items()}
     else:

@@ -124,8 +124,8 @@ class Separator:
     ) -> None:
         if mode not in MODES:
             raise ConfigError(f"Unknown mode {mode!r}; choose one of {', '.join(MODES)}.")
-        if batch_size is not None and batch_size < 1:
-            raise ConfigError(f"batch_size must be at least 1, got {batch_size}.")
+        if batch_size is not None and not (isinstance(batch_size, int) and batch_size >= 1):
+            raise ConfigError(f"batch_size must be a whole number from 1 on, got {batch_size!r}.")
         if isinstance(model, torch.nn.Module) and not isinstance(model, NetworkMethods):
             raise ConfigError(
                 f"A {type(model).__name__} cannot be separated with as it is: call accelerate(network) first."

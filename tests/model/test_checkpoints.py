@@ -296,6 +296,21 @@ def test_a_hub_model_is_taken_from_the_cache(tmp_path: Path, monkeypatch: pytest
     assert torch.equal(*(n.state_dict()["stages.0.instrument_embedding.weight"] for n in (network, again)))
 
 
+def test_a_network_loaded_in_inference_mode_can_be_trained_outside_it(tmp_path: Path) -> None:
+    MultiTasNet(TINY).save_pretrained(tmp_path / "folder")
+    with torch.inference_mode():
+        networks = [load_checkpoint(tmp_path / "folder"), load_checkpoint(ORIGINAL)]
+    for network in networks:
+        assert not any(tensor.is_inference() for tensor in network.state_dict().values())
+
+
+@pytest.mark.parametrize("name", [None, 3])
+def test_what_names_no_checkpoint_is_one_sentence(name: Any) -> None:
+    for load in (load_checkpoint, MultiTasNet.from_pretrained):
+        with pytest.raises(CheckpointError, match="a file, a folder or a name"):
+            load(name)
+
+
 def test_what_the_system_refuses_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CheckpointError, match=r"cannot be read \(File name too long\)"):
         load_checkpoint(tmp_path / ("x" * 300))

@@ -126,6 +126,8 @@ def test_the_same_input_gives_the_same_bits(network: MultiTasNet, backend: str) 
 WRONG: list[tuple[Callable[[list[Tensor]], Any], str]] = [
     (lambda m: m[:2], "3 stages"),
     (lambda m: [x.numpy() for x in m], "must be tensors, got ndarray"),
+    (lambda m: None, "come as a list"),
+    (lambda m: iter(m), "come as a list"),
     (lambda m: [m[0][:, 0], *m[1:]], "shape"),
     (lambda m: [m[0], m[1][..., :-1], m[2]], "2 times as long"),
     (lambda m: [x.to(torch.int16) for x in m], "floating point"),
@@ -149,9 +151,10 @@ def test_a_renamed_parameter_is_named() -> None:
         infer(network, noise(), "reference")
 
 
-def test_zero_chunks_are_refused(network: MultiTasNet) -> None:
-    with pytest.raises(ShapeError, match="n_chunks"):
-        network.inference(noise(), n_chunks=0)
+@pytest.mark.parametrize("chunks", [0, 1.5, "4"])
+def test_chunks_that_cannot_be_counted_are_refused(chunks: Any, network: MultiTasNet) -> None:
+    with pytest.raises(ShapeError, match="n_chunks must be a whole number"):
+        network.inference(noise(), n_chunks=chunks)
 
 
 def test_training_lengths_and_shapes_are_checked(network: MultiTasNet) -> None:
