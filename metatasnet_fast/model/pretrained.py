@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Network = TypeVar("Network", bound=nn.Module)
 
-__all__ = ["PretrainedMixin", "bundled_models", "convert", "load_checkpoint"]
+__all__ = ["PretrainedMixin", "bundled_models", "convert", "load_checkpoint", "means_bundled"]
 
 
 class PretrainedMixin(nn.Module):
@@ -115,6 +115,14 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], half
         write_folder(checkpoint, target, half)
 
 
+def means_bundled(name: str | os.PathLike[str]) -> bool:
+    """Whether a name is that of a bundled model, and no checkpoint's folder in the working folder.
+
+    Stems go to folders of the model's name: one that holds no checkpoint hides no bundled model.
+    """
+    return str(name) in bundled_models() and not (Path(name) / SETTINGS).is_file()
+
+
 def bundled_models() -> dict[str, Path]:
     """Names and folders of the models that come with the library."""
     root = Path(str(resources.files("metatasnet_fast"))) / "assets" / "models"
@@ -162,8 +170,7 @@ def _build(cls: Callable[[Any], Network], checkpoint: Checkpoint, origin: Path) 
 
 def _locate(name: str | os.PathLike[str], revision: str | None, offline: bool) -> Path:
     bundled = bundled_models()
-    # Stems go to folders of the model's name: one that holds no checkpoint hides no bundled model.
-    if str(name) in bundled and not (Path(name) / SETTINGS).is_file():
+    if means_bundled(name):
         return bundled[str(name)]
     if Path(name).is_dir():
         return Path(name)

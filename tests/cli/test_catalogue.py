@@ -98,6 +98,16 @@ def test_a_catalogue_from_the_first_run_to_the_last(command: Command, model: Pat
     }  # fmt: skip
 
 
+def test_a_folder_of_stems_does_not_hide_the_bundled_model(
+    command: Command, model: Path, album: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("tiny").mkdir()
+    words = arguments(Path("tiny"), "album", "--out", "out", "--dry-run", "--json")
+    assert command(*words).code == 2
+    monkeypatch.setattr("metatasnet_fast.model.pretrained.bundled_models", lambda: {"tiny": model})
+    assert command(*words).entries[0]["todo"] == 4
+
+
 @pytest.mark.parametrize(
     ("words", "reason"),
     [

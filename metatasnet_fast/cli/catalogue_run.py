@@ -1,0 +1,205 @@
+"""``metatasnet-fast catalogue run``: from the arguments to a run, and what is said of it."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ..errors import CheckpointError, ConfigError
+from .listeners import going_on_unheard
+
+if TYPE_CHECKING:
+    from ..catalogue import Event, Listener, RunEnded, Settings, Song
+
+__all__ = ["run"]
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read the manifest, run, report; exit code 0, 3, or 128 + n after a signal n."""
+    from ..catalogue.manifest import parse_shard, read_manifest
+
+    shard = parse_shard(args.shard)
+    args.out = _destination(args.out)
+    if args.workers is not None and args.workers < 1:
+        raise ConfigError(f"--workers must be at least 1, got {args.workers}.")
+    for name in ("memory_gib", "grace", "price_per_hour"):
+        value = getattr(args, name)
+        # Times 2^30 for bytes, which must be finite too.
+        if value is not None and not 0 <= value * 2**30 < math.inf:
+            raise ConfigError(f"--{name.replace('_', '-')} must be a number from 0 on, got {value:g}.")
+    settings = _settings(args)
+    songs = read_manifest(args.manifest, shard, exclude=args.out)
+    if args.dry_run:
+        return _dry_run(args, songs, settings)
+    stop = threading.Event()
+    with _stopping(stop), _listeners(args.json) as listener:
+        ended = _separate(args, songs, settings, listener, stop)
+    _report(args, ended, settings)
+    return ended.exit_code
+
+
+def _separate(
+    args: argparse.Namespace, songs: list[Song], settings: Settings, listener: Listener, stop: threading.Event
+) -> RunEnded:
+    if args.engine == "ray":
+        from ..catalogue.ray_engine import run_ray
+
+        return run_ray(
+            songs,
+            settings,
+            args.out,
+            listener,
+            stop,
+            address=args.address,
+            shard=args.shard,
+            price_per_hour=args.price_per_hour,
+            workers=args.workers,
+        )
+    from ..catalogue.local import run_local
+
+    return run_local(
+        songs,
+        settings,
+        args.out,
+        listener,
+        stop,
+        shard=args.shard,
+        workers=args.workers,
+        price_per_hour=args.price_per_hour,
+        grace=args.grace,
+    )
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    from ..audio import AudioWriter
+    from ..catalogue import Settings
+    from ..separation.result import parse_stems
+
+    if args.mode != "fast":
+        raise ConfigError("A catalogue is separated in fast mode only: leave --mode out, or use `separate`.")
+    if args.engine != "ray" and args.address is not None:
+        raise ConfigError("--address is that of a Ray cluster: add --engine ray.")
+    args.format = args.format.lower()
+    AudioWriter("stem", 44100, 1, format=args.format, subtype=args.subtype)
+    wanted = None if args.stems is None else [stem.strip() for stem in args.stems.split(",")]
+    return Settings(
+        model=_model(args.model),
+        revision=args.revision,
+        offline=args.offline,
+        stems=parse_stems(wanted),
+        format=args.format,
+        subtype=args.subtype,
+        mixture_consistency=args.mixture_consistency,
+        dtype=args.dtype,
+        device=args.device,
+        backend=args.backend,
+        threads=args.threads,
+        batch_size=args.batch_size,
+        songs_in_flight=args.songs_in_flight,
+        memory=None if args.memory_gib is None else int(args.memory_gib * 2**30),
+        max_hours=args.max_hours,
+        attempts=args.attempts,
+        overwrite=args.overwrite,
+        retry_failed=args.retry_failed,
+    )
+
+
+def _model(name: str | None) -> str:
+    """The model's name, or its path from the root on: workers may be elsewhere."""
+    from ..model import bundled_models
+    from ..model.pretrained import means_bundled
+
+    if name is None:
+        bundled = list(bundled_models())
+        if not bundled:
+            raise CheckpointError("No model comes with this installation: name a checkpoint with --model.")
+        return bundled[0]
+    return os.path.abspath(name) if os.path.exists(name) and not means_bundled(name) else name
+
+
+def _destination(text: str) -> str:
+    from ..catalogue.storage import local_path
+
+    if not text:
+        raise ConfigError("--out is empty: name a folder for the stems, `.` for this one.")
+    path = local_path(text)
+    return text if path is None else os.path.abspath(path)
+
+
+def _dry_run(args: argparse.Namespace, songs: list[Song], settings: Settings) -> int:
+    from ..catalogue.preview import preview
+
+    found = preview(songs, settings, args.out)
+    if args.json:
+        print(json.dumps(found.to_dict()))
+        return 0
+    print(
+        f"{found.songs} songs: {found.todo} to separate, {found.done} done, {found.failed} failed before, "
+        f"{found.missing} not found"
+    )
+    print(f"{found.expected_hours:.1f} hours of audio to separate, by the manifest and the files' sizes")
+    return 0
+
+
+@contextlib.contextmanager
+def _stopping(stop: threading.Event) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM sets ``stop``; a second Ctrl-C interrupts."""
+
+    def ask(number: int, frame: object) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.set()
+        print("metatasnet-fast: stopping; songs in flight are being finished.", file=sys.stderr, flush=True)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may handle signals
+        return
+    before = [(number, signal.signal(number, ask)) for number in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _listeners(as_json: bool) -> Iterator[Listener]:
+    from ..catalogue.display import LiveDisplay
+    from ..catalogue.events import SongStarted, WorkerLoad
+
+    def write(event: Event) -> None:
+        if not isinstance(event, (SongStarted, WorkerLoad)):
+            print(json.dumps(event.to_json()), flush=True)
+
+    if as_json:
+        yield going_on_unheard(write, sys.stdout)
+        return
+    with LiveDisplay(sys.stderr) as show:
+        yield going_on_unheard(show, sys.stderr)
+
+
+def _report(args: argparse.Namespace, ended: RunEnded, settings: Settings) -> None:
+    """Where the report is, and what remains."""
+    from ..catalogue.destination import Destination
+    from ..catalogue.report import write_report
+
+    try:
+        page = write_report(ended, Destination(args.out), settings, args.price_per_hour)
+    except OSError as error:
+        print(f"metatasnet-fast: warning: the report could not be written ({error}).", file=sys.stderr)
+    else:
+        print(f"report: {page}", file=sys.stderr if args.json else sys.stdout, flush=True)
+    if ended.remaining:
+        print(
+            f"metatasnet-fast: {ended.remaining} songs remain; the same command goes on with them.",
+            file=sys.stderr,
+            flush=True,
+        )

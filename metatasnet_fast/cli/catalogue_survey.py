@@ -1,0 +1,81 @@
+"""``metatasnet-fast catalogue status`` and ``verify``: how far a catalogue is, and whether what lies there holds."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from ..errors import ConfigError
+
+__all__ = ["run_status", "run_verify"]
+
+T = TypeVar("T")
+
+
+def run_status(args: argparse.Namespace) -> int:
+    """Count; exit code 0."""
+    from ..catalogue.destination import Destination
+    from ..catalogue.storage import reaching
+    from ..catalogue.survey import survey
+
+    with reaching(args.destination):
+        found = survey(_existing(Destination(args.destination)))
+    if args.json:
+        print(json.dumps(found.to_dict()))
+        return 0
+    print(
+        f"{found.done} songs done: {found.audio_seconds / 3600:.2f} hours of audio, {found.bytes / 1e9:.2f} GB of stems"
+    )
+    for name, count in found.models.most_common():
+        print(f"  {count} with {name}")
+    if found.damaged_results:
+        print(f"{found.damaged_results} results are damaged; the next run makes them anew")
+    print(f"{len(found.failures)} songs failed" + (":" if found.failures else ""))
+    for outcome in found.failures:
+        print(f"  {outcome.id}: {outcome.failure.value if outcome.failure else ''}: {outcome.error} {outcome.hint}")
+    return 0
+
+
+def run_verify(args: argparse.Namespace) -> int:
+    """Check; exit code 3 if anything is wrong."""
+    from ..catalogue.destination import Destination
+    from ..catalogue.survey import Finding, verify
+
+    good = 0
+    findings: list[Finding] = []
+    for found in _reached(args.destination, lambda: verify(_existing(Destination(args.destination)), args.repair)):
+        if isinstance(found, Finding):
+            findings.append(found)
+            if args.json:
+                print(json.dumps({"folder": found.folder, "problem": found.problem}), flush=True)
+            else:
+                print(f"{found.folder}: {found.problem}", flush=True)
+        else:
+            good += 1
+    if args.json:
+        print(json.dumps({"verified": good, "findings": len(findings), "repaired": bool(args.repair and findings)}))
+    else:
+        advice = (
+            "the next run makes them anew" if args.repair else "--repair makes way for the next run to make them anew"
+        )
+        print(f"{good} songs verified, {len(findings)} findings" + (f"; {advice}" if findings else ""))
+    return 3 if findings else 0
+
+
+def _reached(uri: str, items: Callable[[], Iterator[T]]) -> Iterator[T]:
+    """What the destination refuses while it is read becomes one sentence."""
+    from ..catalogue.storage import reaching
+
+    with reaching(uri):
+        yield from items()
+
+
+def _existing(destination: Any) -> Any:
+    """Raises :class:`ConfigError` for a place where no catalogue ever was."""
+    from ..catalogue.destination import LEDGER, SONGS
+
+    if not any(True for folder in (SONGS, LEDGER) for _ in destination.storage.find(folder)):
+        raise ConfigError(f"There is no catalogue at {destination.uri}: name the DEST of `catalogue run`.")
+    return destination
