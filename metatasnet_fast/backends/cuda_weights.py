@@ -107,8 +107,8 @@ def spectrogram_arrays(weights: StageWeights) -> dict[str, Tensor]:
         "encoder.twiddles": torch.stack([angles.cos(), angles.sin()], dim=1),
         "encoder.mean": share.mean,
         "encoder.to_mel": _padded(share.to_mel.T.float()),
-        "encoder.to_latent": _padded(share.to_latent.T),
-        "encoder.mel_bias": share.bias,
+        "encoder.to_latent": _padded(share.to_latent.T.float()),
+        "encoder.mel_bias": share.bias.float(),
     }
     return {name: _own(tensor) for name, tensor in found.items()}
 
