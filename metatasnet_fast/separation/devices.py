@@ -24,7 +24,7 @@ def choose_device(wanted: str | torch.device, network: NetworkMethods) -> torch.
         return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     try:
         device = torch.device(wanted)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ConfigError(f"Unknown device {wanted!r}; choose auto, cpu, cuda or cuda:1.") from error
     if device.type == "cuda":
         if not torch.cuda.is_available():

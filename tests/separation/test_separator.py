@@ -315,8 +315,9 @@ def test_impossible_wishes_are_refused(network: MultiTasNet) -> None:
     for wrong in (0, 1.5, "2"):
         with pytest.raises(ConfigError, match="batch_size must be a whole number"):
             Separator(network, batch_size=wrong)
-    with pytest.raises(ConfigError, match="device"):
-        Separator(network, device="abacus")
+    for wrong in ("abacus", None, 3):
+        with pytest.raises(ConfigError, match="Unknown device"):
+            Separator(network, device=wrong)
     with pytest.raises(ConfigError, match="dtype"):
         Separator(network, dtype="int4")
     with pytest.raises(BackendUnavailableError, match="backend"):
