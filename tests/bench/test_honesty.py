@@ -134,9 +134,13 @@ def test_when_time_runs_out_what_was_measured_is_kept() -> None:
         case = inference_case(network(), entrants(Remembering(honest=1000)), 2, 0.3)
         return measure(case, CEILINGS, Effort(60, 1000, 1000, until))
 
-    now = time.perf_counter()
-    assert all(0 < len(row.samples) < 1000 for row in rows(now + 1))
-    for row in rows(now):
+    # On a busy machine a second may not suffice for the first round.
+    for seconds in (1, 4, 16):
+        counts = [len(row.samples) for row in rows(time.perf_counter() + seconds)]
+        if all(counts):
+            break
+    assert all(0 < count < 1000 for count in counts)
+    for row in rows(time.perf_counter()):
         assert_no_speed(row)
         assert "time" in str(row.reason)
 
