@@ -7,6 +7,7 @@ nothing else is caught.
 from __future__ import annotations
 
 __all__ = [
+    "AudioFormatError",
     "AudioReadError",
     "AudioWriteError",
     "BackendUnavailableError",
