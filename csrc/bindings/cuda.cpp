@@ -160,7 +160,7 @@ void bind_stage(py::module_& module, const char* name, const char* doc, device::
            "precision: float32, tf32 or bfloat16. weights: contiguous tensors by name, which the caller keeps.")
       .def_property_readonly("latent_ld", [](const Bound& b) { return b.stage().latent_ld(); })
       .def_property("keeps_weights", &Bound::keeps_weights, &Bound::keep_weights,
-                    "Whether mixing products keep their weights from tile to tile. Set it to None for what the device suggests.")
+                    "Whether mixing products keep their weights from tile to tile. Set to None: as the device suggests.")
       .def("encode_bytes", [](const Bound& b, std::int64_t n, std::int64_t t) { return b.stage().encode_bytes(n, t); })
       .def("mask_bytes",
            [](const Bound& b, std::int64_t n, std::int64_t t, bool own) { return b.stage().mask_bytes(n, t, own); })

@@ -1,11 +1,11 @@
-// MixConv with mixing weights that stay in shared memory, where two blocks of 110 KiB fit on a multiprocessor (H100 and later).
+// MixConv with mixing weights that stay in shared memory, where two blocks of 110 KiB fit on a multiprocessor: H100 and later.
 //
 // A block goes through several tiles of its unit. Its 160 rows of res_out or skip_out are read once, and the next tile's frames
 // are under way while this one's results are written. The same sums in the same order as MixConv: the same bits.
 //
 // Bytes as in mix.h, but of the weights: of 150 KiB for each 128 frames and unit at B = H = 160 (res_out, skip_out, conv1d),
-// the first 100 are read once for all tiles of a block. Shared memory: two stages of conv1d's weights, 20 KiB; the tile, first of
-// h and then of x, 40 KiB; the weights that stay, 50 KiB. FLOPs as in mix.h.
+// the first 100 are read once for all tiles of a block. Shared memory: two stages of conv1d's weights, 20 KiB; the tile,
+// first of h and then of x, 40 KiB; the weights that stay, 50 KiB. FLOPs as in mix.h.
 #pragma once
 
 #include "cuda/mix.h"
@@ -45,8 +45,8 @@ struct MixConvResident {
 
     move_to(block.x() * args.tiles);
     for (int chunk = 0; chunk < chunks(); ++chunk) {
-      load_weights<InBfloat16>(block, weights + chunk * kWeightBytes, weights_of<Bfloat16>(product, block.z()), product.ld_weights,
-                               block.y() * kColumns, product.outputs, chunk);
+      load_weights<InBfloat16>(block, weights + chunk * kWeightBytes, weights_of<Bfloat16>(product, block.z()),
+                               product.ld_weights, block.y() * kColumns, product.outputs, chunk);
       load_chunk(block, product, tile, index(), chunk);
     }
     for (;;) {
