@@ -33,7 +33,7 @@ class Failure(str, enum.Enum):
     @property
     def lasting(self) -> bool:
         """Whether the same file would fail again: such a song is tried anew only when its file changes or it is asked for."""
-        return self in (Failure.not_audio, Failure.empty, Failure.too_long, Failure.decode, Failure.does_not_fit)
+        return self in (Failure.not_audio, Failure.empty, Failure.too_long, Failure.decode)
 
     @property
     def worth_retrying(self) -> bool:

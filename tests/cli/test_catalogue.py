@@ -98,6 +98,17 @@ def test_a_catalogue_from_the_first_run_to_the_last(command: Command, model: Pat
     }  # fmt: skip
 
 
+def test_what_one_format_cannot_hold_is_done_in_the_next_run_with_another(
+    command: Command, model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "wide").mkdir()
+    sf.write(tmp_path / "wide" / "nine.wav", np.full((RATE // 4, 9), 0.1), RATE)
+    os.utime(tmp_path / "wide" / "nine.wav", (1e9, 1e9))  # so old that its time of change can be relied on
+    first = command(*arguments(model, "wide", "--out", "out", "--json"))
+    assert first.code == 3 and first.entries[-1]["failures"] == {"does_not_fit": 1}
+    assert command(*arguments(model, "wide", "--out", "out", "--format", "wav", "--json")).code == 0
+
+
 def test_a_folder_of_stems_does_not_hide_the_bundled_model(
     command: Command, model: Path, album: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
