@@ -60,7 +60,8 @@ class AudioWriter:
     `format`: "wav", "flac", "ogg" (Vorbis) or "mp3"; by default what the name ends in. `subtype`: "int16" (the default)
     or "int24" for wav and flac, "float32" for wav. Full scale is 1. Integer formats round to the nearest step, 2^-15 or
     2^-23; what then is outside -1 ... 1 - step is clipped, never rescaled, and counted in `clipped_samples`. ogg and
-    mp3 use their encoders' default quality. More than two channels are in WAV's order (front left, right, centre, low
+    mp3 use their encoders' default quality. `frames`: the length to come, where it is known; then what would not fit is
+    refused before the first block. More than two channels are in WAV's order (front left, right, centre, low
     frequencies, back, side) in every format. Equal samples make equal wav, flac and mp3 files; ogg files hold a random
     serial number.
 
@@ -76,12 +77,14 @@ class AudioWriter:
         *,
         format: str | None = None,
         subtype: str | None = None,
+        frames: int | None = None,
     ) -> None:
         self.path = Path(path)
         self.sample_rate, self.channels = sample_rate, channels
         self.format = _format(self.path, format)
         self.subtype = _subtype(self.format, subtype)
         _check_limits(self.format, sample_rate, channels)
+        self._check_size(frames or 0)
         self.frames = 0
         self.clipped_samples = 0
         self._sf = import_soundfile()
@@ -127,10 +130,7 @@ class AudioWriter:
                 f"A block of {self.channels} channels of float samples is needed, "
                 f"got shape {tuple(block.shape)} of {block.dtype}."
             )
-        if self.format == "wav":
-            size = (self.frames + block.shape[1]) * self.channels * BYTES[self.subtype]
-            if size > WAV_MAX_BYTES:
-                raise AudioFormatError(f"{self.path} would exceed the 4 GiB that a WAV file can hold; write flac.")
+        self._check_size(self.frames + block.shape[1])
         block = block.detach().cpu()
         for first in range(0, block.shape[1], BLOCK):
             part = block[:, first : first + BLOCK]
@@ -142,6 +142,10 @@ class AudioWriter:
             except (self._sf.LibsndfileError, OSError) as error:
                 raise self._refused(error) from error
         self.frames += block.shape[1]
+
+    def _check_size(self, frames: int) -> None:
+        if self.format == "wav" and frames * self.channels * BYTES[self.subtype] > WAV_MAX_BYTES:
+            raise AudioFormatError(f"{self.path} would exceed the 4 GiB that a WAV file can hold; write flac.")
 
     def _encoded(self, samples: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Samples `(channels, n)` as libsndfile takes them, `(n, channels)`: integers, or float32 for other formats."""

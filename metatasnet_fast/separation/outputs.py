@@ -57,9 +57,10 @@ class StemFiles:
             raise AudioWriteError(f"The name {name!r} cannot be filled in: use {{track}} and {{stem}} only.") from error
         if len(set(paths.values())) < len(paths):
             raise AudioWriteError(f"The stems would overwrite one another: put {{stem}} into the name {name!r}.")
-        rate, channels = recording.sample_rate, recording.channels
+        rate, channels, length = recording.sample_rate, recording.channels, recording.samples
         writers = {
-            stem: AudioWriter(path, rate, channels, format=format, subtype=subtype) for stem, path in paths.items()
+            stem: AudioWriter(path, rate, channels, format=format, subtype=subtype, frames=length)
+            for stem, path in paths.items()
         }
         return cls(paths, writers)
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metatasnet_fast.audio import AudioWriter, read_audio, write_audio
-from metatasnet_fast.errors import AudioWriteError, ShapeError
+from metatasnet_fast.errors import AudioFormatError, AudioWriteError, ShapeError
 
 sf = pytest.importorskip("soundfile", reason="soundfile is not installed")
 
@@ -219,6 +219,15 @@ def test_no_samples_make_no_file(tmp_path: Path, format: str) -> None:
 def test_a_wav_file_beyond_4_gib_is_refused_before_it_is_damaged(tmp_path: Path) -> None:
     with pytest.raises(AudioWriteError, match="4 GiB"), AudioWriter(tmp_path / "x.wav", 44100, channels=2) as writer:
         writer.write(torch.zeros(1, 1).expand(2, 2**30))
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_length_that_a_wav_file_cannot_hold_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    most = (2**32 - 2**16) // 4
+    AudioWriter(tmp_path / "x.wav", 44100, channels=2, frames=most)
+    AudioWriter(tmp_path / "x.flac", 44100, channels=2, frames=most + 1)
+    with pytest.raises(AudioFormatError, match="4 GiB.*write flac"):
+        AudioWriter(tmp_path / "x.wav", 44100, channels=2, frames=most + 1)
     assert os.listdir(tmp_path) == []
 
 

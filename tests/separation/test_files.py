@@ -13,7 +13,7 @@ import torch
 
 from metatasnet_fast import INSTRUMENTS, Separator
 from metatasnet_fast.audio import AudioWriter, read_audio, write_audio
-from metatasnet_fast.errors import AudioReadError, AudioWriteError, EmptyAudioError, MetaTasNetError
+from metatasnet_fast.errors import AudioFormatError, AudioReadError, AudioWriteError, EmptyAudioError, MetaTasNetError
 from metatasnet_fast.separation import separator as separator_module
 from metatasnet_fast.separation import two_stems
 
@@ -91,6 +91,16 @@ def test_impossible_files_are_refused_before_the_work(
     separator.progress = lambda progress: pytest.fail("the work had begun")
     with pytest.raises(error):
         separator.separate_file(song, tmp_path / "out", **wishes)
+    assert not (tmp_path / "out").exists()
+
+
+def test_stems_too_long_for_wav_are_refused_before_the_work(
+    separator: Separator, song: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("metatasnet_fast.audio.write.WAV_MAX_BYTES", SAMPLES * 2 * 2 - 1)
+    separator.progress = lambda progress: pytest.fail("the work had begun")
+    with pytest.raises(AudioFormatError, match="write flac"):
+        separator.separate_file(song, tmp_path / "out", format="wav")
     assert not (tmp_path / "out").exists()
 
 
