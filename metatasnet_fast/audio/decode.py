@@ -170,6 +170,10 @@ class FFmpegDecoder:
         self._frames = self._decode()
         # What the container says about rate and channels may be wrong (HE-AAC); the first frame is right.
         self._first = next(self._frames, None)
+        if self._first is None and not self._stream.codec_context.sample_rate:
+            # FFmpeg believes the name of what is called .flac, and finds nothing in it.
+            self.close()
+            raise DecodeError("no header of an audio stream was found")
         self.sample_rate = self._first.sample_rate if self._first is not None else 0
         self.channels = len(self._first.layout.channels) if self._first is not None else 0
         self.codec = f"{self._container.format.name.split(',')[0]} {self._stream.codec_context.name}"

@@ -1,4 +1,4 @@
-"""What decodes is returned, what does not is reported, and what is no audio is refused with a reason."""
+"""What decodes is returned, and what does not is reported."""
 
 from __future__ import annotations
 
@@ -11,57 +11,10 @@ import torch
 
 from metatasnet_fast.audio import open_audio, read_audio, write_audio
 from metatasnet_fast.audio.decode import BLOCK
-from metatasnet_fast.errors import AudioReadError, EmptyAudioError, MissingDependencyError, NotAudioError
 
 sf = pytest.importorskip("soundfile", reason="soundfile is not installed")
-av = pytest.importorskip("av", reason="av is not installed")
 
-LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}
-
-
-def tones(channels: int, n: int, sample_rate: int) -> torch.Tensor:
-    """Another tone in every channel (all below 120 Hz, so that a low-frequency channel keeps its own)."""
-    t = torch.arange(n) / sample_rate
-    return torch.stack([0.4 * torch.sin(2 * torch.pi * (40 + 10 * c) * t) for c in range(channels)])
-
-
-def encode(
-    path: Path, x: torch.Tensor, sample_rate: int, codec: str, video: bool = False, options: object = None
-) -> Path:
-    """Write `x` (channels, n) with FFmpeg, after an empty picture track if `video`."""
-    with av.open(str(path), "w", options=options or {}) as container:
-        if video:
-            picture = container.add_stream("mpeg4", rate=5)
-            picture.width = picture.height = 32
-            picture.pix_fmt = "yuv420p"
-        stream = container.add_stream(codec, rate=sample_rate, layout=LAYOUTS[len(x)])
-        stream.bit_rate = 96000 * len(x)
-        if video:
-            for _ in range(5):
-                container.mux(picture.encode(av.VideoFrame(32, 32, "yuv420p")))
-            container.mux(picture.encode(None))
-        format = stream.codec_context.format.name
-        packed = np.ascontiguousarray(x.T.numpy().reshape(1, -1), dtype=np.float32)
-        frame = av.AudioFrame.from_ndarray(packed, format="flt", layout=LAYOUTS[len(x)])
-        frame.sample_rate, frame.pts = sample_rate, 0
-        size = stream.codec_context.frame_size or 1024
-        resampler = av.AudioResampler(format=format, layout=LAYOUTS[len(x)], rate=sample_rate, frame_size=size)
-        for part in [*resampler.resample(frame), *resampler.resample(None)]:
-            container.mux(stream.encode(part))
-        container.mux(stream.encode(None))
-    return path
-
-
-def cut(path: Path, share: float = 2 / 3) -> Path:
-    data = path.read_bytes()
-    shorter = path.with_name(f"cut-{path.name}")
-    shorter.write_bytes(data[: int(len(data) * share)])
-    return shorter
-
-
-def agree(a: torch.Tensor, b: torch.Tensor) -> float:
-    n = min(a.shape[1], b.shape[1])
-    return float((a[:, :n] - b[:, :n]).norm() / b[:, :n].norm())
+from .support import agree, av, cut, encode, tones  # noqa: E402
 
 
 @pytest.mark.parametrize("channels", [1, 2, 6])
@@ -265,90 +218,8 @@ def test_full_scale_of_integers_is_one(tmp_path: Path) -> None:
         assert read_audio(tmp_path / "x.wav").samples.tolist() == [[-1.0, 0.0, 0.5]]
 
 
-@pytest.mark.parametrize("content", [b"not music\n" * 500, bytes(5000), b"\xff\xfb" * 100, os.urandom(3000)])
-@pytest.mark.parametrize("name", ["x.txt", "x.wav", "x.mp3", "x.ogg", "x.raw", "x"])
-def test_other_content_is_refused_and_no_decoder_writes_about_it(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str, content: bytes
-) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(AudioReadError, match="name an audio or video file|fetch or export"):
-        read_audio(tmp_path / name)
-    assert capfd.readouterr() == ("", "")
-
-
-def test_a_picture_and_a_silent_film_are_not_audio(tmp_path: Path) -> None:
-    with av.open(str(tmp_path / "x.mp4"), "w") as container:
-        stream = container.add_stream("mpeg4", rate=5)
-        stream.width = stream.height = 32
-        stream.pix_fmt = "yuv420p"
-        container.mux(stream.encode(av.VideoFrame(32, 32, "yuv420p")))
-        container.mux(stream.encode(None))
-    with av.open(str(tmp_path / "x.png"), "w", format="image2") as container:
-        stream = container.add_stream("png", rate=1)
-        stream.width = stream.height = 32
-        stream.pix_fmt = "rgb24"
-        container.mux(stream.encode(av.VideoFrame(32, 32, "rgb24")))
-        container.mux(stream.encode(None))
-    for name in ("x.mp4", "x.png"):
-        with pytest.raises(NotAudioError, match="no audio"):
-            read_audio(tmp_path / name)
-
-
-def test_a_playlist_opens_nothing_else(tmp_path: Path) -> None:
-    inner = encode(tmp_path / "x.aac", tones(2, 48000, 48000), 48000, "aac")
-    (tmp_path / "x.m3u8").write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:1,\nfile://{inner}\n#EXT-X-ENDLIST\n")
-    with pytest.raises(AudioReadError):
-        read_audio(tmp_path / "x.m3u8")
-
-
-def test_both_decoders_give_their_reasons(tmp_path: Path) -> None:
-    (tmp_path / "x.wav").write_bytes(b"RIFFnothing that anyone can read")
-    with pytest.raises(AudioReadError, match="libsndfile: .+; FFmpeg: .+"):
-        read_audio(tmp_path / "x.wav")
-
-
-def test_missing_files_and_folders_and_pipes(tmp_path: Path) -> None:
-    with pytest.raises(AudioReadError, match="no file"):
-        read_audio(tmp_path / "x.wav")
-    with pytest.raises(AudioReadError, match=r"is a directory; name one audio file\.$"):
-        read_audio(tmp_path)
-    os.mkfifo(tmp_path / "pipe.wav")
-    with pytest.raises(AudioReadError, match=r"not a regular file; store the audio in a file first\.$"):
-        read_audio(tmp_path / "pipe.wav")
-
-
-def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_audio(tmp_path / "x.wav", torch.zeros(1, 10), 8000)
-
-    def forbidden(*_: object) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr("metatasnet_fast.audio.read.open", forbidden, raising=False)
-    with pytest.raises(AudioReadError, match="permissions"):
-        read_audio(tmp_path / "x.wav")
-
-
-def test_no_samples_are_an_error_of_their_own(tmp_path: Path) -> None:
-    (tmp_path / "nothing.wav").touch()
-    sf.write(tmp_path / "x.wav", np.zeros((0, 2)), 44100)
-    sf.write(tmp_path / "x.ogg", np.zeros((0, 2)), 44100)
-    for name in ("nothing.wav", "x.wav", "x.ogg"):
-        with pytest.raises(EmptyAudioError):
-            open_audio(tmp_path / name)
-
-
 def test_names_in_any_encoding(tmp_path: Path) -> None:
     for format in ("wav", "mp3"):
         path = tmp_path / os.fsdecode(b"caf\xe9 \xf0\x9f\x8e\xb5 %s." + format.encode())
         write_audio(path, tones(1, 5000, 44100), 44100)
         assert read_audio(path).samples.shape == (1, 5000)
-
-
-@pytest.mark.parametrize(("module", "name"), [("soundfile", "x.wav"), ("av", "x.mp3")])
-def test_a_missing_package_is_named_with_its_extra(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, name: str
-) -> None:
-    write_audio(tmp_path / name, tones(1, 5000, 44100), 44100)
-    monkeypatch.setitem(__import__("sys").modules, module, None)
-    with pytest.raises(MissingDependencyError, match=rf"{module}.*metatasnet-fast\[audio\]"):
-        read_audio(tmp_path / name)
