@@ -12,166 +12,13 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
-#include <cmath>
 #include <cstdint>
 #include <vector>
 
-namespace {
+#include "prelu_norm.h"
+#include "softmax_mask.h"
 
-constexpr int GROUPS = 8;
-constexpr int CHUNK = 64;
-constexpr double EPSILON = 1e-8;
-
-struct bfloat {
-  uint16_t bits;
-};
-
-inline float load(float x) { return x; }
-inline float load(bfloat x) { return std::bit_cast<float>(static_cast<uint32_t>(x.bits) << 16); }
-inline void store(float& to, float x) { to = x; }
-inline void store(bfloat& to, float x) {
-  const uint32_t b = std::bit_cast<uint32_t>(x);
-  to.bits = static_cast<uint16_t>((b + 0x7fff + ((b >> 16) & 1)) >> 16);
-}
-
-using Floats = std::vector<float>;
-
-// Per channel, over time: sum of f and of f * g, where `value(t, c)` gives f and g.
-struct Sums {
-  std::vector<double> first, second;
-  Floats a, b;
-  explicit Sums(int64_t C) : first(C), second(C), a(C), b(C) {}
-
-  template <typename Row>
-  void over(int64_t T, int64_t C, Row row) {
-    std::fill(first.begin(), first.end(), 0.0);
-    std::fill(second.begin(), second.end(), 0.0);
-    for (int64_t begin = 0; begin < T; begin += CHUNK) {
-      std::fill(a.begin(), a.end(), 0.f);
-      std::fill(b.begin(), b.end(), 0.f);
-      const int64_t end = std::min(T, begin + CHUNK);
-      for (int64_t t = begin; t < end; ++t) row(t, a.data(), b.data());
-      for (int64_t c = 0; c < C; ++c) {
-        first[c] += a[c];
-        second[c] += b[c];
-      }
-    }
-  }
-};
-
-// mean and 1 / deviation of each group, from sums of p and p^2.
-void moments(const Sums& sums, int64_t T, int64_t C, float* mean, float* rstd) {
-  const int64_t width = C / GROUPS;
-  for (int64_t g = 0; g < GROUPS; ++g) {
-    double s = 0, q = 0;
-    for (int64_t c = g * width; c < (g + 1) * width; ++c) {
-      s += sums.first[c];
-      q += sums.second[c];
-    }
-    const double m = s / (width * T);
-    mean[g] = static_cast<float>(m);
-    rstd[g] = static_cast<float>(1 / std::sqrt(std::max(0.0, q / (width * T) - m * m) + EPSILON));
-  }
-}
-
-// y = scale p + shift is the norm.
-void affine(const float* mean, const float* rstd, const float* gamma, const float* beta, int64_t C, Floats& scale, Floats& shift) {
-  for (int64_t c = 0; c < C; ++c) {
-    const int64_t g = c / (C / GROUPS);
-    scale[c] = gamma[c] * rstd[g];
-    shift[c] = beta[c] - mean[g] * scale[c];
-  }
-}
-
-// From the sums of dy and dy p: dgamma, dbeta, and dp = k dy + k0 + k1 p.
-void gradient_of_norm(const Sums& sums, int64_t T, int64_t C, const float* mean, const float* rstd, const float* gamma, float* dgamma,
-                   float* dbeta, Floats& k, Floats& k0, Floats& k1) {
-  const int64_t width = C / GROUPS;
-  for (int64_t g = 0; g < GROUPS; ++g) {
-    double plain = 0, normal = 0;
-    for (int64_t c = g * width; c < (g + 1) * width; ++c) {
-      dbeta[c] = static_cast<float>(sums.first[c]);
-      dgamma[c] = static_cast<float>(rstd[g] * (sums.second[c] - mean[g] * sums.first[c]));
-      plain += gamma[c] * sums.first[c];
-      normal += static_cast<double>(gamma[c]) * dgamma[c];
-    }
-    const double share = 1.0 / (static_cast<double>(width) * T);
-    for (int64_t c = g * width; c < (g + 1) * width; ++c) {
-      k[c] = gamma[c] * rstd[g];
-      k1[c] = static_cast<float>(-share * rstd[g] * rstd[g] * normal);
-      k0[c] = static_cast<float>(-share * rstd[g] * plain) - mean[g] * k1[c];
-    }
-  }
-}
-
-template <typename S>
-void prelu_sums(const S* x, float slope, int64_t T, int64_t C, Sums& sums) {
-  sums.over(T, C, [=](int64_t t, float* __restrict a, float* __restrict b) {
-    const S* __restrict row = x + t * C;
-    for (int64_t c = 0; c < C; ++c) {
-      const float v = load(row[c]);
-      const float p = v > 0 ? v : slope * v;
-      a[c] += p;
-      b[c] += p * p;
-    }
-  });
-}
-
-// y = norm(prelu(x)) with known scale and shift; S and D may be float or bfloat.
-template <typename S, typename D>
-void apply_norm(const S* x, float slope, const Floats& scale, const Floats& shift, int64_t T, int64_t C, D* y) {
-  const float* __restrict a = scale.data();
-  const float* __restrict b = shift.data();
-  for (int64_t t = 0; t < T; ++t) {
-    const S* __restrict row = x + t * C;
-    D* __restrict out = y + t * C;
-    for (int64_t c = 0; c < C; ++c) {
-      const float v = load(row[c]);
-      store(out[c], (v > 0 ? v : slope * v) * a[c] + b[c]);
-    }
-  }
-}
-
-// Sums of dy and dy prelu(x).
-template <typename S, typename G>
-void gradient_sums(const G* dy, const S* x, float slope, int64_t T, int64_t C, Sums& sums) {
-  sums.over(T, C, [=](int64_t t, float* __restrict a, float* __restrict b) {
-    const S* __restrict row = x + t * C;
-    const G* __restrict g = dy + t * C;
-    for (int64_t c = 0; c < C; ++c) {
-      const float v = load(row[c]), d = load(g[c]);
-      a[c] += d;
-      b[c] += d * (v > 0 ? v : slope * v);
-    }
-  });
-}
-
-// dx = prelu'(x) (k dy + k0 + k1 prelu(x)); returns the slope's gradient.
-template <typename S, typename G, typename D>
-float apply_norm_backward(const G* dy, const S* x, float slope, const Floats& k, const Floats& k0, const Floats& k1, int64_t T,
-                          int64_t C, D* dx, Floats& lanes) {
-  std::fill(lanes.begin(), lanes.end(), 0.f);
-  float* __restrict sum = lanes.data();
-  const float* __restrict a = k.data();
-  const float* __restrict b0 = k0.data();
-  const float* __restrict b1 = k1.data();
-  for (int64_t t = 0; t < T; ++t) {
-    const S* __restrict row = x + t * C;
-    const G* __restrict g = dy + t * C;
-    D* __restrict out = dx + t * C;
-    for (int64_t c = 0; c < C; ++c) {
-      const float v = load(row[c]);
-      const float factor = v > 0 ? 1.f : slope;
-      const float dp = a[c] * load(g[c]) + b0[c] + b1[c] * factor * v;
-      sum[c] += v > 0 ? 0.f : dp * v;
-      store(out[c], dp * factor);
-    }
-  }
-  double total = 0;
-  for (const float x : lanes) total += x;
-  return static_cast<float>(total);
-}
+namespace recipe {
 
 template <typename S>
 S* data(const torch::Tensor& x) {
@@ -221,7 +68,8 @@ Tensors norm_forward(torch::Tensor x, double slope, torch::Tensor gamma, torch::
 }
 
 // dx, dslope (4, n, 1), dgamma and dbeta (4, n, C).
-Tensors norm_backward(torch::Tensor dy, torch::Tensor x, double slope, torch::Tensor gamma, torch::Tensor mean, torch::Tensor rstd) {
+Tensors norm_backward(torch::Tensor dy, torch::Tensor x, double slope, torch::Tensor gamma, torch::Tensor mean,
+                      torch::Tensor rstd) {
   const int64_t n = x.size(1), T = x.size(2), C = x.size(3);
   auto dx = torch::empty_like(x), dslope = per_pair(x, 1), dgamma = per_pair(x, C), dbeta = per_pair(x, C);
   const float s = static_cast<float>(slope);
@@ -233,7 +81,7 @@ Tensors norm_backward(torch::Tensor dy, torch::Tensor x, double slope, torch::Te
       const S* g = data<S>(dy) + pair * T * C;
       gradient_sums(g, in, s, T, C, sums);
       gradient_of_norm(sums, T, C, floats(mean) + pair * GROUPS, floats(rstd) + pair * GROUPS, floats(gamma) + pair / n * C,
-                    floats(dgamma) + pair * C, floats(dbeta) + pair * C, k, k0, k1);
+                       floats(dgamma) + pair * C, floats(dbeta) + pair * C, k, k0, k1);
       floats(dslope)[pair] = apply_norm_backward(g, in, s, k, k0, k1, T, C, data<S>(dx) + pair * T * C, lanes);
     }
   })
@@ -243,9 +91,9 @@ Tensors norm_backward(torch::Tensor dy, torch::Tensor x, double slope, torch::Te
 // One frame of the depthwise convolution's gradients: of its input y, of its taps, and the sums that y's norm needs.
 // `dv` points `reach` before the frame; the frames out of range are zero.
 template <typename S>
-inline void taps_backward(const float* __restrict dv, int64_t reach, const S* __restrict u, float slope, const float* __restrict scale,
-                          const float* __restrict shift, const float* __restrict w, int64_t C, float* __restrict dy,
-                          float* __restrict dw, float* __restrict first, float* __restrict second) {
+inline void taps_backward(const float* __restrict dv, int64_t reach, const S* __restrict u, float slope,
+                          const float* __restrict scale, const float* __restrict shift, const float* __restrict w, int64_t C,
+                          float* __restrict dy, float* __restrict dw, float* __restrict first, float* __restrict second) {
 #pragma GCC ivdep
   for (int64_t c = 0; c < C; ++c) {
     const float before = dv[c], here = dv[c + reach], after = dv[c + 2 * reach];
@@ -264,8 +112,8 @@ inline void taps_backward(const float* __restrict dv, int64_t reach, const S* __
 
 // One frame of the depthwise convolution, and the sums of q = prelu(v) and q^2. `y` points `reach` before the frame.
 template <typename S>
-inline void taps_forward(const float* __restrict y, int64_t reach, const float* __restrict w, float slope, int64_t C, S* __restrict v,
-                         float* __restrict first, float* __restrict second) {
+inline void taps_forward(const float* __restrict y, int64_t reach, const float* __restrict w, float slope, int64_t C,
+                         S* __restrict v, float* __restrict first, float* __restrict second) {
 #pragma GCC ivdep
   for (int64_t c = 0; c < C; ++c) {
     store(v[c], w[c] * y[c] + w[C + c] * y[c + reach] + w[2 * C + c] * y[c + 2 * reach]);
@@ -292,13 +140,15 @@ Tensors block_forward(torch::Tensor u, double slope1, torch::Tensor gamma1, torc
       S* mid = data<S>(v) + pair * T * C;
       prelu_sums(in, s1, T, C, sums);
       moments(sums, T, C, floats(mean1) + pair * GROUPS, floats(rstd1) + pair * GROUPS);
-      affine(floats(mean1) + pair * GROUPS, floats(rstd1) + pair * GROUPS, floats(gamma1) + i * C, floats(beta1) + i * C, C, scale, shift);
+      affine(floats(mean1) + pair * GROUPS, floats(rstd1) + pair * GROUPS, floats(gamma1) + i * C, floats(beta1) + i * C, C,
+             scale, shift);
       apply_norm(in, s1, scale, shift, T, C, y.data() + d * C);
       sums.over(T, C, [&](int64_t t, float* a, float* b) {
         taps_forward(y.data() + t * C, d * C, floats(taps) + i * 3 * C, s2, C, mid + t * C, a, b);
       });
       moments(sums, T, C, floats(mean2) + pair * GROUPS, floats(rstd2) + pair * GROUPS);
-      affine(floats(mean2) + pair * GROUPS, floats(rstd2) + pair * GROUPS, floats(gamma2) + i * C, floats(beta2) + i * C, C, scale, shift);
+      affine(floats(mean2) + pair * GROUPS, floats(rstd2) + pair * GROUPS, floats(gamma2) + i * C, floats(beta2) + i * C, C,
+             scale, shift);
       apply_norm(mid, s2, scale, shift, T, C, data<S>(m) + pair * T * C);
     }
   })
@@ -306,9 +156,9 @@ Tensors block_forward(torch::Tensor u, double slope1, torch::Tensor gamma1, torc
 }
 
 // du, m (again), and per pair: dslope1, dgamma1, dbeta1, dtaps, dslope2, dgamma2, dbeta2.
-Tensors block_backward(torch::Tensor dm, torch::Tensor u, torch::Tensor v, double slope1, torch::Tensor gamma1, torch::Tensor beta1,
-                       torch::Tensor mean1, torch::Tensor rstd1, torch::Tensor taps, int64_t d, double slope2, torch::Tensor gamma2,
-                       torch::Tensor mean2, torch::Tensor rstd2) {
+Tensors block_backward(torch::Tensor dm, torch::Tensor u, torch::Tensor v, double slope1, torch::Tensor gamma1,
+                       torch::Tensor beta1, torch::Tensor mean1, torch::Tensor rstd1, torch::Tensor taps, int64_t d,
+                       double slope2, torch::Tensor gamma2, torch::Tensor mean2, torch::Tensor rstd2) {
   const int64_t n = u.size(1), T = u.size(2), C = u.size(3);
   auto du = torch::empty_like(u);
   auto dslope1 = per_pair(u, 1), dgamma1 = per_pair(u, C), dbeta1 = per_pair(u, C), dtaps = per_pair(u, 3 * C);
@@ -325,7 +175,7 @@ Tensors block_backward(torch::Tensor dm, torch::Tensor u, torch::Tensor v, doubl
       const float *mu1 = floats(mean1) + pair * GROUPS, *r1 = floats(rstd1) + pair * GROUPS;
       gradient_sums(g, mid, s2, T, C, sums);
       gradient_of_norm(sums, T, C, floats(mean2) + pair * GROUPS, floats(rstd2) + pair * GROUPS, floats(gamma2) + i * C,
-                    floats(dgamma2) + pair * C, floats(dbeta2) + pair * C, k, k0, k1);
+                       floats(dgamma2) + pair * C, floats(dbeta2) + pair * C, k, k0, k1);
       floats(dslope2)[pair] = apply_norm_backward(g, mid, s2, k, k0, k1, T, C, dv.data() + d * C, lanes);
 
       affine(mu1, r1, floats(gamma1) + i * C, floats(beta1) + i * C, C, scale, shift);
@@ -335,51 +185,12 @@ Tensors block_backward(torch::Tensor dm, torch::Tensor u, torch::Tensor v, doubl
         taps_backward(dv.data() + t * C, d * C, in + t * C, s1, scale.data(), shift.data(), floats(taps) + i * 3 * C, C,
                       dy.data() + t * C, dw, a, b);
       });
-      gradient_of_norm(sums, T, C, mu1, r1, floats(gamma1) + i * C, floats(dgamma1) + pair * C, floats(dbeta1) + pair * C, k, k0, k1);
+      gradient_of_norm(sums, T, C, mu1, r1, floats(gamma1) + i * C, floats(dgamma1) + pair * C, floats(dbeta1) + pair * C, k,
+                       k0, k1);
       floats(dslope1)[pair] = apply_norm_backward(dy.data(), in, s1, k, k0, k1, T, C, data<S>(du) + pair * T * C, lanes);
     }
   })
   return {du, dslope1, dgamma1, dbeta1, dtaps, dslope2, dgamma2, dbeta2};
-}
-
-template <typename S>
-inline void softmax(const S* const* z, int64_t c, float* m) {
-  float top = load(z[0][c]);
-  for (int i = 1; i < 4; ++i) top = std::max(top, load(z[i][c]));
-  float sum = 0;
-  for (int i = 0; i < 4; ++i) sum += m[i] = std::exp(load(z[i][c]) - top);
-  for (int i = 0; i < 4; ++i) m[i] /= sum;
-}
-
-template <typename S>
-void mask_items(const S* const* z, const S* __restrict latent, S* const* s, int64_t size) {
-  const S *z0 = z[0], *z1 = z[1], *z2 = z[2], *z3 = z[3];
-  const S* in[4] = {z0, z1, z2, z3};
-  S* out[4] = {s[0], s[1], s[2], s[3]};
-#pragma GCC ivdep
-  for (int64_t c = 0; c < size; ++c) {
-    float m[4];
-    softmax(in, c, m);
-    const float x = load(latent[c]);
-    for (int i = 0; i < 4; ++i) store(out[i][c], x * m[i]);
-  }
-}
-
-template <typename S>
-void mask_items_backward(const S* const* z, const S* __restrict latent, const S* const* ds, S* const* dz, S* __restrict dlatent, int64_t size) {
-  const S* in[4] = {z[0], z[1], z[2], z[3]};
-  const S* grad[4] = {ds[0], ds[1], ds[2], ds[3]};
-  S* out[4] = {dz[0], dz[1], dz[2], dz[3]};
-#pragma GCC ivdep
-  for (int64_t c = 0; c < size; ++c) {
-    float m[4];
-    softmax(in, c, m);
-    const float x = load(latent[c]);
-    float total = 0;
-    for (int i = 0; i < 4; ++i) total += load(grad[i][c]) * m[i];
-    store(dlatent[c], total);
-    for (int i = 0; i < 4; ++i) store(out[i][c], x * m[i] * (load(grad[i][c]) - total));
-  }
 }
 
 template <typename S>
@@ -399,18 +210,18 @@ torch::Tensor mask_forward(torch::Tensor z, torch::Tensor latent) {
 // dz, dlatent.
 Tensors mask_backward(torch::Tensor ds, torch::Tensor z, torch::Tensor latent) {
   auto dz = torch::empty_like(z), dlatent = torch::empty_like(latent);
-  DISPATCH(z, mask_items_backward<S>(instruments<S>(z).data(), data<S>(latent), instruments<S>(ds).data(), instruments<S>(dz).data(),
-                                     data<S>(dlatent), latent.numel());)
+  DISPATCH(z, mask_items_backward<S>(instruments<S>(z).data(), data<S>(latent), instruments<S>(ds).data(),
+                                     instruments<S>(dz).data(), data<S>(dlatent), latent.numel());)
   return {dz, dlatent};
 }
 
-}  // namespace
+}  // namespace recipe
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
-  module.def("norm_forward", &norm_forward);
-  module.def("norm_backward", &norm_backward);
-  module.def("block_forward", &block_forward);
-  module.def("block_backward", &block_backward);
-  module.def("mask_forward", &mask_forward);
-  module.def("mask_backward", &mask_backward);
+  module.def("norm_forward", &recipe::norm_forward);
+  module.def("norm_backward", &recipe::norm_backward);
+  module.def("block_forward", &recipe::block_forward);
+  module.def("block_backward", &recipe::block_backward);
+  module.def("mask_forward", &recipe::mask_forward);
+  module.def("mask_backward", &recipe::mask_backward);
 }
