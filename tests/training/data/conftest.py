@@ -63,3 +63,11 @@ def write_stems() -> WriteStems:
         return folder
 
     return write
+
+
+@pytest.fixture
+def songs(tmp_path: Path, write_stems: WriteStems) -> Path:
+    """Three songs in a folder without splits."""
+    for seed, name in enumerate(("one", "two", "three")):
+        write_stems(tmp_path / "songs" / name, seed=seed)
+    return tmp_path / "songs"
