@@ -50,7 +50,7 @@ HINTS = {
     Failure.not_found: "Check the address in the manifest, and that this machine may read it.",
     Failure.not_audio: "Leave the file out of the manifest; it holds no audio.",
     Failure.empty: "Fetch or export the file again; it holds no samples.",
-    Failure.too_long: "Raise --max-hours, or cut the file.",
+    Failure.too_long: "Raise --max-hours and add --retry-failed, or cut the file.",
     Failure.decode: "Fetch or export the file again; it is damaged, or in a format that cannot be decoded here.",
     Failure.does_not_fit: "Choose another --format for this song: the message says which holds it.",
     Failure.out_of_memory: "Use a smaller --batch-size or fewer --songs-in-flight, or a machine with more memory.",

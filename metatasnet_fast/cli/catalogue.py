@@ -68,7 +68,9 @@ def _add_run(actions: Any) -> None:
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
     parser.add_argument("--overwrite", action="store_true", help="make anew what is done")
     parser.add_argument("--retry-failed", action="store_true", help="try again what failed because of its file")
-    parser.add_argument("--json", action="store_true", help="one JSON object per event on standard output")
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON object per event on standard output (but a song's beginning)"
+    )
     add_engine_options(parser)
 
     stems = parser.add_argument_group("stems")

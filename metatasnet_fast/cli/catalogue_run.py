@@ -10,7 +10,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError, ConfigError
@@ -23,7 +24,7 @@ __all__ = ["run"]
 
 
 def run(args: argparse.Namespace) -> int:
-    """Read the manifest, run, report; exit code 0, 3, or 128 + n after a signal n."""
+    """Read the manifest, run, report; exit code 0, or 3 if songs failed or are left."""
     from ..catalogue.manifest import parse_shard, read_manifest
 
     shard = parse_shard(args.shard)
@@ -49,23 +50,16 @@ def run(args: argparse.Namespace) -> int:
 def _separate(
     args: argparse.Namespace, songs: list[Song], settings: Settings, listener: Listener, stop: threading.Event
 ) -> RunEnded:
+    separate: Callable[..., RunEnded]
     if args.engine == "ray":
         from ..catalogue.ray_engine import run_ray
 
-        return run_ray(
-            songs,
-            settings,
-            args.out,
-            listener,
-            stop,
-            address=args.address,
-            shard=args.shard,
-            price_per_hour=args.price_per_hour,
-            workers=args.workers,
-        )
-    from ..catalogue.local import run_local
+        separate = partial(run_ray, address=args.address)
+    else:
+        from ..catalogue.local import run_local
 
-    return run_local(
+        separate = run_local
+    return separate(
         songs,
         settings,
         args.out,

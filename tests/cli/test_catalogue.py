@@ -18,6 +18,8 @@ import pytest
 
 from metatasnet_fast.catalogue.destination import song_folder
 from metatasnet_fast.catalogue.manifest import read_manifest
+from metatasnet_fast.cli.main import main
+from metatasnet_fast.errors import ConfigError
 
 from .conftest import RATE, Command, sf
 
@@ -54,6 +56,23 @@ def album(tmp_path: Path, sound: np.ndarray) -> Path:
     (folder / "bad.mp3").write_text("this is no music")
     os.utime(folder / "bad.mp3", (1e9, 1e9))  # so old that its time of change can be relied on
     return folder
+
+
+@pytest.mark.parametrize(("engine", "function"), [("local", "local.run_local"), ("ray", "ray_engine.run_ray")])
+def test_every_engine_gets_what_was_asked_for(
+    album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, function: str
+) -> None:
+    asked: dict[str, object] = {}
+
+    def separate(songs: object, settings: object, destination: str, *listening: object, **options: object) -> None:
+        asked.update(options, destination=destination)
+        raise ConfigError("enough")
+
+    monkeypatch.setattr(f"metatasnet_fast.catalogue.{function}", separate)
+    words = ["--engine", engine, "--shard", "1/2", "--workers", "1", "--grace", "7.5", "--price-per-hour", "3"]
+    assert main(["catalogue", "run", str(album), "--out", str(tmp_path / "out"), *words]) == 2
+    expected = {"shard": "1/2", "workers": 1, "grace": 7.5, "price_per_hour": 3.0, "destination": str(tmp_path / "out")}
+    assert {name: asked[name] for name in expected} == expected
 
 
 def arguments(model: Path, *words: str | Path) -> list[str]:
