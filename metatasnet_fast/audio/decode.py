@@ -26,6 +26,7 @@ __all__ = [
     "Decoder",
     "FFmpegDecoder",
     "NoAudioStream",
+    "NoDecoder",
     "SoundFileDecoder",
     "import_soundfile",
     "system_name",
@@ -58,6 +59,10 @@ class DecodeError(Exception):
 
 class NoAudioStream(DecodeError):
     """The container can be read and has no audio in it."""
+
+
+class NoDecoder(DecodeError):
+    """There is audio, of a codec that this FFmpeg cannot decode."""
 
 
 class Decoder(Protocol):
@@ -161,6 +166,9 @@ class FFmpegDecoder:
             self.close()
             raise NoAudioStream("the container has no audio stream")
         self._stream = self._container.streams.audio[0]
+        if self._stream.codec_context is None:
+            self.close()
+            raise NoDecoder("no decoder for its codec is installed")
         self._formats = set(self._container.format.name.split(","))
         self.notes: list[str] = []
         self._damaged = 0

@@ -12,7 +12,15 @@ from types import TracebackType
 import numpy as np
 import torch
 
-from metatasnet_fast.audio.decode import DecodeError, Decoder, FFmpegDecoder, NoAudioStream, Samples, SoundFileDecoder
+from metatasnet_fast.audio.decode import (
+    DecodeError,
+    Decoder,
+    FFmpegDecoder,
+    NoAudioStream,
+    NoDecoder,
+    Samples,
+    SoundFileDecoder,
+)
 from metatasnet_fast.errors import AudioReadError, EmptyAudioError, NotAudioError
 
 __all__ = ["AudioFile", "AudioStream", "open_audio", "read_audio"]
@@ -140,7 +148,8 @@ def open_audio(path: str | os.PathLike[str]) -> AudioStream:
     """Open an audio or video file (its first audio stream) for reading block by block.
 
     Raises `NotAudioError` for files without audio, `EmptyAudioError` for audio without samples, `AudioReadError` for
-    what is missing, forbidden or damaged beyond reading, `MissingDependencyError` where a decoder is not installed.
+    what is missing, forbidden, damaged beyond reading, or of a codec that cannot be decoded here, and
+    `MissingDependencyError` where a decoder's package is not installed.
     """
     return AudioStream(path)
 
@@ -184,6 +193,7 @@ def _open_decoder(path: Path) -> Decoder:
     else:
         names = ["FFmpeg", "libsndfile"]
     reasons = []
+    advice = "if it should be audio it is damaged or incomplete: fetch or export it again"
     for name in names:
         try:
             return SoundFileDecoder(path) if name == "libsndfile" else FFmpegDecoder(path)
@@ -191,10 +201,9 @@ def _open_decoder(path: Path) -> Decoder:
             raise NotAudioError(f"{path} holds no audio (FFmpeg: {error}); name an audio or video file.") from None
         except DecodeError as error:
             reasons.append(f"{name}: {str(error).rstrip('.')}")
-    raise AudioReadError(
-        f"{path} cannot be read as audio ({'; '.join(reasons)}); "
-        "if it should be audio it is damaged or incomplete: fetch or export it again."
-    )
+            if isinstance(error, NoDecoder):
+                advice = "convert it to WAV or FLAC with the program that made it"
+    raise AudioReadError(f"{path} cannot be read as audio ({'; '.join(reasons)}); {advice}.")
 
 
 def _without_first(blocks: Iterator[Samples], count: int) -> Iterator[Samples]:

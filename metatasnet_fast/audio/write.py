@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from metatasnet_fast.audio.decode import VORBIS_TO_WAV, import_soundfile, system_name
+from metatasnet_fast.audio.decode import VORBIS_TO_WAV, import_soundfile
+from metatasnet_fast.audio.sink import Sink
 from metatasnet_fast.errors import AudioFormatError, AudioWriteError, ShapeError
 
 __all__ = ["AudioWriter", "WrittenAudio", "write_audio"]
@@ -89,6 +90,7 @@ class AudioWriter:
         self.clipped_samples = 0
         self._sf = import_soundfile()
         self._file: Any = None
+        self._sink: Sink | None = None
         # A name has 255 bytes at most, and a character up to four.
         self._part = self.path.with_name(f".{self.path.name[:60]}.{secrets.token_hex(4)}.part")
 
@@ -97,20 +99,15 @@ class AudioWriter:
             raise AudioWriteError(f"{self.path} is a directory; name a file in it.")
         try:
             # "x": never the file of somebody else; the usual permissions, which a temporary file would not have.
-            with open(self._part, "xb"):
-                pass
+            self._sink = Sink(open(self._part, "x+b", buffering=0))
         except OSError as error:
             raise self._refused(error) from error
         try:
-            self._file = self._sf.SoundFile(
-                system_name(self._part),
-                "w",
-                self.sample_rate,
-                self.channels,
-                format=self.format.upper(),
-                subtype=SUBTYPES[self.format][self.subtype],
-            )
-        except self._sf.LibsndfileError as error:
+            with self._sink.heard():
+                self._file = self._sink.sound_file(
+                    self._sf, self.sample_rate, self.channels, self.format.upper(), SUBTYPES[self.format][self.subtype]
+                )
+        except (self._sf.LibsndfileError, OSError) as error:
             self._discard()
             raise self._refused(error) from error
         except BaseException:
@@ -123,7 +120,7 @@ class AudioWriter:
 
     def write(self, block: torch.Tensor) -> None:
         """Append `block` (channels, n), float32 or float64, from any device."""
-        if self._file is None:
+        if self._file is None or self._sink is None:
             raise RuntimeError("An AudioWriter writes inside its `with` statement only.")
         if block.dim() != 2 or block.shape[0] != self.channels or not block.is_floating_point():
             raise ShapeError(
@@ -137,8 +134,10 @@ class AudioWriter:
             samples = part.numpy() if part.dtype == torch.float64 else part.float().numpy()
             if not np.isfinite(samples).all():
                 raise AudioWriteError(f"The samples for {self.path} hold NaN or infinity; nothing was written.")
+            encoded = self._encoded(samples)
             try:
-                self._file.write(self._encoded(samples))
+                with self._sink.heard():
+                    self._file.write(encoded)
             except (self._sf.LibsndfileError, OSError) as error:
                 raise self._refused(error) from error
         self.frames += block.shape[1]
@@ -172,10 +171,7 @@ class AudioWriter:
             self._discard()
             raise AudioWriteError(f"There are no samples to write to {self.path}; leave the file out.")
         try:
-            self._file.close()
-            self._file = None
-            with open(self._part, "rb+") as file:
-                os.fsync(file.fileno())
+            self._close()
             os.replace(self._part, self.path)
             _sync_folder(self.path.parent)
         except (self._sf.LibsndfileError, OSError) as failure:
@@ -185,13 +181,28 @@ class AudioWriter:
             self._discard()
             raise
 
+    def _close(self) -> None:
+        """Let the encoder write what it still holds, and wait until the disk has it."""
+        assert self._sink is not None
+        with self._sink.heard():
+            self._file.close()
+        self._file = None
+        os.fsync(self._sink.file.fileno())
+        self._sink.file.close()
+
     def _discard(self) -> None:
+        # The file goes away: what the encoder or the disk says about its end does not matter.
         if self._file is not None:
-            # The file goes away: what the encoder says about flushing it does not matter.
             with contextlib.suppress(self._sf.LibsndfileError):
                 self._file.close()
             self._file = None
+        if self._sink is not None:
+            with contextlib.suppress(OSError):
+                self._sink.file.close()
         self._part.unlink(missing_ok=True)
+        interrupt = self._sink.taken() if self._sink is not None else None
+        if interrupt is not None and not isinstance(interrupt, Exception):
+            raise interrupt
 
     def _refused(self, error: Exception) -> AudioWriteError:
         reason = getattr(error, "strerror", None) or getattr(error, "error_string", None) or str(error)

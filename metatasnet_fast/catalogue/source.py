@@ -7,12 +7,13 @@ import datetime
 import errno
 import hashlib
 import os
+import re
 import stat
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .failures import SongError
@@ -23,6 +24,8 @@ __all__ = ["Source", "Stamp", "sha256_of"]
 
 NO_PATH = (errno.ELOOP, errno.ENAMETOOLONG)
 """What the system says of addresses that cannot be those of files."""
+
+PLAIN_ENDING = re.compile(r"\.[A-Za-z0-9]{1,8}")
 
 SETTLED = 2.0
 """Seconds after which a time of change cannot belong to two contents, whatever the clock's steps."""
@@ -80,7 +83,7 @@ class Source:
             return
         filesystem, path = open_filesystem(self.uri)
         with tempfile.TemporaryDirectory(prefix="metatasnet-fast-input-", dir=scratch) as folder:
-            target = Path(folder, path.rsplit("/", 1)[-1] or "input")
+            target = Path(folder, f"input{_ending(path)}")
             with self._found():
                 filesystem.get_file(path, str(target))
             yield target
@@ -101,6 +104,18 @@ class Source:
             if error.errno not in NO_PATH:
                 raise
             raise SongError(Failure.not_found, f"{self.uri} leads to no file ({error.strerror}).") from None
+
+
+def _ending(path: str) -> str:
+    """What the file is called at its end, which a decoder may go by, or nothing.
+
+    The rest of an address is no name for a file: with a query it may be longer than any system takes.
+    """
+    for name in (path.partition("?")[0], path):
+        suffix = PurePosixPath(name).suffix
+        if PLAIN_ENDING.fullmatch(suffix):
+            return suffix
+    return ""
 
 
 def _version(info: dict[str, Any]) -> str | None:

@@ -47,6 +47,15 @@ def test_a_picture_and_a_silent_film_are_not_audio(tmp_path: Path) -> None:
             read_audio(tmp_path / name)
 
 
+def test_audio_that_nothing_here_decodes_is_refused(tmp_path: Path) -> None:
+    path = encode(tmp_path / "x.mka", tones(2, 20_000, 44100), 44100, "flac")
+    path.write_bytes(path.read_bytes().replace(b"A_FLAC", b"A_XLAC"))
+    with pytest.raises(
+        AudioReadError, match=r"FFmpeg: no decoder for its codec is installed.*convert it to WAV or FLAC"
+    ):
+        read_audio(path)
+
+
 def test_a_playlist_opens_nothing_else(tmp_path: Path) -> None:
     inner = encode(tmp_path / "x.aac", tones(2, 48000, 48000), 48000, "aac")
     (tmp_path / "x.m3u8").write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:1,\nfile://{inner}\n#EXT-X-ENDLIST\n")

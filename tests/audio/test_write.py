@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metatasnet_fast.audio import AudioWriter, read_audio, write_audio
-from metatasnet_fast.errors import AudioFormatError, AudioWriteError, ShapeError
+from metatasnet_fast.errors import AudioFormatError, AudioWriteError, MissingDependencyError, ShapeError
 
 sf = pytest.importorskip("soundfile", reason="soundfile is not installed")
 
@@ -142,6 +146,66 @@ def test_a_failing_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     assert os.listdir(tmp_path) == []
 
 
+@contextlib.contextmanager
+def room(size: int) -> Iterator[None]:
+    """Files that grow beyond `size` bytes are refused by the system, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("missing", [1, 300, 3000, 20_000])
+@pytest.mark.parametrize("format", ["wav", "flac", "ogg", "mp3"])
+def test_a_disk_that_is_full_for_the_last_block_leaves_nothing(tmp_path: Path, format: str, missing: int) -> None:
+    x = noise(2, 66_150)
+    path = tmp_path / f"x.{format}"
+    write_audio(path, x, 44100)
+    size = path.stat().st_size
+    path.unlink()
+    with room(size - missing), pytest.raises(AudioWriteError, match="File too large"):
+        write_audio(path, x, 44100)
+    assert os.listdir(tmp_path) == []
+    with room(size):
+        write_audio(path, x, 44100)
+    assert path.stat().st_size == size
+
+
+def test_a_soundfile_that_would_not_tell_of_a_full_disk_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("soundfile.SoundFile._init_virtual_io")
+    with pytest.raises(MissingDependencyError, match="full disk; install soundfile"):
+        write_audio(tmp_path / "x.wav", noise(1, 100), 44100)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("format", ["wav", "flac", "ogg", "mp3"])
+def test_an_interrupt_while_the_encoder_works_is_not_lost(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], format: str
+) -> None:
+    class Stop(BaseException):
+        pass
+
+    def stop(*_: object) -> None:
+        raise Stop
+
+    x = noise(2, 30_000)
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        with pytest.raises(Stop), AudioWriter(tmp_path / f"x.{format}", 44100, channels=2) as writer:
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            while True:
+                writer.write(x)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert os.listdir(tmp_path) == []
+    assert capfd.readouterr() == ("", "")
+
+
 def test_permissions_are_the_usual_ones(tmp_path: Path) -> None:
     (tmp_path / "other").touch()
     write_audio(tmp_path / "x.wav", noise(1, 100), 44100)
@@ -163,7 +227,7 @@ def test_a_folder_that_is_missing_or_a_file_or_closed(tmp_path: Path, monkeypatc
     with pytest.raises(AudioWriteError, match="is a directory"):
         write_audio(tmp_path, noise(1, 10), 44100, format="wav")
 
-    def forbidden(*_: object) -> None:
+    def forbidden(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("metatasnet_fast.audio.write.open", forbidden, raising=False)

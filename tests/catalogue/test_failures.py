@@ -15,6 +15,7 @@ import torch
 from metatasnet_fast.catalogue import Failure, Outcome, Song, Status
 from metatasnet_fast.catalogue import walk as walk_module
 from metatasnet_fast.catalogue.failures import SongError, classify
+from metatasnet_fast.catalogue.source import Source
 from metatasnet_fast.catalogue.worker import Worker
 from metatasnet_fast.errors import AudioFormatError, AudioWriteError, MetaTasNetError, MissingDependencyError
 
@@ -132,6 +133,37 @@ def test_a_file_that_grows_while_it_is_read_is_tried_again(tmp_path: Path, monke
     monkeypatch.setattr(walk_module, "PAUSE", 0.01)
     outcome = run(tmp_path / "out", songs_of(path))["a"]
     assert (outcome.status, outcome.attempts, outcome.bytes_in) == (Status.done, 2, path.stat().st_size)
+
+
+def test_an_address_that_is_longer_than_any_file_name_is_read(tmp_path: Path) -> None:
+    store = pytest.importorskip("fsspec").filesystem("memory")
+    query = "?X-Amz-Credential=a/b&X-Amz-Signature=" + "a" * 300
+    try:
+        store.put_file(str(write_song(tmp_path / "a.flac", 0.2)), f"/in/a.flac{query}")
+        assert run(tmp_path / "out", [Song("a", f"memory://in/a.flac{query}")])["a"].status is Status.done
+    finally:
+        store.rm("/in", recursive=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "ending"),
+    [
+        ("a.mp3", ".mp3"),
+        ("a.FLAC?list=a/b.com", ".FLAC"),
+        ("who?.mp3", ".mp3"),
+        ("a", ""),
+        ("a. b", ""),
+        ("a." + "x" * 250, ""),
+    ],
+)
+def test_a_copy_ends_as_its_address_does(name: str, ending: str) -> None:
+    store = pytest.importorskip("fsspec").filesystem("memory")
+    try:
+        store.pipe_file(f"/in/{name}", b"content")
+        with Source(f"memory://in/{name}").local() as path:
+            assert (path.suffix, path.read_bytes()) == (ending, b"content")
+    finally:
+        store.rm("/in", recursive=True)
 
 
 @pytest.mark.parametrize(
