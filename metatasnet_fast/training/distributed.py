@@ -28,11 +28,20 @@ class World:
 
     @classmethod
     def from_environment(cls) -> World:
-        """As ``torchrun`` says it in RANK, WORLD_SIZE and LOCAL_RANK; without them, a single process."""
-        size = int(os.environ.get("WORLD_SIZE", "1"))
+        """As ``torchrun`` says it in RANK, WORLD_SIZE and LOCAL_RANK; without them, a single process.
+
+        Raises:
+            ConfigError: if they say no place among the processes.
+        """
+        size = _number("WORLD_SIZE", os.environ.get("WORLD_SIZE", "1"))
+        if size < 1:
+            raise _misplaced("WORLD_SIZE")
         if size == 1:
             return cls()
-        return cls(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", "0")))
+        rank = _number("RANK", os.environ.get("RANK"))
+        if rank >= size:
+            raise _misplaced("RANK")
+        return cls(rank, size, _number("LOCAL_RANK", os.environ.get("LOCAL_RANK", "0")))
 
     @property
     def first(self) -> bool:
@@ -41,10 +50,17 @@ class World:
 
     @contextlib.contextmanager
     def joined(self, device: torch.device) -> Iterator[None]:
-        """Join the process group (NCCL on GPUs, else Gloo) and leave it at the end."""
+        """Join the process group (NCCL on GPUs, else Gloo) and leave it at the end.
+
+        Raises:
+            ConfigError: if the environment does not say where the processes meet.
+        """
         if self.size == 1:
             yield
             return
+        for name in ("MASTER_ADDR", "MASTER_PORT"):
+            if name not in os.environ:
+                raise _misplaced(name)
         if device.type == "cuda":
             dist.init_process_group("nccl", device_id=device)
         else:
@@ -102,3 +118,18 @@ class World:
         if self.size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, 0)
+
+
+def _number(name: str, value: str | None) -> int:
+    if value is None or not value.isdecimal():
+        raise _misplaced(name)
+    return int(value)
+
+
+def _misplaced(name: str) -> ConfigError:
+    value = os.environ.get(name)
+    says = "is not set" if value is None else f"is {value!r}"
+    return ConfigError(
+        f"{name} {says}, so that this process does not know its place among those of WORLD_SIZE: start the processes with "
+        "torchrun, or unset WORLD_SIZE to train with this one alone."
+    )

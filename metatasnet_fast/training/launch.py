@@ -1,13 +1,12 @@
-"""From a cache and settings to a run: new, continued, or started from a checkpoint."""
+"""From a cache and a plan to a run."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import datetime
 import platform
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,44 +17,23 @@ from torch import Tensor
 from .. import __version__
 from ..backends import Choice, Request, resolve
 from ..config import MetaTasNetConfig
-from ..errors import CheckpointError, ConfigError, TrainingError
 from ..model import MultiTasNet
-from ..model.checkpoints import Checkpoint, config_of
 from ..precision import Precision
 from ..separation.devices import choose_device
 from .average import WeightAverage
 from .data import BatchSource, Cache
 from .display import Display, Silence
 from .distributed import World
-from .folder import claim, notes_of, settings_of, write_settings
+from .folder import claim, write_settings
+from .memory import enough_memory, lighter
+from .plan import Plan, plan_run, refuse_overtaken
 from .ranger import Ranger
-from .saving import Progress, RunState, read_checkpoint
-from .settings import TrainingSettings, split_settings
-from .trainer import BEST, LAST, Trainer
+from .saving import Progress, RunState
+from .settings import TrainingSettings
+from .trainer import Trainer
 from .validation import validation_tracks
 
 __all__ = ["Plan", "Runtime", "plan_run", "train"]
-
-CHANGEABLE = ("dropout", "similarity_loss_weight", "dissimilarity_loss_weight", "reconstruction_loss_weight")
-"""Settings of the network that do not change its parameters."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run is to be."""
-
-    config: MetaTasNetConfig
-    settings: TrainingSettings
-    checkpoint: Checkpoint | None = None
-    """What it goes on from."""
-    origin: Path | None = None
-    """Where that was read."""
-    started_from: Path | None = None
-    """The checkpoint that the run was started from, also when it goes on from its own."""
-    changes: Mapping[str, tuple[Any, Any]] = dataclasses.field(default_factory=dict)
-    """Settings that differ from those that the run or checkpoint had, and the cache: before and now."""
-    resumed: bool = False
-    """Whether the run goes on, instead of starting."""
 
 
 @dataclass(frozen=True)
@@ -91,83 +69,6 @@ class Runtime:
         return f"backend {self.backend}, device {self.device}, {self.precision.value}{processes}"
 
 
-def plan_run(
-    out: Path, given: Mapping[str, Any], checkpoint: Path | None = None, cache: str | Path | None = None
-) -> Plan:
-    """Decide what ``out`` will hold: a run that is there goes on; else one starts, from ``checkpoint`` if there is one.
-
-    Args:
-        given: settings by name that the user gave; all others come from the run, from the checkpoint, or are the defaults.
-        checkpoint: what to start from. A run that was started from it goes on from its own state.
-        cache: what is to be trained on, to be compared with what the run was trained on.
-
-    Raises:
-        ConfigError: for settings that do not fit.
-        CheckpointError: if a checkpoint cannot be read.
-        TrainingError: if there is a run that was not started from ``checkpoint``, or whose settings cannot be read.
-    """
-    network, training = split_settings(given)
-    changes: dict[str, tuple[Any, Any]] = {}
-    resumed = (out / LAST).exists()
-    if resumed:
-        origin, notes = out / LAST, notes_of(out)
-        started_from = Path(notes["checkpoint"]) if isinstance(notes.get("checkpoint"), str) else None
-        if checkpoint is not None and (started_from is None or checkpoint.resolve() != started_from):
-            raise TrainingError(f"{out} holds a run already: leave --checkpoint out to go on, or choose another --out.")
-        trained_on = notes.get("cache")
-        if cache is not None and isinstance(trained_on, str) and Path(trained_on).resolve() != Path(cache).resolve():
-            changes["cache"] = trained_on, str(Path(cache).resolve())
-        before = settings_of(out, origin)
-        found = _last_state(out)
-    elif checkpoint is not None:
-        origin, started_from = checkpoint, checkpoint.resolve()
-        found = read_checkpoint(checkpoint)
-        before = _settings_of(found, checkpoint)
-    else:
-        return Plan(MetaTasNetConfig.from_dict(network), TrainingSettings(**training))
-    fixed = [name for name, value in network.items() if name not in CHANGEABLE and before[0].get(name) != value]
-    if fixed:
-        was = ", ".join(f"{name}={before[0].get(name)}" for name in fixed)
-        raise ConfigError(f"The network in {origin} has {was}: leave {', '.join(fixed)} out, or start a new run.")
-    known = {**before[0], **before[1]}
-    for name, value in given.items():
-        # Checkpoints do not tell all settings: what was not known is not changed.
-        if (resumed or name in known) and known.get(name) != value:
-            changes[name] = known.get(name), value
-    return Plan(
-        MetaTasNetConfig.from_dict({**before[0], **network}),
-        TrainingSettings(**{**before[1], **training}),
-        found,
-        origin,
-        started_from,
-        changes,
-        resumed,
-    )
-
-
-def _last_state(out: Path) -> Checkpoint:
-    """The state that a run goes on from."""
-    try:
-        return read_checkpoint(out / LAST)
-    except CheckpointError as error:
-        best = out / BEST
-        use = (
-            f"start another run from the best state with --checkpoint {best} and a new --out, or "
-            if best.exists()
-            else ""
-        )
-        raise CheckpointError(
-            f"The run in {out} cannot go on, because its {LAST} is damaged: {use}move {out / LAST} away to start anew."
-        ) from error
-
-
-def _settings_of(checkpoint: Checkpoint, origin: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Settings of the network, and those of the training that the authors' arguments hold."""
-    names = {field.name for field in dataclasses.fields(TrainingSettings)}
-    training = {name: value for name, value in vars(checkpoint.args).items() if name in names and value is not None}
-    return config_of(checkpoint, origin).to_dict(), training
-
-
 def train(
     cache_path: str | Path,
     out: Path,
@@ -190,9 +91,18 @@ def train(
         the signal that interrupted the run, after its state was saved; None at the end.
 
     Raises:
-        MetaTasNetError: if it cannot be carried out.
+        TrainingError: if the run went on since the plan was made, or memory does not suffice.
+        MetaTasNetError: if it cannot be carried out for another reason.
     """
-    world, display = World.from_environment(), display or Silence()
+    world = World.from_environment()
+    advice = f"Memory does not suffice for this training: train with {lighter(plan.settings, world.size)}."
+    with enough_memory(lambda: advice):
+        return _carry_out(cache_path, out, plan, world, tensorboard, display or Silence(), command)
+
+
+def _carry_out(
+    cache_path: str | Path, out: Path, plan: Plan, world: World, tensorboard: bool, display: Display, command: str
+) -> int | None:
     config, settings = plan.config, plan.settings
     cache = Cache.open(cache_path)
     with torch.random.fork_rng(devices=[]):
@@ -206,9 +116,11 @@ def train(
     with contextlib.ExitStack() as stack:
         if world.first:
             stack.enter_context(claim(out, display.note))
+            refuse_overtaken(out, plan)
             display.note(f"{runtime.describe()}; {share} items a process, {settings.workers} workers")
             write_settings(out, _description(plan, runtime, cache_path, command))
         stack.enter_context(world.joined(runtime.device))
+        refuse_overtaken(out, plan)  # every process made a plan of its own; from here on the first one has the folder
         if plan.checkpoint is None and world.first:
             display.note(f"computing the statistics of the spectrograms from {settings.stats_items} items")
             network.compute_stats(_mixtures(_batches(cache, config, settings, runtime, World()), settings.stats_items))

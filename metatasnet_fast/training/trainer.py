@@ -17,18 +17,17 @@ import math
 import time
 from pathlib import Path
 
-import torch
-
 from ..backends import Choice
 from ..config import INSTRUMENTS
-from ..errors import CheckpointError, TrainingDataError, TrainingError
+from ..errors import CheckpointError, TrainingDataError
 from ..precision import Precision
 from .data import Batch, BatchSource, Track
 from .display import Display, Silence, Summary
 from .distributed import World
-from .faults import faulty_input
+from .faults import faulty_input, keep_step, unusable_step
 from .interruption import Interruption
 from .journal import Journal
+from .memory import enough_memory, lighter
 from .parts import Items
 from .saving import RunState
 from .schedule import SGDR
@@ -98,6 +97,7 @@ class Trainer:
 
         Raises:
             TrainingError: if the loss is no number or exceeds ``max_loss``; the batch and the weights before the step are kept.
+                If memory does not suffice for a batch's gradients, or a validation; the steps before are saved.
             CheckpointError: if the last checkpoint cannot be written.
         """
         self.state.network.train()
@@ -145,7 +145,8 @@ class Trainer:
             items = Items([x.double() for x in items.sources], [x.double() for x in items.masks])
         # The first process's clock is everybody's.
         clock = self._elapsed() if self.world.first else 0.0
-        found = self._gradients(items, step, votes=(clock, float(bool(self._interruption))))
+        with enough_memory(lambda: self._too_large(step)):
+            found = self._gradients(items, step, votes=(clock, float(bool(self._interruption))))
         progress.elapsed, interrupted = found.votes[0], found.votes[1] > 0
         self._check(step, items, found, batch)
         # At a restart the authors skip the step.
@@ -186,22 +187,21 @@ class Trainer:
             "state_dict": self.state.network.state_dict(),
             "args": self.args,
         }
-        try:
-            torch.save(content, path)
-            kept = f"Its batch and the weights before it are in {path}"
-        except (OSError, RuntimeError) as error:
-            kept = f"Its batch could not be kept in {path} ({error})"
-        saved = "" if self._saved is None else f"; {LAST} is of step {self._saved}"
-        fault = faulty_input(batch, self.batches)
-        if fault is not None:
-            raise TrainingError(
-                f"Step {step} got samples that are not finite from {fault}: training stops. {kept}{saved}. "
-                "Delete that track's folder and prepare the cache again."
-            )
-        raise TrainingError(
-            f"Step {step} gave a loss of {found.loss:g} and a gradient of norm {found.norm:g}: training stops. "
-            f"{kept}{saved}. Go on with a smaller --learning_rate, or with --dtype float32."
-        )
+        kept = keep_step(path, content)
+        raise unusable_step(found, step, faulty_input(batch, self.batches), f"{kept}{self._what_is_saved()}")
+
+    def _too_large(self, step: int) -> str:
+        self._save(final=False)  # the weights are still those of the step before
+        advice = lighter(self.settings, self.world.size)
+        return f"Memory ran out in step {step}: train with {advice}{self._what_is_saved()}."
+
+    def _too_large_to_validate(self) -> str:
+        where = f"in the validation at step {self.state.progress.step}"
+        return f"Memory ran out {where}: validate on shorter tracks, or go on with --validate_every 0{self._what_is_saved()}."
+
+    def _what_is_saved(self) -> str:
+        known = self.world.first and self._saved is not None  # the other processes do not write it
+        return f"; {LAST} is of step {self._saved}" if known else ""
 
     def _over(self) -> bool:
         progress, settings = self.state.progress, self.settings
@@ -227,13 +227,14 @@ class Trainer:
         # What can be lost by an interruption is on disk before.
         self._save(final=False)
         began = time.monotonic()
-        own = validate(
-            self.state.usable,
-            self.tracks[self.world.rank :: self.world.size],
-            self.settings.backend,  # `auto` may know a faster one where no gradients are needed
-            self.precision,
-            lambda: bool(self._interruption),
-        )
+        with enough_memory(self._too_large_to_validate):
+            own = validate(
+                self.state.usable,
+                self.tracks[self.world.rank :: self.world.size],
+                self.settings.backend,  # `auto` may know a faster one where no gradients are needed
+                self.precision,
+                lambda: bool(self._interruption),
+            )
         parts = self.world.gather_objects(own)
         if any(part is None for part in parts):
             return False

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from metatasnet_fast import load_checkpoint
 from metatasnet_fast.cli.training_display import TrainingDisplay
 from metatasnet_fast.training import launch
 from metatasnet_fast.training.data import write_manifest, write_track
 from metatasnet_fast.training.journal import read_journal
+from metatasnet_fast.training.step import GradientStep
 from tests.cli.conftest import Command
 from tests.training.songs import SMALL, music, write_cache
 
@@ -143,6 +145,27 @@ def test_what_is_wrong_is_one_sentence(
     given = [] if "--config" in options else ["--config", config]
     outcome = command("train", cache, "--out", "run", *given, *options)
     assert outcome.code == 2 and says in outcome.one_sentence()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_one_sentence(
+    command: Command, cache: Path, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*args: Any, **options: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr(GradientStep, "__call__", exhausted)
+    outcome = command("train", cache, "--out", "run", "--config", config, "--steps", "1")
+    assert outcome.code == 2 and "--micro_batch 2 or --recompute" in outcome.one_sentence()
+
+
+def test_one_process_of_several_without_its_rank_is_one_sentence(
+    command: Command, cache: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    outcome = command("train", cache, "--out", "run", "--config", config, "--steps", "1")
+    assert outcome.code == 2 and "RANK is not set" in outcome.one_sentence()
     assert not (tmp_path / "run").exists()
 
 

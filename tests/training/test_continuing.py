@@ -96,8 +96,24 @@ def test_a_damaged_state_names_what_is_left(cache: Path, tmp_path: Path, keep: i
     with pytest.raises(CheckpointError, match=r"last.pt is damaged: move .*last.pt away to start anew"):
         plan_run(tmp_path / "run", {})
     (tmp_path / "run" / "best.pt").touch()
-    with pytest.raises(CheckpointError, match=r"with --checkpoint .*best.pt and a new --out"):
+    advice = r"with --checkpoint .*best.pt and a new --out, or move .*last.pt and best.pt away to start anew"
+    with pytest.raises(CheckpointError, match=advice):
         plan_run(tmp_path / "run", {})
+
+
+@pytest.mark.parametrize("checkpoint", [None, "last.pt"])
+def test_a_run_that_has_lost_its_state_keeps_its_best_and_its_log(
+    cache: Path, run: Path, tmp_path: Path, checkpoint: str | None
+) -> None:
+    for name in ("best.pt", "log.jsonl", "settings.json"):
+        (tmp_path / name).write_bytes((run / name).read_bytes())
+    given = SMALL if checkpoint is None else {}
+    origin = None if checkpoint is None else run / checkpoint
+    with pytest.raises(TrainingError, match=r"no last.pt to go on from: .* --checkpoint .*best.pt and a new --out, or"):
+        plan_run(tmp_path, given, origin)
+    assert (tmp_path / "best.pt").read_bytes() == (run / "best.pt").read_bytes()
+    (tmp_path / "best.pt").unlink()
+    assert not plan_run(tmp_path, given, origin).resumed
 
 
 @pytest.mark.parametrize("text", [None, "", "{}", "[]", '{"network": {"N": "many"}, "training": {"seed": 1}}'])

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from metatasnet_fast.backends import Choice
+from metatasnet_fast.errors import ConfigError
 from metatasnet_fast.model import MultiTasNet
 from metatasnet_fast.training.distributed import World
 from metatasnet_fast.training.launch import plan_run, train
@@ -139,3 +140,37 @@ def test_a_run_under_torchrun_is_the_run_of_one_process(tmp_path: Path) -> None:
 
 def entries(run: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"WORLD_SIZE": "2"}, "RANK is not set"),
+        ({"WORLD_SIZE": "2", "RANK": "first"}, "RANK is 'first'"),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK is '2'"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": ""}, "LOCAL_RANK is ''"),
+        ({"WORLD_SIZE": "many"}, "WORLD_SIZE is 'many'"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE is '0'"),
+    ],
+)
+def test_a_place_among_the_processes_that_is_no_place_is_refused(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], says: str
+) -> None:
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=f"^{says}.*: start .* torchrun, or unset WORLD_SIZE"):
+        World.from_environment()
+
+
+@pytest.mark.parametrize("absent", ["MASTER_ADDR", "MASTER_PORT"])
+def test_processes_that_cannot_find_each_other_are_refused(monkeypatch: pytest.MonkeyPatch, absent: str) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", free_port())
+    monkeypatch.delenv(absent)
+    with (
+        pytest.raises(ConfigError, match=f"^{absent} is not set.*torchrun"),
+        World(0, PROCESSES).joined(torch.device("cpu")),
+    ):
+        pass

@@ -35,6 +35,22 @@ def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
     assert train(cache, out, plan_run(out, {"steps": 2})) is None
 
 
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_run_that_went_on_after_it_was_looked_at_is_not_trained_from_the_older_state(
+    tmp_path: Path, before: int
+) -> None:
+    cache, out = write_cache(tmp_path / "cache", seconds=1.0), tmp_path / "run"
+    if before:
+        train(cache, out, plan_run(out, {**SMALL, "steps": before}))
+    plan = plan_run(out, {**SMALL, "steps": 9})
+    train(cache, out, plan_run(out, {**SMALL, "steps": before + 1}))
+    settings = (out / "settings.json").read_text()
+    with pytest.raises(TrainingError, match=r"last.pt was written .* give the same command again"):
+        train(cache, out, plan)
+    assert (out / "settings.json").read_text() == settings
+    assert read_original(out / "last.pt").steps == before + 1
+
+
 def test_what_killed_runs_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
     for name in (".best.pt.123.part", ".last.pt.4567.part", ".log.jsonl.part", "mine.part", "best.pt"):
         (tmp_path / name).write_bytes(b"half")

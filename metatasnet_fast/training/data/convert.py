@@ -162,7 +162,7 @@ def _to_original(job: Job, settings: Settings) -> Outcome:
 def inputs(track: TrackSource, settings: Settings) -> dict[str, Path]:
     """The files that a track is made from; raises :class:`TrainingDataError` if they do not make one."""
     if track.kind != "original":
-        return input_files(track)
+        return input_files(track, mixture=settings.layout == "original")  # only this layout stores it
     split = FOLDERS[track.split]
     root = track.path.parent.parent
     return {str(rate): root / f"{split}_{rate // 1000}" / track.path.name for rate in settings.rates}

@@ -16,7 +16,7 @@ from torch import Tensor
 from ...audio import read_audio
 from ...config import INSTRUMENTS
 from ...errors import MissingDependencyError, TrainingDataError
-from .sources import TrackSource, read_counts, stem_files
+from .sources import TrackSource, mixture_files, read_counts, stem_files
 
 __all__ = ["Recording", "check_programs", "content_hash", "decode", "input_files"]
 
@@ -66,8 +66,11 @@ def _import_stempeg() -> Any:
     return stempeg
 
 
-def input_files(track: TrackSource) -> dict[str, Path]:
+def input_files(track: TrackSource, *, mixture: bool = False) -> dict[str, Path]:
     """The files that a track is made from, under names that say what they are.
+
+    Args:
+        mixture: also the mixture beside the stems, if there is one.
 
     Raises:
         TrainingDataError: if a stem that counts is missing, or there are several files for one.
@@ -77,9 +80,6 @@ def input_files(track: TrackSource) -> dict[str, Path]:
     found = stem_files(track.path)
     counts = read_counts(track.path)
     for stem, counted in zip(INSTRUMENTS, counts, strict=True):
-        if len(found[stem]) > 1:
-            names = " and ".join(path.name for path in found[stem])
-            raise TrainingDataError(f"{track.path} has both {names}; keep one of them.")
         if counted and not found[stem]:
             raise TrainingDataError(
                 f"{track.path} has no {stem}; add {stem}.wav (silence, if the track has none), or a track.json with "
@@ -87,7 +87,16 @@ def input_files(track: TrackSource) -> dict[str, Path]:
             )
     if not any(found.values()):
         raise TrainingDataError(f"{track.path} holds no stems; add them, or remove the folder.")
-    return {stem: paths[0] for stem, paths in found.items() if paths}
+    files = {stem: _only(paths) for stem, paths in found.items() if paths}
+    beside = mixture_files(track.path) if mixture else []
+    return {**files, "mixture": _only(beside)} if beside else files
+
+
+def _only(paths: list[Path]) -> Path:
+    if len(paths) > 1:
+        names = " and ".join(path.name for path in paths)
+        raise TrainingDataError(f"{paths[0].parent} has both {names}; keep one of them.")
+    return paths[0]
 
 
 def content_hash(files: dict[str, Path]) -> str:
@@ -118,11 +127,7 @@ def decode(track: TrackSource, *, mixture: bool = False) -> Recording:
     """
     if track.kind == "musdb":
         return _decode_musdb(track, mixture)
-    files = input_files(track)
-    if mixture:
-        beside = [path for path in sorted(track.path.iterdir()) if path.stem.lower() == "mixture" and not path.is_dir()]
-        if beside:
-            files["mixture"] = beside[0]
+    files = input_files(track, mixture=mixture)
     signals, rates, warnings = {}, {}, []
     for name, path in files.items():
         audio = read_audio(path)

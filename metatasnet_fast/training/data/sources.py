@@ -15,7 +15,16 @@ from ...config import INSTRUMENTS
 from ...errors import TrainingDataError
 from .entry import ENTRY, SPLITS
 
-__all__ = ["MUSDB_VALIDATION", "TrackSource", "find_musdb", "find_original", "find_stems", "read_counts", "stem_files"]
+__all__ = [
+    "MUSDB_VALIDATION",
+    "TrackSource",
+    "find_musdb",
+    "find_original",
+    "find_stems",
+    "mixture_files",
+    "read_counts",
+    "stem_files",
+]
 
 MUSDB_VALIDATION = frozenset(
     [
@@ -128,6 +137,11 @@ def stem_files(folder: Path) -> dict[str, list[Path]]:
         if stem in found and path.suffix and not path.is_dir():
             found[stem].append(path)
     return found
+
+
+def mixture_files(folder: Path) -> list[Path]:
+    """The files ``mixture.*`` of a folder."""
+    return [path for path in sorted(folder.iterdir()) if path.stem.lower() == "mixture" and not path.is_dir()]
 
 
 def read_counts(folder: Path) -> tuple[bool, ...]:

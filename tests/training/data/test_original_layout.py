@@ -100,6 +100,28 @@ def test_finished_tracks_are_kept_and_changed_ones_written_anew(
     assert [o.status for o in write(songs, out).outcomes] == ["done", "kept"]
 
 
+def test_a_changed_mixture_is_a_changed_track(tmp_path: Path, songs: Path) -> None:
+    out, mixture = tmp_path / "out", songs / "a" / "mixture.wav"
+    write(songs, out)
+    before = load(out / "train_8" / "0000.npz")
+    samples, rate = sf.read(mixture, dtype="float32")
+    sf.write(mixture, samples / 2, rate, subtype="FLOAT")
+    assert [o.status for o in write(songs, out).outcomes] == ["done", "kept"]
+    after = load(out / "train_8" / "0000.npz")
+    assert np.abs(after[:, 0] - before[:, 0] / 2).max() < 1e-6
+    assert np.array_equal(after[:, 1:], before[:, 1:])
+    mixture.rename(songs / "b" / "mixture.wav")
+    assert [o.status for o in write(songs, out).outcomes] == ["done", "done"]
+
+
+def test_two_mixtures_of_one_track_are_refused_where_they_are_read(tmp_path: Path, songs: Path) -> None:
+    samples, rate = sf.read(songs / "a" / "mixture.wav")
+    sf.write(songs / "a" / "mixture.flac", samples, rate)
+    (failure,) = write(songs, tmp_path / "out").failures
+    assert failure.name == "a" and "has both mixture.flac and mixture.wav; keep one" in str(failure.error)
+    assert prepare(find_stems(songs, ["b"]), tmp_path / "cache", rates=RATES).failures == []
+
+
 def test_a_cache_made_of_it_is_the_cache_made_of_the_stems(tmp_path: Path, songs: Path) -> None:
     write(songs, tmp_path / "out")
     prepare(find_original(tmp_path / "out", RATES), tmp_path / "from-original", rates=RATES)

@@ -1,0 +1,142 @@
+"""What a run is to be: new, started from a checkpoint, or gone on with from its own state."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..config import MetaTasNetConfig
+from ..errors import CheckpointError, ConfigError, TrainingError
+from ..model.checkpoints import Checkpoint, config_of
+from .folder import notes_of, settings_of
+from .saving import read_checkpoint
+from .settings import TrainingSettings, split_settings
+from .trainer import BEST, LAST
+
+__all__ = ["Plan", "plan_run", "refuse_overtaken"]
+
+CHANGEABLE = ("dropout", "similarity_loss_weight", "dissimilarity_loss_weight", "reconstruction_loss_weight")
+"""Settings of the network that do not change its parameters."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is to be."""
+
+    config: MetaTasNetConfig
+    settings: TrainingSettings
+    checkpoint: Checkpoint | None = None
+    """What it goes on from."""
+    origin: Path | None = None
+    """Where that was read."""
+    started_from: Path | None = None
+    """The checkpoint that the run was started from, also when it goes on from its own."""
+    changes: Mapping[str, tuple[Any, Any]] = dataclasses.field(default_factory=dict)
+    """Settings that differ from those that the run or checkpoint had, and the cache: before and now."""
+    resumed: bool = False
+    """Whether the run goes on, instead of starting."""
+    seen: tuple[int, int] | None = None
+    """Time and size of the run's own state when it was looked at; None if there was none."""
+
+
+def plan_run(
+    out: Path, given: Mapping[str, Any], checkpoint: Path | None = None, cache: str | Path | None = None
+) -> Plan:
+    """Decide what ``out`` will hold: a run that is there goes on; else one starts, from ``checkpoint`` if there is one.
+
+    Args:
+        given: settings by name that the user gave; all others come from the run, from the checkpoint, or are the defaults.
+        checkpoint: what to start from. A run that was started from it goes on from its own state.
+        cache: what is to be trained on, to be compared with what the run was trained on.
+
+    Raises:
+        ConfigError: for settings that do not fit.
+        CheckpointError: if a checkpoint cannot be read.
+        TrainingError: if there is a run that was not started from ``checkpoint``, whose settings cannot be read, or of which
+            only the best state is left.
+    """
+    network, training = split_settings(given)
+    changes: dict[str, tuple[Any, Any]] = {}
+    seen = _stamp(out)  # before it is read, so that what is written meanwhile is noticed
+    resumed = seen is not None
+    if not resumed and (out / BEST).exists():
+        raise TrainingError(
+            f"{out} holds a {BEST}, but no {LAST} to go on from: start another run from it with --checkpoint {out / BEST} and "
+            "a new --out, or move it away to start anew."
+        )
+    if resumed:
+        origin, notes = out / LAST, notes_of(out)
+        started_from = Path(notes["checkpoint"]) if isinstance(notes.get("checkpoint"), str) else None
+        if checkpoint is not None and (started_from is None or checkpoint.resolve() != started_from):
+            raise TrainingError(f"{out} holds a run already: leave --checkpoint out to go on, or choose another --out.")
+        trained_on = notes.get("cache")
+        if cache is not None and isinstance(trained_on, str) and Path(trained_on).resolve() != Path(cache).resolve():
+            changes["cache"] = trained_on, str(Path(cache).resolve())
+        before = settings_of(out, origin)
+        found = _last_state(out)
+    elif checkpoint is not None:
+        origin, started_from = checkpoint, checkpoint.resolve()
+        found = read_checkpoint(checkpoint)
+        before = _settings_of(found, checkpoint)
+    else:
+        return Plan(MetaTasNetConfig.from_dict(network), TrainingSettings(**training))
+    fixed = [name for name, value in network.items() if name not in CHANGEABLE and before[0].get(name) != value]
+    if fixed:
+        was = ", ".join(f"{name}={before[0].get(name)}" for name in fixed)
+        raise ConfigError(f"The network in {origin} has {was}: leave {', '.join(fixed)} out, or start a new run.")
+    known = {**before[0], **before[1]}
+    for name, value in given.items():
+        # Checkpoints do not tell all settings: what was not known is not changed.
+        if (resumed or name in known) and known.get(name) != value:
+            changes[name] = known.get(name), value
+    return Plan(
+        MetaTasNetConfig.from_dict({**before[0], **network}),
+        TrainingSettings(**{**before[1], **training}),
+        found,
+        origin,
+        started_from,
+        changes,
+        resumed,
+        seen,
+    )
+
+
+def refuse_overtaken(out: Path, plan: Plan) -> None:
+    """Raise :class:`TrainingError` if the run's state was written since the plan was made, as by a process that was ending."""
+    if _stamp(out) != plan.seen:
+        raise TrainingError(
+            f"{out / LAST} was written while this process was starting: give the same command again to go on from it."
+        )
+
+
+def _stamp(out: Path) -> tuple[int, int] | None:
+    try:
+        found = (out / LAST).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_mtime_ns, found.st_size
+
+
+def _last_state(out: Path) -> Checkpoint:
+    """The state that a run goes on from."""
+    try:
+        return read_checkpoint(out / LAST)
+    except CheckpointError as error:
+        best = out / BEST
+        advice = f"move {out / LAST} away to start anew"
+        if best.exists():
+            advice = (
+                f"start another run from the best state with --checkpoint {best} and a new --out, or move {out / LAST} and "
+                f"{BEST} away to start anew"
+            )
+        raise CheckpointError(f"The run in {out} cannot go on, because its {LAST} is damaged: {advice}.") from error
+
+
+def _settings_of(checkpoint: Checkpoint, origin: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings of the network, and those of the training that the authors' arguments hold."""
+    names = {field.name for field in dataclasses.fields(TrainingSettings)}
+    training = {name: value for name, value in vars(checkpoint.args).items() if name in names and value is not None}
+    return config_of(checkpoint, origin).to_dict(), training
