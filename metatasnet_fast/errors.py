@@ -17,6 +17,7 @@ __all__ = [
     "MetaTasNetError",
     "MissingDependencyError",
     "NotAudioError",
+    "OutOfMemoryError",
     "ShapeError",
     "TrainingDataError",
     "TrainingError",
@@ -70,6 +71,10 @@ class AudioWriteError(MetaTasNetError, OSError):
 
 class AudioFormatError(AudioWriteError):
     """Rate, channels, length or samples that an audio format cannot hold, or no such format: another one is needed."""
+
+
+class OutOfMemoryError(MetaTasNetError, MemoryError):
+    """Memory, a device's or the machine's, does not suffice; the message says what needs less."""
 
 
 class TrainingDataError(MetaTasNetError, ValueError):

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 __all__ = ["add_engine_options", "make_separator", "model_name"]
 
 
+RUN_FILES = ("best.pt", "last.pt", "failed.pt")
+"""What ``train`` calls its checkpoints, those of every run."""
+
+
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model and machine")
     group.add_argument(
@@ -51,13 +55,18 @@ def make_separator(args: argparse.Namespace, mixture_consistency: bool = False) 
 
 
 def model_name(model: str) -> str:
-    """What the folder of a model's stems is called: the checkpoint's name without its suffix."""
+    """What the folder of a model's stems is called: the checkpoint's name without its suffix.
+
+    One that ``train`` wrote is called by the folder of its run too, as in ``run-best``.
+    """
     path = Path(model)
     if not path.exists():
         return model
     path = path.resolve()
     if path.is_dir():
         return path.name
+    if path.name in RUN_FILES and path.parent.name:
+        return f"{path.parent.name}-{path.stem}"
     return path.parent.name if path.name in ("config.json", "model.safetensors") else path.stem
 
 

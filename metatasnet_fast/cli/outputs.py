@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import string
 import tempfile
@@ -15,6 +16,9 @@ from .inputs import Track
 __all__ = ["Template", "check_writable", "plan_outputs"]
 
 FIELDS = ("track", "stem", "ext")
+
+LONGEST = 200
+"""Bytes of a record's name; file systems hold 255, and stems may need fewer than their record."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,19 @@ class Template:
         """The file of each stem."""
         pattern = self.pattern(track)
         return {stem: folder / f"{pattern.format(stem=stem)}.{self.ext}" for stem in stems}
+
+    def record(self, folder: Path, track: str) -> Path:
+        """The hidden file that says what the stems of a track are of: ``.stems.json`` beside them in most layouts.
+
+        It lies in the deepest folder that all stems share, and has the rest of their path in its name.
+        """
+        pattern = self.pattern(track)
+        one, another = (folder / pattern.format(stem=stem) for stem in ("stems", "x"))
+        place = Path(os.path.commonpath([one.parent, another.parent]))
+        name = "-".join(one.relative_to(place).parts)
+        if len(os.fsencode(name)) > LONGEST:
+            name = hashlib.sha256(os.fsencode(name)).hexdigest()
+        return place / f".{name}.json"
 
 
 def plan_outputs(

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import INSTRUMENTS
 from ..errors import MetaTasNetError
 from .engine import add_engine_options, make_separator
-from .inputs import find_tracks
+from .inputs import Track, find_tracks
+from .origins import Model, Origin, check_origins, note_origins
 from .outputs import Template, check_writable, plan_outputs
 from .progress import ProgressDisplay
 from .report import Report
 
 if TYPE_CHECKING:
+    from ..separation import Separation, Separator
     from ..separation.result import Recipe
 
 __all__ = ["add_parser"]
@@ -23,6 +26,7 @@ __all__ = ["add_parser"]
 EPILOG = """
 Stems go to OUTPUT/<model>/<track>/<stem>.wav. A track is called as its file is, without suffix; one found in a folder, by
 its path in that folder. Stems that are there already are kept, and not made anew without --overwrite.
+A hidden file beside them, .stems.json, says of which recording they are and by which model: for another one the file fails.
 
 exit codes: 0 all done; 2 the command cannot be carried out, nothing was done; 3 some files failed, the rest is done;
 130 interrupted. No stem is ever half-written.
@@ -84,38 +88,75 @@ def run(args: argparse.Namespace) -> int:
     recipe = _recipe(args)
     _check_format(args)
     template = Template.parse(args.filename, args.format)
-    separator, model = make_separator(args, args.mixture_consistency)
-    folder = Path(args.output) / model
+    separator, name = make_separator(args, args.mixture_consistency)
+    folder = Path(args.output) / name
     tracks = find_tracks(args.inputs, exclude=[Path(args.output), folder])
     plan = plan_outputs(tracks, template, folder, list(recipe))
     check_writable(folder)
 
     report = Report(args.json)
-    report.say(f"{model}: {separator.describe()}")
+    report.say(f"{name}: {separator.describe()}")
+    job = _Job(args, separator, _identify(args.model or name, separator), folder, template, recipe)
     for track in tracks:
         if track.problem:
             report.failed(track, track.problem)
             continue
-        missing = [stem for stem, path in plan[track].items() if args.overwrite or not os.path.exists(path)]
-        if not missing:
-            report.skipped(track, plan[track])
-            continue
         try:
-            with ProgressDisplay(track.path.name) as separator.progress:
-                separation = separator.separate_file(
-                    track.path,
-                    folder,
-                    {stem: recipe[stem] for stem in missing},
-                    name=template.pattern(track.name),
-                    format=args.format,
-                    subtype=args.subtype,
-                )
+            separation = job.separate(track, plan[track])
         except MetaTasNetError as error:
             report.failed(track, str(error))
+            continue
+        if separation is None:
+            report.skipped(track, plan[track])
         else:
             report.done(track, separation, plan[track])
     report.finish(separator.describe())
     return report.exit_code
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is done with every track."""
+
+    args: argparse.Namespace
+    separator: Separator
+    model: Model
+    folder: Path
+    template: Template
+    recipe: Recipe
+
+    def separate(self, track: Track, files: dict[str, Path]) -> Separation | None:
+        """Make the stems that are missing; None if none is.
+
+        Raises:
+            MetaTasNetError: if they cannot be made, or if those that are there are of another recording or model.
+        """
+        record = self.template.record(self.folder, track.name)
+        there = [] if self.args.overwrite else [stem for stem, path in files.items() if os.path.exists(path)]
+        check_origins(record, [files[stem] for stem in there], track.path, self.model)
+        recipe = {stem: parts for stem, parts in self.recipe.items() if stem not in there}
+        if not recipe:
+            return None
+        origin = Origin.of(track.path, self.model)
+        with ProgressDisplay(track.path.name) as self.separator.progress:
+            separation = self.separator.separate_file(
+                track.path,
+                self.folder,
+                recipe,
+                name=self.template.pattern(track.name),
+                format=self.args.format,
+                subtype=self.args.subtype,
+            )
+        note_origins(record, separation.files.values(), origin)
+        return separation
+
+
+def _identify(model: str, separator: Separator) -> Model:
+    from ..catalogue.identity import model_checksum
+    from ..model.pretrained import means_bundled
+
+    local = os.path.exists(model) and not means_bundled(model)
+    return Model(os.path.abspath(model) if local else model, model_checksum(separator.network))
 
 
 def _recipe(args: argparse.Namespace) -> Recipe:

@@ -9,8 +9,9 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from ..errors import MetaTasNetError
+from ..errors import OutOfMemoryError
 from ..model.engine import Engine
+from .memory import is_out_of_memory
 
 __all__ = ["BatchRunner", "automatic_batch_size", "is_out_of_memory"]
 
@@ -43,7 +44,7 @@ class BatchRunner:
             the last stage's estimate of each window, (4, samples), in order.
 
         Raises:
-            MetaTasNetError: if a single window does not fit into memory.
+            OutOfMemoryError: if a single window does not fit into memory.
         """
         source = iter(windows)
         waiting: deque[Sequence[Tensor]] = deque()
@@ -60,7 +61,7 @@ class BatchRunner:
                 if not is_out_of_memory(error):
                     raise
                 if len(batch) == 1:
-                    raise MetaTasNetError(
+                    raise OutOfMemoryError(
                         "Memory does not suffice for a single window: free some, or separate on another device."
                     ) from error
                 self.batch_size = len(batch) // 2
@@ -74,16 +75,6 @@ class BatchRunner:
             for _ in batch:
                 waiting.popleft()
             yield from estimates
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on any device."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and any(
-        sign in text for sign in ("out of memory", "DefaultCPUAllocator", "not enough memory", "bad_alloc")
-    )
 
 
 def automatic_batch_size(engine: Engine, frames: int, device: torch.device) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import os
@@ -24,6 +25,7 @@ from ..precision import Precision
 from .batches import BatchRunner, automatic_batch_size
 from .devices import choose_device, choose_home
 from .fast_mode import separate_in_windows
+from .memory import memory_for
 from .outputs import StemFiles, collect
 from .progress import ProgressCallback, Reporter
 from .recording import Recording
@@ -91,6 +93,7 @@ class Separator:
         CheckpointError: if the model cannot be loaded.
         BackendUnavailableError: if the device is absent, or the backend cannot serve.
         ConfigError: for an unknown mode, dtype or device, or a batch size below 1.
+        OutOfMemoryError: if the network does not fit into the device's memory.
 
     Example:
         >>> stems = Separator("checkpoints/best_model.pt").separate(waveform, 44100)
@@ -136,7 +139,8 @@ class Separator:
         self._choice = Choice.parse(backend, self.precision.value)
         request = Request(self.device, self.precision, False, network.config)
         self.backend = resolve(backend, request).name
-        self.network = network if network.device == self.device else copy.deepcopy(network).to(self.device)
+        with memory_for(f"the network on {self.device}", "free some, or choose another device"):
+            self.network = network if network.device == self.device else copy.deepcopy(network).to(self.device)
         self.mode = mode
         self.mixture_consistency = mixture_consistency
         self.batch_size = batch_size
@@ -163,14 +167,16 @@ class Separator:
 
         Raises:
             EmptyAudioError: for no samples.
+            OutOfMemoryError: if memory does not suffice, even for a single window.
             ShapeError: for another shape or dtype, or a sample rate that is not positive.
             UnknownStemError: for a stem that the network does not produce.
         """
         began = time.perf_counter()
         recipe = parse_stems(stems)
-        recording = Recording.from_memory(waveform, sample_rate)
-        device = waveform.device if isinstance(waveform, Tensor) else torch.device("cpu")
-        return self._in_memory(recording, recipe, device, waveform.ndim == 1, began, [])
+        with self._memory_for("the recording", to_files=False):
+            recording = Recording.from_memory(waveform, sample_rate)
+            device = waveform.device if isinstance(waveform, Tensor) else torch.device("cpu")
+            return self._in_memory(recording, recipe, device, waveform.ndim == 1, began, [])
 
     def separate_file(
         self,
@@ -199,16 +205,24 @@ class Separator:
         Raises:
             AudioReadError: if the file cannot be read (NotAudioError, EmptyAudioError: holds no audio, no samples).
             AudioWriteError: if a stem cannot be written; no half-written file stays behind.
+            OutOfMemoryError: if memory does not suffice, even for a single window.
             UnknownStemError: for a stem that the network does not produce.
         """
         began = time.perf_counter()
         recipe = parse_stems(stems)
-        with open_audio(path) as stream:
+        with self._memory_for(os.fspath(path), output_dir is not None), open_audio(path) as stream:
             recording = Recording.from_stream(stream)
             if output_dir is None:
                 return self._in_memory(recording, recipe, torch.device("cpu"), False, began, stream.warnings)
             files = StemFiles.plan(Path(output_dir), name, Path(path).stem, recipe, recording, format, subtype)
             return self._to_files(recording, recipe, files, began, stream.warnings)
+
+    def _memory_for(self, what: str, to_files: bool) -> contextlib.AbstractContextManager[None]:
+        if self.mode == "reference":
+            return memory_for(what, "use fast mode, or free some")
+        if not to_files:
+            return memory_for(what, "let separate_file write the stems to files, or free some")
+        return memory_for(what, "free some, or separate on another device")
 
     @_undisturbed
     def _in_memory(

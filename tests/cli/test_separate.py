@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile as sf
 
 from metatasnet_fast.config import INSTRUMENTS
+from metatasnet_fast.separation import separator
 from tests.cli.conftest import RATE, Command
 
 
 def stems(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("[!.]*") if path.is_file())
 
 
 def test_every_stem_has_its_file_below_model_and_track(separate: Command, song: Path, tmp_path: Path) -> None:
@@ -127,4 +129,23 @@ def test_the_rest_is_done_when_one_file_fails(separate: Command, song: Path, tmp
     outcome = separate("text.wav", song, "--stems", "bass")
     assert outcome.code == 3 and "text.wav cannot be read as audio" in outcome.one_sentence()
     assert "1 done, 0 skipped, 1 failed" in outcome.out
+    assert stems(tmp_path / "separated") == ["tiny/song/bass.wav"]
+
+
+def test_a_file_for_which_memory_does_not_suffice_fails_alone(
+    separate: Command, song: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(song, tmp_path / "long.wav")
+    separated_as_evaluated = separator.separate_as_evaluated
+
+    def separate_as_evaluated(engine: Any, recording: Any, *more: Any) -> Any:
+        if not finished:
+            finished.append(recording)
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory")
+        return separated_as_evaluated(engine, recording, *more)
+
+    finished: list[Any] = []
+    monkeypatch.setattr(separator, "separate_as_evaluated", separate_as_evaluated)
+    outcome = separate("long.wav", song, "--stems", "bass", "--mode", "reference")
+    assert outcome.code == 3 and "long.wav: use fast mode" in outcome.one_sentence() and "1 done" in outcome.out
     assert stems(tmp_path / "separated") == ["tiny/song/bass.wav"]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from metatasnet_fast.errors import AudioWriteError, MetaTasNetError
+from metatasnet_fast.errors import AudioWriteError, MetaTasNetError, OutOfMemoryError
 from metatasnet_fast.separation.batches import BatchRunner
 from metatasnet_fast.separation.gains import NormalEquations, residual_shares
 from metatasnet_fast.separation.normalise import RunningDeviation
@@ -153,7 +153,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(error: Exception) -> None:
 def test_a_window_that_never_fits_is_an_error() -> None:
     engine = FullEngine(0, torch.OutOfMemoryError())
     windows = [[torch.zeros(1, 8 * 2**s) for s in range(3)]]
-    with pytest.raises(MetaTasNetError, match="single window"):
+    with pytest.raises(OutOfMemoryError, match="single window"):
         list(BatchRunner(4, print).run(engine, iter(windows)))  # type: ignore[arg-type]
 
 

@@ -1,0 +1,147 @@
+"""Which recording and which model the stems on disk are of: a small hidden file beside them says it."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ..errors import AudioWriteError, MetaTasNetError
+
+__all__ = ["Model", "Origin", "check_origins", "note_origins"]
+
+REMEDY = "make them anew with --overwrite, or choose another folder with --output."
+
+
+class OtherOriginError(MetaTasNetError):
+    """Stems that are there already are of another recording, by another model, or nobody can say of which."""
+
+
+@dataclass(frozen=True)
+class Model:
+    name: str
+    """The absolute path, or the name of a bundled model or of one on the hub."""
+    sha256: str
+    """Of the configuration and the weights."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a stem was made of, and by what."""
+
+    input: str
+    """The absolute path of the recording."""
+    bytes: int
+    mtime_ns: int
+    sha256: str
+    model: str
+    model_sha256: str
+
+    @classmethod
+    def of(cls, path: Path, model: Model) -> Origin | None:
+        """What stems of a file will be of; None for what cannot be read, or not twice, such as a pipe."""
+        try:
+            found = os.stat(path)
+            if not stat.S_ISREG(found.st_mode):
+                return None
+            digest = _sha256_of(path)
+        except OSError:
+            return None  # separating it says why
+        return cls(os.path.abspath(path), found.st_size, found.st_mtime_ns, digest, model.name, model.sha256)
+
+    def is_of(self, path: Path) -> bool:
+        """Whether a file is the recording, be it moved, copied or touched. The content is read only if that is open."""
+        same_place = os.path.abspath(path) == self.input
+        try:
+            found = os.stat(path)
+            if not stat.S_ISREG(found.st_mode):
+                return True
+            if same_place and (found.st_size, found.st_mtime_ns) == (self.bytes, self.mtime_ns):
+                return True
+            return found.st_size == self.bytes and _sha256_of(path) == self.sha256
+        except OSError:
+            return same_place  # nothing says that what was here was another one
+
+    def objection(self, path: Path, model: Model) -> str | None:
+        """Whose the stem is, if it is not that of a file by a model."""
+        if not self.is_of(path):
+            changed = os.path.abspath(path) == self.input
+            return f"are of {self.input}, " + ("as it was before it changed" if changed else "not of this input")
+        if self.model_sha256 != model.sha256:
+            return f"are by another model, {self.model} (checksum {self.model_sha256[:8]}, not {model.sha256[:8]})"
+        return None
+
+
+def check_origins(record: Path, files: Iterable[Path], path: Path, model: Model) -> None:
+    """Make sure that stems are those of a recording by a model; stems of which the record says nothing may be.
+
+    Raises:
+        OtherOriginError: if they are not, or if the record cannot be read.
+    """
+    keys = [_key(record, file) for file in files]
+    known = _read(record) if keys else {}
+    found = dict.fromkeys(known[key] for key in keys if key in known)
+    for origin in found:
+        objection = origin.objection(path, model)
+        if objection:
+            raise OtherOriginError(f"{path}: the stems in {record.parent} {objection}: {REMEDY}")
+
+
+def note_origins(record: Path, files: Iterable[Path], origin: Origin | None) -> None:
+    """Write into the record what new stems are of. A damaged record says nothing that is worth to be kept.
+
+    Raises:
+        AudioWriteError: if it cannot be written; there is no record then.
+    """
+    try:
+        known = _read(record)
+    except OtherOriginError:
+        known = {}
+    for key in (_key(record, file) for file in files):
+        known.pop(key, None)
+        if origin is not None:
+            known[key] = origin
+    _write(record, {key: asdict(value) for key, value in known.items()})
+
+
+def _sha256_of(path: Path) -> str:
+    from ..catalogue.source import sha256_of
+
+    return sha256_of(path)
+
+
+def _key(record: Path, file: Path) -> str:
+    return file.relative_to(record.parent).as_posix()
+
+
+def _read(record: Path) -> dict[str, Origin]:
+    try:
+        entries = json.loads(record.read_text("utf-8"))
+        return {key: Origin(**values) for key, values in entries.items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise OtherOriginError(
+            f"{record} does not say what the stems beside it are of ({error}): remove it, or make them anew with --overwrite."
+        ) from error
+
+
+def _write(record: Path, entries: dict[str, dict[str, object]]) -> None:
+    """Replace the record at once."""
+    part = record.with_name(f".{os.getpid()}{record.suffix}.part")
+    try:
+        with open(part, "w", encoding="utf-8") as file:
+            json.dump(entries, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, record)
+    except OSError as error:
+        record.unlink(missing_ok=True)  # it may speak of stems that are no more
+        raise AudioWriteError(
+            f"The stems in {record.parent} are complete, but {record} cannot be written ({error.strerror}): make room."
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
