@@ -23,7 +23,7 @@ from .outcome import Outcome, Status
 from .result import RESULT_NAME, Result
 from .song import Song, safe_name
 from .source import Source, sha256_of
-from .storage import LocalStorage, Storage, open_storage
+from .storage import LocalStorage, Storage, local_path, open_storage
 
 __all__ = ["Destination", "LedgerWriter", "song_folder"]
 
@@ -80,6 +80,11 @@ class Destination:
         with source.local() as path:
             return result if sha256_of(path) == result.content else None
 
+    def from_elsewhere(self, song: Song) -> Result | None:
+        """The result under the song's id, if it was made of a file at another address: that of another song, or of this one."""
+        result = self.result(song.id)
+        return None if result is None or _real_address(result.uri) == _real_address(song.uri) else result
+
     def results(self) -> Iterator[tuple[str, Result | None]]:
         """Every song folder that has a ``result.json``, and what it says; None if that is damaged."""
         for path in self.storage.find(SONGS):
@@ -116,6 +121,12 @@ class Destination:
             elif outcome.status is Status.done or outcome.failure is not None:
                 last.pop(outcome.id, None)
         return last
+
+
+def _real_address(uri: str) -> str:
+    """The same for all ways to write the address of a local file, and for all links that lead to it."""
+    path = local_path(uri)
+    return uri if path is None else os.path.realpath(path)
 
 
 class LedgerWriter:

@@ -1,6 +1,6 @@
 """Which songs a catalogue has: from a folder, a glob, a list, or a table.
 
-    folder/            its audio files, to the bottom, without hidden ones
+    folder/            its audio files, to the bottom and behind links to folders, without hidden ones
     music/**/*.flac    what matches
     songs.txt          an address a line; empty lines and lines that begin with # say nothing
     songs.csv, .tsv    a table with the column uri; id, duration (seconds) and bytes if they are there
@@ -15,20 +15,19 @@ when others are added.
 
 from __future__ import annotations
 
-import csv
 import glob
 import hashlib
-import io
-import json
 import math
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..errors import ConfigError, MissingDependencyError
+from ..errors import ConfigError
+from .folders import lies_in, walk_folders
 from .song import Song, derived_id, safe_name
 from .storage import client_errors, local_path, open_filesystem, reaching
+from .tables import Row, csv_rows, jsonl_rows, lines_of, parquet_rows
 
 __all__ = ["AUDIO_SUFFIXES", "parse_shard", "read_manifest"]
 
@@ -38,15 +37,14 @@ AUDIO_SUFFIXES = frozenset(
 )
 """What is taken from folders. A file that is listed or matched may be called anything."""
 
-Row = dict[str, Any]
-
 
 def read_manifest(text: str, shard: tuple[int, int] = (1, 1), exclude: str | None = None) -> list[Song]:
     """The songs of a manifest that belong to a shard, in its order. Files are not opened.
 
     Args:
         text: what the module's description lists.
-        exclude: a folder or URI; what lies below it is not found in folders and by patterns, so that stems are no songs.
+        exclude: a folder or URI; what lies below it, by whatever links, is not found in folders and by patterns, so that
+            stems are no songs.
         shard: the ``i``-th of ``n`` parts, ``i`` from 1; a song's part depends on its id alone.
 
     Raises:
@@ -141,10 +139,25 @@ def _resolved(rows: Iterable[Row], manifest: str) -> Iterator[Row]:
 
 
 def _outside(rows: Iterable[Row], exclude: str | None) -> Iterator[Row]:
-    """Rows of local files that do not lie below a local folder."""
+    """Rows of local files that do not lie below a local folder, neither as they are written nor really."""
     path = None if exclude is None else local_path(exclude)
-    prefix = None if path is None else os.path.join(os.path.abspath(path), "")
-    return (row for row in rows if prefix is None or not row["uri"].startswith(prefix))
+    if path is None:
+        yield from rows
+        return
+    prefix, real = os.path.join(os.path.abspath(path), ""), _real(exclude)
+    inside: dict[str, bool] = {}
+    for row in rows:
+        folder = os.path.dirname(row["uri"])
+        if folder not in inside:
+            inside[folder] = row["uri"].startswith(prefix) or lies_in(folder, real)
+        if not inside[folder]:
+            yield row
+
+
+def _real(exclude: str | None) -> list[str]:
+    """The real path of a local folder that is left out, if there is one."""
+    path = None if exclude is None else local_path(exclude)
+    return [] if path is None else [os.path.realpath(path)]
 
 
 def _rows(text: str, exclude: str | None) -> Iterator[Row]:
@@ -159,7 +172,7 @@ def _rows(text: str, exclude: str | None) -> Iterator[Row]:
 
 def _local_rows(text: str, path: Path, exclude: str | None) -> Iterator[Row]:
     if path.is_dir():
-        return _outside(_local_folder(path), exclude)
+        return _outside(_local_folder(path, _real(exclude)), exclude)
     if not path.exists() and _is_pattern(text):
         return _outside(_matches(path), exclude)
     if not path.exists():
@@ -195,10 +208,9 @@ def _is_audio(path: str) -> bool:
     return parts[-1].rpartition(".")[2].lower() in AUDIO_SUFFIXES and not any(part.startswith(".") for part in parts)
 
 
-def _local_folder(folder: Path) -> Iterator[Row]:
-    for place, folders, files in os.walk(folder, onerror=_unreadable):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
+def _local_folder(folder: Path, exclude: list[str]) -> Iterator[Row]:
+    for place, files in walk_folders(str(folder), exclude, _unreadable):
+        for name in files:
             if _is_audio(name):
                 path = Path(place, name)
                 yield {"uri": os.path.abspath(path), "name": path.relative_to(folder).as_posix(), "bytes": _size(path)}
@@ -246,67 +258,16 @@ def _listed(text: str, suffix: str, content: Any) -> Iterator[Row]:
     if kind in AUDIO_SUFFIXES:
         return iter([{"uri": text.rpartition("/")[2] if local_path(text) else text}])
     if kind == "parquet":
-        return _parquet(text, content())
+        return parquet_rows(text, content())
     try:
         lines = content().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(f"The manifest {text} is no UTF-8 text ({error.reason}): save it as UTF-8.") from None
     if kind in ("csv", "tsv"):
-        return _csv(text, lines, "\t" if kind == "tsv" else ",")
+        return csv_rows(text, lines, "\t" if kind == "tsv" else ",")
     if kind in ("jsonl", "ndjson"):
-        return _jsonl(text, lines)
+        return jsonl_rows(text, lines)
     if kind in ("txt", "lst", "m3u", "m3u8", ""):
-        rows = (line.strip() for line in _lines(lines))
+        rows = (line.strip() for line in lines_of(lines))
         return ({"uri": row} for row in rows if row and not row.startswith("#"))
     raise ConfigError(f"A manifest is a folder, a pattern, or a .txt, .csv, .tsv, .jsonl or .parquet file, not {text}.")
-
-
-def _lines(text: str) -> Iterable[str]:
-    """Not ``splitlines``, which also splits at characters that names and JSON strings may hold, such as U+2028."""
-    return io.StringIO(text, newline=None)
-
-
-def _csv(text: str, lines: str, delimiter: str) -> Iterator[Row]:
-    # Strict: else a quote that is never closed makes the songs of all lines that follow one name.
-    reader = csv.DictReader(io.StringIO(lines, newline=""), delimiter=delimiter, strict=True)
-    try:
-        if "uri" not in (reader.fieldnames or []):
-            raise ConfigError(f"The table {text} has no column uri: its first line must name the columns.")
-        yield from reader
-    except csv.Error as error:
-        raise ConfigError(f"Line {reader.line_num + 1} of {text} cannot be read ({error}): check its quotes.") from None
-
-
-def _jsonl(text: str, lines: str) -> Iterator[Row]:
-    for number, line in enumerate(_lines(lines), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"Line {number} of {text} is no JSON ({error}).") from None
-        if not isinstance(row, dict):
-            raise ConfigError(f"Line {number} of {text} is no JSON object with a uri.")
-        yield row
-
-
-def _parquet(text: str, content: bytes) -> Iterator[Row]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"The manifest {text} needs the package pyarrow; install metatasnet-fast[catalogue]."
-        ) from error
-    try:
-        file = pyarrow.parquet.ParquetFile(io.BytesIO(content))
-    except pyarrow.ArrowException as error:
-        raise ConfigError(f"The manifest {text} is no Parquet file ({error}).") from None
-    if "uri" not in file.schema_arrow.names:
-        raise ConfigError(f"The table {text} has no column uri.")
-    wanted = [name for name in ("id", "uri", "duration", "bytes") if name in file.schema_arrow.names]
-    try:
-        for batch in file.iter_batches(columns=wanted):
-            yield from batch.to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ConfigError(f"The manifest {text} is damaged ({' '.join(str(error).split())}): write it anew.") from None

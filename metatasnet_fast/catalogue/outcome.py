@@ -28,6 +28,7 @@ class Failure(str, enum.Enum):
     does_not_fit = "does_not_fit"
     out_of_memory = "out_of_memory"
     write = "write"
+    taken = "taken"
     unknown = "unknown"
 
     @property
@@ -55,6 +56,7 @@ HINTS = {
     Failure.does_not_fit: "Choose another --format for this song: the message says which holds it.",
     Failure.out_of_memory: "Use a smaller --batch-size or fewer --songs-in-flight, or a machine with more memory.",
     Failure.write: "Check the destination's free space, permissions and connection, then run the same command again.",
+    Failure.taken: "Use another DEST, or a table that gives each song an id of its own; --overwrite replaces the other song.",
     Failure.unknown: "Run the same command again; if it fails again, report it with the message.",
 }
 

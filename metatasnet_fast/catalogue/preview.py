@@ -16,7 +16,7 @@ from .identity import identity_of
 from .local import set_aside
 from .settings import Settings
 from .song import Song
-from .source import Source
+from .source import Source, Stamp, sha256_of
 from .storage import client_errors, reaching
 
 __all__ = ["Preview", "preview"]
@@ -35,6 +35,8 @@ class Preview:
     failed: int
     missing: int
     """Not found, or not to be read now."""
+    taken: int
+    """To fail, because other songs have their ids at the destination."""
     expected_hours: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -59,15 +61,27 @@ def preview(songs: Sequence[Song], settings: Settings, destination: str) -> Prev
         source = Source(song.uri)
         try:
             with client_errors():
-                source.stamp()
+                stamp = source.stamp()
         except (SongError, OSError):
             return "missing"
+        if settings.overwrite:
+            return "todo"
         with reaching(destination):
-            done = not settings.overwrite and target.done(song, key, source) is not None
-        return "done" if done else "todo"
+            if target.done(song, key, source) is not None:
+                return "done"
+            return "taken" if _is_taken(target, song, source, stamp) else "todo"
 
     with ThreadPoolExecutor(THREADS) as pool:
         answers = list(pool.map(look, todo))
     counts = Counter(answers)
     hours = sum(song.expected_seconds() for song, answer in zip(todo, answers, strict=True) if answer == "todo") / 3600
-    return Preview(len(songs), counts["todo"], counts["done"], len(failed), counts["missing"], hours)
+    return Preview(len(songs), counts["todo"], counts["done"], len(failed), counts["missing"], counts["taken"], hours)
+
+
+def _is_taken(target: Destination, song: Song, source: Source, stamp: Stamp) -> bool:
+    """Whether another song has the id at the destination; the content is read only if the sizes leave that open."""
+    before = target.from_elsewhere(song)
+    if before is None or stamp.size != before.input["bytes"]:
+        return before is not None
+    with source.local() as path:
+        return sha256_of(path) != before.content

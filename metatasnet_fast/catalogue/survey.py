@@ -18,7 +18,10 @@ __all__ = ["Finding", "Survey", "survey", "verify"]
 
 @dataclass
 class Survey:
-    """``failed`` are songs whose last outcome is a failure and that have no result; sizes in bytes, times in seconds."""
+    """``failed`` are songs whose last outcome is a failure and that have no result; sizes in bytes, times in seconds.
+
+    Where the id is ``taken``, the result is that of another song.
+    """
 
     destination: str
     done: int = 0
@@ -70,7 +73,9 @@ def survey(destination: Destination) -> Survey:
             failures[outcome.id] = outcome
         else:
             failures.pop(outcome.id, None)
-    found.failures = [outcome for outcome in failures.values() if outcome.id not in done]
+    found.failures = [
+        outcome for outcome in failures.values() if outcome.id not in done or outcome.failure is Failure.taken
+    ]
     found.failed = Counter((outcome.failure or Failure.unknown).value for outcome in found.failures)
     found.runs = list(runs)
     return found
@@ -85,25 +90,41 @@ def verify(destination: Destination, repair: bool = False) -> Iterator[Finding |
     storage = destination.storage
     for folder, paths in groupby(storage.find(SONGS), key=lambda path: path.rpartition("/")[0]):
         names = {path.rpartition("/")[2] for path in paths}
-        content = storage.read(f"{folder}/{RESULT_NAME}")
-        result = None if content is None else Result.from_json(content)
-        problem: str | None
-        if content is None:
-            unwanted, problem = names, f"no result.json, but {', '.join(sorted(names))}"
-        elif result is None or song_folder(result.id) != folder:
-            unwanted, problem = {RESULT_NAME}, "result.json is damaged"
-        else:
-            unwanted, problem = {RESULT_NAME}, _problem(destination, result)
-            strays = names - {file.path for file in result.files.values()} - {RESULT_NAME}
-            if problem is None:
-                yield result
-                if not strays:
-                    continue
-                unwanted, problem = strays, f"files that result.json does not name: {', '.join(sorted(strays))}"
+        result, problem, unwanted = _judged(destination, folder, names)
+        if result is not None:
+            yield result
+        if problem is None:
+            continue
         yield Finding(folder, problem)
         if repair:
             for name in unwanted:
                 storage.remove(f"{folder}/{name}")
+
+
+def _judged(destination: Destination, folder: str, names: set[str]) -> tuple[Result | None, str | None, set[str]]:
+    """A song's result if it holds, what is wrong in its folder if anything, and the files that must go for that."""
+    try:
+        content = destination.storage.read(f"{folder}/{RESULT_NAME}")
+    except OSError as error:
+        return None, _unreadable(destination, RESULT_NAME, error), {RESULT_NAME}
+    if content is None:
+        return None, f"no result.json, but {', '.join(sorted(names))}", names
+    result = Result.from_json(content)
+    if result is None or song_folder(result.id) != folder:
+        return None, "result.json is damaged", {RESULT_NAME}
+    problem = _problem(destination, result)
+    if problem is not None:
+        return None, problem, {RESULT_NAME}
+    strays = names - {file.path for file in result.files.values()} - {RESULT_NAME}
+    problem = f"files that result.json does not name: {', '.join(sorted(strays))}" if strays else None
+    return result, problem, strays
+
+
+def _unreadable(destination: Destination, name: str, error: OSError) -> str:
+    """What is wrong with a file that a disk cannot read, where its folder could be; raises what an object store refuses."""
+    if not destination.is_local:
+        raise error
+    return f"{name} cannot be read ({error.strerror or error})"
 
 
 def _problem(destination: Destination, result: Result) -> str | None:
@@ -115,7 +136,11 @@ def _problem(destination: Destination, result: Result) -> str | None:
             return f"{stem} is missing"
         if sizes[file.path] != file.bytes:
             return f"{stem} has {sizes[file.path]} bytes, not {file.bytes}"
-        with destination.storage.local(f"{folder}/{file.path}") as path:
-            if sha256_of(path) != file.sha256:
-                return f"{stem} has another content than it had when it was written"
+        try:
+            with destination.storage.local(f"{folder}/{file.path}") as path:
+                found = sha256_of(path)
+        except OSError as error:
+            return _unreadable(destination, stem, error)
+        if found != file.sha256:
+            return f"{stem} has another content than it had when it was written"
     return None

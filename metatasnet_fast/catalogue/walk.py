@@ -136,6 +136,7 @@ class Walker:
             path = stages.enter_context(source.local(self._staging.path))
             trip.content, trip.bytes_in = sha256_of(path), path.stat().st_size
             trip.seconds["fetch"] = time.perf_counter() - began
+            self._refuse_if_taken(trip)
             twin = None if settings.overwrite else self._twins.copy(trip.content, staged)
             if twin is not None:
                 trip.remember(twin)
@@ -177,6 +178,17 @@ class Walker:
         trip.samples = unscaled.mixture.length
         trip.duration = trip.samples / trip.sample_rate
         return unscaled, files
+
+    def _refuse_if_taken(self, trip: Trip) -> None:
+        """Folders built alike give their songs the same ids; none takes another's place unasked."""
+        if self._settings.overwrite:
+            return
+        before = self._destination.from_elsewhere(trip.song)
+        if before is not None and before.content != trip.content:
+            raise SongError(
+                Failure.taken,
+                f"{self._destination.uri} already holds another song under the id {before.id}, from {before.uri}.",
+            )
 
     def _recording(self, stream: AudioStream) -> Recording:
         """The open file, which is refused when it turns out to be too long: when it says so, or when it goes on and on."""

@@ -137,7 +137,7 @@ def _dry_run(args: argparse.Namespace, songs: list[Song], settings: Settings) ->
         return 0
     print(
         f"{found.songs} songs: {found.todo} to separate, {found.done} done, {found.failed} failed before, "
-        f"{found.missing} not found"
+        f"{found.missing} not found, {found.taken} whose ids other songs have at DEST"
     )
     print(f"{found.expected_hours:.1f} hours of audio to separate, by the manifest and the files' sizes")
     return 0

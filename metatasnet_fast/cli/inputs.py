@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..catalogue.folders import walk_folders
 from ..errors import AudioReadError
 
 __all__ = ["AUDIO_SUFFIXES", "Track", "find_tracks"]
@@ -31,8 +32,9 @@ class Track:
 def find_tracks(inputs: Sequence[str], exclude: Sequence[Path]) -> list[Track]:
     """The tracks of files and folders, in order, each file once.
 
-    Folders are searched to the bottom for :data:`AUDIO_SUFFIXES`, in alphabetic order, without hidden files and without what
-    lies in ``exclude``, the stems of an earlier run. Files are not opened. Raises :class:`AudioReadError` for an empty name.
+    Folders are searched to the bottom for :data:`AUDIO_SUFFIXES`, in alphabetic order, then behind links to folders,
+    without hidden files and without what lies in ``exclude``, the stems of an earlier run. Files are not opened. Raises
+    :class:`AudioReadError` for an empty name.
     """
     tracks: dict[str, Track] = {}
     for text in inputs:
@@ -42,17 +44,16 @@ def find_tracks(inputs: Sequence[str], exclude: Sequence[Path]) -> list[Track]:
         # Not Path.is_dir: that raises for a name that is too long, or in a folder that is closed to this user.
         found = _search(path, exclude) if os.path.isdir(path) else [Track(path, path.stem.strip(".") or "track")]
         for track in found:
-            tracks.setdefault(os.path.abspath(track.path), track)
+            tracks.setdefault(os.path.join(os.path.realpath(track.path.parent), track.path.name), track)
     return list(tracks.values())
 
 
 def _search(folder: Path, exclude: Sequence[Path]) -> Iterable[Track]:
-    excluded = {os.path.abspath(path) for path in exclude}
+    excluded = {os.path.realpath(path) for path in exclude}
     found: list[Track] = []
     unreadable: list[OSError] = []
-    for place, folders, files in os.walk(folder, onerror=unreadable.append):
-        folders[:] = sorted(f for f in folders if not f.startswith(".") and not _excluded(place, f, excluded))
-        for name in sorted(files):
+    for place, files in walk_folders(str(folder), excluded, unreadable.append):
+        for name in files:
             if Path(name).suffix.lower() in AUDIO_SUFFIXES and not name.startswith("."):
                 path = Path(place, name)
                 found.append(Track(path, path.relative_to(folder).with_suffix("").as_posix()))
@@ -64,7 +65,3 @@ def _search(folder: Path, exclude: Sequence[Path]) -> Iterable[Track]:
             Track(folder, folder.name, f"The folder {folder} holds no audio files; name the files themselves.")
         )
     return found
-
-
-def _excluded(place: str, folder: str, excluded: set[str]) -> bool:
-    return os.path.abspath(os.path.join(place, folder)) in excluded

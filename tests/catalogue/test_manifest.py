@@ -43,6 +43,42 @@ def test_stems_below_the_folder_are_no_songs(album: Path) -> None:
     assert names(read_manifest(f"{album}/**/*.mp3", exclude=str(album / "cd 1")), album) == ["cd 2/b.mp3"]
 
 
+@pytest.mark.parametrize("pattern", ["", "/**/*.wav"])
+def test_stems_are_no_songs_by_whatever_way_they_are_reached(tmp_path: Path, pattern: str) -> None:
+    music = tmp_path / "real" / "music"
+    for name in ("a.wav", "stems/songs/ab/drums.wav"):
+        (music / name).parent.mkdir(parents=True, exist_ok=True)
+        (music / name).touch()
+    (tmp_path / "home").symlink_to("real")
+    linked = tmp_path / "home" / "music"
+    assert names(read_manifest(f"{linked}{pattern}", exclude=str(music / "stems")), linked) == ["a.wav"]
+    assert names(read_manifest(f"{music}{pattern}", exclude=str(linked / "stems")), music) == ["a.wav"]
+    (music / "same").symlink_to("stems")
+    (music / "inside").symlink_to("stems/songs")
+    assert names(read_manifest(f"{music}{pattern}", exclude=str(music / "stems")), music) == ["a.wav"]
+
+
+def test_folders_behind_links_are_walked_like_others(album: Path, tmp_path: Path) -> None:
+    before = read_manifest(str(album))
+    elsewhere = tmp_path / "elsewhere" / "b"
+    elsewhere.mkdir(parents=True)
+    (elsewhere / "e.wav").touch()
+    (album / "a link").symlink_to(elsewhere.parent)
+    (album / "cd 2" / "link").symlink_to(elsewhere)
+    songs = read_manifest(str(album))
+    assert songs[: len(before)] == before, "a link changed the songs that were there"
+    assert names(songs[len(before) :], album) == ["a link/b/e.wav"]
+    assert songs[-1].id == derived_id("a link/b/e.wav")
+
+
+def test_links_that_lead_round_end(album: Path) -> None:
+    before = read_manifest(str(album))
+    (album / "cd 1" / "up").symlink_to("..")
+    (album / "a").symlink_to("cd 1")
+    (album / "round").symlink_to("round")
+    assert read_manifest(str(album)) == before
+
+
 def test_ids_do_not_depend_on_where_the_folder_is(album: Path, tmp_path: Path) -> None:
     before = [song.id for song in read_manifest(str(album))]
     moved = album.rename(tmp_path / "moved")

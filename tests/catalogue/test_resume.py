@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from metatasnet_fast.catalogue import Failure, Outcome, Song, Status
+from metatasnet_fast.catalogue import survey as survey_module
 from metatasnet_fast.catalogue.destination import Destination, song_folder
 from metatasnet_fast.catalogue.result import RESULT_NAME, Result
 from metatasnet_fast.catalogue.staging import Staging, remove_abandoned
@@ -272,6 +275,31 @@ def test_verifying_reads_every_byte(album: list[Path], tmp_path: Path) -> None:
     }
     assert "vocals has another content" in found[song_folder("1")]
     assert "stray.txt" in found[song_folder("2")] and len(found) == 2
+
+
+@pytest.mark.parametrize("name", ["drums.flac", RESULT_NAME])
+def test_a_file_that_the_disk_cannot_read_is_a_finding(
+    album: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    run(tmp_path / "out", songs_of(*album))
+    bad = tmp_path / "out" / song_folder("1") / name
+
+    def failing(read: Callable[[Path], Any]) -> Callable[[Path], Any]:
+        def reading(path: Path) -> Any:
+            if path == bad:
+                raise OSError(errno.EIO, "Input/output error", str(path))
+            return read(path)
+
+        return reading
+
+    monkeypatch.setattr(survey_module, "sha256_of", failing(survey_module.sha256_of))
+    monkeypatch.setattr(Path, "read_bytes", failing(Path.read_bytes))
+    found = list(verify(Destination(str(tmp_path / "out")), repair=True))
+    assert [result.id for result in found if isinstance(result, Result)] == sorted("02", key=song_folder)
+    what = name.removesuffix(".flac")
+    assert Finding(song_folder("1"), f"{what} cannot be read (Input/output error)") in found and len(found) == 3
+    monkeypatch.undo()
+    assert run(tmp_path / "out", songs_of(*album))["1"].status is Status.done
 
 
 @pytest.mark.parametrize("at_once", [1, 4])
