@@ -18,8 +18,9 @@ __all__ = ["add_parser"]
 
 EPILOG = """
 Scores are BSSEval v4: medians over one-second frames, then over tracks. Each track's go to OUT/<subset>/<track>.json in
-museval's format; the table, to OUT/scores.txt. A track that is scored already is kept; tracks that fail are named, the rest
-is done. Scores of the 7-second excerpts of MUSDB18 are not comparable with published ones, which are of full tracks.
+museval's format; the table, to OUT/scores.txt. A track that is scored already is kept; scores there of another model or of
+other audio are refused. Tracks that fail are named, the rest is done. Scores of the 7-second excerpts of MUSDB18 are not
+comparable with published ones, which are of full tracks.
 
 exit codes: 0 all done; 2 the command cannot be carried out; 3 some tracks failed.
 

@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 
 from ..errors import ShapeError
 from .filters import correlate, solve
-from .signals import Audio, EvaluationError, Signals, SilentSource, SilentSourceError, SilentSourceWarning
+from .signals import Audio, EvaluationError, Signals, SilentSource, SilentSourceError, SilentSourceWarning, silence
 from .windows import frame_slices, plain_energies, projected_energies, silent_frames
 
-__all__ = ["METRICS", "BssScores", "bss_eval"]
+__all__ = ["METRICS", "BssScores", "bss_eval", "measure"]
 
 METRICS = ("SDR", "ISR", "SIR", "SAR")
 
@@ -52,7 +52,6 @@ class BssScores:
         return int(next(iter(self.values.values())).shape[1])
 
 
-@torch.no_grad()
 def bss_eval(
     references: Audio | Sequence[Audio],
     estimates: Audio | Sequence[Audio],
@@ -81,6 +80,34 @@ def bss_eval(
     Raises :class:`ShapeError` for shapes, dtypes or devices that do not fit, :class:`EvaluationError` for unknown
     metrics, for sizes below one and for NaN or infinite samples in a frame or, with the filters, anywhere.
     """
+    scores = measure(
+        references,
+        estimates,
+        window=window,
+        hop=hop,
+        filters_len=filters_len,
+        metrics=metrics,
+        names=names,
+        strict=strict,
+    )
+    if scores.silent:
+        warnings.warn(silence(scores.silent), SilentSourceWarning, stacklevel=2)
+    return scores
+
+
+@torch.no_grad()
+def measure(
+    references: Audio | Sequence[Audio],
+    estimates: Audio | Sequence[Audio],
+    *,
+    window: int,
+    hop: int,
+    filters_len: int = 512,
+    metrics: Sequence[str] = METRICS,
+    names: Sequence[str] | None = None,
+    strict: bool = False,
+) -> BssScores:
+    """:func:`bss_eval` without a warning, which no thread can collect for itself: who calls reads ``result.silent``."""
     reference = Signals(references, "references")
     estimate = Signals(estimates, "estimates", samples=reference.samples)
     labels = _check(reference, estimate, window, hop, filters_len, metrics, names)
@@ -89,8 +116,11 @@ def bss_eval(
     reference_silent, estimate_silent = (silent_frames(signals, frames) for signals in (reference, estimate))
     silent = _end_to_end(reference, "reference", reference_silent, labels)
     silent += _end_to_end(estimate, "estimate", estimate_silent, labels)
-    if silent:
-        _report(silent, strict)
+    if silent and strict:
+        listed = ", ".join(str(source) for source in silent)
+        raise SilentSourceError(
+            f"Silent from end to end: {listed}. Leave these stems out of the evaluation, or evaluate without strict."
+        )
 
     valid = ~(reference_silent | estimate_silent).any(dim=0)
     chosen = [frame for frame, counts in zip(frames, valid.tolist(), strict=True) if counts]
@@ -137,19 +167,6 @@ def _end_to_end(signals: Signals, what: str, silent: torch.Tensor, labels: Seque
         return ()
     whole = signals.silent(0, signals.samples)
     return tuple(SilentSource(what, index, labels[index]) for index in torch.nonzero(whole).flatten().tolist())
-
-
-def _report(silent: tuple[SilentSource, ...], strict: bool) -> None:
-    listed = ", ".join(str(source) for source in silent)
-    if strict:
-        raise SilentSourceError(
-            f"Silent from end to end: {listed}. Leave these stems out of the evaluation, or evaluate without strict."
-        )
-    warnings.warn(
-        f"Silent from end to end: {listed}. All frames of this track are NaN; leave these stems out to score the rest.",
-        SilentSourceWarning,
-        stacklevel=3,
-    )
 
 
 def _check(

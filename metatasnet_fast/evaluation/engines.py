@@ -12,7 +12,7 @@ from .bss_eval import METRICS
 from .musdb18 import MusdbTrack
 from .scores import TrackScores
 from .signals import EvaluationError
-from .track import evaluate_track
+from .track import score_track
 
 __all__ = ["ENGINES"]
 
@@ -21,9 +21,7 @@ Engine: TypeAlias = Callable[[MusdbTrack, Estimates, Sequence[str], bool], Track
 
 
 def _fast(track: MusdbTrack, estimates: Estimates, metrics: Sequence[str], strict: bool) -> TrackScores:
-    return evaluate_track(
-        track.stems, estimates, name=track.name, sample_rate=track.rate, metrics=metrics, strict=strict
-    )
+    return score_track(track.stems, estimates, name=track.name, sample_rate=track.rate, metrics=metrics, strict=strict)
 
 
 def _museval(track: MusdbTrack, estimates: Estimates, metrics: Sequence[str], strict: bool) -> TrackScores:

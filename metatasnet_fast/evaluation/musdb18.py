@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -13,10 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config import INSTRUMENTS
-from ..errors import MissingDependencyError
+from ..errors import MissingDependencyError, OutOfMemoryError
+from ..separation.memory import memory_for
 from .signals import EvaluationError
 
 __all__ = ["MusdbTrack", "TrackReader", "open_musdb"]
+
+PIECES, PIECE_BYTES = 16, 4096
+"""How much of each file tells it from others."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +47,14 @@ class TrackReader:
 
         Raises:
             EvaluationError: if the file cannot be decoded, or its stems differ in length.
+            OutOfMemoryError: if memory does not hold the track.
         """
         try:
-            if self._is_wav:
-                mixture = self._track.audio
-                stems = {name: self._track.sources[name].audio for name in INSTRUMENTS}
-            else:
-                streams = self._track.stems
-                mixture, stems = streams[0], dict(zip(INSTRUMENTS, streams[1:5], strict=True))
+            with memory_for(f"decoding {self.name}", "score fewer tracks at once, or free some"):
+                mixture, stems = self._decode()
             rate = int(self._track.rate)
+        except OutOfMemoryError:
+            raise
         except Exception as error:  # musdb, stempeg and ffmpeg raise many types
             reason = str(error).strip().splitlines()
             raise EvaluationError(
@@ -59,6 +63,25 @@ class TrackReader:
         if len({len(audio) for audio in (mixture, *stems.values())}) > 1:
             raise EvaluationError(f"The stems of {self.name} differ in length. Check the file.")
         return MusdbTrack(self.name, rate, mixture, stems)
+
+    def _decode(self) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
+        if self._is_wav:
+            return self._track.audio, {name: self._track.sources[name].audio for name in INSTRUMENTS}
+        streams = self._track.stems
+        return streams[0], dict(zip(INSTRUMENTS, streams[1:5], strict=True))
+
+    def fingerprint(self) -> str | None:
+        """What tells the track from another one of its name, wherever it lies: of names, sizes and a sample of the bytes.
+
+        None if its files cannot be read; :meth:`read` says why.
+        """
+        digest = hashlib.sha256()
+        try:
+            for path in sorted({str(file.path) for file in (self._track, *self._track.sources.values())}):
+                _digest(Path(path), digest)
+        except OSError:
+            return None
+        return digest.hexdigest()
 
 
 def open_musdb(root: str | os.PathLike[str], subset: str = "test") -> list[TrackReader]:
@@ -86,6 +109,16 @@ def open_musdb(root: str | os.PathLike[str], subset: str = "test") -> list[Track
         ) from error
     tracks = musdb.DB(root=str(root), subsets=[subset], is_wav=is_wav).tracks
     return list(_readers(tracks, is_wav))
+
+
+def _digest(path: Path, digest: hashlib._Hash) -> None:
+    """Of pieces from all over the file: to read a whole data set for every kept track would take minutes."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        digest.update(f"{path.name}\n{size}\n".encode("utf-8", "surrogateescape"))
+        for piece in range(PIECES):
+            file.seek(piece * max(0, size - PIECE_BYTES) // (PIECES - 1))
+            digest.update(file.read(PIECE_BYTES))
 
 
 def _readers(tracks: Any, is_wav: bool) -> Iterator[TrackReader]:

@@ -5,13 +5,9 @@ Memory holds the tracks in flight, one more than there are workers, whatever the
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
 import os
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,19 +16,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import MetaTasNetError
+from ..errors import MetaTasNetError, OutOfMemoryError
+from ..separation.memory import is_out_of_memory, memory_for
 from .bss_eval import METRICS
 from .engines import ENGINES
 from .musdb18 import MusdbTrack, TrackReader
+from .record import claim_folder, settings_of
 from .scores import TrackScores
-from .signals import EvaluationError, SilentSourceWarning
+from .signals import EvaluationError, silence
 
 if TYPE_CHECKING:
     from ..separation import Separator
 
 __all__ = ["EvaluationRun", "TrackOutcome", "evaluate_tracks"]
-
-SETTINGS = "evaluation.json"
 
 
 @dataclass(frozen=True)
@@ -78,17 +74,18 @@ def evaluate_tracks(
     Args:
         tracks: from :func:`open_musdb`.
         separator: what is evaluated; its mode is part of what the scores are of.
-        out: folder of the scores. What is there from an earlier run with the same model and settings is kept.
+        out: folder of the scores. What is there from an earlier run with the same model, settings and audio is kept.
         engine: ``fast`` for :func:`bss_eval`, ``museval`` for the original package.
         metrics: with ``fast``, which metrics are computed.
         workers: tracks that are scored at once, beside the one that is separated.
         strict: stop at the first track that fails or has a silent stem, instead of going on.
-        overwrite: evaluate again what is there.
+        overwrite: evaluate again what is there; the old scores of these tracks are deleted at once.
         report: is told of each track as soon as it is through.
 
     Raises:
-        EvaluationError: for scores of another model or other settings in ``out``, unknown metrics or engines; under
-            ``strict`` whatever goes wrong with a track.
+        EvaluationError: for scores of another model, other settings or other audio in ``out``, unknown metrics or
+            engines; under ``strict`` whatever goes wrong with a track.
+        OutOfMemoryError: under ``strict``, if memory does not suffice for a track.
     """
     if engine not in ENGINES:
         raise EvaluationError(f"Unknown engine {engine!r}. Choose one of {', '.join(ENGINES)}.")
@@ -96,7 +93,7 @@ def evaluate_tracks(
     if unknown or not metrics:
         raise EvaluationError(f"Metrics {', '.join(unknown) or 'are missing'}: choose from {', '.join(METRICS)}.")
     out = Path(out)
-    _check_settings(out, _settings(separator, engine, metrics), overwrite)
+    claim_folder(out, subset, tracks, settings_of(separator, engine, metrics), overwrite)
     run = EvaluationRun()
     slots = BoundedSemaphore(workers + 1)
     pending: list[Future[tuple[TrackOutcome, TrackScores | None]]] = []
@@ -147,8 +144,16 @@ def _conclude(
 
 
 def _separate(separator: Separator, track: MusdbTrack) -> dict[str, np.ndarray[Any, Any]]:
-    separation = separator.separate(track.mixture.T, track.rate)
-    return {name: stem.T.cpu().numpy() for name, stem in separation.items()}
+    try:
+        separation = separator.separate(track.mixture.T, track.rate)
+        return {name: stem.T.cpu().numpy() for name, stem in separation.items()}
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        advice = "use fast mode" if separator.mode == "reference" else "score fewer tracks at once"
+        raise OutOfMemoryError(
+            f"Memory does not suffice for separating {track.name}: {advice}, or free some."
+        ) from error
 
 
 @dataclass
@@ -169,7 +174,7 @@ class _Scoring:
         assert track is not None
         name, audio_seconds, began = track.name, len(track.mixture) / track.rate, time.perf_counter()
         try:
-            with _silences() as silent:
+            with memory_for(f"scoring {name}", "score fewer tracks at once, or free some"):
                 scores = ENGINES[self.engine](track, self.estimates, self.metrics, self.strict)
             scores.write(self.out, self.subset)
         except MetaTasNetError as error:
@@ -180,46 +185,5 @@ class _Scoring:
             self.track, self.estimates = None, {}
             release()
         scoring = time.perf_counter() - began
-        return TrackOutcome(name, "done", None, tuple(silent), audio_seconds, self.separation_seconds, scoring), scores
-
-
-@contextlib.contextmanager
-def _silences() -> Iterator[list[str]]:
-    """Collects the warnings about silent stems, whose frames all are NaN."""
-    found: list[str] = []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", SilentSourceWarning)
-        yield found
-    found += [str(w.message) for w in caught if issubclass(w.category, SilentSourceWarning)]
-
-
-def _settings(separator: Separator, engine: str, metrics: Sequence[str]) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    for name, value in separator.network.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return {
-        "model_sha256": digest.hexdigest(),
-        "mode": separator.mode,
-        "precision": separator.precision.value,
-        "mixture_consistency": separator.mixture_consistency,
-        "engine": engine,
-        "metrics": list(metrics),
-    }
-
-
-def _check_settings(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
-    path = out / SETTINGS
-    try:
-        if path.exists() and not overwrite:
-            found = json.loads(path.read_text("utf-8"))
-            differing = [name for name, value in settings.items() if found.get(name) != value]
-            if differing:
-                raise EvaluationError(
-                    f"{out} holds scores of another evaluation ({', '.join(differing)} differ). "
-                    "Choose another folder, or overwrite them."
-                )
-        out.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
-    except OSError as error:
-        raise EvaluationError(f"{out} cannot be written ({error}). Choose a writable folder.") from error
+        warned = (silence(scores.silent),) if scores.silent else ()
+        return TrackOutcome(name, "done", None, warned, audio_seconds, self.separation_seconds, scoring), scores

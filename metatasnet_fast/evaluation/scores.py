@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Context, Decimal
@@ -19,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .bss_eval import METRICS
-from .signals import EvaluationError
+from .files import write_whole
+from .signals import EvaluationError, SilentSource
 
 __all__ = ["MUSEVAL_VERSION", "Median", "TrackScores", "aggregate", "load_scores", "median"]
 
@@ -43,6 +43,8 @@ class TrackScores:
     window: float = 1.0
     hop: float = 1.0
     museval_version: str = MUSEVAL_VERSION
+    silent: tuple[SilentSource, ...] = ()
+    """Signals silent from end to end, as :func:`bss_eval` found them; the file does not say."""
 
     def frames(self, stem: str) -> int:
         return max((len(values) for values in self.targets[stem].values()), default=0)
@@ -80,15 +82,17 @@ class TrackScores:
         )
 
     def write(self, folder: str | os.PathLike[str], subset: str = "test") -> Path:
-        """Write ``folder/subset/name.json`` whole or not at all, and return its path."""
+        """Write ``folder/subset/name.json`` whole or not at all, and return its path.
+
+        Raises:
+            EvaluationError: if it cannot be written; nothing half-written stays behind.
+        """
         if self.name != os.path.basename(self.name) or not self.name:
             raise EvaluationError(f"{self.name!r} cannot be a file name. Give the track a name without slashes.")
         path = Path(folder) / subset / f"{self.name}.json"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False) as file:
-                file.write(self.json())
-            os.replace(file.name, path)
+            write_whole(path, self.json())
         except OSError as error:
             raise EvaluationError(f"{path} could not be written ({error}). Check the folder and its space.") from error
         return path

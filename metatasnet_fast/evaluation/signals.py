@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import MetaTasNetError, ShapeError
 
-__all__ = ["EvaluationError", "Signals", "SilentSource", "SilentSourceError", "SilentSourceWarning"]
+__all__ = ["EvaluationError", "Signals", "SilentSource", "SilentSourceError", "SilentSourceWarning", "silence"]
 
 Audio = torch.Tensor | NDArray[Any]
 
@@ -39,6 +39,14 @@ class SilentSource:
 
     def __str__(self) -> str:
         return f"{self.signal} of {self.name}"
+
+
+def silence(silent: Sequence[SilentSource]) -> str:
+    """What a warning says about signals that are silent from end to end."""
+    listed = ", ".join(str(source) for source in silent)
+    return (
+        f"Silent from end to end: {listed}. All frames of this track are NaN; leave these stems out to score the rest."
+    )
 
 
 class Signals:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .bss_eval import METRICS, bss_eval
+from .bss_eval import METRICS, measure
 from .scores import TrackScores
-from .signals import Audio, EvaluationError
+from .signals import Audio, EvaluationError, SilentSource, SilentSourceWarning, silence
 
-__all__ = ["evaluate_track"]
+__all__ = ["evaluate_track", "score_track"]
 
 _ORDER = ("vocals", "drums", "bass", "other", "accompaniment", "linear_mixture")
 
@@ -39,9 +40,38 @@ def evaluate_track(
     count (silence in bass no longer voids a frame of vocals), so the medians are not comparable with those of a
     four-stem evaluation.
 
+    Stems silent from end to end are recorded in ``result.silent`` and warned about, see :func:`bss_eval`.
+
     Raises :class:`EvaluationError` where an estimate has no reference or fewer than two stems are estimated, and
     what :func:`bss_eval` raises.
     """
+    scores = score_track(
+        references,
+        estimates,
+        name=name,
+        sample_rate=sample_rate,
+        window=window,
+        hop=hop,
+        metrics=metrics,
+        strict=strict,
+    )
+    if scores.silent:
+        warnings.warn(silence(scores.silent), SilentSourceWarning, stacklevel=2)
+    return scores
+
+
+def score_track(
+    references: Mapping[str, Audio],
+    estimates: Mapping[str, Audio],
+    *,
+    name: str,
+    sample_rate: float,
+    window: float = 1.0,
+    hop: float = 1.0,
+    metrics: Sequence[str] = METRICS,
+    strict: bool = False,
+) -> TrackScores:
+    """:func:`evaluate_track` without a warning, for threads: who calls reads ``result.silent``."""
     unknown = [stem for stem in estimates if stem not in references]
     if unknown:
         raise EvaluationError(f"There is no reference for {', '.join(unknown)}. Leave these estimates out.")
@@ -49,12 +79,13 @@ def evaluate_track(
     pair: list[str] = [stem for stem in ("vocals", "accompaniment") if stem in stems]
     groups: list[list[str]] = [stems] if len(pair) < 2 else [[stem for stem in stems if stem != "accompaniment"], pair]
     targets: dict[str, dict[str, NDArray[np.float64]]] = {}
+    silent: dict[SilentSource, None] = {}  # each once, in order, though both groups hold the vocals
     for group in groups:
         if len(group) < 2 and len(groups) > 1:
             continue
         if len(group) < 2:
             raise EvaluationError(f"{name} has {len(group)} estimated stems. BSSEval needs at least two.")
-        scores = bss_eval(
+        scores = measure(
             [references[stem] for stem in group],
             [_fit(estimates[stem], len(references[stem])) for stem in group],
             window=int(window * sample_rate),
@@ -67,7 +98,8 @@ def evaluate_track(
             # The pair's vocals come after the other stems, where museval writes them.
             targets.pop(stem, None)
             targets[stem] = {metric: scores[metric][index] for metric in metrics}
-    return TrackScores(name, targets, window, hop)
+        silent.update(dict.fromkeys(scores.silent))
+    return TrackScores(name, targets, window, hop, silent=tuple(silent))
 
 
 def _fit(estimate: Audio, samples: int) -> Audio:

@@ -4,50 +4,26 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from threading import Barrier
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from metatasnet_fast import MultiTasNet, Separator
+from metatasnet_fast import Separator
 from metatasnet_fast.cli.main import main
-from metatasnet_fast.errors import MetaTasNetError
+from metatasnet_fast.errors import MetaTasNetError, OutOfMemoryError
 from metatasnet_fast.evaluation import TrackScores, evaluate_track
+from metatasnet_fast.evaluation.engines import ENGINES
 from metatasnet_fast.evaluation.musdb18 import open_musdb
 from metatasnet_fast.evaluation.runner import evaluate_tracks
-from tests.support import TINY, golden
+from tests.support import golden
 
-soundfile = pytest.importorskip("soundfile")
-pytest.importorskip("musdb", exc_type=(ImportError, RuntimeError))  # RuntimeError: no ffmpeg program
-
-RATE = 44100
-STEMS = ("drums", "bass", "other", "vocals")
-
-
-def write_track(folder: Path, seed: int, silent: str | None = None) -> None:
-    folder.mkdir(parents=True)
-    rng = np.random.default_rng(seed)
-    stems = {name: 0.1 * rng.standard_normal((int(1.5 * RATE), 2)) for name in STEMS}
-    if silent:
-        stems[silent][:] = 0
-    for name, audio in {**stems, "mixture": sum(stems.values())}.items():
-        soundfile.write(folder / f"{name}.wav", audio, RATE, subtype="FLOAT")
-
-
-@pytest.fixture
-def musdb_root(tmp_path: Path) -> Path:
-    (tmp_path / "musdb" / "train").mkdir(parents=True)
-    for seed, name in enumerate(("A - One", "B - Two", "C - Three")):
-        write_track(tmp_path / "musdb" / "test" / name, seed)
-    return tmp_path / "musdb"
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    MultiTasNet(TINY).save_pretrained(tmp_path / "tiny")
-    return tmp_path / "tiny"
+from .conftest import RATE, STEMS, write_track
 
 
 def test_scores_are_those_of_the_separated_stems(musdb_root: Path, model: Path, tmp_path: Path) -> None:
@@ -94,6 +70,80 @@ def test_a_silent_stem_is_reported_and_counts_no_frame(musdb_root: Path, model: 
     run = evaluate_tracks(tracks, Separator(model, "cpu"), tmp_path / "out", metrics=["SDR"])
     assert "bass" in run.outcomes[0].warnings[0]
     assert run.scores[0].valid_frames("drums", "SDR") == 0
+
+
+def test_tracks_scored_at_once_have_their_own_silent_stems_named(
+    musdb_root: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, stem in (("D - Silent", "bass"), ("E - Silent", "drums")):
+        write_track(musdb_root / "test" / name, 9, silent=stem)
+    both, score = Barrier(2, timeout=60), ENGINES["fast"]
+
+    def meeting(*args: Any) -> TrackScores:
+        both.wait()
+        return score(*args)
+
+    monkeypatch.setitem(ENGINES, "fast", meeting)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tracks = [t for t in open_musdb(musdb_root) if "Silent" in t.name]
+        run = evaluate_tracks(tracks, Separator(model, "cpu"), tmp_path / "out", metrics=["SDR"], workers=2)
+    named = {o.name: "".join(o.warnings).partition(".")[0] for o in run.outcomes}
+    assert named == {
+        "D - Silent": "Silent from end to end: reference of bass",
+        "E - Silent": "Silent from end to end: reference of drums",
+    }
+
+
+CPU_FULL = RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")
+"""What torch raises on a CPU."""
+
+
+@pytest.mark.parametrize(
+    ("where", "raised", "advice"),
+    [
+        ("read", MemoryError(), "fewer tracks at once"),
+        ("separate", torch.OutOfMemoryError("CUDA out of memory."), "fast mode"),
+        ("score", CPU_FULL, "fewer tracks at once"),
+    ],
+)
+def test_a_track_that_memory_does_not_hold_is_named_and_the_rest_is_done(
+    where: str,
+    raised: Exception,
+    advice: str,
+    musdb_root: Path,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = 0
+
+    def full_once(function: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*args: Any, **options: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == 1:
+                raise raised
+            return function(*args, **options)
+
+        return called
+
+    if where == "read":
+        audio = full_once(lambda track: track.load_audio(track.path, track.stem_id))
+        monkeypatch.setattr("musdb.audio_classes.Track.audio", property(audio))
+    elif where == "separate":
+        monkeypatch.setattr(Separator, "separate", full_once(Separator.separate))
+    else:
+        monkeypatch.setitem(ENGINES, "fast", full_once(ENGINES["fast"]))
+    separator = Separator(model, "cpu", mode="reference")
+    run = evaluate_tracks(open_musdb(musdb_root)[:2], separator, tmp_path / "out", metrics=["SDR"])
+    assert [o.name for o in run.failures] == ["A - One"]
+    assert [o.name for o in run.scores] == ["B - Two"]
+    assert (said := run.failures[0].error) is not None
+    assert said.startswith("Memory does not suffice") and "A - One" in said and advice in said
+    calls = 0
+    with pytest.raises(OutOfMemoryError, match="A - One"):
+        evaluate_tracks(open_musdb(musdb_root)[:1], separator, tmp_path / "strict", metrics=["SDR"], strict=True)
 
 
 def test_the_original_package_gives_the_same_scores(musdb_root: Path, model: Path, tmp_path: Path) -> None:

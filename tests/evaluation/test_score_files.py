@@ -158,6 +158,7 @@ def test_a_silent_stem_is_named() -> None:
     estimates["bass"][:] = 0
     with pytest.warns(SilentSourceWarning, match="estimate of bass"):
         track = evaluate_track(references, estimates, name="track", sample_rate=1000)
+    assert [str(source) for source in track.silent] == ["estimate of bass"]
     assert track.valid_frames("drums", "SDR") == 0
     assert any("Without a single frame" in sentence and "track" in sentence for sentence in caveats([track]))
 
@@ -186,6 +187,22 @@ def test_an_empty_folder_and_an_impossible_name_are_errors(tmp_path: Path) -> No
     (tmp_path / "file").write_text("")
     with pytest.raises(EvaluationError, match="could not be written"):
         TrackScores("a", {}).write(tmp_path / "file")
+
+
+def test_a_file_of_scores_has_the_permissions_of_any_new_file(tmp_path: Path) -> None:
+    (tmp_path / "any").touch()
+    path = random_track("track", frames=2, seed=0).write(tmp_path)
+    assert path.stat().st_mode == (tmp_path / "any").stat().st_mode
+
+
+def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(EvaluationError, match="No space left"):
+        random_track("track", frames=2, seed=0).write(tmp_path)
+    assert os.listdir(tmp_path / "test") == []
 
 
 def test_excerpts_are_loudly_not_comparable() -> None:

@@ -1,0 +1,119 @@
+"""What the scores in a folder are of: the model, the settings and the audio, in ``evaluation.json`` beside them.
+
+The audio of a track goes on record before the track is scored. So a file of scores is this evaluation's if the settings
+agree and the audio on record is that of the track; any other one is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .files import write_whole
+from .musdb18 import TrackReader
+from .signals import EvaluationError
+
+if TYPE_CHECKING:
+    from ..separation import Separator
+
+__all__ = ["claim_folder", "settings_of"]
+
+FILE = "evaluation.json"
+AUDIO = "audio"
+"""The entry of the tracks: ``subset/name`` -> fingerprint."""
+NAMED = 3
+"""Tracks that a sentence lists."""
+
+
+def settings_of(separator: Separator, engine: str, metrics: Sequence[str]) -> dict[str, Any]:
+    """Everything but the audio that the scores depend on."""
+    digest = hashlib.sha256()
+    for name, value in separator.network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return {
+        "model_sha256": digest.hexdigest(),
+        "mode": separator.mode,
+        "precision": separator.precision.value,
+        "mixture_consistency": separator.mixture_consistency,
+        "engine": engine,
+        "metrics": list(metrics),
+    }
+
+
+def claim_folder(
+    out: Path, subset: str, tracks: Sequence[TrackReader], settings: Mapping[str, Any], overwrite: bool
+) -> None:
+    """Make ``out`` the folder of this evaluation, in which what is scored already is its own.
+
+    With ``overwrite`` the tracks' scores are deleted first: whatever happens later, none of another evaluation stays
+    that would be taken for one of this.
+
+    Raises:
+        EvaluationError: for scores there of another model, other settings or other audio, a damaged record, or a folder
+            that cannot be written.
+    """
+    audio = {f"{subset}/{track.name}": track.fingerprint() for track in tracks}
+    try:
+        found = _read(out / FILE, overwrite)
+        if overwrite:
+            for name in audio:
+                (out / f"{name}.json").unlink(missing_ok=True)
+        else:
+            _check(out, found, settings, audio)
+        same = not _differing(found, settings)
+        on_record = {**(found.get(AUDIO, {}) if same else {}), **audio}
+        known = {name: fingerprint for name, fingerprint in on_record.items() if fingerprint is not None}
+        out.mkdir(parents=True, exist_ok=True)
+        write_whole(out / FILE, json.dumps({**settings, AUDIO: known}, indent=2) + "\n")
+    except OSError as error:
+        raise EvaluationError(f"{out} cannot be written ({error}). Choose a writable folder.") from error
+
+
+def _read(path: Path, overwrite: bool) -> dict[str, Any]:
+    """The record, empty if there is none or if it is damaged and to be overwritten."""
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except ValueError:
+        found = None
+    if isinstance(found, dict) and isinstance(found.get(AUDIO, {}), dict):
+        return found
+    if overwrite:
+        return {}
+    raise EvaluationError(
+        f"{path} is damaged, so it is not known what the scores there are of. Choose another folder, or overwrite them."
+    )
+
+
+def _differing(found: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
+    return [name for name, value in settings.items() if found.get(name) != value]
+
+
+def _check(out: Path, found: Mapping[str, Any], settings: Mapping[str, Any], audio: Mapping[str, str | None]) -> None:
+    if found and (differing := _differing(found, settings)):
+        raise EvaluationError(
+            f"{out} holds scores of another evaluation ({', '.join(differing)} differ). "
+            "Choose another folder, or overwrite them."
+        )
+    on_record = found.get(AUDIO, {})
+    scored = [name for name in audio if (out / f"{name}.json").exists()]
+    if unknown := [name for name in scored if name not in on_record]:
+        raise EvaluationError(
+            f"{out} holds scores with no record of the model and audio that they are of ({_listed(unknown)}). "
+            "Choose another folder, or overwrite them."
+        )
+    if other := [name for name in scored if on_record[name] != audio[name]]:
+        raise EvaluationError(
+            f"{out} holds scores of other audio under the same names ({_listed(other)}). "
+            "Choose another folder, or overwrite them."
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
