@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 from training.codec_start import pair_signs, reconstruction, tilted
 from training.network import separate, step_loss
-from training.sampling import LONGEST, Sampler, held_out_pieces, read_tracks
+from training.sampling import LONGEST, Sampler, Variety, held_out_pieces, read_tracks
 from training.scoring import piece_scores, summary
 
 from metatasnet_fast.config import MetaTasNetConfig
@@ -66,7 +67,9 @@ class Training:
     def load_data(self) -> None:
         self.tracks = read_tracks(self.args.data, tuple(s.sampling_rate for s in self.config.stages))
         rng = np.random.default_rng([self.args.seed, self.step])
-        self.sampler = Sampler(self.tracks, self.config, self.args.seconds, rng, self.args.tone)
+        args = self.args
+        variety = Variety(args.tone, args.level, args.rests, tuple(args.kinds), args.songs, args.singers)
+        self.sampler = Sampler(self.tracks, self.config, args.seconds, rng, variety)
         self.pieces = held_out_pieces(self.tracks, self.config)
 
     def resume(self) -> bool:
@@ -186,7 +189,7 @@ def train(args: argparse.Namespace) -> None:
             note(held_out=score(training.average, training.pieces, training.dtype))
 
 
-def main() -> None:
+def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="what build_dataset.py wrote")
     parser.add_argument("--out", type=Path, required=True)
@@ -199,12 +202,24 @@ def main() -> None:
                         help="of the loss: drums, bass, other, vocals")  # fmt: skip
     parser.add_argument("--emphasis", type=float, default=0.15, help="share of the loss that hears high frequencies")
     parser.add_argument("--tone", type=float, default=3.0, help="deviation, dB, of the gains that change a stem's tone")
+    parser.add_argument("--level", type=float, default=9.0, help="items are up to so much louder or quieter, dB")
+    parser.add_argument(
+        "--rests", action=argparse.BooleanOptionalAction, default=True, help="let stems rest in parts of items"
+    )
+    parser.add_argument("--kinds", type=float, nargs=3, default=[0.3, 0.25, 0.45], metavar="X",
+                        help="shares of songs as they are, synthesised pieces with vocals, stems of any tracks")  # fmt: skip
+    parser.add_argument("--songs", type=float, default=0.6, help="share of the stems of any tracks that songs give")
+    parser.add_argument("--singers", type=float, default=0.75, help="the same, of vocals")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--seed", type=int, default=1)
     sizes = {"N": 96, "L": 40, "W": 20, "B": 64, "H": 96, "stack": 2, "num_mels": 64}
     for name, value in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=value)
-    args = parser.parse_args()
+    return parser.parse_args(words)
+
+
+def main() -> None:
+    args = arguments()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     train(args)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from metatasnet_fast.config import INSTRUMENTS, MetaTasNetConfig
 
-__all__ = ["UNIT", "Sampler", "Track", "read_tracks"]
+__all__ = ["UNIT", "Sampler", "Track", "Variety", "read_tracks"]
 
 UNIT = 2048
 """The integer that stands for the deviation of a track's mono mixture."""
@@ -26,6 +26,28 @@ LONGEST = 4
 """Items' lengths that the longest item takes."""
 HIGH_PASSED = 4
 """Fifth stem of a song: `other` without low frequencies."""
+RESTS = (0.08, 0.15, 0.25, 0.08, 0.25)
+"""How often drums, bass, other, vocals, and all of them together, are quieter in a part of an item."""
+FADE = 0.05
+"""Seconds in which a stem becomes quieter, or comes back."""
+
+
+@dataclass(frozen=True)
+class Variety:
+    """How items differ from the tracks that they are cut from.
+
+    ``tone``, dB: deviation of the gains with which half of the stems are :func:`retuned`. ``level``, dB: by how much items are
+    louder or quieter at most. ``rests``: whether stems are :func:`resting`. ``kinds``: shares of the items that are a song as
+    it is, vocals over a synthesised piece, stems of any tracks. ``songs``, ``singers``: of the stems of any tracks, and of
+    vocals, the share that comes from songs.
+    """
+
+    tone: float = 0.0
+    level: float = 3.0
+    rests: bool = False
+    kinds: tuple[float, float, float] = (0.3, 0.25, 0.45)
+    songs: float = 0.6
+    singers: float = 0.75
 
 
 @dataclass(frozen=True)
@@ -80,19 +102,46 @@ def retuned(pieces: NDArray[np.float32], rate: int, gains: NDArray[np.float64]) 
     return torch.fft.irfft(spectrum, n=pieces.shape[-1]).numpy()
 
 
+def resting(rng: np.random.Generator, frames: int, rate: float) -> NDArray[np.float32]:
+    """Gains (4, frames): here and there a stem is silent or quieter for a part of the item or for all of it.
+
+    ``rate``: frames a second.
+    """
+    gains = np.ones((4, frames), np.float32)
+    time = np.arange(frames)
+    for part in np.flatnonzero(rng.random(len(RESTS)) < RESTS):
+        everything = part == len(RESTS) - 1
+        decibels = rng.uniform(3, 12) if everything else rng.choice([rng.uniform(6, 30), np.inf])
+        middle, half = rng.uniform(0, frames), rng.uniform(0.15, 0.75) * frames
+        inside = np.clip(0.5 + (half - np.abs(time - middle)) / (FADE * rate), 0, 1)
+        gains[slice(None) if everything else part] *= (1 - inside * (1 - 10 ** (-decibels / 20))).astype(np.float32)
+    return gains
+
+
+def spread(gains: NDArray[np.float32], frame: int) -> NDArray[np.float32]:
+    """(stem, frame) to (stem, sample), linear in between; ``frame``, samples."""
+    frames = np.arange(gains.shape[-1])
+    at = np.arange(gains.shape[-1] * frame) / frame
+    return np.stack([np.interp(at, frames, gain) for gain in gains]).astype(np.float32)
+
+
 class Sampler:
     """Items cut at the same times at every rate.
 
     Four kinds: a song as it is; vocals over a synthesised piece, a song's or the piece's own; stems of any tracks; and any of
     these with another bass. Where a song's bass may hide in `other`, that `other` goes without low frequencies, or does not
-    count in the loss. Half of the mixtures are freed of the cache's rounding noise. ``tone``, dB, is the deviation of the gains
-    with which half of the stems are :func:`retuned`.
+    count in the loss. Half of the mixtures are freed of the cache's rounding noise.
     """
 
     def __init__(
-        self, tracks: list[Track], config: MetaTasNetConfig, seconds: float, rng: np.random.Generator, tone: float = 0.0
+        self,
+        tracks: list[Track],
+        config: MetaTasNetConfig,
+        seconds: float,
+        rng: np.random.Generator,
+        variety: Variety = Variety(),
     ) -> None:
-        self.config, self.rng, self.tone = config, rng, tone
+        self.config, self.rng, self.variety = config, rng, variety
         self.stages = config.stages
         self.item_frames = self.frames = round(seconds * config.sampling_rate) // config.W
         self.rate = config.sampling_rate / config.W
@@ -153,8 +202,8 @@ class Sampler:
 
     def item(self) -> tuple[list[NDArray[np.float32]], bool]:
         """(4, sample) for each stage; whether `other` may hold a bass line."""
-        rng = self.rng
-        kind = rng.choice(["song", "backing", "any"], p=[0.3, 0.25, 0.45] if self.synthetic else [0.5, 0.0, 0.5])
+        rng, vary = self.rng, self.variety
+        kind = rng.choice(["song", "backing", "any"], p=vary.kinds if self.synthetic else [0.5, 0.0, 0.5])
         base = self.pick(self.synthetic if kind == "backing" else self.songs)
         focus = int(rng.choice(4, p=[0.3, 0.1, 0.2, 0.4]))
         start, channel = self.where_it_sounds(base, focus), self.channel()
@@ -166,7 +215,9 @@ class Sampler:
             if kind == "backing" and stem == VOCALS and base in self.voices and rng.random() < 0.5:
                 index = self.voices[base]
             elif kind == "any" or (kind == "backing" and stem == VOCALS):
-                song = not self.with_stem[stem, False] or rng.random() < (0.75 if stem == VOCALS else 0.6)
+                song = not self.with_stem[stem, False] or rng.random() < (
+                    vary.singers if stem == VOCALS else vary.songs
+                )
                 index, side = self.pick(self.with_stem[stem, song]), self.channel()
                 at = self.where_it_sounds(index, stem) if rng.random() < 0.8 else self.anywhere(index)
             if stem == BASS and new_bass:
@@ -179,12 +230,16 @@ class Sampler:
                 pieces = self.cut(index, stem, side, at)
             # Decibels: stems of different tracks are mixed at levels further apart.
             gain = 10 ** (rng.normal(0, 4 if kind == "any" else 1.5) / 20) * rng.choice([-1, 1])
-            if self.tone and rng.random() < 0.5:
-                gains = rng.normal(0, self.tone, len(TONE))
+            if vary.tone and rng.random() < 0.5:
+                gains = rng.normal(0, vary.tone, len(TONE))
                 pieces = [retuned(x, s.sampling_rate, gains) for x, s in zip(pieces, self.stages, strict=True)]
             stems.append([np.float32(gain) * piece for piece in pieces])
-        level = np.float32(rng.uniform(0.7, 1.3))
-        return [level * np.stack([pieces[s] for pieces in stems]) for s in range(len(self.stages))], doubtful
+        level = np.float32(10 ** (rng.uniform(-vary.level, vary.level) / 20))
+        item = [level * np.stack([pieces[s] for pieces in stems]) for s in range(len(self.stages))]
+        if vary.rests:
+            gains = resting(rng, self.frames, self.rate)
+            item = [audio * spread(gains, stage.W) for audio, stage in zip(item, self.stages, strict=True)]
+        return item, doubtful
 
     def batch(self, size: int, lengths: int = 1) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """Mixtures (n, T_s) and sources (4, n, T_s) for each stage, and (4, n): 1 where a stem counts in the loss.

@@ -23,14 +23,18 @@ from music.drums import play_samples, synthetic_kit  # noqa: E402
 from music.score import BAR, compose, vocal_line  # noqa: E402
 from training.sampling import (  # noqa: E402
     BASS,
+    FADE,
     LONGEST,
     OTHER,
     TONE,
     UNIT,
     VOCALS,
     Sampler,
+    Variety,
     read_tracks,
+    resting,
     retuned,
+    spread,
     without_rounding,
 )
 from training.scoring import band_levels  # noqa: E402
@@ -176,15 +180,53 @@ def test_another_tone_has_its_gains_at_its_frequencies(gains: list[float], rate:
 @settings(max_examples=20, deadline=None)
 def test_stems_of_another_tone_still_sum_to_the_mixture_and_agree_between_rates(sampler: Sampler, seed: int) -> None:
     """The tracks of this file are constants, which a tone changes by its lowest gain, the same at both rates."""
-    sampler.rng, sampler.tone = np.random.default_rng(seed), 6.0
+    sampler.rng, sampler.variety = np.random.default_rng(seed), Variety(tone=6.0)
     try:
         mixes, sources, _ = sampler.batch(3)
     finally:
-        sampler.tone = 0.0
+        sampler.variety = Variety()
     for mix, stems in zip(mixes, sources, strict=True):
         for made, total in zip(mix, stems.sum(0), strict=True):
             assert torch.allclose(made, total, atol=1e-5) or torch.allclose(made, without_rounding(total), atol=1e-5)
     torch.testing.assert_close(sources[0].mean(-1), sources[1].mean(-1), rtol=1e-3, atol=1e-4)
+
+
+@given(seed=st.integers(0, 2**32 - 1), frames=st.integers(100, 2000))
+@settings(max_examples=100, deadline=None)
+def test_a_stem_that_rests_only_ever_becomes_quieter_and_never_at_once(seed: int, frames: int) -> None:
+    rate = 400.0
+    gains = resting(np.random.default_rng(seed), frames, rate)
+    assert gains.shape == (4, frames) and gains.min() >= 0 and gains.max() <= 1
+    assert np.abs(np.diff(gains)).max() <= 2 / (FADE * rate)
+
+
+def test_every_stem_rests_alone_and_all_become_quieter_together() -> None:
+    drawn = [resting(np.random.default_rng(seed), 1000, 100.0) for seed in range(300)]
+    for stem in range(4):
+        assert any(x[stem].min() == 0 and np.delete(x, stem, axis=0).min() == 1 for x in drawn)
+    assert any((x[0] == x).all() and x.min() < 0.7 for x in drawn)
+    assert any((x == 1).all() for x in drawn)
+
+
+def test_gains_of_frames_are_the_same_at_both_rates() -> None:
+    gains = np.random.default_rng(0).random((4, 50)).astype(np.float32)
+    fine, coarse = spread(gains, 40), spread(gains, 20)
+    np.testing.assert_array_equal(fine[:, ::2], coarse)
+    np.testing.assert_array_equal(coarse[:, ::20], gains)
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=20, deadline=None)
+def test_items_with_rests_and_other_levels_still_sum_to_the_mixture(sampler: Sampler, seed: int) -> None:
+    sampler.rng, sampler.variety = np.random.default_rng(seed), Variety(level=9.0, rests=True)
+    try:
+        mixes, sources, counts = sampler.batch(3)
+    finally:
+        sampler.variety = Variety()
+    for mix, stems in zip(mixes, sources, strict=True):
+        for made, total in zip(mix, stems.sum(0), strict=True):
+            assert torch.allclose(made, total, atol=1e-5) or torch.allclose(made, without_rounding(total), atol=1e-5)
+    assert not counts[sources[-1].square().sum(-1) == 0].any()
 
 
 def test_a_halved_band_lies_six_decibels_lower() -> None:

@@ -20,8 +20,10 @@ SIZES = {"N": 16, "L": 40, "W": 40, "B": 16, "H": 16, "stack": 1, "num_mels": 8}
 
 
 def arguments(folder: Path, **changes: object) -> Namespace:
-    settings = {"data": folder, "start": str(folder / "finished"), "precision": "float32", "rate": 1e-3, "seed": 1}
-    return Namespace(**(settings | {"seconds": 2.0, "tone": 3.0} | SIZES | changes))
+    settings = train_checkpoint.arguments(
+        ["--data", str(folder), "--out", str(folder / "out"), "--precision", "float32"]
+    )
+    return Namespace(**(vars(settings) | {"start": str(folder / "finished"), "seconds": 2.0} | SIZES | changes))
 
 
 @pytest.fixture
