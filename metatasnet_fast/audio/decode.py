@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from metatasnet_fast.audio.headers import mp3_declares_length, ogg_ends
-from metatasnet_fast.errors import MissingDependencyError
+
+from .._extras import require
 
 __all__ = [
     "VORBIS_TO_WAV",
@@ -82,23 +83,11 @@ class Decoder(Protocol):
 
 
 def import_soundfile() -> Any:
-    try:
-        import soundfile
-    except ImportError as error:
-        raise MissingDependencyError(
-            "Reading and writing audio needs the package soundfile; install metatasnet-fast[audio]."
-        ) from error
-    return soundfile
+    return require("soundfile", "Reading and writing audio")
 
 
 def import_av() -> Any:
-    try:
-        import av
-    except ImportError as error:
-        raise MissingDependencyError(
-            "Decoding compressed audio and video needs the package av; install metatasnet-fast[audio]."
-        ) from error
-    return av
+    return require("av", "Decoding compressed audio and video")
 
 
 def system_name(path: Path) -> str | bytes:

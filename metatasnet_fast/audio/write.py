@@ -18,6 +18,8 @@ from metatasnet_fast.audio.decode import VORBIS_TO_WAV, import_soundfile
 from metatasnet_fast.audio.sink import Sink
 from metatasnet_fast.errors import AudioFormatError, AudioWriteError, ShapeError
 
+from .._io import sync
+
 __all__ = ["AudioWriter", "WrittenAudio", "write_audio"]
 
 # libsndfile's names; the first subtype of a format is its default.
@@ -173,7 +175,7 @@ class AudioWriter:
         try:
             self._close()
             os.replace(self._part, self.path)
-            _sync_folder(self.path.parent)
+            sync(self.path.parent)
         except (self._sf.LibsndfileError, OSError) as failure:
             self._discard()
             raise self._refused(failure) from failure
@@ -268,14 +270,3 @@ def _check_limits(format: str, sample_rate: int, channels: int) -> None:
         raise AudioFormatError(
             f"flac files cannot hold {sample_rate} Hz, above 65535 Hz only multiples of 10 to {FLAC_MAX_RATE}; use wav."
         )
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the new name survive a power failure, where folders can be flushed (not on Windows)."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

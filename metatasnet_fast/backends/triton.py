@@ -68,7 +68,7 @@ class TritonBackend(Backend):
 
     def unavailable(self) -> str | None:
         if importlib.util.find_spec("triton") is None:
-            return "Triton is not installed; install metatasnet-fast[triton]."
+            return "the package triton is missing; `pip install triton` installs it."
         if not torch.cuda.is_available() and not interpreted():
             return "torch finds no GPU; TRITON_INTERPRET=1 in the environment lets it serve CPU tensors, slowly, for tests."
         return None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import MissingDependencyError
+from .._extras import require
 from .rows import Row
 
 __all__ = ["draw", "title"]
@@ -20,11 +20,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     Raises:
         MissingDependencyError: without matplotlib.
     """
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError("Plots need matplotlib: pip install 'metatasnet-fast[plots]'.") from error
+    matplotlib, Figure = require("matplotlib", "A plot"), require("matplotlib.figure", "A plot").Figure
     timed = [row for row in rows if row.seconds is not None]
     with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(11, max(3.6, 0.9 + 0.22 * len(timed))), layout="constrained")

@@ -12,9 +12,9 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from .._io import try_lock
 from .failures import SongError
 from .outcome import Failure
-from .staging import try_lock
 from .storage import LocalStorage, Storage
 
 __all__ = ["CLAIMS_NAME", "Claims"]

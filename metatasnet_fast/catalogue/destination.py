@@ -19,10 +19,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
+from .._io import sha256_file
 from .outcome import Outcome, Status
 from .result import RESULT_NAME, Result
 from .song import Song, safe_name
-from .source import Source, sha256_of
+from .source import Source
 from .storage import LocalStorage, Storage, local_path, open_storage
 
 __all__ = ["Destination", "LedgerWriter", "song_folder"]
@@ -78,7 +79,7 @@ class Destination:
         if stamp.size != result.input["bytes"]:
             return None
         with source.local() as path:
-            return result if sha256_of(path) == result.content else None
+            return result if sha256_file(path) == result.content else None
 
     def from_elsewhere(self, song: Song) -> Result | None:
         """The result under the song's id, if it was made of a file at another address: that of another song, or of this one."""

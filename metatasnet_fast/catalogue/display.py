@@ -10,6 +10,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TextIO
 
+from .._terminal import say
 from .events import Event, Notice, Progress, RunEnded, RunStarted, SongEnded
 from .outcome import Failure, Outcome, Status
 
@@ -78,22 +79,20 @@ class LiveDisplay:
     def _progress(self, progress: Progress) -> None:
         if self._terminal:
             line = progress_line(progress)[: shutil.get_terminal_size().columns - 1]
-            self._stream.write(f"\r\x1b[2K{line}")
-            self._stream.flush()
+            say(f"\r\x1b[2K{line}", self._stream, end="")
             self._drawn = True
         elif self._clock() >= self._next_line:
             self._next_line = self._clock() + LINE_SECONDS
-            print(progress_line(progress), file=self._stream, flush=True)
+            say(progress_line(progress), self._stream)
 
     def _say(self, text: str) -> None:
         self._erase()
-        print(f"{NAME}: {text}", file=self._stream, flush=True)
+        say(f"{NAME}: {text}", self._stream)
 
     def _erase(self) -> None:
         """The line comes back with the next progress."""
         if self._drawn:
-            self._stream.write("\r\x1b[2K")
-            self._stream.flush()
+            say("\r\x1b[2K", self._stream, end="")
             self._drawn = False
 
 

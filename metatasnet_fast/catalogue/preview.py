@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from .._io import sha256_file
 from ..model import load_checkpoint
 from ..separation import Separator
 from .destination import Destination
@@ -16,7 +17,7 @@ from .identity import identity_of
 from .local import set_aside
 from .settings import Settings
 from .song import Song
-from .source import Source, Stamp, sha256_of
+from .source import Source, Stamp
 from .storage import client_errors, reaching
 
 __all__ = ["Preview", "preview"]
@@ -84,4 +85,4 @@ def _is_taken(target: Destination, song: Song, source: Source, stamp: Stamp) -> 
     if before is None or stamp.size != before.input["bytes"]:
         return before is not None
     with source.local() as path:
-        return sha256_of(path) != before.content
+        return sha256_file(path) != before.content

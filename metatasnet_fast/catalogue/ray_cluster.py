@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, MissingDependencyError
+from .._extras import require
+from ..errors import ConfigError
 from .cores import available_cores
 from .ray_pool import Node
 
@@ -106,12 +107,8 @@ def nodes_of(ray: Any) -> list[Node]:
 
 
 def _import() -> Any:
-    try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise MissingDependencyError("The engine ray needs the package ray; install metatasnet-fast[ray].") from error
-    return ray
+    require("ray.data", "The engine ray")
+    return require("ray", "The engine ray")
 
 
 def _connect(ray: Any, address: str | None, folder: str | None) -> None:

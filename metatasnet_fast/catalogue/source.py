@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
-import hashlib
 import os
 import re
 import stat
@@ -20,7 +19,7 @@ from .failures import SongError
 from .outcome import Failure
 from .storage import local_path, open_filesystem
 
-__all__ = ["Source", "Stamp", "sha256_of"]
+__all__ = ["Source", "Stamp"]
 
 NO_PATH = (errno.ELOOP, errno.ENAMETOOLONG)
 """What the system says of addresses that cannot be those of files."""
@@ -130,12 +129,3 @@ def _version(info: dict[str, Any]) -> str | None:
             return repr(value) if time.time() - value > SETTLED else None
         return str(value)
     return None
-
-
-def sha256_of(path: Path) -> str:
-    """Hexadecimal digest of a file's content."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()

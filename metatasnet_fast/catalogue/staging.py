@@ -16,9 +16,10 @@ import time
 from pathlib import Path
 from types import TracebackType
 
+from .._io import try_lock
 from .storage import LocalStorage, Storage
 
-__all__ = ["STAGING_NAME", "Staging", "remove_abandoned", "try_lock"]
+__all__ = ["STAGING_NAME", "Staging", "remove_abandoned"]
 
 STAGING_NAME = ".staging"
 LOCK = "lock"
@@ -105,18 +106,3 @@ def _age(folder: Path) -> float:
         return time.time() - folder.stat().st_mtime
     except FileNotFoundError:
         return 0.0
-
-
-def try_lock(handle: int) -> bool | None:
-    """Take an exclusive lock on an open file; False if somebody has it, None where there are no such locks."""
-    try:
-        import fcntl
-    except ImportError:
-        return None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return None
-    return True

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+from .._extras import require
+from .._io import sync, write_atomically
 from ..errors import ConfigError, MetaTasNetError, MissingDependencyError
 
 __all__ = [
@@ -74,16 +76,7 @@ class LocalStorage:
     def write(self, path: str, content: bytes) -> None:
         target = self.path / path
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
-        try:
-            with open(part, "xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, target)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
+        write_atomically(target, content)
 
     def sizes(self, folder: str) -> dict[str, int]:
         try:
@@ -102,7 +95,7 @@ class LocalStorage:
         """The whole folder takes its name at once; one that is there is moved away first."""
         target = self.path / folder
         target.parent.mkdir(parents=True, exist_ok=True)
-        sync_folder(staged)
+        sync(staged)
         while True:
             try:
                 os.rename(staged, target)
@@ -115,7 +108,7 @@ class LocalStorage:
             with contextlib.suppress(FileNotFoundError):
                 os.rename(target, before)
                 shutil.rmtree(before, ignore_errors=True)
-        sync_folder(target.parent)
+        sync(target.parent)
 
     def remove(self, path: str) -> None:
         (self.path / path).unlink(missing_ok=True)
@@ -244,12 +237,7 @@ def open_filesystem(uri: str) -> tuple[Any, str]:
         MissingDependencyError: without fsspec, or the package for this kind of address.
         ConfigError: for a kind of address that fsspec does not know.
     """
-    try:
-        import fsspec
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"The address {uri} needs the package fsspec; install metatasnet-fast[catalogue]."
-        ) from error
+    fsspec = require("fsspec", f"The address {uri}")
     try:
         filesystem, path = fsspec.core.url_to_fs(uri)
     except ImportError as error:
@@ -273,14 +261,3 @@ def refuse_memory(storage: Storage) -> None:
     """Workers are other processes: what they write to ``memory://`` would be gone with them. Raises :class:`ConfigError`."""
     if isinstance(storage, FsspecStorage) and storage.in_memory:
         raise ConfigError(f"{storage.root} is the memory of one process, gone at its end: choose another destination.")
-
-
-def sync_folder(folder: Path) -> None:
-    """Make names in a folder survive a power failure, where folders can be flushed (not on Windows)."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
+from .._io import sha256_file
 from .destination import SONGS, Destination, song_folder
 from .outcome import Failure, Outcome, Status
 from .result import RESULT_NAME, Result
-from .source import sha256_of
 
 __all__ = ["Finding", "Survey", "survey", "verify"]
 
@@ -138,7 +138,7 @@ def _problem(destination: Destination, result: Result) -> str | None:
             return f"{stem} has {sizes[file.path]} bytes, not {file.bytes}"
         try:
             with destination.storage.local(f"{folder}/{file.path}") as path:
-                found = sha256_of(path)
+                found = sha256_file(path)
         except OSError as error:
             return _unreadable(destination, stem, error)
         if found != file.sha256:

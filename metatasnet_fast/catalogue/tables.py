@@ -8,7 +8,8 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeAlias
 
-from ..errors import ConfigError, MissingDependencyError
+from .._extras import require
+from ..errors import ConfigError
 
 __all__ = ["Row", "csv_rows", "jsonl_rows", "lines_of", "parquet_rows"]
 
@@ -49,13 +50,8 @@ def jsonl_rows(manifest: str, text: str) -> Iterator[Row]:
 
 def parquet_rows(manifest: str, content: bytes) -> Iterator[Row]:
     """Raises :class:`ConfigError` for what is no such table, :class:`MissingDependencyError` without pyarrow."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"The manifest {manifest} needs the package pyarrow; install metatasnet-fast[catalogue]."
-        ) from error
+    pyarrow = require("pyarrow", f"The manifest {manifest}")
+    require("pyarrow.parquet", f"The manifest {manifest}")
     try:
         file = pyarrow.parquet.ParquetFile(io.BytesIO(content))
     except pyarrow.ArrowException as error:

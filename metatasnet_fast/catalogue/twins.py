@@ -7,9 +7,9 @@ import threading
 from collections import OrderedDict
 from pathlib import Path
 
+from .._io import sha256_file
 from .destination import Destination, song_folder
 from .result import Result
-from .source import sha256_of
 
 __all__ = ["Twins"]
 
@@ -47,6 +47,6 @@ class Twins:
                     shutil.copyfile(path, staged / file.path)
                 except FileNotFoundError:
                     return None
-            if sha256_of(staged / file.path) != file.sha256:
+            if sha256_file(staged / file.path) != file.sha256:
                 return None
         return result

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from .. import __version__
+from .._io import sha256_file
 from ..audio import AudioStream, open_audio
 from ..config import INSTRUMENTS
 from ..errors import AudioReadError, NotAudioError
@@ -36,7 +37,7 @@ from .machinery import Machinery
 from .outcome import Failure, Outcome, Status
 from .result import RESULT_NAME, Result, StemFile
 from .song import Song, safe_name
-from .source import Source, sha256_of
+from .source import Source
 from .stages import Place
 from .staging import Staging
 from .storage import local_path
@@ -134,7 +135,7 @@ class Walker:
             reading = stages.enter_context(machinery.read.enter())
             began = time.perf_counter()
             path = stages.enter_context(source.local(self._staging.path))
-            trip.content, trip.bytes_in = sha256_of(path), path.stat().st_size
+            trip.content, trip.bytes_in = sha256_file(path), path.stat().st_size
             trip.seconds["fetch"] = time.perf_counter() - began
             self._refuse_if_taken(trip)
             twin = None if settings.overwrite else self._twins.copy(trip.content, staged)
@@ -226,7 +227,7 @@ class Walker:
             )
             unscaled.mixture.close()
             stems = {
-                stem: StemFile(path.name, path.stat().st_size, sha256_of(path), files.writers[stem].clipped_samples)
+                stem: StemFile(path.name, path.stat().st_size, sha256_file(path), files.writers[stem].clipped_samples)
                 for stem, path in files.paths.items()
             }
         trip.seconds["write"] = writing.seconds

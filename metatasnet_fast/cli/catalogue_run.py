@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
+from .._terminal import say
 from ..errors import CheckpointError, ConfigError
-from .listeners import going_on_unheard
 
 if TYPE_CHECKING:
     from ..catalogue import Event, Listener, RunEnded, Settings, Song
@@ -171,13 +171,13 @@ def _listeners(as_json: bool) -> Iterator[Listener]:
 
     def write(event: Event) -> None:
         if not isinstance(event, (SongStarted, WorkerLoad)):
-            print(json.dumps(event.to_json()), flush=True)
+            say(json.dumps(event.to_json()), sys.stdout)
 
     if as_json:
-        yield going_on_unheard(write, sys.stdout)
+        yield write
         return
     with LiveDisplay(sys.stderr) as show:
-        yield going_on_unheard(show, sys.stderr)
+        yield show
 
 
 def _report(args: argparse.Namespace, ended: RunEnded, settings: Settings) -> None:

@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 from .. import __version__
+from .._terminal import discard
 from ..errors import MetaTasNetError
 from . import bench, catalogue, convert, demo, evaluate, info, plot, prepare, selftest, separate, train, tune
-from .listeners import silence
 
 __all__ = ["PROGRAM", "main"]
 
@@ -95,8 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         fail(str(error))
         return 2
     except BrokenPipeError:
-        silence(sys.stdout)
-        silence(sys.stderr)
+        discard(sys.stdout)
+        discard(sys.stderr)
         return 128 + getattr(signal, "SIGPIPE", 13)
     except OSError as error:  # pathlib raises even where it is only asked whether a file exists
         fail(_refused(error))

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from .._io import same_checksum, sha256_file, write_atomically
 from ..errors import AudioWriteError, MetaTasNetError
 
 __all__ = ["Model", "Origin", "check_origins", "note_origins"]
@@ -47,7 +48,7 @@ class Origin:
             found = os.stat(path)
             if not stat.S_ISREG(found.st_mode):
                 return None
-            digest = _sha256_of(path)
+            digest = sha256_file(path)
         except OSError:
             return None  # separating it says why
         return cls(os.path.abspath(path), found.st_size, found.st_mtime_ns, digest, model.name, model.sha256)
@@ -61,7 +62,7 @@ class Origin:
                 return True
             if same_place and (found.st_size, found.st_mtime_ns) == (self.bytes, self.mtime_ns):
                 return True
-            return found.st_size == self.bytes and _sha256_of(path) == self.sha256
+            return found.st_size == self.bytes and sha256_file(path) == self.sha256
         except OSError:
             return same_place  # nothing says that what was here was another one
 
@@ -70,7 +71,7 @@ class Origin:
         if not self.is_of(path):
             changed = os.path.abspath(path) == self.input
             return f"are of {self.input}, " + ("as it was before it changed" if changed else "not of this input")
-        if self.model_sha256 != model.sha256:
+        if not same_checksum(self.model_sha256, model.sha256):
             return f"are by another model, {self.model} (checksum {self.model_sha256[:8]}, not {model.sha256[:8]})"
         return None
 
@@ -107,12 +108,6 @@ def note_origins(record: Path, files: Iterable[Path], origin: Origin | None) -> 
     _write(record, {key: asdict(value) for key, value in known.items()})
 
 
-def _sha256_of(path: Path) -> str:
-    from ..catalogue.source import sha256_of
-
-    return sha256_of(path)
-
-
 def _key(record: Path, file: Path) -> str:
     return file.relative_to(record.parent).as_posix()
 
@@ -131,17 +126,10 @@ def _read(record: Path) -> dict[str, Origin]:
 
 def _write(record: Path, entries: dict[str, dict[str, object]]) -> None:
     """Replace the record at once."""
-    part = record.with_name(f".{os.getpid()}{record.suffix}.part")
     try:
-        with open(part, "w", encoding="utf-8") as file:
-            json.dump(entries, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, record)
+        write_atomically(record, json.dumps(entries, indent=1))
     except OSError as error:
         record.unlink(missing_ok=True)  # it may speak of stems that are no more
         raise AudioWriteError(
             f"The stems in {record.parent} are complete, but {record} cannot be written ({error.strerror}): make room."
         ) from error
-    finally:
-        part.unlink(missing_ok=True)

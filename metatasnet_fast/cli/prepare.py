@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .._terminal import ProgressBar, say
 from ..errors import TrainingDataError
 from .outputs import check_writable
 
@@ -146,40 +147,28 @@ class _Display:
 
     def __init__(self, total: int) -> None:
         self._total, self._done = total, 0
-        self._bar: Any = None
+        self._bar = ProgressBar("preparing", "track", total, lines=False)
 
     def __enter__(self) -> _Display:
-        if sys.stderr.isatty():
-            try:
-                from tqdm import tqdm
-            except ImportError:
-                return self
-            self._bar = tqdm(total=self._total, unit="track", file=sys.stderr)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        self._bar.close()
 
     def __call__(self, outcome: Outcome) -> None:
         self._done += 1
         if outcome.error is not None:
-            self._say(f"metatasnet-fast: error: {outcome.error}", sys.stderr)
+            self._bar.write(f"metatasnet-fast: error: {outcome.error}", sys.stderr)
         for warning in outcome.warnings:
-            self._say(f"metatasnet-fast: warning: {outcome.name}: {warning}", sys.stderr)
-        if self._bar is not None:
-            self._bar.update()
-        elif outcome.status == "kept":
-            self._say(f"[{self._done}/{self._total}] {outcome.name}: kept", sys.stdout)
+            self._bar.write(f"metatasnet-fast: warning: {outcome.name}: {warning}", sys.stderr)
+        self._bar.update(self._done)
+        if self._bar.is_bar:
+            return
+        if outcome.status == "kept":
+            say(f"[{self._done}/{self._total}] {outcome.name}: kept", sys.stdout)
         elif outcome.status == "done":
             what = f"{outcome.audio_seconds:.1f} s of audio in {outcome.seconds:.1f} s"
-            self._say(f"[{self._done}/{self._total}] {outcome.name}: {what}", sys.stdout)
-
-    def _say(self, line: str, file: Any) -> None:
-        if self._bar is not None:
-            self._bar.write(line, file=file)
-        else:
-            print(line, file=file, flush=True)
+            say(f"[{self._done}/{self._total}] {outcome.name}: {what}", sys.stdout)
 
 
 def _conclude(result: Preparation, out: str) -> int:

@@ -152,11 +152,12 @@ class _Job:
 
 
 def _identify(model: str, separator: Separator) -> Model:
-    from ..catalogue.identity import model_checksum
+    from .._io import model_checksum
     from ..model.pretrained import means_bundled
 
     local = os.path.exists(model) and not means_bundled(model)
-    return Model(os.path.abspath(model) if local else model, model_checksum(separator.network))
+    checksum = model_checksum(separator.network.config, separator.network.state_dict())
+    return Model(os.path.abspath(model) if local else model, checksum)
 
 
 def _recipe(args: argparse.Namespace) -> Recipe:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import sys
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from .._terminal import ProgressBar, say
 from ..config import INSTRUMENTS
 
 if TYPE_CHECKING:
@@ -18,12 +18,10 @@ __all__ = ["TrainingDisplay"]
 
 
 class TrainingDisplay:
-    """Prints validations and notes; shows steps in a bar, on a terminal with tqdm. Output that nobody takes ends no run."""
+    """Prints validations and notes; shows steps in a bar on a terminal with tqdm."""
 
     def __init__(self) -> None:
-        self._bar: Any = None
-        self._wants_bar = sys.stderr.isatty()
-        self._unheard = False
+        self._bar: ProgressBar | None = None
 
     def __enter__(self) -> TrainingDisplay:
         return self
@@ -35,16 +33,14 @@ class TrainingDisplay:
             self._bar.close()
 
     def step(self, step: int, total: int | None, loss: float) -> None:
-        if self._wants_bar and self._bar is None:
-            self._bar = _bar(step - 1, total)
-            self._wants_bar = self._bar is not None
-        if self._bar is not None:
-            self._bar.update(step - self._bar.n)
+        if self._bar is None:
+            self._bar = ProgressBar("training", "step", total, initial=step - 1, lines=False)
+        self._bar.update(step)
 
     def summary(self, summary: Summary) -> None:
         speed = f"{summary.steps_per_second:.2f} steps/s, {summary.audio_per_second:.1f} audio-s/s"
-        if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {summary.loss:.1f}, {speed}")
+        if self._bar is not None and self._bar.is_bar:
+            self._bar.update(summary.step, f"loss {summary.loss:.1f}, {speed}")
             return
         total = "" if summary.total is None else f" of {summary.total}"
         left = "" if summary.remaining is None else f", {_duration(summary.remaining)} left"
@@ -57,18 +53,9 @@ class TrainingDisplay:
 
     def note(self, text: str) -> None:
         if self._bar is not None:
-            self._bar.write(text, file=sys.stdout)
-            return
-        try:
-            print(text, flush=True)
-        except OSError as error:  # a full disk under the file it goes to, or a reader that left
-            if not self._unheard:
-                self._unheard = True
-                reason = error.strerror or error
-                with contextlib.suppress(OSError):
-                    print(
-                        f"standard output cannot be written ({reason}); training goes on", file=sys.stderr, flush=True
-                    )
+            self._bar.write(text, sys.stdout)
+        else:
+            say(text, sys.stdout)
 
 
 def _stems(values: list[float]) -> str:
@@ -80,12 +67,3 @@ def _stems(values: list[float]) -> str:
 def _duration(seconds: float) -> str:
     minutes = int(seconds) // 60
     return f"{minutes // 60}:{minutes % 60:02d} h" if minutes >= 60 else f"{minutes}:{int(seconds) % 60:02d} min"
-
-
-def _bar(done: int, total: int | None) -> Any:
-    """A bar in steps; None without tqdm."""
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return None
-    return tqdm(initial=done, total=total, unit="step", dynamic_ncols=True, file=sys.stderr)

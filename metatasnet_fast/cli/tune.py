@@ -6,7 +6,6 @@ import argparse
 import datetime
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
+from .._io import write_atomically
 from ..errors import AudioWriteError, BackendUnavailableError, ConfigError
 
 if TYPE_CHECKING:
@@ -150,8 +150,10 @@ def _difference(value: torch.Tensor, expected: torch.Tensor) -> float:
 def read(path: Path) -> list[dict[str, Any]]:
     """What a file already knows; nothing if there is none."""
     try:
-        entries = json.loads(path.read_text("utf-8"))["entries"]
-        return [{**entry, "precision": entry["precision"]} for entry in entries]
+        entries: list[dict[str, Any]] = json.loads(path.read_text("utf-8"))["entries"]
+        for entry in entries:
+            entry["precision"]  # noqa: B018  an entry without one is no entry
+        return entries
     except FileNotFoundError:
         return []
     except (ValueError, KeyError, TypeError) as error:
@@ -172,11 +174,8 @@ def write(path: Path, device: str, entries: list[dict[str, Any]], precision: str
         "command": f"metatasnet-fast tune --dtype {precision} --items {args.items} --frames {args.frames}",
         "entries": entries,
     }
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
-        os.replace(part, path)
+        write_atomically(path, json.dumps(found, indent=1) + "\n")
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise AudioWriteError(f"Cannot write {path}: {error.strerror}.") from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import math
-import os
 import string
 import tempfile
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from .._io import write_atomically
 from ..audio import write_audio
 from ..errors import AudioWriteError
 from .png import encode_png
@@ -77,14 +77,10 @@ def write_page(listening: Listening, path: Path) -> None:
         range=f"{RANGE_DB:g}",
         duration=f"{listening.duration:.3f}",
     )
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        temporary.write_text(page, "utf-8")
-        os.replace(temporary, path)
+        write_atomically(path, page)
     except OSError as error:
         raise AudioWriteError(f"{path} cannot be written ({error.strerror}); choose another folder.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _row(name: str, remark: str, picture: str, sound: str, axis: Axis, original: bool) -> str:

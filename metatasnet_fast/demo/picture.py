@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-from ..errors import AudioWriteError, MissingDependencyError
+from .._extras import require
+from ..errors import AudioWriteError
 from .page import Listening
 from .png import magma
 from .spectrogram import Axis, levels
@@ -17,12 +18,8 @@ ROWS, COLUMNS = 200, 250
 
 def write_picture(listening: Listening, path: Path) -> None:
     """Write a PNG; raises :class:`MissingDependencyError` without matplotlib, :class:`AudioWriteError` if it cannot."""
-    try:
-        from matplotlib import colors
-        from matplotlib.figure import Figure
-        from PIL import Image  # matplotlib depends on it
-    except ImportError as error:
-        raise MissingDependencyError("The picture needs matplotlib: pip install 'metatasnet-fast[plots]'.") from error
+    colors, Figure = require("matplotlib.colors", "The picture"), require("matplotlib.figure", "The picture").Figure
+    Image = require("PIL.Image", "The picture")
     pictures = levels(listening.signals, listening.sample_rate, ROWS, COLUMNS)
     ticks = Axis.of(listening.sample_rate).ticks()
     figure = Figure(figsize=(12, 2.6), dpi=110, layout="constrained")

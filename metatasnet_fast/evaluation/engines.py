@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from ..errors import MissingDependencyError
+from .._extras import require
 from .bss_eval import METRICS
 from .musdb18 import MusdbTrack
 from .scores import TrackScores
@@ -26,12 +26,7 @@ def _fast(track: MusdbTrack, estimates: Estimates, metrics: Sequence[str], stric
 
 def _museval(track: MusdbTrack, estimates: Estimates, metrics: Sequence[str], strict: bool) -> TrackScores:
     """The original computes all four metrics, and refuses silent stems."""
-    try:
-        import museval
-    except ImportError as error:
-        raise MissingDependencyError(
-            "The engine museval needs the package museval. Install it with: pip install 'metatasnet-fast[evaluation]'"
-        ) from error
+    museval = require("museval", "The engine museval")
     names = [name for name in ("vocals", "drums", "bass", "other") if name in estimates]
     references, found = (np.stack([audio[name] for name in names]) for audio in (track.stems, estimates))
     try:

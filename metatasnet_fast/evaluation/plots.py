@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import MissingDependencyError
+from .._extras import require
 from .bss_eval import METRICS
 from .scores import TrackScores
 from .signals import EvaluationError
@@ -28,13 +28,8 @@ def plot_scores(
     without a frame that counts are left out and counted below the stem. Raises :class:`MissingDependencyError`
     without matplotlib, :class:`EvaluationError` for no tracks or a metric that is not one.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependencyError(
-            "Plots need matplotlib. Install it with: pip install 'metatasnet-fast[plots]'"
-        ) from error
+    FigureCanvasAgg = require("matplotlib.backends.backend_agg", "A plot").FigureCanvasAgg
+    Figure = require("matplotlib.figure", "A plot").Figure
     unknown = [metric for metric in metrics if metric not in METRICS]
     if not tracks or unknown or not metrics:
         raise EvaluationError(f"There is nothing to plot: {len(tracks)} tracks, metrics {list(metrics)}.")

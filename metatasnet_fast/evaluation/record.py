@@ -6,13 +6,12 @@ agree and the audio on record is that of the track; any other one is refused.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .files import write_whole
+from .._io import model_checksum, write_atomically
 from .musdb18 import TrackReader
 from .signals import EvaluationError
 
@@ -30,12 +29,8 @@ NAMED = 3
 
 def settings_of(separator: Separator, engine: str, metrics: Sequence[str]) -> dict[str, Any]:
     """Everything but the audio that the scores depend on."""
-    digest = hashlib.sha256()
-    for name, value in separator.network.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return {
-        "model_sha256": digest.hexdigest(),
+        "model_sha256": model_checksum(separator.network.config, separator.network.state_dict()),
         "mode": separator.mode,
         "precision": separator.precision.value,
         "mixture_consistency": separator.mixture_consistency,
@@ -68,7 +63,7 @@ def claim_folder(
         on_record = {**(found.get(AUDIO, {}) if same else {}), **audio}
         known = {name: fingerprint for name, fingerprint in on_record.items() if fingerprint is not None}
         out.mkdir(parents=True, exist_ok=True)
-        write_whole(out / FILE, json.dumps({**settings, AUDIO: known}, indent=2) + "\n")
+        write_atomically(out / FILE, json.dumps({**settings, AUDIO: known}, indent=2) + "\n")
     except OSError as error:
         raise EvaluationError(f"{out} cannot be written ({error}). Choose a writable folder.") from error
 

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .._io import write_atomically
 from .bss_eval import METRICS
-from .files import write_whole
 from .signals import EvaluationError, SilentSource
 
 __all__ = ["MUSEVAL_VERSION", "Median", "TrackScores", "aggregate", "load_scores", "median"]
@@ -92,7 +92,7 @@ class TrackScores:
         path = Path(folder) / subset / f"{self.name}.json"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, self.json())
+            write_atomically(path, self.json())
         except OSError as error:
             raise EvaluationError(f"{path} could not be written ({error}). Check the folder and its space.") from error
         return path

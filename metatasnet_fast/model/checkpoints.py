@@ -6,7 +6,6 @@ Source: original ``train.py``: a dict with ``state_dict``, ``args``, and in trai
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._io import describe_os_error, writing
 from ..config import MetaTasNetConfig
 from ..errors import CheckpointError, ConfigError
 
@@ -93,33 +93,13 @@ def write_original(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None
     for name in ("optimizer", "epoch", "steps"):
         if getattr(checkpoint, name) is not None:
             content[name] = getattr(checkpoint, name)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        # Through a file of our own: torch's writer to a path does not tell why it fails.
-        with temporary.open("wb") as file:
+        with writing(path) as file:  # torch's writer to a path would not say why it fails
             torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        if _errno(error) in (errno.ENOSPC, errno.EDQUOT):
-            raise CheckpointError(
-                f"{path} cannot be written, because there is no space left on the disk: make room."
-            ) from error
         raise CheckpointError(
-            f"{path} cannot be written ({error}): choose a folder that exists and is writable."
+            f"{path} cannot be written ({describe_os_error(error)}): make room, or choose a folder that is writable."
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _errno(error: BaseException | None) -> int | None:
-    """The system's reason; torch raises an error of its own while it handles that one."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno is not None:
-            return error.errno
-        error = error.__cause__ or error.__context__
-    return None
 
 
 def load_state(network: nn.Module, state: Mapping[str, Tensor], origin: object) -> None:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import nn
 
-from ..errors import CheckpointError, MissingDependencyError
+from .._extras import require
+from ..errors import CheckpointError
 from .checkpoints import Checkpoint, config_of, load_state, read_original, write_original
 from .store import SETTINGS, WEIGHTS, check_sha256, read_folder, write_folder
 
@@ -181,12 +182,7 @@ def _locate(name: str | os.PathLike[str], revision: str | None, offline: bool) -
 
 
 def _download(name: str, revision: str | None, offline: bool) -> Path:
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"Loading {name} from the hub needs huggingface_hub: pip install 'metatasnet-fast[hub]'."
-        ) from error
+    snapshot_download = require("huggingface_hub", f"Loading {name} from the hub").snapshot_download
     try:
         return Path(
             snapshot_download(name, revision=revision, allow_patterns=[SETTINGS, WEIGHTS], local_files_only=offline)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -15,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._extras import require
+from .._io import describe_os_error, sha256_file
 from ..config import MetaTasNetConfig
-from ..errors import CheckpointError, ConfigError, MissingDependencyError
+from ..errors import CheckpointError, ConfigError
 from .checkpoints import Checkpoint, config_of
 
 __all__ = ["check_sha256", "read_folder", "write_folder"]
@@ -111,7 +112,7 @@ def write_folder(checkpoint: Checkpoint, folder: str | os.PathLike[str], half: b
     try:
         temporary.mkdir(parents=True)
         _save(state, temporary / WEIGHTS)
-        settings["sha256"] = _sha256(temporary / WEIGHTS)
+        settings["sha256"] = sha256_file(temporary / WEIGHTS)
         if checkpoint.optimizer is not None:
             tensors, settings["optimizer"] = _split_optimizer(checkpoint.optimizer)
             _save(tensors, temporary / OPTIMIZER)
@@ -123,7 +124,9 @@ def write_folder(checkpoint: Checkpoint, folder: str | os.PathLike[str], half: b
             else:
                 (folder / name).unlink(missing_ok=True)
     except (OSError, TypeError) as error:
-        raise CheckpointError(f"{folder} cannot be written ({error}).") from error
+        raise CheckpointError(
+            f"{folder} cannot be written ({describe_os_error(error)}): make room or choose another folder."
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -161,17 +164,9 @@ def _join_optimizer(tensors: dict[str, Tensor], rest: dict[str, Any]) -> dict[st
 
 def check_sha256(path: Path, expected: str) -> None:
     """Raises :class:`CheckpointError` for a file with another checksum."""
-    digest = _sha256(path)
+    digest = sha256_file(path)
     if digest != expected:
         raise CheckpointError(f"{path} is damaged or another file: SHA-256 {digest}, expected {expected}.")
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _umask() -> int:
@@ -181,13 +176,7 @@ def _umask() -> int:
 
 
 def _safetensors() -> Any:
-    try:
-        import safetensors.torch
-    except ImportError as error:
-        raise MissingDependencyError(
-            "Reading and writing checkpoint folders needs safetensors: pip install 'metatasnet-fast[hub]'."
-        ) from error
-    return safetensors.torch
+    return require("safetensors.torch", "Reading and writing checkpoint folders")
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:
@@ -196,10 +185,9 @@ def _save(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def _load(path: Path) -> dict[str, Tensor]:
+    safetensors = _safetensors()
     try:
-        loaded: dict[str, Tensor] = _safetensors().load_file(path)
-    except MissingDependencyError:
-        raise
+        loaded: dict[str, Tensor] = safetensors.load_file(path)
     except Exception as error:  # safetensors raises its own type, which is not importable without it
         raise CheckpointError(f"{path} is damaged ({error}).") from error
     return loaded

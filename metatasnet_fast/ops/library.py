@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._extras import require
 from ..config import GROUPS
-from ..errors import MissingDependencyError, ShapeError
+from ..errors import ShapeError
 from ..reference.statistics import wide
 
 __all__ = [
@@ -45,12 +46,8 @@ def kernels(name: str, dtype: torch.dtype) -> Any:
         raise ShapeError(
             f"The Triton kernels serve float32, bfloat16 and float16, not {dtype}; float64 runs on a CPU only."
         )
-    try:
-        return importlib.import_module(f"{NAMESPACE}.kernels.{name}")
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] != "triton":
-            raise
-        raise MissingDependencyError("This operation needs Triton; install metatasnet-fast[triton].") from error
+    require("triton", "This operation")
+    return importlib.import_module(f"{NAMESPACE}.kernels.{name}")
 
 
 def tile() -> int:

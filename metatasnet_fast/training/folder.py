@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from .._io import PART, try_lock, write_atomically
 from ..config import MetaTasNetConfig
 from ..errors import ConfigError, TrainingError
 from .settings import TrainingSettings, read_settings_file, split_settings
@@ -33,35 +33,23 @@ def claim(out: Path, note: Callable[[str], None]) -> Iterator[None]:
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        handle = os.open(out / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        file = (out / LOCK).open("ab")
     except OSError as error:
         raise TrainingError(
             f"{out} cannot be written to ({error.strerror or error}): choose another folder with --out."
         ) from error
-    try:
-        if _locked(handle, out, note):
-            for part in out.glob(".*.part"):
+    with file:
+        locked = try_lock(file)
+        if locked is False:
+            raise TrainingError(
+                f"Another process is training in {out}: wait for it to end, or choose another folder with --out."
+            )
+        if locked:
+            for part in out.glob(f".*{PART}"):
                 part.unlink(missing_ok=True)
+        else:
+            note(f"{out} cannot be locked on this file system: make sure that no other run writes there")
         yield
-    finally:
-        os.close(handle)
-
-
-def _locked(handle: int, out: Path, note: Callable[[str], None]) -> bool:
-    if os.name != "posix":
-        return False
-    import fcntl
-
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise TrainingError(
-            f"Another process is training in {out}: wait for it to end, or choose another folder with --out."
-        ) from None
-    except OSError as error:
-        note(f"{out} cannot be locked ({error.strerror or error}): see to it that no other run writes there")
-        return False
-    return True
 
 
 def write_settings(out: Path, content: Mapping[str, Any]) -> None:
@@ -70,10 +58,9 @@ def write_settings(out: Path, content: Mapping[str, Any]) -> None:
     Raises:
         TrainingError: if it cannot be written.
     """
-    path, temporary = out / SETTINGS, out / f".{SETTINGS}.part"
+    path = out / SETTINGS
     try:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
-        os.replace(temporary, path)  # whole, for the other processes may read it just now
+        write_atomically(path, json.dumps(content, indent=2) + "\n")
     except OSError as error:
         raise TrainingError(
             f"{path} cannot be written ({error.strerror or error}): make room, or choose another folder with --out."

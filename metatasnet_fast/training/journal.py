@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ..errors import MissingDependencyError, TrainingError
+from .._extras import require
+from .._io import write_atomically
+from ..errors import TrainingError
 
 __all__ = ["Journal", "read_journal"]
 
@@ -39,9 +40,7 @@ class Journal:
         path = run / FILE
         entries = [entry for entry in read_journal(run) if entry["step"] <= step]
         try:
-            temporary = path.with_name(f".{FILE}.part")
-            temporary.write_text("".join(_line(entry) for entry in entries), "utf-8")
-            os.replace(temporary, path)
+            write_atomically(path, "".join(_line(entry) for entry in entries))
             # Without a buffer of its own, so that it is known how much of a line a full disk took.
             self._file = path.open("ab", buffering=0)
         except OSError as error:
@@ -144,10 +143,4 @@ def _finite(value: Any) -> Any:
 
 
 def _board(folder: Path, step: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise MissingDependencyError(
-            "--tensorboard needs the package tensorboard: pip install 'metatasnet-fast[training]'."
-        ) from error
-    return SummaryWriter(str(folder), purge_step=step + 1)
+    return require("torch.utils.tensorboard", "--tensorboard").SummaryWriter(str(folder), purge_step=step + 1)

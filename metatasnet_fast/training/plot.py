@@ -7,8 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from .._extras import require
 from ..config import INSTRUMENTS
-from ..errors import MissingDependencyError, TrainingError
+from ..errors import TrainingError
 from .journal import read_journal
 
 __all__ = ["plot_run"]
@@ -32,11 +33,8 @@ def plot_run(run: str | os.PathLike[str], path: str | os.PathLike[str]) -> Path:
         TrainingError: if there is no log of a run, or the image cannot be written.
         MissingDependencyError: without matplotlib.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependencyError("Plots need matplotlib: pip install 'metatasnet-fast[plots]'.") from error
+    FigureCanvasAgg = require("matplotlib.backends.backend_agg", "A plot").FigureCanvasAgg
+    Figure = require("matplotlib.figure", "A plot").Figure
     run, path = Path(run), Path(path)
     entries = read_journal(run)
     steps = [entry for entry in entries if entry["kind"] == "train"]

@@ -10,13 +10,15 @@ import dataclasses
 import json
 import math
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .._extras import require
 from ..config import MetaTasNetConfig
-from ..errors import ConfigError, MissingDependencyError
+from ..errors import ConfigError
 
 __all__ = ["TrainingSettings", "read_settings_file", "split_settings"]
 
@@ -193,11 +195,5 @@ def read_settings_file(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _parse_toml(text: str) -> Any:
-    try:
-        import tomllib
-    except ImportError:
-        try:
-            import tomli as tomllib
-        except ImportError as error:
-            raise MissingDependencyError("Reading TOML needs Python 3.11, or: pip install tomli.") from error
-    return tomllib.loads(text)
+    module = "tomllib" if sys.version_info >= (3, 11) else "tomli"
+    return require(module, "Reading TOML with Python 3.10").loads(text)

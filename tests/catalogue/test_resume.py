@@ -96,7 +96,7 @@ def test_an_old_file_is_not_read_again(album: list[Path], tmp_path: Path, monkey
     def read(path: Path) -> str:
         raise AssertionError("the file was read")
 
-    monkeypatch.setattr("metatasnet_fast.catalogue.destination.sha256_of", read)
+    monkeypatch.setattr("metatasnet_fast.catalogue.destination.sha256_file", read)
     assert statuses(run(tmp_path / "out", songs_of(album[0]))) == {Status.skipped}
 
 
@@ -292,7 +292,7 @@ def test_a_file_that_the_disk_cannot_read_is_a_finding(
 
         return reading
 
-    monkeypatch.setattr(survey_module, "sha256_of", failing(survey_module.sha256_of))
+    monkeypatch.setattr(survey_module, "sha256_file", failing(survey_module.sha256_file))
     monkeypatch.setattr(Path, "read_bytes", failing(Path.read_bytes))
     found = list(verify(Destination(str(tmp_path / "out")), repair=True))
     assert [result.id for result in found if isinstance(result, Result)] == sorted("02", key=song_folder)

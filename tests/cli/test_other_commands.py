@@ -188,7 +188,7 @@ def test_a_tone_is_brightest_at_its_height(hertz: float) -> None:
 def test_without_a_terminal_progress_is_a_line_now_and_then(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("metatasnet_fast.cli.progress.LINE_SECONDS", 0.0)
+    monkeypatch.setattr("metatasnet_fast._terminal.LINE_SECONDS", 0.0)
     with ProgressDisplay("song.wav") as display:
         display(Progress(0.0, 1.0, None, "read"))
         display(Progress(0.5, 60.0, 120.0, "separate"))

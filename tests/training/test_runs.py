@@ -160,7 +160,7 @@ def test_a_full_disk_costs_no_checkpoint(cache: Path, tmp_path: Path, monkeypatc
         nonlocal full
         full = step == 8
 
-    with pytest.raises(CheckpointError, match="no space left on the disk: make room"):
+    with pytest.raises(CheckpointError, match=r"no space left on the disk\): make room"):
         go(cache, tmp_path / "run", Watcher(fill_at_the_end), steps=8)
     assert read_original(tmp_path / "run" / "last.pt").steps == 6
     assert not list((tmp_path / "run").glob(".*.part"))

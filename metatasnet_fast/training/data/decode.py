@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..._extras import require
+from ..._io import sha256_file
 from ...audio import read_audio
 from ...config import INSTRUMENTS
 from ...errors import MissingDependencyError, TrainingDataError
@@ -57,13 +59,7 @@ def check_programs(tracks: list[TrackSource]) -> None:
 
 
 def _import_stempeg() -> Any:
-    try:
-        import stempeg
-    except ImportError as error:
-        raise MissingDependencyError(
-            "Reading .stem.mp4 files needs the package stempeg; install metatasnet-fast[evaluation]."
-        ) from error
-    return stempeg
+    return require("stempeg", "Reading .stem.mp4 files")
 
 
 def input_files(track: TrackSource, *, mixture: bool = False) -> dict[str, Path]:
@@ -107,14 +103,10 @@ def content_hash(files: dict[str, Path]) -> str:
     """
     total = hashlib.sha256()
     for name, path in files.items():
-        one = hashlib.sha256()
         try:
-            with open(path, "rb") as file:
-                while chunk := file.read(CHUNK):
-                    one.update(chunk)
+            total.update(f"{name} {sha256_file(path)}\n".encode())
         except OSError as error:
             raise TrainingDataError(f"{path} cannot be read ({error.strerror or error}); check it.") from error
-        total.update(f"{name} {one.hexdigest()}\n".encode())
     return total.hexdigest()
 
 

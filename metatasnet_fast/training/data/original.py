@@ -24,10 +24,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ... import __version__
+from ..._io import describe_os_error, sync
 from ...audio import fit_length, resample
 from ...errors import TrainingDataError
 from .decode import Recording
-from .store import PARTIAL, to_disk, what_failed, write_atomically
+from .store import PARTIAL, replace_text
 
 __all__ = [
     "FOLDERS",
@@ -107,15 +108,15 @@ def write_original(
         for path, array in arrays.items():
             part = partial / f"{path.parent.name}-{path.name}"
             np.savez_compressed(part, array)
-            to_disk(part)
+            sync(part)
             path.parent.mkdir(exist_ok=True)
             part.replace(path)
         note.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TrainingDataError(
-            f"{root} cannot be written ({what_failed(error)}); make room or choose another folder."
+            f"{root} cannot be written ({describe_os_error(error)}); make room or choose another folder."
         ) from error
-    write_atomically(note, json.dumps(record, indent=1) + "\n")
+    replace_text(note, json.dumps(record, indent=1) + "\n")
 
 
 def read_record(root: Path, folder: str, stem: str) -> dict[str, Any] | None:
@@ -172,7 +173,7 @@ def write_original_manifest(root: Path, rates: Sequence[int], failed: Iterable[M
         "failed": list(failed),
     }
     text = json.dumps(manifest, indent=1) + "\n"
-    write_atomically(root / "manifest.json", text)
+    replace_text(root / "manifest.json", text)
     written: dict[str, Any] = json.loads(text)
     return written
 

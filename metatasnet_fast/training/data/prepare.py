@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 
+from ..._io import PART, try_lock
 from ...errors import TrainingDataError
 from .convert import Job, Outcome, Settings, prepare_track
 from .decode import check_programs
@@ -160,22 +161,17 @@ def _lock(out: Path) -> Iterator[None]:
     """Make the folder and keep other processes from preparing into it; the system gives it free when this one ends."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        handle = os.open(out / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        file = (out / ".lock").open("ab")
     except OSError as error:
         raise TrainingDataError(
             f"Nothing can be written to {out} ({error.strerror or error}); choose another folder."
         ) from error
-    try:
-        if os.name == "posix":
-            import fcntl
-
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise TrainingDataError(f"Another process is preparing into {out}; wait for it to end.") from None
+    with file:
+        if try_lock(file) is False:
+            raise TrainingDataError(f"Another process is preparing into {out}; wait for it to end.")
+        for part in out.rglob(f".*{PART}"):  # left by a process that was killed
+            part.unlink(missing_ok=True)
         yield
-    finally:
-        os.close(handle)
 
 
 @contextmanager

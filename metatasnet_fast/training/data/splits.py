@@ -13,12 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..._io import sync
 from ...errors import MetaTasNetError, TrainingDataError
 from .convert import Settings, inputs
 from .decode import content_hash
 from .entry import SPLIT_FOLDER, SPLITS, TrackEntry
 from .sources import TrackSource
-from .store import PARTIAL, entries_in, place_of, read_entry, rewrite_entry, to_disk
+from .store import PARTIAL, entries_in, place_of, read_entry, rewrite_entry
 
 __all__ = ["Settled", "refuse_own_folder", "settle"]
 
@@ -99,7 +100,7 @@ def _move(cache: Path, entry: TrackEntry, split: str) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         place.rename(target)
         for folder in (target.parent, place.parent):
-            to_disk(folder)
+            sync(folder)
     except OSError as error:
         raise TrainingDataError(
             f"{place} cannot be moved to {target} ({error.strerror or error}); move or delete it, and prepare again."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
 import math
 import os
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import __version__
+from ..._io import describe_os_error, reporting_write_errors, sync, write_atomically
 from ...config import INSTRUMENTS
 from ...errors import TrainingDataError
 from .entry import ENTRY, FORMAT, SPLITS, RateEntry, TrackEntry
@@ -30,10 +30,8 @@ __all__ = [
     "place_of",
     "read_entry",
     "replace_folder",
+    "replace_text",
     "rewrite_entry",
-    "to_disk",
-    "what_failed",
-    "write_atomically",
     "write_manifest",
     "write_track",
 ]
@@ -134,57 +132,26 @@ def replace_folder(cache: Path, relative: Path) -> Iterator[Path]:
         partial.mkdir(parents=True)
         yield partial
         for file in partial.iterdir():
-            to_disk(file)
+            sync(file)
         place.parent.mkdir(parents=True, exist_ok=True)
         if place.exists():
             place.rename(old)
         partial.rename(place)
-        to_disk(place.parent)
+        sync(place.parent)
         shutil.rmtree(old, ignore_errors=True)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, OSError) and not isinstance(error, TrainingDataError):
             raise TrainingDataError(
-                f"{place} cannot be written ({what_failed(error)}); make room or choose another folder."
+                f"{place} cannot be written ({describe_os_error(error)}); make room or choose another folder."
             ) from error
         raise
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file by ``text`` at once.
-
-    Raises:
-        TrainingDataError: if that cannot be done.
-    """
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_text(text, "utf-8")
-        to_disk(part)
-        part.replace(path)
-    except OSError as error:
-        raise TrainingDataError(
-            f"{path} cannot be written ({what_failed(error)}); make room or choose another folder."
-        ) from error
-
-
-def what_failed(error: OSError) -> str:
-    """The reason for which a file was not written, in words."""
-    # Where the disk is full numpy counts what it could write, and gives no number of the system's.
-    counted = error.errno is None and "requested and" in str(error)
-    if counted or error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "no space left on the disk"
-    return error.strerror or str(error)
-
-
-def to_disk(path: Path) -> None:
-    """Wait until a file, or the names in a folder, would survive a loss of power."""
-    if os.name == "nt" and path.is_dir():
-        return  # Windows opens no folders
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def replace_text(path: Path, text: str) -> None:
+    """Write or replace a file at once; raises :class:`TrainingDataError` if that cannot be done."""
+    with reporting_write_errors(path, TrainingDataError):
+        write_atomically(path, text)
 
 
 def place_of(cache: Path, split: str, name: str) -> Path:
@@ -194,7 +161,7 @@ def place_of(cache: Path, split: str, name: str) -> Path:
 
 def rewrite_entry(folder: Path, entry: TrackEntry) -> None:
     """Replace a finished track's entry."""
-    write_atomically(folder / ENTRY, entry.to_json())
+    replace_text(folder / ENTRY, entry.to_json())
 
 
 def read_entry(folder: Path) -> TrackEntry | None:
@@ -237,6 +204,6 @@ def write_manifest(
         "failed": [dict(failure) for failure in failed],
     }
     text = json.dumps(manifest, indent=1) + "\n"
-    write_atomically(Path(cache) / "manifest.json", text)
+    replace_text(Path(cache) / "manifest.json", text)
     written: dict[str, Any] = json.loads(text)
     return written

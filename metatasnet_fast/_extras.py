@@ -1,0 +1,38 @@
+"""Optional packages: imported where they are needed, with one sentence where they are missing."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from .errors import MissingDependencyError
+
+__all__ = ["require"]
+
+DISTRIBUTIONS = {"fsspec.core": "fsspec", "ray.data": "ray[data]", "torch.utils.tensorboard": "tensorboard"}
+"""What pip installs, where that differs from the first part of the module's name."""
+
+
+def require(module: str, purpose: str) -> Any:
+    """Import an optional module.
+
+    Args:
+        module: its full name, such as ``safetensors.torch``.
+        purpose: the subject of the sentence for a user without it, such as ``Reading a checkpoint folder``.
+
+    Raises:
+        MissingDependencyError: if it cannot be imported; with the command that installs it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = DISTRIBUTIONS.get(module, module.split(".")[0])
+        missing = error.name is None or error.name.split(".")[0] == module.split(".")[0]
+        reason = "" if missing else f" (which cannot be imported here: {error})"
+        raise MissingDependencyError(
+            f"{purpose} needs the package {package}{reason}; `pip install {_quoted(package)}` installs it."
+        ) from error
+
+
+def _quoted(package: str) -> str:
+    return f"'{package}'" if "[" in package else package

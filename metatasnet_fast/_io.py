@@ -1,0 +1,155 @@
+"""Files that appear whole or not at all, locks, and checksums: the one place where the package does this."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from .errors import MetaTasNetError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .config import MetaTasNetConfig
+
+__all__ = [
+    "describe_os_error",
+    "model_checksum",
+    "reporting_write_errors",
+    "same_checksum",
+    "sha256_file",
+    "sync",
+    "try_lock",
+    "write_atomically",
+    "writing",
+]
+
+PART = ".part"
+"""Suffix of files that are being written; such a file can be deleted when its writer is gone."""
+
+CHECKSUM_VERSION = "1"
+"""Changes when :func:`model_checksum` reads other things, so that old records are not compared with new ones."""
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[IO[bytes]]:
+    """Open a temporary file that replaces ``path`` when the block ends without an error.
+
+    The file and its name are on the disk then, so that both survive a loss of power. After an error ``path`` is as before.
+
+    Raises:
+        OSError: as the system gives it; :func:`describe_os_error` puts it into words.
+    """
+    # A short name of its own: the name of ``path`` may be as long as the file system allows.
+    part = path.with_name(f".{secrets.token_hex(8)}{PART}")
+    try:
+        with part.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+        sync(path.parent)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write or replace a file in a folder that exists; see :func:`writing`."""
+    with writing(path) as file:
+        file.write(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def reporting_write_errors(
+    path: Path, kind: type[MetaTasNetError], advice: str = "make room or choose another folder"
+) -> Iterator[None]:
+    """Turn what the system refuses in the block into one sentence about ``path``, an error of the type ``kind``."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, MetaTasNetError):
+            raise
+        raise kind(f"{path} cannot be written ({describe_os_error(error)}): {advice}.") from error
+
+
+def sync(path: Path) -> None:
+    """Make a file, or the names in a folder, survive a loss of power, where the system can flush it (no folder on Windows)."""
+    if os.name == "nt" and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def describe_os_error(error: BaseException) -> str:
+    """Return the system's reason for a failed read or write in words; a full disk is named as such.
+
+    Libraries raise errors of their own while they handle the system's, so the causes are searched too.
+    """
+    found: BaseException | None = error
+    while found is not None:
+        # numpy counts what it could write to a full disk, and gives no error number.
+        counted = isinstance(found, OSError) and found.errno is None and "requested and" in str(found)
+        if counted or (isinstance(found, OSError) and found.errno in (errno.ENOSPC, errno.EDQUOT)):
+            return "no space left on the disk"
+        found = found.__cause__ or found.__context__
+    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+
+
+def sha256_file(path: Path, update: Callable[[bytes], object] = lambda block: None) -> str:
+    """Return the hexadecimal SHA-256 of a file's content; ``update`` is called with each block that is read."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+            update(block)
+    return digest.hexdigest()
+
+
+def model_checksum(config: MetaTasNetConfig, state: Mapping[str, Tensor]) -> str:
+    """Return ``version:sha256`` of a configuration and its weights: the same for every file and order they come in."""
+    import torch
+
+    digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode())
+    for name, value in sorted(state.items()):
+        data = value.detach().cpu().contiguous()
+        digest.update(f"\0{name} {data.dtype} {tuple(data.shape)}\0".encode())
+        digest.update(data.reshape(-1).view(torch.uint8).numpy().data)
+    return f"{CHECKSUM_VERSION}:{digest.hexdigest()}"
+
+
+def same_checksum(one: str, other: str) -> bool:
+    """Return whether two model checksums are equal; those that were recorded without a version are of version 1."""
+    return _versioned(one) == _versioned(other)
+
+
+def _versioned(checksum: str) -> str:
+    return checksum if ":" in checksum else f"1:{checksum}"
+
+
+def try_lock(file: int | IO[Any]) -> bool | None:
+    """Take an exclusive lock on an open file until it is closed.
+
+    Returns:
+        True if this process has it now, False if another one has it, None where the file system knows no locks.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True

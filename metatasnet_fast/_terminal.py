@@ -1,0 +1,122 @@
+"""What commands show on a terminal: lines, and a progress bar that needs the package tqdm.
+
+Output that cannot be written never stops the work: a closed or full standard output is reported once on standard error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from types import TracebackType
+from typing import Any, TextIO, TypeVar
+
+__all__ = ["ProgressBar", "discard", "say"]
+
+LINE_SECONDS = 10.0
+"""Time between two lines of progress where there is no bar."""
+
+Bar = TypeVar("Bar", bound="ProgressBar")
+
+_reported = False
+
+
+def say(text: str, stream: TextIO | None, end: str = "\n") -> None:
+    """Print one line now; ``stream`` may be None or closed, as ``sys.stdout`` is in some environments."""
+    global _reported
+    try:
+        print(text, end=end, file=stream, flush=True) if stream is not None else None
+    except (OSError, ValueError) as error:  # a full disk, a reader that is gone, a closed file
+        if isinstance(error, BrokenPipeError) and stream is not None:
+            discard(stream)
+        if not _reported and stream is not sys.stderr:
+            _reported = True
+            reason = (error.strerror if isinstance(error, OSError) else None) or error
+            say(f"metatasnet-fast: output cannot be written ({reason}); the work goes on.", sys.stderr)
+
+
+def discard(stream: TextIO) -> None:
+    """Send what is written to a stream whose reader is gone to the null device; the interpreter flushes it at its end."""
+    with contextlib.suppress(OSError, ValueError):  # a stream without a file descriptor, or a closed one
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+
+
+class ProgressBar:
+    """Progress on standard error: a bar on a terminal that has tqdm, else a line now and then.
+
+    Args:
+        label: stands before the bar and in every line.
+        unit: of the counts, such as ``s`` or ``step``.
+        total: count at the end; None if unknown, and :meth:`update` may set it.
+        initial: count at the start.
+        lines: print lines where there is no bar; without them only :meth:`write` prints.
+    """
+
+    def __init__(
+        self, label: str, unit: str, total: float | None = None, *, initial: float = 0, lines: bool = True
+    ) -> None:
+        self._label, self._unit, self._total, self._done = label, unit, total, initial
+        self._next_line = time.monotonic() + LINE_SECONDS
+        self._lines, self._bar = lines, None
+        try:
+            terminal = sys.stderr is not None and sys.stderr.isatty()
+        except ValueError:  # closed
+            terminal = False
+        if terminal:
+            self._bar = _make_bar(label, unit, total, initial)
+
+    @property
+    def is_bar(self) -> bool:
+        """Whether a bar is shown."""
+        return self._bar is not None
+
+    def update(self, done: float, note: str = "", total: float | None = None) -> None:
+        """Show a count, with a note after it."""
+        self._done, self._total = done, total or self._total
+        if self._bar is not None:
+            self._bar.total = self._total
+            if note:
+                self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update(done - self._bar.n)
+        elif self._lines and time.monotonic() >= self._next_line:
+            self._next_line = time.monotonic() + LINE_SECONDS
+            of = "" if self._total is None else f" of {self._total:.0f}"
+            say(f"{self._label}: {done:.0f}{of} {self._unit}{', ' + note if note else ''}", sys.stderr)
+
+    def write(self, text: str, stream: TextIO | None) -> None:
+        """Print a line above the bar."""
+        if self._bar is not None and stream is not None:
+            self._bar.clear()
+            say(text, stream)
+            self._bar.refresh()
+        else:
+            say(text, stream)
+
+    def close(self) -> None:
+        """Remove the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def __enter__(self: Bar) -> Bar:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _make_bar(label: str, unit: str, total: float | None, initial: float) -> Any:
+    """Return tqdm's bar, None without tqdm."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return None
+    shape = f"{{desc}}: {{percentage:3.0f}}%|{{bar}}| {{n:.0f}} of {{total:.0f}} {unit}{{postfix}} [{{elapsed}}<{{remaining}}]"
+    fixed = {} if total is None else {"bar_format": shape}
+    return tqdm(
+        desc=label, total=total, initial=initial, unit=unit, leave=False, dynamic_ncols=True, file=sys.stderr, **fixed
+    )
