@@ -6,7 +6,7 @@
 
 W', b' are res_out's folded weights (pointwise.py). One program holds all B columns of its frames, 128 + 32 of them at most, so
 only two-byte values go this way: of four bytes the tile would not fit the registers.
-Bytes: b, x, x', c once each, n 4 T (2 B + 2 H) sizeof(dtype), where two products read x' once more. FLOPs: 4 n 4 T B H. At
+Bytes: b, x, x', c once each, n I T (2 B + 2 H) sizeof(dtype), where two products read x' once more. FLOPs: 4 n I T B H. At
 B = H = 160 in bfloat16 80 FLOP a byte: memory-bound.
 Not yet run on a GPU. Source: as pointwise.py's.
 """
@@ -54,14 +54,14 @@ def _weights(p_w, i_o, i_h, H: tl.constexpr, B: tl.constexpr):
 @triton.jit(do_not_specialize=["T", "b_n", "b_i", "b_t", "x_n", "x_i", "x_t"])
 def block_pair_kernel(
     p_b, p_folded, p_bias, p_x, p_new, p_w, p_slope, p_c, p_statistics, T, b_n, b_i, b_t, x_n, x_i, x_t,
-    H: tl.constexpr, B: tl.constexpr, ALIGN: tl.constexpr, BLOCK_T: tl.constexpr,
+    H: tl.constexpr, B: tl.constexpr, INSTRUMENTS: tl.constexpr, ALIGN: tl.constexpr, BLOCK_T: tl.constexpr,
     BLOCK_B: tl.constexpr, TAIL_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One program: one tile of one item and instrument."""
     tiles = tl.cdiv(T, BLOCK_T)
     row = tl.program_id(0)
     i_ni, i_tile = row // tiles, row % tiles
-    i_n, i_i = (i_ni // 4).to(tl.int64), (i_ni % 4).to(tl.int64)
+    i_n, i_i = (i_ni // INSTRUMENTS).to(tl.int64), (i_ni % INSTRUMENTS).to(tl.int64)
     i_t = i_tile * BLOCK_T + tl.arange(0, BLOCK_T)
     m_t = i_t < T
     p_b += i_n * (b_n.to(tl.int64) * ALIGN) + i_i * (b_i.to(tl.int64) * ALIGN)
@@ -110,24 +110,24 @@ def block_pair(
     b: Tensor, folded: Tensor, bias: Tensor, x: Tensor, conv1d: Tensor, slope: Tensor,
     new: Tensor | None = None, c: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """x' (n, 4, T, B), c (n, 4, T, H) and its partials, the former two into contiguous ``new`` and ``c`` if given.
+    """x' (n, I, T, B), c (n, I, T, H) and its partials, the former two into contiguous ``new`` and ``c`` if given.
 
-    ``b`` (n, 4, T, H), ``x`` (n, 4, T, B) with unit strides; ``folded`` (n, 4, B, H), ``bias`` (n, 4, B); ``conv1d`` (4, H, B).
+    ``b`` (n, I, T, H), ``x`` (n, I, T, B) with unit strides; ``folded`` (n, I, B, H), ``bias`` (n, I, B); ``conv1d`` (I, H, B).
     """
-    n, _, frames, hidden = b.shape
+    n, instruments, frames, hidden = b.shape
     width = x.shape[3]
     if new is None:
-        new = torch.empty(n, 4, frames, width, dtype=x.dtype, device=x.device)
+        new = torch.empty(n, instruments, frames, width, dtype=x.dtype, device=x.device)
     if c is None:
-        c = torch.empty(n, 4, frames, hidden, dtype=x.dtype, device=x.device)
+        c = torch.empty(n, instruments, frames, hidden, dtype=x.dtype, device=x.device)
     partials = new_statistics(x, hidden)
     main = min(MAIN, power_of_two(width))
     tail = power_of_two(width - main) if width > main else 0
     align = alignment(b, x)
     launch(
-        block_pair_kernel, n * 4 * partials.shape[2], x,
+        block_pair_kernel, n * instruments * partials.shape[2], x,
         p_b=b, p_folded=folded, p_bias=bias, p_x=x, p_new=new, p_w=conv1d, p_slope=slope, p_c=c, p_statistics=partials,
-        T=frames, **strides(align, b=b, x=x), H=hidden, B=width, ALIGN=align, BLOCK_T=TILE,
+        T=frames, **strides(align, b=b, x=x), H=hidden, B=width, INSTRUMENTS=instruments, ALIGN=align, BLOCK_T=TILE,
         BLOCK_B=main, TAIL_B=tail, BLOCK_H=COLUMNS, BLOCK_K=BLOCK_K, num_warps=8, num_stages=STAGES,
     )  # fmt: skip
     return new, c, partials

@@ -9,7 +9,7 @@ so the skip tensor is read and written once a stack, not once a block.
 
 In two bytes a block's res_out and the next one's conv1d are one kernel, block_pair.py.
 
-Bytes of one block, in units of U = n 4 T C sizeof(dtype) with B = H = C: depthwise 2, res_out and conv1d 4 as a pair, 5 apart,
+Bytes of one block, in units of U = n I T C sizeof(dtype) with B = H = C: depthwise 2, res_out and conv1d 4 as a pair, 5 apart,
 and of the skip product 1 + 2 / layers: 7.3 with six layers, or 8.3. Items are independent, so ``items`` of them may go
 depth-first through all blocks while what they need, (layers + 3) U / n an item, stays in the last-level cache.
 Not yet run on a GPU. Source: Samuel et al. 2020, section 2; original model/mask_tcn.py.
@@ -28,15 +28,15 @@ from .pointwise import fold_weights, product
 from .statistics import group_affine, new_statistics
 from .tuned import configuration
 
-__all__ = ["Kept", "Tower", "blocks_forward"]
+__all__ = ["Kept", "BlockWeights", "blocks_forward"]
 
 
 @dataclass(frozen=True)
-class Tower:
+class BlockWeights:
     """Weights of L blocks, contiguous.
 
-    ``conv1d`` (L, 4, H, B) in the dtype of the activations; ``out`` (L, 4, 2 B, H), res_out first; ``bias`` (L, 4, 2 B) or
-    None; ``taps`` (L, 4, H, 3); ``gamma``, ``beta`` (L, 4, H); slopes (L, 4), one number four times so that each starts at a
+    ``conv1d`` (L, I, H, B) in the dtype of the activations; ``out`` (L, I, 2 B, H), res_out first; ``bias`` (L, I, 2 B) or
+    None; ``taps`` (L, I, H, 3); ``gamma``, ``beta`` (L, I, H); slopes (L, 4), one number four times so that each starts at a
     multiple of 16 bytes.
     """
 
@@ -57,8 +57,8 @@ class Tower:
 
 @dataclass(frozen=True)
 class Kept:
-    """What is kept for backward; what is empty is computed again: ``x`` (L - 1, n, 4, T, B), inputs of all blocks but the
-    first, ``c`` (L, n, 4, T, H), ``b`` (stacks, n, 4, T, layers H), ``affine_1``, ``affine_2`` (L, n, 4, 4, H)."""
+    """What is kept for backward; what is empty is computed again: ``x`` (L - 1, n, I, T, B), inputs of all blocks but the
+    first, ``c`` (L, n, I, T, H), ``b`` (stacks, n, I, T, layers H), ``affine_1``, ``affine_2`` (L, n, I, 4, H)."""
 
     x: Tensor
     c: Tensor
@@ -68,14 +68,14 @@ class Kept:
 
 
 def blocks_forward(
-    x: Tensor, w: Tower, next_slope: Tensor, keep: int, items: int, tf32: bool
+    x: Tensor, w: BlockWeights, next_slope: Tensor, keep: int, items: int, tf32: bool
 ) -> tuple[Tensor, Tensor, Kept]:
-    """skips (n, 4, T, B), the statistics of PReLU(skips, next_slope), and what is kept.
+    """skips (n, I, T, B), the statistics of PReLU(skips, next_slope), and what is kept.
 
-    ``x`` (n, 4, T, B) with unit stride along channels. ``keep`` 0: nothing; 1: x and c; 2: x, c and b. ``items`` go through all
+    ``x`` (n, I, T, B) with unit stride along channels. ``keep`` 0: nothing; 1: x and c; 2: x, c and b. ``items`` go through all
     blocks at a time; if it is 0, as many as was measured to be best, or all.
     """
-    n, _, frames, width = x.shape
+    n, instruments, frames, width = x.shape
     count, _, hidden, _ = w.conv1d.shape
     if items == 0 and keep == 0:
         items = configuration("blocks", x, tf32, {"items": 0}, K=width, N=hidden)["items"]
@@ -85,25 +85,25 @@ def blocks_forward(
         return torch.empty(shape, dtype=x.dtype, device=x.device)
 
     kept = Kept(
-        x=new(count - 1, n, 4, frames, width) if keep else new(0),
-        c=new(count, n, 4, frames, hidden) if keep else new(0),
-        b=new(count // w.layers, n, 4, frames, w.layers * hidden) if keep > 1 else new(0),
-        affine_1=torch.empty(count, n, 4, 4, hidden, dtype=torch.float32, device=x.device),
-        affine_2=torch.empty(count, n, 4, 4, hidden, dtype=torch.float32, device=x.device),
+        x=new(count - 1, n, instruments, frames, width) if keep else new(0),
+        c=new(count, n, instruments, frames, hidden) if keep else new(0),
+        b=new(count // w.layers, n, instruments, frames, w.layers * hidden) if keep > 1 else new(0),
+        affine_1=torch.empty(count, n, instruments, 4, hidden, dtype=torch.float32, device=x.device),
+        affine_2=torch.empty(count, n, instruments, 4, hidden, dtype=torch.float32, device=x.device),
     )
-    skips, statistics = new(n, 4, frames, width), new_statistics(x, width)
+    skips, statistics = new(n, instruments, frames, width), new_statistics(x, width)
     for first in range(0, n, items):
         part = slice(first, min(n, first + items))
-        _tower(x[part], part, w, next_slope, keep, tf32, kept, skips[part], statistics[part])
+        _go_through(x[part], part, w, next_slope, keep, tf32, kept, skips[part], statistics[part])
     return skips, statistics, kept
 
 
-def _tower(
-    x: Tensor, part: slice, w: Tower, next_slope: Tensor, keep: int, tf32: bool, kept: Kept, skips: Tensor,
+def _go_through(
+    x: Tensor, part: slice, w: BlockWeights, next_slope: Tensor, keep: int, tf32: bool, kept: Kept, skips: Tensor,
     statistics: Tensor,
 ) -> None:  # fmt: skip
     """All blocks on some items; writes their skips, statistics and what is kept of them."""
-    n, _, frames, width = x.shape
+    n, instruments, frames, width = x.shape
     count, _, hidden, _ = w.conv1d.shape
     partials = new_statistics(x, hidden)
     c, c_partials = product(x, w.conv1d[0], None, None, None, w.slope_1[0], tf32, y=kept.c[0, part] if keep else None)
@@ -112,7 +112,7 @@ def _tower(
         if keep > 1:
             stack = kept.b[first // w.layers, part]
         else:
-            stack = torch.empty(n, 4, frames, w.layers * hidden, dtype=x.dtype, device=x.device)
+            stack = torch.empty(n, instruments, frames, w.layers * hidden, dtype=x.dtype, device=x.device)
         for layer in range(first, first + w.layers):
             affine_1, affine_2 = kept.affine_1[layer, part], kept.affine_2[layer, part]
             group_affine(c_partials, w.gamma_1[layer], w.beta_1[layer], frames, affine_1)
@@ -141,7 +141,7 @@ def _tower(
 
 
 def _next(
-    b: Tensor, folded: Tensor, bias: Tensor, x: Tensor, w: Tower, layer: int, tf32: bool, kept: Kept, part: slice | None
+    b: Tensor, folded: Tensor, bias: Tensor, x: Tensor, w: BlockWeights, layer: int, tf32: bool, kept: Kept, part: slice | None
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The stream behind block ``layer``, and the next block's c with its partials; into what is kept, if ``part`` of it is."""
     new, c = (None, None) if part is None else (kept.x[layer, part], kept.c[layer + 1, part])

@@ -7,7 +7,7 @@
         dc[l], and the gradients of the taps, the first norm and both slopes                    depthwise_backward.py
         dx[l] = dx[l + 1] + W1[l]^T dc[l]
 
-Bytes of one block, in units of U = n 4 T C sizeof(dtype): b again 2, its weight gradient 3, data gradient 4, depthwise 2 + 3,
+Bytes of one block, in units of U = n I T C sizeof(dtype): b again 2, its weight gradient 3, data gradient 4, depthwise 2 + 3,
 conv1d's 2 + 3: 19, or 17 if b was kept. Kept in forward: x and c, 2 U a block, or 3 with b. Every sum has one fixed order.
 Not yet run on a GPU. Source: as the forward's.
 """
@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .blocks import Kept, Tower
+from .blocks import BlockWeights, Kept
 from .depthwise import depthwise_forward
 from .depthwise_backward import depthwise_backward
 from .pointwise import fold_weights
@@ -27,24 +27,24 @@ from .pointwise_sums import norm_gradient, sum_items
 __all__ = ["blocks_backward"]
 
 
-def blocks_backward(dskips: Tensor, x: Tensor, kept: Kept, w: Tower, tf32: bool) -> tuple[Tensor, ...]:
+def blocks_backward(dskips: Tensor, x: Tensor, kept: Kept, w: BlockWeights, tf32: bool) -> tuple[Tensor, ...]:
     """dx in x's dtype and, in float32, the gradients of conv1d, slope_1 (L,), gamma_1, beta_1, taps, slope_2 (L,), gamma_2,
     beta_2, out and bias; those of the last block's residual rows are zero. ``dskips`` contiguous, ``x`` with unit strides."""
-    n, _, frames, width = x.shape
+    n, instruments, frames, width = x.shape
     count, _, hidden, _ = w.conv1d.shape
 
     def new(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=x.device)
 
     dconv1d, dtaps, dout, dbias = new(*w.conv1d.shape), new(*w.taps.shape), new(*w.out.shape), new(*w.out.shape[:3])
-    dgamma_1, dbeta_1, dgamma_2, dbeta_2 = (new(count, 4, hidden) for _ in range(4))
+    dgamma_1, dbeta_1, dgamma_2, dbeta_2 = (new(count, instruments, hidden) for _ in range(4))
     dslope_1, dslope_2 = new(count), new(count)
     dx: Tensor | None = None
     for layer in reversed(range(count)):
         x_l, c = (kept.x[layer - 1] if layer else x), kept.c[layer]
         b = _again(layer, c, kept, w)
         out = w.out[layer] if dx is not None else w.out[layer, :, width:].contiguous()
-        s, d = new(n, 4, out.shape[1], hidden), new(n, 4, out.shape[1])
+        s, d = new(n, instruments, out.shape[1], hidden), new(n, instruments, out.shape[1])
         dy, more = (dskips, None) if dx is None else (dx, dskips)
         weight_gradient(dy, more, b, None, kept.affine_2[layer], s, d, tf32)
         folded, _ = fold_weights(out, None, kept.affine_2[layer], w.beta_2[layer], x.dtype)
@@ -69,7 +69,7 @@ def blocks_backward(dskips: Tensor, x: Tensor, kept: Kept, w: Tower, tf32: bool)
                 w.slope_2[layer],
             )
         )
-        s, d = new(n, 4, hidden, width), new(n, 4, hidden)
+        s, d = new(n, instruments, hidden, width), new(n, instruments, hidden)
         weight_gradient(dc, None, x_l, None, None, s, d, tf32)
         sum_items(s, d, None, None, dconv1d[layer])
         dx, _ = data_gradient(dc, None, w.conv1d[layer], x_l, None, None, None, tf32, added=dx)
@@ -77,7 +77,7 @@ def blocks_backward(dskips: Tensor, x: Tensor, kept: Kept, w: Tower, tf32: bool)
     return dx, dconv1d, dslope_1, dgamma_1, dbeta_1, dtaps, dslope_2, dgamma_2, dbeta_2, dout, dbias
 
 
-def _again(layer: int, c: Tensor, kept: Kept, w: Tower) -> Tensor:
+def _again(layer: int, c: Tensor, kept: Kept, w: BlockWeights) -> Tensor:
     """b of block ``layer``: a slice of what was kept, or the forward's depthwise pass once more."""
     if kept.b.numel():
         hidden, (stack, place) = c.shape[-1], divmod(layer, w.layers)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .blocks import Tower, blocks_forward
+from .blocks import BlockWeights, blocks_forward
 from .depthwise import depthwise_forward
 from .in_conv import in_conv_forward
 from .pointwise import product
@@ -103,7 +103,7 @@ def subjects(
     yield Subject("depthwise_fwd", {"C": h}, PASSES, lambda: depthwise_forward(x, taps, 4, one, affine, beta, one))
     count, slopes = sizes.layers, torch.full((sizes.layers, 4), 0.25, device=device)
     channels = [random(count, 4, h, of=wide) for _ in range(4)]
-    tower = Tower(
+    tower = BlockWeights(
         random(count, 4, h, b), slopes, channels[0], channels[1], random(count, 4, h, 3, of=wide), slopes, channels[2],
         channels[3], random(count, 4, 2 * b, h, of=wide), None, tuple(2**i for i in range(count)), count,
     )  # fmt: skip

@@ -7,8 +7,8 @@
 
 The norm is applied to each tap as it is loaded, not folded into the taps: both cost a few instructions of a memory-bound
 kernel, and z - mean loses no digits to an offset.
-Bytes: x once, y once, 2 n 4 T C sizeof(dtype); the shifted taps of a tile come from the caches (32 channels are 64 or 128
-contiguous bytes in every frame). FLOPs: about 15 n 4 T C. Memory-bound everywhere.
+Bytes: x once, y once, 2 n I T C sizeof(dtype); the shifted taps of a tile come from the caches (32 channels are 64 or 128
+contiguous bytes in every frame). FLOPs: about 15 n I T C. Memory-bound everywhere.
 Not yet run on a GPU. Source: Samuel et al. 2020, section 2; original model/mask_tcn.py (dconv1d, prelu_2, norm_2's statistics).
 """
 
@@ -36,10 +36,10 @@ def load_tap(p_x, i_t, T, i_c, m_c, x_t, slope):
 
 
 @triton.jit
-def channel_parameters(p_affine, p_beta, p_w, i_ni, i_c, m_c, C: tl.constexpr):
+def channel_parameters(p_affine, p_beta, p_w, i_ni, i_c, m_c, C: tl.constexpr, INSTRUMENTS: tl.constexpr):
     """scale, mean, beta and the three taps of some channels of one item and instrument, float32."""
     p_affine += i_ni.to(tl.int64) * 4 * C + i_c
-    i_parameter = (i_ni % 4) * C + i_c
+    i_parameter = (i_ni % INSTRUMENTS) * C + i_c
     b_scale = tl.load(p_affine, mask=m_c, other=0.0)
     b_mean = tl.load(p_affine + 2 * C, mask=m_c, other=0.0)
     b_beta = tl.load(p_beta + i_parameter, mask=m_c, other=0.0).to(tl.float32)
@@ -52,7 +52,8 @@ def channel_parameters(p_affine, p_beta, p_w, i_ni, i_c, m_c, C: tl.constexpr):
 @triton.jit(do_not_specialize=["T", "dilation", "x_n", "x_i", "x_t"])
 def depthwise_fwd_kernel(
     p_x, p_w, p_slope, p_affine, p_beta, p_next_slope, p_y, p_statistics, T, dilation, x_n, x_i, x_t,
-    C: tl.constexpr, LD: tl.constexpr, ALIGN: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
+    C: tl.constexpr, LD: tl.constexpr, INSTRUMENTS: tl.constexpr, ALIGN: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """One program: one tile of one item and instrument, BLOCK_C channels. Frames of y are LD elements apart."""
     blocks = tl.cdiv(C, BLOCK_C)
@@ -63,9 +64,11 @@ def depthwise_fwd_kernel(
     i_c = (tl.program_id(0) % blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
     m_t, m_c = i_t < T, i_c < C
     x_t = x_t.to(tl.int64) * ALIGN
-    p_x += (i_ni // 4) * (x_n.to(tl.int64) * ALIGN) + (i_ni % 4) * (x_i.to(tl.int64) * ALIGN)
+    p_x += (i_ni // INSTRUMENTS) * (x_n.to(tl.int64) * ALIGN) + (i_ni % INSTRUMENTS) * (x_i.to(tl.int64) * ALIGN)
     slope, next_slope = slope_of(p_slope), slope_of(p_next_slope)
-    b_scale, b_mean, b_beta, b_w0, b_w1, b_w2 = channel_parameters(p_affine, p_beta, p_w, i_ni, i_c, m_c, C)
+    b_scale, b_mean, b_beta, b_w0, b_w1, b_w2 = channel_parameters(
+        p_affine, p_beta, p_w, i_ni, i_c, m_c, C, INSTRUMENTS
+    )
     b_a = tl.zeros([BLOCK_T, BLOCK_C], tl.float32)
     for k in tl.static_range(3):
         _, b_z, m_tap = load_tap(p_x, i_t + (k - 1) * dilation, T, i_c, m_c, x_t, slope)
@@ -84,20 +87,20 @@ def depthwise_forward(
     x: Tensor, weight: Tensor, dilation: int, slope: Tensor, affine: Tensor, beta: Tensor, next_slope: Tensor,
     y: Tensor | None = None, statistics: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """y (n, 4, T, C) in x's dtype, and its partials into ``statistics`` if given; ``x`` with unit stride along channels.
+    """y (n, I, T, C) in x's dtype, and its partials into ``statistics`` if given; ``x`` with unit stride along channels.
 
     A given ``y`` may be some channels of a contiguous tensor with more of them.
     """
-    n, _, frames, channels = x.shape
+    n, instruments, frames, channels = x.shape
     if y is None:
-        y = torch.empty(n, 4, frames, channels, dtype=x.dtype, device=x.device)
+        y = torch.empty(n, instruments, frames, channels, dtype=x.dtype, device=x.device)
     defaults = {"BLOCK_C": channel_block(channels), "num_warps": 4}
     chosen = configuration("depthwise_fwd", x, False, defaults, C=channels)
     block, align = chosen["BLOCK_C"], alignment(x)
     launch(
-        depthwise_fwd_kernel, n * 4 * -(-frames // TILE) * -(-channels // block), x,
+        depthwise_fwd_kernel, n * instruments * -(-frames // TILE) * -(-channels // block), x,
         p_x=x, p_w=weight, p_slope=slope, p_affine=affine, p_beta=beta, p_next_slope=next_slope, p_y=y,
         p_statistics=statistics, T=frames, C=channels, LD=y.stride(1) // frames, dilation=dilation,
-        **strides(align, x=x), ALIGN=align, BLOCK_T=TILE, **chosen,
+        INSTRUMENTS=instruments, **strides(align, x=x), ALIGN=align, BLOCK_T=TILE, **chosen,
     )  # fmt: skip
     return y

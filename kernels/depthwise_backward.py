@@ -9,7 +9,7 @@
 
 The taps' gradients hold the group norm's reductions, so there is no third pass. D counts only taps in range: the padding is
 constant and has no gradient.
-Bytes: x and dy twice, dx once: 5 n 4 T C sizeof(dtype); shifted frames come from the caches. Storing da instead of
+Bytes: x and dy twice, dx once: 5 n I T C sizeof(dtype); shifted frames come from the caches. Storing da instead of
 recomputing it would cost 6. Every sum has one fixed order: frames in a tile, tiles, items.
 Not yet run on a GPU. Source: as the forward's.
 """
@@ -46,14 +46,14 @@ def _before_prelu(p_x, i_t, dilation, T, i_c, m_c, x_t, slope, b_scale, b_mean, 
 def depthwise_sums_kernel(
     p_dy, p_x, p_w, p_slope, p_affine, p_beta, p_next_slope, p_sums, p_dnext_slope, T, dilation,
     dy_n, dy_i, dy_t, x_n, x_i, x_t,
-    C: tl.constexpr, ALIGN: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
+    C: tl.constexpr, INSTRUMENTS: tl.constexpr, ALIGN: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """One program: S and D of one tile, rows 0 to 2 and 3 to 5 of (n, 4, tiles, 6, C), and its share of dnext_slope."""
+    """One program: S and D of one tile, rows 0 to 2 and 3 to 5 of (n, I, tiles, 6, C), and its share of dnext_slope."""
     blocks = tl.cdiv(C, BLOCK_C)
     row = tl.program_id(0) // blocks
     tiles = tl.cdiv(T, BLOCK_T)
     i_ni, i_tile = row // tiles, row % tiles
-    i_n, i_i = (i_ni // 4).to(tl.int64), (i_ni % 4).to(tl.int64)
+    i_n, i_i = (i_ni // INSTRUMENTS).to(tl.int64), (i_ni % INSTRUMENTS).to(tl.int64)
     i_t = i_tile * BLOCK_T + tl.arange(0, BLOCK_T)
     i_c = (tl.program_id(0) % blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
     m_t, m_c = i_t < T, i_c < C
@@ -61,7 +61,9 @@ def depthwise_sums_kernel(
     p_dy += i_n * (dy_n.to(tl.int64) * ALIGN) + i_i * (dy_i.to(tl.int64) * ALIGN)
     p_x += i_n * (x_n.to(tl.int64) * ALIGN) + i_i * (x_i.to(tl.int64) * ALIGN)
     slope, next_slope = slope_of(p_slope), slope_of(p_next_slope)
-    b_scale, b_mean, b_beta, b_w0, b_w1, b_w2 = channel_parameters(p_affine, p_beta, p_w, i_ni, i_c, m_c, C)
+    b_scale, b_mean, b_beta, b_w0, b_w1, b_w2 = channel_parameters(
+        p_affine, p_beta, p_w, i_ni, i_c, m_c, C, INSTRUMENTS
+    )
     b_a = _before_prelu(p_x, i_t, dilation, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta, b_w0, b_w1, b_w2)
     mask = m_t[:, None] & m_c[None, :]
     b_dy = tl.load(p_dy + i_t[:, None] * dy_t + i_c[None, :], mask=mask, other=0.0).to(tl.float32)
@@ -83,17 +85,20 @@ def depthwise_norm_kernel(
     p_out,
     T,
     C: tl.constexpr,
+    INSTRUMENTS: tl.constexpr,
     GROUPS: tl.constexpr,
     TILE: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """One program: one group of one item and instrument; q, r, dgamma, dbeta and dw's three taps, rows of (n, 4, 7, C)."""
+    """One program: one group of one item and instrument; q, r, dgamma, dbeta and dw's three taps, rows of (n, I, 7, C)."""
     i_ni, i_group = tl.program_id(0) // GROUPS, tl.program_id(0) % GROUPS
     width = C // GROUPS
     tiles = tl.cdiv(T, TILE)
     i_c = i_group * width + tl.arange(0, BLOCK_C)
     m_c = tl.arange(0, BLOCK_C) < width
-    b_scale, b_mean, b_beta, b_w0, b_w1, b_w2 = channel_parameters(p_affine, p_beta, p_w, i_ni, i_c, m_c, C)
+    b_scale, b_mean, b_beta, b_w0, b_w1, b_w2 = channel_parameters(
+        p_affine, p_beta, p_w, i_ni, i_c, m_c, C, INSTRUMENTS
+    )
     b_rstd = tl.load(p_affine + (i_ni.to(tl.int64) * 4 + 3) * C + i_c, mask=m_c, other=0.0)
     p_out += i_ni.to(tl.int64) * 7 * C + i_c
     b_ws = tl.zeros([BLOCK_C], tl.float32)
@@ -121,14 +126,14 @@ def depthwise_norm_kernel(
 def depthwise_dx_kernel(
     p_dy, p_x, p_w, p_slope, p_affine, p_beta, p_next_slope, p_norm, p_dx, p_dslope, T, dilation,
     dy_n, dy_i, dy_t, x_n, x_i, x_t,
-    C: tl.constexpr, ALIGN: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
+    C: tl.constexpr, INSTRUMENTS: tl.constexpr, ALIGN: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """One program: dx of one tile of one item and instrument, BLOCK_C channels, and its share of dslope."""
     blocks = tl.cdiv(C, BLOCK_C)
     row = tl.program_id(0) // blocks
     tiles = tl.cdiv(T, BLOCK_T)
     i_ni, i_tile = row // tiles, row % tiles
-    i_n, i_i = (i_ni // 4).to(tl.int64), (i_ni % 4).to(tl.int64)
+    i_n, i_i = (i_ni // INSTRUMENTS).to(tl.int64), (i_ni % INSTRUMENTS).to(tl.int64)
     i_t = i_tile * BLOCK_T + tl.arange(0, BLOCK_T)
     i_c = (tl.program_id(0) % blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
     m_c = i_c < C
@@ -136,7 +141,9 @@ def depthwise_dx_kernel(
     p_dy += i_n * (dy_n.to(tl.int64) * ALIGN) + i_i * (dy_i.to(tl.int64) * ALIGN)
     p_x += i_n * (x_n.to(tl.int64) * ALIGN) + i_i * (x_i.to(tl.int64) * ALIGN)
     slope, next_slope = slope_of(p_slope), slope_of(p_next_slope)
-    b_scale, b_mean, b_beta, b_w0, b_w1, b_w2 = channel_parameters(p_affine, p_beta, p_w, i_ni, i_c, m_c, C)
+    b_scale, b_mean, b_beta, b_w0, b_w1, b_w2 = channel_parameters(
+        p_affine, p_beta, p_w, i_ni, i_c, m_c, C, INSTRUMENTS
+    )
     b_dm = tl.zeros([BLOCK_T, BLOCK_C], tl.float32)
     for k in tl.static_range(3):
         i_from = i_t - (k - 1) * dilation
@@ -158,26 +165,26 @@ def depthwise_backward(
     dy: Tensor, x: Tensor, weight: Tensor, dilation: int,
     slope: Tensor, affine: Tensor, beta: Tensor, next_slope: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """dx in x's dtype and, in float32, dw (4, C, 3), dslope, dgamma, dbeta, dnext_slope; unit strides along channels."""
-    n, _, frames, channels = x.shape
+    """dx in x's dtype and, in float32, dw (I, C, 3), dslope, dgamma, dbeta, dnext_slope; unit strides along channels."""
+    n, instruments, frames, channels = x.shape
     align = alignment(dy, x)
     tiles, block = -(-frames // TILE), channel_block(channels)
-    programs = n * 4 * tiles * -(-channels // block)
-    sums = torch.empty(n, 4, tiles, 6, channels, dtype=torch.float32, device=x.device)
-    norm = torch.empty(n, 4, 7, channels, dtype=torch.float32, device=x.device)
+    programs = n * instruments * tiles * -(-channels // block)
+    sums = torch.empty(n, instruments, tiles, 6, channels, dtype=torch.float32, device=x.device)
+    norm = torch.empty(n, instruments, 7, channels, dtype=torch.float32, device=x.device)
     dslope = torch.empty(programs, dtype=torch.float32, device=x.device)
     dnext_slope = torch.empty_like(dslope)
-    dx = torch.empty(n, 4, frames, channels, dtype=x.dtype, device=x.device)
+    dx = torch.empty(n, instruments, frames, channels, dtype=x.dtype, device=x.device)
     shared = {
         "p_dy": dy, "p_x": x, "p_w": weight, "p_slope": slope, "p_affine": affine, "p_beta": beta,
-        "p_next_slope": next_slope, "T": frames, "C": channels, "dilation": dilation,
+        "p_next_slope": next_slope, "T": frames, "C": channels, "INSTRUMENTS": instruments, "dilation": dilation,
         **strides(align, dy=dy, x=x), "ALIGN": align, "BLOCK_T": TILE, "BLOCK_C": block,
     }  # fmt: skip
     launch(depthwise_sums_kernel, programs, x, p_sums=sums, p_dnext_slope=dnext_slope, num_warps=4, **shared)
     launch(
-        depthwise_norm_kernel, n * 4 * GROUPS, x,
+        depthwise_norm_kernel, n * instruments * GROUPS, x,
         p_sums=sums, p_w=weight, p_affine=affine, p_beta=beta, p_out=norm, T=frames, C=channels,
-        GROUPS=GROUPS, TILE=TILE, BLOCK_C=power_of_two(channels // GROUPS), num_warps=1,
+        INSTRUMENTS=instruments, GROUPS=GROUPS, TILE=TILE, BLOCK_C=power_of_two(channels // GROUPS), num_warps=1,
     )  # fmt: skip
     launch(depthwise_dx_kernel, programs, x, p_norm=norm, p_dx=dx, p_dslope=dslope, num_warps=8, **shared)
     items = norm.sum(0)

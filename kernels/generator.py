@@ -5,10 +5,10 @@
     backward: dK[r, j] = sum_i dw[r, i] h[l, i, j];  dk[r] = sum_i dw[r, i];  dh[l, i, j] = sum_r dw[r, i] K[r, j]
               dA[l] = sum_i dh[l, i] e[i]^T;  da[l] = sum_i dh[l, i];         de[i] = sum_l A[l]^T dh[l, i]
 
-Where a row's four results go is said by a table with a line (layer, first row, rows, place, stride) for each program, so that
+Where a row's I results go is said by a table with a line (layer, first row, rows, place, stride) for each program, so that
 every kind of weight leaves in the layout in which it is used. Partial sums over rows are merged per layer, in their order.
 
-Bytes, with R rows: (E_2 + 1 + 4) 4 R forward, (2 E_2 + 2 + 4) 4 R backward. At the authors' sizes R is 2.2 million in the third
+Bytes, with R rows: (E_2 + 1 + I) 4 R forward, (2 E_2 + 2 + I) 4 R backward. At the authors' sizes R is 2.2 million in the third
 stage: 88 MB, 20 us at 4.3 TB/s (predicted); as one linear map a layer it is 228 launches and more.
 Not yet run on a GPU. Source: Samuel et al. 2020, section 2.2; original model/conv1d.py and model/group_norm.py.
 """
@@ -51,7 +51,7 @@ def _hidden(
 
 @triton.jit
 def generator_fwd_kernel(
-    p_e, p_a, p_bias, p_k, p_k_bias, p_table, p_w,
+    p_e, p_a, p_bias, p_k, p_k_bias, p_table, p_w, INSTRUMENTS: tl.constexpr,
     E1: tl.constexpr, E2: tl.constexpr, BLOCK_1: tl.constexpr, BLOCK_2: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     """One program: up to BLOCK_R rows of one layer, all instruments."""
@@ -62,17 +62,17 @@ def generator_fwd_kernel(
     m_r = i_r < rows
     b_k = tl.load(p_k + (first + i_r)[:, None] * E2 + i_2[None, :], mask=m_r[:, None] & (i_2 < E2)[None, :], other=0.0)
     b_bias = tl.load(p_k_bias + first + i_r, mask=m_r, other=0.0)
-    for i_i in tl.static_range(4):
+    for i_i in tl.static_range(INSTRUMENTS):
         b_h = _hidden(p_e, p_a, p_bias, i_l, i_i, E1, E2, BLOCK_1, BLOCK_2)
         tl.store(p_w + place + i_i * stride + i_r, tl.sum(b_k * b_h[None, :], 1) + b_bias, mask=m_r)
 
 
 @triton.jit
 def generator_bwd_kernel(
-    p_e, p_a, p_bias, p_k, p_table, p_dw, p_dk, p_dk_bias, p_dh,
+    p_e, p_a, p_bias, p_k, p_table, p_dw, p_dk, p_dk_bias, p_dh, INSTRUMENTS: tl.constexpr,
     E1: tl.constexpr, E2: tl.constexpr, BLOCK_1: tl.constexpr, BLOCK_2: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
-    """One program: dK and dk of its rows, and their share of dh, (programs, 4, BLOCK_2)."""
+    """One program: dK and dk of its rows, and their share of dh, (programs, I, BLOCK_2)."""
     p_table += tl.program_id(0).to(tl.int64) * 5
     i_l, first, rows = tl.load(p_table), tl.load(p_table + 1), tl.load(p_table + 2)
     place, stride = tl.load(p_table + 3), tl.load(p_table + 4)
@@ -82,8 +82,8 @@ def generator_bwd_kernel(
     b_k = tl.load(p_k + i_k, mask=mask, other=0.0)
     b_dk = tl.zeros([BLOCK_R, BLOCK_2], tl.float32)
     b_dk_bias = tl.zeros([BLOCK_R], tl.float32)
-    p_dh += tl.program_id(0).to(tl.int64) * 4 * BLOCK_2 + i_2
-    for i_i in tl.static_range(4):
+    p_dh += tl.program_id(0).to(tl.int64) * INSTRUMENTS * BLOCK_2 + i_2
+    for i_i in tl.static_range(INSTRUMENTS):
         b_h = _hidden(p_e, p_a, p_bias, i_l, i_i, E1, E2, BLOCK_1, BLOCK_2)
         b_dw = tl.load(p_dw + place + i_i * stride + i_r, mask=m_r, other=0.0)
         b_dk += b_dw[:, None] * b_h[None, :]
@@ -95,10 +95,10 @@ def generator_bwd_kernel(
 
 @triton.jit
 def generator_finish_kernel(
-    p_e, p_a, p_dh, p_programs, p_da, p_dbias, p_de,
+    p_e, p_a, p_dh, p_programs, p_da, p_dbias, p_de, INSTRUMENTS: tl.constexpr,
     E1: tl.constexpr, E2: tl.constexpr, BLOCK_1: tl.constexpr, BLOCK_2: tl.constexpr, LINES: tl.constexpr,
 ):  # fmt: skip
-    """One program: dA, da and the share of de, (layers, 4, E1), of one layer, whose programs (first, end) follow each other."""
+    """One program: dA, da and the share of de, (layers, I, E1), of one layer, whose programs (first, end) follow each other."""
     i_l = tl.program_id(0).to(tl.int64)
     begin, end = tl.load(p_programs + i_l * 2), tl.load(p_programs + i_l * 2 + 1)
     i_1, i_2 = tl.arange(0, BLOCK_1), tl.arange(0, BLOCK_2)
@@ -107,27 +107,27 @@ def generator_finish_kernel(
     b_a = tl.load(p_a + i_a, mask=mask, other=0.0)
     b_da = tl.zeros([BLOCK_2, BLOCK_1], tl.float32)
     b_dbias = tl.zeros([BLOCK_2], tl.float32)
-    for i_i in tl.static_range(4):
+    for i_i in tl.static_range(INSTRUMENTS):
         b_dh = tl.zeros([BLOCK_2], tl.float32)
         for line in range(begin, end, LINES):
             i_p = line + tl.arange(0, LINES)
-            p_line = p_dh + (i_p.to(tl.int64) * 4 + i_i)[:, None] * BLOCK_2 + i_2[None, :]
+            p_line = p_dh + (i_p.to(tl.int64) * INSTRUMENTS + i_i)[:, None] * BLOCK_2 + i_2[None, :]
             b_dh += tl.sum(tl.load(p_line, mask=(i_p < end)[:, None], other=0.0), 0)
         b_e = tl.load(p_e + i_i * E1 + i_1, mask=i_1 < E1, other=0.0)
         b_da += b_dh[:, None] * b_e[None, :]
         b_dbias += b_dh
-        tl.store(p_de + (i_l * 4 + i_i) * E1 + i_1, tl.sum(b_a * b_dh[:, None], 0), mask=i_1 < E1)
+        tl.store(p_de + (i_l * INSTRUMENTS + i_i) * E1 + i_1, tl.sum(b_a * b_dh[:, None], 0), mask=i_1 < E1)
     tl.store(p_da + i_a, b_da, mask=mask)
     tl.store(p_dbias + i_l * E2 + i_2, b_dbias, mask=i_2 < E2)
 
 
 def _sizes(e: Tensor, a: Tensor) -> dict[str, int]:
     e1, e2 = e.shape[1], a.shape[1]
-    return {"E1": e1, "E2": e2, "BLOCK_1": power_of_two(e1, 1), "BLOCK_2": power_of_two(e2, 1)}
+    return {"INSTRUMENTS": len(e), "E1": e1, "E2": e2, "BLOCK_1": power_of_two(e1, 1), "BLOCK_2": power_of_two(e2, 1)}
 
 
 def generator_forward(e: Tensor, a: Tensor, bias: Tensor, k: Tensor, k_bias: Tensor, table: Tensor, w: Tensor) -> None:
-    """Write ``w``, flat; e (4, E_1), a (layers, E_2, E_1), bias (layers, E_2), k (rows, E_2), k_bias (rows,), all float32."""
+    """Write ``w``, flat; e (I, E_1), a (layers, E_2, E_1), bias (layers, E_2), k (rows, E_2), k_bias (rows,), all float32."""
     launch(
         generator_fwd_kernel, len(table), e,
         p_e=e, p_a=a, p_bias=bias, p_k=k, p_k_bias=k_bias, p_table=table, p_w=w, **_sizes(e, a), BLOCK_R=ROWS, num_warps=4,
@@ -140,7 +140,7 @@ def generator_backward(
     """de, da, dbias, dk, dk_bias; ``programs`` (layers, 2) are each layer's first program and the one after its last."""
     sizes = _sizes(e, a)
     dk, dk_bias = torch.empty_like(k), torch.empty(len(k), dtype=torch.float32, device=k.device)
-    dh = torch.empty(len(table), 4, sizes["BLOCK_2"], dtype=torch.float32, device=k.device)
+    dh = torch.empty(len(table), len(e), sizes["BLOCK_2"], dtype=torch.float32, device=k.device)
     launch(
         generator_bwd_kernel, len(table), e,
         p_e=e, p_a=a, p_bias=bias, p_k=k, p_table=table, p_dw=dw, p_dk=dk, p_dk_bias=dk_bias, p_dh=dh, **sizes,

@@ -7,7 +7,7 @@
                    r = -1/M sum_c scale D;  q = -rstd^2 / M sum_c scale S
               dx = dz PReLU'(x);  dslope = sum dz x where x <= 0
 
-Bytes: forward x, y once each; backward x, dy twice, dx once: 7 n 4 T C sizeof(dtype) in all. Memory-bound. Every sum has
+Bytes: forward x, y once each; backward x, dy twice, dx once: 7 n I T C sizeof(dtype) in all. Memory-bound. Every sum has
 one fixed order: frames in a tile, tiles, items.
 Not yet run on a GPU. Source: Samuel et al. 2020, section 2; original model/mask_tcn.py (prelu_2 and norm_2 after in_conv).
 """
@@ -46,26 +46,26 @@ def _place(T, C: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr):
 
 
 @triton.jit
-def _load(p_x, n, i, t, i_ni, i_t, i_c, mask, ALIGN: tl.constexpr):
+def _load(p_x, n, i, t, i_ni, i_t, i_c, mask, ALIGN: tl.constexpr, INSTRUMENTS: tl.constexpr):
     """A tile of an activation with strides ``n``, ``i``, ``t`` in units of ALIGN."""
-    p_x += (i_ni // 4) * (n.to(tl.int64) * ALIGN) + (i_ni % 4) * (i.to(tl.int64) * ALIGN)
+    p_x += (i_ni // INSTRUMENTS) * (n.to(tl.int64) * ALIGN) + (i_ni % INSTRUMENTS) * (i.to(tl.int64) * ALIGN)
     return tl.load(p_x + i_t[:, None] * (t.to(tl.int64) * ALIGN) + i_c[None, :], mask=mask, other=0.0)
 
 
 @triton.jit(do_not_specialize=["T", "x_n", "x_i", "x_t"])
 def group_norm_fwd_kernel(
     p_x, p_slope, p_affine, p_beta, p_y, T, x_n, x_i, x_t,
-    C: tl.constexpr, ALIGN: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
+    C: tl.constexpr, INSTRUMENTS: tl.constexpr, ALIGN: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """One program: one tile of one item and instrument, BLOCK_C channels."""
     _, i_ni, i_t, i_c = _place(T, C, BLOCK_T, BLOCK_C)
     m_c = i_c < C
     mask = (i_t < T)[:, None] & m_c[None, :]
-    b_x = _load(p_x, x_n, x_i, x_t, i_ni, i_t, i_c, mask, ALIGN)
+    b_x = _load(p_x, x_n, x_i, x_t, i_ni, i_t, i_c, mask, ALIGN, INSTRUMENTS)
     p_affine += i_ni.to(tl.int64) * 4 * C + i_c
     b_scale = tl.load(p_affine, mask=m_c, other=0.0)
     b_mean = tl.load(p_affine + 2 * C, mask=m_c, other=0.0)
-    b_beta = tl.load(p_beta + (i_ni % 4) * C + i_c, mask=m_c, other=0.0).to(tl.float32)
+    b_beta = tl.load(p_beta + (i_ni % INSTRUMENTS) * C + i_c, mask=m_c, other=0.0).to(tl.float32)
     b_y = (activation(b_x, slope_of(p_slope)) - b_mean[None, :]) * b_scale[None, :] + b_beta[None, :]
     p_y += i_ni.to(tl.int64) * T * C
     tl.store(p_y + i_t.to(tl.int64)[:, None] * C + i_c[None, :], b_y.to(p_y.dtype.element_ty), mask=mask)
@@ -74,14 +74,14 @@ def group_norm_fwd_kernel(
 @triton.jit(do_not_specialize=["T", "dy_n", "dy_i", "dy_t", "x_n", "x_i", "x_t"])
 def group_norm_sums_kernel(
     p_dy, p_x, p_slope, p_affine, p_sums, T, dy_n, dy_i, dy_t, x_n, x_i, x_t,
-    C: tl.constexpr, ALIGN: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
+    C: tl.constexpr, INSTRUMENTS: tl.constexpr, ALIGN: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """One program: S and D of one tile, rows of (n, 4, tiles, 2, C)."""
+    """One program: S and D of one tile, rows of (n, I, tiles, 2, C)."""
     row, i_ni, i_t, i_c = _place(T, C, BLOCK_T, BLOCK_C)
     m_c = i_c < C
     mask = (i_t < T)[:, None] & m_c[None, :]
-    b_dy = _load(p_dy, dy_n, dy_i, dy_t, i_ni, i_t, i_c, mask, ALIGN).to(tl.float32)
-    b_z = activation(_load(p_x, x_n, x_i, x_t, i_ni, i_t, i_c, mask, ALIGN), slope_of(p_slope))
+    b_dy = _load(p_dy, dy_n, dy_i, dy_t, i_ni, i_t, i_c, mask, ALIGN, INSTRUMENTS).to(tl.float32)
+    b_z = activation(_load(p_x, x_n, x_i, x_t, i_ni, i_t, i_c, mask, ALIGN, INSTRUMENTS), slope_of(p_slope))
     b_mean = tl.load(p_affine + (i_ni.to(tl.int64) * 4 + 2) * C + i_c, mask=m_c, other=0.0)
     p_sums += row.to(tl.int64) * 2 * C + i_c
     tl.store(p_sums, tl.sum(b_dy * (b_z - b_mean[None, :]), 0), mask=m_c)
@@ -92,7 +92,7 @@ def group_norm_sums_kernel(
 def norm_sums_kernel(
     p_sums, p_affine, p_out, T, C: tl.constexpr, GROUPS: tl.constexpr, TILE: tl.constexpr, BLOCK_C: tl.constexpr
 ):
-    """One program: q, r, dgamma, dbeta, rows of (n, 4, 4, C), of one group of one item and instrument."""
+    """One program: q, r, dgamma, dbeta, rows of (n, I, 4, C), of one group of one item and instrument."""
     i_ni, i_group = tl.program_id(0) // GROUPS, tl.program_id(0) % GROUPS
     width = C // GROUPS
     tiles = tl.cdiv(T, TILE)
@@ -118,14 +118,14 @@ def norm_sums_kernel(
 @triton.jit(do_not_specialize=["T", "dy_n", "dy_i", "dy_t", "x_n", "x_i", "x_t"])
 def group_norm_dx_kernel(
     p_dy, p_x, p_slope, p_affine, p_norm, p_dx, p_dslope, T, dy_n, dy_i, dy_t, x_n, x_i, x_t,
-    C: tl.constexpr, ALIGN: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
+    C: tl.constexpr, INSTRUMENTS: tl.constexpr, ALIGN: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """One program: dx of one tile of one item and instrument, BLOCK_C channels, and its share of dslope."""
     _, i_ni, i_t, i_c = _place(T, C, BLOCK_T, BLOCK_C)
     m_c = i_c < C
     mask = (i_t < T)[:, None] & m_c[None, :]
-    b_dy = _load(p_dy, dy_n, dy_i, dy_t, i_ni, i_t, i_c, mask, ALIGN).to(tl.float32)
-    b_x = _load(p_x, x_n, x_i, x_t, i_ni, i_t, i_c, mask, ALIGN)
+    b_dy = _load(p_dy, dy_n, dy_i, dy_t, i_ni, i_t, i_c, mask, ALIGN, INSTRUMENTS).to(tl.float32)
+    b_x = _load(p_x, x_n, x_i, x_t, i_ni, i_t, i_c, mask, ALIGN, INSTRUMENTS)
     slope = slope_of(p_slope)
     p_affine += i_ni.to(tl.int64) * 4 * C + i_c
     p_norm += i_ni.to(tl.int64) * 4 * C + i_c
@@ -142,34 +142,34 @@ def group_norm_dx_kernel(
 
 
 def group_norm_forward(x: Tensor, slope: Tensor, affine: Tensor, beta: Tensor) -> Tensor:
-    """y (n, 4, T, C) in x's dtype; ``x`` with unit stride along channels."""
-    n, _, frames, channels = x.shape
-    y = torch.empty(n, 4, frames, channels, dtype=x.dtype, device=x.device)
+    """y (n, I, T, C) in x's dtype; ``x`` with unit stride along channels."""
+    n, instruments, frames, channels = x.shape
+    y = torch.empty(n, instruments, frames, channels, dtype=x.dtype, device=x.device)
     block, align = channel_block(channels), alignment(x)
     launch(
-        group_norm_fwd_kernel, n * 4 * -(-frames // TILE) * -(-channels // block), x,
+        group_norm_fwd_kernel, n * instruments * -(-frames // TILE) * -(-channels // block), x,
         p_x=x, p_slope=slope, p_affine=affine, p_beta=beta, p_y=y, T=frames, **strides(align, x=x),
-        C=channels, ALIGN=align, BLOCK_T=TILE, BLOCK_C=block, num_warps=8,
+        C=channels, INSTRUMENTS=instruments, ALIGN=align, BLOCK_T=TILE, BLOCK_C=block, num_warps=8,
     )  # fmt: skip
     return y
 
 
 def group_norm_backward(dy: Tensor, x: Tensor, slope: Tensor, affine: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """dx in x's dtype and, in float32, dslope (1,), dgamma, dbeta; unit strides along channels."""
-    n, _, frames, channels = x.shape
+    n, instruments, frames, channels = x.shape
     tiles, block, align = -(-frames // TILE), channel_block(channels), alignment(dy, x)
-    programs = n * 4 * tiles * -(-channels // block)
-    sums = torch.empty(n, 4, tiles, 2, channels, dtype=torch.float32, device=x.device)
-    norm = torch.empty(n, 4, 4, channels, dtype=torch.float32, device=x.device)
+    programs = n * instruments * tiles * -(-channels // block)
+    sums = torch.empty(n, instruments, tiles, 2, channels, dtype=torch.float32, device=x.device)
+    norm = torch.empty(n, instruments, 4, channels, dtype=torch.float32, device=x.device)
     dslope = torch.empty(programs, dtype=torch.float32, device=x.device)
-    dx = torch.empty(n, 4, frames, channels, dtype=x.dtype, device=x.device)
+    dx = torch.empty(n, instruments, frames, channels, dtype=x.dtype, device=x.device)
     shared = {
         "p_dy": dy, "p_x": x, "p_slope": slope, "p_affine": affine, "T": frames, **strides(align, dy=dy, x=x),
-        "C": channels, "ALIGN": align, "BLOCK_T": TILE, "BLOCK_C": block, "num_warps": 4,
+        "C": channels, "INSTRUMENTS": instruments, "ALIGN": align, "BLOCK_T": TILE, "BLOCK_C": block, "num_warps": 4,
     }  # fmt: skip
     launch(group_norm_sums_kernel, programs, x, p_sums=sums, **shared)
     launch(
-        norm_sums_kernel, n * 4 * GROUPS, x, p_sums=sums, p_affine=affine, p_out=norm, T=frames, C=channels,
+        norm_sums_kernel, n * instruments * GROUPS, x, p_sums=sums, p_affine=affine, p_out=norm, T=frames, C=channels,
         GROUPS=GROUPS, TILE=TILE, BLOCK_C=power_of_two(channels // GROUPS), num_warps=1,
     )  # fmt: skip
     launch(group_norm_dx_kernel, programs, x, p_norm=norm, p_dx=dx, p_dslope=dslope, **shared)

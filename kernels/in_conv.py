@@ -5,10 +5,10 @@
     partials[n, i, tile, :, o] = (mean, M2) of PReLU(y, next_slope), y as stored
 
 The 8 groups of the norm divide K1 + K2 channels, so one may straddle the operands: statistics are per channel, and merged by
-group after their (small) concatenation. A shared x is read for the four instruments by neighbouring programs, three times out
-of four from a cache: one product of 4 N columns. Its statistics are taken once.
+group after their (small) concatenation. A shared x is read for all I instruments by neighbouring programs, all but once
+from a cache: one product of I N columns. Its statistics are taken once.
 
-Bytes: x twice (statistics, product), v twice, y once: n T (2 K1 + 2 4 K2 + 4 N) sizeof(dtype). FLOPs: 2 n 4 T N (K1 + K2).
+Bytes: x twice (statistics, product), v twice, y once: n T (2 K1 + 2 I K2 + I N) sizeof(dtype). FLOPs: 2 n I T N (K1 + K2).
 At the third stage (K1, K2, N = 1760, 880, 160) in bfloat16 120 FLOP a byte: still below an H200's 184, memory-bound.
 Not yet run on a GPU. Source: Samuel et al. 2020, section 2; original model/mask_tcn.py (in_conv) and model/tasnet.py (the
 concatenation).
@@ -55,7 +55,7 @@ def _accumulate(
 @triton.jit(do_not_specialize=["T", "x_n", "x_i", "x_t", "v_n", "v_i", "v_t"])
 def in_conv_fwd_kernel(
     p_x, p_v, p_w, p_bias, p_slope, p_next_slope, p_y, p_statistics, T, x_n, x_i, x_t, v_n, v_i, v_t,
-    K: tl.constexpr, MORE: tl.constexpr, N: tl.constexpr, ALIGN: tl.constexpr,
+    K: tl.constexpr, MORE: tl.constexpr, N: tl.constexpr, INSTRUMENTS: tl.constexpr, ALIGN: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, TAIL_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program: one tile of one item and instrument, BLOCK_N + TAIL_N columns; the programs of a tile are neighbours."""
@@ -63,8 +63,9 @@ def in_conv_fwd_kernel(
     blocks = tl.cdiv(N, WIDTH)
     tiles = tl.cdiv(T, BLOCK_T)
     i_block, place = tl.program_id(0) % blocks, tl.program_id(0) // blocks
-    i_i, i_tile, i_n = (place % 4).to(tl.int64), place // 4 % tiles, (place // 4 // tiles).to(tl.int64)
-    i_ni = i_n * 4 + i_i
+    i_i, i_tile = (place % INSTRUMENTS).to(tl.int64), place // INSTRUMENTS % tiles
+    i_n = (place // INSTRUMENTS // tiles).to(tl.int64)
+    i_ni = i_n * INSTRUMENTS + i_i
     i_t = i_tile * BLOCK_T + tl.arange(0, BLOCK_T)
     m_t = i_t < T
     slope = slope_of(p_slope)
@@ -95,34 +96,34 @@ def in_conv_fwd_kernel(
         pointwise_finish(b_tail, p_bias, None, p_next_slope, p_y, p_statistics, row, i_t, m_t, i_tail, count, 0, N)
 
 
-def input_statistics(x: Tensor, v: Tensor | None, slope: Tensor) -> Tensor:
-    """Partials of PReLU of both operands, (n, 4, tiles, 2, K1 + K2)."""
-    found = group_statistics(x, slope).expand(-1, 4, -1, -1, -1)
+def input_statistics(x: Tensor, v: Tensor | None, slope: Tensor, instruments: int) -> Tensor:
+    """Partials of PReLU of both operands, (n, I, tiles, 2, K1 + K2)."""
+    found = group_statistics(x, slope).expand(-1, instruments, -1, -1, -1)
     return found.contiguous() if v is None else torch.cat([found, group_statistics(v, slope)], dim=4)
 
 
 def in_conv_forward(
     x: Tensor, v: Tensor | None, folded: Tensor, bias: Tensor, slope: Tensor, next_slope: Tensor, tf32: bool
 ) -> tuple[Tensor, Tensor]:
-    """y (n, 4, T, N) in x's dtype and its partials; ``x`` (n, 1 or 4, T, K1), ``v`` (n, 4, T, K2), unit strides.
+    """y (n, I, T, N) in x's dtype and its partials; ``x`` (n, 1 or I, T, K1), ``v`` (n, I, T, K2), unit strides.
 
-    ``folded`` (n, 4, N, K1 + K2) in x's dtype and ``bias`` (n, 4, N) are those of ``fold_weights``.
+    ``folded`` (n, I, N, K1 + K2) in x's dtype and ``bias`` (n, I, N) are those of ``fold_weights``.
     """
-    n, instruments, frames, inputs = x.shape
-    columns = folded.shape[2]
-    y = torch.empty(n, 4, frames, columns, dtype=x.dtype, device=x.device)
+    n, shared, frames, inputs = x.shape
+    _, instruments, columns, _ = folded.shape
+    y = torch.empty(n, instruments, frames, columns, dtype=x.dtype, device=x.device)
     partials = new_statistics(y, columns)
     defaults = product_options(*column_tile(columns, x.dtype))
     chosen = configuration("in_conv_fwd", x, tf32, defaults, K=folded.shape[3], N=columns)
     width = chosen["BLOCK_N"] + chosen["TAIL_N"]
     align = alignment(x, v)
     layout = strides(align, x=x, v=v)
-    if instruments == 1:
+    if shared == 1:
         layout["x_i"] = 0
     launch(
-        in_conv_fwd_kernel, n * 4 * -(-frames // TILE) * -(-columns // width), x,
+        in_conv_fwd_kernel, n * instruments * -(-frames // TILE) * -(-columns // width), x,
         p_x=x, p_v=v, p_w=folded, p_bias=bias, p_slope=slope, p_next_slope=next_slope, p_y=y, p_statistics=partials,
-        T=frames, **layout, K=inputs, MORE=0 if v is None else v.shape[3], N=columns, ALIGN=align,
+        T=frames, **layout, K=inputs, MORE=0 if v is None else v.shape[3], N=columns, INSTRUMENTS=instruments, ALIGN=align,
         BLOCK_T=TILE, PRECISION="tf32" if tf32 else "ieee", **chosen,
     )  # fmt: skip
     return y, partials

@@ -6,7 +6,7 @@ the instruments share
     dx = PReLU'(x) sum_i (sum_o W'[i] dy[i] + q[i] (z - mean[i]) + r[i])
        = PReLU'(x) (sum_io W' dy + sum_i q[i] (z - mean[0]) + sum_i (q[i] (mean[0] - mean[i]) + r[i]))
 
-one product of 4 N rows that reads dy once and writes dx once, instead of four and a sum. The means differ only in a group that
+one product of I N rows that reads dy once and writes dx once, instead of I and a sum. The means differ only in a group that
 straddles the operands.
 
 Bytes: dy three times (wgrad, both dgrad), x and v twice, dx and dv once. FLOPs: twice the forward's. Every sum has one order.
@@ -33,7 +33,7 @@ __all__ = ["in_conv_backward", "shared_dgrad_kernel"]
 @triton.jit(do_not_specialize=["T", "dy_n", "dy_i", "dy_t", "x_n", "x_i", "x_t"])
 def shared_dgrad_kernel(
     p_dy, p_w, p_x, p_slope, p_affine, p_norm, p_dx, p_dslope, T, dy_n, dy_i, dy_t, x_n, x_i, x_t,
-    K: tl.constexpr, N: tl.constexpr, LD: tl.constexpr, ALIGN: tl.constexpr,
+    K: tl.constexpr, N: tl.constexpr, INSTRUMENTS: tl.constexpr, LD: tl.constexpr, ALIGN: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program: dx of one tile of one item, BLOCK_C of the K channels; walks the N outputs of each instrument.
@@ -49,14 +49,14 @@ def shared_dgrad_kernel(
     m_t, m_c = i_t < T, i_c < K
     dy_i, dy_t, x_t = dy_i.to(tl.int64) * ALIGN, dy_t.to(tl.int64) * ALIGN, x_t.to(tl.int64) * ALIGN
     p_dy += i_n * (dy_n.to(tl.int64) * ALIGN) + i_t[:, None] * dy_t
-    p_w += i_n * 4 * N * LD
-    p_affine += i_n * 16 * LD + i_c
-    p_norm += i_n * 16 * LD + i_c
+    p_w += i_n * INSTRUMENTS * N * LD
+    p_affine += i_n * INSTRUMENTS * 4 * LD + i_c
+    p_norm += i_n * INSTRUMENTS * 4 * LD + i_c
     b_dz = tl.zeros([BLOCK_T, BLOCK_C], tl.float32)
     b_mean = tl.load(p_affine + 2 * LD, mask=m_c, other=0.0)
     b_q = tl.zeros([BLOCK_C], tl.float32)
     b_r = tl.zeros([BLOCK_C], tl.float32)
-    for _ in range(4):
+    for _ in range(INSTRUMENTS):
         for o in range(0, N, BLOCK_K):
             i_o = o + tl.arange(0, BLOCK_K)
             m_o = i_o < N
@@ -97,7 +97,7 @@ def _shared_gradient(
     launch(
         shared_dgrad_kernel, programs, x,
         p_dy=dy, p_w=folded, p_x=x, p_slope=slope, p_affine=affine, p_norm=norm, p_dx=dx, p_dslope=dslope, T=frames,
-        **strides(align, dy=dy, x=x), K=inputs, N=folded.shape[2], LD=folded.shape[3], ALIGN=align,
+        **strides(align, dy=dy, x=x), K=inputs, N=folded.shape[2], INSTRUMENTS=folded.shape[1], LD=folded.shape[3], ALIGN=align,
         BLOCK_T=DGRAD_FRAMES, BLOCK_C=width, PRECISION="tf32" if tf32 else "ieee",
         **{name: defaults[name] for name in ("BLOCK_K", "num_warps", "num_stages")},
     )  # fmt: skip
@@ -107,18 +107,18 @@ def _shared_gradient(
 def in_conv_backward(
     dy: Tensor, x: Tensor, v: Tensor | None, weight: Tensor, slope: Tensor, affine: Tensor, beta: Tensor, tf32: bool
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor]:
-    """dx and dv in x's dtype and, in float32, dW (4, N, K1 + K2), dslope (1,), dgamma, dbeta; unit strides."""
-    n, instruments, frames, first = x.shape
-    _, columns, inputs = weight.shape
-    s = torch.empty(n, 4, columns, inputs, dtype=torch.float32, device=x.device)
-    d = torch.empty(n, 4, columns, dtype=torch.float32, device=x.device)
-    weight_gradient(dy, None, x.expand(-1, 4, -1, -1), slope, affine, s, d, tf32)
+    """dx and dv in x's dtype and, in float32, dW (I, N, K1 + K2), dslope (1,), dgamma, dbeta; unit strides."""
+    n, shared, frames, first = x.shape
+    instruments, columns, inputs = weight.shape
+    s = torch.empty(n, instruments, columns, inputs, dtype=torch.float32, device=x.device)
+    d = torch.empty(n, instruments, columns, dtype=torch.float32, device=x.device)
+    weight_gradient(dy, None, x.expand(-1, instruments, -1, -1), slope, affine, s, d, tf32)
     if v is not None:
         weight_gradient(dy, None, v, slope, affine[..., first:], s[..., first:], d, tf32)
     folded = fold_weights(weight, None, affine, beta, x.dtype)[0]
     norm = norm_gradient(s, d, weight, folded, affine, frames)
     dw, _ = sum_items(s, d, affine, beta)
-    if instruments == 1:
+    if shared == 1:
         dx, dslope = _shared_gradient(dy, folded, x, slope, affine, norm, tf32)
         dslopes = [dslope]
     else:

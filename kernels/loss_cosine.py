@@ -1,17 +1,18 @@
 """Cosine similarities along channels of the encoded sources: between instruments, and from item to item; and the gradient.
 
     n_i = |x_i|, c_i = max(n_i, 1e-8)
-    between instruments i < j that both sound:      sum_c |x_i| |x_j| / (c_i c_j)
-    with the item before, p, where both sound:      sum_c x_i p_i / (c_i c(p_i)); the batch is a ring
+    between instruments i < j of one item that both sound:  sum_c |x_i| |x_j| / (c_i c_j)
+    with the item before, p, where both sound:              sum_c x_i p_i / (c_i c(p_i))
     dx_i = sign(x_i) sum_j A_ij |x_j| + A_p p_i + A_n y_i - B_i x_i, y the item after, g the scales of the two terms
            A_ij = g / (c_i c_j), A_p, A_n alike;  B_i = (sum of g cos_i.) / (c_i n_i), nothing where n_i = 0
 
-Instruments are rows beside each other: the neighbours at distance 1, 2, 3 (modulo 4) are loads from the caches, so one
-page serves all pairs; that at distance 2 is counted half from either side. Forward keeps four numbers a frame and
-instrument (n, the products with the neighbours 1 and 2 apart and with the item before): backward is one pass.
+The batch is a ring, or its first row is carried: the item before the batch, which is compared with its successor alone.
+The I instruments of a frame are rows of one tile, their partners k = 1 .. I // 2 places further in a ring of instruments; that
+at I / 2 is counted half from either side. Forward keeps I // 2 + 2 numbers a frame and instrument (n, the products with the
+partners and with the item before): backward is one pass.
 
-Bytes: x once forward (the item before is in L2: items of one tile of frames run side by side), once backward, dx written:
-3 n 4 T C sizeof(dtype). FLOPs: 25 n 4 T C. Memory-bound.
+Bytes: x once forward (partners and the item before come from the caches: items of one tile of frames are neighbours), once
+backward, dx written: 3 n I T C sizeof(dtype). FLOPs: (8 I + 10) n I T C. Memory-bound to about 8 instruments.
 Not yet run on a GPU. Source: Samuel et al. 2020, section 2.4; original utility/loss.py.
 """
 
@@ -23,34 +24,55 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import alignment, launch, strides
+from .launch import alignment, launch, power_of_two, strides
 
 __all__ = ["cosine_backward", "cosine_bwd_kernel", "cosine_forward", "cosine_fwd_kernel"]
 
-FRAMES = 4
-"""Frames of a program: 16 rows with the instruments."""
+ROWS = 16
+"""Rows of a program, instruments by frames, unless there are more instruments."""
 BLOCK_C = 64
 EPSILON = tl.constexpr(1e-8)
 
 
 @triton.jit
-def _place(T, ITEMS, FRAMES: tl.constexpr):
-    """Item, the ones before and after, instrument and frame of each row; items of one tile are neighbours."""
+def _place(T, ITEMS, INSTRUMENTS: tl.constexpr, BLOCK_I: tl.constexpr, FRAMES: tl.constexpr):
+    """Item, the ones before and after, instrument, frame and mask of each row; items of one tile are neighbours."""
     i_n, i_tile = tl.program_id(0) % ITEMS, tl.program_id(0) // ITEMS
-    i_row = tl.arange(0, 4 * FRAMES)
+    i_row = tl.arange(0, BLOCK_I * FRAMES)
     i_i, i_t = i_row // FRAMES, i_tile * FRAMES + i_row % FRAMES
-    return i_n, (i_n + ITEMS - 1) % ITEMS, (i_n + 1) % ITEMS, i_i, i_t
+    m_row = (i_t < T) & (i_i < INSTRUMENTS)
+    return i_n, (i_n + ITEMS - 1) % ITEMS, (i_n + 1) % ITEMS, i_i, i_t, m_row
 
 
 @triton.jit
-def _rows(p_x, i_n, i_i, i_t, x_n, x_i, x_t):
-    """Where the rows of one item begin."""
-    return p_x + i_n.to(tl.int64) * x_n + i_i.to(tl.int64) * x_i + i_t.to(tl.int64) * x_t
+def _load(p_x, i_n, i_i, i_t, x_n, x_i, x_t, i_c, mask):
+    """Some channels of the rows of one item, float32."""
+    p_row = p_x + i_n.to(tl.int64) * x_n + i_i.to(tl.int64) * x_i + i_t.to(tl.int64) * x_t
+    return tl.load(p_row[:, None] + i_c, mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def _sounds(p_mask, i_n, i_i):
-    return tl.load(p_mask + i_n * 4 + i_i) != 0
+def _sounds(p_mask, i_n, i_i, m_row, INSTRUMENTS: tl.constexpr):
+    return m_row & (tl.load(p_mask + i_n * INSTRUMENTS + i_i, mask=m_row, other=0.0) != 0)
+
+
+@triton.jit
+def _products(
+    p_x, i_n, i_i, i_other_n, i_other, i_t, x_n, x_i, x_t, m_row, ABSOLUTE: tl.constexpr,
+    C: tl.constexpr, BLOCK_I: tl.constexpr, FRAMES: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """|x|^2 and |y|^2 of each row and its partner, and sum_c x y, or of absolute values."""
+    b_own = tl.zeros([BLOCK_I * FRAMES, BLOCK_C], tl.float32)
+    b_other, b_with = b_own, b_own
+    for c in range(0, C, BLOCK_C):
+        i_c = c + tl.arange(0, BLOCK_C)[None, :]
+        mask = m_row[:, None] & (i_c < C)
+        b_x = _load(p_x, i_n, i_i, i_t, x_n, x_i, x_t, i_c, mask)
+        b_y = _load(p_x, i_other_n, i_other, i_t, x_n, x_i, x_t, i_c, mask)
+        b_own += b_x * b_x
+        b_other += b_y * b_y
+        b_with += tl.abs(b_x * b_y) if ABSOLUTE else b_x * b_y
+    return tl.sum(b_own, 1), tl.sum(b_other, 1), tl.sum(b_with, 1)
 
 
 @triton.jit
@@ -62,122 +84,139 @@ def _cosine(b_product, b_power, b_other):
 @triton.jit(do_not_specialize=["T", "ITEMS", "x_n", "x_i", "x_t"])
 def cosine_fwd_kernel(
     p_x, p_mask, p_saved, p_parts, T, ITEMS, x_n, x_i, x_t,
-    C: tl.constexpr, ALIGN: tl.constexpr, FRAMES: tl.constexpr, BLOCK_C: tl.constexpr,
+    C: tl.constexpr, INSTRUMENTS: tl.constexpr, CARRIED: tl.constexpr, ALIGN: tl.constexpr,
+    BLOCK_I: tl.constexpr, FRAMES: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """One program: FRAMES frames of one item; saved rows (items, T, 4, 4), sums of both terms (programs, 2)."""
-    i_n, i_before, _, i_i, i_t = _place(T, ITEMS, FRAMES)
+    """One program: FRAMES frames of one item; saved rows (items, T, I, I // 2 + 2), sums of both terms (programs, 2)."""
+    DISTANCES: tl.constexpr = INSTRUMENTS // 2
+    i_n, i_before, _, i_i, i_t, m_row = _place(T, ITEMS, INSTRUMENTS, BLOCK_I, FRAMES)
     x_n, x_i, x_t = x_n.to(tl.int64) * ALIGN, x_i.to(tl.int64) * ALIGN, x_t.to(tl.int64) * ALIGN
-    i_1, i_2, m_t = (i_i + 1) % 4, (i_i + 2) % 4, i_t < T
-    p_own = _rows(p_x, i_n, i_i, i_t, x_n, x_i, x_t)
-    p_1, p_2 = _rows(p_x, i_n, i_1, i_t, x_n, x_i, x_t), _rows(p_x, i_n, i_2, i_t, x_n, x_i, x_t)
-    p_before = _rows(p_x, i_before, i_i, i_t, x_n, x_i, x_t)
-    b_own = tl.zeros([4 * FRAMES, BLOCK_C], tl.float32)
-    b_power_1, b_power_2, b_power_before, b_with_1, b_with_2, b_with_before = b_own, b_own, b_own, b_own, b_own, b_own
-    for c in range(0, C, BLOCK_C):
-        i_c = c + tl.arange(0, BLOCK_C)[None, :]
-        mask = m_t[:, None] & (i_c < C)
-        b_x = tl.load(p_own[:, None] + i_c, mask=mask, other=0.0).to(tl.float32)
-        b_1 = tl.load(p_1[:, None] + i_c, mask=mask, other=0.0).to(tl.float32)
-        b_2 = tl.load(p_2[:, None] + i_c, mask=mask, other=0.0).to(tl.float32)
-        b_before = tl.load(p_before[:, None] + i_c, mask=mask, other=0.0).to(tl.float32)
-        b_own += b_x * b_x
-        b_power_1 += b_1 * b_1
-        b_power_2 += b_2 * b_2
-        b_power_before += b_before * b_before
-        b_with_1 += tl.abs(b_x * b_1)
-        b_with_2 += tl.abs(b_x * b_2)
-        b_with_before += b_x * b_before
-    b_power, b_product_1, b_product_2 = tl.sum(b_own, 1), tl.sum(b_with_1, 1), tl.sum(b_with_2, 1)
-    b_product_before = tl.sum(b_with_before, 1)
-    p_saved += ((i_n.to(tl.int64) * T + i_t) * 4 + i_i) * 4
-    tl.store(p_saved, tl.sqrt_rn(b_power), mask=m_t)
-    tl.store(p_saved + 1, b_product_1, mask=m_t)
-    tl.store(p_saved + 2, b_product_2, mask=m_t)
-    tl.store(p_saved + 3, b_product_before, mask=m_t)
-    b_sounds = m_t & _sounds(p_mask, i_n, i_i)
-    b_near = _cosine(b_product_1, b_power, tl.sum(b_power_1, 1))
-    b_far = 0.5 * _cosine(b_product_2, b_power, tl.sum(b_power_2, 1))
-    b_pairs = tl.where(b_sounds & _sounds(p_mask, i_n, i_1), b_near, 0.0)
-    b_pairs += tl.where(b_sounds & _sounds(p_mask, i_n, i_2), b_far, 0.0)
-    b_items = _cosine(b_product_before, b_power, tl.sum(b_power_before, 1))
-    b_items = tl.where(b_sounds & _sounds(p_mask, i_before, i_i), b_items, 0.0)
+    p_saved += ((i_n.to(tl.int64) * T + i_t) * INSTRUMENTS + i_i) * (DISTANCES + 2)
+    b_sounds = _sounds(p_mask, i_n, i_i, m_row, INSTRUMENTS)
+    b_own = b_sounds & (i_n >= CARRIED)  # the carried item counts in nothing of its own
+    b_power, b_other, b_with = _products(
+        p_x, i_n, i_i, i_before, i_i, i_t, x_n, x_i, x_t, m_row, False, C, BLOCK_I, FRAMES, BLOCK_C
+    )
+    tl.store(p_saved, tl.sqrt_rn(b_power), mask=m_row)
+    tl.store(p_saved + DISTANCES + 1, b_with, mask=m_row)
+    b_items = _cosine(b_with, b_power, b_other)
+    b_items = tl.where(b_own & _sounds(p_mask, i_before, i_i, m_row, INSTRUMENTS), b_items, 0.0)
+    b_pairs = tl.zeros_like(b_items)
+    for k in tl.static_range(1, DISTANCES + 1):
+        i_k = (i_i + k) % INSTRUMENTS
+        b_power, b_other, b_with = _products(
+            p_x, i_n, i_i, i_n, i_k, i_t, x_n, x_i, x_t, m_row, True, C, BLOCK_I, FRAMES, BLOCK_C
+        )
+        tl.store(p_saved + k, b_with, mask=m_row)
+        weight = 0.5 if 2 * k == INSTRUMENTS else 1.0
+        b_cosine = weight * _cosine(b_with, b_power, b_other)
+        b_pairs += tl.where(b_own & _sounds(p_mask, i_n, i_k, m_row, INSTRUMENTS), b_cosine, 0.0)
     p_parts += tl.program_id(0).to(tl.int64) * 2
     tl.store(p_parts, tl.sum(b_pairs, 0))
     tl.store(p_parts + 1, tl.sum(b_items, 0))
 
 
 @triton.jit
-def _neighbour(p_saved, p_mask, i_n, i_i, i_t, T, WHICH: tl.constexpr, i_of, i_of_n, scale, b_floor, m_row):
-    """A = scale / (c_i c_j) and its share of c_i^2 B for the neighbour (i_n, i_i), whose product is kept at i_of."""
-    b_norm = tl.load(p_saved + ((i_n.to(tl.int64) * T + i_t) * 4 + i_i) * 4, mask=m_row, other=1.0)
-    b_product = tl.load(p_saved + ((i_of_n.to(tl.int64) * T + i_t) * 4 + i_of) * 4 + WHICH, mask=m_row, other=0.0)
-    b_weight = tl.where(m_row & _sounds(p_mask, i_n, i_i), scale, 0.0) / tl.maximum(b_norm, EPSILON)
-    return b_weight / b_floor, b_weight * b_product
+def _weight(p_saved, p_mask, i_n, i_i, i_t, T, scale, m_row, INSTRUMENTS: tl.constexpr):
+    """scale / c_j of the row's partner (i_n, i_i), 0 where the partner is silent."""
+    DISTANCES: tl.constexpr = INSTRUMENTS // 2
+    p_norm = p_saved + ((i_n.to(tl.int64) * T + i_t) * INSTRUMENTS + i_i) * (DISTANCES + 2)
+    b_norm = tl.load(p_norm, mask=m_row, other=1.0)
+    b_sounds = _sounds(p_mask, i_n, i_i, m_row, INSTRUMENTS)
+    return tl.where(b_sounds, scale, 0.0) / tl.maximum(b_norm, EPSILON)
+
+
+@triton.jit
+def _kept(p_saved, i_n, i_i, i_t, T, WHICH: tl.constexpr, m_row, INSTRUMENTS: tl.constexpr):
+    """A product that the forward kept at row (i_n, i_i)."""
+    DISTANCES: tl.constexpr = INSTRUMENTS // 2
+    p_row = p_saved + ((i_n.to(tl.int64) * T + i_t) * INSTRUMENTS + i_i) * (DISTANCES + 2)
+    return tl.load(p_row + WHICH, mask=m_row, other=0.0)
 
 
 @triton.jit(do_not_specialize=["T", "ITEMS", "x_n", "x_i", "x_t"])
 def cosine_bwd_kernel(
     p_dloss, p_scales, p_x, p_mask, p_saved, p_dx, T, ITEMS, x_n, x_i, x_t,
-    C: tl.constexpr, ALIGN: tl.constexpr, FRAMES: tl.constexpr, BLOCK_C: tl.constexpr,
+    C: tl.constexpr, INSTRUMENTS: tl.constexpr, CARRIED: tl.constexpr, ALIGN: tl.constexpr,
+    BLOCK_I: tl.constexpr, FRAMES: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """One program: dx of FRAMES frames of one item."""
-    i_n, i_before, i_after, i_i, i_t = _place(T, ITEMS, FRAMES)
+    DISTANCES: tl.constexpr = INSTRUMENTS // 2
+    i_n, i_before, i_after, i_i, i_t, m_row = _place(T, ITEMS, INSTRUMENTS, BLOCK_I, FRAMES)
     x_n, x_i, x_t = x_n.to(tl.int64) * ALIGN, x_i.to(tl.int64) * ALIGN, x_t.to(tl.int64) * ALIGN
-    i_1, i_2, i_3, m_t = (i_i + 1) % 4, (i_i + 2) % 4, (i_i + 3) % 4, i_t < T
     dloss = tl.load(p_dloss).to(tl.float32)
-    pairs, items = dloss * tl.load(p_scales + 5), dloss * tl.load(p_scales + 6)
-    m_row = m_t & _sounds(p_mask, i_n, i_i)
-    b_norm = tl.load(p_saved + ((i_n.to(tl.int64) * T + i_t) * 4 + i_i) * 4, mask=m_t, other=1.0)
+    pairs, items = dloss * tl.load(p_scales + INSTRUMENTS + 1), dloss * tl.load(p_scales + INSTRUMENTS + 2)
+    pairs = tl.where(i_n >= CARRIED, pairs, 0.0)
+    m_sounds = _sounds(p_mask, i_n, i_i, m_row, INSTRUMENTS)
+    b_norm = _kept(p_saved, i_n, i_i, i_t, T, 0, m_row, INSTRUMENTS)
     b_floor = tl.maximum(b_norm, EPSILON)
-    b_a1, b_b = _neighbour(p_saved, p_mask, i_n, i_1, i_t, T, 1, i_i, i_n, pairs, b_floor, m_row)
-    b_a2, b_more = _neighbour(p_saved, p_mask, i_n, i_2, i_t, T, 2, i_i, i_n, pairs, b_floor, m_row)
-    b_b += b_more
-    b_a3, b_more = _neighbour(p_saved, p_mask, i_n, i_3, i_t, T, 1, i_3, i_n, pairs, b_floor, m_row)
-    b_b += b_more
-    b_ap, b_more = _neighbour(p_saved, p_mask, i_before, i_i, i_t, T, 3, i_i, i_n, items, b_floor, m_row)
-    b_b += b_more
-    b_an, b_more = _neighbour(p_saved, p_mask, i_after, i_i, i_t, T, 3, i_i, i_after, items, b_floor, m_row)
-    b_b = tl.where(b_norm > 0, (b_b + b_more) / (b_floor * b_floor * tl.maximum(b_norm, 1e-30)), 0.0)
-    p_own = _rows(p_x, i_n, i_i, i_t, x_n, x_i, x_t)
-    p_1, p_2 = _rows(p_x, i_n, i_1, i_t, x_n, x_i, x_t), _rows(p_x, i_n, i_2, i_t, x_n, x_i, x_t)
-    p_3 = _rows(p_x, i_n, i_3, i_t, x_n, x_i, x_t)
-    p_before = _rows(p_x, i_before, i_i, i_t, x_n, x_i, x_t)
-    p_after = _rows(p_x, i_after, i_i, i_t, x_n, x_i, x_t)
-    p_dx += ((i_n.to(tl.int64) * 4 + i_i) * T + i_t) * C
+    before = tl.where(i_n >= CARRIED, items, 0.0)
+    after = tl.where(i_after >= CARRIED, items, 0.0)
+    b_before = _weight(p_saved, p_mask, i_before, i_i, i_t, T, before, m_sounds, INSTRUMENTS)
+    b_after = _weight(p_saved, p_mask, i_after, i_i, i_t, T, after, m_sounds, INSTRUMENTS)
+    b_radial = b_before * _kept(p_saved, i_n, i_i, i_t, T, DISTANCES + 1, m_row, INSTRUMENTS)
+    b_radial += b_after * _kept(p_saved, i_after, i_i, i_t, T, DISTANCES + 1, m_row, INSTRUMENTS)
+    for k in tl.static_range(1, DISTANCES + 1):
+        i_k = (i_i + k) % INSTRUMENTS
+        b_weight = _weight(p_saved, p_mask, i_n, i_k, i_t, T, pairs, m_sounds, INSTRUMENTS)
+        b_radial += b_weight * _kept(p_saved, i_n, i_i, i_t, T, k, m_row, INSTRUMENTS)
+        if 2 * k != INSTRUMENTS:
+            i_k = (i_i + INSTRUMENTS - k) % INSTRUMENTS
+            b_weight = _weight(p_saved, p_mask, i_n, i_k, i_t, T, pairs, m_sounds, INSTRUMENTS)
+            b_radial += b_weight * _kept(p_saved, i_n, i_k, i_t, T, k, m_row, INSTRUMENTS)
+    b_radial = tl.where(b_norm > 0, b_radial / (b_floor * b_floor * tl.maximum(b_norm, 1e-30)), 0.0)
+    p_dx += ((i_n.to(tl.int64) * INSTRUMENTS + i_i) * T + i_t) * C
     for c in range(0, C, BLOCK_C):
         i_c = c + tl.arange(0, BLOCK_C)[None, :]
-        mask = m_t[:, None] & (i_c < C)
-        b_x = tl.load(p_own[:, None] + i_c, mask=mask, other=0.0).to(tl.float32)
-        b_dx = b_a1[:, None] * tl.abs(tl.load(p_1[:, None] + i_c, mask=mask, other=0.0).to(tl.float32))
-        b_dx += b_a2[:, None] * tl.abs(tl.load(p_2[:, None] + i_c, mask=mask, other=0.0).to(tl.float32))
-        b_dx += b_a3[:, None] * tl.abs(tl.load(p_3[:, None] + i_c, mask=mask, other=0.0).to(tl.float32))
+        mask = m_row[:, None] & (i_c < C)
+        b_x = _load(p_x, i_n, i_i, i_t, x_n, x_i, x_t, i_c, mask)
+        b_dx = tl.zeros_like(b_x)
+        for k in tl.static_range(1, DISTANCES + 1):
+            i_k = (i_i + k) % INSTRUMENTS
+            b_weight = _weight(p_saved, p_mask, i_n, i_k, i_t, T, pairs, m_sounds, INSTRUMENTS) / b_floor
+            b_dx += b_weight[:, None] * tl.abs(_load(p_x, i_n, i_k, i_t, x_n, x_i, x_t, i_c, mask))
+            if 2 * k != INSTRUMENTS:
+                i_k = (i_i + INSTRUMENTS - k) % INSTRUMENTS
+                b_weight = _weight(p_saved, p_mask, i_n, i_k, i_t, T, pairs, m_sounds, INSTRUMENTS) / b_floor
+                b_dx += b_weight[:, None] * tl.abs(_load(p_x, i_n, i_k, i_t, x_n, x_i, x_t, i_c, mask))
         b_dx = tl.where(b_x > 0, b_dx, tl.where(b_x < 0, -b_dx, 0.0))
-        b_dx += b_ap[:, None] * tl.load(p_before[:, None] + i_c, mask=mask, other=0.0).to(tl.float32)
-        b_dx += b_an[:, None] * tl.load(p_after[:, None] + i_c, mask=mask, other=0.0).to(tl.float32)
-        b_dx -= b_b[:, None] * b_x
+        b_dx += (b_before / b_floor)[:, None] * _load(p_x, i_before, i_i, i_t, x_n, x_i, x_t, i_c, mask)
+        b_dx += (b_after / b_floor)[:, None] * _load(p_x, i_after, i_i, i_t, x_n, x_i, x_t, i_c, mask)
+        b_dx -= b_radial[:, None] * b_x
         tl.store(p_dx[:, None] + i_c, b_dx.to(p_dx.dtype.element_ty), mask=mask)
 
 
-def _layout(x: Tensor) -> dict[str, int]:
-    align = alignment(x)
-    sizes = {"T": x.shape[2], "ITEMS": len(x), **strides(align, x=x), "C": x.shape[3], "ALIGN": align}
-    return {**sizes, "FRAMES": FRAMES, "BLOCK_C": BLOCK_C, "num_warps": 4}
+def _layout(x: Tensor, carried: int) -> tuple[int, dict[str, int]]:
+    """Programs, and the arguments of both kernels."""
+    items, instruments, frames, channels = x.shape
+    align, block = alignment(x), power_of_two(instruments, 1)
+    each = max(1, ROWS // block)
+    arguments = {
+        "T": frames, "ITEMS": items, **strides(align, x=x), "C": channels, "INSTRUMENTS": instruments, "CARRIED": carried,
+        "ALIGN": align, "BLOCK_I": block, "FRAMES": each, "BLOCK_C": BLOCK_C, "num_warps": 4,
+    }  # fmt: skip
+    return items * -(-frames // each), arguments
 
 
-def cosine_forward(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Saved rows (n, T, 4, 4) and the two terms' sums, (programs, 2), float32; ``x`` (n, 4, T, C), ``mask`` (n, 4) float32."""
-    n, _, frames, _ = x.shape
-    saved = torch.empty(n, frames, 4, 4, dtype=torch.float32, device=x.device)
-    parts = torch.empty(n * -(-frames // FRAMES), 2, dtype=torch.float32, device=x.device)
-    launch(cosine_fwd_kernel, len(parts), x, p_x=x, p_mask=mask, p_saved=saved, p_parts=parts, **_layout(x))
+def cosine_forward(x: Tensor, mask: Tensor, carried: int) -> tuple[Tensor, Tensor]:
+    """Saved rows (items, T, I, I // 2 + 2) and the two terms' sums, (programs, 2), float32.
+
+    ``x`` (items, I, T, C), ``mask`` (items, I) float32; ``carried`` is 1 if the first item is not one of the batch.
+    """
+    items, instruments, frames, _ = x.shape
+    programs, arguments = _layout(x, carried)
+    saved = torch.empty(items, frames, instruments, instruments // 2 + 2, dtype=torch.float32, device=x.device)
+    parts = torch.empty(programs, 2, dtype=torch.float32, device=x.device)
+    launch(cosine_fwd_kernel, programs, x, p_x=x, p_mask=mask, p_saved=saved, p_parts=parts, **arguments)
     return saved, parts
 
 
-def cosine_backward(dloss: Tensor, scales: Tensor, x: Tensor, mask: Tensor, saved: Tensor) -> Tensor:
-    """dx (n, 4, T, C) in x's dtype."""
+def cosine_backward(dloss: Tensor, scales: Tensor, x: Tensor, mask: Tensor, saved: Tensor, carried: int) -> Tensor:
+    """dx (items, I, T, C) in x's dtype."""
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    programs, arguments = _layout(x, carried)
     launch(
-        cosine_bwd_kernel, len(x) * -(-x.shape[2] // FRAMES), x,
-        p_dloss=dloss, p_scales=scales, p_x=x, p_mask=mask, p_saved=saved, p_dx=dx, **_layout(x),
+        cosine_bwd_kernel, programs, x,
+        p_dloss=dloss, p_scales=scales, p_x=x, p_mask=mask, p_saved=saved, p_dx=dx, **arguments,
     )  # fmt: skip
     return dx

@@ -24,11 +24,9 @@ from torch import Tensor
 
 from .launch import launch
 
-__all__ = ["ROWS", "sdr_backward", "sdr_bwd_kernel", "sdr_forward", "sdr_moments_kernel", "sdr_residual_kernel",
+__all__ = ["sdr_backward", "sdr_bwd_kernel", "sdr_forward", "sdr_moments_kernel", "sdr_residual_kernel",
            "sdr_rows_kernel"]  # fmt: skip
 
-ROWS = 5
-"""Signals of an item: four sources and the reconstructed mix."""
 BLOCK = 4096
 MERGED = 64
 EPSILON = tl.constexpr(1e-8)
@@ -37,12 +35,12 @@ LOG10_2 = tl.constexpr(0.30102999566398120)
 
 
 @triton.jit
-def _place(SIGNALS, FIRST, samples, BLOCK: tl.constexpr):
-    """Item and signal of this program, its row of (items, 5), its tile and samples."""
+def _place(SIGNALS, FIRST, samples, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """Item and signal of this program, its row of (items, ROWS), its tile and samples."""
     tiles = tl.cdiv(samples, BLOCK)
     i_signal, i_tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
     i_n, i_i = (i_signal // SIGNALS).to(tl.int64), (i_signal % SIGNALS).to(tl.int64)
-    return i_n, i_i, i_n * 5 + FIRST + i_i, i_tile, i_tile * BLOCK + tl.arange(0, BLOCK)
+    return i_n, i_i, i_n * ROWS + FIRST + i_i, i_tile, i_tile * BLOCK + tl.arange(0, BLOCK)
 
 
 @triton.jit
@@ -58,10 +56,21 @@ def _moments(p_moments, tiles, MERGED: tl.constexpr):
 
 @triton.jit(do_not_specialize=["T", "e_n", "e_i", "s_n", "s_i"])
 def sdr_moments_kernel(
-    p_e, p_s, p_parts, T, e_n, e_i, s_n, s_i, SIGNALS: tl.constexpr, FIRST: tl.constexpr, BLOCK: tl.constexpr
+    p_e,
+    p_s,
+    p_parts,
+    T,
+    e_n,
+    e_i,
+    s_n,
+    s_i,
+    SIGNALS: tl.constexpr,
+    FIRST: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
-    """One program: <s, e> and |s|^2 of one tile, into rows (items, 5, 3, tiles)."""
-    i_n, i_i, row, i_tile, i_t = _place(SIGNALS, FIRST, T, BLOCK)
+    """One program: <s, e> and |s|^2 of one tile, into rows (items, ROWS, 3, tiles)."""
+    i_n, i_i, row, i_tile, i_t = _place(SIGNALS, FIRST, T, ROWS, BLOCK)
     b_e = tl.load(p_e + i_n * e_n + i_i * e_i + i_t, mask=i_t < T, other=0.0).to(tl.float32)
     b_s = tl.load(p_s + i_n * s_n + i_i * s_i + i_t, mask=i_t < T, other=0.0).to(tl.float32)
     tiles = tl.cdiv(T, BLOCK)
@@ -73,10 +82,10 @@ def sdr_moments_kernel(
 @triton.jit(do_not_specialize=["T", "e_n", "e_i", "s_n", "s_i"])
 def sdr_residual_kernel(
     p_e, p_s, p_parts, T, e_n, e_i, s_n, s_i,
-    SIGNALS: tl.constexpr, FIRST: tl.constexpr, BLOCK: tl.constexpr, MERGED: tl.constexpr,
+    SIGNALS: tl.constexpr, FIRST: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, MERGED: tl.constexpr,
 ):  # fmt: skip
     """One program: |e - a s|^2 of one tile."""
-    i_n, i_i, row, i_tile, i_t = _place(SIGNALS, FIRST, T, BLOCK)
+    i_n, i_i, row, i_tile, i_t = _place(SIGNALS, FIRST, T, ROWS, BLOCK)
     tiles = tl.cdiv(T, BLOCK)
     p_parts += row * 3 * tiles
     dot, power = _moments(p_parts, tiles, MERGED)
@@ -109,10 +118,10 @@ def sdr_rows_kernel(p_parts, p_rows, TILES, MERGED: tl.constexpr):
 @triton.jit(do_not_specialize=["T", "e_n", "e_i", "s_n", "s_i"])
 def sdr_bwd_kernel(
     p_dloss, p_scales, p_mask, p_rows, p_e, p_s, p_de, T, e_n, e_i, s_n, s_i,
-    SIGNALS: tl.constexpr, FIRST: tl.constexpr, BLOCK: tl.constexpr,
+    SIGNALS: tl.constexpr, FIRST: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program: one tile of de; a signal's weight in the loss is its scale, and the mask where there is one."""
-    i_n, i_i, row, i_tile, i_t = _place(SIGNALS, FIRST, T, BLOCK)
+    i_n, i_i, row, i_tile, i_t = _place(SIGNALS, FIRST, T, ROWS, BLOCK)
     weight = tl.load(p_dloss).to(tl.float32) * tl.load(p_scales + FIRST + i_i)
     if p_mask is not None:
         weight *= tl.load(p_mask + i_n * SIGNALS + i_i)
@@ -125,39 +134,40 @@ def sdr_bwd_kernel(
     tl.store(p_de, b_de.to(p_de.dtype.element_ty), mask=i_t < T)
 
 
-def _signals(e: Tensor, s: Tensor, first: int) -> dict[str, int]:
+def _signals(e: Tensor, s: Tensor, first: int, rows: int) -> dict[str, int]:
     strides = {"e_n": e.stride(0), "e_i": e.stride(1), "s_n": s.stride(0), "s_i": s.stride(1)}
-    return {"T": e.shape[2], **strides, "SIGNALS": e.shape[1], "FIRST": first, "BLOCK": BLOCK}
+    return {"T": e.shape[2], **strides, "SIGNALS": e.shape[1], "FIRST": first, "ROWS": rows, "BLOCK": BLOCK}
 
 
-def sdr_forward(sources: tuple[Tensor, Tensor], mix: tuple[Tensor, Tensor] | None) -> Tensor:
-    """Rows (sdr, a, p + q, r), (n, 5, 4) float32: four sources and the mix (not written without one).
+def sdr_forward(estimate: Tensor, target: Tensor, mix_estimate: Tensor | None, mix: Tensor | None) -> Tensor:
+    """Rows (sdr, a, p + q, r), (n, I + 1, 4) float32: I sources and the mix (not written without one).
 
-    Each of ``sources`` and ``mix`` is (estimate, target), (n, signals, T) with unit stride along samples.
+    ``estimate``, ``target`` (n, I, T) and ``mix_estimate``, ``mix`` (n, 1, T) with unit stride along samples.
     """
-    estimate = sources[0]
-    n, _, samples = estimate.shape
-    tiles = -(-samples // BLOCK)
-    parts = torch.empty(n, ROWS, 3, tiles, dtype=torch.float32, device=estimate.device)
-    rows = torch.empty(n, ROWS, 4, dtype=torch.float32, device=estimate.device)
-    for first, pair in ((0, sources), (4, mix)):
-        if pair is not None:
-            e, s = pair
-            programs, what = n * e.shape[1] * tiles, {"p_e": e, "p_s": s, "p_parts": parts, **_signals(e, s, first)}
-            launch(sdr_moments_kernel, programs, e, **what, num_warps=8)
-            launch(sdr_residual_kernel, programs, e, **what, MERGED=MERGED, num_warps=8)
-    launch(sdr_rows_kernel, n * ROWS, estimate, p_parts=parts, p_rows=rows, TILES=tiles, MERGED=MERGED, num_warps=1)
+    n, instruments, samples = estimate.shape
+    tiles, signals = -(-samples // BLOCK), instruments + 1
+    parts = torch.empty(n, signals, 3, tiles, dtype=torch.float32, device=estimate.device)
+    rows = torch.empty(n, signals, 4, dtype=torch.float32, device=estimate.device)
+    pairs = [(0, estimate, target)]
+    if mix_estimate is not None and mix is not None:
+        pairs.append((instruments, mix_estimate, mix))
+    for first, e, s in pairs:
+        programs = n * e.shape[1] * tiles
+        arguments = {"p_e": e, "p_s": s, "p_parts": parts, **_signals(e, s, first, signals)}
+        launch(sdr_moments_kernel, programs, e, **arguments, num_warps=8)
+        launch(sdr_residual_kernel, programs, e, **arguments, MERGED=MERGED, num_warps=8)
+    launch(sdr_rows_kernel, n * signals, estimate, p_parts=parts, p_rows=rows, TILES=tiles, MERGED=MERGED, num_warps=1)
     return rows
 
 
 def sdr_backward(
     dloss: Tensor, scales: Tensor, mask: Tensor | None, rows: Tensor, e: Tensor, s: Tensor, first: int
 ) -> Tensor:
-    """de (n, signals, T) in e's dtype; ``first`` 0 for the sources, 4 for the mix."""
+    """de (n, signals, T) in e's dtype; ``first`` 0 for the sources, I for the mix."""
     de = torch.empty(e.shape, dtype=e.dtype, device=e.device)
     launch(
         sdr_bwd_kernel, len(e) * e.shape[1] * -(-e.shape[2] // BLOCK), e,
-        p_dloss=dloss, p_scales=scales, p_mask=mask, p_rows=rows, p_e=e, p_s=s, p_de=de, **_signals(e, s, first),
-        num_warps=8,
+        p_dloss=dloss, p_scales=scales, p_mask=mask, p_rows=rows, p_e=e, p_s=s, p_de=de,
+        **_signals(e, s, first, rows.shape[1]), num_warps=8,
     )  # fmt: skip
     return de

@@ -1,10 +1,12 @@
-"""Group norm of PReLU(m), softmax over the instruments, product with the mixture's latent: the end of the masking network.
+"""Group norm of PReLU(m), masks, product with the mixture's latent: the end of the masking network.
 
-    z = PReLU(m, slope) as stored;  u = scale (z - mean) + beta;  p = softmax of u over the four instruments
+    z = PReLU(m, slope) as stored;  u = scale (z - mean) + beta
+    p[i] = exp(u[i]) / sum_j exp(u[j]) over the first SOFTMAX instruments; 1 / (1 + exp(-u[i])) for each other one
     y[n, i, t, c] = p[n, i, t, c] latent[n, t, c]
 
-One program holds the four instruments of its frames and channels in registers: the softmax needs no exchange.
-Bytes: m and y once, the latent once: n (2 4 + 1) T C sizeof(dtype). FLOPs: about 15 a value. Memory-bound everywhere.
+One program goes through the instruments of its frames and channels twice: for the softmax's maximum and sum, then for the
+results; the second time m comes from L1.
+Bytes: m and y once, the latent once: n (2 I + 1) T C sizeof(dtype). FLOPs: about 25 a value. Memory-bound everywhere.
 Not yet run on a GPU. Source: Samuel et al. 2020, section 2; original model/mask_tcn.py (prelu_4, norm_4, softmax) and
 model/tasnet.py (the product).
 """
@@ -20,10 +22,18 @@ from torch import Tensor
 from .launch import alignment, channel_block, launch, strides
 from .tile import activation, slope_of
 
-__all__ = ["FRAMES", "mask_tail_forward", "mask_tail_fwd_kernel", "normalised", "tail_place"]
+__all__ = [
+    "FRAMES",
+    "mask_of",
+    "mask_tail_forward",
+    "mask_tail_fwd_kernel",
+    "normalised",
+    "softmax_terms",
+    "tail_place",
+]
 
 FRAMES = 32
-"""Frames of a program: with 32 channels, 4 warps and four instruments a tile takes eight registers a thread."""
+"""Frames of a program: with 32 channels and 4 warps a tile of one instrument takes eight registers a thread."""
 
 
 @triton.jit
@@ -49,10 +59,34 @@ def normalised(p_m, p_affine, p_beta, i_i, slope, i_m, i_c, mask, m_i, C: tl.con
     return b_m.to(tl.float32), b_centred, b_centred * b_scale[None, :] + b_beta[None, :]
 
 
+@triton.jit
+def softmax_terms(p_m, p_affine, p_beta, slope, i_m, i_c, mask, m_i, C: tl.constexpr, SOFTMAX: tl.constexpr):
+    """Maximum of u over the first SOFTMAX instruments, and the sum of exp(u - maximum)."""
+    b_top = tl.full(i_m.shape, float("-inf"), tl.float32)
+    b_sum = tl.zeros(i_m.shape, tl.float32)
+    for i_i in tl.static_range(SOFTMAX):
+        _, _, b_u = normalised(p_m, p_affine, p_beta, i_i, slope, i_m, i_c, mask, m_i, C)
+        b_new = tl.maximum(b_top, b_u)
+        b_sum = b_sum * tl.exp(b_top - b_new) + tl.exp(b_u - b_new)
+        b_top = b_new
+    return b_top, b_sum
+
+
+@triton.jit
+def mask_of(b_u, b_top, b_sum, COMPETES: tl.constexpr):
+    """The mask of one instrument: its share of the softmax, or a sigmoid."""
+    if COMPETES:
+        b_p = tl.exp(b_u - b_top) / b_sum
+    else:
+        b_p = 1.0 / (1.0 + tl.exp(-b_u))
+    return b_p
+
+
 @triton.jit(do_not_specialize=["T", "m_n", "m_i", "m_t", "latent_n", "latent_i", "latent_t"])
 def mask_tail_fwd_kernel(
     p_m, p_latent, p_slope, p_affine, p_beta, p_y, T, m_n, m_i, m_t, latent_n, latent_i, latent_t,
-    C: tl.constexpr, ALIGN: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
+    C: tl.constexpr, INSTRUMENTS: tl.constexpr, SOFTMAX: tl.constexpr, ALIGN: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK_T frames of one item, BLOCK_C channels, all instruments."""
     i_n, _, i_t, i_c = tail_place(T, C, BLOCK_T, BLOCK_C)
@@ -60,35 +94,30 @@ def mask_tail_fwd_kernel(
     mask = (i_t < T)[:, None] & (i_c < C)[None, :]
     slope, m_i = slope_of(p_slope), m_i.to(tl.int64) * ALIGN
     p_m += i_n * (m_n.to(tl.int64) * ALIGN)
-    p_affine += i_n * 16 * C
+    p_affine += i_n * INSTRUMENTS * 4 * C
     i_m = i_t[:, None] * (m_t.to(tl.int64) * ALIGN) + i_c[None, :]
-    _, _, b_u0 = normalised(p_m, p_affine, p_beta, 0, slope, i_m, i_c, mask, m_i, C)
-    _, _, b_u1 = normalised(p_m, p_affine, p_beta, 1, slope, i_m, i_c, mask, m_i, C)
-    _, _, b_u2 = normalised(p_m, p_affine, p_beta, 2, slope, i_m, i_c, mask, m_i, C)
-    _, _, b_u3 = normalised(p_m, p_affine, p_beta, 3, slope, i_m, i_c, mask, m_i, C)
-    b_top = tl.maximum(tl.maximum(b_u0, b_u1), tl.maximum(b_u2, b_u3))
-    b_u0, b_u1, b_u2, b_u3 = tl.exp(b_u0 - b_top), tl.exp(b_u1 - b_top), tl.exp(b_u2 - b_top), tl.exp(b_u3 - b_top)
+    b_top, b_sum = softmax_terms(p_m, p_affine, p_beta, slope, i_m, i_c, mask, m_i, C, SOFTMAX)
     p_latent += i_n * (latent_n.to(tl.int64) * ALIGN)
     i_latent = i_t[:, None] * (latent_t.to(tl.int64) * ALIGN) + i_c[None, :]
     b_latent = tl.load(p_latent + i_latent, mask=mask, other=0.0).to(tl.float32)
-    b_factor = b_latent / (b_u0 + b_u1 + b_u2 + b_u3)
     i_y = i_t.to(tl.int64)[:, None] * C + i_c[None, :]
     size = T.to(tl.int64) * C
-    p_y += i_n * 4 * size
-    tl.store(p_y + i_y, (b_u0 * b_factor).to(p_y.dtype.element_ty), mask=mask)
-    tl.store(p_y + size + i_y, (b_u1 * b_factor).to(p_y.dtype.element_ty), mask=mask)
-    tl.store(p_y + 2 * size + i_y, (b_u2 * b_factor).to(p_y.dtype.element_ty), mask=mask)
-    tl.store(p_y + 3 * size + i_y, (b_u3 * b_factor).to(p_y.dtype.element_ty), mask=mask)
+    p_y += i_n * INSTRUMENTS * size
+    for i_i in tl.static_range(INSTRUMENTS):
+        _, _, b_u = normalised(p_m, p_affine, p_beta, i_i, slope, i_m, i_c, mask, m_i, C)
+        b_y = mask_of(b_u, b_top, b_sum, i_i < SOFTMAX) * b_latent
+        tl.store(p_y + i_i * size + i_y, b_y.to(p_y.dtype.element_ty), mask=mask)
 
 
-def mask_tail_forward(m: Tensor, latent: Tensor, slope: Tensor, affine: Tensor, beta: Tensor) -> Tensor:
-    """y (n, 4, T, C) in m's dtype; ``m`` and ``latent`` (n, 1, T, C) with unit stride along channels."""
-    n, _, frames, channels = m.shape
-    y = torch.empty(n, 4, frames, channels, dtype=m.dtype, device=m.device)
+def mask_tail_forward(m: Tensor, latent: Tensor, slope: Tensor, affine: Tensor, beta: Tensor, softmax: int) -> Tensor:
+    """y (n, I, T, C) in m's dtype; ``m`` and ``latent`` (n, 1, T, C) with unit stride along channels."""
+    n, instruments, frames, channels = m.shape
+    y = torch.empty(n, instruments, frames, channels, dtype=m.dtype, device=m.device)
     block, align = channel_block(channels), alignment(m, latent)
     launch(
         mask_tail_fwd_kernel, n * -(-frames // FRAMES) * -(-channels // block), m,
         p_m=m, p_latent=latent, p_slope=slope, p_affine=affine, p_beta=beta, p_y=y, T=frames,
-        **strides(align, m=m, latent=latent), C=channels, ALIGN=align, BLOCK_T=FRAMES, BLOCK_C=block, num_warps=4,
+        **strides(align, m=m, latent=latent), C=channels, INSTRUMENTS=instruments, SOFTMAX=softmax, ALIGN=align,
+        BLOCK_T=FRAMES, BLOCK_C=block, num_warps=4,
     )  # fmt: skip
     return y

@@ -9,8 +9,8 @@
 The mean is taken back with the ROUNDED weights: their rounding then meets z - mean, not z, and bfloat16 keeps its
 accuracy at any offset. x may be shared by the instruments (stride 0).
 
-Bytes: x, residual, y once each, n 4 T (K + 2 N) sizeof(dtype), x again for every further column tile (from L2: its programs
-are neighbours), W' n 4 N K sizeof(dtype). FLOPs: 2 n 4 T N K. At K = N = 160 and bfloat16 80 FLOP a byte without a
+Bytes: x, residual, y once each, n I T (K + 2 N) sizeof(dtype), x again for every further column tile (from L2: its programs
+are neighbours), W' n I N K sizeof(dtype). FLOPs: 2 n I T N K. At K = N = 160 and bfloat16 80 FLOP a byte without a
 residual, 53 with one: memory-bound on everything from the A100 on. Idle columns: see `launch.column_tile`; K is walked in
 blocks of 32 (160: none idle; 440: 8 of 448).
 Not yet run on a GPU. Source: Samuel et al. 2020, section 2; original model/mask_tcn.py (in_conv, conv1d, res_out, skip_out,
@@ -61,17 +61,17 @@ def product_options(main: int, tail: int) -> dict[str, int]:
 @triton.jit(do_not_specialize=["affine_s"])
 def fold_kernel(
     p_w, p_bias, p_affine, p_beta, p_folded, p_folded_bias, affine_s,
-    N: tl.constexpr, K: tl.constexpr, SECTION: tl.constexpr, ROWS: tl.constexpr,
+    N: tl.constexpr, K: tl.constexpr, INSTRUMENTS: tl.constexpr, SECTION: tl.constexpr, ROWS: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK_N outputs of one item and instrument.
 
-    The K inputs are sections, each with its own weights (sections, 4, ROWS, SECTION), of whose ROWS the first N are taken,
-    bias (sections, 4, ROWS), affine (sections, n, 4, 4, SECTION), sections ``affine_s`` apart, and beta (sections, 4, SECTION).
+    The K inputs are sections, each with its own weights (sections, I, ROWS, SECTION), of whose ROWS the first N are taken,
+    bias (sections, I, ROWS), affine (sections, n, I, 4, SECTION), sections ``affine_s`` apart, and beta (sections, I, SECTION).
     """
     blocks = tl.cdiv(N, BLOCK_N)
     i_ni = tl.program_id(0) // blocks
-    i_i = (i_ni % 4).to(tl.int64)
+    i_i = (i_ni % INSTRUMENTS).to(tl.int64)
     i_o = (tl.program_id(0) % blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
     m_o = i_o < N
     p_w += i_i * ROWS * SECTION
@@ -83,18 +83,18 @@ def fold_kernel(
         m_k = i_k < K
         i_s, i_h = i_k // SECTION, i_k % SECTION
         mask = m_o[:, None] & m_k[None, :]
-        i_w = i_o[:, None] * SECTION + (i_s * (4 * ROWS * SECTION) + i_h)[None, :]
+        i_w = i_o[:, None] * SECTION + (i_s * (INSTRUMENTS * ROWS * SECTION) + i_h)[None, :]
         b_w = tl.load(p_w + i_w, mask=mask, other=0.0).to(tl.float32)
         p_channel = p_affine + i_s * affine_s.to(tl.int64) + i_h
         b_scale = tl.load(p_channel, mask=m_k, other=0.0)
         b_mean = tl.load(p_channel + 2 * SECTION, mask=m_k, other=0.0)
-        b_beta = tl.load(p_beta + (i_s * 4 + i_i) * SECTION + i_h, mask=m_k, other=0.0).to(tl.float32)
+        b_beta = tl.load(p_beta + (i_s * INSTRUMENTS + i_i) * SECTION + i_h, mask=m_k, other=0.0).to(tl.float32)
         b_folded = (b_w * b_scale[None, :]).to(p_folded.dtype.element_ty)
         tl.store(p_folded + i_o[:, None] * K + i_k[None, :], b_folded, mask=mask)
         b_bias += tl.sum(b_w * b_beta[None, :] - b_folded.to(tl.float32) * b_mean[None, :], 1)
     if p_bias is not None:
         for s in range(0, K // SECTION):
-            b_bias += tl.load(p_bias + (s * 4 + i_i) * ROWS + i_o, mask=m_o, other=0.0).to(tl.float32)
+            b_bias += tl.load(p_bias + (s * INSTRUMENTS + i_i) * ROWS + i_o, mask=m_o, other=0.0).to(tl.float32)
     tl.store(p_folded_bias + i_ni.to(tl.int64) * N + i_o, b_bias, mask=m_o)
 
 
@@ -120,7 +120,7 @@ def pointwise_finish(
 def pointwise_fwd_kernel(
     p_x, p_w, p_bias, p_residual, p_slope, p_next_slope, p_y, p_statistics, T,
     x_n, x_i, x_t, residual_n, residual_i, residual_t,
-    K: tl.constexpr, N: tl.constexpr, FOLDED: tl.constexpr, ALIGN: tl.constexpr,
+    K: tl.constexpr, N: tl.constexpr, INSTRUMENTS: tl.constexpr, FOLDED: tl.constexpr, ALIGN: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, TAIL_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program: one tile of one item and instrument, BLOCK_N + TAIL_N columns in two accumulators."""
@@ -129,12 +129,12 @@ def pointwise_fwd_kernel(
     row, i_block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
     tiles = tl.cdiv(T, BLOCK_T)
     i_ni, i_tile = row // tiles, row % tiles
-    i_n, i_i = (i_ni // 4).to(tl.int64), (i_ni % 4).to(tl.int64)
+    i_n, i_i = (i_ni // INSTRUMENTS).to(tl.int64), (i_ni % INSTRUMENTS).to(tl.int64)
     i_t = i_tile * BLOCK_T + tl.arange(0, BLOCK_T)
     m_t = i_t < T
     x_n, x_i, x_t = x_n.to(tl.int64) * ALIGN, x_i.to(tl.int64) * ALIGN, x_t.to(tl.int64) * ALIGN
     p_row = p_x + i_n * x_n + i_i * x_i + i_t[:, None] * x_t
-    i_w = i_n * 4 + i_i if FOLDED else i_i
+    i_w = i_n * INSTRUMENTS + i_i if FOLDED else i_i
     p_w += i_w * N * K
     i_o = i_block * WIDTH + tl.arange(0, BLOCK_N)
     b_y = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
@@ -174,24 +174,24 @@ def pointwise_fwd_kernel(
 def fold_weights(
     weight: Tensor, bias: Tensor | None, affine: Tensor, beta: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """W' (n, 4, N, K) in ``dtype`` and b' (n, 4, N) in float32.
+    """W' (n, I, N, K) in ``dtype`` and b' (n, I, N) in float32.
 
-    ``weight`` (4, N, K) for ``affine`` (n, 4, 4, K), or, for inputs that lie side by side, (sections, 4, N, K / sections), the
-    last N rows of a contiguous tensor with more of them, for ``affine`` (sections, n, 4, 4, K / sections).
+    ``weight`` (I, N, K) for ``affine`` (n, I, 4, K), or, for inputs that lie side by side, (sections, I, N, K / sections), the
+    last N rows of a contiguous tensor with more of them, for ``affine`` (sections, n, I, 4, K / sections).
     """
     if weight.dim() == 3:
         weight, affine, beta = weight[None], affine[None], beta[None]
         bias = None if bias is None else bias[None]
-    n, (sections, _, columns, section) = affine.shape[1], weight.shape
+    n, (sections, instruments, columns, section) = affine.shape[1], weight.shape
     inputs = sections * section
-    folded = torch.empty(n, 4, columns, inputs, dtype=dtype, device=weight.device)
-    folded_bias = torch.empty(n, 4, columns, dtype=torch.float32, device=weight.device)
+    folded = torch.empty(n, instruments, columns, inputs, dtype=dtype, device=weight.device)
+    folded_bias = torch.empty(n, instruments, columns, dtype=torch.float32, device=weight.device)
     block = min(32, power_of_two(columns))
     launch(
-        fold_kernel, n * 4 * -(-columns // block), weight,
+        fold_kernel, n * instruments * -(-columns // block), weight,
         p_w=weight, p_bias=bias, p_affine=affine, p_beta=beta, p_folded=folded, p_folded_bias=folded_bias,
-        affine_s=affine.stride(0), N=columns, K=inputs, SECTION=section, ROWS=weight.stride(1) // section,
-        BLOCK_N=block, BLOCK_K=64, num_warps=4,
+        affine_s=affine.stride(0), N=columns, K=inputs, INSTRUMENTS=instruments, SECTION=section,
+        ROWS=weight.stride(1) // section, BLOCK_N=block, BLOCK_K=64, num_warps=4,
     )  # fmt: skip
     return folded, folded_bias
 
@@ -200,16 +200,16 @@ def product(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, slope: Tensor | None,
     next_slope: Tensor | None, tf32: bool, y: Tensor | None = None, partials: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """y (n, 4, T, N) and, with a ``next_slope``, its partials; into contiguous ``y`` and ``partials`` if given.
+    """y (n, I, T, N) and, with a ``next_slope``, its partials; into contiguous ``y`` and ``partials`` if given.
 
     ``y`` may be ``residual``.
 
-    ``weight`` in x's dtype: one per instrument, (4, N, K), or, folded, one per item and instrument, (n, 4, N, K).
+    ``weight`` in x's dtype: one per instrument, (I, N, K), or, folded, one per item and instrument, (n, I, N, K).
     """
-    n, _, frames, inputs = x.shape
+    n, instruments, frames, inputs = x.shape
     columns = weight.shape[-2]
     if y is None:
-        y = torch.empty(n, 4, frames, columns, dtype=x.dtype, device=x.device)
+        y = torch.empty(n, instruments, frames, columns, dtype=x.dtype, device=x.device)
     if partials is None and next_slope is not None:
         partials = new_statistics(x, columns)
     chosen = configuration(
@@ -218,10 +218,10 @@ def product(
     width = chosen["BLOCK_N"] + chosen["TAIL_N"]
     align = alignment(x, residual)
     launch(
-        pointwise_fwd_kernel, n * 4 * -(-frames // TILE) * -(-columns // width), x,
+        pointwise_fwd_kernel, n * instruments * -(-frames // TILE) * -(-columns // width), x,
         p_x=x, p_w=weight, p_bias=bias, p_residual=residual, p_slope=slope, p_next_slope=next_slope,
         p_y=y, p_statistics=partials, T=frames, K=inputs, N=columns,
-        **strides(align, x=x, residual=residual), ALIGN=align, FOLDED=weight.dim() == 4,
+        INSTRUMENTS=instruments, **strides(align, x=x, residual=residual), ALIGN=align, FOLDED=weight.dim() == 4,
         BLOCK_T=TILE, PRECISION="tf32" if tf32 else "ieee", **chosen,
     )  # fmt: skip
     return y, partials
@@ -231,7 +231,7 @@ def pointwise_forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, slope: Tensor | None,
     affine: Tensor | None, beta: Tensor | None, next_slope: Tensor | None, tf32: bool,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """y (n, 4, T, N) in x's dtype and its partials; ``x`` and ``residual`` with unit stride along channels."""
+    """y (n, I, T, N) in x's dtype and its partials; ``x`` and ``residual`` with unit stride along channels."""
     if affine is not None and beta is not None:
         weight, bias = fold_weights(weight, bias, affine, beta, x.dtype)
     else:

@@ -11,9 +11,9 @@ W' are the rounded folded weights of the forward pass, so that dz is free of any
 a group norm is. z is centred before the product: nothing cancels later, at any offset. Without a norm W' = W, mean = q = r = 0.
 
 Order: wgrad (S, D) -> a program per group (q, r, dgamma, dbeta) and the sum over items (dW) -> dgrad with its epilogue.
-Every sum has one fixed order. Bytes: dy and x twice (wgrad, dgrad), dx once: n 4 T (3 K + 2 N) sizeof(dtype), and S,
-n 4 N K float32, three times. FLOPs: 4 n 4 T N K. In wgrad a program walks all frames of one (item, instrument): at
-K = N = 160 there are 9 n 4 of them, which leaves an H200's 132 processors partly idle below n = 4.
+Every sum has one fixed order. Bytes: dy and x twice (wgrad, dgrad), dx once: n I T (3 K + 2 N) sizeof(dtype), and S,
+n I N K float32, three times. FLOPs: 4 n I T N K. In wgrad a program walks all frames of one (item, instrument): at
+K = N = 160 there are 9 n I of them, which leaves an H200's 132 processors partly idle below n = 4.
 Not yet run on a GPU. Source: as the forward's; the algebra of group norm's backward is Wu and He 2018, section 3.
 """
 
@@ -46,7 +46,7 @@ DGRAD_FRAMES = 64  # no statistics tie it to TILE, and at 128 the epilogue does 
 @triton.jit(do_not_specialize=["T", "dy_n", "dy_i", "dy_t", "x_n", "x_i", "x_t"])
 def pointwise_wgrad_kernel(
     p_dy, p_more, p_x, p_slope, p_affine, p_s, p_d, T, dy_n, dy_i, dy_t, x_n, x_i, x_t,
-    K: tl.constexpr, N: tl.constexpr, MORE: tl.constexpr, LD: tl.constexpr, ALIGN: tl.constexpr,
+    K: tl.constexpr, N: tl.constexpr, MORE: tl.constexpr, INSTRUMENTS: tl.constexpr, LD: tl.constexpr, ALIGN: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK_N by BLOCK_K of S of one item and instrument, all frames; the first column block writes D too.
@@ -58,7 +58,7 @@ def pointwise_wgrad_kernel(
     blocks_n = tl.cdiv(N, BLOCK_N)
     blocks = (blocks_n + tl.cdiv(MORE, BLOCK_N)) * blocks_k
     i_ni, i_block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
-    i_n, i_i = (i_ni // 4).to(tl.int64), (i_ni % 4).to(tl.int64)
+    i_n, i_i = (i_ni // INSTRUMENTS).to(tl.int64), (i_ni % INSTRUMENTS).to(tl.int64)
     i_row = i_block // blocks_k
     i_more = (i_row >= blocks_n).to(tl.int32)  # 1 if the rows are those of the second gradient
     if MORE > 0:
@@ -125,7 +125,7 @@ def _finish(b_dz, p_x, p_added, slope, p_affine, p_norm, p_dx, i_t, m_t, i_c, x_
 def pointwise_dgrad_kernel(
     p_dy, p_more, p_w, p_x, p_slope, p_affine, p_norm, p_added, p_dx, p_dslope, T,
     dy_n, dy_i, dy_t, x_n, x_i, x_t,
-    K: tl.constexpr, N: tl.constexpr, MORE: tl.constexpr, LD: tl.constexpr, ALIGN: tl.constexpr,
+    K: tl.constexpr, N: tl.constexpr, MORE: tl.constexpr, INSTRUMENTS: tl.constexpr, LD: tl.constexpr, ALIGN: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, TAIL_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program: one tile of one item and instrument, BLOCK_N + TAIL_N of the K input channels; walks the N + MORE outputs.
@@ -137,7 +137,7 @@ def pointwise_dgrad_kernel(
     row, i_block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
     tiles = tl.cdiv(T, BLOCK_T)
     i_ni, i_tile = row // tiles, row % tiles
-    i_n, i_i = (i_ni // 4).to(tl.int64), (i_ni % 4).to(tl.int64)
+    i_n, i_i = (i_ni // INSTRUMENTS).to(tl.int64), (i_ni % INSTRUMENTS).to(tl.int64)
     i_t = i_tile * BLOCK_T + tl.arange(0, BLOCK_T)
     m_t = i_t < T
     dy_t, x_t = dy_t.to(tl.int64) * ALIGN, x_t.to(tl.int64) * ALIGN
@@ -145,7 +145,7 @@ def pointwise_dgrad_kernel(
     p_row = p_dy + i_dy + i_t[:, None] * dy_t
     i_w = i_i
     if p_affine is not None:
-        i_w += i_n * 4
+        i_w += i_n * INSTRUMENTS
     p_w += i_w * (N + MORE) * LD
     i_c = i_block * WIDTH + tl.arange(0, BLOCK_N)
     b_dz = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
@@ -198,12 +198,12 @@ def weight_gradient(
     dy: Tensor, more: Tensor | None, x: Tensor, slope: Tensor | None, affine: Tensor | None, s: Tensor, d: Tensor,
     tf32: bool,
 ) -> None:  # fmt: skip
-    """S and D of ``x``'s channels into ``s`` (n, 4, N, K), perhaps some columns of a contiguous tensor, and ``d`` (n, 4, N).
+    """S and D of ``x``'s channels into ``s`` (n, I, N, K), perhaps some columns of a contiguous tensor, and ``d`` (n, I, N).
 
     ``more`` is a second gradient, of the same layout as ``dy``, whose rows follow dy's. ``affine`` has as many columns behind
     each of its rows as ``s``.
     """
-    n, _, frames, inputs = x.shape
+    n, instruments, frames, inputs = x.shape
     columns = dy.shape[3]
     align = alignment(dy, x)
     widest = 32 if x.dtype == torch.float32 and not tf32 else 64  # without tensor cores 64 by 64 would live in memory
@@ -215,10 +215,10 @@ def weight_gradient(
     block_n, block_k = chosen["BLOCK_N"], chosen["BLOCK_K"]
     rows = -(-columns // block_n) + (0 if more is None else -(-more.shape[3] // block_n))
     launch(
-        pointwise_wgrad_kernel, n * 4 * rows * -(-inputs // block_k), x,
+        pointwise_wgrad_kernel, n * instruments * rows * -(-inputs // block_k), x,
         p_dy=dy, p_more=more, p_x=x, p_slope=slope, p_affine=affine, p_s=s, p_d=d, T=frames,
         **strides(align, dy=dy, x=x), K=inputs, N=columns, MORE=0 if more is None else more.shape[3], LD=s.stride(2),
-        ALIGN=align, PRECISION="tf32" if tf32 else "ieee", **chosen,
+        INSTRUMENTS=instruments, ALIGN=align, PRECISION="tf32" if tf32 else "ieee", **chosen,
     )  # fmt: skip
 
 
@@ -228,25 +228,25 @@ def data_gradient(
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """dx, perhaps into a contiguous ``dx`` that may be ``added``, plus a contiguous ``added``; and partial sums of dslope.
 
-    ``weight`` in x's dtype, folded (n, 4, N, K) with an affine, else (4, N, K); it, ``affine`` and ``norm`` may be some columns
+    ``weight`` in x's dtype, folded (n, I, N, K) with an affine, else (I, N, K); it, ``affine`` and ``norm`` may be some columns
     of contiguous tensors of equal width. ``more`` as in :func:`weight_gradient`.
     """
-    n, _, frames, inputs = x.shape
+    n, instruments, frames, inputs = x.shape
     align = alignment(dy, x)
     if dx is None:
-        dx = torch.empty(n, 4, frames, inputs, dtype=x.dtype, device=x.device)
+        dx = torch.empty(n, instruments, frames, inputs, dtype=x.dtype, device=x.device)
     # With a PReLU, two epilogues overflow sm_80's registers.
     defaults = product_options(*column_tile(inputs, x.dtype, tail=slope is None))
     chosen = configuration("pointwise_dgrad", x, tf32, defaults, K=inputs, N=dy.shape[3])
     width = chosen["BLOCK_N"] + chosen["TAIL_N"]
-    programs = n * 4 * -(-frames // DGRAD_FRAMES) * -(-inputs // width)
+    programs = n * instruments * -(-frames // DGRAD_FRAMES) * -(-inputs // width)
     dslope = None if slope is None else torch.empty(programs, dtype=torch.float32, device=x.device)
     launch(
         pointwise_dgrad_kernel, programs, x,
         p_dy=dy, p_more=more, p_w=weight, p_x=x, p_slope=slope, p_affine=affine, p_norm=norm, p_added=added, p_dx=dx,
         p_dslope=dslope, T=frames, **strides(align, dy=dy, x=x), K=inputs, N=dy.shape[3],
-        MORE=0 if more is None else more.shape[3], LD=weight.stride(-2), ALIGN=align, BLOCK_T=DGRAD_FRAMES,
-        PRECISION="tf32" if tf32 else "ieee", **chosen,
+        MORE=0 if more is None else more.shape[3], INSTRUMENTS=instruments, LD=weight.stride(-2), ALIGN=align,
+        BLOCK_T=DGRAD_FRAMES, PRECISION="tf32" if tf32 else "ieee", **chosen,
     )  # fmt: skip
     return dx, dslope
 
@@ -256,10 +256,10 @@ def pointwise_backward(
     affine: Tensor | None, beta: Tensor | None, tf32: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     """dx in x's dtype and, in float32, dW, dbias, dslope (1,), dgamma, dbeta; unit strides along channels."""
-    n, _, frames, inputs = x.shape
+    n, instruments, frames, inputs = x.shape
     columns = weight.shape[1]
-    s = torch.empty(n, 4, columns, inputs, dtype=torch.float32, device=x.device)
-    d = torch.empty(n, 4, columns, dtype=torch.float32, device=x.device)
+    s = torch.empty(n, instruments, columns, inputs, dtype=torch.float32, device=x.device)
+    d = torch.empty(n, instruments, columns, dtype=torch.float32, device=x.device)
     weight_gradient(dy, None, x, slope, affine, s, d, tf32)
     folded, norm = weight.to(x.dtype), None
     if affine is not None and beta is not None:

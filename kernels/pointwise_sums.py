@@ -5,7 +5,7 @@
     dgamma = sum_n rstd sum_o W S;      dbeta = sum_n sum_o W D
     dW     = sum_n (S scale + D beta);  dbias = sum_n D
 
-Bytes: S twice, W and W' once: 4 n 4 N K (2 + 1 + 1/2) at most; small beside the activations at any length worth speeding up.
+Bytes: S twice, W and W' once: 4 n I N K (2 + 1 + 1/2) at most; small beside the activations at any length worth speeding up.
 Not yet run on a GPU. Source: as the forward's; the algebra of group norm's backward is Wu and He 2018, section 3.
 """
 
@@ -26,16 +26,16 @@ __all__ = ["norm_gradient", "pointwise_norm_kernel", "sum_items", "sum_kernel"]
 @triton.jit(do_not_specialize=["T"])
 def pointwise_norm_kernel(
     p_s, p_d, p_w, p_folded, p_affine, p_out, T, K: tl.constexpr, N: tl.constexpr,
-    GROUPS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
+    INSTRUMENTS: tl.constexpr, GROUPS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """One program: q, r, dgamma, dbeta, rows of (n, 4, 4, K), of one group of one item and instrument."""
+    """One program: q, r, dgamma, dbeta, rows of (n, I, 4, K), of one group of one item and instrument."""
     i_ni, i_group = tl.program_id(0) // GROUPS, tl.program_id(0) % GROUPS
     width = K // GROUPS
     i_c = i_group * width + tl.arange(0, BLOCK_C)
     m_c = tl.arange(0, BLOCK_C) < width
     p_s += i_ni.to(tl.int64) * N * K
     p_folded += i_ni.to(tl.int64) * N * K
-    p_w += (i_ni % 4).to(tl.int64) * N * K
+    p_w += (i_ni % INSTRUMENTS).to(tl.int64) * N * K
     b_ws = tl.zeros([BLOCK_C], tl.float32)
     b_wd = tl.zeros([BLOCK_C], tl.float32)
     b_folded_s = tl.zeros([BLOCK_C], tl.float32)
@@ -65,7 +65,7 @@ def pointwise_norm_kernel(
 @triton.jit(do_not_specialize=["ITEMS"])
 def sum_kernel(
     p_s, p_d, p_affine, p_beta, p_dw, p_dbias, ITEMS,
-    K: tl.constexpr, N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    K: tl.constexpr, N: tl.constexpr, INSTRUMENTS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One program: dW of BLOCK_N by BLOCK_K of one instrument, items in their order; the first column block writes dbias."""
     blocks_k = tl.cdiv(K, BLOCK_K)
@@ -79,7 +79,7 @@ def sum_kernel(
     b_dw = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
     b_dbias = tl.zeros([BLOCK_N], tl.float32)
     for n in range(ITEMS):
-        i_ni = (n * 4 + i_i).to(tl.int64)
+        i_ni = (n * INSTRUMENTS + i_i).to(tl.int64)
         b_s = tl.load(p_s + i_ni * N * K + i_w, mask=mask, other=0.0)
         if p_affine is not None:
             b_s *= tl.load(p_affine + i_ni * 4 * K + i_k, mask=m_k, other=0.0)[None, :]
@@ -93,13 +93,13 @@ def sum_kernel(
 
 
 def norm_gradient(s: Tensor, d: Tensor, weight: Tensor, folded: Tensor, affine: Tensor, frames: int) -> Tensor:
-    """q, r, and the shares of dgamma and dbeta, (n, 4, 4, K), from S, D (n, 4, N, K), W (4, N, K) and W'."""
-    n, _, columns, inputs = s.shape
-    norm = torch.empty(n, 4, 4, inputs, dtype=torch.float32, device=s.device)
+    """q, r, and the shares of dgamma and dbeta, (n, I, 4, K), from S, D (n, I, N, K), W (I, N, K) and W'."""
+    n, instruments, columns, inputs = s.shape
+    norm = torch.empty(n, instruments, 4, inputs, dtype=torch.float32, device=s.device)
     launch(
-        pointwise_norm_kernel, n * 4 * GROUPS, s,
+        pointwise_norm_kernel, n * instruments * GROUPS, s,
         p_s=s, p_d=d, p_w=weight, p_folded=folded, p_affine=affine, p_out=norm, T=frames, K=inputs, N=columns,
-        GROUPS=GROUPS, BLOCK_N=16, BLOCK_C=power_of_two(inputs // GROUPS), num_warps=4,
+        INSTRUMENTS=instruments, GROUPS=GROUPS, BLOCK_N=16, BLOCK_C=power_of_two(inputs // GROUPS), num_warps=4,
     )  # fmt: skip
     return norm
 
@@ -108,16 +108,16 @@ def sum_items(
     s: Tensor, d: Tensor, affine: Tensor | None, beta: Tensor | None, dw: Tensor | None = None,
     dbias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """dW (4, N, K) and dbias (4, N) from all items' S and D; into contiguous ``dw`` and ``dbias`` if given."""
-    n, _, columns, inputs = s.shape
+    """dW (I, N, K) and dbias (I, N) from all items' S and D; into contiguous ``dw`` and ``dbias`` if given."""
+    n, instruments, columns, inputs = s.shape
     if dw is None:
-        dw = torch.empty(4, columns, inputs, dtype=torch.float32, device=s.device)
+        dw = torch.empty(instruments, columns, inputs, dtype=torch.float32, device=s.device)
     if dbias is None:
-        dbias = torch.empty(4, columns, dtype=torch.float32, device=s.device)
+        dbias = torch.empty(instruments, columns, dtype=torch.float32, device=s.device)
     block_n, block_k = min(32, power_of_two(columns)), min(64, power_of_two(inputs))
     launch(
-        sum_kernel, 4 * -(-columns // block_n) * -(-inputs // block_k), s,
+        sum_kernel, instruments * -(-columns // block_n) * -(-inputs // block_k), s,
         p_s=s, p_d=d, p_affine=affine, p_beta=beta, p_dw=dw, p_dbias=dbias, ITEMS=n, K=inputs, N=columns,
-        BLOCK_N=block_n, BLOCK_K=block_k, num_warps=4,
+        INSTRUMENTS=instruments, BLOCK_N=block_n, BLOCK_K=block_k, num_warps=4,
     )  # fmt: skip
     return dw, dbias

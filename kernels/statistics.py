@@ -11,7 +11,7 @@ tensors. Tiles are merged first, then channels, after Chan, Golub and LeVeque (1
 on nothing but the item's own values, and an offset of a thousand standard deviations costs no more than the offset's own
 rounding.
 
-Bytes: x once, n 4 T C sizeof(dtype); partials 8 / TILE of a float32 per value, written once and read once. Memory-bound.
+Bytes: x once, n I T C sizeof(dtype); partials 8 / TILE of a float32 per value, written once and read once. Memory-bound.
 Kernels that produce an activation write its partials themselves; `statistics_kernel` is for the network's inputs.
 Not yet run on a GPU. Source: Samuel et al. 2020, section 2; original model/mask_tcn.py (GroupNorm of every layer).
 """
@@ -56,7 +56,7 @@ def statistics_kernel(
 
 @triton.jit(do_not_specialize=["T"])
 def affine_kernel(
-    p_statistics, p_gamma, p_beta, p_affine, T, C: tl.constexpr,
+    p_statistics, p_gamma, p_beta, p_affine, T, C: tl.constexpr, INSTRUMENTS: tl.constexpr,
     GROUPS: tl.constexpr, EPSILON: tl.constexpr, TILE: tl.constexpr, BLOCK_TILES: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """One program: one group of one item and instrument."""
@@ -89,7 +89,7 @@ def affine_kernel(
     b_difference = b_mean - mean
     m2 = tl.sum(tl.where(m_c, b_m2 + b_count * b_difference * b_difference, 0.0), 0)
     rstd = 1.0 / tl.sqrt_rn(m2 / (b_count * width) + EPSILON)
-    i_parameter = (i_ni % 4) * C + i_c
+    i_parameter = (i_ni % INSTRUMENTS) * C + i_c
     b_scale = tl.load(p_gamma + i_parameter, mask=m_c, other=0.0).to(tl.float32) * rstd
     b_shift = tl.load(p_beta + i_parameter, mask=m_c, other=0.0).to(tl.float32) - b_scale * mean
     p_affine += i_ni.to(tl.int64) * 4 * C + i_c
@@ -106,7 +106,7 @@ def new_statistics(x: Tensor, channels: int) -> Tensor:
 
 
 def group_statistics(x: Tensor, slope: Tensor | None) -> Tensor:
-    """Partials of PReLU(x); ``x`` (n, 4, T, C), or (n, 1, T, C) if shared, with unit stride along channels."""
+    """Partials of PReLU(x); ``x`` (n, I, T, C), or (n, 1, T, C) if shared, with unit stride along channels."""
     n, instruments, frames, channels = x.shape
     statistics = new_statistics(x, channels)
     block, align = channel_block(channels), alignment(x)
@@ -119,13 +119,14 @@ def group_statistics(x: Tensor, slope: Tensor | None) -> Tensor:
 
 
 def group_affine(statistics: Tensor, gamma: Tensor, beta: Tensor, frames: int, affine: Tensor | None = None) -> Tensor:
-    """Scale, shift, mean and rstd, (n, 4, 4, C) float32, from partials over ``frames`` frames; into ``affine`` if given."""
-    n, channels = statistics.shape[0], statistics.shape[-1]
+    """Scale, shift, mean and rstd, (n, I, 4, C) float32, from partials over ``frames`` frames; into ``affine`` if given."""
+    n, instruments, _, _, channels = statistics.shape
     if affine is None:
-        affine = torch.empty(n, 4, 4, channels, dtype=torch.float32, device=statistics.device)
+        affine = torch.empty(n, instruments, 4, channels, dtype=torch.float32, device=statistics.device)
     launch(
-        affine_kernel, n * 4 * GROUPS, statistics,
+        affine_kernel, n * instruments * GROUPS, statistics,
         p_statistics=statistics, p_gamma=gamma, p_beta=beta, p_affine=affine, T=frames, C=channels,
+        INSTRUMENTS=instruments,
         GROUPS=GROUPS, EPSILON=EPSILON, TILE=TILE, BLOCK_TILES=MERGED_TILES,
         BLOCK_C=power_of_two(channels // GROUPS), num_warps=4,
     )  # fmt: skip

@@ -9,16 +9,22 @@ import argparse
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import ConfigError
+from .errors import ConfigError, ShapeError
 
 __all__ = ["INSTRUMENTS", "MetaTasNetConfig", "StageConfig"]
 
 INSTRUMENTS = ("drums", "bass", "other", "vocals")
-"""The four stems, in the order of every instrument axis."""
+"""The instruments of the paper, and of a configuration that names none."""
+
+MOST_INSTRUMENTS = 32
+
+RESERVED_NAMES = ("mixture", "mix", "accompaniment")
+"""Names of other signals in data sets and results."""
 
 GROUPS = 8
 """Group-norm groups per instrument."""
@@ -47,6 +53,10 @@ class StageConfig:
     residual_bias: bool
     kernel_sizes: tuple[int, ...]
     """Taps of the encoder's (and decoder's) filters."""
+    instruments: int = len(INSTRUMENTS)
+    """Length of every instrument axis."""
+    softmax: int = len(INSTRUMENTS)
+    """How many instruments, from the first one on, share a softmax; the mask of each other one is a sigmoid."""
 
     @property
     def partial_channels(self) -> int:
@@ -71,6 +81,11 @@ class StageConfig:
         return 256 * self.fft_scale
 
     @property
+    def has_spectrogram(self) -> bool:
+        """Whether the encoder has the branch with the STFT."""
+        return self.num_mels > 0
+
+    @property
     def bins(self) -> int:
         return self.n_fft // 2 + 1
 
@@ -92,7 +107,32 @@ class StageConfig:
     @property
     def shortest(self) -> int:
         """Fewest samples that the centred, reflect-padded STFT accepts, as a multiple of the stride."""
+        if not self.has_spectrogram:
+            return self.W
         return -(-(self.n_fft // 2 + 1) // self.W) * self.W
+
+    def check_signal(self, shape: tuple[int, ...]) -> None:
+        """Raise :class:`ShapeError` unless ``shape`` is (n, 1, T) with enough samples for the encoder."""
+        if len(shape) != 3 or shape[1] != 1:
+            raise ShapeError(f"A signal must have shape (n, 1, samples), got {tuple(shape)}.")
+        if shape[2] < self.W or (self.has_spectrogram and shape[2] <= self.n_fft // 2):
+            raise ShapeError(
+                f"{shape[2]} samples at {self.sampling_rate} Hz are too few: "
+                f"pad to {self.shortest} or more (the Separator does it for you)."
+            )
+
+    def check_latent(self, shape: tuple[int, ...]) -> None:
+        """Raise :class:`ShapeError` unless ``shape`` is (n, N, frames)."""
+        if len(shape) != 3 or shape[1] != self.N:
+            raise ShapeError(f"A latent must have shape (n, {self.N}, frames), got {tuple(shape)}.")
+
+    def check_partial(self, partial: tuple[int, ...] | None, latent: tuple[int, ...]) -> None:
+        """Raise :class:`ShapeError` unless the partial latent fits the stage and the latent of shape (n, N, frames)."""
+        shape = (latent[0], self.instruments, self.partial_channels, latent[2])
+        expected = shape if self.partial_channels else None
+        found = None if partial is None else tuple(partial)
+        if found != expected:
+            raise ShapeError(f"Stage {self.index} expects a partial latent of shape {expected}, got {found}.")
 
 
 @dataclass(frozen=True)
@@ -122,6 +162,7 @@ class MetaTasNetConfig:
     layers: int = 6
     stack: int = 3
     num_mels: int = 256
+    """Learned mel bands of the encoder's spectrogram branch; 0 leaves the branch out."""
     stages_num: int = 3
     sampling_rate: int = 8000
     """Rate of the first stage, hertz."""
@@ -131,8 +172,14 @@ class MetaTasNetConfig:
     similarity_loss_weight: float = 2.0
     dissimilarity_loss_weight: float = 3.0
     reconstruction_loss_weight: float = 0.05
+    instruments: tuple[str, ...] = INSTRUMENTS
+    """1 to 32 names, in the order of every instrument axis. With one instrument the mask is a sigmoid."""
+    added_instruments: int = 0
+    """How many of the last instruments were added to a trained network: their masks are sigmoids, so that the softmax of
+    the others stays what it was."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "instruments", _checked_names(self.instruments))
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.type == "int" and (isinstance(value, bool) or not isinstance(value, int)):
@@ -142,10 +189,17 @@ class MetaTasNetConfig:
                 raise ConfigError(f"{field.name} must be a number, got {value!r}.")
             if field.type == "bool" and not isinstance(value, bool):
                 raise ConfigError(f"{field.name} must be True or False, got {value!r}.")
-        positive = ("B", "H", "N", "L", "W", "E_1", "E_2", "filters", "layers", "stack", "num_mels", "stages_num")
+        positive = ("B", "H", "N", "L", "W", "E_1", "E_2", "filters", "layers", "stack", "stages_num")
         for name in positive:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.num_mels < 0:
+            raise ConfigError(f"num_mels must be at least 0 (no spectrogram branch), got {self.num_mels}.")
+        if not 0 <= self.added_instruments < len(self.instruments):
+            raise ConfigError(
+                f"added_instruments must leave at least one of {len(self.instruments)} instruments, "
+                f"got {self.added_instruments}."
+            )
         if self.kernel != 3:
             raise ConfigError(
                 f"kernel must be 3 (the padding of the dilated convolution fits no other), got {self.kernel}."
@@ -180,7 +234,9 @@ class MetaTasNetConfig:
         """
         if isinstance(args, MetaTasNetConfig):
             return args
-        names = [field.name for field in dataclasses.fields(cls)]
+        names = [
+            field.name for field in dataclasses.fields(cls) if field.name not in EXTENSIONS or hasattr(args, field.name)
+        ]
         missing = [name for name in names if not hasattr(args, name)]
         if missing:
             raise ConfigError(
@@ -190,7 +246,7 @@ class MetaTasNetConfig:
 
     def to_namespace(self, **extra: Any) -> argparse.Namespace:
         """The authors' form of these settings; ``extra`` adds attributes such as ``batch_size``."""
-        return argparse.Namespace(**{**dataclasses.asdict(self), **extra})
+        return argparse.Namespace(**{**self.to_dict(), **extra})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> MetaTasNetConfig:
@@ -204,7 +260,13 @@ class MetaTasNetConfig:
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """Settings by name. What the authors' program does not know is left out where it says what that program does."""
+        values = dataclasses.asdict(self)
+        values["instruments"] = list(self.instruments)
+        for name, default in EXTENSIONS.items():
+            if values[name] == default:
+                del values[name]
+        return values
 
     @classmethod
     def from_json(cls, text: str) -> MetaTasNetConfig:
@@ -236,7 +298,15 @@ class MetaTasNetConfig:
             generated=not self.independent_params,
             residual_bias=self.residual_bias,
             kernel_sizes=tuple(m * self.L * 2**i for i in range(self.filters)),
+            instruments=len(self.instruments),
+            softmax=self.softmax,
         )
+
+    @property
+    def softmax(self) -> int:
+        """How many instruments, from the first one on, share a softmax; one alone has a sigmoid."""
+        competing = len(self.instruments) - self.added_instruments
+        return competing if competing > 1 else 0
 
     @property
     def stages(self) -> tuple[StageConfig, ...]:
@@ -246,3 +316,28 @@ class MetaTasNetConfig:
     def output_rate(self) -> int:
         """Sampling rate of the last stage, hertz."""
         return self.stage(self.stages_num - 1).sampling_rate
+
+
+EXTENSIONS: dict[str, Any] = {"instruments": list(INSTRUMENTS), "added_instruments": 0}
+"""Settings that the authors' program does not know, with the values that describe it."""
+
+
+def _checked_names(names: Any) -> tuple[str, ...]:
+    """Instrument names as a tuple; raises :class:`ConfigError` unless they can name stems and files."""
+    if isinstance(names, str) or not isinstance(names, (tuple, list)):
+        raise ConfigError(f"instruments must be a list of names, got {names!r}.")
+    found = tuple(names)
+    if not 1 <= len(found) <= MOST_INSTRUMENTS:
+        raise ConfigError(f"There must be 1 to {MOST_INSTRUMENTS} instruments, got {len(found)}.")
+    for name in found:
+        if not isinstance(name, str) or not re.fullmatch(r"\w[\w-]*", name):
+            raise ConfigError(f"An instrument's name has letters, digits, - and _ only, got {name!r}.")
+        if name.lower() in RESERVED_NAMES:
+            raise ConfigError(
+                f"No instrument can be called {name!r}: another signal has that name. Choose another one."
+            )
+    if len({name.lower() for name in found}) != len(found):
+        raise ConfigError(
+            f"Instruments must have different names (upper and lower case are one), got {', '.join(found)}."
+        )
+    return found

@@ -13,6 +13,7 @@ from torch import Tensor
 from .. import reference
 from ..config import MetaTasNetConfig, StageConfig
 from ..precision import Precision
+from ..reference import LossWeights
 
 __all__ = ["Backend", "Request"]
 
@@ -74,10 +75,10 @@ class Backend(ABC):
 
     @abstractmethod
     def mask(self, prepared: Any, latent: Tensor, partial: Tensor | None, dropout: Tensor | None = None) -> Tensor:
-        """Masked latents (n, 4, N, T').
+        """Masked latents (n, I, N, T') of I instruments.
 
-        ``latent`` (n, N, T') is the mixture's, ``partial`` (n, 4, N / 2, T') the masked latent of the previous stage (None in
-        the first), ``dropout`` (n, 4, N) factors on the masking network's own copy of the latent.
+        ``latent`` (n, N, T') is the mixture's, ``partial`` (n, I, N / 2, T') the masked latent of the previous stage (None in
+        the first), ``dropout`` (n, I, N) factors on the masking network's own copy of the latent.
         """
 
     @abstractmethod
@@ -92,12 +93,8 @@ class Backend(ABC):
         latents: Tensor | None,
         mix_estimate: Tensor | None,
         mix: Tensor,
-        similarity_weight: float,
-        dissimilarity_weight: float,
-        reconstruction_weight: float,
+        weights: LossWeights,
+        divisors: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Loss and statistics of a stage, as :func:`metatasnet_fast.reference.stage_loss`, which is what this is by default."""
-        return reference.stage_loss(
-            estimate, target, mask, latents, mix_estimate, mix,
-            similarity_weight, dissimilarity_weight, reconstruction_weight,
-        )  # fmt: skip
+        return reference.stage_loss(estimate, target, mask, latents, mix_estimate, mix, weights, divisors)

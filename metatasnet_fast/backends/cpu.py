@@ -84,6 +84,9 @@ class CpuBackend(Backend):
             return "it computes no gradients: train with the backend reference, or put inference under torch.no_grad()."
         if request.precision not in (Precision.float32, Precision.bfloat16):
             return f"it knows float32 and bfloat16, not {request.precision.value}; choose one of them."
+        stage = None if request.config is None else request.config.stage(0)
+        if stage is not None and (stage.instruments != 4 or stage.softmax != 4 or not stage.has_spectrogram):
+            return "it serves four instruments and the spectrogram branch only; choose the backend reference."
         return None
 
     @_exactly

@@ -44,6 +44,7 @@ class MelShare:
     def of(cls, weights: EncoderWeights, config: StageConfig, channels: int) -> MelShare:
         """Fold in float64; what the products read stays so."""
         s = weights.spectrogram
+        assert s is not None, "the backend serves networks with the branch only"
         mel = s.mel_weight[:, :, 0].double()
         scale, std, shift = (x.double().flatten() for x in (s.scale, s.std, s.bias))
         bottleneck = weights.bottleneck_1[:, -config.num_mels :, 0].double()

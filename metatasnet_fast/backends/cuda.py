@@ -116,6 +116,8 @@ class CudaBackend(Backend):
         if module is None or request.config is None:
             return None
         for stage in request.config.stages:
+            if stage.instruments != 4 or stage.softmax != 4 or not stage.has_spectrogram:
+                return "its kernels serve four instruments and the spectrogram branch only; choose another backend."
             reason = module.cuda_refusal(sizes(stage))
             if reason is not None:
                 return (
@@ -163,14 +165,8 @@ class CudaBackend(Backend):
     @_exactly
     def encode(self, prepared: _Prepared, signal: Tensor) -> Tensor:
         config, stage = prepared.config, prepared.stage
-        if signal.dim() != 3 or signal.shape[1] != 1:
-            raise ShapeError(f"A signal must have shape (n, 1, samples), got {tuple(signal.shape)}.")
+        config.check_signal(signal.shape)
         n, _, samples = signal.shape
-        if samples <= config.n_fft // 2 or samples < config.W:
-            raise ShapeError(
-                f"{samples} samples at {config.sampling_rate} Hz are too few: "
-                f"pad to {config.shortest} or more (the Separator does it for you)."
-            )
         _check_device(signal, prepared)
         wave = _aligned(signal[:, 0].to(torch.float32).contiguous())
         latent = wave.new_empty(n, samples // config.W, stage.latent_ld, dtype=prepared.storage)
@@ -185,16 +181,15 @@ class CudaBackend(Backend):
         config, stage = prepared.config, prepared.stage
         _check_latent(latent, prepared)
         n, _, frames = latent.shape
-        expected = (n, 4, config.partial_channels, frames) if config.partial_channels else None
-        found = None if partial is None else tuple(partial.shape)
-        if found != expected:
-            raise ShapeError(f"Stage {config.index} expects a partial latent of shape {expected}, got {found}.")
+        config.check_partial(None if partial is None else partial.shape, latent.shape)
         own_copies = None if dropout is None else _by_frames(latent[:, None] * dropout[..., None], prepared)
         previous = None
         if partial is not None:
             _check_device(partial, prepared)
             previous = _by_frames(partial, prepared)
-        masked = torch.empty(n, 4, frames, stage.latent_ld, dtype=prepared.storage, device=prepared.device)
+        masked = torch.empty(
+            n, config.instruments, frames, stage.latent_ld, dtype=prepared.storage, device=prepared.device
+        )
         workspace = _workspace(prepared, stage.mask_bytes(n, frames, own_copies is not None))
         stage.mask(_by_frames(latent, prepared), own_copies, previous, masked, workspace, self._stream(prepared.device))
         return masked[..., : config.N].transpose(2, 3)
@@ -211,9 +206,7 @@ class CudaBackend(Backend):
 
 
 def _check_latent(latent: Tensor, prepared: _Prepared) -> None:
-    config = prepared.config
-    if latent.dim() != 3 or latent.shape[1] != config.N:
-        raise ShapeError(f"A latent must have shape (n, {config.N}, frames), got {tuple(latent.shape)}.")
+    prepared.config.check_latent(latent.shape)
     _check_device(latent, prepared)
 
 

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from .. import ops, reference
 from ..config import StageConfig
-from ..errors import ShapeError
 from ..ops import codec
-from ..ops.library import interpreted
+from ..ops.operator import interpreted
 from ..precision import Precision
 from ..reference import generator
 from .base import Backend, Request
@@ -130,25 +129,21 @@ class TritonBackend(Backend):
         latents: Tensor | None,
         mix_estimate: Tensor | None,
         mix: Tensor,
-        similarity_weight: float,
-        dissimilarity_weight: float,
-        reconstruction_weight: float,
+        weights: reference.LossWeights,
+        divisors: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The fused losses; where the data themselves need gradients, are float64 or no items, PyTorch's operations."""
         data = any(value.requires_grad for value in (target, mask, mix))
         plain = data or estimate.numel() == 0 or estimate.dtype == torch.float64
         loss = reference.stage_loss if plain else ops.stage_loss
-        return loss(
-            estimate, target, mask, latents, mix_estimate, mix,
-            similarity_weight, dissimilarity_weight, reconstruction_weight,
-        )  # fmt: skip
+        return loss(estimate, target, mask, latents, mix_estimate, mix, weights, divisors)
 
 
 def _masked(
     config: StageConfig, w: MaskWeights, tf32: bool, x: Tensor, v: Tensor | None, own: Tensor | None = None
 ) -> Tensor:
-    """Masked latents (n, 4, frames, N) from the latent ``x`` (n, frames, N), the partial one ``v`` (n, 4, frames, N / 2), and
-    the network's ``own`` copies of the latent (n, 4, frames, N), if they differ from it."""
+    """Masked latents (n, I, frames, N) from the latent ``x`` (n, frames, N), the partial one ``v`` (n, I, frames, N / 2), and
+    the network's ``own`` copies of the latent (n, I, frames, N), if they differ from it."""
     prelu_1, prelu_2, prelu_3, prelu_4 = w.slopes
     y, statistics = ops.in_conv(
         x[:, None] if own is None else own, v, w.in_conv, prelu_1, *w.norm_1, prelu_2, tf32=tf32
@@ -158,18 +153,13 @@ def _masked(
     norm = ops.GroupNorm(statistics, *w.norm_3)
     m, last = ops.pointwise(y, w.mask_output, norm=norm, slope=prelu_3, next_slope=prelu_4, tf32=tf32)
     assert last is not None
-    return ops.mask_tail(m, x, prelu_4, ops.GroupNorm(last, *w.norm_4))
+    return ops.mask_tail(m, x, prelu_4, ops.GroupNorm(last, *w.norm_4), config.softmax)
 
 
 def _checked(
     config: StageConfig, latent: Tensor, partial: Tensor | None, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor | None]:
     """Both latents, frames before channels, in the precision's dtype."""
-    if latent.dim() != 3 or latent.shape[1] != config.N:
-        raise ShapeError(f"A latent must have shape (n, {config.N}, frames), got {tuple(latent.shape)}.")
-    n, _, frames = latent.shape
-    expected = (n, 4, config.partial_channels, frames) if config.partial_channels else None
-    found = None if partial is None else tuple(partial.shape)
-    if found != expected:
-        raise ShapeError(f"Stage {config.index} expects a partial latent of shape {expected}, got {found}.")
+    config.check_latent(latent.shape)
+    config.check_partial(None if partial is None else partial.shape, latent.shape)
     return latent.to(dtype).transpose(1, 2), None if partial is None else partial.to(dtype).transpose(2, 3)

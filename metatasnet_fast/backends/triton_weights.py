@@ -21,7 +21,7 @@ Parameters = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class MaskWeights:
-    """Slopes (1,); norms as pairs (gamma, beta) of (4, channels); 1x1 convolutions (4, out, in)."""
+    """Slopes (1,); norms as pairs (gamma, beta) of (I, channels); 1x1 convolutions (I, out, in)."""
 
     slopes: tuple[Tensor, Tensor, Tensor, Tensor]
     norm_1: tuple[Tensor, Tensor]
@@ -59,19 +59,19 @@ def mask_weights(config: StageConfig, p: Parameters) -> MaskWeights:
 
 def _shapes(config: StageConfig) -> dict[str, tuple[int, ...]]:
     """Every generated weight, in the order in which they lie behind each other."""
-    count, b, h = len(config.dilations), config.B, config.H
+    count, instruments, b, h = len(config.dilations), config.instruments, config.B, config.H
     shapes: dict[str, tuple[int, ...]] = {}
     for name, channels in (("norm_1", config.in_channels), ("norm_2", b), ("norm_3", b), ("norm_4", config.N)):
-        shapes[f"{name}.gamma"] = shapes[f"{name}.beta"] = (4, channels)
-    shapes["in_conv"] = (4, b, config.in_channels)
-    shapes["mask_output"] = (4, config.N, b)
-    shapes["conv1d"] = (count, 4, h, b)
-    shapes["dconv1d"] = (count, 4, h, 3)
+        shapes[f"{name}.gamma"] = shapes[f"{name}.beta"] = (instruments, channels)
+    shapes["in_conv"] = (instruments, b, config.in_channels)
+    shapes["mask_output"] = (instruments, config.N, b)
+    shapes["conv1d"] = (count, instruments, h, b)
+    shapes["dconv1d"] = (count, instruments, h, 3)
     for name in ("tcn.norm_1", "tcn.norm_2"):
-        shapes[f"{name}.gamma"] = shapes[f"{name}.beta"] = (count, 4, h)
-    shapes["out"] = (count, 4, 2 * b, h)
+        shapes[f"{name}.gamma"] = shapes[f"{name}.beta"] = (count, instruments, h)
+    shapes["out"] = (count, instruments, 2 * b, h)
     if config.residual_bias:
-        shapes["bias"] = (count, 4, 2 * b)
+        shapes["bias"] = (count, instruments, 2 * b)
     return shapes
 
 
@@ -98,6 +98,7 @@ class _Planner:
 
     def __init__(self, config: StageConfig) -> None:
         self.shapes = _shapes(config)
+        self.instruments = config.instruments
         self.layers: list[str] = []
         self.matrices: list[str] = []
         self.sections: list[Section] = []
@@ -109,7 +110,7 @@ class _Planner:
         """First value of a weight (of one block, from one row on) and the stride between its instruments."""
         shape = self.shapes[name] if block is None else self.shapes[name][1:]
         stride = _size(shape[1:])
-        return self.places[name] + (block or 0) * 4 * stride + row * _size(shape[2:]), stride
+        return self.places[name] + (block or 0) * self.instruments * stride + row * _size(shape[2:]), stride
 
     def add(self, layer: str, matrix: str, rows: int, *targets: tuple[int, int]) -> None:
         """A matrix of ``rows`` for each target, of the layer given last or a new one."""
@@ -167,11 +168,11 @@ def _generated(config: StageConfig, p: Parameters) -> dict[str, Tensor]:
 
 def _independent(config: StageConfig, p: Parameters) -> dict[str, Tensor]:
     """The same weights from parameters of their own, stacked."""
-    shapes, count, b = _shapes(config), len(config.dilations), config.B
+    shapes, count, b, instruments = _shapes(config), len(config.dilations), config.B, config.instruments
     named: dict[str, Tensor] = {}
     for i in (1, 2, 3, 4):
         for kind, parameter in (("gamma", "weight"), ("beta", "bias")):
-            named[f"norm_{i}.{kind}"] = p[f"mask.norm_{i}.group_norm.{parameter}"].view(4, -1)
+            named[f"norm_{i}.{kind}"] = p[f"mask.norm_{i}.group_norm.{parameter}"].view(instruments, -1)
     for name in ("in_conv", "mask_output"):
         named[name] = p[f"mask.{name}.conv.weight"].reshape(shapes[name])
     for name in ("conv1d", "dconv1d"):
@@ -180,16 +181,18 @@ def _independent(config: StageConfig, p: Parameters) -> dict[str, Tensor]:
     for i in (1, 2):
         for kind, parameter in (("gamma", "weight"), ("beta", "bias")):
             stacked = torch.stack([p[f"mask.tcn.{block}.norm_{i}.group_norm.{parameter}"] for block in range(count)])
-            named[f"tcn.norm_{i}.{kind}"] = stacked.view(count, 4, -1)
+            named[f"tcn.norm_{i}.{kind}"] = stacked.view(count, instruments, -1)
     for name, parameter in (("out", "weight"), ("bias", "bias")):
         if name not in shapes:
             continue
         rows = []
         for block in range(count):
-            skip = p[f"mask.tcn.{block}.skip_out.conv.{parameter}"].view(4, b, -1)
+            skip = p[f"mask.tcn.{block}.skip_out.conv.{parameter}"].view(instruments, b, -1)
             used = block < count - 1
             residual = (
-                p[f"mask.tcn.{block}.res_out.conv.{parameter}"].view(4, b, -1) if used else torch.zeros_like(skip)
+                p[f"mask.tcn.{block}.res_out.conv.{parameter}"].view(instruments, b, -1)
+                if used
+                else torch.zeros_like(skip)
             )
             rows.append(torch.cat([residual, skip], dim=1))
         named[name] = torch.stack(rows).view(shapes[name])

@@ -213,7 +213,7 @@ def operation_case(operation: Operation, entrants: Entrants, training: bool) -> 
             return _outputs(leaves, operation.plain, names, True, training)
 
     contenders = []
-    kernels = device.type == "cuda" or ops.library.interpreted()
+    kernels = device.type == "cuda" or ops.operator.interpreted()
     for precision in entrants.precisions:
         contenders.append(Contender(EAGER, precision, functools.partial(eager, precision, False)))
         if entrants.compiled:

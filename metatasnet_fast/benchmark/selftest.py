@@ -221,7 +221,7 @@ def _training_step(network: MultiTasNet, backend: Backend, precision: Precision,
     sounds[1, 2] = 0
     stems = [(stem * sounds[..., None]).float().to(network.device, dtype) for stem in stems]
     masks = [sounds.to(network.device, dtype)] * config.stages_num
-    loss, stats = ready.loss([stem.sum(1) for stem in stems], stems, masks, 0.0)
+    loss, stats = ready.loss([stem.sum(1) for stem in stems], stems, masks)
     loss.backward()
     gradients = [p.grad for p in trained.parameters() if p.grad is not None]
     return {"loss and statistics": [loss.detach(), stats.detach()], GRADIENTS: gradients}

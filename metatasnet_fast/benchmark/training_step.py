@@ -120,6 +120,6 @@ def _forward(
 
     def forward(mixes: Sequence[Tensor], stems: Sequence[Tensor], masks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         ready = Engine(config, backend, precision, prepare_all(backend, precision, stages))
-        return ready.loss(mixes, stems, masks, 0.0)
+        return ready.loss(mixes, stems, masks)
 
     return forward

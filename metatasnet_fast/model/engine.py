@@ -1,10 +1,10 @@
-"""Running the stages of a network through a backend."""
+"""The stages of a network, run through a backend: inference, and the one place where the losses are computed."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,12 @@ from ..backends import Backend
 from ..config import MetaTasNetConfig
 from ..errors import ShapeError
 from ..precision import Precision
+from ..reference import LossWeights
 
-__all__ = ["Engine", "collect_parameters"]
+__all__ = ["Dropout", "Engine", "check_mixes", "collect_parameters"]
+
+Dropout: TypeAlias = Callable[[int, Tensor], Tensor | None]
+"""Factors (b, I, N) for a stage's index and its latent (b, N, T'), or None for no dropout."""
 
 
 def collect_parameters(module: nn.Module) -> dict[str, Tensor]:
@@ -43,7 +47,7 @@ class Engine:
             wanted: stages whose waveforms are to be decoded.
 
         Returns:
-            (b, 4, 1, T 2^s) for each wanted stage, in the dtype of its mixture.
+            (b, I, 1, T 2^s) for each wanted stage and I instruments, in the dtype of its mixture.
         """
         estimates: dict[int, Tensor] = {}
         partial: Tensor | None = None
@@ -52,51 +56,68 @@ class Engine:
             partial = self.backend.mask(prepared, self.backend.encode(prepared, mix), partial)
             if index in wanted:
                 signal = self.backend.decode(prepared, partial.flatten(0, 1))
-                estimates[index] = signal.view(mix.shape[0], 4, 1, signal.shape[-1]).to(mix.dtype)
+                estimates[index] = signal.unflatten(0, partial.shape[:2]).to(mix.dtype)
         return estimates
 
+    def random_dropout(self, probability: float) -> Dropout | None:
+        """Factors from torch's default generator: one draw per (item, instrument, channel), in the order of Dropout2d."""
+        keep, instruments = 1 - probability, len(self.config.instruments)
+        if keep == 1:
+            return None
+        return lambda stage, latent: (
+            latent.new_empty(len(latent), instruments, latent.shape[1]).bernoulli_(keep).div_(keep)
+        )
+
     def loss(
-        self, mixes: Sequence[Tensor], sources: Sequence[Tensor], masks: Sequence[Tensor], dropout: float
+        self,
+        mixes: Sequence[Tensor],
+        sources: Sequence[Tensor],
+        masks: Sequence[Tensor],
+        *,
+        dropout: Dropout | None = None,
+        divisors: Sequence[Tensor] | None = None,
+        before: tuple[Sequence[Tensor], Sequence[Tensor]] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Loss summed over the stages, a scalar, and statistics, (4 * stages + 3,). Shapes as in ``MultiTasNet.forward``."""
+        """Loss of a batch, or a part's share in the loss of its batch: the shares of all parts add up to the loss.
+
+        Args:
+            mixes: (b, 1, T 2^s) for each stage ``s``.
+            sources: (b, I, 1, T 2^s) for each stage and I instruments.
+            masks: (b, I, 1) for each stage, 1 where the source sounds.
+            dropout: gives (b, I, N) factors on the masking network's copy of the latent, or None, for a stage and its latent.
+            divisors: of each stage, from :func:`metatasnet_fast.reference.loss_divisors` of the whole batch's mask; by default
+                of ``masks``.
+            before: sources and masks, (1, I, 1, T 2^s) and (1, I, 1) for each stage, of the item before the first one, for the
+                similarity loss; by default the last item, which is right for a whole batch.
+
+        Returns:
+            the loss summed over the stages, a scalar, and statistics, (I * stages + 3,), as in ``MultiTasNet.forward``.
+        """
         losses, stats = [], []
         partial: Tensor | None = None
-        for index, (mix, source, sounds) in enumerate(zip(mixes, sources, masks, strict=True)):
-            loss, stage_stats, partial = self._stage_loss(index, mix, source, sounds, partial, dropout)
+        weights = LossWeights.of(self.config)
+        for index, (mix, source, mask) in enumerate(zip(mixes, sources, masks, strict=True)):
+            backend, prepared = self.backend, self.prepared[index]
+            latent = backend.encode(prepared, mix)
+            latents, loss_mask = None, mask
+            if weights.need_latents:
+                compared = source
+                if before is not None and weights.similarity > 0:
+                    compared = torch.cat([before[0][index], source])
+                    loss_mask = torch.cat([before[1][index], mask])
+                latents = backend.encode(prepared, compared.flatten(0, 1))
+                latents = latents.unflatten(0, compared.shape[:2]).transpose(2, 3)
+            factors = None if dropout is None else dropout(index, latent)
+            partial = backend.mask(prepared, latent, partial, factors)
+            estimate = backend.decode(prepared, partial.flatten(0, 1)).view(source.shape).to(source.dtype)
+            mix_estimate = backend.decode(prepared, latent).to(mix.dtype) if weights.reconstruction > 0 else None
+            loss, stage_stats = backend.stage_loss(
+                estimate, source, loss_mask, latents, mix_estimate, mix, weights, divisors[index] if divisors else None
+            )
             losses.append(loss)
             stats.append(stage_stats)
-        return torch.stack(losses).sum(), torch.cat([*(s[:4] for s in stats), stats[-1][4:]])
-
-    def _stage_loss(
-        self, index: int, mix: Tensor, source: Tensor, sounds: Tensor, partial: Tensor | None, dropout: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        config, backend, prepared = self.config, self.backend, self.prepared[index]
-        batch, channels = mix.shape[0], config.stage(index).N
-        latent = backend.encode(prepared, mix)
-        latents = None
-        if config.similarity_loss_weight > 0 or config.dissimilarity_loss_weight > 0:
-            latents = backend.encode(prepared, source.flatten(0, 1)).unflatten(0, (batch, 4)).transpose(2, 3)
-        factors = None
-        if dropout > 0:
-            # One draw per (item, instrument, channel), in the order in which Dropout2d draws.
-            factors = latent.new_empty(batch, 4, channels).bernoulli_(1 - dropout).div_(1 - dropout)
-        separated = backend.mask(prepared, latent, partial, factors)
-        estimate = backend.decode(prepared, separated.flatten(0, 1)).view(source.shape).to(source.dtype)
-        mix_estimate = None
-        if config.reconstruction_loss_weight > 0:
-            mix_estimate = backend.decode(prepared, latent).to(mix.dtype)
-        loss, stats = backend.stage_loss(
-            estimate,
-            source,
-            sounds,
-            latents,
-            mix_estimate,
-            mix,
-            config.similarity_loss_weight,
-            config.dissimilarity_loss_weight,
-            config.reconstruction_loss_weight,
-        )
-        return loss, stats, separated
+        count = len(self.config.instruments)
+        return torch.stack(losses).sum(), torch.cat([*(s[:count] for s in stats), stats[-1][count:]])
 
 
 def check_mixes(config: MetaTasNetConfig, mixes: Sequence[Tensor], device: torch.device) -> None:

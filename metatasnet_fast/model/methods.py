@@ -73,11 +73,11 @@ class NetworkMethods(nn.Module):
 
         Args:
             input_mixes: (b, 1, T 2^s) for each stage ``s``; T a multiple of ``W``.
-            separated_inputs: (b, 4, 1, T 2^s), the sources: drums, bass, other, vocals.
-            masks: (b, 4, 1), 1 where the source sounds.
+            separated_inputs: (b, I, 1, T 2^s), the sources in the order of the I instruments.
+            masks: (b, I, 1), 1 where the source sounds.
 
         Returns:
-            the loss, (1,), and (1, 4 * stages + 3): the four SI-SDR of every stage in dB, then the last stage's
+            the loss, (1,), and (1, I * stages + 3): the SI-SDR of every stage and instrument in dB, then the last stage's
             reconstruction SI-SDR in dB, dissimilarity and similarity.
 
         Raises:
@@ -95,14 +95,15 @@ class NetworkMethods(nn.Module):
             )
         for mix, source, mask in zip(input_mixes, separated_inputs, masks, strict=True):
             batch, _, length = mix.shape
-            if source.shape != (batch, 4, 1, length) or mask.shape != (batch, 4, 1):
+            expected = (batch, len(config.instruments), 1, length)
+            if source.shape != expected or mask.shape != expected[:3]:
                 raise ShapeError(
-                    f"For a mixture {tuple(mix.shape)} the sources must be {(batch, 4, 1, length)} and the mask "
-                    f"{(batch, 4, 1)}, got {tuple(source.shape)} and {tuple(mask.shape)}."
+                    f"For a mixture {tuple(mix.shape)} the sources must be {expected} and the mask {expected[:3]}, "
+                    f"got {tuple(source.shape)} and {tuple(mask.shape)}."
                 )
         dropout = config.dropout if self.training else 0.0
         engine = self.engine(training=dropout > 0 or self._needs_gradients(input_mixes))
-        loss, stats = engine.loss(input_mixes, separated_inputs, masks, dropout)
+        loss, stats = engine.loss(input_mixes, separated_inputs, masks, dropout=engine.random_dropout(dropout))
         return loss.unsqueeze(0), stats.unsqueeze(0)
 
     def inference(self, input_audio: Sequence[Tensor], n_chunks: int = 4) -> list[Tensor]:
@@ -117,7 +118,7 @@ class NetworkMethods(nn.Module):
             n_chunks: parts; more of them need less memory.
 
         Returns:
-            (b, 4, 1, T_s) for each stage, in the input's dtype.
+            (b, I, 1, T_s) for each stage, in the input's dtype.
 
         Raises:
             ShapeError: for inputs of other shapes, or shorter than the STFT's reflect padding.

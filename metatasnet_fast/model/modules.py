@@ -36,7 +36,7 @@ class Encoder(nn.Module):
 
     def __init__(self, config: StageConfig) -> None:
         super().__init__()
-        self.spectrogram = Spectrogram(config)
+        self.spectrogram = Spectrogram(config) if config.has_spectrogram else None
         self.filters = nn.ModuleList(
             nn.Conv1d(1, config.encoder_width, k, stride=config.W, bias=False, padding=(k - config.W) // 2)
             for k in config.kernel_sizes
@@ -75,9 +75,10 @@ class GeneratedConvolution(nn.Module):
 class IndependentConvolution(nn.Module):
     """One stored kernel per instrument."""
 
-    def __init__(self, inputs: int, outputs: int, taps: int, groups: int, bias: bool) -> None:
+    def __init__(self, instruments: int, inputs: int, outputs: int, taps: int, groups: int, bias: bool) -> None:
         super().__init__()
-        self.conv = nn.Conv1d(4 * inputs * groups, 4 * outputs, taps, groups=4 * groups, bias=bias)
+        groups *= instruments
+        self.conv = nn.Conv1d(inputs * groups, instruments * outputs, taps, groups=groups, bias=bias)
 
 
 class GeneratedNorm(nn.Module):
@@ -92,9 +93,9 @@ class GeneratedNorm(nn.Module):
 class IndependentNorm(nn.Module):
     """Stored scales and shifts per instrument."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, instruments: int, channels: int) -> None:
         super().__init__()
-        self.group_norm = nn.GroupNorm(4 * GROUPS, 4 * channels, eps=1e-8)
+        self.group_norm = nn.GroupNorm(instruments * GROUPS, instruments * channels, eps=1e-8)
 
 
 class Layers:
@@ -105,12 +106,13 @@ class Layers:
 
     def norm(self, channels: int) -> nn.Module:
         if self.config.independent_params:
-            return IndependentNorm(channels)
+            return IndependentNorm(len(self.config.instruments), channels)
         return GeneratedNorm(self.config.E_1, self.config.E_2, channels)
 
     def convolution(self, inputs: int, outputs: int, taps: int = 1, groups: int = 1, bias: bool = False) -> nn.Module:
         if self.config.independent_params:
-            return IndependentConvolution(inputs // groups, outputs, taps, groups, bias)
+            count = len(self.config.instruments)
+            return IndependentConvolution(count, inputs // groups, outputs, taps, groups, bias)
         return GeneratedConvolution(self.config.E_1, self.config.E_2, inputs // groups, outputs, taps, bias)
 
 
@@ -158,4 +160,5 @@ class Stage(nn.Module):
         self.encoder = Encoder(stage)
         self.decoder = Decoder(stage)
         self.mask = MaskingNetwork(config, stage)
-        self.instrument_embedding = None if config.independent_params else nn.Embedding(4, config.E_1)
+        count = len(config.instruments)
+        self.instrument_embedding = None if config.independent_params else nn.Embedding(count, config.E_1)

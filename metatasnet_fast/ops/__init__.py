@@ -1,9 +1,9 @@
 """The public fused operations.
 
-Activations are (n, 4, frames, channels). Items, instruments and frames may have any stride, also 0; channels that are not
-neighbours in memory are copied first. On a CUDA device the Triton kernels run; on a CPU the reference arithmetic (or, with
-``TRITON_INTERPRET=1`` in the environment, the kernels in Triton's interpreter). Statistics and parameters' gradients are
-float32 (float64 on float64 input, which only a CPU serves). All are registered with PyTorch: autograd, ``torch.compile``.
+Activations are (n, I, frames, channels) for I instruments. Items, instruments and frames may have any stride, also 0; channels
+that are not neighbours in memory are copied first. On a CUDA device the Triton kernels run; on a CPU the plain arithmetic
+(or, with ``TRITON_INTERPRET=1`` in the environment, the kernels in Triton's interpreter). Statistics and parameters' gradients
+are float32 (float64 on float64 input, which only a CPU serves). All are registered with PyTorch: autograd, ``torch.compile``.
 
 A group norm is an operation of its own only where it must be stored: whoever writes an activation also writes its
 statistics, whoever reads it applies the norm, and the reader's backward returns the whole gradient, that through the
@@ -19,14 +19,13 @@ from .bottleneck import bottleneck
 from .depthwise import depthwise
 from .filter_bank import filter_bank
 from .generator import Section, generated_parameters
-from .group_norm import group_norm
 from .in_conv import in_conv
 from .log_power import log_power
 from .losses import stage_loss
 from .mask_tail import mask_tail
 from .overlap_add import overlap_add
 from .pointwise import pointwise
-from .statistics import GroupNorm, group_affine, group_statistics
+from .statistics import GroupNorm, group_affine, group_norm, group_statistics
 
 __all__ = [
     "BlockParameters",

@@ -10,42 +10,35 @@ from torch import Tensor
 
 from ..config import GROUPS
 from ..errors import ShapeError
-from ..reference import blocks as plain
-from ..reference.statistics import activation, tile_statistics, wide
-from .library import (
-    LIBRARY,
-    NAMESPACE,
-    check_activation,
-    check_parameter,
-    kernels,
-    register,
-    register_once_differentiable,
-    tile,
-    unit_stride,
-)
+from .depthwise import backward as depthwise_backward
+from .depthwise import forward as depthwise_forward
+from .operator import check_activation, check_parameter, differentiable, kernels, operator, unit_stride
+from .pointwise import backward as pointwise_backward
+from .pointwise import forward as pointwise_forward
+from .statistics import activation, affine_of, tile_statistics
 
 __all__ = ["BlockParameters", "blocks", "kept_for_backward"]
 
 
 class BlockParameters(NamedTuple):
-    """The weights of L blocks, of B channels outside and H inside, stacked; any floating dtype."""
+    """The weights of L blocks for I instruments, of B channels outside and H inside, stacked; any floating dtype."""
 
     conv1d: Tensor
-    """(L, 4, H, B)"""
+    """(L, I, H, B)"""
     slope_1: Tensor
     """(L,)"""
     gamma_1: Tensor
-    """(L, 4, H)"""
+    """(L, I, H)"""
     beta_1: Tensor
     taps: Tensor
-    """(L, 4, H, 3)"""
+    """(L, I, H, 3)"""
     slope_2: Tensor
     gamma_2: Tensor
     beta_2: Tensor
     out: Tensor
-    """(L, 4, 2 B, H): rows of res_out, then of skip_out. The last block's res_out is not used, and its gradient zero."""
+    """(L, I, 2 B, H): rows of res_out, then of skip_out. The last block's res_out is not used, and its gradient zero."""
     bias: Tensor | None
-    """(L, 4, 2 B), likewise; None for none."""
+    """(L, I, 2 B), likewise; None for none."""
 
 
 def blocks(
@@ -64,7 +57,7 @@ def blocks(
     Differentiable once, in everything but the statistics.
 
     Args:
-        x: (n, 4, frames, B), the residual stream: float32, bfloat16, float16; on a CPU also float64.
+        x: (n, I, frames, B), the residual stream: float32, bfloat16, float16; on a CPU also float64.
         parameters: of L blocks; H and B multiples of 8.
         dilations: of each block.
         layers: blocks of a stack, a divisor of L: their skips are one product.
@@ -74,7 +67,7 @@ def blocks(
         tf32: products of float32 in TF32 on the tensor cores, three decimal digits.
 
     Returns:
-        skips (n, 4, frames, B) in the dtype of ``x``, and the statistics of PReLU(skips, next_slope).
+        skips (n, I, frames, B) in the dtype of ``x``, and the statistics of PReLU(skips, next_slope).
 
     Raises:
         ShapeError: if a shape, dtype or device does not fit.
@@ -83,16 +76,19 @@ def blocks(
     check_activation("x", x)
     p, width = parameters, x.shape[3]
     if p.conv1d.dim() != 4 or p.conv1d.shape[2] % GROUPS or p.conv1d.shape[2] == 0:
-        raise ShapeError(f"conv1d must be (blocks, 4, a multiple of {GROUPS}, {width}), got {tuple(p.conv1d.shape)}.")
+        raise ShapeError(
+            f"conv1d must be (blocks, instruments, a multiple of {GROUPS}, {width}), got {tuple(p.conv1d.shape)}."
+        )
     count, _, hidden, _ = p.conv1d.shape
+    instruments = x.shape[1]
     if len(dilations) != count or min(dilations) < 1 or layers < 1 or count % layers:
         raise ShapeError(
             f"{count} blocks need as many dilations of at least 1, and whole stacks; got {dilations}, {layers}."
         )
-    channels = (count, 4, hidden)
+    channels = (count, instruments, hidden)
     shapes = (
         (*channels, width), (count,), channels, channels, (*channels, 3), (count,), channels, channels,
-        (count, 4, 2 * width, hidden), (count, 4, 2 * width),
+        (count, instruments, 2 * width, hidden), (count, instruments, 2 * width),
     )  # fmt: skip
     for name, value, shape in zip(p._fields, p, shapes, strict=True):
         check_parameter(name, value, shape, x)
@@ -114,67 +110,80 @@ def kept_for_backward(dtype: torch.dtype) -> int:
     return 2 if dtype.itemsize == 2 else 1
 
 
-def _stacked(p: Sequence[Any]) -> plain.Stacked:
-    return plain.Stacked(*p)
+def _layer(p: BlockParameters, layer: int) -> BlockParameters:
+    """The parameters of one block; its slopes are (1,)."""
+
+    def of(v: Any) -> Any:
+        return None if v is None else v[layer : layer + 1] if v.dim() == 1 else v[layer]
+
+    return BlockParameters(*map(of, p))
 
 
-def _tower(x: Tensor, p: Sequence[Any], dilations: list[int], layers: int) -> Any:
-    conv1d, slope_1, gamma_1, beta_1, taps, slope_2, gamma_2, beta_2, out, bias = p
+def _forward_layer(x: Tensor, w: BlockParameters, dilation: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Results of conv1d and of the depthwise pass, and the affines of both norms."""
+    frames = x.shape[2]
+    c = pointwise_forward(x, w.conv1d, None, None, None, None, None)
+    affine_1 = affine_of(tile_statistics(activation(c, w.slope_1)), w.gamma_1, w.beta_1, frames)
+    b = depthwise_forward(c, w.taps, dilation, w.slope_1, affine_1, w.beta_1, w.slope_2)
+    return c, b, affine_1, affine_of(tile_statistics(activation(b, None)), w.gamma_2, w.beta_2, frames)
 
+
+def _launcher_weights(x: Tensor, p: BlockParameters, dilations: list[int], layers: int) -> Any:
     def aligned(slope: Tensor) -> Tensor:
+        """Each slope at a multiple of 16 bytes."""
         return slope[:, None].expand(-1, 4).contiguous()
 
-    return kernels("blocks", x.dtype).Tower(
-        conv1d.to(x.dtype).contiguous(), aligned(slope_1), gamma_1.contiguous(), beta_1.contiguous(), taps.contiguous(),
-        aligned(slope_2), gamma_2.contiguous(), beta_2.contiguous(), out.contiguous(),
-        None if bias is None else bias.contiguous(), tuple(dilations), layers,
+    return kernels("blocks", x.dtype).BlockWeights(
+        p.conv1d.to(x.dtype).contiguous(), aligned(p.slope_1), p.gamma_1.contiguous(), p.beta_1.contiguous(),
+        p.taps.contiguous(), aligned(p.slope_2), p.gamma_2.contiguous(), p.beta_2.contiguous(), p.out.contiguous(),
+        None if p.bias is None else p.bias.contiguous(), tuple(dilations), layers,
     )  # fmt: skip
 
 
-def _forward_kernel(
+def _kernel(
     x: Tensor, conv1d: Tensor, slope_1: Tensor, gamma_1: Tensor, beta_1: Tensor, taps: Tensor, slope_2: Tensor,
     gamma_2: Tensor, beta_2: Tensor, out: Tensor, bias: Tensor | None, next_slope: Tensor, dilations: list[int],
     layers: int, keep: int, items: int, tf32: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    p = (conv1d, slope_1, gamma_1, beta_1, taps, slope_2, gamma_2, beta_2, out, bias)
-    forward = kernels("blocks", x.dtype).blocks_forward
-    skips, statistics, kept = forward(unit_stride(x), _tower(x, p, dilations, layers), next_slope, keep, items, tf32)
+    p = BlockParameters(conv1d, slope_1, gamma_1, beta_1, taps, slope_2, gamma_2, beta_2, out, bias)
+    weights = _launcher_weights(x, p, dilations, layers)
+    launcher = kernels("blocks", x.dtype).blocks_forward
+    skips, statistics, kept = launcher(unit_stride(x), weights, next_slope, keep, items, tf32)
     return skips, statistics, kept.x, kept.c, kept.b, kept.affine_1, kept.affine_2
 
 
-def _forward_reference(
+@operator("blocks", _kernel)
+def _blocks(
     x: Tensor, conv1d: Tensor, slope_1: Tensor, gamma_1: Tensor, beta_1: Tensor, taps: Tensor, slope_2: Tensor,
-    gamma_2: Tensor, beta_2: Tensor, out: Tensor, bias: Tensor | None, next_slope: Tensor, dilations: list[int],
+    gamma_2: Tensor, beta_2: Tensor, out: Tensor, bias: Tensor | None, next_slope: Tensor, dilations: Sequence[int],
     layers: int, keep: int, items: int, tf32: bool,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    p = (conv1d, slope_1, gamma_1, beta_1, taps, slope_2, gamma_2, beta_2, out, bias)
-    skips, xs, cs, bs, affine_1, affine_2 = plain.forward(x, _stacked(p), dilations, tile())
-    statistics = tile_statistics(activation(skips, next_slope), tile())
-    stacks = bs.unflatten(0, (-1, layers)).movedim(1, -2).flatten(-2)
-    empty = x.new_empty(0)
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Skips and their statistics; the inputs of all blocks but the first, c, b (a stack's side by side), both affines."""
+    p = BlockParameters(conv1d, slope_1, gamma_1, beta_1, taps, slope_2, gamma_2, beta_2, out, bias)
+    width = x.shape[3]
+    skips = torch.zeros_like(x, memory_format=torch.contiguous_format)
+    xs, cs, bs, affines_1, affines_2 = [], [], [], [], []
+    first = x
+    for layer, dilation in enumerate(dilations):
+        w = _layer(p, layer)
+        c, b, affine_1, affine_2 = _forward_layer(x, w, dilation)
+        residual, skip = (None, None) if w.bias is None else (w.bias[:, :width], w.bias[:, width:])
+        skips = pointwise_forward(b, w.out[:, width:], skip, skips, None, affine_2, w.beta_2)
+        if layer < len(dilations) - 1:
+            x = pointwise_forward(b, w.out[:, :width], residual, x, None, affine_2, w.beta_2)
+            xs.append(x)
+        cs.append(c)
+        bs.append(b)
+        affines_1.append(affine_1)
+        affines_2.append(affine_2)
+    inputs = torch.stack(xs) if xs else first.new_empty(0, *first.shape)
+    stacks = torch.stack(bs).unflatten(0, (-1, layers)).movedim(1, -2).flatten(-2)
+    nothing = [first.new_empty(0) for _ in range(3)]
     return (
-        skips.contiguous(), statistics, xs if keep else empty, cs if keep else empty.clone(),
-        stacks.contiguous() if keep > 1 else empty.clone(), affine_1, affine_2,
+        skips, tile_statistics(activation(skips, next_slope)), inputs if keep else nothing[0],
+        torch.stack(cs) if keep else nothing[1], stacks if keep > 1 else nothing[2], torch.stack(affines_1),
+        torch.stack(affines_2),
     )  # fmt: skip
-
-
-def _forward_fake(
-    x: Tensor, conv1d: Tensor, slope_1: Tensor, gamma_1: Tensor, beta_1: Tensor, taps: Tensor, slope_2: Tensor,
-    gamma_2: Tensor, beta_2: Tensor, out: Tensor, bias: Tensor | None, next_slope: Tensor, dilations: list[int],
-    layers: int, keep: int, items: int, tf32: bool,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    n, _, frames, width = x.shape
-    count, _, hidden, _ = conv1d.shape
-    dtype = wide(x.dtype)
-    return (
-        x.new_empty(n, 4, frames, width),
-        x.new_empty(n, 4, -(-frames // tile()), 2, width, dtype=dtype),
-        x.new_empty(count - 1, n, 4, frames, width) if keep else x.new_empty(0),
-        x.new_empty(count, n, 4, frames, hidden) if keep else x.new_empty(0),
-        x.new_empty(count // layers, n, 4, frames, layers * hidden) if keep > 1 else x.new_empty(0),
-        x.new_empty(count, n, 4, 4, hidden, dtype=dtype),
-        x.new_empty(count, n, 4, 4, hidden, dtype=dtype),
-    )
 
 
 def _backward_kernel(
@@ -182,54 +191,47 @@ def _backward_kernel(
     slope_2: Tensor, gamma_2: Tensor, beta_2: Tensor, out: Tensor, bias: Tensor | None, xs: Tensor, cs: Tensor,
     bs: Tensor, affine_1: Tensor, affine_2: Tensor, dilations: list[int], layers: int, tf32: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    p = (conv1d, slope_1, gamma_1, beta_1, taps, slope_2, gamma_2, beta_2, out, bias)
+    p = BlockParameters(conv1d, slope_1, gamma_1, beta_1, taps, slope_2, gamma_2, beta_2, out, bias)
     kept = kernels("blocks", x.dtype).Kept(xs, cs, bs, affine_1, affine_2)
-    backward = kernels("blocks_backward", x.dtype).blocks_backward
-    found: tuple[Tensor, ...] = backward(
-        dskips.contiguous(), unit_stride(x), kept, _tower(x, p, dilations, layers), tf32
-    )
+    launcher = kernels("blocks_backward", x.dtype).blocks_backward
+    weights = _launcher_weights(x, p, dilations, layers)
+    found: tuple[Tensor, ...] = launcher(dskips.contiguous(), unit_stride(x), kept, weights, tf32)
     return found
 
 
-def _backward_reference(
+@operator("blocks_backward", _backward_kernel)
+def _blocks_backward(
     dskips: Tensor, x: Tensor, conv1d: Tensor, slope_1: Tensor, gamma_1: Tensor, beta_1: Tensor, taps: Tensor,
     slope_2: Tensor, gamma_2: Tensor, beta_2: Tensor, out: Tensor, bias: Tensor | None, xs: Tensor, cs: Tensor,
-    bs: Tensor, affine_1: Tensor, affine_2: Tensor, dilations: list[int], layers: int, tf32: bool,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    p = (conv1d, slope_1, gamma_1, beta_1, taps, slope_2, gamma_2, beta_2, out, bias)
-    found = plain.backward(dskips, x, _stacked(p), dilations, (xs, cs, affine_1, affine_2))
-    return tuple(value.contiguous() for value in found)
-
-
-def _backward_fake(
-    dskips: Tensor, x: Tensor, conv1d: Tensor, slope_1: Tensor, gamma_1: Tensor, beta_1: Tensor, taps: Tensor,
-    slope_2: Tensor, gamma_2: Tensor, beta_2: Tensor, out: Tensor, bias: Tensor | None, xs: Tensor, cs: Tensor,
-    bs: Tensor, affine_1: Tensor, affine_2: Tensor, dilations: list[int], layers: int, tf32: bool,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    p = (conv1d, slope_1, gamma_1, beta_1, taps, slope_2, gamma_2, beta_2, out)
-    gradients = [affine_1.new_empty(value.shape) for value in p]
-    return x.new_empty(x.shape), *gradients, affine_1.new_empty(out.shape[:3])
-
-
-_PARAMETERS = (
-    "Tensor conv1d, Tensor slope_1, Tensor gamma_1, Tensor beta_1, Tensor taps, Tensor slope_2, Tensor gamma_2, "
-    "Tensor beta_2, Tensor out, Tensor? bias"
-)
-_blocks = register(
-    f"blocks(Tensor x, {_PARAMETERS}, Tensor next_slope, int[] dilations, int layers, int keep, int items, bool tf32) -> "
-    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _forward_kernel,
-    _forward_reference,
-    _forward_fake,
-)
-_blocks_backward = register(
-    f"blocks_backward(Tensor dskips, Tensor x, {_PARAMETERS}, Tensor xs, Tensor cs, Tensor bs, Tensor affine_1, "
-    "Tensor affine_2, int[] dilations, int layers, bool tf32) -> "
-    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _backward_kernel,
-    _backward_reference,
-    _backward_fake,
-)
+    bs: Tensor, affine_1: Tensor, affine_2: Tensor, dilations: Sequence[int], layers: int, tf32: bool,
+) -> tuple[
+    Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor
+]:  # fmt: skip
+    """dx and the gradients of the weights in their order, with those of the last block's residual rows zero."""
+    p = BlockParameters(conv1d, slope_1, gamma_1, beta_1, taps, slope_2, gamma_2, beta_2, out, bias)
+    width = x.shape[3]
+    dx: Tensor | None = None
+    found: list[tuple[Tensor, ...]] = []
+    for layer in reversed(range(len(dilations))):
+        w, c = _layer(p, layer), cs[layer]
+        b = depthwise_forward(c, w.taps, dilations[layer], w.slope_1, affine_1[layer], w.beta_1, w.slope_2)
+        dy = torch.cat([torch.zeros_like(dskips) if dx is None else dx, dskips], dim=3)
+        rows = w.out
+        if dx is None:
+            rows = torch.cat([torch.zeros_like(rows[:, :width]), rows[:, width:]], dim=1)
+        db, dout, dbias, _, dgamma_2, dbeta_2 = pointwise_backward(
+            dy, b, rows, None, affine_2[layer], w.gamma_2, w.beta_2
+        )
+        assert dgamma_2 is not None and dbeta_2 is not None
+        dc, dtaps, dslope_1, dgamma_1, dbeta_1, dslope_2 = depthwise_backward(
+            db, c, w.taps, dilations[layer], w.slope_1, affine_1[layer], w.gamma_1, w.beta_1, w.slope_2
+        )
+        dx_l, dconv1d, *_ = pointwise_backward(dc, xs[layer - 1] if layer else x, w.conv1d, None, None, None, None)
+        dx = dx_l if dx is None else dx + dx_l
+        found.insert(0, (dconv1d, dslope_1[0], dgamma_1, dbeta_1, dtaps, dslope_2[0], dgamma_2, dbeta_2, dout, dbias))
+    assert dx is not None
+    gradients = [torch.stack(values) for values in zip(*found, strict=True)]
+    return dx, *gradients  # type: ignore[return-value]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -246,12 +248,11 @@ def _differentiate(ctx: Any, dskips: Tensor | None, *_: Any) -> tuple[Tensor | N
         return (None,) * 17
     if not ctx.kept:
         raise ShapeError("Nothing was kept for backward (keep=0); pass keep=None or 1.")
-    saved = ctx.saved_tensors  # once: checkpointing without reentrance computes them anew, and only for one reading
+    saved = ctx.saved_tensors  # once: checkpointing without reentrance computes them again, for one reading only
     x, *p = saved[:11]
     found = _blocks_backward(dskips, x, *p, *saved[11:], ctx.dilations, ctx.layers, ctx.tf32)
     gradients = [None if v is None else g.to(v.dtype) for v, g in zip(p, found[1:], strict=True)]
     return found[0], *gradients, None, None, None, None, None, None
 
 
-torch.library.register_autograd(f"{NAMESPACE}::blocks", _differentiate, setup_context=_save, lib=LIBRARY)
-register_once_differentiable("blocks_backward")
+differentiable(_blocks, _differentiate, _save, _blocks_backward)

@@ -8,18 +8,8 @@ import torch
 from torch import Tensor
 
 from ..errors import ShapeError
-from ..reference import frames as plain
-from ..reference.statistics import wide
-from .frames import check_frames
-from .library import (
-    LIBRARY,
-    NAMESPACE,
-    check_parameter,
-    kernels,
-    register,
-    register_once_differentiable,
-    unit_stride,
-)
+from .frames import check_frames, gated, interpolation, rounded
+from .operator import check_parameter, differentiable, kernels, operator, unit_stride, wide
 
 __all__ = ["bottleneck"]
 
@@ -66,9 +56,16 @@ def bottleneck(
     return y
 
 
-def _forward_kernel(
-    x: Tensor, weight: Tensor, bias: Tensor | None, share: Tensor | None, relu: bool, tf32: bool
-) -> Tensor:
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, share: Tensor | None, relu: bool) -> Tensor:
+    """y in the dtype of ``x``."""
+    y = x.to(wide(x.dtype)) @ rounded(weight, x).T
+    y = y if bias is None else y + bias.to(y.dtype)
+    if share is not None:
+        y = y + torch.einsum("tf,nfo->nto", interpolation(share.shape[1], x.shape[1], y), share.to(y.dtype))
+    return (y.relu() if relu else y).to(x.dtype)
+
+
+def _kernel(x: Tensor, weight: Tensor, bias: Tensor | None, share: Tensor | None, relu: bool, tf32: bool) -> Tensor:
     module = kernels("bottleneck", x.dtype)
     found: Tensor = module.product(
         unit_stride(x), weight.to(x.dtype), module.products(tf32), bias=None if bias is None else bias.contiguous(),
@@ -77,16 +74,9 @@ def _forward_kernel(
     return found
 
 
-def _forward_reference(
-    x: Tensor, weight: Tensor, bias: Tensor | None, share: Tensor | None, relu: bool, tf32: bool
-) -> Tensor:
-    return plain.bottleneck(x, weight, bias, share, relu).contiguous()
-
-
-def _forward_fake(
-    x: Tensor, weight: Tensor, bias: Tensor | None, share: Tensor | None, relu: bool, tf32: bool
-) -> Tensor:
-    return x.new_empty(x.shape[0], x.shape[1], weight.shape[0])
+@operator("bottleneck", _kernel)
+def _bottleneck(x: Tensor, weight: Tensor, bias: Tensor | None, share: Tensor | None, relu: bool, tf32: bool) -> Tensor:
+    return forward(x, weight, bias, share, relu)
 
 
 def _backward_kernel(
@@ -100,34 +90,15 @@ def _backward_kernel(
     return dx, dw.contiguous(), dbias.contiguous(), dshare
 
 
-def _backward_reference(
+@operator("bottleneck_backward", _backward_kernel)
+def _bottleneck_backward(
     dy: Tensor, x: Tensor, weight: Tensor, y: Tensor | None, rows: int, need_x: bool, tf32: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dx, dw, dbias, dshare = plain.bottleneck_backward(dy, x, weight, y, rows)
-    return dx.contiguous() if need_x else x.new_empty(0), dw.contiguous(), dbias, dshare.contiguous()
-
-
-def _backward_fake(
-    dy: Tensor, x: Tensor, weight: Tensor, y: Tensor | None, rows: int, need_x: bool, tf32: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dw = x.new_empty(weight.shape, dtype=wide(x.dtype))
-    dshare = dw.new_empty(x.shape[0], rows, weight.shape[0]) if rows else dw.new_empty(0)
-    return x.new_empty(x.shape) if need_x else x.new_empty(0), dw, dw.new_empty(weight.shape[0]), dshare
-
-
-_bottleneck = register(
-    "bottleneck(Tensor x, Tensor weight, Tensor? bias, Tensor? share, bool relu, bool tf32) -> Tensor",
-    _forward_kernel,
-    _forward_reference,
-    _forward_fake,
-)
-_bottleneck_backward = register(
-    "bottleneck_backward(Tensor dy, Tensor x, Tensor weight, Tensor? y, SymInt rows, bool need_x, bool tf32) -> "
-    "(Tensor, Tensor, Tensor, Tensor)",
-    _backward_kernel,
-    _backward_reference,
-    _backward_fake,
-)
+    """dx, dW, dbias, dshare of ``rows`` rows; without elements where it is not needed."""
+    g = gated(dy, y)
+    dshare = torch.einsum("tf,nto->nfo", interpolation(rows, x.shape[1], g), g) if rows else g.new_empty(0)
+    dx = (g @ rounded(weight, x)).to(x.dtype) if need_x else x.new_empty(0)
+    return dx, torch.einsum("nto,ntk->ok", g, x.to(g.dtype)), g.sum((0, 1)), dshare
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -148,5 +119,4 @@ def _differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     )  # fmt: skip
 
 
-torch.library.register_autograd(f"{NAMESPACE}::bottleneck", _differentiate, setup_context=_save, lib=LIBRARY)
-register_once_differentiable("bottleneck_backward")
+differentiable(_bottleneck, _differentiate, _save, _bottleneck_backward)

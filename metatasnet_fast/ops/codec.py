@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import StageConfig
-from ..errors import ShapeError
 from ..precision import Precision
 from ..reference.weights import DecoderWeights, EncoderWeights
 from .bottleneck import bottleneck
@@ -28,18 +27,26 @@ ALIGNMENT = 8
 
 
 @dataclass(frozen=True)
+class MelOperands:
+    """The spectrogram branch: window and mean, the map to mel bands with its bias, the bottleneck's part for them."""
+
+    window: Tensor
+    mean: Tensor
+    weight: Tensor
+    bias: Tensor
+    to_latent: Tensor
+
+
+@dataclass(frozen=True)
 class EncoderOperands:
     """What :func:`encode` multiplies with; ``wave``, ``mel`` and ``last`` are the bottleneck's three parts."""
 
     config: StageConfig
     precision: Precision
     bank: Tensor
-    window: Tensor
-    mean: Tensor
-    mel_weight: Tensor
-    mel_bias: Tensor
     wave: Tensor
-    mel: Tensor
+    mel: MelOperands | None
+    """None in a network without the spectrogram branch."""
     last: Tensor
 
 
@@ -83,18 +90,23 @@ def prepare_encoder(weights: EncoderWeights, config: StageConfig, precision: Pre
     meet the logarithm in float32 before anything is multiplied.
     """
     dtype, exact, s = precision.storage, _exact(precision), weights.spectrogram
-    mel_weight = s.mel_weight[:, :, 0].to(exact)
     first, waves = weights.bottleneck_1[:, :, 0], len(weights.filters) * config.encoder_width
+    mel = None
+    if s is not None:
+        mel_weight = s.mel_weight[:, :, 0].to(exact)
+        mel = MelOperands(
+            window=s.window.to(exact),
+            mean=s.mean.flatten().to(exact),
+            weight=mel_weight * (s.scale / s.std).flatten().to(exact),
+            bias=s.mel_bias.to(exact) + (mel_weight * s.bias.flatten().to(exact)).sum(1),
+            to_latent=first[:, waves:].to(exact),
+        )
     return EncoderOperands(
         config,
         precision,
         bank=_aligned(torch.stack(_centred(weights.filters), dim=1).flatten(0, 1), 0).to(dtype),
-        window=s.window.to(exact),
-        mean=s.mean.flatten().to(exact),
-        mel_weight=mel_weight * (s.scale / s.std).flatten().to(exact),
-        mel_bias=s.mel_bias.to(exact) + (mel_weight * s.bias.flatten().to(exact)).sum(1),
         wave=_aligned(first[:, :waves], 1).to(dtype),
-        mel=first[:, waves:].to(exact),
+        mel=mel,
         last=weights.bottleneck_2[:, :, 0].to(dtype),
     )
 
@@ -122,20 +134,15 @@ def encode(operands: EncoderOperands, signal: Tensor) -> Tensor:
         ShapeError: for a signal of another shape or too short for the reflect-padded transform.
     """
     o, config, tf32 = operands, operands.config, operands.precision is Precision.tf32
-    if signal.dim() != 3 or signal.shape[1] != 1:
-        raise ShapeError(f"A signal must have shape (n, 1, samples), got {tuple(signal.shape)}.")
-    if signal.shape[-1] <= config.n_fft // 2 or signal.shape[-1] < config.W:
-        raise ShapeError(
-            f"{signal.shape[-1]} samples at {config.sampling_rate} Hz are too few: "
-            f"pad to {config.shortest} or more (the Separator does it for you)."
-        )
-    samples = signal[:, 0]
+    config.check_signal(signal.shape)
+    samples, share = signal[:, 0], None
     padding = (o.bank.shape[1] - config.W) // 2
     wave = filter_bank(samples.to(o.bank.dtype), o.bank, config.W, padding, tf32=tf32)
-    power = log_power(samples.to(o.mean.dtype), o.window, o.mean, config.hop)
-    rough = tf32 or o.bank.dtype.itemsize == 2
-    mel = bottleneck(power, o.mel_weight, o.mel_bias, tf32=rough)
-    share = bottleneck(mel, o.mel, tf32=rough)
+    if o.mel is not None:
+        power = log_power(samples.to(o.mel.mean.dtype), o.mel.window, o.mel.mean, config.hop)
+        rough = tf32 or o.bank.dtype.itemsize == 2
+        mel = bottleneck(power, o.mel.weight, o.mel.bias, tf32=rough)
+        share = bottleneck(mel, o.mel.to_latent, tf32=rough)
     x = bottleneck(wave, o.wave, share=share, relu=True, tf32=tf32)
     return bottleneck(x, o.last, tf32=tf32).transpose(1, 2)
 
@@ -154,8 +161,7 @@ def decode(operands: DecoderOperands, latent: Tensor) -> Tensor:
         ShapeError: for a latent of another shape.
     """
     o, config, tf32 = operands, operands.config, operands.precision is Precision.tf32
-    if latent.dim() != 3 or latent.shape[1] != config.N:
-        raise ShapeError(f"A latent must have shape (n, {config.N}, frames), got {tuple(latent.shape)}.")
+    config.check_latent(latent.shape)
     if latent.shape[2] == 0:
         return latent.new_empty(len(latent), 1, 0, dtype=_exact(o.precision))
     x = bottleneck(latent.transpose(1, 2).to(o.bank.dtype), o.bottleneck, relu=True, tf32=tf32)

@@ -8,21 +8,26 @@ import torch
 from torch import Tensor
 
 from ..errors import ShapeError
-from ..reference import depthwise as plain
-from ..reference.statistics import tile_statistics, wide
-from .library import (
-    LIBRARY,
-    NAMESPACE,
+from .operator import (
     check_activation,
     check_norm,
     check_parameter,
+    differentiable,
     kernels,
-    register,
-    register_once_differentiable,
-    tile,
+    operator,
     unit_stride,
+    wide,
 )
-from .statistics import GroupNorm, _affine_reference
+from .statistics import (
+    GroupNorm,
+    activation,
+    activation_backward,
+    affine_by_kernel,
+    affine_of,
+    normalise,
+    normalise_backward,
+    tile_statistics,
+)
 
 __all__ = ["depthwise"]
 
@@ -36,15 +41,15 @@ def depthwise(
     the statistics. Backward needs ``x`` alone; what lies between is computed again.
 
     Args:
-        x: (n, 4, frames, C), float32, bfloat16, float16; on a CPU also float64.
-        weight: (4, C, 3).
+        x: (n, I, frames, C) for I instruments, float32, bfloat16, float16; on a CPU also float64.
+        weight: (I, C, 3).
         dilation: frames between taps, at least 1; may exceed the number of frames.
         slope: (1,), of the PReLU on ``x``.
         norm: group norm of PReLU(x), with the statistics of PReLU(x).
         next_slope: (1,), of the PReLU on the result.
 
     Returns:
-        y (n, 4, frames, C) in the dtype of ``x``, and the statistics of y.
+        y (n, I, frames, C) in the dtype of ``x``, and the statistics of y.
 
     Raises:
         ShapeError: if a shape, dtype, device or the dilation does not fit.
@@ -53,7 +58,7 @@ def depthwise(
     check_activation("x", x)
     if dilation < 1:
         raise ShapeError(f"dilation must be at least 1, got {dilation}.")
-    check_parameter("weight", weight, (4, x.shape[3], 3), x)
+    check_parameter("weight", weight, (x.shape[1], x.shape[3], 3), x)
     check_parameter("slope", slope, (1,), x)
     check_parameter("next_slope", next_slope, (1,), x)
     check_norm(norm, x)
@@ -61,91 +66,97 @@ def depthwise(
     return y, statistics
 
 
-def _forward_kernel(
+def _shift(v: Tensor, frames: int) -> Tensor:
+    """``v[t + frames]``, zero where that is outside the signal."""
+    length = v.shape[2]
+    shifted = torch.zeros_like(v)
+    if abs(frames) < length:
+        shifted[:, :, max(0, -frames) : length - max(0, frames)] = v[:, :, max(0, frames) : length - max(0, -frames)]
+    return shifted
+
+
+def _convolved(
+    x: Tensor, weight: Tensor, dilation: int, slope: Tensor, affine: Tensor, beta: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """PReLU(x), its norm, and the convolution of that."""
+    z = activation(x, slope)
+    m = normalise(z, affine, beta)
+    taps = weight.to(z.dtype)[:, None]
+    a = sum((taps[..., k] * _shift(m, (k - 1) * dilation) for k in range(3)), torch.zeros_like(m))
+    return z, m, a
+
+
+def forward(
+    x: Tensor, weight: Tensor, dilation: int, slope: Tensor, affine: Tensor, beta: Tensor, next_slope: Tensor
+) -> Tensor:
+    """y in the dtype of ``x``, from the norm's affine."""
+    a = _convolved(x, weight, dilation, slope, affine, beta)[2]
+    return torch.where(a > 0, a, next_slope.to(a.dtype) * a).to(x.dtype)
+
+
+def backward(
+    dy: Tensor, x: Tensor, weight: Tensor, dilation: int, slope: Tensor, affine: Tensor, gamma: Tensor, beta: Tensor,
+    next_slope: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """dx, dw (I, C, 3), dslope, dgamma, dbeta, dnext_slope."""
+    dy = dy.to(wide(x.dtype))
+    z, m, a = _convolved(x, weight, dilation, slope, affine, beta)
+    dnext_slope = torch.where(a > 0, 0, dy * a).sum().reshape(1)
+    da = torch.where(a > 0, dy, next_slope.to(dy.dtype) * dy)
+    dw = torch.stack([(da * _shift(m, (k - 1) * dilation)).sum((0, 2)) for k in range(3)], dim=2)
+    taps = weight.to(dy.dtype)[:, None]
+    dm = sum((_shift(taps[..., k] * da, -(k - 1) * dilation) for k in range(3)), torch.zeros_like(m))
+    dz, dgamma, dbeta = normalise_backward(dm, z, affine, gamma)
+    dx, dslope = activation_backward(dz, x, slope)
+    return dx, dw, dslope, dgamma, dbeta, dnext_slope
+
+
+def _kernel(
     x: Tensor, weight: Tensor, dilation: int, slope: Tensor, statistics: Tensor, gamma: Tensor, beta: Tensor,
     next_slope: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    module = kernels("depthwise", x.dtype)
-    beta = beta.contiguous()
-    launcher = kernels("statistics", x.dtype)
-    affine = launcher.group_affine(statistics.contiguous(), gamma.contiguous(), beta, x.shape[2])
-    next_statistics = launcher.new_statistics(x, x.shape[3])
-    y = module.depthwise_forward(
-        unit_stride(x), weight.contiguous(), dilation, slope, affine, beta, next_slope, statistics=next_statistics
-    )
+    affine = affine_by_kernel(statistics, gamma, beta, x.shape[2])
+    next_statistics = kernels("statistics", x.dtype).new_statistics(x, x.shape[3])
+    y = kernels("depthwise", x.dtype).depthwise_forward(
+        unit_stride(x), weight.contiguous(), dilation, slope, affine, beta.contiguous(), next_slope,
+        statistics=next_statistics,
+    )  # fmt: skip
     return y, next_statistics, affine
 
 
-def _forward_reference(
+@operator("depthwise", _kernel)
+def _depthwise(
     x: Tensor, weight: Tensor, dilation: int, slope: Tensor, statistics: Tensor, gamma: Tensor, beta: Tensor,
     next_slope: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    affine = _affine_reference(statistics, gamma, beta, x.shape[2])
-    y = plain.forward(x, weight, dilation, slope, affine, beta, next_slope).contiguous()
-    return y, tile_statistics(y.to(wide(y.dtype)), tile()), affine
-
-
-def _forward_fake(
-    x: Tensor, weight: Tensor, dilation: int, slope: Tensor, statistics: Tensor, gamma: Tensor, beta: Tensor,
-    next_slope: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    n, _, _, channels = x.shape
-    return x.new_empty(x.shape), statistics.new_empty(statistics.shape), statistics.new_empty(n, 4, 4, channels)
+    affine = affine_of(statistics, gamma, beta, x.shape[2])
+    y = forward(x, weight, dilation, slope, affine, beta, next_slope)
+    return y, tile_statistics(y.to(wide(y.dtype))), affine
 
 
 def _backward_kernel(
     dy: Tensor, x: Tensor, weight: Tensor, dilation: int, slope: Tensor, affine: Tensor, gamma: Tensor, beta: Tensor,
     next_slope: Tensor,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    module = kernels("depthwise_backward", x.dtype)
-    found: tuple[Tensor, ...] = module.depthwise_backward(
+    found: tuple[Tensor, ...] = kernels("depthwise_backward", x.dtype).depthwise_backward(
         unit_stride(dy), unit_stride(x), weight.contiguous(), dilation, slope, affine, beta.contiguous(), next_slope
     )
     return tuple(value.contiguous() for value in found)
 
 
-def _backward_reference(
+@operator("depthwise_backward", _backward_kernel)
+def _depthwise_backward(
     dy: Tensor, x: Tensor, weight: Tensor, dilation: int, slope: Tensor, affine: Tensor, gamma: Tensor, beta: Tensor,
     next_slope: Tensor,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    found = plain.backward(dy, x, weight, dilation, slope, affine, gamma, beta, next_slope)
-    return tuple(value.contiguous() for value in found)
-
-
-def _backward_fake(
-    dy: Tensor, x: Tensor, weight: Tensor, dilation: int, slope: Tensor, affine: Tensor, gamma: Tensor, beta: Tensor,
-    next_slope: Tensor,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    channels, one = affine.new_empty(4, x.shape[3]), affine.new_empty(1)
-    return (
-        x.new_empty(x.shape), affine.new_empty(weight.shape), one, channels, torch.empty_like(channels),
-        torch.empty_like(one),
-    )  # fmt: skip
-
-
-_depthwise = register(
-    "depthwise(Tensor x, Tensor weight, int dilation, Tensor slope, Tensor statistics, Tensor gamma, Tensor beta, "
-    "Tensor next_slope) -> (Tensor, Tensor, Tensor)",
-    _forward_kernel,
-    _forward_reference,
-    _forward_fake,
-)
-_depthwise_backward = register(
-    "depthwise_backward(Tensor dy, Tensor x, Tensor weight, int dilation, Tensor slope, Tensor affine, Tensor gamma, "
-    "Tensor beta, Tensor next_slope) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _backward_kernel,
-    _backward_reference,
-    _backward_fake,
-)
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    return backward(dy, x, weight, dilation, slope, affine, gamma, beta, next_slope)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, weight, dilation, slope, _, gamma, beta, next_slope = inputs
-    _, next_statistics, affine = output
-    ctx.mark_non_differentiable(next_statistics, affine)
+    x, weight, ctx.dilation, slope, _, gamma, beta, next_slope = inputs
+    ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, weight, slope, affine, gamma, beta, next_slope)
-    ctx.dilation = dilation
+    ctx.save_for_backward(x, weight, slope, output[2], gamma, beta, next_slope)
 
 
 def _differentiate(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
@@ -161,5 +172,4 @@ def _differentiate(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Tensor | None,
     )  # fmt: skip
 
 
-torch.library.register_autograd(f"{NAMESPACE}::depthwise", _differentiate, setup_context=_save, lib=LIBRARY)
-register_once_differentiable("depthwise_backward")
+differentiable(_depthwise, _differentiate, _save, _depthwise_backward)

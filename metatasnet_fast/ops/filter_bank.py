@@ -8,17 +8,9 @@ import torch
 from torch import Tensor
 
 from ..errors import ShapeError
-from ..reference import frames as plain
-from ..reference.statistics import wide
-from .frames import check_bank
-from .library import (
-    LIBRARY,
-    NAMESPACE,
-    kernels,
-    register,
-    register_once_differentiable,
-    unit_stride,
-)
+from .bottleneck import forward as product
+from .frames import added, check_bank, framed, gated, rounded
+from .operator import differentiable, kernels, operator, unit_stride
 
 __all__ = ["filter_bank"]
 
@@ -58,7 +50,7 @@ def _frames(signal: Tensor, bank: Tensor, stride: int, padding: int) -> Any:
     return (signal.shape[1] + 2 * padding - bank.shape[1]) // stride + 1
 
 
-def _forward_kernel(signal: Tensor, bank: Tensor, stride: int, padding: int, relu: bool, tf32: bool) -> Tensor:
+def _kernel(signal: Tensor, bank: Tensor, stride: int, padding: int, relu: bool, tf32: bool) -> Tensor:
     common = kernels("bottleneck", signal.dtype)
     framing = common.Framing(_frames(signal, bank, stride, padding), stride, padding)
     found: Tensor = kernels("filter_bank", signal.dtype).filter_bank_forward(
@@ -67,12 +59,9 @@ def _forward_kernel(signal: Tensor, bank: Tensor, stride: int, padding: int, rel
     return found
 
 
-def _forward_reference(signal: Tensor, bank: Tensor, stride: int, padding: int, relu: bool, tf32: bool) -> Tensor:
-    return plain.filter_bank(signal, bank, stride, padding, relu).contiguous()
-
-
-def _forward_fake(signal: Tensor, bank: Tensor, stride: int, padding: int, relu: bool, tf32: bool) -> Tensor:
-    return signal.new_empty(signal.shape[0], _frames(signal, bank, stride, padding), bank.shape[0])
+@operator("filter_bank", _kernel)
+def _filter_bank(signal: Tensor, bank: Tensor, stride: int, padding: int, relu: bool, tf32: bool) -> Tensor:
+    return product(framed(signal, bank.shape[1], stride, padding), bank, None, None, relu)
 
 
 def _backward_kernel(
@@ -92,33 +81,16 @@ def _backward_kernel(
     return dsignal, dbank.contiguous()
 
 
-def _backward_reference(
+@operator("filter_bank_backward", _backward_kernel)
+def _filter_bank_backward(
     dy: Tensor, signal: Tensor, bank: Tensor, y: Tensor | None, stride: int, padding: int, need_signal: bool, tf32: bool
 ) -> tuple[Tensor, Tensor]:
-    dsignal, dbank = plain.filter_bank_backward(dy, signal, bank, y, stride, padding)
-    return dsignal.contiguous() if need_signal else signal.new_empty(0), dbank.contiguous()
-
-
-def _backward_fake(
-    dy: Tensor, signal: Tensor, bank: Tensor, y: Tensor | None, stride: int, padding: int, need_signal: bool, tf32: bool
-) -> tuple[Tensor, Tensor]:
-    dsignal = signal.new_empty(signal.shape) if need_signal else signal.new_empty(0)
-    return dsignal, signal.new_empty(bank.shape, dtype=wide(signal.dtype))
-
-
-_filter_bank = register(
-    "filter_bank(Tensor signal, Tensor bank, int stride, int padding, bool relu, bool tf32) -> Tensor",
-    _forward_kernel,
-    _forward_reference,
-    _forward_fake,
-)
-_filter_bank_backward = register(
-    "filter_bank_backward(Tensor dy, Tensor signal, Tensor bank, Tensor? y, int stride, int padding, bool need_signal, "
-    "bool tf32) -> (Tensor, Tensor)",
-    _backward_kernel,
-    _backward_reference,
-    _backward_fake,
-)
+    g = gated(dy, y)
+    frames = framed(signal.to(g.dtype), bank.shape[1], stride, padding)
+    dsignal = signal.new_empty(0)
+    if need_signal:
+        dsignal = added(g @ rounded(bank, signal), signal.shape[1], stride, padding).to(signal.dtype)
+    return dsignal, torch.einsum("nto,ntk->ok", g, frames)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -133,5 +105,4 @@ def _differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     return dsignal if need_signal else None, dbank.to(bank.dtype), None, None, None, None
 
 
-torch.library.register_autograd(f"{NAMESPACE}::filter_bank", _differentiate, setup_context=_save, lib=LIBRARY)
-register_once_differentiable("filter_bank_backward")
+differentiable(_filter_bank, _differentiate, _save, _filter_bank_backward)

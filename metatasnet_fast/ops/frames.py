@@ -1,13 +1,50 @@
-"""What the codec's operations check: activations (n, frames, channels) and banks of filters."""
+"""What the codec's operations share: the products of frames with one weight matrix, and their checks.
+
+Activations are (n, frames, channels), signals (n, samples). Operands are rounded to the dtype of the activation, sums are
+taken in :func:`wide`.
+"""
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ShapeError
-from .library import check_parameter
+from .operator import check_parameter, wide
 
-__all__ = ["check_bank", "check_frames"]
+__all__ = ["added", "check_bank", "check_frames", "framed", "gated", "interpolation", "rounded"]
+
+
+def interpolation(rows: int, frames: int, like: Tensor) -> Tensor:
+    """Weights (frames, rows) of linear interpolation with aligned corners; row 0 alone for one row or one frame."""
+    place = torch.arange(frames, device=like.device)[:, None] * (rows - 1)
+    row = torch.arange(rows, device=like.device)[None] * max(frames - 1, 1)
+    return (1 - (place - row).abs().to(like.dtype) / max(frames - 1, 1)).clamp(min=0)
+
+
+def framed(signal: Tensor, taps: int, stride: int, padding: int) -> Tensor:
+    """Overlapping frames (n, T, taps): frame t holds samples t stride - padding and on, zero outside the signal."""
+    return F.pad(signal, (padding, padding)).unfold(1, taps, stride)
+
+
+def added(frames: Tensor, samples: int, stride: int, padding: int) -> Tensor:
+    """Frames (n, T, taps) added where they overlap: the transpose of :func:`framed`."""
+    n, count, taps = frames.shape
+    place = torch.arange(count, device=frames.device)[:, None] * stride + torch.arange(taps, device=frames.device)
+    padded = frames.new_zeros(n, samples + 2 * padding).index_add(1, place.flatten(), frames.flatten(1))
+    return padded[:, padding : padding + samples]
+
+
+def rounded(p: Tensor, like: Tensor) -> Tensor:
+    """A parameter as the products see it: rounded to the dtype of ``like``, in :func:`wide`."""
+    return p.to(like.dtype).to(wide(like.dtype))
+
+
+def gated(dy: Tensor, y: Tensor | None) -> Tensor:
+    """The gradient in front of a ReLU whose result is ``y``, in :func:`wide`; None for no ReLU."""
+    dy = dy.to(wide(dy.dtype))
+    return dy if y is None else torch.where(y > 0, dy, 0)
 
 
 def check_frames(name: str, x: Tensor) -> None:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ShapeError
-from ..reference import generator as plain
-from .library import LIBRARY, NAMESPACE, kernels, register, register_once_differentiable
+from .operator import differentiable, kernels, operator
 
 __all__ = ["Section", "generated_parameters"]
 
@@ -44,7 +44,7 @@ def generated_parameters(
     is zero.
 
     Args:
-        embedding: (4, E_1), float32; on a CPU also float64, and so for all others.
+        embedding: (I, E_1) for I instruments, float32; on a CPU also float64, and so for all others.
         bottlenecks: A, (E_2, E_1) for each layer.
         biases: a, (E_2,) for each layer.
         matrices: (rows, E_2) each; K is all of them, one below the other.
@@ -61,7 +61,7 @@ def generated_parameters(
     """
     e2, e1 = bottlenecks[0].shape
     expected: dict[str, tuple[Sequence[Tensor], list[tuple[int, ...]]]] = {
-        "embedding": ([embedding], [(4, e1)]),
+        "embedding": ([embedding], [(len(embedding), e1)]),
         "bottlenecks": (bottlenecks, [(e2, e1)] * len(bottlenecks)),
         "biases": (biases, [(e2,)] * len(bottlenecks)),
         "matrices": (matrices, [(len(m), e2) for m in matrices]),
@@ -73,16 +73,16 @@ def generated_parameters(
             raise ShapeError(
                 f"{name} must be {embedding.dtype} on {embedding.device} of shapes {shapes[:3]}..., got {found[:3]}..."
             )
-    flat = list(_flat(tuple(sections), len(bottlenecks), sum(len(m) for m in matrices), size))
+    flat = list(_flat(tuple(sections), len(embedding), len(bottlenecks), sum(len(m) for m in matrices), size))
     made: Tensor = _generated(embedding, list(bottlenecks), list(biases), list(matrices), list(offsets), flat, size)
     return made
 
 
 @functools.lru_cache(maxsize=64)
-def _flat(sections: tuple[Section, ...], layers: int, rows: int, size: int) -> tuple[int, ...]:
+def _flat(sections: tuple[Section, ...], instruments: int, layers: int, rows: int, size: int) -> tuple[int, ...]:
     """The sections' numbers one after another, once they are found to be in order."""
     for s in sections:
-        if s.first + s.rows > rows or s.place + 3 * s.stride + s.rows > size or s.layer >= layers:
+        if s.first + s.rows > rows or s.place + (instruments - 1) * s.stride + s.rows > size or s.layer >= layers:
             raise ShapeError(f"{s} lies outside of {layers} layers, {rows} rows or {size} values.")
     order = [s.layer for s in sections]
     if order != sorted(order) or sorted(set(order)) != list(range(layers)):
@@ -105,32 +105,35 @@ def _tables(sections: tuple[int, ...], device: torch.device) -> tuple[Tensor, Te
     return torch.tensor(lines, device=device), torch.tensor(ranges, dtype=torch.int32, device=device)
 
 
-def _forward_kernel(
+def _each(sections: Sequence[int]) -> zip[tuple[int, int, int, int, int]]:
+    """Layer, first row, rows, place and stride between instruments of every section."""
+    return zip(*[iter(sections)] * 5, strict=True)
+
+
+def _kernel(
     embedding: Tensor, bottlenecks: list[Tensor], biases: list[Tensor], matrices: list[Tensor], offsets: list[Tensor],
     sections: list[int], size: int,
 ) -> Tensor:  # fmt: skip
-    launcher = kernels("generator", embedding.dtype)
     w = embedding.new_zeros(size)
     table, _ = _tables(tuple(sections), embedding.device)
-    launcher.generator_forward(
+    kernels("generator", embedding.dtype).generator_forward(
         embedding.contiguous(), torch.stack(bottlenecks), torch.stack(biases), torch.cat(matrices), torch.cat(offsets),
         table, w,
     )  # fmt: skip
     return w
 
 
-def _forward_reference(
-    embedding: Tensor, bottlenecks: list[Tensor], biases: list[Tensor], matrices: list[Tensor], offsets: list[Tensor],
-    sections: list[int], size: int,
+@operator("generated", _kernel)
+def _generated(
+    embedding: Tensor, bottlenecks: Sequence[Tensor], biases: Sequence[Tensor], matrices: Sequence[Tensor],
+    offsets: Sequence[Tensor], sections: Sequence[int], size: int,
 ) -> Tensor:  # fmt: skip
-    return plain.rows(embedding, bottlenecks, biases, torch.cat(matrices), torch.cat(offsets), sections, size)
-
-
-def _forward_fake(
-    embedding: Tensor, bottlenecks: list[Tensor], biases: list[Tensor], matrices: list[Tensor], offsets: list[Tensor],
-    sections: list[int], size: int,
-) -> Tensor:  # fmt: skip
-    return embedding.new_empty(size)
+    w, k, offset = embedding.new_zeros(size), torch.cat(list(matrices)), torch.cat(list(offsets))
+    for layer, first, count, place, stride in _each(sections):
+        hidden = F.linear(embedding, bottlenecks[layer], biases[layer])
+        part = slice(first, first + count)
+        w.as_strided((len(embedding), count), (stride, 1), place).copy_(F.linear(hidden, k[part], offset[part]))
+    return w
 
 
 def _backward_kernel(
@@ -145,44 +148,28 @@ def _backward_kernel(
     return found
 
 
-def _backward_reference(
-    dw: Tensor, embedding: Tensor, bottlenecks: list[Tensor], biases: list[Tensor], matrices: list[Tensor],
-    sections: list[int],
-) -> tuple[Tensor, ...]:  # fmt: skip
-    return plain.rows_backward(dw.contiguous(), embedding, bottlenecks, biases, torch.cat(matrices), sections)
-
-
-def _backward_fake(
-    dw: Tensor, embedding: Tensor, bottlenecks: list[Tensor], biases: list[Tensor], matrices: list[Tensor],
-    sections: list[int],
-) -> tuple[Tensor, ...]:  # fmt: skip
-    layers, rows = len(bottlenecks), sum(len(m) for m in matrices)
-    return (
-        dw.new_empty(embedding.shape), dw.new_empty(layers, *bottlenecks[0].shape), dw.new_empty(layers, *biases[0].shape),
-        dw.new_empty(rows, matrices[0].shape[1]), dw.new_empty(rows),
-    )  # fmt: skip
-
-
-_generated = register(
-    "generated(Tensor embedding, Tensor[] bottlenecks, Tensor[] biases, Tensor[] matrices, Tensor[] offsets, "
-    "int[] sections, int size) -> Tensor",
-    _forward_kernel,
-    _forward_reference,
-    _forward_fake,
-)
-_generated_backward = register(
-    "generated_backward(Tensor dw, Tensor embedding, Tensor[] bottlenecks, Tensor[] biases, Tensor[] matrices, "
-    "int[] sections) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _backward_kernel,
-    _backward_reference,
-    _backward_fake,
-)
+@operator("generated_backward", _backward_kernel)
+def _generated_backward(
+    dw: Tensor, embedding: Tensor, bottlenecks: Sequence[Tensor], biases: Sequence[Tensor],
+    matrices: Sequence[Tensor], sections: Sequence[int],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of the embedding, the bottlenecks (layers, E_2, E_1), their biases, all matrices and all offsets."""
+    k, dw = torch.cat(list(matrices)), dw.contiguous()
+    dk, doffset = torch.zeros_like(k), k.new_zeros(len(k))
+    dhidden = k.new_zeros(len(bottlenecks), len(embedding), k.shape[1])
+    for layer, first, count, place, stride in _each(sections):
+        hidden = F.linear(embedding, bottlenecks[layer], biases[layer])
+        given, part = dw.as_strided((len(embedding), count), (stride, 1), place), slice(first, first + count)
+        dk[part], doffset[part] = given.T @ hidden, given.sum(0)
+        dhidden[layer] += given @ k[part]
+    dembedding = torch.einsum("lij,lje->ie", dhidden, torch.stack(list(bottlenecks)))
+    return dembedding, torch.einsum("lij,ie->lje", dhidden, embedding), dhidden.sum(1), dk, doffset
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    embedding, bottlenecks, biases, matrices, _, sections, _ = inputs
+    embedding, bottlenecks, biases, matrices, _, ctx.sections, _ = inputs
     ctx.save_for_backward(embedding, *bottlenecks, *biases, *matrices)
-    ctx.layers, ctx.sections = len(bottlenecks), sections
+    ctx.layers = len(bottlenecks)
 
 
 def _differentiate(ctx: Any, dw: Tensor) -> tuple[Any, ...]:
@@ -196,5 +183,4 @@ def _differentiate(ctx: Any, dw: Tensor) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-torch.library.register_autograd(f"{NAMESPACE}::generated", _differentiate, setup_context=_save, lib=LIBRARY)
-register_once_differentiable("generated_backward")
+differentiable(_generated, _differentiate, _save, _generated_backward)

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import ShapeError
-from ..reference import log_power as plain
-from ..reference.statistics import wide
-from .library import (
-    LIBRARY,
-    NAMESPACE,
-    check_parameter,
-    kernels,
-    register,
-    register_once_differentiable,
-    unit_stride,
-)
+from .operator import check_parameter, differentiable, kernels, operator, unit_stride, wide
 
 __all__ = ["log_power"]
+
+FLOOR = 1e-8
+"""Added to the power before the logarithm."""
 
 
 def log_power(signal: Tensor, window: Tensor, mean: Tensor, hop: int) -> Tensor:
@@ -56,52 +50,54 @@ def log_power(signal: Tensor, window: Tensor, mean: Tensor, hop: int) -> Tensor:
     return y
 
 
-def _forward_kernel(signal: Tensor, window: Tensor, mean: Tensor, hop: int) -> Tensor:
-    module = kernels("log_power", signal.dtype)
-    found: Tensor = module.log_power_forward(
+def _places(samples: int, n_fft: int, device: torch.device) -> Tensor:
+    """Which sample the reflect-padded signal shows at each place."""
+    place = torch.arange(-(n_fft // 2), samples + n_fft // 2, device=device).abs()
+    return torch.where(place >= samples, 2 * (samples - 1) - place, place)
+
+
+def _spectrum(signal: Tensor, window: Tensor, hop: int) -> Tensor:
+    padded = signal[:, _places(signal.shape[1], len(window), signal.device)].to(wide(signal.dtype))
+    frames = padded.unfold(1, len(window), hop) * window.to(padded.dtype)
+    if len(signal) == 0:
+        return torch.empty(
+            0, frames.shape[1], len(window) // 2 + 1, dtype=frames.dtype.to_complex(), device=signal.device
+        )
+    found: Tensor = torch.fft.rfft(frames)
+    return found
+
+
+def _kernel(signal: Tensor, window: Tensor, mean: Tensor, hop: int) -> Tensor:
+    found: Tensor = kernels("log_power", signal.dtype).log_power_forward(
         unit_stride(signal.float()), window.float().contiguous(), mean.float().contiguous(), hop
     )
     return found
 
 
-def _forward_reference(signal: Tensor, window: Tensor, mean: Tensor, hop: int) -> Tensor:
-    return plain.forward(signal, window, mean, hop).contiguous()
-
-
-def _forward_fake(signal: Tensor, window: Tensor, mean: Tensor, hop: int) -> Tensor:
-    return signal.new_empty(
-        signal.shape[0], signal.shape[1] // hop + 1, window.shape[0] // 2 + 1, dtype=wide(signal.dtype)
-    )
+@operator("log_power", _kernel)
+def _log_power(signal: Tensor, window: Tensor, mean: Tensor, hop: int) -> Tensor:
+    x = _spectrum(signal, window, hop)
+    return torch.log10(x.real**2 + x.imag**2 + FLOOR) - mean.to(x.real.dtype)
 
 
 def _backward_kernel(dy: Tensor, signal: Tensor, window: Tensor, hop: int) -> Tensor:
-    module = kernels("log_power_backward", signal.dtype)
-    found: Tensor = module.log_power_backward(
+    found: Tensor = kernels("log_power_backward", signal.dtype).log_power_backward(
         dy.contiguous(), unit_stride(signal.float()), window.float().contiguous(), hop
     )
     return found.to(signal.dtype)
 
 
-def _backward_reference(dy: Tensor, signal: Tensor, window: Tensor, hop: int) -> Tensor:
-    return plain.backward(dy, signal, window, hop).contiguous()
-
-
-def _backward_fake(dy: Tensor, signal: Tensor, window: Tensor, hop: int) -> Tensor:
-    return signal.new_empty(signal.shape)
-
-
-_log_power = register(
-    "log_power(Tensor signal, Tensor window, Tensor mean, int hop) -> Tensor",
-    _forward_kernel,
-    _forward_reference,
-    _forward_fake,
-)
-_log_power_backward = register(
-    "log_power_backward(Tensor dy, Tensor signal, Tensor window, int hop) -> Tensor",
-    _backward_kernel,
-    _backward_reference,
-    _backward_fake,
-)
+@operator("log_power_backward", _backward_kernel)
+def _log_power_backward(dy: Tensor, signal: Tensor, window: Tensor, hop: int) -> Tensor:
+    n, samples = signal.shape
+    x = _spectrum(signal, window, hop)
+    if n == 0:
+        return signal.new_empty(0, samples)
+    dx = dy * 2 / math.log(10) / (x.real**2 + x.imag**2 + FLOOR) * x
+    dframes = torch.fft.ifft(dx, n=len(window), norm="forward").real * window.to(dx.real.dtype)
+    places = _places(samples, len(window), signal.device).unfold(0, len(window), hop)
+    found: Tensor = dframes.new_zeros(n, samples).index_add(1, places.flatten(), dframes.flatten(1))
+    return found.to(signal.dtype)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -114,5 +110,4 @@ def _differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     return _log_power_backward(dy, signal, window, ctx.hop), None, None, None
 
 
-torch.library.register_autograd(f"{NAMESPACE}::log_power", _differentiate, setup_context=_save, lib=LIBRARY)
-register_once_differentiable("log_power_backward")
+differentiable(_log_power, _differentiate, _save, _log_power_backward)

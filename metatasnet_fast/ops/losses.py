@@ -1,25 +1,18 @@
-"""The training losses of one stage, with all their statistics, in seven launches and three for the gradients."""
+"""The training losses of one stage, with all their statistics and their gradients."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import ShapeError
-from ..reference import loss_gradients as plain
-from ..reference.statistics import wide
-from .library import (
-    LIBRARY,
-    NAMESPACE,
-    check_activation,
-    check_parameter,
-    kernels,
-    register,
-    register_once_differentiable,
-    unit_stride,
-)
+from ..reference import LossWeights, loss_divisors, si_sdr
+from ..reference import stage_loss as plain_stage_loss
+from ..reference.losses import EPSILON
+from .operator import check_activation, check_parameter, differentiable, kernels, operator, optional, unit_stride, wide
 
 __all__ = ["stage_loss"]
 
@@ -31,154 +24,195 @@ def stage_loss(
     latents: Tensor | None,
     mix_estimate: Tensor | None,
     mix: Tensor,
-    similarity_weight: float,
-    dissimilarity_weight: float,
-    reconstruction_weight: float,
+    weights: LossWeights,
+    divisors: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Loss and statistics of one stage: :func:`metatasnet_fast.reference.stage_loss`, with the same arguments.
 
     The loss is differentiable once, in ``estimate``, ``mix_estimate`` and ``latents``; the statistics carry no gradient.
 
     Args:
-        estimate, target: (b, 4, 1, T), floating point, b at least 1.
-        mask: (b, 4, 1), 1 where the source sounds, else 0.
-        latents: (b, 4, frames, N), the encoded sources; may be None if both cosine weights are 0 or less.
+        estimate, target: (b, I, 1, T) of I instruments, floating point, b at least 1.
+        mask: (c + b, I, 1), 1 where the source sounds, else 0; c = 1 if the first row is the item before the batch, else 0.
+        latents: (c + b, I, frames, N), the encoded sources; may be None if both cosine weights are 0 or less.
         mix_estimate, mix: (b, 1, T); the former may be None if its weight is 0 or less.
-        similarity_weight, dissimilarity_weight, reconstruction_weight: a weight of 0 or less switches its term off.
+        weights: a weight of 0 or less switches its term off.
+        divisors: (I + 3,), from :func:`metatasnet_fast.reference.loss_divisors` of the whole batch; by default of this one.
 
     Returns:
-        the loss, a scalar, and (7,): four SI-SDR in dB, reconstruction SI-SDR in dB, dissimilarity, similarity; float32
+        the loss, a scalar, and (I + 3,): I SI-SDR in dB, reconstruction SI-SDR in dB, dissimilarity, similarity; float32
         (float64 where ``estimate`` is).
 
     Raises:
         ShapeError: if a shape, dtype or device does not fit, or something is missing.
         MissingDependencyError: on a CUDA device without Triton.
     """
-    if estimate.dim() != 4 or estimate.shape[1:3] != (4, 1) or 0 in estimate.shape or not estimate.is_floating_point():
+    if estimate.dim() != 4 or estimate.shape[2] != 1 or 0 in estimate.shape or not estimate.is_floating_point():
         found = f"{estimate.dtype} {tuple(estimate.shape)}"
-        raise ShapeError(f"estimate must be floating point (b, 4, 1, T) with at least one sample, got {found}.")
-    n, samples = len(estimate), estimate.shape[3]
-    check_parameter("target", target, (n, 4, 1, samples), estimate)
-    if tuple(mask.shape) != (n, 4, 1) or mask.device != estimate.device:
-        raise ShapeError(f"mask must be {(n, 4, 1)} on {estimate.device}, got {tuple(mask.shape)} on {mask.device}.")
-    if reconstruction_weight <= 0:
+        raise ShapeError(f"estimate must be floating point (b, I, 1, T) with at least one sample, got {found}.")
+    n, instruments, _, samples = estimate.shape
+    check_parameter("target", target, (n, instruments, 1, samples), estimate)
+    if (
+        mask.dim() != 3
+        or mask.shape[1:] != (instruments, 1)
+        or len(mask) - n not in (0, 1)
+        or mask.device != estimate.device
+    ):
+        raise ShapeError(
+            f"mask must be ({n} or {n + 1}, {instruments}, 1) on {estimate.device}, got {tuple(mask.shape)} on {mask.device}."
+        )
+    if weights.reconstruction <= 0:
         mix_estimate = None
     elif mix_estimate is None:
-        raise ShapeError("mix_estimate is missing: reconstruction_weight is above 0.")
+        raise ShapeError("mix_estimate is missing: the reconstruction weight is above 0.")
     else:
         check_parameter("mix_estimate", mix_estimate, (n, 1, samples), estimate)
         check_parameter("mix", mix, (n, 1, samples), estimate)
-    if similarity_weight <= 0 and dissimilarity_weight <= 0:
+    if not weights.need_latents:
         latents = None
     elif latents is None:
         raise ShapeError("latents are missing: a cosine weight is above 0.")
     else:
         check_activation("latents", latents)
-        check_parameter("latents", latents, (n, *latents.shape[1:]), estimate)
+        check_parameter("latents", latents, (len(mask), instruments, *latents.shape[2:]), estimate)
     if any(p.requires_grad for p in (target, mask, mix)):
         raise ShapeError("target, mask and mix are data, without gradient here: detach them.")
+    if divisors is None:
+        divisors = loss_divisors(mask[len(mask) - n :])
+    check_parameter("divisors", divisors, (instruments + 3,), estimate)
     loss, stats, *_ = _stage_loss(
-        estimate, target, mask, latents, mix_estimate, None if mix_estimate is None else mix,
-        float(similarity_weight), float(dissimilarity_weight), float(reconstruction_weight),
+        estimate[:, :, 0], target[:, :, 0], mask[..., 0], latents, None if mix_estimate is None else mix_estimate,
+        None if mix_estimate is None else mix, divisors, [float(weight) for weight in weights],
     )  # fmt: skip
     return loss, stats
 
 
-def _signals(
-    estimate: Tensor, target: Tensor, mix_estimate: Tensor | None, mix: Tensor | None
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor] | None]:
-    """(n, signals, T) pairs of the sources and of the mix."""
-    sources = estimate[:, :, 0], target[:, :, 0]
-    return sources, None if mix_estimate is None or mix is None else (mix_estimate, mix)
+def _rows(estimate: Tensor, target: Tensor) -> Tensor:
+    """(sdr, a, factor of the target, factor of the residual) of every signal, (n, signals, 4): what backward needs."""
+    e, s = estimate.to(wide(estimate.dtype)), target.to(wide(estimate.dtype))
+    power = s.square().sum(-1)
+    a = (s * e).sum(-1) / (power + EPSILON)
+    projection, residual = a.square() * power, (e - a[..., None] * s).square().sum(-1)
+    tens = 20 / math.log(10)
+    r = torch.where(residual >= EPSILON, -tens / residual.clamp(min=EPSILON), 0)
+    p = tens * a * power / (projection.clamp(min=EPSILON) * (power + EPSILON))
+    p = torch.where(projection >= EPSILON, p, 0)
+    return torch.stack([si_sdr(e, s), a, p - r * a * EPSILON / (power + EPSILON), r], dim=-1)
 
 
-def _adjacent(pair: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | None:
-    return None if pair is None else (unit_stride(pair[0]), unit_stride(pair[1]))
+def distances(instruments: int) -> int:
+    """How many places further the partners of an instrument are: with I instruments in a ring, I // 2 meet every pair."""
+    return instruments // 2
 
 
-def _or_empty(value: Tensor | None, like: Tensor) -> Tensor:
-    """Operators return tensors, not None: a value that was not asked for has no elements."""
-    return like.new_empty(0) if value is None else value
+def _cosines(latents: Tensor) -> Tensor:
+    """Norm, absolute products with the instruments 1 to I // 2 places further, product with the item before.
+
+    Returns:
+        (c + b, frames, I, I // 2 + 2).
+    """
+    x = latents.to(wide(latents.dtype))
+    further = [(x * x.roll(-k, 1)).abs().sum(-1) for k in range(1, distances(x.shape[1]) + 1)]
+    return torch.stack([x.norm(dim=-1), *further, (x * x.roll(1, 0)).sum(-1)], dim=-1).transpose(1, 2)
 
 
-def _forward_kernel(
+def _unit(x: Tensor | None) -> Tensor | None:
+    return None if x is None else unit_stride(x)
+
+
+def _kernel(
     estimate: Tensor, target: Tensor, mask: Tensor, latents: Tensor | None, mix_estimate: Tensor | None,
-    mix: Tensor | None, similarity: float, dissimilarity: float, reconstruction: float,
+    mix: Tensor | None, divisors: Tensor, weights: list[float],
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    sources, pair = _signals(estimate, target, mix_estimate, mix)
     loss, stats, rows, saved, scales = kernels("loss", estimate.dtype).stage_loss_forward(
-        _adjacent(sources), _adjacent(pair), mask[..., 0].float().contiguous(),
-        None if latents is None else unit_stride(latents), similarity, dissimilarity, reconstruction,
+        unit_stride(estimate), unit_stride(target), mask.float().contiguous(), _unit(latents), _unit(mix_estimate),
+        _unit(mix), divisors.float().contiguous(), *weights,
     )  # fmt: skip
-    return loss, stats, rows, _or_empty(saved, rows), scales
+    return loss, stats, rows, optional(saved, estimate), scales
 
 
-def _forward_reference(
+@operator("stage_loss", _kernel)
+def _stage_loss(
     estimate: Tensor, target: Tensor, mask: Tensor, latents: Tensor | None, mix_estimate: Tensor | None,
-    mix: Tensor | None, similarity: float, dissimilarity: float, reconstruction: float,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    sources, pair = _signals(estimate, target, mix_estimate, mix)
-    weights = similarity, dissimilarity, reconstruction
-    loss, stats, rows, saved, scales = plain.forward(sources, pair, mask[..., 0], latents, *weights)
-    return loss, stats, rows, _or_empty(saved, rows).contiguous(), scales
-
-
-def _forward_fake(
-    estimate: Tensor, target: Tensor, mask: Tensor, latents: Tensor | None, mix_estimate: Tensor | None,
-    mix: Tensor | None, similarity: float, dissimilarity: float, reconstruction: float,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    n, dtype = estimate.shape[0], wide(estimate.dtype)
-    saved = (0,) if latents is None else (n, latents.shape[2], 4, 4)
-    shapes: tuple[Any, ...] = ((), (7,), (n, 5, 4), saved, (7,))
-    return tuple(estimate.new_empty(shape, dtype=dtype) for shape in shapes)
+    mix: Tensor | None, divisors: Tensor, weights: list[float],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Loss (), statistics (I + 3,), rows (b, I + 1, 4), cosines, and what each sdr and cosine weighs, (I + 3,)."""
+    dtype, w = wide(estimate.dtype), LossWeights(*weights)
+    pair = (estimate[:, :1], target[:, :1]) if mix_estimate is None or mix is None else (mix_estimate, mix)
+    rows = torch.cat([_rows(estimate, target), _rows(*pair)], dim=1)
+    e, s, m_e, m_s = (x.to(dtype) for x in (estimate, target, *pair))
+    x, sounds, divisors = None if latents is None else latents.to(dtype), mask.to(dtype), divisors.to(dtype)
+    loss, stats = plain_stage_loss(e[:, :, None], s[:, :, None], sounds[..., None], x, m_e, m_s, w, divisors)
+    per = 1 / divisors
+    frames = 1 if x is None else x.shape[2]
+    scales = torch.cat(
+        [
+            -per[:-3],
+            -max(w.reconstruction, 0) * per[-3:-2],
+            max(w.dissimilarity, 0) * per[-2:-1] / frames,
+            -max(w.similarity, 0) * per[-1:] / frames,
+        ]
+    )
+    return loss.clone(), stats, rows, optional(None if x is None else _cosines(x), estimate), scales
 
 
 def _backward_kernel(
     dloss: Tensor, estimate: Tensor, target: Tensor, mask: Tensor, latents: Tensor | None, mix_estimate: Tensor | None,
     mix: Tensor | None, rows: Tensor, saved: Tensor, scales: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    sources, pair = _signals(estimate, target, mix_estimate, mix)
+) -> tuple[Tensor, ...]:  # fmt: skip
     destimate, on_mix, dlatents = kernels("loss", estimate.dtype).stage_loss_backward(
-        dloss, _adjacent(sources), _adjacent(pair), mask[..., 0].float().contiguous(),
-        None if latents is None else unit_stride(latents), rows, saved, scales,
+        dloss, unit_stride(estimate), unit_stride(target), mask.float().contiguous(), _unit(latents), _unit(mix_estimate),
+        _unit(mix), rows, saved, scales,
     )  # fmt: skip
-    return destimate[:, :, None], _or_empty(on_mix, estimate), _or_empty(dlatents, estimate)
+    return destimate, _or_empty(on_mix, estimate), _or_empty(dlatents, estimate)
 
 
-def _backward_reference(
+def _or_empty(value: Tensor | None, like: Tensor) -> Tensor:
+    return like.new_empty(0) if value is None else value
+
+
+@operator("stage_loss_backward", _backward_kernel)
+def _stage_loss_backward(
     dloss: Tensor, estimate: Tensor, target: Tensor, mask: Tensor, latents: Tensor | None, mix_estimate: Tensor | None,
     mix: Tensor | None, rows: Tensor, saved: Tensor, scales: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    sources, pair = _signals(estimate, target, mix_estimate, mix)
-    destimate, on_mix, dlatents = plain.backward(dloss, sources, pair, mask[..., 0], latents, rows, saved, scales)
-    found = _or_empty(on_mix, estimate).contiguous(), _or_empty(dlatents, estimate).contiguous()
-    return destimate[:, :, None].contiguous(), *found
+    """Gradients of the sources' estimates, of the mix's estimate and of the latents."""
+    instruments, scales = estimate.shape[1], scales * dloss.to(scales.dtype)
+    mask = mask.to(rows.dtype)
+    own = mask[len(mask) - len(estimate) :]
+    destimate = _sdr_backward(scales[:instruments] * own, rows[:, :instruments], estimate, target)
+    on_mix, dlatents = None, None
+    if mix_estimate is not None and mix is not None:
+        on_mix = _sdr_backward(scales[instruments].expand(len(own), 1), rows[:, instruments:], mix_estimate, mix)
+    if latents is not None:
+        carried = len(mask) - len(own)
+        dlatents = _cosines_backward(scales[-2], scales[-1], latents, mask, saved[..., 0].transpose(1, 2), carried)
+    return destimate, _or_empty(on_mix, estimate), _or_empty(dlatents, estimate)
 
 
-def _backward_fake(
-    dloss: Tensor, estimate: Tensor, target: Tensor, mask: Tensor, latents: Tensor | None, mix_estimate: Tensor | None,
-    mix: Tensor | None, rows: Tensor, saved: Tensor, scales: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    def like(x: Tensor | None) -> Tensor:
-        return estimate.new_empty(0) if x is None else x.new_empty(x.shape)
-
-    return like(estimate), like(mix_estimate), like(latents)
+def _sdr_backward(weight: Tensor, rows: Tensor, estimate: Tensor, target: Tensor) -> Tensor:
+    e, s = estimate.to(rows.dtype), target.to(rows.dtype)
+    a, on_target, on_residual = rows[..., 1:2], rows[..., 2:3], rows[..., 3:4]
+    return (weight[..., None] * (on_target * s + on_residual * (e - a * s))).to(estimate.dtype)
 
 
-_stage_loss = register(
-    "stage_loss(Tensor estimate, Tensor target, Tensor mask, Tensor? latents, Tensor? mix_estimate, Tensor? mix, "
-    "float similarity, float dissimilarity, float reconstruction) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _forward_kernel,
-    _forward_reference,
-    _forward_fake,
-)
-_stage_loss_backward = register(
-    "stage_loss_backward(Tensor dloss, Tensor estimate, Tensor target, Tensor mask, Tensor? latents, "
-    "Tensor? mix_estimate, Tensor? mix, Tensor rows, Tensor saved, Tensor scales) -> (Tensor, Tensor, Tensor)",
-    _backward_kernel,
-    _backward_reference,
-    _backward_fake,
-)
+def _cosines_backward(
+    pairs: Tensor, items: Tensor, latents: Tensor, mask: Tensor, norm: Tensor, carried: int
+) -> Tensor:
+    """Through the sums of absolute products of directions (between instruments) and of products (along the batch)."""
+    x, floor = latents.to(norm.dtype), norm.clamp(min=EPSILON)[..., None]
+    d = x / floor * mask[..., None, None]
+    stems = d.abs()
+    between = pairs * d.sign() * (stems.sum(1, keepdim=True) - stems)
+    if carried:
+        between[:1] = 0
+        nothing = torch.zeros_like(d[:1])
+        along = items * (torch.cat([nothing, d[:-1]]) + torch.cat([d[1:], nothing]))
+    else:
+        along = items * (d.roll(1, 0) + d.roll(-1, 0))
+    g = (between + along) * mask[..., None, None]
+    radial = (d * g).sum(-1, keepdim=True) / (floor * norm[..., None].clamp(min=1e-30))
+    return (g / floor - torch.where(norm[..., None] > 0, radial, 0) * x).to(latents.dtype)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -189,16 +223,15 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 def _differentiate(ctx: Any, dloss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     if dloss is None:
-        return (None,) * 9
+        return (None,) * 8
     estimate, target, mask, latents, mix_estimate, mix, rows, saved, scales = ctx.saved_tensors
     destimate, on_mix, dlatents = _stage_loss_backward(
         dloss, estimate, target, mask, latents, mix_estimate, mix, rows, saved, scales
     )
     return (
         destimate, None, None, None if latents is None else dlatents, None if mix_estimate is None else on_mix,
-        None, None, None, None,
+        None, None, None,
     )  # fmt: skip
 
 
-torch.library.register_autograd(f"{NAMESPACE}::stage_loss", _differentiate, setup_context=_save, lib=LIBRARY)
-register_once_differentiable("stage_loss_backward")
+differentiable(_stage_loss, _differentiate, _save, _stage_loss_backward)

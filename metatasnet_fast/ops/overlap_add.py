@@ -7,17 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..reference import frames as plain
-from ..reference.statistics import wide
-from .frames import check_bank, check_frames
-from .library import (
-    LIBRARY,
-    NAMESPACE,
-    kernels,
-    register,
-    register_once_differentiable,
-    unit_stride,
-)
+from .frames import added, check_bank, check_frames, framed, rounded
+from .operator import differentiable, kernels, operator, unit_stride, wide
 
 __all__ = ["overlap_add"]
 
@@ -51,7 +42,7 @@ def _samples(x: Tensor, bank: Tensor, stride: int, padding: int) -> Any:
     return (x.shape[1] - 1) * stride + bank.shape[1] - 2 * padding
 
 
-def _forward_kernel(x: Tensor, bank: Tensor, stride: int, padding: int, tf32: bool) -> Tensor:
+def _kernel(x: Tensor, bank: Tensor, stride: int, padding: int, tf32: bool) -> Tensor:
     found: Tensor = kernels("overlap_add", x.dtype).overlap_add(
         unit_stride(x), bank.to(x.dtype).contiguous(), stride, padding, _samples(x, bank, stride, padding),
         kernels("bottleneck", x.dtype).products(tf32),
@@ -59,12 +50,9 @@ def _forward_kernel(x: Tensor, bank: Tensor, stride: int, padding: int, tf32: bo
     return found
 
 
-def _forward_reference(x: Tensor, bank: Tensor, stride: int, padding: int, tf32: bool) -> Tensor:
-    return plain.overlap_add(x, bank, stride, padding).contiguous()
-
-
-def _forward_fake(x: Tensor, bank: Tensor, stride: int, padding: int, tf32: bool) -> Tensor:
-    return x.new_empty(x.shape[0], _samples(x, bank, stride, padding), dtype=wide(x.dtype))
+@operator("overlap_add", _kernel)
+def _overlap_add(x: Tensor, bank: Tensor, stride: int, padding: int, tf32: bool) -> Tensor:
+    return added(x.to(wide(x.dtype)) @ rounded(bank, x), _samples(x, bank, stride, padding), stride, padding)
 
 
 def _backward_kernel(
@@ -79,29 +67,14 @@ def _backward_kernel(
     return dx, dbank.contiguous()
 
 
-def _backward_reference(
+@operator("overlap_add_backward", _backward_kernel)
+def _overlap_add_backward(
     dy: Tensor, x: Tensor, bank: Tensor, stride: int, padding: int, tf32: bool
 ) -> tuple[Tensor, Tensor]:
-    dx, dbank = plain.overlap_add_backward(dy, x, bank, stride, padding)
-    return dx.contiguous(), dbank.contiguous()
-
-
-def _backward_fake(dy: Tensor, x: Tensor, bank: Tensor, stride: int, padding: int, tf32: bool) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), dy.new_empty(bank.shape)
-
-
-_overlap_add = register(
-    "overlap_add(Tensor x, Tensor bank, int stride, int padding, bool tf32) -> Tensor",
-    _forward_kernel,
-    _forward_reference,
-    _forward_fake,
-)
-_overlap_add_backward = register(
-    "overlap_add_backward(Tensor dy, Tensor x, Tensor bank, int stride, int padding, bool tf32) -> (Tensor, Tensor)",
-    _backward_kernel,
-    _backward_reference,
-    _backward_fake,
-)
+    """dx, dbank; dy is rounded to the dtype of ``x`` first."""
+    frames = framed(rounded(dy, x), bank.shape[1], stride, padding)
+    dx = frames @ rounded(bank, x).T
+    return dx.to(x.dtype), torch.einsum("ntc,ntk->ck", x.to(dx.dtype), frames)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -115,5 +88,4 @@ def _differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     return dx, dbank.to(bank.dtype), None, None, None
 
 
-torch.library.register_autograd(f"{NAMESPACE}::overlap_add", _differentiate, setup_context=_save, lib=LIBRARY)
-register_once_differentiable("overlap_add_backward")
+differentiable(_overlap_add, _differentiate, _save, _overlap_add_backward)

@@ -8,21 +8,27 @@ import torch
 from torch import Tensor
 
 from ..errors import ShapeError
-from ..reference import pointwise as plain
-from ..reference.statistics import activation, tile_statistics, wide
-from .library import (
-    LIBRARY,
-    NAMESPACE,
+from .operator import (
     check_activation,
     check_norm,
     check_parameter,
+    differentiable,
     kernels,
-    register,
-    register_once_differentiable,
-    tile,
+    operator,
+    optional,
     unit_stride,
+    wide,
 )
-from .statistics import GroupNorm, _affine_reference
+from .statistics import (
+    GroupNorm,
+    activation,
+    activation_backward,
+    affine_by_kernel,
+    affine_of,
+    normalise,
+    normalise_backward,
+    tile_statistics,
+)
 
 __all__ = ["pointwise"]
 
@@ -43,27 +49,28 @@ def pointwise(
     Differentiable once, in everything but the statistics.
 
     Args:
-        x: (n, 4, frames, K), float32, bfloat16, float16; on a CPU also float64. May be one latent expanded to four.
-        weight: (4, N, K), any floating dtype; products are taken in the dtype of ``x`` and summed in float32.
-        bias: (4, N).
-        residual: (n, 4, frames, N), of the dtype of ``x``.
+        x: (n, I, frames, K) for I instruments, float32, bfloat16, float16; on a CPU also float64. May be one latent expanded.
+        weight: (I, N, K), any floating dtype; products are taken in the dtype of ``x`` and summed in float32.
+        bias: (I, N).
+        residual: (n, I, frames, N), of the dtype of ``x``.
         norm: group norm of PReLU(x), with the statistics of PReLU(x); None for none.
         slope: (1,), of the PReLU on ``x``; None for none.
         next_slope: (1,), of the PReLU that will be applied to y; asks for the statistics of PReLU(y).
         tf32: products of float32 in TF32 on the tensor cores, three decimal digits.
 
     Returns:
-        y (n, 4, frames, N) in the dtype of ``x``, and the statistics of PReLU(y, next_slope) or None.
+        y (n, I, frames, N) in the dtype of ``x``, and the statistics of PReLU(y, next_slope) or None.
 
     Raises:
         ShapeError: if a shape, dtype or device does not fit.
         MissingDependencyError: on a CUDA device without Triton.
     """
     check_activation("x", x)
+    instruments = x.shape[1]
     if weight.dim() != 3 or weight.shape[1] == 0:
-        raise ShapeError(f"weight must be (4, out, {x.shape[3]}), got {tuple(weight.shape)}.")
-    check_parameter("weight", weight, (4, weight.shape[1], x.shape[3]), x)
-    check_parameter("bias", bias, (4, weight.shape[1]), x)
+        raise ShapeError(f"weight must be ({instruments}, out, {x.shape[3]}), got {tuple(weight.shape)}.")
+    check_parameter("weight", weight, (instruments, weight.shape[1], x.shape[3]), x)
+    check_parameter("bias", bias, (instruments, weight.shape[1]), x)
     check_parameter("slope", slope, (1,), x)
     check_parameter("next_slope", next_slope, (1,), x)
     if residual is not None:
@@ -75,135 +82,95 @@ def pointwise(
     return y, None if next_slope is None else next_statistics
 
 
-def _packed(p: Tensor | None) -> Tensor | None:
+def _normalised(x: Tensor, slope: Tensor | None, affine: Tensor | None, beta: Tensor | None) -> tuple[Tensor, Tensor]:
+    z = activation(x, slope)
+    return z, z if affine is None or beta is None else normalise(z, affine, beta)
+
+
+def forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, slope: Tensor | None,
+    affine: Tensor | None, beta: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """y in the dtype of ``x``, from the norm's affine."""
+    m = _normalised(x, slope, affine, beta)[1]
+    y = torch.einsum("nitc,ioc->nito", m, weight.to(m.dtype))
+    y = y if bias is None else y + bias.to(y.dtype)[:, None]
+    return (y if residual is None else y + residual).to(x.dtype)
+
+
+def backward(
+    dy: Tensor, x: Tensor, weight: Tensor, slope: Tensor | None, affine: Tensor | None, gamma: Tensor | None,
+    beta: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+    """dx, dW, dbias, dslope, dgamma, dbeta."""
+    dy = dy.to(wide(x.dtype))
+    z, m = _normalised(x, slope, affine, beta)
+    dw = torch.einsum("nito,nitc->ioc", dy, m)
+    dz = torch.einsum("nito,ioc->nitc", dy, weight.to(dy.dtype))
+    dgamma, dbeta, dslope = None, None, None
+    if affine is not None and gamma is not None:
+        dz, dgamma, dbeta = normalise_backward(dz, z, affine, gamma)
+    dx = dz.to(x.dtype)
+    if slope is not None:
+        dx, dslope = activation_backward(dz, x, slope)
+    return dx, dw, dy.sum((0, 2)), dslope, dgamma, dbeta
+
+
+def _contiguous(p: Tensor | None) -> Tensor | None:
     return None if p is None else p.contiguous()
 
 
-def _forward_kernel(
-    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, slope: Tensor | None,
-    statistics: Tensor | None, gamma: Tensor | None, beta: Tensor | None, next_slope: Tensor | None, tf32: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    module = kernels("pointwise", x.dtype)
-    beta, affine = _packed(beta), None
-    if statistics is not None and gamma is not None and beta is not None:
-        launcher = kernels("statistics", x.dtype).group_affine
-        affine = launcher(statistics.contiguous(), gamma.contiguous(), beta, x.shape[2])
-    residual = None if residual is None else unit_stride(residual)
-    y, next_statistics = module.pointwise_forward(
-        unit_stride(x), weight.contiguous(), _packed(bias), residual, slope, affine, beta, next_slope, tf32
-    )
-    return y, _or_empty(next_statistics, x), _or_empty(affine, x)
-
-
-def _or_empty(value: Tensor | None, x: Tensor) -> Tensor:
-    """Operators return tensors, not None: a value that was not asked for has no elements."""
-    return x.new_empty(0, dtype=wide(x.dtype)) if value is None else value
-
-
-def _forward_reference(
+def _kernel(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, slope: Tensor | None,
     statistics: Tensor | None, gamma: Tensor | None, beta: Tensor | None, next_slope: Tensor | None, tf32: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     affine = None
     if statistics is not None and gamma is not None and beta is not None:
-        affine = _affine_reference(statistics, gamma, beta, x.shape[2])
-    y = plain.forward(x, weight, bias, residual, slope, affine, beta).contiguous()
-    next_statistics = None if next_slope is None else tile_statistics(activation(y, next_slope), tile())
-    return y, _or_empty(next_statistics, x), _or_empty(affine, x)
+        affine = affine_by_kernel(statistics, gamma, beta, x.shape[2])
+    y, next_statistics = kernels("pointwise", x.dtype).pointwise_forward(
+        unit_stride(x), weight.contiguous(), _contiguous(bias), None if residual is None else unit_stride(residual),
+        slope, affine, _contiguous(beta), next_slope, tf32,
+    )  # fmt: skip
+    return y, optional(next_statistics, x), optional(affine, x)
 
 
-def _forward_fake(
+@operator("pointwise", _kernel)
+def _pointwise(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, slope: Tensor | None,
     statistics: Tensor | None, gamma: Tensor | None, beta: Tensor | None, next_slope: Tensor | None, tf32: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    n, _, frames, inputs = x.shape
-    columns = weight.shape[1]
-    dtype = wide(x.dtype)
-    return (
-        x.new_empty(n, 4, frames, columns),
-        x.new_empty(0, dtype=dtype)
-        if next_slope is None
-        else x.new_empty(n, 4, -(-frames // tile()), 2, columns, dtype=dtype),
-        x.new_empty(0, dtype=dtype) if statistics is None else x.new_empty(n, 4, 4, inputs, dtype=dtype),
-    )
+    affine = None
+    if statistics is not None and gamma is not None and beta is not None:
+        affine = affine_of(statistics, gamma, beta, x.shape[2])
+    y = forward(x, weight, bias, residual, slope, affine, beta)
+    next_statistics = None if next_slope is None else tile_statistics(activation(y, next_slope))
+    return y, optional(next_statistics, x), optional(affine, x)
 
 
 def _backward_kernel(
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    slope: Tensor | None,
-    affine: Tensor | None,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    tf32: bool,
-) -> tuple[Tensor, ...]:
-    module = kernels("pointwise_backward", x.dtype)
-    found = module.pointwise_backward(
-        unit_stride(dy), unit_stride(x), weight.contiguous(), slope, affine, _packed(beta), tf32
+    dy: Tensor, x: Tensor, weight: Tensor, slope: Tensor | None, affine: Tensor | None, gamma: Tensor | None,
+    beta: Tensor | None, tf32: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    found = kernels("pointwise_backward", x.dtype).pointwise_backward(
+        unit_stride(dy), unit_stride(x), weight.contiguous(), slope, affine, _contiguous(beta), tf32
     )
-    return tuple(_or_empty(value, x) for value in found)
+    return tuple(optional(value, x) for value in found)
 
 
-def _backward_reference(
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    slope: Tensor | None,
-    affine: Tensor | None,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    tf32: bool,
-) -> tuple[Tensor, ...]:
-    dx, *others = plain.backward(dy, x, weight, slope, affine, gamma, beta)
-    return dx.contiguous(), *(_or_empty(value, x).contiguous() for value in others)
-
-
-def _backward_fake(
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    slope: Tensor | None,
-    affine: Tensor | None,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    tf32: bool,
-) -> tuple[Tensor, ...]:
-    dtype = wide(x.dtype)
-    channels = x.new_empty(0, dtype=dtype) if affine is None else x.new_empty(4, x.shape[3], dtype=dtype)
-    return (
-        x.new_empty(x.shape),
-        x.new_empty(weight.shape, dtype=dtype),
-        x.new_empty(4, weight.shape[1], dtype=dtype),
-        x.new_empty(0 if slope is None else 1, dtype=dtype),
-        channels,
-        torch.empty_like(channels),
-    )
-
-
-_pointwise = register(
-    "pointwise(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, Tensor? slope, Tensor? statistics, Tensor? gamma, "
-    "Tensor? beta, Tensor? next_slope, bool tf32) -> (Tensor, Tensor, Tensor)",
-    _forward_kernel,
-    _forward_reference,
-    _forward_fake,
-)
-_pointwise_backward = register(
-    "pointwise_backward(Tensor dy, Tensor x, Tensor weight, Tensor? slope, Tensor? affine, Tensor? gamma, Tensor? beta, "
-    "bool tf32) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _backward_kernel,
-    _backward_reference,
-    _backward_fake,
-)
+@operator("pointwise_backward", _backward_kernel)
+def _pointwise_backward(
+    dy: Tensor, x: Tensor, weight: Tensor, slope: Tensor | None, affine: Tensor | None, gamma: Tensor | None,
+    beta: Tensor | None, tf32: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    dx, dw, dbias, dslope, dgamma, dbeta = backward(dy, x, weight, slope, affine, gamma, beta)
+    return dx, dw, dbias, optional(dslope, x), optional(dgamma, x), optional(dbeta, x)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, weight, bias, _, slope, statistics, gamma, beta, _, tf32 = inputs
-    _, next_statistics, affine = output
-    ctx.mark_non_differentiable(next_statistics, affine)
+    x, weight, bias, _, slope, statistics, gamma, beta, _, ctx.tf32 = inputs
+    ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, weight, bias, slope, None if statistics is None else affine, gamma, beta)
-    ctx.tf32 = tf32
+    ctx.save_for_backward(x, weight, bias, slope, None if statistics is None else output[2], gamma, beta)
 
 
 def _differentiate(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
@@ -221,5 +188,4 @@ def _differentiate(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Tensor | None,
     )  # fmt: skip
 
 
-torch.library.register_autograd(f"{NAMESPACE}::pointwise", _differentiate, setup_context=_save, lib=LIBRARY)
-register_once_differentiable("pointwise_backward")
+differentiable(_pointwise, _differentiate, _save, _pointwise_backward)

@@ -1,23 +1,36 @@
-"""Statistics of an activation, and the scale and shift of a group norm from them."""
+"""Group norm: statistics of an activation, the scale and shift from them, and the norm of PReLU(x), stored."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ..config import GROUPS
 from ..errors import ShapeError
-from ..reference import statistics as plain
-from .library import check_activation, check_parameter, kernels, register, tile, unit_stride
+from .operator import (
+    check_activation,
+    check_norm,
+    check_parameter,
+    differentiable,
+    kernels,
+    operator,
+    tile,
+    unit_stride,
+    wide,
+)
 
-__all__ = ["GroupNorm", "group_affine", "group_statistics"]
+__all__ = ["GroupNorm", "group_affine", "group_norm", "group_statistics"]
+
+EPSILON = 1e-8
+"""Added to the biased variance of every group."""
 
 
 class GroupNorm(NamedTuple):
     """A group norm, 8 groups an instrument, eps 1e-8, biased variance, of an activation whose statistics are known.
 
-    ``statistics`` (n, 4, tiles, 2, C) from the operation that made the activation; ``gamma``, ``beta`` (4, C).
+    ``statistics`` (n, I, tiles, 2, C) from the operation that made the activation; ``gamma``, ``beta`` (I, C).
     """
 
     statistics: Tensor
@@ -32,11 +45,11 @@ def group_statistics(x: Tensor, slope: Tensor | None = None) -> Tensor:
     operation that applies the norm returns all of it.
 
     Args:
-        x: (n, 4, frames, C), float32, bfloat16, float16; on a CPU also float64.
+        x: (n, I, frames, C) for I instruments, float32, bfloat16, float16; on a CPU also float64.
         slope: (1,), of the PReLU; None for none.
 
     Returns:
-        (n, 4, tiles, 2, C), float32.
+        (n, I, tiles, 2, C), float32.
 
     Raises:
         ShapeError: if a shape, dtype or device does not fit.
@@ -57,19 +70,110 @@ def group_affine(norm: GroupNorm, frames: int) -> Tensor:
         frames: of the activation, which the statistics do not hold.
 
     Returns:
-        (n, 4, 4, C), float32.
+        (n, I, 4, C), float32.
 
     Raises:
         ShapeError: if a shape, dtype or device does not fit.
     """
     statistics = norm.statistics
-    if statistics.dim() != 5 or statistics.shape[1] != 4 or statistics.shape[3] != 2 or statistics.shape[4] % GROUPS:
-        raise ShapeError(f"statistics must be (n, 4, tiles, 2, a multiple of {GROUPS}), got {tuple(statistics.shape)}.")
+    if statistics.dim() != 5 or statistics.shape[3] != 2 or statistics.shape[4] % GROUPS:
+        raise ShapeError(f"statistics must be (n, I, tiles, 2, a multiple of {GROUPS}), got {tuple(statistics.shape)}.")
     if frames < 1 or statistics.shape[2] != -(-frames // tile()):
         raise ShapeError(f"{frames} frames do not have {statistics.shape[2]} tiles of {tile()}.")
-    check_parameter("gamma", norm.gamma, (4, statistics.shape[4]), statistics)
-    check_parameter("beta", norm.beta, (4, statistics.shape[4]), statistics)
+    shape = (statistics.shape[1], statistics.shape[4])
+    check_parameter("gamma", norm.gamma, shape, statistics)
+    check_parameter("beta", norm.beta, shape, statistics)
     found: Tensor = _group_affine(statistics.detach(), norm.gamma.detach(), norm.beta.detach(), frames)
+    return found
+
+
+def group_norm(x: Tensor, slope: Tensor, norm: GroupNorm) -> Tensor:
+    """y = gamma (PReLU(x, slope) - mean) / sqrt(variance + 1e-8) + beta, 8 groups an instrument.
+
+    For the start of the residual stream, where no product can take the norm in. Differentiable once, in everything but the
+    statistics.
+
+    Args:
+        x: (n, I, frames, C), float32, bfloat16, float16; on a CPU also float64.
+        slope: (1,), of the PReLU on ``x``.
+        norm: group norm of PReLU(x), with the statistics of PReLU(x).
+
+    Returns:
+        (n, I, frames, C) in the dtype of ``x``.
+
+    Raises:
+        ShapeError: if a shape, dtype or device does not fit.
+        MissingDependencyError: on a CUDA device without Triton.
+    """
+    check_activation("x", x)
+    check_parameter("slope", slope, (1,), x)
+    check_norm(norm, x)
+    y: Tensor = _group_norm(x, slope, *norm)[0]
+    return y
+
+
+# Arithmetic that several operations share. Sums are taken in `wide`.
+
+
+def activation(x: Tensor, slope: Tensor | None) -> Tensor:
+    """PReLU of ``x``, rounded to its dtype, in :func:`wide`."""
+    z = x.to(wide(x.dtype))
+    return z if slope is None else torch.where(z > 0, z, slope.to(z.dtype) * z).to(x.dtype).to(z.dtype)
+
+
+def activation_backward(dz: Tensor, x: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+    """dx in x's dtype and dslope (1,), given the gradient of PReLU(x)."""
+    wide_x = x.to(dz.dtype)
+    dslope = torch.where(wide_x > 0, 0, dz * wide_x).sum().reshape(1)
+    return torch.where(wide_x > 0, dz, slope.to(dz.dtype) * dz).to(x.dtype), dslope
+
+
+def tile_statistics(z: Tensor) -> Tensor:
+    """Mean and sum of squared deviations per channel over every tile of frames: (n, I, tiles, 2, C)."""
+    parts = z.split(tile(), dim=2)
+    means = torch.stack([part.mean(2) for part in parts], dim=2)
+    squares = [(part - part.mean(2, keepdim=True)).square().sum(2) for part in parts]
+    return torch.stack([means, torch.stack(squares, dim=2)], dim=3)
+
+
+def affine_of(statistics: Tensor, gamma: Tensor, beta: Tensor, frames: int) -> Tensor:
+    """Scale, shift, mean and 1 / standard deviation of each channel's group: (n, I, 4, C), from tile statistics."""
+    tiles, channels = statistics.shape[2], statistics.shape[4]
+    count = (frames - tile() * torch.arange(tiles, device=statistics.device)).clamp(max=tile()).to(statistics.dtype)
+    means, squares = statistics.unflatten(4, (GROUPS, channels // GROUPS)).unbind(3)
+    elements = frames * (channels // GROUPS)
+    count = count[:, None, None]
+    mean = (count * means).sum((2, 4), keepdim=True) / elements
+    variance = (squares + count * (means - mean).square()).sum((2, 4)) / elements
+    rstd = (variance + EPSILON).rsqrt().repeat_interleave(channels // GROUPS, dim=2)
+    mean = mean.flatten(2).repeat_interleave(channels // GROUPS, dim=2)
+    scale = gamma.to(rstd.dtype) * rstd
+    return torch.stack([scale, beta.to(rstd.dtype) - scale * mean, mean, rstd], dim=2)
+
+
+def normalise(z: Tensor, affine: Tensor, beta: Tensor) -> Tensor:
+    """The norm of ``z``: centred before it is scaled, so that an offset costs no digits."""
+    return (z - affine[:, :, None, 2]) * affine[:, :, None, 0] + beta.to(z.dtype)[:, None]
+
+
+def normalise_backward(dm: Tensor, z: Tensor, affine: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of z, gamma and beta, given the gradient of m = gamma (z - mean) rstd + beta; (n, I, frames, C)."""
+    mean, rstd = affine[:, :, None, 2], affine[:, :, None, 3]
+    normal = (z - mean) * rstd
+    dnormal = dm * gamma.to(dm.dtype)[:, None]
+
+    def group_mean(v: Tensor) -> Tensor:
+        means: Tensor = v.unflatten(3, (GROUPS, -1)).mean((2, 4))
+        return means.repeat_interleave(v.shape[3] // GROUPS, dim=2)[:, :, None]
+
+    dz = rstd * (dnormal - group_mean(dnormal) - normal * group_mean(dnormal * normal))
+    return dz, (dm * normal).sum((0, 2)), dm.sum((0, 2))
+
+
+def affine_by_kernel(statistics: Tensor, gamma: Tensor, beta: Tensor, frames: int) -> Tensor:
+    """:func:`affine_of` by the Triton kernel."""
+    launcher = kernels("statistics", statistics.dtype).group_affine
+    found: Tensor = launcher(statistics.contiguous(), gamma.contiguous(), beta.contiguous(), frames)
     return found
 
 
@@ -78,34 +182,55 @@ def _statistics_kernel(x: Tensor, slope: Tensor | None) -> Tensor:
     return found
 
 
-def _statistics_reference(x: Tensor, slope: Tensor | None) -> Tensor:
-    return plain.tile_statistics(plain.activation(x, slope), tile())
+@operator("group_statistics", _statistics_kernel)
+def _group_statistics(x: Tensor, slope: Tensor | None) -> Tensor:
+    return tile_statistics(activation(x, slope))
 
 
-def _statistics_fake(x: Tensor, slope: Tensor | None) -> Tensor:
-    return x.new_empty(x.shape[0], 4, -(-x.shape[2] // tile()), 2, x.shape[3], dtype=plain.wide(x.dtype))
+@operator("group_affine", affine_by_kernel)
+def _group_affine(statistics: Tensor, gamma: Tensor, beta: Tensor, frames: int) -> Tensor:
+    return affine_of(statistics, gamma, beta, frames)
 
 
-def _affine_kernel(statistics: Tensor, gamma: Tensor, beta: Tensor, frames: int) -> Tensor:
-    launcher = kernels("statistics", statistics.dtype).group_affine
-    found: Tensor = launcher(statistics.contiguous(), gamma.contiguous(), beta.contiguous(), frames)
+def _norm_kernel(x: Tensor, slope: Tensor, statistics: Tensor, gamma: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+    affine = affine_by_kernel(statistics, gamma, beta, x.shape[2])
+    launcher = kernels("group_norm", x.dtype).group_norm_forward
+    return launcher(unit_stride(x), slope, affine, beta.contiguous()), affine
+
+
+@operator("group_norm", _norm_kernel)
+def _group_norm(x: Tensor, slope: Tensor, statistics: Tensor, gamma: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+    affine = affine_of(statistics, gamma, beta, x.shape[2])
+    return normalise(activation(x, slope), affine, beta).to(x.dtype), affine
+
+
+def _norm_backward_kernel(
+    dy: Tensor, x: Tensor, slope: Tensor, affine: Tensor, gamma: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    launcher = kernels("group_norm", x.dtype).group_norm_backward
+    found: tuple[Tensor, Tensor, Tensor, Tensor] = launcher(unit_stride(dy), unit_stride(x), slope, affine)
     return found
 
 
-def _affine_reference(statistics: Tensor, gamma: Tensor, beta: Tensor, frames: int) -> Tensor:
-    return plain.group_affine(statistics, gamma, beta, frames, tile())
+@operator("group_norm_backward", _norm_backward_kernel)
+def _group_norm_backward(
+    dy: Tensor, x: Tensor, slope: Tensor, affine: Tensor, gamma: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dz, dgamma, dbeta = normalise_backward(dy.to(wide(x.dtype)), activation(x, slope), affine, gamma)
+    dx, dslope = activation_backward(dz, x, slope)
+    return dx, dslope, dgamma, dbeta
 
 
-def _affine_fake(statistics: Tensor, gamma: Tensor, beta: Tensor, frames: int) -> Tensor:
-    return statistics.new_empty(statistics.shape[0], 4, 4, statistics.shape[4])
+def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, slope, _, gamma, beta = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(x, slope, output[1], gamma, beta)
 
 
-_group_statistics = register(
-    "group_statistics(Tensor x, Tensor? slope) -> Tensor", _statistics_kernel, _statistics_reference, _statistics_fake
-)
-_group_affine = register(
-    "group_affine(Tensor statistics, Tensor gamma, Tensor beta, SymInt frames) -> Tensor",
-    _affine_kernel,
-    _affine_reference,
-    _affine_fake,
-)
+def _differentiate(ctx: Any, dy: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    x, slope, affine, gamma, beta = ctx.saved_tensors
+    dx, dslope, dgamma, dbeta = _group_norm_backward(dy, x, slope, affine, gamma)
+    return dx, dslope.to(slope.dtype), None, dgamma.to(gamma.dtype), dbeta.to(beta.dtype)
+
+
+differentiable(_group_norm, _differentiate, _save, _group_norm_backward)

@@ -1,10 +1,21 @@
-"""The plain-PyTorch forward of every operation: short, readable, the oracle of every test."""
+"""The oracle: the network as the paper writes it, in plain PyTorch, channels first, with autograd, in any dtype."""
 
 from .decoder import decode
 from .encoder import encode
 from .generator import generate
-from .losses import si_sdr, stage_loss
+from .losses import LossWeights, loss_divisors, si_sdr, stage_loss
 from .masking import mask, masking_network
 from .weights import StageWeights
 
-__all__ = ["StageWeights", "decode", "encode", "generate", "mask", "masking_network", "si_sdr", "stage_loss"]
+__all__ = [
+    "LossWeights",
+    "StageWeights",
+    "loss_divisors",
+    "decode",
+    "encode",
+    "generate",
+    "mask",
+    "masking_network",
+    "si_sdr",
+    "stage_loss",
+]

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import StageConfig
-from ..errors import ShapeError
 from .weights import DecoderWeights
 
 __all__ = ["decode"]
@@ -27,8 +26,7 @@ def decode(weights: DecoderWeights, config: StageConfig, latent: Tensor) -> Tens
     Raises:
         ShapeError: for a latent of another shape.
     """
-    if latent.dim() != 3 or latent.shape[1] != config.N:
-        raise ShapeError(f"A latent must have shape (n, {config.N}, frames), got {tuple(latent.shape)}.")
+    config.check_latent(latent.shape)
     if latent.shape[0] == 0:
         return latent.new_empty(0, 1, latent.shape[-1] * config.W)
     x = F.conv_transpose1d(latent, weights.bottleneck).relu()

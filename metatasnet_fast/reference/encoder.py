@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import StageConfig
-from ..errors import ShapeError
 from .spectrogram import mel_spectrogram
 from .weights import EncoderWeights
 
@@ -44,14 +43,10 @@ def encode(weights: EncoderWeights, config: StageConfig, signal: Tensor) -> Tens
     Raises:
         ShapeError: for a signal of another shape or too short for the reflect-padded STFT.
     """
-    if signal.dim() != 3 or signal.shape[1] != 1:
-        raise ShapeError(f"A signal must have shape (n, 1, samples), got {tuple(signal.shape)}.")
-    if signal.shape[-1] <= config.n_fft // 2 or signal.shape[-1] < config.W:
-        raise ShapeError(
-            f"{signal.shape[-1]} samples at {config.sampling_rate} Hz are too few: "
-            f"pad to {config.shortest} or more (the Separator does it for you)."
-        )
+    config.check_signal(signal.shape)
     wave = filter_bank(signal, weights.filters, config.W)
-    mel = mel_spectrogram(weights.spectrogram, config, signal, wave.shape[-1])
-    x = F.conv1d(torch.cat([wave, mel], dim=1), weights.bottleneck_1).relu()
+    if weights.spectrogram is not None:
+        mel = mel_spectrogram(weights.spectrogram, config, signal, wave.shape[-1])
+        wave = torch.cat([wave, mel], dim=1)
+    x = F.conv1d(wave, weights.bottleneck_1).relu()
     return F.conv1d(x, weights.bottleneck_2)

@@ -1,4 +1,4 @@
-"""From a stage's parameters to the weights of its four instruments.
+"""From a stage's parameters to the weights of its instruments.
 
 Each generated layer maps the embedding ``e_i`` of instrument ``i`` through its own bottleneck, ``h_i = A e_i + a``, and then
 to its parameters, ``K h_i + k_0``. With independent parameters the layers store one set per instrument instead.
@@ -8,9 +8,8 @@ Source: Samuel et al. 2020, section 2.2; original ``model/conv1d.py`` and ``mode
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -32,8 +31,6 @@ __all__ = [
     "encoder_weights",
     "generate",
     "masking_weights",
-    "rows",
-    "rows_backward",
 ]
 
 Parameters = Mapping[str, Tensor]
@@ -59,15 +56,17 @@ def generate(config: StageConfig, parameters: Parameters) -> StageWeights:
 
 
 def encoder_weights(config: StageConfig, p: Parameters) -> EncoderWeights:
-    spectrogram = SpectrogramWeights(
-        window=p["encoder.spectrogram.window"],
-        mean=p["encoder.spectrogram.mean"],
-        std=p["encoder.spectrogram.std"],
-        scale=p["encoder.spectrogram.affine_scale"],
-        bias=p["encoder.spectrogram.affine_bias"],
-        mel_weight=p["encoder.spectrogram.mel_transform.weight"],
-        mel_bias=p["encoder.spectrogram.mel_transform.bias"],
-    )
+    spectrogram = None
+    if config.has_spectrogram:
+        spectrogram = SpectrogramWeights(
+            window=p["encoder.spectrogram.window"],
+            mean=p["encoder.spectrogram.mean"],
+            std=p["encoder.spectrogram.std"],
+            scale=p["encoder.spectrogram.affine_scale"],
+            bias=p["encoder.spectrogram.affine_bias"],
+            mel_weight=p["encoder.spectrogram.mel_transform.weight"],
+            mel_bias=p["encoder.spectrogram.mel_transform.bias"],
+        )
     filters = tuple(p[f"encoder.filters.{i}.weight"] for i in range(len(config.kernel_sizes)))
     return EncoderWeights(spectrogram, filters, p["encoder.bottleneck.0.weight"], p["encoder.bottleneck.2.weight"])
 
@@ -116,58 +115,17 @@ def _convolution(
     config: StageConfig, p: Parameters, name: str, out: int, taps: int = 1, bias: bool = False
 ) -> Convolution:
     if not config.generated:
-        weight = p[f"{name}.conv.weight"].reshape(4, out, -1, taps)
-        return Convolution(weight, p[f"{name}.conv.bias"].reshape(4, out) if bias else None)
+        weight = p[f"{name}.conv.weight"].reshape(config.instruments, out, -1, taps)
+        return Convolution(weight, p[f"{name}.conv.bias"].reshape(config.instruments, out) if bias else None)
     hidden = _hidden(p, name)
-    weight = F.linear(hidden, p[f"{name}.kernel.weight"], p[f"{name}.kernel.bias"]).view(4, out, -1, taps)
+    weight = F.linear(hidden, p[f"{name}.kernel.weight"], p[f"{name}.kernel.bias"]).view(len(hidden), out, -1, taps)
     return Convolution(weight, F.linear(hidden, p[f"{name}.bias.weight"], p[f"{name}.bias.bias"]) if bias else None)
 
 
 def _norm(config: StageConfig, p: Parameters, name: str) -> Norm:
     if not config.generated:
-        return Norm(p[f"{name}.group_norm.weight"].view(4, -1), p[f"{name}.group_norm.bias"].view(4, -1))
+        scale, shift = p[f"{name}.group_norm.weight"], p[f"{name}.group_norm.bias"]
+        return Norm(scale.view(config.instruments, -1), shift.view(config.instruments, -1))
     affine = F.linear(_hidden(p, name), p[f"{name}.affine.weight"], p[f"{name}.affine.bias"])
     scale, shift = affine.chunk(2, dim=1)
     return Norm(scale, shift)
-
-
-def rows(
-    embedding: Tensor,
-    bottlenecks: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    k: Tensor,
-    offset: Tensor,
-    sections: Sequence[int],
-    size: int,
-) -> Tensor:
-    """Rows of ``k`` times the hidden values of their layer, to their places, as ``ops.generated_parameters`` has it.
-
-    ``sections`` are five numbers each: layer, first row, rows, place, stride between instruments.
-    """
-    w = embedding.new_zeros(size)
-    for layer, first, count, place, stride in zip(*[iter(sections)] * 5, strict=True):
-        hidden = F.linear(embedding, bottlenecks[layer], biases[layer])
-        part = slice(first, first + count)
-        w.as_strided((4, count), (stride, 1), place).copy_(F.linear(hidden, k[part], offset[part]))
-    return w
-
-
-def rows_backward(
-    dw: Tensor,
-    embedding: Tensor,
-    bottlenecks: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    k: Tensor,
-    sections: Sequence[int],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of the embedding, the bottlenecks (layers, E_2, E_1), their biases, ``k`` and ``offset``."""
-    dk, doffset = torch.zeros_like(k), k.new_zeros(len(k))
-    dhidden = k.new_zeros(len(bottlenecks), 4, k.shape[1])
-    for layer, first, count, place, stride in zip(*[iter(sections)] * 5, strict=True):
-        hidden = F.linear(embedding, bottlenecks[layer], biases[layer])
-        given, part = dw.as_strided((4, count), (stride, 1), place), slice(first, first + count)
-        dk[part], doffset[part] = given.T @ hidden, given.sum(0)
-        dhidden[layer] += given @ k[part]
-    stacked = torch.stack(list(bottlenecks))
-    dembedding = torch.einsum("lij,lje->ie", dhidden, stacked)
-    return dembedding, torch.einsum("lij,ie->lje", dhidden, embedding), dhidden.sum(1), dk, doffset

@@ -5,13 +5,53 @@ Source: Samuel et al. 2020, section 2.4; original ``utility/loss.py``.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["dissimilarity", "masked_mean", "si_sdr", "similarity", "stage_loss"]
+from ..config import MetaTasNetConfig
+
+__all__ = ["LossWeights", "loss_divisors", "si_sdr", "stage_loss"]
 
 EPSILON = 1e-8
+
+
+class LossWeights(NamedTuple):
+    """Weights of the loss terms beside the SI-SDR of the estimates; 0 or less switches a term off."""
+
+    similarity: float
+    dissimilarity: float
+    reconstruction: float
+
+    @classmethod
+    def of(cls, config: MetaTasNetConfig) -> LossWeights:
+        """Return the weights that a configuration names."""
+        return cls(config.similarity_loss_weight, config.dissimilarity_loss_weight, config.reconstruction_loss_weight)
+
+    @property
+    def need_latents(self) -> bool:
+        """Whether a term compares the encoded sources."""
+        return self.similarity > 0 or self.dissimilarity > 0
+
+
+def loss_divisors(mask: Tensor) -> Tensor:
+    """What the means of a stage divide by, from the mask of the whole batch.
+
+    Args:
+        mask: (items, I, 1), 1 where the source sounds.
+
+    Returns:
+        (I + 3,): items in which each instrument sounds; items; pairs of instruments of one item that both sound;
+        instruments that sound in an item and in the one before it. None is zero.
+    """
+    sounds = mask.squeeze(-1) if mask.is_floating_point() else mask.squeeze(-1).float()
+    items, instruments = sounds.shape
+    first, second = torch.triu_indices(instruments, instruments, offset=1, device=mask.device)
+    pairs = (sounds[:, first] * sounds[:, second]).sum() + EPSILON
+    neighbours = (sounds * sounds.roll(1, dims=0)).sum().clamp(min=EPSILON)
+    sounding = sounds.sum(0).clamp(min=EPSILON)
+    return torch.cat([sounding, torch.stack([sounding.new_tensor(items), pairs, neighbours])])
 
 
 def si_sdr(estimate: Tensor, target: Tensor) -> Tensor:
@@ -26,32 +66,17 @@ def si_sdr(estimate: Tensor, target: Tensor) -> Tensor:
     return 10 * (torch.log10(power) - torch.log10(residual))
 
 
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the items in which the source sounds: (b, 4, 1) and (b, 4, 1) to (4,)."""
-    return (values * mask).sum(dim=(0, -1)) / mask.sum(dim=(0, -1)).clamp(min=EPSILON)
+def _directions(latents: Tensor) -> Tensor:
+    """Latents at unit length along their channels, as ``torch.nn.functional.cosine_similarity`` divides them."""
+    norm: Tensor = torch.linalg.vector_norm(latents, dim=-1, keepdim=True)
+    return latents / norm.clamp(min=EPSILON)
 
 
-def dissimilarity(latents: Tensor, mask: Tensor) -> Tensor:
-    """Cosine similarity of the absolute latents of each of the six instrument pairs.
-
-    Args:
-        latents: (4, b, frames, N), already multiplied by the mask.
-        mask: (b, 4), 1 where the source sounds.
-
-    Returns:
-        a scalar: summed over pairs and items, divided by the number of pairs in which both sound, mean over frames.
-    """
-    first, second = torch.triu_indices(4, 4, offset=1, device=latents.device)
-    count = (mask[:, first] * mask[:, second]).sum() + EPSILON
-    cosine = F.cosine_similarity(latents[first].abs(), latents[second].abs(), dim=-1)
-    return (cosine.sum(dim=(0, 1)) / count).mean()
-
-
-def similarity(latents: Tensor, mask: Tensor) -> Tensor:
-    """Cosine similarity of each source's latent and that of the item before it in the batch; shapes as above."""
-    count = (mask * mask.roll(1, dims=0)).sum().clamp(min=EPSILON)
-    cosine = F.cosine_similarity(latents, latents.roll(1, dims=1), dim=-1)
-    return (cosine.sum(dim=(0, 1)) / count).mean()
+def _dissimilarity(directions: Tensor) -> Tensor:
+    """Cosine similarity of the absolute latents of each pair of instruments, (I, items, frames, N), summed to (frames,)."""
+    stems = directions.abs()
+    pairs = [(stems[i] * stems[j]).sum(-1) for i in range(len(stems)) for j in range(i + 1, len(stems))]
+    return torch.stack(pairs).sum(dim=(0, 1)) if pairs else stems.new_zeros(stems.shape[2])
 
 
 def stage_loss(
@@ -61,40 +86,50 @@ def stage_loss(
     latents: Tensor | None,
     mix_estimate: Tensor | None,
     mix: Tensor,
-    similarity_weight: float,
-    dissimilarity_weight: float,
-    reconstruction_weight: float,
+    weights: LossWeights,
+    divisors: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Loss and statistics of one stage.
+    """Loss and statistics of one stage, of a whole batch or of a part of it.
+
+    The shares of all parts of a batch add up to the loss and the statistics of the batch, if each part is given the divisors
+    of the batch and the item before its first one.
 
     Args:
-        estimate, target: (b, 4, 1, T).
-        mask: (b, 4, 1), 1 where the source sounds.
-        latents: (b, 4, frames, N), the encoded sources; may be None if both cosine weights are 0 or less.
-        mix_estimate, mix: (b, 1, T), ``decoder(encoder(mix))`` and the mix; the former may be None if its weight is off.
-        similarity_weight, dissimilarity_weight, reconstruction_weight: a weight of 0 or less switches its term off.
+        estimate, target: (b, I, 1, T), of I instruments.
+        mask: (c + b, I, 1), 1 where the source sounds. With c = 1 the first row is the item before the batch; with c = 0 the
+            batch is whole, and its last item is the one before its first.
+        latents: (c + b, I, frames, N), the encoded sources; None if both cosine weights are 0 or less.
+        mix_estimate, mix: (b, 1, T), ``decoder(encoder(mix))`` and the mix; the former is None if its weight is off.
+        weights: of the terms.
+        divisors: (I + 3,), from :func:`loss_divisors` of the whole batch's mask; by default of this one.
 
     Returns:
-        the loss, a scalar, and (7,): four SI-SDR in dB, reconstruction SI-SDR in dB, dissimilarity, similarity.
+        the loss, a scalar, and (I + 3,): I SI-SDR in dB, reconstruction SI-SDR in dB, dissimilarity, similarity.
     """
-    sdr = masked_mean(si_sdr(estimate, target), mask)
+    instruments = estimate.shape[1]
+    carried = len(mask) - len(estimate)
+    if divisors is None:
+        divisors = loss_divisors(mask[carried:])
+    sdr = (si_sdr(estimate, target) * mask[carried:]).sum(dim=(0, -1)) / divisors[:instruments]
     loss = -sdr.sum()
     stats = [sdr, sdr.new_zeros(1), sdr.new_zeros(1), sdr.new_zeros(1)]
-    if reconstruction_weight > 0:
+    items, pairs, neighbours = divisors[instruments:]
+    if weights.reconstruction > 0:
         assert mix_estimate is not None
-        reconstruction = si_sdr(mix_estimate, mix).mean()
-        loss = loss - reconstruction_weight * reconstruction
+        reconstruction = si_sdr(mix_estimate, mix).sum() / items
+        loss = loss - weights.reconstruction * reconstruction
         stats[1] = reconstruction.reshape(1)
-    if similarity_weight > 0 or dissimilarity_weight > 0:
+    if weights.need_latents:
         assert latents is not None
-        sounds = mask.squeeze(-1)
-        by_source = (latents * sounds[..., None, None]).transpose(0, 1)
-        if dissimilarity_weight > 0:
-            value = dissimilarity(by_source, sounds)
-            loss = loss + dissimilarity_weight * value
+        directions = _directions((latents * mask[..., None]).transpose(0, 1))
+        own = directions[:, carried:]
+        if weights.dissimilarity > 0:
+            value = (_dissimilarity(own) / pairs).mean()
+            loss = loss + weights.dissimilarity * value
             stats[2] = value.reshape(1)
-        if similarity_weight > 0:
-            value = similarity(by_source, sounds)
-            loss = loss - similarity_weight * value
+        if weights.similarity > 0:
+            previous = directions[:, :-1] if carried else own.roll(1, dims=1)
+            value = ((own * previous).sum(-1).sum(dim=(0, 1)) / neighbours).mean()
+            loss = loss - weights.similarity * value
             stats[3] = value.reshape(1)
     return loss, torch.cat(stats)

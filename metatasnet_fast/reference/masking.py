@@ -1,6 +1,6 @@
-"""The masking network: a temporal convolutional network for four instruments at once.
+"""The masking network: a temporal convolutional network for all instruments at once.
 
-Activations are (n, 4, channels, frames); the four instruments are groups of one grouped convolution.
+Activations are (n, instruments, channels, frames); the instruments are groups of one grouped convolution.
 
 Source: Samuel et al. 2020, section 2; original ``model/mask_tcn.py``.
 """
@@ -12,39 +12,37 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import GROUPS, StageConfig
-from ..errors import ShapeError
 from .weights import BlockWeights, Convolution, MaskingWeights, Norm
 
-__all__ = ["block", "depthwise", "group_norm", "mask", "masking_network", "pointwise"]
+__all__ = ["block", "depthwise", "group_norm", "instrument_masks", "mask", "masking_network", "pointwise"]
 
 EPSILON = 1e-8
 """Added to the biased variance of every group."""
 
 
 def pointwise(x: Tensor, weights: Convolution) -> Tensor:
-    """1x1 convolution per instrument: (n, 4, in, frames) to (n, 4, out, frames)."""
-    _, out, channels, _ = weights.weight.shape
-    y = F.conv1d(x.flatten(1, 2), weights.weight.reshape(4 * out, channels, 1), groups=4)
-    y = y.view(len(y), 4, out, -1)
+    """1x1 convolution per instrument: (n, instruments, in, frames) to (n, instruments, out, frames)."""
+    instruments, out, channels, _ = weights.weight.shape
+    y = F.conv1d(x.flatten(1, 2), weights.weight.reshape(instruments * out, channels, 1), groups=instruments)
+    y = y.view(len(y), instruments, out, -1)
     return y if weights.bias is None else y + weights.bias[:, :, None]
 
 
 def depthwise(x: Tensor, weights: Convolution, dilation: int) -> Tensor:
-    """Dilated depthwise convolution of three taps, zero-padded to the same length: (n, 4, H, frames)."""
-    h = x.shape[2]
-    kernel = weights.weight.reshape(4 * h, 1, 3)
-    y = F.conv1d(x.flatten(1, 2), kernel, padding=dilation, dilation=dilation, groups=4 * h)
+    """Dilated depthwise convolution of three taps, zero-padded to the same length: (n, instruments, H, frames)."""
+    kernel = weights.weight.reshape(-1, 1, 3)
+    y = F.conv1d(x.flatten(1, 2), kernel, padding=dilation, dilation=dilation, groups=len(kernel))
     return y.view(x.shape)
 
 
 def group_norm(x: Tensor, weights: Norm) -> Tensor:
     """Group norm with 8 groups per instrument over (channels of the group, frames), biased variance, eps 1e-8."""
     scale, shift = weights.scale.reshape(-1), weights.shift.reshape(-1)
-    return F.group_norm(x.flatten(1, 2), 4 * GROUPS, scale, shift, EPSILON).view(x.shape)
+    return F.group_norm(x.flatten(1, 2), x.shape[1] * GROUPS, scale, shift, EPSILON).view(x.shape)
 
 
 def block(x: Tensor, weights: BlockWeights, dilation: int) -> tuple[Tensor | None, Tensor]:
-    """One block: the residual to add to ``x`` (None in the last block) and the skip output, both (n, 4, B, frames)."""
+    """One block: the residual to add to ``x`` (None in the last block) and the skip output, both as ``x``."""
     h = group_norm(F.prelu(pointwise(x, weights.conv1d), weights.prelu_1), weights.norm_1)
     h = group_norm(F.prelu(depthwise(h, weights.dconv1d, dilation), weights.prelu_2), weights.norm_2)
     residual = None if weights.res_out is None else pointwise(h, weights.res_out)
@@ -52,13 +50,13 @@ def block(x: Tensor, weights: BlockWeights, dilation: int) -> tuple[Tensor | Non
 
 
 def masking_network(weights: MaskingWeights, config: StageConfig, x: Tensor) -> Tensor:
-    """Masks of the four instruments, which sum to one.
+    """Masks of all instruments: a softmax over the first ``config.softmax`` of them, a sigmoid for each other one.
 
     Args:
-        x: (n, 4, in channels, frames).
+        x: (n, instruments, in channels, frames).
 
     Returns:
-        (n, 4, N, frames).
+        (n, instruments, N, frames).
     """
     x = pointwise(group_norm(F.prelu(x, weights.prelu_1), weights.norm_1), weights.in_conv)
     x = group_norm(F.prelu(x, weights.prelu_2), weights.norm_2)
@@ -70,33 +68,39 @@ def masking_network(weights: MaskingWeights, config: StageConfig, x: Tensor) -> 
             x = x + residual
     assert skips is not None
     x = pointwise(group_norm(F.prelu(skips, weights.prelu_3), weights.norm_3), weights.mask_output)
-    x = group_norm(F.prelu(x, weights.prelu_4), weights.norm_4)
-    return F.softmax(x, dim=1)
+    return instrument_masks(group_norm(F.prelu(x, weights.prelu_4), weights.norm_4), config.softmax)
+
+
+def instrument_masks(x: Tensor, softmax: int) -> Tensor:
+    """Softmax over the first ``softmax`` rows of dimension 1, a sigmoid of every other row."""
+    if softmax == x.shape[1]:
+        return F.softmax(x, dim=1)
+    if softmax == 0:
+        return torch.sigmoid(x)
+    return torch.cat([F.softmax(x[:, :softmax], dim=1), torch.sigmoid(x[:, softmax:])], dim=1)
 
 
 def mask(
     weights: MaskingWeights, config: StageConfig, latent: Tensor, partial: Tensor | None, dropout: Tensor | None = None
 ) -> Tensor:
-    """Latents of the four instruments: the mixture's latent times the masks.
+    """Latents of all instruments: the mixture's latent times the masks.
 
     Args:
         latent: (n, N, frames), the mixture's.
-        partial: (n, 4, N / 2, frames), the masked latent of the previous stage; None in the first stage.
-        dropout: (n, 4, N), factors on the network's copy of the latent; None for no dropout.
+        partial: (n, instruments, N / 2, frames), the masked latent of the previous stage; None in the first stage.
+        dropout: (n, instruments, N), factors on the network's copy of the latent; None for no dropout.
 
     Returns:
-        (n, 4, N, frames).
+        (n, instruments, N, frames).
 
     Raises:
         ShapeError: if ``partial`` does not fit the stage.
     """
-    expected = (latent.shape[0], 4, config.partial_channels, latent.shape[-1]) if config.partial_channels else None
-    if (None if partial is None else tuple(partial.shape)) != expected:
-        found = None if partial is None else tuple(partial.shape)
-        raise ShapeError(f"Stage {config.index} expects a partial latent of shape {expected}, got {found}.")
+    config.check_latent(latent.shape)
+    config.check_partial(None if partial is None else partial.shape, latent.shape)
     if latent.shape[0] == 0:
-        return latent.new_empty(0, 4, config.N, latent.shape[-1])
-    latents = latent[:, None].expand(-1, 4, -1, -1)
+        return latent.new_empty(0, config.instruments, config.N, latent.shape[-1])
+    latents = latent[:, None].expand(-1, config.instruments, -1, -1)
     x = latents if dropout is None else latents * dropout[..., None]
     if partial is not None:
         x = torch.cat([x, partial], dim=2)

@@ -24,7 +24,7 @@ __all__ = [
 class Convolution:
     """A convolution for each instrument.
 
-    ``weight``: (4, out, in / groups, taps); ``bias``: (4, out) or None.
+    ``weight``: (instruments, out, in / groups, taps); ``bias``: (instruments, out) or None.
     """
 
     weight: Tensor
@@ -33,7 +33,7 @@ class Convolution:
 
 @dataclass(frozen=True)
 class Norm:
-    """Scale and shift of a group norm for each instrument, both (4, channels)."""
+    """Scale and shift of a group norm for each instrument, both (instruments, channels)."""
 
     scale: Tensor
     shift: Tensor
@@ -87,7 +87,8 @@ class SpectrogramWeights:
 class EncoderWeights:
     """``filters[l]`` (N / 4, 1, k_l); ``bottleneck_1`` (N, filters * N / 4 + mels, 1); ``bottleneck_2`` (N, N, 1)."""
 
-    spectrogram: SpectrogramWeights
+    spectrogram: SpectrogramWeights | None
+    """None in a network without the spectrogram branch."""
     filters: tuple[Tensor, ...]
     bottleneck_1: Tensor
     bottleneck_2: Tensor

@@ -1,6 +1,6 @@
 """A batch cut into parts, over processes and over micro-batches, so that the parts' losses add up to the batch's.
 
-Two things couple the items of a batch. Every mean divides by a count over the whole batch: those are :class:`Totals`, known
+Two things couple the items of a batch. Every mean divides by a count over the whole batch: those are the divisors, known
 before the first part. And the similarity loss compares each item with the one before it: so every part carries that one
 item along, encodes it again, and the pair's gradient arises in one piece. Nothing is approximated; the price is one more
 item of source encoding for each part.
@@ -11,20 +11,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-__all__ = ["Items", "Part", "Totals", "cut"]
-
-EPSILON = 1e-8
+__all__ = ["Items", "Part", "cut"]
 
 
 @dataclass(frozen=True)
 class Items:
     """Consecutive items of a batch.
 
-    sources: (n, 4, 1, T_s) for every stage.
-    masks: (n, 4, 1) for every stage, 1 where the source sounds and counts in the loss.
+    sources: (n, I, 1, T_s) for every stage and I instruments.
+    masks: (n, I, 1) for every stage, 1 where the source sounds and counts in the loss.
     """
 
     sources: Sequence[Tensor]
@@ -48,31 +45,6 @@ class Part:
     """The one item before the first; None if this is the whole batch, whose last item is the one before its first."""
     first: int
     """Place of the first item in the whole batch."""
-
-
-@dataclass(frozen=True)
-class Totals:
-    """What the means of one stage over the whole batch divide by."""
-
-    items: int
-    sounding: Tensor
-    """(4,): items in which each stem counts."""
-    pairs: Tensor
-    """Pairs of stems of one item that both count."""
-    neighbours: Tensor
-    """Stems that count both in an item and in the one before it."""
-
-    @classmethod
-    def of(cls, mask: Tensor) -> Totals:
-        """From the whole batch's (items, 4, 1)."""
-        sounds = mask.squeeze(-1)
-        first, second = torch.triu_indices(4, 4, offset=1, device=mask.device)
-        return cls(
-            items=len(sounds),
-            sounding=sounds.sum(0).clamp(min=EPSILON),
-            pairs=(sounds[:, first] * sounds[:, second]).sum() + EPSILON,
-            neighbours=(sounds * sounds.roll(1, dims=0)).sum().clamp(min=EPSILON),
-        )
 
 
 def cut(items: Items, size: int, before: Items | None, first: int) -> list[Part]:

@@ -45,6 +45,9 @@ class Recomputing(Backend):
     def decode(self, prepared: Any, latent: Tensor) -> Tensor:
         return _recomputed(self._backend.decode, prepared, latent)
 
+    def stage_loss(self, *arguments: Any) -> tuple[Tensor, Tensor]:
+        return self._backend.stage_loss(*arguments)
+
 
 def _recomputed(job: Callable[..., Tensor], *arguments: Any) -> Tensor:
     # No job draws random numbers, so there is no state of a generator to keep.

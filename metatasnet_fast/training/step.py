@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..backends import Choice
 from ..model import MultiTasNet
+from ..reference import loss_divisors
 from .distributed import World
-from .losses import Dropout, loss_share, uses_neighbours
-from .parts import Items, Part, Totals, cut
+from .parts import Items, Part, cut
 from .recompute import Recomputing
 
 __all__ = ["BatchGradients", "GradientStep"]
@@ -27,11 +29,33 @@ class BatchGradients:
 
     loss: float
     stats: list[float]
-    """As ``MultiTasNet.forward`` has them, (4 * stages + 3,)."""
+    """As ``MultiTasNet.forward`` has them, (instruments * stages + 3,)."""
     norm: float
     """Global norm of the gradients before they were cut down."""
     votes: list[float]
     """Sums over the processes of what each of them brought."""
+
+
+@dataclass(frozen=True)
+class _Dropout:
+    """A step's dropout, a function of seed, step and stage, whatever parts the batch of ``items`` is computed in."""
+
+    probability: float
+    seed: int
+    step: int
+    items: int
+
+    def of(self, part: Part) -> Callable[[int, Tensor], Tensor | None] | None:
+        """What :meth:`metatasnet_fast.model.engine.Engine.loss` asks for."""
+        return functools.partial(self._factors, part) if self.probability > 0 else None
+
+    def _factors(self, part: Part, stage: int, latent: Tensor) -> Tensor:
+        (entropy,) = np.random.SeedSequence([self.seed, self.step, stage]).generate_state(1, np.uint64)
+        generator = torch.Generator().manual_seed(int(entropy) >> 1)
+        instruments = part.items.sources[stage].shape[1]
+        draws = torch.rand(self.items, instruments, latent.shape[1], generator=generator)
+        kept = draws[part.first : part.first + len(part.items)] >= self.probability
+        return kept.to(part.items.sources[stage]) / (1 - self.probability)
 
 
 class _PartLoss(nn.Module):
@@ -41,11 +65,19 @@ class _PartLoss(nn.Module):
         super().__init__()
         self.network, self.choice, self.recompute = network, choice, recompute
 
-    def forward(self, part: Part, totals: Sequence[Totals], dropout: Dropout) -> tuple[Tensor, Tensor]:
+    def forward(self, part: Part, divisors: Sequence[Tensor], dropout: _Dropout) -> tuple[Tensor, Tensor]:
         engine = self.network.engine(self.choice, training=True)
         if self.recompute:
             engine = dataclasses.replace(engine, backend=Recomputing(engine.backend))
-        return loss_share(engine, part, totals, dropout)
+        items, before = part.items, part.before
+        return engine.loss(
+            [source.sum(1) for source in items.sources],
+            items.sources,
+            items.masks,
+            dropout=dropout.of(part),
+            divisors=divisors,
+            before=None if before is None else (before.sources, before.masks),
+        )
 
 
 class GradientStep:
@@ -92,14 +124,14 @@ class GradientStep:
             votes: numbers to be summed over the processes on the way.
         """
         self.network.zero_grad(set_to_none=True)
-        totals = [Totals.of(self.world.gather(mask)) for mask in items.masks]
-        dropout = Dropout(self.network.config.dropout, self.seed, step)
+        divisors = [loss_divisors(self.world.gather(mask)) for mask in items.masks]
+        dropout = _Dropout(self.network.config.dropout, self.seed, step, len(items) * self.world.size)
         parts = self._parts(items)
         shares: list[Tensor] = []
         wide = torch.float32 if items.sources[0].device.type == "mps" else torch.float64
         for number, part in enumerate(parts, start=1):
             with self._synchronising(number == len(parts)):
-                loss, stats = self._loss(part, totals, dropout)
+                loss, stats = self._loss(part, divisors, dropout)
                 # DistributedDataParallel takes the mean over the processes; the shares are to be summed.
                 (loss * self.world.size).backward()
             shares.append(torch.cat([loss.detach().reshape(1), stats]).to(wide))
@@ -112,7 +144,7 @@ class GradientStep:
 
     def _parts(self, items: Items) -> list[Part]:
         before = None
-        if self.world.size > 1 and uses_neighbours(self.network.config):
+        if self.world.size > 1 and self.network.config.similarity_loss_weight > 0:
             last = items.rows(len(items) - 1, 1)
             received = self.world.from_previous([*last.sources, *last.masks])
             before = Items(received[: len(last.sources)], received[len(last.sources) :])

@@ -27,7 +27,7 @@ def saved_bytes(network: Any, backend: Backend, precision: str, *data: list[Tens
         return value
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
-        loss, _ = engine(network, precision, backend).loss(*data, 0.0)
+        loss, _ = engine(network, precision, backend).loss(*data)
     assert loss.requires_grad
     return sum(value.untyped_storage().nbytes() for key, value in kept.items() if key not in known)
 

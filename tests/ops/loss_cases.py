@@ -9,16 +9,17 @@ from torch import Tensor
 
 from metatasnet_fast import reference
 from metatasnet_fast.ops import stage_loss
+from metatasnet_fast.reference import LossWeights
 from tests.support import Golden, assert_parity, half_a_unit_away, relative_error
 
-WEIGHTS = {"similarity_weight": 2.0, "dissimilarity_weight": 3.0, "reconstruction_weight": 0.05}
+WEIGHTS = {"similarity": 2.0, "dissimilarity": 3.0, "reconstruction": 0.05}
 LEAVES = ("estimate", "latents", "mix_estimate")
 Inputs = dict[str, Tensor]
 
 
 def inputs(
-    n: int = 3, samples: int = 300, frames: int = 13, channels: int = 24, silent: tuple[tuple[int, int], ...] = ((0, 1),),
-    noise: float = 1.0, seed: int = 0,
+    n: int = 3, instruments: int = 4, carried: int = 0, samples: int = 300, frames: int = 13, channels: int = 24,
+    silent: tuple[tuple[int, int], ...] = ((0, 1),), noise: float = 1.0, seed: int = 0,
 ) -> Inputs:  # fmt: skip
     """Sources and estimates that resemble them, rounded to float32; ``silent`` are (item, instrument)."""
     r = torch.Generator().manual_seed(seed)
@@ -26,16 +27,23 @@ def inputs(
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=r, dtype=torch.float64).float().double()
 
-    target, mask = normal(n, 4, 1, samples), torch.ones(n, 4, 1, dtype=torch.float64)
+    target, mask = normal(n, instruments, 1, samples), torch.ones(carried + n, instruments, 1, dtype=torch.float64)
     for item, instrument in silent:
         target[item, instrument] = 0
-        mask[item, instrument] = 0
+        mask[carried + item, instrument] = 0
     mix = target.sum(1)
     return {
-        "estimate": (target + noise * normal(n, 4, 1, samples)).float().double(), "target": target, "mask": mask,
-        "latents": normal(n, 4, frames, channels), "mix_estimate": (mix + noise * normal(n, 1, samples)).float().double(),
+        "estimate": (target + noise * normal(n, instruments, 1, samples)).float().double(), "target": target,
+        "mask": mask,
+        "latents": normal(carried + n, instruments, frames, channels),
+        "mix_estimate": (mix + noise * normal(n, 1, samples)).float().double(),
         "mix": mix.float().double(),
     }  # fmt: skip
+
+
+def weights_with(**weights: float) -> LossWeights:
+    """The usual weights, some of them changed."""
+    return LossWeights(**{**WEIGHTS, **weights})
 
 
 def at(values: Inputs, dtype: torch.dtype, device: str = "cpu") -> Inputs:
@@ -46,7 +54,7 @@ def at(values: Inputs, dtype: torch.dtype, device: str = "cpu") -> Inputs:
 
 def results(how: object, values: Inputs, **weights: float) -> dict[str, Tensor]:
     """Loss, statistics and the gradients of one and a half times the loss."""
-    loss, stats = how(**values, **{**WEIGHTS, **weights})  # type: ignore[operator]
+    loss, stats = how(**values, weights=weights_with(**weights))  # type: ignore[operator]
     found = torch.autograd.grad(loss * 1.5, [values[k] for k in LEAVES], allow_unused=True)
     gradients = {f"gradient of {k}": v for k, v in zip(LEAVES, found, strict=True) if v is not None}
     return {"loss": loss.detach(), "stats": stats.detach(), **gradients}
@@ -87,7 +95,8 @@ def check_what_cancels(values: Inputs, dtype: torch.dtype, limit: float, device:
 def recorded(recording: Golden, dtype: torch.dtype, limit: float, device: str = "cpu") -> None:
     """The recorded losses and gradients; asserts parity."""
     values = at({k: recording[k].double() for k in (*LEAVES, "target", "mask", "mix")}, dtype, device)
-    loss, stats = stage_loss(**values, **{k: recording.meta[k.replace("weight", "loss_weight")] for k in WEIGHTS})
+    weights = LossWeights(**{k: recording.meta[f"{k}_loss_weight"] for k in WEIGHTS})
+    loss, stats = stage_loss(**values, weights=weights)
     loss.backward()  # type: ignore[no-untyped-call]
     assert_parity("loss", loss.detach().cpu(), recording["loss"], limit)
     assert_parity("stats", stats.cpu(), recording["stats"], limit)

@@ -62,7 +62,7 @@ def arguments() -> dict[str, tuple[object, ...]]:
         elif case.name.startswith("mask_tail"):
             statistics = ops.group_statistics(p["m"], p["slope"])
             latent = p["latent"].detach()[:, None].requires_grad_()
-            found["mask_tail"] = (p["m"], latent, p["slope"], statistics, p["gamma"], p["beta"])
+            found["mask_tail"] = (p["m"], latent, p["slope"], statistics, p["gamma"], p["beta"], p["m"].shape[1])
         elif case.name.startswith("blocks"):
             weights = [p.get(name) for name in BlockParameters._fields]
             for keep in (0, 1, 2):

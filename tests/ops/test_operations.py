@@ -14,7 +14,7 @@ from torch import Tensor
 from metatasnet_fast import ops
 from metatasnet_fast.errors import MissingDependencyError, ShapeError
 from metatasnet_fast.kernels.launch import column_tile
-from metatasnet_fast.ops import GroupNorm, library
+from metatasnet_fast.ops import GroupNorm, operator
 from tests.ops import cases
 from tests.support import assert_parity, golden
 
@@ -149,8 +149,9 @@ def _refused(change: dict[str, Tensor | int | None]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"x": torch.zeros(1, 3, 5, 16)}, r"x must be \(n, 4, frames, channels\)"),
-        ({"x": torch.zeros(1, 4, 0, 16)}, "at least one frame"),
+        ({"x": torch.zeros(1, 3, 5)}, r"x must be \(n, instruments, frames, channels\)"),
+        ({"x": torch.zeros(1, 3, 5, 16)}, r"weight must be .* \(3, 16, 3\)"),
+        ({"x": torch.zeros(1, 4, 0, 16)}, "at least one of the last three"),
         ({"x": torch.zeros(1, 4, 5, 16, dtype=torch.int32)}, "floating point"),
         ({"x": torch.zeros(1, 4, 5, 12)}, r"weight must be .* \(4, 12, 3\)"),
         ({"x": torch.zeros(1, 4, 5, 12), "weight": torch.zeros(4, 12, 3)}, "multiple of 8 channels, got 12"),
@@ -175,15 +176,15 @@ def test_residual_of_another_dtype_or_shape_is_refused() -> None:
 
 def test_kernels_refuse_float64() -> None:
     with pytest.raises(ShapeError, match="not torch.float64"):
-        library.kernels("pointwise", torch.float64)
+        operator.kernels("pointwise", torch.float64)
 
 
 def test_without_triton_the_operations_import_and_run_and_the_kernels_say_what_to_install() -> None:
     code = (
         "import sys; sys.modules['triton'] = None\n"
-        "import torch; from metatasnet_fast import errors, ops; from metatasnet_fast.ops import library\n"
+        "import torch; from metatasnet_fast import errors, ops; from metatasnet_fast.ops import operator\n"
         "ops.group_statistics(torch.ones(1, 4, 3, 8))\n"
-        "try: library.kernels('statistics', torch.float32)\n"
+        "try: operator.kernels('statistics', torch.float32)\n"
         "except errors.MissingDependencyError as error: print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

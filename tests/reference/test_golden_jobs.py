@@ -155,9 +155,11 @@ def test_losses_equal_the_recorded_ones(precision: str, limit: float) -> None:
         inputs[name].requires_grad_()
     loss, stats = reference.stage_loss(
         **inputs,
-        similarity_weight=recording.meta["similarity_loss_weight"],
-        dissimilarity_weight=recording.meta["dissimilarity_loss_weight"],
-        reconstruction_weight=recording.meta["reconstruction_loss_weight"],
+        weights=reference.LossWeights(
+            recording.meta["similarity_loss_weight"],
+            recording.meta["dissimilarity_loss_weight"],
+            recording.meta["reconstruction_loss_weight"],
+        ),
     )
     loss.backward()
     assert_parity("loss", loss, recording["loss"], limit)
@@ -175,9 +177,7 @@ def test_a_weight_of_zero_switches_its_term_off() -> None:
         **inputs,
         latents=None,
         mix_estimate=None,
-        similarity_weight=0.0,
-        dissimilarity_weight=-1.0,
-        reconstruction_weight=0.0,
+        weights=reference.LossWeights(0.0, -1.0, 0.0),
     )
     assert stats[4:].tolist() == [0, 0, 0]
     assert_parity("loss", loss, -stats[:4].sum(), 1e-6)

@@ -20,19 +20,22 @@ def test_losses_equal_the_recorded_ones() -> None:
 
 @settings(max_examples=5, deadline=None)
 @given(
-    n=st.integers(2, 3), samples=st.integers(2, 257), frames=st.integers(1, 9),
-    silent=st.sets(st.tuples(st.integers(0, 0), st.integers(0, 3))), noise=st.sampled_from([1e-3, 1.0, 30.0]),
+    n=st.integers(2, 3), instruments=st.integers(1, 6), carried=st.integers(0, 1), samples=st.integers(2, 257),
+    frames=st.integers(1, 9), silent=st.sets(st.tuples(st.integers(0, 0), st.integers(0, 5))),
+    noise=st.sampled_from([1e-3, 1.0, 30.0]),
 )  # fmt: skip
-def test_any_length_silence_and_quality(
-    n: int, samples: int, frames: int, silent: set[tuple[int, int]], noise: float
+def test_any_length_silence_quality_and_instruments(
+    n: int, instruments: int, carried: int, samples: int, frames: int, silent: set[tuple[int, int]], noise: float
 ) -> None:
-    cases.check(cases.inputs(n, samples, frames, silent=tuple(silent), noise=noise), torch.float32, FLOAT32)
+    found = tuple((item, i % instruments) for item, i in silent)
+    values = cases.inputs(n, instruments, carried, samples, frames, silent=found, noise=noise)
+    cases.check(values, torch.float32, FLOAT32)
 
 
 @settings(max_examples=3, deadline=None)
 @given(n=st.integers(1, 2), samples=st.integers(1, 2), seed=st.integers(0, 999))
 def test_gradients_that_cancel_stay_small(n: int, samples: int, seed: int) -> None:
-    cases.check_what_cancels(cases.inputs(n, samples, 1, seed=seed), torch.float32, FLOAT32)
+    cases.check_what_cancels(cases.inputs(n, samples=samples, frames=1, seed=seed), torch.float32, FLOAT32)
 
 
 def test_more_than_one_tile_of_samples_and_channels() -> None:
