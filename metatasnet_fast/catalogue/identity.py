@@ -20,7 +20,7 @@ def identity_of(settings: Settings, separator: Separator, name: str) -> Identity
             "mode": separator.mode,
             "window": [window.window, window.context, window.fade],
             "precision": separator.precision.value,
-            "stems": {output: list(parts) for output, parts in settings.stems.items()},
+            "stems": {output: list(parts) for output, parts in settings.recipe.items()},
             "format": settings.format,
             "subtype": settings.subtype,
             "mixture_consistency": settings.mixture_consistency,

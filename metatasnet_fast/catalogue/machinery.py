@@ -29,10 +29,10 @@ from .stages import Stage
 __all__ = ["Machinery"]
 
 BYTES_PER_SAMPLE = 28
-"""Of a recording on the GPU, per sample and channel: itself, its resampled forms (hardly more than twice that), four stems."""
+"""Of a recording on the GPU, per sample and channel: itself, its resampled forms (hardly more than twice that), the stems."""
 
 WINDOW_COPIES = 3
-"""Of a window's four stems, in float32: as stitched, with what the resampler holds back, and as resampled."""
+"""Of a window's stems, in float32: as stitched, with what the resampler holds back, and as resampled."""
 
 
 class Machinery:
@@ -54,9 +54,9 @@ class Machinery:
         warn: Callable[[str], object],
         cores: CorePlan | None = None,
     ) -> None:
-        self.settings = settings
         if engine is None:
             network = load_checkpoint(settings.model, revision=settings.revision, offline=settings.offline)
+            settings = settings.of_model(network.config.instruments)
             separator = Separator(
                 network,
                 settings.device,
@@ -75,7 +75,9 @@ class Machinery:
         else:
             self.device = torch.device("cpu")
             self.made_by = {"backend": type(engine).__name__, "device": "cpu", "precision": "float32"}
+            settings = settings.of_model(engine.config.instruments)
             self.identity = _stand_in(settings, engine)
+        self.settings = settings
         self.window = default_shape(engine.config)
         self.cores = cores or CorePlan.choose(self.device, settings.threads, settings.songs_in_flight)
         size = settings.batch_size
@@ -117,7 +119,7 @@ class Machinery:
         samples = self.window.window * config.W * max(recording.sample_rate, config.output_rate) // config.sampling_rate
         if recording.samples is not None:
             samples = min(samples, recording.samples)
-        return WINDOW_COPIES * 4 * 4 * recording.channels * samples
+        return WINDOW_COPIES * 4 * len(self.engine.config.instruments) * recording.channels * samples
 
     def close(self) -> None:
         self.batcher.close()
@@ -143,7 +145,7 @@ def _label(model: str) -> str:
 
 def _stand_in(settings: Settings, engine: DeviceEngine) -> Identity:
     text = json.dumps([type(engine).__qualname__, engine.config.to_dict()], sort_keys=True)
-    recipe = {output: list(parts) for output, parts in settings.stems.items()}
+    recipe = {output: list(parts) for output, parts in settings.recipe.items()}
     return Identity(
         type(engine).__name__,
         hashlib.sha256(text.encode()).hexdigest(),

@@ -47,6 +47,7 @@ class Preview:
 def preview(songs: Sequence[Song], settings: Settings, destination: str) -> Preview:
     """Compare every song with the destination. Raises as ``Separator`` if the model or device cannot be used."""
     network = load_checkpoint(settings.model, revision=settings.revision, offline=settings.offline)
+    settings = settings.of_model(network.config.instruments)
     separator = Separator(
         network,
         settings.device,

@@ -39,7 +39,7 @@ def write_report(
 def _labels(settings: Settings) -> dict[str, str]:
     return {
         "Model": settings.model,
-        "Stems": ", ".join(settings.stems),
+        "Stems": ", ".join(settings.stems or ["all of the model's"]),
         "Format": settings.format + (f" {settings.subtype}" if settings.subtype else ""),
         "Device": settings.device,
         "Precision": settings.dtype,

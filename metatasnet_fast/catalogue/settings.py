@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-from ..config import INSTRUMENTS
 from ..errors import ConfigError
 from .song import safe_name
+
+if TYPE_CHECKING:
+    from ..separation.result import Recipe
 
 __all__ = ["Identity", "Settings"]
 
@@ -28,8 +31,8 @@ class Settings:
     """A checkpoint file or folder, a bundled model's name or a hub id."""
     revision: str | None = None
     offline: bool = False
-    stems: dict[str, tuple[str, ...]] = field(default_factory=lambda: {name: (name,) for name in INSTRUMENTS})
-    """Every output with the stems that are summed in it."""
+    stems: dict[str, tuple[str, ...]] | None = None
+    """Every output with the stems that are summed in it; None for each of the model's."""
     format: str = "flac"
     subtype: str | None = None
     """As ``AudioWriter`` names it; None is the format's default."""
@@ -69,16 +72,31 @@ class Settings:
             raise ConfigError(f"max_hours must be a number above 0, got {self.max_hours}.")
         if (self.memory or 0) < 0:
             raise ConfigError(f"memory must not be negative, got {self.memory}.")
-        for stem in self.stems:
+        for stem in self.stems or ():
             if safe_name(stem) != stem:
                 raise ConfigError(f"The stem {stem!r} cannot name a file: use letters, digits, dots, - and _.")
+
+    def of_model(self, instruments: Sequence[str]) -> Settings:
+        """The same with every stem named; raises :class:`UnknownStemError` for one that the model does not produce."""
+        from ..separation.result import parse_stems
+
+        named: Settings = replace(self, stems=parse_stems(self.stems, instruments))
+        return named
+
+    @property
+    def recipe(self) -> Recipe:
+        """Every output with the stems that are summed in it, once :meth:`of_model` has named them."""
+        assert self.stems is not None
+        return self.stems
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Settings:
-        stems = {name: tuple(parts) for name, parts in values["stems"].items()}
+        stems = values["stems"]
+        if stems is not None:
+            stems = {name: tuple(parts) for name, parts in stems.items()}
         return cls(**{**values, "stems": stems})
 
 

@@ -21,7 +21,6 @@ from torch import Tensor
 from .. import __version__
 from .._io import sha256_file
 from ..audio import AudioStream, open_audio
-from ..config import INSTRUMENTS
 from ..errors import AudioReadError, NotAudioError
 from ..separation.fast_mode import separate_in_windows
 from ..separation.outputs import StemFiles
@@ -152,7 +151,7 @@ class Walker:
                 )
             stream = stages.enter_context(_open(path))
             recording = self._recording(stream)
-            files = StemFiles.plan(staged, "{stem}", "", settings.stems, recording, settings.format, settings.subtype)
+            files = StemFiles.plan(staged, "{stem}", "", settings.recipe, recording, settings.format, settings.subtype)
             home, budget = machinery.home(recording, trip.attempt)
             if isinstance(budget, SongBudget):
                 stack.callback(budget.close)
@@ -212,7 +211,7 @@ class Walker:
         """The stems with their gains, as far as the CPU's memory."""
         settings = self._settings
         with self._machinery.write.enter() as writing:
-            for blocks in unscaled.outputs(settings.stems, settings.mixture_consistency):
+            for blocks in unscaled.outputs(settings.recipe, settings.mixture_consistency):
                 for block in blocks.values():
                     block.cpu()
             unscaled.mixture.close()
@@ -223,7 +222,7 @@ class Walker:
         settings, machinery = self._settings, self._machinery
         with machinery.write.enter() as writing:
             trip.warnings += files.write(
-                unscaled, settings.stems, settings.mixture_consistency, trip.sample_rate, Reporter(None)
+                unscaled, settings.recipe, settings.mixture_consistency, trip.sample_rate, Reporter(None)
             )
             unscaled.mixture.close()
             stems = {
@@ -244,7 +243,7 @@ class Walker:
                 "samples": trip.samples,
             },
             files=stems,
-            gains={stem: unscaled.gains[:, index].tolist() for index, stem in enumerate(INSTRUMENTS)},
+            gains=unscaled.gains_by_name(),
             seconds={name: round(value, 4) for name, value in trip.seconds.items()},
             made_by={"version": __version__, **machinery.made_by},
             warnings=list(trip.warnings),

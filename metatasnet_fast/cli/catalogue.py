@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..config import INSTRUMENTS
 from .catalogue_run import run
 from .catalogue_survey import run_status, run_verify
 from .engine import add_engine_options
@@ -74,7 +73,7 @@ def _add_run(actions: Any) -> None:
     add_engine_options(parser)
 
     stems = parser.add_argument_group("stems")
-    stems.add_argument("--stems", metavar="A,B", help=f"only these of {','.join(INSTRUMENTS)}")
+    stems.add_argument("--stems", metavar="A,B", help="only these of the model's stems")
     stems.add_argument("--format", default="flac", help="flac, ogg, wav or mp3 (default: flac)")
     depth = stems.add_mutually_exclusive_group()
     depth.add_argument("--int24", dest="subtype", action="store_const", const="int24", help="24 bits instead of 16")

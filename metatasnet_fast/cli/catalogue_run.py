@@ -37,6 +37,8 @@ def run(args: argparse.Namespace) -> int:
         if value is not None and not 0 <= value * 2**30 < math.inf:
             raise ConfigError(f"--{name.replace('_', '-')} must be a number from 0 on, got {value:g}.")
     settings = _settings(args)
+    if settings.stems is not None:
+        _refuse_unknown_stems(settings)
     songs = read_manifest(args.manifest, shard, exclude=args.out)
     if args.dry_run:
         return _dry_run(args, songs, settings)
@@ -75,7 +77,6 @@ def _separate(
 def _settings(args: argparse.Namespace) -> Settings:
     from ..audio import AudioWriter
     from ..catalogue import Settings
-    from ..separation.result import parse_stems
 
     if args.mode != "fast":
         raise ConfigError("A catalogue is separated in fast mode only: leave --mode out, or use `separate`.")
@@ -83,12 +84,14 @@ def _settings(args: argparse.Namespace) -> Settings:
         raise ConfigError("--address is that of a Ray cluster: add --engine ray.")
     args.format = args.format.lower()
     AudioWriter("stem", 44100, 1, format=args.format, subtype=args.subtype)
-    wanted = None if args.stems is None else [stem.strip() for stem in args.stems.split(",")]
+    wanted: dict[str, tuple[str, ...]] | None = None
+    if args.stems is not None:
+        wanted = {name: (name,) for name in map(str.strip, args.stems.split(","))}
     return Settings(
         model=_model(args.model),
         revision=args.revision,
         offline=args.offline,
-        stems=parse_stems(wanted),
+        stems=wanted,
         format=args.format,
         subtype=args.subtype,
         mixture_consistency=args.mixture_consistency,
@@ -104,6 +107,14 @@ def _settings(args: argparse.Namespace) -> Settings:
         overwrite=args.overwrite,
         retry_failed=args.retry_failed,
     )
+
+
+def _refuse_unknown_stems(settings: Settings) -> None:
+    """Now, and not in every worker; raises :class:`UnknownStemError`."""
+    from ..model import load_checkpoint
+
+    network = load_checkpoint(settings.model, revision=settings.revision, offline=settings.offline)
+    settings.of_model(network.config.instruments)
 
 
 def _model(name: str | None) -> str:

@@ -22,7 +22,7 @@ __all__ = ["add_parser"]
 EPILOG = """
 Tracks with stems come from one of
   --musdb PATH     MUSDB18 (.stem.mp4, needs the programs ffmpeg and ffprobe) or MUSDB18-HQ (wav)
-  --stems PATH     PATH/{train,valid,test}/<track>/{drums,bass,other,vocals}.*, or PATH/<track>/... with --held-out
+  --stems PATH     PATH/{train,valid,test}/<track>/<stem>.*, or PATH/<track>/... with --held-out; stems of any names
   --original PATH  what the authors' program prepared: PATH/train_8/0000.npz and so on
 
 A track.json beside the stems, {"unknown": ["bass"]}, keeps stems out of the loss that are missing or hide in another.
@@ -33,6 +33,7 @@ exit codes: 0 all done; 2 the command cannot be carried out; 3 some tracks faile
 
   metatasnet-fast prepare --musdb MUSDB18 --out CACHE
   metatasnet-fast prepare --stems SONGS --held-out sodium --out CACHE
+  metatasnet-fast prepare --stems QUARTETS --instruments violins=violin1+violin2,viola,cello --out CACHE
 """
 
 
@@ -72,10 +73,9 @@ def add_parser(commands: Any) -> None:
         help="how samples are stored; float32 takes twice the space (default: int16)",
     )
     parser.add_argument(
-        "--layout",
-        default="cache",
-        choices=("cache", "original"),
-        help="original: what the authors' program trains from (default: cache)",
+        "--instruments",
+        metavar="A,B=C+D",
+        help="select, order and sum stems: strings=violin+viola,drums (default: all stems that the tracks have)",
     )
     parser.add_argument(
         "--workers",
@@ -89,6 +89,7 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     rates = _rates(args.rates)
     tracks, source = _find(args, rates)
+    from ..training.data.instruments import parse_instruments
     from ..training.data.prepare import prepare
     from ..training.data.splits import refuse_own_folder
 
@@ -102,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
             args.out,
             rates=rates,
             dtype=args.dtype,
-            layout=args.layout,
+            stems=None if args.instruments is None else parse_instruments(args.instruments),
             workers=args.workers,
             source=source,
             report=display,
@@ -132,8 +133,6 @@ def _find(args: argparse.Namespace, rates: list[int]) -> tuple[list[TrackSource]
         found = find_stems(args.stems, args.held_out)
     else:
         found = find_musdb(args.musdb) if args.musdb else find_original(args.original, rates)
-    if args.layout == "original" and "test" in splits:
-        splits.remove("test")  # the authors' program knows none
     tracks = [track for track in found if track.split in splits]
     if not tracks:
         raise TrainingDataError(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import INSTRUMENTS
 from ..errors import MetaTasNetError
 from .engine import add_engine_options, make_separator
 from .inputs import Track, find_tracks
@@ -55,7 +55,7 @@ def add_parser(commands: Any) -> None:
 
     stems = parser.add_argument_group("stems")
     which = stems.add_mutually_exclusive_group()
-    which.add_argument("--stems", metavar="A,B", help=f"only these of {','.join(INSTRUMENTS)}")
+    which.add_argument("--stems", metavar="A,B", help="only these of the model's stems")
     which.add_argument("--two-stems", metavar="STEM", help="STEM, and no_STEM: the sum of the others")
     stems.add_argument(
         "--mixture-consistency",
@@ -85,10 +85,10 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Refuse what can be refused before any work; then one file after the other, whatever happens to the others."""
-    recipe = _recipe(args)
     _check_format(args)
     template = Template.parse(args.filename, args.format)
     separator, name = make_separator(args, args.mixture_consistency)
+    recipe = _recipe(args, separator.stems)
     folder = Path(args.output) / name
     tracks = find_tracks(args.inputs, exclude=[Path(args.output), folder])
     plan = plan_outputs(tracks, template, folder, list(recipe))
@@ -160,12 +160,12 @@ def _identify(model: str, separator: Separator) -> Model:
     return Model(os.path.abspath(model) if local else model, checksum)
 
 
-def _recipe(args: argparse.Namespace) -> Recipe:
+def _recipe(args: argparse.Namespace, instruments: Sequence[str]) -> Recipe:
     from ..separation.result import parse_stems, two_stems
 
     if args.two_stems is not None:
-        return two_stems(args.two_stems)
-    return parse_stems(None if args.stems is None else [stem.strip() for stem in args.stems.split(",")])
+        return parse_stems(two_stems(args.two_stems), instruments)
+    return parse_stems(None if args.stems is None else [stem.strip() for stem in args.stems.split(",")], instruments)
 
 
 def _check_format(args: argparse.Namespace) -> None:

@@ -46,7 +46,7 @@ NETWORK_HELP = {
     "kernel": "taps of the dilated convolutions",
     "layers": "blocks in a stack",
     "stack": "stacks",
-    "num_mels": "mel channels",
+    "num_mels": "learned mel bands of the encoder, 0 for no spectrogram branch",
     "stages_num": "stages",
     "sampling_rate": "of the first stage, hertz",
     "dropout": "of the masking network's input",
@@ -55,6 +55,7 @@ NETWORK_HELP = {
     "similarity_loss_weight": "0 for none",
     "dissimilarity_loss_weight": "0 for none",
     "reconstruction_loss_weight": "0 for none",
+    "instruments": "what is separated, of the cache's instruments; the others are in the mixture only",
 }
 
 
@@ -73,9 +74,15 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument(
         "--checkpoint",
+        "--from",
         metavar="FILE",
         type=Path,
         help="start a new run from this: optimiser and steps too, if it has them",
+    )
+    parser.add_argument(
+        "--add-instrument",
+        metavar="NAME",
+        help="give the checkpoint's network one more instrument and train its embedding; more with --unfreeze",
     )
     parser.add_argument("--tensorboard", action="store_true", help="also write TensorBoard's files")
     _add_settings(parser.add_argument_group("training"), TrainingSettings, {})
@@ -88,14 +95,23 @@ def _add_settings(group: argparse._ArgumentGroup, settings: type[Any], texts: Ma
     for field in dataclasses.fields(settings):
         names = [f"--{field.name}", *([f"--{field.name.replace('_', '-')}"] if "_" in field.name else [])]
         default = "none" if field.default is None else field.default
+        if field.name == "added_instruments":
+            continue  # --add-instrument
         text = f"{texts.get(field.name) or field.metadata['help']} (default: {default})"
         kind = str(field.type).removesuffix(" | None")
-        if kind == "bool":
+        if field.name == "instruments":
+            text = f"{texts[field.name]} (default: the cache's)"
+            group.add_argument(*names, type=_names, default=argparse.SUPPRESS, metavar="A,B", help=text)
+        elif kind == "bool":
             group.add_argument(*names, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
         else:
             convert = {"int": int, "float": float, "str": str}[kind]
             metavar = {"int": "N", "float": "X", "str": "NAME"}[kind]
             group.add_argument(*names, type=convert, default=argparse.SUPPRESS, metavar=metavar, help=text)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -113,7 +129,7 @@ def _train(args: argparse.Namespace) -> int:
     from ..training.distributed import World
     from ..training.launch import plan_run, train
 
-    plan = plan_run(args.out, _given(args), args.checkpoint, args.cache)
+    plan = plan_run(args.out, _given(args), args.checkpoint, args.cache, args.add_instrument)
     first = World.from_environment().first
     if first:
         _announce(args.out, plan)

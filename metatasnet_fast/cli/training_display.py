@@ -8,7 +8,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from .._terminal import ProgressBar, say
-from ..config import INSTRUMENTS
 
 if TYPE_CHECKING:
     from ..training.display import Summary
@@ -47,9 +46,9 @@ class TrainingDisplay:
         sdr = _stems(summary.sdr)
         self.note(f"step {summary.step}{total}: loss {summary.loss:.2f}, SI-SDR {sdr}, {speed}{left}")
 
-    def validation(self, step: int, score: ValidationScore, seconds: float, best: bool) -> None:
+    def validation(self, step: int, sdr: dict[str, float], score: ValidationScore, seconds: float, best: bool) -> None:
         mark = ", best so far" if best else ""
-        self.note(f"validation at step {step}: SDR {_stems(score.sdr)} ({score.tracks} tracks, {seconds:.0f} s){mark}")
+        self.note(f"validation at step {step}: SDR {_stems(sdr)} ({score.tracks} tracks, {seconds:.0f} s){mark}")
 
     def note(self, text: str) -> None:
         if self._bar is not None:
@@ -58,10 +57,9 @@ class TrainingDisplay:
             say(text, sys.stdout)
 
 
-def _stems(values: list[float]) -> str:
+def _stems(values: dict[str, float]) -> str:
     """Scores by name; a dash for a stem that does not count."""
-    shown = ("-" if math.isnan(value) else f"{value:.2f}" for value in values)
-    return ", ".join(f"{name} {value}" for name, value in zip(INSTRUMENTS, shown, strict=True)) + " dB"
+    return ", ".join(f"{name} {'-' if math.isnan(value) else f'{value:.2f}'}" for name, value in values.items()) + " dB"
 
 
 def _duration(seconds: float) -> str:

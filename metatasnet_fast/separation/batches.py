@@ -20,7 +20,7 @@ MEMORY_SHARE = 0.6
 """Part of a GPU's free memory that a batch may be expected to need."""
 
 LIVE_TENSORS = 8
-"""Memory of a window, in units of the last stage's four masked latents, in the plainest backend: 7.9 measured on a CPU with the
+"""Memory of a window, in units of the last stage's masked latents, in the plainest backend: 7.9 measured on a CPU with the
 authors' sizes in float32 (1.5 in the compiled backend)."""
 
 
@@ -41,7 +41,7 @@ class BatchRunner:
             windows: for each window, (1, samples) for every stage.
 
         Returns:
-            the last stage's estimate of each window, (4, samples), in order.
+            the last stage's estimate of each window, (I, samples), in order.
 
         Raises:
             OutOfMemoryError: if a single window does not fit into memory.
@@ -84,7 +84,15 @@ def automatic_batch_size(engine: Engine, frames: int, device: torch.device) -> i
     thread an instrument of a window, as many as keep all threads busy.
     """
     if device.type != "cuda":
-        return max(1, -(-torch.get_num_threads() // 4)) if engine.backend.name == "cpu" else 1
+        return (
+            max(1, -(-torch.get_num_threads() // len(engine.config.instruments))) if engine.backend.name == "cpu" else 1
+        )
     free, _ = torch.cuda.mem_get_info(device)
-    window = LIVE_TENSORS * 4 * engine.config.stages[-1].N * frames * engine.precision.storage.itemsize
+    window = (
+        LIVE_TENSORS
+        * len(engine.config.instruments)
+        * engine.config.stages[-1].N
+        * frames
+        * engine.precision.storage.itemsize
+    )
     return max(1, min(MOST_WINDOWS, int(MEMORY_SHARE * free) // window))

@@ -74,19 +74,20 @@ def separate_in_windows(
     estimates = runner.run(engine, _windows(engine, source, sounding, plan, min(plan[-1].stop, shape.window), device))
     stitched = stitch(estimates, plan, len(sounding), config.stages[-1].W, shape.fade)
 
-    stems = Spool(4 * len(sounding), budget)
-    equations = NormalEquations(len(sounding))
+    instruments = len(config.instruments)
+    stems = Spool(instruments * len(sounding), budget)
+    equations = NormalEquations(len(sounding), instruments, config.added_instruments)
     if sounding:
-        for block in _at_rate(stitched, config.output_rate, rate, 4 * len(sounding), length):
+        for block in _at_rate(stitched, config.output_rate, rate, instruments * len(sounding), length):
             start, stop = stems.length, stems.length + block.shape[1]
             mixture = source.mixture.read(start, stop)[sounding].to(device)
-            equations.add(block.view(len(sounding), 4, -1), mixture)
+            equations.add(block.view(len(sounding), instruments, -1), mixture)
             stems.append(block.to(home))
             reporter.report("separate", stop / rate)
         assert stems.length == length
     for spool in source.stages:
         spool.close()
-    return Unscaled.solve(stems, source.mixture, sounding, equations)
+    return Unscaled.solve(stems, source.mixture, sounding, equations, config)
 
 
 def _resample(
@@ -137,7 +138,7 @@ def _windows(
 
 
 def _at_rate(blocks: Iterator[Tensor], rate: int, wanted: int, rows: int, length: int) -> Iterator[Tensor]:
-    """Blocks (channels, 4, n) resampled to the recording's rate, as (rows, n), ``length`` samples in all."""
+    """Blocks (channels, I, n) resampled to the recording's rate, as (rows, n), ``length`` samples in all."""
     resampler = StreamingResampler(rate, wanted, rows)
     done = 0
     for block in blocks:

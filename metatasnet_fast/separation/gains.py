@@ -1,7 +1,10 @@
 """The gains with which the stems' sum comes closest to the recording, and what is left of it.
 
-Per channel, over the whole recording, the four gains g minimise ``sum_t (mix_t - sum_i g_i stem_it)^2``. They solve the normal
+Per channel, over the whole recording, the gains g minimise ``sum_t (mix_t - sum_i g_i stem_it)^2``. They solve the normal
 equations ``G g = c`` with ``G_ij = sum_t stem_it stem_jt`` and ``c_i = sum_t stem_it mix_t``, which are sums over blocks.
+
+Instruments that were added to a trained network are also in its older stems, so their sum means nothing: each has the gain that
+brings it alone closest to the recording, and the older stems have the gains that they have without them.
 
 Source: the authors' ``evaluate.py``, which calls ``numpy.linalg.lstsq``.
 """
@@ -21,14 +24,21 @@ rounding of float64 sums, far below any correlation of real stems."""
 
 
 class NormalEquations:
-    """``G`` (channels, 4, 4) and ``c`` (channels, 4), accumulated in float64."""
+    """``G`` (channels, I, I) and ``c`` (channels, I) of I stems, accumulated in float64.
 
-    def __init__(self, channels: int, stems: int = 4) -> None:
+    Args:
+        channels: of the recording.
+        stems: I.
+        added: how many of the last stems are of added instruments.
+    """
+
+    def __init__(self, channels: int, stems: int, added: int = 0) -> None:
+        self.competing = stems - added
         self.gram = torch.zeros(channels, stems, stems, dtype=torch.float64)
         self.cross = torch.zeros(channels, stems, dtype=torch.float64)
 
     def add(self, stems: Tensor, mixture: Tensor) -> None:
-        """Take (channels, 4, n) samples of the stems and (channels, n) of the mixture."""
+        """Take (channels, I, n) samples of the stems and (channels, n) of the mixture."""
         if stems.device.type == "mps":
             stems, mixture = stems.cpu(), mixture.cpu()
         wide = stems.double()
@@ -36,7 +46,7 @@ class NormalEquations:
         self.cross += (wide @ mixture.to(wide).unsqueeze(-1)).squeeze(-1).cpu()
 
     def solve(self) -> Tensor:
-        """The gains, (channels, 4), float64.
+        """The gains, (channels, I), float64.
 
         The equations are scaled to a unit diagonal first, as the stems' levels are arbitrary. Of linearly dependent stems
         the solution of least norm (in that scale) is taken; a silent stem gets 0, and so do all of a silent channel.
@@ -48,24 +58,33 @@ class NormalEquations:
             raise MetaTasNetError(
                 "The network's output is not finite: separate with dtype='float32', or check the weights."
             )
-        level = self.gram.diagonal(dim1=1, dim2=2).sqrt()
-        inverse = torch.where(level > 0, 1 / level, 0.0)
-        values, vectors = torch.linalg.eigh(self.gram * inverse[:, :, None] * inverse[:, None, :])
-        keep = values > RANK_TOLERANCE * values.amax(-1, keepdim=True)
-        reciprocal = torch.where(keep, 1 / values, 0.0)
-        projected = (vectors.transpose(1, 2) @ (self.cross * inverse).unsqueeze(-1)).squeeze(-1)
-        gains: Tensor = (vectors @ (projected * reciprocal).unsqueeze(-1)).squeeze(-1) * inverse
-        return gains
+        first = slice(0, self.competing)
+        together = _least_squares(self.gram[:, first, first], self.cross[:, first])
+        energy, cross = self.gram.diagonal(dim1=1, dim2=2)[:, self.competing :], self.cross[:, self.competing :]
+        return torch.cat([together, torch.where(energy > 0, cross / energy, 0.0)], dim=1)
 
     def energies(self, gains: Tensor) -> Tensor:
-        """Energy of every stem after its gain, (channels, 4)."""
-        return self.gram.diagonal(dim1=1, dim2=2) * gains.square()
+        """Energy of every stem after its gain, (channels, I); 0 for added instruments, which no residual belongs to."""
+        energies = self.gram.diagonal(dim1=1, dim2=2) * gains.square()
+        energies[:, self.competing :] = 0
+        return energies
+
+
+def _least_squares(gram: Tensor, cross: Tensor) -> Tensor:
+    level = gram.diagonal(dim1=1, dim2=2).sqrt()
+    inverse = torch.where(level > 0, 1 / level, 0.0)
+    values, vectors = torch.linalg.eigh(gram * inverse[:, :, None] * inverse[:, None, :])
+    keep = values > RANK_TOLERANCE * values.amax(-1, keepdim=True)
+    reciprocal = torch.where(keep, 1 / values, 0.0)
+    projected = (vectors.transpose(1, 2) @ (cross * inverse).unsqueeze(-1)).squeeze(-1)
+    gains: Tensor = (vectors @ (projected * reciprocal).unsqueeze(-1)).squeeze(-1) * inverse
+    return gains
 
 
 def residual_shares(energies: Tensor) -> Tensor:
-    """Share of the residual ``mix - sum_i g_i stem_i`` that each stem gets: its share of the energy, (channels, 4).
+    """Share of the residual ``mix - sum_i g_i stem_i`` that each stem gets: its share of the energy, (channels, I).
 
-    So a stem that does not sound stays silent. If none sounds, all get the same.
+    So a stem that is silent stays silent. If all are silent, all get the same.
     """
     total = energies.sum(-1, keepdim=True)
     equal = torch.full_like(energies, 1 / energies.shape[-1])

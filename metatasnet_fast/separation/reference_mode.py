@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from ..audio import fit_length, resample
-from ..config import INSTRUMENTS
 from ..errors import EmptyAudioError
 from ..model.chunks import plan_chunks
 from ..model.engine import Engine
@@ -39,7 +38,8 @@ def separate_as_evaluated(engine: Engine, recording: Recording, device: torch.de
         EmptyAudioError: for a recording without samples.
         MetaTasNetError: if the network's output is not finite.
     """
-    rate, output_rate = recording.sample_rate, engine.config.output_rate
+    config = engine.config
+    rate, output_rate = recording.sample_rate, config.output_rate
     blocks = list(recording.clean_blocks(device))
     if not blocks:
         raise EmptyAudioError("The recording holds no samples: there is nothing to separate.")
@@ -53,7 +53,7 @@ def separate_as_evaluated(engine: Engine, recording: Recording, device: torch.de
     deviations = [signal.std(dim=-1, correction=min(1, signal.shape[-1] - 1)) for signal in signals]
     sounding = [channel for channel, peak in enumerate(waveform.abs().amax(1).tolist()) if peak > SILENCE]
     shortest = shortest_frames(engine.config) * engine.config.W
-    equations, estimates = NormalEquations(len(sounding)), []
+    equations, estimates = NormalEquations(len(sounding), len(config.instruments), config.added_instruments), []
     for index, channel in enumerate(sounding):
         mixes = []
         for stage, (signal, deviation) in enumerate(zip(signals, deviations, strict=True)):
@@ -63,13 +63,13 @@ def separate_as_evaluated(engine: Engine, recording: Recording, device: torch.de
         fixed = resample(separated, output_rate, rate, length=math.ceil(separated.shape[-1] * rate / output_rate))
         estimates.append(fit_length(fixed[:, :length], length))
     budget = Budget(None)
-    mixture, stems = Spool(recording.channels, budget), Spool(len(INSTRUMENTS) * len(sounding), budget)
+    mixture, stems = Spool(recording.channels, budget), Spool(len(config.instruments) * len(sounding), budget)
     mixture.append(waveform)
     if sounding:
         stacked = torch.stack(estimates)
         equations.add(stacked, waveform[sounding])
         stems.append(stacked.flatten(0, 1).float())
-    return Unscaled.solve(stems, mixture, sounding, equations)
+    return Unscaled.solve(stems, mixture, sounding, equations, config)
 
 
 def stage_signals(engine: Engine, waveform: Tensor, rate: int) -> list[Tensor]:
@@ -84,7 +84,7 @@ def stage_signals(engine: Engine, waveform: Tensor, rate: int) -> list[Tensor]:
 
 
 def _infer(engine: Engine, mixes: list[Tensor], reporter: Reporter, position: tuple[int, int]) -> Tensor:
-    """``MultiTasNet.inference(mixes, n_chunks=8)[-1]``, (4, samples), with only the last stage decoded."""
+    """``MultiTasNet.inference(mixes, n_chunks=8)[-1]``, (I, samples), with only the last stage decoded."""
     config, last = engine.config, engine.config.stages_num - 1
     channel, channels = position
     parts = []

@@ -5,48 +5,64 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor
 
-from ..config import INSTRUMENTS
 from ..errors import UnknownStemError
 
-__all__ = ["Recipe", "Separation", "Stems", "parse_stems", "two_stems"]
+__all__ = ["Recipe", "Separation", "Stems", "TwoStems", "parse_stems", "two_stems"]
 
-Stems: TypeAlias = Sequence[str] | Mapping[str, Sequence[str]] | None
-"""Which stems are wanted: names; or a mapping from names of one's own to the stems that are summed; None for all."""
+
+class TwoStems(NamedTuple):
+    """One stem, and ``no_<stem>``: the sum of the others."""
+
+    stem: str
+
+
+Stems: TypeAlias = Sequence[str] | Mapping[str, Sequence[str]] | TwoStems | None
+"""Which stems are wanted: names; a mapping from names of one's own to the stems that are summed; or ``two_stems("vocals")``;
+None for all."""
 
 Recipe: TypeAlias = dict[str, tuple[str, ...]]
 """Every output with the stems that are summed in it."""
 
 
-def two_stems(stem: str) -> Recipe:
-    """The wish for one stem and the sum of the others: ``{"vocals": ("vocals",), "no_vocals": ("drums", ...)}``.
+def two_stems(stem: str) -> TwoStems:
+    """Ask for one stem and the sum of the others, such as ``vocals`` and ``no_vocals``."""
+    return TwoStems(stem)
+
+
+def parse_stems(stems: Stems, instruments: Sequence[str]) -> Recipe:
+    """Every output with the stems that are summed in it.
+
+    Args:
+        instruments: the network's.
 
     Raises:
-        UnknownStemError: for a stem that the network does not produce.
+        UnknownStemError: for stems that the network does not produce, or a sum of none.
     """
-    _check((stem,), INSTRUMENTS)
-    return {stem: (stem,), f"no_{stem}": tuple(name for name in INSTRUMENTS if name != stem)}
-
-
-def parse_stems(stems: Stems) -> Recipe:
-    """The wish in its full form; raises :class:`UnknownStemError` for stems that the network does not produce."""
+    known = ", ".join(instruments)
     if stems is None:
-        return {name: (name,) for name in INSTRUMENTS}
+        return {name: (name,) for name in instruments}
+    if isinstance(stems, TwoStems):
+        _check((stems.stem,), instruments)
+        others = tuple(name for name in instruments if name != stems.stem)
+        if not others:
+            raise UnknownStemError(f"The network produces {stems.stem} alone: there is no sum of other stems.")
+        return {stems.stem: (stems.stem,), f"no_{stems.stem}": others}
     if isinstance(stems, str):
         stems = (stems,)
     if not isinstance(stems, Iterable):
-        raise UnknownStemError(f"Stems are named by strings, got {stems!r}; choose from {', '.join(INSTRUMENTS)}.")
+        raise UnknownStemError(f"Stems are named by strings, got {stems!r}; choose from {known}.")
     if isinstance(stems, Mapping):
         recipe = {name: (parts,) if isinstance(parts, str) else tuple(parts) for name, parts in stems.items()}
     else:
         recipe = {name: (name,) for name in stems}
     if not recipe or not all(recipe.values()):
-        raise UnknownStemError(f"No stem was asked for; choose from {', '.join(INSTRUMENTS)}.")
+        raise UnknownStemError(f"No stem was asked for; choose from {known}.")
     for parts in recipe.values():
-        _check(parts, INSTRUMENTS)
+        _check(parts, instruments)
     return recipe
 
 
@@ -85,7 +101,7 @@ class Separation(Mapping[str, Tensor]):
         Raises:
             UnknownStemError: if any of the network's stems is not here.
         """
-        return self.aggregate(two_stems(stem))
+        return self.aggregate(parse_stems(TwoStems(stem), tuple(self.gains)))
 
     def aggregate(self, sums: Mapping[str, Sequence[str]]) -> dict[str, Tensor]:
         """Sums of stems by name, as in ``aggregate({"accompaniment": ["drums", "bass", "other"]})``.

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from ..audio import open_audio
 from ..backends import Choice, Request, resolve
-from ..config import INSTRUMENTS
 from ..errors import ConfigError
 from ..model import load_checkpoint
 from ..model.methods import NetworkMethods
@@ -61,14 +60,14 @@ def _undisturbed(method: Callable[..., Separation]) -> Callable[..., Separation]
 
 
 class Separator:
-    """Separates recordings into drums, bass, other and vocals.
+    """Separates recordings into the stems of a network's instruments: drums, bass, other and vocals by default.
 
     Stems have the recording's sample rate, channels and exact length. Every channel is separated on its own. What the
     network cannot represent, frequencies above half its output rate (16 kHz for the authors' network), is in no stem,
     unless ``mixture_consistency`` distributes it. Nothing is normalised or clipped.
 
     The network is trained with a loss that leaves each stem's level and sign free, so the method includes gains: for every
-    channel, the four factors with which the stems' sum comes closest to the recording (least squares over the whole
+    channel, the factors with which the stems' sum comes closest to the recording (least squares over the whole
     recording).
 
     Modes:
@@ -109,7 +108,8 @@ class Separator:
     mode: str
     window: WindowShape
     """Of ``fast`` mode."""
-    stems: tuple[str, ...] = INSTRUMENTS
+    stems: tuple[str, ...]
+    """The network's instruments."""
     output_rate: int
     """Hertz at which the network gives its stems, before they are resampled to the recording's rate."""
 
@@ -147,6 +147,7 @@ class Separator:
         self.progress = progress
         self.window = default_shape(network.config)
         self.output_rate = network.config.output_rate
+        self.stems = network.config.instruments
 
     def describe(self) -> str:
         """One line: device, backend, precision and mode."""
@@ -172,7 +173,7 @@ class Separator:
             UnknownStemError: for a stem that the network does not produce.
         """
         began = time.perf_counter()
-        recipe = parse_stems(stems)
+        recipe = parse_stems(stems, self.stems)
         with self._memory_for("the recording", to_files=False):
             recording = Recording.from_memory(waveform, sample_rate)
             device = waveform.device if isinstance(waveform, Tensor) else torch.device("cpu")
@@ -209,7 +210,7 @@ class Separator:
             UnknownStemError: for a stem that the network does not produce.
         """
         began = time.perf_counter()
-        recipe = parse_stems(stems)
+        recipe = parse_stems(stems, self.stems)
         with self._memory_for(os.fspath(path), output_dir is not None), open_audio(path) as stream:
             recording = Recording.from_stream(stream)
             if output_dir is None:
@@ -274,7 +275,7 @@ class Separator:
         return Separation(
             stems=stems,
             sample_rate=recording.sample_rate,
-            gains={stem: tuple(unscaled.gains[:, i].tolist()) for i, stem in enumerate(INSTRUMENTS)},
+            gains={stem: tuple(gains) for stem, gains in unscaled.gains_by_name().items()},
             duration=length / recording.sample_rate,
             seconds=time.perf_counter() - began,
             backend=self.backend,

@@ -17,8 +17,8 @@ class Summary:
     step: int
     total: int | None
     loss: float
-    sdr: list[float]
-    """SI-SDR of the last stage's stems on training batches, dB; NaN for a stem that no track counts."""
+    sdr: dict[str, float]
+    """SI-SDR of the last stage's stems on training batches, dB, by instrument; NaN for one that no track counts."""
     learning_rate: float
     norm: float
     steps_per_second: float
@@ -35,7 +35,9 @@ class Display(Protocol):
 
     def summary(self, summary: Summary) -> None: ...
 
-    def validation(self, step: int, score: ValidationScore, seconds: float, best: bool) -> None: ...
+    def validation(
+        self, step: int, sdr: dict[str, float], score: ValidationScore, seconds: float, best: bool
+    ) -> None: ...
 
     def note(self, text: str) -> None: ...
 
@@ -49,7 +51,7 @@ class Silence:
     def summary(self, summary: Summary) -> None:
         pass
 
-    def validation(self, step: int, score: ValidationScore, seconds: float, best: bool) -> None:
+    def validation(self, step: int, sdr: dict[str, float], score: ValidationScore, seconds: float, best: bool) -> None:
         pass
 
     def note(self, text: str) -> None:

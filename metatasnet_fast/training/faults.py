@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from ..config import INSTRUMENTS
 from ..errors import TrainingError
 from .data import Batch, BatchSource
 from .step import BatchGradients
@@ -21,9 +20,10 @@ def faulty_input(batch: Batch, source: BatchSource) -> str | None:
     for rate, sources in zip(source.rates, batch.sources, strict=True):
         faulty = (~sources.isfinite()).flatten(2).any(-1).nonzero().tolist()
         if faulty:
-            item, stem = faulty[0]
+            item, place = faulty[0]
+            stem = source.places[place]
             track = source.tracks[int(source.plan(batch.number).tracks[item, stem])]
-            return f"the {INSTRUMENTS[stem]} of {track.name} at {rate} Hz ({track.file(rate)})"
+            return f"the {track.entry.instruments[stem]} of {track.name} at {rate} Hz ({track.file(rate)})"
     return None
 
 

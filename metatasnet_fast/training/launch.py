@@ -20,6 +20,7 @@ from ..config import MetaTasNetConfig
 from ..model import MultiTasNet
 from ..precision import Precision
 from ..separation.devices import choose_device
+from .adding import KeptRows, freeze, start_near_another
 from .average import WeightAverage
 from .data import BatchSource, Cache
 from .display import Display, Silence
@@ -125,6 +126,7 @@ def _carry_out(
             display.note(f"computing the statistics of the spectrograms from {settings.stats_items} items")
             network.compute_stats(_mixtures(_batches(cache, config, settings, runtime, World()), settings.stats_items))
         world.take_over(list(network.state_dict().values()))
+        freeze(network, settings.unfreeze)
         trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
         optimizer = Ranger(trainable, lr=settings.learning_rate, weight_decay=settings.weight_decay)
         average = None if settings.ema is None else WeightAverage(network, settings.ema)
@@ -136,6 +138,11 @@ def _carry_out(
                 state.progress = Progress(step=state.progress.step)
             for group in optimizer.param_groups:
                 group["weight_decay"] = settings.weight_decay
+            if plan.added is not None:
+                nearest = start_near_another(network, batches, runtime.precision, settings.backend)
+                display.note(f"{plan.added} is added, and starts with the embedding of {nearest}, which fits it best")
+                state.progress.validated = -1  # so that the network is validated before the first step, too
+        state.kept_rows = KeptRows.of(network, settings.unfreeze)
         return Trainer(
             state,
             settings,
@@ -172,7 +179,7 @@ def _batches(
 def _mixtures(batches: BatchSource, items: int) -> Iterator[tuple[list[Tensor]]]:
     """Mixtures of about ``items`` items."""
     for number in range(-(-items // batches.items)):
-        yield (batches.batch(number).mixes(),)
+        yield (batches.batch(number).mixes,)
 
 
 def _description(plan: Plan, runtime: Runtime, cache: str | Path, command: str) -> dict[str, Any]:

@@ -20,12 +20,19 @@ __all__ = ["Items", "Part", "cut"]
 class Items:
     """Consecutive items of a batch.
 
-    sources: (n, I, 1, T_s) for every stage and I instruments.
+    mixes: (n, 1, T_s) for every stage.
+    sources: (n, I, 1, T_s) for every stage and I instruments; what else is in a mixture is no source.
     masks: (n, I, 1) for every stage, 1 where the source sounds and counts in the loss.
     """
 
+    mixes: Sequence[Tensor]
     sources: Sequence[Tensor]
     masks: Sequence[Tensor]
+
+    @classmethod
+    def of_sources(cls, sources: Sequence[Tensor], masks: Sequence[Tensor]) -> Items:
+        """Items whose mixtures are the sums of their sources."""
+        return cls([source.sum(1) for source in sources], sources, masks)
 
     def __len__(self) -> int:
         return len(self.masks[0])
@@ -33,7 +40,7 @@ class Items:
     def rows(self, start: int, count: int) -> Items:
         """``count`` items from ``start`` on, or as many as there are."""
         chosen = slice(start, start + count)
-        return Items([x[chosen] for x in self.sources], [x[chosen] for x in self.masks])
+        return Items(*([x[chosen] for x in values] for values in (self.mixes, self.sources, self.masks)))
 
 
 @dataclass(frozen=True)

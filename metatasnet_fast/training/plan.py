@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import MetaTasNetConfig
+from ..config import EXTENSIONS, MetaTasNetConfig
 from ..errors import CheckpointError, ConfigError, TrainingError
 from ..model.checkpoints import Checkpoint, config_of
+from ..model.instruments import add_instrument as extend
+from .data import Cache
 from .folder import notes_of, settings_of
 from .saving import read_checkpoint
 from .settings import TrainingSettings, split_settings
@@ -38,19 +40,28 @@ class Plan:
     """Settings that differ from those that the run or checkpoint had, and the cache: before and now."""
     resumed: bool = False
     """Whether the run goes on, instead of starting."""
+    added: str | None = None
+    """An instrument that the checkpoint's network gets now."""
     seen: tuple[int, int] | None = None
     """Time and size of the run's own state when it was looked at; None if there was none."""
 
 
 def plan_run(
-    out: Path, given: Mapping[str, Any], checkpoint: Path | None = None, cache: str | Path | None = None
+    out: Path,
+    given: Mapping[str, Any],
+    checkpoint: Path | None = None,
+    cache: str | Path | None = None,
+    add_instrument: str | None = None,
 ) -> Plan:
     """Decide what ``out`` will hold: a run that is there goes on; else one starts, from ``checkpoint`` if there is one.
 
     Args:
         given: settings by name that the user gave; all others come from the run, from the checkpoint, or are the defaults.
         checkpoint: what to start from. A run that was started from it goes on from its own state.
-        cache: what is to be trained on, to be compared with what the run was trained on.
+        cache: what is to be trained on, to be compared with what the run was trained on. A new network gets its instruments,
+            unless others are given.
+        add_instrument: name of an instrument that the checkpoint's network gets; its embedding alone is trained unless
+            ``unfreeze`` is given. A run that was started so goes on without it.
 
     Raises:
         ConfigError: for settings that do not fit.
@@ -82,10 +93,25 @@ def plan_run(
         found = read_checkpoint(checkpoint)
         before = _settings_of(found, checkpoint)
     else:
+        if add_instrument is not None:
+            raise ConfigError("An instrument is added to a trained network: name its checkpoint with --checkpoint.")
+        if "instruments" not in network and cache is not None:
+            network["instruments"] = Cache.open(cache).instruments
         return Plan(MetaTasNetConfig.from_dict(network), TrainingSettings(**training))
-    fixed = [name for name, value in network.items() if name not in CHANGEABLE and before[0].get(name) != value]
+    if add_instrument is not None and not resumed:
+        config, state = extend(MetaTasNetConfig.from_dict(before[0]), found.state_dict, add_instrument)
+        before = config.to_dict(), {"unfreeze": "embedding"}
+        found = dataclasses.replace(found, state_dict=state, optimizer=None, epoch=None, steps=None, extra={})
+    elif add_instrument is not None and add_instrument not in before[0].get("instruments", ()):
+        raise ConfigError(f"{out} holds a run without {add_instrument}: choose another --out.")
+    network = {name: list(value) if isinstance(value, tuple) else value for name, value in network.items()}
+    fixed = [
+        name
+        for name, value in network.items()
+        if name not in CHANGEABLE and before[0].get(name, EXTENSIONS.get(name)) != value
+    ]
     if fixed:
-        was = ", ".join(f"{name}={before[0].get(name)}" for name in fixed)
+        was = ", ".join(f"{name}={before[0].get(name, EXTENSIONS.get(name))}" for name in fixed)
         raise ConfigError(f"The network in {origin} has {was}: leave {', '.join(fixed)} out, or start a new run.")
     known = {**before[0], **before[1]}
     for name, value in given.items():
@@ -100,6 +126,7 @@ def plan_run(
         started_from,
         changes,
         resumed,
+        None if resumed else add_instrument,
         seen,
     )
 

@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from .._extras import require
-from ..config import INSTRUMENTS
 from ..errors import TrainingError
 from .journal import read_journal
 
 __all__ = ["plot_run"]
 
-COLOURS = dict(zip(INSTRUMENTS, ("tab:red", "tab:blue", "tab:green", "tab:purple"), strict=True))
 
 Points = tuple[list[int], list[float]]
 
@@ -50,7 +48,8 @@ def plot_run(run: str | os.PathLike[str], path: str | os.PathLike[str]) -> Path:
     rate.set_title("learning rate")
     rate.set_ylim(bottom=0)
     last = _last_stage(steps)
-    for stem, colour in COLOURS.items():
+    for index, stem in enumerate(_stems(entries, last)):
+        colour = f"C{index}"
         train.plot(*_points(steps, "si_sdr", f"stage{last}/{stem}"), color=colour, linewidth=1, label=stem)
         valid.plot(*_points(scores, "sdr", stem), color=colour, marker="o", markersize=3, linewidth=1, label=stem)
     if scores:
@@ -80,6 +79,12 @@ def _points(entries: list[dict[str, Any]], name: str, part: str | None = None) -
 def _last_stage(entries: list[dict[str, Any]]) -> int:
     stages = (name[5:].split("/")[0] for entry in entries for name in _parts(entry, "si_sdr"))
     return max((int(stage) for stage in stages if stage.isdecimal()), default=0)
+
+
+def _stems(entries: list[dict[str, Any]], last: int) -> list[str]:
+    """Names of the stems in a log, in its order."""
+    names = (name for entry in entries for name in _parts(entry, "si_sdr"))
+    return list(dict.fromkeys(name.partition("/")[2] for name in names if name.startswith(f"stage{last}/")))
 
 
 def _parts(entry: dict[str, Any], name: str) -> dict[str, Any]:

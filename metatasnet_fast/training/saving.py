@@ -20,6 +20,7 @@ from ..errors import CheckpointError
 from ..model import MultiTasNet
 from ..model.checkpoints import Checkpoint, load_state, read_original, write_original
 from ..model.store import SETTINGS, read_folder
+from .adding import KeptRows
 from .average import WeightAverage
 
 __all__ = ["Progress", "RunState", "read_checkpoint"]
@@ -49,6 +50,8 @@ class RunState:
 
     def __init__(self, network: MultiTasNet, optimizer: optim.Optimizer, average: WeightAverage | None) -> None:
         self.network, self.optimizer, self.average = network, optimizer, average
+        self.kept_rows: KeptRows | None = None
+        """What every step must leave as it is."""
         self.progress = Progress()
 
     @property

@@ -26,6 +26,7 @@ EPOCH_SECONDS = 40 * 3000
 """Seconds of audio that the authors call an epoch."""
 
 AUGMENTATIONS = ("same", "original", "none")
+UNFREEZE = ("all", "generator", "embedding")
 BEST_RULES = ("all", "original")
 
 
@@ -57,6 +58,9 @@ class TrainingSettings:
         None, "end after this time; the learning rate falls to 0 over it instead of SGDR's"
     )
     augmentation: str = _setting("same", "same at every rate, original (drawn per rate), or none")
+    unfreeze: str = _setting(
+        "all", "what is trained: all, generator (the masking networks'), or embedding (of added instruments)"
+    )
     micro_batch: int | None = _setting(None, "items computed at once, to save memory; the result stays exact")
     recompute: bool = _setting(False, "keep less between forward and backward, and compute it twice")
     ema: float | None = _setting(None, "validate and keep an exponential average of the weights with this decay")
@@ -97,7 +101,7 @@ class TrainingSettings:
             raise ConfigError(f"shuffle_p must lie in [0, 1], got {self.shuffle_p}.")
         if self.ema is not None and not 0 < self.ema < 1:
             raise ConfigError(f"ema must lie between 0 and 1, such as 0.999, got {self.ema}.")
-        for name, choices in (("augmentation", AUGMENTATIONS), ("best", BEST_RULES)):
+        for name, choices in (("augmentation", AUGMENTATIONS), ("best", BEST_RULES), ("unfreeze", UNFREEZE)):
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
         if self.dtype == "float16":

@@ -71,7 +71,7 @@ class _PartLoss(nn.Module):
             engine = dataclasses.replace(engine, backend=Recomputing(engine.backend))
         items, before = part.items, part.before
         return engine.loss(
-            [source.sum(1) for source in items.sources],
+            items.mixes,
             items.sources,
             items.masks,
             dropout=dropout.of(part),
@@ -147,7 +147,8 @@ class GradientStep:
         if self.world.size > 1 and self.network.config.similarity_loss_weight > 0:
             last = items.rows(len(items) - 1, 1)
             received = self.world.from_previous([*last.sources, *last.masks])
-            before = Items(received[: len(last.sources)], received[len(last.sources) :])
+            count = len(last.sources)
+            before = Items(last.mixes, received[:count], received[count:])  # of the mixtures nothing is needed
         return cut(items, self.micro_batch or len(items), before, self.world.rank * len(items))
 
     def _synchronising(self, last: bool) -> contextlib.AbstractContextManager[None]:

@@ -18,7 +18,6 @@ import time
 from pathlib import Path
 
 from ..backends import Choice
-from ..config import INSTRUMENTS
 from ..errors import CheckpointError, TrainingDataError
 from ..precision import Precision
 from .data import Batch, BatchSource, Track
@@ -87,6 +86,8 @@ class Trainer:
         self._window: list[BatchGradients] = []
         self._saved: int | None = state.progress.step if (run / LAST).exists() else None
         """The step that ``last.pt`` is of."""
+        self._first_score: ValidationScore | None = None
+        """Before the first step, where an instrument was added."""
         self._origin = 0.0
         """When the clock of the run would have begun."""
         self._marked = 0.0, 0
@@ -140,9 +141,9 @@ class Trainer:
     def _step(self, step: int, batch: Batch) -> bool:
         """Take one step; True if a process was asked to stop."""
         progress, settings = self.state.progress, self.settings
-        items = Items(batch.sources, batch.masks())
+        items = Items(batch.mixes, batch.sources, batch.masks())
         if self.precision is Precision.float64:
-            items = Items([x.double() for x in items.sources], [x.double() for x in items.masks])
+            items = Items(*([x.double() for x in values] for values in (items.mixes, items.sources, items.masks)))
         # The first process's clock is everybody's.
         clock = self._elapsed() if self.world.first else 0.0
         with enough_memory(lambda: self._too_large(step)):
@@ -153,6 +154,8 @@ class Trainer:
         restart = self._set_rate(step)
         if not restart:
             self.state.optimizer.step()
+            if self.state.kept_rows is not None:
+                self.state.kept_rows.restore()
             if self.state.average is not None:
                 self.state.average.update(self.state.network, step)
         self._window.append(found)
@@ -182,6 +185,7 @@ class Trainer:
             "loss": found.loss,
             "stats": found.stats,
             "gradient_norm": found.norm,
+            "mixes": list(items.mixes),
             "sources": list(items.sources),
             "masks": list(items.masks),
             "state_dict": self.state.network.state_dict(),
@@ -231,6 +235,7 @@ class Trainer:
             own = validate(
                 self.state.usable,
                 self.tracks[self.world.rank :: self.world.size],
+                self.batches.places,
                 self.settings.backend,  # `auto` may know a faster one where no gradients are needed
                 self.precision,
                 lambda: bool(self._interruption),
@@ -242,23 +247,32 @@ class Trainer:
         value = score.total(self.settings.best)
         seconds = time.monotonic() - began
         self._marked = self._marked[0] + seconds, self._marked[1]
+        if progress.step == 0:
+            self._first_score = score
         progress.validated = progress.step
         best = not math.isnan(value) and (progress.best is None or value > progress.best)
         if best:
+            before = progress.best, progress.best_step, progress.rule
             progress.best, progress.best_step, progress.rule = value, progress.step, self.settings.best
         if self.world.first:
             self._journal.write(
                 progress.step,
                 "valid",
                 score=value,
-                sdr=score.by_stem(),
-                si_sdr=_by_stage(score.si_sdr),
+                sdr=dict(zip(self._instruments, score.sdr, strict=True)),
+                si_sdr=self._by_stage(score.si_sdr),
                 tracks=score.tracks,
                 seconds=seconds,
             )
-            self.display.validation(progress.step, score, seconds, best)
-            if best:
-                self._write(BEST, final=False)
+            self.display.validation(
+                progress.step, dict(zip(self._instruments, score.sdr, strict=True)), score, seconds, best
+            )
+            if best and not self._write(BEST, final=False):
+                progress.best, progress.best_step, progress.rule = before  # so that the next validation tries again
+            if self._first_score is not None and self._over():
+                changes = zip(self._instruments, self._first_score.sdr, score.sdr, strict=True)
+                told = ", ".join(f"{name} {old:.2f} to {new:.2f}" for name, old, new in changes)
+                self.display.note(f"SDR before and after the training: {told} dB")
         return True
 
     def _begin_clock(self) -> None:
@@ -279,13 +293,16 @@ class Trainer:
         count = len(window)
         stats = [sum(values) / count for values in zip(*(found.stats for found in window), strict=True)]
         # The loss leaves out stems that the cache does not count; their 0 would look like a score.
-        counts = [any(track.counts[stem] for track in self.batches.tracks) for stem in range(4)]
-        by_stage = [[stats[4 * s + i] if counts[i] else math.nan for i in range(4)] for s in range(stages)]
+        counts = [any(track.counts[place] for track in self.batches.tracks) for place in self.batches.places]
+        by_stage = [
+            [stats[len(counts) * s + i] if counted else math.nan for i, counted in enumerate(counts)]
+            for s in range(stages)
+        ]
         summary = Summary(
             step=step,
             total=settings.total_steps,
             loss=sum(found.loss for found in window) / count,
-            sdr=by_stage[-1],
+            sdr=dict(zip(self._instruments, by_stage[-1], strict=True)),
             learning_rate=self.state.optimizer.param_groups[0]["lr"],
             norm=sum(found.norm for found in window) / count,
             steps_per_second=speed,
@@ -296,7 +313,7 @@ class Trainer:
             step,
             "train",
             loss=summary.loss,
-            si_sdr=_by_stage(by_stage),
+            si_sdr=self._by_stage(by_stage),
             reconstruction=stats[-3],
             dissimilarity=stats[-2],
             similarity=stats[-1],
@@ -335,10 +352,13 @@ class Trainer:
             return False
         return True
 
+    @property
+    def _instruments(self) -> tuple[str, ...]:
+        return self.state.network.config.instruments
 
-def _by_stage(values: list[list[float]]) -> dict[str, float]:
-    return {
-        f"stage{s}/{name}": value
-        for s, stage in enumerate(values)
-        for name, value in zip(INSTRUMENTS, stage, strict=True)
-    }
+    def _by_stage(self, values: list[list[float]]) -> dict[str, float]:
+        return {
+            f"stage{s}/{name}": value
+            for s, stage in enumerate(values)
+            for name, value in zip(self._instruments, stage, strict=True)
+        }

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from ..backends import use_backend
-from ..config import INSTRUMENTS, MetaTasNetConfig
+from ..config import MetaTasNetConfig
 from ..errors import TrainingDataError
 from ..evaluation import bss_eval
 from ..model import MultiTasNet
 from ..precision import Precision
 from ..reference import si_sdr
 from ..separation.gains import NormalEquations
-from .data import Track, validation_sources
+from .data import Track, validation_signals
 
 __all__ = ["TrackScore", "ValidationScore", "score_track", "validate", "validation_tracks"]
 
@@ -36,9 +36,9 @@ class TrackScore:
     """Scores of one track in dB; NaN for a stem that does not count."""
 
     si_sdr: list[list[float]]
-    """For every stage, four stems."""
+    """For every stage, all instruments."""
     sdr: list[float]
-    """Four stems of the last stage."""
+    """All instruments of the last stage."""
 
 
 @dataclass(frozen=True)
@@ -53,24 +53,20 @@ class ValidationScore:
     def of(cls, scores: Sequence[TrackScore]) -> ValidationScore:
         stages = range(len(scores[0].si_sdr))
         return cls(
-            si_sdr=[[_mean([score.si_sdr[s][i] for score in scores]) for i in range(4)] for s in stages],
-            sdr=[_mean([score.sdr[i] for score in scores]) for i in range(4)],
+            si_sdr=[_means([score.si_sdr[s] for score in scores]) for s in stages],
+            sdr=_means([score.sdr for score in scores]),
             tracks=len(scores),
         )
 
     def total(self, rule: str) -> float:
         """One number to choose the best checkpoint by, in dB.
 
-        ``all``: the mean SDR of the last stage's four stems. ``original``: as the authors' program chooses, which takes the
+        ``all``: the mean SDR of the last stage's stems. ``original``: as the authors' program chooses, which takes the
         mean of the SI-SDR values ``[-5:-1]`` of all stages: the last stage's without vocals, and the vocals of the one before.
         """
         if rule == "original":
             return _mean([value for stage in self.si_sdr for value in stage][-5:-1])
         return _mean(self.sdr)
-
-    def by_stem(self) -> dict[str, float]:
-        """SDR of the last stage by the stem's name."""
-        return dict(zip(INSTRUMENTS, self.sdr, strict=True))
 
 
 def validation_tracks(tracks: Sequence[Track], config: MetaTasNetConfig) -> list[Track]:
@@ -95,36 +91,47 @@ def validation_tracks(tracks: Sequence[Track], config: MetaTasNetConfig) -> list
 
 
 @torch.no_grad()
-def score_track(network: MultiTasNet, track: Track, backend: str, precision: Precision) -> TrackScore:
+def score_track(
+    network: MultiTasNet, track: Track, places: Sequence[int], backend: str, precision: Precision
+) -> TrackScore:
     """Separate one track on the network's device and score it."""
     config, device = network.config, network.device
     dtype = torch.float64 if precision is Precision.float64 else torch.float32
-    sources = [s.to(device, dtype) for s in validation_sources(track, [s.sampling_rate for s in config.stages])]
+    mixes, sources = (
+        [x.to(device, dtype) for x in signals]
+        for signals in validation_signals(track, [s.sampling_rate for s in config.stages], places)
+    )
     chunks = max(4, math.ceil(track.seconds / CHUNK_SECONDS))
     with use_backend(backend, precision.value):
-        estimates = network.inference([s.sum(1) for s in sources], n_chunks=chunks)
-    counted = [c and bool(s.any()) for c, s in zip(track.counts, sources[-1][0], strict=True)]
+        estimates = network.inference(mixes, n_chunks=chunks)
+    counted = [c and bool(s.any()) for c, s in zip((track.counts[i] for i in places), sources[-1][0], strict=True)]
     by_stage = []
     for estimate, source in zip(estimates, sources, strict=True):
         values = si_sdr(estimate, source[..., : estimate.shape[-1]]).flatten().tolist()
         by_stage.append([value if c else math.nan for value, c in zip(values, counted, strict=True)])
-    return TrackScore(by_stage, _sdr(estimates[-1][0, :, 0], sources[-1][0, :, 0], counted, config.output_rate))
+    return TrackScore(
+        by_stage, _sdr(estimates[-1][0, :, 0], sources[-1][0, :, 0], mixes[-1][0], counted, config.output_rate)
+    )
 
 
-def _sdr(estimate: Tensor, source: Tensor, counted: Sequence[bool], rate: int) -> list[float]:
-    """Median SDR over one-second frames of (4, T) against (4, T or a little more)."""
-    source = source[:, : estimate.shape[1]]
-    equations = NormalEquations(1)
-    equations.add(estimate[None], source.sum(0, keepdim=True))
+def _sdr(estimate: Tensor, source: Tensor, mix: Tensor, counted: Sequence[bool], rate: int) -> list[float]:
+    """Median SDR over one-second frames of (I, T) against (I, T or a little more) in the mix (1, T or a little more)."""
+    source, mix = source[:, : estimate.shape[1]], mix[:, : estimate.shape[1]]
+    equations = NormalEquations(1, len(estimate))
+    equations.add(estimate[None], mix)
     scaled = estimate * equations.solve()[0, :, None].to(estimate)
     chosen = [index for index, counts in enumerate(counted) if counts]
-    values = [math.nan] * 4
+    values = [math.nan] * len(estimate)
     if chosen:
         scores = bss_eval(source[chosen][..., None], scaled[chosen][..., None], window=rate, hop=rate, metrics=("SDR",))
         for index, frames in zip(chosen, scores["SDR"].tolist(), strict=True):
             known = [value for value in frames if not math.isnan(value)]
             values[index] = median(known) if known else math.nan
     return values
+
+
+def _means(rows: Sequence[Sequence[float]]) -> list[float]:
+    return [_mean(column) for column in zip(*rows, strict=True)]
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -135,6 +142,7 @@ def _mean(values: Sequence[float]) -> float:
 def validate(
     network: MultiTasNet,
     tracks: Sequence[Track],
+    places: Sequence[int],
     backend: str,
     precision: Precision,
     stop: Callable[[], bool],
@@ -144,5 +152,5 @@ def validate(
     for track in tracks:
         if stop():
             return None
-        scores.append(score_track(network, track, backend, precision))
+        scores.append(score_track(network, track, places, backend, precision))
     return scores

@@ -80,11 +80,14 @@ def test_a_refused_folder_among_the_songs_is_not_made(command: Command, songs: P
     assert sorted(path.name for path in songs.iterdir()) == ["one", "two"]
 
 
-def test_the_authors_layout_and_back(command: Command, songs: Path) -> None:
-    assert command("prepare", "--stems", songs, "--out", "npz", "--layout", "original", *RATES).code == 0
-    assert sorted(path.name for path in Path("npz/train_8").iterdir()) == ["0000.npz", "0001.npz"]
-    assert command("prepare", "--original", "npz", "--out", "cache", "--dtype", "float32", *RATES).code == 0
-    assert [track.entry.dtype for track in Cache.open("cache").tracks("train")] == ["float32"] * 2
+def test_any_stems_are_prepared_selected_and_summed(command: Command, songs: Path) -> None:
+    outcome = command(
+        "prepare", "--stems", songs, "--out", "cache", "--instruments", "rhythm=drums+bass,vocals", *RATES
+    )
+    assert outcome.code == 0
+    assert Cache.open("cache").instruments == ("rhythm", "vocals")
+    outcome = command("prepare", "--stems", songs, "--out", "cache", *RATES)
+    assert outcome.code == 2 and "holds the instruments rhythm=drums+bass,vocals" in outcome.one_sentence()
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def test_gains_from_blocks_are_least_squares_over_the_whole() -> None:
     stems = torch.randn(2, 4, 5000) * torch.tensor([1.0, 1e-3, 1e3, 1.0])[:, None]
     stems[:, 3] += 0.9 * stems[:, 0]
     mixture = torch.randn(2, 5000) + stems.sum(1) / 50
-    equations = NormalEquations(2)
+    equations = NormalEquations(2, 4)
     for first in range(0, 5000, 777):
         equations.add(stems[..., first : first + 777], mixture[:, first : first + 777])
     for channel in range(2):
@@ -92,7 +92,7 @@ def test_degenerate_stems_have_finite_gains(case: str) -> None:
         mixture.zero_()
     else:
         stems, mixture = stems[..., :1], mixture[:, :1]
-    equations = NormalEquations(1)
+    equations = NormalEquations(1, 4)
     equations.add(stems, mixture)
     gains = equations.solve()
     assert gains.isfinite().all()
@@ -107,7 +107,7 @@ def test_degenerate_stems_have_finite_gains(case: str) -> None:
 
 
 def test_a_network_that_gives_nan_is_an_error() -> None:
-    equations = NormalEquations(1)
+    equations = NormalEquations(1, 4)
     equations.add(torch.full((1, 4, 3), float("nan")), torch.ones(1, 3))
     with pytest.raises(MetaTasNetError, match="float32"):
         equations.solve()

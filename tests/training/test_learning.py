@@ -12,7 +12,7 @@ import pytest
 from metatasnet_fast.cli.main import main
 from metatasnet_fast.config import INSTRUMENTS
 from metatasnet_fast.reference import si_sdr
-from metatasnet_fast.training.data import Cache, Track, validation_sources
+from metatasnet_fast.training.data import Cache, Track, validation_signals
 from metatasnet_fast.training.journal import read_journal
 from metatasnet_fast.training.launch import plan_run, train
 from tests.training.songs import write_cache
@@ -42,8 +42,8 @@ def improvements(cache: Path, run: Path, rate: int) -> dict[str, float]:
 
 def mixture_score(track: Track, rate: int, stem: int) -> float | None:
     """None for a stem that is silent."""
-    (sources,) = validation_sources(track, [rate])
-    return float(si_sdr(sources.sum(1), sources[:, stem])) if sources[:, stem].any() else None
+    (mix,), (sources,) = validation_signals(track, [rate], range(4))
+    return float(si_sdr(mix, sources[:, stem])) if sources[:, stem].any() else None
 
 
 def teach(cache: Path, run: Path, given: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from metatasnet_fast.errors import TrainingDataError
 from metatasnet_fast.model import MultiTasNet
 from metatasnet_fast.precision import Precision
 from metatasnet_fast.reference import si_sdr
-from metatasnet_fast.training.data import Cache, validation_sources, write_manifest, write_track
+from metatasnet_fast.training.data import Cache, validation_signals, write_manifest, write_track
 from metatasnet_fast.training.validation import TrackScore, ValidationScore, score_track, validation_tracks
 from tests.support import TINY
 from tests.training.songs import RATES, music, write_cache
@@ -33,13 +33,13 @@ class Telling(MultiTasNet):
 def telling(path: Path) -> tuple[Telling, Cache]:
     cache = Cache.open(path)
     network = Telling(TINY)
-    network.answer = validation_sources(cache.tracks("valid")[0], RATES)
+    network.answer = validation_signals(cache.tracks("valid")[0], RATES, range(4))[1]
     return network, cache
 
 
 def test_levels_and_signs_are_free(tmp_path: Path) -> None:
     network, cache = telling(write_cache(tmp_path, seconds=2.0))
-    score = score_track(network, cache.tracks("valid")[0], "reference", Precision.float32)
+    score = score_track(network, cache.tracks("valid")[0], range(4), "reference", Precision.float32)
     assert len(score.si_sdr) == 3
     assert all(value == pytest.approx(60, abs=0.5) for stage in score.si_sdr for value in stage)
     assert all(value > 55 for value in score.sdr)
@@ -52,7 +52,7 @@ def test_stems_that_do_not_count_or_are_silent_are_left_out(tmp_path: Path) -> N
     write_track(tmp_path, "valid", "song", signals, counts=(True, False, True, True))
     write_manifest(tmp_path, RATES)
     network, cache = telling(tmp_path)
-    score = score_track(network, cache.tracks("valid")[0], "reference", Precision.float32)
+    score = score_track(network, cache.tracks("valid")[0], range(4), "reference", Precision.float32)
     assert [math.isnan(value) for value in score.sdr] == [False, True, True, False]
     assert all([math.isnan(value) for value in stage] == [False, True, True, False] for stage in score.si_sdr)
 
@@ -60,10 +60,10 @@ def test_stems_that_do_not_count_or_are_silent_are_left_out(tmp_path: Path) -> N
 def test_a_networks_si_sdr_is_that_of_its_inference(tmp_path: Path) -> None:
     cache = Cache.open(write_cache(tmp_path, seconds=1.0))
     track, network = cache.tracks("valid")[0], MultiTasNet(TINY)
-    score = score_track(network, track, "reference", Precision.float32)
-    sources = validation_sources(track, RATES)
+    score = score_track(network, track, range(4), "reference", Precision.float32)
+    mixes, sources = validation_signals(track, RATES, range(4))
     with torch.no_grad():
-        estimates = network.inference([source.sum(1) for source in sources], n_chunks=4)
+        estimates = network.inference(mixes, n_chunks=4)
     for values, estimate, source in zip(score.si_sdr, estimates, sources, strict=True):
         assert values == pytest.approx(si_sdr(estimate, source[..., : estimate.shape[-1]]).flatten().tolist(), abs=1e-3)
 

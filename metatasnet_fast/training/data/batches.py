@@ -31,18 +31,16 @@ log = logging.getLogger(__name__)
 class Batch:
     """A rank's part of a global batch, on the device."""
 
+    mixes: list[Tensor]
+    """For each stage the sum of all instruments of the cache, (items, 1, T_stage), float32."""
     sources: list[Tensor]
-    """For each stage (items, 4, 1, T_stage), float32."""
+    """For each stage the network's I instruments, (items, I, 1, T_stage), float32."""
     counts: Tensor
-    """(items, 4) bool: False for a stem that the loss must leave out whatever its samples are."""
+    """(items, I) bool: False for an instrument that the loss must leave out whatever its samples are."""
     number: int
 
-    def mixes(self) -> list[Tensor]:
-        """For each stage the sum of the sources, (items, 1, T_stage)."""
-        return [sources.sum(1) for sources in self.sources]
-
     def masks(self) -> list[Tensor]:
-        """For each stage (items, 4, 1), float32: 1 where a source counts and is not all zero."""
+        """For each stage (items, I, 1), float32: 1 where a source counts and is not all zero."""
         return [((sources != 0).any(-1) & self.counts[..., None]).float() for sources in self.sources]
 
 
@@ -51,7 +49,8 @@ class BatchSource:
 
     Args:
         cache: where the tracks are.
-        config: the network's settings; its stages' rates must be in the cache.
+        config: the network's settings; its stages' rates and its instruments must be in the cache. Instruments of the cache
+            that the network lacks are in the mixture only.
         items: of the GLOBAL batch; a rank gets ``items / world`` of them.
         seconds: length of an item.
         seed: of all random choices, in [0, 2^64).
@@ -88,6 +87,8 @@ class BatchSource:
         self.items, self.seconds, self.seed, self.workers = items, seconds, seed, workers
         self.augmentation, self.shuffle_p = augmentation, shuffle_p
         _check(self, cache, rank, world)
+        self.places = cache.places_of(config.instruments)
+        """Where the network's instruments are among the cache's."""
         self._slice = (rank * items // world, (rank + 1) * items // world)
         self._crop = _crop_length(config, seconds)
         self.tracks, self.skipped = _long_enough(cache.tracks(split), self.rates[0], self._crop, cache, split)
@@ -111,6 +112,7 @@ class BatchSource:
             stages=len(self.rates),
             lengths=self._lengths,
             channels=self._channels,
+            sources=self._counts.shape[1],
             crop=self._crop,
             augmentation=self.augmentation,
             shuffle_p=self.shuffle_p,
@@ -145,19 +147,21 @@ class BatchSource:
 
     def _read(self, number: int) -> HostBatch:
         plan = self.plan(number)
-        counts = self._counts[plan.tracks, np.arange(4)]
+        counts = self._counts[plan.tracks, np.arange(plan.tracks.shape[1])]
         return self._reader.read(plan, counts, number)
 
     def _to_device(self, host: HostBatch) -> Batch:
-        sources = []
+        mixes, sources = [], []
+        whole = self.places == list(range(self._counts.shape[1]))
         for stored, weights in zip(host.raw, host.weights, strict=True):
             raw, weight = self._move(stored), self._move(weights)[..., None]
             first, *others = range(raw.shape[2])
             mixed = raw[:, :, first, None].float() * weight[:, :, first, None]
             for channel in others:
                 mixed += raw[:, :, channel, None].float() * weight[:, :, channel, None]
-            sources.append(mixed)
-        return Batch(sources, self._move(host.counts), host.number)
+            mixes.append(mixed.sum(1))
+            sources.append(mixed if whole else mixed[:, self.places])
+        return Batch(mixes, sources, self._move(host.counts)[:, self.places], host.number)
 
     def _move(self, x: Tensor) -> Tensor:
         # All of it is pinned where there is a GPU: any other copy would wait for the step that is being computed.

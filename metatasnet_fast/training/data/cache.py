@@ -1,8 +1,8 @@
 """Reading a cache of tracks: memory-mapped samples of every rate, cut so that all rates are aligned.
 
     CACHE/manifest.json                what there is, and from what it was made
-    CACHE/<split>/<track>/<rate>.npy   (4, channels, samples), int16 or float32
-    CACHE/<split>/<track>/entry.json   lengths, scales, loudness, hash
+    CACHE/<split>/<track>/<rate>.npy   (instruments, channels, samples), int16 or float32
+    CACHE/<split>/<track>/entry.json   instruments, lengths, scales, hash
 
 ``CACHE/train/A/16000.npy`` times its stems' scales is the audio at 16 kHz, full scale 1. Sample ``n`` at one rate and sample
 ``2 n`` at twice that rate are the same instant, and their lengths have the same ratio.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...config import INSTRUMENTS
 from ...errors import TrainingDataError
 from .entry import FORMAT, SPLITS, TrackEntry, refuse_shared_tracks
 
@@ -27,12 +29,12 @@ __all__ = ["Cache", "StemArray", "Track"]
 
 @dataclass(frozen=True)
 class StemArray:
-    """Stems (4, channels, samples) of a track at one rate: float32, full scale 1, read from disk where they are indexed."""
+    """Instruments (I, channels, samples) of a track at one rate: float32, full scale 1, read from disk when indexed."""
 
     raw: NDArray[Any]
     """Memory-mapped, as stored."""
     scale: NDArray[np.float32]
-    """(4, 1, 1): full-scale value of one stored unit."""
+    """(I, 1, 1): full-scale value of one stored unit."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -71,7 +73,7 @@ class Track:
 
     @property
     def counts(self) -> tuple[bool, ...]:
-        """For each stem whether the loss may count it."""
+        """For each instrument whether the loss may count it."""
         return self.entry.counts
 
     def samples(self, rate: int) -> int:
@@ -85,7 +87,7 @@ class Track:
         return self.folder / f"{rate}.npy"
 
     def stems(self, rate: int) -> StemArray:
-        """Stems at ``rate`` in the order of ``INSTRUMENTS``.
+        """The instruments at ``rate``, in the cache's order.
 
         Raises:
             TrainingDataError: if the cache does not have that rate, or its file is damaged.
@@ -94,7 +96,7 @@ class Track:
             raise TrainingDataError(
                 f"{self.name} is cached at {', '.join(map(str, self.entry.rates))} Hz, not at {rate}; prepare it again."
             )
-        expected = (4, self.channels, self.samples(rate))
+        expected = (len(self.counts), self.channels, self.samples(rate))
         try:
             raw = np.load(self.file(rate), mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
@@ -106,7 +108,7 @@ class Track:
                 f"{self.file(rate)} holds {raw.dtype} {raw.shape} instead of {self.entry.dtype} {expected}; "
                 "delete the folder and prepare again."
             )
-        scale = np.array(self.entry.rates[rate].scale, np.float32).reshape(4, 1, 1)
+        scale = np.array(self.entry.rates[rate].scale, np.float32).reshape(-1, 1, 1)
         return StemArray(raw, scale)
 
 
@@ -118,6 +120,8 @@ class Cache:
     rates: tuple[int, ...]
     """Sampling rates in ascending order, hertz."""
     entries: tuple[TrackEntry, ...]
+    instruments: tuple[str, ...] = INSTRUMENTS
+    """What every track has, in the order of its samples."""
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Cache:
@@ -143,12 +147,15 @@ class Cache:
                 raise TrainingDataError(f"The cache at {path} was written by another version; prepare it again.")
             rates = tuple(int(rate) for rate in manifest["rates"])
             entries = tuple(TrackEntry.from_dict(values) for values in manifest["tracks"])
+            instruments = tuple(manifest["stems"])
+            if any(entry.instruments != instruments for entry in entries):
+                raise TrainingDataError(f"{path} holds tracks of several sets of instruments; prepare it again.")
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, TrainingDataError):
                 raise
             raise TrainingDataError(f"{file} is no manifest of a cache; prepare it again.") from error
         refuse_shared_tracks(Path(path), entries)
-        cache = cls(Path(path), rates, entries)
+        cache = cls(Path(path), rates, entries, instruments)
         cache._refuse_missing_files()
         return cache
 
@@ -157,7 +164,7 @@ class Cache:
         lacking = []
         for track in (track for split in SPLITS for track in self.tracks(split)):
             for rate, values in track.entry.rates.items():
-                wanted = 4 * track.channels * values.samples * np.dtype(track.entry.dtype).itemsize
+                wanted = len(track.counts) * track.channels * values.samples * np.dtype(track.entry.dtype).itemsize
                 try:
                     whole = track.file(rate).stat().st_size >= wanted
                 except OSError:
@@ -167,6 +174,20 @@ class Cache:
         if lacking:
             others = f" and {len(lacking) - 1} other files are" if len(lacking) > 1 else " is"
             raise TrainingDataError(f"{lacking[0]}{others} missing or cut off; delete the folder and prepare again.")
+
+    def places_of(self, instruments: Sequence[str]) -> list[int]:
+        """Where a network's instruments are among the cache's.
+
+        Raises:
+            TrainingDataError: if the cache lacks one.
+        """
+        missing = [name for name in instruments if name not in self.instruments]
+        if missing:
+            raise TrainingDataError(
+                f"The cache at {self.path} holds {', '.join(self.instruments)}, not {', '.join(missing)}: choose among them "
+                "with --instruments, or prepare a cache with all."
+            )
+        return [self.instruments.index(name) for name in instruments]
 
     def tracks(self, split: str) -> list[Track]:
         """The tracks of ``train``, ``valid`` or ``test``, by name; none if the split is empty."""

@@ -30,13 +30,13 @@ class Plan:
     """Where every source of a batch comes from, and what is done to it."""
 
     tracks: Ints
-    """(items, 4): index of the track."""
+    """(items, S): index of the track, for each of the cache's S instruments."""
     starts: Ints
-    """(items, 4): first sample at the lowest rate."""
+    """(items, S): first sample at the lowest rate."""
     channels: Ints | None
-    """(stages, items, 4); None: the mean of the channels."""
+    """(stages, items, S); None: the mean of the channels."""
     gains: Floats
-    """(stages, items, 4)."""
+    """(stages, items, S)."""
 
     def take(self, start: int, stop: int) -> Plan:
         """The same for some of the items."""
@@ -61,6 +61,7 @@ def draw_plan(
     stages: int,
     lengths: NDArray[np.int64],
     channels: NDArray[np.int64],
+    sources: int = 4,
     crop: int,
     augmentation: str,
     shuffle_p: float,
@@ -74,26 +75,27 @@ def draw_plan(
 
     Args:
         lengths, channels: of every track: samples at the lowest rate, channels.
+        sources: instruments of the cache.
     """
-    stream = uniforms(seed, number, items * (3 + 8 * stages))
+    stream = uniforms(seed, number, items * (3 + 2 * sources * stages))
     track, start, order = stream[: 3 * items].reshape(3, items)
-    channel, gain = stream[3 * items :].reshape(2, stages, items, 4)
+    channel, gain = stream[3 * items :].reshape(2, stages, items, sources)
     chosen = (track * len(lengths)).astype(np.int64)
     # Like the authors', a crop never ends on a track's last sample, unless it is the whole track.
     starts = (start * np.maximum(1, lengths[chosen] - crop)).astype(np.int64)
-    tracks = np.repeat(chosen[:, None], 4, axis=1)
-    first = np.repeat(starts[:, None], 4, axis=1)
+    tracks = np.repeat(chosen[:, None], sources, axis=1)
+    first = np.repeat(starts[:, None], sources, axis=1)
     if augmentation == "none":
-        return Plan(tracks, first, None, np.ones((stages, items, 4)))
+        return Plan(tracks, first, None, np.ones((stages, items, sources)))
     if augmentation == "same":
         channel, gain = (np.broadcast_to(x[:1], x.shape) for x in (channel, gain))
     picked = (channel * channels[chosen][:, None]).astype(np.int64)
     gains = GAINS[0] + gain * (GAINS[1] - GAINS[0])
 
     portion = int(items * shuffle_p + 0.5)
-    donor = np.repeat(np.arange(items)[:, None], 4, axis=1)
+    donor = np.repeat(np.arange(items)[:, None], sources, axis=1)
     if portion:
-        donor[:portion] = (donor[:portion] + np.arange(4)) % portion
+        donor[:portion] = (donor[:portion] + np.arange(sources)) % portion
     donor = donor[np.argsort(order, kind="stable")]
-    source = np.arange(4)
+    source = np.arange(sources)
     return Plan(tracks[donor, source], first[donor, source], picked[:, donor, source], gains[:, donor, source])

@@ -18,31 +18,32 @@ from ..._io import sha256_file
 from ...audio import read_audio
 from ...config import INSTRUMENTS
 from ...errors import MissingDependencyError, TrainingDataError
-from .sources import TrackSource, mixture_files, read_counts, stem_files
+from .instruments import DEFAULT, Stems, all_parts
+from .sources import TrackSource, read_unknown, stem_files
 
-__all__ = ["Recording", "check_programs", "content_hash", "decode", "input_files"]
+__all__ = ["Recording", "check_programs", "content_hash", "counted", "decode", "input_files"]
 
 MIXTURE = 0
-"""Stream of the mixture in a ``.stem.mp4``; the stems follow in the order of ``INSTRUMENTS``."""
-
-CHUNK = 2**20
+"""Stream of the mixture in a ``.stem.mp4``; drums, bass, other and vocals follow."""
 
 
 @dataclass(frozen=True)
 class Recording:
     """A decoded track, full scale 1; every signal has ``channels`` channels, at most 2."""
 
-    stems: list[Tensor]
-    """Four signals (channels, n), float32, each at its own rate."""
-    rates: list[int]
-    mixture: tuple[Tensor, int] | None
-    """The mixture that comes with the stems and its rate, if it was asked for and there is one."""
-    counts: tuple[bool, ...]
+    signals: dict[str, tuple[Tensor, int]]
+    """For each stem that there is, (channels, n), float32, and its rate."""
     warnings: tuple[str, ...]
 
     @property
     def channels(self) -> int:
-        return int(self.stems[0].shape[0])
+        return max(int(x.shape[0]) for x, _ in self.signals.values())
+
+
+def counted(track: TrackSource, stems: Stems) -> tuple[bool, ...]:
+    """For each instrument whether the loss may count it: all of its stems are known."""
+    unknown = read_unknown(track.path) if track.kind == "stems" else ()
+    return tuple(not set(parts) & set(unknown) for parts in stems.values())
 
 
 def check_programs(tracks: list[TrackSource]) -> None:
@@ -62,30 +63,25 @@ def _import_stempeg() -> Any:
     return require("stempeg", "Reading .stem.mp4 files")
 
 
-def input_files(track: TrackSource, *, mixture: bool = False) -> dict[str, Path]:
+def input_files(track: TrackSource, stems: Stems = DEFAULT) -> dict[str, Path]:
     """The files that a track is made from, under names that say what they are.
 
-    Args:
-        mixture: also the mixture beside the stems, if there is one.
-
     Raises:
-        TrainingDataError: if a stem that counts is missing, or there are several files for one.
+        TrainingDataError: if a stem that counts is missing, there are several files for one, or none at all.
     """
     if track.kind == "musdb":
         return {"stems": track.path}
-    found = stem_files(track.path)
-    counts = read_counts(track.path)
-    for stem, counted in zip(INSTRUMENTS, counts, strict=True):
-        if counted and not found[stem]:
+    found, unknown, wanted = stem_files(track.path), read_unknown(track.path), all_parts(stems)
+    for stem in wanted:
+        if stem not in unknown and stem not in found:
             raise TrainingDataError(
                 f"{track.path} has no {stem}; add {stem}.wav (silence, if the track has none), or a track.json with "
                 f'{{"unknown": ["{stem}"]}}.'
             )
-    if not any(found.values()):
-        raise TrainingDataError(f"{track.path} holds no stems; add them, or remove the folder.")
-    files = {stem: _only(paths) for stem, paths in found.items() if paths}
-    beside = mixture_files(track.path) if mixture else []
-    return {**files, "mixture": _only(beside)} if beside else files
+    files = {stem: _only(found[stem]) for stem in wanted if stem in found}
+    if not files:
+        raise TrainingDataError(f"{track.path} holds none of {', '.join(wanted)}; add them, or remove the folder.")
+    return files
 
 
 def _only(paths: list[Path]) -> Path:
@@ -110,18 +106,17 @@ def content_hash(files: dict[str, Path]) -> str:
     return total.hexdigest()
 
 
-def decode(track: TrackSource, *, mixture: bool = False) -> Recording:
-    """Decode a track's stems, and its mixture if asked for.
+def decode(track: TrackSource, stems: Stems = DEFAULT) -> Recording:
+    """Decode the stems of a track.
 
     Raises:
         TrainingDataError: if the stems do not make a track.
         AudioReadError: if a file cannot be decoded.
     """
     if track.kind == "musdb":
-        return _decode_musdb(track, mixture)
-    files = input_files(track, mixture=mixture)
+        return _decode_musdb(track, stems)
     signals, rates, warnings = {}, {}, []
-    for name, path in files.items():
+    for name, path in input_files(track, stems).items():
         audio = read_audio(path)
         if len(audio.samples) > 2:
             raise TrainingDataError(f"{path} has {len(audio.samples)} channels; mix it down to stereo or mono.")
@@ -131,15 +126,7 @@ def decode(track: TrackSource, *, mixture: bool = False) -> Recording:
         warnings += [f"{path.name}: {warning}" for warning in audio.warnings]
     warnings += _differing_lengths(signals, rates)
     channels = max(len(x) for x in signals.values())
-    signals = {name: x.expand(channels, -1) for name, x in signals.items()}
-    silence, rate = torch.zeros(channels, 1), max(rates.values())
-    return Recording(
-        [signals.get(stem, silence) for stem in INSTRUMENTS],
-        [rates.get(stem, rate) for stem in INSTRUMENTS],
-        (signals["mixture"], rates["mixture"]) if "mixture" in signals else None,
-        read_counts(track.path),
-        tuple(warnings),
-    )
+    return Recording({name: (x.expand(channels, -1), rates[name]) for name, x in signals.items()}, tuple(warnings))
 
 
 def _differing_lengths(signals: dict[str, Tensor], rates: dict[str, int]) -> Iterator[str]:
@@ -151,8 +138,11 @@ def _differing_lengths(signals: dict[str, Tensor], rates: dict[str, int]) -> Ite
             yield f"{name} ends {longest - value:.3f} s before the longest stem; silence was added"
 
 
-def _decode_musdb(track: TrackSource, mixture: bool) -> Recording:
+def _decode_musdb(track: TrackSource, stems: Stems) -> Recording:
     """The streams of a ``.stem.mp4`` as musdb reads them: 16-bit integers from ffmpeg, over 32768."""
+    lacking = [part for part in all_parts(stems) if part not in INSTRUMENTS]
+    if lacking:
+        raise TrainingDataError(f"MUSDB18 has the stems {', '.join(INSTRUMENTS)}, not {', '.join(lacking)}.")
     stempeg = _import_stempeg()
     signals, warnings = [], []
     try:
@@ -160,7 +150,7 @@ def _decode_musdb(track: TrackSource, mixture: bool) -> Recording:
         streams, rate = int(info.nb_audio_streams), int(info.sample_rate(MIXTURE))
         if streams < 5:
             raise TrainingDataError(f"{track.path} has {streams} audio streams instead of 5; it is no MUSDB18 track.")
-        for stream in range(0 if mixture else 1, 5):
+        for stream in range(MIXTURE + 1, 5):
             audio, _ = stempeg.read_stems(
                 str(track.path),
                 stem_id=stream,
@@ -185,5 +175,5 @@ def _decode_musdb(track: TrackSource, mixture: bool) -> Recording:
     if longest / rate < announced - 0.1 or shortest < longest:
         warnings.append(f"{track.path.name} announces {announced:.2f} s, {shortest / rate:.2f} s could be decoded")
     signals = [x[:, :shortest] for x in signals]
-    whole = (signals[0], rate) if mixture else None
-    return Recording(signals[-4:], [rate] * 4, whole, (True,) * 4, tuple(warnings))
+    named = zip(INSTRUMENTS, signals, strict=True)
+    return Recording({name: (x, rate) for name, x in named if name in all_parts(stems)}, tuple(warnings))

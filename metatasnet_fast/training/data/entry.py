@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import TrainingDataError
+from .instruments import DEFAULT, Stems
 
 __all__ = ["ENTRY", "FORMAT", "SPLITS", "SPLIT_FOLDER", "RateEntry", "TrackEntry", "refuse_shared_tracks"]
 
@@ -29,13 +30,13 @@ SPLIT_FOLDER = re.compile(r"train|valid|test|(train|validation)_[0-9]+")
 
 @dataclass(frozen=True)
 class RateEntry:
-    """The samples of one rate: ``<rate>.npy``, (4, channels, samples)."""
+    """The samples of one rate: ``<rate>.npy``, (instruments, channels, samples)."""
 
     samples: int
     scale: tuple[float, ...]
     """Full-scale value of one unit of each stem."""
     deviation: float
-    """Standard deviation over time of the four stems' sum, averaged over the channels: what the authors divide by."""
+    """Standard deviation over time of the stems' sum, averaged over the channels: what the authors divide by."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,14 @@ class TrackEntry:
     channels: int
     rates: dict[int, RateEntry]
     counts: tuple[bool, ...]
-    """False for a stem that the loss must leave out, because it may hide in another or holds something else."""
-    loudness: dict[str, dict[str, float | None]] = dataclasses.field(default_factory=dict)
-    """Of the mixture and of each stem, by name: ``lufs``, ``rms_dbfs`` and ``peak_dbfs``; None where there is only silence."""
+    """False for an instrument that the loss must leave out, because it may hide in another or holds something else."""
+    stems: Stems = dataclasses.field(default_factory=lambda: DEFAULT)
+    """For each instrument, in order, the stems that it is the sum of."""
     warnings: tuple[str, ...] = ()
+
+    @property
+    def instruments(self) -> tuple[str, ...]:
+        return tuple(self.stems)
 
     @property
     def seconds(self) -> float:
@@ -93,7 +98,12 @@ class TrackEntry:
             if not all(math.isfinite(x) and x > 0 for r in rates.values() for x in (*r.scale, r.deviation)):
                 raise TrainingDataError("This entry has scales that are no positive numbers; prepare the track again.")
             counts, warnings = (tuple(values.pop(key)) for key in ("counts", "warnings"))
-            return cls(rates=rates, counts=counts, warnings=warnings, **values)
+            values.pop("loudness", None)  # older caches hold it
+            stems = {name: tuple(parts) for name, parts in values.pop("stems", DEFAULT).items()}
+            sizes = {len(counts), *(len(r.scale) for r in rates.values())}
+            if sizes != {len(stems)}:
+                raise TrainingDataError("This entry does not say which instruments it holds; prepare the track again.")
+            return cls(rates=rates, counts=counts, stems=stems, warnings=warnings, **values)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, TrainingDataError):
                 raise

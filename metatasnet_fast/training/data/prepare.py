@@ -1,4 +1,4 @@
-"""Preparing a cache: every track decoded and resampled once, in parallel, to be continued after any interruption.
+"""Prepare a cache: decode and resample every track once, in parallel; an interrupted run can be continued.
 
 A track is done when it has an entry whose hash is that of its input files; so finished tracks are skipped, changed ones made
 anew, and nothing half-written is ever taken for a track. One bad track is one failed outcome.
@@ -24,19 +24,17 @@ import torch
 
 from ..._io import PART, try_lock
 from ...errors import TrainingDataError
-from .convert import Job, Outcome, Settings, prepare_track
+from .convert import Outcome, Settings, prepare_track
 from .decode import check_programs
 from .entry import refuse_shared_tracks
-from .original import FOLDERS, RECORDS, remove_moved, write_original_manifest
-from .sources import TrackSource
+from .instruments import DEFAULT, Stems, stems_found
+from .sources import TrackSource, stem_files
 from .splits import Settled, refuse_own_folder, settle
 from .store import DTYPES, PARTIAL, check_rates, entries_in, write_manifest
 
-__all__ = ["LAYOUTS", "Preparation", "prepare"]
+__all__ = ["Preparation", "prepare"]
 
 log = logging.getLogger(__name__)
-
-LAYOUTS = ("cache", "original")
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ def prepare(
     *,
     rates: Sequence[int] = (8000, 16000, 32000),
     dtype: str = "int16",
-    layout: str = "cache",
+    stems: Stems | None = None,
     workers: int = 1,
     source: Sequence[TrackSource] | None = None,
     report: Callable[[Outcome], None] = lambda outcome: None,
@@ -72,8 +70,9 @@ def prepare(
         tracks: from :func:`find_stems`, :func:`find_musdb` or :func:`find_original`.
         out: the cache's folder. Tracks that earlier calls put there stay.
         rates: sampling rates, multiples of the lowest.
-        dtype: ``int16`` or ``float32``; the authors' layout is always float32.
-        layout: ``cache``, or ``original`` for what the authors' program reads (its splits are train and valid).
+        dtype: ``int16`` or ``float32``.
+        stems: the instruments of the cache, and the stems that each is the sum of; by default the stems that the tracks have,
+            see :func:`metatasnet_fast.training.data.instruments.stems_found`.
         workers: processes; with 1 everything happens in this one.
         source: all tracks that the source has, if ``tracks`` are some of them. Cached tracks go to the split that they have
             there.
@@ -83,77 +82,61 @@ def prepare(
         TrainingDataError: if ``out`` cannot be used, or the tracks cannot be stored beside each other in it.
         MissingDependencyError: if a program or package is missing that the tracks need.
     """
-    settings = Settings(Path(out), check_rates(rates), dtype, layout)
+    settings = Settings(Path(out), check_rates(rates), dtype, _stems_of(tracks) if stems is None else stems)
     _check(settings, tracks, workers)
     refuse_own_folder(settings.out, tracks if source is None else source)
     check_programs(list(tracks))
     with _lock(settings.out), _scratch(settings.out / PARTIAL):
         _refuse_other_settings(settings)
-        settled = Settled([], [])
-        jobs = _jobs(tracks, layout)
-        if layout == "original":
-            every = _jobs(tracks if source is None else source, layout)
-            places = {os.path.abspath(j.track.path): (FOLDERS[j.track.split], f"{j.number:04d}") for j in every}
-            remove_moved(settings.out, places)
-        else:
-            settled = settle(settings, tracks if source is None else source)
-            if settled.moved:
-                write_manifest(settings.out, settings.rates)
+        settled = settle(settings, tracks if source is None else source)
+        if settled.moved:
+            write_manifest(settings.out, settings.rates, stems=settings.stems)
         outcomes = []
-        for outcome in _run(jobs, settings, workers):
+        for outcome in _run(tracks, settings, workers):
             outcomes.append(outcome)
             report(outcome)
         failed = [{"name": o.name, "split": o.split, "error": o.error} for o in outcomes if o.status == "failed"]
-        write = write_original_manifest if layout == "original" else write_manifest
-        manifest = write(settings.out, settings.rates, failed)
+        manifest = write_manifest(settings.out, settings.rates, failed, settings.stems)
         refuse_shared_tracks(settings.out, entries_in(settings.out))
     return Preparation(outcomes, manifest["seconds"], settled)
 
 
+def _stems_of(tracks: Sequence[TrackSource]) -> Stems:
+    """The stems that the tracks have: their files' names."""
+    names = {name for track in tracks if track.kind == "stems" for name in stem_files(track.path)}
+    return stems_found(names) if names else DEFAULT
+
+
 def _check(settings: Settings, tracks: Sequence[TrackSource], workers: int) -> None:
-    for value, known, what in ((settings.dtype, DTYPES, "sample type"), (settings.layout, LAYOUTS, "layout")):
-        if value not in known:
-            raise TrainingDataError(f"There is no {what} {value!r}; choose one of {', '.join(known)}.")
+    if settings.dtype not in DTYPES:
+        raise TrainingDataError(f"There is no sample type {settings.dtype!r}; choose one of {', '.join(DTYPES)}.")
     if workers < 1:
         raise TrainingDataError(f"workers must be at least 1, got {workers}.")
-    if settings.layout == "original":
-        if any(rate % 1000 for rate in settings.rates):
-            raise TrainingDataError(
-                "The authors' layout names its folders in kHz; choose rates that are multiples of 1000."
-            )
-        if any(track.kind == "original" for track in tracks):
-            raise TrainingDataError("These tracks are in the authors' layout already; choose the layout cache.")
+    if settings.stems != DEFAULT and any(track.kind == "original" for track in tracks):
+        raise TrainingDataError(f"Tracks of the authors' program have {', '.join(DEFAULT)}: leave --instruments out.")
     twice = [key for key, count in Counter((t.split, t.name) for t in tracks).items() if count > 1]
     if twice:
         raise TrainingDataError(f"Two tracks of {twice[0][0]} are called {twice[0][1]!r}; rename one of them.")
 
 
-def _jobs(tracks: Sequence[TrackSource], layout: str) -> list[Job]:
-    """Every track with its number in its split."""
-    chosen = [track for track in tracks if layout == "cache" or track.split in FOLDERS]
-    numbers: Counter[str] = Counter()
-    jobs = []
-    for track in chosen:
-        jobs.append(Job(track, numbers[track.split]))
-        numbers[track.split] += 1
-    return jobs
-
-
 def _refuse_other_settings(settings: Settings) -> None:
-    cached = entries_in(settings.out)
-    if settings.layout == "original":
-        other, what = next(cached, None) is not None, "a cache"
-    else:
-        other, what = (settings.out / RECORDS).is_dir(), "the authors' layout"
-    if other:
-        raise TrainingDataError(f"{settings.out} holds {what}; choose another folder for {settings.layout!r}.")
-    for entry in cached:
+    for entry in entries_in(settings.out):
         rates = tuple(sorted(entry.rates))
         if rates != settings.rates or entry.dtype != settings.dtype:
             raise TrainingDataError(
                 f"{settings.out} holds tracks at {', '.join(map(str, rates))} Hz as {entry.dtype}; go on with these "
                 "settings, or choose another folder."
             )
+        if entry.stems != settings.stems:
+            raise TrainingDataError(
+                f"{settings.out} holds the instruments {_named(entry.stems)}, not {_named(settings.stems)}; name them with "
+                "--instruments, or choose another folder."
+            )
+
+
+def _named(stems: Stems) -> str:
+    """Instruments as ``--instruments`` takes them."""
+    return ",".join(name if parts == (name,) else f"{name}={'+'.join(parts)}" for name, parts in stems.items())
 
 
 @contextmanager
@@ -184,36 +167,34 @@ def _scratch(folder: Path) -> Iterator[None]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _run(jobs: Sequence[Job], settings: Settings, workers: int) -> Iterator[Outcome]:
+def _run(tracks: Sequence[TrackSource], settings: Settings, workers: int) -> Iterator[Outcome]:
     """Outcomes as they arrive. Where a worker is killed, as by a system short of memory, the rest goes on with half of them."""
     if workers == 1:
-        for job in jobs:
+        for track in tracks:
             try:
-                yield prepare_track(job, settings)
+                yield prepare_track(track, settings)
             except Exception as error:
-                yield _unexpected(job, error)
+                yield _unexpected(track, error)
         return
-    left = list(jobs)
+    left = list(tracks)
     workers = min(workers, max(1, len(left)))
     while left:
         try:
             yield from _in_processes(left, settings, workers)
         except BrokenProcessPool:
             if workers == 1:
-                job = left.pop(0)
-                reason = (
-                    f"The process that prepared {job.track.path} was killed, perhaps for want of memory; make room."
-                )
-                yield Outcome(job.track.name, job.track.split, "failed", error=reason)
+                track = left.pop(0)
+                reason = f"The process that prepared {track.path} was killed, perhaps for want of memory; make room."
+                yield Outcome(track.name, track.split, "failed", error=reason)
             else:
                 workers //= 2
                 log.warning("A worker was killed, perhaps for want of memory; going on with %d.", workers)
 
 
-def _in_processes(left: list[Job], settings: Settings, workers: int) -> Iterator[Outcome]:
-    """Outcomes as they arrive; jobs that have one leave ``left``."""
+def _in_processes(left: list[TrackSource], settings: Settings, workers: int) -> Iterator[Outcome]:
+    """Outcomes as they arrive; tracks that have one leave ``left``."""
     with _pool(workers) as pool:
-        futures = {pool.submit(prepare_track, job, settings): job for job in left}
+        futures = {pool.submit(prepare_track, track, settings): track for track in left}
         for future in as_completed(futures):
             try:
                 outcome = future.result()
@@ -225,10 +206,10 @@ def _in_processes(left: list[Job], settings: Settings, workers: int) -> Iterator
             yield outcome
 
 
-def _unexpected(job: Job, error: Exception) -> Outcome:
-    log.error("%s", job.track.name, exc_info=error)
-    reason = f"{job.track.path} cannot be prepared ({type(error).__name__}: {error}); please report this."
-    return Outcome(job.track.name, job.track.split, "failed", error=reason)
+def _unexpected(track: TrackSource, error: Exception) -> Outcome:
+    log.error("%s", track.name, exc_info=error)
+    reason = f"{track.path} cannot be prepared ({type(error).__name__}: {error}); please report this."
+    return Outcome(track.name, track.split, "failed", error=reason)
 
 
 @contextmanager
@@ -257,7 +238,7 @@ def _start_worker() -> None:
 
 
 def _end_with_parent() -> None:
-    """A pool's worker would wait for ever for a parent that was killed, and hold on to the track in hand."""
+    """A pool's worker would wait for a parent that was killed, and keep its track."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -27,11 +27,11 @@ class HostBatch:
     """A batch before scaling, in host memory."""
 
     raw: list[Tensor]
-    """For each stage (items, 4, channels, T_stage), as stored; one channel where one was chosen."""
+    """For each stage (items, S, channels, T_stage) of S instruments, as stored; one channel where one was chosen."""
     weights: list[Tensor]
-    """For each stage (items, 4, channels), float32: what the stored samples are multiplied by."""
+    """For each stage (items, S, channels), float32: what the stored samples are multiplied by."""
     counts: Tensor
-    """(items, 4) bool."""
+    """(items, S) bool."""
     number: int
 
 
@@ -45,7 +45,7 @@ class _File:
     dtype: np.dtype[np.generic]
     samples: int
     scale: NDArray[np.float64]
-    """(4,): to units of the track's deviation."""
+    """(S,): to units of the track's deviation."""
 
     @classmethod
     def open(cls, track: Track, rate: int) -> _File:
@@ -86,17 +86,17 @@ class CropReader:
         self._dtype = torch.int16 if dtypes == {np.dtype(np.int16)} else torch.float32
 
     def read(self, plan: Plan, counts: NDArray[np.bool_], number: int) -> HostBatch:
-        items = len(plan.tracks)
+        items, stems = plan.tracks.shape
         raw, weights = [], []
-        # Where no channel is chosen all are averaged, a single one being its own mean twice.
+        # Without channel selection, average two channels; a mono track is read twice.
         width = 1 if plan.channels is not None else 2
         for stage, (files, rate) in enumerate(zip(self._files, self.rates, strict=True)):
             ratio = rate // self.rates[0]
-            stored = torch.empty(items, 4, width, self.crop * ratio, dtype=self._dtype, pin_memory=self.pinned)
-            weight = np.empty((items, 4, width))
+            stored = torch.empty(items, stems, width, self.crop * ratio, dtype=self._dtype, pin_memory=self.pinned)
+            weight = np.empty((items, stems, width))
             view = stored.numpy()
             for item in range(items):
-                for stem in range(4):
+                for stem in range(stems):
                     track = int(plan.tracks[item, stem])
                     start = int(plan.starts[item, stem]) * ratio
                     weight[item, stem] = plan.gains[stage, item, stem] * files[track].scale[stem] / width

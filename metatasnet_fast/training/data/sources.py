@@ -1,4 +1,4 @@
-"""Finding tracks with stems: MUSDB18 in both editions, folders of stems, and what the authors' program prepared.
+"""Find tracks with stems: MUSDB18 in both editions, folders of stems, and what the authors' program prepared.
 
 Nothing is decoded here, so that a track that cannot be used is reported when its turn comes, and stops no other.
 """
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ...config import INSTRUMENTS
+from ...catalogue.manifest import AUDIO_SUFFIXES
 from ...errors import TrainingDataError
 from .entry import ENTRY, SPLITS
 
@@ -21,8 +21,7 @@ __all__ = [
     "find_musdb",
     "find_original",
     "find_stems",
-    "mixture_files",
-    "read_counts",
+    "read_unknown",
     "stem_files",
 ]
 
@@ -47,6 +46,10 @@ MUSDB_VALIDATION = frozenset(
 """The 14 tracks of MUSDB18's training set that the field validates on (``mus.yaml`` of the package musdb)."""
 
 ANNOTATION = "track.json"
+
+MIXTURES = ("mixture", "mix")
+"""Names of files that are no stems."""
+
 STEM_MP4 = ".stem.mp4"
 ORIGINAL_SPLITS = {"train": "train", "validation": "valid"}
 
@@ -64,7 +67,7 @@ class TrackSource:
 
 
 def find_stems(root: str | os.PathLike[str], held_out: Sequence[str] = ()) -> list[TrackSource]:
-    """Tracks of ``root/{train,valid,test}/<track>/{drums,bass,other,vocals}.*``, or of ``root/<track>/...``.
+    """Tracks of ``root/{train,valid,test}/<track>/<stem>.*``, or of ``root/<track>/...``; stems may have any names.
 
     In the second form every track belongs to ``train``. Tracks named in ``held_out`` go from ``train`` to ``valid``.
 
@@ -76,11 +79,11 @@ def find_stems(root: str | os.PathLike[str], held_out: Sequence[str] = ()) -> li
     if splits:
         found = [TrackSource(p.name, s, p, "stems") for s in splits for p in _folders(root / s)]
     else:
-        # Next to the tracks may lie anything; a folder with some of the stems is a track that lacks the others.
-        found = [TrackSource(p.name, "train", p, "stems") for p in _folders(root) if any(stem_files(p).values())]
+        # Next to the tracks may lie anything; a folder with audio files is a track.
+        found = [TrackSource(p.name, "train", p, "stems") for p in _folders(root) if stem_files(p)]
     if not found:
         raise TrainingDataError(
-            f"{root} holds no tracks: folders with drums, bass, other and vocals are looked for in it, or in its folders "
+            f"{root} holds no tracks: each must be a folder with an audio file for every stem, in {root} or in its folders "
             "train, valid and test."
         )
     _refuse_cache(root, found)
@@ -130,39 +133,32 @@ def find_original(root: str | os.PathLike[str], rates: Sequence[int]) -> list[Tr
 
 
 def stem_files(folder: Path) -> dict[str, list[Path]]:
-    """For each of the four stems the files ``<stem>.*`` of a folder."""
-    found: dict[str, list[Path]] = {stem: [] for stem in INSTRUMENTS}
+    """The audio files of a folder by the stem's name, in lower case; the mixture is none of them."""
+    found: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
         stem = path.stem.lower()
-        if stem in found and path.suffix and not path.is_dir():
-            found[stem].append(path)
+        if path.suffix.lower().lstrip(".") in AUDIO_SUFFIXES and stem not in MIXTURES and not path.is_dir():
+            found.setdefault(stem, []).append(path)
     return found
 
 
-def mixture_files(folder: Path) -> list[Path]:
-    """The files ``mixture.*`` of a folder."""
-    return [path for path in sorted(folder.iterdir()) if path.stem.lower() == "mixture" and not path.is_dir()]
-
-
-def read_counts(folder: Path) -> tuple[bool, ...]:
-    """Which stems the loss may count, from the optional ``track.json``: ``{"unknown": ["bass"]}`` leaves the bass out.
+def read_unknown(folder: Path) -> tuple[str, ...]:
+    """Stems that the loss must leave out, from the optional ``track.json``: ``{"unknown": ["bass"]}``.
 
     Raises:
         TrainingDataError: if the file is there and says something else.
     """
     file = folder / ANNOTATION
     if not file.exists():
-        return (True,) * 4
+        return ()
     try:
         content = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise TrainingDataError(f"{file} cannot be read ({error}); correct it.") from error
     unknown = content.get("unknown", []) if isinstance(content, dict) else None
-    if not isinstance(unknown, list) or any(stem not in INSTRUMENTS for stem in unknown):
-        raise TrainingDataError(
-            f'{file} must look like {{"unknown": ["bass"]}}, with stems of {", ".join(INSTRUMENTS)}; correct it.'
-        )
-    return tuple(stem not in unknown for stem in INSTRUMENTS)
+    if not isinstance(unknown, list) or not all(isinstance(stem, str) for stem in unknown):
+        raise TrainingDataError(f'{file} must look like {{"unknown": ["bass"]}}, with names of stems; correct it.')
+    return tuple(stem.lower() for stem in unknown)
 
 
 def _directory(root: str | os.PathLike[str]) -> Path:
@@ -174,7 +170,7 @@ def _directory(root: str | os.PathLike[str]) -> Path:
 
 def _refuse_cache(root: Path, tracks: Iterable[TrackSource]) -> None:
     for track in tracks:
-        if track.path.is_dir() and (track.path / ENTRY).exists() and not any(stem_files(track.path).values()):
+        if track.path.is_dir() and (track.path / ENTRY).exists() and not stem_files(track.path):
             raise TrainingDataError(
                 f"{track.path} is a track of a cache, so that {root} needs no preparing; train from it, or name the folder of "
                 "the songs."

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from ... import __version__
 from ..._io import describe_os_error, reporting_write_errors, sync, write_atomically
-from ...config import INSTRUMENTS
 from ...errors import TrainingDataError
 from .entry import ENTRY, FORMAT, SPLITS, RateEntry, TrackEntry
+from .instruments import DEFAULT, Stems
 from .quantise import quantise
 
 __all__ = [
@@ -59,10 +59,10 @@ def write_track(
     audio: Mapping[int, NDArray[np.float32]],
     *,
     dtype: str = "int16",
-    counts: Sequence[bool] = (True,) * 4,
+    stems: Stems = DEFAULT,
+    counts: Sequence[bool] | None = None,
     sha256: str = "",
     origin: str = "",
-    loudness: Mapping[str, Mapping[str, float | None]] | None = None,
     warnings: Sequence[str] = (),
 ) -> TrackEntry:
     """Store one track; a reader sees it once the manifest lists it.
@@ -71,11 +71,12 @@ def write_track(
         cache: the cache's folder.
         split: ``train``, ``valid`` or ``test``.
         name: the track's, and its folder's.
-        audio: for each rate the stems (4, channels, samples), full scale 1, finite, 1 or 2 channels. The rates are cut to
-            one duration.
-        dtype: how samples are stored: ``int16`` with one scale per stem (see ``quantise``), or ``float32``.
-        counts: False for stems that the loss must leave out.
-        sha256, origin, loudness, warnings: kept in the entry.
+        audio: for each rate the instruments (I, channels, samples), full scale 1, finite, 1 or 2 channels. The rates are cut
+            to one duration.
+        dtype: how samples are stored: ``int16`` with one scale per instrument (see ``quantise``), or ``float32``.
+        stems: the instruments, and the stems that each is the sum of.
+        counts: False for instruments that the loss must leave out; None for none.
+        sha256, origin, warnings: kept in the entry.
 
     Raises:
         TrainingDataError: if the track is silent or not finite, too short for one sample, or the cache cannot be written.
@@ -91,24 +92,16 @@ def write_track(
     with replace_folder(Path(cache), Path(split) / name) as folder:
         written = {}
         for rate in rates:
-            stems = audio[rate][..., : base * (rate // rates[0])]
-            deviation = float(stems.mean(1, dtype=np.float64).sum(0).std())
+            samples = audio[rate][..., : base * (rate // rates[0])]
+            deviation = float(samples.mean(1, dtype=np.float64).sum(0).std())
             if deviation == 0:
                 raise TrainingDataError(f"The stems of {name} cancel each other or are constant; leave it out.")
-            stored, scale = quantise(stems) if dtype == "int16" else (stems, (1.0,) * 4)
+            stored, scale = quantise(samples) if dtype == "int16" else (samples, (1.0,) * len(samples))
             np.save(folder / f"{rate}.npy", np.ascontiguousarray(stored))
-            written[rate] = RateEntry(stems.shape[-1], scale, deviation)
+            written[rate] = RateEntry(samples.shape[-1], scale, deviation)
+        counted = (True,) * len(stems) if counts is None else tuple(bool(c) for c in counts)
         entry = TrackEntry(
-            name,
-            split,
-            sha256,
-            origin,
-            dtype,
-            stems.shape[1],
-            written,
-            tuple(bool(c) for c in counts),
-            {key: dict(values) for key, values in (loudness or {}).items()},
-            tuple(warnings),
+            name, split, sha256, origin, dtype, samples.shape[1], written, counted, stems, tuple(warnings)
         )
         (folder / ENTRY).write_text(entry.to_json(), "utf-8")
     return entry
@@ -184,21 +177,25 @@ def entries_in(cache: Path) -> Iterator[TrackEntry]:
 
 
 def write_manifest(
-    cache: str | os.PathLike[str], rates: Sequence[int], failed: Iterable[Mapping[str, Any]] = ()
+    cache: str | os.PathLike[str],
+    rates: Sequence[int],
+    failed: Iterable[Mapping[str, Any]] = (),
+    stems: Stems = DEFAULT,
 ) -> dict[str, Any]:
-    """Write ``manifest.json``, which makes the finished tracks that have exactly these rates readable, and return it."""
+    """Write ``manifest.json``, which makes the finished tracks of these rates and instruments readable, and return it."""
     rates = check_rates(rates)
     tracks = [
         entry
         for entry in entries_in(Path(cache))
         if tuple(sorted(entry.rates)) == rates
+        and entry.stems == stems
         and all((place_of(Path(cache), entry.split, entry.name) / f"{rate}.npy").exists() for rate in rates)
     ]
     manifest = {
         "format": FORMAT,
         "tool": f"metatasnet-fast {__version__}",
         "rates": list(rates),
-        "stems": list(INSTRUMENTS),
+        "stems": list(stems),
         "seconds": {split: round(math.fsum(t.seconds for t in tracks if t.split == split), 3) for split in SPLITS},
         "tracks": [entry.to_dict() for entry in tracks],
         "failed": [dict(failure) for failure in failed],

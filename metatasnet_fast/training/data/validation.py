@@ -13,19 +13,23 @@ from torch import Tensor
 from ...errors import TrainingDataError
 from .cache import Track
 
-__all__ = ["validation_sources"]
+__all__ = ["validation_signals"]
 
 
-def validation_sources(track: Track, rates: Sequence[int]) -> list[Tensor]:
-    """For each rate the four stems of a track, (1, 4, 1, T), float32 on the CPU; the mixture is their sum over dimension 1.
+def validation_signals(track: Track, rates: Sequence[int], places: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
+    """For each rate the mixture of a track, (1, 1, T), and the instruments at ``places`` of the cache, (1, I, 1, T).
+
+    Both are float32 on the CPU.
 
     Raises:
         TrainingDataError: if a file of the track is missing, damaged or not finite.
     """
-    found = []
+    mixes, sources = [], []
     for rate in rates:
         mono = torch.from_numpy(track.stems(rate)[:].mean(1))
         if not mono.isfinite().all():
             raise TrainingDataError(f"{track.file(rate)} holds NaN or infinity; delete its folder and prepare again.")
-        found.append((mono / track.deviation(rate))[None, :, None])
-    return found
+        scaled = (mono / track.deviation(rate))[None, :, None]
+        mixes.append(scaled.sum(1))
+        sources.append(scaled[:, list(places)])
+    return mixes, sources

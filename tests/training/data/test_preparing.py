@@ -143,7 +143,7 @@ def test_a_name_that_is_no_text_is_kept(tmp_path: Path, write_stems: WriteStems)
         ({"rates": (8000, 16000, 32000)}, "8000, 16000 Hz"),
         ({"dtype": "float32"}, "as int16"),
         ({"dtype": "int8"}, "sample type"),
-        ({"layout": "npz"}, "layout"),
+        ({"stems": {"drums": ("drums",)}}, "holds the instruments"),
         ({"workers": 0}, "workers"),
         ({"rates": (8000, 11025)}, "multiple"),
     ],

@@ -87,7 +87,7 @@ def test_a_full_disk_is_one_sentence_for_each_track_and_leaves_nothing(
 def test_an_unexpected_error_is_one_failed_track(tmp_path: Path, songs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from metatasnet_fast.training.data import convert
 
-    def fails(recording: Any, rate: int) -> None:
+    def fails(recording: Any, rate: int, stems: Any) -> None:
         raise ZeroDivisionError("by chance")
 
     monkeypatch.setattr(convert, "_resampled", fails)

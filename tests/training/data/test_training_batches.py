@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from metatasnet_fast.config import MetaTasNetConfig
 from metatasnet_fast.errors import TrainingDataError
-from metatasnet_fast.training.data import Batch, BatchSource, Cache, validation_sources, write_manifest, write_track
+from metatasnet_fast.training.data import Batch, BatchSource, Cache, validation_signals, write_manifest, write_track
 from metatasnet_fast.training.data.crops import Plan, draw_plan, uniforms
 
 AUGMENTATIONS = ("same", "original", "none")
@@ -49,7 +49,7 @@ def test_shapes_and_types(source: Any) -> None:
     assert [x.shape for x in batch.sources] == [(8, 4, 1, 4000), (8, 4, 1, 8000)]
     assert {x.dtype for x in batch.sources} == {torch.float32}
     assert batch.counts.shape == (8, 4) and batch.counts.dtype == torch.bool
-    assert [x.shape for x in batch.mixes()] == [(8, 1, 4000), (8, 1, 8000)]
+    assert [x.shape for x in batch.mixes] == [(8, 1, 4000), (8, 1, 8000)]
     assert [x.shape for x in batch.masks()] == [(8, 4, 1), (8, 4, 1)]
 
 
@@ -67,7 +67,8 @@ def test_the_ranks_together_have_the_global_batch(source: Any, world: int, augme
     whole = source(augmentation=augmentation).batch(7)
     parts = [source(augmentation=augmentation, rank=rank, world=world).batch(7) for rank in range(world)]
     together = [torch.cat(x) for x in zip(*(part.sources for part in parts), strict=True)]
-    assert_equal(Batch(together, torch.cat([part.counts for part in parts]), 7), whole)
+    mixes = [torch.cat([part.mixes[stage] for part in parts]) for stage in range(len(together))]
+    assert_equal(Batch(mixes, together, torch.cat([part.counts for part in parts]), 7), whole)
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -334,14 +335,15 @@ def test_numbers_that_are_not_finite_are_an_error_that_names_the_file(
     with pytest.raises(TrainingDataError, match=r"a.16000\.npy holds NaN or infinity.*prepare again"):
         batches.batch(0)
     with pytest.raises(TrainingDataError, match=r"a.16000\.npy holds NaN or infinity.*prepare again"):
-        validation_sources(track, cache.rates)
+        validation_signals(track, cache.rates, range(4))
 
 
 def test_a_validation_item_is_the_whole_track_in_units_of_its_mixture(cache: Cache) -> None:
     (track,) = cache.tracks("valid")
-    items = validation_sources(track, cache.rates)
+    mixes, items = validation_signals(track, cache.rates, range(4))
     assert [x.shape for x in items] == [(1, 4, 1, track.samples(rate)) for rate in cache.rates]
-    for item, rate in zip(items, cache.rates, strict=True):
-        assert item.sum(1).std(unbiased=False).item() == pytest.approx(1, abs=1e-4)
+    for mix, item, rate in zip(mixes, items, cache.rates, strict=True):
+        assert torch.equal(mix, item.sum(1))
+        assert mix.std(unbiased=False).item() == pytest.approx(1, abs=1e-4)
         expected = track.stems(rate)[:].mean(1) / track.deviation(rate)
         assert np.abs(item[0, :, 0].numpy() - expected).max() <= 1e-6
