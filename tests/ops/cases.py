@@ -38,16 +38,18 @@ def case(
     dilation: int = 4,
     offset: float = 1.0,
     seed: int = 0,
+    instruments: int = 4,
 ) -> Case:
     r = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=r, dtype=torch.float64)
 
+    i = instruments
     shapes = {
-        "x": (n, 4, frames, inputs), "weight": (4, outputs, inputs), "bias": (4, outputs), "gamma": (4, inputs),
-        "beta": (4, inputs), "slope": (1,), "taps": (4, outputs, 3), "gamma_2": (4, outputs), "beta_2": (4, outputs),
-        "slope_2": (1,), "slope_3": (1,), "residual": (n, 4, frames, outputs),
+        "x": (n, i, frames, inputs), "weight": (i, outputs, inputs), "bias": (i, outputs), "gamma": (i, inputs),
+        "beta": (i, inputs), "slope": (1,), "taps": (i, outputs, 3), "gamma_2": (i, outputs), "beta_2": (i, outputs),
+        "slope_2": (1,), "slope_3": (1,), "residual": (n, i, frames, outputs),
     }  # fmt: skip
     tensors = {name: normal(*shape) for name, shape in shapes.items()}
     tensors["x"] += offset

@@ -58,13 +58,13 @@ def _norm(z: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
 
 def in_conv_case(
     n: int = 2, frames: int = 37, first: int = 16, second: int = 8, outputs: int = 24, shared: bool = True, seed: int = 0,
-    tf32: bool = False,
+    tf32: bool = False, instruments: int = 4,
 ) -> MaskCase:  # fmt: skip
     """Two operands, or one if ``second`` is 0; the first shared by the instruments or not."""
-    k = first + second
+    k, i = first + second, instruments
     shapes = {
-        "x": (n, 1 if shared else 4, frames, first), "v": (n, 4, frames, second), "weight": (4, outputs, k), "slope": (1,),
-        "gamma": (4, k), "beta": (4, k),
+        "x": (n, 1 if shared else i, frames, first), "v": (n, i, frames, second), "weight": (i, outputs, k), "slope": (1,),
+        "gamma": (i, k), "beta": (i, k),
     }  # fmt: skip
     tensors = _drawn(seed, shapes)
     if not second:
@@ -77,7 +77,7 @@ def in_conv_case(
         )[0]  # fmt: skip
 
     def plain(p: Leaves) -> Tensor:
-        u = torch.cat([p["x"].expand(-1, 4, -1, -1), *([p["v"]] if second else [])], dim=3).transpose(2, 3)
+        u = torch.cat([p["x"].expand(-1, i, -1, -1), *([p["v"]] if second else [])], dim=3).transpose(2, 3)
         z = _norm(F.prelu(u, p["slope"].to(u.dtype)), p["gamma"], p["beta"])
         return masking.pointwise(z, Convolution(p["weight"][..., None])).transpose(2, 3)
 
@@ -85,33 +85,39 @@ def in_conv_case(
     return MaskCase(name, tensors, fused, plain, frozenset({"x", "v"}))
 
 
-def mask_tail_case(n: int = 2, frames: int = 37, channels: int = 24, seed: int = 0) -> MaskCase:
+def mask_tail_case(
+    n: int = 2, frames: int = 37, channels: int = 24, seed: int = 0, instruments: int = 4, softmax: int | None = None
+) -> MaskCase:
+    """Softmax over all instruments, or over the first ``softmax`` and sigmoids of the others."""
+    i, competing = instruments, instruments if softmax is None else softmax
     shapes = {
-        "m": (n, 4, frames, channels), "latent": (n, frames, channels), "slope": (1,), "gamma": (4, channels),
-        "beta": (4, channels),
+        "m": (n, i, frames, channels), "latent": (n, frames, channels), "slope": (1,), "gamma": (i, channels),
+        "beta": (i, channels),
     }  # fmt: skip
 
     def fused(p: Leaves) -> Tensor:
         norm = GroupNorm(group_statistics(p["m"], p["slope"]), p["gamma"], p["beta"])
-        return ops.mask_tail(p["m"], p["latent"], p["slope"], norm)
+        return ops.mask_tail(p["m"], p["latent"], p["slope"], norm, softmax)
 
     def plain(p: Leaves) -> Tensor:
         u = _norm(F.prelu(p["m"].transpose(2, 3), p["slope"].to(p["m"].dtype)), p["gamma"], p["beta"])
-        return u.softmax(1).transpose(2, 3) * p["latent"][:, None]
+        masks = torch.cat([u[:, :competing].softmax(1), torch.sigmoid(u[:, competing:])], dim=1)
+        return masks.transpose(2, 3) * p["latent"][:, None]
 
     return MaskCase(f"mask_tail-{channels}-{frames}", _drawn(seed, shapes), fused, plain, frozenset({"m", "latent"}))
 
 
 def blocks_case(
     n: int = 2, frames: int = 37, width: int = 16, hidden: int = 24, layers: int = 2, stacks: int = 1, bias: bool = False,
-    keep: int | None = None, items: int = 0, seed: int = 0, tf32: bool = False,
+    keep: int | None = None, items: int = 0, seed: int = 0, tf32: bool = False, instruments: int = 4,
 ) -> MaskCase:  # fmt: skip
     count, dilations = layers * stacks, tuple(2**i for i in range(layers)) * stacks
-    channels = (count, 4, hidden)
+    i = instruments
+    channels = (count, i, hidden)
     shapes = {
-        "x": (n, 4, frames, width), "conv1d": (count, 4, hidden, width), "slope_1": (count,), "gamma_1": channels,
+        "x": (n, i, frames, width), "conv1d": (count, i, hidden, width), "slope_1": (count,), "gamma_1": channels,
         "beta_1": channels, "taps": (*channels, 3), "slope_2": (count,), "gamma_2": channels, "beta_2": channels,
-        "out": (count, 4, 2 * width, hidden), "bias": (count, 4, 2 * width),
+        "out": (count, i, 2 * width, hidden), "bias": (count, i, 2 * width),
     }  # fmt: skip
     tensors = _drawn(seed, shapes)
     if not bias:
@@ -141,16 +147,18 @@ def blocks_case(
     return MaskCase(name, tensors, fused, plain, frozenset({"x"}))
 
 
-def generator_case(e1: int = 8, e2: int = 5, rows: tuple[int, ...] = (600, 7, 48), seed: int = 0) -> MaskCase:
+def generator_case(
+    e1: int = 8, e2: int = 5, rows: tuple[int, ...] = (600, 7, 48), seed: int = 0, instruments: int = 4
+) -> MaskCase:
     """A layer for each number of rows; the last layer's matrix is cut in two halves, stored apart."""
-    shapes: dict[str, tuple[int, ...]] = {"embedding": (4, e1)}
+    shapes: dict[str, tuple[int, ...]] = {"embedding": (instruments, e1)}
     for i, count in enumerate(rows):
         shapes |= {f"a{i}": (e2, e1), f"bias{i}": (e2,), f"k{i}": (count, e2), f"offset{i}": (count,)}
     sections, first, place = [], 0, 0
     for i, count in enumerate(rows):
         for part in [count] if i < len(rows) - 1 else [count // 2, count - count // 2]:
             sections.append(Section(i, first, part, place, part + 3))
-            first, place = first + part, place + 4 * (part + 3)
+            first, place = first + part, place + instruments * (part + 3)
 
     def lists(p: Leaves) -> tuple[list[Tensor], ...]:
         return tuple([p[f"{kind}{i}"] for i in range(len(rows))] for kind in ("a", "bias", "k", "offset"))

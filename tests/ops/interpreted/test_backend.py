@@ -41,6 +41,18 @@ def inferred(net: Any, backend: str, precision: str, mixes: list[Tensor]) -> lis
     return found
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"instruments": ["voice"]}, {"instruments": ["a", "b", "c"], "added_instruments": 1, "num_mels": 0}],
+    ids=["one", "three, one of them added, without the spectrogram branch"],
+)
+def test_any_instruments_equal_the_reference(changes: dict[str, Any]) -> None:
+    net, mixes = network(**changes), batch(CONFIG, 1, SAMPLES)[0]
+    truth, eager = inferred(net, "reference", "float64", mixes), inferred(net, "reference", "float32", mixes)
+    for s, output in enumerate(inferred(net, "triton", "float32", mixes)):
+        assert_parity(f"stage {s}", output, truth[s], max(3e-6, 3 * relative_error(eager[s], truth[s])))
+
+
 def test_it_serves_cpu_tensors_and_no_others_than_it_knows() -> None:
     assert available_backends()["triton"].available
     mixes = batch(CONFIG, 1, SAMPLES)[0]

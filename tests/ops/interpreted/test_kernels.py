@@ -45,6 +45,11 @@ def test_more_than_one_tile_and_both_accumulators() -> None:
     check(cases.case(n=1, frames=131, inputs=16, outputs=160, dilation=32))
 
 
+@pytest.mark.parametrize("instruments", [1, 3, 6])
+def test_any_number_of_instruments(instruments: int) -> None:
+    check(cases.case(n=2, frames=19, inputs=16, outputs=24, dilation=2, instruments=instruments))
+
+
 def test_width_that_is_no_power_of_two() -> None:
     check(cases.case(n=1, frames=9, inputs=72, outputs=40, dilation=1))
 

@@ -34,6 +34,24 @@ def test_more_than_one_tile(case: MaskCase) -> None:
     mask_cases.check(case, torch.float32)
 
 
+@pytest.mark.parametrize(
+    "case",
+    [
+        in_conv_case(frames=9, instruments=1),
+        in_conv_case(frames=9, instruments=3, shared=False),
+        mask_tail_case(frames=9, instruments=1, softmax=0),
+        mask_tail_case(frames=9, instruments=3),
+        mask_tail_case(frames=9, instruments=6, softmax=4),
+        blocks_case(n=1, frames=9, instruments=1),
+        blocks_case(n=1, frames=9, instruments=5, layers=1, bias=True),
+        generator_case(rows=(600, 9), instruments=3),
+    ],
+    ids=lambda c: c.name,
+)
+def test_any_number_of_instruments(case: MaskCase) -> None:
+    mask_cases.check(case, torch.float32)
+
+
 @pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(frames=st.integers(1, 257), seed=st.integers(0, 99))
