@@ -93,7 +93,7 @@ def mask_tail_sums_kernel(
         tl.store(p_dlatent + i_latent * C + i_c[None, :], b_all.to(p_dlatent.dtype.element_ty), mask=mask)
         b_latent = tl.load(p_latent + i_latent * latent_t + i_c[None, :], mask=mask, other=0.0).to(tl.float32)
         for i_i in tl.static_range(INSTRUMENTS):
-            _, b_z, b_u = normalised(p_m, p_affine, p_beta, i_i, slope, i_m, i_c, mask, m_i, C)
+            b_m, b_z, b_u = normalised(p_m, p_affine, p_beta, i_i, slope, i_m, i_c, mask, m_i, C)
             b_dy = tl.load(p_dy + i_i * dy_i + i_dy, mask=mask, other=0.0).to(tl.float32)
             b_du = _gradient(b_u, b_dy, b_latent, b_top, b_sum, b_dot, i_i < SOFTMAX)
             b_own = (i_row == i_i)[:, None]

@@ -76,10 +76,12 @@ def uses(stage: int, frames: int, dtype: torch.dtype, tf32: bool = False) -> dic
 
     def losses() -> None:
         signals = [empty(ITEMS, k, samples) for k in (4, 4, 1, 1)]
-        sources, mix = (signals[0], signals[1]), (signals[2], signals[3])
-        mask, latents = empty(ITEMS, 4), empty(ITEMS, 4, frames, config.N, dtype=dtype)
-        dloss, _, *kept = loss.stage_loss_forward(sources, mix, mask, latents, 2.0, 3.0, 0.05)
-        loss.stage_loss_backward(dloss, sources, mix, mask, latents, *kept)
+        estimate, target, mix_estimate, mix = signals
+        mask, divisors, latents = empty(ITEMS, 4), empty(7), empty(ITEMS, 4, frames, config.N, dtype=dtype)
+        dloss, _, *kept = loss.stage_loss_forward(
+            estimate, target, mask, latents, mix_estimate, mix, divisors, 2.0, 3.0, 0.05
+        )
+        loss.stage_loss_backward(dloss, estimate, target, mask, latents, mix_estimate, mix, *kept)
 
     def product(inputs: int, outputs: int, **what: bool | int) -> Callable[[], None]:
         return lambda: _bottleneck(inputs, outputs, frames, dtype, tf32, **what)  # type: ignore[arg-type]

@@ -72,7 +72,7 @@ def _in_conv(stage: int, frames: int, dtype: torch.dtype, tf32: bool, shared: bo
     v = empty(2, 4, frames, inputs - latent, dtype=dtype) if inputs > latent else None
     y, one, parameter = empty(2, 4, frames, WIDTH, dtype=dtype), empty(1), empty(4, inputs)
     affine, weight = empty(2, 4, 4, inputs), empty(4, WIDTH, inputs)
-    in_conv.input_statistics(x, v, one)
+    in_conv.input_statistics(x, v, one, 4)
     folded = pointwise.fold_weights(weight, None, affine, parameter, dtype)
     in_conv.in_conv_forward(x, v, *folded, one, one, tf32)
     in_conv_backward.in_conv_backward(y, x, v, weight, one, affine, parameter, tf32)
@@ -81,14 +81,14 @@ def _in_conv(stage: int, frames: int, dtype: torch.dtype, tf32: bool, shared: bo
 def _mask_tail(channels: int, frames: int, dtype: torch.dtype) -> None:
     m, latent = empty(2, 4, frames, channels, dtype=dtype), empty(2, 1, frames, channels, dtype=dtype)
     one, affine, beta = empty(1), empty(2, 4, 4, channels), empty(4, channels)
-    mask_tail.mask_tail_forward(m, latent, one, affine, beta)
-    mask_tail_backward.mask_tail_backward(m, m, latent, one, affine, beta)
+    mask_tail.mask_tail_forward(m, latent, one, affine, beta, 4)
+    mask_tail_backward.mask_tail_backward(m, m, latent, one, affine, beta, 4)
 
 
 def _blocks(frames: int, dtype: torch.dtype, tf32: bool, keep: int, bias: bool = False) -> None:
     """Two stacks of six; forward once without and once with what backward needs."""
     count, channels = 12, (12, 4, WIDTH)
-    tower = blocks.Tower(
+    tower = blocks.BlockWeights(
         empty(*channels, WIDTH, dtype=dtype), empty(count, 4), empty(*channels), empty(*channels), empty(*channels, 3),
         empty(count, 4), empty(*channels), empty(*channels), empty(count, 4, 2 * WIDTH, WIDTH),
         empty(count, 4, 2 * WIDTH) if bias else None, (1, 2, 4, 8, 16, 32) * 2, 6,
