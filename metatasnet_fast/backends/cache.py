@@ -4,50 +4,92 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..config import StageConfig
+from ..config import MetaTasNetConfig, StageConfig
 from ..precision import Precision
 from .base import Backend
 from .fingerprint import fingerprint
+from .watch import ParameterWatch, can_watch, collect_parameters
 
 __all__ = ["PreparedCache", "prepare_all"]
 
 Stage: TypeAlias = tuple[StageConfig, Mapping[str, Tensor]]
 
 
+@dataclass
+class _Entry:
+    """What one backend prepared, from what, and when on a GPU it was ready."""
+
+    contents: tuple[object, ...]
+    prepared: list[Any]
+    ready: torch.cuda.Event | None
+    streams: set[int] = field(default_factory=set)
+
+
 class PreparedCache:
     """Prepared weights of a network's stages: the latest for each backend, precision and device.
 
-    Every change of a parameter is noticed, however it was made, because the contents are read anew at every call. Copying or
-    pickling a network leaves its cache behind; ``DataParallel`` replicas share one, each under its device.
+    A change of a parameter is noticed at the next call, but for writes through ``.data`` of single values by hand: those at
+    the latest after 64 calls or :meth:`look_closely`; see ``watch.py``. Copying or pickling a network leaves its cache behind;
+    ``DataParallel`` replicas share one, each under its device.
     """
 
     def __init__(self) -> None:
-        self._entries: dict[tuple[object, ...], tuple[tuple[object, ...], list[Any]]] = {}
-        self._lock = threading.Lock()
+        self._entries: dict[tuple[object, ...], _Entry] = {}
+        self._watch: ParameterWatch | None = None
+        self._contents: tuple[object, ...] = ()
+        self._lock = threading.RLock()
 
-    def get(self, backend: Backend, precision: Precision, stages: Sequence[Stage]) -> list[Any]:
-        """Prepared weights of all stages, without gradients."""
-        tensors = [tensor for _, parameters in stages for tensor in parameters.values()]
-        key = (backend.name, backend.variant(), precision, tensors[0].device)
-        with torch.no_grad():
-            contents = (*(config for config, _ in stages), *fingerprint(tensors))
-            with self._lock:
-                known, prepared = self._entries.get(key, (None, []))
-            if known != contents:
-                prepared = prepare_all(backend, precision, stages)
-                with self._lock:
-                    self._entries[key] = (contents, prepared)
-        return prepared
+    def parameters(self, network: nn.Module) -> Sequence[Mapping[str, Tensor]]:
+        """The parameters of every one of ``network.stages``, by name; looked for only where they were exchanged."""
+        with self._lock:
+            if self._watch is not None and self._watch.complete(network):
+                return self._watch.parameters
+            stages = network.get_submodule("stages")
+            assert isinstance(stages, nn.ModuleList)
+            found = [collect_parameters(stage) for stage in stages]
+            if can_watch(network, [tensor for stage in found for tensor in stage.values()]):
+                self._watch, self._contents = ParameterWatch(network, found), ()
+            return found
+
+    def get(
+        self,
+        backend: Backend,
+        precision: Precision,
+        config: MetaTasNetConfig,
+        parameters: Sequence[Mapping[str, Tensor]],
+    ) -> list[Any]:
+        """Prepared weights of all stages, without gradients; ``parameters`` are what :meth:`parameters` gave."""
+        device = next(iter(parameters[0].values())).device
+        key = (backend.name, backend.variant(), precision, device)
+        with self._lock, torch.no_grad():
+            contents = (config, *self._read(parameters))
+            entry = self._entries.get(key)
+            if entry is None or entry.contents != contents:
+                if entry is not None and len(entry.streams) > 1:
+                    torch.cuda.synchronize(device)  # another stream may still read what is about to be freed
+                stages = [(config.stage(index), stage) for index, stage in enumerate(parameters)]
+                entry = _Entry(contents, prepare_all(backend, precision, stages), _recorded(device))
+                self._entries[key] = entry
+            _wait(entry, device)
+        return entry.prepared
+
+    def look_closely(self) -> None:
+        """Have the next call read every parameter, however little seems to have happened."""
+        with self._lock:
+            if self._watch is not None:
+                self._watch.look_closely()
 
     def clear(self) -> None:
         """Free everything that is kept."""
         with self._lock:
             self._entries.clear()
+            self._watch = None
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -58,7 +100,34 @@ class PreparedCache:
     def __reduce__(self) -> tuple[Callable[[], PreparedCache], tuple[()]]:
         return PreparedCache, ()
 
+    def _read(self, parameters: Sequence[Mapping[str, Tensor]]) -> tuple[object, ...]:
+        """The fingerprint of the parameters; the last one where nothing has happened since."""
+        watch = self._watch
+        if watch is None or watch.parameters is not parameters:
+            return fingerprint(tensor for stage in parameters for tensor in stage.values())
+        if not self._contents or not watch.quiet():
+            watch.accept()
+            self._contents = fingerprint(watch.tensors)
+        return self._contents
+
 
 def prepare_all(backend: Backend, precision: Precision, stages: Sequence[Stage]) -> list[Any]:
     """Prepare every stage; differentiable if gradients are enabled."""
     return [backend.prepare(config, parameters, precision) for config, parameters in stages]
+
+
+def _recorded(device: torch.device) -> torch.cuda.Event | None:
+    """An event after what was enqueued on the device; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def _wait(entry: _Entry, device: torch.device) -> None:
+    """Make the current stream wait until the weights are there; a graph is captured when they have long been."""
+    if entry.ready is not None and not torch.cuda.is_current_stream_capturing():
+        stream = torch.cuda.current_stream(device)
+        stream.wait_event(entry.ready)
+        entry.streams.add(stream.cuda_stream)

@@ -20,10 +20,11 @@ from torch import Tensor
 
 from ..backends import Backend, Request, available_backends
 from ..backends.cache import prepare_all
+from ..backends.watch import collect_parameters
 from ..config import MetaTasNetConfig
 from ..errors import MetaTasNetError
 from ..model import MultiTasNet
-from ..model.engine import Engine, collect_parameters
+from ..model.engine import Engine
 from ..precision import Precision
 from . import recipe
 from .contenders import Entrants

@@ -13,8 +13,9 @@ from torch.utils.checkpoint import checkpoint
 from ..backends import Backend
 from ..backends.cache import prepare_all
 from ..backends.reference import ReferenceBackend
+from ..backends.watch import collect_parameters
 from ..model import MultiTasNet
-from ..model.engine import Engine, collect_parameters
+from ..model.engine import Engine
 from ..precision import Precision
 from ..training import Ranger
 from . import costs

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ..backends import Backend
 from ..backends.cache import prepare_all
+from ..backends.watch import collect_parameters
 from ..config import StageConfig
 from ..model import MultiTasNet
-from ..model.engine import Engine, collect_parameters
+from ..model.engine import Engine
 from ..precision import Precision
 from . import costs
 from .cases import Call, Case, Contender

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from ..backends import Choice, Request, resolve
+from ..backends.watch import collect_parameters
 from ..config import MetaTasNetConfig
 from ..errors import ConfigError
 from ..precision import Precision
-from .engine import collect_parameters
 from .methods import NetworkMethods
 from .modules import Stage
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..backends import Backend
 from ..config import MetaTasNetConfig
@@ -15,19 +15,10 @@ from ..errors import ShapeError
 from ..precision import Precision
 from ..reference import LossWeights
 
-__all__ = ["Dropout", "Engine", "check_mixes", "collect_parameters"]
+__all__ = ["Dropout", "Engine", "check_mixes"]
 
 Dropout: TypeAlias = Callable[[int, Tensor], Tensor | None]
 """Factors (b, I, N) for a stage's index and its latent (b, N, T'), or None for no dropout."""
-
-
-def collect_parameters(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters by name, also those of a ``DataParallel`` replica, which are plain tensors there."""
-    found: dict[str, Tensor] = {}
-    for path, child in module.named_modules():
-        own = getattr(child, "_former_parameters", None) or child._parameters
-        found.update({f"{path}.{name}" if path else name: p for name, p in own.items() if p is not None})
-    return found
 
 
 @dataclass(frozen=True)

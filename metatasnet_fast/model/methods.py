@@ -14,7 +14,7 @@ from ..config import MetaTasNetConfig
 from ..errors import ConfigError, ShapeError
 from ..precision import Precision
 from .chunks import plan_chunks
-from .engine import Engine, check_mixes, collect_parameters
+from .engine import Engine, check_mixes
 from .statistics import compute_stats
 
 __all__ = ["NetworkMethods"]
@@ -37,7 +37,7 @@ class NetworkMethods(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the parameters are."""
-        return next(iter(collect_parameters(self.stages[0]).values())).device
+        return next(iter(self._cache().parameters(self)[0].values())).device
 
     def engine(self, choice: Choice | None = None, training: bool = False) -> Engine:
         """The network on the backend that is to serve it.
@@ -51,20 +51,28 @@ class NetworkMethods(nn.Module):
             ConfigError: if a parameter is missing.
         """
         choice = choice or self.__dict__.get("_choice") or current_choice()
-        config = self.config
-        stages = [(config.stage(i), collect_parameters(stage)) for i, stage in enumerate(self.stages)]
-        parameter = next(iter(stages[0][1].values()))
+        config, cache = self.config, self._cache()
+        parameters = cache.parameters(self)
+        parameter = next(iter(parameters[0].values()))
         precision = choice.precision or Precision.parse(parameter.dtype)
         backend = resolve(choice.backend, Request(parameter.device, precision, training, config))
         try:
-            if training:
+            if training or torch.compiler.is_compiling():
+                stages = [(config.stage(index), stage) for index, stage in enumerate(parameters)]
                 return Engine(config, backend, precision, prepare_all(backend, precision, stages))
-            cache = self.__dict__.setdefault("_prepared", PreparedCache())
-            return Engine(config, backend, precision, cache.get(backend, precision, stages))
+            return Engine(config, backend, precision, cache.get(backend, precision, config, parameters))
         except KeyError as error:
             raise ConfigError(
                 f"The network has no parameter {error}: a parametrization such as weight_norm or pruning renamed it; remove it."
             ) from error
+
+    def weights_changed(self) -> None:
+        """Have the next call read every parameter anew.
+
+        Needed only after writing single values through ``.data`` by hand: every other change is noticed without it, and that
+        one too after 64 calls.
+        """
+        self._cache().look_closely()
 
     def forward(
         self, input_mixes: Sequence[Tensor], separated_inputs: Sequence[Tensor], masks: Sequence[Tensor]
@@ -151,8 +159,12 @@ class NetworkMethods(nn.Module):
     def _needs_gradients(self, inputs: Sequence[Tensor]) -> bool:
         if not torch.is_grad_enabled():
             return False
-        parameters = (p for stage in self.stages for p in collect_parameters(stage).values())
+        parameters = (p for stage in self._cache().parameters(self) for p in stage.values())
         return any(x.requires_grad for x in inputs) or any(p.requires_grad for p in parameters)
+
+    def _cache(self) -> PreparedCache:
+        cache: PreparedCache = self.__dict__.setdefault("_prepared", PreparedCache())
+        return cache
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
         """Called by ``.to()`` and its kin: prepared weights of another device would only hold memory."""

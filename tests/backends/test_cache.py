@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from metatasnet_fast import MultiTasNet, use_backend
 from metatasnet_fast.backends import available_backends
 from metatasnet_fast.backends.fingerprint import fingerprint, hash_on_device
+from metatasnet_fast.backends.watch import EVERY
 from tests.support import TINY
 
 BACKENDS = [name for name, entry in available_backends().items() if entry.available]
@@ -49,6 +50,17 @@ def one_value_through_data(network: MultiTasNet) -> None:
     network.get_parameter("stages.2.mask.norm_4.affine.bias").data[-1] += 0.5
 
 
+def average_through_data(network: MultiTasNet) -> None:
+    """As averages of weights do around validation."""
+    for parameter in network.parameters():
+        parameter.data.copy_(parameter.data * 0.999 + 0.001)
+
+
+def another_storage_through_data(network: MultiTasNet) -> None:
+    for parameter in network.parameters():
+        parameter.data = parameter.data + 0.001
+
+
 def exchange_through_data(network: MultiTasNet) -> None:
     embedding = network.get_parameter("stages.1.instrument_embedding.weight").data
     embedding.copy_(embedding[[1, 0, 2, 3]].clone())
@@ -74,7 +86,8 @@ def by_a_new_parameter(network: MultiTasNet) -> None:
 CHANGES = [
     in_place,
     through_data,
-    one_value_through_data,
+    average_through_data,
+    another_storage_through_data,
     exchange_through_data,
     by_an_optimiser,
     by_load_state_dict,
@@ -92,6 +105,51 @@ def test_a_change_of_the_parameters_is_noticed(change: Callable[[MultiTasNet], N
     fresh = MultiTasNet(TINY).eval()
     fresh.load_state_dict(network.state_dict())
     assert torch.equal(after, infer(fresh, backend))
+
+
+class WriteThroughData(torch.optim.Optimizer):
+    """An optimiser that bumps no version counter and changes one value, where no sample of the bytes is taken."""
+
+    def __init__(self, network: MultiTasNet) -> None:
+        super().__init__(network.parameters(), {})
+        self.network = network
+
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
+        one_value_through_data(self.network)
+
+
+def test_a_step_of_an_optimiser_is_noticed_whatever_it_writes(backend: str) -> None:
+    network = MultiTasNet(TINY).eval()
+    before = infer(network, backend)
+    WriteThroughData(network).step()
+    assert not torch.equal(before, infer(network, backend))
+
+
+def test_one_value_written_through_data_is_noticed_on_demand(backend: str) -> None:
+    network = MultiTasNet(TINY).eval()
+    before = infer(network, backend)
+    one_value_through_data(network)
+    network.weights_changed()
+    assert not torch.equal(before, infer(network, backend))
+
+
+def test_one_value_written_through_data_is_noticed_after_some_calls() -> None:
+    network = MultiTasNet(TINY).eval()
+    with torch.no_grad(), use_backend("reference"):
+        first = network.engine().prepared
+        one_value_through_data(network)
+        calls = next(call for call in range(1, 2 * EVERY) if network.engine().prepared is not first)
+    assert calls <= EVERY
+
+
+def test_unchanged_parameters_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = MultiTasNet(TINY).eval()
+    with torch.no_grad(), use_backend("reference"):
+        network.engine()
+        monkeypatch.setattr("metatasnet_fast.backends.cache.fingerprint", lambda tensors: pytest.fail("read"))
+        monkeypatch.setattr("metatasnet_fast.backends.cache.collect_parameters", lambda stage: pytest.fail("searched"))
+        for _ in range(EVERY - 1):
+            network.engine()
 
 
 def test_without_a_change_nothing_is_prepared_again(backend: str) -> None:

@@ -13,8 +13,9 @@ from metatasnet_fast.backends.base import Backend
 from metatasnet_fast.backends.cache import prepare_all
 from metatasnet_fast.backends.triton import TritonBackend
 from metatasnet_fast.backends.triton_weights import mask_weights
+from metatasnet_fast.backends.watch import collect_parameters
 from metatasnet_fast.config import MetaTasNetConfig
-from metatasnet_fast.model.engine import Engine, collect_parameters
+from metatasnet_fast.model.engine import Engine
 from metatasnet_fast.ops import GroupNorm, blocks, group_norm, in_conv, mask_tail, pointwise
 from metatasnet_fast.precision import Precision
 from tests.ops.cases import recorded_weights
