@@ -23,6 +23,7 @@ _HOMES = {
     "available_backends": "backends",
     "bundled_models": "model",
     "convert": "model",
+    "export": "model",
     "load_checkpoint": "model",
     "restore": "model",
     "use_backend": "backends",
@@ -42,6 +43,7 @@ __all__ = [
     "available_backends",
     "bundled_models",
     "convert",
+    "export",
     "load_checkpoint",
     "restore",
     "use_backend",
@@ -51,7 +53,7 @@ if TYPE_CHECKING:
     from .backends import available_backends, use_backend
     from .config import INSTRUMENTS, MetaTasNetConfig
     from .errors import MetaTasNetError
-    from .model import MultiTasNet, bundled_models, convert, load_checkpoint
+    from .model import MultiTasNet, bundled_models, convert, export, load_checkpoint
     from .model.accelerate import AccelerationReport, accelerate, restore
     from .precision import Precision
     from .separation import Separation, Separator

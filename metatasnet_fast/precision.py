@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 
 from .errors import ConfigError
 
-__all__ = ["Precision"]
+__all__ = ["Precision", "tf32_products"]
 
 
 class Precision(str, enum.Enum):
@@ -42,3 +45,38 @@ class Precision(str, enum.Enum):
     def default(cls, device: torch.device) -> Precision:
         """What ``dtype="auto"`` means: float32 on a CPU, bfloat16 on a GPU."""
         return cls.float32 if device.type == "cpu" else cls.bfloat16
+
+    def on(self, device: torch.device) -> Precision:
+        """What a request for it means on a device: float32 is tf32 on a GPU where torch's own switch for products says so.
+
+        The switch is ``torch.set_float32_matmul_precision`` or ``torch.backends.cuda.matmul``. That for convolutions, which
+        torch has on unless told otherwise, is not followed: float32 is float32 until someone asks for less.
+        """
+        if self is Precision.float32 and device.type == "cuda" and _products_in_tf32():
+            return Precision.tf32
+        return self
+
+
+@contextlib.contextmanager
+def tf32_products(allow: bool) -> Iterator[None]:
+    """Let torch's products and convolutions on GPUs use TF32, or keep them from it."""
+    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # torch 2.9 and later
+        cudnn: Any = torch.backends.cudnn
+        switches, name = (torch.backends.cuda.matmul, cudnn.conv), "fp32_precision"
+        setting: object = "tf32" if allow else "ieee"
+    else:
+        switches, name, setting = (torch.backends.cuda.matmul, torch.backends.cudnn), "allow_tf32", allow
+    before = [getattr(switch, name) for switch in switches]
+    try:
+        for switch in switches:
+            setattr(switch, name, setting)
+        yield
+    finally:
+        for switch, was in zip(switches, before, strict=True):
+            setattr(switch, name, was)
+
+
+def _products_in_tf32() -> bool:
+    matmul = torch.backends.cuda.matmul
+    precision = getattr(matmul, "fp32_precision", None)
+    return bool(matmul.allow_tf32) if precision is None else precision == "tf32"

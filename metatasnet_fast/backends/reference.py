@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import reference
 from ..config import StageConfig
-from ..precision import Precision
+from ..precision import Precision, tf32_products
 from .base import Backend, Request
 
 __all__ = ["ReferenceBackend", "arithmetic"]
@@ -76,13 +76,10 @@ def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
     if precision in (Precision.bfloat16, Precision.float16):
         with torch.autocast(device.type, precision.storage):
             yield
+    elif torch.compiler.is_compiling():
+        yield  # a compiled network takes torch's switches as they are
     elif precision is Precision.tf32 or (precision is Precision.float32 and device.type == "cuda"):
-        allow = precision is Precision.tf32
-        before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allow
-        try:
+        with tf32_products(precision is Precision.tf32):
             yield
-        finally:
-            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
     else:
         yield

@@ -46,18 +46,26 @@ def backend_names() -> tuple[str, ...]:
     return tuple(_HOMES)
 
 
-@functools.cache
+_loaded: dict[str, Backend] = {}
+
+
 def get_backend(name: str) -> Backend:
     """The backend of that name, whether or not it can run here.
 
     Raises:
         BackendUnavailableError: for an unknown name.
     """
+    for (
+        known,
+        backend,
+    ) in _loaded.items():  # no look-up: a compiler cannot guard one by a key that it takes for constant
+        if known == name:
+            return backend
     if name not in _HOMES:
         raise BackendUnavailableError(f"Unknown backend {name!r}; choose one of auto, {', '.join(_HOMES)}.")
     module, cls = _HOMES[name].split(":")
-    backend: Backend = getattr(importlib.import_module(f".{module}", __package__), cls)()
-    return backend
+    _loaded[name] = getattr(importlib.import_module(f".{module}", __package__), cls)()
+    return _loaded[name]
 
 
 def available_backends() -> dict[str, Availability]:

@@ -19,13 +19,13 @@ from typing import NoReturn
 from .. import __version__
 from .._terminal import discard
 from ..errors import MetaTasNetError
-from . import bench, catalogue, convert, demo, evaluate, info, plot, prepare, selftest, separate, train, tune
+from . import bench, catalogue, convert, demo, evaluate, export, info, plot, prepare, selftest, separate, train, tune
 
 __all__ = ["PROGRAM", "main"]
 
 PROGRAM = "metatasnet-fast"
 
-COMMANDS = (separate, catalogue, demo, evaluate, info, convert, prepare, train, plot, bench, tune, selftest)
+COMMANDS = (separate, catalogue, demo, evaluate, info, convert, export, prepare, train, plot, bench, tune, selftest)
 """Modules with ``add_parser(commands)``, which sets ``run``, a function of the parsed arguments that returns the exit code."""
 
 

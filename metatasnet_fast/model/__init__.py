@@ -3,6 +3,7 @@
 from .accelerate import AccelerationReport, accelerate, restore
 from .network import MultiTasNet
 from .pretrained import bundled_models, convert, load_checkpoint
+from .program import export
 
 __all__ = [
     "AccelerationReport",
@@ -10,6 +11,7 @@ __all__ = [
     "accelerate",
     "bundled_models",
     "convert",
+    "export",
     "load_checkpoint",
     "restore",
 ]

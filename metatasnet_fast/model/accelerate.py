@@ -14,6 +14,7 @@ from ..backends.watch import collect_parameters
 from ..config import MetaTasNetConfig
 from ..errors import ConfigError
 from ..precision import Precision
+from .comparison import compare_with_reference
 from .methods import NetworkMethods
 from .modules import Stage
 
@@ -51,21 +52,30 @@ class _Accelerated(NetworkMethods):
         return _rebuild, (type(self).__bases__[1], state, choice)
 
 
-def accelerate(network: nn.Module, backend: str = "auto", dtype: str | torch.dtype | None = None) -> AccelerationReport:
+_classes: dict[type[nn.Module], type[nn.Module]] = {}
+"""The one class that stands before another one, so that two accelerated networks of one class have one class."""
+
+
+def accelerate(
+    network: nn.Module, backend: str = "auto", dtype: str | torch.dtype | None = None, check: bool = True
+) -> AccelerationReport:
     """Replace the forward, inference and statistics of a network of the authors' program (or of this library).
 
-    The parameters are shared, not copied: an optimiser made before goes on training them. :func:`restore` undoes it.
+    The parameters are shared, not copied: an optimiser made before goes on training them. :func:`restore` undoes it. Before it
+    replaces anything, the network runs its own inference and forward on a short signal: one that computes anything else than
+    the original does is refused, with the first part that differs.
 
     Args:
         network: a ``MultiTasNet`` of either program.
         backend: as in :class:`use_backend`, for this network only.
         dtype: precision of the computation; None means that of the parameters.
+        check: False replaces the methods without that comparison, whatever they compute.
 
     Returns:
         what was replaced, what was not, and why.
 
     Raises:
-        ConfigError: if the network is not a Meta-TasNet; with what differs.
+        ConfigError: if the network is not a Meta-TasNet, or computes something else; with what differs.
         BackendUnavailableError: if the backend cannot serve inference.
     """
     choice = Choice.parse(backend, dtype)
@@ -80,8 +90,12 @@ def accelerate(network: nn.Module, backend: str = "auto", dtype: str | torch.dty
         training = "nothing"
         kept = (*kept, ("training", str(error)))
     if not isinstance(network, NetworkMethods):
+        if check:
+            compare_with_reference(network, config)
         original = type(network)
-        network.__class__ = type(f"Accelerated{original.__name__}", (_Accelerated, original), {})
+        if original not in _classes:
+            _classes[original] = type(f"Accelerated{original.__name__}", (_Accelerated, original), {})
+        network.__class__ = _classes[original]
     network.__dict__["_choice"] = choice
     return AccelerationReport(serving, training, precision.value, METHODS, kept)
 
@@ -134,5 +148,5 @@ def _rebuild(original: type[nn.Module], state: dict[str, Any], choice: Choice) -
     make: Callable[[type[nn.Module]], nn.Module] = object.__new__
     network = make(original)
     network.__dict__.update(state)
-    accelerate(network, choice.backend, choice.precision)
+    accelerate(network, choice.backend, choice.precision, check=False)  # it was compared before it was pickled
     return network

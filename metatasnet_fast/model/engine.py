@@ -56,7 +56,7 @@ class Engine:
         if keep == 1:
             return None
         return lambda stage, latent: (
-            latent.new_empty(len(latent), instruments, latent.shape[1]).bernoulli_(keep).div_(keep)
+            latent.new_empty(latent.shape[0], instruments, latent.shape[1]).bernoulli_(keep).div_(keep)
         )
 
     def loss(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..backends import Choice, PreparedCache, Request, current_choice, resolve
+from ..backends import Choice, PreparedCache, Request, current_choice, get_backend, resolve
 from ..backends.cache import prepare_all
+from ..backends.watch import collect_parameters
 from ..config import MetaTasNetConfig
 from ..errors import ConfigError, ShapeError
 from ..precision import Precision
@@ -37,7 +38,7 @@ class NetworkMethods(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the parameters are."""
-        return next(iter(self._cache().parameters(self)[0].values())).device
+        return next(iter(self._find_parameters()[0].values())).device
 
     def engine(self, choice: Choice | None = None, training: bool = False) -> Engine:
         """The network on the backend that is to serve it.
@@ -50,17 +51,14 @@ class NetworkMethods(nn.Module):
             BackendUnavailableError: if the backend asked for cannot serve.
             ConfigError: if a parameter is missing.
         """
-        choice = choice or self.__dict__.get("_choice") or current_choice()
-        config, cache = self.config, self._cache()
-        parameters = cache.parameters(self)
-        parameter = next(iter(parameters[0].values()))
-        precision = choice.precision or Precision.parse(parameter.dtype)
-        backend = resolve(choice.backend, Request(parameter.device, precision, training, config))
+        name, number = self._serving(choice, training)
+        precision = Precision(number)
+        config, backend, parameters = self.config, get_backend(name), self._find_parameters()
         try:
             if training or torch.compiler.is_compiling():
                 stages = [(config.stage(index), stage) for index, stage in enumerate(parameters)]
                 return Engine(config, backend, precision, prepare_all(backend, precision, stages))
-            return Engine(config, backend, precision, cache.get(backend, precision, config, parameters))
+            return Engine(config, backend, precision, self._cache().get(backend, precision, config, parameters))
         except KeyError as error:
             raise ConfigError(
                 f"The network has no parameter {error}: a parametrization such as weight_norm or pruning renamed it; remove it."
@@ -151,16 +149,34 @@ class NetworkMethods(nn.Module):
 
         Args:
             train_loader: yields batches whose first element is a list with a mixture (b, 1, T 2^s) for each stage; about
-                5000 items at most are read, once.
+                5000 items at most are read, once for each stage, or once in all from an iterator.
         """
+        if self.config.num_mels == 0:
+            return
         spectrograms = [self.get_submodule(f"stages.{i}.encoder.spectrogram") for i in range(len(self.stages))]
         compute_stats(self.config, spectrograms, train_loader)
 
     def _needs_gradients(self, inputs: Sequence[Tensor]) -> bool:
         if not torch.is_grad_enabled():
             return False
-        parameters = (p for stage in self._cache().parameters(self) for p in stage.values())
+        parameters = (p for stage in self._find_parameters() for p in stage.values())
         return any(x.requires_grad for x in inputs) or any(p.requires_grad for p in parameters)
+
+    def _serving(self, choice: Choice | None, training: bool) -> tuple[str, str]:
+        """Backend and precision for a request. A compiler asks once, as it compiles."""
+        choice = choice or self.__dict__.get("_choice") or current_choice()
+        config, parameter = self.config, next(iter(self._find_parameters()[0].values()))
+        precision = (choice.precision or Precision.parse(parameter.dtype)).on(parameter.device)
+        return resolve(choice.backend, Request(parameter.device, precision, training, config)).name, precision.value
+
+    # What torch.compiler.assume_constant_result does; that would import the compiler together with this file.
+    setattr(_serving, "_dynamo_marked_constant", True)  # noqa: B010
+
+    def _find_parameters(self) -> Sequence[Mapping[str, Tensor]]:
+        """The parameters of every stage; a compiler follows the search, everyone else searches once."""
+        if torch.compiler.is_compiling():
+            return [collect_parameters(stage) for stage in self.stages]
+        return self._cache().parameters(self)
 
     def _cache(self) -> PreparedCache:
         cache: PreparedCache = self.__dict__.setdefault("_prepared", PreparedCache())

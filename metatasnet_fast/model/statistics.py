@@ -5,7 +5,7 @@ Source: original ``model/spectrogram.py``, ``compute_stats``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -46,23 +46,27 @@ def compute_stats(config: MetaTasNetConfig, spectrograms: Sequence[nn.Module], l
     Args:
         config: the network's settings.
         spectrograms: modules with parameters ``window``, ``mean`` and ``std``, one per stage.
-        loader: yields batches whose first element is a list of mixtures, (b, 1, T 2^s).
+        loader: yields batches whose first element is a list of mixtures, (b, 1, T 2^s). It is read once for each stage, as
+            the original does, so that a training draws the random numbers afterwards that it draws there; an iterator, which
+            can be read only once, is read once for all stages.
 
     Raises:
         EmptyAudioError: if the loader yields nothing.
     """
-    moments = [_Moments() for _ in spectrograms]
-    items = 0
-    for mixes, *_ in loader:
-        for index, (spectrogram, moment) in enumerate(zip(spectrograms, moments, strict=True)):
-            window: Any = spectrogram.window
-            moment.add(log_power(mixes[index].to(window), window, config.stage(index)))
-        items += mixes[0].shape[0]
-        if items > ITEMS:
-            break
-    if items == 0:
-        raise EmptyAudioError("The training loader is empty: there is nothing to compute statistics from.")
-    for spectrogram, moment in zip(spectrograms, moments, strict=True):
-        std = torch.as_tensor(moment.m2 / max(1, moment.count - 1)).sqrt()
-        for name, value in (("mean", torch.as_tensor(moment.mean)), ("std", std)):
-            getattr(spectrogram, name).copy_(value[None, :, None])
+    stages = list(enumerate(spectrograms))
+    for part in [stages] if isinstance(loader, Iterator) else [[stage] for stage in stages]:
+        moments = [_Moments() for _ in part]
+        items = 0
+        for mixes, *_ in loader:
+            for (index, spectrogram), moment in zip(part, moments, strict=True):
+                window: Any = spectrogram.window
+                moment.add(log_power(mixes[index].to(window), window, config.stage(index)))
+            items += mixes[0].shape[0]
+            if items > ITEMS:
+                break
+        if items == 0:
+            raise EmptyAudioError("The training loader is empty: there is nothing to compute statistics from.")
+        for (_, spectrogram), moment in zip(part, moments, strict=True):
+            std = torch.as_tensor(moment.m2 / max(1, moment.count - 1)).sqrt()
+            for name, value in (("mean", torch.as_tensor(moment.mean)), ("std", std)):
+                getattr(spectrogram, name).copy_(value[None, :, None])

@@ -49,7 +49,7 @@ def bottleneck(
     check_parameter("bias", bias, (weight.shape[0],), x)
     if share is not None:
         rows = share.shape[1] if share.dim() == 3 else 1
-        check_parameter("share", share, (len(x), max(rows, 1), weight.shape[0]), x)
+        check_parameter("share", share, (x.shape[0], max(rows, 1), weight.shape[0]), x)
         if share.dtype != wide(x.dtype):
             raise ShapeError(f"share must be {wide(x.dtype)} for {x.dtype}, got {share.dtype}.")
     y: Tensor = _bottleneck(x, weight, bias, share, relu, tf32)

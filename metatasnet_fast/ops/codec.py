@@ -163,7 +163,7 @@ def decode(operands: DecoderOperands, latent: Tensor) -> Tensor:
     o, config, tf32 = operands, operands.config, operands.precision is Precision.tf32
     config.check_latent(latent.shape)
     if latent.shape[2] == 0:
-        return latent.new_empty(len(latent), 1, 0, dtype=_exact(o.precision))
+        return latent.new_empty(latent.shape[0], 1, 0, dtype=_exact(o.precision))
     x = bottleneck(latent.transpose(1, 2).to(o.bank.dtype), o.bottleneck, relu=True, tf32=tf32)
     padding = (o.bank.shape[1] - config.W) // 2
     return overlap_add(x, o.bank, config.W, padding, tf32=tf32)[:, None]

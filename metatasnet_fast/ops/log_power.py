@@ -59,7 +59,7 @@ def _places(samples: int, n_fft: int, device: torch.device) -> Tensor:
 def _spectrum(signal: Tensor, window: Tensor, hop: int) -> Tensor:
     padded = signal[:, _places(signal.shape[1], len(window), signal.device)].to(wide(signal.dtype))
     frames = padded.unfold(1, len(window), hop) * window.to(padded.dtype)
-    if len(signal) == 0:
+    if signal.shape[0] == 0:
         return torch.empty(
             0, frames.shape[1], len(window) // 2 + 1, dtype=frames.dtype.to_complex(), device=signal.device
         )

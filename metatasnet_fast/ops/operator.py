@@ -6,6 +6,7 @@ tensors, its annotations are the operator's schema, and run on tensors without d
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 from collections.abc import Callable
@@ -92,14 +93,28 @@ def operator(name: str, kernel: Function) -> Callable[[Function], Function]:
         def on_cpu(*arguments: Any) -> Any:
             return (kernel if interpreted() else exact)(*arguments)
 
+        def without_data(*arguments: Any) -> Any:
+            with _shapes_only(arguments):
+                return exact(*arguments)
+
         LIBRARY.define(name + torch.library.infer_schema(arithmetic, mutates_args=()))
         LIBRARY.impl(name, kernel, "CUDA")
         LIBRARY.impl(name, on_cpu, "CPU")
-        torch.library.register_fake(f"{NAMESPACE}::{name}", exact, lib=LIBRARY)
+        torch.library.register_fake(f"{NAMESPACE}::{name}", without_data, lib=LIBRARY)
         found: Function = getattr(getattr(torch.ops, NAMESPACE), name).default
         return found
 
     return register
+
+
+def _shapes_only(arguments: tuple[Any, ...]) -> contextlib.AbstractContextManager[Any]:
+    """For a run on tensors of symbolic sizes: which way PyTorch takes through a sum or a view is no condition on the sizes.
+
+    The shapes of what an operation returns are the same whichever way it takes; the kernels take another one anyway.
+    """
+    sizes: list[Any] = [size for tensor in arguments if isinstance(tensor, Tensor) for size in tensor.shape]
+    symbol = next((size for size in sizes if isinstance(size, torch.SymInt)), None)
+    return contextlib.nullcontext() if symbol is None else symbol.node.shape_env.suppress_guards()
 
 
 def differentiable(forward: Any, backward: Function, setup_context: Function, backward_operator: Any) -> None:

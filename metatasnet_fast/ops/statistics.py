@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import GROUPS
@@ -130,19 +131,28 @@ def activation_backward(dz: Tensor, x: Tensor, slope: Tensor) -> tuple[Tensor, T
 
 def tile_statistics(z: Tensor) -> Tensor:
     """Mean and sum of squared deviations per channel over every tile of frames: (n, I, tiles, 2, C)."""
-    parts = z.split(tile(), dim=2)
-    means = torch.stack([part.mean(2) for part in parts], dim=2)
-    squares = [(part - part.mean(2, keepdim=True)).square().sum(2) for part in parts]
-    return torch.stack([means, torch.stack(squares, dim=2)], dim=3)
+    frames, width = z.shape[2], tile()
+    tiles = -(-frames // width)
+    parts = F.pad(z, (0, 0, 0, tiles * width - frames)).unflatten(2, (tiles, width))
+    counts = _frames_of_tiles(frames, tiles, z)
+    means = parts.sum(3) / counts
+    inside = torch.arange(width, device=z.device)[:, None] < counts[:, None]
+    squares = torch.where(inside, parts - means[:, :, :, None], 0).square().sum(3)
+    return torch.stack([means, squares], dim=3)
+
+
+def _frames_of_tiles(frames: int, tiles: int, like: Tensor) -> Tensor:
+    """(tiles, 1): as many as a tile has, fewer in the last one."""
+    found = (frames - tile() * torch.arange(tiles, device=like.device)).clamp(max=tile()).to(like.dtype)
+    return found[:, None]
 
 
 def affine_of(statistics: Tensor, gamma: Tensor, beta: Tensor, frames: int) -> Tensor:
     """Scale, shift, mean and 1 / standard deviation of each channel's group: (n, I, 4, C), from tile statistics."""
     tiles, channels = statistics.shape[2], statistics.shape[4]
-    count = (frames - tile() * torch.arange(tiles, device=statistics.device)).clamp(max=tile()).to(statistics.dtype)
     means, squares = statistics.unflatten(4, (GROUPS, channels // GROUPS)).unbind(3)
     elements = frames * (channels // GROUPS)
-    count = count[:, None, None]
+    count = _frames_of_tiles(frames, tiles, statistics)[:, None]
     mean = (count * means).sum((2, 4), keepdim=True) / elements
     variance = (squares + count * (means - mean).square()).sum((2, 4)) / elements
     rstd = (variance + EPSILON).rsqrt().repeat_interleave(channels // GROUPS, dim=2)

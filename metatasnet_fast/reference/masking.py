@@ -24,7 +24,7 @@ def pointwise(x: Tensor, weights: Convolution) -> Tensor:
     """1x1 convolution per instrument: (n, instruments, in, frames) to (n, instruments, out, frames)."""
     instruments, out, channels, _ = weights.weight.shape
     y = F.conv1d(x.flatten(1, 2), weights.weight.reshape(instruments * out, channels, 1), groups=instruments)
-    y = y.view(len(y), instruments, out, -1)
+    y = y.view(y.shape[0], instruments, out, -1)
     return y if weights.bias is None else y + weights.bias[:, :, None]
 
 
