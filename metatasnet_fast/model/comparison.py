@@ -69,7 +69,10 @@ def compare_with_reference(network: nn.Module, config: MetaTasNetConfig) -> None
             partial = engine.backend.mask(prepared, latent, partial)
             own = seen.mask.get(index)
             _compare(
-                f"The masking network of {stage}", None if own is None else own * latent[:, None].to(own), partial, tolerance
+                f"The masking network of {stage}",
+                None if own is None else own * latent[:, None].to(own),
+                partial,
+                tolerance,
             )
             estimate = engine.backend.decode(prepared, partial.flatten(0, 1))
             _compare(f"The decoder of {stage}", seen.decoder.get(index), estimate, tolerance)

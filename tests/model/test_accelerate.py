@@ -169,7 +169,9 @@ def after(stage: AuthorsStage, part: str, change: Callable[[Tensor], Tensor]) ->
     getattr(stage, part).forward = lambda *arguments: change(own(*arguments))
 
 
-@pytest.mark.parametrize(("part", "named"), [("encoder", "encoder"), ("mask", "masking network"), ("decoder", "decoder")])
+@pytest.mark.parametrize(
+    ("part", "named"), [("encoder", "encoder"), ("mask", "masking network"), ("decoder", "decoder")]
+)
 def test_a_fork_that_computes_something_else_is_refused(part: str, named: str, network: Any) -> None:
     after(network.stages[1], part, lambda x: x * 1.01)
     with pytest.raises(ConfigError, match=f"The {named} of stage 2 differs from .* by 1.0e-02 .* check=False"):
