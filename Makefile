@@ -59,10 +59,11 @@ test-all: env  ## all tests; those that need a GPU skip where there is none
 	@echo "== pytest tests (all)"
 	@$(VENV)/bin/python -m pytest tests -q
 
-lint: env  ## ruff: mistakes and format
-	@echo "== ruff check, ruff format --check"
+lint: env  ## ruff: mistakes and format; import-linter: the direction of imports
+	@echo "== ruff check, ruff format --check, lint-imports"
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/lint-imports --no-logo --no-cache
 
 types: env  ## mypy, strict
 	@echo "== mypy"
