@@ -1,0 +1,288 @@
+"""The decoder for everything that libsndfile does not read: FFmpeg's libraries, inside PyAV."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .._extras import require
+from .decode import (
+    BLOCK,
+    CUT_OGG,
+    UNMARKED_OGG,
+    DecodeError,
+    NoAudioStream,
+    NoDecoder,
+    Samples,
+    Window,
+    decoding,
+    hidden_note,
+)
+from .headers import mp3_length, ogg_ends, recognise, sample_area, skip_id3
+
+__all__ = ["FFmpegDecoder", "import_av"]
+
+DECLARING = {
+    "aiff", "ape", "asf", "au", "avi", "caf", "dsf", "flac", "matroska", "mov", "mpc", "mpc8", "ogg", "tak", "tta", "w64",
+    "wav", "webm", "wv", "xwma",
+}  # fmt: skip
+"""Formats whose headers hold the length of the audio; of others FFmpeg guesses it, from the bit rate or the last time."""
+
+MOST_PER_BYTE = 6000
+"""Samples in a byte of the file at most: a silent FLAC frame has 65,535 in 11 bytes or more."""
+
+MOST_PER_BYTE_MP3 = 24
+"""The same for MP3: 576 samples at 24 kHz and 8 kbit/s are 24 bytes."""
+
+SILENT_64_BIT = 2.0**-30
+"""What 64-bit integers that hold values of a shorter type do not exceed."""
+
+
+def import_av() -> Any:
+    return require("av", "Decoding compressed audio and video")
+
+
+class FFmpegDecoder:
+    """One audio track, by default the one that the container calls its default.
+
+    Damaged packets are left out and counted; encoder delay is cut as the container says; frames of another rate or with
+    other channels than the first one are converted to it.
+
+    Args:
+        track: number of the track, from 1.
+    """
+
+    tolerance: float = 0.1
+
+    def __init__(self, path: Path, track: int | None = None) -> None:
+        self._av = import_av()
+        self.notes: list[str] = []
+        self._damaged, self._damage = 0, ""
+        self._peak_64 = 0.0
+        self._changes: list[str] = []
+        self._file = Window(path, _behind_tags(path))
+        try:
+            with decoding():
+                self._container = self._open(path)
+        except BaseException:
+            self._file.close()
+            raise
+        try:
+            with decoding():
+                self._begin(path, track)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, path: Path) -> Any:
+        # A playlist must not make FFmpeg open other files or addresses.
+        options = {"protocol_whitelist": "none"}
+        area = sample_area(path)
+        if area is not None and area.hidden:
+            options["ignore_length"] = "1"  # FFmpeg has this for WAV
+        # Broken tags must not stop us; from PyAV 19 on they never do.
+        tags = {"metadata_errors": "ignore"} if int(self._av.__version__.split(".")[0]) < 19 else {}
+        container = self._av.open(self._file, options=options, **tags)
+        if area is not None and area.hidden:
+            self.notes.append(hidden_note(area))
+        return container
+
+    def _begin(self, path: Path, track: int | None) -> None:
+        self._stream = self._choose(track)
+        formats = set(self._container.format.name.split(","))
+        if "ogg" in formats and ((ends := ogg_ends(path)).cut or ends.unmarked):
+            self.notes.append(CUT_OGG if ends.cut else UNMARKED_OGG)
+        self._frames = self._decode()
+        # What the container says about rate and channels may be wrong (HE-AAC); the first frame is right.
+        self._first: Any = next(self._frames, None)
+        self.sample_rate = int((self._first or self._stream.codec_context).sample_rate or 0)
+        if not self.sample_rate:
+            # FFmpeg believes the name of what is called .flac, and finds nothing in it.
+            raise DecodeError("no header of an audio stream was found")
+        self.channels = len(self._first.layout.channels) if self._first is not None else 0
+        self.codec = f"{self._container.format.name.split(',')[0]} {self._stream.codec_context.name}"
+        self.depth = self._depth()
+        self.announced, self.frames = self._announced(path, formats)
+
+    def _choose(self, track: int | None) -> Any:
+        streams = self._container.streams.audio
+        self.tracks = len(streams)
+        if not streams:
+            raise NoAudioStream("the container has no audio stream")
+        decodable = [stream for stream in streams if stream.codec_context is not None]
+        if not decodable:
+            raise NoDecoder("no decoder for its codec is installed")
+        if track is None:
+            best = self._container.streams.best("audio")
+            chosen = next((stream for stream in decodable if best and stream.index == best.index), decodable[0])
+        elif not 1 <= track <= len(streams):
+            raise NoAudioStream(f"there is no audio track {track}, there are {len(streams)}")
+        else:
+            chosen = streams[track - 1]
+            if chosen.codec_context is None:
+                raise NoDecoder(f"no decoder for the codec of track {track} is installed")
+        self.track = [stream.index for stream in streams].index(chosen.index) + 1
+        if track is None and len(streams) > 1:
+            self.notes.append(f"there are {len(streams)} audio tracks; number {self.track} was read")
+        return chosen
+
+    def _depth(self) -> str | None:
+        name, format = self._stream.codec_context.name, self._stream.codec_context.format
+        lossless = name.startswith("pcm_") or name in (
+            "alac",
+            "flac",
+            "wavpack",
+            "tta",
+            "ape",
+            "tak",
+            "shorten",
+            "wmalossless",
+        )
+        if not lossless or format is None:
+            return None
+        bits = format.bytes * 8
+        if format.name.startswith(("flt", "dbl")):
+            return "float32"
+        # Lossless codecs give 24 bits in 32; 32-bit PCM says so in its name.
+        return "int16" if bits <= 16 else "int32" if name.startswith(("pcm_s32", "pcm_s64", "pcm_u32")) else "int24"
+
+    def _announced(self, path: Path, formats: set[str]) -> tuple[int | None, int | None]:
+        """Return the length that the header announces, and the same if the file can hold it."""
+        size = path.stat().st_size
+        if "mp3" in formats:
+            header = mp3_length(path)
+            if header is None:
+                return None, None
+            announced, most = header.samples, size * MOST_PER_BYTE_MP3
+            cut = header.bytes is not None and header.bytes > size
+        else:
+            seconds = self._announced_seconds(formats)
+            if seconds is None:
+                return None, None
+            announced, most, cut = int(seconds * self.sample_rate + Fraction(1, 2)), size * MOST_PER_BYTE, False
+        if announced <= most:
+            return announced, announced
+        if cut:  # the beginning of a longer file
+            return announced, None
+        self.notes.append(f"the header announces {announced} samples, which {size} bytes cannot hold")
+        return None, None
+
+    def _announced_seconds(self, formats: set[str]) -> Fraction | None:
+        if not formats & DECLARING:
+            return None
+        if self._stream.duration is not None:
+            return int(self._stream.duration) * Fraction(str(self._stream.time_base))
+        if self._container.duration is not None and len(self._container.streams) == 1:
+            # A container's own duration is that of its longest stream.
+            return Fraction(int(self._container.duration), 1_000_000)
+        return None
+
+    def _decode(self) -> Iterator[Any]:
+        for packet in self._packets():
+            try:
+                with decoding():
+                    frames = self._stream.codec_context.decode(packet)
+            except DecodeError as error:
+                self._damaged, self._damage = self._damaged + 1, str(error)
+                continue
+            yield from frames
+
+    def _packets(self) -> Iterator[Any]:
+        """Yield the stream's packets and, as `demux` does at a proper end, one that makes the decoder give what it holds."""
+        packets = iter(self._container.demux(self._stream))
+        while True:
+            try:
+                with decoding():
+                    packet = next(packets, None)
+            except DecodeError as error:
+                self._damaged, self._damage = self._damaged + 1, str(error)
+                yield None
+                return
+            if packet is None:
+                return
+            yield packet
+
+    def blocks(self) -> Iterator[Samples]:
+        held: list[Samples] = []
+        size = 0
+        for frame in self._alike():
+            with decoding():
+                held.append(self._samples(frame))
+            size += held[-1].shape[1]
+            if size >= BLOCK:
+                yield np.concatenate(held, 1)
+                held, size = [], 0
+        if size:
+            yield np.concatenate(held, 1)
+        if self._damaged:
+            self.notes.append(f"damaged packets were left out: {self._damaged} (FFmpeg: {self._damage})")
+        if self._changes:
+            self.notes.append(
+                f"the stream changes to {' and '.join(dict.fromkeys(self._changes))}, "
+                f"which was converted to {self.sample_rate} Hz with {self.channels} channels"
+            )
+        if 0 < self._peak_64 < SILENT_64_BIT:
+            self.notes.append(
+                "its 64-bit integers hold values of a shorter type, so that it is nearly silent: export it as 16 or 32 bits"
+            )
+
+    def _alike(self) -> Iterator[Any]:
+        """Yield the frames, those of another rate or with other channels than the first one's converted by FFmpeg."""
+        converter, before = None, None
+        frame = self._first
+        while frame is not None:
+            kind = (frame.sample_rate, frame.layout.name, frame.format.name)
+            if kind != before:
+                if converter is not None:
+                    yield from self._converted(converter, None)
+                converter, before = None, kind
+                channels = len(frame.layout.channels)
+                if (frame.sample_rate, channels) != (self.sample_rate, self.channels):
+                    self._changes.append(f"{frame.sample_rate} Hz with {channels} channels")
+                    first = self._first
+                    converter = self._av.AudioResampler(first.format.name, first.layout.name, first.sample_rate)
+            yield from [frame] if converter is None else self._converted(converter, frame)
+            frame = next(self._frames, None)
+        if converter is not None:
+            yield from self._converted(converter, None)
+
+    def _converted(self, converter: Any, frame: Any) -> list[Any]:
+        with decoding():
+            return list(converter.resample(frame))
+
+    def _samples(self, frame: Any) -> Samples:
+        """Return a decoded frame as float32 `(channels, n)`, integer formats scaled to [-1, 1)."""
+        wide = frame.format.name.startswith("s64")
+        if wide or (frame.format.is_planar and self.channels >= 8):
+            # NumPy's types of PyAV lack 64-bit integers; and PyAV 18 reads past the end of the list of planes of a frame
+            # with eight or more, and crashes: packed frames have one plane.
+            format = "dbl" if wide else "flt"
+            [frame] = self._av.AudioResampler(format, frame.layout, frame.sample_rate).resample(frame)
+        data: npt.NDArray[Any] = frame.to_ndarray()
+        if not frame.format.is_planar:
+            data = data.reshape(-1, self.channels).T
+        samples: Samples = data.astype(np.float32)
+        if wide:
+            self._peak_64 = max(self._peak_64, float(np.abs(samples).max(initial=0)))
+        elif data.dtype == np.uint8:
+            samples = (samples - np.float32(128)) / np.float32(128)
+        elif data.dtype.kind == "i":
+            samples /= np.float32(2.0 ** (8 * data.dtype.itemsize - 1))
+        return samples
+
+    def close(self) -> None:
+        self._container.close()
+        self._file.close()
+
+
+def _behind_tags(path: Path) -> int:
+    """Return where to begin: behind ID3v2 tags that stand before a format which FFmpeg does not look for there."""
+    with open(path, "rb") as file:
+        start = skip_id3(file)
+        kind = recognise(file.read(1084))
+    return start if start and kind not in (None, "MPEG audio", "ID3") else 0
