@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,9 +25,9 @@ from .decode import (
     decoding,
     hidden_note,
 )
-from .headers import mp3_length, ogg_ends, recognise, sample_area, skip_id3
+from .headers import RECOGNISED_BY, mp3_length, ogg_ends, recognise, sample_area, skip_id3
 
-__all__ = ["FFmpegDecoder", "import_av"]
+__all__ = ["FFmpegDecoder", "open_container"]
 
 DECLARING = {
     "aiff", "ape", "asf", "au", "avi", "caf", "dsf", "flac", "matroska", "mov", "mpc", "mpc8", "ogg", "tak", "tta", "w64",
@@ -47,6 +49,22 @@ def import_av() -> Any:
     return require("av", "Decoding compressed audio and video")
 
 
+def open_container(path: Path, stack: contextlib.ExitStack, options: Mapping[str, str] = MappingProxyType({})) -> Any:
+    """Return PyAV's container of a file, behind ID3v2 tags where FFmpeg does not look for the format there.
+
+    It is closed with ``stack``. A playlist opens no other files or addresses, and broken tags are read as far as they go.
+    """
+    av = import_av()
+    with open(path, "rb") as file:
+        start = skip_id3(file)
+        kind = recognise(file.read(RECOGNISED_BY))
+    window = Window(path, start if start and kind not in (None, "MPEG audio", "ID3") else 0)
+    stack.callback(window.close)
+    # From PyAV 19 on broken tags are always ignored.
+    tags = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
+    return stack.enter_context(av.open(window, options={"protocol_whitelist": "none", **options}, **tags))
+
+
 class FFmpegDecoder:
     """One audio track, by default the one that the container calls its default.
 
@@ -65,32 +83,19 @@ class FFmpegDecoder:
         self._damaged, self._damage = 0, ""
         self._peak_64 = 0.0
         self._changes: list[str] = []
-        self._file = Window(path, _behind_tags(path))
+        self._open = contextlib.ExitStack()
+        area = sample_area(path)
+        hidden = area is not None and area.hidden > 0
+        if area is not None and hidden:
+            self.notes.append(hidden_note(area))
         try:
             with decoding():
-                self._container = self._open(path)
-        except BaseException:
-            self._file.close()
-            raise
-        try:
-            with decoding():
+                # FFmpeg can go on behind the announced end of a WAV file.
+                self._container = open_container(path, self._open, {"ignore_length": "1"} if hidden else {})
                 self._begin(path, track)
         except BaseException:
             self.close()
             raise
-
-    def _open(self, path: Path) -> Any:
-        # A playlist must not make FFmpeg open other files or addresses.
-        options = {"protocol_whitelist": "none"}
-        area = sample_area(path)
-        if area is not None and area.hidden:
-            options["ignore_length"] = "1"  # FFmpeg has this for WAV
-        # Broken tags must not stop us; from PyAV 19 on they never do.
-        tags = {"metadata_errors": "ignore"} if int(self._av.__version__.split(".")[0]) < 19 else {}
-        container = self._av.open(self._file, options=options, **tags)
-        if area is not None and area.hidden:
-            self.notes.append(hidden_note(area))
-        return container
 
     def _begin(self, path: Path, track: int | None) -> None:
         self._stream = self._choose(track)
@@ -276,13 +281,4 @@ class FFmpegDecoder:
         return samples
 
     def close(self) -> None:
-        self._container.close()
-        self._file.close()
-
-
-def _behind_tags(path: Path) -> int:
-    """Return where to begin: behind ID3v2 tags that stand before a format which FFmpeg does not look for there."""
-    with open(path, "rb") as file:
-        start = skip_id3(file)
-        kind = recognise(file.read(1084))
-    return start if start and kind not in (None, "MPEG audio", "ID3") else 0
+        self._open.close()

@@ -11,6 +11,7 @@ from typing import BinaryIO, Literal
 
 __all__ = [
     "NOTATIONS",
+    "RECOGNISED_BY",
     "UNDECODABLE",
     "Mp3Length",
     "OggEnds",
@@ -29,14 +30,17 @@ NAMES = {
     b"wvpk": "WavPack", b"MAC ": "Monkey's Audio", b"TTA1": "True Audio", b"TTA2": "True Audio", b"tBaK": "TAK",
     b"MPCK": "Musepack", b"MP+": "Musepack", b"ajkg": "Shorten", b"OFR ": "OptimFROG file", b"LA0": "LA file",
     b"0&\xb2u\x8ef\xcf\x11": "Windows Media", b"\x1aE\xdf\xa3": "Matroska", b"FLV\x01": "Flash video", b".RMF": "RealMedia",
-    b"#!AMR": "AMR", b"ADIF": "AAC file with an ADIF header", b"\x0bw": "AC-3", b"\x7f\xfe\x80\x01": "DTS", b"Creative Voice File": "VOC",
-    b"NIST_1A": "NIST", b"TWIN97012000": "TwinVQ", b"\x00\x00\x01\xba": "MPEG",
+    b"#!AMR": "AMR", b"ADIF": "AAC file with an ADIF header", b"\x0bw": "AC-3", b"\x7f\xfe\x80\x01": "DTS",
+    b"Creative Voice File": "VOC", b"NIST_1A": "NIST", b"TWIN97012000": "TwinVQ", b"\x00\x00\x01\xba": "MPEG",
     b"IMPM": "tracker module", b"Extended Module: ": "tracker module", b"MThd": "MIDI file",
 }  # fmt: skip
 """How files with sound in them begin."""
 
 NOTATIONS = ("tracker module", "MIDI file")
 """What holds notes that a program has to play, and no recording."""
+
+RECOGNISED_BY = 1084
+"""Bytes from the start of a file that :func:`recognise` looks at."""
 
 UNDECODABLE = ("AAC file with an ADIF header", "OptimFROG file", "LA file")
 """What no decoder here knows."""
@@ -64,7 +68,7 @@ for _byte in range(256):
 
 
 def recognise(start: bytes) -> str | None:
-    """Return what a file is called that begins so (1084 bytes are enough), None for what does not begin as audio does."""
+    """Return what a file is called that begins so, None for what does not begin as audio does."""
     for magic, name in NAMES.items():
         if start.startswith(magic):
             return name

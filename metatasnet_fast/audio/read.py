@@ -16,7 +16,7 @@ import torch
 from ..errors import AudioReadError, EmptyAudioError, NotAudioError
 from .decode import UNMARKED_OGG, DecodeError, Decoder, MoreSamples, NoAudioStream, NoDecoder, Samples, SoundFileDecoder
 from .ffmpeg import FFmpegDecoder
-from .headers import NOTATIONS, UNDECODABLE, recognise, skip_id3
+from .headers import NOTATIONS, RECOGNISED_BY, UNDECODABLE, recognise, skip_id3
 
 __all__ = ["AudioFile", "AudioStream", "is_address", "open_audio", "read_audio"]
 
@@ -201,9 +201,9 @@ def _check_file(path: Path, name: str) -> None:
 def _open_decoder(path: Path, track: int | None) -> tuple[Decoder, Iterator[Samples], Samples]:
     """Return the first decoder that gives samples, its blocks, and the first of them."""
     with open(path, "rb") as file:
-        kind = recognise(file.read(1084))
+        kind = recognise(file.read(RECOGNISED_BY))
         skip_id3(file)
-        inner = recognise(file.read(1084))
+        inner = recognise(file.read(RECOGNISED_BY))
     if inner in NOTATIONS:
         raise NotAudioError(f"{path} is a {inner}: it holds notes and no recording; play it into a WAV file first.")
     if inner in UNDECODABLE:
