@@ -239,9 +239,11 @@ class SoundFileDecoder:
 
     def _compare_sizes(self, sf: Any, path: Path, area: SampleArea) -> None:
         """Go by the file's size where the header contradicts it."""
-        if area.missing:
-            self.announced = round(self._file.frames * (area.announced or 0) / max(1, area.there))
         subtype = self._file.subtype
+        if area.announced is not None and area.missing:
+            # Without a fixed width, in proportion.
+            width = self.channels * WIDTHS.get(subtype, 0) or max(1.0, area.there / max(1, self._file.frames))
+            self.announced = int(area.announced / width)
         if subtype not in WIDTHS:
             if area.hidden:
                 self._file.close()

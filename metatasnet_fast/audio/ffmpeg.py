@@ -170,6 +170,8 @@ class FFmpegDecoder:
             if seconds is None:
                 return None, None
             announced, most, cut = int(seconds * self.sample_rate + Fraction(1, 2)), size * MOST_PER_BYTE, False
+        if announced == 0:
+            return None, None
         if announced <= most:
             return announced, announced
         if cut:  # the beginning of a longer file

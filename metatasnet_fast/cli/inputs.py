@@ -7,7 +7,6 @@ import os
 import shutil
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -126,20 +125,30 @@ def split_tracks(tracks: Iterable[Track]) -> list[Track]:
 
 
 def tell_apart(tracks: Sequence[Track]) -> tuple[list[Track], list[Track]]:
-    """Name files that differ in nothing but their suffix by their whole names.
+    """Give tracks of one name others: their files' whole names, or else their paths from the folder that holds all of them.
 
     Returns:
         all tracks, and those that have another name now.
     """
-    counts = Counter(_key(track) for track in tracks if not track.problem)
-    renamed = [
-        replace(track, name=track.name + track.path.suffix)
-        if counts[_key(track)] > 1 and not track.problem and not track.input
-        else track
-        for track in tracks
-    ]
-    return renamed, [new for new, old in zip(renamed, tracks, strict=True) if new.name != old.name]
+    groups: dict[str, list[Track]] = {}
+    for track in tracks:
+        if not track.problem:
+            groups.setdefault(os.path.normcase(track.name), []).append(track)
+    names = {id(track): name for group in groups.values() for track, name in _names(group)}
+    named = [replace(track, name=names.get(id(track), track.name)) for track in tracks]
+    return named, [new for new, old in zip(named, tracks, strict=True) if new.name != old.name]
 
 
-def _key(track: Track) -> str:
-    return os.path.normcase(track.name)
+def _names(group: Sequence[Track]) -> Iterable[tuple[Track, str]]:
+    """Return the first of several ways to name the tracks of a group in which no two are the same."""
+    common = os.path.commonpath([os.path.abspath(track.path.parent) for track in group])
+    paths = [Path(os.path.relpath(os.path.abspath(track.path), common)) for track in group]
+    endings = [f"-{track.number}" if track.number is not None else "" for track in group]
+    ways = (
+        [track.name for track in group],
+        [track.name + track.path.suffix for track in group],
+        [path.with_suffix("").as_posix() + ending for path, ending in zip(paths, endings, strict=True)],
+        [path.as_posix() + ending for path, ending in zip(paths, endings, strict=True)],
+    )
+    best = next((way for way in ways if len({os.path.normcase(name) for name in way}) == len(way)), ways[0])
+    return zip(group, best, strict=True)

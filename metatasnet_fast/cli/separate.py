@@ -25,7 +25,7 @@ __all__ = ["add_parser"]
 
 EPILOG = """
 Stems go to OUTPUT/<model>/<track>/<stem>.wav. A track is called as its file is, without suffix; one found in a folder, by
-its path in that folder; files that differ only in their suffix, by their whole names. A recording on standard input, INPUT
+its path in that folder; those that would have the same name, by their whole names or paths. A recording on standard input, INPUT
 is -, is called stdin. Stems that are there already are kept, and not made anew without --overwrite.
 A hidden file beside them, .stems.json, says of which recording they are and by which model: for another one the file fails.
 

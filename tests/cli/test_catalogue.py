@@ -267,7 +267,7 @@ def test_a_run_goes_on_when_nobody_reads_its_output(model: Path, album: Path, tm
         assert "run_started" in process.stdout.readline()
         process.stdout.close()
         said = process.stderr.read()
-    assert process.returncode == 3 and "Traceback" not in said and "the run goes on" in said
+    assert process.returncode == 3 and "Traceback" not in said and "the work goes on" in said
     assert len(list((tmp_path / "out" / "songs").rglob("result.json"))) == 3
 
 

@@ -7,7 +7,6 @@ musdb does it, which clips it.
 
 from __future__ import annotations
 
-import shutil
 from functools import cache
 
 import pytest
@@ -20,6 +19,7 @@ from metatasnet_fast.backends import Choice
 from metatasnet_fast.separation import reference_mode
 from metatasnet_fast.separation.authors_resampling import resample_as_authors
 from metatasnet_fast.separation.progress import Reporter
+from tests.recorded_track import decode_with_ffmpeg
 from tests.support import golden
 
 from .conftest import music
@@ -30,12 +30,7 @@ RECORDED = golden("evaluate_track")
 @cache
 def track() -> Tensor:
     """(2, 268288), full scale 1."""
-    stempeg = pytest.importorskip("stempeg", reason="stempeg, which carries the recorded track, is not installed")
-    if shutil.which("ffmpeg") is None:
-        pytest.skip("the program ffmpeg, with which stempeg decodes, is not installed")
-    audio, rate = stempeg.read_stems(stempeg.example_stem_path(), stem_id=0, ffmpeg_format="s16le")
-    assert rate == 44100 and audio.shape == (268288, 2)
-    return torch.from_numpy(audio.T.copy())
+    return decode_with_ffmpeg()
 
 
 def relative(a: Tensor, b: Tensor) -> float:

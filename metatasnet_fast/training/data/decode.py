@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ..._extras import require
 from ..._io import sha256_file
-from ...audio import read_audio
+from ...audio import open_audio, read_audio
+from ...audio.stem_mp4 import read_stem_mp4
 from ...config import INSTRUMENTS
-from ...errors import MissingDependencyError, TrainingDataError
+from ...errors import TrainingDataError
 from .sources import TrackSource, mixture_files, read_counts, stem_files
 
-__all__ = ["Recording", "check_programs", "content_hash", "decode", "input_files"]
+__all__ = ["Recording", "content_hash", "decode", "input_files"]
 
-MIXTURE = 0
-"""Stream of the mixture in a ``.stem.mp4``; the stems follow in the order of ``INSTRUMENTS``."""
-
-CHUNK = 2**20
+MIXTURE = 1
+"""Audio track of the mixture in a ``.stem.mp4``; the stems follow in the order of ``INSTRUMENTS``."""
 
 
 @dataclass(frozen=True)
@@ -43,23 +38,6 @@ class Recording:
     @property
     def channels(self) -> int:
         return int(self.stems[0].shape[0])
-
-
-def check_programs(tracks: list[TrackSource]) -> None:
-    """Raise :class:`MissingDependencyError` now rather than once for each track."""
-    if not any(track.kind == "musdb" for track in tracks):
-        return
-    missing = [program for program in ("ffmpeg", "ffprobe") if shutil.which(program) is None]
-    if missing:
-        raise MissingDependencyError(
-            f"Reading .stem.mp4 files needs the program {' and '.join(missing)}; install ffmpeg with the system's packages, "
-            "or use MUSDB18-HQ, whose wav files need neither."
-        )
-    _import_stempeg()
-
-
-def _import_stempeg() -> Any:
-    return require("stempeg", "Reading .stem.mp4 files")
 
 
 def input_files(track: TrackSource, *, mixture: bool = False) -> dict[str, Path]:
@@ -152,38 +130,21 @@ def _differing_lengths(signals: dict[str, Tensor], rates: dict[str, int]) -> Ite
 
 
 def _decode_musdb(track: TrackSource, mixture: bool) -> Recording:
-    """The streams of a ``.stem.mp4`` as musdb reads them: 16-bit integers from ffmpeg, over 32768."""
-    stempeg = _import_stempeg()
-    signals, warnings = [], []
-    try:
-        info = stempeg.Info(str(track.path))
-        streams, rate = int(info.nb_audio_streams), int(info.sample_rate(MIXTURE))
-        if streams < 5:
-            raise TrainingDataError(f"{track.path} has {streams} audio streams instead of 5; it is no MUSDB18 track.")
-        for stream in range(0 if mixture else 1, 5):
-            audio, _ = stempeg.read_stems(
-                str(track.path),
-                stem_id=stream,
-                dtype=np.float32,
-                ffmpeg_format="s16le",
-                info=info,
-                sample_rate=rate,
-                always_3d=True,
+    """The tracks of a ``.stem.mp4``: the mixture, then the stems."""
+    with open_audio(track.path) as stream:
+        if stream.tracks < 1 + len(INSTRUMENTS):
+            raise TrainingDataError(
+                f"{track.path} has {stream.tracks} audio streams instead of {1 + len(INSTRUMENTS)}; it is no MUSDB18 track."
             )
-            signals.append(torch.from_numpy(np.ascontiguousarray(audio[0].T, dtype=np.float32)))
-        announced = max(float(info.duration(stream)) for stream in range(5))
-    except TrainingDataError:
-        raise
-    except Exception as error:  # stempeg and ffmpeg raise many types, Warning among them
-        reason = str(error).strip().splitlines()
-        raise TrainingDataError(
-            f"{track.path} cannot be decoded ({reason[-1] if reason else type(error).__name__}); fetch it again."
-        ) from error
+    wanted = range(MIXTURE if mixture else MIXTURE + 1, MIXTURE + 1 + len(INSTRUMENTS))
+    signals, rate, notes = read_stem_mp4(track.path, wanted)
+    warnings = [f"{track.path.name}: {note}" for note in notes]
     shortest, longest = (pick(x.shape[-1] for x in signals) for pick in (min, max))
-    if shortest == 0:
-        raise TrainingDataError(f"ffmpeg decodes nothing of {track.path}; it is damaged: fetch it again.")
-    if longest / rate < announced - 0.1 or shortest < longest:
-        warnings.append(f"{track.path.name} announces {announced:.2f} s, {shortest / rate:.2f} s could be decoded")
+    if shortest < longest:
+        warnings.append(
+            f"{track.path.name} has streams of {longest / rate:.2f} s, {shortest / rate:.2f} s are in all of them"
+        )
     signals = [x[:, :shortest] for x in signals]
     whole = (signals[0], rate) if mixture else None
-    return Recording(signals[-4:], [rate] * 4, whole, (True,) * 4, tuple(warnings))
+    stems = signals[-len(INSTRUMENTS) :]
+    return Recording(stems, [rate] * len(stems), whole, (True,) * len(stems), tuple(warnings))

@@ -25,7 +25,6 @@ import torch
 from ..._io import PART, try_lock
 from ...errors import TrainingDataError
 from .convert import Job, Outcome, Settings, prepare_track
-from .decode import check_programs
 from .entry import refuse_shared_tracks
 from .original import FOLDERS, RECORDS, remove_moved, write_original_manifest
 from .sources import TrackSource
@@ -86,7 +85,6 @@ def prepare(
     settings = Settings(Path(out), check_rates(rates), dtype, layout)
     _check(settings, tracks, workers)
     refuse_own_folder(settings.out, tracks if source is None else source)
-    check_programs(list(tracks))
     with _lock(settings.out), _scratch(settings.out / PARTIAL):
         _refuse_other_settings(settings)
         settled = Settled([], [])
