@@ -25,8 +25,8 @@ __all__ = ["add_parser"]
 
 EPILOG = """
 Stems go to OUTPUT/<model>/<track>/<stem>.wav. A track is called as its file is, without suffix; one found in a folder, by
-its path in that folder; those that would have the same name, by their whole names or paths. A recording on standard input, INPUT
-is -, is called stdin. Stems that are there already are kept, and not made anew without --overwrite.
+its path in that folder; those that would have the same name, by their whole names or paths. A recording on standard input
+(INPUT is -) is called stdin. Stems that are there already are kept, and not made anew without --overwrite.
 A hidden file beside them, .stems.json, says of which recording they are and by which model: for another one the file fails.
 
 exit codes: 0 all done; 2 the command cannot be carried out, nothing was done; 3 some files failed, the rest is done;
@@ -130,9 +130,8 @@ def run(args: argparse.Namespace) -> int:
         report = Report(args.json)
         report.say(f"{name}: {separator.describe()}")
         if renamed:
-            report.warn(
-                f"{len(renamed)} files differ in their suffix only: their stems are named by their whole names."
-            )
+            examples = ", ".join(track.name for track in renamed[:3])
+            report.warn(f"{len(renamed)} tracks would have a name like others; they are called {examples} and so on.")
         job = _Job(args, separator, _identify(args.model or name, separator), folder, template, recipe)
         for track, files in plan:
             job.run(track, files, report)
