@@ -249,6 +249,8 @@ class SoundFileDecoder:
                 self._file.close()
                 raise DecodeError("its header announces too few samples")
             return
+        if area.hidden:
+            self.notes.append(hidden_note(area))
         if area.there < (self._file.frames + 1) * self.channels * WIDTHS[subtype]:
             return
         endian = self._file.endian
@@ -258,8 +260,6 @@ class SoundFileDecoder:
         self._window = Window(path, area.start)
         self._file = sf.SoundFile(self._window, "r", self.sample_rate, self.channels, subtype, endian, "RAW")
         self.frames = self.announced = int(self._file.frames)
-        if area.hidden:
-            self.notes.append(hidden_note(area))
 
     def blocks(self) -> Iterator[Samples]:
         while True:

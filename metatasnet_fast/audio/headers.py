@@ -264,7 +264,7 @@ LAYOUTS = {
 
 def _find_samples(file: BinaryIO, layout: _Layout, size: int) -> tuple[int, int] | None:
     """Return where the samples begin and how many bytes they are said to have."""
-    wide = 0
+    wide: int | None = None
     for name, start, length in layout.chunks(file, layout.first, size):
         file.seek(start)
         if name == b"ds64":  # the sizes of an RF64 file: of the whole, of its samples
@@ -272,7 +272,7 @@ def _find_samples(file: BinaryIO, layout: _Layout, size: int) -> tuple[int, int]
         elif name == b"data" and layout.count == 8 and not layout.whole:  # CAF: the number of edits stands first
             return start + 4, max(0, length - 4)
         elif name == b"data":
-            return start, wide if wide and length == 0xFFFFFFFF else length
+            return start, wide if wide is not None and length == 0xFFFFFFFF else length
         elif name == b"SSND":
             offset = int.from_bytes(file.read(4), "big")
             return start + 8 + offset, max(0, length - 8 - offset)
