@@ -16,10 +16,10 @@ __all__ = ["PACKAGES", "add_parser", "collect"]
 PACKAGES = {
     "soundfile": "audio",
     "av": "audio",
+    "mutagen": "audio",
     "safetensors": "hub",
     "huggingface_hub": "hub",
     "tqdm": "cli",
-    "musdb": "evaluation",
     "museval": "evaluation",
     "tensorboard": "training",
     "fsspec": "catalogue",

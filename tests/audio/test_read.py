@@ -200,9 +200,9 @@ def test_damage_in_the_middle_of_a_flac_loses_only_that_place(tmp_path: Path) ->
     middle = len(data) // 2
     data[middle : middle + 3000] = bytes(3000)
     (tmp_path / "x.flac").write_bytes(data)
-    audio = read_audio(tmp_path / "x.flac")
-    assert 380_000 < audio.samples.shape[1] < 400_000
-    assert agree(audio.samples[:, :190_000], x[:, :190_000]) < 1e-3
+    audio = read_audio(tmp_path / "x.flac", partial=True)
+    assert 0 < 400_000 - audio.samples.shape[1] <= 5 * 4096  # frames: FFmpeg needs a few to find its way again
+    assert agree(audio.samples[:, :175_000], x[:, :175_000]) < 1e-3
     assert agree(audio.samples[:, -100_000:], x[:, -100_000:]) < 1e-3
     assert any("FFmpeg went on" in w for w in audio.warnings)
 
@@ -213,7 +213,7 @@ def test_damaged_packets_are_counted(tmp_path: Path) -> None:
     middle = len(data) // 2
     data[middle : middle + 2000] = b"\xff" * 2000
     path.write_bytes(data)
-    assert any("damaged packets were left out: " in w for w in read_audio(path).warnings)
+    assert any("damaged packets were left out: " in w for w in read_audio(path, partial=True).warnings)
 
 
 def test_nan_and_infinity_become_silence_and_are_counted(tmp_path: Path) -> None:
