@@ -1,8 +1,33 @@
-"""Settings of every test run."""
+"""Settings of every test run, memory that is given back, and the skipped tests counted by reason."""
 
 from __future__ import annotations
 
+import gc
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
 import torch
+
+from tests.support import trim_memory
 
 # The networks under test are small: threads would wait for each other longer than they compute.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def memory_goes_back() -> Iterator[None]:
+    """Free what the tests of a module leave."""
+    yield
+    gc.collect()
+    trim_memory()
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say in one line how many tests were skipped, and for which reasons."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(str(report.longrepr[2]).removeprefix("Skipped: ") for report in skipped)
+    if reasons:
+        counted = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
+        terminalreporter.write_line(f"{len(skipped)} skipped: {counted}")
