@@ -99,7 +99,8 @@ class NoDecoder(DecodeError):
 
 @contextlib.contextmanager
 def decoding() -> Iterator[None]:
-    """Turn whatever a library raises in the block into a `DecodeError`, but for Python's own lack of memory.
+    """Turn whatever a library raises in the block into a `DecodeError`, except for a lack of memory and for names that do
+    not exist, which are faults of ours.
 
     Libraries raise more types than they document: OSError, ValueError, TypeError and AssertionError were all seen.
     """
@@ -108,7 +109,7 @@ def decoding() -> Iterator[None]:
     except DecodeError:
         raise
     except Exception as error:
-        if type(error) is MemoryError:
+        if type(error) is MemoryError or isinstance(error, (AttributeError, NameError)):
             raise
         raise DecodeError(reason_of(error)) from error
 

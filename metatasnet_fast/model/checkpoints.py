@@ -158,6 +158,7 @@ def _examples(names: list[str], lead: str = "") -> str:
 
 def _reasons(error: Exception) -> list[str]:
     """Return the lines of an error of torch without its advice to run what is in the file."""
-    lines = (line.strip().removeprefix("WeightsUnpickler error: ") for line in str(error).splitlines())
-    reasons = (line.partition(" Please ")[0].rstrip(".") for line in lines)
+    mark = "WeightsUnpickler error: "
+    lines = (line.partition(mark)[2] if mark in line else line for line in str(error).splitlines())
+    reasons = (line.strip().partition(" Please ")[0].rstrip(".") for line in lines)
     return [line for line in reasons if line and not re.search("weights_only|torch.load|Weights only", line)]

@@ -71,7 +71,8 @@ def multiplex(path: Path, sounds: list[torch.Tensor], sample_rate: int, codec: s
 
 def remux(source: Path, target: Path, shift: int = 0) -> Path:
     """Copy the packets of an audio file into another container, `shift` units of the source's time base later."""
-    with av.open(str(source)) as read, av.open(str(target), "w", options={"avoid_negative_ts": "disabled"}) as written:
+    options = {"avoid_negative_ts": "disabled", "strict": "experimental"}
+    with av.open(str(source)) as read, av.open(str(target), "w", options=options) as written:
         stream = written.add_stream_from_template(read.streams.audio[0])
         for packet in read.demux(read.streams.audio[0]):
             if packet.dts is not None:

@@ -124,9 +124,8 @@ def test_variable_rate_mp3_without_a_length_header_is_read_to_its_end(tmp_path: 
     path = tmp_path / "x.mp3"
     with av.open(str(path), "w", options=encoder) as container:
         stream = container.add_stream("libmp3lame", rate=44100, layout="mono")
-        stream.codec_context.options = {"compression_level": "7"}
+        stream.codec_context.options = {"compression_level": "7", "global_quality": str(4 * 118)}
         stream.codec_context.qscale = True
-        stream.codec_context.global_quality = 4 * 118
         frame = av.AudioFrame.from_ndarray(quiet_then_noise.numpy(), format="fltp", layout="mono")
         frame.sample_rate = 44100
         for part in av.AudioResampler(format="fltp", layout="mono", rate=44100, frame_size=1152).resample(frame):
