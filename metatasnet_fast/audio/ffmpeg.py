@@ -25,7 +25,7 @@ from .decode import (
     decoding,
     hidden_note,
 )
-from .headers import RECOGNISED_BY, mp3_length, ogg_ends, recognise, sample_area, skip_id3
+from .headers import RECOGNISED_BY, ends_with_tag, mp3_length, ogg_ends, recognise, sample_area, skip_id3
 
 __all__ = ["FFmpegDecoder", "open_container"]
 
@@ -80,7 +80,7 @@ class FFmpegDecoder:
     def __init__(self, path: Path, track: int | None = None) -> None:
         self._av = import_av()
         self.notes: list[str] = []
-        self._damaged, self._damage = 0, ""
+        self._damaged, self._at_end, self._damage = 0, 0, ""
         self._peak_64 = 0.0
         self._changes: list[str] = []
         self._open = contextlib.ExitStack()
@@ -102,7 +102,7 @@ class FFmpegDecoder:
         formats = set(self._container.format.name.split(","))
         if "ogg" in formats and ((ends := ogg_ends(path)).cut or ends.unmarked):
             self.notes.append(CUT_OGG if ends.cut else UNMARKED_OGG)
-        self._frames = self._decode()
+        self._frames = self._decode(ends_with_tag(path))
         # What the container says about rate and channels may be wrong (HE-AAC); the first frame is right.
         self._first: Any = next(self._frames, None)
         self.sample_rate = int((self._first or self._stream.codec_context).sample_rate or 0)
@@ -189,15 +189,20 @@ class FFmpegDecoder:
             return Fraction(int(self._container.duration), 1_000_000)
         return None
 
-    def _decode(self) -> Iterator[Any]:
+    def _decode(self, tagged: bool) -> Iterator[Any]:
+        """Yield the frames. ``tagged``: a tag ends the file, which FFmpeg may take for packets that it cannot decode."""
         for packet in self._packets():
             try:
                 with decoding():
                     frames = self._stream.codec_context.decode(packet)
             except DecodeError as error:
-                self._damaged, self._damage = self._damaged + 1, str(error)
+                self._count(error)
                 continue
             yield from frames
+            if frames and packet is not None and packet.size:
+                self._at_end = 0
+        if tagged:
+            self._damaged -= self._at_end
 
     def _packets(self) -> Iterator[Any]:
         """Yield the stream's packets and, as `demux` does at a proper end, one that makes the decoder give what it holds."""
@@ -207,12 +212,15 @@ class FFmpegDecoder:
                 with decoding():
                     packet = next(packets, None)
             except DecodeError as error:
-                self._damaged, self._damage = self._damaged + 1, str(error)
+                self._count(error)
                 yield None
                 return
             if packet is None:
                 return
             yield packet
+
+    def _count(self, error: DecodeError) -> None:
+        self._damaged, self._at_end, self._damage = self._damaged + 1, self._at_end + 1, str(error)
 
     def blocks(self) -> Iterator[Samples]:
         held: list[Samples] = []

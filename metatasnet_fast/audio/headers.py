@@ -12,6 +12,7 @@ from typing import BinaryIO, Literal
 __all__ = [
     "NOTATIONS",
     "RECOGNISED_BY",
+    "ends_with_tag",
     "UNDECODABLE",
     "Mp3Length",
     "OggEnds",
@@ -97,6 +98,14 @@ def skip_id3(file: BinaryIO) -> int:
         file.seek(start)
     file.seek(start)
     return start
+
+
+def ends_with_tag(path: Path) -> bool:
+    """Return whether an ID3v1, APE or Lyrics3 tag ends a file."""
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - 160))
+        tail = file.read()
+    return tail[-128:].startswith(b"TAG") or b"APETAGEX" in tail or tail.endswith(b"LYRICS200")
 
 
 @dataclass(frozen=True)

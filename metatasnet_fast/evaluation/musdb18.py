@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..audio import read_audio
 from ..audio.stem_mp4 import read_stem_mp4
 from ..config import INSTRUMENTS
-from ..errors import AudioReadError
+from ..errors import OutOfMemoryError
 from ..separation.memory import memory_for
 from .signals import EvaluationError
 
@@ -54,7 +54,9 @@ class TrackReader:
         try:
             with memory_for(f"decoding {self.name}", "score fewer tracks at once, or free some"):
                 signals, rates = self._decode()
-        except AudioReadError as error:
+        except OutOfMemoryError:
+            raise
+        except Exception as error:  # one track does not end the evaluation
             raise EvaluationError(f"{self.name} cannot be decoded. {error}") from error
         if len({len(audio) for audio in signals.values()}) > 1:
             raise EvaluationError(f"The stems of {self.name} differ in length. Check the file.")

@@ -304,6 +304,18 @@ def test_formats_behind_an_id3_tag_decode(tmp_path: Path, name: str) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["x.mp3", "x.wv"])
+def test_a_tag_at_the_end_is_no_damage(tmp_path: Path, name: str) -> None:
+    path = encode(tmp_path / name, noise(2, 44_100), RATE, {"x.mp3": "libmp3lame", "x.wv": "wavpack"}[name])
+    whole = read_audio(path)
+    text = b"A long text that is no sound. " * 20
+    item = struct.pack("<II", len(text), 0) + b"Comment\0" + text
+    footer = b"APETAGEX" + struct.pack("<IIII", 2000, len(item) + 32, 1, 0) + bytes(8)
+    path.write_bytes(path.read_bytes() + item + footer + b"TAG".ljust(128, b" "))
+    tagged = read_audio(path)
+    assert torch.equal(tagged.samples, whole.samples) and tagged.warnings == whole.warnings == ()
+
+
 @pytest.mark.parametrize(
     ("start", "name"),
     [
