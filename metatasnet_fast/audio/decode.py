@@ -30,6 +30,7 @@ __all__ = [
     "MoreSamples",
     "NoAudioStream",
     "NoDecoder",
+    "NoTrack",
     "Samples",
     "SoundFileDecoder",
     "Window",
@@ -91,6 +92,10 @@ class MoreSamples(DecodeError):
 
 class NoAudioStream(DecodeError):
     """The container can be read and has no audio in it."""
+
+
+class NoTrack(DecodeError):
+    """The container has audio, and no track of the number that was asked for."""
 
 
 class NoDecoder(DecodeError):

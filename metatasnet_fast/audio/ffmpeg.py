@@ -20,6 +20,7 @@ from .decode import (
     DecodeError,
     NoAudioStream,
     NoDecoder,
+    NoTrack,
     Samples,
     Window,
     decoding,
@@ -126,7 +127,7 @@ class FFmpegDecoder:
             best = self._container.streams.best("audio")
             chosen = next((stream for stream in decodable if best and stream.index == best.index), decodable[0])
         elif not 1 <= track <= len(streams):
-            raise NoAudioStream(f"there is no audio track {track}, there are {len(streams)}")
+            raise NoTrack(f"no audio track {track}, of {len(streams)}")
         else:
             chosen = streams[track - 1]
             if chosen.codec_context is None:
@@ -239,7 +240,7 @@ class FFmpegDecoder:
         if self._changes:
             self.notes.append(
                 f"the stream changes to {' and '.join(dict.fromkeys(self._changes))}, "
-                f"which was converted to {self.sample_rate} Hz with {self.channels} channels"
+                f"which was converted to {_named(self.sample_rate, self.channels)}"
             )
         if 0 < self._peak_64 < SILENT_64_BIT:
             self.notes.append(
@@ -258,7 +259,7 @@ class FFmpegDecoder:
                 converter, before = None, kind
                 channels = len(frame.layout.channels)
                 if (frame.sample_rate, channels) != (self.sample_rate, self.channels):
-                    self._changes.append(f"{frame.sample_rate} Hz with {channels} channels")
+                    self._changes.append(_named(frame.sample_rate, channels))
                     first = self._first
                     converter = self._av.AudioResampler(first.format.name, first.layout.name, first.sample_rate)
             yield from [frame] if converter is None else self._converted(converter, frame)
@@ -292,3 +293,7 @@ class FFmpegDecoder:
 
     def close(self) -> None:
         self._open.close()
+
+
+def _named(sample_rate: int, channels: int) -> str:
+    return f"{sample_rate} Hz {({1: 'mono', 2: 'stereo'}).get(channels, f'with {channels} channels')}"

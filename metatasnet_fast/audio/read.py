@@ -14,7 +14,17 @@ import numpy as np
 import torch
 
 from ..errors import AudioReadError, EmptyAudioError, NotAudioError
-from .decode import UNMARKED_OGG, DecodeError, Decoder, MoreSamples, NoAudioStream, NoDecoder, Samples, SoundFileDecoder
+from .decode import (
+    UNMARKED_OGG,
+    DecodeError,
+    Decoder,
+    MoreSamples,
+    NoAudioStream,
+    NoDecoder,
+    NoTrack,
+    Samples,
+    SoundFileDecoder,
+)
 from .ffmpeg import FFmpegDecoder
 from .headers import NOTATIONS, RECOGNISED_BY, UNDECODABLE, recognise, skip_id3
 
@@ -222,6 +232,8 @@ def _open_decoder(path: Path, track: int | None) -> tuple[Decoder, Iterator[Samp
             decoder = SoundFileDecoder(path) if name == "libsndfile" else FFmpegDecoder(path, track)
         except NoAudioStream as error:
             raise NotAudioError(f"{path} holds no audio (FFmpeg: {error}); name an audio or video file.") from None
+        except NoTrack as error:
+            raise NotAudioError(f"{path} has {error}; name another one.") from None
         except DecodeError as error:
             reasons.append(f"{name}: {error}")
             if isinstance(error, NoDecoder):

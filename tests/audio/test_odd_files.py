@@ -261,7 +261,7 @@ def test_the_track_that_the_container_calls_its_default_is_read(tmp_path: Path) 
     assert loudness < 0.1 and stream.warnings == ["there are 2 audio tracks; number 2 was read"]
     first = read_audio(path, track=1)
     assert first.samples.abs().max() > 0.3 and first.warnings == ()
-    with pytest.raises(NotAudioError, match=r"no audio track 3, there are 2"):
+    with pytest.raises(NotAudioError, match="has no audio track 3, of 2; name another"):
         read_audio(path, track=3)
 
 

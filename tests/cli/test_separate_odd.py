@@ -192,5 +192,5 @@ def test_an_mp3_with_a_tail_of_another_kind_is_done_whole(separate: Command, tmp
     parts = [encode(tmp_path / f"{c}.mp3", torch.rand(c, 44_100) - 0.5, 44100, "libmp3lame") for c in (1, 2)]
     (tmp_path / "x.mp3").write_bytes(b"".join(part.read_bytes() for part in parts))
     outcome = separate("x.mp3", "--stems", "bass")
-    assert outcome.code == 0 and "was converted to 44100 Hz with 1 channels" in outcome.err
+    assert outcome.code == 0 and "was converted to 44100 Hz mono" in outcome.err
     assert sf.info(tmp_path / "separated/tiny/x/bass.wav").frames > 85_000

@@ -90,6 +90,8 @@ class Matrix:
             "UV_LINK_MODE": "hardlink",
             "UV_PYTHON_DOWNLOADS": args.downloads,
         }
+        for stale in [work / "source", *work.glob("wheel-*")]:
+            shutil.rmtree(stale, ignore_errors=True)
         tools = work / "tools"
         if not tools.exists():
             run(sys.executable, "-m", "venv", tools)
@@ -210,7 +212,7 @@ def main() -> int:
         "--work", type=Path, default=ROOT / "build/matrix", help="for environments and the cache; removed"
     )
     parser.add_argument("--log", type=Path, default=ROOT / "build/matrix-logs", help="folder of a log for each row")
-    parser.add_argument("--keep", action="store_true", help="keep the cache and the wheels for the next run")
+    parser.add_argument("--keep", action="store_true", help="keep the cache for the next run")
     args = parser.parse_args()
     args.log.mkdir(parents=True, exist_ok=True)
     args.work.mkdir(parents=True, exist_ok=True)
