@@ -55,21 +55,24 @@ class Tags:
 
 
 def read_tags(path: Path) -> Tags:
-    """Return what is known of the tags of an audio file: nothing where they or the file cannot be read."""
-    with contextlib.suppress(DecodeError), contextlib.ExitStack() as stack, decoding():
-        container = open_container(path, stack)
+    """Return what is known of the tags of an audio file: nothing where the file cannot be read."""
+    with contextlib.ExitStack() as stack:
+        try:
+            with decoding():
+                container = open_container(path, stack)
+        except DecodeError:
+            return Tags()
         text: dict[str, str] = {}
         for part in [*container.streams.audio[:1], container]:
             text.update({name.lower(): value.replace("\0", "") for name, value in part.metadata.items()})
         return Tags({name: text[name] for name in NAMES if text.get(name)}, _cover(container))
-    return Tags()
 
 
 def _cover(container: Any) -> bytes | None:
     for stream in container.streams.video:
-        if int(stream.disposition) & ATTACHED_PICTURE:
-            for packet in container.demux(stream):
-                picture = bytes(packet)
+        if stream.disposition.value & ATTACHED_PICTURE:
+            with contextlib.suppress(DecodeError), decoding():
+                picture = bytes(next(container.demux(stream)))
                 return picture if 0 < len(picture) <= LARGEST_COVER else None
     return None
 

@@ -63,7 +63,7 @@ def multiplex(path: Path, sounds: list[torch.Tensor], sample_rate: int, codec: s
     """Write several audio tracks, one of which is the default, into a Matroska file."""
     with av.open(str(path), "w", options={"default_mode": "passthrough"}) as container:
         streams = [container.add_stream(codec, rate=sample_rate, layout=LAYOUTS[len(x)]) for x in sounds]
-        streams[default].disposition = av.stream.Disposition.default
+        streams[default].disposition = av.stream.Disposition.default.value
         for stream, x in zip(streams, sounds, strict=True):
             _encode(container, stream, x, sample_rate)
     return path

@@ -142,7 +142,7 @@ def test_adpcm_is_read_behind_the_announced_end(tmp_path: Path) -> None:
     announce(path, "WAV", 2048)
     audio = read_audio(path)
     assert audio.samples.shape[1] >= 39_000
-    assert agree(audio.samples[:, :39_000], whole[:, :39_000]) < 0.01
+    assert agree(audio.samples[:, :39_000], whole[:, :39_000]) < 0.05  # decoders round the steps differently
     assert any("announces 2048 bytes" in warning for warning in audio.warnings)
 
 
