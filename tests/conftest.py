@@ -24,10 +24,11 @@ def memory_goes_back() -> Iterator[None]:
     trim_memory()
 
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Say in one line how many tests were skipped, and for which reasons."""
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter: Any) -> Iterator[None]:
+    """Say in the last lines how many tests were skipped, and for which reasons."""
+    yield
     skipped = terminalreporter.stats.get("skipped", [])
     reasons = Counter(str(report.longrepr[2]).removeprefix("Skipped: ") for report in skipped)
-    if reasons:
-        counted = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
-        terminalreporter.write_line(f"{len(skipped)} skipped: {counted}")
+    for reason, count in reasons.most_common():
+        terminalreporter.write_line(f"{count} skipped: {reason}")
