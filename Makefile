@@ -1,5 +1,6 @@
 # Everything runs in a virtual environment of its own, .venv, made on first use and made anew when what it was made from
 # changes. PYTHON=... chooses the interpreter (3.10 or newer), TORCH_VERSION=... another torch than requirements/torch.txt.
+# Python with venv, make and coreutils are all that `make demo` and `make test` need; `make fresh` shows it.
 PYTHON ?= python3
 TORCH_VERSION ?=
 VENV := .venv
@@ -11,16 +12,16 @@ checksum = $(shell { cat $(1); echo '$(2)'; } | cksum | tr ' ' '-')
 ENVIRONMENT := $(VENV)/environment-$(call checksum,requirements/*.txt,$(PYTHON) $(TORCH))
 INSTALLED := $(VENV)/installed-$(call checksum,pyproject.toml setup.py,$(ENVIRONMENT))
 NATIVE := $(VENV)/native
-NATIVE_SOURCES := CMakeLists.txt $(shell find csrc -type f)
+NATIVE_SOURCES := CMakeLists.txt $(foreach depth,* */* */*/* */*/*/*,$(filter %.h %.cpp %.cu %.py,$(wildcard csrc/$(depth))))
 
 define say_what_is_there
 	@$(VENV)/bin/python -c 'import torch; from metatasnet_fast import native; print("== torch %s; compiled module: %s" % (torch.__version__, native.reason() or "yes"))'
 endef
 
-.PHONY: help env demo test test-all lint types bench report clean distclean
+.PHONY: help env demo test test-all fresh matrix lint types bench report clean distclean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F '|' '{ printf "%-18s%s\n", $$1, $$2 }'
+	@$(PYTHON) -c 'import re; [print(f"  make {name:<12} {text}") for name, text in re.findall(r"^([a-z-]+):.*## (.*)", open("Makefile").read(), re.M)]'
 
 $(ENVIRONMENT):
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python 3.10 or newer is needed, %s is %s: set PYTHON=..." % (sys.executable, sys.version.split()[0]))'
@@ -28,7 +29,7 @@ $(ENVIRONMENT):
 	@rm -rf $(VENV)
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) $(TORCH) -c requirements/constraints.txt
-	@$(VENV)/bin/python -m pip --disable-pip-version-check freeze | grep -E '^(torch|triton)==' > $(VENV)/torch.txt
+	@$(VENV)/bin/python -c 'from importlib.metadata import distributions; [print(d.metadata["Name"], d.version, sep="==") for d in distributions() if d.metadata["Name"] in ("torch", "triton")]' > $(VENV)/torch.txt
 	@$(PIP) -r requirements/base.txt -r requirements/test.txt -r requirements/dev.txt -c requirements/constraints.txt -c $(VENV)/torch.txt
 	@touch $@
 
@@ -58,6 +59,12 @@ test: env  ## the quick tests, on the CPU
 test-all: env  ## all tests; those that need a GPU skip where there is none
 	@echo "== pytest tests (all)"
 	@$(VENV)/bin/python -m pytest tests -q
+
+fresh:  ## demo and test in a copy of this tree, with nothing on the PATH but Python, make and coreutils
+	@sh tests/fresh/fresh.sh $(PYTHON)
+
+matrix:  ## install the newest and the oldest dependencies on several Pythons, and use them; ARGS=--help tells more
+	@$(PYTHON) tests/fresh/matrix.py $(ARGS)
 
 lint: env  ## ruff: mistakes and format; import-linter: the direction of imports
 	@echo "== ruff check, ruff format --check, lint-imports"

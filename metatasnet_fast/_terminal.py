@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import time
 from types import TracebackType
 from typing import Any, TextIO, TypeVar
 
-__all__ = ["ProgressBar", "discard", "say"]
+__all__ = ["ProgressBar", "discard", "escape", "say"]
+
+CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
 LINE_SECONDS = 10.0
 """Time between two lines of progress where there is no bar."""
@@ -22,11 +25,19 @@ Bar = TypeVar("Bar", bound="ProgressBar")
 _reported = False
 
 
-def say(text: str, stream: TextIO | None, end: str = "\n") -> None:
-    """Print one line now; ``stream`` may be None or closed, as ``sys.stdout`` is in some environments."""
+def escape(text: str) -> str:
+    """Return text without control characters but line breaks: names of files must not steer a terminal."""
+    return CONTROLS.sub(lambda found: repr(found[0])[1:-1], text)
+
+
+def say(text: str, stream: TextIO | None, end: str = "\n", before: str = "") -> None:
+    """Print one line now; ``stream`` may be None or closed, as ``sys.stdout`` is in some environments.
+
+    Control characters are escaped in ``text``, not in ``before`` and ``end``.
+    """
     global _reported
     try:
-        print(text, end=end, file=stream, flush=True) if stream is not None else None
+        print(before + escape(text), end=end, file=stream, flush=True) if stream is not None else None
     except (OSError, ValueError) as error:  # a full disk, a reader that is gone, a closed file
         if isinstance(error, BrokenPipeError) and stream is not None:
             discard(stream)
@@ -66,7 +77,7 @@ class ProgressBar:
         except ValueError:  # closed
             terminal = False
         if terminal:
-            self._bar = _make_bar(label, unit, total, initial)
+            self._bar = _make_bar(escape(label), unit, total, initial)
 
     @property
     def is_bar(self) -> bool:

@@ -18,6 +18,7 @@ __all__ = [
     "MissingDependencyError",
     "NotAudioError",
     "OutOfMemoryError",
+    "OutputError",
     "ShapeError",
     "TrainingDataError",
     "TrainingError",
@@ -65,8 +66,12 @@ class EmptyAudioError(AudioReadError):
     """A file or array with no samples."""
 
 
-class AudioWriteError(MetaTasNetError, OSError):
-    """A file that could not be written; nothing half-written stays behind."""
+class OutputError(MetaTasNetError, OSError):
+    """A file, folder or name for results that cannot be used; nothing half-written stays behind."""
+
+
+class AudioWriteError(OutputError):
+    """An audio file that could not be written."""
 
 
 class AudioFormatError(AudioWriteError):

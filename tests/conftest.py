@@ -1,8 +1,34 @@
-"""Settings of every test run."""
+"""Settings of every test run, memory that is given back, and the skipped tests counted by reason."""
 
 from __future__ import annotations
 
+import gc
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
 import torch
+
+from tests.support import trim_memory
 
 # The networks under test are small: threads would wait for each other longer than they compute.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def memory_goes_back() -> Iterator[None]:
+    """Free what the tests of a module leave."""
+    yield
+    gc.collect()
+    trim_memory()
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter: Any) -> Iterator[None]:
+    """Say in the last lines how many tests were skipped, and for which reasons."""
+    yield
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(str(report.longrepr[2]).removeprefix("Skipped: ") for report in skipped)
+    for reason, count in reasons.most_common():
+        terminalreporter.write_line(f"{count} skipped: {reason}")

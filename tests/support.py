@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import functools
 import json
 import math
@@ -178,3 +180,9 @@ def assert_parity(what: str, value: Any, expected: Any, limit: float) -> None:
     """Fail with both the error and the limit; NaN fails."""
     error = relative_error(value, expected)
     assert error <= limit, f"{what}: relative error {error:.2e}, allowed {limit:.2e}"
+
+
+def trim_memory() -> None:
+    """Let the C library give freed memory back to the system: after large tensors it keeps gigabytes."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
+        ctypes.CDLL("libc.so.6").malloc_trim(0)

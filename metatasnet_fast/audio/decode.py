@@ -1,4 +1,4 @@
-"""The two decoders: libsndfile for PCM, FLAC and Ogg, FFmpeg (inside PyAV) for everything else.
+"""libsndfile for PCM, FLAC and Ogg; :mod:`metatasnet_fast.audio.ffmpeg` has the decoder for everything else.
 
 MP3 and chained Ogg go to FFmpeg although libsndfile knows them: libsndfile 1.2 stops at an estimated length in
 variable-rate MP3 without a length header, and after the first of several chained streams, and reports neither. Single
@@ -7,29 +7,37 @@ Ogg streams stay with libsndfile, because FFmpeg 8 loses or adds up to 256 sampl
 
 from __future__ import annotations
 
+import contextlib
 import os
-import re
 from collections.abc import Iterator
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from metatasnet_fast.audio.headers import mp3_declares_length, ogg_ends
-
 from .._extras import require
+from .headers import SampleArea, flac_samples, ogg_ends, sample_area
 
 __all__ = [
+    "BLOCK",
+    "CUT_OGG",
+    "DEPTHS",
+    "UNMARKED_OGG",
     "VORBIS_TO_WAV",
     "DecodeError",
     "Decoder",
-    "FFmpegDecoder",
+    "MoreSamples",
     "NoAudioStream",
     "NoDecoder",
+    "NoTrack",
+    "Samples",
     "SoundFileDecoder",
+    "Window",
+    "decoding",
+    "hidden_note",
     "import_soundfile",
+    "reason_of",
     "system_name",
 ]
 
@@ -37,11 +45,10 @@ Samples = npt.NDArray[np.float32]
 
 BLOCK = 2**15
 
-# Raw streams declare no length; FFmpeg guesses one from the bit rate.
-GUESSED_LENGTH = {"aac", "ac3", "dts", "eac3", "loas", "mp3", "truehd"}
-
-
 CUT_OGG = "the file ends early: its last Ogg page is cut off or missing"
+UNMARKED_OGG = (
+    "the last Ogg page is not marked as the last one of its stream: if the file was cut there, the rest is missing"
+)
 
 # Vorbis and Opus have the centre second and the low frequencies last (Vorbis I specification, 4.3.9); everything else
 # here, like WAV: front left, right, centre, low frequencies, back, side. WAV channel k is Vorbis channel [k].
@@ -53,31 +60,96 @@ VORBIS_TO_WAV = {
     8: (0, 2, 1, 7, 5, 6, 3, 4),
 }
 
+DEPTHS = {
+    **dict.fromkeys(("PCM_U8", "PCM_S8", "PCM_16", "ULAW", "ALAW", "ALAC_16"), "int16"),
+    **dict.fromkeys(("PCM_24", "ALAC_20", "ALAC_24"), "int24"),
+    **dict.fromkeys(("PCM_32", "ALAC_32"), "int32"),
+    **dict.fromkeys(("FLOAT", "DOUBLE"), "float32"),
+}
+"""Of libsndfile's subtypes, the least that holds the samples; lossy ones have no depth."""
+
+WIDTHS = {
+    "PCM_U8": 1,
+    "PCM_S8": 1,
+    "PCM_16": 2,
+    "PCM_24": 3,
+    "PCM_32": 4,
+    "FLOAT": 4,
+    "DOUBLE": 8,
+    "ULAW": 1,
+    "ALAW": 1,
+}
+"""Bytes of a sample of the subtypes that can be read without a header."""
+
 
 class DecodeError(Exception):
     """Why a decoder cannot go on; callers turn it into a warning or a typed error."""
+
+
+class MoreSamples(DecodeError):
+    """This decoder stops where the header says, and there are further samples."""
 
 
 class NoAudioStream(DecodeError):
     """The container can be read and has no audio in it."""
 
 
+class NoTrack(DecodeError):
+    """The container has audio, and no track of the number that was asked for."""
+
+
 class NoDecoder(DecodeError):
     """There is audio, of a codec that this FFmpeg cannot decode."""
 
 
+@contextlib.contextmanager
+def decoding() -> Iterator[None]:
+    """Turn whatever a library raises in the block into a `DecodeError`, except for a lack of memory and for names that do
+    not exist, which are faults of ours.
+
+    Libraries raise more types than they document: OSError, ValueError, TypeError and AssertionError were all seen.
+    """
+    try:
+        yield
+    except DecodeError:
+        raise
+    except Exception as error:
+        if type(error) is MemoryError or isinstance(error, (AttributeError, NameError)):
+            raise
+        raise DecodeError(reason_of(error)) from error
+
+
+def reason_of(error: Exception) -> str:
+    """Return what a library says, without the names of files, in one line."""
+    text = getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error)
+    return " ".join(str(text).split()).rstrip(".") or type(error).__name__
+
+
+def hidden_note(area: SampleArea) -> str:
+    return f"the header announces {area.announced} bytes of samples, {area.there} are there"
+
+
 class Decoder(Protocol):
-    """One open file. `frames` is the length it declares, `tolerance` how far that may be from the truth, in seconds."""
+    """One open file."""
 
     sample_rate: int
     channels: int
     codec: str
+    depth: str | None
+    """The samples' type, as ``AudioWriter`` names it; None for lossy codecs."""
+    announced: int | None
+    """Samples that the header announces, if it does."""
     frames: int | None
+    """The same, or None where the file cannot hold so many."""
     tolerance: float
+    """Seconds by which the true length may differ from the announced one."""
+    tracks: int
+    track: int
+    """Number of audio tracks, and which one is decoded, from 1."""
     notes: list[str]
 
     def blocks(self) -> Iterator[Samples]:
-        """Blocks `(channels, n)`, n > 0. Raises `DecodeError` where decoding cannot go on."""
+        """Yield blocks `(channels, n)`, n > 0. Raises `DecodeError` where decoding cannot go on."""
 
     def close(self) -> None: ...
 
@@ -86,163 +158,126 @@ def import_soundfile() -> Any:
     return require("soundfile", "Reading and writing audio")
 
 
-def import_av() -> Any:
-    return require("av", "Decoding compressed audio and video")
-
-
 def system_name(path: Path) -> str | bytes:
-    """A file name for soundfile, which refuses names that are not UTF-8 unless it gets them as bytes."""
+    """Return a file name for soundfile, which refuses names that are not UTF-8 unless it gets them as bytes."""
     return str(path) if os.name == "nt" else os.fsencode(path)
 
 
+class Window:
+    """A file without its first ``start`` bytes, for libraries that read from Python; no call of theirs raises."""
+
+    def __init__(self, path: Path, start: int = 0) -> None:
+        self.name = str(path)  # FFmpeg goes by it where the content leaves a choice
+        self._file = open(path, "rb")
+        self._start = start
+        self._file.seek(start)
+
+    def read(self, size: int = -1) -> bytes:
+        return self._file.read(size)
+
+    def readinto(self, buffer: Any) -> int:
+        return self._file.readinto(buffer)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move as other files do; return -1 for a place before the start or an unknown ``whence``."""
+        if whence == os.SEEK_SET:
+            offset += self._start
+        elif whence == os.SEEK_CUR:
+            offset += self._file.tell()
+        elif whence == os.SEEK_END:
+            offset += os.fstat(self._file.fileno()).st_size
+        else:
+            return -1
+        if offset < self._start:
+            return -1
+        try:
+            return self._file.seek(offset) - self._start
+        except (OSError, OverflowError):  # farther away than files can be long
+            return -1
+
+    def tell(self) -> int:
+        return self._file.tell() - self._start
+
+    def seekable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._file.close()
+
+
 class SoundFileDecoder:
-    tolerance = 0.0
+    """PCM in WAV and its kin, FLAC, and Ogg with one stream."""
+
+    tolerance: float = 0.0
+    tracks: int = 1
+    track: int = 1
 
     def __init__(self, path: Path) -> None:
         sf = import_soundfile()
-        self._error = sf.LibsndfileError
-        try:
+        with decoding():
             self._file = sf.SoundFile(system_name(path))
-        except (sf.LibsndfileError, TypeError) as error:  # TypeError: ".raw", which has no header to read
-            raise DecodeError(getattr(error, "error_string", str(error))) from error
-        self.codec = f"{self._file.format} {self._file.subtype}"
-        ends = ogg_ends(path) if self._file.format == "OGG" else None
+        self._window: Window | None = None
+        self.notes: list[str] = []
+        format, subtype = self._file.format, self._file.subtype
+        self.codec = f"{format} {subtype}"
+        ends = ogg_ends(path) if format == "OGG" else None
         # A FLAC stream of unknown length has 2**63 - 1 frames here, and its end looks like an error.
-        if self._file.format == "MP3" or (ends and ends.chained) or self._file.frames > 2**62:
+        if format == "MP3" or (ends and (ends.chained or ends.early)) or self._file.frames > 2**62:
             self._file.close()
             raise DecodeError(f"{self.codec} is left to FFmpeg")
         self.sample_rate = int(self._file.samplerate)
         self.channels = int(self._file.channels)
-        self.frames: int | None = int(self._file.frames)
+        self.depth: str | None = DEPTHS.get(subtype)
+        self.announced: int | None = int(self._file.frames)
+        self.frames: int | None = self.announced
         self._order = list(VORBIS_TO_WAV.get(self.channels, range(self.channels))) if ends else None
-        self.notes: list[str] = [CUT_OGG] if ends and ends.cut else []
-        # libsndfile reduces the length of a cut-off WAV or AIFF silently; its log tells. Sizes near 2**31 and 2**32
-        # stand for "unknown" in files that were written to a pipe.
-        cut = re.search(r"^ *(?:data|SSND)\s*: (\d+) \(should be (\d+)\)", self._file.extra_info, re.MULTILINE)
-        if cut and int(cut[2]) < int(cut[1]) < 0x7FFFF000:
-            self.notes.append(f"the file ends early: {cut[1]} bytes of samples are announced, {cut[2]} are there")
+        if ends and (ends.cut or ends.unmarked):
+            self.notes.append(CUT_OGG if ends.cut else UNMARKED_OGG)
+        if subtype in ("VORBIS", "OPUS", "MPEG_LAYER_III"):
+            self.tolerance = 0.1
+        if subtype == "OPUS":
+            # libsndfile 1.2 begins some samples too late where a stream's count does not start at 0, until it seeks.
+            self._file.seek(0)
+        self._unread = format == "FLAC" and (flac_samples(path) or 0) > self._file.frames
+        area = sample_area(path)
+        if area is not None:
+            self._compare_sizes(sf, path, area)
+
+    def _compare_sizes(self, sf: Any, path: Path, area: SampleArea) -> None:
+        """Go by the file's size where the header contradicts it."""
+        subtype = self._file.subtype
+        if area.announced is not None and area.missing:
+            # Without a fixed width, in proportion.
+            width = self.channels * WIDTHS.get(subtype, 0) or max(1.0, area.there / max(1, self._file.frames))
+            self.announced = int(area.announced / width)
+        if subtype not in WIDTHS:
+            if area.hidden:
+                self._file.close()
+                raise DecodeError("its header announces too few samples")
+            return
+        if area.hidden:
+            self.notes.append(hidden_note(area))
+        if area.there < (self._file.frames + 1) * self.channels * WIDTHS[subtype]:
+            return
+        endian = self._file.endian
+        if endian == "FILE":
+            endian = "BIG" if self._file.format in ("AIFF", "AU", "CAF") else "LITTLE"
+        self._file.close()
+        self._window = Window(path, area.start)
+        self._file = sf.SoundFile(self._window, "r", self.sample_rate, self.channels, subtype, endian, "RAW")
+        self.frames = self.announced = int(self._file.frames)
 
     def blocks(self) -> Iterator[Samples]:
         while True:
-            try:
+            with decoding():
                 block = self._file.read(BLOCK, dtype="float32", always_2d=True)
-            except self._error as error:
-                raise DecodeError(f"libsndfile: {error}") from error
             if len(block) == 0:
-                return
+                break
             yield np.ascontiguousarray(block.T if self._order is None else block.T[self._order])
+        if self._unread:
+            raise MoreSamples
 
     def close(self) -> None:
         self._file.close()
-
-
-class FFmpegDecoder:
-    """The first audio stream. Damaged packets are left out and counted; encoder delay is cut as the container says."""
-
-    tolerance = 0.1
-
-    def __init__(self, path: Path) -> None:
-        av = import_av()
-        self._error = av.FFmpegError
-        self._file = open(path, "rb")
-        try:
-            # A playlist must not make FFmpeg open other files or addresses; broken tags must not stop us.
-            self._container = av.open(self._file, metadata_errors="ignore", options={"protocol_whitelist": "none"})
-        except (av.FFmpegError, ValueError) as error:
-            self._file.close()
-            raise DecodeError(_reason(error)) from error
-        if not self._container.streams.audio:
-            self.close()
-            raise NoAudioStream("the container has no audio stream")
-        self._stream = self._container.streams.audio[0]
-        if self._stream.codec_context is None:
-            self.close()
-            raise NoDecoder("no decoder for its codec is installed")
-        self._formats = set(self._container.format.name.split(","))
-        self.notes: list[str] = []
-        self._damaged = 0
-        self._damage = ""
-        if "ogg" in self._formats and ogg_ends(path).cut:
-            self.notes.append(CUT_OGG)
-        self._frames = self._decode()
-        # What the container says about rate and channels may be wrong (HE-AAC); the first frame is right.
-        self._first = next(self._frames, None)
-        if self._first is None and not self._stream.codec_context.sample_rate:
-            # FFmpeg believes the name of what is called .flac, and finds nothing in it.
-            self.close()
-            raise DecodeError("no header of an audio stream was found")
-        self.sample_rate = self._first.sample_rate if self._first is not None else 0
-        self.channels = len(self._first.layout.channels) if self._first is not None else 0
-        self.codec = f"{self._container.format.name.split(',')[0]} {self._stream.codec_context.name}"
-        self.frames = self._declared_length(path)
-
-    def _declared_length(self, path: Path) -> int | None:
-        if self._formats & GUESSED_LENGTH and not ("mp3" in self._formats and mp3_declares_length(path)):
-            return None
-        if self._stream.duration is not None:
-            return int(self._stream.duration * self._stream.time_base * self.sample_rate + Fraction(1, 2))
-        # A container's own duration is that of its longest stream.
-        if self._container.duration is not None and len(self._container.streams) == 1:
-            return int(Fraction(self._container.duration, 1_000_000) * self.sample_rate + Fraction(1, 2))
-        return None
-
-    def _decode(self) -> Iterator[Any]:
-        for packet in self._packets():
-            try:
-                yield from self._stream.codec_context.decode(packet)
-            except self._error as error:
-                self._damaged, self._damage = self._damaged + 1, _reason(error)
-        if self._damaged:
-            self.notes.append(f"damaged packets were left out: {self._damaged} (FFmpeg: {self._damage})")
-
-    def _packets(self) -> Iterator[Any]:
-        """The stream's packets and, as `demux` does at a proper end, one that makes the decoder give what it holds."""
-        try:
-            yield from self._container.demux(self._stream)
-        except self._error as error:
-            self._damaged, self._damage = self._damaged + 1, _reason(error)
-            yield None
-
-    def blocks(self) -> Iterator[Samples]:
-        held: list[Samples] = []
-        size = 0
-        frame = self._first
-        while frame is not None:
-            if frame.sample_rate != self.sample_rate or len(frame.layout.channels) != self.channels:
-                if held:
-                    yield np.concatenate(held, 1)
-                raise DecodeError(
-                    f"the stream changes to {frame.sample_rate} Hz with {len(frame.layout.channels)} channels"
-                )
-            held.append(self._samples(frame))
-            size += held[-1].shape[1]
-            if size >= BLOCK:
-                yield np.concatenate(held, 1)
-                held, size = [], 0
-            frame = next(self._frames, None)
-        if size:
-            yield np.concatenate(held, 1)
-
-    def _samples(self, frame: Any) -> Samples:
-        """A decoded frame as float32 `(channels, n)`, integer formats scaled to [-1, 1)."""
-        if frame.format.is_planar and self.channels >= 8:
-            # PyAV 18 reads past the end of such a frame's list of planes, and crashes; packed frames have one plane.
-            packed = import_av().AudioResampler(format="flt", layout=frame.layout, rate=frame.sample_rate)
-            [frame] = packed.resample(frame)
-        data: npt.NDArray[Any] = frame.to_ndarray()
-        if not frame.format.is_planar:
-            data = data.reshape(-1, self.channels).T
-        samples: Samples = data.astype(np.float32)
-        if data.dtype == np.uint8:
-            samples = (samples - np.float32(128)) / np.float32(128)
-        elif data.dtype.kind == "i":
-            samples /= np.float32(2.0 ** (8 * data.dtype.itemsize - 1))
-        return samples
-
-    def close(self) -> None:
-        self._container.close()
-        self._file.close()
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
+        if self._window is not None:
+            self._window.close()

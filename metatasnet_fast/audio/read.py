@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
@@ -12,21 +13,27 @@ from types import TracebackType
 import numpy as np
 import torch
 
-from metatasnet_fast.audio.decode import (
+from ..errors import AudioReadError, EmptyAudioError, NotAudioError
+from .decode import (
+    UNMARKED_OGG,
     DecodeError,
     Decoder,
-    FFmpegDecoder,
+    MoreSamples,
     NoAudioStream,
     NoDecoder,
+    NoTrack,
     Samples,
     SoundFileDecoder,
 )
-from metatasnet_fast.errors import AudioReadError, EmptyAudioError, NotAudioError
+from .ffmpeg import FFmpegDecoder
+from .headers import NOTATIONS, RECOGNISED_BY, UNDECODABLE, recognise, skip_id3
 
-__all__ = ["AudioFile", "AudioStream", "open_audio", "read_audio"]
+__all__ = ["AudioFile", "AudioStream", "is_address", "open_audio", "read_audio"]
 
-# WAV, its 64-bit and big-endian kin, AIFF, FLAC, Ogg, CAF, AU.
-LIBSNDFILE_FIRST = (b"RIFF", b"RIFX", b"RF64", b"riff", b"FORM", b"fLaC", b"OggS", b"caff", b".snd")
+LIBSNDFILE_FIRST = ("RIFF", "Wave64", "IFF", "CAF", "AU", "FLAC", "Ogg")
+
+LEAST = 0.95
+"""Share of its announced samples that a file must have."""
 
 
 @dataclass(frozen=True)
@@ -43,39 +50,29 @@ class AudioStream:
     """An audio file that is being decoded: iterate over it once for its blocks, float32 tensors `(channels, n)`, n > 0.
 
     `frames` is the length that the file declares, or None; in compressed formats the true one may differ by 0.1 s.
-    `codec` names container and codec. `warnings` grows while reading and is complete when the iteration ends.
-    Memory does not grow with the file. Use it in a `with` statement, or call `close`.
+    `codec` names container and codec. `depth` is the type of the samples as `AudioWriter` names it, None for lossy codecs.
+    `track` is the number of the audio track, from 1, of `tracks`. `warnings` grows while reading and is complete when the
+    iteration ends. Memory does not grow with the file. Use it in a `with` statement, or call `close`.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, track: int | None = None, partial: bool = False) -> None:
         self.path = Path(path)
         self.warnings: list[str] = []
         self.frames_read = 0
         self._replaced = 0
-        _check_file(self.path)
-        self._decoder: Decoder = _open_decoder(self.path)
-        self.sample_rate = self._decoder.sample_rate
-        self.channels = self._decoder.channels
-        self.codec = self._decoder.codec
-        self.frames = self._decoder.frames
-        self._tolerance = self._decoder.tolerance
+        self._partial = partial
+        _check_file(self.path, os.fspath(path))
+        self._decoder, self._decoded, self._first = _open_decoder(self.path, track)
+        self.sample_rate, self.channels = self._decoder.sample_rate, self._decoder.channels
+        self.codec, self.depth = self._decoder.codec, self._decoder.depth
+        self.track, self.tracks = self._decoder.track, self._decoder.tracks
+        self.frames, self._announced = self._decoder.frames, self._decoder.announced
         self._blocks = self._read()
-        # Files without a single sample are refused here and not at some later time.
-        try:
-            self._first: torch.Tensor | None = next(self._blocks, None)
-            if self._first is None:
-                raise self._nothing_decoded()
-        except BaseException:
-            self.close()
-            raise
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         return self
 
     def __next__(self) -> torch.Tensor:
-        if self._first is not None:
-            block, self._first = self._first, None
-            return block
         return next(self._blocks)
 
     def __enter__(self) -> AudioStream:
@@ -93,16 +90,15 @@ class AudioStream:
 
     def _read(self) -> Generator[torch.Tensor, None, None]:
         try:
-            yield from self._finite(self._decoder.blocks())
+            yield self._finite(self._first)
+            for block in self._decoded:
+                yield self._finite(block)
         except DecodeError as error:
             yield from self._read_on(error)
         self.warnings += self._decoder.notes
         if self._replaced:
             self.warnings.append(f"{self._replaced} samples were NaN or infinite and were replaced by 0")
-        if self.frames is not None:
-            missing = self.frames - self.frames_read
-            if missing > self._tolerance * self.sample_rate:
-                self.warnings.append(f"the file announces {self.frames} samples, {self.frames_read} could be decoded")
+        self._compare_length()
 
     def _read_on(self, failure: DecodeError) -> Iterator[torch.Tensor]:
         """After libsndfile gave up (it does not look for the next good FLAC frame), go on with FFmpeg."""
@@ -118,50 +114,77 @@ class AudioStream:
         self._decoder.close()
         self.warnings += self._decoder.notes
         self._decoder = other
-        self.warnings.append(f"{position}; FFmpeg went on from there")
+        if not isinstance(failure, MoreSamples):  # the difference in length is reported at the end
+            self.warnings.append(f"{position}; FFmpeg went on from there")
         if (other.sample_rate, other.channels) != (self.sample_rate, self.channels):
             self.warnings.append(f"FFmpeg found {other.sample_rate} Hz with {other.channels} channels instead")
             return
         try:
-            yield from self._finite(_without_first(other.blocks(), self.frames_read))
+            for block in _without_first(other.blocks(), self.frames_read):
+                yield self._finite(block)
         except DecodeError as error:
             self.warnings.append(f"decoding stopped after {self.frames_read} samples ({error})")
 
-    def _finite(self, blocks: Iterator[Samples]) -> Iterator[torch.Tensor]:
-        for block in blocks:
-            finite = np.isfinite(block)
-            if not finite.all():
-                self._replaced += int(block.size - np.count_nonzero(finite))
-                block = np.where(finite, block, np.float32(0))
-            self.frames_read += block.shape[1]
-            yield torch.from_numpy(block)
+    def _finite(self, block: Samples) -> torch.Tensor:
+        finite = np.isfinite(block)
+        if not finite.all():
+            self._replaced += int(block.size - np.count_nonzero(finite))
+            block = np.where(finite, block, np.float32(0))
+        self.frames_read += block.shape[1]
+        return torch.from_numpy(block)
 
-    def _nothing_decoded(self) -> AudioReadError:
-        if self.warnings:
-            return AudioReadError(
-                f"Nothing in {self.path} could be decoded ({'; '.join(self.warnings)}); fetch or export the file again."
+    def _compare_length(self) -> None:
+        if self._announced is None:
+            return
+        difference = self.frames_read - self._announced
+        if abs(difference) <= self._decoder.tolerance * self.sample_rate:
+            return
+        if difference > 0:
+            self.warnings.append(
+                f"the file announces {self._announced} samples, {self.frames_read} are there and were read"
             )
-        return EmptyAudioError(f"{self.path} holds no samples; leave it out, or export it again.")
+            return
+        lack = f"the file announces {self._announced} samples, {self.frames_read} could be decoded"
+        self.warnings.append(lack)
+        if self.frames_read < LEAST * self._announced and not self._partial:
+            share = f"{self.frames_read / self._announced:.1%}"
+            raise AudioReadError(
+                f"Only {share} of {self.path} could be decoded ({'; '.join(self.warnings)}); fetch or export it again, "
+                "or ask for what is there (partial)."
+            )
 
 
-def open_audio(path: str | os.PathLike[str]) -> AudioStream:
-    """Open an audio or video file (its first audio stream) for reading block by block.
+def open_audio(path: str | os.PathLike[str], *, track: int | None = None, partial: bool = False) -> AudioStream:
+    """Open an audio or video file for reading block by block.
 
-    Raises `NotAudioError` for files without audio, `EmptyAudioError` for audio without samples, `AudioReadError` for
-    what is missing, forbidden, damaged beyond reading, or of a codec that cannot be decoded here, and
-    `MissingDependencyError` where a decoder's package is not installed.
+    Args:
+        path: a regular file.
+        track: number of the audio track, from 1; by default the one that the container calls its default, or the first.
+        partial: read what is there where less than 95 % of the announced samples can be decoded.
+
+    Raises:
+        NotAudioError: for files without audio, or without that track.
+        EmptyAudioError: for audio without samples.
+        AudioReadError: for what is missing, forbidden, damaged beyond reading, or of a codec that cannot be decoded here; and,
+            at the end of the iteration, without ``partial``, for files of which less than 95 % could be decoded.
+        MissingDependencyError: where a decoder's package is not installed.
     """
-    return AudioStream(path)
+    return AudioStream(path, track=track, partial=partial)
 
 
-def read_audio(path: str | os.PathLike[str]) -> AudioFile:
-    """Read a whole audio or video file (its first audio stream); raises what `open_audio` raises."""
-    with open_audio(path) as stream:
+def read_audio(path: str | os.PathLike[str], *, track: int | None = None, partial: bool = False) -> AudioFile:
+    """Read a whole audio or video file; arguments and errors as in `open_audio`."""
+    with open_audio(path, track=track, partial=partial) as stream:
         samples = torch.cat(list(stream), 1)
         return AudioFile(samples, stream.sample_rate, stream.codec, tuple(stream.warnings))
 
 
-def _check_file(path: Path) -> None:
+def is_address(name: str) -> bool:
+    """Return whether a name is that of something on a network, such as ``https://...``, or an URL of another kind."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", name) is not None
+
+
+def _check_file(path: Path, name: str) -> None:
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
@@ -171,6 +194,8 @@ def _check_file(path: Path) -> None:
         with open(path, "rb"):
             pass
     except FileNotFoundError:
+        if isinstance(name, str) and is_address(name):
+            raise AudioReadError(f"{name} is an address, and nothing is fetched here; download it first.") from None
         raise AudioReadError(f"There is no file {path}; check the path.") from None
     except AudioReadError:  # an OSError, too
         raise
@@ -183,26 +208,58 @@ def _check_file(path: Path) -> None:
         raise EmptyAudioError(f"{path} is an empty file; fetch or export it again.")
 
 
-def _open_decoder(path: Path) -> Decoder:
+def _open_decoder(path: Path, track: int | None) -> tuple[Decoder, Iterator[Samples], Samples]:
+    """Return the first decoder that gives samples, its blocks, and the first of them."""
     with open(path, "rb") as file:
-        magic = file.read(4)
-    if magic in LIBSNDFILE_FIRST:
-        names = ["libsndfile", "FFmpeg"]
-    elif path.suffix.lower() == ".mp3" or (magic[:1] == b"\xff" and magic[1:2] >= b"\xe0"):
-        names = ["FFmpeg"]  # libsndfile's MP3 parser writes to standard error about what it cannot read
-    else:
-        names = ["FFmpeg", "libsndfile"]
-    reasons = []
+        kind = recognise(file.read(RECOGNISED_BY))
+        skip_id3(file)
+        inner = recognise(file.read(RECOGNISED_BY))
+    if inner in NOTATIONS:
+        raise NotAudioError(f"{path} is a {inner}: it holds notes and no recording; play it into a WAV file first.")
+    if inner in UNDECODABLE:
+        raise AudioReadError(f"{path} is an {inner}, which nothing here decodes; convert it to WAV or FLAC first.")
+    names = ["FFmpeg", "libsndfile"]
+    if kind in LIBSNDFILE_FIRST and track in (None, 1):
+        names.reverse()
+    elif track is not None or path.suffix.lower() == ".mp3" or kind in ("MPEG audio", "ID3"):
+        names.remove("libsndfile")  # whose MP3 parser writes to standard error about what it cannot read
+    reasons: list[str] = []
     advice = "if it should be audio it is damaged or incomplete: fetch or export it again"
+    empty = False
+    decoder: Decoder
     for name in names:
         try:
-            return SoundFileDecoder(path) if name == "libsndfile" else FFmpegDecoder(path)
+            decoder = SoundFileDecoder(path) if name == "libsndfile" else FFmpegDecoder(path, track)
         except NoAudioStream as error:
             raise NotAudioError(f"{path} holds no audio (FFmpeg: {error}); name an audio or video file.") from None
+        except NoTrack as error:
+            raise NotAudioError(f"{path} has {error}; name another one.") from None
         except DecodeError as error:
-            reasons.append(f"{name}: {str(error).rstrip('.')}")
+            reasons.append(f"{name}: {error}")
             if isinstance(error, NoDecoder):
-                advice = "convert it to WAV or FLAC with the program that made it"
+                advice = "export it as WAV or FLAC, uncompressed, with the program that made it"
+            continue
+        blocks = decoder.blocks()
+        try:
+            first = next(blocks, None)
+        except BaseException as error:
+            decoder.close()
+            if not isinstance(error, DecodeError):
+                raise
+            reasons.append(f"{name}: {error}")
+            continue
+        if first is not None:
+            return decoder, blocks, first
+        decoder.close()
+        damage = [note for note in decoder.notes if note != UNMARKED_OGG]
+        if decoder.announced:
+            damage.append(f"{decoder.announced} samples are announced, none could be decoded")
+        if damage:
+            reasons.append(f"{name}: {'; '.join(damage)}")
+        else:
+            empty = True
+    if empty:
+        raise EmptyAudioError(f"{path} holds no samples; leave it out, or export it again.")
     raise AudioReadError(f"{path} cannot be read as audio ({'; '.join(reasons)}); {advice}.")
 
 

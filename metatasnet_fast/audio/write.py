@@ -14,17 +14,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from metatasnet_fast.audio.decode import VORBIS_TO_WAV, import_soundfile
-from metatasnet_fast.audio.sink import Sink
-from metatasnet_fast.errors import AudioFormatError, AudioWriteError, ShapeError
-
 from .._io import sync
+from ..errors import AudioFormatError, AudioWriteError, ShapeError
+from .decode import VORBIS_TO_WAV, import_soundfile
+from .sink import Sink
+from .tags import Tags, write_tags
 
-__all__ = ["AudioWriter", "WrittenAudio", "write_audio"]
+__all__ = ["AudioWriter", "WrittenAudio", "closest_subtype", "write_audio"]
 
 # libsndfile's names; the first subtype of a format is its default.
 SUBTYPES = {
-    "wav": {"int16": "PCM_16", "int24": "PCM_24", "float32": "FLOAT"},
+    "wav": {"int16": "PCM_16", "int24": "PCM_24", "int32": "PCM_32", "float32": "FLOAT"},
     "flac": {"int16": "PCM_16", "int24": "PCM_24"},
     "ogg": {"vorbis": "VORBIS"},
     "mp3": {"mp3": "MPEG_LAYER_III"},
@@ -36,7 +36,7 @@ OGG_MAX_RATE = 192000
 FLAC_MAX_RATE = 655350
 # The sizes in a WAV file have 32 bits; some room is left for its header.
 WAV_MAX_BYTES = 2**32 - 2**16
-BYTES = {"int16": 2, "int24": 3, "float32": 4}
+BYTES = {"int16": 2, "int24": 3, "int32": 4, "float32": 4}
 
 BLOCK = 2**15  # libsndfile's Vorbis encoder puts what it is given on the stack
 SF_SET_ADD_PEAK_CHUNK = 0x1050
@@ -61,12 +61,12 @@ class AudioWriter:
     takes its name, replacing what was there; when it ends with an exception, it is removed and nothing has changed.
 
     `format`: "wav", "flac", "ogg" (Vorbis) or "mp3"; by default what the name ends in. `subtype`: "int16" (the default)
-    or "int24" for wav and flac, "float32" for wav. Full scale is 1. Integer formats round to the nearest step, 2^-15 or
-    2^-23; what then is outside -1 ... 1 - step is clipped, never rescaled, and counted in `clipped_samples`. ogg and
-    mp3 use their encoders' default quality. `frames`: the length to come, where it is known; then what would not fit is
-    refused before the first block. More than two channels are in WAV's order (front left, right, centre, low
-    frequencies, back, side) in every format. Equal samples make equal wav, flac and mp3 files; ogg files hold a random
-    serial number.
+    or "int24" for wav and flac, "int32" and "float32" for wav. Full scale is 1. Integer formats round to the nearest step,
+    2^-15, 2^-23 or 2^-31; what then is outside -1 ... 1 - step is clipped, never rescaled, and counted in
+    `clipped_samples`. ogg and mp3 use their encoders' default quality. `frames`: the length to come, where it is known;
+    then what would not fit is refused before the first block. `tags`: what `read_tags` returns, to be written into the
+    file. More than two channels are in WAV's order (front left, right, centre, low frequencies, back, side) in every
+    format. Equal samples make equal wav, flac and mp3 files; ogg files hold a random serial number.
 
     Raises `AudioFormatError` for rates, channels or lengths that the format cannot hold, `AudioWriteError` for NaN or
     infinite samples, no samples at all and whatever the system refuses, `ShapeError` for blocks of another shape or dtype.
@@ -81,12 +81,14 @@ class AudioWriter:
         format: str | None = None,
         subtype: str | None = None,
         frames: int | None = None,
+        tags: Tags | None = None,
     ) -> None:
         self.path = Path(path)
         self.sample_rate, self.channels = sample_rate, channels
         self.format = _format(self.path, format)
         self.subtype = _subtype(self.format, subtype)
         _check_limits(self.format, sample_rate, channels)
+        self._tags = tags or Tags()
         self._check_size(frames or 0)
         self.frames = 0
         self.clipped_samples = 0
@@ -145,23 +147,25 @@ class AudioWriter:
         self.frames += block.shape[1]
 
     def _check_size(self, frames: int) -> None:
-        if self.format == "wav" and frames * self.channels * BYTES[self.subtype] > WAV_MAX_BYTES:
+        most = WAV_MAX_BYTES - len(self._tags.cover or b"")
+        if self.format == "wav" and frames * self.channels * BYTES[self.subtype] > most:
             raise AudioFormatError(f"{self.path} would exceed the 4 GiB that a WAV file can hold; write flac.")
 
     def _encoded(self, samples: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Samples `(channels, n)` as libsndfile takes them, `(n, channels)`: integers, or float32 for other formats."""
         if self.format == "ogg" and self.channels in VORBIS_TO_WAV:
             samples = samples[np.argsort(VORBIS_TO_WAV[self.channels])]
-        if self.subtype not in ("int16", "int24"):
+        if not self.subtype.startswith("int"):
             return np.ascontiguousarray(samples.T, dtype=np.float32)
-        bits = 16 if self.subtype == "int16" else 24
+        bits = 8 * BYTES[self.subtype]
         scale = 2.0 ** (bits - 1)
         steps = np.rint(samples.T.astype(np.float64) * scale)
         self.clipped_samples += int(np.count_nonzero((steps < -scale) | (steps > scale - 1)))
         steps = np.clip(steps, -scale, scale - 1)
         if bits == 16:
             return np.ascontiguousarray(steps, dtype=np.int16)
-        return np.ascontiguousarray(steps.astype(np.int32) * 256)  # libsndfile writes the upper 24 of 32 bits
+        # libsndfile takes the upper 24 of 32 bits.
+        return np.ascontiguousarray(steps.astype(np.int32) * (1 << 32 - bits))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -174,6 +178,8 @@ class AudioWriter:
             raise AudioWriteError(f"There are no samples to write to {self.path}; leave the file out.")
         try:
             self._close()
+            write_tags(self._part, self.format, self._tags)
+            sync(self._part)
             os.replace(self._part, self.path)
             sync(self.path.parent)
         except (self._sf.LibsndfileError, OSError) as failure:
@@ -184,12 +190,11 @@ class AudioWriter:
             raise
 
     def _close(self) -> None:
-        """Let the encoder write what it still holds, and wait until the disk has it."""
+        """Let the encoder write what it still holds."""
         assert self._sink is not None
         with self._sink.heard():
             self._file.close()
         self._file = None
-        os.fsync(self._sink.file.fileno())
         self._sink.file.close()
 
     def _discard(self) -> None:
@@ -229,6 +234,14 @@ def write_audio(
     with AudioWriter(path, sample_rate, samples.shape[0], format=format, subtype=subtype) as writer:
         writer.write(samples)
     return WrittenAudio(writer.path, writer.frames, writer.clipped_samples)
+
+
+def closest_subtype(format: str, depth: str | None) -> str | None:
+    """Return the subtype that holds samples of a depth, or the deepest one of the format; None for its default."""
+    known = SUBTYPES.get(format, {})
+    if depth is None or len(known) == 1:
+        return None
+    return depth if depth in known else list(known)[-1]
 
 
 def _format(path: Path, format: str | None) -> str:

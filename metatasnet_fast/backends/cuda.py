@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar, cast
@@ -16,6 +17,7 @@ from ..errors import BackendUnavailableError, ShapeError
 from ..precision import Precision
 from .base import Backend, Request
 from .cuda_weights import pack, sizes, slopes, spectrogram_arrays
+from .gpu import driver_version, has_code_for, no_gpu_reason
 
 __all__ = ["KERNELS", "OLDEST", "UNVERIFIED", "CudaBackend"]
 
@@ -90,10 +92,7 @@ class CudaBackend(Backend):
         self.keep_weights = keep_weights
 
     def unavailable(self) -> str | None:
-        reason = native.cuda_reason()
-        if reason is None and not torch.cuda.is_available():
-            return "torch finds no CUDA device; install a CUDA build of torch on a machine with an NVIDIA GPU."
-        return reason
+        return native.cuda_reason() or no_gpu_reason() or self._driver_too_old()
 
     def supports(self, request: Request) -> str | None:
         if request.device.type != self.device_type:
@@ -106,10 +105,33 @@ class CudaBackend(Backend):
         return self._too_old(request.device) or self._uncovered(request) or self._too_small(request)
 
     def _too_old(self, device: torch.device) -> str | None:
+        """Return why a GPU cannot run the kernels: it is too old, or they were compiled for others."""
         capability = torch.cuda.get_device_capability(device)
-        if capability >= OLDEST:
+        if capability < OLDEST:
+            return f"{device} has compute capability {capability[0]}.{capability[1]}; choose another backend below 8.0."
+        architectures = self._built_for()
+        if architectures is None or has_code_for(architectures, capability):
             return None
-        return f"{device} has compute capability {capability[0]}.{capability[1]}; choose another backend below 8.0."
+        name = "".join(map(str, capability))
+        return (
+            f"its kernels were compiled for {architectures}, and {device} is sm_{name}; "
+            f"build with METATASNET_CUDA_ARCHITECTURES={name}."
+        )
+
+    def _built_for(self) -> str | None:
+        module = native.load()
+        return module.cuda_build_info()["architectures"] if module and native.cuda_reason() is None else None
+
+    def _driver_too_old(self) -> str | None:
+        """Kernels run on every driver of the CUDA generation (its first number) that compiled them, or of a later one."""
+        module, driver = native.load(), driver_version()
+        compiler = re.search(r"nvcc (\d+)\.", module.cuda_build_info()["compiler"]) if module else None
+        if driver is None or compiler is None or driver[0] >= int(compiler[1]):
+            return None
+        return (
+            f"its kernels were compiled by CUDA {compiler[1]}, and the NVIDIA driver supports CUDA {driver[0]}.{driver[1]}; "
+            f"update the driver, or build with an older nvcc."
+        )
 
     def _uncovered(self, request: Request) -> str | None:
         module = native.load()

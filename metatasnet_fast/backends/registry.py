@@ -90,12 +90,14 @@ def resolve(name: str, request: Request) -> Backend:
             raise BackendUnavailableError(f"The backend {name} cannot serve {request}: {reason}")
         return get_backend(name)
     reasons: list[str] = []
+    broken = False
     for candidate in _PREFERENCE.get(request.device.type, ("reference",)):
         reason = _refusal(candidate, request)
         if reason is None:
-            _announce(candidate, request.device, request.precision, request.training, "; ".join(reasons))
+            _announce(candidate, request.device, request.precision, request.training, "; ".join(reasons), broken)
             return get_backend(candidate)
         reasons.append(f"{candidate}: {reason}")
+        broken = broken or get_backend(candidate).unavailable() is not None
     raise BackendUnavailableError(f"No backend can serve {request}. " + " ".join(reasons))
 
 
@@ -105,8 +107,11 @@ def _refusal(name: str, request: Request) -> str | None:
 
 
 @functools.cache
-def _announce(name: str, device: torch.device, precision: Precision, training: bool, passed_over: str) -> None:
-    """Log the choice, once for each kind of request."""
+def _announce(
+    name: str, device: torch.device, precision: Precision, training: bool, passed_over: str, broken: bool
+) -> None:
+    """Log the choice, once for each kind of request: a warning where a GPU's backend cannot run for want of something."""
     job = "training" if training else "inference"
     because = f" (passed over: {passed_over})" if passed_over else ""
-    logger.info("backend %s serves %s in %s on %s%s", name, job, precision.value, device, because)
+    level = logging.WARNING if broken and device.type == "cuda" else logging.INFO
+    logger.log(level, "backend %s serves %s in %s on %s%s", name, job, precision.value, device, because)

@@ -18,6 +18,7 @@ from ..ops.operator import interpreted
 from ..precision import Precision
 from ..reference import generator
 from .base import Backend, Request
+from .gpu import compiler_reason, no_gpu_reason
 from .triton_graphs import Graphs, switched_on
 from .triton_weights import MaskWeights, mask_weights
 
@@ -68,9 +69,12 @@ class TritonBackend(Backend):
     def unavailable(self) -> str | None:
         if importlib.util.find_spec("triton") is None:
             return "the package triton is missing; `pip install triton` installs it."
-        if not torch.cuda.is_available() and not interpreted():
-            return "torch finds no GPU; TRITON_INTERPRET=1 in the environment lets it serve CPU tensors, slowly, for tests."
-        return None
+        if interpreted():
+            return None
+        reason = no_gpu_reason()
+        if reason is not None:
+            return f"{reason} TRITON_INTERPRET=1 in the environment lets it serve CPU tensors, slowly, for tests."
+        return compiler_reason()
 
     def supports(self, request: Request) -> str | None:
         device, precision = request.device, request.precision

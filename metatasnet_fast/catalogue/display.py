@@ -79,7 +79,7 @@ class LiveDisplay:
     def _progress(self, progress: Progress) -> None:
         if self._terminal:
             line = progress_line(progress)[: shutil.get_terminal_size().columns - 1]
-            say(f"\r\x1b[2K{line}", self._stream, end="")
+            say(line, self._stream, end="", before="\r\x1b[2K")
             self._drawn = True
         elif self._clock() >= self._next_line:
             self._next_line = self._clock() + LINE_SECONDS
@@ -92,7 +92,7 @@ class LiveDisplay:
     def _erase(self) -> None:
         """The line comes back with the next progress."""
         if self._drawn:
-            say("\r\x1b[2K", self._stream, end="")
+            say("", self._stream, end="", before="\r\x1b[2K")
             self._drawn = False
 
 

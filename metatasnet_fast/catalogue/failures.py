@@ -5,22 +5,20 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 
+from ..audio.headers import RECOGNISED_BY, recognise
 from ..errors import (
     AudioFormatError,
     AudioReadError,
-    AudioWriteError,
     EmptyAudioError,
     MetaTasNetError,
     NotAudioError,
+    OutputError,
     ShapeError,
 )
 from ..separation.batches import is_out_of_memory
 from .outcome import Failure
 
 __all__ = ["SongError", "classify", "unreadable"]
-
-MAGIC = (b"RIFF", b"RIFX", b"RF64", b"FORM", b"fLaC", b"OggS", b"caff", b".snd", b"ID3", b"\x1aE\xdf\xa3")
-"""How audio files begin: WAV and kin, AIFF, FLAC, Ogg, CAF, AU, MP3 with tags, Matroska."""
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 """What the system says when a disk is full, a quota is used up, or nothing may be written at all."""
@@ -50,7 +48,7 @@ def classify(error: BaseException) -> tuple[Failure, str]:
         return Failure.decode, message
     if isinstance(error, AudioFormatError):
         return Failure.does_not_fit, message
-    if isinstance(error, AudioWriteError):
+    if isinstance(error, OutputError):
         return Failure.write, message
     if isinstance(error, OSError) and error.errno in NO_ROOM:
         return Failure.write, message
@@ -60,25 +58,19 @@ def classify(error: BaseException) -> tuple[Failure, str]:
 
 
 def unreadable(path: Path, error: AudioReadError) -> SongError:
-    """What it means that a decoder finds nothing in a file that is not empty.
+    """Return what it means that a decoder finds nothing in a file that is not empty.
 
     If it does not begin as audio files do, it is no audio, whatever a decoder took it for; else it is damaged, or without
     samples.
     """
     try:
         with open(path, "rb") as file:
-            start = file.read(16)
+            start = file.read(RECOGNISED_BY)
     except OSError:
         start = b""
-    begins = start.startswith(MAGIC) or start[4:8] == b"ftyp" or _frame_sync(start)
-    if not begins:
-        return SongError(Failure.not_audio, f"{path} is no audio file. ({error})")
+    if recognise(start) is None:
+        return SongError(Failure.not_audio, f"{path} does not begin as audio files do. ({error})")
     return SongError(Failure.empty if isinstance(error, EmptyAudioError) else Failure.decode, str(error))
-
-
-def _frame_sync(start: bytes) -> bool:
-    """Whether an MPEG audio or ADTS frame starts here: eleven set bits, and a layer or version that exists."""
-    return len(start) > 1 and start[0] == 0xFF and start[1] & 0xE0 == 0xE0 and start[1] not in (0xFE, 0xFF)
 
 
 def _causes(error: BaseException) -> list[BaseException]:

@@ -23,19 +23,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ..audio.folders import AUDIO_SUFFIXES, find_audio, is_audio_name, lies_in
 from ..errors import ConfigError
-from .folders import lies_in, walk_folders
 from .song import Song, derived_id, safe_name
 from .storage import client_errors, local_path, open_filesystem, reaching
 from .tables import Row, csv_rows, jsonl_rows, lines_of, parquet_rows
 
-__all__ = ["AUDIO_SUFFIXES", "parse_shard", "read_manifest"]
-
-AUDIO_SUFFIXES = frozenset(
-    "aac ac3 aif aifc aiff alac amr ape au caf dts flac m4a m4b mka mp2 mp3 oga ogg opus rf64 snd tta w64 wav wave wma "
-    "wv".split()
-)
-"""What is taken from folders. A file that is listed or matched may be called anything."""
+__all__ = ["parse_shard", "read_manifest"]
 
 
 def read_manifest(text: str, shard: tuple[int, int] = (1, 1), exclude: str | None = None) -> list[Song]:
@@ -188,7 +182,7 @@ def _remote_rows(text: str, exclude: str | None) -> Iterator[Row]:
         return _remote(filesystem, found, inside.split("*")[0].rpartition("/")[0], hidden)
     if filesystem.isdir(inside):
         found = filesystem.find(inside, detail=True)
-        audio = {name: info for name, info in found.items() if _is_audio(name[len(inside) :])}
+        audio = {name: info for name, info in found.items() if is_audio_name(name[len(inside) :])}
         return _remote(filesystem, audio, inside, hidden)
     if not filesystem.exists(inside):
         raise _no_manifest(text)
@@ -203,17 +197,9 @@ def _is_pattern(text: str) -> bool:
     return any(sign in text for sign in "*?[")
 
 
-def _is_audio(path: str) -> bool:
-    parts = path.strip("/").split("/")
-    return parts[-1].rpartition(".")[2].lower() in AUDIO_SUFFIXES and not any(part.startswith(".") for part in parts)
-
-
 def _local_folder(folder: Path, exclude: list[str]) -> Iterator[Row]:
-    for place, files in walk_folders(str(folder), exclude, _unreadable):
-        for name in files:
-            if _is_audio(name):
-                path = Path(place, name)
-                yield {"uri": os.path.abspath(path), "name": path.relative_to(folder).as_posix(), "bytes": _size(path)}
+    for path in find_audio(str(folder), exclude, _unreadable):
+        yield {"uri": os.path.abspath(path), "name": path.relative_to(folder).as_posix(), "bytes": _size(path)}
 
 
 def _unreadable(error: OSError) -> NoReturn:

@@ -12,7 +12,7 @@ from types import TracebackType
 
 import torch
 
-from ..errors import AudioWriteError, BackendUnavailableError
+from ..errors import BackendUnavailableError, OutputError
 from .batcher import DeviceEngine
 from .cores import CorePlan
 from .destination import Destination
@@ -72,7 +72,7 @@ class Worker:
         try:
             self._staging = Staging(self._destination.storage)
         except OSError as error:
-            raise AudioWriteError(
+            raise OutputError(
                 f"Nothing can be written to {self._destination.uri} ({error.strerror or error}): "
                 "choose another destination, or change its permissions."
             ) from error

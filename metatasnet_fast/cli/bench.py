@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import AudioWriteError, BackendUnavailableError, ConfigError, MissingDependencyError
+from ..errors import BackendUnavailableError, ConfigError, MissingDependencyError, OutputError
 
 if TYPE_CHECKING:
     from ..benchmark import Row
@@ -121,7 +121,7 @@ def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise AudioWriteError(f"The folder {folder} cannot be made: {error.strerror}.") from error
+        raise OutputError(f"The folder {folder} cannot be made: {error.strerror}.") from error
 
 
 def _device(name: str) -> Any:

@@ -16,10 +16,10 @@ __all__ = ["PACKAGES", "add_parser", "collect"]
 PACKAGES = {
     "soundfile": "audio",
     "av": "audio",
+    "mutagen": "audio",
     "safetensors": "hub",
     "huggingface_hub": "hub",
     "tqdm": "cli",
-    "musdb": "evaluation",
     "museval": "evaluation",
     "tensorboard": "training",
     "fsspec": "catalogue",
@@ -158,6 +158,8 @@ def _models() -> dict[str, dict[str, Any]]:
 
 
 def _text(found: dict[str, Any]) -> str:
+    from ..backends.gpu import no_gpu_reason
+
     cpu = found["cpu"]
     lines = [f"metatasnet-fast {found['metatasnet_fast']}"]
     lines += _rows(
@@ -192,7 +194,7 @@ def _text(found: dict[str, Any]) -> str:
             f"cuda:{index}": f"{gpu['name']}, {gpu['memory_bytes'] / 2**30:.0f} GiB, compute {gpu['compute_capability']}"
             for index, gpu in enumerate(found["gpus"])
         }
-        or {"none": "torch finds no CUDA device"}
+        or {"none": no_gpu_reason()}
     )
     lines += _rows({"CUDA kernels": _kernels_text(found["cuda_kernels"])})
     lines += ["", "backends"]

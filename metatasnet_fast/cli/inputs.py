@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
+import sys
+import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..catalogue.folders import walk_folders
-from ..errors import AudioReadError
+from ..errors import AudioReadError, MetaTasNetError
 
-__all__ = ["AUDIO_SUFFIXES", "Track", "find_tracks"]
+__all__ = ["STANDARD_INPUT", "Track", "find_tracks", "split_tracks", "tell_apart"]
 
-AUDIO_SUFFIXES = frozenset(
-    ".aac .ac3 .aif .aifc .aiff .alac .amr .ape .au .caf .dts .flac .m4a .m4b .mka .mp2 .mp3 .oga .ogg .opus .rf64 .snd "
-    ".tta .w64 .wav .wave .wma .wv".split()
-)
-"""What is taken from folders. A file that is named itself may be called anything."""
+STANDARD_INPUT = "-"
 
 
 @dataclass(frozen=True)
@@ -27,14 +26,28 @@ class Track:
     name: str
     """Of a file: its name without suffix. Of a file found in a folder: its path in that folder, without suffix."""
     problem: str | None = None
+    input: str = ""
+    """What the user calls the file, where that is not its path."""
+    number: int | None = None
+    """Of the audio track in the file, from 1; None for the file's default."""
+
+    @property
+    def label(self) -> str:
+        """What messages call the track."""
+        return (self.input or str(self.path)) + (f" (audio track {self.number})" if self.number is not None else "")
 
 
-def find_tracks(inputs: Sequence[str], exclude: Sequence[Path]) -> list[Track]:
-    """The tracks of files and folders, in order, each file once.
+def find_tracks(inputs: Sequence[str], exclude: Sequence[Path], stack: contextlib.ExitStack) -> list[Track]:
+    """Return the tracks of files and folders, in order, each file once.
 
-    Folders are searched to the bottom for :data:`AUDIO_SUFFIXES`, in alphabetic order, then behind links to folders,
-    without hidden files and without what lies in ``exclude``, the stems of an earlier run. Files are not opened. Raises
-    :class:`AudioReadError` for an empty name.
+    Folders are searched to the bottom, in alphabetic order, then behind links to folders, without hidden files. Files are not
+    opened; standard input is copied to a file that is removed with ``stack``.
+
+    Args:
+        exclude: folders that are left out, the stems of an earlier run.
+
+    Raises:
+        AudioReadError: for an empty name.
     """
     tracks: dict[str, Track] = {}
     for text in inputs:
@@ -42,21 +55,48 @@ def find_tracks(inputs: Sequence[str], exclude: Sequence[Path]) -> list[Track]:
             raise AudioReadError("An INPUT is empty: name a file or a folder, `.` for this one.")
         path = Path(text)
         # Not Path.is_dir: that raises for a name that is too long, or in a folder that is closed to this user.
-        found = _search(path, exclude) if os.path.isdir(path) else [Track(path, path.stem.strip(".") or "track")]
+        if text == STANDARD_INPUT:
+            found: Iterable[Track] = [_standard_input(stack)]
+        elif os.path.isdir(path):
+            found = _search(path, exclude)
+        else:
+            found = [Track(path, path.stem.strip(".") or "track", _problem(text))]
         for track in found:
             tracks.setdefault(os.path.join(os.path.realpath(track.path.parent), track.path.name), track)
     return list(tracks.values())
 
 
+def _problem(text: str) -> str | None:
+    from ..audio import is_address
+
+    if not is_address(text) or os.path.exists(text):
+        return None
+    return (
+        f"{text} is an address, and `separate` fetches nothing: download it first, or list it for `catalogue run`, which reads "
+        "what the package fsspec can."
+    )
+
+
+def _standard_input(stack: contextlib.ExitStack) -> Track:
+    """Copy standard input to a temporary file: decoders need to go back and forth in it."""
+    source = getattr(sys.stdin, "buffer", None)
+    if source is None or sys.stdin.isatty():
+        raise AudioReadError("Standard input is not a file or a pipe: send a recording to it, or name a file.")
+    file = stack.enter_context(tempfile.NamedTemporaryFile(prefix="metatasnet-fast-"))
+    shutil.copyfileobj(source, file)
+    file.flush()
+    return Track(Path(file.name), "stdin", input="standard input")
+
+
 def _search(folder: Path, exclude: Sequence[Path]) -> Iterable[Track]:
+    from ..audio.folders import find_audio
+
     excluded = {os.path.realpath(path) for path in exclude}
-    found: list[Track] = []
     unreadable: list[OSError] = []
-    for place, files in walk_folders(str(folder), excluded, unreadable.append):
-        for name in files:
-            if Path(name).suffix.lower() in AUDIO_SUFFIXES and not name.startswith("."):
-                path = Path(place, name)
-                found.append(Track(path, path.relative_to(folder).with_suffix("").as_posix()))
+    found = [
+        Track(path, path.relative_to(folder).with_suffix("").as_posix())
+        for path in find_audio(str(folder), excluded, unreadable.append)
+    ]
     for error in unreadable:
         where = Path(error.filename)
         found.append(Track(where, where.name, f"The folder {where} cannot be read ({error.strerror})."))
@@ -65,3 +105,50 @@ def _search(folder: Path, exclude: Sequence[Path]) -> Iterable[Track]:
             Track(folder, folder.name, f"The folder {folder} holds no audio files; name the files themselves.")
         )
     return found
+
+
+def split_tracks(tracks: Iterable[Track]) -> list[Track]:
+    """Return every audio track of every file, those of files with several named after the file and their number."""
+    from ..audio import open_audio
+
+    found: list[Track] = []
+    for track in tracks:
+        count = 1
+        if not track.problem:
+            with contextlib.suppress(MetaTasNetError), open_audio(track.path) as stream:  # separating it says why
+                count = stream.tracks
+        if count == 1:
+            found.append(track)
+        else:
+            found += [replace(track, name=f"{track.name}-{number}", number=number) for number in range(1, count + 1)]
+    return found
+
+
+def tell_apart(tracks: Sequence[Track]) -> tuple[list[Track], list[Track]]:
+    """Give tracks of one name others: their files' whole names, or else their paths from the folder that holds all of them.
+
+    Returns:
+        all tracks, and those that have another name now.
+    """
+    groups: dict[str, list[Track]] = {}
+    for track in tracks:
+        if not track.problem:
+            groups.setdefault(os.path.normcase(track.name), []).append(track)
+    names = {id(track): name for group in groups.values() for track, name in _names(group)}
+    named = [replace(track, name=names.get(id(track), track.name)) for track in tracks]
+    return named, [new for new, old in zip(named, tracks, strict=True) if new.name != old.name]
+
+
+def _names(group: Sequence[Track]) -> Iterable[tuple[Track, str]]:
+    """Return the first of several ways to name the tracks of a group in which no two are the same."""
+    common = os.path.commonpath([os.path.abspath(track.path.parent) for track in group])
+    paths = [Path(os.path.relpath(os.path.abspath(track.path), common)) for track in group]
+    endings = [f"-{track.number}" if track.number is not None else "" for track in group]
+    ways = (
+        [track.name for track in group],
+        [track.name + track.path.suffix for track in group],
+        [path.with_suffix("").as_posix() + ending for path, ending in zip(paths, endings, strict=True)],
+        [path.as_posix() + ending for path, ending in zip(paths, endings, strict=True)],
+    )
+    best = next((way for way in ways if len({os.path.normcase(name) for name in way}) == len(way)), ways[0])
+    return zip(group, best, strict=True)

@@ -17,9 +17,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 from .. import __version__
-from .._terminal import discard
+from .._terminal import discard, say
 from ..errors import MetaTasNetError
 from . import bench, catalogue, convert, demo, evaluate, export, info, plot, prepare, selftest, separate, train, tune
+from .report import sentence_of
 
 __all__ = ["PROGRAM", "main"]
 
@@ -38,15 +39,19 @@ class Parser(argparse.ArgumentParser):
 
 
 def fail(message: str) -> None:
-    print(f"{PROGRAM}: error: {message}", file=sys.stderr, flush=True)
+    say(f"{PROGRAM}: error: {message}", sys.stderr)
 
 
-def _refused(error: OSError) -> str:
-    """What the system does not allow, in one sentence."""
-    where = "" if error.filename is None else f" {os.fsdecode(error.filename)}"
-    return (
-        f"The system refuses{where} ({error.strerror or error}): check the path, its permissions and the disk's room."
-    )
+def _open_closed_streams() -> None:
+    """Give standard input, output and error to the null device where they are closed.
+
+    Otherwise the next file that is opened takes their number, and whatever C code prints goes into it.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) < 3:
+        pass
+    os.close(number)
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -77,6 +82,7 @@ def _unwinding_when_terminated() -> Iterator[None]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line (by default that of the process) and return its exit code."""
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A file name that is not valid text must not end the run.
@@ -99,8 +105,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         discard(sys.stderr)
         return 128 + getattr(signal, "SIGPIPE", 13)
     except OSError as error:  # pathlib raises even where it is only asked whether a file exists
-        fail(_refused(error))
+        fail(sentence_of(error))
         return 2
     except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted; files that were finished are kept, no other was left behind.", file=sys.stderr)
+        say(f"{PROGRAM}: interrupted; files that were finished are kept, no other was left behind.", sys.stderr)
         return 130

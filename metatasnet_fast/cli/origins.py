@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from .._io import same_checksum, sha256_file, write_atomically
-from ..errors import AudioWriteError, MetaTasNetError
+from ..errors import MetaTasNetError, OutputError
 
 __all__ = ["Model", "Origin", "check_origins", "note_origins"]
 
@@ -42,8 +42,8 @@ class Origin:
     model_sha256: str
 
     @classmethod
-    def of(cls, path: Path, model: Model) -> Origin | None:
-        """What stems of a file will be of; None for what cannot be read, or not twice, such as a pipe."""
+    def of(cls, path: Path, model: Model, name: str = "") -> Origin | None:
+        """What stems of a file will be of, which has a ``name`` where the path is not the user's; None if it can't be read."""
         try:
             found = os.stat(path)
             if not stat.S_ISREG(found.st_mode):
@@ -51,7 +51,7 @@ class Origin:
             digest = sha256_file(path)
         except OSError:
             return None  # separating it says why
-        return cls(os.path.abspath(path), found.st_size, found.st_mtime_ns, digest, model.name, model.sha256)
+        return cls(name or os.path.abspath(path), found.st_size, found.st_mtime_ns, digest, model.name, model.sha256)
 
     def is_of(self, path: Path) -> bool:
         """Whether a file is the recording, be it moved, copied or touched. The content is read only if that is open."""
@@ -95,7 +95,7 @@ def note_origins(record: Path, files: Iterable[Path], origin: Origin | None) -> 
     """Write into the record what new stems are of. A damaged record says nothing that is worth to be kept.
 
     Raises:
-        AudioWriteError: if it cannot be written; there is no record then.
+        OutputError: if it cannot be written; there is no record then.
     """
     try:
         known = _read(record)
@@ -130,6 +130,6 @@ def _write(record: Path, entries: dict[str, dict[str, object]]) -> None:
         write_atomically(record, json.dumps(entries, indent=1))
     except OSError as error:
         record.unlink(missing_ok=True)  # it may speak of stems that are no more
-        raise AudioWriteError(
+        raise OutputError(
             f"The stems in {record.parent} are complete, but {record} cannot be written ({error.strerror}): make room."
         ) from error

@@ -7,10 +7,10 @@ import os
 import string
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from ..errors import AudioWriteError
+from ..errors import OutputError
 from .inputs import Track
 
 __all__ = ["Template", "check_writable", "plan_outputs"]
@@ -30,21 +30,21 @@ class Template:
 
     @classmethod
     def parse(cls, text: str, ext: str) -> Template:
-        """Raises :class:`AudioWriteError` for other placeholders, another ending, or a way out of the folder."""
+        """Raises :class:`OutputError` for other placeholders, another ending, or a way out of the folder."""
         try:
             parts = list(string.Formatter().parse(text))
         except ValueError as error:
-            raise AudioWriteError(f"The name {text!r} cannot be read ({error}); write {{{{ for a brace.") from None
+            raise OutputError(f"The name {text!r} cannot be read ({error}); write {{{{ for a brace.") from None
         for _, field, spec, conversion in parts:
             if field is not None and (field not in FIELDS or spec or conversion):
                 wrong = field + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
-                raise AudioWriteError(
+                raise OutputError(
                     f"The name {text!r} has the placeholder {{{wrong}}}; there are {{track}}, {{stem}} and {{ext}}."
                 )
         if not text.endswith(".{ext}"):
-            raise AudioWriteError(f"The name {text!r} must end in .{{ext}}; the format is chosen with --format.")
+            raise OutputError(f"The name {text!r} must end in .{{ext}}; the format is chosen with --format.")
         if os.path.isabs(text) or ".." in PurePosixPath(text.replace("\\", "/")).parts:
-            raise AudioWriteError(f"The name {text!r} leads out of the output folder; choose that with --output.")
+            raise OutputError(f"The name {text!r} leads out of the output folder; choose that with --output.")
         return cls(tuple((literal, field) for literal, field, _, _ in parts), ext)
 
     def pattern(self, track: str) -> str:
@@ -74,42 +74,53 @@ class Template:
 
 def plan_outputs(
     tracks: Sequence[Track], template: Template, folder: Path, stems: Sequence[str]
-) -> dict[Track, dict[str, Path]]:
-    """The files of every track that has no problem.
+) -> list[tuple[Track, dict[str, Path]]]:
+    """Return every track with its files; those of which a stem would go to one file get a problem instead.
 
     Raises:
-        AudioWriteError: if two stems would go to one file, or a stem to one of the inputs.
+        OutputError: if two stems of a track would go to one file, or a stem to one of the inputs.
     """
-    owners: dict[str, Track] = {}
+    owners: dict[str, list[Track]] = {}
     inputs = {os.path.abspath(track.path) for track in tracks}
-    plan: dict[Track, dict[str, Path]] = {}
+    plan: list[tuple[Track, dict[str, Path]]] = []
     for track in tracks:
-        if track.problem:
-            continue
-        plan[track] = template.files(folder, track.name, stems)
-        for path in plan[track].values():
-            key = os.path.normcase(os.path.abspath(path))
-            if key in inputs:
-                raise AudioWriteError(f"{path} would overwrite an input; choose another output folder.")
-            other = owners.setdefault(key, track)
-            if other is not track:
-                raise AudioWriteError(
-                    f"The stems of {other.path} and {track.path} would both go to {path.parent}; "
-                    "separate them in two commands with different output folders."
-                )
-        if len(set(plan[track].values())) < len(plan[track]):
-            raise AudioWriteError("The stems of a track would overwrite one another; use {stem} in the name.")
-    return plan
+        files = {} if track.problem else template.files(folder, track.name, stems)
+        for path in files.values():
+            if _key(path) in inputs:
+                raise OutputError(f"{path} would overwrite an input; choose another output folder.")
+            owners.setdefault(_key(path), []).append(track)
+        if len(set(files.values())) < len(files):
+            raise OutputError("The stems of a track would overwrite one another; use {stem} in the name.")
+        plan.append((track, files))
+    return [_without_clash(track, files, owners) for track, files in plan]
+
+
+def _without_clash(
+    track: Track, files: dict[str, Path], owners: dict[str, list[Track]]
+) -> tuple[Track, dict[str, Path]]:
+    for path in files.values():
+        others = [other for other in owners[_key(path)] if other is not track]
+        if others:
+            problem = (
+                f"The stems of {track.label} and {others[0].label} would both go to {path.parent}; separate them in two "
+                "commands with different output folders."
+            )
+            return replace(track, problem=problem), {}
+    return track, files
+
+
+def _key(path: Path) -> str:
+    return os.path.normcase(os.path.abspath(path))
 
 
 def check_writable(folder: Path) -> None:
-    """Make the folder and a file in it, to know before the work; raises :class:`AudioWriteError`."""
+    """Make the folder and a file in it, to know before the work; raises :class:`OutputError`."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise AudioWriteError(
+        raise OutputError(
             f"Nothing can be written to the folder {folder} ({error.strerror}); choose another."
         ) from error
 

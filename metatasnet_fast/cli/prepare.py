@@ -21,7 +21,7 @@ __all__ = ["add_parser"]
 
 EPILOG = """
 Tracks with stems come from one of
-  --musdb PATH     MUSDB18 (.stem.mp4, needs the programs ffmpeg and ffprobe) or MUSDB18-HQ (wav)
+  --musdb PATH     MUSDB18 (.stem.mp4) or MUSDB18-HQ (wav)
   --stems PATH     PATH/{train,valid,test}/<track>/<stem>.*, or PATH/<track>/... with --held-out; stems of any names
   --original PATH  what the authors' program prepared: PATH/train_8/0000.npz and so on
 

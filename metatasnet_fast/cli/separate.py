@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import MetaTasNetError
 from .engine import add_engine_options, make_separator
-from .inputs import Track, find_tracks
+from .inputs import Track, find_tracks, split_tracks, tell_apart
 from .origins import Model, Origin, check_origins, note_origins
 from .outputs import Template, check_writable, plan_outputs
 from .progress import ProgressDisplay
-from .report import Report
+from .report import Report, sentence_of
 
 if TYPE_CHECKING:
     from ..separation import Separation, Separator
@@ -25,7 +25,8 @@ __all__ = ["add_parser"]
 
 EPILOG = """
 Stems go to OUTPUT/<model>/<track>/<stem>.wav. A track is called as its file is, without suffix; one found in a folder, by
-its path in that folder. Stems that are there already are kept, and not made anew without --overwrite.
+its path in that folder; those that would have the same name, by their whole names or paths. A recording on standard input
+(INPUT is -) is called stdin. Stems that are there already are kept, and not made anew without --overwrite.
 A hidden file beside them, .stems.json, says of which recording they are and by which model: for another one the file fails.
 
 exit codes: 0 all done; 2 the command cannot be carried out, nothing was done; 3 some files failed, the rest is done;
@@ -45,12 +46,23 @@ def add_parser(commands: Any) -> None:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="an audio or video file, or a folder of audio files")
+    parser.add_argument(
+        "inputs", nargs="+", metavar="INPUT", help="an audio or video file, a folder of audio files, or -"
+    )
     parser.add_argument(
         "-o", "--output", default="separated", metavar="OUT", help="folder for the stems (default: separated)"
     )
     parser.add_argument("--overwrite", action="store_true", help="make stems anew that are there already")
     parser.add_argument("--json", action="store_true", help="one JSON object per file on standard output")
+    parser.add_argument(
+        "--audio-track",
+        type=_track_number,
+        metavar="N",
+        help="number of the audio track in each file, from 1, or all (default: the one that the file calls its default)",
+    )
+    parser.add_argument(
+        "--partial", action="store_true", help="separate what is there of files that are damaged or cut off"
+    )
     add_engine_options(parser)
 
     stems = parser.add_argument_group("stems")
@@ -66,13 +78,22 @@ def add_parser(commands: Any) -> None:
     files = parser.add_argument_group("files")
     files.add_argument("--format", default="wav", help="wav, flac, ogg or mp3 (default: wav)")
     depth = files.add_mutually_exclusive_group()
-    depth.add_argument("--int24", dest="subtype", action="store_const", const="int24", help="24 bits instead of 16")
+    depth.add_argument(
+        "--depth",
+        dest="subtype",
+        choices=("int16", "int24", "int32", "float32", "same"),
+        help="how samples are stored; same: as in the input (default: int16)",
+    )
+    depth.add_argument("--int24", dest="subtype", action="store_const", const="int24", help="the same as --depth int24")
     depth.add_argument(
         "--float32",
         dest="subtype",
         action="store_const",
         const="float32",
-        help="floating point: nothing is ever clipped",
+        help="the same as --depth float32: nothing is ever clipped",
+    )
+    files.add_argument(
+        "--no-tags", action="store_true", help="leave title, artist, cover and other tags out of the stems"
     )
     files.add_argument(
         "--filename",
@@ -83,6 +104,12 @@ def add_parser(commands: Any) -> None:
     parser.set_defaults(run=run)
 
 
+def _track_number(text: str) -> int | str:
+    if text == "all" or (text.isdecimal() and int(text) >= 1):
+        return text if text == "all" else int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is neither a number from 1 on nor all")
+
+
 def run(args: argparse.Namespace) -> int:
     """Refuse what can be refused before any work; then one file after the other, whatever happens to the others."""
     _check_format(args)
@@ -90,28 +117,26 @@ def run(args: argparse.Namespace) -> int:
     separator, name = make_separator(args, args.mixture_consistency)
     recipe = _recipe(args, separator.stems)
     folder = Path(args.output) / name
-    tracks = find_tracks(args.inputs, exclude=[Path(args.output), folder])
-    plan = plan_outputs(tracks, template, folder, list(recipe))
-    check_writable(folder)
+    with contextlib.ExitStack() as stack:
+        tracks = find_tracks(args.inputs, [Path(args.output), folder], stack)
+        if args.audio_track == "all":
+            tracks = split_tracks(tracks)
+        elif args.audio_track is not None:
+            tracks = [replace(track, number=args.audio_track) for track in tracks]
+        tracks, renamed = tell_apart(tracks)
+        plan = plan_outputs(tracks, template, folder, list(recipe))
+        check_writable(folder)
 
-    report = Report(args.json)
-    report.say(f"{name}: {separator.describe()}")
-    job = _Job(args, separator, _identify(args.model or name, separator), folder, template, recipe)
-    for track in tracks:
-        if track.problem:
-            report.failed(track, track.problem)
-            continue
-        try:
-            separation = job.separate(track, plan[track])
-        except MetaTasNetError as error:
-            report.failed(track, str(error))
-            continue
-        if separation is None:
-            report.skipped(track, plan[track])
-        else:
-            report.done(track, separation, plan[track])
-    report.finish(separator.describe())
-    return report.exit_code
+        report = Report(args.json)
+        report.say(f"{name}: {separator.describe()}")
+        if renamed:
+            examples = ", ".join(track.name for track in renamed[:3])
+            report.warn(f"{len(renamed)} tracks would have a name like others; they are called {examples} and so on.")
+        job = _Job(args, separator, _identify(args.model or name, separator), folder, template, recipe)
+        for track, files in plan:
+            job.run(track, files, report)
+        report.finish(separator.describe())
+        return report.exit_code
 
 
 @dataclass(frozen=True)
@@ -125,6 +150,21 @@ class _Job:
     template: Template
     recipe: Recipe
 
+    def run(self, track: Track, files: dict[str, Path], report: Report) -> None:
+        """Separate a track, whatever happens, and report what came of it."""
+        if track.problem:
+            report.failed(track, track.problem)
+            return
+        try:
+            separation = self.separate(track, files)
+        except Exception as error:
+            report.failed(track, sentence_of(error).replace(str(track.path), track.input or str(track.path)))
+            return
+        if separation is None:
+            report.skipped(track, files)
+        else:
+            report.done(track, separation, files)
+
     def separate(self, track: Track, files: dict[str, Path]) -> Separation | None:
         """Make the stems that are missing; None if none is.
 
@@ -137,8 +177,8 @@ class _Job:
         recipe = {stem: parts for stem, parts in self.recipe.items() if stem not in there}
         if not recipe:
             return None
-        origin = Origin.of(track.path, self.model)
-        with ProgressDisplay(track.path.name) as self.separator.progress:
+        origin = Origin.of(track.path, self.model, track.input)
+        with ProgressDisplay(track.input or track.path.name) as self.separator.progress:
             separation = self.separator.separate_file(
                 track.path,
                 self.folder,
@@ -146,6 +186,9 @@ class _Job:
                 name=self.template.pattern(track.name),
                 format=self.args.format,
                 subtype=self.args.subtype,
+                track=track.number,
+                partial=self.args.partial,
+                tags=not self.args.no_tags,
             )
         note_origins(record, separation.files.values(), origin)
         return separation
@@ -173,4 +216,4 @@ def _check_format(args: argparse.Namespace) -> None:
     from ..audio import AudioWriter
 
     args.format = args.format.lower()
-    AudioWriter("stem", 44100, 1, format=args.format, subtype=args.subtype)
+    AudioWriter("stem", 44100, 1, format=args.format, subtype=None if args.subtype == "same" else args.subtype)

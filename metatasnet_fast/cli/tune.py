@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from .._io import write_atomically
-from ..errors import AudioWriteError, BackendUnavailableError, ConfigError
+from ..errors import BackendUnavailableError, ConfigError, OutputError
 
 if TYPE_CHECKING:
     import torch
@@ -178,4 +178,4 @@ def write(path: Path, device: str, entries: list[dict[str, Any]], precision: str
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(found, indent=1) + "\n")
     except OSError as error:
-        raise AudioWriteError(f"Cannot write {path}: {error.strerror}.") from error
+        raise OutputError(f"Cannot write {path}: {error.strerror}.") from error

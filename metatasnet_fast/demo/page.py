@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .._io import write_atomically
 from ..audio import write_audio
-from ..errors import AudioWriteError
+from ..errors import OutputError
 from .png import encode_png
 from .spectrogram import RANGE_DB, Axis, levels
 
@@ -49,7 +49,7 @@ def write_page(listening: Listening, path: Path) -> None:
     """Write the page; it appears whole, or the one that was there stays.
 
     Raises:
-        AudioWriteError: if it cannot be written, or MP3 cannot hold the signals' sample rate or channels.
+        OutputError: if it cannot be written, or MP3 cannot hold the signals' sample rate or channels.
     """
     pictures = levels(listening.signals, listening.sample_rate, ROWS, COLUMNS)
     mixture = next(iter(listening.signals))
@@ -80,7 +80,7 @@ def write_page(listening: Listening, path: Path) -> None:
     try:
         write_atomically(path, page)
     except OSError as error:
-        raise AudioWriteError(f"{path} cannot be written ({error.strerror}); choose another folder.") from error
+        raise OutputError(f"{path} cannot be written ({error.strerror}); choose another folder.") from error
 
 
 def _row(name: str, remark: str, picture: str, sound: str, axis: Axis, original: bool) -> str:

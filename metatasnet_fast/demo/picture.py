@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 
 from .._extras import require
-from ..errors import AudioWriteError
+from ..errors import OutputError
 from .page import Listening
 from .png import magma
 from .spectrogram import Axis, levels
@@ -17,7 +17,7 @@ ROWS, COLUMNS = 200, 250
 
 
 def write_picture(listening: Listening, path: Path) -> None:
-    """Write a PNG; raises :class:`MissingDependencyError` without matplotlib, :class:`AudioWriteError` if it cannot."""
+    """Write a PNG; raises :class:`MissingDependencyError` without matplotlib, :class:`OutputError` if it cannot."""
     colors, Figure = require("matplotlib.colors", "The picture"), require("matplotlib.figure", "The picture").Figure
     Image = require("PIL.Image", "The picture")
     pictures = levels(listening.signals, listening.sample_rate, ROWS, COLUMNS)
@@ -46,4 +46,4 @@ def write_picture(listening: Listening, path: Path) -> None:
         # A palette makes the file a third as large.
         Image.open(drawn).convert("RGB").quantize(160).save(path, format="png", optimize=True)
     except OSError as error:
-        raise AudioWriteError(f"{path} cannot be written ({error.strerror}); choose another place.") from error
+        raise OutputError(f"{path} cannot be written ({error.strerror}); choose another place.") from error

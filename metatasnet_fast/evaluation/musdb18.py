@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..audio import read_audio
+from ..audio.stem_mp4 import read_stem_mp4
 from ..config import INSTRUMENTS
-from ..errors import MissingDependencyError, OutOfMemoryError
+from ..errors import OutOfMemoryError
 from ..separation.memory import memory_for
 from .signals import EvaluationError
 
 __all__ = ["MusdbTrack", "TrackReader", "open_musdb"]
+
+STEM_MP4 = ".stem.mp4"
+MIXTURE = "mixture"
 
 PIECES, PIECE_BYTES = 16, 4096
 """How much of each file tells it from others."""
@@ -39,36 +41,40 @@ class TrackReader:
     """A track that can be decoded; ``name`` is the one under which its scores are filed."""
 
     name: str
-    _track: Any
-    _is_wav: bool
+    files: dict[str, Path]
+    """The mixture and every stem; one file for all of them, or one each."""
 
     def read(self) -> MusdbTrack:
-        """Decode mixture and stems, the five streams of a ``.stem.mp4`` in one call of ffmpeg.
+        """Decode mixture and stems.
 
         Raises:
-            EvaluationError: if the file cannot be decoded, or its stems differ in length.
+            EvaluationError: if a file cannot be decoded, or they differ in length or rate.
             OutOfMemoryError: if memory does not hold the track.
         """
         try:
             with memory_for(f"decoding {self.name}", "score fewer tracks at once, or free some"):
-                mixture, stems = self._decode()
-            rate = int(self._track.rate)
+                signals, rates = self._decode()
         except OutOfMemoryError:
             raise
-        except Exception as error:  # musdb, stempeg and ffmpeg raise many types
-            reason = str(error).strip().splitlines()
-            raise EvaluationError(
-                f"{self.name} cannot be decoded ({reason[0] if reason else type(error).__name__}). Check the file."
-            ) from error
-        if len({len(audio) for audio in (mixture, *stems.values())}) > 1:
+        except Exception as error:  # one track does not end the evaluation
+            raise EvaluationError(f"{self.name} cannot be decoded. {error}") from error
+        if len({len(audio) for audio in signals.values()}) > 1:
             raise EvaluationError(f"The stems of {self.name} differ in length. Check the file.")
-        return MusdbTrack(self.name, rate, mixture, stems)
+        if len(rates) > 1:
+            raise EvaluationError(f"The stems of {self.name} differ in sample rate. Check the file.")
+        mixture = signals.pop(MIXTURE)
+        return MusdbTrack(self.name, rates.pop(), mixture, signals)
 
-    def _decode(self) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
-        if self._is_wav:
-            return self._track.audio, {name: self._track.sources[name].audio for name in INSTRUMENTS}
-        streams = self._track.stems
-        return streams[0], dict(zip(INSTRUMENTS, streams[1:5], strict=True))
+    def _decode(self) -> tuple[dict[str, NDArray[np.float64]], set[int]]:
+        if len(set(self.files.values())) == 1:
+            decoded, rate, _ = read_stem_mp4(self.files[MIXTURE], range(1, 1 + len(self.files)))
+            signals = dict(zip(self.files, decoded, strict=True))
+            rates = {rate}
+        else:
+            audio = {name: read_audio(path) for name, path in self.files.items()}
+            signals = {name: found.samples for name, found in audio.items()}
+            rates = {found.sample_rate for found in audio.values()}
+        return {name: samples.T.numpy().astype(np.float64) for name, samples in signals.items()}, rates
 
     def fingerprint(self) -> str | None:
         """What tells the track from another one of its name, wherever it lies: of names, sizes and a sample of the bytes.
@@ -77,38 +83,36 @@ class TrackReader:
         """
         digest = hashlib.sha256()
         try:
-            for path in sorted({str(file.path) for file in (self._track, *self._track.sources.values())}):
-                _digest(Path(path), digest)
+            for path in sorted(set(self.files.values())):
+                _digest(path, digest)
         except OSError:
             return None
         return digest.hexdigest()
 
 
 def open_musdb(root: str | os.PathLike[str], subset: str = "test") -> list[TrackReader]:
-    """The tracks of ``root/subset``, read by the package musdb: ``.stem.mp4`` files, or folders of wav files.
+    """Return the tracks of ``root/subset``: ``.stem.mp4`` files, or folders of wav files.
 
     Raises:
         EvaluationError: if there are none.
-        MissingDependencyError: without musdb, or the program ffmpeg where the tracks are ``.stem.mp4``.
     """
     folder = Path(root) / subset
     if not folder.is_dir():
         raise EvaluationError(f"There is no folder {folder}. Name the folder of MUSDB18 that holds train and test.")
-    is_wav = not any(folder.glob("*.stem.mp4"))
-    if is_wav and not any(folder.glob("*/mixture.wav")):
+    names = (MIXTURE, *INSTRUMENTS)
+    tracks = [
+        TrackReader(path.name.removesuffix(STEM_MP4), dict.fromkeys(names, path))
+        for path in sorted(folder.glob(f"*{STEM_MP4}"))
+        if not path.name.startswith(".")
+    ]
+    if not tracks:
+        tracks = [
+            TrackReader(path.parent.name, {name: path.with_name(f"{name}.wav") for name in names})
+            for path in sorted(folder.glob(f"*/{MIXTURE}.wav"))
+        ]
+    if not tracks:
         raise EvaluationError(f"{folder} holds neither .stem.mp4 files nor folders with mixture.wav. Is it MUSDB18?")
-    if not is_wav and not all(shutil.which(program) for program in ("ffmpeg", "ffprobe")):
-        raise MissingDependencyError(
-            "Reading .stem.mp4 files needs the programs ffmpeg and ffprobe. Install ffmpeg with the system's packages."
-        )
-    try:
-        import musdb
-    except ImportError as error:
-        raise MissingDependencyError(
-            "Reading MUSDB18 needs the package musdb. Install it with: pip install 'metatasnet-fast[evaluation]'"
-        ) from error
-    tracks = musdb.DB(root=str(root), subsets=[subset], is_wav=is_wav).tracks
-    return list(_readers(tracks, is_wav))
+    return tracks
 
 
 def _digest(path: Path, digest: hashlib._Hash) -> None:
@@ -119,8 +123,3 @@ def _digest(path: Path, digest: hashlib._Hash) -> None:
         for piece in range(PIECES):
             file.seek(piece * max(0, size - PIECE_BYTES) // (PIECES - 1))
             digest.update(file.read(PIECE_BYTES))
-
-
-def _readers(tracks: Any, is_wav: bool) -> Iterator[TrackReader]:
-    for track in sorted(tracks, key=lambda t: str(t.name)):
-        yield TrackReader(str(track.name), track, is_wav)

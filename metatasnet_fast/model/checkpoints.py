@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,7 +57,7 @@ def read_original(path: str | os.PathLike[str]) -> Checkpoint:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises whatever the bytes lead it to
-        reason = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
+        reason = ": ".join([type(error).__name__, *_reasons(error)[:1]])
         raise CheckpointError(
             f"{path} is no checkpoint that can be loaded safely ({reason}); "
             "it must hold tensors, plain containers and an argparse.Namespace only."
@@ -153,3 +154,11 @@ def _examples(names: list[str], lead: str = "") -> str:
         return ""
     more = f" and {len(names) - 2} more" if len(names) > 2 else ""
     return f"{lead} ({', '.join(names[:2])}{more})"
+
+
+def _reasons(error: Exception) -> list[str]:
+    """Return the lines of an error of torch without its advice to run what is in the file."""
+    mark = "WeightsUnpickler error: "
+    lines = (line.partition(mark)[2] if mark in line else line for line in str(error).splitlines())
+    reasons = (line.strip().partition(" Please ")[0].rstrip(".") for line in lines)
+    return [line for line in reasons if line and not re.search("weights_only|torch.load|Weights only", line)]

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..audio import AudioWriter
-from ..errors import AudioWriteError
+from ..audio import AudioWriter, Tags
+from ..errors import OutputError
 from .progress import Reporter
 from .recording import Recording
 from .result import Recipe
@@ -44,22 +44,30 @@ class StemFiles:
 
     @classmethod
     def plan(
-        cls, folder: Path, name: str, track: str, recipe: Recipe, recording: Recording, format: str, subtype: str | None
+        cls,
+        folder: Path,
+        name: str,
+        track: str,
+        recipe: Recipe,
+        recording: Recording,
+        format: str,
+        subtype: str | None,
+        tags: Tags | None = None,
     ) -> StemFiles:
         """Find everything that can be refused before the work begins; nothing is created yet.
 
         Raises:
-            AudioWriteError: for names that clash or cannot be filled in, and for what the format cannot hold.
+            OutputError: for names that clash or cannot be filled in, and for what the format cannot hold.
         """
         try:
             paths = {stem: folder / f"{name.format(track=track, stem=stem)}.{format}" for stem in recipe}
         except (LookupError, ValueError) as error:
-            raise AudioWriteError(f"The name {name!r} cannot be filled in: use {{track}} and {{stem}} only.") from error
+            raise OutputError(f"The name {name!r} cannot be filled in: use {{track}} and {{stem}} only.") from error
         if len(set(paths.values())) < len(paths):
-            raise AudioWriteError(f"The stems would overwrite one another: put {{stem}} into the name {name!r}.")
+            raise OutputError(f"The stems would overwrite one another: put {{stem}} into the name {name!r}.")
         rate, channels, length = recording.sample_rate, recording.channels, recording.samples
         writers = {
-            stem: AudioWriter(path, rate, channels, format=format, subtype=subtype, frames=length)
+            stem: AudioWriter(path, rate, channels, format=format, subtype=subtype, frames=length, tags=tags)
             for stem, path in paths.items()
         }
         return cls(paths, writers)
@@ -68,7 +76,7 @@ class StemFiles:
         """Write all outputs, in memory for one block; return warnings.
 
         Raises:
-            AudioWriteError: if a file cannot be written.
+            OutputError: if a file cannot be written.
         """
         with contextlib.ExitStack() as stack:
             for path in self.paths.values():
@@ -92,4 +100,4 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise AudioWriteError(f"The folder {folder} cannot be made ({error.strerror}): choose another.") from error
+        raise OutputError(f"The folder {folder} cannot be made ({error.strerror}): choose another.") from error

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..audio import open_audio
+from ..audio import closest_subtype, open_audio, read_tags
 from ..backends import Choice, Request, resolve
 from ..errors import ConfigError
 from ..model import load_checkpoint
@@ -188,6 +188,9 @@ class Separator:
         name: str = "{track}/{stem}",
         format: str = "wav",
         subtype: str | None = None,
+        track: int | None = None,
+        partial: bool = False,
+        tags: bool = True,
     ) -> Separation:
         """Separate an audio file, in fast mode in memory that does not grow with the file's length.
 
@@ -198,7 +201,11 @@ class Separator:
             name: name of each file below ``output_dir``, without suffix; ``{track}`` is the name of the input without its
                 suffix, ``{stem}`` the stem's.
             format: ``wav``, ``flac`` or what else ``AudioWriter`` writes; also the suffix.
-            subtype: how samples are stored, as ``AudioWriter`` names it; None is its default for the format.
+            subtype: how samples are stored, as ``AudioWriter`` names it; None is its default for the format, and ``same`` the
+                input's, or the deepest that the format holds.
+            track: number of the audio track in the file, from 1; None for the one that the file calls its default.
+            partial: separate what is there where less than 95 % of the announced samples can be decoded.
+            tags: write the input's title, artist, cover and the like into the stems.
 
         Returns:
             a :class:`Separation`; with ``output_dir`` its ``files`` are the paths written, all complete.
@@ -211,11 +218,15 @@ class Separator:
         """
         began = time.perf_counter()
         recipe = parse_stems(stems, self.stems)
-        with self._memory_for(os.fspath(path), output_dir is not None), open_audio(path) as stream:
+        opened = open_audio(path, track=track, partial=partial)
+        with self._memory_for(os.fspath(path), output_dir is not None), opened as stream:
             recording = Recording.from_stream(stream)
             if output_dir is None:
                 return self._in_memory(recording, recipe, torch.device("cpu"), False, began, stream.warnings)
-            files = StemFiles.plan(Path(output_dir), name, Path(path).stem, recipe, recording, format, subtype)
+            if subtype == "same":
+                subtype = closest_subtype(format, stream.depth)
+            found = read_tags(Path(path)) if tags else None
+            files = StemFiles.plan(Path(output_dir), name, Path(path).stem, recipe, recording, format, subtype, found)
             return self._to_files(recording, recipe, files, began, stream.warnings)
 
     def _memory_for(self, what: str, to_files: bool) -> contextlib.AbstractContextManager[None]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import AudioWriteError
+from ..errors import OutputError
 
 __all__ = ["Budget", "Spool"]
 
@@ -46,7 +46,7 @@ class Spool:
     system's temporary folder (``TMPDIR``), 4 bytes a sample, and comes back as CPU tensors.
 
     Raises:
-        AudioWriteError: if that folder is full or not writable.
+        OutputError: if that folder is full or not writable.
     """
 
     def __init__(self, channels: int, budget: Budget) -> None:
@@ -112,9 +112,7 @@ class Spool:
         try:
             self._file = tempfile.TemporaryFile(prefix="metatasnet-fast-")
         except OSError as error:
-            raise AudioWriteError(
-                f"No temporary file can be made ({error}): set TMPDIR to a writable folder."
-            ) from error
+            raise OutputError(f"No temporary file can be made ({error}): set TMPDIR to a writable folder.") from error
         blocks, self._blocks, self._starts = self._blocks, [], []
         for block in blocks:
             self._write(block)
@@ -125,7 +123,7 @@ class Spool:
         try:
             self._file.write(block.cpu().T.contiguous().numpy().data.cast("B"))
         except OSError as error:
-            raise AudioWriteError(
+            raise OutputError(
                 f"The temporary folder cannot take {_size(block)} more bytes ({error}): set TMPDIR to a larger one."
             ) from error
 

@@ -6,16 +6,14 @@ evaluation decodes through ffmpeg to int16, which clips what AAC decodes beyond 
 
 from __future__ import annotations
 
-import importlib.util
-import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from metatasnet_fast.audio import StreamingResampler, read_audio, resample
+from metatasnet_fast.audio import StreamingResampler, resample
+from tests.recorded_track import decode_here, decode_with_ffmpeg
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "evaluate_track.npz"
 STRIDE = 17
@@ -26,34 +24,10 @@ STRIDE = 17
 TOLERANCE = 5e-6
 
 
-def track_path() -> Path:
-    package = importlib.util.find_spec("stempeg")
-    if package is None or package.origin is None:
-        pytest.skip("stempeg, which carries the recorded track, is not installed")
-    return Path(package.origin).parent / "data" / "The Easton Ellises - Falcon 69.stem.mp4"
-
-
-def decode(program: str) -> torch.Tensor:
-    """The track's mixture as int16, full scale 1, float64 `(2, 268288)`."""
-    if program == "PyAV":
-        pytest.importorskip("av", reason="av is not installed")
-        audio = read_audio(track_path())
-        assert (audio.sample_rate, audio.warnings) == (44100, ())
-        track = torch.round(audio.samples.double() * 32768).clamp(-32768, 32767) / 32768
-    else:
-        if shutil.which("ffmpeg") is None:
-            pytest.skip("the program ffmpeg is not installed")
-        command = ["ffmpeg", "-v", "error", "-i", str(track_path()), "-map", "0:0", "-f", "s16le", "-"]
-        pcm = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
-        track = torch.from_numpy(np.frombuffer(pcm, "<i2").reshape(-1, 2).T / 32768)
-    assert track.shape == (2, 268288)
-    return track
-
-
-@pytest.mark.parametrize("program", ["ffmpeg", "PyAV"])
+@pytest.mark.parametrize("program", [pytest.param("ffmpeg", marks=pytest.mark.ffmpeg), "PyAV"])
 def test_resampling_is_as_recorded(program: str) -> None:
     golden = np.load(GOLDEN)
-    track = decode(program)
+    track = decode_here()[0] if program == "PyAV" else decode_with_ffmpeg()
     for stage in range(3):
         expected = torch.from_numpy(golden[f"resampled/stage{stage}"]).double()
         for dtype in (torch.float32, torch.float64):
@@ -64,7 +38,7 @@ def test_resampling_is_as_recorded(program: str) -> None:
 
 
 def test_streaming_the_track_changes_no_bit() -> None:
-    track = decode("PyAV")
+    track = decode_here()[0]
     stream = StreamingResampler(44100, 32000, channels=2)
     y = torch.cat([*(stream.push(block) for block in track.split(4096, 1)), stream.finish()], 1)
     assert torch.equal(y, resample(track, 44100, 32000))

@@ -51,7 +51,7 @@ def test_audio_that_nothing_here_decodes_is_refused(tmp_path: Path) -> None:
     path = encode(tmp_path / "x.mka", tones(2, 20_000, 44100), 44100, "flac")
     path.write_bytes(path.read_bytes().replace(b"A_FLAC", b"A_XLAC"))
     with pytest.raises(
-        AudioReadError, match=r"FFmpeg: no decoder for its codec is installed.*convert it to WAV or FLAC"
+        AudioReadError, match=r"FFmpeg: no decoder for its codec is installed.*export it as WAV or FLAC, uncompressed"
     ):
         read_audio(path)
 

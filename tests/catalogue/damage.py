@@ -106,6 +106,11 @@ def forbidden(folder: Path, name: str, samples: Samples) -> Path:
 
 
 def end_cut_off(folder: Path, name: str, samples: Samples) -> Path:
+    path = _wave(folder, name, "wav", samples)
+    return _file(path, path.read_bytes()[: path.stat().st_size * 97 // 100])
+
+
+def third_cut_off(folder: Path, name: str, samples: Samples) -> Path:
     path = _wave(folder, name, "flac", samples)
     return _file(path, path.read_bytes()[: path.stat().st_size * 2 // 3])
 
@@ -151,6 +156,7 @@ WAYS: Mapping[str, tuple[Way, str]] = {
     "page": (page, "not_audio"),
     "dangling link": (dangling_link, "not_found"),
     "forbidden": (forbidden, "not_found"),
+    "third cut off": (third_cut_off, "decode"),
 }
 
 FLAWS: Mapping[str, tuple[Way, str]] = {

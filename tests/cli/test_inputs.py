@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,9 @@ def music(tmp_path: Path) -> Path:
 
 
 def names(*inputs: Path, exclude: Path) -> list[str]:
-    return [track.name for track in find_tracks([str(path) for path in inputs], [exclude, exclude / "tiny"])]
+    with contextlib.ExitStack() as stack:
+        found = find_tracks([str(path) for path in inputs], [exclude, exclude / "tiny"], stack)
+    return [track.name for track in found]
 
 
 def test_stems_are_no_tracks_by_whatever_way_they_are_reached(music: Path, tmp_path: Path) -> None:

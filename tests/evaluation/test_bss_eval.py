@@ -26,6 +26,7 @@ from metatasnet_fast.evaluation import (
     windows,
 )
 from metatasnet_fast.evaluation.windows import fft_length, frame_slices
+from tests.museval_oracle import museval_module
 
 Array = NDArray[np.float64]
 
@@ -42,7 +43,7 @@ def separated(samples: int, sources: int = 4, channels: int = 2, seed: int = 0) 
 
 
 def museval_scores(references: Array, estimates: Array, window: int, hop: int, filters_len: int) -> dict[str, Array]:
-    museval_metrics = pytest.importorskip("museval.metrics")
+    museval_metrics = museval_module("museval.metrics")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         scores = museval_metrics.bss_eval(references, estimates, window=window, hop=hop, filters_len=filters_len)
@@ -110,7 +111,7 @@ def test_a_single_sounding_sample_makes_the_frame_count() -> None:
 
 @pytest.mark.parametrize("length", [8_000, 12_345])
 def test_estimates_are_cut_or_padded_to_the_references(length: int) -> None:
-    museval = pytest.importorskip("museval")
+    museval = museval_module()
     references, _ = separated(10_000)
     _, estimates = separated(length)
     _, padded = museval.pad_or_truncate(references, estimates)
@@ -121,7 +122,7 @@ def test_estimates_are_cut_or_padded_to_the_references(length: int) -> None:
 @settings(deadline=None)
 @given(st.integers(1, 5000), st.integers(1, 600), st.integers(1, 600))
 def test_frames_are_cut_where_museval_cuts_them(samples: int, window: int, hop: int) -> None:
-    framing = pytest.importorskip("museval.metrics").Framing(window, hop, samples)
+    framing = museval_module("museval.metrics").Framing(window, hop, samples)
     assert frame_slices(samples, window, hop) == list(framing)
 
 

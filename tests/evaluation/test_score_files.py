@@ -27,6 +27,7 @@ from metatasnet_fast.evaluation import (
     load_scores,
     score_table,
 )
+from tests.museval_oracle import museval_module
 
 STEMS = ("vocals", "drums", "bass", "other")
 decibels = st.one_of(
@@ -46,7 +47,7 @@ def random_track(name: str, frames: int, seed: int, stems: tuple[str, ...] = STE
 
 
 def museval_store(track: TrackScores) -> Any:
-    aggregate_module = pytest.importorskip("museval.aggregate")
+    aggregate_module = museval_module("museval.aggregate")
     store = aggregate_module.TrackStore(win=track.window, hop=track.hop, track_name=track.name)
     for stem, values in track.targets.items():
         store.add_target(stem, {metric: values[metric].tolist() for metric in METRICS})
@@ -83,7 +84,7 @@ def test_a_track_without_stems_is_musevals_empty_file() -> None:
 
 
 def test_files_satisfy_musevals_schema_and_survive_a_round_trip(tmp_path: Path) -> None:
-    museval = pytest.importorskip("museval")
+    museval = museval_module()
     jsonschema = pytest.importorskip("jsonschema")
     simplejson = pytest.importorskip("simplejson")
     track = random_track("Möbius & Söhne - Ünder", frames=7, seed=1)
@@ -98,7 +99,7 @@ def test_files_satisfy_musevals_schema_and_survive_a_round_trip(tmp_path: Path) 
 
 
 def test_medians_are_those_of_musevals_eval_store(tmp_path: Path) -> None:
-    aggregate_module = pytest.importorskip("museval.aggregate")
+    aggregate_module = museval_module("museval.aggregate")
     for index, frames in enumerate((6, 7, 4, 12)):
         random_track(f"track {index}", frames, seed=index).write(tmp_path)
     void = {stem: {metric: np.full(3, np.nan) for metric in METRICS} for stem in STEMS}
@@ -115,7 +116,7 @@ def test_medians_are_those_of_musevals_eval_store(tmp_path: Path) -> None:
 
 
 def test_sdr_alone_makes_a_file_that_museval_reads(tmp_path: Path) -> None:
-    aggregate_module = pytest.importorskip("museval.aggregate")
+    aggregate_module = museval_module("museval.aggregate")
     references, estimates = music(4000)
     track = evaluate_track(references, estimates, name="track", sample_rate=1000, metrics=("SDR",))
     track.write(tmp_path)
@@ -130,7 +131,7 @@ def test_sdr_alone_makes_a_file_that_museval_reads(tmp_path: Path) -> None:
     "stems", [("bass", "vocals"), ("bass", "vocals", "accompaniment"), ("accompaniment", "vocals")]
 )
 def test_a_track_is_scored_and_written_as_musevals_eval_mus_track_does(stems: tuple[str, ...]) -> None:
-    museval = pytest.importorskip("museval")
+    museval = museval_module()
     references, estimates = music(5500)
     references["bass"][1000:2300] = 0
     references["accompaniment"] = references["drums"] + references["bass"] + references["other"]

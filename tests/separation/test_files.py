@@ -13,7 +13,14 @@ import torch
 
 from metatasnet_fast import INSTRUMENTS, Separator
 from metatasnet_fast.audio import AudioWriter, read_audio, write_audio
-from metatasnet_fast.errors import AudioFormatError, AudioReadError, AudioWriteError, EmptyAudioError, MetaTasNetError
+from metatasnet_fast.errors import (
+    AudioFormatError,
+    AudioReadError,
+    AudioWriteError,
+    EmptyAudioError,
+    MetaTasNetError,
+    OutputError,
+)
 from metatasnet_fast.separation import separator as separator_module
 from metatasnet_fast.separation import two_stems
 
@@ -79,8 +86,8 @@ def test_clipping_by_an_integer_format_is_reported(separator: Separator, tmp_pat
 @pytest.mark.parametrize(
     ("wishes", "error"),
     [
-        ({"name": "{track}"}, AudioWriteError),
-        ({"name": "{artist}/{stem}"}, AudioWriteError),
+        ({"name": "{track}"}, OutputError),
+        ({"name": "{artist}/{stem}"}, OutputError),
         ({"format": "doc"}, AudioWriteError),
         ({"subtype": "int3"}, AudioWriteError),
     ],
@@ -128,7 +135,7 @@ def test_unreadable_files_are_typed_errors(separator: Separator, tmp_path: Path)
         separator.separate_file(tmp_path / "absent.wav")
     (tmp_path / "blocking").touch()
     write_audio(tmp_path / "short.wav", music(1, 900), 44100)
-    with pytest.raises(AudioWriteError, match="blocking"):
+    with pytest.raises(OutputError, match="blocking"):
         separator.separate_file(tmp_path / "short.wav", tmp_path / "blocking")
 
 

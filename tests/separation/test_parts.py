@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from metatasnet_fast.errors import AudioWriteError, MetaTasNetError, OutOfMemoryError
+from metatasnet_fast.errors import MetaTasNetError, OutOfMemoryError, OutputError
 from metatasnet_fast.separation.batches import BatchRunner
 from metatasnet_fast.separation.gains import NormalEquations, residual_shares
 from metatasnet_fast.separation.normalise import RunningDeviation
@@ -51,7 +51,7 @@ def test_spools_share_one_budget_and_give_it_back() -> None:
 
 def test_a_missing_temporary_folder_is_a_clear_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "absent"))
-    with pytest.raises(AudioWriteError, match="TMPDIR"):
+    with pytest.raises(OutputError, match="TMPDIR"):
         Spool(1, Budget(0)).append(torch.ones(1, 1))
 
 

@@ -7,7 +7,6 @@ musdb does it, which clips it.
 
 from __future__ import annotations
 
-import shutil
 from functools import cache
 
 import pytest
@@ -20,6 +19,7 @@ from metatasnet_fast.backends import Choice
 from metatasnet_fast.separation import reference_mode
 from metatasnet_fast.separation.authors_resampling import resample_as_authors
 from metatasnet_fast.separation.progress import Reporter
+from tests.recorded_track import decode_with_ffmpeg
 from tests.support import golden
 
 from .conftest import music
@@ -30,18 +30,14 @@ RECORDED = golden("evaluate_track")
 @cache
 def track() -> Tensor:
     """(2, 268288), full scale 1."""
-    stempeg = pytest.importorskip("stempeg", reason="stempeg, which carries the recorded track, is not installed")
-    if shutil.which("ffmpeg") is None:
-        pytest.skip("the program ffmpeg, with which stempeg decodes, is not installed")
-    audio, rate = stempeg.read_stems(stempeg.example_stem_path(), stem_id=0, ffmpeg_format="s16le")
-    assert rate == 44100 and audio.shape == (268288, 2)
-    return torch.from_numpy(audio.T.copy())
+    return decode_with_ffmpeg(exact=True)
 
 
 def relative(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
+@pytest.mark.ffmpeg
 @pytest.mark.parametrize("stage", range(3))
 def test_resampling_is_the_authors_bit_for_bit(stage: int) -> None:
     resampled = resample_as_authors(track().float(), 44100, 8000 * 2**stage)
@@ -57,6 +53,7 @@ def test_the_authors_resampling_is_ours_but_for_rounding(sr_in: int, sr_out: int
     assert relative(theirs.double(), ours) < 2e-6
 
 
+@pytest.mark.ffmpeg
 def test_stems_are_the_authors_before_and_after_the_gains(monkeypatch: pytest.MonkeyPatch) -> None:
     separated: list[Tensor] = []
     real = reference_mode._infer

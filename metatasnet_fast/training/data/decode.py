@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from ..._extras import require
 from ..._io import sha256_file
-from ...audio import read_audio
+from ...audio import open_audio, read_audio
+from ...audio.stem_mp4 import read_stem_mp4
 from ...config import INSTRUMENTS
-from ...errors import MissingDependencyError, TrainingDataError
+from ...errors import TrainingDataError
 from .instruments import DEFAULT, Stems, all_parts
 from .sources import TrackSource, read_unknown, stem_files
 
-__all__ = ["Recording", "check_programs", "content_hash", "counted", "decode", "input_files"]
+__all__ = ["Recording", "content_hash", "counted", "decode", "input_files"]
 
-MIXTURE = 0
-"""Stream of the mixture in a ``.stem.mp4``; drums, bass, other and vocals follow."""
+FIRST_STEM = 2
+"""Audio track of the first stem in a ``.stem.mp4``, after the mixture; the others follow in the order of ``INSTRUMENTS``."""
 
 
 @dataclass(frozen=True)
@@ -44,23 +40,6 @@ def counted(track: TrackSource, stems: Stems) -> tuple[bool, ...]:
     """For each instrument whether the loss may count it: all of its stems are known."""
     unknown = read_unknown(track.path) if track.kind == "stems" else ()
     return tuple(not set(parts) & set(unknown) for parts in stems.values())
-
-
-def check_programs(tracks: list[TrackSource]) -> None:
-    """Raise :class:`MissingDependencyError` now rather than once for each track."""
-    if not any(track.kind == "musdb" for track in tracks):
-        return
-    missing = [program for program in ("ffmpeg", "ffprobe") if shutil.which(program) is None]
-    if missing:
-        raise MissingDependencyError(
-            f"Reading .stem.mp4 files needs the program {' and '.join(missing)}; install ffmpeg with the system's packages, "
-            "or use MUSDB18-HQ, whose wav files need neither."
-        )
-    _import_stempeg()
-
-
-def _import_stempeg() -> Any:
-    return require("stempeg", "Reading .stem.mp4 files")
 
 
 def input_files(track: TrackSource, stems: Stems = DEFAULT) -> dict[str, Path]:
@@ -139,41 +118,23 @@ def _differing_lengths(signals: dict[str, Tensor], rates: dict[str, int]) -> Ite
 
 
 def _decode_musdb(track: TrackSource, stems: Stems) -> Recording:
-    """The streams of a ``.stem.mp4`` as musdb reads them: 16-bit integers from ffmpeg, over 32768."""
+    """The stems of a ``.stem.mp4``."""
     lacking = [part for part in all_parts(stems) if part not in INSTRUMENTS]
     if lacking:
         raise TrainingDataError(f"MUSDB18 has the stems {', '.join(INSTRUMENTS)}, not {', '.join(lacking)}.")
-    stempeg = _import_stempeg()
-    signals, warnings = [], []
-    try:
-        info = stempeg.Info(str(track.path))
-        streams, rate = int(info.nb_audio_streams), int(info.sample_rate(MIXTURE))
-        if streams < 5:
-            raise TrainingDataError(f"{track.path} has {streams} audio streams instead of 5; it is no MUSDB18 track.")
-        for stream in range(MIXTURE + 1, 5):
-            audio, _ = stempeg.read_stems(
-                str(track.path),
-                stem_id=stream,
-                dtype=np.float32,
-                ffmpeg_format="s16le",
-                info=info,
-                sample_rate=rate,
-                always_3d=True,
+    with open_audio(track.path) as stream:
+        if stream.tracks < 1 + len(INSTRUMENTS):
+            raise TrainingDataError(
+                f"{track.path} has {stream.tracks} audio streams instead of {1 + len(INSTRUMENTS)}; it is no MUSDB18 track."
             )
-            signals.append(torch.from_numpy(np.ascontiguousarray(audio[0].T, dtype=np.float32)))
-        announced = max(float(info.duration(stream)) for stream in range(5))
-    except TrainingDataError:
-        raise
-    except Exception as error:  # stempeg and ffmpeg raise many types, Warning among them
-        reason = str(error).strip().splitlines()
-        raise TrainingDataError(
-            f"{track.path} cannot be decoded ({reason[-1] if reason else type(error).__name__}); fetch it again."
-        ) from error
+    wanted = range(FIRST_STEM, FIRST_STEM + len(INSTRUMENTS))
+    signals, rate, notes = read_stem_mp4(track.path, wanted)
+    warnings = [f"{track.path.name}: {note}" for note in notes]
     shortest, longest = (pick(x.shape[-1] for x in signals) for pick in (min, max))
-    if shortest == 0:
-        raise TrainingDataError(f"ffmpeg decodes nothing of {track.path}; it is damaged: fetch it again.")
-    if longest / rate < announced - 0.1 or shortest < longest:
-        warnings.append(f"{track.path.name} announces {announced:.2f} s, {shortest / rate:.2f} s could be decoded")
+    if shortest < longest:
+        warnings.append(
+            f"{track.path.name} has streams of {longest / rate:.2f} s, {shortest / rate:.2f} s are in all of them"
+        )
     signals = [x[:, :shortest] for x in signals]
     named = zip(INSTRUMENTS, signals, strict=True)
     return Recording({name: (x, rate) for name, x in named if name in all_parts(stems)}, tuple(warnings))

@@ -25,7 +25,6 @@ import torch
 from ..._io import PART, try_lock
 from ...errors import TrainingDataError
 from .convert import Outcome, Settings, prepare_track
-from .decode import check_programs
 from .entry import refuse_shared_tracks
 from .instruments import DEFAULT, Stems, stems_found
 from .sources import TrackSource, stem_files
@@ -85,7 +84,6 @@ def prepare(
     settings = Settings(Path(out), check_rates(rates), dtype, _stems_of(tracks) if stems is None else stems)
     _check(settings, tracks, workers)
     refuse_own_folder(settings.out, tracks if source is None else source)
-    check_programs(list(tracks))
     with _lock(settings.out), _scratch(settings.out / PARTIAL):
         _refuse_other_settings(settings)
         settled = settle(settings, tracks if source is None else source)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ...catalogue.manifest import AUDIO_SUFFIXES
+from ...audio.folders import AUDIO_SUFFIXES
 from ...errors import TrainingDataError
 from .entry import ENTRY, SPLITS
 

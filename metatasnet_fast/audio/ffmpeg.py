@@ -1,0 +1,299 @@
+"""The decoder for everything that libsndfile does not read: FFmpeg's libraries, inside PyAV."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .._extras import require
+from .decode import (
+    BLOCK,
+    CUT_OGG,
+    UNMARKED_OGG,
+    DecodeError,
+    NoAudioStream,
+    NoDecoder,
+    NoTrack,
+    Samples,
+    Window,
+    decoding,
+    hidden_note,
+)
+from .headers import RECOGNISED_BY, ends_with_tag, mp3_length, ogg_ends, recognise, sample_area, skip_id3
+
+__all__ = ["FFmpegDecoder", "open_container"]
+
+DECLARING = {
+    "aiff", "ape", "asf", "au", "avi", "caf", "dsf", "flac", "matroska", "mov", "mpc", "mpc8", "ogg", "tak", "tta", "w64",
+    "wav", "webm", "wv", "xwma",
+}  # fmt: skip
+"""Formats whose headers hold the length of the audio; of others FFmpeg guesses it, from the bit rate or the last time."""
+
+MOST_PER_BYTE = 6000
+"""Samples in a byte of the file at most: a silent FLAC frame has 65,535 in 11 bytes or more."""
+
+MOST_PER_BYTE_MP3 = 24
+"""The same for MP3: 576 samples at 24 kHz and 8 kbit/s are 24 bytes."""
+
+SILENT_64_BIT = 2.0**-30
+"""What 64-bit integers that hold values of a shorter type do not exceed."""
+
+
+def import_av() -> Any:
+    return require("av", "Decoding compressed audio and video")
+
+
+def open_container(path: Path, stack: contextlib.ExitStack, options: Mapping[str, str] = MappingProxyType({})) -> Any:
+    """Return PyAV's container of a file, behind ID3v2 tags where FFmpeg does not look for the format there.
+
+    It is closed with ``stack``. A playlist opens no other files or addresses, and broken tags are read as far as they go.
+    """
+    av = import_av()
+    with open(path, "rb") as file:
+        start = skip_id3(file)
+        kind = recognise(file.read(RECOGNISED_BY))
+    window = Window(path, start if start and kind not in (None, "MPEG audio", "ID3") else 0)
+    stack.callback(window.close)
+    # From PyAV 19 on broken tags are always ignored.
+    tags = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
+    return stack.enter_context(av.open(window, options={"protocol_whitelist": "none", **options}, **tags))
+
+
+class FFmpegDecoder:
+    """One audio track, by default the one that the container calls its default.
+
+    Damaged packets are left out and counted; encoder delay is cut as the container says; frames of another rate or with
+    other channels than the first one are converted to it.
+
+    Args:
+        track: number of the track, from 1.
+    """
+
+    tolerance: float = 0.1
+
+    def __init__(self, path: Path, track: int | None = None) -> None:
+        self._av = import_av()
+        self.notes: list[str] = []
+        self._damaged, self._at_end, self._damage = 0, 0, ""
+        self._peak_64 = 0.0
+        self._changes: list[str] = []
+        self._open = contextlib.ExitStack()
+        area = sample_area(path)
+        hidden = area is not None and area.hidden > 0
+        if area is not None and hidden:
+            self.notes.append(hidden_note(area))
+        try:
+            with decoding():
+                # FFmpeg can go on behind the announced end of a WAV file.
+                self._container = open_container(path, self._open, {"ignore_length": "1"} if hidden else {})
+                self._begin(path, track)
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self, path: Path, track: int | None) -> None:
+        self._stream = self._choose(track)
+        formats = set(self._container.format.name.split(","))
+        if "ogg" in formats and ((ends := ogg_ends(path)).cut or ends.unmarked):
+            self.notes.append(CUT_OGG if ends.cut else UNMARKED_OGG)
+        self._frames = self._decode(ends_with_tag(path))
+        # What the container says about rate and channels may be wrong (HE-AAC); the first frame is right.
+        self._first: Any = next(self._frames, None)
+        self.sample_rate = int((self._first or self._stream.codec_context).sample_rate or 0)
+        if not self.sample_rate:
+            # FFmpeg believes the name of what is called .flac, and finds nothing in it.
+            raise DecodeError("no header of an audio stream was found")
+        self.channels = len(self._first.layout.channels) if self._first is not None else 0
+        self.codec = f"{self._container.format.name.split(',')[0]} {self._stream.codec_context.name}"
+        self.depth = self._depth()
+        self.announced, self.frames = self._announced(path, formats)
+
+    def _choose(self, track: int | None) -> Any:
+        streams = self._container.streams.audio
+        self.tracks = len(streams)
+        if not streams:
+            raise NoAudioStream("the container has no audio stream")
+        decodable = [stream for stream in streams if stream.codec_context is not None]
+        if not decodable:
+            raise NoDecoder("no decoder for its codec is installed")
+        if track is None:
+            best = self._container.streams.best("audio")
+            chosen = next((stream for stream in decodable if best and stream.index == best.index), decodable[0])
+        elif not 1 <= track <= len(streams):
+            raise NoTrack(f"no audio track {track}, of {len(streams)}")
+        else:
+            chosen = streams[track - 1]
+            if chosen.codec_context is None:
+                raise NoDecoder(f"no decoder for the codec of track {track} is installed")
+        self.track = [stream.index for stream in streams].index(chosen.index) + 1
+        if track is None and len(streams) > 1:
+            self.notes.append(f"there are {len(streams)} audio tracks; number {self.track} was read")
+        return chosen
+
+    def _depth(self) -> str | None:
+        name, format = self._stream.codec_context.name, self._stream.codec_context.format
+        lossless = name.startswith("pcm_") or name in (
+            "alac",
+            "flac",
+            "wavpack",
+            "tta",
+            "ape",
+            "tak",
+            "shorten",
+            "wmalossless",
+        )
+        if not lossless or format is None:
+            return None
+        bits = format.bytes * 8
+        if format.name.startswith(("flt", "dbl")):
+            return "float32"
+        # Lossless codecs give 24 bits in 32; 32-bit PCM says so in its name.
+        return "int16" if bits <= 16 else "int32" if name.startswith(("pcm_s32", "pcm_s64", "pcm_u32")) else "int24"
+
+    def _announced(self, path: Path, formats: set[str]) -> tuple[int | None, int | None]:
+        """Return the length that the header announces, and the same if the file can hold it."""
+        size = path.stat().st_size
+        if "mp3" in formats:
+            header = mp3_length(path)
+            if header is None:
+                return None, None
+            announced, most = header.samples, size * MOST_PER_BYTE_MP3
+            cut = header.bytes is not None and header.bytes > size
+        else:
+            seconds = self._announced_seconds(formats)
+            if seconds is None:
+                return None, None
+            announced, most, cut = int(seconds * self.sample_rate + Fraction(1, 2)), size * MOST_PER_BYTE, False
+        if announced == 0:
+            return None, None
+        if announced <= most:
+            return announced, announced
+        if cut:  # the beginning of a longer file
+            return announced, None
+        self.notes.append(f"the header announces {announced} samples, which {size} bytes cannot hold")
+        return None, None
+
+    def _announced_seconds(self, formats: set[str]) -> Fraction | None:
+        if not formats & DECLARING:
+            return None
+        if self._stream.duration is not None:
+            return int(self._stream.duration) * Fraction(str(self._stream.time_base))
+        if self._container.duration is not None and len(self._container.streams) == 1:
+            # A container's own duration is that of its longest stream.
+            return Fraction(int(self._container.duration), 1_000_000)
+        return None
+
+    def _decode(self, tagged: bool) -> Iterator[Any]:
+        """Yield the frames. ``tagged``: a tag ends the file, which FFmpeg may take for packets that it cannot decode."""
+        for packet in self._packets():
+            try:
+                with decoding():
+                    frames = self._stream.codec_context.decode(packet)
+            except DecodeError as error:
+                self._count(error)
+                continue
+            yield from frames
+            if frames and packet is not None and packet.size:
+                self._at_end = 0
+        if tagged:
+            self._damaged -= self._at_end
+
+    def _packets(self) -> Iterator[Any]:
+        """Yield the stream's packets and, as `demux` does at a proper end, one that makes the decoder give what it holds."""
+        packets = iter(self._container.demux(self._stream))
+        while True:
+            try:
+                with decoding():
+                    packet = next(packets, None)
+            except DecodeError as error:
+                self._count(error)
+                yield None
+                return
+            if packet is None:
+                return
+            yield packet
+
+    def _count(self, error: DecodeError) -> None:
+        self._damaged, self._at_end, self._damage = self._damaged + 1, self._at_end + 1, str(error)
+
+    def blocks(self) -> Iterator[Samples]:
+        held: list[Samples] = []
+        size = 0
+        for frame in self._alike():
+            with decoding():
+                held.append(self._samples(frame))
+            size += held[-1].shape[1]
+            if size >= BLOCK:
+                yield np.concatenate(held, 1)
+                held, size = [], 0
+        if size:
+            yield np.concatenate(held, 1)
+        if self._damaged:
+            self.notes.append(f"damaged packets were left out: {self._damaged} (FFmpeg: {self._damage})")
+        if self._changes:
+            self.notes.append(
+                f"the stream changes to {' and '.join(dict.fromkeys(self._changes))}, "
+                f"which was converted to {_named(self.sample_rate, self.channels)}"
+            )
+        if 0 < self._peak_64 < SILENT_64_BIT:
+            self.notes.append(
+                "its 64-bit integers hold values of a shorter type, so that it is nearly silent: export it as 16 or 32 bits"
+            )
+
+    def _alike(self) -> Iterator[Any]:
+        """Yield the frames, those of another rate or with other channels than the first one's converted by FFmpeg."""
+        converter, before = None, None
+        frame = self._first
+        while frame is not None:
+            kind = (frame.sample_rate, frame.layout.name, frame.format.name)
+            if kind != before:
+                if converter is not None:
+                    yield from self._converted(converter, None)
+                converter, before = None, kind
+                channels = len(frame.layout.channels)
+                if (frame.sample_rate, channels) != (self.sample_rate, self.channels):
+                    self._changes.append(_named(frame.sample_rate, channels))
+                    first = self._first
+                    converter = self._av.AudioResampler(first.format.name, first.layout.name, first.sample_rate)
+            yield from [frame] if converter is None else self._converted(converter, frame)
+            frame = next(self._frames, None)
+        if converter is not None:
+            yield from self._converted(converter, None)
+
+    def _converted(self, converter: Any, frame: Any) -> list[Any]:
+        with decoding():
+            return list(converter.resample(frame))
+
+    def _samples(self, frame: Any) -> Samples:
+        """Return a decoded frame as float32 `(channels, n)`, integer formats scaled to [-1, 1)."""
+        wide = frame.format.name.startswith("s64")
+        if wide or (frame.format.is_planar and self.channels >= 8):
+            # NumPy's types of PyAV lack 64-bit integers; and PyAV 18 reads past the end of the list of planes of a frame
+            # with eight or more, and crashes: packed frames have one plane.
+            format = "dbl" if wide else "flt"
+            [frame] = self._av.AudioResampler(format, frame.layout, frame.sample_rate).resample(frame)
+        data: npt.NDArray[Any] = frame.to_ndarray()
+        if not frame.format.is_planar:
+            data = data.reshape(-1, self.channels).T
+        samples: Samples = data.astype(np.float32)
+        if wide:
+            self._peak_64 = max(self._peak_64, float(np.abs(samples).max(initial=0)))
+        elif data.dtype == np.uint8:
+            samples = (samples - np.float32(128)) / np.float32(128)
+        elif data.dtype.kind == "i":
+            samples /= np.float32(2.0 ** (8 * data.dtype.itemsize - 1))
+        return samples
+
+    def close(self) -> None:
+        self._open.close()
+
+
+def _named(sample_rate: int, channels: int) -> str:
+    return f"{sample_rate} Hz {({1: 'mono', 2: 'stereo'}).get(channels, f'with {channels} channels')}"

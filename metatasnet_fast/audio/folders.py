@@ -1,0 +1,66 @@
+"""The audio files below a folder, those behind links too."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+
+__all__ = ["AUDIO_SUFFIXES", "find_audio", "is_audio_name", "lies_in"]
+
+AUDIO_SUFFIXES = frozenset(
+    "aac ac3 aif aifc aiff alac amr ape au caf dts flac m4a m4b mka mp2 mp3 oga ogg opus rf64 snd tta w64 wav wave wma "
+    "wv".split()
+)
+"""What is taken from folders. A file that is named itself may be called anything."""
+
+
+def is_audio_name(path: str) -> bool:
+    """Return whether a path, with `/` between its parts, ends as audio files do and has no hidden part."""
+    parts = path.strip("/").split("/")
+    return parts[-1].rpartition(".")[2].lower() in AUDIO_SUFFIXES and not any(part.startswith(".") for part in parts)
+
+
+def find_audio(folder: str, exclude: Collection[str], onerror: Callable[[OSError], object]) -> Iterator[Path]:
+    """Yield the audio files of a folder and of the folders below it, in alphabetic order, each folder once.
+
+    Links to folders are followed when all else has been walked, so that a link changes the path of nothing that has one
+    without it. Hidden files and folders are left out.
+
+    Args:
+        exclude: real paths of folders that are left out, with all that is in them, wherever a link leads to them.
+        onerror: gets what the system says of a folder that cannot be read; without an exception from it the rest is walked.
+    """
+    for place, names in _walk(folder, exclude, onerror):
+        yield from (Path(place, name) for name in names if is_audio_name(name))
+
+
+def _walk(top: str, exclude: Collection[str], onerror: Callable[[OSError], object]) -> Iterator[tuple[str, list[str]]]:
+    """Yield every folder from ``top`` down and the names of its files; see :func:`find_audio`. Links that lead round end."""
+    walked: set[str] = set()
+    starts = deque([top])
+    while starts:
+        start = starts.popleft()
+        base = os.path.realpath(start)
+        if base in walked:
+            continue
+        for place, folders, files in os.walk(start, onerror=onerror):
+            # There is no link after the start: os.walk goes into none.
+            real = os.path.normpath(os.path.join(base, place[len(start) :].lstrip(os.sep)))
+            walked.add(real)
+            names = sorted(name for name in folders if not name.startswith("."))
+            folders.clear()
+            for name in names:
+                path, really = os.path.join(place, name), os.path.join(real, name)
+                if not os.path.islink(path):
+                    folders += [name] if really not in walked and really not in exclude else []
+                elif not lies_in(path, exclude):
+                    starts.append(path)
+            yield place, sorted(files)
+
+
+def lies_in(path: str, folders: Collection[str]) -> bool:
+    """Return whether a path leads to one of the folders, or below it; ``folders`` are real paths."""
+    real = os.path.realpath(path)
+    return any(real == folder or real.startswith(os.path.join(folder, "")) for folder in folders)

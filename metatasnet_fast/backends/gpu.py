@@ -1,0 +1,90 @@
+"""Why this machine cannot run GPU code: no driver, one that is too old, no compiler, or code for other GPUs."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib
+import os
+import re
+import shutil
+import sysconfig
+from pathlib import Path
+
+import torch
+
+__all__ = ["compiler_reason", "driver_version", "has_code_for", "no_gpu_reason"]
+
+
+def no_gpu_reason() -> str | None:
+    """Return why torch finds no GPU, a sentence with what to do; None if it finds one."""
+    if torch.cuda.is_available():
+        return None
+    if torch.version.cuda is None and torch.version.hip is None:
+        return "torch finds no GPU: it is a build for CPUs; install one for CUDA or ROCm on a machine with a GPU."
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        if "too old" in str(error):
+            found = re.search(r"version (\d+)", str(error))
+            version = f" (for CUDA {int(found[1]) // 1000}.{int(found[1]) % 1000 // 10})" if found else ""
+            return f"torch finds no GPU: the driver{version} is too old for its CUDA {torch.version.cuda}; update the driver."
+    return "torch finds no GPU: install a driver on a machine with one, or make it visible (CUDA_VISIBLE_DEVICES)."
+
+
+def driver_version() -> tuple[int, int] | None:
+    """Return the newest CUDA that NVIDIA's driver supports, None without a driver."""
+    try:
+        library = ctypes.CDLL("libcuda.so.1" if os.name == "posix" else "nvcuda.dll")
+    except OSError:
+        return None
+    version = ctypes.c_int()
+    if library.cuDriverGetVersion(ctypes.byref(version)) != 0:
+        return None
+    return version.value // 1000, version.value % 1000 // 10
+
+
+def has_code_for(architectures: str, capability: tuple[int, int]) -> bool:
+    """Return whether kernels that were compiled for some architectures run on a GPU.
+
+    Args:
+        architectures: as CMake names them, with commas: ``80`` holds code that newer GPUs compile when they load it,
+            ``80-real`` runs on GPUs of its generation (8.x) from 8.0 on, and ``90a-real`` on 9.0 alone.
+        capability: the GPU's compute capability.
+    """
+    for name in architectures.split(","):
+        found = re.fullmatch(r"(\d+)(\d)([af]?)(-real|-virtual)?", name.strip())
+        if found is None:
+            continue
+        built, special, kind = (int(found[1]), int(found[2])), found[3], found[4]
+        if built == capability or (
+            special == "" and built[0] == capability[0] and built <= capability and kind != "-virtual"
+        ):
+            return True
+        if special == "" and kind != "-real" and built <= capability:
+            return True
+    return False
+
+
+@functools.cache
+def compiler_reason() -> str | None:
+    """Return why Triton cannot launch a kernel for want of a C compiler, None if it can or needs none.
+
+    Triton up to 3.8 compiles a small C module for its first launch, and one for each kind of launch; what it compiled before
+    lies in its cache, which is not relied on.
+    """
+    try:
+        if not _compiles():
+            return None
+    except ImportError as error:
+        return f"Triton cannot be imported ({error}); install it again."
+    if not os.environ.get("CC") and not shutil.which("gcc") and not shutil.which("clang"):
+        return "Triton needs a C compiler to launch kernels and finds none; install gcc, or set CC."
+    if not Path(sysconfig.get_paths()["include"], "Python.h").exists():
+        return "Triton needs Python's headers to launch kernels; install them (Debian: python3-dev)."
+    return None
+
+
+def _compiles() -> bool:
+    driver = importlib.import_module(f"triton.backends.{'amd' if torch.version.hip else 'nvidia'}.driver")
+    return hasattr(driver, "compile_module_from_src")
