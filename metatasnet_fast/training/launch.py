@@ -169,6 +169,8 @@ def _batches(
         seed=settings.seed,
         augmentation=settings.augmentation,
         shuffle_p=settings.shuffle_p,
+        variety=settings.variety,
+        least_share=settings.least_share,
         device=runtime.device,
         rank=world.rank,
         world=world.size,

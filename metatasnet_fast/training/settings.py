@@ -19,6 +19,7 @@ from typing import Any
 from .._extras import require
 from ..config import MetaTasNetConfig
 from ..errors import ConfigError
+from .data.variety import Variety
 
 __all__ = ["TrainingSettings", "read_settings_file", "split_settings"]
 
@@ -58,6 +59,14 @@ class TrainingSettings:
         None, "end after this time; the learning rate falls to 0 over it instead of SGDR's"
     )
     augmentation: str = _setting("same", "same at every rate, original (drawn per rate), or none")
+    speed: float = _setting(
+        0.0, "largest relative change of an item's speed, pitch and tempo together: 0.1 for 0.9 to 1.1"
+    )
+    balance: float = _setting(0.0, "standard deviation in dB of each stem's level in an item")
+    level: float = _setting(0.0, "largest change in dB of an item's level")
+    tone: float = _setting(0.0, "standard deviation in dB of the filters through which half of the stems go")
+    rests: float = _setting(0.0, "probability that a stem rests, or is quieter, in a part of an item")
+    least_share: float = _setting(0.0, "share of an item's energy that a stem, and the others together, need to count")
     unfreeze: str = _setting(
         "all", "what is trained: all, generator (the masking networks'), or embedding (of added instruments)"
     )
@@ -97,8 +106,12 @@ class TrainingSettings:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ConfigError(f"{name} must be positive, got {value}.")
-        if not 0 <= self.shuffle_p <= 1:
-            raise ConfigError(f"shuffle_p must lie in [0, 1], got {self.shuffle_p}.")
+        for name in ("shuffle_p", "rests"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} must lie in [0, 1], got {getattr(self, name)}.")
+        for name, limit in (("speed", 1.0), ("least_share", 0.5), ("balance", 60.0), ("level", 60.0), ("tone", 60.0)):
+            if not 0 <= getattr(self, name) < limit:
+                raise ConfigError(f"{name} must lie between 0 and {limit:g}, got {getattr(self, name)}.")
         if self.ema is not None and not 0 < self.ema < 1:
             raise ConfigError(f"ema must lie between 0 and 1, such as 0.999, got {self.ema}.")
         for name, choices in (("augmentation", AUGMENTATIONS), ("best", BEST_RULES), ("unfreeze", UNFREEZE)):
@@ -122,6 +135,10 @@ class TrainingSettings:
         if self.steps is not None:
             return self.steps
         return None if self.minutes is not None else self.epochs * self.steps_per_epoch
+
+    @property
+    def variety(self) -> Variety:
+        return Variety(self.speed, self.balance, self.level, self.tone, self.rests)
 
     @property
     def workers(self) -> int:

@@ -7,6 +7,7 @@ run was interrupted, changes it. Every rank draws the whole plan and reads its o
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +22,7 @@ from ...errors import TrainingDataError
 from .cache import Cache, Track
 from .crops import AUGMENTATIONS, Plan, draw_plan
 from .reader import CropReader, HostBatch
+from .variety import MARGIN, NO_VARIETY, Variety, draw_changes, resample, rest, retune
 
 __all__ = ["Batch", "BatchSource"]
 
@@ -38,10 +40,21 @@ class Batch:
     counts: Tensor
     """(items, I) bool: False for an instrument that the loss must leave out whatever its samples are."""
     number: int
+    least_share: float = 0.0
 
     def masks(self) -> list[Tensor]:
-        """For each stage (items, I, 1), float32: 1 where a source counts and is not all zero."""
-        return [((sources != 0).any(-1) & self.counts[..., None]).float() for sources in self.sources]
+        """For each stage (items, I, 1), float32: 1 where a source counts and is not all zero.
+
+        With ``least_share``, moreover, only where the source, and what remains of the mixture without it, have that share of
+        the energy: SI-SDR is in dB, so that hopeless and trivial items would weigh as much as the others.
+        """
+        counts = self.counts[..., None]
+        if self.least_share > 0:
+            own = self.sources[-1].square().sum(-1)
+            remainder = (self.mixes[-1][:, None] - self.sources[-1]).square().sum(-1)
+            least = self.least_share * (own + remainder)
+            counts = counts & (own >= least) & (remainder >= least)
+        return [((sources != 0).any(-1) & counts).float() for sources in self.sources]
 
 
 class BatchSource:
@@ -57,6 +70,8 @@ class BatchSource:
         augmentation: ``same``: a channel and a gain for each source, identical at all rates. ``original``: drawn for each
             stage on its own, as in the authors' program. ``none``: crops only, of the channels' mean.
         shuffle_p: share of the items whose sources are exchanged; of no effect with ``none``.
+        variety: what else items differ by.
+        least_share: of an item's energy that a source, and the other ones together, need to count in the loss.
         split: which tracks.
         device: where the batches go.
         rank, world: this process's number, and how many there are.
@@ -76,6 +91,8 @@ class BatchSource:
         seed: int = 42,
         augmentation: str = "same",
         shuffle_p: float = 0.5,
+        variety: Variety = NO_VARIETY,
+        least_share: float = 0.0,
         split: str = "train",
         device: str | torch.device = "cpu",
         rank: int = 0,
@@ -86,17 +103,20 @@ class BatchSource:
         self.device = torch.device(device)
         self.items, self.seconds, self.seed, self.workers = items, seconds, seed, workers
         self.augmentation, self.shuffle_p = augmentation, shuffle_p
+        self.variety, self.least_share = variety, least_share
         _check(self, cache, rank, world)
         self.places = cache.places_of(config.instruments)
         """Where the network's instruments are among the cache's."""
         self._slice = (rank * items // world, (rank + 1) * items // world)
         self._crop = _crop_length(config, seconds)
-        self.tracks, self.skipped = _long_enough(cache.tracks(split), self.rates[0], self._crop, cache, split)
+        self._margin = round(MARGIN * self.rates[0]) if variety.speed else 0
+        self._read_length = math.ceil((self._crop + 2 * self._margin) * (1 + variety.speed))
+        self.tracks, self.skipped = _long_enough(cache.tracks(split), self.rates[0], self._read_length, cache, split)
         """Tracks in use, and those that are shorter than an item."""
         self._lengths = np.array([track.samples(self.rates[0]) for track in self.tracks], np.int64)
         self._channels = np.array([track.channels for track in self.tracks], np.int64)
         self._counts = np.array([track.counts for track in self.tracks], bool)
-        self._reader = CropReader(self.tracks, self.rates, self._crop, pinned=self.device.type == "cuda")
+        self._reader = CropReader(self.tracks, self.rates, self._read_length, pinned=self.device.type == "cuda")
 
     @property
     def audio_seconds(self) -> float:
@@ -113,7 +133,7 @@ class BatchSource:
             lengths=self._lengths,
             channels=self._channels,
             sources=self._counts.shape[1],
-            crop=self._crop,
+            crop=self._read_length,
             augmentation=self.augmentation,
             shuffle_p=self.shuffle_p,
         )
@@ -151,7 +171,8 @@ class BatchSource:
         return self._reader.read(plan, counts, number)
 
     def _to_device(self, host: HostBatch) -> Batch:
-        mixes, sources = [], []
+        mixes: list[Tensor] = []
+        sources: list[Tensor] = []
         whole = self.places == list(range(self._counts.shape[1]))
         for stored, weights in zip(host.raw, host.weights, strict=True):
             raw, weight = self._move(stored), self._move(weights)[..., None]
@@ -159,9 +180,27 @@ class BatchSource:
             mixed = raw[:, :, first, None].float() * weight[:, :, first, None]
             for channel in others:
                 mixed += raw[:, :, channel, None].float() * weight[:, :, channel, None]
+            if self.variety:
+                mixed = self._vary(mixed, len(mixes), host.number)
             mixes.append(mixed.sum(1))
             sources.append(mixed if whole else mixed[:, self.places])
-        return Batch(mixes, sources, self._move(host.counts)[:, self.places], host.number)
+        return Batch(mixes, sources, self._move(host.counts)[:, self.places], host.number, self.least_share)
+
+    def _vary(self, signals: Tensor, stage: int, number: int) -> Tensor:
+        """The changes of this batch, of all of the cache's instruments at one rate: (items, S, 1, T) from longer ones."""
+        changes = draw_changes(self.seed, number, self.variety, self.items, signals.shape[1]).take(*self._slice)
+        rate, ratio = self.rates[stage], self.rates[stage] // self.rates[0]
+        samples, margin = self._crop * ratio, self._margin * ratio
+        varied = signals.new_empty(*signals.shape[:-1], samples)
+        for item, sources in enumerate(signals):
+            varied[item] = resample(sources, samples, margin, changes.speeds[item])
+            for index, source in enumerate(varied[item]):
+                if changes.tones[item, index].any():
+                    source.copy_(retune(source, rate, changes.tones[item, index]))
+                middle, length, gain = changes.rests[item, index]
+                if gain != 1:
+                    source.mul_(rest(samples, rate, middle, length, gain).to(source.device))
+        return varied.mul_(torch.from_numpy(changes.gains).to(varied)[..., None, None])
 
     def _move(self, x: Tensor) -> Tensor:
         # All of it is pinned where there is a GPU: any other copy would wait for the step that is being computed.

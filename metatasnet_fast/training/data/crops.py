@@ -45,9 +45,9 @@ class Plan:
         return Plan(self.tracks[part], self.starts[part], channels, self.gains[:, part])
 
 
-def uniforms(seed: int, number: int, count: int) -> Floats:
-    """``count`` numbers in [0, 1) that depend on nothing but seed and number, both in [0, 2^64)."""
-    counter, key = np.array([0, number, 0, 0], np.uint64), np.array([seed, 0], np.uint64)
+def uniforms(seed: int, number: int, count: int, stream: int = 0) -> Floats:
+    """``count`` numbers in [0, 1) that depend on nothing but seed and number, both in [0, 2^64), and the stream."""
+    counter, key = np.array([0, number, stream, 0], np.uint64), np.array([seed, 0], np.uint64)
     raw: NDArray[np.uint64] = np.random.Philox(counter=counter, key=key).random_raw(count)
     found: Floats = np.ldexp((raw >> np.uint64(11)).astype(np.float64), -53)
     return found
