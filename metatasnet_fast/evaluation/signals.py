@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import MetaTasNetError, ShapeError
 
-__all__ = ["EvaluationError", "Signals", "SilentSource", "SilentSourceError", "SilentSourceWarning", "silence"]
+__all__ = ["EvaluationError", "Signals", "SilentSource", "SilentSourceError", "SilentSourceWarning", "silent_sentence"]
 
 Audio = torch.Tensor | NDArray[Any]
 
@@ -29,7 +29,7 @@ class SilentSourceError(EvaluationError):
 
 
 class SilentSourceWarning(UserWarning):
-    """A reference or an estimate is silent from end to end, so the track has no valid frame."""
+    """A reference or an estimate is silent from end to end: in museval's terms the track has no frame that counts."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,12 @@ class SilentSource:
         return f"{self.signal} of {self.name}"
 
 
-def silence(silent: Sequence[SilentSource]) -> str:
+def silent_sentence(silent: Sequence[SilentSource]) -> str:
     """What a warning says about signals that are silent from end to end."""
     listed = ", ".join(str(source) for source in silent)
     return (
-        f"Silent from end to end: {listed}. All frames of this track are NaN; leave these stems out to score the rest."
+        f"Silent from end to end: {listed}. Leave these stems out to score the rest, or choose the rule of "
+        "silence `own`."
     )
 
 
