@@ -183,11 +183,11 @@ def pair_tracks(references: Sequence[TrackFiles], estimates: Sequence[TrackFiles
     Returns:
         the pairs, and the names of the reference tracks without estimates, each with the reason.
     """
-    by_name = {track.name.lower(): track for track in estimates}
+    by_name = {_key(track): track for track in estimates}
     pairs: list[Pair] = []
     missing: dict[str, str] = {}
     for reference in references:
-        estimate = by_name.get(reference.name.lower())
+        estimate = by_name.get(_key(reference))
         single = len(references) == len(estimates) == 1
         if single:
             estimate = estimates[0]
@@ -202,6 +202,11 @@ def pair_tracks(references: Sequence[TrackFiles], estimates: Sequence[TrackFiles
         else:
             pairs.append(Pair(reference, estimate, stems))
     return pairs, missing
+
+
+def _key(track: TrackFiles) -> str:
+    """What tracks are paired by; separators call what they made of ``song.stem.mp4`` ``song.stem`` or ``song``."""
+    return track.name.lower().removesuffix(".stem")
 
 
 def _pair_stems(reference: TrackFiles, estimate: TrackFiles, single: bool) -> dict[str, str]:

@@ -53,7 +53,7 @@ def two_tracks(tmp_path: Path) -> tuple[Path, Path]:
     for seed, track in enumerate(("One", "Two")):
         references = stems("violin", "viola", "cello", seed=seed)
         write(tmp_path / "true" / track, references)
-        write(tmp_path / "found" / "model" / track.lower(), estimates_of(references))
+        write(tmp_path / "found" / "model" / f"{track.lower()}.stem", estimates_of(references))
     return tmp_path / "true", tmp_path / "found"
 
 
@@ -87,7 +87,7 @@ def test_scores_of_the_same_audio_are_kept_and_of_other_audio_refused(
     score(references, estimates, out=tmp_path / "out", metrics=("SDR",))
     again = score(references, estimates, out=tmp_path / "out", metrics=("SDR",))
     assert [outcome.status for outcome in again.outcomes] == ["kept", "kept"]
-    write(estimates / "model" / "two", stems("violin", "viola", "cello", seed=5))
+    write(estimates / "model" / "two.stem", stems("violin", "viola", "cello", seed=5))
     with pytest.raises(EvaluationError, match="other audio"):
         score(references, estimates, out=tmp_path / "out", metrics=("SDR",))
     with pytest.raises(EvaluationError, match="metrics differ"):
@@ -130,7 +130,7 @@ def test_a_track_that_cannot_be_compared_is_named_and_the_others_are_done(
     change: str, said: str, two_tracks: tuple[Path, Path]
 ) -> None:
     references, estimates = two_tracks
-    folder = estimates / "model" / "two"
+    folder = estimates / "model" / "two.stem"
     if change == "damaged":
         (folder / "viola.wav").write_bytes(b"RIFF")
     else:
