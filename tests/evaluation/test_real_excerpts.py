@@ -32,7 +32,9 @@ def excerpt(index: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     assert track.mixture is not None
     samples = round(7.0 * track.rate)
     references = np.stack([track.stems[stem].double().numpy().T[:samples] for stem in STEMS])
-    estimates = 0.7 * references + 0.15 * np.roll(references, 1, axis=0) + 0.1 * track.mixture.double().numpy().T[:samples]
+    estimates = (
+        0.7 * references + 0.15 * np.roll(references, 1, axis=0) + 0.1 * track.mixture.double().numpy().T[:samples]
+    )
     estimates[:, 5:] += 0.1 * references[:, :-5]
     return references, estimates + 1e-3 * np.random.RandomState(index).standard_normal(references.shape)
 
