@@ -83,6 +83,7 @@ using FloatArray = py::array_t<float, py::array::c_style>;
 Stage make_stage(const std::string& isa, bool bfloat16, const py::dict& sizes,
                  const std::map<std::string, FloatArray>& weights) {
   StageSizes s;
+  s.instruments = sizes["instruments"].cast<int>();
   s.N = sizes["N"].cast<int>();
   s.W = sizes["W"].cast<int>();
   s.B = sizes["B"].cast<int>();
@@ -128,7 +129,7 @@ py::dict mask(const Stage& stage, py::handle latent_, py::handle input_, py::han
   const Latents shared{latent.frames(), latent.strides[0], 0};
   const auto per_instrument = [&](py::handle tensor_, const char* name, int channels) -> Latents {
     const Tensor tensor(tensor_, name);
-    tensor.require_shape({n, kInstruments, frames, channels});
+    tensor.require_shape({n, s.instruments, frames, channels});
     return {tensor.frames(), tensor.strides[0], tensor.strides[1]};
   };
   if (partial_.is_none() != (s.partial == 0)) {
@@ -136,7 +137,7 @@ py::dict mask(const Stage& stage, py::handle latent_, py::handle input_, py::han
   }
   const Latents input = input_.is_none() ? shared : per_instrument(input_, "input", s.N);
   const Latents partial = s.partial ? per_instrument(partial_, "partial", s.partial) : Latents{};
-  masked.require_shape({n, kInstruments, frames, stage.latent_ld()});
+  masked.require_shape({n, s.instruments, frames, stage.latent_ld()});
   masked.require_dtype(stage.stores_bfloat16());
   masked.require_contiguous();
   checked_threads(threads);
@@ -180,14 +181,15 @@ void bind_cpu(py::module_& module) {
       .def(py::init(&make_stage), py::arg("isa"), py::arg("bfloat16"), py::arg("sizes"), py::arg("weights"),
            "isa: one of cpu_isas(), or '' for the best. weights: float32 arrays by name.")
       .def_property_readonly("isa", &Stage::isa)
+      .def_property_readonly("instruments", [](const Stage& stage) { return stage.sizes().instruments; })
       .def_property_readonly("latent_ld", &Stage::latent_ld, "Channels of a latent's storage: N rounded up.")
       .def(
           "encode", &encode, py::arg("signal"), py::arg("mel"), py::arg("latent"), py::arg("threads"),
           "signal (n, samples) float32, mel (n, STFT frames, latent_ld) float32; writes latent (n, frames, latent_ld).")
       .def("mask", &mask, py::arg("latent"), py::arg("input"), py::arg("partial"), py::arg("masked"),
            py::arg("threads"),
-           "latent (n, frames, N); input (n, 4, frames, N): what the network reads instead of it, or None; partial "
-           "(n, 4, frames, N / 2) or None; writes masked (n, 4, frames, latent_ld). "
+           "latent (n, frames, N); input (n, instruments, frames, N): what the network reads instead of it, or None; "
+           "partial (n, instruments, frames, N / 2) or None; writes masked (n, instruments, frames, latent_ld). "
            "Returns the seconds of each pass, summed over the threads.")
       .def("decode", &decode, py::arg("latent"), py::arg("signal"), py::arg("threads"),
            "latent (n, frames, N); writes signal (n, frames * W) float32.");

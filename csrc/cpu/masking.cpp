@@ -39,8 +39,8 @@ MaskSeconds& MaskSeconds::operator+=(const MaskSeconds& other) {
 }
 
 void MaskingRun::prepare(int threads) {
-  team_size_ = team_size(n_ * kInstruments, threads);
-  const std::int64_t teams = std::min<std::int64_t>(threads / team_size_, n_ * kInstruments);
+  team_size_ = team_size(n_ * s_.instruments, threads);
+  const std::int64_t teams = std::min<std::int64_t>(threads / team_size_, n_ * s_.instruments);
   everyone_ = std::make_unique<Barrier>(threads);
   for (std::int64_t t = 0; t < teams; ++t) teams_.push_back(std::make_unique<Team>(*this));
   for (int t = 0; t < threads; ++t) members_.push_back(std::make_unique<Member>(*this));
@@ -81,12 +81,14 @@ void MaskingRun::product(std::int64_t item, int tile) {
   args.rows = rows_of(frames_, tile);
   args.latent = at(at(latent_, item, 0), first * latent_.source.stride);
   args.ld = ld_n_;
-  for (int i = 0; i < kInstruments; ++i) {
-    const std::int64_t unit = item * kInstruments + i;
-    args.masked[i] = masked_ + (unit * frames_ + first) * ld_n_ * passes_.storage_size;
-    args.scale[i] = mask_norms_[unit].scale.data();
-    args.mean[i] = mask_norms_[unit].mean.data();
-    args.shift[i] = mask_norms_[unit].shift.data();
+  args.instruments = s_.instruments;
+  MaskOperand operands[kMostInstruments];
+  args.operands = operands;
+  for (int i = 0; i < s_.instruments; ++i) {
+    const std::int64_t unit = item * s_.instruments + i;
+    const Affine& norm = mask_norms_[unit];
+    operands[i] = {masked_ + (unit * frames_ + first) * ld_n_ * passes_.storage_size, norm.scale.data(),
+                   norm.mean.data(), norm.shift.data()};
   }
   passes_.mask_product(args);
 }
@@ -94,7 +96,7 @@ void MaskingRun::product(std::int64_t item, int tile) {
 MaskSeconds Stage::mask(std::int64_t n, std::int64_t frames, const Latents& latent, const Latents& input,
                         const Latents& partial, void* masked, int threads) const {
   if (n == 0 || frames == 0) return {};
-  prefer_huge_pages(masked, static_cast<std::size_t>(n) * kInstruments * frames * latent_ld() * passes_->storage_size);
+  prefer_huge_pages(masked, static_cast<std::size_t>(n) * sizes_.instruments * frames * latent_ld() * passes_->storage_size);
   MaskingRun run(*this, n, frames, latent, input, partial, masked);
   run_team(threads, [&](int team) { run.prepare(team); }, [&](int thread) { run.run(thread); });
   return run.seconds();

@@ -38,7 +38,7 @@ class MaskingRun {
         tiles_(tiles_of(frames)),
         latent_(latent),
         input_(input),
-        copies_(input.instrument ? kInstruments : 1),
+        copies_(input.instrument ? s_.instruments : 1),
         partial_(partial),
         masked_(static_cast<char*>(masked)),
         ld_b_(padded(s_.B)),
@@ -47,9 +47,9 @@ class MaskingRun {
         ld_in_(operand_ld(s_.N + s_.partial + kChannels, passes_.operand_size)),
         input_moments_(buffer_of<float>(static_cast<std::size_t>(n) * copies_ * tiles_ * 2 * ld_n_)),
         input_tickets_(n * copies_ * tiles_),
-        unit_tickets_(n * kInstruments),
+        unit_tickets_(n * s_.instruments),
         product_tickets_(n * tiles_) {
-    for (std::int64_t u = 0; u < n * kInstruments; ++u) mask_norms_.emplace_back(s_.N);
+    for (std::int64_t u = 0; u < n * s_.instruments; ++u) mask_norms_.emplace_back(s_.N);
   }
 
   // Make room for so many threads, before any of them runs.

@@ -39,7 +39,7 @@ PackedMatrix MaskingRun::fold(const Panels& weights, const float* bias, Team& te
 
 void MaskingRun::separate(std::int64_t unit, Team& team, Member& member, int place) {
   input(unit, team, member, place);
-  const int i = static_cast<int>(unit % kInstruments);
+  const int i = static_cast<int>(unit % s_.instruments);
   for (std::size_t b = 0; b < stage_.blocks_.size(); ++b) {
     block(i, static_cast<int>(b), team, member, place);
   }
@@ -48,8 +48,8 @@ void MaskingRun::separate(std::int64_t unit, Team& team, Member& member, int pla
 
 // From the latents to the residual stream, before its norm.
 void MaskingRun::input(std::int64_t unit, Team& team, Member& m, int place) {
-  const std::int64_t item = unit / kInstruments;
-  const int i = static_cast<int>(unit % kInstruments);
+  const std::int64_t item = unit / s_.instruments;
+  const int i = static_cast<int>(unit % s_.instruments);
   const Source latent = at(input_, item, i), partial = at(partial_, item, i);
   merge(input_moments(item * copies_ + (copies_ > 1 ? i : 0)), s_.N, ld_n_, m);
   if (s_.partial) {
@@ -60,8 +60,8 @@ void MaskingRun::input(std::int64_t unit, Team& team, Member& m, int place) {
     team.barrier.wait();
     merge(partials, s_.partial, ld, m, s_.N);
   }
-  group_norm(m.mean.data(), m.m2.data(), frames_, s_.N + s_.partial, stage_.norm_1_[i], m.norm);
-  const PackedMatrix weights = fold(stage_.in_conv_[i], nullptr, team, m, place);
+  group_norm(m.mean.data(), m.m2.data(), frames_, s_.N + s_.partial, stage_.instruments_[i].norm_1, m.norm);
+  const PackedMatrix weights = fold(stage_.instruments_[i].in_conv, nullptr, team, m, place);
   each_tile(place, m.seconds.input_conv, [&](int tile, std::ptrdiff_t first, int rows) {
     InputConvArgs args{};
     args.rows = rows;
@@ -83,15 +83,16 @@ void MaskingRun::input(std::int64_t unit, Team& team, Member& m, int place) {
 
 void MaskingRun::block(int i, int index, Team& team, Member& m, int place) {
   const BlockWeights& block = stage_.blocks_[index];
+  const BlockInstrument& own = block.instruments[i];
   const BlockWeights* before = index ? &stage_.blocks_[index - 1] : nullptr;
   PackedMatrix mix;
   // partials[1] holds the moments of what the norm in front of this block's input sees.
   merge(team.partials[1].as<float>(), before ? s_.H : s_.B, before ? ld_h_ : ld_b_, m);
   if (before) {
-    group_norm(m.mean.data(), m.m2.data(), frames_, s_.H, before->norm_2[i], m.norm);
-    mix = fold(before->mix[i], before->mix_bias[i].data(), team, m, place);
+    group_norm(m.mean.data(), m.m2.data(), frames_, s_.H, before->instruments[i].norm_2, m.norm);
+    mix = fold(before->instruments[i].mix, before->instruments[i].mix_bias.data(), team, m, place);
   } else {
-    group_norm(m.mean.data(), m.m2.data(), frames_, s_.B, stage_.norm_2_[i], m.norm);
+    group_norm(m.mean.data(), m.m2.data(), frames_, s_.B, stage_.instruments_[i].norm_2, m.norm);
   }
   for (int c = 0; !before && c < s_.B; ++c) m.x_shift[c] = m.norm.shift[c] - m.norm.mean[c] * m.norm.scale[c];
   each_tile(place, m.seconds.block_input, [&](int tile, std::ptrdiff_t first, int rows) {
@@ -108,7 +109,7 @@ void MaskingRun::block(int i, int index, Team& team, Member& m, int place) {
     args.mix_bias = team.bias.as<float>();
     args.x_scale = m.norm.scale.data();
     args.x_shift = m.x_shift.data();
-    args.conv = &block.conv[i].matrix;
+    args.conv = &own.conv.matrix;
     args.slope = block.slope_1;
     args.out = team.a.as<char>() + first * ld_h_ * passes_.storage_size;
     args.ld_out = ld_h_;
@@ -120,10 +121,10 @@ void MaskingRun::block(int i, int index, Team& team, Member& m, int place) {
   team.barrier.wait();
 
   merge(team.partials[0].as<float>(), s_.H, ld_h_, m);
-  group_norm(m.mean.data(), m.m2.data(), frames_, s_.H, block.norm_1[i], m.norm);
+  group_norm(m.mean.data(), m.m2.data(), frames_, s_.H, own.norm_1, m.norm);
   for (int k = 0; k < 3; ++k) {
     for (int c = 0; c < s_.H; ++c) {
-      const float tap = block.taps[i][static_cast<std::size_t>(k) * ld_h_ + c];
+      const float tap = own.taps[static_cast<std::size_t>(k) * ld_h_ + c];
       m.taps[static_cast<std::size_t>(k) * ld_h_ + c] = tap * m.norm.scale[c];
       m.shift[static_cast<std::size_t>(k) * ld_h_ + c] = tap * (m.norm.shift[c] - m.norm.mean[c] * m.norm.scale[c]);
     }
@@ -149,11 +150,11 @@ void MaskingRun::block(int i, int index, Team& team, Member& m, int place) {
 
 // From the last block to the activated mask logits and the norm in front of the softmax.
 void MaskingRun::output(std::int64_t unit, Team& team, Member& m, int place) {
-  const int i = static_cast<int>(unit % kInstruments);
-  const BlockWeights& last = stage_.blocks_.back();
+  const int i = static_cast<int>(unit % s_.instruments);
+  const BlockInstrument& last = stage_.blocks_.back().instruments[i];
   merge(team.partials[1].as<float>(), s_.H, ld_h_, m);
-  group_norm(m.mean.data(), m.m2.data(), frames_, s_.H, last.norm_2[i], m.norm);
-  const PackedMatrix skip = fold(last.mix[i], last.mix_bias[i].data(), team, m, place);
+  group_norm(m.mean.data(), m.m2.data(), frames_, s_.H, last.norm_2, m.norm);
+  const PackedMatrix skip = fold(last.mix, last.mix_bias.data(), team, m, place);
   each_tile(place, m.seconds.skip_output, [&](int tile, std::ptrdiff_t first, int rows) {
     SkipOutputArgs args{};
     args.rows = rows;
@@ -174,8 +175,8 @@ void MaskingRun::output(std::int64_t unit, Team& team, Member& m, int place) {
   team.barrier.wait();
 
   merge(team.partials[0].as<float>(), s_.B, ld_b_, m);
-  group_norm(m.mean.data(), m.m2.data(), frames_, s_.B, stage_.norm_3_[i], m.norm);
-  const PackedMatrix weights = fold(stage_.mask_output_[i], nullptr, team, m, place);
+  group_norm(m.mean.data(), m.m2.data(), frames_, s_.B, stage_.instruments_[i].norm_3, m.norm);
+  const PackedMatrix weights = fold(stage_.instruments_[i].mask_output, nullptr, team, m, place);
   char* out = masked_ + unit * frames_ * ld_n_ * passes_.storage_size;
   each_tile(place, m.seconds.mask_output, [&](int tile, std::ptrdiff_t first, int rows) {
     MaskOutputArgs args{};
@@ -194,7 +195,7 @@ void MaskingRun::output(std::int64_t unit, Team& team, Member& m, int place) {
   team.barrier.wait();
   if (place) return;
   merge(team.partials[1].as<float>(), s_.N, ld_n_, m);
-  group_norm(m.mean.data(), m.m2.data(), frames_, s_.N, stage_.norm_4_[i], mask_norms_[unit]);
+  group_norm(m.mean.data(), m.m2.data(), frames_, s_.N, stage_.instruments_[i].norm_4, mask_norms_[unit]);
 }
 
 }  // namespace metatasnet

@@ -12,6 +12,8 @@ namespace metatasnet {
 constexpr int kTile = 96;      // frames: a multiple of every register tile's rows (12, 6)
 constexpr int kChannels = 32;  // channels are stored in multiples of this, a multiple of every register tile's columns
 
+constexpr int kMostInstruments = 32;
+
 constexpr int padded(int channels) { return (channels + kChannels - 1) / kChannels * kChannels; }
 
 // Where a panel's weights are not zero. Offsets in units of four bytes: one float32 or two bfloat16 of the sum.
@@ -140,15 +142,22 @@ struct MaskOutputArgs {
   void* operand;  // scratch, kTile rows of ld_in operands
 };
 
+// One instrument's share of a MaskProductArgs.
+struct MaskOperand {
+  void* masked;
+  const float* scale;
+  const float* mean;
+  const float* shift;
+};
+
 // masked[i] = latent * softmax over i of ((masked[i] - mean[i]) scale[i] + shift[i]), in place.
+// One instrument alone has no others to share with: its mask is the sigmoid.
 struct MaskProductArgs {
   int rows;
   Source latent;
-  void* masked[4];
+  int instruments;
+  const MaskOperand* operands;
   int ld;
-  const float* scale[4];
-  const float* mean[4];
-  const float* shift[4];
 };
 
 // Moments of prelu(source), rounded as the input convolution rounds it.

@@ -9,7 +9,8 @@ namespace {
 
 class Packer {
  public:
-  Packer(const Passes& passes, int panel, const Arrays& arrays) : passes_(passes), panel_(panel), arrays_(arrays) {}
+  Packer(const Passes& passes, int panel, int instruments, const Arrays& arrays)
+      : passes_(passes), panel_(panel), instruments_(instruments), arrays_(arrays) {}
 
   bool has(const std::string& name) const { return arrays_.count(name) != 0; }
 
@@ -106,14 +107,14 @@ class Packer {
 
   NormWeights norm(const std::string& name, int instrument, int channels) const {
     const float* scale =
-        get(name + ".scale", {kInstruments, channels}) + static_cast<std::size_t>(instrument) * channels;
+        get(name + ".scale", {instruments_, channels}) + static_cast<std::size_t>(instrument) * channels;
     const float* shift =
-        get(name + ".shift", {kInstruments, channels}) + static_cast<std::size_t>(instrument) * channels;
+        get(name + ".shift", {instruments_, channels}) + static_cast<std::size_t>(instrument) * channels;
     return {{scale, scale + channels}, {shift, shift + channels}};
   }
 
   const float* convolution(const std::string& name, int instrument, int outputs, int inputs) const {
-    return get(name, {kInstruments, outputs, inputs}) + static_cast<std::size_t>(instrument) * outputs * inputs;
+    return get(name, {instruments_, outputs, inputs}) + static_cast<std::size_t>(instrument) * outputs * inputs;
   }
 
   float slope(const std::string& name) const { return *get(name, {1}); }
@@ -127,6 +128,7 @@ class Packer {
 
   const Passes& passes_;
   const int panel_;
+  const int instruments_;
   const Arrays& arrays_;
 };
 
@@ -141,24 +143,26 @@ BlockWeights pack_block(const Packer& pack, const StageSizes& s, const std::stri
   outputs.push_back(name + ".skip_out");
   const int panels = pack.panels_of(s.B);
   block.residual_panels = last ? 0 : panels;
-  for (int i = 0; i < kInstruments; ++i) {
-    block.conv[i] = pack.constant(pack.convolution(name + ".conv1d", i, s.H, s.B), s.H, s.B);
-    block.norm_1[i] = pack.norm(name + ".norm_1", i, s.H);
-    block.norm_2[i] = pack.norm(name + ".norm_2", i, s.H);
+  for (int i = 0; i < s.instruments; ++i) {
+    BlockInstrument& own = block.instruments.emplace_back();
+    own.conv = pack.constant(pack.convolution(name + ".conv1d", i, s.H, s.B), s.H, s.B);
+    own.norm_1 = pack.norm(name + ".norm_1", i, s.H);
+    own.norm_2 = pack.norm(name + ".norm_2", i, s.H);
     const int width = padded(s.H);
-    const float* taps = pack.get(name + ".dconv1d", {kInstruments, s.H, 3}) + static_cast<std::size_t>(i) * s.H * 3;
-    block.taps[i].assign(3 * static_cast<std::size_t>(width), 0.0f);
+    const float* taps = pack.convolution(name + ".dconv1d", i, s.H, 3);
+    own.taps.assign(3 * static_cast<std::size_t>(width), 0.0f);
     for (int c = 0; c < s.H; ++c)
-      for (int k = 0; k < 3; ++k) block.taps[i][static_cast<std::size_t>(k) * width + c] = taps[3 * c + k];
+      for (int k = 0; k < 3; ++k) own.taps[static_cast<std::size_t>(k) * width + c] = taps[3 * c + k];
 
-    block.mix[i] = pack.allocate(panels * static_cast<int>(outputs.size()), s.H);
-    block.mix_bias[i].assign(static_cast<std::size_t>(block.mix[i].panels) * pack.panel(), 0.0f);
+    own.mix = pack.allocate(panels * static_cast<int>(outputs.size()), s.H);
+    own.mix_bias.assign(static_cast<std::size_t>(own.mix.panels) * pack.panel(), 0.0f);
     for (std::size_t part = 0; part < outputs.size(); ++part) {
       const int first = static_cast<int>(part) * panels;
-      pack.fill(block.mix[i], first, pack.convolution(outputs[part], i, s.B, s.H), s.B, s.H);
+      pack.fill(own.mix, first, pack.convolution(outputs[part], i, s.B, s.H), s.B, s.H);
       if (!pack.has(outputs[part] + ".bias")) continue;
-      const float* bias = pack.get(outputs[part] + ".bias", {kInstruments, s.B}) + static_cast<std::size_t>(i) * s.B;
-      std::copy(bias, bias + s.B, block.mix_bias[i].begin() + static_cast<std::ptrdiff_t>(first) * pack.panel());
+      const float* bias =
+          pack.get(outputs[part] + ".bias", {s.instruments, s.B}) + static_cast<std::size_t>(i) * s.B;
+      std::copy(bias, bias + s.B, own.mix_bias.begin() + static_cast<std::ptrdiff_t>(first) * pack.panel());
     }
   }
   return block;
@@ -170,6 +174,7 @@ void check(const StageSizes& s) {
   const auto require = [](bool holds, const char* what) {
     if (!holds) throw std::invalid_argument(std::string("Impossible stage: ") + what);
   };
+  require(s.instruments >= 1 && s.instruments <= kMostInstruments, "there must be 1 to 32 instruments.");
   require(s.N > 0 && s.B > 0 && s.H > 0 && s.W > 0, "N, B, H and W must be positive.");
   require(s.N % kGroups == 0 && s.B % kGroups == 0 && s.H % kGroups == 0, "N, B and H must be multiples of 8.");
   require(s.partial >= 0 && (s.N + s.partial) % kGroups == 0, "the input channels must be a multiple of 8.");
@@ -190,7 +195,7 @@ Stage::Stage(const Kernels& kernels, bool bfloat16, const StageSizes& sizes, con
       passes_(bfloat16 ? &kernels.bfloat16 : &kernels.float32),
       panel_(kernels.panel) {
   const StageSizes& s = sizes_;
-  const Packer pack(*passes_, panel_, arrays);
+  const Packer pack(*passes_, panel_, s.instruments, arrays);
   const int filters = static_cast<int>(s.kernel_sizes.size()), longest = s.kernel_sizes.back();
   const auto centred = [&](int l) { return (longest - s.kernel_sizes[l]) / 2; };  // where filter l begins in the window
 
@@ -245,13 +250,14 @@ Stage::Stage(const Kernels& kernels, bool bfloat16, const StageSizes& sizes, con
   slope_2_ = pack.slope("mask.prelu_2");
   slope_3_ = pack.slope("mask.prelu_3");
   slope_4_ = pack.slope("mask.prelu_4");
-  for (int i = 0; i < kInstruments; ++i) {
-    norm_1_[i] = pack.norm("mask.norm_1", i, in_channels);
-    norm_2_[i] = pack.norm("mask.norm_2", i, s.B);
-    norm_3_[i] = pack.norm("mask.norm_3", i, s.B);
-    norm_4_[i] = pack.norm("mask.norm_4", i, s.N);
-    in_conv_[i] = pack.panels(pack.convolution("mask.in_conv", i, s.B, in_channels), s.B, in_channels);
-    mask_output_[i] = pack.panels(pack.convolution("mask.mask_output", i, s.N, s.B), s.N, s.B);
+  for (int i = 0; i < s.instruments; ++i) {
+    MaskInstrument& own = instruments_.emplace_back();
+    own.norm_1 = pack.norm("mask.norm_1", i, in_channels);
+    own.norm_2 = pack.norm("mask.norm_2", i, s.B);
+    own.norm_3 = pack.norm("mask.norm_3", i, s.B);
+    own.norm_4 = pack.norm("mask.norm_4", i, s.N);
+    own.in_conv = pack.panels(pack.convolution("mask.in_conv", i, s.B, in_channels), s.B, in_channels);
+    own.mask_output = pack.panels(pack.convolution("mask.mask_output", i, s.N, s.B), s.N, s.B);
   }
   for (std::size_t b = 0; b < s.dilations.size(); ++b) {
     blocks_.push_back(

@@ -11,11 +11,11 @@
 
 namespace metatasnet {
 
-constexpr int kInstruments = 4;
 constexpr int kGroups = 8;
 constexpr double kEpsilon = 1e-8;  // added to the variance of a group
 
 struct StageSizes {
+  int instruments = 4;
   int N = 0;                      // latent channels
   int W = 0;                      // samples per latent frame
   int B = 0;                      // channels of the residual stream
@@ -55,18 +55,29 @@ struct NormWeights {
   std::vector<float> scale, shift;
 };
 
+// One instrument's weights of a block.
+struct BlockInstrument {
+  Constant conv;
+  NormWeights norm_1, norm_2;
+  std::vector<float> taps;      // [3][padded(H)]
+  Panels mix;                   // residual panels (none in the last block), then skip panels
+  std::vector<float> mix_bias;  // by column of `mix`; zeros without biases
+};
+
+// One instrument's weights around the blocks.
+struct MaskInstrument {
+  NormWeights norm_1, norm_2, norm_3, norm_4;
+  Panels in_conv, mask_output;
+};
+
 struct BlockWeights {
   int dilation = 1;
   float slope_1 = 0, slope_2 = 0;
-  Constant conv[kInstruments];
-  NormWeights norm_1[kInstruments], norm_2[kInstruments];
-  std::vector<float> taps[kInstruments];      // [3][padded(H)]
-  Panels mix[kInstruments];                   // residual panels (none in the last block), then skip panels
-  std::vector<float> mix_bias[kInstruments];  // by column of `mix`; empty without biases
   int residual_panels = 0;
+  std::vector<BlockInstrument> instruments;
 };
 
-// (n, 4, frames, channels) from outside: items and instruments as many elements apart; 0 for what they share.
+// (n, instruments, frames, channels) from outside: items and instruments as many elements apart; 0 for what they share.
 struct Latents {
   Source source;
   std::int64_t item = 0;
@@ -96,8 +107,8 @@ class Stage {
   void encode(const float* signal, std::int64_t n, std::int64_t samples, std::int64_t signal_stride, const float* mel,
               std::int64_t mel_frames, void* latent, int threads) const;
 
-  // The masked latent (n, 4, frames, latent_ld): `latent` times the masks of a network that reads `input` (the latent,
-  // or one copy of it for each instrument) and, behind the first stage, `partial`.
+  // The masked latent (n, instruments, frames, latent_ld): `latent` times the masks of a network that reads `input` (the
+  // latent, or one copy of it for each instrument) and, behind the first stage, `partial`.
   MaskSeconds mask(std::int64_t n, std::int64_t frames, const Latents& latent, const Latents& input,
                    const Latents& partial, void* masked, int threads) const;
 
@@ -117,8 +128,7 @@ class Stage {
   Constant expansion_, filters_;
 
   float slope_1_ = 0, slope_2_ = 0, slope_3_ = 0, slope_4_ = 0;
-  NormWeights norm_1_[kInstruments], norm_2_[kInstruments], norm_3_[kInstruments], norm_4_[kInstruments];
-  Panels in_conv_[kInstruments], mask_output_[kInstruments];
+  std::vector<MaskInstrument> instruments_;
   std::vector<BlockWeights> blocks_;
 };
 

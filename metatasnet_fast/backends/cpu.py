@@ -48,6 +48,11 @@ class _Prepared:
     mel: MelShare
     storage: torch.dtype
 
+    @property
+    def instruments(self) -> int:
+        count: int = self.stage.instruments
+        return count
+
 
 class CpuBackend(Backend):
     """Each (item, instrument) runs depth-first through the whole masking network on one core; see ``docs/cpu-backend.md``.
@@ -124,11 +129,11 @@ class CpuBackend(Backend):
         config = prepared.config
         _check_latent(latent, config)
         n, _, frames = latent.shape
-        expected = (n, 4, config.partial_channels, frames) if config.partial_channels else None
+        expected = (n, prepared.instruments, config.partial_channels, frames) if config.partial_channels else None
         found = None if partial is None else tuple(partial.shape)
         if found != expected:
             raise ShapeError(f"Stage {config.index} expects a partial latent of shape {expected}, got {found}.")
-        masked = latent.new_empty(n, 4, frames, prepared.stage.latent_ld, dtype=prepared.storage)
+        masked = latent.new_empty(n, prepared.instruments, frames, prepared.stage.latent_ld, dtype=prepared.storage)
         own_copies = None if dropout is None else _by_frames(latent[:, None] * dropout[..., None])
         previous = None if partial is None else _by_frames(partial)
         prepared.stage.mask(_by_frames(latent), own_copies, previous, masked, torch.get_num_threads())

@@ -17,6 +17,7 @@ __all__ = ["sizes", "weight_arrays"]
 def sizes(config: StageConfig) -> dict[str, Any]:
     """The sizes that ``CpuStage`` asks for."""
     return {
+        "instruments": getattr(config, "instruments", 4),
         "N": config.N,
         "W": config.W,
         "B": config.B,

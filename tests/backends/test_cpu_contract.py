@@ -167,12 +167,14 @@ def test_the_compiled_module_checks_what_it_is_given(prepared: Any) -> None:
         native.load().CpuStage("", False, {**_sizes(), "N": 16}, {})
     with pytest.raises(ValueError, match="multiples of 8"):
         native.load().CpuStage("", False, {**_sizes(), "N": 12}, {})
+    with pytest.raises(ValueError, match="1 to 32 instruments"):
+        native.load().CpuStage("", False, {**_sizes(), "instruments": 33}, {})
     with pytest.raises(ValueError, match="magic"):
         native.load().CpuStage("magic", False, _sizes(), {})
 
 
 def _sizes() -> dict[str, Any]:
-    return {"N": 16, "W": 20, "B": 8, "H": 8, "partial": 0, "kernel_sizes": [20], "widths": [8], "dilations": [1]}
+    return {"instruments": 4, "N": 16, "W": 20, "B": 8, "H": 8, "partial": 0, "kernel_sizes": [20], "widths": [8], "dilations": [1]}
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from unittest import mock
 
@@ -11,7 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from metatasnet_fast import native, reference
 from metatasnet_fast.backends.cpu import ISA_VARIABLE
+from metatasnet_fast.backends.cpu_weights import sizes, weight_arrays
 from metatasnet_fast.config import MetaTasNetConfig
 from metatasnet_fast.precision import Precision
 from tests.backends.cpu_support import (
@@ -198,3 +201,28 @@ def test_tiny_deviations_of_the_spectrogram_cost_no_precision() -> None:
     eager = REFERENCE.encode(prepare(REFERENCE, TINY.stage(0), parameters), mix)
     ours = CPU.encode(prepare(CPU, TINY.stage(0), parameters), mix)
     assert relative_error(ours, exact) <= max(FLOOR, 2 * relative_error(eager, exact))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("isa", EVERY_ISA)
+def test_fewer_instruments_equal_four_of_which_the_others_are_out_of_the_softmax(
+    isa: str, count: int, precision: Precision
+) -> None:
+    """One instrument alone has the sigmoid for its mask, as if it shared with another one that is always 0."""
+    independent = dataclasses.replace(TINY, independent_params=True)
+    config = independent.stage(0)
+    weights = reference.generate(config, stage_parameters(recipe_state(independent, 3), 0))
+    norm = weights.masking.norm_4
+    norm.scale[count:] = 0
+    norm.shift[count:] = -1e4
+    if count == 1:
+        norm.shift[1] = 0
+    latent = noise(TINY, 2, 16 * 300)[0].view(2, 300, 16)
+    expected = reference.mask(weights.masking, config, latent.transpose(1, 2), None)[:, :count].transpose(2, 3)
+    arrays = {k: v[:count] if k.startswith("mask.") and v.ndim > 1 else v for k, v in weight_arrays(weights).items()}
+    bfloat16 = precision is Precision.bfloat16
+    stage = native.load().CpuStage(isa, bfloat16, {**sizes(config), "instruments": count}, arrays)
+    masked = torch.empty(2, count, 300, stage.latent_ld, dtype=precision.storage)
+    stage.mask(latent, None, None, masked, 2)
+    assert relative_error(masked[..., :16], expected) < (3e-2 if bfloat16 else 3 * FLOOR)

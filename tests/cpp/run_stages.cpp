@@ -20,6 +20,9 @@ struct Weights {
   std::map<std::string, std::vector<float>> values;
   Arrays arrays;
   std::mt19937 random{7};
+  int instruments;
+
+  explicit Weights(int count) : instruments(count) {}
 
   void add(const std::string& name, const std::vector<std::int64_t>& shape, float scale, float offset = 0.0f) {
     std::int64_t count = 1;
@@ -30,17 +33,17 @@ struct Weights {
   }
 
   void norm(const std::string& name, int channels) {
-    add(name + ".scale", {kInstruments, channels}, 0.3f, 1.0f);
-    add(name + ".shift", {kInstruments, channels}, 0.3f);
+    add(name + ".scale", {instruments, channels}, 0.3f, 1.0f);
+    add(name + ".shift", {instruments, channels}, 0.3f);
   }
 
   void convolution(const std::string& name, int outputs, int inputs) {
-    add(name, {kInstruments, outputs, inputs}, 1.0f / std::sqrt(static_cast<float>(inputs)));
+    add(name, {instruments, outputs, inputs}, 1.0f / std::sqrt(static_cast<float>(inputs)));
   }
 };
 
 Weights random_weights(const StageSizes& s) {
-  Weights w;
+  Weights w(s.instruments);
   int wide = 0;
   for (std::size_t l = 0; l < s.kernel_sizes.size(); ++l) {
     w.add("encoder.filters." + std::to_string(l), {s.N / 4, s.kernel_sizes[l]}, 0.2f);
@@ -65,11 +68,11 @@ Weights random_weights(const StageSizes& s) {
     w.norm(name + ".norm_1", s.H);
     w.norm(name + ".norm_2", s.H);
     w.convolution(name + ".conv1d", s.H, s.B);
-    w.add(name + ".dconv1d", {kInstruments, s.H, 3}, 0.5f);
+    w.add(name + ".dconv1d", {s.instruments, s.H, 3}, 0.5f);
     w.convolution(name + ".skip_out", s.B, s.H);
     if (b + 1 < s.dilations.size()) {
       w.convolution(name + ".res_out", s.B, s.H);
-      w.add(name + ".res_out.bias", {kInstruments, s.B}, 0.1f);
+      w.add(name + ".res_out.bias", {s.instruments, s.B}, 0.1f);
     }
   }
   return w;
@@ -97,20 +100,20 @@ Result run(const Stage& stage, std::int64_t n, std::int64_t samples, int threads
   stage.encode(signal.data(), n, samples, samples, mel.data(), mel_frames, latent.data(), threads);
 
   // The previous stage's latents come without padding, so that reading beyond the last one is caught.
-  const std::vector<float> partial = noise(n * kInstruments * frames * s.partial, 3);
+  const std::vector<float> partial = noise(n * s.instruments * frames * s.partial, 3);
   const Latents own{{latent.data(), ld, s.N, stage.stores_bfloat16()}, frames * ld, 0};
   const Latents previous{
-      {partial.data(), s.partial, s.partial, false}, kInstruments * frames * s.partial, frames * s.partial};
+      {partial.data(), s.partial, s.partial, false}, s.instruments * frames * s.partial, frames * s.partial};
   Result result;
-  result.masked.resize(n * kInstruments * frames * ld * size);
+  result.masked.resize(n * s.instruments * frames * ld * size);
   stage.mask(n, frames, own, own, s.partial ? previous : Latents{}, result.masked.data(), threads);
 
   const std::vector<float> tight = noise(n * frames * s.N, 4);
-  result.signal.resize(n * kInstruments * frames * s.W + n * frames * s.W);
-  stage.decode(n * kInstruments, frames, {result.masked.data(), ld, s.N, stage.stores_bfloat16()}, frames * ld,
+  result.signal.resize(n * s.instruments * frames * s.W + n * frames * s.W);
+  stage.decode(n * s.instruments, frames, {result.masked.data(), ld, s.N, stage.stores_bfloat16()}, frames * ld,
                result.signal.data(), threads);
   stage.decode(n, frames, {tight.data(), s.N, s.N, false}, frames * s.N,
-               result.signal.data() + n * kInstruments * frames * s.W, threads);
+               result.signal.data() + n * s.instruments * frames * s.W, threads);
   return result;
 }
 
@@ -127,10 +130,10 @@ double difference(const std::vector<float>& a, const std::vector<float>& b) {
 
 int main() {
   const StageSizes sizes[] = {
-      {8, 7, 8, 16, 0, {7}, {4}, {1}},
-      {24, 20, 40, 24, 0, {20, 40, 80}, {12, 6, 3}, {1, 2, 4, 1}},
-      {40, 10, 16, 8, 20, {12, 24}, {20, 10}, {1, 64}},
-      {8, 10, 8, 8, 400, {12}, {10}, {1}},  // a sum longer than a block of the products
+      {1, 8, 7, 8, 16, 0, {7}, {4}, {1}},
+      {4, 24, 20, 40, 24, 0, {20, 40, 80}, {12, 6, 3}, {1, 2, 4, 1}},
+      {3, 40, 10, 16, 8, 20, {12, 24}, {20, 10}, {1, 64}},
+      {4, 8, 10, 8, 8, 400, {12}, {10}, {1}},  // a sum longer than a block of the products
   };
   bool good = true;
   for (const StageSizes& s : sizes) {

@@ -2,6 +2,7 @@
 //
 // Source: Samuel et al. 2020, section 2; original model/mask_tcn.py, MaskTCN.
 #include "cpu/isa/epilogue.h"
+#include "cpu/isa/softmax.h"
 #include "cpu/isa/source.h"
 
 namespace metatasnet::METATASNET_ISA {
@@ -34,31 +35,26 @@ void mask_output(const MaskOutputArgs& a) {
   gemm(in, a.ld_in, a.rows, *a.weights, 0, a.weights->panels, activate);
 }
 
-// Bytes: four masks in and out, the latent once. The norm is applied as (m - mean) scale + shift: no cancellation.
+// Bytes: the masks in and out, the latent once. The norm is applied as (m - mean) scale + shift: no cancellation.
 template <class Mode>
 void mask_product(const MaskProductArgs& a) {
   using Storage = typename Mode::Storage;
-  for (int r = 0; r < a.rows; ++r) {
-    const std::ptrdiff_t row = static_cast<std::ptrdiff_t>(r) * a.ld;
-    visit_frame(a.latent, r, [&](int c, Vec latent) {
-      Vec m[4];
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) {
-        const Vec stored = load(static_cast<const Storage*>(a.masked[i]) + row + c);
-        m[i] = (stored - load(a.mean[i] + c)) * load(a.scale[i] + c) + load(a.shift[i] + c);
-      }
-      const Vec highest = maximum(maximum(m[0], m[1]), maximum(m[2], m[3]));
-      Vec sum = Vec{};
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) {
-        m[i] = exp_nonpositive(m[i] - highest);
-        sum += m[i];
-      }
-      const Vec factor = latent / sum;
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) store(static_cast<Storage*>(a.masked[i]) + row + c, m[i] * factor);
-    });
-  }
+  with_instruments(a.instruments, [&](auto count) {
+    for (int r = 0; r < a.rows; ++r) {
+      const std::ptrdiff_t row = static_cast<std::ptrdiff_t>(r) * a.ld;
+      visit_frame(a.latent, r, [&](int c, Vec latent) {
+        Vec m[kMostInstruments];
+        each_instrument(count, [&](int i) {
+          const MaskOperand& own = a.operands[i];
+          const Vec stored = load(static_cast<const Storage*>(own.masked) + row + c);
+          m[i] = (stored - load(own.mean + c)) * load(own.scale + c) + load(own.shift + c);
+        });
+        const Vec factor = latent / exponentials(m, count);
+        each_instrument(
+            count, [&](int i) { store(static_cast<Storage*>(a.operands[i].masked) + row + c, m[i] * factor); });
+      });
+    }
+  });
 }
 
 METATASNET_INSTANTIATE(input_conv, InputConvArgs)
