@@ -7,25 +7,6 @@
 #include "cpu/masking_run.h"
 
 namespace metatasnet {
-namespace {
-
-// Threads to a unit: the split that leaves the fewest idle, and of those the smallest (fewest barriers).
-int team_size(std::int64_t units, int threads) {
-  int best = 1;
-  double best_time = 0.0;
-  for (int size = 1; size <= threads; ++size) {
-    const std::int64_t teams = threads / size, rounds = (units + teams - 1) / teams;
-    const double time = static_cast<double>(rounds) / size;
-    if (size == 1 || time < best_time * 0.95) {
-      best = size;
-      best_time = time;
-    }
-  }
-  return best;
-}
-
-}  // namespace
-
 MaskSeconds& MaskSeconds::operator+=(const MaskSeconds& other) {
   source_moments += other.source_moments;
   input_conv += other.input_conv;
@@ -94,12 +75,17 @@ void MaskingRun::product(std::int64_t item, int tile) {
 }
 
 MaskSeconds Stage::mask(std::int64_t n, std::int64_t frames, const Latents& latent, const Latents& input,
-                        const Latents& partial, void* masked, int threads) const {
+                        const Latents& partial, void* masked, void* kept, int threads) const {
   if (n == 0 || frames == 0) return {};
   prefer_huge_pages(masked, static_cast<std::size_t>(n) * sizes_.instruments * frames * latent_ld() * passes_->storage_size);
-  MaskingRun run(*this, n, frames, latent, input, partial, masked);
+  if (kept) prefer_huge_pages(kept, static_cast<std::size_t>(kept_mask(n, frames)));
+  MaskingRun run(*this, n, frames, latent, input, partial, masked, kept);
   run_team(threads, [&](int team) { run.prepare(team); }, [&](int thread) { run.run(thread); });
   return run.seconds();
+}
+
+std::int64_t Stage::kept_mask(std::int64_t n, std::int64_t frames) const {
+  return n * sizes_.instruments * KeptMask(sizes_, passes_->storage_size, frames).bytes();
 }
 
 }  // namespace metatasnet

@@ -29,7 +29,7 @@ class Lap {
 class MaskingRun {
  public:
   MaskingRun(const Stage& stage, std::int64_t n, std::int64_t frames, const Latents& latent, const Latents& input,
-             const Latents& partial, void* masked)
+             const Latents& partial, void* masked, void* kept)
       : stage_(stage),
         s_(stage.sizes_),
         passes_(*stage.passes_),
@@ -41,6 +41,8 @@ class MaskingRun {
         copies_(input.instrument ? s_.instruments : 1),
         partial_(partial),
         masked_(static_cast<char*>(masked)),
+        kept_(static_cast<char*>(kept)),
+        layout_(s_, passes_.storage_size, frames),
         ld_b_(padded(s_.B)),
         ld_h_(padded(s_.H)),
         ld_n_(padded(s_.N)),
@@ -112,6 +114,14 @@ class MaskingRun {
 
   float* input_moments(std::int64_t copy) const { return input_moments_.as<float>() + copy * tiles_ * 2 * ld_n_; }
 
+  // Of a unit: what lies `offset` bytes into what it keeps, and the statistics of a norm; null in inference.
+  char* kept(std::int64_t unit, std::int64_t offset) const {
+    return kept_ ? kept_ + unit * layout_.bytes() + offset : nullptr;
+  }
+  GroupStatistics* statistics(std::int64_t unit, int norm) const {
+    return kept_ ? layout_.statistics(kept(unit, 0), norm) : nullptr;
+  }
+
   static Moments moments(float* partials, int tile, int ld) {
     float* mean = partials + static_cast<std::ptrdiff_t>(tile) * 2 * ld;
     return {mean, mean + ld};
@@ -136,7 +146,7 @@ class MaskingRun {
   PackedMatrix fold(const Panels& weights, const float* bias, Team& team, Member& member, int place) const;
   void separate(std::int64_t unit, Team& team, Member& member, int place);
   void input(std::int64_t unit, Team& team, Member& m, int place);
-  void block(int i, int index, Team& team, Member& m, int place);
+  void block(std::int64_t unit, int index, Team& team, Member& m, int place);
   void output(std::int64_t unit, Team& team, Member& m, int place);
   void product(std::int64_t item, int tile);
 
@@ -149,6 +159,8 @@ class MaskingRun {
   const int copies_;  // of the input: one for all instruments, or one for each
   const Latents partial_;
   char* const masked_;
+  char* const kept_;  // null in inference
+  const KeptMask layout_;
   const int ld_b_, ld_h_, ld_n_, ld_in_;
 
   Buffer input_moments_;

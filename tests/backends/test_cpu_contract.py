@@ -174,7 +174,17 @@ def test_the_compiled_module_checks_what_it_is_given(prepared: Any) -> None:
 
 
 def _sizes() -> dict[str, Any]:
-    return {"instruments": 4, "N": 16, "W": 20, "B": 8, "H": 8, "partial": 0, "kernel_sizes": [20], "widths": [8], "dilations": [1]}
+    return {
+        "instruments": 4,
+        "N": 16,
+        "W": 20,
+        "B": 8,
+        "H": 8,
+        "partial": 0,
+        "kernel_sizes": [20],
+        "widths": [8],
+        "dilations": [1],
+    }
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,12 @@ struct PanelBias {
   }
 };
 
-// out = prelu(product + bias) as stored, with the moments of its columns.
-template <class T>
+// out = prelu(product + bias) as stored, with the moments of its columns; in training also the value before the PReLU.
+template <class T, class Kept = T>
 struct Activate {
   T* out;
-  std::ptrdiff_t ld;
+  Kept* kept;
+  std::ptrdiff_t ld;  // of both
   PanelBias bias;
   Vec slope;
   Moments moments;
@@ -44,6 +45,14 @@ struct Activate {
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) {
       T* at = out + first * ld + panel * kPanel + v * kLanes;
+      if (kept) {
+        Kept* here = kept + first * ld + panel * kPanel + v * kLanes;
+#pragma GCC unroll 16
+        for (int i = 0; i < kTileRows; ++i) {
+          if (!kFull && i >= valid) break;
+          store(here + i * ld, acc[i][v] + bias.of[v]);
+        }
+      }
 #pragma GCC unroll 16
       for (int i = 0; i < kTileRows; ++i) {
         if (!kFull && i >= valid) break;

@@ -20,7 +20,9 @@ void input_conv(const InputConvArgs& a) {
       row += source.channels;
     }
   }
-  Activate<float> activate{a.out, a.ld_out, {a.bias, {}}, splat(a.slope), a.moments, a.rows, {}};
+  using Kept = typename Mode::Storage;
+  Activate<float, Kept> activate{a.out, static_cast<Kept*>(a.kept), a.ld_out, {a.bias, {}}, splat(a.slope), a.moments,
+                                 a.rows, {}};
   gemm(static_cast<const Operand*>(operand), a.ld_operand, a.rows, *a.weights, 0, a.weights->panels, activate);
 }
 
@@ -28,8 +30,8 @@ template <class Mode>
 void mask_output(const MaskOutputArgs& a) {
   using Storage = typename Mode::Storage;
   using Operand = typename Mode::Operand;
-  Activate<Storage> activate{
-      static_cast<Storage*>(a.out), a.ld_out, {a.bias, {}}, splat(a.slope), a.moments, a.rows, {}};
+  Activate<Storage> activate{static_cast<Storage*>(a.out), static_cast<Storage*>(a.kept), a.ld_out, {a.bias, {}},
+                             splat(a.slope), a.moments, a.rows, {}};
   const Operand* in =
       operand_rows(static_cast<const Storage*>(a.in), a.rows, a.ld_in, static_cast<Operand*>(a.operand));
   gemm(in, a.ld_in, a.rows, *a.weights, 0, a.weights->panels, activate);

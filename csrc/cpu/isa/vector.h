@@ -13,6 +13,7 @@
 #endif
 
 #define METATASNET_INLINE inline __attribute__((always_inline))
+#define METATASNET_INLINE_LAMBDA __attribute__((always_inline))
 
 namespace metatasnet::METATASNET_ISA {
 

@@ -1,0 +1,96 @@
+// The end of the masking network backward: product with the latent, softmax, norm, mask_output.
+//
+//   m_i = softmax over i of n_i;  s_i = latent m_i;  n_i = scale (g - mean) + shift, g = prelu(w);  w = W n(prelu(skip))
+//
+//   dlatent = sum_i ds_i m_i;  dn_i = latent m_i (ds_i - sum_j m_j ds_j)
+#include "cpu/isa/gradient.h"
+#include "cpu/isa/softmax.h"
+#include "cpu/isa/source.h"
+
+namespace metatasnet::METATASNET_ISA {
+namespace {
+
+// One vector of channels of all frames of a tile.
+template <class Storage, class Count>
+METATASNET_INLINE void tail_column(const MaskTailGradientArgs& a, int c, Count count) {
+  const Vec slope = splat(a.slope);
+  Vec sums[kMostInstruments], products[kMostInstruments];
+  each_instrument(count, [&](int i) { sums[i] = products[i] = Vec{}; });
+  for (int r = 0; r < a.rows; ++r) {
+    const std::ptrdiff_t at = static_cast<std::ptrdiff_t>(r) * a.ld + c;
+    const Vec latent = load_columns(a.latent, r, c);
+    Vec centred[kMostInstruments], m[kMostInstruments], ds[kMostInstruments];
+    each_instrument(count, [&](int i) {
+      const MaskTailOperand& own = a.operands[i];
+      centred[i] = prelu(load(static_cast<const Storage*>(own.kept) + at), slope) - load(own.mean + c);
+      m[i] = centred[i] * load(own.scale + c) + load(own.shift + c);
+      ds[i] = load_columns(own.gradient, r, c);
+    });
+    const Vec reciprocal = splat(1.0f) / exponentials(m, count);
+    Vec total = Vec{};
+    each_instrument(count, [&](int i) {
+      m[i] *= reciprocal;
+      total += m[i] * ds[i];
+    });
+    store(a.latent_gradient + at, total);
+    each_instrument(count, [&](int i) {
+      const MaskTailOperand& own = a.operands[i];
+      const Vec dn = store_rounded(static_cast<Storage*>(own.normed) + at, latent * m[i] * (ds[i] - total));
+      sums[i] += dn;
+      products[i] += dn * centred[i];
+    });
+  }
+  each_instrument(count, [&](int i) {
+    const MaskTailOperand& own = a.operands[i];
+    store(own.sums + c, sums[i]);
+    store(own.sums + a.ld + c, products[i] * load(own.rstd + c));
+  });
+}
+
+}  // namespace
+
+// Bytes per frame and channel: latent 4 / 2, and of each instrument gradient, kept and result 4 / 2 each.
+template <class Mode>
+void mask_tail_gradient(const MaskTailGradientArgs& a) {
+  with_instruments(a.instruments, [&](auto count) {
+    for (int c = 0; c < a.ld; c += kLanes) tail_column<typename Mode::Storage>(a, c, count);
+  });
+}
+
+// FLOPs per frame: 4 N B. The gradient in front of the PReLU is never stored.
+template <class Mode>
+void mask_output_gradient(const MaskOutputGradientArgs& a) {
+  using Storage = typename Mode::Storage;
+  using Operand = typename Mode::Operand;
+  auto* rows = static_cast<Operand*>(a.scratch.rows[0]);
+  NormGradientColumn norm(a.norm);
+  for (int c = 0; c < a.outputs; c += kPanel) {
+    norm.begin(a.norm, c);
+    Vec sums[kVectors] = {};
+    for (int r = 0; r < a.rows; ++r) {
+      for (int v = 0; v < kVectors; ++v) {
+        const int column = c + v * kLanes;
+        const std::ptrdiff_t at = static_cast<std::ptrdiff_t>(r) * a.ld + column;
+        const Vec dn = load(static_cast<const Storage*>(a.normed) + at);
+        const Vec d = norm(v, dn, load(static_cast<const Storage*>(a.kept) + at));
+        sums[v] += put_operand<Mode>(rows + static_cast<std::ptrdiff_t>(r) * a.ld_operand + column, d);
+      }
+    }
+    add_columns(a.column_sums, c, sums, a.sum.empty);
+  }
+  *a.slope_sum = sum_of(norm.slope_sum);
+
+  auto* input = static_cast<Operand*>(a.scratch.rows[1]);
+  normalised_rows<Mode>(a.rows, a.inputs, a.input_kept, a.ld_input, a.input, input);
+  const int row_panels = panels_of(a.outputs);
+  outer<Operand>(as_units(rows, a.rows, a.ld_operand, row_panels * kPanel, a.scratch.units[0]), row_panels,
+                 as_units(input, a.rows, a.ld_input, a.ld_input, a.scratch.units[1]), 0, a.weights->panels,
+                 units_in<Operand>(a.rows), a.sum);
+  StoreRows store_rows{a.input_gradient, a.ld_input_gradient};
+  gemm(static_cast<const Operand*>(rows), a.ld_operand, a.rows, *a.weights, 0, a.weights->panels, store_rows);
+}
+
+METATASNET_INSTANTIATE(mask_tail_gradient, MaskTailGradientArgs)
+METATASNET_INSTANTIATE(mask_output_gradient, MaskOutputGradientArgs)
+
+}  // namespace metatasnet::METATASNET_ISA
