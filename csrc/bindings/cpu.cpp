@@ -10,8 +10,18 @@ namespace py = pybind11;
 namespace metatasnet {
 namespace {
 
+struct HeldBlock {
+  Block block;
+  std::size_t bytes;
+};
+
+std::unique_ptr<HeldBlock> take(const HeldStage& held, std::size_t bytes) {
+  return std::unique_ptr<HeldBlock>(new HeldBlock{held.stage.pool().take(bytes), bytes});
+}
+
 std::unique_ptr<HeldStage> make_stage(const std::string& isa, bool bfloat16, const py::dict& sizes,
-                                      std::map<std::string, FloatArray> weights, bool training, int threads) {
+                                      std::map<std::string, FloatArray> weights, bool training,
+                                      std::shared_ptr<MemoryPool> pool, int threads) {
   StageSizes s;
   s.instruments = sizes["instruments"].cast<int>();
   s.N = sizes["N"].cast<int>();
@@ -31,7 +41,8 @@ std::unique_ptr<HeldStage> make_stage(const std::string& isa, bool bfloat16, con
   std::unique_ptr<HeldStage> held;
   {
     const py::gil_scoped_release release;
-    held.reset(new HeldStage{{}, Stage(kernels, bfloat16, s, arrays, training, threads)});
+    if (!pool) pool = std::make_shared<MemoryPool>();
+    held.reset(new HeldStage{{}, Stage(kernels, bfloat16, s, arrays, training, pool, threads)});
   }
   if (training) held->weights = std::move(weights);
   return held;
@@ -105,13 +116,23 @@ void bind_cpu(py::module_& module) {
   module.def("cpu_isas", usable_isas, "Instruction sets that the cpu backend can use on this machine, best first.");
   module.def("unusable_cpu_isas", unusable_isas,
              "Why the cpu backend cannot use the other instruction sets that were compiled, by name.");
+  py::class_<MemoryPool, std::shared_ptr<MemoryPool>>(
+      module, "CpuPool", "Memory that stages use one after the other; it is never more than was once in use.")
+      .def(py::init<>())
+      .def("trim", &MemoryPool::trim, "Give back what is not in use.");
+  py::class_<HeldBlock>(module, "CpuBlock", py::buffer_protocol(), "Bytes of a pool, given back when it is deleted.")
+      .def_buffer([](HeldBlock& held) {
+        return py::buffer_info(held.block.as<std::uint8_t>(), static_cast<py::ssize_t>(held.bytes));
+      });
   py::class_<HeldStage> stage(module, "CpuStage", "One stage's weights packed for an instruction set, and its jobs.");
   stage
       .def(py::init(&make_stage), py::arg("isa"), py::arg("bfloat16"), py::arg("sizes"), py::arg("weights"),
-           py::arg("training") = false, py::arg("threads") = 1,
+           py::arg("training") = false, py::arg("pool") = nullptr, py::arg("threads") = 1,
            "isa: one of cpu_isas(), or '' for the best. weights: float32 arrays by name; kept where `training` says that "
-           "backward passes follow.")
+           "backward passes follow. pool: a CpuPool, or None for one of its own.")
+      .def("take", &take, py::arg("bytes"), "Memory of the pool as a CpuBlock.")
       .def_property_readonly("isa", [](const HeldStage& held) { return held.stage.isa(); })
+      .def_property_readonly("storage", [](const HeldStage& held) { return storage_type(held.stage); })
       .def_property_readonly("instruments", [](const HeldStage& held) { return held.stage.sizes().instruments; })
       .def_property_readonly(
           "latent_ld", [](const HeldStage& held) { return held.stage.latent_ld(); },

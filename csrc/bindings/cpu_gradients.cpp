@@ -44,7 +44,7 @@ void encode_gradient(const HeldStage& held, py::handle signal_, py::handle kept_
   call.mel_frames = mel.shape[1];
   call.mel_gradient = reinterpret_cast<float*>(mel.data);
   if (!signal_gradient_.is_none())
-    call.signal_gradient = floats(signal_gradient_, "signal_gradient", {call.n, frames * s.W});
+    call.signal_gradient = floats(signal_gradient_, "signal_gradient", {call.n, call.samples});
   const std::int64_t n = padded(s.N), width = padded(s.bank());
   call.gradients = {floats(bank, "bank", {width, padded(s.longest())}), floats(bottleneck_1, "bottleneck_1", {n, width}),
                     floats(bottleneck_2, "bottleneck_2", {n, n})};
@@ -123,7 +123,7 @@ void bind_cpu_gradients(py::class_<HeldStage>& stage) {
            py::arg("mel_gradient"), py::arg("signal_gradient"), py::arg("bank"), py::arg("bottleneck_1"),
            py::arg("bottleneck_2"), py::arg("threads"),
            "gradient (n, frames, N) of the latent; adds to mel_gradient (n, STFT frames, latent_ld), writes "
-           "signal_gradient (n, frames * W) unless it is None, and the gradients of weights, float32, whose rows and "
+           "signal_gradient (n, samples) unless it is None, and the gradients of weights, float32, whose rows and "
            "columns are rounded up to multiples of 32.")
       .def("mask_gradient", &mask_gradient, py::arg("latent"), py::arg("input"), py::arg("partial"), py::arg("kept"),
            py::arg("gradient"), py::arg("latent_gradient"), py::arg("own_gradient"), py::arg("partial_gradient"),

@@ -18,9 +18,8 @@ void Stage::encode(const float* signal, std::int64_t n, std::int64_t samples, st
   const KeptCodec layout(*this, *passes_);
   const int ld_bank = layout.ld_bank, ld_wide = layout.ld_latent;
   char* const kept_wide = static_cast<char*>(kept) + (kept ? n * frames * ld_bank * passes_->storage_size : 0);
-  if (kept) prefer_huge_pages(kept, static_cast<std::size_t>(kept_encoder(n, frames)));
   struct Room {
-    Buffer samples, signal, bank, wide;
+    Block samples, signal, bank, wide;
   };
   std::vector<Room> room;
   Tickets tickets(n * tiles);
@@ -28,9 +27,9 @@ void Stage::encode(const float* signal, std::int64_t n, std::int64_t samples, st
       static_cast<int>(std::min<std::int64_t>(threads, n * tiles)),
       [&](int team) {
         for (int i = 0; i < team; ++i) {
-          room.push_back({buffer_of<float>(window), Buffer(window * operand),
-                          Buffer(static_cast<std::size_t>(kTile) * ld_bank * operand),
-                          Buffer(static_cast<std::size_t>(kTile) * ld_wide * operand)});
+          room.push_back({pool_->take_of<float>(window), pool_->take(window * operand),
+                          pool_->take(static_cast<std::size_t>(kTile) * ld_bank * operand),
+                          pool_->take(static_cast<std::size_t>(kTile) * ld_wide * operand)});
         }
       },
       [&](int member) {
@@ -75,17 +74,16 @@ void Stage::decode(std::int64_t n, std::int64_t frames, const Source& latent, st
                    void* kept, int threads) const {
   const int operand = passes_->operand_size;
   const KeptCodec layout(*this, *passes_);
-  if (kept) prefer_huge_pages(kept, static_cast<std::size_t>(kept_decoder(n, frames)));
   struct Room {
-    Buffer latent, wide;
+    Block latent, wide;
   };
   std::vector<Room> room;
   overlapping(
-      sizes_, n, frames, signal, threads,
+      *this, n, frames * sizes_.W, signal, threads,
       [&](int team) {
         for (int i = 0; i < team; ++i) {
-          room.push_back({Buffer(static_cast<std::size_t>(kTile) * layout.ld_latent * operand),
-                          Buffer(static_cast<std::size_t>(kTile) * layout.ld_wide * operand)});
+          room.push_back({pool_->take(static_cast<std::size_t>(kTile) * layout.ld_latent * operand),
+                          pool_->take(static_cast<std::size_t>(kTile) * layout.ld_wide * operand)});
         }
       },
       [&](const OverlapTile& tile) {

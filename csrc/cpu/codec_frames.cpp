@@ -30,18 +30,20 @@ void copy_padded(const float* values, std::int64_t length, std::int64_t first, s
   std::fill(to + end, to + count, 0.0f);
 }
 
-void overlapping(const StageSizes& s, std::int64_t n, std::int64_t frames, float* signal, int threads,
+void overlapping(const Stage& stage, std::int64_t n, std::int64_t samples, float* signal, int threads,
                  const std::function<void(int)>& prepare, const std::function<void(const OverlapTile&)>& add) {
+  const StageSizes& s = stage.sizes();
+  const std::int64_t frames = samples / s.W;
   const std::int64_t halo = (s.padding() + s.W - 1) / s.W;  // frames on either side that reach into a frame's samples
   const std::int64_t computed = std::max<std::int64_t>(kTaskTiles, (8 * halo + kTile - 1) / kTile) * kTile;
   const std::int64_t useful = computed - 2 * halo, tasks = (frames + useful - 1) / useful;
   const std::int64_t window = window_of(s, computed);
-  std::vector<Buffer> room;
+  std::vector<Block> room;
   Tickets tickets(n * tasks);
   run_team(
       static_cast<int>(std::min<std::int64_t>(threads, n * tasks)),
       [&](int team) {
-        for (int i = 0; i < team; ++i) room.push_back(buffer_of<float>(window));
+        for (int i = 0; i < team; ++i) room.push_back(stage.pool().take_of<float>(window));
         prepare(team);
       },
       [&](int member) {
@@ -49,14 +51,15 @@ void overlapping(const StageSizes& s, std::int64_t n, std::int64_t frames, float
           const std::int64_t item = ticket / tasks;
           const std::int64_t begin = ticket % tasks * useful, end = std::min(frames, begin + useful);
           const std::int64_t from = std::max<std::int64_t>(0, begin - halo), to = std::min(frames, end + halo);
-          float* samples = room[member].as<float>();
-          std::fill(samples, samples + window, 0.0f);
+          float* sums = room[member].as<float>();
+          std::fill(sums, sums + window, 0.0f);
           for (std::int64_t first = from; first < to; first += kTile) {
             add({member, item, first, begin, end, static_cast<int>(std::min<std::int64_t>(kTile, to - first)),
-                 samples + (first - from) * s.W});
+                 sums + (first - from) * s.W});
           }
-          const float* result = samples + (begin - from) * s.W + s.padding();
-          std::copy(result, result + (end - begin) * s.W, signal + (item * frames + begin) * s.W);
+          const float* result = sums + (begin - from) * s.W + s.padding();
+          const std::int64_t last = end == frames ? samples : end * s.W;  // the last filters reach behind the last frame
+          std::copy(result, result + last - begin * s.W, signal + item * samples + begin * s.W);
         }
       });
 }

@@ -33,9 +33,9 @@ struct OverlapTile {
   float* samples;  // the window of the tile's first frame begins here
 };
 
-// Write signal (n, frames * W), the sum of overlapping frames: `prepare` is told the number of threads, `add` adds a
-// tile's frames.
-void overlapping(const StageSizes& s, std::int64_t n, std::int64_t frames, float* signal, int threads,
+// Write signal (n, samples), the sum of overlapping frames; samples / W = frames. `prepare` is told the number of
+// threads, `add` adds a tile's frames.
+void overlapping(const Stage& stage, std::int64_t n, std::int64_t samples, float* signal, int threads,
                  const std::function<void(int)>& prepare, const std::function<void(const OverlapTile&)>& add);
 
 }  // namespace metatasnet

@@ -21,9 +21,11 @@ constexpr int kColumnPanels = 4;  // of a weight gradient that one thread adds u
 
 class Segments {
  public:
-  Segments(const Kernels& kernels, const Passes& passes, std::int64_t n, std::int64_t frames, int threads)
+  Segments(const Kernels& kernels, const Passes& passes, MemoryPool& pool, std::int64_t n, std::int64_t frames,
+           int threads)
       : kernels_(kernels),
         passes_(passes),
+        pool_(pool),
         frames_(frames),
         tiles_(tiles_of(frames)),
         all_tiles_(n * tiles_),
@@ -40,7 +42,7 @@ class Segments {
   // Activations of a segment, as units.
   int add_units(int channels) {
     const std::ptrdiff_t bytes = panels_of(channels) * panel_bytes_;
-    units_.push_back({Buffer(static_cast<std::size_t>(groups_) * bytes), bytes, panels_of(channels)});
+    units_.push_back({pool_.take(static_cast<std::size_t>(groups_) * bytes), bytes, panels_of(channels)});
     return static_cast<int>(units_.size()) - 1;
   }
 
@@ -102,7 +104,7 @@ class Segments {
 
  private:
   struct UnitSet {
-    Buffer data;
+    Block data;
     std::ptrdiff_t bytes;  // of a group
     int panels;
   };
@@ -150,6 +152,7 @@ class Segments {
 
   const Kernels& kernels_;
   const Passes& passes_;
+  MemoryPool& pool_;
   const std::int64_t frames_;
   const int tiles_;
   const std::int64_t all_tiles_, groups_, segments_;
@@ -160,16 +163,16 @@ class Segments {
 
 // Scratch of one thread.
 struct Room {
-  Room(const Passes& passes, std::int64_t samples_, int widest)
-      : samples(buffer_of<float>(samples_)), signal(samples_ * passes.operand_size) {
-    for (Buffer& rows : rooms) rows = Buffer(static_cast<std::size_t>(kTile) * widest * passes.operand_size);
+  Room(const Passes& passes, MemoryPool& pool, std::int64_t count, int widest)
+      : samples(pool.take_of<float>(count)), signal(pool.take(count * passes.operand_size)) {
+    for (Block& rows : rooms) rows = pool.take(static_cast<std::size_t>(kTile) * widest * passes.operand_size);
   }
 
   Scratch scratch() const {
     return {{rooms[0].as<void>(), rooms[1].as<void>()}, {rooms[2].as<void>(), nullptr}};
   }
 
-  Buffer samples, signal, rooms[3];
+  Block samples, signal, rooms[3];
 };
 
 }  // namespace
@@ -184,12 +187,12 @@ void Stage::encode_gradient(const EncodeCall& call, int threads) const {
   const char* kept_wide = kept_bank + call.n * frames * layout.ld_bank * passes.storage_size;
   const int ld = static_cast<int>(latent_ld());
   // The filter bank's gradient is kept whole only where the signal's is asked for.
-  Buffer bank_rows;
+  Block bank_rows;
   if (call.signal_gradient) {
-    bank_rows = Buffer(static_cast<std::size_t>(call.n * frames + kTile) * layout.ld_bank * passes.operand_size);
+    bank_rows = pool_->take(static_cast<std::size_t>(call.n * frames + kTile) * layout.ld_bank * passes.operand_size);
   }
 
-  Segments run(*kernels_, passes, call.n, frames, threads);
+  Segments run(*kernels_, passes, *pool_, call.n, frames, threads);
   const int latent_gradient = run.add_units(s.N), wide_gradient = run.add_units(s.N);
   const int bank_gradient = run.add_units(s.bank());
   const int wide = run.add_units(s.N), bank = run.add_units(s.bank()), windows = run.add_units(s.longest());
@@ -203,7 +206,7 @@ void Stage::encode_gradient(const EncodeCall& call, int threads) const {
   run.run(
       threads,
       [&](int team) {
-        for (int i = 0; i < team; ++i) rooms.emplace_back(passes, window, std::max(layout.ld_bank, layout.ld_latent));
+        for (int i = 0; i < team; ++i) rooms.emplace_back(passes, *pool_, window, std::max(layout.ld_bank, layout.ld_latent));
       },
       [&](int member, const Segments::Tile& tile) {
         const Room& own = rooms[member];
@@ -254,7 +257,7 @@ void Stage::encode_gradient(const EncodeCall& call, int threads) const {
       });
   if (!call.signal_gradient) return;
   overlapping(
-      s, call.n, frames, call.signal_gradient, threads, [](int) {},
+      *this, call.n, call.samples, call.signal_gradient, threads, [](int) {},
       [&](const OverlapTile& tile) {
         const std::int64_t row = tile.item * frames + tile.first;
         passes.overlap_add({tile.rows, bank_rows.as<char>() + row * layout.ld_bank * passes.operand_size,
@@ -269,7 +272,7 @@ void Stage::decode_gradient(const DecodeCall& call, int threads) const {
   const std::int64_t window = window_of(s, kTile), samples = call.frames * s.W;
   const KeptCodec layout(*this, passes);
 
-  Segments run(*kernels_, passes, call.n, call.frames, threads);
+  Segments run(*kernels_, passes, *pool_, call.n, call.frames, threads);
   const int wide_gradient = run.add_units(s.wide()), latent = run.add_units(s.N), wide = run.add_units(s.wide());
   const int windows = run.add_units(s.longest());
   run.add_product(latent, wide_gradient, call.gradients.bottleneck, padded(s.wide()));
@@ -279,7 +282,7 @@ void Stage::decode_gradient(const DecodeCall& call, int threads) const {
   run.run(
       threads,
       [&](int team) {
-        for (int i = 0; i < team; ++i) rooms.emplace_back(passes, window, std::max(layout.ld_wide, layout.ld_latent));
+        for (int i = 0; i < team; ++i) rooms.emplace_back(passes, *pool_, window, std::max(layout.ld_wide, layout.ld_latent));
       },
       [&](int member, const Segments::Tile& tile) {
         const Room& own = rooms[member];

@@ -78,7 +78,6 @@ MaskSeconds Stage::mask(std::int64_t n, std::int64_t frames, const Latents& late
                         const Latents& partial, void* masked, void* kept, int threads) const {
   if (n == 0 || frames == 0) return {};
   prefer_huge_pages(masked, static_cast<std::size_t>(n) * sizes_.instruments * frames * latent_ld() * passes_->storage_size);
-  if (kept) prefer_huge_pages(kept, static_cast<std::size_t>(kept_mask(n, frames)));
   MaskingRun run(*this, n, frames, latent, input, partial, masked, kept);
   run_team(threads, [&](int team) { run.prepare(team); }, [&](int thread) { run.run(thread); });
   return run.seconds();

@@ -57,17 +57,17 @@ class MaskingGradient {
   struct Team {
     explicit Team(const MaskingGradient& r)
         : barrier(r.team_size_),
-          gradient(buffer_of<float>(static_cast<std::size_t>(r.tiles_) * kTile * 2 * r.ld_b_)),
-          hidden(static_cast<std::size_t>(r.tiles_) * kTile * r.ld_h_ * r.passes_.storage_size),
+          gradient(r.stage_.pool().take_of<float>(static_cast<std::size_t>(r.tiles_) * kTile * 2 * r.ld_b_)),
+          hidden(r.stage_.pool().take(static_cast<std::size_t>(r.tiles_) * kTile * r.ld_h_ * r.passes_.storage_size)),
           part(std::max({static_cast<std::ptrdiff_t>(r.ld_n_) * r.ld_b_, 2 * r.ld_b_ * static_cast<std::ptrdiff_t>(r.ld_h_),
                          r.ld_b_ * static_cast<std::ptrdiff_t>(padded(r.s_.inputs()))})),
           conv_part(static_cast<std::ptrdiff_t>(r.ld_h_) * r.ld_b_),
           columns(std::max(r.ld_n_, 2 * r.ld_b_)),
-          parts(buffer_of<float>(static_cast<std::size_t>(r.chunks_ * part))),
-          conv_parts(buffer_of<float>(static_cast<std::size_t>(r.chunks_ * conv_part))),
-          column_parts(buffer_of<float>(static_cast<std::size_t>(r.chunks_) * columns)),
-          tile_sums(buffer_of<float>(static_cast<std::size_t>(r.tiles_) * 6 * r.ld_h_)),
-          stream_sums(buffer_of<float>(static_cast<std::size_t>(r.tiles_) * 2 * r.ld_b_)) {
+          parts(r.stage_.pool().take_of<float>(static_cast<std::size_t>(r.chunks_ * part))),
+          conv_parts(r.stage_.pool().take_of<float>(static_cast<std::size_t>(r.chunks_ * conv_part))),
+          column_parts(r.stage_.pool().take_of<float>(static_cast<std::size_t>(r.chunks_) * columns)),
+          tile_sums(r.stage_.pool().take_of<float>(static_cast<std::size_t>(r.tiles_) * 6 * r.ld_h_)),
+          stream_sums(r.stage_.pool().take_of<float>(static_cast<std::size_t>(r.tiles_) * 2 * r.ld_b_)) {
       for (auto& room : norms) room.resize(2 * static_cast<std::size_t>(r.norm_room_));
     }
 
@@ -77,12 +77,12 @@ class MaskingGradient {
 
     Barrier barrier;
     std::int64_t unit = 0;
-    Buffer gradient;  // of the residual stream and, behind it, of the skip sum: rows of 2 ld_b
-    Buffer hidden;    // of the depthwise convolution's output
+    Block gradient;  // of the residual stream and, behind it, of the skip sum: rows of 2 ld_b
+    Block hidden;    // of the depthwise convolution's output
     std::ptrdiff_t part, conv_part;
     int columns;
-    Buffer parts, conv_parts, column_parts;  // sums over the frames of each chunk
-    Buffer tile_sums, stream_sums;
+    Block parts, conv_parts, column_parts;  // sums over the frames of each chunk
+    Block tile_sums, stream_sums;
     std::vector<float> norms[2];  // gradients of a norm's scale and shift; in turn, as a slower member may still read
   };
 
@@ -95,7 +95,7 @@ class MaskingGradient {
           sums(static_cast<std::size_t>(std::max({2 * r.ld_n_, 8 * r.ld_h_, 2 * r.ld_b_}))),
           columns(static_cast<std::size_t>(std::max(r.ld_n_, 2 * r.ld_b_))) {
       const std::size_t widest = std::max({r.ld_in_, operand_ld(r.s_.N, r.passes_.operand_size), 2 * r.ld_b_, r.ld_h_});
-      for (Buffer& room : rooms) room = Buffer(kTile * widest * r.passes_.operand_size);
+      for (Block& room : rooms) room = r.stage_.pool().take(kTile * widest * r.passes_.operand_size);
     }
 
     Scratch scratch() const {
@@ -106,7 +106,7 @@ class MaskingGradient {
     bool norm_turn = false;
     std::vector<double> sums;
     std::vector<float> columns;
-    Buffer rooms[4];
+    Block rooms[4];
   };
 
   int instrument(std::int64_t unit) const { return static_cast<int>(unit % s_.instruments); }
@@ -200,9 +200,9 @@ class MaskingGradient {
   const int tiles_, chunks_, norms_;
   const int ld_b_, ld_h_, ld_n_, ld_in_, norm_room_;
 
-  Buffer normed_, tail_sums_;  // of every unit: the gradient of norm_4's output, and its sums by tile
-  Buffer input_gradients_;     // of every unit: the gradient of the input convolution's output
-  Buffer slope_sums_;
+  Block normed_, tail_sums_;  // of every unit: the gradient of norm_4's output, and its sums by tile
+  Block input_gradients_;     // of every unit: the gradient of the input convolution's output
+  Block slope_sums_;
   std::vector<NormArrays> input_norms_;
   std::vector<std::atomic<std::int64_t>> turns_;
   Tickets tail_tickets_, unit_tickets_, input_tickets_;

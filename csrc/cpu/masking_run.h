@@ -47,7 +47,7 @@ class MaskingRun {
         ld_h_(padded(s_.H)),
         ld_n_(padded(s_.N)),
         ld_in_(operand_ld(s_.N + s_.partial + kChannels, passes_.operand_size)),
-        input_moments_(buffer_of<float>(static_cast<std::size_t>(n) * copies_ * tiles_ * 2 * ld_n_)),
+        input_moments_(stage.pool().take_of<float>(static_cast<std::size_t>(n) * copies_ * tiles_ * 2 * ld_n_)),
         input_tickets_(n * copies_ * tiles_),
         unit_tickets_(n * s_.instruments),
         product_tickets_(n * tiles_) {
@@ -72,23 +72,23 @@ class MaskingRun {
     explicit Team(const MaskingRun& r)
         : barrier(r.team_size_),
           rows(static_cast<std::size_t>(r.tiles_) * kTile),
-          x(buffer_of<float>(rows * r.ld_b_)),
-          skip(buffer_of<float>(rows * r.ld_b_)),
-          a(rows * std::max(r.ld_b_, r.ld_h_) * r.passes_.storage_size),
-          b(rows * r.ld_h_ * r.passes_.storage_size) {
+          x(r.stage_.pool().take_of<float>(rows * r.ld_b_)),
+          skip(r.stage_.pool().take_of<float>(rows * r.ld_b_)),
+          a(r.stage_.pool().take(rows * std::max(r.ld_b_, r.ld_h_) * r.passes_.storage_size)),
+          b(r.stage_.pool().take(rows * r.ld_h_ * r.passes_.storage_size)) {
       const int widest = std::max({r.ld_b_, r.ld_h_, r.ld_n_, padded(r.s_.partial)});
-      for (Buffer& p : partials) p = buffer_of<float>(static_cast<std::size_t>(r.tiles_) * 2 * widest);
+      for (Block& p : partials) p = r.stage_.pool().take_of<float>(static_cast<std::size_t>(r.tiles_) * 2 * widest);
       const std::size_t inputs = r.s_.N + r.s_.partial, B = padded(r.s_.B), H = r.s_.H, N = padded(r.s_.N);
-      packed = buffer_of<float>(std::max({inputs * B, H * 2 * B, r.s_.B * N}));
-      bias = buffer_of<float>(std::max<std::size_t>(2 * B, N));
+      packed = r.stage_.pool().take_of<float>(std::max({inputs * B, H * 2 * B, r.s_.B * N}));
+      bias = r.stage_.pool().take_of<float>(std::max<std::size_t>(2 * B, N));
     }
 
     Barrier barrier;
     std::int64_t unit = 0;
     std::size_t rows;
-    Buffer x, skip, a, b;
-    Buffer partials[2];  // of alternate passes: one is written while a slower member still reads the other
-    Buffer packed, bias;
+    Block x, skip, a, b;
+    Block partials[2];  // of alternate passes: one is written while a slower member still reads the other
+    Block packed, bias;
   };
 
   // What each thread has for itself.
@@ -101,14 +101,15 @@ class MaskingRun {
           x_shift(static_cast<std::size_t>(r.ld_b_)),
           taps(3 * static_cast<std::size_t>(r.ld_h_)),
           shift(3 * static_cast<std::size_t>(r.ld_h_)),
-          wide(static_cast<std::size_t>(kTile) * std::max({r.ld_in_, r.ld_h_, r.ld_b_}) * r.passes_.operand_size),
-          narrow(static_cast<std::size_t>(kTile) * r.ld_b_ * r.passes_.operand_size) {}
+          wide(r.stage_.pool().take(static_cast<std::size_t>(kTile) * std::max({r.ld_in_, r.ld_h_, r.ld_b_}) *
+                                    r.passes_.operand_size)),
+          narrow(r.stage_.pool().take(static_cast<std::size_t>(kTile) * r.ld_b_ * r.passes_.operand_size)) {}
 
     int widest;
     std::vector<double> mean, m2;
     Affine norm;
     std::vector<float> x_shift, taps, shift;
-    Buffer wide, narrow;
+    Block wide, narrow;
     MaskSeconds seconds;
   };
 
@@ -163,7 +164,7 @@ class MaskingRun {
   const KeptMask layout_;
   const int ld_b_, ld_h_, ld_n_, ld_in_;
 
-  Buffer input_moments_;
+  Block input_moments_;
   std::vector<Affine> mask_norms_;
   Tickets input_tickets_, unit_tickets_, product_tickets_;
   int team_size_ = 1;

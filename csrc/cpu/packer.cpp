@@ -29,7 +29,7 @@ Panels Packer::allocate(int panels, int inputs) const {
   Panels to;
   to.inputs = inputs;
   to.panels = panels;
-  to.data = buffer_of<float>(static_cast<std::size_t>(panels) * inputs * panel());
+  to.data = pool_.take_of<float>(static_cast<std::size_t>(panels) * inputs * panel());
   return to;
 }
 
@@ -59,7 +59,7 @@ Constant Packer::stacked(int inputs, int columns, const std::vector<Part>& parts
   Constant c;
   const int units = units_of(inputs), panels = panels_of(columns);
   const std::int64_t distance = static_cast<std::int64_t>(units) * panel();
-  c.data = buffer_of<float>(static_cast<std::size_t>(panels * distance));
+  c.data = pool_.take_of<float>(static_cast<std::size_t>(panels * distance));
   for (std::size_t i = 0; i < parts.size(); ++i) {
     const Part& part = parts[i];
     const int begin = i ? part.first : 0, end = i + 1 < parts.size() ? parts[i + 1].first : inputs;

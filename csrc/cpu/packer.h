@@ -21,7 +21,8 @@ inline Matrix as_it_is(const float* weights, int outputs, int inputs) { return {
 
 class Packer {
  public:
-  Packer(const Kernels& kernels, const Passes& passes) : kernels_(kernels), passes_(passes) {}
+  Packer(const Kernels& kernels, const Passes& passes, MemoryPool& pool)
+      : kernels_(kernels), passes_(passes), pool_(pool) {}
 
   int panel() const { return kernels_.panel; }
   int panels_of(int columns) const { return (columns + panel() - 1) / panel(); }
@@ -59,6 +60,7 @@ class Packer {
 
   const Kernels& kernels_;
   const Passes& passes_;
+  MemoryPool& pool_;
   std::vector<Job> jobs_;
 };
 
@@ -79,7 +81,7 @@ Constant Packer::banded(const Matrix& matrix, RangeOf range) {
     c.bands.push_back({units_before * panel(), hull.begin / passes_.values, units});
     units_before += units;
   }
-  c.data = buffer_of<float>(static_cast<std::size_t>(units_before) * panel());
+  c.data = pool_.take_of<float>(static_cast<std::size_t>(units_before) * panel());
   for (int p = 0; p < static_cast<int>(hulls.size()); ++p) {
     PackArgs args{};
     args.source = matrix.data + hulls[p].begin * matrix.stride;

@@ -53,16 +53,17 @@ BlockWeights pack_block(Packer& pack, const StageSizes& s, const BlockTensors<co
 }  // namespace
 
 Stage::Stage(const Kernels& kernels, bool bfloat16, const StageSizes& sizes, const Arrays<const float>& arrays,
-             bool training, int threads)
+             bool training, std::shared_ptr<MemoryPool> pool, int threads)
     : sizes_(sizes),
       isa_(kernels.name),
       passes_(bfloat16 ? &kernels.bfloat16 : &kernels.float32),
       kernels_(&kernels),
+      pool_(std::move(pool)),
       encoder_(encoder_tensors(sizes, arrays)),
       masking_(mask_tensors(sizes, arrays)),
       decoder_(decoder_tensors(sizes, arrays)) {
   const StageSizes& s = sizes_;
-  Packer pack(kernels, *passes_);
+  Packer pack(kernels, *passes_, *pool_);
   bank_ = pack.banded(transposed(encoder_.bank, s.bank(), s.longest()),
                       [&](int o) { return taps_of(s, o / (s.N / 4)); });
   bottleneck_1_ = pack.constant(transposed(encoder_.bottleneck_1, s.N, s.bank()));
@@ -103,7 +104,7 @@ const BackwardWeights& Stage::backward_weights(int threads) const {
   std::call_once(packed_, [&] {
     if (!decoder_.bottleneck) throw std::logic_error("This stage was prepared for inference: it has no backward pass.");
     const StageSizes& s = sizes_;
-    Packer pack(*kernels_, *passes_);
+    Packer pack(*kernels_, *passes_, *pool_);
     auto weights = std::make_unique<BackwardWeights>();
     weights->bottleneck_2 = pack.constant(as_it_is(encoder_.bottleneck_2, s.N, s.N));
     weights->bottleneck_1 = pack.constant(as_it_is(encoder_.bottleneck_1, s.N, s.bank()));

@@ -6,8 +6,8 @@
 #include <mutex>
 #include <vector>
 
-#include "cpu/buffer.h"
 #include "cpu/kernels.h"
+#include "cpu/pool.h"
 #include "cpu/tensors.h"
 
 namespace metatasnet {
@@ -17,14 +17,14 @@ constexpr double kEpsilon = 1e-8;  // added to the variance of a group
 
 // Weights of a 1x1 convolution in float32 panels [input][column], from which folded copies are made.
 struct Panels {
-  Buffer data;
+  Block data;
   int inputs = 0;
   int panels = 0;
 };
 
 // Weights packed once.
 struct Constant {
-  Buffer data;
+  Block data;
   std::vector<Band> bands;
   PackedMatrix matrix;
 };
@@ -91,7 +91,7 @@ struct EncodeCall {
   std::int64_t gradient_item;
   const void* kept;
   float* mel_gradient;     // (n, mel_frames, latent_ld), zeros: it is added to
-  float* signal_gradient;  // null, or (n, frames * W): through the filter bank
+  float* signal_gradient;  // null, or (n, samples): through the filter bank
   EncoderTensors<float> gradients;
 };
 
@@ -111,15 +111,16 @@ struct BackwardWeights;
 class Stage {
  public:
   // Throws std::invalid_argument for missing arrays or wrong shapes. With `training`, the arrays must outlive the stage:
-  // backward passes read them.
+  // backward passes read them. All memory is taken from the pool.
   Stage(const Kernels& kernels, bool bfloat16, const StageSizes& sizes, const Arrays<const float>& arrays, bool training,
-        int threads);
+        std::shared_ptr<MemoryPool> pool, int threads);
   ~Stage();
 
   const StageSizes& sizes() const { return sizes_; }
   bool stores_bfloat16() const { return passes_->storage_size == 2; }
   std::int64_t latent_ld() const { return padded(sizes_.N); }
   const char* isa() const { return isa_; }
+  MemoryPool& pool() const { return *pool_; }
 
   // (n, samples) float32 and the spectrogram's share (n, mel_frames, latent_ld) to the latent (n, frames, latent_ld).
   // `kept`: null, or room for what the backward pass needs, kept_encoder(n, frames) bytes.
@@ -158,6 +159,7 @@ class Stage {
   const char* isa_;
   const Passes* passes_;
   const Kernels* kernels_;
+  std::shared_ptr<MemoryPool> pool_;
 
   Constant bank_, bottleneck_1_, bottleneck_2_;
   Constant expansion_, filters_;

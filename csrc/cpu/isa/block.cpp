@@ -46,7 +46,14 @@ struct AddToStreams {
           store(p, sum);
           if constexpr (sizeof(typename Mode::Storage) != sizeof(float))
             put_operand<Mode>(x_operand + at + i * ld + v * kLanes, sum);
-          if (kept_x && (kFull || i < valid)) store(kept_x + at + i * ld + v * kLanes, sum);
+          acc[i][v] = sum;
+        }
+      }
+      if (kept_x) {
+#pragma GCC unroll 16
+        for (int i = 0; i < kTileRows; ++i) {
+          if (!kFull && i >= valid) break;
+          stream(kept_x + at + i * ld, acc[i]);
         }
       }
     } else {

@@ -44,6 +44,7 @@ void depthwise(const DepthwiseArgs& a) {
         __builtin_prefetch(reinterpret_cast<const char*>(in + reach + kAhead * ld) + line, 0);
         __builtin_prefetch(reinterpret_cast<const char*>(out + kAhead * ld) + line, 1);
       }
+      Vec before[kVectors];
 #pragma GCC unroll 2
       for (int v = 0; v < kVectors; ++v) {
         const T* at = in + v * kLanes;
@@ -53,13 +54,15 @@ void depthwise(const DepthwiseArgs& a) {
         Vec y = load(at) * tap[1][v] + constant;
         if (earlier()) y = load(at - reach) * tap[0][v] + y;
         if (later()) y = load(at + reach) * tap[2][v] + y;
-        if (kept) store(kept + t * ld + v * kLanes, y);
+        before[v] = y;
         y = store_rounded(out + v * kLanes, prelu(y, slope));
         if (t == a.first) moments.pivot[v] = y;
         moments.add(v, y);
       }
+      if (kept) stream(kept + t * ld, before);
     });
     moments.end(a.moments, column, a.rows);
+    if (kept) stream_end();
   }
 }
 

@@ -42,17 +42,17 @@ struct Activate {
 
   template <bool kFull, int kTileRows>
   METATASNET_INLINE void tile(int panel, int first, int valid, Accumulators<kTileRows>& acc) {
+    if (kept) {
+#pragma GCC unroll 16
+      for (int i = 0; i < kTileRows; ++i) {
+        if (!kFull && i >= valid) break;
+        const Vec values[kVectors] = {acc[i][0] + bias.of[0], acc[i][1] + bias.of[1]};
+        stream(kept + (first + i) * ld + panel * kPanel, values);
+      }
+    }
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) {
       T* at = out + first * ld + panel * kPanel + v * kLanes;
-      if (kept) {
-        Kept* here = kept + first * ld + panel * kPanel + v * kLanes;
-#pragma GCC unroll 16
-        for (int i = 0; i < kTileRows; ++i) {
-          if (!kFull && i >= valid) break;
-          store(here + i * ld, acc[i][v] + bias.of[v]);
-        }
-      }
 #pragma GCC unroll 16
       for (int i = 0; i < kTileRows; ++i) {
         if (!kFull && i >= valid) break;
@@ -63,7 +63,10 @@ struct Activate {
     }
   }
 
-  METATASNET_INLINE void end(int panel) { columns.end(moments, panel * kPanel, rows); }
+  METATASNET_INLINE void end(int panel) {
+    columns.end(moments, panel * kPanel, rows);
+    if (kept) stream_end();
+  }
 };
 
 }  // namespace metatasnet::METATASNET_ISA

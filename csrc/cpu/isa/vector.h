@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX512BF16__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -113,6 +113,35 @@ METATASNET_INLINE Vec store_rounded(bfloat16* p, Vec v) {
   const HVec h = __builtin_convertvector(bits >> 16, HVec);
   __builtin_memcpy(p, &h, sizeof h);
   return (Vec)bits;
+#endif
+}
+
+// A panel's values of one frame past the caches, to where whole lines begin: nothing reads them before the backward pass,
+// and what the passes read stays in the caches. stream_end() before another thread may read them.
+METATASNET_INLINE void stream(float* p, const Vec* v) {
+#if defined(__AVX512F__)
+  for (int i = 0; i < kVectors; ++i) _mm512_stream_ps(p + i * kLanes, (__m512)v[i]);
+#elif defined(__AVX2__)
+  for (int i = 0; i < kVectors; ++i) _mm256_stream_ps(p + i * kLanes, (__m256)v[i]);
+#else
+  for (int i = 0; i < kVectors; ++i) store(p + i * kLanes, v[i]);
+#endif
+}
+
+METATASNET_INLINE void stream(bfloat16* p, const Vec* v) {
+#if defined(__AVX2__)
+  alignas(64) bfloat16 line[kPanel];
+  for (int i = 0; i < kVectors; ++i) store(line + i * kLanes, v[i]);
+  for (int i = 0; i < kPanel; i += 16)
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(p + i), *reinterpret_cast<const __m256i*>(line + i));
+#else
+  for (int i = 0; i < kVectors; ++i) store(p + i * kLanes, v[i]);
+#endif
+}
+
+METATASNET_INLINE void stream_end() {
+#if defined(__AVX2__)
+  _mm_sfence();
 #endif
 }
 
