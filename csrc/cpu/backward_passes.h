@@ -203,20 +203,26 @@ struct InputWeightGradientArgs {
   Scratch scratch;
 };
 
-// The input convolution's share of the gradients of the latents; weights and norms of the latent, then of the partial one.
-struct InputGradientArgs {
-  int rows;
+// One instrument's share of an InputGradientArgs. Of the two: the latent, then the partial one.
+struct InputGradientOperand {
   const float* gradient;
-  int ld_gradient;
   Source sources[2];
   const PackedMatrix* weights[2];
   NormGradient norms[2];
-  float* latent_gradient;   // added to, [rows][ld]; null: own_gradient is stored instead
-  void* own_gradient;       // in the storage type, ld
-  void* partial_gradient;   // in the storage type, ld_partial
-  int ld, ld_partial;
+  void* own_gradient;      // in the storage type, ld
+  void* partial_gradient;  // in the storage type, ld_partial; null without a partial latent
   float* slope_sum;
-  Scratch scratch;
+};
+
+// The input convolution's share of the gradients of the latents.
+struct InputGradientArgs {
+  int rows;
+  int instruments;
+  const InputGradientOperand* operands;
+  int ld_gradient;
+  float* latent_gradient;  // added to, [rows][ld]; null: own_gradient is stored instead
+  int ld, ld_partial;
+  Scratch scratch;  // with room for the gradients of all instruments
 };
 
 // The parts of a weight gradient, added in order, become gradients of weights and of the norm in front of them:

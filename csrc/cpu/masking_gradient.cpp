@@ -153,33 +153,35 @@ void MaskingGradient::tail(std::int64_t item, int tile) {
 void MaskingGradient::input_gradient(std::int64_t item, int tile, Member& m) {
   const std::int64_t first = static_cast<std::int64_t>(tile) * kTile;
   const int ld_partial = padded(s_.partial);
+  InputGradientOperand operands[kMostInstruments];
   for (int i = 0; i < s_.instruments; ++i) {
     const std::int64_t unit = item * s_.instruments + i, row = unit * call_.frames + first;
     const Source input = at(call_.input, item, i), partial = at(call_.partial, item, i);
-    InputGradientArgs args{};
-    args.rows = rows_of(call_.frames, tile);
-    args.gradient = input_gradients_.as<float>() + (unit * tiles_ * kTile + first) * ld_b_;
-    args.ld_gradient = ld_b_;
-    args.sources[0] = at(input, first * input.stride);
-    args.sources[1] = at(partial, first * partial.stride);
-    args.weights[0] = &weights_.instruments[i].latent.matrix;
-    args.weights[1] = &weights_.instruments[i].partial.matrix;
-    args.norms[0] = input_norms_[unit].gradient(stage_.slope_1_);
-    args.norms[1] = input_norms_[unit].gradient(stage_.slope_1_, s_.N);
-    if (call_.own_gradient) {
-      args.own_gradient = static_cast<char*>(call_.own_gradient) + row * ld_n_ * passes_.storage_size;
-    } else {
-      args.latent_gradient = call_.latent_gradient + (item * call_.frames + first) * ld_n_;
-    }
-    if (s_.partial) {
-      args.partial_gradient = static_cast<char*>(call_.partial_gradient) + row * ld_partial * passes_.storage_size;
-    }
-    args.ld = ld_n_;
-    args.ld_partial = ld_partial;
-    args.slope_sum = slope_sum(unit, layout_.norm_1(), tile);
-    args.scratch = m.scratch();
-    passes_.input_gradient(args);
+    InputGradientOperand& own = operands[i];
+    own.gradient = input_gradients_.as<float>() + (unit * tiles_ * kTile + first) * ld_b_;
+    own.sources[0] = at(input, first * input.stride);
+    own.sources[1] = at(partial, first * partial.stride);
+    own.weights[0] = &weights_.instruments[i].latent.matrix;
+    own.weights[1] = &weights_.instruments[i].partial.matrix;
+    own.norms[0] = input_norms_[unit].gradient(stage_.slope_1_);
+    own.norms[1] = input_norms_[unit].gradient(stage_.slope_1_, s_.N);
+    own.own_gradient =
+        call_.own_gradient ? static_cast<char*>(call_.own_gradient) + row * ld_n_ * passes_.storage_size : nullptr;
+    own.partial_gradient =
+        s_.partial ? static_cast<char*>(call_.partial_gradient) + row * ld_partial * passes_.storage_size : nullptr;
+    own.slope_sum = slope_sum(unit, layout_.norm_1(), tile);
   }
+  InputGradientArgs args{};
+  args.rows = rows_of(call_.frames, tile);
+  args.instruments = s_.instruments;
+  args.operands = operands;
+  args.ld_gradient = ld_b_;
+  args.latent_gradient =
+      call_.own_gradient ? nullptr : call_.latent_gradient + (item * call_.frames + first) * ld_n_;
+  args.ld = ld_n_;
+  args.ld_partial = ld_partial;
+  args.scratch = m.scratch();
+  passes_.input_gradient(args);
 }
 
 void MaskingGradient::slopes() {

@@ -94,7 +94,8 @@ class MaskingGradient {
           narrow(r.s_.B),
           sums(static_cast<std::size_t>(std::max({2 * r.ld_n_, 8 * r.ld_h_, 2 * r.ld_b_}))),
           columns(static_cast<std::size_t>(std::max(r.ld_n_, 2 * r.ld_b_))) {
-      const std::size_t widest = std::max({r.ld_in_, operand_ld(r.s_.N, r.passes_.operand_size), 2 * r.ld_b_, r.ld_h_});
+      const std::size_t widest = std::max({r.ld_in_, operand_ld(r.s_.N, r.passes_.operand_size), 2 * r.ld_b_, r.ld_h_,
+                                           r.s_.instruments * r.ld_b_});
       for (Block& room : rooms) room = r.stage_.pool().take(kTile * widest * r.passes_.operand_size);
     }
 

@@ -80,14 +80,11 @@ struct AddRows {
 template <class Mode>
 void mix_gradient(const MixGradientArgs& a) {
   using Operand = typename Mode::Operand;
-  add_column_sums(a.gradient, a.rows, a.ld_gradient, a.outputs, a.column_sums, a.sum.empty);
-  auto* normalised = static_cast<Operand*>(a.scratch.rows[0]);
-  normalised_rows<Mode>(a.rows, a.inputs, a.kept, a.ld_kept, a.norm, normalised);
-  std::ptrdiff_t ld = a.ld_gradient;
-  const Operand* gradient = float_rows<Mode>(a.gradient, a.rows, a.outputs, ld, a.scratch.rows[1]);
-  outer<Operand>(as_units(gradient, a.rows, ld, a.outputs, a.scratch.units[0]), panels_of(a.outputs),
-                 as_units(normalised, a.rows, a.ld_kept, a.ld_kept, a.scratch.units[1]), 0, panels_of(a.inputs),
-                 units_in<Operand>(a.rows), a.sum);
+  outer<Operand>(float_units<Mode>(a.gradient, a.rows, a.outputs, a.ld_gradient, a.scratch.units[0], a.column_sums,
+                                   a.sum.empty),
+                 panels_of(a.outputs),
+                 normalised_units<Mode>(a.rows, a.inputs, a.kept, a.ld_kept, a.norm, a.scratch.units[1]), 0,
+                 panels_of(a.inputs), units_in<Operand>(a.rows), a.sum);
 }
 
 template <class Mode>

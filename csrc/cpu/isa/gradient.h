@@ -34,6 +34,26 @@ METATASNET_INLINE Units as_units(const bfloat16* rows, int count, std::ptrdiff_t
 }
 #endif
 
+// Units of value(frame, column, v), a vector of the panel that begins at `column`, in rows of ld units in `scratch`.
+template <class Mode, class Begin, class Value>
+METATASNET_INLINE Units make_units(int rows, int channels, std::ptrdiff_t ld, void* scratch, Begin begin, Value value) {
+  using Operand = typename Mode::Operand;
+  for (int c = 0; c < channels; c += kPanel) {
+    begin(c);
+    for (int r = 0; r < rows; r += Arithmetic<Operand>::kValues) {
+      for (int v = 0; v < kVectors; ++v) {
+        if constexpr (sizeof(Operand) == sizeof(float)) {
+          put_operand<Mode>(static_cast<float*>(scratch) + r * ld + c + v * kLanes, value(r, c, v));
+        } else {
+          const UVec even = rounded(value(r, c, v)), odd = r + 1 < rows ? rounded(value(r + 1, c, v)) : UVec{};
+          store(static_cast<float*>(scratch) + r / 2 * ld + c + v * kLanes, (Vec)(odd | (even >> 16)));
+        }
+      }
+    }
+  }
+  return {static_cast<const char*>(scratch), kPanel * 4, ld * 4};
+}
+
 // acc[i][c] += sum over units of a[i] b[c].
 template <class Operand, int kTileRows>
 METATASNET_INLINE void multiply_outer(Accumulators<kTileRows>& acc, const char* a, std::ptrdiff_t a_unit, const char* b,
@@ -149,17 +169,6 @@ METATASNET_INLINE void add_columns(float* sums, int column, const Vec* more, boo
 
 constexpr int panels_of(int channels) { return (channels + kPanel - 1) / kPanel; }
 
-// The same for the columns of float32 rows.
-METATASNET_INLINE void add_column_sums(const float* rows, int count, std::ptrdiff_t ld, int channels, float* sums,
-                                       bool empty) {
-  for (int c = 0; c < channels; c += kPanel) {
-    Vec more[kVectors] = {};
-    for (int r = 0; r < count; ++r)
-      for (int v = 0; v < kVectors; ++v) more[v] += load(rows + r * ld + c + v * kLanes);
-    add_columns(sums, c, more, empty);
-  }
-}
-
 // float32 rows as operands: themselves in float32, else rounded into `scratch`, whose distance of rows `ld` becomes.
 template <class Mode>
 METATASNET_INLINE const typename Mode::Operand* float_rows(const float* in, int rows, int channels, std::ptrdiff_t& ld,
@@ -190,19 +199,49 @@ METATASNET_INLINE const typename Mode::Operand* kept_rows(const typename Mode::S
   }
 }
 
-// Normalised values of a tile as operands.
+// Normalised values of a tile as units.
 template <class Mode>
-METATASNET_INLINE void normalised_rows(int rows, int channels, const void* kept, std::ptrdiff_t ld,
-                                       const Normalise& norm, typename Mode::Operand* out) {
+METATASNET_INLINE Units normalised_units(int rows, int channels, const void* kept, std::ptrdiff_t ld,
+                                         const Normalise& norm, void* scratch) {
   const auto* in = static_cast<const typename Mode::Storage*>(kept);
-  for (int c = 0; c < channels; c += kPanel) {
-    const NormaliseColumn column(norm, c);
-    for (int r = 0; r < rows; ++r) {
-      for (int v = 0; v < kVectors; ++v) {
-        const std::ptrdiff_t at = r * ld + c + v * kLanes;
-        put_operand<Mode>(out + at, column(v, load(in + at)));
-      }
+  NormaliseColumn column(norm, 0);
+  return make_units<Mode>(
+      rows, channels, ld, scratch, [&](int c) METATASNET_INLINE_LAMBDA { column = NormaliseColumn(norm, c); },
+      [&](int r, int c, int v) METATASNET_INLINE_LAMBDA { return column(v, load(in + r * ld + c + v * kLanes)); });
+}
+
+// float32 rows as units, with the sums of their columns: where they are in float32, else rounded in `scratch`.
+template <class Mode>
+METATASNET_INLINE Units float_units(const float* in, int rows, int channels, std::ptrdiff_t ld, void* scratch,
+                                    float* column_sums, bool empty) {
+  Vec sums[kVectors] = {};
+  if constexpr (sizeof(typename Mode::Storage) == sizeof(float)) {
+    for (int c = 0; c < channels; c += kPanel) {
+      for (int v = 0; v < kVectors; ++v) sums[v] = Vec{};
+      for (int r = 0; r < rows; ++r)
+        for (int v = 0; v < kVectors; ++v) sums[v] += load(in + r * ld + c + v * kLanes);
+      add_columns(column_sums, c, sums, empty);
     }
+    return as_units(in, rows, ld, channels, scratch);
+  } else {
+    int column = -kPanel;
+    const auto end = [&] METATASNET_INLINE_LAMBDA {
+      if (column >= 0) add_columns(column_sums, column, sums, empty);
+    };
+    const Units units = make_units<Mode>(
+        rows, channels, channels, scratch,
+        [&](int c) METATASNET_INLINE_LAMBDA {
+          end();
+          column = c;
+          for (int v = 0; v < kVectors; ++v) sums[v] = Vec{};
+        },
+        [&](int r, int c, int v) METATASNET_INLINE_LAMBDA {
+          const Vec x = load(in + r * ld + c + v * kLanes);
+          sums[v] += x;
+          return x;
+        });
+    end();
+    return units;
   }
 }
 

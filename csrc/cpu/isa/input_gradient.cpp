@@ -69,32 +69,43 @@ void input_weight_gradient(const InputWeightGradientArgs& a) {
     }
     inputs += source.channels;
   }
-  add_column_sums(a.gradient, a.rows, a.ld_gradient, a.outputs, a.column_sums, a.sum.empty);
-  std::ptrdiff_t ld = a.ld_gradient;
-  const Operand* gradient = float_rows<Mode>(a.gradient, a.rows, a.ld_gradient, ld, a.scratch.rows[1]);
-  outer<Operand>(as_units(gradient, a.rows, ld, a.ld_gradient, a.scratch.units[0]), panels_of(a.outputs),
+  outer<Operand>(float_units<Mode>(a.gradient, a.rows, panels_of(a.outputs) * kPanel, a.ld_gradient,
+                                   a.scratch.units[0], a.column_sums, a.sum.empty),
+                 panels_of(a.outputs),
                  as_units(normalised, a.rows, a.ld_operand, panels_of(inputs) * kPanel, a.scratch.units[1]), 0,
                  panels_of(inputs), units_in<Operand>(a.rows), a.sum);
 }
 
+// Panel by panel, so that the latent and its gradient stay in the first-level cache for all instruments.
 template <class Mode>
 void input_gradient(const InputGradientArgs& a) {
   using Operand = typename Mode::Operand;
   using Storage = typename Mode::Storage;
+  const Operand* gradients[kMostInstruments];
   std::ptrdiff_t ld = a.ld_gradient;
-  const Operand* gradient = float_rows<Mode>(a.gradient, a.rows, a.ld_gradient, ld, a.scratch.rows[0]);
-  Vec slope_sum = Vec{};
-  for (int part = 0; part < (a.partial_gradient ? 2 : 1); ++part) {
-    InputEpilogue<Mode> epilogue{a.sources[part],
-                                 NormGradientColumn(a.norms[part]),
-                                 a.norms[part],
-                                 part ? nullptr : a.latent_gradient,
-                                 static_cast<Storage*>(part ? a.partial_gradient : a.own_gradient),
-                                 part ? a.ld_partial : a.ld};
-    gemm(gradient, ld, a.rows, *a.weights[part], 0, a.weights[part]->panels, epilogue);
-    slope_sum += epilogue.norm.slope_sum;
+  Vec slope_sums[kMostInstruments] = {};
+  for (int i = 0; i < a.instruments; ++i) {
+    ld = a.ld_gradient;
+    auto* room = static_cast<Operand*>(a.scratch.rows[0]) + static_cast<std::ptrdiff_t>(i) * kTile * a.ld_gradient;
+    gradients[i] = float_rows<Mode>(a.operands[i].gradient, a.rows, a.ld_gradient, ld, room);
   }
-  *a.slope_sum = sum_of(slope_sum);
+  for (int part = 0; part < 2; ++part) {
+    if (part && !a.operands[0].partial_gradient) break;
+    for (int p = 0; p < a.operands[0].weights[part]->panels; ++p) {
+      for (int i = 0; i < a.instruments; ++i) {
+        const InputGradientOperand& own = a.operands[i];
+        InputEpilogue<Mode> epilogue{own.sources[part],
+                                     NormGradientColumn(own.norms[part]),
+                                     own.norms[part],
+                                     part ? nullptr : a.latent_gradient,
+                                     static_cast<Storage*>(part ? own.partial_gradient : own.own_gradient),
+                                     part ? a.ld_partial : a.ld};
+        gemm(gradients[i], ld, a.rows, *own.weights[part], p, p + 1, epilogue);
+        slope_sums[i] += epilogue.norm.slope_sum;
+      }
+    }
+  }
+  for (int i = 0; i < a.instruments; ++i) *a.operands[i].slope_sum = sum_of(slope_sums[i]);
 }
 
 METATASNET_INSTANTIATE(input_weight_gradient, InputWeightGradientArgs)

@@ -10,40 +10,53 @@
 namespace metatasnet::METATASNET_ISA {
 namespace {
 
-// One vector of channels of all frames of a tile.
+// One panel of channels of all frames of a tile.
 template <class Storage, class Count>
-METATASNET_INLINE void tail_column(const MaskTailGradientArgs& a, int c, Count count) {
+METATASNET_INLINE void tail_columns(const MaskTailGradientArgs& a, int column, Count count) {
   const Vec slope = splat(a.slope);
-  Vec sums[kMostInstruments], products[kMostInstruments];
-  each_instrument(count, [&](int i) { sums[i] = products[i] = Vec{}; });
+  Vec sums[kMostInstruments][kVectors], products[kMostInstruments][kVectors];
+  each_instrument(count, [&](int i) METATASNET_INLINE_LAMBDA {
+    for (int v = 0; v < kVectors; ++v) sums[i][v] = products[i][v] = Vec{};
+  });
   for (int r = 0; r < a.rows; ++r) {
-    const std::ptrdiff_t at = static_cast<std::ptrdiff_t>(r) * a.ld + c;
-    const Vec latent = load_columns(a.latent, r, c);
-    Vec centred[kMostInstruments], m[kMostInstruments], ds[kMostInstruments];
-    each_instrument(count, [&](int i) {
-      const MaskTailOperand& own = a.operands[i];
-      centred[i] = prelu(load(static_cast<const Storage*>(own.kept) + at), slope) - load(own.mean + c);
-      m[i] = centred[i] * load(own.scale + c) + load(own.shift + c);
-      ds[i] = load_columns(own.gradient, r, c);
-    });
-    const Vec reciprocal = splat(1.0f) / exponentials(m, count);
-    Vec total = Vec{};
-    each_instrument(count, [&](int i) {
-      m[i] *= reciprocal;
-      total += m[i] * ds[i];
-    });
-    store(a.latent_gradient + at, total);
-    each_instrument(count, [&](int i) {
-      const MaskTailOperand& own = a.operands[i];
-      const Vec dn = store_rounded(static_cast<Storage*>(own.normed) + at, latent * m[i] * (ds[i] - total));
-      sums[i] += dn;
-      products[i] += dn * centred[i];
+    const std::ptrdiff_t row = static_cast<std::ptrdiff_t>(r) * a.ld + column;
+    Vec dn[kMostInstruments][kVectors];
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) {
+      const int c = column + v * kLanes;
+      const std::ptrdiff_t at = row + v * kLanes;
+      const Vec latent = load_columns(a.latent, r, c);
+      Vec centred[kMostInstruments], m[kMostInstruments], ds[kMostInstruments];
+      each_instrument(count, [&](int i) METATASNET_INLINE_LAMBDA {
+        const MaskTailOperand& own = a.operands[i];
+        centred[i] = prelu(load(static_cast<const Storage*>(own.kept) + at), slope) - load(own.mean + c);
+        m[i] = centred[i] * load(own.scale + c) + load(own.shift + c);
+        ds[i] = load_columns(own.gradient, r, c);
+      });
+      const Vec reciprocal = splat(1.0f) / exponentials(m, count);
+      Vec total = Vec{};
+      each_instrument(count, [&](int i) METATASNET_INLINE_LAMBDA {
+        m[i] *= reciprocal;
+        total += m[i] * ds[i];
+      });
+      store(a.latent_gradient + at, total);
+      each_instrument(count, [&](int i) METATASNET_INLINE_LAMBDA {
+        dn[i][v] = latent * m[i] * (ds[i] - total);
+        sums[i][v] += dn[i][v];
+        products[i][v] += dn[i][v] * centred[i];
+      });
+    }
+    each_instrument(count, [&](int i) METATASNET_INLINE_LAMBDA {
+      stream(static_cast<Storage*>(a.operands[i].normed) + row, dn[i]);
     });
   }
-  each_instrument(count, [&](int i) {
+  each_instrument(count, [&](int i) METATASNET_INLINE_LAMBDA {
     const MaskTailOperand& own = a.operands[i];
-    store(own.sums + c, sums[i]);
-    store(own.sums + a.ld + c, products[i] * load(own.rstd + c));
+    for (int v = 0; v < kVectors; ++v) {
+      const int c = column + v * kLanes;
+      store(own.sums + c, sums[i][v]);
+      store(own.sums + a.ld + c, products[i][v] * load(own.rstd + c));
+    }
   });
 }
 
@@ -53,8 +66,9 @@ METATASNET_INLINE void tail_column(const MaskTailGradientArgs& a, int c, Count c
 template <class Mode>
 void mask_tail_gradient(const MaskTailGradientArgs& a) {
   with_instruments(a.instruments, [&](auto count) {
-    for (int c = 0; c < a.ld; c += kLanes) tail_column<typename Mode::Storage>(a, c, count);
+    for (int c = 0; c < a.ld; c += kPanel) tail_columns<typename Mode::Storage>(a, c, count);
   });
+  stream_end();
 }
 
 // FLOPs per frame: 4 N B. The gradient in front of the PReLU is never stored.
@@ -80,11 +94,10 @@ void mask_output_gradient(const MaskOutputGradientArgs& a) {
   }
   *a.slope_sum = sum_of(norm.slope_sum);
 
-  auto* input = static_cast<Operand*>(a.scratch.rows[1]);
-  normalised_rows<Mode>(a.rows, a.inputs, a.input_kept, a.ld_input, a.input, input);
   const int row_panels = panels_of(a.outputs);
   outer<Operand>(as_units(rows, a.rows, a.ld_operand, row_panels * kPanel, a.scratch.units[0]), row_panels,
-                 as_units(input, a.rows, a.ld_input, a.ld_input, a.scratch.units[1]), 0, a.weights->panels,
+                 normalised_units<Mode>(a.rows, a.inputs, a.input_kept, a.ld_input, a.input, a.scratch.units[1]), 0,
+                 a.weights->panels,
                  units_in<Operand>(a.rows), a.sum);
   StoreRows store_rows{a.input_gradient, a.ld_input_gradient};
   gemm(static_cast<const Operand*>(rows), a.ld_operand, a.rows, *a.weights, 0, a.weights->panels, store_rows);

@@ -97,6 +97,16 @@ METATASNET_INLINE void store(bfloat16* p, Vec v) {
 }
 #endif
 
+// Rounded to bfloat16, in the upper half.
+METATASNET_INLINE UVec rounded(Vec v) {
+#if defined(__AVX512BF16__)
+  const __m256bh h = _mm512_cvtneps_pbh((__m512)v);
+  return __builtin_convertvector((HVec)h, UVec) << 16;
+#else
+  return rounded_bits(v);
+#endif
+}
+
 // Store, and return what a load would give.
 METATASNET_INLINE Vec store_rounded(float* p, Vec v) {
   store(p, v);
