@@ -21,8 +21,13 @@ template <class Mode>
 struct NormBackward {
   const HiddenGradientArgs& args;
   NormGradientColumn norm;
+  Ahead ahead;
 
-  explicit NormBackward(const HiddenGradientArgs& a) : args(a), norm(a.norm) {}
+  explicit NormBackward(const HiddenGradientArgs& a) : args(a), norm(a.norm) {
+    ahead.add(a.gradient, tile_bytes<float>(a.rows, a.ld_gradient));
+    ahead.add(a.kept, tile_bytes<typename Mode::Storage>(a.rows, a.ld_hidden));
+    ahead.add(a.hidden, tile_bytes<typename Mode::Storage>(a.rows, a.ld_hidden));
+  }
 
   METATASNET_INLINE void begin(int panel) { norm.begin(args.norm, panel * kPanel); }
 
@@ -32,6 +37,7 @@ struct NormBackward {
     const std::ptrdiff_t at = static_cast<std::ptrdiff_t>(first) * args.ld_hidden + panel * kPanel;
     prefetch_tile<kTileRows>(static_cast<Storage*>(args.hidden) + at, args.ld_hidden);
     prefetch_tile<kTileRows>(static_cast<const Storage*>(args.kept) + at, args.ld_hidden);
+    ahead.step(8 * kTileRows);
   }
 
   template <bool kFull, int kTileRows>
@@ -80,11 +86,14 @@ struct AddRows {
 template <class Mode>
 void mix_gradient(const MixGradientArgs& a) {
   using Operand = typename Mode::Operand;
+  Ahead ahead;
+  ahead.add(a.gradient, tile_bytes<float>(a.rows, a.ld_gradient));
+  ahead.add(a.kept, tile_bytes<typename Mode::Storage>(a.rows, a.ld_kept));
   outer<Operand>(float_units<Mode>(a.gradient, a.rows, a.outputs, a.ld_gradient, a.scratch.units[0], a.column_sums,
                                    a.sum.empty),
                  panels_of(a.outputs),
                  normalised_units<Mode>(a.rows, a.inputs, a.kept, a.ld_kept, a.norm, a.scratch.units[1]), 0,
-                 panels_of(a.inputs), units_in<Operand>(a.rows), a.sum);
+                 panels_of(a.inputs), units_in<Operand>(a.rows), a.sum, ahead);
 }
 
 template <class Mode>
@@ -134,6 +143,11 @@ void block_gradient(const BlockGradientArgs& a) {
   using Storage = typename Mode::Storage;
   using Operand = typename Mode::Operand;
   auto* rows = static_cast<Operand*>(a.scratch.rows[0]);
+  Ahead ahead;
+  const std::ptrdiff_t first = a.first * a.ld, bytes = tile_bytes<Storage>(a.rows, a.ld);
+  ahead.add(static_cast<const Storage*>(a.hidden) + first + static_cast<std::ptrdiff_t>(a.dilation) * a.ld, bytes);
+  ahead.add(static_cast<const Storage*>(a.kept) + first, bytes);
+  ahead.add(a.x, tile_bytes<Storage>(a.rows, a.ld_x));
   NormGradientColumn norm(a.norm);
   for (int column = 0; column < a.channels; column += kPanel) {
     norm.begin(a.norm, column);
@@ -160,7 +174,7 @@ void block_gradient(const BlockGradientArgs& a) {
   const Operand* x = kept_rows<Mode>(kept_x, a.rows, a.ld_x, a.scratch.rows[1]);
   outer<Operand>(as_units(rows, a.rows, a.ld, a.ld, a.scratch.units[0]), panels_of(a.channels),
                  as_units(x, a.rows, a.ld_x, a.ld_x, a.scratch.units[1]), 0, a.weights->panels,
-                 units_in<Operand>(a.rows), a.sum);
+                 units_in<Operand>(a.rows), a.sum, ahead);
   AddRows add{a.x_gradient, a.ld_gradient};
   gemm(static_cast<const Operand*>(rows), a.ld, a.rows, *a.weights, 0, a.weights->panels, add);
 }

@@ -145,7 +145,8 @@ void mel_gradient(const MelGradientArgs& a) {
 
 template <class Mode>
 void weight_gradient(const WeightGradientArgs& a) {
-  outer<typename Mode::Operand>(a.rows, a.row_panels, a.columns, a.first, a.last, a.units, a.sum);
+  Ahead ahead;
+  outer<typename Mode::Operand>(a.rows, a.row_panels, a.columns, a.first, a.last, a.units, a.sum, ahead);
 }
 
 METATASNET_INSTANTIATE(encode_gradient, EncodeGradientArgs)

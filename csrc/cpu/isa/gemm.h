@@ -57,6 +57,30 @@ METATASNET_INLINE void prefetch_tile(const T* at, std::ptrdiff_t ld) {
       __builtin_prefetch(reinterpret_cast<const char*>(at + i * ld) + line, 1);
 }
 
+// Asks for the rows behind a tile, some lines at a time, while the tile is worked on: passes read activations panel by
+// panel, each row of it a line or two, too sparse a pattern for the hardware.
+class Ahead {
+ public:
+  // The rows behind some that take so many bytes.
+  METATASNET_INLINE void add(const void* rows, std::ptrdiff_t bytes) {
+    at_[count_] = static_cast<const char*>(rows) + bytes;
+    end_[count_++] = static_cast<const char*>(rows) + 2 * bytes;
+  }
+
+  METATASNET_INLINE void step(int lines) {
+    while (lines > 0 && current_ < count_) {
+      __builtin_prefetch(at_[current_], 0, 2);
+      at_[current_] += 64;
+      if (at_[current_] >= end_[current_]) ++current_;
+      --lines;
+    }
+  }
+
+ private:
+  const char *at_[5], *end_[5];
+  int count_ = 0, current_ = 0;
+};
+
 // Weights that exceed the second-level cache are asked for while the block before them is multiplied, and not to be left
 // in that cache: the tile's operands are to stay there.
 constexpr std::int64_t kStreamed = std::int64_t{1} << 20;

@@ -89,13 +89,15 @@ METATASNET_INLINE void add_outer(const Units& a, const char* a_at, const Units& 
   }
 }
 
+constexpr int kLinesAhead = 72;  // for each panel of rows and of columns
+
 // sum[r, c] += sum over units of a[u, r] b[u, c] for whole panels of rows and of columns.
 //
 // 24 multiply-adds take 12 broadcasts of consecutive channels and two loads of weights per unit. Blocks of kBlock units:
 // a panel of `a` and one of `b` stay in the first-level cache.
 template <class Operand>
 METATASNET_INLINE void outer(const Units& a, int row_panels, const Units& b, int first, int last, int units,
-                             const WeightSum& sum) {
+                             const WeightSum& sum, Ahead& ahead) {
   constexpr int kRest = kPanel % kRows;
   for (int u = 0; u < units; u += kBlock) {
     const int count = units - u < kBlock ? units - u : kBlock;
@@ -104,6 +106,7 @@ METATASNET_INLINE void outer(const Units& a, int row_panels, const Units& b, int
       const char* a_at = a.data + p * a.panel + u * a.unit;
       for (int q = first; q < last; ++q) {
         const char* b_at = b.data + q * b.panel + u * b.unit;
+        ahead.step(kLinesAhead);
         float* at = sum.values + p * kPanel * sum.ld + q * kPanel;
         int r = 0;
         for (; r + kRows <= kPanel; r += kRows)
@@ -165,6 +168,11 @@ METATASNET_INLINE void add_columns(float* sums, int column, const Vec* more, boo
     float* at = sums + column + v * kLanes;
     store(at, empty ? more[v] : load(at) + more[v]);
   }
+}
+
+template <class T>
+constexpr std::ptrdiff_t tile_bytes(int rows, std::ptrdiff_t ld) {
+  return rows * ld * static_cast<std::ptrdiff_t>(sizeof(T));
 }
 
 constexpr int panels_of(int channels) { return (channels + kPanel - 1) / kPanel; }

@@ -57,6 +57,9 @@ struct InputEpilogue {
 template <class Mode>
 void input_weight_gradient(const InputWeightGradientArgs& a) {
   using Operand = typename Mode::Operand;
+  Ahead ahead;
+  for (const Source& source : a.sources)
+    if (source.channels) ahead.add(source.data, a.rows * source.stride * (source.is_bfloat16 ? 2 : 4));
   auto* normalised = static_cast<Operand*>(a.scratch.rows[0]);
   const Vec slope = splat(a.norm.slope);
   int inputs = 0;
@@ -73,7 +76,7 @@ void input_weight_gradient(const InputWeightGradientArgs& a) {
                                    a.scratch.units[0], a.column_sums, a.sum.empty),
                  panels_of(a.outputs),
                  as_units(normalised, a.rows, a.ld_operand, panels_of(inputs) * kPanel, a.scratch.units[1]), 0,
-                 panels_of(inputs), units_in<Operand>(a.rows), a.sum);
+                 panels_of(inputs), units_in<Operand>(a.rows), a.sum, ahead);
 }
 
 // Panel by panel, so that the latent and its gradient stay in the first-level cache for all instruments.

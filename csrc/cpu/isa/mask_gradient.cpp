@@ -95,10 +95,14 @@ void mask_output_gradient(const MaskOutputGradientArgs& a) {
   *a.slope_sum = sum_of(norm.slope_sum);
 
   const int row_panels = panels_of(a.outputs);
+  Ahead ahead;
+  ahead.add(a.normed, tile_bytes<Storage>(a.rows, a.ld));
+  ahead.add(a.kept, tile_bytes<Storage>(a.rows, a.ld));
+  ahead.add(a.input_kept, tile_bytes<Storage>(a.rows, a.ld_input));
   outer<Operand>(as_units(rows, a.rows, a.ld_operand, row_panels * kPanel, a.scratch.units[0]), row_panels,
                  normalised_units<Mode>(a.rows, a.inputs, a.input_kept, a.ld_input, a.input, a.scratch.units[1]), 0,
                  a.weights->panels,
-                 units_in<Operand>(a.rows), a.sum);
+                 units_in<Operand>(a.rows), a.sum, ahead);
   StoreRows store_rows{a.input_gradient, a.ld_input_gradient};
   gemm(static_cast<const Operand*>(rows), a.ld_operand, a.rows, *a.weights, 0, a.weights->panels, store_rows);
 }
