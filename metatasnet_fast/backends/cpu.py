@@ -102,7 +102,7 @@ class CpuBackend(Backend):
     """
 
     name = "cpu"
-    summary = "compiled C++ with fused passes (AMX, AVX-512, AVX2, portable); training and inference in float32 and bfloat16 on CPUs"
+    summary = "compiled C++ (AMX, AVX-512, AVX2, portable); training and inference in float32 and bfloat16 on CPUs"
 
     def unavailable(self) -> str | None:
         module = native.load()

@@ -71,11 +71,15 @@ class MelShare:
         return share
 
     def _share(self, signals: Tensor) -> Tensor:
+        # On silence thousands of equal terms cancel in this sum: in float32 they would leave more than their rounding.
+        # And MKL's float32 products of 5 to 11 rows have other bits with another number of threads.
+        return (self._normalised(signals).double() @ self.to_mel @ self.to_latent + self.bias).float()
+
+    def _normalised(self, signals: Tensor) -> Tensor:
+        if not len(signals):  # the FFT takes no empty batch
+            return signals.new_empty(0, signals.shape[-1] // self.hop + 1, len(self.mean))
         reach = len(self.window) // 2
         padded = F.pad(signals[:, None], (reach, reach), mode="reflect")[:, 0]
         spectrum = torch.fft.rfft(padded.unfold(1, len(self.window), self.hop) * self.window)
         power = torch.view_as_real(spectrum).square().sum(-1)
-        normalised = torch.log10(power + FLOOR) - self.mean
-        # On silence thousands of equal terms cancel in this sum: in float32 they would leave more than their rounding.
-        # And MKL's float32 products of 5 to 11 rows have other bits with another number of threads.
-        return (normalised.double() @ self.to_mel @ self.to_latent + self.bias).float()
+        return torch.log10(power + FLOOR) - self.mean

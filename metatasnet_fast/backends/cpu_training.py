@@ -86,7 +86,7 @@ class Encode(Function):
 
 
 class Mask(Function):
-    """Masked latents (n, I, N, frames); latents by frames, ``own`` and ``partial`` or None, weights in the order of ``names``."""
+    """Masked latents (n, I, N, frames) of latents by frames; ``own`` and ``partial`` may be None, ``names`` are the weights'."""
 
     @staticmethod
     def forward(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from metatasnet_fast import native, reference
 from metatasnet_fast.backends.cpu import ISA_VARIABLE
-from metatasnet_fast.backends.cpu_weights import sizes, weight_arrays
+from metatasnet_fast.backends.cpu_weights import arrays, sizes, weight_tensors
 from metatasnet_fast.config import MetaTasNetConfig
 from metatasnet_fast.precision import Precision
 from tests.backends.cpu_support import (
@@ -220,9 +220,9 @@ def test_fewer_instruments_equal_four_of_which_the_others_are_out_of_the_softmax
         norm.shift[1] = 0
     latent = noise(TINY, 2, 16 * 300)[0].view(2, 300, 16)
     expected = reference.mask(weights.masking, config, latent.transpose(1, 2), None)[:, :count].transpose(2, 3)
-    arrays = {k: v[:count] if k.startswith("mask.") and v.ndim > 1 else v for k, v in weight_arrays(weights).items()}
+    named = {k: v[:count] if k.startswith("mask.") and v.ndim > 1 else v for k, v in weight_tensors(weights).items()}
     bfloat16 = precision is Precision.bfloat16
-    stage = native.load().CpuStage(isa, bfloat16, {**sizes(config), "instruments": count}, arrays)
+    stage = native.load().CpuStage(isa, bfloat16, {**sizes(config), "instruments": count}, arrays(named))
     masked = torch.empty(2, count, 300, stage.latent_ld, dtype=precision.storage)
-    stage.mask(latent, None, None, masked, 2)
+    stage.mask(latent, None, None, masked, None, 2)
     assert relative_error(masked[..., :16], expected) < (3e-2 if bfloat16 else 3 * FLOOR)

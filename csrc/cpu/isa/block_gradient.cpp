@@ -20,7 +20,7 @@ namespace {
 template <class Mode>
 struct NormBackward {
   const HiddenGradientArgs& args;
-  NormGradientColumn norm;
+  NormGradientColumn<typename Mode::Storage> norm;
   Ahead ahead;
 
   explicit NormBackward(const HiddenGradientArgs& a) : args(a), norm(a.norm) {
@@ -110,7 +110,7 @@ template <class Mode>
 void depthwise_sums(const DepthwiseSumsArgs& a) {
   using Storage = typename Mode::Storage;
   for (int column = 0; column < a.channels; column += kPanel) {
-    const NormaliseColumn norm(a.norm, column);
+    const NormaliseColumn<typename Mode::Storage> norm(a.norm, column);
     Vec plain[3][kVectors] = {}, product[3][kVectors] = {};
     const auto* kept = static_cast<const Storage*>(a.kept) + column;
     const auto* hidden = static_cast<const Storage*>(a.hidden) + column;
@@ -148,7 +148,7 @@ void block_gradient(const BlockGradientArgs& a) {
   ahead.add(static_cast<const Storage*>(a.hidden) + first + static_cast<std::ptrdiff_t>(a.dilation) * a.ld, bytes);
   ahead.add(static_cast<const Storage*>(a.kept) + first, bytes);
   ahead.add(a.x, tile_bytes<Storage>(a.rows, a.ld_x));
-  NormGradientColumn norm(a.norm);
+  NormGradientColumn<typename Mode::Storage> norm(a.norm);
   for (int column = 0; column < a.channels; column += kPanel) {
     norm.begin(a.norm, column);
     Vec taps[3][kVectors];
@@ -182,7 +182,7 @@ void block_gradient(const BlockGradientArgs& a) {
 template <class Mode>
 void norm_gradient(const NormGradientArgs& a) {
   const auto* kept = static_cast<const typename Mode::Storage*>(a.kept);
-  NormGradientColumn norm(a.norm);
+  NormGradientColumn<typename Mode::Storage> norm(a.norm);
   for (int c = 0; c < a.channels; c += kPanel) {
     norm.begin(a.norm, c);
     for (int r = 0; r < a.rows; ++r) {
@@ -201,7 +201,7 @@ template <class Mode>
 void norm_sums(const NormSumsArgs& a) {
   const auto* kept = static_cast<const typename Mode::Storage*>(a.kept);
   for (int c = 0; c < a.channels; c += kPanel) {
-    const NormaliseColumn norm(a.norm, c);
+    const NormaliseColumn<typename Mode::Storage> norm(a.norm, c);
     Vec plain[kVectors] = {}, product[kVectors] = {};
     for (int r = 0; r < a.rows; ++r) {
       for (int v = 0; v < kVectors; ++v) {

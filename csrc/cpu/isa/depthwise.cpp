@@ -54,6 +54,7 @@ void depthwise(const DepthwiseArgs& a) {
         Vec y = load(at) * tap[1][v] + constant;
         if (earlier()) y = load(at - reach) * tap[0][v] + y;
         if (later()) y = load(at + reach) * tap[2][v] + y;
+        if (kept) y = as_stored<T>(y);
         before[v] = y;
         y = store_rounded(out + v * kLanes, prelu(y, slope));
         if (t == a.first) moments.pivot[v] = y;

@@ -118,7 +118,8 @@ METATASNET_INLINE void outer(const Units& a, int row_panels, const Units& b, int
   }
 }
 
-// A panel's columns of a Normalise.
+// A panel's columns of a Normalise; x is what a Storage held.
+template <class Storage>
 struct NormaliseColumn {
   Vec mean[kVectors], rstd[kVectors], slope;
 
@@ -129,10 +130,13 @@ struct NormaliseColumn {
     }
   }
 
-  METATASNET_INLINE Vec operator()(int v, Vec x) const { return (prelu(x, slope) - mean[v]) * rstd[v]; }
+  METATASNET_INLINE Vec operator()(int v, Vec x) const {
+    return (activated<Storage>(x, slope) - mean[v]) * rstd[v];
+  }
 };
 
-// A panel's columns of a NormGradient, with the sum of its slope's gradient.
+// A panel's columns of a NormGradient, with the sum of its slope's gradient; x is what a Storage held.
+template <class Storage>
 struct NormGradientColumn {
   Vec scale[kVectors], mean[kVectors], offset[kVectors], factor[kVectors], slope, slope_sum = Vec{};
 
@@ -148,7 +152,7 @@ struct NormGradientColumn {
   }
 
   METATASNET_INLINE Vec operator()(int v, Vec dy, Vec x) {
-    const Vec dp = dy * scale[v] - offset[v] - factor[v] * (prelu(x, slope) - mean[v]);
+    const Vec dp = dy * scale[v] - offset[v] - factor[v] * (activated<Storage>(x, slope) - mean[v]);
     const IVec positive = x > Vec{};
     slope_sum += select(positive, Vec{}, dp * x);
     return select(positive, dp, dp * slope);
@@ -212,9 +216,10 @@ template <class Mode>
 METATASNET_INLINE Units normalised_units(int rows, int channels, const void* kept, std::ptrdiff_t ld,
                                          const Normalise& norm, void* scratch) {
   const auto* in = static_cast<const typename Mode::Storage*>(kept);
-  NormaliseColumn column(norm, 0);
+  using Column = NormaliseColumn<typename Mode::Storage>;
+  Column column(norm, 0);
   return make_units<Mode>(
-      rows, channels, ld, scratch, [&](int c) METATASNET_INLINE_LAMBDA { column = NormaliseColumn(norm, c); },
+      rows, channels, ld, scratch, [&](int c) METATASNET_INLINE_LAMBDA { column = Column(norm, c); },
       [&](int r, int c, int v) METATASNET_INLINE_LAMBDA { return column(v, load(in + r * ld + c + v * kLanes)); });
 }
 

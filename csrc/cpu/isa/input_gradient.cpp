@@ -13,7 +13,7 @@ namespace {
 template <class Mode>
 struct InputEpilogue {
   const Source& source;
-  NormGradientColumn norm;
+  NormGradientColumn<typename Mode::Storage> norm;
   const NormGradient& weights;
   float* sum;                    // added to
   typename Mode::Storage* out;  // or stored
@@ -57,6 +57,7 @@ struct InputEpilogue {
 template <class Mode>
 void input_weight_gradient(const InputWeightGradientArgs& a) {
   using Operand = typename Mode::Operand;
+  using Storage = typename Mode::Storage;
   Ahead ahead;
   for (const Source& source : a.sources)
     if (source.channels) ahead.add(source.data, a.rows * source.stride * (source.is_bfloat16 ? 2 : 4));
@@ -67,7 +68,7 @@ void input_weight_gradient(const InputWeightGradientArgs& a) {
     for (int r = 0; r < a.rows; ++r) {
       Operand* row = normalised + static_cast<std::ptrdiff_t>(r) * a.ld_operand + inputs;
       visit_frame(source, r, [&](int c, Vec x) {
-        put_operand<Mode>(row + c, (prelu(x, slope) - load(a.norm.mean + inputs + c)) * load(a.norm.rstd + inputs + c));
+        put_operand<Mode>(row + c, (activated<Storage>(x, slope) - load(a.norm.mean + inputs + c)) * load(a.norm.rstd + inputs + c));
       });
     }
     inputs += source.channels;
@@ -98,7 +99,7 @@ void input_gradient(const InputGradientArgs& a) {
       for (int i = 0; i < a.instruments; ++i) {
         const InputGradientOperand& own = a.operands[i];
         InputEpilogue<Mode> epilogue{own.sources[part],
-                                     NormGradientColumn(own.norms[part]),
+                                     NormGradientColumn<Storage>(own.norms[part]),
                                      own.norms[part],
                                      part ? nullptr : a.latent_gradient,
                                      static_cast<Storage*>(part ? own.partial_gradient : own.own_gradient),

@@ -29,7 +29,7 @@ METATASNET_INLINE void tail_columns(const MaskTailGradientArgs& a, int column, C
       Vec centred[kMostInstruments], m[kMostInstruments], ds[kMostInstruments];
       each_instrument(count, [&](int i) METATASNET_INLINE_LAMBDA {
         const MaskTailOperand& own = a.operands[i];
-        centred[i] = prelu(load(static_cast<const Storage*>(own.kept) + at), slope) - load(own.mean + c);
+        centred[i] = activated<Storage>(load(static_cast<const Storage*>(own.kept) + at), slope) - load(own.mean + c);
         m[i] = centred[i] * load(own.scale + c) + load(own.shift + c);
         ds[i] = load_columns(own.gradient, r, c);
       });
@@ -77,7 +77,7 @@ void mask_output_gradient(const MaskOutputGradientArgs& a) {
   using Storage = typename Mode::Storage;
   using Operand = typename Mode::Operand;
   auto* rows = static_cast<Operand*>(a.scratch.rows[0]);
-  NormGradientColumn norm(a.norm);
+  NormGradientColumn<typename Mode::Storage> norm(a.norm);
   for (int c = 0; c < a.outputs; c += kPanel) {
     norm.begin(a.norm, c);
     Vec sums[kVectors] = {};

@@ -126,6 +126,19 @@ METATASNET_INLINE Vec store_rounded(bfloat16* p, Vec v) {
 #endif
 }
 
+// What a load would give, had `v` been stored as T.
+template <class T>
+METATASNET_INLINE Vec as_stored(Vec v) {
+  if constexpr (sizeof(T) == sizeof(float)) return v;
+  return (Vec)rounded(v);
+}
+
+// The PReLU of what a T held, as a T holds it.
+template <class T>
+METATASNET_INLINE Vec activated(Vec x, Vec slope) {
+  return as_stored<T>(prelu(x, slope));
+}
+
 // A panel's values of one frame past the caches, to where whole lines begin: nothing reads them before the backward pass,
 // and what the passes read stays in the caches. stream_end() before another thread may read them.
 METATASNET_INLINE void stream(float* p, const Vec* v) {
