@@ -7,6 +7,13 @@ namespace {
 
 constexpr std::size_t kStep = std::size_t{1} << 18;
 
+// Under the address sanitizer each block is the system's, so that it sees reading or writing behind one.
+#if defined(__SANITIZE_ADDRESS__)
+constexpr bool kShared = false;
+#else
+constexpr bool kShared = true;
+#endif
+
 }  // namespace
 
 Block::~Block() {
@@ -25,8 +32,8 @@ Block MemoryPool::use(Pieces::iterator piece, std::size_t bytes) {
 }
 
 Block MemoryPool::take(std::size_t bytes) {
-  const std::size_t room = std::max<std::size_t>(1, (bytes + kStep - 1) / kStep) * kStep;
-  {
+  const std::size_t room = kShared ? std::max<std::size_t>(1, (bytes + kStep - 1) / kStep) * kStep : bytes;
+  if (kShared) {
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto found = free_.lower_bound(room);
     if (found != free_.end()) {
@@ -47,10 +54,6 @@ void MemoryPool::give(char* memory) {
   const std::lock_guard<std::mutex> lock(mutex_);
   auto piece = pieces_.find(memory);
   piece->second.used = false;
-  const auto forget = [&](Pieces::iterator other) {
-    const auto [begin, end] = free_.equal_range(other->second.bytes);
-    free_.erase(std::find_if(begin, end, [&](const auto& entry) { return entry.second == other->first; }));
-  };
   const auto next = std::next(piece);
   if (next != pieces_.end() && !next->second.first && !next->second.used) {
     forget(next);
@@ -65,6 +68,19 @@ void MemoryPool::give(char* memory) {
     piece = before;
   }
   free_.emplace(piece->second.bytes, piece->first);
+  if (!kShared) release(piece);
+}
+
+// Gives a free segment back; returns the piece behind it.
+MemoryPool::Pieces::iterator MemoryPool::release(Pieces::iterator piece) {
+  forget(piece);
+  segments_.erase(piece->first);
+  return pieces_.erase(piece);
+}
+
+void MemoryPool::forget(Pieces::const_iterator piece) {
+  const auto [begin, end] = free_.equal_range(piece->second.bytes);
+  free_.erase(std::find_if(begin, end, [&](const auto& entry) { return entry.second == piece->first; }));
 }
 
 bool MemoryPool::whole_segment(Pieces::const_iterator piece) const {
@@ -75,14 +91,7 @@ bool MemoryPool::whole_segment(Pieces::const_iterator piece) const {
 void MemoryPool::trim() {
   const std::lock_guard<std::mutex> lock(mutex_);
   for (auto piece = pieces_.begin(); piece != pieces_.end();) {
-    if (!whole_segment(piece)) {
-      ++piece;
-      continue;
-    }
-    const auto [begin, end] = free_.equal_range(piece->second.bytes);
-    free_.erase(std::find_if(begin, end, [&](const auto& entry) { return entry.second == piece->first; }));
-    segments_.erase(piece->first);
-    piece = pieces_.erase(piece);
+    piece = whole_segment(piece) ? release(piece) : std::next(piece);
   }
 }
 

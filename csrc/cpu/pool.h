@@ -63,6 +63,8 @@ class MemoryPool : public std::enable_shared_from_this<MemoryPool> {
 
   void give(char* memory);
   bool whole_segment(Pieces::const_iterator piece) const;
+  Pieces::iterator release(Pieces::iterator piece);
+  void forget(Pieces::const_iterator piece);
   Block use(Pieces::iterator piece, std::size_t bytes);
 
   std::mutex mutex_;

@@ -165,7 +165,7 @@ class CpuBackend(Backend):
         if prepared.weights is not None and torch.is_grad_enabled():
             mel = prepared.mel(wave)
             if prepared.trains("encoder", wave, mel):
-                return cast(Tensor, Encode.apply(stage, frames, wave, mel, *prepared.tensors("encoder").values()))
+                return _apply(Encode, stage, frames, wave, mel, *prepared.tensors("encoder").values())
         latent = latents(stage, n, frames, stage.latent_ld)
         with torch.no_grad():
             stage.encode(wave, prepared.mel(wave), latent, None, torch.get_num_threads())
@@ -187,7 +187,7 @@ class CpuBackend(Backend):
         previous = None if partial is None else by_frames(partial)
         if prepared.trains("mask", x, own, previous):
             weights = prepared.tensors("mask")
-            return cast(Tensor, Mask.apply(stage, tuple(weights), x, own, previous, *weights.values()))
+            return _apply(Mask, stage, tuple(weights), x, own, previous, *weights.values())
         masked = latents(stage, n, prepared.instruments, frames, stage.latent_ld)
         stage.mask(x, own, previous, masked, None, torch.get_num_threads())
         return masked[..., : config.N].transpose(2, 3)
@@ -198,10 +198,15 @@ class CpuBackend(Backend):
         n, _, frames = latent.shape
         samples, x = frames * prepared.config.W, by_frames(latent)
         if prepared.trains("decoder", x):
-            return cast(Tensor, Decode.apply(prepared.stage, samples, x, *prepared.tensors("decoder").values()))[:, None]
+            return _apply(Decode, prepared.stage, samples, x, *prepared.tensors("decoder").values())[:, None]
         signal = latent.new_empty(n, samples, dtype=torch.float32)
         prepared.stage.decode(x, signal, None, torch.get_num_threads())
         return signal[:, None]
+
+
+def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
+    result: Tensor = function.apply(*arguments)  # type: ignore[no-untyped-call]
+    return result
 
 
 def _check_latent(latent: Tensor, config: StageConfig) -> None:

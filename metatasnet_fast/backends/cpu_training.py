@@ -74,7 +74,7 @@ class Encode(Function):
         return latent[..., : len(weights[-1])].transpose(1, 2)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Gradients:
         wave, mel, kept, *weights = ctx.saved_tensors
         d_mel, d_wave = torch.zeros_like(mel), torch.zeros_like(wave) if ctx.needs_input_grad[2] else None
@@ -107,7 +107,7 @@ class Mask(Function):
         return masked[..., :channels].transpose(2, 3)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Gradients:
         latent, own, partial, kept, *weights = ctx.saved_tensors
         n, instruments, channels, frames = gradient.shape
@@ -155,7 +155,7 @@ class Decode(Function):
         return signal
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Gradients:
         latent, kept, *weights = ctx.saved_tensors
         if gradient.numel() == 0:
