@@ -24,6 +24,7 @@ std::unique_ptr<HeldStage> make_stage(const std::string& isa, bool bfloat16, con
                                       std::shared_ptr<MemoryPool> pool, int threads) {
   StageSizes s;
   s.instruments = sizes["instruments"].cast<int>();
+  s.softmax = sizes["softmax"].cast<int>();
   s.N = sizes["N"].cast<int>();
   s.W = sizes["W"].cast<int>();
   s.B = sizes["B"].cast<int>();
@@ -53,14 +54,13 @@ void encode(const HeldStage& held, py::handle signal_, py::handle mel_, py::hand
   const Stage& stage = held.stage;
   const Tensor signal = dense_tensor(signal_, "signal", {-1, -1}, "float32");
   const std::int64_t n = signal.shape[0], samples = signal.shape[1], frames = samples / stage.sizes().W;
-  const Tensor mel = dense_tensor(mel_, "mel", {n, -1, stage.latent_ld()}, "float32");
-  if (mel.shape[1] < 1) throw py::value_error("mel must have at least one frame.");
+  const Share mel = share_of(mel_, "mel", n, stage);
   const Tensor latent = dense_tensor(latent_, "latent", {n, frames, stage.latent_ld()}, storage_type(stage));
   void* kept = kept_bytes(kept_, stage.kept_encoder(n, frames));
   checked_threads(threads);
   const py::gil_scoped_release release;
-  stage.encode(reinterpret_cast<const float*>(signal.data), n, samples, samples,
-               reinterpret_cast<const float*>(mel.data), mel.shape[1], latent.data, kept, threads);
+  stage.encode(reinterpret_cast<const float*>(signal.data), n, samples, samples, mel.values, mel.frames, latent.data,
+               kept, threads);
 }
 
 py::dict mask(const HeldStage& held, py::handle latent_, py::handle input_, py::handle partial_, py::handle masked_,
@@ -138,7 +138,7 @@ void bind_cpu(py::module_& module) {
           "latent_ld", [](const HeldStage& held) { return held.stage.latent_ld(); },
           "Channels of a latent's storage: N rounded up.")
       .def("encode", &encode, py::arg("signal"), py::arg("mel"), py::arg("latent"), py::arg("kept"), py::arg("threads"),
-           "signal (n, samples) float32, mel (n, STFT frames, latent_ld) float32; writes latent (n, frames, latent_ld) "
+           "signal (n, samples) float32, mel (n, STFT frames, latent_ld) float32 or None; writes latent (n, frames, latent_ld) "
            "and, unless it is None, kept (kept_bytes('encode', n, frames),) for the backward pass.")
       .def("mask", &mask, py::arg("latent"), py::arg("input"), py::arg("partial"), py::arg("masked"), py::arg("kept"),
            py::arg("threads"),

@@ -40,9 +40,9 @@ void encode_gradient(const HeldStage& held, py::handle signal_, py::handle kept_
   call.gradient = frames_of(gradient);
   call.gradient_item = gradient.strides[0];
   call.kept = kept_bytes(kept_, stage.kept_encoder(call.n, frames));
-  const Tensor mel = dense_tensor(mel_gradient_, "mel_gradient", {call.n, -1, stage.latent_ld()}, "float32");
-  call.mel_frames = mel.shape[1];
-  call.mel_gradient = reinterpret_cast<float*>(mel.data);
+  const Share mel = share_of(mel_gradient_, "mel_gradient", call.n, stage);
+  call.mel_frames = mel.frames;
+  call.mel_gradient = mel.values;
   if (!signal_gradient_.is_none())
     call.signal_gradient = floats(signal_gradient_, "signal_gradient", {call.n, call.samples});
   const std::int64_t n = padded(s.N), width = padded(s.bank());
@@ -122,7 +122,7 @@ void bind_cpu_gradients(py::class_<HeldStage>& stage) {
       .def("encode_gradient", &encode_gradient, py::arg("signal"), py::arg("kept"), py::arg("gradient"),
            py::arg("mel_gradient"), py::arg("signal_gradient"), py::arg("bank"), py::arg("bottleneck_1"),
            py::arg("bottleneck_2"), py::arg("threads"),
-           "gradient (n, frames, N) of the latent; adds to mel_gradient (n, STFT frames, latent_ld), writes "
+           "gradient (n, frames, N) of the latent; adds to mel_gradient (n, STFT frames, latent_ld) unless it is None, writes "
            "signal_gradient (n, samples) unless it is None, and the gradients of weights, float32, whose rows and "
            "columns are rounded up to multiples of 32.")
       .def("mask_gradient", &mask_gradient, py::arg("latent"), py::arg("input"), py::arg("partial"), py::arg("kept"),

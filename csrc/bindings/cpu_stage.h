@@ -54,6 +54,19 @@ inline Source frames_of(const Tensor& t) {
 // (n, instruments, frames, channels).
 inline Latents latents_of(const Tensor& t) { return {frames_of(t), t.strides[0], t.strides[1]}; }
 
+// The spectrogram's share (n, frames, latent_ld), or its gradient; null for None.
+struct Share {
+  float* values = nullptr;
+  std::int64_t frames = 1;
+};
+
+inline Share share_of(pybind11::handle tensor, const char* name, std::int64_t n, const Stage& stage) {
+  if (tensor.is_none()) return {};
+  const Tensor t = dense_tensor(tensor, name, {n, -1, stage.latent_ld()}, "float32");
+  if (t.shape[1] < 1) throw pybind11::value_error(std::string(name) + " must have at least one frame.");
+  return {reinterpret_cast<float*>(t.data), t.shape[1]};
+}
+
 // Room for `bytes` bytes, or null for None.
 inline char* kept_bytes(pybind11::handle tensor, std::int64_t bytes) {
   if (tensor.is_none()) return nullptr;

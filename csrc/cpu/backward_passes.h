@@ -68,7 +68,7 @@ struct MaskTailOperand {
 struct MaskTailGradientArgs {
   int rows;
   Source latent;
-  int instruments;
+  int instruments, softmax;
   const MaskTailOperand* operands;
   int ld;
   float slope;

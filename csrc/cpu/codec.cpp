@@ -49,7 +49,7 @@ void Stage::encode(const float* signal, std::int64_t n, std::int64_t samples, st
           args.bank = &bank_.matrix;
           args.bottleneck_1 = &bottleneck_1_.matrix;
           args.bottleneck_2 = &bottleneck_2_.matrix;
-          args.mel = mel + item * mel_frames * latent_ld();
+          args.mel = mel ? mel + item * mel_frames * latent_ld() : nullptr;
           args.ld_mel = static_cast<int>(latent_ld());
           args.mel_frame = at.frame;
           args.mel_next = at.next;

@@ -238,7 +238,7 @@ void Stage::encode_gradient(const EncodeCall& call, int threads) const {
         args.scratch = own.scratch();
         passes.encode_gradient(args);
       },
-      (mel_panels + kColumnPanels - 1) / kColumnPanels,
+      call.mel_gradient ? (mel_panels + kColumnPanels - 1) / kColumnPanels : 0,
       [&](std::int64_t ticket, const std::vector<Segments::Tile>& tiles) {
         for (const Segments::Tile& tile : tiles) {
           const Interpolation at(tile.first, tile.rows, frames, call.mel_frames);

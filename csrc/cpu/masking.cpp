@@ -63,6 +63,7 @@ void MaskingRun::product(std::int64_t item, int tile) {
   args.latent = at(at(latent_, item, 0), first * latent_.source.stride);
   args.ld = ld_n_;
   args.instruments = s_.instruments;
+  args.softmax = s_.softmax;
   MaskOperand operands[kMostInstruments];
   args.operands = operands;
   for (int i = 0; i < s_.instruments; ++i) {

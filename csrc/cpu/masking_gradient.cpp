@@ -143,6 +143,7 @@ void MaskingGradient::tail(std::int64_t item, int tile) {
   args.rows = rows_of(call_.frames, tile);
   args.latent = at(at(call_.latent, item, 0), first * call_.latent.source.stride);
   args.instruments = s_.instruments;
+  args.softmax = s_.softmax;
   args.operands = operands;
   args.ld = ld_n_;
   args.slope = stage_.slope_4_;

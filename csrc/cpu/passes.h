@@ -173,12 +173,12 @@ struct MaskOperand {
   const float* shift;
 };
 
-// masked[i] = latent * softmax over i of ((masked[i] - mean[i]) scale[i] + shift[i]), in place.
-// One instrument alone has no others to share with: its mask is the sigmoid.
+// masked[i] = latent * mask of ((masked[i] - mean[i]) scale[i] + shift[i]), in place. The masks are a softmax over the
+// first `softmax` instruments and a sigmoid of each other one.
 struct MaskProductArgs {
   int rows;
   Source latent;
-  int instruments;
+  int instruments, softmax;
   const MaskOperand* operands;
   int ld;
 };
@@ -210,7 +210,7 @@ struct EncodeArgs {
   const PackedMatrix* bank;
   const PackedMatrix* bottleneck_1;
   const PackedMatrix* bottleneck_2;
-  const float* mel;  // the spectrogram's share of bottleneck_1, (STFT frames, ld_mel)
+  const float* mel;  // the spectrogram's share of bottleneck_1, (STFT frames, ld_mel); null: it is 0
   int ld_mel;
   const std::int64_t* mel_frame;  // per row: interpolate from this STFT frame ...
   const std::int64_t* mel_next;   // ... to this one

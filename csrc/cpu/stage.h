@@ -90,7 +90,7 @@ struct EncodeCall {
   Source gradient;      // of the latent
   std::int64_t gradient_item;
   const void* kept;
-  float* mel_gradient;     // (n, mel_frames, latent_ld), zeros: it is added to
+  float* mel_gradient;     // (n, mel_frames, latent_ld), zeros: it is added to; null without a spectrogram
   float* signal_gradient;  // null, or (n, samples): through the filter bank
   EncoderTensors<float> gradients;
 };
@@ -122,7 +122,8 @@ class Stage {
   const char* isa() const { return isa_; }
   MemoryPool& pool() const { return *pool_; }
 
-  // (n, samples) float32 and the spectrogram's share (n, mel_frames, latent_ld) to the latent (n, frames, latent_ld).
+  // (n, samples) float32 and the spectrogram's share (n, mel_frames, latent_ld), or null for none, to the latent
+  // (n, frames, latent_ld).
   // `kept`: null, or room for what the backward pass needs, kept_encoder(n, frames) bytes.
   void encode(const float* signal, std::int64_t n, std::int64_t samples, std::int64_t signal_stride, const float* mel,
               std::int64_t mel_frames, void* latent, void* kept, int threads) const;

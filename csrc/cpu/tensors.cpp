@@ -64,6 +64,7 @@ void check(const StageSizes& s) {
     if (!holds) throw std::invalid_argument(std::string("Impossible stage: ") + what);
   };
   require(s.instruments >= 1 && s.instruments <= kMostInstruments, "there must be 1 to 32 instruments.");
+  require(s.softmax >= 0 && s.softmax <= s.instruments, "the softmax is over 0 to all instruments.");
   require(s.N > 0 && s.B > 0 && s.H > 0 && s.W > 0, "N, B, H and W must be positive.");
   require(s.N % kGroups == 0 && s.B % kGroups == 0 && s.H % kGroups == 0, "N, B and H must be multiples of 8.");
   require(s.partial >= 0 && (s.N + s.partial) % kGroups == 0, "the input channels must be a multiple of 8.");

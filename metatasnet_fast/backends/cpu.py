@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import native, reference
 from ..config import StageConfig
-from ..errors import BackendUnavailableError, ShapeError
+from ..errors import BackendUnavailableError
 from ..precision import Precision
 from .base import Backend, Request
 from .cpu_spectrogram import MelShare
@@ -45,14 +45,10 @@ class _Prepared:
     config: StageConfig
     stage: Any
     """The compiled ``CpuStage``: weights packed for one instruction set and precision."""
-    mel: MelShare
+    mel: MelShare | None
+    """None in a network without the spectrogram branch."""
     weights: Mapping[str, Tensor] | None
     """What the stage was packed from, where gradients are to flow to it."""
-
-    @property
-    def instruments(self) -> int:
-        count: int = self.stage.instruments
-        return count
 
     def tensors(self, job: str) -> dict[str, Tensor]:
         """The weights of ``encoder``, ``mask`` or ``decoder``."""
@@ -126,9 +122,6 @@ class CpuBackend(Backend):
             return f"it computes on the CPU, not on {request.device}; move the network there or choose another backend."
         if request.precision not in (Precision.float32, Precision.bfloat16):
             return f"it knows float32 and bfloat16, not {request.precision.value}; choose one of them."
-        stage = None if request.config is None else request.config.stage(0)
-        if stage is not None and (stage.instruments != 4 or stage.softmax != 4 or not stage.has_spectrogram):
-            return "it serves four instruments and the spectrogram branch only; choose the backend reference."
         return None
 
     @_exactly
@@ -152,23 +145,18 @@ class CpuBackend(Backend):
     @_exactly
     def encode(self, prepared: _Prepared, signal: Tensor) -> Tensor:
         config, stage = prepared.config, prepared.stage
-        if signal.dim() != 3 or signal.shape[1] != 1:
-            raise ShapeError(f"A signal must have shape (n, 1, samples), got {tuple(signal.shape)}.")
+        config.check_signal(signal.shape)
         n, _, samples = signal.shape
-        if samples <= config.n_fft // 2 or samples < config.W:
-            raise ShapeError(
-                f"{samples} samples at {config.sampling_rate} Hz are too few: "
-                f"pad to {config.shortest} or more (the Separator does it for you)."
-            )
         wave = signal[:, 0].to(torch.float32).contiguous()
         frames = samples // config.W
         if prepared.weights is not None and torch.is_grad_enabled():
-            mel = prepared.mel(wave)
+            mel = prepared.mel(wave) if prepared.mel else None
             if prepared.trains("encoder", wave, mel):
                 return _apply(Encode, stage, frames, wave, mel, *prepared.tensors("encoder").values())
         latent = latents(stage, n, frames, stage.latent_ld)
         with torch.no_grad():
-            stage.encode(wave, prepared.mel(wave), latent, None, torch.get_num_threads())
+            mel = prepared.mel(wave) if prepared.mel else None
+            stage.encode(wave, mel, latent, None, torch.get_num_threads())
         return latent[..., : config.N].transpose(1, 2)
 
     @_exactly
@@ -176,25 +164,22 @@ class CpuBackend(Backend):
         self, prepared: _Prepared, latent: Tensor, partial: Tensor | None, dropout: Tensor | None = None
     ) -> Tensor:
         config, stage = prepared.config, prepared.stage
-        _check_latent(latent, config)
+        config.check_latent(latent.shape)
+        config.check_partial(None if partial is None else partial.shape, latent.shape)
         n, _, frames = latent.shape
-        expected = (n, prepared.instruments, config.partial_channels, frames) if config.partial_channels else None
-        found = None if partial is None else tuple(partial.shape)
-        if found != expected:
-            raise ShapeError(f"Stage {config.index} expects a partial latent of shape {expected}, got {found}.")
         x = by_frames(latent)
         own = None if dropout is None else by_frames(latent[:, None] * dropout[..., None])
         previous = None if partial is None else by_frames(partial)
         if prepared.trains("mask", x, own, previous):
             weights = prepared.tensors("mask")
             return _apply(Mask, stage, tuple(weights), x, own, previous, *weights.values())
-        masked = latents(stage, n, prepared.instruments, frames, stage.latent_ld)
+        masked = latents(stage, n, config.instruments, frames, stage.latent_ld)
         stage.mask(x, own, previous, masked, None, torch.get_num_threads())
         return masked[..., : config.N].transpose(2, 3)
 
     @_exactly
     def decode(self, prepared: _Prepared, latent: Tensor) -> Tensor:
-        _check_latent(latent, prepared.config)
+        prepared.config.check_latent(latent.shape)
         n, _, frames = latent.shape
         samples, x = frames * prepared.config.W, by_frames(latent)
         if prepared.trains("decoder", x):
@@ -207,9 +192,4 @@ class CpuBackend(Backend):
 def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
     result: Tensor = function.apply(*arguments)  # type: ignore[no-untyped-call]
     return result
-
-
-def _check_latent(latent: Tensor, config: StageConfig) -> None:
-    if latent.dim() != 3 or latent.shape[1] != config.N:
-        raise ShapeError(f"A latent must have shape (n, {config.N}, frames), got {tuple(latent.shape)}.")
 

@@ -41,10 +41,11 @@ class MelShare:
     hop: int
 
     @classmethod
-    def of(cls, weights: EncoderWeights, config: StageConfig, channels: int) -> MelShare:
-        """Fold in float64; what the products read stays so."""
+    def of(cls, weights: EncoderWeights, config: StageConfig, channels: int) -> MelShare | None:
+        """Fold in float64; what the products read stays so. None for a network without the branch."""
         s = weights.spectrogram
-        assert s is not None, "the backend serves networks with the branch only"
+        if s is None:
+            return None
         mel = s.mel_weight[:, :, 0].double()
         scale, std, shift = (x.double().flatten() for x in (s.scale, s.std, s.bias))
         bottleneck = weights.bottleneck_1[:, -config.num_mels :, 0].double()

@@ -62,10 +62,10 @@ def _kept(stage: Any, job: str, n: int, frames: int) -> Tensor:
 
 
 class Encode(Function):
-    """Latent (n, N, frames) of ``wave`` (n, samples) and the spectrogram's share ``mel`` (n, STFT frames, latent_ld)."""
+    """Latent (n, N, frames) of ``wave`` (n, samples) and the spectrogram's share ``mel`` (n, STFT frames, latent_ld) or None."""
 
     @staticmethod
-    def forward(ctx: Any, stage: Any, frames: int, wave: Tensor, mel: Tensor, *weights: Tensor) -> Tensor:
+    def forward(ctx: Any, stage: Any, frames: int, wave: Tensor, mel: Tensor | None, *weights: Tensor) -> Tensor:
         latent = latents(stage, len(wave), frames, stage.latent_ld)
         kept = _kept(stage, "encode", *latent.shape[:2])
         stage.encode(wave, mel, latent, kept, torch.get_num_threads())
@@ -77,7 +77,8 @@ class Encode(Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Gradients:
         wave, mel, kept, *weights = ctx.saved_tensors
-        d_mel, d_wave = torch.zeros_like(mel), torch.zeros_like(wave) if ctx.needs_input_grad[2] else None
+        d_mel = None if mel is None else torch.zeros_like(mel)
+        d_wave = torch.zeros_like(wave) if ctx.needs_input_grad[2] else None
         if gradient.numel() == 0:
             return None, None, d_wave, d_mel, *map(torch.zeros_like, weights)
         rooms = _rooms(weights)

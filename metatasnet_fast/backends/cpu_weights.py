@@ -20,7 +20,8 @@ __all__ = ["arrays", "sizes", "weight_tensors"]
 def sizes(config: StageConfig) -> dict[str, Any]:
     """The sizes that ``CpuStage`` asks for."""
     return {
-        "instruments": getattr(config, "instruments", 4),
+        "instruments": config.instruments,
+        "softmax": config.softmax,
         "N": config.N,
         "W": config.W,
         "B": config.B,

@@ -169,6 +169,8 @@ def test_the_compiled_module_checks_what_it_is_given(prepared: Any) -> None:
         native.load().CpuStage("", False, {**_sizes(), "N": 12}, {})
     with pytest.raises(ValueError, match="1 to 32 instruments"):
         native.load().CpuStage("", False, {**_sizes(), "instruments": 33}, {})
+    with pytest.raises(ValueError, match="0 to all instruments"):
+        native.load().CpuStage("", False, {**_sizes(), "softmax": 5}, {})
     with pytest.raises(ValueError, match="magic"):
         native.load().CpuStage("magic", False, _sizes(), {})
 
@@ -176,6 +178,7 @@ def test_the_compiled_module_checks_what_it_is_given(prepared: Any) -> None:
 def _sizes() -> dict[str, Any]:
     return {
         "instruments": 4,
+        "softmax": 4,
         "N": 16,
         "W": 20,
         "B": 8,

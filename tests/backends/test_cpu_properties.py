@@ -45,6 +45,7 @@ def configs(draw: st.DrawFn) -> MetaTasNetConfig:
     # Doubling an odd kernel would break the even difference to an odd stride.
     if filters > 1 and stride % 2:
         stride, shortest = stride + 1, shortest + 1
+    instruments = draw(st.one_of(st.just(4), st.integers(1, 6)))
     return MetaTasNetConfig(
         N=draw(multiples),
         B=draw(multiples),
@@ -54,10 +55,12 @@ def configs(draw: st.DrawFn) -> MetaTasNetConfig:
         filters=filters,
         layers=draw(st.integers(1, 4)),
         stack=draw(st.integers(1, 2)),
-        num_mels=draw(st.integers(1, 20)),
+        num_mels=draw(st.integers(0, 20)),
         stages_num=draw(st.integers(1, 2)),
         independent_params=draw(st.booleans()),
         residual_bias=draw(st.booleans()),
+        instruments=tuple(f"stem_{i}" for i in range(instruments)),
+        added_instruments=draw(st.one_of(st.just(0), st.integers(0, instruments - 1))),
     )
 
 
@@ -222,7 +225,7 @@ def test_fewer_instruments_equal_four_of_which_the_others_are_out_of_the_softmax
     expected = reference.mask(weights.masking, config, latent.transpose(1, 2), None)[:, :count].transpose(2, 3)
     named = {k: v[:count] if k.startswith("mask.") and v.ndim > 1 else v for k, v in weight_tensors(weights).items()}
     bfloat16 = precision is Precision.bfloat16
-    stage = native.load().CpuStage(isa, bfloat16, {**sizes(config), "instruments": count}, arrays(named))
+    stage = native.load().CpuStage(isa, bfloat16, {**sizes(config), "instruments": count, "softmax": count if count > 1 else 0}, arrays(named))
     masked = torch.empty(2, count, 300, stage.latent_ld, dtype=precision.storage)
     stage.mask(latent, None, None, masked, None, 2)
     assert relative_error(masked[..., :16], expected) < (3e-2 if bfloat16 else 3 * FLOOR)

@@ -89,9 +89,9 @@ def random_inputs(
         "decoded": noise(batch, config.N, frames),
     }
     if config.partial_channels:
-        found["partial"] = noise(batch, 4, config.partial_channels, frames)
+        found["partial"] = noise(batch, config.instruments, config.partial_channels, frames)
     if dropout:
-        found["dropout"] = (noise(batch, 4, config.N) > -0.5).float() / 0.7
+        found["dropout"] = (noise(batch, config.instruments, config.N) > -0.5).float() / 0.7
     return found
 
 
@@ -395,7 +395,7 @@ def test_strides_of_latents_and_gradients_change_no_bit() -> None:
     ]
     found = []
     for layout in layouts:
-        x = layout(INPUTS["latent"]).requires_grad_()
+        x = layout(INPUTS["latent"].clone()).requires_grad_()
         found.append(torch.autograd.grad(masked(prepared, x), x, layout(given), retain_graph=True)[0])
     assert all(torch.equal(value, found[0]) for value in found)
     x = INPUTS["latent"].clone().requires_grad_()

@@ -242,10 +242,10 @@ double difference(const std::vector<float>& a, const std::vector<float>& b) {
 
 int main() {
   const StageSizes sizes[] = {
-      {1, 8, 7, 8, 16, 0, {7}, {4}, {1}},
-      {4, 24, 20, 40, 24, 0, {20, 40, 80}, {12, 6, 3}, {1, 2, 4, 1}},
-      {3, 40, 10, 16, 8, 20, {12, 24}, {20, 10}, {1, 64}},
-      {4, 8, 10, 8, 8, 400, {12}, {10}, {1}},  // a sum longer than a block of the products
+      {1, 0, 8, 7, 8, 16, 0, {7}, {4}, {1}},
+      {4, 4, 24, 20, 40, 24, 0, {20, 40, 80}, {12, 6, 3}, {1, 2, 4, 1}},
+      {3, 2, 40, 10, 16, 8, 20, {12, 24}, {20, 10}, {1, 64}},
+      {4, 0, 8, 10, 8, 8, 400, {12}, {10}, {1}},  // a sum longer than a block of the products
   };
   bool good = true;
   for (const StageSizes& s : sizes) {

@@ -48,19 +48,22 @@ struct AddMelRelu : Plain {
         kept(static_cast<typename Mode::Storage*>(a.kept_wide)),
         ld(a.ld_wide) {}
 
+  METATASNET_INLINE Vec share(int row, int column) const {
+    if (!args.mel) return Vec{};
+    const Vec from = load(args.mel + args.mel_frame[row] * args.ld_mel + column);
+    const Vec to = load(args.mel + args.mel_next[row] * args.ld_mel + column);
+    return (to - from) * args.mel_weight[row] + from;
+  }
+
   template <bool kFull, int kTileRows>
   METATASNET_INLINE void tile(int panel, int first, int valid, Accumulators<kTileRows>& acc) {
 #pragma GCC unroll 16
     for (int i = 0; i < kTileRows; ++i) {
       if (!kFull && i >= valid) break;
       const int column = panel * kPanel;
-      const float* here = args.mel + args.mel_frame[first + i] * args.ld_mel + column;
-      const float* next = args.mel + args.mel_next[first + i] * args.ld_mel + column;
       for (int v = 0; v < kVectors; ++v) {
-        const Vec from = load(here + v * kLanes), to = load(next + v * kLanes);
-        const Vec share = (to - from) * args.mel_weight[first + i] + from;
         const std::ptrdiff_t at = (first + i) * ld + column + v * kLanes;
-        const Vec x = put_operand<Mode>(out + at, relu(acc[i][v] + share));
+        const Vec x = put_operand<Mode>(out + at, relu(acc[i][v] + share(first + i, column + v * kLanes)));
         if (kept) store(kept + at, x);
       }
     }

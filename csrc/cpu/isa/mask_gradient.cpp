@@ -3,6 +3,8 @@
 //   m_i = softmax over i of n_i;  s_i = latent m_i;  n_i = scale (g - mean) + shift, g = prelu(w);  w = W n(prelu(skip))
 //
 //   dlatent = sum_i ds_i m_i;  dn_i = latent m_i (ds_i - sum_j m_j ds_j)
+//
+// over those that share the softmax; a sigmoid's sum has its own term only.
 #include "cpu/isa/gradient.h"
 #include "cpu/isa/softmax.h"
 #include "cpu/isa/source.h"
@@ -33,15 +35,15 @@ METATASNET_INLINE void tail_columns(const MaskTailGradientArgs& a, int column, C
         m[i] = centred[i] * load(own.scale + c) + load(own.shift + c);
         ds[i] = load_columns(own.gradient, r, c);
       });
-      const Vec reciprocal = splat(1.0f) / exponentials(m, count);
-      Vec total = Vec{};
+      masks(m, count, splat(1.0f));
+      Vec shared = Vec{}, total = Vec{};
       each_instrument(count, [&](int i) METATASNET_INLINE_LAMBDA {
-        m[i] *= reciprocal;
         total += m[i] * ds[i];
+        if (i < count.softmax()) shared = total;
       });
       store(a.latent_gradient + at, total);
       each_instrument(count, [&](int i) METATASNET_INLINE_LAMBDA {
-        dn[i][v] = latent * m[i] * (ds[i] - total);
+        dn[i][v] = latent * m[i] * (ds[i] - (i < count.softmax() ? shared : m[i] * ds[i]));
         sums[i][v] += dn[i][v];
         products[i][v] += dn[i][v] * centred[i];
       });
@@ -65,7 +67,7 @@ METATASNET_INLINE void tail_columns(const MaskTailGradientArgs& a, int column, C
 // Bytes per frame and channel: latent 4 / 2, and of each instrument gradient, kept and result 4 / 2 each.
 template <class Mode>
 void mask_tail_gradient(const MaskTailGradientArgs& a) {
-  with_instruments(a.instruments, [&](auto count) {
+  with_instruments(a.instruments, a.softmax, [&](auto count) {
     for (int c = 0; c < a.ld; c += kPanel) tail_columns<typename Mode::Storage>(a, c, count);
   });
   stream_end();

@@ -41,7 +41,7 @@ void mask_output(const MaskOutputArgs& a) {
 template <class Mode>
 void mask_product(const MaskProductArgs& a) {
   using Storage = typename Mode::Storage;
-  with_instruments(a.instruments, [&](auto count) {
+  with_instruments(a.instruments, a.softmax, [&](auto count) {
     for (int r = 0; r < a.rows; ++r) {
       const std::ptrdiff_t row = static_cast<std::ptrdiff_t>(r) * a.ld;
       visit_frame(a.latent, r, [&](int c, Vec latent) {
@@ -51,9 +51,8 @@ void mask_product(const MaskProductArgs& a) {
           const Vec stored = load(static_cast<const Storage*>(own.masked) + row + c);
           m[i] = (stored - load(own.mean + c)) * load(own.scale + c) + load(own.shift + c);
         });
-        const Vec factor = latent / exponentials(m, count);
-        each_instrument(
-            count, [&](int i) { store(static_cast<Storage*>(a.operands[i].masked) + row + c, m[i] * factor); });
+        masks(m, count, latent);
+        each_instrument(count, [&](int i) { store(static_cast<Storage*>(a.operands[i].masked) + row + c, m[i]); });
       });
     }
   });

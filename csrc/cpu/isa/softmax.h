@@ -1,29 +1,34 @@
-// The softmax over the instruments, for any number of them.
+// The masks of any number of instruments: the first ones share a softmax, each other one has a sigmoid.
 #pragma once
+
+#include <limits>
 
 #include "cpu/isa/vector.h"
 #include "cpu/passes.h"
 
 namespace metatasnet::METATASNET_ISA {
 
-// The number of instruments: known to the compiler for the usual four, so that their values stay in registers.
+// The number of instruments, and of those that share the softmax. The compiler knows both for the usual four, so that
+// their values stay in registers.
 template <int kCount>
 struct InstrumentCount {
   int operator()() const { return kCount; }
+  int softmax() const { return kCount; }
 };
 template <>
 struct InstrumentCount<0> {
-  int count;
+  int count, shared;
   int operator()() const { return count; }
+  int softmax() const { return shared; }
 };
 
 // Call run(count) with the number of instruments.
 template <class Run>
-METATASNET_INLINE void with_instruments(int count, Run run) {
-  if (count == 4) {
+METATASNET_INLINE void with_instruments(int count, int softmax, Run run) {
+  if (count == 4 && softmax == 4) {
     run(InstrumentCount<4>{});
   } else {
-    run(InstrumentCount<0>{count});
+    run(InstrumentCount<0>{count, softmax});
   }
 }
 
@@ -34,18 +39,29 @@ METATASNET_INLINE void each_instrument(Count count, Body body) {
   for (int i = 0; i < number; ++i) body(i);
 }
 
-// m[i] becomes exp(m[i] - highest); returns their sum. One instrument alone shares with a constant 0, which makes its
-// mask the sigmoid of m[0].
+// m[i] becomes `numerator` times the mask of instrument i. A sigmoid is a softmax over m[i] and 0.
 template <class Count>
-METATASNET_INLINE Vec exponentials(Vec* m, Count count) {
-  Vec highest = count() == 1 ? Vec{} : m[1];
-  each_instrument(count, [&](int i) { highest = maximum(highest, m[i]); });
-  Vec sum = count() == 1 ? exp_nonpositive(Vec{} - highest) : Vec{};
-  each_instrument(count, [&](int i) {
-    m[i] = exp_nonpositive(m[i] - highest);
-    sum += m[i];
-  });
-  return sum;
+METATASNET_INLINE void masks(Vec* m, Count count, Vec numerator) {
+  const int shared = count.softmax();
+  if (shared > 0) {
+    Vec highest = splat(std::numeric_limits<float>::lowest());
+#pragma GCC unroll 4
+    for (int i = 0; i < shared; ++i) highest = maximum(highest, m[i]);
+    Vec sum = Vec{};
+#pragma GCC unroll 4
+    for (int i = 0; i < shared; ++i) {
+      m[i] = exp_nonpositive(m[i] - highest);
+      sum += m[i];
+    }
+    const Vec factor = numerator / sum;
+#pragma GCC unroll 4
+    for (int i = 0; i < shared; ++i) m[i] *= factor;
+  }
+  for (int i = shared; i < count(); ++i) {
+    const Vec highest = maximum(Vec{}, m[i]);
+    const Vec own = exp_nonpositive(m[i] - highest);
+    m[i] = own * (numerator / (exp_nonpositive(Vec{} - highest) + own));
+  }
 }
 
 }  // namespace metatasnet::METATASNET_ISA
