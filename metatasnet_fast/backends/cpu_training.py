@@ -62,7 +62,7 @@ def _kept(stage: Any, job: str, n: int, frames: int) -> Tensor:
 
 
 class Encode(Function):
-    """Latent (n, N, frames) of ``wave`` (n, samples) and the spectrogram's share ``mel`` (n, STFT frames, latent_ld) or None."""
+    """Latent (n, N, frames) of ``wave`` (n, samples) and the spectrogram's share (n, STFT frames, latent_ld), or None."""
 
     @staticmethod
     def forward(ctx: Any, stage: Any, frames: int, wave: Tensor, mel: Tensor | None, *weights: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ class Encode(Function):
 
 
 class Mask(Function):
-    """Masked latents (n, I, N, frames) of latents by frames; ``own`` and ``partial`` may be None, ``names`` are the weights'."""
+    """Masked latents (n, I, N, frames) of latents by frames. ``own`` and ``partial`` may be None."""
 
     @staticmethod
     def forward(

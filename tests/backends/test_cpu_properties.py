@@ -225,7 +225,8 @@ def test_fewer_instruments_equal_four_of_which_the_others_are_out_of_the_softmax
     expected = reference.mask(weights.masking, config, latent.transpose(1, 2), None)[:, :count].transpose(2, 3)
     named = {k: v[:count] if k.startswith("mask.") and v.ndim > 1 else v for k, v in weight_tensors(weights).items()}
     bfloat16 = precision is Precision.bfloat16
-    stage = native.load().CpuStage(isa, bfloat16, {**sizes(config), "instruments": count, "softmax": count if count > 1 else 0}, arrays(named))
+    fewer = {**sizes(config), "instruments": count, "softmax": count if count > 1 else 0}
+    stage = native.load().CpuStage(isa, bfloat16, fewer, arrays(named))
     masked = torch.empty(2, count, 300, stage.latent_ld, dtype=precision.storage)
     stage.mask(latent, None, None, masked, None, 2)
     assert relative_error(masked[..., :16], expected) < (3e-2 if bfloat16 else 3 * FLOOR)
