@@ -28,8 +28,7 @@ from ..separation.progress import Reporter
 from ..separation.recording import Recording
 from ..separation.unscaled import Unscaled
 from .batcher import SongRunner
-from .budget import SongBudget
-from .claims import Claims
+from .cores import Place, SongBudget
 from .destination import Destination, song_folder
 from .failures import SongError, classify, unreadable
 from .machinery import Machinery
@@ -37,11 +36,9 @@ from .outcome import Failure, Outcome, Status
 from .result import Result, StemFile
 from .song import Song, safe_name
 from .source import Source
-from .stages import Place
-from .staging import Staging
+from .staging import Claims, Staging
 from .storage import LocalStorage, local_path
-from .trip import Trip, utc_now
-from .twins import Twins
+from .trip import Trip, Twins, utc_now
 
 __all__ = ["Walker"]
 
