@@ -10,7 +10,6 @@ skipped.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 import time
@@ -21,17 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MetaTasNetError
-from .destination import Destination, LedgerWriter
-from .events import Event, Listener, Notice, RunEnded, RunStarted, SongEnded
-from .local import expected_seconds, new_run_name, report_plan
-from .planning import make_plan
+from .destination import Destination
+from .events import Event, Listener, Notice, RunEnded, SongEnded
+from .local import PROGRESS_SECONDS, Desk, carry_out
 from .ray_cluster import Pool, nodes_of, plan_pool, ray_cluster
 from .settings import Settings
 from .song import Song
 from .staging import remove_abandoned
-from .storage import local_path, reaching, refuse_memory
+from .storage import local_path
 from .supervised import SupervisedWorker
-from .tally import Tally
 
 __all__ = ["Board", "run_ray"]
 
@@ -41,7 +38,9 @@ MOST_SONGS = 8
 RESTARTS = 100
 """Of one actor; its songs are tried one by one when a codec ends the process below it, so few are needed."""
 
-EXCHANGE_SECONDS = 1.0
+EXCHANGE_SECONDS = 0.2
+"""So long an outcome may be under way: what a driver has not heard of when it is killed has no row in the ledger."""
+
 FAREWELL_SECONDS = 3.0
 """For workers that Ray ends to take their folders along."""
 
@@ -81,49 +80,24 @@ def run_ray(
         MetaTasNetError: if the model cannot be loaded, or no worker stays alive.
     """
     settings, destination, songs = _absolute(settings, destination, songs)
-    run, stop = run or new_run_name(), stop or threading.Event()
-    target = Destination(destination)
-    refuse_memory(target.storage)
-    tally = Tally(len(songs), expected_seconds(songs))
-
-    def say(event: Event) -> None:
-        tally(event)
-        if listener is not None:
-            listener(event)
-
-    with ray_cluster(address) as ray, _ledger(target, run, say) as ledger:
+    with ray_cluster(address) as ray:
         pool = plan_pool(nodes_of(ray), settings.device, settings.threads, workers)
-        say(RunStarted(run, len(songs), tally.expected_seconds, destination, "ray", shard))
-        say(Notice(f"Ray: {pool.describe()}."))
-        if address and target.is_local:
-            say(Notice(f"{destination} is a local path: every machine of the cluster must have the same folder there."))
         # An actor sees the GPU that it holds, and no other.
-        device = "cuda" if pool.gpus else settings.device
-        plan = make_plan(songs, replace(settings, device=device), target)
-        report_plan(plan, say, ledger)
-        if plan.todo:
-            with reaching(destination):
-                target.token  # noqa: B018  made now, and not by a worker whose disk is not mounted
-            options = replace(settings, threads=pool.cpus, device=device)
-            _work(ray, plan.todo, pool, (options, destination, grace), ledger, say, tally, stop)
+        options = replace(settings, threads=pool.cpus, device="cuda" if pool.gpus else settings.device)
+
+        def work(todo: Sequence[Song], token: str | None, desk: Desk) -> None:
+            desk(Notice(f"Ray: {pool.describe()}."))
+            if address and token is not None:
+                text = f"{destination} is a local path: every machine of the cluster must have the same folder there."
+                desk(Notice(text))
+            _work(ray, todo, pool, (options, destination, grace), desk)
+
+        ended = carry_out(
+            work, songs, options, destination, listener, stop, "ray", run, shard, price_per_hour, pool.machines
+        )
     # A worker that Ray ended, orphaned or not, had no time to take its folder along.
-    remove_abandoned(target.storage, FAREWELL_SECONDS)
-    ended = tally.finish(run, price_per_hour, pool.machines)
-    say(ended.progress)
-    say(ended)
+    remove_abandoned(Destination(destination).storage, FAREWELL_SECONDS)
     return ended
-
-
-@contextlib.contextmanager
-def _ledger(destination: Destination, run: str, say: Callable[[Event], object]) -> Iterator[LedgerWriter]:
-    ledger = LedgerWriter(destination, run)
-    try:
-        yield ledger
-    finally:
-        try:
-            ledger.close()
-        except OSError as error:
-            say(Notice(f"The ledger of this run is not complete ({error}); the songs' results are."))
 
 
 class Board:
@@ -257,17 +231,8 @@ class SeparateSongs:
         return None
 
 
-def _work(
-    ray: Any,
-    songs: Sequence[Song],
-    pool: Pool,
-    order: tuple[Settings, str, float],
-    ledger: LedgerWriter,
-    say: Callable[[Event], object],
-    tally: Tally,
-    stop: threading.Event,
-) -> None:
-    """Have every song tried, or those that were begun when ``stop`` was set; raises what ended the last worker."""
+def _work(ray: Any, songs: Sequence[Song], pool: Pool, order: tuple[Settings, str, float], desk: Desk) -> None:
+    """Have every song tried, or those that were begun when the run was stopped; raises what ended the last worker."""
     board = ray.remote(num_cpus=0)(Board).remote(songs, pool.workers)
     actor = ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus, max_restarts=RESTARTS, max_task_retries=RESTARTS)(
         SeparateSongs
@@ -275,14 +240,12 @@ def _work(
     actors = [actor.remote(number, board, *order) for number in range(pool.workers)]
     working = {actor.run.remote(): number for number, actor in enumerate(actors)}
     errors: list[MetaTasNetError] = []
-    say_so = time.monotonic() + PATIENCE
+    next_progress, say_so = time.monotonic(), time.monotonic() + PATIENCE
 
     def pass_on() -> int:
         events, joined = ray.get(board.take.remote())
         for event in events:
-            if isinstance(event, SongEnded):
-                ledger.add(event.outcome)
-            say(event)
+            desk(event)
         return int(joined)
 
     while working:
@@ -296,22 +259,23 @@ def _work(
                     errors.append(error)
                     board.join.remote(number)  # what it had is for the others
                     if len(errors) < pool.workers:
-                        say(Notice(f"Worker {number} has ended: {error}"))
+                        desk(Notice(f"Worker {number} has ended: {error}"))
         except ray.exceptions.RayError as error:
             raise _understood(error) from error
-        if stop.is_set() or tally.reason is not None:
-            stop.set()
+        if desk.stop.is_set():
             board.stop.remote()
         if joined == 0 and time.monotonic() >= say_so:
             say_so = time.monotonic() + PATIENCE
             free = ray.available_resources()
-            say(
+            desk(
                 Notice(
                     f"Still waiting for a place in the Ray cluster: wanted {pool.describe()}; "
                     f"free are {free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs."
                 )
             )
-        say(tally.progress())
+        if time.monotonic() >= next_progress:
+            next_progress = time.monotonic() + PROGRESS_SECONDS
+            desk(desk.tally.progress())
     pass_on()
     if len(errors) == pool.workers:
         raise errors[-1]

@@ -32,6 +32,7 @@ MOST_SECONDS = 120.0
 @contextlib.contextmanager
 def another_run(destination: Path, songs: Sequence[Song]) -> Iterator[None]:
     """It has songs in hand, and never ends one."""
+    destination.mkdir(exist_ok=True)
     claims = Claims(open_storage(str(destination)), threading.Event())
     with contextlib.ExitStack() as stack:
         for song in songs:
