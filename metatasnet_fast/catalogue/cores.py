@@ -240,6 +240,11 @@ class Place:
         self._range.enter_context(profiled(stage.name))
         stage._begin(self)
 
+    @property
+    def left(self) -> bool:
+        """Whether it is given back."""
+        return not self._held
+
     def leave(self) -> None:
         """Give the place to the next, in the thread that entered; a second call does nothing."""
         if self._held:

@@ -30,7 +30,21 @@ class Twins:
         self._destination = destination
         self._key = key
         self._ids: OrderedDict[str, str] = OrderedDict()
+        self._begun: dict[str, threading.Event] = {}
         self._lock = threading.Lock()
+
+    def begin(self, content: str) -> threading.Event | None:
+        """Take a content in hand until :meth:`end`; if another song has it, an event that is set when that has ended."""
+        with self._lock:
+            other = self._begun.get(content)
+            if other is None:
+                self._begun[content] = threading.Event()
+        return other
+
+    def end(self, content: str) -> None:
+        """The song that took this content in hand is done, or failed."""
+        with self._lock:
+            self._begun.pop(content).set()
 
     def remember(self, content: str, id: str) -> None:
         """A song with this content is done."""
@@ -72,6 +86,8 @@ class Trip:
     attempt: int
     stamp: Stamp | None = None
     content: str | None = None
+    is_new: bool = False
+    """Whether nothing at the destination bears on the song: there is no result under its id, or none counts."""
     copy: Path | None = None
     """The local copy of a remote input, once there is one."""
     codec: str = ""

@@ -101,7 +101,8 @@ class Walker:
 
     def _attempt(self, trip: Trip) -> Outcome:
         song, source = trip.song, Source(trip.song.uri)
-        if not self._settings.overwrite:
+        trip.is_new = self._settings.overwrite or not self._destination.listed(song.id).name
+        if not trip.is_new:
             result = self._destination.done(song, self._key, source)
             if result is not None:
                 trip.remember(result)
@@ -143,6 +144,13 @@ class Walker:
             trip.content, trip.bytes_in = sha256_file(path), path.stat().st_size
             trip.seconds["fetch"] = time.perf_counter() - began
             self._refuse_if_taken(trip)
+            if not settings.overwrite:
+                while (other := self._twins.begin(trip.content)) is not None:
+                    reading.leave()
+                    other.wait()
+                stack.callback(self._twins.end, trip.content)
+                if reading.left:
+                    reading = stages.enter_context(machinery.read.enter())
             twin = None if settings.overwrite else self._twins.copy(trip.content, staged)
             if twin is not None:
                 trip.remember(twin)
@@ -188,7 +196,7 @@ class Walker:
 
     def _refuse_if_taken(self, trip: Trip) -> None:
         """Folders built alike give their songs the same ids; none takes another's place unasked."""
-        if self._settings.overwrite:
+        if trip.is_new:
             return
         before = self._destination.from_elsewhere(trip.song)
         if before is not None and before.content != trip.content:
