@@ -13,7 +13,7 @@ from .outputs import check_writable
 from .progress import ProgressDisplay
 
 if TYPE_CHECKING:
-    from ..demo import Listening
+    from ..page import Listening
     from ..separation import Separation, Separator
 
 __all__ = ["add_parser"]
@@ -39,7 +39,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..demo import write_page, write_picture
+    from ..page import write_page, write_picture
 
     folder = Path(args.output)
     separator, model = make_separator(args)
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _listening(excerpt: Path, separation: Separation, separator: Separator, model: str, bundled: bool) -> Listening:
     from ..audio import read_audio
-    from ..demo import Listening
+    from ..page import Listening
 
     signals = {name: read_audio(path).samples for name, path in {"mixture": excerpt, **separation.files}.items()}
     facts = {

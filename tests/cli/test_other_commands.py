@@ -22,8 +22,8 @@ import torch
 import metatasnet_fast
 from metatasnet_fast.cli.info import PACKAGES
 from metatasnet_fast.cli.progress import ProgressDisplay
-from metatasnet_fast.demo.png import encode_png, magma
-from metatasnet_fast.demo.spectrogram import RANGE_DB, Axis, levels
+from metatasnet_fast.page.png import encode_png, magma
+from metatasnet_fast.page.spectrogram import RANGE_DB, Axis, levels
 from metatasnet_fast.model import load_checkpoint
 from metatasnet_fast.separation import Progress
 from tests.cli.conftest import RATE, Command
