@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["add_parser"]
 
-EXCERPT = "assets/demo/sodium-excerpt.ogg"
+FOLDER = "assets/demo"
+EXCERPT = f"{FOLDER}/sodium-excerpt.ogg"
 TITLE = "“sodium” in four stems"
 
 
@@ -79,5 +80,11 @@ def _listening(excerpt: Path, separation: Separation, separator: Separator, mode
     note = f"The model works at {separator.output_rate / 1000:g} kHz, so its stems end at {separator.output_rate / 2000:g} kHz."
     if bundled:
         note = f"The bundled model is a small one, for trying the library. {note}"
-    note = f"Made by metatasnet-fast {__version__}. {note}"
-    return Listening(signals, separation.sample_rate, TITLE, facts, note)
+    note = (
+        f"Made by metatasnet-fast {__version__}. {note} The parts of the song are among those that the model does well."
+    )
+    with resources.as_file(resources.files("metatasnet_fast").joinpath(FOLDER)) as folder:
+        found = {name: folder / f"sodium-{name}.ogg" for name in separation.files}
+        references = {name: read_audio(path).samples for name, path in found.items() if path.exists()}
+    references = {name: x for name, x in references.items() if x.shape == signals[name].shape}
+    return Listening(signals, separation.sample_rate, TITLE, facts, note, references)

@@ -126,6 +126,10 @@ class Separation(Mapping[str, Tensor]):
         folder = Path(folder)
         if self.files:
             raise AudioWriteError(f"The stems are in files already: {', '.join(map(str, self.files.values()))}.")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise AudioWriteError(f"{folder} cannot be made ({error.strerror}); choose another folder.") from error
         paths = {stem: folder / f"{stem}.{format}" for stem in self.stems}
         for stem, path in paths.items():
             signal = self.stems[stem].detach().cpu()

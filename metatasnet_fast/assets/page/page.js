@@ -159,7 +159,8 @@ function draw() {
   for (let k = Math.ceil(low / step); k * step <= high; k++) {
     const at = 100 * (k * step - low) / (high - low);
     const label = step < 1 ? text(k * step) + (k * step % 1).toFixed(1).slice(1) : text(k * step);
-    marks.push(`<span style="left:${clamp(at, 1.5, 98.5)}%">${label}</span>`);
+    const shift = at < 4 ? 0 : at > 96 ? -100 : -50;  // percent of the label's own width
+    marks.push(`<span style="left:${at}%;transform:translateX(${shift}%)">${label}</span>`);
   }
   times.innerHTML = marks.join("");
   show();
