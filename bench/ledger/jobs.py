@@ -10,9 +10,10 @@ import torch
 from metatasnet_fast.backends import Backend
 from metatasnet_fast.backends.cache import prepare_all
 from metatasnet_fast.backends.triton import TritonBackend
+from metatasnet_fast.backends.watch import collect_parameters
 from metatasnet_fast.config import MetaTasNetConfig
 from metatasnet_fast.model import MultiTasNet
-from metatasnet_fast.model.engine import Engine, collect_parameters
+from metatasnet_fast.model.engine import Engine
 from metatasnet_fast.precision import Precision
 
 from . import cuda_launches, triton_launches
@@ -71,7 +72,8 @@ def _triton(kind: str, precision: Precision) -> list[Any]:
         else:
             sources = [mix[:, None].expand(-1, 4, -1, -1).contiguous() for mix in _mixes(ITEMS, ITEM_SECONDS, "meta")]
             masks = [torch.empty(ITEMS, 4, 1, device="meta") for _ in sources]
-            loss, _ = engine.loss([s.sum(1) for s in sources], sources, masks, 0.0)
+            dropout = engine.random_dropout(network.config.dropout)
+            loss, _ = engine.loss([s.sum(1) for s in sources], sources, masks, dropout=dropout)
             loss.backward()
     return recorder.found
 
