@@ -23,6 +23,7 @@ from ..separation.devices import choose_device
 from .adding import KeptRows, freeze, start_near_another
 from .average import WeightAverage
 from .data import BatchSource, Cache
+from .data.variety import Variety
 from .display import Display, Silence
 from .distributed import World
 from .folder import claim, write_settings
@@ -169,7 +170,7 @@ def _batches(
         seed=settings.seed,
         augmentation=settings.augmentation,
         shuffle_p=settings.shuffle_p,
-        variety=settings.variety,
+        variety=Variety(settings.speed, settings.balance, settings.level, settings.tone, settings.rests),
         least_share=settings.least_share,
         device=runtime.device,
         rank=world.rank,

@@ -19,7 +19,6 @@ from typing import Any
 from .._extras import require
 from ..config import MetaTasNetConfig
 from ..errors import ConfigError
-from .data.variety import Variety
 
 __all__ = ["TrainingSettings", "read_settings_file", "split_settings"]
 
@@ -135,10 +134,6 @@ class TrainingSettings:
         if self.steps is not None:
             return self.steps
         return None if self.minutes is not None else self.epochs * self.steps_per_epoch
-
-    @property
-    def variety(self) -> Variety:
-        return Variety(self.speed, self.balance, self.level, self.tone, self.rests)
 
     @property
     def workers(self) -> int:

@@ -139,7 +139,7 @@ class Matrix:
         return next(out.glob("*.whl"))
 
     def install(self, row: Row, python: str, wheel: Path, place: Path) -> Path:
-        run(self.uv, "venv", "-q", "--python", python, place, env=self.env)
+        run(self.uv, "venv", "-q", "--clear", "--python", python, place, env=self.env)
         interpreter = place / "bin/python"
         index = (
             ["--index", self.args.torch_index, "--index-strategy", "unsafe-best-match"] if self.args.torch_index else []
