@@ -51,7 +51,8 @@ def main(argv: list[str] | None = None) -> int:
             print((markdown if args.markdown else text)(own, measured), flush=True)
             lines += own
     if args.record:
-        args.record.write_text(json.dumps([line.__dict__ for line in lines], indent=0) + "\n", encoding="utf-8")
+        rows = ",\n".join(json.dumps(line.__dict__) for line in lines)
+        args.record.write_text(f"[\n{rows}\n]\n", encoding="utf-8")
     return 0
 
 

@@ -126,6 +126,7 @@ class _Machine:
         thread = lane % (self.warps * WARP)
         self.alive = thread < place.threads
         self.everywhere = bool(self.alive.all())
+        self.behind_call = np.zeros(self.lanes, np.uint32)
         ids = np.array(place.blocks, np.uint32)[self.block_of]
         self.special = {
             "SR_TID.X": thread.astype(np.uint32),
@@ -193,9 +194,11 @@ class _Machine:
             return [(position + 1, mask & ~taken)] if (mask & ~taken).any() else []
         if i.base == "RET":
             (back, lost) = self._get(i.operands[0])
-            if lost is not None and (lost & mask).any():
-                raise RuntimeError(f"{self.function.name}: a subroutine returns to where nobody knows.")
             back = np.broadcast_to(back, mask.shape)
+            if lost is not None and (lost & mask).any():  # a register that was lost on the way: to behind the last call
+                back = np.where(lost, self.behind_call, back)
+                if (back[mask] == 0).any():
+                    raise RuntimeError(f"{self.function.name}: a subroutine returns without a call.")
             return [(int(at) // 16, mask & (back == at)) for at in np.unique(back[mask])]
         if i.target is None:
             raise RuntimeError(f"{self.function.name}: cannot follow {i.opcode} at {i.at:#x}.")
@@ -203,6 +206,8 @@ class _Machine:
         if unknown.any():
             self._note(f"branch at {i.at:#x}")
             taken = np.where(unknown, self._distance(target) < self._distance(position + 1), taken)
+        if i.base == "CALL":
+            self.behind_call[mask & taken] = 16 * (position + 1)
         parts = [(target, mask & taken), (position + 1, mask & ~taken)]
         return [(where, lanes) for where, lanes in parts if lanes.any()]
 

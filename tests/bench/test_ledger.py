@@ -190,16 +190,18 @@ def test_torch_itself_is_counted_by_its_tensors() -> None:
     assert count._cost_of(TorchCall("add", 12), 90).hbm == 12
 
 
-RECORD = Path(__file__).parents[2] / "bench" / "results" / "ledger" / "4e3e336.json"
+RECORD = Path(__file__).parents[2] / "bench" / "results" / "ledger" / "2026-11-27-4e3e336.json"
 """The first ledger, of the kernels as they were before any of them was changed by it."""
 
 COUNTED_BY_HAND = {
     # Counted from the same launches by other means: tensors' sizes, formulas, trips of loops written down by hand.
     ("triton", "inference"): {
-        "block_pair": {"launches": 51, "hbm": 55.8e9, "flops": 4.4e12, "roof": 16.7e-3, "instructions": 10.8e-3, "seconds": 25e-3},
+        "block_pair": {"launches": 51, "hbm": 55.8e9, "flops": 4.4e12, "roof": 16.7e-3, "instructions": 10.8e-3,
+                       "seconds": 25e-3},
         "depthwise_fwd": {"launches": 54, "hbm": 29.7e9, "roof": 8.9e-3, "instructions": 13.7e-3, "seconds": 24e-3},
         "product": {"launches": 16, "hbm": 12.3e9, "flops": 7.9e12, "roof": 10.1e-3},
-        "pointwise_fwd": {"launches": 15, "hbm": 26.8e9, "flops": 3.3e12, "roof": 8.0e-3, "instructions": 6.1e-3, "seconds": 15.5e-3},
+        "pointwise_fwd": {"launches": 15, "hbm": 26.8e9, "flops": 3.3e12, "roof": 8.0e-3, "instructions": 6.1e-3,
+                          "seconds": 15.5e-3},
         "mask_tail_fwd": {"launches": 3, "hbm": 11.7e9, "roof": 3.5e-3, "instructions": 2.1e-3, "seconds": 4.3e-3},
         "in_conv_fwd": {"launches": 3, "hbm": 4.5e9, "flops": 1.2e12, "roof": 1.5e-3},
         "power": {"launches": 3, "hbm": 0.7e9, "instructions": 3.6e-3},
@@ -220,11 +222,15 @@ COUNTED_BY_HAND = {
 def test_the_first_ledger_agrees_with_counts_by_hand(backend: str, kind: str) -> None:
     """Within a tenth, on an H100. ``instructions`` are seconds at four a cycle. Left out is what was counted otherwise by hand:
 
-    products of the spectrogram (once, though 3xTF32 makes three), instructions of ``in_conv`` and ``product`` (21 % more, 11 % fewer
-    here, where branches inside loops are followed), seconds that take no account of the second-level cache.
+    products of the spectrogram (once, though 3xTF32 makes three), instructions of ``in_conv`` and ``product`` (21 % more,
+    11 % fewer here, where branches inside loops are followed), seconds that take no account of the second-level cache.
     """
     lines = [Line(**line) for line in json.loads(RECORD.read_text(encoding="utf-8"))]
-    own = [x for x in lines if (x.backend, x.kind, x.gpu) == (backend, kind, "H100") and x.kernel not in ("torch", "memset")]
+    own = [
+        x
+        for x in lines
+        if (x.backend, x.kind, x.gpu) == (backend, kind, "H100") and x.kernel not in ("torch", "memset")
+    ]
     found = {line.kernel: line for line in [*own, total(own)]}
     for kernel, figures in COUNTED_BY_HAND[backend, kind].items():
         line = found[kernel]
