@@ -9,7 +9,12 @@ from .errors import MissingDependencyError
 
 __all__ = ["require"]
 
-DISTRIBUTIONS = {"fsspec.core": "fsspec", "ray.data": "ray[data]", "torch.utils.tensorboard": "tensorboard"}
+DISTRIBUTIONS = {
+    "fsspec.core": "fsspec",
+    "log_wmse_audio_quality": "log-wmse-audio-quality",
+    "ray.data": "ray[data]",
+    "torch.utils.tensorboard": "tensorboard",
+}
 """What pip installs, where that differs from the first part of the module's name."""
 
 

@@ -24,7 +24,7 @@ from training.scoring import Scores, band_levels, piece_scores, summary
 from metatasnet_fast import MultiTasNet, Separator, available_backends, load_checkpoint, use_backend
 from metatasnet_fast.audio import read_audio, resample
 from metatasnet_fast.config import INSTRUMENTS
-from metatasnet_fast.evaluation.musdb18 import open_musdb
+from metatasnet_fast.evaluation.tracks import open_tracks
 
 PIECE_SECONDS = 8
 BANDS = ((1000, 2000), (2000, 4000), (4000, 7500))
@@ -101,10 +101,11 @@ def levels(network: MultiTasNet, mix: Tensor, rate: int) -> dict[str, float]:
 
 def score_musdb(network: MultiTasNet, root: Path) -> dict[str, Any]:
     tracks = []
-    for reader in open_musdb(root, "test"):
+    for reader in open_tracks(root, "test"):
         track = reader.read()
-        stems = torch.stack([torch.from_numpy(track.stems[name]).float().mean(1) for name in INSTRUMENTS])
-        mix = torch.from_numpy(track.mixture).float().mean(1)
+        stems = torch.stack([track.stems[name].mean(0) for name in INSTRUMENTS])
+        assert track.mixture is not None
+        mix = track.mixture.mean(0)
         tracks.append(score(network, *at_rates(network, mix, stems, track.rate), by_piece=False))
     rows = summary(tracks)
     print_table(f"{len(tracks)} test tracks in {root.name} (excerpts cannot be compared with published scores)", rows)

@@ -1,37 +1,56 @@
-"""How well a separation matches the true stems: BSSEval v4, in museval's numbers and museval's files.
+"""How well a separation matches the true stems: BSSEval v4, in museval's numbers and files, and what came after it.
 
+    run = score("references", "estimates")                                  # folders, MUSDB18, files: see .tracks
+    print(score_table(run.scores))
     scores = evaluate_track(references, estimates, name="Artist - Title")   # stem name -> (samples, channels)
     scores.write("results")                                                 # results/test/Artist - Title.json
-    print(score_table(load_scores("results")))
 
 :func:`bss_eval` scores plain arrays; ``metrics=("SDR",)`` is what to use during training. Everything but
-:func:`plot_scores` (matplotlib) needs nothing but torch and NumPy, and no network.
+:func:`plot_scores` (matplotlib), Parquet (pyarrow) and log-WMSE needs torch and NumPy only, and no network.
 """
 
 from __future__ import annotations
 
+from .bands import EmptyBand, EmptyBandWarning
 from .bss_eval import METRICS, BssScores, bss_eval
+from .engines import Scoring
 from .plots import plot_scores
-from .scores import Median, TrackScores, aggregate, load_scores
+from .runner import ScoringRun, TrackOutcome, score
+from .scores import TrackScores, load_scores
 from .signals import EvaluationError, SilentSource, SilentSourceError, SilentSourceWarning
-from .table import PUBLISHED, caveats, score_table
-from .track import evaluate_track
+from .statistics import Comparison, Summary, compare, summarise
+from .table import PUBLISHED, caveats, comparison_table, latex_table, score_rows, score_table, write_rows
+from .track import ALL_METRICS, DEFAULT_METRICS, evaluate_track
 
 __all__ = [
+    "ALL_METRICS",
+    "DEFAULT_METRICS",
     "METRICS",
     "PUBLISHED",
     "BssScores",
+    "Comparison",
+    "EmptyBand",
+    "EmptyBandWarning",
     "EvaluationError",
-    "Median",
+    "Scoring",
+    "ScoringRun",
     "SilentSource",
     "SilentSourceError",
     "SilentSourceWarning",
+    "Summary",
+    "TrackOutcome",
     "TrackScores",
-    "aggregate",
     "bss_eval",
     "caveats",
+    "compare",
+    "comparison_table",
     "evaluate_track",
+    "latex_table",
     "load_scores",
     "plot_scores",
+    "score",
+    "score_rows",
     "score_table",
+    "summarise",
+    "write_rows",
 ]

@@ -22,13 +22,28 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import ShapeError
+from .bands import EmptyBand, EmptyBandWarning, empty_bands, empty_sentence
 from .filters import correlate, solve
-from .signals import Audio, EvaluationError, Signals, SilentSource, SilentSourceError, SilentSourceWarning, silence
+from .signals import (
+    Audio,
+    EvaluationError,
+    Signals,
+    SilentSource,
+    SilentSourceError,
+    SilentSourceWarning,
+    silent_sentence,
+)
 from .windows import frame_slices, plain_energies, projected_energies, silent_frames
 
-__all__ = ["METRICS", "BssScores", "bss_eval", "measure"]
+__all__ = ["METRICS", "SILENCE", "BssScores", "bss_eval", "measure"]
 
 METRICS = ("SDR", "ISR", "SIR", "SAR")
+
+SILENCE = ("museval", "own")
+"""Which silence voids a frame: that of any signal, or a stem's own."""
+
+NOISE = 1e-6
+"""Of a regularised solve: white noise 60 dB below each reference."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +53,14 @@ class BssScores:
     values: metric name -> float64 array (sources, frames) in dB; NaN where a frame does not count.
     silent: signals that are silent from end to end; if there is one, no frame counts.
     solvers: how the normal equations were solved (all sources together, then each alone); empty if not needed.
+    empty_bands: references without energy in a band: their ISR, SIR and SAR depend on rounding unless `regularised`.
     """
 
     values: dict[str, NDArray[np.float64]]
     silent: tuple[SilentSource, ...] = ()
     solvers: tuple[str, ...] = ()
+    empty_bands: tuple[EmptyBand, ...] = ()
+    regularised: bool = False
 
     def __getitem__(self, metric: str) -> NDArray[np.float64]:
         return self.values[metric]
@@ -50,6 +68,13 @@ class BssScores:
     @property
     def frames(self) -> int:
         return int(next(iter(self.values.values())).shape[1])
+
+    def warnings(self) -> list[Warning]:
+        """What a reader of these scores must know."""
+        found: list[Warning] = [SilentSourceWarning(silent_sentence(self.silent))] if self.silent else []
+        if self.empty_bands and not self.regularised:
+            found.append(EmptyBandWarning(empty_sentence(self.empty_bands)))
+        return found
 
 
 def bss_eval(
@@ -62,20 +87,30 @@ def bss_eval(
     metrics: Sequence[str] = METRICS,
     names: Sequence[str] | None = None,
     strict: bool = False,
+    silence: str = "museval",
+    regularise: bool = False,
+    sample_rate: float = 44100,
 ) -> BssScores:
     """Score estimates against references; the meaning of ``museval.evaluate(references, estimates, win, hop)``.
 
-    references, estimates: (sources, samples, channels), NumPy or torch, any real dtype; computed in float64 on the
-    device of the tensors. Estimates are cut, or padded with zeros, to the references' length.
+    references, estimates: (sources, samples, channels) or (sources, channels, samples) or, mono, (sources, samples); NumPy or
+    torch, any real dtype; computed in float64 on the device of the tensors. Estimates are cut, or padded with zeros, to the
+    references' length.
     window, hop: in samples (one second at 44.1 kHz, the convention of the tables). A tail shorter than the window is
     not scored, but the filters see it.
-    metrics: any of ``SDR ISR SIR SAR``. SDR alone is about ten times cheaper than all four.
+    metrics: any of ``SDR ISR SIR SAR``. SDR alone takes a fiftieth of the time of all four.
     names: the stems' names, for messages only.
+    silence: with ``museval`` a frame in which any reference or estimate is silent is NaN for all sources. With ``own`` it is
+    NaN for a source whose own reference is silent there and, but for SDR, for one whose own estimate is.
+    regularise: solve as if each reference carried white noise 60 dB below its own energy, which makes ISR, SIR and SAR of
+    references without energy in some band independent of rounding; other scores move by hundredths of a dB.
+    sample_rate: in Hz, to name such bands.
 
-    A frame in which any reference or any estimate is silent (channels sum to zero at every sample) is NaN for all
-    sources. A signal silent from end to end, where museval stops, makes every frame NaN, is recorded in
-    ``result.silent`` and warned about; with `strict` it raises :class:`SilentSourceError`. A zero error energy gives
-    ``inf``; where estimate and reference are equal bit by bit museval reports its own rounding (about 300 dB).
+    Silent means that the channels sum to zero at every sample. A signal silent from end to end, where museval stops, makes
+    every frame NaN, is recorded in ``result.silent`` and warned about; with `strict` it raises :class:`SilentSourceError`.
+    References without energy in a band are recorded in ``result.empty_bands`` and warned about, see :mod:`.bands`. A zero
+    error energy gives ``inf``; where estimate and reference are equal bit by bit museval reports its own rounding (about
+    300 dB).
 
     Raises :class:`ShapeError` for shapes, dtypes or devices that do not fit, :class:`EvaluationError` for unknown
     metrics, for sizes below one and for NaN or infinite samples in a frame or, with the filters, anywhere.
@@ -89,9 +124,12 @@ def bss_eval(
         metrics=metrics,
         names=names,
         strict=strict,
+        silence=silence,
+        regularise=regularise,
+        sample_rate=sample_rate,
     )
-    if scores.silent:
-        warnings.warn(silence(scores.silent), SilentSourceWarning, stacklevel=2)
+    for warning in scores.warnings():
+        warnings.warn(warning, stacklevel=2)
     return scores
 
 
@@ -106,33 +144,40 @@ def measure(
     metrics: Sequence[str] = METRICS,
     names: Sequence[str] | None = None,
     strict: bool = False,
+    silence: str = "museval",
+    regularise: bool = False,
+    sample_rate: float = 44100,
 ) -> BssScores:
-    """:func:`bss_eval` without a warning, which no thread can collect for itself: who calls reads ``result.silent``."""
+    """:func:`bss_eval` without its warnings, which a thread cannot collect for itself: read ``result.warnings()``."""
     reference = Signals(references, "references")
     estimate = Signals(estimates, "estimates", samples=reference.samples)
     labels = _check(reference, estimate, window, hop, filters_len, metrics, names)
+    if silence not in SILENCE:
+        raise EvaluationError(f"The rule of silence {silence!r} is not known. Choose from {', '.join(SILENCE)}.")
 
     frames = frame_slices(reference.samples, window, hop)
-    reference_silent, estimate_silent = (silent_frames(signals, frames) for signals in (reference, estimate))
-    silent = _end_to_end(reference, "reference", reference_silent, labels)
-    silent += _end_to_end(estimate, "estimate", estimate_silent, labels)
+    silences = [silent_frames(signals, frames) for signals in (reference, estimate)]
+    silent = _end_to_end(reference, "reference", silences[0], labels)
+    silent += _end_to_end(estimate, "estimate", silences[1], labels)
     if silent and strict:
         listed = ", ".join(str(source) for source in silent)
         raise SilentSourceError(
             f"Silent from end to end: {listed}. Leave these stems out of the evaluation, or evaluate without strict."
         )
-
-    valid = ~(reference_silent | estimate_silent).any(dim=0)
-    chosen = [frame for frame, counts in zip(frames, valid.tolist(), strict=True) if counts]
+    counts, plain_counts = _counting_frames(silences[0], silences[1], bool(silent), silence)
+    scored = plain_counts.any(dim=0)
+    chosen = [frame for frame, counting in zip(frames, scored.tolist(), strict=True) if counting]
     decibels: dict[str, torch.Tensor] = {}
     solvers: list[str] = []
-    if chosen and not silent:
+    bands: tuple[EmptyBand, ...] = ()
+    if chosen:
         source, error = plain_energies(reference, estimate, chosen)
         if not bool(torch.isfinite(source + error).all()):
             raise EvaluationError("A reference or an estimate holds NaN or infinite samples. Remove them.")
         decibels["SDR"] = _decibel(source, error)
         if set(metrics) - {"SDR"}:
-            all_filters, own_filters, solvers = _filters(reference, estimate, filters_len)
+            bands = empty_bands(reference, sample_rate, labels)
+            all_filters, own_filters, solvers = _filters(reference, estimate, filters_len, NOISE if regularise else 0.0)
             energies = projected_energies(reference, estimate, chosen, all_filters, own_filters)
             decibels["ISR"] = _decibel(source, energies["spatial"])
             decibels["SIR"] = _decibel(energies["target"], energies["interference"])
@@ -142,17 +187,31 @@ def measure(
     for metric in metrics:
         values[metric] = np.full((reference.sources, len(frames)), np.nan)
         if metric in decibels:
-            values[metric][:, valid.cpu().numpy()] = decibels[metric].cpu().numpy()
-    return BssScores(values, silent, tuple(solvers))
+            values[metric][:, scored.cpu().numpy()] = decibels[metric].cpu().numpy()
+        counting = plain_counts if metric == "SDR" else counts
+        values[metric][~counting.cpu().numpy()] = np.nan
+    return BssScores(values, silent, tuple(solvers), bands, regularise)
 
 
-def _filters(references: Signals, estimates: Signals, delays: int) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+def _counting_frames(
+    references: torch.Tensor, estimates: torch.Tensor, any_silent: bool, rule: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which frames count for which sources, bool (sources, frames): for the filters' metrics, and for SDR."""
+    if rule == "own":
+        return ~(references | estimates), ~references
+    counts = ~(references | estimates).any(dim=0).expand_as(references)
+    return (counts & (not any_silent),) * 2
+
+
+def _filters(
+    references: Signals, estimates: Signals, delays: int, noise: float
+) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
     """Filters on all references, on each estimate's own reference, and how they were solved."""
     correlations = correlate(references, estimates, delays)
     if not bool(torch.isfinite(correlations.references).all() & torch.isfinite(correlations.estimates).all()):
         raise EvaluationError("A reference or an estimate holds NaN or infinite samples. Remove them.")
-    together, method = solve(correlations)
-    alone = [solve(correlations.own(source, references.channels)) for source in range(references.sources)]
+    together, method = solve(correlations, noise)
+    alone = [solve(correlations.own(source, references.channels), noise) for source in range(references.sources)]
     return together, torch.stack([filters for filters, _ in alone]), [method, *(name for _, name in alone)]
 
 

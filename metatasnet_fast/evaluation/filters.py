@@ -15,12 +15,12 @@ from dataclasses import dataclass
 import torch
 
 from .signals import Signals
-from .windows import fft_length, frame_spectra
+from .windows import fft_length
 
 __all__ = ["Correlations", "correlate", "solve"]
 
-_BLOCK_FFT = 1 << 14
-_BLOCKS_AT_ONCE = 2
+_BLOCK_FFT = 1 << 12
+_BLOCKS_AT_ONCE = 4
 # Sound solutions stay below 1e-12 on music; a broken factorisation is orders of magnitude above this.
 _RESIDUAL = 1e-9
 
@@ -46,30 +46,39 @@ class Correlations:
 
 
 def correlate(references: Signals, estimates: Signals, delays: int) -> Correlations:
-    """Lagged products for lags 0 to delays - 1, by FFT over blocks, so memory does not grow with the track."""
+    """Lagged products for lags 0 to delays - 1, by FFT over blocks, so memory does not grow with the track.
+
+    A block is multiplied with what lies up to delays - 1 samples ahead. The products of a few blocks are one matrix product
+    for each frequency: (channels, blocks) times (blocks, 2 channels).
+    """
     length = _BLOCK_FFT
     while length < 4 * delays:
         length *= 2
     block = length - delays + 1
-    channels = references.sources * references.channels
-    bins = length // 2 + 1
-    total = torch.zeros(bins, channels, 2 * channels, dtype=torch.complex128, device=references.device)
-    starts = range(0, references.samples, block)
-    for first in range(0, len(starts), _BLOCKS_AT_ONCE):
-        batch = starts[first : first + _BLOCKS_AT_ONCE]
-        now = [slice(start, start + block) for start in batch]
-        ahead = [slice(start, start + block + delays - 1) for start in batch]
-        here = frame_spectra(references, now, length).flatten(2)
-        later = torch.cat([frame_spectra(signals, ahead, length).flatten(2) for signals in (references, estimates)], 2)
-        total.baddbmm_(here.mT.conj(), later)
+    channels, bins, device = references.sources * references.channels, length // 2 + 1, references.device
+    total = torch.zeros(bins, channels, 2 * channels, dtype=torch.complex128, device=device)
+    here = total.new_zeros(bins, channels, _BLOCKS_AT_ONCE)
+    later = total.new_zeros(bins, _BLOCKS_AT_ONCE, 2 * channels)
+    pieces = torch.zeros(3, channels, length, dtype=torch.float64, device=device)
+    for first in range(0, references.samples, _BLOCKS_AT_ONCE * block):
+        starts = range(first, min(first + _BLOCKS_AT_ONCE * block, references.samples), block)
+        for index, start in enumerate(starts):
+            pieces[0, :, :block] = references.channels_first(start, start + block)
+            pieces[1] = references.channels_first(start, start + length)
+            pieces[2] = estimates.channels_first(start, start + length)
+            spectra = torch.fft.rfft(pieces)
+            here[:, :, index] = spectra[0].T.conj()
+            later[:, index] = spectra[1:].flatten(0, 1).T
+        total.baddbmm_(here[:, :, : len(starts)], later[:, : len(starts)])
     lagged = torch.fft.irfft(total, n=length, dim=0)[:delays].movedim(0, 2)
     return Correlations(lagged[:, :channels].contiguous(), lagged[:, channels:].contiguous())
 
 
-def solve(correlations: Correlations) -> tuple[torch.Tensor, str]:
+def solve(correlations: Correlations, noise: float = 0.0) -> tuple[torch.Tensor, str]:
     """Filters (a, delays, e), float64, and the method: ``"cholesky"``, ``"shifted cholesky"`` or ``"lstsq"``.
 
     As in museval, the float64 epsilon is added to the diagonal, which keeps the filters of an all-zero channel at zero.
+    `noise` is the energy of white noise in every reference, relative to its own: the same is added to the diagonal.
 
     G is positive semi-definite by construction, and on most music Cholesky is all it takes. Mono stems make G exactly
     singular; rounding then leaves a failed or a meaningless factor (an LU factorisation fares no better: it meets a
@@ -80,10 +89,13 @@ def solve(correlations: Correlations) -> tuple[torch.Tensor, str]:
 
     Signals that have no energy at all in a band (floats low-passed exactly; decoders round to 16 bits, which is noise
     enough) leave the filters undetermined there, and with them every score but SDR: museval's ISR is then arbitrary.
+    :func:`.bands.empty_band` finds such bands, and `noise` determines the filters.
     """
     right = correlations.estimates.movedim(1, 2).flatten(0, 1)
-    lagged = correlations.references
-    rounding = torch.finfo(torch.float64).eps * float(lagged[..., 0].diagonal().sum()) * correlations.delays
+    lagged = correlations.references.clone()
+    diagonal = lagged[..., 0].diagonal()
+    diagonal.mul_(1 + noise).add_(torch.finfo(torch.float64).eps)
+    rounding = torch.finfo(torch.float64).eps * float(diagonal.sum()) * correlations.delays
     for shift in (0.0, 4 * rounding, 400 * rounding):
         solution = _by_cholesky(lagged, right, shift)
         if solution is not None and _relative_norm(right - _gram_times(lagged, solution), right) < _RESIDUAL:
@@ -143,7 +155,7 @@ def _gram_times(lagged: torch.Tensor, filters: torch.Tensor) -> torch.Tensor:
 
 
 def _gram(lagged: torch.Tensor, shift: float) -> torch.Tensor:
-    """The symmetric block-Toeplitz matrix G, (a * delays, a * delays), with `shift` and epsilon on its diagonal."""
+    """The symmetric block-Toeplitz matrix G, (a * delays, a * delays), with `shift` on its diagonal."""
     channels, _, delays = lagged.shape
     gram = lagged.new_empty(channels, delays, channels, delays)
     sequences = _sequences(lagged)
@@ -154,5 +166,5 @@ def _gram(lagged: torch.Tensor, shift: float) -> torch.Tensor:
             gram[a, :, b] = toeplitz
             gram[b, :, a] = toeplitz.T
     gram = gram.view(channels * delays, channels * delays)
-    gram.diagonal().add_(shift + torch.finfo(torch.float64).eps)
+    gram.diagonal().add_(shift)
     return gram

@@ -1,4 +1,4 @@
-"""What the scores in a folder are of: the model, the settings and the audio, in ``evaluation.json`` beside them.
+"""What the scores in a folder are of: the model if there is one, settings and audio, in ``evaluation.json`` beside them.
 
 The audio of a track goes on record before the track is scored. So a file of scores is this evaluation's if the settings
 agree and the audio on record is that of the track; any other one is refused.
@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .._io import model_checksum, write_atomically
-from .musdb18 import TrackReader
+from .engines import Scoring
 from .signals import EvaluationError
 
 if TYPE_CHECKING:
@@ -27,21 +27,30 @@ NAMED = 3
 """Tracks that a sentence lists."""
 
 
-def settings_of(separator: Separator, engine: str, metrics: Sequence[str]) -> dict[str, Any]:
-    """Everything but the audio that the scores depend on."""
-    return {
+class Named(Protocol):
+    """A track that scores are of."""
+
+    @property
+    def name(self) -> str: ...
+    def fingerprint(self) -> str | None: ...
+
+
+def settings_of(scoring: Scoring, separator: Separator | None) -> dict[str, Any]:
+    """Everything but the audio that the scores depend on; with a separator, what makes the estimates."""
+    settings: dict[str, Any] = {"engine": scoring.engine, "metrics": list(scoring.metrics)}
+    if scoring.silence != "museval" or scoring.regularise:
+        settings |= {"silence": scoring.silence, "regularise": scoring.regularise}
+    if separator is None:
+        return settings
+    return settings | {
         "model_sha256": model_checksum(separator.network.config, separator.network.state_dict()),
         "mode": separator.mode,
         "precision": separator.precision.value,
         "mixture_consistency": separator.mixture_consistency,
-        "engine": engine,
-        "metrics": list(metrics),
     }
 
 
-def claim_folder(
-    out: Path, subset: str, tracks: Sequence[TrackReader], settings: Mapping[str, Any], overwrite: bool
-) -> None:
+def claim_folder(out: Path, subset: str, tracks: Sequence[Named], settings: Mapping[str, Any], overwrite: bool) -> None:
     """Make ``out`` the folder of this evaluation, in which what is scored already is its own.
 
     With ``overwrite`` the tracks' scores are deleted first: whatever happens later, none of another evaluation stays
@@ -86,7 +95,7 @@ def _read(path: Path, overwrite: bool) -> dict[str, Any]:
 
 
 def _differing(found: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
-    return [name for name, value in settings.items() if found.get(name) != value]
+    return sorted(name for name in (found.keys() | settings.keys()) - {AUDIO} if found.get(name) != settings.get(name))
 
 
 def _check(out: Path, found: Mapping[str, Any], settings: Mapping[str, Any], audio: Mapping[str, str | None]) -> None:

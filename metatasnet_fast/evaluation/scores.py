@@ -1,7 +1,8 @@
-"""The scores of tracks: museval's JSON files, byte for byte, and the medians that papers print.
+"""The scores of a track: museval's JSON files, byte for byte, and what museval does not know behind them.
 
 A file is ``<folder>/<subset>/<track>.json`` after ``musdb.schema.json`` of museval, so ``museval.EvalStore`` reads what
-is written here and the other way round.
+is written here and the other way round. Metrics of whole tracks stand under ``track_metrics`` (stem -> metric -> number),
+what a reader must know under ``notes`` (sentences); both are left out where there are none.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import ROUND_HALF_EVEN, Context, Decimal
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from .._io import write_atomically
 from .bss_eval import METRICS
 from .signals import EvaluationError, SilentSource
 
-__all__ = ["MUSEVAL_VERSION", "Median", "TrackScores", "aggregate", "load_scores", "median"]
+__all__ = ["MUSEVAL_VERSION", "TrackScores", "load_scores", "median"]
 
 MUSEVAL_VERSION = "0.4.1"
 """The museval whose numbers and files these are; it stands in every file."""
@@ -45,16 +46,33 @@ class TrackScores:
     museval_version: str = MUSEVAL_VERSION
     silent: tuple[SilentSource, ...] = ()
     """Signals silent from end to end, as :func:`bss_eval` found them; the file does not say."""
+    whole: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """``whole[stem][metric]``: the metrics of :mod:`.metrics`."""
+    notes: tuple[str, ...] = ()
+    """What a reader of these scores must know."""
+
+    @property
+    def stems(self) -> list[str]:
+        return list(dict.fromkeys([*self.targets, *self.whole]))
+
+    def metrics(self, stem: str) -> list[str]:
+        return [*self.targets.get(stem, ()), *self.whole.get(stem, ())]
+
+    def value(self, stem: str, metric: str) -> float:
+        """The one number of a track: the median over frames, or the metric of the whole track; NaN if there is none."""
+        if metric in self.whole.get(stem, ()):
+            return self.whole[stem][metric]
+        return self.median(stem, metric)
 
     def frames(self, stem: str) -> int:
-        return max((len(values) for values in self.targets[stem].values()), default=0)
+        return max((len(values) for values in self.targets.get(stem, {}).values()), default=0)
 
     def median(self, stem: str, metric: str) -> float:
         """Median over the frames that count, of the numbers as stored; NaN if none does."""
-        return median(float(_quantised(value)) for value in self.targets[stem].get(metric, ()))
+        return median(float(_quantised(value)) for value in self.targets.get(stem, {}).get(metric, ()))
 
     def valid_frames(self, stem: str, metric: str) -> int:
-        return sum(not np.isnan(float(_quantised(value))) for value in self.targets[stem].get(metric, ()))
+        return sum(not np.isnan(float(_quantised(value))) for value in self.targets.get(stem, {}).get(metric, ()))
 
     def json(self) -> str:
         """The text of the file. Values are rounded to 1e-5 dB, half to even; infinity becomes NaN, as in museval."""
@@ -65,7 +83,11 @@ class TrackScores:
             "    }"
             for stem in self.targets
         ]
-        return f'{{\n  "targets": {_list(targets, 2)},\n  "museval_version": {json.dumps(self.museval_version)}\n}}'
+        entries = [f'  "targets": {_list(targets, 2)}', f'  "museval_version": {json.dumps(self.museval_version)}']
+        for name, value in (("track_metrics", self.whole), ("notes", list(self.notes))):
+            if value:
+                entries.append(f'  "{name}": ' + json.dumps(value, indent=2).replace("\n", "\n  "))
+        return "{\n" + ",\n".join(entries) + "\n}"
 
     def _frame(self, stem: str, index: int) -> str:
         values = self.targets[stem]
@@ -122,36 +144,17 @@ class TrackScores:
             durations = durations or [frame["duration"] for frame in frames[:1]]
         window = durations[0] if durations else 1.0
         hop = times[1] - times[0] if len(times) > 1 else window
-        return cls(name, targets, window, hop, str(content.get("museval_version", MUSEVAL_VERSION)))
-
-
-@dataclass(frozen=True)
-class Median:
-    """A median over tracks of medians over frames, in dB, and what it rests on; NaN if no track counts."""
-
-    value: float
-    tracks: int
-    """Tracks with at least one frame that counts."""
-    valid_frames: int
-    frames: int
-
-
-def aggregate(tracks: Iterable[TrackScores]) -> dict[str, dict[str, Median]]:
-    """``result[stem][metric]``: the median over frames, then over tracks, skipping NaN, as ``museval.EvalStore``."""
-    tracks = list(tracks)
-    result: dict[str, dict[str, Median]] = {}
-    for stem in dict.fromkeys(stem for track in tracks for stem in track.targets):
-        having = [track for track in tracks if stem in track.targets]
-        result[stem] = {}
-        for metric in METRICS:
-            values = [track.median(stem, metric) for track in having]
-            result[stem][metric] = Median(
-                value=median(values),
-                tracks=sum(not np.isnan(value) for value in values),
-                valid_frames=sum(track.valid_frames(stem, metric) for track in having),
-                frames=sum(track.frames(stem) for track in having),
-            )
-    return result
+        # A metric without a number in any frame was not computed.
+        known = [metric for metric in METRICS if any(np.isfinite(values[metric]).any() for values in targets.values())]
+        if known:
+            targets = {stem: {metric: values[metric] for metric in known} for stem, values in targets.items()}
+        whole = {
+            str(stem): {str(metric): float(value) for metric, value in values.items()}
+            for stem, values in content.get("track_metrics", {}).items()
+        }
+        notes = tuple(str(note) for note in content.get("notes", ()))
+        version = str(content.get("museval_version", MUSEVAL_VERSION))
+        return cls(name, targets, window, hop, version, whole=whole, notes=notes)
 
 
 def load_scores(folder: str | os.PathLike[str], subset: str = "test") -> list[TrackScores]:

@@ -12,9 +12,12 @@ from numpy.typing import NDArray
 
 from ..errors import MetaTasNetError, ShapeError
 
-__all__ = ["EvaluationError", "Signals", "SilentSource", "SilentSourceError", "SilentSourceWarning", "silence"]
+__all__ = ["EvaluationError", "Signals", "SilentSource", "SilentSourceError", "SilentSourceWarning", "silent_sentence"]
 
 Audio = torch.Tensor | NDArray[Any]
+
+MOST_CHANNELS = 64
+"""A signal with more is a mistake: an axis of samples taken for one of channels."""
 
 
 class EvaluationError(MetaTasNetError, ValueError):
@@ -26,7 +29,7 @@ class SilentSourceError(EvaluationError):
 
 
 class SilentSourceWarning(UserWarning):
-    """A reference or an estimate is silent from end to end, so the track has no valid frame."""
+    """A reference or an estimate is silent from end to end: in museval's terms the track has no frame that counts."""
 
 
 @dataclass(frozen=True)
@@ -41,26 +44,25 @@ class SilentSource:
         return f"{self.signal} of {self.name}"
 
 
-def silence(silent: Sequence[SilentSource]) -> str:
+def silent_sentence(silent: Sequence[SilentSource]) -> str:
     """What a warning says about signals that are silent from end to end."""
     listed = ", ".join(str(source) for source in silent)
     return (
-        f"Silent from end to end: {listed}. All frames of this track are NaN; leave these stems out to score the rest."
+        f"Silent from end to end: {listed}. Leave these stems out to score the rest, or choose the rule of "
+        "silence `own`."
     )
 
 
 class Signals:
     """One set of sources, (sources, samples, channels), read in float64 pieces.
 
-    `samples` is the length that counts: what lies beyond it is ignored, what is missing reads as zeros.
+    Sources with channels first, (sources, channels, samples), and mono ones, (sources, samples), are recognised: an
+    axis longer than ``MOST_CHANNELS`` holds samples. `samples` is the length that counts: what lies beyond it is ignored,
+    what is missing reads as zeros.
     """
 
     def __init__(self, audio: Audio | Sequence[Audio], what: str, samples: int | None = None) -> None:
-        self.audio = _as_tensor(audio, what)
-        if self.audio.dim() != 3:
-            raise ShapeError(
-                f"The {what} have the shape {tuple(self.audio.shape)}. Give an array (sources, samples, channels)."
-            )
+        self.audio = _channels_last(_as_tensor(audio, what), what)
         if self.audio.numel() == 0:
             raise ShapeError(f"The {what} are empty, shape {tuple(self.audio.shape)}. Give at least one sample.")
         self.sources, available, self.channels = self.audio.shape
@@ -77,6 +79,10 @@ class Signals:
         missing = stop - start - piece.shape[1]
         return torch.nn.functional.pad(piece, (0, 0, 0, missing)) if missing else piece
 
+    def channels_first(self, start: int, stop: int) -> torch.Tensor:
+        """The same as (sources * channels, stop - start)."""
+        return self.piece(start, stop).mT.reshape(-1, stop - start)
+
     def silent(self, start: int, stop: int) -> torch.Tensor:
         """Which sources are silent between `start` and `stop`, bool (sources,).
 
@@ -87,6 +93,19 @@ class Signals:
         if bool(_sounds(self.audio[:, start:stop:64]).all()):
             return torch.zeros(self.sources, dtype=torch.bool, device=self.device)
         return ~_sounds(self.audio[:, start:stop])
+
+
+def _channels_last(audio: torch.Tensor, what: str) -> torch.Tensor:
+    """(sources, samples, channels) of what may have its channels first, or none."""
+    shape = tuple(audio.shape)
+    if audio.dim() == 2 and shape[0] <= max(1, shape[1]):
+        return audio[..., None]
+    if audio.dim() != 3 or min(shape[1:]) > MOST_CHANNELS:
+        raise ShapeError(
+            f"The {what} have the shape {shape}. Give an array (sources, samples, channels) or (sources, channels, samples), "
+            f"with at most {MOST_CHANNELS} channels."
+        )
+    return audio if shape[2] <= MOST_CHANNELS else audio.mT
 
 
 def _sounds(audio: torch.Tensor) -> torch.Tensor:

@@ -308,7 +308,8 @@ def test_a_sample_that_is_no_number_is_an_error_and_not_a_missing_frame(value: f
 @pytest.mark.parametrize(
     ("references", "estimates", "options", "error"),
     [
-        (np.ones((2, 9)), np.ones((2, 9)), {}, ShapeError),
+        (np.ones((9, 2)), np.ones((9, 2)), {}, ShapeError),
+        (np.ones((2, 900, 700)), np.ones((2, 900, 700)), {}, ShapeError),
         (np.ones((2, 0, 2)), np.ones((2, 0, 2)), {}, ShapeError),
         (np.ones((2, 9, 2)), np.ones((3, 9, 2)), {}, ShapeError),
         (np.ones((2, 9, 2)), np.ones((2, 9, 1)), {}, ShapeError),

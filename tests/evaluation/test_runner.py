@@ -15,12 +15,13 @@ import pytest
 import torch
 
 from metatasnet_fast import Separator
+from metatasnet_fast.audio import read_audio
 from metatasnet_fast.cli.main import main
 from metatasnet_fast.errors import MetaTasNetError, OutOfMemoryError
-from metatasnet_fast.evaluation import TrackScores, evaluate_track, musdb18
+from metatasnet_fast.evaluation import METRICS, Scoring, TrackScores, evaluate_track, tracks
 from metatasnet_fast.evaluation.engines import ENGINES
-from metatasnet_fast.evaluation.musdb18 import open_musdb
 from metatasnet_fast.evaluation.runner import evaluate_tracks
+from metatasnet_fast.evaluation.tracks import open_tracks
 from tests.museval_oracle import museval_module
 from tests.recorded_track import decode_here
 from tests.support import golden
@@ -30,46 +31,50 @@ from .conftest import RATE, STEMS, write_track
 
 def test_scores_are_those_of_the_separated_stems(musdb_root: Path, model: Path, tmp_path: Path) -> None:
     separator = Separator(model, "cpu")
-    run = evaluate_tracks(open_musdb(musdb_root), separator, tmp_path / "out", metrics=["SDR"], workers=2)
+    run = evaluate_tracks(open_tracks(musdb_root, "test"), separator, tmp_path / "out", Scoring(("SDR",)), workers=2)
     assert [o.status for o in run.outcomes] == ["done"] * 3
-    track = open_musdb(musdb_root)[1].read()
-    estimates = {k: v.T for k, v in separator.separate(track.mixture.T, RATE).items()}
+    track = open_tracks(musdb_root, "test")[1].read()
+    assert track.mixture is not None
+    estimates = dict(separator.separate(track.mixture, RATE).items())
     expected = evaluate_track(track.stems, estimates, name="B - Two", metrics=["SDR"])
     assert (tmp_path / "out" / "test" / "B - Two.json").read_text() == expected.json()
 
 
 def test_a_second_run_does_only_what_is_missing(musdb_root: Path, model: Path, tmp_path: Path) -> None:
     separator, out = Separator(model, "cpu"), tmp_path / "out"
-    first = evaluate_tracks(open_musdb(musdb_root)[:2], separator, out, metrics=["SDR"])
-    second = evaluate_tracks(open_musdb(musdb_root), separator, out, metrics=["SDR"])
+    first = evaluate_tracks(open_tracks(musdb_root, "test")[:2], separator, out, Scoring(("SDR",)))
+    second = evaluate_tracks(open_tracks(musdb_root, "test"), separator, out, Scoring(("SDR",)))
     assert sorted(o.status for o in second.outcomes) == ["done", "kept", "kept"]
     assert len(first.scores) == 2 and len(second.scores) == 3
 
 
 def test_other_settings_do_not_mix_into_one_folder(musdb_root: Path, model: Path, tmp_path: Path) -> None:
-    tracks, out = open_musdb(musdb_root)[:1], tmp_path / "out"
-    evaluate_tracks(tracks, Separator(model, "cpu"), out, metrics=["SDR"])
+    tracks, out = open_tracks(musdb_root, "test")[:1], tmp_path / "out"
+    evaluate_tracks(tracks, Separator(model, "cpu"), out, Scoring(("SDR",)))
     with pytest.raises(MetaTasNetError, match="mode differ"):
-        evaluate_tracks(tracks, Separator(model, "cpu", mode="reference"), out, metrics=["SDR"])
-    again = evaluate_tracks(tracks, Separator(model, "cpu", mode="reference"), out, metrics=["SDR"], overwrite=True)
+        evaluate_tracks(tracks, Separator(model, "cpu", mode="reference"), out, Scoring(("SDR",)))
+    again = evaluate_tracks(tracks, Separator(model, "cpu", mode="reference"), out, Scoring(("SDR",)), overwrite=True)
     assert again.outcomes[0].status == "done"
 
 
 def test_a_bad_track_is_named_and_the_rest_is_done(musdb_root: Path, model: Path, tmp_path: Path) -> None:
     (musdb_root / "test" / "B - Two" / "bass.wav").write_bytes(b"not audio")
-    run = evaluate_tracks(open_musdb(musdb_root), Separator(model, "cpu"), tmp_path / "out", metrics=["SDR"])
+    run = evaluate_tracks(open_tracks(musdb_root, "test"), Separator(model, "cpu"), tmp_path / "out", Scoring(("SDR",)))
     assert [o.name for o in run.failures] == ["B - Two"]
     assert len(run.scores) == 2
     with pytest.raises(MetaTasNetError, match="B - Two"):
         evaluate_tracks(
-            open_musdb(musdb_root), Separator(model, "cpu"), tmp_path / "strict", metrics=["SDR"], strict=True
+            open_tracks(musdb_root, "test"),
+            Separator(model, "cpu"),
+            tmp_path / "strict",
+            Scoring(("SDR",), strict=True),
         )
 
 
 def test_a_silent_stem_is_reported_and_counts_no_frame(musdb_root: Path, model: Path, tmp_path: Path) -> None:
     write_track(musdb_root / "test" / "D - Silent", 9, silent="bass")
-    tracks = [t for t in open_musdb(musdb_root) if t.name == "D - Silent"]
-    run = evaluate_tracks(tracks, Separator(model, "cpu"), tmp_path / "out", metrics=["SDR"])
+    tracks = [t for t in open_tracks(musdb_root, "test") if t.name == "D - Silent"]
+    run = evaluate_tracks(tracks, Separator(model, "cpu"), tmp_path / "out", Scoring(("SDR",)))
     assert "bass" in run.outcomes[0].warnings[0]
     assert run.scores[0].valid_frames("drums", "SDR") == 0
 
@@ -88,8 +93,8 @@ def test_tracks_scored_at_once_have_their_own_silent_stems_named(
     monkeypatch.setitem(ENGINES, "fast", meeting)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        tracks = [t for t in open_musdb(musdb_root) if "Silent" in t.name]
-        run = evaluate_tracks(tracks, Separator(model, "cpu"), tmp_path / "out", metrics=["SDR"], workers=2)
+        tracks = [t for t in open_tracks(musdb_root, "test") if "Silent" in t.name]
+        run = evaluate_tracks(tracks, Separator(model, "cpu"), tmp_path / "out", Scoring(("SDR",)), workers=2)
     named = {o.name: "".join(o.warnings).partition(".")[0] for o in run.outcomes}
     assert named == {
         "D - Silent": "Silent from end to end: reference of bass",
@@ -131,27 +136,30 @@ def test_a_track_that_memory_does_not_hold_is_named_and_the_rest_is_done(
         return called
 
     if where == "read":
-        monkeypatch.setattr(musdb18, "read_audio", full_once(musdb18.read_audio))
+        monkeypatch.setattr(tracks, "read_audio", full_once(read_audio))
     elif where == "separate":
         monkeypatch.setattr(Separator, "separate", full_once(Separator.separate))
     else:
         monkeypatch.setitem(ENGINES, "fast", full_once(ENGINES["fast"]))
     separator = Separator(model, "cpu", mode="reference")
-    run = evaluate_tracks(open_musdb(musdb_root)[:2], separator, tmp_path / "out", metrics=["SDR"])
+    run = evaluate_tracks(open_tracks(musdb_root, "test")[:2], separator, tmp_path / "out", Scoring(("SDR",)))
     assert [o.name for o in run.failures] == ["A - One"]
     assert [o.name for o in run.scores] == ["B - Two"]
     assert (said := run.failures[0].error) is not None
     assert said.startswith("Memory does not suffice") and "A - One" in said and advice in said
     calls = 0
     with pytest.raises(OutOfMemoryError, match="A - One"):
-        evaluate_tracks(open_musdb(musdb_root)[:1], separator, tmp_path / "strict", metrics=["SDR"], strict=True)
+        evaluate_tracks(
+            open_tracks(musdb_root, "test")[:1], separator, tmp_path / "strict", Scoring(("SDR",), strict=True)
+        )
 
 
 def test_the_original_package_gives_the_same_scores(musdb_root: Path, model: Path, tmp_path: Path) -> None:
     museval_module("museval.metrics")
-    tracks, separator = open_musdb(musdb_root)[:1], Separator(model, "cpu")
+    tracks, separator = open_tracks(musdb_root, "test")[:1], Separator(model, "cpu")
     ours, theirs = (
-        evaluate_tracks(tracks, separator, tmp_path / engine, engine=engine).scores[0] for engine in ("fast", "museval")
+        evaluate_tracks(tracks, separator, tmp_path / engine, Scoring(METRICS, engine=engine)).scores[0]
+        for engine in ("fast", "museval")
     )
     for stem in STEMS:
         for metric in ("SDR", "ISR", "SIR", "SAR"):
@@ -186,7 +194,7 @@ def test_the_command_prints_the_table_and_resumes(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--musdb", "absent"], "There is no folder"),
+        (["--musdb", "absent"], "There is no file or folder"),
         (["--engine", "magic"], "magic"),
         (["--metrics", "PESQ"], "PESQ"),
         (["--workers", "0"], "workers"),

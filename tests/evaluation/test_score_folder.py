@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from metatasnet_fast import Separator
-from metatasnet_fast.evaluation import EvaluationError
-from metatasnet_fast.evaluation.musdb18 import open_musdb
-from metatasnet_fast.evaluation.runner import EvaluationRun, evaluate_tracks
+from metatasnet_fast.evaluation import EvaluationError, Scoring
+from metatasnet_fast.evaluation.runner import ScoringRun, evaluate_tracks
+from metatasnet_fast.evaluation.tracks import open_tracks
 
 from .conftest import write_track
 
@@ -23,11 +23,11 @@ def separator(model: Path) -> Separator:
     return Separator(model, "cpu")
 
 
-def evaluate(root: Path, separator: Separator, out: Path, tracks: int = 2, **options: Any) -> EvaluationRun:
-    return evaluate_tracks(open_musdb(root)[:tracks], separator, out, metrics=["SDR"], **options)
+def evaluate(root: Path, separator: Separator, out: Path, tracks: int = 2, **options: Any) -> ScoringRun:
+    return evaluate_tracks(open_tracks(root, "test")[:tracks], separator, out, Scoring(("SDR",)), **options)
 
 
-def statuses(run: EvaluationRun) -> dict[str, str]:
+def statuses(run: ScoringRun) -> dict[str, str]:
     return {outcome.name: outcome.status for outcome in run.outcomes}
 
 

@@ -1,0 +1,190 @@
+"""Metrics that give one number for a stem of a whole track.
+
+With ``s`` the reference, ``e`` the estimate and ``m`` the mixture, all (samples, channels), sums over samples and channels:
+
+    uSDR = 10 log10(sum s^2 / sum (s - e)^2)                          Mitsufuji et al. 2022: the ratio of a whole track
+    MDX = 10 log10((sum s^2 + 1e-7) / (sum (s - e)^2 + 1e-7))         the same, as the Music Demixing Challenges rank by it
+    SI-SDR = 10 log10(sum (a s)^2 / sum (a s - e)^2), a = sum e s / sum s^2        Le Roux et al. 2019, means not removed
+    SI-SDRi = SI-SDR of e less SI-SDR of m
+    bleedless = 100 / (1 + mean of what is above 0 of d), fullness = 100 / (1 - mean of what is below 0 of d), where
+        d = mel(e) - mel(s) in dB of magnitudes of 512 mel bands (frames of 4096 every 1024), at most 80 dB below their peak
+    L1freq = 100 / (1 + 10 mean | |STFT e| - |STFT s| |), frames of 2048 every 1024, not windowed
+    log-WMSE: the package log-wmse-audio-quality, by its authors
+
+bleedless, fullness and L1freq are those of the program Music-Source-Separation-Training (utils/metrics.py), on which the
+leaderboards of MVSEP rest. They depend on the level and grow with silence: compare them on the same tracks only.
+
+A silent reference has neither uSDR nor SI-SDR, and a silent estimate no SI-SDR: NaN. The other metrics count silence.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+
+from .._extras import require
+from .signals import EvaluationError, Signals
+
+__all__ = ["DEFAULT_WHOLE", "WHOLE", "whole_track_metrics"]
+
+MDX_EPSILON = 1e-7
+PIECE = 1 << 20
+"""Samples that are read at once."""
+
+MEL_BANDS, MEL_FFT, MEL_HOP = 512, 4096, 1024
+SMALLEST_MAGNITUDE = 1e-10
+MOST_DECIBELS = 80.0
+
+Values = dict[str, float]
+
+
+def whole_track_metrics(
+    references: Signals, estimates: Signals, mixture: torch.Tensor | None, sample_rate: float, metrics: Sequence[str]
+) -> list[Values]:
+    """For each source the asked metrics of :data:`WHOLE`.
+
+    Args:
+        references, estimates: of the same sources and channels; the references' length counts.
+        mixture: (samples, channels); None for the sum of the references.
+        sample_rate: in Hz.
+        metrics: names.
+
+    Raises:
+        EvaluationError: for NaN or infinite samples.
+        MissingDependencyError: for ``log-WMSE`` without its package.
+    """
+    mixed = Signals(references.audio.sum(0)[None] if mixture is None else mixture[None], "mixture", references.samples)
+    results: list[Values] = []
+    for source in range(references.sources):
+        signals = _Stem(references, estimates, mixed, source, sample_rate)
+        if not math.isfinite(signals.energy + signals.error):
+            raise EvaluationError("A reference or an estimate holds NaN or infinite samples. Remove them.")
+        found: Values = {}
+        for metric in metrics:
+            if metric not in found:
+                found |= WHOLE[metric](signals)
+        results.append({metric: found[metric] for metric in metrics})
+    return results
+
+
+class _Stem:
+    """One stem's reference, estimate and mixture, and their energies."""
+
+    def __init__(self, references: Signals, estimates: Signals, mixture: Signals, source: int, rate: float) -> None:
+        self.signals, self.mixture, self.source, self.rate = (references, estimates), mixture, source, rate
+        self.samples = references.samples
+        self.energy = self.sum(lambda s, e, m: s.square())
+        self.error = self.sum(lambda s, e, m: (s - e).square())
+
+    def sum(self, value: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]) -> float:
+        """The sum over samples and channels of a function of reference, estimate and mixture, in float64."""
+        total = 0.0
+        for start in range(0, self.samples, PIECE):
+            stop = min(start + PIECE, self.samples)
+            s, e = (signal.piece(start, stop)[self.source] for signal in self.signals)
+            total += float(value(s, e, self.mixture.piece(start, stop)[0]).sum())
+        return total
+
+    def whole(self, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Reference, estimate and mixture, (channels, samples)."""
+        s, e = (signal.piece(0, self.samples)[self.source] for signal in self.signals)
+        return s.mT.to(dtype), e.mT.to(dtype), self.mixture.piece(0, self.samples)[0].mT.to(dtype)
+
+
+def _ratio(signal: float, error: float) -> float:
+    """In dB; NaN for 0 / 0."""
+    if error == 0:
+        return math.inf if signal > 0 else math.nan
+    return 10 * math.log10(signal / error) if signal > 0 else -math.inf
+
+
+def _whole_sdr(stem: _Stem) -> Values:
+    return {"uSDR": _ratio(stem.energy, stem.error) if stem.energy > 0 else math.nan}
+
+
+def _challenge_sdr(stem: _Stem) -> Values:
+    return {"MDX": 10 * math.log10((stem.energy + MDX_EPSILON) / (stem.error + MDX_EPSILON))}
+
+
+def _scale_invariant(stem: _Stem, of_mixture: bool = False) -> float:
+    if stem.energy == 0:
+        return math.nan
+    scale = stem.sum(lambda s, e, m: s * (m if of_mixture else e)) / stem.energy
+    error = stem.sum(lambda s, e, m: (scale * s - (m if of_mixture else e)).square())
+    return _ratio(scale * scale * stem.energy, error)
+
+
+def _si_sdr(stem: _Stem) -> Values:
+    return {"SI-SDR": _scale_invariant(stem)}
+
+
+def _si_sdr_improvement(stem: _Stem) -> Values:
+    value = _scale_invariant(stem)
+    return {"SI-SDR": value, "SI-SDRi": value - _scale_invariant(stem, of_mixture=True)}
+
+
+def _l1_frequency(stem: _Stem) -> Values:
+    if stem.samples <= 1024:  # half a frame is reflected at both ends
+        return {"L1freq": math.nan}
+    window = torch.ones(2048, device=stem.signals[0].device)
+    reference, estimate = (
+        torch.stft(x, 2048, 1024, window=window, return_complex=True).abs() for x in stem.whole()[:2]
+    )
+    return {"L1freq": 100 / (1 + 10 * float((estimate - reference).abs().mean()))}
+
+
+def _bleed(stem: _Stem) -> Values:
+    """bleedless: what the estimate adds; fullness: what it lacks."""
+    device = stem.signals[0].device
+    bands = _mel_bands(stem.rate).to(device)
+    window = torch.hann_window(MEL_FFT, device=device)
+    levels = []
+    for signal in stem.whole()[:2]:
+        spectrum = torch.stft(signal, MEL_FFT, MEL_HOP, window=window, return_complex=True, pad_mode="constant").abs()
+        decibels = 20 * torch.log10((bands @ spectrum).clamp_min(SMALLEST_MAGNITUDE))
+        levels.append(decibels.clamp_min(float(decibels.max()) - MOST_DECIBELS))
+    difference = levels[1] - levels[0]
+    more, less = difference[difference > 0], difference[difference < 0]
+    return {
+        "bleedless": 100 / (1 + (float(more.mean()) if more.numel() else 0.0)),
+        "fullness": 100 / (1 - (float(less.mean()) if less.numel() else 0.0)),
+    }
+
+
+def _mel_bands(sample_rate: float) -> torch.Tensor:
+    """Triangles of equal area on Slaney's mel scale up to half the rate, (bands, bins), float32; as librosa makes them."""
+    knee, per_hertz, step = 1000.0, 3 / 200, math.log(6.4) / 27
+    top = sample_rate / 2
+    highest = per_hertz * min(top, knee) + max(0.0, math.log(max(top, 1.0) / knee)) / step
+    mels = torch.linspace(0, highest, MEL_BANDS + 2, dtype=torch.float64)
+    above = knee * torch.exp(step * (mels - per_hertz * knee))
+    edges = torch.where(mels < per_hertz * knee, mels / per_hertz, above)
+    bins = torch.linspace(0, top, MEL_FFT // 2 + 1, dtype=torch.float64)
+    distance = edges[:, None] - bins
+    widths = edges.diff()[:, None]
+    triangles = torch.minimum(-distance[:-2] / widths[:-1], distance[2:] / widths[1:]).clamp_min(0)
+    return (triangles * (2 / (edges[2:] - edges[:-2]))[:, None]).float()
+
+
+def _log_wmse(stem: _Stem) -> Values:
+    function = require("log_wmse_audio_quality", "The metric log-WMSE").calculate_log_wmse
+    reference, estimate, mixture = (signal.cpu().numpy() for signal in stem.whole())
+    return {"log-WMSE": float(function(mixture, estimate, reference, round(stem.rate)))}
+
+
+WHOLE: dict[str, Callable[[_Stem], Values]] = {
+    "uSDR": _whole_sdr,
+    "MDX": _challenge_sdr,
+    "SI-SDR": _si_sdr,
+    "SI-SDRi": _si_sdr_improvement,
+    "bleedless": _bleed,
+    "fullness": _bleed,
+    "L1freq": _l1_frequency,
+    "log-WMSE": _log_wmse,
+}
+"""Each metric, and what computes it."""
+
+DEFAULT_WHOLE = tuple(metric for metric in WHOLE if metric != "log-WMSE")
+"""Those that need no other package."""

@@ -1,0 +1,150 @@
+"""From scores of tracks to numbers of a table: medians and means with their uncertainty, and two separators compared.
+
+Intervals are those of the bootstrap over tracks (Efron 1979): which tracks a data set holds is the chance that matters. Two
+separators are compared on the same tracks by a permutation test of the differences' signs (Fisher 1935), which assumes
+nothing of their distribution. Both draw from a fixed seed, so that the same files give the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .scores import TrackScores, median
+from .signals import EvaluationError
+
+__all__ = ["Comparison", "Summary", "compare", "summarise"]
+
+DRAWS = 10_000
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What tracks say of a stem and a metric; NaN where no track counts. Intervals hold 95 % of the bootstrap's draws."""
+
+    median: float
+    median_interval: tuple[float, float]
+    mean: float
+    mean_interval: tuple[float, float]
+    tracks: int
+    """Tracks with a number."""
+    valid_frames: int
+    """Frames that count, of a metric by frames."""
+    frames: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two sets of scores of the same tracks: the differences, second less first."""
+
+    stem: str
+    metric: str
+    tracks: int
+    first: float
+    """Median over these tracks."""
+    second: float
+    difference: float
+    """Mean over these tracks, with its interval."""
+    interval: tuple[float, float]
+    p: float
+    """Probability of a mean difference as large as this one if both were equally good."""
+    extremes: tuple[tuple[str, float], ...]
+    """Tracks that differ most, and by how much."""
+
+
+def summarise(tracks: Iterable[TrackScores]) -> dict[str, dict[str, Summary]]:
+    """``result[stem][metric]``. Medians over frames, then over tracks, skipping NaN, are those of ``museval.EvalStore``."""
+    tracks = list(tracks)
+    result: dict[str, dict[str, Summary]] = {}
+    for stem in dict.fromkeys(stem for track in tracks for stem in track.stems):
+        having = [track for track in tracks if stem in track.stems]
+        result[stem] = {}
+        for metric in dict.fromkeys(metric for track in having for metric in track.metrics(stem)):
+            values = np.array([track.value(stem, metric) for track in having])
+            values = values[~np.isnan(values)]
+            result[stem][metric] = Summary(
+                median(values),
+                _interval(values, "median"),
+                _mean(values),
+                _interval(values, "mean"),
+                len(values),
+                sum(track.valid_frames(stem, metric) for track in having),
+                sum(track.frames(stem) for track in having),
+            )
+    return result
+
+
+def compare(first: Sequence[TrackScores], second: Sequence[TrackScores], extremes: int = 3) -> list[Comparison]:
+    """Compare two separators on the tracks, stems and metrics that both have.
+
+    Raises:
+        EvaluationError: if they have no track, or no number, in common.
+    """
+    others = {track.name: track for track in second}
+    pairs = [(track, others[track.name]) for track in first if track.name in others]
+    result = []
+    stems = dict.fromkeys(stem for a, b in pairs for stem in a.stems if stem in b.stems)
+    for stem in stems:
+        both = [(a, b) for a, b in pairs if stem in a.stems and stem in b.stems]
+        for metric in dict.fromkeys(m for a, b in both for m in a.metrics(stem) if m in b.metrics(stem)):
+            values = {a.name: (a.value(stem, metric), b.value(stem, metric)) for a, b in both}
+            values = {name: pair for name, pair in values.items() if np.isfinite(pair).all()}
+            if values:
+                result.append(_comparison(stem, metric, values, extremes))
+    if not result:
+        raise EvaluationError(
+            f"The {len(first)} tracks of the first scores and the {len(second)} of the second have no track with scores in "
+            "common. Score the same tracks."
+        )
+    return result
+
+
+def _comparison(stem: str, metric: str, values: Mapping[str, tuple[float, float]], extremes: int) -> Comparison:
+    first, second = np.array(list(values.values())).T
+    differences = second - first
+    order = np.argsort(-np.abs(differences), kind="stable")[:extremes]
+    names = list(values)
+    return Comparison(
+        stem,
+        metric,
+        len(values),
+        float(np.median(first)),
+        float(np.median(second)),
+        _mean(differences),
+        _interval(differences, "mean"),
+        _sign_test(differences),
+        tuple((names[index], float(differences[index])) for index in order),
+    )
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    return float(values.mean()) if values.size else float("nan")
+
+
+def _interval(values: NDArray[np.float64], what: str) -> tuple[float, float]:
+    """The interval of a bootstrap; of one track only, unknown."""
+    if len(values) < 2 or not np.isfinite(values).all():
+        return float("nan"), float("nan")
+    drawn = values[np.random.default_rng(0).integers(0, len(values), (DRAWS, len(values)))]
+    statistic = np.median(drawn, axis=1) if what == "median" else drawn.mean(axis=1)
+    low, high = np.quantile(statistic, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
+
+
+def _sign_test(differences: NDArray[np.float64]) -> float:
+    """Two-sided; exact up to 13 tracks, by random signs beyond."""
+    count = len(differences)
+    if 2**count <= DRAWS:
+        signs = 1.0 - 2 * ((np.arange(2**count)[:, None] >> np.arange(count)) & 1)
+        return float(_as_large(signs @ differences, differences).mean())
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], (DRAWS, count))
+    return float((1 + _as_large(signs @ differences, differences).sum()) / (1 + DRAWS))
+
+
+def _as_large(sums: NDArray[np.float64], differences: NDArray[np.float64]) -> NDArray[np.bool_]:
+    large: NDArray[np.bool_] = np.abs(sums) >= abs(differences.sum()) - 1e-9 * np.abs(differences).sum()
+    return large

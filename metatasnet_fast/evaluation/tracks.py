@@ -1,0 +1,243 @@
+"""Tracks on disk: a file, a folder with a file for each stem, MUSDB18's files with all stems, or a tree of these.
+
+So the layouts of MUSDB18, of its wav edition, of MoisesDB, of ``separate`` and other separators, and of a catalogue are all
+read, and references and estimates need not have the same one: tracks are paired by name, and stems are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from ..audio import read_audio
+from ..audio.folders import find_audio
+from ..audio.stem_mp4 import read_stem_mp4
+from ..errors import OutOfMemoryError
+from ..separation.memory import memory_for
+from .signals import EvaluationError
+
+__all__ = ["AudioTrack", "Pair", "TrackFiles", "open_tracks", "pair_tracks"]
+
+STEM_MP4 = ".stem.mp4"
+MUSDB_TRACKS = ("mixture", "drums", "bass", "other", "vocals")
+"""What a file of MUSDB18 holds, in this order."""
+
+MIXTURES = ("mixture", "mix")
+REST = ("accompaniment", "instrumental", "no_vocals")
+"""What programs call everything but the vocals."""
+
+PIECES, PIECE_BYTES = 16, 4096
+"""How much of each file tells it from others."""
+
+
+@dataclass(frozen=True)
+class AudioTrack:
+    """A decoded track: the stems, (channels, samples) float32, full scale 1, and the mixture if there is one."""
+
+    name: str
+    rate: int
+    stems: dict[str, torch.Tensor]
+    mixture: torch.Tensor | None = None
+
+    @property
+    def seconds(self) -> float:
+        signals = [*self.stems.values(), *([] if self.mixture is None else [self.mixture])]
+        return max(signal.shape[-1] for signal in signals) / self.rate
+
+
+@dataclass(frozen=True)
+class TrackFiles:
+    """A track that can be decoded; `name` is the one under which its scores are filed."""
+
+    name: str
+    files: dict[str, Path]
+    """Stem, or ``mixture``, -> file; one file for all of them, or one each."""
+
+    def read(self, only: Iterable[str] | None = None) -> AudioTrack:
+        """Decode stems and mixture, or only some.
+
+        Raises:
+            EvaluationError: if a file cannot be decoded, or they differ in rate.
+            OutOfMemoryError: if memory does not hold the track.
+        """
+        names = list(self.files if only is None else only)
+        try:
+            with memory_for(f"decoding {self.name}", "score fewer tracks at once, or free some"):
+                signals, rates = self._decode(names)
+        except OutOfMemoryError:
+            raise
+        except Exception as error:  # one track does not end the evaluation
+            raise EvaluationError(f"{self.name} cannot be decoded. {error}") from error
+        if len(rates) > 1:
+            raise EvaluationError(f"The stems of {self.name} differ in sample rate. Check the file.")
+        mixtures = [signals.pop(name) for name in list(signals) if name in MIXTURES]
+        return AudioTrack(self.name, rates.pop(), signals, mixtures[0] if mixtures else None)
+
+    def _decode(self, names: Sequence[str]) -> tuple[dict[str, torch.Tensor], set[int]]:
+        first = self.files[names[0]]
+        if first.name.endswith(STEM_MP4):
+            decoded, rate, _ = read_stem_mp4(first, [1 + MUSDB_TRACKS.index(name) for name in names])
+            return dict(zip(names, decoded, strict=True)), {rate}
+        audio = {name: read_audio(self.files[name]) for name in names}
+        return {name: found.samples for name, found in audio.items()}, {found.sample_rate for found in audio.values()}
+
+    def fingerprint(self) -> str | None:
+        """What tells the track from another one of its name, wherever it lies: of names, sizes and a sample of the bytes.
+
+        None if its files cannot be read; :meth:`read` says why.
+        """
+        digest = hashlib.sha256()
+        try:
+            for path in sorted(set(self.files.values())):
+                _digest(path, digest)
+        except OSError:
+            return None
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A track of references and the estimates of its stems."""
+
+    reference: TrackFiles
+    estimate: TrackFiles
+    stems: dict[str, str] = field(default_factory=dict)
+    """Reference -> estimate; ``accompaniment`` stands for the sum of all references but the vocals."""
+
+    @property
+    def name(self) -> str:
+        return self.reference.name
+
+    def read(self) -> tuple[AudioTrack, dict[str, torch.Tensor]]:
+        """Decode references and estimates.
+
+        Raises:
+            EvaluationError: if one cannot be decoded, or they differ in rate or channels.
+        """
+        track = self.reference.read()
+        if len({stem.shape[-1] for stem in track.stems.values()}) > 1:
+            raise EvaluationError(f"The stems of {self.name} differ in length. Check the files.")
+        found = self.estimate.read(self.stems.values())
+        if found.rate != track.rate:
+            raise EvaluationError(
+                f"The estimates of {self.name} have {found.rate} Hz, the references {track.rate} Hz. Resample one of them."
+            )
+        estimates = {reference: found.stems[estimate] for reference, estimate in self.stems.items()}
+        if "accompaniment" in estimates and "accompaniment" not in track.stems:
+            others = [stem for name, stem in track.stems.items() if name != "vocals"]
+            track.stems["accompaniment"] = torch.stack(others).sum(0)
+        for stem, estimate in estimates.items():
+            if estimate.shape[0] != track.stems[stem].shape[0]:
+                raise EvaluationError(
+                    f"The estimate of {stem} of {self.name} has {estimate.shape[0]} channels, the reference "
+                    f"{track.stems[stem].shape[0]}. Convert one of them."
+                )
+        return track, estimates
+
+    def fingerprint(self) -> str | None:
+        parts = self.reference.fingerprint(), self.estimate.fingerprint()
+        return None if None in parts else hashlib.sha256(f"{parts}".encode()).hexdigest()
+
+
+def open_tracks(path: str | os.PathLike[str], subset: str | None = None) -> list[TrackFiles]:
+    """Find the tracks of a file, a folder or a tree; of ``path/subset`` only if a subset is named.
+
+    A folder with audio files is a track, its files are stems; hidden files and folders are passed over.
+
+    Raises:
+        EvaluationError: if there are none.
+    """
+    root = Path(path) if subset is None else Path(path) / subset
+    if root.is_file():
+        name = root.name.removesuffix(STEM_MP4) if root.name.endswith(STEM_MP4) else root.stem
+        return [_track(name, [root])]
+    if not root.is_dir():
+        raise EvaluationError(f"There is no file or folder {root}. Name a track, or a folder of tracks.")
+    found: dict[Path, list[Path]] = {}
+    for file in find_audio(str(root), (), _refuse):
+        found.setdefault(file.parent, []).append(file)
+    for file in root.rglob(f"[!.]*{STEM_MP4}"):
+        found[file.with_name(file.name.removesuffix(STEM_MP4))] = [file]
+    if not found:
+        raise EvaluationError(
+            f"{root} holds no audio. Name a folder with a folder of stems for each track, or MUSDB18."
+        )
+    counts = Counter(place.name for place in found)
+    tracks = []
+    for place, files in sorted(found.items()):
+        unique = counts[place.name] == 1 or place == root
+        name = place.resolve().name if place == root else place.name
+        tracks.append(_track(name if unique else " - ".join(place.relative_to(root).parts), files))
+    return tracks
+
+
+def pair_tracks(references: Sequence[TrackFiles], estimates: Sequence[TrackFiles]) -> tuple[list[Pair], dict[str, str]]:
+    """Pair tracks, and their stems, by name; one track with one, and one stem with one, whatever their names.
+
+    Returns:
+        the pairs, and the names of the reference tracks without estimates, each with the reason.
+    """
+    by_name = {_key(track): track for track in estimates}
+    pairs: list[Pair] = []
+    missing: dict[str, str] = {}
+    for reference in references:
+        estimate = by_name.get(_key(reference))
+        single = len(references) == len(estimates) == 1
+        if single:
+            estimate = estimates[0]
+        stems = {} if estimate is None else _pair_stems(reference, estimate, single)
+        if estimate is None:
+            missing[reference.name] = "No estimates have this name. Name the folders or files alike."
+        elif not stems:
+            missing[reference.name] = (
+                f"The estimates ({', '.join(estimate.files)}) have no stem of the references "
+                f"({', '.join(reference.files)}). Name the files alike."
+            )
+        else:
+            pairs.append(Pair(reference, estimate, stems))
+    return pairs, missing
+
+
+def _key(track: TrackFiles) -> str:
+    """What tracks are paired by; separators call what they made of ``song.stem.mp4`` ``song.stem`` or ``song``."""
+    return track.name.lower().removesuffix(".stem")
+
+
+def _pair_stems(reference: TrackFiles, estimate: TrackFiles, single: bool) -> dict[str, str]:
+    mine, theirs = ([stem for stem in track.files if stem not in MIXTURES] for track in (reference, estimate))
+    if single and len(mine) == len(theirs) == 1:
+        return {mine[0]: theirs[0]}
+    known = {stem.lower(): stem for stem in mine}
+    pairs = {known[stem.lower()]: stem for stem in theirs if stem.lower() in known}
+    rest = [stem for stem in theirs if stem.lower() in REST]
+    if rest and "accompaniment" not in pairs and "vocals" in mine and len(mine) > 1:
+        pairs["accompaniment"] = rest[0]
+    return pairs
+
+
+def _refuse(error: OSError) -> None:
+    raise EvaluationError(
+        f"{error.filename} cannot be read ({error.strerror}). Change its permissions, or move it away."
+    )
+
+
+def _track(name: str, files: Sequence[Path]) -> TrackFiles:
+    if files[0].name.endswith(STEM_MP4):
+        return TrackFiles(name, dict.fromkeys(MUSDB_TRACKS, files[0]))
+    return TrackFiles(name, {file.stem: file for file in files})
+
+
+def _digest(path: Path, digest: hashlib._Hash) -> None:
+    """Of pieces from all over the file: to read a whole data set for every kept track would take minutes."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        digest.update(f"{path.name}\n{size}\n".encode("utf-8", "surrogateescape"))
+        for piece in range(PIECES):
+            file.seek(piece * max(0, size - PIECE_BYTES) // (PIECES - 1))
+            digest.update(file.read(PIECE_BYTES))
