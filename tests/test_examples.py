@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_runs(path: Path, folder: Path) -> None:
-    found = re.search(rf"^    python examples/{path.name}(.*)$", path.read_text("utf-8"), re.MULTILINE)
+    found = re.search(rf"^ *python examples/{path.name}(.*)$", path.read_text("utf-8"), re.MULTILINE)
     assert found is not None, "the first lines show no command"
     done = subprocess.run([sys.executable, path, *found[1].split()], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
