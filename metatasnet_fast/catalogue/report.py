@@ -23,9 +23,9 @@ from torch import Tensor
 from .. import __version__
 from .._extras import require
 from ..audio import open_audio
-from ..demo.png import encode_png
-from ..demo.spectrogram import levels
 from ..errors import MetaTasNetError
+from ..page.png import encode_png
+from ..page.spectrogram import levels
 from .destination import Destination, song_folder
 from .display import clock_text
 from .events import RunEnded

@@ -43,7 +43,7 @@ from .trip import Trip, Twins, utc_now
 __all__ = ["Walker"]
 
 LEAST_BYTES = 1 / 8
-"""Of a stem, for each sample and channel: what digital silence takes in the format that packs it best is hardly less."""
+"""Of a stem, for each sample and channel, where it is compressed; only silence takes less, 16 times as much is 16 bits."""
 
 PAUSE = 0.25
 """Seconds before the second attempt; four times as long before each one after it."""
@@ -90,9 +90,8 @@ class Walker:
                 if self._machinery.batcher.is_lost(error):
                     return None
                 failure, message = classify(error)
-                if (
-                    trip.copy is not None
-                ):  # the copy of a remote file is gone by now; its address says where it came from
+                if trip.copy is not None:
+                    # The copy of a remote file is gone by now; its address says where it came from.
                     message = message.replace(str(trip.copy), song.uri)
                 if not failure.worth_retrying or attempt >= self._settings.attempts or self._stop.is_set():
                     return trip.outcome(Status.failed, failure, message)
@@ -206,7 +205,7 @@ class Walker:
             )
 
     def _refuse_if_full(self, recording: Recording) -> None:
-        """Before the work, where it is plain that the stems will not fit: stems in no format are smaller than this."""
+        """Before the work, where it is plain that the stems will not fit."""
         storage = self._destination.storage
         if isinstance(storage, LocalStorage) and recording.samples is not None:
             size = LEAST_BYTES * recording.samples * recording.channels * len(self._settings.recipe)

@@ -16,6 +16,7 @@ from torch import nn
 from .._extras import require
 from ..errors import CheckpointError
 from .checkpoints import Checkpoint, config_of, load_state, read_original, write_original
+from .registry import fetched_model, known_models
 from .store import SETTINGS, WEIGHTS, check_sha256, read_folder, write_folder
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 Network = TypeVar("Network", bound=nn.Module)
 
-__all__ = ["PretrainedMixin", "bundled_models", "convert", "load_checkpoint", "means_bundled"]
+__all__ = ["PretrainedMixin", "bundled_models", "default_model", "convert", "load_checkpoint", "means_bundled"]
 
 
 class PretrainedMixin(nn.Module):
@@ -130,10 +131,24 @@ def bundled_models() -> dict[str, Path]:
     return {path.parent.name: path.parent for path in sorted(root.glob(f"*/{SETTINGS}"))}
 
 
+def default_model() -> str:
+    """Name of the model that is used where none is named.
+
+    Raises:
+        CheckpointError: if none comes with this installation.
+    """
+    names = list(bundled_models())
+    if not names:
+        raise CheckpointError("No model comes with this installation: name a checkpoint file or folder.")
+    return names[0]
+
+
 def _read(
     path: str | os.PathLike[str], revision: str | None, sha256: str | None, offline: bool
 ) -> tuple[Checkpoint, Path]:
     with _readable(path):
+        if not Path(path).exists() and not means_bundled(path) and (known := fetched_model(str(path))):
+            path = known
         if Path(path).is_file() and Path(path).name not in (SETTINGS, WEIGHTS):
             if sha256:
                 check_sha256(Path(path), sha256)
@@ -177,8 +192,15 @@ def _locate(name: str | os.PathLike[str], revision: str | None, offline: bool) -
         return Path(name)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) and Path(name).suffix not in (".pt", ".pth"):
         return _download(str(name), revision, offline)
-    known = f" Bundled models: {', '.join(bundled)}." if bundled else ""
-    raise CheckpointError(f"There is no checkpoint {str(name)!r}: give a file, a folder or a known name.{known}")
+    known = ", ".join([*bundled, *known_models()])
+    hint = (
+        " `metatasnet-fast models fetch authors` fetches that of the authors."
+        if Path(name).name == "best_model.pt"
+        else ""
+    )
+    raise CheckpointError(
+        f"There is no checkpoint {str(name)!r}: give a file, a folder or a known name. Models: {known}.{hint}"
+    )
 
 
 def _download(name: str, revision: str | None, offline: bool) -> Path:
