@@ -84,13 +84,13 @@ class Listed(NamedTuple):
         return self.is_whole and self.key == key[:LONG] and self._part(3) == _checksum(stamp)
 
     def _part(self, number: int) -> str:
-        found = NAME.fullmatch(self.name)
-        return found[number] if found else ""
+        parts = self.name.removesuffix(".json").split("-")  # as NAME has them: ``of`` has looked
+        return parts[number] if len(parts) > number else ""
 
 
 def is_result(name: str) -> bool:
     """Return whether a file of this name is the result of a song, of this version or of one before."""
-    return name == OLD_NAME or NAME.fullmatch(name) is not None
+    return name.startswith("result") and (name == OLD_NAME or NAME.fullmatch(name) is not None)
 
 
 def _checksum(text: str) -> str:

@@ -103,7 +103,7 @@ class LocalStorage:
 
     def listing(self, folder: str) -> Iterator[tuple[str, dict[str, int]]]:
         try:
-            with os.scandir(self.path / folder) as found:
+            with os.scandir(f"{self.root}/{folder}") as found:
                 entries = sorted(found, key=lambda entry: entry.name)
         except (FileNotFoundError, NotADirectoryError):  # its owner may take it away at any instant
             return
