@@ -2,11 +2,11 @@
 
 Pickled objects on both pipes.
 
-    in:  Order; then Task again and again; Stop or End
+    in:  Order; then Task again and again; Stop
     out: Refused or Ready; then events and PutOff
 
-When the pipe ends without ``End``, the parent has died: so does this process, at once. What it was writing lies in its staging
-folder, which the next run removes.
+When the pipe ends without ``Stop.at_end``, the parent has died: so does this process, at once. What it was writing lies in its
+staging folder, which the next run removes.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class _Inbox(Iterator[Song]):
                 if message.wait:
                     self.awaited.add(message.song.id)
                 self._songs.put(message.song)
-            elif isinstance(message, Stop):
+            elif message is Stop.now:
                 self._stop.set()
             else:
                 self._songs.put(None)

@@ -119,8 +119,10 @@ class Machinery:
         if size is None:
             size = 1
             if isinstance(engine, Engine):
-                with _threads(self.cores.device_threads):
-                    size = automatic_batch_size(engine, self.window.window, self.device)
+                before = torch.get_num_threads()
+                torch.set_num_threads(self.cores.device_threads)
+                size = automatic_batch_size(engine, self.window.window, self.device)
+                torch.set_num_threads(before)
         self.engine = cast(Engine, engine)
         self.batcher = Batcher(engine, BatchRunner(size, warn), self.device, self.cores)
         self.read = Stage("read", self.cores.read)
@@ -158,20 +160,6 @@ class Machinery:
 
     def close(self) -> None:
         self.batcher.close()
-
-
-class _threads:
-    """Torch's number of threads for a block."""
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-
-    def __enter__(self) -> None:
-        self._before = torch.get_num_threads()
-        torch.set_num_threads(self._count)
-
-    def __exit__(self, *_: object) -> None:
-        torch.set_num_threads(self._before)
 
 
 def _stand_in(settings: Settings, engine: DeviceEngine) -> Identity:

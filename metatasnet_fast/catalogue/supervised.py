@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 import logging
 import os
 import pickle
@@ -63,12 +64,11 @@ class Task:
     wait: bool
 
 
-class Stop:
-    """Begin no further song."""
+class Stop(enum.Enum):
+    """To a child: begin no further song (``now``), or there is none (``at_end``)."""
 
-
-class End:
-    """There will be no further song."""
+    now = enum.auto()
+    at_end = enum.auto()
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class ChildProcess:
 
     def end(self) -> Iterator[object]:
         """Let the process end, as it has no song in flight, and end it if it does not; yields its last messages."""
-        self.send(End())
+        self.send(Stop.at_end)
         deadline = time.monotonic() + END_SECONDS
         while (left := deadline - time.monotonic()) > 0:
             message = self.receive(left)
@@ -281,7 +281,7 @@ class SupervisedWorker:
             elif self._child is not None:
                 if not asked:
                     asked = True
-                    self._child.send(Stop())
+                    self._child.send(Stop.now)
                 # Somebody may have shortened the grace in the meantime.
                 if stopped is not None and time.monotonic() > stopped + self.grace:
                     self._say(f"Songs in flight were given up after {self.grace:g} s: {len(begun)}.")
