@@ -23,7 +23,7 @@ def add_parser(commands: Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser(
         "bench",
         help="measure the speed on this machine",
-        description="Time inference, single jobs, preparation and a training step of the authors' network, by every backend "
+        description="Time inference, preparation and a training step of the authors' network, by every backend "
         "and precision there is, against eager PyTorch and torch.compile in alternating rounds. A contender whose results miss "
         "the parity rule gets no times, and the exit code is 1. "
         "`metatasnet-fast bench compare A B` compares two recorded runs: exit code 1 if B is slower beyond the noise.",
@@ -71,11 +71,8 @@ def run(args: argparse.Namespace) -> int:
     size = SIZES["tiny" if args.tiny else "quick" if args.quick else "full"]
     entrants = Entrants.of(_device(args.device), size.compiled and not args.no_compile)
     began = time.perf_counter()
-    rows = []
-    for row in run_suite(size, entrants, _tell, args.only):
-        rows.append(row)
-        if folder:
-            write_rows(rows, folder / "bench.jsonl")
+    keep = (lambda rows: write_rows(rows, folder / "bench.jsonl")) if folder else (lambda rows: None)
+    rows = run_suite(size, entrants, _tell, args.only, keep)
     print(text_table(rows))
     print(_about(rows, time.perf_counter() - began))
     if folder:
