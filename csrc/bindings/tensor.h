@@ -66,12 +66,21 @@ struct Tensor {
     require_contiguous();
   }
 
-  void require_contiguous() const {
+  void require_dense() const {
     std::int64_t stride = 1;
     for (std::size_t i = shape.size(); i-- > 0; stride *= shape[i]) {
       if (!empty() && shape[i] > 1 && strides[i] != stride) refuse("must be contiguous, got strides " + text(strides) + ".");
     }
+  }
+
+  void require_contiguous() const {
+    require_dense();
     require_aligned();
+  }
+
+  void require_contiguous_channels() const {
+    if (!empty() && shape.back() > 1 && strides.back() != 1)
+      refuse("must have contiguous channels, got strides " + text(strides) + ".");
   }
 
   // Contiguous channels in rows at multiples of 16 bytes.

@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "cpu/passes.h"
+#include "cpu/kernels.h"
 
 namespace metatasnet {
 

@@ -5,7 +5,7 @@
 namespace metatasnet {
 
 void group_norm(const double* mean, const double* m2, std::int64_t frames, int channels, const NormWeights& weights,
-                Affine& out) {
+                Affine& out, GroupStatistics* kept) {
   const int width = channels / kGroups;
   for (int g = 0; g < kGroups; ++g) {
     const int first = g * width;
@@ -17,6 +17,10 @@ void group_norm(const double* mean, const double* m2, std::int64_t frames, int c
     }
     const double variance = deviations / (static_cast<double>(frames) * width);
     const double rstd = 1.0 / std::sqrt(variance + kEpsilon);
+    if (kept) {
+      kept->mean[g] = static_cast<float>(centre);
+      kept->rstd[g] = static_cast<float>(rstd);
+    }
     for (int c = first; c < first + width; ++c) {
       out.scale[c] = static_cast<float>(weights.scale[c] * rstd);
       out.mean[c] = static_cast<float>(centre);

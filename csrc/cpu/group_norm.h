@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "cpu/stage.h"
+#include "cpu/kept.h"
 
 namespace metatasnet {
 
@@ -14,8 +14,9 @@ struct Affine {
   explicit Affine(int channels) : scale(padded(channels)), mean(padded(channels)), shift(padded(channels)) {}
 };
 
-// Group norm (biased variance) from the moments of its channels, each over `frames` values.
+// Group norm (biased variance) from the moments of its channels, each over `frames` values; its statistics are kept where
+// `kept` is not null.
 void group_norm(const double* mean, const double* m2, std::int64_t frames, int channels, const NormWeights& weights,
-                Affine& out);
+                Affine& out, GroupStatistics* kept);
 
 }  // namespace metatasnet

@@ -7,25 +7,6 @@
 #include "cpu/masking_run.h"
 
 namespace metatasnet {
-namespace {
-
-// Threads to a unit: the split that leaves the fewest idle, and of those the smallest (fewest barriers).
-int team_size(std::int64_t units, int threads) {
-  int best = 1;
-  double best_time = 0.0;
-  for (int size = 1; size <= threads; ++size) {
-    const std::int64_t teams = threads / size, rounds = (units + teams - 1) / teams;
-    const double time = static_cast<double>(rounds) / size;
-    if (size == 1 || time < best_time * 0.95) {
-      best = size;
-      best_time = time;
-    }
-  }
-  return best;
-}
-
-}  // namespace
-
 MaskSeconds& MaskSeconds::operator+=(const MaskSeconds& other) {
   source_moments += other.source_moments;
   input_conv += other.input_conv;
@@ -39,8 +20,8 @@ MaskSeconds& MaskSeconds::operator+=(const MaskSeconds& other) {
 }
 
 void MaskingRun::prepare(int threads) {
-  team_size_ = team_size(n_ * kInstruments, threads);
-  const std::int64_t teams = std::min<std::int64_t>(threads / team_size_, n_ * kInstruments);
+  team_size_ = team_size(n_ * s_.instruments, threads);
+  const std::int64_t teams = std::min<std::int64_t>(threads / team_size_, n_ * s_.instruments);
   everyone_ = std::make_unique<Barrier>(threads);
   for (std::int64_t t = 0; t < teams; ++t) teams_.push_back(std::make_unique<Team>(*this));
   for (int t = 0; t < threads; ++t) members_.push_back(std::make_unique<Member>(*this));
@@ -81,23 +62,30 @@ void MaskingRun::product(std::int64_t item, int tile) {
   args.rows = rows_of(frames_, tile);
   args.latent = at(at(latent_, item, 0), first * latent_.source.stride);
   args.ld = ld_n_;
-  for (int i = 0; i < kInstruments; ++i) {
-    const std::int64_t unit = item * kInstruments + i;
-    args.masked[i] = masked_ + (unit * frames_ + first) * ld_n_ * passes_.storage_size;
-    args.scale[i] = mask_norms_[unit].scale.data();
-    args.mean[i] = mask_norms_[unit].mean.data();
-    args.shift[i] = mask_norms_[unit].shift.data();
+  args.instruments = s_.instruments;
+  args.softmax = s_.softmax;
+  MaskOperand operands[kMostInstruments];
+  args.operands = operands;
+  for (int i = 0; i < s_.instruments; ++i) {
+    const std::int64_t unit = item * s_.instruments + i;
+    const Affine& norm = mask_norms_[unit];
+    operands[i] = {masked_ + (unit * frames_ + first) * ld_n_ * passes_.storage_size, norm.scale.data(),
+                   norm.mean.data(), norm.shift.data()};
   }
   passes_.mask_product(args);
 }
 
 MaskSeconds Stage::mask(std::int64_t n, std::int64_t frames, const Latents& latent, const Latents& input,
-                        const Latents& partial, void* masked, int threads) const {
+                        const Latents& partial, void* masked, void* kept, int threads) const {
   if (n == 0 || frames == 0) return {};
-  prefer_huge_pages(masked, static_cast<std::size_t>(n) * kInstruments * frames * latent_ld() * passes_->storage_size);
-  MaskingRun run(*this, n, frames, latent, input, partial, masked);
+  prefer_huge_pages(masked, static_cast<std::size_t>(n) * sizes_.instruments * frames * latent_ld() * passes_->storage_size);
+  MaskingRun run(*this, n, frames, latent, input, partial, masked, kept);
   run_team(threads, [&](int team) { run.prepare(team); }, [&](int thread) { run.run(thread); });
   return run.seconds();
+}
+
+std::int64_t Stage::kept_mask(std::int64_t n, std::int64_t frames) const {
+  return n * sizes_.instruments * KeptMask(sizes_, passes_->storage_size, frames).bytes();
 }
 
 }  // namespace metatasnet

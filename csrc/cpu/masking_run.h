@@ -29,7 +29,7 @@ class Lap {
 class MaskingRun {
  public:
   MaskingRun(const Stage& stage, std::int64_t n, std::int64_t frames, const Latents& latent, const Latents& input,
-             const Latents& partial, void* masked)
+             const Latents& partial, void* masked, void* kept)
       : stage_(stage),
         s_(stage.sizes_),
         passes_(*stage.passes_),
@@ -38,18 +38,20 @@ class MaskingRun {
         tiles_(tiles_of(frames)),
         latent_(latent),
         input_(input),
-        copies_(input.instrument ? kInstruments : 1),
+        copies_(input.instrument ? s_.instruments : 1),
         partial_(partial),
         masked_(static_cast<char*>(masked)),
+        kept_(static_cast<char*>(kept)),
+        layout_(s_, passes_.storage_size, frames),
         ld_b_(padded(s_.B)),
         ld_h_(padded(s_.H)),
         ld_n_(padded(s_.N)),
         ld_in_(operand_ld(s_.N + s_.partial + kChannels, passes_.operand_size)),
-        input_moments_(buffer_of<float>(static_cast<std::size_t>(n) * copies_ * tiles_ * 2 * ld_n_)),
+        input_moments_(stage.pool().take_of<float>(static_cast<std::size_t>(n) * copies_ * tiles_ * 2 * ld_n_)),
         input_tickets_(n * copies_ * tiles_),
-        unit_tickets_(n * kInstruments),
+        unit_tickets_(n * s_.instruments),
         product_tickets_(n * tiles_) {
-    for (std::int64_t u = 0; u < n * kInstruments; ++u) mask_norms_.emplace_back(s_.N);
+    for (std::int64_t u = 0; u < n * s_.instruments; ++u) mask_norms_.emplace_back(s_.N);
   }
 
   // Make room for so many threads, before any of them runs.
@@ -70,23 +72,23 @@ class MaskingRun {
     explicit Team(const MaskingRun& r)
         : barrier(r.team_size_),
           rows(static_cast<std::size_t>(r.tiles_) * kTile),
-          x(buffer_of<float>(rows * r.ld_b_)),
-          skip(buffer_of<float>(rows * r.ld_b_)),
-          a(rows * std::max(r.ld_b_, r.ld_h_) * r.passes_.storage_size),
-          b(rows * r.ld_h_ * r.passes_.storage_size) {
+          x(r.stage_.pool().take_of<float>(rows * r.ld_b_)),
+          skip(r.stage_.pool().take_of<float>(rows * r.ld_b_)),
+          a(r.stage_.pool().take(rows * std::max(r.ld_b_, r.ld_h_) * r.passes_.storage_size)),
+          b(r.stage_.pool().take(rows * r.ld_h_ * r.passes_.storage_size)) {
       const int widest = std::max({r.ld_b_, r.ld_h_, r.ld_n_, padded(r.s_.partial)});
-      for (Buffer& p : partials) p = buffer_of<float>(static_cast<std::size_t>(r.tiles_) * 2 * widest);
+      for (Block& p : partials) p = r.stage_.pool().take_of<float>(static_cast<std::size_t>(r.tiles_) * 2 * widest);
       const std::size_t inputs = r.s_.N + r.s_.partial, B = padded(r.s_.B), H = r.s_.H, N = padded(r.s_.N);
-      packed = buffer_of<float>(std::max({inputs * B, H * 2 * B, r.s_.B * N}));
-      bias = buffer_of<float>(std::max<std::size_t>(2 * B, N));
+      packed = r.stage_.pool().take_of<float>(std::max({inputs * B, H * 2 * B, r.s_.B * N}));
+      bias = r.stage_.pool().take_of<float>(std::max<std::size_t>(2 * B, N));
     }
 
     Barrier barrier;
     std::int64_t unit = 0;
     std::size_t rows;
-    Buffer x, skip, a, b;
-    Buffer partials[2];  // of alternate passes: one is written while a slower member still reads the other
-    Buffer packed, bias;
+    Block x, skip, a, b;
+    Block partials[2];  // of alternate passes: one is written while a slower member still reads the other
+    Block packed, bias;
   };
 
   // What each thread has for itself.
@@ -99,18 +101,27 @@ class MaskingRun {
           x_shift(static_cast<std::size_t>(r.ld_b_)),
           taps(3 * static_cast<std::size_t>(r.ld_h_)),
           shift(3 * static_cast<std::size_t>(r.ld_h_)),
-          wide(static_cast<std::size_t>(kTile) * std::max({r.ld_in_, r.ld_h_, r.ld_b_}) * r.passes_.operand_size),
-          narrow(static_cast<std::size_t>(kTile) * r.ld_b_ * r.passes_.operand_size) {}
+          wide(r.stage_.pool().take(static_cast<std::size_t>(kTile) * std::max({r.ld_in_, r.ld_h_, r.ld_b_}) *
+                                    r.passes_.operand_size)),
+          narrow(r.stage_.pool().take(static_cast<std::size_t>(kTile) * r.ld_b_ * r.passes_.operand_size)) {}
 
     int widest;
     std::vector<double> mean, m2;
     Affine norm;
     std::vector<float> x_shift, taps, shift;
-    Buffer wide, narrow;
+    Block wide, narrow;
     MaskSeconds seconds;
   };
 
   float* input_moments(std::int64_t copy) const { return input_moments_.as<float>() + copy * tiles_ * 2 * ld_n_; }
+
+  // Of a unit: what lies `offset` bytes into what it keeps, and the statistics of a norm; null in inference.
+  char* kept(std::int64_t unit, std::int64_t offset) const {
+    return kept_ ? kept_ + unit * layout_.bytes() + offset : nullptr;
+  }
+  GroupStatistics* statistics(std::int64_t unit, int norm) const {
+    return kept_ ? layout_.statistics(kept(unit, 0), norm) : nullptr;
+  }
 
   static Moments moments(float* partials, int tile, int ld) {
     float* mean = partials + static_cast<std::ptrdiff_t>(tile) * 2 * ld;
@@ -136,7 +147,7 @@ class MaskingRun {
   PackedMatrix fold(const Panels& weights, const float* bias, Team& team, Member& member, int place) const;
   void separate(std::int64_t unit, Team& team, Member& member, int place);
   void input(std::int64_t unit, Team& team, Member& m, int place);
-  void block(int i, int index, Team& team, Member& m, int place);
+  void block(std::int64_t unit, int index, Team& team, Member& m, int place);
   void output(std::int64_t unit, Team& team, Member& m, int place);
   void product(std::int64_t item, int tile);
 
@@ -149,9 +160,11 @@ class MaskingRun {
   const int copies_;  // of the input: one for all instruments, or one for each
   const Latents partial_;
   char* const masked_;
+  char* const kept_;  // null in inference
+  const KeptMask layout_;
   const int ld_b_, ld_h_, ld_n_, ld_in_;
 
-  Buffer input_moments_;
+  Block input_moments_;
   std::vector<Affine> mask_norms_;
   Tickets input_tickets_, unit_tickets_, product_tickets_;
   int team_size_ = 1;

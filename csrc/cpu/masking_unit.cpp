@@ -39,17 +39,14 @@ PackedMatrix MaskingRun::fold(const Panels& weights, const float* bias, Team& te
 
 void MaskingRun::separate(std::int64_t unit, Team& team, Member& member, int place) {
   input(unit, team, member, place);
-  const int i = static_cast<int>(unit % kInstruments);
-  for (std::size_t b = 0; b < stage_.blocks_.size(); ++b) {
-    block(i, static_cast<int>(b), team, member, place);
-  }
+  for (int b = 0; b < s_.blocks(); ++b) block(unit, b, team, member, place);
   output(unit, team, member, place);
 }
 
 // From the latents to the residual stream, before its norm.
 void MaskingRun::input(std::int64_t unit, Team& team, Member& m, int place) {
-  const std::int64_t item = unit / kInstruments;
-  const int i = static_cast<int>(unit % kInstruments);
+  const std::int64_t item = unit / s_.instruments;
+  const int i = static_cast<int>(unit % s_.instruments);
   const Source latent = at(input_, item, i), partial = at(partial_, item, i);
   merge(input_moments(item * copies_ + (copies_ > 1 ? i : 0)), s_.N, ld_n_, m);
   if (s_.partial) {
@@ -60,8 +57,9 @@ void MaskingRun::input(std::int64_t unit, Team& team, Member& m, int place) {
     team.barrier.wait();
     merge(partials, s_.partial, ld, m, s_.N);
   }
-  group_norm(m.mean.data(), m.m2.data(), frames_, s_.N + s_.partial, stage_.norm_1_[i], m.norm);
-  const PackedMatrix weights = fold(stage_.in_conv_[i], nullptr, team, m, place);
+  group_norm(m.mean.data(), m.m2.data(), frames_, s_.N + s_.partial, stage_.instruments_[i].norm_1, m.norm,
+             statistics(unit, layout_.norm_1()));
+  const PackedMatrix weights = fold(stage_.instruments_[i].in_conv, nullptr, team, m, place);
   each_tile(place, m.seconds.input_conv, [&](int tile, std::ptrdiff_t first, int rows) {
     InputConvArgs args{};
     args.rows = rows;
@@ -76,22 +74,27 @@ void MaskingRun::input(std::int64_t unit, Team& team, Member& m, int place) {
     args.moments = moments(team.partials[1].as<float>(), tile, ld_b_);
     args.operand = m.wide.as<void>();
     args.ld_operand = ld_in_;
+    args.kept = kept(unit, layout_.input() + first * ld_b_ * passes_.storage_size);
     passes_.input_conv(args);
   });
   team.barrier.wait();
 }
 
-void MaskingRun::block(int i, int index, Team& team, Member& m, int place) {
+void MaskingRun::block(std::int64_t unit, int index, Team& team, Member& m, int place) {
+  const int i = static_cast<int>(unit % s_.instruments);
   const BlockWeights& block = stage_.blocks_[index];
+  const BlockInstrument& own = block.instruments[i];
   const BlockWeights* before = index ? &stage_.blocks_[index - 1] : nullptr;
   PackedMatrix mix;
   // partials[1] holds the moments of what the norm in front of this block's input sees.
   merge(team.partials[1].as<float>(), before ? s_.H : s_.B, before ? ld_h_ : ld_b_, m);
   if (before) {
-    group_norm(m.mean.data(), m.m2.data(), frames_, s_.H, before->norm_2[i], m.norm);
-    mix = fold(before->mix[i], before->mix_bias[i].data(), team, m, place);
+    group_norm(m.mean.data(), m.m2.data(), frames_, s_.H, before->instruments[i].norm_2, m.norm,
+               statistics(unit, layout_.block_norm(index - 1, 2)));
+    mix = fold(before->instruments[i].mix, before->instruments[i].mix_bias.data(), team, m, place);
   } else {
-    group_norm(m.mean.data(), m.m2.data(), frames_, s_.B, stage_.norm_2_[i], m.norm);
+    group_norm(m.mean.data(), m.m2.data(), frames_, s_.B, stage_.instruments_[i].norm_2, m.norm,
+               statistics(unit, layout_.norm_2()));
   }
   for (int c = 0; !before && c < s_.B; ++c) m.x_shift[c] = m.norm.shift[c] - m.norm.mean[c] * m.norm.scale[c];
   each_tile(place, m.seconds.block_input, [&](int tile, std::ptrdiff_t first, int rows) {
@@ -108,22 +111,25 @@ void MaskingRun::block(int i, int index, Team& team, Member& m, int place) {
     args.mix_bias = team.bias.as<float>();
     args.x_scale = m.norm.scale.data();
     args.x_shift = m.x_shift.data();
-    args.conv = &block.conv[i].matrix;
+    args.conv = &own.conv.matrix;
     args.slope = block.slope_1;
     args.out = team.a.as<char>() + first * ld_h_ * passes_.storage_size;
     args.ld_out = ld_h_;
     args.moments = moments(team.partials[0].as<float>(), tile, ld_h_);
     args.hidden_operand = m.wide.as<void>();
     args.x_operand = m.narrow.as<void>();
+    args.kept_x = kept(unit, layout_.x(index) + first * ld_b_ * passes_.storage_size);
+    args.kept = kept(unit, layout_.conv(index) + first * ld_h_ * passes_.storage_size);
     passes_.block_input(args);
   });
   team.barrier.wait();
 
   merge(team.partials[0].as<float>(), s_.H, ld_h_, m);
-  group_norm(m.mean.data(), m.m2.data(), frames_, s_.H, block.norm_1[i], m.norm);
+  group_norm(m.mean.data(), m.m2.data(), frames_, s_.H, own.norm_1, m.norm,
+             statistics(unit, layout_.block_norm(index, 1)));
   for (int k = 0; k < 3; ++k) {
     for (int c = 0; c < s_.H; ++c) {
-      const float tap = block.taps[i][static_cast<std::size_t>(k) * ld_h_ + c];
+      const float tap = own.taps[static_cast<std::size_t>(k) * ld_h_ + c];
       m.taps[static_cast<std::size_t>(k) * ld_h_ + c] = tap * m.norm.scale[c];
       m.shift[static_cast<std::size_t>(k) * ld_h_ + c] = tap * (m.norm.shift[c] - m.norm.mean[c] * m.norm.scale[c]);
     }
@@ -142,6 +148,7 @@ void MaskingRun::block(int i, int index, Team& team, Member& m, int place) {
     args.shift = m.shift.data();
     args.slope = block.slope_2;
     args.moments = moments(team.partials[1].as<float>(), tile, ld_h_);
+    args.kept = kept(unit, layout_.depthwise(index));
     passes_.depthwise(args);
   });
   team.barrier.wait();
@@ -149,11 +156,12 @@ void MaskingRun::block(int i, int index, Team& team, Member& m, int place) {
 
 // From the last block to the activated mask logits and the norm in front of the softmax.
 void MaskingRun::output(std::int64_t unit, Team& team, Member& m, int place) {
-  const int i = static_cast<int>(unit % kInstruments);
-  const BlockWeights& last = stage_.blocks_.back();
+  const int i = static_cast<int>(unit % s_.instruments);
+  const BlockInstrument& last = stage_.blocks_.back().instruments[i];
   merge(team.partials[1].as<float>(), s_.H, ld_h_, m);
-  group_norm(m.mean.data(), m.m2.data(), frames_, s_.H, last.norm_2[i], m.norm);
-  const PackedMatrix skip = fold(last.mix[i], last.mix_bias[i].data(), team, m, place);
+  group_norm(m.mean.data(), m.m2.data(), frames_, s_.H, last.norm_2, m.norm,
+             statistics(unit, layout_.block_norm(s_.blocks() - 1, 2)));
+  const PackedMatrix skip = fold(last.mix, last.mix_bias.data(), team, m, place);
   each_tile(place, m.seconds.skip_output, [&](int tile, std::ptrdiff_t first, int rows) {
     SkipOutputArgs args{};
     args.rows = rows;
@@ -169,13 +177,15 @@ void MaskingRun::output(std::int64_t unit, Team& team, Member& m, int place) {
     args.ld_out = ld_b_;
     args.moments = moments(team.partials[0].as<float>(), tile, ld_b_);
     args.hidden_operand = m.wide.as<void>();
+    args.kept = kept(unit, layout_.skip() + first * ld_b_ * passes_.storage_size);
     passes_.skip_output(args);
   });
   team.barrier.wait();
 
   merge(team.partials[0].as<float>(), s_.B, ld_b_, m);
-  group_norm(m.mean.data(), m.m2.data(), frames_, s_.B, stage_.norm_3_[i], m.norm);
-  const PackedMatrix weights = fold(stage_.mask_output_[i], nullptr, team, m, place);
+  group_norm(m.mean.data(), m.m2.data(), frames_, s_.B, stage_.instruments_[i].norm_3, m.norm,
+             statistics(unit, layout_.norm_3()));
+  const PackedMatrix weights = fold(stage_.instruments_[i].mask_output, nullptr, team, m, place);
   char* out = masked_ + unit * frames_ * ld_n_ * passes_.storage_size;
   each_tile(place, m.seconds.mask_output, [&](int tile, std::ptrdiff_t first, int rows) {
     MaskOutputArgs args{};
@@ -189,12 +199,14 @@ void MaskingRun::output(std::int64_t unit, Team& team, Member& m, int place) {
     args.ld_out = ld_n_;
     args.moments = moments(team.partials[1].as<float>(), tile, ld_n_);
     args.operand = m.wide.as<void>();
+    args.kept = kept(unit, layout_.output() + first * ld_n_ * passes_.storage_size);
     passes_.mask_output(args);
   });
   team.barrier.wait();
   if (place) return;
   merge(team.partials[1].as<float>(), s_.N, ld_n_, m);
-  group_norm(m.mean.data(), m.m2.data(), frames_, s_.N, stage_.norm_4_[i], mask_norms_[unit]);
+  group_norm(m.mean.data(), m.m2.data(), frames_, s_.N, stage_.instruments_[i].norm_4, mask_norms_[unit],
+             statistics(unit, layout_.norm_4()));
 }
 
 }  // namespace metatasnet

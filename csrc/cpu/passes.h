@@ -1,8 +1,11 @@
-// What one instruction set offers: the fused passes over a tile of frames, for float32 and bfloat16 storage.
+// The arguments of the forward passes over a tile of frames.
 //
 // Activations are frames by channels: row `t` of a buffer begins at t * ld. A pass handles one tile of at most kTile
 // frames of one (item, instrument), so that whoever schedules tiles decides about threads, and results cannot depend on
 // it. Buffers of the passes' own have room for whole register tiles: kTile rows, kChannels columns.
+//
+// For training, a pass also stores what the backward passes need: values in front of a PReLU, in the storage type, in
+// exactly `rows` rows of `kept`. It is null in inference.
 #pragma once
 
 #include <cstdint>
@@ -11,6 +14,8 @@ namespace metatasnet {
 
 constexpr int kTile = 96;      // frames: a multiple of every register tile's rows (12, 6)
 constexpr int kChannels = 32;  // channels are stored in multiples of this, a multiple of every register tile's columns
+
+constexpr int kMostInstruments = 32;
 
 constexpr int padded(int channels) { return (channels + kChannels - 1) / kChannels * kChannels; }
 
@@ -42,12 +47,26 @@ struct Moments {
   float* m2 = nullptr;
 };
 
+// Packs a matrix [k][column] with any strides into panels of columns, rounded as the operand type rounds.
+struct PackArgs {
+  const float* source;
+  std::int64_t stride;         // from k to k
+  std::int64_t column_stride;  // one of the two strides is 1
+  int inputs;                  // k
+  int units;                   // of four bytes to pack, zeros behind the inputs
+  int columns;                 // zeros stand in the columns behind them
+  int first, last;             // panels
+  const float* column_scale;   // null: 1
+  void* packed;                // of the first panel
+  std::int64_t distance;       // from panel to panel, in units of four bytes
+};
+
 // W'[o][i] = round(W[o][i] scale[i]); bias'[o] = bias[o] + sum_i (W[o][i] shift[i] - W'[o][i] mean[i]).
 struct FoldArgs {
   const float* source;  // panels [input][column]
   int inputs;
   int first, last;     // panels
-  const float* scale;  // null: pack only, the other inputs of the sum are then not read
+  const float* scale;
   const float* shift;
   const float* mean;
   const float* bias;  // null: none
@@ -76,6 +95,8 @@ struct BlockInputArgs {
   Moments moments;
   void* hidden_operand;  // scratch, kTile rows of ld_hidden operands
   void* x_operand;       // scratch, kTile rows of ld_x operands
+  void* kept_x;          // what the convolution reads, ld_x
+  void* kept;            // the convolution's result, ld_out
 };
 
 // out = prelu(skip + hidden W_skip), with its moments.
@@ -93,6 +114,7 @@ struct SkipOutputArgs {
   int ld_out;
   Moments moments;
   void* hidden_operand;  // scratch, kTile rows of ld_hidden operands
+  void* kept;            // the skip sum, ld_out
 };
 
 // out[t] = prelu(sum over taps k in range of taps[k] in[t + (k - 1) d] + shift[k]), with its moments.
@@ -109,6 +131,7 @@ struct DepthwiseArgs {
   const float* shift;  // likewise, its shift times the tap
   float slope;
   Moments moments;
+  void* kept;  // the convolution's result; frame 0 of the signal
 };
 
 // out = prelu(prelu(concat(sources)) W + bias), with its moments.
@@ -124,6 +147,7 @@ struct InputConvArgs {
   Moments moments;
   void* operand;  // scratch, kTile rows of ld_operand
   int ld_operand;
+  void* kept;  // the product, ld_out
 };
 
 // out = prelu(in W + bias), with its moments.
@@ -138,17 +162,25 @@ struct MaskOutputArgs {
   int ld_out;
   Moments moments;
   void* operand;  // scratch, kTile rows of ld_in operands
+  void* kept;     // the product, ld_out
 };
 
-// masked[i] = latent * softmax over i of ((masked[i] - mean[i]) scale[i] + shift[i]), in place.
+// One instrument's share of a MaskProductArgs.
+struct MaskOperand {
+  void* masked;
+  const float* scale;
+  const float* mean;
+  const float* shift;
+};
+
+// masked[i] = latent * mask of ((masked[i] - mean[i]) scale[i] + shift[i]), in place. The masks are a softmax over the
+// first `softmax` instruments and a sigmoid of each other one.
 struct MaskProductArgs {
   int rows;
   Source latent;
-  void* masked[4];
+  int instruments, softmax;
+  const MaskOperand* operands;
   int ld;
-  const float* scale[4];
-  const float* mean[4];
-  const float* shift[4];
 };
 
 // Moments of prelu(source), rounded as the input convolution rounds it.
@@ -178,7 +210,7 @@ struct EncodeArgs {
   const PackedMatrix* bank;
   const PackedMatrix* bottleneck_1;
   const PackedMatrix* bottleneck_2;
-  const float* mel;  // the spectrogram's share of bottleneck_1, (STFT frames, ld_mel)
+  const float* mel;  // the spectrogram's share of bottleneck_1, (STFT frames, ld_mel); null: it is 0
   int ld_mel;
   const std::int64_t* mel_frame;  // per row: interpolate from this STFT frame ...
   const std::int64_t* mel_next;   // ... to this one
@@ -189,6 +221,8 @@ struct EncodeArgs {
   int ld_bank;
   void* wide_operand;  // scratch, kTile rows
   int ld_wide;
+  void* kept_bank;  // the filter bank behind its ReLU, in rows of ld_bank
+  void* kept_wide;  // likewise W_1's result, in rows of ld_wide
 };
 
 // signal[t stride + j] += sum_c relu(latent W)[t][c] filters[c][j].
@@ -203,32 +237,8 @@ struct DecodeArgs {
   int ld_latent;
   void* wide_operand;  // scratch, kTile rows
   int ld_wide;
-};
-
-// The passes for one storage type.
-struct Passes {
-  int operand_size;  // bytes; 4 where bfloat16 is emulated: rounded values in float32
-  int storage_size;  // bytes of stored activations
-  int values;        // operands in a unit of PackedMatrix
-  void (*fold)(const FoldArgs&);
-  void (*to_operands)(const float* values, std::int64_t count, void* operands);
-  void (*block_input)(const BlockInputArgs&);
-  void (*skip_output)(const SkipOutputArgs&);
-  void (*depthwise)(const DepthwiseArgs&);
-  void (*input_conv)(const InputConvArgs&);
-  void (*mask_output)(const MaskOutputArgs&);
-  void (*mask_product)(const MaskProductArgs&);
-  void (*source_moments)(const SourceMomentsArgs&);
-  void (*merge)(const MergeArgs&);
-  void (*encode)(const EncodeArgs&);
-  void (*decode)(const DecodeArgs&);
-};
-
-struct Kernels {
-  const char* name;
-  int panel;  // columns of a packed panel
-  Passes float32;
-  Passes bfloat16;
+  void* kept_wide;  // W's result behind its ReLU, in rows of ld_wide
+  int kept_begin, kept_end;  // rows that are kept: neighbouring tasks decode the others, too
 };
 
 }  // namespace metatasnet

@@ -2,51 +2,29 @@
 #pragma once
 
 #include <cstdint>
-#include <map>
-#include <string>
+#include <memory>
+#include <mutex>
 #include <vector>
 
-#include "cpu/buffer.h"
-#include "cpu/passes.h"
+#include "cpu/kernels.h"
+#include "cpu/pool.h"
+#include "cpu/tensors.h"
 
 namespace metatasnet {
 
-constexpr int kInstruments = 4;
 constexpr int kGroups = 8;
 constexpr double kEpsilon = 1e-8;  // added to the variance of a group
 
-struct StageSizes {
-  int N = 0;                      // latent channels
-  int W = 0;                      // samples per latent frame
-  int B = 0;                      // channels of the residual stream
-  int H = 0;                      // hidden channels
-  int partial = 0;                // channels of the previous stage's masked latent
-  std::vector<int> kernel_sizes;  // taps of the filters, growing
-  std::vector<int> widths;        // decoder channels of each filter
-  std::vector<int> dilations;     // of each block
-};
-
-// Throws std::invalid_argument for sizes that no stage has.
-void check(const StageSizes& sizes);
-
-// A float32 array that the caller keeps alive while a stage is built.
-struct Array {
-  const float* data = nullptr;
-  std::vector<std::int64_t> shape;
-};
-
-using Arrays = std::map<std::string, Array>;
-
 // Weights of a 1x1 convolution in float32 panels [input][column], from which folded copies are made.
 struct Panels {
-  Buffer data;
+  Block data;
   int inputs = 0;
   int panels = 0;
 };
 
 // Weights packed once.
 struct Constant {
-  Buffer data;
+  Block data;
   std::vector<Band> bands;
   PackedMatrix matrix;
 };
@@ -55,18 +33,29 @@ struct NormWeights {
   std::vector<float> scale, shift;
 };
 
+// One instrument's weights of a block.
+struct BlockInstrument {
+  Constant conv;
+  NormWeights norm_1, norm_2;
+  std::vector<float> taps;      // [3][padded(H)]
+  Panels mix;                   // residual panels (none in the last block), then skip panels
+  std::vector<float> mix_bias;  // by column of `mix`; zeros without biases
+};
+
+// One instrument's weights around the blocks.
+struct MaskInstrument {
+  NormWeights norm_1, norm_2, norm_3, norm_4;
+  Panels in_conv, mask_output;
+};
+
 struct BlockWeights {
   int dilation = 1;
   float slope_1 = 0, slope_2 = 0;
-  Constant conv[kInstruments];
-  NormWeights norm_1[kInstruments], norm_2[kInstruments];
-  std::vector<float> taps[kInstruments];      // [3][padded(H)]
-  Panels mix[kInstruments];                   // residual panels (none in the last block), then skip panels
-  std::vector<float> mix_bias[kInstruments];  // by column of `mix`; empty without biases
   int residual_panels = 0;
+  std::vector<BlockInstrument> instruments;
 };
 
-// (n, 4, frames, channels) from outside: items and instruments as many elements apart; 0 for what they share.
+// (n, instruments, frames, channels) from outside: items and instruments as many elements apart; 0 for what they share.
 struct Latents {
   Source source;
   std::int64_t item = 0;
@@ -82,44 +71,109 @@ struct MaskSeconds {
   MaskSeconds& operator+=(const MaskSeconds& other);
 };
 
+// What Stage::mask_gradient reads and writes. `latent`, `input`, `partial` and `kept` are those of Stage::mask.
+struct MaskCall {
+  std::int64_t n, frames;
+  Latents latent, input, partial;
+  const void* kept;
+  Latents gradient;         // of the masked latent
+  float* latent_gradient;   // (n, frames, latent_ld)
+  void* own_gradient;       // (n, instruments, frames, latent_ld) in the storage type; null where `input` is the latent
+  void* partial_gradient;   // (n, instruments, frames, padded(partial)) in the storage type; null without `partial`
+};
+
+// What Stage::encode_gradient reads and writes; sizes as in Stage::encode. The gradients of weights are padded: rows and
+// columns are multiples of kChannels, and what lies behind the weights means nothing.
+struct EncodeCall {
+  std::int64_t n, samples, mel_frames;
+  const float* signal;  // (n, samples)
+  Source gradient;      // of the latent
+  std::int64_t gradient_item;
+  const void* kept;
+  float* mel_gradient;     // (n, mel_frames, latent_ld), zeros: it is added to; null without a spectrogram
+  float* signal_gradient;  // null, or (n, samples): through the filter bank
+  EncoderTensors<float> gradients;
+};
+
+// What Stage::decode_gradient reads and writes, likewise.
+struct DecodeCall {
+  std::int64_t n, frames;
+  Source latent;
+  std::int64_t latent_item;
+  const float* gradient;  // of the signal, (n, frames * W)
+  const void* kept;
+  void* latent_gradient;  // (n, frames, latent_ld) in the storage type
+  DecoderTensors<float> gradients;
+};
+
+struct BackwardWeights;
+
 class Stage {
  public:
-  // Throws std::invalid_argument for missing arrays or wrong shapes.
-  Stage(const Kernels& kernels, bool bfloat16, const StageSizes& sizes, const Arrays& arrays);
+  // Throws std::invalid_argument for missing arrays or wrong shapes. With `training`, the arrays must outlive the stage:
+  // backward passes read them. All memory is taken from the pool.
+  Stage(const Kernels& kernels, bool bfloat16, const StageSizes& sizes, const Arrays<const float>& arrays, bool training,
+        std::shared_ptr<MemoryPool> pool, int threads);
+  ~Stage();
 
   const StageSizes& sizes() const { return sizes_; }
   bool stores_bfloat16() const { return passes_->storage_size == 2; }
   std::int64_t latent_ld() const { return padded(sizes_.N); }
   const char* isa() const { return isa_; }
+  MemoryPool& pool() const { return *pool_; }
 
-  // (n, samples) float32 and the spectrogram's share (n, mel_frames, latent_ld) to the latent (n, frames, latent_ld).
+  // (n, samples) float32 and the spectrogram's share (n, mel_frames, latent_ld), or null for none, to the latent
+  // (n, frames, latent_ld).
+  // `kept`: null, or room for what the backward pass needs, kept_encoder(n, frames) bytes.
   void encode(const float* signal, std::int64_t n, std::int64_t samples, std::int64_t signal_stride, const float* mel,
-              std::int64_t mel_frames, void* latent, int threads) const;
+              std::int64_t mel_frames, void* latent, void* kept, int threads) const;
 
-  // The masked latent (n, 4, frames, latent_ld): `latent` times the masks of a network that reads `input` (the latent,
-  // or one copy of it for each instrument) and, behind the first stage, `partial`.
+  // The masked latent (n, instruments, frames, latent_ld): `latent` times the masks of a network that reads `input` (the
+  // latent, or one copy of it for each instrument) and, behind the first stage, `partial`.
   MaskSeconds mask(std::int64_t n, std::int64_t frames, const Latents& latent, const Latents& input,
-                   const Latents& partial, void* masked, int threads) const;
+                   const Latents& partial, void* masked, void* kept, int threads) const;
 
   // latent (n items `latent_item` elements apart) to the signal (n, frames * W), float32.
   void decode(std::int64_t n, std::int64_t frames, const Source& latent, std::int64_t latent_item, float* signal,
-              int threads) const;
+              void* kept, int threads) const;
+
+  // The backward passes: gradients of what the jobs read, and of weights, which are stored. The same bits for every
+  // number of threads.
+  void mask_gradient(const MaskCall& call, const MaskTensors<float>& gradients, int threads) const;
+
+  void encode_gradient(const EncodeCall& call, int threads) const;
+  void decode_gradient(const DecodeCall& call, int threads) const;
+
+  std::int64_t kept_encoder(std::int64_t n, std::int64_t frames) const;
+  std::int64_t kept_mask(std::int64_t n, std::int64_t frames) const;
+  std::int64_t kept_decoder(std::int64_t n, std::int64_t frames) const;
 
  private:
   friend class MaskingRun;
+  friend class MaskingGradient;
+  friend class Packer;
+
+  // Packed by the first backward pass.
+  const BackwardWeights& backward_weights(int threads) const;
 
   StageSizes sizes_;
   const char* isa_;
   const Passes* passes_;
-  int panel_;
+  const Kernels* kernels_;
+  std::shared_ptr<MemoryPool> pool_;
 
   Constant bank_, bottleneck_1_, bottleneck_2_;
   Constant expansion_, filters_;
 
   float slope_1_ = 0, slope_2_ = 0, slope_3_ = 0, slope_4_ = 0;
-  NormWeights norm_1_[kInstruments], norm_2_[kInstruments], norm_3_[kInstruments], norm_4_[kInstruments];
-  Panels in_conv_[kInstruments], mask_output_[kInstruments];
+  std::vector<MaskInstrument> instruments_;
   std::vector<BlockWeights> blocks_;
+
+  EncoderTensors<const float> encoder_;
+  MaskTensors<const float> masking_;
+  DecoderTensors<const float> decoder_;
+  mutable std::once_flag packed_;
+  mutable std::unique_ptr<BackwardWeights> backward_;
 };
 
 // Rows of a scratch tile of operands, clear of the strides at which a cache would keep only a few of them.

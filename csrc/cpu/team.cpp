@@ -79,4 +79,18 @@ void run_team(int threads, const std::function<void(int)>& prepare, const std::f
   if (failure) std::rethrow_exception(failure);
 }
 
+int team_size(std::int64_t units, int threads) {
+  int best = 1;
+  double best_time = 0.0;
+  for (int size = 1; size <= threads; ++size) {
+    const std::int64_t teams = threads / size, rounds = (units + teams - 1) / teams;
+    const double time = static_cast<double>(rounds) / size;
+    if (size == 1 || time < best_time * 0.95) {
+      best = size;
+      best_time = time;
+    }
+  }
+  return best;
+}
+
 }  // namespace metatasnet

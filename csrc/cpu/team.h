@@ -28,6 +28,9 @@ class Barrier {
 // runs. What is thrown in a body is thrown here, after all have ended; bodies that share a barrier must not throw.
 void run_team(int threads, const std::function<void(int)>& prepare, const std::function<void(int)>& body);
 
+// Threads to a unit of work: the split that leaves the fewest idle, and of those the smallest (fewest barriers).
+int team_size(std::int64_t units, int threads);
+
 // A counter from which threads draw work; the results must not depend on who drew what.
 class Tickets {
  public:

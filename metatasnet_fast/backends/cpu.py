@@ -1,9 +1,10 @@
-"""The backend ``cpu``: inference in compiled, fused C++ (``csrc/cpu``), in float32 and bfloat16."""
+"""The backend ``cpu``: training and inference in compiled, fused C++ (``csrc/cpu``), in float32 and bfloat16."""
 
 from __future__ import annotations
 
 import functools
 import os
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -13,28 +14,27 @@ from torch import Tensor
 
 from .. import native, reference
 from ..config import StageConfig
-from ..errors import BackendUnavailableError, ShapeError
+from ..errors import BackendUnavailableError
 from ..precision import Precision
 from .base import Backend, Request
 from .cpu_spectrogram import MelShare
-from .cpu_weights import sizes, weight_arrays
+from .cpu_training import Decode, Encode, Mask, by_frames, latents
+from .cpu_weights import arrays, sizes, weight_tensors
 
 __all__ = ["ISA_VARIABLE", "CpuBackend"]
 
 ISA_VARIABLE = "METATASNET_CPU_ISA"
 """Environment variable that forces an instruction set: one of ``metatasnet_fast._native.cpu_isas()``."""
 
-_STORED = (torch.float32, torch.bfloat16)
-
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def _exactly(method: Method) -> Method:
-    """Without gradients, and without autocast: what torch computes here must not be rounded besides."""
+    """Without autocast: what torch computes here must not be rounded besides."""
 
     @functools.wraps(method)
     def run(*args: Any, **named: Any) -> Any:
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        with torch.autocast("cpu", enabled=False):
             return method(*args, **named)
 
     return cast(Method, run)
@@ -45,8 +45,48 @@ class _Prepared:
     config: StageConfig
     stage: Any
     """The compiled ``CpuStage``: weights packed for one instruction set and precision."""
-    mel: MelShare
-    storage: torch.dtype
+    mel: MelShare | None
+    """None in a network without the spectrogram branch."""
+    weights: Mapping[str, Tensor] | None
+    """What the stage was packed from, where gradients are to flow to it."""
+
+    def tensors(self, job: str) -> dict[str, Tensor]:
+        """The weights of ``encoder``, ``mask`` or ``decoder``."""
+        return {name: w for name, w in (self.weights or {}).items() if name.startswith(f"{job}.")}
+
+    def trains(self, job: str, *inputs: Tensor | None) -> bool:
+        """Whether the job's result needs gradients."""
+        if self.weights is None or not torch.is_grad_enabled():
+            return False
+        return any(x is not None and x.requires_grad for x in (*inputs, *self.tensors(job).values()))
+
+
+class _Memory:
+    """The memory of all jobs, kept from call to call: pages fresh from the system would cost a quarter of a training step.
+
+    It goes when the last parameter has gone that weights were prepared from.
+    """
+
+    def __init__(self) -> None:
+        self._pool: Any = None
+        self._users: set[int] = set()
+
+    def of(self, module: Any, parameter: Tensor) -> Any:
+        """The compiled ``CpuPool``."""
+        if id(parameter) not in self._users:
+            self._users.add(id(parameter))
+            weakref.finalize(parameter, self._leave, id(parameter))
+        if self._pool is None:
+            self._pool = module.CpuPool()
+        return self._pool
+
+    def _leave(self, user: int) -> None:
+        self._users.discard(user)
+        if not self._users:
+            self._pool = None
+
+
+_memory = _Memory()
 
 
 class CpuBackend(Backend):
@@ -58,7 +98,7 @@ class CpuBackend(Backend):
     """
 
     name = "cpu"
-    summary = "compiled C++ with fused passes (AMX, AVX-512, AVX2, portable); inference in float32 and bfloat16 on CPUs"
+    summary = "compiled C++ (AMX, AVX-512, AVX2, portable); training and inference in float32 and bfloat16 on CPUs"
 
     def unavailable(self) -> str | None:
         module = native.load()
@@ -80,13 +120,8 @@ class CpuBackend(Backend):
     def supports(self, request: Request) -> str | None:
         if request.device.type != "cpu":
             return f"it computes on the CPU, not on {request.device}; move the network there or choose another backend."
-        if request.training:
-            return "it computes no gradients: train with the backend reference, or put inference under torch.no_grad()."
         if request.precision not in (Precision.float32, Precision.bfloat16):
             return f"it knows float32 and bfloat16, not {request.precision.value}; choose one of them."
-        stage = None if request.config is None else request.config.stage(0)
-        if stage is not None and (stage.instruments != 4 or stage.softmax != 4 or not stage.has_spectrogram):
-            return "it serves four instruments and the spectrogram branch only; choose the backend reference."
         return None
 
     @_exactly
@@ -95,62 +130,65 @@ class CpuBackend(Backend):
         module, reason = native.load(), self.unavailable()
         if module is None or reason is not None:
             raise BackendUnavailableError(f"The backend cpu cannot run: {reason}")
-        bfloat16 = precision is Precision.bfloat16
+        bfloat16, training = precision is Precision.bfloat16, torch.is_grad_enabled()
         weights = reference.generate(config, {name: p.to(torch.float32) for name, p in parameters.items()})
-        stage = module.CpuStage(self.variant(), bfloat16, sizes(config), weight_arrays(weights))
+        tensors = weight_tensors(weights)
+        pool = _memory.of(module, next(iter(parameters.values())))
+        if not training:
+            pool.trim()  # what a training step needed before
+        stage = module.CpuStage(
+            self.variant(), bfloat16, sizes(config), arrays(tensors), training, pool, torch.get_num_threads()
+        )
         mel = MelShare.of(weights.encoder, config, stage.latent_ld)
-        return _Prepared(config, stage, mel, torch.bfloat16 if bfloat16 else torch.float32)
+        return _Prepared(config, stage, mel, tensors if training else None)
 
     @_exactly
     def encode(self, prepared: _Prepared, signal: Tensor) -> Tensor:
-        config = prepared.config
-        if signal.dim() != 3 or signal.shape[1] != 1:
-            raise ShapeError(f"A signal must have shape (n, 1, samples), got {tuple(signal.shape)}.")
+        config, stage = prepared.config, prepared.stage
+        config.check_signal(signal.shape)
         n, _, samples = signal.shape
-        if samples <= config.n_fft // 2 or samples < config.W:
-            raise ShapeError(
-                f"{samples} samples at {config.sampling_rate} Hz are too few: "
-                f"pad to {config.shortest} or more (the Separator does it for you)."
-            )
         wave = signal[:, 0].to(torch.float32).contiguous()
-        latent = wave.new_empty(n, samples // config.W, prepared.stage.latent_ld, dtype=prepared.storage)
-        prepared.stage.encode(wave, prepared.mel(wave), latent, torch.get_num_threads())
+        frames = samples // config.W
+        if prepared.weights is not None and torch.is_grad_enabled():
+            mel = prepared.mel(wave) if prepared.mel else None
+            if prepared.trains("encoder", wave, mel):
+                return _apply(Encode, stage, frames, wave, mel, *prepared.tensors("encoder").values())
+        latent = latents(stage, n, frames, stage.latent_ld)
+        with torch.no_grad():
+            mel = prepared.mel(wave) if prepared.mel else None
+            stage.encode(wave, mel, latent, None, torch.get_num_threads())
         return latent[..., : config.N].transpose(1, 2)
 
     @_exactly
     def mask(
         self, prepared: _Prepared, latent: Tensor, partial: Tensor | None, dropout: Tensor | None = None
     ) -> Tensor:
-        config = prepared.config
-        _check_latent(latent, config)
+        config, stage = prepared.config, prepared.stage
+        config.check_latent(latent.shape)
+        config.check_partial(None if partial is None else partial.shape, latent.shape)
         n, _, frames = latent.shape
-        expected = (n, 4, config.partial_channels, frames) if config.partial_channels else None
-        found = None if partial is None else tuple(partial.shape)
-        if found != expected:
-            raise ShapeError(f"Stage {config.index} expects a partial latent of shape {expected}, got {found}.")
-        masked = latent.new_empty(n, 4, frames, prepared.stage.latent_ld, dtype=prepared.storage)
-        own_copies = None if dropout is None else _by_frames(latent[:, None] * dropout[..., None])
-        previous = None if partial is None else _by_frames(partial)
-        prepared.stage.mask(_by_frames(latent), own_copies, previous, masked, torch.get_num_threads())
+        x = by_frames(latent)
+        own = None if dropout is None else by_frames(latent[:, None] * dropout[..., None])
+        previous = None if partial is None else by_frames(partial)
+        if prepared.trains("mask", x, own, previous):
+            weights = prepared.tensors("mask")
+            return _apply(Mask, stage, tuple(weights), x, own, previous, *weights.values())
+        masked = latents(stage, n, config.instruments, frames, stage.latent_ld)
+        stage.mask(x, own, previous, masked, None, torch.get_num_threads())
         return masked[..., : config.N].transpose(2, 3)
 
     @_exactly
     def decode(self, prepared: _Prepared, latent: Tensor) -> Tensor:
-        _check_latent(latent, prepared.config)
+        prepared.config.check_latent(latent.shape)
         n, _, frames = latent.shape
-        signal = latent.new_empty(n, frames * prepared.config.W, dtype=torch.float32)
-        prepared.stage.decode(_by_frames(latent), signal, torch.get_num_threads())
+        samples, x = frames * prepared.config.W, by_frames(latent)
+        if prepared.trains("decoder", x):
+            return _apply(Decode, prepared.stage, samples, x, *prepared.tensors("decoder").values())[:, None]
+        signal = latent.new_empty(n, samples, dtype=torch.float32)
+        prepared.stage.decode(x, signal, None, torch.get_num_threads())
         return signal[:, None]
 
 
-def _check_latent(latent: Tensor, config: StageConfig) -> None:
-    if latent.dim() != 3 or latent.shape[1] != config.N:
-        raise ShapeError(f"A latent must have shape (n, {config.N}, frames), got {tuple(latent.shape)}.")
-
-
-def _by_frames(latent: Tensor) -> Tensor:
-    """(..., channels, frames) as (..., frames, channels) with contiguous channels: a view of our own latents, else a copy."""
-    x = latent.transpose(-1, -2)
-    if x.dtype not in _STORED:
-        x = x.to(torch.float32)
-    return x if x.stride(-1) == 1 else x.contiguous()
+def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
+    result: Tensor = function.apply(*arguments)
+    return result

@@ -41,10 +41,11 @@ class MelShare:
     hop: int
 
     @classmethod
-    def of(cls, weights: EncoderWeights, config: StageConfig, channels: int) -> MelShare:
-        """Fold in float64; what the products read stays so."""
+    def of(cls, weights: EncoderWeights, config: StageConfig, channels: int) -> MelShare | None:
+        """Fold in float64; what the products read stays so. None for a network without the branch."""
         s = weights.spectrogram
-        assert s is not None, "the backend serves networks with the branch only"
+        if s is None:
+            return None
         mel = s.mel_weight[:, :, 0].double()
         scale, std, shift = (x.double().flatten() for x in (s.scale, s.std, s.bias))
         bottleneck = weights.bottleneck_1[:, -config.num_mels :, 0].double()
@@ -61,17 +62,25 @@ class MelShare:
         )
 
     def __call__(self, signals: Tensor) -> Tensor:
-        """(n, samples) float32 to (n, STFT frames, channels); one item at a time, which bounds the memory."""
+        """(n, samples) float32 to (n, STFT frames, channels); without gradients one item at a time, which bounds the memory."""
+        if torch.is_grad_enabled():
+            return self._share(signals)
         frames = signals.shape[-1] // self.hop + 1
         share = signals.new_empty(len(signals), frames, self.to_latent.shape[1])
-        reach = len(self.window) // 2
         for signal, out in zip(signals, share, strict=True):
-            padded = F.pad(signal[None], (reach, reach), mode="reflect")[0]
-            spectrum = torch.fft.rfft(padded.unfold(0, len(self.window), self.hop) * self.window)
-            power = torch.view_as_real(spectrum).square().sum(-1)
-            normalised = power.add_(FLOOR).log10_().sub_(self.mean)
-            # On silence thousands of equal terms cancel in this sum: in float32 they would leave more than their rounding.
-            # And MKL's float32 products of 5 to 11 rows have other bits with another number of threads.
-            mel = normalised.double() @ self.to_mel
-            out.copy_(torch.addmm(self.bias, mel, self.to_latent))
+            out.copy_(self._share(signal[None])[0])
         return share
+
+    def _share(self, signals: Tensor) -> Tensor:
+        # On silence thousands of equal terms cancel in this sum: in float32 they would leave more than their rounding.
+        # And MKL's float32 products of 5 to 11 rows have other bits with another number of threads.
+        return (self._normalised(signals).double() @ self.to_mel @ self.to_latent + self.bias).float()
+
+    def _normalised(self, signals: Tensor) -> Tensor:
+        if not len(signals):  # the FFT takes no empty batch
+            return signals.new_empty(0, signals.shape[-1] // self.hop + 1, len(self.mean))
+        reach = len(self.window) // 2
+        padded = F.pad(signals[:, None], (reach, reach), mode="reflect")[:, 0]
+        spectrum = torch.fft.rfft(padded.unfold(1, len(self.window), self.hop) * self.window)
+        power = torch.view_as_real(spectrum).square().sum(-1)
+        return torch.log10(power + FLOOR) - self.mean

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ..config import StageConfig
 from ..reference import StageWeights
 
-__all__ = ["sizes", "weight_arrays"]
+__all__ = ["arrays", "sizes", "weight_tensors"]
 
 
 def sizes(config: StageConfig) -> dict[str, Any]:
     """The sizes that ``CpuStage`` asks for."""
     return {
+        "instruments": config.instruments,
+        "softmax": config.softmax,
         "N": config.N,
         "W": config.W,
         "B": config.B,
@@ -28,18 +33,49 @@ def sizes(config: StageConfig) -> dict[str, Any]:
     }
 
 
-def weight_arrays(weights: StageWeights) -> dict[str, NDArray[np.float32]]:
-    """Weights by the names of ``csrc/cpu/prepare.cpp``, without the spectrogram branch (see ``MelShare``)."""
-    config, encoder, decoder, masking = weights.config, weights.encoder, weights.decoder, weights.masking
+def weight_tensors(weights: StageWeights) -> dict[str, Tensor]:
+    """Weights by the names and in the layouts of ``csrc/cpu/tensors.h``, without the spectrogram branch (see ``MelShare``).
+
+    Differentiable: each is a view or a copy of the stage's weights.
+    """
+    return _encoder(weights) | _decoder(weights) | _masking(weights)
+
+
+def arrays(tensors: Mapping[str, Tensor]) -> dict[str, NDArray[np.float32]]:
+    """The tensors as the compiled module takes them."""
+    return {name: tensor.detach().contiguous().numpy() for name, tensor in tensors.items()}
+
+
+def _centred(filters: Iterable[Tensor], longest: int) -> Tensor:
+    """Filters (width_l, 1, k_l) below each other in (sum of widths, longest), zeros around the shorter ones."""
+    return torch.cat([F.pad(f[:, 0], ((longest - f.shape[-1]) // 2,) * 2) for f in filters])
+
+
+def _encoder(weights: StageWeights) -> dict[str, Tensor]:
+    config, encoder = weights.config, weights.encoder
     filters, width = len(config.kernel_sizes), config.encoder_width
-    named: dict[str, Tensor] = {
-        # The compiled filter bank keeps its outputs filter by filter, so the interleaving moves into these columns.
-        "encoder.bottleneck_1": encoder.bottleneck_1[:, : filters * width, 0]
-        .unflatten(1, (width, filters))
-        .transpose(1, 2)
-        .flatten(1),
+    # The compiled filter bank keeps its outputs filter by filter, so the interleaving moves into these columns.
+    columns = encoder.bottleneck_1[:, : filters * width, 0].unflatten(1, (width, filters))
+    return {
+        "encoder.bank": _centred(encoder.filters, config.kernel_sizes[-1]),
+        "encoder.bottleneck_1": columns.transpose(1, 2).flatten(1),
         "encoder.bottleneck_2": encoder.bottleneck_2[:, :, 0],
-        "decoder.bottleneck": decoder.bottleneck[:, :, 0],
+    }
+
+
+def _decoder(weights: StageWeights) -> dict[str, Tensor]:
+    """The longest filter's channels come first."""
+    config, decoder = weights.config, weights.decoder
+    columns = decoder.bottleneck[:, :, 0].split(config.decoder_widths, dim=1)
+    return {
+        "decoder.bottleneck": torch.cat(columns[::-1], dim=1),
+        "decoder.filters": _centred(decoder.filters[::-1], config.kernel_sizes[-1]),
+    }
+
+
+def _masking(weights: StageWeights) -> dict[str, Tensor]:
+    masking = weights.masking
+    named = {
         "mask.prelu_1": masking.prelu_1,
         "mask.prelu_2": masking.prelu_2,
         "mask.prelu_3": masking.prelu_3,
@@ -48,9 +84,6 @@ def weight_arrays(weights: StageWeights) -> dict[str, NDArray[np.float32]]:
         "mask.mask_output": masking.mask_output.weight[..., 0],
     }
     norms = {f"mask.norm_{i}": getattr(masking, f"norm_{i}") for i in (1, 2, 3, 4)}
-    for i in range(filters):
-        named[f"encoder.filters.{i}"] = encoder.filters[i][:, 0]
-        named[f"decoder.filters.{i}"] = decoder.filters[i][:, 0]
     for i, block in enumerate(masking.blocks):
         name = f"mask.blocks.{i}"
         named[f"{name}.prelu_1"] = block.prelu_1
@@ -68,4 +101,4 @@ def weight_arrays(weights: StageWeights) -> dict[str, NDArray[np.float32]]:
     for name, norm in norms.items():
         named[f"{name}.scale"] = norm.scale
         named[f"{name}.shift"] = norm.shift
-    return {name: tensor.detach().contiguous().numpy() for name, tensor in named.items()}
+    return named

@@ -100,6 +100,7 @@ def spectrogram_arrays(weights: StageWeights) -> dict[str, Tensor]:
     """The spectrogram branch by the names of ``csrc/cuda/stage.cu``: folded in float64; only the twiddles stay it."""
     config = weights.config
     share = MelShare.of(weights.encoder, config, config.N)
+    assert share is not None, "the backend serves networks with the branch only"
     turns = torch.arange(config.n_fft // 2, dtype=torch.float64, device=share.window.device)
     angles = turns * (-2 * math.pi / config.n_fft)
     found = {

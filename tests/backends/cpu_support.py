@@ -71,7 +71,7 @@ def separate(
         with torch.no_grad():
             latent = backend.encode(prepared, mix)
             masked = backend.mask(prepared, latent, masked)
-            found += [latent, masked, backend.decode(prepared, masked.flatten(0, 1)).unflatten(0, (-1, 4))]
+            found += [latent, masked, backend.decode(prepared, masked.flatten(0, 1)).unflatten(0, masked.shape[:2])]
     return found
 
 

@@ -152,34 +152,48 @@ def test_wrong_shapes_are_refused(prepared: Any) -> None:
 def test_the_compiled_module_checks_what_it_is_given(prepared: Any) -> None:
     stage, good = prepared.stage, torch.zeros(1, 50, STAGE.N)
     with pytest.raises(ValueError, match="latent must have shape"):
-        stage.decode(good[..., 1:], torch.zeros(1, 50 * STAGE.W), 1)
+        stage.decode(good[..., 1:], torch.zeros(1, 50 * STAGE.W), None, 1)
     with pytest.raises(ValueError, match="signal must have shape"):
-        stage.decode(good, torch.zeros(1, 50), 1)
+        stage.decode(good, torch.zeros(1, 50), None, 1)
     with pytest.raises(ValueError, match="float32 or bfloat16"):
-        stage.decode(good.double(), torch.zeros(1, 50 * STAGE.W), 1)
+        stage.decode(good.double(), torch.zeros(1, 50 * STAGE.W), None, 1)
     with pytest.raises(ValueError, match="contiguous channels"):
-        stage.decode(torch.zeros(1, STAGE.N, 50).transpose(1, 2), torch.zeros(1, 50 * STAGE.W), 1)
+        stage.decode(torch.zeros(1, STAGE.N, 50).transpose(1, 2), torch.zeros(1, 50 * STAGE.W), None, 1)
     with pytest.raises(ValueError, match="contiguous"):
-        stage.decode(good, torch.zeros(1, 100 * STAGE.W)[:, ::2], 1)
+        stage.decode(good, torch.zeros(1, 100 * STAGE.W)[:, ::2], None, 1)
     with pytest.raises(ValueError, match="threads"):
-        stage.decode(good, torch.zeros(1, 50 * STAGE.W), 0)
+        stage.decode(good, torch.zeros(1, 50 * STAGE.W), None, 0)
     with pytest.raises(ValueError, match="lack"):
         native.load().CpuStage("", False, {**_sizes(), "N": 16}, {})
     with pytest.raises(ValueError, match="multiples of 8"):
         native.load().CpuStage("", False, {**_sizes(), "N": 12}, {})
+    with pytest.raises(ValueError, match="1 to 32 instruments"):
+        native.load().CpuStage("", False, {**_sizes(), "instruments": 33}, {})
+    with pytest.raises(ValueError, match="0 to all instruments"):
+        native.load().CpuStage("", False, {**_sizes(), "softmax": 5}, {})
     with pytest.raises(ValueError, match="magic"):
         native.load().CpuStage("magic", False, _sizes(), {})
 
 
 def _sizes() -> dict[str, Any]:
-    return {"N": 16, "W": 20, "B": 8, "H": 8, "partial": 0, "kernel_sizes": [20], "widths": [8], "dilations": [1]}
+    return {
+        "instruments": 4,
+        "softmax": 4,
+        "N": 16,
+        "W": 20,
+        "B": 8,
+        "H": 8,
+        "partial": 0,
+        "kernel_sizes": [20],
+        "widths": [8],
+        "dilations": [1],
+    }
 
 
 @pytest.mark.parametrize(
     ("request_", "reason"),
     [
         (Request(torch.device("cuda"), Precision.float32), "CPU"),
-        (Request(torch.device("cpu"), Precision.float32, training=True), "gradients"),
         (Request(torch.device("cpu"), Precision.float64), "float64"),
         (Request(torch.device("cpu"), Precision.float16), "float16"),
     ],
@@ -189,8 +203,9 @@ def test_requests_it_cannot_serve_are_refused_with_the_reason(request_: Request,
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_inference_on_cpus_is_served(precision: Precision) -> None:
-    assert CPU.supports(Request(torch.device("cpu"), precision, config=MetaTasNetConfig())) is None
+@pytest.mark.parametrize("training", [False, True])
+def test_training_and_inference_on_cpus_are_served(training: bool, precision: Precision) -> None:
+    assert CPU.supports(Request(torch.device("cpu"), precision, training, MetaTasNetConfig())) is None
 
 
 @needs_the_module

@@ -70,12 +70,8 @@ def test_encoder_and_decoder_equal_the_recorded_ones(case: str, precision: Preci
     assert_parity("signal", signal, recording["decoder/y"], allowed(case, precision.value, "decoder/y"))
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("part", ["mask", "mask_partial"])
-@pytest.mark.parametrize("case", ["blocks_generated", "blocks_independent", "blocks_residual_bias"])
-def test_masking_network_equals_the_recorded_one(case: str, part: str, precision: Precision, isa: str) -> None:  # noqa: F811
-    """The recorded network reads another latent for each instrument, as with dropout."""
-    recording = golden(case)
+def masking(recording: Golden, part: str) -> tuple[StageConfig, dict[str, torch.Tensor]]:
+    """The recorded masking network, between any encoder and decoder."""
     meta = recording.meta
     config = MetaTasNetConfig(
         **{name: meta[name] for name in ("N", "B", "H", "E_1", "E_2", "layers", "stack", "residual_bias")},
@@ -83,23 +79,33 @@ def test_masking_network_equals_the_recorded_one(case: str, part: str, precision
         num_mels=8,
         stages_num=1,
     )
-    stage = dataclasses.replace(config.stage(0), index=int(part == "mask_partial"))
     parameters = stage_parameters(recipe(config), 0)
     parameters.update({f"mask.{k}": v for k, v in recording.under(f"{part}/state/").items()})
     if meta["generated"]:
         parameters["instrument_embedding.weight"] = recording["instrument"]
+    return dataclasses.replace(config.stage(0), index=int(part == "mask_partial")), parameters
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("part", ["mask", "mask_partial"])
+@pytest.mark.parametrize("case", ["blocks_generated", "blocks_independent", "blocks_residual_bias"])
+def test_masking_network_equals_the_recorded_one(case: str, part: str, precision: Precision, isa: str) -> None:  # noqa: F811
+    """The recorded network reads another latent for each instrument, as with dropout."""
+    recording = golden(case)
+    stage, parameters = masking(recording, part)
     prepared = prepare(CPU, stage, parameters, precision)
 
     x = recording[f"{part}/x"]
     partial = recording[f"{part}/partial"] if stage.index else None
     masks = CPU.mask(prepared, torch.ones(len(x), stage.N, x.shape[-1]), partial, dropout=None)
     assert_parity("sum of the masks", masks.float().sum(1), torch.ones_like(masks[:, 0]), 1e-2)
-    out = torch.empty(len(x), 4, x.shape[-1], prepared.stage.latent_ld, dtype=prepared.storage)
+    out = torch.empty(len(x), 4, x.shape[-1], prepared.stage.latent_ld, dtype=precision.storage)
     prepared.stage.mask(
         torch.ones(len(x), x.shape[-1], stage.N),
         x.transpose(2, 3).contiguous(),
         None if partial is None else partial.transpose(2, 3).contiguous(),
         out,
+        None,
         1,
     )
     masks = out[..., : stage.N].transpose(2, 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from unittest import mock
 
@@ -11,7 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from metatasnet_fast import native, reference
 from metatasnet_fast.backends.cpu import ISA_VARIABLE
+from metatasnet_fast.backends.cpu_weights import arrays, sizes, weight_tensors
 from metatasnet_fast.config import MetaTasNetConfig
 from metatasnet_fast.precision import Precision
 from tests.backends.cpu_support import (
@@ -42,6 +45,7 @@ def configs(draw: st.DrawFn) -> MetaTasNetConfig:
     # Doubling an odd kernel would break the even difference to an odd stride.
     if filters > 1 and stride % 2:
         stride, shortest = stride + 1, shortest + 1
+    instruments = draw(st.one_of(st.just(4), st.integers(1, 6)))
     return MetaTasNetConfig(
         N=draw(multiples),
         B=draw(multiples),
@@ -51,10 +55,12 @@ def configs(draw: st.DrawFn) -> MetaTasNetConfig:
         filters=filters,
         layers=draw(st.integers(1, 4)),
         stack=draw(st.integers(1, 2)),
-        num_mels=draw(st.integers(1, 20)),
+        num_mels=draw(st.integers(0, 20)),
         stages_num=draw(st.integers(1, 2)),
         independent_params=draw(st.booleans()),
         residual_bias=draw(st.booleans()),
+        instruments=tuple(f"stem_{i}" for i in range(instruments)),
+        added_instruments=draw(st.one_of(st.just(0), st.integers(0, instruments - 1))),
     )
 
 
@@ -198,3 +204,29 @@ def test_tiny_deviations_of_the_spectrogram_cost_no_precision() -> None:
     eager = REFERENCE.encode(prepare(REFERENCE, TINY.stage(0), parameters), mix)
     ours = CPU.encode(prepare(CPU, TINY.stage(0), parameters), mix)
     assert relative_error(ours, exact) <= max(FLOOR, 2 * relative_error(eager, exact))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("isa", EVERY_ISA)
+def test_fewer_instruments_equal_four_of_which_the_others_are_out_of_the_softmax(
+    isa: str, count: int, precision: Precision
+) -> None:
+    """One instrument alone has the sigmoid for its mask, as if it shared with another one that is always 0."""
+    independent = dataclasses.replace(TINY, independent_params=True)
+    config = independent.stage(0)
+    weights = reference.generate(config, stage_parameters(recipe_state(independent, 3), 0))
+    norm = weights.masking.norm_4
+    norm.scale[count:] = 0
+    norm.shift[count:] = -1e4
+    if count == 1:
+        norm.shift[1] = 0
+    latent = noise(TINY, 2, 16 * 300)[0].view(2, 300, 16)
+    expected = reference.mask(weights.masking, config, latent.transpose(1, 2), None)[:, :count].transpose(2, 3)
+    named = {k: v[:count] if k.startswith("mask.") and v.ndim > 1 else v for k, v in weight_tensors(weights).items()}
+    bfloat16 = precision is Precision.bfloat16
+    fewer = {**sizes(config), "instruments": count, "softmax": count if count > 1 else 0}
+    stage = native.load().CpuStage(isa, bfloat16, fewer, arrays(named))
+    masked = torch.empty(2, count, 300, stage.latent_ld, dtype=precision.storage)
+    stage.mask(latent, None, None, masked, None, 2)
+    assert relative_error(masked[..., :16], expected) < (3e-2 if bfloat16 else 3 * FLOOR)

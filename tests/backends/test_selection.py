@@ -11,6 +11,7 @@ from metatasnet_fast import MultiTasNet, available_backends, use_backend
 from metatasnet_fast.backends import Request, current_choice, registry, resolve
 from metatasnet_fast.errors import BackendUnavailableError, ConfigError
 from metatasnet_fast.precision import Precision
+from tests.backends.cpu_support import needs_the_module
 from tests.support import TINY
 
 CPU = torch.device("cpu")
@@ -64,11 +65,12 @@ def test_a_named_backend_that_cannot_serve_raises_with_the_reason() -> None:
         resolve("reference", Request(CPU, Precision.tf32))
 
 
-def test_auto_trains_on_the_reference_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+@needs_the_module
+def test_auto_trains_on_the_compiled_code_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
     registry._announce.cache_clear()
     with caplog.at_level(logging.INFO, "metatasnet_fast"):
         for _ in range(3):
-            assert resolve("auto", Request(CPU, Precision.float32, training=True)).name == "reference"
+            assert resolve("auto", Request(CPU, Precision.float32, training=True)).name == "cpu"
     assert len([r for r in caplog.records if "training" in r.getMessage()]) == 1
 
 

@@ -1,7 +1,9 @@
 // Runs the CPU kernels of every instruction set without Python, for the sanitizers: small stages of awkward sizes,
 // inputs that end where their allocation ends, several numbers of threads. Prints a line and exits 1 where results
 // disagree.
+#include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <cstdio>
 #include <cstring>
 #include <map>
@@ -18,8 +20,11 @@ using namespace metatasnet;
 
 struct Weights {
   std::map<std::string, std::vector<float>> values;
-  Arrays arrays;
+  Arrays<const float> arrays;
   std::mt19937 random{7};
+  int instruments;
+
+  explicit Weights(int count) : instruments(count) {}
 
   void add(const std::string& name, const std::vector<std::int64_t>& shape, float scale, float offset = 0.0f) {
     std::int64_t count = 1;
@@ -29,28 +34,31 @@ struct Weights {
     arrays[name] = {v.data(), shape};
   }
 
+  void clear_outside(const std::string& name, int row, Taps taps, int columns) {
+    float* v = values[name].data() + static_cast<std::ptrdiff_t>(row) * columns;
+    std::fill(v, v + taps.begin, 0.0f);
+    std::fill(v + taps.end, v + columns, 0.0f);
+  }
+
   void norm(const std::string& name, int channels) {
-    add(name + ".scale", {kInstruments, channels}, 0.3f, 1.0f);
-    add(name + ".shift", {kInstruments, channels}, 0.3f);
+    add(name + ".scale", {instruments, channels}, 0.3f, 1.0f);
+    add(name + ".shift", {instruments, channels}, 0.3f);
   }
 
   void convolution(const std::string& name, int outputs, int inputs) {
-    add(name, {kInstruments, outputs, inputs}, 1.0f / std::sqrt(static_cast<float>(inputs)));
+    add(name, {instruments, outputs, inputs}, 1.0f / std::sqrt(static_cast<float>(inputs)));
   }
 };
 
 Weights random_weights(const StageSizes& s) {
-  Weights w;
-  int wide = 0;
-  for (std::size_t l = 0; l < s.kernel_sizes.size(); ++l) {
-    w.add("encoder.filters." + std::to_string(l), {s.N / 4, s.kernel_sizes[l]}, 0.2f);
-    w.add("decoder.filters." + std::to_string(l), {s.widths[l], s.kernel_sizes[l]}, 0.2f);
-    wide += s.widths[l];
-  }
-  const int bank = static_cast<int>(s.kernel_sizes.size()) * (s.N / 4);
-  w.add("encoder.bottleneck_1", {s.N, bank}, 0.2f);
+  Weights w(s.instruments);
+  w.add("encoder.bank", {s.bank(), s.longest()}, 0.2f);
+  w.add("decoder.filters", {s.wide(), s.longest()}, 0.2f);
+  for (int o = 0; o < s.bank(); ++o) w.clear_outside("encoder.bank", o, taps_of(s, o / (s.N / 4)), s.longest());
+  for (int c = 0; c < s.wide(); ++c) w.clear_outside("decoder.filters", c, decoder_taps(s, c), s.longest());
+  w.add("encoder.bottleneck_1", {s.N, s.bank()}, 0.2f);
   w.add("encoder.bottleneck_2", {s.N, s.N}, 0.2f);
-  w.add("decoder.bottleneck", {s.N, wide}, 0.2f);
+  w.add("decoder.bottleneck", {s.N, s.wide()}, 0.2f);
   for (int i = 1; i <= 4; ++i) w.add("mask.prelu_" + std::to_string(i), {1}, 0.05f, 0.25f);
   w.norm("mask.norm_1", s.N + s.partial);
   w.norm("mask.norm_2", s.B);
@@ -65,11 +73,11 @@ Weights random_weights(const StageSizes& s) {
     w.norm(name + ".norm_1", s.H);
     w.norm(name + ".norm_2", s.H);
     w.convolution(name + ".conv1d", s.H, s.B);
-    w.add(name + ".dconv1d", {kInstruments, s.H, 3}, 0.5f);
+    w.add(name + ".dconv1d", {s.instruments, s.H, 3}, 0.5f);
     w.convolution(name + ".skip_out", s.B, s.H);
     if (b + 1 < s.dilations.size()) {
       w.convolution(name + ".res_out", s.B, s.H);
-      w.add(name + ".res_out.bias", {kInstruments, s.B}, 0.1f);
+      w.add(name + ".res_out.bias", {s.instruments, s.B}, 0.1f);
     }
   }
   return w;
@@ -82,36 +90,143 @@ std::vector<float> noise(std::size_t count, unsigned seed) {
   return v;
 }
 
-// The signal and the masked latent's bytes.
-struct Result {
-  std::vector<float> signal;
-  std::vector<char> masked;
+using Bytes = std::vector<char>;
+
+// Gradients of the same shapes as the weights, in rows and columns of multiples of kChannels where they are padded.
+struct Gradients {
+  std::map<std::string, std::vector<float>> values;
+  Arrays<float> arrays;
+
+  float* add(const std::string& name, const std::vector<std::int64_t>& shape) {
+    std::int64_t count = 1;
+    for (const std::int64_t n : shape) count *= n;
+    std::vector<float>& v = values[name];
+    v.assign(count, 0.0f);
+    arrays[name] = {v.data(), shape};
+    return v.data();
+  }
 };
 
-Result run(const Stage& stage, std::int64_t n, std::int64_t samples, int threads) {
+// All results of all jobs, forward and backward, one after the other. Inputs come without padding, so that reading
+// beyond the last one is caught.
+std::vector<float> run(const Stage& stage, const Weights& weights, std::int64_t n, std::int64_t samples, bool own,
+                       int threads) {
   const StageSizes& s = stage.sizes();
-  const std::int64_t frames = samples / s.W, ld = stage.latent_ld(), mel_frames = 3;
+  const std::int64_t frames = samples / s.W, ld = stage.latent_ld(), mel_frames = 3, units = n * s.instruments;
   const std::size_t size = stage.stores_bfloat16() ? 2 : 4;
+  const bool bfloat16 = stage.stores_bfloat16();
+  std::vector<float> results;
+  const auto keep = [&](const std::vector<float>& v) { results.insert(results.end(), v.begin(), v.end()); };
+  // The channels of frames by channels, without what pads them.
+  const auto keep_latent = [&](const Bytes& bytes, std::int64_t rows, std::int64_t ld_rows, int channels) {
+    for (std::int64_t r = 0; r < rows; ++r) {
+      for (int c = 0; c < channels; ++c) {
+        const char* at = bytes.data() + (r * ld_rows + c) * size;
+        std::uint32_t bits = 0;
+        std::memcpy(bfloat16 ? reinterpret_cast<char*>(&bits) + 2 : reinterpret_cast<char*>(&bits), at, size);
+        float value;
+        std::memcpy(&value, &bits, sizeof value);
+        results.push_back(value);
+      }
+    }
+  };
+  Gradients gradients;
+
   const std::vector<float> signal = noise(n * samples, 1), mel = noise(n * mel_frames * ld, 2);
-  std::vector<char> latent(n * frames * ld * size);
-  stage.encode(signal.data(), n, samples, samples, mel.data(), mel_frames, latent.data(), threads);
+  Bytes latent(n * frames * ld * size), kept_encoder(stage.kept_encoder(n, frames));
+  stage.encode(signal.data(), n, samples, samples, mel.data(), mel_frames, latent.data(), kept_encoder.data(), threads);
+  keep_latent(latent, n * frames, ld, s.N);
 
-  // The previous stage's latents come without padding, so that reading beyond the last one is caught.
-  const std::vector<float> partial = noise(n * kInstruments * frames * s.partial, 3);
-  const Latents own{{latent.data(), ld, s.N, stage.stores_bfloat16()}, frames * ld, 0};
-  const Latents previous{
-      {partial.data(), s.partial, s.partial, false}, kInstruments * frames * s.partial, frames * s.partial};
-  Result result;
-  result.masked.resize(n * kInstruments * frames * ld * size);
-  stage.mask(n, frames, own, own, s.partial ? previous : Latents{}, result.masked.data(), threads);
+  const std::vector<float> given = noise(n * frames * s.N, 5);
+  std::vector<float> mel_gradient(n * mel_frames * ld), signal_gradient(n * samples);
+  EncodeCall encode{};
+  encode.n = n;
+  encode.samples = samples;
+  encode.mel_frames = mel_frames;
+  encode.signal = signal.data();
+  encode.gradient = {given.data(), s.N, s.N, false};
+  encode.gradient_item = frames * s.N;
+  encode.kept = kept_encoder.data();
+  encode.mel_gradient = mel_gradient.data();
+  encode.signal_gradient = signal_gradient.data();
+  encode.gradients = {gradients.add("bank", {padded(s.bank()), padded(s.longest())}),
+                      gradients.add("bottleneck_1", {padded(s.N), padded(s.bank())}),
+                      gradients.add("bottleneck_2", {padded(s.N), padded(s.N)})};
+  stage.encode_gradient(encode, threads);
+  keep(mel_gradient);
+  keep(signal_gradient);
 
-  const std::vector<float> tight = noise(n * frames * s.N, 4);
-  result.signal.resize(n * kInstruments * frames * s.W + n * frames * s.W);
-  stage.decode(n * kInstruments, frames, {result.masked.data(), ld, s.N, stage.stores_bfloat16()}, frames * ld,
-               result.signal.data(), threads);
-  stage.decode(n, frames, {tight.data(), s.N, s.N, false}, frames * s.N,
-               result.signal.data() + n * kInstruments * frames * s.W, threads);
-  return result;
+  const std::vector<float> partial = noise(units * frames * s.partial, 3), inputs = noise(units * frames * s.N, 6);
+  const Latents shared{{latent.data(), ld, s.N, bfloat16}, frames * ld, 0};
+  const Latents input =
+      own ? Latents{{inputs.data(), s.N, s.N, false}, s.instruments * frames * s.N, frames * s.N} : shared;
+  const Latents previous =
+      s.partial ? Latents{{partial.data(), s.partial, s.partial, false}, s.instruments * frames * s.partial,
+                          frames * s.partial}
+                : Latents{};
+  Bytes masked(units * frames * ld * size), kept_mask(stage.kept_mask(n, frames) + 64);
+  char* const kept = kept_mask.data() + 64 - reinterpret_cast<std::uintptr_t>(kept_mask.data()) % 64;
+  stage.mask(n, frames, shared, input, previous, masked.data(), kept, threads);
+  keep_latent(masked, units * frames, ld, s.N);
+
+  const std::vector<float> given_masked = noise(units * frames * s.N, 7);
+  std::vector<float> latent_gradient(n * frames * ld);
+  Bytes own_gradient(units * frames * ld * size), partial_gradient(units * frames * padded(s.partial) * size);
+  Gradients weight_gradients;
+  for (const auto& [name, array] : weights.arrays) {
+    if (name.rfind("mask.", 0) == 0) weight_gradients.add(name, array.shape);
+  }
+  MaskCall mask{};
+  mask.n = n;
+  mask.frames = frames;
+  mask.latent = shared;
+  mask.input = input;
+  mask.partial = previous;
+  mask.kept = kept;
+  mask.gradient = {{given_masked.data(), s.N, s.N, false}, s.instruments * frames * s.N, frames * s.N};
+  mask.latent_gradient = latent_gradient.data();
+  mask.own_gradient = own ? own_gradient.data() : nullptr;
+  mask.partial_gradient = s.partial ? partial_gradient.data() : nullptr;
+  stage.mask_gradient(mask, mask_tensors(s, weight_gradients.arrays), threads);
+  for (std::int64_t r = 0; r < n * frames; ++r)
+    results.insert(results.end(), latent_gradient.begin() + r * ld, latent_gradient.begin() + r * ld + s.N);
+  if (own) keep_latent(own_gradient, units * frames, ld, s.N);
+  if (s.partial) keep_latent(partial_gradient, units * frames, padded(s.partial), s.partial);
+  for (const auto& [name, values] : weight_gradients.values) keep(values);
+
+  std::vector<float> decoded(units * frames * s.W);
+  Bytes kept_decoder(stage.kept_decoder(units, frames)), decoder_gradient(units * frames * ld * size);
+  DecodeCall decode{};
+  decode.n = units;
+  decode.frames = frames;
+  decode.latent = {inputs.data(), s.N, s.N, false};
+  decode.latent_item = frames * s.N;
+  stage.decode(units, frames, decode.latent, decode.latent_item, decoded.data(), kept_decoder.data(), threads);
+  keep(decoded);
+  const std::vector<float> given_signal = noise(units * frames * s.W, 8);
+  decode.gradient = given_signal.data();
+  decode.kept = kept_decoder.data();
+  decode.latent_gradient = decoder_gradient.data();
+  decode.gradients = {gradients.add("expansion", {padded(s.N), padded(s.wide())}),
+                      gradients.add("filters", {padded(s.wide()), padded(s.longest())})};
+  stage.decode_gradient(decode, threads);
+  keep_latent(decoder_gradient, units * frames, ld, s.N);
+  const std::pair<const char*, std::pair<int, int>> matrices[] = {
+      {"bottleneck_1", {s.N, s.bank()}}, {"bottleneck_2", {s.N, s.N}}, {"expansion", {s.N, s.wide()}}};
+  for (const auto& [name, shape] : matrices) {
+    const std::vector<float>& v = gradients.values[name];
+    for (int r = 0; r < shape.first; ++r) {
+      const auto row = v.begin() + static_cast<std::ptrdiff_t>(r) * padded(shape.second);
+      results.insert(results.end(), row, row + shape.second);
+    }
+  }
+  const auto keep_taps = [&](const char* name, int row, Taps taps) {
+    const auto at = gradients.values[name].begin() + static_cast<std::ptrdiff_t>(row) * padded(s.longest());
+    results.insert(results.end(), at + taps.begin, at + taps.end);
+  };
+  for (int o = 0; o < s.bank(); ++o) keep_taps("bank", o, taps_of(s, o / (s.N / 4)));
+  for (int c = 0; c < s.wide(); ++c) keep_taps("filters", c, decoder_taps(s, c));
+  return results;
 }
 
 double difference(const std::vector<float>& a, const std::vector<float>& b) {
@@ -127,10 +242,10 @@ double difference(const std::vector<float>& a, const std::vector<float>& b) {
 
 int main() {
   const StageSizes sizes[] = {
-      {8, 7, 8, 16, 0, {7}, {4}, {1}},
-      {24, 20, 40, 24, 0, {20, 40, 80}, {12, 6, 3}, {1, 2, 4, 1}},
-      {40, 10, 16, 8, 20, {12, 24}, {20, 10}, {1, 64}},
-      {8, 10, 8, 8, 400, {12}, {10}, {1}},  // a sum longer than a block of the products
+      {1, 0, 8, 7, 8, 16, 0, {7}, {4}, {1}},
+      {4, 4, 24, 20, 40, 24, 0, {20, 40, 80}, {12, 6, 3}, {1, 2, 4, 1}},
+      {3, 2, 40, 10, 16, 8, 20, {12, 24}, {20, 10}, {1, 64}},
+      {4, 0, 8, 10, 8, 8, 400, {12}, {10}, {1}},  // a sum longer than a block of the products
   };
   bool good = true;
   for (const StageSizes& s : sizes) {
@@ -138,21 +253,22 @@ int main() {
     for (const bool bfloat16 : {false, true}) {
       std::vector<float> expected;
       for (const std::string& isa : usable_isas()) {
-        const Stage stage(kernels_for(isa), bfloat16, s, weights.arrays);
+        const Stage stage(kernels_for(isa), bfloat16, s, weights.arrays, true, std::make_shared<MemoryPool>(), 2);
         for (const std::int64_t frames : {1, 13, 205}) {
           const std::int64_t samples = frames * s.W + s.W / 2;
-          const Result one = run(stage, 2, samples, 1);
+          const bool own = frames == 13;
+          const std::vector<float> one = run(stage, weights, 2, samples, own, 1);
           for (const int threads : {3, 9}) {
-            const Result more = run(stage, 2, samples, threads);
-            if (std::memcmp(more.signal.data(), one.signal.data(), one.signal.size() * sizeof(float)) != 0) {
-              std::printf("%s, N=%d, %d frames: %d threads change the signal\n", isa.c_str(), s.N,
+            const std::vector<float> more = run(stage, weights, 2, samples, own, threads);
+            if (more.size() != one.size() || std::memcmp(more.data(), one.data(), one.size() * sizeof(float)) != 0) {
+              std::printf("%s, N=%d, %d frames: %d threads change the results\n", isa.c_str(), s.N,
                           static_cast<int>(frames), threads);
               good = false;
             }
           }
           if (frames != 205) continue;
-          if (expected.empty()) expected = one.signal;
-          const double error = difference(one.signal, expected);
+          if (expected.empty()) expected = one;
+          const double error = difference(one, expected);
           if (!(error < (bfloat16 ? 5e-2 : 1e-4))) {
             std::printf("%s, N=%d: differs from %s by %g\n", isa.c_str(), s.N, usable_isas()[0].c_str(), error);
             good = false;

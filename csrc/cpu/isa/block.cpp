@@ -20,6 +20,7 @@ struct AddToStreams {
   int residual_panels;
   PanelBias bias;
   typename Mode::Operand* x_operand;
+  typename Mode::Storage* kept_x;
 
   METATASNET_INLINE void begin(int panel) { bias.begin(panel); }
 
@@ -33,7 +34,7 @@ struct AddToStreams {
   }
 
   template <bool kFull, int kTileRows>
-  METATASNET_INLINE void tile(int panel, int first, int, Accumulators<kTileRows>& acc) {
+  METATASNET_INLINE void tile(int panel, int first, int valid, Accumulators<kTileRows>& acc) {
     if (panel < residual_panels) {
       const std::ptrdiff_t at = first * ld + panel * kPanel;
 #pragma GCC unroll 2
@@ -45,6 +46,14 @@ struct AddToStreams {
           store(p, sum);
           if constexpr (sizeof(typename Mode::Storage) != sizeof(float))
             put_operand<Mode>(x_operand + at + i * ld + v * kLanes, sum);
+          acc[i][v] = sum;
+        }
+      }
+      if (kept_x) {
+#pragma GCC unroll 16
+        for (int i = 0; i < kTileRows; ++i) {
+          if (!kFull && i >= valid) break;
+          stream(kept_x + at + i * ld, acc[i]);
         }
       }
     } else {
@@ -90,9 +99,10 @@ void normalise(const BlockInputArgs& a) {
     for (int c = 0; c < a.ld_x; c += kLanes) {
       const Vec v = load(x + c) * load(a.x_scale + c) + load(a.x_shift + c);
       store(x + c, v);
+      const std::ptrdiff_t at = static_cast<std::ptrdiff_t>(r) * a.ld_x + c;
       if constexpr (sizeof(typename Mode::Storage) != sizeof(float))
-        put_operand<Mode>(
-            static_cast<typename Mode::Operand*>(a.x_operand) + static_cast<std::ptrdiff_t>(r) * a.ld_x + c, v);
+        put_operand<Mode>(static_cast<typename Mode::Operand*>(a.x_operand) + at, v);
+      if (a.kept_x) store(static_cast<typename Mode::Storage*>(a.kept_x) + at, v);
     }
   }
 }
@@ -105,15 +115,16 @@ void block_input(const BlockInputArgs& a) {
   using Operand = typename Mode::Operand;
   auto* x_operand = static_cast<Operand*>(a.x_operand);
   if (a.hidden) {
-    AddToStreams<Mode> streams{a.x, a.skip, a.ld_x, a.skip_is_empty, a.residual_panels, {a.mix_bias, {}}, x_operand};
+    AddToStreams<Mode> streams{a.x, a.skip, a.ld_x, a.skip_is_empty, a.residual_panels,
+                              {a.mix_bias, {}}, x_operand, static_cast<Storage*>(a.kept_x)};
     const Operand* h = operand_rows(static_cast<const Storage*>(a.hidden), a.rows, a.ld_hidden,
                                     static_cast<Operand*>(a.hidden_operand));
     gemm(h, a.ld_hidden, a.rows, *a.mix, 0, a.mix->panels, streams);
   } else {
     normalise<Mode>(a);
   }
-  Activate<Storage> activate{
-      static_cast<Storage*>(a.out), a.ld_out, {nullptr, {}}, splat(a.slope), a.moments, a.rows, {}};
+  Activate<Storage> activate{static_cast<Storage*>(a.out), static_cast<Storage*>(a.kept), a.ld_out, {nullptr, {}},
+                             splat(a.slope), a.moments, a.rows, {}};
   if constexpr (sizeof(Storage) == sizeof(float)) {
     gemm(static_cast<const float*>(a.x), a.ld_x, a.rows, *a.conv, 0, a.conv->panels, activate);
   } else {
@@ -127,6 +138,7 @@ void skip_output(const SkipOutputArgs& a) {
   using Operand = typename Mode::Operand;
   AddAndActivate<Storage> epilogue;
   epilogue.out = static_cast<Storage*>(a.out);
+  epilogue.kept = static_cast<Storage*>(a.kept);
   epilogue.ld = a.ld_out;
   epilogue.bias.values = a.bias;
   epilogue.slope = splat(a.slope);

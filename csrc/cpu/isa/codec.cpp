@@ -17,14 +17,20 @@ struct Plain {
 template <class Mode>
 struct ReluToOperand : Plain {
   typename Mode::Operand* out;
+  typename Mode::Storage* kept;
+  int kept_begin, kept_end;
   std::ptrdiff_t ld;
 
   template <bool kFull, int kTileRows>
   METATASNET_INLINE void tile(int panel, int first, int, Accumulators<kTileRows>& acc) {
 #pragma GCC unroll 16
-    for (int i = 0; i < kTileRows; ++i)
-      for (int v = 0; v < kVectors; ++v)
-        put_operand<Mode>(out + (first + i) * ld + panel * kPanel + v * kLanes, relu(acc[i][v]));
+    for (int i = 0; i < kTileRows; ++i) {
+      for (int v = 0; v < kVectors; ++v) {
+        const std::ptrdiff_t at = (first + i) * ld + panel * kPanel + v * kLanes;
+        const Vec x = put_operand<Mode>(out + at, relu(acc[i][v]));
+        if (kept && first + i >= kept_begin && first + i < kept_end) store(kept + at, x);
+      }
+    }
   }
 };
 
@@ -33,9 +39,21 @@ template <class Mode>
 struct AddMelRelu : Plain {
   const EncodeArgs& args;
   typename Mode::Operand* out;
+  typename Mode::Storage* kept;
   std::ptrdiff_t ld;
 
-  AddMelRelu(const EncodeArgs& a, typename Mode::Operand* o, std::ptrdiff_t l) : args(a), out(o), ld(l) {}
+  explicit AddMelRelu(const EncodeArgs& a)
+      : args(a),
+        out(static_cast<typename Mode::Operand*>(a.wide_operand)),
+        kept(static_cast<typename Mode::Storage*>(a.kept_wide)),
+        ld(a.ld_wide) {}
+
+  METATASNET_INLINE Vec share(int row, int column) const {
+    if (!args.mel) return Vec{};
+    const Vec from = load(args.mel + args.mel_frame[row] * args.ld_mel + column);
+    const Vec to = load(args.mel + args.mel_next[row] * args.ld_mel + column);
+    return (to - from) * args.mel_weight[row] + from;
+  }
 
   template <bool kFull, int kTileRows>
   METATASNET_INLINE void tile(int panel, int first, int valid, Accumulators<kTileRows>& acc) {
@@ -43,12 +61,10 @@ struct AddMelRelu : Plain {
     for (int i = 0; i < kTileRows; ++i) {
       if (!kFull && i >= valid) break;
       const int column = panel * kPanel;
-      const float* here = args.mel + args.mel_frame[first + i] * args.ld_mel + column;
-      const float* next = args.mel + args.mel_next[first + i] * args.ld_mel + column;
       for (int v = 0; v < kVectors; ++v) {
-        const Vec from = load(here + v * kLanes), to = load(next + v * kLanes);
-        const Vec share = (to - from) * args.mel_weight[first + i] + from;
-        put_operand<Mode>(out + (first + i) * ld + column + v * kLanes, relu(acc[i][v] + share));
+        const std::ptrdiff_t at = (first + i) * ld + column + v * kLanes;
+        const Vec x = put_operand<Mode>(out + at, relu(acc[i][v] + share(first + i, column + v * kLanes)));
+        if (kept) store(kept + at, x);
       }
     }
   }
@@ -96,14 +112,26 @@ void encode(const EncodeArgs& a) {
   auto* wide = static_cast<Operand*>(a.wide_operand);
   ReluToOperand<Mode> to_bank;
   to_bank.out = bank;
+  to_bank.kept = static_cast<typename Mode::Storage*>(a.kept_bank);
+  to_bank.kept_begin = 0;
+  to_bank.kept_end = a.rows;
   to_bank.ld = a.ld_bank;
   gemm(static_cast<const Operand*>(a.signal), a.stride, a.rows, *a.bank, 0, a.bank->panels, to_bank);
-  AddMelRelu<Mode> to_wide(a, wide, a.ld_wide);
+  AddMelRelu<Mode> to_wide(a);
   gemm(static_cast<const Operand*>(bank), a.ld_bank, a.rows, *a.bottleneck_1, 0, a.bottleneck_1->panels, to_wide);
   Store<typename Mode::Storage> to_latent;
   to_latent.out = static_cast<typename Mode::Storage*>(a.latent);
   to_latent.ld = a.ld_latent;
   gemm(static_cast<const Operand*>(wide), a.ld_wide, a.rows, *a.bottleneck_2, 0, a.bottleneck_2->panels, to_latent);
+}
+
+template <class Mode>
+void overlap_add(const OverlapAddArgs& a) {
+  using Operand = typename Mode::Operand;
+  OverlapAdd to_signal;
+  to_signal.signal = a.signal;
+  to_signal.stride = a.stride;
+  gemm(static_cast<const Operand*>(a.operands), a.ld, a.rows, *a.filters, 0, a.filters->panels, to_signal);
 }
 
 template <class Mode>
@@ -117,15 +145,16 @@ void decode(const DecodeArgs& a) {
   }
   ReluToOperand<Mode> to_wide;
   to_wide.out = wide;
+  to_wide.kept = static_cast<typename Mode::Storage*>(a.kept_wide);
+  to_wide.kept_begin = a.kept_begin;
+  to_wide.kept_end = a.kept_end;
   to_wide.ld = a.ld_wide;
   gemm(static_cast<const Operand*>(latent), a.ld_latent, a.rows, *a.bottleneck, 0, a.bottleneck->panels, to_wide);
-  OverlapAdd to_signal;
-  to_signal.signal = a.signal;
-  to_signal.stride = a.stride;
-  gemm(static_cast<const Operand*>(wide), a.ld_wide, a.rows, *a.filters, 0, a.filters->panels, to_signal);
+  overlap_add<Mode>({a.rows, wide, a.ld_wide, a.filters, a.signal, a.stride});
 }
 
 METATASNET_INSTANTIATE(encode, EncodeArgs)
 METATASNET_INSTANTIATE(decode, DecodeArgs)
+METATASNET_INSTANTIATE(overlap_add, OverlapAddArgs)
 
 }  // namespace metatasnet::METATASNET_ISA

@@ -18,11 +18,14 @@ struct PanelBias {
   }
 };
 
-// out = prelu(product + bias) as stored, with the moments of its columns.
-template <class T>
+// out = prelu(product + bias) as stored, with the moments of its columns. In training also the value before the PReLU:
+// the result then comes from what is kept, and is rounded likewise, so that the backward pass finds the very values that
+// the norm's statistics are of. (Where these hardly vary, another rounding would be many of their deviations away.)
+template <class T, class Kept = T>
 struct Activate {
   T* out;
-  std::ptrdiff_t ld;
+  Kept* kept;
+  std::ptrdiff_t ld;  // of both
   PanelBias bias;
   Vec slope;
   Moments moments;
@@ -41,20 +44,38 @@ struct Activate {
 
   template <bool kFull, int kTileRows>
   METATASNET_INLINE void tile(int panel, int first, int valid, Accumulators<kTileRows>& acc) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kTileRows; ++i)
+      for (int v = 0; v < kVectors; ++v) acc[i][v] += bias.of[v];
+    if (kept) {
+#pragma GCC unroll 16
+      for (int i = 0; i < kTileRows; ++i) {
+        if (!kFull && i >= valid) break;
+        stream(kept + (first + i) * ld + panel * kPanel, acc[i]);
+        for (int v = 0; v < kVectors; ++v) acc[i][v] = activated<Kept>(as_stored<Kept>(acc[i][v]), slope);
+      }
+    } else {
+#pragma GCC unroll 16
+      for (int i = 0; i < kTileRows; ++i)
+        for (int v = 0; v < kVectors; ++v) acc[i][v] = prelu(acc[i][v], slope);
+    }
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) {
       T* at = out + first * ld + panel * kPanel + v * kLanes;
 #pragma GCC unroll 16
       for (int i = 0; i < kTileRows; ++i) {
         if (!kFull && i >= valid) break;
-        const Vec y = store_rounded(at + i * ld, prelu(acc[i][v] + bias.of[v], slope));
+        const Vec y = store_rounded(at + i * ld, acc[i][v]);
         if (i == 0 && first == 0) columns.pivot[v] = y;
         columns.add(v, y);
       }
     }
   }
 
-  METATASNET_INLINE void end(int panel) { columns.end(moments, panel * kPanel, rows); }
+  METATASNET_INLINE void end(int panel) {
+    columns.end(moments, panel * kPanel, rows);
+    if (kept) stream_end();
+  }
 };
 
 }  // namespace metatasnet::METATASNET_ISA

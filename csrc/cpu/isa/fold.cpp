@@ -12,11 +12,12 @@ template <class Mode>
 METATASNET_INLINE Vec folded_row(const FoldArgs& a, const float* weights, int k, Vec& bias) {
   typename Mode::Operand stored[kLanes];
   const Vec w = load(weights);
-  if (!a.scale) return put_operand<Mode>(stored, w);
   const Vec rounded = put_operand<Mode>(stored, w * a.scale[k]);
   bias += w * a.shift[k] - rounded * a.mean[k];
   return rounded;
 }
+
+constexpr int kPackBlock = 16;  // of k: a cache line of every column
 
 }  // namespace
 
@@ -28,7 +29,7 @@ void fold(const FoldArgs& a) {
     for (int v = 0; v < kVectors; ++v) {
       const float* source = a.source + static_cast<std::ptrdiff_t>(p) * a.inputs * kPanel + v * kLanes;
       float* packed = static_cast<float*>(a.packed) + static_cast<std::ptrdiff_t>(p) * units * kPanel + v * kLanes;
-      Vec bias = a.scale && a.bias ? load(a.bias + p * kPanel + v * kLanes) : Vec{};
+      Vec bias = a.bias ? load(a.bias + p * kPanel + v * kLanes) : Vec{};
       for (int u = 0; u < units; ++u) {
         const int k = u * kValues;
         Vec row = folded_row<Mode>(a, source + static_cast<std::ptrdiff_t>(k) * kPanel, k, bias);
@@ -40,7 +41,7 @@ void fold(const FoldArgs& a) {
         }
         store(packed + static_cast<std::ptrdiff_t>(u) * kPanel, row);
       }
-      if (a.scale) store(a.folded_bias + p * kPanel + v * kLanes, bias);
+      store(a.folded_bias + p * kPanel + v * kLanes, bias);
     }
   }
 }
@@ -56,6 +57,45 @@ void to_operands(const float* values, std::int64_t count, void* operands) {
   __builtin_memcpy(out + i, lanes, sizeof(*out) * static_cast<std::size_t>(count - i));
 }
 
+// Any matrix into panels: `k` by `k` where columns are neighbours in memory, else column by column.
+template <class Mode>
+void pack(const PackArgs& a) {
+  constexpr int kValues = sizeof(float) / sizeof(typename Mode::Operand);
+  for (int p = a.first; p < a.last; ++p) {
+    float* packed = static_cast<float*>(a.packed) + (p - a.first) * a.distance;
+    const int column = p * kPanel, columns = a.columns - column < kPanel ? a.columns - column : kPanel;
+    const float* source = a.source + column * a.column_stride;
+    Vec scale[kVectors];
+    for (int v = 0; v < kVectors; ++v)
+      scale[v] = a.column_scale ? load_first(a.column_scale + column + v * kLanes, columns - v * kLanes) : splat(1.0f);
+    float block[kPackBlock][kPanel] = {};
+    for (int first = 0; first < a.units * kValues; first += kPackBlock) {
+      const int rows = a.inputs - first < kPackBlock ? a.inputs - first : kPackBlock;
+      const float* from = source + first * a.stride;
+      if (rows < kPackBlock) __builtin_memset(block, 0, sizeof block);
+      if (a.column_stride == 1) {
+        for (int k = 0; k < rows; ++k)
+          __builtin_memcpy(block[k], from + k * a.stride, sizeof(float) * static_cast<std::size_t>(columns));
+      } else {
+        for (int j = 0; j < columns; ++j)
+          for (int k = 0; k < rows; ++k) block[k][j] = from[j * a.column_stride + k * a.stride];
+      }
+      for (int k = 0; k < kPackBlock && first + k < a.units * kValues; k += kValues, packed += kPanel) {
+        for (int v = 0; v < kVectors; ++v) {
+          typename Mode::Operand rounded[kLanes];
+          Vec row = put_operand<Mode>(rounded, load(block[k] + v * kLanes) * scale[v]);
+          if constexpr (kValues == 2) {
+            const Vec next = put_operand<Mode>(rounded, load(block[k + 1] + v * kLanes) * scale[v]);
+            row = (Vec)(((UVec)row >> 16) | (UVec)next);
+          }
+          store(packed + v * kLanes, row);
+        }
+      }
+    }
+  }
+}
+
+METATASNET_INSTANTIATE(pack, PackArgs)
 METATASNET_INSTANTIATE(fold, FoldArgs)
 template void to_operands<Float32>(const float*, std::int64_t, void*);
 template void to_operands<BFloat16>(const float*, std::int64_t, void*);

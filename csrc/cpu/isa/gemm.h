@@ -57,6 +57,42 @@ METATASNET_INLINE void prefetch_tile(const T* at, std::ptrdiff_t ld) {
       __builtin_prefetch(reinterpret_cast<const char*>(at + i * ld) + line, 1);
 }
 
+// Asks for the rows behind a tile, some lines at a time, while the tile is worked on: passes read activations panel by
+// panel, each row of it a line or two, too sparse a pattern for the hardware.
+class Ahead {
+ public:
+  // The rows behind some that take so many bytes.
+  METATASNET_INLINE void add(const void* rows, std::ptrdiff_t bytes) {
+    at_[count_] = static_cast<const char*>(rows) + bytes;
+    end_[count_++] = static_cast<const char*>(rows) + 2 * bytes;
+  }
+
+  METATASNET_INLINE void step(int lines) {
+    while (lines > 0 && current_ < count_) {
+      __builtin_prefetch(at_[current_], 0, 2);
+      at_[current_] += 64;
+      if (at_[current_] >= end_[current_]) ++current_;
+      --lines;
+    }
+  }
+
+ private:
+  const char *at_[5], *end_[5];
+  int count_ = 0, current_ = 0;
+};
+
+// Weights that exceed the second-level cache are asked for while the block before them is multiplied, and not to be left
+// in that cache: the tile's operands are to stay there.
+constexpr std::int64_t kStreamed = std::int64_t{1} << 20;
+
+METATASNET_INLINE bool streamed(const PackedMatrix& w) {
+  return !w.bands && static_cast<std::int64_t>(w.panels) * w.units * kPanel * 4 > kStreamed;
+}
+
+METATASNET_INLINE void prefetch_weights(const char* at, std::ptrdiff_t bytes) {
+  for (std::ptrdiff_t line = 0; line < bytes; line += 64) __builtin_prefetch(at + line, 0, 0);
+}
+
 template <int kTileRows>
 using Accumulators = Vec[kTileRows][kVectors];
 
@@ -95,6 +131,7 @@ METATASNET_INLINE void gemm(const Operand* a, std::ptrdiff_t lda, int rows, cons
   constexpr int kValues = Arithmetic<Operand>::kValues;
   const std::ptrdiff_t stride = lda * static_cast<std::ptrdiff_t>(sizeof(Operand));
   alignas(64) float parked[kTile * kPanel];
+  const bool ahead = streamed(w);
   for (int p = first; p < last; ++p) {
     const Band band = w.bands ? w.bands[p] : Band{static_cast<std::int64_t>(p) * w.units * kPanel, 0, w.units};
     const float* weights = static_cast<const float*>(w.data) + band.offset;
@@ -112,6 +149,12 @@ METATASNET_INLINE void gemm(const Operand* a, std::ptrdiff_t lda, int rows, cons
           acc[i][1] = u ? load(park + i * kPanel + kLanes) : Vec{};
         }
         if (conclude) epilogue.template prefetch<kRows>(p, r);
+        if (ahead) {
+          constexpr std::ptrdiff_t share = kBlock * kPanel * 4 / (kTile / kRows);
+          prefetch_weights(reinterpret_cast<const char*>(weights + static_cast<std::ptrdiff_t>(u + units) * kPanel) +
+                               r / kRows * share,
+                           share);
+        }
         multiply<Operand>(acc, rows_at + r * stride + 4 * u, stride, weights + static_cast<std::ptrdiff_t>(u) * kPanel,
                           units);
         if (!conclude) {

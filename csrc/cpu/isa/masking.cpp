@@ -2,6 +2,7 @@
 //
 // Source: Samuel et al. 2020, section 2; original model/mask_tcn.py, MaskTCN.
 #include "cpu/isa/epilogue.h"
+#include "cpu/isa/softmax.h"
 #include "cpu/isa/source.h"
 
 namespace metatasnet::METATASNET_ISA {
@@ -19,7 +20,9 @@ void input_conv(const InputConvArgs& a) {
       row += source.channels;
     }
   }
-  Activate<float> activate{a.out, a.ld_out, {a.bias, {}}, splat(a.slope), a.moments, a.rows, {}};
+  using Kept = typename Mode::Storage;
+  Activate<float, Kept> activate{a.out, static_cast<Kept*>(a.kept), a.ld_out, {a.bias, {}}, splat(a.slope), a.moments,
+                                 a.rows, {}};
   gemm(static_cast<const Operand*>(operand), a.ld_operand, a.rows, *a.weights, 0, a.weights->panels, activate);
 }
 
@@ -27,38 +30,32 @@ template <class Mode>
 void mask_output(const MaskOutputArgs& a) {
   using Storage = typename Mode::Storage;
   using Operand = typename Mode::Operand;
-  Activate<Storage> activate{
-      static_cast<Storage*>(a.out), a.ld_out, {a.bias, {}}, splat(a.slope), a.moments, a.rows, {}};
+  Activate<Storage> activate{static_cast<Storage*>(a.out), static_cast<Storage*>(a.kept), a.ld_out, {a.bias, {}},
+                             splat(a.slope), a.moments, a.rows, {}};
   const Operand* in =
       operand_rows(static_cast<const Storage*>(a.in), a.rows, a.ld_in, static_cast<Operand*>(a.operand));
   gemm(in, a.ld_in, a.rows, *a.weights, 0, a.weights->panels, activate);
 }
 
-// Bytes: four masks in and out, the latent once. The norm is applied as (m - mean) scale + shift: no cancellation.
+// Bytes: the masks in and out, the latent once. The norm is applied as (m - mean) scale + shift: no cancellation.
 template <class Mode>
 void mask_product(const MaskProductArgs& a) {
   using Storage = typename Mode::Storage;
-  for (int r = 0; r < a.rows; ++r) {
-    const std::ptrdiff_t row = static_cast<std::ptrdiff_t>(r) * a.ld;
-    visit_frame(a.latent, r, [&](int c, Vec latent) {
-      Vec m[4];
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) {
-        const Vec stored = load(static_cast<const Storage*>(a.masked[i]) + row + c);
-        m[i] = (stored - load(a.mean[i] + c)) * load(a.scale[i] + c) + load(a.shift[i] + c);
-      }
-      const Vec highest = maximum(maximum(m[0], m[1]), maximum(m[2], m[3]));
-      Vec sum = Vec{};
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) {
-        m[i] = exp_nonpositive(m[i] - highest);
-        sum += m[i];
-      }
-      const Vec factor = latent / sum;
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) store(static_cast<Storage*>(a.masked[i]) + row + c, m[i] * factor);
-    });
-  }
+  with_instruments(a.instruments, a.softmax, [&](auto count) {
+    for (int r = 0; r < a.rows; ++r) {
+      const std::ptrdiff_t row = static_cast<std::ptrdiff_t>(r) * a.ld;
+      visit_frame(a.latent, r, [&](int c, Vec latent) {
+        Vec m[kMostInstruments];
+        each_instrument(count, [&](int i) {
+          const MaskOperand& own = a.operands[i];
+          const Vec stored = load(static_cast<const Storage*>(own.masked) + row + c);
+          m[i] = (stored - load(own.mean + c)) * load(own.scale + c) + load(own.shift + c);
+        });
+        masks(m, count, latent);
+        each_instrument(count, [&](int i) { store(static_cast<Storage*>(a.operands[i].masked) + row + c, m[i]); });
+      });
+    }
+  });
 }
 
 METATASNET_INSTANTIATE(input_conv, InputConvArgs)

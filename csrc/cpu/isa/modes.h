@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cpu/isa/vector.h"
-#include "cpu/passes.h"
+#include "cpu/backward_passes.h"
 
 namespace metatasnet::METATASNET_ISA {
 
@@ -76,6 +76,40 @@ template <class Mode>
 void encode(const EncodeArgs&);
 template <class Mode>
 void decode(const DecodeArgs&);
+template <class Mode>
+void pack(const PackArgs&);
+template <class Mode>
+void mask_tail_gradient(const MaskTailGradientArgs&);
+template <class Mode>
+void mask_output_gradient(const MaskOutputGradientArgs&);
+template <class Mode>
+void norm_gradient(const NormGradientArgs&);
+template <class Mode>
+void norm_sums(const NormSumsArgs&);
+template <class Mode>
+void mix_gradient(const MixGradientArgs&);
+template <class Mode>
+void hidden_gradient(const HiddenGradientArgs&);
+template <class Mode>
+void depthwise_sums(const DepthwiseSumsArgs&);
+template <class Mode>
+void block_gradient(const BlockGradientArgs&);
+template <class Mode>
+void input_weight_gradient(const InputWeightGradientArgs&);
+template <class Mode>
+void input_gradient(const InputGradientArgs&);
+template <class Mode>
+void encode_gradient(const EncodeGradientArgs&);
+template <class Mode>
+void decode_gradient(const DecodeGradientArgs&);
+template <class Mode>
+void mel_gradient(const MelGradientArgs&);
+template <class Mode>
+void weight_gradient(const WeightGradientArgs&);
+template <class Mode>
+void overlap_add(const OverlapAddArgs&);
+void combine(const CombineArgs&);
+void sum_tiles(const SumTilesArgs&);
 
 // Instantiate a pass for both storage types at the end of the file that defines it.
 #define METATASNET_INSTANTIATE(pass, Args)  \

@@ -23,4 +23,12 @@ METATASNET_INLINE void visit_frame(const Source& source, std::int64_t frame, Vis
   }
 }
 
+// kLanes channels of one frame from `column` on; 0 behind the last one.
+METATASNET_INLINE Vec load_columns(const Source& source, std::int64_t frame, int column) {
+  const int left = source.channels - column;
+  const std::int64_t at = frame * source.stride + column;
+  if (source.is_bfloat16) return load_first(static_cast<const bfloat16*>(source.data) + at, left);
+  return load_first(static_cast<const float*>(source.data) + at, left);
+}
+
 }  // namespace metatasnet::METATASNET_ISA

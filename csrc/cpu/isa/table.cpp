@@ -1,6 +1,7 @@
 // The passes of this instruction set, as the dispatcher takes them.
 #include "cpu/isa/gemm.h"
 #include "cpu/isa/modes.h"
+#include "cpu/kernels.h"
 
 #define METATASNET_STRING_(x) #x
 #define METATASNET_STRING(x) METATASNET_STRING_(x)
@@ -24,7 +25,25 @@ constexpr Passes passes() {
           source_moments<Mode>,
           merge<Mode>,
           encode<Mode>,
-          decode<Mode>};
+          decode<Mode>,
+          pack<Mode>,
+          mask_tail_gradient<Mode>,
+          mask_output_gradient<Mode>,
+          norm_gradient<Mode>,
+          norm_sums<Mode>,
+          mix_gradient<Mode>,
+          hidden_gradient<Mode>,
+          depthwise_sums<Mode>,
+          block_gradient<Mode>,
+          input_weight_gradient<Mode>,
+          input_gradient<Mode>,
+          encode_gradient<Mode>,
+          decode_gradient<Mode>,
+          mel_gradient<Mode>,
+          weight_gradient<Mode>,
+          overlap_add<Mode>,
+          combine,
+          sum_tiles};
 }
 
 }  // namespace

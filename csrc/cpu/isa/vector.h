@@ -8,11 +8,12 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX512BF16__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
 #define METATASNET_INLINE inline __attribute__((always_inline))
+#define METATASNET_INLINE_LAMBDA __attribute__((always_inline))
 
 namespace metatasnet::METATASNET_ISA {
 
@@ -96,6 +97,16 @@ METATASNET_INLINE void store(bfloat16* p, Vec v) {
 }
 #endif
 
+// Rounded to bfloat16, in the upper half.
+METATASNET_INLINE UVec rounded(Vec v) {
+#if defined(__AVX512BF16__)
+  const __m256bh h = _mm512_cvtneps_pbh((__m512)v);
+  return __builtin_convertvector((HVec)h, UVec) << 16;
+#else
+  return rounded_bits(v);
+#endif
+}
+
 // Store, and return what a load would give.
 METATASNET_INLINE Vec store_rounded(float* p, Vec v) {
   store(p, v);
@@ -112,6 +123,48 @@ METATASNET_INLINE Vec store_rounded(bfloat16* p, Vec v) {
   const HVec h = __builtin_convertvector(bits >> 16, HVec);
   __builtin_memcpy(p, &h, sizeof h);
   return (Vec)bits;
+#endif
+}
+
+// What a load would give, had `v` been stored as T.
+template <class T>
+METATASNET_INLINE Vec as_stored(Vec v) {
+  if constexpr (sizeof(T) == sizeof(float)) return v;
+  return (Vec)rounded(v);
+}
+
+// The PReLU of what a T held, as a T holds it.
+template <class T>
+METATASNET_INLINE Vec activated(Vec x, Vec slope) {
+  return as_stored<T>(prelu(x, slope));
+}
+
+// A panel's values of one frame past the caches, to where whole lines begin: nothing reads them before the backward pass,
+// and what the passes read stays in the caches. stream_end() before another thread may read them.
+METATASNET_INLINE void stream(float* p, const Vec* v) {
+#if defined(__AVX512F__)
+  for (int i = 0; i < kVectors; ++i) _mm512_stream_ps(p + i * kLanes, (__m512)v[i]);
+#elif defined(__AVX2__)
+  for (int i = 0; i < kVectors; ++i) _mm256_stream_ps(p + i * kLanes, (__m256)v[i]);
+#else
+  for (int i = 0; i < kVectors; ++i) store(p + i * kLanes, v[i]);
+#endif
+}
+
+METATASNET_INLINE void stream(bfloat16* p, const Vec* v) {
+#if defined(__AVX2__)
+  alignas(64) bfloat16 line[kPanel];
+  for (int i = 0; i < kVectors; ++i) store(line + i * kLanes, v[i]);
+  for (int i = 0; i < kPanel; i += 16)
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(p + i), *reinterpret_cast<const __m256i*>(line + i));
+#else
+  for (int i = 0; i < kVectors; ++i) store(p + i * kLanes, v[i]);
+#endif
+}
+
+METATASNET_INLINE void stream_end() {
+#if defined(__AVX2__)
+  _mm_sfence();
 #endif
 }
 

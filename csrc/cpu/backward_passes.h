@@ -1,0 +1,325 @@
+// The arguments of the backward passes over a tile of frames; see passes.h for the storage of activations.
+//
+// Gradients between passes are float32, those of the widest and the hidden activations have the storage type. Sums over
+// frames go into partials of a tile, which are added in order of the tiles (sum_tiles), or into the gradient of a weight
+// matrix, which one thread adds up tile after tile.
+#pragma once
+
+#include "cpu/passes.h"
+
+namespace metatasnet {
+
+// A group norm of prelu(x), forward: normalised = (prelu(x) - mean) rstd. By channel.
+struct Normalise {
+  const float* mean;
+  const float* rstd;
+  float slope;
+};
+
+// The same backward: dp = scale dy - offset - factor (prelu(x) - mean), dx = dp prelu'(x). By channel.
+struct NormGradient {
+  const float* scale;
+  const float* mean;
+  const float* offset;
+  const float* factor;
+  float slope;
+};
+
+// Scratch of one thread: each has room for kTile rows of the widest operands.
+struct Scratch {
+  void* rows[2];
+  void* units[2];
+};
+
+// A gradient of weights that grows from tile to tile: rows are outputs, columns inputs.
+struct WeightSum {
+  float* values;
+  std::ptrdiff_t ld;
+  bool empty;  // nothing was added yet; what is there is not read
+};
+
+// Activations as a sum over frames reads them. A unit is four bytes of one channel: one frame in float32, two in
+// bfloat16. Channel c of unit u is at data + (c / Kernels::panel) panel + u unit + (c % Kernels::panel) 4.
+struct Units {
+  const char* data;
+  std::ptrdiff_t panel;
+  std::ptrdiff_t unit;
+};
+
+// Room for units that follow each other within a panel.
+struct UnitsRoom {
+  char* data;
+  std::ptrdiff_t panel;
+};
+
+// One instrument's share of a MaskTailGradientArgs.
+struct MaskTailOperand {
+  const void* kept;  // of mask_output: before its PReLU
+  Source gradient;   // of the masked latent
+  const float* mean;
+  const float* scale;  // of the norm in front of the softmax, its weights included
+  const float* shift;
+  const float* rstd;
+  void* normed;  // the gradient of the norm's output, in the storage type
+  float* sums;   // [2][ld]: of normed, and of normed times the normalised values
+};
+
+// From the gradients of the masked latents to those of what the softmax reads, and the masks' share of the latent's.
+struct MaskTailGradientArgs {
+  int rows;
+  Source latent;
+  int instruments, softmax;
+  const MaskTailOperand* operands;
+  int ld;
+  float slope;
+  float* latent_gradient;  // [rows][ld]
+};
+
+// From the gradient of mask_output's norm to those of its weights and its input.
+struct MaskOutputGradientArgs {
+  int rows;
+  int outputs;
+  const void* normed;  // the gradient of the norm's output, ld
+  const void* kept;    // ld
+  int ld;
+  int ld_operand;
+  NormGradient norm;
+  const void* input_kept;  // the skip sum
+  int inputs, ld_input;
+  Normalise input;
+  const PackedMatrix* weights;
+  float* input_gradient;
+  std::ptrdiff_t ld_input_gradient;
+  WeightSum sum;
+  float* column_sums;  // of the gradient behind the norm; added to unless sum.empty
+  float* slope_sum;
+  Scratch scratch;
+};
+
+// gradient = dx of a norm of prelu(kept), from dy.
+struct NormGradientArgs {
+  int rows;
+  int channels;
+  const float* dy;
+  std::ptrdiff_t ld_dy;
+  const void* kept;
+  int ld_kept;
+  NormGradient norm;
+  float* gradient;
+  std::ptrdiff_t ld;
+  float* slope_sum;
+};
+
+// Sums of dy, and of dy times the normalised values.
+struct NormSumsArgs {
+  int rows;
+  int channels;
+  const float* dy;
+  std::ptrdiff_t ld_dy;
+  const void* kept;
+  int ld_kept;
+  Normalise norm;
+  float* sums;  // [2][ld_kept]
+};
+
+// Weights' gradient of the convolution behind a norm: sum over frames of gradient (x) normalised values.
+struct MixGradientArgs {
+  int rows;
+  const float* gradient;
+  std::ptrdiff_t ld_gradient;
+  int outputs;  // columns of the gradient: a multiple of kChannels
+  int inputs;
+  const void* kept;
+  int ld_kept;
+  Normalise norm;
+  WeightSum sum;
+  float* column_sums;  // of the gradient's columns; added to unless sum.empty
+  Scratch scratch;
+};
+
+// From the gradients of a block's output to that of the depthwise convolution's.
+struct HiddenGradientArgs {
+  int rows;
+  const float* gradient;
+  std::ptrdiff_t ld_gradient;
+  int outputs;  // columns of the gradient: a multiple of kChannels
+  const PackedMatrix* weights;
+  const void* kept;
+  NormGradient norm;
+  void* hidden;  // in the storage type
+  int ld_hidden; // of kept, too
+  float* slope_sum;
+  Scratch scratch;
+};
+
+// Sums from which the gradients of the taps and of the norm in front of them are made: for each tap the sum of dv where
+// it is in range, and of dv times the normalised values.
+struct DepthwiseSumsArgs {
+  std::int64_t frames;
+  std::int64_t first;
+  int rows;
+  int dilation;
+  int channels;
+  const void* hidden;  // gradient of the convolution's output; frame 0 of the signal
+  const void* kept;    // before the norm's PReLU; frame 0 of the signal
+  int ld;
+  Normalise norm;
+  float* sums;  // [3][2][ld]
+};
+
+// The depthwise convolution's input and conv1d: gradient of its weights, and x_gradient += that of its input.
+struct BlockGradientArgs {
+  std::int64_t frames;
+  std::int64_t first;
+  int rows;
+  int dilation;
+  int channels;
+  const void* hidden;  // gradient of the depthwise convolution's output; frame 0 of the signal
+  const void* kept;    // before the norm's PReLU; frame 0 of the signal
+  int ld;
+  const float* taps;  // [3][ld]
+  NormGradient norm;
+  const PackedMatrix* weights;
+  const void* x;  // what conv1d read, ld_x
+  int ld_x;
+  float* x_gradient;
+  std::ptrdiff_t ld_gradient;
+  WeightSum sum;
+  float* slope_sum;
+  Scratch scratch;
+};
+
+// Weights' gradient of the input convolution.
+struct InputWeightGradientArgs {
+  int rows;
+  int outputs;
+  const float* gradient;
+  int ld_gradient;
+  Source sources[2];
+  Normalise norm;
+  WeightSum sum;
+  float* column_sums;  // of the gradient; added to unless sum.empty
+  int ld_operand;
+  Scratch scratch;
+};
+
+// One instrument's share of an InputGradientArgs. Of the two: the latent, then the partial one.
+struct InputGradientOperand {
+  const float* gradient;
+  Source sources[2];
+  const PackedMatrix* weights[2];
+  NormGradient norms[2];
+  void* own_gradient;      // in the storage type, ld
+  void* partial_gradient;  // in the storage type, ld_partial; null without a partial latent
+  float* slope_sum;
+};
+
+// The input convolution's share of the gradients of the latents.
+struct InputGradientArgs {
+  int rows;
+  int instruments;
+  const InputGradientOperand* operands;
+  int ld_gradient;
+  float* latent_gradient;  // added to, [rows][ld]; null: own_gradient is stored instead
+  int ld, ld_partial;
+  Scratch scratch;  // with room for the gradients of all instruments
+};
+
+// The parts of a weight gradient, added in order, become gradients of weights and of the norm in front of them:
+//
+//   G = sum of the parts;  dW[o, c] = scale[c] G[o, c] + shift[c] sums[o]
+//   dscale[c] += sum_o W[o, c] G[o, c];  dshift[c] += sum_o W[o, c] sums[o]
+struct CombineArgs {
+  const float* parts;
+  int count;
+  std::ptrdiff_t part;  // distance of the parts
+  std::ptrdiff_t ld;
+  int outputs;
+  int first, last;  // columns
+  int inputs;       // columns of W and dW
+  const float* scale;  // null: no norm, dW = G
+  const float* shift;
+  const float* sums;
+  const float* weights;
+  float* gradient;  // dW
+  bool add;         // to dW
+  float* scale_gradient;
+  float* shift_gradient;
+};
+
+// A tile of the encoder backward. Its activations and gradients also become units.
+struct EncodeGradientArgs {
+  int rows;
+  Source gradient;  // of the latent
+  int channels, bank_channels, longest;
+  const void* kept_wide;
+  int ld_wide;  // of the scratch, too
+  const void* kept_bank;
+  int ld_bank;
+  const PackedMatrix* bottleneck_1;
+  const PackedMatrix* bottleneck_2;
+  const void* signal;  // operands; the longest filter's window of the tile's first frame begins here
+  int stride;
+  void* bank_rows;  // null, or where the filter bank's gradient goes, operands in rows of ld_bank
+  UnitsRoom latent_gradient, wide_gradient, bank_gradient, wide, bank, window;
+  Scratch scratch;
+};
+
+// A tile of the decoder backward, likewise.
+struct DecodeGradientArgs {
+  int rows;
+  Source latent;
+  int wide_channels, longest;
+  const void* kept_wide;
+  int ld_wide, ld_latent;  // of the scratch
+  const PackedMatrix* bottleneck;
+  const PackedMatrix* filters;
+  const void* signal;  // the signal's gradient as operands; the window of the tile's first frame begins here
+  int stride;
+  void* latent_gradient;  // in the storage type
+  int ld_gradient;
+  UnitsRoom wide_gradient, latent_units, wide, window;
+  Scratch scratch;
+};
+
+// Some panels of the gradient of the spectrogram's share, from that of the frames of a tile that interpolate it.
+struct MelGradientArgs {
+  int rows;
+  UnitsRoom gradient;
+  int first, last;  // panels
+  const std::int64_t* mel_frame;
+  const std::int64_t* mel_next;
+  const float* mel_weight;
+  float* mel;
+  std::ptrdiff_t ld_mel;
+};
+
+// Part of a weight gradient: a sum over units of `rows` (x) `columns`.
+struct WeightGradientArgs {
+  Units rows;
+  int row_panels;
+  Units columns;
+  int first, last;  // panels of columns
+  int units;
+  WeightSum sum;
+};
+
+// signal[t stride + j] += sum_c rows[t][c] filters[c][j].
+struct OverlapAddArgs {
+  int rows;
+  const void* operands;
+  int ld;
+  const PackedMatrix* filters;
+  float* signal;
+  int stride;
+};
+
+// The sum of the tiles' partials, in order and in float64.
+struct SumTilesArgs {
+  const float* partials;  // [tile][count]
+  int tiles;
+  int count;
+  double* sums;
+};
+
+}  // namespace metatasnet

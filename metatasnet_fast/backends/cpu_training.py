@@ -1,0 +1,170 @@
+"""The compiled jobs of the backend ``cpu`` as differentiable functions.
+
+Forward, a job keeps what its backward pass needs in one tensor of bytes; see ``csrc/cpu/kept.h``. Both passes are compiled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+__all__ = ["Decode", "Encode", "Mask", "by_frames", "latents"]
+
+_CHANNELS = 32
+"""The compiled module's tensors have multiples of so many channels."""
+
+Gradients = tuple[Tensor | None, ...]
+
+
+def by_frames(latent: Tensor) -> Tensor:
+    """(..., channels, frames) as (..., frames, channels) with contiguous channels: a view of our own latents, else a copy."""
+    x = latent.transpose(-1, -2)
+    if x.dtype not in (torch.float32, torch.bfloat16):
+        x = x.to(torch.float32)
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def storage(stage: Any) -> torch.dtype:
+    """The dtype of a ``CpuStage``'s latents."""
+    return torch.float32 if stage.storage == "float32" else torch.bfloat16
+
+
+def _padded(channels: int) -> int:
+    return -(-channels // _CHANNELS) * _CHANNELS
+
+
+def _rooms(weights: Iterable[Tensor]) -> list[Tensor]:
+    """For the gradients of matrices, which the compiled module pads."""
+    return [torch.empty([_padded(size) for size in w.shape], dtype=torch.float32) for w in weights]
+
+
+def _without_padding(rooms: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:
+    return [room[tuple(map(slice, w.shape))] for room, w in zip(rooms, weights, strict=True)]
+
+
+def latents(stage: Any, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+    """An uninitialised tensor of the stage's memory, by default in the dtype of its latents."""
+    dtype = dtype or storage(stage)
+    count = math.prod(shape)
+    if not count:
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(stage.take(count * dtype.itemsize), dtype=dtype, count=count).view(shape)
+
+
+def _kept(stage: Any, job: str, n: int, frames: int) -> Tensor:
+    return latents(stage, stage.kept_bytes(job, n, frames), dtype=torch.uint8)
+
+
+class Encode(Function):
+    """Latent (n, N, frames) of ``wave`` (n, samples) and the spectrogram's share (n, STFT frames, latent_ld), or None."""
+
+    @staticmethod
+    def forward(ctx: Any, stage: Any, frames: int, wave: Tensor, mel: Tensor | None, *weights: Tensor) -> Tensor:
+        latent = latents(stage, len(wave), frames, stage.latent_ld)
+        kept = _kept(stage, "encode", *latent.shape[:2])
+        stage.encode(wave, mel, latent, kept, torch.get_num_threads())
+        ctx.stage = stage
+        ctx.save_for_backward(wave, mel, kept, *weights)
+        return latent[..., : len(weights[-1])].transpose(1, 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Gradients:
+        wave, mel, kept, *weights = ctx.saved_tensors
+        d_mel = None if mel is None else torch.zeros_like(mel)
+        d_wave = torch.zeros_like(wave) if ctx.needs_input_grad[2] else None
+        if gradient.numel() == 0:
+            return None, None, d_wave, d_mel, *map(torch.zeros_like, weights)
+        rooms = _rooms(weights)
+        ctx.stage.encode_gradient(wave, kept, by_frames(gradient), d_mel, d_wave, *rooms, torch.get_num_threads())
+        return None, None, d_wave, d_mel, *_without_padding(rooms, weights)
+
+
+class Mask(Function):
+    """Masked latents (n, I, N, frames) of latents by frames. ``own`` and ``partial`` may be None."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        stage: Any,
+        names: Sequence[str],
+        latent: Tensor,
+        own: Tensor | None,
+        partial: Tensor | None,
+        *weights: Tensor,
+    ) -> Tensor:
+        n, frames, channels = latent.shape
+        masked = latents(stage, n, stage.instruments, frames, stage.latent_ld)
+        kept = _kept(stage, "mask", n, frames)
+        stage.mask(latent, own, partial, masked, kept, torch.get_num_threads())
+        ctx.stage, ctx.names = stage, names
+        ctx.save_for_backward(latent, own, partial, kept, *weights)
+        return masked[..., :channels].transpose(2, 3)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Gradients:
+        latent, own, partial, kept, *weights = ctx.saved_tensors
+        n, instruments, channels, frames = gradient.shape
+
+        def room(like: Tensor | None) -> Tensor | None:
+            if like is None:
+                return None
+            return latents(ctx.stage, n, instruments, frames, _padded(like.shape[-1]))
+
+        d_latent = latents(ctx.stage, n, frames, _padded(channels), dtype=torch.float32)
+        d_own, d_partial = room(own), room(partial)
+        if gradient.numel() == 0:
+            found = [torch.zeros_like(w) for w in weights]
+        else:
+            found = [torch.empty(w.shape, dtype=torch.float32) for w in weights]
+            ctx.stage.mask_gradient(
+                latent,
+                own,
+                partial,
+                kept,
+                by_frames(gradient),
+                d_latent,
+                d_own,
+                d_partial,
+                {name: value.numpy() for name, value in zip(ctx.names, found, strict=True)},
+                torch.get_num_threads(),
+            )
+        inputs = [
+            None if like is None or value is None else value[..., : like.shape[-1]]
+            for like, value in ((latent, d_latent), (own, d_own), (partial, d_partial))
+        ]
+        return None, None, *inputs, *found
+
+
+class Decode(Function):
+    """Signal (n, samples) of a latent by frames."""
+
+    @staticmethod
+    def forward(ctx: Any, stage: Any, samples: int, latent: Tensor, *weights: Tensor) -> Tensor:
+        signal = torch.empty(len(latent), samples, dtype=torch.float32)
+        kept = _kept(stage, "decode", *latent.shape[:2])
+        stage.decode(latent, signal, kept, torch.get_num_threads())
+        ctx.stage = stage
+        ctx.save_for_backward(latent, kept, *weights)
+        return signal
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Gradients:
+        latent, kept, *weights = ctx.saved_tensors
+        if gradient.numel() == 0:
+            return None, None, torch.zeros_like(latent), *map(torch.zeros_like, weights)
+        n, frames, channels = latent.shape
+        d_latent = latents(ctx.stage, n, frames, _padded(channels))
+        rooms = _rooms(weights)
+        ctx.stage.decode_gradient(
+            latent, kept, gradient.to(torch.float32).contiguous(), d_latent, *rooms, torch.get_num_threads()
+        )
+        return None, None, d_latent[..., :channels], *_without_padding(rooms, weights)
