@@ -79,7 +79,7 @@ class Row:
     @property
     def wrong(self) -> bool:
         """Whether our own results failed; a compiler's that do are said in the table, and are not our fault."""
-        return bool(self.reason) and self.contender != COMPILED and "parity failed" in str(self.reason)
+        return bool(self.reason) and not self.contender.startswith(COMPILED) and "parity failed" in str(self.reason)
 
     def refuse(self, reason: str) -> None:
         """Withdraw every time, and say why."""

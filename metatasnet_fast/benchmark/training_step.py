@@ -6,7 +6,7 @@ import copy
 import functools
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -29,6 +29,8 @@ from .recipe import mixtures, sources
 from .workloads import contenders_of, frames_of
 
 __all__ = ["training_case"]
+
+Wrap: TypeAlias = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def training_case(network: MultiTasNet, entrants: Entrants, batch: int, seconds: float) -> Case:
@@ -56,12 +58,12 @@ def training_case(network: MultiTasNet, entrants: Entrants, batch: int, seconds:
         found = gradients(step, [value.to(device, torch.float64) for value in values])
         return {name: [tensor.cpu() for tensor in tensors] for name, tensors in found.items()}
 
-    def stepping(by_compiler: bool, backend: Backend, precision: Precision) -> Call:
+    def stepping(wrap: Wrap | None, backend: Backend, precision: Precision) -> Call:
         trained = copy.deepcopy(network).to(device)
         optimiser = Ranger(trained.parameters(), weight_decay=5e-4)
         optimiser.param_groups[0]["lr"] = 0.0
-        if by_compiler or not known(backend.name):
-            _serve(trained, backend, precision, compiled if by_compiler else lambda loss: loss)
+        if wrap or not known(backend.name):
+            _serve(trained, backend, precision, wrap or (lambda loss: loss))
         step = GradientStep(trained, Choice(backend.name, precision))
 
         def call() -> Outputs:
@@ -82,12 +84,16 @@ def training_case(network: MultiTasNet, entrants: Entrants, batch: int, seconds:
         expected=expected,
         work=lambda precision: costs.training_step(config, frames, batch, precision.storage.itemsize),
         contenders=contenders_of(
-            network, entrants, True, functools.partial(stepping, False), functools.partial(stepping, True)
+            network,
+            entrants,
+            True,
+            functools.partial(stepping, None),
+            lambda backend, precision, mode: stepping(lambda loss: compiled(loss, mode), backend, precision),
         ),
     )
 
 
-def _serve(network: MultiTasNet, backend: Backend, precision: Precision, wrap: Callable[..., Any]) -> None:
+def _serve(network: MultiTasNet, backend: Backend, precision: Precision, wrap: Wrap) -> None:
     """Let the network compute its loss by a backend that has no name to choose it by, or by a compiled function."""
     stages = [(network.config.stage(i), collect_parameters(stage)) for i, stage in enumerate(network.stages)]
 

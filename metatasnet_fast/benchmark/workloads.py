@@ -17,7 +17,7 @@ from ..model.engine import Engine
 from ..precision import Precision
 from . import costs
 from .cases import Call, Case, Contender
-from .contenders import COMPILED, Entrants, compiled
+from .contenders import Entrants, compiled
 from .draws import varied
 from .parity import Outputs
 from .recipe import mixtures, sources
@@ -76,9 +76,9 @@ def inference_case(network: MultiTasNet, entrants: Entrants, batch: int, seconds
         ready = engine(there, backend, precision)
         return torch.no_grad()(lambda: outputs(ready, inputs))
 
-    def by_compiler(backend: Backend, precision: Precision) -> Call:
+    def by_compiler(backend: Backend, precision: Precision, mode: str | None) -> Call:
         ready = engine(there, backend, precision)
-        function = compiled(lambda *mixes: ready.separate(mixes, {last})[last])
+        function = compiled(lambda *mixes: ready.separate(mixes, {last})[last], mode)
         return torch.no_grad()(lambda: {"estimate": [function(*inputs)]})
 
     duration = frames * config.W / config.sampling_rate
@@ -100,12 +100,14 @@ def contenders_of(
     entrants: Entrants,
     training: bool,
     plain: Callable[[Backend, Precision], Call],
-    by_compiler: Callable[[Backend, Precision], Call] | None,
+    by_compiler: Callable[[Backend, Precision, str | None], Call] | None,
 ) -> list[Contender]:
     """Eager, compiled (if ``by_compiler`` makes that) and every backend that serves, in every precision."""
     found = []
     for name, backend, precision in entrants.serving(network.config, training):
         found.append(Contender(name, precision, functools.partial(plain, backend, precision)))
-        if name == "reference" and entrants.compiled and by_compiler is not None:
-            found.append(Contender(COMPILED, precision, functools.partial(by_compiler, backend, precision)))
+        if name != "reference" or by_compiler is None:
+            continue
+        for label, mode in entrants.modes:
+            found.append(Contender(label, precision, functools.partial(by_compiler, backend, precision, mode)))
     return found

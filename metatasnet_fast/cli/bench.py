@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 import time
 from pathlib import Path
@@ -42,6 +43,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     parser.add_argument("--threads", type=int, help="torch's threads (default: as torch chooses)")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out; compiling takes minutes")
+    parser.add_argument(
+        "--max-autotune", action="store_true", help="torch.compile takes part a second time, in this mode"
+    )
     parser.set_defaults(run=run)
     inner = parser.add_subparsers(metavar="compare A B", dest="what", required=False)
     compare = inner.add_parser(
@@ -70,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     size = SIZES["tiny" if args.tiny else "quick" if args.quick else "full"]
     entrants = Entrants.of(_device(args.device), size.compiled and not args.no_compile)
+    entrants = dataclasses.replace(entrants, autotuned=args.max_autotune)
     began = time.perf_counter()
     keep = (lambda rows: write_rows(rows, folder / "bench.jsonl")) if folder else (lambda rows: None)
     rows = run_suite(size, entrants, _tell, args.only, keep)
