@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from ..audio import open_audio
-from ..demo.png import encode_png
-from ..demo.spectrogram import levels
 from ..errors import MetaTasNetError
+from ..page.png import encode_png
+from ..page.spectrogram import levels
 from .outcome import Outcome
 from .report_page import Pictures
 from .result import Listed, Result
