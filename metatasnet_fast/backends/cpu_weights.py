@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .. import reference
 from ..config import StageConfig
 from ..reference import StageWeights
+from .cpu_training import Expand
 
-__all__ = ["arrays", "sizes", "weight_tensors"]
+__all__ = ["arrays", "generate", "sizes", "weight_tensors"]
 
 
 def sizes(config: StageConfig) -> dict[str, Any]:
@@ -31,6 +34,44 @@ def sizes(config: StageConfig) -> dict[str, Any]:
         "widths": list(config.decoder_widths),
         "dilations": list(config.dilations),
     }
+
+
+def generate(config: StageConfig, p: Mapping[str, Tensor], module: Any, isa: str) -> StageWeights:
+    """``reference.generate`` with all generated layers made at once by compiled code; ``p`` must be float32.
+
+    What they make goes through the reference as the parameters of a stage that generates nothing.
+    """
+    if not config.generated:
+        return reference.generate(config, p)
+    unused = f"mask.tcn.{len(config.dilations) - 1}.res_out"
+    suffix = ".bottleneck.weight"
+    layers = [name[: -len(suffix)] for name in p if name.startswith("mask.") and name.endswith(suffix)]
+    layers = [name for name in layers if name != unused]
+    parts = [(name, part) for name in layers for part in _PARTS if f"{name}.{part}.weight" in p]
+    inner = torch.stack([p[f"{name}{suffix}"] for name in layers])
+    hidden = inner @ p["instrument_embedding.weight"].T + torch.stack(
+        [p[f"{name}.bottleneck.bias"] for name in layers]
+    ).unsqueeze(-1)
+    place = {name: number for number, name in enumerate(layers)}
+    found: Sequence[Tensor] = Expand.apply(  # type: ignore[no-untyped-call]
+        module,
+        isa,
+        hidden[[place[name] for name, _ in parts]],
+        *(p[f"{name}.{part}.weight"].contiguous() for name, part in parts),
+        *(p[f"{name}.{part}.bias"].contiguous() for name, part in parts),
+    )
+    stored = dict(p)
+    for (name, part), value in zip(parts, found, strict=True):
+        if part == "affine":
+            stored[f"{name}.group_norm.weight"], stored[f"{name}.group_norm.bias"] = value.chunk(2, dim=1)
+        else:
+            stored[f"{name}.conv.{'weight' if part == 'kernel' else 'bias'}"] = value
+    weights = reference.generate(dataclasses.replace(config, generated=False), stored)
+    return dataclasses.replace(weights, config=config)
+
+
+_PARTS = ("kernel", "bias", "affine")
+"""What a generated layer makes from its hidden values."""
 
 
 def weight_tensors(weights: StageWeights) -> dict[str, Tensor]:
