@@ -2,7 +2,7 @@
 
     python -m bench.report          (or: make report)
 
-Reads bench/results/*.jsonl (files of ``metatasnet-fast bench`` and of the GPU suite), writes docs/images/speed.png and what is
+Reads bench/results/*.jsonl (files of ``metatasnet-fast bench`` and of the GPU script), writes docs/images/speed.png and what is
 between the markers in README.md. What was not measured is called that.
 """
 

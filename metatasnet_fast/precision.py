@@ -34,8 +34,9 @@ class Precision(str, enum.Enum):
 
     @classmethod
     def parse(cls, value: str | torch.dtype | Precision) -> Precision:
-        """From a name or a torch dtype; raises :class:`ConfigError` for anything else."""
+        """From a name, ``bf16`` and the like, or a torch dtype; raises :class:`ConfigError` for anything else."""
         name = str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
+        name = SHORT.get(name, name) if isinstance(name, str) else name
         try:
             return cls(name)
         except ValueError:
@@ -55,6 +56,10 @@ class Precision(str, enum.Enum):
         if self is Precision.float32 and device.type == "cuda" and _products_in_tf32():
             return Precision.tf32
         return self
+
+
+SHORT = {"fp64": "float64", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""Other names of precisions, as other libraries have them."""
 
 
 @contextlib.contextmanager

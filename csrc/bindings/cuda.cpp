@@ -210,6 +210,25 @@ void bind_cuda(py::module_& module) {
              py::arg("sizes"), "Shared memory that a stage's most demanding block asks for.");
   module.def("set_emulated_order", &emulated::set_order, py::arg("order"),
              "The order in which emulated threads and blocks run: 0 ascending, 1 descending, others shuffle.");
+  module.def(
+      "record_emulated_launches",
+      [](const py::function& job) {
+        std::vector<emulated::Recorded> launches;
+        emulated::record_to(&launches);
+        const struct Stop {
+          ~Stop() { emulated::record_to(nullptr); }
+        } stop;
+        job();
+        py::list found;
+        for (const emulated::Recorded& l : launches) {
+          found.append(py::make_tuple(l.kernel, py::make_tuple(l.grid[0], l.grid[1], l.grid[2]), l.threads, l.blocks,
+                                      l.shared_bytes, py::bytes(l.arguments)));
+        }
+        return found;
+      },
+      py::arg("job"),
+      "What emulated stages would launch while job() runs, instead of computing it: (mangled type of the kernel, grid, "
+      "threads, blocks on a multiprocessor, shared bytes, arguments as the device gets them). Tensors are not touched.");
   bind_stage<EmulatedStage>(module, "EmulatedCudaStage", "CudaStage on the host: every thread of a block is a fiber.",
                             emulated::make_stage, "cpu");
 #if METATASNET_HAS_CUDA

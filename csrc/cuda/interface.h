@@ -110,6 +110,19 @@ device::MakeStage make_stage;
 void check(const device::Sizes& sizes);
 std::size_t shared_bytes(const device::Sizes& sizes);
 void set_order(unsigned order);  // emulator/block.h
+
+// A launch that was written down instead of emulated: the kernel's mangled type, its grid, threads of a block, blocks that are
+// to fit on a multiprocessor, shared memory, and the arguments as the device would get them.
+struct Recorded {
+  std::string kernel;
+  std::int64_t grid[3];
+  int threads, blocks;
+  std::int64_t shared_bytes;
+  std::string arguments;
+};
+// Where launches of this thread go while it is set: nothing is computed, and no memory is touched.
+void record_to(std::vector<Recorded>* launches);
+bool record(Recorded launch);  // false: not recording
 }  // namespace emulated
 
 }  // namespace metatasnet

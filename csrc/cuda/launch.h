@@ -5,11 +5,14 @@
 #include <cstring>
 #include <stdexcept>
 #include <string>
+#include <typeinfo>
 
 #include "cuda/block.h"
 
 #if defined(__CUDACC__)
 #include <cuda_runtime.h>
+#else
+#include "cuda/interface.h"
 #endif
 
 namespace metatasnet::METATASNET_DEVICES {
@@ -98,10 +101,19 @@ class Stream {
   int multiprocessor_bytes() const { return 164 * 1024; }  // an A100's
 };
 
-inline void clear(const Stream&, void* memory, std::size_t bytes) { std::memset(memory, 0, bytes); }
+inline void clear(const Stream&, void* memory, std::size_t bytes) {
+  if (record({"memset", {1, 1, 1}, 0, 0, static_cast<std::int64_t>(bytes), {}})) return;
+  std::memset(memory, 0, bytes);
+}
 
 template <class Kernel>
 void launch(const Stream&, Grid grid, std::size_t shared_bytes, const typename Kernel::Args& args) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  const char* const bytes = reinterpret_cast<const char*>(&args);
+  if (record({typeid(Kernel).name(), {grid.x, grid.y, grid.z}, Kernel::threads, Kernel::blocks,
+              static_cast<std::int64_t>(shared_bytes), std::string(bytes, bytes + sizeof args)})) {
+    return;
+  }
   emulate(static_cast<int>(grid.x), static_cast<int>(grid.y), static_cast<int>(grid.z), Kernel::threads, shared_bytes,
           [&](Block& block) { Kernel::run(block, args); });
 }

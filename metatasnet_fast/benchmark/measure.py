@@ -15,7 +15,7 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -58,8 +58,13 @@ class _Entry:
     call: Call | None = None
 
 
-def measure(case: Case, ceilings: Ceilings, effort: Effort) -> list[Row]:
-    """One row per contender, in their order; those without times say why."""
+def measure(
+    case: Case, ceilings: Ceilings, effort: Effort, keep: Callable[[list[Row]], object] = lambda rows: None
+) -> list[Row]:
+    """One row per contender, in their order; those without times say why.
+
+    ``keep`` gets the rows as they are known so far: after each contender's check and after each round.
+    """
     device = case.inputs[0].device
     timer = HostTimer() if case.whole_process else make_timer(device, case.graph)
     if any(c.name == COMPILED for c in case.contenders):
@@ -67,14 +72,15 @@ def measure(case: Case, ceilings: Ceilings, effort: Effort) -> list[Row]:
         torch._dynamo.reset()
     before = clocks(device)
     entries = [_Entry(c, _row(case, c, timer)) for c in case.contenders]
-    _check(case, entries, effort)
-    _take_turns(case, entries, timer, effort)
+    rows = [entry.row for entry in entries]
+    _check(case, entries, effort, lambda: keep(rows))
+    _take_turns(case, entries, timer, effort, lambda: keep(rows))
     after = clocks(device)
     for entry in entries:
         entry.row.clocks_before, entry.row.clocks_after = before, after
         entry.row.ceilings = ceilings.to_dict()
         _derive(entry, entries, ceilings, case)
-    return [entry.row for entry in entries]
+    return rows
 
 
 def _row(case: Case, contender: Contender, timer: Timer) -> Row:
@@ -92,7 +98,7 @@ def _row(case: Case, contender: Contender, timer: Timer) -> Row:
     )
 
 
-def _check(case: Case, entries: Sequence[_Entry], effort: Effort) -> None:
+def _check(case: Case, entries: Sequence[_Entry], effort: Effort, keep: Callable[[], object]) -> None:
     """Build every contender, call it once, and judge its outputs against float64; then measure its memory."""
     device = case.inputs[0].device
     try:
@@ -113,6 +119,7 @@ def _check(case: Case, entries: Sequence[_Entry], effort: Effort) -> None:
             entry.row.refuse(f"does not run: {_sentence(error)}")
         if entry.call is None:
             _give_back(device)
+        keep()
     own = {e.contender.precision: e.row.errors for e in entries if e.contender.name == EAGER and e.call}
     for entry in entries:
         if entry.call is None:
@@ -144,7 +151,9 @@ def _first_calls(case: Case, entry: _Entry, expected: Outputs) -> None:
         row.peak_bytes, row.peak_method = peak_memory(entry.call, device)
 
 
-def _take_turns(case: Case, entries: Sequence[_Entry], timer: Timer, effort: Effort) -> None:
+def _take_turns(
+    case: Case, entries: Sequence[_Entry], timer: Timer, effort: Effort, keep: Callable[[], object]
+) -> None:
     running = [e for e in entries if e.call is not None and e.row.reason is None]
     began = time.perf_counter()
     collecting = gc.isenabled()
@@ -168,6 +177,7 @@ def _take_turns(case: Case, entries: Sequence[_Entry], timer: Timer, effort: Eff
                 entry.row.samples.append(seconds)
                 if entry.contender.precision in eager:
                     entry.row.relative.append(seconds / eager[entry.contender.precision])
+            keep()
     finally:
         if collecting:
             gc.enable()

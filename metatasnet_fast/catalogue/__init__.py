@@ -1,6 +1,17 @@
 """Separating whole catalogues: a manifest in, stems out, nothing lost, nothing done twice."""
 
-from .events import Event, Listener, Notice, Progress, RunEnded, RunStarted, SongEnded, SongStarted, WorkerLoad
+from .events import (
+    Event,
+    Listener,
+    Notice,
+    Progress,
+    RunEnded,
+    RunStarted,
+    SongEnded,
+    SongsSkipped,
+    SongStarted,
+    WorkerLoad,
+)
 from .outcome import Failure, Outcome, Status
 from .settings import Identity, Settings
 from .song import Song
@@ -19,6 +30,7 @@ __all__ = [
     "Song",
     "SongEnded",
     "SongStarted",
+    "SongsSkipped",
     "Status",
     "WorkerLoad",
 ]

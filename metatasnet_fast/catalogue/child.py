@@ -2,7 +2,7 @@
 
 JSON lines on both pipes.
 
-    in:  {"settings", "destination", "number"}; then {"song", "wait": bool} again and again; {"stop": true}; {"end": true}
+    in:  {"settings", "destination", "token", "number"}; then {"song", "wait": bool} again and again; {"stop"} or {"end"}: true
     out: {"refused": sentence} or {"ready": {"description", "capacity", "identity"}}; then {"event": ...}, {"put_off": id}
 
 A song is put off if another run has it in hand and ``wait`` is false: it is given back.
@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
 from ..errors import MetaTasNetError
+from .destination import Destination
 from .settings import Settings
 from .song import Song
 from .worker import Worker
@@ -46,7 +47,7 @@ def main() -> int:
     try:
         worker = Worker(
             Settings.from_dict(first["settings"]),
-            first["destination"],
+            Destination(first["destination"], token=first["token"]),
             listener=lambda event: send({"event": event.to_json()}),
             stop=stop,
             number=first["number"],

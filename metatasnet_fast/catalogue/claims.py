@@ -51,7 +51,7 @@ class Claims:
         waiting = False
         while True:
             try:
-                path.parent.mkdir(parents=True, exist_ok=True)
+                path.parent.mkdir(exist_ok=True)
                 handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
             except OSError as error:
                 raise SongError(Failure.write, f"Nothing can be written to {path.parent} ({error}).") from error

@@ -1,11 +1,12 @@
 """The layout of a destination, and what is read from and written to it.
 
-    songs/ab/cd/<name>/   the stems of a song and result.json; abcd begins the SHA-256 of its id
+    songs/ab/cd/<name>/   the stems of a song and its result; abcd begins the SHA-256 of its id
     ledger/<run>...jsonl  one outcome a line, only ever added to
     runs/<run>/           the report of a run
+    .catalogue            a mark that tells this folder from another one at its path (local destinations)
     .staging/, .claims/   songs that are being written, and locks on them (local destinations)
 
-The stems of a song appear at once, with their ``result.json`` last.
+The stems of a song appear at once, with their result last.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from .._io import sha256_file
-from .outcome import Outcome, Status
-from .result import RESULT_NAME, Result
+from .failures import SongError
+from .outcome import Failure, Outcome
+from .result import Listed, Result
 from .song import Song, safe_name
 from .source import Source
 from .storage import LocalStorage, Storage, local_path, open_storage
@@ -30,6 +33,7 @@ __all__ = ["Destination", "LedgerWriter", "song_folder"]
 
 SONGS = "songs"
 LEDGER = "ledger"
+MARK = ".catalogue"
 PART_ROWS = 500
 """Rows of the ledger that an object store gets in one object."""
 
@@ -41,26 +45,71 @@ def song_folder(id: str) -> str:
 
 
 class Destination:
-    """A folder or fsspec URI with the outputs of a catalogue."""
+    """A folder or fsspec URI with the outputs of a catalogue.
 
-    def __init__(self, uri: str, storage: Storage | None = None) -> None:
+    Args:
+        token: what :meth:`check` compares with; None for that of the folder that is there when it is first asked for.
+    """
+
+    def __init__(self, uri: str, storage: Storage | None = None, token: str | None = None) -> None:
         self.uri = uri
         self.storage = storage or open_storage(uri)
+        self._token = token
 
     @property
     def is_local(self) -> bool:
         return isinstance(self.storage, LocalStorage)
 
-    def result(self, id: str) -> Result | None:
-        """A song's ``result.json``, if it is whole."""
-        content = self.storage.read(f"{song_folder(id)}/{RESULT_NAME}")
-        result = None if content is None else Result.from_json(content)
-        return result if result is not None and result.id == id else None
+    @property
+    def token(self) -> str | None:
+        """What tells this folder from any other at the same path; it is made if there is none. None on object stores.
 
-    def complete(self, id: str, result: Result) -> bool:
-        """Whether all files that a result names are there, in their sizes."""
-        sizes = self.storage.sizes(song_folder(id))
-        return all(sizes.get(file.path) == file.bytes for file in result.files.values())
+        Raises ``OSError`` if the folder cannot be made or written to.
+        """
+        if self._token is None and isinstance(self.storage, LocalStorage):
+            self.storage.path.mkdir(parents=True, exist_ok=True)
+            (self.storage.path / MARK).touch()
+            self._token = self._mark()
+        return self._token
+
+    def check(self) -> None:
+        """Raise :class:`SongError` if the folder is gone, or another one lies at its path, as below a lost disk."""
+        if self.token is not None and self._mark() != self.token:
+            raise SongError(
+                Failure.gone,
+                f"{self.uri} is not the folder that it was when the run began: it was removed or unmounted.",
+            )
+
+    def _mark(self) -> str | None:
+        assert isinstance(self.storage, LocalStorage)
+        try:
+            status = os.stat(self.storage.path / MARK)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return f"{status.st_dev}:{status.st_ino}"
+
+    def listing(self) -> Iterator[tuple[str, Listed]]:
+        """Every song folder, and what the names in it say."""
+        for folder, sizes in self.storage.listing(SONGS):
+            yield folder, Listed.of(sizes)
+
+    def listed(self, id: str) -> Listed:
+        """What the names in a song's folder say now."""
+        return Listed.of(self.storage.sizes(song_folder(id)))
+
+    def read_result(self, folder: str, name: str) -> Result | None:
+        """The result in a song's folder; None if it is not whole."""
+        content = self.storage.read(f"{folder}/{name}") if name else None
+        result = None if content is None else Result.from_json(content)
+        return result if result is not None and song_folder(result.id) == folder else None
+
+    def result(self, id: str) -> Result | None:
+        """A song's result, if it is whole, and all files are there that it names, in their sizes."""
+        folder = song_folder(id)
+        sizes = self.storage.sizes(folder)
+        result = self.read_result(folder, Listed.of(sizes).name)
+        whole = result is not None and all(sizes.get(file.path) == file.bytes for file in result.files.values())
+        return result if whole else None
 
     def done(self, song: Song, key: str, source: Source) -> Result | None:
         """The song's result, if it is done: for these model and settings (``key``), and for the content that the input has now.
@@ -71,7 +120,7 @@ class Destination:
             SongError: if the input cannot be found.
         """
         result = self.result(song.id)
-        if result is None or result.key != key or not self.complete(song.id, result):
+        if result is None or result.key != key:
             return None
         stamp = source.stamp()
         if stamp.proves(result.input["stamp"]):
@@ -83,45 +132,29 @@ class Destination:
 
     def from_elsewhere(self, song: Song) -> Result | None:
         """The result under the song's id, if it was made of a file at another address: that of another song, or of this one."""
-        result = self.result(song.id)
+        folder = song_folder(song.id)
+        result = self.read_result(folder, Listed.of(self.storage.sizes(folder)).name)
         return None if result is None or _real_address(result.uri) == _real_address(song.uri) else result
-
-    def results(self) -> Iterator[tuple[str, Result | None]]:
-        """Every song folder that has a ``result.json``, and what it says; None if that is damaged."""
-        for path in self.storage.find(SONGS):
-            folder, _, name = path.rpartition("/")
-            if name == RESULT_NAME:
-                content = self.storage.read(path)
-                if content is not None:
-                    result = Result.from_json(content)
-                    yield folder, result if result is not None and song_folder(result.id) == folder else None
 
     def ledger(self, run: str | None = None) -> Iterator[Outcome]:
         """All outcomes of a run, or of all runs, the oldest first; a line that a crash cut off is left out."""
-        for name, outcome in self.ledger_by_run():
+        for name, values in self.ledger_rows():
             if run is None or name == run or name.startswith(f"{run}-"):
-                yield outcome
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    yield Outcome.from_dict(values)
 
-    def ledger_by_run(self) -> Iterator[tuple[str, Outcome]]:
-        """The name of the file without its ending, and the outcomes in it."""
-        for path in sorted(self.storage.find(LEDGER)):
-            name = path.rpartition("/")[2].removesuffix(".jsonl")
-            for line in (self.storage.read(path) or b"").splitlines():
-                try:
-                    outcome = Outcome.from_dict(json.loads(line))
-                except (ValueError, KeyError, TypeError):
-                    continue
-                yield name, outcome
-
-    def lasting_failures(self) -> dict[str, Outcome]:
-        """Songs whose last outcome is a failure that only another file can mend."""
-        last: dict[str, Outcome] = {}
-        for outcome in self.ledger():
-            if outcome.failure is not None and outcome.failure.lasting:
-                last[outcome.id] = outcome
-            elif outcome.status is Status.done or outcome.failure is not None:
-                last.pop(outcome.id, None)
-        return last
+    def ledger_rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The name of the file without its ending, and the rows in it as they stand there."""
+        for folder, sizes in self.storage.listing(LEDGER):
+            for name in sorted(sizes):
+                with self.storage.local(f"{folder}/{name}") as path, open(path, "rb") as lines:
+                    for line in lines:
+                        try:
+                            values = json.loads(line)
+                        except ValueError:
+                            continue
+                        if isinstance(values, dict) and "id" in values:
+                            yield name.removesuffix(".jsonl"), values
 
 
 def _real_address(uri: str) -> str:
@@ -137,6 +170,7 @@ class LedgerWriter:
     """
 
     def __init__(self, destination: Destination, name: str) -> None:
+        self._destination = destination
         self._storage = destination.storage
         self._name = name
         self._rows: list[bytes] = []
@@ -153,6 +187,10 @@ class LedgerWriter:
         """Write the rows that have gathered."""
         if not self._rows:
             return
+        try:
+            self._destination.check()
+        except SongError as error:
+            raise OSError(str(error)) from error
         if isinstance(self._storage, LocalStorage):
             self._append(self._storage.path / LEDGER)
         else:

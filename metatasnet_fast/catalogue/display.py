@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TextIO
 
 from .._terminal import say
-from .events import Event, Notice, Progress, RunEnded, RunStarted, SongEnded
+from .events import Event, Notice, Progress, RunEnded, RunStarted, SongEnded, SongsSkipped
 from .outcome import Failure, Outcome, Status
 
 __all__ = ["LiveDisplay", "clock_text", "progress_line", "summary_lines"]
@@ -51,6 +51,8 @@ class LiveDisplay:
         if isinstance(event, RunStarted):
             shard = "" if event.shard in ("", "0/1", "1/1") else f" in shard {event.shard}"
             self._say(f"{event.songs} song{'' if event.songs == 1 else 's'}{shard} to {event.destination}")
+        elif isinstance(event, SongsSkipped):
+            self._say(f"{event.songs} of them are done, by their names and sizes at the destination")
         elif isinstance(event, Notice):
             self._say(event.text)
         elif isinstance(event, SongEnded):
@@ -126,6 +128,8 @@ def summary_lines(end: RunEnded) -> list[str]:
     if end.cost is not None and end.cost_per_1000_songs is not None:
         lines.append(f"cost {end.cost:.2f}, {end.cost_per_1000_songs:.2f} per 1,000 songs")
     lines += [f"{count} x {name}: {Failure(name).hint}" for name, count in sorted(end.failures.items())]
+    if end.reason is not None:
+        lines.append(f"The run stopped itself: {end.reason}")
     if not end.complete:
         lines.append("Stopped before the end; the same command goes on with what is missing.")
     return lines

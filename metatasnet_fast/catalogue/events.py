@@ -21,6 +21,7 @@ __all__ = [
     "RunStarted",
     "SongEnded",
     "SongStarted",
+    "SongsSkipped",
     "StageLoad",
     "WorkerLoad",
 ]
@@ -76,6 +77,16 @@ class SongEnded(Event):
 
     def to_json(self) -> dict[str, Any]:
         return {"event": self.kind, **self.outcome.to_dict(), "worker": self.worker, "time": self.time}
+
+
+@dataclass(frozen=True)
+class SongsSkipped(Event):
+    """Songs that were done before the run, as one listing of the destination proves; they have no events of their own."""
+
+    kind = "songs_skipped"
+    songs: int
+    audio_seconds: float
+    time: float = field(default_factory=_now)
 
 
 @dataclass(frozen=True)
@@ -161,7 +172,10 @@ class Progress(Event):
 
 @dataclass(frozen=True)
 class RunEnded(Event):
-    """``complete`` is false if the run was stopped; ``remaining`` songs were not tried then."""
+    """``complete`` is false if the run was stopped; ``remaining`` songs were not tried then.
+
+    ``reason`` says why the run stopped itself: too many songs in a row failed for a reason that is not theirs.
+    """
 
     kind = "run_ended"
     run: str
@@ -173,11 +187,14 @@ class RunEnded(Event):
     cost: float | None = None
     """By ``--price-per-hour``, of all workers."""
     cost_per_1000_songs: float | None = None
+    reason: str | None = None
     time: float = field(default_factory=_now)
 
     @property
     def exit_code(self) -> int:
-        """0 if every song of the shard is done, else 3."""
+        """0 if every song of the shard is done, 4 if the run stopped itself, else 3."""
+        if self.reason is not None:
+            return 4
         return 0 if self.complete and not self.failures else 3
 
     def to_json(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -14,17 +14,15 @@ import torch
 from ..errors import ConfigError
 from .cores import available_cores
 from .destination import Destination, LedgerWriter
-from .events import Event, Listener, Notice, RunEnded, RunStarted, SongEnded
-from .failures import SongError
-from .outcome import Outcome
+from .events import Event, Listener, Notice, RunEnded, RunStarted, SongEnded, SongsSkipped
+from .planning import Plan, make_plan
 from .settings import Settings
 from .song import Song
-from .source import Source
 from .storage import reaching, refuse_memory
 from .supervised import SupervisedWorker
 from .tally import Tally
 
-__all__ = ["expected_seconds", "new_run_name", "run_local", "set_aside", "worker_settings"]
+__all__ = ["expected_seconds", "new_run_name", "report_plan", "run_local", "worker_settings"]
 
 PROGRESS_SECONDS = 1.0
 
@@ -65,14 +63,14 @@ def run_local(
     say = _Everyone(tally, listener)
     say(RunStarted(run, len(songs), tally.expected_seconds, destination, "local", shard))
     ledger = LedgerWriter(target, run)
-    todo, failed = set_aside(songs, settings, target)
-    for outcome in failed:
-        ledger.add(outcome)
-        say(SongEnded(outcome))
-    todo.sort(key=Song.expected_seconds, reverse=True)
-    crew = _Crew(todo, destination, say, ledger, stop or threading.Event(), grace)
+    plan = make_plan(songs, settings, target)
+    report_plan(plan, say, ledger)
     try:
-        crew.work(each_worker)
+        if plan.todo:
+            stop = stop or threading.Event()
+            with reaching(destination):
+                token = target.token
+            _Crew(plan.todo, destination, token, say, ledger, stop, grace).work(each_worker)
     finally:
         try:
             ledger.close()
@@ -95,21 +93,14 @@ def expected_seconds(songs: Sequence[Song]) -> float:
     return sum(each) if all(each) else 0.0
 
 
-def set_aside(songs: Sequence[Song], settings: Settings, destination: Destination) -> tuple[list[Song], list[Outcome]]:
-    """The songs to try, and the failures of those that would fail as they did before: their files are still the same."""
-    if settings.overwrite or settings.retry_failed:
-        return list(songs), []
-    with reaching(destination.uri):
-        failures = destination.lasting_failures()
-    todo: list[Song] = []
-    failed: list[Outcome] = []
-    for song in songs:
-        before = failures.get(song.id)
-        if before is not None and before.uri == song.uri and _unchanged(song, before):
-            failed.append(before)
-        else:
-            todo.append(song)
-    return todo, failed
+def report_plan(plan: Plan, say: Callable[[Event], object], ledger: LedgerWriter) -> None:
+    """Say and write down what is known before any song is tried."""
+    for outcome in (*plan.failed, *plan.unwritten):
+        ledger.add(outcome)
+    for outcome in plan.failed:
+        say(SongEnded(outcome))
+    if plan.done:
+        say(SongsSkipped(len(plan.done), plan.audio_seconds_done))
 
 
 def worker_settings(settings: Settings, workers: int | None) -> list[Settings]:
@@ -129,13 +120,6 @@ def worker_settings(settings: Settings, workers: int | None) -> list[Settings]:
         replace(settings, device=devices[index % len(devices)], threads=cores if count > 1 else settings.threads)
         for index in range(count)
     ]
-
-
-def _unchanged(song: Song, before: Outcome) -> bool:
-    try:
-        return Source(song.uri).stamp().proves(before.stamp)
-    except SongError:
-        return False
 
 
 class _Everyone:
@@ -160,6 +144,7 @@ class _Crew:
         self,
         songs: Sequence[Song],
         destination: str,
+        token: str | None,
         say: _Everyone,
         ledger: LedgerWriter,
         stop: threading.Event,
@@ -167,6 +152,7 @@ class _Crew:
     ) -> None:
         self._songs = iter(songs)
         self._destination = destination
+        self._token = token
         self._say = say
         self._ledger = ledger
         self._stop = stop
@@ -204,7 +190,7 @@ class _Crew:
     def _watch(self, number: int, settings: Settings) -> None:
         try:
             with SupervisedWorker(
-                settings, self._destination, self._say, self._stop, number, grace=self._grace
+                settings, self._destination, self._say, self._stop, number, self._grace, self._token
             ) as worker:
                 self._workers.append(worker)
                 if worker.describe():
@@ -212,6 +198,8 @@ class _Crew:
                 for outcome in worker.process(self._take()):
                     with self._lock:
                         self._ledger.add(outcome)
+                        if self._say.tally.reason is not None:
+                            self._stop.set()
         except Exception as error:
             with self._lock:
                 self._errors.append(error)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import cast
 
 import torch
@@ -70,7 +68,7 @@ class Machinery:
                 "device": str(separator.device),
                 "precision": separator.precision.value,
             }
-            self.identity = identity_of(settings, separator, _label(settings.model))
+            self.identity = identity_of(settings, separator.network, separator.precision)
             engine = separator.network.engine(Choice.parse(separator.backend, separator.precision.value))
         else:
             self.device = torch.device("cpu")
@@ -137,10 +135,6 @@ class _threads:
 
     def __exit__(self, *_: object) -> None:
         torch.set_num_threads(self._before)
-
-
-def _label(model: str) -> str:
-    return Path(model).name if os.path.exists(model) else model
 
 
 def _stand_in(settings: Settings, engine: DeviceEngine) -> Identity:

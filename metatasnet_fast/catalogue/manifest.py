@@ -26,6 +26,7 @@ from typing import Any, NoReturn
 from ..audio.folders import AUDIO_SUFFIXES, find_audio, is_audio_name, lies_in
 from ..errors import ConfigError
 from .song import Song, derived_id, safe_name
+from .source import Stamp, stamp_of
 from .storage import client_errors, local_path, open_filesystem, reaching
 from .tables import Row, csv_rows, jsonl_rows, lines_of, parquet_rows
 
@@ -93,7 +94,12 @@ def _song(row: Row, manifest: str, number: int) -> Song:
         raise ConfigError(
             f"Row {number} of {manifest} has an id or uri with half a character: write it anew."
         ) from None
-    return Song(id, uri, duration, None if size is None else int(size))
+    stamp = row.get("stamp")  # a column of a table may have this name, and says something else
+    return Song(id, uri, duration, None if size is None else int(size), _text(stamp))
+
+
+def _text(stamp: Any) -> str | None:
+    return stamp.text if isinstance(stamp, Stamp) and stamp.version is not None else None
 
 
 def _absent(value: Any) -> bool:
@@ -229,7 +235,12 @@ def _remote(filesystem: Any, found: dict[str, Any], base: str, hidden: str | Non
     for name, info in sorted(found.items()):
         if info.get("type") == "file" and not (hidden and name.startswith(f"{hidden}/")):
             uri = filesystem.unstrip_protocol(name)
-            yield {"uri": uri, "name": name[len(base) :].lstrip("/"), "bytes": info.get("size")}
+            yield {
+                "uri": uri,
+                "name": name[len(base) :].lstrip("/"),
+                "bytes": info.get("size"),
+                "stamp": stamp_of(info),
+            }
 
 
 def _size(path: Path) -> int | None:

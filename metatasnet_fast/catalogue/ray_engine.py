@@ -24,8 +24,9 @@ from typing import Any
 from ..errors import MetaTasNetError
 from .destination import Destination, LedgerWriter
 from .events import Event, Listener, Notice, RunEnded, RunStarted, SongEnded, SongStarted
-from .local import expected_seconds, new_run_name, set_aside
+from .local import expected_seconds, new_run_name, report_plan
 from .outcome import Outcome
+from .planning import make_plan
 from .ray_board import Board
 from .ray_cluster import nodes_of, ray_cluster
 from .ray_pool import Pool, plan_pool
@@ -33,7 +34,7 @@ from .ray_worker import REFUSED, SeparateSongs
 from .settings import Settings
 from .song import Song
 from .staging import remove_abandoned
-from .storage import local_path, refuse_memory
+from .storage import local_path, reaching, refuse_memory
 from .tally import Tally
 
 __all__ = ["run_ray"]
@@ -102,15 +103,14 @@ def run_ray(
         say(Notice(f"Ray: {pool.describe()}."))
         if address and target.is_local:
             say(Notice(f"{destination} is a local path: every machine of the cluster must have the same folder there."))
-        todo, failed = set_aside(songs, settings, target)
-        todo.sort(key=Song.expected_seconds, reverse=True)
-        for outcome in failed:
-            ledger.add(outcome)
-            say(SongEnded(outcome))
-        if todo:
-            # An actor sees the GPU that it holds, and no other.
-            device = "cuda" if pool.gpus else settings.device
-            crew = _Crew(ray, todo, replace(settings, threads=pool.cpus, device=device), destination, pool, grace)
+        # An actor sees the GPU that it holds, and no other.
+        device = "cuda" if pool.gpus else settings.device
+        plan = make_plan(songs, replace(settings, device=device), target)
+        report_plan(plan, say, ledger)
+        if plan.todo:
+            with reaching(destination):
+                target.token  # noqa: B018  made now, and not by a worker whose disk is not mounted
+            crew = _Crew(ray, plan.todo, replace(settings, threads=pool.cpus, device=device), destination, pool, grace)
             crew.work(ledger.add, say, tally, stop)
     # A worker that Ray ended, orphaned or not, had no time to take its folder along.
     remove_abandoned(target.storage, FAREWELL_SECONDS)
@@ -151,6 +151,8 @@ class _Crew:
         stopping = False
         next_progress = time.monotonic()
         for outcome in _from_a_thread(self._outcomes, PROGRESS_SECONDS / 2):
+            if tally.reason is not None:
+                stop.set()
             if stop.is_set() and not stopping:
                 stopping = True
                 self._board.stop.remote()

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from ..audio import open_audio
-from ..demo.png import encode_png
-from ..demo.spectrogram import levels
 from ..errors import MetaTasNetError
+from ..page.png import encode_png
+from ..page.spectrogram import levels
 from .outcome import Outcome
 from .report_page import Pictures
-from .result import RESULT_NAME, Result
+from .result import Listed, Result
 from .storage import Storage
 
 __all__ = ["picture_song"]
@@ -25,7 +25,8 @@ ROWS, COLUMNS = 110, 420
 def picture_song(row: Outcome, storage: Storage) -> Pictures | None:
     """The stems of a song that is done, on one scale; None if they are not to be had any more."""
     try:
-        result = Result.from_json(storage.read(f"{row.folder}/{RESULT_NAME}") or b"")
+        folder = row.folder or ""
+        result = Result.from_json(storage.read(f"{folder}/{Listed.of(storage.sizes(folder)).name}") or b"")
         if result is None:
             return None
         signals: dict[str, Tensor] = {}

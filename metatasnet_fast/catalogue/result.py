@@ -1,4 +1,12 @@
-"""``result.json``: written last, it says that a song is done, and for what.
+"""The result of a song: written last, it says that a song is done, and for what.
+
+Its name says enough to decide whether the song is done, so that a listing of the destination is the index of all songs:
+
+    result-KEY-CONTENT-STAMP-FILES-MILLISECONDS.json
+
+KEY and CONTENT are the first 16 digits of the key and of the input's SHA-256, STAMP and FILES the first 10 digits of the
+SHA-256 of the input's stamp and of the names and sizes of all files, MILLISECONDS is the duration. Versions before named it
+``result.json``; such a song is done as well, but its result has to be read.
 
     {"format_version": 1, "id": ..., "uri": ...,
      "input":    {"sha256", "stamp", "bytes", "codec"},
@@ -15,16 +23,82 @@ Paths are relative to the file itself; sizes in bytes, times in seconds.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from .settings import Identity
 
-__all__ = ["RESULT_NAME", "Result", "StemFile"]
+__all__ = ["Listed", "Result", "StemFile"]
 
-RESULT_NAME = "result.json"
+OLD_NAME = "result.json"
 FORMAT_VERSION = 1
+NAME = re.compile(r"result-([0-9a-f]{16})-([0-9a-f]{16})-([0-9a-f]{10})-([0-9a-f]{10})-(\d+)\.json")
+LONG, SHORT = 16, 10
+"""Digits of the checksums in a name."""
+
+
+class Listed(NamedTuple):
+    """What the names and sizes in a song's folder say, without reading a file."""
+
+    name: str
+    """Of the result; empty if there is none."""
+    files: str
+    """Checksum of the names and sizes of the files."""
+    bytes: int
+    """Of the stems."""
+
+    @classmethod
+    def of(cls, sizes: Mapping[str, int]) -> Listed:
+        """Return what a folder with these files holds."""
+        names = [name for name in sizes if is_result(name)]
+        # Of several results, which only a run that was killed can leave on an object store, none is relied on.
+        name = names[0] if len(names) == 1 else ""
+        stems = {path: size for path, size in sizes.items() if path not in names}
+        return cls(name, _files_checksum(stems, sizes.get(name, 0)), sum(stems.values()))
+
+    @property
+    def key(self) -> str:
+        """Empty where only the content of the result tells it."""
+        return self._part(1)
+
+    @property
+    def content(self) -> str:
+        return self._part(2)
+
+    @property
+    def duration(self) -> float:
+        """Seconds."""
+        return int(self._part(5) or 0) / 1000
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the files are those that were there when the result was written; False if the name does not tell."""
+        return self._part(4) == self.files
+
+    def proves(self, key: str, stamp: str) -> bool:
+        """Return whether the song is done for a key and for the content that an input with this stamp has."""
+        return self.is_whole and self.key == key[:LONG] and self._part(3) == _checksum(stamp)
+
+    def _part(self, number: int) -> str:
+        found = NAME.fullmatch(self.name)
+        return found[number] if found else ""
+
+
+def is_result(name: str) -> bool:
+    """Return whether a file of this name is the result of a song, of this version or of one before."""
+    return name == OLD_NAME or NAME.fullmatch(name) is not None
+
+
+def _checksum(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:SHORT]
+
+
+def _files_checksum(stems: Mapping[str, int], result: int) -> str:
+    return _checksum(f"{result} " + " ".join(f"{name}:{size}" for name, size in sorted(stems.items())))
 
 
 @dataclass(frozen=True)
@@ -40,7 +114,7 @@ class StemFile:
 
 @dataclass(frozen=True)
 class Result:
-    """The contents of a ``result.json``."""
+    """The contents of a result."""
 
     id: str
     uri: str
@@ -63,13 +137,21 @@ class Result:
         """SHA-256 of the input."""
         return str(self.input["sha256"])
 
+    @property
+    def name(self) -> str:
+        """Of the file."""
+        files = _files_checksum({file.path: file.bytes for file in self.files.values()}, len(self.to_json()))
+        milliseconds = round(1000 * float(self.audio["duration"]))
+        parts = (self.key[:LONG], self.content[:LONG], _checksum(self.input["stamp"]), files, milliseconds)
+        return f"result-{'-'.join(map(str, parts))}.json"
+
     def to_json(self) -> str:
         values = {"format_version": FORMAT_VERSION, **asdict(self), "key": self.key}
         return json.dumps(values, indent=1, ensure_ascii=True) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Result | None:
-        """None if the text is not a whole ``result.json`` of a version that is known here."""
+        """None if the text is not a whole result of a version that is known here."""
         try:
             values = json.loads(text)
             if values.pop("format_version") != FORMAT_VERSION:

@@ -29,6 +29,8 @@ class Song:
     """Seconds, if the manifest says so. Decides the order only."""
     size: int | None = None
     """Bytes, if known without opening. Decides the order only."""
+    stamp: str | None = None
+    """Of the content, as ``Stamp.text``, if a listing told it; only for deciding what is done before the run."""
 
     def expected_seconds(self) -> float:
         """Length as far as it can be told without opening the file; 0 if there is no hint."""

@@ -19,7 +19,7 @@ from .failures import SongError
 from .outcome import Failure
 from .storage import local_path, open_filesystem
 
-__all__ = ["Source", "Stamp"]
+__all__ = ["Source", "Stamp", "stamp_of"]
 
 NO_PATH = (errno.ELOOP, errno.ENAMETOOLONG)
 """What the system says of addresses that cannot be those of files."""
@@ -69,8 +69,7 @@ class Source:
             return Stamp(status.st_size, str(status.st_mtime_ns) if settled else None)
         filesystem, path = open_filesystem(self.uri)
         with self._found():
-            info = filesystem.info(path)
-        return Stamp(int(info.get("size") or 0), _version(info))
+            return stamp_of(filesystem.info(path))
 
     @contextlib.contextmanager
     def local(self, scratch: Path | None = None) -> Iterator[Path]:
@@ -96,7 +95,7 @@ class Source:
         except IsADirectoryError:
             raise SongError(Failure.not_audio, f"{self.uri} is a folder, not a file.") from None
         except PermissionError as error:
-            raise SongError(Failure.not_found, f"{self.uri} may not be read ({error}).") from None
+            raise SongError(Failure.forbidden, f"{self.uri} may not be read ({error}).") from None
         except (NotADirectoryError, ValueError) as error:  # a name below a file, or one that holds a zero byte
             raise SongError(Failure.not_found, f"{self.uri!r} cannot be opened ({error}).") from None
         except OSError as error:
@@ -115,6 +114,11 @@ def _ending(path: str) -> str:
         if PLAIN_ENDING.fullmatch(suffix):
             return suffix
     return ""
+
+
+def stamp_of(info: dict[str, Any]) -> Stamp:
+    """Return the stamp in what a file system of fsspec tells of a file."""
+    return Stamp(int(info.get("size") or 0), _version(info))
 
 
 def _version(info: dict[str, Any]) -> str | None:

@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
 from .._extras import require
 from .._io import sync, write_atomically
 from ..errors import ConfigError, MetaTasNetError, MissingDependencyError
+from .result import is_result
 
 __all__ = [
     "FsspecStorage",
@@ -30,6 +35,11 @@ __all__ = [
     "refuse_memory",
 ]
 
+
+LISTED_AT_ONCE = 16
+
+KEYED = {"s3", "s3a", "gs", "gcs", "abfs", "az", "adl"}
+"""Protocols of stores that know no folders: to make one would be a request for nothing."""
 
 TAKEN = (errno.ENOTEMPTY, errno.EEXIST, *([errno.EACCES] if os.name == "nt" else []))
 """What renaming a folder says when its new name is that of another."""
@@ -49,11 +59,14 @@ class Storage(Protocol):
     def sizes(self, folder: str) -> dict[str, int]:
         """Bytes of every file directly in a folder; empty if there is none."""
 
-    def find(self, folder: str) -> Iterator[str]:
-        """All files below a folder, hidden ones too."""
+    def listing(self, folder: str) -> Iterator[tuple[str, dict[str, int]]]:
+        """Every folder below one that holds files, and the bytes of each file in it; in the order of their names."""
 
     def publish(self, staged: Path, folder: str, last: str) -> None:
-        """Replace ``folder`` by a local folder, which is gone afterwards; ``last`` is never there without the rest."""
+        """Replace ``folder`` by a local folder, which is gone afterwards; ``last`` is never there without the rest.
+
+        What has failed may be called again with the same folder.
+        """
 
     def remove(self, path: str) -> None:
         """Delete a file, if it is there."""
@@ -85,11 +98,21 @@ class LocalStorage:
         except (FileNotFoundError, NotADirectoryError):
             return {}
 
-    def find(self, folder: str) -> Iterator[str]:
-        for place, folders, files in os.walk(self.path / folder, onerror=_not_gone):
-            folders.sort()
-            for name in sorted(files):
-                yield Path(place, name).relative_to(self.path).as_posix()
+    def listing(self, folder: str) -> Iterator[tuple[str, dict[str, int]]]:
+        try:
+            with os.scandir(self.path / folder) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
+        except (FileNotFoundError, NotADirectoryError):  # its owner may take it away at any instant
+            return
+        sizes: dict[str, int] = {}
+        for entry in entries:
+            if entry.is_dir():
+                yield from self.listing(f"{folder}/{entry.name}")
+            else:
+                with contextlib.suppress(FileNotFoundError):
+                    sizes[entry.name] = entry.stat().st_size
+        if sizes:
+            yield folder, sizes
 
     def publish(self, staged: Path, folder: str, last: str) -> None:
         """The whole folder takes its name at once; one that is there is moved away first."""
@@ -118,12 +141,6 @@ class LocalStorage:
         yield self.path / path
 
 
-def _not_gone(error: OSError) -> None:
-    """``os.walk`` would leave out a folder that may not be read, and the songs in it would be neither counted nor checked."""
-    if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
-        raise error
-
-
 @contextlib.contextmanager
 def client_errors() -> Iterator[None]:
     """Clients of object stores have exceptions of their own for what is an ``OSError`` elsewhere; so it is here."""
@@ -142,7 +159,12 @@ class FsspecStorage:
     @property
     def in_memory(self) -> bool:
         """Whether it is this process's alone."""
-        return "memory" in (self._fs.protocol, *self._fs.protocol)
+        return "memory" in self.protocols
+
+    @property
+    def protocols(self) -> tuple[str, ...]:
+        protocol = self._fs.protocol
+        return (protocol,) if isinstance(protocol, str) else tuple(protocol)
 
     def _at(self, path: str) -> str:
         return f"{self._base}/{path}"
@@ -157,7 +179,7 @@ class FsspecStorage:
 
     @client_errors()
     def write(self, path: str, content: bytes) -> None:
-        self._make_parent(path)
+        self._make_folder(path.rpartition("/")[0])
         self._fs.pipe_file(self._at(path), content)
 
     @client_errors()
@@ -170,26 +192,43 @@ class FsspecStorage:
             return {}
         return {e["name"].rsplit("/", 1)[-1]: int(e["size"]) for e in entries if e["type"] == "file"}
 
-    def find(self, folder: str) -> Iterator[str]:
+    def listing(self, folder: str) -> Iterator[tuple[str, dict[str, int]]]:
         root = str(self._fs._strip_protocol(self._base)).rstrip("/")
         self._fs.invalidate_cache()
         with client_errors():
-            names = sorted(self._fs.find(self._at(folder)))
-        for name in names:
-            yield name[len(root) :].lstrip("/")
+            try:
+                entries = self._fs.ls(self._at(folder), detail=True)
+            except (FileNotFoundError, NotADirectoryError):
+                return
+            parts = sorted(entry["name"] for entry in entries if entry["type"] == "directory")
+            here = {e["name"].rsplit("/", 1)[-1]: int(e["size"] or 0) for e in entries if e["type"] == "file"}
+            with ThreadPoolExecutor(LISTED_AT_ONCE) as pool:
+                for found in pool.map(functools.partial(self._fs.find, detail=True), parts):
+                    names = (name.rpartition("/") for name in sorted(found))
+                    for place, group in groupby(names, key=lambda name: name[0]):
+                        sizes = {name: int(found[f"{place}/{name}"]["size"] or 0) for _, _, name in group}
+                        yield place[len(root) :].lstrip("/"), sizes
+        if here:
+            yield folder, here
 
     @client_errors()
     def publish(self, staged: Path, folder: str, last: str) -> None:
-        """File after file; an old ``last`` goes first, so that it never speaks for new files."""
-        if last in self.sizes(folder):
-            self.remove(f"{folder}/{last}")
-        names = sorted((file.name for file in staged.iterdir()), key=lambda name: name == last)
-        for name in names:
-            self._make_parent(f"{folder}/{name}")
-            self._fs.put_file(str(staged / name), self._at(f"{folder}/{name}"))
-        for name in set(self.sizes(folder)) - set(names):
+        """File after file; an old result goes first, so that it never speaks for new files."""
+        before = self.sizes(folder)
+        for name in before:
+            if is_result(name):
+                self.remove(f"{folder}/{name}")
+        self._make_folder(folder)
+        stems = [file.name for file in staged.iterdir() if file.name != last]
+        with ThreadPoolExecutor(max(1, len(stems))) as pool:
+            list(pool.map(functools.partial(self._put, staged, folder), stems))
+        self._put(staged, folder, last)
+        for name in set(before) - {*stems, last}:
             self.remove(f"{folder}/{name}")
         shutil.rmtree(staged)
+
+    def _put(self, staged: Path, folder: str, name: str) -> None:
+        self._fs.put_file(str(staged / name), self._at(f"{folder}/{name}"))
 
     @client_errors()
     def remove(self, path: str) -> None:
@@ -198,17 +237,16 @@ class FsspecStorage:
 
     @contextlib.contextmanager
     def local(self, path: str) -> Iterator[Path]:
-        import tempfile
-
         with tempfile.TemporaryDirectory(prefix="metatasnet-fast-") as folder:
             target = Path(folder, path.rsplit("/", 1)[-1])
             with client_errors():
                 self._fs.get_file(self._at(path), str(target))
             yield target
 
-    def _make_parent(self, path: str) -> None:
-        # Object stores have no folders; those that have some want them made.
-        self._fs.makedirs(self._at(path).rsplit("/", 1)[0], exist_ok=True)
+    def _make_folder(self, folder: str) -> None:
+        """Object stores have no folders; those that have some want them made."""
+        if not KEYED.intersection(self.protocols):
+            self._fs.makedirs(self._at(folder), exist_ok=True)
 
 
 def local_path(uri: str) -> Path | None:

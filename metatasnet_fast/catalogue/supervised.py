@@ -49,6 +49,7 @@ class SupervisedWorker:
     fails, the others are done. The process ends with this one, however that ends.
 
     Args:
+        token: of the destination, see :class:`Destination`.
         grace: seconds that songs in flight have after ``stop`` is set; then the process is ended.
 
     Raises:
@@ -67,9 +68,10 @@ class SupervisedWorker:
         stop: threading.Event | None = None,
         number: int = 0,
         grace: float = 60.0,
+        token: str | None = None,
     ) -> None:
         self.number = number
-        self._order = {"settings": settings.to_dict(), "destination": destination, "number": number}
+        self._order = {"settings": settings.to_dict(), "destination": destination, "token": token, "number": number}
         self._attempts = max(1, settings.attempts - 1)
         self._listener = listener
         self._stop = stop or threading.Event()

@@ -1,19 +1,23 @@
-"""What lies at a destination: counted, or checked to the last byte."""
+"""What lies at a destination: counted by its names, or checked to the last byte."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
+import hashlib
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import Any
 
 from .._io import sha256_file
 from .destination import SONGS, Destination, song_folder
 from .outcome import Failure, Outcome, Status
-from .result import RESULT_NAME, Result
+from .result import Listed, Result
 
 __all__ = ["Finding", "Survey", "survey", "verify"]
+
+THREADS = 16
+"""Songs that are read at once; hashing takes one core for each, reading from an object store takes none."""
 
 
 @dataclass
@@ -26,6 +30,7 @@ class Survey:
     destination: str
     done: int = 0
     damaged_results: int = 0
+    """Folders whose files are not those that the result was written for, or that have no result that can be read."""
     audio_seconds: float = 0.0
     bytes: int = 0
     models: Counter[str] = field(default_factory=Counter)
@@ -53,84 +58,121 @@ class Finding:
 
 
 def survey(destination: Destination) -> Survey:
-    """Count what is done and what failed; results are read, stems are not."""
+    """Count what is done and what failed, from one listing and the ledger.
+
+    Only the first result of every model and settings is read, for the model's name, and those of versions before.
+    """
     found = Survey(destination.uri)
     done: set[str] = set()
-    for _, result in destination.results():
+    names: dict[str, str] = {}
+
+    untold: list[tuple[str, Listed]] = []
+
+    def count(folder: str, listed: Listed, name: str, key: str, seconds: float) -> None:
+        done.add(folder)
+        found.done += 1
+        found.bytes += listed.bytes
+        found.audio_seconds += seconds
+        found.models[f"{name} {key[:8]}"] += 1
+
+    for folder, listed in destination.listing():
+        if listed.key and not listed.is_whole:
+            found.damaged_results += 1
+        elif listed.key in names:
+            count(folder, listed, names[listed.key], listed.key, listed.duration)
+        else:
+            result = destination.read_result(folder, listed.name) if listed.key else None
+            if result is None:
+                untold.append((folder, listed))
+            else:
+                names[listed.key] = result.identity.model_name
+                count(folder, listed, names[listed.key], listed.key, listed.duration)
+    results = _at_once(lambda entry: destination.read_result(entry[0], entry[1].name), untold)
+    for (folder, listed), result in zip(untold, results, strict=True):
         if result is None:
             found.damaged_results += 1
-            continue
-        done.add(result.id)
-        found.done += 1
-        found.audio_seconds += float(result.audio["duration"])
-        found.bytes += sum(file.bytes for file in result.files.values())
-        found.models[f"{result.identity.model_name} {result.key[:8]}"] += 1
-    failures: dict[str, Outcome] = {}
-    runs: dict[str, None] = {}
-    for run, outcome in destination.ledger_by_run():
-        runs[run] = None
-        if outcome.status is Status.failed:
-            failures[outcome.id] = outcome
         else:
-            failures.pop(outcome.id, None)
-    found.failures = [
-        outcome for outcome in failures.values() if outcome.id not in done or outcome.failure is Failure.taken
-    ]
+            count(folder, listed, result.identity.model_name, result.key, float(result.audio["duration"]))
+    failures: dict[str, dict[str, Any]] = {}
+    runs: dict[str, None] = {}
+    for run, row in destination.ledger_rows():
+        runs[run] = None
+        if row.get("status") == Status.failed.value:
+            failures[row["id"]] = row
+        else:
+            failures.pop(row["id"], None)
+    outcomes = map(Outcome.from_dict, failures.values())
+    found.failures = [o for o in outcomes if o.failure is Failure.taken or song_folder(o.id) not in done]
     found.failed = Counter((outcome.failure or Failure.unknown).value for outcome in found.failures)
     found.runs = list(runs)
     return found
 
 
-def verify(destination: Destination, repair: bool = False) -> Iterator[Finding | Result]:
+def verify(
+    destination: Destination, repair: bool = False, shard: tuple[int, int] = (1, 1), sample: float = 1.0
+) -> Iterator[Finding | Result]:
     """Read every stem of every song and compare it with what its result says; yields the results that hold, and findings.
 
     Args:
         repair: take away what does not hold, so that the next run makes those songs anew; only while no run is going on.
+        shard: check the ``i``-th of ``n`` parts of the songs only, ``i`` from 1.
+        sample: check this share of the songs only, 0 to 1, the same ones in every call.
     """
-    storage = destination.storage
-    for folder, paths in groupby(storage.find(SONGS), key=lambda path: path.rpartition("/")[0]):
-        names = {path.rpartition("/")[2] for path in paths}
-        result, problem, unwanted = _judged(destination, folder, names)
+    index, count = shard
+
+    def chosen() -> Iterator[tuple[str, dict[str, int]]]:
+        for folder, sizes in destination.storage.listing(SONGS):
+            number = int.from_bytes(hashlib.sha256(b"verify " + folder.encode()).digest()[:8], "big")
+            if number % count == index - 1 and number // count / 2**64 * count < sample:
+                yield folder, sizes
+
+    def judge(entry: tuple[str, dict[str, int]]) -> tuple[str, Result | None, str | None, set[str]]:
+        return entry[0], *_judged(destination, *entry)
+
+    for folder, result, problem, unwanted in _at_once(judge, chosen()):
         if result is not None:
             yield result
-        if problem is None:
-            continue
-        yield Finding(folder, problem)
-        if repair:
-            for name in unwanted:
-                storage.remove(f"{folder}/{name}")
+        if problem is not None:
+            yield Finding(folder, problem)
+            for name in unwanted if repair else ():
+                destination.storage.remove(f"{folder}/{name}")
 
 
-def _judged(destination: Destination, folder: str, names: set[str]) -> tuple[Result | None, str | None, set[str]]:
+def _at_once(work: Any, items: Iterable[Any]) -> Iterator[Any]:
+    """Results of ``work`` in the order of the items, some of which are worked on at the same time."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        pending: deque[Future[Any]] = deque()
+        for item in items:
+            pending.append(pool.submit(work, item))
+            if len(pending) > 2 * THREADS:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def _judged(destination: Destination, folder: str, sizes: dict[str, int]) -> tuple[Result | None, str | None, set[str]]:
     """A song's result if it holds, what is wrong in its folder if anything, and the files that must go for that."""
+    names = set(sizes)
+    name = Listed.of(sizes).name
+    if not name:
+        return None, f"no result, but {', '.join(sorted(names))}", names
     try:
-        content = destination.storage.read(f"{folder}/{RESULT_NAME}")
+        result = destination.read_result(folder, name)
     except OSError as error:
-        return None, _unreadable(destination, RESULT_NAME, error), {RESULT_NAME}
-    if content is None:
-        return None, f"no result.json, but {', '.join(sorted(names))}", names
-    result = Result.from_json(content)
-    if result is None or song_folder(result.id) != folder:
-        return None, "result.json is damaged", {RESULT_NAME}
-    problem = _problem(destination, result)
+        return None, f"the result cannot be read ({error.strerror or error})", {name}
+    if result is None or name not in (result.name, "result.json"):
+        return None, "the result is damaged", {name}
+    problem = _problem(destination, result, sizes)
     if problem is not None:
-        return None, problem, {RESULT_NAME}
-    strays = names - {file.path for file in result.files.values()} - {RESULT_NAME}
-    problem = f"files that result.json does not name: {', '.join(sorted(strays))}" if strays else None
+        return None, problem, {name}
+    strays = names - {file.path for file in result.files.values()} - {name}
+    problem = f"files that the result does not name: {', '.join(sorted(strays))}" if strays else None
     return result, problem, strays
 
 
-def _unreadable(destination: Destination, name: str, error: OSError) -> str:
-    """What is wrong with a file that a disk cannot read, where its folder could be; raises what an object store refuses."""
-    if not destination.is_local:
-        raise error
-    return f"{name} cannot be read ({error.strerror or error})"
-
-
-def _problem(destination: Destination, result: Result) -> str | None:
+def _problem(destination: Destination, result: Result, sizes: dict[str, int]) -> str | None:
     """What is wrong with a song's stems, in a few words."""
     folder = song_folder(result.id)
-    sizes = destination.storage.sizes(folder)
     for stem, file in result.files.items():
         if file.path not in sizes:
             return f"{stem} is missing"
@@ -140,7 +182,7 @@ def _problem(destination: Destination, result: Result) -> str | None:
             with destination.storage.local(f"{folder}/{file.path}") as path:
                 found = sha256_file(path)
         except OSError as error:
-            return _unreadable(destination, stem, error)
+            return f"{stem} cannot be read ({error.strerror or error})"
         if found != file.sha256:
             return f"{stem} has another content than it had when it was written"
     return None

@@ -7,8 +7,8 @@ import time
 from collections import Counter
 from dataclasses import replace
 
-from .events import Event, Progress, RunEnded, SongEnded, SongStarted, StageLoad, WorkerLoad
-from .outcome import Outcome, Status
+from .events import Event, Progress, RunEnded, SongEnded, SongsSkipped, SongStarted, StageLoad, WorkerLoad
+from .outcome import Failure, Outcome, Status
 
 __all__ = ["Tally"]
 
@@ -35,6 +35,9 @@ class Tally:
         self._loads: dict[int, WorkerLoad] = {}
         self._before: dict[int, WorkerLoad] = {}
         self._lock = threading.Lock()
+        self._row: tuple[Failure | None, set[str]] = (None, set())
+        self.reason: str | None = None
+        """Why the run had better stop: one failure again and again that is not the songs'."""
 
     def __call__(self, event: Event) -> None:
         with self._lock:
@@ -43,6 +46,9 @@ class Tally:
             elif isinstance(event, SongEnded):
                 self._in_flight.discard((event.worker, event.outcome.id))
                 self._count(event.outcome)
+            elif isinstance(event, SongsSkipped):
+                self._counts[Status.skipped] += event.songs
+                self._passed += event.audio_seconds
             elif isinstance(event, WorkerLoad):
                 self._take_load(event)
 
@@ -98,6 +104,7 @@ class Tally:
             remaining=remaining,
             progress=progress,
             failures=dict(sorted(self.failures.items())),
+            reason=self.reason,
             cost=cost,
             cost_per_1000_songs=1000 * cost / progress.done if cost is not None and progress.done else None,
         )
@@ -111,6 +118,18 @@ class Tally:
             self._bytes_out += outcome.bytes_out
         elif outcome.failure is not None:
             self.failures[outcome.failure.value] += 1
+        self._judge(outcome)
+
+    def _judge(self, outcome: Outcome) -> None:
+        """Count failures of one type in a row, of different songs."""
+        failure, ids = self._row
+        if outcome.failure is None or outcome.failure != failure:
+            failure, ids = self._row = outcome.failure, set()
+        ids.add(outcome.id)
+        most = None if failure is None else failure.most_in_a_row
+        if most is not None and failure is not None and len(ids) >= most and self.reason is None:
+            times = f"{len(ids)} songs in a row failed" if most > 1 else "A song failed"
+            self.reason = f"{times} with [{failure.value}], the last one so: {outcome.error} {failure.hint}"
 
     def _take_load(self, load: WorkerLoad) -> None:
         last = self._loads.get(load.worker)

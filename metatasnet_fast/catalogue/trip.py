@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from .destination import song_folder
@@ -29,6 +30,8 @@ class Trip:
     attempt: int
     stamp: Stamp | None = None
     content: str | None = None
+    copy: Path | None = None
+    """The local copy of a remote input, once there is one."""
     codec: str = ""
     duration: float = 0.0
     samples: int = 0

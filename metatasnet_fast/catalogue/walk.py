@@ -34,16 +34,19 @@ from .destination import Destination, song_folder
 from .failures import SongError, classify, unreadable
 from .machinery import Machinery
 from .outcome import Failure, Outcome, Status
-from .result import RESULT_NAME, Result, StemFile
+from .result import Result, StemFile
 from .song import Song, safe_name
 from .source import Source
 from .stages import Place
 from .staging import Staging
-from .storage import local_path
+from .storage import LocalStorage, local_path
 from .trip import Trip, utc_now
 from .twins import Twins
 
 __all__ = ["Walker"]
+
+LEAST_BYTES = 1 / 8
+"""Of a stem, for each sample and channel: what digital silence takes in the format that packs it best is hardly less."""
 
 PAUSE = 0.25
 """Seconds before the second attempt; four times as long before each one after it."""
@@ -80,6 +83,7 @@ class Walker:
         while True:
             trip = Trip(song, self._key, attempt)
             try:
+                self._destination.check()
                 with self._claims.claim(safe_name(song.id), wait) as claimed:
                     if not claimed:
                         return None
@@ -89,6 +93,10 @@ class Walker:
                 if self._machinery.batcher.is_lost(error):
                     return None
                 failure, message = classify(error)
+                if (
+                    trip.copy is not None
+                ):  # the copy of a remote file is gone by now; its address says where it came from
+                    message = message.replace(str(trip.copy), song.uri)
                 if not failure.worth_retrying or attempt >= self._settings.attempts or self._stop.is_set():
                     return trip.outcome(Status.failed, failure, message)
             self._stop.wait(PAUSE * 4 ** (attempt - 1))
@@ -114,9 +122,9 @@ class Walker:
                 self._make_and_drop(trip, made[0])
                 return trip.outcome(Status.done)
             result = made if isinstance(made, Result) else self._write(trip, *made)
-            _write_durably(staged / RESULT_NAME, result.to_json())
+            _write_durably(staged / result.name, result.to_json())
             began = time.perf_counter()
-            self._publish(staged, song)
+            self._publish(staged, song, result.name)
             trip.seconds["publish"] = time.perf_counter() - began
             self._twins.remember(result.content, song.id)
         return trip.outcome(Status.done)
@@ -134,6 +142,7 @@ class Walker:
             reading = stages.enter_context(machinery.read.enter())
             began = time.perf_counter()
             path = stages.enter_context(source.local(self._staging.path))
+            trip.copy = None if local_path(trip.song.uri) else path
             trip.content, trip.bytes_in = sha256_file(path), path.stat().st_size
             trip.seconds["fetch"] = time.perf_counter() - began
             self._refuse_if_taken(trip)
@@ -152,6 +161,7 @@ class Walker:
             stream = stages.enter_context(_open(path))
             recording = self._recording(stream)
             files = StemFiles.plan(staged, "{stem}", "", settings.recipe, recording, settings.format, settings.subtype)
+            self._refuse_if_full(recording)
             home, budget = machinery.home(recording, trip.attempt)
             if isinstance(budget, SongBudget):
                 stack.callback(budget.close)
@@ -189,6 +199,14 @@ class Walker:
                 Failure.taken,
                 f"{self._destination.uri} already holds another song under the id {before.id}, from {before.uri}.",
             )
+
+    def _refuse_if_full(self, recording: Recording) -> None:
+        """Before the work, where it is plain that the stems will not fit: stems in no format are smaller than this."""
+        storage = self._destination.storage
+        if isinstance(storage, LocalStorage) and recording.samples is not None:
+            size = LEAST_BYTES * recording.samples * recording.channels * len(self._settings.recipe)
+            if shutil.disk_usage(storage.path).free < (16 * size if self._settings.format == "wav" else size):
+                raise SongError(Failure.write, f"{self._destination.uri} has no room left for the stems of a song.")
 
     def _recording(self, stream: AudioStream) -> Recording:
         """The open file, which is refused when it turns out to be too long: when it says so, or when it goes on and on."""
@@ -250,13 +268,19 @@ class Walker:
             finished=utc_now(),
         )
 
-    def _publish(self, staged: Path, song: Song) -> None:
-        try:
-            self._destination.storage.publish(staged, song_folder(song.id), RESULT_NAME)
-        except Exception as error:  # whatever the object store's client raises
-            raise SongError(
-                Failure.write, f"The stems of {song.id} cannot be put to {self._destination.uri} ({error})."
-            ) from error
+    def _publish(self, staged: Path, song: Song, result: str) -> None:
+        """Publish what is staged; that alone is tried again, and not the separation."""
+        for attempt in range(1, self._settings.attempts + 1):
+            self._destination.check()
+            try:
+                self._destination.storage.publish(staged, song_folder(song.id), result)
+                return
+            except Exception as error:  # whatever the object store's client raises
+                if attempt == self._settings.attempts or self._stop.is_set():
+                    raise SongError(
+                        Failure.write, f"The stems of {song.id} cannot be put to {self._destination.uri} ({error})."
+                    ) from error
+            self._stop.wait(PAUSE * 4 ** (attempt - 1))
 
     @contextlib.contextmanager
     def _staged(self, song: Song) -> Iterator[Path]:

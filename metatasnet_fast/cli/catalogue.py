@@ -15,13 +15,14 @@ RUN_EPILOG = """
 MANIFEST is a folder, a pattern in quotes, a .txt list, or a .csv, .tsv, .jsonl or .parquet table with a column uri and, if
 wanted, id, duration (seconds) and bytes. It, the songs and DEST may be local or anything that fsspec opens (s3://, gs://).
 
-A song is done when DEST/songs/ab/cd/<id>/result.json, which is written last, holds for the file's content, the model and the
+A song is done when the result in DEST/songs/ab/cd/<id>/, which is written last, holds for the file's content, the model and the
 settings. The same command again does only what is missing; another model or other settings make everything anew. Songs that
 failed because of their file are tried again when the file changes, or with --retry-failed.
 
 Ctrl-C and SIGTERM let the songs in flight finish; a second Ctrl-C ends at once. Either way nothing is half-written.
 
-exit codes: 0 all songs are done; 2 the command cannot be carried out; 3 some failed, or were left when the run was stopped.
+exit codes: 0 all songs are done; 2 the command cannot be carried out; 3 some failed, or were left when the run was stopped;
+4 the run stopped itself, since one song after the other failed for a reason that is not theirs.
 
   metatasnet-fast catalogue run music/ --out stems
   metatasnet-fast catalogue run songs.csv --out s3://bucket/stems --stems vocals --shard 3/16
@@ -49,6 +50,12 @@ def add_parser(commands: Any) -> None:
         action.add_argument("--json", action="store_true", help="JSON on standard output")
     verify.add_argument(
         "--repair", action="store_true", help="take away what does not hold, so that the next run makes it anew"
+    )
+    verify.add_argument(
+        "--shard", default="1/1", metavar="I/N", help="only the i-th of n parts, i from 1 (default: 1/1)"
+    )
+    verify.add_argument(
+        "--sample", type=float, default=1.0, metavar="X", help="only this share of the songs (default: 1)"
     )
     status.set_defaults(run=run_status)
     verify.set_defaults(run=run_verify)

@@ -140,7 +140,7 @@ def _destination(text: str) -> str:
 
 
 def _dry_run(args: argparse.Namespace, songs: list[Song], settings: Settings) -> int:
-    from ..catalogue.preview import preview
+    from ..catalogue.planning import preview
 
     found = preview(songs, settings, args.out)
     if args.json:

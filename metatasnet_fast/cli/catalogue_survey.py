@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from ..errors import ConfigError
+
+if TYPE_CHECKING:
+    from ..catalogue.result import Result
+    from ..catalogue.survey import Finding
 
 __all__ = ["run_status", "run_verify"]
 
@@ -21,7 +25,9 @@ def run_status(args: argparse.Namespace) -> int:
     from ..catalogue.survey import survey
 
     with reaching(args.destination):
-        found = survey(_existing(Destination(args.destination)))
+        found = survey(Destination(args.destination))
+    if not (found.done or found.damaged_results or found.runs):
+        raise _nothing(args.destination)
     if args.json:
         print(json.dumps(found.to_dict()))
         return 0
@@ -41,11 +47,19 @@ def run_status(args: argparse.Namespace) -> int:
 def run_verify(args: argparse.Namespace) -> int:
     """Check; exit code 3 if anything is wrong."""
     from ..catalogue.destination import Destination
+    from ..catalogue.manifest import parse_shard
     from ..catalogue.survey import Finding, verify
+
+    if not 0 < args.sample <= 1:
+        raise ConfigError(f"--sample must be a share above 0 and at most 1, got {args.sample:g}.")
+    destination, shard = Destination(args.destination), parse_shard(args.shard)
+
+    def checked() -> Iterator[Finding | Result]:
+        return verify(destination, args.repair, shard, args.sample)
 
     good = 0
     findings: list[Finding] = []
-    for found in _reached(args.destination, lambda: verify(_existing(Destination(args.destination)), args.repair)):
+    for found in _reached(args.destination, checked):
         if isinstance(found, Finding):
             findings.append(found)
             if args.json:
@@ -54,6 +68,8 @@ def run_verify(args: argparse.Namespace) -> int:
                 print(f"{found.folder}: {found.problem}", flush=True)
         else:
             good += 1
+    if not good and not findings and not any(destination.ledger_rows()):
+        raise _nothing(args.destination)
     if args.json:
         print(json.dumps({"verified": good, "findings": len(findings), "repaired": bool(args.repair and findings)}))
     else:
@@ -72,10 +88,5 @@ def _reached(uri: str, items: Callable[[], Iterator[T]]) -> Iterator[T]:
         yield from items()
 
 
-def _existing(destination: Any) -> Any:
-    """Raises :class:`ConfigError` for a place where no catalogue ever was."""
-    from ..catalogue.destination import LEDGER, SONGS
-
-    if not any(True for folder in (SONGS, LEDGER) for _ in destination.storage.find(folder)):
-        raise ConfigError(f"There is no catalogue at {destination.uri}: name the DEST of `catalogue run`.")
-    return destination
+def _nothing(destination: str) -> ConfigError:
+    return ConfigError(f"There is no catalogue at {destination}: name the DEST of `catalogue run`.")

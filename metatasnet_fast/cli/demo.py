@@ -13,12 +13,13 @@ from .outputs import check_writable
 from .progress import ProgressDisplay
 
 if TYPE_CHECKING:
-    from ..demo import Listening
+    from ..page import Listening
     from ..separation import Separation, Separator
 
 __all__ = ["add_parser"]
 
-EXCERPT = "assets/demo/sodium-excerpt.ogg"
+FOLDER = "assets/demo"
+EXCERPT = f"{FOLDER}/sodium-excerpt.ogg"
 TITLE = "“sodium” in four stems"
 
 
@@ -39,7 +40,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..demo import write_page, write_picture
+    from ..page import write_page, write_picture
 
     folder = Path(args.output)
     separator, model = make_separator(args)
@@ -67,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _listening(excerpt: Path, separation: Separation, separator: Separator, model: str, bundled: bool) -> Listening:
     from ..audio import read_audio
-    from ..demo import Listening
+    from ..page import Listening
 
     signals = {name: read_audio(path).samples for name, path in {"mixture": excerpt, **separation.files}.items()}
     facts = {
@@ -79,5 +80,11 @@ def _listening(excerpt: Path, separation: Separation, separator: Separator, mode
     note = f"The model works at {separator.output_rate / 1000:g} kHz, so its stems end at {separator.output_rate / 2000:g} kHz."
     if bundled:
         note = f"The bundled model is a small one, for trying the library. {note}"
-    note = f"Made by metatasnet-fast {__version__}. {note}"
-    return Listening(signals, separation.sample_rate, TITLE, facts, note)
+    note = (
+        f"Made by metatasnet-fast {__version__}. {note} The parts of the song are among those that the model does well."
+    )
+    with resources.as_file(resources.files("metatasnet_fast").joinpath(FOLDER)) as folder:
+        found = {name: folder / f"sodium-{name}.ogg" for name in separation.files}
+        references = {name: read_audio(path).samples for name, path in found.items() if path.exists()}
+    references = {name: x for name, x in references.items() if x.shape == signals[name].shape}
+    return Listening(signals, separation.sample_rate, TITLE, facts, note, references)

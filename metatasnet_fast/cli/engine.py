@@ -6,8 +6,6 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import CheckpointError
-
 if TYPE_CHECKING:
     from ..separation import Separator
 
@@ -43,10 +41,10 @@ def make_separator(args: argparse.Namespace, mixture_consistency: bool = False) 
     Raises:
         MetaTasNetError: as ``Separator``; or if no model is named and none is bundled.
     """
-    from ..model import load_checkpoint
+    from ..model import default_model, load_checkpoint
     from ..separation import Separator
 
-    model = args.model or _bundled()
+    model = args.model or default_model()
     network = load_checkpoint(model, revision=args.revision, offline=args.offline)
     separator = Separator(
         network, args.device, args.backend, args.dtype, args.mode, mixture_consistency=mixture_consistency
@@ -68,12 +66,3 @@ def model_name(model: str) -> str:
     if path.name in RUN_FILES and path.parent.name:
         return f"{path.parent.name}-{path.stem}"
     return path.parent.name if path.name in ("config.json", "model.safetensors") else path.stem
-
-
-def _bundled() -> str:
-    from ..model import bundled_models
-
-    names = list(bundled_models())
-    if not names:
-        raise CheckpointError("No model comes with this installation: name a checkpoint file or folder with --model.")
-    return names[0]

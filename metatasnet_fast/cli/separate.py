@@ -33,6 +33,7 @@ exit codes: 0 all done; 2 the command cannot be carried out, nothing was done; 3
 130 interrupted. No stem is ever half-written.
 
   metatasnet-fast separate song.mp3
+  metatasnet-fast separate song.mp3 --page
   metatasnet-fast separate album/ --two-stems vocals --format flac
   metatasnet-fast separate *.wav --json > results.jsonl
 """
@@ -101,6 +102,15 @@ def add_parser(commands: Any) -> None:
         metavar="NAME",
         help="of each stem, below OUT/<model> (default: {track}/{stem}.{ext})",
     )
+    page = files.add_mutually_exclusive_group()
+    page.add_argument(
+        "--page", action="store_true", help="also write a page to listen to, TRACK.html beside the stems, one file"
+    )
+    page.add_argument(
+        "--page-files",
+        action="store_true",
+        help="the same with its sounds in a folder, for recordings longer than 10 minutes",
+    )
     parser.set_defaults(run=run)
 
 
@@ -164,6 +174,26 @@ class _Job:
             report.skipped(track, files)
         else:
             report.done(track, separation, files)
+        if self.args.page or self.args.page_files:
+            self.write_page(track, files, report)
+
+    def write_page(self, track: Track, files: dict[str, Path], report: Report) -> None:
+        """Write the page of a track, from its files. A failure is a warning: the stems are there."""
+        from ..page import listen_to
+
+        try:
+            page = listen_to(
+                track.path,
+                files,
+                Path(track.name).name,
+                {"Model": self.folder.name, "Engine": self.separator.describe()},
+                in_files=self.args.page_files,
+                track=track.number,
+            )
+        except Exception as error:
+            report.warn(f"{track.label}: there is no page to listen to. {sentence_of(error)}")
+        else:
+            report.say(f"{track.label}: open {page} to listen")
 
     def separate(self, track: Track, files: dict[str, Path]) -> Separation | None:
         """Make the stems that are missing; None if none is.

@@ -17,6 +17,7 @@ from .bss_eval import METRICS
 from .scores import TrackScores
 from .signals import EvaluationError
 from .statistics import Comparison, Summary, summarise
+from .track import OWN_SILENCE, REGULARISED
 
 __all__ = [
     "PUBLISHED", "STEMS", "caveats", "comparison_table", "latex_table", "score_rows", "score_table", "write_rows"
@@ -191,7 +192,7 @@ def _not_comparable(tracks: Sequence[TrackScores], frames: Sequence[int]) -> lis
         )
     if any((track.window, track.hop) != (1, 1) for track in tracks):
         sentences.append("NOT COMPARABLE WITH THE PUBLISHED ROWS: frames are not one second long and one second apart.")
-    if any(note.startswith(("Regularised", "A frame counts")) for track in tracks for note in track.notes):
+    if any(note in (REGULARISED, OWN_SILENCE) for track in tracks for note in track.notes):
         sentences.append("NOT COMPARABLE WITH THE PUBLISHED ROWS: another rule of silence, or a regularised solve.")
     return sentences
 

@@ -19,6 +19,10 @@ __all__ = ["ALL_METRICS", "DEFAULT_METRICS", "evaluate_track", "metric_names", "
 ALL_METRICS = (*METRICS, *WHOLE)
 DEFAULT_METRICS = (*METRICS, *DEFAULT_WHOLE)
 
+REGULARISED = "Regularised: as if each reference carried white noise 60 dB below its own energy."
+OWN_SILENCE = "A frame counts for a stem where that stem itself is not silent."
+"""Notes that say what was asked for."""
+
 _ORDER = ("vocals", "drums", "bass", "other", "accompaniment", "linear_mixture")
 
 
@@ -83,7 +87,7 @@ def evaluate_track(
         mixture=mixture,
     )
     silent = silent_sentence(scores.silent) if scores.silent else None
-    for note in scores.notes:
+    for note in set(scores.notes) - {REGULARISED, OWN_SILENCE}:
         warnings.warn(note, SilentSourceWarning if note == silent else UserWarning, stacklevel=2)
     return scores
 
@@ -142,9 +146,9 @@ def score_track(
     if silent:
         notes[silent_sentence(tuple(silent))] = None
     if regularise and by_frames:
-        notes["Regularised: as if each reference carried white noise 60 dB below its own energy."] = None
+        notes[REGULARISED] = None
     if silence == "own" and by_frames:
-        notes["A frame counts for a stem where that stem itself is not silent."] = None
+        notes[OWN_SILENCE] = None
     whole = [metric for metric in metrics if metric in WHOLE]
     by_stem: dict[str, dict[str, float]] = {}
     if whole:

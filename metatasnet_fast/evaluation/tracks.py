@@ -7,11 +7,12 @@ read, and references and estimates need not have the same one: tracks are paired
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import torch
 
@@ -168,13 +169,12 @@ def open_tracks(path: str | os.PathLike[str], subset: str | None = None) -> list
         raise EvaluationError(
             f"{root} holds no audio. Name a folder with a folder of stems for each track, or MUSDB18."
         )
-    counts = Counter(place.name for place in found)
-    tracks = []
-    for place, files in sorted(found.items()):
-        unique = counts[place.name] == 1 or place == root
-        name = place.resolve().name if place == root else place.name
-        tracks.append(_track(name if unique else " - ".join(place.relative_to(root).parts), files))
-    return tracks
+    names = {place: _catalogued(place) or (place.resolve() if place == root else place).name for place in found}
+    counts = Counter(names.values())
+    return [
+        _track(name if counts[name] == 1 else " - ".join(place.relative_to(root).parts), found[place])
+        for place, name in sorted(names.items())
+    ]
 
 
 def pair_tracks(references: Sequence[TrackFiles], estimates: Sequence[TrackFiles]) -> tuple[list[Pair], dict[str, str]]:
@@ -219,6 +219,17 @@ def _pair_stems(reference: TrackFiles, estimate: TrackFiles, single: bool) -> di
     if rest and "accompaniment" not in pairs and "vocals" in mine and len(mine) > 1:
         pairs["accompaniment"] = rest[0]
     return pairs
+
+
+def _catalogued(folder: Path) -> str | None:
+    """Name of the song whose stems a catalogue put into a folder, as the result beside them says; None for another folder."""
+    for path in sorted(folder.glob("result*.json")):
+        try:
+            song = PurePosixPath(str(json.loads(path.read_text("utf-8"))["uri"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        return song.parent.name if song.stem in MIXTURES else song.stem
+    return None
 
 
 def _refuse(error: OSError) -> None:

@@ -2,7 +2,7 @@
 
 from .accelerate import AccelerationReport, accelerate, restore
 from .network import MultiTasNet
-from .pretrained import bundled_models, convert, load_checkpoint
+from .pretrained import bundled_models, convert, default_model, load_checkpoint
 from .program import export
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "accelerate",
     "bundled_models",
     "convert",
+    "default_model",
     "export",
     "load_checkpoint",
     "restore",

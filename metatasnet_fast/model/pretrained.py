@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Network = TypeVar("Network", bound=nn.Module)
 
-__all__ = ["PretrainedMixin", "bundled_models", "convert", "load_checkpoint", "means_bundled"]
+__all__ = ["PretrainedMixin", "bundled_models", "default_model", "convert", "load_checkpoint", "means_bundled"]
 
 
 class PretrainedMixin(nn.Module):
@@ -128,6 +128,18 @@ def bundled_models() -> dict[str, Path]:
     """Names and folders of the models that come with the library."""
     root = Path(str(resources.files("metatasnet_fast"))) / "assets" / "models"
     return {path.parent.name: path.parent for path in sorted(root.glob(f"*/{SETTINGS}"))}
+
+
+def default_model() -> str:
+    """Name of the model that is used where none is named.
+
+    Raises:
+        CheckpointError: if none comes with this installation.
+    """
+    names = list(bundled_models())
+    if not names:
+        raise CheckpointError("No model comes with this installation: name a checkpoint file or folder.")
+    return names[0]
 
 
 def _read(

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import base64
+import os
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 from torch import Tensor
 
-from ..errors import UnknownStemError
+from ..audio import write_audio
+from ..errors import AudioWriteError, UnknownStemError
 
 __all__ = ["Recipe", "Separation", "Stems", "TwoStems", "parse_stems", "two_stems"]
+
+
+PLAYED_SECONDS = 60
+"""Of each stem in a notebook."""
 
 
 class TwoStems(NamedTuple):
@@ -94,6 +103,52 @@ class Separation(Mapping[str, Tensor]):
     def real_time_factor(self) -> float:
         """Seconds of audio separated per second of wall-clock time."""
         return self.duration / self.seconds if self.seconds > 0 else float("inf")
+
+    def __getattr__(self, name: str) -> Tensor:
+        """A stem by its name: ``separation.vocals``."""
+        stems = self.__dict__.get("stems", {})
+        if name in stems:
+            return cast(Tensor, stems[name])
+        raise AttributeError(f"There is neither an attribute nor a stem {name!r}; the stems are {', '.join(stems)}.")
+
+    def save(
+        self, folder: str | os.PathLike[str], *, format: str = "wav", subtype: str | None = None
+    ) -> dict[str, Path]:
+        """Write each stem to ``folder/<stem>.<format>``, and return the paths.
+
+        Args:
+            folder: it is made; files there of these names are replaced.
+            format, subtype: as in :meth:`Separator.separate_file`.
+
+        Raises:
+            AudioWriteError: if a stem cannot be written; no half-written file stays behind.
+        """
+        folder = Path(folder)
+        if self.files:
+            raise AudioWriteError(f"The stems are in files already: {', '.join(map(str, self.files.values()))}.")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise AudioWriteError(f"{folder} cannot be made ({error.strerror}); choose another folder.") from error
+        paths = {stem: folder / f"{stem}.{format}" for stem in self.stems}
+        for stem, path in paths.items():
+            signal = self.stems[stem].detach().cpu()
+            write_audio(
+                path, signal[None] if signal.ndim == 1 else signal, self.sample_rate, format=format, subtype=subtype
+            )
+        return paths
+
+    def _repr_html_(self) -> str:
+        """Players for a notebook: the first minute of each stem, in 16 bits."""
+        rows = [f"<p>{escape(repr(self))}</p>"]
+        for stem, signal in self.stems.items():
+            samples = signal.detach().cpu().reshape(-1, signal.shape[-1])[:2, : PLAYED_SECONDS * self.sample_rate]
+            with tempfile.TemporaryDirectory(prefix="metatasnet-fast-") as folder:
+                path = Path(folder) / "stem.wav"
+                write_audio(path, samples, self.sample_rate)
+                content = base64.b64encode(path.read_bytes()).decode("ascii")
+            rows.append(f'<p>{escape(stem)}<br><audio controls src="data:audio/wav;base64,{content}"></audio></p>')
+        return "\n".join(rows)
 
     def two_stems(self, stem: str) -> dict[str, Tensor]:
         """One stem and the sum of the others: ``{"vocals": ..., "no_vocals": ...}``.

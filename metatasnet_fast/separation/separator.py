@@ -6,10 +6,13 @@ import contextlib
 import copy
 import functools
 import os
+import shutil
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, BinaryIO, Literal, TypeAlias
 
 import numpy.typing as npt
 import torch
@@ -18,7 +21,7 @@ from torch import Tensor
 from ..audio import closest_subtype, open_audio, read_tags
 from ..backends import Choice, Request, resolve
 from ..errors import ConfigError
-from ..model import load_checkpoint
+from ..model import default_model, load_checkpoint
 from ..model.methods import NetworkMethods
 from ..precision import Precision
 from .batches import BatchRunner, automatic_batch_size
@@ -115,7 +118,7 @@ class Separator:
 
     def __init__(
         self,
-        model: NetworkMethods | str | os.PathLike[str],
+        model: NetworkMethods | str | os.PathLike[str] | None = None,
         device: str | torch.device = "auto",
         backend: str = "auto",
         dtype: str | torch.dtype | Precision = "auto",
@@ -133,7 +136,7 @@ class Separator:
             raise ConfigError(
                 f"A {type(model).__name__} cannot be separated with as it is: call accelerate(network) first."
             )
-        network = model if isinstance(model, NetworkMethods) else load_checkpoint(model)
+        network = model if isinstance(model, NetworkMethods) else load_checkpoint(model or default_model())
         self.device = choose_device(device, network)
         self.precision = Precision.default(self.device) if dtype == "auto" else Precision.parse(dtype)
         self._choice = Choice.parse(backend, self.precision.value)
@@ -149,6 +152,19 @@ class Separator:
         self.output_rate = network.config.output_rate
         self.stems = network.config.instruments
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The same as ``stems``."""
+        return self.stems
+
+    @property
+    def samplerate(self) -> int:
+        """The same as ``output_rate``."""
+        return self.output_rate
+
+    def __repr__(self) -> str:
+        return f"Separator({', '.join(self.stems)} at {self.output_rate} Hz; {self.describe()})"
+
     def describe(self) -> str:
         """One line: device, backend, precision and mode."""
         return f"backend {self.backend}, device {self.device}, {self.precision.value}, {self.mode} mode"
@@ -159,6 +175,7 @@ class Separator:
         Args:
             waveform: (channels, samples) or (samples,), a tensor on any device or an array; floating point, or int16 or
                 int32, which are scaled to [-1, 1). Samples that are NaN or infinite count as 0, with a warning in the result.
+                Of a batch (items, channels, samples) every channel is separated by itself, and the stems are batches.
             sample_rate: hertz, 8 kHz to 192 kHz and beyond.
             stems: names of the stems to return; or a mapping from names of one's own to the stems that are summed, such as
                 ``two_stems("vocals")``; None for all.
@@ -174,6 +191,10 @@ class Separator:
         """
         began = time.perf_counter()
         recipe = parse_stems(stems, self.stems)
+        if getattr(waveform, "ndim", 0) == 3:
+            items, channels, samples = waveform.shape
+            flat = self.separate(waveform.reshape(items * channels, samples), sample_rate, stems)
+            return replace(flat, stems={stem: x.reshape(items, channels, -1) for stem, x in flat.items()})
         with self._memory_for("the recording", to_files=False):
             recording = Recording.from_memory(waveform, sample_rate)
             device = waveform.device if isinstance(waveform, Tensor) else torch.device("cpu")
@@ -181,7 +202,7 @@ class Separator:
 
     def separate_file(
         self,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | BinaryIO,
         output_dir: str | os.PathLike[str] | None = None,
         stems: Stems = None,
         *,
@@ -195,7 +216,7 @@ class Separator:
         """Separate an audio file, in fast mode in memory that does not grow with the file's length.
 
         Args:
-            path: any file that ``open_audio`` reads.
+            path: any file that ``open_audio`` reads, or an open one, such as ``io.BytesIO``; that is called ``audio``.
             output_dir: folder for the stems; it is made. With None the stems are returned in memory.
             stems: as in :meth:`separate`.
             name: name of each file below ``output_dir``, without suffix; ``{track}`` is the name of the input without its
@@ -218,6 +239,22 @@ class Separator:
         """
         began = time.perf_counter()
         recipe = parse_stems(stems, self.stems)
+        if not isinstance(path, str | os.PathLike):
+            with tempfile.TemporaryDirectory(prefix="metatasnet-fast-") as folder:
+                copied = Path(folder, "audio")
+                with copied.open("wb") as file:
+                    shutil.copyfileobj(path, file)
+                return self.separate_file(
+                    copied,
+                    output_dir,
+                    stems,
+                    name=name,
+                    format=format,
+                    subtype=subtype,
+                    track=track,
+                    partial=partial,
+                    tags=tags,
+                )
         opened = open_audio(path, track=track, partial=partial)
         with self._memory_for(os.fspath(path), output_dir is not None), opened as stream:
             recording = Recording.from_stream(stream)
@@ -228,6 +265,13 @@ class Separator:
             found = read_tags(Path(path)) if tags else None
             files = StemFiles.plan(Path(output_dir), name, Path(path).stem, recipe, recording, format, subtype, found)
             return self._to_files(recording, recipe, files, began, stream.warnings)
+
+    def separate_files(
+        self, paths: Iterable[str | os.PathLike[str]], output_dir: str | os.PathLike[str] | None = None, **options: Any
+    ) -> Iterator[Separation]:
+        """Separate files one after the other, as they are asked for; the arguments are those of :meth:`separate_file`."""
+        for path in paths:
+            yield self.separate_file(path, output_dir, **options)
 
     def _memory_for(self, what: str, to_files: bool) -> contextlib.AbstractContextManager[None]:
         if self.mode == "reference":

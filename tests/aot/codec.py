@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 from metatasnet_fast.config import MetaTasNetConfig
 from metatasnet_fast.kernels import (
@@ -100,8 +99,3 @@ def uses(stage: int, frames: int, dtype: torch.dtype, tf32: bool = False) -> dic
         "overlap-add": added,
         "losses": losses,
     }
-
-
-def basis(n_fft: int, device: torch.device) -> Tensor:
-    """In place of `log_power.basis`: a tensor without data."""
-    return empty(4, n_fft // 4, n_fft // 4 + log_power.PAD)

@@ -11,7 +11,6 @@ pytest.importorskip("triton", reason="Triton is not installed")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("TRITON_INTERPRET=1: kernels are interpreted, not compiled", allow_module_level=True)
 
-from metatasnet_fast.kernels import log_power, log_power_backward  # noqa: E402  (imports Triton)
 
 from . import codec, compiling  # noqa: E402
 from .local_memory import known  # noqa: E402
@@ -27,13 +26,6 @@ ALL = [
     if precision == "bfloat16" or name != "log power"  # it is float32 in every precision
 ]
 CASES = [pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow) for case in ALL]
-
-
-@pytest.fixture
-def launches(monkeypatch: pytest.MonkeyPatch) -> list[compiling.Launch]:
-    for module in (log_power, log_power_backward):
-        monkeypatch.setattr(module, "basis", codec.basis)
-    return compiling.record_launches(monkeypatch)
 
 
 @pytest.mark.parametrize(("stage", "precision", "capability", "name"), CASES)

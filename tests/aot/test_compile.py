@@ -36,9 +36,8 @@ CASES = [pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow) fo
 
 @pytest.mark.parametrize(("stage", "precision", "capability", "name"), CASES)
 def test_compiles_without_spills_and_fits(
-    stage: int, precision: str, capability: int, name: str, monkeypatch: pytest.MonkeyPatch
+    stage: int, precision: str, capability: int, name: str, launches: list[compiling.Launch]
 ) -> None:
-    launches = compiling.record_launches(monkeypatch)
     dtype, tf32 = PRECISIONS[precision]
     network.uses(stage, FRAMES, dtype, tf32)[name]()
     assert launches
@@ -49,8 +48,7 @@ def test_compiles_without_spills_and_fits(
         assert usage.shared <= compiling.SHARED_MEMORY[capability], where
 
 
-def test_no_launch_depends_on_the_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    launches = compiling.record_launches(monkeypatch)
+def test_no_launch_depends_on_the_length(launches: list[compiling.Launch]) -> None:
 
     def compiled(frames: int) -> list[str]:
         launches.clear()
@@ -61,8 +59,7 @@ def test_no_launch_depends_on_the_length(monkeypatch: pytest.MonkeyPatch) -> Non
     assert compiled(3200) == compiled(3201) == compiled(1)
 
 
-def test_more_than_two_to_the_31_elements_fit_the_grid_and_change_no_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    launches = compiling.record_launches(monkeypatch)
+def test_more_than_two_to_the_31_elements_fit_the_grid_and_change_no_program(launches: list[compiling.Launch]) -> None:
     found = []
     # 2 items, 4 instruments, 160 channels or more: 2^32 elements. Twice as many frames (an item of six hours) have strides that
     # need 64 bits even in units of eight elements: those are compiled once more.

@@ -15,6 +15,7 @@ import soundfile as sf
 from metatasnet_fast import Separator
 from metatasnet_fast.catalogue import Outcome, Status
 from metatasnet_fast.catalogue.destination import Destination, song_folder
+from metatasnet_fast.catalogue.result import is_result
 from metatasnet_fast.catalogue.survey import Finding, verify
 
 from .corpus import Corpus, Entry
@@ -79,7 +80,9 @@ def _contents(destination: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in sorted((destination / "songs").rglob("*")):
         name = path.relative_to(destination).as_posix()
-        if path.name == "result.json":
+        if is_result(path.name):
+            # The name tells the time of change of the input, which a copy does not share.
+            name = f"{Path(name).parent}/result"
             values = json.loads(path.read_text())
             found[name] = {key: value for key, value in values.items() if key not in ("seconds", "finished")}
             found[name]["input"].pop("stamp", None)

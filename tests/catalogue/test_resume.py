@@ -18,7 +18,7 @@ import pytest
 from metatasnet_fast.catalogue import Failure, Outcome, Song, Status
 from metatasnet_fast.catalogue import survey as survey_module
 from metatasnet_fast.catalogue.destination import Destination, song_folder
-from metatasnet_fast.catalogue.result import RESULT_NAME, Result
+from metatasnet_fast.catalogue.result import Result, is_result
 from metatasnet_fast.catalogue.staging import Staging, remove_abandoned
 from metatasnet_fast.catalogue.storage import open_storage
 from metatasnet_fast.catalogue.survey import Finding, survey, verify
@@ -42,6 +42,12 @@ def statuses(outcomes: dict[str, Outcome]) -> set[Status]:
     return {outcome.status for outcome in outcomes.values()}
 
 
+def result_of(folder: Path) -> Path:
+    """The result of a song."""
+    [path] = (path for path in folder.iterdir() if is_result(path.name))
+    return path
+
+
 def age(path: Path) -> None:
     """Make a file old enough for its time of change to be relied on."""
     os.utime(path, (1e9, 1e9))
@@ -55,10 +61,11 @@ def album(tmp_path: Path) -> list[Path]:
 def test_a_result_says_all_that_was_done(album: list[Path], tmp_path: Path) -> None:
     outcome = run(tmp_path / "out", songs_of(album[0]), format="wav")["0"]
     folder = tmp_path / "out" / song_folder("0")
+    result = result_of(folder)
     assert sorted(path.name for path in folder.iterdir()) == [
-        "bass.wav", "drums.wav", "other.wav", RESULT_NAME, "vocals.wav"
+        "bass.wav", "drums.wav", "other.wav", result.name, "vocals.wav"
     ]  # fmt: skip
-    values = json.loads((folder / RESULT_NAME).read_text())
+    values = json.loads(result.read_text())
     assert values["format_version"] == 1 and values["key"] == outcome.key
     assert values["input"]["sha256"] == outcome.content
     assert values["audio"] == {"duration": 0.3, "sample_rate": 16000, "channels": 2, "samples": 4800}
@@ -115,7 +122,9 @@ def test_other_settings_make_everything_anew(album: list[Path], tmp_path: Path, 
     assert statuses(run(out, songs, **change)) == {Status.done}
     found = {path.name for path in (out / song_folder("0")).iterdir()}
     stems = change.get("stems", ["drums", "bass", "other", "vocals"])
-    assert found == {f"{stem}.{change.get('format', 'flac')}" for stem in stems} | {RESULT_NAME}
+    assert found == {f"{stem}.{change.get('format', 'flac')}" for stem in stems} | {
+        result_of(out / song_folder("0")).name
+    }
 
 
 def test_settings_of_the_machine_change_nothing(album: list[Path], tmp_path: Path) -> None:
@@ -144,7 +153,7 @@ def test_another_model_makes_everything_anew(model: Path, album: list[Path], tmp
 def test_what_is_damaged_is_made_anew(album: list[Path], tmp_path: Path, damage: str) -> None:
     run(tmp_path / "out", songs_of(album[0]))
     folder = tmp_path / "out" / song_folder("0")
-    result = folder / RESULT_NAME
+    result = result_of(folder)
     if damage == "no stem":
         (folder / "bass.flac").unlink()
     elif damage == "short stem":
@@ -255,7 +264,7 @@ def test_in_object_stores_too(album: list[Path], tmp_path: Path) -> None:
 
 def test_a_survey_counts_what_is_there(album: list[Path], tmp_path: Path) -> None:
     run(tmp_path / "out", songs_of(*album))
-    (tmp_path / "out" / song_folder("2") / RESULT_NAME).write_text("{")
+    result_of(tmp_path / "out" / song_folder("2")).write_text("{")
     found = survey(Destination(str(tmp_path / "out")))
     assert (found.done, found.damaged_results) == (2, 1)
     assert found.audio_seconds == pytest.approx(0.6)
@@ -277,12 +286,13 @@ def test_verifying_reads_every_byte(album: list[Path], tmp_path: Path) -> None:
     assert "stray.txt" in found[song_folder("2")] and len(found) == 2
 
 
-@pytest.mark.parametrize("name", ["drums.flac", RESULT_NAME])
+@pytest.mark.parametrize("name", ["drums.flac", "the result"])
 def test_a_file_that_the_disk_cannot_read_is_a_finding(
     album: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     run(tmp_path / "out", songs_of(*album))
-    bad = tmp_path / "out" / song_folder("1") / name
+    folder = tmp_path / "out" / song_folder("1")
+    bad = folder / name if name == "drums.flac" else result_of(folder)
 
     def failing(read: Callable[[Path], Any]) -> Callable[[Path], Any]:
         def reading(path: Path) -> Any:

@@ -11,7 +11,7 @@ import pytest
 from metatasnet_fast.catalogue import Failure, Outcome, Status
 from metatasnet_fast.catalogue.destination import Destination, LedgerWriter
 from metatasnet_fast.catalogue.manifest import read_manifest
-from metatasnet_fast.catalogue.preview import preview
+from metatasnet_fast.catalogue.planning import preview
 from metatasnet_fast.catalogue.survey import Finding, survey, verify
 from metatasnet_fast.catalogue.worker import Worker
 

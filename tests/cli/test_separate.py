@@ -149,3 +149,13 @@ def test_a_file_for_which_memory_does_not_suffice_fails_alone(
     outcome = separate("long.wav", song, "--stems", "bass", "--mode", "reference")
     assert outcome.code == 3 and "long.wav: use fast mode" in outcome.one_sentence() and "1 done" in outcome.out
     assert stems(tmp_path / "separated") == ["tiny/song/bass.wav"]
+
+
+def test_a_page_is_written_beside_the_stems(separate: Command, song: Path, tmp_path: Path) -> None:
+    outcome = separate(song, "-o", tmp_path / "out", "--page")
+    page = tmp_path / "out/tiny/song/song.html"
+    assert outcome.code == 0 and f"open {page} to listen" in outcome.out
+    assert 'href="vocals.wav"' in page.read_text("utf-8")
+    again = separate(song, "-o", tmp_path / "out", "--page-files")
+    assert again.code == 0 and "skipped" in again.out
+    assert sorted(path.suffix for path in (page.parent / "song-sounds").iterdir()) == [".js"] * 5

@@ -10,11 +10,13 @@
 
 #include "cuda/emulator/block.h"
 #include "cuda/emulator/fiber.h"
+#include "cuda/interface.h"
 
 namespace metatasnet::emulated {
 namespace {
 
 thread_local unsigned chosen_order = 0;
+thread_local std::vector<Recorded>* recording = nullptr;
 
 // A meeting of threads. What they bring is kept per generation, because the first to leave may already bring the next.
 struct Meeting {
@@ -227,6 +229,13 @@ void Block::mma_tf32(float (&d)[4], const std::uint32_t (&a)[4], const std::uint
 }
 
 void set_order(unsigned order) { chosen_order = order; }
+
+void record_to(std::vector<Recorded>* launches) { recording = launches; }
+
+bool record(Recorded launch) {
+  if (recording) recording->push_back(std::move(launch));
+  return recording != nullptr;
+}
 
 void emulate(int x, int y, int z, int threads, std::size_t shared_bytes, const std::function<void(Block&)>& kernel) {
   static thread_local Crew crew;  // keeps its stacks

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from .._extras import require
 from ..errors import OutputError
-from .page import Listening
 from .png import magma
 from .spectrogram import Axis, levels
+from .write import Listening
 
 __all__ = ["write_picture"]
 

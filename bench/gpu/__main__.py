@@ -1,0 +1,247 @@
+"""Everything that needs a GPU, in two commands: build, tests, times, counters.
+
+    python -m bench.gpu a --out DIR       560 seconds: all steps
+    python -m bench.gpu b --out DIR       190 seconds: what failed in call a, or was cut off; then what is left to try
+
+Each step is a process with a limit on its time; the plan of seconds is printed first. ``DIR`` always holds the same six
+files, replaced after every step and while one runs, so a command that is killed loses nothing that was known. What
+passed is kept in ``--state`` (by default in the system's temporary folder); on another machine ``--after DIR`` reads it
+from the files of an earlier call. Needs torch, triton, numpy, pytest with xdist and timeout, nvcc, cmake and pybind11; no
+network. Exit code 1 if a step failed. ``--device cpu --tiny`` tries the script where there is no GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .results import problem_of, publish, read_rows
+from .steps import CALLS, ROOT, Step, obstacle, path, plan, scaled, turns
+
+GRACE = 3.0
+"""Seconds that a step has to end by itself once it was told to."""
+TICK, REFRESH = 0.05, 2.0
+"""Seconds between looks at the processes, and between writings of the results."""
+SETTLED = ("passed", "left out")
+
+State = dict[str, dict[str, Any]]
+
+
+class Call:
+    """Runs steps until all have ended, or the call's time has.
+
+    Args:
+        state: records of steps by name, kept up to date; those that are settled are not run.
+        seconds: after which whatever runs is ended.
+    """
+
+    def __init__(self, steps: Sequence[Step], out: Path, work: Path, state: State, device: str, seconds: float) -> None:
+        self.steps, self.out, self.work, self.state, self.device = steps, out, work, state, device
+        self.began = time.monotonic()
+        self.end = self.began + seconds
+        self.running: dict[str, tuple[Step, subprocess.Popen[bytes], float]] = {}
+
+    def run(self) -> None:
+        waiting = [step for step in self.steps if self.state.get(step.name, {}).get("status") not in SETTLED]
+        written = 0.0
+        while waiting or self.running:
+            self._start(waiting)
+            ended = [name for name in list(self.running) if self._ended(name)]
+            if ended or time.monotonic() > written + REFRESH:
+                self.write()
+                written = time.monotonic()
+            if time.monotonic() > self.end:
+                for step in waiting:
+                    self._record(step, "not run", 0.0, "the call's time had run out")
+                waiting.clear()
+            time.sleep(TICK)
+        self.write()
+
+    def write(self) -> None:
+        self.work.mkdir(parents=True, exist_ok=True)
+        unfinished = self.work / "state.part"
+        unfinished.write_text(json.dumps(self.state), encoding="utf-8")
+        unfinished.replace(self.work / "state.json")
+        publish(self.out, self.work, summary(self.steps, self.state, self.work), self.state)
+
+    def _start(self, waiting: list[Step]) -> None:
+        """Start, in their order, the steps that may run now."""
+        for step in list(waiting):
+            if any(step.alone for step, _, _ in self.running.values()) or (step.alone and self.running):
+                return
+            needed = [self.state.get(name, {}).get("status") for name in step.needs]
+            if any(status in (None, "running") for status in needed):
+                if any(other.alone for other in waiting[: waiting.index(step)]):
+                    return
+                continue
+            waiting.remove(step)
+            reason = obstacle(step, self.device)
+            lacking = [name for name in step.needs if self.state[name]["status"] not in SETTLED]
+            if reason:
+                self._record(step, "left out" if step.needs_gpu and self.device == "cpu" else "failed", 0.0, reason)
+            elif lacking:
+                self._record(step, "failed", 0.0, f"it needs {lacking[0]}, which did not pass")
+            else:
+                self._spawn(step)
+            if step.alone:
+                return
+
+    def _spawn(self, step: Step) -> None:
+        command = [part.replace("{work}", str(self.work)) for part in step.command]
+        environment = {**os.environ, "PATH": path(), "PYTHONUNBUFFERED": "1", **step.environment}
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        self.work.mkdir(parents=True, exist_ok=True)
+        print(f"{time.monotonic() - self.began:6.1f} s  {step.name}", flush=True)
+        with open(self.work / f"{step.name}.log", "wb") as log:
+            try:
+                # In a group of its own, so that what it has started is ended with it.
+                process = subprocess.Popen(
+                    command,
+                    cwd=ROOT,
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                self._record(step, "failed", 0.0, f"it cannot be started: {error}")
+                return
+        self.state[step.name] = {"status": "running", "seconds": 0.0, "detail": ""}
+        self.running[step.name] = (step, process, time.monotonic())
+
+    def _ended(self, name: str) -> bool:
+        """Whether a step has ended, or is ended because its time or the call's is over."""
+        step, process, began = self.running[name]
+        now = time.monotonic()
+        code = process.poll()
+        if code is None and now < min(began + step.limit, self.end):
+            return False
+        end_group(process)
+        del self.running[name]
+        if code is None:
+            self._record(step, "timed out", now - began, f"ended after {now - began:.0f} s")
+        elif step.tests and (problem := problem_of(self.work / f"{name}.xml")):
+            self._record(step, "failed", now - began, problem)
+        elif code:
+            self._record(step, "failed", now - began, f"exit code {code}: {last_line(self.work / f'{name}.log')}")
+        else:
+            self._record(step, "passed", now - began, "")
+        return True
+
+    def _record(self, step: Step, status: str, seconds: float, detail: str) -> None:
+        self.state[step.name] = {"status": status, "seconds": round(seconds, 1), "detail": detail}
+        print(f"{time.monotonic() - self.began:6.1f} s  {step.name}: {status} {detail}".rstrip(), flush=True)
+
+
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """End a process and all that it started, first by asking."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+            process.wait(GRACE)
+        except (ProcessLookupError, PermissionError):
+            break
+        except subprocess.TimeoutExpired:
+            continue
+    process.wait()
+
+
+def last_line(log: Path) -> str:
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return lines[-1].strip()[:160] if lines else "it printed nothing"
+
+
+def summary(steps: Sequence[Step], state: Mapping[str, Mapping[str, Any]], work: Path) -> str:
+    """A line for each step, and below them the times that steps have measured so far."""
+    lines = [f"{'step':<14}{'status':<11}{'seconds':>8}  {'limit':>5}"]
+    for step in steps:
+        record = state.get(step.name, {"status": "waiting", "seconds": 0.0, "detail": ""})
+        lines.append(
+            f"{step.name:<14}{record['status']:<11}{record['seconds']:8.1f}  {step.limit:5.0f}  {record['detail']}".rstrip()
+        )
+    for name in state:
+        rows = [row["text"] for row in read_rows(work / f"{name}.jsonl") if "text" in row]
+        lines += ["", f"{name}:", *rows] if rows else []
+    return "\n".join(lines) + "\n"
+
+
+def second_steps(device: str, tiny: bool, state: State, another_machine: bool) -> list[Step]:
+    """What call b does: what did not pass, then its own steps; on another machine also what prepares them."""
+    first = plan("a", device, tiny)
+    if another_machine:
+        for name in ("build", "warm"):
+            state.pop(name, None)
+    due = [step for step in first if state.get(step.name, {}).get("status") not in SETTLED]
+    for step in due:
+        state.pop(step.name, None)
+    return scaled([*due, *plan("b", device, tiny)], CALLS["b"])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("call", choices=list(CALLS))
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument(
+        "--state", type=Path, default=Path(tempfile.gettempdir()) / "metatasnet-fast-gpu", metavar="DIR"
+    )
+    parser.add_argument("--after", type=Path, metavar="DIR", help="files of an earlier call on another machine")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="a network of a few channels: tries the script only")
+    parser.add_argument("--only", nargs="+", metavar="STEP", help="these steps alone")
+    parser.add_argument("--plan", action="store_true", help="print the plan of seconds, and do nothing")
+    args = parser.parse_args(arguments)
+    out, work = args.out.resolve(), args.state.resolve()
+    if out == work or work in out.parents or out in work.parents:
+        parser.error("the state must not lie in the folder of the results, which is emptied between calls")
+    state: State = {}
+    if args.call == "b":
+        if args.after:
+            state = {row.pop("step"): row for row in read_rows(args.after / "results.jsonl") if "step" in row}
+        elif (work / "state.json").exists():
+            state = json.loads((work / "state.json").read_text(encoding="utf-8"))
+    steps = (
+        plan("a", args.device, args.tiny)
+        if args.call == "a"
+        else second_steps(args.device, args.tiny, state, bool(args.after))
+    )
+    if args.only:
+        steps = [
+            step
+            for step in [*plan("a", args.device, args.tiny), *plan("b", args.device, args.tiny)]
+            if step.name in args.only
+        ]
+        if not steps:
+            parser.error(f"no such step: {' '.join(args.only)}")
+        state = {name: record for name, record in state.items() if name not in args.only}
+        for step in steps:
+            state |= {
+                name: {"status": "passed", "seconds": 0.0, "detail": "taken to be there"}
+                for name in step.needs
+                if name not in args.only
+            }
+    print(
+        f"at most {turns(steps):.0f} of {CALLS[args.call]:.0f} s: "
+        + ", ".join(f"{s.name} {s.limit:.0f}" for s in steps)
+    )
+    if args.plan:
+        return 0
+    call = Call(steps, out, work, state, args.device, CALLS[args.call])
+    call.run()
+    print((out / "summary.txt").read_text(encoding="utf-8"))
+    return 0 if all(state[step.name]["status"] in SETTLED for step in steps) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

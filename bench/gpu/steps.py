@@ -1,0 +1,205 @@
+"""What is done in fifteen minutes on a GPU, and in which order: the steps of the two calls, with their limits in seconds."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+__all__ = ["CALLS", "GPU_TESTS", "ROOT", "Step", "obstacle", "path", "plan", "scaled", "turns"]
+
+ROOT = Path(__file__).resolve().parents[2]
+CALLS = {"a": 560.0, "b": 190.0}
+"""Seconds that a call may last, by its name."""
+LEAST = 10.0
+"""Seconds below which no step is begun."""
+
+GPU_TESTS = {
+    "cuda-tests": ["tests/backends/test_cuda_gpu.py"],
+    "triton-tests": [
+        "tests/ops/test_codec_gpu.py",
+        "tests/ops/test_gpu.py",
+        "tests/backends/test_triton_gpu.py",
+        "tests/backends/test_triton_graphs.py",
+    ],
+}
+PROFILED = "MixConvResident|Depthwise|OverlapAdd|block_pair_kernel|depthwise_fwd_kernel"
+"""Kernels of which ncu takes a full set of counters."""
+
+
+TRIED = "train_generated"
+"""The recording with which a trial does."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One process.
+
+    Attributes:
+        command: ``{work}`` stands for the folder of its results: rows in ``NAME.jsonl``, tests in ``NAME.xml``.
+        limit: seconds after which it is ended.
+        needs: steps that must have ended with status ``passed`` before.
+        alone: nothing else runs at the same time.
+        needs_gpu: left out on a CPU. ``program``: left out, as a failure, where this program is missing.
+        tests: a run of pytest, in which a skipped test is a failure.
+    """
+
+    name: str
+    command: Sequence[str]
+    limit: float
+    needs: tuple[str, ...] = ()
+    alone: bool = False
+    needs_gpu: bool = False
+    program: str = ""
+    tests: bool = False
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def plan(call: str, device: str = "cuda", tiny: bool = False) -> list[Step]:
+    """The steps of a call in their order. Those of call b are tried where nothing of call a has to be repeated.
+
+    Args:
+        tiny: a network of a few channels, which tries the script and measures nothing.
+    """
+    own = _first_call if call == "a" else _second_call
+    return own(["--device", device, *(["--tiny"] if tiny else [])])
+
+
+def _first_call(options: list[str]) -> list[Step]:
+    golden = [sys.executable, "-m", "bench.golden_parity", *(["--only", TRIED] if "--tiny" in options else [])]
+    return [
+        Step(
+            "build",
+            [sys.executable, "setup.py", "-q", "build_ext", "--inplace"],
+            90,
+            # Where nvcc is missing that is a failure: the kernels are what the machine is there for.
+            environment={
+                "METATASNET_NATIVE": "on",
+                "METATASNET_CUDA": "on",
+                "METATASNET_CUDA_ARCHITECTURES": "90a-real",
+            },
+            needs_gpu=True,
+        ),
+        _work("warm", 75, options, needs_gpu=True),
+        Step("environment", [sys.executable, "-m", "metatasnet_fast", "info"], 45),
+        _tests("triton-tests", 150),
+        _tests("cuda-tests", 60, needs=("build",)),
+        _work("kernels", 50, options, alone=True),
+        _bench("inference", 110, options),
+        _bench("training", 65, options),
+        Step(
+            "golden",
+            [*golden, *options[:2], "--out", "{work}/golden.jsonl"],
+            60,
+        ),
+        Step("selftest", [sys.executable, "-m", "metatasnet_fast", "selftest", *options[:2]], 60),
+        Step(
+            "ncu",
+            [
+                *(
+                    "ncu",
+                    "--set",
+                    "full",
+                    "--clock-control",
+                    "none",
+                    "--target-processes",
+                    "all",
+                    "--csv",
+                    "--page",
+                    "raw",
+                ),
+                *("--kernel-name-base", "function", "--kernel-name", f"regex:{PROFILED}"),
+                *("--filter-mode", "per-launch-config", "--launch-count", "1", "--log-file", "{work}/ncu.csv"),
+                *_command("window", options),
+            ],
+            45,
+            alone=True,
+            needs_gpu=True,
+            program="ncu",
+        ),
+        *(_sanitizer(tool, options) for tool in ("memcheck", "racecheck", "synccheck")),
+    ]
+
+
+def _second_call(options: list[str]) -> list[Step]:
+    tune = [sys.executable, "-m", "metatasnet_fast", "tune", "--seconds", "50", "--out", "{work}/tuned.json"]
+    return [
+        Step("tune", tune, 75, alone=True, needs_gpu=True),
+        _bench("compiled", 110, options),
+    ]
+
+
+def _command(job: str, options: Sequence[str]) -> list[str]:
+    return [sys.executable, "-m", "bench.gpu.work", job, *options]
+
+
+def _work(name: str, limit: float, options: Sequence[str], **more: bool | tuple[str, ...]) -> Step:
+    return Step(name, [*_command(name, options), "--out", f"{{work}}/{name}.jsonl"], limit, **more)  # type: ignore[arg-type]
+
+
+def _bench(name: str, limit: float, options: Sequence[str]) -> Step:
+    """Timings, which end by themselves before their limit; each row is written when it is known."""
+    command = [*_command(name, options), "--seconds", f"{0.9 * limit:.0f}", "--out", f"{{work}}/{name}.jsonl"]
+    return Step(name, command, limit, alone=True)
+
+
+def _tests(name: str, limit: float, needs: tuple[str, ...] = ()) -> Step:
+    """Tests in six processes: an error that stays with a process (an illegal address) fails only what comes after it there."""
+    command = [sys.executable, "-m", "pytest", *GPU_TESTS[name], "-v", "-m", "gpu", "-p", "no:cacheprovider"]
+    command += ["-n", "6", "--timeout", "60", "--junitxml", f"{{work}}/{name}.xml"]
+    return Step(name, command, limit, needs, needs_gpu=True, tests=True)
+
+
+def _sanitizer(tool: str, options: Sequence[str]) -> Step:
+    """Tensors lie in allocations of their own, so that an access beyond one is seen."""
+    command = ["compute-sanitizer", "--tool", tool, "--target-processes", "all", "--error-exitcode", "9"]
+    return Step(
+        tool,
+        [*command, *_command("launches", options)],
+        45,
+        needs_gpu=True,
+        program="compute-sanitizer",
+        environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+    )
+
+
+def turns(steps: Iterable[Step]) -> float:
+    """Seconds after which all steps have ended if each takes as long as its limit allows."""
+    ended: dict[str, float] = {}
+    barrier = 0.0
+    for step in steps:
+        start = max([barrier, *(ended.get(name, 0.0) for name in step.needs)])
+        if step.alone:
+            start = max([start, *ended.values()])
+        ended[step.name] = start + step.limit
+        if step.alone:
+            barrier = ended[step.name]
+    return max(ended.values(), default=0.0)
+
+
+def obstacle(step: Step, device: str) -> str | None:
+    """Why a step cannot run on this machine; None if it can."""
+    if step.needs_gpu and device == "cpu":
+        return "it needs a GPU"
+    if step.program and shutil.which(step.program, path=path()) is None:
+        return f"there is no {step.program} on PATH"
+    return None
+
+
+def path() -> str:
+    """Programs beside the interpreter are found first, as cmake in a virtual environment."""
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+
+
+def scaled(steps: Sequence[Step], seconds: float) -> list[Step]:
+    """The steps that fit into so many seconds, the last ones with shorter limits, and whose preparation fits too."""
+    found: list[Step] = []
+    for step in steps:
+        missing = {other.name for other in steps} - {other.name for other in found}
+        limit = step.limit - max(0.0, turns([*found, step]) - seconds)
+        if limit >= LEAST and not missing & set(step.needs):
+            found.append(replace(step, limit=limit))
+    return found

@@ -1,0 +1,307 @@
+"""What the steps of a call run: one job in one process, which writes its rows as they become known.
+
+    python -m bench.gpu.work inference --device cuda --seconds 90 --out FILE
+
+Exit code 1 if one of our own backends has no times, or a result is not finite.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from metatasnet_fast import use_backend
+from metatasnet_fast.backends import Request, available_backends, get_backend
+from metatasnet_fast.backends.cuda import CudaBackend
+from metatasnet_fast.backends.triton import TritonBackend
+from metatasnet_fast.backends.triton_graphs import VARIABLE as GRAPHS
+from metatasnet_fast.benchmark import Effort, Entrants, Row, measure, measure_ceilings, recipe
+from metatasnet_fast.benchmark.cases import EAGER, Call, Case
+from metatasnet_fast.benchmark.contenders import COMPILED
+from metatasnet_fast.benchmark.machine import describe
+from metatasnet_fast.benchmark.suite import TINY
+from metatasnet_fast.benchmark.table import text_table
+from metatasnet_fast.benchmark.training_step import training_case
+from metatasnet_fast.benchmark.workloads import inference_case
+from metatasnet_fast.config import MetaTasNetConfig
+from metatasnet_fast.model import MultiTasNet
+from metatasnet_fast.precision import Precision
+
+from .steps import ROOT
+
+WINDOW_SECONDS, SONG_WINDOWS = 24.0, 22
+"""A stereo song of four minutes, as the separator cuts it."""
+ITEM_SECONDS, ITEMS, ITEMS_BESIDE_EAGER = 8.0, 12, 4
+"""The authors' training step; and how many items there are where eager PyTorch in float32 takes part (8 GB for each)."""
+LOW, FULL = Precision.bfloat16, Precision.float32
+PROFILED_ROUNDS = 3
+SMALL = MetaTasNetConfig(N=48, B=16, H=48, layers=2, stack=2, num_mels=24, stages_num=2)
+"""Widths that the smallest tiles are made for; 24 mel bands and 149 frames fill no tile."""
+SMALL_FRAMES = 149
+
+Rows = Iterator[dict[str, Any]]
+
+
+class WithGraphs(TritonBackend):
+    """The backend `triton` that replays CUDA graphs."""
+
+    def prepare(self, *arguments: Any, **options: Any) -> Any:
+        with mock.patch.dict(os.environ, {GRAPHS: "1"}):
+            return super().prepare(*arguments, **options)
+
+
+class ReadsWeightsAgain(CudaBackend):
+    """The backend `cuda` with weights that are read for every tile, in the one precision in which they could stay."""
+
+    def supports(self, request: Request) -> str | None:
+        return super().supports(request) if request.precision is LOW else "weights never stay in it"
+
+
+def entrants(device: torch.device, precisions: Sequence[Precision], compiled: bool = False) -> Entrants:
+    """All backends of this machine, and variants of those on a GPU."""
+    found = Entrants.of(device, compiled, precisions)
+    if "triton" in found.backends and device.type == "cuda":
+        found.extra["triton, graphs"] = WithGraphs()
+    if "cuda" in found.backends:
+        found.extra["cuda, weights read again"] = ReadsWeightsAgain(keep_weights=False)
+    return found
+
+
+def cases(job: str, network: MultiTasNet, device: torch.device, tiny: bool) -> Iterator[Case]:
+    """What decides most comes first. Eager PyTorch takes part in each, since the others are compared with it."""
+    if job == "inference":
+        for windows, precisions in ((1, (LOW, FULL)), (SONG_WINDOWS, (LOW,)), (4, (LOW, FULL, Precision.tf32))):
+            size = (1, 0.4) if tiny else (windows, WINDOW_SECONDS)
+            served = [p for p in precisions if p is not Precision.tf32 or device.type == "cuda"]
+            yield inference_case(network, entrants(device, served), *size)
+    elif job == "training":
+        for items, precisions in ((ITEMS_BESIDE_EAGER, (LOW, FULL)), (ITEMS, (LOW,))):
+            size = (2, 0.4) if tiny else (items, ITEM_SECONDS)
+            yield training_case(network, Entrants.of(device, False, precisions), *size)
+    else:
+        size = (1, 0.4) if tiny else (4, WINDOW_SECONDS)
+        yield inference_case(network, entrants(device, (LOW,), compiled=True), *size)
+
+
+def timings(
+    job: str, device: torch.device, tiny: bool, until: float, write: Callable[[Sequence[Row]], None]
+) -> list[Row]:
+    network = recipe.network(TINY if tiny else MetaTasNetConfig())
+    machine, ceilings = describe(device), measure_ceilings(device, (LOW, FULL), tiny)
+    effort = Effort(0.1, 3, 3, until) if tiny else Effort(4, 3, 20, until)
+    done: list[Row] = []
+
+    def keep(rows: Sequence[Row]) -> None:
+        for row in rows:
+            row.machine, row.ceilings = machine, ceilings.to_dict()
+        write([*done, *rows])
+
+    for case in cases(job, network, device, tiny):
+        done += measure(case, ceilings, effort, keep)
+        keep([])
+    return done
+
+
+def ready_calls(
+    kind: str, network: MultiTasNet, device: torch.device, precision: Precision, size: tuple[int, float]
+) -> Iterator[tuple[str, Call]]:
+    """A call for each backend of ours; eager PyTorch where there is none, which tries the program."""
+    case = (inference_case if kind == "inference" else training_case)(
+        network, Entrants.of(device, False, [precision]), *size
+    )
+    own = [contender for contender in case.contenders if contender.name != EAGER]
+    for contender in own or case.contenders:
+        yield contender.name, contender.make()
+
+
+def warm_one(kind: str, device: str, precision: Precision, tiny: bool) -> str:
+    """Compile by running: every kernel once, on the shortest items there are. No length compiles anything again."""
+    if kind == "launches":
+        return ", ".join(row["text"] for row in launches(torch.device(device), False))
+    network = recipe.network(TINY if tiny else MetaTasNetConfig())
+    names = []
+    for name, call in ready_calls(kind, network, torch.device(device), precision, (2, 0.0)):
+        call()
+        names.append(name)
+    return ", ".join(names)
+
+
+def warm(device: torch.device, tiny: bool) -> Rows:
+    """Fill Triton's cache from several processes."""
+    jobs = [("inference", LOW), ("training", LOW), ("inference", FULL), ("training", FULL), ("launches", LOW)]
+    workers = min(len(jobs), os.cpu_count() or 1)
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        due = {
+            pool.submit(warm_one, kind, str(device), precision, tiny): f"{kind} {precision.value}"
+            for kind, precision in jobs
+        }
+        for done in as_completed(due):
+            yield {"text": f"{due[done]}: {done.result()}"}
+
+
+def predictions(gpu: str) -> dict[tuple[str, str, str], dict[str, Any]]:
+    """Lines of the newest recorded ledger for the GPU whose name contains theirs, by backend, kind and kernel."""
+    newest = max((ROOT / "bench" / "results" / "ledger").glob("*.json"), default=None)
+    lines = json.loads(newest.read_text(encoding="utf-8")) if newest else []
+    return {(x["backend"], x["kind"], x["kernel"]): x for x in lines if x["gpu"] in gpu}
+
+
+def kernel_name(name: str) -> str:
+    """The ledger's name: ``Depthwise Bfloat16`` of CUDA, ``depthwise_fwd`` of Triton, else ``torch`` or ``memset``."""
+    if found := re.search(r"cuda::kernel<(.*)>\s*\(", name):
+        return " ".join(re.findall(r"\w+", re.sub(r"\w+::", "", found[1])))
+    if found := re.fullmatch(r"(\w+)_kernel", name):
+        return found[1]
+    return "memset" if name.startswith("Memset") else "torch"
+
+
+def kernels(device: torch.device, tiny: bool) -> Rows:
+    """Milliseconds of each kernel in one call, beside the ledger's prediction of them."""
+    network = recipe.network(TINY if tiny else MetaTasNetConfig())
+    known = predictions(torch.cuda.get_device_name(device) if device.type == "cuda" else "")
+    sizes = {"inference": (SONG_WINDOWS, WINDOW_SECONDS), "training": (ITEMS, ITEM_SECONDS)}
+    for kind, size in sizes.items():
+        for backend, call in ready_calls(kind, network, device, LOW, (1, 0.4) if tiny else size):
+            call()
+            activities = [ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU]
+            with profile(activities=activities) as profiled:
+                for _ in range(PROFILED_ROUNDS):
+                    call()
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+            found: dict[str, tuple[float, float]] = {}
+            for event in profiled.key_averages():
+                on_device = event.device_type is DeviceType.CUDA
+                if on_device != (device.type == "cuda"):
+                    continue
+                name = kernel_name(event.key) if on_device else event.key
+                time_of = event.self_device_time_total if on_device else event.self_cpu_time_total
+                launched, spent = found.get(name, (0.0, 0.0))
+                found[name] = launched + event.count / PROFILED_ROUNDS, spent + time_of / 1e3 / PROFILED_ROUNDS
+            longest = sorted(found.items(), key=lambda item: -item[1][1])
+            for name, (launched, spent) in longest if device.type == "cuda" else longest[:5]:
+                yield kernel_row(backend, kind, name, launched, spent, known.get((backend, kind, name)))
+
+
+def kernel_row(
+    backend: str, kind: str, name: str, launched: float, spent: float, line: dict[str, Any] | None
+) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "backend": backend,
+        "kind": kind,
+        "kernel": name,
+        "launches": launched,
+        "milliseconds": round(spent, 4),
+    }
+    if line and spent:
+        row["predicted_ms"] = round(line["seconds"] * 1e3, 4)
+        row["over_predicted"] = round(spent / (line["seconds"] * 1e3), 3)
+        row["gb_per_s"], row["tflop_per_s"] = round(line["hbm"] / spent / 1e6, 1), round(line["flops"] / spent / 1e9, 1)
+    times = f"{row['over_predicted']:6.2f} x predicted" if "over_predicted" in row else ""
+    row["text"] = f"{backend:<10}{kind:<10}{name:<40}{launched:7.0f}{spent:10.3f} ms {times}".rstrip()
+    return row
+
+
+def launches(device: torch.device, tiny: bool) -> Rows:
+    """Every backend of ours once over a small network in every precision, and a training step; what tools watch for errors."""
+    torch.manual_seed(0)
+    network = recipe.network(SMALL).to(device)
+    sources = [torch.randn(2, 4, 1, SMALL_FRAMES * stage.W, device=device) for stage in SMALL.stages]
+    mixes = [source.sum(1) for source in sources]
+    masks = [torch.ones(2, 4, 1, device=device) for _ in sources]
+    for name, there in available_backends().items():
+        for precision in (FULL, Precision.tf32, LOW):
+            for training in (False, True):
+                request = Request(device, precision, training, SMALL)
+                if name == EAGER or not there.available or get_backend(name).supports(request) is not None:
+                    continue
+                network.zero_grad(set_to_none=True)
+                with use_backend(name, precision.value), torch.set_grad_enabled(training):
+                    if training:
+                        loss, _ = network.train()(mixes, sources, masks)
+                        loss.sum().backward()
+                        values = [loss, *(p.grad for p in network.parameters() if p.grad is not None)]
+                    else:
+                        values = network.eval().inference(mixes, n_chunks=1)
+                finite = all(bool(value.isfinite().all()) for value in values)
+                yield {"text": f"{name} {request}: {'finite' if finite else 'NOT FINITE'}", "wrong": not finite}
+
+
+def window(device: torch.device, tiny: bool) -> Rows:
+    """One window in bfloat16 by every backend of ours, for a profiler of single kernels."""
+    network = recipe.network(TINY if tiny else MetaTasNetConfig())
+    for name, call in ready_calls("inference", network, device, LOW, (1, 0.4 if tiny else WINDOW_SECONDS)):
+        call()
+        yield {"text": name}
+
+
+JOBS: dict[str, Callable[[torch.device, bool], Rows]] = {
+    "warm": warm,
+    "kernels": kernels,
+    "launches": launches,
+    "window": window,
+}
+TIMINGS = ("inference", "training", "compiled")
+
+
+def write_lines(rows: Iterable[dict[str, Any]], out: Path | None) -> int:
+    """Print rows and append them to the file one by one; 1 if one is wrong or there is none."""
+    wrong, count = False, 0
+    for count, row in enumerate(rows, 1):  # noqa: B007
+        print(row["text"], flush=True)
+        wrong |= row.get("wrong", False)
+        if out:
+            with open(out, "a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+    return 1 if wrong or not count else 0
+
+
+def write_timings(rows: Sequence[Row], out: Path | None) -> None:
+    """Replace the file by these rows, each with its line of the table."""
+    texts = text_table(rows).splitlines()
+    lines = [json.dumps({"text": texts[0]})] if rows else []
+    lines += [
+        json.dumps({**json.loads(row.to_json()), "text": text}) for row, text in zip(rows, texts[1:], strict=True)
+    ]
+    if out:
+        unfinished = out.with_suffix(".part")
+        unfinished.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        unfinished.replace(out)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    began = time.perf_counter()
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu.work", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("job", choices=(*JOBS, *TIMINGS))
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="a few channels and samples: tries the program only")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="end after so long with what there is")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="JSON lines are written there")
+    args = parser.parse_args(arguments)
+    device = torch.device(args.device)
+    if args.out:
+        args.out.unlink(missing_ok=True)
+    if args.job in JOBS:
+        return write_lines(JOBS[args.job](device, args.tiny), args.out)
+    rows = timings(args.job, device, args.tiny, began + args.seconds, lambda rows: write_timings(rows, args.out))
+    print(text_table(rows))
+    return 1 if any(row.seconds is None and row.contender not in (EAGER, COMPILED) for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,210 @@
+"""The cost of every launch of a job, from the launches and the code alone."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import multiprocessing
+import os
+import random
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import cuda_launches, triton_launches
+from .predict import FROM_CACHE, FROM_MEMORY, Cost, Gpu
+from .sass import Function, function, usage
+from .simulate import SECTOR, Place, distinct, simulate
+
+__all__ = ["Row", "costs"]
+
+FOLLOWED = 16
+"""Blocks of a launch that are followed."""
+SHORT, NEIGHBOURS = 4, 32
+"""Places along an axis of the grid up to which all are followed, and blocks along a longer one, to see what blocks share."""
+_SECTORS = np.uint64((1 << 42) - 1)
+
+
+@dataclass
+class Row:
+    """Equal launches of a job: the kernel's name, what one of them costs, and how many there are."""
+
+    kernel: str
+    cost: Cost
+    count: int
+
+
+def costs(launches: Sequence[Any], gpu: Gpu, processes: int | None = None) -> list[Row]:
+    """Costs of the launches on a GPU, equal ones together, in the order of their first.
+
+    Kernels are compiled and followed in several processes, and results are kept in ``METATASNET_LEDGER`` (by default
+    ``~/.cache/metatasnet_fast/ledger``) by code, arguments and grid.
+    """
+    groups: dict[Any, list[Any]] = {}
+    for launch in launches:
+        groups.setdefault(_key(launch), []).append(launch)
+    programs: dict[Any, list[Any]] = {}  # what is compiled to the same program goes to the same process
+    for key, own in groups.items():
+        programs.setdefault(key[0], []).append((key, own[0]))
+    global _queue
+    _queue = [(own, gpu.capability) for own in programs.values()]
+    with ProcessPoolExecutor(processes or os.cpu_count(), multiprocessing.get_context("fork")) as pool:
+        found = {key: cost for costs in pool.map(_costs_of, range(len(_queue))) for key, cost in costs}
+    return [Row(own[0].name, found[key], len(own)) for key, own in groups.items()]
+
+
+_queue: list[tuple[list[tuple[Any, Any]], int]] = []
+"""What the processes that are forked work at."""
+
+
+def _costs_of(number: int) -> list[tuple[Any, Cost]]:
+    launches, capability = _queue[number]
+    return [(key, _cost_of(launch, capability)) for key, launch in launches]
+
+
+def _cost_of(launch: Any, capability: int) -> Cost:
+    if isinstance(launch, triton_launches.TorchCall):
+        return Cost(1, hbm=launch.bytes, level_2=launch.bytes)
+    if isinstance(launch, triton_launches.Launch):
+        return _triton(launch, capability)
+    return _cuda(launch, capability)
+
+
+def _key(launch: Any) -> tuple[Any, ...]:
+    """Equal for launches of equal cost; begins with the program."""
+    if isinstance(launch, triton_launches.TorchCall):
+        return "torch", launch.bytes
+    if isinstance(launch, triton_launches.Launch):
+        what, options = triton_launches.source(launch)
+        return what.hash() + str(options), triton_launches.parameters(launch), launch.programs
+    return launch.symbol, launch.placeless, launch.grid, launch.shared
+
+
+def _triton(launch: triton_launches.Launch, capability: int) -> Cost:
+    kernel = triton_launches.compiled(launch, capability)
+    cubin, name = kernel.asm["cubin"], kernel.metadata.name
+    parameters, limits = triton_launches.parameters(launch), triton_launches.buffers(launch)
+    place = Place((launch.programs, 1, 1), 32 * kernel.metadata.num_warps, (), parameters, capability)
+    found = _kept(lambda: _follow(cubin, name, place, limits=limits), cubin, parameters, launch.programs, limits)
+    found.registers, found.shared = usage(cubin, name)[0], kernel.metadata.shared
+    return found
+
+
+def _cuda(launch: cuda_launches.Launch, capability: int) -> Cost:
+    if not launch.symbol:
+        return Cost(1, hbm=launch.shared, level_2=launch.shared)
+    cubin = cuda_launches.cubin_of(launch.symbol, capability)
+    place = Place(launch.grid, launch.threads, (), launch.arguments, capability)
+    starts = np.append(np.uint64(0), launch.pointers)
+    found = _kept(
+        lambda: _follow(cubin, launch.symbol, place, starts=starts), cubin, launch.symbol, launch.placeless, launch.grid
+    )
+    registers, _, static = usage(cubin, launch.symbol)
+    found.registers, found.shared = registers, launch.shared + static
+    return found
+
+
+def _follow(cubin: bytes, name: str, place: Place, limits: dict[int, int] | None = None, starts: Any = None) -> Cost:
+    """The whole grid's cost from a few of its blocks.
+
+    Args:
+        limits: bytes behind every pointer, by ``address >> 38``; or
+        starts: the pointers, of which nobody knows how much lies behind them.
+    """
+    code, grid = function(cubin, name), place.grid
+    blocks = _chosen(grid)
+    counts = simulate(code, replace(place, blocks=blocks))
+    total = math.prod(grid)
+    scale = total / len(blocks)
+    cost = Cost(1, blocks=total, threads=place.threads, unknown=counts.unknown)
+    cost.instructions = float(counts.instructions.sum()) * scale
+    cost.flops = {kind: float(each.sum()) * scale for kind, each in counts.flops.items()}
+    waiting = counts.waits @ np.array([FROM_MEMORY, FROM_CACHE])
+    cost.waiting, cost.busiest = (float(waiting.mean()), float(waiting.max())), float(counts.instructions.max())
+    cost.level_2 = scale * float(counts.requested.sum() + SECTOR * len(counts.cached))
+    if limits is None:
+        cost.hbm = _footprint(code, place, starts)
+        return cost
+    for keys in (counts.read, counts.written):  # what blocks touch is distinct until all has been touched
+        storages, sectors = np.unique((keys & _SECTORS) >> np.uint64(33), return_counts=True)
+        for storage, found in zip(storages, sectors, strict=True):
+            if int(storage) not in limits:
+                raise RuntimeError(f"{name} was followed to an address that is none of its arguments'.")
+            cost.hbm += min(float(found) * SECTOR * scale, float(limits[int(storage)]))
+    return cost
+
+
+def _footprint(code: Function, place: Place, starts: Any) -> float:
+    """Bytes that all blocks read and write, each once, from how the union grows along each long axis of the grid.
+
+    What lies behind the same pointer grows together. Along short axes every block is followed.
+    """
+    grid = place.grid
+    short = [range(size) if size <= SHORT else range(size // 2, size // 2 + 1) for size in grid]
+    own = _union(code, place, short, starts)
+    grown = {key: float(sectors) for key, sectors in own.items()}
+    for axis, size in enumerate(grid):
+        if size <= SHORT:
+            continue
+        length = min(size, max(SHORT, NEIGHBOURS // math.prod(map(len, short))))
+        first = min(size // 2, size - length)
+        line = [range(first, first + length) if k == axis else short[k] for k in range(3)]
+        union = _union(code, place, line, starts)
+        for key in own:
+            grown[key] *= 1 + (union[key] / own[key] - 1) / (length - 1) * (size - 1)
+    return SECTOR * sum(grown.values())
+
+
+def _union(code: Function, place: Place, box: Sequence[range], starts: Any) -> dict[tuple[str, int], int]:
+    """Distinct sectors that the blocks in a box of the grid read, and write, from each pointer on."""
+    counts = simulate(code, replace(place, blocks=list(itertools.product(box[0], box[1], box[2]))))
+    found = {}
+    for kind, keys in (("read", counts.read), ("written", counts.written)):
+        sectors = distinct(keys & _SECTORS)
+        owner = np.searchsorted(starts, sectors * np.uint64(SECTOR), "right")
+        for pointer, count in zip(*np.unique(owner, return_counts=True), strict=True):
+            found[kind, int(pointer)] = int(count)
+    return found
+
+
+def _chosen(grid: tuple[int, int, int]) -> list[tuple[int, int, int]]:
+    """At most FOLLOWED blocks: all places along short axes, chance ones along long ones, the same in every run."""
+    chance = random.Random(0)
+    left = FOLLOWED
+    places: dict[int, list[int]] = {}
+    for axis in sorted(range(3), key=lambda a: grid[a]):
+        most = max(1, left if axis == max(range(3), key=lambda a: grid[a]) else min(left, 4))
+        places[axis] = sorted(chance.sample(range(grid[axis]), most)) if grid[axis] > most else list(range(grid[axis]))
+        left //= len(places[axis])
+    return list(itertools.product(places[0], places[1], places[2]))
+
+
+@cache
+def _version() -> bytes:
+    folder = Path(__file__).parent
+    return b"".join((folder / f"{name}.py").read_bytes() for name in ("sass", "arithmetic", "simulate", "count"))
+
+
+def _kept(count: Callable[[], Cost], *key: Any) -> Cost:
+    """``count()``, from the folder of results if they are there."""
+    folder = Path(os.environ.get("METATASNET_LEDGER") or Path.home() / ".cache" / "metatasnet_fast" / "ledger")
+    digest = hashlib.sha256(_version())
+    for part in key:
+        digest.update(part if isinstance(part, bytes) else repr(part).encode())
+    path = folder / f"{digest.hexdigest()[:32]}.json"
+    try:
+        return Cost(**json.loads(path.read_text("utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):
+        found = count()
+        folder.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(f".{os.getpid()}")
+        unfinished.write_text(json.dumps(asdict(found)), "utf-8")
+        unfinished.replace(path)
+        return found

@@ -1,0 +1,85 @@
+"""The jobs whose launches are counted, at the default sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from metatasnet_fast.backends import Backend
+from metatasnet_fast.backends.cache import prepare_all
+from metatasnet_fast.backends.triton import TritonBackend
+from metatasnet_fast.backends.watch import collect_parameters
+from metatasnet_fast.config import MetaTasNetConfig
+from metatasnet_fast.model import MultiTasNet
+from metatasnet_fast.model.engine import Engine
+from metatasnet_fast.precision import Precision
+
+from . import cuda_launches, triton_launches
+from .predict import Gpu
+
+__all__ = ["BACKENDS", "KINDS", "launches"]
+
+BACKENDS = ("triton", "cuda")
+KINDS = ("inference", "window", "training")
+WINDOWS = {"inference": 22, "window": 1}
+SECONDS = 24
+"""A stereo song of four minutes is 22 windows of 24 seconds, as `Separator` cuts it."""
+ITEMS, ITEM_SECONDS = 12, 8
+"""A training step."""
+
+
+def launches(
+    backend: str, kind: str, gpu: Gpu, only: Sequence[str] = (), precision: Precision = Precision.bfloat16
+) -> list[Any]:
+    """Launches of one song, one window, or one training step without the optimiser, in their order.
+
+    Args:
+        only: parts of names of the kernels that are wanted; default: all.
+
+    Raises:
+        ValueError: for a backend that does not do this.
+    """
+    if backend == "cuda" and kind == "training":
+        raise ValueError("The backend cuda does not train.")
+    found = _triton(kind, precision) if backend == "triton" else _cuda(kind, gpu, precision)
+    return [launch for launch in found if not only or any(part in launch.name for part in only)]
+
+
+def _network(device: str) -> MultiTasNet:
+    with torch.device(device):
+        return MultiTasNet(MetaTasNetConfig())
+
+
+def _engine(network: MultiTasNet, backend: Backend, precision: Precision) -> Engine:
+    config: MetaTasNetConfig = network.config
+    stages = [(config.stage(i), collect_parameters(stage)) for i, stage in enumerate(network.stages)]
+    return Engine(config, backend, precision, prepare_all(backend, precision, stages))
+
+
+def _mixes(items: int, seconds: int, device: str) -> list[torch.Tensor]:
+    return [torch.empty(items, 1, seconds * 8000 * 2**s, device=device) for s in range(3)]
+
+
+def _triton(kind: str, precision: Precision) -> list[Any]:
+    network = _network("meta")
+    with triton_launches.Recorder() as recorder, torch.set_grad_enabled(kind == "training"):
+        engine = _engine(network, TritonBackend(), precision)
+        if kind in WINDOWS:
+            recorder.found.clear()  # the weights are prepared once for all songs
+            engine.separate(_mixes(WINDOWS[kind], SECONDS, "meta"), {2})
+        else:
+            sources = [mix[:, None].expand(-1, 4, -1, -1).contiguous() for mix in _mixes(ITEMS, ITEM_SECONDS, "meta")]
+            masks = [torch.empty(ITEMS, 4, 1, device="meta") for _ in sources]
+            dropout = engine.random_dropout(network.config.dropout)
+            loss, _ = engine.loss([s.sum(1) for s in sources], sources, masks, dropout=dropout)
+            loss.backward()
+    return recorder.found
+
+
+def _cuda(kind: str, gpu: Gpu, precision: Precision) -> list[Any]:
+    keeps = gpu.shared >= 2 * 111 * 1024
+    with torch.no_grad():
+        engine = _engine(_network("cpu"), cuda_launches.RecordingBackend(keep_weights=keeps), precision)
+        return cuda_launches.recorded(lambda: engine.separate(_mixes(WINDOWS[kind], SECONDS, "cpu"), {2}))

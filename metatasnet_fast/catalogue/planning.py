@@ -1,0 +1,189 @@
+"""What a run has to do: the manifest compared with one listing of the destination and with its ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from .._io import sha256_file
+from .destination import Destination, song_folder
+from .failures import SongError
+from .identity import find_identity
+from .outcome import Failure, Outcome, Status
+from .result import Listed
+from .settings import Settings
+from .song import Song
+from .source import Source, Stamp
+from .storage import client_errors, local_path, reaching
+from .trip import Trip
+
+__all__ = ["Plan", "Preview", "make_plan", "preview"]
+
+THREADS = 32
+"""Songs on object stores that are looked at at once: most of the time is waiting."""
+
+
+@dataclass
+class Plan:
+    """The songs of a manifest by what is to be done with them."""
+
+    key: str
+    """Of the model and the settings."""
+    todo: list[Song] = field(default_factory=list)
+    """The longest first."""
+    done: list[tuple[Song, Listed]] = field(default_factory=list)
+    failed: list[Outcome] = field(default_factory=list)
+    """Failed before, for a reason that lies in their files, which are still the same."""
+    unwritten: list[Outcome] = field(default_factory=list)
+    """Rows for songs that are done and have none in the ledger: a run that was killed may lose rows."""
+    listed: dict[str, Listed] = field(default_factory=dict)
+    """What lies at the destination, by folder."""
+
+    @property
+    def audio_seconds_done(self) -> float:
+        return sum(listed.duration for _, listed in self.done)
+
+
+def make_plan(songs: Sequence[Song], settings: Settings, destination: Destination) -> Plan:
+    """Decide what is done from the names at the destination and the sizes and times of the inputs; no content is read.
+
+    Songs for which that is no proof are to do: the worker that gets them compares contents.
+
+    Raises:
+        MetaTasNetError: if the model cannot be loaded.
+        ConfigError: if the destination cannot be read.
+    """
+    plan = Plan(find_identity(settings).key)
+    with reaching(destination.uri), client_errors():
+        plan.listed = dict(destination.listing())
+        lasting, known = _history(destination)
+    if settings.overwrite:
+        plan.todo = list(songs)
+    else:
+        listed = [plan.listed.get(song_folder(song.id)) for song in songs]
+        failures = {} if settings.retry_failed else lasting
+        asked = [
+            song.id in failures or (found is not None and (not found.key or plan.key.startswith(found.key)))
+            for song, found in zip(songs, listed, strict=True)
+        ]
+        stamps = _stamps([song for song, wanted in zip(songs, asked, strict=True) if wanted])
+        for song, found, wanted in zip(songs, listed, asked, strict=True):
+            stamp = next(stamps) if wanted else None
+            before = failures.get(song.id)
+            if stamp is None or stamp.version is None:
+                plan.todo.append(song)
+            elif found is not None and _proves(destination, song, found, plan.key, stamp):
+                plan.done.append((song, found))
+                if song.id not in known:
+                    plan.unwritten.append(
+                        replace(Trip(song, plan.key, 1).outcome(Status.skipped), duration=found.duration)
+                    )
+            elif before is not None and before["uri"] == song.uri and stamp.proves(before.get("stamp")):
+                plan.failed.append(Outcome.from_dict(before))
+            else:
+                plan.todo.append(song)
+    plan.todo.sort(key=Song.expected_seconds, reverse=True)
+    return plan
+
+
+def _proves(destination: Destination, song: Song, found: Listed, key: str, stamp: Stamp) -> bool:
+    if found.key:
+        return found.proves(key, stamp.text)
+    result = destination.result(song.id)  # of a version before, whose name says nothing
+    return result is not None and result.id == song.id and result.key == key and stamp.proves(result.input["stamp"])
+
+
+def _stamps(songs: Sequence[Song]) -> Iterator[Stamp | None]:
+    """The stamp of each input; None for one that cannot be had."""
+    if all(song.stamp is not None or local_path(song.uri) is not None for song in songs):
+        yield from map(_stamp, songs)
+        return
+    with ThreadPoolExecutor(THREADS) as pool:
+        yield from pool.map(_stamp, songs)
+
+
+def _stamp(song: Song) -> Stamp | None:
+    if song.stamp is not None:
+        size, _, version = song.stamp.partition(":")
+        return Stamp(int(size), version)
+    try:
+        with client_errors():
+            return Source(song.uri).stamp()
+    except (SongError, OSError):
+        return None
+
+
+def _history(destination: Destination) -> tuple[dict[str, dict[str, Any]], set[str]]:
+    """The rows of songs whose last outcome is a failure that only another file can mend, and the ids of all rows."""
+    lasting: dict[str, dict[str, Any]] = {}
+    known: set[str] = set()
+    for _, row in destination.ledger_rows():
+        id, failure = row["id"], row.get("failure")
+        known.add(id)
+        if failure in LASTING:
+            lasting[id] = row
+        elif failure is not None or row.get("status") == Status.done.value:
+            lasting.pop(id, None)
+    return lasting, known
+
+
+LASTING = {failure.value for failure in Failure if failure.lasting}
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Numbers of songs; ``expected_hours`` of audio in those to separate, as far as manifest and sizes tell."""
+
+    songs: int
+    todo: int
+    done: int
+    failed: int
+    missing: int
+    """Not found, or not to be read now."""
+    taken: int
+    """To fail, because other songs have their ids at the destination."""
+    expected_hours: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def preview(songs: Sequence[Song], settings: Settings, destination: str) -> Preview:
+    """Say what a run would do, without doing it. Raises as :func:`make_plan`."""
+    target = Destination(destination)
+    plan = make_plan(songs, settings, target)
+
+    def look(song: Song) -> str:
+        source, stamp = Source(song.uri), _stamp(song)
+        if stamp is None:
+            return "missing"
+        if settings.overwrite or song_folder(song.id) not in plan.listed:
+            return "todo"
+        with reaching(destination), client_errors():
+            if target.done(song, plan.key, source) is not None:
+                return "done"
+            return "taken" if _is_taken(target, song, source, stamp) else "todo"
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        answers = list(pool.map(look, plan.todo))
+    seconds = sum(song.expected_seconds() for song, answer in zip(plan.todo, answers, strict=True) if answer == "todo")
+    return Preview(
+        songs=len(songs),
+        todo=answers.count("todo"),
+        done=len(plan.done) + answers.count("done"),
+        failed=len(plan.failed),
+        missing=answers.count("missing"),
+        taken=answers.count("taken"),
+        expected_hours=seconds / 3600,
+    )
+
+
+def _is_taken(target: Destination, song: Song, source: Source, stamp: Stamp) -> bool:
+    """Whether another song has the id at the destination; the content is read only if the sizes leave that open."""
+    before = target.from_elsewhere(song)
+    if before is None or stamp.size != before.input["bytes"]:
+        return before is not None
+    with source.local() as path:
+        return sha256_file(path) != before.content

@@ -1,0 +1,183 @@
+"""A page to hear and see a separation: one HTML file, or a folder, that needs no network and no server.
+
+Signals are MP3, the one compressed format that every browser decodes; the browser plays them from one clock, together to the
+sample. The template is Jinja2's, which torch brings.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from torch import Tensor
+
+from .. import __version__
+from .._extras import require
+from .._io import write_atomically
+from ..audio import read_audio, write_audio
+from ..errors import OutputError
+from .png import encode_png
+from .spectrogram import RANGE_DB, Axis, levels
+
+__all__ = ["Listening", "listen_to", "write_page"]
+
+ROWS, COLUMNS = 180, 1000
+MOST_COLUMNS = 8000
+"""Of a spectrogram: a zoomed view of a long song has about ten columns a second."""
+
+
+@dataclass(frozen=True)
+class Listening:
+    """What is to be heard: ``signals`` (channels, samples) by name, the mixture first, and what is said about it."""
+
+    signals: Mapping[str, Tensor]
+    sample_rate: int
+    title: str
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """Short label to short text."""
+    note: str = ""
+    references: Mapping[str, Tensor] = field(default_factory=dict)
+    """True stems by name, to switch to and compare."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Relative addresses of the signals' own files, to save; by default what the page plays is saved."""
+
+    @property
+    def duration(self) -> float:
+        return next(iter(self.signals.values())).shape[1] / self.sample_rate
+
+
+def write_page(listening: Listening, path: Path, *, in_files: bool = False) -> None:
+    """Write the page; it appears whole, or the one that was there stays.
+
+    Args:
+        path: of the HTML file.
+        in_files: put every sound into a script of its own beside the page, in a folder called like it, instead of into it.
+
+    Raises:
+        OutputError: if it cannot be written, or MP3 cannot hold the signals' sample rate or channels.
+    """
+    sounds: dict[str, str] = {}
+    columns = min(MOST_COLUMNS, max(COLUMNS, round(10 * listening.duration)))
+    pictures = levels(listening.signals, listening.sample_rate, ROWS, columns)
+    mixture = next(iter(listening.signals))
+    level = _level(listening.signals[mixture])
+    tracks: list[dict[str, Any]] = []
+    for number, (name, signal) in enumerate(listening.signals.items()):
+        relative = _level(signal) - level
+        sources = {"sound": signal}
+        if name in listening.references:
+            sources["reference"] = listening.references[name]
+        data = {}
+        for what, source in sources.items():
+            key = f"{number}-{what}"
+            sounds[key] = _data("audio/mpeg", _mp3(source, listening.sample_rate))
+            data[what] = key if in_files else sounds[key]
+        tracks.append(
+            {
+                "name": name,
+                "label": name[:1].upper() + name[1:],
+                "original": name == mixture,
+                "remark": "as it is" if name == mixture else _decibels(relative),
+                "key": str(number) if 1 <= number <= 9 else "",
+                "reference": "reference" in data,
+                "picture": _data("image/png", encode_png(pictures[name])),
+                "file": Path(listening.files.get(name, f"{name}.mp3")).name,
+                "link": quote(listening.files[name]) if name in listening.files else "",
+                "data": _markup(json.dumps(data)),
+            }
+        )
+    scripts = [quote(f"{path.stem}-sounds/{key}.js") for key in sounds] if in_files else []
+    page = _template().render(
+        title=listening.title,
+        facts=listening.facts,
+        note=listening.note,
+        tracks=tracks,
+        ticks=[(text, round(100 * at, 2)) for text, at in Axis.of(listening.sample_rate).ticks().items()],
+        range=f"{RANGE_DB:g}",
+        duration=f"{listening.duration:.3f}",
+        css=_markup(_asset("page.css")),
+        js=_markup(_asset("page.js")),
+        scripts=scripts,
+    )
+    try:
+        if in_files:
+            folder = path.with_name(f"{path.stem}-sounds")
+            folder.mkdir(exist_ok=True)
+            for key, sound in sounds.items():
+                script = f"(window.sounds ??= {{}})[{json.dumps(key)}] = {json.dumps(sound)};\n"
+                write_atomically(folder / f"{key}.js", script)
+        write_atomically(path, page)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written ({error.strerror}); choose another folder.") from error
+
+
+def listen_to(
+    recording: str | os.PathLike[str],
+    stems: Mapping[str, Path],
+    title: str,
+    facts: Mapping[str, str],
+    *,
+    in_files: bool = False,
+    track: int | None = None,
+) -> Path:
+    """Write the page of a recording and its stems on disk, ``<title>.html`` beside the first stem, and return its path.
+
+    Args:
+        recording: file; ``track`` is the number of the audio track in it, None for its default.
+        stems: file of each stem.
+        facts, in_files: see :class:`Listening` and :func:`write_page`.
+
+    Raises:
+        AudioReadError: if a file cannot be read.
+        OutputError: if the page cannot be written.
+    """
+    mixture = read_audio(recording, track=track, partial=True)
+    signals = {"recording": mixture.samples, **{stem: read_audio(path).samples for stem, path in stems.items()}}
+    page = next(iter(stems.values())).parent / f"{title}.html"
+    files = {stem: os.path.relpath(path, page.parent) for stem, path in stems.items()}
+    note = f"Made by metatasnet-fast {__version__}."
+    write_page(Listening(signals, mixture.sample_rate, title, facts, note, files=files), page, in_files=in_files)
+    return page
+
+
+def _template() -> Any:
+    return require("jinja2", "The page").Template(_asset("page.html"), autoescape=True, trim_blocks=True)
+
+
+def _asset(name: str) -> str:
+    return resources.files("metatasnet_fast").joinpath(f"assets/page/{name}").read_text("utf-8")
+
+
+def _markup(text: str) -> Any:
+    """Text that stands in the page as it is; nothing in it can end a script or a style."""
+    return require("markupsafe", "The page").Markup(text.replace("</", "<\\/"))
+
+
+def _decibels(value: float) -> str:
+    return f"{value:+.1f} dB".replace("-", "\N{MINUS SIGN}") if math.isfinite(value) else "silent"
+
+
+def _level(signal: Tensor) -> float:
+    """Mean power in decibels, minus infinity for silence."""
+    power = float(signal.double().square().mean())
+    return 10 * math.log10(power) if power > 0 else -math.inf
+
+
+def _mp3(signal: Tensor, sample_rate: int) -> bytes:
+    with tempfile.TemporaryDirectory(prefix="metatasnet-fast-") as folder:
+        path = Path(folder) / "signal.mp3"
+        write_audio(path, signal, sample_rate)
+        return path.read_bytes()
+
+
+def _data(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
