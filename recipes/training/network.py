@@ -1,4 +1,4 @@
-"""The loss of a training step: that of `MultiTasNet.forward` for the stems that count, with weights and without auxiliary losses."""
+"""The loss of a training step: that of `MultiTasNet.forward` without auxiliary losses, with weights, for stems that count."""
 
 from __future__ import annotations
 
