@@ -57,7 +57,8 @@ class Listed(NamedTuple):
         names = [name for name in sizes if is_result(name)]
         # Of several results, which only a run that was killed can leave on an object store, none is relied on.
         name = names[0] if len(names) == 1 else ""
-        stems = {path: size for path, size in sizes.items() if path not in names}
+        # Hidden files are what systems leave behind that show folders; no stem is called so.
+        stems = {path: size for path, size in sizes.items() if path not in names and not path.startswith(".")}
         return cls(name, _files_checksum(stems, sizes.get(name, 0)), sum(stems.values()))
 
     @property
