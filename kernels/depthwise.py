@@ -128,7 +128,7 @@ def depthwise_forward(
     n, instruments, frames, channels = x.shape
     if y is None:
         y = torch.empty(n, instruments, frames, channels, dtype=x.dtype, device=x.device)
-    defaults = {"BLOCK_C": channel_block(channels), "num_warps": 4}
+    defaults = {"BLOCK_C": channel_block(channels), "num_warps": 2}
     chosen = configuration("depthwise_fwd", x, False, defaults, C=channels)
     block, align = chosen["BLOCK_C"], alignment(x)
     rows = ROWS if ROWS % dilation == 0 else TILE
