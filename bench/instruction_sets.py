@@ -1,6 +1,7 @@
-"""The backend ``cpu`` in bfloat16 on every instruction set against eager PyTorch, in alternating rounds.
+"""The backend ``cpu`` on every instruction set against eager PyTorch, in alternating rounds.
 
     python -m bench.instruction_sets [--seconds 8] [--rounds 3] [--threads 1] [--isas amx_bf16,avx512_bf16] [--out FILE]
+    python -m bench.instruction_sets --held      PyTorch, oneDNN, MKL and the backend all held to AVX2
 
 ``SECONDS`` of mono audio go through the three stages of the default network and all their decoders. With one thread the times
 are CPU time of the process, which other work on the machine disturbs least; with more they are wall time. Prints, and appends
@@ -10,6 +11,7 @@ to FILE, one JSON line: the seconds of every round.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -28,6 +30,9 @@ from metatasnet_fast.backends.cpu import ISA_VARIABLE, CpuBackend
 from metatasnet_fast.backends.reference import ReferenceBackend
 from metatasnet_fast.benchmark.machine import describe
 from metatasnet_fast.precision import Precision
+
+HELD = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
+"""What the libraries under PyTorch read when they are loaded."""
 
 Run = Callable[[], object]
 
@@ -52,7 +57,11 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--isas", default=",".join(module.cpu_isas()[:2]))
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--held", action="store_true", help="hold everything to AVX2")
     args = parser.parse_args()
+    if args.held and os.environ.get("ATEN_CPU_CAPABILITY") != "avx2":
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, **HELD})
+    isas = ["avx2"] if args.held else args.isas.split(",")
     torch.set_num_threads(args.threads)
     clock = time.process_time if args.threads == 1 else time.perf_counter
     torch.manual_seed(1)
@@ -64,9 +73,9 @@ def main() -> int:
         for precision in (Precision.float32, Precision.bfloat16):
             runs[f"torch.mm {precision.value}"] = product(precision.storage)
             runs[f"eager {precision.value}"] = separation(ReferenceBackend(), precision, signals)
-        for isa in args.isas.split(","):
+        for isa, precision in itertools.product(isas, (Precision.float32, Precision.bfloat16)):
             os.environ[ISA_VARIABLE] = isa
-            runs[f"{isa} bfloat16"] = separation(CpuBackend(), Precision.bfloat16, signals)
+            runs[f"{isa} {precision.value}"] = separation(CpuBackend(), precision, signals)
         seconds: dict[str, list[float]] = {name: [] for name in runs}
         for round_number in range(args.rounds + 1):
             for name, run in runs.items():

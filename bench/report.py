@@ -3,7 +3,7 @@
     python -m bench.report          (or: make report)
 
 Reads bench/results/*.jsonl (files of ``metatasnet-fast bench`` and of the GPU script), writes docs/images/speed.png and what is
-between the markers in README.md. What was not measured is called that.
+between the markers in README.md: the largest case of each job, what was measured and nothing else.
 """
 
 from __future__ import annotations
@@ -19,36 +19,29 @@ from metatasnet_fast.benchmark.table import duration
 from metatasnet_fast.errors import MetaTasNetError
 
 ROOT = Path(__file__).resolve().parents[1]
-
 BEGIN, END = "<!-- speed:begin -->", "<!-- speed:end -->"
-NOT_MEASURED = "not measured"
-JOBS = ("inference", "training step", "separation, fast mode", "preparation")
+NOTHING = "Nothing has been measured yet."
+JOBS = ("inference", "training step", "separation, fast mode")
 """What the README shows, in this order."""
-
-HEADINGS = (
-    "case",
-    "contender",
-    "time",
-    "x real time (mono)",
-    "x eager",
-    "x eager float32",
-    "x torch.compile",
-    "peak MiB",
-    "error",
-)
-"""``x`` a baseline: how many times faster, in the same run, eager and compiled in the same precision."""
+HEADINGS = ("case", "backend", "time", "x real time (mono)", "x eager", "x eager float32", "peak MiB", "error")
+"""``x eager``: how many times faster than eager PyTorch in the same run, in the same precision and in float32."""
 
 
 def newest(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows by device's name: of every contender on every case the one that was measured last."""
+    """Rows with times by device: of each job the case of most audio, of each backend on it the newest measurement."""
     latest: dict[tuple[str, ...], Row] = {}
     for row in sorted(rows, key=lambda row: str(row.machine.get("date"))):
-        device = str(row.machine.get("device_name"))
-        latest[(device, str(row.machine.get("threads")), *row.key)] = row
+        latest[(_device(row), *row.key)] = row
     found: dict[str, list[Row]] = {}
     for row in latest.values():
         found.setdefault(_device(row), []).append(row)
-    return found
+    return {device: [row for job in JOBS for row in _largest(own, job)] for device, own in found.items()}
+
+
+def _largest(rows: Sequence[Row], job: str) -> list[Row]:
+    own = [row for row in rows if row.job == job]
+    most = max((row.audio_seconds or 0.0 for row in own), default=0.0)
+    return [row for row in own if (row.audio_seconds or 0.0) == most]
 
 
 def _device(row: Row) -> str:
@@ -57,22 +50,18 @@ def _device(row: Row) -> str:
 
 
 def markdown(devices: dict[str, list[Row]]) -> str:
-    """A table for each device, and one that says so if there is none."""
-    if not devices:
-        return f"| case | time |\n|---|---|\n| inference, training | {NOT_MEASURED} |"
+    """A table for each device."""
     parts = []
     for device, rows in devices.items():
-        lines = [
-            f"**{device}**, {_provenance(rows)}",
-            "",
-            f"| {' | '.join(HEADINGS)} |",
-            "|" + "---|" * len(HEADINGS),
-        ]
-        for job in JOBS:
-            found = [row for row in rows if row.job == job]
-            lines += [_line(row) for row in found] or [f"| {job} | {' | '.join([NOT_MEASURED] * 8)} |"]
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts)
+        if rows:
+            head = [
+                f"**{device}**, {_provenance(rows)}",
+                "",
+                f"| {' | '.join(HEADINGS)} |",
+                "|---" * len(HEADINGS) + "|",
+            ]
+            parts.append("\n".join([*head, *map(_line, rows)]))
+    return "\n\n".join(parts) or NOTHING
 
 
 def _provenance(rows: Sequence[Row]) -> str:
@@ -86,25 +75,15 @@ def _provenance(rows: Sequence[Row]) -> str:
 
 
 def _line(row: Row) -> str:
+    cells = [row.case, row.label]
     if row.seconds is None:
-        return f"| {row.case} | {row.label} | {' | '.join([row.reason or NOT_MEASURED] + [NOT_MEASURED] * 6)} |"
-    baselines = (f"reference {row.precision}", "reference float32", f"torch.compile {row.precision}")
-    times = ["1" if name == row.label else _number(row.speedup.get(name), ".2f") for name in baselines]
-    speed = "-" if row.audio_seconds is None else _number(row.real_time_factor, ".3g")
-    peak = None if row.peak_bytes is None else row.peak_bytes / 2**20
-    cells = [
-        row.case,
-        row.label,
-        duration(row.seconds),
-        speed,
-        *times,
-        _number(peak, ".0f"),
-    ]
-    return f"| {' | '.join([*cells, f'{max(row.errors.values()):.1e}'])} |"
-
-
-def _number(value: float | None, form: str) -> str:
-    return NOT_MEASURED if value is None else format(value, form)
+        return f"| {' | '.join([*cells, str(row.reason), *[''] * (len(HEADINGS) - 3)])} |"
+    speedup = {**row.speedup, row.label: 1.0}
+    times = [speedup.get(name) for name in (f"reference {row.precision}", "reference float32")]
+    cells += [duration(row.seconds), f"{row.real_time_factor:.3g}" if row.real_time_factor else ""]
+    cells += ["" if value is None else f"{value:.2f}" for value in times]
+    cells += ["" if row.peak_bytes is None else f"{row.peak_bytes / 2**20:.0f}", f"{max(row.errors.values()):.1e}"]
+    return f"| {' | '.join(cells)} |"
 
 
 def insert(page: str, text: str) -> str:
@@ -123,20 +102,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "images" / "speed.png")
     args = parser.parse_args(arguments)
     try:
-        rows = read_rows(args.results) if list(args.results.glob("*.jsonl")) else []
-        devices = newest(rows)
-        shown = [row for found in devices.values() for row in found if row.job in JOBS]
+        devices = newest(read_rows(args.results) if list(args.results.glob("*.jsonl")) else [])
         text = markdown(devices)
-        if any(row.seconds for row in shown):
-            device = max(devices, key=lambda name: max(str(row.machine.get("date")) for row in devices[name]))
-            draw([row for row in devices[device] if row.job in JOBS], args.picture)
+        timed = {name: rows for name, rows in devices.items() if any(row.seconds for row in rows)}
+        if timed:
+            device = max(timed, key=lambda name: max(str(row.machine.get("date")) for row in timed[name]))
+            draw(timed[device], args.picture)
             print(f"wrote {args.picture} for {device}")
             text = f"![Times faster than eager PyTorch, and the roofline]({_link(args.picture, args.readme)})\n\n{text}"
         args.readme.write_text(insert(args.readme.read_text(encoding="utf-8"), text), encoding="utf-8")
     except (MetaTasNetError, ValueError, OSError) as error:
         print(f"report: {args.readme.name} is as it was: {error}", file=sys.stderr)
         return 1
-    print(f"wrote the table of {len(shown)} rows into {args.readme}")
+    print(f"wrote the table of {sum(map(len, devices.values()))} rows into {args.readme}")
     return 0
 
 

@@ -1,80 +1,73 @@
-"""Inference, single jobs, preparation and training, against eager PyTorch and, with ``--bench-compile``, ``torch.compile``.
+"""The cases of ``metatasnet-fast bench`` under pytest-benchmark, with its statistics, history and comparison of runs.
 
-pytest bench/test_bench_network.py --bench-size quick --bench-device cpu
+    pytest bench/test_bench_network.py --bench-size quick --bench-device cpu --benchmark-autosave
+
+Every round reads new inputs. A contender whose results miss the parity rule fails and gets no times.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Callable
+from typing import Any
 
 import pytest
+import torch
 
-from bench.conftest import CLOCK, Bench
-from metatasnet_fast.benchmark import Case, Row
-from metatasnet_fast.benchmark.preparation import preparation_case
-from metatasnet_fast.benchmark.training_step import training_case
-from metatasnet_fast.benchmark.whole_programs import first_call_case, separation_case
-from metatasnet_fast.benchmark.workloads import inference_case, job_cases
+from metatasnet_fast.benchmark import SIZES, Case, Entrants, Row, checked, recipe
+from metatasnet_fast.benchmark.suite import cases
 
-Replay = Callable[[Row], None]
-
+JOBS = ["inference", "preparation", "training step", "separate fast", "separate reference", "first call"]
 CONTENDERS = [
     f"{name} {precision}"
     for precision in ("float32", "tf32", "bfloat16")
     for name in ("reference", "torch.compile", "cpu", "triton", "cuda")
 ]
 
-pytestmark = [pytest.mark.benchmark(timer=CLOCK), pytest.mark.parametrize("contender", CONTENDERS)]
+Checked = list[tuple[Case, dict[str, tuple[Row, Callable[[], Any] | None]]]]
 
 
-@pytest.mark.parametrize("which", [0, 1, 2])
-def test_inference(bench: Bench, replay: Replay, contender: str, which: int) -> None:
-    windows = bench.size.windows[bench.kind]
-    if which >= len(windows):
-        pytest.skip("this size has fewer shapes")
-    batch, seconds = windows[which]
+@pytest.fixture(scope="session")
+def prepared(request: pytest.FixtureRequest) -> Callable[[str], Checked]:
+    """The cases of a job, each with its contenders, whose results have been checked."""
+    option = request.config.getoption
+    device = torch.device(option("--bench-device"))
+    if device.type == "cuda" and not torch.cuda.is_available():
+        pytest.skip("torch finds no CUDA device")
+    size = SIZES[option("--bench-size")]
+    entrants = Entrants.of(device, compiled=option("--bench-compile"))
+    network = recipe.network(size.config)
 
-    def build(bench: Bench) -> Case:
-        return inference_case(bench.network, bench.entrants, batch, seconds)
+    @functools.lru_cache(maxsize=1)
+    def of(job: str) -> Checked:
+        built = (build() for build in cases(size, network, entrants))
+        return [
+            (case, {row.label: (row, call) for row, call in checked(case)})
+            for case in built
+            if case.name.startswith(job)
+        ]
 
-    replay(bench.row(f"inference {batch}x{seconds:g}s", build, contender))
-
-
-@pytest.mark.parametrize("job", ["encode", "mask", "decode"])
-@pytest.mark.parametrize("stage", [0, 1, 2])
-def test_job(bench: Bench, replay: Replay, contender: str, stage: int, job: str) -> None:
-    if stage not in bench.size.jobs:
-        pytest.skip("this size leaves the stage out")
-
-    def build(bench: Bench) -> Case:
-        found = job_cases(bench.network, bench.entrants, stage, *bench.size.job[bench.kind])
-        return next(case for case in found if case.job == job)
-
-    replay(bench.row(f"{job} {stage}", build, contender))
+    return of
 
 
-def test_preparation(bench: Bench, replay: Replay, contender: str) -> None:
-    replay(bench.row("preparation", lambda b: preparation_case(b.network, b.entrants), contender))
+@pytest.mark.parametrize("contender", CONTENDERS)  # the first one changes fastest: each job is prepared once
+@pytest.mark.parametrize("job", JOBS)
+def test_job(benchmark: Any, prepared: Callable[[str], Checked], job: str, contender: str, request: Any) -> None:
+    found = [(case, *own[contender]) for case, own in prepared(job) if contender in own]
+    if not found:
+        pytest.skip(f"{contender} does not do this job here")
+    case, row, call = found[0]  # the largest shape of a size comes first
+    if row.wrong:
+        pytest.fail(str(row.reason), pytrace=False)
+    if call is None or row.reason:
+        pytest.skip(str(row.reason))
+    numbers = itertools.count(1)
 
+    def run() -> None:
+        call()
+        if case.inputs[0].is_cuda:
+            torch.cuda.synchronize()
 
-def test_training_step(bench: Bench, replay: Replay, contender: str) -> None:
-    items, seconds = bench.size.training[bench.kind]
-    replay(bench.row("training", lambda b: training_case(b.network, b.entrants, items, seconds), contender))
-
-
-@pytest.mark.parametrize("mode", ["fast", "reference"])
-def test_separation(bench: Bench, replay: Replay, contender: str, mode: str) -> None:
-    seconds = bench.size.recording[bench.kind]
-    if not seconds:
-        pytest.skip("this size leaves the recording out")
-
-    def build(bench: Bench) -> Case:
-        return separation_case(bench.network, bench.entrants, "fast" if mode == "fast" else "reference", 2, seconds)
-
-    replay(bench.row(f"separation {mode}", build, contender))
-
-
-def test_first_call(bench: Bench, replay: Replay, contender: str) -> None:
-    if not bench.size.first_call:
-        pytest.skip("this size leaves new processes out")
-    replay(bench.row("first call", lambda b: first_call_case(b.network, b.entrants, b.size.job[b.kind][1]), contender))
+    benchmark.pedantic(run, setup=lambda: case.fill(next(numbers)) and None, rounds=3 if case.whole_process else 5)
+    benchmark.extra_info.update(case=case.name, errors=row.errors, limits=row.limits, peak_bytes=row.peak_bytes)

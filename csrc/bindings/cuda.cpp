@@ -209,7 +209,8 @@ void bind_cuda(py::module_& module) {
   module.def("cuda_shared_bytes", [](const py::dict& sizes) { return emulated::shared_bytes(read_sizes(sizes)); },
              py::arg("sizes"), "Shared memory that a stage's most demanding block asks for.");
   module.def("set_emulated_order", &emulated::set_order, py::arg("order"),
-             "The order in which emulated threads and blocks run: 0 ascending, 1 descending, others shuffle.");
+             "The order in which emulated threads and blocks run: 0 ascending, 1 descending, others shuffle, and odd ones "
+             "let warps drift apart.");
   module.def(
       "record_emulated_launches",
       [](const py::function& job) {

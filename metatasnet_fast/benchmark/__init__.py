@@ -7,7 +7,7 @@ from .cases import EAGER, Case, Contender
 from .ceilings import Ceilings, measure_ceilings
 from .compare import Change, compare, comparison_table
 from .contenders import Entrants
-from .measure import Effort, measure
+from .measure import Effort, checked, measure
 from .rows import Row, read_rows, write_rows
 from .suite import SIZES, run
 from .table import text_table
@@ -22,6 +22,7 @@ __all__ = [
     "Effort",
     "Entrants",
     "Row",
+    "checked",
     "compare",
     "comparison_table",
     "measure",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from torch import Tensor
@@ -51,9 +51,7 @@ class Case:
         expected: the outputs in float64 for values as ``draw`` gives them.
         work: arithmetic and bytes by precision.
         contenders: eager of every precision among them.
-        graph: time replays of a CUDA graph where there are graphs.
         whole_process: every call is a process of its own, so the host's clock times it and its memory is not ours.
-        golden: the error against recordings by contender, where the recordings are there.
     """
 
     name: str
@@ -65,9 +63,7 @@ class Case:
     expected: Callable[[Sequence[Tensor]], Outputs]
     work: Callable[[Precision], Work]
     contenders: Sequence[Contender]
-    graph: bool = False
     whole_process: bool = False
-    golden: Callable[[Contender], float | None] = field(default=lambda contender: None)
 
     def fill(self, number: int) -> Sequence[Tensor]:
         """Write the values of a round into ``inputs``; returns them as drawn."""

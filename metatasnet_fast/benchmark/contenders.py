@@ -14,9 +14,12 @@ from ..config import MetaTasNetConfig
 from ..precision import Precision
 from .cases import EAGER
 
-__all__ = ["COMPILED", "Entrants", "default_precisions"]
+__all__ = ["AUTOTUNED", "COMPILED", "Entrants", "compiled", "default_precisions"]
 
 COMPILED = "torch.compile"
+"""Names of what torch compiles begin with this."""
+AUTOTUNED = "max-autotune"
+"""torch.compile's mode that measures several kernels for every product."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class Entrants:
 
     Args:
         backends: names; eager is always there, since nothing is judged or compared without it.
+        autotuned: compile it a second time with ``max-autotune``, which takes many minutes.
         extra: backends by name that are not registered, for tests of the measurement itself.
     """
 
@@ -32,6 +36,7 @@ class Entrants:
     precisions: Sequence[Precision]
     backends: Sequence[str] = ()
     compiled: bool = True
+    autotuned: bool = False
     extra: dict[str, Backend] = field(default_factory=dict)
 
     @classmethod
@@ -39,6 +44,12 @@ class Entrants:
         """Every backend that can run here at all."""
         names = [name for name, entry in available_backends().items() if entry.available and name != EAGER]
         return cls(device, precisions or default_precisions(device), names, compiled)
+
+    @property
+    def modes(self) -> list[tuple[str, str | None]]:
+        """Names and modes of what torch compiles."""
+        found: list[tuple[str, str | None]] = [(COMPILED, None)] if self.compiled else []
+        return found + ([(f"{COMPILED} {AUTOTUNED}", AUTOTUNED)] if self.autotuned else [])
 
     def backend(self, name: str) -> Backend:
         return self.extra[name] if name in self.extra else get_backend(name)
@@ -63,9 +74,9 @@ def known(name: str) -> bool:
     return name in backend_names()
 
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``torch.compile`` in its default mode, for the shapes at hand; raises ``RuntimeError`` without a C++ compiler."""
+def compiled(function: Callable[..., Any], mode: str | None = None) -> Callable[..., Any]:
+    """``torch.compile`` in a mode, for the shapes at hand; raises ``RuntimeError`` without a C++ compiler."""
     if not (shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")):
         raise RuntimeError("torch.compile needs a C++ compiler; install g++")
-    made: Callable[..., Any] = torch.compile(function, dynamic=False)
+    made: Callable[..., Any] = torch.compile(function, dynamic=False, mode=mode)
     return made

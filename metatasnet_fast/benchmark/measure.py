@@ -30,7 +30,7 @@ from .parity import Errors, Outputs, errors_of, limit, verdict
 from .rows import Row
 from .timing import HostTimer, Spread, Timer, make_timer
 
-__all__ = ["Effort", "measure"]
+__all__ = ["Effort", "checked", "measure"]
 
 FAILURES = (MetaTasNetError, RuntimeError, NotImplementedError, OSError)
 """What cannot be built or run here is a result too; it is said in the table."""
@@ -66,8 +66,8 @@ def measure(
     ``keep`` gets the rows as they are known so far: after each contender's check and after each round.
     """
     device = case.inputs[0].device
-    timer = HostTimer() if case.whole_process else make_timer(device, case.graph)
-    if any(c.name == COMPILED for c in case.contenders):
+    timer = HostTimer() if case.whole_process else make_timer(device)
+    if any(c.name.startswith(COMPILED) for c in case.contenders):
         # What an earlier case compiled counts towards the limit of recompilations.
         torch._dynamo.reset()
     before = clocks(device)
@@ -81,6 +81,14 @@ def measure(
         entry.row.ceilings = ceilings.to_dict()
         _derive(entry, entries, ceilings, case)
     return rows
+
+
+def checked(case: Case) -> list[tuple[Row, Call | None]]:
+    """A row without times for each contender, and its call; None, or a reason in the row, if it may not be timed."""
+    timer = HostTimer()
+    entries = [_Entry(c, _row(case, c, timer)) for c in case.contenders]
+    _check(case, entries, Effort(), lambda: None)
+    return [(entry.row, entry.call) for entry in entries]
 
 
 def _row(case: Case, contender: Contender, timer: Timer) -> Row:
@@ -146,7 +154,6 @@ def _first_calls(case: Case, entry: _Entry, expected: Outputs) -> None:
     row.first_call_seconds = time.perf_counter() - start
     row.errors = errors_of(outputs, expected, contender.precision)
     del outputs
-    row.golden_error = case.golden(contender)
     if not case.whole_process:
         row.peak_bytes, row.peak_method = peak_memory(entry.call, device)
 

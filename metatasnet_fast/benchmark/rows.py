@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .._io import write_atomically
 from ..errors import ConfigError
 from .contenders import COMPILED
 from .timing import Spread
@@ -36,8 +37,6 @@ class Row:
     errors: dict[str, float] = field(default_factory=dict)
     """Relative L2 error of every output against float64."""
     limits: dict[str, float] = field(default_factory=dict)
-    golden_error: float | None = None
-    """Worst error against the recordings of the authors' program; None if they were not there."""
     make_seconds: float | None = None
     first_call_seconds: float | None = None
     """First call, with what is compiled or prepared in it."""
@@ -80,7 +79,7 @@ class Row:
     @property
     def wrong(self) -> bool:
         """Whether our own results failed; a compiler's that do are said in the table, and are not our fault."""
-        return bool(self.reason) and self.contender != COMPILED and "parity failed" in str(self.reason)
+        return bool(self.reason) and not self.contender.startswith(COMPILED) and "parity failed" in str(self.reason)
 
     def refuse(self, reason: str) -> None:
         """Withdraw every time, and say why."""
@@ -95,8 +94,9 @@ class Row:
 
 
 def write_rows(rows: Iterable[Row], path: Path) -> None:
+    """Replace the file as a whole, so that a program that is killed leaves the rows written before."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(row.to_json() + "\n" for row in rows), encoding="utf-8")
+    write_atomically(path, "".join(row.to_json() + "\n" for row in rows).encode())
 
 
 def read_rows(path: Path) -> list[Row]:

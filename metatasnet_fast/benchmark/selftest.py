@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..backends import Backend, Request, available_backends
 from ..backends.cache import prepare_all
+from ..backends.reference import ReferenceBackend
 from ..backends.watch import collect_parameters
 from ..config import MetaTasNetConfig
 from ..errors import MetaTasNetError
@@ -195,12 +196,18 @@ def _all(
         jobs[TRAINING] = functools.partial(_training_step, network, backend, precision, dtype)
     found: dict[str, Outputs] = {}
     broken: dict[str, str] = {}
-    for name, job in jobs.items():
-        try:
-            found[name] = job()
-        except (RuntimeError, MetaTasNetError) as error:
-            found[name] = {}
-            broken[name] = f"{type(error).__name__}: {error}"
+    threads = torch.get_num_threads()
+    if isinstance(backend, ReferenceBackend):
+        torch.set_num_threads(1)  # layers this small take many times as long on several
+    try:
+        for name, job in jobs.items():
+            try:
+                found[name] = job()
+            except (RuntimeError, MetaTasNetError) as error:
+                found[name] = {}
+                broken[name] = f"{type(error).__name__}: {error}"
+    finally:
+        torch.set_num_threads(threads)
     return found, broken
 
 

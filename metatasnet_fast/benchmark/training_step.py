@@ -1,26 +1,28 @@
-"""The case of training: one step of the authors' recipe."""
+"""The case of training: one step of the trainer."""
 
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor
 
-from ..backends import Backend
+from ..backends import Backend, Choice
 from ..backends.cache import prepare_all
-from ..backends.reference import ReferenceBackend
 from ..backends.watch import collect_parameters
 from ..model import MultiTasNet
 from ..model.engine import Engine
 from ..precision import Precision
 from ..training import Ranger
+from ..training.parts import Items
+from ..training.step import GradientStep
 from . import costs
 from .cases import Call, Case
-from .contenders import Entrants, compiled
+from .contenders import Entrants, compiled, known
 from .draws import varied
 from .parity import GRADIENTS, Outputs
 from .recipe import mixtures, sources
@@ -28,30 +30,11 @@ from .workloads import contenders_of, frames_of
 
 __all__ = ["training_case"]
 
-CLIP = 5.0
-"""Norm that the authors clip gradients to."""
-
-
-class Recomputing(ReferenceBackend):
-    """Plain PyTorch that keeps nothing between forward and backward but the jobs' outputs, to fit float64 into memory."""
-
-    def encode(self, prepared: Any, signal: Tensor) -> Tensor:
-        return _recomputed(super().encode, prepared, signal)
-
-    def mask(self, prepared: Any, latent: Tensor, partial: Tensor | None, dropout: Tensor | None = None) -> Tensor:
-        return _recomputed(super().mask, prepared, latent, partial, dropout)
-
-    def decode(self, prepared: Any, latent: Tensor) -> Tensor:
-        return _recomputed(super().decode, prepared, latent)
-
-
-def _recomputed(job: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    result: Tensor = checkpoint(job, *arguments, use_reentrant=False)
-    return result
+Wrap: TypeAlias = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def training_case(network: MultiTasNet, entrants: Entrants, batch: int, seconds: float) -> Case:
-    """A training step: forward, losses, backward, clipping to norm 5, Ranger.
+    """A step as the trainer does it: forward, losses, backward, clipping of the gradients' norm, Ranger.
 
     The learning rate is 0: all of the arithmetic is done and the weights stay, so every round can be compared.
     """
@@ -61,33 +44,30 @@ def training_case(network: MultiTasNet, entrants: Entrants, batch: int, seconds:
     base = [*mixtures(stems), *stems]
     inputs = [x.to(device) for x in base]
     count = config.stages_num
-    sounds = [torch.ones(batch, 4, 1) for _ in range(count)]
+    masks = torch.ones(batch, len(config.instruments), 1)
 
-    def step(trained: MultiTasNet, forward: Callable[..., tuple[Tensor, Tensor]], values: Sequence[Tensor]) -> Outputs:
-        trained.zero_grad(set_to_none=True)
-        masks = [mask.to(values[0].device, values[0].dtype) for mask in sounds]
-        loss, stats = forward(values[:count], values[count:], masks)
-        loss.sum().backward()
-        nn.utils.clip_grad_norm_(trained.parameters(), CLIP)
-        gradients = [p.grad for p in trained.parameters() if p.grad is not None]
+    def gradients(step: GradientStep, values: Sequence[Tensor]) -> Outputs:
+        given = step(Items(values[:count], values[count:], [masks.to(values[0])] * count), 0)
+        found = [p.grad for p in step.network.parameters() if p.grad is not None]
         # One number may be right by luck: the loss is judged together with the statistics that it is made of.
-        return {"loss and statistics": [loss.detach(), stats.detach()], GRADIENTS: gradients}
+        return {"loss and statistics": [torch.tensor([given.loss, *given.stats])], GRADIENTS: found}
 
     def expected(values: Sequence[Tensor]) -> Outputs:
-        double = copy.deepcopy(network).to(device, torch.float64)
-        forward = _forward(double, Recomputing(), Precision.float64)
-        found = step(double, forward, [value.to(device, torch.float64) for value in values])
+        wide = copy.deepcopy(network).to(device, torch.float64)
+        step = GradientStep(wide, Choice("reference", Precision.float64), recompute=True)
+        found = gradients(step, [value.to(device, torch.float64) for value in values])
         return {name: [tensor.cpu() for tensor in tensors] for name, tensors in found.items()}
 
-    def stepping(backend: Backend, precision: Precision, compile_it: bool) -> Call:
+    def stepping(wrap: Wrap | None, backend: Backend, precision: Precision) -> Call:
         trained = copy.deepcopy(network).to(device)
         optimiser = Ranger(trained.parameters(), weight_decay=5e-4)
         optimiser.param_groups[0]["lr"] = 0.0
-        forward = _forward(trained, backend, precision)
-        forward = compiled(forward) if compile_it else forward
+        if wrap or not known(backend.name):
+            _serve(trained, backend, precision, wrap or (lambda loss: loss))
+        step = GradientStep(trained, Choice(backend.name, precision))
 
         def call() -> Outputs:
-            outputs = step(trained, forward, inputs)
+            outputs = gradients(step, inputs)
             optimiser.step()
             return outputs
 
@@ -107,20 +87,23 @@ def training_case(network: MultiTasNet, entrants: Entrants, batch: int, seconds:
             network,
             entrants,
             True,
-            lambda backend, precision: stepping(backend, precision, False),
-            lambda backend, precision: stepping(backend, precision, True),
+            functools.partial(stepping, None),
+            lambda backend, precision, mode: stepping(lambda loss: compiled(loss, mode), backend, precision),
         ),
     )
 
 
-def _forward(
-    network: MultiTasNet, backend: Backend, precision: Precision
-) -> Callable[[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]], tuple[Tensor, Tensor]]:
-    config = network.config
-    stages = [(config.stage(i), collect_parameters(stage)) for i, stage in enumerate(network.stages)]
+def _serve(network: MultiTasNet, backend: Backend, precision: Precision, wrap: Wrap) -> None:
+    """Let the network compute its loss by a backend that has no name to choose it by, or by a compiled function."""
+    stages = [(network.config.stage(i), collect_parameters(stage)) for i, stage in enumerate(network.stages)]
 
-    def forward(mixes: Sequence[Tensor], stems: Sequence[Tensor], masks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        ready = Engine(config, backend, precision, prepare_all(backend, precision, stages))
-        return ready.loss(mixes, stems, masks)
+    def loss(*arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
+        ready = Engine(network.config, backend, precision, prepare_all(backend, precision, stages))
+        return ready.loss(*arguments, **options)
 
-    return forward
+    served = SimpleNamespace(loss=wrap(loss))
+
+    def engine(choice: Choice | None = None, training: bool | None = None) -> Any:
+        return served
+
+    network.engine = engine  # type: ignore[method-assign]

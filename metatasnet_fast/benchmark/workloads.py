@@ -1,11 +1,10 @@
-"""The cases of inference: windows through all stages, and the single jobs of a stage."""
+"""The case of inference: windows through all stages."""
 
 from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -13,18 +12,17 @@ from torch import Tensor
 from ..backends import Backend
 from ..backends.cache import prepare_all
 from ..backends.watch import collect_parameters
-from ..config import StageConfig
 from ..model import MultiTasNet
 from ..model.engine import Engine
 from ..precision import Precision
 from . import costs
 from .cases import Call, Case, Contender
-from .contenders import COMPILED, Entrants, compiled
+from .contenders import Entrants, compiled
 from .draws import varied
 from .parity import Outputs
 from .recipe import mixtures, sources
 
-__all__ = ["contenders_of", "engine", "frames_of", "inference_case", "item_by_item", "job_cases", "oracle"]
+__all__ = ["contenders_of", "engine", "frames_of", "inference_case", "item_by_item", "oracle"]
 
 
 def engine(network: MultiTasNet, backend: Backend, precision: Precision) -> Engine:
@@ -78,9 +76,9 @@ def inference_case(network: MultiTasNet, entrants: Entrants, batch: int, seconds
         ready = engine(there, backend, precision)
         return torch.no_grad()(lambda: outputs(ready, inputs))
 
-    def by_compiler(backend: Backend, precision: Precision) -> Call:
+    def by_compiler(backend: Backend, precision: Precision, mode: str | None) -> Call:
         ready = engine(there, backend, precision)
-        function = compiled(lambda *mixes: ready.separate(mixes, {last})[last])
+        function = compiled(lambda *mixes: ready.separate(mixes, {last})[last], mode)
         return torch.no_grad()(lambda: {"estimate": [function(*inputs)]})
 
     duration = frames * config.W / config.sampling_rate
@@ -97,111 +95,19 @@ def inference_case(network: MultiTasNet, entrants: Entrants, batch: int, seconds
     )
 
 
-def job_cases(network: MultiTasNet, entrants: Entrants, stage_index: int, batch: int, seconds: float) -> Iterator[Case]:
-    """Encoder, masking network and decoder of one stage, each on its own; the decoder for four latents an item."""
-    config = network.config.stage(stage_index)
-    frames, device = frames_of(network, seconds), entrants.device
-    there = {name: p.detach().to(device) for name, p in collect_parameters(network.stages[stage_index]).items()}
-    generator = torch.Generator().manual_seed(stage_index)
-    signal = mixtures(sources(network.config, batch, frames * network.config.W, seed=2))[stage_index].float()
-    latent, partial, separated = (
-        torch.randn(batch, *shape, frames, generator=generator)
-        for shape in ((config.N,), (4, config.partial_channels), (4, config.N))
-    )
-    duration = frames * config.W / config.sampling_rate
-    shared: dict[str, Any] = {
-        "sizes": {"stage": stage_index, "batch": batch, "frames": frames, "channels": config.N},
-        "audio_seconds": batch * duration,
-        "parameters": there,
-        "config": config,
-        "network": network,
-        "entrants": entrants,
-    }
-    label = f"stage {stage_index} {batch}x{duration:g}s"
-    yield _job_case(
-        f"encode {label}",
-        "encode",
-        [signal],
-        lambda backend, ready, x: backend.encode(ready, x[0]),
-        lambda precision: costs.encoder(config, frames, batch, precision.storage.itemsize, folded=True),
-        **shared,
-    )
-    yield _job_case(
-        f"mask {label}",
-        "mask",
-        [latent, partial] if config.partial_channels else [latent],
-        lambda backend, ready, x: backend.mask(ready, x[0], x[1] if len(x) > 1 else None),
-        lambda precision: costs.masking(config, frames, batch, precision.storage.itemsize, folded=True),
-        **shared,
-    )
-    yield _job_case(
-        f"decode {label}",
-        "decode",
-        [separated.flatten(0, 1)],
-        lambda backend, ready, x: backend.decode(ready, x[0]),
-        lambda precision: costs.decoder(config, frames, 4 * batch, precision.storage.itemsize),
-        **shared,
-    )
-
-
-def _job_case(
-    name: str,
-    job: str,
-    base: list[Tensor],
-    function: Callable[[Backend, Any, Sequence[Tensor]], Tensor],
-    work: Callable[[Precision], costs.Work],
-    *,
-    sizes: dict[str, Any],
-    audio_seconds: float,
-    parameters: Mapping[str, Tensor],
-    config: StageConfig,
-    network: MultiTasNet,
-    entrants: Entrants,
-) -> Case:
-    inputs = [x.to(entrants.device) for x in base]
-
-    @torch.no_grad()
-    def expected(values: Sequence[Tensor]) -> Outputs:
-        backend = entrants.backend("reference")
-        ready = backend.prepare(config, parameters, Precision.float64)
-        return {job: [item_by_item(lambda x: function(backend, ready, x), values, entrants.device)]}
-
-    def plain(backend: Backend, precision: Precision) -> Call:
-        with torch.no_grad():
-            ready = backend.prepare(config, parameters, precision)
-        return torch.no_grad()(lambda: {job: [function(backend, ready, inputs)]})
-
-    def by_compiler(backend: Backend, precision: Precision) -> Call:
-        with torch.no_grad():
-            ready = backend.prepare(config, parameters, precision)
-        fast = compiled(lambda *x: function(backend, ready, x))
-        return torch.no_grad()(lambda: {job: [fast(*inputs)]})
-
-    return Case(
-        name=name,
-        job=job,
-        sizes=sizes,
-        audio_seconds=audio_seconds,
-        inputs=inputs,
-        draw=varied(base, [1] * len(base)),
-        expected=expected,
-        work=work,
-        contenders=contenders_of(network, entrants, False, plain, by_compiler),
-        graph=True,
-    )
-
-
 def contenders_of(
     network: MultiTasNet,
     entrants: Entrants,
     training: bool,
     plain: Callable[[Backend, Precision], Call],
-    by_compiler: Callable[[Backend, Precision], Call] | None,
+    by_compiler: Callable[[Backend, Precision, str | None], Call] | None,
 ) -> list[Contender]:
     """Eager, compiled (if ``by_compiler`` makes that) and every backend that serves, in every precision."""
     found = []
     for name, backend, precision in entrants.serving(network.config, training):
         found.append(Contender(name, precision, functools.partial(plain, backend, precision)))
-        if name == "reference" and entrants.compiled and by_compiler is not None:
-            found.append(Contender(COMPILED, precision, functools.partial(by_compiler, backend, precision)))
+        if name != "reference" or by_compiler is None:
+            continue
+        for label, mode in entrants.modes:
+            found.append(Contender(label, precision, functools.partial(by_compiler, backend, precision, mode)))
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 import time
 from pathlib import Path
@@ -23,7 +24,7 @@ def add_parser(commands: Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser(
         "bench",
         help="measure the speed on this machine",
-        description="Time inference, single jobs, preparation and a training step of the authors' network, by every backend "
+        description="Time inference, preparation and a training step of the authors' network, by every backend "
         "and precision there is, against eager PyTorch and torch.compile in alternating rounds. A contender whose results miss "
         "the parity rule gets no times, and the exit code is 1. "
         "`metatasnet-fast bench compare A B` compares two recorded runs: exit code 1 if B is slower beyond the noise.",
@@ -42,6 +43,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     parser.add_argument("--threads", type=int, help="torch's threads (default: as torch chooses)")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out; compiling takes minutes")
+    parser.add_argument(
+        "--max-autotune", action="store_true", help="torch.compile takes part a second time, in this mode"
+    )
     parser.set_defaults(run=run)
     inner = parser.add_subparsers(metavar="compare A B", dest="what", required=False)
     compare = inner.add_parser(
@@ -70,12 +74,10 @@ def run(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     size = SIZES["tiny" if args.tiny else "quick" if args.quick else "full"]
     entrants = Entrants.of(_device(args.device), size.compiled and not args.no_compile)
+    entrants = dataclasses.replace(entrants, autotuned=args.max_autotune)
     began = time.perf_counter()
-    rows = []
-    for row in run_suite(size, entrants, _tell, args.only):
-        rows.append(row)
-        if folder:
-            write_rows(rows, folder / "bench.jsonl")
+    keep = (lambda rows: write_rows(rows, folder / "bench.jsonl")) if folder else (lambda rows: None)
+    rows = run_suite(size, entrants, _tell, args.only, keep)
     print(text_table(rows))
     print(_about(rows, time.perf_counter() - began))
     if folder:

@@ -14,10 +14,8 @@ from .. import __version__
 __all__ = ["PACKAGES", "add_parser", "collect"]
 
 PACKAGES = {
-    "soundfile": "audio",
     "av": "audio",
     "mutagen": "audio",
-    "safetensors": "hub",
     "huggingface_hub": "hub",
     "tqdm": "cli",
     "museval": "evaluation",

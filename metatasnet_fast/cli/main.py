@@ -19,14 +19,44 @@ from typing import NoReturn
 from .. import __version__
 from .._terminal import discard, say
 from ..errors import MetaTasNetError
-from . import bench, catalogue, convert, demo, evaluate, export, info, plot, prepare, selftest, separate, train, tune
+from . import (
+    bench,
+    catalogue,
+    convert,
+    demo,
+    evaluate,
+    export,
+    info,
+    models,
+    plot,
+    prepare,
+    selftest,
+    separate,
+    train,
+    tune,
+)
 from .report import sentence_of
 
 __all__ = ["PROGRAM", "main"]
 
 PROGRAM = "metatasnet-fast"
 
-COMMANDS = (separate, catalogue, demo, evaluate, info, convert, export, prepare, train, plot, bench, tune, selftest)
+COMMANDS = (
+    separate,
+    catalogue,
+    demo,
+    evaluate,
+    info,
+    models,
+    convert,
+    export,
+    prepare,
+    train,
+    plot,
+    bench,
+    tune,
+    selftest,
+)
 """Modules with ``add_parser(commands)``, which sets ``run``, a function of the parsed arguments that returns the exit code."""
 
 

@@ -16,6 +16,7 @@ from torch import nn
 from .._extras import require
 from ..errors import CheckpointError
 from .checkpoints import Checkpoint, config_of, load_state, read_original, write_original
+from .registry import fetched_model, known_models
 from .store import SETTINGS, WEIGHTS, check_sha256, read_folder, write_folder
 
 if TYPE_CHECKING:
@@ -146,6 +147,8 @@ def _read(
     path: str | os.PathLike[str], revision: str | None, sha256: str | None, offline: bool
 ) -> tuple[Checkpoint, Path]:
     with _readable(path):
+        if not Path(path).exists() and not means_bundled(path) and (known := fetched_model(str(path))):
+            path = known
         if Path(path).is_file() and Path(path).name not in (SETTINGS, WEIGHTS):
             if sha256:
                 check_sha256(Path(path), sha256)
@@ -189,8 +192,15 @@ def _locate(name: str | os.PathLike[str], revision: str | None, offline: bool) -
         return Path(name)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) and Path(name).suffix not in (".pt", ".pth"):
         return _download(str(name), revision, offline)
-    known = f" Bundled models: {', '.join(bundled)}." if bundled else ""
-    raise CheckpointError(f"There is no checkpoint {str(name)!r}: give a file, a folder or a known name.{known}")
+    known = ", ".join([*bundled, *known_models()])
+    hint = (
+        " `metatasnet-fast models fetch authors` fetches that of the authors."
+        if Path(name).name == "best_model.pt"
+        else ""
+    )
+    raise CheckpointError(
+        f"There is no checkpoint {str(name)!r}: give a file, a folder or a known name. Models: {known}.{hint}"
+    )
 
 
 def _download(name: str, revision: str | None, offline: bool) -> Path:

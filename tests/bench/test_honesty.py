@@ -15,7 +15,7 @@ from metatasnet_fast.benchmark.preparation import preparation_case
 from metatasnet_fast.benchmark.selftest import Result, selftest
 from metatasnet_fast.benchmark.suite import TINY
 from metatasnet_fast.benchmark.training_step import training_case
-from metatasnet_fast.benchmark.workloads import inference_case, job_cases
+from metatasnet_fast.benchmark.workloads import inference_case
 from metatasnet_fast.model import MultiTasNet
 from metatasnet_fast.precision import Precision
 from tests.bench.dishonest import Breaking, Forgetful, Nothing, Remembering, SlightlyWrong
@@ -72,13 +72,6 @@ def test_results_kept_from_an_earlier_call_get_no_speed(honest: int) -> None:
     assert row.errors["estimate"] <= row.limits["estimate"]
     assert_no_speed(row)
     assert row.reason and "in a timed call" in row.reason
-
-
-def test_a_liar_in_a_single_job_is_found_out() -> None:
-    for case in job_cases(network(), entrants(Nothing()), 1, 1, 0.3):
-        rows = {row.contender: row for row in measure(case, CEILINGS, BRIEF)}
-        assert_no_speed(rows["nothing"])
-        assert rows["reference"].samples
 
 
 @pytest.mark.parametrize("precision", [Precision.float32, Precision.bfloat16])

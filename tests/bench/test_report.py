@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.report import BEGIN, END, NOT_MEASURED, insert, main, markdown, newest
+from bench.report import BEGIN, END, NOTHING, insert, main, markdown, newest
 from metatasnet_fast.benchmark import Row, write_rows
 from metatasnet_fast.benchmark.plots import title
 
@@ -54,10 +54,10 @@ def test_a_picture_names_every_commit_that_it_shows() -> None:
     )
 
 
-def test_what_was_not_measured_is_called_that() -> None:
-    assert NOT_MEASURED in markdown({})
+def test_only_what_was_measured_is_shown() -> None:
+    assert markdown({}) == NOTHING
     text = markdown(newest([row("reference", 1.0)]))
-    assert f"| training step | {NOT_MEASURED} |" in text
+    assert "training step" not in text
     assert text.count("1.0e-06") == 1
 
 
@@ -65,7 +65,12 @@ def test_a_failed_parity_shows_its_reason_and_no_number() -> None:
     failed = row("cpu", 0.25)
     failed.refuse("parity failed: estimate")
     (line,) = [line for line in markdown(newest([failed])).splitlines() if "parity" in line]
-    assert line.count(NOT_MEASURED) == 6
+    assert line == "| inference 1x2s | cpu float32 | parity failed: estimate |  |  |  |  |  |"
+
+
+def test_of_each_job_the_largest_case_is_shown() -> None:
+    small, large = row("cpu", 0.1), row("cpu", 1.0, case="inference 1x30s", audio_seconds=30.0)
+    assert newest([large, small]) == {"a CPU, 2 threads": [large]}
 
 
 def test_the_newest_run_counts() -> None:

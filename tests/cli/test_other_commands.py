@@ -53,7 +53,7 @@ def test_info_says_what_is_there_and_why_the_rest_is_not(command: Command) -> No
     found = json.loads(outcome.out)
     assert outcome.code == 0
     assert (found["metatasnet_fast"], found["torch"]) == (metatasnet_fast.__version__, torch.__version__)
-    assert found["packages"]["soundfile"]["version"] == importlib.metadata.version("soundfile")
+    assert found["packages"]["av"]["version"] == importlib.metadata.version("av")
     assert found["backends"]["reference"]["reason"] is None and found["auto"]["cpu"].endswith(" in float32")
     assert (found["cpu"]["compiled_isas"] is None) == (found["cpu"]["reason"] is not None)
     assert set(found["models"]) == set(metatasnet_fast.bundled_models())

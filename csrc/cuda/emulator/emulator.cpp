@@ -90,16 +90,31 @@ class Crew {
     std::iota(order.begin(), order.end(), 0);
     std::mt19937 random(chosen_order);
     if (chosen_order == 1) std::reverse(order.begin(), order.end());
+    // Odd orders let warps drift apart: one runs as far as it can before another begins.
+    const bool drift = chosen_order > 1 && chosen_order % 2 == 1;
+    const int together = drift ? kWarp : threads;
+    std::vector<int> rank((threads + kWarp - 1) / kWarp);
+    std::iota(rank.begin(), rank.end(), 0);
     for (int left = threads; left > 0;) {
       if (chosen_order > 1) std::shuffle(order.begin(), order.end(), random);
+      if (drift) {
+        std::shuffle(rank.begin(), rank.end(), random);
+        std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return rank[a / kWarp] < rank[b / kWarp]; });
+      }
       bool progress = false;
-      for (const int t : order) {
-        const Wait& wait = waits_[t];
-        if (fibers_[t]->done() || (wait.meeting && wait.meeting->generation == wait.generation)) continue;
-        progress = true;
-        fibers_[t]->resume();
-        if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
-        if (fibers_[t]->done()) --left;
+      for (int first = 0; first < threads; first += together) {
+        for (bool moved = true; moved; moved = moved && drift) {
+          moved = false;
+          for (int i = first; i < std::min(threads, first + together); ++i) {
+            const int t = order[i];
+            const Wait& wait = waits_[t];
+            if (fibers_[t]->done() || (wait.meeting && wait.meeting->generation == wait.generation)) continue;
+            progress = moved = true;
+            fibers_[t]->resume();
+            if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+            if (fibers_[t]->done()) --left;
+          }
+        }
       }
       if (!progress) {
         throw std::logic_error(std::to_string(left) + " of " + std::to_string(threads) +

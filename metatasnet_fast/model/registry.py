@@ -1,0 +1,205 @@
+"""Models by name: those that come with the library, those it knows an address of, and those that a user adds.
+
+A model's file is fetched once, into the user's cache, and its SHA-256 is pinned in ``models.json`` there: the registry's, if it
+knows one, else that of the first download. A file that is another one later is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from .._io import sha256_file, write_atomically
+from ..errors import CheckpointError
+
+__all__ = ["KnownModel", "add_model", "fetch_model", "fetched_model", "known_models"]
+
+HOME = "METATASNET_HOME"
+"""Variable that names another folder than ``~/.cache/metatasnet-fast``."""
+
+PINS = "models.json"
+TIMEOUT = 30.0
+BLOCK = 1 << 20
+
+Progress = Callable[[int, "int | None"], object]
+"""Is told the bytes that are there, and how many there will be, if the server says so."""
+
+
+@dataclass(frozen=True)
+class KnownModel:
+    """A model that can be fetched, or was added: a file of the authors' format."""
+
+    name: str
+    url: str
+    title: str = ""
+    bytes: int | None = None
+    sha256: str | None = None
+    licence: str = "unknown"
+    scores: str = "unknown"
+    source: str = ""
+
+    @property
+    def path(self) -> Path:
+        """Where its file is, or will be."""
+        return home() / "models" / f"{self.name}.pt"
+
+
+def home() -> Path:
+    """The user's folder of this library."""
+    if named := os.environ.get(HOME):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "metatasnet-fast"
+
+
+def known_models() -> dict[str, KnownModel]:
+    """Models by name, with the checksums that are pinned.
+
+    Raises:
+        CheckpointError: if the user's ``models.json`` is damaged.
+    """
+    text = resources.files("metatasnet_fast").joinpath("assets/models/registry.json").read_text("utf-8")
+    models = {name: KnownModel(name, **entry) for name, entry in json.loads(text).items()}
+    for name, entry in _pins().items():
+        models[name] = replace(models[name], sha256=entry["sha256"]) if name in models else KnownModel(name, **entry)
+    return models
+
+
+def fetched_model(name: str) -> Path | None:
+    """The file of a known model; None for a name that is none.
+
+    Raises:
+        CheckpointError: if it is known but not here.
+    """
+    model = known_models().get(name)
+    if model is None:
+        return None
+    if not model.path.is_file():
+        raise CheckpointError(
+            f"The model {name} is not on this machine: `metatasnet-fast models fetch {name}` fetches it."
+        )
+    return model.path
+
+
+def add_model(name: str, location: str, sha256: str | None = None, progress: Progress | None = None) -> KnownModel:
+    """Make a file or an address known by a name, and fetch it.
+
+    Args:
+        name: letters, digits, dots, dashes and underscores.
+        location: a file of the authors' format, or an http or https address of one.
+        sha256: what its checksum must be; by default that of what is found is pinned.
+
+    Raises:
+        CheckpointError: for a name that is taken or no name; see :func:`fetch_model`.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
+        raise CheckpointError(f"{name!r} cannot name a model: use letters, digits, dots, dashes and underscores.")
+    if name in known_models():
+        raise CheckpointError(f"There is a model {name} already: choose another name.")
+    if not re.match(r"https?://", location):
+        path = Path(location)
+        if not path.is_file():
+            raise CheckpointError(f"There is no file {location}: name one, or an http address.")
+        location = path.resolve().as_uri()
+    return _fetch(KnownModel(name, location, sha256=sha256), progress)
+
+
+def fetch_model(name: str, progress: Progress | None = None) -> KnownModel:
+    """Fetch a known model; a download that was cut off goes on where it ended.
+
+    Raises:
+        CheckpointError: for an unknown name, a dead link, no network, or a file with another checksum than the pinned one.
+    """
+    models = known_models()
+    if name not in models:
+        raise CheckpointError(f"No model {name} is known; choose from {', '.join(models)}, or add it.")
+    return _fetch(models[name], progress)
+
+
+def _fetch(model: KnownModel, progress: Progress | None) -> KnownModel:
+    try:
+        model.path.parent.mkdir(parents=True, exist_ok=True)
+        if not model.path.is_file():
+            part = model.path.with_suffix(".part")
+            _download(model, part, progress)
+            _check(model, part)
+            os.replace(part, model.path)
+        digest = _check(model, model.path)
+        fetched = replace(model, sha256=digest, bytes=model.path.stat().st_size)
+        entry = {key: value for key, value in asdict(fetched).items() if key != "name"}
+        write_atomically(home() / PINS, json.dumps({**_pins(), model.name: entry}, indent=2) + "\n")
+    except OSError as error:
+        raise CheckpointError(
+            f"{model.name} cannot be fetched from {model.url} ({_reason(error)}). Check the network and the address, or get "
+            "the file another way and `metatasnet-fast models add` it."
+        ) from error
+    return fetched
+
+
+def _download(model: KnownModel, part: Path, progress: Progress | None) -> None:
+    """Append what is missing; from the beginning where the server cannot send a part."""
+    have = part.stat().st_size if part.is_file() else 0
+    request = urllib.request.Request(model.url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        answer = urllib.request.urlopen(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code != 416 or not have:  # 416: the part is whole already, or longer than the file
+            raise
+        part.unlink()
+        return _download(model, part, progress)
+    with answer, part.open("ab" if getattr(answer, "status", None) == 206 else "wb") as file:
+        length = answer.headers.get("Content-Length")
+        total = None if length is None else file.tell() + int(length)
+        while block := answer.read(BLOCK):
+            file.write(block)
+            if progress is not None:
+                progress(file.tell(), total)
+        if total is not None and file.tell() < total:
+            raise OSError(
+                f"the connection ended after {file.tell()} of {total} bytes; the same command goes on from there"
+            )
+
+
+def _check(model: KnownModel, path: Path) -> str:
+    digest = sha256_file(path)
+    if model.sha256 is not None and digest != model.sha256:
+        if path != model.path:
+            path.unlink()
+        raise CheckpointError(
+            f"{path} is damaged or another file: SHA-256 {digest}, pinned {model.sha256}. Delete it and fetch it again; if "
+            f"the model has changed on purpose, remove its entry from {home() / PINS}."
+        )
+    with path.open("rb") as file:
+        start = file.read(512).lstrip().lower()
+    if start.startswith((b"<!doctype", b"<html")):
+        path.unlink()
+        raise CheckpointError(
+            f"{model.url} answers with a web page, not with a model: the link is dead, or needs a browser."
+        )
+    return digest
+
+
+def _pins() -> dict[str, Any]:
+    path = home() / PINS
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        if not all("sha256" in entry and "url" in entry for entry in found.values()):
+            raise ValueError("an entry lacks url or sha256")
+    except FileNotFoundError:
+        return {}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}): mend or remove it.") from error
+    return dict(found)
+
+
+def _reason(error: OSError) -> str:
+    if isinstance(error, urllib.error.HTTPError):
+        return f"the server answers {error.code}, {error.reason}"
+    return str(getattr(error, "reason", None) or error)
