@@ -93,7 +93,7 @@ def test_unknown_models(command: Command, song: Path) -> None:
 def test_without_a_bundled_model_one_must_be_named(
     command: Command, song: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("metatasnet_fast.model.bundled_models", dict)
+    monkeypatch.setattr("metatasnet_fast.model.pretrained.bundled_models", dict)
     outcome = command("separate", song)
     assert outcome.code == 2 and "--model" in outcome.one_sentence()
 
