@@ -8,6 +8,8 @@ PYBIND11_MODULE(_native, module) {
   module.doc() = "Compiled part of metatasnet_fast.";
   metatasnet::bind_build_info(module);
   metatasnet::bind_cpu(module);
+  metatasnet::bind_cpu_generator(module);
+  metatasnet::bind_cpu_losses(module);
   metatasnet::bind_cpu_features(module);
   metatasnet::bind_cuda(module);
 }

@@ -314,6 +314,39 @@ struct OverlapAddArgs {
   int stride;
 };
 
+// The cosine losses between encoded sources in the frames [first, last), and their gradient.
+struct CosineArgs {
+  std::int64_t frames, first, last;
+  int channels;
+  int items, instruments;
+  int carried;         // 1: the first item is there as the next one's neighbour only; 0: the last is the first's
+  const Source* rows;  // [item][instrument], at frame 0
+  const float* mask;   // [item][instrument]
+  float* norms;        // scratch, [item][instrument]
+  float* factors;      // scratch, likewise
+  double* sums;        // written: pairs of instruments, neighbouring items
+  float on_pairs, on_neighbours;  // gradients of the two sums
+  float* scratch;                 // [instruments][ld]
+  void* gradient;                 // (items, instruments, frames, ld) in the storage type
+  int ld;
+};
+
+// Outputs [first, last) of a generated layer: out[i][o] = bias[o] + sum_e kernel[o][e] hidden[e][i], and backward.
+struct ExpandArgs {
+  std::int64_t outputs, first, last;
+  int instruments, width;
+  const float* hidden;  // [width][instruments]
+  const float* kernel;  // [outputs][width]
+  const float* bias;    // [outputs]; not read backward
+  float* out;           // [instruments][outputs]; backward its gradient, which is read
+  float* kernel_gradient;
+  float* bias_gradient;
+  double* hidden_gradient;  // written, [width][instruments]: the share of these outputs
+  float* scratch;           // 2 [width][kExpanded]
+};
+
+constexpr int kExpanded = 64;  // outputs at once
+
 // The sum of the tiles' partials, in order and in float64.
 struct SumTilesArgs {
   const float* partials;  // [tile][count]

@@ -38,6 +38,10 @@ struct Passes {
   void (*mel_gradient)(const MelGradientArgs&);
   void (*weight_gradient)(const WeightGradientArgs&);
   void (*overlap_add)(const OverlapAddArgs&);
+  void (*cosines)(const CosineArgs&);
+  void (*cosines_gradient)(const CosineArgs&);
+  void (*expand)(const ExpandArgs&);
+  void (*expand_gradient)(const ExpandArgs&);
   void (*combine)(const CombineArgs&);
   void (*sum_tiles)(const SumTilesArgs&);
 };

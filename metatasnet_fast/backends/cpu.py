@@ -16,10 +16,11 @@ from .. import native, reference
 from ..config import StageConfig
 from ..errors import BackendUnavailableError
 from ..precision import Precision
+from ..reference import LossWeights
 from .base import Backend, Request
 from .cpu_spectrogram import MelShare
-from .cpu_training import Decode, Encode, Mask, by_frames, latents
-from .cpu_weights import arrays, sizes, weight_tensors
+from .cpu_training import Cosines, Decode, Encode, Mask, by_frames, latents, unit_channels
+from .cpu_weights import arrays, generate, sizes, weight_tensors
 
 __all__ = ["ISA_VARIABLE", "CpuBackend"]
 
@@ -131,7 +132,9 @@ class CpuBackend(Backend):
         if module is None or reason is not None:
             raise BackendUnavailableError(f"The backend cpu cannot run: {reason}")
         bfloat16, training = precision is Precision.bfloat16, torch.is_grad_enabled()
-        weights = reference.generate(config, {name: p.to(torch.float32) for name, p in parameters.items()})
+        weights = generate(
+            config, {name: p.to(torch.float32) for name, p in parameters.items()}, module, self.variant()
+        )
         tensors = weight_tensors(weights)
         pool = _memory.of(module, next(iter(parameters.values())))
         if not training:
@@ -187,6 +190,35 @@ class CpuBackend(Backend):
         signal = latent.new_empty(n, samples, dtype=torch.float32)
         prepared.stage.decode(x, signal, None, torch.get_num_threads())
         return signal[:, None]
+
+    @_exactly
+    def stage_loss(
+        self,
+        estimate: Tensor,
+        target: Tensor,
+        mask: Tensor,
+        latents: Tensor | None,
+        mix_estimate: Tensor | None,
+        mix: Tensor,
+        weights: LossWeights,
+        divisors: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The cosines compiled, SI-SDR by PyTorch; all by PyTorch where a mask needs gradients, or latents are float64."""
+        needed = latents if weights.need_latents else None
+        if needed is None or needed.numel() == 0 or needed.dtype == torch.float64 or mask.requires_grad:
+            return reference.stage_loss(estimate, target, mask, latents, mix_estimate, mix, weights, divisors)
+        instruments, carried = estimate.shape[1], len(mask) - len(estimate)
+        if divisors is None:
+            divisors = reference.loss_divisors(mask[carried:])
+        others = LossWeights(0.0, 0.0, weights.reconstruction)
+        loss, stats = reference.stage_loss(estimate, target, mask, None, mix_estimate, mix, others, divisors)
+        sounds = mask[..., 0].to(torch.float32).contiguous()
+        sums = _apply(Cosines, native.load(), self.variant(), unit_channels(needed), sounds, carried)
+        means = sums / (divisors[instruments + 1 :] * needed.shape[2])
+        active = means.new_tensor([max(weights.dissimilarity, 0.0), -max(weights.similarity, 0.0)])
+        on = (active != 0).to(means)
+        cosines = torch.cat([stats.new_zeros(instruments + 1), (means * on).to(stats)])
+        return loss + (means * active).sum().to(loss), stats + cosines
 
 
 def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-__all__ = ["Decode", "Encode", "Mask", "by_frames", "latents"]
+__all__ = ["Cosines", "Decode", "Encode", "Expand", "Mask", "by_frames", "latents", "unit_channels"]
 
 _CHANNELS = 32
 """The compiled module's tensors have multiples of so many channels."""
@@ -24,7 +24,11 @@ Gradients = tuple[Tensor | None, ...]
 
 def by_frames(latent: Tensor) -> Tensor:
     """(..., channels, frames) as (..., frames, channels) with contiguous channels: a view of our own latents, else a copy."""
-    x = latent.transpose(-1, -2)
+    return unit_channels(latent.transpose(-1, -2))
+
+
+def unit_channels(x: Tensor) -> Tensor:
+    """``x`` in float32 or bfloat16 with a last axis of stride 1."""
     if x.dtype not in (torch.float32, torch.bfloat16):
         x = x.to(torch.float32)
     return x if x.stride(-1) == 1 else x.contiguous()
@@ -168,3 +172,71 @@ class Decode(Function):
             latent, kept, gradient.to(torch.float32).contiguous(), d_latent, *rooms, torch.get_num_threads()
         )
         return None, None, d_latent[..., :channels], *_without_padding(rooms, weights)
+
+
+class Cosines(Function):
+    """Sums over all frames of the cosines between encoded sources, (2,) float64.
+
+    The first is of the absolute latents of each pair of instruments, the second of each latent and that of the item before.
+    ``latents``: (c + b, I, frames, N); ``mask``: (c + b, I) float32, 1 where the source sounds. With c = 1 the first item is
+    the one before the batch; with c = 0 the last one is.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, module: Any, isa: str, latents: Tensor, mask: Tensor, carried: int) -> Tensor:
+        ctx.module, ctx.isa, ctx.carried = module, isa, carried
+        ctx.save_for_backward(latents, mask)
+        sums = module.cpu_cosine_sums(isa, latents, mask, carried, torch.get_num_threads())
+        return torch.tensor(sums, dtype=torch.float64)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Gradients:
+        latents, mask = ctx.saved_tensors
+        found = latents.new_empty(*latents.shape[:-1], _padded(latents.shape[-1]))
+        on_pairs, on_neighbours = gradient.tolist()
+        ctx.module.cpu_cosine_gradient(
+            ctx.isa, latents, mask, ctx.carried, on_pairs, on_neighbours, found, torch.get_num_threads()
+        )
+        return None, None, found[..., : latents.shape[-1]], None, None
+
+
+class Expand(Function):
+    """Results (I, outputs) of generated layers: the bias plus the kernel (outputs, E) times ``hidden`` (layers, E, I).
+
+    ``parameters``: the kernels of all layers, then their biases.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, module: Any, isa: str, hidden: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
+        kernels, biases = parameters[: len(hidden)], parameters[len(hidden) :]
+        out = [hidden.new_empty(hidden.shape[2], len(kernel)) for kernel in kernels]
+        module.cpu_expand(isa, hidden, kernels, biases, out, torch.get_num_threads())
+        ctx.module, ctx.isa = module, isa
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(hidden, *kernels)
+        return tuple(out)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor | None) -> Gradients:
+        hidden, *kernels = ctx.saved_tensors
+        used = [number for number, gradient in enumerate(gradients) if gradient is not None]
+        d_hidden, found = torch.zeros_like(hidden), torch.empty_like(hidden[used])
+        d_kernels: list[Tensor | None] = [None] * len(kernels)
+        d_biases: list[Tensor | None] = [None] * len(kernels)
+        for number in used:
+            d_kernels[number] = torch.empty_like(kernels[number])
+            d_biases[number] = kernels[number].new_empty(len(kernels[number]))
+        ctx.module.cpu_expand_gradient(
+            ctx.isa,
+            hidden[used],
+            [kernels[number] for number in used],
+            [gradients[number].contiguous() for number in used],  # type: ignore[union-attr]
+            found,
+            [d_kernels[number] for number in used],
+            [d_biases[number] for number in used],
+            torch.get_num_threads(),
+        )
+        d_hidden[used] = found
+        return None, None, d_hidden, *d_kernels, *d_biases

@@ -205,7 +205,7 @@ def compare(
     config=configs(),
     batch=st.integers(1, 3),
     samples=st.integers(520, 3000),
-    frames=st.integers(2, 250),  # torch refuses group norms of one value
+    frames=st.integers(4, 250),  # a norm of two values is 1 and -1 whatever they are: its gradient is rounding
     seed=st.integers(0, 99),
     dropout=st.booleans(),
     isa=st.sampled_from(ISAS),

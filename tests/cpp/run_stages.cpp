@@ -11,7 +11,9 @@
 #include <string>
 #include <vector>
 
+#include "cpu/cosines.h"
 #include "cpu/dispatch.h"
+#include "cpu/generator.h"
 #include "cpu/stage.h"
 
 namespace {
@@ -229,6 +231,42 @@ std::vector<float> run(const Stage& stage, const Weights& weights, std::int64_t 
   return results;
 }
 
+// The same of the cosine losses and of generated layers.
+std::vector<float> run_the_rest(const Kernels& kernels, bool bfloat16, int instruments, std::int64_t frames, int channels,
+                                bool carried, int threads) {
+  std::vector<float> results;
+  const auto keep = [&](const std::vector<float>& v) { results.insert(results.end(), v.begin(), v.end()); };
+  const std::int64_t items = 3;
+  const std::vector<float> latents = noise(items * instruments * frames * channels, 9);
+  std::vector<float> sounds(static_cast<std::size_t>(items) * instruments, 1.0f);
+  sounds.back() = 0.0f;
+  const CosineCall call{items, frames, instruments, carried,
+                        {{latents.data(), channels, channels, false}, instruments * frames * channels, frames * channels},
+                        sounds.data()};
+  const CosineSums sums = cosine_sums(kernels, call, threads);
+  keep({static_cast<float>(sums.pairs), static_cast<float>(sums.neighbours)});
+  const int ld = padded(channels);
+  Bytes gradient(items * instruments * frames * ld * (bfloat16 ? 2 : 4));
+  cosine_gradient(kernels, call, {0.5, 0.25}, bfloat16, gradient.data(), threads);
+  for (std::int64_t r = 0; !bfloat16 && r < items * instruments * frames; ++r) {
+    const float* row = reinterpret_cast<const float*>(gradient.data()) + r * ld;
+    results.insert(results.end(), row, row + channels);
+  }
+
+  const int width = 5;
+  const std::int64_t outputs = 40 * frames;
+  const std::vector<float> hidden = noise(width * instruments, 10), kernel = noise(outputs * width, 11);
+  const std::vector<float> bias = noise(outputs, 12);
+  std::vector<float> out(instruments * outputs), kernel_gradient(outputs * width), bias_gradient(outputs);
+  std::vector<float> hidden_gradient(width * instruments);
+  const std::vector<GeneratedLayer> layers = {{outputs, hidden.data(), kernel.data(), bias.data(), out.data(),
+                                               kernel_gradient.data(), bias_gradient.data(), hidden_gradient.data()}};
+  expand(kernels, layers, instruments, width, threads);
+  expand_gradient(kernels, layers, instruments, width, threads);
+  for (const auto* values : {&out, &kernel_gradient, &bias_gradient, &hidden_gradient}) keep(*values);
+  return results;
+}
+
 double difference(const std::vector<float>& a, const std::vector<float>& b) {
   double error = 0.0, power = 0.0;
   for (std::size_t i = 0; i < a.size(); ++i) {
@@ -257,9 +295,16 @@ int main() {
         for (const std::int64_t frames : {1, 13, 205}) {
           const std::int64_t samples = frames * s.W + s.W / 2;
           const bool own = frames == 13;
-          const std::vector<float> one = run(stage, weights, 2, samples, own, 1);
+          const auto run_all = [&](int threads) {
+            std::vector<float> found = run(stage, weights, 2, samples, own, threads);
+            const std::vector<float> rest =
+                run_the_rest(kernels_for(isa), bfloat16, s.instruments, frames, s.N + 3, own, threads);
+            found.insert(found.end(), rest.begin(), rest.end());
+            return found;
+          };
+          const std::vector<float> one = run_all(1);
           for (const int threads : {3, 9}) {
-            const std::vector<float> more = run(stage, weights, 2, samples, own, threads);
+            const std::vector<float> more = run_all(threads);
             if (more.size() != one.size() || std::memcmp(more.data(), one.data(), one.size() * sizeof(float)) != 0) {
               std::printf("%s, N=%d, %d frames: %d threads change the results\n", isa.c_str(), s.N,
                           static_cast<int>(frames), threads);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from tests.support import Golden, assert_parity, half_a_unit_away, relative_erro
 WEIGHTS = {"similarity": 2.0, "dissimilarity": 3.0, "reconstruction": 0.05}
 LEAVES = ("estimate", "latents", "mix_estimate")
 Inputs = dict[str, Tensor]
+Loss = Callable[..., tuple[Tensor, Tensor]]
 
 
 def inputs(
@@ -52,15 +54,17 @@ def at(values: Inputs, dtype: torch.dtype, device: str = "cpu") -> Inputs:
     return {k: v.requires_grad_() if k in LEAVES else v for k, v in copies.items()}
 
 
-def results(how: object, values: Inputs, **weights: float) -> dict[str, Tensor]:
+def results(how: Loss, values: Inputs, **weights: float) -> dict[str, Tensor]:
     """Loss, statistics and the gradients of one and a half times the loss."""
-    loss, stats = how(**values, weights=weights_with(**weights))  # type: ignore[operator]
+    loss, stats = how(**values, weights=weights_with(**weights))
     found = torch.autograd.grad(loss * 1.5, [values[k] for k in LEAVES], allow_unused=True)
     gradients = {f"gradient of {k}": v for k, v in zip(LEAVES, found, strict=True) if v is not None}
     return {"loss": loss.detach(), "stats": stats.detach(), **gradients}
 
 
-def check(values: Inputs, dtype: torch.dtype, limit: float, device: str = "cpu", **weights: float) -> None:
+def check(
+    values: Inputs, dtype: torch.dtype, limit: float, device: str = "cpu", how: Loss = stage_loss, **weights: float
+) -> None:
     """As close to the reference in float64 as ``limit``, or in float32 three times what float32 cannot tell apart: the larger
     of the reference's own error in it and of what inputs half a unit in the last place away change in float64."""
     exact = at(values, torch.float64)
@@ -68,7 +72,7 @@ def check(values: Inputs, dtype: torch.dtype, limit: float, device: str = "cpu",
     others = [results(reference.stage_loss, at(values, dtype), **weights)]
     if dtype == torch.float32:
         others += [results(reference.stage_loss, half_a_unit_away(exact, seed), **weights) for seed in range(4)]
-    found = results(stage_loss, at(values, dtype, device), **weights)
+    found = results(how, at(values, dtype, device), **weights)
     assert found.keys() == expected.keys()
     for name, value in found.items():
         assert value.isfinite().all(), name
@@ -79,12 +83,14 @@ def check(values: Inputs, dtype: torch.dtype, limit: float, device: str = "cpu",
             assert not value.any()
 
 
-def check_what_cancels(values: Inputs, dtype: torch.dtype, limit: float, device: str = "cpu") -> None:
+def check_what_cancels(
+    values: Inputs, dtype: torch.dtype, limit: float, device: str = "cpu", how: Loss = stage_loss
+) -> None:
     """Gradients whose terms may cancel down to rounding errors: an estimate of one sample is a multiple of its target, and an
     item alone is its own neighbour. They are judged by the steepest slope: of the logarithms at their floor of 1e-8, of the
     cosines of the shortest latent."""
     expected = results(reference.stage_loss, at(values, torch.float64))
-    found = results(stage_loss, at(values, dtype, device))
+    found = results(how, at(values, dtype, device))
     steepest = dict.fromkeys(LEAVES, 20 / math.log(10) / math.sqrt(1e-8))
     steepest["latents"] = 5 / float(values["latents"].norm(dim=-1).min())
     for leaf, slope in steepest.items():
@@ -92,11 +98,11 @@ def check_what_cancels(values: Inputs, dtype: torch.dtype, limit: float, device:
         assert error <= limit * slope, f"{leaf}: error {float(error):.2e}, allowed {limit * slope:.2e}"
 
 
-def recorded(recording: Golden, dtype: torch.dtype, limit: float, device: str = "cpu") -> None:
+def recorded(recording: Golden, dtype: torch.dtype, limit: float, device: str = "cpu", how: Loss = stage_loss) -> None:
     """The recorded losses and gradients; asserts parity."""
     values = at({k: recording[k].double() for k in (*LEAVES, "target", "mask", "mix")}, dtype, device)
     weights = LossWeights(**{k: recording.meta[f"{k}_loss_weight"] for k in WEIGHTS})
-    loss, stats = stage_loss(**values, weights=weights)
+    loss, stats = how(**values, weights=weights)
     loss.backward()  # type: ignore[no-untyped-call]
     assert_parity("loss", loss.detach().cpu(), recording["loss"], limit)
     assert_parity("stats", stats.cpu(), recording["stats"], limit)

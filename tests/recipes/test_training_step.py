@@ -1,4 +1,4 @@
-"""The recipe's fast training step does what `MultiTasNet.forward` does. It compiles C++ first, which takes half a minute."""
+"""The recipe's training step does what `MultiTasNet.forward` does."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from metatasnet_fast.model import MultiTasNet
 sys.path.insert(0, str(Path(__file__).parents[2] / "recipes"))
 network_module = pytest.importorskip("training.network")
 
-pytestmark = pytest.mark.slow
 OFF = {"similarity_loss_weight": 0.0, "dissimilarity_loss_weight": 0.0, "reconstruction_loss_weight": 0.0}
 CONFIG = MetaTasNetConfig(N=16, L=40, W=40, B=16, H=24, layers=3, stack=2, num_mels=8, stages_num=2, **OFF)
 BATCH, SAMPLES = 3, 4000

@@ -108,6 +108,11 @@ template <class Mode>
 void weight_gradient(const WeightGradientArgs&);
 template <class Mode>
 void overlap_add(const OverlapAddArgs&);
+template <class Mode>
+void cosines_gradient(const CosineArgs&);
+void cosines(const CosineArgs&);
+void expand(const ExpandArgs&);
+void expand_gradient(const ExpandArgs&);
 void combine(const CombineArgs&);
 void sum_tiles(const SumTilesArgs&);
 

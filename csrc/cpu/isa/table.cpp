@@ -42,6 +42,10 @@ constexpr Passes passes() {
           mel_gradient<Mode>,
           weight_gradient<Mode>,
           overlap_add<Mode>,
+          cosines,
+          cosines_gradient<Mode>,
+          expand,
+          expand_gradient,
           combine,
           sum_tiles};
 }
