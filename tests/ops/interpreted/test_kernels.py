@@ -150,6 +150,19 @@ def test_constant_signal_stays_finite(value: float) -> None:
         assert_parity("y", found[0] - leaves["residual"], beta[None, :, None].expand_as(found[0]), FLOAT32)
 
 
+@pytest.mark.parametrize("value", [-3.703125, -1.0078125])
+def test_constant_in_two_bytes_leaves_beta_alone(value: float) -> None:
+    """The statistics are of the rounded values that the product sees: its norm would make thousands of any difference."""
+    r = torch.Generator().manual_seed(4)
+    x = torch.full((1, 4, 11, 16), value, dtype=torch.bfloat16)
+    weight, gamma, beta = (torch.randn(shape, generator=r) for shape in ((4, 24, 16), (4, 16), (4, 16)))
+    slope = torch.tensor([0.3])
+    norm = GroupNorm(group_statistics(x, slope), gamma, beta)
+    y, _ = pointwise(x, weight, torch.zeros(4, 24), norm=norm, slope=slope)
+    expected = (weight @ beta[..., None])[None, :, :, 0][:, :, None].expand(1, 4, 11, 24)
+    assert (y.float() - expected).abs().max() < 1.0
+
+
 @pytest.mark.parametrize("frames", [1, 5, 128, 300])
 def test_statistics_keep_their_digits_under_an_offset_of_a_thousand_deviations(frames: int) -> None:
     x = torch.randn(1, 4, frames, 40, generator=torch.Generator().manual_seed(3)) + 1000
