@@ -5,10 +5,12 @@
     y = PReLU(a, next_slope)
     partials[n, i, tile, :, c] = (mean, M2) of y as stored
 
-The norm is applied to each tap as it is loaded, not folded into the taps: both cost a few instructions of a memory-bound
-kernel, and z - mean loses no digits to an offset.
-Bytes: x once, y once, 2 n I T C sizeof(dtype); the shifted taps of a tile come from the caches (32 channels are 64 or 128
-contiguous bytes in every frame). FLOPs: about 15 n I T C. Memory-bound everywhere.
+The norm is applied to the values, not folded into the taps: z - mean loses no digits to an offset. Each of ROWS rows of a
+program walks through its frames in steps of the dilation, so that a value is loaded and normalised once for all three taps,
+and 2 of the first step besides: (STEPS + 2) / STEPS times in all, 1.5 where four steps fill a tile. Where the dilation does
+not divide ROWS a tile is one step of rows, and each value is loaded three times.
+Bytes: x once, y once, 2 n I T C sizeof(dtype); what rows share comes from the caches (32 channels are 64 or 128 contiguous
+bytes in every frame). FLOPs: about 15 n I T C. Memory-bound, if instructions and latency let it.
 Not yet run on a GPU. Source: Samuel et al. 2020, section 2; original model/mask_tcn.py (dconv1d, prelu_2, norm_2's statistics).
 """
 
@@ -21,10 +23,13 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import TILE, alignment, channel_block, launch, strides
-from .tile import activation, prelu, slope_of, store_moments
+from .tile import activation, prelu, slope_of, store_moments_of_rows
 from .tuned import configuration
 
 __all__ = ["channel_parameters", "depthwise_forward", "depthwise_fwd_kernel", "load_tap"]
+
+ROWS = 32
+"""Rows of frames that walk side by side; every dilation of the network divides it."""
 
 
 @triton.jit
@@ -49,38 +54,67 @@ def channel_parameters(p_affine, p_beta, p_w, i_ni, i_c, m_c, C: tl.constexpr, I
     return b_scale, b_mean, b_beta, b_w0, b_w1, b_w2
 
 
+@triton.jit
+def _normalised(p_x, i_t, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta):
+    """m of frames ``i_t``, zero outside the signal."""
+    _, b_z, mask = load_tap(p_x, i_t, T, i_c, m_c, x_t, slope)
+    return tl.where(mask, (b_z - b_mean[None, :]) * b_scale[None, :] + b_beta[None, :], 0.0)
+
+
 @triton.jit(do_not_specialize=["T", "dilation", "x_n", "x_i", "x_t"])
 def depthwise_fwd_kernel(
     p_x, p_w, p_slope, p_affine, p_beta, p_next_slope, p_y, p_statistics, T, dilation, x_n, x_i, x_t,
     C: tl.constexpr, LD: tl.constexpr, INSTRUMENTS: tl.constexpr, ALIGN: tl.constexpr,
-    BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_T: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """One program: one tile of one item and instrument, BLOCK_C channels. Frames of y are LD elements apart."""
+    STEPS: tl.constexpr = BLOCK_T // ROWS
     blocks = tl.cdiv(C, BLOCK_C)
     row = tl.program_id(0) // blocks
     tiles = tl.cdiv(T, BLOCK_T)
     i_ni, i_tile = row // tiles, row % tiles
-    i_t = i_tile * BLOCK_T + tl.arange(0, BLOCK_T)
+    i_row = tl.arange(0, ROWS)
+    # The rows of a group start at neighbouring frames; with STEPS steps they fill STEPS * dilation frames.
+    i_first = i_tile * BLOCK_T + i_row
+    if STEPS > 1:
+        i_first = i_tile * BLOCK_T + (i_row // dilation) * (STEPS * dilation) + i_row % dilation
     i_c = (tl.program_id(0) % blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
-    m_t, m_c = i_t < T, i_c < C
+    m_c = i_c < C
     x_t = x_t.to(tl.int64) * ALIGN
     p_x += (i_ni // INSTRUMENTS) * (x_n.to(tl.int64) * ALIGN) + (i_ni % INSTRUMENTS) * (x_i.to(tl.int64) * ALIGN)
+    p_y += i_ni.to(tl.int64) * T * LD
     slope, next_slope = slope_of(p_slope), slope_of(p_next_slope)
     b_scale, b_mean, b_beta, b_w0, b_w1, b_w2 = channel_parameters(
         p_affine, p_beta, p_w, i_ni, i_c, m_c, C, INSTRUMENTS
     )
-    b_a = tl.zeros([BLOCK_T, BLOCK_C], tl.float32)
-    for k in tl.static_range(3):
-        _, b_z, m_tap = load_tap(p_x, i_t + (k - 1) * dilation, T, i_c, m_c, x_t, slope)
-        b_m = tl.where(m_tap, (b_z - b_mean[None, :]) * b_scale[None, :] + b_beta[None, :], 0.0)
-        b_w = b_w0 if k == 0 else (b_w1 if k == 1 else b_w2)
-        b_a += b_w[None, :] * b_m
-    b_y = prelu(b_a, next_slope).to(p_y.dtype.element_ty)
-    p_y += i_ni.to(tl.int64) * T * LD
-    tl.store(p_y + i_t.to(tl.int64)[:, None] * LD + i_c[None, :], b_y, mask=m_t[:, None] & m_c[None, :])
+    b_m0 = _normalised(p_x, i_first - dilation, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta)
+    b_m1 = _normalised(p_x, i_first, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta)
+    b_pivot = tl.zeros([ROWS, BLOCK_C], tl.float32)
+    b_sum = tl.zeros([ROWS, BLOCK_C], tl.float32)
+    b_squares = tl.zeros([ROWS, BLOCK_C], tl.float32)
+    for step in tl.static_range(STEPS):
+        i_t = i_first + step * dilation
+        b_m2 = _normalised(p_x, i_t + dilation, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta)
+        b_a = b_w0[None, :] * b_m0
+        b_a += b_w1[None, :] * b_m1
+        b_a += b_w2[None, :] * b_m2
+        b_y = prelu(b_a, next_slope).to(p_y.dtype.element_ty)
+        m_t = i_t < T
+        tl.store(p_y + i_t.to(tl.int64)[:, None] * LD + i_c[None, :], b_y, mask=m_t[:, None] & m_c[None, :])
+        if p_statistics is not None:
+            # Moments about each row's own first value: a constant offset costs no digits.
+            if step == 0:
+                b_pivot = b_y.to(tl.float32)
+            else:
+                b_d = tl.where(m_t[:, None], b_y.to(tl.float32) - b_pivot, 0.0)
+                b_sum += b_d
+                b_squares += b_d * b_d
+        b_m0, b_m1 = b_m1, b_m2
     if p_statistics is not None:
-        count = tl.minimum(T - i_tile * BLOCK_T, BLOCK_T).to(tl.float32)
-        store_moments(b_y.to(tl.float32), m_t, count, p_statistics, row, i_c, m_c, C)
+        b_count = tl.minimum(tl.maximum(tl.cdiv(T - i_first, dilation), 0), STEPS).to(tl.float32)[:, None]
+        b_shift = b_sum / tl.maximum(b_count, 1.0)
+        b_m2s = b_squares - b_sum * b_shift
+        store_moments_of_rows(b_pivot + b_shift, b_m2s, b_count, p_statistics, row, i_c, m_c, C)
 
 
 def depthwise_forward(
@@ -94,13 +128,14 @@ def depthwise_forward(
     n, instruments, frames, channels = x.shape
     if y is None:
         y = torch.empty(n, instruments, frames, channels, dtype=x.dtype, device=x.device)
-    defaults = {"BLOCK_C": channel_block(channels), "num_warps": 4}
+    defaults = {"BLOCK_C": channel_block(channels), "num_warps": 2}
     chosen = configuration("depthwise_fwd", x, False, defaults, C=channels)
     block, align = chosen["BLOCK_C"], alignment(x)
+    rows = ROWS if ROWS % dilation == 0 else TILE
     launch(
         depthwise_fwd_kernel, n * instruments * -(-frames // TILE) * -(-channels // block), x,
         p_x=x, p_w=weight, p_slope=slope, p_affine=affine, p_beta=beta, p_next_slope=next_slope, p_y=y,
         p_statistics=statistics, T=frames, C=channels, LD=y.stride(1) // frames, dilation=dilation,
-        INSTRUMENTS=instruments, **strides(align, x=x), ALIGN=align, BLOCK_T=TILE, **chosen,
+        INSTRUMENTS=instruments, **strides(align, x=x), ALIGN=align, BLOCK_T=TILE, ROWS=rows, **chosen,
     )  # fmt: skip
     return y

@@ -6,7 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["activation", "prelu", "slope_of", "store_moments"]
+__all__ = ["activation", "prelu", "slope_of", "store_moments", "store_moments_of_rows"]
 
 
 @triton.jit
@@ -45,3 +45,13 @@ def store_moments(b_z, m_t, count, p_statistics, row, i_c, m_c, C: tl.constexpr)
     p_row = p_statistics + row.to(tl.int64) * 2 * C + i_c
     tl.store(p_row, b_mean, mask=m_c)
     tl.store(p_row + C, tl.sum(b_deviation * b_deviation, 0), mask=m_c)
+
+
+@triton.jit
+def store_moments_of_rows(b_mean, b_m2, b_count, p_statistics, row, i_c, m_c, C: tl.constexpr):
+    """As :func:`store_moments`, from mean and sum of squared deviations of each row's ``b_count`` frames (rows, 1)."""
+    b_all = tl.sum(tl.where(b_count > 0, b_count * b_mean, 0.0), 0) / tl.sum(b_count, 0)
+    b_deviation = tl.where(b_count > 0, b_mean - b_all[None, :], 0.0)
+    p_row = p_statistics + row.to(tl.int64) * 2 * C + i_c
+    tl.store(p_row, b_all, mask=m_c)
+    tl.store(p_row + C, tl.sum(tl.where(b_count > 0, b_m2, 0.0) + b_count * b_deviation * b_deviation, 0), mask=m_c)

@@ -12,7 +12,6 @@ __all__ = ["require"]
 DISTRIBUTIONS = {
     "fsspec.core": "fsspec",
     "log_wmse_audio_quality": "log-wmse-audio-quality",
-    "ray.data": "ray[data]",
     "torch.utils.tensorboard": "tensorboard",
 }
 """What pip installs, where that differs from the first part of the module's name."""

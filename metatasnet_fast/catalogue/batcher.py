@@ -9,6 +9,7 @@ window, so a filled-up one would give other stems.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
@@ -21,11 +22,48 @@ import torch
 from torch import Tensor
 
 from ..separation.batches import BatchRunner, is_out_of_memory
-from .busy import DeviceClock
-from .cores import CorePlan
-from .streams import Handover, use_device
+from .cores import CorePlan, DeviceClock
 
-__all__ = ["Batcher", "DeviceEngine", "SongRunner"]
+__all__ = ["Batcher", "DeviceEngine", "Handover", "SongRunner", "song_stream", "use_device"]
+
+
+def use_device(device: torch.device) -> None:
+    """Make a GPU the calling thread's own: kernels are launched on the current one."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
+def song_stream(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """A stream for all that a thread does in the block, ahead of the network: songs need little and feed it."""
+    if device.type != "cuda":
+        return contextlib.nullcontext()
+    return torch.cuda.stream(torch.cuda.Stream(device, priority=-1))
+
+
+@dataclass(frozen=True)
+class Handover:
+    """Tensors on their way to another stream."""
+
+    event: torch.cuda.Event | None
+
+    @classmethod
+    def give(cls, device: torch.device) -> Handover:
+        """Called where the tensors were made."""
+        if device.type != "cuda":
+            return cls(None)
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(device))
+        return cls(event)
+
+    def take(self, tensors: Iterable[Tensor]) -> None:
+        """Called where they are used."""
+        if self.event is None:
+            return
+        for tensor in tensors:
+            stream = torch.cuda.current_stream(tensor.device)
+            stream.wait_event(self.event)
+            tensor.record_stream(stream)
+
 
 LINGER = 0.02
 """Seconds that the device waits for a batch to fill up while songs have windows to give."""

@@ -1,32 +1,29 @@
 """A worker as a process of its own: ``python -m metatasnet_fast.catalogue.child``, started by ``SupervisedWorker``.
 
-JSON lines on both pipes.
+Pickled objects on both pipes.
 
-    in:  {"settings", "destination", "token", "number"}; then {"song", "wait": bool} again and again; {"stop"} or {"end"}: true
-    out: {"refused": sentence} or {"ready": {"description", "capacity", "identity"}}; then {"event": ...}, {"put_off": id}
+    in:  Order; then Task again and again; Stop
+    out: Refused or Ready; then events and PutOff
 
-A song is put off if another run has it in hand and ``wait`` is false: it is given back.
-
-When the pipe ends without ``end``, the parent has died: so does this process, at once. What it was writing lies in its staging
-folder, which the next run removes.
+When the pipe ends without ``Stop.at_end``, the parent has died: so does this process, at once. What it was writing lies in its
+staging folder, which the next run removes.
 """
 
 from __future__ import annotations
 
 import faulthandler
-import json
 import os
+import pickle
 import queue
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, TextIO
 
 from ..errors import MetaTasNetError
 from .destination import Destination
-from .settings import Settings
 from .song import Song
+from .supervised import Order, PutOff, Ready, Refused, Stop, Task
 from .worker import Worker
 
 __all__ = ["main"]
@@ -38,39 +35,32 @@ def main() -> int:
     """Serve until the parent says ``end`` or ``stop``, or dies."""
     faulthandler.enable()
     send = _sender()
-    first = json.loads(sys.stdin.readline() or "null")
-    if first is None:
+    try:
+        order: Order = pickle.load(sys.stdin.buffer)
+    except EOFError:
         return ORPHANED
     stop = threading.Event()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which says what to do
     signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
     try:
         worker = Worker(
-            Settings.from_dict(first["settings"]),
-            Destination(first["destination"], token=first["token"]),
-            listener=lambda event: send({"event": event.to_json()}),
+            order.settings,
+            Destination(order.destination, token=order.token),
+            listener=send,
             stop=stop,
-            number=first["number"],
+            number=order.number,
         )
     except (MetaTasNetError, OSError) as error:
-        send({"refused": str(error)})
+        send(Refused(str(error)))
         return 1
     with worker:
-        send(
-            {
-                "ready": {
-                    "description": worker.describe(),
-                    "capacity": worker.capacity,
-                    "identity": worker.identity.to_dict(),
-                }
-            }
-        )
+        send(Ready(worker.describe(), worker.capacity, worker.identity))
         songs = _Inbox(stop)
 
         def put_off(song: Song) -> bool:
             if song.id in songs.awaited:
                 return False
-            send({"put_off": song.id})
+            send(PutOff(song.id))
             return True
 
         for outcome in worker.process(songs, put_off):
@@ -101,14 +91,16 @@ class _Inbox(Iterator[Song]):
         raise StopIteration
 
     def _read(self) -> None:
-        for line in sys.stdin:
-            message = json.loads(line)
-            if "song" in message:
-                song = Song.from_dict(message["song"])
-                if message["wait"]:
-                    self.awaited.add(song.id)
-                self._songs.put(song)
-            elif "stop" in message:
+        while True:
+            try:
+                message = pickle.load(sys.stdin.buffer)
+            except (EOFError, pickle.UnpicklingError):
+                break
+            if isinstance(message, Task):
+                if message.wait:
+                    self.awaited.add(message.song.id)
+                self._songs.put(message.song)
+            elif message is Stop.now:
                 self._stop.set()
             else:
                 self._songs.put(None)
@@ -117,16 +109,16 @@ class _Inbox(Iterator[Song]):
             os._exit(ORPHANED)
 
 
-def _sender() -> Callable[[dict[str, Any]], None]:
-    """Writes lines to the parent; what libraries print goes to standard error instead."""
-    pipe: TextIO = os.fdopen(os.dup(1), "w", encoding="utf-8")
+def _sender() -> Callable[[object], None]:
+    """Writes to the parent; what libraries print goes to standard error instead."""
+    pipe = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     lock = threading.Lock()
 
-    def send(message: dict[str, Any]) -> None:
+    def send(message: object) -> None:
         with lock:
             try:
-                pipe.write(json.dumps(message) + "\n")
+                pickle.dump(message, pipe)
                 pipe.flush()
             except BrokenPipeError:
                 os._exit(ORPHANED)

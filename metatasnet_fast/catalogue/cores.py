@@ -7,14 +7,251 @@ writing, which need little, are never starved and no core idles.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
+import time
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-__all__ = ["CorePlan", "available_cores", "available_memory"]
+from ..separation.spool import Budget
+from .events import StageLoad
+
+__all__ = [
+    "CorePlan",
+    "DeviceClock",
+    "MemoryPool",
+    "Place",
+    "Room",
+    "SongBudget",
+    "Stage",
+    "available_cores",
+    "available_memory",
+    "profiled",
+]
+
+BATCHES_QUEUED = 2
+"""Batches that a GPU has in its queue at most: enough to never wait for the host, few enough to bound memory."""
+
+
+@contextlib.contextmanager
+def profiled(name: str) -> Iterator[None]:
+    """An NVTX range around the block, where there is CUDA."""
+    if not torch.cuda.is_available():
+        yield
+        return
+    torch.cuda.nvtx.range_push(name)
+    try:
+        yield
+    finally:
+        torch.cuda.nvtx.range_pop()
+
+
+class DeviceClock:
+    """Adds up the time in which a device worked on batches: by its own events on a GPU, where calls return at once."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._device = device
+        self._busy = 0.0
+        self._began: float | None = None
+        self._lock = threading.Lock()
+        self._events: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
+
+    @contextlib.contextmanager
+    def measure(self, name: str) -> Iterator[None]:
+        """Around the work on one batch; waits while the GPU has enough in its queue."""
+        with profiled(name):
+            if not self._cuda:
+                self._began = time.perf_counter()
+                try:
+                    yield
+                finally:
+                    with self._lock:
+                        self._busy += time.perf_counter() - self._began
+                        self._began = None
+                return
+            stream = torch.cuda.current_stream(self._device)
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record(stream)
+            try:
+                yield
+            finally:
+                end.record(stream)
+                self._events.append((begin, end))
+            while len(self._events) >= BATCHES_QUEUED:
+                self._collect()
+
+    @property
+    def busy_seconds(self) -> float:
+        with self._lock:
+            began = self._began
+            return self._busy + (time.perf_counter() - began if began is not None else 0.0)
+
+    def settle(self) -> None:
+        """Wait for the GPU, so that ``busy_seconds`` is complete."""
+        while self._events:
+            self._collect()
+
+    def _collect(self) -> None:
+        begin, end = self._events.popleft()
+        end.synchronize()
+        with self._lock:
+            self._busy += begin.elapsed_time(end) / 1000
+
+
+class MemoryPool:
+    """``limit`` bytes, taken and given back by many threads."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._left = limit
+        self._lock = threading.Lock()
+
+    def take(self, size: int) -> bool:
+        with self._lock:
+            if size > self._left:
+                return False
+            self._left -= size
+            return True
+
+    def give_back(self, size: int) -> None:
+        with self._lock:
+            self._left += size
+
+    @property
+    def taken(self) -> int:
+        return self.limit - self._left
+
+
+class SongBudget(Budget):
+    """One song's part of a pool; ``close`` gives back what the song, however it ended, did not."""
+
+    def __init__(self, pool: MemoryPool) -> None:
+        super().__init__(None)
+        self._pool = pool
+        self._taken = 0
+
+    def take(self, size: int) -> bool:
+        if not self._pool.take(size):
+            return False
+        self._taken += size
+        return True
+
+    def give_back(self, size: int) -> None:
+        self._taken -= size
+        self._pool.give_back(size)
+
+    def close(self) -> None:
+        self.give_back(self._taken)
+
+
+class Room:
+    """Memory that a song needs all at once while it is separated: it waits until that fits, or until no other has any.
+
+    In the order of asking, so that a large song is not passed for ever.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._taken = 0
+        self._waiting: deque[object] = deque()
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def enter(self, size: int) -> Iterator[None]:
+        """Have ``size`` bytes for the block."""
+        ticket = object()
+        with self._changed:
+            self._waiting.append(ticket)
+            self._changed.wait_for(lambda: self._waiting[0] is ticket and self._fits(size))
+            self._waiting.popleft()
+            self._taken += size
+            self._changed.notify_all()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= size
+                self._changed.notify_all()
+
+    def _fits(self, size: int) -> bool:
+        return self._taken == 0 or self._taken + size <= self.limit
+
+
+class Stage:
+    """``capacity`` places; whoever finds none waits, which holds the song back and all that would come after it."""
+
+    def __init__(self, name: str, capacity: int) -> None:
+        self.name = name
+        self.capacity = capacity
+        self._places = threading.Semaphore(capacity)
+        self._lock = threading.Lock()
+        self._waiting = 0
+        self._inside: dict[int, float] = {}
+        self._seconds = 0.0
+
+    def load(self) -> StageLoad:
+        now = time.perf_counter()
+        with self._lock:
+            seconds = self._seconds + sum(now - began for began in self._inside.values())
+            return StageLoad(self.capacity, len(self._inside), self._waiting, round(seconds, 3))
+
+    @contextlib.contextmanager
+    def enter(self) -> Iterator[Place]:
+        """Wait for a place and keep it for the block, or until :meth:`Place.leave`."""
+        with self._lock:
+            self._waiting += 1
+        try:
+            self._places.acquire()
+        finally:
+            with self._lock:
+                self._waiting -= 1
+        place = Place(self)
+        try:
+            yield place
+        finally:
+            place.leave()
+
+    def _begin(self, place: Place) -> None:
+        with self._lock:
+            self._inside[id(place)] = time.perf_counter()
+
+    def _end(self, place: Place) -> float:
+        with self._lock:
+            seconds = time.perf_counter() - self._inside.pop(id(place))
+            self._seconds += seconds
+        self._places.release()
+        return seconds
+
+
+class Place:
+    """A place that is held; ``seconds`` is how long it was, once it has been left."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.seconds = 0.0
+        self._stage = stage
+        self._held = True
+        self._range = contextlib.ExitStack()
+        self._range.enter_context(profiled(stage.name))
+        stage._begin(self)
+
+    @property
+    def left(self) -> bool:
+        """Whether it is given back."""
+        return not self._held
+
+    def leave(self) -> None:
+        """Give the place to the next, in the thread that entered; a second call does nothing."""
+        if self._held:
+            self._held = False
+            self._range.close()
+            self.seconds = self._stage._end(self)
+
 
 NICENESS = 5
 """By how much the threads that give way are nicer: a third of the share of the others where they compete."""

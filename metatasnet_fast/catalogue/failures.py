@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 
-from ..audio.headers import RECOGNISED_BY, recognise
 from ..errors import (
     AudioFormatError,
     AudioReadError,
@@ -15,7 +14,6 @@ from ..errors import (
     OutputError,
     ShapeError,
 )
-from ..separation.batches import is_out_of_memory
 from .outcome import Failure
 
 __all__ = ["SongError", "classify", "unreadable"]
@@ -34,6 +32,8 @@ class SongError(MetaTasNetError):
 
 def classify(error: BaseException) -> tuple[Failure, str]:
     """The type of failure that an exception means, and one sentence about it."""
+    from ..separation.batches import is_out_of_memory  # not above: counting what is done needs no torch
+
     message = " ".join(str(error).split()) or type(error).__name__
     chain = _causes(error)
     if isinstance(error, SongError):
@@ -63,6 +63,8 @@ def unreadable(path: Path, error: AudioReadError) -> SongError:
     If it does not begin as audio files do, it is no audio, whatever a decoder took it for; else it is damaged, or without
     samples.
     """
+    from ..audio.headers import RECOGNISED_BY, recognise
+
     try:
         with open(path, "rb") as file:
             start = file.read(RECOGNISED_BY)

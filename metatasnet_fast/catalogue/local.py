@@ -15,14 +15,14 @@ from ..errors import ConfigError
 from .cores import available_cores
 from .destination import Destination, LedgerWriter
 from .events import Event, Listener, Notice, RunEnded, RunStarted, SongEnded, SongsSkipped
-from .planning import Plan, make_plan
+from .planning import make_plan
 from .settings import Settings
 from .song import Song
 from .storage import reaching, refuse_memory
 from .supervised import SupervisedWorker
 from .tally import Tally
 
-__all__ = ["expected_seconds", "new_run_name", "report_plan", "run_local", "worker_settings"]
+__all__ = ["Desk", "carry_out", "new_run_name", "run_local", "worker_settings"]
 
 PROGRESS_SECONDS = 1.0
 
@@ -56,51 +56,90 @@ def run_local(
         MetaTasNetError: if the model cannot be loaded, the device or backend cannot serve, or processes cannot be kept alive.
     """
     each_worker = worker_settings(settings, workers)
-    run = run or new_run_name()
+
+    def work(songs: Sequence[Song], token: str | None, desk: Desk) -> None:
+        _Crew(songs, destination, token, desk, grace).work(each_worker)
+
+    return carry_out(work, songs, settings, destination, listener, stop, "local", run, shard, price_per_hour)
+
+
+class Desk:
+    """Where all that happens in a run is heard, from any thread: counted, written down, passed on.
+
+    Args:
+        stop: is set when one song after the other fails for a reason that is not theirs.
+    """
+
+    def __init__(self, tally: Tally, ledger: LedgerWriter, listener: Listener | None, stop: threading.Event) -> None:
+        self.tally, self.stop = tally, stop
+        self._ledger, self._listener = ledger, listener
+        self._lock = threading.Lock()
+
+    def __call__(self, event: Event) -> None:
+        with self._lock:
+            self.tally(event)
+            if isinstance(event, SongEnded):
+                self._ledger.add(event.outcome)
+            if self.tally.reason is not None:
+                self.stop.set()
+            if self._listener is not None:
+                self._listener(event)
+
+
+def carry_out(
+    work: Callable[[Sequence[Song], str | None, Desk], None],
+    songs: Sequence[Song],
+    settings: Settings,
+    destination: str,
+    listener: Listener | None,
+    stop: threading.Event | None,
+    engine: str,
+    run: str | None,
+    shard: str,
+    price_per_hour: float | None,
+    machines: int = 1,
+) -> RunEnded:
+    """Do all of a run but the work, which is asked for the songs that are not done yet: as :func:`run_local`.
+
+    Args:
+        work: gets those songs, the longest first, the destination's token and the desk that hears of everything.
+        machines: that ``price_per_hour`` is paid for.
+    """
     target = Destination(destination)
     refuse_memory(target.storage)
-    tally = Tally(len(songs), expected_seconds(songs))
-    say = _Everyone(tally, listener)
-    say(RunStarted(run, len(songs), tally.expected_seconds, destination, "local", shard))
+    each = [song.expected_seconds() for song in songs]
+    tally = Tally(len(songs), sum(each) if all(each) else 0.0)
+    run = run or new_run_name()
     ledger = LedgerWriter(target, run)
+    desk = Desk(tally, ledger, listener, stop or threading.Event())
+    desk(RunStarted(run, len(songs), tally.expected_seconds, destination, engine, shard))
     plan = make_plan(songs, settings, target)
-    report_plan(plan, say, ledger)
+    for outcome in plan.unwritten:
+        ledger.add(outcome)
+    for outcome in plan.failed:
+        desk(SongEnded(outcome))
+    if plan.done:
+        desk(SongsSkipped(len(plan.done), plan.audio_seconds_done))
     try:
         if plan.todo:
-            stop = stop or threading.Event()
+            # The folder is marked now, and not by a worker whose disk is not mounted any more.
             with reaching(destination):
                 token = target.token
-            _Crew(plan.todo, destination, token, say, ledger, stop, grace).work(each_worker)
+            work(plan.todo, token, desk)
     finally:
         try:
             ledger.close()
         except OSError as error:
-            say(Notice(f"The ledger of this run is not complete ({error}); the songs' results are."))
-    ended = tally.finish(run, price_per_hour)
-    say(ended.progress)
-    say(ended)
+            desk(Notice(f"The ledger of this run is not complete ({error}); the songs' results are."))
+    ended = tally.finish(run, price_per_hour, machines)
+    desk(ended.progress)
+    desk(ended)
     return ended
 
 
 def new_run_name() -> str:
     """Names sort as the runs began."""
     return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()) + f"-{os.getpid()}-{secrets.token_hex(2)}"
-
-
-def expected_seconds(songs: Sequence[Song]) -> float:
-    """Of audio in all songs; 0 if any song gives no hint."""
-    each = [song.expected_seconds() for song in songs]
-    return sum(each) if all(each) else 0.0
-
-
-def report_plan(plan: Plan, say: Callable[[Event], object], ledger: LedgerWriter) -> None:
-    """Say and write down what is known before any song is tried."""
-    for outcome in (*plan.failed, *plan.unwritten):
-        ledger.add(outcome)
-    for outcome in plan.failed:
-        say(SongEnded(outcome))
-    if plan.done:
-        say(SongsSkipped(len(plan.done), plan.audio_seconds_done))
 
 
 def worker_settings(settings: Settings, workers: int | None) -> list[Settings]:
@@ -122,21 +161,6 @@ def worker_settings(settings: Settings, workers: int | None) -> list[Settings]:
     ]
 
 
-class _Everyone:
-    """Passes events on to the tally and the listener, one at a time."""
-
-    def __init__(self, tally: Tally, listener: Listener | None) -> None:
-        self.tally = tally
-        self._listener = listener
-        self._lock = threading.Lock()
-
-    def __call__(self, event: Event) -> None:
-        with self._lock:
-            self.tally(event)
-            if self._listener is not None:
-                self._listener(event)
-
-
 class _Crew:
     """Workers that take songs from one list; each is watched by a thread."""
 
@@ -145,17 +169,13 @@ class _Crew:
         songs: Sequence[Song],
         destination: str,
         token: str | None,
-        say: _Everyone,
-        ledger: LedgerWriter,
-        stop: threading.Event,
+        desk: Desk,
         grace: float,
     ) -> None:
         self._songs = iter(songs)
         self._destination = destination
         self._token = token
-        self._say = say
-        self._ledger = ledger
-        self._stop = stop
+        self._desk = desk
         self._grace = grace
         self._lock = threading.Lock()
         self._workers: list[SupervisedWorker] = []
@@ -175,9 +195,9 @@ class _Crew:
             while any(thread.is_alive() for thread in threads):
                 for thread in threads:
                     thread.join(PROGRESS_SECONDS / len(threads))
-                self._say(self._say.tally.progress())
+                self._desk(self._desk.tally.progress())
         except BaseException:  # a second Ctrl-C: nothing is waited for
-            self._stop.set()
+            self._desk.stop.set()
             for worker in self._workers:
                 worker.grace = 0.0
             raise
@@ -190,22 +210,19 @@ class _Crew:
     def _watch(self, number: int, settings: Settings) -> None:
         try:
             with SupervisedWorker(
-                settings, self._destination, self._say, self._stop, number, self._grace, self._token
+                settings, self._destination, self._desk, self._desk.stop, number, self._grace, self._token
             ) as worker:
                 self._workers.append(worker)
                 if worker.describe():
-                    self._say(Notice(worker.describe()))
-                for outcome in worker.process(self._take()):
-                    with self._lock:
-                        self._ledger.add(outcome)
-                        if self._say.tally.reason is not None:
-                            self._stop.set()
+                    self._desk(Notice(worker.describe()))
+                for _ in worker.process(self._take()):
+                    pass  # the desk has heard of it
         except Exception as error:
             with self._lock:
                 self._errors.append(error)
                 others = len(self._errors) < self._number
             if others:  # else the run ends with it, and says so
-                self._say(Notice(f"Worker {number} has ended: {error}"))
+                self._desk(Notice(f"Worker {number} has ended: {error}"))
 
     def _take(self) -> Iterator[Song]:
         while True:

@@ -4,27 +4,64 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import cast
 
 import torch
 
+from .._io import model_checksum
 from ..backends import Choice
 from ..model import load_checkpoint
 from ..model.engine import Engine
+from ..model.methods import NetworkMethods
+from ..precision import Precision
 from ..separation import Separator
 from ..separation.batches import BatchRunner, automatic_batch_size
 from ..separation.recording import Recording
 from ..separation.spool import Budget
 from ..separation.windows import default_shape
 from .batcher import Batcher, DeviceEngine
-from .budget import MemoryPool, Room, SongBudget
-from .cores import CorePlan, available_memory
-from .identity import identity_of
+from .cores import CorePlan, MemoryPool, Room, SongBudget, Stage, available_memory
 from .settings import Identity, Settings
-from .stages import Stage
 
-__all__ = ["Machinery"]
+__all__ = ["Machinery", "find_identity", "identity_of"]
+
+
+def identity_of(settings: Settings, network: NetworkMethods, precision: Precision) -> Identity:
+    """Return what decides the outputs; the name that people give the model decides nothing."""
+    window = default_shape(network.config)
+    return Identity(
+        Path(settings.model).name if os.path.exists(settings.model) else settings.model,
+        model_checksum(network.config, network.state_dict()),
+        {
+            "mode": "fast",
+            "window": [window.window, window.context, window.fade],
+            "precision": precision.value,
+            "stems": {output: list(parts) for output, parts in settings.recipe.items()},
+            "format": settings.format,
+            "subtype": settings.subtype,
+            "mixture_consistency": settings.mixture_consistency,
+        },
+    )
+
+
+def find_identity(settings: Settings) -> Identity:
+    """Load the model, and return what the outputs of these settings depend on, without taking hold of the device.
+
+    Raises:
+        MetaTasNetError: if the model cannot be loaded, or has no such stems.
+        ConfigError: for an unknown precision.
+    """
+    network = load_checkpoint(settings.model, revision=settings.revision, offline=settings.offline)
+    kind = settings.device.partition(":")[0]
+    if kind == "auto":
+        kind = "cuda" if torch.cuda.is_available() else "cpu"
+    default = Precision.float32 if kind == "cpu" else Precision.bfloat16
+    precision = default if settings.dtype == "auto" else Precision.parse(settings.dtype)
+    return identity_of(settings.of_model(network.config.instruments), network, precision)
+
 
 BYTES_PER_SAMPLE = 28
 """Of a recording on the GPU, per sample and channel: itself, its resampled forms (hardly more than twice that), the stems."""
@@ -82,8 +119,10 @@ class Machinery:
         if size is None:
             size = 1
             if isinstance(engine, Engine):
-                with _threads(self.cores.device_threads):
-                    size = automatic_batch_size(engine, self.window.window, self.device)
+                before = torch.get_num_threads()
+                torch.set_num_threads(self.cores.device_threads)
+                size = automatic_batch_size(engine, self.window.window, self.device)
+                torch.set_num_threads(before)
         self.engine = cast(Engine, engine)
         self.batcher = Batcher(engine, BatchRunner(size, warn), self.device, self.cores)
         self.read = Stage("read", self.cores.read)
@@ -121,20 +160,6 @@ class Machinery:
 
     def close(self) -> None:
         self.batcher.close()
-
-
-class _threads:
-    """Torch's number of threads for a block."""
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-
-    def __enter__(self) -> None:
-        self._before = torch.get_num_threads()
-        torch.set_num_threads(self._count)
-
-    def __exit__(self, *_: object) -> None:
-        torch.set_num_threads(self._before)
 
 
 def _stand_in(settings: Settings, engine: DeviceEngine) -> Identity:

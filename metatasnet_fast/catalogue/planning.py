@@ -10,7 +10,7 @@ from typing import Any
 from .._io import sha256_file
 from .destination import Destination, song_folder
 from .failures import SongError
-from .identity import find_identity
+from .machinery import find_identity
 from .outcome import Failure, Outcome, Status
 from .result import Listed
 from .settings import Settings

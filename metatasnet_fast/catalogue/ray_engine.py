@@ -1,55 +1,48 @@
 """The engine ``ray``: the same worker, in an actor for each GPU or machine of a Ray cluster.
 
-    songs, longest first -> blocks of a few rows {song} -> map_batches: actors with the model -> rows {outcome} -> ledger
+    songs, the longest first -> board -> actors with the model -> events with outcomes -> board -> driver: ledger, display
 
-A row is an address, never a waveform: what is heavy goes straight from the source to the worker and from the worker to the
-destination. What is done is known by ``result.json``, by id, as everywhere: whatever crashes, the same command goes on with
-what is missing. A dead actor is started anew by Ray, and its blocks are tried again; songs that it had finished are skipped.
+What passes through Ray is an address, never a waveform: what is heavy goes straight from the source to the worker and from the
+worker to the destination. What is done is known by the results, as everywhere: whatever crashes, the same command goes on with
+what is missing. Ray starts a dead actor again, and the songs that it had go back to the board; those that it had finished are
+skipped.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import logging
 import os
-import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import MetaTasNetError
-from .destination import Destination, LedgerWriter
-from .events import Event, Listener, Notice, RunEnded, RunStarted, SongEnded, SongStarted
-from .local import expected_seconds, new_run_name, report_plan
-from .outcome import Outcome
-from .planning import make_plan
-from .ray_board import Board
-from .ray_cluster import nodes_of, ray_cluster
-from .ray_pool import Pool, plan_pool
-from .ray_worker import REFUSED, SeparateSongs
+from .destination import Destination
+from .events import Event, Listener, Notice, RunEnded, SongEnded
+from .local import PROGRESS_SECONDS, Desk, carry_out
+from .ray_cluster import Pool, nodes_of, plan_pool, ray_cluster
 from .settings import Settings
 from .song import Song
 from .staging import remove_abandoned
-from .storage import local_path, reaching, refuse_memory
-from .tally import Tally
+from .storage import local_path
+from .supervised import SupervisedWorker
 
-__all__ = ["run_ray"]
-
-LOG = logging.getLogger(__name__)
-
-CALLS = 8
-"""That an actor serves at once; together they keep its worker supplied."""
+__all__ = ["Board", "run_ray"]
 
 MOST_SONGS = 8
-"""Of one call. Its outcomes become known together."""
+"""That a worker takes off the board at once."""
 
-PROGRESS_SECONDS = 1.0
+RESTARTS = 100
+"""Of one actor; its songs are tried one by one when a codec ends the process below it, so few are needed."""
+
+EXCHANGE_SECONDS = 0.2
+"""So long an outcome may be under way: what a driver has not heard of when it is killed has no row in the ledger."""
+
 FAREWELL_SECONDS = 3.0
-"""For the workers' last loads at the end; those that are killed send none."""
+"""For workers that Ray ends to take their folders along."""
 
 PATIENCE = 60.0
 """Seconds without a worker after which we say what is waited for, and again after as many."""
@@ -87,170 +80,214 @@ def run_ray(
         MetaTasNetError: if the model cannot be loaded, or no worker stays alive.
     """
     settings, destination, songs = _absolute(settings, destination, songs)
-    run, stop = run or new_run_name(), stop or threading.Event()
-    target = Destination(destination)
-    refuse_memory(target.storage)
-    tally = Tally(len(songs), expected_seconds(songs))
-
-    def say(event: Event) -> None:
-        tally(event)
-        if listener is not None:
-            listener(event)
-
-    with ray_cluster(address) as ray, _ledger(target, run, say) as ledger:
+    with ray_cluster(address) as ray:
         pool = plan_pool(nodes_of(ray), settings.device, settings.threads, workers)
-        say(RunStarted(run, len(songs), tally.expected_seconds, destination, "ray", shard))
-        say(Notice(f"Ray: {pool.describe()}."))
-        if address and target.is_local:
-            say(Notice(f"{destination} is a local path: every machine of the cluster must have the same folder there."))
         # An actor sees the GPU that it holds, and no other.
-        device = "cuda" if pool.gpus else settings.device
-        plan = make_plan(songs, replace(settings, device=device), target)
-        report_plan(plan, say, ledger)
-        if plan.todo:
-            with reaching(destination):
-                target.token  # noqa: B018  made now, and not by a worker whose disk is not mounted
-            crew = _Crew(ray, plan.todo, replace(settings, threads=pool.cpus, device=device), destination, pool, grace)
-            crew.work(ledger.add, say, tally, stop)
+        options = replace(settings, threads=pool.cpus, device="cuda" if pool.gpus else settings.device)
+
+        def work(todo: Sequence[Song], token: str | None, desk: Desk) -> None:
+            desk(Notice(f"Ray: {pool.describe()}."))
+            if address and token is not None:
+                text = f"{destination} is a local path: every machine of the cluster must have the same folder there."
+                desk(Notice(text))
+            _work(ray, todo, pool, (options, destination, grace), desk)
+
+        ended = carry_out(
+            work, songs, options, destination, listener, stop, "ray", run, shard, price_per_hour, pool.machines
+        )
     # A worker that Ray ended, orphaned or not, had no time to take its folder along.
-    remove_abandoned(target.storage, FAREWELL_SECONDS)
-    ended = tally.finish(run, price_per_hour, pool.machines)
-    say(ended.progress)
-    say(ended)
+    remove_abandoned(Destination(destination).storage, FAREWELL_SECONDS)
     return ended
 
 
-@contextlib.contextmanager
-def _ledger(destination: Destination, run: str, say: Callable[[Event], object]) -> Iterator[LedgerWriter]:
-    ledger = LedgerWriter(destination, run)
-    try:
-        yield ledger
-    finally:
-        try:
-            ledger.close()
-        except OSError as error:
-            say(Notice(f"The ledger of this run is not complete ({error}); the songs' results are."))
+class Board:
+    """Becomes a Ray actor that needs no CPU: workers take songs off it and leave their events there.
 
+    Args:
+        songs: in the order in which they are to be begun.
+        workers: how many there will be.
+    """
 
-class _Crew:
-    """The actors at work on a list of songs."""
+    def __init__(self, songs: Sequence[Song], workers: int) -> None:
+        self._songs = deque(songs)
+        self._workers = workers
+        self._held: dict[int, dict[str, Song]] = {}
+        self._events: list[Event] = []
+        self._stopping = False
 
-    def __init__(
-        self, ray: Any, songs: Sequence[Song], settings: Settings, destination: str, pool: Pool, grace: float
-    ) -> None:
-        self._ray, self._songs, self._settings = ray, songs, settings
-        self._destination, self._pool, self._grace = destination, pool, grace
-        self._board = ray.remote(num_cpus=0)(Board).remote()
-        self._ended: set[str] = set()
-        self._say_so = time.monotonic() + PATIENCE
+    def join(self, worker: int) -> None:
+        """A worker begins, perhaps after a crash: the songs that it had are the next."""
+        self._songs.extendleft(reversed(self._held.get(worker, {}).values()))
+        self._held[worker] = {}
 
-    def work(
-        self, keep: Callable[[Outcome], object], say: Callable[[Event], object], tally: Tally, stop: threading.Event
-    ) -> None:
-        """Until every song has an outcome, or those that were begun when ``stop`` was set."""
-        stopping = False
-        next_progress = time.monotonic()
-        for outcome in _from_a_thread(self._outcomes, PROGRESS_SECONDS / 2):
-            if tally.reason is not None:
-                stop.set()
-            if stop.is_set() and not stopping:
-                stopping = True
-                self._board.stop.remote()
-            if outcome is not None:
-                keep(outcome)
-                self._ended.add(outcome.id)
-                say(SongEnded(outcome))
-            if time.monotonic() >= next_progress:
-                next_progress = time.monotonic() + PROGRESS_SECONDS
-                self._pass_on(say)
-                say(tally.progress())
-        deadline = time.monotonic() + FAREWELL_SECONDS
-        while not self._pass_on(say) and time.monotonic() < deadline:
-            time.sleep(0.1)
-
-    def _outcomes(self) -> Iterator[Outcome]:
-        """Run the dataset; outcomes as blocks of them arrive."""
-        import pyarrow
-
-        data, songs = self._ray.data, self._songs
-        context = data.DataContext.get_current()
-        context.enable_progress_bars = context.print_on_execution_start = False
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-        size = max(1, min(MOST_SONGS, len(songs) // (4 * CALLS * self._pool.workers)))
-        texts = [json.dumps(song.to_dict()) for song in songs]
-        blocks = [pyarrow.table({"song": texts[first : first + size]}) for first in range(0, len(texts), size)]
-        dataset = data.from_arrow(blocks).map_batches(
-            SeparateSongs,
-            fn_constructor_args=(self._settings.to_dict(), self._destination, self._board, self._grace),
-            batch_size=None,
-            batch_format="pyarrow",
-            num_cpus=self._pool.cpus,
-            num_gpus=self._pool.gpus,
-            compute=data.ActorPoolStrategy(
-                min_size=1,
-                max_size=self._pool.workers,
-                initial_size=self._pool.workers,
-                max_tasks_in_flight_per_actor=CALLS + 2,
-                max_concurrent_calls_per_actor=CALLS,
-                enable_true_multi_threading=True,
-            ),
-        )
-        for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            for text in block["outcome"].to_pylist():
-                values = json.loads(text)
-                if REFUSED in values:
-                    raise MetaTasNetError(values[REFUSED])
-                yield Outcome.from_dict(values)
-
-    def _pass_on(self, say: Callable[[Event], object]) -> bool:
-        """What the workers have pinned to the board, and what is waited for, if no worker comes; whether all have left."""
-        try:
-            events, joined, left = self._ray.get(self._board.take.remote(), timeout=10)
-        except self._ray.exceptions.RayError as error:
-            LOG.info("The board of the run does not answer: %s", error)
-            return True
+    def exchange(self, worker: int, events: Sequence[Event], hungry: bool) -> tuple[list[Song], bool]:
+        """Leave events, and take songs if the worker is ``hungry``; the second value says whether the run is being stopped."""
+        held = self._held[worker]
         for event in events:
-            if not isinstance(event, SongStarted):
-                say(event)
-            # Outcomes come by another way, perhaps sooner, and without their worker: a song is in flight anywhere.
-            elif event.id not in self._ended:
-                say(replace(event, worker=0))
-        if joined == 0 and time.monotonic() >= self._say_so:
-            self._say_so = time.monotonic() + PATIENCE
-            free = self._ray.available_resources()
-            say(
+            if isinstance(event, SongEnded):
+                held.pop(event.outcome.id, None)
+        self._events += events
+        # Fewer towards the end, so that no worker has songs in hand while another has none.
+        count = max(1, min(MOST_SONGS, len(self._songs) // (4 * self._workers)))
+        wanted = count if hungry and not self._stopping else 0
+        songs = [self._songs.popleft() for _ in range(min(wanted, len(self._songs)))]
+        held.update((song.id, song) for song in songs)
+        return songs, self._stopping
+
+    def take(self) -> tuple[list[Event], int]:
+        """All events since the last time, and how many workers there have been."""
+        events, self._events = self._events, []
+        return events, len(self._held)
+
+    def stop(self) -> None:
+        """Give out no further song."""
+        self._stopping = True
+
+
+class Feed(Iterator[Song]):
+    """A worker's end of the board: the songs that it gives just now, and a listener for the worker.
+
+    Args:
+        exchange: calls :meth:`Board.exchange` and waits for the answer.
+        stop: is set when the driver says so, or is gone.
+    """
+
+    def __init__(self, exchange: Callable[[list[Event], bool], tuple[list[Song], bool]], stop: threading.Event) -> None:
+        self._exchange, self._stop = exchange, stop
+        self._songs: deque[Song] = deque()
+        self._events: list[Event] = []
+        self._lock = threading.Lock()
+        self._left = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="board", daemon=True)
+        self._thread.start()
+
+    def __next__(self) -> Song:
+        if not self._songs:
+            self._turn(hungry=True)
+        try:
+            return self._songs.popleft()
+        except IndexError:
+            raise StopIteration from None
+
+    def hear(self, event: Event) -> None:
+        """Keep an event for the next exchange."""
+        with self._lock:
+            self._events.append(event)
+
+    def close(self) -> None:
+        """Leave the last events."""
+        self._left.set()
+        self._thread.join()
+        self._turn(hungry=False)
+
+    def _turn(self, hungry: bool) -> None:
+        with self._lock:  # so that events arrive in their order
+            events, self._events = self._events, []
+            try:
+                songs, stopping = self._exchange(events, hungry)
+            except Exception:  # whatever Ray raises: the board is gone, and so is the driver
+                songs, stopping = [], True
+        self._songs.extend(songs)
+        if stopping:
+            self._stop.set()
+
+    def _work(self) -> None:
+        while not self._left.wait(EXCHANGE_SECONDS):
+            self._turn(hungry=False)
+
+
+class SeparateSongs:
+    """The actor: a supervised worker that is fed from the board."""
+
+    def __init__(self, number: int, board: Any, settings: Settings, destination: str, grace: float) -> None:
+        self._number, self._board = number, board
+        self._settings, self._destination, self._grace = settings, destination, grace
+
+    def run(self) -> str | None:
+        """Separate songs until there are none; a sentence if that cannot be done, as Ray would wrap an exception."""
+        import ray
+
+        ray.get(self._board.join.remote(self._number))
+
+        def exchange(events: list[Event], hungry: bool) -> tuple[list[Song], bool]:
+            answer = self._board.exchange.remote(self._number, events, hungry)
+            songs, stopping = ray.get(answer, timeout=60)
+            return songs, stopping
+
+        stop = threading.Event()
+        feed = Feed(exchange, stop)
+        try:
+            with SupervisedWorker(
+                self._settings, self._destination, feed.hear, stop, self._number, self._grace
+            ) as worker:
+                if worker.describe():
+                    feed.hear(Notice(worker.describe()))
+                for _ in worker.process(feed):
+                    pass  # the outcome is part of an event
+        except MetaTasNetError as error:
+            return str(error)
+        finally:
+            feed.close()
+        return None
+
+
+def _work(ray: Any, songs: Sequence[Song], pool: Pool, order: tuple[Settings, str, float], desk: Desk) -> None:
+    """Have every song tried, or those that were begun when the run was stopped; raises what ended the last worker."""
+    board = ray.remote(num_cpus=0)(Board).remote(songs, pool.workers)
+    actor = ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus, max_restarts=RESTARTS, max_task_retries=RESTARTS)(
+        SeparateSongs
+    )
+    actors = [actor.remote(number, board, *order) for number in range(pool.workers)]
+    working = {actor.run.remote(): number for number, actor in enumerate(actors)}
+    errors: list[MetaTasNetError] = []
+    next_progress, say_so = time.monotonic(), time.monotonic() + PATIENCE
+
+    def pass_on() -> int:
+        events, joined = ray.get(board.take.remote())
+        for event in events:
+            desk(event)
+        return int(joined)
+
+    while working:
+        ended, _ = ray.wait(list(working), timeout=EXCHANGE_SECONDS)
+        try:
+            joined = pass_on()
+            for run in ended:
+                number = working.pop(run)
+                error = _end_of(ray, run)
+                if error is not None:
+                    errors.append(error)
+                    board.join.remote(number)  # what it had is for the others
+                    if len(errors) < pool.workers:
+                        desk(Notice(f"Worker {number} has ended: {error}"))
+        except ray.exceptions.RayError as error:
+            raise _understood(error) from error
+        if desk.stop.is_set():
+            board.stop.remote()
+        if joined == 0 and time.monotonic() >= say_so:
+            say_so = time.monotonic() + PATIENCE
+            free = ray.available_resources()
+            desk(
                 Notice(
-                    f"Still waiting for a place in the Ray cluster: wanted {self._pool.describe()}; "
+                    f"Still waiting for a place in the Ray cluster: wanted {pool.describe()}; "
                     f"free are {free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs."
                 )
             )
-        return bool(left >= joined)
+        if time.monotonic() >= next_progress:
+            next_progress = time.monotonic() + PROGRESS_SECONDS
+            desk(desk.tally.progress())
+    pass_on()
+    if len(errors) == pool.workers:
+        raise errors[-1]
 
 
-def _from_a_thread(outcomes: Callable[[], Iterator[Outcome]], seconds: float) -> Iterator[Outcome | None]:
-    """Outcomes; None whenever there was none for so many seconds, so that signals and the display have their turn."""
-    items: queue.Queue[Outcome | Exception | None] = queue.Queue(1000)
-
-    def work() -> None:
-        try:
-            for outcome in outcomes():
-                items.put(outcome)
-            items.put(None)
-        except Exception as error:
-            items.put(error)
-
-    threading.Thread(target=work, name="ray-rows", daemon=True).start()
-    while True:
-        try:
-            item = items.get(timeout=seconds)
-        except queue.Empty:
-            yield None
-            continue
-        if item is None:
-            return
-        if isinstance(item, Exception):
-            raise _understood(item) from item
-        yield item
+def _end_of(ray: Any, run: Any) -> MetaTasNetError | None:
+    """What ended a worker before its work was done, if anything did."""
+    try:
+        sentence = ray.get(run)
+    except ray.exceptions.RayError as error:
+        return _understood(error)
+    return None if sentence is None else MetaTasNetError(sentence)
 
 
 def _understood(error: Exception) -> MetaTasNetError:

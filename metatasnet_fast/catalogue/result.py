@@ -57,7 +57,8 @@ class Listed(NamedTuple):
         names = [name for name in sizes if is_result(name)]
         # Of several results, which only a run that was killed can leave on an object store, none is relied on.
         name = names[0] if len(names) == 1 else ""
-        stems = {path: size for path, size in sizes.items() if path not in names}
+        # Hidden files are what systems leave behind that show folders; no stem is called so.
+        stems = {path: size for path, size in sizes.items() if path not in names and not path.startswith(".")}
         return cls(name, _files_checksum(stems, sizes.get(name, 0)), sum(stems.values()))
 
     @property
@@ -84,13 +85,13 @@ class Listed(NamedTuple):
         return self.is_whole and self.key == key[:LONG] and self._part(3) == _checksum(stamp)
 
     def _part(self, number: int) -> str:
-        found = NAME.fullmatch(self.name)
-        return found[number] if found else ""
+        parts = self.name.removesuffix(".json").split("-")  # as NAME has them: ``of`` has looked
+        return parts[number] if len(parts) > number else ""
 
 
 def is_result(name: str) -> bool:
     """Return whether a file of this name is the result of a song, of this version or of one before."""
-    return name == OLD_NAME or NAME.fullmatch(name) is not None
+    return name.startswith("result") and (name == OLD_NAME or NAME.fullmatch(name) is not None)
 
 
 def _checksum(text: str) -> str:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 __all__ = ["Song", "derived_id", "safe_name"]
 
@@ -40,13 +39,6 @@ class Song:
             return 0.0
         suffix = self.uri.rsplit(".", 1)[-1].lower()
         return self.size / BYTES_PER_SECOND.get(suffix, LOSSY_BYTES_PER_SECOND)
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Song:
-        return cls(**values)
 
 
 def safe_name(text: str) -> str:

@@ -38,6 +38,9 @@ __all__ = [
 
 LISTED_AT_ONCE = 16
 
+PREFIXED = {"s3", "s3a", "gs", "gcs"}
+"""Protocols of stores whose clients list all names that begin alike."""
+
 KEYED = {"s3", "s3a", "gs", "gcs", "abfs", "az", "adl"}
 """Protocols of stores that know no folders: to make one would be a request for nothing."""
 
@@ -100,7 +103,7 @@ class LocalStorage:
 
     def listing(self, folder: str) -> Iterator[tuple[str, dict[str, int]]]:
         try:
-            with os.scandir(self.path / folder) as found:
+            with os.scandir(f"{self.root}/{folder}") as found:
                 entries = sorted(found, key=lambda entry: entry.name)
         except (FileNotFoundError, NotADirectoryError):  # its owner may take it away at any instant
             return
@@ -155,6 +158,8 @@ def client_errors() -> Iterator[None]:
 class FsspecStorage:
     def __init__(self, filesystem: Any, base: str, root: str) -> None:
         self._fs, self._base, self.root = filesystem, base.rstrip("/"), root
+        self._empty: set[str] = set()
+        """Folders in which there was nothing when they were looked at; each is published once, and need not be listed again."""
 
     @property
     def in_memory(self) -> bool:
@@ -185,11 +190,17 @@ class FsspecStorage:
     @client_errors()
     def sizes(self, folder: str) -> dict[str, int]:
         try:
-            entries = self._fs.ls(self._at(folder), detail=True, refresh=True)
-        except TypeError:  # not every file system knows refresh
-            entries = self._fs.ls(self._at(folder), detail=True)
+            if PREFIXED.intersection(self.protocols):
+                # One request, where to list a folder that is not there takes two.
+                bucket, _, prefix = str(self._fs._strip_protocol(self._at(folder))).partition("/")
+                entries = list(self._fs.find(bucket, prefix=f"{prefix}/", detail=True).values())
+            else:
+                self._fs.invalidate_cache()
+                entries = self._fs.ls(self._at(folder), detail=True)
         except (FileNotFoundError, NotADirectoryError):
-            return {}
+            entries = []
+        if not entries:
+            self._empty.add(folder)
         return {e["name"].rsplit("/", 1)[-1]: int(e["size"]) for e in entries if e["type"] == "file"}
 
     def listing(self, folder: str) -> Iterator[tuple[str, dict[str, int]]]:
@@ -214,7 +225,8 @@ class FsspecStorage:
     @client_errors()
     def publish(self, staged: Path, folder: str, last: str) -> None:
         """File after file; an old result goes first, so that it never speaks for new files."""
-        before = self.sizes(folder)
+        before = {} if folder in self._empty else self.sizes(folder)
+        self._empty.discard(folder)
         for name in before:
             if is_result(name):
                 self.remove(f"{folder}/{name}")

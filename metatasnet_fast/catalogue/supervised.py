@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
+import enum
+import logging
+import os
+import pickle
+import queue
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from ..errors import MetaTasNetError
-from .events import Listener, Notice, SongEnded, SongStarted
+from .events import Event, Listener, Notice, SongEnded, SongStarted
 from .outcome import Failure, Outcome, Status
-from .process import ChildProcess, unpack
 from .settings import Identity, Settings
 from .song import Song
 from .trip import Trip
 
 __all__ = ["SupervisedWorker", "WorkerLostError"]
+
+LOG = logging.getLogger(__name__)
+PACKAGE = Path(__file__).resolve().parents[2]
+END_SECONDS = 10.0
+"""For a process to end by itself when it has nothing left to do."""
 
 MOST_BARREN = 3
 """Processes in a row that may end before any song has: then it is not the songs' fault."""
@@ -32,6 +44,150 @@ PUT_OFF_SECONDS = 5.0
 
 class WorkerLostError(MetaTasNetError):
     """The worker's process ends again and again, whatever song it gets."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """The first message to a child."""
+
+    settings: Settings
+    destination: str
+    token: str | None
+    number: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """A song for a child; if another run has it in hand and ``wait`` is false, it comes back."""
+
+    song: Song
+    wait: bool
+
+
+class Stop(enum.Enum):
+    """To a child: begin no further song (``now``), or there is none (``at_end``)."""
+
+    now = enum.auto()
+    at_end = enum.auto()
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A child can take songs."""
+
+    description: str
+    capacity: int
+    identity: Identity
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A child cannot work, and why."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class PutOff:
+    """A song comes back."""
+
+    id: str
+
+
+@dataclass(frozen=True)
+class Gone:
+    """A child has ended; how, and the signal that ended it, if one did."""
+
+    reason: str
+    signal: int | None = None
+
+
+class ChildProcess:
+    """A running ``catalogue.child``: pickled objects to it and from it. Its standard error goes to the log (level debug)."""
+
+    def __init__(self, order: Order, command: list[str] | None = None) -> None:
+        paths = [str(PACKAGE), *filter(None, [os.environ.get("PYTHONPATH")])]
+        self._process = subprocess.Popen(
+            command or [sys.executable, "-m", "metatasnet_fast.catalogue.child"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            # Every thread of glibc's allocator keeps memory of its own, and there are many threads.
+            env={"MALLOC_ARENA_MAX": "2", **os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            start_new_session=True,  # Ctrl-C is for the parent to deal with
+        )
+        self.pid = self._process.pid
+        self._messages: queue.SimpleQueue[object] = queue.SimpleQueue()
+        self._tail: deque[str] = deque(maxlen=20)
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._read, self._read_errors)]
+        for thread in self._threads:
+            thread.start()
+        self.send(order)
+
+    def send(self, message: object) -> None:
+        """A process that has ended takes nothing: that is learnt from ``receive``."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError, ValueError):
+            pickle.dump(message, self._process.stdin)
+            self._process.stdin.flush()
+
+    def receive(self, seconds: float) -> object:
+        """The next message, :class:`Gone` after the last; None if there is none for so many seconds."""
+        try:
+            return self._messages.get(timeout=seconds)
+        except queue.Empty:
+            return None
+
+    def end(self) -> Iterator[object]:
+        """Let the process end, as it has no song in flight, and end it if it does not; yields its last messages."""
+        self.send(Stop.at_end)
+        deadline = time.monotonic() + END_SECONDS
+        while (left := deadline - time.monotonic()) > 0:
+            message = self.receive(left)
+            if isinstance(message, Gone):
+                break
+            if message is not None:
+                yield message
+        else:
+            LOG.warning("The worker's process did not end by itself and was killed.")
+        self.kill()
+
+    def kill(self) -> None:
+        """End the process at once, and release everything."""
+        self._process.kill()
+        self._process.wait()
+        for thread in self._threads:
+            thread.join()
+        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
+            with contextlib.suppress(BrokenPipeError):
+                assert pipe is not None
+                pipe.close()
+
+    def obituary(self) -> Gone:
+        """How the process ended."""
+        code = self._process.wait()
+        if code < 0:
+            try:
+                return Gone(signal.Signals(-code).name, -code)
+            except ValueError:
+                return Gone(f"signal {-code}", -code)
+        self._threads[1].join()
+        last = next((line for line in reversed(self._tail) if line.strip()), "")
+        return Gone(f"exit code {code}" + (f": {last.strip()[:200]}" if last else ""))
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        # Its end may cut a message off.
+        with contextlib.suppress(EOFError, pickle.UnpicklingError):
+            while True:
+                self._messages.put(pickle.load(self._process.stdout))
+        self._messages.put(Gone(""))
+
+    def _read_errors(self) -> None:
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            self._tail.append(line.decode(errors="backslashreplace"))
+            LOG.debug("worker %d: %s", self.pid, self._tail[-1].rstrip())
 
 
 @dataclass
@@ -71,23 +227,24 @@ class SupervisedWorker:
         token: str | None = None,
     ) -> None:
         self.number = number
-        self._order = {"settings": settings.to_dict(), "destination": destination, "token": token, "number": number}
+        self._order = Order(settings, destination, token, number)
         self._attempts = max(1, settings.attempts - 1)
         self._listener = listener
         self._stop = stop or threading.Event()
         self.grace = grace
         self._child: ChildProcess | None = None
-        self._ready: dict[str, Any] = {}
+        self._ready: Ready | None = None
         self._barren = 0
         self._start()
 
     @property
     def identity(self) -> Identity:
-        return Identity.from_dict(self._ready["identity"])
+        assert self._ready is not None
+        return self._ready.identity
 
     @property
     def capacity(self) -> int:
-        return int(self._ready["capacity"])
+        return self._ready.capacity if self._ready else 0
 
     @property
     def pid(self) -> int | None:
@@ -96,7 +253,7 @@ class SupervisedWorker:
 
     def describe(self) -> str:
         """As :meth:`Worker.describe`; empty if the run was stopped before the process was ready."""
-        return str(self._ready.get("description", ""))
+        return self._ready.description if self._ready else ""
 
     def process(self, songs: Iterable[Song]) -> Iterator[Outcome]:
         """As :meth:`Worker.process`; songs that are still in flight when the grace is over have no outcome."""
@@ -107,6 +264,7 @@ class SupervisedWorker:
         sent: dict[str, Song] = {}
         begun: set[str] = set()
         stopped: float | None = None
+        asked = False
         while True:
             stopping = self._stop.is_set()
             if stopping and stopped is None:
@@ -121,7 +279,9 @@ class SupervisedWorker:
                 if not sent:
                     return
             elif self._child is not None:
-                self._child.ask_to_stop()
+                if not asked:
+                    asked = True
+                    self._child.send(Stop.now)
                 # Somebody may have shortened the grace in the meantime.
                 if stopped is not None and time.monotonic() > stopped + self.grace:
                     self._say(f"Songs in flight were given up after {self.grace:g} s: {len(begun)}.")
@@ -131,27 +291,25 @@ class SupervisedWorker:
             message = child.receive(POLL_SECONDS) if child else None
             if message is None or child is None:
                 continue
-            if "event" in message:
-                event = unpack(message["event"])
-                if isinstance(event, SongStarted):
-                    begun.add(event.id)
-                if self._listener is not None:
-                    self._listener(event)
-                if isinstance(event, SongEnded):
+            if isinstance(message, Event):
+                if isinstance(message, SongStarted):
+                    begun.add(message.id)
+                self._hear(message)
+                if isinstance(message, SongEnded):
                     self._barren = 0
-                    sent.pop(event.outcome.id, None)
-                    begun.discard(event.outcome.id)
-                    if suspects and suspects[0].song.id == event.outcome.id:
+                    sent.pop(message.outcome.id, None)
+                    begun.discard(message.outcome.id)
+                    if suspects and suspects[0].song.id == message.outcome.id:
                         suspects.popleft()
-                    yield event.outcome
-            elif "put_off" in message:
-                put_off.append((time.monotonic() + PUT_OFF_SECONDS, sent.pop(message["put_off"])))
-            elif "gone" in message:
-                reason = child.obituary()
+                    yield message.outcome
+            elif isinstance(message, PutOff):
+                put_off.append((time.monotonic() + PUT_OFF_SECONDS, sent.pop(message.id)))
+            elif isinstance(message, Gone):
+                gone = child.obituary()
                 self._drop_child()
                 if stopping:
                     return
-                yield from self._after_death(reason, child.signal, again, suspects, sent, begun)
+                yield from self._after_death(gone, again, suspects, sent, begun)
                 sent.clear()
                 begun.clear()
 
@@ -159,8 +317,8 @@ class SupervisedWorker:
         """Let the process end, or end it; its last events reach the listener."""
         if self._child is not None:
             for message in self._child.end():
-                if "event" in message and self._listener is not None:
-                    self._listener(unpack(message["event"]))
+                if isinstance(message, Event):
+                    self._hear(message)
             self._child = None
 
     def __enter__(self) -> SupervisedWorker:
@@ -181,19 +339,19 @@ class SupervisedWorker:
                 if self._stop.is_set():
                     self._drop_child()
                     return
-            elif "ready" in message:
-                self._ready = message["ready"]
+            elif isinstance(message, Ready):
+                self._ready = message
                 return
-            elif "refused" in message:
+            elif isinstance(message, Refused):
                 self._drop_child()
-                raise MetaTasNetError(message["refused"])
-            elif "gone" in message:
-                reason = self._child.obituary()
+                raise MetaTasNetError(message.reason)
+            elif isinstance(message, Gone):
+                gone = self._child.obituary()
                 self._drop_child()
-                self._count_barren(reason)
+                self._count_barren(gone.reason)
                 self._child = ChildProcess(self._order, self.command)
-            elif "event" in message and self._listener is not None:
-                self._listener(unpack(message["event"]))
+            elif isinstance(message, Event):
+                self._hear(message)
 
     def _feed(
         self,
@@ -225,12 +383,11 @@ class SupervisedWorker:
     def _send(self, song: Song, sent: dict[str, Song], wait: bool = False) -> None:
         assert self._child is not None
         sent[song.id] = song
-        self._child.send({"song": song.to_dict(), "wait": wait})
+        self._child.send(Task(song, wait))
 
     def _after_death(
         self,
-        reason: str,
-        number: int | None,
+        gone: Gone,
         again: deque[Song],
         suspects: deque[_Suspect],
         sent: dict[str, Song],
@@ -238,21 +395,20 @@ class SupervisedWorker:
     ) -> Iterator[Outcome]:
         """Sort the songs that were on their way; yields the outcome of one that was alone and died too often."""
         if not begun:
-            self._count_barren(reason)
+            self._count_barren(gone.reason)
         if suspects and suspects[0].song.id in begun:
             suspect = suspects.popleft()
             suspect.deaths += 1
             if suspect.deaths > self._attempts:
-                outcome = _died(suspect, reason, number, self.identity.key)
-                if self._listener is not None:
-                    self._listener(SongEnded(outcome, self.number))
+                outcome = _died(suspect, gone, self.identity.key)
+                self._hear(SongEnded(outcome, self.number))
                 yield outcome
             else:
                 suspects.append(suspect)
             return
         if suspects:
             return
-        self._say(f"The worker's process ended ({reason}); started anew, {len(begun)} songs are tried one by one.")
+        self._say(f"The worker's process ended ({gone.reason}); started anew, {len(begun)} songs are tried one by one.")
         suspects.extend(_Suspect(sent[id]) for id in sent if id in begun)
         again.extendleft(reversed([song for id, song in sent.items() if id not in begun]))
 
@@ -270,18 +426,21 @@ class SupervisedWorker:
             self._child = None
 
     def _say(self, text: str) -> None:
+        self._hear(Notice(text))
+
+    def _hear(self, event: Event) -> None:
         if self._listener is not None:
-            self._listener(Notice(text))
+            self._listener(event)
 
 
-def _died(suspect: _Suspect, reason: str, number: int | None, key: str) -> Outcome:
+def _died(suspect: _Suspect, gone: Gone, key: str) -> Outcome:
     trip = Trip(suspect.song, key, suspect.deaths)
-    if number == getattr(signal, "SIGKILL", None) and number is not None:
+    if gone.signal is not None and gone.signal == getattr(signal, "SIGKILL", None):
         failure, guess = Failure.out_of_memory, "most likely because memory ran out"
-    elif number is not None:
+    elif gone.signal is not None:
         failure, guess = Failure.decode, "most likely a fault of the decoder"
     else:
         failure, guess = Failure.unknown, "see the log"
     return trip.outcome(
-        Status.failed, failure, f"The song ended its process, alone, {suspect.deaths} times ({reason}), {guess}."
+        Status.failed, failure, f"The song ended its process, alone, {suspect.deaths} times ({gone.reason}), {guess}."
     )

@@ -3,17 +3,73 @@
 from __future__ import annotations
 
 import datetime
+import shutil
+import threading
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .destination import song_folder
+from .._io import sha256_file
+from .destination import Destination, song_folder
 from .outcome import Failure, Outcome, Status
 from .result import Result
 from .song import Song
 from .source import Stamp
 
-__all__ = ["Trip", "utc_now"]
+__all__ = ["Trip", "Twins", "utc_now"]
+
+MOST = 100_000
+"""Contents that a worker remembers, the latest ones: some 20 MB."""
+
+
+class Twins:
+    """Which song of this worker has which content, for one model and settings."""
+
+    def __init__(self, destination: Destination, key: str) -> None:
+        self._destination = destination
+        self._key = key
+        self._ids: OrderedDict[str, str] = OrderedDict()
+        self._begun: dict[str, threading.Event] = {}
+        self._lock = threading.Lock()
+
+    def begin(self, content: str) -> threading.Event | None:
+        """Take a content in hand until :meth:`end`; if another song has it, an event that is set when that has ended."""
+        with self._lock:
+            other = self._begun.get(content)
+            if other is None:
+                self._begun[content] = threading.Event()
+        return other
+
+    def end(self, content: str) -> None:
+        """The song that took this content in hand is done, or failed."""
+        with self._lock:
+            self._begun.pop(content).set()
+
+    def remember(self, content: str, id: str) -> None:
+        """A song with this content is done."""
+        with self._lock:
+            self._ids[content] = id
+            self._ids.move_to_end(content)
+            while len(self._ids) > MOST:
+                self._ids.popitem(last=False)
+
+    def copy(self, content: str, staged: Path) -> Result | None:
+        """Put the stems of a done song with this content into a folder; its result, or None if there is none."""
+        with self._lock:
+            id = self._ids.get(content)
+        result = None if id is None else self._destination.result(id)
+        if result is None or result.key != self._key or result.content != content:
+            return None
+        for file in result.files.values():
+            with self._destination.storage.local(f"{song_folder(result.id)}/{file.path}") as path:
+                try:
+                    shutil.copyfile(path, staged / file.path)
+                except FileNotFoundError:
+                    return None
+            if sha256_file(staged / file.path) != file.sha256:
+                return None
+        return result
 
 
 def utc_now() -> str:
@@ -30,6 +86,8 @@ class Trip:
     attempt: int
     stamp: Stamp | None = None
     content: str | None = None
+    is_new: bool = False
+    """Whether nothing at the destination bears on the song: there is no result under its id, or none counts."""
     copy: Path | None = None
     """The local copy of a remote input, once there is one."""
     codec: str = ""

@@ -28,8 +28,7 @@ from ..separation.progress import Reporter
 from ..separation.recording import Recording
 from ..separation.unscaled import Unscaled
 from .batcher import SongRunner
-from .budget import SongBudget
-from .claims import Claims
+from .cores import Place, SongBudget
 from .destination import Destination, song_folder
 from .failures import SongError, classify, unreadable
 from .machinery import Machinery
@@ -37,16 +36,14 @@ from .outcome import Failure, Outcome, Status
 from .result import Result, StemFile
 from .song import Song, safe_name
 from .source import Source
-from .stages import Place
-from .staging import Staging
+from .staging import Claims, Staging
 from .storage import LocalStorage, local_path
-from .trip import Trip, utc_now
-from .twins import Twins
+from .trip import Trip, Twins, utc_now
 
 __all__ = ["Walker"]
 
 LEAST_BYTES = 1 / 8
-"""Of a stem, for each sample and channel: what digital silence takes in the format that packs it best is hardly less."""
+"""Of a stem, for each sample and channel, where it is compressed; only silence takes less, 16 times as much is 16 bits."""
 
 PAUSE = 0.25
 """Seconds before the second attempt; four times as long before each one after it."""
@@ -93,9 +90,8 @@ class Walker:
                 if self._machinery.batcher.is_lost(error):
                     return None
                 failure, message = classify(error)
-                if (
-                    trip.copy is not None
-                ):  # the copy of a remote file is gone by now; its address says where it came from
+                if trip.copy is not None:
+                    # The copy of a remote file is gone by now; its address says where it came from.
                     message = message.replace(str(trip.copy), song.uri)
                 if not failure.worth_retrying or attempt >= self._settings.attempts or self._stop.is_set():
                     return trip.outcome(Status.failed, failure, message)
@@ -104,7 +100,8 @@ class Walker:
 
     def _attempt(self, trip: Trip) -> Outcome:
         song, source = trip.song, Source(trip.song.uri)
-        if not self._settings.overwrite:
+        trip.is_new = self._settings.overwrite or not self._destination.listed(song.id).name
+        if not trip.is_new:
             result = self._destination.done(song, self._key, source)
             if result is not None:
                 trip.remember(result)
@@ -146,6 +143,13 @@ class Walker:
             trip.content, trip.bytes_in = sha256_file(path), path.stat().st_size
             trip.seconds["fetch"] = time.perf_counter() - began
             self._refuse_if_taken(trip)
+            if not settings.overwrite:
+                while (other := self._twins.begin(trip.content)) is not None:
+                    reading.leave()
+                    other.wait()
+                stack.callback(self._twins.end, trip.content)
+                if reading.left:
+                    reading = stages.enter_context(machinery.read.enter())
             twin = None if settings.overwrite else self._twins.copy(trip.content, staged)
             if twin is not None:
                 trip.remember(twin)
@@ -191,7 +195,7 @@ class Walker:
 
     def _refuse_if_taken(self, trip: Trip) -> None:
         """Folders built alike give their songs the same ids; none takes another's place unasked."""
-        if self._settings.overwrite:
+        if trip.is_new:
             return
         before = self._destination.from_elsewhere(trip.song)
         if before is not None and before.content != trip.content:
@@ -201,7 +205,7 @@ class Walker:
             )
 
     def _refuse_if_full(self, recording: Recording) -> None:
-        """Before the work, where it is plain that the stems will not fit: stems in no format are smaller than this."""
+        """Before the work, where it is plain that the stems will not fit."""
         storage = self._destination.storage
         if isinstance(storage, LocalStorage) and recording.samples is not None:
             size = LEAST_BYTES * recording.samples * recording.channels * len(self._settings.recipe)

@@ -13,7 +13,7 @@ from types import TracebackType
 import torch
 
 from ..errors import BackendUnavailableError, OutputError
-from .batcher import DeviceEngine
+from .batcher import DeviceEngine, song_stream
 from .cores import CorePlan
 from .destination import Destination
 from .events import Event, Listener, Notice, SongEnded, SongStarted, WorkerLoad
@@ -22,7 +22,6 @@ from .outcome import Outcome
 from .settings import Identity, Settings
 from .song import Song
 from .staging import Staging
-from .streams import song_stream
 from .walk import Walker
 
 __all__ = ["Worker"]

@@ -302,6 +302,7 @@ def test_a_name_proves_neither_another_key_nor_content_nor_files() -> None:
             IDENTITY.key, "5:a"
         )
     assert not Listed.of({**sizes, "stray.txt": 1}).proves(IDENTITY.key, "5:a")
+    assert Listed.of({**sizes, ".DS_Store": 6148}).proves(IDENTITY.key, "5:a")
 
 
 def test_rows_are_not_written_to_a_folder_that_took_the_destinations_place(tmp_path: Path) -> None:

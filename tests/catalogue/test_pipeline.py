@@ -14,9 +14,7 @@ import torch
 
 from metatasnet_fast.catalogue import Failure, Notice, Outcome, Status, WorkerLoad
 from metatasnet_fast.catalogue import walk as walk_module
-from metatasnet_fast.catalogue.budget import Room
-from metatasnet_fast.catalogue.busy import DeviceClock
-from metatasnet_fast.catalogue.cores import CorePlan, available_cores, available_memory
+from metatasnet_fast.catalogue.cores import CorePlan, DeviceClock, Room, available_cores, available_memory
 from metatasnet_fast.catalogue.worker import Worker
 from metatasnet_fast.errors import BackendUnavailableError
 from metatasnet_fast.separation.outputs import StemFiles

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from metatasnet_fast.catalogue import Failure, Outcome, Progress, RunEnded, Status
-from metatasnet_fast.catalogue.report_facts import EXAMPLES, STEPS, LedgerFacts, Timeline, bottleneck, facts
-from metatasnet_fast.catalogue.report_page import Pictures, page
+from metatasnet_fast.catalogue.report import EXAMPLES, STEPS, LedgerFacts, Pictured, Timeline, bottleneck, facts, page
 
 PIXEL = b"\x89PNG"
 
@@ -66,7 +65,7 @@ def test_a_run_without_a_song_divides_nothing_by_zero() -> None:
     nothing = Progress(0, 0, 0, 0, 0, 0.0, 0.0, 0.0, {}, {}, {}, None)
     said = facts(ended(progress=nothing, failures={}), LedgerFacts())
     assert said["songs_per_hour"] == 0.0 and said["bottleneck"] is None
-    assert "<title>Catalogue run r1" in page(said, {})
+    assert "<title>Catalogue run r1" in page(said)
 
 
 def test_the_bottleneck_is_the_busiest_stage_and_waiting_for_the_device_is_none() -> None:
@@ -131,15 +130,31 @@ def text() -> str:
     rows = [failed(1, Failure.decode), *(done(i, warnings=("<odd>",)) for i in range(8))]
     said = facts(ended(cost=4.0, cost_per_1000_songs=500.0), LedgerFacts.of(rows), 40.0)
     json.dumps(said, allow_nan=False)
-    return page(said, {"Model": "<tiny>"}, [Pictures("song & co", "12 s", {"drums": PIXEL, "vocals": PIXEL})])
+    said["made_by"] = {"version": "1", "backend": "<tiny>", "device": "cpu", "precision": "float32"}
+    images, audio = (
+        {"drums": PIXEL, "vocals": PIXEL},
+        {stem: f"../../songs/{stem}.flac" for stem in ("drums", "vocals")},
+    )
+    return page(said, [Pictured("song & co", 12.0, images, audio, said["made_by"])])
 
 
 def test_the_page_is_whole_and_needs_no_network(text: str) -> None:
     parsed = Page(text)
     assert parsed.open == []
     assert parsed.seen.count("figure") == 2
-    assert all(source.startswith("data:") for source in parsed.sources)
-    assert "http" not in text and "@@" not in text
+    assert parsed.seen.count("audio") == 2
+    assert all(source.startswith(("data:", "../../songs/")) for source in parsed.sources)
+    assert "http" not in text and "{{" not in text
+
+
+def test_the_page_says_what_served(text: str) -> None:
+    assert (
+        "Backend</dt><dd>&lt;tiny&gt;" in text and "Precision</dt><dd>float32" in text and "Version</dt><dd>1" in text
+    )
+
+
+def test_a_run_that_stopped_itself_says_why() -> None:
+    assert "stopped itself: The disk is &lt;full&gt;" in page(facts(ended(reason="The disk is <full>"), LedgerFacts()))
 
 
 def test_names_and_messages_are_text_not_html(text: str) -> None:

@@ -16,11 +16,10 @@ from pathlib import Path
 import pytest
 
 from metatasnet_fast.catalogue import Outcome, Song, SongStarted, Status, supervised
-from metatasnet_fast.catalogue.claims import Claims
 from metatasnet_fast.catalogue.destination import Destination
 from metatasnet_fast.catalogue.result import Result
 from metatasnet_fast.catalogue.song import safe_name
-from metatasnet_fast.catalogue.staging import sweep
+from metatasnet_fast.catalogue.staging import Claims, sweep
 from metatasnet_fast.catalogue.storage import open_storage
 from metatasnet_fast.catalogue.supervised import SupervisedWorker
 from metatasnet_fast.catalogue.survey import verify
@@ -33,6 +32,7 @@ MOST_SECONDS = 120.0
 @contextlib.contextmanager
 def another_run(destination: Path, songs: Sequence[Song]) -> Iterator[None]:
     """It has songs in hand, and never ends one."""
+    destination.mkdir(exist_ok=True)
     claims = Claims(open_storage(str(destination)), threading.Event())
     with contextlib.ExitStack() as stack:
         for song in songs:
