@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from metatasnet_fast.kernels.statistics import MERGED_TILES
 from metatasnet_fast.ops import GroupNorm, depthwise, group_affine, group_statistics, pointwise
 from metatasnet_fast.ops.statistics import activation, tile_statistics
 from tests.ops import cases
@@ -172,6 +173,15 @@ def test_statistics_keep_their_digits_under_an_offset_of_a_thousand_deviations(f
     variance = groups.var((2, 4), unbiased=False)
     assert_parity("rstd", affine[:, :, 3, ::5], variance.rsqrt(), 2e-5)
     assert (affine[:, :, 2, ::5] - groups.mean((2, 4))).abs().max() < 3e-4  # five units in the last place of a thousand
+
+
+def test_statistics_of_many_tiles_keep_the_distance_of_their_means() -> None:
+    """More tiles than are merged at once, louder and louder."""
+    frames = 128 * (MERGED_TILES + 3) + 5
+    x = torch.linspace(-2, 3, frames)[None, None, :, None] * torch.ones(1, 4, 1, 8)
+    ones = torch.ones(4, 8)
+    affine = group_affine(GroupNorm(group_statistics(x), ones, 0 * ones), frames)
+    assert_parity("rstd", affine[0, :, 3], x[0, 0, :, 0].double().var(unbiased=False).rsqrt().expand(4, 8), 2e-5)
 
 
 def test_statistics_are_those_of_the_reference() -> None:
