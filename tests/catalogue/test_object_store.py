@@ -1,4 +1,7 @@
-"""A real S3 server on loopback: requests are counted, and some are refused, cut off or slow."""
+"""A real S3 server on loopback: requests are counted, and some are refused, cut off or slow.
+
+Needs moto[server] and s3fs, which `make env` does not install: `pip install "moto[server]" s3fs`.
+"""
 
 from __future__ import annotations
 
