@@ -84,7 +84,6 @@ def _first_call(options: list[str]) -> list[Step]:
             needs_gpu=True,
         ),
         _work("warm", 75, options, needs_gpu=True),
-        Step("environment", [sys.executable, "-m", "metatasnet_fast", "info"], 45),
         _tests("triton-tests", 150),
         _tests("cuda-tests", 60, needs=("build",)),
         _work("kernels", 50, options, alone=True),
@@ -95,7 +94,8 @@ def _first_call(options: list[str]) -> list[Step]:
             [*golden, *options[:2], "--out", "{work}/golden.jsonl"],
             60,
         ),
-        Step("selftest", [sys.executable, "-m", "metatasnet_fast", "selftest", *options[:2]], 60),
+        Step("selftest", [sys.executable, "-m", "metatasnet_fast", "selftest", *options[:2]], 90),
+        Step("environment", [sys.executable, "-m", "metatasnet_fast", "info"], 45),
         Step(
             "ncu",
             [

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from metatasnet_fast import native
+
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 600
 """After which a fault counts as noticed: it may make a kernel run without end."""
@@ -56,19 +58,37 @@ def test_at_most_one_in_twenty_survives() -> None:
 
 @pytest.fixture(scope="session")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The package and its tests, to be changed."""
-    pytest.importorskip("triton", reason="Triton is not installed")
+    """The sources and their tests, to be changed."""
     folder = tmp_path_factory.mktemp("faults")
-    for name in ("metatasnet_fast", "tests"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pyproject.toml", folder)
+    for name in ("metatasnet_fast", "csrc", "tests"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "_native*"))
+    for name in ("CMakeLists.txt", "setup.py", "pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, folder)
     return folder
+
+
+def place(copy: Path, file: str) -> Path:
+    """Where the copy has a file; its kernels lie in the package."""
+    return copy / "metatasnet_fast" / file if file.startswith("kernels/") else copy / file
+
+
+def build(copy: Path) -> None:
+    """Compile the module for CPUs, with the emulated CUDA kernels; what has not changed is kept."""
+    if native.reason() is not None:
+        pytest.skip(str(native.reason()))
+    environment = {**os.environ, "METATASNET_NATIVE": "on", "METATASNET_CUDA": "off"}
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def notices(copy: Path, file: str) -> bool:
     """Whether a test of the file fails, ends the process, or does not end."""
-    command = [sys.executable, "-m", "pytest", f"tests/ops/interpreted/{file}", "-x", "-q", "-m", "not slow"]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", file, "-x", "-q", "-m", "not slow"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    if "/interpreted/" in file:
+        pytest.importorskip("triton", reason="Triton is not installed")
+        environment["TRITON_INTERPRET"] = "1"
     try:
         done = subprocess.run(
             [*command, "-p", "no:cacheprovider"], cwd=copy, env=environment, capture_output=True, timeout=SECONDS
@@ -82,16 +102,20 @@ def notices(copy: Path, file: str) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("file", sorted({file for fault in FAULTS for file in fault.tests}))
 def test_without_a_fault_all_tests_pass(copy: Path, file: str) -> None:
+    if "/backends/" in file:
+        build(copy)
     assert not notices(copy, file)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_a_fault_is_noticed(copy: Path, fault: Fault) -> None:
-    path = copy / "metatasnet_fast" / fault.file
+    path = place(copy, fault.file)
     source = path.read_text(encoding="utf-8")
     path.write_text(source.replace(fault.old, fault.new), encoding="utf-8")
     try:
+        if fault.file.startswith("csrc/"):
+            build(copy)
         assert any(notices(copy, file) for file in fault.tests) != bool(fault.survives)
     finally:
         path.write_text(source, encoding="utf-8")

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from metatasnet_fast.kernels.statistics import MERGED_TILES
 from metatasnet_fast.ops import GroupNorm, depthwise, group_affine, group_statistics, pointwise
 from metatasnet_fast.ops.statistics import activation, tile_statistics
 from tests.ops import cases
@@ -150,6 +151,19 @@ def test_constant_signal_stays_finite(value: float) -> None:
         assert_parity("y", found[0] - leaves["residual"], beta[None, :, None].expand_as(found[0]), FLOAT32)
 
 
+@pytest.mark.parametrize("value", [-3.703125, -1.0078125])
+def test_constant_in_two_bytes_leaves_beta_alone(value: float) -> None:
+    """The statistics are of the rounded values that the product sees: its norm would make thousands of any difference."""
+    r = torch.Generator().manual_seed(4)
+    x = torch.full((1, 4, 11, 16), value, dtype=torch.bfloat16)
+    weight, gamma, beta = (torch.randn(shape, generator=r) for shape in ((4, 24, 16), (4, 16), (4, 16)))
+    slope = torch.tensor([0.3])
+    norm = GroupNorm(group_statistics(x, slope), gamma, beta)
+    y, _ = pointwise(x, weight, torch.zeros(4, 24), norm=norm, slope=slope)
+    expected = (weight @ beta[..., None])[None, :, :, 0][:, :, None].expand(1, 4, 11, 24)
+    assert (y.float() - expected).abs().max() < 1.0
+
+
 @pytest.mark.parametrize("frames", [1, 5, 128, 300])
 def test_statistics_keep_their_digits_under_an_offset_of_a_thousand_deviations(frames: int) -> None:
     x = torch.randn(1, 4, frames, 40, generator=torch.Generator().manual_seed(3)) + 1000
@@ -159,6 +173,15 @@ def test_statistics_keep_their_digits_under_an_offset_of_a_thousand_deviations(f
     variance = groups.var((2, 4), unbiased=False)
     assert_parity("rstd", affine[:, :, 3, ::5], variance.rsqrt(), 2e-5)
     assert (affine[:, :, 2, ::5] - groups.mean((2, 4))).abs().max() < 3e-4  # five units in the last place of a thousand
+
+
+def test_statistics_of_many_tiles_keep_the_distance_of_their_means() -> None:
+    """More tiles than are merged at once, louder and louder."""
+    frames = 128 * (MERGED_TILES + 3) + 5
+    x = torch.linspace(-2, 3, frames)[None, None, :, None] * torch.ones(1, 4, 1, 8)
+    ones = torch.ones(4, 8)
+    affine = group_affine(GroupNorm(group_statistics(x), ones, 0 * ones), frames)
+    assert_parity("rstd", affine[0, :, 3], x[0, 0, :, 0].double().var(unbiased=False).rsqrt().expand(4, 8), 2e-5)
 
 
 def test_statistics_are_those_of_the_reference() -> None:

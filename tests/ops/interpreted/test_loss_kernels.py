@@ -38,6 +38,14 @@ def test_gradients_that_cancel_stay_small(n: int, samples: int, seed: int) -> No
     cases.check_what_cancels(cases.inputs(n, samples=samples, frames=1, seed=seed), torch.float32, FLOAT32)
 
 
+def test_sources_as_quiet_as_the_floor() -> None:
+    """Energies about 1e-8, where the floor of the projection has a share in every gradient."""
+    values = cases.inputs(n=2, samples=100, frames=3, silent=())
+    for name in ("estimate", "target", "mix_estimate", "mix"):
+        values[name] = (values[name] * 2e-5).float().double()
+    cases.check(values, torch.float32, FLOAT32)
+
+
 def test_more_than_one_tile_of_samples_and_channels() -> None:
     cases.check(cases.inputs(n=2, samples=9000, frames=5, channels=150), torch.float32, FLOAT32)
 
