@@ -139,7 +139,9 @@ def default_model() -> str:
     """
     names = list(bundled_models())
     if not names:
-        raise CheckpointError("No model comes with this installation: name a checkpoint file or folder (a command: with --model).")
+        raise CheckpointError(
+            "No model comes with this installation: name a checkpoint file or folder, on the command line with --model."
+        )
     return names[0]
 
 
