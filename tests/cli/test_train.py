@@ -41,7 +41,7 @@ def test_a_run_is_trained_continued_and_drawn(command: Command, cache: Path, con
     first = command(*start, "--steps", "2", "--validate-every", "2", "--learning_rate", "2e-3", "--no-recompute")
     assert first.code == 0
     assert "N=8" in first.out and "learning_rate=0.002" in first.out and "batch_size=4" in first.out
-    assert "backend reference, device cpu, float32" in first.out
+    assert ", device cpu, float32; " in first.out
     assert "validation at step 2" in first.out and "best so far" in first.out
     settings = json.loads((tmp_path / "run" / "settings.json").read_text())
     assert settings["training"]["learning_rate"] == 2e-3
@@ -131,7 +131,7 @@ def test_a_run_that_is_terminated_before_its_first_step_ends_well(
         (["--config", "absent.toml"], "absent.toml cannot be read"),
         (["--checkpoint", "absent.pt"], "no checkpoint at absent.pt"),
         (["--backend", "abacus"], "Unknown backend 'abacus'"),
-        (["--backend", "cpu"], "cpu cannot serve training"),
+        (["--backend", "cuda"], "cuda cannot serve"),
         (["--device", "abacus"], "Unknown device 'abacus'"),
         (["--dtype", "float8"], "Unknown dtype 'float8'"),
         (["--dtype", "float16"], "loss scaling"),
