@@ -30,7 +30,7 @@ from .fast_mode import separate_in_windows
 from .memory import memory_for
 from .outputs import StemFiles, collect
 from .progress import ProgressCallback, Reporter
-from .recording import Recording
+from .recording import MOST_CHANNELS, Recording
 from .reference_mode import separate_as_evaluated
 from .result import Recipe, Separation, Stems, parse_stems
 from .spool import Budget
@@ -192,13 +192,25 @@ class Separator:
         began = time.perf_counter()
         recipe = parse_stems(stems, self.stems)
         if getattr(waveform, "ndim", 0) == 3:
-            items, channels, samples = waveform.shape
-            flat = self.separate(waveform.reshape(items * channels, samples), sample_rate, stems)
-            return replace(flat, stems={stem: x.reshape(items, channels, -1) for stem, x in flat.items()})
+            return self._batch(waveform, sample_rate, stems)
         with self._memory_for("the recording", to_files=False):
             recording = Recording.from_memory(waveform, sample_rate)
             device = waveform.device if isinstance(waveform, Tensor) else torch.device("cpu")
             return self._in_memory(recording, recipe, device, waveform.ndim == 1, began, [])
+
+    def _batch(self, batch: Tensor | npt.NDArray[Any], sample_rate: int, stems: Stems) -> Separation:
+        """Separate (items, channels, samples), as many items at once as a recording may have channels."""
+        items, channels, samples = batch.shape
+        step = max(1, MOST_CHANNELS // max(1, channels))
+        groups = [batch[first : first + step] for first in range(0, max(1, items), step)]
+        parts = [self.separate(group.reshape(len(group) * channels, samples), sample_rate, stems) for group in groups]
+        return replace(
+            parts[0],
+            stems={s: torch.cat([part[s] for part in parts]).reshape(items, channels, samples) for s in parts[0]},
+            gains={s: tuple(gain for part in parts for gain in part.gains[s]) for s in parts[0].gains},
+            seconds=sum(part.seconds for part in parts),
+            warnings=tuple(warning for part in parts for warning in part.warnings),
+        )
 
     def separate_file(
         self,

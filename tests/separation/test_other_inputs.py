@@ -69,6 +69,14 @@ def test_a_batch_has_the_stems_of_its_items(separator: Separator) -> None:
         assert torch.allclose(stems["bass"][item], separator.separate(waveform, 8000)["bass"], atol=1e-6)
 
 
+def test_a_batch_may_have_more_channels_than_a_recording(separator: Separator) -> None:
+    batch = music(2, 500).repeat(70, 1, 1)
+    separation = separator.separate(batch, 8000)
+    assert separation["other"].shape == batch.shape
+    assert torch.allclose(separation["other"][0], separation["other"][69], atol=1e-6)
+    assert len(separation.gains["other"]) == 140
+
+
 def test_stems_are_attributes(separator: Separator) -> None:
     separation = separator.separate(music(2, 3000), 8000)
     assert separation.vocals is separation["vocals"]
