@@ -58,7 +58,7 @@ void MaskingRun::input(std::int64_t unit, Team& team, Member& m, int place) {
     merge(partials, s_.partial, ld, m, s_.N);
   }
   group_norm(m.mean.data(), m.m2.data(), frames_, s_.N + s_.partial, stage_.instruments_[i].norm_1, m.norm,
-             statistics(unit, layout_.norm_1()));
+             place == 0 ? statistics(unit, layout_.norm_1()) : nullptr);
   const PackedMatrix weights = fold(stage_.instruments_[i].in_conv, nullptr, team, m, place);
   each_tile(place, m.seconds.input_conv, [&](int tile, std::ptrdiff_t first, int rows) {
     InputConvArgs args{};
@@ -90,11 +90,11 @@ void MaskingRun::block(std::int64_t unit, int index, Team& team, Member& m, int 
   merge(team.partials[1].as<float>(), before ? s_.H : s_.B, before ? ld_h_ : ld_b_, m);
   if (before) {
     group_norm(m.mean.data(), m.m2.data(), frames_, s_.H, before->instruments[i].norm_2, m.norm,
-               statistics(unit, layout_.block_norm(index - 1, 2)));
+               place == 0 ? statistics(unit, layout_.block_norm(index - 1, 2)) : nullptr);
     mix = fold(before->instruments[i].mix, before->instruments[i].mix_bias.data(), team, m, place);
   } else {
     group_norm(m.mean.data(), m.m2.data(), frames_, s_.B, stage_.instruments_[i].norm_2, m.norm,
-               statistics(unit, layout_.norm_2()));
+               place == 0 ? statistics(unit, layout_.norm_2()) : nullptr);
   }
   for (int c = 0; !before && c < s_.B; ++c) m.x_shift[c] = m.norm.shift[c] - m.norm.mean[c] * m.norm.scale[c];
   each_tile(place, m.seconds.block_input, [&](int tile, std::ptrdiff_t first, int rows) {
@@ -126,7 +126,7 @@ void MaskingRun::block(std::int64_t unit, int index, Team& team, Member& m, int 
 
   merge(team.partials[0].as<float>(), s_.H, ld_h_, m);
   group_norm(m.mean.data(), m.m2.data(), frames_, s_.H, own.norm_1, m.norm,
-             statistics(unit, layout_.block_norm(index, 1)));
+             place == 0 ? statistics(unit, layout_.block_norm(index, 1)) : nullptr);
   for (int k = 0; k < 3; ++k) {
     for (int c = 0; c < s_.H; ++c) {
       const float tap = own.taps[static_cast<std::size_t>(k) * ld_h_ + c];
@@ -184,7 +184,7 @@ void MaskingRun::output(std::int64_t unit, Team& team, Member& m, int place) {
 
   merge(team.partials[0].as<float>(), s_.B, ld_b_, m);
   group_norm(m.mean.data(), m.m2.data(), frames_, s_.B, stage_.instruments_[i].norm_3, m.norm,
-             statistics(unit, layout_.norm_3()));
+             place == 0 ? statistics(unit, layout_.norm_3()) : nullptr);
   const PackedMatrix weights = fold(stage_.instruments_[i].mask_output, nullptr, team, m, place);
   char* out = masked_ + unit * frames_ * ld_n_ * passes_.storage_size;
   each_tile(place, m.seconds.mask_output, [&](int tile, std::ptrdiff_t first, int rows) {
@@ -206,7 +206,7 @@ void MaskingRun::output(std::int64_t unit, Team& team, Member& m, int place) {
   if (place) return;
   merge(team.partials[1].as<float>(), s_.N, ld_n_, m);
   group_norm(m.mean.data(), m.m2.data(), frames_, s_.N, stage_.instruments_[i].norm_4, mask_norms_[unit],
-             statistics(unit, layout_.norm_4()));
+             place == 0 ? statistics(unit, layout_.norm_4()) : nullptr);
 }
 
 }  // namespace metatasnet
