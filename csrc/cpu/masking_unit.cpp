@@ -160,7 +160,7 @@ void MaskingRun::output(std::int64_t unit, Team& team, Member& m, int place) {
   const BlockInstrument& last = stage_.blocks_.back().instruments[i];
   merge(team.partials[1].as<float>(), s_.H, ld_h_, m);
   group_norm(m.mean.data(), m.m2.data(), frames_, s_.H, last.norm_2, m.norm,
-             statistics(unit, layout_.block_norm(s_.blocks() - 1, 2)));
+             place == 0 ? statistics(unit, layout_.block_norm(s_.blocks() - 1, 2)) : nullptr);
   const PackedMatrix skip = fold(last.mix, last.mix_bias.data(), team, m, place);
   each_tile(place, m.seconds.skip_output, [&](int tile, std::ptrdiff_t first, int rows) {
     SkipOutputArgs args{};
@@ -206,7 +206,7 @@ void MaskingRun::output(std::int64_t unit, Team& team, Member& m, int place) {
   if (place) return;
   merge(team.partials[1].as<float>(), s_.N, ld_n_, m);
   group_norm(m.mean.data(), m.m2.data(), frames_, s_.N, stage_.instruments_[i].norm_4, mask_norms_[unit],
-             place == 0 ? statistics(unit, layout_.norm_4()) : nullptr);
+             statistics(unit, layout_.norm_4()));
 }
 
 }  // namespace metatasnet
