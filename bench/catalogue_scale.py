@@ -1,4 +1,4 @@
-"""What a second run, ``status`` and ``verify`` cost when all songs are done.
+"""Measure what a second run, ``status`` and ``verify`` cost when all songs are done.
 
     python -m bench.catalogue_scale [--songs 1000 10000 50000] [--out DIR]
 

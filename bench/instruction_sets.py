@@ -32,7 +32,7 @@ from metatasnet_fast.benchmark.machine import describe
 from metatasnet_fast.precision import Precision
 
 HELD = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
-"""What the libraries under PyTorch read when they are loaded."""
+"""Variables that the libraries under PyTorch read when they are loaded."""
 
 Run = Callable[[], object]
 

@@ -120,7 +120,7 @@ class Call:
         self.running[step.name] = (step, process, time.monotonic())
 
     def _ended(self, name: str) -> bool:
-        """Whether a step has ended, or is ended because its time or the call's is over."""
+        """Return whether a step has ended; end it if its time or that of the call is over."""
         step, process, began = self.running[name]
         now = time.monotonic()
         code = process.poll()
@@ -176,7 +176,7 @@ def summary(steps: Sequence[Step], state: Mapping[str, Mapping[str, Any]], work:
 
 
 def second_steps(device: str, tiny: bool, state: State, another_machine: bool) -> list[Step]:
-    """What call b does: what did not pass, then its own steps; on another machine also what prepares them."""
+    """Return the steps of call b: those that did not pass in call a, then its own; on another machine also the preparation."""
     first = plan("a", device, tiny)
     if another_machine:
         for name in ("build", "warm"):

@@ -52,7 +52,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def problem_of(path: Path) -> str | None:
-    """What is wrong with a run of pytest by its report: nothing ran, something failed, or was skipped without need."""
+    """Say what is wrong with a run of pytest, by its report: no test ran, one failed, or one was skipped without need."""
     try:
         cases = list(ElementTree.parse(path).getroot().iter("testcase"))
     except (OSError, ElementTree.ParseError):

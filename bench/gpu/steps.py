@@ -1,4 +1,4 @@
-"""What is done in fifteen minutes on a GPU, and in which order: the steps of the two calls, with their limits in seconds."""
+"""List the steps of the two calls on a GPU, in their order, with their limits in seconds."""
 
 from __future__ import annotations
 

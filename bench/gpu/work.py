@@ -1,4 +1,4 @@
-"""What the steps of a call run: one job in one process, which writes its rows as they become known.
+"""Run one job of a step in its own process, and write its rows as they become known.
 
     python -m bench.gpu.work inference --device cuda --seconds 90 --out FILE
 
@@ -83,7 +83,7 @@ def entrants(device: torch.device, precisions: Sequence[Precision], compiled: bo
 
 
 def cases(job: str, network: MultiTasNet, device: torch.device, tiny: bool) -> Iterator[Case]:
-    """What decides most comes first. Eager PyTorch takes part in each, since the others are compared with it."""
+    """List the jobs, the most important first. Eager PyTorch runs in each: the others are compared with it."""
     if job == "inference":
         for windows, precisions in ((1, (LOW, FULL)), (SONG_WINDOWS, (LOW,)), (4, (LOW, FULL, Precision.tf32))):
             size = (1, 0.4) if tiny else (windows, WINDOW_SECONDS)
