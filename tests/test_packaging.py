@@ -22,6 +22,8 @@ ASSET = "assets/nested/probe.bin"  # stands for the real assets, which are too l
 def run(*arguments: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     unwanted = ("PYTHONPATH", "METATASNET_NATIVE", "CXX")
     inherited = {key: value for key, value in os.environ.items() if key not in unwanted}
+    # Where the tests' own cmake and ninja are.
+    inherited["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{inherited.get('PATH', '')}"
     command = [sys.executable, *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, env=inherited | environment, capture_output=True, text=True)
 
