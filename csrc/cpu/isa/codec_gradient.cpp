@@ -35,27 +35,6 @@ struct Gate {
   METATASNET_INLINE void end(int) {}
 };
 
-template <class Mode>
-struct StoreLatent {
-  typename Mode::Storage* out;
-  std::ptrdiff_t ld;
-
-  METATASNET_INLINE void begin(int) {}
-  template <int kTileRows>
-  METATASNET_INLINE void prefetch(int panel, int first) {
-    prefetch_tile<kTileRows>(out + first * ld + panel * kPanel, ld);
-  }
-  template <bool kFull, int kTileRows>
-  METATASNET_INLINE void tile(int panel, int first, int valid, Accumulators<kTileRows>& acc) {
-#pragma GCC unroll 16
-    for (int i = 0; i < kTileRows; ++i) {
-      if (!kFull && i >= valid) break;
-      for (int v = 0; v < kVectors; ++v) store(out + (first + i) * ld + panel * kPanel + v * kLanes, acc[i][v]);
-    }
-  }
-  METATASNET_INLINE void end(int) {}
-};
-
 // Rows of operands as units, panel by panel.
 METATASNET_INLINE void put_units(const float* rows, int count, std::ptrdiff_t ld, int channels, const UnitsRoom& to) {
   for (int p = 0; p < panels_of(channels); ++p) {
@@ -115,7 +94,7 @@ void decode_gradient(const DecodeGradientArgs& a) {
   Gate<Mode> to_wide{first, wide, a.ld_wide};
   gemm(static_cast<const Operand*>(a.signal), a.stride, a.rows, *a.filters, 0, a.filters->panels, to_wide);
   put_units(first, a.rows, a.ld_wide, a.wide_channels, a.wide_gradient);
-  StoreLatent<Mode> to_latent{static_cast<Storage*>(a.latent_gradient), a.ld_gradient};
+  StoreRows<Storage> to_latent{static_cast<Storage*>(a.latent_gradient), a.ld_gradient};
   gemm(static_cast<const Operand*>(first), a.ld_wide, a.rows, *a.bottleneck, 0, a.bottleneck->panels, to_latent);
   put_source<Mode>(a.latent, a.rows, second, a.ld_latent);
   put_units(second, a.rows, a.ld_latent, a.latent.channels, a.latent_units);

@@ -258,9 +258,10 @@ METATASNET_INLINE Units float_units(const float* in, int rows, int channels, std
   }
 }
 
-// What a product leaves, as float32 rows.
+// What a product leaves, as rows of float32 or of what activations are stored in.
+template <class Number>
 struct StoreRows {
-  float* out;
+  Number* out;
   std::ptrdiff_t ld;
 
   METATASNET_INLINE void begin(int) {}

@@ -105,7 +105,7 @@ void mask_output_gradient(const MaskOutputGradientArgs& a) {
                  normalised_units<Mode>(a.rows, a.inputs, a.input_kept, a.ld_input, a.input, a.scratch.units[1]), 0,
                  a.weights->panels,
                  units_in<Operand>(a.rows), a.sum, ahead);
-  StoreRows store_rows{a.input_gradient, a.ld_input_gradient};
+  StoreRows<float> store_rows{a.input_gradient, a.ld_input_gradient};
   gemm(static_cast<const Operand*>(rows), a.ld_operand, a.rows, *a.weights, 0, a.weights->panels, store_rows);
 }
 
