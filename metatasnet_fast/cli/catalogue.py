@@ -25,7 +25,8 @@ exit codes: 0 all songs are done; 2 the command cannot be carried out; 3 some fa
 4 the run stopped itself, since one song after the other failed for a reason that is not theirs.
 
   metatasnet-fast catalogue run music/ --out stems
-  metatasnet-fast catalogue run songs.csv --out s3://bucket/stems --stems vocals --shard 3/16
+  metatasnet-fast catalogue run songs.csv --out s3://bucket/stems \\
+      --stems vocals --shard 3/16
 """
 
 
@@ -67,7 +68,6 @@ def _add_run(actions: Any) -> None:
         help="separate what is not done yet",
         description="Separate the songs of a manifest that are not done yet.",
         epilog=RUN_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("manifest", metavar="MANIFEST", help="folder, pattern, list or table of songs")
     parser.add_argument("--out", required=True, metavar="DEST", help="folder or fsspec URI for the stems")

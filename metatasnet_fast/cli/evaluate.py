@@ -36,7 +36,7 @@ SCORE_EPILOG = f"""
 REFERENCES and ESTIMATES are two files, two folders of stems, or two trees of these: MUSDB18 (wav or .stem.mp4), the output
 of `separate`, of a catalogue or of another separator. Tracks and stems are paired by name.
 {METRICS}
-  metatasnet-fast score MUSDB18 separated/htdemucs --subset test -o scores/htdemucs
+  metatasnet-fast score MUSDB18 separated/htdemucs --subset test -o scores
   metatasnet-fast score vocals.wav estimate.wav --metrics SDR,SI-SDR
   metatasnet-fast score compare scores/htdemucs scores/default
 """
@@ -45,7 +45,7 @@ EPILOG = f"""
 {METRICS}
 Scores of the 7-second excerpts of MUSDB18 are not comparable with published ones, which are of full tracks.
 
-  metatasnet-fast evaluate --musdb MUSDB18 --model best_model.pt --mode reference
+  metatasnet-fast evaluate --musdb MUSDB18 --model authors --mode reference
   metatasnet-fast evaluate --musdb MUSDB18 --metrics SDR
 """
 
@@ -62,7 +62,6 @@ def _add_score(commands: Any) -> None:
         description="Score stems of any separator against the true ones, or compare two sets of scores.",
         usage="%(prog)s [options] REFERENCES ESTIMATES\n       %(prog)s compare SCORES_A SCORES_B",
         epilog=SCORE_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("paths", nargs="+", metavar="PATH", help="REFERENCES ESTIMATES, or compare SCORES_A SCORES_B")
     parser.add_argument("--subset", help="a folder of REFERENCES, such as test (default: all)")
@@ -77,7 +76,6 @@ def _add_evaluate(commands: Any) -> None:
         help="separate MUSDB18, or other tracks with stems, and score the result",
         description="Separate MUSDB18 (or any tree of tracks with stems) and score the stems.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--musdb", required=True, metavar="PATH", help="the folder that holds train and test")
     parser.add_argument("--subset", default="test", help="test or train, or . for all of PATH (default: test)")

@@ -7,6 +7,8 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
+import textwrap
 from typing import Any
 
 from .. import __version__
@@ -223,4 +225,15 @@ def _kernels_text(kernels: dict[str, Any]) -> str:
 
 
 def _rows(values: dict[str, Any]) -> list[str]:
-    return [f"  {name:<17} {value}" for name, value in values.items()]
+    width = shutil.get_terminal_size().columns
+    return [
+        textwrap.fill(
+            str(value),
+            width,
+            initial_indent=f"  {name:<17} ",
+            subsequent_indent=" " * 20,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for name, value in values.items()
+    ]

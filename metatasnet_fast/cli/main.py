@@ -10,11 +10,13 @@ import argparse
 import contextlib
 import io
 import os
+import re
 import signal
 import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .. import __version__
 from .._terminal import discard, say
@@ -22,6 +24,7 @@ from ..errors import MetaTasNetError
 from . import (
     bench,
     catalogue,
+    completion,
     convert,
     demo,
     evaluate,
@@ -56,12 +59,26 @@ COMMANDS = (
     bench,
     tune,
     selftest,
+    completion,
 )
 """Modules with ``add_parser(commands)``, which sets ``run``, a function of the parsed arguments that returns the exit code."""
 
 
+class Formatter(argparse.HelpFormatter):
+    """Fills paragraphs to the terminal's width, and keeps lines that begin with a blank."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        pieces = re.findall(r"(?:^(?! ).+\n?)+|^.*\n?", text.strip("\n"), re.MULTILINE)
+        fill = textwrap.TextWrapper(width, break_on_hyphens=False, break_long_words=False).fill
+        filled = [piece.rstrip("\n") if piece[:1] in ("", " ") else fill(piece) for piece in pieces]
+        return "\n".join(filled)
+
+
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one sentence, without the usage."""
+
+    def __init__(self, *arguments: Any, formatter_class: Any = Formatter, **settings: Any) -> None:
+        super().__init__(*arguments, formatter_class=formatter_class, **settings)
 
     def error(self, message: str) -> NoReturn:
         fail(f"{message.rstrip('.')}; see {self.prog} --help.")

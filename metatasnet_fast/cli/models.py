@@ -17,7 +17,8 @@ tried by those who wrote this command, so the link may be dead. The SHA-256 of t
 cut off goes on where it ended.
 
   metatasnet-fast models
-  metatasnet-fast models fetch authors && metatasnet-fast separate song.mp3 --model authors
+  metatasnet-fast models fetch authors
+  metatasnet-fast separate song.mp3 --model authors
   metatasnet-fast models add mine run/best.pt
 """
 
@@ -28,7 +29,6 @@ def add_parser(commands: Any) -> None:
         help="list models by name, fetch or add one",
         description="List the models that --model takes by name; fetch or add one.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object per model")
     parser.set_defaults(run=_list)

@@ -22,8 +22,10 @@ __all__ = ["add_parser"]
 EPILOG = """
 Tracks with stems come from one of
   --musdb PATH     MUSDB18 (.stem.mp4) or MUSDB18-HQ (wav)
-  --stems PATH     PATH/{train,valid,test}/<track>/<stem>.*, or PATH/<track>/... with --held-out; stems of any names
-  --original PATH  what the authors' program prepared: PATH/train_8/0000.npz and so on
+  --stems PATH     PATH/{train,valid,test}/<track>/<stem>.*, or
+                   PATH/<track>/... with --held-out; stems of any names
+  --original PATH  what the authors' program prepared:
+                   PATH/train_8/0000.npz and so on
 
 A track.json beside the stems, {"unknown": ["bass"]}, keeps stems out of the loss that are missing or hide in another.
 Interrupt it whenever you like, and give the same command again: finished tracks are known by the content of their files and
@@ -33,7 +35,8 @@ exit codes: 0 all done; 2 the command cannot be carried out; 3 some tracks faile
 
   metatasnet-fast prepare --musdb MUSDB18 --out CACHE
   metatasnet-fast prepare --stems SONGS --held-out sodium --out CACHE
-  metatasnet-fast prepare --stems QUARTETS --instruments violins=violin1+violin2,viola,cello --out CACHE
+  metatasnet-fast prepare --stems QUARTETS --out CACHE \\
+      --instruments violins=violin1+violin2,viola,cello
 """
 
 
@@ -43,7 +46,6 @@ def add_parser(commands: Any) -> None:
         help="make the cache of tracks that training reads",
         description="Decode and resample tracks once, into a memory-mapped cache for training.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--musdb", metavar="PATH", help="the folder of MUSDB18 or MUSDB18-HQ")

@@ -45,7 +45,6 @@ def add_parser(commands: Any) -> None:
         help="separate recordings into stems",
         description="Separate recordings into stems of the same sample rate, channels and length.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "inputs", nargs="+", metavar="INPUT", help="an audio or video file, a folder of audio files, or -"
@@ -83,7 +82,8 @@ def add_parser(commands: Any) -> None:
         "--depth",
         dest="subtype",
         choices=("int16", "int24", "int32", "float32", "same"),
-        help="how samples are stored; same: as in the input (default: int16)",
+        metavar="D",
+        help="how samples are stored: int16, int24, int32, float32, or same as in the input (default: int16)",
     )
     depth.add_argument("--int24", dest="subtype", action="store_const", const="int24", help="the same as --depth int24")
     depth.add_argument(

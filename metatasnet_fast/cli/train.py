@@ -65,7 +65,6 @@ def add_parser(commands: Any) -> None:
         help="train a network, resumably",
         description="Train a network on a cache made by `prepare`, by the authors' recipe.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("cache", metavar="CACHE", type=Path, help="the folder that `prepare` made")
     parser.add_argument("-o", "--out", metavar="RUN", type=Path, required=True, help="the run's folder")
@@ -103,7 +102,10 @@ def _add_settings(group: argparse._ArgumentGroup, settings: type[Any], texts: Ma
             text = f"{texts[field.name]} (default: the cache's)"
             group.add_argument(*names, type=_names, default=argparse.SUPPRESS, metavar="A,B", help=text)
         elif kind == "bool":
-            group.add_argument(*names, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
+            for name, shown in zip(names, (text, argparse.SUPPRESS), strict=False):
+                group.add_argument(
+                    name, dest=field.name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=shown
+                )
         else:
             convert = {"int": int, "float": float, "str": str}[kind]
             metavar = {"int": "N", "float": "X", "str": "NAME"}[kind]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import base64
 import importlib.metadata
 import json
@@ -11,6 +12,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ import torch
 
 import metatasnet_fast
 from metatasnet_fast.cli.info import PACKAGES
+from metatasnet_fast.cli.main import build_parser
 from metatasnet_fast.cli.progress import ProgressDisplay
 from metatasnet_fast.model import load_checkpoint
 from metatasnet_fast.page.png import encode_png, magma
@@ -38,6 +41,47 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
 def test_help_and_mistakes_come_without_torch(argv: list[str]) -> None:
     code = f"import sys; from metatasnet_fast.cli.main import main; main({argv}); sys.exit('torch' in sys.modules)"
     assert python(code).returncode == 0
+
+
+def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """A parser and those of its subcommands."""
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for each in action.choices.values():
+                yield from parsers(each)
+
+
+def test_help_fits_eighty_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = [line for parser in parsers(build_parser()) for line in parser.format_help().splitlines()]
+    assert len(lines) > 300
+    assert [line for line in lines if len(line) > 80] == []
+
+
+def test_info_fits_eighty_columns_but_for_paths(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = command("info").out.splitlines()
+    assert [line for line in lines if len(line) > 80 and " " in line.strip()] == []
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_completion_prints_a_script_that_knows_the_commands(command: Command, shell: str) -> None:
+    script = command("completion", shell).out
+    assert all(name in script for name in ("separate", "catalogue", "score"))
+
+
+def test_bash_completes_options_and_commands(command: Command, tmp_path: Path) -> None:
+    script = tmp_path / "completion.bash"
+    script.write_text(command("completion", "bash").out, encoding="utf-8")
+
+    def completed(*words: str) -> list[str]:
+        line = f"COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}"
+        code = f"source {script}; {line}; _shtab_metatasnet_fast; echo ${{COMPREPLY[@]}}"
+        return subprocess.run(["bash", "-c", code], capture_output=True, text=True, timeout=60).stdout.split()
+
+    assert "separate" in completed("metatasnet-fast", "se")
+    assert "--format" in completed("metatasnet-fast", "separate", "--fo")
 
 
 def test_the_module_is_the_command() -> None:
