@@ -18,7 +18,7 @@ define say_what_is_there
 	@$(VENV)/bin/python -c 'import torch; from metatasnet_fast import native; print("== torch %s; compiled module: %s" % (torch.__version__, native.reason() or "yes"))'
 endef
 
-.PHONY: help env demo test test-all fresh matrix lint types bench report clean distclean
+.PHONY: help env demo test test-all fresh matrix lint types bench report docs clean distclean
 
 help:  ## list the targets
 	@$(PYTHON) -c 'import re; [print(f"  make {name:<12} {text}") for name, text in re.findall(r"^([a-z-]+):.*## (.*)", open("Makefile").read(), re.M)]'
@@ -84,6 +84,11 @@ report: env  ## the README's speed table and picture, from bench/results
 	@echo "== python -m bench.report"
 	@$(VENV)/bin/python -c 'import matplotlib' 2> /dev/null || $(PIP) matplotlib -c requirements/constraints.txt
 	@$(VENV)/bin/python -m bench.report
+
+docs: env  ## the documentation as a site, in build/site
+	@echo "== mkdocs build"
+	@$(VENV)/bin/python -c 'import material, mkdocstrings' 2> /dev/null || $(PIP) mkdocs-material 'mkdocstrings[python]' -c requirements/constraints.txt
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs -q build
 
 clean:  ## remove what was built, keep .venv
 	@echo "== removing build products and caches"

@@ -77,8 +77,8 @@ class Formatter(argparse.HelpFormatter):
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one sentence, without the usage."""
 
-    def __init__(self, *arguments: Any, formatter_class: Any = Formatter, **settings: Any) -> None:
-        super().__init__(*arguments, formatter_class=formatter_class, **settings)
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{"formatter_class": Formatter, **settings})
 
     def error(self, message: str) -> NoReturn:
         fail(f"{message.rstrip('.')}; see {self.prog} --help.")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,9 +14,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import nn
 
-from .._extras import require
+from ..config import MetaTasNetConfig
 from ..errors import CheckpointError
 from .checkpoints import Checkpoint, config_of, load_state, read_original, write_original
+from .hub import download, model_card, upload
 from .registry import fetched_model, known_models
 from .store import SETTINGS, WEIGHTS, check_sha256, read_folder, write_folder
 
@@ -30,7 +32,7 @@ __all__ = ["PretrainedMixin", "bundled_models", "default_model", "convert", "loa
 
 
 class PretrainedMixin(nn.Module):
-    """``save_pretrained`` and ``from_pretrained``."""
+    """``save_pretrained``, ``push_to_hub`` and ``from_pretrained``."""
 
     args: Any
 
@@ -46,6 +48,39 @@ class PretrainedMixin(nn.Module):
         """
         args = self.args.to_namespace() if hasattr(self.args, "to_namespace") else self.args
         write_folder(Checkpoint(self.state_dict(), args), folder, half)
+
+    def push_to_hub(
+        self,
+        name: str,
+        *,
+        licence: str,
+        scores: Mapping[str, float] | None = None,
+        dataset: str = "",
+        text: str = "",
+        private: bool = False,
+        half: bool = False,
+        message: str = "Upload a Meta-TasNet",
+    ) -> str:
+        """Upload the network with a model card to the Hugging Face hub, and return its address.
+
+        Args:
+            name: ``owner/name``; made if it is not there.
+            licence, scores, dataset, text: of the card, see :func:`.hub.model_card`.
+            private: make it private, if it is made.
+            half: store the learned weights in float16.
+            message: of the commit.
+
+        Raises:
+            CheckpointError: if the hub refuses, or for scores without a data set.
+            MissingDependencyError: without huggingface_hub.
+        """
+        config = self.args if isinstance(self.args, MetaTasNetConfig) else MetaTasNetConfig.from_namespace(self.args)
+        card = model_card(name, config, licence=licence, scores=scores or {}, dataset=dataset, text=text)
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary, "model")
+            self.save_pretrained(folder, half)
+            (folder / "README.md").write_text(card, "utf-8")
+            return upload(folder, name, private=private, message=message)
 
     @classmethod
     def from_pretrained(
@@ -193,7 +228,7 @@ def _locate(name: str | os.PathLike[str], revision: str | None, offline: bool) -
     if Path(name).is_dir():
         return Path(name)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) and Path(name).suffix not in (".pt", ".pth"):
-        return _download(str(name), revision, offline)
+        return download(str(name), revision, offline)
     known = ", ".join([*bundled, *known_models()])
     hint = (
         " `metatasnet-fast models fetch authors` fetches that of the authors."
@@ -203,15 +238,3 @@ def _locate(name: str | os.PathLike[str], revision: str | None, offline: bool) -
     raise CheckpointError(
         f"There is no checkpoint {str(name)!r}: give a file, a folder or a known name. Models: {known}.{hint}"
     )
-
-
-def _download(name: str, revision: str | None, offline: bool) -> Path:
-    snapshot_download = require("huggingface_hub", f"Loading {name} from the hub").snapshot_download
-    try:
-        return Path(
-            snapshot_download(name, revision=revision, allow_patterns=[SETTINGS, WEIGHTS], local_files_only=offline)
-        )
-    except Exception as error:  # the hub client raises many types, of several libraries
-        where = "in the local cache" if offline else "on the hub"
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"There is no file or folder {name}, and no such model {where} ({reason}).") from error

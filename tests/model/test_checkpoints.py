@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -294,6 +295,54 @@ def test_a_hub_model_is_taken_from_the_cache(tmp_path: Path, monkeypatch: pytest
     assert asked["revision"] == "v2"
     assert asked["local_files_only"] is True
     assert torch.equal(*(n.state_dict()["stages.0.instrument_embedding.weight"] for n in (network, again)))
+
+
+class FakeHub:
+    """Keeps what is uploaded in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def create_repo(self, name: str, private: bool, exist_ok: bool) -> str:
+        return f"https://hub/{name}"
+
+    def upload_folder(self, repo_id: str, folder_path: Path, commit_message: str) -> None:
+        shutil.copytree(folder_path, self.folder / repo_id)
+
+
+def test_a_network_goes_to_the_hub_with_a_card_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr(hub, "HfApi", lambda: FakeHub(tmp_path))
+    network = MultiTasNet(TINY)
+    address = network.push_to_hub(
+        "somebody/tiny", licence="cc0-1.0", scores={"SDR vocals": 1.2345}, dataset="MUSDB18", text="Not trained."
+    )
+    assert address == "https://hub/somebody/tiny"
+    again = MultiTasNet.from_pretrained(tmp_path / "somebody/tiny")
+    assert all(map(torch.equal, network.state_dict().values(), again.state_dict().values()))
+    card = hub.ModelCard.load(tmp_path / "somebody/tiny/README.md")
+    assert (card.data.license, card.data.library_name) == ("cc0-1.0", "metatasnet-fast")
+    assert card.data.pipeline_tag == "audio-to-audio"
+    (score,) = card.data.eval_results
+    assert (score.metric_type, score.metric_value, score.dataset_name) == ("SDR vocals", 1.234, "MUSDB18")
+    assert "metatasnet-fast separate song.mp3 --model somebody/tiny" in card.text and "Not trained." in card.text
+
+
+def test_scores_of_a_card_need_the_data_set_and_a_refusal_of_the_hub_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    network = MultiTasNet(TINY)
+    with pytest.raises(CheckpointError, match="data set"):
+        network.push_to_hub("somebody/tiny", licence="mit", scores={"SDR": 1.0})
+
+    def refuse() -> Any:
+        raise OSError("401 Client Error\nmore")
+
+    monkeypatch.setattr(FakeHub, "create_repo", lambda *_, **__: refuse())
+    monkeypatch.setattr(hub, "HfApi", lambda: FakeHub(Path()))
+    with pytest.raises(CheckpointError, match=r"somebody/tiny cannot be uploaded \(401 Client Error\)\. Log in"):
+        network.push_to_hub("somebody/tiny", licence="mit")
 
 
 def test_a_network_loaded_in_inference_mode_can_be_trained_outside_it(tmp_path: Path) -> None:
