@@ -87,8 +87,7 @@ report: env  ## the README's speed table and picture, from bench/results
 
 docs: env  ## the documentation as a site, in build/site
 	@echo "== mkdocs build"
-	@$(VENV)/bin/python -c 'import material, mkdocstrings' 2> /dev/null || $(PIP) mkdocs-material 'mkdocstrings[python]' -c requirements/constraints.txt
-	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs -q build
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build -q
 
 clean:  ## remove what was built, keep .venv
 	@echo "== removing build products and caches"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,8 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
-EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+IN_THE_BROWSER = ROOT / "examples" / "separate_in_the_browser.py"
+EXAMPLES = sorted(set((ROOT / "examples").glob("*.py")) - {IN_THE_BROWSER})
 RATE = 16000
 sf: Any = pytest.importorskip("soundfile")
 
@@ -39,3 +41,12 @@ def test_an_example_runs(path: Path, folder: Path) -> None:
     done = subprocess.run([sys.executable, path, *found[1].split()], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout
+
+
+def test_the_page_in_the_browser_separates_a_song(folder: Path) -> None:
+    pytest.importorskip("gradio")
+    module = runpy.run_path(str(IN_THE_BROWSER))
+    stems = module["separate"](str(folder / "song.wav"))
+    assert [Path(stem).stem for stem in stems] == list(module["separator"].sources)
+    assert [sf.info(stem).frames for stem in stems] == [RATE] * len(stems)
+    assert len(module["page"].output_components) == len(stems)
