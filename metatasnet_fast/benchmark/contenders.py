@@ -29,6 +29,7 @@ class Entrants:
     Args:
         backends: names; eager is always there, since nothing is judged or compared without it.
         autotuned: compile it a second time with ``max-autotune``, which takes many minutes.
+        peers: other runtimes take part in inference on a CPU, see :mod:`.peers`.
         extra: backends by name that are not registered, for tests of the measurement itself.
     """
 
@@ -37,6 +38,7 @@ class Entrants:
     backends: Sequence[str] = ()
     compiled: bool = True
     autotuned: bool = False
+    peers: bool = False
     extra: dict[str, Backend] = field(default_factory=dict)
 
     @classmethod

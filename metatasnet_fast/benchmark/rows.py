@@ -12,6 +12,7 @@ from typing import Any
 from .._io import write_atomically
 from ..errors import ConfigError
 from .contenders import COMPILED
+from .peers import PEERS
 from .timing import Spread
 
 __all__ = ["Row", "read_rows", "write_rows"]
@@ -78,8 +79,9 @@ class Row:
 
     @property
     def wrong(self) -> bool:
-        """Whether our own results failed; a compiler's that do are said in the table, and are not our fault."""
-        return bool(self.reason) and not self.contender.startswith(COMPILED) and "parity failed" in str(self.reason)
+        """Whether our own results failed; those of a compiler or another runtime are said in the table only."""
+        foreign = self.contender.startswith((COMPILED, *PEERS))
+        return bool(self.reason) and not foreign and "parity failed" in str(self.reason)
 
     def refuse(self, reason: str) -> None:
         """Withdraw every time, and say why."""

@@ -20,6 +20,7 @@ from .cases import Call, Case, Contender
 from .contenders import Entrants, compiled
 from .draws import varied
 from .parity import Outputs
+from .peers import PEERS, run_by
 from .recipe import mixtures, sources
 
 __all__ = ["contenders_of", "engine", "frames_of", "inference_case", "item_by_item", "oracle"]
@@ -81,6 +82,18 @@ def inference_case(network: MultiTasNet, entrants: Entrants, batch: int, seconds
         function = compiled(lambda *mixes: ready.separate(mixes, {last})[last], mode)
         return torch.no_grad()(lambda: {"estimate": [function(*inputs)]})
 
+    def by_peer(peer: str, precision: Precision) -> Call:
+        run = run_by(peer, there, precision, inputs)
+        return lambda: {"estimate": [run()]}
+
+    contenders = contenders_of(network, entrants, False, plain, by_compiler)
+    if entrants.peers and device.type == "cpu":
+        contenders += [
+            Contender(peer, precision, functools.partial(by_peer, peer, precision))
+            for peer, precisions in PEERS.items()
+            for precision in precisions
+            if precision in entrants.precisions
+        ]
     duration = frames * config.W / config.sampling_rate
     return Case(
         name=f"inference {batch}x{duration:g}s",
@@ -91,7 +104,7 @@ def inference_case(network: MultiTasNet, entrants: Entrants, batch: int, seconds
         draw=varied(base, [2**s for s in range(config.stages_num)]),
         expected=expected,
         work=lambda precision: costs.inference(config, frames, batch, precision.storage.itemsize),
-        contenders=contenders_of(network, entrants, False, plain, by_compiler),
+        contenders=contenders,
     )
 
 

@@ -46,6 +46,11 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--max-autotune", action="store_true", help="torch.compile takes part a second time, in this mode"
     )
+    parser.add_argument(
+        "--peers",
+        action="store_true",
+        help="ONNX Runtime and OpenVINO take part in inference on a CPU (needs the extra export, and openvino)",
+    )
     parser.set_defaults(run=run)
     inner = parser.add_subparsers(metavar="compare A B", dest="what", required=False)
     compare = inner.add_parser(
@@ -74,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     size = SIZES["tiny" if args.tiny else "quick" if args.quick else "full"]
     entrants = Entrants.of(_device(args.device), size.compiled and not args.no_compile)
-    entrants = dataclasses.replace(entrants, autotuned=args.max_autotune)
+    entrants = dataclasses.replace(entrants, autotuned=args.max_autotune, peers=args.peers)
     began = time.perf_counter()
     keep = (lambda rows: write_rows(rows, folder / "bench.jsonl")) if folder else (lambda rows: None)
     rows = run_suite(size, entrants, _tell, args.only, keep)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 import time
 
@@ -143,6 +144,20 @@ def test_an_honest_backend_gets_its_speed() -> None:
     assert row.reason is None and len(row.samples) == 3
     assert row.speedup["reference float32"] > 0
     assert row.errors["estimate"] <= row.limits["estimate"]
+
+
+@pytest.mark.slow
+def test_other_runtimes_are_measured_beside_ours_or_say_what_is_missing() -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    taking_part = Entrants(CPU, (Precision.float32,), ["cpu"], compiled=False, peers=True)
+    rows = {row.contender: row for row in measure(inference_case(network(), taking_part, 1, 0.4), CEILINGS, BRIEF)}
+    assert rows["ONNX Runtime"].samples and rows["ONNX Runtime"].speedup["reference float32"] > 0
+    if importlib.util.find_spec("openvino") is None:
+        assert_no_speed(rows["OpenVINO"])
+        assert "pip install openvino" in str(rows["OpenVINO"].reason)
+    else:
+        assert rows["OpenVINO"].samples
 
 
 @functools.cache
