@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import gc
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from metatasnet_fast.audio import polyphase
 from tests.support import trim_memory
 
 # The networks under test are small: threads would wait for each other longer than they compute.
@@ -18,8 +21,14 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="module", autouse=True)
 def memory_goes_back() -> Iterator[None]:
-    """Free what the tests of a module leave."""
+    """Free what the tests of a module leave, and what is kept for the next: networks, recordings, filters."""
     yield
+    for name, module in list(sys.modules.items()):
+        if name.startswith("tests."):
+            for value in list(vars(module).values()):
+                if isinstance(value, functools._lru_cache_wrapper):
+                    value.cache_clear()
+    polyphase._cache.clear()
     gc.collect()
     trim_memory()
 

@@ -36,20 +36,21 @@ def configurations(draw: st.DrawFn) -> MetaTasNetConfig:
     )  # fmt: skip
 
 
-def mixes_of(config: MetaTasNetConfig, batch: int = 2, seed: int = 0) -> list[torch.Tensor]:
+def mixes_of(config: MetaTasNetConfig, batch: int = 2, samples: int = 600, seed: int = 0) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(batch, 1, 600 * 2**s, generator=generator).double() for s in range(config.stages_num)]
+    return [torch.randn(batch, 1, samples * 2**s, generator=generator).double() for s in range(config.stages_num)]
 
 
 def check(config: MetaTasNetConfig, backend: str, precision: str, limit: float, floor: float) -> None:
-    """As close to the float64 loop as ``limit``, or twice as far as the reference is in this precision."""
+    """As close to the float64 loop as ``limit``, or ``floor`` times as far as the reference is in this precision."""
     parsed = Precision.parse(precision)
     if get_backend(backend).supports(Request(torch.device("cpu"), parsed, False, config)) is not None:
         return
     network: Any = MultiTasNet(config)
     state = recipe_state(config, 5)
     network.load_state_dict(state)
-    mixes = mixes_of(config)
+    # On a few frames of a few channels, two roundings of the same network differ by chance more than by their quality.
+    mixes = mixes_of(config) if precision == "float64" else mixes_of(config, batch=4, samples=2400)
     exact = {name: value.double() for name, value in state.items()}
     expected = loop_oracle.separate(config, exact, mixes)
     if precision == "float64":
@@ -74,7 +75,7 @@ def test_any_instruments_are_what_they_are_one_by_one_in_float64(config: MetaTas
 
 
 @pytest.mark.parametrize(("precision", "limit", "times"), [("float32", 3e-6, 3), ("bfloat16", 3e-2, 1.5)])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "reference"])
 @settings(max_examples=30, deadline=None)
 @given(config=configurations())
 def test_every_backend_serves_any_instruments(
