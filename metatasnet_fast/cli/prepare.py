@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import os
 import sys
 from pathlib import Path
@@ -85,6 +87,9 @@ def add_parser(commands: Any) -> None:
         default=max(1, (os.cpu_count() or 2) // 2),
         help="tracks prepared at once (default: half the cores)",
     )
+    parser.add_argument(
+        "--json", action="store_true", help="print a JSON object for each track, and one for the cache, instead of text"
+    )
     parser.set_defaults(run=run)
 
 
@@ -98,8 +103,9 @@ def run(args: argparse.Namespace) -> int:
     refuse_own_folder(Path(args.out), source)  # before a folder is made there
     check_writable(Path(args.out))
 
-    print(f"{len(tracks)} tracks, {args.workers} at once", flush=True)
-    with _Display(len(tracks)) as display:
+    if not args.json:
+        print(f"{len(tracks)} tracks, {args.workers} at once", flush=True)
+    with _Display(len(tracks), args.json) as display:
         result = prepare(
             tracks,
             args.out,
@@ -110,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
             source=source,
             report=display,
         )
-    return _conclude(result, args.out)
+    return _conclude(result, args.out, args.json)
 
 
 def _rates(text: str) -> list[int]:
@@ -146,8 +152,8 @@ def _find(args: argparse.Namespace, rates: list[int]) -> tuple[list[TrackSource]
 class _Display:
     """A bar on a terminal that has tqdm, a line for each track elsewhere; failures and warnings always."""
 
-    def __init__(self, total: int) -> None:
-        self._total, self._done = total, 0
+    def __init__(self, total: int, as_json: bool) -> None:
+        self._total, self._done, self._json = total, 0, as_json
         self._bar = ProgressBar("preparing", "track", total, lines=False)
 
     def __enter__(self) -> _Display:
@@ -163,20 +169,25 @@ class _Display:
         for warning in outcome.warnings:
             self._bar.write(f"metatasnet-fast: warning: {outcome.name}: {warning}", sys.stderr)
         self._bar.update(self._done)
-        if self._bar.is_bar:
-            return
-        if outcome.status == "kept":
+        if self._json:
+            self._bar.write(json.dumps(dataclasses.asdict(outcome)), sys.stdout)
+        elif self._bar.is_bar:
+            pass
+        elif outcome.status == "kept":
             say(f"[{self._done}/{self._total}] {outcome.name}: kept", sys.stdout)
         elif outcome.status == "done":
             what = f"{outcome.audio_seconds:.1f} s of audio in {outcome.seconds:.1f} s"
             say(f"[{self._done}/{self._total}] {outcome.name}: {what}", sys.stdout)
 
 
-def _conclude(result: Preparation, out: str) -> int:
+def _conclude(result: Preparation, out: str, as_json: bool) -> int:
     lengths = ", ".join(f"{seconds / 60:.1f} min {split}" for split, seconds in result.seconds.items() if seconds)
-    for name, old, new in result.settled.moved:
-        print(f"{name}: moved from {old} to {new}")
-    print(f"{out}: {lengths or 'no audio'}")
+    if as_json:
+        print(json.dumps({"cache": out, "seconds": result.seconds, **dataclasses.asdict(result.settled)}))
+    else:
+        for name, old, new in result.settled.moved:
+            print(f"{name}: moved from {old} to {new}")
+        print(f"{out}: {lengths or 'no audio'}")
     if result.settled.gone:
         print(
             f"metatasnet-fast: warning: {out} still holds what this source no longer has: {', '.join(result.settled.gone)}; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import subprocess
@@ -49,6 +50,16 @@ def test_a_bad_track_is_one_line_and_exit_code_3(command: Command, songs: Path) 
     assert error.startswith("metatasnet-fast: error: ") and "bass.wav" in error
     assert summary == "metatasnet-fast: 1 tracks failed: one"
     assert [track.name for track in Cache.open("cache").tracks("train")] == ["two"]
+
+
+def test_json_has_a_line_for_each_track_and_one_for_the_cache(command: Command, songs: Path) -> None:
+    (songs / "one" / "bass.wav").write_bytes(b"")
+    outcome = command("prepare", "--stems", songs, "--out", "cache", "--json", *RATES)
+    assert outcome.code == 3
+    *tracks, cache = map(json.loads, outcome.out.splitlines())
+    assert {track["name"]: track["status"] for track in tracks} == {"one": "failed", "two": "done"}
+    assert all(("bass.wav" in (track["error"] or "")) == (track["status"] == "failed") for track in tracks)
+    assert cache["cache"] == "cache" and cache["seconds"]["train"] == pytest.approx(0.5)
 
 
 def test_warnings_name_their_track(command: Command, songs: Path) -> None:
