@@ -1,4 +1,4 @@
-# Everything runs in a virtual environment of its own, .venv, made on first use and made anew when what it was made from
+# Everything runs in a virtual environment of its own, .venv, made on first use and made again when what it was made from
 # changes. PYTHON=... chooses the interpreter (3.10 or newer), TORCH_VERSION=... another torch than requirements/torch.txt.
 # Python with venv, make and coreutils are all that `make demo` and `make test` need; `make fresh` shows it.
 PYTHON ?= python3
@@ -7,7 +7,7 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check -q install --no-input
 TORCH := $(if $(TORCH_VERSION),torch==$(TORCH_VERSION) triton,-r requirements/torch.txt)
 
-# The stamps are named after what they stand for, so a change of content, not of date, makes them anew.
+# The stamps are named after what they stand for, so a change of content, not of date, makes them again.
 checksum = $(shell { cat $(1); echo '$(2)'; } | cksum | tr ' ' '-')
 ENVIRONMENT := $(VENV)/environment-$(call checksum,requirements/*.txt,$(PYTHON) $(TORCH))
 INSTALLED := $(VENV)/installed-$(call checksum,pyproject.toml setup.py,$(ENVIRONMENT))

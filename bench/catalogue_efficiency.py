@@ -1,4 +1,4 @@
-"""How much of the machine a catalogue's pipeline uses, and what Ray adds.
+"""Share of the machine that a catalogue's pipeline uses, and the cost of Ray.
 
     python -m bench.catalogue_efficiency [--songs 16] [--seconds 60] [--rounds 3] [--out DIR]
 

@@ -1,4 +1,4 @@
-"""What the windows of fast mode cost: SDR of fast minus SDR of reference mode, on songs with stems.
+"""Cost of the windows of fast mode: SDR of fast minus SDR of reference mode, on songs with stems.
 
     python bench/fast_against_reference.py SONGS [--model M] [--start 30] [--seconds 75]
 

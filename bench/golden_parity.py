@@ -27,7 +27,7 @@ PRECISIONS = (Precision.bfloat16, Precision.float32, Precision.float64)
 
 
 def available() -> bool:
-    """Whether the recordings are here: a release has none."""
+    """Return whether the recordings are here: a release has none."""
     return (GOLDEN / "full_size.npz").is_file()
 
 

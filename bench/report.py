@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- speed:begin -->", "<!-- speed:end -->"
 NOTHING = "Nothing has been measured yet."
 JOBS = ("inference", "training step", "separation, fast mode")
-"""What the README shows, in this order."""
+"""Cases that the README shows, in this order."""
 HEADINGS = ("case", "backend", "time", "x real time (mono)", "x eager", "x eager float32", "peak MiB", "error")
 """``x eager``: how many times faster than eager PyTorch in the same run, in the same precision and in float32."""
 

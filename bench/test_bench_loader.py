@@ -1,4 +1,4 @@
-"""How many seconds of training audio a second the loader delivers, beside what a training step eats.
+"""Seconds of training audio that the loader delivers in a second, beside those that a training step takes.
 
     pytest bench/test_bench_loader.py --benchmark-json=loader.json
 

@@ -102,7 +102,7 @@ def block_pair_kernel(
 
 
 def pairs(dtype: torch.dtype, width: int, hidden: int) -> bool:
-    """Whether the pair is for this dtype and these widths: a narrower one would leave most of a tile idle."""
+    """Return whether the pair is for this dtype and these widths: a narrower one would leave most of a tile idle."""
     return dtype.itemsize == 2 and width <= MAIN + TAIL and hidden >= COLUMNS // 2
 
 

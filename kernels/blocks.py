@@ -57,7 +57,7 @@ class BlockWeights:
 
 @dataclass(frozen=True)
 class Kept:
-    """What is kept for backward; what is empty is computed again: ``x`` (L - 1, n, I, T, B), inputs of all blocks but the
+    """Tensors kept for backward; an empty one is computed again: ``x`` (L - 1, n, I, T, B), inputs of all blocks but the
     first, ``c`` (L, n, I, T, H), ``b`` (stacks, n, I, T, layers H), ``affine_1``, ``affine_2`` (L, n, I, 4, H)."""
 
     x: Tensor

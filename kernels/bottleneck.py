@@ -74,7 +74,7 @@ def product_tile(columns: int, dtype: torch.dtype, lean: bool = False, framed: b
 
 
 def products(tf32: bool) -> str:
-    """How float32 operands are multiplied; operands of two bytes are not affected."""
+    """Return how float32 operands are multiplied; operands of two bytes are not affected."""
     return "tf32" if tf32 else "ieee"
 
 

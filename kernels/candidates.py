@@ -1,4 +1,4 @@
-"""What ``metatasnet-fast tune`` measures: every configurable launch of a network, and the configurations it might have."""
+"""Measurements of ``metatasnet-fast tune``: every configurable launch of a network, and the configurations it might have."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["Sizes", "Subject", "subjects"]
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the masking network's kernels are compiled for: channels of the stream, of the blocks, of each stage's latent."""
+    """Sizes that the masking kernels are compiled for: channels of the stream, of the blocks, of each stage's latent."""
 
     width: int
     hidden: int
@@ -31,7 +31,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Subject:
-    """A kernel at some sizes: ``run`` launches it and returns a result, the same for all ``candidates`` but for rounding."""
+    """A kernel at some sizes: ``run`` launches it and returns a result, the same for all ``candidates`` except for rounding."""
 
     kernel: str
     sizes: dict[str, int]

@@ -36,7 +36,7 @@ __all__ = [
 
 @triton.jit
 def _place(T, C: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Where this program works: its row of tiles, (item, instrument), frames and channels."""
+    """Return the place of this program's work: its row of tiles, (item, instrument), frames and channels."""
     blocks = tl.cdiv(C, BLOCK_C)
     row = tl.program_id(0) // blocks
     tiles = tl.cdiv(T, BLOCK_T)

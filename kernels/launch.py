@@ -51,7 +51,7 @@ def channel_block(channels: int) -> int:
 def alignment(*activations: Tensor | None) -> int:
     """Elements by which all strides of the activations are divisible: 8, which allows 16-byte loads, or 1.
 
-    Triton itself only asks for 16, which 440 is not, and would compile anew for some lengths.
+    Triton itself only asks for 16, which 440 is not, and would compile again for some lengths.
     """
     found = [stride for x in activations if x is not None for stride in x.stride()[:3]]
     return 8 if all(stride % 8 == 0 for stride in found) else 1

@@ -38,7 +38,7 @@ FRAMES = 32
 
 @triton.jit
 def tail_place(T, C: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Where this program works: item, tile, frames and channels."""
+    """Return the place of this program's work: item, tile, frames and channels."""
     blocks = tl.cdiv(C, BLOCK_C)
     row = tl.program_id(0) // blocks
     tiles = tl.cdiv(T, BLOCK_T)

@@ -52,7 +52,7 @@ def product_warps(width: int) -> int:
 
 
 def product_options(main: int, tail: int) -> dict[str, int]:
-    """What a product of ``main`` + ``tail`` columns is launched with where nothing better is known."""
+    """Return the configuration of a product of ``main`` + ``tail`` columns where none was tuned."""
     return {
         "BLOCK_N": main, "TAIL_N": tail, "BLOCK_K": BLOCK_K, "num_warps": product_warps(main + tail), "num_stages": STAGES,
     }  # fmt: skip

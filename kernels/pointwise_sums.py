@@ -1,4 +1,4 @@
-"""What the weight gradient of a 1x1 convolution with a folded group norm holds besides: the norm's gradients, and dW.
+"""Gradients of a folded group norm, and dW, from the weight gradient of its 1x1 convolution.
 
     S[n, i, o, c], D[n, i, o] as in pointwise_backward.py; W' the rounded folded weights
     r      = -1/M sum_co W' D;          q     = -rstd^2 / M sum_co W' S, over a group's channels, M = T C / 8

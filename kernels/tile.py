@@ -1,4 +1,4 @@
-"""What several kernels do with one tile of frames by channels."""
+"""Device functions on one tile of frames by channels, which several kernels share."""
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 from __future__ import annotations
@@ -49,7 +49,7 @@ def store_moments(b_z, m_t, count, p_statistics, row, i_c, m_c, C: tl.constexpr)
 
 @triton.jit
 def store_moments_of_rows(b_mean, b_m2, b_count, p_statistics, row, i_c, m_c, C: tl.constexpr):
-    """As :func:`store_moments`, from mean and sum of squared deviations of each row's ``b_count`` frames (rows, 1)."""
+    """Do as :func:`store_moments`, from mean and sum of squared deviations of each row's ``b_count`` frames (rows, 1)."""
     b_all = tl.sum(tl.where(b_count > 0, b_count * b_mean, 0.0), 0) / tl.sum(b_count, 0)
     b_deviation = tl.where(b_count > 0, b_mean - b_all[None, :], 0.0)
     p_row = p_statistics + row.to(tl.int64) * 2 * C + i_c

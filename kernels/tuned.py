@@ -37,7 +37,7 @@ _applied: list[tuple[str, Mapping[str, int]]] = []
 
 
 def user_folder() -> Path:
-    """Where ``metatasnet-fast tune`` writes, and what is read first."""
+    """Return the file that ``metatasnet-fast tune`` writes, and that is read first."""
     own = os.environ.get(VARIABLE)
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(own) if own else Path(cache) / "metatasnet_fast" / "tuned"

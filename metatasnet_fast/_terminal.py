@@ -1,4 +1,4 @@
-"""What commands show on a terminal: lines, and a progress bar that needs the package tqdm.
+"""Output of commands on a terminal: lines, and a progress bar that needs the package tqdm.
 
 Output that cannot be written never stops the work: a closed or full standard output is reported once on standard error.
 """
@@ -81,7 +81,7 @@ class ProgressBar:
 
     @property
     def is_bar(self) -> bool:
-        """Whether a bar is shown."""
+        """Return whether a bar is shown."""
         return self._bar is not None
 
     def update(self, done: float, note: str = "", total: float | None = None) -> None:

@@ -56,7 +56,7 @@ class StageConfig:
     instruments: int = len(INSTRUMENTS)
     """Length of every instrument axis."""
     softmax: int = len(INSTRUMENTS)
-    """How many instruments, from the first one on, share a softmax; the mask of each other one is a sigmoid."""
+    """Number of instruments, from the first one on, that share a softmax; the mask of each other one is a sigmoid."""
 
     @property
     def partial_channels(self) -> int:
@@ -82,7 +82,7 @@ class StageConfig:
 
     @property
     def has_spectrogram(self) -> bool:
-        """Whether the encoder has the branch with the STFT."""
+        """Return whether the encoder has the branch with the STFT."""
         return self.num_mels > 0
 
     @property
@@ -175,7 +175,7 @@ class MetaTasNetConfig:
     instruments: tuple[str, ...] = INSTRUMENTS
     """1 to 32 names, in the order of every instrument axis. With one instrument the mask is a sigmoid."""
     added_instruments: int = 0
-    """How many of the last instruments were added to a trained network: their masks are sigmoids, so that the softmax of
+    """Number of the last instruments that were added to a trained network: their masks are sigmoids, so that the softmax of
     the others stays what it was."""
 
     def __post_init__(self) -> None:
@@ -304,7 +304,7 @@ class MetaTasNetConfig:
 
     @property
     def softmax(self) -> int:
-        """How many instruments, from the first one on, share a softmax; one alone has a sigmoid."""
+        """Number of instruments, from the first one on, that share a softmax; one alone has a sigmoid."""
         competing = len(self.instruments) - self.added_instruments
         return competing if competing > 1 else 0
 

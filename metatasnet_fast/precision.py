@@ -44,11 +44,11 @@ class Precision(str, enum.Enum):
 
     @classmethod
     def default(cls, device: torch.device) -> Precision:
-        """What ``dtype="auto"`` means: float32 on a CPU, bfloat16 on a GPU."""
+        """Return the precision of ``dtype="auto"``: float32 on a CPU, bfloat16 on a GPU."""
         return cls.float32 if device.type == "cpu" else cls.bfloat16
 
     def on(self, device: torch.device) -> Precision:
-        """What a request for it means on a device: float32 is tf32 on a GPU where torch's own switch for products says so.
+        """Return what a request for it means on a device: float32 is tf32 on a GPU where torch's switch for products says so.
 
         The switch is ``torch.set_float32_matmul_precision`` or ``torch.backends.cuda.matmul``. That for convolutions, which
         torch has on unless told otherwise, is not followed: float32 is float32 until someone asks for less.

@@ -1,4 +1,4 @@
-"""Everything that needs a GPU, in two commands: build, tests, times, counters.
+"""The GPU script, in two commands: build, tests, times, counters.
 
     python -m bench.gpu a --out DIR       560 seconds: all steps
     python -m bench.gpu b --out DIR       190 seconds: what failed in call a, or was cut off; then what is left to try

@@ -61,7 +61,7 @@ def costs(launches: Sequence[Any], gpu: Gpu, processes: int | None = None) -> li
 
 
 _queue: list[tuple[list[tuple[Any, Any]], int]] = []
-"""What the processes that are forked work at."""
+"""Work of the processes that are forked."""
 
 
 def _costs_of(number: int) -> list[tuple[Any, Cost]]:
@@ -116,7 +116,7 @@ def _follow(cubin: bytes, name: str, place: Place, limits: dict[int, int] | None
 
     Args:
         limits: bytes behind every pointer, by ``address >> 38``; or
-        starts: the pointers, of which nobody knows how much lies behind them.
+        starts: the pointers, of which no one knows how much lies behind them.
     """
     code, grid = function(cubin, name), place.grid
     blocks = _chosen(grid)

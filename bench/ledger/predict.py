@@ -32,7 +32,7 @@ sustain 3 TB/s) and from the second-level cache."""
 
 @dataclass(frozen=True)
 class Gpu:
-    """What a GPU has, by its data sheet and the CUDA programming guide; rates per second, sizes in bytes.
+    """Resources of a GPU, by its data sheet and the CUDA programming guide; rates per second, sizes in bytes.
 
     Attributes:
         capability: compute capability without its point.
@@ -73,12 +73,12 @@ GPUS = {
     )
 }
 MMA_ON_90 = 620 / 800
-"""What ``mma.sync`` (HMMA) reaches of the rate of ``wgmma`` (HGMMA) on a GPU that has both."""
+"""Share that ``mma.sync`` (HMMA) reaches of the rate of ``wgmma`` (HGMMA) on a GPU that has both."""
 
 
 @dataclass
 class Cost:
-    """What one launch, or several, execute and move.
+    """Instructions and bytes of one launch, or of several.
 
     Attributes:
         launches: how many.
@@ -128,7 +128,7 @@ class Prediction:
 
 
 def predict(cost: Cost, gpu: Gpu) -> Prediction:
-    """Of one launch."""
+    """Predict the time of one launch."""
     resident = cost.resident(gpu)
     products = 0.0
     for kind, operations in cost.flops.items():

@@ -34,10 +34,10 @@ SUBROUTINE = 100
 """Instructions that a subroutine is taken to have, where ways are compared."""
 
 STACK = 1 << 20
-"""Where a thread's local memory ends; any number will do."""
+"""End of a thread's local memory; any number is right."""
 
 PARAMETERS = {8: 0x160, 9: 0x210}
-"""Where parameters begin in constant bank 0, by the major compute capability."""
+"""Offset where parameters begin in constant bank 0, by the major compute capability."""
 
 Array = npt.NDArray[Any]
 NOTHING: Array = np.zeros(0, np.uint64)
@@ -46,7 +46,7 @@ Value = tuple[Array, "Array | None"]
 """One number for each thread, and where it is unknown."""
 
 Load = tuple[float, float]
-"""How many of a block's warps wait for a load from memory, and from the second-level cache: one of them is 0."""
+"""Numbers of a block's warps that wait for a load from memory, and from the second-level cache: one of them is 0."""
 
 Action = Callable[["Array | None"], "tuple[int, Load] | None"]
 """Follows an instruction for the threads of a mask (None: all); returns a load that must be waited for."""
@@ -71,7 +71,7 @@ class Place:
 
 @dataclass
 class Counts:
-    """What each followed block executes; arrays have one entry per block.
+    """Instructions that each followed block executes; arrays have one entry per block.
 
     Attributes:
         instructions: issued by warps.
@@ -185,7 +185,7 @@ class _Machine:
         return self.counts
 
     def _leave(self, position: int, mask: Array) -> list[tuple[int, Array]]:
-        """Where the threads go behind the last instruction of a run."""
+        """Return where the threads go after the last instruction of a run."""
         i = self.function.instructions[position]
         if i.base not in FLOW:
             return [(position + 1, mask)]
@@ -212,7 +212,7 @@ class _Machine:
         return [(where, lanes) for where, lanes in parts if lanes.any()]
 
     def _condition(self, i: Instruction, mask: Array) -> tuple[Array, Array]:
-        """Where the instruction's guard and its predicates hold, and where that is unknown."""
+        """Return where the instruction's guard and its predicates hold, and where that is unknown."""
         if "DIV" in i.modifiers:  # for warps whose threads have parted
             return np.zeros(self.lanes, np.bool_), np.zeros(self.lanes, np.bool_)
         taken, unknown = np.ones(self.lanes, np.bool_), np.zeros(self.lanes, np.bool_)
@@ -840,7 +840,7 @@ class _Machine:
 
 
 def destinations(i: Instruction) -> list[tuple[str | None, bool]]:
-    """Where an instruction's results go, in order: names (None: nowhere) and whether they are predicates."""
+    """Return the places of an instruction's results, in order: names (None: nowhere) and whether they are predicates."""
     return _destinations(i)
 
 

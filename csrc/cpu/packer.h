@@ -38,7 +38,7 @@ class Packer {
   template <class RangeOf>
   Constant banded(const Matrix& matrix, RangeOf range);
 
-  // A constant that is 0 but for some rows: those of each part from its first row on.
+  // A constant that is 0 except for some rows: those of each part from its first row on.
   struct Part {
     int first;
     Matrix matrix;

@@ -66,7 +66,7 @@ DEPTHS = {
     **dict.fromkeys(("PCM_32", "ALAC_32"), "int32"),
     **dict.fromkeys(("FLOAT", "DOUBLE"), "float32"),
 }
-"""Of libsndfile's subtypes, the least that holds the samples; lossy ones have no depth."""
+"""The least depth that holds the samples of each of libsndfile's subtypes; lossy ones have none."""
 
 WIDTHS = {
     "PCM_U8": 1,

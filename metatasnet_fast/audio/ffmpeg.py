@@ -43,7 +43,7 @@ MOST_PER_BYTE_MP3 = 24
 """The same for MP3: 576 samples at 24 kHz and 8 kbit/s are 24 bytes."""
 
 SILENT_64_BIT = 2.0**-30
-"""What 64-bit integers that hold values of a shorter type do not exceed."""
+"""Bound of 64-bit integers that hold values of a shorter type."""
 
 
 def import_av() -> Any:

@@ -13,7 +13,7 @@ AUDIO_SUFFIXES = frozenset(
     "aac ac3 aif aifc aiff alac amr ape au caf dts flac m4a m4b mka mp2 mp3 oga ogg opus rf64 snd tta w64 wav wave wma "
     "wv".split()
 )
-"""What is taken from folders. A file that is named itself may be called anything."""
+"""Suffixes of the files that are taken from folders. A file that is named itself may have any name."""
 
 
 def is_audio_name(path: str) -> bool:

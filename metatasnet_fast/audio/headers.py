@@ -1,4 +1,4 @@
-"""What the bytes of a file tell about its format and its length, where the decoders do not."""
+"""Format and length of a file from its own bytes, where the decoders do not tell them."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ NAMES = {
     b"Creative Voice File": "VOC", b"NIST_1A": "NIST", b"TWIN97012000": "TwinVQ", b"\x00\x00\x01\xba": "MPEG",
     b"IMPM": "tracker module", b"Extended Module: ": "tracker module", b"MThd": "MIDI file",
 }  # fmt: skip
-"""How files with sound in them begin."""
+"""The first bytes of files with sound in them."""
 
 NOTATIONS = ("tracker module", "MIDI file")
-"""What holds notes that a program has to play, and no recording."""
+"""Formats that hold notes for a program to play, and no recording."""
 
 RECOGNISED_BY = 1084
 """Bytes from the start of a file that :func:`recognise` looks at."""
 
 UNDECODABLE = ("AAC file with an ADIF header", "OptimFROG file", "LA file")
-"""What no decoder here knows."""
+"""Formats that no decoder here reads."""
 
 MOD_MARKS = re.compile(rb"M\.K\.|M!K!|FLT[48]|4CHN|6CHN|8CHN|[1-3]\dCH|OCTA|CD81|TDZ\d")
 
@@ -56,7 +56,7 @@ CHUNKS = {
     b"_PMX", b"PEAK", b"acid", b"inst", b"plst", b"DISP", b"umid", b"levl", b"axml", b"chna", b"cart", b"afsp", b"strc",
     b"NAME", b"AUTH", b"ANNO", b"(c) ", b"COMT", b"MARK", b"INST", b"APPL", b"MIDI", b"AESD", b"CHAN", b"info", b"edct",
 }  # fmt: skip
-"""What stands after the samples of WAV, AIFF and CAF files, even where the file is cut off in it."""
+"""Chunks that follow the samples of WAV, AIFF and CAF files, even where the file is cut off in them."""
 
 TAGS = (b"ID3", b"3DI", b"TAG", b"APETAGEX", b"LYRICSBEGIN")
 
@@ -110,7 +110,7 @@ def ends_with_tag(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class OggEnds:
-    """What the first and the last pages of an Ogg file say (RFC 3533, section 6)."""
+    """Read the first and the last pages of an Ogg file (RFC 3533, section 6)."""
 
     cut: bool
     """The last page is cut off, or there is none."""
@@ -190,7 +190,7 @@ def mp3_length(path: Path) -> Mp3Length | None:
 
 @dataclass(frozen=True)
 class SampleArea:
-    """Where a file says that its samples are, and how many bytes there are: without an end of the samples, to the file's end.
+    """Return the place and the number of bytes of the samples by the file's own words; without an end, to the file's end.
 
     ``start`` and both sizes are in bytes; ``announced`` is None where the header leaves the size open.
     """
@@ -235,10 +235,10 @@ def sample_area(path: Path) -> SampleArea | None:
 
 @dataclass(frozen=True)
 class _Layout:
-    """How the chunks of a container follow one another."""
+    """The layout of the chunks of a container."""
 
     first: int
-    """Where the first one is."""
+    """Offset of the first chunk."""
     name: int
     """Bytes of a chunk's name."""
     count: int

@@ -16,7 +16,7 @@ __all__ = ["StreamingResampler", "fit_length", "resample", "resampled_length"]
 PIECE_CPU = 2**16
 PIECE_GPU = 2**20
 
-# Beyond this ratio the filter's table has too few points (and nobody resamples audio that far).
+# Beyond this ratio the filter's table has too few points (and no one resamples audio that far).
 MAX_RATIO = 1024
 
 
@@ -188,7 +188,7 @@ def _check_signal(x: torch.Tensor) -> None:
 
 
 def _float32_is_reduced(x: torch.Tensor) -> bool:
-    """Whether torch may compute float32 products of this device in tf32 or bf16, which have too few bits for audio."""
+    """Return whether torch may compute float32 products of this device in tf32 or bf16, which have too few bits for audio."""
     if x.dtype != torch.float32:
         return False
     backend: Any = torch.backends.mkldnn if x.device.type == "cpu" else torch.backends.cuda

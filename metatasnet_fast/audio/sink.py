@@ -60,7 +60,7 @@ class Sink:
             raise failure
 
     def taken(self) -> BaseException | None:
-        """What went wrong first since the last call."""
+        """Return the first error since the last call, or None."""
         failure, self._failure = self._failure, None
         return failure
 

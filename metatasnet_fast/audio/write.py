@@ -44,7 +44,7 @@ SF_SET_ADD_PEAK_CHUNK = 0x1050
 
 @dataclass(frozen=True)
 class WrittenAudio:
-    """What was written: `frames` per channel, and how many samples an integer format had to clip."""
+    """The result of writing: `frames` per channel, and how many samples an integer format had to clip."""
 
     path: Path
     frames: int

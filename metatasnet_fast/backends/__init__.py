@@ -1,4 +1,4 @@
-"""Who can do the network's jobs on which device and in which precision."""
+"""Backends: the objects that do the network's jobs on a device in a precision."""
 
 from .base import Backend, Request
 from .cache import PreparedCache

@@ -1,4 +1,4 @@
-"""What a backend is: an object that can do the network's jobs on some device in some precision."""
+"""The interface of a backend: an object that can do the network's jobs on some device in some precision."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Backend", "Request"]
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of a backend. ``training`` means that gradients must flow."""
+    """A request to a backend. ``training`` means that gradients must flow."""
 
     device: torch.device
     precision: Precision
@@ -44,7 +44,7 @@ class Backend(ABC):
     """One line for the list of backends."""
 
     def variant(self) -> str:
-        """What else prepared weights depend on, such as an instruction set that the environment asks for."""
+        """Return what prepared weights depend on apart from the weights, such as an instruction set set in the environment."""
         return ""
 
     @abstractmethod

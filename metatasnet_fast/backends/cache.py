@@ -23,7 +23,7 @@ Stage: TypeAlias = tuple[StageConfig, Mapping[str, Tensor]]
 
 @dataclass
 class _Entry:
-    """What one backend prepared, from what, and when on a GPU it was ready."""
+    """Weights that a backend prepared, their origin, and the event after which they are ready on a GPU."""
 
     contents: tuple[object, ...]
     prepared: list[Any]
@@ -34,7 +34,7 @@ class _Entry:
 class PreparedCache:
     """Prepared weights of a network's stages: the latest for each backend, precision and device.
 
-    A change of a parameter is noticed at the next call, but for writes through ``.data`` of single values by hand: those at
+    A change of a parameter is noticed at the next call, except for writes through ``.data`` of single values by hand: those at
     the latest after 64 calls or :meth:`look_closely`; see ``watch.py``. Copying or pickling a network leaves its cache behind;
     ``DataParallel`` replicas share one, each under its device.
     """

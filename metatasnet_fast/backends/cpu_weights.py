@@ -71,7 +71,7 @@ def generate(config: StageConfig, p: Mapping[str, Tensor], module: Any, isa: str
 
 
 _PARTS = ("kernel", "bias", "affine")
-"""What a generated layer makes from its hidden values."""
+"""The results of a generated layer, from its hidden values."""
 
 
 def weight_tensors(weights: StageWeights) -> dict[str, Tensor]:

@@ -25,12 +25,12 @@ _HOMES = {
 }
 
 _PREFERENCE: dict[str, tuple[str, ...]] = {"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")}
-"""What ``auto`` tries on a device, fastest first; on every other device it is the reference."""
+"""Backends that ``auto`` tries on a device, fastest first; on every other device it takes the reference."""
 
 
 @dataclass(frozen=True)
 class Availability:
-    """Whether a backend can run on this machine: ``reason`` is None if it can, else a sentence a user can act on."""
+    """Availability of a backend on this machine: ``reason`` is None if it can, else a sentence a user can act on."""
 
     name: str
     summary: str

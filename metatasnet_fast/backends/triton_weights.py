@@ -77,7 +77,7 @@ def _shapes(config: StageConfig) -> dict[str, tuple[int, ...]]:
 
 @dataclass(frozen=True)
 class _Plan:
-    """How a stage's layers become weights: their names, those of their matrices, and where the rows go."""
+    """The plan by which a stage's layers become weights: their names, those of their matrices, and where the rows go."""
 
     layers: tuple[str, ...]
     matrices: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Whether a network's parameters are still what they were, in a fraction of the time it takes to read them.
+"""Noticing changes of a network's parameters in a fraction of the time it takes to read them.
 
 Every call looks at what costs nothing to read: which tensors there are, their version counters and addresses, how many steps
 optimisers have taken in this process, and a few bytes of every tensor. Writing through ``.data``, as the authors' optimiser
@@ -42,7 +42,7 @@ def collect_parameters(module: nn.Module) -> dict[str, Tensor]:
 
 
 def can_watch(module: nn.Module, tensors: list[Tensor]) -> bool:
-    """Whether the parameters are ordinary tensors of a module that lives on: no replica's, traced or transformed ones."""
+    """Return whether the parameters are ordinary tensors of a lasting module: none of a replica, traced or transformed."""
     return not getattr(module, "_is_replica", False) and all(
         type(tensor) in (nn.Parameter, Tensor) and tensor.device.type != "meta" and not tensor.is_inference()
         for tensor in tensors
@@ -83,13 +83,13 @@ class ParameterWatch:
         self._calls = EVERY
 
     def complete(self, network: nn.Module) -> bool:
-        """Whether this is the network, not a replica of it, and every parameter is still the tensor that was found."""
+        """Return whether this is the network, not a replica of it, and every parameter is still the tensor that was found."""
         return network._modules is self._modules and all(
             map(is_, map(dict.get, self._dicts, self._names), self._values)
         )
 
     def quiet(self) -> bool:
-        """Whether nothing seems to have been written; never twice ``EVERY`` times in a row without reading everything."""
+        """Return whether no parameter seems to have been written; every ``EVERY``-th call says no, so that all is read."""
         self._calls += 1
         return (
             self._calls < EVERY

@@ -1,4 +1,4 @@
-"""What is measured: one job on one set of inputs, and everyone who can do it."""
+"""A case of a measurement: one job, one set of inputs, and every implementation of the job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fast the machine can be at all: a large copy, and a large matrix product in every precision, measured here and now."""
+"""Peak rates of the machine, measured in the same run: a large copy, and a large matrix product in every precision."""
 
 from __future__ import annotations
 

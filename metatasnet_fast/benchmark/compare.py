@@ -1,4 +1,4 @@
-"""Whether a second run is slower than a first beyond their noise.
+"""Comparison of two runs: which cases are slower in the second beyond the noise of both.
 
 What is compared is the time relative to eager PyTorch in the same rounds of the same run, which a slower machine or a lower
 clock does not change. For eager itself it is seconds, if both runs are of one machine with one number of threads; they count

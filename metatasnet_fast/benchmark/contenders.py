@@ -1,4 +1,4 @@
-"""Who can do a job on this machine: eager PyTorch, ``torch.compile`` of it, and every other backend."""
+"""Implementations of a job on this machine: eager PyTorch, ``torch.compile`` of it, and every other backend."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ AUTOTUNED = "max-autotune"
 
 @dataclass(frozen=True)
 class Entrants:
-    """What takes part in a run: the device, the precisions, the backends, and whether eager is compiled too.
+    """The participants of a run: the device, the precisions, the backends, and whether eager is compiled too.
 
     Args:
         backends: names; eager is always there, since nothing is judged or compared without it.
@@ -72,7 +72,7 @@ def default_precisions(device: torch.device) -> list[Precision]:
 
 
 def known(name: str) -> bool:
-    """Whether a user can ask for that backend by name."""
+    """Return whether a user can ask for that backend by name."""
     return name in backend_names()
 
 

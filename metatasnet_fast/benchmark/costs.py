@@ -1,4 +1,4 @@
-"""What the network must compute and move, counted from its sizes: multiply-accumulates and bytes of every job.
+"""The least work of the network, counted from its sizes: multiply-accumulates and bytes of every job.
 
 A convolution counts ``outputs * inputs / groups * taps`` multiply-accumulates (MAC) a frame; the FFT, the norms, the
 activations and the losses are not counted. One MAC is two FLOP. Two countings of the arithmetic:

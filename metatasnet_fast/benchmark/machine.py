@@ -1,4 +1,4 @@
-"""What a measurement was made on: code, processor, device, versions, clocks."""
+"""Description of a measurement's machine: code, processor, device, versions, clocks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PACKAGES = ("torch", "numpy", "triton")
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """Everything that does not change during a run, ready for JSON; what cannot be read is None."""
+    """Return all that does not change during a run, ready for JSON, with None for what cannot be read."""
     commit, dirty = source_version()
     module = native.load()
     return {

@@ -33,14 +33,14 @@ from .timing import HostTimer, Spread, Timer, make_timer
 __all__ = ["Effort", "checked", "measure"]
 
 FAILURES = (MetaTasNetError, RuntimeError, NotImplementedError, OSError)
-"""What cannot be built or run here is a result too; it is said in the table."""
+"""Errors of what cannot be built or run here, which the table shows."""
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure: rounds until ``seconds`` have passed, ``least`` and ``most`` of them.
+    """Length of a measurement: rounds until ``seconds`` have passed, ``least`` and ``most`` of them.
 
-    ``until``, a value of ``time.perf_counter``, goes before all that: after it nobody is built, and no second round begins.
+    ``until``, a value of ``time.perf_counter``, ends it: after it nothing is built, and no second round begins.
     """
 
     seconds: float = 20.0

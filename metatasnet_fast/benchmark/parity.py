@@ -1,4 +1,4 @@
-"""Whether an output may be believed: the parity rule, applied in the same run as the measurement.
+"""The check of outputs: the parity rule, applied in the same run as the measurement.
 
 Error is the relative L2 distance from the plain-PyTorch network in float64 on the CPU. What is allowed is a multiple of the
 error that eager PyTorch has in the same precision on the same inputs: 3 in float32 (10 for the gradients of a whole network,
@@ -22,7 +22,7 @@ from ..precision import Precision
 __all__ = ["GRADIENTS", "Errors", "Outputs", "errors_of", "limit", "relative_error", "verdict"]
 
 Outputs: TypeAlias = Mapping[str, Sequence[Tensor]]
-"""What a call produced, by name; the tensors of one name are judged together."""
+"""Outputs of a call by name; the tensors of one name are checked together."""
 
 Errors: TypeAlias = dict[str, float]
 

@@ -32,7 +32,7 @@ PEERS: dict[str, tuple[Precision, ...]] = {
 
 
 def run_by(peer: str, network: MultiTasNet, precision: Precision, inputs: Sequence[Tensor]) -> Run:
-    """Return a call that separates ``inputs``, which it reads anew every time, by a runtime.
+    """Return a call that separates ``inputs``, which it reads at every call, by a runtime.
 
     Args:
         network: on the CPU, in float32.

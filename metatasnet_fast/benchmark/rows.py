@@ -79,7 +79,7 @@ class Row:
 
     @property
     def wrong(self) -> bool:
-        """Whether our own results failed; those of a compiler or another runtime are said in the table only."""
+        """Return whether our own results failed; failures of a compiler or another runtime stand in the table only."""
         foreign = self.contender.startswith((COMPILED, *PEERS))
         return bool(self.reason) and not foreign and "parity failed" in str(self.reason)
 

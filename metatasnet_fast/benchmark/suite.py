@@ -29,7 +29,7 @@ TINY = MetaTasNetConfig(N=16, B=16, H=16, layers=2, stack=1, num_mels=8)
 
 @dataclass(frozen=True)
 class Size:
-    """How large the cases are.
+    """Sizes of the cases.
 
     Args:
         config: the network.

@@ -27,7 +27,7 @@ __all__ = ["contenders_of", "engine", "frames_of", "inference_case", "item_by_it
 
 
 def engine(network: MultiTasNet, backend: Backend, precision: Precision) -> Engine:
-    """The network ready for inference, prepared anew."""
+    """The network ready for inference, with its weights packed for this call alone."""
     stages = [(network.config.stage(i), collect_parameters(stage)) for i, stage in enumerate(network.stages)]
     with torch.no_grad():
         return Engine(network.config, backend, precision, prepare_all(backend, precision, stages))

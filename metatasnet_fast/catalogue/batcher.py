@@ -73,7 +73,7 @@ BATCHES_AHEAD = 3
 
 
 class DeviceEngine(Protocol):
-    """What runs a batch: ``Engine``, or something in its place."""
+    """Protocol of the object that runs a batch, usually ``Engine``."""
 
     @property
     def config(self) -> Any: ...
@@ -105,7 +105,7 @@ class Batcher:
         self.clock = DeviceClock(device)
         self.windows_done = 0
         self.lost: Exception | None = None
-        """What made the device unusable for the rest of the process, if anything did."""
+        """Return the error that made the device unusable for the rest of the process, or None."""
         self._device = device
         self._cores = cores
         self._changed = threading.Condition()
@@ -169,7 +169,7 @@ class Batcher:
         self._thread.join()
 
     def is_lost(self, error: Exception) -> bool:
-        """Whether the device takes no further work from this process, as a GPU after an illegal memory access; it is noted."""
+        """Return, and remember, whether the device takes no more work, as a GPU after an illegal memory access."""
         text = str(error)
         if "CUDA error" in text and "ALLOC_FAILED" not in text and not is_out_of_memory(error):
             self.lost = error

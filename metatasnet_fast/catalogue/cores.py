@@ -1,4 +1,4 @@
-"""How a worker shares the cores between the network, the decoders and the encoders.
+"""Sharing a worker's cores between the network, the decoders and the encoders.
 
 On a GPU the network needs one prompt thread that launches kernels; the codecs get all cores, at a lower priority. On a CPU
 the network may use every core, and it is the network that gives way: its threads have a lower priority, so that reading and
@@ -153,7 +153,7 @@ class SongBudget(Budget):
 class Room:
     """Memory that a song needs all at once while it is separated: it waits until that fits, or until no other has any.
 
-    In the order of asking, so that a large song is not passed for ever.
+    In the order of asking, so that a large song is not passed forever.
     """
 
     def __init__(self, limit: int) -> None:
@@ -242,7 +242,7 @@ class Place:
 
     @property
     def left(self) -> bool:
-        """Whether it is given back."""
+        """Return whether it is given back."""
         return not self._held
 
     def leave(self) -> None:

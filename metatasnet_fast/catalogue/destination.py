@@ -39,7 +39,7 @@ PART_ROWS = 500
 
 
 def song_folder(id: str) -> str:
-    """Where a song's outputs are, relative to the destination; 65,536 folders share the songs."""
+    """Return the folder of a song's outputs, relative to the destination; 65,536 folders share the songs."""
     digest = hashlib.sha256(id.encode("utf-8", "surrogateescape")).hexdigest()
     return f"{SONGS}/{digest[:2]}/{digest[2:4]}/{safe_name(id)}"
 
@@ -62,7 +62,7 @@ class Destination:
 
     @property
     def token(self) -> str | None:
-        """What tells this folder from any other at the same path; it is made if there is none. None on object stores.
+        """Return the mark that tells this folder from any other at the same path, made if there is none. None on object stores.
 
         Raises ``OSError`` if the folder cannot be made or written to.
         """
@@ -94,7 +94,7 @@ class Destination:
             yield folder, Listed.of(sizes)
 
     def listed(self, id: str) -> Listed:
-        """What the names in a song's folder say now."""
+        """List the names in a song's folder."""
         return Listed.of(self.storage.sizes(song_folder(id)))
 
     def read_result(self, folder: str, name: str) -> Result | None:

@@ -117,7 +117,7 @@ def progress_line(progress: Progress) -> str:
 
 
 def summary_lines(end: RunEnded) -> list[str]:
-    """What a person wants to know at the end of a run."""
+    """Return the summary that is shown at the end of a run."""
     progress = end.progress
     lines = [
         f"{progress.done} done, {progress.skipped} done before, {progress.failed} failed"

@@ -1,4 +1,4 @@
-"""What a run reports while it goes on: to the live display, to ``--json``, to the report at the end.
+"""Events that a run reports while it goes on: to the live display, to ``--json``, to the report at the end.
 
 Every event turns into one JSON object with ``event`` (its kind) and ``time`` (seconds since the epoch).
 """
@@ -51,7 +51,7 @@ class RunStarted(Event):
     songs: int
     """In this shard."""
     expected_seconds: float
-    """Of audio, as far as the manifest tells; 0 if it does not."""
+    """Seconds of audio, as far as the manifest tells; 0 if it does not."""
     destination: str
     engine: str
     shard: str
@@ -91,7 +91,7 @@ class SongsSkipped(Event):
 
 @dataclass(frozen=True)
 class Notice(Event):
-    """Something a person should know: a choice that was made, memory that ran out, a worker that was started anew."""
+    """Something a person should know: a choice that was made, memory that ran out, a worker that was started again."""
 
     kind = "notice"
     text: str
@@ -114,7 +114,7 @@ class StageLoad:
 
 @dataclass(frozen=True)
 class WorkerLoad(Event):
-    """What a worker is doing, about once a second. Stages: ``read``, ``separate``, ``write``; the device is apart."""
+    """The activity of a worker, about once a second. Stages: ``read``, ``separate``, ``write``; the device is apart."""
 
     kind = "worker_load"
     worker: int
@@ -127,7 +127,7 @@ class WorkerLoad(Event):
     windows_done: int
     batch_size: int
     cpu_seconds: float
-    """Of the worker's process, user and system."""
+    """CPU time of the worker's process, user and system, in seconds."""
     peak_memory: int
     """Bytes, of the worker's process."""
     time: float = field(default_factory=_now)
@@ -144,7 +144,7 @@ class Progress(Event):
     failed: int
     in_flight: int
     audio_seconds: float
-    """Of the songs that this run separated."""
+    """Seconds of audio of the songs that this run separated."""
     wall_seconds: float
     device_busy_share: float
     """0 to 1, mean over the workers."""

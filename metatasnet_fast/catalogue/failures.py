@@ -19,7 +19,7 @@ from .outcome import Failure
 __all__ = ["SongError", "classify", "unreadable"]
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
-"""What the system says when a disk is full, a quota is used up, or nothing may be written at all."""
+"""Errors of a full disk, a quota that is used up, or a file system that is read-only."""
 
 
 class SongError(MetaTasNetError):

@@ -64,7 +64,7 @@ def run_local(
 
 
 class Desk:
-    """Where all that happens in a run is heard, from any thread: counted, written down, passed on.
+    """Receiver of all events of a run, from any thread: it counts them, writes them down and passes them on.
 
     Args:
         stop: is set when one song after the other fails for a reason that is not theirs.

@@ -1,4 +1,4 @@
-"""What all songs of a worker share: the network on its device, the batches, the places in the stages, memory, staging."""
+"""Resources that all songs of a worker share: network, batches, places in the stages, memory, staging."""
 
 from __future__ import annotations
 
@@ -64,10 +64,10 @@ def find_identity(settings: Settings) -> Identity:
 
 
 BYTES_PER_SAMPLE = 28
-"""Of a recording on the GPU, per sample and channel: itself, its resampled forms (hardly more than twice that), the stems."""
+"""Bytes of a recording on the GPU, per sample and channel: itself, its resampled forms (about twice that), the stems."""
 
 WINDOW_COPIES = 3
-"""Of a window's stems, in float32: as stitched, with what the resampler holds back, and as resampled."""
+"""Bytes of a window's stems, in float32: as stitched, with what the resampler holds back, and as resampled."""
 
 
 class Machinery:
@@ -144,7 +144,7 @@ class Machinery:
         )
 
     def home(self, recording: Recording, attempt: int) -> tuple[torch.device, Budget]:
-        """Where a song's signals wait, and the memory they may take: on the GPU if they fit and no attempt failed before."""
+        """Choose where a song's signals wait and their memory: on the GPU if they fit and no attempt failed before."""
         on_device = recording.samples is not None and attempt == 1
         if on_device and BYTES_PER_SAMPLE * (recording.samples or 0) * recording.channels <= self._device_memory:
             return self.device, Budget(None)

@@ -86,7 +86,7 @@ def parquet_rows(manifest: str, content: bytes) -> Iterator[Row]:
             yield from batch.to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"The manifest {manifest} is damaged ({reason}): write it anew.") from None
+        raise ConfigError(f"The manifest {manifest} is damaged ({reason}): write it again.") from None
 
 
 def read_manifest(text: str, shard: tuple[int, int] = (1, 1), exclude: str | None = None) -> list[Song]:
@@ -148,7 +148,7 @@ def _song(row: Row, manifest: str, number: int) -> Song:
         id.encode()
     except UnicodeEncodeError:
         raise ConfigError(
-            f"Row {number} of {manifest} has an id or uri with half a character: write it anew."
+            f"Row {number} of {manifest} has an id or uri with half a character: write it again."
         ) from None
     stamp = row.get("stamp")  # a column of a table may have this name, and says something else
     return Song(id, uri, duration, None if size is None else int(size), _text(stamp))
@@ -159,7 +159,7 @@ def _text(stamp: Any) -> str | None:
 
 
 def _absent(value: Any) -> bool:
-    """Whether a cell says nothing; tables made from data frames have NaN there."""
+    """Return whether a cell is empty; tables made from data frames have NaN there."""
     return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
 
 
@@ -287,7 +287,7 @@ def _until_pattern(parts: Iterable[str]) -> Iterator[str]:
 
 
 def _remote(filesystem: Any, found: dict[str, Any], base: str, hidden: str | None) -> Iterator[Row]:
-    """Files that were found in an object store, but for those below ``hidden``."""
+    """Files that were found in an object store, except for those below ``hidden``."""
     for name, info in sorted(found.items()):
         if info.get("type") == "file" and not (hidden and name.startswith(f"{hidden}/")):
             uri = filesystem.unstrip_protocol(name)

@@ -1,4 +1,4 @@
-"""What became of a song: one row of the ledger."""
+"""The outcome of a song: one row of the ledger."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class Failure(str, enum.Enum):
 
     @property
     def lasting(self) -> bool:
-        """Whether the same file would fail again: such a song is tried anew only when its file changes or it is asked for."""
+        """Return whether the same file would fail again: such a song is retried only when its file changes or on request."""
         return self in (Failure.not_audio, Failure.empty, Failure.too_long, Failure.decode)
 
     @property
     def worth_retrying(self) -> bool:
-        """Whether another attempt in the same run may succeed."""
+        """Return whether another attempt in the same run may succeed."""
         return self in (Failure.out_of_memory, Failure.unknown)
 
     @property
@@ -50,7 +50,7 @@ class Failure(str, enum.Enum):
 
     @property
     def hint(self) -> str:
-        """What the owner of the catalogue can do."""
+        """Return a sentence that tells the owner of the catalogue what to do."""
         return HINTS[self]
 
 
@@ -94,7 +94,7 @@ class Outcome:
     """One sentence: what is wrong."""
     attempts: int = 1
     folder: str | None = None
-    """Of the outputs, relative to the destination."""
+    """Folder of the outputs, relative to the destination."""
     content: str | None = None
     """SHA-256 of the input, as far as it was read."""
     stamp: str | None = None

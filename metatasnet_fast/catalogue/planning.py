@@ -1,4 +1,4 @@
-"""What a run has to do: the manifest compared with one listing of the destination and with its ledger."""
+"""The plan of a run: the manifest compared with one listing of the destination and with its ledger."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Plan:
     """The songs of a manifest by what is to be done with them."""
 
     key: str
-    """Of the model and the settings."""
+    """Checksum of the model and the settings."""
     todo: list[Song] = field(default_factory=list)
     """The longest first."""
     done: list[tuple[Song, Listed]] = field(default_factory=list)
@@ -39,7 +39,7 @@ class Plan:
     unwritten: list[Outcome] = field(default_factory=list)
     """Rows for songs that are done and have none in the ledger: a run that was killed may lose rows."""
     listed: dict[str, Listed] = field(default_factory=dict)
-    """What lies at the destination, by folder."""
+    """Content of the destination, by folder."""
 
     @property
     def audio_seconds_done(self) -> float:
@@ -181,7 +181,7 @@ def preview(songs: Sequence[Song], settings: Settings, destination: str) -> Prev
 
 
 def _is_taken(target: Destination, song: Song, source: Source, stamp: Stamp) -> bool:
-    """Whether another song has the id at the destination; the content is read only if the sizes leave that open."""
+    """Return whether another song has the id at the destination; read the content only if the sizes do not decide it."""
     before = target.from_elsewhere(song)
     if before is None or stamp.size != before.input["bytes"]:
         return before is not None

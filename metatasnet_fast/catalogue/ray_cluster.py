@@ -139,7 +139,7 @@ def _connect(ray: Any, address: str | None, folder: str | None) -> None:
 
 
 def _knock(address: str) -> None:
-    """Raise ``OSError`` if nobody listens at ``host:port``: Ray would try for minutes."""
+    """Raise ``OSError`` if no one listens at ``host:port``: Ray would try for minutes."""
     host, _, port = address.rpartition(":")
     if host and "/" not in host and port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_SECONDS).close()
@@ -228,7 +228,7 @@ def plan_pool(nodes: Sequence[Node], device: str, threads: int | None, workers: 
         )
 
     def places(cpus: int) -> list[int]:
-        """Of workers with so many CPUs, on each machine."""
+        """Return how many workers with so many CPUs fit on each machine."""
         return [min(node.cpus // cpus, node.gpus) if on_gpus else node.cpus // cpus for node in able]
 
     cpus = threads or min(max(1, node.cpus // node.gpus) if on_gpus else node.cpus for node in able)

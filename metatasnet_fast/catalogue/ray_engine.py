@@ -36,7 +36,7 @@ MOST_SONGS = 8
 """That a worker takes off the board at once."""
 
 RESTARTS = 100
-"""Of one actor; its songs are tried one by one when a codec ends the process below it, so few are needed."""
+"""Restarts of one actor; its songs are tried one by one when a codec ends the process below it, so few are needed."""
 
 EXCHANGE_SECONDS = 0.2
 """So long an outcome may be under way: what a driver has not heard of when it is killed has no row in the ledger."""
@@ -282,7 +282,7 @@ def _work(ray: Any, songs: Sequence[Song], pool: Pool, order: tuple[Settings, st
 
 
 def _end_of(ray: Any, run: Any) -> MetaTasNetError | None:
-    """What ended a worker before its work was done, if anything did."""
+    """Return the error that ended a worker before its work was done, or None."""
     try:
         sentence = ray.get(run)
     except ray.exceptions.RayError as error:

@@ -37,13 +37,13 @@ __all__ = ["LedgerFacts", "Pictured", "Timeline", "bottleneck", "facts", "page",
 
 PICTURE_ROWS, PICTURE_COLUMNS = 110, 420
 SHOWN_SECONDS = 60
-"""Of a song, from its beginning."""
+"""Seconds of a song to listen to, from its beginning."""
 
 EXAMPLES = 10
 """Failed songs of each type, and warnings, that are named."""
 
 STEPS = 120
-"""Of the timeline, at most."""
+"""Steps of the timeline, at most."""
 
 PICTURED_SECONDS = 2.0
 """Shorter songs make no picture worth looking at."""
@@ -71,7 +71,7 @@ class Timeline:
             self.sums = coarse
 
     def values(self) -> list[float]:
-        """Of every step from the first to the last."""
+        """Return the sums of every step from the first to the last."""
         if not self.sums:
             return []
         return [round(self.sums.get(i, 0.0), 3) for i in range(min(self.sums), max(self.sums) + 1)]
@@ -131,7 +131,7 @@ def bottleneck(stage_busy_share: dict[str, float]) -> str | None:
 
 
 def facts(ended: RunEnded, ledger: LedgerFacts, price_per_hour: float | None = None) -> dict[str, Any]:
-    """Everything that the report says, ready for JSON."""
+    """Return the whole report, ready for JSON."""
     progress = ended.progress
     hours = progress.wall_seconds / 3600
     shares = {**progress.stage_busy_share, "device": progress.device_busy_share}

@@ -42,14 +42,14 @@ LONG, SHORT = 16, 10
 
 
 class Listed(NamedTuple):
-    """What the names and sizes in a song's folder say, without reading a file."""
+    """The names and sizes in a song's folder, taken from a listing without reading a file."""
 
     name: str
-    """Of the result; empty if there is none."""
+    """Name of the result's file; empty if there is none."""
     files: str
     """Checksum of the names and sizes of the files."""
     bytes: int
-    """Of the stems."""
+    """Bytes of the stems together."""
 
     @classmethod
     def of(cls, sizes: Mapping[str, int]) -> Listed:
@@ -77,7 +77,7 @@ class Listed(NamedTuple):
 
     @property
     def is_whole(self) -> bool:
-        """Whether the files are those that were there when the result was written; False if the name does not tell."""
+        """Return whether the files are those of the time when the result was written; False if the name does not tell."""
         return self._part(4) == self.files
 
     def proves(self, key: str, stamp: str) -> bool:
@@ -140,7 +140,7 @@ class Result:
 
     @property
     def name(self) -> str:
-        """Of the file."""
+        """Return the name of the result's file."""
         files = _files_checksum({file.path: file.bytes for file in self.files.values()}, len(self.to_json()))
         milliseconds = round(1000 * float(self.audio["duration"]))
         parts = (self.key[:LONG], self.content[:LONG], _checksum(self.input["stamp"]), files, milliseconds)

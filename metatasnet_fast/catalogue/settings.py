@@ -1,4 +1,4 @@
-"""What a run is asked for, and which part of it decides the results."""
+"""Settings of a run, and the part of them that decides the results."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Settings:
     """Every output with the stems that are summed in it; None for each of the model's."""
     format: str = "flac"
     subtype: str | None = None
-    """As ``AudioWriter`` names it; None is the format's default."""
+    """Sample depth as ``AudioWriter`` names it; None is the format's default."""
     mixture_consistency: bool = False
     dtype: str = "auto"
 
@@ -102,14 +102,14 @@ class Settings:
 
 @dataclass(frozen=True)
 class Identity:
-    """What decides the outputs besides the input's content: a song is done for one identity.
+    """Everything but the input's content that decides the outputs: a song is done for one identity.
 
     Device, backend and batch size are not in it: they change results within the precision's tolerance only.
     """
 
     model_name: str
     model_sha256: str
-    """Of the weights and the configuration, see ``model_checksum``."""
+    """Checksum of the weights and the configuration, see ``model_checksum``."""
     settings: dict[str, Any]
     """``mode``, ``window`` (latent frames), ``precision``, ``stems``, ``format``, ``subtype``, ``mixture_consistency``."""
 

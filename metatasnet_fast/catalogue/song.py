@@ -13,7 +13,7 @@ RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
 """Names that Windows keeps for devices."""
 
 BYTES_PER_SECOND = {"wav": 176_400, "aif": 176_400, "aiff": 176_400, "flac": 110_000}
-"""Of CD-like audio, for guessing lengths; anything else counts as a lossy format of 256 kbit/s."""
+"""Bytes in a second of CD-like audio by format, for guessing lengths; any other format counts as lossy, with 256 kbit/s."""
 
 LOSSY_BYTES_PER_SECOND = 32_000
 
@@ -29,7 +29,7 @@ class Song:
     size: int | None = None
     """Bytes, if known without opening. Decides the order only."""
     stamp: str | None = None
-    """Of the content, as ``Stamp.text``, if a listing told it; only for deciding what is done before the run."""
+    """Version of the content, as ``Stamp.text``, if a listing told it; only for deciding what is done before the run."""
 
     def expected_seconds(self) -> float:
         """Length as far as it can be told without opening the file; 0 if there is no hint."""
@@ -44,7 +44,7 @@ class Song:
 def safe_name(text: str) -> str:
     """A name for a file or folder on every system: the text itself if that will do, else what is left of it with a checksum.
 
-    Different texts have different names, but for an accident of 2^-40.
+    Different texts have different names, except for an accident of 2^-40.
     """
     if SAFE.fullmatch(text) and not RESERVED.fullmatch(text) and not text.endswith("."):
         return text

@@ -22,7 +22,7 @@ from .storage import local_path, open_filesystem
 __all__ = ["Source", "Stamp", "stamp_of"]
 
 NO_PATH = (errno.ELOOP, errno.ENAMETOOLONG)
-"""What the system says of addresses that cannot be those of files."""
+"""Errors of addresses that cannot be those of files."""
 
 PLAIN_ENDING = re.compile(r"\.[A-Za-z0-9]{1,8}")
 
@@ -30,7 +30,7 @@ SETTLED = 2.0
 """Seconds after which a time of change cannot belong to two contents, whatever the clock's steps."""
 
 VERSIONS = ("ETag", "etag", "md5Hash", "checksum", "mtime", "LastModified", "last_modified", "updated", "created")
-"""What file systems call the thing that changes with the content, the most certain first."""
+"""Names that file systems give to the property that changes with the content, the most certain first."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Stamp:
         return f"{self.size}:{self.version or ''}"
 
     def proves(self, recorded: str | None) -> bool:
-        """Whether the content is surely the one for which ``recorded`` was taken."""
+        """Return whether the content is certainly the one for which ``recorded`` was taken."""
         return self.version is not None and recorded == self.text
 
 
@@ -105,7 +105,7 @@ class Source:
 
 
 def _ending(path: str) -> str:
-    """What the file is called at its end, which a decoder may go by, or nothing.
+    """Return the suffix of the file's name, which a decoder may need, or an empty text.
 
     The rest of an address is no name for a file: with a query it may be longer than any system takes.
     """

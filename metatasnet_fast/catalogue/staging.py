@@ -151,7 +151,7 @@ def sweep(parent: Path, host: str) -> None:
 
 
 def _owned(folder: Path) -> bool:
-    """Whether somebody holds the lock; also while the folder is so young that it may have no lock yet."""
+    """Return whether a process holds the lock; also while the folder is so young that it may have no lock yet."""
     try:
         with open(folder / LOCK, "rb") as file:
             return try_lock(file.fileno()) is not True

@@ -1,4 +1,4 @@
-"""Where a catalogue's outputs live: a local folder, or a folder of any object store that fsspec knows.
+"""The place of a catalogue's outputs: a local folder, or a folder of any object store that fsspec knows.
 
 A file appears whole or not at all: locally by renaming, elsewhere because a single put is atomic.
 """
@@ -45,7 +45,7 @@ KEYED = {"s3", "s3a", "gs", "gcs", "abfs", "az", "adl"}
 """Protocols of stores that know no folders: to make one would be a request for nothing."""
 
 TAKEN = (errno.ENOTEMPTY, errno.EEXIST, *([errno.EACCES] if os.name == "nt" else []))
-"""What renaming a folder says when its new name is that of another."""
+"""Errors of renaming a folder to the name of one that exists."""
 
 
 class Storage(Protocol):
@@ -163,7 +163,7 @@ class FsspecStorage:
 
     @property
     def in_memory(self) -> bool:
-        """Whether it is this process's alone."""
+        """Return whether only this process sees it."""
         return "memory" in self.protocols
 
     @property
@@ -270,7 +270,7 @@ def local_path(uri: str) -> Path | None:
 
 @contextlib.contextmanager
 def reaching(uri: str) -> Iterator[None]:
-    """What the system refuses becomes one sentence, a :class:`ConfigError`."""
+    """Turn a refusal of the system into one sentence, a :class:`ConfigError`."""
     try:
         yield
     except OSError as error:

@@ -163,8 +163,8 @@ class ChildProcess:
                 assert pipe is not None
                 pipe.close()
 
-    def obituary(self) -> Gone:
-        """How the process ended."""
+    def exit_reason(self) -> Gone:
+        """Return how the process ended."""
         code = self._process.wait()
         if code < 0:
             try:
@@ -199,9 +199,9 @@ class _Suspect:
 
 
 class SupervisedWorker:
-    """As :class:`Worker`, with the songs in a child process, which is started anew when it dies.
+    """A :class:`Worker` whose songs are separated in a child process, which is restarted when it dies.
 
-    The songs that it had in flight then are tried one by one, each alone in the process, so that the guilty one is known: it
+    The songs that it had in flight then are tried one by one, each alone in the process, so that the crashing one is known: it
     fails, the others are done. The process ends with this one, however that ends.
 
     Args:
@@ -248,15 +248,15 @@ class SupervisedWorker:
 
     @property
     def pid(self) -> int | None:
-        """Of the process, if there is one."""
+        """Return the process number of the child, or None."""
         return self._child.pid if self._child else None
 
     def describe(self) -> str:
-        """As :meth:`Worker.describe`; empty if the run was stopped before the process was ready."""
+        """Return the same as :meth:`Worker.describe`; empty if the run was stopped before the process was ready."""
         return self._ready.description if self._ready else ""
 
     def process(self, songs: Iterable[Song]) -> Iterator[Outcome]:
-        """As :meth:`Worker.process`; songs that are still in flight when the grace is over have no outcome."""
+        """Do the same as :meth:`Worker.process`; songs that are still in flight when the grace is over have no outcome."""
         source = iter(songs)
         again: deque[Song] = deque()
         put_off: deque[tuple[float, Song]] = deque()
@@ -305,7 +305,7 @@ class SupervisedWorker:
             elif isinstance(message, PutOff):
                 put_off.append((time.monotonic() + PUT_OFF_SECONDS, sent.pop(message.id)))
             elif isinstance(message, Gone):
-                gone = child.obituary()
+                gone = child.exit_reason()
                 self._drop_child()
                 if stopping:
                     return
@@ -346,7 +346,7 @@ class SupervisedWorker:
                 self._drop_child()
                 raise MetaTasNetError(message.reason)
             elif isinstance(message, Gone):
-                gone = self._child.obituary()
+                gone = self._child.exit_reason()
                 self._drop_child()
                 self._count_barren(gone.reason)
                 self._child = ChildProcess(self._order, self.command)
@@ -408,7 +408,9 @@ class SupervisedWorker:
             return
         if suspects:
             return
-        self._say(f"The worker's process ended ({gone.reason}); started anew, {len(begun)} songs are tried one by one.")
+        self._say(
+            f"The worker's process ended ({gone.reason}); started again, {len(begun)} songs are tried one by one."
+        )
         suspects.extend(_Suspect(sent[id]) for id in sent if id in begun)
         again.extendleft(reversed([song for id, song in sent.items() if id not in begun]))
 

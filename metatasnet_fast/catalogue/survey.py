@@ -1,4 +1,4 @@
-"""What lies at a destination: counted by its names, or checked to the last byte."""
+"""A survey of a destination: songs counted by the names of their results, or every byte checked."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def verify(
     """Read every stem of every song and compare it with what its result says; yields the results that hold, and findings.
 
     Args:
-        repair: take away what does not hold, so that the next run makes those songs anew; only while no run is going on.
+        repair: take away what does not hold, so that the next run makes those songs again; only while no run is going on.
         shard: check the ``i``-th of ``n`` parts of the songs only, ``i`` from 1.
         sample: check this share of the songs only, 0 to 1, the same ones in every call.
     """
@@ -171,7 +171,7 @@ def _judged(destination: Destination, folder: str, sizes: dict[str, int]) -> tup
 
 
 def _problem(destination: Destination, result: Result, sizes: dict[str, int]) -> str | None:
-    """What is wrong with a song's stems, in a few words."""
+    """Return the defect of a song's stems in a few words."""
     folder = song_folder(result.id)
     for stem, file in result.files.items():
         if file.path not in sizes:

@@ -1,4 +1,4 @@
-"""What the events of all workers add up to."""
+"""Sums over the events of all workers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Tally"]
 class Tally:
     """Give it every event of every worker, from any thread; it knows how far the run has come.
 
-    A worker that is started anew counts on from where the one before it ended.
+    A worker that is started again counts on from where the one before it ended.
 
     Args:
         songs: in this run.

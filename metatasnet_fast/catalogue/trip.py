@@ -1,4 +1,4 @@
-"""What is learnt about a song on its way, and the outcome that it makes."""
+"""Facts about a song, collected while it is separated, and the outcome made of them."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Trip:
     stamp: Stamp | None = None
     content: str | None = None
     is_new: bool = False
-    """Whether nothing at the destination bears on the song: there is no result under its id, or none counts."""
+    """Whether the destination holds no result that is valid for the song."""
     copy: Path | None = None
     """The local copy of a remote input, once there is one."""
     codec: str = ""
@@ -110,7 +110,7 @@ class Trip:
         self.warnings = list(result.warnings)
 
     def input(self, codec: str) -> dict[str, Any]:
-        """What a ``result.json`` says about the input."""
+        """Return the entry about the input in ``result.json``."""
         stamp = self.stamp.text if self.stamp else ""
         return {"sha256": self.content, "stamp": stamp, "bytes": self.bytes_in, "codec": codec}
 

@@ -43,14 +43,14 @@ from .trip import Trip, Twins, utc_now
 __all__ = ["Walker"]
 
 LEAST_BYTES = 1 / 8
-"""Of a stem, for each sample and channel, where it is compressed; only silence takes less, 16 times as much is 16 bits."""
+"""Bytes of a compressed stem for each sample and channel, at least; only silence takes less, 16 times as much is 16 bits."""
 
 PAUSE = 0.25
 """Seconds before the second attempt; four times as long before each one after it."""
 
 
 class Walker:
-    """Takes songs all the way, each in the thread that calls; with ``discard``, up to their stems, which nobody gets."""
+    """Takes songs all the way, each in the thread that calls; with ``discard``, up to their stems, which no one gets."""
 
     def __init__(
         self,
@@ -129,7 +129,7 @@ class Walker:
     def _separate(
         self, trip: Trip, source: Source, stack: contextlib.ExitStack, staged: Path
     ) -> tuple[Unscaled, StemFiles] | Result:
-        """Everything up to the stems before their gains; their memory is given back when ``stack`` unwinds.
+        """Separate a song up to the stems before their gains; their memory is given back when ``stack`` unwinds.
 
         Or, if a song with the same content is done, its stems copied to ``staged``.
         """

@@ -161,7 +161,7 @@ class Worker:
             self._report_load()
 
     def load(self) -> WorkerLoad:
-        """What the worker is doing now."""
+        """Return the worker's present activity."""
         machinery = self._machinery
         times = os.times()
         return WorkerLoad(

@@ -16,7 +16,7 @@ MANIFEST is a folder, a pattern in quotes, a .txt list, or a .csv, .tsv, .jsonl 
 wanted, id, duration (seconds) and bytes. It, the songs and DEST may be local or anything that fsspec opens (s3://, gs://).
 
 A song is done when the result in DEST/songs/ab/cd/<id>/, which is written last, holds for the file's content, the model and the
-settings. The same command again does only what is missing; another model or other settings make everything anew. Songs that
+settings. The same command again does only what is missing; another model or other settings make everything again. Songs that
 failed because of their file are tried again when the file changes, or with --retry-failed.
 
 Ctrl-C and SIGTERM let the songs in flight finish; a second Ctrl-C ends at once. Either way nothing is half-written.
@@ -50,7 +50,7 @@ def add_parser(commands: Any) -> None:
         action.add_argument("destination", metavar="DEST", help="folder or fsspec URI of the stems")
         action.add_argument("--json", action="store_true", help="JSON on standard output")
     verify.add_argument(
-        "--repair", action="store_true", help="take away what does not hold, so that the next run makes it anew"
+        "--repair", action="store_true", help="take away what does not hold, so that the next run makes it again"
     )
     verify.add_argument(
         "--shard", default="1/1", metavar="I/N", help="only the i-th of n parts, i from 1 (default: 1/1)"
@@ -72,7 +72,7 @@ def _add_run(actions: Any) -> None:
     parser.add_argument("manifest", metavar="MANIFEST", help="folder, pattern, list or table of songs")
     parser.add_argument("--out", required=True, metavar="DEST", help="folder or fsspec URI for the stems")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
-    parser.add_argument("--overwrite", action="store_true", help="make anew what is done")
+    parser.add_argument("--overwrite", action="store_true", help="make again what is done")
     parser.add_argument("--retry-failed", action="store_true", help="try again what failed because of its file")
     parser.add_argument(
         "--json", action="store_true", help="one JSON object per event on standard output (but a song's beginning)"

@@ -192,7 +192,7 @@ def _listeners(as_json: bool) -> Iterator[Listener]:
 
 
 def _report(args: argparse.Namespace, ended: RunEnded, settings: Settings) -> None:
-    """Where the report is, and what remains."""
+    """Print the place of the report, and what remains to be done."""
     from ..catalogue.destination import Destination
     from ..catalogue.report import write_report
 

@@ -37,7 +37,7 @@ def run_status(args: argparse.Namespace) -> int:
     for name, count in found.models.most_common():
         print(f"  {count} with {name}")
     if found.damaged_results:
-        print(f"{found.damaged_results} results are damaged; the next run makes them anew")
+        print(f"{found.damaged_results} results are damaged; the next run makes them again")
     print(f"{len(found.failures)} songs failed" + (":" if found.failures else ""))
     for outcome in found.failures:
         print(f"  {outcome.id}: {outcome.failure.value if outcome.failure else ''}: {outcome.error} {outcome.hint}")
@@ -74,14 +74,14 @@ def run_verify(args: argparse.Namespace) -> int:
         print(json.dumps({"verified": good, "findings": len(findings), "repaired": bool(args.repair and findings)}))
     else:
         advice = (
-            "the next run makes them anew" if args.repair else "--repair makes way for the next run to make them anew"
+            "the next run makes them again" if args.repair else "--repair makes way for the next run to make them again"
         )
         print(f"{good} songs verified, {len(findings)} findings" + (f"; {advice}" if findings else ""))
     return 3 if findings else 0
 
 
 def _reached(uri: str, items: Callable[[], Iterator[T]]) -> Iterator[T]:
-    """What the destination refuses while it is read becomes one sentence."""
+    """Turn a refusal of the destination while it is read into one sentence."""
     from ..catalogue.storage import reaching
 
     with reaching(uri):

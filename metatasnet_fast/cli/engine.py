@@ -13,7 +13,7 @@ __all__ = ["add_engine_options", "make_separator", "model_name"]
 
 
 RUN_FILES = ("best.pt", "last.pt", "failed.pt")
-"""What ``train`` calls its checkpoints, those of every run."""
+"""Names that ``train`` gives to the checkpoints of every run."""
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +53,7 @@ def make_separator(args: argparse.Namespace, mixture_consistency: bool = False) 
 
 
 def model_name(model: str) -> str:
-    """What the folder of a model's stems is called: the checkpoint's name without its suffix.
+    """Return the name of the folder of a model's stems: the checkpoint's name without its suffix.
 
     One that ``train`` wrote is called by the folder of its run too, as in ``run-best``.
     """

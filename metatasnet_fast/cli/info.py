@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def collect() -> dict[str, Any]:
-    """Everything that the command says, ready for JSON."""
+    """Return all that the command prints, ready for JSON."""
     import numpy
     import torch
 
@@ -124,7 +124,7 @@ def _gpu(index: int) -> dict[str, Any]:
 
 
 def _automatic() -> dict[str, str]:
-    """What ``auto`` takes on each kind of device for the authors' network, as ``backend in precision`` or why nothing."""
+    """Return what ``auto`` takes on each device for the authors' network, as ``backend in precision``, or why nothing."""
     import torch
 
     from ..backends import Request, resolve

@@ -24,16 +24,16 @@ class Track:
 
     path: Path
     name: str
-    """Of a file: its name without suffix. Of a file found in a folder: its path in that folder, without suffix."""
+    """The file's name without suffix; for a file found in a folder, its path in that folder without suffix."""
     problem: str | None = None
     input: str = ""
-    """What the user calls the file, where that is not its path."""
+    """The user's name for the file, where that is not its path."""
     number: int | None = None
-    """Of the audio track in the file, from 1; None for the file's default."""
+    """Number of the audio track in the file, from 1; None for the file's default."""
 
     @property
     def label(self) -> str:
-        """What messages call the track."""
+        """Return the track's name in messages."""
         return (self.input or str(self.path)) + (f" (audio track {self.number})" if self.number is not None else "")
 
 

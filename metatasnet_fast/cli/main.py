@@ -139,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         run: Callable[[argparse.Namespace], int] = args.run
         with _unwinding_when_terminated():
             code = run(args)
-        # Here, and not when the interpreter ends, whose complaint nobody understands.
+        # Here, and not when the interpreter ends, whose complaint no one understands.
         sys.stdout.flush()
         return code
     except SystemExit as leaving:  # argparse: --help, --version, and its errors; SIGTERM

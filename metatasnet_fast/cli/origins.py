@@ -14,11 +14,11 @@ from ..errors import MetaTasNetError, OutputError
 
 __all__ = ["Model", "Origin", "check_origins", "note_origins"]
 
-REMEDY = "make them anew with --overwrite, or choose another folder with --output."
+REMEDY = "make them again with --overwrite, or choose another folder with --output."
 
 
 class OtherOriginError(MetaTasNetError):
-    """Stems that are there already are of another recording, by another model, or nobody can say of which."""
+    """Stems that are there already are of another recording, by another model, or of an unknown one."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,12 @@ class Model:
     name: str
     """The absolute path, or the name of a bundled model or of one on the hub."""
     sha256: str
-    """Of the configuration and the weights."""
+    """Checksum of the configuration and the weights."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What a stem was made of, and by what."""
+    """The recording that a stem was made of, and the model."""
 
     input: str
     """The absolute path of the recording."""
@@ -43,7 +43,7 @@ class Origin:
 
     @classmethod
     def of(cls, path: Path, model: Model, name: str = "") -> Origin | None:
-        """What stems of a file will be of, which has a ``name`` where the path is not the user's; None if it can't be read."""
+        """Return the origin of a file's stems, with ``name`` where the path is not the user's; None if it can't be read."""
         try:
             found = os.stat(path)
             if not stat.S_ISREG(found.st_mode):
@@ -54,7 +54,7 @@ class Origin:
         return cls(name or os.path.abspath(path), found.st_size, found.st_mtime_ns, digest, model.name, model.sha256)
 
     def is_of(self, path: Path) -> bool:
-        """Whether a file is the recording, be it moved, copied or touched. The content is read only if that is open."""
+        """Return whether a file is the recording, also if moved, copied or touched; read the content only if needed."""
         same_place = os.path.abspath(path) == self.input
         try:
             found = os.stat(path)
@@ -120,7 +120,7 @@ def _read(record: Path) -> dict[str, Origin]:
         return {}
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise OtherOriginError(
-            f"{record} does not say what the stems beside it are of ({error}): remove it, or make them anew with --overwrite."
+            f"{record} does not say what the stems beside it are of ({error}): remove it, or make them again with --overwrite."
         ) from error
 
 

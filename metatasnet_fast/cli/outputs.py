@@ -1,4 +1,4 @@
-"""Where stems go: the template of their names, and what is refused before any work is done."""
+"""Places of the stems: the template of their names, and the checks before any work is done."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Template:
         return cls(tuple((literal, field) for literal, field, _, _ in parts), ext)
 
     def pattern(self, track: str) -> str:
-        """What ``Separator.separate_file`` takes as ``name``: without the ending, with ``{stem}`` left in."""
+        """Return the ``name`` for ``Separator.separate_file``: without the ending, with ``{stem}`` left in."""
         values = {"track": _escape(track), "stem": "{stem}", "ext": self.ext, None: ""}
         full = "".join(_escape(literal) + values[field] for literal, field in self.parts)
         return full.removesuffix(f".{self.ext}")

@@ -1,4 +1,4 @@
-"""What a command that works through files says about each: sentences, or one JSON object per file."""
+"""The report of a command about each file: sentences, or one JSON object per file."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Report:
 
     def skipped(self, track: Track, files: Mapping[str, Path]) -> None:
         folder = next(iter(files.values())).parent
-        self.say(f"{track.label}: skipped, its stems are in {folder}; --overwrite makes them anew")
+        self.say(f"{track.label}: skipped, its stems are in {folder}; --overwrite makes them again")
         self._emit("skipped", track, files=_text(files), kept=list(files))
 
     def failed(self, track: Track, reason: str) -> None:

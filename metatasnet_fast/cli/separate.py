@@ -26,7 +26,7 @@ __all__ = ["add_parser"]
 EPILOG = """
 Stems go to OUTPUT/<model>/<track>/<stem>.wav. A track is called as its file is, without suffix; one found in a folder, by
 its path in that folder; those that would have the same name, by their whole names or paths. A recording on standard input
-(INPUT is -) is called stdin. Stems that are there already are kept, and not made anew without --overwrite.
+(INPUT is -) is called stdin. Stems that are there already are kept, and not made again without --overwrite.
 A hidden file beside them, .stems.json, says of which recording they are and by which model: for another one the file fails.
 
 exit codes: 0 all done; 2 the command cannot be carried out, nothing was done; 3 some files failed, the rest is done;
@@ -52,7 +52,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "-o", "--output", default="separated", metavar="OUT", help="folder for the stems (default: separated)"
     )
-    parser.add_argument("--overwrite", action="store_true", help="make stems anew that are there already")
+    parser.add_argument("--overwrite", action="store_true", help="make stems again that are there already")
     parser.add_argument("--json", action="store_true", help="one JSON object per file on standard output")
     parser.add_argument(
         "--audio-track",
@@ -151,7 +151,7 @@ def run(args: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class _Job:
-    """What is done with every track."""
+    """Settings that hold for every track."""
 
     args: argparse.Namespace
     separator: Separator

@@ -148,7 +148,7 @@ def _difference(value: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """What a file already knows; nothing if there is none."""
+    """Return the entries of a file; none if there is no file."""
     try:
         entries: list[dict[str, Any]] = json.loads(path.read_text("utf-8"))["entries"]
         for entry in entries:

@@ -1,4 +1,4 @@
-"""How well a separation matches the true stems: BSSEval v4, in museval's numbers and files, and what came after it.
+"""Scores of a separation against the true stems: BSSEval v4, in museval's numbers and files, and newer metrics.
 
     run = score("references", "estimates")                                  # folders, MUSDB18, files: see .tracks
     print(score_table(run.scores))

@@ -21,7 +21,7 @@ _SEGMENTS = 256
 """Segments of a track that are looked at, evenly spread."""
 
 _EMPTY = 1e-12
-"""Of the largest bin's power: far below the rounding to 16 bits, far above that of float64."""
+"""Share of the largest bin's power below which a bin is empty: far below the rounding to 16 bits, far above that of float64."""
 
 _NARROWEST = 20
 """Bins; the window spreads a tone over 13."""
@@ -47,7 +47,7 @@ class EmptyBand:
 
 
 def empty_sentence(bands: Sequence[EmptyBand]) -> str:
-    """What a warning says about references without energy in a band."""
+    """Return the sentence of a warning about references without energy in a band."""
     return (
         f"References without any energy in a band: {', '.join(map(str, bands))}. ISR, SIR and SAR of this track depend on "
         "rounding. Regularise, or score files of 16 bits."

@@ -43,7 +43,7 @@ SILENCE = ("museval", "own")
 """Which silence voids a frame: that of any signal, or a stem's own."""
 
 NOISE = 1e-6
-"""Of a regularised solve: white noise 60 dB below each reference."""
+"""Power of the noise in a regularised solve: white, 60 dB below each reference."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class BssScores:
         return int(next(iter(self.values.values())).shape[1])
 
     def warnings(self) -> list[Warning]:
-        """What a reader of these scores must know."""
+        """Return the warnings that a reader of these scores needs."""
         found: list[Warning] = [SilentSourceWarning(silent_sentence(self.silent))] if self.silent else []
         if self.empty_bands and not self.regularised:
             found.append(EmptyBandWarning(empty_sentence(self.empty_bands)))
@@ -101,7 +101,7 @@ def bss_eval(
     metrics: any of ``SDR ISR SIR SAR``. SDR alone takes a fiftieth of the time of all four.
     names: the stems' names, for messages only.
     silence: with ``museval`` a frame in which any reference or estimate is silent is NaN for all sources. With ``own`` it is
-    NaN for a source whose own reference is silent there and, but for SDR, for one whose own estimate is.
+    NaN for a source whose own reference is silent there and, except for SDR, for one whose own estimate is.
     regularise: solve as if each reference carried white noise 60 dB below its own energy, which makes ISR, SIR and SAR of
     references without energy in some band independent of rounding; other scores move by hundredths of a dB.
     sample_rate: in Hz, to name such bands.

@@ -1,4 +1,4 @@
-"""Who computes the metrics: our implementation, or the original package for comparison."""
+"""Implementations of the metrics: our own, or the original package for comparison."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Estimates: TypeAlias = Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Scoring:
-    """What is computed of a track, and how: settings that its scores depend on.
+    """The metrics to compute and the settings that they depend on.
 
     Args:
         metrics: see :func:`.track.metric_names`; SDR alone takes a fiftieth of the time of all four of BSSEval.

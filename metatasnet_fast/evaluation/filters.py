@@ -40,7 +40,7 @@ class Correlations:
         return self.references.shape[-1]
 
     def own(self, source: int, channels: int) -> Correlations:
-        """What is left when only one source's reference explains only its own estimate."""
+        """Return the correlations of one source's reference with its own estimate alone."""
         mine = slice(source * channels, (source + 1) * channels)
         return Correlations(self.references[mine, mine], self.estimates[mine, mine])
 

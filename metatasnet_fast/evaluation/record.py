@@ -1,4 +1,4 @@
-"""What the scores in a folder are of: the model if there is one, settings and audio, in ``evaluation.json`` beside them.
+"""Record of the model, settings and audio that the scores in a folder belong to, in ``evaluation.json`` beside them.
 
 The audio of a track goes on record before the track is scored. So a file of scores is this evaluation's if the settings
 agree and the audio on record is that of the track; any other one is refused.
@@ -36,7 +36,7 @@ class Named(Protocol):
 
 
 def settings_of(scoring: Scoring, separator: Separator | None) -> dict[str, Any]:
-    """Everything but the audio that the scores depend on; with a separator, what makes the estimates."""
+    """Return all that the scores depend on but the audio; with a separator, also the settings that make the estimates."""
     settings: dict[str, Any] = {"engine": scoring.engine, "metrics": list(scoring.metrics)}
     if scoring.silence != "museval" or scoring.regularise:
         settings |= {"silence": scoring.silence, "regularise": scoring.regularise}

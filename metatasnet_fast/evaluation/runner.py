@@ -34,7 +34,7 @@ __all__ = ["ScoringRun", "TrackOutcome", "evaluate_tracks", "score"]
 
 @dataclass(frozen=True)
 class TrackOutcome:
-    """What became of a track: ``done``, ``kept`` from an earlier run, or ``failed``."""
+    """The outcome of a track: ``done``, ``kept`` from an earlier run, or ``failed``."""
 
     name: str
     status: str

@@ -49,7 +49,7 @@ class TrackScores:
     whole: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """``whole[stem][metric]``: the metrics of :mod:`.metrics`."""
     notes: tuple[str, ...] = ()
-    """What a reader of these scores must know."""
+    """Sentences that a reader of these scores needs."""
 
     @property
     def stems(self) -> list[str]:

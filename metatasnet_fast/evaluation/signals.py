@@ -45,7 +45,7 @@ class SilentSource:
 
 
 def silent_sentence(silent: Sequence[SilentSource]) -> str:
-    """What a warning says about signals that are silent from end to end."""
+    """Return the sentence of a warning about signals that are silent from end to end."""
     listed = ", ".join(str(source) for source in silent)
     return (
         f"Silent from end to end: {listed}. Leave these stems out to score the rest, or choose the rule of "
@@ -109,7 +109,7 @@ def _channels_last(audio: torch.Tensor, what: str) -> torch.Tensor:
 
 
 def _sounds(audio: torch.Tensor) -> torch.Tensor:
-    """Whether the channel sum of each source is non-zero anywhere, bool (sources,)."""
+    """Return whether the channel sum of each source is non-zero anywhere, bool (sources,)."""
     total = audio[..., 0].to(torch.float64)
     for channel in range(1, audio.shape[-1]):
         total = total + audio[..., channel]

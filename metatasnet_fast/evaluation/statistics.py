@@ -24,7 +24,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Summary:
-    """What tracks say of a stem and a metric; NaN where no track counts. Intervals hold 95 % of the bootstrap's draws."""
+    """Statistics of a stem and a metric over tracks; NaN where no track counts. Intervals hold 95 % of the bootstraps."""
 
     median: float
     median_interval: tuple[float, float]

@@ -207,7 +207,7 @@ def _metrics(summaries: Mapping[str, Mapping[str, Summary]]) -> list[str]:
 
 
 def _number(summaries: Mapping[str, Mapping[str, Summary]], stem: str, metric: str) -> float:
-    """As the field prints them: medians of BSSEval, means of metrics of whole tracks."""
+    """Return the number that is usually printed: the median of BSSEval, the mean of a metric of whole tracks."""
     summary = summaries[stem].get(metric)
     if summary is None:
         return float("nan")

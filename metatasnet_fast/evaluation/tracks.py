@@ -27,14 +27,14 @@ __all__ = ["AudioTrack", "Pair", "TrackFiles", "open_tracks", "pair_tracks"]
 
 STEM_MP4 = ".stem.mp4"
 MUSDB_TRACKS = ("mixture", "drums", "bass", "other", "vocals")
-"""What a file of MUSDB18 holds, in this order."""
+"""The signals in a file of MUSDB18, in this order."""
 
 MIXTURES = ("mixture", "mix")
 REST = ("accompaniment", "instrumental", "no_vocals")
-"""What programs call everything but the vocals."""
+"""Names that programs give to the sum of all stems but the vocals."""
 
 PIECES, PIECE_BYTES = 16, 4096
-"""How much of each file tells it from others."""
+"""The sample of each file's bytes that identifies it."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class TrackFiles:
         return {name: found.samples for name, found in audio.items()}, {found.sample_rate for found in audio.values()}
 
     def fingerprint(self) -> str | None:
-        """What tells the track from another one of its name, wherever it lies: of names, sizes and a sample of the bytes.
+        """Return a checksum of names, sizes and a sample of the bytes, which tells the track from another one of its name.
 
         None if its files cannot be read; :meth:`read` says why.
         """
@@ -205,7 +205,7 @@ def pair_tracks(references: Sequence[TrackFiles], estimates: Sequence[TrackFiles
 
 
 def _key(track: TrackFiles) -> str:
-    """What tracks are paired by; separators call what they made of ``song.stem.mp4`` ``song.stem`` or ``song``."""
+    """Return the name by which tracks are paired; separators name the stems of ``song.stem.mp4`` ``song.stem`` or ``song``."""
     return track.name.lower().removesuffix(".stem")
 
 
@@ -245,7 +245,7 @@ def _track(name: str, files: Sequence[Path]) -> TrackFiles:
 
 
 def _digest(path: Path, digest: hashlib._Hash) -> None:
-    """Of pieces from all over the file: to read a whole data set for every kept track would take minutes."""
+    """Add pieces from all over the file: to read a whole data set for every kept track would take minutes."""
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         digest.update(f"{path.name}\n{size}\n".encode("utf-8", "surrogateescape"))

@@ -25,10 +25,10 @@ METHODS = ("forward", "inference", "compute_stats")
 
 @dataclass(frozen=True)
 class AccelerationReport:
-    """What :func:`accelerate` did: names replaced, and names kept with the reason."""
+    """Result of :func:`accelerate`: names replaced, and names kept with the reason."""
 
     backend: str
-    """What serves inference now."""
+    """Backend that serves inference now."""
     training_backend: str
     precision: str
     replaced: tuple[str, ...]
@@ -46,7 +46,7 @@ class _Accelerated(NetworkMethods):
     """Mixed in front of a network's own class; its parameters and submodules stay the objects they were."""
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        # A class made at run time cannot be pickled: the original class is, and is accelerated anew.
+        # A class made at run time cannot be pickled: the original class is, and is accelerated again.
         state = {k: v for k, v in self.__dict__.items() if k not in ("_choice", "_prepared")}
         choice: Choice = self.__dict__["_choice"]
         return _rebuild, (type(self).__bases__[1], state, choice)

@@ -1,4 +1,4 @@
-"""How ``MultiTasNet.inference`` cuts a signal into chunks with context.
+"""Chunks with context, into which ``MultiTasNet.inference`` cuts a signal.
 
 Source: original ``model/tasnet.py``, ``MultiTasNet.inference``.
 """
@@ -21,7 +21,7 @@ class Chunk:
 
     @property
     def kept(self) -> tuple[int, int]:
-        """What is kept, counted from ``start``; it may end early where the chunk was cut to a multiple of the stride."""
+        """The part to keep, counted from ``start``; it may end early where the chunk was cut to a multiple of the stride."""
         return self.begin - self.start, min(self.stop, self.end) - self.start
 
 

@@ -1,4 +1,4 @@
-"""Whether a network of the authors' class computes what this library would put in its place.
+"""Comparison of a network of the authors' class with what this library would put in its place.
 
 A fork may have changed anything and kept the names and shapes of its parameters. So the network runs its own inference and
 forward on a short signal, and every stage of that is compared with the reference.
@@ -33,7 +33,7 @@ ADVICE = "accelerate would replace it; repair the difference, or pass check=Fals
 
 @dataclass
 class _Seen:
-    """What the network's own modules returned during inference, stage by stage."""
+    """Results of the network's own modules during inference, stage by stage."""
 
     encoder: dict[int, Tensor] = field(default_factory=dict)
     mask: dict[int, Tensor] = field(default_factory=dict)

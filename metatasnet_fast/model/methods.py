@@ -1,4 +1,4 @@
-"""What a network can do: the methods that :class:`MultiTasNet` and an accelerated network share."""
+"""Methods of a network that :class:`MultiTasNet` and an accelerated network share."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class NetworkMethods(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """Device of the parameters."""
         return next(iter(self._find_parameters()[0].values())).device
 
     def engine(self, choice: Choice | None = None, training: bool = False) -> Engine:
@@ -65,7 +65,7 @@ class NetworkMethods(nn.Module):
             ) from error
 
     def weights_changed(self) -> None:
-        """Have the next call read every parameter anew.
+        """Have the next call read every parameter again.
 
         Needed only after writing single values through ``.data`` by hand: every other change is noticed without it, and that
         one too after 64 calls.

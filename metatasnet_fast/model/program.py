@@ -40,7 +40,7 @@ OPSET = 18
 
 
 class _Separation(nn.Module):
-    """What is exported. The weights are captured as constants, not registered: there is nothing left to train."""
+    """The module that is exported. The weights are captured as constants, not registered: there is nothing left to train."""
 
     def __init__(self, engine: Engine) -> None:
         super().__init__()

@@ -48,7 +48,7 @@ class KnownModel:
 
     @property
     def path(self) -> Path:
-        """Where its file is, or will be."""
+        """Return the place of its file, fetched or not."""
         return home() / "models" / f"{self.name}.pt"
 
 

@@ -181,7 +181,7 @@ def _safetensors() -> Any:
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:
     _safetensors().save_file(tensors, path)
-    path.chmod(0o666 & ~_umask())  # safetensors makes files that nobody else can read
+    path.chmod(0o666 & ~_umask())  # safetensors makes files that no one else can read
 
 
 def _load(path: Path) -> dict[str, Tensor]:

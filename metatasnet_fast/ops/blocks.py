@@ -101,7 +101,7 @@ def blocks(
 
 
 def kept_for_backward(dtype: torch.dtype) -> int:
-    """What training keeps of every block: 1, its input and what enters its first PReLU; 2, what leaves its second PReLU, too.
+    """Return what training keeps of every block: 1, its input and the first PReLU's; 2, also the second PReLU's output.
 
     In units of a block's activation, eager PyTorch keeps 7. Keeping 2 costs one more depthwise pass in backward, 2 of 19 units
     of traffic; so three are kept in two bytes, where that is 21 % of eager's float32, and two in four bytes, where three would

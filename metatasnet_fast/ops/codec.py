@@ -39,7 +39,7 @@ class MelOperands:
 
 @dataclass(frozen=True)
 class EncoderOperands:
-    """What :func:`encode` multiplies with; ``wave``, ``mel`` and ``last`` are the bottleneck's three parts."""
+    """Weights of :func:`encode`; ``wave``, ``mel`` and ``last`` are the bottleneck's three parts."""
 
     config: StageConfig
     precision: Precision
@@ -52,7 +52,7 @@ class EncoderOperands:
 
 @dataclass(frozen=True)
 class DecoderOperands:
-    """What :func:`decode` multiplies with."""
+    """Weights of :func:`decode`."""
 
     config: StageConfig
     precision: Precision

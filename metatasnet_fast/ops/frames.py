@@ -1,4 +1,4 @@
-"""What the codec's operations share: the products of frames with one weight matrix, and their checks.
+"""Arithmetic that the codec's operations share: the products of frames with one weight matrix, and their checks.
 
 Activations are (n, frames, channels), signals (n, samples). Operands are rounded to the dtype of the activation, sums are
 taken in :func:`wide`.

@@ -92,7 +92,7 @@ def _flat(sections: tuple[Section, ...], instruments: int, layers: int, rows: in
 
 @functools.lru_cache(maxsize=64)
 def _tables(sections: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """What each program does, and the programs of each layer, for the kernels."""
+    """Return the work of each program, and the programs of each layer, for the kernels."""
     rows_of_a_program = kernels("generator", torch.float32).ROWS
     lines: list[tuple[int, ...]] = []
     programs: dict[int, list[int]] = {}

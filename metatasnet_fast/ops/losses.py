@@ -101,7 +101,7 @@ def _rows(estimate: Tensor, target: Tensor) -> Tensor:
 
 
 def distances(instruments: int) -> int:
-    """How many places further the partners of an instrument are: with I instruments in a ring, I // 2 meet every pair."""
+    """Return the distances to the partners of an instrument: with I instruments in a ring, I // 2 meet every pair."""
     return instruments // 2
 
 

@@ -1,4 +1,4 @@
-"""How an operation is registered with PyTorch, and what every operation checks.
+"""Registration of an operation with PyTorch, and the checks of every operation.
 
 An operation is one function of plain PyTorch, its arithmetic, and one that launches Triton kernels. The arithmetic serves CPU
 tensors, its annotations are the operator's schema, and run on tensors without data it tells ``torch.compile`` the shapes.
@@ -41,7 +41,7 @@ Function = Callable[..., Any]
 
 
 def interpreted() -> bool:
-    """Whether CPU tensors go through the kernels in Triton's interpreter; Triton reads this when it is imported."""
+    """Return whether CPU tensors go through the kernels in Triton's interpreter; Triton reads this when it is imported."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 

@@ -32,12 +32,12 @@ __all__ = ["Listening", "listen_to", "write_page"]
 
 ROWS, COLUMNS = 180, 1000
 MOST_COLUMNS = 8000
-"""Of a spectrogram: a zoomed view of a long song has about ten columns a second."""
+"""Columns of a spectrogram: a zoomed view of a long song has about ten columns a second."""
 
 
 @dataclass(frozen=True)
 class Listening:
-    """What is to be heard: ``signals`` (channels, samples) by name, the mixture first, and what is said about it."""
+    """Content of a page: ``signals`` (channels, samples) by name, the mixture first, and what is said about it."""
 
     signals: Mapping[str, Tensor]
     sample_rate: int

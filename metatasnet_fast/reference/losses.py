@@ -31,12 +31,12 @@ class LossWeights(NamedTuple):
 
     @property
     def need_latents(self) -> bool:
-        """Whether a term compares the encoded sources."""
+        """Return whether a term compares the encoded sources."""
         return self.similarity > 0 or self.dissimilarity > 0
 
 
 def loss_divisors(mask: Tensor) -> Tensor:
-    """What the means of a stage divide by, from the mask of the whole batch.
+    """Divisors of a stage's means, from the mask of the whole batch.
 
     Args:
         mask: (items, I, 1), 1 where the source sounds.

@@ -41,7 +41,7 @@ class Norm:
 
 @dataclass(frozen=True)
 class BlockWeights:
-    """One block of the masking network. ``res_out`` is None in the last block, whose residual nobody reads."""
+    """One block of the masking network. ``res_out`` is None in the last block, whose residual no one reads."""
 
     conv1d: Convolution
     prelu_1: Tensor
@@ -104,7 +104,7 @@ class DecoderWeights:
 
 @dataclass(frozen=True)
 class StageWeights:
-    """Everything a stage computes with."""
+    """All weights of a stage."""
 
     config: StageConfig
     encoder: EncoderWeights

@@ -78,7 +78,7 @@ class BatchRunner:
 
 
 def automatic_batch_size(engine: Engine, frames: int, device: torch.device) -> int:
-    """How many windows of ``frames`` latent frames to run at once.
+    """Return how many windows of ``frames`` latent frames to run at once.
 
     On a GPU what the free memory should hold, 32 at most. On a CPU one, or for the compiled backend, which gives every
     thread an instrument of a window, as many as keep all threads busy.

@@ -1,4 +1,4 @@
-"""Where the scaled stems go: into tensors, or into files."""
+"""Destinations of the scaled stems: tensors, or files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a separation has come."""
+"""Progress of a separation."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Reporter:
         self._callback(Progress(self._fraction, seconds, self.total, stage))
 
     def finish(self) -> None:
-        """Everything is done: the last call, with fraction 1.0."""
+        """Report the end: the last call, with fraction 1.0."""
         if self._callback is not None and self._fraction < 1.0:
             self._fraction = 1.0
             self._callback(Progress(1.0, self.total or 0.0, self.total, "write"))

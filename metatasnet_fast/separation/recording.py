@@ -100,7 +100,7 @@ class Recording:
             yield block
 
     def warnings(self) -> list[str]:
-        """What was wrong with the samples read so far."""
+        """Return the defects of the samples read so far."""
         return [f"{self.invalid} samples were NaN or infinite and count as 0."] if self.invalid else []
 
 

@@ -1,4 +1,4 @@
-"""What a separation gives: the stems, and how they came about."""
+"""The result of a separation: the stems, and how they were made."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Recipe", "Separation", "Stems", "TwoStems", "parse_stems", "two_stem
 
 
 PLAYED_SECONDS = 60
-"""Of each stem in a notebook."""
+"""Seconds of each stem in a notebook."""
 
 
 class TwoStems(NamedTuple):
@@ -193,7 +193,7 @@ class Separation(Mapping[str, Tensor]):
         return id(self)
 
     def report(self) -> dict[str, Any]:
-        """Everything but the audio, ready for JSON."""
+        """Return everything but the audio, ready for JSON."""
         return {
             "sample_rate": self.sample_rate,
             "gains": {name: list(values) for name, values in self.gains.items()},

@@ -110,7 +110,7 @@ class Separator:
     precision: Precision
     mode: str
     window: WindowShape
-    """Of ``fast`` mode."""
+    """Shape of the windows in ``fast`` mode."""
     stems: tuple[str, ...]
     """The network's instruments."""
     output_rate: int

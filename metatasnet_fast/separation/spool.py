@@ -26,7 +26,7 @@ class Budget:
         self._left = limit
 
     def take(self, size: int) -> bool:
-        """Whether ``size`` more bytes fit; if so they are taken."""
+        """Take ``size`` more bytes if they fit, and return whether they do."""
         if self._left is None:
             return True
         if size > self._left:

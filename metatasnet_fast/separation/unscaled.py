@@ -30,9 +30,9 @@ class Unscaled:
     gains: Tensor
     """(channels, I), float64."""
     energies: Tensor
-    """Of the stems after their gains, (channels, I), float64."""
+    """Energies of the stems after their gains, (channels, I), float64."""
     config: MetaTasNetConfig
-    """Of the network, for its instruments."""
+    """Settings of the network, for its instruments."""
 
     @classmethod
     def solve(

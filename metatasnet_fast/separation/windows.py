@@ -1,4 +1,4 @@
-"""Where the windows of a recording lie, and which part of each is kept. Pure arithmetic, in latent frames.
+"""Places of the windows of a recording, and the part of each that is kept. Pure arithmetic, in latent frames.
 
 All windows of a recording have one length, so that they fit one batch. Their starts are spread evenly: what the last window
 would otherwise repeat becomes context for all. Neighbours overlap by ``2 context + fade`` or more; the frames in the
@@ -70,7 +70,7 @@ def plan_windows(total: int, shape: WindowShape) -> list[Window]:
 
 
 def receptive_frames(config: MetaTasNetConfig) -> int:
-    """Latent frames on each side that an output sample depends on, but for the group norms, which see the whole window.
+    """Latent frames on each side that an output sample depends on, except for the group norms, which see the whole window.
 
     The masking networks of the stages follow one another, so theirs add up; to them come half an STFT frame with the hop over
     which it is interpolated, and the longest filters of one encoder and one decoder.

@@ -43,7 +43,7 @@ Gradients = dict[str, Tensor | None]
 
 
 def leaves(parameters: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """Parameters that gradients flow to, but for what the original keeps fixed."""
+    """Parameters that gradients flow to, except for what the original keeps fixed."""
     fixed = ("window", "mean", "std")
     return {k: v.to(dtype).clone().requires_grad_(k.rsplit(".", 1)[-1] not in fixed) for k, v in parameters.items()}
 

@@ -40,7 +40,7 @@ def test_gmac_a_second_of_every_job(stage: int, encoder: float, masks: float, de
 
 @pytest.mark.parametrize("items", [1, 3])
 def test_count_equals_what_torch_counts(items: int) -> None:
-    """As written but for the last block's residual, which our reference leaves out as well."""
+    """As written except for the last block's residual, which our reference leaves out as well."""
     network = recipe.network(dataclasses.replace(TINY, layers=3, stack=2))
     ready = engine(network, get_backend("reference"), Precision.float32)
     for stage, prepared in zip(network.config.stages, ready.prepared, strict=True):

@@ -72,7 +72,7 @@ def assert_stems_are_separators(
 
 
 def assert_same_results(destination: Path, undisturbed: Path) -> None:
-    """The same files with the same contents, but for times."""
+    """The same files with the same contents, except for times."""
     assert _contents(destination) == _contents(undisturbed)
 
 

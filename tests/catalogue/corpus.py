@@ -1,6 +1,6 @@
 """A catalogue to try things on: songs of many formats, layouts and lengths, and files that are broken in many ways.
 
-Made anew on every machine within seconds, with the same samples every time. Where the environment variable
+Made again on every machine within seconds, with the same samples every time. Where the environment variable
 METATASNET_SONGS names a folder of songs (one folder each, with drums, bass, other and vocals), the songs are cut from
 those; otherwise from generated music and the excerpt that comes with the package.
 """

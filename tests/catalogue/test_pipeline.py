@@ -93,7 +93,7 @@ def test_a_device_that_is_lost_ends_the_worker(tmp_path: Path) -> None:
 
     def offered() -> Any:
         yield from songs_of(*songs[:3])
-        over.wait(30)  # no further song comes, as nobody hears of the ones before
+        over.wait(30)  # no further song comes, as no one hears of the ones before
 
     with pytest.raises(BackendUnavailableError, match="illegal memory access"):
         with Worker(settings(NOWHERE, batch_size=1), str(tmp_path / "out"), engine=Lost()) as worker:

@@ -47,7 +47,7 @@ def nothing_left() -> Iterator[None]:
 def test_a_worker_on_all_cpus_does_every_song_quietly_and_leaves_nothing(
     model: Path, tmp_path: Path, own_tmp: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Actors that hold all CPUs leave none for a reader: there must be none, or the run would wait for ever."""
+    """Actors that hold all CPUs leave none for a reader: there must be none, or the run would wait forever."""
     songs = songs_of(*(write_song(tmp_path / f"{i}.wav", 0.3, seed=i) for i in range(6)))
     songs.append(Song("missing", str(tmp_path / "missing.wav")))
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]

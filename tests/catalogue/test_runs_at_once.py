@@ -42,7 +42,7 @@ def another_run(destination: Path, songs: Sequence[Song]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def stopped_in_time() -> Iterator[threading.Event]:
-    """Set after a while, so that a run that would wait for ever ends with songs missing."""
+    """Set after a while, so that a run that would wait forever ends with songs missing."""
     stop = threading.Event()
     timer = threading.Timer(MOST_SECONDS, stop.set)
     timer.start()

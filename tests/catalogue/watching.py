@@ -47,7 +47,7 @@ def command_line(pid: int) -> str:
 
 
 def open_files() -> set[str]:
-    """What this process has open, but for what is of the system."""
+    """What this process has open, except for what is of the system."""
     found = set()
     for link in (PROC / "self" / "fd").iterdir():
         with contextlib.suppress(OSError):

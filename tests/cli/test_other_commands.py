@@ -136,7 +136,7 @@ def test_convert_refuses_in_one_sentence(command: Command, model: Path, song: Pa
     for source, target, options, says in [
         (model, "x", [], "exists"),
         (model, "x.pt", ["--half"], "folders only"),
-        ("nobody", "y", [], "no checkpoint 'nobody'"),
+        ("no one", "y", [], "no checkpoint 'no one'"),
         (song, "y", [], "no checkpoint that can be loaded"),
         (model, "absent/y.pt", [], "cannot be written"),
     ]:

@@ -85,7 +85,7 @@ def test_bad_checkpoints(command: Command, model: Path, song: Path, tmp_path: Pa
 
 
 def test_unknown_models(command: Command, song: Path) -> None:
-    assert "no checkpoint 'nobody'" in command("separate", song, "--model", "nobody").one_sentence()
+    assert "no checkpoint 'no one'" in command("separate", song, "--model", "no one").one_sentence()
     outcome = command("separate", song, "--model", song)
     assert outcome.code == 2 and "no checkpoint that can be loaded" in outcome.one_sentence()
 

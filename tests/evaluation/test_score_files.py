@@ -1,4 +1,4 @@
-"""Score files are museval's, medians are museval's, and nobody can mistake excerpts for the published setting."""
+"""Score files are museval's, medians are museval's, and no one can mistake excerpts for the published setting."""
 
 from __future__ import annotations
 

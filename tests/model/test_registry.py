@@ -144,8 +144,8 @@ def test_a_known_model_that_is_not_here_says_how_it_is_fetched() -> None:
         load_checkpoint("authors")
     with pytest.raises(CheckpointError, match="models fetch authors"):
         load_checkpoint("best_model.pt")
-    with pytest.raises(CheckpointError, match="No model nobody is known"):
-        fetch_model("nobody")
+    with pytest.raises(CheckpointError, match="No model no one is known"):
+        fetch_model("no one")
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"a": 1}', '{"a": {}}'])
@@ -164,4 +164,4 @@ def test_the_command_lists_fetches_and_adds(server: Server, capsys: pytest.Captu
     assert "use it as --model mine" in capsys.readouterr().out
     assert main(["models", "fetch", "mine"]) == 0
     assert main(["models", "--json"]) == 0
-    assert main(["models", "fetch", "nobody"]) == 2
+    assert main(["models", "fetch", "no one"]) == 2
