@@ -22,6 +22,7 @@ from ..precision import Precision
 from ..separation.devices import choose_device
 from .adding import KeptRows, freeze, start_near_another
 from .average import WeightAverage
+from .codec import check_codec, learn_codec
 from .data import BatchSource, Cache
 from .data.variety import Variety
 from .display import Display, Silence
@@ -106,6 +107,8 @@ def _carry_out(
     cache_path: str | Path, out: Path, plan: Plan, world: World, tensorboard: bool, display: Display, command: str
 ) -> int | None:
     config, settings = plan.config, plan.settings
+    if settings.codec_steps and plan.checkpoint is None:
+        check_codec(config)
     cache = Cache.open(cache_path)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
@@ -125,7 +128,12 @@ def _carry_out(
         refuse_overtaken(out, plan)  # every process made a plan of its own; from here on the first one has the folder
         if plan.checkpoint is None and world.first:
             display.note(f"computing the statistics of the spectrograms from {settings.stats_items} items")
-            network.compute_stats(_mixtures(_batches(cache, config, settings, runtime, World()), settings.stats_items))
+            whole = _batches(cache, config, settings, runtime, World())
+            network.compute_stats(_mixtures(whole, settings.stats_items))
+            if settings.codec_steps:
+                display.note(f"teaching encoder and decoder alone for {settings.codec_steps} steps")
+                quality = learn_codec(network, whole, settings.codec_steps, settings.backend, runtime.precision)
+                display.note(f"they return tilted mixtures with an SI-SDR of {quality:.1f} dB")
         world.take_over(list(network.state_dict().values()))
         freeze(network, settings.unfreeze)
         trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]

@@ -18,12 +18,11 @@ from torch import Tensor, optim
 
 from ..errors import CheckpointError
 from ..model import MultiTasNet
-from ..model.checkpoints import Checkpoint, load_state, read_original, write_original
-from ..model.store import SETTINGS, read_folder
+from ..model.checkpoints import Checkpoint, load_state, write_original
 from .adding import KeptRows
 from .average import WeightAverage
 
-__all__ = ["Progress", "RunState", "read_checkpoint"]
+__all__ = ["Progress", "RunState"]
 
 OURS = "metatasnet_fast"
 
@@ -102,12 +101,3 @@ class RunState:
                 f"{origin} was not trained with Ranger on this network ({error}): convert it without its optimiser."
             ) from error
         self.progress = Progress(**ours["progress"]) if "progress" in ours else Progress(step=checkpoint.steps or 0)
-
-
-def read_checkpoint(path: Path) -> Checkpoint:
-    """A file of the authors' format, or a checkpoint folder.
-
-    Raises:
-        CheckpointError: if it is neither.
-    """
-    return read_folder(path) if (path / SETTINGS).is_file() else read_original(path)
