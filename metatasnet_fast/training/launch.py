@@ -17,21 +17,21 @@ from torch import Tensor
 from .. import __version__
 from ..backends import Choice, Request, resolve
 from ..config import MetaTasNetConfig
+from ..errors import TrainingError
 from ..model import MultiTasNet
 from ..precision import Precision
 from ..separation.devices import choose_device
+from ..separation.memory import reporting_memory
 from .adding import KeptRows, freeze, start_near_another
-from .average import WeightAverage
 from .codec import check_codec, learn_codec
 from .data import BatchSource, Cache
 from .data.variety import Variety
-from .display import Display, Silence
+from .display import Display
 from .distributed import World
 from .folder import claim, write_settings
-from .memory import enough_memory, lighter
 from .plan import Plan, plan_run, refuse_overtaken
 from .ranger import Ranger
-from .saving import Progress, RunState
+from .saving import Progress, RunState, WeightAverage
 from .settings import TrainingSettings
 from .trainer import Trainer
 from .validation import validation_tracks
@@ -98,9 +98,9 @@ def train(
         MetaTasNetError: if it cannot be carried out for another reason.
     """
     world = World.from_environment()
-    advice = f"Memory does not suffice for this training: train with {lighter(plan.settings, world.size)}."
-    with enough_memory(lambda: advice):
-        return _carry_out(cache_path, out, plan, world, tensorboard, display or Silence(), command)
+    advice = f"Memory does not suffice for this training: train with {plan.settings.lighter(world.size)}."
+    with reporting_memory(lambda: advice, TrainingError):
+        return _carry_out(cache_path, out, plan, world, tensorboard, display or Display(), command)
 
 
 def _carry_out(

@@ -9,20 +9,21 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, optim
 
 from ..errors import CheckpointError
 from ..model import MultiTasNet
 from ..model.checkpoints import Checkpoint, load_state, write_original
 from .adding import KeptRows
-from .average import WeightAverage
 
-__all__ = ["Progress", "RunState"]
+__all__ = ["Progress", "RunState", "WeightAverage"]
 
 OURS = "metatasnet_fast"
 
@@ -42,6 +43,23 @@ class Progress:
     best_step: int = 0
     rule: str | None = None
     """What the best score was judged by."""
+
+
+class WeightAverage:
+    """``average <- d average + (1 - d) weights`` after every step, with ``d = min(decay, (1 + step) / (10 + step))``.
+
+    The smaller decay of the first steps lets the average forget the random weights it starts from.
+    """
+
+    def __init__(self, network: MultiTasNet, decay: float) -> None:
+        self.decay = decay
+        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        """The network with averaged weights."""
+
+    @torch.no_grad()
+    def update(self, network: MultiTasNet, step: int) -> None:
+        weight = 1 - min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self.network.parameters()), list(network.parameters()), weight)
 
 
 class RunState:

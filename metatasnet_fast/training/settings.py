@@ -142,6 +142,14 @@ class TrainingSettings:
     def workers(self) -> int:
         return min(self.threads, os.cpu_count() or 1)
 
+    def lighter(self, processes: int) -> str:
+        """The flags that make a step need less memory and change no result; if all are in use, one that does."""
+        share = self.batch_size // processes
+        at_once = min(self.micro_batch or share, share)
+        flags = [f"--micro_batch {at_once // 2}"] if at_once > 1 else []
+        flags += [] if self.recompute else ["--recompute"]
+        return " or ".join(flags) or "a shorter --time_length"
+
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 

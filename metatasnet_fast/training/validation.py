@@ -23,9 +23,16 @@ from ..model import MultiTasNet
 from ..precision import Precision
 from ..reference import si_sdr
 from ..separation.gains import NormalEquations
-from .data import Track, validation_signals
+from .data import Track
 
-__all__ = ["TrackScore", "ValidationScore", "score_track", "validate", "validation_tracks"]
+__all__ = [
+    "TrackScore",
+    "ValidationScore",
+    "score_track",
+    "validate",
+    "validation_signals",
+    "validation_tracks",
+]
 
 CHUNK_SECONDS = 60
 """Tracks are separated in 4 chunks, like the authors', or in more if a chunk would be longer."""
@@ -88,6 +95,26 @@ def validation_tracks(tracks: Sequence[Track], config: MetaTasNetConfig) -> list
             "are known, or train with --validate_every 0."
         )
     return found
+
+
+def validation_signals(track: Track, rates: Sequence[int], places: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
+    """For each rate the mixture of a track, (1, 1, T), and the instruments at ``places`` of the cache, (1, I, 1, T).
+
+    Both are float32 on the CPU, divided by the deviation of the mixture. Source: the authors' ``dataset.py``,
+    ``get_validation_sample``; their mixture is MUSDB18's own, ours is the sum of the stems.
+
+    Raises:
+        TrainingDataError: if a file of the track is missing, damaged or not finite.
+    """
+    mixes, sources = [], []
+    for rate in rates:
+        mono = torch.from_numpy(track.stems(rate)[:].mean(1))
+        if not mono.isfinite().all():
+            raise TrainingDataError(f"{track.file(rate)} holds NaN or infinity; delete its folder and prepare again.")
+        scaled = (mono / track.deviation(rate))[None, :, None]
+        mixes.append(scaled.sum(1))
+        sources.append(scaled[:, list(places)])
+    return mixes, sources
 
 
 @torch.no_grad()
