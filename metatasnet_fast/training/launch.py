@@ -139,18 +139,18 @@ def _carry_out(
         trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
         optimizer = Ranger(trainable, lr=settings.learning_rate, weight_decay=settings.weight_decay)
         average = None if settings.ema is None else WeightAverage(network, settings.ema)
-        state = RunState(network, optimizer, average)
+        state = RunState(network, optimizer, average, settings.unfreeze)
         if plan.checkpoint is not None:
             assert plan.origin is not None
             state.load(plan.checkpoint, plan.origin)
             if not plan.resumed:  # clock and scores belong to the run that the checkpoint is of
-                state.progress = Progress(step=state.progress.step)
+                # A network with an added instrument is validated before the first step, too.
+                state.progress = Progress(step=state.progress.step, validated=-1 if config.added_instruments else 0)
             for group in optimizer.param_groups:
                 group["weight_decay"] = settings.weight_decay
             if plan.added is not None:
                 nearest = start_near_another(network, batches, runtime.precision, settings.backend)
                 display.note(f"{plan.added} is added, and starts with the embedding of {nearest}, which fits it best")
-                state.progress.validated = -1  # so that the network is validated before the first step, too
         state.kept_rows = KeptRows.of(network, settings.unfreeze)
         return Trainer(
             state,

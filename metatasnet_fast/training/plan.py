@@ -15,6 +15,7 @@ from ..model.instruments import add_instrument as extend
 from ..model.pretrained import locate, read_checkpoint
 from .data import Cache
 from .folder import notes_of, settings_of
+from .saving import what_was_trained
 from .settings import TrainingSettings, split_settings
 from .trainer import BEST, LAST
 
@@ -102,7 +103,15 @@ def plan_run(
         config, state = extend(MetaTasNetConfig.from_dict(before[0]), found.state_dict, add_instrument)
         before = config.to_dict(), {"unfreeze": "embedding"}
         found = dataclasses.replace(found, state_dict=state, optimizer=None, epoch=None, steps=None, extra={})
-    elif add_instrument is not None and add_instrument not in before[0].get("instruments", ()):
+    elif training.get("unfreeze", before[1]["unfreeze"]) != before[1]["unfreeze"]:
+        if resumed:
+            raise ConfigError(
+                f"{out} holds a run that trains the parameters of --unfreeze {before[1]['unfreeze']}: to train others, start "
+                f"another run with --from {out / LAST} and a new --out."
+            )
+        # An optimiser of other parameters: its averages and its steps belong to those.
+        found = dataclasses.replace(found, optimizer=None, epoch=None, steps=None, extra={})
+    if add_instrument is not None and resumed and add_instrument not in before[0].get("instruments", ()):
         raise ConfigError(f"{out} holds a run without {add_instrument}: choose another --out.")
     network = {name: list(value) if isinstance(value, tuple) else value for name, value in network.items()}
     fixed = [
@@ -173,4 +182,4 @@ def _settings_of(checkpoint: Checkpoint, origin: Path) -> tuple[dict[str, Any], 
     """Settings of the network, and those of the training that the authors' arguments hold."""
     names = {field.name for field in dataclasses.fields(TrainingSettings)}
     training = {name: value for name, value in vars(checkpoint.args).items() if name in names and value is not None}
-    return config_of(checkpoint, origin).to_dict(), training
+    return config_of(checkpoint, origin).to_dict(), {**training, "unfreeze": what_was_trained(checkpoint)}

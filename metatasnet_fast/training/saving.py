@@ -23,9 +23,14 @@ from ..model import MultiTasNet
 from ..model.checkpoints import Checkpoint, load_state, write_original
 from .adding import KeptRows
 
-__all__ = ["Progress", "RunState", "WeightAverage"]
+__all__ = ["Progress", "RunState", "WeightAverage", "what_was_trained"]
 
 OURS = "metatasnet_fast"
+
+
+def what_was_trained(checkpoint: Checkpoint) -> str:
+    """The value of ``unfreeze`` with which a checkpoint was trained; the authors' program trains everything."""
+    return str(checkpoint.extra.get(OURS, {}).get("unfreeze", "all"))
 
 
 @dataclass
@@ -65,8 +70,10 @@ class WeightAverage:
 class RunState:
     """All that changes in the course of a run."""
 
-    def __init__(self, network: MultiTasNet, optimizer: optim.Optimizer, average: WeightAverage | None) -> None:
-        self.network, self.optimizer, self.average = network, optimizer, average
+    def __init__(
+        self, network: MultiTasNet, optimizer: optim.Optimizer, average: WeightAverage | None, unfreeze: str = "all"
+    ) -> None:
+        self.network, self.optimizer, self.average, self.unfreeze = network, optimizer, average, unfreeze
         self.kept_rows: KeptRows | None = None
         """What every step must leave as it is."""
         self.progress = Progress()
@@ -82,7 +89,7 @@ class RunState:
         Raises:
             CheckpointError: if it cannot be written, as on a full disk.
         """
-        ours: dict[str, Any] = {"progress": dataclasses.asdict(self.progress)}
+        ours: dict[str, Any] = {"progress": dataclasses.asdict(self.progress), "unfreeze": self.unfreeze}
         if self.average is not None:
             ours["trained"] = self.network.state_dict()
         checkpoint = Checkpoint(
