@@ -136,19 +136,19 @@ def score_track(
     for estimate, source in zip(estimates, sources, strict=True):
         values = si_sdr(estimate, source[..., : estimate.shape[-1]]).flatten().tolist()
         by_stage.append([value if c else math.nan for value, c in zip(values, counted, strict=True)])
-    return TrackScore(
-        by_stage, _sdr(estimates[-1][0, :, 0], sources[-1][0, :, 0], mixes[-1][0], counted, config.output_rate)
-    )
+    return TrackScore(by_stage, _sdr(estimates[-1][0, :, 0], sources[-1][0, :, 0], mixes[-1][0], counted, config))
 
 
-def _sdr(estimate: Tensor, source: Tensor, mix: Tensor, counted: Sequence[bool], rate: int) -> list[float]:
+def _sdr(
+    estimate: Tensor, source: Tensor, mix: Tensor, counted: Sequence[bool], config: MetaTasNetConfig
+) -> list[float]:
     """Median SDR over one-second frames of (I, T) against (I, T or a little more) in the mix (1, T or a little more)."""
     source, mix = source[:, : estimate.shape[1]], mix[:, : estimate.shape[1]]
-    equations = NormalEquations(1, len(estimate))
+    equations = NormalEquations(1, len(estimate), config.added_instruments)
     equations.add(estimate[None], mix)
     scaled = estimate * equations.solve()[0, :, None].to(estimate)
     chosen = [index for index, counts in enumerate(counted) if counts]
-    values = [math.nan] * len(estimate)
+    values, rate = [math.nan] * len(estimate), config.output_rate
     if chosen:
         scores = bss_eval(source[chosen][..., None], scaled[chosen][..., None], window=rate, hop=rate, metrics=("SDR",))
         for index, frames in zip(chosen, scores["SDR"].tolist(), strict=True):

@@ -12,9 +12,12 @@ import torch
 
 from metatasnet_fast import MultiTasNet, load_checkpoint
 from metatasnet_fast.cli.main import main
-from metatasnet_fast.training.data import write_manifest, write_track
+from metatasnet_fast.model.instruments import EMBEDDING, add_instrument
+from metatasnet_fast.precision import Precision
+from metatasnet_fast.training.data import Cache, write_manifest, write_track
 from metatasnet_fast.training.data.instruments import stems_found
 from metatasnet_fast.training.journal import read_journal
+from metatasnet_fast.training.validation import score_track
 from tests.training.songs import SMALL, music
 
 RATES = (8000, 16000)
@@ -115,3 +118,19 @@ def test_a_bundled_network_is_extended_by_its_name(
     assert train("bell", *words) == 0
     assert train("bell", *words) == 0
     assert "nothing to do" in capsys.readouterr().out
+
+
+def test_a_new_instrument_does_not_change_the_scores_of_the_old_ones(cache: Path, base: Path) -> None:
+    small = load_checkpoint(base)
+    config, state = add_instrument(small.config, small.state_dict(), "bell")
+    large = MultiTasNet(config)
+    large.load_state_dict(state)
+    with torch.no_grad():
+        for name, parameter in large.named_parameters():
+            if name.endswith(EMBEDDING):
+                parameter[4] = parameter[2]
+    (track,) = Cache.open(cache).tracks("valid")
+    places = Cache.open(cache).places_of(config.instruments)
+    before = score_track(small, track, places[:4], "reference", Precision.float32)
+    after = score_track(large.eval(), track, places, "reference", Precision.float32)
+    assert after.sdr[:4] == pytest.approx(before.sdr, abs=1e-4)
