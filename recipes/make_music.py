@@ -28,7 +28,7 @@ from music.voice import VOICE_RATE, vocal_stem
 from metatasnet_fast.audio import resample
 
 LOUDNESS = 0.1
-"""Standard deviation of a mixture; full scale is 1."""
+"""Standard deviation of a mixture without its vocals; full scale is 1."""
 
 
 def make_piece(number: int, args: argparse.Namespace) -> None:
@@ -49,7 +49,7 @@ def make_piece(number: int, args: argparse.Namespace) -> None:
     length = int(piece.bars * 16 * piece.sixteenth * RATE)
     levels = {"drums": rng.normal(0, 2), "bass": rng.normal(-2, 3), "other": rng.normal(-2, 3)}
     audio = {stem: _fitted(x, length, levels.get(stem, -2.0)) for stem, x in stems.items()}
-    deviation = float(sum(audio.values()).mean(0).std())
+    deviation = max(1e-6, float(sum(audio.values()).mean(0).std()))
     audio["vocals"] = np.zeros((2, length), np.float32)
     if number < args.voices:
         voice = torch.from_numpy(vocal_stem(np.random.default_rng([args.seed, number, 1]), piece))
@@ -66,7 +66,7 @@ def _fitted(audio: Audio, length: int, decibels: float) -> Audio:
 def _write(folder: Path, audio: dict[str, Audio], gain: float) -> None:
     """Write stems and mixture; the folder appears when all of them are in it."""
     mixture = sum(audio.values())
-    gain = min(gain, 0.99 / max(float(np.abs(x).max()) for x in (mixture, *audio.values())))
+    gain = min(gain, 0.99 / max(1e-6, *(float(np.abs(x).max()) for x in (mixture, *audio.values()))))
     partial_folder = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(partial_folder, ignore_errors=True)
     partial_folder.mkdir(parents=True)
