@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .config import MetaTasNetConfig
 
 __all__ = [
+    "claiming",
     "describe_os_error",
     "model_checksum",
     "reporting_write_errors",
@@ -33,6 +34,9 @@ __all__ = [
 
 PART = ".part"
 """Suffix of files that are being written; such a file can be deleted when its writer is gone."""
+
+LOCK = ".lock"
+"""The file in a claimed folder that is locked."""
 
 CHECKSUM_VERSION = "1"
 """Changes when :func:`model_checksum` reads other things, so that old records are not compared with new ones."""
@@ -77,6 +81,32 @@ def reporting_write_errors(
         if isinstance(error, MetaTasNetError):
             raise
         raise kind(f"{path} cannot be written ({describe_os_error(error)}): {advice}.") from error
+
+
+@contextlib.contextmanager
+def claiming(folder: Path, kind: type[MetaTasNetError], busy: str) -> Iterator[bool]:
+    """Make a folder, keep other processes out of it, and remove what killed ones left half-written.
+
+    The system gives the folder free when this process ends, however it ends.
+
+    Args:
+        kind: of the error for a folder that cannot be written, or is another process's.
+        busy: sentence of the latter.
+
+    Returns:
+        False if the file system knows no locks: then nothing is removed, and nothing keeps other processes out.
+    """
+    with reporting_write_errors(folder, kind, "choose another folder"):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / LOCK).open("ab")
+    with file:
+        locked = try_lock(file)
+        if locked is False:
+            raise kind(busy)
+        if locked:
+            for part in folder.rglob(f".*{PART}"):
+                part.unlink(missing_ok=True)
+        yield bool(locked)
 
 
 def sync(path: Path) -> None:

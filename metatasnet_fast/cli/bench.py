@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .._io import reporting_write_errors
 from ..errors import BackendUnavailableError, ConfigError, MissingDependencyError, OutputError
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ def run(args: argparse.Namespace) -> int:
 
     folder = Path(args.out) if args.out else None
     if folder:
-        _make(folder)
+        with reporting_write_errors(folder, OutputError):
+            folder.mkdir(parents=True, exist_ok=True)
     if args.threads is not None:
         if args.threads < 1:
             raise ConfigError(f"--threads must be at least 1, got {args.threads}.")
@@ -122,13 +124,6 @@ def run_compare(args: argparse.Namespace) -> int:
     changes = compare(read_rows(args.first), read_rows(args.second), args.seconds)
     print(comparison_table(changes))
     return REGRESSION if any(change.problem for change in changes) else 0
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"The folder {folder} cannot be made: {error.strerror}.") from error
 
 
 def _device(name: str) -> Any:

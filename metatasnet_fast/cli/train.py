@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import MetaTasNetConfig
 from ..training.settings import TrainingSettings, read_settings_file
-from .training_display import TrainingDisplay
+from .progress import TrainingDisplay
 
 if TYPE_CHECKING:
     from ..training.launch import Plan

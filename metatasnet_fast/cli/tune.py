@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from .._io import write_atomically
+from .._io import reporting_write_errors, write_atomically
 from ..errors import BackendUnavailableError, ConfigError, OutputError
 
 if TYPE_CHECKING:
@@ -174,8 +174,6 @@ def write(path: Path, device: str, entries: list[dict[str, Any]], precision: str
         "command": f"metatasnet-fast tune --dtype {precision} --items {args.items} --frames {args.frames}",
         "entries": entries,
     }
-    try:
+    with reporting_write_errors(path, OutputError):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(found, indent=1) + "\n")
-    except OSError as error:
-        raise OutputError(f"Cannot write {path}: {error.strerror}.") from error

@@ -28,7 +28,16 @@ if TYPE_CHECKING:
 
 Network = TypeVar("Network", bound=nn.Module)
 
-__all__ = ["PretrainedMixin", "bundled_models", "default_model", "convert", "load_checkpoint", "means_bundled"]
+__all__ = [
+    "PretrainedMixin",
+    "bundled_models",
+    "convert",
+    "default_model",
+    "load_checkpoint",
+    "locate",
+    "means_bundled",
+    "read_checkpoint",
+]
 
 
 class PretrainedMixin(nn.Module):
@@ -127,7 +136,7 @@ def load_checkpoint(
     """
     from .network import MultiTasNet
 
-    return _build(MultiTasNet, *_read(path, revision, sha256, offline))
+    return _build(MultiTasNet, *read_checkpoint(path, revision, sha256, offline))
 
 
 def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], half: bool = False) -> None:
@@ -144,7 +153,7 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], half
     """
     from .network import MultiTasNet
 
-    checkpoint, origin = _read(source, None, None, offline=True)
+    checkpoint, origin = read_checkpoint(source, offline=True)
     _build(MultiTasNet, checkpoint, origin)
     if Path(target).suffix in (".pt", ".pth"):
         write_original(checkpoint, target)
@@ -180,20 +189,31 @@ def default_model() -> str:
     return names[0]
 
 
-def _read(
-    path: str | os.PathLike[str], revision: str | None, sha256: str | None, offline: bool
-) -> tuple[Checkpoint, Path]:
+def locate(path: str | os.PathLike[str], revision: str | None = None, offline: bool = False) -> Path:
+    """The checkpoint file or folder that :func:`load_checkpoint` would read; a hub id is downloaded.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
     with _readable(path):
         if not Path(path).exists() and not means_bundled(path) and (known := fetched_model(str(path))):
             path = known
-        if Path(path).is_file() and Path(path).name not in (SETTINGS, WEIGHTS):
-            if sha256:
-                check_sha256(Path(path), sha256)
-            return read_original(path), Path(path)
         if Path(path).is_file():
-            return read_folder(Path(path).parent, sha256), Path(path).parent
-        folder = _locate(path, revision, offline)
-        return read_folder(folder, sha256), folder
+            return Path(path).parent if Path(path).name in (SETTINGS, WEIGHTS) else Path(path)
+        return _locate(path, revision, offline)
+
+
+def read_checkpoint(
+    path: str | os.PathLike[str], revision: str | None = None, sha256: str | None = None, offline: bool = False
+) -> tuple[Checkpoint, Path]:
+    """What :func:`load_checkpoint` makes a network of, and where that was."""
+    place = locate(path, revision, offline)
+    with _readable(path):
+        if place.is_dir():
+            return read_folder(place, sha256), place
+        if sha256:
+            check_sha256(place, sha256)
+        return read_original(place), place
 
 
 @contextlib.contextmanager

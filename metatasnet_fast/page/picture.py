@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 
 from .._extras import require
+from .._io import reporting_write_errors
 from ..errors import OutputError
 from .png import magma
 from .spectrogram import Axis, levels
@@ -41,9 +42,7 @@ def write_picture(listening: Listening, path: Path) -> None:
         panel.spines[:].set_visible(False)
     drawn = io.BytesIO()
     figure.savefig(drawn, facecolor="white")
-    try:
+    with reporting_write_errors(path, OutputError):
         path.parent.mkdir(parents=True, exist_ok=True)
         # A palette makes the file a third as large.
         Image.open(drawn).convert("RGB").quantize(160).save(path, format="png", optimize=True)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written ({error.strerror}); choose another place.") from error

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .. import __version__
 from .._extras import require
-from .._io import write_atomically
+from .._io import reporting_write_errors, write_atomically
 from ..audio import read_audio, write_audio
 from ..errors import OutputError
 from .png import encode_png
@@ -108,7 +108,7 @@ def write_page(listening: Listening, path: Path, *, in_files: bool = False) -> N
         js=_markup(_asset("page.js")),
         scripts=scripts,
     )
-    try:
+    with reporting_write_errors(path, OutputError):
         if in_files:
             folder = path.with_name(f"{path.stem}-sounds")
             folder.mkdir(exist_ok=True)
@@ -116,8 +116,6 @@ def write_page(listening: Listening, path: Path, *, in_files: bool = False) -> N
                 script = f"(window.sounds ??= {{}})[{json.dumps(key)}] = {json.dumps(sound)};\n"
                 write_atomically(folder / f"{key}.js", script)
         write_atomically(path, page)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written ({error.strerror}); choose another folder.") from error
 
 
 def listen_to(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
 from ..errors import MetaTasNetError, OutOfMemoryError
 
-__all__ = ["is_out_of_memory", "memory_for"]
+__all__ = ["is_out_of_memory", "memory_for", "reporting_memory"]
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -22,16 +22,21 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-@contextlib.contextmanager
-def memory_for(what: str, advice: str) -> Iterator[None]:
-    """Turn a failed allocation in the block into one sentence.
+def memory_for(what: str, advice: str) -> contextlib.AbstractContextManager[None]:
+    """Raise :class:`OutOfMemoryError` for a failed allocation in the block: there is too little memory for ``what``."""
+    return reporting_memory(lambda: f"Memory does not suffice for {what}: {advice}.", OutOfMemoryError)
 
-    Raises:
-        OutOfMemoryError: that memory does not suffice for ``what``, with ``advice``.
+
+@contextlib.contextmanager
+def reporting_memory(message: Callable[[], str], kind: type[MetaTasNetError]) -> Iterator[None]:
+    """Turn a failed allocation in the block into an error of a kind.
+
+    Args:
+        message: its sentence; called only when it is needed.
     """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, MetaTasNetError) or not is_out_of_memory(error):
             raise
-        raise OutOfMemoryError(f"Memory does not suffice for {what}: {advice}.") from error
+        raise kind(message()) from error

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .._io import reporting_write_errors
 from ..audio import AudioWriter, Tags
 from ..errors import OutputError
 from .progress import Reporter
@@ -80,7 +81,8 @@ class StemFiles:
         """
         with contextlib.ExitStack() as stack:
             for path in self.paths.values():
-                _make_folder(path.parent)
+                with reporting_write_errors(path.parent, OutputError):
+                    path.parent.mkdir(parents=True, exist_ok=True)
             for writer in self.writers.values():
                 stack.enter_context(writer)
             done = 0
@@ -94,10 +96,3 @@ class StemFiles:
             for stem, writer in self.writers.items()
             if writer.clipped_samples
         ]
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"The folder {folder} cannot be made ({error.strerror}): choose another.") from error

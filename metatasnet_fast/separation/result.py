@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeAlias, cast
 
 from torch import Tensor
 
+from .._io import reporting_write_errors
 from ..audio import write_audio
 from ..errors import AudioWriteError, UnknownStemError
 
@@ -126,10 +127,8 @@ class Separation(Mapping[str, Tensor]):
         folder = Path(folder)
         if self.files:
             raise AudioWriteError(f"The stems are in files already: {', '.join(map(str, self.files.values()))}.")
-        try:
+        with reporting_write_errors(folder, AudioWriteError):
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise AudioWriteError(f"{folder} cannot be made ({error.strerror}); choose another folder.") from error
         paths = {stem: folder / f"{stem}.{format}" for stem in self.stems}
         for stem, path in paths.items():
             signal = self.stems[stem].detach().cpu()

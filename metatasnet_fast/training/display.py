@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-from .validation import ValidationScore
+if TYPE_CHECKING:
+    from .validation import ValidationScore
 
-__all__ = ["Display", "Silence", "Summary"]
+__all__ = ["Display", "Summary"]
 
 
 @dataclass(frozen=True)
@@ -28,31 +29,17 @@ class Summary:
     """Seconds until the end."""
 
 
-class Display(Protocol):
-    """What shows a run to its user."""
-
-    def step(self, step: int, total: int | None, loss: float) -> None: ...
-
-    def summary(self, summary: Summary) -> None: ...
-
-    def validation(
-        self, step: int, sdr: dict[str, float], score: ValidationScore, seconds: float, best: bool
-    ) -> None: ...
-
-    def note(self, text: str) -> None: ...
-
-
-class Silence:
-    """Shows nothing."""
+class Display:
+    """Shows nothing of a run; what shows something overrides its methods."""
 
     def step(self, step: int, total: int | None, loss: float) -> None:
-        pass
+        """A step was taken."""
 
     def summary(self, summary: Summary) -> None:
-        pass
+        """A line of the log was written."""
 
     def validation(self, step: int, sdr: dict[str, float], score: ValidationScore, seconds: float, best: bool) -> None:
-        pass
+        """The network was validated; ``sdr`` by instrument, in dB."""
 
     def note(self, text: str) -> None:
-        pass
+        """Something else is worth a sentence."""

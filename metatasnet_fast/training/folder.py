@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .._io import PART, try_lock, write_atomically
+from .._io import claiming, reporting_write_errors, write_atomically
 from ..config import MetaTasNetConfig
 from ..errors import ConfigError, TrainingError
 from .settings import TrainingSettings, read_settings_file, split_settings
@@ -16,38 +16,18 @@ from .settings import TrainingSettings, read_settings_file, split_settings
 __all__ = ["SETTINGS", "claim", "notes_of", "settings_of", "write_settings"]
 
 SETTINGS = "settings.json"
-LOCK = ".lock"
 
 
 @contextlib.contextmanager
 def claim(out: Path, note: Callable[[str], None]) -> Iterator[None]:
-    """Make the folder, keep other runs out of it, and remove what killed ones left half-written.
-
-    The system gives the folder free when this process ends, however it ends.
-
-    Args:
-        note: told if the file system knows no locks: then nothing is removed, and nothing keeps other runs out.
+    """Claim the folder of a run; ``note`` is told if its file system knows no locks.
 
     Raises:
         TrainingError: if another run is at work there, or nothing can be written.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        file = (out / LOCK).open("ab")
-    except OSError as error:
-        raise TrainingError(
-            f"{out} cannot be written to ({error.strerror or error}): choose another folder with --out."
-        ) from error
-    with file:
-        locked = try_lock(file)
-        if locked is False:
-            raise TrainingError(
-                f"Another process is training in {out}: wait for it to end, or choose another folder with --out."
-            )
-        if locked:
-            for part in out.glob(f".*{PART}"):
-                part.unlink(missing_ok=True)
-        else:
+    busy = f"Another process is training in {out}: wait for it to end, or choose another folder with --out."
+    with claiming(out, TrainingError, busy) as locked:
+        if not locked:
             note(f"{out} cannot be locked on this file system: make sure that no other run writes there")
         yield
 
@@ -58,13 +38,8 @@ def write_settings(out: Path, content: Mapping[str, Any]) -> None:
     Raises:
         TrainingError: if it cannot be written.
     """
-    path = out / SETTINGS
-    try:
-        write_atomically(path, json.dumps(content, indent=2) + "\n")
-    except OSError as error:
-        raise TrainingError(
-            f"{path} cannot be written ({error.strerror or error}): make room, or choose another folder with --out."
-        ) from error
+    with reporting_write_errors(out / SETTINGS, TrainingError):
+        write_atomically(out / SETTINGS, json.dumps(content, indent=2) + "\n")
 
 
 def settings_of(out: Path, state: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from .._extras import require
-from .._io import write_atomically
+from .._io import reporting_write_errors, write_atomically
 from ..errors import TrainingError
 
 __all__ = ["Journal", "read_journal"]
@@ -39,12 +39,10 @@ class Journal:
     ) -> None:
         path = run / FILE
         entries = [entry for entry in read_journal(run) if entry["step"] <= step]
-        try:
+        with reporting_write_errors(path, TrainingError):
             write_atomically(path, "".join(_line(entry) for entry in entries))
             # Without a buffer of its own, so that it is known how much of a line a full disk took.
             self._file = path.open("ab", buffering=0)
-        except OSError as error:
-            raise TrainingError(f"{path} cannot be written ({error}): choose another folder with --out.") from error
         self._path, self._note, self._noted, self._waiting = path, note, False, b""
         self._board = _board(run / "tensorboard", step) if tensorboard else None
 

@@ -17,20 +17,21 @@ from torch import Tensor
 from .. import __version__
 from ..backends import Choice, Request, resolve
 from ..config import MetaTasNetConfig
+from ..errors import TrainingError
 from ..model import MultiTasNet
 from ..precision import Precision
 from ..separation.devices import choose_device
+from ..separation.memory import reporting_memory
 from .adding import KeptRows, freeze, start_near_another
-from .average import WeightAverage
+from .codec import check_codec, learn_codec
 from .data import BatchSource, Cache
 from .data.variety import Variety
-from .display import Display, Silence
+from .display import Display
 from .distributed import World
 from .folder import claim, write_settings
-from .memory import enough_memory, lighter
 from .plan import Plan, plan_run, refuse_overtaken
 from .ranger import Ranger
-from .saving import Progress, RunState
+from .saving import Progress, RunState, WeightAverage
 from .settings import TrainingSettings
 from .trainer import Trainer
 from .validation import validation_tracks
@@ -97,15 +98,17 @@ def train(
         MetaTasNetError: if it cannot be carried out for another reason.
     """
     world = World.from_environment()
-    advice = f"Memory does not suffice for this training: train with {lighter(plan.settings, world.size)}."
-    with enough_memory(lambda: advice):
-        return _carry_out(cache_path, out, plan, world, tensorboard, display or Silence(), command)
+    advice = f"Memory does not suffice for this training: train with {plan.settings.lighter(world.size)}."
+    with reporting_memory(lambda: advice, TrainingError):
+        return _carry_out(cache_path, out, plan, world, tensorboard, display or Display(), command)
 
 
 def _carry_out(
     cache_path: str | Path, out: Path, plan: Plan, world: World, tensorboard: bool, display: Display, command: str
 ) -> int | None:
     config, settings = plan.config, plan.settings
+    if settings.codec_steps and plan.checkpoint is None:
+        check_codec(config)
     cache = Cache.open(cache_path)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
@@ -125,24 +128,29 @@ def _carry_out(
         refuse_overtaken(out, plan)  # every process made a plan of its own; from here on the first one has the folder
         if plan.checkpoint is None and world.first:
             display.note(f"computing the statistics of the spectrograms from {settings.stats_items} items")
-            network.compute_stats(_mixtures(_batches(cache, config, settings, runtime, World()), settings.stats_items))
+            whole = _batches(cache, config, settings, runtime, World())
+            network.compute_stats(_mixtures(whole, settings.stats_items))
+            if settings.codec_steps:
+                display.note(f"teaching encoder and decoder alone for {settings.codec_steps} steps")
+                quality = learn_codec(network, whole, settings.codec_steps, settings.backend, runtime.precision)
+                display.note(f"they return tilted mixtures with an SI-SDR of {quality:.1f} dB")
         world.take_over(list(network.state_dict().values()))
         freeze(network, settings.unfreeze)
         trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
         optimizer = Ranger(trainable, lr=settings.learning_rate, weight_decay=settings.weight_decay)
         average = None if settings.ema is None else WeightAverage(network, settings.ema)
-        state = RunState(network, optimizer, average)
+        state = RunState(network, optimizer, average, settings.unfreeze)
         if plan.checkpoint is not None:
             assert plan.origin is not None
             state.load(plan.checkpoint, plan.origin)
             if not plan.resumed:  # clock and scores belong to the run that the checkpoint is of
-                state.progress = Progress(step=state.progress.step)
+                # A network with an added instrument is validated before the first step, too.
+                state.progress = Progress(step=state.progress.step, validated=-1 if config.added_instruments else 0)
             for group in optimizer.param_groups:
                 group["weight_decay"] = settings.weight_decay
             if plan.added is not None:
                 nearest = start_near_another(network, batches, runtime.precision, settings.backend)
                 display.note(f"{plan.added} is added, and starts with the embedding of {nearest}, which fits it best")
-                state.progress.validated = -1  # so that the network is validated before the first step, too
         state.kept_rows = KeptRows.of(network, settings.unfreeze)
         return Trainer(
             state,

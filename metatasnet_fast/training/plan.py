@@ -10,11 +10,12 @@ from typing import Any
 
 from ..config import EXTENSIONS, MetaTasNetConfig
 from ..errors import CheckpointError, ConfigError, TrainingError
-from ..model.checkpoints import Checkpoint, config_of
+from ..model.checkpoints import Checkpoint, config_of, read_original
 from ..model.instruments import add_instrument as extend
+from ..model.pretrained import locate, read_checkpoint
 from .data import Cache
 from .folder import notes_of, settings_of
-from .saving import read_checkpoint
+from .saving import what_was_trained
 from .settings import TrainingSettings, split_settings
 from .trainer import BEST, LAST
 
@@ -81,7 +82,7 @@ def plan_run(
     if resumed:
         origin, notes = out / LAST, notes_of(out)
         started_from = Path(notes["checkpoint"]) if isinstance(notes.get("checkpoint"), str) else None
-        if checkpoint is not None and (started_from is None or checkpoint.resolve() != started_from):
+        if checkpoint is not None and not _is_start(checkpoint, started_from):
             raise TrainingError(f"{out} holds a run already: leave --checkpoint out to go on, or choose another --out.")
         trained_on = notes.get("cache")
         if cache is not None and isinstance(trained_on, str) and Path(trained_on).resolve() != Path(cache).resolve():
@@ -89,9 +90,9 @@ def plan_run(
         before = settings_of(out, origin)
         found = _last_state(out)
     elif checkpoint is not None:
-        origin, started_from = checkpoint, checkpoint.resolve()
-        found = read_checkpoint(checkpoint)
-        before = _settings_of(found, checkpoint)
+        found, origin = read_checkpoint(checkpoint)
+        started_from = origin.resolve()
+        before = _settings_of(found, origin)
     else:
         if add_instrument is not None:
             raise ConfigError("An instrument is added to a trained network: name its checkpoint with --checkpoint.")
@@ -102,7 +103,15 @@ def plan_run(
         config, state = extend(MetaTasNetConfig.from_dict(before[0]), found.state_dict, add_instrument)
         before = config.to_dict(), {"unfreeze": "embedding"}
         found = dataclasses.replace(found, state_dict=state, optimizer=None, epoch=None, steps=None, extra={})
-    elif add_instrument is not None and add_instrument not in before[0].get("instruments", ()):
+    elif training.get("unfreeze", before[1]["unfreeze"]) != before[1]["unfreeze"]:
+        if resumed:
+            raise ConfigError(
+                f"{out} holds a run that trains the parameters of --unfreeze {before[1]['unfreeze']}: to train others, start "
+                f"another run with --from {out / LAST} and a new --out."
+            )
+        # An optimiser of other parameters: its averages and its steps belong to those.
+        found = dataclasses.replace(found, optimizer=None, epoch=None, steps=None, extra={})
+    if add_instrument is not None and resumed and add_instrument not in before[0].get("instruments", ()):
         raise ConfigError(f"{out} holds a run without {add_instrument}: choose another --out.")
     network = {name: list(value) if isinstance(value, tuple) else value for name, value in network.items()}
     fixed = [
@@ -139,6 +148,13 @@ def refuse_overtaken(out: Path, plan: Plan) -> None:
         )
 
 
+def _is_start(checkpoint: Path, started_from: Path | None) -> bool:
+    """Whether a run was started from ``checkpoint``, which may be gone by now."""
+    return started_from is not None and (
+        checkpoint.resolve() == started_from or locate(checkpoint).resolve() == started_from
+    )
+
+
 def _stamp(out: Path) -> tuple[int, int] | None:
     try:
         found = (out / LAST).stat()
@@ -150,7 +166,7 @@ def _stamp(out: Path) -> tuple[int, int] | None:
 def _last_state(out: Path) -> Checkpoint:
     """The state that a run goes on from."""
     try:
-        return read_checkpoint(out / LAST)
+        return read_original(out / LAST)
     except CheckpointError as error:
         best = out / BEST
         advice = f"move {out / LAST} away to start anew"
@@ -166,4 +182,4 @@ def _settings_of(checkpoint: Checkpoint, origin: Path) -> tuple[dict[str, Any], 
     """Settings of the network, and those of the training that the authors' arguments hold."""
     names = {field.name for field in dataclasses.fields(TrainingSettings)}
     training = {name: value for name, value in vars(checkpoint.args).items() if name in names and value is not None}
-    return config_of(checkpoint, origin).to_dict(), training
+    return config_of(checkpoint, origin).to_dict(), {**training, "unfreeze": what_was_trained(checkpoint)}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from .._extras import require
 from ..errors import TrainingError
+from .folder import notes_of
 from .journal import read_journal
 
 __all__ = ["plot_run"]
@@ -95,9 +95,8 @@ def _parts(entry: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _title(run: Path) -> str:
     """The folder's name, with what the run computes on if that is known."""
-    try:
-        about = json.loads((run / "settings.json").read_text("utf-8"))["run"]
-        known = [about[name] for name in ("backend", "device_name", "precision")]
-        return f"{run.resolve().name}: {', '.join(known)}, {about['started'][:10]}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return run.resolve().name
+    about, name = notes_of(run), run.resolve().name
+    known = [
+        about[key] for key in ("backend", "device_name", "precision", "started") if isinstance(about.get(key), str)
+    ]
+    return f"{name}: {', '.join(known)}" if known else name

@@ -9,23 +9,28 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, optim
 
 from ..errors import CheckpointError
 from ..model import MultiTasNet
-from ..model.checkpoints import Checkpoint, load_state, read_original, write_original
-from ..model.store import SETTINGS, read_folder
+from ..model.checkpoints import Checkpoint, load_state, write_original
 from .adding import KeptRows
-from .average import WeightAverage
 
-__all__ = ["Progress", "RunState", "read_checkpoint"]
+__all__ = ["Progress", "RunState", "WeightAverage", "what_was_trained"]
 
 OURS = "metatasnet_fast"
+
+
+def what_was_trained(checkpoint: Checkpoint) -> str:
+    """The value of ``unfreeze`` with which a checkpoint was trained; the authors' program trains everything."""
+    return str(checkpoint.extra.get(OURS, {}).get("unfreeze", "all"))
 
 
 @dataclass
@@ -45,11 +50,30 @@ class Progress:
     """What the best score was judged by."""
 
 
+class WeightAverage:
+    """``average <- d average + (1 - d) weights`` after every step, with ``d = min(decay, (1 + step) / (10 + step))``.
+
+    The smaller decay of the first steps lets the average forget the random weights it starts from.
+    """
+
+    def __init__(self, network: MultiTasNet, decay: float) -> None:
+        self.decay = decay
+        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        """The network with averaged weights."""
+
+    @torch.no_grad()
+    def update(self, network: MultiTasNet, step: int) -> None:
+        weight = 1 - min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self.network.parameters()), list(network.parameters()), weight)
+
+
 class RunState:
     """All that changes in the course of a run."""
 
-    def __init__(self, network: MultiTasNet, optimizer: optim.Optimizer, average: WeightAverage | None) -> None:
-        self.network, self.optimizer, self.average = network, optimizer, average
+    def __init__(
+        self, network: MultiTasNet, optimizer: optim.Optimizer, average: WeightAverage | None, unfreeze: str = "all"
+    ) -> None:
+        self.network, self.optimizer, self.average, self.unfreeze = network, optimizer, average, unfreeze
         self.kept_rows: KeptRows | None = None
         """What every step must leave as it is."""
         self.progress = Progress()
@@ -65,7 +89,7 @@ class RunState:
         Raises:
             CheckpointError: if it cannot be written, as on a full disk.
         """
-        ours: dict[str, Any] = {"progress": dataclasses.asdict(self.progress)}
+        ours: dict[str, Any] = {"progress": dataclasses.asdict(self.progress), "unfreeze": self.unfreeze}
         if self.average is not None:
             ours["trained"] = self.network.state_dict()
         checkpoint = Checkpoint(
@@ -102,12 +126,3 @@ class RunState:
                 f"{origin} was not trained with Ranger on this network ({error}): convert it without its optimiser."
             ) from error
         self.progress = Progress(**ours["progress"]) if "progress" in ours else Progress(step=checkpoint.steps or 0)
-
-
-def read_checkpoint(path: Path) -> Checkpoint:
-    """A file of the authors' format, or a checkpoint folder.
-
-    Raises:
-        CheckpointError: if it is neither.
-    """
-    return read_folder(path) if (path / SETTINGS).is_file() else read_original(path)

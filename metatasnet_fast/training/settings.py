@@ -66,6 +66,9 @@ class TrainingSettings:
     tone: float = _setting(0.0, "standard deviation in dB of the filters through which half of the stems go")
     rests: float = _setting(0.0, "probability that a stem rests, or is quieter, in a part of an item")
     least_share: float = _setting(0.0, "share of an item's energy that a stem, and the others together, need to count")
+    codec_steps: int = _setting(
+        0, "steps that teach encoder and decoder alone first, which then begin as filters in pairs of either sign"
+    )
     unfreeze: str = _setting(
         "all", "what is trained: all, generator (the masking networks'), or embedding (of added instruments)"
     )
@@ -97,7 +100,7 @@ class TrainingSettings:
             self._at_least(name, 1)
         for name in ("log_every", "stats_items"):
             self._at_least(name, 1)
-        for name in ("validate_every", "weight_decay", "seed"):
+        for name in ("validate_every", "weight_decay", "seed", "codec_steps"):
             self._at_least(name, 0)
         if self.seed >= 2**63:
             raise ConfigError(f"seed must be less than 2^63, got {self.seed}.")
@@ -138,6 +141,14 @@ class TrainingSettings:
     @property
     def workers(self) -> int:
         return min(self.threads, os.cpu_count() or 1)
+
+    def lighter(self, processes: int) -> str:
+        """The flags that make a step need less memory and change no result; if all are in use, one that does."""
+        share = self.batch_size // processes
+        at_once = min(self.micro_batch or share, share)
+        flags = [f"--micro_batch {at_once // 2}"] if at_once > 1 else []
+        flags += [] if self.recompute else ["--recompute"]
+        return " or ".join(flags) or "a shorter --time_length"
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

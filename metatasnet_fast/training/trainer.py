@@ -18,15 +18,15 @@ import time
 from pathlib import Path
 
 from ..backends import Choice
-from ..errors import CheckpointError, TrainingDataError
+from ..errors import CheckpointError, TrainingDataError, TrainingError
 from ..precision import Precision
+from ..separation.memory import reporting_memory
 from .data import Batch, BatchSource, Track
-from .display import Display, Silence, Summary
+from .display import Display, Summary
 from .distributed import World
 from .faults import faulty_input, keep_step, unusable_step
 from .interruption import Interruption
 from .journal import Journal
-from .memory import enough_memory, lighter
 from .parts import Items
 from .saving import RunState
 from .schedule import SGDR
@@ -71,7 +71,7 @@ class Trainer:
     ) -> None:
         self.state, self.settings, self.batches, self.tracks, self.run_folder = state, settings, batches, tracks, run
         self.args, self.precision, self.world = args, precision, world or World()
-        self.tensorboard, self.display = tensorboard, display or Silence()
+        self.tensorboard, self.display = tensorboard, display or Display()
         self._gradients = GradientStep(
             state.network,
             Choice(backend, precision),
@@ -146,7 +146,7 @@ class Trainer:
             items = Items(*([x.double() for x in values] for values in (items.mixes, items.sources, items.masks)))
         # The first process's clock is everybody's.
         clock = self._elapsed() if self.world.first else 0.0
-        with enough_memory(lambda: self._too_large(step)):
+        with reporting_memory(lambda: self._too_large(step), TrainingError):
             found = self._gradients(items, step, votes=(clock, float(bool(self._interruption))))
         progress.elapsed, interrupted = found.votes[0], found.votes[1] > 0
         self._check(step, items, found, batch)
@@ -196,7 +196,7 @@ class Trainer:
 
     def _too_large(self, step: int) -> str:
         self._save(final=False)  # the weights are still those of the step before
-        advice = lighter(self.settings, self.world.size)
+        advice = self.settings.lighter(self.world.size)
         return f"Memory ran out in step {step}: train with {advice}{self._what_is_saved()}."
 
     def _too_large_to_validate(self) -> str:
@@ -231,7 +231,7 @@ class Trainer:
         # What can be lost by an interruption is on disk before.
         self._save(final=False)
         began = time.monotonic()
-        with enough_memory(self._too_large_to_validate):
+        with reporting_memory(self._too_large_to_validate, TrainingError):
             own = validate(
                 self.state.usable,
                 self.tracks[self.world.rank :: self.world.size],

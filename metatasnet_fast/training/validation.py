@@ -23,9 +23,16 @@ from ..model import MultiTasNet
 from ..precision import Precision
 from ..reference import si_sdr
 from ..separation.gains import NormalEquations
-from .data import Track, validation_signals
+from .data import Track
 
-__all__ = ["TrackScore", "ValidationScore", "score_track", "validate", "validation_tracks"]
+__all__ = [
+    "TrackScore",
+    "ValidationScore",
+    "score_track",
+    "validate",
+    "validation_signals",
+    "validation_tracks",
+]
 
 CHUNK_SECONDS = 60
 """Tracks are separated in 4 chunks, like the authors', or in more if a chunk would be longer."""
@@ -90,6 +97,26 @@ def validation_tracks(tracks: Sequence[Track], config: MetaTasNetConfig) -> list
     return found
 
 
+def validation_signals(track: Track, rates: Sequence[int], places: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
+    """For each rate the mixture of a track, (1, 1, T), and the instruments at ``places`` of the cache, (1, I, 1, T).
+
+    Both are float32 on the CPU, divided by the deviation of the mixture. Source: the authors' ``dataset.py``,
+    ``get_validation_sample``; their mixture is MUSDB18's own, ours is the sum of the stems.
+
+    Raises:
+        TrainingDataError: if a file of the track is missing, damaged or not finite.
+    """
+    mixes, sources = [], []
+    for rate in rates:
+        mono = torch.from_numpy(track.stems(rate)[:].mean(1))
+        if not mono.isfinite().all():
+            raise TrainingDataError(f"{track.file(rate)} holds NaN or infinity; delete its folder and prepare again.")
+        scaled = (mono / track.deviation(rate))[None, :, None]
+        mixes.append(scaled.sum(1))
+        sources.append(scaled[:, list(places)])
+    return mixes, sources
+
+
 @torch.no_grad()
 def score_track(
     network: MultiTasNet, track: Track, places: Sequence[int], backend: str, precision: Precision
@@ -109,19 +136,19 @@ def score_track(
     for estimate, source in zip(estimates, sources, strict=True):
         values = si_sdr(estimate, source[..., : estimate.shape[-1]]).flatten().tolist()
         by_stage.append([value if c else math.nan for value, c in zip(values, counted, strict=True)])
-    return TrackScore(
-        by_stage, _sdr(estimates[-1][0, :, 0], sources[-1][0, :, 0], mixes[-1][0], counted, config.output_rate)
-    )
+    return TrackScore(by_stage, _sdr(estimates[-1][0, :, 0], sources[-1][0, :, 0], mixes[-1][0], counted, config))
 
 
-def _sdr(estimate: Tensor, source: Tensor, mix: Tensor, counted: Sequence[bool], rate: int) -> list[float]:
+def _sdr(
+    estimate: Tensor, source: Tensor, mix: Tensor, counted: Sequence[bool], config: MetaTasNetConfig
+) -> list[float]:
     """Median SDR over one-second frames of (I, T) against (I, T or a little more) in the mix (1, T or a little more)."""
     source, mix = source[:, : estimate.shape[1]], mix[:, : estimate.shape[1]]
-    equations = NormalEquations(1, len(estimate))
+    equations = NormalEquations(1, len(estimate), config.added_instruments)
     equations.add(estimate[None], mix)
     scaled = estimate * equations.solve()[0, :, None].to(estimate)
     chosen = [index for index, counts in enumerate(counted) if counts]
-    values = [math.nan] * len(estimate)
+    values, rate = [math.nan] * len(estimate), config.output_rate
     if chosen:
         scores = bss_eval(source[chosen][..., None], scaled[chosen][..., None], window=rate, hop=rate, metrics=("SDR",))
         for index, frames in zip(chosen, scores["SDR"].tolist(), strict=True):

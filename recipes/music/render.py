@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from .drums import KEYS, RATE, play_samples, sample_kit, synthetic_kit
 from .score import Part, Piece
 
-__all__ = ["bass_stem", "drum_stem", "other_stem"]
+__all__ = ["RATE", "Audio", "bass_stem", "drum_stem", "instrument_stem"]
 
 TICKS = 120
 """Per sixteenth."""
@@ -41,8 +41,9 @@ def bass_stem(rng: np.random.Generator, piece: Piece, font: Path) -> Audio:
     return _oscillators(rng, piece)
 
 
-def other_stem(rng: np.random.Generator, piece: Piece, font: Path) -> Audio:
-    return _fluidsynth(piece, [_channel(i, part) for i, part in enumerate(piece.other)], font, rng)
+def instrument_stem(rng: np.random.Generator, piece: Piece, parts: Sequence[Part], font: Path) -> Audio:
+    """Parts of a piece, each on a channel of its own."""
+    return _fluidsynth(piece, [_channel(i, part) for i, part in enumerate(parts)], font, rng)
 
 
 Events = list[tuple[float, float, int, int]]
@@ -76,21 +77,8 @@ def _fluidsynth(
     with tempfile.TemporaryDirectory() as folder:
         midi, wave = Path(folder) / "piece.mid", Path(folder) / "piece.wav"
         mido.MidiFile(tracks=[track], ticks_per_beat=4 * TICKS).save(midi)
-        command = [
-            "fluidsynth",
-            "-ni",
-            "-q",
-            "-g",
-            "0.5",
-            "-r",
-            str(RATE),
-            "-T",
-            "wav",
-            "-F",
-            str(wave),
-            str(font),
-            str(midi),
-        ]
+        options = f"-ni -q -g 0.5 -r {RATE} -T wav -F".split()
+        command = ["fluidsynth", *options, str(wave), str(font), str(midi)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         audio, rate = sf.read(wave, dtype="float32", always_2d=True)
     assert rate == RATE

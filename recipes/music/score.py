@@ -6,6 +6,7 @@ keeps one pattern.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -58,6 +59,8 @@ class Piece:
     scale: tuple[int, ...]
     bass: Part
     other: list[Part]
+    solo: Part | None = None
+    """One more instrument, apart from ``other``."""
     drums: list[Hit] = field(default_factory=list)
 
     @property
@@ -75,12 +78,13 @@ class Sung:
     loudness: float
 
 
-def compose(rng: np.random.Generator, seconds: float) -> Piece:
+def compose(rng: np.random.Generator, seconds: float, solo: Sequence[int] = ()) -> Piece:
+    """A piece of about ``seconds``; with ``solo``, one of these programs plays apart and the others leave them out."""
     tempo = float(rng.uniform(70, 178))
     bars = max(8, round(seconds * tempo / 240 / 4) * 4)
-    bass, parts = Part(int(rng.choice(BASSES))), _parts(rng)
+    bass, parts = Part(int(rng.choice(BASSES))), _parts(rng, solo)
     key, scale = int(rng.integers(12)), SCALES[int(rng.choice(4, p=[0.3, 0.4, 0.2, 0.1]))]
-    piece = Piece(tempo, bars, key, scale, bass, parts)
+    piece = Piece(tempo, bars, key, scale, bass, parts, Part(int(rng.choice(solo))) if solo else None)
     swing = float(rng.choice([0, 0, 0, rng.uniform(0.1, 0.33)]))
     bar, recent = 0, {"drums": True, "bass": True}
     while bar < bars:
@@ -92,16 +96,16 @@ def compose(rng: np.random.Generator, seconds: float) -> Piece:
             piece.drums += _drums(rng, bar * BAR, length, swing)
         if recent["bass"]:
             piece.bass.notes += _bass(rng, bar * BAR, chords)
-        for part in piece.other:
+        for part in piece.other if piece.solo is None else (*piece.other, piece.solo):
             if rng.random() < 0.75:
                 part.notes += _accompany(rng, part, bar * BAR, chords, key, scale)
         bar += length
     return piece
 
 
-def _parts(rng: np.random.Generator) -> list[Part]:
-    groups = [PADS, KEYS, LEADS, KEYS]
-    chosen = [g for g in groups if rng.random() < 0.65] or [KEYS]
+def _parts(rng: np.random.Generator, without: Sequence[int]) -> list[Part]:
+    groups = [[program for program in group if program not in without] for group in (PADS, KEYS, LEADS, KEYS)]
+    chosen = [g for g in groups if rng.random() < 0.65] or [groups[1]]
     return [Part(int(rng.choice(g))) for g in chosen]
 
 

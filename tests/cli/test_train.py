@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from metatasnet_fast import load_checkpoint
-from metatasnet_fast.cli.training_display import TrainingDisplay
+from metatasnet_fast.cli.progress import TrainingDisplay
 from metatasnet_fast.training import launch
 from metatasnet_fast.training.data import write_manifest, write_track
 from metatasnet_fast.training.journal import read_journal
@@ -128,7 +128,7 @@ def test_a_run_that_is_terminated_before_its_first_step_ends_well(
         (["--batch_size", "many"], "--batch_size"),
         (["--seed", "99999999999999999999999"], "seed must be less than 2^63"),
         (["--config", "absent.toml"], "absent.toml cannot be read"),
-        (["--checkpoint", "absent.pt"], "no checkpoint at absent.pt"),
+        (["--checkpoint", "absent.pt"], "no checkpoint 'absent.pt'"),
         (["--backend", "abacus"], "Unknown backend 'abacus'"),
         (["--backend", "cuda"], "cuda cannot serve"),
         (["--device", "abacus"], "Unknown device 'abacus'"),

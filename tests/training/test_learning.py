@@ -12,9 +12,10 @@ import pytest
 from metatasnet_fast.cli.main import main
 from metatasnet_fast.config import INSTRUMENTS
 from metatasnet_fast.reference import si_sdr
-from metatasnet_fast.training.data import Cache, Track, validation_signals
+from metatasnet_fast.training.data import Cache, Track
 from metatasnet_fast.training.journal import read_journal
 from metatasnet_fast.training.launch import plan_run, train
+from metatasnet_fast.training.validation import validation_signals
 from tests.training.songs import write_cache
 
 SONGS = "METATASNET_SONGS"

@@ -12,7 +12,6 @@ from metatasnet_fast.errors import TrainingError
 from metatasnet_fast.model import MultiTasNet
 from metatasnet_fast.model.checkpoints import read_original
 from metatasnet_fast.training import validation
-from metatasnet_fast.training.memory import lighter
 from metatasnet_fast.training.ranger import Ranger
 from metatasnet_fast.training.settings import TrainingSettings
 from metatasnet_fast.training.step import GradientStep
@@ -101,4 +100,4 @@ def test_other_errors_stay_what_they_are(cache: Path, tmp_path: Path, monkeypatc
     ],
 )
 def test_the_advice_is_what_is_not_done_yet(given: dict[str, Any], processes: int, says: str) -> None:
-    assert lighter(TrainingSettings(**given), processes) == says
+    assert TrainingSettings(**given).lighter(processes) == says

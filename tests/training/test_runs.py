@@ -20,7 +20,7 @@ from metatasnet_fast.errors import CheckpointError, ConfigError, TrainingDataErr
 from metatasnet_fast.model.checkpoints import read_original
 from metatasnet_fast.training import trainer as trainer_module
 from metatasnet_fast.training.data import Batch, BatchSource
-from metatasnet_fast.training.display import Silence
+from metatasnet_fast.training.display import Display
 from metatasnet_fast.training.journal import read_journal
 from metatasnet_fast.training.launch import plan_run, train
 from metatasnet_fast.training.parts import Items
@@ -35,7 +35,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_cache(tmp_path_factory.mktemp("songs") / "cache", seconds=1.0)
 
 
-class Watcher(Silence):
+class Watcher(Display):
     """Calls ``act`` after a step, and keeps the notes."""
 
     def __init__(self, act: Callable[[int], None] = lambda step: None) -> None:

@@ -12,8 +12,14 @@ from metatasnet_fast.errors import TrainingDataError
 from metatasnet_fast.model import MultiTasNet
 from metatasnet_fast.precision import Precision
 from metatasnet_fast.reference import si_sdr
-from metatasnet_fast.training.data import Cache, validation_signals, write_manifest, write_track
-from metatasnet_fast.training.validation import TrackScore, ValidationScore, score_track, validation_tracks
+from metatasnet_fast.training.data import Cache, write_manifest, write_track
+from metatasnet_fast.training.validation import (
+    TrackScore,
+    ValidationScore,
+    score_track,
+    validation_signals,
+    validation_tracks,
+)
 from tests.support import TINY
 from tests.training.songs import RATES, music, write_cache
 

@@ -3,7 +3,6 @@
 from .batches import Batch, BatchSource
 from .cache import Cache, StemArray, Track
 from .store import write_manifest, write_track
-from .validation import validation_signals
 
 __all__ = [
     "Batch",
@@ -11,7 +10,6 @@ __all__ = [
     "Cache",
     "StemArray",
     "Track",
-    "validation_signals",
     "write_manifest",
     "write_track",
 ]

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from ..._io import PART, try_lock
+from ..._io import claiming
 from ...errors import TrainingDataError
 from .convert import Outcome, Settings, prepare_track
 from .entry import refuse_shared_tracks
@@ -84,7 +84,8 @@ def prepare(
     settings = Settings(Path(out), check_rates(rates), dtype, _stems_of(tracks) if stems is None else stems)
     _check(settings, tracks, workers)
     refuse_own_folder(settings.out, tracks if source is None else source)
-    with _lock(settings.out), _scratch(settings.out / PARTIAL):
+    busy = f"Another process is preparing into {settings.out}; wait for it to end."
+    with claiming(settings.out, TrainingDataError, busy), _scratch(settings.out / PARTIAL):
         _refuse_other_settings(settings)
         settled = settle(settings, tracks if source is None else source)
         if settled.moved:
@@ -135,24 +136,6 @@ def _refuse_other_settings(settings: Settings) -> None:
 def _named(stems: Stems) -> str:
     """Instruments as ``--instruments`` takes them."""
     return ",".join(name if parts == (name,) else f"{name}={'+'.join(parts)}" for name, parts in stems.items())
-
-
-@contextmanager
-def _lock(out: Path) -> Iterator[None]:
-    """Make the folder and keep other processes from preparing into it; the system gives it free when this one ends."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        file = (out / ".lock").open("ab")
-    except OSError as error:
-        raise TrainingDataError(
-            f"Nothing can be written to {out} ({error.strerror or error}); choose another folder."
-        ) from error
-    with file:
-        if try_lock(file) is False:
-            raise TrainingDataError(f"Another process is preparing into {out}; wait for it to end.")
-        for part in out.rglob(f".*{PART}"):  # left by a process that was killed
-            part.unlink(missing_ok=True)
-        yield
 
 
 @contextmanager

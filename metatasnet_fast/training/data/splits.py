@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..._io import sync
+from ..._io import reporting_write_errors, sync
 from ...errors import MetaTasNetError, TrainingDataError
 from .convert import Settings, inputs
 from .decode import content_hash
@@ -93,7 +93,7 @@ def _is_same(entry: TrackEntry, track: TrackSource, settings: Settings) -> bool:
 
 def _move(cache: Path, entry: TrackEntry, split: str) -> None:
     place, target = place_of(cache, entry.split, entry.name), place_of(cache, split, entry.name)
-    try:
+    with reporting_write_errors(target, TrainingDataError, f"move or delete {place}, and prepare again"):
         if read_entry(target) is not None:
             _discard(cache, place)
             return
@@ -101,10 +101,6 @@ def _move(cache: Path, entry: TrackEntry, split: str) -> None:
         place.rename(target)
         for folder in (target.parent, place.parent):
             sync(folder)
-    except OSError as error:
-        raise TrainingDataError(
-            f"{place} cannot be moved to {target} ({error.strerror or error}); move or delete it, and prepare again."
-        ) from error
     rewrite_entry(target, dataclasses.replace(entry, split=split))
 
 

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 
 from metatasnet_fast.config import MetaTasNetConfig
 from metatasnet_fast.errors import TrainingDataError
-from metatasnet_fast.training.data import Batch, BatchSource, Cache, validation_signals, write_manifest, write_track
+from metatasnet_fast.training.data import Batch, BatchSource, Cache, write_manifest, write_track
 from metatasnet_fast.training.data.crops import Plan, draw_plan, uniforms
+from metatasnet_fast.training.validation import validation_signals
 
 AUGMENTATIONS = ("same", "original", "none")
 
