@@ -141,7 +141,7 @@ def test_masking_passes(benchmark: BenchmarkFixture, stage: int, precision: Prec
     threads, best = torch.get_num_threads(), dict[str, float]()
 
     def run() -> None:
-        for name, seconds in compiled.mask(latent, None, partial, masked, threads).items():
+        for name, seconds in compiled.mask(latent, None, partial, masked, None, threads).items():
             best[name] = min(best.get(name, seconds), seconds)
 
     benchmark.pedantic(run, rounds=5, warmup_rounds=1)

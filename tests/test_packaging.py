@@ -16,16 +16,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+TOOLS = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # the tests' own cmake and ninja first
 ASSET = "assets/nested/probe.bin"  # stands for the real assets, which are too large to copy and compress here
 
 
 def run(*arguments: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     unwanted = ("PYTHONPATH", "METATASNET_NATIVE", "CXX")
     inherited = {key: value for key, value in os.environ.items() if key not in unwanted}
-    # Where the tests' own cmake and ninja are.
-    inherited["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{inherited.get('PATH', '')}"
     command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, env=inherited | environment, capture_output=True, text=True)
+    return subprocess.run(command, cwd=cwd, env=inherited | {"PATH": TOOLS} | environment, capture_output=True, text=True)
 
 
 def build(source: Path, kind: str, out: Path) -> Path:
@@ -111,6 +110,25 @@ def test_without_a_compiler_a_build_that_was_demanded_fails(checkout: Path, tmp_
     done = run(*arguments, cwd=checkout, CXX="/nonexistent/c++", METATASNET_NATIVE="on")
     assert done.returncode != 0
     assert done.stderr.strip().splitlines()[-1].startswith("metatasnet-fast: the compiled module could not be built")
+
+
+@pytest.mark.skipif(shutil.which("cmake", path=TOOLS) is None, reason="there is no cmake here")
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["-DWIN32=1"], "the compiled module cannot be built on Windows: use Linux under WSL"),
+        (
+            ["-DCMAKE_CXX_COMPILER_ID=MSVC", "-DCMAKE_CXX_COMPILER_ID_RUN=1"],
+            "the compiler MSVC lacks the vector types of GCC and Clang: set CXX=g++ or CXX=clang++",
+        ),
+    ],
+)
+def test_a_platform_that_cannot_compile_is_refused_with_what_to_do(
+    checkout: Path, tmp_path: Path, options: list[str], reason: str
+) -> None:
+    code = "import sys, setup; setup.run('cmake', '-S', '.', '-B', *sys.argv[1:])"
+    done = run("-c", code, tmp_path / "build", "-DMETATASNET_CUDA=off", *options, cwd=checkout)
+    assert done.stderr.strip().endswith(f"BuildError: {reason}")
 
 
 def test_building_in_place_without_a_module_leaves_the_reason_and_no_older_module(checkout: Path) -> None:

@@ -5,6 +5,8 @@
 // matrix, which one thread adds up tile after tile.
 #pragma once
 
+#include <cstddef>
+
 #include "cpu/passes.h"
 
 namespace metatasnet {

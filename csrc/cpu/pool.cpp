@@ -2,6 +2,10 @@
 
 #include <algorithm>
 
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
+
 namespace metatasnet {
 namespace {
 
@@ -93,6 +97,9 @@ void MemoryPool::trim() {
   for (auto piece = pieces_.begin(); piece != pieces_.end();) {
     piece = whole_segment(piece) ? release(piece) : std::next(piece);
   }
+#if defined(__GLIBC__)
+  malloc_trim(0);  // blocks below 32 MiB: what is freed of them stays the process's otherwise
+#endif
 }
 
 }  // namespace metatasnet

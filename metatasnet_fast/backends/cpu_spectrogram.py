@@ -19,6 +19,9 @@ from ..reference.weights import EncoderWeights
 
 __all__ = ["MelShare"]
 
+_FRAMES = 256
+"""STFT frames at a time: what they need stays in the caches."""
+
 
 @dataclass(frozen=True)
 class MelShare:
@@ -62,25 +65,30 @@ class MelShare:
         )
 
     def __call__(self, signals: Tensor) -> Tensor:
-        """(n, samples) float32 to (n, STFT frames, channels); without gradients one item at a time, which bounds the memory."""
+        """(n, samples) float32 to (n, STFT frames, channels); without gradients some frames at a time, which bounds the memory."""
+        windows = self._windows(signals)
         if torch.is_grad_enabled():
-            return self._share(signals)
-        frames = signals.shape[-1] // self.hop + 1
-        share = signals.new_empty(len(signals), frames, self.to_latent.shape[1])
-        for signal, out in zip(signals, share, strict=True):
-            out.copy_(self._share(signal[None])[0])
+            return self._share(windows)
+        share = signals.new_empty(*windows.shape[:2], self.to_latent.shape[1])
+        for some, out in zip(windows.split(_FRAMES, 1), share.split(_FRAMES, 1), strict=True):
+            for one, to in zip(some, out, strict=True):
+                to.copy_(self._share(one))
         return share
 
-    def _share(self, signals: Tensor) -> Tensor:
+    def _windows(self, signals: Tensor) -> Tensor:
+        """(n, STFT frames, n_fft): overlapping views of the padded signals."""
+        reach = len(self.window) // 2
+        if not len(signals):
+            return signals.new_empty(0, signals.shape[-1] // self.hop + 1, len(self.window))
+        return F.pad(signals[:, None], (reach, reach), mode="reflect")[:, 0].unfold(1, len(self.window), self.hop)
+
+    def _share(self, windows: Tensor) -> Tensor:
         # On silence thousands of equal terms cancel in this sum: in float32 they would leave more than their rounding.
         # And MKL's float32 products of 5 to 11 rows have other bits with another number of threads.
-        return (self._normalised(signals).double() @ self.to_mel @ self.to_latent + self.bias).float()
+        return (self._normalised(windows).double() @ self.to_mel @ self.to_latent + self.bias).float()
 
-    def _normalised(self, signals: Tensor) -> Tensor:
-        if not len(signals):  # the FFT takes no empty batch
-            return signals.new_empty(0, signals.shape[-1] // self.hop + 1, len(self.mean))
-        reach = len(self.window) // 2
-        padded = F.pad(signals[:, None], (reach, reach), mode="reflect")[:, 0]
-        spectrum = torch.fft.rfft(padded.unfold(1, len(self.window), self.hop) * self.window)
-        power = torch.view_as_real(spectrum).square().sum(-1)
+    def _normalised(self, windows: Tensor) -> Tensor:
+        if not len(windows):  # the FFT takes no empty batch
+            return windows.new_empty(*windows.shape[:-1], len(self.mean))
+        power = torch.view_as_real(torch.fft.rfft(windows * self.window)).square().sum(-1)
         return torch.log10(power + FLOOR) - self.mean

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from metatasnet_fast import native, reference
+from metatasnet_fast.backends import cpu_spectrogram
 from metatasnet_fast.backends.cpu import ISA_VARIABLE
 from metatasnet_fast.backends.cpu_weights import arrays, sizes, weight_tensors
 from metatasnet_fast.config import MetaTasNetConfig
@@ -204,6 +205,17 @@ def test_tiny_deviations_of_the_spectrogram_cost_no_precision() -> None:
     eager = REFERENCE.encode(prepare(REFERENCE, TINY.stage(0), parameters), mix)
     ours = CPU.encode(prepare(CPU, TINY.stage(0), parameters), mix)
     assert relative_error(ours, exact) <= max(FLOOR, 2 * relative_error(eager, exact))
+
+
+@pytest.mark.parametrize("frames", [1, 4, 32, 33])
+def test_a_long_signal_has_the_spectrogram_of_all_its_frames(frames: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever number of STFT frames is computed at a time."""
+    share = prepare(CPU, TINY.stage(0), stage_parameters(recipe_state(TINY, 3), 0)).mel
+    signals = noise(TINY, 2, 8000)[0].squeeze(1)
+    expected = share(signals)  # with gradients: all 32 frames of both signals at once
+    monkeypatch.setattr(cpu_spectrogram, "_FRAMES", frames)
+    with torch.no_grad():
+        assert relative_error(share(signals), expected) <= FLOOR
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

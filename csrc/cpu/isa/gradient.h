@@ -238,7 +238,7 @@ METATASNET_INLINE Units float_units(const float* in, int rows, int channels, std
     return as_units(in, rows, ld, channels, scratch);
   } else {
     int column = -kPanel;
-    const auto end = [&] METATASNET_INLINE_LAMBDA {
+    const auto end = [&]() METATASNET_INLINE_LAMBDA {
       if (column >= 0) add_columns(column_sums, column, sums, empty);
     };
     const Units units = make_units<Mode>(
