@@ -24,7 +24,9 @@ def run(*arguments: str | Path, cwd: Path, **environment: str) -> subprocess.Com
     unwanted = ("PYTHONPATH", "METATASNET_NATIVE", "CXX")
     inherited = {key: value for key, value in os.environ.items() if key not in unwanted}
     command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, env=inherited | {"PATH": TOOLS} | environment, capture_output=True, text=True)
+    return subprocess.run(
+        command, cwd=cwd, env=inherited | {"PATH": TOOLS} | environment, capture_output=True, text=True
+    )
 
 
 def build(source: Path, kind: str, out: Path) -> Path:

@@ -94,11 +94,14 @@ bool MemoryPool::whole_segment(Pieces::const_iterator piece) const {
 
 void MemoryPool::trim() {
   const std::lock_guard<std::mutex> lock(mutex_);
+  const std::size_t before = segments_.size();
   for (auto piece = pieces_.begin(); piece != pieces_.end();) {
     piece = whole_segment(piece) ? release(piece) : std::next(piece);
   }
 #if defined(__GLIBC__)
-  malloc_trim(0);  // blocks below 32 MiB: what is freed of them stays the process's otherwise
+  if (segments_.size() < before) malloc_trim(0);  // else what is freed of blocks below 32 MiB stays the process's
+#else
+  static_cast<void>(before);
 #endif
 }
 

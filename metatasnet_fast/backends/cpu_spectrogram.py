@@ -65,7 +65,7 @@ class MelShare:
         )
 
     def __call__(self, signals: Tensor) -> Tensor:
-        """(n, samples) float32 to (n, STFT frames, channels); without gradients some frames at a time, which bounds the memory."""
+        """(n, samples) float32 to (n, STFT frames, channels); without gradients some frames at a time, to bound the memory."""
         windows = self._windows(signals)
         if torch.is_grad_enabled():
             return self._share(windows)
