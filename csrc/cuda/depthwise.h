@@ -14,11 +14,12 @@
 namespace metatasnet::METATASNET_DEVICES {
 
 struct DepthwiseArgs {
+  int instruments;
   std::int64_t frames;
   int channels, ld;
   int dilation;
   const void* in;       // (units, frames, ld)
-  const float* taps;    // (4, 3, ld)
+  const float* taps;    // (instruments, 3, ld)
   const float* affine;  // (units, 3, ld): scale, mean, shift
   float slope;
   void* out;  // (units, frames, ld)
@@ -36,7 +37,7 @@ struct Depthwise {
     const int unit = block.z(), lane = block.lane(), part = lane % 4;
     const int channel = block.y() * kChannels + part * 8;
     const std::int64_t begin = static_cast<std::int64_t>(block.x()) * kTile;
-    const float* taps = args.taps + unit % kInstruments * 3 * args.ld + channel;
+    const float* taps = args.taps + unit % args.instruments * 3 * args.ld + channel;
     const float* affine = args.affine + static_cast<std::int64_t>(unit) * 3 * args.ld + channel;
     const Eight scale = load_eight(affine), mean = load_eight(affine + args.ld), shift = load_eight(affine + 2 * args.ld);
     Eight weight[3], offset[3];

@@ -37,9 +37,11 @@ struct Normalise {
   }
 };
 
-// masked[n, i, t, c] = latent[n, t, c] softmax over i of ((masked[n, i, t, c] - mean) scale + shift), in place.
+// masked[n, i, t, c] = latent[n, t, c] mask_i((masked[n, i, t, c] - mean) scale + shift), in place.
+// The masks are a softmax over the first `softmax` instruments, and a sigmoid of each other one.
 // Bytes: the logits once in and once out, the latent once. Source: original model/mask_tcn.py.
 struct MaskProductArgs {
+  int instruments, softmax;
   std::int64_t frames;
   Frames latent;
   int ld;
@@ -47,46 +49,63 @@ struct MaskProductArgs {
   void* masked;         // (units, frames, ld)
 };
 
-// Grid: parts of an item's vectors of eight channels, 1, items.
-template <class Element>
+constexpr int kFewInstruments = 4;
+
+// Grid: parts of an item's vectors of channels, 1, items. A thread holds the logits of up to `most` instruments: of eight
+// channels for a few instruments, of two for many.
+template <class Element, int most>
 struct MaskProduct {
   using Args = MaskProductArgs;
   static constexpr int threads = 256;
   static constexpr int blocks = 2;
+  static constexpr int channels = most <= kFewInstruments ? 8 : 2;
+  using Several = Vector<channels>;
 
   static METATASNET_DEVICE void run(Block& block, const Args& args) {
-    const int item = block.z(), vectors = args.ld / 8;
+    const int item = block.z(), vectors = args.ld / channels;
     const std::int64_t i = static_cast<std::int64_t>(block.x()) * threads + block.thread();
     if (i >= args.frames * vectors) return;
-    const int channel = static_cast<int>(i % vectors) * 8;
+    const int channel = static_cast<int>(i % vectors) * channels;
     const std::int64_t frame = i / vectors, unit_size = args.frames * args.ld;
-    auto* masked = static_cast<Element*>(args.masked) + item * kInstruments * unit_size + i * 8;
-    Eight logits[kInstruments] = {}, latent = {};
+    auto* masked = static_cast<Element*>(args.masked) + item * args.instruments * unit_size + i * channels;
+    Several logits[most] = {}, latent = {};
     if (channel < args.latent.channels) {
       const auto* from = static_cast<const Element*>(args.latent.data) + item * args.latent.item;
-      latent = load_eight(from + frame * args.latent.row + channel);
+      latent = load_vector<channels>(from + frame * args.latent.row + channel);
 #pragma unroll
-      for (int k = 0; k < kInstruments; ++k) {
+      for (int k = 0; k < most; ++k) {
+        if (k >= args.instruments) break;
         const float* affine =
-            args.affine + static_cast<std::int64_t>(item * kInstruments + k) * 3 * args.ld + channel;
-        const Eight scale = load_eight(affine), mean = load_eight(affine + args.ld);
-        const Eight shift = load_eight(affine + 2 * args.ld), y = load_eight(masked + k * unit_size);
+            args.affine + static_cast<std::int64_t>(item * args.instruments + k) * 3 * args.ld + channel;
+        const Several scale = load_vector<channels>(affine), mean = load_vector<channels>(affine + args.ld);
+        const Several shift = load_vector<channels>(affine + 2 * args.ld);
+        const Several y = load_vector<channels>(masked + k * unit_size);
 #pragma unroll
-        for (int c = 0; c < 8; ++c) logits[k].v[c] = (y.v[c] - mean.v[c]) * scale.v[c] + shift.v[c];
+        for (int c = 0; c < channels; ++c) logits[k].v[c] = (y.v[c] - mean.v[c]) * scale.v[c] + shift.v[c];
       }
     }
 #pragma unroll
-    for (int c = 0; c < 8; ++c) {
+    for (int c = 0; c < channels; ++c) {
       float highest = logits[0].v[c], sum = 0.0f;
 #pragma unroll
-      for (int k = 1; k < kInstruments; ++k) highest = fmaxf(highest, logits[k].v[c]);
+      for (int k = 1; k < most; ++k) {
+        if (k < args.softmax) highest = fmaxf(highest, logits[k].v[c]);
+      }
 #pragma unroll
-      for (int k = 0; k < kInstruments; ++k) sum += logits[k].v[c] = expf(logits[k].v[c] - highest);
+      for (int k = 0; k < most; ++k) {
+        if (k < args.softmax) sum += logits[k].v[c] = expf(logits[k].v[c] - highest);
+      }
 #pragma unroll
-      for (int k = 0; k < kInstruments; ++k) logits[k].v[c] = latent.v[c] * (logits[k].v[c] / sum);
+      for (int k = 0; k < most; ++k) {
+        const bool shared = k < args.softmax;
+        const float m = logits[k].v[c], own = shared ? m : expf(m - fmaxf(m, 0.0f));
+        logits[k].v[c] = latent.v[c] * (own / (shared ? sum : own + expf(-fmaxf(m, 0.0f))));
+      }
     }
 #pragma unroll
-    for (int k = 0; k < kInstruments; ++k) store_eight(masked + k * unit_size, logits[k]);
+    for (int k = 0; k < most; ++k) {
+      if (k < args.instruments) store_vector(masked + k * unit_size, logits[k]);
+    }
   }
 };
 

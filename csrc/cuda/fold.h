@@ -4,7 +4,7 @@
 //   bias'[u, o] = bias[i, o] + sum_k (W[i, o, k] shift[u, k] - W'[u, o, k] mean[u, k])
 //
 // The mean is taken from the ROUNDED weights, or bfloat16 would lose ten times its accuracy when the mean is large.
-// Bytes per unit: O K of weights read (from L2: the four instruments' are shared by all items) and written.
+// Bytes per unit: O K of weights read (from L2: the instruments' are shared by all items) and written.
 #pragma once
 
 #include "cuda/tile.h"
@@ -12,12 +12,13 @@
 namespace metatasnet::METATASNET_DEVICES {
 
 struct FoldArgs {
+  int instruments;
   int outputs;
   // The sum's parts, each padded to a multiple of kChannels in the weights; the affine has them side by side.
   int channels[2];
   int ld;               // of the weights
-  const float* source;  // (4, outputs, ld)
-  const float* bias;    // (4, outputs), null: none
+  const float* source;  // (instruments, outputs, ld)
+  const float* bias;    // (instruments, outputs), null: none
   int ld_affine;
   const float* affine;  // (units, 3, ld_affine)
   void* weights;        // (units, outputs, ld)
@@ -35,7 +36,7 @@ struct Fold {
     using Element = typename Arithmetic::Element;
     const int unit = block.z(), output = block.x() * 8 + block.warp();
     if (output >= args.outputs) return;
-    const std::int64_t row = static_cast<std::int64_t>(unit % kInstruments) * args.outputs + output;
+    const std::int64_t row = static_cast<std::int64_t>(unit % args.instruments) * args.outputs + output;
     const std::int64_t out = static_cast<std::int64_t>(unit) * args.outputs + output;
     const float* source = args.source + row * args.ld;
     const float* affine = args.affine + static_cast<std::int64_t>(unit) * 3 * args.ld_affine;

@@ -17,6 +17,8 @@ namespace device {
 enum class Precision { float32, tf32, bfloat16 };
 
 struct Sizes {
+  int instruments = 4;
+  int softmax = 4;      // of the instruments, the first ones share a softmax; each other one has a sigmoid
   int N = 0;            // latent channels
   int W = 0;            // samples per latent frame
   int B = 0;            // channels of the residual stream
@@ -25,7 +27,7 @@ struct Sizes {
   int window = 0;       // taps of the longest filter
   int bank = 0;         // outputs of the encoder's filters
   int wide = 0;         // inputs of the decoder's filters
-  int mels = 0;         // inputs of the bottleneck from the spectrogram
+  int mels = 0;         // inputs of the bottleneck from the spectrogram; 0: the encoder has no spectrogram branch
   int n_fft = 0;        // of the spectrogram; a power of two
   int hop = 0;
   bool biased = false;  // res_out and skip_out have biases
@@ -33,7 +35,7 @@ struct Sizes {
 
   int blocks() const { return static_cast<int>(dilations.size()); }
   int bins() const { return n_fft / 2 + 1; }
-  std::int64_t spectrogram_frames(std::int64_t samples) const { return samples / hop + 1; }
+  std::int64_t spectrogram_frames(std::int64_t samples) const { return mels ? samples / hop + 1 : 0; }
 };
 
 // Slopes of the PReLUs: prelu_1 to prelu_4, and prelu_1, prelu_2 of each block in turn.
@@ -86,7 +88,7 @@ class Stage {
   // (n, samples) float32 to the latent (n, samples / W, latent_ld).
   virtual void encode(Place place, std::int64_t n, std::int64_t samples, const float* signal, void* latent,
                       char* workspace) const = 0;
-  // The masked latent (n, 4, frames, latent_ld): `latent` times the masks of a network that reads `input` (the latent,
+  // The masked latent (n, instruments, frames, latent_ld): `latent` times the masks of a network that reads `input` (the latent,
   // or one copy of it for each instrument) and, behind the first stage, `partial`.
   virtual void mask(Place place, std::int64_t n, std::int64_t frames, const Frames& latent, const Frames& input,
                     const Frames& partial, void* masked, char* workspace) const = 0;
@@ -104,7 +106,9 @@ using MakeStage = std::unique_ptr<Stage>(Precision precision, const Sizes& sizes
 // sizes. shared_bytes is the shared memory that the most demanding block of a stage asks for.
 namespace cuda {
 device::MakeStage make_stage;
-}
+// Why the kernels cannot run on a device, in the words of the CUDA runtime; empty where they can.
+std::string obstacle(int device);
+}  // namespace cuda
 namespace emulated {
 device::MakeStage make_stage;
 void check(const device::Sizes& sizes);

@@ -89,6 +89,15 @@ void launch(const Stream& stream, Grid grid, std::size_t shared_bytes, const typ
   check(cudaGetLastError(), std::string("launching ") + __PRETTY_FUNCTION__);
 }
 
+// What keeps the current device from running a kernel; kernels of a translation unit run on the same devices.
+template <class Kernel>
+cudaError_t obstacle() {
+  cudaFuncAttributes attributes;
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel<Kernel>);
+  static_cast<void>(cudaGetLastError());  // or the next launch would report it
+  return error;
+}
+
 inline void clear(const Stream& stream, void* memory, std::size_t bytes) {
   check(cudaMemsetAsync(memory, 0, bytes, stream.handle()), "clearing memory");
 }

@@ -26,7 +26,7 @@ class MaskingRun {
         slopes_(slopes),
         w_(weights),
         items_(items),
-        units_(items * kInstruments),
+        units_(items * sizes.instruments),
         frames_(frames),
         tiles_(tiles_of(frames)),
         buffers_(buffers),
@@ -44,10 +44,11 @@ class MaskingRun {
   // in_conv(norm_1(prelu_1(concat(input, partial)))), prelu_2, norm_2.
   void enter(const Frames& input, const Frames& partial) {
     const bool shared = input.instrument == 0;
-    moments(input, shared ? 1 : kInstruments, buffers_.latent_segments);
-    if (s_.partial) moments(partial, kInstruments, buffers_.partial_segments);
+    moments(input, shared ? 1 : s_.instruments, buffers_.latent_segments);
+    if (s_.partial) moments(partial, s_.instruments, buffers_.partial_segments);
     const int n_ld = padded(s_.N), partial_ld = padded(s_.partial), in_ld = padded(s_.N + s_.partial);
     NormArgs norm{};
+    norm.instruments = s_.instruments;
     norm.frames = frames_;
     norm.segments[0] = buffers_.latent_segments;
     norm.segments[1] = buffers_.partial_segments;
@@ -55,7 +56,7 @@ class MaskingRun {
     norm.channels[1] = s_.partial;
     norm.ld[0] = n_ld;
     norm.ld[1] = partial_ld;
-    norm.units_of[0] = shared ? kInstruments : 1;
+    norm.units_of[0] = shared ? s_.instruments : 1;
     norm.units_of[1] = 1;
     norm.weight = w_.norm_1;
     norm.ld_affine = in_ld;
@@ -74,7 +75,7 @@ class MaskingRun {
     launch_pointwise<Arithmetic, From::activated_frames>(stream_, units_, conv);
 
     NormaliseArgs args{frames_, padded(s_.B), buffers_.affine, buffers_.x, buffers_.operand};
-    launch<Normalise<Element>>(stream_, vectors(s_.B, units_), 0, args);
+    launch<Normalise<Element>>(stream_, vectors(s_.B, units_, 8), 0, args);
   }
 
   // conv1d and prelu_1 of a block.
@@ -98,7 +99,8 @@ class MaskingRun {
     if (index == 0 || !convolves_) launch_pointwise<Arithmetic, From::frames>(stream_, units_, convolution(index));
 
     const int groups = h_ld / kChannels;
-    DepthwiseArgs depthwise{frames_,
+    DepthwiseArgs depthwise{s_.instruments,
+                            frames_,
                             s_.H,
                             h_ld,
                             s_.dilations[index],
@@ -140,7 +142,7 @@ class MaskingRun {
     }
   }
 
-  // norm_3, mask_output, prelu_4, norm_4, softmax over the instruments, product with the latent.
+  // norm_3, mask_output, prelu_4, norm_4, masks of the instruments, product with the latent.
   void leave(const Frames& latent, Element* masked) {
     fold(w_.mask_output, nullptr, s_.N, s_.B, 0, buffers_.affine, padded(s_.B));
     PointwiseArgs output = product(s_.N, padded(s_.B), s_.N);
@@ -149,8 +151,12 @@ class MaskingRun {
     output.out = masked;
     output.statistics = statistics(s_.N, column_tiles(padded(s_.N)), w_.norm_4, buffers_.affine);
     launch_pointwise<Arithmetic, From::frames>(stream_, units_, output);
-    const MaskProductArgs args{frames_, latent, padded(s_.N), buffers_.affine, masked};
-    launch<MaskProduct<Element>>(stream_, vectors(s_.N, items_), 0, args);
+    const MaskProductArgs args{s_.instruments, s_.softmax, frames_, latent, padded(s_.N), buffers_.affine, masked};
+    if (s_.instruments <= kFewInstruments) {
+      launch<MaskProduct<Element, kFewInstruments>>(stream_, vectors(s_.N, items_, 8), 0, args);
+    } else {
+      launch<MaskProduct<Element, kMostInstruments>>(stream_, vectors(s_.N, items_, 2), 0, args);
+    }
   }
 
   void moments(const Frames& source, int instruments, ChannelMoments* to) {
@@ -175,6 +181,7 @@ class MaskingRun {
     to.blocks = blocks;
     to.channels = channels;
     to.ld = padded(channels);
+    to.norm.instruments = s_.instruments;
     to.norm.frames = frames_;
     to.norm.segments[0] = buffers_.segments;
     to.norm.channels[0] = channels;
@@ -188,6 +195,7 @@ class MaskingRun {
   void fold(const float* source, const float* bias, int outputs, int first, int second, const float* affine,
             int ld_affine) {
     FoldArgs args{};
+    args.instruments = s_.instruments;
     args.outputs = outputs;
     args.channels[0] = first;
     args.channels[1] = second;
@@ -204,15 +212,15 @@ class MaskingRun {
   // With the folded weights; (outputs, ld) of each unit, results in rows of padded(channels).
   PointwiseArgs product(int outputs, int ld, int channels) const {
     PointwiseArgs args{};
-    args.instruments = kInstruments;
+    args.instruments = s_.instruments;
     args.frames = frames_;
     args.weights = buffers_.folded;
     args.weights_instrument = std::int64_t{outputs} * ld;
-    args.weights_item = kInstruments * args.weights_instrument;
+    args.weights_item = s_.instruments * args.weights_instrument;
     args.ld_weights = ld;
     args.bias = buffers_.folded_bias;
     args.bias_instrument = outputs;
-    args.bias_item = std::int64_t{kInstruments} * outputs;
+    args.bias_item = std::int64_t{s_.instruments} * outputs;
     args.outputs = outputs;
     args.ld_out = padded(channels);
     return args;
@@ -220,11 +228,11 @@ class MaskingRun {
 
   Frames activations(const void* data, int channels) const {
     const std::int64_t ld = padded(channels);
-    return {data, kInstruments * frames_ * ld, frames_ * ld, ld, channels};
+    return {data, s_.instruments * frames_ * ld, frames_ * ld, ld, channels};
   }
 
-  Grid vectors(int channels, std::int64_t units) const {
-    return {(frames_ * (padded(channels) / 8) + 255) / 256, 1, units};
+  Grid vectors(int channels, std::int64_t units, int each) const {
+    return {(frames_ * (padded(channels) / each) + 255) / 256, 1, units};
   }
 
   const Stream& stream_;
@@ -254,7 +262,7 @@ template <class Arithmetic>
 void Stage::mask_in(const Stream& stream, std::int64_t n, std::int64_t frames, const Frames& latent,
                     const Frames& input, const Frames& partial, void* masked, char* workspace) const {
   using Element = typename Arithmetic::Element;
-  const std::int64_t together = items_at_once(n, frames, kInstruments);
+  const std::int64_t together = items_at_once(n, frames, sizes_.instruments);
   Arena arena(workspace);
   const MaskBuffers<Element> buffers(arena, sizes_, together, frames, input.instrument != 0);
   auto* out = static_cast<Element*>(masked);
@@ -263,7 +271,7 @@ void Stage::mask_in(const Stream& stream, std::int64_t n, std::int64_t frames, c
     const std::int64_t items = n - first < together ? n - first : together;
     MaskingRun<Arithmetic>(stream, sizes_, slopes_, weights_, items, frames, buffers, resident)
         .run(from_item<Element>(latent, first), from_item<Element>(input, first), from_item<Element>(partial, first),
-             out + first * kInstruments * frames * latent_ld());
+             out + first * sizes_.instruments * frames * latent_ld());
   }
 }
 
@@ -273,5 +281,9 @@ template void Stage::mask_in<InTf32>(const Stream&, std::int64_t, std::int64_t, 
                                      const Frames&, void*, char*) const;
 template void Stage::mask_in<InFloat32>(const Stream&, std::int64_t, std::int64_t, const Frames&, const Frames&,
                                         const Frames&, void*, char*) const;
+
+#if defined(__CUDACC__)
+cudaError_t masking_obstacle() { return obstacle<Norm>(); }
+#endif
 
 }  // namespace metatasnet::METATASNET_DEVICES

@@ -94,7 +94,7 @@ METATASNET_DEVICE void convolve_tile(Block& block, const MixArgs& args, Index in
   const int chunks = padded(args.residual) / kPerChunk;
   const auto load = [&](char* stage, int chunk) {
     const auto* weights =
-        static_cast<const Bfloat16*>(next.weights) + block.z() % kInstruments * next.weights_instrument;
+        static_cast<const Bfloat16*>(next.weights) + block.z() % next.instruments * next.weights_instrument;
     load_weights<InBfloat16>(block, stage, weights, next.ld_weights, 0, next.outputs, chunk);
   };
   begin_loading<Holds>(block, stages, chunks, load);  // on their way while x is written

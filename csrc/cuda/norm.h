@@ -25,12 +25,13 @@ struct ChannelMoments {
 };
 
 struct NormArgs {
+  int instruments;
   std::int64_t frames;
   // Moments (units / units_of, segments, ld) of up to two sources, side by side.
   const ChannelMoments* segments[2];
   int channels[2], ld[2];
   int units_of[2];      // units that share the source's moments
-  const float* weight;  // (4, 2, channels): gamma, beta
+  const float* weight;  // (instruments, 2, channels): gamma, beta
   int ld_affine;
   float* affine;  // (units, 3, ld_affine); zeros where there is no channel
 };
@@ -93,7 +94,7 @@ METATASNET_DEVICE void make_norm(Block& block, const NormArgs& args, int unit) {
     moments[c] = merge_segments(block, args, s, unit / args.units_of[s], s ? c - args.channels[0] : c);
   }
   block.sync();
-  const float* weight = args.weight + unit % kInstruments * 2 * channels;
+  const float* weight = args.weight + unit % args.instruments * 2 * channels;
   float* affine = args.affine + static_cast<std::int64_t>(unit) * 3 * args.ld_affine;
 #pragma unroll 1
   for (int group = block.warp(); group < kGroups; group += threads / kWarp) {

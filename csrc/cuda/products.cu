@@ -37,4 +37,8 @@ METATASNET_PRODUCTS(InBfloat16)
 METATASNET_PRODUCTS(InTf32)
 METATASNET_PRODUCTS(InFloat32)
 
+#if defined(__CUDACC__)
+cudaError_t products_obstacle() { return obstacle<Mix<InBfloat16>>(); }
+#endif
+
 }  // namespace metatasnet::METATASNET_DEVICES

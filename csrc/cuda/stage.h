@@ -20,12 +20,12 @@ void check(const Sizes& sizes);
 std::size_t shared_bytes(const Sizes& sizes);
 
 struct BlockWeights {
-  const void* conv;       // (4, H, padded(B))
-  const float* taps;      // (4, 3, padded(H))
-  const float* norm_1;    // (4, 2, H)
-  const float* norm_2;    // (4, 2, H)
-  const float* mix;       // (4, residual + B, padded(H)): res_out, none in the last block, and skip_out
-  const float* mix_bias;  // (4, residual + B) or null
+  const void* conv;       // (instruments, H, padded(B))
+  const float* taps;      // (instruments, 3, padded(H))
+  const float* norm_1;    // (instruments, 2, H)
+  const float* norm_2;    // (instruments, 2, H)
+  const float* mix;       // (instruments, residual + B, padded(H)): res_out, none in the last block, and skip_out
+  const float* mix_bias;  // (instruments, residual + B) or null
 };
 
 struct Weights {
@@ -33,8 +33,8 @@ struct Weights {
   const void *expansion, *filters;                 // likewise; filters (window, padded(wide))
   const double* twiddles;
   const float *stft_window, *mean, *to_mel, *to_latent, *mel_bias;
-  const float *in_conv, *mask_output;               // (4, outputs, padded inputs)
-  const float *norm_1, *norm_2, *norm_3, *norm_4;  // (4, 2, channels)
+  const float *in_conv, *mask_output;               // (instruments, outputs, padded inputs)
+  const float *norm_1, *norm_2, *norm_3, *norm_4;  // (instruments, 2, channels)
   std::vector<BlockWeights> blocks;
 };
 

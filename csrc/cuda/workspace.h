@@ -63,7 +63,7 @@ struct MaskBuffers {
   float* folded_bias;
 
   MaskBuffers(Arena& arena, const Sizes& s, std::int64_t items, std::int64_t frames, bool own_inputs) {
-    const std::int64_t units = items * kInstruments, tiles = tiles_of(frames), rows = units * frames;
+    const std::int64_t units = items * s.instruments, tiles = tiles_of(frames), rows = units * frames;
     const int b_ld = padded(s.B), h_ld = padded(s.H), n_ld = padded(s.N), in_ld = n_ld + padded(s.partial);
     const int hidden = h_ld > b_ld ? h_ld : b_ld, widest = hidden > n_ld ? hidden : n_ld;
     x = arena.take<float>(rows * b_ld);

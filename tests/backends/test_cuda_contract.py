@@ -12,14 +12,14 @@ import torch
 from metatasnet_fast import native
 from metatasnet_fast.backends import available_backends, registry
 from metatasnet_fast.backends.base import Request
-from metatasnet_fast.backends.cuda import KERNELS, OLDEST, UNVERIFIED, CudaBackend
+from metatasnet_fast.backends.cuda import KERNELS, UNVERIFIED, CudaBackend
 from metatasnet_fast.backends.cuda_weights import pack, round_tf32, sizes, slopes, spectrogram_arrays
 from metatasnet_fast.config import MetaTasNetConfig
 from metatasnet_fast.errors import BackendUnavailableError, ShapeError
 from metatasnet_fast.precision import Precision
 from metatasnet_fast.reference import generate
 from tests.backends.cpu_support import REFERENCE, noise, prepare, recipe, separate, stage_parameters
-from tests.backends.cuda_support import EMULATED, PRECISIONS, needs_the_module
+from tests.backends.cuda_support import EMULATED, PRECISIONS, EmulatedCudaBackend, needs_the_module
 from tests.support import FLOOR, TINY, relative_error
 
 STAGE = TINY.stage(1)
@@ -37,6 +37,18 @@ def test_an_empty_batch_gives_empty_results(precision: Precision) -> None:
     found = separate(EMULATED, TINY, recipe(TINY), noise(TINY, 0, 1000), precision)
     expected = separate(REFERENCE, TINY, recipe(TINY), noise(TINY, 0, 1000))
     assert [f.shape for f in found] == [e.shape for e in expected]
+
+
+@needs_the_module
+@pytest.mark.parametrize("keep_weights", [False, True])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_zero_frames_give_empty_results(precision: Precision, keep_weights: bool) -> None:
+    backend = EmulatedCudaBackend(keep_weights=keep_weights)
+    prepared = prepare(backend, STAGE, stage_parameters(recipe(TINY), 1), precision)
+    for n in (0, 2):
+        latent, partial = torch.randn(n, STAGE.N, 0), torch.randn(n, 4, STAGE.N // 2, 0)
+        assert backend.mask(prepared, latent, partial).shape == (n, 4, STAGE.N, 0)
+        assert backend.decode(prepared, latent).shape == (n, 1, 0)
 
 
 @needs_the_module
@@ -170,6 +182,11 @@ def test_wrong_weights_are_refused_by_name() -> None:
         ({"dilations": [0]}, "Dilations"),
         ({"N": 1 << 20}, "N is too large"),
         ({"H": 0}, "at least 1"),
+        ({"mels": -1}, "mels"),
+        ({"hop": 0}, "hop"),
+        ({"instruments": 0}, "1 to 32 instruments"),
+        ({"instruments": 33}, "1 to 32 instruments"),
+        ({"softmax": 5}, "0 to all instruments"),
     ],
 )
 def test_sizes_that_are_not_covered_are_named(change: dict[str, Any], reason: str) -> None:
@@ -212,8 +229,7 @@ def test_requests_it_cannot_serve_are_refused_with_the_reason(request_: Request,
 def test_old_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     assert "7.5" in str(CudaBackend().supports(Request(torch.device("cuda"), Precision.bfloat16)))
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: OLDEST)
-    assert CudaBackend().supports(Request(torch.device("cuda"), Precision.bfloat16, config=None)) is None
+    assert "choose another backend" in str(CudaBackend().supports(Request(torch.device("cuda"), Precision.bfloat16)))
 
 
 @needs_the_module
