@@ -2,7 +2,6 @@
 #include <pybind11/stl.h>
 
 #include <memory>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -63,8 +62,6 @@ class BoundStage {
   }
 
   const device::Stage& stage() const { return *stage_; }
-  void keep_weights(std::optional<bool> keep) { stage_->keep_weights(keep); }
-  bool keeps_weights() const { return stage_->keeps_weights({index_, 0}); }
 
   void encode(py::handle signal_, py::handle latent_, py::handle workspace_, std::uintptr_t stream) const {
     const Tensor signal = read(signal_, "signal"), latent = read(latent_, "latent");
@@ -160,8 +157,6 @@ void bind_stage(py::module_& module, const char* name, const char* doc, device::
            py::arg("precision"), py::arg("sizes"), py::arg("slopes"), py::arg("weights"),
            "precision: float32, tf32 or bfloat16. weights: contiguous tensors by name, which the caller keeps.")
       .def_property_readonly("latent_ld", [](const Bound& b) { return b.stage().latent_ld(); })
-      .def_property("keeps_weights", &Bound::keeps_weights, &Bound::keep_weights,
-                    "Whether mixing products keep their weights from tile to tile. Set to None: as the device suggests.")
       .def("encode_bytes", [](const Bound& b, std::int64_t n, std::int64_t t) { return b.stage().encode_bytes(n, t); })
       .def("mask_bytes",
            [](const Bound& b, std::int64_t n, std::int64_t t, bool own) { return b.stage().mask_bytes(n, t, own); })

@@ -56,12 +56,10 @@ void Stage::encode_in(const Stream& stream, std::int64_t n, std::int64_t samples
       launch<LogPower>(stream, {others, 1, items}, log_power_shared_bytes(s.n_fft), power);
       PointwiseArgs mel = product(others, w.to_mel, s.mels, padded(s.bins()), 1.0f, buffers.mel);
       mel.source[0] = rows(buffers.log_power, others, s.bins());
-      mel.out_is_float = true;
       launch_pointwise<InFloat32, From::frames>(stream, items, mel);
       PointwiseArgs share = product(others, w.to_latent, s.N, padded(s.mels), 1.0f, buffers.share);
       share.source[0] = rows(buffers.mel, others, s.mels);
       share.bias = w.mel_bias;
-      share.out_is_float = true;
       launch_pointwise<InFloat32, From::frames>(stream, items, share);
     }
 
@@ -74,9 +72,13 @@ void Stage::encode_in(const Stream& stream, std::int64_t n, std::int64_t samples
     launch_pointwise<Arithmetic, From::signal>(stream, items, bank);
     PointwiseArgs hidden = product(frames, w.bottleneck_1, s.N, padded(s.bank), 0.0f, buffers.hidden);
     hidden.source[0] = rows(buffers.bank, frames, s.bank);
-    hidden.share = s.mels ? buffers.share : nullptr;
+    hidden.share = buffers.share;
     hidden.share_frames = others;
-    launch_pointwise<Arithmetic, From::frames>(stream, items, hidden);
+    if (s.mels) {
+      launch_pointwise<Arithmetic, From::frames_and_share>(stream, items, hidden);
+    } else {
+      launch_pointwise<Arithmetic, From::frames>(stream, items, hidden);
+    }
     auto* out = static_cast<Element*>(latent) + first * frames * latent_ld();
     PointwiseArgs last = product(frames, w.bottleneck_2, s.N, padded(s.N), 1.0f, out);
     last.source[0] = rows(buffers.hidden, frames, s.N);

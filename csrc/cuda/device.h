@@ -163,26 +163,40 @@ METATASNET_DEVICE void store_words(void* to, const Words& words) {
 #endif
 }
 
-METATASNET_DEVICE Eight load_eight(const float* from) {
-  const Words first = load_words(from), second = load_words(from + 4);
+// Eight neighbours as they are stored.
+template <class Stored>
+struct Packed {
+  Words words[sizeof(Stored) / 2];
+};
+
+template <class Stored>
+METATASNET_DEVICE Packed<Stored> load_packed(const Stored* from) {
+  Packed<Stored> packed;
+  const char* const bytes = reinterpret_cast<const char*>(from);
+#pragma unroll
+  for (int i = 0; i < static_cast<int>(sizeof(Stored)) / 2; ++i) packed.words[i] = load_words(bytes + 16 * i);
+  return packed;
+}
+
+METATASNET_DEVICE Eight unpacked(const Packed<float>& packed) {
+  Eight e;
+#pragma unroll
+  for (int j = 0; j < 8; ++j) e.v[j] = as_float(packed.words[j / 4].word[j % 4]);
+  return e;
+}
+METATASNET_DEVICE Eight unpacked(const Packed<Bfloat16>& packed) {
   Eight e;
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
-    e.v[j] = as_float(first.word[j]);
-    e.v[4 + j] = as_float(second.word[j]);
+    e.v[2 * j] = low_bfloat16(packed.words[0].word[j]);
+    e.v[2 * j + 1] = high_bfloat16(packed.words[0].word[j]);
   }
   return e;
 }
 
-METATASNET_DEVICE Eight load_eight(const Bfloat16* from) {
-  const Words words = load_words(from);
-  Eight e;
-#pragma unroll
-  for (int j = 0; j < 4; ++j) {
-    e.v[2 * j] = low_bfloat16(words.word[j]);
-    e.v[2 * j + 1] = high_bfloat16(words.word[j]);
-  }
-  return e;
+template <class Stored>
+METATASNET_DEVICE Eight load_eight(const Stored* from) {
+  return unpacked(load_packed(from));
 }
 
 METATASNET_DEVICE void store_eight(float* to, const Eight& e) {

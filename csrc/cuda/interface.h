@@ -7,7 +7,6 @@
 #include <cstdint>
 #include <map>
 #include <memory>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -74,11 +73,6 @@ class Stage {
   virtual const Sizes& sizes() const = 0;
   virtual bool stores_bfloat16() const = 0;
   virtual int latent_ld() const = 0;  // channels of a latent's storage: N rounded up
-
-  // Whether the mixing products keep their weights in shared memory from tile to tile (mix_resident.h), which needs room for
-  // two such blocks on a multiprocessor and changes no bit of a result. By default where there is that room.
-  virtual void keep_weights(std::optional<bool> keep) = 0;
-  virtual bool keeps_weights(Place place) const = 0;
 
   // Bytes of the workspace that a call needs.
   virtual std::int64_t encode_bytes(std::int64_t n, std::int64_t samples) const = 0;

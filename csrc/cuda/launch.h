@@ -48,12 +48,6 @@ class Stream {
 
   cudaStream_t handle() const { return handle_; }
   int device() const { return device_; }
-  int multiprocessor_bytes() const {  // of shared memory
-    int bytes = 0;
-    check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device_),
-          "asking for the shared memory of a multiprocessor");
-    return bytes;
-  }
 
  private:
   cudaStream_t handle_;
@@ -107,7 +101,6 @@ inline void clear(const Stream& stream, void* memory, std::size_t bytes) {
 class Stream {
  public:
   Stream(int, std::uintptr_t) {}
-  int multiprocessor_bytes() const { return 164 * 1024; }  // an A100's
 };
 
 inline void clear(const Stream&, void* memory, std::size_t bytes) {

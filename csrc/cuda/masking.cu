@@ -10,9 +10,6 @@
 namespace metatasnet::METATASNET_DEVICES {
 namespace {
 
-// Whether the blocks' mixing products make the next conv1d, too (mix.h).
-bool mixes_convolve(const Sizes& s, bool bfloat16) { return bfloat16 && s.B <= kColumns && s.H <= kColumns; }
-
 // The passes of one group of items.
 template <class Arithmetic>
 class MaskingRun {
@@ -20,7 +17,7 @@ class MaskingRun {
   using Element = typename Arithmetic::Element;
 
   MaskingRun(const Stream& stream, const Sizes& sizes, const Slopes& slopes, const Weights& weights, std::int64_t items,
-             std::int64_t frames, const MaskBuffers<Element>& buffers, bool resident)
+             std::int64_t frames, const MaskBuffers<Element>& buffers)
       : stream_(stream),
         s_(sizes),
         slopes_(slopes),
@@ -30,13 +27,14 @@ class MaskingRun {
         frames_(frames),
         tiles_(tiles_of(frames)),
         buffers_(buffers),
-        convolves_(mixes_convolve(sizes, std::is_same_v<Arithmetic, InBfloat16>)),
-        resident_(resident) {}
+        hidden_ld_(sizes.blocks() * padded(sizes.H)),
+        convolves_(std::is_same_v<Arithmetic, InBfloat16> && sizes.B <= kColumns && sizes.H <= kColumns) {}
 
   void run(const Frames& latent, const Frames& input, const Frames& partial, Element* masked) {
     clear(stream_, buffers_.arrived, buffers_.arrivals * sizeof(int));
     enter(input, partial);
     for (int i = 0; i < s_.blocks(); ++i) block(i);
+    skip();
     leave(latent, masked);
   }
 
@@ -62,7 +60,7 @@ class MaskingRun {
     norm.ld_affine = in_ld;
     norm.affine = buffers_.affine;
     launch<Norm>(stream_, {units_}, norm_shared_bytes(s_.N + s_.partial), norm);
-    fold(w_.in_conv, nullptr, s_.B, s_.N, s_.partial, buffers_.affine, in_ld);
+    fold(w_.in_conv, nullptr, s_.N, s_.partial, buffers_.affine, in_ld, target(s_.B, n_ld + partial_ld));
 
     PointwiseArgs conv = product(s_.B, n_ld + partial_ld, s_.B);
     conv.source[0] = input;
@@ -70,7 +68,6 @@ class MaskingRun {
     conv.source_slope = slopes_.input;
     conv.slope = slopes_.first;
     conv.out = buffers_.x;
-    conv.out_is_float = true;
     conv.statistics = statistics(s_.B, column_tiles(padded(s_.B)), w_.norm_2, buffers_.affine);
     launch_pointwise<Arithmetic, From::activated_frames>(stream_, units_, conv);
 
@@ -108,43 +105,44 @@ class MaskingRun {
                             block.taps,
                             buffers_.affine,
                             slopes_.blocks[2 * index + 1],
-                            buffers_.b,
+                            hidden(index),
+                            hidden_ld_,
                             statistics(s_.H, groups, block.norm_2, buffers_.affine_2)};
     launch<Depthwise<Element>>(stream_, {tiles_, groups, units_}, moments_shared_bytes(s_.H), depthwise);
 
+    // res_out of this block, which the last one does not have, and its skip_out, which waits for the others.
     const bool last = index + 1 == s_.blocks();
-    const int outputs = last ? s_.B : 2 * s_.B;
-    fold(block.mix, block.mix_bias, outputs, s_.H, 0, buffers_.affine_2, h_ld);
-    PointwiseArgs end = product(outputs, h_ld, s_.B);
-    end.source[0] = activations(buffers_.b, s_.H);
-    if (last) {
-      end.addend = index ? buffers_.skip : nullptr;
-      end.slope = slopes_.skip;
-      end.out = buffers_.a;
-      end.statistics = statistics(s_.B, column_tiles(padded(s_.B)), w_.norm_3, buffers_.affine);
-      launch_pointwise<Arithmetic, From::frames>(stream_, units_, end);
-      return;
-    }
-    MixArgs mix{end, s_.B, buffers_.x, nullptr, buffers_.skip, index == 0, {}, 1};
+    const FoldTarget skip{buffers_.folded_skip + index * h_ld, std::int64_t{s_.B} * hidden_ld_, hidden_ld_,
+                          buffers_.skip_bias, s_.B, index > 0};
+    fold(block.mix, block.mix_bias, s_.H, 0, buffers_.affine_2, h_ld, last ? skip : target(s_.B, h_ld),
+         last ? FoldTarget{} : skip);
+    if (last) return;
+    MixArgs mix{product(s_.B, h_ld, s_.B), buffers_.x, nullptr, {}};
+    mix.product.source[0] = {hidden(index), s_.instruments * frames_ * hidden_ld_, frames_ * hidden_ld_, hidden_ld_, h_ld};
     if (convolves_) {
       mix.next = convolution(index + 1);
-      if (resident_) {
-        // As many tiles for each block as let all blocks run at once.
-        const std::int64_t blocks = tiles_ * column_tiles(outputs) * units_;
-        mix.tiles = static_cast<int>((blocks + kBlocksAtOnce - 1) / kBlocksAtOnce);
-        launch_mix_conv_resident(stream_, units_, mix);
-      } else {
-        launch_mix_conv(stream_, units_, mix);
-      }
+      launch_mix_conv(stream_, units_, mix);
     } else {
       mix.operand = buffers_.operand;
       launch_mix<Arithmetic>(stream_, units_, mix);
     }
   }
 
+  // The skip sum of all blocks as one product, prelu_3.
+  void skip() {
+    PointwiseArgs sum = product(s_.B, hidden_ld_, s_.B);
+    sum.source[0] = activations(buffers_.hidden, hidden_ld_);
+    sum.weights = buffers_.folded_skip;
+    sum.bias = buffers_.skip_bias;
+    sum.slope = slopes_.skip;
+    sum.out = buffers_.a;
+    sum.statistics = statistics(s_.B, column_tiles(padded(s_.B)), w_.norm_3, buffers_.affine);
+    launch_pointwise<Arithmetic, From::frames>(stream_, units_, sum);
+  }
+
   // norm_3, mask_output, prelu_4, norm_4, masks of the instruments, product with the latent.
   void leave(const Frames& latent, Element* masked) {
-    fold(w_.mask_output, nullptr, s_.N, s_.B, 0, buffers_.affine, padded(s_.B));
+    fold(w_.mask_output, nullptr, s_.B, 0, buffers_.affine, padded(s_.B), target(s_.N, padded(s_.B)));
     PointwiseArgs output = product(s_.N, padded(s_.B), s_.N);
     output.source[0] = activations(buffers_.a, s_.B);
     output.slope = slopes_.output;
@@ -192,11 +190,18 @@ class MaskingRun {
     return to;
   }
 
-  void fold(const float* source, const float* bias, int outputs, int first, int second, const float* affine,
-            int ld_affine) {
+  // Where the weights of the next product are folded to.
+  FoldTarget target(int outputs, int ld) const {
+    return {buffers_.folded, std::int64_t{outputs} * ld, ld, buffers_.folded_bias, outputs, false};
+  }
+
+  // `first` and `second` channels, side by side.
+  void fold(const float* source, const float* bias, int first, int second, const float* affine, int ld_affine,
+            const FoldTarget& to, const FoldTarget& also = {}) {
     FoldArgs args{};
     args.instruments = s_.instruments;
-    args.outputs = outputs;
+    args.to[0] = to;
+    args.to[1] = also;
     args.channels[0] = first;
     args.channels[1] = second;
     args.ld = padded(first) + padded(second);
@@ -204,9 +209,7 @@ class MaskingRun {
     args.bias = bias;
     args.ld_affine = ld_affine;
     args.affine = affine;
-    args.weights = buffers_.folded;
-    args.folded_bias = buffers_.folded_bias;
-    launch<Fold<Arithmetic>>(stream_, {(outputs + 7) / 8, 1, units_}, 0, args);
+    launch<Fold<Arithmetic>>(stream_, {(to.outputs + also.outputs + 7) / 8, 1, units_}, 0, args);
   }
 
   // With the folded weights; (outputs, ld) of each unit, results in rows of padded(channels).
@@ -226,6 +229,9 @@ class MaskingRun {
     return args;
   }
 
+  // The activations behind a block's depthwise convolution, in rows of hidden_ld_.
+  Element* hidden(int index) const { return buffers_.hidden + index * padded(s_.H); }
+
   Frames activations(const void* data, int channels) const {
     const std::int64_t ld = padded(channels);
     return {data, s_.instruments * frames_ * ld, frames_ * ld, ld, channels};
@@ -241,7 +247,8 @@ class MaskingRun {
   const Weights& w_;
   std::int64_t items_, units_, frames_, tiles_;
   const MaskBuffers<Element>& buffers_;
-  bool convolves_, resident_;  // the mixing products: make the next conv1d, keep their weights
+  int hidden_ld_;
+  bool convolves_;  // the mixing products make the next conv1d, too (mix.h)
 };
 
 template <class Element>
@@ -252,12 +259,6 @@ Frames from_item(Frames frames, std::int64_t item) {
 
 }  // namespace
 
-bool Stage::keeps_weights(const Stream& stream) const {
-  // The runtime takes a KiB of each block.
-  constexpr int kTwoBlocks = 2 * (MixConvResident::shared_bytes + 1024);
-  return mixes_convolve(sizes_, stores_bfloat16()) && keep_.value_or(stream.multiprocessor_bytes() >= kTwoBlocks);
-}
-
 template <class Arithmetic>
 void Stage::mask_in(const Stream& stream, std::int64_t n, std::int64_t frames, const Frames& latent,
                     const Frames& input, const Frames& partial, void* masked, char* workspace) const {
@@ -266,10 +267,9 @@ void Stage::mask_in(const Stream& stream, std::int64_t n, std::int64_t frames, c
   Arena arena(workspace);
   const MaskBuffers<Element> buffers(arena, sizes_, together, frames, input.instrument != 0);
   auto* out = static_cast<Element*>(masked);
-  const bool resident = keeps_weights(stream);
   for (std::int64_t first = 0; first < n; first += together) {
     const std::int64_t items = n - first < together ? n - first : together;
-    MaskingRun<Arithmetic>(stream, sizes_, slopes_, weights_, items, frames, buffers, resident)
+    MaskingRun<Arithmetic>(stream, sizes_, slopes_, weights_, items, frames, buffers)
         .run(from_item<Element>(latent, first), from_item<Element>(input, first), from_item<Element>(partial, first),
              out + first * sizes_.instruments * frames * latent_ld());
   }

@@ -87,7 +87,7 @@ void check(const Sizes& s) {
   }
   if (reach_of(s.window, s.W) > kTile / 2) refuse("window must be at most " + std::to_string(kTile / 2) + " times W.");
   if (overlap_add_shared_bytes(s.W) > kSharedBytes) {
-    refuse("W must be at most " + std::to_string((kSharedBytes - kPipelineBytes) / (sizeof(float) * kTile)) + ", got " +
+    refuse("W must be at most " + std::to_string((kSharedBytes - kOverlapAddStageBytes) / (sizeof(float) * kTile)) + ", got " +
            std::to_string(s.W) + ".");
   }
   if (s.mels && (s.n_fft < 4 || (s.n_fft & (s.n_fft - 1)) || log_power_shared_bytes(s.n_fft) > kSharedBytes)) {
@@ -105,7 +105,7 @@ void check(const Sizes& s) {
 std::size_t shared_bytes(const Sizes& s) {
   return std::max({overlap_add_shared_bytes(s.W), s.mels ? log_power_shared_bytes(s.n_fft) : 0,
                    norm_shared_bytes(std::max({s.N + s.partial, s.B, s.H})),
-                   std::size_t{kMixConvBytes}});
+                   std::size_t{MixConv::shared_bytes}});
 }
 
 Stage::Stage(Precision precision, const Sizes& sizes, const Slopes& slopes,
@@ -211,13 +211,15 @@ std::unique_ptr<device::Stage> make_stage(Precision precision, const Sizes& size
 #if defined(__CUDACC__)
 cudaError_t codec_obstacle();
 cudaError_t masking_obstacle();
-cudaError_t products_obstacle();
+cudaError_t bfloat16_obstacle();
+cudaError_t tf32_obstacle();
+cudaError_t float32_obstacle();
 
 std::string obstacle(int device) {
   int before = 0;
   cudaError_t error = cudaGetDevice(&before);
   if (error == cudaSuccess) error = cudaSetDevice(device);
-  for (const auto& of_unit : {codec_obstacle, masking_obstacle, products_obstacle}) {
+  for (const auto& of_unit : {codec_obstacle, masking_obstacle, bfloat16_obstacle, tf32_obstacle, float32_obstacle}) {
     if (error == cudaSuccess) error = of_unit();
   }
   static_cast<void>(cudaSetDevice(before));

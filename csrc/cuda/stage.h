@@ -1,8 +1,6 @@
 // The stage's jobs as sequences of launches, for a device and for the emulator.
 #pragma once
 
-#include <optional>
-
 #include "cuda/interface.h"
 #include "cuda/launch.h"
 
@@ -45,8 +43,6 @@ class Stage final : public device::Stage {
   const Sizes& sizes() const override { return sizes_; }
   bool stores_bfloat16() const override { return precision_ == Precision::bfloat16; }
   int latent_ld() const override { return padded(sizes_.N); }
-  void keep_weights(std::optional<bool> keep) override { keep_ = keep; }
-  bool keeps_weights(Place place) const override { return keeps_weights(Stream(place.device, place.stream)); }
 
   std::int64_t encode_bytes(std::int64_t n, std::int64_t samples) const override;
   std::int64_t mask_bytes(std::int64_t n, std::int64_t frames, bool own_inputs) const override;
@@ -60,7 +56,6 @@ class Stage final : public device::Stage {
               char* workspace) const override;
 
  private:
-  bool keeps_weights(const Stream& stream) const;
   template <class Arithmetic>
   void encode_in(const Stream&, std::int64_t n, std::int64_t samples, const float*, void*, char*) const;
   template <class Arithmetic>
@@ -73,7 +68,6 @@ class Stage final : public device::Stage {
   Sizes sizes_;
   Slopes slopes_;
   Weights weights_;
-  std::optional<bool> keep_;
 };
 
 }  // namespace metatasnet::METATASNET_DEVICES

@@ -31,7 +31,6 @@ KERNELS = (
     "MaskProduct",
     "Mix",
     "MixConv",
-    "MixConvResident",
     "Norm",
     "Normalise",
     "OverlapAdd",
@@ -78,18 +77,11 @@ class CudaBackend(Backend):
     Nothing waits for the device, so the jobs can be captured in CUDA graphs. Results are the same bits in every run and do not
     depend on what else is in the batch. Latents are stored frames by channels: in bfloat16 for ``Precision.bfloat16``, whose
     sums, statistics, residual stream and spectrogram stay float32.
-
-    Args:
-        keep_weights: whether a block of the mixing products keeps its weights in shared memory from tile to tile, in bfloat16;
-            None where the GPU has room for two such blocks on a multiprocessor. No bit of a result depends on it.
     """
 
     name = "cuda"
     summary = "compiled CUDA with fused passes; inference in bfloat16, tf32 and float32 on NVIDIA GPUs"
     device_type: ClassVar[str] = "cuda"
-
-    def __init__(self, keep_weights: bool | None = None) -> None:
-        self.keep_weights = keep_weights
 
     def unavailable(self) -> str | None:
         return native.cuda_reason() or no_gpu_reason() or self._driver_too_old()
@@ -178,7 +170,6 @@ class CudaBackend(Backend):
         arrays = {**pack(weights, precision), **spectrogram_arrays(weights)}
         device = arrays["encoder.bank"].device
         stage = make(precision.value, sizes(config), slopes(weights), arrays)
-        stage.keeps_weights = self.keep_weights
         return _Prepared(config, stage, arrays, device, precision.storage)
 
     @_exactly

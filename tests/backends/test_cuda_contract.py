@@ -19,7 +19,7 @@ from metatasnet_fast.errors import BackendUnavailableError, ShapeError
 from metatasnet_fast.precision import Precision
 from metatasnet_fast.reference import generate
 from tests.backends.cpu_support import REFERENCE, noise, prepare, recipe, separate, stage_parameters
-from tests.backends.cuda_support import EMULATED, PRECISIONS, EmulatedCudaBackend, needs_the_module
+from tests.backends.cuda_support import EMULATED, PRECISIONS, needs_the_module
 from tests.support import FLOOR, TINY, relative_error
 
 STAGE = TINY.stage(1)
@@ -40,15 +40,13 @@ def test_an_empty_batch_gives_empty_results(precision: Precision) -> None:
 
 
 @needs_the_module
-@pytest.mark.parametrize("keep_weights", [False, True])
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_zero_frames_give_empty_results(precision: Precision, keep_weights: bool) -> None:
-    backend = EmulatedCudaBackend(keep_weights=keep_weights)
-    prepared = prepare(backend, STAGE, stage_parameters(recipe(TINY), 1), precision)
+def test_zero_frames_give_empty_results(precision: Precision) -> None:
+    prepared = prepare(EMULATED, STAGE, stage_parameters(recipe(TINY), 1), precision)
     for n in (0, 2):
         latent, partial = torch.randn(n, STAGE.N, 0), torch.randn(n, 4, STAGE.N // 2, 0)
-        assert backend.mask(prepared, latent, partial).shape == (n, 4, STAGE.N, 0)
-        assert backend.decode(prepared, latent).shape == (n, 1, 0)
+        assert EMULATED.mask(prepared, latent, partial).shape == (n, 4, STAGE.N, 0)
+        assert EMULATED.decode(prepared, latent).shape == (n, 1, 0)
 
 
 @needs_the_module
@@ -237,6 +235,8 @@ def test_gpus_with_little_shared_memory_are_refused(monkeypatch: pytest.MonkeyPa
     request = Request(torch.device("cpu"), Precision.bfloat16, config=MetaTasNetConfig())
     assert EMULATED.supports(request) is None
     monkeypatch.setattr(EMULATED, "_shared_memory", lambda device: 99 * 1024)
+    assert EMULATED.supports(request) is None
+    monkeypatch.setattr(EMULATED, "_shared_memory", lambda device: 64 * 1024)
     assert "shared memory" in str(EMULATED.supports(request))
     assert EMULATED.supports(Request(request.device, Precision.bfloat16, config=TINY)) is not None
 

@@ -13,7 +13,7 @@ from metatasnet_fast import native
 from metatasnet_fast.config import MetaTasNetConfig
 from metatasnet_fast.precision import Precision
 from tests.backends.cpu_support import REFERENCE, noise, prepare, recipe, separate, stage_parameters
-from tests.backends.cuda_support import EMULATED, PRECISIONS, EmulatedCudaBackend, needs_the_module
+from tests.backends.cuda_support import EMULATED, PRECISIONS, needs_the_module
 from tests.support import FLOOR, TINY, recipe_state, relative_error
 
 pytestmark = needs_the_module
@@ -83,56 +83,6 @@ def test_norms_of_several_segments_agree_with_eager(frames: int, order: int, asc
     exact = REFERENCE.mask(prepare(REFERENCE, stage, parameters, Precision.float64), latent.double(), None)
     assert relative_error(ascending_blocks, exact) < 2e-5
     assert torch.equal(found(order), ascending_blocks)
-
-
-def masked(prepared: Any, latent: torch.Tensor) -> torch.Tensor:
-    """The masked latents of a first stage, in a workspace that begins with every bit set."""
-    n, channels, frames = latent.shape
-    out = torch.full((n, 4, frames, prepared.stage.latent_ld), torch.nan, dtype=prepared.storage)
-    workspace = torch.full((prepared.stage.mask_bytes(n, frames, False),), 0xFF, dtype=torch.uint8)
-    prepared.stage.mask(latent.mT.contiguous().to(prepared.storage), None, None, out, workspace, 0)
-    return out[..., :channels].clone()
-
-
-@pytest.mark.parametrize(
-    ("B", "H", "items", "frames"),
-    [(16, 24, 1, 200), (160, 160, 2, 300), (88, 40, 1, 34 * 128 + 1), (16, 24, 1, 132 * 128 + 77)],
-    ids=["one tile a block", "the default channels", "two tiles a block", "three, and a last block with one"],
-)
-def test_weights_that_stay_on_chip_change_no_bit(B: int, H: int, items: int, frames: int, ascending: None) -> None:
-    """Whether mixing products read their weights for every tile or keep them, and in whatever order threads run."""
-    config = MetaTasNetConfig(N=16, B=B, H=H, layers=2, stack=1, num_mels=8, stages_num=1, residual_bias=True)
-    parameters = stage_parameters(recipe_state(config, 3), 0)
-    read_anew, kept = (
-        prepare(EmulatedCudaBackend(keep_weights=keep), config.stage(0), parameters, Precision.bfloat16)
-        for keep in (False, True)
-    )
-    latent = torch.randn(items, config.N, frames, generator=torch.Generator().manual_seed(frames))
-    expected = masked(read_anew, latent)
-    assert expected.isfinite().all()
-    for order in (0, 2):
-        native.load().set_emulated_order(order)
-        assert torch.equal(masked(kept, latent), expected), order
-
-
-def test_weights_stay_only_where_asked_or_where_there_is_room() -> None:
-    """The emulated device has an A100's memory, where two blocks do not fit."""
-    parameters = stage_parameters(recipe_state(ONE_STAGE, 3), 0)
-    for keep, found in ((None, False), (True, True), (False, False)):
-        backend = EmulatedCudaBackend(keep_weights=keep)
-        prepared = prepare(backend, ONE_STAGE.stage(0), parameters, Precision.bfloat16)
-        assert prepared.stage.keeps_weights is found
-
-
-@pytest.mark.parametrize(
-    ("config", "precision"),
-    [(dataclasses.replace(ONE_STAGE, B=168), Precision.bfloat16), (ONE_STAGE, Precision.tf32)],
-    ids=["wider than a tile", "tf32"],
-)
-def test_weights_that_do_not_fit_never_stay(config: MetaTasNetConfig, precision: Precision) -> None:
-    parameters = stage_parameters(recipe_state(config, 3), 0)
-    prepared = prepare(EmulatedCudaBackend(keep_weights=True), config.stage(0), parameters, precision)
-    assert not prepared.stage.keeps_weights
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

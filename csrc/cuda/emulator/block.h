@@ -43,20 +43,20 @@ class Block {
   float shuffle_xor(float value, int mask) { return shuffle(value, lane() ^ mask); }
   double shuffle_xor(double value, int mask);
 
-  void copy_async(void* to, const void* from, bool valid);
+  void copy_async(int to, const void* from, bool valid);
   void commit();
   template <int pending>
   void wait() {
     arrive(pending);
   }
 
-  void load_matrices(std::uint32_t (&registers)[4], const void* row);
+  void load_matrices(std::uint32_t (&registers)[4], int row);
   void mma_bfloat16(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]);
   void mma_tf32(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]);
 
  private:
   struct Copy {
-    void* to;
+    int to;
     const void* from;
     bool valid;
   };

@@ -27,7 +27,7 @@ struct Meeting {
 
 struct Operands {
   double value;
-  const void* row;
+  int row;
   std::uint32_t a[4], b[2];
   float d[4];
 };
@@ -191,8 +191,8 @@ double Block::shuffle_xor(double value, int mask) {
   return operands[lane() ^ mask].value;
 }
 
-void Block::copy_async(void* to, const void* from, bool valid) {
-  if (reinterpret_cast<std::uintptr_t>(to) % 16 || (valid && reinterpret_cast<std::uintptr_t>(from) % 16)) {
+void Block::copy_async(int to, const void* from, bool valid) {
+  if (to % 16 || (valid && reinterpret_cast<std::uintptr_t>(from) % 16)) {
     throw std::logic_error("An asynchronous copy is not aligned to 16 bytes.");
   }
   open_.push_back({to, from, valid});
@@ -206,20 +206,20 @@ void Block::commit() {
 void Block::arrive(std::size_t pending) {
   while (groups_.size() > pending) {
     for (const Copy& copy : groups_.front()) {
-      if (copy.valid) std::memcpy(copy.to, copy.from, 16);
-      if (!copy.valid) std::memset(copy.to, 0, 16);
+      if (copy.valid) std::memcpy(shared() + copy.to, copy.from, 16);
+      if (!copy.valid) std::memset(shared() + copy.to, 0, 16);
     }
     groups_.erase(groups_.begin());
   }
 }
 
-void Block::load_matrices(std::uint32_t (&registers)[4], const void* row) {
+void Block::load_matrices(std::uint32_t (&registers)[4], int row) {
   Warp& warp = crew_->warp(thread_);
   auto& operands = warp.operands[warp.meeting.generation % 2];
   operands[lane()].row = row;
   crew_->meet(thread_, warp.meeting, [] {});
   for (int r = 0; r < 4; ++r) {
-    const auto* words = static_cast<const char*>(operands[matrix_source(lane(), r)].row);
+    const char* words = shared() + operands[matrix_source(lane(), r)].row;
     std::memcpy(&registers[r], words + 4 * matrix_word(lane()), 4);
   }
 }
