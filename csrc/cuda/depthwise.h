@@ -42,7 +42,7 @@ struct Depthwise {
     const float* taps = args.taps + unit % args.instruments * 3 * args.ld + channel;
     const float* affine = args.affine + static_cast<std::int64_t>(unit) * 3 * args.ld + channel;
     const Eight scale = load_eight(affine), mean = load_eight(affine + args.ld), shift = load_eight(affine + 2 * args.ld);
-    // Inside the signal y is sum_k weight[k] a + offset; a tap outside adds neither, so its part of the offset is taken away.
+    // Where all taps are inside the signal, y is sum_k weight[k] a + offset.
     Eight weight[3], constant, offset;
 #pragma unroll
     for (int c = 0; c < 8; ++c) {
@@ -62,15 +62,32 @@ struct Depthwise {
     const auto* in = static_cast<const Element*>(args.in) + (rows + begin) * args.ld + channel;
     auto* out = static_cast<Element*>(args.out) + (rows + begin) * args.ld_out + channel;
     Eight y[4];
+    const std::int64_t first_row = static_cast<std::int64_t>(block.x()) * kTile;
+    if (first_row >= dilation && first_row + kTile + dilation <= args.frames) {
+      convolve<true>(args, in, out, begin, taps, constant, weight, offset, y);
+    } else {
+      convolve<false>(args, in, out, begin, taps, constant, weight, offset, y);
+    }
+    finish_channels<threads>(block, args.statistics, y);
+  }
+
+ private:
+  // Frames `begin` + 8 j. `inside`: so are those of all taps; one outside adds neither its frame nor its part of the offset.
+  template <bool inside>
+  static METATASNET_DEVICE void convolve(const Args& args, const Element* in, Element* out, std::int64_t begin,
+                                         const float* taps, const Eight& constant, const Eight (&weight)[3],
+                                         const Eight& offset, Eight (&y)[4]) {
+    const std::int64_t dilation = args.dilation;
 #pragma unroll
     for (int first = 0; first < 4; first += kTogether) {
-      Packed<Element> a[kTogether][3] = {};
+      Packed<Element> a[kTogether][3];
 #pragma unroll
       for (int i = 0; i < kTogether; ++i) {
 #pragma unroll
         for (int k = 0; k < 3; ++k) {
           const std::int64_t away = 8 * (first + i) + (k - 1) * dilation, at = begin + away;
-          if (at >= 0 && at < args.frames) a[i][k] = load_packed(in + away * args.ld);
+          if (!inside) a[i][k] = {};
+          if (inside || (at >= 0 && at < args.frames)) a[i][k] = load_packed(in + away * args.ld);
         }
       }
 #pragma unroll
@@ -78,7 +95,7 @@ struct Depthwise {
         const int j = first + i;
         const std::int64_t t = begin + 8 * j;
         y[j] = offset;
-        if (t < dilation || t + dilation >= args.frames) {
+        if (!inside && (t < dilation || t + dilation >= args.frames)) {
 #pragma unroll 1
           for (int k = 0; k < 3; k += 2) {
             const std::int64_t at = t + (k - 1) * dilation;
@@ -95,11 +112,14 @@ struct Depthwise {
           for (int c = 0; c < 8; ++c) y[j].v[c] += weight[k].v[c] * frame.v[c];
         }
 #pragma unroll
-        for (int c = 0; c < 8; ++c) y[j].v[c] = to_float(stored<Element>(prelu(y[j].v[c], args.slope)));
-        if (t < args.frames) store_eight(out + 8 * j * args.ld_out, y[j]);
+        for (int c = 0; c < 8; c += 2) {
+          const Pair pair = as_stored<Element>(prelu(y[j].v[c], args.slope), prelu(y[j].v[c + 1], args.slope));
+          y[j].v[c] = pair.v[0];
+          y[j].v[c + 1] = pair.v[1];
+        }
+        if (inside || t < args.frames) store_eight(out + 8 * j * args.ld_out, y[j]);
       }
     }
-    finish_channels<threads>(block, args.statistics, args.frames, y);
   }
 };
 

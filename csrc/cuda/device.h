@@ -127,6 +127,19 @@ struct Vector {
 using Pair = Vector<2>;
 using Eight = Vector<8>;
 
+// Two values as they are after storing them.
+template <class Stored>
+METATASNET_DEVICE Pair as_stored(float first, float second);
+template <>
+METATASNET_DEVICE Pair as_stored<float>(float first, float second) {
+  return {{first, second}};
+}
+template <>
+METATASNET_DEVICE Pair as_stored<Bfloat16>(float first, float second) {
+  const std::uint32_t packed = pack_bfloat16(first, second);
+  return {{low_bfloat16(packed), high_bfloat16(packed)}};
+}
+
 METATASNET_DEVICE Pair load_pair(const float* from) {
 #if defined(__CUDACC__)
   const float2 pair = *reinterpret_cast<const float2*>(from);

@@ -8,8 +8,7 @@ namespace metatasnet::METATASNET_DEVICES {
 template <class Arithmetic, From from>
 void launch_pointwise(const Stream& stream, std::int64_t units, const PointwiseArgs& args) {
   const Grid grid{tiles_of(args.frames), column_tiles(args.ld_out), units};
-  const std::size_t norm = norm_shared_bytes(args.statistics.channels), pipeline = kPipelineBytes;
-  launch<Pointwise<Arithmetic, from>>(stream, grid, norm > pipeline ? norm : pipeline, args);
+  launch<Pointwise<Arithmetic, from>>(stream, grid, kPipelineBytes, args);
 }
 
 template <class Arithmetic>

@@ -31,7 +31,7 @@ class MaskingRun {
         convolves_(std::is_same_v<Arithmetic, InBfloat16> && sizes.B <= kColumns && sizes.H <= kColumns) {}
 
   void run(const Frames& latent, const Frames& input, const Frames& partial, Element* masked) {
-    clear(stream_, buffers_.arrived, buffers_.arrivals * sizeof(int));
+    clear(stream_, buffers_.arrived, units_ * sizeof(int));
     enter(input, partial);
     for (int i = 0; i < s_.blocks(); ++i) block(i);
     skip();
@@ -42,24 +42,13 @@ class MaskingRun {
   // in_conv(norm_1(prelu_1(concat(input, partial)))), prelu_2, norm_2.
   void enter(const Frames& input, const Frames& partial) {
     const bool shared = input.instrument == 0;
-    moments(input, shared ? 1 : s_.instruments, buffers_.latent_segments);
-    if (s_.partial) moments(partial, s_.instruments, buffers_.partial_segments);
     const int n_ld = padded(s_.N), partial_ld = padded(s_.partial), in_ld = padded(s_.N + s_.partial);
-    NormArgs norm{};
-    norm.instruments = s_.instruments;
-    norm.frames = frames_;
-    norm.segments[0] = buffers_.latent_segments;
-    norm.segments[1] = buffers_.partial_segments;
-    norm.channels[0] = s_.N;
-    norm.channels[1] = s_.partial;
-    norm.ld[0] = n_ld;
-    norm.ld[1] = partial_ld;
-    norm.units_of[0] = shared ? s_.instruments : 1;
-    norm.units_of[1] = 1;
-    norm.weight = w_.norm_1;
-    norm.ld_affine = in_ld;
-    norm.affine = buffers_.affine;
-    launch<Norm>(stream_, {units_}, norm_shared_bytes(s_.N + s_.partial), norm);
+    NormArgs norm = norm_of(s_.N + s_.partial, w_.norm_1, buffers_.affine);
+    norm.sources[0] = parts(buffers_.latent_moments, s_.N, 0, kChannels, shared ? s_.instruments : 1);
+    norm.sources[1] = parts(buffers_.partial_moments, s_.partial, s_.N, kChannels, 1);
+    moments(input, norm, 0);
+    if (s_.partial) moments(partial, norm, 1);
+    launch<Norm>(stream_, {units_}, 0, norm);
     fold(w_.in_conv, nullptr, s_.N, s_.partial, buffers_.affine, in_ld, target(s_.B, n_ld + partial_ld));
 
     PointwiseArgs conv = product(s_.B, n_ld + partial_ld, s_.B);
@@ -68,11 +57,11 @@ class MaskingRun {
     conv.source_slope = slopes_.input;
     conv.slope = slopes_.first;
     conv.out = buffers_.x;
-    conv.statistics = statistics(s_.B, column_tiles(padded(s_.B)), w_.norm_2, buffers_.affine);
+    conv.statistics = statistics(s_.B, kColumns, w_.norm_2, buffers_.affine);
     launch_pointwise<Arithmetic, From::activated_frames>(stream_, units_, conv);
 
     NormaliseArgs args{frames_, padded(s_.B), buffers_.affine, buffers_.x, buffers_.operand};
-    launch<Normalise<Element>>(stream_, vectors(s_.B, units_, 8), 0, args);
+    launch<Normalise<Element>>(stream_, vectors(frames_, s_.B, units_, 8), 0, args);
   }
 
   // conv1d and prelu_1 of a block.
@@ -86,7 +75,7 @@ class MaskingRun {
     conv.bias = nullptr;
     conv.slope = slopes_.blocks[2 * index];
     conv.out = buffers_.a;
-    conv.statistics = statistics(s_.H, column_tiles(padded(s_.H)), block.norm_1, buffers_.affine);
+    conv.statistics = statistics(s_.H, kColumns, block.norm_1, buffers_.affine);
     return conv;
   }
 
@@ -95,7 +84,6 @@ class MaskingRun {
     const int h_ld = padded(s_.H);
     if (index == 0 || !convolves_) launch_pointwise<Arithmetic, From::frames>(stream_, units_, convolution(index));
 
-    const int groups = h_ld / kChannels;
     DepthwiseArgs depthwise{s_.instruments,
                             frames_,
                             s_.H,
@@ -107,8 +95,8 @@ class MaskingRun {
                             slopes_.blocks[2 * index + 1],
                             hidden(index),
                             hidden_ld_,
-                            statistics(s_.H, groups, block.norm_2, buffers_.affine_2)};
-    launch<Depthwise<Element>>(stream_, {tiles_, groups, units_}, moments_shared_bytes(s_.H), depthwise);
+                            statistics(s_.H, kChannels, block.norm_2, buffers_.affine_2)};
+    launch<Depthwise<Element>>(stream_, {tiles_, h_ld / kChannels, units_}, MomentsSpace<kChannels>::bytes, depthwise);
 
     // res_out of this block, which the last one does not have, and its skip_out, which waits for the others.
     const bool last = index + 1 == s_.blocks();
@@ -136,7 +124,7 @@ class MaskingRun {
     sum.bias = buffers_.skip_bias;
     sum.slope = slopes_.skip;
     sum.out = buffers_.a;
-    sum.statistics = statistics(s_.B, column_tiles(padded(s_.B)), w_.norm_3, buffers_.affine);
+    sum.statistics = statistics(s_.B, kColumns, w_.norm_3, buffers_.affine);
     launch_pointwise<Arithmetic, From::frames>(stream_, units_, sum);
   }
 
@@ -147,46 +135,52 @@ class MaskingRun {
     output.source[0] = activations(buffers_.a, s_.B);
     output.slope = slopes_.output;
     output.out = masked;
-    output.statistics = statistics(s_.N, column_tiles(padded(s_.N)), w_.norm_4, buffers_.affine);
+    output.statistics = statistics(s_.N, kColumns, w_.norm_4, buffers_.affine);
     launch_pointwise<Arithmetic, From::frames>(stream_, units_, output);
     const MaskProductArgs args{s_.instruments, s_.softmax, frames_, latent, padded(s_.N), buffers_.affine, masked};
     if (s_.instruments <= kFewInstruments) {
-      launch<MaskProduct<Element, kFewInstruments>>(stream_, vectors(s_.N, items_, 8), 0, args);
+      mask_product<MaskProduct<Element, kFewInstruments>>(args);
     } else {
-      launch<MaskProduct<Element, kMostInstruments>>(stream_, vectors(s_.N, items_, 2), 0, args);
+      mask_product<MaskProduct<Element, kMostInstruments>>(args);
     }
   }
 
-  void moments(const Frames& source, int instruments, ChannelMoments* to) {
-    const int ld = padded(source.channels), groups = ld / kChannels;
-    Statistics own = statistics(source.channels, groups);
-    own.segments = to;
-    const SourceMomentsArgs args{instruments, frames_, source, ld, slopes_.input, own};
-    launch<SourceMoments<Arithmetic>>(stream_, {tiles_, groups, items_ * instruments}, moments_shared_bytes(0), args);
+  template <class Kernel>
+  void mask_product(const MaskProductArgs& args) {
+    const std::int64_t groups = (frames_ + Kernel::kFrames - 1) / Kernel::kFrames;
+    launch<Kernel>(stream_, vectors(groups, s_.N, items_, Kernel::channels), 0, args);
   }
 
-  static std::size_t moments_shared_bytes(int norm_channels) {
-    const std::size_t moments = sizeof(Moments) * kRowWarps * kChannels, norm = norm_shared_bytes(norm_channels);
-    return norm > moments ? norm : moments;
+  // Of one source of the first norm, which a launch of Norm makes.
+  void moments(const Frames& source, NormArgs norm, int which) {
+    norm.sources[0] = norm.sources[which];
+    norm.affine = nullptr;
+    const int ld = padded(source.channels), units_of = norm.sources[0].units_of;
+    const SourceMomentsArgs args{s_.instruments / units_of, frames_, source, ld, slopes_.input, {buffers_.arrived, true, norm}};
+    launch<SourceMoments<Arithmetic>>(stream_, {tiles_, ld / kChannels, units_ / units_of},
+                                      MomentsSpace<kChannels>::bytes, args);
   }
 
-  // Of a pass of which `blocks` blocks write each tile; with the norm behind it if it has a weight.
-  Statistics statistics(int channels, int blocks, const float* weight = nullptr, float* affine = nullptr) const {
-    Statistics to{};
-    to.tiles = buffers_.moments;
-    to.segments = buffers_.segments;
-    to.arrived = buffers_.arrived;
-    to.blocks = blocks;
-    to.channels = channels;
-    to.ld = padded(channels);
-    to.norm.instruments = s_.instruments;
-    to.norm.frames = frames_;
-    to.norm.segments[0] = buffers_.segments;
-    to.norm.channels[0] = channels;
-    to.norm.ld[0] = to.norm.ld_affine = to.ld;
-    to.norm.units_of[0] = to.norm.units_of[1] = 1;
-    to.norm.weight = weight;
-    to.norm.affine = affine;
+  // Of blocks that have `columns` channels each.
+  PartMoments parts(Moments* at, int channels, int first, int columns, int units_of) const {
+    return {at, channels, first, columns, (channels + columns - 1) / columns, units_of};
+  }
+
+  NormArgs norm_of(int channels, const float* weight, float* affine) const {
+    NormArgs norm{};
+    norm.instruments = s_.instruments;
+    norm.frames = frames_;
+    norm.width = channels / kGroups;
+    norm.weight = weight;
+    norm.ld_affine = padded(channels);
+    norm.affine = affine;
+    return norm;
+  }
+
+  // Of a pass whose blocks have `columns` channels each, and the norm behind it.
+  Statistics statistics(int channels, int columns, const float* weight, float* affine) const {
+    Statistics to{buffers_.arrived, true, norm_of(channels, weight, affine)};
+    to.norm.sources[0] = parts(buffers_.moments, channels, 0, columns, 1);
     return to;
   }
 
@@ -237,8 +231,8 @@ class MaskingRun {
     return {data, s_.instruments * frames_ * ld, frames_ * ld, ld, channels};
   }
 
-  Grid vectors(int channels, std::int64_t units, int each) const {
-    return {(frames_ * (padded(channels) / each) + 255) / 256, 1, units};
+  static Grid vectors(std::int64_t rows, int channels, std::int64_t units, int each) {
+    return {(rows * (padded(channels) / each) + 255) / 256, 1, units};
   }
 
   const Stream& stream_;

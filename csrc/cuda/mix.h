@@ -27,33 +27,51 @@ METATASNET_DEVICE float* stream_at(const MixArgs& args, int unit, std::int64_t f
   return args.x + (static_cast<std::int64_t>(unit) * product.frames + first_frame) * product.ld_out + first;
 }
 
-// The biases and x: 40 independent loads of a thread, under way together.
+// x, by 40 independent loads of a thread that are under way together.
 METATASNET_DEVICE void begin_with_stream(const Block& block, const MixArgs& args, int unit, std::int64_t first_frame,
                                          int first_output, Accumulators& sum) {
   const PointwiseArgs& product = args.product;
   const int left = frames_from(product.frames, first_frame, kTile), outputs = product.outputs - first_output;
   const float* const x = stream_at(args, unit, first_frame, first_output);
-  begin_with_bias(block, product, unit, first_output, sum);
-  each_pair(block, [&](int i, int j, int h, int row, int output) {
-    if (row >= left || output >= outputs) return;
-    const Pair pair = load_pair(x + row * product.ld_out + output);
-    sum.v[i][j][2 * h] += pair.v[0];
-    sum.v[i][j][2 * h + 1] += pair.v[1];
+  clear(sum);
+  each_row(block, left, [&](int i, int h, int row, int column) {
+    const float* const at = x + row * product.ld_out + column;
+#pragma unroll
+    for (int j = 0; j < kColumnFragments; ++j) {
+      if (column + kFragmentColumns * j >= outputs) continue;
+      const Pair pair = load_pair(at + kFragmentColumns * j);
+      sum.v[i][j][2 * h] = pair.v[0];
+      sum.v[i][j][2 * h + 1] = pair.v[1];
+    }
   });
 }
 
-// Writes x; `keep(row, channel, first, second)` gets neighbours of it.
+// Adds the biases and writes x; `keep(row, channel, first, second)` gets neighbours of it.
 template <class Keep>
-METATASNET_DEVICE void write_stream(const Block& block, const MixArgs& args, const Accumulators& sum, int unit,
+METATASNET_DEVICE void write_stream(const Block& block, const MixArgs& args, Accumulators& sum, int unit,
                                     std::int64_t first_frame, int first_output, Keep keep) {
   const PointwiseArgs& product = args.product;
   const int left = frames_from(product.frames, first_frame, kTile), outputs = product.outputs - first_output;
   float* const x = stream_at(args, unit, first_frame, first_output);
-  each_pair(block, [&](int i, int j, int h, int row, int output) {
-    if (row >= left || output >= outputs) return;
-    const float first = sum.v[i][j][2 * h], second = sum.v[i][j][2 * h + 1];
-    store_pair(x + row * product.ld_out + output, first, second);
-    keep(row, output, first, second);
+  const float* const bias = biases_of(product, unit, first_output);
+  const int first_column = WarpPlace(block).column + d_column(block.lane(), 0);
+#pragma unroll
+  for (int j = 0; j < kColumnFragments; ++j) {
+    const Pair pair = bias_pair(bias, first_column + kFragmentColumns * j, outputs);
+#pragma unroll
+    for (int i = 0; i < kRowFragments; ++i) {
+#pragma unroll
+      for (int r = 0; r < 4; ++r) sum.v[i][j][r] += pair.v[r % 2];
+    }
+  }
+  each_row(block, left, [&](int i, int h, int row, int column) {
+    float* const at = x + row * product.ld_out + column;
+#pragma unroll
+    for (int j = 0; j < kColumnFragments; ++j) {
+      if (column + kFragmentColumns * j >= outputs) continue;
+      store_pair(at + kFragmentColumns * j, sum.v[i][j][2 * h], sum.v[i][j][2 * h + 1]);
+      keep(row, column + kFragmentColumns * j, sum.v[i][j][2 * h], sum.v[i][j][2 * h + 1]);
+    }
   });
 }
 
@@ -63,6 +81,7 @@ METATASNET_DEVICE void mix_product(Block& block, const MixArgs& args, int unit, 
   pointwise_product<Arithmetic, From::frames, FramesAndWeights<kStages>>(
       block, args.product, unit, first_frame, first_output, sum,
       [&](Accumulators& begin) { begin_with_stream(block, args, unit, first_frame, first_output, begin); });
+  block.forget();
 }
 
 // Grid: tiles of frames, tiles of outputs, units.
@@ -125,8 +144,7 @@ struct MixConv {
     // Its first barrier comes before anybody reads the tile.
     multiply_loaded<InBfloat16, Convolution, false>(block, kTileBytes, 0, chunks, active, 0.0f, load, sum);
     write_outputs<Bfloat16>(block, next, sum, block.z(), std::int64_t{block.x()} * kTile, 0);
-    write_moments(block, next, sum, block.z(), block.x(), 0);
-    finish_tile<kThreads>(block, next.statistics, next.frames, block.z(), block.x());
+    finish_outputs(block, next, sum, block.z(), block.x(), 0);
   }
 
  private:

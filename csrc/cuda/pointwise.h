@@ -4,8 +4,8 @@
 //
 // f is the identity or, in front of the masking network, a PReLU. A slope of 1 is the identity, 0 is ReLU. The group norm
 // in front of the convolution is in W and bias (fold.h). `share` is the spectrogram's part of the encoder's first
-// bottleneck, interpolated along time. The frames of the first encoder product are windows of the signal. Sums begin with what
-// is added to them, which is loaded while the first chunks are on their way.
+// bottleneck, interpolated along time. The frames of the first encoder product are windows of the signal. Sums begin with the
+// biases, which are loaded while the first chunks are on their way.
 //
 // Bytes per unit: T K + T O activations once per 160 outputs, O K weights once per 128 frames (from L2). FLOPs: 2 T K O.
 // Source: Samuel et al. 2020, section 2; original model/conv1d.py, model/encoder.py.
@@ -15,7 +15,6 @@
 
 #include "cuda/interface.h"
 #include "cuda/moments.h"
-#include "cuda/norm.h"
 
 namespace metatasnet::METATASNET_DEVICES {
 
@@ -53,8 +52,8 @@ METATASNET_DEVICE const Element* weights_of(const PointwiseArgs& args, int unit)
 
 // Copies of the rows of weights (outputs, ld) from `first` on.
 template <class Element>
-METATASNET_DEVICE RowCopies<kColumns> weight_copies(const Block& block, const void* weights, int ld, int first,
-                                                    int outputs) {
+METATASNET_DEVICE RowCopies<kColumns, true> weight_copies(const Block& block, const void* weights, int ld,
+                                                          int first, int outputs) {
   const auto* from = static_cast<const Element*>(weights) + static_cast<std::int64_t>(first) * ld;
   const std::int64_t row_bytes = ld * static_cast<int>(sizeof(Element));
   return {block, reinterpret_cast<const char*>(from), row_bytes, 0, outputs - first, static_cast<int>(row_bytes / 16)};
@@ -62,8 +61,8 @@ METATASNET_DEVICE RowCopies<kColumns> weight_copies(const Block& block, const vo
 
 // Copies of a source's frames from `first` on, which may lie before the first frame.
 template <class Element>
-METATASNET_DEVICE RowCopies<kTile> frame_copies(const Block& block, const PointwiseArgs& args, const Frames& source,
-                                                int unit, std::int64_t first) {
+METATASNET_DEVICE RowCopies<kTile, false> frame_copies(const Block& block, const PointwiseArgs& args,
+                                                       const Frames& source, int unit, std::int64_t first) {
   constexpr int kPerUnit = 16 / sizeof(Element);
   const int item = unit / args.instruments, instrument = unit % args.instruments;
   const auto* from = static_cast<const Element*>(source.data) + item * source.item + instrument * source.instrument +
@@ -161,53 +160,69 @@ METATASNET_DEVICE Interpolation interpolate(std::int64_t t, std::int64_t frames,
   return at;
 }
 
-// Calls `body(i, j, h, row, column)` for every pair of neighbouring sums of this lane, sum.v[i][j][2 h] and the next, with their
-// place in the tile.
+// Calls body(i, h, row, column) for every row of this lane that is one of the `left` rows of the tile: its sums are
+// sum.v[i][j][2 h] and the next, of columns `column` + 8 j and the next.
 template <class Body>
-METATASNET_DEVICE void each_pair(const Block& block, Body body) {
+METATASNET_DEVICE void each_row(const Block& block, int left, Body body) {
   const WarpPlace place(block);
-  const int row = place.row + d_row(block.lane(), 0), column = place.column + d_column(block.lane(), 0);
+  const int column = place.column + d_column(block.lane(), 0);
 #pragma unroll
   for (int i = 0; i < kRowFragments; ++i) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-#pragma unroll
-      for (int j = 0; j < kColumnFragments; ++j) {
-        body(i, j, h, row + kFragmentRows * i + d_row(0, 2 * h), column + kFragmentColumns * j);
-      }
+      const int row = place.row + kFragmentRows * i + d_row(block.lane(), 2 * h);
+      if (row < left) body(i, h, row, column);
     }
   }
 }
 
-// The biases, where there are any.
-METATASNET_DEVICE void begin_with_bias(const Block& block, const PointwiseArgs& args, int unit, int first_output,
-                                       Accumulators& sum) {
-  clear(sum);
-  const float* bias = biases_of(args, unit, first_output);
-  if (!bias) return;
-  const int outputs = args.outputs - first_output;
-  each_pair(block, [&](int i, int j, int h, int, int output) {
+// This lane's biases of columns `column` + 8 j and the next; 0 where there are none.
+METATASNET_DEVICE Pair bias_pair(const float* bias, int output, int outputs) {
+  Pair pair = {};
+  if (!bias) return pair;
 #pragma unroll
-    for (int c = 0; c < 2; ++c) {
-      if (output + c < outputs) sum.v[i][j][2 * h + c] = bias[output + c];
-    }
-  });
+  for (int c = 0; c < 2; ++c) {
+    if (output + c < outputs) pair.v[c] = bias[output + c];
+  }
+  return pair;
 }
 
-// The biases and the share of the spectrogram.
-METATASNET_DEVICE void begin_with_share(const Block& block, const PointwiseArgs& args, int unit,
-                                        std::int64_t first_frame, int first_output, Accumulators& sum) {
-  begin_with_bias(block, args, unit, first_output, sum);
-  const float* share =
-      args.share + unit / args.instruments * args.share_frames * args.ld_out + first_output;
-  const int left = frames_from(args.frames, first_frame, kTile), columns = args.ld_out - first_output;
-  each_pair(block, [&](int i, int j, int h, int row, int output) {
-    if (row >= left || output >= columns) return;
-    const Interpolation at = interpolate(first_frame + row, args.frames, args.share_frames);
-    const Pair before = load_pair(share + at.frame * args.ld_out + output);
-    const Pair after = load_pair(share + at.next * args.ld_out + output);
+METATASNET_DEVICE void begin_with_bias(const Block& block, const PointwiseArgs& args, int unit, int first_output,
+                                       Accumulators& sum) {
+  const float* const bias = biases_of(args, unit, first_output);
+  const int column = WarpPlace(block).column + d_column(block.lane(), 0);
 #pragma unroll
-    for (int c = 0; c < 2; ++c) sum.v[i][j][2 * h + c] += before.v[c] + at.weight * (after.v[c] - before.v[c]);
+  for (int j = 0; j < kColumnFragments; ++j) {
+    const Pair pair = bias_pair(bias, column + kFragmentColumns * j, args.outputs - first_output);
+#pragma unroll
+    for (int i = 0; i < kRowFragments; ++i) {
+#pragma unroll
+      for (int r = 0; r < 4; ++r) sum.v[i][j][r] = pair.v[r % 2];
+    }
+  }
+}
+
+// Adds the share of the spectrogram. Nobody may be reading block.shared(), where the places of the tile's rows are kept.
+METATASNET_DEVICE void add_share(Block& block, const PointwiseArgs& args, int unit, std::int64_t first_frame,
+                                 int first_output, Accumulators& sum) {
+  auto* const places = reinterpret_cast<Interpolation*>(block.shared());
+  if (block.thread() < kTile) {
+    places[block.thread()] = interpolate(first_frame + block.thread(), args.frames, args.share_frames);
+  }
+  block.sync();
+  const float* share = args.share + unit / args.instruments * args.share_frames * args.ld_out + first_output;
+  const int left = frames_from(args.frames, first_frame, kTile), columns = args.ld_out - first_output;
+  each_row(block, left, [&](int i, int h, int row, int column) {
+    const Interpolation at = places[row];
+    const float* const before = share + at.frame * args.ld_out + column;
+    const float* const after = share + at.next * args.ld_out + column;
+#pragma unroll
+    for (int j = 0; j < kColumnFragments; ++j) {
+      if (column + kFragmentColumns * j >= columns) continue;
+      const Pair first = load_pair(before + kFragmentColumns * j), second = load_pair(after + kFragmentColumns * j);
+#pragma unroll
+      for (int c = 0; c < 2; ++c) sum.v[i][j][2 * h + c] += first.v[c] + at.weight * (second.v[c] - first.v[c]);
+    }
   });
 }
 
@@ -215,46 +230,39 @@ METATASNET_DEVICE void begin_with_share(const Block& block, const PointwiseArgs&
 template <class Out>
 METATASNET_DEVICE void write_outputs(const Block& block, const PointwiseArgs& args, Accumulators& sum, int unit,
                                      std::int64_t first_frame, int first_output) {
-  const int left = frames_from(args.frames, first_frame, kTile), columns = args.ld_out - first_output;
-  auto* const out = static_cast<Out*>(args.out) +
-                    (static_cast<std::int64_t>(unit) * args.frames + first_frame) * args.ld_out + first_output;
-  each_pair(block, [&](int i, int j, int h, int row, int output) {
-    if (row >= left || output >= columns) return;
-    float* const pair = &sum.v[i][j][2 * h];
 #pragma unroll
-    for (int c = 0; c < 2; ++c) pair[c] = to_float(stored<Out>(prelu(pair[c], args.slope)));
-    store_pair(out + row * args.ld_out + output, pair[0], pair[1]);
-  });
-}
-
-// Of the tile that write_outputs has left in `sum`.
-METATASNET_DEVICE void write_moments(Block& block, const PointwiseArgs& args, const Accumulators& sum, int unit,
-                                     int tile_index, int first_output) {
-  const int left = frames_from(args.frames, static_cast<std::int64_t>(tile_index) * kTile, kTile);
-  auto* moments = reinterpret_cast<Moments*>(block.shared());  // [kRowWarps][kColumns]
-  const WarpPlace place(block);
-  const int rows = left - place.row;
-  if (rows > 0) {
+  for (int i = 0; i < kRowFragments; ++i) {
 #pragma unroll
     for (int j = 0; j < kColumnFragments; ++j) {
 #pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        const float values[4] = {sum.v[0][j][c], sum.v[0][j][2 + c], sum.v[1][j][c], sum.v[1][j][2 + c]};
-        const Moments m = column_moments(block, values, rows);
-        const int column = place.column + kFragmentColumns * j + d_column(block.lane(), c);
-        if (block.lane() < 4) moments[block.warp() % kRowWarps * kColumns + column] = m;
+      for (int r = 0; r < 4; r += 2) {
+        const Pair pair = as_stored<Out>(prelu(sum.v[i][j][r], args.slope), prelu(sum.v[i][j][r + 1], args.slope));
+        sum.v[i][j][r] = pair.v[0];
+        sum.v[i][j][r + 1] = pair.v[1];
       }
     }
   }
-  block.sync();
-  const std::int64_t tile = static_cast<std::int64_t>(unit) * tiles_of(args.frames) + tile_index;
-  float* to = args.statistics.tiles + tile * 2 * args.ld_out;
-  for (int column = block.thread(); column < kColumns; column += kThreads) {
-    if (first_output + column >= args.ld_out) continue;
-    const Moments m = merge_warps(moments + column, kColumns, left);
-    to[first_output + column] = m.mean;
-    to[args.ld_out + first_output + column] = m.m2;
-  }
+  const int left = frames_from(args.frames, first_frame, kTile), columns = args.ld_out - first_output;
+  auto* const out = static_cast<Out*>(args.out) +
+                    (static_cast<std::int64_t>(unit) * args.frames + first_frame) * args.ld_out + first_output;
+  each_row(block, left, [&](int i, int h, int row, int column) {
+    Out* const at = out + row * args.ld_out + column;
+#pragma unroll
+    for (int j = 0; j < kColumnFragments; ++j) {
+      if (column + kFragmentColumns * j >= columns) continue;
+      store_pair(at + kFragmentColumns * j, sum.v[i][j][2 * h], sum.v[i][j][2 * h + 1]);
+    }
+  });
+}
+
+// The moments of the tile that write_outputs has left in `sum`.
+METATASNET_DEVICE void finish_outputs(Block& block, const PointwiseArgs& args, const Accumulators& sum, int unit, int tile,
+                                      int part) {
+  const int column = WarpPlace(block).column + d_column(block.lane(), 0);
+  finish_moments<kThreads, kColumns, 2 * kColumnFragments>(
+      block, args.statistics, unit, tile, part,
+      [&](int k) { return column + kFragmentColumns * (k / 2) + k % 2; },
+      [&](int k, int r) { return sum.v[r / 2][k / 2][r % 2 * 2 + k % 2]; });
 }
 
 // Grid: tiles of frames, tiles of outputs, units.
@@ -267,20 +275,18 @@ struct Pointwise {
   static METATASNET_DEVICE void run(Block& block, const Args& args) {
     using Out = std::conditional_t<from == From::activated_frames, float, typename Arithmetic::Element>;
     Accumulators sum;
-    const std::int64_t first_frame = static_cast<std::int64_t>(block.x()) * kTile;
-    const int first_output = block.y() * kColumns, unit = block.z();
+    // Read where they are needed: kept, they would cost the product's loop registers.
+    const auto first_frame = [&] { return std::int64_t{block.x()} * kTile; };
+    const auto first_output = [&] { return block.y() * kColumns; };
     pointwise_product<Arithmetic, from, FramesAndWeights<kStages>>(
-        block, args, unit, first_frame, first_output, sum, [&](Accumulators& begin) {
-          if constexpr (from == From::frames_and_share) {
-            begin_with_share(block, args, unit, first_frame, first_output, begin);
-          } else {
-            begin_with_bias(block, args, unit, first_output, begin);
-          }
-        });
-    write_outputs<Out>(block, args, sum, unit, first_frame, first_output);
-    if (from == From::signal || !args.statistics.tiles) return;  // no norm reads the filter bank's outputs
-    write_moments(block, args, sum, unit, block.x(), first_output);
-    finish_tile<threads>(block, args.statistics, args.frames, block.z(), block.x());
+        block, args, block.z(), first_frame(), first_output(), sum,
+        [&](Accumulators& begin) { begin_with_bias(block, args, block.z(), first_output(), begin); });
+    block.forget();
+    if (from == From::frames_and_share) add_share(block, args, block.z(), first_frame(), first_output(), sum);
+    write_outputs<Out>(block, args, sum, block.z(), first_frame(), first_output());
+    // No norm reads the filter bank's outputs, nor the bottleneck's.
+    if (from == From::signal || from == From::frames_and_share || !args.statistics.wanted) return;
+    finish_outputs(block, args, sum, block.z(), block.x(), block.y());
   }
 };
 

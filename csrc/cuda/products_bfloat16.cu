@@ -6,8 +6,7 @@ namespace metatasnet::METATASNET_DEVICES {
 METATASNET_PRODUCTS(InBfloat16)
 
 void launch_mix_conv(const Stream& stream, std::int64_t units, const MixArgs& args) {
-  const std::size_t norm = norm_shared_bytes(args.next.outputs), product = MixConv::shared_bytes;
-  launch<MixConv>(stream, {tiles_of(args.product.frames), 1, units}, norm > product ? norm : product, args);
+  launch<MixConv>(stream, {tiles_of(args.product.frames), 1, units}, MixConv::shared_bytes, args);
 }
 
 #if defined(__CUDACC__)

@@ -42,7 +42,7 @@ struct SourceMoments {
 #pragma unroll
       for (int c = 0; c < 8; ++c) y[j].v[c] = Arithmetic::rounded(prelu(y[j].v[c], args.slope));
     }
-    finish_channels<threads>(block, args.statistics, args.frames, y);
+    finish_channels<threads>(block, args.statistics, y);
   }
 };
 

@@ -93,18 +93,10 @@ void check(const Sizes& s) {
   if (s.mels && (s.n_fft < 4 || (s.n_fft & (s.n_fft - 1)) || log_power_shared_bytes(s.n_fft) > kSharedBytes)) {
     refuse("n_fft must be a power of two from 4 to 8192, got " + std::to_string(s.n_fft) + ".");
   }
-  const std::pair<const char*, int> normed[] = {{"N", s.N + s.partial}, {"B", s.B}, {"H", s.H}};
-  for (const auto& [name, channels] : normed) {
-    if (norm_shared_bytes(channels) > kSharedBytes) {
-      refuse(std::string(name) + " is too large: norms have at most " +
-             std::to_string(kSharedBytes / sizeof(ChannelMoments)) + " channels, got " + std::to_string(channels) + ".");
-    }
-  }
 }
 
 std::size_t shared_bytes(const Sizes& s) {
   return std::max({overlap_add_shared_bytes(s.W), s.mels ? log_power_shared_bytes(s.n_fft) : 0,
-                   norm_shared_bytes(std::max({s.N + s.partial, s.B, s.H})),
                    std::size_t{MixConv::shared_bytes}});
 }
 

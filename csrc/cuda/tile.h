@@ -27,8 +27,8 @@ struct WarpPlace {
 };
 
 // What a thread copies of a tile's rows, chunk after chunk: 16-byte unit thread % 4 of rows thread / 4, and of every 64th row
-// from there on. Addresses advance by a chunk; rows and units that are not there are zero.
-template <int rows>
+// from there on. Addresses advance by a chunk; rows and units that are not there are zero. `whole`: all units are there.
+template <int rows, bool whole>
 class RowCopies {
  public:
   // `from` is where row 0 begins, also where only rows [low, high) exist; `units` of each row exist.
@@ -36,7 +36,7 @@ class RowCopies {
                               int units) {
     const int row = block.thread() / kUnits, unit = block.thread() % kUnits;
     from_ = from + row * row_bytes + unit * 16;
-    step_ = kApart * row_bytes;
+    step_ = static_cast<int>(kApart * row_bytes);
     to_ = unit_offset(row, unit);
     left_ = units - unit;
     last_ = row + (kCount - 1) * kApart < rows;
@@ -49,10 +49,10 @@ class RowCopies {
 #pragma unroll
     for (int k = 0; k < kCount; ++k) {
       if (rows % kApart && k + 1 == kCount && !last_) continue;
-      block.copy_async(to + to_ + k * kApart * kChunkBytes, from_ + k * step_, exists_[k] && left_ > 0);
+      block.copy_async(to + to_ + k * kApart * kChunkBytes, from_ + static_cast<std::int64_t>(k) * step_, exists_[k] && (whole || left_ > 0));
     }
     from_ += kChunkBytes;
-    left_ -= kUnits;
+    if (!whole) left_ -= kUnits;
   }
 
  private:
@@ -60,8 +60,7 @@ class RowCopies {
   static_assert(kApart % 8 == 0);  // rows as far apart are swizzled alike
 
   const char* from_;
-  std::int64_t step_;
-  int to_, left_;
+  int step_, to_, left_;
   bool last_, exists_[kCount];
 };
 
@@ -107,23 +106,20 @@ METATASNET_DEVICE void begin_loading(Block& block, int stages, int chunks, Load 
 template <class Arithmetic, class Holds, bool activate, class Load>
 METATASNET_DEVICE void multiply_loaded(Block& block, int stages, int frames, int chunks, bool active, float slope,
                                        Load load, Accumulators& sum) {
-  constexpr int kEnd = Holds::stages * Holds::bytes;
   const WarpPlace warp(block);
   const typename Arithmetic::Place place(block, warp.row, warp.column);
-  int current = 0, next = (Holds::stages - 1) * Holds::bytes;
 #pragma unroll 1
   for (int chunk = 0; chunk < chunks; ++chunk) {
     block.template wait<Holds::stages - 2>();
     block.sync();  // everybody's copies of this chunk are there, and everybody is done with the chunk before
-    if (chunk + Holds::stages - 1 < chunks) load(stages + next);
+    const int next = chunk + Holds::stages - 1;
+    if (next < chunks) load(stages + next % Holds::stages * Holds::bytes);
     block.commit();
     if (active) {
-      const int stage = stages + current;
+      const int stage = stages + chunk % Holds::stages * Holds::bytes;
       Arithmetic::template multiply<activate>(block, Holds::frames_stay ? frames + chunk * kFrameBytes : stage,
                                               Holds::frames_stay ? stage : stage + kFrameBytes, place, slope, sum);
     }
-    current = current + Holds::bytes == kEnd ? 0 : current + Holds::bytes;
-    next = next + Holds::bytes == kEnd ? 0 : next + Holds::bytes;
   }
   block.template wait<0>();
   block.sync();

@@ -58,10 +58,9 @@ struct MaskBuffers {
   Element* operand;              // x as products read it; null where that is x itself
   Element* a;                    // hidden activations before the depthwise convolution
   Element* hidden;               // those behind it, of all blocks: (units, frames, blocks, padded(H)) for the skip sum
-  float* moments;                // of the tiles of one pass
-  ChannelMoments *segments, *latent_segments, *partial_segments;
-  int* arrived;                  // zero between passes
-  std::int64_t arrivals;
+  Moments* moments;              // of the parts of one pass
+  Moments *latent_moments, *partial_moments;
+  int* arrived;                  // (units): zero between passes
   float *affine, *affine_2;      // the second of a block's second norm, made by the pass that reads the first
   Element *folded, *folded_skip;
   float *folded_bias, *skip_bias;
@@ -74,13 +73,14 @@ struct MaskBuffers {
     operand = sizeof(Element) == sizeof(float) ? nullptr : arena.take<Element>(rows * b_ld);
     a = arena.take<Element>(rows * inner);
     hidden = arena.take<Element>(rows * s.blocks() * h_ld);
-    const std::int64_t segments_each = segments_of(frames);
-    moments = arena.take<float>(units * tiles * 2 * (in_ld > widest ? in_ld : widest));
-    segments = arena.take<ChannelMoments>(units * segments_each * widest);
-    latent_segments = arena.take<ChannelMoments>((own_inputs ? units : items) * segments_each * n_ld);
-    partial_segments = arena.take<ChannelMoments>(units * segments_each * padded(s.partial));
-    arrivals = units * (segments_each + 1);
-    arrived = arena.take<int>(arrivals);
+    // Parts of the passes with the most: elementwise ones.
+    const auto moments_of = [&](std::int64_t of_units, int ld) {
+      return arena.take<Moments>(of_units * tiles * (ld / kChannels) * kGroups);
+    };
+    moments = moments_of(units, widest);
+    latent_moments = moments_of(own_inputs ? units : items, n_ld);
+    partial_moments = moments_of(units, padded(s.partial));
+    arrived = arena.take<int>(units);
     affine = arena.take<float>(units * 3 * (in_ld > widest ? in_ld : widest));
     affine_2 = arena.take<float>(units * 3 * h_ld);
     std::int64_t matrix = std::int64_t{s.B} * in_ld;

@@ -44,8 +44,8 @@ UNVERIFIED = KERNELS
 
 _PRECISIONS = (Precision.bfloat16, Precision.tf32, Precision.float32)
 
-_FURTHEST = 1 << 23
-"""Elements from frame to frame: kernels count within a tile in 32 bits."""
+_FURTHEST = 1 << 22
+"""Elements from frame to frame: kernels count the bytes of 64 frames in 32 bits."""
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
@@ -58,18 +57,18 @@ def test_every_length_agrees_with_eager(frames: int) -> None:
     assert relative_error(signal, REFERENCE.decode(eager, latent)) < FLOOR
 
 
-@pytest.mark.parametrize(("frames", "order"), [(2048, 1), (2049, 2), (4200, 3)])
-def test_norms_of_several_segments_agree_with_eager(frames: int, order: int, ascending: None) -> None:
-    """16 tiles are merged at once: exactly one such segment, one frame more, and a third that ends within a tile.
+@pytest.mark.parametrize(("frames", "order"), [(4096, 1), (4097, 2), (4200, 3)])
+def test_norms_of_many_tiles_agree_with_eager(frames: int, order: int, ascending: None) -> None:
+    """32 lanes merge a tile each: exactly as many tiles, one frame more, and a tile that is not whole.
 
     The workspace begins with every bit set: a norm made before all its tiles have come, or a count that does not begin
-    at zero, shows as NaN. The statistics of the last frames differ, so a segment left out shows as well.
+    at zero, shows as NaN. The statistics of the last frames differ, so a tile left out shows as well.
     """
     config = dataclasses.replace(ONE_STAGE, layers=1)
     stage = config.stage(0)
     parameters = stage_parameters(recipe_state(config, 3), 0)
     latent = torch.randn(1, stage.N, frames, generator=torch.Generator().manual_seed(frames))
-    latent[..., 2048:] = 5 * latent[..., 2048:] + 7
+    latent[..., 4000:] = 5 * latent[..., 4000:] + 7
     prepared = prepare(EMULATED, stage, parameters)
 
     def found(order: int) -> torch.Tensor:
