@@ -26,7 +26,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from metatasnet_fast import use_backend
-from metatasnet_fast.backends import available_backends, get_backend
+from metatasnet_fast.backends import Request, available_backends, get_backend
 from metatasnet_fast.backends.triton import TritonBackend
 from metatasnet_fast.backends.triton_graphs import VARIABLE as GRAPHS
 from metatasnet_fast.benchmark import Effort, Entrants, Row, measure, measure_ceilings, recipe
