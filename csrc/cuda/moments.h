@@ -85,7 +85,7 @@ METATASNET_DEVICE void finish_moments(Block& block, const Statistics& to, int un
   block.sync();
   each_group([&](int, int from, int past) {
     const float first = space.centre[from];
-    for (int c = from + block.lane(); c < past; c += kWarp) space.centre[c] = first;
+    for (int c = from + 1 + block.lane(); c < past; c += kWarp) space.centre[c] = first;
   });
   block.sync();
   bring([](float d) { return d; });
