@@ -1,4 +1,5 @@
-// The backend `cuda` for Python: classes CudaStage, where nvcc was there, and EmulatedCudaStage, the same code on the host.
+// The backend `cuda` for Python: classes CudaStage, where nvcc was there, and EmulatedCudaStage, the same code on the
+// host.
 #include <pybind11/stl.h>
 
 #include <memory>

@@ -1,7 +1,8 @@
 // The three arithmetics of the 1x1 convolutions: what is stored, and how a warp multiplies a chunk of the sum.
 //
 // A warp owns 32 rows by 80 columns of the tile, as 2 x 10 fragments of 16 x 8. A chunk is 64 bytes of each row: 32
-// bfloat16 or 16 float32, in four units of 16 bytes, swizzled so that the eight rows of a matrix lie in different banks.
+// bfloat16 or 16 float32, in four units of 16 bytes, swizzled so that the eight rows of a matrix lie in different
+// banks.
 #pragma once
 
 #include "cuda/block.h"
@@ -22,10 +23,11 @@ struct Accumulators {
 
 METATASNET_DEVICE int unit_offset(int row, int unit) { return row * kChunkBytes + ((unit ^ ((row >> 1) & 3)) << 4); }
 
-// Where this lane's reading of a warp's part of a chunk begins, from the beginnings of the frames and of the weights on.
+// Where this lane's reading of a warp's part of a chunk begins, from the beginnings of the frames and of the weights
+// on.
 //
-// Rows 8 apart are swizzled alike, and the units of the second step differ from those of the first in one bit: all other
-// offsets are constants from these on.
+// Rows 8 apart are swizzled alike, and the units of the second step differ from those of the first in one bit: all
+// other offsets are constants from these on.
 struct LanePlace {
   int a, b;
 
@@ -37,7 +39,8 @@ struct LanePlace {
 };
 constexpr int kSecondStep = 2 << 4;  // flipped in the offset of a unit
 
-// On tensor cores: chunks of A and B that begin `a` and `b` bytes from block.shared() on. `slope` is that of the PReLU on A.
+// On tensor cores: chunks of A and B that begin `a` and `b` bytes from block.shared() on. `slope` is that of the PReLU
+// on A.
 template <class Self, bool activate>
 METATASNET_DEVICE void multiply_on_tensor_cores(Block& block, int a, int b, const LanePlace& lane, float slope,
                                                 Accumulators& sum) {
@@ -132,7 +135,8 @@ struct InFloat32 {
       for (int i = 0; i < kRowFragments; ++i) {
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-          const Words words = load_words(frames + unit_offset(place.first_row + kFragmentRows * i + d_row(lane, 2 * h), unit));
+          const int row = place.first_row + kFragmentRows * i + d_row(lane, 2 * h);
+          const Words words = load_words(frames + unit_offset(row, unit));
 #pragma unroll
           for (int k = 0; k < 4; ++k) {
             const float value = as_float(words.word[k]);
@@ -144,7 +148,8 @@ struct InFloat32 {
       for (int j = 0; j < kColumnFragments; ++j) {
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
-          const Words words = load_words(weights + unit_offset(place.first_column + kFragmentColumns * j + d_column(lane, c), unit));
+          const int column = place.first_column + kFragmentColumns * j + d_column(lane, c);
+          const Words words = load_words(weights + unit_offset(column, unit));
 #pragma unroll
           for (int k = 0; k < 4; ++k) {
             const float weight = as_float(words.word[k]);

@@ -4,9 +4,9 @@
 //                over the taps k for which 0 <= t + (k - 1) d < T      (the original pads after the norm)
 // The last block of a unit makes the norm behind it (norm.h).
 //
-// A thread has eight channels of four frames, all taps of which are loaded before the first is used; a warp reads 32 frames by
-// 32 channels, tap by tap: the second and third reading hit the caches. Bytes per unit: T H read, T H written. FLOPs: 6 T H. Memory-bound.
-// Source: Samuel et al. 2020, section 2; original model/mask_tcn.py.
+// A thread has eight channels of four frames, all taps of which are loaded before the first is used; a warp reads 32
+// frames by 32 channels, tap by tap: the second and third reading hit the caches. Bytes per unit: T H read, T H
+// written. FLOPs: 6 T H. Memory-bound. Source: Samuel et al. 2020, section 2; original model/mask_tcn.py.
 #pragma once
 
 #include "cuda/moments.h"
@@ -33,7 +33,7 @@ struct Depthwise {
   using Args = DepthwiseArgs;
   static constexpr int threads = kRowWarps * kWarp;
   static constexpr int blocks = 4;
-  static constexpr int kTogether = sizeof(Element) == 2 ? 4 : 1;  // frames of a thread whose loads are under way at once
+  static constexpr int kTogether = sizeof(Element) == 2 ? 4 : 1;  // frames of a thread that are loaded at once
 
   static METATASNET_DEVICE void run(Block& block, const Args& args) {
     const int unit = block.z(), lane = block.lane(), part = lane % 4;
@@ -72,7 +72,8 @@ struct Depthwise {
   }
 
  private:
-  // Frames `begin` + 8 j. `inside`: so are those of all taps; one outside adds neither its frame nor its part of the offset.
+  // Frames `begin` + 8 j. `inside`: so are those of all taps; one outside adds neither its frame nor its part of the
+  // offset.
   template <bool inside>
   static METATASNET_DEVICE void convolve(const Args& args, const Element* in, Element* out, std::int64_t begin,
                                          const float* taps, const Eight& constant, const Eight (&weight)[3],

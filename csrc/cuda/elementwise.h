@@ -52,8 +52,8 @@ struct MaskProductArgs {
 constexpr int kFewInstruments = 4;
 
 // Grid: parts of an item's vectors of channels of kFrames frames, 1, items. A thread holds the logits of up to `most`
-// instruments: of eight channels for a few instruments, of two for many. Its channels are the same in all its frames, so that
-// the norm comes from the first-level cache.
+// instruments: of eight channels for a few instruments, of two for many. Its channels are the same in all its frames,
+// so that the norm comes from the first-level cache.
 template <class Element, int most>
 struct MaskProduct {
   using Args = MaskProductArgs;
@@ -76,7 +76,7 @@ struct MaskProduct {
 
  private:
   static METATASNET_DEVICE void of_frame(const Args& args, int item, std::int64_t frame, int channel) {
-    const std::int64_t unit_size = args.frames * args.ld, first_unit = static_cast<std::int64_t>(item) * args.instruments;
+    const std::int64_t unit_size = args.frames * args.ld, first_unit = std::int64_t{item} * args.instruments;
     auto* masked = static_cast<Element*>(args.masked) + first_unit * unit_size + frame * args.ld + channel;
     Several logits[most] = {}, latent = {};
     if (channel < args.latent.channels) {

@@ -43,7 +43,8 @@ struct Fold {
 
   static METATASNET_DEVICE void run(Block& block, const Args& args) {
     using Element = typename Arithmetic::Element;
-    const int unit = block.z(), output = block.x() * 8 + block.warp(), outputs = args.to[0].outputs + args.to[1].outputs;
+    const int unit = block.z(), output = block.x() * 8 + block.warp();
+    const int outputs = args.to[0].outputs + args.to[1].outputs;
     if (output >= outputs) return;
     const FoldTarget& to = args.to[output < args.to[0].outputs ? 0 : 1];
     const int own = output < args.to[0].outputs ? output : output - args.to[0].outputs;

@@ -1,7 +1,7 @@
 // What a stage on a device offers to the host, without anything that only nvcc understands.
 //
-// Nothing is allocated: weights, workspaces, inputs and results are the caller's, every launch goes to the caller's stream,
-// and nothing waits for the device, so that any allocator and CUDA graphs work.
+// Nothing is allocated: weights, workspaces, inputs and results are the caller's, every launch goes to the caller's
+// stream, and nothing waits for the device, so that any allocator and CUDA graphs work.
 #pragma once
 
 #include <cstdint>
@@ -82,8 +82,8 @@ class Stage {
   // (n, samples) float32 to the latent (n, samples / W, latent_ld).
   virtual void encode(Place place, std::int64_t n, std::int64_t samples, const float* signal, void* latent,
                       char* workspace) const = 0;
-  // The masked latent (n, instruments, frames, latent_ld): `latent` times the masks of a network that reads `input` (the latent,
-  // or one copy of it for each instrument) and, behind the first stage, `partial`.
+  // The masked latent (n, instruments, frames, latent_ld): `latent` times the masks of a network that reads `input`
+  // (the latent, or one copy of it for each instrument) and, behind the first stage, `partial`.
   virtual void mask(Place place, std::int64_t n, std::int64_t frames, const Frames& latent, const Frames& input,
                     const Frames& partial, void* masked, char* workspace) const = 0;
   // latent (n items) to the signal (n, frames * W), float32.
@@ -96,8 +96,8 @@ using MakeStage = std::unique_ptr<Stage>(Precision precision, const Sizes& sizes
 
 }  // namespace device
 
-// make_stage throws std::invalid_argument for sizes that the kernels do not cover, missing weights or wrong shapes, check for
-// sizes. shared_bytes is the shared memory that the most demanding block of a stage asks for.
+// make_stage throws std::invalid_argument for sizes that the kernels do not cover, missing weights or wrong shapes,
+// check for sizes. shared_bytes is the shared memory that the most demanding block of a stage asks for.
 namespace cuda {
 device::MakeStage make_stage;
 // Why the kernels cannot run on a device, in the words of the CUDA runtime; empty where they can.
@@ -109,8 +109,8 @@ void check(const device::Sizes& sizes);
 std::size_t shared_bytes(const device::Sizes& sizes);
 void set_order(unsigned order);  // emulator/block.h
 
-// A launch that was written down instead of emulated: the kernel's mangled type, its grid, threads of a block, blocks that are
-// to fit on a multiprocessor, shared memory, and the arguments as the device would get them.
+// A launch that was written down instead of emulated: the kernel's mangled type, its grid, threads of a block, blocks
+// that are to fit on a multiprocessor, shared memory, and the arguments as the device would get them.
 struct Recorded {
   std::string kernel;
   std::int64_t grid[3];

@@ -106,7 +106,8 @@ class MaskingRun {
          last ? FoldTarget{} : skip);
     if (last) return;
     MixArgs mix{product(s_.B, h_ld, s_.B), buffers_.x, nullptr, {}};
-    mix.product.source[0] = {hidden(index), s_.instruments * frames_ * hidden_ld_, frames_ * hidden_ld_, hidden_ld_, h_ld};
+    mix.product.source[0] = activations(hidden(index), hidden_ld_);
+    mix.product.source[0].channels = h_ld;
     if (convolves_) {
       mix.next = convolution(index + 1);
       launch_mix_conv(stream_, units_, mix);
@@ -156,7 +157,8 @@ class MaskingRun {
     norm.sources[0] = norm.sources[which];
     norm.affine = nullptr;
     const int ld = padded(source.channels), units_of = norm.sources[0].units_of;
-    const SourceMomentsArgs args{s_.instruments / units_of, frames_, source, ld, slopes_.input, {buffers_.arrived, true, norm}};
+    const Statistics own{buffers_.arrived, true, norm};
+    const SourceMomentsArgs args{s_.instruments / units_of, frames_, source, ld, slopes_.input, own};
     launch<SourceMoments<Arithmetic>>(stream_, {tiles_, ld / kChannels, units_ / units_of},
                                       MomentsSpace<kChannels>::bytes, args);
   }

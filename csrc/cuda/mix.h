@@ -3,11 +3,13 @@
 //   x[u, t] += res_out(h[u, t])
 //   a[u, t] = prelu(conv1d(x[u, t]))         MixConv only: the next block's, with its moments
 //
-// skip_out waits for the end: the skip sum is linear in the h of all blocks, which stay, and one product makes it of them.
+// skip_out waits for the end: the skip sum is linear in the h of all blocks, which stay, and one product makes it of
+// them.
 //
-// Bytes per frame and channel, bfloat16: h 2, x 8; Mix writes x a second time as the next product reads it, 2, and that product
-// reads it, 2; MixConv keeps that tile in shared memory and writes a, 2. Weights once per 128 frames (from L2).
-// FLOPs per unit: 2 T H B, and MixConv's 2 T B H more. Source: Samuel et al. 2020, section 2; original model/mask_tcn.py.
+// Bytes per frame and channel, bfloat16: h 2, x 8; Mix writes x a second time as the next product reads it, 2, and that
+// product reads it, 2; MixConv keeps that tile in shared memory and writes a, 2. Weights once per 128 frames (from L2).
+// FLOPs per unit: 2 T H B, and MixConv's 2 T B H more. Source: Samuel et al. 2020, section 2; original
+// model/mask_tcn.py.
 #pragma once
 
 #include "cuda/pointwise.h"
@@ -99,9 +101,10 @@ struct Mix {
     mix_product<Arithmetic>(block, args, unit, first_frame, first_output, sum);
     auto* operand = static_cast<Element*>(args.operand);
     if (operand) operand += (static_cast<std::int64_t>(unit) * args.product.frames + first_frame) * ld + first_output;
-    write_stream(block, args, sum, unit, first_frame, first_output, [&](int row, int output, float first, float second) {
+    const auto keep = [&](int row, int output, float first, float second) {
       if (operand) store_pair(operand + row * ld + output, first, second);
-    });
+    };
+    write_stream(block, args, sum, unit, first_frame, first_output, keep);
   }
 };
 

@@ -1,14 +1,16 @@
 // Mean and sum of squared deviations of each group's part in a block's tile, as the values are stored.
 //
-// Deviations are taken from the part's first value, then from its mean: constant and silent parts give exactly 0, and a mean far
-// from 0 costs no precision. No moment is added atomically, so results are the same bits in every run (norm.h).
+// Deviations are taken from the part's first value, then from its mean: constant and silent parts give exactly 0, and a
+// mean far from 0 costs no precision. No moment is added atomically, so results are the same bits in every run
+// (norm.h).
 #pragma once
 
 #include "cuda/norm.h"
 
 namespace metatasnet::METATASNET_DEVICES {
 
-// A tile's values by columns, for the reduction: a lane has four rows of some columns, 8 apart; 32 lanes have the whole column.
+// A tile's values by columns, for the reduction: a lane has four rows of some columns, 8 apart; 32 lanes have the whole
+// column.
 template <int columns>
 struct MomentsSpace {
   static constexpr int stride = columns + 9;  // lanes of a column, and of neighbouring columns, are in different banks
@@ -27,12 +29,12 @@ METATASNET_DEVICE float warp_sum(Block& block, float value) {
   return value;
 }
 
-// Writes the moments of part `part` of a tile, which has `columns` columns, and makes the norm where this block is the last.
-// A lane has `own` columns of rows 32 (warp % 4) + 8 r + lane / 4: value(k, r), in column column_of(k), for r from 0 to 3.
-// Nobody may be reading block.shared().
+// Writes the moments of part `part` of a tile, which has `columns` columns, and makes the norm where this block is the
+// last. A lane has `own` columns of rows 32 (warp % 4) + 8 r + lane / 4: value(k, r), in column column_of(k), for r
+// from 0 to 3. Nobody may be reading block.shared().
 template <int threads, int columns, int own, class Column, class Value>
-METATASNET_DEVICE void finish_moments(Block& block, const Statistics& to, int unit, int tile, int part, Column column_of,
-                                      Value value) {
+METATASNET_DEVICE void finish_moments(Block& block, const Statistics& to, int unit, int tile, int part,
+                                      Column column_of, Value value) {
   const NormArgs& norm = to.norm;
   const PartMoments& source = norm.sources[0];
   const MomentsSpace<columns> space(block);
@@ -103,8 +105,8 @@ METATASNET_DEVICE void finish_moments(Block& block, const Statistics& to, int un
   finish_tile<threads>(block, to, unit);
 }
 
-// Of a pass whose blocks have 32 channels of a tile; the grid is tiles, groups of channels, units. A thread has channels
-// 8 (lane % 4) to 8 (lane % 4) + 7 of four frames.
+// Of a pass whose blocks have 32 channels of a tile; the grid is tiles, groups of channels, units. A thread has
+// channels 8 (lane % 4) to 8 (lane % 4) + 7 of four frames.
 template <int threads>
 METATASNET_DEVICE void finish_channels(Block& block, const Statistics& to, const Eight (&y)[4]) {
   finish_moments<threads, kChannels, 8>(

@@ -3,11 +3,11 @@
 //   rstd[u, g] = 1 / sqrt(variance of group g over (channels, time) + 1e-8)
 //   affine[u] = (gamma[i] rstd[u, g], mean[u, g], beta[i]);  n(x) = (x - mean) scale + shift
 //
-// The pass that writes an activation makes the norm of it as well: each block leaves the moments of its part of every group
-// (moments.h), and the last block of a unit merges them, in float64 and in a fixed order, so results are the same bits
-// whichever block that is. The only thing added atomically is the integer that tells who is last. A group may straddle two
-// blocks, or the latent and the previous stage's.
-// Bytes per unit: 64 for each tile and block written, and read once. Source: original model/group_norm.py.
+// The pass that writes an activation makes the norm of it as well: each block leaves the moments of its part of every
+// group (moments.h), and the last block of a unit merges them, in float64 and in a fixed order, so results are the same
+// bits whichever block that is. The only thing added atomically is the integer that tells who is last. A group may
+// straddle two blocks, or the latent and the previous stage's. Bytes per unit: 64 for each tile and block written, and
+// read once. Source: original model/group_norm.py.
 #pragma once
 
 #include "cuda/tile.h"

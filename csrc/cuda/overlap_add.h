@@ -3,10 +3,10 @@
 //   frame[u, t, j] = sum_c F[j, c] h[u, t, c]                             for j < window, the longest filter
 //   signal[u, s] = sum over t of frame[u, t, s + padding - t stride]
 //
-// A block has the frames that reach into its samples (the first `reach` of them are computed by its neighbour as well) and
-// adds each stride-wide part of them in turn, so no sample is written twice at once. Bytes per unit: T C read, T stride
-// written; the frames never leave the chip. FLOPs: 2 T C window.
-// Source: Samuel et al. 2020, section 2.3; original model/decoder.py.
+// A block has the frames that reach into its samples (the first `reach` of them are computed by its neighbour as well)
+// and adds each stride-wide part of them in turn, so no sample is written twice at once. Bytes per unit: T C read, T
+// stride written; the frames never leave the chip. FLOPs: 2 T C window. Source: Samuel et al. 2020, section 2.3;
+// original model/decoder.py.
 #pragma once
 
 #include "cuda/pointwise.h"
@@ -25,7 +25,9 @@ METATASNET_BOTH inline int reach_of(int window, int stride) { return (window + s
 using OverlapAddStages = FramesAndWeights<3>;
 constexpr int kOverlapAddStageBytes = OverlapAddStages::stages * OverlapAddStages::bytes;
 
-inline std::size_t overlap_add_shared_bytes(int stride) { return kOverlapAddStageBytes + sizeof(float) * kTile * stride; }
+inline std::size_t overlap_add_shared_bytes(int stride) {
+  return kOverlapAddStageBytes + sizeof(float) * kTile * stride;
+}
 
 // Slots of `stride` samples, counted with the padding in front, that a block writes; and how many blocks that takes.
 inline int slots_of(int window, int stride) { return kTile - reach_of(window, stride); }

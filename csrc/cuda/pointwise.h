@@ -2,13 +2,13 @@
 //
 //   y[u, t, o] = prelu( bias[u, o] + share(t, o) + sum_k W[u, o, k] f(a[u, t, k]) )
 //
-// f is the identity or, in front of the masking network, a PReLU. A slope of 1 is the identity, 0 is ReLU. The group norm
-// in front of the convolution is in W and bias (fold.h). `share` is the spectrogram's part of the encoder's first
-// bottleneck, interpolated along time. The frames of the first encoder product are windows of the signal. Sums begin with the
-// biases, which are loaded while the first chunks are on their way.
+// f is the identity or, in front of the masking network, a PReLU. A slope of 1 is the identity, 0 is ReLU. The group
+// norm in front of the convolution is in W and bias (fold.h). `share` is the spectrogram's part of the encoder's first
+// bottleneck, interpolated along time. The frames of the first encoder product are windows of the signal. Sums begin
+// with the biases, which are loaded while the first chunks are on their way.
 //
-// Bytes per unit: T K + T O activations once per 160 outputs, O K weights once per 128 frames (from L2). FLOPs: 2 T K O.
-// Source: Samuel et al. 2020, section 2; original model/conv1d.py, model/encoder.py.
+// Bytes per unit: T K + T O activations once per 160 outputs, O K weights once per 128 frames (from L2). FLOPs: 2 T K
+// O. Source: Samuel et al. 2020, section 2; original model/conv1d.py, model/encoder.py.
 #pragma once
 
 #include <type_traits>
@@ -23,7 +23,7 @@ using device::Frames;
 struct PointwiseArgs {
   int instruments;  // units of an item
   std::int64_t frames;
-  Frames source[2];  // side by side along the sum, each padded to a multiple of kChannels there; two for activated frames
+  Frames source[2];  // side by side along the sum, each padded to a multiple of kChannels; two for activated frames
   const float* signal;  // instead of them: windows of it
   std::int64_t samples;
   int window, stride, padding;
@@ -202,7 +202,8 @@ METATASNET_DEVICE void begin_with_bias(const Block& block, const PointwiseArgs& 
   }
 }
 
-// Adds the share of the spectrogram. Nobody may be reading block.shared(), where the places of the tile's rows are kept.
+// Adds the share of the spectrogram. Nobody may be reading block.shared(), where the places of the tile's rows are
+// kept.
 METATASNET_DEVICE void add_share(Block& block, const PointwiseArgs& args, int unit, std::int64_t first_frame,
                                  int first_output, Accumulators& sum) {
   auto* const places = reinterpret_cast<Interpolation*>(block.shared());
@@ -256,8 +257,8 @@ METATASNET_DEVICE void write_outputs(const Block& block, const PointwiseArgs& ar
 }
 
 // The moments of the tile that write_outputs has left in `sum`.
-METATASNET_DEVICE void finish_outputs(Block& block, const PointwiseArgs& args, const Accumulators& sum, int unit, int tile,
-                                      int part) {
+METATASNET_DEVICE void finish_outputs(Block& block, const PointwiseArgs& args, const Accumulators& sum, int unit,
+                                      int tile, int part) {
   const int column = WarpPlace(block).column + d_column(block.lane(), 0);
   finish_moments<kThreads, kColumns, 2 * kColumnFragments>(
       block, args.statistics, unit, tile, part,

@@ -87,8 +87,8 @@ void check(const Sizes& s) {
   }
   if (reach_of(s.window, s.W) > kTile / 2) refuse("window must be at most " + std::to_string(kTile / 2) + " times W.");
   if (overlap_add_shared_bytes(s.W) > kSharedBytes) {
-    refuse("W must be at most " + std::to_string((kSharedBytes - kOverlapAddStageBytes) / (sizeof(float) * kTile)) + ", got " +
-           std::to_string(s.W) + ".");
+    const std::size_t most = (kSharedBytes - kOverlapAddStageBytes) / (sizeof(float) * kTile);
+    refuse("W must be at most " + std::to_string(most) + ", got " + std::to_string(s.W) + ".");
   }
   if (s.mels && (s.n_fft < 4 || (s.n_fft & (s.n_fft - 1)) || log_power_shared_bytes(s.n_fft) > kSharedBytes)) {
     refuse("n_fft must be a power of two from 4 to 8192, got " + std::to_string(s.n_fft) + ".");

@@ -1,7 +1,7 @@
 // A tile of 128 frames by 160 outputs of a 1x1 convolution: the pipeline from global memory through shared memory.
 //
-// 160 = 2 warps x 10 fragments of 8 divides exactly. A few stages of a 64-byte chunk of the sum (8 KiB of frames, 10 KiB
-// of weights) are under way at once.
+// 160 = 2 warps x 10 fragments of 8 divides exactly. A few stages of a 64-byte chunk of the sum (8 KiB of frames, 10
+// KiB of weights) are under way at once.
 #pragma once
 
 #include "cuda/arithmetic.h"
@@ -26,8 +26,9 @@ struct WarpPlace {
       : row(block.warp() % kRowWarps * kWarpRows), column(block.warp() / kRowWarps * kWarpColumns) {}
 };
 
-// What a thread copies of a tile's rows, chunk after chunk: 16-byte unit thread % 4 of rows thread / 4, and of every 64th row
-// from there on. Addresses advance by a chunk; rows and units that are not there are zero. `whole`: all units are there.
+// What a thread copies of a tile's rows, chunk after chunk: 16-byte unit thread % 4 of rows thread / 4, and of every
+// 64th row from there on. Addresses advance by a chunk; rows and units that are not there are zero. `whole`: all units
+// are there.
 template <int rows, bool whole>
 class RowCopies {
  public:
@@ -49,7 +50,8 @@ class RowCopies {
 #pragma unroll
     for (int k = 0; k < kCount; ++k) {
       if (rows % kApart && k + 1 == kCount && !last_) continue;
-      block.copy_async(to + to_ + k * kApart * kChunkBytes, from_ + static_cast<std::int64_t>(k) * step_, exists_[k] && (whole || left_ > 0));
+      block.copy_async(to + to_ + k * kApart * kChunkBytes, from_ + static_cast<std::int64_t>(k) * step_,
+                       exists_[k] && (whole || left_ > 0));
     }
     from_ += kChunkBytes;
     if (!whole) left_ -= kUnits;
@@ -90,8 +92,8 @@ struct WeightsAlone {
 constexpr int kStages = 4;
 constexpr int kPipelineBytes = kStages * kStageBytes;
 
-// Starts the copies of the first chunks. `load(stage)` starts those of the next chunk, to `stage` bytes from block.shared() on;
-// stages lie from `stages` on.
+// Starts the copies of the first chunks. `load(stage)` starts those of the next chunk, to `stage` bytes from
+// block.shared() on; stages lie from `stages` on.
 template <class Holds, class Load>
 METATASNET_DEVICE void begin_loading(Block& block, int stages, int chunks, Load load) {
 #pragma unroll 1
@@ -101,8 +103,8 @@ METATASNET_DEVICE void begin_loading(Block& block, int stages, int chunks, Load 
   }
 }
 
-// sum += A B over `chunks` chunks that begin_loading began to load; `active` is whether this warp computes. `frames` is where
-// those lie that stay, chunk by chunk.
+// sum += A B over `chunks` chunks that begin_loading began to load; `active` is whether this warp computes. `frames` is
+// where those lie that stay, chunk by chunk.
 template <class Arithmetic, class Holds, bool activate, class Load>
 METATASNET_DEVICE void multiply_loaded(Block& block, int stages, int frames, int chunks, bool active, float slope,
                                        Load load, Accumulators& sum) {

@@ -8,8 +8,8 @@ namespace metatasnet::METATASNET_DEVICES {
 
 constexpr std::int64_t kMultiprocessors = 132;  // of an H100
 
-// Items that go through a job together: the fewest that give each multiprocessor two tiles and leave it idle for less than a
-// twentieth of the time while others have one tile more; eight tiles will do. Results do not depend on it.
+// Items that go through a job together: the fewest that give each multiprocessor two tiles and leave it idle for less
+// than a twentieth of the time while others have one tile more; eight tiles will do. Results do not depend on it.
 inline std::int64_t items_at_once(std::int64_t items, std::int64_t frames, int instruments) {
   const std::int64_t each = std::int64_t{instruments} * tiles_of(frames);
   for (std::int64_t some = 1; some < items; ++some) {

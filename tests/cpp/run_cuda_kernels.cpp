@@ -1,6 +1,6 @@
 // Runs the CUDA kernels on the emulator without Python, for the sanitizers: small stages of awkward sizes, inputs and
-// workspaces that end where their allocation ends. Then the emulator itself: fragments lie where PTX says, and what a GPU
-// might forgive is found. Prints a line and exits 1 where something is wrong.
+// workspaces that end where their allocation ends. Then the emulator itself: fragments lie where PTX says, and what a
+// GPU might forgive is found. Prints a line and exits 1 where something is wrong.
 #include <cmath>
 #include <cstdio>
 #include <cstring>

@@ -70,8 +70,8 @@ class Block {
   std::vector<std::vector<Copy>> groups_;
 };
 
-// The order in which blocks run and the threads of a block are resumed: 0 ascending, 1 descending, others shuffle. Odd ones
-// beyond 1 let warps of a block drift apart, and interleave four blocks in bursts.
+// The order in which blocks run and the threads of a block are resumed: 0 ascending, 1 descending, others shuffle. Odd
+// ones beyond 1 let warps of a block drift apart, and interleave four blocks in bursts.
 void set_order(unsigned order);
 
 // Runs `kernel` for every thread of a grid of blocks. Throws std::logic_error where threads

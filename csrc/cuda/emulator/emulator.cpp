@@ -74,7 +74,8 @@ class Crew {
     progress_ = true;
   }
 
-  // Lets threads go on until they wait: all of them, or those of one warp where warps drift apart. False when all have ended.
+  // Lets threads go on until they wait: all of them, or those of one warp where warps drift apart. False when all have
+  // ended.
   bool step() {
     const int threads = static_cast<int>(order_.size()), together = drift() ? kWarp : threads;
     if (next_ == 0) arrange();
