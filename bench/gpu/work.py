@@ -145,7 +145,7 @@ def warm(device: torch.device, tiny: bool) -> Rows:
 
 
 def predictions(gpu: str) -> dict[tuple[str, str, str], dict[str, Any]]:
-    """Lines of the newest recorded ledger for the GPU whose name contains theirs, by backend, kind and kernel."""
+    """Lines of the newest recorded ledger, by its name, for the GPU whose name contains theirs; by backend, kind, kernel."""
     newest = max((ROOT / "bench" / "results" / "ledger").glob("*.json"), default=None)
     lines = json.loads(newest.read_text(encoding="utf-8")) if newest else []
     return {(x["backend"], x["kind"], x["kernel"]): x for x in lines if x["gpu"] in gpu}
