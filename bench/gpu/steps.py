@@ -26,7 +26,7 @@ GPU_TESTS = {
         "tests/backends/test_triton_graphs.py",
     ],
 }
-PROFILED = "MixConvResident|Depthwise|OverlapAdd|block_pair_kernel|depthwise_fwd_kernel"
+PROFILED = "MixConv|Depthwise|OverlapAdd|block_pair_kernel|depthwise_fwd_kernel"
 """Kernels of which ncu takes a full set of counters."""
 
 

@@ -27,7 +27,6 @@ from torch.profiler import ProfilerActivity, profile
 
 from metatasnet_fast import use_backend
 from metatasnet_fast.backends import Request, available_backends, get_backend
-from metatasnet_fast.backends.cuda import CudaBackend
 from metatasnet_fast.backends.triton import TritonBackend
 from metatasnet_fast.backends.triton_graphs import VARIABLE as GRAPHS
 from metatasnet_fast.benchmark import Effort, Entrants, Row, measure, measure_ceilings, recipe
@@ -65,20 +64,11 @@ class WithGraphs(TritonBackend):
             return super().prepare(*arguments, **options)
 
 
-class ReadsWeightsAgain(CudaBackend):
-    """The backend `cuda` with weights that are read for every tile, in the one precision in which they could stay."""
-
-    def supports(self, request: Request) -> str | None:
-        return super().supports(request) if request.precision is LOW else "weights never stay in it"
-
-
 def entrants(device: torch.device, precisions: Sequence[Precision], compiled: bool = False) -> Entrants:
     """All backends of this machine, and variants of those on a GPU."""
     found = Entrants.of(device, compiled, precisions)
     if "triton" in found.backends and device.type == "cuda":
         found.extra["triton, graphs"] = WithGraphs()
-    if "cuda" in found.backends:
-        found.extra["cuda, weights read again"] = ReadsWeightsAgain(keep_weights=False)
     return found
 
 
@@ -155,7 +145,7 @@ def warm(device: torch.device, tiny: bool) -> Rows:
 
 
 def predictions(gpu: str) -> dict[tuple[str, str, str], dict[str, Any]]:
-    """Lines of the newest recorded ledger for the GPU whose name contains theirs, by backend, kind and kernel."""
+    """Lines of the newest recorded ledger, by its name, for the GPU whose name contains theirs; by backend, kind, kernel."""
     newest = max((ROOT / "bench" / "results" / "ledger").glob("*.json"), default=None)
     lines = json.loads(newest.read_text(encoding="utf-8")) if newest else []
     return {(x["backend"], x["kind"], x["kernel"]): x for x in lines if x["gpu"] in gpu}
@@ -164,7 +154,7 @@ def predictions(gpu: str) -> dict[tuple[str, str, str], dict[str, Any]]:
 def kernel_name(name: str) -> str:
     """The ledger's name: ``Depthwise Bfloat16`` of CUDA, ``depthwise_fwd`` of Triton, else ``torch`` or ``memset``."""
     if found := re.search(r"cuda::kernel<(.*)>\s*\(", name):
-        return " ".join(re.findall(r"\w+", re.sub(r"\w+::", "", found[1])))
+        return " ".join(re.findall(r"\w+", re.sub(r"\w+::|\(int\)", "", found[1])))
     if found := re.fullmatch(r"(\w+)_kernel", name):
         return found[1]
     return "memset" if name.startswith("Memset") else "torch"

@@ -59,11 +59,7 @@ def _addresses(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
 
 
 class RecordingBackend(CudaBackend):
-    """The backend's host code on tensors of the CPU that are never touched.
-
-    Args:
-        keep_weights: what the GPU that is meant has room for.
-    """
+    """The backend's host code on tensors of the CPU that are never touched."""
 
     device_type: ClassVar[str] = "cpu"
 
@@ -110,7 +106,7 @@ def _readable(mangled: str) -> str:
             at += len(length[0])
             found.append(mangled[at : at + int(length[0])])
             at += int(length[0])
-        elif value := re.match(r"E(\d+)E", mangled[at:]):
+        elif value := re.match(r"(?:E|Li)(\d+)E", mangled[at:]):
             found.append(value[1])
             at += len(value[0])
         else:

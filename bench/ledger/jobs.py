@@ -79,7 +79,6 @@ def _triton(kind: str, precision: Precision) -> list[Any]:
 
 
 def _cuda(kind: str, gpu: Gpu, precision: Precision) -> list[Any]:
-    keeps = gpu.shared >= 2 * 111 * 1024
     with torch.no_grad():
-        engine = _engine(_network("cpu"), cuda_launches.RecordingBackend(keep_weights=keeps), precision)
+        engine = _engine(_network("cpu"), cuda_launches.RecordingBackend(), precision)
         return cuda_launches.recorded(lambda: engine.separate(_mixes(WINDOWS[kind], SECONDS, "cpu"), {2}))

@@ -364,6 +364,8 @@ def _effects(opcode: str, base: str, operands: tuple[Operand, ...]) -> tuple[set
         if o.kind == "register" and o.name:
             count = _registers(opcode, base, n, results)
             (writes if n < results else reads).update(following(o.name, k) for k in range(count))
+    if base == "P2R":  # the predicates of its mask
+        reads |= {f"P{k}" for k in range(7) if int(operands[-1].value) >> k & 1}
     return reads, writes, results
 
 

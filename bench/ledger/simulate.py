@@ -692,7 +692,9 @@ class _Machine:
         return [(np.where(below == choice, a, b), _either(_either(lost_a, lost_b), lost))]
 
     def _prmt(self, i: Instruction, mask: Array) -> Results:
+        """Half of a register that was never written may be kept beside the half that is written here: nobody reads it."""
         (a, lost_a), (s, lost_s), (b, lost_b) = (self._get(o) for o in i.operands[1:4])
+        lost_b = lost_b if i.operands[3].name in self.registers else None
         return [(arithmetic.permute(a, s, b), _either(_either(lost_a, lost_s), lost_b))]
 
     def _iabs(self, i: Instruction, mask: Array) -> Results:

@@ -1,8 +1,8 @@
-// The backend `cuda` for Python: classes CudaStage, where nvcc was there, and EmulatedCudaStage, the same code on the host.
+// The backend `cuda` for Python: classes CudaStage, where nvcc was there, and EmulatedCudaStage, the same code on the
+// host.
 #include <pybind11/stl.h>
 
 #include <memory>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -14,11 +14,11 @@ namespace py = pybind11;
 namespace metatasnet {
 namespace {
 
-constexpr int kInstruments = 4;
-
 device::Sizes read_sizes(const py::dict& from) {
   device::Sizes s;
-  const std::pair<const char*, int*> numbers[] = {{"N", &s.N},         {"W", &s.W},       {"B", &s.B},
+  const std::pair<const char*, int*> numbers[] = {{"instruments", &s.instruments},
+                                                  {"softmax", &s.softmax},
+                                                  {"N", &s.N},         {"W", &s.W},       {"B", &s.B},
                                                   {"H", &s.H},         {"partial", &s.partial}, {"window", &s.window},
                                                   {"bank", &s.bank},   {"wide", &s.wide}, {"mels", &s.mels},
                                                   {"n_fft", &s.n_fft}, {"hop", &s.hop}};
@@ -63,8 +63,6 @@ class BoundStage {
   }
 
   const device::Stage& stage() const { return *stage_; }
-  void keep_weights(std::optional<bool> keep) { stage_->keep_weights(keep); }
-  bool keeps_weights() const { return stage_->keeps_weights({index_, 0}); }
 
   void encode(py::handle signal_, py::handle latent_, py::handle workspace_, std::uintptr_t stream) const {
     const Tensor signal = read(signal_, "signal"), latent = read(latent_, "latent");
@@ -73,7 +71,8 @@ class BoundStage {
     signal.require_contiguous();
     const std::int64_t n = signal.shape[0], samples = signal.shape[1];
     const device::Sizes& s = stage_->sizes();
-    if (samples <= s.n_fft / 2 || samples < s.W) signal.refuse("is too short for the spectrogram.");
+    if (s.mels && samples <= s.n_fft / 2) signal.refuse("is too short for the spectrogram.");
+    if (samples < s.W) signal.refuse("is shorter than a frame.");
     latent.require_shape({n, samples / s.W, stage_->latent_ld()});
     latent.require_dtype(stored());
     latent.require_contiguous();
@@ -91,7 +90,7 @@ class BoundStage {
     const device::Frames shared = read_frames(latent, s.N);
     const auto per_instrument = [&](py::handle tensor_, const char* name, int channels) {
       const Tensor tensor = read(tensor_, name);
-      tensor.require_shape({n, kInstruments, frames, channels});
+      tensor.require_shape({n, s.instruments, frames, channels});
       return read_frames(tensor, channels);
     };
     if (partial_.is_none() != (s.partial == 0)) {
@@ -99,7 +98,7 @@ class BoundStage {
     }
     const device::Frames input = input_.is_none() ? shared : per_instrument(input_, "input", s.N);
     const device::Frames partial = s.partial ? per_instrument(partial_, "partial", s.partial) : device::Frames{};
-    masked.require_shape({n, kInstruments, frames, stage_->latent_ld()});
+    masked.require_shape({n, s.instruments, frames, stage_->latent_ld()});
     masked.require_dtype(stored());
     masked.require_contiguous();
     char* const workspace = read_workspace(workspace_, stage_->mask_bytes(n, frames, input.instrument != 0));
@@ -159,8 +158,6 @@ void bind_stage(py::module_& module, const char* name, const char* doc, device::
            py::arg("precision"), py::arg("sizes"), py::arg("slopes"), py::arg("weights"),
            "precision: float32, tf32 or bfloat16. weights: contiguous tensors by name, which the caller keeps.")
       .def_property_readonly("latent_ld", [](const Bound& b) { return b.stage().latent_ld(); })
-      .def_property("keeps_weights", &Bound::keeps_weights, &Bound::keep_weights,
-                    "Whether mixing products keep their weights from tile to tile. Set to None: as the device suggests.")
       .def("encode_bytes", [](const Bound& b, std::int64_t n, std::int64_t t) { return b.stage().encode_bytes(n, t); })
       .def("mask_bytes",
            [](const Bound& b, std::int64_t n, std::int64_t t, bool own) { return b.stage().mask_bytes(n, t, own); })
@@ -169,8 +166,8 @@ void bind_stage(py::module_& module, const char* name, const char* doc, device::
            "signal (n, samples) float32; writes latent (n, frames, latent_ld).")
       .def("mask", &Bound::mask, py::arg("latent"), py::arg("input"), py::arg("partial"), py::arg("masked"),
            py::arg("workspace"), py::arg("stream"),
-           "latent (n, frames, N); input (n, 4, frames, N): what the network reads instead of it, or None; partial "
-           "(n, 4, frames, N / 2) or None; writes masked (n, 4, frames, latent_ld).")
+           "latent (n, frames, N); input (n, instruments, frames, N): what the network reads instead of it, or None; "
+           "partial (n, instruments, frames, N / 2) or None; writes masked (n, instruments, frames, latent_ld).")
       .def("decode", &Bound::decode, py::arg("latent"), py::arg("signal"), py::arg("workspace"), py::arg("stream"),
            "latent (n, frames, N); writes signal (n, frames * W) float32.");
 }
@@ -233,6 +230,8 @@ void bind_cuda(py::module_& module) {
   bind_stage<EmulatedStage>(module, "EmulatedCudaStage", "CudaStage on the host: every thread of a block is a fiber.",
                             emulated::make_stage, "cpu");
 #if METATASNET_HAS_CUDA
+  module.def("cuda_obstacle", &cuda::obstacle, py::arg("device"),
+             "Why the kernels cannot run on a device, in the words of the CUDA runtime; empty where they can.");
   bind_stage<DeviceStage>(module, "CudaStage", "One stage's weights on a GPU, and its jobs.", cuda::make_stage, "cuda");
 #endif
 }

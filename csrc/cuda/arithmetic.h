@@ -1,7 +1,8 @@
 // The three arithmetics of the 1x1 convolutions: what is stored, and how a warp multiplies a chunk of the sum.
 //
 // A warp owns 32 rows by 80 columns of the tile, as 2 x 10 fragments of 16 x 8. A chunk is 64 bytes of each row: 32
-// bfloat16 or 16 float32, in four units of 16 bytes, swizzled so that the eight rows of a matrix lie in different banks.
+// bfloat16 or 16 float32, in four units of 16 bytes, swizzled so that the eight rows of a matrix lie in different
+// banks.
 #pragma once
 
 #include "cuda/block.h"
@@ -22,26 +23,41 @@ struct Accumulators {
 
 METATASNET_DEVICE int unit_offset(int row, int unit) { return row * kChunkBytes + ((unit ^ ((row >> 1) & 3)) << 4); }
 
-// On tensor cores. `first_row` and `first_column` are the warp's in the tile; `slope` is that of the PReLU on A, if any.
+// Where this lane's reading of a warp's part of a chunk begins, from the beginnings of the frames and of the weights
+// on.
+//
+// Rows 8 apart are swizzled alike, and the units of the second step differ from those of the first in one bit: all
+// other offsets are constants from these on.
+struct LanePlace {
+  int a, b;
+
+  METATASNET_DEVICE LanePlace(const Block& block, int first_row, int first_column) {
+    const int matrix = block.lane() / 8, row = block.lane() % 8;
+    a = unit_offset(first_row + matrix % 2 * 8 + row, matrix / 2);
+    b = unit_offset(first_column + matrix / 2 * 8 + row, matrix % 2);
+  }
+};
+constexpr int kSecondStep = 2 << 4;  // flipped in the offset of a unit
+
+// On tensor cores: chunks of A and B that begin `a` and `b` bytes from block.shared() on. `slope` is that of the PReLU
+// on A.
 template <class Self, bool activate>
-METATASNET_DEVICE void multiply_on_tensor_cores(Block& block, const char* a, const char* b, int first_row,
-                                                int first_column, float slope, Accumulators& sum) {
-  const int matrix = block.lane() / 8, row = block.lane() % 8;
-#pragma unroll 1  // both steps' fragments at once would not fit beside the accumulators
+METATASNET_DEVICE void multiply_on_tensor_cores(Block& block, int a, int b, const LanePlace& lane, float slope,
+                                                Accumulators& sum) {
+#pragma unroll
   for (int step = 0; step < 2; ++step) {
+    const int a_at = a + (lane.a ^ step * kSecondStep), b_at = b + (lane.b ^ step * kSecondStep);
     std::uint32_t rows[kRowFragments][4];
 #pragma unroll
     for (int i = 0; i < kRowFragments; ++i) {
-      const int at = first_row + kFragmentRows * i + matrix % 2 * 8 + row;
-      block.load_matrices(rows[i], a + unit_offset(at, 2 * step + matrix / 2));
+      block.load_matrices(rows[i], a_at + i * kFragmentRows * kChunkBytes);
 #pragma unroll
       for (int r = 0; r < 4; ++r) rows[i][r] = Self::template operand<activate>(rows[i][r], slope);
     }
 #pragma unroll
     for (int j = 0; j < kColumnFragments; j += 2) {
       std::uint32_t columns[4];
-      const int at = first_column + kFragmentColumns * (j + matrix / 2) + row;
-      block.load_matrices(columns, b + unit_offset(at, 2 * step + matrix % 2));
+      block.load_matrices(columns, b_at + j * kFragmentColumns * kChunkBytes);
       const std::uint32_t first[2] = {columns[0], columns[1]}, second[2] = {columns[2], columns[3]};
 #pragma unroll
       for (int i = 0; i < kRowFragments; ++i) {
@@ -54,6 +70,7 @@ METATASNET_DEVICE void multiply_on_tensor_cores(Block& block, const char* a, con
 
 struct InBfloat16 {
   using Element = Bfloat16;
+  using Place = LanePlace;
   static constexpr const char* name = "bfloat16";
 
   static METATASNET_DEVICE float rounded(float value) { return to_float(stored<Bfloat16>(value)); }
@@ -67,15 +84,16 @@ struct InBfloat16 {
     block.mma_bfloat16(d, a, b);
   }
   template <bool activate>
-  static METATASNET_DEVICE void multiply(Block& block, const char* a, const char* b, int first_row, int first_column,
-                                         float slope, Accumulators& sum) {
-    multiply_on_tensor_cores<InBfloat16, activate>(block, a, b, first_row, first_column, slope, sum);
+  static METATASNET_DEVICE void multiply(Block& block, int a, int b, const Place& place, float slope,
+                                         Accumulators& sum) {
+    multiply_on_tensor_cores<InBfloat16, activate>(block, a, b, place, slope, sum);
   }
 };
 
 // Float32 in memory; both factors of a product are rounded to 10 bits, weights when they are folded.
 struct InTf32 {
   using Element = float;
+  using Place = LanePlace;
   static constexpr const char* name = "tf32";
 
   static METATASNET_DEVICE float rounded(float value) { return round_tf32(value); }
@@ -88,22 +106,28 @@ struct InTf32 {
     block.mma_tf32(d, a, b);
   }
   template <bool activate>
-  static METATASNET_DEVICE void multiply(Block& block, const char* a, const char* b, int first_row, int first_column,
-                                         float slope, Accumulators& sum) {
-    multiply_on_tensor_cores<InTf32, activate>(block, a, b, first_row, first_column, slope, sum);
+  static METATASNET_DEVICE void multiply(Block& block, int a, int b, const Place& place, float slope,
+                                         Accumulators& sum) {
+    multiply_on_tensor_cores<InTf32, activate>(block, a, b, place, slope, sum);
   }
 };
 
 // IEEE float32 on the ordinary cores, each lane the same places of the result as with fragments.
 struct InFloat32 {
   using Element = float;
+  struct Place {
+    int first_row, first_column;
+
+    METATASNET_DEVICE Place(const Block&, int row, int column) : first_row(row), first_column(column) {}
+  };
   static constexpr const char* name = "float32";
 
   static METATASNET_DEVICE float rounded(float value) { return value; }
   template <bool activate>
-  static METATASNET_DEVICE void multiply(Block& block, const char* a, const char* b, int first_row, int first_column,
-                                         float slope, Accumulators& sum) {
+  static METATASNET_DEVICE void multiply(Block& block, int a, int b, const Place& place, float slope,
+                                         Accumulators& sum) {
     const int lane = block.lane();
+    const char *const frames = block.shared() + a, *const weights = block.shared() + b;
 #pragma unroll 1
     for (int unit = 0; unit < kChunkBytes / 16; ++unit) {
       float rows[kRowFragments][2][4];
@@ -111,7 +135,8 @@ struct InFloat32 {
       for (int i = 0; i < kRowFragments; ++i) {
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-          const Words words = load_words(a + unit_offset(first_row + kFragmentRows * i + d_row(lane, 2 * h), unit));
+          const int row = place.first_row + kFragmentRows * i + d_row(lane, 2 * h);
+          const Words words = load_words(frames + unit_offset(row, unit));
 #pragma unroll
           for (int k = 0; k < 4; ++k) {
             const float value = as_float(words.word[k]);
@@ -123,7 +148,8 @@ struct InFloat32 {
       for (int j = 0; j < kColumnFragments; ++j) {
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
-          const Words words = load_words(b + unit_offset(first_column + kFragmentColumns * j + d_column(lane, c), unit));
+          const int column = place.first_column + kFragmentColumns * j + d_column(lane, c);
+          const Words words = load_words(weights + unit_offset(column, unit));
 #pragma unroll
           for (int k = 0; k < 4; ++k) {
             const float weight = as_float(words.word[k]);

@@ -42,8 +42,8 @@ class Block {
 
   METATASNET_DEVICE void sync() const { __syncthreads(); }
 
-  // Between blocks: what this thread wrote before is seen by all before what it writes after; counting, returns the number
-  // before; reading what another block of this launch wrote.
+  // Between blocks: what this thread wrote before is seen by all before what it writes after; counting, returns the
+  // number before; reading what another block of this launch wrote.
   METATASNET_DEVICE void fence() const { __threadfence(); }
   METATASNET_DEVICE int increment(int* count) const { return atomicAdd(count, 1); }
   template <class T>
@@ -55,11 +55,12 @@ class Block {
   METATASNET_DEVICE float shuffle_xor(float value, int mask) const { return __shfl_xor_sync(~0u, value, mask); }
   METATASNET_DEVICE double shuffle_xor(double value, int mask) const { return __shfl_xor_sync(~0u, value, mask); }
 
-  // 16 bytes to shared memory in the background; zeros unless `valid`. Both addresses at multiples of 16.
-  METATASNET_DEVICE void copy_async(void* to, const void* from, bool valid) const {
-    const unsigned target = static_cast<unsigned>(__cvta_generic_to_shared(to));
+  // 16 bytes to shared memory in the background, `to` bytes from shared() on; zeros unless `valid`. Both at multiples
+  // of 16.
+  METATASNET_DEVICE void copy_async(int to, const void* from, bool valid) const {
     const int bytes = valid ? 16 : 0;
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(target), "l"(from), "r"(bytes) : "memory");
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address() + to), "l"(from), "r"(bytes)
+                 : "memory");
   }
   METATASNET_DEVICE void commit() const { asm volatile("cp.async.commit_group;" ::: "memory"); }
   // Until at most `pending` of this thread's groups are under way.
@@ -68,12 +69,12 @@ class Block {
     asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
   }
 
-  // Four 8 x 16-byte matrices from shared memory; lane `l` names row `l % 8` of matrix `l / 8` (layout: mma_layout.h).
-  METATASNET_DEVICE void load_matrices(std::uint32_t (&registers)[4], const void* row) const {
-    const unsigned source = static_cast<unsigned>(__cvta_generic_to_shared(row));
+  // Four 8 x 16-byte matrices from shared memory; lane `l` names row `l % 8` of matrix `l / 8` (layout: mma_layout.h),
+  // by its bytes from shared() on.
+  METATASNET_DEVICE void load_matrices(std::uint32_t (&registers)[4], int row) const {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])
-                 : "r"(source)
+                 : "r"(shared_address() + row)
                  : "memory");
   }
 
@@ -92,6 +93,8 @@ class Block {
   }
 
  private:
+  METATASNET_DEVICE int shared_address() const { return static_cast<int>(__cvta_generic_to_shared(shared())); }
+
   int thread_ = static_cast<int>(threadIdx.x);
 };
 

@@ -42,26 +42,26 @@ void Stage::encode_in(const Stream& stream, std::int64_t n, std::int64_t samples
     const std::int64_t items = n - first < together ? n - first : together;
     const float* own = signal + first * samples;
 
-    const LogPowerArgs power{samples,
-                             own,
-                             s.n_fft,
-                             s.hop,
-                             w.stft_window,
-                             reinterpret_cast<const Complex*>(w.twiddles),
-                             w.mean,
-                             others,
-                             padded(s.bins()),
-                             buffers.log_power};
-    launch<LogPower>(stream, {others, 1, items}, log_power_shared_bytes(s.n_fft), power);
-    PointwiseArgs mel = product(others, w.to_mel, s.mels, padded(s.bins()), 1.0f, buffers.mel);
-    mel.source[0] = rows(buffers.log_power, others, s.bins());
-    mel.out_is_float = true;
-    launch_pointwise<InFloat32, From::frames>(stream, items, mel);
-    PointwiseArgs share = product(others, w.to_latent, s.N, padded(s.mels), 1.0f, buffers.share);
-    share.source[0] = rows(buffers.mel, others, s.mels);
-    share.bias = w.mel_bias;
-    share.out_is_float = true;
-    launch_pointwise<InFloat32, From::frames>(stream, items, share);
+    if (s.mels) {
+      const LogPowerArgs power{samples,
+                               own,
+                               s.n_fft,
+                               s.hop,
+                               w.stft_window,
+                               reinterpret_cast<const Complex*>(w.twiddles),
+                               w.mean,
+                               others,
+                               padded(s.bins()),
+                               buffers.log_power};
+      launch<LogPower>(stream, {others, 1, items}, log_power_shared_bytes(s.n_fft), power);
+      PointwiseArgs mel = product(others, w.to_mel, s.mels, padded(s.bins()), 1.0f, buffers.mel);
+      mel.source[0] = rows(buffers.log_power, others, s.bins());
+      launch_pointwise<InFloat32, From::frames>(stream, items, mel);
+      PointwiseArgs share = product(others, w.to_latent, s.N, padded(s.mels), 1.0f, buffers.share);
+      share.source[0] = rows(buffers.mel, others, s.mels);
+      share.bias = w.mel_bias;
+      launch_pointwise<InFloat32, From::frames>(stream, items, share);
+    }
 
     PointwiseArgs bank = product(frames, w.bank, s.bank, padded(s.window), 0.0f, buffers.bank);
     bank.signal = own;
@@ -74,7 +74,11 @@ void Stage::encode_in(const Stream& stream, std::int64_t n, std::int64_t samples
     hidden.source[0] = rows(buffers.bank, frames, s.bank);
     hidden.share = buffers.share;
     hidden.share_frames = others;
-    launch_pointwise<Arithmetic, From::frames>(stream, items, hidden);
+    if (s.mels) {
+      launch_pointwise<Arithmetic, From::frames_and_share>(stream, items, hidden);
+    } else {
+      launch_pointwise<Arithmetic, From::frames>(stream, items, hidden);
+    }
     auto* out = static_cast<Element*>(latent) + first * frames * latent_ld();
     PointwiseArgs last = product(frames, w.bottleneck_2, s.N, padded(s.N), 1.0f, out);
     last.source[0] = rows(buffers.hidden, frames, s.N);
@@ -104,7 +108,7 @@ void Stage::decode_in(const Stream& stream, std::int64_t n, std::int64_t frames,
     add.stride = s.W;
     add.padding = (s.window - s.W) / 2;
     add.signal = signal + first * frames * s.W;
-    const Grid grid{frames ? overlap_add_tiles(frames, s.window, s.W) : 0, 1, items};
+    const Grid grid{overlap_add_tiles(frames, s.window, s.W), 1, items};
     launch<OverlapAdd<Arithmetic>>(stream, grid, overlap_add_shared_bytes(s.W), add);
   }
 }
@@ -117,5 +121,9 @@ template void Stage::decode_in<InBfloat16>(const Stream&, std::int64_t, std::int
 template void Stage::decode_in<InTf32>(const Stream&, std::int64_t, std::int64_t, const Frames&, float*, char*) const;
 template void Stage::decode_in<InFloat32>(const Stream&, std::int64_t, std::int64_t, const Frames&, float*,
                                           char*) const;
+
+#if defined(__CUDACC__)
+cudaError_t codec_obstacle() { return obstacle<LogPower>(); }
+#endif
 
 }  // namespace metatasnet::METATASNET_DEVICES

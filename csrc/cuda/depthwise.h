@@ -4,9 +4,9 @@
 //                over the taps k for which 0 <= t + (k - 1) d < T      (the original pads after the norm)
 // The last block of a unit makes the norm behind it (norm.h).
 //
-// A thread has eight channels of four frames; a warp reads 32 frames by 32 channels, tap by tap: the second and third
-// reading hit the caches. Bytes per unit: T H read, T H written. FLOPs: 6 T H. Memory-bound.
-// Source: Samuel et al. 2020, section 2; original model/mask_tcn.py.
+// A thread has eight channels of four frames, all taps of which are loaded before the first is used; a warp reads 32
+// frames by 32 channels, tap by tap: the second and third reading hit the caches. Bytes per unit: T H read, T H
+// written. FLOPs: 6 T H. Memory-bound. Source: Samuel et al. 2020, section 2; original model/mask_tcn.py.
 #pragma once
 
 #include "cuda/moments.h"
@@ -14,14 +14,16 @@
 namespace metatasnet::METATASNET_DEVICES {
 
 struct DepthwiseArgs {
+  int instruments;
   std::int64_t frames;
   int channels, ld;
   int dilation;
   const void* in;       // (units, frames, ld)
-  const float* taps;    // (4, 3, ld)
+  const float* taps;    // (instruments, 3, ld)
   const float* affine;  // (units, 3, ld): scale, mean, shift
   float slope;
-  void* out;  // (units, frames, ld)
+  void* out;  // (units, frames, ld_out)
+  int ld_out;
   Statistics statistics;
 };
 
@@ -31,47 +33,94 @@ struct Depthwise {
   using Args = DepthwiseArgs;
   static constexpr int threads = kRowWarps * kWarp;
   static constexpr int blocks = 4;
+  static constexpr int kTogether = sizeof(Element) == 2 ? 4 : 1;  // frames of a thread that are loaded at once
 
   static METATASNET_DEVICE void run(Block& block, const Args& args) {
     const int unit = block.z(), lane = block.lane(), part = lane % 4;
     const int channel = block.y() * kChannels + part * 8;
-    const std::int64_t begin = static_cast<std::int64_t>(block.x()) * kTile;
-    const float* taps = args.taps + unit % kInstruments * 3 * args.ld + channel;
+    const std::int64_t begin = static_cast<std::int64_t>(block.x()) * kTile + block.warp() * kWarpRows + lane / 4;
+    const float* taps = args.taps + unit % args.instruments * 3 * args.ld + channel;
     const float* affine = args.affine + static_cast<std::int64_t>(unit) * 3 * args.ld + channel;
     const Eight scale = load_eight(affine), mean = load_eight(affine + args.ld), shift = load_eight(affine + 2 * args.ld);
-    Eight weight[3], offset[3];
+    // Where all taps are inside the signal, y is sum_k weight[k] a + offset.
+    Eight weight[3], constant, offset;
+#pragma unroll
+    for (int c = 0; c < 8; ++c) {
+      constant.v[c] = shift.v[c] - mean.v[c] * scale.v[c];
+      offset.v[c] = 0.0f;
+    }
 #pragma unroll
     for (int k = 0; k < 3; ++k) {
       const Eight tap = load_eight(taps + k * args.ld);
 #pragma unroll
       for (int c = 0; c < 8; ++c) {
         weight[k].v[c] = tap.v[c] * scale.v[c];
-        offset[k].v[c] = tap.v[c] * (shift.v[c] - mean.v[c] * scale.v[c]);
+        offset.v[c] += tap.v[c] * constant.v[c];
       }
     }
-    const std::int64_t base = static_cast<std::int64_t>(unit) * args.frames * args.ld + channel;
-    const auto* in = static_cast<const Element*>(args.in) + base;
-    auto* out = static_cast<Element*>(args.out) + base;
+    const std::int64_t rows = static_cast<std::int64_t>(unit) * args.frames, dilation = args.dilation;
+    const auto* in = static_cast<const Element*>(args.in) + (rows + begin) * args.ld + channel;
+    auto* out = static_cast<Element*>(args.out) + (rows + begin) * args.ld_out + channel;
     Eight y[4];
+    const std::int64_t first_row = static_cast<std::int64_t>(block.x()) * kTile;
+    if (first_row >= dilation && first_row + kTile + dilation <= args.frames) {
+      convolve<true>(args, in, out, begin, taps, constant, weight, offset, y);
+    } else {
+      convolve<false>(args, in, out, begin, taps, constant, weight, offset, y);
+    }
+    finish_channels<threads>(block, args.statistics, y);
+  }
+
+ private:
+  // Frames `begin` + 8 j. `inside`: so are those of all taps; one outside adds neither its frame nor its part of the
+  // offset.
+  template <bool inside>
+  static METATASNET_DEVICE void convolve(const Args& args, const Element* in, Element* out, std::int64_t begin,
+                                         const float* taps, const Eight& constant, const Eight (&weight)[3],
+                                         const Eight& offset, Eight (&y)[4]) {
+    const std::int64_t dilation = args.dilation;
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const std::int64_t t = begin + block.warp() * kWarpRows + 8 * j + lane / 4;
+    for (int first = 0; first < 4; first += kTogether) {
+      Packed<Element> a[kTogether][3];
 #pragma unroll
-      for (int c = 0; c < 8; ++c) y[j].v[c] = 0.0f;
-      if (t >= args.frames) continue;
+      for (int i = 0; i < kTogether; ++i) {
 #pragma unroll
-      for (int k = 0; k < 3; ++k) {
-        const std::int64_t at = t + static_cast<std::int64_t>(k - 1) * args.dilation;
-        if (at < 0 || at >= args.frames) continue;
-        const Eight a = load_eight(in + at * args.ld);
-#pragma unroll
-        for (int c = 0; c < 8; ++c) y[j].v[c] += weight[k].v[c] * a.v[c] + offset[k].v[c];
+        for (int k = 0; k < 3; ++k) {
+          const std::int64_t away = 8 * (first + i) + (k - 1) * dilation, at = begin + away;
+          if (!inside) a[i][k] = {};
+          if (inside || (at >= 0 && at < args.frames)) a[i][k] = load_packed(in + away * args.ld);
+        }
       }
 #pragma unroll
-      for (int c = 0; c < 8; ++c) y[j].v[c] = to_float(stored<Element>(prelu(y[j].v[c], args.slope)));
-      store_eight(out + t * args.ld, y[j]);
+      for (int i = 0; i < kTogether; ++i) {
+        const int j = first + i;
+        const std::int64_t t = begin + 8 * j;
+        y[j] = offset;
+        if (!inside && (t < dilation || t + dilation >= args.frames)) {
+#pragma unroll 1
+          for (int k = 0; k < 3; k += 2) {
+            const std::int64_t at = t + (k - 1) * dilation;
+            if (at >= 0 && at < args.frames) continue;
+            const Eight tap = load_eight(taps + k * args.ld);
+#pragma unroll
+            for (int c = 0; c < 8; ++c) y[j].v[c] -= tap.v[c] * constant.v[c];
+          }
+        }
+#pragma unroll
+        for (int k = 0; k < 3; ++k) {
+          const Eight frame = unpacked(a[i][k]);
+#pragma unroll
+          for (int c = 0; c < 8; ++c) y[j].v[c] += weight[k].v[c] * frame.v[c];
+        }
+#pragma unroll
+        for (int c = 0; c < 8; c += 2) {
+          const Pair pair = as_stored<Element>(prelu(y[j].v[c], args.slope), prelu(y[j].v[c + 1], args.slope));
+          y[j].v[c] = pair.v[0];
+          y[j].v[c + 1] = pair.v[1];
+        }
+        if (inside || t < args.frames) store_eight(out + 8 * j * args.ld_out, y[j]);
+      }
     }
-    finish_channels<threads>(block, args.statistics, args.frames, y);
   }
 };
 

@@ -18,7 +18,7 @@
 
 namespace metatasnet::METATASNET_DEVICES {
 
-constexpr int kInstruments = 4;
+constexpr int kMostInstruments = 32;
 constexpr int kWarp = 32;
 constexpr int kChannels = 32;  // channels are stored in multiples of this
 
@@ -119,10 +119,44 @@ METATASNET_DEVICE void store_pair(Bfloat16* to, float first, float second) {
 #endif
 }
 
-// Eight neighbours at a multiple of eight.
-struct Eight {
-  float v[8];
+// Neighbours at a multiple of their number.
+template <int count>
+struct Vector {
+  float v[count];
 };
+using Pair = Vector<2>;
+using Eight = Vector<8>;
+
+// Two values as they are after storing them.
+template <class Stored>
+METATASNET_DEVICE Pair as_stored(float first, float second);
+template <>
+METATASNET_DEVICE Pair as_stored<float>(float first, float second) {
+  return {{first, second}};
+}
+template <>
+METATASNET_DEVICE Pair as_stored<Bfloat16>(float first, float second) {
+  const std::uint32_t packed = pack_bfloat16(first, second);
+  return {{low_bfloat16(packed), high_bfloat16(packed)}};
+}
+
+METATASNET_DEVICE Pair load_pair(const float* from) {
+#if defined(__CUDACC__)
+  const float2 pair = *reinterpret_cast<const float2*>(from);
+  return {{pair.x, pair.y}};
+#else
+  return {{from[0], from[1]}};
+#endif
+}
+METATASNET_DEVICE Pair load_pair(const Bfloat16* from) {
+  std::uint32_t packed;
+#if defined(__CUDACC__)
+  packed = *reinterpret_cast<const std::uint32_t*>(from);
+#else
+  std::memcpy(&packed, from, sizeof packed);
+#endif
+  return {{low_bfloat16(packed), high_bfloat16(packed)}};
+}
 
 METATASNET_DEVICE Words load_words(const void* from) {
 #if defined(__CUDACC__)
@@ -142,26 +176,40 @@ METATASNET_DEVICE void store_words(void* to, const Words& words) {
 #endif
 }
 
-METATASNET_DEVICE Eight load_eight(const float* from) {
-  const Words first = load_words(from), second = load_words(from + 4);
+// Eight neighbours as they are stored.
+template <class Stored>
+struct Packed {
+  Words words[sizeof(Stored) / 2];
+};
+
+template <class Stored>
+METATASNET_DEVICE Packed<Stored> load_packed(const Stored* from) {
+  Packed<Stored> packed;
+  const char* const bytes = reinterpret_cast<const char*>(from);
+#pragma unroll
+  for (int i = 0; i < static_cast<int>(sizeof(Stored)) / 2; ++i) packed.words[i] = load_words(bytes + 16 * i);
+  return packed;
+}
+
+METATASNET_DEVICE Eight unpacked(const Packed<float>& packed) {
+  Eight e;
+#pragma unroll
+  for (int j = 0; j < 8; ++j) e.v[j] = as_float(packed.words[j / 4].word[j % 4]);
+  return e;
+}
+METATASNET_DEVICE Eight unpacked(const Packed<Bfloat16>& packed) {
   Eight e;
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
-    e.v[j] = as_float(first.word[j]);
-    e.v[4 + j] = as_float(second.word[j]);
+    e.v[2 * j] = low_bfloat16(packed.words[0].word[j]);
+    e.v[2 * j + 1] = high_bfloat16(packed.words[0].word[j]);
   }
   return e;
 }
 
-METATASNET_DEVICE Eight load_eight(const Bfloat16* from) {
-  const Words words = load_words(from);
-  Eight e;
-#pragma unroll
-  for (int j = 0; j < 4; ++j) {
-    e.v[2 * j] = low_bfloat16(words.word[j]);
-    e.v[2 * j + 1] = high_bfloat16(words.word[j]);
-  }
-  return e;
+template <class Stored>
+METATASNET_DEVICE Eight load_eight(const Stored* from) {
+  return unpacked(load_packed(from));
 }
 
 METATASNET_DEVICE void store_eight(float* to, const Eight& e) {
@@ -180,6 +228,24 @@ METATASNET_DEVICE void store_eight(Bfloat16* to, const Eight& e) {
 #pragma unroll
   for (int j = 0; j < 4; ++j) words.word[j] = pack_bfloat16(e.v[2 * j], e.v[2 * j + 1]);
   store_words(to, words);
+}
+
+template <int count, class Stored>
+METATASNET_DEVICE Vector<count> load_vector(const Stored* from) {
+  static_assert(count == 2 || count == 8);
+  if constexpr (count == 2) {
+    return load_pair(from);
+  } else {
+    return load_eight(from);
+  }
+}
+template <class Stored>
+METATASNET_DEVICE void store_vector(Stored* to, const Pair& pair) {
+  store_pair(to, pair.v[0], pair.v[1]);
+}
+template <class Stored>
+METATASNET_DEVICE void store_vector(Stored* to, const Eight& eight) {
+  store_eight(to, eight);
 }
 
 }  // namespace metatasnet::METATASNET_DEVICES

@@ -1,13 +1,12 @@
 // What a stage on a device offers to the host, without anything that only nvcc understands.
 //
-// Nothing is allocated: weights, workspaces, inputs and results are the caller's, every launch goes to the caller's stream,
-// and nothing waits for the device, so that any allocator and CUDA graphs work.
+// Nothing is allocated: weights, workspaces, inputs and results are the caller's, every launch goes to the caller's
+// stream, and nothing waits for the device, so that any allocator and CUDA graphs work.
 #pragma once
 
 #include <cstdint>
 #include <map>
 #include <memory>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -17,6 +16,8 @@ namespace device {
 enum class Precision { float32, tf32, bfloat16 };
 
 struct Sizes {
+  int instruments = 4;
+  int softmax = 4;      // of the instruments, the first ones share a softmax; each other one has a sigmoid
   int N = 0;            // latent channels
   int W = 0;            // samples per latent frame
   int B = 0;            // channels of the residual stream
@@ -25,7 +26,7 @@ struct Sizes {
   int window = 0;       // taps of the longest filter
   int bank = 0;         // outputs of the encoder's filters
   int wide = 0;         // inputs of the decoder's filters
-  int mels = 0;         // inputs of the bottleneck from the spectrogram
+  int mels = 0;         // inputs of the bottleneck from the spectrogram; 0: the encoder has no spectrogram branch
   int n_fft = 0;        // of the spectrogram; a power of two
   int hop = 0;
   bool biased = false;  // res_out and skip_out have biases
@@ -33,7 +34,7 @@ struct Sizes {
 
   int blocks() const { return static_cast<int>(dilations.size()); }
   int bins() const { return n_fft / 2 + 1; }
-  std::int64_t spectrogram_frames(std::int64_t samples) const { return samples / hop + 1; }
+  std::int64_t spectrogram_frames(std::int64_t samples) const { return mels ? samples / hop + 1 : 0; }
 };
 
 // Slopes of the PReLUs: prelu_1 to prelu_4, and prelu_1, prelu_2 of each block in turn.
@@ -73,11 +74,6 @@ class Stage {
   virtual bool stores_bfloat16() const = 0;
   virtual int latent_ld() const = 0;  // channels of a latent's storage: N rounded up
 
-  // Whether the mixing products keep their weights in shared memory from tile to tile (mix_resident.h), which needs room for
-  // two such blocks on a multiprocessor and changes no bit of a result. By default where there is that room.
-  virtual void keep_weights(std::optional<bool> keep) = 0;
-  virtual bool keeps_weights(Place place) const = 0;
-
   // Bytes of the workspace that a call needs.
   virtual std::int64_t encode_bytes(std::int64_t n, std::int64_t samples) const = 0;
   virtual std::int64_t mask_bytes(std::int64_t n, std::int64_t frames, bool own_inputs) const = 0;
@@ -86,8 +82,8 @@ class Stage {
   // (n, samples) float32 to the latent (n, samples / W, latent_ld).
   virtual void encode(Place place, std::int64_t n, std::int64_t samples, const float* signal, void* latent,
                       char* workspace) const = 0;
-  // The masked latent (n, 4, frames, latent_ld): `latent` times the masks of a network that reads `input` (the latent,
-  // or one copy of it for each instrument) and, behind the first stage, `partial`.
+  // The masked latent (n, instruments, frames, latent_ld): `latent` times the masks of a network that reads `input`
+  // (the latent, or one copy of it for each instrument) and, behind the first stage, `partial`.
   virtual void mask(Place place, std::int64_t n, std::int64_t frames, const Frames& latent, const Frames& input,
                     const Frames& partial, void* masked, char* workspace) const = 0;
   // latent (n items) to the signal (n, frames * W), float32.
@@ -100,19 +96,21 @@ using MakeStage = std::unique_ptr<Stage>(Precision precision, const Sizes& sizes
 
 }  // namespace device
 
-// make_stage throws std::invalid_argument for sizes that the kernels do not cover, missing weights or wrong shapes, check for
-// sizes. shared_bytes is the shared memory that the most demanding block of a stage asks for.
+// make_stage throws std::invalid_argument for sizes that the kernels do not cover, missing weights or wrong shapes,
+// check for sizes. shared_bytes is the shared memory that the most demanding block of a stage asks for.
 namespace cuda {
 device::MakeStage make_stage;
-}
+// Why the kernels cannot run on a device, in the words of the CUDA runtime; empty where they can.
+std::string obstacle(int device);
+}  // namespace cuda
 namespace emulated {
 device::MakeStage make_stage;
 void check(const device::Sizes& sizes);
 std::size_t shared_bytes(const device::Sizes& sizes);
 void set_order(unsigned order);  // emulator/block.h
 
-// A launch that was written down instead of emulated: the kernel's mangled type, its grid, threads of a block, blocks that are
-// to fit on a multiprocessor, shared memory, and the arguments as the device would get them.
+// A launch that was written down instead of emulated: the kernel's mangled type, its grid, threads of a block, blocks
+// that are to fit on a multiprocessor, shared memory, and the arguments as the device would get them.
 struct Recorded {
   std::string kernel;
   std::int64_t grid[3];

@@ -48,12 +48,6 @@ class Stream {
 
   cudaStream_t handle() const { return handle_; }
   int device() const { return device_; }
-  int multiprocessor_bytes() const {  // of shared memory
-    int bytes = 0;
-    check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device_),
-          "asking for the shared memory of a multiprocessor");
-    return bytes;
-  }
 
  private:
   cudaStream_t handle_;
@@ -89,6 +83,15 @@ void launch(const Stream& stream, Grid grid, std::size_t shared_bytes, const typ
   check(cudaGetLastError(), std::string("launching ") + __PRETTY_FUNCTION__);
 }
 
+// What keeps the current device from running a kernel; kernels of a translation unit run on the same devices.
+template <class Kernel>
+cudaError_t obstacle() {
+  cudaFuncAttributes attributes;
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel<Kernel>);
+  static_cast<void>(cudaGetLastError());  // or the next launch would report it
+  return error;
+}
+
 inline void clear(const Stream& stream, void* memory, std::size_t bytes) {
   check(cudaMemsetAsync(memory, 0, bytes, stream.handle()), "clearing memory");
 }
@@ -98,7 +101,6 @@ inline void clear(const Stream& stream, void* memory, std::size_t bytes) {
 class Stream {
  public:
   Stream(int, std::uintptr_t) {}
-  int multiprocessor_bytes() const { return 164 * 1024; }  // an A100's
 };
 
 inline void clear(const Stream&, void* memory, std::size_t bytes) {

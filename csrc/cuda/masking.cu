@@ -10,9 +10,6 @@
 namespace metatasnet::METATASNET_DEVICES {
 namespace {
 
-// Whether the blocks' mixing products make the next conv1d, too (mix.h).
-bool mixes_convolve(const Sizes& s, bool bfloat16) { return bfloat16 && s.B <= kColumns && s.H <= kColumns; }
-
 // The passes of one group of items.
 template <class Arithmetic>
 class MaskingRun {
@@ -20,23 +17,24 @@ class MaskingRun {
   using Element = typename Arithmetic::Element;
 
   MaskingRun(const Stream& stream, const Sizes& sizes, const Slopes& slopes, const Weights& weights, std::int64_t items,
-             std::int64_t frames, const MaskBuffers<Element>& buffers, bool resident)
+             std::int64_t frames, const MaskBuffers<Element>& buffers)
       : stream_(stream),
         s_(sizes),
         slopes_(slopes),
         w_(weights),
         items_(items),
-        units_(items * kInstruments),
+        units_(items * sizes.instruments),
         frames_(frames),
         tiles_(tiles_of(frames)),
         buffers_(buffers),
-        convolves_(mixes_convolve(sizes, std::is_same_v<Arithmetic, InBfloat16>)),
-        resident_(resident) {}
+        hidden_ld_(sizes.blocks() * padded(sizes.H)),
+        convolves_(std::is_same_v<Arithmetic, InBfloat16> && sizes.B <= kColumns && sizes.H <= kColumns) {}
 
   void run(const Frames& latent, const Frames& input, const Frames& partial, Element* masked) {
-    clear(stream_, buffers_.arrived, buffers_.arrivals * sizeof(int));
+    clear(stream_, buffers_.arrived, units_ * sizeof(int));
     enter(input, partial);
     for (int i = 0; i < s_.blocks(); ++i) block(i);
+    skip();
     leave(latent, masked);
   }
 
@@ -44,24 +42,14 @@ class MaskingRun {
   // in_conv(norm_1(prelu_1(concat(input, partial)))), prelu_2, norm_2.
   void enter(const Frames& input, const Frames& partial) {
     const bool shared = input.instrument == 0;
-    moments(input, shared ? 1 : kInstruments, buffers_.latent_segments);
-    if (s_.partial) moments(partial, kInstruments, buffers_.partial_segments);
     const int n_ld = padded(s_.N), partial_ld = padded(s_.partial), in_ld = padded(s_.N + s_.partial);
-    NormArgs norm{};
-    norm.frames = frames_;
-    norm.segments[0] = buffers_.latent_segments;
-    norm.segments[1] = buffers_.partial_segments;
-    norm.channels[0] = s_.N;
-    norm.channels[1] = s_.partial;
-    norm.ld[0] = n_ld;
-    norm.ld[1] = partial_ld;
-    norm.units_of[0] = shared ? kInstruments : 1;
-    norm.units_of[1] = 1;
-    norm.weight = w_.norm_1;
-    norm.ld_affine = in_ld;
-    norm.affine = buffers_.affine;
-    launch<Norm>(stream_, {units_}, norm_shared_bytes(s_.N + s_.partial), norm);
-    fold(w_.in_conv, nullptr, s_.B, s_.N, s_.partial, buffers_.affine, in_ld);
+    NormArgs norm = norm_of(s_.N + s_.partial, w_.norm_1, buffers_.affine);
+    norm.sources[0] = parts(buffers_.latent_moments, s_.N, 0, kChannels, shared ? s_.instruments : 1);
+    norm.sources[1] = parts(buffers_.partial_moments, s_.partial, s_.N, kChannels, 1);
+    moments(input, norm, 0);
+    if (s_.partial) moments(partial, norm, 1);
+    launch<Norm>(stream_, {units_}, 0, norm);
+    fold(w_.in_conv, nullptr, s_.N, s_.partial, buffers_.affine, in_ld, target(s_.B, n_ld + partial_ld));
 
     PointwiseArgs conv = product(s_.B, n_ld + partial_ld, s_.B);
     conv.source[0] = input;
@@ -69,12 +57,11 @@ class MaskingRun {
     conv.source_slope = slopes_.input;
     conv.slope = slopes_.first;
     conv.out = buffers_.x;
-    conv.out_is_float = true;
-    conv.statistics = statistics(s_.B, column_tiles(padded(s_.B)), w_.norm_2, buffers_.affine);
+    conv.statistics = statistics(s_.B, kColumns, w_.norm_2, buffers_.affine);
     launch_pointwise<Arithmetic, From::activated_frames>(stream_, units_, conv);
 
     NormaliseArgs args{frames_, padded(s_.B), buffers_.affine, buffers_.x, buffers_.operand};
-    launch<Normalise<Element>>(stream_, vectors(s_.B, units_), 0, args);
+    launch<Normalise<Element>>(stream_, vectors(frames_, s_.B, units_, 8), 0, args);
   }
 
   // conv1d and prelu_1 of a block.
@@ -88,7 +75,7 @@ class MaskingRun {
     conv.bias = nullptr;
     conv.slope = slopes_.blocks[2 * index];
     conv.out = buffers_.a;
-    conv.statistics = statistics(s_.H, column_tiles(padded(s_.H)), block.norm_1, buffers_.affine);
+    conv.statistics = statistics(s_.H, kColumns, block.norm_1, buffers_.affine);
     return conv;
   }
 
@@ -97,8 +84,8 @@ class MaskingRun {
     const int h_ld = padded(s_.H);
     if (index == 0 || !convolves_) launch_pointwise<Arithmetic, From::frames>(stream_, units_, convolution(index));
 
-    const int groups = h_ld / kChannels;
-    DepthwiseArgs depthwise{frames_,
+    DepthwiseArgs depthwise{s_.instruments,
+                            frames_,
                             s_.H,
                             h_ld,
                             s_.dilations[index],
@@ -106,89 +93,111 @@ class MaskingRun {
                             block.taps,
                             buffers_.affine,
                             slopes_.blocks[2 * index + 1],
-                            buffers_.b,
-                            statistics(s_.H, groups, block.norm_2, buffers_.affine_2)};
-    launch<Depthwise<Element>>(stream_, {tiles_, groups, units_}, moments_shared_bytes(s_.H), depthwise);
+                            hidden(index),
+                            hidden_ld_,
+                            statistics(s_.H, kChannels, block.norm_2, buffers_.affine_2)};
+    launch<Depthwise<Element>>(stream_, {tiles_, h_ld / kChannels, units_}, MomentsSpace<kChannels>::bytes, depthwise);
 
+    // res_out of this block, which the last one does not have, and its skip_out, which waits for the others.
     const bool last = index + 1 == s_.blocks();
-    const int outputs = last ? s_.B : 2 * s_.B;
-    fold(block.mix, block.mix_bias, outputs, s_.H, 0, buffers_.affine_2, h_ld);
-    PointwiseArgs end = product(outputs, h_ld, s_.B);
-    end.source[0] = activations(buffers_.b, s_.H);
-    if (last) {
-      end.addend = index ? buffers_.skip : nullptr;
-      end.slope = slopes_.skip;
-      end.out = buffers_.a;
-      end.statistics = statistics(s_.B, column_tiles(padded(s_.B)), w_.norm_3, buffers_.affine);
-      launch_pointwise<Arithmetic, From::frames>(stream_, units_, end);
-      return;
-    }
-    MixArgs mix{end, s_.B, buffers_.x, nullptr, buffers_.skip, index == 0, {}, 1};
+    const FoldTarget skip{buffers_.folded_skip + index * h_ld, std::int64_t{s_.B} * hidden_ld_, hidden_ld_,
+                          buffers_.skip_bias, s_.B, index > 0};
+    fold(block.mix, block.mix_bias, s_.H, 0, buffers_.affine_2, h_ld, last ? skip : target(s_.B, h_ld),
+         last ? FoldTarget{} : skip);
+    if (last) return;
+    MixArgs mix{product(s_.B, h_ld, s_.B), buffers_.x, nullptr, {}};
+    mix.product.source[0] = activations(hidden(index), hidden_ld_);
+    mix.product.source[0].channels = h_ld;
     if (convolves_) {
       mix.next = convolution(index + 1);
-      if (resident_) {
-        // As many tiles for each block as let all blocks run at once.
-        const std::int64_t blocks = tiles_ * column_tiles(outputs) * units_;
-        mix.tiles = static_cast<int>((blocks + kBlocksAtOnce - 1) / kBlocksAtOnce);
-        launch_mix_conv_resident(stream_, units_, mix);
-      } else {
-        launch_mix_conv(stream_, units_, mix);
-      }
+      launch_mix_conv(stream_, units_, mix);
     } else {
       mix.operand = buffers_.operand;
       launch_mix<Arithmetic>(stream_, units_, mix);
     }
   }
 
-  // norm_3, mask_output, prelu_4, norm_4, softmax over the instruments, product with the latent.
+  // The skip sum of all blocks as one product, prelu_3.
+  void skip() {
+    PointwiseArgs sum = product(s_.B, hidden_ld_, s_.B);
+    sum.source[0] = activations(buffers_.hidden, hidden_ld_);
+    sum.weights = buffers_.folded_skip;
+    sum.bias = buffers_.skip_bias;
+    sum.slope = slopes_.skip;
+    sum.out = buffers_.a;
+    sum.statistics = statistics(s_.B, kColumns, w_.norm_3, buffers_.affine);
+    launch_pointwise<Arithmetic, From::frames>(stream_, units_, sum);
+  }
+
+  // norm_3, mask_output, prelu_4, norm_4, masks of the instruments, product with the latent.
   void leave(const Frames& latent, Element* masked) {
-    fold(w_.mask_output, nullptr, s_.N, s_.B, 0, buffers_.affine, padded(s_.B));
+    fold(w_.mask_output, nullptr, s_.B, 0, buffers_.affine, padded(s_.B), target(s_.N, padded(s_.B)));
     PointwiseArgs output = product(s_.N, padded(s_.B), s_.N);
     output.source[0] = activations(buffers_.a, s_.B);
     output.slope = slopes_.output;
     output.out = masked;
-    output.statistics = statistics(s_.N, column_tiles(padded(s_.N)), w_.norm_4, buffers_.affine);
+    output.statistics = statistics(s_.N, kColumns, w_.norm_4, buffers_.affine);
     launch_pointwise<Arithmetic, From::frames>(stream_, units_, output);
-    const MaskProductArgs args{frames_, latent, padded(s_.N), buffers_.affine, masked};
-    launch<MaskProduct<Element>>(stream_, vectors(s_.N, items_), 0, args);
+    const MaskProductArgs args{s_.instruments, s_.softmax, frames_, latent, padded(s_.N), buffers_.affine, masked};
+    if (s_.instruments <= kFewInstruments) {
+      mask_product<MaskProduct<Element, kFewInstruments>>(args);
+    } else {
+      mask_product<MaskProduct<Element, kMostInstruments>>(args);
+    }
   }
 
-  void moments(const Frames& source, int instruments, ChannelMoments* to) {
-    const int ld = padded(source.channels), groups = ld / kChannels;
-    Statistics own = statistics(source.channels, groups);
-    own.segments = to;
-    const SourceMomentsArgs args{instruments, frames_, source, ld, slopes_.input, own};
-    launch<SourceMoments<Arithmetic>>(stream_, {tiles_, groups, items_ * instruments}, moments_shared_bytes(0), args);
+  template <class Kernel>
+  void mask_product(const MaskProductArgs& args) {
+    const std::int64_t groups = (frames_ + Kernel::kFrames - 1) / Kernel::kFrames;
+    launch<Kernel>(stream_, vectors(groups, s_.N, items_, Kernel::channels), 0, args);
   }
 
-  static std::size_t moments_shared_bytes(int norm_channels) {
-    const std::size_t moments = sizeof(Moments) * kRowWarps * kChannels, norm = norm_shared_bytes(norm_channels);
-    return norm > moments ? norm : moments;
+  // Of one source of the first norm, which a launch of Norm makes.
+  void moments(const Frames& source, NormArgs norm, int which) {
+    norm.sources[0] = norm.sources[which];
+    norm.affine = nullptr;
+    const int ld = padded(source.channels), units_of = norm.sources[0].units_of;
+    const Statistics own{buffers_.arrived, true, norm};
+    const SourceMomentsArgs args{s_.instruments / units_of, frames_, source, ld, slopes_.input, own};
+    launch<SourceMoments<Arithmetic>>(stream_, {tiles_, ld / kChannels, units_ / units_of},
+                                      MomentsSpace<kChannels>::bytes, args);
   }
 
-  // Of a pass of which `blocks` blocks write each tile; with the norm behind it if it has a weight.
-  Statistics statistics(int channels, int blocks, const float* weight = nullptr, float* affine = nullptr) const {
-    Statistics to{};
-    to.tiles = buffers_.moments;
-    to.segments = buffers_.segments;
-    to.arrived = buffers_.arrived;
-    to.blocks = blocks;
-    to.channels = channels;
-    to.ld = padded(channels);
-    to.norm.frames = frames_;
-    to.norm.segments[0] = buffers_.segments;
-    to.norm.channels[0] = channels;
-    to.norm.ld[0] = to.norm.ld_affine = to.ld;
-    to.norm.units_of[0] = to.norm.units_of[1] = 1;
-    to.norm.weight = weight;
-    to.norm.affine = affine;
+  // Of blocks that have `columns` channels each.
+  PartMoments parts(Moments* at, int channels, int first, int columns, int units_of) const {
+    return {at, channels, first, columns, (channels + columns - 1) / columns, units_of};
+  }
+
+  NormArgs norm_of(int channels, const float* weight, float* affine) const {
+    NormArgs norm{};
+    norm.instruments = s_.instruments;
+    norm.frames = frames_;
+    norm.width = channels / kGroups;
+    norm.weight = weight;
+    norm.ld_affine = padded(channels);
+    norm.affine = affine;
+    return norm;
+  }
+
+  // Of a pass whose blocks have `columns` channels each, and the norm behind it.
+  Statistics statistics(int channels, int columns, const float* weight, float* affine) const {
+    Statistics to{buffers_.arrived, true, norm_of(channels, weight, affine)};
+    to.norm.sources[0] = parts(buffers_.moments, channels, 0, columns, 1);
     return to;
   }
 
-  void fold(const float* source, const float* bias, int outputs, int first, int second, const float* affine,
-            int ld_affine) {
+  // Where the weights of the next product are folded to.
+  FoldTarget target(int outputs, int ld) const {
+    return {buffers_.folded, std::int64_t{outputs} * ld, ld, buffers_.folded_bias, outputs, false};
+  }
+
+  // `first` and `second` channels, side by side.
+  void fold(const float* source, const float* bias, int first, int second, const float* affine, int ld_affine,
+            const FoldTarget& to, const FoldTarget& also = {}) {
     FoldArgs args{};
-    args.outputs = outputs;
+    args.instruments = s_.instruments;
+    args.to[0] = to;
+    args.to[1] = also;
     args.channels[0] = first;
     args.channels[1] = second;
     args.ld = padded(first) + padded(second);
@@ -196,35 +205,36 @@ class MaskingRun {
     args.bias = bias;
     args.ld_affine = ld_affine;
     args.affine = affine;
-    args.weights = buffers_.folded;
-    args.folded_bias = buffers_.folded_bias;
-    launch<Fold<Arithmetic>>(stream_, {(outputs + 7) / 8, 1, units_}, 0, args);
+    launch<Fold<Arithmetic>>(stream_, {(to.outputs + also.outputs + 7) / 8, 1, units_}, 0, args);
   }
 
   // With the folded weights; (outputs, ld) of each unit, results in rows of padded(channels).
   PointwiseArgs product(int outputs, int ld, int channels) const {
     PointwiseArgs args{};
-    args.instruments = kInstruments;
+    args.instruments = s_.instruments;
     args.frames = frames_;
     args.weights = buffers_.folded;
     args.weights_instrument = std::int64_t{outputs} * ld;
-    args.weights_item = kInstruments * args.weights_instrument;
+    args.weights_item = s_.instruments * args.weights_instrument;
     args.ld_weights = ld;
     args.bias = buffers_.folded_bias;
     args.bias_instrument = outputs;
-    args.bias_item = std::int64_t{kInstruments} * outputs;
+    args.bias_item = std::int64_t{s_.instruments} * outputs;
     args.outputs = outputs;
     args.ld_out = padded(channels);
     return args;
   }
 
+  // The activations behind a block's depthwise convolution, in rows of hidden_ld_.
+  Element* hidden(int index) const { return buffers_.hidden + index * padded(s_.H); }
+
   Frames activations(const void* data, int channels) const {
     const std::int64_t ld = padded(channels);
-    return {data, kInstruments * frames_ * ld, frames_ * ld, ld, channels};
+    return {data, s_.instruments * frames_ * ld, frames_ * ld, ld, channels};
   }
 
-  Grid vectors(int channels, std::int64_t units) const {
-    return {(frames_ * (padded(channels) / 8) + 255) / 256, 1, units};
+  static Grid vectors(std::int64_t rows, int channels, std::int64_t units, int each) {
+    return {(rows * (padded(channels) / each) + 255) / 256, 1, units};
   }
 
   const Stream& stream_;
@@ -233,7 +243,8 @@ class MaskingRun {
   const Weights& w_;
   std::int64_t items_, units_, frames_, tiles_;
   const MaskBuffers<Element>& buffers_;
-  bool convolves_, resident_;  // the mixing products: make the next conv1d, keep their weights
+  int hidden_ld_;
+  bool convolves_;  // the mixing products make the next conv1d, too (mix.h)
 };
 
 template <class Element>
@@ -244,26 +255,19 @@ Frames from_item(Frames frames, std::int64_t item) {
 
 }  // namespace
 
-bool Stage::keeps_weights(const Stream& stream) const {
-  // The runtime takes a KiB of each block.
-  constexpr int kTwoBlocks = 2 * (MixConvResident::shared_bytes + 1024);
-  return mixes_convolve(sizes_, stores_bfloat16()) && keep_.value_or(stream.multiprocessor_bytes() >= kTwoBlocks);
-}
-
 template <class Arithmetic>
 void Stage::mask_in(const Stream& stream, std::int64_t n, std::int64_t frames, const Frames& latent,
                     const Frames& input, const Frames& partial, void* masked, char* workspace) const {
   using Element = typename Arithmetic::Element;
-  const std::int64_t together = items_at_once(n, frames, kInstruments);
+  const std::int64_t together = items_at_once(n, frames, sizes_.instruments);
   Arena arena(workspace);
   const MaskBuffers<Element> buffers(arena, sizes_, together, frames, input.instrument != 0);
   auto* out = static_cast<Element*>(masked);
-  const bool resident = keeps_weights(stream);
   for (std::int64_t first = 0; first < n; first += together) {
     const std::int64_t items = n - first < together ? n - first : together;
-    MaskingRun<Arithmetic>(stream, sizes_, slopes_, weights_, items, frames, buffers, resident)
+    MaskingRun<Arithmetic>(stream, sizes_, slopes_, weights_, items, frames, buffers)
         .run(from_item<Element>(latent, first), from_item<Element>(input, first), from_item<Element>(partial, first),
-             out + first * kInstruments * frames * latent_ld());
+             out + first * sizes_.instruments * frames * latent_ld());
   }
 }
 
@@ -273,5 +277,9 @@ template void Stage::mask_in<InTf32>(const Stream&, std::int64_t, std::int64_t, 
                                      const Frames&, void*, char*) const;
 template void Stage::mask_in<InFloat32>(const Stream&, std::int64_t, std::int64_t, const Frames&, const Frames&,
                                         const Frames&, void*, char*) const;
+
+#if defined(__CUDACC__)
+cudaError_t masking_obstacle() { return obstacle<Norm>(); }
+#endif
 
 }  // namespace metatasnet::METATASNET_DEVICES

@@ -1,87 +1,117 @@
-// Mean and sum of squared deviations of a tile's columns, as the values are stored; merged in a fixed order.
+// Mean and sum of squared deviations of each group's part in a block's tile, as the values are stored.
 //
-// Deviations are taken from the column's first value: constant and silent columns give exactly 0, and a mean far from 0
-// costs no precision. No moment is added atomically, so results are the same bits in every run (norm.h).
+// Deviations are taken from the part's first value, then from its mean: constant and silent parts give exactly 0, and a
+// mean far from 0 costs no precision. No moment is added atomically, so results are the same bits in every run
+// (norm.h).
 #pragma once
 
 #include "cuda/norm.h"
 
 namespace metatasnet::METATASNET_DEVICES {
 
-struct Moments {
-  float mean, m2;
+// A tile's values by columns, for the reduction: a lane has four rows of some columns, 8 apart; 32 lanes have the whole
+// column.
+template <int columns>
+struct MomentsSpace {
+  static constexpr int stride = columns + 9;  // lanes of a column, and of neighbouring columns, are in different banks
+  static constexpr int bytes = static_cast<int>(sizeof(float)) * (columns + kWarp * stride);
+
+  float* centre;   // (columns)
+  float* partial;  // (32, stride)
+
+  explicit METATASNET_DEVICE MomentsSpace(const Block& block)
+      : centre(reinterpret_cast<float*>(block.shared())), partial(centre + columns) {}
 };
 
-// The sum over the eight lanes that hold the same column: those that differ in the bits of lane / 4.
-METATASNET_DEVICE float column_sum(Block& block, float value) {
-  value += block.shuffle_xor(value, 4);
-  value += block.shuffle_xor(value, 8);
-  return value + block.shuffle_xor(value, 16);
+METATASNET_DEVICE float warp_sum(Block& block, float value) {
+#pragma unroll
+  for (int mask = 1; mask < kWarp; mask *= 2) value += block.shuffle_xor(value, mask);
+  return value;
 }
 
-// Of one column in a warp's 32 rows, of which the first `left` (at least one) exist. values[j] is row 8 j + lane / 4.
-METATASNET_DEVICE Moments column_moments(Block& block, const float (&values)[4], int left) {
-  const int rows = left < kWarpRows ? left : kWarpRows;
-  const float first = block.shuffle(values[0], block.lane() % 4);
-  float deviations[4], sum = 0.0f, squares = 0.0f;
+// Writes the moments of part `part` of a tile, which has `columns` columns, and makes the norm where this block is the
+// last. A lane has `own` columns of rows 32 (warp % 4) + 8 r + lane / 4: value(k, r), in column column_of(k), for r
+// from 0 to 3. Nobody may be reading block.shared().
+template <int threads, int columns, int own, class Column, class Value>
+METATASNET_DEVICE void finish_moments(Block& block, const Statistics& to, int unit, int tile, int part,
+                                      Column column_of, Value value) {
+  const NormArgs& norm = to.norm;
+  const PartMoments& source = norm.sources[0];
+  const MomentsSpace<columns> space(block);
+  const int slot = block.warp() % kRowWarps * 8 + block.lane() / 4;  // which of a column's lanes
+  const int rows = frames_from(norm.frames, static_cast<std::int64_t>(tile) * kTile, kTile);
+  const int first_row = block.warp() % kRowWarps * kWarpRows + block.lane() / 4;
+  constexpr int kWarps = threads / kWarp, kOwn = kGroups / kWarps;
+  static_assert(kGroups % kWarps == 0);
+  // Columns of this part that belong to the warp's groups: number warp(), and every kWarps-th from there on.
+  int begin[kOwn], end[kOwn];
 #pragma unroll
-  for (int j = 0; j < 4; ++j) {
-    deviations[j] = values[j] - first;
-    if (8 * j + block.lane() / 4 < rows) sum += deviations[j];
+  for (int g = 0; g < kOwn; ++g) {
+    const int first = (block.warp() + kWarps * g) * norm.width;
+    const Overlap overlap(source, part, first, first + norm.width);
+    begin[g] = overlap.begin;
+    end[g] = overlap.end;
   }
-  const float mean = column_sum(block, sum) / static_cast<float>(rows);
+  // Calls body(group, first column, past the last) for those of them that have any.
+  const auto each_group = [&](auto body) {
 #pragma unroll
-  for (int j = 0; j < 4; ++j) {
-    const float d = deviations[j] - mean;
-    if (8 * j + block.lane() / 4 < rows) squares += d * d;
-  }
-  return {first + mean, column_sum(block, squares)};
-}
-
-// A column of the tile from its warps' moments (warp w at moments[w * stride]), of which `rows` rows count in all.
-METATASNET_DEVICE Moments merge_warps(const Moments* moments, int stride, int rows) {
-  Moments all = moments[0];
-  float count = static_cast<float>(rows < kWarpRows ? rows : kWarpRows);
-#pragma unroll
-  for (int w = 1; w < kRowWarps; ++w) {
-    const int left = rows - w * kWarpRows;
-    if (left <= 0) break;
-    const Moments next = moments[w * stride];
-    const float more = static_cast<float>(left < kWarpRows ? left : kWarpRows);
-    const float total = count + more, difference = next.mean - all.mean, share = more / total;
-    all.mean += difference * share;
-    all.m2 += next.m2 + difference * difference * count * share;
-    count = total;
-  }
-  return all;
-}
-
-// Of a pass whose blocks have 32 channels of a tile: leaves their moments, and makes the norm (norm.h) where it is the last to.
-// A thread has channels 8 (lane % 4) to 8 (lane % 4) + 7 of frames 32 warp + 8 j + lane / 4; the grid is tiles, groups of
-// channels, units.
-template <int threads>
-METATASNET_DEVICE void finish_channels(Block& block, const Statistics& to, std::int64_t frames, const Eight (&y)[4]) {
-  const int lane = block.lane(), unit = block.z();
-  const int left = frames_from(frames, static_cast<std::int64_t>(block.x()) * kTile, kTile);
-  const int rows = left - block.warp() * kWarpRows;
-  auto* moments = reinterpret_cast<Moments*>(block.shared());  // [kRowWarps][kChannels]
-  if (rows > 0) {
-#pragma unroll
-    for (int c = 0; c < 8; ++c) {
-      const float values[4] = {y[0].v[c], y[1].v[c], y[2].v[c], y[3].v[c]};
-      const Moments m = column_moments(block, values, rows);
-      if (lane < 4) moments[block.warp() * kChannels + lane * 8 + c] = m;
+    for (int g = 0; g < kOwn; ++g) {
+      if (begin[g] < end[g]) body(block.warp() + kWarps * g, begin[g], end[g]);
     }
+  };
+  // The sum of term(k, value) over a group's part, whose terms all lanes bring.
+  const auto bring = [&](auto term) {
+#pragma unroll
+    for (int k = 0; k < own; ++k) {
+      const float centre = space.centre[column_of(k)];
+      float sum = 0.0f;
+#pragma unroll
+      for (int r = 0; r < 4; ++r) {
+        if (first_row + 8 * r < rows) sum += term(value(k, r) - centre);
+      }
+      space.partial[slot * space.stride + column_of(k)] = sum;
+    }
+    block.sync();
+  };
+  const auto total = [&](int from, int past) {
+    const float* const row = space.partial + block.lane() * space.stride;
+    float sum = 0.0f;
+    for (int c = from; c < past; ++c) sum += row[c];
+    return warp_sum(block, sum);
+  };
+
+  if (slot == 0) {
+#pragma unroll
+    for (int k = 0; k < own; ++k) space.centre[column_of(k)] = value(k, 0);
   }
   block.sync();
-  if (block.thread() < kChannels) {
-    const Moments m = merge_warps(moments + block.thread(), kChannels, left);
-    const std::int64_t tile = static_cast<std::int64_t>(unit) * tiles_of(frames) + block.x();
-    float* at = to.tiles + tile * 2 * to.ld + block.y() * kChannels + block.thread();
-    at[0] = m.mean;
-    at[to.ld] = m.m2;
-  }
-  finish_tile<threads>(block, to, frames, unit, block.x());
+  each_group([&](int, int from, int past) {
+    const float first = space.centre[from];
+    for (int c = from + 1 + block.lane(); c < past; c += kWarp) space.centre[c] = first;
+  });
+  block.sync();
+  bring([](float d) { return d; });
+  each_group([&](int, int from, int past) {
+    const float mean = total(from, past) / static_cast<float>(rows * (past - from));
+    for (int c = from + block.lane(); c < past; c += kWarp) space.centre[c] += mean;
+  });
+  block.sync();
+  bring([](float d) { return d * d; });
+  Moments* const out = source.of(unit * source.units_of, tiles_of(norm.frames), tile, part);
+  each_group([&](int group, int from, int past) {
+    const float m2 = total(from, past);
+    if (block.lane() == 0) out[group] = {space.centre[from], m2};
+  });
+  finish_tile<threads>(block, to, unit);
+}
+
+// Of a pass whose blocks have 32 channels of a tile; the grid is tiles, groups of channels, units. A thread has
+// channels 8 (lane % 4) to 8 (lane % 4) + 7 of four frames.
+template <int threads>
+METATASNET_DEVICE void finish_channels(Block& block, const Statistics& to, const Eight (&y)[4]) {
+  finish_moments<threads, kChannels, 8>(
+      block, to, block.z(), block.x(), block.y(), [&](int k) { return block.lane() % 4 * 8 + k; },
+      [&](int k, int r) { return y[r].v[k]; });
 }
 
 }  // namespace metatasnet::METATASNET_DEVICES

@@ -1,8 +1,8 @@
-// Launches of the 1x1 convolutions, compiled once (products.cu) for the masking network and the codec.
+// Launches of the 1x1 convolutions, compiled once for each arithmetic (products_*.cu).
 #pragma once
 
 #include "cuda/launch.h"
-#include "cuda/mix_resident.h"
+#include "cuda/mix.h"
 
 namespace metatasnet::METATASNET_DEVICES {
 
@@ -14,6 +14,5 @@ void launch_pointwise(const Stream& stream, std::int64_t units, const PointwiseA
 template <class Arithmetic>
 void launch_mix(const Stream& stream, std::int64_t units, const MixArgs& args);
 void launch_mix_conv(const Stream& stream, std::int64_t units, const MixArgs& args);
-void launch_mix_conv_resident(const Stream& stream, std::int64_t units, const MixArgs& args);
 
 }  // namespace metatasnet::METATASNET_DEVICES

@@ -2,7 +2,7 @@
 //
 //   statistics of round(prelu(a[u, t, c]))
 //
-// Bytes per unit: T C read. The four instruments share the mixture's latent, whose moments are taken once.
+// Bytes per unit: T C read. The instruments share the mixture's latent, whose moments are taken once.
 #pragma once
 
 #include "cuda/pointwise.h"
@@ -42,7 +42,7 @@ struct SourceMoments {
 #pragma unroll
       for (int c = 0; c < 8; ++c) y[j].v[c] = Arithmetic::rounded(prelu(y[j].v[c], args.slope));
     }
-    finish_channels<threads>(block, args.statistics, args.frames, y);
+    finish_channels<threads>(block, args.statistics, y);
   }
 };
 

@@ -61,13 +61,22 @@ class Finder {
 void check(const Sizes& s) {
   const std::pair<const char*, int> positive[] = {{"N", s.N},       {"W", s.W},       {"B", s.B},
                                                   {"H", s.H},       {"window", s.window}, {"bank", s.bank},
-                                                  {"wide", s.wide}, {"mels", s.mels}, {"hop", s.hop}};
+                                                  {"wide", s.wide}};
   for (const auto& [name, value] : positive) {
     if (value < 1) refuse(std::string(name) + " must be at least 1, got " + std::to_string(value) + ".");
   }
   for (const int channels : {s.N, s.B, s.H, s.N + s.partial}) {
     if (channels % kGroups) refuse("Channels must be multiples of 8, got " + std::to_string(channels) + ".");
   }
+  if (s.instruments < 1 || s.instruments > kMostInstruments) {
+    refuse("There must be 1 to " + std::to_string(kMostInstruments) + " instruments, got " +
+           std::to_string(s.instruments) + ".");
+  }
+  if (s.softmax < 0 || s.softmax > s.instruments) {
+    refuse("The softmax must be over 0 to all instruments, got " + std::to_string(s.softmax) + ".");
+  }
+  if (s.mels < 0) refuse("mels must be at least 0, got " + std::to_string(s.mels) + ".");
+  if (s.mels && s.hop < 1) refuse("hop must be at least 1, got " + std::to_string(s.hop) + ".");
   if (s.partial < 0) refuse("partial must be at least 0, got " + std::to_string(s.partial) + ".");
   if (s.blocks() < 1) refuse("There must be at least one block.");
   for (const int d : s.dilations) {
@@ -78,25 +87,17 @@ void check(const Sizes& s) {
   }
   if (reach_of(s.window, s.W) > kTile / 2) refuse("window must be at most " + std::to_string(kTile / 2) + " times W.");
   if (overlap_add_shared_bytes(s.W) > kSharedBytes) {
-    refuse("W must be at most " + std::to_string((kSharedBytes - kPipelineBytes) / (sizeof(float) * kTile)) + ", got " +
-           std::to_string(s.W) + ".");
+    const std::size_t most = (kSharedBytes - kOverlapAddStageBytes) / (sizeof(float) * kTile);
+    refuse("W must be at most " + std::to_string(most) + ", got " + std::to_string(s.W) + ".");
   }
-  if (s.n_fft < 4 || (s.n_fft & (s.n_fft - 1)) || log_power_shared_bytes(s.n_fft) > kSharedBytes) {
+  if (s.mels && (s.n_fft < 4 || (s.n_fft & (s.n_fft - 1)) || log_power_shared_bytes(s.n_fft) > kSharedBytes)) {
     refuse("n_fft must be a power of two from 4 to 8192, got " + std::to_string(s.n_fft) + ".");
-  }
-  const std::pair<const char*, int> normed[] = {{"N", s.N + s.partial}, {"B", s.B}, {"H", s.H}};
-  for (const auto& [name, channels] : normed) {
-    if (norm_shared_bytes(channels) > kSharedBytes) {
-      refuse(std::string(name) + " is too large: norms have at most " +
-             std::to_string(kSharedBytes / sizeof(ChannelMoments)) + " channels, got " + std::to_string(channels) + ".");
-    }
   }
 }
 
 std::size_t shared_bytes(const Sizes& s) {
-  return std::max({overlap_add_shared_bytes(s.W), log_power_shared_bytes(s.n_fft),
-                   norm_shared_bytes(std::max({s.N + s.partial, s.B, s.H})),
-                   std::size_t{kMixConvBytes}});
+  return std::max({overlap_add_shared_bytes(s.W), s.mels ? log_power_shared_bytes(s.n_fft) : 0,
+                   std::size_t{MixConv::shared_bytes}});
 }
 
 Stage::Stage(Precision precision, const Sizes& sizes, const Slopes& slopes,
@@ -110,30 +111,32 @@ Stage::Stage(Precision precision, const Sizes& sizes, const Slopes& slopes,
   weights_.bank = find.stored("encoder.bank", {s.bank, padded(s.window)});
   weights_.bottleneck_1 = find.stored("encoder.bottleneck_1", {s.N, padded(s.bank)});
   weights_.bottleneck_2 = find.stored("encoder.bottleneck_2", {s.N, n_ld});
-  weights_.stft_window = find.floats("encoder.window", {s.n_fft});
-  weights_.twiddles = find.doubles("encoder.twiddles", {s.n_fft / 2, 2});
-  weights_.mean = find.floats("encoder.mean", {s.bins()});
-  weights_.to_mel = find.floats("encoder.to_mel", {s.mels, padded(s.bins())});
-  weights_.to_latent = find.floats("encoder.to_latent", {s.N, padded(s.mels)});
-  weights_.mel_bias = find.floats("encoder.mel_bias", {s.N});
+  if (s.mels) {
+    weights_.stft_window = find.floats("encoder.window", {s.n_fft});
+    weights_.twiddles = find.doubles("encoder.twiddles", {s.n_fft / 2, 2});
+    weights_.mean = find.floats("encoder.mean", {s.bins()});
+    weights_.to_mel = find.floats("encoder.to_mel", {s.mels, padded(s.bins())});
+    weights_.to_latent = find.floats("encoder.to_latent", {s.N, padded(s.mels)});
+    weights_.mel_bias = find.floats("encoder.mel_bias", {s.N});
+  }
   weights_.expansion = find.stored("decoder.expansion", {s.wide, n_ld});
   weights_.filters = find.stored("decoder.filters", {s.window, padded(s.wide)});
-  weights_.in_conv = find.floats("mask.in_conv", {kInstruments, s.B, n_ld + padded(s.partial)});
-  weights_.mask_output = find.floats("mask.mask_output", {kInstruments, s.N, b_ld});
-  weights_.norm_1 = find.floats("mask.norm_1", {kInstruments, 2, s.N + s.partial});
-  weights_.norm_2 = find.floats("mask.norm_2", {kInstruments, 2, s.B});
-  weights_.norm_3 = find.floats("mask.norm_3", {kInstruments, 2, s.B});
-  weights_.norm_4 = find.floats("mask.norm_4", {kInstruments, 2, s.N});
+  weights_.in_conv = find.floats("mask.in_conv", {s.instruments, s.B, n_ld + padded(s.partial)});
+  weights_.mask_output = find.floats("mask.mask_output", {s.instruments, s.N, b_ld});
+  weights_.norm_1 = find.floats("mask.norm_1", {s.instruments, 2, s.N + s.partial});
+  weights_.norm_2 = find.floats("mask.norm_2", {s.instruments, 2, s.B});
+  weights_.norm_3 = find.floats("mask.norm_3", {s.instruments, 2, s.B});
+  weights_.norm_4 = find.floats("mask.norm_4", {s.instruments, 2, s.N});
   for (int i = 0; i < s.blocks(); ++i) {
     const std::string name = "mask.blocks." + std::to_string(i) + ".";
     const int outputs = i + 1 < s.blocks() ? 2 * s.B : s.B;
     BlockWeights block{};
-    block.conv = find.stored(name + "conv1d", {kInstruments, s.H, b_ld});
-    block.taps = find.floats(name + "taps", {kInstruments, 3, h_ld});
-    block.norm_1 = find.floats(name + "norm_1", {kInstruments, 2, s.H});
-    block.norm_2 = find.floats(name + "norm_2", {kInstruments, 2, s.H});
-    block.mix = find.floats(name + "mix", {kInstruments, outputs, h_ld});
-    if (s.biased) block.mix_bias = find.floats(name + "mix_bias", {kInstruments, outputs});
+    block.conv = find.stored(name + "conv1d", {s.instruments, s.H, b_ld});
+    block.taps = find.floats(name + "taps", {s.instruments, 3, h_ld});
+    block.norm_1 = find.floats(name + "norm_1", {s.instruments, 2, s.H});
+    block.norm_2 = find.floats(name + "norm_2", {s.instruments, 2, s.H});
+    block.mix = find.floats(name + "mix", {s.instruments, outputs, h_ld});
+    if (s.biased) block.mix_bias = find.floats(name + "mix_bias", {s.instruments, outputs});
     weights_.blocks.push_back(block);
   }
 }
@@ -148,7 +151,7 @@ std::int64_t Stage::encode_bytes(std::int64_t n, std::int64_t samples) const {
 
 std::int64_t Stage::mask_bytes(std::int64_t n, std::int64_t frames, bool own_inputs) const {
   Arena arena(nullptr);
-  const std::int64_t items = items_at_once(n, frames, kInstruments);
+  const std::int64_t items = items_at_once(n, frames, sizes_.instruments);
   if (stores_bfloat16()) MaskBuffers<Bfloat16>(arena, sizes_, items, frames, own_inputs);
   if (!stores_bfloat16()) MaskBuffers<float>(arena, sizes_, items, frames, own_inputs);
   return arena.bytes();
@@ -164,6 +167,7 @@ std::int64_t Stage::decode_bytes(std::int64_t n, std::int64_t frames) const {
 
 void Stage::encode(Place place, std::int64_t n, std::int64_t samples, const float* signal, void* latent,
                    char* workspace) const {
+  if (n == 0) return;
   const Stream stream(place.device, place.stream);
   if (precision_ == Precision::bfloat16) encode_in<InBfloat16>(stream, n, samples, signal, latent, workspace);
   if (precision_ == Precision::tf32) encode_in<InTf32>(stream, n, samples, signal, latent, workspace);
@@ -172,6 +176,7 @@ void Stage::encode(Place place, std::int64_t n, std::int64_t samples, const floa
 
 void Stage::mask(Place place, std::int64_t n, std::int64_t frames, const Frames& latent, const Frames& input,
                  const Frames& partial, void* masked, char* workspace) const {
+  if (n == 0 || frames == 0) return;
   const Stream stream(place.device, place.stream);
   const auto run = [&](auto arithmetic) {
     mask_in<decltype(arithmetic)>(stream, n, frames, latent, input, partial, masked, workspace);
@@ -183,6 +188,7 @@ void Stage::mask(Place place, std::int64_t n, std::int64_t frames, const Frames&
 
 void Stage::decode(Place place, std::int64_t n, std::int64_t frames, const Frames& latent, float* signal,
                    char* workspace) const {
+  if (n == 0 || frames == 0) return;
   const Stream stream(place.device, place.stream);
   if (precision_ == Precision::bfloat16) decode_in<InBfloat16>(stream, n, frames, latent, signal, workspace);
   if (precision_ == Precision::tf32) decode_in<InTf32>(stream, n, frames, latent, signal, workspace);
@@ -193,5 +199,25 @@ std::unique_ptr<device::Stage> make_stage(Precision precision, const Sizes& size
                                           const std::map<std::string, Array>& weights) {
   return std::make_unique<Stage>(precision, sizes, slopes, weights);
 }
+
+#if defined(__CUDACC__)
+cudaError_t codec_obstacle();
+cudaError_t masking_obstacle();
+cudaError_t bfloat16_obstacle();
+cudaError_t tf32_obstacle();
+cudaError_t float32_obstacle();
+
+std::string obstacle(int device) {
+  int before = 0;
+  cudaError_t error = cudaGetDevice(&before);
+  if (error == cudaSuccess) error = cudaSetDevice(device);
+  for (const auto& of_unit : {codec_obstacle, masking_obstacle, bfloat16_obstacle, tf32_obstacle, float32_obstacle}) {
+    if (error == cudaSuccess) error = of_unit();
+  }
+  static_cast<void>(cudaSetDevice(before));
+  static_cast<void>(cudaGetLastError());
+  return error == cudaSuccess ? "" : cudaGetErrorString(error);
+}
+#endif
 
 }  // namespace metatasnet::METATASNET_DEVICES

@@ -1,8 +1,6 @@
 // The stage's jobs as sequences of launches, for a device and for the emulator.
 #pragma once
 
-#include <optional>
-
 #include "cuda/interface.h"
 #include "cuda/launch.h"
 
@@ -20,12 +18,12 @@ void check(const Sizes& sizes);
 std::size_t shared_bytes(const Sizes& sizes);
 
 struct BlockWeights {
-  const void* conv;       // (4, H, padded(B))
-  const float* taps;      // (4, 3, padded(H))
-  const float* norm_1;    // (4, 2, H)
-  const float* norm_2;    // (4, 2, H)
-  const float* mix;       // (4, residual + B, padded(H)): res_out, none in the last block, and skip_out
-  const float* mix_bias;  // (4, residual + B) or null
+  const void* conv;       // (instruments, H, padded(B))
+  const float* taps;      // (instruments, 3, padded(H))
+  const float* norm_1;    // (instruments, 2, H)
+  const float* norm_2;    // (instruments, 2, H)
+  const float* mix;       // (instruments, residual + B, padded(H)): res_out, none in the last block, and skip_out
+  const float* mix_bias;  // (instruments, residual + B) or null
 };
 
 struct Weights {
@@ -33,8 +31,8 @@ struct Weights {
   const void *expansion, *filters;                 // likewise; filters (window, padded(wide))
   const double* twiddles;
   const float *stft_window, *mean, *to_mel, *to_latent, *mel_bias;
-  const float *in_conv, *mask_output;               // (4, outputs, padded inputs)
-  const float *norm_1, *norm_2, *norm_3, *norm_4;  // (4, 2, channels)
+  const float *in_conv, *mask_output;               // (instruments, outputs, padded inputs)
+  const float *norm_1, *norm_2, *norm_3, *norm_4;  // (instruments, 2, channels)
   std::vector<BlockWeights> blocks;
 };
 
@@ -45,8 +43,6 @@ class Stage final : public device::Stage {
   const Sizes& sizes() const override { return sizes_; }
   bool stores_bfloat16() const override { return precision_ == Precision::bfloat16; }
   int latent_ld() const override { return padded(sizes_.N); }
-  void keep_weights(std::optional<bool> keep) override { keep_ = keep; }
-  bool keeps_weights(Place place) const override { return keeps_weights(Stream(place.device, place.stream)); }
 
   std::int64_t encode_bytes(std::int64_t n, std::int64_t samples) const override;
   std::int64_t mask_bytes(std::int64_t n, std::int64_t frames, bool own_inputs) const override;
@@ -60,7 +56,6 @@ class Stage final : public device::Stage {
               char* workspace) const override;
 
  private:
-  bool keeps_weights(const Stream& stream) const;
   template <class Arithmetic>
   void encode_in(const Stream&, std::int64_t n, std::int64_t samples, const float*, void*, char*) const;
   template <class Arithmetic>
@@ -73,7 +68,6 @@ class Stage final : public device::Stage {
   Sizes sizes_;
   Slopes slopes_;
   Weights weights_;
-  std::optional<bool> keep_;
 };
 
 }  // namespace metatasnet::METATASNET_DEVICES

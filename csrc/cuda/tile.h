@@ -1,10 +1,8 @@
 // A tile of 128 frames by 160 outputs of a 1x1 convolution: the pipeline from global memory through shared memory.
 //
-// 160 = 2 warps x 10 fragments of 8 divides exactly. A few stages of a 64-byte chunk of the sum (8 KiB of frames, 10 KiB
-// of weights) are under way at once; where both factors stay in shared memory, all chunks are.
+// 160 = 2 warps x 10 fragments of 8 divides exactly. A few stages of a 64-byte chunk of the sum (8 KiB of frames, 10
+// KiB of weights) are under way at once.
 #pragma once
-
-#include <type_traits>
 
 #include "cuda/arithmetic.h"
 
@@ -14,11 +12,9 @@ constexpr int kTile = 128;     // frames of every tile, also of those without a 
 constexpr int kColumns = 160;  // outputs
 constexpr int kThreads = 256;
 constexpr int kRowWarps = kTile / kWarpRows;
-constexpr int kStages = 4;
 constexpr int kFrameBytes = kTile * kChunkBytes;
 constexpr int kWeightBytes = kColumns * kChunkBytes;
 constexpr int kStageBytes = kFrameBytes + kWeightBytes;
-constexpr int kPipelineBytes = kStages * kStageBytes;
 constexpr int kUnits = kChunkBytes / 16;
 
 METATASNET_BOTH inline int tiles_of(std::int64_t frames) { return static_cast<int>((frames + kTile - 1) / kTile); }
@@ -30,16 +26,45 @@ struct WarpPlace {
       : row(block.warp() % kRowWarps * kWarpRows), column(block.warp() / kRowWarps * kWarpColumns) {}
 };
 
-// Rows of 64-byte chunks into a stage. `row_address(row)` is null where there is none: those rows are zero.
-template <class RowAddress>
-METATASNET_DEVICE void load_rows(Block& block, char* to, int rows, RowAddress row_address) {
-#pragma unroll 1  // the addresses of several copies at once would not fit beside the accumulators
-  for (int i = block.thread(); i < rows * kUnits; i += kThreads) {
-    const int row = i / kUnits, unit = i % kUnits;
-    const char* from = row_address(row, unit);
-    block.copy_async(to + unit_offset(row, unit), from, from != nullptr);
+// What a thread copies of a tile's rows, chunk after chunk: 16-byte unit thread % 4 of rows thread / 4, and of every
+// 64th row from there on. Addresses advance by a chunk; rows and units that are not there are zero. `whole`: all units
+// are there.
+template <int rows, bool whole>
+class RowCopies {
+ public:
+  // `from` is where row 0 begins, also where only rows [low, high) exist; `units` of each row exist.
+  METATASNET_DEVICE RowCopies(const Block& block, const char* from, std::int64_t row_bytes, int low, int high,
+                              int units) {
+    const int row = block.thread() / kUnits, unit = block.thread() % kUnits;
+    from_ = from + row * row_bytes + unit * 16;
+    step_ = static_cast<int>(kApart * row_bytes);
+    to_ = unit_offset(row, unit);
+    left_ = units - unit;
+    last_ = row + (kCount - 1) * kApart < rows;
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) exists_[k] = row + k * kApart >= low && row + k * kApart < high;
   }
-}
+
+  // The next chunk of every row, to `to` bytes from block.shared() on.
+  METATASNET_DEVICE void load(Block& block, int to) {
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) {
+      if (rows % kApart && k + 1 == kCount && !last_) continue;
+      block.copy_async(to + to_ + k * kApart * kChunkBytes, from_ + static_cast<std::int64_t>(k) * step_,
+                       exists_[k] && (whole || left_ > 0));
+    }
+    from_ += kChunkBytes;
+    if (!whole) left_ -= kUnits;
+  }
+
+ private:
+  static constexpr int kApart = kThreads / kUnits, kCount = (rows + kApart - 1) / kApart;
+  static_assert(kApart % 8 == 0);  // rows as far apart are swizzled alike
+
+  const char* from_;
+  int step_, to_, left_;
+  bool last_, exists_[kCount];
+};
 
 METATASNET_DEVICE void clear(Accumulators& sum) {
 #pragma unroll
@@ -53,72 +78,52 @@ METATASNET_DEVICE void clear(Accumulators& sum) {
 }
 
 // What the stages of a product hold: a chunk of frames and weights, or of weights alone beside frames that stay.
+template <int count>
 struct FramesAndWeights {
-  static constexpr int stages = kStages, bytes = kStageBytes;
+  static constexpr int stages = count, bytes = kStageBytes;
+  static constexpr bool frames_stay = false;
 };
 template <int count>
 struct WeightsAlone {
   static constexpr int stages = count, bytes = kWeightBytes;
+  static constexpr bool frames_stay = true;
 };
 
-// Starts the copies of the first chunks; `load(stage, chunk)` starts those of one.
+constexpr int kStages = 4;
+constexpr int kPipelineBytes = kStages * kStageBytes;
+
+// Starts the copies of the first chunks. `load(stage)` starts those of the next chunk, to `stage` bytes from
+// block.shared() on; stages lie from `stages` on.
 template <class Holds, class Load>
-METATASNET_DEVICE void begin_loading(Block& block, char* stages, int chunks, Load load) {
+METATASNET_DEVICE void begin_loading(Block& block, int stages, int chunks, Load load) {
 #pragma unroll 1
   for (int chunk = 0; chunk < Holds::stages - 1; ++chunk) {
-    if (chunk < chunks) load(stages + chunk * Holds::bytes, chunk);
+    if (chunk < chunks) load(stages + chunk * Holds::bytes);
     block.commit();
   }
 }
 
-// sum += A B over `chunks` chunks that begin_loading began to load; `active` is whether this warp computes. `frames` are those
-// that stay, chunk by chunk.
+// sum += A B over `chunks` chunks that begin_loading began to load; `active` is whether this warp computes. `frames` is
+// where those lie that stay, chunk by chunk.
 template <class Arithmetic, class Holds, bool activate, class Load>
-METATASNET_DEVICE void multiply_loaded(Block& block, char* stages, const char* frames, int chunks, bool active,
-                                       float slope, Load load, Accumulators& sum) {
-  constexpr bool stay = !std::is_same_v<Holds, FramesAndWeights>;
-  const WarpPlace place(block);
+METATASNET_DEVICE void multiply_loaded(Block& block, int stages, int frames, int chunks, bool active, float slope,
+                                       Load load, Accumulators& sum) {
+  const WarpPlace warp(block);
+  const typename Arithmetic::Place place(block, warp.row, warp.column);
 #pragma unroll 1
   for (int chunk = 0; chunk < chunks; ++chunk) {
     block.template wait<Holds::stages - 2>();
     block.sync();  // everybody's copies of this chunk are there, and everybody is done with the chunk before
     const int next = chunk + Holds::stages - 1;
-    if (next < chunks) load(stages + next % Holds::stages * Holds::bytes, next);
+    if (next < chunks) load(stages + next % Holds::stages * Holds::bytes);
     block.commit();
     if (active) {
-      const char* stage = stages + chunk % Holds::stages * Holds::bytes;
-      const char* a = stay ? frames + chunk * kFrameBytes : stage;
-      const char* b = stay ? stage : stage + kFrameBytes;
-      Arithmetic::template multiply<activate>(block, a, b, place.row, place.column, slope, sum);
+      const int stage = stages + chunk % Holds::stages * Holds::bytes;
+      Arithmetic::template multiply<activate>(block, Holds::frames_stay ? frames + chunk * kFrameBytes : stage,
+                                              Holds::frames_stay ? stage : stage + kFrameBytes, place, slope, sum);
     }
   }
   block.template wait<0>();
-  block.sync();
-}
-
-// Until at most `pending` of this thread's groups are under way, or fewer.
-METATASNET_DEVICE void wait_for(Block& block, int pending) {
-  if (pending >= 4) return block.wait<4>();
-  if (pending == 3) return block.wait<3>();
-  if (pending == 2) return block.wait<2>();
-  if (pending == 1) return block.wait<1>();
-  block.wait<0>();
-}
-
-// sum += A B of frames and weights that all lie in shared memory, chunk by chunk. Each chunk's copies are the thread's newest
-// groups, in turn: a chunk is multiplied as soon as it is there.
-template <class Arithmetic>
-METATASNET_DEVICE void multiply_resident(Block& block, const char* frames, const char* weights, int chunks, bool active,
-                                         Accumulators& sum) {
-  const WarpPlace place(block);
-#pragma unroll 1
-  for (int chunk = 0; chunk < chunks; ++chunk) {
-    wait_for(block, chunks - 1 - chunk);
-    block.sync();
-    if (!active) continue;
-    Arithmetic::template multiply<false>(block, frames + chunk * kFrameBytes, weights + chunk * kWeightBytes, place.row,
-                                         place.column, 0.0f, sum);
-  }
   block.sync();
 }
 

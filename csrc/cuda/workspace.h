@@ -6,14 +6,17 @@
 
 namespace metatasnet::METATASNET_DEVICES {
 
-constexpr std::int64_t kBlocksAtOnce = 2 * 132;  // two on each of an H100's multiprocessors
+constexpr std::int64_t kMultiprocessors = 132;  // of an H100
 
-// Items that go through a job together: enough tiles for all blocks that run at once, and no more, so that they stay in the
-// second-level cache from pass to pass. Results do not depend on it.
+// Items that go through a job together: the fewest that give each multiprocessor two tiles and leave it idle for less
+// than a twentieth of the time while others have one tile more; eight tiles will do. Results do not depend on it.
 inline std::int64_t items_at_once(std::int64_t items, std::int64_t frames, int instruments) {
   const std::int64_t each = std::int64_t{instruments} * tiles_of(frames);
-  const std::int64_t some = each ? (kBlocksAtOnce + each - 1) / each : items;
-  return some < items ? some : items;
+  for (std::int64_t some = 1; some < items; ++some) {
+    const std::int64_t tiles = some * each, most = (tiles + kMultiprocessors - 1) / kMultiprocessors;
+    if (most >= 8 || (most >= 2 && 20 * tiles >= 19 * most * kMultiprocessors)) return some;
+  }
+  return items;
 }
 
 // Hands out parts of one allocation at multiples of 256 bytes; without one, only adds up.
@@ -51,40 +54,42 @@ struct EncodeBuffers {
 
 template <class Element>
 struct MaskBuffers {
-  float *x, *skip;               // (units, frames, padded(B))
+  float* x;                      // (units, frames, padded(B))
   Element* operand;              // x as products read it; null where that is x itself
-  Element *a, *b;                // hidden activations before and after the depthwise convolution
-  float* moments;                // of the tiles of one pass
-  ChannelMoments *segments, *latent_segments, *partial_segments;
-  int* arrived;                  // zero between passes
-  std::int64_t arrivals;
+  Element* a;                    // hidden activations before the depthwise convolution
+  Element* hidden;               // those behind it, of all blocks: (units, frames, blocks, padded(H)) for the skip sum
+  Moments* moments;              // of the parts of one pass
+  Moments *latent_moments, *partial_moments;
+  int* arrived;                  // (units): zero between passes
   float *affine, *affine_2;      // the second of a block's second norm, made by the pass that reads the first
-  Element* folded;
-  float* folded_bias;
+  Element *folded, *folded_skip;
+  float *folded_bias, *skip_bias;
 
   MaskBuffers(Arena& arena, const Sizes& s, std::int64_t items, std::int64_t frames, bool own_inputs) {
-    const std::int64_t units = items * kInstruments, tiles = tiles_of(frames), rows = units * frames;
+    const std::int64_t units = items * s.instruments, tiles = tiles_of(frames), rows = units * frames;
     const int b_ld = padded(s.B), h_ld = padded(s.H), n_ld = padded(s.N), in_ld = n_ld + padded(s.partial);
-    const int hidden = h_ld > b_ld ? h_ld : b_ld, widest = hidden > n_ld ? hidden : n_ld;
+    const int inner = h_ld > b_ld ? h_ld : b_ld, widest = inner > n_ld ? inner : n_ld;
     x = arena.take<float>(rows * b_ld);
-    skip = arena.take<float>(rows * b_ld);
     operand = sizeof(Element) == sizeof(float) ? nullptr : arena.take<Element>(rows * b_ld);
-    a = arena.take<Element>(rows * hidden);
-    b = arena.take<Element>(rows * h_ld);
-    const std::int64_t segments_each = segments_of(frames);
-    moments = arena.take<float>(units * tiles * 2 * (in_ld > widest ? in_ld : widest));
-    segments = arena.take<ChannelMoments>(units * segments_each * widest);
-    latent_segments = arena.take<ChannelMoments>((own_inputs ? units : items) * segments_each * n_ld);
-    partial_segments = arena.take<ChannelMoments>(units * segments_each * padded(s.partial));
-    arrivals = units * (segments_each + 1);
-    arrived = arena.take<int>(arrivals);
+    a = arena.take<Element>(rows * inner);
+    hidden = arena.take<Element>(rows * s.blocks() * h_ld);
+    // Parts of the passes with the most: elementwise ones.
+    const auto moments_of = [&](std::int64_t of_units, int ld) {
+      return arena.take<Moments>(of_units * tiles * (ld / kChannels) * kGroups);
+    };
+    moments = moments_of(units, widest);
+    latent_moments = moments_of(own_inputs ? units : items, n_ld);
+    partial_moments = moments_of(units, padded(s.partial));
+    arrived = arena.take<int>(units);
     affine = arena.take<float>(units * 3 * (in_ld > widest ? in_ld : widest));
     affine_2 = arena.take<float>(units * 3 * h_ld);
     std::int64_t matrix = std::int64_t{s.B} * in_ld;
-    if (matrix < 2 * std::int64_t{s.B} * h_ld) matrix = 2 * std::int64_t{s.B} * h_ld;
+    if (matrix < std::int64_t{s.B} * h_ld) matrix = std::int64_t{s.B} * h_ld;
     if (matrix < std::int64_t{s.N} * b_ld) matrix = std::int64_t{s.N} * b_ld;
     folded = arena.take<Element>(units * matrix);
-    folded_bias = arena.take<float>(units * (2 * s.B > s.N ? 2 * s.B : s.N));
+    folded_bias = arena.take<float>(units * (s.B > s.N ? s.B : s.N));
+    folded_skip = arena.take<Element>(units * s.B * s.blocks() * h_ld);
+    skip_bias = arena.take<float>(units * s.B);
   }
 };
 

@@ -17,7 +17,7 @@ from ..errors import BackendUnavailableError, ShapeError
 from ..precision import Precision
 from .base import Backend, Request
 from .cuda_weights import pack, sizes, slopes, spectrogram_arrays
-from .gpu import driver_version, has_code_for, no_gpu_reason
+from .gpu import driver_version, no_gpu_reason
 
 __all__ = ["KERNELS", "OLDEST", "UNVERIFIED", "CudaBackend"]
 
@@ -31,7 +31,6 @@ KERNELS = (
     "MaskProduct",
     "Mix",
     "MixConv",
-    "MixConvResident",
     "Norm",
     "Normalise",
     "OverlapAdd",
@@ -45,8 +44,8 @@ UNVERIFIED = KERNELS
 
 _PRECISIONS = (Precision.bfloat16, Precision.tf32, Precision.float32)
 
-_FURTHEST = 1 << 23
-"""Elements from frame to frame: kernels count within a tile in 32 bits."""
+_FURTHEST = 1 << 22
+"""Elements from frame to frame: kernels count the bytes of 64 frames in 32 bits."""
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -78,18 +77,11 @@ class CudaBackend(Backend):
     Nothing waits for the device, so the jobs can be captured in CUDA graphs. Results are the same bits in every run and do not
     depend on what else is in the batch. Latents are stored frames by channels: in bfloat16 for ``Precision.bfloat16``, whose
     sums, statistics, residual stream and spectrogram stay float32.
-
-    Args:
-        keep_weights: whether a block of the mixing products keeps its weights in shared memory from tile to tile, in bfloat16;
-            None where the GPU has room for two such blocks on a multiprocessor. No bit of a result depends on it.
     """
 
     name = "cuda"
     summary = "compiled CUDA with fused passes; inference in bfloat16, tf32 and float32 on NVIDIA GPUs"
     device_type: ClassVar[str] = "cuda"
-
-    def __init__(self, keep_weights: bool | None = None) -> None:
-        self.keep_weights = keep_weights
 
     def unavailable(self) -> str | None:
         return native.cuda_reason() or no_gpu_reason() or self._driver_too_old()
@@ -105,22 +97,21 @@ class CudaBackend(Backend):
         return self._too_old(request.device) or self._uncovered(request) or self._too_small(request)
 
     def _too_old(self, device: torch.device) -> str | None:
-        """Return why a GPU cannot run the kernels: it is too old, or they were compiled for others."""
+        """Return why a GPU cannot run the kernels: it is too old, they were compiled for others, or its driver is too old."""
         capability = torch.cuda.get_device_capability(device)
         if capability < OLDEST:
             return f"{device} has compute capability {capability[0]}.{capability[1]}; choose another backend below 8.0."
-        architectures = self._built_for()
-        if architectures is None or has_code_for(architectures, capability):
+        module = native.load()
+        if module is None or native.cuda_reason() is not None:
+            return None
+        obstacle = module.cuda_obstacle(torch.cuda.current_device() if device.index is None else device.index)
+        if not obstacle:
             return None
         name = "".join(map(str, capability))
         return (
-            f"its kernels were compiled for {architectures}, and {device} is sm_{name}; "
-            f"build with METATASNET_CUDA_ARCHITECTURES={name}."
+            f"its kernels, compiled for {module.cuda_build_info()['architectures']}, do not run on {device}, which is "
+            f"sm_{name} ({obstacle}); update the driver, or build with METATASNET_CUDA_ARCHITECTURES={name}."
         )
-
-    def _built_for(self) -> str | None:
-        module = native.load()
-        return module.cuda_build_info()["architectures"] if module and native.cuda_reason() is None else None
 
     def _driver_too_old(self) -> str | None:
         """Kernels run on every driver of the CUDA generation (its first number) that compiled them, or of a later one."""
@@ -138,8 +129,6 @@ class CudaBackend(Backend):
         if module is None or request.config is None:
             return None
         for stage in request.config.stages:
-            if stage.instruments != 4 or stage.softmax != 4 or not stage.has_spectrogram:
-                return "its kernels serve four instruments and the spectrogram branch only; choose another backend."
             reason = module.cuda_refusal(sizes(stage))
             if reason is not None:
                 return (
@@ -179,9 +168,8 @@ class CudaBackend(Backend):
         make = self._stage_class()
         weights = reference.generate(config, {name: p.to(torch.float32) for name, p in parameters.items()})
         arrays = {**pack(weights, precision), **spectrogram_arrays(weights)}
-        device = arrays["encoder.window"].device
+        device = arrays["encoder.bank"].device
         stage = make(precision.value, sizes(config), slopes(weights), arrays)
-        stage.keeps_weights = self.keep_weights
         return _Prepared(config, stage, arrays, device, precision.storage)
 
     @_exactly

@@ -24,6 +24,8 @@ CHANNELS = 32
 def sizes(config: StageConfig) -> dict[str, Any]:
     """The sizes that ``CudaStage`` asks for."""
     return {
+        "instruments": config.instruments,
+        "softmax": config.softmax,
         "N": config.N,
         "W": config.W,
         "B": config.B,
@@ -97,10 +99,14 @@ def pack(weights: StageWeights, precision: Precision) -> dict[str, Tensor]:
 
 
 def spectrogram_arrays(weights: StageWeights) -> dict[str, Tensor]:
-    """The spectrogram branch by the names of ``csrc/cuda/stage.cu``: folded in float64; only the twiddles stay it."""
+    """Return the spectrogram branch by the names of ``csrc/cuda/stage.cu``, nothing for an encoder without it.
+
+    Products of weights are made in float64; only the twiddles stay float64.
+    """
     config = weights.config
     share = MelShare.of(weights.encoder, config, config.N)
-    assert share is not None, "the backend serves networks with the branch only"
+    if share is None:
+        return {}
     turns = torch.arange(config.n_fft // 2, dtype=torch.float64, device=share.window.device)
     angles = turns * (-2 * math.pi / config.n_fft)
     found = {

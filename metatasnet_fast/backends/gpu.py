@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["compiler_reason", "driver_version", "has_code_for", "no_gpu_reason"]
+__all__ = ["compiler_reason", "driver_version", "no_gpu_reason"]
 
 
 def no_gpu_reason() -> str | None:
@@ -42,28 +42,6 @@ def driver_version() -> tuple[int, int] | None:
     if library.cuDriverGetVersion(ctypes.byref(version)) != 0:
         return None
     return version.value // 1000, version.value % 1000 // 10
-
-
-def has_code_for(architectures: str, capability: tuple[int, int]) -> bool:
-    """Return whether kernels that were compiled for some architectures run on a GPU.
-
-    Args:
-        architectures: as CMake names them, with commas: ``80`` holds code that newer GPUs compile when they load it,
-            ``80-real`` runs on GPUs of its generation (8.x) from 8.0 on, and ``90a-real`` on 9.0 alone.
-        capability: the GPU's compute capability.
-    """
-    for name in architectures.split(","):
-        found = re.fullmatch(r"(\d+)(\d)([af]?)(-real|-virtual)?", name.strip())
-        if found is None:
-            continue
-        built, special, kind = (int(found[1]), int(found[2])), found[3], found[4]
-        if built == capability or (
-            special == "" and built[0] == capability[0] and built <= capability and kind != "-virtual"
-        ):
-            return True
-        if special == "" and kind != "-real" and built <= capability:
-            return True
-    return False
 
 
 @functools.cache

@@ -12,7 +12,7 @@ import torch
 from metatasnet_fast import native
 from metatasnet_fast.backends import available_backends, registry
 from metatasnet_fast.backends.base import Request
-from metatasnet_fast.backends.cuda import KERNELS, OLDEST, UNVERIFIED, CudaBackend
+from metatasnet_fast.backends.cuda import KERNELS, UNVERIFIED, CudaBackend
 from metatasnet_fast.backends.cuda_weights import pack, round_tf32, sizes, slopes, spectrogram_arrays
 from metatasnet_fast.config import MetaTasNetConfig
 from metatasnet_fast.errors import BackendUnavailableError, ShapeError
@@ -37,6 +37,16 @@ def test_an_empty_batch_gives_empty_results(precision: Precision) -> None:
     found = separate(EMULATED, TINY, recipe(TINY), noise(TINY, 0, 1000), precision)
     expected = separate(REFERENCE, TINY, recipe(TINY), noise(TINY, 0, 1000))
     assert [f.shape for f in found] == [e.shape for e in expected]
+
+
+@needs_the_module
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_zero_frames_give_empty_results(precision: Precision) -> None:
+    prepared = prepare(EMULATED, STAGE, stage_parameters(recipe(TINY), 1), precision)
+    for n in (0, 2):
+        latent, partial = torch.randn(n, STAGE.N, 0), torch.randn(n, 4, STAGE.N // 2, 0)
+        assert EMULATED.mask(prepared, latent, partial).shape == (n, 4, STAGE.N, 0)
+        assert EMULATED.decode(prepared, latent).shape == (n, 1, 0)
 
 
 @needs_the_module
@@ -168,8 +178,12 @@ def test_wrong_weights_are_refused_by_name() -> None:
         ({"W": 400, "window": 400}, "W must be at most"),
         ({"dilations": []}, "one block"),
         ({"dilations": [0]}, "Dilations"),
-        ({"N": 1 << 20}, "N is too large"),
         ({"H": 0}, "at least 1"),
+        ({"mels": -1}, "mels"),
+        ({"hop": 0}, "hop"),
+        ({"instruments": 0}, "1 to 32 instruments"),
+        ({"instruments": 33}, "1 to 32 instruments"),
+        ({"softmax": 5}, "0 to all instruments"),
     ],
 )
 def test_sizes_that_are_not_covered_are_named(change: dict[str, Any], reason: str) -> None:
@@ -212,8 +226,7 @@ def test_requests_it_cannot_serve_are_refused_with_the_reason(request_: Request,
 def test_old_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     assert "7.5" in str(CudaBackend().supports(Request(torch.device("cuda"), Precision.bfloat16)))
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: OLDEST)
-    assert CudaBackend().supports(Request(torch.device("cuda"), Precision.bfloat16, config=None)) is None
+    assert "choose another backend" in str(CudaBackend().supports(Request(torch.device("cuda"), Precision.bfloat16)))
 
 
 @needs_the_module
@@ -221,6 +234,8 @@ def test_gpus_with_little_shared_memory_are_refused(monkeypatch: pytest.MonkeyPa
     request = Request(torch.device("cpu"), Precision.bfloat16, config=MetaTasNetConfig())
     assert EMULATED.supports(request) is None
     monkeypatch.setattr(EMULATED, "_shared_memory", lambda device: 99 * 1024)
+    assert EMULATED.supports(request) is None
+    monkeypatch.setattr(EMULATED, "_shared_memory", lambda device: 64 * 1024)
     assert "shared memory" in str(EMULATED.supports(request))
     assert EMULATED.supports(Request(request.device, Precision.bfloat16, config=TINY)) is not None
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
 
-from metatasnet_fast.config import MetaTasNetConfig
 from metatasnet_fast.precision import Precision
-from tests.backends.cpu_support import prepare, recipe, separate, stage_parameters
+from tests.backends.cpu_support import prepare, separate
 from tests.backends.cuda_support import EMULATED, PRECISIONS, needs_the_module
-from tests.backends.test_cpu_golden import codec
+from tests.backends.test_cpu_golden import codec, masking
 from tests.support import allowed, assert_parity, golden
 
 pytestmark = needs_the_module
@@ -35,40 +35,49 @@ def test_encoder_and_decoder_equal_the_recorded_ones(case: str, precision: Preci
     assert_parity("signal", signal, recording["decoder/y"], limit(case, precision, "decoder/y"))
 
 
+def masks_of(prepared: Any, x: torch.Tensor, partial: torch.Tensor | None = None) -> torch.Tensor:
+    """The masks of networks that read another latent for each instrument, as with dropout."""
+
+    def by_frames(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.transpose(-1, -2).contiguous().to(prepared.storage)
+
+    n, instruments, channels, frames = x.shape
+    out = torch.full((n, instruments, frames, prepared.stage.latent_ld), torch.nan, dtype=prepared.storage)
+    workspace = torch.full((prepared.stage.mask_bytes(n, frames, True),), 0xFF, dtype=torch.uint8)
+    ones = torch.ones(n, frames, channels, dtype=prepared.storage)
+    prepared.stage.mask(ones, by_frames(x), None if partial is None else by_frames(partial), out, workspace, 0)
+    return out[..., :channels].transpose(2, 3)
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("part", ["mask", "mask_partial"])
 @pytest.mark.parametrize("case", ["blocks_generated", "blocks_independent", "blocks_residual_bias"])
 def test_masking_network_equals_the_recorded_one(case: str, part: str, precision: Precision) -> None:
-    """The recorded network reads another latent for each instrument, as with dropout."""
     recording = golden(case)
-    meta = recording.meta
-    config = MetaTasNetConfig(
-        **{name: meta[name] for name in ("N", "B", "H", "E_1", "E_2", "layers", "stack", "residual_bias")},
-        independent_params=not meta["generated"],
-        num_mels=8,
-        stages_num=1,
-    )
-    stage = dataclasses.replace(config.stage(0), index=int(part == "mask_partial"))
-    parameters = stage_parameters(recipe(config), 0)
-    parameters.update({f"mask.{k}": v for k, v in recording.under(f"{part}/state/").items()})
-    if meta["generated"]:
-        parameters["instrument_embedding.weight"] = recording["instrument"]
-    prepared = prepare(EMULATED, stage, parameters, precision)
-
-    x = recording[f"{part}/x"]
-    partial = recording[f"{part}/partial"] if stage.index else None
-    size = prepared.stage.mask_bytes(len(x), x.shape[-1], True)
-    out = torch.full((len(x), 4, x.shape[-1], prepared.stage.latent_ld), torch.nan, dtype=prepared.storage)
-    prepared.stage.mask(
-        torch.ones(len(x), x.shape[-1], stage.N, dtype=prepared.storage),
-        x.transpose(2, 3).contiguous().to(prepared.storage),
-        None if partial is None else partial.transpose(2, 3).contiguous().to(prepared.storage),
-        out,
-        torch.full((size,), 0xFF, dtype=torch.uint8),
-        0,
-    )
-    masks = out[..., : stage.N].transpose(2, 3)
+    partial = recording[f"{part}/partial"] if part == "mask_partial" else None
+    masks = masks_of(prepare(EMULATED, *masking(recording, part), precision), recording[f"{part}/x"], partial)
     assert_parity("masks", masks, recording[f"{part}/y"], limit(case, precision, f"{part}/y"))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("chosen", [(2, 1), (3, 0, 1), (0, 1, 2, 3, 3), (0, 1, 2, 3, 2, 1, 0)])
+def test_softmax_over_chosen_instruments_follows_from_the_recorded_one(
+    chosen: tuple[int, ...], precision: Precision
+) -> None:
+    """Networks of instruments that were chosen, some of them twice, have the recorded logits: masks keep their ratios."""
+    recording = golden("blocks_independent")
+    stage, parameters = masking(recording, "mask")
+    own = {
+        name: value.unflatten(0, (4, -1))[list(chosen)].flatten(0, 1)
+        if name.startswith("mask.") and len(value) > 1
+        else value
+        for name, value in parameters.items()
+    }
+    stage = dataclasses.replace(stage, instruments=len(chosen), softmax=len(chosen))
+    masks = masks_of(prepare(EMULATED, stage, own, precision), recording["mask/x"][:, list(chosen)])
+    recorded = recording["mask/y"][:, list(chosen)]
+    expected = recorded / recorded.sum(1, keepdim=True)
+    assert_parity("masks", masks, expected, limit("blocks_independent", precision, "mask/y"))
 
 
 @pytest.mark.slow

@@ -219,7 +219,8 @@ def check_whole(folder: Path) -> None:
 OURS = "void metatasnet::cuda::kernel<metatasnet::cuda::{}>(metatasnet::cuda::X::Args)"
 NAMES = {
     "depthwise_fwd_kernel": "depthwise_fwd",
-    OURS.format("MixConvResident"): "MixConvResident",
+    OURS.format("MixConv"): "MixConv",
+    OURS.format("MaskProduct<metatasnet::cuda::Bfloat16, (int)4> "): "MaskProduct Bfloat16 4",
     OURS.format("Pointwise<metatasnet::cuda::InBfloat16, (metatasnet::cuda::From)1> "): "Pointwise InBfloat16 From 1",
     "Memset (Device)": "memset",
     "void at::native::vectorized_elementwise_kernel<4, ...>(int)": "torch",

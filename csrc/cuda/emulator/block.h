@@ -31,7 +31,7 @@ class Block {
   char* shared() const;
   void sync();
 
-  // Blocks run one after the other.
+  // Memory is the same for all blocks at once: what a fence orders on a GPU is always in order here.
   void fence() {}
   int increment(int* count) { return (*count)++; }
   template <class T>
@@ -43,20 +43,20 @@ class Block {
   float shuffle_xor(float value, int mask) { return shuffle(value, lane() ^ mask); }
   double shuffle_xor(double value, int mask);
 
-  void copy_async(void* to, const void* from, bool valid);
+  void copy_async(int to, const void* from, bool valid);
   void commit();
   template <int pending>
   void wait() {
     arrive(pending);
   }
 
-  void load_matrices(std::uint32_t (&registers)[4], const void* row);
+  void load_matrices(std::uint32_t (&registers)[4], int row);
   void mma_bfloat16(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]);
   void mma_tf32(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]);
 
  private:
   struct Copy {
-    void* to;
+    int to;
     const void* from;
     bool valid;
   };
@@ -70,10 +70,11 @@ class Block {
   std::vector<std::vector<Copy>> groups_;
 };
 
-// The order in which blocks run and the threads of a block are resumed: 0 ascending, 1 descending, others shuffle.
+// The order in which blocks run and the threads of a block are resumed: 0 ascending, 1 descending, others shuffle. Odd
+// ones beyond 1 let warps of a block drift apart, and interleave four blocks in bursts.
 void set_order(unsigned order);
 
-// Runs `kernel` for every thread of a grid of blocks, one block after the other. Throws std::logic_error where threads
+// Runs `kernel` for every thread of a grid of blocks. Throws std::logic_error where threads
 // wait for others that never come.
 void emulate(int x, int y, int z, int threads, std::size_t shared_bytes, const std::function<void(Block&)>& kernel);
 

@@ -1,5 +1,6 @@
 // The scheduler of an emulated block, and what threads do together.
 #include <algorithm>
+#include <array>
 #include <exception>
 #include <memory>
 #include <numeric>
@@ -15,6 +16,9 @@
 namespace metatasnet::emulated {
 namespace {
 
+constexpr int kBlocksAtOnce = 4;
+constexpr unsigned kBurst = 24;  // steps of a block before another may go on
+
 thread_local unsigned chosen_order = 0;
 thread_local std::vector<Recorded>* recording = nullptr;
 
@@ -27,7 +31,7 @@ struct Meeting {
 
 struct Operands {
   double value;
-  const void* row;
+  int row;
   std::uint32_t a[4], b[2];
   float d[4];
 };
@@ -39,9 +43,12 @@ struct Warp {
 
 }  // namespace
 
+// The threads of one block.
 class Crew {
  public:
-  void run(int x, int y, int z, int threads, std::size_t shared_bytes, const std::function<void(Block&)>& kernel) {
+  // Puts every thread at the beginning of `kernel`. `seed` is that of the order in which they go on.
+  void begin(int x, int y, int z, int threads, std::size_t shared_bytes, const std::function<void(Block&)>& kernel,
+             unsigned seed) {
     shared_.assign(shared_bytes / sizeof(Words) + 1, Words{{~0u, ~0u, ~0u, ~0u}});  // NaN, also as bfloat16
     warps_.resize((threads + kWarp - 1) / kWarp);
     for (Warp& warp : warps_) warp.meeting = {kWarp, 0, 0};
@@ -58,7 +65,34 @@ class Crew {
         }
       });
     }
-    schedule(threads);
+    order_.resize(threads);
+    std::iota(order_.begin(), order_.end(), 0);
+    if (chosen_order == 1) std::reverse(order_.begin(), order_.end());
+    random_.seed(seed);
+    left_ = threads;
+    next_ = 0;
+    progress_ = true;
+  }
+
+  // Lets threads go on until they wait: all of them, or those of one warp where warps drift apart. False when all have
+  // ended.
+  bool step() {
+    const int threads = static_cast<int>(order_.size()), together = drift() ? kWarp : threads;
+    if (next_ == 0) arrange();
+    for (bool moved = true; moved; moved = moved && drift()) {
+      moved = false;
+      for (int i = next_; i < std::min(threads, next_ + together); ++i) {
+        const int t = order_[i];
+        const Wait& wait = waits_[t];
+        if (fibers_[t]->done() || (wait.meeting && wait.meeting->generation == wait.generation)) continue;
+        progress_ = moved = true;
+        fibers_[t]->resume();
+        if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+        if (fibers_[t]->done()) --left_;
+      }
+    }
+    next_ = next_ + together < threads ? next_ + together : 0;
+    return left_ > 0;
   }
 
   char* shared() { return reinterpret_cast<char*>(shared_.data()); }
@@ -85,44 +119,28 @@ class Crew {
     std::uint64_t generation = 0;
   };
 
-  void schedule(int threads) {
-    std::vector<int> order(threads);
-    std::iota(order.begin(), order.end(), 0);
-    std::mt19937 random(chosen_order);
-    if (chosen_order == 1) std::reverse(order.begin(), order.end());
-    // Odd orders let warps drift apart: one runs as far as it can before another begins.
-    const bool drift = chosen_order > 1 && chosen_order % 2 == 1;
-    const int together = drift ? kWarp : threads;
-    std::vector<int> rank((threads + kWarp - 1) / kWarp);
-    std::iota(rank.begin(), rank.end(), 0);
-    for (int left = threads; left > 0;) {
-      if (chosen_order > 1) std::shuffle(order.begin(), order.end(), random);
-      if (drift) {
-        std::shuffle(rank.begin(), rank.end(), random);
-        std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return rank[a / kWarp] < rank[b / kWarp]; });
-      }
-      bool progress = false;
-      for (int first = 0; first < threads; first += together) {
-        for (bool moved = true; moved; moved = moved && drift) {
-          moved = false;
-          for (int i = first; i < std::min(threads, first + together); ++i) {
-            const int t = order[i];
-            const Wait& wait = waits_[t];
-            if (fibers_[t]->done() || (wait.meeting && wait.meeting->generation == wait.generation)) continue;
-            progress = moved = true;
-            fibers_[t]->resume();
-            if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
-            if (fibers_[t]->done()) --left;
-          }
-        }
-      }
-      if (!progress) {
-        throw std::logic_error(std::to_string(left) + " of " + std::to_string(threads) +
-                               " threads of an emulated block wait for others that ended or wait elsewhere.");
-      }
+  // Odd orders let warps drift apart: one runs as far as it can before another begins.
+  static bool drift() { return chosen_order > 1 && chosen_order % 2 == 1; }
+
+  // Before every thread gets its turn.
+  void arrange() {
+    if (!progress_) {
+      throw std::logic_error(std::to_string(left_) + " of " + std::to_string(order_.size()) +
+                             " threads of an emulated block wait for others that ended or wait elsewhere.");
     }
+    progress_ = false;
+    if (chosen_order > 1) std::shuffle(order_.begin(), order_.end(), random_);
+    if (!drift()) return;
+    std::vector<int> rank((order_.size() + kWarp - 1) / kWarp);
+    std::iota(rank.begin(), rank.end(), 0);
+    std::shuffle(rank.begin(), rank.end(), random_);
+    std::stable_sort(order_.begin(), order_.end(), [&](int a, int b) { return rank[a / kWarp] < rank[b / kWarp]; });
   }
 
+  std::vector<int> order_;  // of the threads' turns
+  std::mt19937 random_;
+  int left_ = 0, next_ = 0;  // threads that have not ended; whose turn it is
+  bool progress_ = true;     // since every thread had its turn
   std::vector<std::unique_ptr<Fiber>> fibers_;
   std::vector<Wait> waits_;
   std::vector<Words> shared_;
@@ -191,8 +209,8 @@ double Block::shuffle_xor(double value, int mask) {
   return operands[lane() ^ mask].value;
 }
 
-void Block::copy_async(void* to, const void* from, bool valid) {
-  if (reinterpret_cast<std::uintptr_t>(to) % 16 || (valid && reinterpret_cast<std::uintptr_t>(from) % 16)) {
+void Block::copy_async(int to, const void* from, bool valid) {
+  if (to % 16 || (valid && reinterpret_cast<std::uintptr_t>(from) % 16)) {
     throw std::logic_error("An asynchronous copy is not aligned to 16 bytes.");
   }
   open_.push_back({to, from, valid});
@@ -206,20 +224,20 @@ void Block::commit() {
 void Block::arrive(std::size_t pending) {
   while (groups_.size() > pending) {
     for (const Copy& copy : groups_.front()) {
-      if (copy.valid) std::memcpy(copy.to, copy.from, 16);
-      if (!copy.valid) std::memset(copy.to, 0, 16);
+      if (copy.valid) std::memcpy(shared() + copy.to, copy.from, 16);
+      if (!copy.valid) std::memset(shared() + copy.to, 0, 16);
     }
     groups_.erase(groups_.begin());
   }
 }
 
-void Block::load_matrices(std::uint32_t (&registers)[4], const void* row) {
+void Block::load_matrices(std::uint32_t (&registers)[4], int row) {
   Warp& warp = crew_->warp(thread_);
   auto& operands = warp.operands[warp.meeting.generation % 2];
   operands[lane()].row = row;
   crew_->meet(thread_, warp.meeting, [] {});
   for (int r = 0; r < 4; ++r) {
-    const auto* words = static_cast<const char*>(operands[matrix_source(lane(), r)].row);
+    const char* words = shared() + operands[matrix_source(lane(), r)].row;
     std::memcpy(&registers[r], words + 4 * matrix_word(lane()), 4);
   }
 }
@@ -253,12 +271,35 @@ bool record(Recorded launch) {
 }
 
 void emulate(int x, int y, int z, int threads, std::size_t shared_bytes, const std::function<void(Block&)>& kernel) {
-  static thread_local Crew crew;  // keeps its stacks
+  // Odd orders interleave blocks in bursts, as multiprocessors would; the others run one block after the other.
+  static thread_local std::array<Crew, kBlocksAtOnce> crews;  // they keep their stacks
   std::vector<int> order(static_cast<std::size_t>(x) * y * z);
   std::iota(order.begin(), order.end(), 0);
+  std::mt19937 random(chosen_order);
   if (chosen_order == 1) std::reverse(order.begin(), order.end());
-  if (chosen_order > 1) std::shuffle(order.begin(), order.end(), std::mt19937(chosen_order));
-  for (const int b : order) crew.run(b % x, b / x % y, b / (x * y), threads, shared_bytes, kernel);
+  if (chosen_order > 1) std::shuffle(order.begin(), order.end(), random);
+  std::vector<Crew*> running;
+  std::vector<Crew*> free;
+  const bool interleave = chosen_order > 1 && chosen_order % 2 == 1;
+  for (Crew& crew : crews) {
+    if (interleave || free.empty()) free.push_back(&crew);
+  }
+  for (std::size_t next = 0; next < order.size() || !running.empty();) {
+    while (next < order.size() && !free.empty()) {
+      const int b = order[next++];
+      free.back()->begin(b % x, b / x % y, b / (x * y), threads, shared_bytes, kernel, random());
+      running.push_back(free.back());
+      free.pop_back();
+    }
+    const std::size_t which = interleave ? random() % running.size() : 0;
+    bool more = true;
+    for (unsigned steps = interleave ? 1 + random() % kBurst : kBurst; more && steps > 0; --steps) {
+      more = running[which]->step();
+    }
+    if (more) continue;
+    free.push_back(running[which]);
+    running.erase(running.begin() + static_cast<std::ptrdiff_t>(which));
+  }
 }
 
 }  // namespace metatasnet::emulated
