@@ -28,7 +28,7 @@ SECTOR = 32
 
 WARP = 32
 MOST_STEPS = 500_000
-"""Runs of instructions after which a kernel is taken to loop for ever."""
+"""Runs of instructions after which a kernel is taken to loop forever."""
 
 SUBROUTINE = 100
 """Instructions that a subroutine is taken to have, where ways are compared."""
@@ -692,7 +692,7 @@ class _Machine:
         return [(np.where(below == choice, a, b), _either(_either(lost_a, lost_b), lost))]
 
     def _prmt(self, i: Instruction, mask: Array) -> Results:
-        """Half of a register that was never written may be kept beside the half that is written here: nobody reads it."""
+        """Half of a register that was never written may be kept beside the half that is written here: no one reads it."""
         (a, lost_a), (s, lost_s), (b, lost_b) = (self._get(o) for o in i.operands[1:4])
         lost_b = lost_b if i.operands[3].name in self.registers else None
         return [(arithmetic.permute(a, s, b), _either(_either(lost_a, lost_s), lost_b))]

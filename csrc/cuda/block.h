@@ -16,9 +16,9 @@ class Block {
   METATASNET_DEVICE int thread() const { return thread_; }
   METATASNET_DEVICE int lane() const { return thread() % kWarp; }
   METATASNET_DEVICE int warp() const { return thread() / kWarp; }
-  // Reads thread() anew, so that nothing made from it is kept from before to behind the call.
+  // Reads thread() again, so that nothing made from it is kept from before to behind the call.
   METATASNET_DEVICE void forget() { asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread_)); }
-  // Read anew at each call: kept, they would cost a product's loop registers.
+  // Read again at each call: kept, they would cost a product's loop registers.
   METATASNET_DEVICE int x() const {
     int index;
     asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(index));

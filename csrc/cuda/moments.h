@@ -31,7 +31,7 @@ METATASNET_DEVICE float warp_sum(Block& block, float value) {
 
 // Writes the moments of part `part` of a tile, which has `columns` columns, and makes the norm where this block is the
 // last. A lane has `own` columns of rows 32 (warp % 4) + 8 r + lane / 4: value(k, r), in column column_of(k), for r
-// from 0 to 3. Nobody may be reading block.shared().
+// from 0 to 3. No one may be reading block.shared().
 template <int threads, int columns, int own, class Column, class Value>
 METATASNET_DEVICE void finish_moments(Block& block, const Statistics& to, int unit, int tile, int part,
                                       Column column_of, Value value) {

@@ -202,7 +202,7 @@ METATASNET_DEVICE void begin_with_bias(const Block& block, const PointwiseArgs& 
   }
 }
 
-// Adds the share of the spectrogram. Nobody may be reading block.shared(), where the places of the tile's rows are
+// Adds the share of the spectrogram. No one may be reading block.shared(), where the places of the tile's rows are
 // kept.
 METATASNET_DEVICE void add_share(Block& block, const PointwiseArgs& args, int unit, std::int64_t first_frame,
                                  int first_output, Accumulators& sum) {

@@ -21,7 +21,7 @@ __all__ = ["add_parser"]
 
 EPILOG = """
 RUN holds settings.json, log.jsonl, last.pt (to go on from) and best.pt (to separate with). The same command again goes on with
-the run exactly where it stopped; settings that are given anew are changed, all others stay. Checkpoints are files of the
+the run exactly where it stopped; settings that are given again are changed, all others stay. Checkpoints are files of the
 authors' format: their program reads them, and theirs are continued here with --checkpoint.
 
 Several GPUs:  torchrun --nproc-per-node 4 -m metatasnet_fast train CACHE --out RUN

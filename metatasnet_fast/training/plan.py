@@ -77,7 +77,7 @@ def plan_run(
     if not resumed and (out / BEST).exists():
         raise TrainingError(
             f"{out} holds a {BEST}, but no {LAST} to go on from: start another run from it with --checkpoint {out / BEST} and "
-            "a new --out, or move it away to start anew."
+            "a new --out, or move it away to start again."
         )
     if resumed:
         origin, notes = out / LAST, notes_of(out)
@@ -169,11 +169,11 @@ def _last_state(out: Path) -> Checkpoint:
         return read_original(out / LAST)
     except CheckpointError as error:
         best = out / BEST
-        advice = f"move {out / LAST} away to start anew"
+        advice = f"move {out / LAST} away to start again"
         if best.exists():
             advice = (
                 f"start another run from the best state with --checkpoint {best} and a new --out, or move {out / LAST} and "
-                f"{BEST} away to start anew"
+                f"{BEST} away to start again"
             )
         raise CheckpointError(f"The run in {out} cannot go on, because its {LAST} is damaged: {advice}.") from error
 

@@ -121,7 +121,7 @@ class Trainer:
         if progress.best is not None and progress.rule not in (None, self.settings.best):
             progress.best, progress.best_step = None, 0
             self.display.note(
-                f"the best score so far was judged by {progress.rule}: it begins anew with {self.settings.best}"
+                f"the best score so far was judged by {progress.rule}: it begins again with {self.settings.best}"
             )
         if not self._validate_if_due():
             return
@@ -162,7 +162,7 @@ class Trainer:
         if self.world.first:
             self.display.step(step, settings.total_steps, found.loss)
         if self.world.size == 1:
-            interrupted = bool(self._interruption)  # nobody else must hear of it first
+            interrupted = bool(self._interruption)  # no one else must hear of it first
         if step % settings.log_every == 0 or step == settings.total_steps or interrupted:
             self._log(step)
         return interrupted

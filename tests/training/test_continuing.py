@@ -75,7 +75,7 @@ def test_scores_of_two_rules_are_not_compared(cache: Path, tmp_path: Path) -> No
     content["metatasnet_fast"]["progress"].update(best=1000.0, best_step=1, rule="all")
     torch.save(content, tmp_path / "run" / "last.pt")
     go(cache, tmp_path / "run", watcher := Watcher(), steps=2, best="original")
-    assert any("judged by all: it begins anew with original" in note for note in watcher.notes)
+    assert any("judged by all: it begins again with original" in note for note in watcher.notes)
     found = progress(tmp_path / "run" / "best.pt")
     assert found["step"] == found["best_step"] == 2 and found["best"] < 1000 and found["rule"] == "original"
 
@@ -93,10 +93,10 @@ def test_a_damaged_state_names_what_is_left(cache: Path, tmp_path: Path, keep: i
     go(cache, tmp_path / "run", steps=1)
     last = tmp_path / "run" / "last.pt"
     last.write_bytes(last.read_bytes()[:keep])
-    with pytest.raises(CheckpointError, match=r"last.pt is damaged: move .*last.pt away to start anew"):
+    with pytest.raises(CheckpointError, match=r"last.pt is damaged: move .*last.pt away to start again"):
         plan_run(tmp_path / "run", {})
     (tmp_path / "run" / "best.pt").touch()
-    advice = r"with --checkpoint .*best.pt and a new --out, or move .*last.pt and best.pt away to start anew"
+    advice = r"with --checkpoint .*best.pt and a new --out, or move .*last.pt and best.pt away to start again"
     with pytest.raises(CheckpointError, match=advice):
         plan_run(tmp_path / "run", {})
 
