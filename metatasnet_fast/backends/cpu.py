@@ -49,14 +49,14 @@ class _Prepared:
     mel: MelShare | None
     """None in a network without the spectrogram branch."""
     weights: Mapping[str, Tensor] | None
-    """What the stage was packed from, where gradients are to flow to it."""
+    """Weights that the stage was packed from, if gradients are to flow to them."""
 
     def tensors(self, job: str) -> dict[str, Tensor]:
         """The weights of ``encoder``, ``mask`` or ``decoder``."""
         return {name: w for name, w in (self.weights or {}).items() if name.startswith(f"{job}.")}
 
     def trains(self, job: str, *inputs: Tensor | None) -> bool:
-        """Whether the job's result needs gradients."""
+        """Return whether the job's result needs gradients."""
         if self.weights is None or not torch.is_grad_enabled():
             return False
         return any(x is not None and x.requires_grad for x in (*inputs, *self.tensors(job).values()))

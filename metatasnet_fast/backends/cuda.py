@@ -37,7 +37,7 @@ KERNELS = (
     "Pointwise",
     "SourceMoments",
 )
-"""What ``csrc/cuda`` launches; the emulator runs all of them."""
+"""Kernels that ``csrc/cuda`` launches; the emulator runs all of them."""
 
 UNVERIFIED = KERNELS
 """Kernels that have not run on a GPU yet. ``auto`` does not take the backend before this is empty."""

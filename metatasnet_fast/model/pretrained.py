@@ -162,7 +162,7 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], half
 
 
 def means_bundled(name: str | os.PathLike[str]) -> bool:
-    """Whether a name is that of a bundled model, and no checkpoint's folder in the working folder.
+    """Return whether a name is that of a bundled model, and no checkpoint's folder in the working folder.
 
     Stems go to folders of the model's name: one that holds no checkpoint hides no bundled model.
     """
@@ -206,7 +206,7 @@ def locate(path: str | os.PathLike[str], revision: str | None = None, offline: b
 def read_checkpoint(
     path: str | os.PathLike[str], revision: str | None = None, sha256: str | None = None, offline: bool = False
 ) -> tuple[Checkpoint, Path]:
-    """What :func:`load_checkpoint` makes a network of, and where that was."""
+    """Read the checkpoint for :func:`load_checkpoint`, and return it with its place."""
     place = locate(path, revision, offline)
     with _readable(path):
         if place.is_dir():
@@ -218,7 +218,7 @@ def read_checkpoint(
 
 @contextlib.contextmanager
 def _readable(path: str | os.PathLike[str]) -> Iterator[None]:
-    """What the system refuses (pathlib raises for a name that is too long, or in a closed folder) is one sentence.
+    """Turn a refusal of the system (pathlib raises for a name that is too long, or in a closed folder) into one sentence.
 
     So is what names nothing.
     """

@@ -1,4 +1,4 @@
-"""What is trained of a network, and how an instrument that was added to it starts."""
+"""Training of a part of a network, and the start of an instrument that was added to it."""
 
 from __future__ import annotations
 

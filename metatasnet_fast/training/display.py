@@ -1,4 +1,4 @@
-"""What a run tells its user, and to whom."""
+"""Messages of a run to its user."""
 
 from __future__ import annotations
 

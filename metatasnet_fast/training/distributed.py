@@ -28,7 +28,7 @@ class World:
 
     @classmethod
     def from_environment(cls) -> World:
-        """As ``torchrun`` says it in RANK, WORLD_SIZE and LOCAL_RANK; without them, a single process.
+        """Return the process that ``torchrun`` names in RANK, WORLD_SIZE and LOCAL_RANK; without them, a single process.
 
         Raises:
             ConfigError: if they say no place among the processes.
@@ -45,7 +45,7 @@ class World:
 
     @property
     def first(self) -> bool:
-        """Whether this process writes the files and talks to the user."""
+        """Return whether this process writes the files and talks to the user."""
         return self.rank == 0
 
     @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What a run writes about itself: ``log.jsonl`` with one object a line, and TensorBoard's files if asked for."""
+"""The journal of a run: ``log.jsonl`` with one object a line, and TensorBoard's files if asked for."""
 
 from __future__ import annotations
 

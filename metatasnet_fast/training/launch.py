@@ -41,7 +41,7 @@ __all__ = ["Plan", "Runtime", "plan_run", "train"]
 
 @dataclass(frozen=True)
 class Runtime:
-    """What a run computes on."""
+    """Device, backend and precision of a run."""
 
     device: torch.device
     backend: str
@@ -194,7 +194,7 @@ def _mixtures(batches: BatchSource, items: int) -> Iterator[tuple[list[Tensor]]]
 
 
 def _description(plan: Plan, runtime: Runtime, cache: str | Path, command: str) -> dict[str, Any]:
-    """What ``settings.json`` holds."""
+    """Return the content of ``settings.json``."""
     cuda = runtime.device.type == "cuda"
     return {
         "network": plan.config.to_dict(),

@@ -1,4 +1,4 @@
-"""What a run is to be: new, started from a checkpoint, or gone on with from its own state."""
+"""The plan of a run: new, started from a checkpoint, or gone on with from its own state."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ CHANGEABLE = ("dropout", "similarity_loss_weight", "dissimilarity_loss_weight", 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run is to be."""
+    """The plan of a run."""
 
     config: MetaTasNetConfig
     settings: TrainingSettings
     checkpoint: Checkpoint | None = None
-    """What it goes on from."""
+    """Checkpoint that it goes on from."""
     origin: Path | None = None
-    """Where that was read."""
+    """File of that checkpoint."""
     started_from: Path | None = None
     """The checkpoint that the run was started from, also when it goes on from its own."""
     changes: Mapping[str, tuple[Any, Any]] = dataclasses.field(default_factory=dict)
     """Settings that differ from those that the run or checkpoint had, and the cache: before and now."""
     resumed: bool = False
-    """Whether the run goes on, instead of starting."""
+    """Return whether the run goes on, instead of starting."""
     added: str | None = None
     """An instrument that the checkpoint's network gets now."""
     seen: tuple[int, int] | None = None
@@ -149,7 +149,7 @@ def refuse_overtaken(out: Path, plan: Plan) -> None:
 
 
 def _is_start(checkpoint: Path, started_from: Path | None) -> bool:
-    """Whether a run was started from ``checkpoint``, which may be gone by now."""
+    """Return whether a run was started from ``checkpoint``, which may be gone by now."""
     return started_from is not None and (
         checkpoint.resolve() == started_from or locate(checkpoint).resolve() == started_from
     )

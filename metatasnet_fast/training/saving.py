@@ -35,7 +35,7 @@ def what_was_trained(checkpoint: Checkpoint) -> str:
 
 @dataclass
 class Progress:
-    """Where a run stands. Batches and dropout are functions of seed and step, so no generator's state belongs to it."""
+    """Position of a run. Batches and dropout are functions of seed and step, so no generator's state belongs to it."""
 
     step: int = 0
     """Steps done."""
@@ -47,7 +47,7 @@ class Progress:
     """Best score so far."""
     best_step: int = 0
     rule: str | None = None
-    """What the best score was judged by."""
+    """Rule by which the best score was chosen."""
 
 
 class WeightAverage:
@@ -75,7 +75,7 @@ class RunState:
     ) -> None:
         self.network, self.optimizer, self.average, self.unfreeze = network, optimizer, average, unfreeze
         self.kept_rows: KeptRows | None = None
-        """What every step must leave as it is."""
+        """Rows of parameters that every step must leave as they are."""
         self.progress = Progress()
 
     @property

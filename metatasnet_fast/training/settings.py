@@ -36,7 +36,7 @@ def _setting(default: Any, help: str) -> Any:
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How a network is trained; the defaults are the authors'.
+    """Settings of training; the defaults are the authors'.
 
     Raises:
         ConfigError: for a value that cannot be trained with.

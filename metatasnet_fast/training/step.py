@@ -25,11 +25,11 @@ __all__ = ["BatchGradients", "GradientStep"]
 
 @dataclass(frozen=True)
 class BatchGradients:
-    """What a batch gave, over all processes; the gradients themselves are in the parameters."""
+    """Results of a batch, over all processes; the gradients themselves are in the parameters."""
 
     loss: float
     stats: list[float]
-    """As ``MultiTasNet.forward`` has them, (instruments * stages + 3,)."""
+    """Statistics as ``MultiTasNet.forward`` returns them, (instruments * stages + 3,)."""
     norm: float
     """Global norm of the gradients before they were cut down."""
     votes: list[float]
@@ -46,7 +46,7 @@ class _Dropout:
     items: int
 
     def of(self, part: Part) -> Callable[[int, Tensor], Tensor | None] | None:
-        """What :meth:`metatasnet_fast.model.engine.Engine.loss` asks for."""
+        """Return the arguments for :meth:`metatasnet_fast.model.engine.Engine.loss`."""
         return functools.partial(self._factors, part) if self.probability > 0 else None
 
     def _factors(self, part: Part, stage: int, latent: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""How good a network is on whole tracks it was not trained on.
+"""Scores of a network on whole tracks that it was not trained on.
 
 Each track is separated in mono, as the authors validate. Two measures: SI-SDR over the whole track for every stage, which is
 theirs; and for the last stage SDR as the field reports it (BSSEval v4: the median over one-second frames), after the gains

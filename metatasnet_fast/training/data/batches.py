@@ -106,7 +106,7 @@ class BatchSource:
         self.variety, self.least_share = variety, least_share
         _check(self, cache, rank, world)
         self.places = cache.places_of(config.instruments)
-        """Where the network's instruments are among the cache's."""
+        """Return the places of the network's instruments among the cache's."""
         self._slice = (rank * items // world, (rank + 1) * items // world)
         self._crop = _crop_length(config, seconds)
         self._margin = round(MARGIN * self.rates[0]) if variety.speed else 0

@@ -80,7 +80,7 @@ class Track:
         return self.entry.rates[rate].samples
 
     def deviation(self, rate: int) -> float:
-        """What the authors divide the track by at this rate: the standard deviation of its mono mixture."""
+        """Return the number by which the authors divide the track at this rate: the standard deviation of its mono mixture."""
         return self.entry.rates[rate].deviation
 
     def file(self, rate: int) -> Path:
@@ -121,7 +121,7 @@ class Cache:
     """Sampling rates in ascending order, hertz."""
     entries: tuple[TrackEntry, ...]
     instruments: tuple[str, ...] = INSTRUMENTS
-    """What every track has, in the order of its samples."""
+    """Instruments that every track has, in the order of its samples."""
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Cache:
@@ -176,7 +176,7 @@ class Cache:
             raise TrainingDataError(f"{lacking[0]}{others} missing or cut off; delete the folder and prepare again.")
 
     def places_of(self, instruments: Sequence[str]) -> list[int]:
-        """Where a network's instruments are among the cache's.
+        """Return the places of a network's instruments among the cache's.
 
         Raises:
             TrainingDataError: if the cache lacks one.

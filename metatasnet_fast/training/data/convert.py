@@ -25,7 +25,7 @@ __all__ = ["Outcome", "Settings", "inputs", "prepare_track"]
 
 @dataclass(frozen=True)
 class Settings:
-    """How tracks are stored."""
+    """Settings of how tracks are stored."""
 
     out: Path
     rates: tuple[int, ...]
@@ -36,7 +36,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one track."""
+    """Outcome of one track."""
 
     name: str
     split: str

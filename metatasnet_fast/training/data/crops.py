@@ -1,4 +1,4 @@
-"""What a batch is made of, drawn as a function of (seed, batch number) alone.
+"""Content of a batch, drawn as a function of (seed, batch number) alone.
 
 Philox is a counter-based generator (Salmon et al. 2011): the batch number goes into its counter and the seed into its key,
 so there is no state to carry, and any batch can be drawn at any time by anyone. Only its raw 64-bit integers are used, which
@@ -27,7 +27,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Plan:
-    """Where every source of a batch comes from, and what is done to it."""
+    """Origin of every source of a batch, and its changes."""
 
     tracks: Ints
     """(items, S): index of the track, for each of the cache's S instruments."""

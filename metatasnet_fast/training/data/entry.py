@@ -1,4 +1,4 @@
-"""What is recorded of a cached track beside its samples: ``entry.json`` in the track's folder, written last."""
+"""Record of a cached track beside its samples: ``entry.json`` in the track's folder, written last."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class TrackEntry:
     sha256: str
     """Over the contents of the files that the track was made from."""
     origin: str
-    """Where those files were."""
+    """Place of those files."""
     dtype: str
     channels: int
     rates: dict[int, RateEntry]
@@ -68,7 +68,7 @@ class TrackEntry:
         return self.rates[rate].samples / rate
 
     def is_other_song(self, sha256: str, origin: str) -> bool:
-        """Whether a track of this name in another split is known to be another song.
+        """Return whether a track of this name in another split is known to be another song.
 
         That is so where one source has both, in folders of its own for the splits (``S/train/1`` and ``S/valid/1``), and
         their contents differ. Nothing else tells a song's second edition from another song.

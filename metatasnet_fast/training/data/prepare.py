@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Preparation:
-    """What became of all tracks."""
+    """Outcomes of all tracks."""
 
     outcomes: list[Outcome]
     seconds: dict[str, float]

@@ -26,7 +26,7 @@ __all__ = ["Settled", "refuse_own_folder", "settle"]
 
 @dataclass(frozen=True)
 class Settled:
-    """What :func:`settle` found."""
+    """Result of :func:`settle`."""
 
     moved: list[tuple[str, str, str]]
     """Name, old and new split of every track that changed its split."""
@@ -77,7 +77,7 @@ def refuse_own_folder(out: Path, source: Sequence[TrackSource]) -> None:
 
 
 def _folders(source: Sequence[TrackSource]) -> set[Path]:
-    """Where the source's tracks lie or may have lain."""
+    """Return the folders where the source's tracks are or were."""
     folders = {Path(os.path.abspath(track.path)).parent for track in source}
     return folders | {folder.parent / split for folder in folders if folder.name in SPLITS for split in SPLITS}
 

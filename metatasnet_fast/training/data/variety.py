@@ -1,4 +1,4 @@
-"""How training items may differ from the tracks they are cut from: speed, balance, level, tone, rests.
+"""Variety: the ways in which training items may differ from the tracks they are cut from: speed, balance, level, tone, rests.
 
 All of it is drawn for whole items and instruments, so that the stages of a network see one signal at several rates; and as a
 function of (seed, batch number) alone, like the crops. Every item has its numbers whether they are used or not: turning one
@@ -42,7 +42,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Variety:
-    """How much items may vary; nothing by default.
+    """Amounts by which items may vary; nothing by default.
 
     Args:
         speed: largest relative change of speed, which changes pitch and tempo together: 0.1 for 0.9 to 1.1.
@@ -67,7 +67,7 @@ NO_VARIETY = Variety()
 
 @dataclass(frozen=True)
 class Changes:
-    """What is done to the items of a batch; S instruments of a cache."""
+    """Changes of the items of a batch; S instruments of a cache."""
 
     speeds: Floats
     """(items,): how many samples become one."""
