@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,16 @@ def backend_can_run(request: pytest.FixtureRequest) -> None:
         pytest.skip(reason)
 
 
+@pytest.fixture
+def every_core() -> Iterator[None]:
+    """These networks are large: threads help, and the memory of the test before is needed."""
+    trim_memory()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def sounding(recording: Golden, dtype: torch.dtype) -> list[torch.Tensor]:
     return [(s.abs().amax(-1) > 0).to(dtype) for s in recording.sources()]
 
@@ -54,7 +65,15 @@ def test_inference_equals_the_authors(case: str, backend: str, precision: str) -
         assert_parity(f"stage {s}", output, recording[f"infer/stage{s}"], limit)
 
 
-@pytest.mark.parametrize(("backend", "precision"), [p for p in SERVING if p.values != ("reference", "bfloat16")])
+@pytest.mark.usefixtures("every_core")
+@pytest.mark.parametrize(
+    ("backend", "precision"),
+    [
+        pytest.param(*p.values, id=p.id, marks=[pytest.mark.slow] if p.values == ("reference", "float32") else [])
+        for p in SERVING
+        if p.values != ("reference", "bfloat16")
+    ],
+)
 def test_chunks_equal_the_authors(backend: str, precision: str) -> None:
     recording = golden("inference_chunks")
     dtype = torch.float64 if precision == "float64" else torch.float32
@@ -69,6 +88,7 @@ def test_chunks_equal_the_authors(backend: str, precision: str) -> None:
             assert_parity(key, output[..., :: recording.meta["stride"]], recording[key], limit)
 
 
+@pytest.mark.usefixtures("every_core")
 @pytest.mark.parametrize(("backend", "precision"), SERVING)
 def test_full_size_network_equals_the_authors(backend: str, precision: str) -> None:
     recording = golden("full_size")
@@ -170,6 +190,7 @@ def activations_in_files(network: MultiTasNet, folder: Path) -> Iterator[None]:
         yield
 
 
+@pytest.mark.usefixtures("every_core")
 @pytest.mark.parametrize("precision", ["float64", "float32"])
 def test_full_size_training_step_equals_the_authors(precision: str, tmp_path: Path) -> None:
     recording, dtype = golden("full_size"), getattr(torch, precision)
