@@ -81,6 +81,11 @@ class _Memory:
             self._pool = module.CpuPool()
         return self._pool
 
+    def trim(self) -> None:
+        """Give back what no call is using."""
+        if self._pool is not None:
+            self._pool.trim()
+
     def _leave(self, user: int) -> None:
         self._users.discard(user)
         if not self._users:
@@ -88,6 +93,11 @@ class _Memory:
 
 
 _memory = _Memory()
+
+
+def give_back_memory() -> None:
+    """Give the memory that no call is using back to the system; the next call asks for it again."""
+    _memory.trim()
 
 
 class CpuBackend(Backend):

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from ..backends.cpu import give_back_memory
+
 __all__ = ["peak_memory"]
 
 _STATUS = Path("/proc/self/status")
@@ -34,6 +36,7 @@ def peak_memory(function: Callable[[], Any], device: torch.device) -> tuple[int 
     if not _STATUS.exists():
         return None, "not measured: resident memory can be read on Linux only"
     gc.collect()
+    give_back_memory()
     _trim()
     if _reset_peak():
         before = _resident("VmRSS")
