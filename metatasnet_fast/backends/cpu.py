@@ -22,7 +22,7 @@ from .cpu_spectrogram import MelShare
 from .cpu_training import Cosines, Decode, Encode, Mask, by_frames, latents, unit_channels
 from .cpu_weights import arrays, generate, sizes, weight_tensors
 
-__all__ = ["ISA_VARIABLE", "CpuBackend"]
+__all__ = ["ISA_VARIABLE", "CpuBackend", "give_back_memory"]
 
 ISA_VARIABLE = "METATASNET_CPU_ISA"
 """Environment variable that forces an instruction set: one of ``metatasnet_fast._native.cpu_isas()``."""
