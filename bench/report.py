@@ -1,4 +1,4 @@
-"""The README's speed table and picture, from the newest recorded run of every device.
+"""The README's speed table and picture, from the newest recorded runs.
 
     python -m bench.report          (or: make report)
 
@@ -28,14 +28,21 @@ HEADINGS = ("case", "backend", "time", "x real time (mono)", "x eager", "x eager
 
 
 def newest(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows with times by device: of each job the case of most audio, of each backend on it the newest measurement."""
+    """Rows by device: of each job the case of most audio, of each backend on it the newest measurement.
+
+    Of the CPUs, and of the GPUs, only the one that was measured last: runs on the others are of older code.
+    """
     latest: dict[tuple[str, ...], Row] = {}
     for row in sorted(rows, key=lambda row: str(row.machine.get("date"))):
-        latest[(_device(row), *row.key)] = row
+        key = (_device(row), *row.key)
+        latest.pop(key, None)  # so that its place is that of its date
+        latest[key] = row
     found: dict[str, list[Row]] = {}
     for row in latest.values():
         found.setdefault(_device(row), []).append(row)
-    return {device: [row for job in JOBS for row in _largest(own, job)] for device, own in found.items()}
+    last = {row.machine.get("device"): _device(row) for row in latest.values()}  # in the order of their dates
+    shown = {device: own for device, own in found.items() if device in last.values()}
+    return {device: [row for job in JOBS for row in _largest(own, job)] for device, own in shown.items()}
 
 
 def _largest(rows: Sequence[Row], job: str) -> list[Row]:

@@ -1,4 +1,4 @@
-"""What the site's pages are changed by: the roles of docstrings, such as :class:`Separator`, become plain names."""
+"""Changes of the site's pages: the roles of docstrings, such as :class:`Separator`, become plain names."""
 
 import re
 from typing import Any

@@ -83,7 +83,8 @@ void launch(const Stream& stream, Grid grid, std::size_t shared_bytes, const typ
   check(cudaGetLastError(), std::string("launching ") + __PRETTY_FUNCTION__);
 }
 
-// What keeps the current device from running a kernel; kernels of a translation unit run on the same devices.
+// The error that keeps the current device from running a kernel. All kernels of a translation unit run on the same
+// devices.
 template <class Kernel>
 cudaError_t obstacle() {
   cudaFuncAttributes attributes;

@@ -1,4 +1,4 @@
-// What products.h declares, for the translation units that compile it for one arithmetic each.
+// Definitions for products.h; each translation unit that includes them compiles one arithmetic.
 #pragma once
 
 #include "cuda/products.h"

@@ -26,7 +26,7 @@ struct WarpPlace {
       : row(block.warp() % kRowWarps * kWarpRows), column(block.warp() / kRowWarps * kWarpColumns) {}
 };
 
-// What a thread copies of a tile's rows, chunk after chunk: 16-byte unit thread % 4 of rows thread / 4, and of every
+// The part of a tile's rows that a thread copies, chunk after chunk: 16-byte unit thread % 4 of rows thread / 4, and of every
 // 64th row from there on. Addresses advance by a chunk; rows and units that are not there are zero. `whole`: all units
 // are there.
 template <int rows, bool whole>

@@ -87,7 +87,7 @@ class Trip:
     stamp: Stamp | None = None
     content: str | None = None
     is_new: bool = False
-    """Whether the destination holds no result that is valid for the song."""
+    """True if the destination holds no valid result for the song."""
     copy: Path | None = None
     """The local copy of a remote input, once there is one."""
     codec: str = ""

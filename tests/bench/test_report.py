@@ -79,6 +79,16 @@ def test_the_newest_run_counts() -> None:
     assert found == [new]
 
 
+def test_of_each_kind_of_device_the_one_measured_last_is_shown() -> None:
+    def on(device: str, kind: str, year: int) -> Row:
+        found = row("reference", 1.0)
+        found.machine = {"device_name": device, "device": kind, "threads": 2, "date": f"{year}-01-01T00:00:00Z"}
+        return found
+
+    rows = [on("new CPU", "cpu", 2022), on("GPU", "cuda", 2020), on("old CPU", "cpu", 2021)]
+    assert sorted(newest(rows)) == ["GPU", "new CPU, 2 threads"]
+
+
 @pytest.mark.parametrize("page", ["no markers", BEGIN, f"{END} {BEGIN}"])
 def test_a_page_without_markers_stays_as_it_is(page: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "README.md").write_text(page)

@@ -47,7 +47,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 @pytest.fixture(scope="module")
 def undisturbed(corpus: Corpus, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a run makes that no one disturbs."""
+    """Make the result of a run without a disturbance."""
     folder = tmp_path_factory.mktemp("undisturbed")
     manifest = corpus.write_manifest(folder / "songs.jsonl")
     run_local(read_manifest(str(manifest)), settings(model), str(folder / "out"))

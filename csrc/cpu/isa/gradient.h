@@ -258,7 +258,7 @@ METATASNET_INLINE Units float_units(const float* in, int rows, int channels, std
   }
 }
 
-// What a product leaves, as rows of float32 or of what activations are stored in.
+// Writes the results of a product, as rows of float32 or of the type in which activations are stored.
 template <class Number>
 struct StoreRows {
   Number* out;
