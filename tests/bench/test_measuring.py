@@ -7,13 +7,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metatasnet_fast import MetaTasNetConfig
-from metatasnet_fast.benchmark import recipe
+from metatasnet_fast import MetaTasNetConfig, native
+from metatasnet_fast.benchmark import Entrants, memory, recipe
 from metatasnet_fast.benchmark.draws import varied
 from metatasnet_fast.benchmark.memory import peak_memory
 from metatasnet_fast.benchmark.parity import GRADIENTS, NORM, errors_of, limit, relative_error, verdict
 from metatasnet_fast.benchmark.suite import TINY
 from metatasnet_fast.benchmark.timing import HostTimer, Spread
+from metatasnet_fast.benchmark.workloads import inference_case
 from metatasnet_fast.precision import Precision
 from tests.support import recipe_state
 
@@ -48,6 +49,19 @@ def test_peak_memory_sees_what_is_freed_before_the_call_ends() -> None:
     size, method = peak_memory(lambda: torch.ones(16 << 20).sum(), CPU)
     assert size is not None and method
     assert 60 << 20 <= size <= 100 << 20
+
+
+@pytest.mark.skipif(native.load() is None, reason=str(native.reason()))
+def test_memory_that_the_backend_cpu_keeps_counts_in_every_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = inference_case(recipe.network(TINY), Entrants(CPU, (Precision.float32,), ["cpu"], compiled=False), 1, 60.0)
+    (contender,) = (each for each in case.contenders if each.name == "cpu")
+    call = contender.make()
+    call()
+    counted, _ = peak_memory(call, CPU)
+    monkeypatch.setattr(memory, "give_back_memory", lambda: None)
+    beyond_what_is_kept, _ = peak_memory(call, CPU)
+    assert counted is not None and beyond_what_is_kept is not None
+    assert counted > beyond_what_is_kept + (8 << 20)
 
 
 def test_no_two_rounds_get_the_same_inputs() -> None:
