@@ -26,10 +26,8 @@ def download(name: str, revision: str | None, offline: bool) -> Path:
             snapshot_download(name, revision=revision, allow_patterns=[SETTINGS, WEIGHTS], local_files_only=offline)
         )
     except Exception as error:  # the hub client raises many types, of several libraries
-        where = "in the local cache" if offline else "on the hub"
-        raise CheckpointError(
-            f"There is no file or folder {name}, and no such model {where} ({_first_line(error)})."
-        ) from error
+        hub = "the hub's local cache does not hold it" if offline else "it cannot be fetched from the hub"
+        raise CheckpointError(f"There is no file or folder {name}, and {hub} ({_first_line(error)}).") from error
 
 
 def upload(folder: Path, name: str, *, private: bool, message: str) -> str:
