@@ -71,6 +71,7 @@ def test_completion_prints_a_script_that_knows_the_commands(command: Command, sh
     assert all(name in script for name in ("separate", "catalogue", "score"))
 
 
+@pytest.mark.skipif(shutil.which("bash") is None, reason="the program bash is not installed")
 def test_bash_completes_options_and_commands(command: Command, tmp_path: Path) -> None:
     script = tmp_path / "completion.bash"
     script.write_text(command("completion", "bash").out, encoding="utf-8")
