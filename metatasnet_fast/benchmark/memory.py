@@ -13,7 +13,7 @@ import torch
 
 from ..backends.cpu import give_back_memory
 
-__all__ = ["peak_memory"]
+__all__ = ["peak_memory", "resident"]
 
 _STATUS = Path("/proc/self/status")
 _INTERVAL = 0.002
@@ -39,13 +39,14 @@ def peak_memory(function: Callable[[], Any], device: torch.device) -> tuple[int 
     give_back_memory()
     _trim()
     if _reset_peak():
-        before = _resident("VmRSS")
+        before = resident("VmRSS")
         function()
-        return max(0, _resident("VmHWM") - before), "VmHWM after a reset"
+        return max(0, resident("VmHWM") - before), "VmHWM after a reset"
     return _sampled(function), "VmRSS, sampled every 2 ms"
 
 
-def _resident(field: str) -> int:
+def resident(field: str) -> int:
+    """Return a field of ``/proc/self/status`` (``VmRSS``, ``VmHWM``) in bytes, or 0 where it is missing."""
     for line in _STATUS.read_text().splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1]) * 1024
@@ -58,7 +59,7 @@ def _reset_peak() -> bool:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return False
-    return 0 < _resident("VmHWM") <= _resident("VmRSS") + (1 << 20)
+    return 0 < resident("VmHWM") <= resident("VmRSS") + (1 << 20)
 
 
 def _trim() -> None:
@@ -69,19 +70,19 @@ def _trim() -> None:
 
 
 def _sampled(function: Callable[[], Any]) -> int:
-    before = peak = _resident("VmRSS")
+    before = peak = resident("VmRSS")
     done = threading.Event()
 
     def watch() -> None:
         nonlocal peak
         while not done.wait(_INTERVAL):
-            peak = max(peak, _resident("VmRSS"))
+            peak = max(peak, resident("VmRSS"))
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
         function()
-        peak = max(peak, _resident("VmRSS"))
+        peak = max(peak, resident("VmRSS"))
     finally:
         done.set()
         watcher.join()
