@@ -42,8 +42,12 @@ class Block {
 
   METATASNET_DEVICE void sync() const { __syncthreads(); }
 
-  // Between blocks: what this thread wrote before is seen by all before what it writes after; counting, returns the
-  // number before; reading what another block of this launch wrote.
+  // Between blocks: writing what another block of this launch reads; what this thread wrote before is seen by all before
+  // what it writes after; counting, returns the number before; reading what another block of this launch wrote.
+  template <class T>
+  METATASNET_DEVICE void publish(T* to, T value) const {
+    *to = value;
+  }
   METATASNET_DEVICE void fence() const { __threadfence(); }
   METATASNET_DEVICE int increment(int* count) const { return atomicAdd(count, 1); }
   template <class T>

@@ -100,7 +100,9 @@ METATASNET_DEVICE void finish_moments(Block& block, const Statistics& to, int un
   Moments* const out = source.of(unit * source.units_of, tiles_of(norm.frames), tile, part);
   each_group([&](int group, int from, int past) {
     const float m2 = total(from, past);
-    if (block.lane() == 0) out[group] = {space.centre[from], m2};
+    if (block.lane() > 0) return;
+    block.publish(&out[group].mean, space.centre[from]);
+    block.publish(&out[group].m2, m2);
   });
   finish_tile<threads>(block, to, unit);
 }

@@ -1,12 +1,14 @@
 // A block of threads on the host: every thread is a fiber that runs until it waits for others.
 //
-// Strict where a GPU may be lucky: shared memory begins as NaN, background copies arrive as late as they may, and the
-// order in which threads and blocks run can be chosen (set_order), so that a missing barrier changes results.
+// Strict where a GPU may be lucky: shared memory begins as NaN, background copies and published values arrive as late as
+// they may, and the order in which threads and blocks run can be chosen (set_order), so that a missing barrier or fence
+// changes results.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <utility>
 #include <vector>
 
 #include "cuda/device.h"
@@ -31,8 +33,10 @@ class Block {
   char* shared() const;
   void sync();
 
-  // Memory is the same for all blocks at once: what a fence orders on a GPU is always in order here.
-  void fence() {}
+  // What a thread publishes waits in a buffer of its own, which a fence empties, or the end of the thread: a missing fence
+  // lets another block read what was there before. Everything else is in memory at once.
+  void publish(float* to, float value) { published_.emplace_back(to, value); }
+  void fence();
   int increment(int* count) { return (*count)++; }
   template <class T>
   T load_written(const T* from) {
@@ -66,6 +70,7 @@ class Block {
 
   Crew* crew_;
   int thread_, x_, y_, z_;
+  std::vector<std::pair<float*, float>> published_;
   std::vector<Copy> open_;
   std::vector<std::vector<Copy>> groups_;
 };

@@ -60,6 +60,7 @@ class Crew {
         try {
           Block block(*this, t, x, y, z);
           kernel(block);
+          block.fence();
         } catch (...) {
           error_ = std::current_exception();
         }
@@ -191,6 +192,11 @@ char* Block::shared() const { return crew_->shared(); }
 
 void Block::sync() {
   crew_->meet(thread_, crew_->everybody(), [] {});
+}
+
+void Block::fence() {
+  for (const auto& [to, value] : published_) *to = value;
+  published_.clear();
 }
 
 float Block::shuffle(float value, int lane) {
