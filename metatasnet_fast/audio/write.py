@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
+import errno
+import functools
+import io
 import os
 import secrets
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +21,6 @@ import torch
 from .._io import sync
 from ..errors import AudioFormatError, AudioWriteError, ShapeError
 from .decode import VORBIS_TO_WAV, import_soundfile
-from .sink import Sink
 from .tags import Tags, write_tags
 
 __all__ = ["AudioWriter", "WrittenAudio", "closest_subtype", "write_audio"]
@@ -40,6 +43,25 @@ BYTES = {"int16": 2, "int24": 3, "int32": 4, "float32": 4}
 
 BLOCK = 2**15  # libsndfile's Vorbis encoder puts what it is given on the stack
 SF_SET_ADD_PEAK_CHUNK = 0x1050
+
+
+class _File(io.FileIO):
+    """Keeps the first error of the disk, of which libsndfile tells nothing where it meets it while closing."""
+
+    failure: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        left = memoryview(data)
+        try:
+            while left:  # a disk that gets full takes a part first; only the next attempt says why
+                written = super().write(left)
+                if not written:
+                    raise OSError(errno.EIO, os.strerror(errno.EIO))
+                left = left[written:]
+        except OSError as error:
+            self.failure = self.failure or error
+            return 0
+        return len(data)
 
 
 @dataclass(frozen=True)
@@ -93,8 +115,7 @@ class AudioWriter:
         self.frames = 0
         self.clipped_samples = 0
         self._sf = import_soundfile()
-        self._file: Any = None
-        self._sink: Sink | None = None
+        self._sound: Any = None
         # A name has 255 bytes at most, and a character up to four.
         self._part = self.path.with_name(f".{self.path.name[:60]}.{secrets.token_hex(4)}.part")
 
@@ -103,14 +124,12 @@ class AudioWriter:
             raise AudioWriteError(f"{self.path} is a directory; name a file in it.")
         try:
             # "x": never the file of somebody else; the usual permissions, which a temporary file would not have.
-            self._sink = Sink(open(self._part, "x+b", buffering=0))
+            self._file = _File(self._part, "x+b")
         except OSError as error:
             raise self._refused(error) from error
+        self._thread = ThreadPoolExecutor(1)
         try:
-            with self._sink.heard():
-                self._file = self._sink.sound_file(
-                    self._sf, self.sample_rate, self.channels, self.format.upper(), SUBTYPES[self.format][self.subtype]
-                )
+            self._in_thread(self._open)
         except (self._sf.LibsndfileError, OSError) as error:
             self._discard()
             raise self._refused(error) from error
@@ -119,12 +138,29 @@ class AudioWriter:
             raise
         if self.subtype == "float32":
             # The chunk holds the time of writing: equal samples would not be equal files.
-            self._sf._snd.sf_command(self._file._file, SF_SET_ADD_PEAK_CHUNK, self._sf._ffi.NULL, 0)
+            self._sf._snd.sf_command(self._sound._file, SF_SET_ADD_PEAK_CHUNK, self._sf._ffi.NULL, 0)
         return self
+
+    def _open(self) -> None:
+        subtype = SUBTYPES[self.format][self.subtype]
+        self._sound = self._sf.SoundFile(
+            self._file, "w", self.sample_rate, self.channels, format=self.format.upper(), subtype=subtype
+        )
+
+    def _in_thread(self, call: Callable[[], Any]) -> None:
+        """Call libsndfile, and raise what the disk or it refused.
+
+        In a thread: libsndfile calls Python to write, and an interrupt that the main thread gets there would be lost.
+        """
+        error = self._thread.submit(call).exception()
+        if self._file.failure:
+            raise self._file.failure
+        if error:
+            raise error
 
     def write(self, block: torch.Tensor) -> None:
         """Append `block` (channels, n), float32 or float64, from any device."""
-        if self._file is None or self._sink is None:
+        if self._sound is None or self._sound.closed:
             raise RuntimeError("An AudioWriter writes inside its `with` statement only.")
         if block.dim() != 2 or block.shape[0] != self.channels or not block.is_floating_point():
             raise ShapeError(
@@ -140,8 +176,7 @@ class AudioWriter:
                 raise AudioWriteError(f"The samples for {self.path} hold NaN or infinity; nothing was written.")
             encoded = self._encoded(samples)
             try:
-                with self._sink.heard():
-                    self._file.write(encoded)
+                self._in_thread(functools.partial(self._sound.write, encoded))
             except (self._sf.LibsndfileError, OSError) as error:
                 raise self._refused(error) from error
         self.frames += block.shape[1]
@@ -177,7 +212,8 @@ class AudioWriter:
             self._discard()
             raise AudioWriteError(f"There are no samples to write to {self.path}; leave the file out.")
         try:
-            self._close()
+            self._in_thread(self._sound.close)
+            self._release()
             write_tags(self._part, self.format, self._tags)
             sync(self._part)
             os.replace(self._part, self.path)
@@ -189,27 +225,18 @@ class AudioWriter:
             self._discard()
             raise
 
-    def _close(self) -> None:
-        """Let the encoder write what it still holds."""
-        assert self._sink is not None
-        with self._sink.heard():
+    def _release(self) -> None:
+        """Close the file, if it is open; what the encoder or the disk says about it does not matter any more."""
+        if not self._file.closed:
+            self._thread.submit(lambda: self._sound and self._sound.close())
+            self._thread.shutdown()
             self._file.close()
-        self._file = None
-        self._sink.file.close()
 
     def _discard(self) -> None:
-        # The file goes away: what the encoder or the disk says about its end does not matter.
-        if self._file is not None:
-            with contextlib.suppress(self._sf.LibsndfileError):
-                self._file.close()
-            self._file = None
-        if self._sink is not None:
-            with contextlib.suppress(OSError):
-                self._sink.file.close()
-        self._part.unlink(missing_ok=True)
-        interrupt = self._sink.taken() if self._sink is not None else None
-        if interrupt is not None and not isinstance(interrupt, Exception):
-            raise interrupt
+        try:
+            self._release()
+        finally:
+            self._part.unlink(missing_ok=True)
 
     def _refused(self, error: Exception) -> AudioWriteError:
         reason = getattr(error, "strerror", None) or getattr(error, "error_string", None) or str(error)
