@@ -164,7 +164,7 @@ def cosine_bwd_kernel(
             i_k = (i_i + INSTRUMENTS - k) % INSTRUMENTS
             b_weight = _weight(p_saved, p_mask, i_n, i_k, i_t, T, pairs, m_sounds, INSTRUMENTS)
             b_radial += b_weight * _kept(p_saved, i_n, i_k, i_t, T, k, m_row, INSTRUMENTS)
-    b_radial = tl.where(b_norm > 0, b_radial / (b_floor * b_floor * tl.maximum(b_norm, 1e-30)), 0.0)
+    b_radial = tl.where(b_norm >= EPSILON, b_radial / (b_floor * b_floor * b_floor), 0.0)
     p_dx += ((i_n.to(tl.int64) * INSTRUMENTS + i_i) * T + i_t) * C
     for c in range(0, C, BLOCK_C):
         i_c = c + tl.arange(0, BLOCK_C)[None, :]

@@ -211,8 +211,8 @@ def _cosines_backward(
     else:
         along = items * (d.roll(1, 0) + d.roll(-1, 0))
     g = (between + along) * mask[..., None, None]
-    radial = (d * g).sum(-1, keepdim=True) / (floor * norm[..., None].clamp(min=1e-30))
-    return (g / floor - torch.where(norm[..., None] > 0, radial, 0) * x).to(latents.dtype)
+    radial = (d * g).sum(-1, keepdim=True) / floor.square()
+    return (g / floor - torch.where(norm[..., None] >= EPSILON, radial, 0) * x).to(latents.dtype)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

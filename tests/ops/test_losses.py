@@ -67,6 +67,12 @@ def test_gradients_that_cancel_stay_small(
     cases.check_what_cancels(values, torch.float64, 1e-9)
 
 
+def test_latents_shorter_than_the_floor_are_divided_by_it() -> None:
+    values = cases.inputs()
+    values["latents"][:, :, ::2] *= 1e-10
+    cases.check(values, torch.float64, 1e-9)
+
+
 def test_gradients_are_those_of_the_function() -> None:
     values = cases.at(cases.inputs(n=2, samples=9, frames=3, channels=5), torch.float64)
 

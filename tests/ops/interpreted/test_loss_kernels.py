@@ -32,6 +32,12 @@ def test_any_length_silence_quality_and_instruments(
     cases.check(values, torch.float32, FLOAT32)
 
 
+def test_latents_shorter_than_the_floor_are_divided_by_it() -> None:
+    values = cases.inputs(frames=3)
+    values["latents"][:, :, ::2] *= 1e-10
+    cases.check(values, torch.float32, FLOAT32)
+
+
 @settings(max_examples=3, deadline=None)
 @given(n=st.integers(1, 2), samples=st.integers(1, 2), seed=st.integers(0, 999))
 def test_gradients_that_cancel_stay_small(n: int, samples: int, seed: int) -> None:
