@@ -12,10 +12,11 @@ from torch import Tensor
 
 from .. import reference
 from ..config import MetaTasNetConfig, StageConfig
+from ..errors import ShapeError
 from ..precision import Precision
 from ..reference import LossWeights
 
-__all__ = ["Backend", "Request"]
+__all__ = ["Backend", "Request", "check_device"]
 
 
 @dataclass(frozen=True)
@@ -98,3 +99,9 @@ class Backend(ABC):
     ) -> tuple[Tensor, Tensor]:
         """Loss and statistics of a stage, as :func:`metatasnet_fast.reference.stage_loss`, which is what this is by default."""
         return reference.stage_loss(estimate, target, mask, latents, mix_estimate, mix, weights, divisors)
+
+
+def check_device(tensor: Tensor, device: torch.device) -> None:
+    """Raise :class:`ShapeError` for a tensor that is not on the device of the weights."""
+    if tensor.device != device:
+        raise ShapeError(f"A tensor is on {tensor.device}, the weights on {device}: move one of them.")

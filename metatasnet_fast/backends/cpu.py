@@ -17,7 +17,7 @@ from ..config import StageConfig
 from ..errors import BackendUnavailableError
 from ..precision import Precision
 from ..reference import LossWeights
-from .base import Backend, Request
+from .base import Backend, Request, check_device
 from .cpu_spectrogram import MelShare
 from .cpu_training import Cosines, Decode, Encode, Mask, by_frames, latents, unit_channels
 from .cpu_weights import arrays, generate, sizes, weight_tensors
@@ -27,6 +27,7 @@ __all__ = ["ISA_VARIABLE", "CpuBackend", "give_back_memory"]
 ISA_VARIABLE = "METATASNET_CPU_ISA"
 """Environment variable that forces an instruction set: one of ``metatasnet_fast._native.cpu_isas()``."""
 
+CPU = torch.device("cpu")
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
@@ -159,6 +160,7 @@ class CpuBackend(Backend):
     def encode(self, prepared: _Prepared, signal: Tensor) -> Tensor:
         config, stage = prepared.config, prepared.stage
         config.check_signal(signal.shape)
+        check_device(signal, CPU)
         n, _, samples = signal.shape
         wave = signal[:, 0].to(torch.float32).contiguous()
         frames = samples // config.W
@@ -179,6 +181,9 @@ class CpuBackend(Backend):
         config, stage = prepared.config, prepared.stage
         config.check_latent(latent.shape)
         config.check_partial(None if partial is None else partial.shape, latent.shape)
+        for tensor in (latent, partial, dropout):
+            if tensor is not None:
+                check_device(tensor, CPU)
         n, _, frames = latent.shape
         x = by_frames(latent)
         own = None if dropout is None else by_frames(latent[:, None] * dropout[..., None])
@@ -193,6 +198,7 @@ class CpuBackend(Backend):
     @_exactly
     def decode(self, prepared: _Prepared, latent: Tensor) -> Tensor:
         prepared.config.check_latent(latent.shape)
+        check_device(latent, CPU)
         n, _, frames = latent.shape
         samples, x = frames * prepared.config.W, by_frames(latent)
         if prepared.trains("decoder", x):

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from .. import native, reference
 from ..config import StageConfig
-from ..errors import BackendUnavailableError, ShapeError
+from ..errors import BackendUnavailableError
 from ..precision import Precision
-from .base import Backend, Request
+from .base import Backend, Request, check_device
 from .cuda_weights import pack, sizes, slopes, spectrogram_arrays
 from .gpu import driver_version, no_gpu_reason
 
@@ -177,7 +177,7 @@ class CudaBackend(Backend):
         config, stage = prepared.config, prepared.stage
         config.check_signal(signal.shape)
         n, _, samples = signal.shape
-        _check_device(signal, prepared)
+        check_device(signal, prepared.device)
         wave = _aligned(signal[:, 0].to(torch.float32).contiguous())
         latent = wave.new_empty(n, samples // config.W, stage.latent_ld, dtype=prepared.storage)
         workspace = _workspace(prepared, stage.encode_bytes(n, samples))
@@ -189,13 +189,14 @@ class CudaBackend(Backend):
         self, prepared: _Prepared, latent: Tensor, partial: Tensor | None, dropout: Tensor | None = None
     ) -> Tensor:
         config, stage = prepared.config, prepared.stage
-        _check_latent(latent, prepared)
+        prepared.config.check_latent(latent.shape)
+        check_device(latent, prepared.device)
         n, _, frames = latent.shape
         config.check_partial(None if partial is None else partial.shape, latent.shape)
         own_copies = None if dropout is None else _by_frames(latent[:, None] * dropout[..., None], prepared)
         previous = None
         if partial is not None:
-            _check_device(partial, prepared)
+            check_device(partial, prepared.device)
             previous = _by_frames(partial, prepared)
         masked = torch.empty(
             n, config.instruments, frames, stage.latent_ld, dtype=prepared.storage, device=prepared.device
@@ -207,22 +208,13 @@ class CudaBackend(Backend):
     @_exactly
     def decode(self, prepared: _Prepared, latent: Tensor) -> Tensor:
         config, stage = prepared.config, prepared.stage
-        _check_latent(latent, prepared)
+        prepared.config.check_latent(latent.shape)
+        check_device(latent, prepared.device)
         n, _, frames = latent.shape
         signal = torch.empty(n, frames * config.W, dtype=torch.float32, device=prepared.device)
         workspace = _workspace(prepared, stage.decode_bytes(n, frames))
         stage.decode(_by_frames(latent, prepared), signal, workspace, self._stream(prepared.device))
         return signal[:, None]
-
-
-def _check_latent(latent: Tensor, prepared: _Prepared) -> None:
-    prepared.config.check_latent(latent.shape)
-    _check_device(latent, prepared)
-
-
-def _check_device(tensor: Tensor, prepared: _Prepared) -> None:
-    if tensor.device != prepared.device:
-        raise ShapeError(f"A tensor is on {tensor.device}, the weights on {prepared.device}: move one of them.")
 
 
 def _workspace(prepared: _Prepared, size: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""What the backend ``cuda`` promises its callers: shapes, strides, refusals; emulated."""
+"""What the backend ``cuda`` promises beyond the others: its module, its refusals; emulated."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from metatasnet_fast.backends.base import Request
 from metatasnet_fast.backends.cuda import KERNELS, UNVERIFIED, CudaBackend
 from metatasnet_fast.backends.cuda_weights import pack, round_tf32, sizes, slopes, spectrogram_arrays
 from metatasnet_fast.config import MetaTasNetConfig
-from metatasnet_fast.errors import BackendUnavailableError, ShapeError
+from metatasnet_fast.errors import BackendUnavailableError
 from metatasnet_fast.precision import Precision
 from metatasnet_fast.reference import generate
-from tests.backends.cpu_support import REFERENCE, noise, prepare, recipe, separate, stage_parameters
+from tests.backends.cpu_support import prepare, recipe, stage_parameters
 from tests.backends.cuda_support import EMULATED, PRECISIONS, needs_the_module
-from tests.support import FLOOR, TINY, relative_error
+from tests.support import TINY
 
 STAGE = TINY.stage(1)
 CSRC = Path(__file__).resolve().parents[2] / "csrc" / "cuda"
@@ -29,101 +29,6 @@ CSRC = Path(__file__).resolve().parents[2] / "csrc" / "cuda"
 @pytest.fixture(scope="module")
 def prepared() -> Any:
     return prepare(EMULATED, STAGE, stage_parameters(recipe(TINY), 1))
-
-
-@needs_the_module
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_an_empty_batch_gives_empty_results(precision: Precision) -> None:
-    found = separate(EMULATED, TINY, recipe(TINY), noise(TINY, 0, 1000), precision)
-    expected = separate(REFERENCE, TINY, recipe(TINY), noise(TINY, 0, 1000))
-    assert [f.shape for f in found] == [e.shape for e in expected]
-
-
-@needs_the_module
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_zero_frames_give_empty_results(precision: Precision) -> None:
-    prepared = prepare(EMULATED, STAGE, stage_parameters(recipe(TINY), 1), precision)
-    for n in (0, 2):
-        latent, partial = torch.randn(n, STAGE.N, 0), torch.randn(n, 4, STAGE.N // 2, 0)
-        assert EMULATED.mask(prepared, latent, partial).shape == (n, 4, STAGE.N, 0)
-        assert EMULATED.decode(prepared, latent).shape == (n, 1, 0)
-
-
-@needs_the_module
-def test_strides_and_dtypes_of_the_inputs_change_no_bit(prepared: Any) -> None:
-    latent, partial = torch.randn(2, STAGE.N, 50), torch.randn(2, 4, STAGE.N // 2, 50)
-    expected = EMULATED.mask(prepared, latent, partial)
-    other_latents = {
-        "channels last": latent.transpose(1, 2).contiguous().transpose(1, 2),
-        "part of a larger tensor": torch.randn(5, STAGE.N + 3, 77)[::2, 2:-1, 9:59].copy_(latent[[0, 1, 0]])[:2],
-        "not at a multiple of 16 bytes": torch.randn(2, 50, STAGE.N + 4)[..., 1:-3].copy_(latent.mT).mT,
-        "wider": latent.double(),
-    }
-    for what, other in other_latents.items():
-        assert torch.equal(EMULATED.mask(prepared, other, partial), expected), what
-        assert torch.equal(EMULATED.decode(prepared, other), EMULATED.decode(prepared, latent)), what
-    shared = partial[:, :1].expand(-1, 4, -1, -1)
-    assert torch.equal(
-        EMULATED.mask(prepared, latent[:1].expand(2, -1, -1), shared),
-        EMULATED.mask(prepared, latent[[0, 0]], shared.contiguous()),
-    )
-
-
-@needs_the_module
-def test_jobs_hand_over_without_copies() -> None:
-    """Latents are stored frames by channels, and read like that."""
-    prepared = prepare(EMULATED, TINY.stage(0), stage_parameters(recipe(TINY), 0))
-    latent = EMULATED.encode(prepared, noise(TINY, 2, 1000)[0])
-    masked = EMULATED.mask(prepared, latent, None)
-    assert latent.stride(1) == masked.stride(2) == masked.flatten(0, 1).stride(1) == 1
-    assert masked.flatten(0, 1).data_ptr() == masked.data_ptr()
-
-
-@needs_the_module
-def test_dropout_acts_on_the_networks_copies_only(prepared: Any) -> None:
-    latent, partial = torch.randn(2, STAGE.N, 50), torch.randn(2, 4, STAGE.N // 2, 50)
-    dropout = torch.bernoulli(torch.full((2, 4, STAGE.N), 0.5)) * 2
-    eager = prepare(REFERENCE, STAGE, stage_parameters(recipe(TINY), 1))
-    expected = REFERENCE.mask(eager, latent, partial, dropout)
-    assert relative_error(EMULATED.mask(prepared, latent, partial, dropout), expected) < 3 * FLOOR
-
-
-@needs_the_module
-def test_prepared_weights_do_not_follow_the_parameters() -> None:
-    parameters = {k: v.clone() for k, v in stage_parameters(recipe(TINY), 0).items()}
-    prepared = prepare(EMULATED, TINY.stage(0), parameters)
-    mix = noise(TINY, 1, 1000)[0]
-    before = EMULATED.mask(prepared, EMULATED.encode(prepared, mix), None)
-    for value in parameters.values():
-        value.fill_(0.5)
-    assert torch.equal(EMULATED.mask(prepared, EMULATED.encode(prepared, mix), None), before)
-
-
-@needs_the_module
-def test_autocast_and_default_devices_change_no_bit(prepared: Any) -> None:
-    mix = noise(TINY, 1, 2000)[1]
-    expected = EMULATED.encode(prepared, mix)
-    with torch.autocast("cpu", torch.bfloat16), torch.device("meta"):
-        assert torch.equal(EMULATED.encode(prepare(EMULATED, STAGE, stage_parameters(recipe(TINY), 1)), mix), expected)
-
-
-@needs_the_module
-def test_wrong_shapes_are_refused(prepared: Any) -> None:
-    latent, partial = torch.randn(1, STAGE.N, 50), torch.randn(1, 4, STAGE.N // 2, 50)
-    with pytest.raises(ShapeError, match="partial"):
-        EMULATED.mask(prepared, latent, None)
-    with pytest.raises(ShapeError, match="partial"):
-        EMULATED.mask(prepared, latent, partial[..., 1:])
-    with pytest.raises(ShapeError, match="latent"):
-        EMULATED.mask(prepared, latent[:, 1:], partial)
-    with pytest.raises(ShapeError, match="latent"):
-        EMULATED.decode(prepared, latent[0])
-    with pytest.raises(ShapeError, match="signal"):
-        EMULATED.encode(prepared, torch.randn(1, 2, 4000))
-    with pytest.raises(ShapeError, match="too few"):
-        EMULATED.encode(prepared, torch.randn(1, 1, STAGE.n_fft // 2))
-    with pytest.raises(ShapeError, match="move one"):
-        EMULATED.decode(prepared, latent.to("meta"))
 
 
 @needs_the_module
