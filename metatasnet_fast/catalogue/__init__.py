@@ -12,7 +12,8 @@ from .events import (
     SongStarted,
     WorkerLoad,
 )
-from .outcome import Failure, Outcome, Status
+from .failures import Failure
+from .result import Outcome, Status
 from .settings import Identity, Settings
 from .song import Song
 

@@ -2,8 +2,8 @@
 
 Pickled objects on both pipes.
 
-    in:  Order; then Task again and again; Stop
-    out: Refused or Ready; then events and PutOff
+    in:  Order; then Song again and again; Stop
+    out: Refused or Ready; then events and Deferred
 
 When the pipe ends without ``Stop.at_end``, the parent has died: so does this process, at once. What it was writing lies in its
 staging folder, which the next run removes.
@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from ..errors import MetaTasNetError
 from .destination import Destination
 from .song import Song
-from .supervised import Order, PutOff, Ready, Refused, Stop, Task
+from .supervised import Deferred, Order, Ready, Refused, Stop
 from .worker import Worker
 
 __all__ = ["main"]
@@ -32,7 +32,7 @@ ORPHANED = 75
 
 
 def main() -> int:
-    """Serve until the parent says ``end`` or ``stop``, or dies."""
+    """Serve until the parent says ``Stop``, or dies."""
     faulthandler.enable()
     send = _sender()
     try:
@@ -43,70 +43,45 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which says what to do
     signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
     try:
-        worker = Worker(
-            order.settings,
-            Destination(order.destination, token=order.token),
-            listener=send,
-            stop=stop,
-            number=order.number,
-        )
+        destination = Destination(order.destination, token=order.token)
+        worker = Worker(order.settings, destination, listener=send, stop=stop, number=order.number)
     except (MetaTasNetError, OSError) as error:
         send(Refused(str(error)))
         return 1
     with worker:
-        send(Ready(worker.describe(), worker.capacity, worker.identity))
-        songs = _Inbox(stop)
-
-        def put_off(song: Song) -> bool:
-            if song.id in songs.awaited:
-                return False
-            send(PutOff(song.id))
-            return True
-
-        for outcome in worker.process(songs, put_off):
-            songs.awaited.discard(outcome.id)  # it has gone out as an event
+        send(Ready(worker.describe(), worker.capacity, worker.identity.key))
+        for _ in worker.process(_songs(stop), lambda song: send(Deferred(song.id))):
+            pass  # the outcome has gone out as an event
     return 0
 
 
-class _Inbox(Iterator[Song]):
-    """Songs as the parent sends them."""
+def _songs(stop: threading.Event) -> Iterator[Song]:
+    """Songs as the parent sends them, until there are no more or ``stop`` is set."""
+    inbox: queue.SimpleQueue[Song | Stop] = queue.SimpleQueue()
 
-    def __init__(self, stop: threading.Event) -> None:
-        self._songs: queue.SimpleQueue[Song | None] = queue.SimpleQueue()
-        self.awaited: set[str] = set()
-        """Songs that are not to be put off."""
-        self._stop = stop
-        threading.Thread(target=self._read, name="inbox", daemon=True).start()
-
-    def __next__(self) -> Song:
-        while not self._stop.is_set():
-            try:
-                song = self._songs.get(timeout=0.1)
-            except queue.Empty:
-                continue
-            if song is None:
-                break
-            return song
-        self._songs.put(None)
-        raise StopIteration
-
-    def _read(self) -> None:
+    def read() -> None:
         while True:
             try:
                 message = pickle.load(sys.stdin.buffer)
             except (EOFError, pickle.UnpicklingError):
-                break
-            if isinstance(message, Task):
-                if message.wait:
-                    self.awaited.add(message.song.id)
-                self._songs.put(message.song)
-            elif message is Stop.now:
-                self._stop.set()
-            else:
-                self._songs.put(None)
+                if not stop.is_set():
+                    os._exit(ORPHANED)
                 return
-        if not self._stop.is_set():
-            os._exit(ORPHANED)
+            inbox.put(message)
+            if message is Stop.now:
+                stop.set()
+            if message is Stop.at_end:
+                return
+
+    threading.Thread(target=read, name="inbox", daemon=True).start()
+    while not stop.is_set():
+        try:
+            message = inbox.get(timeout=0.1)
+        except queue.Empty:
+            continue
+        if isinstance(message, Stop):
+            return
+        yield message
 
 
 def _sender() -> Callable[[object], None]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -22,10 +21,9 @@ from types import TracebackType
 from typing import Any
 
 from .._io import sha256_file
-from .failures import SongError
-from .outcome import Failure, Outcome
-from .result import Listed, Result
-from .song import Song, safe_name
+from .failures import Failure, SongError
+from .result import Listed, Outcome, Result
+from .song import Song, song_folder
 from .source import Source
 from .storage import LocalStorage, Storage, local_path, open_storage
 
@@ -36,12 +34,6 @@ LEDGER = "ledger"
 MARK = ".catalogue"
 PART_ROWS = 500
 """Rows of the ledger that an object store gets in one object."""
-
-
-def song_folder(id: str) -> str:
-    """Return the folder of a song's outputs, relative to the destination; 65,536 folders share the songs."""
-    digest = hashlib.sha256(id.encode("utf-8", "surrogateescape")).hexdigest()
-    return f"{SONGS}/{digest[:2]}/{digest[2:4]}/{safe_name(id)}"
 
 
 class Destination:

@@ -12,7 +12,8 @@ from typing import TextIO
 
 from .._terminal import say
 from .events import Event, Notice, Progress, RunEnded, RunStarted, SongEnded, SongsSkipped
-from .outcome import Failure, Outcome, Status
+from .failures import Failure
+from .result import Outcome, Status
 
 __all__ = ["LiveDisplay", "clock_text", "progress_line", "summary_lines"]
 

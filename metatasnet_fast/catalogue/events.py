@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, TypeAlias
 
-from .outcome import Outcome
+from .result import Outcome
 
 __all__ = [
     "Event",

@@ -1,7 +1,8 @@
-"""From whatever was raised to a type of failure and a sentence."""
+"""Types of failures, and the type of an exception."""
 
 from __future__ import annotations
 
+import enum
 import errno
 from pathlib import Path
 
@@ -14,12 +15,74 @@ from ..errors import (
     OutputError,
     ShapeError,
 )
-from .outcome import Failure
 
-__all__ = ["SongError", "classify", "unreadable"]
+__all__ = ["Failure", "SongError", "classify", "unreadable"]
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 """Errors of a full disk, a quota that is used up, or a file system that is read-only."""
+
+
+class Failure(str, enum.Enum):
+    """Why a song failed."""
+
+    not_found = "not_found"
+    forbidden = "forbidden"
+    not_audio = "not_audio"
+    empty = "empty"
+    too_long = "too_long"
+    decode = "decode"
+    does_not_fit = "does_not_fit"
+    out_of_memory = "out_of_memory"
+    write = "write"
+    gone = "gone"
+    taken = "taken"
+    unknown = "unknown"
+
+    @property
+    def lasting(self) -> bool:
+        """Return whether the same file would fail again: such a song is retried only when its file changes or on request."""
+        return self in (Failure.not_audio, Failure.empty, Failure.too_long, Failure.decode)
+
+    @property
+    def worth_retrying(self) -> bool:
+        """Return whether another attempt in the same run may succeed."""
+        return self in (Failure.out_of_memory, Failure.unknown)
+
+    @property
+    def most_in_a_row(self) -> int | None:
+        """Songs that may fail so one after the other before the run is stopped; None for any number: the songs are at fault."""
+        return MOST_IN_A_ROW.get(self)
+
+    @property
+    def hint(self) -> str:
+        """Return a sentence that tells the owner of the catalogue what to do."""
+        return HINTS[self]
+
+
+HINTS = {
+    Failure.not_found: "Check the address in the manifest.",
+    Failure.forbidden: "Change the file's permissions, or the credentials of this machine.",
+    Failure.not_audio: "Leave the file out of the manifest; it holds no audio.",
+    Failure.empty: "Fetch or export the file again; it holds no samples.",
+    Failure.too_long: "Raise --max-hours and add --retry-failed, or cut the file.",
+    Failure.decode: "Fetch or export the file again; it is damaged, or in a format that cannot be decoded here.",
+    Failure.does_not_fit: "Choose another --format for this song: the message says which holds it.",
+    Failure.out_of_memory: "Use a smaller --batch-size or fewer --songs-in-flight, or a machine with more memory.",
+    Failure.write: "Check the destination's free space, permissions and connection, then run the same command again.",
+    Failure.gone: "Bring the destination back (mount it again), then run the same command again.",
+    Failure.taken: "Use another DEST, or a table that gives each song an id of its own; --overwrite replaces the other song.",
+    Failure.unknown: "Run the same command again; if it fails again, report it with the message.",
+}
+
+MOST_IN_A_ROW = {
+    Failure.gone: 1,
+    Failure.write: 16,
+    Failure.unknown: 16,
+    Failure.out_of_memory: 16,
+    Failure.forbidden: 100,
+    Failure.not_found: 100,
+}
+"""Separating a million songs that cannot be stored, or finding no file a million times, helps no one."""
 
 
 class SongError(MetaTasNetError):

@@ -19,10 +19,10 @@ from .planning import make_plan
 from .settings import Settings
 from .song import Song
 from .storage import reaching, refuse_memory
-from .supervised import SupervisedWorker
+from .supervised import ChildProcess, Order, Process, SupervisedWorker
 from .tally import Tally
 
-__all__ = ["Desk", "carry_out", "new_run_name", "run_local", "worker_settings"]
+__all__ = ["Desk", "carry_out", "run_local", "work_through"]
 
 PROGRESS_SECONDS = 1.0
 
@@ -34,7 +34,6 @@ def run_local(
     listener: Listener | None = None,
     stop: threading.Event | None = None,
     *,
-    run: str | None = None,
     shard: str = "1/1",
     workers: int | None = None,
     price_per_hour: float | None = None,
@@ -55,12 +54,12 @@ def run_local(
         ConfigError: for more workers than can have a core or a device each.
         MetaTasNetError: if the model cannot be loaded, the device or backend cannot serve, or processes cannot be kept alive.
     """
-    each_worker = worker_settings(settings, workers)
+    each_worker = _worker_settings(settings, workers)
 
     def work(songs: Sequence[Song], token: str | None, desk: Desk) -> None:
-        _Crew(songs, destination, token, desk, grace).work(each_worker)
+        work_through(songs, each_worker, destination, token, desk, grace)
 
-    return carry_out(work, songs, settings, destination, listener, stop, "local", run, shard, price_per_hour)
+    return carry_out(work, songs, settings, destination, listener, stop, "local", shard, price_per_hour)
 
 
 class Desk:
@@ -94,7 +93,6 @@ def carry_out(
     listener: Listener | None,
     stop: threading.Event | None,
     engine: str,
-    run: str | None,
     shard: str,
     price_per_hour: float | None,
     machines: int = 1,
@@ -109,7 +107,8 @@ def carry_out(
     refuse_memory(target.storage)
     each = [song.expected_seconds() for song in songs]
     tally = Tally(len(songs), sum(each) if all(each) else 0.0)
-    run = run or new_run_name()
+    # Names sort as the runs began.
+    run = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()) + f"-{os.getpid()}-{secrets.token_hex(2)}"
     ledger = LedgerWriter(target, run)
     desk = Desk(tally, ledger, listener, stop or threading.Event())
     desk(RunStarted(run, len(songs), tally.expected_seconds, destination, engine, shard))
@@ -137,12 +136,7 @@ def carry_out(
     return ended
 
 
-def new_run_name() -> str:
-    """Names sort as the runs began."""
-    return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()) + f"-{os.getpid()}-{secrets.token_hex(2)}"
-
-
-def worker_settings(settings: Settings, workers: int | None) -> list[Settings]:
+def _worker_settings(settings: Settings, workers: int | None) -> list[Settings]:
     """The settings of each process: a device of its own, and its part of the cores.
 
     Raises :class:`ConfigError` for more processes than can have one.
@@ -161,73 +155,59 @@ def worker_settings(settings: Settings, workers: int | None) -> list[Settings]:
     ]
 
 
-class _Crew:
-    """Workers that take songs from one list; each is watched by a thread."""
+def work_through(
+    songs: Sequence[Song],
+    each_worker: Sequence[Settings],
+    destination: str,
+    token: str | None,
+    desk: Desk,
+    grace: float,
+    start: Callable[[Order], Process] = ChildProcess,
+) -> None:
+    """Let workers take songs from one list until every song has an outcome, or the run is stopped; each has a thread here.
 
-    def __init__(
-        self,
-        songs: Sequence[Song],
-        destination: str,
-        token: str | None,
-        desk: Desk,
-        grace: float,
-    ) -> None:
-        self._songs = iter(songs)
-        self._destination = destination
-        self._token = token
-        self._desk = desk
-        self._grace = grace
-        self._lock = threading.Lock()
-        self._workers: list[SupervisedWorker] = []
-        self._errors: list[BaseException] = []
-        self._number = 0
+    Raises what ended the last worker, if none is left; what ends another one is a notice.
+    """
+    source, lock = iter(songs), threading.Lock()
+    workers: list[SupervisedWorker] = []
+    errors: list[Exception] = []
 
-    def work(self, settings: Sequence[Settings]) -> None:
-        """Until every song has an outcome, or the run is stopped; raises what ended the last worker."""
-        threads = [
-            threading.Thread(target=self._watch, args=(number, each), name=f"worker-{number}")
-            for number, each in enumerate(settings)
-        ]
-        self._number = len(threads)
-        for thread in threads:
-            thread.start()
-        try:
-            while any(thread.is_alive() for thread in threads):
-                for thread in threads:
-                    thread.join(PROGRESS_SECONDS / len(threads))
-                self._desk(self._desk.tally.progress())
-        except BaseException:  # a second Ctrl-C: nothing is waited for
-            self._desk.stop.set()
-            for worker in self._workers:
-                worker.grace = 0.0
-            raise
-        finally:
-            for thread in threads:
-                thread.join()
-        if len(self._errors) == len(threads):
-            raise self._errors[-1]
-
-    def _watch(self, number: int, settings: Settings) -> None:
-        try:
-            with SupervisedWorker(
-                settings, self._destination, self._desk, self._desk.stop, number, self._grace, self._token
-            ) as worker:
-                self._workers.append(worker)
-                if worker.describe():
-                    self._desk(Notice(worker.describe()))
-                for _ in worker.process(self._take()):
-                    pass  # the desk has heard of it
-        except Exception as error:
-            with self._lock:
-                self._errors.append(error)
-                others = len(self._errors) < self._number
-            if others:  # else the run ends with it, and says so
-                self._desk(Notice(f"Worker {number} has ended: {error}"))
-
-    def _take(self) -> Iterator[Song]:
+    def take() -> Iterator[Song]:
         while True:
-            with self._lock:
-                song = next(self._songs, None)
+            with lock:
+                song = next(source, None)
             if song is None:
                 return
             yield song
+
+    def watch(number: int, settings: Settings) -> None:
+        try:
+            with SupervisedWorker(settings, destination, desk, desk.stop, number, grace, token, start) as worker:
+                workers.append(worker)
+                if worker.describe():
+                    desk(Notice(worker.describe()))
+                for _ in worker.process(take()):
+                    pass  # the desk has heard of it
+        except Exception as error:
+            errors.append(error)
+            if len(errors) < len(each_worker):
+                desk(Notice(f"Worker {number} has ended: {error}"))
+
+    threads = [threading.Thread(target=watch, args=each, name=f"worker-{each[0]}") for each in enumerate(each_worker)]
+    for thread in threads:
+        thread.start()
+    try:
+        while any(thread.is_alive() for thread in threads):
+            for thread in threads:
+                thread.join(PROGRESS_SECONDS / len(threads))
+            desk(desk.tally.progress())
+    except BaseException:  # a second Ctrl-C: nothing is waited for
+        desk.stop.set()
+        for worker in workers:
+            worker.grace = 0.0
+        raise
+    finally:
+        for thread in threads:
+            thread.join()
+    if len(errors) == len(threads):
+        raise errors[-1]

@@ -9,15 +9,13 @@ from typing import Any
 
 from .._io import sha256_file
 from .destination import Destination, song_folder
-from .failures import SongError
+from .failures import Failure, SongError
 from .machinery import find_identity
-from .outcome import Failure, Outcome, Status
-from .result import Listed
+from .result import Listed, Outcome, Status, utc_now
 from .settings import Settings
 from .song import Song
 from .source import Source, Stamp
 from .storage import client_errors, local_path, reaching
-from .trip import Trip
 
 __all__ = ["Plan", "Preview", "make_plan", "preview"]
 
@@ -77,9 +75,8 @@ def make_plan(songs: Sequence[Song], settings: Settings, destination: Destinatio
             elif found is not None and _proves(destination, song, found, plan.key, stamp):
                 plan.done.append((song, found))
                 if song.id not in known:
-                    plan.unwritten.append(
-                        replace(Trip(song, plan.key, 1).outcome(Status.skipped), duration=found.duration)
-                    )
+                    row = Outcome(song.id, song.uri, Status.skipped, plan.key, folder=song_folder(song.id))
+                    plan.unwritten.append(replace(row, duration=found.duration, finished=utc_now()))
             elif before is not None and before["uri"] == song.uri and stamp.proves(before.get("stamp")):
                 plan.failed.append(Outcome.from_dict(before))
             else:

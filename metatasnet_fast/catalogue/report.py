@@ -29,8 +29,8 @@ from ..page.spectrogram import levels
 from .destination import Destination, song_folder
 from .display import clock_text
 from .events import RunEnded
-from .outcome import Failure, Outcome, Status
-from .result import Result
+from .failures import Failure
+from .result import Outcome, Result, Status
 from .settings import Settings
 
 __all__ = ["LedgerFacts", "Pictured", "Timeline", "bottleneck", "facts", "page", "write_report"]

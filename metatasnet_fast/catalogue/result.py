@@ -23,6 +23,8 @@ Paths are relative to the file itself; sizes in bytes, times in seconds.
 
 from __future__ import annotations
 
+import datetime
+import enum
 import hashlib
 import json
 import re
@@ -30,9 +32,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
+from .failures import Failure
 from .settings import Identity
+from .song import song_folder
 
-__all__ = ["Listed", "Result", "StemFile"]
+__all__ = ["Listed", "Outcome", "Result", "Status", "StemFile", "is_result", "utc_now"]
 
 OLD_NAME = "result.json"
 FORMAT_VERSION = 1
@@ -146,6 +150,27 @@ class Result:
         parts = (self.key[:LONG], self.content[:LONG], _checksum(self.input["stamp"]), files, milliseconds)
         return f"result-{'-'.join(map(str, parts))}.json"
 
+    def outcome(self, status: Status, attempts: int = 1) -> Outcome:
+        """Return the row of the ledger that goes with it."""
+        return Outcome(
+            self.id,
+            self.uri,
+            status,
+            self.key,
+            attempts=attempts,
+            folder=song_folder(self.id),
+            content=self.content,
+            stamp=self.input["stamp"],
+            duration=float(self.audio["duration"]),
+            sample_rate=int(self.audio["sample_rate"]),
+            channels=int(self.audio["channels"]),
+            bytes_in=int(self.input["bytes"]),
+            bytes_out=sum(file.bytes for file in self.files.values()),
+            seconds=self.seconds,
+            warnings=tuple(self.warnings),
+            finished=utc_now(),
+        )
+
     def to_json(self) -> str:
         values = {"format_version": FORMAT_VERSION, **asdict(self), "key": self.key}
         return json.dumps(values, indent=1, ensure_ascii=True) + "\n"
@@ -166,3 +191,68 @@ class Result:
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
         return result if complete else None
+
+
+class Status(str, enum.Enum):
+    done = "done"
+    """Separated in this run; everything is at its destination."""
+    skipped = "skipped"
+    """Was done before, for this content, model and settings."""
+    failed = "failed"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A row of the ledger. Times in seconds, sizes in bytes."""
+
+    id: str
+    uri: str
+    status: Status
+    key: str
+    """Model and settings that it holds for (``Identity.key``)."""
+    failure: Failure | None = None
+    error: str | None = None
+    """One sentence: what is wrong."""
+    attempts: int = 1
+    folder: str | None = None
+    """Folder of the outputs, relative to the destination."""
+    content: str | None = None
+    """SHA-256 of the input, as far as it was read."""
+    stamp: str | None = None
+    """Size and version of the input when it was opened (``Stamp.text``)."""
+    duration: float = 0.0
+    sample_rate: int = 0
+    channels: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Wall-clock time in each stage: ``fetch``, ``read``, ``separate``, ``write``, ``publish``."""
+    warnings: tuple[str, ...] = ()
+    finished: str = ""
+    """UTC, ISO 8601."""
+
+    @property
+    def hint(self) -> str | None:
+        return self.failure.hint if self.failure else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON; with ``hint``."""
+        values = asdict(self)
+        values["status"] = self.status.value
+        values["failure"] = self.failure.value if self.failure else None
+        values["hint"] = self.hint
+        values["warnings"] = list(self.warnings)
+        return values
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Outcome:
+        """The reverse of :meth:`to_dict`; unknown keys are left out, as a newer version may have written them."""
+        known = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
+        known["status"] = Status(known["status"])
+        known["failure"] = Failure(known["failure"]) if known.get("failure") else None
+        known["warnings"] = tuple(known.get("warnings", ()))
+        return cls(**known)
+
+
+def utc_now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -6,7 +6,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 
-__all__ = ["Song", "derived_id", "safe_name"]
+__all__ = ["Song", "derived_id", "safe_name", "song_folder"]
 
 SAFE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,119}")
 RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
@@ -49,6 +49,12 @@ def safe_name(text: str) -> str:
     if SAFE.fullmatch(text) and not RESERVED.fullmatch(text) and not text.endswith("."):
         return text
     return f"{_slug(text)}~{hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:10]}"
+
+
+def song_folder(id: str) -> str:
+    """Return the folder of a song's outputs, relative to the destination; 65,536 folders share the songs."""
+    digest = hashlib.sha256(id.encode("utf-8", "surrogateescape")).hexdigest()
+    return f"songs/{digest[:2]}/{digest[2:4]}/{safe_name(id)}"
 
 
 def derived_id(uri: str) -> str:

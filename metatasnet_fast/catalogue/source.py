@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from .failures import SongError
-from .outcome import Failure
+from .failures import Failure, SongError
 from .storage import local_path, open_filesystem
 
 __all__ = ["Source", "Stamp", "stamp_of"]
@@ -54,9 +53,18 @@ class Source:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
+        self.seen: Stamp | None = None
+        """As it was when it was last asked for."""
+        self.copy: Path | None = None
+        """The local copy of a remote file, once there was one."""
         self._path = local_path(uri)
 
     def stamp(self) -> Stamp:
+        """Ask for the stamp that the file has now."""
+        self.seen = self._stamp()
+        return self.seen
+
+    def _stamp(self) -> Stamp:
         if self._path is not None:
             with self._found():
                 status = os.stat(self._path)
@@ -84,6 +92,7 @@ class Source:
             target = Path(folder, f"input{_ending(path)}")
             with self._found():
                 filesystem.get_file(path, str(target))
+            self.copy = target
             yield target
 
     @contextlib.contextmanager

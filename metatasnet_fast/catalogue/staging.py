@@ -20,8 +20,7 @@ from pathlib import Path
 from types import TracebackType
 
 from .._io import try_lock
-from .failures import SongError
-from .outcome import Failure
+from .failures import Failure, SongError
 from .storage import LocalStorage, Storage
 
 __all__ = ["CLAIMS_NAME", "Claims", "STAGING_NAME", "Staging", "remove_abandoned"]

@@ -11,8 +11,8 @@ from typing import Any
 
 from .._io import sha256_file
 from .destination import SONGS, Destination, song_folder
-from .outcome import Failure, Outcome, Status
-from .result import Listed, Result
+from .failures import Failure
+from .result import Listed, Outcome, Result, Status
 
 __all__ = ["Finding", "Survey", "survey", "verify"]
 

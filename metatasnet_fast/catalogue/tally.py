@@ -8,7 +8,8 @@ from collections import Counter
 from dataclasses import replace
 
 from .events import Event, Progress, RunEnded, SongEnded, SongsSkipped, SongStarted, StageLoad, WorkerLoad
-from .outcome import Failure, Outcome, Status
+from .failures import Failure
+from .result import Outcome, Status
 
 __all__ = ["Tally"]
 

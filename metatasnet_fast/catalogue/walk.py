@@ -7,6 +7,7 @@ the stages. So a song holds back those behind it wherever it waits, and nothing 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import threading
@@ -26,19 +27,16 @@ from ..separation.fast_mode import separate_in_windows
 from ..separation.outputs import StemFiles
 from ..separation.progress import Reporter
 from ..separation.recording import Recording
-from ..separation.unscaled import Unscaled
 from .batcher import SongRunner
 from .cores import Place, SongBudget
-from .destination import Destination, song_folder
-from .failures import SongError, classify, unreadable
+from .destination import Destination
+from .failures import Failure, SongError, classify, unreadable
 from .machinery import Machinery
-from .outcome import Failure, Outcome, Status
-from .result import Result, StemFile
-from .song import Song, safe_name
+from .result import Outcome, Result, Status, StemFile, utc_now
+from .song import Song, safe_name, song_folder
 from .source import Source
 from .staging import Claims, Staging
 from .storage import LocalStorage, local_path
-from .trip import Trip, Twins, utc_now
 
 __all__ = ["Walker"]
 
@@ -48,27 +46,22 @@ LEAST_BYTES = 1 / 8
 PAUSE = 0.25
 """Seconds before the second attempt; four times as long before each one after it."""
 
+MOST_CONTENTS = 100_000
+"""Contents that a worker remembers, the latest ones: some 20 MB."""
+
 
 class Walker:
-    """Takes songs all the way, each in the thread that calls; with ``discard``, up to their stems, which no one gets."""
+    """Takes songs all the way, each in the thread that calls."""
 
-    def __init__(
-        self,
-        machinery: Machinery,
-        destination: Destination,
-        staging: Staging,
-        stop: threading.Event,
-        discard: bool = False,
-    ) -> None:
+    def __init__(self, machinery: Machinery, destination: Destination, staging: Staging, stop: threading.Event) -> None:
         self._machinery = machinery
         self._settings = machinery.settings
         self._key = machinery.identity.key
         self._destination = destination
         self._staging = staging
         self._claims = Claims(destination.storage, stop)
-        self._twins = Twins(destination, self._key)
+        self._contents = _Contents()
         self._stop = stop
-        self._discard = discard
 
     @torch.no_grad()
     def walk(self, song: Song, begin: Callable[[], object], wait: Callable[[], bool]) -> Outcome | None:
@@ -76,129 +69,157 @@ class Walker:
 
         Or another run has it in hand, and ``wait``, asked then, says not to wait. ``begin`` is called when it is ours.
         """
-        attempt = 1
-        while True:
-            trip = Trip(song, self._key, attempt)
+        for attempt in itertools.count(1):
+            source = Source(song.uri)
             try:
                 self._destination.check()
                 with self._claims.claim(safe_name(song.id), wait) as claimed:
                     if not claimed:
                         return None
                     begin()
-                    return self._attempt(trip)
+                    return self._attempt(song, source, attempt)
             except Exception as error:
                 if self._machinery.batcher.is_lost(error):
                     return None
                 failure, message = classify(error)
-                if trip.copy is not None:
+                if source.copy is not None:
                     # The copy of a remote file is gone by now; its address says where it came from.
-                    message = message.replace(str(trip.copy), song.uri)
+                    message = message.replace(str(source.copy), song.uri)
                 if not failure.worth_retrying or attempt >= self._settings.attempts or self._stop.is_set():
-                    return trip.outcome(Status.failed, failure, message)
+                    row = Outcome(song.id, song.uri, Status.failed, self._key, failure, message, attempt)
+                    return replace(row, stamp=source.seen.text if source.seen else None, finished=utc_now())
             self._stop.wait(PAUSE * 4 ** (attempt - 1))
-            attempt += 1
+        raise AssertionError("attempts are bounded")
 
-    def _attempt(self, trip: Trip) -> Outcome:
-        song, source = trip.song, Source(trip.song.uri)
-        trip.is_new = self._settings.overwrite or not self._destination.listed(song.id).name
-        if not trip.is_new:
-            result = self._destination.done(song, self._key, source)
-            if result is not None:
-                trip.remember(result)
-                self._twins.remember(result.content, song.id)
-                return trip.outcome(Status.skipped)
-        trip.stamp = source.stamp()
-        if trip.stamp.size == 0:
+    def _attempt(self, song: Song, source: Source, attempt: int) -> Outcome:
+        settings, machinery = self._settings, self._machinery
+        is_new = settings.overwrite or not self._destination.listed(song.id).name
+        done = None if is_new else self._destination.done(song, self._key, source)
+        if done is not None:
+            self._contents.add(done)
+            return replace(done, uri=song.uri).outcome(Status.skipped)
+        stamp = source.stamp()
+        if stamp.size == 0:
             raise SongError(Failure.empty, f"{song.uri} is an empty file.")
         with contextlib.ExitStack() as stack:
             staged = stack.enter_context(self._staged(song))
-            made = self._separate(trip, source, stack, staged)
-            if local_path(song.uri) is not None and source.stamp().size != trip.stamp.size:
+            with contextlib.ExitStack() as fetched:
+                with machinery.read.enter() as fetching:
+                    path = fetched.enter_context(source.local(self._staging.path))
+                    content, size = sha256_file(path), path.stat().st_size
+                if not is_new:
+                    self._refuse_if_taken(song, content)
+                if not settings.overwrite:
+                    stack.enter_context(self._contents.hold(content))
+                input = {"sha256": content, "stamp": stamp.text, "bytes": size}
+                result = None if settings.overwrite else self._copied(content, staged)
+                if result is not None:
+                    input["codec"] = result.input["codec"]
+                    result = replace(result, id=song.id, uri=song.uri, input=input, seconds={}, finished=utc_now())
+                else:
+                    result = self._separated(song, input, path, staged, attempt, fetched)
+            result = replace(result, seconds={"fetch": round(fetching.seconds, 4), **result.seconds})
+            if local_path(song.uri) is not None and source.stamp().size != stamp.size:
                 raise SongError(Failure.unknown, f"{song.uri} changed while it was read.")
-            if self._discard and not isinstance(made, Result):
-                self._make_and_drop(trip, made[0])
-                return trip.outcome(Status.done)
-            result = made if isinstance(made, Result) else self._write(trip, *made)
             _write_durably(staged / result.name, result.to_json())
             began = time.perf_counter()
             self._publish(staged, song, result.name)
-            trip.seconds["publish"] = time.perf_counter() - began
-            self._twins.remember(result.content, song.id)
-        return trip.outcome(Status.done)
+            self._contents.add(result)
+        row = result.outcome(Status.done, attempt)
+        return replace(row, seconds={**row.seconds, "publish": round(time.perf_counter() - began, 4)})
 
-    def _separate(
-        self, trip: Trip, source: Source, stack: contextlib.ExitStack, staged: Path
-    ) -> tuple[Unscaled, StemFiles] | Result:
-        """Separate a song up to the stems before their gains; their memory is given back when ``stack`` unwinds.
-
-        Or, if a song with the same content is done, its stems copied to ``staged``.
-        """
+    def _separated(
+        self,
+        song: Song,
+        input: dict[str, object],
+        path: Path,
+        staged: Path,
+        attempt: int,
+        fetched: contextlib.ExitStack,
+    ) -> Result:
+        """Separate a song, encode its stems into the staging folder, and say what they are."""
         machinery, settings = self._machinery, self._settings
         separating: list[Place] = []
-        with contextlib.ExitStack() as stages:
-            reading = stages.enter_context(machinery.read.enter())
-            began = time.perf_counter()
-            path = stages.enter_context(source.local(self._staging.path))
-            trip.copy = None if local_path(trip.song.uri) else path
-            trip.content, trip.bytes_in = sha256_file(path), path.stat().st_size
-            trip.seconds["fetch"] = time.perf_counter() - began
-            self._refuse_if_taken(trip)
-            if not settings.overwrite:
-                while (other := self._twins.begin(trip.content)) is not None:
-                    reading.leave()
-                    other.wait()
-                stack.callback(self._twins.end, trip.content)
-                if reading.left:
-                    reading = stages.enter_context(machinery.read.enter())
-            twin = None if settings.overwrite else self._twins.copy(trip.content, staged)
-            if twin is not None:
-                trip.remember(twin)
-                codec = twin.input["codec"]
-                return replace(
-                    twin,
-                    id=trip.song.id,
-                    uri=trip.song.uri,
-                    input=trip.input(codec),
-                    seconds=trip.seconds,
-                    finished=utc_now(),
+        with contextlib.ExitStack() as stack:
+            with contextlib.ExitStack() as stages:
+                reading = stages.enter_context(machinery.read.enter())
+                stream = stages.enter_context(_open(path))
+                recording = self._recording(stream)
+                files = StemFiles.plan(
+                    staged, "{stem}", "", settings.recipe, recording, settings.format, settings.subtype
                 )
-            stream = stages.enter_context(_open(path))
-            recording = self._recording(stream)
-            files = StemFiles.plan(staged, "{stem}", "", settings.recipe, recording, settings.format, settings.subtype)
-            self._refuse_if_full(recording)
-            home, budget = machinery.home(recording, trip.attempt)
-            if isinstance(budget, SongBudget):
-                stack.callback(budget.close)
+                self._refuse_if_full(recording)
+                home, budget = machinery.home(recording, attempt)
+                if isinstance(budget, SongBudget):
+                    stack.callback(budget.close)
 
-            def begin() -> None:
-                reading.leave()
-                stages.enter_context(machinery.room.enter(machinery.working_memory(recording)))
-                separating.append(stages.enter_context(machinery.separate.enter()))
+                def begin() -> None:
+                    reading.leave()
+                    stages.enter_context(machinery.room.enter(machinery.working_memory(recording)))
+                    separating.append(stages.enter_context(machinery.separate.enter()))
 
-            unscaled = separate_in_windows(
-                machinery.engine,
-                SongRunner(machinery.batcher, begin),
-                machinery.window,
-                recording,
-                machinery.device,
-                home,
-                budget,
-                Reporter(None),
-            )
-        trip.seconds["read"] = reading.seconds - trip.seconds["fetch"]
-        trip.seconds["separate"] = sum(place.seconds for place in separating)
-        trip.warnings += [*stream.warnings, *recording.warnings()]
-        trip.codec, trip.channels, trip.sample_rate = stream.codec, recording.channels, recording.sample_rate
-        trip.samples = unscaled.mixture.length
-        trip.duration = trip.samples / trip.sample_rate
-        return unscaled, files
+                unscaled = separate_in_windows(
+                    machinery.engine,
+                    SongRunner(machinery.batcher, begin),
+                    machinery.window,
+                    recording,
+                    machinery.device,
+                    home,
+                    budget,
+                    Reporter(None),
+                )
+            fetched.close()  # a copy of the input is not needed any more
+            warnings = [*stream.warnings, *recording.warnings()]
+            rate, samples = recording.sample_rate, unscaled.mixture.length
+            with machinery.write.enter() as writing:
+                warnings += files.write(unscaled, settings.recipe, settings.mixture_consistency, rate, Reporter(None))
+                unscaled.mixture.close()
+                stems = {
+                    stem: StemFile(
+                        file.name, file.stat().st_size, sha256_file(file), files.writers[stem].clipped_samples
+                    )
+                    for stem, file in files.paths.items()
+                }
+        seconds = {"read": reading.seconds, "separate": sum(p.seconds for p in separating), "write": writing.seconds}
+        return Result(
+            id=song.id,
+            uri=song.uri,
+            input={**input, "codec": stream.codec},
+            identity=machinery.identity,
+            audio={
+                "duration": samples / rate,
+                "sample_rate": rate,
+                "channels": recording.channels,
+                "samples": samples,
+            },
+            files=stems,
+            gains=unscaled.gains_by_name(),
+            seconds={name: round(value, 4) for name, value in seconds.items()},
+            made_by={"version": __version__, **machinery.made_by},
+            warnings=warnings,
+            finished=utc_now(),
+        )
 
-    def _refuse_if_taken(self, trip: Trip) -> None:
+    def _copied(self, content: str, staged: Path) -> Result | None:
+        """Copy the stems of a song with the same content that is done, and return its result; None if there is none."""
+        id = self._contents.find(content)
+        result = None if id is None else self._destination.result(id)
+        if result is None or result.key != self._key or result.content != content:
+            return None
+        for file in result.files.values():
+            with self._destination.storage.local(f"{song_folder(result.id)}/{file.path}") as path:
+                try:
+                    shutil.copyfile(path, staged / file.path)
+                except FileNotFoundError:
+                    return None
+            if sha256_file(staged / file.path) != file.sha256:
+                return None
+        return result
+
+    def _refuse_if_taken(self, song: Song, content: str) -> None:
         """Folders built alike give their songs the same ids; none takes another's place unasked."""
-        if trip.is_new:
-            return
-        before = self._destination.from_elsewhere(trip.song)
-        if before is not None and before.content != trip.content:
+        before = self._destination.from_elsewhere(song)
+        if before is not None and before.content != content:
             raise SongError(
                 Failure.taken,
                 f"{self._destination.uri} already holds another song under the id {before.id}, from {before.uri}.",
@@ -214,63 +235,24 @@ class Walker:
 
     def _recording(self, stream: AudioStream) -> Recording:
         """The open file, which is refused when it turns out to be too long: when it says so, or when it goes on and on."""
-        most = int(self._settings.max_hours * 3600 * stream.sample_rate)
-        if (stream.frames or 0) > most:
-            raise _too_long(stream, self._settings.max_hours)
+        hours = self._settings.max_hours
+        most = int(hours * 3600 * stream.sample_rate)
+
+        def refuse_if_beyond(frames: int) -> None:
+            if frames > most:
+                raise SongError(Failure.too_long, f"{stream.path} lasts longer than {hours:g} hours.")
+
+        refuse_if_beyond(stream.frames or 0)
         recording = Recording.from_stream(stream)
         blocks = recording.blocks
 
         def counted() -> Iterator[Tensor]:
             for block in blocks():
-                if stream.frames_read > most:
-                    raise _too_long(stream, self._settings.max_hours)
+                refuse_if_beyond(stream.frames_read)
                 yield block
 
         recording.blocks = counted
         return recording
-
-    def _make_and_drop(self, trip: Trip, unscaled: Unscaled) -> None:
-        """The stems with their gains, as far as the CPU's memory."""
-        settings = self._settings
-        with self._machinery.write.enter() as writing:
-            for blocks in unscaled.outputs(settings.recipe, settings.mixture_consistency):
-                for block in blocks.values():
-                    block.cpu()
-            unscaled.mixture.close()
-        trip.seconds["write"] = writing.seconds
-
-    def _write(self, trip: Trip, unscaled: Unscaled, files: StemFiles) -> Result:
-        """Encode the stems into the staging folder, and say what they are."""
-        settings, machinery = self._settings, self._machinery
-        with machinery.write.enter() as writing:
-            trip.warnings += files.write(
-                unscaled, settings.recipe, settings.mixture_consistency, trip.sample_rate, Reporter(None)
-            )
-            unscaled.mixture.close()
-            stems = {
-                stem: StemFile(path.name, path.stat().st_size, sha256_file(path), files.writers[stem].clipped_samples)
-                for stem, path in files.paths.items()
-            }
-        trip.seconds["write"] = writing.seconds
-        trip.bytes_out = sum(file.bytes for file in stems.values())
-        return Result(
-            id=trip.song.id,
-            uri=trip.song.uri,
-            input=trip.input(trip.codec),
-            identity=machinery.identity,
-            audio={
-                "duration": trip.duration,
-                "sample_rate": trip.sample_rate,
-                "channels": trip.channels,
-                "samples": trip.samples,
-            },
-            files=stems,
-            gains=unscaled.gains_by_name(),
-            seconds={name: round(value, 4) for name, value in trip.seconds.items()},
-            made_by={"version": __version__, **machinery.made_by},
-            warnings=list(trip.warnings),
-            finished=utc_now(),
-        )
 
     def _publish(self, staged: Path, song: Song, result: str) -> None:
         """Publish what is staged; that alone is tried again, and not the separation."""
@@ -298,6 +280,38 @@ class Walker:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+class _Contents:
+    """Knows which song that is done has which content; of songs of equal content, one at a time is separated."""
+
+    def __init__(self) -> None:
+        self._ids: dict[str, str] = {}
+        self._held: set[str] = set()
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def hold(self, content: str) -> Iterator[None]:
+        """Keep other songs of this content out of the block."""
+        with self._changed:
+            self._changed.wait_for(lambda: content not in self._held)
+            self._held.add(content)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._held.remove(content)
+                self._changed.notify_all()
+
+    def add(self, done: Result) -> None:
+        with self._changed:
+            self._ids[done.content] = done.id
+            if len(self._ids) > MOST_CONTENTS:
+                del self._ids[next(iter(self._ids))]
+
+    def find(self, content: str) -> str | None:
+        with self._changed:
+            return self._ids.get(content)
+
+
 def _write_durably(path: Path, text: str) -> None:
     with open(path, "w", encoding="utf-8") as file:
         file.write(text)
@@ -312,7 +326,3 @@ def _open(path: Path) -> AudioStream:
         raise
     except AudioReadError as error:
         raise unreadable(path, error) from error
-
-
-def _too_long(stream: AudioStream, hours: float) -> SongError:
-    return SongError(Failure.too_long, f"{stream.path} lasts longer than {hours:g} hours.")

@@ -16,9 +16,9 @@ from ..errors import BackendUnavailableError, OutputError
 from .batcher import DeviceEngine, song_stream
 from .cores import CorePlan
 from .destination import Destination
-from .events import Event, Listener, Notice, SongEnded, SongStarted, WorkerLoad
+from .events import Listener, Notice, SongEnded, SongStarted, WorkerLoad
 from .machinery import Machinery
-from .outcome import Outcome
+from .result import Outcome
 from .settings import Identity, Settings
 from .song import Song
 from .staging import Staging
@@ -43,10 +43,9 @@ class Worker:
         destination: a folder or fsspec URI.
         engine: takes the network's place, for tests; it has ``config`` and ``separate(mixes, wanted)``.
         cores: how the cores are shared, for tests; None: as suits the device.
-        listener: gets ``SongStarted``, ``SongEnded``, ``Notice`` and ``WorkerLoad``, from several threads, one at a time.
+        listener: gets ``SongStarted``, ``SongEnded``, ``Notice`` and ``WorkerLoad``, from several threads.
         stop: when set, no further song is begun; those in flight are finished.
         number: of this worker, in its events.
-        discard: make the stems and drop them, for measuring; no song is ever done.
 
     Raises:
         MetaTasNetError: if the model cannot be loaded or the device or backend cannot serve.
@@ -57,14 +56,13 @@ class Worker:
         settings: Settings,
         destination: str | Destination,
         engine: DeviceEngine | None = None,
-        listener: Listener | None = None,
+        listener: Listener = lambda event: None,
         stop: threading.Event | None = None,
         number: int = 0,
-        discard: bool = False,
         cores: CorePlan | None = None,
     ) -> None:
         self.number = number
-        self._listen = _one_at_a_time(listener)
+        self._listen = listener
         self._stop = stop or threading.Event()
         self._threads_before = torch.get_num_threads()
         self._destination = Destination(destination) if isinstance(destination, str) else destination
@@ -76,11 +74,11 @@ class Worker:
                 "choose another destination, or change its permissions."
             ) from error
         try:
-            self._machinery = Machinery(settings, engine, self._warn, cores)
+            self._machinery = Machinery(settings, engine, lambda text: listener(Notice(text)), cores)
         except BaseException:
             self._staging.close()
             raise
-        self._walker = Walker(self._machinery, self._destination, self._staging, self._stop, discard)
+        self._walker = Walker(self._machinery, self._destination, self._staging, self._stop)
         self._in_flight = 0
         self._began = time.perf_counter()
         self._counting = threading.Lock()
@@ -99,13 +97,13 @@ class Worker:
         """One line: model, backend, device, precision, batches, and how the cores are shared."""
         return self._machinery.describe()
 
-    def process(self, songs: Iterable[Song], put_off: Callable[[Song], bool] | None = None) -> Iterator[Outcome]:
+    def process(self, songs: Iterable[Song], defer: Callable[[Song], object] | None = None) -> Iterator[Outcome]:
         """Separate songs; yields each one's outcome, as they end. ``songs`` is read as places become free.
 
         Args:
             songs: read from several threads, one at a time.
-            put_off: gets a song that another run has in hand, from its thread. True takes it back, and it has no outcome here;
-                otherwise, and without ``put_off``, the song waits in its place until the other run has ended it.
+            defer: takes back a song that another run has in hand; it has no outcome here. None: the song waits in its place
+                until the other run has ended it.
 
         Raises:
             BackendUnavailableError: if the device takes no further work from this process; songs in flight have no outcome.
@@ -124,7 +122,7 @@ class Worker:
                             song = None if left else next(source, None)
                         if song is None:
                             break
-                        outcome = self._walk(song, put_off)
+                        outcome = self._separate(song, defer)
                         if outcome is not None:
                             ended.put(outcome)
             except BaseException as error:
@@ -135,10 +133,12 @@ class Worker:
         threads = [threading.Thread(target=work, name=f"song-{i}", daemon=True) for i in range(self.capacity)]
         for thread in threads:
             thread.start()
-        ticker = _Ticker(self._report_load)
-        working = len(threads)
+        working, next_load = len(threads), time.monotonic()
         try:
             while working:
+                if time.monotonic() >= next_load:
+                    next_load = time.monotonic() + LOAD_SECONDS
+                    self._listen(self.load())
                 try:
                     item = ended.get(timeout=POLL_SECONDS)
                 except queue.Empty:
@@ -157,8 +157,7 @@ class Worker:
                 for thread in threads:
                     thread.join()
                 self._machinery.batcher.clock.settle()
-            ticker.close()
-            self._report_load()
+            self._listen(self.load())
 
     def load(self) -> WorkerLoad:
         """Return the worker's present activity."""
@@ -196,7 +195,7 @@ class Worker:
         if lost is not None:
             raise BackendUnavailableError(f"The device takes no further work ({lost}): start another process.")
 
-    def _walk(self, song: Song, put_off: Callable[[Song], bool] | None) -> Outcome | None:
+    def _separate(self, song: Song, defer: Callable[[Song], object] | None) -> Outcome | None:
         begun = False
 
         def begin() -> None:
@@ -207,53 +206,17 @@ class Worker:
                 with self._counting:
                     self._in_flight += 1
 
-        def wait() -> bool:
-            return begun or put_off is None or not put_off(song)
-
         try:
-            outcome = self._walker.walk(song, begin, wait)
+            outcome = self._walker.walk(song, begin, lambda: begun or defer is None)
         finally:
             if begun:
                 with self._counting:
                     self._in_flight -= 1
         if outcome is not None:
             self._listen(SongEnded(outcome, self.number))
+        elif defer is not None and not begun:
+            defer(song)
         return outcome
-
-    def _warn(self, text: str) -> None:
-        self._listen(Notice(text))
-
-    def _report_load(self) -> None:
-        self._listen(self.load())
-
-
-def _one_at_a_time(listener: Listener | None) -> Listener:
-    lock = threading.Lock()
-
-    def listen(event: Event) -> None:
-        if listener is not None:
-            with lock:
-                listener(event)
-
-    return listen
-
-
-class _Ticker:
-    """Calls a function every second, in a thread of its own, until it is closed."""
-
-    def __init__(self, call: Callable[[], object]) -> None:
-        self._call = call
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="ticker", daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        self._end.set()
-        self._thread.join()
-
-    def _work(self) -> None:
-        while not self._end.wait(LOAD_SECONDS):
-            self._call()
 
 
 def _peak_memory() -> int:

@@ -27,7 +27,7 @@ NOWHERE = Path("no model")
 
 
 def run(tmp_path: Path, songs: list[Path], engine: SleepingDevice, **more: Any) -> list[Outcome]:
-    listener = more.pop("listener", None)
+    listener = more.pop("listener", lambda event: None)
     options = settings(NOWHERE, **more)
     with Worker(options, str(tmp_path / "out"), engine=engine, listener=listener) as worker:
         return list(worker.process(songs_of(*songs)))

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from metatasnet_fast.catalogue import Failure, Notice, Outcome, SongEnded, SongStarted, Status
-from metatasnet_fast.catalogue.supervised import SupervisedWorker, WorkerLostError
+from metatasnet_fast.catalogue import Failure, Notice, Outcome, SongEnded, SongStarted, Status, supervised
+from metatasnet_fast.catalogue.supervised import ChildProcess, SupervisedWorker, WorkerLostError
 from metatasnet_fast.errors import MetaTasNetError
 
 from .conftest import settings, songs_of, write_song
@@ -32,7 +32,7 @@ sys.exit(child.main())
 @pytest.fixture
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Decoding a file called ``poison`` ends the process as a fault in a codec would."""
-    monkeypatch.setattr(SupervisedWorker, "command", [sys.executable, "-c", POISONED.format(signal="SIGSEGV")])
+    monkeypatch.setattr(supervised, "COMMAND", [sys.executable, "-c", POISONED.format(signal="SIGSEGV")])
 
 
 def by_id(outcomes: list[Outcome]) -> dict[str, Outcome]:
@@ -58,9 +58,9 @@ def test_a_worker_that_is_killed_goes_on(model: Path, tmp_path: Path) -> None:
     killed: list[int] = []
 
     def kill_once(event: object) -> None:
-        if isinstance(event, SongEnded) and not killed and worker.pid:
-            killed.append(worker.pid)
-            os.kill(worker.pid, signal.SIGKILL)
+        if isinstance(event, SongEnded) and not killed and isinstance(worker.child, ChildProcess):
+            killed.append(worker.child.pid)
+            os.kill(worker.child.pid, signal.SIGKILL)
 
     with SupervisedWorker(settings(model), str(tmp_path / "out"), kill_once) as worker:
         found = by_id(list(worker.process(songs_of(*songs))))
@@ -90,7 +90,7 @@ def test_songs_in_flight_are_given_up_when_the_grace_is_over(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asleep = POISONED.replace("os.kill(os.getpid(), signal.{signal})", "__import__('time').sleep(600)")
-    monkeypatch.setattr(SupervisedWorker, "command", [sys.executable, "-c", asleep])
+    monkeypatch.setattr(supervised, "COMMAND", [sys.executable, "-c", asleep])
     stop = threading.Event()
     said: list[object] = []
 
@@ -101,7 +101,8 @@ def test_songs_in_flight_are_given_up_when_the_grace_is_over(
 
     songs = songs_of(write_song(tmp_path / "poison.wav", 0.2))
     with SupervisedWorker(settings(model), str(tmp_path / "out"), listen, stop, grace=0.3) as worker:
-        pid = worker.pid
+        assert isinstance(worker.child, ChildProcess)
+        pid = worker.child.pid
         assert list(worker.process(songs)) == []
     assert any(isinstance(event, Notice) and "given up" in event.text for event in said)
     assert not Path(f"/proc/{pid}").exists()
@@ -113,6 +114,6 @@ def test_a_model_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_process_that_cannot_live_is_given_up(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(SupervisedWorker, "command", [sys.executable, "-c", "raise SystemExit('no driver')"])
+    monkeypatch.setattr(supervised, "COMMAND", [sys.executable, "-c", "raise SystemExit('no driver')"])
     with pytest.raises(WorkerLostError, match="no driver"):
         SupervisedWorker(settings(model), str(tmp_path / "out"))
