@@ -10,8 +10,8 @@ window, so a filled-up one would give other stems.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
@@ -65,9 +65,6 @@ class Handover:
             tensor.record_stream(stream)
 
 
-LINGER = 0.02
-"""Seconds that the device waits for a batch to fill up while songs have windows to give."""
-
 BATCHES_AHEAD = 3
 """Windows of so many batches may be on their way at once: one at work, one waiting, one being stitched."""
 
@@ -105,21 +102,20 @@ class Batcher:
         self.clock = DeviceClock(device)
         self.windows_done = 0
         self.lost: Exception | None = None
-        """Return the error that made the device unusable for the rest of the process, or None."""
+        """The error that made the device unusable for the rest of the process, or None."""
         self._device = device
         self._cores = cores
         self._changed = threading.Condition()
-        self._waiting: dict[int, deque[_Request]] = {}
-        self._orders: dict[int, int] = {}
-        self._next_order = 0
-        self._giving = 0
+        self._waiting: list[_Request] = []
+        self._orders = itertools.count()
+        self._songs = 0
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="device", daemon=True)
         self._thread.start()
 
     @property
     def windows_waiting(self) -> int:
-        return sum(len(queue) for queue in list(self._waiting.values()))
+        return len(self._waiting)
 
     def run(self, windows: Iterable[Sequence[Tensor]]) -> Iterator[Tensor]:
         """The last stage's estimate of each window of a song, (4, samples), in order. Called in the song's thread.
@@ -130,30 +126,20 @@ class Batcher:
         source = iter(windows)
         pending: deque[Future[tuple[Tensor, Handover]]] = deque()
         with self._changed:
-            order, self._next_order = self._next_order, self._next_order + 1
-            self._orders[order] = order
-        more = True
-        giving = False
+            order = next(self._orders)
+            self._songs += 1
         try:
             while True:
-                if more and len(pending) < self._ahead():
-                    giving = self._set_giving(giving, True)
-                while more and len(pending) < self._ahead():
-                    window = next(source, None)
-                    if window is None:
-                        more = False
-                    else:
-                        pending.append(self._submit(window, order))
-                giving = self._set_giving(giving, False)
+                for window in itertools.islice(source, max(0, self._ahead() - len(pending))):
+                    pending.append(self._submit(window, order))
                 if not pending:
                     return
                 estimate, given = pending.popleft().result()
                 given.take([estimate])
                 yield estimate
         finally:
-            self._set_giving(giving, False)
             with self._changed:
-                del self._orders[order]
+                self._songs -= 1
             for future in pending:
                 future.cancel()
 
@@ -161,9 +147,8 @@ class Batcher:
         """End the device thread; windows that still wait are cancelled."""
         with self._changed:
             self._closed = True
-            for queue in self._waiting.values():
-                for request in queue:
-                    request.future.cancel()
+            for request in self._waiting:
+                request.future.cancel()
             self._waiting.clear()
             self._changed.notify_all()
         self._thread.join()
@@ -177,101 +162,63 @@ class Batcher:
 
     def _ahead(self) -> int:
         """Windows that one song may have on their way: its part of what all may have together."""
-        return max(2, -(-BATCHES_AHEAD * self.runner.batch_size // max(1, len(self._orders))))
-
-    def _set_giving(self, before: bool, now: bool) -> bool:
-        """Count the songs that are about to give a window; the device waits a moment for them."""
-        if before != now:
-            with self._changed:
-                self._giving += 1 if now else -1
-                self._changed.notify_all()
-        return now
+        return max(2, -(-BATCHES_AHEAD * self.runner.batch_size // max(1, self._songs)))
 
     def _submit(self, window: Sequence[Tensor], order: int) -> Future[tuple[Tensor, Handover]]:
         request = _Request(window, Handover.give(self._device), Future(), order)
         with self._changed:
             if self._closed:
                 request.future.cancel()
-                return request.future
-            self._waiting.setdefault(window[0].shape[-1], deque()).append(request)
-            self._changed.notify_all()
+            else:
+                self._waiting.append(request)
+                self._changed.notify_all()
         return request.future
 
     def _take(self) -> list[_Request] | None:
-        """The next batch, that of the oldest song first; None when there will be none."""
-        with self._changed:
-            deadline: float | None = None
-            while True:
-                for length in [length for length, queue in self._waiting.items() if not queue]:
-                    del self._waiting[length]
-                full = [queue for queue in self._waiting.values() if len(queue) >= self.runner.batch_size]
-                now = time.monotonic()
-                if self._waiting and deadline is None:
-                    deadline = now + LINGER
-                due = deadline is not None and now >= deadline
-                if full or (self._waiting and (due or self._giving == 0)):
-                    queues = full or list(self._waiting.values())
-                    queue = min(queues, key=lambda queue: min(request.order for request in queue))
-                    return self._oldest(queue)
-                if self._closed:
-                    return None
-                self._changed.wait(None if deadline is None else max(0.0, deadline - now))
+        """The next batch: windows of the oldest song first, and of one length; None when there will be none.
 
-    def _oldest(self, queue: deque[_Request]) -> list[_Request]:
-        """Up to a batch of requests, songs in the order of their beginning, each song's in their own order."""
-        chosen = sorted(queue, key=lambda request: request.order)[: self.runner.batch_size]
-        taken = {id(request) for request in chosen}
-        rest = [request for request in queue if id(request) not in taken]
-        queue.clear()
-        queue.extend(rest)
-        return [request for request in chosen if request.future.set_running_or_notify_cancel()]
+        What comes while the device works waits for the next one: batches are as full as the device is busy.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closed)
+            if not self._waiting:
+                return None
+            self._waiting.sort(key=lambda request: request.order)  # stable: each song's windows keep their order
+            length = self._waiting[0].window[0].shape[-1]
+            fitting = [request for request in self._waiting if request.window[0].shape[-1] == length]
+            batch = fitting[: self.runner.batch_size]
+            taken = set(map(id, batch))
+            self._waiting = [request for request in self._waiting if id(request) not in taken]
+        return [request for request in batch if request.future.set_running_or_notify_cancel()]
 
     @torch.no_grad()
     def _work(self) -> None:
         use_device(self._device)
         self._cores.enter_device_thread()
         while (batch := self._take()) is not None:
-            if not batch:
-                continue
-            try:
+            if batch:
                 self._serve(batch)
-            except Exception as error:  # of an earlier batch, which a GPU tells only now
-                self.lost = error
-                for request in batch:
-                    if not request.future.done():
-                        request.future.set_exception(error)
 
     def _serve(self, batch: list[_Request]) -> None:
-        with self.clock.measure("separate"):
-            try:
-                estimates = self._separate(batch)
-            except Exception as error:
-                if self.is_lost(error) or len(batch) == 1:
-                    for request in batch:
-                        request.future.set_exception(error)
-                    return
-                # One song's window must not take its neighbours with it.
+        """Separate a batch; if that fails, each window alone, so that one does not take its neighbours with it."""
+        try:
+            with self.clock.measure("separate"):
                 for request in batch:
-                    self._serve_alone(request)
-                return
-        given = Handover.give(self._device)
+                    request.given.take(request.window)
+                windows = [request.window for request in batch]
+                estimates = list(self.runner.run(self.engine, windows))  # type: ignore[arg-type]
+            given = Handover.give(self._device)
+        except Exception as error:
+            if self.is_lost(error) or len(batch) == 1:
+                for request in batch:
+                    request.future.set_exception(error)
+            else:
+                for request in batch:
+                    self._serve([request])
+            return
         for request, estimate in zip(batch, estimates, strict=True):
             request.future.set_result((estimate, given))
         self.windows_done += len(batch)
-
-    def _serve_alone(self, request: _Request) -> None:
-        try:
-            [estimate] = self._separate([request])
-        except Exception as error:
-            request.future.set_exception(error)
-        else:
-            request.future.set_result((estimate, Handover.give(self._device)))
-            self.windows_done += 1
-
-    def _separate(self, batch: list[_Request]) -> list[Tensor]:
-        for request in batch:
-            request.given.take(request.window)
-        return list(self.runner.run(self.engine, [request.window for request in batch]))  # type: ignore[arg-type]
 
 
 class SongRunner(BatchRunner):

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,24 +31,10 @@ __all__ = [
     "Stage",
     "available_cores",
     "available_memory",
-    "profiled",
 ]
 
 BATCHES_QUEUED = 2
 """Batches that a GPU has in its queue at most: enough to never wait for the host, few enough to bound memory."""
-
-
-@contextlib.contextmanager
-def profiled(name: str) -> Iterator[None]:
-    """An NVTX range around the block, where there is CUDA."""
-    if not torch.cuda.is_available():
-        yield
-        return
-    torch.cuda.nvtx.range_push(name)
-    try:
-        yield
-    finally:
-        torch.cuda.nvtx.range_pop()
 
 
 class DeviceClock:
@@ -64,27 +50,27 @@ class DeviceClock:
 
     @contextlib.contextmanager
     def measure(self, name: str) -> Iterator[None]:
-        """Around the work on one batch; waits while the GPU has enough in its queue."""
-        with profiled(name):
-            if not self._cuda:
-                self._began = time.perf_counter()
-                try:
-                    yield
-                finally:
-                    with self._lock:
-                        self._busy += time.perf_counter() - self._began
-                        self._began = None
-                return
-            stream = torch.cuda.current_stream(self._device)
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        """Around the work on one batch, as an NVTX range; waits while the GPU has enough in its queue."""
+        if not self._cuda:
+            self._began = time.perf_counter()
+            try:
+                yield
+            finally:
+                with self._lock:
+                    self._busy += time.perf_counter() - self._began
+                    self._began = None
+            return
+        stream = torch.cuda.current_stream(self._device)
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        with torch.cuda.nvtx.range(name):
             begin.record(stream)
             try:
                 yield
             finally:
                 end.record(stream)
                 self._events.append((begin, end))
-            while len(self._events) >= BATCHES_QUEUED:
-                self._collect()
+        while len(self._events) >= BATCHES_QUEUED:
+            self._collect()
 
     @property
     def busy_seconds(self) -> float:
@@ -104,28 +90,25 @@ class DeviceClock:
             self._busy += begin.elapsed_time(end) / 1000
 
 
-class MemoryPool:
+class MemoryPool(Budget):
     """``limit`` bytes, taken and given back by many threads."""
 
     def __init__(self, limit: int) -> None:
+        super().__init__(limit)
         self.limit = limit
-        self._left = limit
+        self.taken = 0
         self._lock = threading.Lock()
 
     def take(self, size: int) -> bool:
         with self._lock:
-            if size > self._left:
-                return False
-            self._left -= size
-            return True
+            fits = super().take(size)
+            self.taken += size if fits else 0
+            return fits
 
     def give_back(self, size: int) -> None:
         with self._lock:
-            self._left += size
-
-    @property
-    def taken(self) -> int:
-        return self.limit - self._left
+            super().give_back(size)
+            self.taken -= size
 
 
 class SongBudget(Budget):
@@ -189,68 +172,53 @@ class Stage:
     def __init__(self, name: str, capacity: int) -> None:
         self.name = name
         self.capacity = capacity
-        self._places = threading.Semaphore(capacity)
+        self._free = threading.Semaphore(capacity)
         self._lock = threading.Lock()
         self._waiting = 0
-        self._inside: dict[int, float] = {}
+        self._held: set[Place] = set()
         self._seconds = 0.0
 
     def load(self) -> StageLoad:
-        now = time.perf_counter()
         with self._lock:
-            seconds = self._seconds + sum(now - began for began in self._inside.values())
-            return StageLoad(self.capacity, len(self._inside), self._waiting, round(seconds, 3))
+            seconds = self._seconds + sum(time.perf_counter() - place.began for place in self._held)
+            return StageLoad(self.capacity, len(self._held), self._waiting, round(seconds, 3))
 
     @contextlib.contextmanager
     def enter(self) -> Iterator[Place]:
         """Wait for a place and keep it for the block, or until :meth:`Place.leave`."""
         with self._lock:
             self._waiting += 1
-        try:
-            self._places.acquire()
-        finally:
-            with self._lock:
-                self._waiting -= 1
-        place = Place(self)
+        self._free.acquire()
+        place = Place(self.leave)
+        with self._lock:
+            self._waiting -= 1
+            self._held.add(place)
         try:
             yield place
         finally:
             place.leave()
 
-    def _begin(self, place: Place) -> None:
+    def leave(self, place: Place) -> None:
+        """Give a place to the next song; once it is given back, nothing happens."""
         with self._lock:
-            self._inside[id(place)] = time.perf_counter()
-
-    def _end(self, place: Place) -> float:
-        with self._lock:
-            seconds = time.perf_counter() - self._inside.pop(id(place))
-            self._seconds += seconds
-        self._places.release()
-        return seconds
+            if place not in self._held:
+                return
+            self._held.remove(place)
+            place.seconds = time.perf_counter() - place.began
+            self._seconds += place.seconds
+        self._free.release()
 
 
 class Place:
-    """A place that is held; ``seconds`` is how long it was, once it has been left."""
+    """A place in a stage; ``seconds`` is how long it was held, once it has been left."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, leave: Callable[[Place], None]) -> None:
+        self.began = time.perf_counter()
         self.seconds = 0.0
-        self._stage = stage
-        self._held = True
-        self._range = contextlib.ExitStack()
-        self._range.enter_context(profiled(stage.name))
-        stage._begin(self)
-
-    @property
-    def left(self) -> bool:
-        """Return whether it is given back."""
-        return not self._held
+        self._leave = leave
 
     def leave(self) -> None:
-        """Give the place to the next, in the thread that entered; a second call does nothing."""
-        if self._held:
-            self._held = False
-            self._range.close()
-            self.seconds = self._stage._end(self)
+        self._leave(self)
 
 
 NICENESS = 5

@@ -27,13 +27,10 @@ __all__ = [
 ]
 
 
-def _now() -> float:
-    return round(time.time(), 3)
-
-
 @dataclass(frozen=True)
 class Event:
     kind: ClassVar[str] = ""
+    time: float = field(default_factory=lambda: round(time.time(), 3), kw_only=True)
 
     def to_json(self) -> dict[str, Any]:
         """Ready for ``json.dumps``."""
@@ -56,7 +53,6 @@ class RunStarted(Event):
     engine: str
     shard: str
     """``i/n``."""
-    time: float = field(default_factory=_now)
 
 
 @dataclass(frozen=True)
@@ -65,7 +61,6 @@ class SongStarted(Event):
     id: str
     uri: str
     worker: int = 0
-    time: float = field(default_factory=_now)
 
 
 @dataclass(frozen=True)
@@ -73,7 +68,6 @@ class SongEnded(Event):
     kind = "song_ended"
     outcome: Outcome
     worker: int = 0
-    time: float = field(default_factory=_now)
 
     def to_json(self) -> dict[str, Any]:
         return {"event": self.kind, **self.outcome.to_dict(), "worker": self.worker, "time": self.time}
@@ -86,7 +80,6 @@ class SongsSkipped(Event):
     kind = "songs_skipped"
     songs: int
     audio_seconds: float
-    time: float = field(default_factory=_now)
 
 
 @dataclass(frozen=True)
@@ -95,7 +88,6 @@ class Notice(Event):
 
     kind = "notice"
     text: str
-    time: float = field(default_factory=_now)
 
 
 @dataclass(frozen=True)
@@ -130,7 +122,6 @@ class WorkerLoad(Event):
     """CPU time of the worker's process, user and system, in seconds."""
     peak_memory: int
     """Bytes, of the worker's process."""
-    time: float = field(default_factory=_now)
 
 
 @dataclass(frozen=True)
@@ -159,7 +150,6 @@ class Progress(Event):
     peak_memory: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
-    time: float = field(default_factory=_now)
 
     @property
     def real_time_factor(self) -> float:
@@ -188,7 +178,6 @@ class RunEnded(Event):
     """By ``--price-per-hour``, of all workers."""
     cost_per_1000_songs: float | None = None
     reason: str | None = None
-    time: float = field(default_factory=_now)
 
     @property
     def exit_code(self) -> int:

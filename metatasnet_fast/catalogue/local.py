@@ -70,19 +70,24 @@ class Desk:
     """
 
     def __init__(self, tally: Tally, ledger: LedgerWriter, listener: Listener | None, stop: threading.Event) -> None:
-        self.tally, self.stop = tally, stop
-        self._ledger, self._listener = ledger, listener
+        self.stop = stop
+        self._tally, self._ledger, self._listener = tally, ledger, listener
         self._lock = threading.Lock()
 
     def __call__(self, event: Event) -> None:
         with self._lock:
-            self.tally(event)
+            self._tally(event)
             if isinstance(event, SongEnded):
                 self._ledger.add(event.outcome)
-            if self.tally.reason is not None:
+            if self._tally.reason is not None:
                 self.stop.set()
             if self._listener is not None:
                 self._listener(event)
+
+    def say_progress(self) -> None:
+        with self._lock:
+            progress = self._tally.progress()
+        self(progress)
 
 
 def carry_out(
@@ -200,7 +205,7 @@ def work_through(
         while any(thread.is_alive() for thread in threads):
             for thread in threads:
                 thread.join(PROGRESS_SECONDS / len(threads))
-            desk(desk.tally.progress())
+            desk.say_progress()
     except BaseException:  # a second Ctrl-C: nothing is waited for
         desk.stop.set()
         for worker in workers:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .._io import sha256_file
 from .destination import Destination, song_folder
 from .failures import Failure, SongError
 from .machinery import find_identity
@@ -17,7 +16,7 @@ from .song import Song
 from .source import Source, Stamp
 from .storage import client_errors, local_path, reaching
 
-__all__ = ["Plan", "Preview", "make_plan", "preview"]
+__all__ = ["Plan", "count_missing", "make_plan"]
 
 THREADS = 32
 """Songs on object stores that are looked at at once: most of the time is waiting."""
@@ -36,8 +35,6 @@ class Plan:
     """Failed before, for a reason that lies in their files, which are still the same."""
     unwritten: list[Outcome] = field(default_factory=list)
     """Rows for songs that are done and have none in the ledger: a run that was killed may lose rows."""
-    listed: dict[str, Listed] = field(default_factory=dict)
-    """Content of the destination, by folder."""
 
     @property
     def audio_seconds_done(self) -> float:
@@ -55,15 +52,15 @@ def make_plan(songs: Sequence[Song], settings: Settings, destination: Destinatio
     """
     plan = Plan(find_identity(settings).key)
     with reaching(destination.uri), client_errors():
-        plan.listed = dict(destination.listing())
+        there = dict(destination.listing())
         lasting, known = _history(destination)
     if settings.overwrite:
         plan.todo = list(songs)
     else:
-        listed = [plan.listed.get(song_folder(song.id)) for song in songs]
+        listed = [there.get(song_folder(song.id)) for song in songs]
         failures = {} if settings.retry_failed else lasting
         asked = [
-            song.id in failures or (found is not None and (not found.key or plan.key.startswith(found.key)))
+            song.id in failures or (found is not None and found.is_whole and plan.key.startswith(found.key))
             for song, found in zip(songs, listed, strict=True)
         ]
         stamps = _stamps([song for song, wanted in zip(songs, asked, strict=True) if wanted])
@@ -72,7 +69,7 @@ def make_plan(songs: Sequence[Song], settings: Settings, destination: Destinatio
             before = failures.get(song.id)
             if stamp is None or stamp.version is None:
                 plan.todo.append(song)
-            elif found is not None and _proves(destination, song, found, plan.key, stamp):
+            elif found is not None and found.proves(plan.key, stamp.text):
                 plan.done.append((song, found))
                 if song.id not in known:
                     row = Outcome(song.id, song.uri, Status.skipped, plan.key, folder=song_folder(song.id))
@@ -85,11 +82,9 @@ def make_plan(songs: Sequence[Song], settings: Settings, destination: Destinatio
     return plan
 
 
-def _proves(destination: Destination, song: Song, found: Listed, key: str, stamp: Stamp) -> bool:
-    if found.key:
-        return found.proves(key, stamp.text)
-    result = destination.result(song.id)  # of a version before, whose name says nothing
-    return result is not None and result.id == song.id and result.key == key and stamp.proves(result.input["stamp"])
+def count_missing(songs: Sequence[Song]) -> int:
+    """Return how many songs cannot be found or read now."""
+    return sum(stamp is None for stamp in _stamps(songs))
 
 
 def _stamps(songs: Sequence[Song]) -> Iterator[Stamp | None]:
@@ -127,60 +122,3 @@ def _history(destination: Destination) -> tuple[dict[str, dict[str, Any]], set[s
 
 
 LASTING = {failure.value for failure in Failure if failure.lasting}
-
-
-@dataclass(frozen=True)
-class Preview:
-    """Numbers of songs; ``expected_hours`` of audio in those to separate, as far as manifest and sizes tell."""
-
-    songs: int
-    todo: int
-    done: int
-    failed: int
-    missing: int
-    """Not found, or not to be read now."""
-    taken: int
-    """To fail, because other songs have their ids at the destination."""
-    expected_hours: float
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def preview(songs: Sequence[Song], settings: Settings, destination: str) -> Preview:
-    """Say what a run would do, without doing it. Raises as :func:`make_plan`."""
-    target = Destination(destination)
-    plan = make_plan(songs, settings, target)
-
-    def look(song: Song) -> str:
-        source, stamp = Source(song.uri), _stamp(song)
-        if stamp is None:
-            return "missing"
-        if settings.overwrite or song_folder(song.id) not in plan.listed:
-            return "todo"
-        with reaching(destination), client_errors():
-            if target.done(song, plan.key, source) is not None:
-                return "done"
-            return "taken" if _is_taken(target, song, source, stamp) else "todo"
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        answers = list(pool.map(look, plan.todo))
-    seconds = sum(song.expected_seconds() for song, answer in zip(plan.todo, answers, strict=True) if answer == "todo")
-    return Preview(
-        songs=len(songs),
-        todo=answers.count("todo"),
-        done=len(plan.done) + answers.count("done"),
-        failed=len(plan.failed),
-        missing=answers.count("missing"),
-        taken=answers.count("taken"),
-        expected_hours=seconds / 3600,
-    )
-
-
-def _is_taken(target: Destination, song: Song, source: Source, stamp: Stamp) -> bool:
-    """Return whether another song has the id at the destination; read the content only if the sizes do not decide it."""
-    before = target.from_elsewhere(song)
-    if before is None or stamp.size != before.input["bytes"]:
-        return before is not None
-    with source.local() as path:
-        return sha256_file(path) != before.content

@@ -7,7 +7,6 @@ file, except for listening: it plays the stems of a few songs from where they li
 from __future__ import annotations
 
 import base64
-import datetime
 import heapq
 import json
 import platform
@@ -33,7 +32,7 @@ from .failures import Failure
 from .result import Outcome, Result, Status
 from .settings import Settings
 
-__all__ = ["LedgerFacts", "Pictured", "Timeline", "bottleneck", "facts", "page", "write_report"]
+__all__ = ["LedgerFacts", "Pictured", "bottleneck", "facts", "page", "write_report"]
 
 PICTURE_ROWS, PICTURE_COLUMNS = 110, 420
 SHOWN_SECONDS = 60
@@ -42,9 +41,6 @@ SHOWN_SECONDS = 60
 EXAMPLES = 10
 """Failed songs of each type, and warnings, that are named."""
 
-STEPS = 120
-"""Steps of the timeline, at most."""
-
 PICTURED_SECONDS = 2.0
 """Shorter songs make no picture worth looking at."""
 
@@ -52,40 +48,13 @@ FORMAT_VERSION = 1
 
 
 @dataclass
-class Timeline:
-    """Seconds of audio by the time at which their songs were finished; the steps grow with the run."""
-
-    step: float = 1.0
-    """Seconds."""
-    sums: dict[int, float] = field(default_factory=dict)
-    """By number of the step since the epoch."""
-
-    def add(self, time: float, audio: float) -> None:
-        number = int(time // self.step)
-        self.sums[number] = self.sums.get(number, 0.0) + audio
-        while max(self.sums) - min(self.sums) >= STEPS:
-            self.step *= 2
-            coarse: dict[int, float] = {}
-            for old, value in self.sums.items():
-                coarse[old // 2] = coarse.get(old // 2, 0.0) + value
-            self.sums = coarse
-
-    def values(self) -> list[float]:
-        """Return the sums of every step from the first to the last."""
-        if not self.sums:
-            return []
-        return [round(self.sums.get(i, 0.0), 3) for i in range(min(self.sums), max(self.sums) + 1)]
-
-
-@dataclass
 class LedgerFacts:
-    """Examples and a timeline from the rows of a run."""
+    """Examples from the rows of a run."""
 
     pictured: int = 3
     failures: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     warnings: int = 0
     warning_examples: list[dict[str, Any]] = field(default_factory=list)
-    timeline: Timeline = field(default_factory=Timeline)
     _samples: list[tuple[int, str, Outcome]] = field(default_factory=list)
 
     @classmethod
@@ -107,9 +76,6 @@ class LedgerFacts:
             self.warnings += 1
             if len(self.warning_examples) < EXAMPLES:
                 self.warning_examples.append({"id": row.id, "uri": row.uri, "warning": warning})
-        if row.finished:
-            finished = datetime.datetime.fromisoformat(row.finished.replace("Z", "+00:00"))
-            self.timeline.add(finished.timestamp(), row.duration)
         if row.duration >= PICTURED_SECONDS:
             # The smallest checksums: any song is as likely as another, and the same run has the same samples.
             heapq.heappush(self._samples, (-zlib.crc32(row.id.encode()), row.id, row))
@@ -169,7 +135,6 @@ def facts(ended: RunEnded, ledger: LedgerFacts, price_per_hour: float | None = N
             for name, count in sorted(ended.failures.items(), key=lambda item: (-item[1], item[0]))
         },
         "warnings": {"number": ledger.warnings, "examples": ledger.warning_examples},
-        "timeline": {"step_seconds": ledger.timeline.step, "audio_seconds": ledger.timeline.values()},
         "samples": [row.id for row in ledger.samples],
     }
 

@@ -5,8 +5,7 @@ Its name says enough to decide whether the song is done, so that a listing of th
     result-KEY-CONTENT-STAMP-FILES-MILLISECONDS.json
 
 KEY and CONTENT are the first 16 digits of the key and of the input's SHA-256, STAMP and FILES the first 10 digits of the
-SHA-256 of the input's stamp and of the names and sizes of all files, MILLISECONDS is the duration. Versions before named it
-``result.json``; such a song is done as well, but its result has to be read.
+SHA-256 of the input's stamp and of the names and sizes of all files, MILLISECONDS is the duration.
 
     {"format_version": 1, "id": ..., "uri": ...,
      "input":    {"sha256", "stamp", "bytes", "codec"},
@@ -38,7 +37,6 @@ from .song import song_folder
 
 __all__ = ["Listed", "Outcome", "Result", "Status", "StemFile", "is_result", "utc_now"]
 
-OLD_NAME = "result.json"
 FORMAT_VERSION = 1
 NAME = re.compile(r"result-([0-9a-f]{16})-([0-9a-f]{16})-([0-9a-f]{10})-([0-9a-f]{10})-(\d+)\.json")
 LONG, SHORT = 16, 10
@@ -67,12 +65,8 @@ class Listed(NamedTuple):
 
     @property
     def key(self) -> str:
-        """Empty where only the content of the result tells it."""
+        """The beginning of ``Identity.key``; empty without a result."""
         return self._part(1)
-
-    @property
-    def content(self) -> str:
-        return self._part(2)
 
     @property
     def duration(self) -> float:
@@ -81,7 +75,7 @@ class Listed(NamedTuple):
 
     @property
     def is_whole(self) -> bool:
-        """Return whether the files are those of the time when the result was written; False if the name does not tell."""
+        """Return whether there is a result, and the files are those for which it was written."""
         return self._part(4) == self.files
 
     def proves(self, key: str, stamp: str) -> bool:
@@ -94,8 +88,8 @@ class Listed(NamedTuple):
 
 
 def is_result(name: str) -> bool:
-    """Return whether a file of this name is the result of a song, of this version or of one before."""
-    return name.startswith("result") and (name == OLD_NAME or NAME.fullmatch(name) is not None)
+    """Return whether a file of this name is the result of a song."""
+    return NAME.fullmatch(name) is not None
 
 
 def _checksum(text: str) -> str:

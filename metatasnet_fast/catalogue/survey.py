@@ -60,39 +60,24 @@ class Finding:
 def survey(destination: Destination) -> Survey:
     """Count what is done and what failed, from one listing and the ledger.
 
-    Only the first result of every model and settings is read, for the model's name, and those of versions before.
+    Only the first result of every model and settings is read, for the model's name.
     """
     found = Survey(destination.uri)
     done: set[str] = set()
     names: dict[str, str] = {}
-
-    untold: list[tuple[str, Listed]] = []
-
-    def count(folder: str, listed: Listed, name: str, key: str, seconds: float) -> None:
+    for folder, listed in destination.listing():
+        if listed.is_whole and listed.key not in names:
+            result = destination.read_result(folder, listed.name)
+            if result is not None:
+                names[listed.key] = result.identity.model_name
+        if not listed.is_whole or listed.key not in names:
+            found.damaged_results += 1
+            continue
         done.add(folder)
         found.done += 1
         found.bytes += listed.bytes
-        found.audio_seconds += seconds
-        found.models[f"{name} {key[:8]}"] += 1
-
-    for folder, listed in destination.listing():
-        if listed.key and not listed.is_whole:
-            found.damaged_results += 1
-        elif listed.key in names:
-            count(folder, listed, names[listed.key], listed.key, listed.duration)
-        else:
-            result = destination.read_result(folder, listed.name) if listed.key else None
-            if result is None:
-                untold.append((folder, listed))
-            else:
-                names[listed.key] = result.identity.model_name
-                count(folder, listed, names[listed.key], listed.key, listed.duration)
-    results = _at_once(lambda entry: destination.read_result(entry[0], entry[1].name), untold)
-    for (folder, listed), result in zip(untold, results, strict=True):
-        if result is None:
-            found.damaged_results += 1
-        else:
-            count(folder, listed, result.identity.model_name, result.key, float(result.audio["duration"]))
+        found.audio_seconds += listed.duration
+        found.models[f"{names[listed.key]} {listed.key[:8]}"] += 1
     failures: dict[str, dict[str, Any]] = {}
     runs: dict[str, None] = {}
     for run, row in destination.ledger_rows():
@@ -160,7 +145,7 @@ def _judged(destination: Destination, folder: str, sizes: dict[str, int]) -> tup
         result = destination.read_result(folder, name)
     except OSError as error:
         return None, f"the result cannot be read ({error.strerror or error})", {name}
-    if result is None or name not in (result.name, "result.json"):
+    if result is None or name != result.name:
         return None, "the result is damaged", {name}
     problem = _problem(destination, result, sizes)
     if problem is not None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import Counter
-from dataclasses import replace
 
-from .events import Event, Progress, RunEnded, SongEnded, SongsSkipped, SongStarted, StageLoad, WorkerLoad
+from .events import Event, Progress, RunEnded, SongEnded, SongsSkipped, SongStarted, WorkerLoad
 from .failures import Failure
 from .result import Outcome, Status
 
@@ -15,9 +13,7 @@ __all__ = ["Tally"]
 
 
 class Tally:
-    """Give it every event of every worker, from any thread; it knows how far the run has come.
-
-    A worker that is started again counts on from where the one before it ended.
+    """Give it every event of every worker, from one thread at a time; it knows how far the run has come.
 
     Args:
         songs: in this run.
@@ -28,77 +24,72 @@ class Tally:
         self.songs = songs
         self.expected_seconds = expected_seconds
         self.failures: Counter[str] = Counter()
+        self.reason: str | None = None
+        """Why the run had better stop: one failure again and again that is not the songs'."""
         self._began = time.perf_counter()
         self._counts: Counter[Status] = Counter()
         self._audio = self._passed = 0.0
         self._bytes_in = self._bytes_out = 0
         self._in_flight: set[tuple[int, str]] = set()
-        self._loads: dict[int, WorkerLoad] = {}
-        self._before: dict[int, WorkerLoad] = {}
-        self._lock = threading.Lock()
+        self._loads: dict[int, list[WorkerLoad]] = {}
+        """The last load of every process of each worker."""
         self._row: tuple[Failure | None, set[str]] = (None, set())
-        self.reason: str | None = None
-        """Why the run had better stop: one failure again and again that is not the songs'."""
+        """The failure of the last songs, and their ids."""
 
     def __call__(self, event: Event) -> None:
-        with self._lock:
-            if isinstance(event, SongStarted):
-                self._in_flight.add((event.worker, event.id))
-            elif isinstance(event, SongEnded):
-                self._in_flight.discard((event.worker, event.outcome.id))
-                self._count(event.outcome)
-            elif isinstance(event, SongsSkipped):
-                self._counts[Status.skipped] += event.songs
-                self._passed += event.audio_seconds
-            elif isinstance(event, WorkerLoad):
-                self._take_load(event)
-
-    @property
-    def ended(self) -> int:
-        """Songs that have an outcome."""
-        return sum(self._counts.values())
+        if isinstance(event, SongStarted):
+            self._in_flight.add((event.worker, event.id))
+        elif isinstance(event, SongEnded):
+            self._in_flight.discard((event.worker, event.outcome.id))
+            self._count(event.outcome)
+        elif isinstance(event, SongsSkipped):
+            self._counts[Status.skipped] += event.songs
+            self._passed += event.audio_seconds
+        elif isinstance(event, WorkerLoad):
+            loads = self._loads.setdefault(event.worker, [])
+            if loads and event.wall_seconds >= loads[-1].wall_seconds:
+                loads.pop()  # of the same process
+            loads.append(event)
 
     def progress(self) -> Progress:
-        with self._lock:
-            wall = time.perf_counter() - self._began
-            loads = [_sum(self._before.get(worker), load) for worker, load in self._loads.items()]
-            stages = {name for load in loads for name in load.stages}
-            seconds = {name: sum(load.stages[name].seconds for load in loads) for name in sorted(stages)}
-            places = {
-                name: sum(load.stages[name].capacity * load.wall_seconds for load in loads) for name in sorted(stages)
-            }
-            device = sum(load.device_busy_seconds for load in loads)
-            worker_wall = sum(load.wall_seconds for load in loads)
-            return Progress(
-                songs=self.songs,
-                done=self._counts[Status.done],
-                skipped=self._counts[Status.skipped],
-                failed=self._counts[Status.failed],
-                in_flight=len(self._in_flight),
-                audio_seconds=self._audio,
-                wall_seconds=wall,
-                device_busy_share=min(1.0, device / worker_wall) if worker_wall else 0.0,
-                queues={
-                    "read": sum(load.stages["read"].waiting for load in loads),
-                    "device": sum(load.windows_waiting for load in loads),
-                    "write": sum(load.stages["write"].waiting for load in loads),
-                },
-                stage_seconds={**seconds, "device": device},
-                stage_busy_share={
-                    name: min(1.0, seconds[name] / places[name]) if places[name] else 0.0 for name in seconds
-                },
-                eta_seconds=self._eta(wall),
-                cpu_seconds=sum(load.cpu_seconds for load in loads),
-                peak_memory=sum(load.peak_memory for load in loads),
-                bytes_in=self._bytes_in,
-                bytes_out=self._bytes_out,
-            )
+        wall = time.perf_counter() - self._began
+        now = [loads[-1] for loads in self._loads.values()]
+        loads = [load for loads in self._loads.values() for load in loads]
+        stages = sorted({name for load in now for name in load.stages})
+        seconds = {name: sum(load.stages[name].seconds for load in loads) for name in stages}
+        places = {name: sum(load.stages[name].capacity * load.wall_seconds for load in loads) for name in stages}
+        device, worker_wall = (
+            sum(load.device_busy_seconds for load in loads),
+            sum(load.wall_seconds for load in loads),
+        )
+        return Progress(
+            songs=self.songs,
+            done=self._counts[Status.done],
+            skipped=self._counts[Status.skipped],
+            failed=self._counts[Status.failed],
+            in_flight=len(self._in_flight),
+            audio_seconds=self._audio,
+            wall_seconds=wall,
+            device_busy_share=min(1.0, device / worker_wall) if worker_wall else 0.0,
+            queues={
+                "read": sum(load.stages["read"].waiting for load in now),
+                "device": sum(load.windows_waiting for load in now),
+                "write": sum(load.stages["write"].waiting for load in now),
+            },
+            stage_seconds={**seconds, "device": device},
+            stage_busy_share={name: min(1.0, seconds[name] / places[name]) if places[name] else 0.0 for name in stages},
+            eta_seconds=self._eta(wall),
+            cpu_seconds=sum(load.cpu_seconds for load in loads),
+            peak_memory=sum(max(load.peak_memory for load in each) for each in self._loads.values()),
+            bytes_in=self._bytes_in,
+            bytes_out=self._bytes_out,
+        )
 
     def finish(self, run: str, price_per_hour: float | None, workers: int = 1) -> RunEnded:
         """The end of the run; ``price_per_hour`` is that of one worker's machine, and there are ``workers`` of them."""
         progress = self.progress()
         cost = None if price_per_hour is None else price_per_hour * workers * progress.wall_seconds / 3600
-        remaining = self.songs - self.ended
+        remaining = self.songs - sum(self._counts.values())
         return RunEnded(
             run=run,
             complete=remaining == 0,
@@ -132,15 +123,9 @@ class Tally:
             times = f"{len(ids)} songs in a row failed" if most > 1 else "A song failed"
             self.reason = f"{times} with [{failure.value}], the last one so: {outcome.error} {failure.hint}"
 
-    def _take_load(self, load: WorkerLoad) -> None:
-        last = self._loads.get(load.worker)
-        if last is not None and load.wall_seconds < last.wall_seconds:
-            self._before[load.worker] = _sum(self._before.get(load.worker), last)
-        self._loads[load.worker] = load
-
     def _eta(self, wall: float) -> float | None:
         """By seconds of audio if the manifest tells them, else by songs; songs that were done before say nothing."""
-        remaining = self.songs - self.ended
+        remaining = self.songs - sum(self._counts.values())
         worked = self._counts[Status.done] + self._counts[Status.failed]
         if remaining <= 0:
             return 0.0
@@ -149,22 +134,3 @@ class Tally:
         if self.expected_seconds > 0 and self._audio > 0:
             return max(0.0, self.expected_seconds - self._passed) * wall / self._audio
         return remaining * wall / worked
-
-
-def _sum(before: WorkerLoad | None, load: WorkerLoad) -> WorkerLoad:
-    """The load of a worker, with what the processes before it did."""
-    if before is None:
-        return load
-    stages = {
-        name: StageLoad(stage.capacity, stage.busy, stage.waiting, stage.seconds + before.stages[name].seconds)
-        for name, stage in load.stages.items()
-    }
-    return replace(
-        load,
-        wall_seconds=load.wall_seconds + before.wall_seconds,
-        stages=stages,
-        device_busy_seconds=load.device_busy_seconds + before.device_busy_seconds,
-        windows_done=load.windows_done + before.windows_done,
-        cpu_seconds=load.cpu_seconds + before.cpu_seconds,
-        peak_memory=max(load.peak_memory, before.peak_memory),
-    )

@@ -140,17 +140,27 @@ def _destination(text: str) -> str:
 
 
 def _dry_run(args: argparse.Namespace, songs: list[Song], settings: Settings) -> int:
-    from ..catalogue.planning import preview
+    from ..catalogue.destination import Destination
+    from ..catalogue.planning import count_missing, make_plan
 
-    found = preview(songs, settings, args.out)
+    plan = make_plan(songs, settings, Destination(args.out))
+    missing, hours = count_missing(plan.todo), sum(song.expected_seconds() for song in plan.todo) / 3600
+    counts = {
+        "songs": len(songs),
+        "todo": len(plan.todo) - missing,
+        "done": len(plan.done),
+        "failed": len(plan.failed),
+        "missing": missing,
+        "expected_hours": hours,
+    }
     if args.json:
-        print(json.dumps(found.to_dict()))
+        print(json.dumps(counts))
         return 0
     print(
-        f"{found.songs} songs: {found.todo} to separate, {found.done} done, {found.failed} failed before, "
-        f"{found.missing} not found, {found.taken} whose ids other songs have at DEST"
+        f"{len(songs)} songs: {counts['todo']} to separate or to compare, {counts['done']} done, "
+        f"{counts['failed']} failed before, {missing} not found"
     )
-    print(f"{found.expected_hours:.1f} hours of audio to separate, by the manifest and the files' sizes")
+    print(f"{hours:.1f} hours of audio to separate, by the manifest and the files' sizes")
     return 0
 
 

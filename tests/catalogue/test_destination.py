@@ -21,7 +21,7 @@ from metatasnet_fast.catalogue.planning import make_plan
 from metatasnet_fast.catalogue.result import Listed, Result
 from metatasnet_fast.catalogue.settings import Identity
 from metatasnet_fast.catalogue.storage import LocalStorage
-from metatasnet_fast.catalogue.survey import Finding, survey, verify
+from metatasnet_fast.catalogue.survey import Finding, verify
 from metatasnet_fast.catalogue.tally import Tally
 from metatasnet_fast.catalogue.worker import Worker
 
@@ -55,19 +55,6 @@ def test_a_second_run_starts_no_worker_and_writes_no_row(model: Path, album: lis
     assert [event.songs for event in events if isinstance(event, SongsSkipped)] == [4]
     assert not any(isinstance(event, SongEnded) for event in events)
     assert list(Destination(str(out)).ledger()) == rows
-
-
-def test_results_of_the_version_before_count_as_done(model: Path, album: list[Path], tmp_path: Path) -> None:
-    out, songs = tmp_path / "out", songs_of(*album)
-    run_local(songs, settings(model), str(out))
-    for path in results(out):
-        path.rename(path.with_name("result.json"))
-    assert run_local(songs, settings(model), str(out)).progress.skipped == 4
-    assert all(isinstance(found, Result) for found in verify(Destination(str(out))))
-    found = survey(Destination(str(out)))
-    assert found.done == 4 and found.audio_seconds == pytest.approx(1.2) and found.damaged_results == 0
-    assert run_local(songs, settings(model, overwrite=True), str(out)).progress.done == 4
-    assert all(path.name != "result.json" for path in results(out)) and len(results(out)) == 4
 
 
 def test_a_song_whose_row_a_crash_took_gets_one(model: Path, album: list[Path], tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import pytest
 from metatasnet_fast.catalogue import Failure, Outcome, Status
 from metatasnet_fast.catalogue.destination import Destination, LedgerWriter
 from metatasnet_fast.catalogue.manifest import read_manifest
-from metatasnet_fast.catalogue.planning import preview
 from metatasnet_fast.catalogue.survey import Finding, survey, verify
 from metatasnet_fast.catalogue.worker import Worker
 
@@ -90,18 +88,3 @@ def test_a_song_that_changed_is_the_same_by_way_of_a_link(first: Path, tmp_path:
     (tmp_path / "link").symlink_to(first)
     assert run(tmp_path / "link", out).status is Status.done
     assert stored(out) == [str(tmp_path / "link" / NAME)]
-
-
-@pytest.mark.parametrize("seconds", [0.3, 0.4])
-def test_a_dry_run_counts_songs_whose_ids_are_taken(
-    model: Path, first: Path, tmp_path: Path, out: Path, seconds: float
-) -> None:
-    second = album(tmp_path / "second", 2, seconds)
-    copied = shutil.copytree(first, tmp_path / "copied")
-
-    def looked(folder: Path, **more: Any) -> dict[str, Any]:
-        counts = preview(read_manifest(str(folder)), settings(model, **more), str(out)).to_dict()
-        return {name: count for name, count in counts.items() if count and name != "expected_hours"}
-
-    assert looked(second) == {"songs": 1, "taken": 1}
-    assert looked(second, overwrite=True) == looked(copied) == {"songs": 1, "todo": 1}
