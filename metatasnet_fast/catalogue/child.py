@@ -3,7 +3,7 @@
 Pickled objects on both pipes.
 
     in:  Order; then Song again and again; Stop
-    out: Refused or Ready; then events and Deferred
+    out: Ready, or the error that keeps it from working; then events and Deferred
 
 When the pipe ends without ``Stop.at_end``, the parent has died: so does this process, at once. What it was writing lies in its
 staging folder, which the next run removes.
@@ -22,8 +22,9 @@ from collections.abc import Callable, Iterator
 
 from ..errors import MetaTasNetError
 from .destination import Destination
+from .events import Notice
 from .song import Song
-from .supervised import Deferred, Order, Ready, Refused, Stop
+from .supervised import Deferred, Order, Ready, Stop
 from .worker import Worker
 
 __all__ = ["main"]
@@ -46,10 +47,11 @@ def main() -> int:
         destination = Destination(order.destination, token=order.token)
         worker = Worker(order.settings, destination, listener=send, stop=stop, number=order.number)
     except (MetaTasNetError, OSError) as error:
-        send(Refused(str(error)))
+        send(MetaTasNetError(str(error)))
         return 1
     with worker:
-        send(Ready(worker.describe(), worker.capacity, worker.identity.key))
+        send(Ready(worker.capacity, worker.identity.key))
+        send(Notice(worker.describe()))
         for _ in worker.process(_songs(stop), lambda song: send(Deferred(song.id))):
             pass  # the outcome has gone out as an event
     return 0

@@ -111,7 +111,6 @@ class WorkerLoad(Event):
     kind = "worker_load"
     worker: int
     wall_seconds: float
-    in_flight: int
     stages: dict[str, StageLoad]
     device_busy_seconds: float
     windows_waiting: int

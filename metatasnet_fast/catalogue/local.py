@@ -18,7 +18,7 @@ from .events import Event, Listener, Notice, RunEnded, RunStarted, SongEnded, So
 from .planning import make_plan
 from .settings import Settings
 from .song import Song
-from .storage import reaching, refuse_memory
+from .storage import reaching
 from .supervised import ChildProcess, Order, Process, SupervisedWorker
 from .tally import Tally
 
@@ -109,7 +109,8 @@ def carry_out(
         machines: that ``price_per_hour`` is paid for.
     """
     target = Destination(destination)
-    refuse_memory(target.storage)
+    if destination.startswith("memory:"):  # workers are other processes
+        raise ConfigError(f"{destination} is the memory of one process, gone at its end: choose another destination.")
     each = [song.expected_seconds() for song in songs]
     tally = Tally(len(songs), sum(each) if all(each) else 0.0)
     # Names sort as the runs began.
@@ -189,8 +190,6 @@ def work_through(
         try:
             with SupervisedWorker(settings, destination, desk, desk.stop, number, grace, token, start) as worker:
                 workers.append(worker)
-                if worker.describe():
-                    desk(Notice(worker.describe()))
                 for _ in worker.process(take()):
                     pass  # the desk has heard of it
         except Exception as error:

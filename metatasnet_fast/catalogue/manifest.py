@@ -16,13 +16,15 @@ when others are added.
 from __future__ import annotations
 
 import csv
+import functools
 import glob
 import hashlib
 import io
+import itertools
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
@@ -33,60 +35,10 @@ from .song import Song, derived_id, safe_name
 from .source import Stamp, stamp_of
 from .storage import client_errors, local_path, open_filesystem, reaching
 
-__all__ = ["Row", "csv_rows", "jsonl_rows", "lines_of", "parquet_rows", "parse_shard", "read_manifest"]
+__all__ = ["parse_shard", "read_manifest"]
 
 Row: TypeAlias = dict[str, Any]
-
-
-def lines_of(text: str) -> Iterable[str]:
-    """Not ``splitlines``, which also splits at characters that names and JSON strings may hold, such as U+2028."""
-    return io.StringIO(text, newline=None)
-
-
-def csv_rows(manifest: str, text: str, delimiter: str) -> Iterator[Row]:
-    """Rows by the names in the first line. Raises :class:`ConfigError` for what is no such table."""
-    # Strict: else a quote that is never closed makes the songs of all lines that follow one name.
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    try:
-        if "uri" not in (reader.fieldnames or []):
-            raise ConfigError(f"The table {manifest} has no column uri: its first line must name the columns.")
-        yield from reader
-    except csv.Error as error:
-        line = reader.line_num + 1
-        raise ConfigError(f"Line {line} of {manifest} cannot be read ({error}): check its quotes.") from None
-
-
-def jsonl_rows(manifest: str, text: str) -> Iterator[Row]:
-    """An object a line; empty lines say nothing. Raises :class:`ConfigError` for any other line."""
-    for number, line in enumerate(lines_of(text), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"Line {number} of {manifest} is no JSON ({error}).") from None
-        if not isinstance(row, dict):
-            raise ConfigError(f"Line {number} of {manifest} is no JSON object with a uri.")
-        yield row
-
-
-def parquet_rows(manifest: str, content: bytes) -> Iterator[Row]:
-    """Raises :class:`ConfigError` for what is no such table, :class:`MissingDependencyError` without pyarrow."""
-    pyarrow = require("pyarrow", f"The manifest {manifest}")
-    require("pyarrow.parquet", f"The manifest {manifest}")
-    try:
-        file = pyarrow.parquet.ParquetFile(io.BytesIO(content))
-    except pyarrow.ArrowException as error:
-        raise ConfigError(f"The manifest {manifest} is no Parquet file ({error}).") from None
-    if "uri" not in file.schema_arrow.names:
-        raise ConfigError(f"The table {manifest} has no column uri.")
-    wanted = [name for name in ("id", "uri", "duration", "bytes") if name in file.schema_arrow.names]
-    try:
-        for batch in file.iter_batches(columns=wanted):
-            yield from batch.to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"The manifest {manifest} is damaged ({reason}): write it again.") from None
+"""``uri``, and perhaps ``id``, ``duration``, ``bytes``; from listings ``name``, which the id is derived from, and ``stamp``."""
 
 
 def read_manifest(text: str, shard: tuple[int, int] = (1, 1), exclude: str | None = None) -> list[Song]:
@@ -151,11 +103,8 @@ def _song(row: Row, manifest: str, number: int) -> Song:
             f"Row {number} of {manifest} has an id or uri with half a character: write it again."
         ) from None
     stamp = row.get("stamp")  # a column of a table may have this name, and says something else
-    return Song(id, uri, duration, None if size is None else int(size), _text(stamp))
-
-
-def _text(stamp: Any) -> str | None:
-    return stamp.text if isinstance(stamp, Stamp) and stamp.version is not None else None
+    known = stamp.text if isinstance(stamp, Stamp) and stamp.version is not None else None
+    return Song(id, uri, duration, None if size is None else int(size), known)
 
 
 def _absent(value: Any) -> bool:
@@ -177,45 +126,6 @@ def _number(value: Any, name: str, manifest: str, row: int) -> float | None:
     return found
 
 
-def _resolved(rows: Iterable[Row], manifest: str) -> Iterator[Row]:
-    """Rows of a list, whose relative addresses count from the manifest's folder; ids come from what is written there."""
-    folder = local_path(manifest)
-    for row in rows:
-        uri = row.get("uri")
-        if isinstance(uri, str) and uri:
-            path = local_path(uri)
-            if path is None or path.is_absolute():
-                resolved = uri
-            elif folder is None:
-                resolved = f"{manifest.rpartition('/')[0]}/{uri}"
-            else:
-                resolved = os.path.abspath(folder.parent / path)
-            row = {**row, "uri": resolved, "name": uri}
-        yield row
-
-
-def _outside(rows: Iterable[Row], exclude: str | None) -> Iterator[Row]:
-    """Rows of local files that do not lie below a local folder, neither as they are written nor really."""
-    path = None if exclude is None else local_path(exclude)
-    if path is None:
-        yield from rows
-        return
-    prefix, real = os.path.join(os.path.abspath(path), ""), _real(exclude)
-    inside: dict[str, bool] = {}
-    for row in rows:
-        folder = os.path.dirname(row["uri"])
-        if folder not in inside:
-            inside[folder] = row["uri"].startswith(prefix) or lies_in(folder, real)
-        if not inside[folder]:
-            yield row
-
-
-def _real(exclude: str | None) -> list[str]:
-    """The real path of a local folder that is left out, if there is one."""
-    path = None if exclude is None else local_path(exclude)
-    return [] if path is None else [os.path.realpath(path)]
-
-
 def _rows(text: str, exclude: str | None) -> Iterator[Row]:
     if not text:  # a variable of a script that is not set; Path("") is the folder one is in
         raise ConfigError(
@@ -227,28 +137,61 @@ def _rows(text: str, exclude: str | None) -> Iterator[Row]:
 
 
 def _local_rows(text: str, path: Path, exclude: str | None) -> Iterator[Row]:
+    excluded = None if exclude is None else local_path(exclude)
+    hidden = [] if excluded is None else [os.path.realpath(excluded)]
     if path.is_dir():
-        return _outside(_local_folder(path, _real(exclude)), exclude)
-    if not path.exists() and _is_pattern(text):
-        return _outside(_matches(path), exclude)
-    if not path.exists():
-        raise _no_manifest(text)
-    return _resolved(_listed(text, path.suffix, path.read_bytes), text)
+        return _files(find_audio(str(path), hidden, _unreadable), path)
+    if path.exists():
+        return _resolved(_listed(text, path.suffix, path.read_bytes), text)
+    if _is_pattern(text):
+        is_hidden = functools.cache(lambda folder: lies_in(folder, hidden))
+        matches = map(Path, sorted(glob.glob(str(path), recursive=True)))
+        fixed = Path(*itertools.takewhile(lambda part: not _is_pattern(part), path.parts))
+        return _files((match for match in matches if match.is_file() and not is_hidden(str(match.parent))), fixed)
+    raise _no_manifest(text)
+
+
+def _files(paths: Iterable[Path], base: Path) -> Iterator[Row]:
+    """Rows of files on this machine; their ids come from their paths below ``base``."""
+    for path in paths:
+        try:
+            size = path.stat().st_size
+        except OSError:  # a dangling link: its turn comes, as a failure
+            size = None
+        yield {"uri": os.path.abspath(path), "name": path.relative_to(base).as_posix(), "bytes": size}
+
+
+def _unreadable(error: OSError) -> NoReturn:
+    """``os.walk`` would leave the folder out without a word, and its songs would be lost."""
+    raise ConfigError(
+        f"The folder {error.filename} cannot be read ({error.strerror}): change its permissions, or list the songs."
+    )
 
 
 def _remote_rows(text: str, exclude: str | None) -> Iterator[Row]:
     filesystem, inside = open_filesystem(text)
-    hidden = None if exclude is None or local_path(exclude) else str(filesystem._strip_protocol(exclude)).rstrip("/")
     if _is_pattern(text):
+        base = inside.split("*")[0].rpartition("/")[0]
         found = filesystem.glob(inside, detail=True)
-        return _remote(filesystem, found, inside.split("*")[0].rpartition("/")[0], hidden)
-    if filesystem.isdir(inside):
-        found = filesystem.find(inside, detail=True)
-        audio = {name: info for name, info in found.items() if is_audio_name(name[len(inside) :])}
-        return _remote(filesystem, audio, inside, hidden)
-    if not filesystem.exists(inside):
+    elif filesystem.isdir(inside):
+        base = inside
+        everything = filesystem.find(inside, detail=True)
+        found = {name: info for name, info in everything.items() if is_audio_name(name[len(inside) :])}
+    elif filesystem.exists(inside):
+        return _resolved(_listed(text, Path(inside).suffix, lambda: filesystem.cat_file(inside)), text)
+    else:
         raise _no_manifest(text)
-    return _resolved(_listed(text, Path(inside).suffix, lambda: filesystem.cat_file(inside)), text)
+    hidden = None if exclude is None or local_path(exclude) else str(filesystem._strip_protocol(exclude)).rstrip("/")
+    return (
+        {
+            "uri": filesystem.unstrip_protocol(name),
+            "name": name[len(base) :].lstrip("/"),
+            "bytes": info.get("size"),
+            "stamp": stamp_of(info),
+        }
+        for name, info in sorted(found.items())
+        if info.get("type") == "file" and not (hidden and name.startswith(f"{hidden}/"))
+    )
 
 
 def _no_manifest(text: str) -> ConfigError:
@@ -259,68 +202,77 @@ def _is_pattern(text: str) -> bool:
     return any(sign in text for sign in "*?[")
 
 
-def _local_folder(folder: Path, exclude: list[str]) -> Iterator[Row]:
-    for path in find_audio(str(folder), exclude, _unreadable):
-        yield {"uri": os.path.abspath(path), "name": path.relative_to(folder).as_posix(), "bytes": _size(path)}
+def _resolved(rows: Iterable[Row], manifest: str) -> Iterator[Row]:
+    """Rows of a list, whose relative addresses count from the manifest's folder; ids come from what is written there."""
+    folder = local_path(manifest)
+    for row in rows:
+        uri = row.get("uri")
+        path = local_path(uri) if isinstance(uri, str) and uri else None
+        if path is not None and not path.is_absolute():
+            at = f"{manifest.rpartition('/')[0]}/{uri}" if folder is None else os.path.abspath(folder.parent / path)
+            row = {**row, "uri": at, "name": uri}
+        yield row
 
 
-def _unreadable(error: OSError) -> NoReturn:
-    """``os.walk`` would leave the folder out without a word, and its songs would be lost."""
-    raise ConfigError(
-        f"The folder {error.filename} cannot be read ({error.strerror}): change its permissions, or list the songs."
-    )
-
-
-def _matches(pattern: Path) -> Iterator[Row]:
-    fixed = Path(*_until_pattern(pattern.parts))
-    for name in sorted(glob.glob(str(pattern), recursive=True)):
-        path = Path(name)
-        if path.is_file():
-            yield {"uri": os.path.abspath(name), "name": path.relative_to(fixed).as_posix(), "bytes": _size(path)}
-
-
-def _until_pattern(parts: Iterable[str]) -> Iterator[str]:
-    for part in parts:
-        if _is_pattern(part):
-            return
-        yield part
-
-
-def _remote(filesystem: Any, found: dict[str, Any], base: str, hidden: str | None) -> Iterator[Row]:
-    """Files that were found in an object store, except for those below ``hidden``."""
-    for name, info in sorted(found.items()):
-        if info.get("type") == "file" and not (hidden and name.startswith(f"{hidden}/")):
-            uri = filesystem.unstrip_protocol(name)
-            yield {
-                "uri": uri,
-                "name": name[len(base) :].lstrip("/"),
-                "bytes": info.get("size"),
-                "stamp": stamp_of(info),
-            }
-
-
-def _size(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except OSError:  # a dangling link: its turn comes, as a failure
-        return None
-
-
-def _listed(text: str, suffix: str, content: Any) -> Iterator[Row]:
+def _listed(text: str, suffix: str, content: Callable[[], bytes]) -> Iterator[Row]:
+    """Rows of a list or table as they stand there."""
     kind = suffix.lower().removeprefix(".")
     if kind in AUDIO_SUFFIXES:
         return iter([{"uri": text.rpartition("/")[2] if local_path(text) else text}])
     if kind == "parquet":
-        return parquet_rows(text, content())
+        return _parquet_rows(text, content())
     try:
         lines = content().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(f"The manifest {text} is no UTF-8 text ({error.reason}): save it as UTF-8.") from None
     if kind in ("csv", "tsv"):
-        return csv_rows(text, lines, "\t" if kind == "tsv" else ",")
+        return _csv_rows(text, lines, "\t" if kind == "tsv" else ",")
+    # Not ``splitlines``, which also splits at characters that names and JSON strings may hold, such as U+2028.
+    stripped = (line.strip() for line in io.StringIO(lines, newline=None))
     if kind in ("jsonl", "ndjson"):
-        return jsonl_rows(text, lines)
+        return _jsonl_rows(text, stripped)
     if kind in ("txt", "lst", "m3u", "m3u8", ""):
-        rows = (line.strip() for line in lines_of(lines))
-        return ({"uri": row} for row in rows if row and not row.startswith("#"))
+        return ({"uri": line} for line in stripped if line and not line.startswith("#"))
     raise ConfigError(f"A manifest is a folder, a pattern, or a .txt, .csv, .tsv, .jsonl or .parquet file, not {text}.")
+
+
+def _csv_rows(manifest: str, text: str, delimiter: str) -> Iterator[Row]:
+    # Strict: else a quote that is never closed makes the songs of all lines that follow one name.
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        if "uri" not in (reader.fieldnames or []):
+            raise ConfigError(f"The table {manifest} has no column uri: its first line must name the columns.")
+        yield from reader
+    except csv.Error as error:
+        line = reader.line_num + 1
+        raise ConfigError(f"Line {line} of {manifest} cannot be read ({error}): check its quotes.") from None
+
+
+def _jsonl_rows(manifest: str, lines: Iterable[str]) -> Iterator[Row]:
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line) if line else None
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"Line {number} of {manifest} is no JSON ({error}).") from None
+        if isinstance(row, dict):
+            yield row
+        elif line:
+            raise ConfigError(f"Line {number} of {manifest} is no JSON object with a uri.")
+
+
+def _parquet_rows(manifest: str, content: bytes) -> Iterator[Row]:
+    pyarrow = require("pyarrow", f"The manifest {manifest}")
+    parquet = require("pyarrow.parquet", f"The manifest {manifest}")
+    try:
+        file = parquet.ParquetFile(io.BytesIO(content))
+    except pyarrow.ArrowException as error:
+        raise ConfigError(f"The manifest {manifest} is no Parquet file ({error}).") from None
+    if "uri" not in file.schema_arrow.names:
+        raise ConfigError(f"The table {manifest} has no column uri.")
+    wanted = [name for name in ("id", "uri", "duration", "bytes") if name in file.schema_arrow.names]
+    try:
+        for batch in file.iter_batches(columns=wanted):
+            yield from batch.to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"The manifest {manifest} is damaged ({reason}): write it again.") from None

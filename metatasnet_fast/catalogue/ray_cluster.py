@@ -56,7 +56,7 @@ def ray_cluster(address: str | None) -> Iterator[Any]:
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     try:
-        ray = _import()
+        ray = require("ray", "The engine ray")
         if ray.is_initialized():
             yield ray
             return
@@ -97,10 +97,6 @@ def _alive(pid: int) -> bool:
     except PermissionError:  # somebody else's
         return True
     return True
-
-
-def _import() -> Any:
-    return require("ray", "The engine ray")
 
 
 def _connect(ray: Any, address: str | None, folder: str | None) -> None:

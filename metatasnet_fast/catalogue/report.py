@@ -12,7 +12,7 @@ import json
 import platform
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from importlib import resources
 from typing import Any
 
@@ -32,7 +32,7 @@ from .failures import Failure
 from .result import Outcome, Result, Status
 from .settings import Settings
 
-__all__ = ["LedgerFacts", "Pictured", "bottleneck", "facts", "page", "write_report"]
+__all__ = ["Pictured", "bottleneck", "choose", "facts", "page", "write_report"]
 
 PICTURE_ROWS, PICTURE_COLUMNS = 110, 420
 SHOWN_SECONDS = 60
@@ -41,51 +41,13 @@ SHOWN_SECONDS = 60
 EXAMPLES = 10
 """Failed songs of each type, and warnings, that are named."""
 
+PICTURED = 3
+"""Songs to look at and listen to."""
+
 PICTURED_SECONDS = 2.0
 """Shorter songs make no picture worth looking at."""
 
 FORMAT_VERSION = 1
-
-
-@dataclass
-class LedgerFacts:
-    """Examples from the rows of a run."""
-
-    pictured: int = 3
-    failures: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    warnings: int = 0
-    warning_examples: list[dict[str, Any]] = field(default_factory=list)
-    _samples: list[tuple[int, str, Outcome]] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, rows: Iterable[Outcome], pictured: int = 3) -> LedgerFacts:
-        result = cls(pictured)
-        for row in rows:
-            result.add(row)
-        return result
-
-    def add(self, row: Outcome) -> None:
-        if row.status is Status.failed:
-            examples = self.failures.setdefault((row.failure or Failure.unknown).value, [])
-            if len(examples) < EXAMPLES:
-                examples.append({"id": row.id, "uri": row.uri, "error": row.error, "attempts": row.attempts})
-            return
-        if row.status is Status.skipped:
-            return
-        for warning in row.warnings:
-            self.warnings += 1
-            if len(self.warning_examples) < EXAMPLES:
-                self.warning_examples.append({"id": row.id, "uri": row.uri, "warning": warning})
-        if row.duration >= PICTURED_SECONDS:
-            # The smallest checksums: any song is as likely as another, and the same run has the same samples.
-            heapq.heappush(self._samples, (-zlib.crc32(row.id.encode()), row.id, row))
-            if len(self._samples) > self.pictured:
-                heapq.heappop(self._samples)
-
-    @property
-    def samples(self) -> list[Outcome]:
-        """Songs to look at."""
-        return [row for _, _, row in sorted(self._samples, reverse=True)]
 
 
 def bottleneck(stage_busy_share: dict[str, float]) -> str | None:
@@ -96,65 +58,52 @@ def bottleneck(stage_busy_share: dict[str, float]) -> str | None:
     return max(shares, key=lambda name: shares[name]) if any(shares.values()) else None
 
 
-def facts(ended: RunEnded, ledger: LedgerFacts, price_per_hour: float | None = None) -> dict[str, Any]:
-    """Return the whole report, ready for JSON."""
+def facts(ended: RunEnded, rows: Iterable[Outcome], price_per_hour: float | None = None) -> dict[str, Any]:
+    """Return the whole report, ready for JSON: the run's last event, and examples from its rows."""
     progress = ended.progress
-    hours = progress.wall_seconds / 3600
+    failures: dict[str, dict[str, Any]] = {
+        name: {"songs": count, "hint": Failure(name).hint, "examples": []}
+        for name, count in sorted(ended.failures.items(), key=lambda item: (-item[1], item[0]))
+    }
+    warnings: dict[str, Any] = {"number": 0, "examples": []}
+    for row in rows:
+        found: list[tuple[list[Any], dict[str, Any]]] = [
+            (warnings["examples"], {"warning": text}) for text in row.warnings if row.status is Status.done
+        ]
+        warnings["number"] += len(found)
+        if row.failure is not None and row.failure.value in failures:
+            found.append((failures[row.failure.value]["examples"], {"error": row.error, "attempts": row.attempts}))
+        for examples, what in found:
+            if len(examples) < EXAMPLES:
+                examples.append({"id": row.id, "uri": row.uri, **what})
     shares = {**progress.stage_busy_share, "device": progress.device_busy_share}
     return {
         "format_version": FORMAT_VERSION,
-        "run": ended.run,
-        "complete": ended.complete,
-        "reason": ended.reason,
-        "songs": {
-            "listed": progress.songs,
-            "done": progress.done,
-            "done_before": progress.skipped,
-            "failed": progress.failed,
-            "not_tried": ended.remaining,
-        },
-        "audio_hours": progress.audio_seconds / 3600,
-        "wall_seconds": progress.wall_seconds,
-        "real_time_factor": progress.real_time_factor,
-        "songs_per_hour": progress.done / hours if hours > 0 else 0.0,
-        "device_busy_share": progress.device_busy_share,
-        "stages": {
-            name: {"busy_share": share, "seconds": progress.stage_seconds.get(name, 0.0)}
-            for name, share in shares.items()
-        },
+        **ended.to_json(),
+        "songs_per_hour": 3600 * progress.done / progress.wall_seconds if progress.wall_seconds > 0 else 0.0,
         "bottleneck": bottleneck(shares),
-        "cpu_seconds": progress.cpu_seconds,
-        "peak_memory": progress.peak_memory,
-        "bytes_in": progress.bytes_in,
-        "bytes_out": progress.bytes_out,
-        "cost": None
-        if ended.cost is None
-        else {"price_per_hour": price_per_hour, "total": ended.cost, "per_1000_songs": ended.cost_per_1000_songs},
-        "failures": {
-            name: {"songs": count, "hint": Failure(name).hint, "examples": ledger.failures.get(name, [])}
-            for name, count in sorted(ended.failures.items(), key=lambda item: (-item[1], item[0]))
-        },
-        "warnings": {"number": ledger.warnings, "examples": ledger.warning_examples},
-        "samples": [row.id for row in ledger.samples],
+        "price_per_hour": price_per_hour,
+        "failures": failures,
+        "warnings": warnings,
     }
+
+
+def choose(rows: Iterable[Outcome]) -> list[Outcome]:
+    """Return a few songs to look at and listen to: any song is as likely as another, and the same run has the same ones."""
+    long = (row for row in rows if row.status is Status.done and row.duration >= PICTURED_SECONDS)
+    return heapq.nsmallest(PICTURED, long, key=lambda row: (zlib.crc32(row.id.encode()), row.id))
 
 
 @dataclass(frozen=True)
 class Pictured:
-    """A song to look at and listen to: by stem a PNG file and the address of the audio, relative to the page."""
+    """A song to look at and listen to."""
 
     song: str
     duration: float
-    images: Mapping[str, bytes]
-    audio: Mapping[str, str]
+    stems: Sequence[tuple[str, str, str]]
+    """Name, picture and audio of each, as addresses."""
     made_by: Mapping[str, str]
     """Version, backend, device and precision."""
-
-    @property
-    def stems(self) -> list[tuple[str, str, str]]:
-        """Name, image and audio of each, as a page takes them."""
-        coded = {stem: base64.b64encode(image).decode("ascii") for stem, image in self.images.items()}
-        return [(stem, f"data:image/png;base64,{image}", self.audio[stem]) for stem, image in coded.items()]
 
 
 def write_report(
@@ -165,10 +114,11 @@ def write_report(
     Raises ``OSError`` if the destination refuses.
     """
     storage = destination.storage
-    ledger = LedgerFacts.of(destination.ledger(ended.run))
-    said = facts(ended, ledger, price_per_hour)
-    pictured = [song for song in (_pictured(row, destination) for row in ledger.samples) if song is not None]
-    said["destination"], said["settings"] = storage.root, settings.to_dict()
+    said = facts(ended, destination.ledger(ended.run), price_per_hour)
+    samples = [_pictured(row, destination) for row in choose(destination.ledger(ended.run))]
+    pictured = [song for song in samples if song is not None]
+    said["samples"] = [song.song for song in pictured]
+    said["destination"], said["settings"] = storage.root, asdict(settings)
     said["made_by"] = {
         **(pictured[0].made_by if pictured else {"version": __version__}),
         "torch": torch.__version__,
@@ -209,11 +159,15 @@ def _pictured(row: Outcome, destination: Destination) -> Pictured | None:
                 signals[stem] = _beginning(stream, SHOWN_SECONDS * rate)
     except (OSError, MetaTasNetError):
         return None
-    images = {
-        stem: encode_png(picture) for stem, picture in levels(signals, rate, PICTURE_ROWS, PICTURE_COLUMNS).items()
-    }
-    audio = {stem: f"../../{folder}/{file.path}" for stem, file in result.files.items()}
-    return Pictured(row.id, row.duration, images, audio, result.made_by)
+    stems = [
+        (
+            stem,
+            f"data:image/png;base64,{base64.b64encode(encode_png(picture)).decode('ascii')}",
+            f"../../{folder}/{result.files[stem].path}",
+        )
+        for stem, picture in levels(signals, rate, PICTURE_ROWS, PICTURE_COLUMNS).items()
+    ]
+    return Pictured(row.id, row.duration, stems, result.made_by)
 
 
 def _beginning(blocks: Iterable[Tensor], limit: int) -> Tensor:

@@ -177,7 +177,7 @@ class Result:
             if values.pop("format_version") != FORMAT_VERSION:
                 return None
             key = values.pop("key")
-            values["identity"] = Identity.from_dict(values["identity"])
+            values["identity"] = Identity(**values["identity"])
             values["files"] = {name: StemFile(**entry) for name, entry in values["files"].items()}
             result = cls(**values)
             # Touching what resuming relies on: a file with holes is none.

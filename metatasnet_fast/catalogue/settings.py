@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
@@ -25,7 +25,7 @@ MOST = {"threads": 4096, "batch_size": 65536, "songs_in_flight": 4096, "attempts
 
 @dataclass(frozen=True)
 class Settings:
-    """All options of a run that its workers need. Plain values: it travels to other processes and machines as JSON."""
+    """All options of a run that its workers need. It travels to other processes and machines."""
 
     model: str
     """A checkpoint file or folder, a bundled model's name or a hub id."""
@@ -89,16 +89,6 @@ class Settings:
         assert self.stems is not None
         return self.stems
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Settings:
-        stems = values["stems"]
-        if stems is not None:
-            stems = {name: tuple(parts) for name, parts in stems.items()}
-        return cls(**{**values, "stems": stems})
-
 
 @dataclass(frozen=True)
 class Identity:
@@ -121,10 +111,3 @@ class Identity:
     def key(self) -> str:
         """32 hexadecimal digits, different for different models and settings."""
         return hashlib.sha256(f"{self.model_sha256} {self.settings_sha256}".encode()).hexdigest()[:32]
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Identity:
-        return cls(**values)

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 from .._extras import require
 from .._io import sync, write_atomically
@@ -32,7 +32,6 @@ __all__ = [
     "open_filesystem",
     "open_storage",
     "reaching",
-    "refuse_memory",
 ]
 
 
@@ -48,53 +47,28 @@ TAKEN = (errno.ENOTEMPTY, errno.EEXIST, *([errno.EACCES] if os.name == "nt" else
 """Errors of renaming a folder to the name of one that exists."""
 
 
-class Storage(Protocol):
-    """Files below ``root``, named by relative paths with ``/``. Whatever the system refuses is an ``OSError``."""
-
-    root: str
-
-    def read(self, path: str) -> bytes | None:
-        """The file's contents; None if there is none."""
-
-    def write(self, path: str, content: bytes) -> None:
-        """Make or replace a file, at once."""
-
-    def sizes(self, folder: str) -> dict[str, int]:
-        """Bytes of every file directly in a folder; empty if there is none."""
-
-    def listing(self, folder: str) -> Iterator[tuple[str, dict[str, int]]]:
-        """Every folder below one that holds files, and the bytes of each file in it; in the order of their names."""
-
-    def publish(self, staged: Path, folder: str, last: str) -> None:
-        """Replace ``folder`` by a local folder, which is gone afterwards; ``last`` is never there without the rest.
-
-        What has failed may be called again with the same folder.
-        """
-
-    def remove(self, path: str) -> None:
-        """Delete a file, if it is there."""
-
-    def local(self, path: str) -> contextlib.AbstractContextManager[Path]:
-        """A file as a local one, as long as the ``with`` statement lasts."""
-
-
 class LocalStorage:
+    """Files below a local folder, named by relative paths with ``/``. Whatever the system refuses is an ``OSError``."""
+
     def __init__(self, root: Path) -> None:
         self.path = root
         self.root = str(root)
 
     def read(self, path: str) -> bytes | None:
+        """Return the file's contents; None if there is none."""
         try:
             return (self.path / path).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return None
 
     def write(self, path: str, content: bytes) -> None:
+        """Make or replace a file, at once."""
         target = self.path / path
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(target, content)
 
     def sizes(self, folder: str) -> dict[str, int]:
+        """Return the bytes of every file directly in a folder; empty if there is none."""
         try:
             with os.scandir(self.path / folder) as entries:
                 return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
@@ -102,6 +76,7 @@ class LocalStorage:
             return {}
 
     def listing(self, folder: str) -> Iterator[tuple[str, dict[str, int]]]:
+        """Yield every folder below one that holds files, and the bytes of each file in it; in the order of their names."""
         try:
             with os.scandir(f"{self.root}/{folder}") as found:
                 entries = sorted(found, key=lambda entry: entry.name)
@@ -118,7 +93,10 @@ class LocalStorage:
             yield folder, sizes
 
     def publish(self, staged: Path, folder: str, last: str) -> None:
-        """The whole folder takes its name at once; one that is there is moved away first."""
+        """Replace ``folder`` by a local folder, which is gone afterwards; the file ``last`` is never there without the rest.
+
+        The whole folder takes its name at once; one that is there is moved away first. What has failed may be called again.
+        """
         target = self.path / folder
         target.parent.mkdir(parents=True, exist_ok=True)
         sync(staged)
@@ -137,10 +115,12 @@ class LocalStorage:
         sync(target.parent)
 
     def remove(self, path: str) -> None:
+        """Delete a file, if it is there."""
         (self.path / path).unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def local(self, path: str) -> Iterator[Path]:
+        """Have a file as a local one, as long as the ``with`` statement lasts."""
         yield self.path / path
 
 
@@ -156,20 +136,15 @@ def client_errors() -> Iterator[None]:
 
 
 class FsspecStorage:
+    """The same as :class:`LocalStorage`, on whatever fsspec knows."""
+
     def __init__(self, filesystem: Any, base: str, root: str) -> None:
         self._fs, self._base, self.root = filesystem, base.rstrip("/"), root
+        protocols = (filesystem.protocol,) if isinstance(filesystem.protocol, str) else filesystem.protocol
+        self._by_prefix = not PREFIXED.isdisjoint(protocols)
+        self._has_folders = KEYED.isdisjoint(protocols)
         self._empty: set[str] = set()
         """Folders in which there was nothing when they were looked at; each is published once, and need not be listed again."""
-
-    @property
-    def in_memory(self) -> bool:
-        """Return whether only this process sees it."""
-        return "memory" in self.protocols
-
-    @property
-    def protocols(self) -> tuple[str, ...]:
-        protocol = self._fs.protocol
-        return (protocol,) if isinstance(protocol, str) else tuple(protocol)
 
     def _at(self, path: str) -> str:
         return f"{self._base}/{path}"
@@ -190,7 +165,7 @@ class FsspecStorage:
     @client_errors()
     def sizes(self, folder: str) -> dict[str, int]:
         try:
-            if PREFIXED.intersection(self.protocols):
+            if self._by_prefix:
                 # One request, where to list a folder that is not there takes two.
                 bucket, _, prefix = str(self._fs._strip_protocol(self._at(folder))).partition("/")
                 entries = list(self._fs.find(bucket, prefix=f"{prefix}/", detail=True).values())
@@ -257,7 +232,7 @@ class FsspecStorage:
 
     def _make_folder(self, folder: str) -> None:
         """Object stores have no folders; those that have some want them made."""
-        if not KEYED.intersection(self.protocols):
+        if self._has_folders:
             self._fs.makedirs(self._at(folder), exist_ok=True)
 
 
@@ -307,7 +282,4 @@ def open_storage(uri: str) -> Storage:
     return FsspecStorage(filesystem, base, uri)
 
 
-def refuse_memory(storage: Storage) -> None:
-    """Workers are other processes: what they write to ``memory://`` would be gone with them. Raises :class:`ConfigError`."""
-    if isinstance(storage, FsspecStorage) and storage.in_memory:
-        raise ConfigError(f"{storage.root} is the memory of one process, gone at its end: choose another destination.")
+Storage: TypeAlias = "LocalStorage | FsspecStorage"

@@ -68,19 +68,11 @@ class Stop(enum.Enum):
 
 @dataclass(frozen=True)
 class Ready:
-    """A process can take songs. It answers with events, and with :class:`Deferred`."""
+    """A process can take songs, and answers with events and :class:`Deferred`. What cannot work sends an error instead."""
 
-    description: str
     capacity: int
     key: str
     """Checksum of the model and the settings."""
-
-
-@dataclass(frozen=True)
-class Refused:
-    """A process cannot work; ``reason`` is a sentence."""
-
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -225,10 +217,6 @@ class SupervisedWorker:
     def capacity(self) -> int:
         return self._ready.capacity if self._ready else 0
 
-    def describe(self) -> str:
-        """Return the same as :meth:`Worker.describe`; empty if the run was stopped before the process was ready."""
-        return self._ready.description if self._ready else ""
-
     def process(self, songs: Iterable[Song]) -> Iterator[Outcome]:
         """Do the same as :meth:`Worker.process`; songs that are still in flight when the grace is over have no outcome."""
         source = iter(songs)
@@ -284,9 +272,9 @@ class SupervisedWorker:
             if isinstance(message, Ready):
                 self._ready = message
                 return
-            if isinstance(message, Refused):
+            if isinstance(message, MetaTasNetError):
                 self._kill()
-                raise MetaTasNetError(message.reason)
+                raise message
             if isinstance(message, Gone):
                 self._kill()
                 self._count_start(message)

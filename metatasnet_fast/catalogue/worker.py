@@ -79,9 +79,7 @@ class Worker:
             self._staging.close()
             raise
         self._walker = Walker(self._machinery, self._destination, self._staging, self._stop)
-        self._in_flight = 0
         self._began = time.perf_counter()
-        self._counting = threading.Lock()
 
     @property
     def identity(self) -> Identity:
@@ -166,7 +164,6 @@ class Worker:
         return WorkerLoad(
             worker=self.number,
             wall_seconds=round(time.perf_counter() - self._began, 3),
-            in_flight=self._in_flight,
             stages={stage.name: stage.load() for stage in (machinery.read, machinery.separate, machinery.write)},
             device_busy_seconds=round(machinery.batcher.clock.busy_seconds, 3),
             windows_waiting=machinery.batcher.windows_waiting,
@@ -203,15 +200,8 @@ class Worker:
             if not begun:
                 self._listen(SongStarted(song.id, song.uri, self.number))
                 begun = True
-                with self._counting:
-                    self._in_flight += 1
 
-        try:
-            outcome = self._walker.walk(song, begin, lambda: begun or defer is None)
-        finally:
-            if begun:
-                with self._counting:
-                    self._in_flight -= 1
+        outcome = self._walker.walk(song, begin, lambda: begun or defer is None)
         if outcome is not None:
             self._listen(SongEnded(outcome, self.number))
         elif defer is not None and not begun:

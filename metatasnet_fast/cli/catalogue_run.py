@@ -87,25 +87,15 @@ def _settings(args: argparse.Namespace) -> Settings:
     wanted: dict[str, tuple[str, ...]] | None = None
     if args.stems is not None:
         wanted = {name: (name,) for name in map(str.strip, args.stems.split(","))}
+    plain = (
+        "revision offline format subtype mixture_consistency dtype device backend threads batch_size songs_in_flight "
+    )
+    plain += "max_hours attempts overwrite retry_failed"
     return Settings(
-        model=_model(args.model),
-        revision=args.revision,
-        offline=args.offline,
+        _model(args.model),
         stems=wanted,
-        format=args.format,
-        subtype=args.subtype,
-        mixture_consistency=args.mixture_consistency,
-        dtype=args.dtype,
-        device=args.device,
-        backend=args.backend,
-        threads=args.threads,
-        batch_size=args.batch_size,
-        songs_in_flight=args.songs_in_flight,
         memory=None if args.memory_gib is None else int(args.memory_gib * 2**30),
-        max_hours=args.max_hours,
-        attempts=args.attempts,
-        overwrite=args.overwrite,
-        retry_failed=args.retry_failed,
+        **{name: getattr(args, name) for name in plain.split()},
     )
 
 
