@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def make(folder: Path, count: int) -> None:
     audio = {"duration": 200.0, "sample_rate": 44100, "channels": 2, "samples": 8_820_000}
     files = {name: StemFile(f"{name}.flac", len(STEM), stem_sha256) for name in ("drums", "bass", "other", "vocals")}
     out = folder / "out"
-    with open(folder / "songs.csv", "w") as manifest, LedgerWriter(Destination(str(out)), "made") as ledger:
+    with open(folder / "songs.csv", "w") as manifest, closing(LedgerWriter(Destination(str(out)), "made")) as ledger:
         manifest.write("id,uri,duration,bytes\n")
         for number in range(count):
             content = b"x%09d" % number

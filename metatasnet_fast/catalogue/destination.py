@@ -17,7 +17,6 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from .._io import sha256_file
@@ -47,10 +46,6 @@ class Destination:
         self.uri = uri
         self.storage = storage or open_storage(uri)
         self._token = token
-
-    @property
-    def is_local(self) -> bool:
-        return isinstance(self.storage, LocalStorage)
 
     @property
     def token(self) -> str | None:
@@ -158,7 +153,7 @@ def _real_address(uri: str) -> str:
 class LedgerWriter:
     """Appends outcomes to ``ledger/<name>.jsonl``, each at once; to object stores in parts of some hundred rows.
 
-    Rows that cannot be written are kept and tried again with the next; ``close`` raises ``OSError`` for what is left then.
+    Rows that cannot be written are kept and tried again with the next; ``close`` raises ``OSError`` for what is left.
     """
 
     def __init__(self, destination: Destination, name: str) -> None:
@@ -173,9 +168,9 @@ class LedgerWriter:
         self._rows.append((json.dumps(outcome.to_dict()) + "\n").encode())
         if isinstance(self._storage, LocalStorage) or len(self._rows) >= PART_ROWS:
             with contextlib.suppress(OSError):
-                self.flush()
+                self.close()
 
-    def flush(self) -> None:
+    def close(self) -> None:
         """Write the rows that have gathered."""
         if not self._rows:
             return
@@ -190,9 +185,6 @@ class LedgerWriter:
             self._parts += 1
         self._rows.clear()
 
-    def close(self) -> None:
-        self.flush()
-
     def _append(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / f"{self._name}.jsonl", "ab", buffering=0) as file:
@@ -204,11 +196,3 @@ class LedgerWriter:
                 if written != len(data):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
                 self._torn = False
-
-    def __enter__(self) -> LedgerWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -1,56 +1,37 @@
-"""The live display: on a terminal one line that rewrites itself, elsewhere a line now and then."""
+"""The live display: a progress bar on a terminal, elsewhere a line now and then, and what a person should know."""
 
 from __future__ import annotations
 
-import shutil
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable
-from types import TracebackType
-from typing import TextIO
 
-from .._terminal import say
+from .._terminal import ProgressBar
 from .events import Event, Notice, Progress, RunEnded, RunStarted, SongEnded, SongsSkipped
 from .failures import Failure
 from .result import Outcome, Status
 
-__all__ = ["LiveDisplay", "clock_text", "progress_line", "summary_lines"]
-
-LINE_SECONDS = 15.0
-"""Between two lines where there is no terminal."""
+__all__ = ["LiveDisplay", "clock_text", "progress_note", "summary_lines"]
 
 SHOWN = 20
 """Failures of each type, and warnings; further ones are only counted."""
 
-NAME = "metatasnet-fast"
-
 
 class LiveDisplay:
-    """Listens to a run and says on ``stream`` how far it is, what failed and, at the end, what came of it.
+    """Listens to a run and says on standard error how far it is, what failed and, at the end, what came of it."""
 
-    Use it in a ``with`` statement: at its end a line that is being rewritten is removed.
-    """
-
-    def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._stream = stream or sys.stderr
-        self._clock = clock
-        self._terminal = self._stream.isatty()
-        self._drawn = False
-        self._next_line = clock() + LINE_SECONDS
+    def __init__(self) -> None:
+        self._bar = ProgressBar("catalogue", "songs")
         self._said: Counter[str] = Counter()
 
     def __enter__(self) -> LiveDisplay:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._erase()
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, RunStarted):
-            shard = "" if event.shard in ("", "0/1", "1/1") else f" in shard {event.shard}"
+            shard = "" if event.shard == "1/1" else f" in shard {event.shard}"
             self._say(f"{event.songs} song{'' if event.songs == 1 else 's'}{shard} to {event.destination}")
         elif isinstance(event, SongsSkipped):
             self._say(f"{event.songs} of them are done, by their names and sizes at the destination")
@@ -59,8 +40,9 @@ class LiveDisplay:
         elif isinstance(event, SongEnded):
             self._song(event.outcome)
         elif isinstance(event, Progress):
-            self._progress(event)
+            self._bar.update(event.done + event.skipped + event.failed, progress_note(event), event.songs)
         elif isinstance(event, RunEnded):
+            self._bar.close()
             for line in summary_lines(event):
                 self._say(line)
 
@@ -79,31 +61,13 @@ class LiveDisplay:
         elif self._said[kind] == SHOWN + 1:
             self._say(f"more of the kind {kind} are in the ledger and counted in the report")
 
-    def _progress(self, progress: Progress) -> None:
-        if self._terminal:
-            line = progress_line(progress)[: shutil.get_terminal_size().columns - 1]
-            say(line, self._stream, end="", before="\r\x1b[2K")
-            self._drawn = True
-        elif self._clock() >= self._next_line:
-            self._next_line = self._clock() + LINE_SECONDS
-            say(progress_line(progress), self._stream)
-
     def _say(self, text: str) -> None:
-        self._erase()
-        say(f"{NAME}: {text}", self._stream)
-
-    def _erase(self) -> None:
-        """The line comes back with the next progress."""
-        if self._drawn:
-            say("", self._stream, end="", before="\r\x1b[2K")
-            self._drawn = False
+        self._bar.write(f"metatasnet-fast: {text}", sys.stderr)
 
 
-def progress_line(progress: Progress) -> str:
-    """Songs, hours of audio, real-time factor, device busy share, queue depths, failures, time left."""
-    ended = progress.done + progress.skipped + progress.failed
+def progress_note(progress: Progress) -> str:
+    """Hours of audio, real-time factor, device busy share, queue depths, failures, time left."""
     parts = [
-        f"{ended}/{progress.songs} songs",
         f"{progress.audio_seconds / 3600:.2f} h of audio",
         f"{progress.real_time_factor:.1f} x real time",
         f"device {progress.device_busy_share:.0%} busy",
@@ -111,8 +75,8 @@ def progress_line(progress: Progress) -> str:
         f"{progress.failed} failed",
     ]
     if progress.skipped:
-        parts.insert(1, f"{progress.skipped} done before")
-    if progress.eta_seconds is not None and ended < progress.songs:
+        parts.insert(0, f"{progress.skipped} done before")
+    if progress.eta_seconds:
         parts.append(f"{clock_text(progress.eta_seconds)} left")
     return " · ".join(parts)
 

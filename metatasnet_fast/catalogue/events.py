@@ -1,4 +1,4 @@
-"""Events that a run reports while it goes on: to the live display, to ``--json``, to the report at the end.
+"""Events that a run reports while it goes on, to the live display, to ``--json``, to the report at the end; and their sums.
 
 Every event turns into one JSON object with ``event`` (its kind) and ``time`` (seconds since the epoch).
 """
@@ -6,11 +6,13 @@ Every event turns into one JSON object with ``event`` (its kind) and ``time`` (s
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, TypeAlias
 
-from .result import Outcome
+from .failures import Failure
+from .result import Outcome, Status
 
 __all__ = [
     "Event",
@@ -23,6 +25,7 @@ __all__ = [
     "SongStarted",
     "SongsSkipped",
     "StageLoad",
+    "Tally",
     "WorkerLoad",
 ]
 
@@ -187,3 +190,127 @@ class RunEnded(Event):
 
     def to_json(self) -> dict[str, Any]:
         return {**super().to_json(), "progress": self.progress.to_json(), "exit_code": self.exit_code}
+
+
+class Tally:
+    """Give it every event of every worker, from one thread at a time; it knows how far the run has come.
+
+    Args:
+        songs: in this run.
+        expected_seconds: of audio in all of them; 0 if that is not known.
+    """
+
+    def __init__(self, songs: int, expected_seconds: float = 0.0) -> None:
+        self.songs = songs
+        self.expected_seconds = expected_seconds
+        self.failures: Counter[str] = Counter()
+        self.reason: str | None = None
+        """Why the run had better stop: one failure again and again that is not the songs'."""
+        self._began = time.perf_counter()
+        self._counts: Counter[Status] = Counter()
+        self._audio = self._passed = 0.0
+        self._bytes_in = self._bytes_out = 0
+        self._in_flight: set[tuple[int, str]] = set()
+        self._loads: dict[int, list[WorkerLoad]] = {}
+        """The last load of every process of each worker."""
+        self._row: tuple[Failure | None, set[str]] = (None, set())
+        """The failure of the last songs, and their ids."""
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, SongStarted):
+            self._in_flight.add((event.worker, event.id))
+        elif isinstance(event, SongEnded):
+            self._in_flight.discard((event.worker, event.outcome.id))
+            self._count(event.outcome)
+        elif isinstance(event, SongsSkipped):
+            self._counts[Status.skipped] += event.songs
+            self._passed += event.audio_seconds
+        elif isinstance(event, WorkerLoad):
+            loads = self._loads.setdefault(event.worker, [])
+            if loads and event.wall_seconds >= loads[-1].wall_seconds:
+                loads.pop()  # of the same process
+            loads.append(event)
+
+    def progress(self) -> Progress:
+        wall = time.perf_counter() - self._began
+        now = [loads[-1] for loads in self._loads.values()]
+        loads = [load for loads in self._loads.values() for load in loads]
+        stages = sorted({name for load in now for name in load.stages})
+        seconds = {name: sum(load.stages[name].seconds for load in loads) for name in stages}
+        places = {name: sum(load.stages[name].capacity * load.wall_seconds for load in loads) for name in stages}
+        device, worker_wall = (
+            sum(load.device_busy_seconds for load in loads),
+            sum(load.wall_seconds for load in loads),
+        )
+        return Progress(
+            songs=self.songs,
+            done=self._counts[Status.done],
+            skipped=self._counts[Status.skipped],
+            failed=self._counts[Status.failed],
+            in_flight=len(self._in_flight),
+            audio_seconds=self._audio,
+            wall_seconds=wall,
+            device_busy_share=min(1.0, device / worker_wall) if worker_wall else 0.0,
+            queues={
+                "read": sum(load.stages["read"].waiting for load in now),
+                "device": sum(load.windows_waiting for load in now),
+                "write": sum(load.stages["write"].waiting for load in now),
+            },
+            stage_seconds={**seconds, "device": device},
+            stage_busy_share={name: min(1.0, seconds[name] / places[name]) if places[name] else 0.0 for name in stages},
+            eta_seconds=self._eta(wall),
+            cpu_seconds=sum(load.cpu_seconds for load in loads),
+            peak_memory=sum(max(load.peak_memory for load in each) for each in self._loads.values()),
+            bytes_in=self._bytes_in,
+            bytes_out=self._bytes_out,
+        )
+
+    def finish(self, run: str, price_per_hour: float | None, workers: int = 1) -> RunEnded:
+        """The end of the run; ``price_per_hour`` is that of one worker's machine, and there are ``workers`` of them."""
+        progress = self.progress()
+        cost = None if price_per_hour is None else price_per_hour * workers * progress.wall_seconds / 3600
+        remaining = self.songs - sum(self._counts.values())
+        return RunEnded(
+            run=run,
+            complete=remaining == 0,
+            remaining=remaining,
+            progress=progress,
+            failures=dict(sorted(self.failures.items())),
+            reason=self.reason,
+            cost=cost,
+            cost_per_1000_songs=1000 * cost / progress.done if cost is not None and progress.done else None,
+        )
+
+    def _count(self, outcome: Outcome) -> None:
+        self._counts[outcome.status] += 1
+        self._passed += outcome.duration
+        if outcome.status is Status.done:
+            self._audio += outcome.duration
+            self._bytes_in += outcome.bytes_in
+            self._bytes_out += outcome.bytes_out
+        elif outcome.failure is not None:
+            self.failures[outcome.failure.value] += 1
+        self._judge(outcome)
+
+    def _judge(self, outcome: Outcome) -> None:
+        """Count failures of one type in a row, of different songs."""
+        failure, ids = self._row
+        if outcome.failure is None or outcome.failure != failure:
+            failure, ids = self._row = outcome.failure, set()
+        ids.add(outcome.id)
+        most = None if failure is None else failure.most_in_a_row
+        if most is not None and failure is not None and len(ids) >= most and self.reason is None:
+            times = f"{len(ids)} songs in a row failed" if most > 1 else "A song failed"
+            self.reason = f"{times} with [{failure.value}], the last one so: {outcome.error} {failure.hint}"
+
+    def _eta(self, wall: float) -> float | None:
+        """By seconds of audio if the manifest tells them, else by songs; songs that were done before say nothing."""
+        remaining = self.songs - sum(self._counts.values())
+        worked = self._counts[Status.done] + self._counts[Status.failed]
+        if remaining <= 0:
+            return 0.0
+        if worked == 0:
+            return None
+        if self.expected_seconds > 0 and self._audio > 0:
+            return max(0.0, self.expected_seconds - self._passed) * wall / self._audio
+        return remaining * wall / worked

@@ -14,13 +14,12 @@ import torch
 from ..errors import ConfigError
 from .cores import available_cores
 from .destination import Destination, LedgerWriter
-from .events import Event, Listener, Notice, RunEnded, RunStarted, SongEnded, SongsSkipped
-from .planning import make_plan
+from .events import Event, Listener, Notice, RunEnded, RunStarted, SongEnded, SongsSkipped, Tally
 from .settings import Settings
 from .song import Song
 from .storage import reaching
 from .supervised import ChildProcess, Order, Process, SupervisedWorker
-from .tally import Tally
+from .survey import make_plan
 
 __all__ = ["Desk", "carry_out", "run_local", "work_through"]
 

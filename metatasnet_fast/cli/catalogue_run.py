@@ -131,7 +131,7 @@ def _destination(text: str) -> str:
 
 def _dry_run(args: argparse.Namespace, songs: list[Song], settings: Settings) -> int:
     from ..catalogue.destination import Destination
-    from ..catalogue.planning import count_missing, make_plan
+    from ..catalogue.survey import count_missing, make_plan
 
     plan = make_plan(songs, settings, Destination(args.out))
     missing, hours = count_missing(plan.todo), sum(song.expected_seconds() for song in plan.todo) / 3600
@@ -187,7 +187,7 @@ def _listeners(as_json: bool) -> Iterator[Listener]:
     if as_json:
         yield write
         return
-    with LiveDisplay(sys.stderr) as show:
+    with LiveDisplay() as show:
         yield show
 
 

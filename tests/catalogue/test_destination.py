@@ -13,16 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from metatasnet_fast.catalogue import Failure, Outcome, Settings, Song, SongEnded, SongsSkipped, Status, planning
+from metatasnet_fast.catalogue import Failure, Outcome, Settings, Song, SongEnded, SongsSkipped, Status, machinery
 from metatasnet_fast.catalogue import walk as walk_module
 from metatasnet_fast.catalogue.destination import LEDGER, SONGS, Destination, LedgerWriter, song_folder
+from metatasnet_fast.catalogue.events import Tally
 from metatasnet_fast.catalogue.local import run_local
-from metatasnet_fast.catalogue.planning import make_plan
 from metatasnet_fast.catalogue.result import Listed, Result
 from metatasnet_fast.catalogue.settings import Identity
 from metatasnet_fast.catalogue.storage import LocalStorage
-from metatasnet_fast.catalogue.survey import Finding, verify
-from metatasnet_fast.catalogue.tally import Tally
+from metatasnet_fast.catalogue.survey import Finding, make_plan, verify
 from metatasnet_fast.catalogue.worker import Worker
 
 from .conftest import settings, songs_of, write_song
@@ -267,7 +266,7 @@ def test_a_million_songs_are_decided_in_a_minute_and_a_gigabyte(
     with open(tmp_path / LEDGER / "run.jsonl", "w") as ledger:
         for i in range(count):
             ledger.write(row.replace('"x"', f'"song-{i}"', 1) + "\n")
-    monkeypatch.setattr(planning, "find_identity", lambda settings: IDENTITY)
+    monkeypatch.setattr(machinery, "find_identity", lambda settings: IDENTITY)
     before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     plan = make_plan(songs, Settings("x"), Destination(str(tmp_path), Synthetic(tmp_path, listing)))
     seconds = time.process_time() - began

@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import io
+import itertools
+import re
 
 import pytest
 
-from metatasnet_fast.catalogue import Failure, Notice, Outcome, Progress, RunEnded, RunStarted, SongEnded, Status
-from metatasnet_fast.catalogue.display import SHOWN, LiveDisplay, clock_text, progress_line, summary_lines
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
+from metatasnet_fast import _terminal
+from metatasnet_fast.catalogue import Event, Failure, Outcome, Progress, RunEnded, RunStarted, SongEnded, Status
+from metatasnet_fast.catalogue.display import SHOWN, LiveDisplay, clock_text, progress_note, summary_lines
 
 
 def progress(done: int = 40, **other: object) -> Progress:
@@ -49,73 +39,48 @@ def failed(failure: Failure, number: int) -> SongEnded:
     return SongEnded(Outcome(f"song-{number}", "x", Status.failed, "key", failure, f"It broke {number} times."))
 
 
-def test_a_line_says_songs_hours_speed_device_queues_failures_and_time_left() -> None:
-    assert progress_line(progress()) == (
-        "42/100 songs · 2.00 h of audio · 120.0 x real time · device 83% busy · waiting read 3 device 12 write 0 · "
+def test_a_line_says_hours_speed_device_queues_failures_and_time_left() -> None:
+    assert progress_note(progress()) == (
+        "2.00 h of audio · 120.0 x real time · device 83% busy · waiting read 3 device 12 write 0 · "
         "2 failed · 1:02:03 left"
     )
 
 
 def test_songs_that_were_done_before_are_told_apart() -> None:
-    assert "52/100 songs · 10 done before · " in progress_line(progress(skipped=10))
+    assert progress_note(progress(skipped=10)).startswith("10 done before · ")
 
 
 def test_nothing_is_left_at_the_end() -> None:
-    assert "left" not in progress_line(progress(98))
+    assert "left" not in progress_note(progress(98, eta_seconds=0.0))
 
 
-def test_a_terminal_shows_one_line_that_rewrites_itself() -> None:
-    terminal = Terminal()
-    with LiveDisplay(terminal) as show:
-        show(progress(1))
-        show(progress(2))
-        assert terminal.getvalue().count("\n") == 0
-        assert terminal.getvalue().rsplit("\x1b[2K", 1)[1].startswith("4/100")
-        show(Notice("Memory ran out."))
-        assert terminal.getvalue().endswith("\r\x1b[2Kmetatasnet-fast: Memory ran out.\n")
-        show(progress(3))
-    assert terminal.getvalue().endswith("\r\x1b[2K"), "the line is gone, what follows begins at the left"
+def said(capsys: pytest.CaptureFixture[str], *events: Event) -> list[str]:
+    with LiveDisplay() as show:
+        for event in events:
+            show(event)
+    return capsys.readouterr().err.splitlines()
 
 
-def test_a_line_fits_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "40")
-    terminal = Terminal()
-    LiveDisplay(terminal)(progress())
-    assert len(terminal.getvalue().removeprefix("\r\x1b[2K")) == 39
+def test_a_log_gets_a_line_now_and_then(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    now = itertools.count()
+    monkeypatch.setattr(_terminal.time, "monotonic", lambda: float(next(now)))
+    lines = said(capsys, *(progress(second) for second in range(50)))
+    assert 3 <= len(lines) <= 6 and re.fullmatch("catalogue: [0-9]+ of 100 songs, 2.00 h of audio .* left", lines[0])
 
 
-def test_a_log_gets_a_line_now_and_then() -> None:
-    log, clock = io.StringIO(), Clock()
-    show = LiveDisplay(log, clock)
-    for second in range(60):
-        clock.now = float(second)
-        show(progress(second))
-    lines = log.getvalue().splitlines()
-    assert 3 <= len(lines) <= 4 and "\x1b" not in log.getvalue()
+def test_a_failure_is_said_with_its_song_and_type(capsys: pytest.CaptureFixture[str]) -> None:
+    assert said(capsys, failed(Failure.decode, 3)) == ["metatasnet-fast: error: song-3: It broke 3 times. [decode]"]
 
 
-def test_a_failure_is_said_with_its_song_and_type() -> None:
-    log = io.StringIO()
-    LiveDisplay(log)(failed(Failure.decode, 3))
-    assert log.getvalue() == "metatasnet-fast: error: song-3: It broke 3 times. [decode]\n"
+def test_a_thousand_equal_failures_do_not_bury_another(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = said(capsys, *(failed(Failure.not_found, number) for number in range(1000)), failed(Failure.write, 1))
+    assert len(lines) == SHOWN + 2 and lines[-1].endswith("[write]")
 
 
-def test_a_thousand_equal_failures_do_not_bury_another() -> None:
-    log = io.StringIO()
-    show = LiveDisplay(log)
-    for number in range(1000):
-        show(failed(Failure.not_found, number))
-    show(failed(Failure.write, 1))
-    assert len(log.getvalue().splitlines()) == SHOWN + 2
-    assert log.getvalue().splitlines()[-1].endswith("[write]")
-
-
-def test_warnings_of_songs_that_were_done_before_are_not_repeated() -> None:
-    log = io.StringIO()
-    show = LiveDisplay(log)
-    show(SongEnded(Outcome("a", "a.mp3", Status.done, "key", warnings=("The end is missing.",))))
-    show(SongEnded(Outcome("b", "b.mp3", Status.skipped, "key", warnings=("The end is missing.",))))
-    assert log.getvalue() == "metatasnet-fast: warning: a: The end is missing.\n"
+def test_warnings_of_songs_that_were_done_before_are_not_repeated(capsys: pytest.CaptureFixture[str]) -> None:
+    done = SongEnded(Outcome("a", "a.mp3", Status.done, "key", warnings=("The end is missing.",)))
+    before = SongEnded(Outcome("b", "b.mp3", Status.skipped, "key", warnings=("The end is missing.",)))
+    assert said(capsys, done, before) == ["metatasnet-fast: warning: a: The end is missing."]
 
 
 def test_the_end_says_what_to_do_about_each_type_of_failure() -> None:
@@ -130,12 +95,12 @@ def test_a_stopped_run_says_what_remains_and_how_to_go_on() -> None:
     assert "58 not tried" in lines[0] and "same command goes on" in lines[-1]
 
 
-def test_the_beginning_names_the_shard_only_if_there_are_several() -> None:
-    log = io.StringIO()
-    show = LiveDisplay(log)
-    show(RunStarted("r", 7, 0.0, "/stems", "local", "0/1"))
-    show(RunStarted("r", 7, 0.0, "/stems", "local", "2/8"))
-    assert log.getvalue() == "metatasnet-fast: 7 songs to /stems\nmetatasnet-fast: 7 songs in shard 2/8 to /stems\n"
+def test_the_beginning_names_the_shard_only_if_there_are_several(capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [RunStarted("r", 7, 0.0, "/stems", "local", shard) for shard in ("1/1", "2/8")]
+    assert said(capsys, *runs) == [
+        "metatasnet-fast: 7 songs to /stems",
+        "metatasnet-fast: 7 songs in shard 2/8 to /stems",
+    ]
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00:00"), (61.4, "0:01:01"), (90061, "1 d 1:01:01")])

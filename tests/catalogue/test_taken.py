@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def test_a_second_folder_does_not_replace_the_first_ones_stems(
 def test_a_song_that_found_its_id_taken_counts_as_failed(first: Path, tmp_path: Path, out: Path) -> None:
     destination = Destination(str(out))
     for folder, failed in ((album(tmp_path / "second", seed=2), {"taken": 1}), (first, {})):
-        with LedgerWriter(destination, "run") as ledger:
+        with closing(LedgerWriter(destination, "run")) as ledger:
             ledger.add(run(folder, out))
         found = survey(destination)
         assert (found.done, found.failed) == (1, failed)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from metatasnet_fast.catalogue import Failure, Outcome, SongEnded, SongStarted, Status, WorkerLoad
-from metatasnet_fast.catalogue import tally as module
-from metatasnet_fast.catalogue.events import StageLoad
-from metatasnet_fast.catalogue.tally import Tally
+from metatasnet_fast.catalogue import events as module
+from metatasnet_fast.catalogue.events import StageLoad, Tally
 
 
 @pytest.fixture
