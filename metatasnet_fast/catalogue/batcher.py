@@ -24,13 +24,7 @@ from torch import Tensor
 from ..separation.batches import BatchRunner, is_out_of_memory
 from .cores import CorePlan, DeviceClock
 
-__all__ = ["Batcher", "DeviceEngine", "Handover", "SongRunner", "song_stream", "use_device"]
-
-
-def use_device(device: torch.device) -> None:
-    """Make a GPU the calling thread's own: kernels are launched on the current one."""
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+__all__ = ["Batcher", "DeviceEngine", "SongRunner", "song_stream"]
 
 
 def song_stream(device: torch.device) -> contextlib.AbstractContextManager[object]:
@@ -193,7 +187,8 @@ class Batcher:
 
     @torch.no_grad()
     def _work(self) -> None:
-        use_device(self._device)
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)  # kernels are launched on the current one
         self._cores.enter_device_thread()
         while (batch := self._take()) is not None:
             if batch:

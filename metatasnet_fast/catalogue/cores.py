@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,6 @@ __all__ = [
     "DeviceClock",
     "MemoryPool",
     "Place",
-    "Room",
     "SongBudget",
     "Stage",
     "available_cores",
@@ -133,92 +132,67 @@ class SongBudget(Budget):
         self.give_back(self._taken)
 
 
-class Room:
-    """Memory that a song needs all at once while it is separated: it waits until that fits, or until no other has any.
+class Stage:
+    """Places for ``capacity`` songs, or for as many as have ``limit`` bytes together; a song that finds none waits.
 
-    In the order of asking, so that a large song is not passed forever.
+    That holds back the song and all that would come after it. Songs enter in the order of asking, so that a large one is not
+    passed forever; one that is larger than the limit enters alone.
     """
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self._taken = 0
-        self._waiting: deque[object] = deque()
-        self._changed = threading.Condition()
-
-    @contextlib.contextmanager
-    def enter(self, size: int) -> Iterator[None]:
-        """Have ``size`` bytes for the block."""
-        ticket = object()
-        with self._changed:
-            self._waiting.append(ticket)
-            self._changed.wait_for(lambda: self._waiting[0] is ticket and self._fits(size))
-            self._waiting.popleft()
-            self._taken += size
-            self._changed.notify_all()
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._taken -= size
-                self._changed.notify_all()
-
-    def _fits(self, size: int) -> bool:
-        return self._taken == 0 or self._taken + size <= self.limit
-
-
-class Stage:
-    """``capacity`` places; whoever finds none waits, which holds the song back and all that would come after it."""
-
-    def __init__(self, name: str, capacity: int) -> None:
+    def __init__(self, name: str, capacity: int, limit: int | None = None) -> None:
         self.name = name
         self.capacity = capacity
-        self._free = threading.Semaphore(capacity)
-        self._lock = threading.Lock()
-        self._waiting = 0
-        self._held: set[Place] = set()
+        self._limit = capacity if limit is None else limit
+        self._waiting: deque[Place] = deque()
+        self._inside: set[Place] = set()
         self._seconds = 0.0
+        self._changed = threading.Condition()
 
     def load(self) -> StageLoad:
-        with self._lock:
-            seconds = self._seconds + sum(time.perf_counter() - place.began for place in self._held)
-            return StageLoad(self.capacity, len(self._held), self._waiting, round(seconds, 3))
+        with self._changed:
+            seconds = self._seconds + sum(time.perf_counter() - place.began for place in self._inside)
+            return StageLoad(self.capacity, len(self._inside), len(self._waiting), round(seconds, 3))
 
     @contextlib.contextmanager
-    def enter(self) -> Iterator[Place]:
-        """Wait for a place and keep it for the block, or until :meth:`Place.leave`."""
-        with self._lock:
-            self._waiting += 1
-        self._free.acquire()
-        place = Place(self.leave)
-        with self._lock:
-            self._waiting -= 1
-            self._held.add(place)
+    def enter(self, size: int = 1) -> Iterator[Place]:
+        """Wait for a place and keep it for the block, or until :meth:`Place.leave`; ``size`` in bytes if there is a limit."""
+        place = Place(self, size)
+        with self._changed:
+            self._waiting.append(place)
+            self._changed.wait_for(lambda: self._waiting[0] is place and self._fits(size))
+            self._waiting.popleft()
+            self._inside.add(place)
+            place.began = time.perf_counter()
+            self._changed.notify_all()
         try:
             yield place
         finally:
             place.leave()
 
     def leave(self, place: Place) -> None:
-        """Give a place to the next song; once it is given back, nothing happens."""
-        with self._lock:
-            if place not in self._held:
-                return
-            self._held.remove(place)
-            place.seconds = time.perf_counter() - place.began
-            self._seconds += place.seconds
-        self._free.release()
+        """Give a place back; does nothing if it was given back before."""
+        with self._changed:
+            if place in self._inside:
+                self._inside.remove(place)
+                place.seconds = time.perf_counter() - place.began
+                self._seconds += place.seconds
+                self._changed.notify_all()
+
+    def _fits(self, size: int) -> bool:
+        return not self._inside or sum(place.size for place in self._inside) + size <= self._limit
 
 
+@dataclass(eq=False)
 class Place:
     """A place in a stage; ``seconds`` is how long it was held, once it has been left."""
 
-    def __init__(self, leave: Callable[[Place], None]) -> None:
-        self.began = time.perf_counter()
-        self.seconds = 0.0
-        self._leave = leave
+    stage: Stage
+    size: int
+    began: float = 0.0
+    seconds: float = 0.0
 
     def leave(self) -> None:
-        self._leave(self)
+        self.stage.leave(self)
 
 
 NICENESS = 5

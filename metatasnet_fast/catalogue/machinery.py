@@ -23,7 +23,7 @@ from ..separation.recording import Recording
 from ..separation.spool import Budget
 from ..separation.windows import default_shape
 from .batcher import Batcher, DeviceEngine
-from .cores import CorePlan, MemoryPool, Room, SongBudget, Stage, available_memory
+from .cores import CorePlan, MemoryPool, SongBudget, Stage, available_memory
 from .settings import Identity, Settings
 
 __all__ = ["Machinery", "find_identity", "identity_of"]
@@ -126,15 +126,12 @@ class Machinery:
         self.engine = cast(Engine, engine)
         self.batcher = Batcher(engine, BatchRunner(size, warn), self.device, self.cores)
         self.read = Stage("read", self.cores.read)
-        self.separate = Stage("separate", self.cores.songs)
         self.write = Stage("write", self.cores.write)
         self.pool = MemoryPool(available_memory() // 4 if settings.memory is None else settings.memory)
-        self.room = Room(self.pool.limit)
-        self._device_memory = 0
-        if self.device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info(self.device)
-            self._device_memory = free // 4 // self.cores.songs
-            self.room = Room(free // 8)
+        free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else 0
+        self._device_memory = free // 4 // self.cores.songs
+        # Songs need memory all at once while their windows are put together.
+        self.separate = Stage("separate", self.cores.songs, free // 8 or self.pool.limit)
 
     def describe(self) -> str:
         made = self.made_by

@@ -38,6 +38,9 @@ END_SECONDS = 10.0
 MOST_FAILED_STARTS = 3
 """Processes in a row that may end before they begin a song: then the songs are not at fault."""
 
+MOST_LOSSES = 100
+"""Machines that may be lost before the songs are suspected after all."""
+
 POLL_SECONDS = 0.2
 
 PUT_OFF_SECONDS = 1.0
@@ -83,10 +86,14 @@ class Deferred:
 
 @dataclass(frozen=True)
 class Gone:
-    """The last message: a process has ended; ``signal`` is the one that ended it, if one did."""
+    """The last message: a process has ended; ``signal`` is the one that ended it, if one did.
+
+    ``innocent`` is true if its machine was lost, or whatever held the process: no song is to blame for that.
+    """
 
     reason: str
     signal: int | None = None
+    innocent: bool = False
 
 
 class Process(Protocol):
@@ -203,7 +210,7 @@ class SupervisedWorker:
         self._stop = stop or threading.Event()
         self._new_process = start
         self._ready: Ready | None = None
-        self._failed_starts = 0
+        self._failed_starts = self._losses = 0
         self._sent: dict[str, Song] = {}
         self._deferred: deque[tuple[float, Song]] = deque()
         """With the time at which each is tried again."""
@@ -317,6 +324,12 @@ class SupervisedWorker:
         self._count_start(gone)
         lost = list(self._sent.values())
         self._sent.clear()
+        if gone.innocent and self._losses < MOST_LOSSES:
+            self._losses += 1
+            for song in lost:
+                self._deaths.pop(song.id, None)
+                self._deferred.appendleft((0.0, song))
+            return
         self._deaths.update(song.id for song in lost)
         if len(lost) == 1 and self._deaths[lost[0].id] >= self._most_deaths:
             outcome = _died(lost[0], gone, self._deaths.pop(lost[0].id), self._ready.key if self._ready else "")

@@ -38,7 +38,7 @@ class Plan:
     failed: list[Outcome] = field(default_factory=list)
     """Failed before, for a reason that lies in their files, which are still the same."""
     unwritten: list[Outcome] = field(default_factory=list)
-    """Rows for songs that are done and have none in the ledger: a run that was killed may lose rows."""
+    """Rows for songs that are done, which the ledger does not say: a run that was killed may lose rows."""
 
     @property
     def audio_seconds_done(self) -> float:
@@ -113,12 +113,15 @@ def _stamp(song: Song) -> Stamp | None:
 
 
 def _history(destination: Destination) -> tuple[dict[str, dict[str, Any]], set[str]]:
-    """The rows of songs whose last outcome is a failure that only another file can mend, and the ids of all rows."""
+    """The rows of songs whose last outcome is a failure that only another file can mend, and the ids whose last row is none."""
     lasting: dict[str, dict[str, Any]] = {}
     known: set[str] = set()
     for _, row in destination.ledger_rows():
         id, failure = row["id"], row.get("failure")
-        known.add(id)
+        if failure is None:
+            known.add(id)
+        else:
+            known.discard(id)
         if failure in LASTING:
             lasting[id] = row
         elif failure is not None or row.get("status") == Status.done.value:

@@ -155,8 +155,9 @@ class Walker:
 
                 def begin() -> None:
                     reading.leave()
-                    stages.enter_context(machinery.room.enter(machinery.working_memory(recording)))
-                    separating.append(stages.enter_context(machinery.separate.enter()))
+                    separating.append(
+                        stages.enter_context(machinery.separate.enter(machinery.working_memory(recording)))
+                    )
 
                 unscaled = separate_in_windows(
                     machinery.engine,

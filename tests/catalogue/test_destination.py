@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -65,6 +66,18 @@ def test_a_song_whose_row_a_crash_took_gets_one(model: Path, album: list[Path], 
         rows = list(Destination(str(out)).ledger())
         assert sorted(row.id for row in rows) == [song.id for song in songs]
         assert {row.status for row in rows} == {Status.skipped} and {row.duration for row in rows} == {0.3}
+
+
+def test_a_song_that_is_done_though_its_last_row_says_failed_gets_a_row(
+    model: Path, album: list[Path], tmp_path: Path
+) -> None:
+    out, songs = tmp_path / "out", songs_of(*album)
+    run_local(songs, settings(model), str(out))
+    with contextlib.closing(LedgerWriter(Destination(str(out)), "killed")) as ledger:
+        ledger.add(Outcome("1", str(album[1]), Status.failed, "key", Failure.unknown, "Its process was killed."))
+    run_local(songs, settings(model), str(out))
+    rows = {row.id: row for row in Destination(str(out)).ledger()}
+    assert rows["1"].status is Status.skipped and rows["0"].status is Status.done
 
 
 @pytest.mark.parametrize("part", ["a tenth", "all of them"])

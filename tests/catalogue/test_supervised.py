@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from metatasnet_fast.catalogue import Failure, Notice, Outcome, SongEnded, SongStarted, Status, supervised
-from metatasnet_fast.catalogue.supervised import ChildProcess, SupervisedWorker, WorkerLostError
+from metatasnet_fast.catalogue import Failure, Notice, Outcome, Song, SongEnded, SongStarted, Status, supervised
+from metatasnet_fast.catalogue.supervised import ChildProcess, Gone, Ready, SupervisedWorker, WorkerLostError
 from metatasnet_fast.errors import MetaTasNetError
 
 from .conftest import settings, songs_of, write_song
@@ -117,3 +117,34 @@ def test_a_process_that_cannot_live_is_given_up(model: Path, tmp_path: Path, mon
     monkeypatch.setattr(supervised, "COMMAND", [sys.executable, "-c", "raise SystemExit('no driver')"])
     with pytest.raises(WorkerLostError, match="no driver"):
         SupervisedWorker(settings(model), str(tmp_path / "out"))
+
+
+class LosingMachine:
+    """A process whose machine is lost each time that it has begun a song."""
+
+    made = 0
+
+    def __init__(self, order: object) -> None:
+        LosingMachine.made += 1
+        self._messages: list[object] = [Ready(2, "key")]
+
+    def send(self, message: object) -> None:
+        if isinstance(message, Song):
+            self._messages += [SongStarted(message.id, message.uri), self._end(message)]
+
+    def _end(self, song: Song) -> object:
+        if LosingMachine.made < 6:
+            return Gone("the node is gone", innocent=True)
+        return SongEnded(Outcome(song.id, song.uri, Status.done, "key"))
+
+    def receive(self, seconds: float) -> object:
+        return self._messages.pop(0) if self._messages else None
+
+    def kill(self) -> None:
+        pass
+
+
+def test_songs_are_not_blamed_for_a_machine_that_is_lost(tmp_path: Path) -> None:
+    songs = [Song(str(i), f"{i}.wav") for i in range(5)]
+    worker = SupervisedWorker(settings(tmp_path), str(tmp_path / "out"), start=LosingMachine)
+    assert {id for id, row in by_id(list(worker.process(songs))).items() if row.status is Status.done} == set("01234")
