@@ -5,11 +5,12 @@ Every event turns into one JSON object with ``event`` (its kind) and ``time`` (s
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, TypeAlias
 
 from .failures import Failure
 from .result import Outcome, Status
@@ -32,12 +33,16 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Event:
-    kind: ClassVar[str] = ""
     time: float = field(default_factory=lambda: round(time.time(), 3), kw_only=True)
+
+    @property
+    def kind(self) -> str:
+        """Return the name of the class as JSON has it: ``run_started``."""
+        return re.sub("(?<=.)(?=[A-Z])", "_", type(self).__name__).lower()
 
     def to_json(self) -> dict[str, Any]:
         """Ready for ``json.dumps``."""
-        return {"event": self.kind, **asdict(self)}
+        return {**asdict(self), "event": self.kind}
 
 
 Listener: TypeAlias = Callable[[Event], object]
@@ -45,7 +50,6 @@ Listener: TypeAlias = Callable[[Event], object]
 
 @dataclass(frozen=True)
 class RunStarted(Event):
-    kind = "run_started"
     run: str
     """Name of the run; its ledger and report are called so."""
     songs: int
@@ -60,7 +64,6 @@ class RunStarted(Event):
 
 @dataclass(frozen=True)
 class SongStarted(Event):
-    kind = "song_started"
     id: str
     uri: str
     worker: int = 0
@@ -68,7 +71,6 @@ class SongStarted(Event):
 
 @dataclass(frozen=True)
 class SongEnded(Event):
-    kind = "song_ended"
     outcome: Outcome
     worker: int = 0
 
@@ -80,7 +82,6 @@ class SongEnded(Event):
 class SongsSkipped(Event):
     """Songs that were done before the run, as one listing of the destination proves; they have no events of their own."""
 
-    kind = "songs_skipped"
     songs: int
     audio_seconds: float
 
@@ -89,7 +90,6 @@ class SongsSkipped(Event):
 class Notice(Event):
     """Something a person should know: a choice that was made, memory that ran out, a worker that was started again."""
 
-    kind = "notice"
     text: str
 
 
@@ -111,7 +111,6 @@ class StageLoad:
 class WorkerLoad(Event):
     """The activity of a worker, about once a second. Stages: ``read``, ``separate``, ``write``; the device is apart."""
 
-    kind = "worker_load"
     worker: int
     wall_seconds: float
     stages: dict[str, StageLoad]
@@ -130,7 +129,6 @@ class WorkerLoad(Event):
 class Progress(Event):
     """The whole run, about once a second and once at the end, summed over its workers."""
 
-    kind = "progress"
     songs: int
     done: int
     skipped: int
@@ -169,7 +167,6 @@ class RunEnded(Event):
     ``reason`` says why the run stopped itself: too many songs in a row failed for a reason that is not theirs.
     """
 
-    kind = "run_ended"
     run: str
     complete: bool
     remaining: int

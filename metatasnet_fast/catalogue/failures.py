@@ -85,6 +85,16 @@ MOST_IN_A_ROW = {
 """Separating a million songs that cannot be stored, or finding no file a million times, helps no one."""
 
 
+FAILURES: tuple[tuple[tuple[type[Exception], ...], Failure], ...] = (
+    ((EmptyAudioError,), Failure.empty),
+    ((NotAudioError,), Failure.not_audio),
+    ((AudioReadError, ShapeError), Failure.decode),
+    ((AudioFormatError,), Failure.does_not_fit),
+    ((OutputError,), Failure.write),
+)
+"""What errors mean; the first that fits."""
+
+
 class SongError(MetaTasNetError):
     """A song cannot be separated, for a known type of reason."""
 
@@ -98,26 +108,19 @@ def classify(error: BaseException) -> tuple[Failure, str]:
     from ..separation.batches import is_out_of_memory  # not above: counting what is done needs no torch
 
     message = " ".join(str(error).split()) or type(error).__name__
-    chain = _causes(error)
     if isinstance(error, SongError):
         return error.failure, message
-    if any(is_out_of_memory(cause) for cause in chain):
+    causes = [error]
+    while (cause := causes[-1].__cause__) is not None and cause not in causes:
+        causes.append(cause)
+    if any(map(is_out_of_memory, causes)):
         return Failure.out_of_memory, message
-    if isinstance(error, EmptyAudioError):
-        return Failure.empty, message
-    if isinstance(error, NotAudioError):
-        return Failure.not_audio, message
-    if isinstance(error, (AudioReadError, ShapeError)):
-        return Failure.decode, message
-    if isinstance(error, AudioFormatError):
-        return Failure.does_not_fit, message
-    if isinstance(error, OutputError):
-        return Failure.write, message
+    for kinds, failure in FAILURES:
+        if isinstance(error, kinds):
+            return failure, message
     if isinstance(error, OSError) and error.errno in NO_ROOM:
         return Failure.write, message
-    if isinstance(error, MetaTasNetError):
-        return Failure.unknown, message
-    return Failure.unknown, f"{type(error).__name__}: {message}"
+    return Failure.unknown, message if isinstance(error, MetaTasNetError) else f"{type(error).__name__}: {message}"
 
 
 def unreadable(path: Path, error: AudioReadError) -> SongError:
@@ -136,12 +139,3 @@ def unreadable(path: Path, error: AudioReadError) -> SongError:
     if recognise(start) is None:
         return SongError(Failure.not_audio, f"{path} does not begin as audio files do. ({error})")
     return SongError(Failure.empty if isinstance(error, EmptyAudioError) else Failure.decode, str(error))
-
-
-def _causes(error: BaseException) -> list[BaseException]:
-    found: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in found:
-        found.append(cause)
-        cause = cause.__cause__
-    return found

@@ -52,25 +52,23 @@ def ray_cluster(address: str | None) -> Iterator[Any]:
         MissingDependencyError: without the package ray.
         ConfigError: if no cluster answers at the address, or it wants a token.
     """
-    handlers = _handlers()
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    try:
+    with _handlers_kept():
         ray = require("ray", "The engine ray")
         if ray.is_initialized():
             yield ray
             return
         folder = None if address else _short_folder()
         try:
-            with _native_errors_muted(), _interrupts_ignored(handlers):
+            # A terminal's Ctrl-C reaches all processes: those that are started now are to leave it to us.
+            with _native_errors_muted(), _handlers_kept(signal.SIGINT):
                 _connect(ray, address, folder)
             yield ray
         finally:
             ray.shutdown()
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
-    finally:
-        _put_back(handlers)
 
 
 def _short_folder() -> str:
@@ -155,28 +153,19 @@ def _native_errors_muted() -> Iterator[None]:
         os.close(kept)
 
 
-def _handlers() -> dict[int, Any]:
-    """Signal handlers of this process; none where they cannot be set."""
-    if threading.current_thread() is not threading.main_thread():
-        return {}
-    return {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-
 @contextlib.contextmanager
-def _interrupts_ignored(handlers: dict[int, Any]) -> Iterator[None]:
-    """A terminal's Ctrl-C reaches all processes: those that are started now are to leave it to us, as they inherit this."""
-    if handlers:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _handlers_kept(*ignored: int) -> Iterator[None]:
+    """Ignore signals in the block, and put the handlers back after it: Ray sets its own when it is imported and started."""
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        for number in ignored:
+            signal.signal(number, signal.SIG_IGN)
     try:
         yield
     finally:
-        _put_back(handlers)
-
-
-def _put_back(handlers: dict[int, Any]) -> None:
-    """Ray sets handlers of its own when it is imported and started."""
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 @dataclass(frozen=True)

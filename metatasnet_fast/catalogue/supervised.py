@@ -231,12 +231,9 @@ class SupervisedWorker:
                 self._start()
                 continue
             self._feed(self.child, source)
-            if self._sent:
-                yield from self._take(self.child.receive(POLL_SECONDS))
-            elif self._deferred:
-                self._stop.wait(POLL_SECONDS)
-            else:
+            if not self._sent and not self._deferred:
                 return
+            yield from self._take(self.child.receive(POLL_SECONDS))
         if self.child is not None:
             self.child.send(Stop.now)
         stopped = time.monotonic()
@@ -326,6 +323,7 @@ class SupervisedWorker:
         self._sent.clear()
         if gone.innocent and self._losses < MOST_LOSSES:
             self._losses += 1
+            self._listener(Notice(f"A worker was lost ({gone.reason}); its {len(lost)} songs are tried again."))
             for song in lost:
                 self._deaths.pop(song.id, None)
                 self._deferred.appendleft((0.0, song))
