@@ -33,7 +33,7 @@ from ..audio.folders import AUDIO_SUFFIXES, find_audio, is_audio_name, lies_in
 from ..errors import ConfigError
 from .song import Song, derived_id, safe_name
 from .source import Stamp, stamp_of
-from .storage import client_errors, local_path, open_filesystem, reaching
+from .storage import local_path, open_filesystem, reaching
 
 __all__ = ["parse_shard", "read_manifest"]
 
@@ -132,7 +132,7 @@ def _rows(text: str, exclude: str | None) -> Iterator[Row]:
             "The manifest's name is empty: name a folder (`.` is this one), a pattern, a list or a table."
         )
     path = local_path(text)
-    with reaching(text), client_errors():
+    with reaching(text):
         return _remote_rows(text, exclude) if path is None else _local_rows(text, path, exclude)
 
 

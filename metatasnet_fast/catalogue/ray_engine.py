@@ -54,17 +54,12 @@ def run_ray(
     price_per_hour: float | None = None,
     grace: float = 60.0,
 ) -> RunEnded:
-    """Separate songs that are not done yet on a Ray cluster, or on this machine with a Ray of its own, the longest first.
+    """Do what :func:`run_local` does on a Ray cluster, or on this machine with a Ray of its own.
 
     Args:
-        listener: gets every event, in this thread.
-        stop: when set, songs in flight have ``grace`` seconds to be finished, and no other is begun.
         address: of a Ray cluster, as ``ray.init`` takes it; None starts Ray on this machine and ends it afterwards.
         workers: actors at most; None for one on each GPU, or where there is none, on each machine.
         price_per_hour: of one machine.
-
-    Returns:
-        the last event; the ledger has a row for every song that was tried.
 
     Raises:
         ConfigError: if the cluster cannot be joined, or has no room for the workers.

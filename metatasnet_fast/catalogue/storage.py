@@ -247,7 +247,8 @@ def local_path(uri: str) -> Path | None:
 def reaching(uri: str) -> Iterator[None]:
     """Turn a refusal of the system into one sentence, a :class:`ConfigError`."""
     try:
-        yield
+        with client_errors():
+            yield
     except OSError as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(
@@ -277,7 +278,7 @@ def open_storage(uri: str) -> Storage:
     path = local_path(uri)
     if path is not None:
         return LocalStorage(path)
-    with reaching(uri), client_errors():
+    with reaching(uri):
         filesystem, base = open_filesystem(uri)
     return FsspecStorage(filesystem, base, uri)
 

@@ -57,7 +57,7 @@ def make_plan(songs: Sequence[Song], settings: Settings, destination: Destinatio
     from .machinery import find_identity  # not above: counting what is done needs no torch
 
     plan = Plan(find_identity(settings).key)
-    with reaching(destination.uri), client_errors():
+    with reaching(destination.uri):
         there = dict(destination.listing())
         lasting, known = _history(destination)
     if settings.overwrite:
@@ -172,32 +172,34 @@ class Finding:
 def survey(destination: Destination) -> Survey:
     """Count what is done and what failed, from one listing and the ledger.
 
-    Only the first result of every model and settings is read, for the model's name.
+    Only the first result of every model and settings is read, for the model's name. Raises :class:`ConfigError` if the
+    destination cannot be read.
     """
     found = Survey(destination.uri)
     done: set[str] = set()
     names: dict[str, str] = {}
-    for folder, listed in destination.listing():
-        if listed.is_whole and listed.key not in names:
-            result = destination.read_result(folder, listed.name)
-            if result is not None:
-                names[listed.key] = result.identity.model_name
-        if not listed.is_whole or listed.key not in names:
-            found.damaged_results += 1
-            continue
-        done.add(folder)
-        found.done += 1
-        found.bytes += listed.bytes
-        found.audio_seconds += listed.duration
-        found.models[f"{names[listed.key]} {listed.key[:8]}"] += 1
     failures: dict[str, dict[str, Any]] = {}
     runs: dict[str, None] = {}
-    for run, row in destination.ledger_rows():
-        runs[run] = None
-        if row.get("status") == Status.failed.value:
-            failures[row["id"]] = row
-        else:
-            failures.pop(row["id"], None)
+    with reaching(destination.uri):
+        for folder, listed in destination.listing():
+            if listed.is_whole and listed.key not in names:
+                result = destination.read_result(folder, listed.name)
+                if result is not None:
+                    names[listed.key] = result.identity.model_name
+            if not listed.is_whole or listed.key not in names:
+                found.damaged_results += 1
+                continue
+            done.add(folder)
+            found.done += 1
+            found.bytes += listed.bytes
+            found.audio_seconds += listed.duration
+            found.models[f"{names[listed.key]} {listed.key[:8]}"] += 1
+        for run, row in destination.ledger_rows():
+            runs[run] = None
+            if row.get("status") == Status.failed.value:
+                failures[row["id"]] = row
+            else:
+                failures.pop(row["id"], None)
     outcomes = map(Outcome.from_dict, failures.values())
     found.failures = [o for o in outcomes if o.failure is Failure.taken or song_folder(o.id) not in done]
     found.failed = Counter((outcome.failure or Failure.unknown).value for outcome in found.failures)
@@ -214,6 +216,9 @@ def verify(
         repair: take away what does not hold, so that the next run makes those songs again; only while no run is going on.
         shard: check the ``i``-th of ``n`` parts of the songs only, ``i`` from 1.
         sample: check this share of the songs only, 0 to 1, the same ones in every call.
+
+    Raises:
+        ConfigError: if the destination cannot be read; what of a song cannot be read is a finding.
     """
     index, count = shard
 
@@ -226,13 +231,14 @@ def verify(
     def judge(entry: tuple[str, dict[str, int]]) -> tuple[str, Result | None, str | None, set[str]]:
         return entry[0], *_judged(destination, *entry)
 
-    for folder, result, problem, unwanted in _at_once(judge, chosen()):
-        if result is not None:
-            yield result
-        if problem is not None:
-            yield Finding(folder, problem)
-            for name in unwanted if repair else ():
-                destination.storage.remove(f"{folder}/{name}")
+    with reaching(destination.uri):
+        for folder, result, problem, unwanted in _at_once(judge, chosen()):
+            if result is not None:
+                yield result
+            if problem is not None:
+                yield Finding(folder, problem)
+                for name in unwanted if repair else ():
+                    destination.storage.remove(f"{folder}/{name}")
 
 
 def _at_once(work: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:

@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
 
 if TYPE_CHECKING:
-    from ..catalogue.result import Result
     from ..catalogue.survey import Finding
 
 __all__ = ["run_status", "run_verify"]
-
-T = TypeVar("T")
 
 
 def run_status(args: argparse.Namespace) -> int:
     """Count; exit code 0."""
     from ..catalogue.destination import Destination
-    from ..catalogue.storage import reaching
     from ..catalogue.survey import survey
 
-    with reaching(args.destination):
-        found = survey(Destination(args.destination))
+    found = survey(Destination(args.destination))
     if not (found.done or found.damaged_results or found.runs):
         raise _nothing(args.destination)
     if args.json:
@@ -53,13 +47,9 @@ def run_verify(args: argparse.Namespace) -> int:
     if not 0 < args.sample <= 1:
         raise ConfigError(f"--sample must be a share above 0 and at most 1, got {args.sample:g}.")
     destination, shard = Destination(args.destination), parse_shard(args.shard)
-
-    def checked() -> Iterator[Finding | Result]:
-        return verify(destination, args.repair, shard, args.sample)
-
     good = 0
     findings: list[Finding] = []
-    for found in _reached(args.destination, checked):
+    for found in verify(destination, args.repair, shard, args.sample):
         if isinstance(found, Finding):
             findings.append(found)
             if args.json:
@@ -78,14 +68,6 @@ def run_verify(args: argparse.Namespace) -> int:
         )
         print(f"{good} songs verified, {len(findings)} findings" + (f"; {advice}" if findings else ""))
     return 3 if findings else 0
-
-
-def _reached(uri: str, items: Callable[[], Iterator[T]]) -> Iterator[T]:
-    """Turn a refusal of the destination while it is read into one sentence."""
-    from ..catalogue.storage import reaching
-
-    with reaching(uri):
-        yield from items()
 
 
 def _nothing(destination: str) -> ConfigError:
