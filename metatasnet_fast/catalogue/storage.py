@@ -24,6 +24,7 @@ from ..errors import ConfigError, MetaTasNetError, MissingDependencyError
 from .result import is_result
 
 __all__ = [
+    "ContestedError",
     "FsspecStorage",
     "LocalStorage",
     "Storage",
@@ -39,6 +40,9 @@ LISTED_AT_ONCE = 16
 
 PREFIXED = {"s3", "s3a", "gs", "gcs"}
 """Protocols of stores whose clients list all names that begin alike."""
+
+CONDITIONAL = {"s3", "s3a"}
+"""Protocols of stores that put a file only if there is none of its name."""
 
 KEYED = {"s3", "s3a", "gs", "gcs", "abfs", "az", "adl"}
 """Protocols of stores that know no folders: to make one would be a request for nothing."""
@@ -135,6 +139,10 @@ def client_errors() -> Iterator[None]:
         raise OSError(f"{type(error).__name__}: {error}") from error
 
 
+class ContestedError(OSError):
+    """Another run publishes the same song now."""
+
+
 class FsspecStorage:
     """The same as :class:`LocalStorage`, on whatever fsspec knows."""
 
@@ -142,6 +150,7 @@ class FsspecStorage:
         self._fs, self._base, self.root = filesystem, base.rstrip("/"), root
         protocols = (filesystem.protocol,) if isinstance(filesystem.protocol, str) else filesystem.protocol
         self._by_prefix = not PREFIXED.isdisjoint(protocols)
+        self._conditional = not CONDITIONAL.isdisjoint(protocols)
         self._has_folders = KEYED.isdisjoint(protocols)
         self._empty: set[str] = set()
         """Folders in which there was nothing when they were looked at; each is published once, and need not be listed again."""
@@ -199,23 +208,34 @@ class FsspecStorage:
 
     @client_errors()
     def publish(self, staged: Path, folder: str, last: str) -> None:
-        """File after file; an old result goes first, so that it never speaks for new files."""
+        """File after file; an old result goes first, so that it never speaks for new files.
+
+        Raises:
+            ContestedError: if the folder was empty before, and another run is putting its files there now; called again, it
+                replaces them.
+        """
         before = {} if folder in self._empty else self.sizes(folder)
         self._empty.discard(folder)
         for name in before:
             if is_result(name):
                 self.remove(f"{folder}/{name}")
         self._make_folder(folder)
-        stems = [file.name for file in staged.iterdir() if file.name != last]
-        with ThreadPoolExecutor(max(1, len(stems))) as pool:
-            list(pool.map(functools.partial(self._put, staged, folder), stems))
-        self._put(staged, folder, last)
+        stems = sorted(file.name for file in staged.iterdir() if file.name != last)
+
+        def put(name: str, **how: str) -> None:
+            self._fs.put_file(str(staged / name), self._at(f"{folder}/{name}"), **how)
+
+        try:
+            # The first stem is a claim: of two runs that put the same names, one stops here.
+            put(stems[0], **({"mode": "create"} if self._conditional and not before else {}))
+        except FileExistsError as error:
+            raise ContestedError(f"Another run is putting files to {folder}.") from error
+        with ThreadPoolExecutor(len(stems)) as pool:
+            list(pool.map(put, stems[1:]))
+        put(last)
         for name in set(before) - {*stems, last}:
             self.remove(f"{folder}/{name}")
         shutil.rmtree(staged)
-
-    def _put(self, staged: Path, folder: str, name: str) -> None:
-        self._fs.put_file(str(staged / name), self._at(f"{folder}/{name}"))
 
     @client_errors()
     def remove(self, path: str) -> None:

@@ -36,7 +36,7 @@ from .result import Outcome, Result, Status, StemFile, utc_now
 from .song import Song, safe_name, song_folder
 from .source import Source
 from .staging import Claims, Staging
-from .storage import LocalStorage, local_path
+from .storage import ContestedError, LocalStorage, local_path
 
 __all__ = ["Walker"]
 
@@ -45,6 +45,9 @@ LEAST_BYTES = 1 / 8
 
 PAUSE = 0.25
 """Seconds before the second attempt; four times as long before each one after it."""
+
+CONTESTED_SECONDS = 120.0
+"""Time in which another run that has begun to put a song's files must have put them all."""
 
 MOST_CONTENTS = 100_000
 """Contents that a worker remembers, the latest ones: some 20 MB."""
@@ -123,8 +126,10 @@ class Walker:
                 raise SongError(Failure.unknown, f"{song.uri} changed while it was read.")
             _write_durably(staged / result.name, result.to_json())
             began = time.perf_counter()
-            self._publish(staged, song, result.name)
-            self._contents.add(result)
+            other = self._publish(staged, song, result.name)
+            self._contents.add(other or result)
+        if other is not None:
+            return replace(other, uri=song.uri).outcome(Status.skipped, attempt)
         row = result.outcome(Status.done, attempt)
         return replace(row, seconds={**row.seconds, "publish": round(time.perf_counter() - began, 4)})
 
@@ -255,19 +260,39 @@ class Walker:
         recording.blocks = counted
         return recording
 
-    def _publish(self, staged: Path, song: Song, result: str) -> None:
-        """Publish what is staged; that alone is tried again, and not the separation."""
-        for attempt in range(1, self._settings.attempts + 1):
+    def _publish(self, staged: Path, song: Song, result: str) -> Result | None:
+        """Publish what is staged; that alone is tried again, and not the separation.
+
+        Returns:
+            the result of another run that published the same song at the same time, None if there was no such run.
+        """
+        attempt = 1
+        while True:
             self._destination.check()
             try:
                 self._destination.storage.publish(staged, song_folder(song.id), result)
-                return
+                return None
+            except ContestedError:
+                other = self._other(song)
+                if other is not None:
+                    return other
+                continue
             except Exception as error:  # whatever the object store's client raises
                 if attempt == self._settings.attempts or self._stop.is_set():
                     raise SongError(
                         Failure.write, f"The stems of {song.id} cannot be put to {self._destination.uri} ({error})."
                     ) from error
             self._stop.wait(PAUSE * 4 ** (attempt - 1))
+            attempt += 1
+
+    def _other(self, song: Song) -> Result | None:
+        """Wait for the result of a run that publishes the song now; None if it does not come, as the run was killed."""
+        deadline = time.monotonic() + CONTESTED_SECONDS
+        while time.monotonic() < deadline and not self._stop.wait(CONTESTED_SECONDS / 60):
+            found = self._destination.result(song.id)
+            if found is not None and found.key == self._key:
+                return found
+        return None
 
     @contextlib.contextmanager
     def _staged(self, song: Song) -> Iterator[Path]:

@@ -19,14 +19,16 @@ from typing import Any
 import pytest
 
 from metatasnet_fast.catalogue import Failure, Outcome, Song, Status
+from metatasnet_fast.catalogue import walk as walk_module
 from metatasnet_fast.catalogue.destination import Destination
 from metatasnet_fast.catalogue.local import run_local
 from metatasnet_fast.catalogue.result import Result, is_result
+from metatasnet_fast.catalogue.song import song_folder
 from metatasnet_fast.catalogue.survey import Finding, survey, verify
 from metatasnet_fast.catalogue.worker import Worker
 
 from .conftest import settings, write_song
-from .stand_ins import SleepingDevice
+from .stand_ins import GatedDevice, SleepingDevice
 
 server = pytest.importorskip("moto.server")
 pytest.importorskip("s3fs")
@@ -200,3 +202,31 @@ def test_the_stems_of_a_song_are_put_at_the_same_time(store: Store, songs: list[
     assert is_result(puts[-1].rpartition("/")[2]) and len(puts) == 5
     # One after the other they would take 1.5 s.
     assert outcomes["0"].seconds["publish"] < 1.2
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_two_runs_that_publish_a_song_at_the_same_time_do_not_mix_its_stems(
+    store: Store, songs: list[Song], monkeypatch: pytest.MonkeyPatch, killed: bool
+) -> None:
+    monkeypatch.setattr(walk_module, "CONTESTED_SECONDS", 3.0)
+    device = GatedDevice()
+    found: list[Outcome] = []
+    threads = [threading.Thread(target=lambda: found.extend(run(songs[:1], device).values())) for _ in range(2)]
+    for thread in threads[: 1 if killed else 2]:
+        thread.start()
+    deadline = time.monotonic() + 30
+    while store.counts()["LIST"] < (1 if killed else 2) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    if killed:  # another run put its first stem, and no more
+        place = f"out-bucket/stems/{song_folder('0')}"
+        import fsspec
+
+        fsspec.filesystem("s3").pipe_file(f"{place}/bass.flac", b"of a killed run")
+    device.gate.set()
+    for thread in threads[: 1 if killed else 2]:
+        thread.join()
+    statuses = sorted(outcome.status.value for outcome in found)
+    assert statuses == (["done"] if killed else ["done", "skipped"])
+    assert whole() == ["0"]
+    puts = [key for kind, key in store.requests if kind == "PUT" and key.endswith("drums.flac")]
+    assert len(puts) == 1, "both put their stems"
