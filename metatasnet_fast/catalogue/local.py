@@ -15,6 +15,7 @@ from ..errors import ConfigError
 from .cores import available_cores
 from .destination import Destination, LedgerWriter
 from .events import Event, Listener, Notice, RunEnded, RunStarted, SongEnded, SongsSkipped, Tally
+from .machinery import find_identity
 from .settings import Settings
 from .song import Song
 from .storage import reaching
@@ -115,9 +116,10 @@ def carry_out(
     # Names sort as the runs began.
     run = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()) + f"-{os.getpid()}-{secrets.token_hex(2)}"
     ledger = LedgerWriter(target, run)
+    key = find_identity(settings).key
     desk = Desk(tally, ledger, listener, stop or threading.Event())
     desk(RunStarted(run, len(songs), tally.expected_seconds, destination, engine, shard))
-    plan = make_plan(songs, settings, target)
+    plan = make_plan(songs, settings, key, target)
     for outcome in plan.unwritten:
         ledger.add(outcome)
     for outcome in plan.failed:

@@ -22,7 +22,7 @@ from .._io import try_lock
 from .failures import Failure, SongError
 from .storage import LocalStorage, Storage
 
-__all__ = ["CLAIMS_NAME", "Claims", "STAGING_NAME", "Staging", "remove_abandoned"]
+__all__ = ["Claims", "Staging", "remove_abandoned"]
 
 CLAIMS_NAME = ".claims"
 POLL_SECONDS = 0.1

@@ -30,8 +30,6 @@ THREADS = 32
 class Plan:
     """The songs of a manifest by what is to be done with them."""
 
-    key: str
-    """Checksum of the model and the settings."""
     todo: list[Song] = field(default_factory=list)
     """The longest first."""
     done: list[tuple[Song, Listed]] = field(default_factory=list)
@@ -45,18 +43,18 @@ class Plan:
         return sum(listed.duration for _, listed in self.done)
 
 
-def make_plan(songs: Sequence[Song], settings: Settings, destination: Destination) -> Plan:
+def make_plan(songs: Sequence[Song], settings: Settings, key: str, destination: Destination) -> Plan:
     """Decide what is done from the names at the destination and the sizes and times of the inputs; no content is read.
 
     Songs for which that is no proof are to do: the worker that gets them compares contents.
 
+    Args:
+        key: checksum of the model and the settings, ``Identity.key``.
+
     Raises:
-        MetaTasNetError: if the model cannot be loaded.
         ConfigError: if the destination cannot be read.
     """
-    from .machinery import find_identity  # not above: counting what is done needs no torch
-
-    plan = Plan(find_identity(settings).key)
+    plan = Plan()
     with reaching(destination.uri):
         there = dict(destination.listing())
         lasting, known = _history(destination)
@@ -66,7 +64,7 @@ def make_plan(songs: Sequence[Song], settings: Settings, destination: Destinatio
         listed = [there.get(song_folder(song.id)) for song in songs]
         failures = {} if settings.retry_failed else lasting
         asked = [
-            song.id in failures or (found is not None and found.is_whole and plan.key.startswith(found.key))
+            song.id in failures or (found is not None and found.is_whole and key.startswith(found.key))
             for song, found in zip(songs, listed, strict=True)
         ]
         stamps = _stamps([song for song, wanted in zip(songs, asked, strict=True) if wanted])
@@ -75,10 +73,10 @@ def make_plan(songs: Sequence[Song], settings: Settings, destination: Destinatio
             before = failures.get(song.id)
             if stamp is None or stamp.version is None:
                 plan.todo.append(song)
-            elif found is not None and found.proves(plan.key, stamp.text):
+            elif found is not None and found.proves(key, stamp.text):
                 plan.done.append((song, found))
                 if song.id not in known:
-                    row = Outcome(song.id, song.uri, Status.skipped, plan.key, folder=song_folder(song.id))
+                    row = Outcome(song.id, song.uri, Status.skipped, key, folder=song_folder(song.id))
                     plan.unwritten.append(replace(row, duration=found.duration, finished=utc_now()))
             elif before is not None and before["uri"] == song.uri and stamp.proves(before.get("stamp")):
                 plan.failed.append(Outcome.from_dict(before))

@@ -37,8 +37,6 @@ def run(args: argparse.Namespace) -> int:
         if value is not None and not 0 <= value * 2**30 < math.inf:
             raise ConfigError(f"--{name.replace('_', '-')} must be a number from 0 on, got {value:g}.")
     settings = _settings(args)
-    if settings.stems is not None:
-        _refuse_unknown_stems(settings)
     songs = read_manifest(args.manifest, shard, exclude=args.out)
     if args.dry_run:
         return _dry_run(args, songs, settings)
@@ -99,14 +97,6 @@ def _settings(args: argparse.Namespace) -> Settings:
     )
 
 
-def _refuse_unknown_stems(settings: Settings) -> None:
-    """Now, and not in every worker; raises :class:`UnknownStemError`."""
-    from ..model import load_checkpoint
-
-    network = load_checkpoint(settings.model, revision=settings.revision, offline=settings.offline)
-    settings.of_model(network.config.instruments)
-
-
 def _model(name: str | None) -> str:
     """The model's name, or its path from the root on: workers may be elsewhere."""
     from ..model import bundled_models
@@ -131,9 +121,10 @@ def _destination(text: str) -> str:
 
 def _dry_run(args: argparse.Namespace, songs: list[Song], settings: Settings) -> int:
     from ..catalogue.destination import Destination
+    from ..catalogue.machinery import find_identity
     from ..catalogue.survey import count_missing, make_plan
 
-    plan = make_plan(songs, settings, Destination(args.out))
+    plan = make_plan(songs, settings, find_identity(settings).key, Destination(args.out))
     missing, hours = count_missing(plan.todo), sum(song.expected_seconds() for song in plan.todo) / 3600
     counts = {
         "songs": len(songs),
