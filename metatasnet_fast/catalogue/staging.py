@@ -1,4 +1,4 @@
-"""Folders for songs that are being written, and the removal of what crashed runs left in theirs.
+"""What keeps workers out of each other's way: claims on songs, contents in work, and folders for songs that are being written.
 
 A local destination has ``.staging/<host>-<pid>-<token>/`` on its own file system, so that a finished song needs a rename only.
 The owner holds a lock, which ends with it however it ends. For object stores the same lies in the system's temporary folder.
@@ -20,9 +20,10 @@ from pathlib import Path
 
 from .._io import try_lock
 from .failures import Failure, SongError
+from .result import Result
 from .storage import LocalStorage, Storage
 
-__all__ = ["Claims", "Staging", "remove_abandoned"]
+__all__ = ["Claims", "Contents", "Staging", "remove_abandoned"]
 
 CLAIMS_NAME = ".claims"
 POLL_SECONDS = 0.1
@@ -76,6 +77,42 @@ def _is_still(handle: int, path: Path) -> bool:
         return os.fstat(handle).st_ino == path.stat().st_ino
     except FileNotFoundError:
         return False
+
+
+MOST_CONTENTS = 100_000
+"""Contents that a worker remembers, the latest ones: some 20 MB."""
+
+
+class Contents:
+    """Knows which song that is done has which content; of songs of equal content, one at a time is separated."""
+
+    def __init__(self) -> None:
+        self._ids: dict[str, str] = {}
+        self._held: set[str] = set()
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def hold(self, content: str) -> Iterator[None]:
+        """Keep other songs of this content out of the block."""
+        with self._changed:
+            self._changed.wait_for(lambda: content not in self._held)
+            self._held.add(content)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._held.remove(content)
+                self._changed.notify_all()
+
+    def add(self, done: Result) -> None:
+        with self._changed:
+            self._ids[done.content] = done.id
+            if len(self._ids) > MOST_CONTENTS:
+                del self._ids[next(iter(self._ids))]
+
+    def find(self, content: str) -> str | None:
+        with self._changed:
+            return self._ids.get(content)
 
 
 STAGING_NAME = ".staging"

@@ -35,7 +35,7 @@ from .machinery import Machinery
 from .result import Outcome, Result, Status, StemFile, utc_now
 from .song import Song, safe_name, song_folder
 from .source import Source
-from .staging import Claims, Staging
+from .staging import Claims, Contents, Staging
 from .storage import ContestedError, LocalStorage, local_path
 
 __all__ = ["Walker"]
@@ -49,9 +49,6 @@ PAUSE = 0.25
 CONTESTED_SECONDS = 120.0
 """Time in which another run that has begun to put a song's files must have put them all."""
 
-MOST_CONTENTS = 100_000
-"""Contents that a worker remembers, the latest ones: some 20 MB."""
-
 
 class Walker:
     """Takes songs all the way, each in the thread that calls."""
@@ -63,7 +60,7 @@ class Walker:
         self._destination = destination
         self._staging = staging
         self._claims = Claims(destination.storage, stop)
-        self._contents = _Contents()
+        self._contents = Contents()
         self._stop = stop
 
     @torch.no_grad()
@@ -304,38 +301,6 @@ class Walker:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-class _Contents:
-    """Knows which song that is done has which content; of songs of equal content, one at a time is separated."""
-
-    def __init__(self) -> None:
-        self._ids: dict[str, str] = {}
-        self._held: set[str] = set()
-        self._changed = threading.Condition()
-
-    @contextlib.contextmanager
-    def hold(self, content: str) -> Iterator[None]:
-        """Keep other songs of this content out of the block."""
-        with self._changed:
-            self._changed.wait_for(lambda: content not in self._held)
-            self._held.add(content)
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._held.remove(content)
-                self._changed.notify_all()
-
-    def add(self, done: Result) -> None:
-        with self._changed:
-            self._ids[done.content] = done.id
-            if len(self._ids) > MOST_CONTENTS:
-                del self._ids[next(iter(self._ids))]
-
-    def find(self, content: str) -> str | None:
-        with self._changed:
-            return self._ids.get(content)
 
 
 def _write_durably(path: Path, text: str) -> None:
