@@ -296,8 +296,11 @@ class SupervisedWorker:
                 song = next(source, None)
             if song is None:
                 return
-            self._sent[song.id] = song
-            child.send(song)
+            if song.id in self._sent:  # a list may name a song twice
+                self._deferred.append((time.monotonic() + PUT_OFF_SECONDS, song))
+            else:
+                self._sent[song.id] = song
+                child.send(song)
 
     def _take(self, message: object) -> Iterator[Outcome]:
         if isinstance(message, Event):

@@ -144,6 +144,13 @@ class LosingMachine:
         pass
 
 
+def test_a_song_that_is_named_again_is_done_once(model: Path, tmp_path: Path) -> None:
+    song = songs_of(write_song(tmp_path / "a.wav", 0.3))
+    with SupervisedWorker(settings(model), str(tmp_path / "out")) as worker:
+        found = [outcome.status for outcome in worker.process(song * 3)]
+    assert sorted(status.value for status in found) == ["done", "skipped", "skipped"]
+
+
 def test_songs_are_not_blamed_for_a_machine_that_is_lost(tmp_path: Path) -> None:
     songs = [Song(str(i), f"{i}.wav") for i in range(5)]
     worker = SupervisedWorker(settings(tmp_path), str(tmp_path / "out"), start=LosingMachine)
