@@ -205,7 +205,7 @@ struct InputWeightGradientArgs {
   Scratch scratch;
 };
 
-// One instrument's share of an InputGradientArgs. Of the two: the latent, then the partial one.
+// One instrument's part of InputGradientArgs. Index 0 is the latent, index 1 the partial latent.
 struct InputGradientOperand {
   const float* gradient;
   Source sources[2];

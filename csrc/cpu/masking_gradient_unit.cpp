@@ -23,7 +23,7 @@ void MaskingGradient::unit(std::int64_t unit, Team& team, Member& m, int place) 
   input(unit, team, m, place);
 }
 
-// Of the columns of a matrix, those that a member adds up.
+// The columns of a matrix that one thread of the team adds up.
 MaskingGradient::Columns MaskingGradient::share(int columns, int place) const {
   const int groups = padded(columns) / kChannels;
   return {groups * place / team_size_ * kChannels,
@@ -145,7 +145,7 @@ void MaskingGradient::output(std::int64_t unit, Team& team, Member& m, int place
     args.norm = m.norm.gradient(stage_.slope_3_);
     args.slope_sum = slope_sum(unit, layout_.norm_3(), t.index);
     passes_.norm_gradient(args);
-    // Nothing flows through the residual behind the last block; and what pads the channels must be numbers.
+    // The residual after the last block has no gradient. Zero also its padding channels, which must be finite.
     for (int r = 0; r < t.rows; ++r) {
       float* skip = args.gradient + r * args.ld;
       std::fill(skip - ld_b_, skip, 0.0f);

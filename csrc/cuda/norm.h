@@ -125,8 +125,8 @@ METATASNET_DEVICE void make_norm(Block& block, const NormArgs& args, int unit) {
   }
 }
 
-// Whether this block is the last of `blocks` to come here. What the others wrote before is then visible to it, past the
-// first-level cache (Block::load_written).
+// Return true in the last of `blocks` blocks that arrives. It can then read the values that the other blocks wrote before,
+// with Block::load_written, which bypasses the first-level cache.
 METATASNET_DEVICE bool is_last(Block& block, int* arrived, int blocks) {
   auto* before = reinterpret_cast<int*>(block.shared());
   block.fence();

@@ -1,4 +1,4 @@
-"""Which backends exist, which can serve a request, and which of them ``auto`` takes."""
+"""List the backends, find those that can serve a request, and choose one for ``auto``."""
 
 from __future__ import annotations
 
