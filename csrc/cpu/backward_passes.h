@@ -77,7 +77,7 @@ struct MaskTailGradientArgs {
   float* latent_gradient;  // [rows][ld]
 };
 
-// From the gradient of mask_output's norm to those of its weights and its input.
+// Compute the gradients of mask_output's weights and input from the gradient of its norm.
 struct MaskOutputGradientArgs {
   int rows;
   int outputs;
@@ -139,7 +139,7 @@ struct MixGradientArgs {
   Scratch scratch;
 };
 
-// From the gradients of a block's output to that of the depthwise convolution's.
+// Compute the gradient of the depthwise convolution's output from the gradients of a block's output.
 struct HiddenGradientArgs {
   int rows;
   const float* gradient;

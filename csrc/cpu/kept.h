@@ -1,4 +1,4 @@
-// Where the forward passes keep what the backward passes need.
+// Memory layout of the values that the forward passes keep for the backward passes.
 #pragma once
 
 #include <cstdint>

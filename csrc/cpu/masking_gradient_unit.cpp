@@ -177,7 +177,7 @@ void MaskingGradient::mix_sums(std::int64_t unit, int index, Team& team, Member&
   passes_.mix_gradient(args);
 }
 
-// From the sums of a block's residual and skip convolution to their gradients, and to that of the depthwise output.
+// Compute the gradients of a block's residual and skip convolution from their sums, and that of the depthwise output.
 void MaskingGradient::mix(std::int64_t unit, int index, Team& team, Member& m, int place) {
   const int i = instrument(unit), norm = layout_.block_norm(index, 2), step = 1 + 2 * (s_.blocks() - 1 - index);
   const BlockWeights& block = stage_.blocks_[index];
@@ -246,7 +246,7 @@ void MaskingGradient::add_taps(std::int64_t unit, int index, const Member& m) co
   add(unit, gradients_.blocks[index].norm_1.scale, sums + 7 * ld_h_, s_.H, {0, s_.H});
 }
 
-// From the gradient of a block's depthwise output to that of its input.
+// Compute the gradient of a block's input from the gradient of its depthwise output.
 void MaskingGradient::block(std::int64_t unit, int index, Team& team, Member& m, int place) {
   const int i = instrument(unit), norm = layout_.block_norm(index, 1), step = 2 + 2 * (s_.blocks() - 1 - index);
   const BlockWeights& block = stage_.blocks_[index];

@@ -10,7 +10,7 @@ namespace metatasnet {
 
 struct StageSizes {
   int instruments = 4;
-  int softmax = 4;                // of the instruments, the first ones share a softmax; each other one has a sigmoid
+  int softmax = 4;                // this many first instruments share a softmax; each of the others has a sigmoid
   int N = 0;                      // latent channels
   int W = 0;                      // samples per latent frame
   int B = 0;                      // channels of the residual stream

@@ -144,7 +144,7 @@ struct MixConv {
     const WarpPlace place(block);
     const bool active = std::int64_t{block.x()} * kTile + place.row < next.frames && place.column < next.outputs;
     clear(sum);
-    // Its first barrier comes before anybody reads the tile.
+    // Its first barrier comes before any thread reads the tile.
     multiply_loaded<InBfloat16, Convolution, false>(block, kTileBytes, 0, chunks, active, 0.0f, load, sum);
     write_outputs<Bfloat16>(block, next, sum, block.z(), std::int64_t{block.x()} * kTile, 0);
     finish_outputs(block, next, sum, block.z(), block.x(), 0);

@@ -74,7 +74,7 @@ METATASNET_DEVICE int frames_from(std::int64_t frames, std::int64_t first, int m
   return frames - first < most ? static_cast<int>(frames - first) : most;
 }
 
-// Calls body(moments, count) for what a lane has of the moments of channels [first, last) of a unit.
+// Calls body(moments, count) for this lane's part of the moments of channels [first, last) of a unit.
 template <class Body>
 METATASNET_DEVICE void each_part(Block& block, const NormArgs& args, int unit, int first, int last, Body body) {
   const int tiles = tiles_of(args.frames);
@@ -96,7 +96,7 @@ METATASNET_DEVICE void each_part(Block& block, const NormArgs& args, int unit, i
   }
 }
 
-// By a whole block; a warp takes every (threads / 32)-th group.
+// Called by a whole block; a warp takes every (threads / 32)-th group.
 template <int threads>
 METATASNET_DEVICE void make_norm(Block& block, const NormArgs& args, int unit) {
   const int width = args.width, channels = kGroups * width;
@@ -141,7 +141,7 @@ METATASNET_DEVICE bool is_last(Block& block, int* arrived, int blocks) {
   return last;
 }
 
-// By every block that has written moments of a tile.
+// Called by every block that has written moments of a tile.
 template <int threads>
 METATASNET_DEVICE void finish_tile(Block& block, const Statistics& to, int unit) {
   if (!to.norm.affine) return;

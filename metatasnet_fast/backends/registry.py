@@ -42,7 +42,7 @@ class Availability:
 
 
 def backend_names() -> tuple[str, ...]:
-    """Names that :func:`use_backend` knows, besides ``auto``."""
+    """Return the names that :func:`use_backend` accepts in addition to ``auto``."""
     return tuple(_HOMES)
 
 

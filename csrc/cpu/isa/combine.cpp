@@ -1,4 +1,4 @@
-// From sums over frames to gradients of weights, and the merge of tiles' partial sums.
+// Make the gradients of weights from sums over frames, and merge the tiles' partial sums.
 #include "cpu/isa/gradient.h"
 
 namespace metatasnet::METATASNET_ISA {

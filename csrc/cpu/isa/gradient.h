@@ -1,4 +1,4 @@
-// What the backward passes share: sums over frames of products of two activations, and group norms backward.
+// Code shared by the backward passes: sums over frames of products of two activations, and group norms backward.
 #pragma once
 
 #include "cpu/backward_passes.h"
