@@ -66,7 +66,8 @@ struct MaskTailOperand {
   float* sums;   // [2][ld]: of normed, and of normed times the normalised values
 };
 
-// From the gradients of the masked latents to those of what the softmax reads, and the masks' share of the latent's.
+// Compute the gradients of the softmax's inputs, and the masks' part of the latent's gradient, from those of the masked
+// latents.
 struct MaskTailGradientArgs {
   int rows;
   Source latent;

@@ -46,7 +46,7 @@ Block MemoryPool::take(std::size_t bytes) {
       return use(piece, room);
     }
   }
-  trim();  // what is free did not fit
+  trim();  // no free piece is large enough
   Buffer fresh(room);
   char* const memory = fresh.as<char>();
   const std::lock_guard<std::mutex> lock(mutex_);

@@ -130,7 +130,7 @@ struct MixConv {
     auto weights = weight_copies<Bfloat16>(block, weights_of<Bfloat16>(next, block.z()), next.ld_weights, 0,
                                            next.outputs);
     const auto load = [&](int stage) { weights.load(block, stage); };
-    begin_loading<Convolution>(block, kTileBytes, chunks, load);  // on their way while x is written
+    begin_loading<Convolution>(block, kTileBytes, chunks, load);  // these copies run while x is written
 
     const int pads = (padded(outputs) - outputs) / kPerUnit;
     for (int i = block.thread(); i < kTile * pads; i += kThreads) {

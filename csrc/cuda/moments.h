@@ -52,7 +52,7 @@ METATASNET_DEVICE void finish_moments(Block& block, const Statistics& to, int un
     begin[g] = overlap.begin;
     end[g] = overlap.end;
   }
-  // Calls body(group, first column, past the last) for those of them that have any.
+  // Calls body(group, first column, past the last) for each of this warp's groups that has columns in this part.
   const auto each_group = [&](auto body) {
 #pragma unroll
     for (int g = 0; g < kOwn; ++g) {

@@ -34,7 +34,7 @@ struct PartMoments {
   }
 };
 
-// Where channels [begin, end) of the norm lie among the columns of a part of an activation.
+// The columns that channels [begin, end) of the norm have in a part of an activation.
 struct Overlap {
   int begin, end;
 
@@ -57,7 +57,7 @@ struct NormArgs {
   float* affine;  // (units, 3, ld_affine); zeros where there is no channel. Null: a launch of Norm makes it
 };
 
-// Where a pass leaves the moments of what it writes.
+// Destination of the moments of a pass's results.
 struct Statistics {
   int* arrived;   // (units): zero before the pass and after it
   bool wanted;
