@@ -10,9 +10,9 @@ ray          the same songs through Ray on this machine, alternating with ``loca
 
 "in all" is with starting processes, Ray and its actor among them.
 
-Other programs take processor time too, and then no pipeline can reach its bound. So each row also has the same ratio with the
-cores that were left: what all processors did in that time, less what we did, is taken from the cores. Where less than half a
-core was left, nothing can be said.
+Other programs take processor time too, and then no pipeline can reach its bound. So each row also has the same ratio for the
+cores that were free: the number of cores, less the processor time per second that other programs took. A row has no such
+ratio if less than half a core was free.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def engine(name: str, run: Callable[..., RunEnded], songs: list[Song], out: Path
     whole = time.perf_counter() - began
     assert ended.exit_code == 0, ended
     cpu = ended.progress.cpu_seconds
-    # What others took while the songs ran, as a part of what they took in all.
+    # Processor time of other programs while the songs ran: their total, scaled by this part of the run's time.
     wall = max(moments) - min(moments)
     return _row(name, wall, cpu, others.seconds(cpu) * wall / whole, whole=whole)
 

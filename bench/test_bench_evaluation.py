@@ -41,7 +41,7 @@ from metatasnet_fast.evaluation import bss_eval
 bss_eval(references, estimates)
 """,
 }
-# Not getrusage: its maximum survives exec, so a child reports its parent's memory.
+# getrusage would be wrong: its maximum survives exec, so a child reports its parent's memory.
 _PEAK = """
 print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
 """

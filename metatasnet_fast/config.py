@@ -260,7 +260,7 @@ class MetaTasNetConfig:
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Settings by name. What the authors' program does not know is left out where it says what that program does."""
+        """Return the settings by name. Settings unknown to the authors' program are left out if they describe what it does."""
         values = dataclasses.asdict(self)
         values["instruments"] = list(self.instruments)
         for name, default in EXTENSIONS.items():

@@ -1,7 +1,7 @@
 """The compiled module ``metatasnet_fast._native``, or the reason why it is not there.
 
-The package works without it; what needs it (the backends ``cpu`` and ``cuda``) says :func:`reason` to whoever asks for it by
-name.
+The package works without it. The backends ``cpu`` and ``cuda`` need it, and raise an error with :func:`reason` if one of them
+is requested by name without it.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ class Precision(str, enum.Enum):
 
     @classmethod
     def parse(cls, value: str | torch.dtype | Precision) -> Precision:
-        """From a name, ``bf16`` and the like, or a torch dtype; raises :class:`ConfigError` for anything else."""
+        """Convert a name (such as ``bf16``) or a torch dtype; raises :class:`ConfigError` for anything else."""
         name = str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
         name = SHORT.get(name, name) if isinstance(name, str) else name
         try:

@@ -1,4 +1,4 @@
-"""The files that a call leaves: six, each replaced as a whole, so that whoever looks finds the last complete one."""
+"""Write the six result files of a call. Each is replaced as a whole, so a reader always finds a complete file."""
 
 from __future__ import annotations
 

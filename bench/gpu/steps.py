@@ -75,7 +75,7 @@ def _first_call(options: list[str]) -> list[Step]:
             "build",
             [sys.executable, "setup.py", "-q", "build_ext", "--inplace"],
             90,
-            # Where nvcc is missing that is a failure: the kernels are what the machine is there for.
+            # A missing nvcc is a failure: the purpose of this machine is to test the kernels.
             environment={
                 "METATASNET_NATIVE": "on",
                 "METATASNET_CUDA": "on",

@@ -110,7 +110,7 @@ def timings(
 def ready_calls(
     kind: str, network: MultiTasNet, device: torch.device, precision: Precision, size: tuple[int, float]
 ) -> Iterator[tuple[str, Call]]:
-    """A call for each backend of ours; eager PyTorch where there is none, which tries the program."""
+    """Yield a call for each of our backends; if none can run here, one for eager PyTorch, so that the program is tested."""
     case = (inference_case if kind == "inference" else training_case)(
         network, Entrants.of(device, False, [precision]), *size
     )

@@ -66,7 +66,8 @@ struct MaskTailOperand {
   float* sums;   // [2][ld]: of normed, and of normed times the normalised values
 };
 
-// From the gradients of the masked latents to those of what the softmax reads, and the masks' share of the latent's.
+// Compute the gradients of the softmax's inputs, and the masks' part of the latent's gradient, from those of the masked
+// latents.
 struct MaskTailGradientArgs {
   int rows;
   Source latent;
@@ -77,7 +78,7 @@ struct MaskTailGradientArgs {
   float* latent_gradient;  // [rows][ld]
 };
 
-// From the gradient of mask_output's norm to those of its weights and its input.
+// Compute the gradients of mask_output's weights and input from the gradient of its norm.
 struct MaskOutputGradientArgs {
   int rows;
   int outputs;
@@ -139,7 +140,7 @@ struct MixGradientArgs {
   Scratch scratch;
 };
 
-// From the gradients of a block's output to that of the depthwise convolution's.
+// Compute the gradient of the depthwise convolution's output from the gradients of a block's output.
 struct HiddenGradientArgs {
   int rows;
   const float* gradient;
@@ -205,7 +206,7 @@ struct InputWeightGradientArgs {
   Scratch scratch;
 };
 
-// One instrument's share of an InputGradientArgs. Of the two: the latent, then the partial one.
+// One instrument's part of InputGradientArgs. Index 0 is the latent, index 1 the partial latent.
 struct InputGradientOperand {
   const float* gradient;
   Source sources[2];

@@ -17,7 +17,7 @@ namespace metatasnet {
 namespace {
 
 constexpr int kGroupTiles = 4;
-constexpr int kColumnPanels = 4;  // of a weight gradient that one thread adds up in a row: they share the other factor
+constexpr int kColumnPanels = 4;  // of a weight gradient, added up by one thread in sequence: they share a factor
 
 class Segments {
  public:

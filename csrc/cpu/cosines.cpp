@@ -8,7 +8,7 @@
 namespace metatasnet {
 namespace {
 
-constexpr std::int64_t kFrames = 16;  // that one thread takes in a row
+constexpr std::int64_t kFrames = 16;  // frames that one thread processes at once
 
 // run(args, number of the piece) for pieces of the frames, on several threads.
 template <class Run>

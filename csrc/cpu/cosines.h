@@ -5,7 +5,7 @@
 
 namespace metatasnet {
 
-// What both directions read.
+// The inputs of both forward and backward.
 struct CosineCall {
   std::int64_t items, frames;
   int instruments, carried;  // see CosineArgs

@@ -2,7 +2,7 @@
 
 namespace metatasnet {
 
-// What this processor can execute AND this operating system saves on a context switch (CPUID and XCR0).
+// Instruction sets that this processor can execute AND this operating system saves on a context switch (CPUID and XCR0).
 // A field of another architecture is false. Using AMX on Linux also takes a permission per process
 // (arch_prctl ARCH_REQ_XCOMP_PERM), which tiles_refused() asks for.
 struct CpuFeatures {

@@ -42,7 +42,7 @@ struct Candidate {
 };
 
 #if METATASNET_HAS_AMX_BF16 || METATASNET_HAS_AVX512_BF16 || METATASNET_HAS_AVX512 || METATASNET_HAS_AVX2
-// Names what is missing of what an instruction set needs.
+// Names the features that an instruction set needs and this processor lacks.
 std::string lacking(std::initializer_list<std::pair<bool, const char*>> needs) {
   std::string names;
   for (const auto& [there, name] : needs) {

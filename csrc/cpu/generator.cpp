@@ -7,7 +7,7 @@
 namespace metatasnet {
 namespace {
 
-constexpr std::int64_t kOutputs = 128 * kExpanded;  // that one thread makes in a row
+constexpr std::int64_t kOutputs = 128 * kExpanded;  // outputs that one job computes
 
 struct Job {
   std::size_t layer;

@@ -1,4 +1,4 @@
-// Where the forward passes keep what the backward passes need.
+// Memory layout of the values that the forward passes keep for the backward passes.
 #pragma once
 
 #include <cstdint>
@@ -12,9 +12,9 @@ struct GroupStatistics {
   float mean[kGroups], rstd[kGroups];
 };
 
-// Of one (item, instrument) of the masking network: the statistics of its norms and, in the storage type and exactly
-// `frames` rows each, the values in front of its PReLUs and the residual stream in front of each block. A third of what
-// autograd would keep: all else is computed again.
+// Layout of the values that the masking network keeps for backward, for one (item, instrument): the norms' statistics,
+// the inputs of the PReLUs, and the residual stream before each block (both in the storage type, `frames` rows each).
+// This is a third of what autograd would keep; backward computes the other values again.
 class KeptMask {
  public:
   KeptMask(const StageSizes& s, int storage_size, std::int64_t frames)
@@ -38,7 +38,8 @@ class KeptMask {
     return reinterpret_cast<const GroupStatistics*>(unit) + norm;
   }
 
-  // Of the input convolution, of the blocks' stream, conv1d and depthwise convolution, of the skip sum, of mask_output.
+  // Offsets in bytes of the outputs of: the input convolution, the residual stream before a block, conv1d, the depthwise
+  // convolution, the skip sum, mask_output.
   std::int64_t input() const { return statistics_; }
   std::int64_t x(int block) const { return statistics_ + b_ + block * (b_ + 2 * h_); }
   std::int64_t conv(int block) const { return x(block) + b_; }
@@ -50,7 +51,8 @@ class KeptMask {
   const std::int64_t blocks_, b_, h_, n_, statistics_;
 };
 
-// Of the encoder: the filter bank and the first bottleneck's result, behind their ReLUs; of the decoder likewise.
+// Row lengths of the values that the codec keeps for backward: the outputs of the filter bank and of the first bottleneck
+// (encoder) and of the wide convolution (decoder), each after its ReLU.
 struct KeptCodec {
   KeptCodec(const Stage& stage, const Passes& passes)
       : ld_bank(operand_ld(stage.sizes().bank(), passes.operand_size)),

@@ -1,4 +1,4 @@
-// What one instruction set offers: the passes for float32 and for bfloat16 storage.
+// The kernels of one instruction set: the passes for float32 and for bfloat16 storage.
 #pragma once
 
 #include "cpu/backward_passes.h"

@@ -45,15 +45,15 @@ class MaskingGradient {
   // Make room for so many threads, before any of them runs.
   void prepare(int threads);
 
-  // What thread number `thread` does.
+  // The work of thread number `thread`.
   void run(int thread);
 
  private:
-  // Frames of a unit whose sums are added up apart: at most so many members of a team work on sums, however many there
-  // are, and the sums are the same.
+  // A unit's frames are split into this many chunks, each with its own sums. The split does not depend on the number of
+  // threads, so the sums do not either. At most kChunks threads of a team work on sums.
   static constexpr int kChunks = 2;
 
-  // What the members of a team share.
+  // Data that the threads of a team share.
   struct Team {
     explicit Team(const MaskingGradient& r)
         : barrier(r.team_size_),
@@ -86,7 +86,7 @@ class MaskingGradient {
     std::vector<float> norms[2];  // gradients of a norm's scale and shift; in turn, as a slower member may still read
   };
 
-  // What each thread has for itself.
+  // Data that one thread uses alone.
   struct Member {
     explicit Member(const MaskingGradient& r)
         : norm(std::max({r.s_.N, r.s_.B, r.s_.H, r.s_.inputs()})),
@@ -201,8 +201,8 @@ class MaskingGradient {
   const int tiles_, chunks_, norms_;
   const int ld_b_, ld_h_, ld_n_, ld_in_, norm_room_;
 
-  Block normed_, tail_sums_;  // of every unit: the gradient of norm_4's output, and its sums by tile
-  Block input_gradients_;     // of every unit: the gradient of the input convolution's output
+  Block normed_, tail_sums_;  // gradient of norm_4's output for every unit, and its sums for every tile
+  Block input_gradients_;     // gradient of the input convolution's output for every unit
   Block slope_sums_;
   std::vector<NormArrays> input_norms_;
   std::vector<std::atomic<std::int64_t>> turns_;

@@ -23,7 +23,7 @@ void MaskingGradient::unit(std::int64_t unit, Team& team, Member& m, int place) 
   input(unit, team, m, place);
 }
 
-// Of the columns of a matrix, those that a member adds up.
+// The columns of a matrix that one thread of the team adds up.
 MaskingGradient::Columns MaskingGradient::share(int columns, int place) const {
   const int groups = padded(columns) / kChannels;
   return {groups * place / team_size_ * kChannels,
@@ -145,7 +145,7 @@ void MaskingGradient::output(std::int64_t unit, Team& team, Member& m, int place
     args.norm = m.norm.gradient(stage_.slope_3_);
     args.slope_sum = slope_sum(unit, layout_.norm_3(), t.index);
     passes_.norm_gradient(args);
-    // Nothing flows through the residual behind the last block; and what pads the channels must be numbers.
+    // The residual after the last block has no gradient. Zero also its padding channels, which must be finite.
     for (int r = 0; r < t.rows; ++r) {
       float* skip = args.gradient + r * args.ld;
       std::fill(skip - ld_b_, skip, 0.0f);
@@ -177,7 +177,7 @@ void MaskingGradient::mix_sums(std::int64_t unit, int index, Team& team, Member&
   passes_.mix_gradient(args);
 }
 
-// From the sums of a block's residual and skip convolution to their gradients, and to that of the depthwise output.
+// Compute the gradients of a block's residual and skip convolution from their sums, and that of the depthwise output.
 void MaskingGradient::mix(std::int64_t unit, int index, Team& team, Member& m, int place) {
   const int i = instrument(unit), norm = layout_.block_norm(index, 2), step = 1 + 2 * (s_.blocks() - 1 - index);
   const BlockWeights& block = stage_.blocks_[index];
@@ -246,7 +246,7 @@ void MaskingGradient::add_taps(std::int64_t unit, int index, const Member& m) co
   add(unit, gradients_.blocks[index].norm_1.scale, sums + 7 * ld_h_, s_.H, {0, s_.H});
 }
 
-// From the gradient of a block's depthwise output to that of its input.
+// Compute the gradient of a block's input from the gradient of its depthwise output.
 void MaskingGradient::block(std::int64_t unit, int index, Team& team, Member& m, int place) {
   const int i = instrument(unit), norm = layout_.block_norm(index, 1), step = 2 + 2 * (s_.blocks() - 1 - index);
   const BlockWeights& block = stage_.blocks_[index];

@@ -57,7 +57,7 @@ class MaskingRun {
   // Make room for so many threads, before any of them runs.
   void prepare(int threads);
 
-  // What thread number `thread` does.
+  // The work of thread number `thread`.
   void run(int thread);
 
   MaskSeconds seconds() const {
@@ -67,7 +67,7 @@ class MaskingRun {
   }
 
  private:
-  // What the members of a team share.
+  // Data that the threads of a team share.
   struct Team {
     explicit Team(const MaskingRun& r)
         : barrier(r.team_size_),
@@ -91,7 +91,7 @@ class MaskingRun {
     Block packed, bias;
   };
 
-  // What each thread has for itself.
+  // Data that one thread uses alone.
   struct Member {
     explicit Member(const MaskingRun& r)
         : widest(std::max({r.s_.N + r.s_.partial, r.s_.B, r.s_.H})),
@@ -115,7 +115,7 @@ class MaskingRun {
 
   float* input_moments(std::int64_t copy) const { return input_moments_.as<float>() + copy * tiles_ * 2 * ld_n_; }
 
-  // Of a unit: what lies `offset` bytes into what it keeps, and the statistics of a norm; null in inference.
+  // The address `offset` bytes into the values kept for a unit, and a norm's statistics there. Null in inference.
   char* kept(std::int64_t unit, std::int64_t offset) const {
     return kept_ ? kept_ + unit * layout_.bytes() + offset : nullptr;
   }

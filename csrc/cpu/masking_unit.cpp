@@ -43,7 +43,7 @@ void MaskingRun::separate(std::int64_t unit, Team& team, Member& member, int pla
   output(unit, team, member, place);
 }
 
-// From the latents to the residual stream, before its norm.
+// Compute the residual stream, before its norm, from the latents.
 void MaskingRun::input(std::int64_t unit, Team& team, Member& m, int place) {
   const std::int64_t item = unit / s_.instruments;
   const int i = static_cast<int>(unit % s_.instruments);
@@ -154,7 +154,7 @@ void MaskingRun::block(std::int64_t unit, int index, Team& team, Member& m, int 
   team.barrier.wait();
 }
 
-// From the last block to the activated mask logits and the norm in front of the softmax.
+// Compute the activated mask logits and the norm before the softmax from the last block's output.
 void MaskingRun::output(std::int64_t unit, Team& team, Member& m, int place) {
   const int i = static_cast<int>(unit % s_.instruments);
   const BlockInstrument& last = stage_.blocks_.back().instruments[i];

@@ -1,8 +1,8 @@
 // The arguments of the forward passes over a tile of frames.
 //
 // Activations are frames by channels: row `t` of a buffer begins at t * ld. A pass handles one tile of at most kTile
-// frames of one (item, instrument), so that whoever schedules tiles decides about threads, and results cannot depend on
-// it. Buffers of the passes' own have room for whole register tiles: kTile rows, kChannels columns.
+// frames of one (item, instrument), so the caller decides which thread runs which tile, and results do not depend on
+// that choice. The passes' scratch buffers have room for whole register tiles: kTile rows, kChannels columns.
 //
 // For training, a pass also stores what the backward passes need: values in front of a PReLU, in the storage type, in
 // exactly `rows` rows of `kept`. It is null in inference.

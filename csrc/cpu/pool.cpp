@@ -24,7 +24,7 @@ Block::~Block() {
   if (pool_) pool_->give(memory_);
 }
 
-// What is left of a free piece stays one.
+// The unused rest of a free piece stays free.
 Block MemoryPool::use(Pieces::iterator piece, std::size_t bytes) {
   const auto [memory, found] = *piece;
   piece->second = {bytes, found.first, true};
@@ -46,7 +46,7 @@ Block MemoryPool::take(std::size_t bytes) {
       return use(piece, room);
     }
   }
-  trim();  // what is free did not fit
+  trim();  // no free piece is large enough
   Buffer fresh(room);
   char* const memory = fresh.as<char>();
   const std::lock_guard<std::mutex> lock(mutex_);

@@ -8,13 +8,13 @@
 namespace metatasnet {
 namespace {
 
-// Of one instrument: a norm's weights.
+// One instrument's weights of a norm.
 NormWeights norm_of(const NormTensors<const float>& norm, int instrument, int channels) {
   const std::ptrdiff_t first = static_cast<std::ptrdiff_t>(instrument) * channels;
   return {{norm.scale + first, norm.scale + first + channels}, {norm.shift + first, norm.shift + first + channels}};
 }
 
-// Of one instrument: weights (instruments, outputs, inputs).
+// One instrument's part of weights (instruments, outputs, inputs).
 const float* of(const float* weights, int instrument, int outputs, int inputs) {
   return weights + static_cast<std::ptrdiff_t>(instrument) * outputs * inputs;
 }

@@ -71,7 +71,7 @@ struct MaskSeconds {
   MaskSeconds& operator+=(const MaskSeconds& other);
 };
 
-// What Stage::mask_gradient reads and writes. `latent`, `input`, `partial` and `kept` are those of Stage::mask.
+// Inputs and outputs of Stage::mask_gradient. `latent`, `input`, `partial` and `kept` are those of Stage::mask.
 struct MaskCall {
   std::int64_t n, frames;
   Latents latent, input, partial;
@@ -82,8 +82,8 @@ struct MaskCall {
   void* partial_gradient;   // (n, instruments, frames, padded(partial)) in the storage type; null without `partial`
 };
 
-// What Stage::encode_gradient reads and writes; sizes as in Stage::encode. The gradients of weights are padded: rows and
-// columns are multiples of kChannels, and what lies behind the weights means nothing.
+// Inputs and outputs of Stage::encode_gradient; sizes as in Stage::encode. The gradients of weights are padded: rows and
+// columns are multiples of kChannels, and the values in the padding have no meaning.
 struct EncodeCall {
   std::int64_t n, samples, mel_frames;
   const float* signal;  // (n, samples)
@@ -95,7 +95,7 @@ struct EncodeCall {
   EncoderTensors<float> gradients;
 };
 
-// What Stage::decode_gradient reads and writes, likewise.
+// Inputs and outputs of Stage::decode_gradient, padded in the same way.
 struct DecodeCall {
   std::int64_t n, frames;
   Source latent;

@@ -1,4 +1,4 @@
-// Threads for one call: started by it, joined by it. Nothing spins or lingers beside torch's own pool between calls.
+// Threads for one call, which starts and joins them. Between calls no thread of ours exists beside torch's own pool.
 #pragma once
 
 #include <atomic>
@@ -25,7 +25,7 @@ class Barrier {
 
 // Run body(0) ... body(threads - 1) at the same time, body(0) on the caller's thread.
 // `threads` may turn out smaller if the system refuses more: `prepare(threads)` is told the number before any body
-// runs. What is thrown in a body is thrown here, after all have ended; bodies that share a barrier must not throw.
+// runs. An exception in a body is thrown here again, after all bodies ended; bodies that share a barrier must not throw.
 void run_team(int threads, const std::function<void(int)>& prepare, const std::function<void(int)>& body);
 
 // Threads to a unit of work: the split that leaves the fewest idle, and of those the smallest (fewest barriers).

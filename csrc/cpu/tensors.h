@@ -10,7 +10,7 @@ namespace metatasnet {
 
 struct StageSizes {
   int instruments = 4;
-  int softmax = 4;                // of the instruments, the first ones share a softmax; each other one has a sigmoid
+  int softmax = 4;                // this many first instruments share a softmax; each of the others has a sigmoid
   int N = 0;                      // latent channels
   int W = 0;                      // samples per latent frame
   int B = 0;                      // channels of the residual stream
@@ -34,7 +34,7 @@ struct Taps {
 };
 
 Taps taps_of(const StageSizes& sizes, int filter);
-// Of the filter that the decoder's wide channel belongs to.
+// The taps of the filter that a wide channel of the decoder belongs to.
 Taps decoder_taps(const StageSizes& sizes, int channel);
 
 // Throws std::invalid_argument for sizes that no stage has.
@@ -85,7 +85,7 @@ struct EncoderTensors {
   T* bottleneck_2;  // (N, N)
 };
 
-// The decoder's wide channels are kept longest filter first, so that those which reach a sample are the first ones.
+// The decoder's wide channels are kept longest filter first, so that the filters which reach a sample come first.
 template <class T>
 struct DecoderTensors {
   T* bottleneck;  // (N, wide)

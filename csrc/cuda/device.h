@@ -1,4 +1,4 @@
-// What kernels are written in: plain C++ that nvcc compiles for GPUs and any compiler for the host, where blocks are
+// The language of the kernels: plain C++ that nvcc compiles for GPUs and any compiler for the host, where blocks are
 // emulated (emulator/). Both live in namespaces of their own, metatasnet::cuda and metatasnet::emulated.
 #pragma once
 
@@ -67,7 +67,7 @@ METATASNET_DEVICE std::uint32_t pack_bfloat16(float low, float high) {
 METATASNET_DEVICE float low_bfloat16(std::uint32_t packed) { return as_float(packed << 16); }
 METATASNET_DEVICE float high_bfloat16(std::uint32_t packed) { return as_float(packed & 0xffff0000u); }
 
-// To 10 bits of mantissa, ties away from zero.
+// Round to 10 bits of mantissa, ties away from zero.
 METATASNET_DEVICE float round_tf32(float value) {
 #if defined(__CUDACC__)
   std::uint32_t bits;

@@ -1,4 +1,4 @@
-// What a stage on a device offers to the host, without anything that only nvcc understands.
+// The host interface of a stage on a device, in plain C++ that needs no nvcc.
 //
 // Nothing is allocated: weights, workspaces, inputs and results are the caller's, every launch goes to the caller's
 // stream, and nothing waits for the device, so that any allocator and CUDA graphs work.
@@ -17,7 +17,7 @@ enum class Precision { float32, tf32, bfloat16 };
 
 struct Sizes {
   int instruments = 4;
-  int softmax = 4;      // of the instruments, the first ones share a softmax; each other one has a sigmoid
+  int softmax = 4;      // this many first instruments share a softmax; each of the others has a sigmoid
   int N = 0;            // latent channels
   int W = 0;            // samples per latent frame
   int B = 0;            // channels of the residual stream

@@ -152,7 +152,7 @@ class MaskingRun {
     launch<Kernel>(stream_, vectors(groups, s_.N, items_, Kernel::channels), 0, args);
   }
 
-  // Of one source of the first norm, which a launch of Norm makes.
+  // Compute the moments of one source of the first norm. A launch of Norm then makes the norm from them.
   void moments(const Frames& source, NormArgs norm, int which) {
     norm.sources[0] = norm.sources[which];
     norm.affine = nullptr;
@@ -163,7 +163,7 @@ class MaskingRun {
                                       MomentsSpace<kChannels>::bytes, args);
   }
 
-  // Of blocks that have `columns` channels each.
+  // Describe the moments that a pass writes, whose blocks have `columns` channels each.
   PartMoments parts(Moments* at, int channels, int first, int columns, int units_of) const {
     return {at, channels, first, columns, (channels + columns - 1) / columns, units_of};
   }
@@ -179,14 +179,14 @@ class MaskingRun {
     return norm;
   }
 
-  // Of a pass whose blocks have `columns` channels each, and the norm behind it.
+  // Describe the moments that a pass writes, whose blocks have `columns` channels each, and the norm made from them.
   Statistics statistics(int channels, int columns, const float* weight, float* affine) const {
     Statistics to{buffers_.arrived, true, norm_of(channels, weight, affine)};
     to.norm.sources[0] = parts(buffers_.moments, channels, 0, columns, 1);
     return to;
   }
 
-  // Where the weights of the next product are folded to.
+  // The buffers that receive the folded weights of the next product.
   FoldTarget target(int outputs, int ld) const {
     return {buffers_.folded, std::int64_t{outputs} * ld, ld, buffers_.folded_bias, outputs, false};
   }

@@ -130,7 +130,7 @@ struct MixConv {
     auto weights = weight_copies<Bfloat16>(block, weights_of<Bfloat16>(next, block.z()), next.ld_weights, 0,
                                            next.outputs);
     const auto load = [&](int stage) { weights.load(block, stage); };
-    begin_loading<Convolution>(block, kTileBytes, chunks, load);  // on their way while x is written
+    begin_loading<Convolution>(block, kTileBytes, chunks, load);  // these copies run while x is written
 
     const int pads = (padded(outputs) - outputs) / kPerUnit;
     for (int i = block.thread(); i < kTile * pads; i += kThreads) {
@@ -144,7 +144,7 @@ struct MixConv {
     const WarpPlace place(block);
     const bool active = std::int64_t{block.x()} * kTile + place.row < next.frames && place.column < next.outputs;
     clear(sum);
-    // Its first barrier comes before anybody reads the tile.
+    // Its first barrier comes before any thread reads the tile.
     multiply_loaded<InBfloat16, Convolution, false>(block, kTileBytes, 0, chunks, active, 0.0f, load, sum);
     write_outputs<Bfloat16>(block, next, sum, block.z(), std::int64_t{block.x()} * kTile, 0);
     finish_outputs(block, next, sum, block.z(), block.x(), 0);

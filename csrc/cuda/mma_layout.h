@@ -1,4 +1,4 @@
-// Which element each lane of a warp holds in each register, for mma.sync and ldmatrix.
+// Return the element that each lane of a warp holds in each register, for mma.sync and ldmatrix.
 //
 // Source: PTX ISA, "Warp level matrix multiply-accumulate instructions", fragments of m16n8k16 (.bf16) and m16n8k8
 // (.tf32). In units of 32-bit words both are the same: a row of A has eight words, so has a column of B; a word is two

@@ -31,7 +31,7 @@ METATASNET_DEVICE float warp_sum(Block& block, float value) {
 
 // Writes the moments of part `part` of a tile, which has `columns` columns, and makes the norm where this block is the
 // last. A lane has `own` columns of rows 32 (warp % 4) + 8 r + lane / 4: value(k, r), in column column_of(k), for r
-// from 0 to 3. No one may be reading block.shared().
+// from 0 to 3. All threads must have finished reading block.shared().
 template <int threads, int columns, int own, class Column, class Value>
 METATASNET_DEVICE void finish_moments(Block& block, const Statistics& to, int unit, int tile, int part,
                                       Column column_of, Value value) {
@@ -52,7 +52,7 @@ METATASNET_DEVICE void finish_moments(Block& block, const Statistics& to, int un
     begin[g] = overlap.begin;
     end[g] = overlap.end;
   }
-  // Calls body(group, first column, past the last) for those of them that have any.
+  // Calls body(group, first column, past the last) for each of this warp's groups that has columns in this part.
   const auto each_group = [&](auto body) {
 #pragma unroll
     for (int g = 0; g < kOwn; ++g) {
@@ -107,7 +107,7 @@ METATASNET_DEVICE void finish_moments(Block& block, const Statistics& to, int un
   finish_tile<threads>(block, to, unit);
 }
 
-// Of a pass whose blocks have 32 channels of a tile; the grid is tiles, groups of channels, units. A thread has
+// For a pass whose blocks have 32 channels of a tile; the grid is tiles, groups of channels, units. A thread has
 // channels 8 (lane % 4) to 8 (lane % 4) + 7 of four frames.
 template <int threads>
 METATASNET_DEVICE void finish_channels(Block& block, const Statistics& to, const Eight (&y)[4]) {

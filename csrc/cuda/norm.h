@@ -34,7 +34,7 @@ struct PartMoments {
   }
 };
 
-// Where channels [begin, end) of the norm lie among the columns of a part of an activation.
+// The columns that channels [begin, end) of the norm have in a part of an activation.
 struct Overlap {
   int begin, end;
 
@@ -57,7 +57,7 @@ struct NormArgs {
   float* affine;  // (units, 3, ld_affine); zeros where there is no channel. Null: a launch of Norm makes it
 };
 
-// Where a pass leaves the moments of what it writes.
+// Destination of the moments of a pass's results.
 struct Statistics {
   int* arrived;   // (units): zero before the pass and after it
   bool wanted;
@@ -74,7 +74,7 @@ METATASNET_DEVICE int frames_from(std::int64_t frames, std::int64_t first, int m
   return frames - first < most ? static_cast<int>(frames - first) : most;
 }
 
-// Calls body(moments, count) for what a lane has of the moments of channels [first, last) of a unit.
+// Calls body(moments, count) for this lane's part of the moments of channels [first, last) of a unit.
 template <class Body>
 METATASNET_DEVICE void each_part(Block& block, const NormArgs& args, int unit, int first, int last, Body body) {
   const int tiles = tiles_of(args.frames);
@@ -96,7 +96,7 @@ METATASNET_DEVICE void each_part(Block& block, const NormArgs& args, int unit, i
   }
 }
 
-// By a whole block; a warp takes every (threads / 32)-th group.
+// Called by a whole block; a warp takes every (threads / 32)-th group.
 template <int threads>
 METATASNET_DEVICE void make_norm(Block& block, const NormArgs& args, int unit) {
   const int width = args.width, channels = kGroups * width;
@@ -125,8 +125,8 @@ METATASNET_DEVICE void make_norm(Block& block, const NormArgs& args, int unit) {
   }
 }
 
-// Whether this block is the last of `blocks` to come here. What the others wrote before is then visible to it, past the
-// first-level cache (Block::load_written).
+// Return true in the last of `blocks` blocks that arrives. It can then read the values that the other blocks wrote before,
+// with Block::load_written, which bypasses the first-level cache.
 METATASNET_DEVICE bool is_last(Block& block, int* arrived, int blocks) {
   auto* before = reinterpret_cast<int*>(block.shared());
   block.fence();
@@ -141,7 +141,7 @@ METATASNET_DEVICE bool is_last(Block& block, int* arrived, int blocks) {
   return last;
 }
 
-// By every block that has written moments of a tile.
+// Called by every block that has written moments of a tile.
 template <int threads>
 METATASNET_DEVICE void finish_tile(Block& block, const Statistics& to, int unit) {
   if (!to.norm.affine) return;

@@ -202,8 +202,8 @@ METATASNET_DEVICE void begin_with_bias(const Block& block, const PointwiseArgs& 
   }
 }
 
-// Adds the share of the spectrogram. No one may be reading block.shared(), where the places of the tile's rows are
-// kept.
+// Adds the share of the spectrogram. It writes the places of the tile's rows to block.shared(), so all threads must have
+// finished reading that.
 METATASNET_DEVICE void add_share(Block& block, const PointwiseArgs& args, int unit, std::int64_t first_frame,
                                  int first_output, Accumulators& sum) {
   auto* const places = reinterpret_cast<Interpolation*>(block.shared());

@@ -1,4 +1,4 @@
-// What a stage is made of: sizes and weights checked, workspaces planned.
+// Construct a stage: check sizes and weights, plan workspaces.
 #include "cuda/stage.h"
 
 #include <algorithm>

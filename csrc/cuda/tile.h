@@ -77,7 +77,7 @@ METATASNET_DEVICE void clear(Accumulators& sum) {
   }
 }
 
-// What the stages of a product hold: a chunk of frames and weights, or of weights alone beside frames that stay.
+// Contents of a product's pipeline stages: a chunk of frames and weights, or only weights if the frames stay in place.
 template <int count>
 struct FramesAndWeights {
   static constexpr int stages = count, bytes = kStageBytes;

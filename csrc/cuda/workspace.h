@@ -1,4 +1,4 @@
-// What each job keeps on the device while it runs, and how many items it takes at once.
+// The device memory of each job while it runs, and the number of items that it takes at once.
 #pragma once
 
 #include "cuda/norm.h"

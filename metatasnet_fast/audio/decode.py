@@ -164,7 +164,7 @@ def system_name(path: Path) -> str | bytes:
 
 
 class Window:
-    """A file without its first ``start`` bytes, for libraries that read from Python; no call of theirs raises."""
+    """A file without its first ``start`` bytes, for libraries that read through Python and take no exceptions from it."""
 
     def __init__(self, path: Path, start: int = 0) -> None:
         self.name = str(path)  # FFmpeg goes by it where the content leaves a choice

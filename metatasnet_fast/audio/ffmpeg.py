@@ -104,7 +104,7 @@ class FFmpegDecoder:
         if "ogg" in formats and ((ends := ogg_ends(path)).cut or ends.unmarked):
             self.notes.append(CUT_OGG if ends.cut else UNMARKED_OGG)
         self._frames = self._decode(ends_with_tag(path))
-        # What the container says about rate and channels may be wrong (HE-AAC); the first frame is right.
+        # Rate and channels in the container may be wrong (HE-AAC); those of the first frame are right.
         self._first: Any = next(self._frames, None)
         self.sample_rate = int((self._first or self._stream.codec_context).sample_rate or 0)
         if not self.sample_rate:

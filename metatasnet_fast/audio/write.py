@@ -123,7 +123,7 @@ class AudioWriter:
         if os.path.isdir(self.path):
             raise AudioWriteError(f"{self.path} is a directory; name a file in it.")
         try:
-            # "x": never the file of somebody else; the usual permissions, which a temporary file would not have.
+            # "x" refuses a file that exists. The permissions are the usual ones; a file of ``tempfile`` would have others.
             self._file = _File(self._part, "x+b")
         except OSError as error:
             raise self._refused(error) from error
@@ -148,9 +148,9 @@ class AudioWriter:
         )
 
     def _in_thread(self, call: Callable[[], Any]) -> None:
-        """Call libsndfile, and raise what the disk or it refused.
+        """Call libsndfile; raise the error of the file if there is one, else that of libsndfile.
 
-        In a thread: libsndfile calls Python to write, and an interrupt that the main thread gets there would be lost.
+        The call runs in a separate thread: libsndfile calls Python to write, and Ctrl-C in that callback would be lost.
         """
         error = self._thread.submit(call).exception()
         if self._file.failure:

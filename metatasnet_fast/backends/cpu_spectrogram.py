@@ -1,8 +1,8 @@
 """The spectrogram branch up to the first bottleneck, at the STFT's frame rate.
 
 After the logarithm everything up to the bottleneck's ReLU is linear, and interpolation along time commutes with it (its weights
-sum to one), so the branch is evaluated at 31.25 frames a second instead of 400 and its result is interpolated by whoever adds
-it: 1 % of the network's arithmetic.
+sum to one), so the branch is computed at 31.25 frames a second instead of 400: 1 % of the network's arithmetic. The pass
+that adds the result interpolates it.
 """
 
 from __future__ import annotations

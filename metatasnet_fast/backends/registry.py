@@ -1,4 +1,4 @@
-"""Which backends exist, which can serve a request, and which of them ``auto`` takes."""
+"""List the backends, find those that can serve a request, and choose one for ``auto``."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Availability:
 
 
 def backend_names() -> tuple[str, ...]:
-    """Names that :func:`use_backend` knows, besides ``auto``."""
+    """Return the names that :func:`use_backend` accepts in addition to ``auto``."""
     return tuple(_HOMES)
 
 

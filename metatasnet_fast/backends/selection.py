@@ -1,4 +1,4 @@
-"""Which backend and precision a network computes with, as the user said it."""
+"""The user's choice of backend and precision for a network."""
 
 from __future__ import annotations
 

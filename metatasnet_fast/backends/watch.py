@@ -1,9 +1,9 @@
-"""Noticing changes of a network's parameters in a fraction of the time it takes to read them.
+"""Notice changes of a network's parameters in a fraction of the time it takes to read them.
 
-Every call looks at what costs nothing to read: which tensors there are, their version counters and addresses, how many steps
+Every call looks at values that are cheap to read: which tensors there are, their version counters and addresses, how many steps
 optimisers have taken in this process, and a few bytes of every tensor. Writing through ``.data``, as the authors' optimiser
-and averages of weights do, bumps no version counter: the steps and the bytes notice those. What is left, a write through
-``.data`` by hand that spares those bytes, is noticed by a checksum of everything, which runs at every ``EVERY``-th call and
+and averages of weights do, does not change a version counter, but changes the steps or the bytes. A write through ``.data``
+by hand that misses those bytes is noticed by a checksum of all values, which runs at every ``EVERY``-th call and
 after :meth:`ParameterWatch.look_closely`.
 """
 

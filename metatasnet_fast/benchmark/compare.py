@@ -1,8 +1,8 @@
 """Comparison of two runs: which cases are slower in the second beyond the noise of both.
 
-What is compared is the time relative to eager PyTorch in the same rounds of the same run, which a slower machine or a lower
-clock does not change. For eager itself it is seconds, if both runs are of one machine with one number of threads; they count
-only if that is asked for, since what else the machine does in one run and not in the other is in neither's spread.
+Times are compared relative to eager PyTorch in the same rounds of the same run: a slower machine or a lower clock does not
+change this ratio. Eager's own times are compared in seconds, if both runs used the same machine and number of threads. They
+count only on request, because the spreads do not show other load that was present in one run only.
 
 The noise of a run is the width from its 20th to its 80th percentile, widened by ``1 + 4 / n`` for the few samples that it is
 known from, and by the load per core if others kept the machine busy; a change must exceed the root of both squares, and

@@ -68,7 +68,7 @@ def measure(
     device = case.inputs[0].device
     timer = HostTimer() if case.whole_process else make_timer(device)
     if any(c.name.startswith(COMPILED) for c in case.contenders):
-        # What an earlier case compiled counts towards the limit of recompilations.
+        # Otherwise the compilations of earlier cases would count towards the recompilation limit.
         torch._dynamo.reset()
     before = clocks(device)
     entries = [_Entry(c, _row(case, c, timer)) for c in case.contenders]
@@ -243,7 +243,7 @@ def _derive(entry: _Entry, entries: Sequence[_Entry], ceilings: Ceilings, case: 
     for other in entries:
         if other is entry or other.row.spread is None:
             continue
-        # Both ran in the same rounds: whoever lost its times has none at all.
+        # Both ran in the same rounds: an implementation without a spread has no times at all and was skipped above.
         row.speedup[other.row.label] = Spread.of(other.row.samples).median / seconds
 
 

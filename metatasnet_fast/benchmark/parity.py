@@ -78,7 +78,7 @@ def limit(name: str, precision: Precision, eager: float, degenerate: bool = Fals
     """The error allowed where eager's own is ``eager``.
 
     A degenerate signal makes the whole network as ill-conditioned as its gradients are: 10 times in float32, and of the
-    ceilings only that which zeros reach.
+    upper limits only the one that an output of zeros reaches.
     """
     if name == NORM:
         return NEARLY_ZERO

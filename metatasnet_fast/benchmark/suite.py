@@ -1,4 +1,4 @@
-"""Which cases a run consists of, and running them."""
+"""Choose the cases of a run, and run them."""
 
 from __future__ import annotations
 

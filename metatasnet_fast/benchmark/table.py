@@ -63,7 +63,7 @@ def percent(value: float | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """With three digits, in a unit that fits."""
+    """Format with three digits, in a unit that fits."""
     for factor, unit in ((1.0, "s"), (1e3, "ms")):
         if seconds * factor >= 1:
             return f"{seconds * factor:.3g} {unit}"

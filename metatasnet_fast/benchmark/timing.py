@@ -62,7 +62,7 @@ class EventTimer:
     """CUDA events around one call, after a write of four times the L2 cache.
 
     That write also keeps the device busy while the host enqueues the call, so that the start event does not wait for the
-    host. What a call launches slower than the device executes is part of the result, as it is for a user.
+    host. If the host launches kernels more slowly than the device runs them, the waiting counts, as it does for a user.
     """
 
     method = "CUDA events, L2 cold"

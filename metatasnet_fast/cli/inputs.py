@@ -1,4 +1,4 @@
-"""Which files a command line means, and what each track is called."""
+"""Find the files that a command line means, and the name of each track."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def find_tracks(inputs: Sequence[str], exclude: Sequence[Path], stack: contextli
         if not text:  # a variable of a script that is not set; Path("") is the folder one is in
             raise AudioReadError("An INPUT is empty: name a file or a folder, `.` for this one.")
         path = Path(text)
-        # Not Path.is_dir: that raises for a name that is too long, or in a folder that is closed to this user.
+        # Path.is_dir would raise for a name that is too long, or in a folder without permission.
         if text == STANDARD_INPUT:
             found: Iterable[Track] = [_standard_input(stack)]
         elif os.path.isdir(path):

@@ -1,4 +1,4 @@
-"""Which recording and which model the stems on disk are of: a small hidden file beside them says it."""
+"""Record the recording and the model that stems come from, in a small hidden file beside them."""
 
 from __future__ import annotations
 
@@ -64,10 +64,10 @@ class Origin:
                 return True
             return found.st_size == self.bytes and sha256_file(path) == self.sha256
         except OSError:
-            return same_place  # nothing says that what was here was another one
+            return same_place  # an unreadable file at the recorded path counts as the same recording
 
     def objection(self, path: Path, model: Model) -> str | None:
-        """Whose the stem is, if it is not that of a file by a model."""
+        """Say which other input or model the stem comes from; None if it comes from the recording ``path`` and ``model``."""
         if not self.is_of(path):
             changed = os.path.abspath(path) == self.input
             return f"are of {self.input}, " + ("as it was before it changed" if changed else "not of this input")
@@ -77,7 +77,7 @@ class Origin:
 
 
 def check_origins(record: Path, files: Iterable[Path], path: Path, model: Model) -> None:
-    """Make sure that stems are those of a recording by a model; stems of which the record says nothing may be.
+    """Check that stems come from a recording and a model. Stems that the record does not list pass the check.
 
     Raises:
         OtherOriginError: if they are not, or if the record cannot be read.

@@ -104,7 +104,7 @@ class Report:
 
 
 def _one_line(text: str) -> str:
-    """Names of files may hold line breaks."""
+    """Escape the line breaks of a text: names of files may contain them."""
     return text.replace("\n", "\\n")
 
 

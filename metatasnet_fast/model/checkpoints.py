@@ -124,7 +124,7 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], origin: object) 
             f"{origin} does not fit its own settings: {name} is {tuple(state[name].shape)} instead of "
             f"{tuple(expected[name].shape)}{_examples(misshapen[1:], ', and so')}."
         )
-    # Copied into the network, integers would be rounded weights and complex numbers would lose a part, without a word.
+    # Copying would turn integers into rounded weights and drop the imaginary part of complex numbers, without an error.
     strange = [name for name, value in state.items() if not _is_plain(value)]
     if strange:
         raise CheckpointError(

@@ -1,7 +1,7 @@
 """Comparison of a network of the authors' class with what this library would put in its place.
 
-A fork may have changed anything and kept the names and shapes of its parameters. So the network runs its own inference and
-forward on a short signal, and every stage of that is compared with the reference.
+The names and shapes of the parameters do not show whether a fork changed the arithmetic. The network therefore runs its own
+inference and forward on a short signal, and each stage's result is compared with the reference.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def compare_with_reference(network: nn.Module, config: MetaTasNetConfig) -> None
 
 
 def _compare(what: str, own: Any, expected: Tensor, tolerance: float) -> None:
-    """Raise unless both agree; a module that was not called, or returns no tensor, is judged by what comes after it."""
+    """Raise if the two results differ. A result that is not a tensor is skipped: later results show its errors."""
     if not isinstance(own, Tensor):
         return
     if own.numel() != expected.numel():

@@ -169,7 +169,7 @@ class NetworkMethods(nn.Module):
         precision = (choice.precision or Precision.parse(parameter.dtype)).on(parameter.device)
         return resolve(choice.backend, Request(parameter.device, precision, training, config)).name, precision.value
 
-    # What torch.compiler.assume_constant_result does; that would import the compiler together with this file.
+    # The same as torch.compiler.assume_constant_result, which would import the compiler together with this file.
     setattr(_serving, "_dynamo_marked_constant", True)  # noqa: B010
 
     def _find_parameters(self) -> Sequence[Mapping[str, Tensor]]:

@@ -162,9 +162,9 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], half
 
 
 def means_bundled(name: str | os.PathLike[str]) -> bool:
-    """Return whether a name is that of a bundled model, and no checkpoint's folder in the working folder.
+    """Return True if a name means a bundled model: it has this name, and the working folder has no checkpoint of this name.
 
-    Stems go to folders of the model's name: one that holds no checkpoint hides no bundled model.
+    A folder of this name without a checkpoint does not count: stems may have been written to it.
     """
     return str(name) in bundled_models() and not (Path(name) / SETTINGS).is_file()
 

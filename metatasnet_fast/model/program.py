@@ -56,8 +56,8 @@ def exported_program(network: NetworkMethods, backend: str = "reference") -> Exp
 
     Args:
         network: a network, on a CPU for a file that others can read.
-        backend: ``reference`` for a program of PyTorch's operators alone, ``triton`` for one of this library's: whoever loads
-            that one must import ``metatasnet_fast.ops`` before.
+        backend: ``reference`` for a program of PyTorch's operators alone, ``triton`` for one of this library's
+            operators: import ``metatasnet_fast.ops`` before you load that file.
 
     Raises:
         BackendUnavailableError: if the backend cannot serve.

@@ -5,9 +5,9 @@ that are not neighbours in memory are copied first. On a CUDA device the Triton 
 (or, with ``TRITON_INTERPRET=1`` in the environment, the kernels in Triton's interpreter). Statistics and parameters' gradients
 are float32 (float64 on float64 input, which only a CPU serves). All are registered with PyTorch: autograd, ``torch.compile``.
 
-A group norm is an operation of its own only where it must be stored: whoever writes an activation also writes its
-statistics, whoever reads it applies the norm, and the reader's backward returns the whole gradient, that through the
-statistics included. So the statistics are a by-product without a gradient:
+A group norm is a separate operation only where its result must be stored. Elsewhere the operation that writes an activation
+also writes its statistics, and the operation that reads the activation applies the norm. The reader's backward returns the
+whole gradient, including the part through the statistics, so the statistics themselves carry no gradient:
 
     c, statistics = pointwise(x, w1, next_slope=slope1)                    # statistics of PReLU(c, slope1)
     b, statistics = depthwise(c, w2, d, slope1, GroupNorm(statistics, gamma1, beta1), slope2)

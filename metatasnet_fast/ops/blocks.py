@@ -104,8 +104,8 @@ def kept_for_backward(dtype: torch.dtype) -> int:
     """Return what training keeps of every block: 1, its input and the first PReLU's; 2, also the second PReLU's output.
 
     In units of a block's activation, eager PyTorch keeps 7. Keeping 2 costs one more depthwise pass in backward, 2 of 19 units
-    of traffic; so three are kept in two bytes, where that is 21 % of eager's float32, and two in four bytes, where three would
-    be 43 %.
+    of traffic. So 3 are kept of two-byte values (21 % of eager's float32), and 2 of four-byte values, where 3 would be
+    43 %.
     """
     return 2 if dtype.itemsize == 2 else 1
 

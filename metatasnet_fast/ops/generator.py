@@ -40,8 +40,8 @@ def generated_parameters(
 ) -> Tensor:
     """w[place + i stride + r] = K[first + r] h[layer, i] + k[first + r] with h[l, i] = A[l] e[i] + a[l], for every section.
 
-    One launch for all layers of a stage, two for the gradients. Differentiable once, in everything. What no section covers
-    is zero.
+    One launch for all layers of a stage, two for the gradients. Differentiable once, in all inputs. Elements outside all
+    sections are zero.
 
     Args:
         embedding: (I, E_1) for I instruments, float32; on a CPU also float64, and so for all others.

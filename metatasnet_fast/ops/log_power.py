@@ -51,7 +51,7 @@ def log_power(signal: Tensor, window: Tensor, mean: Tensor, hop: int) -> Tensor:
 
 
 def _places(samples: int, n_fft: int, device: torch.device) -> Tensor:
-    """Which sample the reflect-padded signal shows at each place."""
+    """Return the index of the sample at each place of the reflect-padded signal."""
     place = torch.arange(-(n_fft // 2), samples + n_fft // 2, device=device).abs()
     return torch.where(place >= samples, 2 * (samples - 1) - place, place)
 

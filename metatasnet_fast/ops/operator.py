@@ -108,9 +108,9 @@ def operator(name: str, kernel: Function) -> Callable[[Function], Function]:
 
 
 def _shapes_only(arguments: tuple[Any, ...]) -> contextlib.AbstractContextManager[Any]:
-    """For a run on tensors of symbolic sizes: which way PyTorch takes through a sum or a view is no condition on the sizes.
+    """For a run on tensors of symbolic sizes: let PyTorch choose a path through a sum or a view without guards on the sizes.
 
-    The shapes of what an operation returns are the same whichever way it takes; the kernels take another one anyway.
+    The shapes of the results are the same on every path, and the kernels take none of these paths.
     """
     sizes: list[Any] = [size for tensor in arguments if isinstance(tensor, Tensor) for size in tensor.shape]
     symbol = next((size for size in sizes if isinstance(size, torch.SymInt)), None)

@@ -1,4 +1,4 @@
-"""From a stage's parameters to the weights of its instruments.
+"""Generate the weights of a stage's instruments from its parameters.
 
 Each generated layer maps the embedding ``e_i`` of instrument ``i`` through its own bottleneck, ``h_i = A e_i + a``, and then
 to its parameters, ``K h_i + k_0``. With independent parameters the layers store one set per instrument instead.

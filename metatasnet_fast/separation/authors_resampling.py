@@ -1,8 +1,8 @@
 """Resampling with the authors' rounding: float32 running sums, tap after tap, as their resampler does it.
 
 ``audio.resample`` computes the same filter more accurately and far faster, and differs by 4e-7. Ahead of the network's
-logarithm that is not nothing: above the recording's bandwidth the spectrogram of a float32 signal shows its rounding, and an
-untrained network turned 4e-7 into 4e-3. Whoever wants the authors' numbers needs their rounding.
+logarithm this difference matters: above the recording's bandwidth the spectrogram of a float32 signal shows its rounding, and
+an untrained network turned 4e-7 into 4e-3. To reproduce the authors' numbers, use their rounding.
 
     y[t] = fl32(y[t] + w x), the left wing from the centre outwards, then the right; w and the products in float64
 

@@ -1,4 +1,4 @@
-"""Which device separates, and where signals wait between the passes."""
+"""Choose the device that separates, and the one that keeps signals between the passes."""
 
 from __future__ import annotations
 

@@ -46,10 +46,10 @@ class NormalEquations:
         self.cross += (wide @ mixture.to(wide).unsqueeze(-1)).squeeze(-1).cpu()
 
     def solve(self) -> Tensor:
-        """The gains, (channels, I), float64.
+        """Solve for the gains, (channels, I), float64.
 
-        The equations are scaled to a unit diagonal first, as the stems' levels are arbitrary. Of linearly dependent stems
-        the solution of least norm (in that scale) is taken; a silent stem gets 0, and so do all of a silent channel.
+        The equations are scaled to a unit diagonal first, because the stems' levels are arbitrary. If stems are linearly
+        dependent, the solution of least norm (in that scale) is taken. Silent stems and all stems of a silent channel get 0.
 
         Raises:
             MetaTasNetError: if a stem is not finite.

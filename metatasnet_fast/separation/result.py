@@ -31,8 +31,8 @@ class TwoStems(NamedTuple):
 
 
 Stems: TypeAlias = Sequence[str] | Mapping[str, Sequence[str]] | TwoStems | None
-"""Which stems are wanted: names; a mapping from names of one's own to the stems that are summed; or ``two_stems("vocals")``;
-None for all."""
+"""The stems to return: a list of names; a mapping from a new name to the stems that are summed under it;
+``two_stems("vocals")``; or None for all stems."""
 
 Recipe: TypeAlias = dict[str, tuple[str, ...]]
 """Every output with the stems that are summed in it."""

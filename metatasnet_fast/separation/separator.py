@@ -65,9 +65,9 @@ def _undisturbed(method: Callable[..., Separation]) -> Callable[..., Separation]
 class Separator:
     """Separates recordings into the stems of a network's instruments: drums, bass, other and vocals by default.
 
-    Stems have the recording's sample rate, channels and exact length. Every channel is separated on its own. What the
-    network cannot represent, frequencies above half its output rate (16 kHz for the authors' network), is in no stem,
-    unless ``mixture_consistency`` distributes it. Nothing is normalised or clipped.
+    Stems have the recording's sample rate, channels and exact length. Every channel is separated on its own. The
+    network cannot represent frequencies above half its output rate (16 kHz for the authors' network). They are in no stem,
+    unless ``mixture_consistency`` distributes them. Nothing is normalised or clipped.
 
     The network is trained with a loss that leaves each stem's level and sign free, so the method includes gains: for every
     channel, the factors with which the stems' sum comes closest to the recording (least squares over the whole

@@ -72,8 +72,8 @@ def plan_windows(total: int, shape: WindowShape) -> list[Window]:
 def receptive_frames(config: MetaTasNetConfig) -> int:
     """Latent frames on each side that an output sample depends on, except for the group norms, which see the whole window.
 
-    The masking networks of the stages follow one another, so theirs add up; to them come half an STFT frame with the hop over
-    which it is interpolated, and the longest filters of one encoder and one decoder.
+    The result is a sum: the contexts of all masking networks, since each stage reads the one before; half an STFT frame and the
+    hop over which it is interpolated; and the longest filters of one encoder and one decoder.
     """
     networks = sum(sum(stage.dilations) for stage in config.stages)
     spectrogram = max(math.ceil((stage.n_fft / 2 + stage.hop) / stage.W) for stage in config.stages)

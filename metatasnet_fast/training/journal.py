@@ -20,8 +20,8 @@ KINDS = ("train", "valid")
 
 
 class Journal:
-    """Appends entries to ``RUN/log.jsonl``. Once it is open it never ends the run: what a full disk refuses is kept, and
-    tried again with the next entry.
+    """Appends entries to ``RUN/log.jsonl``. A full disk does not end the run: an entry that cannot be written is kept, and
+    written with the next one.
 
     Args:
         run: the run's folder.

@@ -1,4 +1,4 @@
-"""From a cache and a plan to a run."""
+"""Start a run from a cache and a plan."""
 
 from __future__ import annotations
 

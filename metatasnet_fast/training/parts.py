@@ -1,9 +1,9 @@
 """A batch cut into parts, over processes and over micro-batches, so that the parts' losses add up to the batch's.
 
-Two things couple the items of a batch. Every mean divides by a count over the whole batch: those are the divisors, known
-before the first part. And the similarity loss compares each item with the one before it: so every part carries that one
-item along, encodes it again, and the pair's gradient arises in one piece. Nothing is approximated; the price is one more
-item of source encoding for each part.
+Two things couple the items of a batch. Every mean divides by a count over the whole batch: these divisors are known
+before the first part. The similarity loss compares each item with the item before it, so every part also contains that
+item and encodes it again; the gradient of a pair is then computed in one part. The result is exact; it costs the source
+encoding of one more item for each part.
 """
 
 from __future__ import annotations

@@ -148,7 +148,7 @@ class GradientStep:
             last = items.rows(len(items) - 1, 1)
             received = self.world.from_previous([*last.sources, *last.masks])
             count = len(last.sources)
-            before = Items(last.mixes, received[:count], received[count:])  # of the mixtures nothing is needed
+            before = Items(last.mixes, received[:count], received[count:])  # mixtures are not needed
         return cut(items, self.micro_batch or len(items), before, self.world.rank * len(items))
 
     def _synchronising(self, last: bool) -> contextlib.AbstractContextManager[None]:

@@ -228,7 +228,7 @@ class Trainer:
         progress, every = self.state.progress, self.settings.validate_every
         if not every or progress.step == progress.validated or not (progress.step % every == 0 or self._over()):
             return True
-        # What can be lost by an interruption is on disk before.
+        # Save before the validation, so that an interruption of it loses no step.
         self._save(final=False)
         began = time.monotonic()
         with reporting_memory(self._too_large_to_validate, TrainingError):

@@ -1,4 +1,4 @@
-"""From a written piece to stems: MIDI files through FluidSynth, or drums from samples and bass from oscillators."""
+"""Render a written piece to stems: MIDI files through FluidSynth, or drums from samples and bass from oscillators."""
 
 from __future__ import annotations
 

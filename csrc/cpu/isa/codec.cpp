@@ -1,4 +1,4 @@
-// Encoder and decoder, tile by tile: neither frames nor the wide activations between their products leave the cache.
+// Encoder and decoder, tile by tile: the frames and the wide activations between the products stay in the cache.
 //
 // Source: Samuel et al. 2020, section 2.3; original model/encoder.py and model/decoder.py.
 #include "cpu/isa/epilogue.h"

@@ -1,4 +1,4 @@
-// From sums over frames to gradients of weights, and the merge of tiles' partial sums.
+// Make the gradients of weights from sums over frames, and merge the tiles' partial sums.
 #include "cpu/isa/gradient.h"
 
 namespace metatasnet::METATASNET_ISA {
@@ -17,7 +17,9 @@ METATASNET_INLINE void store_first(float* p, Vec v, int n) {
 
 }  // namespace
 
-// Bytes: the parts, W and dW once. One column after the other, so that each of its sums is one thread's.
+// Add up the parts of a weight gradient; where a norm is folded into the weights, make the gradients of W and of the
+// norm's scale and shift from it. One thread does a whole column, so its sums have a fixed order. Bytes: the parts, W and
+// dW once.
 void combine(const CombineArgs& a) {
   for (int c = a.first; c < a.last; c += kLanes) {
     const int valid = a.inputs - c;

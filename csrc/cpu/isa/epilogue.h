@@ -1,4 +1,4 @@
-// What happens to a register tile of a product before it leaves the registers.
+// Epilogues: operations on a product's register tile before it is stored.
 #pragma once
 
 #include "cpu/isa/gemm.h"

@@ -1,4 +1,4 @@
-// What the backward passes share: sums over frames of products of two activations, and group norms backward.
+// Code shared by the backward passes: sums over frames of products of two activations, and group norms backward.
 #pragma once
 
 #include "cpu/backward_passes.h"
@@ -89,7 +89,7 @@ METATASNET_INLINE void add_outer(const Units& a, const char* a_at, const Units& 
   }
 }
 
-constexpr int kLinesAhead = 72;  // for each panel of rows and of columns
+constexpr int kLinesAhead = 72;  // cache lines to prefetch for each row panel and each column panel
 
 // sum[r, c] += sum over units of a[u, r] b[u, c] for whole panels of rows and of columns.
 //

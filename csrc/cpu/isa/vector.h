@@ -136,7 +136,7 @@ METATASNET_INLINE Vec store_rounded(bfloat16* p, Vec v) {
 #endif
 }
 
-// What a load would give, had `v` been stored as T.
+// Return `v` rounded as a store as T and a load would round it.
 template <class T>
 METATASNET_INLINE Vec as_stored(Vec v) {
   if constexpr (sizeof(T) == sizeof(float)) return v;
@@ -149,8 +149,8 @@ METATASNET_INLINE Vec activated(Vec x, Vec slope) {
   return as_stored<T>(prelu(x, slope));
 }
 
-// A panel's values of one frame past the caches, to where whole lines begin: nothing reads them before the backward pass,
-// and what the passes read stays in the caches. stream_end() before another thread may read them.
+// Store one frame of a panel without placing it in the caches: only the backward pass reads it, and the cache space is
+// left to values that are needed sooner. `p` is aligned to a cache line. Call stream_end() before another thread reads it.
 METATASNET_INLINE void stream(float* p, const Vec* v) {
 #if defined(__AVX512F__)
   for (int i = 0; i < kVectors; ++i) _mm512_stream_ps(p + i * kLanes, (__m512)v[i]);

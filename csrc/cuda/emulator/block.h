@@ -33,8 +33,8 @@ class Block {
   char* shared() const;
   void sync();
 
-  // What a thread publishes waits in a buffer of its own, which a fence empties, or the end of the thread: a missing fence
-  // lets another block read what was there before. Everything else is in memory at once.
+  // A published value waits in the thread's own buffer until the thread calls fence() or ends. So if a fence is missing,
+  // another block reads the old value, as it may on a GPU. All other writes reach memory at once.
   void publish(float* to, float value) { published_.emplace_back(to, value); }
   void fence();
   int increment(int* count) { return (*count)++; }

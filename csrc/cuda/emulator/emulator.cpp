@@ -22,7 +22,7 @@ constexpr unsigned kBurst = 24;  // steps of a block before another may go on
 thread_local unsigned chosen_order = 0;
 thread_local std::vector<Recorded>* recording = nullptr;
 
-// A meeting of threads. What they bring is kept per generation, because the first to leave may already bring the next.
+// A meeting of threads. The values they bring are kept per generation, because the first to leave may already bring the next.
 struct Meeting {
   int expected = 0;
   int arrived = 0;

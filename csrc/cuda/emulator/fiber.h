@@ -25,7 +25,7 @@ class Fiber {
   void start(std::function<void()> body);
   // Runs until the body calls pause() or ends.
   void resume();
-  // Called from within the body: back to whoever resumed.
+  // Called in the body: stop it, and return from the resume() that started it.
   void pause();
   bool done() const { return done_; }
 

@@ -1,7 +1,7 @@
 """Training batches: any one at any time, or a stream of them read ahead.
 
-Global batch ``k`` is a function of (cache, settings, seed, ``k``): neither the number of ranks nor that of threads, nor where a
-run was interrupted, changes it. Every rank draws the whole plan and reads its own slice.
+Global batch ``k`` is a function of (cache, settings, seed, ``k``). It does not depend on the number of ranks or threads, or on
+interruptions of the run. Every rank draws the whole plan and reads its own slice.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class BatchSource:
         workers: threads that read ahead in :meth:`stream`.
 
     Raises:
-        TrainingDataError: for settings that fit neither cache nor network, or if no track is as long as an item.
+        TrainingDataError: if the settings do not fit the cache or the network, or if every track is shorter than an item.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class BatchSource:
     def stream(self, start: int = 0) -> Generator[Batch, None, None]:
         """Batches ``start``, ``start + 1``, ... without end, read ahead by ``workers`` threads.
 
-        At most ``workers + 1`` batches wait. What goes wrong in a thread is raised here, where its batch is due. The threads
+        At most ``workers + 1`` batches wait. An error in a thread is raised here when its batch is due. The threads
         end when the generator is closed, as by ``contextlib.closing``, or is no longer referenced.
         """
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="batches")

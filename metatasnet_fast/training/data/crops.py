@@ -1,8 +1,8 @@
 """Content of a batch, drawn as a function of (seed, batch number) alone.
 
 Philox is a counter-based generator (Salmon et al. 2011): the batch number goes into its counter and the seed into its key,
-so there is no state to carry, and any batch can be drawn at any time by anyone. Only its raw 64-bit integers are used, which
-numpy keeps the same from version to version; numpy does not promise that of its distributions.
+so there is no state to carry, and any process can draw any batch at any time. Only the raw 64-bit integers are used: numpy
+keeps them the same from version to version, but makes no such promise for its distributions.
 
 Source: the authors' ``dataset.py``, ``get_train_sample`` and the rotation in its collate function.
 """
@@ -70,8 +70,8 @@ def draw_plan(
 
     Each item is a crop of ``crop`` samples at a uniform start of a uniformly drawn track; every source takes one of its
     channels and a gain from ``GAINS``. Of the first ``int(items shuffle_p + 0.5)`` items, item ``j`` takes source ``i`` of item
-    ``j + i`` (modulo their number); then the items change places. With ``original`` channels and gains are drawn for each
-    stage on its own, with ``none`` there is nothing but crops, of the channels' mean.
+    ``j + i`` (modulo their number); then the items change places. With ``original``, channels and gains are drawn
+    separately for each stage; with ``none``, an item is a plain crop of the channels' mean.
 
     Args:
         lengths, channels: of every track: samples at the lowest rate, channels.

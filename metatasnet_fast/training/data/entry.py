@@ -70,8 +70,8 @@ class TrackEntry:
     def is_other_song(self, sha256: str, origin: str) -> bool:
         """Return whether a track of this name in another split is known to be another song.
 
-        That is so where one source has both, in folders of its own for the splits (``S/train/1`` and ``S/valid/1``), and
-        their contents differ. Nothing else tells a song's second edition from another song.
+        This is known if both lie in one source that has a folder for each split (``S/train/1`` and ``S/valid/1``), and their
+        contents differ. In all other cases the track may be a second edition of the same song.
         """
         if not self.sha256 or not sha256 or self.sha256 == sha256:
             return False

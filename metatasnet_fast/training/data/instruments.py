@@ -1,4 +1,4 @@
-"""Which instruments a cache holds, and of which stems of a data set each is the sum.
+"""The instruments of a cache, and the stems of a data set that are summed into each.
 
 ``drums,strings=violin+viola+cello`` names two instruments, the second a sum of three stems.
 """

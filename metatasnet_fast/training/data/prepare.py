@@ -197,7 +197,7 @@ def _unexpected(track: TrackSource, error: Exception) -> Outcome:
 def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     """Processes that end with this block, at once if it ends by an error or an interruption."""
     others = set(multiprocessing.active_children())
-    # Not forked: torch's threads do not survive that.
+    # Do not fork: torch's threads do not survive it.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
     try:

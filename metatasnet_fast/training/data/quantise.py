@@ -22,7 +22,7 @@ TAPS, EDGE, WEIGHT = 12, 0.94, 3e4
 """Length of the filter; the edge as a share of the Nyquist frequency; the weight above it."""
 
 LONGEST = 32768
-"""Samples that are rounded one after the other. So many pieces of a signal are rounded at once, and begin without a past."""
+"""Longest piece, in samples. Samples of a piece are rounded in order; all pieces at once, each from zero errors."""
 
 FULL = 32760
 """The peak in units: the filtered noise has room to 32767."""
@@ -68,7 +68,7 @@ def _round(rows: NDArray[np.float32]) -> NDArray[np.int16]:
     stored = np.empty(rows.shape, np.int16)
     for t, x in enumerate(rows):
         place, sounds = t % TAPS, x != 0
-        # Not a BLAS product: its order, and so the result, would depend on the machine.
+        # A BLAS product would add in an order that depends on the machine, and so would the result.
         np.multiply(turned[place], errors, out=products)
         wanted = products.sum(0)
         wanted += x

@@ -43,7 +43,7 @@ PARTIAL = ".partial"
 
 
 def check_rates(rates: Sequence[int]) -> tuple[int, ...]:
-    """Rates in ascending order; :class:`TrainingDataError` unless each is a multiple of the first."""
+    """Sort the rates in ascending order; raise :class:`TrainingDataError` unless each is a multiple of the first."""
     ordered = tuple(sorted(set(rates)))
     if not ordered or ordered[0] < 1 or any(rate % ordered[0] for rate in ordered):
         raise TrainingDataError(

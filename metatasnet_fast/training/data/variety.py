@@ -113,9 +113,9 @@ def _normal(pairs: Floats) -> Floats:
 
 
 def resample(x: Tensor, samples: int, margin: int, speed: float) -> Tensor:
-    """``samples`` samples of a signal (..., T) played at ``speed``, without the margin of the result on both sides.
+    """Play a signal (..., T) at ``speed``; return ``samples`` samples, after dropping ``margin`` samples on both sides.
 
-    Band-limited: the spectrum of the first ``(samples + 2 margin) speed`` samples is cut off, or continued with zeros.
+    Band-limited: the first ``(samples + 2 margin) speed`` samples are transformed, and their spectrum is cut or zero-padded.
     """
     wanted = samples + 2 * margin
     read = min(x.shape[-1], round(wanted * speed))
