@@ -20,6 +20,7 @@ from typing import Any, TypeAlias
 from urllib.parse import quote
 
 from torch import Tensor
+from torch.nn import functional
 
 from .. import __version__
 from .._extras import require
@@ -163,12 +164,12 @@ def listen_to(
     if path is None or sample_rate is None:
         raise OutputError("Signals in memory need the path of the page and their sample rate. Give both.")
     listening = Listening(
-        {"recording": mixture, **{stem: _samples(sound) for stem, sound in stems.items()}},
+        {"recording": mixture, **{stem: _samples(sound, mixture) for stem, sound in stems.items()}},
         sample_rate,
         title,
         facts,
         f"Made by metatasnet-fast {__version__}.",
-        {stem: _samples(sound) for stem, sound in references.items()},
+        {stem: _samples(sound, mixture) for stem, sound in references.items()},
         scores,
         {stem: os.path.relpath(file, path.parent) for stem, file in on_disk.items()},
     )
@@ -176,8 +177,10 @@ def listen_to(
     return path
 
 
-def _samples(sound: Sound) -> Tensor:
-    return sound if isinstance(sound, Tensor) else read_audio(sound).samples
+def _samples(sound: Sound, recording: Tensor) -> Tensor:
+    """(channels, samples) of a file or signal, cut or padded with zeros to the length of the recording."""
+    samples = sound if isinstance(sound, Tensor) else read_audio(sound).samples
+    return functional.pad(samples, (0, recording.shape[-1] - samples.shape[-1]))
 
 
 def _template() -> Any:

@@ -19,8 +19,8 @@ from metatasnet_fast.audio import read_audio
 from metatasnet_fast.cli.main import main
 from metatasnet_fast.errors import MetaTasNetError, OutOfMemoryError
 from metatasnet_fast.evaluation import METRICS, Scoring, TrackScores, evaluate_track, tracks
-from metatasnet_fast.evaluation.engines import ENGINES
 from metatasnet_fast.evaluation.runner import evaluate_tracks
+from metatasnet_fast.evaluation.track import ENGINES
 from metatasnet_fast.evaluation.tracks import open_tracks
 from tests.museval_oracle import museval_module
 from tests.recorded_track import decode_here
