@@ -133,13 +133,9 @@ def evaluate_tracks(
     Args:
         tracks: from :func:`open_tracks`; those of their stems that the network knows are scored.
         separator: what is evaluated; its mode is part of what the scores are of.
-        out: folder of the scores; None keeps none. What is there from an earlier run with the same model, settings and audio
-            is kept.
         scoring: what is computed; with ``strict`` the first track that fails or has a silent stem ends the run.
-        workers: tracks that are scored at once, beside the one that is read.
         overwrite: evaluate again what is there; the old scores of these tracks are deleted at once.
-        report: is told of each track as soon as it is through.
-        page: see :func:`score`.
+        out, subset, workers, report, page: see :func:`score`.
 
     Raises:
         EvaluationError: for scores of another model, other settings or other audio in ``out``; if ``strict``, whatever goes
