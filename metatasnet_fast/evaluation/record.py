@@ -75,7 +75,7 @@ def claim_folder(out: Path, audio: Mapping[str, str | None], settings: Mapping[s
             raise EvaluationError(
                 f"{out} holds scores of other audio under the same names ({_listed(other)}). {ADVICE}"
             )
-        known = {name: print_ for name, print_ in {**on_record, **audio}.items() if print_ is not None}
+        known = {name: mark for name, mark in {**on_record, **audio}.items() if mark is not None}
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(out / FILE, json.dumps({**settings, AUDIO: known}, indent=2) + "\n")
 
