@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
+from .report import print_result
 
 __all__ = ["add_parser"]
 
@@ -24,6 +25,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("target", metavar="TARGET", help="a name that ends in .pt or .pth, or else a folder to be made")
     parser.add_argument("--half", action="store_true", help="store a folder's weights in float16")
     parser.add_argument("--overwrite", action="store_true", help="replace a target that is there")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object instead of text: target, its files, bytes"
+    )
     parser.set_defaults(run=run)
 
 
@@ -37,6 +41,6 @@ def run(args: argparse.Namespace) -> int:
 
     convert(args.source, target, half=args.half)
     files = [target] if target.is_file() else sorted(target.iterdir())
-    size = sum(file.stat().st_size for file in files) / 1e6
-    print(f"{target}: {size:.1f} MB")
+    size = sum(file.stat().st_size for file in files)
+    print_result(args, f"{target}: {size / 1e6:.1f} MB", target=str(target), files=list(map(str, files)), bytes=size)
     return 0

@@ -26,7 +26,8 @@ bleedless fullness L1freq (of whole tracks: means over tracks), log-WMSE (with i
 scoring takes a fiftieth of the time.
 
 Each track's scores go to OUT/<subset>/<track>.json in museval's format, with the metrics that museval lacks behind; the
-table, to OUT/scores.txt; all numbers, to OUT/scores.csv. A track that is scored already is kept; scores there of other audio,
+table, to OUT/scores.txt; all numbers, to OUT/scores.csv; with --page a page with the estimates, the true stems and the scores
+of a track that is scored, to OUT/<subset>/<track>.html. A track that is scored already is kept; scores there of other audio,
 another model or other settings are refused. Tracks that fail are named, the rest is done.
 
 exit codes: 0 all done; 2 the command cannot be carried out; 3 some tracks failed.
@@ -110,6 +111,17 @@ def _add_scoring_options(parser: argparse.ArgumentParser, metrics: str) -> None:
         "--table", action="append", default=[], metavar="FILE", help="also write .csv, .parquet or .tex"
     )
     parser.add_argument("--plot", metavar="FILE", help="also draw boxplots into this image")
+    page = parser.add_mutually_exclusive_group()
+    page.add_argument(
+        "--page",
+        dest="page",
+        action="store_const",
+        const="file",
+        help="also write a page to listen to for each track, one file",
+    )
+    page.add_argument(
+        "--page-files", dest="page", action="store_const", const="folder", help="the same with its sounds in a folder"
+    )
     parser.add_argument("--json", action="store_true", help="print a JSON line for each track instead of text")
     parser.add_argument("--strict", action="store_true", help="stop at the first failure or silent stem")
     parser.add_argument("--overwrite", action="store_true", help="score again what is scored already")
@@ -141,6 +153,7 @@ def run_score(args: argparse.Namespace) -> int:
         workers=args.workers,
         overwrite=args.overwrite,
         report=printer,
+        page=args.page,
     )
     return _finish(args, result, Path(args.paths[1]).resolve().name)
 
@@ -165,6 +178,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
         workers=args.workers,
         overwrite=args.overwrite,
         report=_Printer(args.json, len(tracks)),
+        page=args.page,
     )
     return _finish(args, result, f"{model}, {args.mode} mode")
 
@@ -196,13 +210,17 @@ class _Printer:
             print(f"{place}: kept", flush=True)
         else:
             speed = outcome.audio_seconds / max(outcome.reading_seconds, 1e-9)
-            print(f"{place}: read at {speed:.1f} x real time, scored in {outcome.scoring_seconds:.1f} s", flush=True)
+            listen = f"; open {outcome.page} to listen" if outcome.page else ""
+            print(
+                f"{place}: read at {speed:.1f} x real time, scored in {outcome.scoring_seconds:.1f} s{listen}",
+                flush=True,
+            )
         for warning in outcome.warnings:
             print(f"metatasnet-fast: warning: {outcome.name}: {warning}", file=sys.stderr, flush=True)
 
 
 def _record(outcome: TrackOutcome, scores: TrackScores | None) -> dict[str, Any]:
-    """``name``, ``status``, ``error``, ``warnings``, seconds and ``scores``: stem -> metric -> number or null."""
+    """``name``, ``status``, ``error``, ``warnings``, seconds, ``page`` and ``scores``: stem -> metric -> number or null."""
     record = dataclasses.asdict(outcome)
     if scores is not None:
         values = {

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
+from .report import print_result
 
 __all__ = ["add_parser"]
 
@@ -30,6 +31,9 @@ def add_parser(commands: Any) -> None:
         help="whose operators a .pt2 has; triton's need metatasnet_fast where it is loaded (default: reference)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object instead of text: target, format, backend, bytes"
+    )
     parser.set_defaults(run=run)
 
 
@@ -40,5 +44,7 @@ def run(args: argparse.Namespace) -> int:
     from ..model import export, load_checkpoint
 
     export(load_checkpoint(args.model), target, args.format, args.backend)
-    print(f"{target}: {target.stat().st_size / 1e6:.1f} MB")
+    size, kind = target.stat().st_size, args.format or target.suffix.removeprefix(".")
+    text = f"{target}: {size / 1e6:.1f} MB"
+    print_result(args, text, target=str(target), format=kind, backend=args.backend, bytes=size)
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import os
@@ -17,9 +18,14 @@ from .inputs import Track
 if TYPE_CHECKING:
     from ..separation import Separation
 
-__all__ = ["Report", "sentence_of"]
+__all__ = ["Report", "print_result", "sentence_of"]
 
 logger = logging.getLogger("metatasnet_fast")
+
+
+def print_result(args: argparse.Namespace, text: str, **fields: Any) -> None:
+    """Print the result of a command: a sentence, or with ``--json`` one object of ``fields`` instead."""
+    print(json.dumps(fields) if args.json else text)
 
 
 def sentence_of(error: Exception) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .. import __version__
 from .._io import reporting_write_errors, write_atomically
 from ..errors import BackendUnavailableError, ConfigError, OutputError
+from .report import print_result
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +51,12 @@ def add_parser(commands: Any) -> None:
         type=float,
         default=math.inf,
         help="begin no other kernel after so long (default: all are measured)",
+    )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print one JSON object instead of text: device, precision, file, kernels measured, faster and skipped, and the "
+        "entries of the file",
     )
     parser.add_argument("-o", "--out", metavar="FILE", help="write here (default: where later runs look for it)")
     parser.set_defaults(run=run)
@@ -94,7 +101,17 @@ def run(args: argparse.Namespace) -> int:
             known += [{**found, "precision": precision.value}] if found else []
             write(path, name, known, precision.value, args)
     late = f"; {skipped} kernels were left out after {args.seconds:g} s" if skipped else ""
-    print(f"{faster} of {measured} kernels have a configuration faster than the defaults, in {path}{late}")
+    print_result(
+        args,
+        f"{faster} of {measured} kernels have a configuration faster than the defaults, in {path}{late}",
+        device=name,
+        precision=precision.value,
+        file=str(path),
+        measured=measured,
+        faster=faster,
+        skipped=skipped,
+        entries=known,
+    )
     return 0
 
 

@@ -22,20 +22,19 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import ShapeError
-from .bands import EmptyBand, EmptyBandWarning, empty_bands, empty_sentence
-from .filters import correlate, solve
+from .filters import correlate, projected_energies, solve
 from .signals import (
     Audio,
+    EmptyBand,
     EvaluationError,
     Signals,
     SilentSource,
     SilentSourceError,
-    SilentSourceWarning,
-    silent_sentence,
+    empty_bands,
+    warnings_of,
 )
-from .windows import frame_slices, plain_energies, projected_energies, silent_frames
 
-__all__ = ["METRICS", "SILENCE", "BssScores", "bss_eval", "measure"]
+__all__ = ["METRICS", "SILENCE", "BssScores", "bss_eval", "frame_slices"]
 
 METRICS = ("SDR", "ISR", "SIR", "SAR")
 
@@ -71,10 +70,7 @@ class BssScores:
 
     def warnings(self) -> list[Warning]:
         """Return the warnings that a reader of these scores needs."""
-        found: list[Warning] = [SilentSourceWarning(silent_sentence(self.silent))] if self.silent else []
-        if self.empty_bands and not self.regularised:
-            found.append(EmptyBandWarning(empty_sentence(self.empty_bands)))
-        return found
+        return warnings_of(self.silent, () if self.regularised else self.empty_bands)
 
 
 def bss_eval(
@@ -90,6 +86,7 @@ def bss_eval(
     silence: str = "museval",
     regularise: bool = False,
     sample_rate: float = 44100,
+    warn: bool = True,
 ) -> BssScores:
     """Score estimates against references; the meaning of ``museval.evaluate(references, estimates, win, hop)``.
 
@@ -105,50 +102,17 @@ def bss_eval(
     regularise: solve as if each reference carried white noise 60 dB below its own energy, which makes ISR, SIR and SAR of
     references without energy in some band independent of rounding; other scores move by hundredths of a dB.
     sample_rate: in Hz, to name such bands.
+    warn: whether to warn; the warnings are in ``result.warnings()`` in any case, since threads cannot collect their own.
 
     Silent means that the channels sum to zero at every sample. A signal silent from end to end, where museval stops, makes
     every frame NaN, is recorded in ``result.silent`` and warned about; with `strict` it raises :class:`SilentSourceError`.
-    References without energy in a band are recorded in ``result.empty_bands`` and warned about, see :mod:`.bands`. A zero
+    References without energy in a band are recorded in ``result.empty_bands`` and warned about, see :mod:`.signals`. A zero
     error energy gives ``inf``; where estimate and reference are equal bit by bit museval reports its own rounding (about
     300 dB).
 
     Raises :class:`ShapeError` for shapes, dtypes or devices that do not fit, :class:`EvaluationError` for unknown
     metrics, for sizes below one and for NaN or infinite samples in a frame or, with the filters, anywhere.
     """
-    scores = measure(
-        references,
-        estimates,
-        window=window,
-        hop=hop,
-        filters_len=filters_len,
-        metrics=metrics,
-        names=names,
-        strict=strict,
-        silence=silence,
-        regularise=regularise,
-        sample_rate=sample_rate,
-    )
-    for warning in scores.warnings():
-        warnings.warn(warning, stacklevel=2)
-    return scores
-
-
-@torch.no_grad()
-def measure(
-    references: Audio | Sequence[Audio],
-    estimates: Audio | Sequence[Audio],
-    *,
-    window: int,
-    hop: int,
-    filters_len: int = 512,
-    metrics: Sequence[str] = METRICS,
-    names: Sequence[str] | None = None,
-    strict: bool = False,
-    silence: str = "museval",
-    regularise: bool = False,
-    sample_rate: float = 44100,
-) -> BssScores:
-    """:func:`bss_eval` without its warnings, which a thread cannot collect for itself: read ``result.warnings()``."""
     reference = Signals(references, "references")
     estimate = Signals(estimates, "estimates", samples=reference.samples)
     labels = _check(reference, estimate, window, hop, filters_len, metrics, names)
@@ -156,13 +120,15 @@ def measure(
         raise EvaluationError(f"The rule of silence {silence!r} is not known. Choose from {', '.join(SILENCE)}.")
 
     frames = frame_slices(reference.samples, window, hop)
-    silences = [silent_frames(signals, frames) for signals in (reference, estimate)]
+    silences = [
+        torch.stack([signals.silent(frame.start, frame.stop) for frame in frames], dim=1)
+        for signals in (reference, estimate)
+    ]
     silent = _end_to_end(reference, "reference", silences[0], labels)
     silent += _end_to_end(estimate, "estimate", silences[1], labels)
     if silent and strict:
-        listed = ", ".join(str(source) for source in silent)
         raise SilentSourceError(
-            f"Silent from end to end: {listed}. Leave these stems out of the evaluation, or evaluate without strict."
+            f"Silent from end to end: {', '.join(map(str, silent))}. Leave these stems out, or evaluate without strict."
         )
     counts, plain_counts = _counting_frames(silences[0], silences[1], bool(silent), silence)
     scored = plain_counts.any(dim=0)
@@ -171,7 +137,7 @@ def measure(
     solvers: list[str] = []
     bands: tuple[EmptyBand, ...] = ()
     if chosen:
-        source, error = plain_energies(reference, estimate, chosen)
+        source, error = _plain_energies(reference, estimate, chosen)
         if not bool(torch.isfinite(source + error).all()):
             raise EvaluationError("A reference or an estimate holds NaN or infinite samples. Remove them.")
         decibels["SDR"] = _decibel(source, error)
@@ -190,7 +156,20 @@ def measure(
             values[metric][:, scored.cpu().numpy()] = decibels[metric].cpu().numpy()
         counting = plain_counts if metric == "SDR" else counts
         values[metric][~counting.cpu().numpy()] = np.nan
-    return BssScores(values, silent, tuple(solvers), bands, regularise)
+    scores = BssScores(values, silent, tuple(solvers), bands, regularise)
+    for warning in scores.warnings() if warn else ():
+        warnings.warn(warning, stacklevel=2)
+    return scores
+
+
+def frame_slices(samples: int, window: int, hop: int) -> list[slice]:
+    """All whole windows of a signal: ``floor((samples - window + hop) / hop)`` of them.
+
+    A signal that is not longer than the window is one frame; a shorter tail is not counted.
+    """
+    if window >= samples:
+        return [slice(0, samples)]
+    return [slice(start, start + window) for start in range(0, samples - window + 1, hop)]
 
 
 def _counting_frames(
@@ -201,6 +180,22 @@ def _counting_frames(
         return ~(references | estimates), ~references
     counts = ~(references | estimates).any(dim=0).expand_as(references)
     return (counts & (not any_silent),) * 2
+
+
+def _plain_energies(
+    references: Signals, estimates: Signals, frames: Sequence[slice]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Energies of the references, ``|s|^2``, and of all errors together, ``|s_hat - s|^2``.
+
+    Both (sources, frames), float64.
+    """
+    energies = torch.empty(2, references.sources, len(frames), dtype=torch.float64, device=references.device)
+    for index, frame in enumerate(frames):
+        reference = references.piece(frame.start, frame.stop)
+        error = estimates.piece(frame.start, frame.stop) - reference
+        energies[0, :, index] = torch.linalg.vector_norm(reference, dim=(1, 2)).square()
+        energies[1, :, index] = torch.linalg.vector_norm(error, dim=(1, 2)).square()
+    return energies[0], energies[1]
 
 
 def _filters(

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import torch
 
@@ -37,12 +38,10 @@ MEL_BANDS, MEL_FFT, MEL_HOP = 512, 4096, 1024
 SMALLEST_MAGNITUDE = 1e-10
 MOST_DECIBELS = 80.0
 
-Values = dict[str, float]
-
 
 def whole_track_metrics(
     references: Signals, estimates: Signals, mixture: torch.Tensor | None, sample_rate: float, metrics: Sequence[str]
-) -> list[Values]:
+) -> list[dict[str, float]]:
     """For each source the asked metrics of :data:`WHOLE`.
 
     Args:
@@ -56,16 +55,12 @@ def whole_track_metrics(
         MissingDependencyError: for ``log-WMSE`` without its package.
     """
     mixed = Signals(references.audio.sum(0)[None] if mixture is None else mixture[None], "mixture", references.samples)
-    results: list[Values] = []
+    results: list[dict[str, float]] = []
     for source in range(references.sources):
-        signals = _Stem(references, estimates, mixed, source, sample_rate)
-        if not math.isfinite(signals.energy + signals.error):
+        stem = _Stem(references, estimates, mixed, source, sample_rate)
+        if not math.isfinite(stem.energy + stem.error):
             raise EvaluationError("A reference or an estimate holds NaN or infinite samples. Remove them.")
-        found: Values = {}
-        for metric in metrics:
-            if metric not in found:
-                found |= WHOLE[metric](signals)
-        results.append({metric: found[metric] for metric in metrics})
+        results.append({metric: WHOLE[metric](stem) for metric in metrics})
     return results
 
 
@@ -87,10 +82,38 @@ class _Stem:
             total += float(value(s, e, self.mixture.piece(start, stop)[0]).sum())
         return total
 
-    def whole(self, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Reference, estimate and mixture, (channels, samples)."""
+    def whole(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Reference, estimate and mixture, (channels, samples) float32."""
         s, e = (signal.piece(0, self.samples)[self.source] for signal in self.signals)
-        return s.mT.to(dtype), e.mT.to(dtype), self.mixture.piece(0, self.samples)[0].mT.to(dtype)
+        return s.mT.float(), e.mT.float(), self.mixture.piece(0, self.samples)[0].mT.float()
+
+    @cached_property
+    def si_sdr(self) -> float:
+        return self.scale_invariant(lambda e, m: e)
+
+    def scale_invariant(self, of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> float:
+        """SI-SDR of a function of estimate and mixture."""
+        if self.energy == 0:
+            return math.nan
+        scale = self.sum(lambda s, e, m: s * of(e, m)) / self.energy
+        return _ratio(scale * scale * self.energy, self.sum(lambda s, e, m: (scale * s - of(e, m)).square()))
+
+    @cached_property
+    def bleed(self) -> tuple[float, float]:
+        """Means of the decibels by which the estimate's mel bands lie above, and below, the reference's."""
+        device = self.signals[0].device
+        bands = _mel_bands(self.rate).to(device)
+        window = torch.hann_window(MEL_FFT, device=device)
+        levels = []
+        for signal in self.whole()[:2]:
+            spectrum = torch.stft(
+                signal, MEL_FFT, MEL_HOP, window=window, return_complex=True, pad_mode="constant"
+            ).abs()
+            decibels = 20 * torch.log10((bands @ spectrum).clamp_min(SMALLEST_MAGNITUDE))
+            levels.append(decibels.clamp_min(float(decibels.max()) - MOST_DECIBELS))
+        difference = levels[1] - levels[0]
+        more, less = difference[difference > 0], difference[difference < 0]
+        return float(more.mean()) if more.numel() else 0.0, float(less.mean()) if less.numel() else 0.0
 
 
 def _ratio(signal: float, error: float) -> float:
@@ -100,57 +123,14 @@ def _ratio(signal: float, error: float) -> float:
     return 10 * math.log10(signal / error) if signal > 0 else -math.inf
 
 
-def _whole_sdr(stem: _Stem) -> Values:
-    return {"uSDR": _ratio(stem.energy, stem.error) if stem.energy > 0 else math.nan}
-
-
-def _challenge_sdr(stem: _Stem) -> Values:
-    return {"MDX": 10 * math.log10((stem.energy + MDX_EPSILON) / (stem.error + MDX_EPSILON))}
-
-
-def _scale_invariant(stem: _Stem, of_mixture: bool = False) -> float:
-    if stem.energy == 0:
-        return math.nan
-    scale = stem.sum(lambda s, e, m: s * (m if of_mixture else e)) / stem.energy
-    error = stem.sum(lambda s, e, m: (scale * s - (m if of_mixture else e)).square())
-    return _ratio(scale * scale * stem.energy, error)
-
-
-def _si_sdr(stem: _Stem) -> Values:
-    return {"SI-SDR": _scale_invariant(stem)}
-
-
-def _si_sdr_improvement(stem: _Stem) -> Values:
-    value = _scale_invariant(stem)
-    return {"SI-SDR": value, "SI-SDRi": value - _scale_invariant(stem, of_mixture=True)}
-
-
-def _l1_frequency(stem: _Stem) -> Values:
+def _l1_frequency(stem: _Stem) -> float:
     if stem.samples <= 1024:  # half a frame is reflected at both ends
-        return {"L1freq": math.nan}
+        return math.nan
     window = torch.ones(2048, device=stem.signals[0].device)
     reference, estimate = (
         torch.stft(x, 2048, 1024, window=window, return_complex=True).abs() for x in stem.whole()[:2]
     )
-    return {"L1freq": 100 / (1 + 10 * float((estimate - reference).abs().mean()))}
-
-
-def _bleed(stem: _Stem) -> Values:
-    """bleedless: what the estimate adds; fullness: what it lacks."""
-    device = stem.signals[0].device
-    bands = _mel_bands(stem.rate).to(device)
-    window = torch.hann_window(MEL_FFT, device=device)
-    levels = []
-    for signal in stem.whole()[:2]:
-        spectrum = torch.stft(signal, MEL_FFT, MEL_HOP, window=window, return_complex=True, pad_mode="constant").abs()
-        decibels = 20 * torch.log10((bands @ spectrum).clamp_min(SMALLEST_MAGNITUDE))
-        levels.append(decibels.clamp_min(float(decibels.max()) - MOST_DECIBELS))
-    difference = levels[1] - levels[0]
-    more, less = difference[difference > 0], difference[difference < 0]
-    return {
-        "bleedless": 100 / (1 + (float(more.mean()) if more.numel() else 0.0)),
-        "fullness": 100 / (1 - (float(less.mean()) if less.numel() else 0.0)),
-    }
+    return 100 / (1 + 10 * float((estimate - reference).abs().mean()))
 
 
 def _mel_bands(sample_rate: float) -> torch.Tensor:
@@ -168,19 +148,19 @@ def _mel_bands(sample_rate: float) -> torch.Tensor:
     return (triangles * (2 / (edges[2:] - edges[:-2]))[:, None]).float()
 
 
-def _log_wmse(stem: _Stem) -> Values:
+def _log_wmse(stem: _Stem) -> float:
     function = require("log_wmse_audio_quality", "The metric log-WMSE").calculate_log_wmse
     reference, estimate, mixture = (signal.cpu().numpy() for signal in stem.whole())
-    return {"log-WMSE": float(function(mixture, estimate, reference, round(stem.rate)))}
+    return float(function(mixture, estimate, reference, round(stem.rate)))
 
 
-WHOLE: dict[str, Callable[[_Stem], Values]] = {
-    "uSDR": _whole_sdr,
-    "MDX": _challenge_sdr,
-    "SI-SDR": _si_sdr,
-    "SI-SDRi": _si_sdr_improvement,
-    "bleedless": _bleed,
-    "fullness": _bleed,
+WHOLE: dict[str, Callable[[_Stem], float]] = {
+    "uSDR": lambda stem: _ratio(stem.energy, stem.error) if stem.energy > 0 else math.nan,
+    "MDX": lambda stem: 10 * math.log10((stem.energy + MDX_EPSILON) / (stem.error + MDX_EPSILON)),
+    "SI-SDR": lambda stem: stem.si_sdr,
+    "SI-SDRi": lambda stem: stem.si_sdr - stem.scale_invariant(lambda e, m: m),
+    "bleedless": lambda stem: 100 / (1 + stem.bleed[0]),
+    "fullness": lambda stem: 100 / (1 - stem.bleed[1]),
     "L1freq": _l1_frequency,
     "log-WMSE": _log_wmse,
 }

@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from .._io import model_checksum, write_atomically
-from .engines import Scoring
+from .._io import model_checksum, reporting_write_errors, write_atomically
 from .signals import EvaluationError
+from .track import Scoring
 
 if TYPE_CHECKING:
     from ..separation import Separator
@@ -25,14 +25,7 @@ AUDIO = "audio"
 """The entry of the tracks: ``subset/name`` -> fingerprint."""
 NAMED = 3
 """Tracks that a sentence lists."""
-
-
-class Named(Protocol):
-    """A track that scores are of."""
-
-    @property
-    def name(self) -> str: ...
-    def fingerprint(self) -> str | None: ...
+ADVICE = "Choose another folder, or overwrite them."
 
 
 def settings_of(scoring: Scoring, separator: Separator | None) -> dict[str, Any]:
@@ -50,31 +43,41 @@ def settings_of(scoring: Scoring, separator: Separator | None) -> dict[str, Any]
     }
 
 
-def claim_folder(out: Path, subset: str, tracks: Sequence[Named], settings: Mapping[str, Any], overwrite: bool) -> None:
+def claim_folder(out: Path, audio: Mapping[str, str | None], settings: Mapping[str, Any], overwrite: bool) -> None:
     """Make ``out`` the folder of this evaluation, in which what is scored already is its own.
 
     With ``overwrite`` the tracks' scores are deleted first: whatever happens later, none of another evaluation stays
     that would be taken for one of this.
 
+    Args:
+        audio: ``subset/name`` of each track -> fingerprint; None if it cannot be read.
+
     Raises:
         EvaluationError: for scores there of another model, other settings or other audio, a damaged record, or a folder
             that cannot be written.
     """
-    audio = {f"{subset}/{track.name}": track.fingerprint() for track in tracks}
-    try:
+    with reporting_write_errors(out, EvaluationError, "choose a writable folder"):
         found = _read(out / FILE, overwrite)
+        names = (found.keys() | settings.keys()) - {AUDIO}
+        differing = sorted(name for name in names if found.get(name) != settings.get(name))
+        on_record: dict[str, Any] = {} if differing else found.get(AUDIO, {})
+        scored = [name for name in audio if (out / f"{name}.json").exists()]
         if overwrite:
-            for name in audio:
-                (out / f"{name}.json").unlink(missing_ok=True)
-        else:
-            _check(out, found, settings, audio)
-        same = not _differing(found, settings)
-        on_record = {**(found.get(AUDIO, {}) if same else {}), **audio}
-        known = {name: fingerprint for name, fingerprint in on_record.items() if fingerprint is not None}
+            for name in scored:
+                (out / f"{name}.json").unlink()
+        elif found and differing:
+            raise EvaluationError(f"{out} holds scores of another evaluation ({', '.join(differing)} differ). {ADVICE}")
+        elif unknown := [name for name in scored if name not in on_record]:
+            raise EvaluationError(
+                f"{out} holds scores with no record of the model and audio that they are of ({_listed(unknown)}). {ADVICE}"
+            )
+        elif other := [name for name in scored if on_record[name] != audio[name]]:
+            raise EvaluationError(
+                f"{out} holds scores of other audio under the same names ({_listed(other)}). {ADVICE}"
+            )
+        known = {name: mark for name, mark in {**on_record, **audio}.items() if mark is not None}
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(out / FILE, json.dumps({**settings, AUDIO: known}, indent=2) + "\n")
-    except OSError as error:
-        raise EvaluationError(f"{out} cannot be written ({error}). Choose a writable folder.") from error
 
 
 def _read(path: Path, overwrite: bool) -> dict[str, Any]:
@@ -89,33 +92,7 @@ def _read(path: Path, overwrite: bool) -> dict[str, Any]:
         return found
     if overwrite:
         return {}
-    raise EvaluationError(
-        f"{path} is damaged, so it is not known what the scores there are of. Choose another folder, or overwrite them."
-    )
-
-
-def _differing(found: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
-    return sorted(name for name in (found.keys() | settings.keys()) - {AUDIO} if found.get(name) != settings.get(name))
-
-
-def _check(out: Path, found: Mapping[str, Any], settings: Mapping[str, Any], audio: Mapping[str, str | None]) -> None:
-    if found and (differing := _differing(found, settings)):
-        raise EvaluationError(
-            f"{out} holds scores of another evaluation ({', '.join(differing)} differ). "
-            "Choose another folder, or overwrite them."
-        )
-    on_record = found.get(AUDIO, {})
-    scored = [name for name in audio if (out / f"{name}.json").exists()]
-    if unknown := [name for name in scored if name not in on_record]:
-        raise EvaluationError(
-            f"{out} holds scores with no record of the model and audio that they are of ({_listed(unknown)}). "
-            "Choose another folder, or overwrite them."
-        )
-    if other := [name for name in scored if on_record[name] != audio[name]]:
-        raise EvaluationError(
-            f"{out} holds scores of other audio under the same names ({_listed(other)}). "
-            "Choose another folder, or overwrite them."
-        )
+    raise EvaluationError(f"{path} is damaged, so it is not known what the scores there are of. {ADVICE}")
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from threading import BoundedSemaphore
@@ -17,19 +17,21 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
-from ..errors import MetaTasNetError, OutOfMemoryError
-from ..separation.memory import is_out_of_memory, memory_for
-from .engines import Scoring
+from ..errors import MetaTasNetError
+from ..page import listen_to
+from ..separation.memory import memory_for
 from .record import claim_folder, settings_of
 from .scores import TrackScores
 from .signals import EvaluationError
-from .track import DEFAULT_METRICS
+from .track import DEFAULT_METRICS, Scoring
 from .tracks import AudioTrack, Pair, TrackFiles, open_tracks, pair_tracks
 
 if TYPE_CHECKING:
     from ..separation import Separator
 
 __all__ = ["ScoringRun", "TrackOutcome", "evaluate_tracks", "score"]
+
+PAGES = ("file", "folder")
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,15 @@ class TrackOutcome:
     reading_seconds: float = 0.0
     """Seconds for decoding the track and, if it was separated, for that."""
     scoring_seconds: float = 0.0
+    page: str | None = None
+    """The page to listen to, if one was written."""
 
 
 Report: TypeAlias = Callable[[TrackOutcome, TrackScores | None], object]
+Audio: TypeAlias = tuple[AudioTrack, dict[str, torch.Tensor]]
+"""A track with its references, and the estimates."""
+_Job: TypeAlias = tuple[TrackFiles | Pair, Callable[[], Audio]]
+"""A track, and what gives its audio."""
 
 
 @dataclass
@@ -75,6 +83,7 @@ def score(
     workers: int = 1,
     overwrite: bool = False,
     report: Report | None = None,
+    page: str | None = None,
 ) -> ScoringRun:
     """Score the stems of any separator that lie on disk.
 
@@ -89,6 +98,8 @@ def score(
         workers: tracks scored at once.
         overwrite: score again what is there.
         report: is told of each track as soon as it is through.
+        page: ``file`` to write a page to listen to for each track that is scored, ``out/<subset>/<track>.html``, with the
+            estimates, the references and the scores; ``folder`` to put its sounds into a folder beside it.
 
     Raises:
         EvaluationError: if there are no tracks, no reference has an estimate, or ``out`` holds scores of something else.
@@ -98,8 +109,11 @@ def score(
     if not pairs or (strict and missing):
         name, reason = next(iter(missing.items()))
         raise EvaluationError(f"{name}: {reason}")
-    jobs = [_Job(pair, pair.read) for pair in pairs]
-    return _run(jobs, missing, out, scoring, None, subset or "test", workers, overwrite, report)
+    jobs: list[_Job] = [(pair, pair.read) for pair in pairs]
+    run = _Run(scoring, None if out is None else Path(out), subset or "test", report, page)
+    for name, reason in missing.items():
+        run.conclude(TrackOutcome(name, "failed", reason), None)
+    return run.work(jobs, settings_of(scoring, None), workers, overwrite)
 
 
 def evaluate_tracks(
@@ -112,18 +126,16 @@ def evaluate_tracks(
     workers: int = 1,
     overwrite: bool = False,
     report: Report | None = None,
+    page: str | None = None,
 ) -> ScoringRun:
     """Separate and score tracks; their scores go to ``out/subset/<track>.json``, in museval's format.
 
     Args:
         tracks: from :func:`open_tracks`; those of their stems that the network knows are scored.
         separator: what is evaluated; its mode is part of what the scores are of.
-        out: folder of the scores; None keeps none. What is there from an earlier run with the same model, settings and audio
-            is kept.
         scoring: what is computed; with ``strict`` the first track that fails or has a silent stem ends the run.
-        workers: tracks that are scored at once, beside the one that is read.
         overwrite: evaluate again what is there; the old scores of these tracks are deleted at once.
-        report: is told of each track as soon as it is through.
+        out, subset, workers, report, page: see :func:`score`.
 
     Raises:
         EvaluationError: for scores of another model, other settings or other audio in ``out``; if ``strict``, whatever goes
@@ -131,129 +143,123 @@ def evaluate_tracks(
         OutOfMemoryError: if ``strict`` and memory does not suffice for a track.
     """
     scoring = scoring or Scoring()
-    jobs = [_Job(files, partial(_separated, separator, files)) for files in tracks]
-    return _run(jobs, {}, out, scoring, separator, subset, workers, overwrite, report)
+    jobs: list[_Job] = [(files, partial(_separated, separator, files)) for files in tracks]
+    facts = {"Engine": separator.describe()}
+    run = _Run(scoring, None if out is None else Path(out), subset, report, page, facts)
+    return run.work(jobs, settings_of(scoring, separator), workers, overwrite)
 
 
-@dataclass(frozen=True)
-class _Job:
-    """A track, and what gives its references and estimates."""
-
-    files: TrackFiles | Pair
-    read: Callable[[], tuple[AudioTrack, dict[str, torch.Tensor]]]
-
-
-def _separated(separator: Separator, files: TrackFiles) -> tuple[AudioTrack, dict[str, torch.Tensor]]:
+def _separated(separator: Separator, files: TrackFiles) -> Audio:
     track = files.read()
-    if (
-        len(
-            {
-                signal.shape[-1]
-                for signal in [*track.stems.values(), *([] if track.mixture is None else [track.mixture])]
-            }
-        )
-        > 1
-    ):
+    signals = [*track.stems.values(), *([] if track.mixture is None else [track.mixture])]
+    if len({signal.shape[-1] for signal in signals}) > 1:
         raise EvaluationError(f"The stems of {track.name} differ in length. Check the file.")
-    known = [stem for stem in separator.network.config.instruments if stem in track.stems]
+    instruments = separator.network.config.instruments
+    known = [stem for stem in instruments if stem in track.stems]
     if not known:
         raise EvaluationError(
-            f"{track.name} has the stems {', '.join(track.stems)}; the network separates "
-            f"{', '.join(separator.network.config.instruments)}. Name the files like these."
+            f"{track.name} has the stems {', '.join(track.stems)}; the network separates {', '.join(instruments)}. "
+            "Name the files like these."
         )
-    mixture = torch.stack(list(track.stems.values())).sum(0) if track.mixture is None else track.mixture
-    try:
-        separation = separator.separate(mixture, track.rate)
+    advice = "use fast mode" if separator.mode == "reference" else "score fewer tracks at once"
+    with memory_for(f"separating {track.name}", f"{advice}, or free some"):
+        separation = separator.separate(track.whole, track.rate)
         return track, {name: separation[name].cpu() for name in known}
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        advice = "use fast mode" if separator.mode == "reference" else "score fewer tracks at once"
-        raise OutOfMemoryError(
-            f"Memory does not suffice for separating {track.name}: {advice}, or free some."
-        ) from error
-
-
-def _run(
-    jobs: Sequence[_Job],
-    missing: Mapping[str, str],
-    out: str | os.PathLike[str] | None,
-    scoring: Scoring,
-    separator: Separator | None,
-    subset: str,
-    workers: int,
-    overwrite: bool,
-    report: Report | None,
-) -> ScoringRun:
-    folder = None if out is None else Path(out)
-    if folder is not None:
-        claim_folder(folder, subset, [job.files for job in jobs], settings_of(scoring, separator), overwrite)
-    run = ScoringRun()
-
-    def conclude(outcome: TrackOutcome, scores: TrackScores | None) -> None:
-        run.outcomes.append(outcome)
-        if scores is not None:
-            run.scores.append(scores)
-        if report is not None:
-            report(outcome, scores)
-
-    for name, reason in missing.items():
-        conclude(TrackOutcome(name, "failed", reason), None)
-    slots = BoundedSemaphore(workers + 1)
-    pending: list[Future[tuple[TrackOutcome, TrackScores | None]]] = []
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        for job in jobs:
-            path = None if folder is None else folder / subset / f"{job.files.name}.json"
-            if path is not None and path.exists() and not overwrite:
-                conclude(TrackOutcome(job.files.name, "kept"), TrackScores.read(path))
-                continue
-            slots.acquire()
-            began = time.perf_counter()
-            try:
-                track, estimates = job.read()
-            except MetaTasNetError as error:
-                slots.release()
-                if scoring.strict:
-                    raise
-                conclude(TrackOutcome(job.files.name, "failed", str(error)), None)
-                continue
-            task = _Task(track, estimates, time.perf_counter() - began, scoring, folder, subset)
-            pending.append(pool.submit(task, slots.release))
-            del track, estimates, task
-            while pending and pending[0].done():
-                conclude(*pending.pop(0).result())
-        for future in pending:
-            conclude(*future.result())
-    return run
 
 
 @dataclass
-class _Task:
-    """Scores one track, files the scores, and lets go of the audio."""
+class _Run:
+    """A run under way: its settings, and where its results go."""
 
-    track: AudioTrack | None
-    estimates: dict[str, torch.Tensor]
-    reading_seconds: float
     scoring: Scoring
     out: Path | None
     subset: str
+    report: Report | None
+    page: str | None
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """For the pages."""
+    result: ScoringRun = field(default_factory=ScoringRun)
 
-    def __call__(self, release: Callable[[], object]) -> tuple[TrackOutcome, TrackScores | None]:
-        track = self.track
-        assert track is not None
-        name, seconds, began = track.name, track.seconds, time.perf_counter()
+    def __post_init__(self) -> None:
+        if self.page is not None and (self.page not in PAGES or self.out is None):
+            raise EvaluationError(f"A page is one of {', '.join(PAGES)}, and needs a folder `out`; got {self.page}.")
+
+    def conclude(self, outcome: TrackOutcome, scores: TrackScores | None) -> None:
+        self.result.outcomes.append(outcome)
+        if scores is not None:
+            self.result.scores.append(scores)
+        if self.report is not None:
+            self.report(outcome, scores)
+
+    def work(self, jobs: Sequence[_Job], settings: Mapping[str, object], workers: int, overwrite: bool) -> ScoringRun:
+        """Score every track: the main thread reads, threads score."""
+        if self.out is not None:
+            audio = {f"{self.subset}/{files.name}": files.fingerprint() for files, _ in jobs}
+            claim_folder(self.out, audio, settings, overwrite)
+        slots = BoundedSemaphore(workers + 1)
+        pending: list[Future[tuple[TrackOutcome, TrackScores | None]]] = []
+        with ThreadPoolExecutor(max(1, workers)) as pool:
+            for files, read in jobs:
+                path = None if self.out is None else self.out / self.subset / f"{files.name}.json"
+                if path is not None and path.exists() and not overwrite:
+                    self.conclude(TrackOutcome(files.name, "kept"), TrackScores.read(path))
+                    continue
+                slots.acquire()
+                began = time.perf_counter()
+                try:
+                    audio_and_estimates = read()
+                except MetaTasNetError as error:
+                    slots.release()
+                    if self.scoring.strict:
+                        raise
+                    self.conclude(TrackOutcome(files.name, "failed", str(error)), None)
+                    continue
+                future = pool.submit(self.score, *audio_and_estimates, time.perf_counter() - began)
+                del audio_and_estimates
+                future.add_done_callback(lambda _: slots.release())
+                pending.append(future)
+                while pending and pending[0].done():
+                    self.conclude(*pending.pop(0).result())
+            for future in pending:
+                self.conclude(*future.result())
+        return self.result
+
+    def score(
+        self, track: AudioTrack, estimates: dict[str, torch.Tensor], reading: float
+    ) -> tuple[TrackOutcome, TrackScores | None]:
+        """Score one track and file the scores."""
+        began = time.perf_counter()
         try:
-            with memory_for(f"scoring {name}", "score fewer tracks at once, or free some"):
-                scores = self.scoring(track, self.estimates)
+            with memory_for(f"scoring {track.name}", "score fewer tracks at once, or free some"):
+                scores = self.scoring(track, estimates)
             if self.out is not None:
                 scores.write(self.out, self.subset)
         except MetaTasNetError as error:
             if self.scoring.strict:
                 raise
-            return TrackOutcome(name, "failed", str(error)), None
-        finally:
-            self.track, self.estimates = None, {}
-            del track
-            release()
+            return TrackOutcome(track.name, "failed", str(error)), None
         scoring = time.perf_counter() - began
-        return TrackOutcome(name, "done", None, scores.notes, seconds, self.reading_seconds, scoring), scores
+        outcome = TrackOutcome(track.name, "done", None, scores.notes, track.seconds, reading, scoring)
+        return self.listen(track, estimates, outcome, scores), scores
+
+    def listen(
+        self, track: AudioTrack, estimates: dict[str, torch.Tensor], outcome: TrackOutcome, scores: TrackScores
+    ) -> TrackOutcome:
+        """Write the page of a track, if asked. A failure is a warning: the scores are there."""
+        if self.page is None or self.out is None:
+            return outcome
+        try:
+            page = listen_to(
+                track.whole,
+                estimates,
+                track.name,
+                self.facts,
+                path=self.out / self.subset / f"{track.name}.html",
+                references={stem: track.stems[stem] for stem in estimates},
+                scores={stem: {m: scores.value(stem, m) for m in scores.metrics(stem)} for stem in scores.stems},
+                sample_rate=track.rate,
+                in_files=self.page == "folder",
+            )
+        except MetaTasNetError as error:
+            return replace(outcome, warnings=(*outcome.warnings, f"There is no page to listen to. {error}"))
+        return replace(outcome, page=str(page))

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from decimal import ROUND_HALF_EVEN, Context, Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .._io import write_atomically
+from .._io import reporting_write_errors, write_atomically
 from .bss_eval import METRICS
 from .signals import EvaluationError, SilentSource
 
@@ -28,8 +28,6 @@ MUSEVAL_VERSION = "0.4.1"
 """The museval whose numbers and files these are; it stands in every file."""
 
 _ORDER = ("SDR", "SIR", "SAR", "ISR")
-_QUANTUM = Decimal("0.00001")
-_ROUNDING = Context(prec=28, rounding=ROUND_HALF_EVEN)
 
 
 @dataclass(frozen=True)
@@ -69,39 +67,28 @@ class TrackScores:
 
     def median(self, stem: str, metric: str) -> float:
         """Median over the frames that count, of the numbers as stored; NaN if none does."""
-        return median(float(_quantised(value)) for value in self.targets.get(stem, {}).get(metric, ()))
+        return median(float(_rounded(value)) for value in self.targets.get(stem, {}).get(metric, ()))
 
     def valid_frames(self, stem: str, metric: str) -> int:
-        return sum(not np.isnan(float(_quantised(value))) for value in self.targets.get(stem, {}).get(metric, ()))
+        return sum(not np.isnan(float(_rounded(value))) for value in self.targets.get(stem, {}).get(metric, ()))
 
     def json(self) -> str:
         """The text of the file. Values are rounded to 1e-5 dB, half to even; infinity becomes NaN, as in museval."""
-        targets = [
-            "    {\n"
-            f'      "name": {json.dumps(stem)},\n'
-            f'      "frames": {_list([self._frame(stem, index) for index in range(self.frames(stem))], 6)}\n'
-            "    }"
-            for stem in self.targets
-        ]
-        entries = [f'  "targets": {_list(targets, 2)}', f'  "museval_version": {json.dumps(self.museval_version)}']
-        for name, value in (("track_metrics", self.whole), ("notes", list(self.notes))):
-            if value:
-                entries.append(f'  "{name}": ' + json.dumps(value, indent=2).replace("\n", "\n  "))
-        return "{\n" + ",\n".join(entries) + "\n}"
+        content: dict[str, Any] = {
+            "targets": [
+                {"name": stem, "frames": [self._frame(stem, index) for index in range(self.frames(stem))]}
+                for stem in self.targets
+            ],
+            "museval_version": self.museval_version,
+        }
+        content |= {key: found for key, found in (("track_metrics", self.whole), ("notes", self.notes)) if found}
+        return re.sub(r'"\\u0000(.*?)"', r"\1", json.dumps(content, indent=2))
 
-    def _frame(self, stem: str, index: int) -> str:
+    def _frame(self, stem: str, index: int) -> dict[str, Any]:
         values = self.targets[stem]
-        metrics = ",\n".join(
-            f'            "{metric}": {_quantised(values[metric][index]) if metric in values else "NaN"}'
-            for metric in _ORDER
-        )
-        return (
-            "        {\n"
-            f'          "time": {index * self.hop!r},\n'
-            f'          "duration": {self.window!r},\n'
-            f'          "metrics": {{\n{metrics}\n          }}\n'
-            "        }"
-        )
+        # As strings with a mark: json would write 1.2 for the 1.20000 of museval's files.
+        metrics = {name: "\0" + (_rounded(values[name][index]) if name in values else "NaN") for name in _ORDER}
+        return {"time": index * self.hop, "duration": self.window, "metrics": metrics}
 
     def write(self, folder: str | os.PathLike[str], subset: str = "test") -> Path:
         """Write ``folder/subset/name.json`` whole or not at all, and return its path.
@@ -112,11 +99,9 @@ class TrackScores:
         if self.name != os.path.basename(self.name) or not self.name:
             raise EvaluationError(f"{self.name!r} cannot be a file name. Give the track a name without slashes.")
         path = Path(folder) / subset / f"{self.name}.json"
-        try:
+        with reporting_write_errors(path, EvaluationError):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, self.json())
-        except OSError as error:
-            raise EvaluationError(f"{path} could not be written ({error}). Check the folder and its space.") from error
         return path
 
     @classmethod
@@ -132,22 +117,18 @@ class TrackScores:
 
     @classmethod
     def _parse(cls, name: str, content: dict[str, Any]) -> TrackScores:
-        targets = {}
-        times: list[float] = []
-        durations: list[float] = []
-        for target in content["targets"]:
-            frames = target["frames"]
-            targets[str(target["name"])] = {
-                metric: np.array([float(frame["metrics"][metric]) for frame in frames]) for metric in METRICS
+        targets = {
+            str(target["name"]): {
+                metric: np.array([float(frame["metrics"][metric]) for frame in target["frames"]]) for metric in METRICS
             }
-            times = times or [frame["time"] for frame in frames[:2]]
-            durations = durations or [frame["duration"] for frame in frames[:1]]
-        window = durations[0] if durations else 1.0
-        hop = times[1] - times[0] if len(times) > 1 else window
+            for target in content["targets"]
+        }
+        frames: list[dict[str, Any]] = next((target["frames"] for target in content["targets"] if target["frames"]), [])
+        window = frames[0]["duration"] if frames else 1.0
+        hop = frames[1]["time"] - frames[0]["time"] if len(frames) > 1 else window
         # A metric without a number in any frame was not computed.
         known = [metric for metric in METRICS if any(np.isfinite(values[metric]).any() for values in targets.values())]
-        if known:
-            targets = {stem: {metric: values[metric] for metric in known} for stem, values in targets.items()}
+        targets = {stem: {metric: values[metric] for metric in known or METRICS} for stem, values in targets.items()}
         whole = {
             str(stem): {str(metric): float(value) for metric, value in values.items()}
             for stem, values in content.get("track_metrics", {}).items()
@@ -173,11 +154,5 @@ def median(values: Iterable[float]) -> float:
     return float(np.median(numbers)) if numbers.size else float("nan")
 
 
-def _quantised(value: float) -> Decimal:
-    if not np.isfinite(value):
-        return Decimal("NaN")
-    return Decimal(float(value)).quantize(_QUANTUM, context=_ROUNDING)
-
-
-def _list(items: Sequence[str], indent: int) -> str:
-    return "[\n" + ",\n".join(items) + "\n" + " " * indent + "]" if items else "[]"
+def _rounded(value: float) -> str:
+    return f"{value:.5f}" if np.isfinite(value) else "NaN"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .bss_eval import METRICS
 from .scores import TrackScores, median
 from .signals import EvaluationError
 
@@ -35,6 +36,20 @@ class Summary:
     valid_frames: int
     """Frames that count, of a metric by frames."""
     frames: int
+    by_frames: bool = False
+
+    @property
+    def number(self) -> float:
+        """Return the number that is usually printed: the median of BSSEval, the mean of a metric of whole tracks."""
+        return self.median if self.by_frames else self.mean
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return self.median_interval if self.by_frames else self.mean_interval
+
+
+_UNKNOWN = (float("nan"), float("nan"))
+NOTHING = Summary(float("nan"), _UNKNOWN, float("nan"), _UNKNOWN, 0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -74,6 +89,7 @@ def summarise(tracks: Iterable[TrackScores]) -> dict[str, dict[str, Summary]]:
                 len(values),
                 sum(track.valid_frames(stem, metric) for track in having),
                 sum(track.frames(stem) for track in having),
+                metric in METRICS,
             )
     return result
 
@@ -86,15 +102,14 @@ def compare(first: Sequence[TrackScores], second: Sequence[TrackScores], extreme
     """
     others = {track.name: track for track in second}
     pairs = [(track, others[track.name]) for track in first if track.name in others]
-    result = []
-    stems = dict.fromkeys(stem for a, b in pairs for stem in a.stems if stem in b.stems)
-    for stem in stems:
-        both = [(a, b) for a, b in pairs if stem in a.stems and stem in b.stems]
-        for metric in dict.fromkeys(m for a, b in both for m in a.metrics(stem) if m in b.metrics(stem)):
-            values = {a.name: (a.value(stem, metric), b.value(stem, metric)) for a, b in both}
-            values = {name: pair for name, pair in values.items() if np.isfinite(pair).all()}
-            if values:
-                result.append(_comparison(stem, metric, values, extremes))
+    values: dict[tuple[str, str], dict[str, tuple[float, float]]] = {}
+    for a, b in pairs:
+        for stem in a.stems:
+            for metric in a.metrics(stem):
+                pair = a.value(stem, metric), b.value(stem, metric)
+                if np.isfinite(pair).all():
+                    values.setdefault((stem, metric), {})[a.name] = pair
+    result = [_comparison(stem, metric, by_track, extremes) for (stem, metric), by_track in values.items()]
     if not result:
         raise EvaluationError(
             f"The {len(first)} tracks of the first scores and the {len(second)} of the second have no track with scores in "
@@ -128,7 +143,7 @@ def _mean(values: NDArray[np.float64]) -> float:
 def _interval(values: NDArray[np.float64], what: str) -> tuple[float, float]:
     """The interval of a bootstrap; of one track only, unknown."""
     if len(values) < 2 or not np.isfinite(values).all():
-        return float("nan"), float("nan")
+        return _UNKNOWN
     drawn = values[np.random.default_rng(0).integers(0, len(values), (DRAWS, len(values)))]
     statistic = np.median(drawn, axis=1) if what == "median" else drawn.mean(axis=1)
     low, high = np.quantile(statistic, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])

@@ -1,26 +1,26 @@
-"""Scores as tables: in a terminal beside the published rows, in LaTeX, and as rows for CSV, Parquet and pandas."""
+"""Scores as tables: in a terminal beside the published rows, in LaTeX, as rows for CSV, Parquet and pandas; and as boxplots."""
 
 from __future__ import annotations
 
 import csv
 import io
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .._extras import require
-from .._io import write_atomically
+from .._io import reporting_write_errors, write_atomically
 from .bss_eval import METRICS
 from .scores import TrackScores
 from .signals import EvaluationError
-from .statistics import Comparison, Summary, summarise
-from .track import OWN_SILENCE, REGULARISED
+from .statistics import NOTHING, Comparison, Summary, summarise
+from .track import ALL_METRICS, OWN_SILENCE, REGULARISED
 
 __all__ = [
-    "PUBLISHED", "STEMS", "caveats", "comparison_table", "latex_table", "score_rows", "score_table", "write_rows"
+    "PUBLISHED", "caveats", "comparison_table", "latex_table", "plot_scores", "score_rows", "score_table", "write_rows"
 ]  # fmt: skip
 
 STEMS = ("drums", "bass", "other", "vocals")
@@ -55,8 +55,7 @@ _NAME, _COLUMN = 34, 9
 
 def score_table(tracks: Sequence[TrackScores], title: str = "this run") -> str:
     """Published SDR rows if the stems are MUSDB18's, then the scores of `tracks`, with every reason not to compare them."""
-    summaries = summarise(tracks)
-    stems = _ordered(summaries)
+    stems, metrics, summary = _summaries(tracks)
     lines = ["BSSEval v4 in dB: median over one-second frames, then median over tracks", ""]
     if set(STEMS) <= set(stems):
         lines += [
@@ -66,45 +65,37 @@ def score_table(tracks: Sequence[TrackScores], title: str = "this run") -> str:
             "",
         ]
     lines.append(_row(f"MEASURED HERE: {title}", [*stems, "mean"]))
-    for metric in _metrics(summaries):
-        lines.append(
-            _row(f"  {metric}{'' if metric in METRICS else ', mean over tracks'}", _cells(summaries, stems, metric))
-        )
+    for metric in metrics:
+        found = [summary(stem, metric) for stem in stems]
+        name = metric if metric in METRICS else f"{metric}, mean over tracks"
+        lines.append(_row(f"  {name}", _numbers(_with_mean(stems, found))))
         if len(tracks) > 1 and metric in ("SDR", "uSDR"):
-            lines.append(
-                _row("    95 % of bootstraps over tracks", [_interval(summaries, stem, metric) for stem in stems])
-            )
-    lines += [
-        _row("  tracks that count", [_count(summaries, stem, "tracks") for stem in stems]),
-        _row("  frames that count", [_count(summaries, stem, "valid_frames") for stem in stems]),
-        _row("  frames in all", [_count(summaries, stem, "frames") for stem in stems]),
-        f"  {len(tracks)} tracks",
-    ]
+            cells = ["-" if np.isnan(s.interval[0]) else f"{s.interval[0]:.1f}..{s.interval[1]:.1f}" for s in found]
+            lines.append(_row("    95 % of bootstraps over tracks", cells))
+    for name, field in (
+        ("tracks that count", "tracks"),
+        ("frames that count", "valid_frames"),
+        ("frames in all", "frames"),
+    ):
+        largest = [max(getattr(summary(stem, metric), field) for metric in metrics) for stem in stems]
+        lines.append(_row(f"  {name}", list(map(str, largest))))
     warnings = caveats(tracks)
-    return "\n".join([*lines, *([""] if warnings else []), *warnings, ""])
+    return "\n".join([*lines, f"  {len(tracks)} tracks", *([""] if warnings else []), *warnings, ""])
 
 
 def latex_table(tracks: Sequence[TrackScores], title: str = "this run") -> str:
     """A ``tabular`` with a row for each metric and a column for each stem; it needs the package booktabs."""
-    summaries = summarise(tracks)
-    stems = _ordered(summaries)
-    rows = [
-        " & ".join([_escaped(metric), *_cells(summaries, stems, metric, "--")]) + r" \\"
-        for metric in _metrics(summaries)
-    ]
-    return "\n".join(
-        [
-            f"% {title}: {len(tracks)} tracks",
-            rf"\begin{{tabular}}{{l{'r' * (len(stems) + 1)}}}",
-            r"\toprule",
-            " & ".join(["metric", *map(_escaped, stems), "mean"]) + r" \\",
-            r"\midrule",
-            *rows,
-            r"\bottomrule",
-            r"\end{tabular}",
-            "",
+    stems, metrics, summary = _summaries(tracks)
+    head, *rows = (
+        " & ".join([_escaped(name), *cells]) + r" \\"
+        for name, cells in [
+            ("metric", [*map(_escaped, stems), "mean"]),
+            *((m, _numbers(_with_mean(stems, [summary(stem, m) for stem in stems]), "--")) for m in metrics),
         ]
     )
+    columns = rf"\begin{{tabular}}{{l{'r' * (len(stems) + 1)}}}"
+    top = [f"% {title}: {len(tracks)} tracks", columns, r"\toprule", head, r"\midrule"]
+    return "\n".join([*top, *rows, r"\bottomrule", r"\end{tabular}", ""])
 
 
 def comparison_table(comparisons: Sequence[Comparison], names: tuple[str, str]) -> str:
@@ -151,20 +142,80 @@ def write_rows(tracks: Sequence[TrackScores], path: str | os.PathLike[str]) -> P
     }
     if path.suffix not in writers:
         raise EvaluationError(f"Scores cannot be written as {path.name}. Choose one of {', '.join(writers)}.")
-    try:
+    with reporting_write_errors(path, EvaluationError, "choose a writable folder"):
         write_atomically(path, writers[path.suffix]())
-    except OSError as error:
-        raise EvaluationError(f"{path} cannot be written ({error}). Choose a writable folder.") from error
+    return path
+
+
+def plot_scores(
+    tracks: Sequence[TrackScores],
+    path: str | os.PathLike[str],
+    *,
+    title: str = "scores",
+    metrics: Sequence[str] = ALL_METRICS,
+) -> Path:
+    """Draw the tracks' numbers, medians over frames for BSSEval, and write the image (format by the suffix of `path`).
+
+    A box spans the quartiles over tracks, its line is the median that tables print, each dot is one track. Tracks
+    without a frame that counts are left out and counted below the stem. Raises :class:`MissingDependencyError`
+    without matplotlib, :class:`EvaluationError` for no tracks, or none with one of `metrics`.
+    """
+    FigureCanvasAgg = require("matplotlib.backends.backend_agg", "A plot").FigureCanvasAgg
+    Figure = require("matplotlib.figure", "A plot").Figure
+    metrics = [
+        metric for metric in metrics if any(metric in track.metrics(stem) for track in tracks for stem in track.stems)
+    ]
+    if not tracks or not metrics:
+        raise EvaluationError(f"There is nothing to plot: {len(tracks)} tracks, and none has one of these metrics.")
+
+    stems = _in_order(sorted({stem for track in tracks for stem in track.stems}))
+    figure = Figure(figsize=(max(2.6, 0.75 * len(stems)) * len(metrics) + 0.6, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(metrics), squeeze=False)[0]
+    for panel, metric in zip(panels, metrics, strict=True):
+        values = {stem: [track.value(stem, metric) for track in tracks if stem in track.stems] for stem in stems}
+        counted = {stem: [value for value in values[stem] if value == value] for stem in stems}
+        panel.boxplot(list(counted.values()), widths=0.6, showfliers=False, medianprops={"color": "black"})
+        for position, dots in enumerate(counted.values(), start=1):
+            panel.plot([position] * len(dots), dots, "o", color="tab:blue", alpha=0.4, markersize=3)
+        panel.set_title(metric)
+        panel.set_ylabel("points of 100" if metric in ("bleedless", "fullness", "L1freq") else "dB")
+        void = {stem: len(values[stem]) - len(counted[stem]) for stem in stems}
+        labels = [f"{stem}\n({count} void)" if count else stem for stem, count in void.items()]
+        panel.set_xticks(range(1, len(stems) + 1), labels)
+        panel.tick_params(axis="x", labelsize="small")
+        panel.grid(axis="y", alpha=0.3)
+    figure.suptitle(f"{title}: {len(tracks)} tracks")
+    notes = caveats(tracks)
+    if notes:
+        figure.supxlabel("\n".join(notes), fontsize="x-small", wrap=True)
+    path = Path(path)
+    try:
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as error:
+        raise EvaluationError(f"{path} cannot be written ({error}). Check the folder and the suffix.") from error
     return path
 
 
 def caveats(tracks: Sequence[TrackScores]) -> list[str]:
     """Sentences that say why these scores may not be set beside published ones; none for a full evaluation."""
-    sentences = []
-    frames = [max((track.frames(stem) for stem in track.targets), default=0) for track in tracks]
-    if set(STEMS) <= {stem for track in tracks for stem in track.targets}:
-        sentences += _not_comparable(tracks, frames)
-    if any("accompaniment" in track.targets for track in tracks):
+    stems = {stem for track in tracks for stem in track.targets}
+    lengths = [max((track.frames(stem) for stem in track.targets), default=0) for track in tracks]
+    reasons = []
+    if not lengths or np.median(lengths) < _SHORT_FRAMES:
+        seconds = np.median([count * track.hop for count, track in zip(lengths, tracks, strict=True)] or [0])
+        reasons.append(
+            f"these are excerpts (half of them of {seconds:.0f} seconds or less), such as the 7-second excerpts of MUSDB18. "
+            "Published scores are those of full tracks."
+        )
+    elif len(tracks) != _TEST_TRACKS:
+        reasons.append(f"{len(tracks)} tracks were scored, and the test set of MUSDB18 has {_TEST_TRACKS}.")
+    if any((track.window, track.hop) != (1, 1) for track in tracks):
+        reasons.append("frames are not one second long and one second apart.")
+    if any(note in (REGULARISED, OWN_SILENCE) for track in tracks for note in track.notes):
+        reasons.append("another rule of silence, or a regularised solve.")
+    sentences = [f"NOT COMPARABLE WITH THE PUBLISHED ROWS: {why}" for why in reasons] if set(STEMS) <= stems else []
+    if "accompaniment" in stems:
         sentences.append(
             "Vocals were scored against the accompaniment, not against the three other stems: more frames count than "
             "in a four-stem evaluation (silence in one instrument no longer voids a frame), which moves the median."
@@ -177,61 +228,24 @@ def caveats(tracks: Sequence[TrackScores]) -> list[str]:
     return sentences
 
 
-def _not_comparable(tracks: Sequence[TrackScores], frames: Sequence[int]) -> list[str]:
-    sentences = []
-    if not frames or np.median(frames) < _SHORT_FRAMES:
-        seconds = float(np.median([count * track.hop for count, track in zip(frames, tracks, strict=True)] or [0]))
-        sentences.append(
-            f"NOT COMPARABLE WITH THE PUBLISHED ROWS: these are excerpts (half of them of {seconds:.0f} seconds or "
-            "less), such as the 7-second excerpts of MUSDB18. Published scores are those of full tracks."
-        )
-    elif len(tracks) != _TEST_TRACKS:
-        sentences.append(
-            f"NOT COMPARABLE WITH THE PUBLISHED ROWS: {len(tracks)} tracks were scored, and the test set of MUSDB18 "
-            f"has {_TEST_TRACKS}."
-        )
-    if any((track.window, track.hop) != (1, 1) for track in tracks):
-        sentences.append("NOT COMPARABLE WITH THE PUBLISHED ROWS: frames are not one second long and one second apart.")
-    if any(note in (REGULARISED, OWN_SILENCE) for track in tracks for note in track.notes):
-        sentences.append("NOT COMPARABLE WITH THE PUBLISHED ROWS: another rule of silence, or a regularised solve.")
-    return sentences
+def _summaries(tracks: Sequence[TrackScores]) -> tuple[list[str], list[str], Callable[[str, str], Summary]]:
+    """Stems in the order of tables, metrics, and what gives the summary of a stem and a metric."""
+    found = summarise(tracks)
+    metrics = list(dict.fromkeys(metric for by_metric in found.values() for metric in by_metric))
+    return _in_order(found), metrics, lambda stem, metric: found[stem].get(metric, NOTHING)
 
 
-def _ordered(summaries: Mapping[str, Mapping[str, Summary]]) -> list[str]:
-    known = [stem for stem in STEMS if stem in summaries]
-    return [*known, *(stem for stem in summaries if stem not in STEMS)]
+def _in_order(stems: Iterable[str]) -> list[str]:
+    """MUSDB18's stems first, then the others as they come."""
+    found = list(stems)
+    return list(dict.fromkeys(stem for stem in (*STEMS, *found) if stem in found))
 
 
-def _metrics(summaries: Mapping[str, Mapping[str, Summary]]) -> list[str]:
-    return list(dict.fromkeys(metric for by_metric in summaries.values() for metric in by_metric))
-
-
-def _number(summaries: Mapping[str, Mapping[str, Summary]], stem: str, metric: str) -> float:
-    """Return the number that is usually printed: the median of BSSEval, the mean of a metric of whole tracks."""
-    summary = summaries[stem].get(metric)
-    if summary is None:
-        return float("nan")
-    return summary.median if metric in METRICS else summary.mean
-
-
-def _cells(
-    summaries: Mapping[str, Mapping[str, Summary]], stems: Sequence[str], metric: str, missing: str = "-"
-) -> list[str]:
-    values = [_number(summaries, stem, metric) for stem in stems]
-    main = [value for stem, value in zip(stems, values, strict=True) if stem in STEMS] or values
-    return _numbers([*values, float(np.mean(main))], missing)
-
-
-def _interval(summaries: Mapping[str, Mapping[str, Summary]], stem: str, metric: str) -> str:
-    summary = summaries[stem].get(metric)
-    if summary is None:
-        return "-"
-    low, high = summary.median_interval if metric in METRICS else summary.mean_interval
-    return "-" if np.isnan(low) else f"{low:.1f}..{high:.1f}"
-
-
-def _count(summaries: Mapping[str, Mapping[str, Summary]], stem: str, field: str) -> str:
-    return str(max((getattr(summary, field) for summary in summaries[stem].values()), default=0))
+def _with_mean(stems: Sequence[str], summaries: Sequence[Summary]) -> list[float]:
+    """The numbers of the stems and their mean: that of MUSDB18's stems, if there are some."""
+    values = [summary.number for summary in summaries]
+    main = [value for stem, value in zip(stems, values, strict=True) if stem in STEMS]
+    return [*values, float(np.mean(main or values))]
 
 
 def _numbers(values: Sequence[float], missing: str = "-") -> list[str]:

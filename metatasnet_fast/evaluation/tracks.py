@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -23,7 +23,7 @@ from ..errors import OutOfMemoryError
 from ..separation.memory import memory_for
 from .signals import EvaluationError
 
-__all__ = ["AudioTrack", "Pair", "TrackFiles", "open_tracks", "pair_tracks"]
+__all__ = ["AudioTrack", "Pair", "TrackFiles", "mixture_of", "open_tracks", "pair_tracks"]
 
 STEM_MP4 = ".stem.mp4"
 MUSDB_TRACKS = ("mixture", "drums", "bass", "other", "vocals")
@@ -47,9 +47,20 @@ class AudioTrack:
     mixture: torch.Tensor | None = None
 
     @property
+    def whole(self) -> torch.Tensor:
+        """Return the mixture, or the sum of the stems where there is none."""
+        return mixture_of(self.stems) if self.mixture is None else self.mixture
+
+    @property
     def seconds(self) -> float:
         signals = [*self.stems.values(), *([] if self.mixture is None else [self.mixture])]
         return max(signal.shape[-1] for signal in signals) / self.rate
+
+
+def mixture_of(stems: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Return the sum of the stems, without those that are sums of others."""
+    parts = [stem for name, stem in stems.items() if name not in ("accompaniment", "linear_mixture")]
+    return torch.stack(parts or list(stems.values())).sum(0)
 
 
 @dataclass(frozen=True)

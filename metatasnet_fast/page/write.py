@@ -15,10 +15,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeAlias
 from urllib.parse import quote
 
 from torch import Tensor
+from torch.nn import functional
 
 from .. import __version__
 from .._extras import require
@@ -29,6 +31,9 @@ from .png import encode_png
 from .spectrogram import RANGE_DB, Axis, levels
 
 __all__ = ["Listening", "listen_to", "write_page"]
+
+Sound: TypeAlias = str | os.PathLike[str] | Tensor
+"""A file, or a signal (channels, samples)."""
 
 ROWS, COLUMNS = 180, 1000
 MOST_COLUMNS = 8000
@@ -47,6 +52,8 @@ class Listening:
     note: str = ""
     references: Mapping[str, Tensor] = field(default_factory=dict)
     """True stems by name, to switch to and compare."""
+    scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """``scores[stem][metric]``, shown beside the stem; BSSEval's, SI-SDR's and log-WMSE's in dB, others of 100."""
     files: Mapping[str, str] = field(default_factory=dict)
     """Relative addresses of the signals' own files, to save; by default what the page plays is saved."""
 
@@ -87,6 +94,7 @@ def write_page(listening: Listening, path: Path, *, in_files: bool = False) -> N
                 "label": name[:1].upper() + name[1:],
                 "original": name == mixture,
                 "remark": "as it is" if name == mixture else _decibels(relative),
+                "scores": [(metric, _number(value)) for metric, value in listening.scores.get(name, {}).items()],
                 "key": str(number) if 1 <= number <= 9 else "",
                 "reference": "reference" in data,
                 "picture": _data("image/png", encode_png(pictures[name])),
@@ -119,32 +127,60 @@ def write_page(listening: Listening, path: Path, *, in_files: bool = False) -> N
 
 
 def listen_to(
-    recording: str | os.PathLike[str],
-    stems: Mapping[str, Path],
+    recording: Sound,
+    stems: Mapping[str, Sound],
     title: str,
-    facts: Mapping[str, str],
+    facts: Mapping[str, str] = MappingProxyType({}),
     *,
+    path: Path | None = None,
+    references: Mapping[str, Sound] = MappingProxyType({}),
+    scores: Mapping[str, Mapping[str, float]] = MappingProxyType({}),
+    sample_rate: int | None = None,
     in_files: bool = False,
     track: int | None = None,
 ) -> Path:
-    """Write the page of a recording and its stems on disk, ``<title>.html`` beside the first stem, and return its path.
+    """Write the page of a recording and its stems, and return its path.
 
     Args:
-        recording: file; ``track`` is the number of the audio track in it, None for its default.
-        stems: file of each stem.
-        facts, in_files: see :class:`Listening` and :func:`write_page`.
+        recording: file, or (channels, samples); ``track`` is the number of the audio track in a file, None for its default.
+        stems: file or signal of each stem; the page saves files as they are, and signals as MP3.
+        path: of the page; by default ``<title>.html`` beside the first stem's file.
+        references: file or signal of the true stem, for stems that have one.
+        sample_rate: of the signals in Hz; not needed if the recording is a file.
+        facts, scores, in_files: see :class:`Listening` and :func:`write_page`.
 
     Raises:
         AudioReadError: if a file cannot be read.
         OutputError: if the page cannot be written.
     """
-    mixture = read_audio(recording, track=track, partial=True)
-    signals = {"recording": mixture.samples, **{stem: read_audio(path).samples for stem, path in stems.items()}}
-    page = next(iter(stems.values())).parent / f"{title}.html"
-    files = {stem: os.path.relpath(path, page.parent) for stem, path in stems.items()}
-    note = f"Made by metatasnet-fast {__version__}."
-    write_page(Listening(signals, mixture.sample_rate, title, facts, note, files=files), page, in_files=in_files)
-    return page
+    if isinstance(recording, Tensor):
+        mixture = recording
+    else:
+        found = read_audio(recording, track=track, partial=True)
+        mixture, sample_rate = found.samples, found.sample_rate
+    on_disk = {stem: Path(sound) for stem, sound in stems.items() if not isinstance(sound, Tensor)}
+    if path is None and on_disk:
+        path = next(iter(on_disk.values())).parent / f"{title}.html"
+    if path is None or sample_rate is None:
+        raise OutputError("Signals in memory need the path of the page and their sample rate. Give both.")
+    listening = Listening(
+        {"recording": mixture, **{stem: _samples(sound, mixture) for stem, sound in stems.items()}},
+        sample_rate,
+        title,
+        facts,
+        f"Made by metatasnet-fast {__version__}.",
+        {stem: _samples(sound, mixture) for stem, sound in references.items()},
+        scores,
+        {stem: os.path.relpath(file, path.parent) for stem, file in on_disk.items()},
+    )
+    write_page(listening, path, in_files=in_files)
+    return path
+
+
+def _samples(sound: Sound, recording: Tensor) -> Tensor:
+    """(channels, samples) of a file or signal, cut or padded with zeros to the length of the recording."""
+    samples = sound if isinstance(sound, Tensor) else read_audio(sound).samples
+    return functional.pad(samples, (0, recording.shape[-1] - samples.shape[-1]))
 
 
 def _template() -> Any:
@@ -162,6 +198,10 @@ def _markup(text: str) -> Any:
 
 def _decibels(value: float) -> str:
     return f"{value:+.1f} dB".replace("-", "\N{MINUS SIGN}") if math.isfinite(value) else "silent"
+
+
+def _number(value: float) -> str:
+    return f"{value:.2f}".replace("-", "\N{MINUS SIGN}") if math.isfinite(value) else "none"
 
 
 def _level(signal: Tensor) -> float:

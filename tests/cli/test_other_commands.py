@@ -132,6 +132,20 @@ def test_half_is_about_half_as_large(command: Command, model: Path) -> None:
     assert Path("half/model.safetensors").stat().st_size < 0.75 * (model / "model.safetensors").stat().st_size
 
 
+def test_convert_prints_an_object(command: Command, model: Path) -> None:
+    (entry,) = command("convert", model, "folder", "--json").entries
+    files = ["folder/config.json", "folder/model.safetensors"]
+    assert entry == {"target": "folder", "files": files, "bytes": sum(Path(file).stat().st_size for file in files)}
+    (entry,) = command("convert", "folder", "x.pt", "--json").entries
+    assert entry == {"target": "x.pt", "files": ["x.pt"], "bytes": Path("x.pt").stat().st_size}
+
+
+def test_export_prints_an_object(command: Command, model: Path) -> None:
+    (entry,) = command("export", model, "network.pt2", "--json").entries
+    size = Path("network.pt2").stat().st_size
+    assert entry == {"target": "network.pt2", "format": "pt2", "backend": "reference", "bytes": size}
+
+
 def test_convert_refuses_in_one_sentence(command: Command, model: Path, song: Path) -> None:
     assert command("convert", model, "x").code == 0
     for source, target, options, says in [

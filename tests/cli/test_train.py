@@ -55,7 +55,7 @@ def test_a_run_is_trained_continued_and_drawn(command: Command, cache: Path, con
     assert replayed.code == 0
     drawn = command("plot", "run")
     assert drawn.code == 0 and (tmp_path / "run" / "run.png").read_bytes().startswith(b"\x89PNG")
-    assert command("plot", "run", "-o", "run.svg").code == 0
+    assert command("plot", "run", "-o", "run.svg", "--json").entries == [{"run": "run", "image": "run.svg"}]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])

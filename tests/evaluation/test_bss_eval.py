@@ -23,9 +23,10 @@ from metatasnet_fast.evaluation import (
     SilentSourceError,
     SilentSourceWarning,
     bss_eval,
-    windows,
+    filters,
 )
-from metatasnet_fast.evaluation.windows import fft_length, frame_slices
+from metatasnet_fast.evaluation.bss_eval import frame_slices
+from metatasnet_fast.evaluation.filters import fft_length
 from tests.museval_oracle import museval_module
 
 Array = NDArray[np.float64]
@@ -232,10 +233,12 @@ def test_a_perfect_estimate_has_infinite_sdr() -> None:
 def test_the_size_of_a_batch_of_windows_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     references, estimates = separated(30_000)
     whole = bss_eval(references, estimates, **SMALL)
-    monkeypatch.setattr(windows, "_BYTES_PER_BATCH", 1)
-    single = bss_eval(references, estimates, **SMALL)
-    for metric in METRICS:
-        np.testing.assert_allclose(single[metric], whole[metric], rtol=0, atol=1e-11)
+    for windows, blocks in ((1, 1), (filters._BYTES_PER_BATCH["cuda"], filters._BLOCKS_AT_ONCE["cuda"])):
+        monkeypatch.setitem(filters._BYTES_PER_BATCH, "cpu", windows)
+        monkeypatch.setitem(filters._BLOCKS_AT_ONCE, "cpu", blocks)
+        other = bss_eval(references, estimates, **SMALL)
+        for metric in METRICS:
+            np.testing.assert_allclose(other[metric], whole[metric], rtol=0, atol=1e-11)
 
 
 @settings(deadline=None, max_examples=10)

@@ -19,8 +19,8 @@ from metatasnet_fast.audio import read_audio
 from metatasnet_fast.cli.main import main
 from metatasnet_fast.errors import MetaTasNetError, OutOfMemoryError
 from metatasnet_fast.evaluation import METRICS, Scoring, TrackScores, evaluate_track, tracks
-from metatasnet_fast.evaluation.engines import ENGINES
 from metatasnet_fast.evaluation.runner import evaluate_tracks
+from metatasnet_fast.evaluation.track import ENGINES
 from metatasnet_fast.evaluation.tracks import open_tracks
 from tests.museval_oracle import museval_module
 from tests.recorded_track import decode_here
@@ -38,6 +38,15 @@ def test_scores_are_those_of_the_separated_stems(musdb_root: Path, model: Path, 
     estimates = dict(separator.separate(track.mixture, RATE).items())
     expected = evaluate_track(track.stems, estimates, name="B - Two", metrics=["SDR"])
     assert (tmp_path / "out" / "test" / "B - Two.json").read_text() == expected.json()
+
+
+def test_a_page_plays_what_was_separated_beside_the_true_stems(musdb_root: Path, model: Path, tmp_path: Path) -> None:
+    separator, tracks = Separator(model, "cpu"), open_tracks(musdb_root, "test")[:1]
+    run = evaluate_tracks(tracks, separator, tmp_path / "out", Scoring(("SDR",)), page="file")
+    text = (tmp_path / "out" / "test" / f"{tracks[0].name}.html").read_text("utf-8")
+    assert run.outcomes[0].page is not None and not run.outcomes[0].warnings
+    assert text.count('data-do="reference"') == len(STEMS) and text.count("<dt>SDR</dt>") == len(STEMS)
+    assert f"<dt>Engine</dt><dd>{separator.describe()}</dd>" in text
 
 
 def test_a_second_run_does_only_what_is_missing(musdb_root: Path, model: Path, tmp_path: Path) -> None:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from metatasnet_fast.cli.main import main
 from metatasnet_fast.evaluation import (
     EvaluationError,
+    ScoringRun,
     TrackScores,
     compare,
     evaluate_track,
@@ -191,6 +194,69 @@ def test_the_command_prints_a_table_and_writes_all_numbers(
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["status"] for line in lines] == ["kept", "kept"]
     assert isinstance(lines[0]["scores"]["viola"]["uSDR"], float)
+
+
+def test_scores_are_computed_on_the_device_that_is_asked_for(
+    two_tracks: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: set[str] = set()
+
+    def stand_in(references: Any, estimates: Any, *, name: str, mixture: Any, **options: Any) -> TrackScores:
+        found.update(signal.device.type for side in (references, estimates) for signal in side.values())
+        return TrackScores(name, {})
+
+    monkeypatch.setattr("metatasnet_fast.evaluation.track.evaluate_track", stand_in)
+    score(*two_tracks, device="meta")  # torch's device without memory stands for a GPU
+    assert found == {"meta"}
+
+
+def test_a_gpu_is_chosen_where_there_is_one_and_refused_where_there_is_none(
+    two_tracks: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[str] = []
+
+    def stand_in(*_: Any, device: str, **options: Any) -> ScoringRun:
+        asked.append(device)
+        return ScoringRun()
+
+    argv = ["score", *map(str, two_tracks), "-o", str(tmp_path / "out")]
+    with monkeypatch.context() as patch:
+        patch.setattr("metatasnet_fast.evaluation.score", stand_in)
+        for there in (True, False):
+            patch.setattr(torch.cuda, "is_available", lambda there=there: there)
+            assert main(argv) == 0
+    assert asked == ["cuda", "cpu"]
+    assert main([*argv, "--device", "gpu"]) == 2
+    assert "The device gpu cannot be used" in capsys.readouterr().err
+
+
+def test_a_page_shows_each_estimate_beside_its_reference_and_scores(
+    two_tracks: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["score", *map(str, two_tracks), "-o", str(tmp_path / "out"), "--metrics", "SDR,uSDR"]
+    assert main([*argv, "--page-files", "--json"]) == 0
+    line, _ = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    page = tmp_path / "out" / "test" / f"{line['name']}.html"
+    assert line["page"] == str(page) and not line["warnings"]
+    text = page.read_text("utf-8")
+    assert re.findall('data-track="(.*?)"', text) == ["recording", "cello", "viola", "violin"]
+    assert text.count('data-do="reference"') == 3
+    assert f"<dt>uSDR</dt><dd>{line['scores']['viola']['uSDR']:.2f}</dd>" in text
+    assert len(list((page.parent / f"{page.stem}-sounds").iterdir())) == 1 + 2 * 3
+    page.unlink()
+    assert main([*argv, "--page"]) == 0 and not page.exists()  # kept: nothing is read again
+    assert main([*argv, "--page", "--overwrite"]) == 0 and page.stat().st_size > len(text)
+
+
+def test_a_page_that_cannot_be_written_costs_no_scores(two_tracks: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "out" / "test" / "One.html").mkdir(parents=True)
+    run = score(*two_tracks, out=tmp_path / "out", metrics=["SDR"], page="file")
+    one, two = sorted(run.outcomes, key=lambda outcome: outcome.name)
+    assert (one.status, two.status) == ("done", "done")
+    assert one.page is None and "no page to listen to" in one.warnings[0] and two.page is not None
+    for wrong, out in (("file", None), ("paper", tmp_path / "other")):
+        with pytest.raises(EvaluationError, match="A page is one of file, folder"):
+            score(*two_tracks, out=out, page=wrong)
 
 
 def test_parquet_and_pandas_hold_the_same_rows(two_tracks: tuple[Path, Path], tmp_path: Path) -> None:

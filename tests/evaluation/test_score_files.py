@@ -194,7 +194,7 @@ def test_an_empty_folder_and_an_impossible_name_are_errors(tmp_path: Path) -> No
     with pytest.raises(EvaluationError, match="slashes"):
         TrackScores("a/b", {}).write(tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(EvaluationError, match="could not be written"):
+    with pytest.raises(EvaluationError, match="cannot be written"):
         TrackScores("a", {}).write(tmp_path / "file")
 
 
@@ -209,7 +209,7 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: p
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(EvaluationError, match="No space left"):
+    with pytest.raises(EvaluationError, match="no space left on the disk"):
         random_track("track", frames=2, seed=0).write(tmp_path)
     assert os.listdir(tmp_path / "test") == []
 
@@ -266,5 +266,5 @@ def test_boxplots_come_out_as_an_image(tmp_path: Path) -> None:
     assert path.read_bytes().startswith(b"\x89PNG")
     with pytest.raises(EvaluationError, match="nothing to plot"):
         plot_scores([], path)
-    with pytest.raises(EvaluationError, match="could not be written"):
+    with pytest.raises(EvaluationError, match="cannot be written"):
         plot_scores(tracks, tmp_path / "scores.nonsense")

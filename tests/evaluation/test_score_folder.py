@@ -132,7 +132,7 @@ def test_a_record_that_cannot_be_written_leaves_the_old_one_whole(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", full)
-        with pytest.raises(EvaluationError, match="No space left"):
+        with pytest.raises(EvaluationError, match="no space left on the disk"):
             evaluate(musdb_root, separator, out, tracks=1, overwrite=True)
     assert (out / "evaluation.json").read_text() == before
     assert sorted(os.listdir(out)) == ["evaluation.json", "test"]

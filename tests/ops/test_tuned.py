@@ -181,6 +181,18 @@ def test_time_that_runs_out_and_a_failure_leave_what_was_measured(
     assert main(["tune", "--device", "cpu", "--seconds", "9", "--out", str(path)]) == 0
     assert tuned_sizes(path) == [("bfloat16", 8, 8)]
     assert "2 kernels were left out after 9 s" in capsys.readouterr().out
+    assert main(["tune", "--device", "cpu", "--json", "--seconds", "9", "--out", str(path)]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    entries = json.loads(path.read_text())["entries"]
+    assert json.loads(line) == {
+        "device": "cpu",
+        "precision": "bfloat16",
+        "file": str(path),
+        "measured": 1,
+        "faster": 1,
+        "skipped": 2,
+        "entries": entries,
+    }
     subjects.fails_at = 32
     with pytest.raises(RuntimeError, match="the GPU is gone"):
         main(["tune", "--device", "cpu", "--out", str(gone)])

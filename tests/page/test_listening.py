@@ -193,6 +193,35 @@ def test_a_page_of_files_saves_the_files(tmp_path: Path) -> None:
     assert 'href="vocals%201.wav" download="vocals 1.wav"' in page.read_text("utf-8")
 
 
+def test_a_page_of_signals_shows_their_scores_beside_the_true_stems(tmp_path: Path) -> None:
+    found = signals()
+    recording, stems = found.pop("recording"), found
+    scores = {"vocals": {"SDR": -5.914, "SI-SDR": float("nan")}, "drums": {"SDR": 3.0}}
+    page = listen_to(
+        recording,
+        stems,
+        "A song",
+        path=tmp_path / "a.html",
+        references={"vocals": 0.5 * stems["vocals"]},
+        scores=scores,
+        sample_rate=RATE,
+    )
+    text = page.read_text("utf-8")
+    assert page == tmp_path / "a.html"
+    assert re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", text) == [
+        ("SDR", "\N{MINUS SIGN}5.91"), ("SI-SDR", "none"), ("SDR", "3.00")
+    ]  # fmt: skip
+    assert text.count('data-do="reference"') == 1
+
+
+def test_a_page_of_signals_needs_a_path_and_a_rate(tmp_path: Path) -> None:
+    found = signals()
+    for given in ({"sample_rate": RATE}, {"path": tmp_path / "a.html"}):
+        with pytest.raises(OutputError, match="path of the page and their sample rate"):
+            listen_to(found["recording"], {"bass": found["bass"]}, "A song", **given)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot be written"):
