@@ -64,7 +64,7 @@ def recorded(write: Callable[[Launch], None]) -> contextlib.AbstractContextManag
             write(Launch(kernel, arguments, programs))
 
     def basis(n_fft: int, device: torch.device) -> Tensor:
-        return torch.empty(4, n_fft // 4, n_fft // 4 + log_power.PAD, device="meta")
+        return torch.empty(4, n_fft // 4, log_power.row_length(n_fft), device="meta")
 
     stack = contextlib.ExitStack()
     for found in pkgutil.iter_modules(kernels.__path__):
