@@ -69,9 +69,9 @@ def blocks_backward(dskips: Tensor, x: Tensor, kept: Kept, w: BlockWeights, tf32
                 w.slope_2[layer],
             )
         )
-        s, d = new(n, instruments, hidden, width), new(n, instruments, hidden)
-        weight_gradient(dc, None, x_l, None, None, s, d, tf32)
-        sum_items(s, d, None, None, dconv1d[layer])
+        s = new(n, instruments, hidden, width)
+        weight_gradient(dc, None, x_l, None, None, s, None, tf32)
+        sum_items(s, None, None, None, dconv1d[layer])
         dx, _ = data_gradient(dc, None, w.conv1d[layer], x_l, None, None, None, tf32, added=dx)
     assert dx is not None
     return dx, dconv1d, dslope_1, dgamma_1, dbeta_1, dtaps, dslope_2, dgamma_2, dbeta_2, dout, dbias

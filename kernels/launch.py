@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["TILE", "alignment", "channel_block", "column_tile", "launch", "power_of_two", "strides"]
+__all__ = [
+    "TILE",
+    "alignment",
+    "channel_block",
+    "column_tile",
+    "launch",
+    "operands_in_shared_memory",
+    "power_of_two",
+    "strides",
+]
 
 TILE = 128
 """Frames that one program handles, and over which one partial statistic is taken. Part of the contract between kernels:
@@ -46,6 +56,12 @@ def column_tile(columns: int, dtype: torch.dtype, tail: bool = True) -> tuple[in
 def channel_block(channels: int) -> int:
     """Channels of a memory-bound kernel's program: 32 consecutive ones fill whole sectors in every dtype."""
     return min(32, power_of_two(channels))
+
+
+@functools.cache
+def operands_in_shared_memory(device: torch.device) -> bool:
+    """Return whether tensor cores take both operands from shared memory (``wgmma``): they then need no registers."""
+    return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device)[0] == 9
 
 
 def alignment(*activations: Tensor | None) -> int:

@@ -84,11 +84,12 @@ def sum_kernel(
         if p_affine is not None:
             b_s *= tl.load(p_affine + i_ni * 4 * K + i_k, mask=m_k, other=0.0)[None, :]
         b_dw += b_s
-        b_dbias += tl.load(p_d + i_ni * N + i_o, mask=m_o, other=0.0)
+        if p_d is not None:
+            b_dbias += tl.load(p_d + i_ni * N + i_o, mask=m_o, other=0.0)
     if p_affine is not None:
         b_dw += b_dbias[:, None] * tl.load(p_beta + i_i * K + i_k, mask=m_k, other=0.0).to(tl.float32)[None, :]
     tl.store(p_dw + i_i.to(tl.int64) * N * K + i_w, b_dw, mask=mask)
-    if i_block % blocks_k == 0:
+    if p_d is not None and i_block % blocks_k == 0:
         tl.store(p_dbias + i_i * N + i_o, b_dbias, mask=m_o)
 
 
@@ -105,10 +106,10 @@ def norm_gradient(s: Tensor, d: Tensor, weight: Tensor, folded: Tensor, affine: 
 
 
 def sum_items(
-    s: Tensor, d: Tensor, affine: Tensor | None, beta: Tensor | None, dw: Tensor | None = None,
+    s: Tensor, d: Tensor | None, affine: Tensor | None, beta: Tensor | None, dw: Tensor | None = None,
     dbias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """dW (I, N, K) and dbias (I, N) from all items' S and D; into contiguous ``dw`` and ``dbias`` if given."""
+    """dW (I, N, K) and dbias (I, N) from all items' S and D, dbias unwritten without D; into contiguous ``dw`` and ``dbias`` if given."""
     n, instruments, columns, inputs = s.shape
     if dw is None:
         dw = torch.empty(instruments, columns, inputs, dtype=torch.float32, device=s.device)
