@@ -29,7 +29,17 @@ from .launch import TILE, alignment, channel_block, launch, power_of_two, stride
 from .statistics import GROUPS
 from .tile import slope_of
 
-__all__ = ["depthwise_backward", "depthwise_dx_kernel", "depthwise_norm_kernel", "depthwise_sums_kernel"]
+__all__ = [
+    "depthwise_backward",
+    "depthwise_dx_kernel",
+    "depthwise_norm_kernel",
+    "depthwise_sums_kernel",
+    "depthwise_total_kernel",
+]
+
+
+CHANNELS = 128
+"""Channels of an instrument, or parts of a slope's gradient, that a program adds up side by side."""
 
 
 @triton.jit
@@ -115,7 +125,7 @@ def depthwise_norm_kernel(
     for k in tl.static_range(3):
         b_s = tl.zeros([BLOCK_C], tl.float32)
         b_d = tl.zeros([BLOCK_C], tl.float32)
-        for i_tile in range(tiles):
+        for i_tile in tl.range(tiles, loop_unroll_factor=4):
             p_tile = p_sums + ((i_ni.to(tl.int64) * tiles + i_tile) * 6 + k) * C + i_c
             b_s += tl.load(p_tile, mask=m_c, other=0.0)
             b_d += tl.load(p_tile + 3 * C, mask=m_c, other=0.0)
@@ -177,19 +187,51 @@ def depthwise_dx_kernel(
     tl.store(p_dslope + tl.program_id(0), tl.sum(b_dslope))
 
 
+@triton.jit(do_not_specialize=["ITEMS", "PARTS"])
+def depthwise_total_kernel(
+    p_norm, p_dslopes, p_dw, p_dslope, p_dgamma, p_dbeta, p_dnext_slope, ITEMS, PARTS,
+    C: tl.constexpr, INSTRUMENTS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One program: sums over the items for BLOCK channels of one instrument; the last two programs: both slopes' gradients."""
+    blocks = tl.cdiv(C, BLOCK)
+    i_i, i_c = tl.program_id(0) // blocks, (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
+    if i_i < INSTRUMENTS:
+        m_c = i_c < C
+        for k in tl.static_range(5):
+            b_sum = tl.zeros([BLOCK], tl.float32)
+            for n in tl.range(ITEMS, loop_unroll_factor=4):
+                row = (n * INSTRUMENTS + i_i).to(tl.int64) * 7 + 2 + k
+                b_sum += tl.load(p_norm + row * C + i_c, mask=m_c, other=0.0)
+            i_out = i_i * C + i_c
+            p_out = p_dgamma + i_out if k == 0 else (p_dbeta + i_out if k == 1 else p_dw + i_out * 3 + (k - 2))
+            tl.store(p_out, b_sum, mask=m_c)
+    else:
+        which = tl.program_id(0) - INSTRUMENTS * blocks
+        b_sum = tl.zeros([BLOCK], tl.float32)
+        for first in tl.range(0, PARTS, BLOCK, loop_unroll_factor=4):
+            i_part = first + tl.arange(0, BLOCK)
+            b_sum += tl.load(p_dslopes + which * PARTS.to(tl.int64) + i_part, mask=i_part < PARTS, other=0.0)
+        if which == 0:
+            tl.store(p_dslope, tl.sum(b_sum, 0))
+        else:
+            tl.store(p_dnext_slope, tl.sum(b_sum, 0))
+
+
 def depthwise_backward(
     dy: Tensor, x: Tensor, weight: Tensor, dilation: int,
-    slope: Tensor, affine: Tensor, beta: Tensor, next_slope: Tensor,
+    slope: Tensor, affine: Tensor, beta: Tensor, next_slope: Tensor, into: tuple[Tensor, ...] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """dx in x's dtype and, in float32, dw (I, C, 3), dslope, dgamma, dbeta, dnext_slope; unit strides along channels."""
+    """dx in x's dtype and, in float32, dw (I, C, 3), dslope, dgamma, dbeta, dnext_slope; unit strides along channels.
+
+    The latter five are written ``into`` contiguous tensors if given.
+    """
     n, instruments, frames, channels = x.shape
     align = alignment(dy, x)
     tiles, block = -(-frames // TILE), channel_block(channels)
     programs = n * instruments * tiles * -(-channels // block)
     sums = torch.empty(n, instruments, tiles, 6, channels, dtype=torch.float32, device=x.device)
     norm = torch.empty(n, instruments, 7, channels, dtype=torch.float32, device=x.device)
-    dslope = torch.empty(programs, dtype=torch.float32, device=x.device)
-    dnext_slope = torch.empty_like(dslope)
+    dslopes = torch.empty(2, programs, dtype=torch.float32, device=x.device)
     dx = torch.empty(n, instruments, frames, channels, dtype=x.dtype, device=x.device)
     shared = {
         "p_dy": dy, "p_x": x, "p_w": weight, "p_slope": slope, "p_affine": affine, "p_beta": beta,
@@ -197,15 +239,20 @@ def depthwise_backward(
         **strides(align, dy=dy, x=x), "ALIGN": align, "BLOCK_T": TILE, "ROWS": rows_of(dilation),
         "BLOCK_C": block,
     }  # fmt: skip
-    launch(depthwise_sums_kernel, programs, x, p_sums=sums, p_dnext_slope=dnext_slope, num_warps=4, **shared)
+    launch(depthwise_sums_kernel, programs, x, p_sums=sums, p_dnext_slope=dslopes[1], num_warps=4, **shared)
     launch(
         depthwise_norm_kernel, n * instruments * GROUPS, x,
         p_sums=sums, p_w=weight, p_affine=affine, p_beta=beta, p_out=norm, T=frames, C=channels,
         INSTRUMENTS=instruments, GROUPS=GROUPS, TILE=TILE, BLOCK_C=power_of_two(channels // GROUPS), num_warps=1,
     )  # fmt: skip
-    launch(depthwise_dx_kernel, programs, x, p_norm=norm, p_dx=dx, p_dslope=dslope, num_warps=8, **shared)
-    items = norm.sum(0)
-    return (
-        dx, items[:, 4:].transpose(1, 2).contiguous(), dslope.sum(0, keepdim=True), items[:, 2], items[:, 3],
-        dnext_slope.sum(0, keepdim=True),
+    launch(depthwise_dx_kernel, programs, x, p_norm=norm, p_dx=dx, p_dslope=dslopes[0], num_warps=8, **shared)
+    if into is None:
+        shapes = ((instruments, channels, 3), (1,), (instruments, channels), (instruments, channels), (1,))
+        into = tuple(torch.empty(shape, dtype=torch.float32, device=x.device) for shape in shapes)
+    dw, dslope, dgamma, dbeta, dnext_slope = into
+    launch(
+        depthwise_total_kernel, instruments * -(-channels // CHANNELS) + 2, x,
+        p_norm=norm, p_dslopes=dslopes, p_dw=dw, p_dslope=dslope, p_dgamma=dgamma, p_dbeta=dbeta,
+        p_dnext_slope=dnext_slope, ITEMS=n, PARTS=programs, C=channels, INSTRUMENTS=instruments, BLOCK=CHANNELS, num_warps=4,
     )  # fmt: skip
+    return dx, dw, dslope, dgamma, dbeta, dnext_slope
