@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import TILE, alignment, launch, operands_in_shared_memory, power_of_two, strides
-from .pointwise import BLOCK_K, pointwise_finish
+from .pointwise import BLOCK_K, pointwise_finish, pointwise_start
 from .statistics import new_statistics
 
 __all__ = ["block_pair", "block_pair_kernel", "pairs"]
@@ -30,13 +30,6 @@ MAIN, TAIL = 128, 32
 COLUMNS = 32
 """Columns of c at a time; with all 160 the second product would spill on sm_80."""
 STAGES = 2
-
-
-@triton.jit
-def _residual(p_x, i_t, m_t, i_o, x_t, B: tl.constexpr):
-    """Residual of some columns: the accumulator before the product, so that it needs no registers of its own."""
-    b_x = tl.load(p_x + i_t[:, None] * x_t + i_o[None, :], mask=m_t[:, None] & (i_o < B)[None, :], other=0.0)
-    return b_x.to(tl.float32)
 
 
 @triton.jit
@@ -77,10 +70,10 @@ def block_pair_kernel(
     p_c += i_ni.to(tl.int64) * T * H
     p_w += i_i * H * B
     i_o = tl.arange(0, BLOCK_B)
-    b_x = _residual(p_x, i_t, m_t, i_o, x_t, B)
+    b_x = pointwise_start(p_x, i_t, m_t, i_o, x_t, B, BLOCK_T, BLOCK_B)
     if TAIL_B > 0:
         i_o_tail = BLOCK_B + tl.arange(0, TAIL_B)
-        b_x_tail = _residual(p_x, i_t, m_t, i_o_tail, x_t, B)
+        b_x_tail = pointwise_start(p_x, i_t, m_t, i_o_tail, x_t, B, BLOCK_T, TAIL_B)
     for k in range(0, H, BLOCK_K):
         i_k = k + tl.arange(0, BLOCK_K)
         m_k = i_k < H
@@ -101,7 +94,7 @@ def block_pair_kernel(
         b_c = tl.dot(b_new, _weights(p_w, i_o, i_h, H, B))
         if TAIL_B > 0:
             b_c = tl.dot(b_new_tail, _weights(p_w, i_o_tail, i_h, H, B), b_c)
-        pointwise_finish(b_c, None, None, p_slope, p_c, p_statistics, row, i_t, m_t, i_h, count, 0, H)
+        pointwise_finish(b_c, None, p_slope, p_c, p_statistics, row, i_t, m_t, i_h, count, H)
 
 
 def pairs(dtype: torch.dtype, width: int, hidden: int) -> bool:

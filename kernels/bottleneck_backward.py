@@ -95,7 +95,7 @@ def interpolation_bwd_kernel(
 def weight_gradient(
     dy: Tensor, x: Tensor, inputs: int, precision: str, *, bias: bool = False, framing: Framing | None = None
 ) -> tuple[Tensor, Tensor]:
-    """dW (N, K) and, for a ``bias``, dbias (N,), float32; ``dy`` (n, T, N) of x's dtype, ``x`` as `bottleneck.product` takes it."""
+    """dW (N, K) and, for a ``bias``, dbias (N,), float32; ``dy`` (n, T, N) of x's dtype, ``x`` as in `bottleneck.product`."""
     n, frames, columns = dy.shape
     # In two bytes 128 by 128, whose operands come from L2 half as often as 64 by 64; without tensor cores 64 would spill.
     steps = 32 if x.dtype == torch.float32 and precision == "ieee" else 64

@@ -7,8 +7,8 @@
 
 The norm is applied to the values, not folded into the taps: z - mean loses no digits to an offset. Each of ROWS rows of a
 program walks through its frames in steps of the dilation, so that a value is loaded and normalised once for all three taps,
-and 2 of the first step besides: (STEPS + 2) / STEPS times in all, 1.5 where four steps fill a tile. Where the dilation does
-not divide ROWS a tile is one step of rows, and each value is loaded three times.
+and 2 of the first step besides: (STEPS + 2) / STEPS times in all, 1.25 where eight steps fill a tile, 1.5 where four do. Where
+the dilation divides no choice of ROWS a tile is one step of rows, and each value is loaded three times.
 Bytes: x once, y once, 2 n I T C sizeof(dtype); what rows share comes from the caches (32 channels are 64 or 128 contiguous
 bytes in every frame). FLOPs: about 15 n I T C. Memory-bound, if instructions and latency let it.
 Not yet run on a GPU. Source: Samuel et al. 2020, section 2; original model/mask_tcn.py (dconv1d, prelu_2, norm_2's statistics).
@@ -27,6 +27,7 @@ from .tile import activation, prelu, slope_of, store_moments_of_rows
 from .tuned import configuration
 
 __all__ = [
+    "BACKWARD_ROWS",
     "channel_parameters",
     "depthwise_forward",
     "depthwise_fwd_kernel",
@@ -37,8 +38,8 @@ __all__ = [
     "taps",
 ]
 
-ROWS = 32
-"""Rows of frames that walk side by side; every dilation of the network divides it."""
+FORWARD_ROWS, BACKWARD_ROWS = (16, 32), (32,)
+"""Rows of frames that walk side by side: the fewest of which the dilation is a divisor; each of the network's is, of 32."""
 
 
 @triton.jit
@@ -49,7 +50,9 @@ def place(T, dilation, C: tl.constexpr, BLOCK_T: tl.constexpr, ROWS: tl.constexp
     tiles = tl.cdiv(T, BLOCK_T)
     i_row = tl.arange(0, ROWS)
     i_first = (row % tiles) * BLOCK_T + i_row
-    if BLOCK_T > ROWS:  # rows of a group start at neighbouring frames; with all steps they fill BLOCK_T // ROWS * dilation frames
+    if (
+        BLOCK_T > ROWS
+    ):  # rows of a group start at neighbouring frames; with all steps they fill BLOCK_T // ROWS * dilation frames
         i_first = (row % tiles) * BLOCK_T + (i_row // dilation) * (BLOCK_T // ROWS * dilation) + i_row % dilation
     return row, row // tiles, i_first, (tl.program_id(0) % blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
 
@@ -136,9 +139,9 @@ def depthwise_fwd_kernel(
         store_moments_of_rows(b_pivot + b_shift, b_m2s, b_count, p_statistics, row, i_c, m_c, C)
 
 
-def rows_of(dilation: int) -> int:
-    """Rows that walk side by side: all frames of a tile, in one step, where the dilation does not divide ROWS."""
-    return ROWS if ROWS % dilation == 0 else TILE
+def rows_of(dilation: int, choices: tuple[int, ...]) -> int:
+    """Rows that walk side by side: all frames of a tile, in one step, where the dilation divides none of the choices."""
+    return next((rows for rows in choices if rows % dilation == 0), TILE)
 
 
 def depthwise_forward(
@@ -159,6 +162,7 @@ def depthwise_forward(
         depthwise_fwd_kernel, n * instruments * -(-frames // TILE) * -(-channels // block), x,
         p_x=x, p_w=weight, p_slope=slope, p_affine=affine, p_beta=beta, p_next_slope=next_slope, p_y=y,
         p_statistics=statistics, T=frames, C=channels, LD=y.stride(1) // frames, dilation=dilation,
-        INSTRUMENTS=instruments, **strides(align, x=x), ALIGN=align, BLOCK_T=TILE, ROWS=rows_of(dilation), **chosen,
+        INSTRUMENTS=instruments, **strides(align, x=x), ALIGN=align, BLOCK_T=TILE,
+        ROWS=rows_of(dilation, FORWARD_ROWS), **chosen,
     )  # fmt: skip
     return y

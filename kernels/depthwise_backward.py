@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .depthwise import channel_parameters, load_frames, load_normalised, place, rows_of, taps
+from .depthwise import BACKWARD_ROWS, channel_parameters, load_frames, load_normalised, place, rows_of, taps
 from .launch import TILE, alignment, channel_block, launch, power_of_two, strides
 from .statistics import GROUPS
 from .tile import slope_of
@@ -236,7 +236,7 @@ def depthwise_backward(
     shared = {
         "p_dy": dy, "p_x": x, "p_w": weight, "p_slope": slope, "p_affine": affine, "p_beta": beta,
         "p_next_slope": next_slope, "T": frames, "C": channels, "INSTRUMENTS": instruments, "dilation": dilation,
-        **strides(align, dy=dy, x=x), "ALIGN": align, "BLOCK_T": TILE, "ROWS": rows_of(dilation),
+        **strides(align, dy=dy, x=x), "ALIGN": align, "BLOCK_T": TILE, "ROWS": rows_of(dilation, BACKWARD_ROWS),
         "BLOCK_C": block,
     }  # fmt: skip
     launch(depthwise_sums_kernel, programs, x, p_sums=sums, p_dnext_slope=dslopes[1], num_warps=4, **shared)

@@ -30,8 +30,6 @@ def filter_bank_forward(signal: Tensor, bank: Tensor, framing: Framing, relu: bo
     return product(signal, bank, precision, relu=relu, framing=framing)
 
 
-def filter_bank_weight_gradient(
-    dy: Tensor, signal: Tensor, taps: int, framing: Framing, precision: str
-) -> Tensor:
+def filter_bank_weight_gradient(dy: Tensor, signal: Tensor, taps: int, framing: Framing, precision: str) -> Tensor:
     """dbank (rows, taps), float32; ``dy`` in front of the ReLU."""
     return weight_gradient(dy, signal, taps, precision, framing=framing)[0]

@@ -57,7 +57,9 @@ def _normalised(p_m, p_affine, p_beta, i_i, slope, i_m, i_c, mask, m_i, C: tl.co
 
 
 @triton.jit
-def masks(p_m, p_affine, p_beta, slope, i_m, i_c, mask, m_i, C: tl.constexpr, INSTRUMENTS: tl.constexpr, SOFTMAX: tl.constexpr):
+def masks(
+    p_m, p_affine, p_beta, slope, i_m, i_c, mask, m_i, C: tl.constexpr, INSTRUMENTS: tl.constexpr, SOFTMAX: tl.constexpr
+):
     """Tuples over the instruments: m, z - mean, and the mask, which is a share of the softmax or a sigmoid."""
     m, z, u = (), (), ()
     b_top = tl.full(i_m.shape, float("-inf"), tl.float32)

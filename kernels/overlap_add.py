@@ -27,8 +27,11 @@ from .launch import launch
 
 __all__ = ["overlap_add", "overlap_add_kernel", "sample_tile"]
 
-ROWS = 64
-"""Rows of ``stride`` samples that one program handles: a signal has few."""
+
+def sample_rows(dtype: torch.dtype) -> int:
+    """Rows of ``stride`` samples that one program handles: as many as the registers hold, so that the bank is read seldom."""
+    return 128 if dtype.itemsize == 2 else 64
+
 
 TILES = ((64, 16), (64, 0), (32, 16), (32, 8), (32, 0), (16, 8), (16, 0))
 
@@ -96,12 +99,12 @@ def overlap_add(
     layout = frame_layout(x, None)
     y = torch.empty(n, samples, dtype=dtype, device=x.device)
     rows = -(-(samples + padding) // stride)
-    main, tail = sample_tile(stride)
+    (main, tail), block = sample_tile(stride), sample_rows(x.dtype)
     launch(
-        overlap_add_kernel, n * -(-rows // ROWS) * -(-stride // (main + tail)), x,
+        overlap_add_kernel, n * -(-rows // block) * -(-stride // (main + tail)), x,
         p_x=x, p_bank=bank, p_y=y, T=frames, SAMPLES=samples, ROWS=rows, x_n=layout["x_n"],
         x_t=layout["x_t"], C=channels, K=bank.shape[1], STRIDE=stride, PADDING=padding, ALIGN=layout["ALIGN"],
-        BLOCK_Q=ROWS, BLOCK_N=main, TAIL_N=tail, BLOCK_C=BLOCK_K, PRECISION=precision,
+        BLOCK_Q=block, BLOCK_N=main, TAIL_N=tail, BLOCK_C=BLOCK_K, PRECISION=precision,
         num_warps=8 if main + tail > 64 else 4, num_stages=STAGES,
     )  # fmt: skip
     return y

@@ -70,7 +70,8 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, share: Tensor | None
 
 
 def _kernel(
-    x: Tensor, weight: Tensor, bias: Tensor | None, share: Tensor | None, relu: bool, deferred: bool, rectified: bool, tf32: bool
+    x: Tensor, weight: Tensor, bias: Tensor | None, share: Tensor | None, relu: bool, deferred: bool, rectified: bool,
+    tf32: bool,
 ) -> Tensor:  # fmt: skip
     module = kernels("bottleneck", x.dtype)
     found: Tensor = module.product(
@@ -82,16 +83,19 @@ def _kernel(
 
 @operator("bottleneck", _kernel)
 def _bottleneck(
-    x: Tensor, weight: Tensor, bias: Tensor | None, share: Tensor | None, relu: bool, deferred: bool, rectified: bool, tf32: bool
+    x: Tensor, weight: Tensor, bias: Tensor | None, share: Tensor | None, relu: bool, deferred: bool, rectified: bool,
+    tf32: bool,
 ) -> Tensor:  # fmt: skip
     return forward(x, weight, bias, share, relu)
 
 
 def _backward_kernel(
-    dy: Tensor, x: Tensor, weight: Tensor, y: Tensor | None, rows: int, need_x: bool, need_bias: bool, rectified: bool, tf32: bool
+    dy: Tensor, x: Tensor, weight: Tensor, y: Tensor | None, rows: int, need_x: bool, need_bias: bool, rectified: bool,
+    tf32: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     module, backward = kernels("bottleneck", x.dtype), kernels("bottleneck_backward", x.dtype)
-    dy, x, precision = unit_stride(dy if y is None else torch.where(y > 0, dy, 0)), unit_stride(x), module.products(tf32)
+    dy = unit_stride(dy if y is None else torch.where(y > 0, dy, 0))
+    x, precision = unit_stride(x), module.products(tf32)
     dx, gate = x.new_empty(0), x.contiguous() if rectified else None
     if need_x:
         dx = module.product(dy, weight.to(x.dtype).T, precision, gate=gate)
@@ -102,7 +106,8 @@ def _backward_kernel(
 
 @operator("bottleneck_backward", _backward_kernel)
 def _bottleneck_backward(
-    dy: Tensor, x: Tensor, weight: Tensor, y: Tensor | None, rows: int, need_x: bool, need_bias: bool, rectified: bool, tf32: bool
+    dy: Tensor, x: Tensor, weight: Tensor, y: Tensor | None, rows: int, need_x: bool, need_bias: bool, rectified: bool,
+    tf32: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """dx, dW, dbias, dshare of ``rows`` rows; without elements where it is not needed."""
     g = gated(dy, y)

@@ -51,9 +51,7 @@ def _frames(signal: Tensor, bank: Tensor, stride: int, padding: int) -> Any:
     return (signal.shape[1] + 2 * padding - bank.shape[1]) // stride + 1
 
 
-def _kernel(
-    signal: Tensor, bank: Tensor, stride: int, padding: int, relu: bool, deferred: bool, tf32: bool
-) -> Tensor:
+def _kernel(signal: Tensor, bank: Tensor, stride: int, padding: int, relu: bool, deferred: bool, tf32: bool) -> Tensor:
     common = kernels("bottleneck", signal.dtype)
     framing = common.Framing(_frames(signal, bank, stride, padding), stride, padding)
     found: Tensor = kernels("filter_bank", signal.dtype).filter_bank_forward(
