@@ -205,7 +205,7 @@ def weight_gradient(
     dy: Tensor, more: Tensor | None, x: Tensor, slope: Tensor | None, affine: Tensor | None, s: Tensor,
     d: Tensor | None, tf32: bool,
 ) -> None:  # fmt: skip
-    """S and D of ``x``'s channels into ``s`` (n, I, N, K), perhaps some columns of a contiguous tensor, and any ``d`` (n, I, N).
+    """S and D of ``x``'s channels into ``s`` (n, I, N, K), perhaps columns of a contiguous tensor, and any ``d`` (n, I, N).
 
     ``more`` is a second gradient, of the same layout as ``dy``, whose rows follow dy's. ``affine`` has as many columns behind
     each of its rows as ``s``.

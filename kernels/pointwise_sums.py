@@ -121,7 +121,7 @@ def sum_items(
     s: Tensor, d: Tensor | None, affine: Tensor | None, beta: Tensor | None, dw: Tensor | None = None,
     dbias: Tensor | None = None, norm: Tensor | None = None, dgamma: Tensor | None = None, dbeta: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """dW (I, N, K) and dbias (I, N) from all items' S and D (without D no dbias); into contiguous ``dw`` and ``dbias`` if given.
+    """dW (I, N, K) and dbias (I, N) from all items' S and D (without D no dbias), into contiguous ``dw``, ``dbias`` if given.
 
     Given ``norm`` of :func:`norm_gradient`, the sums of its last two rows go into contiguous ``dgamma`` and ``dbeta`` (I, K).
     """
