@@ -13,7 +13,7 @@ log10(1e-8 + .) would drown silence in the rounding of what sounds beside it. Be
 
 FLOPs: N^2 / 2 a frame, a quarter of the plain product's, at 31.25 frames a second: stage 3 0.33 MMAC a latent frame, times
 three, of the network's 40. Bytes a frame: N written and read as float32, and N / 2 written; the basis, 4 Q^2 4 bytes
-(1, 4, 17 MB), stays in L2. Compute-bound. Idle columns: none; rows Q + 1 of blocks of 32: 12, 6, 3 %.
+(1, 4, 17 MB), stays in L2, whose reads limit it. Idle columns: none; rows Q + 1 of blocks of 32: 12, 6, 3 %.
 Not yet run on a GPU. Source: Samuel et al. 2020, section 2.3; original model/spectrogram.py.
 """
 
