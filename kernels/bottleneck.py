@@ -9,9 +9,9 @@ The encoder's mel branch is linear after its logarithm, so its share of the bott
 and enters here, before the ReLU: no concatenation, no (n, 256, T) tensor. j and a come from whole numbers: exact at any length.
 
 Bytes: x once, n T K sizeof(dtype), from L2 for every further column tile; y (and gate) once; share n F N 4 bytes, read from
-the caches. FLOPs: 2 n T K N. From L2 come n T N K sizeof(dtype) (1 / TILE + 1 / width), which limits it: 121 GB of a song, 22 ms
-of an H100, where the products alone take 16. So tiles are as wide as the registers allow, though columns idle: 336 (330 and
-zeros, for 16-byte loads), 392 and 440 14, 22 and 9 % of 128 or 160, 1544 3.6 %, 1760 none.
+the caches. FLOPs: 2 n T K N. From L2 come n T N K sizeof(dtype) (1 / TILE + 1 / width), which limits it: 121 GB of a song,
+22 ms of an H100, where the products alone take 16. So tiles are as wide as the registers allow, though columns idle: 336 (330
+and zeros, for 16-byte loads), 392 and 440 14, 22 and 9 % of 128 or 160, 1544 3.6 %, 1760 none.
 Not yet run on a GPU. Source: Samuel et al. 2020, section 2.3; original model/encoder.py (bottleneck), model/decoder.py.
 """
 
