@@ -19,30 +19,26 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import TILE, alignment, launch, power_of_two, strides
-from .pointwise import BLOCK_K, pointwise_finish
+from .launch import TILE, alignment, launch, operands_in_shared_memory, power_of_two, strides
+from .pointwise import BLOCK_K, pointwise_finish, pointwise_start
 from .statistics import new_statistics
 
 __all__ = ["block_pair", "block_pair_kernel", "pairs"]
 
 MAIN, TAIL = 128, 32
-"""Columns of the stream's widest tile: with 8 warps 80 registers a thread."""
+"""Columns of the stream's widest tile: with 8 warps 80 registers a thread, with 4 warps 160."""
 COLUMNS = 32
 """Columns of c at a time; with all 160 the second product would spill on sm_80."""
 STAGES = 2
 
 
 @triton.jit
-def _stream(b_x, p_bias, p_x, p_new, i_t, m_t, i_o, x_t, B: tl.constexpr):
-    """Bias and residual of some columns; stores them rounded, and returns them so."""
-    m_o = i_o < B
-    mask = m_t[:, None] & m_o[None, :]
-    i_frame = i_t.to(tl.int64)[:, None]
-    b_x += tl.load(p_bias + i_o, mask=m_o, other=0.0)[None, :]
-    b_x += tl.load(p_x + i_frame * x_t + i_o[None, :], mask=mask, other=0.0).to(tl.float32)
+def _stored(b_x, p_bias, p_new, i_t, m_t, i_o, B: tl.constexpr):
+    """Add the bias to some columns of the stream; store them rounded, and return them so."""
+    b_x += tl.load(p_bias + i_o, mask=i_o < B, other=0.0)[None, :]
     b_new = b_x.to(p_new.dtype.element_ty)
-    tl.store(p_new + i_frame * B + i_o[None, :], b_new, mask=mask)
-    return tl.where(mask, b_new, 0.0).to(p_new.dtype.element_ty)
+    tl.store(p_new + i_t.to(tl.int64)[:, None] * B + i_o[None, :], b_new, mask=m_t[:, None] & (i_o < B)[None, :])
+    return b_new
 
 
 @triton.jit
@@ -74,10 +70,10 @@ def block_pair_kernel(
     p_c += i_ni.to(tl.int64) * T * H
     p_w += i_i * H * B
     i_o = tl.arange(0, BLOCK_B)
-    b_x = tl.zeros([BLOCK_T, BLOCK_B], tl.float32)
+    b_x = pointwise_start(p_x, i_t, m_t, i_o, x_t, B, BLOCK_T, BLOCK_B)
     if TAIL_B > 0:
         i_o_tail = BLOCK_B + tl.arange(0, TAIL_B)
-        b_x_tail = tl.zeros([BLOCK_T, TAIL_B], tl.float32)
+        b_x_tail = pointwise_start(p_x, i_t, m_t, i_o_tail, x_t, B, BLOCK_T, TAIL_B)
     for k in range(0, H, BLOCK_K):
         i_k = k + tl.arange(0, BLOCK_K)
         m_k = i_k < H
@@ -89,16 +85,16 @@ def block_pair_kernel(
                 p_folded + i_o_tail[None, :] * H + i_k[:, None], mask=m_k[:, None] & (i_o_tail < B)[None, :], other=0.0
             )
             b_x_tail = tl.dot(b_b, b_w, b_x_tail)
-    b_new = _stream(b_x, p_bias, p_x, p_new, i_t, m_t, i_o, x_t, B)
+    b_new = _stored(b_x, p_bias, p_new, i_t, m_t, i_o, B)
     if TAIL_B > 0:
-        b_new_tail = _stream(b_x_tail, p_bias, p_x, p_new, i_t, m_t, i_o_tail, x_t, B)
+        b_new_tail = _stored(b_x_tail, p_bias, p_new, i_t, m_t, i_o_tail, B)
     count = tl.minimum(T - i_tile * BLOCK_T, BLOCK_T).to(tl.float32)
     for h in range(0, H, BLOCK_H):
         i_h = h + tl.arange(0, BLOCK_H)
         b_c = tl.dot(b_new, _weights(p_w, i_o, i_h, H, B))
         if TAIL_B > 0:
             b_c = tl.dot(b_new_tail, _weights(p_w, i_o_tail, i_h, H, B), b_c)
-        pointwise_finish(b_c, None, None, p_slope, p_c, p_statistics, row, i_t, m_t, i_h, count, 0, H)
+        pointwise_finish(b_c, None, p_slope, p_c, p_statistics, row, i_t, m_t, i_h, count, H)
 
 
 def pairs(dtype: torch.dtype, width: int, hidden: int) -> bool:
@@ -124,10 +120,12 @@ def block_pair(
     main = min(MAIN, power_of_two(width))
     tail = power_of_two(width - main) if width > main else 0
     align = alignment(b, x)
+    # A tile on 4 warps lets two of them share a multiprocessor; with operands in registers it would spill.
+    warps = 4 if operands_in_shared_memory(x.device) else 8
     launch(
         block_pair_kernel, n * instruments * partials.shape[2], x,
         p_b=b, p_folded=folded, p_bias=bias, p_x=x, p_new=new, p_w=conv1d, p_slope=slope, p_c=c, p_statistics=partials,
         T=frames, **strides(align, b=b, x=x), H=hidden, B=width, INSTRUMENTS=instruments, ALIGN=align, BLOCK_T=TILE,
-        BLOCK_B=main, TAIL_B=tail, BLOCK_H=COLUMNS, BLOCK_K=BLOCK_K, num_warps=8, num_stages=STAGES,
+        BLOCK_B=main, TAIL_B=tail, BLOCK_H=COLUMNS, BLOCK_K=BLOCK_K, num_warps=warps, num_stages=STAGES,
     )  # fmt: skip
     return new, c, partials

@@ -38,7 +38,7 @@ def blocks_backward(dskips: Tensor, x: Tensor, kept: Kept, w: BlockWeights, tf32
 
     dconv1d, dtaps, dout, dbias = new(*w.conv1d.shape), new(*w.taps.shape), new(*w.out.shape), new(*w.out.shape[:3])
     dgamma_1, dbeta_1, dgamma_2, dbeta_2 = (new(count, instruments, hidden) for _ in range(4))
-    dslope_1, dslope_2 = new(count), new(count)
+    dslope_1, dslope_2 = new(count, 4), new(count, 4)  # each starts at a multiple of 16 bytes
     dx: Tensor | None = None
     for layer in reversed(range(count)):
         x_l, c = (kept.x[layer - 1] if layer else x), kept.c[layer]
@@ -49,32 +49,25 @@ def blocks_backward(dskips: Tensor, x: Tensor, kept: Kept, w: BlockWeights, tf32
         weight_gradient(dy, more, b, None, kept.affine_2[layer], s, d, tf32)
         folded, _ = fold_weights(out, None, kept.affine_2[layer], w.beta_2[layer], x.dtype)
         norm = norm_gradient(s, d, out, folded, kept.affine_2[layer], frames)
+        totals = norm, dgamma_2[layer], dbeta_2[layer]
         if dx is None:
             dout[layer], dbias[layer] = 0, 0
-            dout[layer, :, width:], dbias[layer, :, width:] = sum_items(s, d, kept.affine_2[layer], w.beta_2[layer])
+            rows = sum_items(s, d, kept.affine_2[layer], w.beta_2[layer], None, None, *totals)
+            dout[layer, :, width:], dbias[layer, :, width:] = rows
         else:
-            sum_items(s, d, kept.affine_2[layer], w.beta_2[layer], dout[layer], dbias[layer])
-        torch.sum(norm[:, :, 2], 0, out=dgamma_2[layer])
-        torch.sum(norm[:, :, 3], 0, out=dbeta_2[layer])
+            sum_items(s, d, kept.affine_2[layer], w.beta_2[layer], dout[layer], dbias[layer], *totals)
         db, _ = data_gradient(dy, more, folded, b, None, kept.affine_2[layer], norm, tf32)
-        dc, dtaps[layer], dslope_1[layer : layer + 1], dgamma_1[layer], dbeta_1[layer], dslope_2[layer : layer + 1] = (
-            depthwise_backward(
-                db,
-                c,
-                w.taps[layer],
-                w.dilations[layer],
-                w.slope_1[layer],
-                kept.affine_1[layer],
-                w.beta_1[layer],
-                w.slope_2[layer],
-            )
-        )
-        s, d = new(n, instruments, hidden, width), new(n, instruments, hidden)
-        weight_gradient(dc, None, x_l, None, None, s, d, tf32)
-        sum_items(s, d, None, None, dconv1d[layer])
+        dc, *_ = depthwise_backward(
+            db, c, w.taps[layer], w.dilations[layer], w.slope_1[layer], kept.affine_1[layer], w.beta_1[layer], w.slope_2[layer],
+            (dtaps[layer], dslope_1[layer], dgamma_1[layer], dbeta_1[layer], dslope_2[layer]),
+        )  # fmt: skip
+        s = new(n, instruments, hidden, width)
+        weight_gradient(dc, None, x_l, None, None, s, None, tf32)
+        sum_items(s, None, None, None, dconv1d[layer])
         dx, _ = data_gradient(dc, None, w.conv1d[layer], x_l, None, None, None, tf32, added=dx)
     assert dx is not None
-    return dx, dconv1d, dslope_1, dgamma_1, dbeta_1, dtaps, dslope_2, dgamma_2, dbeta_2, dout, dbias
+    slopes = dslope_1[:, 0].contiguous(), dslope_2[:, 0].contiguous()
+    return dx, dconv1d, slopes[0], dgamma_1, dbeta_1, dtaps, slopes[1], dgamma_2, dbeta_2, dout, dbias
 
 
 def _again(layer: int, c: Tensor, kept: Kept, w: BlockWeights) -> Tensor:

@@ -3,16 +3,15 @@
     y[n, t, o] = act( sum_k x[n, t, k] W[o, k] + bias[o] + (1 - a) share[n, j, o] + a share[n, j + 1, o] )
     with j + a = t (F - 1) / (T - 1), j whole: linear interpolation of F rows to T frames, corners aligned
     act is ReLU or nothing. With a framing x[n, t, k] = signal[n, t stride + k - padding], zero outside the signal.
-    With a gate the operand is x where gate > 0, else 0: the backward of a ReLU, never written out.
+    With a gate y is 0 where gate <= 0: the backward of the ReLU in front of a product, whose result is the gate.
 
 The encoder's mel branch is linear after its logarithm, so its share of the bottleneck is computed at 31.25 frames a second
 and enters here, before the ReLU: no concatenation, no (n, 256, T) tensor. j and a come from whole numbers: exact at any length.
 
-Bytes: x (and gate) once, n T K sizeof(dtype), from L2 for every further column tile; y once; share n F N 4 bytes, read from
-the caches. FLOPs: 2 n T K N. Encoder, stage 1 (336 -> 440 -> 440): 190 FLOP a byte, about the ridge of an H200; stages 2
-and 3 are compute-bound. Idle columns (`product_tile`): 336 (330 and zeros, for 16-byte loads): 7 x 48, none; 392 (385 and
-zeros): 5 x 80, 2 %; 440: 7 x 64, 1.8 %; 664 and 1320: 96 each, 1.2 and 1.8 %; 776 and 1544: 160 or 80 each, 3.1 and 3.6 %; 880
-and 1760: 1.8 % and none; 256 mels: none.
+Bytes: x once, n T K sizeof(dtype), from L2 for every further column tile; y (and gate) once; share n F N 4 bytes, read from
+the caches. FLOPs: 2 n T K N. From L2 come n T N K sizeof(dtype) (1 / TILE + 1 / width), which limits it: 121 GB of a song,
+22 ms of an H100, where the products alone take 16. So tiles are as wide as the registers allow, though columns idle: 336 (330
+and zeros, for 16-byte loads), 392 and 440 14, 22 and 9 % of 128 or 160, 1544 3.6 %, 1760 none.
 Not yet run on a GPU. Source: Samuel et al. 2020, section 2.3; original model/encoder.py (bottleneck), model/decoder.py.
 """
 
@@ -44,9 +43,10 @@ __all__ = [
 TILES = ((128, 32), (128, 0), (64, 32), (64, 16), (64, 0), (32, 16), (32, 0), (16, 0))
 """Columns of a product that one program computes, (main, tail), widest first; see `launch.COLUMN_TILES`."""
 
-ACCEPTED_WASTE = 0.04
 BLOCK_K = 32
 STAGES = 3
+SHARE_ROWS = 16
+"""Rows of ``share`` that are multiplied at once; a tile of 128 frames lies between 12 of the default network's."""
 
 
 class Framing(NamedTuple):
@@ -58,19 +58,14 @@ class Framing(NamedTuple):
 
 
 def product_tile(columns: int, dtype: torch.dtype, lean: bool = False, framed: bool = False) -> tuple[int, int]:
-    """Main and tail width: the widest that idles at most 4 % of the columns, else what idles least.
+    """Main and tail width with which the fewest operands come from the second-level cache, which limits the product.
 
-    ``lean``: one accumulator of at most 64, where the rest takes its registers: three products each, an interpolated share.
+    ``lean``: one accumulator of at most 64, where three products each take its registers.
     ``framed``: at most 96, for overlapping frames, whose addresses take more of them.
     """
-
-    def waste(tile: tuple[int, int]) -> float:
-        width = sum(tile)
-        return -(-columns // width) * width / columns - 1
-
     widest = 64 if lean or dtype.itemsize == 4 else 96 if framed else sum(TILES[0])
     tiles = [t for t in TILES if sum(t) <= widest and not (lean and t[1])]
-    return next((tile for tile in tiles if waste(tile) <= ACCEPTED_WASTE), min(tiles, key=waste))
+    return min(tiles, key=lambda tile: -(-columns // sum(tile)) * (TILE + sum(tile)))
 
 
 def products(tf32: bool) -> str:
@@ -84,47 +79,57 @@ def exact_products() -> str:
 
 
 @triton.jit
-def load_frames(p_x, p_gate, i_t, m_t, i_k, K, samples, x_t, gate_row, PADDING: tl.constexpr, FRAMED: tl.constexpr):
-    """Values of some frames and some k of one item, gated; both indices already have their two axes."""
+def load_frames(p_x, i_t, m_t, i_k, K, samples, x_t, PADDING: tl.constexpr, FRAMED: tl.constexpr):
+    """Values of some frames and some k of one item; both indices already have their two axes."""
     mask = m_t & (i_k < K)
     if FRAMED:
         i_sample = i_t * x_t + i_k - PADDING
         b_x = tl.load(p_x + i_sample, mask=mask & (i_sample >= 0) & (i_sample < samples), other=0.0)
     else:
         b_x = tl.load(p_x + i_t * x_t + i_k, mask=mask, other=0.0)
-    if p_gate is not None:
-        b_gate = tl.load(p_gate + (gate_row + i_t) * K + i_k, mask=mask, other=0.0)
-        b_x = tl.where(b_gate > 0, b_x, 0.0)
     return b_x
 
 
 @triton.jit
-def _interpolated(p_share, i_n, i_t, mask, i_o, T, F, N: tl.constexpr):
-    """Rows of ``share`` between which each frame lies, mixed."""
-    last = tl.maximum(T - 1, 1).to(tl.int64)
-    i_place = i_t.to(tl.int64) * (F - 1)
-    i_row = i_place // last
-    b_part = (i_place - i_row * last).to(tl.float32) / last.to(tl.float32)
-    p_share += i_n.to(tl.int64) * F * N
-    b_low = tl.load(p_share + i_row[:, None] * N + i_o[None, :], mask=mask, other=0.0)
-    i_next = tl.minimum(i_row + 1, F - 1)
-    b_high = tl.load(p_share + i_next[:, None] * N + i_o[None, :], mask=mask, other=0.0)
-    return b_low + b_part[:, None] * (b_high - b_low)
+def _start(
+    p_bias, p_share, i_n, i_t, i_o, T, F, first, end,
+    N: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, ROWS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Bias and interpolated share of BLOCK_T by some columns: the accumulator before the product.
 
-
-@triton.jit
-def _finish(b_y, p_bias, p_share, p_y, i_n, i_t, m_t, i_o, T, F, N: tl.constexpr, RELU: tl.constexpr):
-    """Bias, share, ReLU and store of BLOCK_T by some columns."""
+    The share is itself a product, of each frame's two weights with the rows ``first`` to ``end``.
+    """
     m_o = i_o < N
-    mask = m_t[:, None] & m_o[None, :]
+    b_y = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
     if p_bias is not None:
         b_y += tl.load(p_bias + i_o, mask=m_o, other=0.0).to(tl.float32)[None, :]
     if p_share is not None:
-        b_y += _interpolated(p_share, i_n, i_t, mask, i_o, T, F, N)
+        last = tl.maximum(T - 1, 1).to(tl.int64)
+        i_place = i_t.to(tl.int64) * (F - 1)
+        i_row = i_place // last
+        b_part = ((i_place - i_row * last).to(tl.float32) / last.to(tl.float32))[:, None]
+        i_row = i_row.to(tl.int32)[:, None]
+        p_share += i_n.to(tl.int64) * F * N
+        for f in range(first, end, ROWS):
+            i_f = f + tl.arange(0, ROWS)
+            b_near = tl.where(i_f[None, :] == i_row, 1.0 - b_part, tl.where(i_f[None, :] == i_row + 1, b_part, 0.0))
+            i_share = i_f[:, None] * N + i_o[None, :]
+            b_share = tl.load(p_share + i_share, mask=(i_f < end)[:, None] & m_o[None, :], other=0.0)
+            b_y = tl.dot(b_near, b_share, b_y, input_precision=PRECISION)
+    return b_y
+
+
+@triton.jit
+def _finish(b_y, p_gate, p_y, i_n, i_t, m_t, i_o, T, N: tl.constexpr, RELU: tl.constexpr):
+    """ReLU, gate and store of BLOCK_T by some columns."""
+    mask = m_t[:, None] & (i_o < N)[None, :]
+    i_y = (i_n.to(tl.int64) * T + i_t)[:, None] * N + i_o[None, :]
     if RELU:
         b_y = tl.where(b_y <= 0, 0.0, b_y)  # NaN stays NaN
-    p_y += (i_n.to(tl.int64) * T + i_t)[:, None] * N + i_o[None, :]
-    tl.store(p_y, b_y.to(p_y.dtype.element_ty), mask=mask)
+    b_y = b_y.to(p_y.dtype.element_ty)
+    if p_gate is not None:
+        b_y = tl.where(tl.load(p_gate + i_y, mask=mask, other=0.0) > 0, b_y, 0.0)
+    tl.store(p_y + i_y, b_y, mask=mask)
 
 
 @triton.jit(do_not_specialize=["T", "F", "SAMPLES", "x_n", "x_t"])
@@ -133,6 +138,7 @@ def product_kernel(
     K: tl.constexpr, N: tl.constexpr, W_O: tl.constexpr, W_K: tl.constexpr, PADDING: tl.constexpr,
     FRAMED: tl.constexpr, RELU: tl.constexpr, ALIGN: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, TAIL_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+    ROWS: tl.constexpr, SHARE_PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program: one tile of frames of one item, BLOCK_N + TAIL_N columns in two accumulators."""
     WIDTH: tl.constexpr = BLOCK_N + TAIL_N
@@ -144,16 +150,21 @@ def product_kernel(
     m_t = i_t < T
     p_x += i_n.to(tl.int64) * (x_n.to(tl.int64) * ALIGN)
     x_t = x_t.to(tl.int64) * ALIGN
-    gate_row = i_n.to(tl.int64) * T
+    first, end = 0, 0
+    if p_share is not None:
+        first_frame = ((row % tiles) * BLOCK_T).to(tl.int64)
+        steps = tl.maximum(T - 1, 1)
+        first = (first_frame * (F - 1) // steps).to(tl.int32)
+        end = tl.minimum((tl.minimum(first_frame + BLOCK_T, T) - 1) * (F - 1) // steps + 2, F).to(tl.int32)
     i_o = i_block * WIDTH + tl.arange(0, BLOCK_N)
-    b_y = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
+    b_y = _start(p_bias, p_share, i_n, i_t, i_o, T, F, first, end, N, BLOCK_T, BLOCK_N, ROWS, SHARE_PRECISION)
     if TAIL_N > 0:
         i_tail = i_block * WIDTH + BLOCK_N + tl.arange(0, TAIL_N)
-        b_tail = tl.zeros([BLOCK_T, TAIL_N], tl.float32)
+        b_tail = _start(p_bias, p_share, i_n, i_t, i_tail, T, F, first, end, N, BLOCK_T, TAIL_N, ROWS, SHARE_PRECISION)
     for k in range(0, K, BLOCK_K):
         i_k = k + tl.arange(0, BLOCK_K)
         b_x = load_frames(
-            p_x, p_gate, i_t[:, None], m_t[:, None], i_k[None, :], K, SAMPLES * ALIGN, x_t, gate_row, PADDING, FRAMED
+            p_x, i_t[:, None], m_t[:, None], i_k[None, :], K, SAMPLES * ALIGN, x_t, PADDING, FRAMED
         )  # fmt: skip
         m_k = (i_k < K)[:, None]
         b_w = tl.load(p_w + i_o[None, :] * W_O + i_k[:, None] * W_K, mask=m_k & (i_o < N)[None, :], other=0.0)
@@ -161,9 +172,9 @@ def product_kernel(
         if TAIL_N > 0:
             b_w = tl.load(p_w + i_tail[None, :] * W_O + i_k[:, None] * W_K, mask=m_k & (i_tail < N)[None, :], other=0.0)
             b_tail = tl.dot(b_x, b_w, b_tail, input_precision=PRECISION)
-    _finish(b_y, p_bias, p_share, p_y, i_n, i_t, m_t, i_o, T, F, N, RELU)
+    _finish(b_y, p_gate, p_y, i_n, i_t, m_t, i_o, T, N, RELU)
     if TAIL_N > 0:
-        _finish(b_tail, p_bias, p_share, p_y, i_n, i_t, m_t, i_tail, T, F, N, RELU)
+        _finish(b_tail, p_gate, p_y, i_n, i_t, m_t, i_tail, T, N, RELU)
 
 
 def frame_layout(x: Tensor, framing: Framing | None) -> dict[str, int]:
@@ -188,15 +199,14 @@ def product(
 ) -> Tensor:  # fmt: skip
     """y (n, T, N) in ``dtype`` (x's by default); ``weight`` (N, K) of x's dtype with any strides.
 
-    ``x`` (n, T, K), or with a ``framing`` a signal (n, samples), unit stride along its last axis; ``gate`` (n, T, K) and
+    ``x`` (n, T, K), or with a ``framing`` a signal (n, samples), unit stride along its last axis; ``gate`` (n, T, N) and
     ``share`` (n, F, N) float32 contiguous.
     """
     columns, inputs = weight.shape
     layout = frame_layout(x, framing)
     n, frames = len(x), layout["T"]
     y = torch.empty(n, frames, columns, dtype=dtype or x.dtype, device=x.device)
-    lean = share is not None or precision == "tf32x3"
-    main, tail = product_tile(columns, x.dtype, lean, framing is not None)
+    main, tail = product_tile(columns, x.dtype, precision == "tf32x3", framing is not None)
     # Without tensor cores, in float32, four warps have too few registers for the operands of 48 columns.
     exact = x.dtype == torch.float32 and precision == "ieee"
     launch(
@@ -204,6 +214,7 @@ def product(
         p_x=x, p_gate=gate, p_w=weight, p_bias=bias, p_share=share, p_y=y, F=1 if share is None else share.shape[1],
         K=inputs, N=columns, W_O=weight.stride(0), W_K=weight.stride(1), RELU=relu, **layout,
         BLOCK_T=TILE, BLOCK_N=main, TAIL_N=tail, BLOCK_K=BLOCK_K, PRECISION=precision,
+        ROWS=SHARE_ROWS, SHARE_PRECISION="ieee" if exact else exact_products(),
         num_warps=8 if main + tail >= 64 or exact else 4, num_stages=STAGES,
     )  # fmt: skip
     return y

@@ -1,14 +1,14 @@
-"""Backward of the product of frames with one weight matrix (see `bottleneck`), g = dy where the ReLU let pass.
+"""Backward of the product of frames with one weight matrix (see `bottleneck`), from dy in front of its ReLU.
 
-    dx = g W                                     the forward's kernel, W transposed, dy gated by y
-    dW[o, k] = sum_nt g[n, t, o] x[n, t, k];     dbias[o] = sum_nt g[n, t, o]
-    dshare[n, f, o] = sum_t max(0, 1 - |t (F - 1) / (T - 1) - f|) g[n, t, o]     the transpose of the interpolation
+    dx = dy W                                    the forward's kernel, W transposed, gated where x came out of a ReLU
+    dW[o, k] = sum_nt dy[n, t, o] x[n, t, k];    dbias[o] = sum_nt dy[n, t, o]
+    dshare[n, f, o] = sum_t max(0, 1 - |t (F - 1) / (T - 1) - f|) dy[n, t, o]    the transpose of the interpolation
 
 dW walks all tiles of frames of all items; where its blocks are too few for a GPU the tiles are dealt to several programs,
 each writes its part, and the parts are added in their order. How many depends on the shapes alone.
 
-Bytes: dW reads g (dy and y) once for each column block of 64, x once for each row block, mostly from L2; parts
-`parts` N K 4 written and read once. FLOPs: 2 n T K N, as dx. dshare reads g twice.
+Bytes: dW reads dy once for each block of columns, x once for each block of rows, mostly from L2: n T N K sizeof(dtype)
+(1 / BLOCK_N + 1 / BLOCK_K), which limits it; parts N K 4 written and read once. FLOPs: 2 n T K N, as dx. dshare reads dy twice.
 Not yet run on a GPU. Source: as the forward's.
 """
 
@@ -31,7 +31,7 @@ ROWS = 32  # frames that the interpolation's transpose adds at once
 
 @triton.jit(do_not_specialize=["T", "SAMPLES", "x_n", "x_t", "dy_n", "dy_t", "TILES", "PER_PART"])
 def weight_gradient_kernel(
-    p_dy, p_gate, p_x, p_dw, p_dbias, T, SAMPLES, x_n, x_t, dy_n, dy_t, TILES, PER_PART,
+    p_dy, p_x, p_dw, p_dbias, T, SAMPLES, x_n, x_t, dy_n, dy_t, TILES, PER_PART,
     K: tl.constexpr, N: tl.constexpr, PADDING: tl.constexpr, FRAMED: tl.constexpr,
     ALIGN: tl.constexpr, DY_ALIGN: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
@@ -54,23 +54,22 @@ def weight_gradient_kernel(
         m_t = i_t < T
         mask = m_o[:, None] & m_t[None, :]
         b_dy = tl.load(p_dy + i_n * dy_n + i_t[None, :] * dy_t + i_o[:, None], mask=mask, other=0.0)
-        if p_gate is not None:
-            b_gate = tl.load(p_gate + (i_n * T + i_t)[None, :] * N + i_o[:, None], mask=mask, other=0.0)
-            b_dy = tl.where(b_gate > 0, b_dy, 0.0)
         b_x = load_frames(
-            p_x + i_n * x_n, None, i_t[:, None], m_t[:, None], i_k[None, :], K, SAMPLES * ALIGN, x_t, 0, PADDING, FRAMED
+            p_x + i_n * x_n, i_t[:, None], m_t[:, None], i_k[None, :], K, SAMPLES * ALIGN, x_t, PADDING, FRAMED
         )  # fmt: skip
         b_dw = tl.dot(b_dy, b_x, b_dw, input_precision=PRECISION)
-        b_dbias += tl.sum(b_dy.to(tl.float32), 1)
+        if p_dbias is not None:
+            b_dbias += tl.sum(b_dy.to(tl.float32), 1)
     i_w = i_o.to(tl.int64)[:, None] * K + i_k[None, :]
     tl.store(p_dw + i_part.to(tl.int64) * N * K + i_w, b_dw, mask=m_o[:, None] & (i_k < K)[None, :])
-    if i_block % blocks_k == 0:
-        tl.store(p_dbias + i_part * N + i_o, b_dbias, mask=m_o)
+    if p_dbias is not None:
+        if i_block % blocks_k == 0:
+            tl.store(p_dbias + i_part * N + i_o, b_dbias, mask=m_o)
 
 
 @triton.jit(do_not_specialize=["T", "F", "dy_n", "dy_t"])
 def interpolation_bwd_kernel(
-    p_dy, p_gate, p_dshare, T, F, dy_n, dy_t,
+    p_dy, p_dshare, T, F, dy_n, dy_t,
     N: tl.constexpr, ALIGN: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK_N columns of one row of dshare."""
@@ -89,36 +88,36 @@ def interpolation_bwd_kernel(
         mask = (i_t < end)[:, None] & m_o[None, :]
         b_distance = tl.abs(i_t * (F - 1) - i_f * frames).to(tl.float32) / frames.to(tl.float32)
         b_dy = tl.load(p_dy + i_t[:, None] * (dy_t.to(tl.int64) * ALIGN) + i_o[None, :], mask=mask, other=0.0)
-        if p_gate is not None:
-            b_gate = tl.load(p_gate + (i_n * T + i_t)[:, None] * N + i_o[None, :], mask=mask, other=0.0)
-            b_dy = tl.where(b_gate > 0, b_dy, 0.0)
         b_sum += tl.sum(tl.maximum(1.0 - b_distance, 0.0)[:, None] * b_dy.to(tl.float32), 0)
     tl.store(p_dshare + row.to(tl.int64) * N + i_o, b_sum, mask=m_o)
 
 
 def weight_gradient(
-    dy: Tensor, x: Tensor, inputs: int, precision: str, *, gate: Tensor | None = None, framing: Framing | None = None
+    dy: Tensor, x: Tensor, inputs: int, precision: str, *, bias: bool = False, framing: Framing | None = None
 ) -> tuple[Tensor, Tensor]:
-    """dW (N, K) and dbias (N,), float32; ``dy`` (n, T, N) of x's dtype, ``x`` as `bottleneck.product` takes it."""
+    """dW (N, K) and, for a ``bias``, dbias (N,), float32; ``dy`` (n, T, N) of x's dtype, ``x`` as in `bottleneck.product`."""
     n, frames, columns = dy.shape
-    widest = 32 if x.dtype == torch.float32 and precision == "ieee" else 64  # 64 by 64 without tensor cores would spill
+    # In two bytes 128 by 128, whose operands come from L2 half as often as 64 by 64; without tensor cores 64 would spill.
+    steps = 32 if x.dtype == torch.float32 and precision == "ieee" else 64
+    widest = 128 if x.dtype.itemsize == 2 else steps
     block_n, block_k = min(widest, power_of_two(columns)), min(widest, power_of_two(inputs))
-    blocks, tiles = -(-columns // block_n) * -(-inputs // block_k), n * -(-frames // widest)
+    blocks, tiles = -(-columns // block_n) * -(-inputs // block_k), n * -(-frames // steps)
     per_part = max(1, -(-tiles // max(1, PROGRAMS // blocks)))
     parts = -(-tiles // per_part)
     dw = torch.empty(parts, columns, inputs, dtype=torch.float32, device=x.device)
-    dbias = torch.empty(parts, columns, dtype=torch.float32, device=x.device)
+    dbias = torch.empty(parts, columns if bias else 0, dtype=torch.float32, device=x.device)
     layout, of_dy = frame_layout(x, framing), frame_layout(dy, None)
     launch(
         weight_gradient_kernel, parts * blocks, x,
-        p_dy=dy, p_gate=gate, p_x=x, p_dw=dw, p_dbias=dbias, **layout, K=inputs, N=columns,
+        p_dy=dy, p_x=x, p_dw=dw, p_dbias=dbias if bias else None, **layout, K=inputs, N=columns,
         dy_n=of_dy["x_n"], dy_t=of_dy["x_t"], DY_ALIGN=of_dy["ALIGN"], TILES=tiles, PER_PART=per_part,
-        BLOCK_T=widest, BLOCK_N=block_n, BLOCK_K=block_k, PRECISION=precision, num_warps=8 if framing else 4, num_stages=STAGES,
+        BLOCK_T=steps, BLOCK_N=block_n, BLOCK_K=block_k, PRECISION=precision,
+        num_warps=8 if framing or block_n + block_k > 192 else 4, num_stages=STAGES,
     )  # fmt: skip
     return (dw[0], dbias[0]) if parts == 1 else (dw.sum(0), dbias.sum(0))
 
 
-def interpolation_backward(dy: Tensor, gate: Tensor | None, rows: int) -> Tensor:
+def interpolation_backward(dy: Tensor, rows: int) -> Tensor:
     """dshare (n, rows, N), float32; ``dy`` (n, T, N) with unit stride along its last axis."""
     n, frames, columns = dy.shape
     layout = frame_layout(dy, None)
@@ -126,7 +125,7 @@ def interpolation_backward(dy: Tensor, gate: Tensor | None, rows: int) -> Tensor
     block = min(128, power_of_two(columns))
     launch(
         interpolation_bwd_kernel, n * rows * -(-columns // block), dy,
-        p_dy=dy, p_gate=gate, p_dshare=dshare, T=frames, F=rows, dy_n=layout["x_n"], dy_t=layout["x_t"],
+        p_dy=dy, p_dshare=dshare, T=frames, F=rows, dy_n=layout["x_n"], dy_t=layout["x_t"],
         N=columns, ALIGN=layout["ALIGN"], BLOCK_T=ROWS, BLOCK_N=block, num_warps=4,
     )  # fmt: skip
     return dshare

@@ -7,8 +7,8 @@
 
 The norm is applied to the values, not folded into the taps: z - mean loses no digits to an offset. Each of ROWS rows of a
 program walks through its frames in steps of the dilation, so that a value is loaded and normalised once for all three taps,
-and 2 of the first step besides: (STEPS + 2) / STEPS times in all, 1.5 where four steps fill a tile. Where the dilation does
-not divide ROWS a tile is one step of rows, and each value is loaded three times.
+and 2 of the first step besides: (STEPS + 2) / STEPS times in all, 1.25 where eight steps fill a tile, 1.5 where four do. Where
+the dilation divides no choice of ROWS a tile is one step of rows, and each value is loaded three times.
 Bytes: x once, y once, 2 n I T C sizeof(dtype); what rows share comes from the caches (32 channels are 64 or 128 contiguous
 bytes in every frame). FLOPs: about 15 n I T C. Memory-bound, if instructions and latency let it.
 Not yet run on a GPU. Source: Samuel et al. 2020, section 2; original model/mask_tcn.py (dconv1d, prelu_2, norm_2's statistics).
@@ -26,18 +26,42 @@ from .launch import TILE, alignment, channel_block, launch, strides
 from .tile import activation, prelu, slope_of, store_moments_of_rows
 from .tuned import configuration
 
-__all__ = ["channel_parameters", "depthwise_forward", "depthwise_fwd_kernel", "load_tap"]
+__all__ = [
+    "BACKWARD_ROWS",
+    "channel_parameters",
+    "depthwise_forward",
+    "depthwise_fwd_kernel",
+    "load_frames",
+    "load_normalised",
+    "place",
+    "rows_of",
+    "taps",
+]
 
-ROWS = 32
-"""Rows of frames that walk side by side; every dilation of the network divides it."""
+FORWARD_ROWS, BACKWARD_ROWS = (16, 32), (32,)
+"""Rows of frames that walk side by side: the fewest of which the dilation is a divisor; each of the network's is, of 32."""
 
 
 @triton.jit
-def load_tap(p_x, i_t, T, i_c, m_c, x_t, slope):
-    """x and z of frames ``i_t``, zero outside the signal, and where it is inside."""
+def place(T, dilation, C: tl.constexpr, BLOCK_T: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Return this program's row of tiles, its (item, instrument), the frames where its rows start, and its channels."""
+    blocks = tl.cdiv(C, BLOCK_C)
+    row = tl.program_id(0) // blocks
+    tiles = tl.cdiv(T, BLOCK_T)
+    i_row = tl.arange(0, ROWS)
+    i_first = (row % tiles) * BLOCK_T + i_row
+    if (
+        BLOCK_T > ROWS
+    ):  # rows of a group start at neighbouring frames; with all steps they fill BLOCK_T // ROWS * dilation frames
+        i_first = (row % tiles) * BLOCK_T + (i_row // dilation) * (BLOCK_T // ROWS * dilation) + i_row % dilation
+    return row, row // tiles, i_first, (tl.program_id(0) % blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
+
+
+@triton.jit
+def load_frames(p_x, i_t, T, i_c, m_c, x_t):
+    """Values of frames ``i_t``, zero outside the signal, and where they are inside."""
     mask = ((i_t >= 0) & (i_t < T))[:, None] & m_c[None, :]
-    b_x = tl.load(p_x + i_t[:, None] * x_t + i_c[None, :], mask=mask, other=0.0)
-    return b_x.to(tl.float32), activation(b_x, slope), mask
+    return tl.load(p_x + i_t[:, None] * x_t + i_c[None, :], mask=mask, other=0.0), mask
 
 
 @triton.jit
@@ -55,10 +79,20 @@ def channel_parameters(p_affine, p_beta, p_w, i_ni, i_c, m_c, C: tl.constexpr, I
 
 
 @triton.jit
-def _normalised(p_x, i_t, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta):
-    """m of frames ``i_t``, zero outside the signal."""
-    _, b_z, mask = load_tap(p_x, i_t, T, i_c, m_c, x_t, slope)
-    return tl.where(mask, (b_z - b_mean[None, :]) * b_scale[None, :] + b_beta[None, :], 0.0)
+def load_normalised(p_x, i_t, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta):
+    """x, z - mean and m of frames ``i_t``; the latter two zero outside the signal."""
+    b_x, mask = load_frames(p_x, i_t, T, i_c, m_c, x_t)
+    b_z = activation(b_x, slope) - b_mean[None, :]
+    return b_x, tl.where(mask, b_z, 0.0), tl.where(mask, b_z * b_scale[None, :] + b_beta[None, :], 0.0)
+
+
+@triton.jit
+def taps(b_m0, b_m1, b_m2, b_w0, b_w1, b_w2):
+    """a, before the second PReLU: the same operations in forward and backward, as its sign decides the PReLU's side."""
+    b_a = b_w0[None, :] * b_m0
+    b_a += b_w1[None, :] * b_m1
+    b_a += b_w2[None, :] * b_m2
+    return b_a
 
 
 @triton.jit(do_not_specialize=["T", "dilation", "x_n", "x_i", "x_t"])
@@ -69,16 +103,7 @@ def depthwise_fwd_kernel(
 ):  # fmt: skip
     """One program: one tile of one item and instrument, BLOCK_C channels. Frames of y are LD elements apart."""
     STEPS: tl.constexpr = BLOCK_T // ROWS
-    blocks = tl.cdiv(C, BLOCK_C)
-    row = tl.program_id(0) // blocks
-    tiles = tl.cdiv(T, BLOCK_T)
-    i_ni, i_tile = row // tiles, row % tiles
-    i_row = tl.arange(0, ROWS)
-    # The rows of a group start at neighbouring frames; with STEPS steps they fill STEPS * dilation frames.
-    i_first = i_tile * BLOCK_T + i_row
-    if STEPS > 1:
-        i_first = i_tile * BLOCK_T + (i_row // dilation) * (STEPS * dilation) + i_row % dilation
-    i_c = (tl.program_id(0) % blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
+    row, i_ni, i_first, i_c = place(T, dilation, C, BLOCK_T, ROWS, BLOCK_C)
     m_c = i_c < C
     x_t = x_t.to(tl.int64) * ALIGN
     p_x += (i_ni // INSTRUMENTS) * (x_n.to(tl.int64) * ALIGN) + (i_ni % INSTRUMENTS) * (x_i.to(tl.int64) * ALIGN)
@@ -87,18 +112,15 @@ def depthwise_fwd_kernel(
     b_scale, b_mean, b_beta, b_w0, b_w1, b_w2 = channel_parameters(
         p_affine, p_beta, p_w, i_ni, i_c, m_c, C, INSTRUMENTS
     )
-    b_m0 = _normalised(p_x, i_first - dilation, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta)
-    b_m1 = _normalised(p_x, i_first, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta)
+    _, _, b_m0 = load_normalised(p_x, i_first - dilation, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta)
+    _, _, b_m1 = load_normalised(p_x, i_first, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta)
     b_pivot = tl.zeros([ROWS, BLOCK_C], tl.float32)
     b_sum = tl.zeros([ROWS, BLOCK_C], tl.float32)
     b_squares = tl.zeros([ROWS, BLOCK_C], tl.float32)
     for step in tl.static_range(STEPS):
         i_t = i_first + step * dilation
-        b_m2 = _normalised(p_x, i_t + dilation, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta)
-        b_a = b_w0[None, :] * b_m0
-        b_a += b_w1[None, :] * b_m1
-        b_a += b_w2[None, :] * b_m2
-        b_y = prelu(b_a, next_slope).to(p_y.dtype.element_ty)
+        _, _, b_m2 = load_normalised(p_x, i_t + dilation, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta)
+        b_y = prelu(taps(b_m0, b_m1, b_m2, b_w0, b_w1, b_w2), next_slope).to(p_y.dtype.element_ty)
         m_t = i_t < T
         tl.store(p_y + i_t.to(tl.int64)[:, None] * LD + i_c[None, :], b_y, mask=m_t[:, None] & m_c[None, :])
         if p_statistics is not None:
@@ -117,6 +139,11 @@ def depthwise_fwd_kernel(
         store_moments_of_rows(b_pivot + b_shift, b_m2s, b_count, p_statistics, row, i_c, m_c, C)
 
 
+def rows_of(dilation: int, choices: tuple[int, ...]) -> int:
+    """Rows that walk side by side: all frames of a tile, in one step, where the dilation divides none of the choices."""
+    return next((rows for rows in choices if rows % dilation == 0), TILE)
+
+
 def depthwise_forward(
     x: Tensor, weight: Tensor, dilation: int, slope: Tensor, affine: Tensor, beta: Tensor, next_slope: Tensor,
     y: Tensor | None = None, statistics: Tensor | None = None,
@@ -131,11 +158,11 @@ def depthwise_forward(
     defaults = {"BLOCK_C": channel_block(channels), "num_warps": 2}
     chosen = configuration("depthwise_fwd", x, False, defaults, C=channels)
     block, align = chosen["BLOCK_C"], alignment(x)
-    rows = ROWS if ROWS % dilation == 0 else TILE
     launch(
         depthwise_fwd_kernel, n * instruments * -(-frames // TILE) * -(-channels // block), x,
         p_x=x, p_w=weight, p_slope=slope, p_affine=affine, p_beta=beta, p_next_slope=next_slope, p_y=y,
         p_statistics=statistics, T=frames, C=channels, LD=y.stride(1) // frames, dilation=dilation,
-        INSTRUMENTS=instruments, **strides(align, x=x), ALIGN=align, BLOCK_T=TILE, ROWS=rows, **chosen,
+        INSTRUMENTS=instruments, **strides(align, x=x), ALIGN=align, BLOCK_T=TILE,
+        ROWS=rows_of(dilation, FORWARD_ROWS), **chosen,
     )  # fmt: skip
     return y

@@ -9,8 +9,10 @@
 
 The taps' gradients hold the group norm's reductions, so there is no third pass. D counts only taps in range: the padding is
 constant and has no gradient.
+Both passes walk as the forward does: of four steps each value of x is loaded and normalised 1.5 times (for dx twice), and
+each da computed once (1.5 times), where three taps side by side would take three and nine.
 Bytes: x and dy twice, dx once: 5 n I T C sizeof(dtype); shifted frames come from the caches. Storing da instead of
-recomputing it would cost 6. Every sum has one fixed order: frames in a tile, tiles, items.
+recomputing it would cost 6. Every sum has one fixed order: steps, rows, tiles, items.
 Not yet run on a GPU. Source: as the forward's.
 """
 
@@ -22,41 +24,40 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .depthwise import channel_parameters, load_tap
+from .depthwise import BACKWARD_ROWS, channel_parameters, load_frames, load_normalised, place, rows_of, taps
 from .launch import TILE, alignment, channel_block, launch, power_of_two, strides
 from .statistics import GROUPS
 from .tile import slope_of
 
-__all__ = ["depthwise_backward", "depthwise_dx_kernel", "depthwise_norm_kernel", "depthwise_sums_kernel"]
+__all__ = [
+    "depthwise_backward",
+    "depthwise_dx_kernel",
+    "depthwise_norm_kernel",
+    "depthwise_sums_kernel",
+    "depthwise_total_kernel",
+]
+
+
+CHANNELS = 128
+"""Channels of an instrument, or parts of a slope's gradient, that a program adds up side by side."""
 
 
 @triton.jit
-def _before_prelu(p_x, i_t, dilation, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta, b_w0, b_w1, b_w2):
-    """a of frames ``i_t``, by the forward's operations in the forward's order: its sign decides the PReLU's side."""
-    b_a = tl.zeros([i_t.shape[0], i_c.shape[0]], tl.float32)
-    for k in tl.static_range(3):
-        _, b_z, m_tap = load_tap(p_x, i_t + (k - 1) * dilation, T, i_c, m_c, x_t, slope)
-        b_m = tl.where(m_tap, (b_z - b_mean[None, :]) * b_scale[None, :] + b_beta[None, :], 0.0)
-        b_w = b_w0 if k == 0 else (b_w1 if k == 1 else b_w2)
-        b_a += b_w[None, :] * b_m
-    return b_a
+def _before_prelu(p_dy, i_t, T, i_c, m_c, dy_t, b_a, next_slope):
+    """da of frames ``i_t``, zero outside the signal."""
+    b_dy = load_frames(p_dy, i_t, T, i_c, m_c, dy_t)[0].to(tl.float32)
+    return tl.where(b_a > 0, b_dy, next_slope * b_dy)
 
 
 @triton.jit(do_not_specialize=["T", "dilation", "dy_n", "dy_i", "dy_t", "x_n", "x_i", "x_t"])
 def depthwise_sums_kernel(
     p_dy, p_x, p_w, p_slope, p_affine, p_beta, p_next_slope, p_sums, p_dnext_slope, T, dilation,
-    dy_n, dy_i, dy_t, x_n, x_i, x_t,
-    C: tl.constexpr, INSTRUMENTS: tl.constexpr, ALIGN: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
+    dy_n, dy_i, dy_t, x_n, x_i, x_t, C: tl.constexpr, INSTRUMENTS: tl.constexpr, ALIGN: tl.constexpr,
+    BLOCK_T: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """One program: S and D of one tile, rows 0 to 2 and 3 to 5 of (n, I, tiles, 6, C), and its share of dnext_slope."""
-    blocks = tl.cdiv(C, BLOCK_C)
-    row = tl.program_id(0) // blocks
-    tiles = tl.cdiv(T, BLOCK_T)
-    i_ni, i_tile = row // tiles, row % tiles
-    i_n, i_i = (i_ni // INSTRUMENTS).to(tl.int64), (i_ni % INSTRUMENTS).to(tl.int64)
-    i_t = i_tile * BLOCK_T + tl.arange(0, BLOCK_T)
-    i_c = (tl.program_id(0) % blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
-    m_t, m_c = i_t < T, i_c < C
+    row, i_ni, i_first, i_c = place(T, dilation, C, BLOCK_T, ROWS, BLOCK_C)
+    i_n, i_i, m_c = (i_ni // INSTRUMENTS).to(tl.int64), (i_ni % INSTRUMENTS).to(tl.int64), i_c < C
     dy_t, x_t = dy_t.to(tl.int64) * ALIGN, x_t.to(tl.int64) * ALIGN
     p_dy += i_n * (dy_n.to(tl.int64) * ALIGN) + i_i * (dy_i.to(tl.int64) * ALIGN)
     p_x += i_n * (x_n.to(tl.int64) * ALIGN) + i_i * (x_i.to(tl.int64) * ALIGN)
@@ -64,16 +65,34 @@ def depthwise_sums_kernel(
     b_scale, b_mean, b_beta, b_w0, b_w1, b_w2 = channel_parameters(
         p_affine, p_beta, p_w, i_ni, i_c, m_c, C, INSTRUMENTS
     )
-    b_a = _before_prelu(p_x, i_t, dilation, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta, b_w0, b_w1, b_w2)
-    mask = m_t[:, None] & m_c[None, :]
-    b_dy = tl.load(p_dy + i_t[:, None] * dy_t + i_c[None, :], mask=mask, other=0.0).to(tl.float32)
-    tl.store(p_dnext_slope + tl.program_id(0), tl.sum(tl.where(b_a > 0, 0.0, b_dy * b_a)))
-    b_da = tl.where(b_a > 0, b_dy, next_slope * b_dy)
+    b_s0, b_s1 = tl.zeros([ROWS, BLOCK_C], tl.float32), tl.zeros([ROWS, BLOCK_C], tl.float32)
+    b_s2, b_d0 = tl.zeros([ROWS, BLOCK_C], tl.float32), tl.zeros([ROWS, BLOCK_C], tl.float32)
+    b_d1, b_d2 = tl.zeros([ROWS, BLOCK_C], tl.float32), tl.zeros([ROWS, BLOCK_C], tl.float32)
+    b_dnext = tl.zeros([ROWS, BLOCK_C], tl.float32)
+    _, b_z0, b_m0 = load_normalised(p_x, i_first - dilation, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta)
+    _, b_z1, b_m1 = load_normalised(p_x, i_first, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta)
+    for step in tl.static_range(BLOCK_T // ROWS):
+        i_t = i_first + step * dilation
+        _, b_z2, b_m2 = load_normalised(p_x, i_t + dilation, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta)
+        b_a = taps(b_m0, b_m1, b_m2, b_w0, b_w1, b_w2)
+        b_dy = load_frames(p_dy, i_t, T, i_c, m_c, dy_t)[0].to(tl.float32)
+        b_dnext += tl.where(b_a > 0, 0.0, b_dy * b_a)
+        b_da = tl.where(b_a > 0, b_dy, next_slope * b_dy)
+        b_s0 += b_da * b_z0
+        b_s1 += b_da * b_z1
+        b_s2 += b_da * b_z2
+        b_d0 += tl.where((i_t >= dilation)[:, None], b_da, 0.0)
+        b_d1 += b_da
+        b_d2 += tl.where((i_t + dilation < T)[:, None], b_da, 0.0)
+        b_z0, b_m0, b_z1, b_m1 = b_z1, b_m1, b_z2, b_m2
+    tl.store(p_dnext_slope + tl.program_id(0), tl.sum(b_dnext))
     p_sums += row.to(tl.int64) * 6 * C + i_c
-    for k in tl.static_range(3):
-        _, b_z, m_tap = load_tap(p_x, i_t + (k - 1) * dilation, T, i_c, m_c, x_t, slope)
-        tl.store(p_sums + k * C, tl.sum(tl.where(m_tap, b_da * (b_z - b_mean[None, :]), 0.0), 0), mask=m_c)
-        tl.store(p_sums + (3 + k) * C, tl.sum(tl.where(m_tap, b_da, 0.0), 0), mask=m_c)
+    tl.store(p_sums, tl.sum(b_s0, 0), mask=m_c)
+    tl.store(p_sums + C, tl.sum(b_s1, 0), mask=m_c)
+    tl.store(p_sums + 2 * C, tl.sum(b_s2, 0), mask=m_c)
+    tl.store(p_sums + 3 * C, tl.sum(b_d0, 0), mask=m_c)
+    tl.store(p_sums + 4 * C, tl.sum(b_d1, 0), mask=m_c)
+    tl.store(p_sums + 5 * C, tl.sum(b_d2, 0), mask=m_c)
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -106,7 +125,7 @@ def depthwise_norm_kernel(
     for k in tl.static_range(3):
         b_s = tl.zeros([BLOCK_C], tl.float32)
         b_d = tl.zeros([BLOCK_C], tl.float32)
-        for i_tile in range(tiles):
+        for i_tile in tl.range(tiles, loop_unroll_factor=4):
             p_tile = p_sums + ((i_ni.to(tl.int64) * tiles + i_tile) * 6 + k) * C + i_c
             b_s += tl.load(p_tile, mask=m_c, other=0.0)
             b_d += tl.load(p_tile + 3 * C, mask=m_c, other=0.0)
@@ -125,70 +144,115 @@ def depthwise_norm_kernel(
 @triton.jit(do_not_specialize=["T", "dilation", "dy_n", "dy_i", "dy_t", "x_n", "x_i", "x_t"])
 def depthwise_dx_kernel(
     p_dy, p_x, p_w, p_slope, p_affine, p_beta, p_next_slope, p_norm, p_dx, p_dslope, T, dilation,
-    dy_n, dy_i, dy_t, x_n, x_i, x_t,
-    C: tl.constexpr, INSTRUMENTS: tl.constexpr, ALIGN: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
+    dy_n, dy_i, dy_t, x_n, x_i, x_t, C: tl.constexpr, INSTRUMENTS: tl.constexpr, ALIGN: tl.constexpr,
+    BLOCK_T: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """One program: dx of one tile of one item and instrument, BLOCK_C channels, and its share of dslope."""
-    blocks = tl.cdiv(C, BLOCK_C)
-    row = tl.program_id(0) // blocks
-    tiles = tl.cdiv(T, BLOCK_T)
-    i_ni, i_tile = row // tiles, row % tiles
-    i_n, i_i = (i_ni // INSTRUMENTS).to(tl.int64), (i_ni % INSTRUMENTS).to(tl.int64)
-    i_t = i_tile * BLOCK_T + tl.arange(0, BLOCK_T)
-    i_c = (tl.program_id(0) % blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
-    m_c = i_c < C
+    _, i_ni, i_first, i_c = place(T, dilation, C, BLOCK_T, ROWS, BLOCK_C)
+    i_n, i_i, m_c = (i_ni // INSTRUMENTS).to(tl.int64), (i_ni % INSTRUMENTS).to(tl.int64), i_c < C
     dy_t, x_t = dy_t.to(tl.int64) * ALIGN, x_t.to(tl.int64) * ALIGN
     p_dy += i_n * (dy_n.to(tl.int64) * ALIGN) + i_i * (dy_i.to(tl.int64) * ALIGN)
     p_x += i_n * (x_n.to(tl.int64) * ALIGN) + i_i * (x_i.to(tl.int64) * ALIGN)
+    p_dx += i_ni.to(tl.int64) * T * C
     slope, next_slope = slope_of(p_slope), slope_of(p_next_slope)
     b_scale, b_mean, b_beta, b_w0, b_w1, b_w2 = channel_parameters(
         p_affine, p_beta, p_w, i_ni, i_c, m_c, C, INSTRUMENTS
     )
-    b_dm = tl.zeros([BLOCK_T, BLOCK_C], tl.float32)
-    for k in tl.static_range(3):
-        i_from = i_t - (k - 1) * dilation
-        mask = ((i_from >= 0) & (i_from < T))[:, None] & m_c[None, :]
-        b_a = _before_prelu(p_x, i_from, dilation, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta, b_w0, b_w1, b_w2)
-        b_dy = tl.load(p_dy + i_from[:, None] * dy_t + i_c[None, :], mask=mask, other=0.0).to(tl.float32)
-        b_w = b_w0 if k == 0 else (b_w1 if k == 1 else b_w2)
-        b_dm += b_w[None, :] * tl.where(b_a > 0, b_dy, next_slope * b_dy)
-    b_x, b_z, mask = load_tap(p_x, i_t, T, i_c, m_c, x_t, slope)
-    b_q = tl.load(p_norm + i_ni.to(tl.int64) * 7 * C + i_c, mask=m_c, other=0.0)
-    b_r = tl.load(p_norm + i_ni.to(tl.int64) * 7 * C + C + i_c, mask=m_c, other=0.0)
-    b_dz = b_scale[None, :] * b_dm + b_q[None, :] * (b_z - b_mean[None, :]) + b_r[None, :]
-    p_dx += i_ni.to(tl.int64) * T * C
-    tl.store(p_dx + i_t.to(tl.int64)[:, None] * C + i_c[None, :], tl.where(b_x > 0, b_dz, slope * b_dz), mask=mask)
-    tl.store(p_dslope + tl.program_id(0), tl.sum(tl.where((b_x > 0) | ~mask, 0.0, b_dz * b_x)))
+    p_norm += i_ni.to(tl.int64) * 7 * C + i_c
+    b_q, b_r = tl.load(p_norm, mask=m_c, other=0.0), tl.load(p_norm + C, mask=m_c, other=0.0)
+    b_dslope = tl.zeros([ROWS, BLOCK_C], tl.float32)
+    _, _, b_before = load_normalised(p_x, i_first - 2 * dilation, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta)
+    _, _, b_m0 = load_normalised(p_x, i_first - dilation, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta)
+    b_x0, b_z0, b_m1 = load_normalised(p_x, i_first, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta)
+    b_x1, b_z1, b_m2 = load_normalised(p_x, i_first + dilation, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta)
+    b_a = taps(b_before, b_m0, b_m1, b_w0, b_w1, b_w2)
+    b_da0 = _before_prelu(p_dy, i_first - dilation, T, i_c, m_c, dy_t, b_a, next_slope)
+    b_a = taps(b_m0, b_m1, b_m2, b_w0, b_w1, b_w2)
+    b_da1 = _before_prelu(p_dy, i_first, T, i_c, m_c, dy_t, b_a, next_slope)
+    b_m0, b_m1 = b_m1, b_m2
+    for step in tl.static_range(BLOCK_T // ROWS):
+        i_t = i_first + step * dilation
+        b_x2, b_z2, b_m2 = load_normalised(p_x, i_t + 2 * dilation, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta)
+        b_a = taps(b_m0, b_m1, b_m2, b_w0, b_w1, b_w2)
+        b_da2 = _before_prelu(p_dy, i_t + dilation, T, i_c, m_c, dy_t, b_a, next_slope)
+        b_dm = b_w0[None, :] * b_da2 + b_w1[None, :] * b_da1 + b_w2[None, :] * b_da0
+        b_dz = b_scale[None, :] * b_dm + b_q[None, :] * b_z0 + b_r[None, :]
+        b_x = b_x0.to(tl.float32)
+        mask = (i_t < T)[:, None] & m_c[None, :]
+        b_dslope += tl.where((b_x > 0) | ~mask, 0.0, b_dz * b_x)
+        b_dx = tl.where(b_x > 0, b_dz, slope * b_dz).to(p_dx.dtype.element_ty)
+        tl.store(p_dx + i_t.to(tl.int64)[:, None] * C + i_c[None, :], b_dx, mask=mask)
+        b_m0, b_m1, b_da0, b_da1 = b_m1, b_m2, b_da1, b_da2
+        b_x0, b_z0, b_x1, b_z1 = b_x1, b_z1, b_x2, b_z2
+    tl.store(p_dslope + tl.program_id(0), tl.sum(b_dslope))
+
+
+@triton.jit(do_not_specialize=["ITEMS", "PARTS"])
+def depthwise_total_kernel(
+    p_norm, p_dslopes, p_dw, p_dslope, p_dgamma, p_dbeta, p_dnext_slope, ITEMS, PARTS,
+    C: tl.constexpr, INSTRUMENTS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One program: sums over the items for BLOCK channels of one instrument; the last two programs: both slopes' gradients."""
+    blocks = tl.cdiv(C, BLOCK)
+    i_i, i_c = tl.program_id(0) // blocks, (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
+    if i_i < INSTRUMENTS:
+        m_c = i_c < C
+        for k in tl.static_range(5):
+            b_sum = tl.zeros([BLOCK], tl.float32)
+            for n in tl.range(ITEMS, loop_unroll_factor=4):
+                row = (n * INSTRUMENTS + i_i).to(tl.int64) * 7 + 2 + k
+                b_sum += tl.load(p_norm + row * C + i_c, mask=m_c, other=0.0)
+            i_out = i_i * C + i_c
+            p_out = p_dgamma + i_out if k == 0 else (p_dbeta + i_out if k == 1 else p_dw + i_out * 3 + (k - 2))
+            tl.store(p_out, b_sum, mask=m_c)
+    else:
+        which = tl.program_id(0) - INSTRUMENTS * blocks
+        b_sum = tl.zeros([BLOCK], tl.float32)
+        for first in tl.range(0, PARTS, BLOCK, loop_unroll_factor=4):
+            i_part = first + tl.arange(0, BLOCK)
+            b_sum += tl.load(p_dslopes + which * PARTS.to(tl.int64) + i_part, mask=i_part < PARTS, other=0.0)
+        if which == 0:
+            tl.store(p_dslope, tl.sum(b_sum, 0))
+        else:
+            tl.store(p_dnext_slope, tl.sum(b_sum, 0))
 
 
 def depthwise_backward(
     dy: Tensor, x: Tensor, weight: Tensor, dilation: int,
-    slope: Tensor, affine: Tensor, beta: Tensor, next_slope: Tensor,
+    slope: Tensor, affine: Tensor, beta: Tensor, next_slope: Tensor, into: tuple[Tensor, ...] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """dx in x's dtype and, in float32, dw (I, C, 3), dslope, dgamma, dbeta, dnext_slope; unit strides along channels."""
+    """dx in x's dtype and, in float32, dw (I, C, 3), dslope, dgamma, dbeta, dnext_slope; unit strides along channels.
+
+    The latter five are written ``into`` contiguous tensors if given.
+    """
     n, instruments, frames, channels = x.shape
     align = alignment(dy, x)
     tiles, block = -(-frames // TILE), channel_block(channels)
     programs = n * instruments * tiles * -(-channels // block)
     sums = torch.empty(n, instruments, tiles, 6, channels, dtype=torch.float32, device=x.device)
     norm = torch.empty(n, instruments, 7, channels, dtype=torch.float32, device=x.device)
-    dslope = torch.empty(programs, dtype=torch.float32, device=x.device)
-    dnext_slope = torch.empty_like(dslope)
+    dslopes = torch.empty(2, programs, dtype=torch.float32, device=x.device)
     dx = torch.empty(n, instruments, frames, channels, dtype=x.dtype, device=x.device)
     shared = {
         "p_dy": dy, "p_x": x, "p_w": weight, "p_slope": slope, "p_affine": affine, "p_beta": beta,
         "p_next_slope": next_slope, "T": frames, "C": channels, "INSTRUMENTS": instruments, "dilation": dilation,
-        **strides(align, dy=dy, x=x), "ALIGN": align, "BLOCK_T": TILE, "BLOCK_C": block,
+        **strides(align, dy=dy, x=x), "ALIGN": align, "BLOCK_T": TILE, "ROWS": rows_of(dilation, BACKWARD_ROWS),
+        "BLOCK_C": block,
     }  # fmt: skip
-    launch(depthwise_sums_kernel, programs, x, p_sums=sums, p_dnext_slope=dnext_slope, num_warps=4, **shared)
+    launch(depthwise_sums_kernel, programs, x, p_sums=sums, p_dnext_slope=dslopes[1], num_warps=4, **shared)
     launch(
         depthwise_norm_kernel, n * instruments * GROUPS, x,
         p_sums=sums, p_w=weight, p_affine=affine, p_beta=beta, p_out=norm, T=frames, C=channels,
         INSTRUMENTS=instruments, GROUPS=GROUPS, TILE=TILE, BLOCK_C=power_of_two(channels // GROUPS), num_warps=1,
     )  # fmt: skip
-    launch(depthwise_dx_kernel, programs, x, p_norm=norm, p_dx=dx, p_dslope=dslope, num_warps=8, **shared)
-    items = norm.sum(0)
-    return (
-        dx, items[:, 4:].transpose(1, 2).contiguous(), dslope.sum(0, keepdim=True), items[:, 2], items[:, 3],
-        dnext_slope.sum(0, keepdim=True),
+    launch(depthwise_dx_kernel, programs, x, p_norm=norm, p_dx=dx, p_dslope=dslopes[0], num_warps=8, **shared)
+    if into is None:
+        shapes = ((instruments, channels, 3), (1,), (instruments, channels), (instruments, channels), (1,))
+        into = tuple(torch.empty(shape, dtype=torch.float32, device=x.device) for shape in shapes)
+    dw, dslope, dgamma, dbeta, dnext_slope = into
+    launch(
+        depthwise_total_kernel, instruments * -(-channels // CHANNELS) + 2, x,
+        p_norm=norm, p_dslopes=dslopes, p_dw=dw, p_dslope=dslope, p_dgamma=dgamma, p_dbeta=dbeta,
+        p_dnext_slope=dnext_slope, ITEMS=n, PARTS=programs, C=channels, INSTRUMENTS=instruments, BLOCK=CHANNELS, num_warps=4,
     )  # fmt: skip
+    return dx, dw, dslope, dgamma, dbeta, dnext_slope

@@ -1,8 +1,8 @@
 """The encoder's filters as one bank over one frame, and the weight gradient of any product with overlapping frames.
 
     y[n, t, o] = act( sum_k bank[o, k] signal[n, t stride + k - padding] ), zero outside the signal
-    dbank[o, k] = sum_nt g[n, t, o] signal[n, t stride + k - padding], g = dy where the ReLU let pass
-    dsignal: the overlap-add of g (see `overlap_add`)
+    dbank[o, k] = sum_nt dy[n, t, o] signal[n, t stride + k - padding], dy in front of the ReLU
+    dsignal: the overlap-add of dy (see `overlap_add`)
 
 The three widths k_l = L 2^l share stride and centre, so each is the longest one with zeros at both ends: one product
 of an overlapping-stride view of the signal, which is never written out, with bank (3 N / 4, 4 L). Rows of the bank are
@@ -30,8 +30,6 @@ def filter_bank_forward(signal: Tensor, bank: Tensor, framing: Framing, relu: bo
     return product(signal, bank, precision, relu=relu, framing=framing)
 
 
-def filter_bank_weight_gradient(
-    dy: Tensor, y: Tensor | None, signal: Tensor, taps: int, framing: Framing, precision: str
-) -> Tensor:
-    """dbank (rows, taps), float32; ``y`` is the result where a ReLU was applied, else None."""
-    return weight_gradient(dy, signal, taps, precision, gate=y, framing=framing)[0]
+def filter_bank_weight_gradient(dy: Tensor, signal: Tensor, taps: int, framing: Framing, precision: str) -> Tensor:
+    """dbank (rows, taps), float32; ``dy`` in front of the ReLU."""
+    return weight_gradient(dy, signal, taps, precision, framing=framing)[0]

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["TILE", "alignment", "channel_block", "column_tile", "launch", "power_of_two", "strides"]
+__all__ = [
+    "TILE",
+    "alignment",
+    "channel_block",
+    "column_tile",
+    "launch",
+    "operands_in_shared_memory",
+    "power_of_two",
+    "strides",
+]
 
 TILE = 128
 """Frames that one program handles, and over which one partial statistic is taken. Part of the contract between kernels:
@@ -48,6 +57,12 @@ def channel_block(channels: int) -> int:
     return min(32, power_of_two(channels))
 
 
+@functools.cache
+def operands_in_shared_memory(device: torch.device) -> bool:
+    """Return whether tensor cores take both operands from shared memory (``wgmma``): they then need no registers."""
+    return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device)[0] == 9
+
+
 def alignment(*activations: Tensor | None) -> int:
     """Elements by which all strides of the activations are divisible: 8, which allows 16-byte loads, or 1.
 
@@ -70,5 +85,46 @@ def launch(kernel: Any, programs: int, device_of: Tensor, **arguments: Any) -> N
     """Start ``programs`` programs of ``kernel`` on the device of a tensor; nothing to do is no error."""
     if programs == 0:
         return
-    with torch.cuda.device(device_of.device) if device_of.is_cuda else contextlib.nullcontext():
+    index = device_of.device.index
+    if device_of.is_cuda and index != torch.cuda.current_device():
+        with torch.cuda.device(index):
+            _start(kernel, programs, index, arguments)
+    else:
+        _start(kernel, programs, index, arguments)
+
+
+_programs: dict[Any, tuple[tuple[tuple[str, bool, bool], ...], dict[Any, Any]]] = {}
+"""For each kernel's function its parameters (name, whether a constant, whether ones and multiples of 16 are compiled for), and
+the programs that Triton has compiled, by all that it compiles them for."""
+
+
+def _start(kernel: Any, programs: int, index: int | None, arguments: dict[str, Any]) -> None:
+    """Start a kernel on the current device, whose index is ``index``.
+
+    Triton takes 40 microseconds to find out which program the arguments need. It depends on the constants, on dtypes, on
+    pointers at multiples of 16 bytes, and on integers that are 1, a multiple of 16 or do not fit 32 bits: where all of that
+    was seen before, the compiled program starts at once.
+    """
+    if not hasattr(kernel, "params"):  # in the interpreter, which compiles nothing
         kernel[(programs,)](**arguments)
+        return
+    known = _programs.get(kernel.fn)
+    if known is None:
+        parameters = tuple((p.name, p.is_constexpr, not p.do_not_specialize) for p in kernel.params)
+        known = _programs[kernel.fn] = (parameters, {})
+    values: list[Any] = []
+    key: list[Any] = [index, arguments.get("num_warps"), arguments.get("num_stages")]
+    for name, constant, specialised in known[0]:
+        value = arguments[name]
+        values.append(value)
+        if isinstance(value, Tensor):
+            key += value.dtype, value.data_ptr() & 15 == 0
+        elif constant or value is None:
+            key.append(value)
+        else:
+            key.append((specialised and value == 1, specialised and value & 15 == 0, value >> 31 == 0))
+    found = known[1].get(tuple(key))
+    if found is None:
+        known[1][tuple(key)] = kernel[(programs,)](**arguments)
+    else:
+        found[programs, 1, 1](*values)

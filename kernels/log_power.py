@@ -13,7 +13,7 @@ log10(1e-8 + .) would drown silence in the rounding of what sounds beside it. Be
 
 FLOPs: N^2 / 2 a frame, a quarter of the plain product's, at 31.25 frames a second: stage 3 0.33 MMAC a latent frame, times
 three, of the network's 40. Bytes a frame: N written and read as float32, and N / 2 written; the basis, 4 Q^2 4 bytes
-(1, 4, 17 MB), stays in L2. Compute-bound. Idle columns: none; rows Q + 1 of blocks of 32: 12, 6, 3 %.
+(1, 4, 17 MB), stays in L2, whose reads limit it. Idle columns: none; rows Q + 1 of blocks of 32: 12, 6, 3 %.
 Not yet run on a GPU. Source: Samuel et al. 2020, section 2.3; original model/spectrogram.py.
 """
 
@@ -31,11 +31,10 @@ from torch import Tensor
 from .bottleneck import STAGES, exact_products
 from .launch import launch
 
-__all__ = ["basis", "fold", "fold_kernel", "log_power_forward", "power_kernel", "transform"]
+__all__ = ["basis", "fold", "fold_kernel", "log_power_forward", "power_kernel", "row_length", "transform"]
 
 FOLD_BLOCK = 128
 BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_K = 64, 32, 32  # wider does not fit the registers of sm_80
-PAD = 8  # beyond Q, so that rows of Q + 1 values start at multiples of 32 bytes
 FLOOR = tl.constexpr(1e-8)
 QUIET = tl.constexpr(1e-7)
 LOG10_2 = tl.constexpr(0.30102999566398120)
@@ -63,16 +62,16 @@ def fold_kernel(
     p_signal, p_window, p_mean, p_dy, p_folded, p_last, SAMPLES, FRAMES, signal_n,
     N: tl.constexpr, HOP: tl.constexpr, ROW: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program: one frame's four rows of Q + 1; bin N / 2 of y, or, given dy, the gradient of its sum."""
+    """One program: one frame's four rows of Q + 1 and zeros; bin N / 2 of y, or, given dy, the gradient of its sum."""
     Q: tl.constexpr = N // 4
     row = tl.program_id(0).to(tl.int64)
     p_signal += (row // FRAMES) * signal_n
     i_first = (row % FRAMES) * HOP - N // 2
     p_folded += row * 4 * ROW
     b_last = tl.zeros([BLOCK], tl.float32)
-    for k in range(0, Q + 1, BLOCK):
+    for k in range(0, ROW, BLOCK):
         i_k = k + tl.arange(0, BLOCK)
-        mask = i_k <= Q
+        mask, m_row = i_k <= Q, i_k < ROW
         m_far, m_pair = i_k < Q, mask & (i_k > 0)
         b_1 = _windowed(p_signal, p_window, i_first, i_k, mask, SAMPLES)
         b_2 = _windowed(p_signal, p_window, i_first, N - i_k, m_pair, SAMPLES)
@@ -81,10 +80,10 @@ def fold_kernel(
         b_cos, b_far_cos = b_1 + b_2, b_3 + b_4
         b_sin, b_far_sin = tl.where(m_pair, b_1 - b_2, 0.0), tl.where(m_pair, b_3 - b_4, 0.0)
         b_last += tl.where(i_k % 2 == 0, b_cos + b_far_cos, -b_cos - b_far_cos)
-        tl.store(p_folded + i_k, b_cos + b_far_cos, mask=mask)
-        tl.store(p_folded + ROW + i_k, b_cos - b_far_cos, mask=mask)
-        tl.store(p_folded + 2 * ROW + i_k, b_sin - b_far_sin, mask=mask)
-        tl.store(p_folded + 3 * ROW + i_k, b_sin + b_far_sin, mask=mask)
+        tl.store(p_folded + i_k, b_cos + b_far_cos, mask=m_row)
+        tl.store(p_folded + ROW + i_k, b_cos - b_far_cos, mask=m_row)
+        tl.store(p_folded + 2 * ROW + i_k, b_sin - b_far_sin, mask=m_row)
+        tl.store(p_folded + 3 * ROW + i_k, b_sin + b_far_sin, mask=m_row)
     last = tl.sum(b_last, 0)
     bins = N // 2 + 1
     if p_dy is not None:
@@ -112,7 +111,7 @@ def power_kernel(
     b_sin = tl.zeros([BLOCK_ROWS, BLOCK_COLUMNS], tl.float32)
     for k in range(0, Q + 1, BLOCK_K):
         i_k = k + tl.arange(0, BLOCK_K)
-        m_x, m_w = m_r[:, None] & (i_k <= Q)[None, :], (i_k <= Q)[:, None] & m_j[None, :]
+        m_x, m_w = m_r[:, None], m_j[None, :]  # rows end in zeros: a mask along k would break 16-byte copies
         p_x = p_folded + i_r[:, None] * (4 * ROW) + odd * ROW + i_k[None, :]
         p_w = p_basis + (odd * Q + i_j)[None, :] * ROW + i_k[:, None]
         b_x, b_w = tl.load(p_x, mask=m_x, other=0.0), tl.load(p_w, mask=m_w, other=0.0)
@@ -134,12 +133,17 @@ def power_kernel(
         tl.store(p_y + i_y, _log_power(b_power, b_mean[None, :]), mask=mask)
 
 
+def row_length(n_fft: int) -> int:
+    """Q + 1 values and zeros up to whole blocks."""
+    return (n_fft // 4 // BLOCK_K + 1) * BLOCK_K
+
+
 @functools.lru_cache(maxsize=16)
 def basis(n_fft: int, device: torch.device) -> Tensor:
-    """cos, cos, sin, sin of even, odd, even, odd bins: (4, Q, Q + PAD) float32, kept for every length and device."""
+    """cos, cos, sin, sin of even, odd, even, odd bins: (4, Q, row_length(n_fft)) float32, kept for every length and device."""
     quarter = n_fft // 4
     k, j = torch.arange(quarter + 1), torch.arange(quarter)[:, None]
-    rows = torch.zeros(4, quarter, quarter + PAD, dtype=torch.float64)
+    rows = torch.zeros(4, quarter, row_length(n_fft), dtype=torch.float64)
     for odd in (0, 1):
         angle = 2 * math.pi / n_fft * ((2 * j + odd) * k % n_fft).double()
         rows[odd, :, : quarter + 1] = angle.cos()
@@ -152,10 +156,10 @@ def basis(n_fft: int, device: torch.device) -> Tensor:
 
 
 def fold(signal: Tensor, window: Tensor, hop: int, mean: Tensor | None, dy: Tensor | None, last: Tensor) -> Tensor:
-    """The four rows of every frame, (n F, 4, Q + PAD); writes bin N / 2 into ``last`` (y, or the gradient of its sum)."""
+    """The four rows of every frame, (n F, 4, row_length); writes bin N / 2 into ``last`` (y, or the gradient of its sum)."""
     n, samples = signal.shape
     n_fft, frames = len(window), samples // hop + 1
-    row = n_fft // 4 + PAD
+    row = row_length(n_fft)
     folded = torch.empty(n * frames, 4, row, dtype=torch.float32, device=signal.device)
     launch(
         fold_kernel, n * frames, signal,
@@ -174,7 +178,7 @@ def transform(
         power_kernel, -(-rows // BLOCK_ROWS) * 2 * -(-quarter // BLOCK_COLUMNS), folded,
         p_folded=folded, p_basis=basis(n_fft, folded.device), p_mean=mean, p_dy=dy, p_y=y, p_dparts=dparts, ROWS=rows,
         N=n_fft, ROW=folded.shape[2], BLOCK_ROWS=BLOCK_ROWS, BLOCK_COLUMNS=BLOCK_COLUMNS, BLOCK_K=BLOCK_K,
-        PRECISION=exact_products(), num_warps=8, num_stages=STAGES,
+        PRECISION=exact_products(), num_warps=4, num_stages=STAGES,
     )  # fmt: skip
 
 

@@ -4,14 +4,14 @@
     p[i] = exp(u[i]) / sum_j exp(u[j]) over the first SOFTMAX instruments; 1 / (1 + exp(-u[i])) for each other one
     y[n, i, t, c] = p[n, i, t, c] latent[n, t, c]
 
-One program goes through the instruments of its frames and channels twice: for the softmax's maximum and sum, then for the
-results; the second time m comes from L1.
+A program loads and normalises every value once: what it needs of its frames and channels stays in registers.
 Bytes: m and y once, the latent once: n (2 I + 1) T C sizeof(dtype). FLOPs: about 25 a value. Memory-bound everywhere.
 Not yet run on a GPU. Source: Samuel et al. 2020, section 2; original model/mask_tcn.py (prelu_4, norm_4, softmax) and
 model/tasnet.py (the product).
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+# mypy: disable-error-code="assignment"
 from __future__ import annotations
 
 import torch
@@ -24,11 +24,9 @@ from .tile import activation, slope_of
 
 __all__ = [
     "FRAMES",
-    "mask_of",
     "mask_tail_forward",
     "mask_tail_fwd_kernel",
-    "normalised",
-    "softmax_terms",
+    "masks",
     "tail_place",
 ]
 
@@ -48,7 +46,7 @@ def tail_place(T, C: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr)
 
 
 @triton.jit
-def normalised(p_m, p_affine, p_beta, i_i, slope, i_m, i_c, mask, m_i, C: tl.constexpr):
+def _normalised(p_m, p_affine, p_beta, i_i, slope, i_m, i_c, mask, m_i, C: tl.constexpr):
     """m, z - mean, and u of instrument ``i_i``; ``i_m`` are the elements' offsets within an instrument."""
     b_m = tl.load(p_m + i_i * m_i + i_m, mask=mask, other=0.0)
     p_channel = p_affine + i_i * 4 * C + i_c
@@ -60,26 +58,31 @@ def normalised(p_m, p_affine, p_beta, i_i, slope, i_m, i_c, mask, m_i, C: tl.con
 
 
 @triton.jit
-def softmax_terms(p_m, p_affine, p_beta, slope, i_m, i_c, mask, m_i, C: tl.constexpr, SOFTMAX: tl.constexpr):
-    """Maximum of u over the first SOFTMAX instruments, and the sum of exp(u - maximum)."""
+def masks(
+    p_m, p_affine, p_beta, slope, i_m, i_c, mask, m_i, C: tl.constexpr, INSTRUMENTS: tl.constexpr, SOFTMAX: tl.constexpr
+):
+    """Tuples over the instruments: m, z - mean, and the mask, which is a share of the softmax or a sigmoid."""
+    m, z, u = (), (), ()
     b_top = tl.full(i_m.shape, float("-inf"), tl.float32)
+    for i_i in tl.static_range(INSTRUMENTS):
+        b_m, b_z, b_u = _normalised(p_m, p_affine, p_beta, i_i, slope, i_m, i_c, mask, m_i, C)
+        m, z, u = m + (b_m,), z + (b_z,), u + (b_u,)
+        if i_i < SOFTMAX:
+            b_top = tl.maximum(b_top, b_u)
+    p = ()
     b_sum = tl.zeros(i_m.shape, tl.float32)
     for i_i in tl.static_range(SOFTMAX):
-        _, _, b_u = normalised(p_m, p_affine, p_beta, i_i, slope, i_m, i_c, mask, m_i, C)
-        b_new = tl.maximum(b_top, b_u)
-        b_sum = b_sum * tl.exp(b_top - b_new) + tl.exp(b_u - b_new)
-        b_top = b_new
-    return b_top, b_sum
-
-
-@triton.jit
-def mask_of(b_u, b_top, b_sum, COMPETES: tl.constexpr):
-    """The mask of one instrument: its share of the softmax, or a sigmoid."""
-    if COMPETES:
-        b_p = tl.exp(b_u - b_top) / b_sum
-    else:
-        b_p = 1.0 / (1.0 + tl.exp(-b_u))
-    return b_p
+        p = p + (tl.exp(u[i_i] - b_top),)
+        b_sum += p[i_i]
+    if SOFTMAX > 0:
+        b_sum = 1.0 / b_sum
+    found = ()
+    for i_i in tl.static_range(INSTRUMENTS):
+        if i_i < SOFTMAX:
+            found = found + (p[i_i] * b_sum,)
+        else:
+            found = found + (1.0 / (1.0 + tl.exp(-u[i_i])),)
+    return m, z, found
 
 
 @triton.jit(do_not_specialize=["T", "m_n", "m_i", "m_t", "latent_n", "latent_i", "latent_t"])
@@ -96,7 +99,7 @@ def mask_tail_fwd_kernel(
     p_m += i_n * (m_n.to(tl.int64) * ALIGN)
     p_affine += i_n * INSTRUMENTS * 4 * C
     i_m = i_t[:, None] * (m_t.to(tl.int64) * ALIGN) + i_c[None, :]
-    b_top, b_sum = softmax_terms(p_m, p_affine, p_beta, slope, i_m, i_c, mask, m_i, C, SOFTMAX)
+    _, _, p = masks(p_m, p_affine, p_beta, slope, i_m, i_c, mask, m_i, C, INSTRUMENTS, SOFTMAX)
     p_latent += i_n * (latent_n.to(tl.int64) * ALIGN)
     i_latent = i_t[:, None] * (latent_t.to(tl.int64) * ALIGN) + i_c[None, :]
     b_latent = tl.load(p_latent + i_latent, mask=mask, other=0.0).to(tl.float32)
@@ -104,9 +107,7 @@ def mask_tail_fwd_kernel(
     size = T.to(tl.int64) * C
     p_y += i_n * INSTRUMENTS * size
     for i_i in tl.static_range(INSTRUMENTS):
-        _, _, b_u = normalised(p_m, p_affine, p_beta, i_i, slope, i_m, i_c, mask, m_i, C)
-        b_y = mask_of(b_u, b_top, b_sum, i_i < SOFTMAX) * b_latent
-        tl.store(p_y + i_i * size + i_y, b_y.to(p_y.dtype.element_ty), mask=mask)
+        tl.store(p_y + i_i * size + i_y, (p[i_i] * b_latent).to(p_y.dtype.element_ty), mask=mask)
 
 
 def mask_tail_forward(m: Tensor, latent: Tensor, slope: Tensor, affine: Tensor, beta: Tensor, softmax: int) -> Tensor:

@@ -7,13 +7,14 @@
     dgamma = sum_n rstd S;  dbeta = sum_n D;    q, r from S and D as in group_norm.py
     dm = (scale du + q (z - mean) + r) PReLU'(m);  dslope = sum of dz m where m <= 0
 
-Every pass goes through the instruments three times: softmax's terms, dot products, results; the later times from L1.
+A program loads every value once, as in the forward.
 Bytes: m, dy and the latent twice, dm and dlatent once: n (5 I + 3) T C sizeof(dtype). Memory-bound. Every sum has one fixed
 order: frames in a tile, tiles, items.
 Not yet run on a GPU. Source: as the forward's; the algebra of group norm's backward is Wu and He 2018, section 3.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+# mypy: disable-error-code="assignment"
 from __future__ import annotations
 
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from .group_norm import norm_sums_kernel
 from .launch import TILE, alignment, channel_block, launch, power_of_two, strides
-from .mask_tail import FRAMES, mask_of, normalised, softmax_terms, tail_place
+from .mask_tail import FRAMES, masks, tail_place
 from .statistics import GROUPS
 from .tile import slope_of
 
@@ -31,30 +32,27 @@ __all__ = ["mask_tail_backward", "mask_tail_dx_kernel", "mask_tail_sums_kernel"]
 
 
 @triton.jit
-def _dots(
-    p_m, p_affine, p_beta, p_dy, slope, i_m, i_c, i_dy, mask, m_i, dy_i, b_top, b_sum,
+def _gradients(
+    p_m, p_affine, p_beta, p_dy, p_latent, slope, i_m, i_c, i_dy, i_latent, mask, m_i, dy_i,
     C: tl.constexpr, INSTRUMENTS: tl.constexpr, SOFTMAX: tl.constexpr,
 ):  # fmt: skip
-    """sum_i dy[i] p[i] over the instruments in the softmax, and over all."""
-    b_competing, b_all = tl.zeros(i_m.shape, tl.float32), tl.zeros(i_m.shape, tl.float32)
+    """dlatent and, as tuples over the instruments, m, z - mean and du; du is 0 past the end, where dy is."""
+    m, z, p = masks(p_m, p_affine, p_beta, slope, i_m, i_c, mask, m_i, C, INSTRUMENTS, SOFTMAX)
+    b_latent = tl.load(p_latent + i_latent, mask=mask, other=0.0).to(tl.float32)
+    dy = ()
+    b_all, b_dot = tl.zeros(i_m.shape, tl.float32), tl.zeros(i_m.shape, tl.float32)
     for i_i in tl.static_range(INSTRUMENTS):
-        _, _, b_u = normalised(p_m, p_affine, p_beta, i_i, slope, i_m, i_c, mask, m_i, C)
-        b_dy = tl.load(p_dy + i_i * dy_i + i_dy, mask=mask, other=0.0).to(tl.float32)
-        b_all += b_dy * mask_of(b_u, b_top, b_sum, i_i < SOFTMAX)
+        dy = dy + (tl.load(p_dy + i_i * dy_i + i_dy, mask=mask, other=0.0).to(tl.float32),)
+        b_all += dy[i_i] * p[i_i]
         if i_i == SOFTMAX - 1:
-            b_competing = b_all
-    return b_competing, b_all
-
-
-@triton.jit
-def _gradient(b_u, b_dy, b_latent, b_top, b_sum, b_dot, COMPETES: tl.constexpr):
-    """du of one instrument; 0 past the end, where dy and the dot product are 0."""
-    b_p = mask_of(b_u, b_top, b_sum, COMPETES)
-    if COMPETES:
-        b_du = b_p * b_latent * (b_dy - b_dot)
-    else:
-        b_du = b_p * (1.0 - b_p) * b_latent * b_dy
-    return b_du
+            b_dot = b_all
+    du = ()
+    for i_i in tl.static_range(INSTRUMENTS):
+        if i_i < SOFTMAX:
+            du = du + (p[i_i] * b_latent * (dy[i_i] - b_dot),)
+        else:
+            du = du + (p[i_i] * (1.0 - p[i_i]) * b_latent * dy[i_i],)
+    return b_all, m, z, du
 
 
 @triton.jit(do_not_specialize=["T", "m_n", "m_i", "m_t", "latent_n", "latent_i", "latent_t", "dy_n", "dy_i", "dy_t"])
@@ -85,20 +83,16 @@ def mask_tail_sums_kernel(
         i_t = i_tile * TILE + first + tl.arange(0, BLOCK_T)
         mask = (i_t < T)[:, None] & m_c[None, :]
         i_m, i_dy = i_t[:, None] * m_t + i_c[None, :], i_t[:, None] * dy_t + i_c[None, :]
-        b_top, b_sum = softmax_terms(p_m, p_affine, p_beta, slope, i_m, i_c, mask, m_i, C, SOFTMAX)
-        b_dot, b_all = _dots(
-            p_m, p_affine, p_beta, p_dy, slope, i_m, i_c, i_dy, mask, m_i, dy_i, b_top, b_sum, C, INSTRUMENTS, SOFTMAX
-        )
-        i_latent = i_t.to(tl.int64)[:, None]
-        tl.store(p_dlatent + i_latent * C + i_c[None, :], b_all.to(p_dlatent.dtype.element_ty), mask=mask)
-        b_latent = tl.load(p_latent + i_latent * latent_t + i_c[None, :], mask=mask, other=0.0).to(tl.float32)
+        i_latent = i_t[:, None] * latent_t + i_c[None, :]
+        b_all, m, z, du = _gradients(
+            p_m, p_affine, p_beta, p_dy, p_latent, slope, i_m, i_c, i_dy, i_latent, mask, m_i, dy_i, C, INSTRUMENTS, SOFTMAX
+        )  # fmt: skip
+        i_dlatent = i_t.to(tl.int64)[:, None] * C + i_c[None, :]
+        tl.store(p_dlatent + i_dlatent, b_all.to(p_dlatent.dtype.element_ty), mask=mask)
         for i_i in tl.static_range(INSTRUMENTS):
-            b_m, b_z, b_u = normalised(p_m, p_affine, p_beta, i_i, slope, i_m, i_c, mask, m_i, C)
-            b_dy = tl.load(p_dy + i_i * dy_i + i_dy, mask=mask, other=0.0).to(tl.float32)
-            b_du = _gradient(b_u, b_dy, b_latent, b_top, b_sum, b_dot, i_i < SOFTMAX)
             b_own = (i_row == i_i)[:, None]
-            b_s += tl.where(b_own, tl.sum(b_du * b_z, 0)[None, :], 0.0)
-            b_d += tl.where(b_own, tl.sum(b_du, 0)[None, :], 0.0)
+            b_s += tl.where(b_own, tl.sum(du[i_i] * z[i_i], 0)[None, :], 0.0)
+            b_d += tl.where(b_own, tl.sum(du[i_i], 0)[None, :], 0.0)
     i_sums = ((i_n * INSTRUMENTS + i_row) * tiles + i_tile)[:, None] * 2 * C + i_c[None, :]
     mask = (i_row < INSTRUMENTS)[:, None] & m_c[None, :]
     tl.store(p_sums + i_sums, b_s, mask=mask)
@@ -124,28 +118,23 @@ def mask_tail_dx_kernel(
     p_norm += i_n * INSTRUMENTS * 4 * C
     i_m = i_t[:, None] * (m_t.to(tl.int64) * ALIGN) + i_c[None, :]
     i_dy = i_t[:, None] * (dy_t.to(tl.int64) * ALIGN) + i_c[None, :]
-    b_top, b_sum = softmax_terms(p_m, p_affine, p_beta, slope, i_m, i_c, mask, m_i, C, SOFTMAX)
-    b_dot, _ = _dots(
-        p_m, p_affine, p_beta, p_dy, slope, i_m, i_c, i_dy, mask, m_i, dy_i, b_top, b_sum, C, INSTRUMENTS, SOFTMAX
-    )
     i_latent = i_t[:, None] * (latent_t.to(tl.int64) * ALIGN) + i_c[None, :]
-    b_latent = tl.load(p_latent + i_latent, mask=mask, other=0.0).to(tl.float32)
+    _, m, z, du = _gradients(
+        p_m, p_affine, p_beta, p_dy, p_latent, slope, i_m, i_c, i_dy, i_latent, mask, m_i, dy_i, C, INSTRUMENTS, SOFTMAX
+    )
     i_dm = i_t.to(tl.int64)[:, None] * C + i_c[None, :]
     size = T.to(tl.int64) * C
     p_dm += i_n * INSTRUMENTS * size
     dslope = 0.0
     for i_i in tl.static_range(INSTRUMENTS):
-        b_m, b_z, b_u = normalised(p_m, p_affine, p_beta, i_i, slope, i_m, i_c, mask, m_i, C)
-        b_dy = tl.load(p_dy + i_i * dy_i + i_dy, mask=mask, other=0.0).to(tl.float32)
-        b_du = _gradient(b_u, b_dy, b_latent, b_top, b_sum, b_dot, i_i < SOFTMAX)
         p_channel = p_norm + i_i * 4 * C + i_c
         b_scale = tl.load(p_affine + i_i * 4 * C + i_c, mask=i_c < C, other=0.0)
         b_q = tl.load(p_channel, mask=i_c < C, other=0.0)
         b_r = tl.load(p_channel + C, mask=i_c < C, other=0.0)
-        b_dz = b_scale[None, :] * b_du + b_q[None, :] * b_z + b_r[None, :]
-        b_dm = tl.where(b_m > 0, b_dz, slope * b_dz)
+        b_dz = b_scale[None, :] * du[i_i] + b_q[None, :] * z[i_i] + b_r[None, :]
+        b_dm = tl.where(m[i_i] > 0, b_dz, slope * b_dz)
         tl.store(p_dm + i_i * size + i_dm, b_dm.to(p_dm.dtype.element_ty), mask=mask)
-        dslope += tl.sum(tl.where((b_m > 0) | ~mask, 0.0, b_dz * b_m))
+        dslope += tl.sum(tl.where((m[i_i] > 0) | ~mask, 0.0, b_dz * m[i_i]))
     tl.store(p_dslope + tl.program_id(0), dslope)
 
 

@@ -1,8 +1,8 @@
 """Transposed filter bank: frames of samples, added where they overlap, without the frames ever being written.
 
-    signal[n, s] = sum over t, k with t stride + k - padding = s of sum_c g[n, t, c] bank[c, k];  g = x, or x where gate > 0
+    signal[n, s] = sum over t, k with t stride + k - padding = s of sum_c x[n, t, c] bank[c, k]
     gathered:  s + padding = q stride + r, 0 <= r < stride:
-               signal[n, s] = sum_{j < J} sum_c g[n, q - j, c] bank[c, r + j stride],  J = ceil(K / stride)
+               signal[n, s] = sum_{j < J} sum_c x[n, q - j, c] bank[c, r + j stride],  J = ceil(K / stride)
 
 So it is a product with J C long rows, `stride` columns and one writer for each sample: no atomics, a fixed order.
 It is the decoder's last step, and the signal's gradient of any filter bank.
@@ -27,8 +27,11 @@ from .launch import launch
 
 __all__ = ["overlap_add", "overlap_add_kernel", "sample_tile"]
 
-ROWS = 64
-"""Rows of ``stride`` samples that one program handles: a signal has few."""
+
+def sample_rows(dtype: torch.dtype) -> int:
+    """Rows of ``stride`` samples that one program handles: as many as the registers hold, so that the bank is read seldom."""
+    return 128 if dtype.itemsize == 2 else 64
+
 
 TILES = ((64, 16), (64, 0), (32, 16), (32, 8), (32, 0), (16, 8), (16, 0))
 
@@ -47,7 +50,7 @@ def _store(b_y, p_y, i_q, m_q, i_r, SAMPLES, STRIDE: tl.constexpr, PADDING: tl.c
 
 @triton.jit(do_not_specialize=["T", "SAMPLES", "ROWS", "x_n", "x_t"])
 def overlap_add_kernel(
-    p_x, p_gate, p_bank, p_y, T, SAMPLES, ROWS, x_n, x_t,
+    p_x, p_bank, p_y, T, SAMPLES, ROWS, x_n, x_t,
     C: tl.constexpr, K: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, ALIGN: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr, TAIL_N: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -72,9 +75,6 @@ def overlap_add_kernel(
             m_c = i_c < C
             mask = m_t[:, None] & m_c[None, :]
             b_x = tl.load(p_x + i_t[:, None] * (x_t.to(tl.int64) * ALIGN) + i_c[None, :], mask=mask, other=0.0)
-            if p_gate is not None:
-                b_gate = tl.load(p_gate + (i_n * T + i_t)[:, None] * C + i_c[None, :], mask=mask, other=0.0)
-                b_x = tl.where(b_gate > 0, b_x, 0.0)
             i_tap = j * STRIDE + i_r
             mask = m_c[:, None] & ((i_r < STRIDE) & (i_tap < K))[None, :]
             b_bank = tl.load(p_bank + i_c[:, None] * K + i_tap[None, :], mask=mask, other=0.0)
@@ -92,20 +92,19 @@ def overlap_add_kernel(
 
 
 def overlap_add(
-    x: Tensor, bank: Tensor, stride: int, padding: int, samples: int, precision: str, *,
-    gate: Tensor | None = None, dtype: torch.dtype = torch.float32,
+    x: Tensor, bank: Tensor, stride: int, padding: int, samples: int, precision: str, *, dtype: torch.dtype = torch.float32
 ) -> Tensor:  # fmt: skip
     """signal (n, samples) in ``dtype``; ``x`` (n, T, C) with unit stride along C, ``bank`` (C, K) of its dtype, contiguous."""
     n, frames, channels = x.shape
     layout = frame_layout(x, None)
     y = torch.empty(n, samples, dtype=dtype, device=x.device)
     rows = -(-(samples + padding) // stride)
-    main, tail = sample_tile(stride)
+    (main, tail), block = sample_tile(stride), sample_rows(x.dtype)
     launch(
-        overlap_add_kernel, n * -(-rows // ROWS) * -(-stride // (main + tail)), x,
-        p_x=x, p_gate=gate, p_bank=bank, p_y=y, T=frames, SAMPLES=samples, ROWS=rows, x_n=layout["x_n"],
+        overlap_add_kernel, n * -(-rows // block) * -(-stride // (main + tail)), x,
+        p_x=x, p_bank=bank, p_y=y, T=frames, SAMPLES=samples, ROWS=rows, x_n=layout["x_n"],
         x_t=layout["x_t"], C=channels, K=bank.shape[1], STRIDE=stride, PADDING=padding, ALIGN=layout["ALIGN"],
-        BLOCK_Q=ROWS, BLOCK_N=main, TAIL_N=tail, BLOCK_C=BLOCK_K, PRECISION=precision,
+        BLOCK_Q=block, BLOCK_N=main, TAIL_N=tail, BLOCK_C=BLOCK_K, PRECISION=precision,
         num_warps=8 if main + tail > 64 else 4, num_stages=STAGES,
     )  # fmt: skip
     return y

@@ -38,6 +38,7 @@ __all__ = [
     "pointwise_finish",
     "pointwise_forward",
     "pointwise_fwd_kernel",
+    "pointwise_start",
     "product",
     "product_options",
 ]
@@ -99,19 +100,27 @@ def fold_kernel(
 
 
 @triton.jit
-def pointwise_finish(
-    b_y, p_bias, p_residual, p_next_slope, p_y, p_statistics, row, i_t, m_t, i_o, count, residual_t, N: tl.constexpr
+def pointwise_start(
+    p_residual, i_t, m_t, i_o, residual_t, N: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr
 ):
-    """Bias, residual, store, statistics of BLOCK_T by some columns."""
+    """Residual of BLOCK_T by some columns: the accumulator before the product, so that it needs no registers of its own."""
+    if p_residual is not None:
+        mask = m_t[:, None] & (i_o < N)[None, :]
+        b_y = tl.load(p_residual + i_t[:, None] * residual_t + i_o[None, :], mask=mask, other=0.0).to(tl.float32)
+    else:
+        b_y = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
+    return b_y
+
+
+@triton.jit
+def pointwise_finish(b_y, p_bias, p_next_slope, p_y, p_statistics, row, i_t, m_t, i_o, count, N: tl.constexpr):
+    """Bias, store, statistics of BLOCK_T by some columns."""
     m_o = i_o < N
     mask = m_t[:, None] & m_o[None, :]
     if p_bias is not None:
         b_y += tl.load(p_bias + i_o, mask=m_o, other=0.0).to(tl.float32)[None, :]
-    i_frame = i_t.to(tl.int64)[:, None]
-    if p_residual is not None:
-        b_y += tl.load(p_residual + i_frame * residual_t + i_o[None, :], mask=mask, other=0.0).to(tl.float32)
     b_y = b_y.to(p_y.dtype.element_ty)
-    tl.store(p_y + i_frame * N + i_o[None, :], b_y, mask=mask)
+    tl.store(p_y + i_t.to(tl.int64)[:, None] * N + i_o[None, :], b_y, mask=mask)
     if p_statistics is not None:
         store_moments(activation(b_y, slope_of(p_next_slope)), m_t, count, p_statistics, row, i_o, m_o, N)
 
@@ -136,11 +145,14 @@ def pointwise_fwd_kernel(
     p_row = p_x + i_n * x_n + i_i * x_i + i_t[:, None] * x_t
     i_w = i_n * INSTRUMENTS + i_i if FOLDED else i_i
     p_w += i_w * N * K
+    residual_t = residual_t.to(tl.int64) * ALIGN
+    if p_residual is not None:
+        p_residual += i_n * (residual_n.to(tl.int64) * ALIGN) + i_i * (residual_i.to(tl.int64) * ALIGN)
     i_o = i_block * WIDTH + tl.arange(0, BLOCK_N)
-    b_y = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
+    b_y = pointwise_start(p_residual, i_t, m_t, i_o, residual_t, N, BLOCK_T, BLOCK_N)
     if TAIL_N > 0:
         i_tail = i_block * WIDTH + BLOCK_N + tl.arange(0, TAIL_N)
-        b_tail = tl.zeros([BLOCK_T, TAIL_N], tl.float32)
+        b_tail = pointwise_start(p_residual, i_t, m_t, i_tail, residual_t, N, BLOCK_T, TAIL_N)
     slope = slope_of(p_slope)
     for k in range(0, K, BLOCK_K):
         i_k = k + tl.arange(0, BLOCK_K)
@@ -155,20 +167,13 @@ def pointwise_fwd_kernel(
                 p_w + i_tail[None, :] * K + i_k[:, None], mask=m_k[:, None] & (i_tail < N)[None, :], other=0.0
             )
             b_tail = tl.dot(b_z, b_w, b_tail, input_precision=PRECISION)
-    residual_t = residual_t.to(tl.int64) * ALIGN
     count = tl.minimum(T - i_tile * BLOCK_T, BLOCK_T).to(tl.float32)
     p_y += i_ni.to(tl.int64) * T * N
     if p_bias is not None:
         p_bias += i_w * N
-    if p_residual is not None:
-        p_residual += i_n * (residual_n.to(tl.int64) * ALIGN) + i_i * (residual_i.to(tl.int64) * ALIGN)
-    pointwise_finish(
-        b_y, p_bias, p_residual, p_next_slope, p_y, p_statistics, row, i_t, m_t, i_o, count, residual_t, N
-    )  # fmt: skip
+    pointwise_finish(b_y, p_bias, p_next_slope, p_y, p_statistics, row, i_t, m_t, i_o, count, N)
     if TAIL_N > 0:
-        pointwise_finish(
-            b_tail, p_bias, p_residual, p_next_slope, p_y, p_statistics, row, i_t, m_t, i_tail, count, residual_t, N
-        )  # fmt: skip
+        pointwise_finish(b_tail, p_bias, p_next_slope, p_y, p_statistics, row, i_t, m_t, i_tail, count, N)
 
 
 def fold_weights(

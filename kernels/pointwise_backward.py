@@ -49,7 +49,7 @@ def pointwise_wgrad_kernel(
     K: tl.constexpr, N: tl.constexpr, MORE: tl.constexpr, INSTRUMENTS: tl.constexpr, LD: tl.constexpr, ALIGN: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One program: BLOCK_N by BLOCK_K of S of one item and instrument, all frames; the first column block writes D too.
+    """One program: BLOCK_N by BLOCK_K of S of one item and instrument, all frames; the first column block writes D, if asked.
 
     S has N rows for dy, then MORE rows for ``p_more``, a second gradient of dy's strides; its rows, and those of the affine,
     are LD elements apart.
@@ -76,7 +76,9 @@ def pointwise_wgrad_kernel(
     if p_affine is not None:
         b_mean = tl.load(p_affine + (i_ni.to(tl.int64) * 4 + 2) * LD + i_k, mask=m_k, other=0.0)
     b_s = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
-    b_d = tl.zeros([BLOCK_N], tl.float32)
+    # In two bytes the tensor cores add dy up: products with one are exact.
+    ADDED: tl.constexpr = 16 if p_dy.dtype.element_ty.primitive_bitwidth == 16 else 1
+    b_d = tl.zeros([BLOCK_N, ADDED], tl.float32)
     for t in range(0, T, BLOCK_T):
         i_t = t + tl.arange(0, BLOCK_T)
         m_t = i_t < T
@@ -85,12 +87,17 @@ def pointwise_wgrad_kernel(
         if p_slope is not None or p_affine is not None:
             b_z = (activation(b_z, slope) - b_mean[None, :]).to(b_dy.dtype)  # frames past the end meet dy = 0
         b_s = tl.dot(b_dy, b_z, b_s, input_precision=PRECISION)
-        b_d += tl.sum(b_dy.to(tl.float32), 1)
+        if p_d is not None:
+            if ADDED > 1:
+                b_d = tl.dot(b_dy, tl.full([BLOCK_T, ADDED], 1.0, tl.float32).to(b_dy.dtype), b_d)
+            else:
+                b_d += tl.sum(b_dy, 1)[:, None]
     i_o += i_more * N
     p_s += i_ni.to(tl.int64) * (N + MORE) * LD
     tl.store(p_s + i_o.to(tl.int64)[:, None] * LD + i_k[None, :], b_s, mask=m_o[:, None] & m_k[None, :])
-    if i_block % blocks_k == 0:
-        tl.store(p_d + i_ni.to(tl.int64) * (N + MORE) + i_o, b_d, mask=m_o)
+    if p_d is not None:
+        if i_block % blocks_k == 0:
+            tl.store(p_d + i_ni.to(tl.int64) * (N + MORE) + i_o, tl.sum(b_d, 1) / ADDED, mask=m_o)
 
 
 @triton.jit
@@ -195,10 +202,10 @@ def pointwise_dgrad_kernel(
 
 
 def weight_gradient(
-    dy: Tensor, more: Tensor | None, x: Tensor, slope: Tensor | None, affine: Tensor | None, s: Tensor, d: Tensor,
-    tf32: bool,
+    dy: Tensor, more: Tensor | None, x: Tensor, slope: Tensor | None, affine: Tensor | None, s: Tensor,
+    d: Tensor | None, tf32: bool,
 ) -> None:  # fmt: skip
-    """S and D of ``x``'s channels into ``s`` (n, I, N, K), perhaps some columns of a contiguous tensor, and ``d`` (n, I, N).
+    """S and D of ``x``'s channels into ``s`` (n, I, N, K), perhaps columns of a contiguous tensor, and any ``d`` (n, I, N).
 
     ``more`` is a second gradient, of the same layout as ``dy``, whose rows follow dy's. ``affine`` has as many columns behind
     each of its rows as ``s``.
@@ -206,18 +213,24 @@ def weight_gradient(
     n, instruments, frames, inputs = x.shape
     columns = dy.shape[3]
     align = alignment(dy, x)
-    widest = 32 if x.dtype == torch.float32 and not tf32 else 64  # without tensor cores 64 by 64 would live in memory
+    further = 0 if more is None else more.shape[3]
+
+    def blocks(block_n: int, block_k: int) -> int:
+        return (-(-columns // block_n) + -(-further // block_n)) * -(-inputs // block_k)
+
+    steps = 32 if x.dtype == torch.float32 and not tf32 else 64  # without tensor cores 64 by 64 would live in memory
+    tiles = [(min(steps, power_of_two(columns)), min(steps, power_of_two(inputs)))]
+    if x.dtype.itemsize == 2:
+        tiles += [(128, tiles[0][1]), (tiles[0][0], 128)]
+    block_n, block_k = min(tiles, key=lambda tile: blocks(*tile) * sum(tile))  # what is read from L2
     defaults = {
-        "BLOCK_T": widest, "BLOCK_N": min(widest, power_of_two(columns)), "BLOCK_K": min(widest, power_of_two(inputs)),
-        "num_warps": 4, "num_stages": STAGES,
+        "BLOCK_T": steps, "BLOCK_N": block_n, "BLOCK_K": block_k, "num_warps": 4, "num_stages": STAGES,
     }  # fmt: skip
     chosen = configuration("pointwise_wgrad", x, tf32, defaults, K=inputs, N=columns)
-    block_n, block_k = chosen["BLOCK_N"], chosen["BLOCK_K"]
-    rows = -(-columns // block_n) + (0 if more is None else -(-more.shape[3] // block_n))
     launch(
-        pointwise_wgrad_kernel, n * instruments * rows * -(-inputs // block_k), x,
+        pointwise_wgrad_kernel, n * instruments * blocks(chosen["BLOCK_N"], chosen["BLOCK_K"]), x,
         p_dy=dy, p_more=more, p_x=x, p_slope=slope, p_affine=affine, p_s=s, p_d=d, T=frames,
-        **strides(align, dy=dy, x=x), K=inputs, N=columns, MORE=0 if more is None else more.shape[3], LD=s.stride(2),
+        **strides(align, dy=dy, x=x), K=inputs, N=columns, MORE=further, LD=s.stride(2),
         INSTRUMENTS=instruments, ALIGN=align, PRECISION="tf32" if tf32 else "ieee", **chosen,
     )  # fmt: skip
 

@@ -40,7 +40,7 @@ def pointwise_norm_kernel(
     b_wd = tl.zeros([BLOCK_C], tl.float32)
     b_folded_s = tl.zeros([BLOCK_C], tl.float32)
     b_folded_d = tl.zeros([BLOCK_C], tl.float32)
-    for o in range(0, N, BLOCK_N):
+    for o in tl.range(0, N, BLOCK_N, loop_unroll_factor=4):
         i_o = o + tl.arange(0, BLOCK_N)
         i_w = i_o[:, None] * K + i_c[None, :]
         mask = (i_o < N)[:, None] & m_c[None, :]
@@ -64,10 +64,13 @@ def pointwise_norm_kernel(
 
 @triton.jit(do_not_specialize=["ITEMS"])
 def sum_kernel(
-    p_s, p_d, p_affine, p_beta, p_dw, p_dbias, ITEMS,
+    p_s, p_d, p_affine, p_beta, p_norm, p_dw, p_dbias, p_dgamma, p_dbeta, ITEMS,
     K: tl.constexpr, N: tl.constexpr, INSTRUMENTS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """One program: dW of BLOCK_N by BLOCK_K of one instrument, items in their order; the first column block writes dbias."""
+    """One program: dW of BLOCK_N by BLOCK_K of one instrument, items in their order.
+
+    The first column block writes dbias, the first row block, given ``p_norm``, dgamma and dbeta.
+    """
     blocks_k = tl.cdiv(K, BLOCK_K)
     blocks = tl.cdiv(N, BLOCK_N) * blocks_k
     i_i, i_block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
@@ -78,17 +81,27 @@ def sum_kernel(
     i_w = i_o[:, None] * K + i_k[None, :]
     b_dw = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
     b_dbias = tl.zeros([BLOCK_N], tl.float32)
-    for n in range(ITEMS):
+    for n in tl.range(ITEMS, loop_unroll_factor=4):
         i_ni = (n * INSTRUMENTS + i_i).to(tl.int64)
         b_s = tl.load(p_s + i_ni * N * K + i_w, mask=mask, other=0.0)
         if p_affine is not None:
             b_s *= tl.load(p_affine + i_ni * 4 * K + i_k, mask=m_k, other=0.0)[None, :]
         b_dw += b_s
-        b_dbias += tl.load(p_d + i_ni * N + i_o, mask=m_o, other=0.0)
+        if p_d is not None:
+            b_dbias += tl.load(p_d + i_ni * N + i_o, mask=m_o, other=0.0)
     if p_affine is not None:
         b_dw += b_dbias[:, None] * tl.load(p_beta + i_i * K + i_k, mask=m_k, other=0.0).to(tl.float32)[None, :]
     tl.store(p_dw + i_i.to(tl.int64) * N * K + i_w, b_dw, mask=mask)
-    if i_block % blocks_k == 0:
+    if p_norm is not None:
+        if i_block < blocks_k:
+            b_dgamma, b_dbeta = tl.zeros([BLOCK_K], tl.float32), tl.zeros([BLOCK_K], tl.float32)
+            for n in tl.range(ITEMS, loop_unroll_factor=4):
+                p_row = p_norm + ((n * INSTRUMENTS + i_i).to(tl.int64) * 4 + 2) * K + i_k
+                b_dgamma += tl.load(p_row, mask=m_k, other=0.0)
+                b_dbeta += tl.load(p_row + K, mask=m_k, other=0.0)
+            tl.store(p_dgamma + i_i * K + i_k, b_dgamma, mask=m_k)
+            tl.store(p_dbeta + i_i * K + i_k, b_dbeta, mask=m_k)
+    if p_d is not None and i_block % blocks_k == 0:
         tl.store(p_dbias + i_i * N + i_o, b_dbias, mask=m_o)
 
 
@@ -105,10 +118,13 @@ def norm_gradient(s: Tensor, d: Tensor, weight: Tensor, folded: Tensor, affine: 
 
 
 def sum_items(
-    s: Tensor, d: Tensor, affine: Tensor | None, beta: Tensor | None, dw: Tensor | None = None,
-    dbias: Tensor | None = None,
+    s: Tensor, d: Tensor | None, affine: Tensor | None, beta: Tensor | None, dw: Tensor | None = None,
+    dbias: Tensor | None = None, norm: Tensor | None = None, dgamma: Tensor | None = None, dbeta: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """dW (I, N, K) and dbias (I, N) from all items' S and D; into contiguous ``dw`` and ``dbias`` if given."""
+    """dW (I, N, K) and dbias (I, N) from all items' S and D (without D no dbias), into contiguous ``dw``, ``dbias`` if given.
+
+    Given ``norm`` of :func:`norm_gradient`, the sums of its last two rows go into contiguous ``dgamma`` and ``dbeta`` (I, K).
+    """
     n, instruments, columns, inputs = s.shape
     if dw is None:
         dw = torch.empty(instruments, columns, inputs, dtype=torch.float32, device=s.device)
@@ -117,7 +133,8 @@ def sum_items(
     block_n, block_k = min(32, power_of_two(columns)), min(64, power_of_two(inputs))
     launch(
         sum_kernel, instruments * -(-columns // block_n) * -(-inputs // block_k), s,
-        p_s=s, p_d=d, p_affine=affine, p_beta=beta, p_dw=dw, p_dbias=dbias, ITEMS=n, K=inputs, N=columns,
+        p_s=s, p_d=d, p_affine=affine, p_beta=beta, p_norm=norm, p_dw=dw, p_dbias=dbias,
+        p_dgamma=dgamma, p_dbeta=dbeta, ITEMS=n, K=inputs, N=columns,
         INSTRUMENTS=instruments, BLOCK_N=block_n, BLOCK_K=block_k, num_warps=4,
     )  # fmt: skip
     return dw, dbias

@@ -43,7 +43,7 @@ def launches(
     """
     if backend == "cuda" and kind == "training":
         raise ValueError("The backend cuda does not train.")
-    found = _triton(kind, precision) if backend == "triton" else _cuda(kind, gpu, precision)
+    found = _triton(kind, gpu, precision) if backend == "triton" else _cuda(kind, gpu, precision)
     return [launch for launch in found if not only or any(part in launch.name for part in only)]
 
 
@@ -62,9 +62,9 @@ def _mixes(items: int, seconds: int, device: str) -> list[torch.Tensor]:
     return [torch.empty(items, 1, seconds * 8000 * 2**s, device=device) for s in range(3)]
 
 
-def _triton(kind: str, precision: Precision) -> list[Any]:
+def _triton(kind: str, gpu: Gpu, precision: Precision) -> list[Any]:
     network = _network("meta")
-    with triton_launches.Recorder() as recorder, torch.set_grad_enabled(kind == "training"):
+    with triton_launches.Recorder(gpu.capability) as recorder, torch.set_grad_enabled(kind == "training"):
         engine = _engine(network, TritonBackend(), precision)
         if kind in WINDOWS:
             recorder.found.clear()  # the weights are prepared once for all songs

@@ -56,20 +56,26 @@ class TorchCall:
     name: ClassVar[str] = "torch"
 
 
-def recorded(write: Callable[[Launch], None]) -> contextlib.AbstractContextManager[Any]:
-    """While this lasts, launchers hand their launches to ``write`` instead of starting them."""
+def recorded(write: Callable[[Launch], None], capability: int = 0) -> contextlib.AbstractContextManager[Any]:
+    """While this lasts, launchers hand their launches to ``write`` instead of starting them.
+
+    They choose as on a GPU of that compute capability, without its point; 0 for none in particular.
+    """
 
     def launch(kernel: Any, programs: int, device_of: Tensor, **arguments: Any) -> None:
         if programs:
             write(Launch(kernel, arguments, programs))
 
     def basis(n_fft: int, device: torch.device) -> Tensor:
-        return torch.empty(4, n_fft // 4, n_fft // 4 + log_power.PAD, device="meta")
+        return torch.empty(4, n_fft // 4, log_power.row_length(n_fft), device="meta")
 
+    replaced = {
+        "launch": launch, "basis": basis, "operands_in_shared_memory": lambda device: capability // 10 == 9
+    }  # fmt: skip
     stack = contextlib.ExitStack()
     for found in pkgutil.iter_modules(kernels.__path__):
         module = importlib.import_module(f"{kernels.__name__}.{found.name}")
-        for name, instead in (("launch", launch), ("basis", basis)):
+        for name, instead in replaced.items():
             if found.name != name and hasattr(module, name):
                 stack.enter_context(mock.patch.object(module, name, instead))
     return stack
@@ -78,12 +84,13 @@ def recorded(write: Callable[[Launch], None]) -> contextlib.AbstractContextManag
 class Recorder(TorchDispatchMode):
     """Writes down, in order, the launches of the library's operators on meta tensors and torch's own calls between them."""
 
-    def __init__(self) -> None:
+    def __init__(self, capability: int = 0) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.found: list[Launch | TorchCall] = []
+        self.capability = capability
 
     def __enter__(self) -> Recorder:
-        self._patches = recorded(self.found.append)
+        self._patches = recorded(self.found.append, self.capability)
         self._patches.__enter__()
         super().__enter__()  # type: ignore[no-untyped-call]
         return self

@@ -21,6 +21,8 @@ def bottleneck(
     *,
     share: Tensor | None = None,
     relu: bool = False,
+    deferred: bool = False,
+    rectified: bool = False,
     tf32: bool = False,
 ) -> Tensor:
     """y[n, t, o] = act( sum_k weight[o, k] x[n, t, k] + bias[o] + s[n, t, o] ), s ``share`` interpolated to x's frames.
@@ -33,6 +35,8 @@ def bottleneck(
         bias: (N,).
         share: (n, rows, N), float32 (float64 where ``x`` is).
         relu: act is a ReLU, else nothing.
+        deferred: leave the ReLU's gradient to every operation that reads y: each must be told ``rectified``.
+        rectified: ``x`` is such a y; its gradient is zero where ``x`` is, and no pass over it exists for that alone.
         tf32: products of float32 in TF32 on the tensor cores, three decimal digits.
 
     Returns:
@@ -52,7 +56,7 @@ def bottleneck(
         check_parameter("share", share, (x.shape[0], max(rows, 1), weight.shape[0]), x)
         if share.dtype != wide(x.dtype):
             raise ShapeError(f"share must be {wide(x.dtype)} for {x.dtype}, got {share.dtype}.")
-    y: Tensor = _bottleneck(x, weight, bias, share, relu, tf32)
+    y: Tensor = _bottleneck(x, weight, bias, share, relu, deferred, rectified, tf32)
     return y
 
 
@@ -65,7 +69,10 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, share: Tensor | None
     return (y.relu() if relu else y).to(x.dtype)
 
 
-def _kernel(x: Tensor, weight: Tensor, bias: Tensor | None, share: Tensor | None, relu: bool, tf32: bool) -> Tensor:
+def _kernel(
+    x: Tensor, weight: Tensor, bias: Tensor | None, share: Tensor | None, relu: bool, deferred: bool, rectified: bool,
+    tf32: bool,
+) -> Tensor:  # fmt: skip
     module = kernels("bottleneck", x.dtype)
     found: Tensor = module.product(
         unit_stride(x), weight.to(x.dtype), module.products(tf32), bias=None if bias is None else bias.contiguous(),
@@ -75,47 +82,56 @@ def _kernel(x: Tensor, weight: Tensor, bias: Tensor | None, share: Tensor | None
 
 
 @operator("bottleneck", _kernel)
-def _bottleneck(x: Tensor, weight: Tensor, bias: Tensor | None, share: Tensor | None, relu: bool, tf32: bool) -> Tensor:
+def _bottleneck(
+    x: Tensor, weight: Tensor, bias: Tensor | None, share: Tensor | None, relu: bool, deferred: bool, rectified: bool,
+    tf32: bool,
+) -> Tensor:  # fmt: skip
     return forward(x, weight, bias, share, relu)
 
 
 def _backward_kernel(
-    dy: Tensor, x: Tensor, weight: Tensor, y: Tensor | None, rows: int, need_x: bool, tf32: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dy: Tensor, x: Tensor, weight: Tensor, y: Tensor | None, rows: int, need_x: bool, need_bias: bool, rectified: bool,
+    tf32: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     module, backward = kernels("bottleneck", x.dtype), kernels("bottleneck_backward", x.dtype)
-    dy, x, precision = unit_stride(dy), unit_stride(x), module.products(tf32)
-    dx = module.product(dy, weight.to(x.dtype).T, precision, gate=y) if need_x else x.new_empty(0)
-    dw, dbias = backward.weight_gradient(dy, x, x.shape[2], precision, gate=y)
-    dshare = backward.interpolation_backward(dy, y, rows) if rows else dw.new_empty(0)
+    dy = unit_stride(dy if y is None else torch.where(y > 0, dy, 0))
+    x, precision = unit_stride(x), module.products(tf32)
+    dx, gate = x.new_empty(0), x.contiguous() if rectified else None
+    if need_x:
+        dx = module.product(dy, weight.to(x.dtype).T, precision, gate=gate)
+    dw, dbias = backward.weight_gradient(dy, x, x.shape[2], precision, bias=need_bias)
+    dshare = backward.interpolation_backward(dy, rows) if rows else dw.new_empty(0)
     return dx, dw.contiguous(), dbias.contiguous(), dshare
 
 
 @operator("bottleneck_backward", _backward_kernel)
 def _bottleneck_backward(
-    dy: Tensor, x: Tensor, weight: Tensor, y: Tensor | None, rows: int, need_x: bool, tf32: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dy: Tensor, x: Tensor, weight: Tensor, y: Tensor | None, rows: int, need_x: bool, need_bias: bool, rectified: bool,
+    tf32: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """dx, dW, dbias, dshare of ``rows`` rows; without elements where it is not needed."""
     g = gated(dy, y)
     dshare = torch.einsum("tf,nto->nfo", interpolation(rows, x.shape[1], g), g) if rows else g.new_empty(0)
-    dx = (g @ rounded(weight, x)).to(x.dtype) if need_x else x.new_empty(0)
-    return dx, torch.einsum("nto,ntk->ok", g, x.to(g.dtype)), g.sum((0, 1)), dshare
+    dx = gated(g @ rounded(weight, x), x if rectified else None).to(x.dtype) if need_x else x.new_empty(0)
+    dbias = g.sum((0, 1)) if need_bias else g.new_empty(0)
+    return dx, torch.einsum("nto,ntk->ok", g, x.to(g.dtype)), dbias, dshare
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, bias, share, relu, tf32 = inputs
-    ctx.save_for_backward(x, weight, output if relu else None)
+    x, weight, bias, share, relu, deferred, ctx.rectified, tf32 = inputs
+    ctx.save_for_backward(x, weight, output if relu and not deferred else None)
     ctx.bias = None if bias is None else bias.dtype
     ctx.rows, ctx.tf32 = 0 if share is None else share.shape[1], tf32
 
 
 def _differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, y = ctx.saved_tensors
-    need_x, _, _, need_share = ctx.needs_input_grad[:4]
+    need_x, _, need_bias, need_share = ctx.needs_input_grad[:4]
     rows = ctx.rows if need_share else 0
-    dx, dw, dbias, dshare = _bottleneck_backward(dy, x, weight, y, rows, need_x, ctx.tf32)
+    dx, dw, dbias, dshare = _bottleneck_backward(dy, x, weight, y, rows, need_x, need_bias, ctx.rectified, ctx.tf32)
     return (
-        dx if need_x else None, dw.to(weight.dtype), None if ctx.bias is None else dbias.to(ctx.bias),
-        dshare if rows else None, None, None,
+        dx if need_x else None, dw.to(weight.dtype), dbias.to(ctx.bias) if need_bias else None,
+        dshare if rows else None, None, None, None, None,
     )  # fmt: skip
 
 

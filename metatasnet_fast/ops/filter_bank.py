@@ -16,8 +16,8 @@ __all__ = ["filter_bank"]
 
 
 def filter_bank(
-    signal: Tensor, bank: Tensor, stride: int, padding: int, *, relu: bool = True, tf32: bool = False
-) -> Tensor:
+    signal: Tensor, bank: Tensor, stride: int, padding: int, *, relu: bool = True, deferred: bool = False, tf32: bool = False
+) -> Tensor:  # fmt: skip
     """y[n, t, o] = act( sum_k bank[o, k] signal[n, t stride + k - padding] ), zero outside the signal.
 
     Differentiable once. The signal's gradient is computed only where it is asked for.
@@ -28,6 +28,7 @@ def filter_bank(
         stride: samples from one frame to the next.
         padding: samples by which the first frame starts before the signal.
         relu: act is a ReLU, else nothing.
+        deferred: leave the ReLU's gradient to whatever reads y, as in :func:`bottleneck`.
         tf32: products of float32 in TF32 on the tensor cores, three decimal digits.
 
     Returns:
@@ -42,7 +43,7 @@ def filter_bank(
     check_bank(bank, None, stride, padding, signal)
     if signal.shape[1] + 2 * padding < bank.shape[1]:
         raise ShapeError(f"{signal.shape[1]} samples padded by {padding} hold no frame of {bank.shape[1]}: pad more.")
-    y: Tensor = _filter_bank(signal, bank, stride, padding, relu, tf32)
+    y: Tensor = _filter_bank(signal, bank, stride, padding, relu, deferred, tf32)
     return y
 
 
@@ -50,7 +51,7 @@ def _frames(signal: Tensor, bank: Tensor, stride: int, padding: int) -> Any:
     return (signal.shape[1] + 2 * padding - bank.shape[1]) // stride + 1
 
 
-def _kernel(signal: Tensor, bank: Tensor, stride: int, padding: int, relu: bool, tf32: bool) -> Tensor:
+def _kernel(signal: Tensor, bank: Tensor, stride: int, padding: int, relu: bool, deferred: bool, tf32: bool) -> Tensor:
     common = kernels("bottleneck", signal.dtype)
     framing = common.Framing(_frames(signal, bank, stride, padding), stride, padding)
     found: Tensor = kernels("filter_bank", signal.dtype).filter_bank_forward(
@@ -60,7 +61,9 @@ def _kernel(signal: Tensor, bank: Tensor, stride: int, padding: int, relu: bool,
 
 
 @operator("filter_bank", _kernel)
-def _filter_bank(signal: Tensor, bank: Tensor, stride: int, padding: int, relu: bool, tf32: bool) -> Tensor:
+def _filter_bank(
+    signal: Tensor, bank: Tensor, stride: int, padding: int, relu: bool, deferred: bool, tf32: bool
+) -> Tensor:
     return product(framed(signal, bank.shape[1], stride, padding), bank, None, None, relu)
 
 
@@ -69,14 +72,13 @@ def _backward_kernel(
 ) -> tuple[Tensor, Tensor]:
     common = kernels("bottleneck", signal.dtype)
     precision, framing = common.products(tf32), common.Framing(dy.shape[1], stride, padding)
-    dy, dsignal = unit_stride(dy), signal.new_empty(0)
+    dy, dsignal = unit_stride(dy if y is None else torch.where(y > 0, dy, 0)), signal.new_empty(0)
     if need_signal:
         dsignal = kernels("overlap_add", signal.dtype).overlap_add(
-            dy, bank.to(signal.dtype).contiguous(), stride, padding, signal.shape[1], precision,
-            gate=y, dtype=signal.dtype,
+            dy, bank.to(signal.dtype).contiguous(), stride, padding, signal.shape[1], precision, dtype=signal.dtype
         )  # fmt: skip
     dbank = kernels("filter_bank", signal.dtype).filter_bank_weight_gradient(
-        dy, y, unit_stride(signal), bank.shape[1], framing, precision
+        dy, unit_stride(signal), bank.shape[1], framing, precision
     )
     return dsignal, dbank.contiguous()
 
@@ -94,15 +96,15 @@ def _filter_bank_backward(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    signal, bank, ctx.stride, ctx.padding, relu, ctx.tf32 = inputs
-    ctx.save_for_backward(signal, bank, output if relu else None)
+    signal, bank, ctx.stride, ctx.padding, relu, deferred, ctx.tf32 = inputs
+    ctx.save_for_backward(signal, bank, output if relu and not deferred else None)
 
 
 def _differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     signal, bank, y = ctx.saved_tensors
     need_signal = ctx.needs_input_grad[0]
     dsignal, dbank = _filter_bank_backward(dy, signal, bank, y, ctx.stride, ctx.padding, need_signal, ctx.tf32)
-    return dsignal if need_signal else None, dbank.to(bank.dtype), None, None, None, None
+    return dsignal if need_signal else None, dbank.to(bank.dtype), None, None, None, None, None
 
 
 differentiable(_filter_bank, _differentiate, _save, _filter_bank_backward)

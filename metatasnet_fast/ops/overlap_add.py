@@ -7,13 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .frames import added, check_bank, check_frames, framed, rounded
+from .frames import added, check_bank, check_frames, framed, gated, rounded
 from .operator import differentiable, kernels, operator, unit_stride, wide
 
 __all__ = ["overlap_add"]
 
 
-def overlap_add(x: Tensor, bank: Tensor, stride: int, padding: int, *, tf32: bool = False) -> Tensor:
+def overlap_add(
+    x: Tensor, bank: Tensor, stride: int, padding: int, *, rectified: bool = False, tf32: bool = False
+) -> Tensor:
     """signal[n, s] = sum over t, k with t stride + k - padding = s of sum_c x[n, t, c] bank[c, k].
 
     The transpose of :func:`filter_bank`, differentiable once. The overlapping frames are never written out.
@@ -23,6 +25,7 @@ def overlap_add(x: Tensor, bank: Tensor, stride: int, padding: int, *, tf32: boo
         bank: (C, taps), any floating dtype; products are taken in the dtype of ``x`` and summed in float32.
         stride: samples from one frame to the next.
         padding: samples cut off at both ends.
+        rectified: ``x`` came out of a ReLU whose gradient was deferred, see :func:`bottleneck`.
         tf32: products of float32 in TF32 on the tensor cores, three decimal digits.
 
     Returns:
@@ -34,7 +37,7 @@ def overlap_add(x: Tensor, bank: Tensor, stride: int, padding: int, *, tf32: boo
     """
     check_frames("x", x)
     check_bank(bank, x.shape[2], stride, padding, x)
-    y: Tensor = _overlap_add(x, bank, stride, padding, tf32)
+    y: Tensor = _overlap_add(x, bank, stride, padding, rectified, tf32)
     return y
 
 
@@ -42,7 +45,7 @@ def _samples(x: Tensor, bank: Tensor, stride: int, padding: int) -> Any:
     return (x.shape[1] - 1) * stride + bank.shape[1] - 2 * padding
 
 
-def _kernel(x: Tensor, bank: Tensor, stride: int, padding: int, tf32: bool) -> Tensor:
+def _kernel(x: Tensor, bank: Tensor, stride: int, padding: int, rectified: bool, tf32: bool) -> Tensor:
     found: Tensor = kernels("overlap_add", x.dtype).overlap_add(
         unit_stride(x), bank.to(x.dtype).contiguous(), stride, padding, _samples(x, bank, stride, padding),
         kernels("bottleneck", x.dtype).products(tf32),
@@ -51,17 +54,18 @@ def _kernel(x: Tensor, bank: Tensor, stride: int, padding: int, tf32: bool) -> T
 
 
 @operator("overlap_add", _kernel)
-def _overlap_add(x: Tensor, bank: Tensor, stride: int, padding: int, tf32: bool) -> Tensor:
+def _overlap_add(x: Tensor, bank: Tensor, stride: int, padding: int, rectified: bool, tf32: bool) -> Tensor:
     return added(x.to(wide(x.dtype)) @ rounded(bank, x), _samples(x, bank, stride, padding), stride, padding)
 
 
 def _backward_kernel(
-    dy: Tensor, x: Tensor, bank: Tensor, stride: int, padding: int, tf32: bool
+    dy: Tensor, x: Tensor, bank: Tensor, stride: int, padding: int, rectified: bool, tf32: bool
 ) -> tuple[Tensor, Tensor]:
     common = kernels("bottleneck", x.dtype)
     precision, framing = common.products(tf32), common.Framing(x.shape[1], stride, padding)
     dy = unit_stride(dy.to(x.dtype))
-    dx = common.product(dy, bank.to(x.dtype), precision, framing=framing)
+    gate = x.contiguous() if rectified else None
+    dx = common.product(dy, bank.to(x.dtype), precision, gate=gate, framing=framing)
     weight_gradient = kernels("bottleneck_backward", x.dtype).weight_gradient
     dbank, _ = weight_gradient(unit_stride(x), dy, bank.shape[1], precision, framing=framing)
     return dx, dbank.contiguous()
@@ -69,23 +73,23 @@ def _backward_kernel(
 
 @operator("overlap_add_backward", _backward_kernel)
 def _overlap_add_backward(
-    dy: Tensor, x: Tensor, bank: Tensor, stride: int, padding: int, tf32: bool
+    dy: Tensor, x: Tensor, bank: Tensor, stride: int, padding: int, rectified: bool, tf32: bool
 ) -> tuple[Tensor, Tensor]:
     """dx, dbank; dy is rounded to the dtype of ``x`` first."""
     frames = framed(rounded(dy, x), bank.shape[1], stride, padding)
-    dx = frames @ rounded(bank, x).T
+    dx = gated(frames @ rounded(bank, x).T, x if rectified else None)
     return dx.to(x.dtype), torch.einsum("ntc,ntk->ck", x.to(dx.dtype), frames)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, bank, ctx.stride, ctx.padding, ctx.tf32 = inputs
+    x, bank, ctx.stride, ctx.padding, ctx.rectified, ctx.tf32 = inputs
     ctx.save_for_backward(x, bank)
 
 
 def _differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     x, bank = ctx.saved_tensors
-    dx, dbank = _overlap_add_backward(dy, x, bank, ctx.stride, ctx.padding, ctx.tf32)
-    return dx, dbank.to(bank.dtype), None, None, None
+    dx, dbank = _overlap_add_backward(dy, x, bank, ctx.stride, ctx.padding, ctx.rectified, ctx.tf32)
+    return dx, dbank.to(bank.dtype), None, None, None, None
 
 
 differentiable(_overlap_add, _differentiate, _save, _overlap_add_backward)

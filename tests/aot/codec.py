@@ -25,7 +25,7 @@ MELS = 256
 
 def _bottleneck(
     inputs: int, outputs: int, frames: int, dtype: torch.dtype, tf32: bool,
-    relu: bool = False, bias: bool = False, rows: int = 0,
+    relu: bool = False, rectified: bool = False, bias: bool = False, rows: int = 0,
 ) -> None:  # fmt: skip
     x, dy = empty(ITEMS, frames, inputs, dtype=dtype), empty(ITEMS, frames, outputs, dtype=dtype)
     weight, precision = empty(outputs, inputs, dtype=dtype), bottleneck.products(tf32)
@@ -33,11 +33,10 @@ def _bottleneck(
     bottleneck.product(
         x, weight, precision, bias=empty(outputs) if bias else None, share=share, relu=relu
     )  # fmt: skip
-    gate = dy if relu else None
-    bottleneck.product(dy, weight.T, precision, gate=gate)
-    bottleneck_backward.weight_gradient(dy, x, inputs, precision, gate=gate)
+    bottleneck.product(dy, weight.T, precision, gate=x if rectified else None)
+    bottleneck_backward.weight_gradient(dy, x, inputs, precision, bias=bias)
     if rows:
-        bottleneck_backward.interpolation_backward(dy, gate, rows)
+        bottleneck_backward.interpolation_backward(dy, rows)
 
 
 def aligned(width: int) -> int:
@@ -58,14 +57,14 @@ def uses(stage: int, frames: int, dtype: torch.dtype, tf32: bool = False) -> dic
         signal, weight = empty(ITEMS, samples, dtype=dtype), empty(waves, taps, dtype=dtype)
         y = empty(ITEMS, frames, waves, dtype=dtype)
         filter_bank.filter_bank_forward(signal, weight, framing, True, precision)
-        filter_bank.filter_bank_weight_gradient(y, y, signal, taps, framing, precision)
-        overlap_add.overlap_add(y, weight, config.W, padding, samples, precision, gate=y, dtype=dtype)
+        filter_bank.filter_bank_weight_gradient(y, signal, taps, framing, precision)
+        overlap_add.overlap_add(y, weight, config.W, padding, samples, precision, dtype=dtype)
 
     def added() -> None:
         x, weight = empty(ITEMS, frames, parts, dtype=dtype), empty(parts, taps, dtype=dtype)
         signal = empty(ITEMS, samples, dtype=dtype)
         overlap_add.overlap_add(x, weight, config.W, padding, samples, precision)
-        bottleneck.product(signal, weight, precision, framing=framing)
+        bottleneck.product(signal, weight, precision, gate=x, framing=framing)
         bottleneck_backward.weight_gradient(x, signal, taps, precision, framing=framing)
 
     def power() -> None:
@@ -93,8 +92,8 @@ def uses(stage: int, frames: int, dtype: torch.dtype, tf32: bool = False) -> dic
         "log power": power,
         "mel map": mel(config.bins, MELS, True),
         "mel share": mel(MELS, config.N, False),
-        "bottleneck 1": product(waves, config.N, relu=True, rows=rows),
-        "bottleneck 2": product(config.N, config.N),
+        "bottleneck 1": product(waves, config.N, relu=True, rectified=True, rows=rows),
+        "bottleneck 2": product(config.N, config.N, rectified=True),
         "decoder": product(config.N, parts, relu=True),
         "overlap-add": added,
         "losses": losses,

@@ -9,10 +9,11 @@ import pytest
 
 
 @pytest.fixture
-def launches() -> Iterator[list[Any]]:
-    """What launchers start during a test."""
+def launches(request: pytest.FixtureRequest) -> Iterator[list[Any]]:
+    """What launchers start during a test, on a GPU of the test's ``capability`` if it has one."""
     from bench.ledger.triton_launches import recorded
 
     found: list[Any] = []
-    with recorded(found.append):
+    callspec = getattr(request.node, "callspec", None)
+    with recorded(found.append, callspec.params.get("capability", 0) if callspec else 0):
         yield found
