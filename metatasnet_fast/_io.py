@@ -74,7 +74,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 def reporting_write_errors(
     path: Path, kind: type[MetaTasNetError], advice: str = "make room or choose another folder"
 ) -> Iterator[None]:
-    """Turn what the system refuses in the block into one sentence about ``path``, an error of the type ``kind``."""
+    """Turn an ``OSError`` of the block into an error of the type ``kind``: one sentence about ``path``, with ``advice``."""
     try:
         yield
     except OSError as error:

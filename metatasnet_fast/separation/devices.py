@@ -48,7 +48,7 @@ def choose_device(wanted: str | torch.device, network: NetworkMethods) -> torch.
 
 
 def choose_home(device: torch.device, recording: Recording) -> torch.device:
-    """On the GPU if the signals of a recording take a quarter of its free memory at most, else on the CPU."""
+    """Return ``device`` if it is a GPU and the recording's signals take at most a quarter of its free memory, else the CPU."""
     if device.type != "cuda" or recording.samples is None:
         return torch.device("cpu")
     free, _ = torch.cuda.mem_get_info(device)

@@ -73,9 +73,9 @@ def separate_as_evaluated(engine: Engine, recording: Recording, device: torch.de
 
 
 def stage_signals(engine: Engine, waveform: Tensor, rate: int) -> list[Tensor]:
-    """(channels, (n_0 + 1) 2^s) at the rate of every stage s, where n_0 is the length at the first stage's rate.
+    """Return the waveform at the rate of every stage s, (channels, (n_0 + 1) 2^s); n_0 is its length at the first stage's rate.
 
-    In float64 if that is the engine's precision, else in float32.
+    The signals are float64 if that is the engine's precision, else float32.
     """
     dtype = torch.float64 if engine.precision is Precision.float64 else torch.float32
     signals = [resample_as_authors(waveform, rate, stage.sampling_rate).to(dtype) for stage in engine.config.stages]
