@@ -92,7 +92,7 @@ FAILURES: tuple[tuple[tuple[type[Exception], ...], Failure], ...] = (
     ((AudioFormatError,), Failure.does_not_fit),
     ((OutputError,), Failure.write),
 )
-"""What errors mean; the first that fits."""
+"""Errors and the failure that they stand for; the first row that fits counts."""
 
 
 class SongError(MetaTasNetError):

@@ -1,4 +1,4 @@
-"""What keeps workers out of each other's way: claims on songs, contents in work, and folders for songs that are being written.
+"""Keep workers from doing the same song: claims on songs, contents in work, and folders for songs that are being written.
 
 A local destination has ``.staging/<host>-<pid>-<token>/`` on its own file system, so that a finished song needs a rename only.
 The owner holds a lock, which ends with it however it ends. For object stores the same lies in the system's temporary folder.

@@ -70,7 +70,7 @@ class Stop(enum.Enum):
 
 @dataclass(frozen=True)
 class Ready:
-    """A process can take songs, and answers with events and :class:`Deferred`. What cannot work sends an error instead."""
+    """The process can take songs; it answers with events and :class:`Deferred`. A process that cannot work sends an error."""
 
     capacity: int
     key: str

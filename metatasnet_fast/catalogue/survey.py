@@ -1,4 +1,4 @@
-"""What a destination says: the plan of a run, songs counted by the names of their results, or every byte checked."""
+"""Read a destination: plan a run, count songs by the names of their results, or check every byte."""
 
 from __future__ import annotations
 

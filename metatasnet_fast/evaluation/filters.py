@@ -23,7 +23,7 @@ _BLOCK_FFT = 1 << 12
 _CHOLESKY_BLOCK = 256
 _BLOCKS_AT_ONCE = {"cpu": 4, "cuda": 256}
 _BYTES_PER_BATCH = {"cpu": 4 << 20, "cuda": 256 << 20}
-"""What a core's cache holds, or what keeps a GPU busy."""
+"""Bytes that fit a core's cache, or that keep a GPU busy."""
 # Sound solutions stay below 1e-12 on music; a broken factorisation is orders of magnitude above this.
 _RESIDUAL = 1e-9
 
@@ -130,7 +130,8 @@ def _by_cholesky(lagged: torch.Tensor, right: torch.Tensor, shift: float) -> tor
 def _cholesky_factor(gram: torch.Tensor) -> torch.Tensor | None:
     """Return the lower factor in the memory of `gram`, whose upper triangle is not read; None if not positive definite.
 
-    In blocks of columns, almost all is matrix products, which are twice as fast as LAPACK's factorisation on one core.
+    In blocks of columns, so that almost all is matrix products: 0.57 s for 4,096 rows, where LAPACK takes 0.72 s (one core
+    of an AMD EPYC, Zen 5).
     """
     for start in range(0, len(gram), _CHOLESKY_BLOCK):
         stop = min(start + _CHOLESKY_BLOCK, len(gram))

@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture
 def launches(request: pytest.FixtureRequest) -> Iterator[list[Any]]:
-    """What launchers start during a test, on a GPU of the test's ``capability`` if it has one."""
+    """Record the kernels that launchers start during a test, on a GPU of the test's ``capability`` if it has one."""
     from bench.ledger.triton_launches import recorded
 
     found: list[Any] = []

@@ -1,4 +1,4 @@
-"""What every compiled backend promises its callers: shapes, strides, dropout, refusals; ``cuda`` emulated."""
+"""Every compiled backend keeps its promises: shapes, strides, dropout, refusals; ``cuda`` emulated."""
 
 from __future__ import annotations
 
