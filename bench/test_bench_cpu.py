@@ -3,7 +3,7 @@
     pytest bench/test_bench_cpu.py --benchmark-json=cpu.json [-k "not compiled"]
 
 ``BENCH_SECONDS`` of mono audio (default 8) go through the three stages of the default network and all their decoders; random
-weights, ``torch.get_num_threads()`` threads. Every row holds its rate and its share of the ceilings measured in the same run:
+weights, ``torch.get_num_threads()`` threads. Every row holds its rate and its share of the peaks measured in the same run:
 the best large ``torch.mm`` in the same dtype, and the best copy of a large tensor.
 """
 
@@ -46,14 +46,14 @@ def best_seconds(run: Callable[[], object], times: int = 7) -> float:
 
 
 @functools.cache
-def product_ceiling(dtype: torch.dtype) -> float:
+def product_peak(dtype: torch.dtype) -> float:
     """Operations per second of a product of two 2048 x 2048 matrices."""
     a, b = torch.randn(2, 2048, 2048).to(dtype)
     return 2 * 2048**3 / best_seconds(lambda: a @ b)
 
 
 @functools.cache
-def copy_ceiling() -> float:
+def copy_peak() -> float:
     """Bytes per second, read and written, of a copy of 256 MiB."""
     a = torch.ones(2**26)
     b = torch.empty_like(a)
@@ -104,8 +104,8 @@ def test_separate(benchmark: BenchmarkFixture, backend: str, precision: Precisio
     rate = frames() * sum(sum(job_flops(s).values()) for s in CONFIG.stages) / benchmark.stats.stats.min
     benchmark.extra_info.update(
         gflops=rate / 1e9,
-        percent_of_mm=100 * rate / product_ceiling(precision.storage),
-        mm_gflops=product_ceiling(precision.storage) / 1e9,
+        percent_of_mm=100 * rate / product_peak(precision.storage),
+        mm_gflops=product_peak(precision.storage) / 1e9,
         seconds_of_audio_per_second=SECONDS / benchmark.stats.stats.min,
         threads=torch.get_num_threads(),
         torch=torch.__version__,
@@ -126,8 +126,8 @@ def test_codec(benchmark: BenchmarkFixture, stage: int, job: str, precision: Pre
     )
     benchmark.pedantic(getattr(served, job), args=(stages[stage], data), rounds=5, warmup_rounds=1)
     rate = frames() * job_flops(sizes)[job] / benchmark.stats.stats.min
-    ceiling = product_ceiling(precision.storage)
-    benchmark.extra_info.update(gflops=rate / 1e9, percent_of_mm=100 * rate / ceiling, mm_gflops=ceiling / 1e9)
+    peak = product_peak(precision.storage)
+    benchmark.extra_info.update(gflops=rate / 1e9, percent_of_mm=100 * rate / peak, mm_gflops=peak / 1e9)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS, ids=lambda p: p.value)
@@ -146,12 +146,12 @@ def test_masking_passes(benchmark: BenchmarkFixture, stage: int, precision: Prec
 
     benchmark.pedantic(run, rounds=5, warmup_rounds=1)
     flops, moved = mask_flops(sizes), mask_bytes(sizes, precision.storage.itemsize)
-    ceiling, bandwidth = product_ceiling(precision.storage) / threads, copy_ceiling() / threads
+    peak, bandwidth = product_peak(precision.storage) / threads, copy_peak() / threads
     for name, seconds in best.items():
         row = {"milliseconds": 1e3 * seconds}
         if name in flops:
             rate = frames() * flops[name] / seconds
-            row.update(gflops_per_thread=rate / 1e9, percent_of_mm=100 * rate / ceiling)
+            row.update(gflops_per_thread=rate / 1e9, percent_of_mm=100 * rate / peak)
         if name in moved:
             rate = frames() * moved[name] / seconds
             row.update(gb_per_second_per_thread=rate / 1e9, percent_of_copy=100 * rate / bandwidth)

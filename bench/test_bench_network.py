@@ -2,7 +2,7 @@
 
     pytest bench/test_bench_network.py --bench-size quick --bench-device cpu --benchmark-autosave
 
-Every round reads new inputs. A contender whose results miss the parity rule fails and gets no times.
+Every round reads new inputs. An implementation whose results miss the parity rule fails and gets no times.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import torch
 
-from metatasnet_fast.benchmark import SIZES, Case, Entrants, Row, checked, recipe
+from metatasnet_fast.benchmark import SIZES, Case, Participants, Row, checked, synthetic
 from metatasnet_fast.benchmark.suite import cases
 
 JOBS = ["inference", "preparation", "training step", "separate fast", "separate reference", "first call"]
-CONTENDERS = [
+IMPLEMENTATIONS = [
     f"{name} {precision}"
     for precision in ("float32", "tf32", "bfloat16")
     for name in ("reference", "torch.compile", "cpu", "triton", "cuda")
@@ -30,18 +30,18 @@ Checked = list[tuple[Case, dict[str, tuple[Row, Callable[[], Any] | None]]]]
 
 @pytest.fixture(scope="session")
 def prepared(request: pytest.FixtureRequest) -> Callable[[str], Checked]:
-    """The cases of a job, each with its contenders, whose results have been checked."""
+    """The cases of a job, each with its implementations, whose results have been checked."""
     option = request.config.getoption
     device = torch.device(option("--bench-device"))
     if device.type == "cuda" and not torch.cuda.is_available():
         pytest.skip("torch finds no CUDA device")
     size = SIZES[option("--bench-size")]
-    entrants = Entrants.of(device, compiled=option("--bench-compile"))
-    network = recipe.network(size.config)
+    participants = Participants.of(device, compiled=option("--bench-compile"))
+    network = synthetic.network(size.config)
 
     @functools.lru_cache(maxsize=1)
     def of(job: str) -> Checked:
-        built = (build() for build in cases(size, network, entrants))
+        built = (build() for build in cases(size, network, participants))
         return [
             (case, {row.label: (row, call) for row, call in checked(case)})
             for case in built
@@ -51,12 +51,12 @@ def prepared(request: pytest.FixtureRequest) -> Callable[[str], Checked]:
     return of
 
 
-@pytest.mark.parametrize("contender", CONTENDERS)  # the first one changes fastest: each job is prepared once
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)  # the first one changes fastest: each job is prepared once
 @pytest.mark.parametrize("job", JOBS)
-def test_job(benchmark: Any, prepared: Callable[[str], Checked], job: str, contender: str, request: Any) -> None:
-    found = [(case, *own[contender]) for case, own in prepared(job) if contender in own]
+def test_job(benchmark: Any, prepared: Callable[[str], Checked], job: str, implementation: str, request: Any) -> None:
+    found = [(case, *own[implementation]) for case, own in prepared(job) if implementation in own]
     if not found:
-        pytest.skip(f"{contender} does not do this job here")
+        pytest.skip(f"{implementation} does not do this job here")
     case, row, call = found[0]  # the largest shape of a size comes first
     if row.wrong:
         pytest.fail(str(row.reason), pytrace=False)

@@ -29,9 +29,8 @@ from metatasnet_fast import use_backend
 from metatasnet_fast.backends import Request, available_backends, get_backend
 from metatasnet_fast.backends.triton import TritonBackend
 from metatasnet_fast.backends.triton_graphs import VARIABLE as GRAPHS
-from metatasnet_fast.benchmark import Effort, Entrants, Row, measure, measure_ceilings, recipe
-from metatasnet_fast.benchmark.cases import EAGER, Call, Case
-from metatasnet_fast.benchmark.contenders import COMPILED
+from metatasnet_fast.benchmark import Effort, Participants, Row, measure, measure_peaks, synthetic
+from metatasnet_fast.benchmark.cases import COMPILED, EAGER, Call, Case
 from metatasnet_fast.benchmark.machine import describe
 from metatasnet_fast.benchmark.suite import TINY
 from metatasnet_fast.benchmark.table import text_table
@@ -64,9 +63,9 @@ class WithGraphs(TritonBackend):
             return super().prepare(*arguments, **options)
 
 
-def entrants(device: torch.device, precisions: Sequence[Precision], compiled: bool = False) -> Entrants:
+def participants(device: torch.device, precisions: Sequence[Precision], compiled: bool = False) -> Participants:
     """All backends of this machine, and variants of those on a GPU."""
-    found = Entrants.of(device, compiled, precisions)
+    found = Participants.of(device, compiled, precisions)
     if "triton" in found.backends and device.type == "cuda":
         found.extra["triton, graphs"] = WithGraphs()
     return found
@@ -78,31 +77,31 @@ def cases(job: str, network: MultiTasNet, device: torch.device, tiny: bool) -> I
         for windows, precisions in ((1, (LOW, FULL)), (SONG_WINDOWS, (LOW,)), (4, (LOW, FULL, Precision.tf32))):
             size = (1, 0.4) if tiny else (windows, WINDOW_SECONDS)
             served = [p for p in precisions if p is not Precision.tf32 or device.type == "cuda"]
-            yield inference_case(network, entrants(device, served), *size)
+            yield inference_case(network, participants(device, served), *size)
     elif job == "training":
         for items, precisions in ((ITEMS_BESIDE_EAGER, (LOW, FULL)), (ITEMS, (LOW,))):
             size = (2, 0.4) if tiny else (items, ITEM_SECONDS)
-            yield training_case(network, Entrants.of(device, False, precisions), *size)
+            yield training_case(network, Participants.of(device, False, precisions), *size)
     else:
         size = (1, 0.4) if tiny else (4, WINDOW_SECONDS)
-        yield inference_case(network, entrants(device, (LOW,), compiled=True), *size)
+        yield inference_case(network, participants(device, (LOW,), compiled=True), *size)
 
 
 def timings(
     job: str, device: torch.device, tiny: bool, until: float, write: Callable[[Sequence[Row]], None]
 ) -> list[Row]:
-    network = recipe.network(TINY if tiny else MetaTasNetConfig())
-    machine, ceilings = describe(device), measure_ceilings(device, (LOW, FULL), tiny)
+    network = synthetic.network(TINY if tiny else MetaTasNetConfig())
+    machine, peaks = describe(device), measure_peaks(device, (LOW, FULL), tiny)
     effort = Effort(0.1, 3, 3, until) if tiny else Effort(4, 3, 20, until)
     done: list[Row] = []
 
     def keep(rows: Sequence[Row]) -> None:
         for row in rows:
-            row.machine, row.ceilings = machine, ceilings.to_dict()
+            row.machine, row.peaks = machine, peaks.to_dict()
         write([*done, *rows])
 
     for case in cases(job, network, device, tiny):
-        done += measure(case, ceilings, effort, keep)
+        done += measure(case, peaks, effort, keep)
         keep([])
     return done
 
@@ -112,18 +111,18 @@ def ready_calls(
 ) -> Iterator[tuple[str, Call]]:
     """Yield a call for each of our backends; if none can run here, one for eager PyTorch, so that the program is tested."""
     case = (inference_case if kind == "inference" else training_case)(
-        network, Entrants.of(device, False, [precision]), *size
+        network, Participants.of(device, False, [precision]), *size
     )
-    own = [contender for contender in case.contenders if contender.name != EAGER]
-    for contender in own or case.contenders:
-        yield contender.name, contender.make()
+    own = [implementation for implementation in case.implementations if implementation.name != EAGER]
+    for implementation in own or case.implementations:
+        yield implementation.name, implementation.make()
 
 
 def warm_one(kind: str, device: str, precision: Precision, tiny: bool) -> str:
     """Compile by running: every kernel once, on the shortest items there are. No length compiles anything again."""
     if kind == "launches":
         return ", ".join(row["text"] for row in launches(torch.device(device), False))
-    network = recipe.network(TINY if tiny else MetaTasNetConfig())
+    network = synthetic.network(TINY if tiny else MetaTasNetConfig())
     names = []
     for name, call in ready_calls(kind, network, torch.device(device), precision, (2, 0.0)):
         call()
@@ -162,7 +161,7 @@ def kernel_name(name: str) -> str:
 
 def kernels(device: torch.device, tiny: bool) -> Rows:
     """Milliseconds of each kernel in one call, beside the ledger's prediction of them."""
-    network = recipe.network(TINY if tiny else MetaTasNetConfig())
+    network = synthetic.network(TINY if tiny else MetaTasNetConfig())
     known = predictions(torch.cuda.get_device_name(device) if device.type == "cuda" else "")
     sizes = {"inference": (SONG_WINDOWS, WINDOW_SECONDS), "training": (ITEMS, ITEM_SECONDS)}
     for kind, size in sizes.items():
@@ -210,7 +209,7 @@ def kernel_row(
 def launches(device: torch.device, tiny: bool) -> Rows:
     """Every backend of ours once over a small network in every precision, and a training step; what tools watch for errors."""
     torch.manual_seed(0)
-    network = recipe.network(SMALL).to(device)
+    network = synthetic.network(SMALL).to(device)
     sources = [torch.randn(2, 4, 1, SMALL_FRAMES * stage.W, device=device) for stage in SMALL.stages]
     mixes = [source.sum(1) for source in sources]
     masks = [torch.ones(2, 4, 1, device=device) for _ in sources]
@@ -234,7 +233,7 @@ def launches(device: torch.device, tiny: bool) -> Rows:
 
 def window(device: torch.device, tiny: bool) -> Rows:
     """One window in bfloat16 by every backend of ours, for a profiler of single kernels."""
-    network = recipe.network(TINY if tiny else MetaTasNetConfig())
+    network = synthetic.network(TINY if tiny else MetaTasNetConfig())
     for name, call in ready_calls("inference", network, device, LOW, (1, 0.4 if tiny else WINDOW_SECONDS)):
         call()
         yield {"text": name}
@@ -290,7 +289,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return write_lines(JOBS[args.job](device, args.tiny), args.out)
     rows = timings(args.job, device, args.tiny, began + args.seconds, lambda rows: write_timings(rows, args.out))
     print(text_table(rows))
-    return 1 if any(row.seconds is None and not row.contender.startswith((EAGER, COMPILED)) for row in rows) else 0
+    return 1 if any(row.seconds is None and not row.implementation.startswith((EAGER, COMPILED)) for row in rows) else 0
 
 
 if __name__ == "__main__":

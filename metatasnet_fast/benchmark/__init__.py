@@ -3,11 +3,10 @@
 ``metatasnet-fast bench`` and ``selftest`` are made of this; ``bench/`` runs the same cases under pytest-benchmark.
 """
 
-from .cases import EAGER, Case, Contender
-from .ceilings import Ceilings, measure_ceilings
+from .cases import EAGER, Case, Implementation, Participants
 from .compare import Change, compare, comparison_table
-from .contenders import Entrants
 from .measure import Effort, checked, measure
+from .roofline import Peaks, measure_peaks
 from .rows import Row, read_rows, write_rows
 from .suite import SIZES, run
 from .table import text_table
@@ -16,17 +15,17 @@ __all__ = [
     "EAGER",
     "SIZES",
     "Case",
-    "Ceilings",
+    "Peaks",
     "Change",
-    "Contender",
+    "Implementation",
     "Effort",
-    "Entrants",
+    "Participants",
     "Row",
     "checked",
     "compare",
     "comparison_table",
     "measure",
-    "measure_ceilings",
+    "measure_peaks",
     "read_rows",
     "run",
     "text_table",

@@ -2,26 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
 
+from ..backends import Backend, Request, available_backends, backend_names, get_backend
+from ..config import MetaTasNetConfig
 from ..precision import Precision
-from .costs import Work
 from .parity import Outputs
+from .roofline import Work
 
-__all__ = ["EAGER", "Call", "Case", "Contender"]
+__all__ = [
+    "AUTOTUNED",
+    "COMPILED",
+    "EAGER",
+    "Call",
+    "Case",
+    "Implementation",
+    "Participants",
+    "compiled",
+    "default_precisions",
+    "known",
+]
 
 EAGER = "reference"
-"""The contender that all others are compared with: the backend of plain PyTorch."""
+"""The implementation that all others are compared with: the backend of plain PyTorch."""
+COMPILED = "torch.compile"
+"""Names of what torch compiles begin with this."""
+AUTOTUNED = "max-autotune"
+"""torch.compile's mode that measures several kernels for every product."""
 
 Call: TypeAlias = Callable[[], Outputs]
 
 
 @dataclass(frozen=True)
-class Contender:
+class Implementation:
     """One way to do a case's job.
 
     ``make`` builds it and returns the call that is timed. The call reads the case's ``inputs``, whose contents change from
@@ -39,7 +58,7 @@ class Contender:
 
 @dataclass
 class Case:
-    """A job with its inputs, its oracle and its contenders.
+    """A job with its inputs, its oracle and its implementations.
 
     Args:
         name: identifies the case in records, with the sizes: ``inference 1x16s``.
@@ -50,7 +69,7 @@ class Case:
         draw: fresh values for ``inputs`` by round; no two rounds get the same.
         expected: the outputs in float64 for values as ``draw`` gives them.
         work: arithmetic and bytes by precision.
-        contenders: eager of every precision among them.
+        implementations: eager of every precision among them.
         whole_process: every call is a process of its own, so the host's clock times it and its memory is not ours.
     """
 
@@ -62,7 +81,7 @@ class Case:
     draw: Callable[[int], Sequence[Tensor]]
     expected: Callable[[Sequence[Tensor]], Outputs]
     work: Callable[[Precision], Work]
-    contenders: Sequence[Contender]
+    implementations: Sequence[Implementation]
     whole_process: bool = False
 
     def fill(self, number: int) -> Sequence[Tensor]:
@@ -71,3 +90,65 @@ class Case:
         for tensor, value in zip(self.inputs, values, strict=True):
             tensor.copy_(value)
         return values
+
+
+@dataclass(frozen=True)
+class Participants:
+    """The participants of a run: the device, the precisions, the backends, and whether eager is compiled too.
+
+    Args:
+        backends: names; eager is always there, since nothing is checked or compared without it.
+        autotuned: compile it a second time with ``max-autotune``, which takes many minutes.
+        peers: other runtimes take part in inference on a CPU, see :mod:`.peers`.
+        extra: backends by name that are not registered, for tests of the measurement itself.
+    """
+
+    device: torch.device
+    precisions: Sequence[Precision]
+    backends: Sequence[str] = ()
+    compiled: bool = True
+    autotuned: bool = False
+    peers: bool = False
+    extra: dict[str, Backend] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, device: torch.device, compiled: bool = True, precisions: Sequence[Precision] = ()) -> Participants:
+        """Every backend that can run here at all."""
+        names = [name for name, entry in available_backends().items() if entry.available and name != EAGER]
+        return cls(device, precisions or default_precisions(device), names, compiled)
+
+    @property
+    def modes(self) -> list[tuple[str, str | None]]:
+        """Names and modes of what torch compiles."""
+        found: list[tuple[str, str | None]] = [(COMPILED, None)] if self.compiled else []
+        return found + ([(f"{COMPILED} {AUTOTUNED}", AUTOTUNED)] if self.autotuned else [])
+
+    def backend(self, name: str) -> Backend:
+        return self.extra[name] if name in self.extra else get_backend(name)
+
+    def serving(self, config: MetaTasNetConfig, training: bool) -> Iterable[tuple[str, Backend, Precision]]:
+        """Eager and every other backend, in every precision that it supports; eager first."""
+        for precision in self.precisions:
+            request = Request(self.device, precision, training, config)
+            for name in (EAGER, *self.backends, *self.extra):
+                if self.backend(name).supports(request) is None:
+                    yield name, self.backend(name), precision
+
+
+def default_precisions(device: torch.device) -> list[Precision]:
+    if device.type == "cuda":
+        return [Precision.float32, Precision.tf32, Precision.bfloat16]
+    return [Precision.float32, Precision.bfloat16]
+
+
+def known(name: str) -> bool:
+    """Return whether a user can ask for that backend by name."""
+    return name in backend_names()
+
+
+def compiled(function: Callable[..., Any], mode: str | None = None) -> Callable[..., Any]:
+    """``torch.compile`` in a mode, for the shapes at hand; raises ``RuntimeError`` without a C++ compiler."""
+    if not (shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")):
+        raise RuntimeError("torch.compile needs a C++ compiler; install g++")
+    made: Callable[..., Any] = torch.compile(function, dynamic=False, mode=mode)
+    return made

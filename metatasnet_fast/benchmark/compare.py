@@ -32,7 +32,7 @@ MEMORY_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class Change:
-    """One contender on one case in both runs."""
+    """One implementation on one case in both runs."""
 
     key: tuple[str, str, str]
     what: str
@@ -78,7 +78,7 @@ def _change(a: Row, b: Row | None, count_seconds: bool) -> Change:
     if b.spread is None:
         return Change(a.key, "no times in the second run", None, None, b.reason or "no times")
     grown = _memory(a, b)
-    relative = bool(a.relative and b.relative) and a.contender != EAGER
+    relative = bool(a.relative and b.relative) and a.implementation != EAGER
     if relative:
         what, x, y = "time over eager", Spread.of(a.relative), Spread.of(b.relative)
     elif _machine(a) == _machine(b):
@@ -110,8 +110,8 @@ def comparison_table(changes: Sequence[Change]) -> str:
     """One line per row, regressions marked, and a verdict."""
     lines = []
     for change in changes:
-        case, contender, precision = change.key
-        name = f"{case}, {contender} {precision}"
+        case, implementation, precision = change.key
+        name = f"{case}, {implementation} {precision}"
         if change.ratio is None or change.band is None:
             lines.append(f"  {name:<58} {change.what}" + (f": REGRESSION: {change.problem}" if change.problem else ""))
             continue

@@ -1,13 +1,13 @@
-"""Measuring a case: every contender is checked first, then all take turns on inputs that are new in every round.
+"""Measuring a case: every implementation is checked first, then all take turns on inputs that are new in every round.
 
 What defends the numbers:
 
-- a contender whose outputs miss float64 by more than the parity rule allows is not timed;
+- an implementation whose outputs miss float64 by more than the parity rule allows is not timed;
 - each round writes new values into the same input tensors, and the outputs of the timed calls themselves are compared with
   eager's of that round, so outputs kept from an earlier call are found out;
-- contenders alternate within a round, and their order rotates, so what slows the machine slows all of them;
-- a contender that raises, even in a timed call, is a row that says so, and the others go on;
-- a contender found out in round 20 loses the times of the first 19.
+- implementations alternate within a round, and their order rotates, so what slows the machine slows all of them;
+- an implementation that raises, even in a timed call, is a row that says so, and the others go on;
+- an implementation found out in round 20 loses the times of the first 19.
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import MetaTasNetError
-from .cases import EAGER, Call, Case, Contender
-from .ceilings import Ceilings
-from .contenders import COMPILED
+from .cases import COMPILED, EAGER, Call, Case, Implementation
 from .machine import clocks
 from .memory import peak_memory
 from .parity import Errors, Outputs, errors_of, limit, verdict
+from .roofline import Peaks
 from .rows import Row
 from .timing import HostTimer, Spread, Timer, make_timer
 
@@ -51,53 +50,53 @@ class Effort:
 
 @dataclass
 class _Entry:
-    """A contender in the run."""
+    """An implementation in the run."""
 
-    contender: Contender
+    implementation: Implementation
     row: Row
     call: Call | None = None
 
 
 def measure(
-    case: Case, ceilings: Ceilings, effort: Effort, keep: Callable[[list[Row]], object] = lambda rows: None
+    case: Case, peaks: Peaks, effort: Effort, keep: Callable[[list[Row]], object] = lambda rows: None
 ) -> list[Row]:
-    """One row per contender, in their order; those without times say why.
+    """One row per implementation, in their order; those without times say why.
 
-    ``keep`` gets the rows as they are known so far: after each contender's check and after each round.
+    ``keep`` gets the rows as they are known so far: after each implementation's check and after each round.
     """
     device = case.inputs[0].device
     timer = HostTimer() if case.whole_process else make_timer(device)
-    if any(c.name.startswith(COMPILED) for c in case.contenders):
+    if any(c.name.startswith(COMPILED) for c in case.implementations):
         # Otherwise the compilations of earlier cases would count towards the recompilation limit.
         torch._dynamo.reset()
     before = clocks(device)
-    entries = [_Entry(c, _row(case, c, timer)) for c in case.contenders]
+    entries = [_Entry(c, _row(case, c, timer)) for c in case.implementations]
     rows = [entry.row for entry in entries]
     _check(case, entries, effort, lambda: keep(rows))
     _take_turns(case, entries, timer, effort, lambda: keep(rows))
     after = clocks(device)
     for entry in entries:
         entry.row.clocks_before, entry.row.clocks_after = before, after
-        entry.row.ceilings = ceilings.to_dict()
-        _derive(entry, entries, ceilings, case)
+        entry.row.peaks = peaks.to_dict()
+        _derive(entry, entries, peaks, case)
     return rows
 
 
 def checked(case: Case) -> list[tuple[Row, Call | None]]:
-    """A row without times for each contender, and its call; None, or a reason in the row, if it may not be timed."""
+    """A row without times for each implementation, and its call; None, or a reason in the row, if it may not be timed."""
     timer = HostTimer()
-    entries = [_Entry(c, _row(case, c, timer)) for c in case.contenders]
+    entries = [_Entry(c, _row(case, c, timer)) for c in case.implementations]
     _check(case, entries, Effort(), lambda: None)
     return [(entry.row, entry.call) for entry in entries]
 
 
-def _row(case: Case, contender: Contender, timer: Timer) -> Row:
-    work = case.work(contender.precision)
+def _row(case: Case, implementation: Implementation, timer: Timer) -> Row:
+    work = case.work(implementation.precision)
     return Row(
         case=case.name,
         job=case.job,
-        contender=contender.name,
-        precision=contender.precision.value,
+        implementation=implementation.name,
+        precision=implementation.precision.value,
         sizes=case.sizes,
         audio_seconds=case.audio_seconds,
         flops=work.flops,
@@ -107,13 +106,13 @@ def _row(case: Case, contender: Contender, timer: Timer) -> Row:
 
 
 def _check(case: Case, entries: Sequence[_Entry], effort: Effort, keep: Callable[[], object]) -> None:
-    """Build every contender, call it once, and judge its outputs against float64; then measure its memory."""
+    """Build every implementation, call it once, and check its outputs against float64; then measure its memory."""
     device = case.inputs[0].device
     try:
         expected = case.expected(case.fill(0))
     except FAILURES as error:
         for entry in entries:
-            entry.row.refuse(f"not judged: the network in float64 does not run: {_sentence(error)}")
+            entry.row.refuse(f"not checked: the network in float64 does not run: {_sentence(error)}")
         _give_back(device)
         return
     for entry in entries:
@@ -128,31 +127,31 @@ def _check(case: Case, entries: Sequence[_Entry], effort: Effort, keep: Callable
         if entry.call is None:
             _give_back(device)
         keep()
-    own = {e.contender.precision: e.row.errors for e in entries if e.contender.name == EAGER and e.call}
+    own = {e.implementation.precision: e.row.errors for e in entries if e.implementation.name == EAGER and e.call}
     for entry in entries:
         if entry.call is None:
             continue
-        eager = own.get(entry.contender.precision)
+        eager = own.get(entry.implementation.precision)
         if eager is None:
-            entry.row.refuse("not judged: eager PyTorch does not run in this precision here")
+            entry.row.refuse("not checked: eager PyTorch does not run in this precision here")
             continue
-        entry.row.limits = {name: limit(name, entry.contender.precision, eager[name]) for name in eager}
+        entry.row.limits = {name: limit(name, entry.implementation.precision, eager[name]) for name in eager}
         failed = verdict(entry.row.errors, entry.row.limits)
         if failed:
             entry.row.refuse(failed)
 
 
 def _first_calls(case: Case, entry: _Entry, expected: Outputs) -> None:
-    row, contender, device = entry.row, entry.contender, case.inputs[0].device
+    row, implementation, device = entry.row, entry.implementation, case.inputs[0].device
     start = time.perf_counter()
-    entry.call = contender.make()
+    entry.call = implementation.make()
     _synchronize(device)
     row.make_seconds = time.perf_counter() - start
     start = time.perf_counter()
     outputs = entry.call()
     _synchronize(device)
     row.first_call_seconds = time.perf_counter() - start
-    row.errors = errors_of(outputs, expected, contender.precision)
+    row.errors = errors_of(outputs, expected, implementation.precision)
     del outputs
     if not case.whole_process:
         row.peak_bytes, row.peak_method = peak_memory(entry.call, device)
@@ -178,12 +177,12 @@ def _take_turns(
             running = [e for e in running if e.row.reason is None]
             _compare(running, {key: outputs for key, (_, outputs) in found.items()})
             running = [e for e in running if e.row.reason is None]
-            eager = {e.contender.precision: found[id(e)][0] for e in running if e.contender.name == EAGER}
+            eager = {e.implementation.precision: found[id(e)][0] for e in running if e.implementation.name == EAGER}
             for entry in running:
                 seconds = found[id(entry)][0]
                 entry.row.samples.append(seconds)
-                if entry.contender.precision in eager:
-                    entry.row.relative.append(seconds / eager[entry.contender.precision])
+                if entry.implementation.precision in eager:
+                    entry.row.relative.append(seconds / eager[entry.implementation.precision])
             keep()
     finally:
         if collecting:
@@ -191,7 +190,7 @@ def _take_turns(
 
 
 def _timed(entry: _Entry, timer: Timer) -> tuple[float, Outputs]:
-    """Seconds and outputs; of a contender that raises, none, and its row says why."""
+    """Seconds and outputs; of an implementation that raises, none, and its row says why."""
     assert entry.call is not None
     try:
         return timer(entry.call)
@@ -208,23 +207,23 @@ def _compare(running: Sequence[_Entry], outputs: dict[int, Outputs]) -> None:
     """Compare the outputs of the timed calls with eager's in the best precision that runs.
 
     What is allowed is as in the check, or what eager's own distance in that precision in this round makes it; to it
-    comes what the judge itself may be off.
+    comes what the baseline itself may be off.
     """
-    judges = [e for e in running if e.contender.name == EAGER]
-    if not judges:
+    baselines = [e for e in running if e.implementation.name == EAGER]
+    if not baselines:
         for entry in running:
-            entry.row.refuse("not judged: eager PyTorch does not run here")
+            entry.row.refuse("not checked: eager PyTorch does not run here")
         return
-    judge = min(judges, key=lambda e: max(e.row.errors.values()))
-    best = outputs[id(judge)]
-    own = {e.contender.precision: errors_of(outputs[id(e)], best, e.contender.precision) for e in judges}
+    baseline = min(baselines, key=lambda e: max(e.row.errors.values()))
+    best = outputs[id(baseline)]
+    own = {e.implementation.precision: errors_of(outputs[id(e)], best, e.implementation.precision) for e in baselines}
     for entry in running:
-        precision = entry.contender.precision
-        if entry is judge or precision not in own:
+        precision = entry.implementation.precision
+        if entry is baseline or precision not in own:
             continue
-        distance = own[precision] if entry in judges else errors_of(outputs[id(entry)], best, precision)
+        distance = own[precision] if entry in baselines else errors_of(outputs[id(entry)], best, precision)
         allowed: Errors = {
-            name: max(known, limit(name, precision, own[precision][name])) + judge.row.limits.get(name, 0.0)
+            name: max(known, limit(name, precision, own[precision][name])) + baseline.row.limits.get(name, 0.0)
             for name, known in entry.row.limits.items()
         }
         failed = verdict(distance, allowed)
@@ -232,14 +231,14 @@ def _compare(running: Sequence[_Entry], outputs: dict[int, Outputs]) -> None:
             entry.row.refuse(f"{failed} (in a timed call on new inputs, against eager PyTorch)")
 
 
-def _derive(entry: _Entry, entries: Sequence[_Entry], ceilings: Ceilings, case: Case) -> None:
+def _derive(entry: _Entry, entries: Sequence[_Entry], peaks: Peaks, case: Case) -> None:
     row = entry.row
     seconds = row.seconds
     if seconds is None:
         return
-    work = case.work(entry.contender.precision)
-    row.of_compute = ceilings.of_compute(work, entry.contender.precision, seconds)
-    row.of_memory = ceilings.of_memory(work, seconds)
+    work = case.work(entry.implementation.precision)
+    row.of_compute = peaks.of_compute(work, entry.implementation.precision, seconds)
+    row.of_memory = peaks.of_memory(work, seconds)
     for other in entries:
         if other is entry or other.row.spread is None:
             continue

@@ -3,8 +3,8 @@
 Error is the relative L2 distance from the plain-PyTorch network in float64 on the CPU. What is allowed is a multiple of the
 error that eager PyTorch has in the same precision on the same inputs: 3 in float32 (10 for the gradients of a whole network,
 which are ill-conditioned), 1.5 in tf32, bfloat16 and float16; 1e-6 in float64; never less than 3e-6 below float64.
-Eager itself, and everything else, must also stay below a ceiling that only a broken computation reaches. In bfloat16 and
-float16 the gradients of a whole network are noise in any program; of them only the norm is judged: not zero, not NaN, not ten
+Eager itself, and everything else, must also stay below an upper limit that only a broken computation reaches. In bfloat16 and
+float16 the gradients of a whole network are noise in any program; of them only the norm is checked: not zero, not NaN, not ten
 times too large or too small.
 """
 
@@ -31,7 +31,7 @@ NORM = "gradient norm"
 
 FLOOR = 3e-6
 TIMES = {Precision.float32: 3.0, Precision.tf32: 1.5, Precision.bfloat16: 1.5, Precision.float16: 1.5}
-CEILING = {Precision.float32: 1e-2, Precision.tf32: 0.1, Precision.bfloat16: 0.3, Precision.float16: 0.3}
+UPPER = {Precision.float32: 1e-2, Precision.tf32: 0.1, Precision.bfloat16: 0.3, Precision.float16: 0.3}
 NEARLY_ZERO = 0.9
 """Below 1, the error of an output that is all zero."""
 
@@ -86,8 +86,8 @@ def limit(name: str, precision: Precision, eager: float, degenerate: bool = Fals
         return 1e-6
     gradients = name == GRADIENTS
     times = 10.0 if (gradients or degenerate) and precision is Precision.float32 else TIMES[precision]
-    ceiling = NEARLY_ZERO if gradients or (degenerate and precision is not Precision.float32) else CEILING[precision]
-    return min(max(FLOOR, times * eager), ceiling)
+    upper = NEARLY_ZERO if gradients or (degenerate and precision is not Precision.float32) else UPPER[precision]
+    return min(max(FLOOR, times * eager), upper)
 
 
 def verdict(errors: Errors, limits: Errors) -> str | None:

@@ -77,9 +77,9 @@ def _roofline(axes: Any, rows: Sequence[Row], colours: dict[str, str]) -> None:
         return
     intensity = [row.flops / row.bytes for row in placed if row.flops and row.bytes]
     low, high = min(intensity) / 4, max(intensity) * 4
-    ceilings = placed[0].ceilings
-    copy = ceilings["copy_bytes_per_s"]
-    for number, (precision, rate) in enumerate(ceilings["mm_flop_per_s"].items()):
+    peaks = placed[0].peaks
+    copy = peaks["copy_bytes_per_s"]
+    for number, (precision, rate) in enumerate(peaks["mm_flop_per_s"].items()):
         ridge = rate / copy
         points = sorted({low, min(max(ridge, low), high), high})
         style = ("-", "--", ":")[number % 3]

@@ -12,12 +12,11 @@ from ..backends import Backend
 from ..model import MultiTasNet
 from ..model.engine import Engine
 from ..precision import Precision
-from . import costs
-from .cases import Call, Case
-from .contenders import Entrants
+from . import roofline
+from .cases import Call, Case, Participants
 from .parity import Outputs
-from .recipe import mixtures, sources
-from .workloads import contenders_of, engine, frames_of, oracle
+from .synthetic import mixtures, sources
+from .workloads import engine, frames_of, implementations_of, oracle
 
 __all__ = ["preparation_case"]
 
@@ -44,13 +43,13 @@ class _Deferred(Mapping[str, Sequence[Tensor]]):
         return len(self._outputs())
 
 
-def preparation_case(network: MultiTasNet, entrants: Entrants) -> Case:
+def preparation_case(network: MultiTasNet, participants: Participants) -> Case:
     """Generating, folding and packing the weights of all stages, as after a change of a parameter.
 
-    The inputs are the instruments' embeddings, which every generated weight depends on; what was prepared is judged by
+    The inputs are the instruments' embeddings, which every generated weight depends on; what was prepared is checked by
     separating the shortest signal there is, outside the timed call.
     """
-    config, device = network.config, entrants.device
+    config, device = network.config, participants.device
     here, there = (copy.deepcopy(network).to(place) for place in (torch.device("cpu"), device))
     last = config.stages_num - 1
     inputs = _embeddings(there)
@@ -65,7 +64,7 @@ def preparation_case(network: MultiTasNet, entrants: Entrants) -> Case:
     def expected(values: Sequence[Tensor]) -> Outputs:
         for embedding, value in zip(_embeddings(here), values, strict=True):
             embedding.copy_(value)
-        return separated(oracle(here, entrants), [mix.double() for mix in there_probe])
+        return separated(oracle(here, participants), [mix.double() for mix in there_probe])
 
     def plain(backend: Backend, precision: Precision) -> Call:
         def call() -> Outputs:
@@ -86,8 +85,8 @@ def preparation_case(network: MultiTasNet, entrants: Entrants) -> Case:
         inputs=inputs,
         draw=draw,
         expected=expected,
-        work=lambda precision: costs.preparation(config, count, precision.storage.itemsize),
-        contenders=contenders_of(network, entrants, False, plain, None),
+        work=lambda precision: roofline.preparation(config, count, precision.storage.itemsize),
+        implementations=implementations_of(network, participants, False, plain, None),
     )
 
 

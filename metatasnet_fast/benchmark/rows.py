@@ -1,4 +1,4 @@
-"""One line of a record: a contender's result on a case, and what it was measured on."""
+"""One line of a record: an implementation's result on a case, and what it was measured on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from .._io import write_atomically
 from ..errors import ConfigError
-from .contenders import COMPILED
+from .cases import COMPILED
 from .peers import PEERS
 from .timing import Spread
 
@@ -26,7 +26,7 @@ class Row:
 
     case: str
     job: str
-    contender: str
+    implementation: str
     precision: str
     sizes: dict[str, Any] = field(default_factory=dict)
     audio_seconds: float | None = None
@@ -50,18 +50,18 @@ class Row:
     speedup: dict[str, float] = field(default_factory=dict)
     """Ratios of medians: how many times faster than each baseline, ``name precision``, in the same run."""
     timing: str = ""
-    ceilings: dict[str, Any] = field(default_factory=dict)
+    peaks: dict[str, Any] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
     clocks_before: dict[str, Any] = field(default_factory=dict)
     clocks_after: dict[str, Any] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
-        return f"{self.contender} {self.precision}"
+        return f"{self.implementation} {self.precision}"
 
     @property
     def key(self) -> tuple[str, str, str]:
-        return self.case, self.contender, self.precision
+        return self.case, self.implementation, self.precision
 
     @property
     def spread(self) -> Spread | None:
@@ -80,7 +80,7 @@ class Row:
     @property
     def wrong(self) -> bool:
         """Return whether our own results failed; failures of a compiler or another runtime stand in the table only."""
-        foreign = self.contender.startswith((COMPILED, *PEERS))
+        foreign = self.implementation.startswith((COMPILED, *PEERS))
         return bool(self.reason) and not foreign and "parity failed" in str(self.reason)
 
     def refuse(self, reason: str) -> None:

@@ -7,6 +7,7 @@ ones (silence, a constant, a click) the norms divide what is almost zero by what
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -27,8 +28,8 @@ from ..errors import MetaTasNetError
 from ..model import MultiTasNet
 from ..model.engine import Engine
 from ..precision import Precision
-from . import recipe
-from .contenders import Entrants
+from . import synthetic
+from .cases import Participants
 from .parity import GRADIENTS, Errors, Outputs, errors_of, limit
 from .workloads import engine
 
@@ -93,7 +94,7 @@ def signals(config: MetaTasNetConfig) -> dict[str, list[Tensor]]:
     random = torch.Generator().manual_seed(8)
 
     def music(batch: int, samples: int) -> list[Tensor]:
-        return [mix.float() for mix in recipe.mixtures(recipe.sources(config, batch, samples, seed=9))]
+        return [mix.float() for mix in synthetic.mixtures(synthetic.sources(config, batch, samples, seed=9))]
 
     def constant(value: float) -> list[Tensor]:
         return [torch.full((1, 1, length << s), value) for s in range(config.stages_num)]
@@ -133,24 +134,25 @@ def selftest(
     """
     names = [name for name, entry in available_backends().items() if entry.available and name != "reference"]
     for kind in networks:
-        network = recipe.network(NETWORKS[kind], seed=11)
+        network = synthetic.network(NETWORKS[kind], seed=11)
         heard = signals(network.config)
+        taught = _training_batch(network)
         expected: dict[str, Outputs] = {}
         for device in on or devices():
-            entrants = Entrants(device, tuple(Precision), names, compiled=False, extra=extra or {})
+            participants = Participants(device, tuple(Precision), names, compiled=False, extra=extra or {})
             if not expected:
-                expected, _ = _all(network, entrants.backend("reference"), Precision.float64, heard, training=True)
+                expected, _ = _all(network, participants.backend("reference"), Precision.float64, heard, taught)
             there = copy.deepcopy(network).to(device)
             eager: dict[Precision, dict[str, Errors]] = {}
-            for name, backend, precision in entrants.serving(network.config, training=False):
+            for name, backend, precision in participants.serving(network.config, training=False):
                 trains = backend.supports(Request(device, precision, True, network.config)) is None
-                outputs, broken = _all(there, backend, precision, heard, trains)
+                outputs, broken = _all(there, backend, precision, heard, taught if trains else None)
                 errors = {signal: errors_of(found, expected[signal], precision) for signal, found in outputs.items()}
                 eager.setdefault(precision, errors)
-                yield from _judge(str(device), name, precision, kind, errors, eager[precision], broken)
+                yield from _check(str(device), name, precision, kind, errors, eager[precision], broken)
 
 
-def _judge(
+def _check(
     device: str,
     backend: str,
     precision: Precision,
@@ -183,7 +185,11 @@ def _kind(signal: str) -> str:
 
 
 def _all(
-    network: MultiTasNet, backend: Backend, precision: Precision, heard: dict[str, list[Tensor]], training: bool
+    network: MultiTasNet,
+    backend: Backend,
+    precision: Precision,
+    heard: dict[str, list[Tensor]],
+    taught: tuple[list[Tensor], list[Tensor], Tensor] | None,
 ) -> tuple[dict[str, Outputs], dict[str, str]]:
     """Outputs by signal, empty where the backend raised; and what it said there."""
     dtype = torch.float64 if precision is Precision.float64 else torch.float32
@@ -192,23 +198,29 @@ def _all(
         name: functools.partial(_separate, ready, [mix.to(network.device, dtype) for mix in mixes])
         for name, mixes in heard.items()
     }
-    if training:
-        jobs[TRAINING] = functools.partial(_training_step, network, backend, precision, dtype)
+    if taught:
+        jobs[TRAINING] = functools.partial(_training_step, network, backend, precision, dtype, *taught)
     found: dict[str, Outputs] = {}
     broken: dict[str, str] = {}
-    threads = torch.get_num_threads()
-    if isinstance(backend, ReferenceBackend):
-        torch.set_num_threads(1)  # layers this small take many times as long on several
-    try:
+    with _one_thread() if isinstance(backend, ReferenceBackend) else contextlib.nullcontext():
         for name, job in jobs.items():
             try:
                 found[name] = job()
             except (RuntimeError, MetaTasNetError) as error:
                 found[name] = {}
                 broken[name] = f"{type(error).__name__}: {error}"
+    return found, broken
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let torch use one thread: layers as small as these take many times as long on several."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
     finally:
         torch.set_num_threads(threads)
-    return found, broken
 
 
 def _separate(ready: Callable[[], Engine], mixes: list[Tensor]) -> Outputs:
@@ -217,19 +229,46 @@ def _separate(ready: Callable[[], Engine], mixes: list[Tensor]) -> Outputs:
     return {f"stage {s}": [estimate] for s, estimate in estimates.items()}
 
 
-def _training_step(network: MultiTasNet, backend: Backend, precision: Precision, dtype: torch.dtype) -> Outputs:
+def _training_batch(network: MultiTasNet) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Mixtures (2, 1, T 2^s), sources (2, 4, 1, T 2^s) and the mask (2, 4, 1) of the sources that are not silent; float32.
+
+    A source is what the network returns in float64, and as loud a signal of its own: an SI-SDR near 0 dB, as in training.
+    What an untrained network returns is almost orthogonal to any other source; there no precision fixes the decibels.
+    """
+    config = network.config
+    stems = synthetic.sources(config, 2, -(-2000 // config.W) * config.W, seed=10)
+    mixes = synthetic.mixtures(stems)
+    ready = engine(copy.deepcopy(network), ReferenceBackend(), Precision.float64)
+    with torch.no_grad(), _one_thread():
+        estimates = ready.separate(mixes, range(config.stages_num))
+    sounds = torch.ones(2, 4, 1, dtype=torch.float64)
+    sounds[1, 2] = 0
+    near = [estimates[s] / _rms(estimates[s]) + stem / _rms(stem) for s, stem in enumerate(stems)]
+    return [mix.float() for mix in mixes], [(x * sounds[..., None]).float() for x in near], sounds.float()
+
+
+def _rms(x: Tensor) -> Tensor:
+    return x.square().mean(-1, keepdim=True).sqrt()
+
+
+def _training_step(
+    network: MultiTasNet,
+    backend: Backend,
+    precision: Precision,
+    dtype: torch.dtype,
+    mixes: list[Tensor],
+    stems: list[Tensor],
+    sounds: Tensor,
+) -> Outputs:
     """Loss, statistics and gradients of two items, one source silent."""
     config = network.config
     trained = copy.deepcopy(network).to(dtype)
     stages = [(config.stage(i), collect_parameters(stage)) for i, stage in enumerate(trained.stages)]
     ready = Engine(config, backend, precision, prepare_all(backend, precision, stages))
-    length = -(-2000 // config.W) * config.W
-    stems = recipe.sources(config, 2, length, seed=10)
-    sounds = torch.ones(2, 4, 1)
-    sounds[1, 2] = 0
-    stems = [(stem * sounds[..., None]).float().to(network.device, dtype) for stem in stems]
-    masks = [sounds.to(network.device, dtype)] * config.stages_num
-    loss, stats = ready.loss([stem.sum(1) for stem in stems], stems, masks)
+    there = functools.partial(torch.Tensor.to, device=network.device, dtype=dtype)
+    loss, stats = ready.loss(
+        [there(mix) for mix in mixes], [there(stem) for stem in stems], [there(sounds)] * config.stages_num
+    )
     loss.backward()
     gradients = [p.grad for p in trained.parameters() if p.grad is not None]
     return {"loss and statistics": [loss.detach(), stats.detach()], GRADIENTS: gradients}

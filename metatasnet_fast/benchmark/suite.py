@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from ..config import MetaTasNetConfig
 from ..errors import ConfigError
 from ..model import MultiTasNet
-from . import recipe
-from .cases import Case
-from .ceilings import measure_ceilings
-from .contenders import Entrants
+from . import synthetic
+from .cases import Case, Participants
 from .machine import describe
 from .measure import Effort, measure
 from .preparation import preparation_case
+from .roofline import measure_peaks
 from .rows import Row
 from .training_step import training_case
 from .whole_programs import first_call_case, separation_case
@@ -78,22 +77,22 @@ SIZES = {
 }
 
 
-def cases(size: Size, network: MultiTasNet, entrants: Entrants) -> Iterator[Callable[[], Case]]:
+def cases(size: Size, network: MultiTasNet, participants: Participants) -> Iterator[Callable[[], Case]]:
     """Cases in the order in which they are measured, built only when they are due."""
-    kind = entrants.device.type
+    kind = participants.device.type
     for shape in size.windows[kind]:
-        yield functools.partial(inference_case, network, entrants, *shape)
-    yield functools.partial(preparation_case, network, entrants)
-    yield functools.partial(training_case, network, entrants, *size.training[kind])
+        yield functools.partial(inference_case, network, participants, *shape)
+    yield functools.partial(preparation_case, network, participants)
+    yield functools.partial(training_case, network, participants, *size.training[kind])
     for mode in ("fast", "reference") if size.recording[kind] else ():
-        yield functools.partial(separation_case, network, entrants, mode, 2, size.recording[kind])
+        yield functools.partial(separation_case, network, participants, mode, 2, size.recording[kind])
     if size.first_call:
-        yield functools.partial(first_call_case, network, entrants, size.first_call)
+        yield functools.partial(first_call_case, network, participants, size.first_call)
 
 
 def run(
     size: Size,
-    entrants: Entrants,
+    participants: Participants,
     tell: Callable[[str], object] = lambda line: None,
     only: str = "",
     keep: Callable[[list[Row]], object] = lambda rows: None,
@@ -107,25 +106,25 @@ def run(
     Raises:
         ConfigError: if no name contains ``only``.
     """
-    machine = describe(entrants.device)
-    tell("ceilings: a large copy and matrix products")
-    ceilings = measure_ceilings(entrants.device, entrants.precisions, tiny=size.config == TINY)
-    network = recipe.network(size.config)
+    machine = describe(participants.device)
+    tell("peaks: a large copy and matrix products")
+    peaks = measure_peaks(participants.device, participants.precisions, tiny=size.config == TINY)
+    network = synthetic.network(size.config)
     names: list[str] = []
     done: list[Row] = []
 
     def so_far(rows: list[Row]) -> None:
         for row in rows:
-            row.machine, row.ceilings = machine, ceilings.to_dict()
+            row.machine, row.peaks = machine, peaks.to_dict()
         keep([*done, *rows])
 
-    for build in cases(size, network, entrants):
+    for build in cases(size, network, participants):
         case = build()
         names.append(case.name)
         if only in case.name:
             tell(case.name)
             # A process of its own for every call gets the fewest rounds.
-            done += measure(case, ceilings, Effort(0, 3, 3) if case.whole_process else size.effort, so_far)
+            done += measure(case, peaks, Effort(0, 3, 3) if case.whole_process else size.effort, so_far)
             so_far([])
     if not done:
         raise ConfigError(f"No case's name contains {only!r}; there are: {', '.join(names)}.")

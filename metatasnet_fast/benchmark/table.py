@@ -10,7 +10,7 @@ __all__ = ["HEADINGS", "cells", "text_table"]
 
 HEADINGS = (
     "case",
-    "contender",
+    "implementation",
     "median",
     "p20-p80",
     "x real time",

@@ -20,25 +20,23 @@ from ..precision import Precision
 from ..training import Ranger
 from ..training.parts import Items
 from ..training.step import GradientStep
-from . import costs
-from .cases import Call, Case
-from .contenders import Entrants, compiled, known
-from .draws import varied
+from . import roofline
+from .cases import Call, Case, Participants, compiled, known
 from .parity import GRADIENTS, Outputs
-from .recipe import mixtures, sources
-from .workloads import contenders_of, frames_of
+from .synthetic import mixtures, sources, varied
+from .workloads import frames_of, implementations_of
 
 __all__ = ["training_case"]
 
 Wrap: TypeAlias = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
-def training_case(network: MultiTasNet, entrants: Entrants, batch: int, seconds: float) -> Case:
+def training_case(network: MultiTasNet, participants: Participants, batch: int, seconds: float) -> Case:
     """A step as the trainer does it: forward, losses, backward, clipping of the gradients' norm, Ranger.
 
     The learning rate is 0: all of the arithmetic is done and the weights stay, so every round can be compared.
     """
-    config, device = network.config, entrants.device
+    config, device = network.config, participants.device
     frames = frames_of(network, seconds)
     stems = [stem.float() for stem in sources(config, batch, frames * config.W, seed=4)]
     base = [*mixtures(stems), *stems]
@@ -82,10 +80,10 @@ def training_case(network: MultiTasNet, entrants: Entrants, batch: int, seconds:
         inputs=inputs,
         draw=varied(base, [2**s for s in range(count)] * 2),
         expected=expected,
-        work=lambda precision: costs.training_step(config, frames, batch, precision.storage.itemsize),
-        contenders=contenders_of(
+        work=lambda precision: roofline.training_step(config, frames, batch, precision.storage.itemsize),
+        implementations=implementations_of(
             network,
-            entrants,
+            participants,
             True,
             functools.partial(stepping, None),
             lambda backend, precision, mode: stepping(lambda loss: compiled(loss, mode), backend, precision),

@@ -24,20 +24,20 @@ from ..separation import Separator
 from ..separation.reference_mode import CHUNKS
 from ..separation.separator import Mode
 from ..separation.windows import default_shape, plan_windows
-from . import costs
-from .cases import Call, Case, Contender
-from .contenders import Entrants, known
-from .draws import varied
+from . import roofline
+from .cases import Call, Case, Implementation, Participants, known
 from .parity import Outputs
-from .recipe import mixtures, sources
+from .synthetic import mixtures, sources, varied
 from .workloads import frames_of, oracle
 
 __all__ = ["first_call_case", "separation_case"]
 
 
-def separation_case(network: MultiTasNet, entrants: Entrants, mode: Mode, channels: int, seconds: float) -> Case:
+def separation_case(
+    network: MultiTasNet, participants: Participants, mode: Mode, channels: int, seconds: float
+) -> Case:
     """A recording at the network's output rate through the ``Separator``: resampling, windows, stitching, gains."""
-    config, device = network.config, entrants.device
+    config, device = network.config, participants.device
     rate = config.output_rate
     samples = frames_of(network, seconds) * config.stages[-1].W
     base = mixtures(sources(config, channels, samples >> (config.stages_num - 1), seed=5))[-1][:, 0].float() / 8
@@ -65,8 +65,8 @@ def separation_case(network: MultiTasNet, entrants: Entrants, mode: Mode, channe
         inputs=inputs,
         draw=varied([base], [1]),
         expected=expected,
-        work=lambda precision: costs.inference(config, frames, channels, precision.storage.itemsize),
-        contenders=_named(entrants, network, make),
+        work=lambda precision: roofline.inference(config, frames, channels, precision.storage.itemsize),
+        implementations=_named(participants, network, make),
     )
 
 
@@ -80,18 +80,20 @@ def _processed_frames(network: MultiTasNet, mode: Mode, frames: int) -> int:
     return sum(chunk.end - chunk.start for chunk in chunks) // config.W
 
 
-def _named(entrants: Entrants, network: MultiTasNet, make: Callable[[str, Precision], Call]) -> list[Contender]:
-    """Contenders for what chooses its backend by name; a backend that is not registered cannot take part."""
+def _named(
+    participants: Participants, network: MultiTasNet, make: Callable[[str, Precision], Call]
+) -> list[Implementation]:
+    """Implementations for what chooses its backend by name; a backend that is not registered cannot take part."""
     return [
-        Contender(name, precision, lambda n=name, p=precision: make(n, p))  # type: ignore[misc]
-        for name, _, precision in entrants.serving(network.config, False)
+        Implementation(name, precision, lambda n=name, p=precision: make(n, p))  # type: ignore[misc]
+        for name, _, precision in participants.serving(network.config, False)
         if known(name)
     ]
 
 
-def first_call_case(network: MultiTasNet, entrants: Entrants, seconds: float) -> Case:
+def first_call_case(network: MultiTasNet, participants: Participants, seconds: float) -> Case:
     """A new Python process: import, load a checkpoint, separate one mono window, write it. Interpreter and torch included."""
-    config, device = network.config, entrants.device
+    config, device = network.config, participants.device
     frames, last = frames_of(network, seconds), config.stages_num - 1
     base = [mix.float() for mix in mixtures(sources(config, 1, frames * config.W, seed=6))]
     inputs = [mix.to(device) for mix in base]
@@ -102,7 +104,7 @@ def first_call_case(network: MultiTasNet, entrants: Entrants, seconds: float) ->
     @torch.no_grad()
     def expected(values: Sequence[Tensor]) -> Outputs:
         mixes = [value.to(device, torch.float64) for value in values]
-        return {"estimate": [oracle(network, entrants).separate(mixes, {last})[last]]}
+        return {"estimate": [oracle(network, participants).separate(mixes, {last})[last]]}
 
     def make(name: str, precision: Precision) -> Call:
         heard, found = Path(folder.name) / "mixtures.pt", Path(folder.name) / "estimate.pt"
@@ -132,8 +134,8 @@ def first_call_case(network: MultiTasNet, entrants: Entrants, seconds: float) ->
         inputs=inputs,
         draw=varied(base, [2**s for s in range(config.stages_num)]),
         expected=expected,
-        work=lambda precision: costs.inference(config, frames, 1, precision.storage.itemsize),
-        contenders=_named(entrants, network, make),
+        work=lambda precision: roofline.inference(config, frames, 1, precision.storage.itemsize),
+        implementations=_named(participants, network, make),
         whole_process=True,
     )
 

@@ -15,15 +15,13 @@ from ..backends.watch import collect_parameters
 from ..model import MultiTasNet
 from ..model.engine import Engine
 from ..precision import Precision
-from . import costs
-from .cases import Call, Case, Contender
-from .contenders import Entrants, compiled
-from .draws import varied
+from . import roofline
+from .cases import Call, Case, Implementation, Participants, compiled
 from .parity import Outputs
 from .peers import PEERS, run_by
-from .recipe import mixtures, sources
+from .synthetic import mixtures, sources, varied
 
-__all__ = ["contenders_of", "engine", "frames_of", "inference_case", "item_by_item", "oracle"]
+__all__ = ["implementations_of", "engine", "frames_of", "inference_case", "item_by_item", "oracle"]
 
 
 def engine(network: MultiTasNet, backend: Backend, precision: Precision) -> Engine:
@@ -33,15 +31,15 @@ def engine(network: MultiTasNet, backend: Backend, precision: Precision) -> Engi
         return Engine(network.config, backend, precision, prepare_all(backend, precision, stages))
 
 
-def oracle(network: MultiTasNet, entrants: Entrants) -> Engine:
-    """The same in float64 by plain PyTorch, on the contenders' device."""
-    there = copy.deepcopy(network).to(entrants.device)
-    return engine(there, entrants.backend("reference"), Precision.float64)
+def oracle(network: MultiTasNet, participants: Participants) -> Engine:
+    """The same in float64 by plain PyTorch, on the implementations' device."""
+    there = copy.deepcopy(network).to(participants.device)
+    return engine(there, participants.backend("reference"), Precision.float64)
 
 
 def item_by_item(function: Callable[[list[Tensor]], Tensor], values: Sequence[Tensor], device: torch.device) -> Tensor:
     """``function`` of each item of the batch in float64, together on the CPU: the oracle needs twice the memory of a
-    contender, and items do not depend on one another."""
+    implementation, and items do not depend on one another."""
     items = range(len(values[0]))
     return torch.cat([function([v[i : i + 1].to(device, torch.float64) for v in values]).cpu() for i in items])
 
@@ -53,13 +51,13 @@ def frames_of(network: MultiTasNet, seconds: float) -> int:
     return max(frames, *(-(-stage.shortest // stage.W) for stage in config.stages))
 
 
-def inference_case(network: MultiTasNet, entrants: Entrants, batch: int, seconds: float) -> Case:
+def inference_case(network: MultiTasNet, participants: Participants, batch: int, seconds: float) -> Case:
     """``batch`` mono windows of ``seconds`` through all stages, the last one's waveforms wanted.
 
     Args:
         network: on the CPU, in float32.
     """
-    config, device = network.config, entrants.device
+    config, device = network.config, participants.device
     frames, last = frames_of(network, seconds), network.config.stages_num - 1
     there = copy.deepcopy(network).to(device)
     base = [mix.float() for mix in mixtures(sources(config, batch, frames * config.W, seed=1))]
@@ -70,7 +68,7 @@ def inference_case(network: MultiTasNet, entrants: Entrants, batch: int, seconds
 
     @torch.no_grad()
     def expected(values: Sequence[Tensor]) -> Outputs:
-        ready = oracle(network, entrants)
+        ready = oracle(network, participants)
         return {"estimate": [item_by_item(lambda mixes: ready.separate(mixes, {last})[last], values, device)]}
 
     def plain(backend: Backend, precision: Precision) -> Call:
@@ -86,13 +84,13 @@ def inference_case(network: MultiTasNet, entrants: Entrants, batch: int, seconds
         run = run_by(peer, there, precision, inputs)
         return lambda: {"estimate": [run()]}
 
-    contenders = contenders_of(network, entrants, False, plain, by_compiler)
-    if entrants.peers and device.type == "cpu":
-        contenders += [
-            Contender(peer, precision, functools.partial(by_peer, peer, precision))
+    implementations = implementations_of(network, participants, False, plain, by_compiler)
+    if participants.peers and device.type == "cpu":
+        implementations += [
+            Implementation(peer, precision, functools.partial(by_peer, peer, precision))
             for peer, precisions in PEERS.items()
             for precision in precisions
-            if precision in entrants.precisions
+            if precision in participants.precisions
         ]
     duration = frames * config.W / config.sampling_rate
     return Case(
@@ -103,24 +101,24 @@ def inference_case(network: MultiTasNet, entrants: Entrants, batch: int, seconds
         inputs=inputs,
         draw=varied(base, [2**s for s in range(config.stages_num)]),
         expected=expected,
-        work=lambda precision: costs.inference(config, frames, batch, precision.storage.itemsize),
-        contenders=contenders,
+        work=lambda precision: roofline.inference(config, frames, batch, precision.storage.itemsize),
+        implementations=implementations,
     )
 
 
-def contenders_of(
+def implementations_of(
     network: MultiTasNet,
-    entrants: Entrants,
+    participants: Participants,
     training: bool,
     plain: Callable[[Backend, Precision], Call],
     by_compiler: Callable[[Backend, Precision, str | None], Call] | None,
-) -> list[Contender]:
+) -> list[Implementation]:
     """Eager, compiled (if ``by_compiler`` makes that) and every backend that serves, in every precision."""
     found = []
-    for name, backend, precision in entrants.serving(network.config, training):
-        found.append(Contender(name, precision, functools.partial(plain, backend, precision)))
+    for name, backend, precision in participants.serving(network.config, training):
+        found.append(Implementation(name, precision, functools.partial(plain, backend, precision)))
         if name != "reference" or by_compiler is None:
             continue
-        for label, mode in entrants.modes:
-            found.append(Contender(label, precision, functools.partial(by_compiler, backend, precision, mode)))
+        for label, mode in participants.modes:
+            found.append(Implementation(label, precision, functools.partial(by_compiler, backend, precision, mode)))
     return found

@@ -26,8 +26,8 @@ def add_parser(commands: Any) -> None:
         "bench",
         help="measure the speed on this machine",
         description="Time inference, preparation and a training step of the authors' network, by every backend "
-        "and precision there is, against eager PyTorch and torch.compile in alternating rounds. A contender whose results miss "
-        "the parity rule gets no times, and the exit code is 1. "
+        "and precision there is, against eager PyTorch and torch.compile in alternating rounds. "
+        "An implementation whose results miss the parity rule gets no times, and the exit code is 1. "
         "`metatasnet-fast bench compare A B` compares two recorded runs: exit code 1 if B is slower beyond the noise.",
     )
     size = parser.add_mutually_exclusive_group()
@@ -68,7 +68,7 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     import torch
 
-    from ..benchmark import SIZES, Entrants, text_table, write_rows
+    from ..benchmark import SIZES, Participants, text_table, write_rows
     from ..benchmark import run as run_suite
 
     folder = Path(args.out) if args.out else None
@@ -80,11 +80,11 @@ def run(args: argparse.Namespace) -> int:
             raise ConfigError(f"--threads must be at least 1, got {args.threads}.")
         torch.set_num_threads(args.threads)
     size = SIZES["tiny" if args.tiny else "quick" if args.quick else "full"]
-    entrants = Entrants.of(_device(args.device), size.compiled and not args.no_compile)
-    entrants = dataclasses.replace(entrants, autotuned=args.max_autotune, peers=args.peers)
+    participants = Participants.of(_device(args.device), size.compiled and not args.no_compile)
+    participants = dataclasses.replace(participants, autotuned=args.max_autotune, peers=args.peers)
     began = time.perf_counter()
     keep = (lambda rows: write_rows(rows, folder / "bench.jsonl")) if folder else (lambda rows: None)
-    rows = run_suite(size, entrants, _tell, args.only, keep)
+    rows = run_suite(size, participants, _tell, args.only, keep)
     print(text_table(rows))
     print(_about(rows, time.perf_counter() - began))
     if folder:
@@ -98,11 +98,11 @@ def _tell(line: str) -> None:
 
 
 def _about(rows: list[Row], seconds: float) -> str:
-    machine, ceilings = rows[0].machine, rows[0].ceilings
-    products = ", ".join(f"{rate / 1e9:.4g} GFLOP/s {name}" for name, rate in ceilings["mm_flop_per_s"].items())
+    machine, peaks = rows[0].machine, rows[0].peaks
+    products = ", ".join(f"{rate / 1e9:.4g} GFLOP/s {name}" for name, rate in peaks["mm_flop_per_s"].items())
     return (
         f"{machine['device_name']}, {machine['threads']} threads, torch {machine['packages']['torch']}; measured in this run: "
-        f"copy {ceilings['copy_bytes_per_s'] / 1e9:.4g} GB/s, torch.mm {products}; {seconds:.0f} s in all\n"
+        f"copy {peaks['copy_bytes_per_s'] / 1e9:.4g} GB/s, torch.mm {products}; {seconds:.0f} s in all\n"
         "medians of alternating rounds; x real time is for mono audio; of mm, of copy: share of those rates that the counted "
         "arithmetic and bytes make"
     )

@@ -16,13 +16,13 @@ from metatasnet_fast.cli.main import main
 INFERENCE = ["bench", "--tiny", "--device", "cpu", "--only", "inference"]
 
 
-def test_bench_prints_a_table_and_records_a_line_for_each_contender(
+def test_bench_prints_a_table_and_records_a_line_for_each_implementation(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*INFERENCE, "--out", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     rows = read_rows(tmp_path / "bench.jsonl")
-    assert {row.contender for row in rows} >= {"reference"}
+    assert {row.implementation for row in rows} >= {"reference"}
     assert {row.job for row in rows} == {"inference"}
     for row in rows:
         assert row.label in out
@@ -30,7 +30,7 @@ def test_bench_prints_a_table_and_records_a_line_for_each_contender(
         assert row.machine["cpu"] and row.machine["threads"] and row.machine["packages"]["torch"]
         assert {"commit", "dirty", "driver", "command", "date"} <= set(row.machine)
         assert {"cpu_mhz", "load"} <= set(row.clocks_before) and row.clocks_before.keys() == row.clocks_after.keys()
-        assert row.ceilings["copy_bytes_per_s"] > 0 and row.ceilings["mm_flop_per_s"][row.precision] > 0
+        assert row.peaks["copy_bytes_per_s"] > 0 and row.peaks["mm_flop_per_s"][row.precision] > 0
 
 
 def test_without_matplotlib_bench_names_the_extra(

@@ -16,11 +16,11 @@ from metatasnet_fast.errors import ConfigError
 MACHINE = {"device_name": "a CPU", "cpu": "a CPU", "cores": 2, "threads": 2, "date": "2020-01-01T00:00:00Z"}
 
 
-def row(contender: str = "cpu", factor: float = 1.0, noise: float = 0.02, seed: int = 0, **changes: object) -> Row:
-    """Ten rounds around one second, of which ``contender`` needs half."""
+def row(implementation: str = "cpu", factor: float = 1.0, noise: float = 0.02, seed: int = 0, **changes: object) -> Row:
+    """Ten rounds around one second, of which ``implementation`` needs half."""
     draw = random.Random(seed)
     samples = [0.5 * factor * (1 + noise * draw.uniform(-1, 1)) for _ in range(10)]
-    found = Row("inference 1x2s", "inference", contender, "float32", samples=samples, machine=dict(MACHINE))
+    found = Row("inference 1x2s", "inference", implementation, "float32", samples=samples, machine=dict(MACHINE))
     found.relative = list(samples)
     for name, value in changes.items():
         setattr(found, name, value)

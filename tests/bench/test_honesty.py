@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from metatasnet_fast.backends import Backend, backend_names
-from metatasnet_fast.benchmark import Ceilings, Effort, Entrants, Row, measure, recipe, text_table
+from metatasnet_fast.benchmark import Effort, Participants, Peaks, Row, measure, synthetic, text_table
 from metatasnet_fast.benchmark.preparation import preparation_case
 from metatasnet_fast.benchmark.selftest import Result, selftest
 from metatasnet_fast.benchmark.suite import TINY
@@ -22,23 +22,23 @@ from metatasnet_fast.precision import Precision
 from tests.bench.dishonest import Breaking, Forgetful, Nothing, Remembering, SlightlyWrong
 
 CPU = torch.device("cpu")
-CEILINGS = Ceilings(1e10, {"float32": 1e11, "bfloat16": 1e11})
+PEAKS = Peaks(1e10, {"float32": 1e11, "bfloat16": 1e11})
 BRIEF = Effort(0, 3, 3)
 
 
 @functools.cache
 def network() -> MultiTasNet:
-    return recipe.network(TINY)
+    return synthetic.network(TINY)
 
 
-def entrants(backend: Backend | None, *precisions: Precision) -> Entrants:
+def participants(backend: Backend | None, *precisions: Precision) -> Participants:
     extra = {backend.name: backend} if backend else {}
-    return Entrants(CPU, precisions or (Precision.float32,), compiled=False, extra=extra)
+    return Participants(CPU, precisions or (Precision.float32,), compiled=False, extra=extra)
 
 
 def inference_row(backend: Backend, precision: Precision = Precision.float32) -> Row:
-    case = inference_case(network(), entrants(backend, precision), 2, 0.3)
-    rows = {row.contender: row for row in measure(case, CEILINGS, BRIEF)}
+    case = inference_case(network(), participants(backend, precision), 2, 0.3)
+    rows = {row.implementation: row for row in measure(case, PEAKS, BRIEF)}
     assert rows["reference"].samples, "eager PyTorch is measured whatever the others do"
     return rows[backend.name]
 
@@ -48,7 +48,7 @@ def assert_no_speed(row: Row) -> None:
     assert not row.samples and not row.relative and not row.speedup
     assert row.of_compute is None and row.of_memory is None and row.first_call_seconds is None
     assert json.loads(row.to_json())["seconds"] is None
-    line = next(line for line in text_table([row]).splitlines() if row.contender in line)
+    line = next(line for line in text_table([row]).splitlines() if row.implementation in line)
     assert row.reason in line
     assert not any(unit in line.replace(row.reason, "") for unit in (" s ", " ms", " us"))
 
@@ -77,8 +77,8 @@ def test_results_kept_from_an_earlier_call_get_no_speed(honest: int) -> None:
 
 @pytest.mark.parametrize("precision", [Precision.float32, Precision.bfloat16])
 def test_a_backward_that_computes_little_gets_no_speed(precision: Precision) -> None:
-    case = training_case(network(), entrants(Forgetful(), precision), 2, 0.3)
-    forgetful = measure(case, CEILINGS, BRIEF)[1]
+    case = training_case(network(), participants(Forgetful(), precision), 2, 0.3)
+    forgetful = measure(case, PEAKS, BRIEF)[1]
     assert_no_speed(forgetful)
     assert forgetful.errors["loss and statistics"] <= forgetful.limits["loss and statistics"]
 
@@ -92,8 +92,8 @@ def test_weights_that_were_not_prepared_anew_get_no_speed() -> None:
             self._first = self._first or super().prepare(*arguments)  # type: ignore[arg-type]
             return self._first
 
-    case = preparation_case(network(), entrants(Stale(honest=1000)))
-    rows = {row.contender: row for row in measure(case, CEILINGS, BRIEF)}
+    case = preparation_case(network(), participants(Stale(honest=1000)))
+    rows = {row.implementation: row for row in measure(case, PEAKS, BRIEF)}
     assert_no_speed(rows["stale"])
     assert rows["reference"].samples
 
@@ -116,17 +116,17 @@ def test_no_memory_for_the_network_in_float64_is_said_in_every_row() -> None:
     def expected(values: object) -> dict[str, list[torch.Tensor]]:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    case = inference_case(network(), entrants(None), 2, 0.3)
+    case = inference_case(network(), participants(None), 2, 0.3)
     case.expected = expected
-    (row,) = measure(case, CEILINGS, BRIEF)
+    (row,) = measure(case, PEAKS, BRIEF)
     assert_no_speed(row)
     assert "CUDA out of memory" in str(row.reason)
 
 
 def test_when_time_runs_out_what_was_measured_is_kept() -> None:
     def rows(until: float) -> list[Row]:
-        case = inference_case(network(), entrants(Remembering(honest=1000)), 2, 0.3)
-        return measure(case, CEILINGS, Effort(60, 1000, 1000, until))
+        case = inference_case(network(), participants(Remembering(honest=1000)), 2, 0.3)
+        return measure(case, PEAKS, Effort(60, 1000, 1000, until))
 
     # On a busy machine a second may not suffice for the first round.
     for seconds in (1, 4, 16):
@@ -150,8 +150,8 @@ def test_an_honest_backend_gets_its_speed() -> None:
 def test_other_runtimes_are_measured_beside_ours_or_say_what_is_missing() -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    taking_part = Entrants(CPU, (Precision.float32,), ["cpu"], compiled=False, peers=True)
-    rows = {row.contender: row for row in measure(inference_case(network(), taking_part, 1, 0.4), CEILINGS, BRIEF)}
+    taking_part = Participants(CPU, (Precision.float32,), ["cpu"], compiled=False, peers=True)
+    rows = {row.implementation: row for row in measure(inference_case(network(), taking_part, 1, 0.4), PEAKS, BRIEF)}
     assert rows["ONNX Runtime"].samples and rows["ONNX Runtime"].speedup["reference float32"] > 0
     if importlib.util.find_spec("openvino") is None:
         assert_no_speed(rows["OpenVINO"])

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from metatasnet_fast import MetaTasNetConfig, native
 from metatasnet_fast.backends.cpu import give_back_memory
-from metatasnet_fast.benchmark import Entrants, memory, recipe
-from metatasnet_fast.benchmark.draws import varied
+from metatasnet_fast.benchmark import Participants, memory, synthetic
 from metatasnet_fast.benchmark.memory import peak_memory
 from metatasnet_fast.benchmark.parity import GRADIENTS, NORM, errors_of, limit, relative_error, verdict
 from metatasnet_fast.benchmark.suite import TINY
+from metatasnet_fast.benchmark.synthetic import varied
 from metatasnet_fast.benchmark.timing import HostTimer, Spread
 from metatasnet_fast.benchmark.workloads import inference_case
 from metatasnet_fast.precision import Precision
@@ -54,9 +54,11 @@ def test_peak_memory_sees_what_is_freed_before_the_call_ends() -> None:
 
 @pytest.mark.skipif(native.load() is None, reason=str(native.reason()))
 def test_the_backend_cpu_gives_back_the_memory_that_it_keeps() -> None:
-    case = inference_case(recipe.network(TINY), Entrants(CPU, (Precision.float32,), ["cpu"], compiled=False), 1, 60.0)
-    (contender,) = (each for each in case.contenders if each.name == "cpu")
-    call = contender.make()
+    case = inference_case(
+        synthetic.network(TINY), Participants(CPU, (Precision.float32,), ["cpu"], compiled=False), 1, 60.0
+    )
+    (implementation,) = (each for each in case.implementations if each.name == "cpu")
+    call = implementation.make()
     call()
     before = memory.resident("VmRSS")
     give_back_memory()
@@ -86,7 +88,7 @@ def test_rates_of_one_recording_stay_together() -> None:
 @pytest.mark.parametrize("change", [{}, {"independent_params": True}, {"residual_bias": True}])
 def test_recipe_weights_are_those_of_the_recordings(change: dict[str, bool]) -> None:
     config = MetaTasNetConfig.from_dict({**TINY.to_dict(), **change})
-    expected, found = recipe_state(config, 7), recipe.network(config, 7).state_dict()
+    expected, found = recipe_state(config, 7), synthetic.network(config, 7).state_dict()
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 

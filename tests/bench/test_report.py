@@ -10,11 +10,11 @@ from bench.report import BEGIN, END, NOTHING, insert, main, markdown, newest
 from metatasnet_fast.benchmark import Row, write_rows
 from metatasnet_fast.benchmark.plots import title
 
-CEILINGS = {"copy_bytes_per_s": 1e10, "mm_flop_per_s": {"float32": 1e11}}
+PEAKS = {"copy_bytes_per_s": 1e10, "mm_flop_per_s": {"float32": 1e11}}
 
 
-def row(contender: str, seconds: float, date: str = "2020-01-01T00:00:00Z", **changes: object) -> Row:
-    found = Row("inference 1x2s", "inference", contender, "float32", samples=[seconds] * 3, ceilings=CEILINGS)
+def row(implementation: str, seconds: float, date: str = "2020-01-01T00:00:00Z", **changes: object) -> Row:
+    found = Row("inference 1x2s", "inference", implementation, "float32", samples=[seconds] * 3, peaks=PEAKS)
     found.errors, found.audio_seconds, found.flops, found.bytes = {"estimate": 1e-6}, 2.0, 1e9, 1e7
     found.speedup = {"reference float32": 1 / seconds}
     found.machine = {"device_name": "a CPU", "device": "cpu", "threads": 2, "commit": "0123456789abcdef", "date": date}

@@ -1,4 +1,4 @@
-"""Weights and signals by formula: the same bits everywhere, from nothing but names, sizes and a seed.
+"""Synthetic networks and signals: the same bits everywhere, made by formula from names, sizes and a seed.
 
 The weights are those of the recorded networks: ``z`` is drawn by numpy's ``RandomState(crc32(name) ^ seed)``, then scaled so
 that every layer passes on signals of about unit size. The signals are sums of tremolo tones with noise, as loud as music is.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from torch import Tensor
 from ..config import MetaTasNetConfig
 from ..model import MultiTasNet
 
-__all__ = ["mixtures", "network", "sources"]
+__all__ = ["mixtures", "network", "sources", "varied"]
 
 Array = npt.NDArray[np.float64]
 
@@ -76,3 +76,25 @@ def sources(config: MetaTasNetConfig, batch: int, samples: int, seed: int) -> li
 def mixtures(stems: Sequence[Tensor]) -> list[Tensor]:
     """Sums of the sources: (batch, 1, samples) for every stage."""
     return [stem.sum(1) for stem in stems]
+
+
+_STEP = 7919
+"""Samples of the first stage that each round is shifted by; prime, so that shifts do not come back soon."""
+
+
+def varied(base: Sequence[Tensor], strides: Sequence[int]) -> Callable[[int], list[Tensor]]:
+    """Return a function from a round's number to new inputs: ``base`` for round 0, then rotated in time and scaled.
+
+    Args:
+        base: float32 tensors with time last; those of one recording at several rates are shifted together.
+        strides: samples that one sample of the slowest tensor lasts, for each tensor.
+    """
+
+    def draw(number: int) -> list[Tensor]:
+        gain = 0.5 + (number * 0.618034 + 0.5) % 1.0
+        return [
+            tensor.clone() if number == 0 else gain * torch.roll(tensor, number * _STEP * stride, dims=-1)
+            for tensor, stride in zip(base, strides, strict=True)
+        ]
+
+    return draw
