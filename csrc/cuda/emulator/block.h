@@ -33,15 +33,13 @@ class Block {
   char* shared() const;
   void sync();
 
-  // A published value waits in the thread's own buffer until the thread calls fence() or ends. So if a fence is missing,
-  // another block reads the old value, as it may on a GPU. All other writes reach memory at once.
+  // A published value waits in the thread's own buffer until the thread calls fence() or ends, and a thread reads what
+  // other blocks had published when it called fence() the last time. So if a fence is missing on either side, a block
+  // reads the old value, as it may on a GPU. All other writes reach memory at once.
   void publish(float* to, float value) { published_.emplace_back(to, value); }
   void fence();
   int increment(int* count) { return (*count)++; }
-  template <class T>
-  T load_written(const T* from) {
-    return *from;
-  }
+  float load_written(const float* from) const;
 
   float shuffle(float value, int lane);
   float shuffle_xor(float value, int mask) { return shuffle(value, lane() ^ mask); }
@@ -71,6 +69,7 @@ class Block {
   Crew* crew_;
   int thread_, x_, y_, z_;
   std::vector<std::pair<float*, float>> published_;
+  std::uint64_t fenced_ = 0;  // time of the last fence
   std::vector<Copy> open_;
   std::vector<std::vector<Copy>> groups_;
 };

@@ -7,6 +7,7 @@
 #include <random>
 #include <stdexcept>
 #include <string>
+#include <unordered_map>
 #include <utility>
 
 #include "cuda/emulator/block.h"
@@ -21,6 +22,16 @@ constexpr unsigned kBurst = 24;  // steps of a block before another may go on
 
 thread_local unsigned chosen_order = 0;
 thread_local std::vector<Recorded>* recording = nullptr;
+
+// A value that a published one replaced in memory, when, and in which block. Time counts the fences of a launch.
+struct Replaced {
+  std::uint64_t time;
+  std::array<int, 3> by;
+  float value;
+};
+
+thread_local std::unordered_map<const float*, std::vector<Replaced>> replaced;
+thread_local std::uint64_t now = 0;
 
 // A meeting of threads. The values they bring are kept per generation, because the first to leave may already bring the next.
 struct Meeting {
@@ -195,8 +206,21 @@ void Block::sync() {
 }
 
 void Block::fence() {
-  for (const auto& [to, value] : published_) *to = value;
+  fenced_ = ++now;
+  for (const auto& [to, value] : published_) {
+    replaced[to].push_back({now, {x_, y_, z_}, *to});
+    *to = value;
+  }
   published_.clear();
+}
+
+float Block::load_written(const float* from) const {
+  const auto found = replaced.find(from);
+  if (found == replaced.end()) return *from;
+  for (const Replaced& old : found->second) {
+    if (old.time > fenced_ && old.by != std::array<int, 3>{x_, y_, z_}) return old.value;
+  }
+  return *from;
 }
 
 float Block::shuffle(float value, int lane) {
@@ -279,6 +303,8 @@ bool record(Recorded launch) {
 void emulate(int x, int y, int z, int threads, std::size_t shared_bytes, const std::function<void(Block&)>& kernel) {
   // Odd orders interleave blocks in bursts, as multiprocessors would; the others run one block after the other.
   static thread_local std::array<Crew, kBlocksAtOnce> crews;  // they keep their stacks
+  replaced.clear();
+  now = 0;
   std::vector<int> order(static_cast<std::size_t>(x) * y * z);
   std::iota(order.begin(), order.end(), 0);
   std::mt19937 random(chosen_order);
