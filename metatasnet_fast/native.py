@@ -57,8 +57,6 @@ def cuda_reason() -> str | None:
         return (
             "the compiled module is older than this package; build it again: pip install --force-reinstall --no-deps ."
         )
-    if not hasattr(module, "cuda_build_info"):  # a source tree that moved on
-        return "the compiled module is older than this source; build it again with pip install -e ."
     absent = module.cuda_build_info()["reason"]
     if not absent:
         return None

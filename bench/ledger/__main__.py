@@ -16,6 +16,8 @@ import json
 import sys
 from pathlib import Path
 
+from metatasnet_fast.errors import BackendUnavailableError
+
 from .jobs import BACKENDS, KINDS
 from .predict import GPUS
 from .table import Line, ledger, markdown, text
@@ -39,15 +41,26 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     measured: dict[tuple[str, str, str], float] = {}
     if args.measured:
-        with open(args.measured, newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                measured[row["backend"], row["kind"], row["kernel"]] = float(row["milliseconds"])
+        try:
+            with open(args.measured, newline="", encoding="utf-8") as file:
+                table = csv.reader(file)
+                columns = next(table, [])
+                for values in table:
+                    row = dict(zip(columns, values, strict=True))
+                    measured[row["backend"], row["kind"], row["kernel"]] = float(row["milliseconds"])
+                if not measured:
+                    raise ValueError("it has no rows")
+        except (OSError, KeyError, ValueError) as error:
+            parser.error(f"{args.measured} is no CSV with columns backend, kind, kernel, milliseconds: {error!r}")
     lines: list[Line] = []
     for backend in args.backend or BACKENDS:
         for kind in args.kind or ("inference", "training"):
             if backend == "cuda" and kind == "training":
                 continue
-            own = [line for name in args.gpu or GPUS for line in ledger(backend, kind, GPUS[name], args.only)]
+            try:
+                own = [line for name in args.gpu or GPUS for line in ledger(backend, kind, GPUS[name], args.only)]
+            except BackendUnavailableError as error:
+                parser.exit(2, f"{error}\n")
             print((markdown if args.markdown else text)(own, measured), flush=True)
             lines += own
     if args.record:

@@ -17,6 +17,7 @@ import torch
 
 from metatasnet_fast import native
 from metatasnet_fast.backends.cuda import CudaBackend
+from metatasnet_fast.errors import BackendUnavailableError
 
 from .sass import tool
 
@@ -119,11 +120,11 @@ def cubins(capability: int) -> tuple[bytes, ...]:
     """The code in the compiled module that a GPU of this compute capability (without its point) takes.
 
     Raises:
-        RuntimeError: if there is none.
+        BackendUnavailableError: if there is none.
     """
-    path = getattr(native.load(), "__file__", None)
-    if path is None:
-        raise RuntimeError(f"There is no compiled module: {native.reason()}")
+    if reason := native.cuda_reason():
+        raise BackendUnavailableError(f"There is no CUDA code to count: {reason}")
+    path = str(getattr(native.load(), "__file__", ""))
     found: dict[int, list[bytes]] = {}
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([tool("cuobjdump"), "-xelf", "all", path], check=True, capture_output=True, cwd=folder)
@@ -133,7 +134,9 @@ def cubins(capability: int) -> tuple[bytes, ...]:
     # Code for 8.0 runs on 8.9; none runs on another major version.
     fitting = [n for n in found if n // 10 == capability // 10 and n <= capability]
     if not fitting:
-        raise RuntimeError(f"{path} has no CUDA code for compute capability {capability / 10}: {native.cuda_reason()}")
+        raise BackendUnavailableError(
+            f"{path} has CUDA code for {sorted(found)}, none for compute capability {capability / 10}: build it again."
+        )
     return tuple(found[max(fitting)])
 
 
