@@ -18,7 +18,7 @@ struct Tensor {
   std::vector<std::int64_t> shape, strides;
   std::string type;    // its dtype
   std::string device;  // its type
-  int index;           // of the device; -1 where there is only one
+  int index;           // device number; -1 where there is only one
 
   Tensor(pybind11::handle tensor, std::string called) : name(std::move(called)) {
     const std::string dtype = pybind11::str(tensor.attr("dtype"));

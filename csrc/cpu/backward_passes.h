@@ -56,10 +56,10 @@ struct UnitsRoom {
 
 // One instrument's share of a MaskTailGradientArgs.
 struct MaskTailOperand {
-  const void* kept;  // of mask_output: before its PReLU
-  Source gradient;   // of the masked latent
+  const void* kept;  // what mask_output kept: values before its PReLU
+  Source gradient;   // the masked latent's gradient
   const float* mean;
-  const float* scale;  // of the norm in front of the softmax, its weights included
+  const float* scale;  // scale of the norm in front of the softmax, weights included
   const float* shift;
   const float* rstd;
   void* normed;  // the gradient of the norm's output, in the storage type
@@ -94,7 +94,7 @@ struct MaskOutputGradientArgs {
   float* input_gradient;
   std::ptrdiff_t ld_input_gradient;
   WeightSum sum;
-  float* column_sums;  // of the gradient behind the norm; added to unless sum.empty
+  float* column_sums;  // sums of the gradient behind the norm; added to unless sum.empty
   float* slope_sum;
   Scratch scratch;
 };
@@ -136,7 +136,7 @@ struct MixGradientArgs {
   int ld_kept;
   Normalise norm;
   WeightSum sum;
-  float* column_sums;  // of the gradient's columns; added to unless sum.empty
+  float* column_sums;  // sums of the gradient's columns; added to unless sum.empty
   Scratch scratch;
 };
 
@@ -150,7 +150,7 @@ struct HiddenGradientArgs {
   const void* kept;
   NormGradient norm;
   void* hidden;  // in the storage type
-  int ld_hidden; // of kept, too
+  int ld_hidden; // distance of the rows of hidden and of kept
   float* slope_sum;
   Scratch scratch;
 };
@@ -164,7 +164,7 @@ struct DepthwiseSumsArgs {
   int dilation;
   int channels;
   const void* hidden;  // gradient of the convolution's output; frame 0 of the signal
-  const void* kept;    // before the norm's PReLU; frame 0 of the signal
+  const void* kept;    // values before the norm's PReLU, from frame 0 of the signal
   int ld;
   Normalise norm;
   float* sums;  // [3][2][ld]
@@ -178,12 +178,12 @@ struct BlockGradientArgs {
   int dilation;
   int channels;
   const void* hidden;  // gradient of the depthwise convolution's output; frame 0 of the signal
-  const void* kept;    // before the norm's PReLU; frame 0 of the signal
+  const void* kept;    // values before the norm's PReLU, from frame 0 of the signal
   int ld;
   const float* taps;  // [3][ld]
   NormGradient norm;
   const PackedMatrix* weights;
-  const void* x;  // what conv1d read, ld_x
+  const void* x;  // input of conv1d, ld_x
   int ld_x;
   float* x_gradient;
   std::ptrdiff_t ld_gradient;
@@ -201,7 +201,7 @@ struct InputWeightGradientArgs {
   Source sources[2];
   Normalise norm;
   WeightSum sum;
-  float* column_sums;  // of the gradient; added to unless sum.empty
+  float* column_sums;  // sums of the gradient; added to unless sum.empty
   int ld_operand;
   Scratch scratch;
 };
@@ -245,7 +245,7 @@ struct CombineArgs {
   const float* sums;
   const float* weights;
   float* gradient;  // dW
-  bool add;         // to dW
+  bool add;         // add to dW instead of replacing it
   float* scale_gradient;
   float* shift_gradient;
 };
@@ -253,10 +253,10 @@ struct CombineArgs {
 // A tile of the encoder backward. Its activations and gradients also become units.
 struct EncodeGradientArgs {
   int rows;
-  Source gradient;  // of the latent
+  Source gradient;  // the latent's gradient
   int channels, bank_channels, longest;
   const void* kept_wide;
-  int ld_wide;  // of the scratch, too
+  int ld_wide;  // distance of the rows, also of the scratch
   const void* kept_bank;
   int ld_bank;
   const PackedMatrix* bottleneck_1;
@@ -274,7 +274,7 @@ struct DecodeGradientArgs {
   Source latent;
   int wide_channels, longest;
   const void* kept_wide;
-  int ld_wide, ld_latent;  // of the scratch
+  int ld_wide, ld_latent;  // distances of the scratch's rows
   const PackedMatrix* bottleneck;
   const PackedMatrix* filters;
   const void* signal;  // the signal's gradient as operands; the window of the tile's first frame begins here

@@ -11,8 +11,8 @@ namespace metatasnet {
 struct BackwardInstrument {
   Constant latent, partial;  // in_conv, by what it reads
   Constant mask_output;
-  std::vector<Constant> conv;  // of each block
-  std::vector<Constant> mix;   // of each block: what follows from the residual's gradients (not in the last), then the skip's
+  std::vector<Constant> conv;  // one for each block
+  std::vector<Constant> mix;   // one for each block: what follows from the residual's gradients (not in the last), then the skip's
 };
 
 struct BackwardWeights {

@@ -17,7 +17,7 @@ namespace metatasnet {
 namespace {
 
 constexpr int kGroupTiles = 4;
-constexpr int kColumnPanels = 4;  // of a weight gradient, added up by one thread in sequence: they share a factor
+constexpr int kColumnPanels = 4;  // panels of a weight gradient that one thread adds up in sequence, because they share a factor
 
 class Segments {
  public:
@@ -35,7 +35,7 @@ class Segments {
 
   struct Tile {
     std::int64_t item, first;
-    int rows, group;  // of the segment
+    int rows, group;  // size of the segment
     std::ptrdiff_t unit;
   };
 
@@ -105,7 +105,7 @@ class Segments {
  private:
   struct UnitSet {
     Block data;
-    std::ptrdiff_t bytes;  // of a group
+    std::ptrdiff_t bytes;  // size of a group
     int panels;
   };
   struct Product {

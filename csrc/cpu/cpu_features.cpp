@@ -56,7 +56,7 @@ bool bit(std::uint32_t word, int position) { return (word >> position) & 1u; }
 
 CpuFeatures detect() {
   constexpr std::uint64_t avx_state = 0x6;          // XMM and YMM
-  constexpr std::uint64_t avx512_state = 0xe6;      // and opmask, upper ZMM, ZMM16-31
+  constexpr std::uint64_t avx512_state = 0xe6;      // AVX2's, and opmask, upper ZMM, ZMM16-31
   constexpr std::uint64_t tile_state = 0x60000;     // TILECFG and TILEDATA
   CpuFeatures f;
   const Registers basic = cpuid(1, 0);

@@ -77,8 +77,8 @@ class MaskingGradient {
 
     Barrier barrier;
     std::int64_t unit = 0;
-    Block gradient;  // of the residual stream and, behind it, of the skip sum: rows of 2 ld_b
-    Block hidden;    // of the depthwise convolution's output
+    Block gradient;  // the residual stream's and, behind it, the skip sum's: rows of 2 ld_b
+    Block hidden;    // the depthwise convolution's output
     std::ptrdiff_t part, conv_part;
     int columns;
     Block parts, conv_parts, column_parts;  // sums over the frames of each chunk

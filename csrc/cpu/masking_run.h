@@ -87,7 +87,7 @@ class MaskingRun {
     std::int64_t unit = 0;
     std::size_t rows;
     Block x, skip, a, b;
-    Block partials[2];  // of alternate passes: one is written while a slower member still reads the other
+    Block partials[2];  // passes alternate: one is written while a slower member still reads the other
     Block packed, bias;
   };
 
@@ -157,7 +157,7 @@ class MaskingRun {
   const std::int64_t n_, frames_;
   const int tiles_;
   const Latents latent_, input_;
-  const int copies_;  // of the input: one for all instruments, or one for each
+  const int copies_;  // copies of the input: one for all instruments, or one for each
   const Latents partial_;
   char* const masked_;
   char* const kept_;  // null in inference

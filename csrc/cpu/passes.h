@@ -50,15 +50,15 @@ struct Moments {
 // Packs a matrix [k][column] with any strides into panels of columns, rounded as the operand type rounds.
 struct PackArgs {
   const float* source;
-  std::int64_t stride;         // from k to k
+  std::int64_t stride;         // distance from one k to the next
   std::int64_t column_stride;  // one of the two strides is 1
   int inputs;                  // k
-  int units;                   // of four bytes to pack, zeros behind the inputs
+  int units;                   // units of four bytes to pack, zeros behind the inputs
   int columns;                 // zeros stand in the columns behind them
   int first, last;             // panels
   const float* column_scale;   // null: 1
-  void* packed;                // of the first panel
-  std::int64_t distance;       // from panel to panel, in units of four bytes
+  void* packed;                // where the first panel goes
+  std::int64_t distance;       // distance from one panel to the next, in units of four bytes
 };
 
 // W'[o][i] = round(W[o][i] scale[i]); bias'[o] = bias[o] + sum_i (W[o][i] shift[i] - W'[o][i] mean[i]).
@@ -95,7 +95,7 @@ struct BlockInputArgs {
   Moments moments;
   void* hidden_operand;  // scratch, kTile rows of ld_hidden operands
   void* x_operand;       // scratch, kTile rows of ld_x operands
-  void* kept_x;          // what the convolution reads, ld_x
+  void* kept_x;          // where to keep the convolution's input, ld_x
   void* kept;            // the convolution's result, ld_out
 };
 
@@ -119,8 +119,8 @@ struct SkipOutputArgs {
 
 // out[t] = prelu(sum over taps k in range of taps[k] in[t + (k - 1) d] + shift[k]), with its moments.
 struct DepthwiseArgs {
-  std::int64_t frames;  // of the whole signal
-  std::int64_t first;   // of the tile
+  std::int64_t frames;  // length of the whole signal
+  std::int64_t first;   // first frame of the tile
   int rows;
   int dilation;
   int channels;
@@ -214,7 +214,7 @@ struct EncodeArgs {
   int ld_mel;
   const std::int64_t* mel_frame;  // per row: interpolate from this STFT frame ...
   const std::int64_t* mel_next;   // ... to this one
-  const float* mel_weight;        // by this much
+  const float* mel_weight;        // ... with this weight
   void* latent;
   int ld_latent;
   void* bank_operand;  // scratch, kTile rows

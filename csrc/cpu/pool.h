@@ -56,7 +56,7 @@ class MemoryPool : public std::enable_shared_from_this<MemoryPool> {
 
   struct Piece {
     std::size_t bytes;
-    bool first;  // of its segment: what was given back before it is not its neighbour
+    bool first;  // first of its segment: the piece before it in the list is not its neighbour
     bool used;
   };
   using Pieces = std::map<char*, Piece>;

@@ -39,7 +39,7 @@ struct BlockInstrument {
   NormWeights norm_1, norm_2;
   std::vector<float> taps;      // [3][padded(H)]
   Panels mix;                   // residual panels (none in the last block), then skip panels
-  std::vector<float> mix_bias;  // by column of `mix`; zeros without biases
+  std::vector<float> mix_bias;  // one for each column of `mix`; zeros without biases
 };
 
 // One instrument's weights around the blocks.
@@ -76,7 +76,7 @@ struct MaskCall {
   std::int64_t n, frames;
   Latents latent, input, partial;
   const void* kept;
-  Latents gradient;         // of the masked latent
+  Latents gradient;         // the masked latent's gradient
   float* latent_gradient;   // (n, frames, latent_ld)
   void* own_gradient;       // (n, instruments, frames, latent_ld) in the storage type; null where `input` is the latent
   void* partial_gradient;   // (n, instruments, frames, padded(partial)) in the storage type; null without `partial`
@@ -87,7 +87,7 @@ struct MaskCall {
 struct EncodeCall {
   std::int64_t n, samples, mel_frames;
   const float* signal;  // (n, samples)
-  Source gradient;      // of the latent
+  Source gradient;      // the latent's gradient
   std::int64_t gradient_item;
   const void* kept;
   float* mel_gradient;     // (n, mel_frames, latent_ld), zeros: it is added to; null without a spectrogram
@@ -100,7 +100,7 @@ struct DecodeCall {
   std::int64_t n, frames;
   Source latent;
   std::int64_t latent_item;
-  const float* gradient;  // of the signal, (n, frames * W)
+  const float* gradient;  // the signal's gradient, (n, frames * W)
   const void* kept;
   void* latent_gradient;  // (n, frames, latent_ld) in the storage type
   DecoderTensors<float> gradients;

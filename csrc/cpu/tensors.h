@@ -18,7 +18,7 @@ struct StageSizes {
   int partial = 0;                // channels of the previous stage's masked latent
   std::vector<int> kernel_sizes;  // taps of the filters, growing
   std::vector<int> widths;        // decoder channels of each filter
-  std::vector<int> dilations;     // of each block
+  std::vector<int> dilations;     // one for each block
 
   int inputs() const { return N + partial; }
   int blocks() const { return static_cast<int>(dilations.size()); }

@@ -60,7 +60,7 @@ struct MaskProduct {
   static constexpr int threads = 256;
   static constexpr int blocks = 2;
   static constexpr int channels = most <= kFewInstruments ? 8 : 2;
-  static constexpr int kFrames = 4;  // of a thread
+  static constexpr int kFrames = 4;  // frames of a thread
   using Several = Vector<channels>;
 
   static METATASNET_DEVICE void run(Block& block, const Args& args) {

@@ -18,7 +18,7 @@ struct FoldTarget {
   int ld;
   float* bias;            // (units, outputs)
   int outputs;
-  bool add;               // to the bias that is there: that of a sum of several products
+  bool add;               // add to the bias that is there, for a sum of several products
 };
 
 struct FoldArgs {
@@ -26,7 +26,7 @@ struct FoldArgs {
   FoldTarget to[2];  // one after the other
   // The sum's parts, each padded to a multiple of kChannels in the weights; the affine has them side by side.
   int channels[2];
-  int ld;               // of the source
+  int ld;               // distance of the source's rows
   const float* source;  // (instruments, outputs, ld)
   const float* bias;    // (instruments, outputs), null: none
   int ld_affine;

@@ -27,7 +27,7 @@ struct Sizes {
   int bank = 0;         // outputs of the encoder's filters
   int wide = 0;         // inputs of the decoder's filters
   int mels = 0;         // inputs of the bottleneck from the spectrogram; 0: the encoder has no spectrogram branch
-  int n_fft = 0;        // of the spectrogram; a power of two
+  int n_fft = 0;        // samples of a spectrogram's frame; a power of two
   int hop = 0;
   bool biased = false;  // res_out and skip_out have biases
   std::vector<int> dilations;

@@ -19,11 +19,11 @@ namespace metatasnet::METATASNET_DEVICES {
 struct MixArgs {
   PointwiseArgs product;
   float* x;            // (units, frames, ld_out)
-  void* operand;       // x as the next product reads it; null where that is x itself, or it reads none
-  PointwiseArgs next;  // MixConv: of x, whose tile it has
+  void* operand;       // x in the next product's type; null where that product reads x itself, or there is none
+  PointwiseArgs next;  // in MixConv: the product of x, whose tile is at hand
 };
 
-// x of a tile, from output `first` on.
+// Return the address of a tile's part of x, from output `first` on.
 METATASNET_DEVICE float* stream_at(const MixArgs& args, int unit, std::int64_t first_frame, int first) {
   const PointwiseArgs& product = args.product;
   return args.x + (static_cast<std::int64_t>(unit) * product.frames + first_frame) * product.ld_out + first;
@@ -48,7 +48,7 @@ METATASNET_DEVICE void begin_with_stream(const Block& block, const MixArgs& args
   });
 }
 
-// Adds the biases and writes x; `keep(row, channel, first, second)` gets neighbours of it.
+// Adds the biases and writes x; calls `keep(row, channel, first, second)` with each two neighbouring values.
 template <class Keep>
 METATASNET_DEVICE void write_stream(const Block& block, const MixArgs& args, Accumulators& sum, int unit,
                                     std::int64_t first_frame, int first_output, Keep keep) {

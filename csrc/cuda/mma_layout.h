@@ -9,8 +9,8 @@
 
 namespace metatasnet::METATASNET_DEVICES {
 
-constexpr int kFragmentRows = 16;    // of A and D
-constexpr int kFragmentColumns = 8;  // of B and D
+constexpr int kFragmentRows = 16;    // rows of A and D
+constexpr int kFragmentColumns = 8;  // columns of B and D
 constexpr int kFragmentWords = 8;    // along the sum
 
 // A: 16 rows of 8 words; four registers.

@@ -38,7 +38,7 @@ METATASNET_DEVICE void finish_moments(Block& block, const Statistics& to, int un
   const NormArgs& norm = to.norm;
   const PartMoments& source = norm.sources[0];
   const MomentsSpace<columns> space(block);
-  const int slot = block.warp() % kRowWarps * 8 + block.lane() / 4;  // which of a column's lanes
+  const int slot = block.warp() % kRowWarps * 8 + block.lane() / 4;  // number of this lane among those of a column
   const int rows = frames_from(norm.frames, static_cast<std::int64_t>(tile) * kTile, kTile);
   const int first_row = block.warp() % kRowWarps * kWarpRows + block.lane() / 4;
   constexpr int kWarps = threads / kWarp, kOwn = kGroups / kWarps;

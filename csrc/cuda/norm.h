@@ -24,7 +24,7 @@ struct Moments {
 // Moments of an activation: of each unit, tile of frames, part of the channels, and group.
 struct PartMoments {
   Moments* at;   // (units, tiles, parts, kGroups)
-  int channels;  // of the activation, which begin with channel `first` of the norm
+  int channels;  // channels of the activation; they begin with channel `first` of the norm
   int first;
   int columns, parts;  // `parts` blocks write a tile, with `columns` channels each
   int units_of;        // units that share these moments
@@ -61,7 +61,7 @@ struct NormArgs {
 struct Statistics {
   int* arrived;   // (units): zero before the pass and after it
   bool wanted;
-  NormArgs norm;  // of these moments, which are the first source's
+  NormArgs norm;  // the norm of these moments, which are its first source
 };
 
 METATASNET_DEVICE double warp_sum(Block& block, double value) {
@@ -149,7 +149,7 @@ METATASNET_DEVICE void finish_tile(Block& block, const Statistics& to, int unit)
   if (is_last(block, to.arrived + unit, blocks)) make_norm<threads>(block, to.norm, unit);
 }
 
-// Grid: units. The norm of two sources, which no single pass has seen.
+// Makes the norm of two sources, when no single pass has written both. The grid has a block for each unit.
 struct Norm {
   using Args = NormArgs;
   static constexpr int threads = kGroups * kWarp;

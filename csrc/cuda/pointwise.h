@@ -41,7 +41,7 @@ struct PointwiseArgs {
   float slope;
   void* out;  // (units, frames, ld_out); float32 for activated frames, which become the residual stream
   int ld_out;
-  Statistics statistics;  // of y
+  Statistics statistics;  // moments of y
 };
 
 template <class Element>
@@ -83,7 +83,7 @@ METATASNET_DEVICE void load_signal(Block& block, int to, const PointwiseArgs& ar
   using Element = typename Arithmetic::Element;
   constexpr int kPerChunk = kChunkBytes / sizeof(Element), kPerUnit = 16 / sizeof(Element);
   const float* signal = args.signal + item * args.samples;
-#pragma unroll 1  // addresses of several would not fit beside the accumulators
+#pragma unroll 1  // the addresses of several steps would take registers that the accumulators need
   for (int i = block.thread(); i < kTile * kPerChunk / 2; i += kThreads) {
     const int row = i / (kPerChunk / 2), k = i % (kPerChunk / 2) * 2, tap = chunk * kPerChunk + k;
     float pair[2];

@@ -13,7 +13,7 @@
 namespace metatasnet::METATASNET_DEVICES {
 namespace {
 
-constexpr std::size_t kSharedBytes = 160 * 1024;  // of a block
+constexpr std::size_t kSharedBytes = 160 * 1024;  // shared memory of a block
 
 [[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument(what); }
 

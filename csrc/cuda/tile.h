@@ -103,8 +103,8 @@ METATASNET_DEVICE void begin_loading(Block& block, int stages, int chunks, Load 
   }
 }
 
-// sum += A B over `chunks` chunks that begin_loading began to load; `active` is whether this warp computes. `frames` is
-// where those lie that stay, chunk by chunk.
+// sum += A B over `chunks` chunks that begin_loading began to load. Warps that are not `active` only load. Frames that stay
+// in shared memory begin at `frames`, chunk by chunk.
 template <class Arithmetic, class Holds, bool activate, class Load>
 METATASNET_DEVICE void multiply_loaded(Block& block, int stages, int frames, int chunks, bool active, float slope,
                                        Load load, Accumulators& sum) {

@@ -6,7 +6,7 @@
 
 namespace metatasnet::METATASNET_DEVICES {
 
-constexpr std::int64_t kMultiprocessors = 132;  // of an H100
+constexpr std::int64_t kMultiprocessors = 132;  // an H100 has so many
 
 // Items that go through a job together: the fewest that give each multiprocessor two tiles and leave it idle for less
 // than a twentieth of the time while others have one tile more; eight tiles will do. Results do not depend on it.
@@ -58,7 +58,7 @@ struct MaskBuffers {
   Element* operand;              // x as products read it; null where that is x itself
   Element* a;                    // hidden activations before the depthwise convolution
   Element* hidden;               // those behind it, of all blocks: (units, frames, blocks, padded(H)) for the skip sum
-  Moments* moments;              // of the parts of one pass
+  Moments* moments;              // moments of the parts of one pass
   Moments *latent_moments, *partial_moments;
   int* arrived;                  // (units): zero between passes
   float *affine, *affine_2;      // the second of a block's second norm, made by the pass that reads the first

@@ -212,7 +212,7 @@ def read_settings_file(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ConfigError(f"{path} cannot be read as settings ({error}): give a JSON or TOML file.") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold an object with settings by name, got {type(values).__name__}.")
-    values.pop("run", None)  # what a run notes about itself
+    values.pop("run", None)  # a run's notes about itself are no settings
     for section in ("network", "training"):
         found = values.pop(section, {})
         if not isinstance(found, dict):

@@ -25,7 +25,7 @@ template <class T, class Kept = T>
 struct Activate {
   T* out;
   Kept* kept;
-  std::ptrdiff_t ld;  // of both
+  std::ptrdiff_t ld;  // distance of the rows of both
   PanelBias bias;
   Vec slope;
   Moments moments;

@@ -17,7 +17,7 @@ METATASNET_INLINE Vec folded_row(const FoldArgs& a, const float* weights, int k,
   return rounded;
 }
 
-constexpr int kPackBlock = 16;  // of k: a cache line of every column
+constexpr int kPackBlock = 16;  // values of k, a cache line of every column
 
 }  // namespace
 

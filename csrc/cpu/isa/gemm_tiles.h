@@ -68,7 +68,7 @@ METATASNET_INLINE void multiply_tiles(const char* a, std::ptrdiff_t stride, cons
 struct Remainder {
   alignas(64) float frames[kTile][kTileUnits];
   alignas(64) float weights[kTileUnits][kPanel];
-  int first = -1, units = 0;  // of the frames that are held
+  int first = -1, units = 0;  // which units of the frames are held
 
   METATASNET_INLINE void take(const char* a, std::ptrdiff_t stride, int rows, int begin, int count) {
     if (begin == first && count == units) return;

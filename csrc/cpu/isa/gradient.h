@@ -135,7 +135,7 @@ struct NormaliseColumn {
   }
 };
 
-// A panel's columns of a NormGradient, with the sum of its slope's gradient; x is what a Storage held.
+// The columns of one panel in a NormGradient, and the sum of the slope's gradient. x is a value that was kept as Storage.
 template <class Storage>
 struct NormGradientColumn {
   Vec scale[kVectors], mean[kVectors], offset[kVectors], factor[kVectors], slope, slope_sum = Vec{};
@@ -181,7 +181,8 @@ constexpr std::ptrdiff_t tile_bytes(int rows, std::ptrdiff_t ld) {
 
 constexpr int panels_of(int channels) { return (channels + kPanel - 1) / kPanel; }
 
-// float32 rows as operands: themselves in float32, else rounded into `scratch`, whose distance of rows `ld` becomes.
+// Return float32 rows as operands of a product: the rows themselves in float32, else rounded copies in `scratch`. Sets `ld`
+// to the distance of the rows.
 template <class Mode>
 METATASNET_INLINE const typename Mode::Operand* float_rows(const float* in, int rows, int channels, std::ptrdiff_t& ld,
                                                            void* scratch) {
