@@ -183,14 +183,14 @@ class _Display:
 def _conclude(result: Preparation, out: str, as_json: bool) -> int:
     lengths = ", ".join(f"{seconds / 60:.1f} min {split}" for split, seconds in result.seconds.items() if seconds)
     if as_json:
-        print(json.dumps({"cache": out, "seconds": result.seconds, **dataclasses.asdict(result.settled)}))
+        print(json.dumps({"cache": out, "seconds": result.seconds, **dataclasses.asdict(result.migration)}))
     else:
-        for name, old, new in result.settled.moved:
+        for name, old, new in result.migration.moved:
             print(f"{name}: moved from {old} to {new}")
         print(f"{out}: {lengths or 'no audio'}")
-    if result.settled.gone:
+    if result.migration.gone:
         print(
-            f"metatasnet-fast: warning: {out} still holds what this source no longer has: {', '.join(result.settled.gone)}; "
+            f"metatasnet-fast: warning: {out} still holds what this source no longer has: {', '.join(result.migration.gone)}; "
             "to remove a track, delete its folder there and prepare again.",
             file=sys.stderr,
         )

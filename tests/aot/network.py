@@ -88,15 +88,15 @@ def _mask_tail(channels: int, frames: int, dtype: torch.dtype) -> None:
 def _blocks(frames: int, dtype: torch.dtype, tf32: bool, keep: int, bias: bool = False) -> None:
     """Two stacks of six; forward once without and once with what backward needs."""
     count, channels = 12, (12, 4, WIDTH)
-    tower = blocks.BlockWeights(
+    stack = blocks.BlockWeights(
         empty(*channels, WIDTH, dtype=dtype), empty(count, 4), empty(*channels), empty(*channels), empty(*channels, 3),
         empty(count, 4), empty(*channels), empty(*channels), empty(count, 4, 2 * WIDTH, WIDTH),
         empty(count, 4, 2 * WIDTH) if bias else None, (1, 2, 4, 8, 16, 32) * 2, 6,
     )  # fmt: skip
     x = empty(2, 4, frames, WIDTH, dtype=dtype)
-    blocks.blocks_forward(x, tower, empty(1), 0, 1, tf32)
-    _, _, kept = blocks.blocks_forward(x, tower, empty(1), keep, 2, tf32)
-    blocks_backward.blocks_backward(x, x, kept, tower, tf32)
+    blocks.blocks_forward(x, stack, empty(1), 0, 1, tf32)
+    _, _, kept = blocks.blocks_forward(x, stack, empty(1), keep, 2, tf32)
+    blocks_backward.blocks_backward(x, x, kept, stack, tf32)
 
 
 def _generator() -> None:

@@ -146,15 +146,15 @@ def test_in_conv_refuses_what_does_not_fit(change: dict[str, int], message: str)
 
 
 def test_other_operations_refuse_what_does_not_fit() -> None:
-    tail, tower, job = mask_tail_case(n=1), blocks_case(n=1), generator_case()
+    tail, stack, job = mask_tail_case(n=1), blocks_case(n=1), generator_case()
     leaves = tail.leaves(torch.float32)
     leaves["latent"] = leaves["latent"][:, 1:]
     with pytest.raises(ShapeError, match=r"latent must be .*\(1, 37, 24\)"):
         tail.fused(leaves)
-    leaves = tower.leaves(torch.float32)
+    leaves = stack.leaves(torch.float32)
     leaves["taps"] = leaves["taps"][..., :2]
     with pytest.raises(ShapeError, match=r"taps must be .*\(2, 4, 24, 3\)"):
-        tower.fused(leaves)
+        stack.fused(leaves)
     p = job.leaves(torch.float32)
     with pytest.raises(ShapeError, match="lies outside"):
         ops.generated_parameters(p["embedding"], [p["a0"]], [p["bias0"]], [p["k0"]], [p["offset0"]], [Section(0, 1, 600, 0, 600)], 2400)  # fmt: skip  # noqa: E501

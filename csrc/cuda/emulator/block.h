@@ -16,11 +16,12 @@
 
 namespace metatasnet::emulated {
 
-class Crew;  // the threads of the block that is running
+class BlockThreads;
 
 class Block {
  public:
-  Block(Crew& crew, int thread, int x, int y, int z) : crew_(&crew), thread_(thread), x_(x), y_(y), z_(z) {}
+  Block(BlockThreads& threads, int thread, int x, int y, int z)
+      : threads_(&threads), thread_(thread), x_(x), y_(y), z_(z) {}
 
   int thread() const { return thread_; }
   void forget() {}
@@ -66,7 +67,7 @@ class Block {
   void arrive(std::size_t pending);
   void multiply(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2], bool bfloat16);
 
-  Crew* crew_;
+  BlockThreads* threads_;
   int thread_, x_, y_, z_;
   std::vector<std::pair<float*, float>> published_;
   std::uint64_t fenced_ = 0;  // time of the last fence

@@ -55,7 +55,7 @@ struct Warp {
 }  // namespace
 
 // The threads of one block.
-class Crew {
+class BlockThreads {
  public:
   // Puts every thread at the beginning of `kernel`. `seed` is that of the order in which they go on.
   void begin(int x, int y, int z, int threads, std::size_t shared_bytes, const std::function<void(Block&)>& kernel,
@@ -199,10 +199,10 @@ void multiply_fragments(Operands (&lanes)[kWarp], bool bfloat16) {
 
 }  // namespace
 
-char* Block::shared() const { return crew_->shared(); }
+char* Block::shared() const { return threads_->shared(); }
 
 void Block::sync() {
-  crew_->meet(thread_, crew_->everybody(), [] {});
+  threads_->meet(thread_, threads_->everybody(), [] {});
 }
 
 void Block::fence() {
@@ -224,18 +224,18 @@ float Block::load_written(const float* from) const {
 }
 
 float Block::shuffle(float value, int lane) {
-  Warp& warp = crew_->warp(thread_);
+  Warp& warp = threads_->warp(thread_);
   auto& operands = warp.operands[warp.meeting.generation % 2];
   operands[this->lane()].value = value;
-  crew_->meet(thread_, warp.meeting, [] {});
+  threads_->meet(thread_, warp.meeting, [] {});
   return static_cast<float>(operands[lane % kWarp].value);
 }
 
 double Block::shuffle_xor(double value, int mask) {
-  Warp& warp = crew_->warp(thread_);
+  Warp& warp = threads_->warp(thread_);
   auto& operands = warp.operands[warp.meeting.generation % 2];
   operands[lane()].value = value;
-  crew_->meet(thread_, warp.meeting, [] {});
+  threads_->meet(thread_, warp.meeting, [] {});
   return operands[lane() ^ mask].value;
 }
 
@@ -262,10 +262,10 @@ void Block::arrive(std::size_t pending) {
 }
 
 void Block::load_matrices(std::uint32_t (&registers)[4], int row) {
-  Warp& warp = crew_->warp(thread_);
+  Warp& warp = threads_->warp(thread_);
   auto& operands = warp.operands[warp.meeting.generation % 2];
   operands[lane()].row = row;
-  crew_->meet(thread_, warp.meeting, [] {});
+  threads_->meet(thread_, warp.meeting, [] {});
   for (int r = 0; r < 4; ++r) {
     const char* words = shared() + operands[matrix_source(lane(), r)].row;
     std::memcpy(&registers[r], words + 4 * matrix_word(lane()), 4);
@@ -273,13 +273,13 @@ void Block::load_matrices(std::uint32_t (&registers)[4], int row) {
 }
 
 void Block::multiply(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2], bool bfloat16) {
-  Warp& warp = crew_->warp(thread_);
+  Warp& warp = threads_->warp(thread_);
   auto& operands = warp.operands[warp.meeting.generation % 2];
   Operands& own = operands[lane()];
   std::copy(a, a + 4, own.a);
   std::copy(b, b + 2, own.b);
   std::copy(d, d + 4, own.d);
-  crew_->meet(thread_, warp.meeting, [&] { multiply_fragments(operands, bfloat16); });
+  threads_->meet(thread_, warp.meeting, [&] { multiply_fragments(operands, bfloat16); });
   std::copy(own.d, own.d + 4, d);
 }
 
@@ -302,7 +302,7 @@ bool record(Recorded launch) {
 
 void emulate(int x, int y, int z, int threads, std::size_t shared_bytes, const std::function<void(Block&)>& kernel) {
   // Odd orders interleave blocks in bursts, as multiprocessors would; the others run one block after the other.
-  static thread_local std::array<Crew, kBlocksAtOnce> crews;  // they keep their stacks
+  static thread_local std::array<BlockThreads, kBlocksAtOnce> slots;  // they keep their stacks
   replaced.clear();
   now = 0;
   std::vector<int> order(static_cast<std::size_t>(x) * y * z);
@@ -310,11 +310,11 @@ void emulate(int x, int y, int z, int threads, std::size_t shared_bytes, const s
   std::mt19937 random(chosen_order);
   if (chosen_order == 1) std::reverse(order.begin(), order.end());
   if (chosen_order > 1) std::shuffle(order.begin(), order.end(), random);
-  std::vector<Crew*> running;
-  std::vector<Crew*> free;
+  std::vector<BlockThreads*> running;
+  std::vector<BlockThreads*> free;
   const bool interleave = chosen_order > 1 && chosen_order % 2 == 1;
-  for (Crew& crew : crews) {
-    if (interleave || free.empty()) free.push_back(&crew);
+  for (BlockThreads& slot : slots) {
+    if (interleave || free.empty()) free.push_back(&slot);
   }
   for (std::size_t next = 0; next < order.size() || !running.empty();) {
     while (next < order.size() && !free.empty()) {

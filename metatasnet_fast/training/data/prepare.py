@@ -28,7 +28,7 @@ from .convert import Outcome, Settings, prepare_track
 from .entry import refuse_shared_tracks
 from .instruments import DEFAULT, Stems, stems_found
 from .sources import TrackSource, stem_files
-from .splits import Settled, refuse_own_folder, settle
+from .splits import Migration, migrate_splits, refuse_own_folder
 from .store import DTYPES, PARTIAL, check_rates, entries_in, write_manifest
 
 __all__ = ["Preparation", "prepare"]
@@ -44,7 +44,7 @@ class Preparation:
     seconds: dict[str, float]
     """Length of all tracks that are now in the cache, by split."""
 
-    settled: Settled = field(default_factory=lambda: Settled([], []))
+    migration: Migration = field(default_factory=lambda: Migration([], []))
     """Tracks of the cache that moved to another split, and those that the source no longer has."""
 
     @property
@@ -87,8 +87,8 @@ def prepare(
     busy = f"Another process is preparing into {settings.out}; wait for it to end."
     with claiming(settings.out, TrainingDataError, busy), _scratch(settings.out / PARTIAL):
         _refuse_other_settings(settings)
-        settled = settle(settings, tracks if source is None else source)
-        if settled.moved:
+        migration = migrate_splits(settings, tracks if source is None else source)
+        if migration.moved:
             write_manifest(settings.out, settings.rates, stems=settings.stems)
         outcomes = []
         for outcome in _run(tracks, settings, workers):
@@ -97,7 +97,7 @@ def prepare(
         failed = [{"name": o.name, "split": o.split, "error": o.error} for o in outcomes if o.status == "failed"]
         manifest = write_manifest(settings.out, settings.rates, failed, settings.stems)
         refuse_shared_tracks(settings.out, entries_in(settings.out))
-    return Preparation(outcomes, manifest["seconds"], settled)
+    return Preparation(outcomes, manifest["seconds"], migration)
 
 
 def _stems_of(tracks: Sequence[TrackSource]) -> Stems:

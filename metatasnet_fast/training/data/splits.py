@@ -21,12 +21,12 @@ from .entry import SPLIT_FOLDER, SPLITS, TrackEntry
 from .sources import TrackSource
 from .store import PARTIAL, entries_in, place_of, read_entry, rewrite_entry
 
-__all__ = ["Settled", "refuse_own_folder", "settle"]
+__all__ = ["Migration", "migrate_splits", "refuse_own_folder"]
 
 
 @dataclass(frozen=True)
-class Settled:
-    """Result of :func:`settle`."""
+class Migration:
+    """Result of :func:`migrate_splits`."""
 
     moved: list[tuple[str, str, str]]
     """Name, old and new split of every track that changed its split."""
@@ -34,7 +34,7 @@ class Settled:
     """``split/name`` of the tracks that came from this source, which no longer has them."""
 
 
-def settle(settings: Settings, source: Sequence[TrackSource]) -> Settled:
+def migrate_splits(settings: Settings, source: Sequence[TrackSource]) -> Migration:
     """Move every cached track to the split that it has in its source, and name those that the source lacks.
 
     Args:
@@ -56,7 +56,7 @@ def settle(settings: Settings, source: Sequence[TrackSource]) -> Settled:
             moved.append((entry.name, entry.split, now.split))
         elif Path(entry.origin).parent in folders:
             gone.append(f"{entry.split}/{entry.name}")
-    return Settled(moved, gone)
+    return Migration(moved, gone)
 
 
 def refuse_own_folder(out: Path, source: Sequence[TrackSource]) -> None:

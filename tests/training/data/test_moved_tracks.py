@@ -58,7 +58,7 @@ def test_holding_out_another_track_moves_both_without_converting_them_again(tmp_
     result = run(songs, out, ("v",))
     assert names(out) == [["a"], ["v"], []]
     assert statuses(result) == {"a": "kept", "v": "kept"}
-    assert set(result.settled.moved) == {("a", "valid", "train"), ("v", "train", "valid")}
+    assert set(result.migration.moved) == {("a", "valid", "train"), ("v", "train", "valid")}
     run(songs, tmp_path / "fresh", ("v",))
     assert files(out) == files(tmp_path / "fresh")
 
@@ -104,9 +104,9 @@ def test_tracks_that_the_source_no_longer_has_are_named_and_left(
 ) -> None:
     run(songs, tmp_path / "cache")
     write_stems(tmp_path / "more" / "b")
-    assert run(tmp_path / "more", tmp_path / "cache").settled.gone == [], "those of other sources are no news"
+    assert run(tmp_path / "more", tmp_path / "cache").migration.gone == [], "those of other sources are no news"
     shutil.rmtree(songs / "v")
-    assert run(songs, tmp_path / "cache").settled.gone == ["train/v"]
+    assert run(songs, tmp_path / "cache").migration.gone == ["train/v"]
     assert names(tmp_path / "cache") == [["a", "b", "v"], [], []]
 
 
