@@ -2,7 +2,8 @@
 
 Each track is separated in mono, as the authors validate. Two measures: SI-SDR over the whole track for every stage, which is
 theirs; and for the last stage SDR as the field reports it (BSSEval v4: the median over one-second frames), after the gains
-with which the stems' sum comes closest to the mixture. Stems that the cache does not count, or that are silent, are left out.
+with which the stems' sum comes closest to the mixture. Left out are stems that the cache does not count, and silent ones: stems
+and frames of them that are more than 60 dB below the mixture, since quantised silence has scores of -100 dB and less.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ __all__ = [
     "validation_signals",
     "validation_tracks",
 ]
+
+SILENT = 1e-6
+"""Power over the mixture's below which a stem, or a frame of it, counts as silent."""
 
 CHUNK_SECONDS = 60
 """Tracks are separated in 4 chunks, like the authors', or in more if a chunk would be longer."""
@@ -131,7 +135,8 @@ def score_track(
     chunks = max(4, math.ceil(track.seconds / CHUNK_SECONDS))
     with use_backend(backend, precision.value):
         estimates = network.inference(mixes, n_chunks=chunks)
-    counted = [c and bool(s.any()) for c, s in zip((track.counts[i] for i in places), sources[-1][0], strict=True)]
+    sounds = (_power(sources[-1][0, :, 0]) > SILENT * _power(mixes[-1][0])).tolist()
+    counted = [c and s for c, s in zip((track.counts[i] for i in places), sounds, strict=True)]
     by_stage = []
     for estimate, source in zip(estimates, sources, strict=True):
         values = si_sdr(estimate, source[..., : estimate.shape[-1]]).flatten().tolist()
@@ -150,11 +155,19 @@ def _sdr(
     chosen = [index for index, counts in enumerate(counted) if counts]
     values, rate = [math.nan] * len(estimate), config.output_rate
     if chosen:
+        source = source.clone()
+        for frame in source.split(rate, dim=1):
+            frame[_power(frame) <= SILENT * _power(mix)] = 0  # frames that are all zero have no score
         scores = bss_eval(source[chosen][..., None], scaled[chosen][..., None], window=rate, hop=rate, metrics=("SDR",))
         for index, frames in zip(chosen, scores["SDR"].tolist(), strict=True):
             known = [value for value in frames if not math.isnan(value)]
             values[index] = median(known) if known else math.nan
     return values
+
+
+def _power(signal: Tensor) -> Tensor:
+    """Mean power of signals, (..., T) to (...)."""
+    return signal.square().mean(-1)
 
 
 def _means(rows: Sequence[Sequence[float]]) -> list[float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -61,6 +62,25 @@ def test_stems_that_do_not_count_or_are_silent_are_left_out(tmp_path: Path) -> N
     score = score_track(network, cache.tracks("valid")[0], range(4), "reference", Precision.float32)
     assert [math.isnan(value) for value in score.sdr] == [False, True, True, False]
     assert all([math.isnan(value) for value in stage] == [False, True, True, False] for stage in score.si_sdr)
+
+
+def test_quantised_silence_is_left_out(tmp_path: Path) -> None:
+    """A stem that sounds in its first half only, and one that never does, with noise of one 16-bit step where they rest."""
+    signals = {rate: music(1, 4.0, rate) for rate in RATES}
+    for rate, signal in signals.items():
+        noise = np.random.default_rng(0).choice(np.float32([-1, 1]) / 32768, signal.shape)
+        signal[1, :, 2 * rate :] = noise[1, :, 2 * rate :]
+        signal[2] = noise[2]
+    write_track(tmp_path, "valid", "song", signals)
+    write_manifest(tmp_path, RATES)
+    track, network = Cache.open(tmp_path).tracks("valid")[0], Telling(TINY)
+    network.answer = validation_signals(track, RATES, range(4))[1]
+    for answer, rate in zip(network.answer, RATES, strict=True):
+        answer[:, 1:3, :, 2 * rate :] = answer[:, 0:1, :, 2 * rate :]  # wrong wherever it is silent
+    score = score_track(network, track, range(4), "reference", Precision.float32)
+    assert score.sdr[1] > 20
+    assert [math.isnan(value) for value in score.sdr] == [False, False, True, False]
+    assert all([math.isnan(value) for value in stage] == [False, False, True, False] for stage in score.si_sdr)
 
 
 def test_a_networks_si_sdr_is_that_of_its_inference(tmp_path: Path) -> None:
