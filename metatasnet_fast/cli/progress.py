@@ -49,6 +49,14 @@ class TrainingDisplay(Display):
         if self._bar is not None:
             self._bar.close()
 
+    def preparing(self, what: str, done: int, total: int, unit: str) -> None:
+        if self._bar is None:
+            self._bar = ProgressBar(what, unit, total)
+        self._bar.update(done)
+        if done >= total:
+            self._bar.close()
+            self._bar = None
+
     def step(self, step: int, total: int | None, loss: float) -> None:
         if self._bar is None:
             self._bar = ProgressBar("training", "step", total, initial=step - 1, lines=False)

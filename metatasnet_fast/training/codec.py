@@ -9,7 +9,7 @@ learns from mixtures whose spectra are tilted, so that every frequency counts.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -40,13 +40,21 @@ def check_codec(config: MetaTasNetConfig) -> None:
         )
 
 
-def learn_codec(network: MultiTasNet, batches: BatchSource, steps: int, backend: str, precision: Precision) -> float:
+def learn_codec(
+    network: MultiTasNet,
+    batches: BatchSource,
+    steps: int,
+    backend: str,
+    precision: Precision,
+    report: Callable[[int], object] = lambda step: None,
+) -> float:
     """Pair the filters and train encoder and decoder, on the mixtures of batches 0, 1, ..., with Adam.
 
     Args:
         network: new, with the statistics of its spectrograms.
         steps: how many; at least one.
         backend, precision: what the network is trained with; the codec learns in float32 at least.
+        report: called after each step with its number, from 1.
 
     Returns:
         SI-SDR in dB of the last step's mixtures as the codec returns them, mean over items and stages.
@@ -71,6 +79,7 @@ def learn_codec(network: MultiTasNet, batches: BatchSource, steps: int, backend:
         (-quality).backward()
         torch.nn.utils.clip_grad_norm_(trained, 5.0)
         optimizer.step()
+        report(step + 1)
     network.zero_grad(set_to_none=True)
     return float(quality.detach()) / network.config.stages_num
 

@@ -32,6 +32,9 @@ class Summary:
 class Display:
     """Shows nothing of a run; what shows something overrides its methods."""
 
+    def preparing(self, what: str, done: int, total: int, unit: str) -> None:
+        """``done`` of ``total`` units are done of a job that comes before the first step."""
+
     def step(self, step: int, total: int | None, loss: float) -> None:
         """A step was taken."""
 

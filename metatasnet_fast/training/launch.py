@@ -129,10 +129,17 @@ def _carry_out(
         if plan.checkpoint is None and world.first:
             display.note(f"computing the statistics of the spectrograms from {settings.stats_items} items")
             whole = _batches(cache, config, settings, runtime, World())
-            network.compute_stats(_mixtures(whole, settings.stats_items))
-            if settings.codec_steps:
-                display.note(f"teaching encoder and decoder alone for {settings.codec_steps} steps")
-                quality = learn_codec(network, whole, settings.codec_steps, settings.backend, runtime.precision)
+            network.compute_stats(_mixtures(whole, settings.stats_items, display))
+            if steps := settings.codec_steps:
+                display.note(f"teaching encoder and decoder alone for {steps} steps")
+                quality = learn_codec(
+                    network,
+                    whole,
+                    steps,
+                    settings.backend,
+                    runtime.precision,
+                    report=lambda done: display.preparing("encoder and decoder", done, steps, "steps"),
+                )
                 display.note(f"they return tilted mixtures with an SI-SDR of {quality:.1f} dB")
         world.take_over(list(network.state_dict().values()))
         freeze(network, settings.unfreeze)
@@ -187,10 +194,12 @@ def _batches(
     )
 
 
-def _mixtures(batches: BatchSource, items: int) -> Iterator[tuple[list[Tensor]]]:
-    """Mixtures of about ``items`` items."""
-    for number in range(-(-items // batches.items)):
+def _mixtures(batches: BatchSource, items: int, display: Display) -> Iterator[tuple[list[Tensor]]]:
+    """Mixtures of about ``items`` items, whose progress is displayed."""
+    count = -(-items // batches.items)
+    for number in range(count):
         yield (batches.batch(number).mixes,)
+        display.preparing("statistics", (number + 1) * batches.items, count * batches.items, "items")
 
 
 def _description(plan: Plan, runtime: Runtime, cache: str | Path, command: str) -> dict[str, Any]:

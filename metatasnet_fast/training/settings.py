@@ -55,7 +55,7 @@ class TrainingSettings:
     threads: int = _setting(10, "workers that prepare batches; at most the number of cores is used")
     steps: int | None = _setting(None, "length of the training in steps, instead of --epochs")
     minutes: float | None = _setting(
-        None, "end after this time; the learning rate falls to 0 over it instead of SGDR's"
+        None, "end this long after the first step began; the learning rate falls to 0 over it instead of SGDR's"
     )
     augmentation: str = _setting("same", "same at every rate, original (drawn per rate), or none")
     speed: float = _setting(

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from metatasnet_fast import load_checkpoint
+from metatasnet_fast import _terminal, load_checkpoint
 from metatasnet_fast.cli.progress import TrainingDisplay
 from metatasnet_fast.training import launch
 from metatasnet_fast.training.data import write_manifest, write_track
@@ -85,6 +85,21 @@ def test_output_that_cannot_be_written_ends_no_run(
         display.note("one")
         display.note("two")
     assert capsys.readouterr().err.count("No space left on device") == 1
+
+
+def test_progress_before_the_first_step_is_printed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_terminal, "LINE_SECONDS", 0.0)
+    with TrainingDisplay() as display:
+        for done in (8, 16):
+            display.preparing("statistics", done, 16, "items")
+        display.preparing("encoder and decoder", 1, 2, "steps")
+    assert capsys.readouterr().err.splitlines() == [
+        "statistics: 8 of 16 items",
+        "statistics: 16 of 16 items",
+        "encoder and decoder: 1 of 2 steps",
+    ]
 
 
 def test_a_stem_that_no_track_counts_has_no_score(command: Command, config: Path, tmp_path: Path) -> None:

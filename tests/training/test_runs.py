@@ -36,10 +36,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Watcher(Display):
-    """Calls ``act`` after a step, and keeps the notes."""
+    """Calls ``act`` after a step, and keeps the notes and what was prepared."""
 
     def __init__(self, act: Callable[[int], None] = lambda step: None) -> None:
-        self.act, self.notes = act, list[str]()
+        self.act, self.notes, self.prepared = act, list[str](), list[tuple[str, int, int, str]]()
+
+    def preparing(self, what: str, done: int, total: int, unit: str) -> None:
+        self.prepared.append((what, done, total, unit))
 
     def step(self, step: int, total: int | None, loss: float) -> None:
         self.act(step)
@@ -62,6 +65,19 @@ def content(path: Path) -> dict[str, Any]:
     found["metatasnet_fast"]["progress"].pop("elapsed")
     del found["args"].directory
     return found
+
+
+def test_what_comes_before_the_first_step_shows_its_progress(cache: Path, tmp_path: Path) -> None:
+    watcher, seen = Watcher(), list[int]()
+    watcher.act = lambda step: seen.append(len(watcher.prepared))
+    go(cache, tmp_path / "run", watcher, steps=1, stats_items=7, batch_size=4, codec_steps=2, N=16, filters=1)
+    assert watcher.prepared == [
+        ("statistics", 4, 8, "items"),
+        ("statistics", 8, 8, "items"),
+        ("encoder and decoder", 1, 2, "steps"),
+        ("encoder and decoder", 2, 2, "steps"),
+    ]
+    assert seen == [4], "all before the first step"
 
 
 def sending(number: int, when: int) -> Watcher:
