@@ -103,12 +103,15 @@ def solve(correlations: Correlations, noise: float = 0.0) -> tuple[torch.Tensor,
     diagonal.mul_(1 + noise).add_(torch.finfo(torch.float64).eps)
     rounding = torch.finfo(torch.float64).eps * float(diagonal.sum()) * correlations.delays
     for shift in (0.0, 4 * rounding, 400 * rounding):
-        solution = _by_cholesky(lagged, right, shift)
+        factor = _cholesky_factor(_gram(lagged, shift))
+        if factor is None:
+            continue
+        solution = _substitute(factor, right)
+        if shift:
+            solution = solution + _substitute(factor, right - _gram_times(lagged, solution))
+        del factor  # as large as the matrix of the next attempt
         # A solution that is not finite has the residual NaN, which is never small.
-        if (
-            solution is not None
-            and float(((right - _gram_times(lagged, solution)).norm(dim=0) / scale).max()) < _RESIDUAL
-        ):
+        if float(((right - _gram_times(lagged, solution)).norm(dim=0) / scale).max()) < _RESIDUAL:
             method = "shifted cholesky" if shift else "cholesky"
             break
     else:
@@ -117,16 +120,6 @@ def solve(correlations: Correlations, noise: float = 0.0) -> tuple[torch.Tensor,
         gram = lower + lower.tril(-1).mT
         solution, method = torch.linalg.lstsq(gram, right.cpu(), driver="gelsd").solution.to(right.device), "lstsq"
     return solution.view(-1, correlations.delays, right.shape[1]), method
-
-
-def _by_cholesky(lagged: torch.Tensor, right: torch.Tensor, shift: float) -> torch.Tensor | None:
-    factor = _cholesky_factor(_gram(lagged, shift))
-    if factor is None:
-        return None
-    solution = _substitute(factor, right)
-    if shift:
-        solution = solution + _substitute(factor, right - _gram_times(lagged, solution))
-    return solution
 
 
 def _cholesky_factor(gram: torch.Tensor) -> torch.Tensor | None:
@@ -202,8 +195,9 @@ def projected_energies(
     """
     delays = all_filters.shape[1]
     length = fft_length(frames[0].stop - frames[0].start + delays - 1)
-    all_spectra = _filter_spectra(all_filters, length)
-    own_spectra = _filter_spectra(own_filters.flatten(0, 1), length)
+    all_spectra, own_spectra = (
+        _filter_spectra(filters, length) for filters in (all_filters, own_filters.flatten(0, 1))
+    )
     names = ("target", "projection", "interference", "spatial", "artifacts")
     # Results first: small tensors left between large ones keep the heap from shrinking (measured: 130 to 230 MB).
     energies = all_filters.new_empty(len(names), len(frames), references.sources)

@@ -83,12 +83,14 @@ class EmptyBand:
 def warnings_of(silent: Iterable[SilentSource], bands: Iterable[EmptyBand]) -> list[Warning]:
     """Return the warnings about signals that are silent from end to end, and about references without energy in a band."""
     sources, empty = ", ".join(map(str, silent)), ", ".join(map(str, bands))
-    silence = f"Silent from end to end: {sources}. Leave these stems out to score the rest, or choose the rule of silence `own`."
+    advice = "Leave these stems out to score the rest, or choose the rule of silence `own`."
     rounding = (
         f"References without any energy in a band: {empty}. ISR, SIR and SAR of this track depend on rounding. Regularise, or "
         "score files of 16 bits."
     )
-    return [SilentSourceWarning(silence)] * bool(sources) + [EmptyBandWarning(rounding)] * bool(empty)
+    return [SilentSourceWarning(f"Silent from end to end: {sources}. {advice}")] * bool(sources) + [
+        EmptyBandWarning(rounding)
+    ] * bool(empty)
 
 
 class Signals:

@@ -24,19 +24,22 @@ DRAWS = 10_000
 CONFIDENCE = 0.95
 
 
+UNKNOWN = (float("nan"), float("nan"))
+
+
 @dataclass(frozen=True)
 class Summary:
     """Statistics of a stem and a metric over tracks; NaN where no track counts. Intervals hold 95 % of the bootstraps."""
 
-    median: float
-    median_interval: tuple[float, float]
-    mean: float
-    mean_interval: tuple[float, float]
-    tracks: int
+    median: float = float("nan")
+    median_interval: tuple[float, float] = UNKNOWN
+    mean: float = float("nan")
+    mean_interval: tuple[float, float] = UNKNOWN
+    tracks: int = 0
     """Tracks with a number."""
-    valid_frames: int
+    valid_frames: int = 0
     """Frames that count, of a metric by frames."""
-    frames: int
+    frames: int = 0
     by_frames: bool = False
 
     @property
@@ -47,10 +50,6 @@ class Summary:
     @property
     def interval(self) -> tuple[float, float]:
         return self.median_interval if self.by_frames else self.mean_interval
-
-
-_UNKNOWN = (float("nan"), float("nan"))
-NOTHING = Summary(float("nan"), _UNKNOWN, float("nan"), _UNKNOWN, 0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -102,21 +101,19 @@ def compare(first: Sequence[TrackScores], second: Sequence[TrackScores], extreme
         EvaluationError: if they have no track, or no number, in common.
     """
     others = {track.name: track for track in second}
-    pairs = [(track, others[track.name]) for track in first if track.name in others]
     values: dict[tuple[str, str], dict[str, tuple[float, float]]] = {}
-    for a, b in pairs:
-        for stem, numbers in a.numbers().items():
+    for track in first:
+        for stem, numbers in track.numbers().items() if track.name in others else ():
             for metric, value in numbers.items():
-                pair = value, b.value(stem, metric)
+                pair = value, others[track.name].value(stem, metric)
                 if np.isfinite(pair).all():
-                    values.setdefault((stem, metric), {})[a.name] = pair
-    result = [_comparison(stem, metric, by_track, extremes) for (stem, metric), by_track in values.items()]
-    if not result:
+                    values.setdefault((stem, metric), {})[track.name] = pair
+    if not values:
         raise EvaluationError(
             f"The {len(first)} tracks of the first scores and the {len(second)} of the second have no track with scores in "
             "common. Score the same tracks."
         )
-    return result
+    return [_comparison(stem, metric, by_track, extremes) for (stem, metric), by_track in values.items()]
 
 
 def _comparison(stem: str, metric: str, values: Mapping[str, tuple[float, float]], extremes: int) -> Comparison:
@@ -128,8 +125,8 @@ def _comparison(stem: str, metric: str, values: Mapping[str, tuple[float, float]
         stem,
         metric,
         len(values),
-        float(np.median(first)),
-        float(np.median(second)),
+        statistic(np.median, first),
+        statistic(np.median, second),
         statistic(np.mean, differences),
         _interval(np.mean, differences),
         _sign_test(differences),
@@ -140,7 +137,7 @@ def _comparison(stem: str, metric: str, values: Mapping[str, tuple[float, float]
 def _interval(function: Callable[..., Any], values: NDArray[np.float64]) -> tuple[float, float]:
     """Return the interval of a bootstrap of the median or mean; of one track only, unknown."""
     if len(values) < 2 or not np.isfinite(values).all():
-        return _UNKNOWN
+        return UNKNOWN
     drawn = values[np.random.default_rng(0).integers(0, len(values), (DRAWS, len(values)))]
     low, high = np.quantile(function(drawn, axis=1), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)

@@ -16,7 +16,7 @@ from .._io import reporting_write_errors, write_atomically
 from .bss_eval import METRICS
 from .scores import TrackScores
 from .signals import EvaluationError
-from .statistics import NOTHING, Comparison, Summary, summarise
+from .statistics import Comparison, Summary, summarise
 from .track import ALL_METRICS, OWN_SILENCE, REGULARISED
 
 __all__ = [
@@ -48,8 +48,7 @@ PUBLISHED: dict[str, Published] = {
 }
 """Each as its source gives it: BSSEval v4, median over frames and tracks; later papers print means over tracks of uSDR."""
 
-_TEST_TRACKS = 50
-_SHORT_FRAMES = 60
+_TEST_TRACKS, _SHORT_FRAMES = 50, 60
 _NAME, _COLUMN = 34, 9
 
 
@@ -218,7 +217,7 @@ def _rows(tracks: Sequence[TrackScores]) -> tuple[list[str], dict[str, tuple[lis
     main = [stem for stem in stems if stem in STEMS] or stems
     rows = {}
     for metric in dict.fromkeys(metric for by_metric in found.values() for metric in by_metric):
-        by_stem = {stem: found[stem].get(metric, NOTHING) for stem in stems}
+        by_stem = {stem: found[stem].get(metric, Summary()) for stem in stems}
         mean = float(np.mean([by_stem[stem].number for stem in main]))
         rows[metric] = list(by_stem.values()), [*(summary.number for summary in by_stem.values()), mean]
     return stems, rows
