@@ -223,8 +223,8 @@ def projected_energies(
 def fft_length(at_least: int) -> int:
     """Return the smallest even length of the form 2^a 3^b 5^c that is not below `at_least`."""
     powers = range(at_least.bit_length())
-    odd = [3**three * 5**five for three in powers for five in powers]
-    return min(each * 2 ** max(1, (-(-at_least // each) - 1).bit_length()) for each in odd)
+    odd: list[int] = [3**three * 5**five for three in powers for five in powers]
+    return min(each << max(1, (-(-at_least // each) - 1).bit_length()) for each in odd)
 
 
 def _frame_spectra(signals: Signals, frames: Sequence[slice], length: int) -> torch.Tensor:

@@ -71,7 +71,8 @@ class TrackScores:
     def counted(self, stem: str, metric: str) -> NDArray[np.float64]:
         """Return the values of the frames that count, as stored in a file."""
         stored = np.array([float(_rounded(value)) for value in self.targets.get(stem, {}).get(metric, ())])
-        return stored[~np.isnan(stored)]
+        counted: NDArray[np.float64] = stored[~np.isnan(stored)]
+        return counted
 
     def median(self, stem: str, metric: str) -> float:
         """Return the median over the frames that count; NaN if none does."""
