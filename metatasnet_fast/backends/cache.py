@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from ..config import MetaTasNetConfig, StageConfig
 from ..precision import Precision
 from .base import Backend
-from .fingerprint import fingerprint
-from .watch import ParameterWatch, can_watch, collect_parameters
+from .watch import ParameterWatch, can_watch, collect_parameters, fingerprint
 
 __all__ = ["PreparedCache", "prepare_all"]
 

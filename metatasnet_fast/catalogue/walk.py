@@ -25,8 +25,8 @@ from ..audio import AudioStream, open_audio
 from ..errors import AudioReadError, NotAudioError
 from ..separation.fast_mode import separate_in_windows
 from ..separation.outputs import StemFiles
-from ..separation.progress import Reporter
 from ..separation.recording import Recording
+from ..separation.result import Reporter
 from .batcher import SongRunner
 from .cores import Place, SongBudget
 from .destination import Destination

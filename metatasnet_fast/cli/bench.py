@@ -9,26 +9,26 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .._io import reporting_write_errors
-from ..errors import BackendUnavailableError, ConfigError, MissingDependencyError, OutputError
+from ..errors import BackendUnavailableError, ConfigError, MissingDependencyError
+from .options import add_json_option, from_one
+from .outputs import check_writable
+from .report import tell, to_json
 
 if TYPE_CHECKING:
     from ..benchmark import Row
 
-__all__ = ["add_parser"]
+__all__ = ["add_arguments"]
 
 REGRESSION = 1
 """Exit code of a comparison that found one, and of a run in which a parity check failed."""
 
 
-def add_parser(commands: Any) -> None:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "bench",
-        help="measure the speed on this machine",
-        description="Time inference, preparation and a training step of the authors' network, by every backend "
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Time inference, preparation and a training step of the authors' network, by every backend "
         "and precision there is, against eager PyTorch and torch.compile in alternating rounds. "
         "An implementation whose results miss the parity rule gets no times, and the exit code is 1. "
-        "`metatasnet-fast bench compare A B` compares two recorded runs: exit code 1 if B is slower beyond the noise.",
+        "`metatasnet-fast bench compare A B` compares two recorded runs: exit code 1 if B is slower beyond the noise."
     )
     size = parser.add_mutually_exclusive_group()
     size.add_argument(
@@ -42,7 +42,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("-o", "--out", metavar="DIR", help="write DIR/bench.jsonl and DIR/bench.png")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
-    parser.add_argument("--threads", type=int, help="torch's threads (default: as torch chooses)")
+    parser.add_argument("--threads", type=from_one, help="torch's threads (default: as torch chooses)")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out; compiling takes minutes")
     parser.add_argument(
         "--max-autotune", action="store_true", help="torch.compile takes part a second time, in this mode"
@@ -52,6 +52,7 @@ def add_parser(commands: Any) -> None:
         action="store_true",
         help="ONNX Runtime and OpenVINO take part in inference on a CPU (needs the extra export, and openvino)",
     )
+    add_json_option(parser, "one JSON object for each row, the lines of bench.jsonl,")
     parser.set_defaults(run=run)
     inner = parser.add_subparsers(metavar="compare A B", dest="what", required=False)
     compare = inner.add_parser(
@@ -62,6 +63,7 @@ def add_parser(commands: Any) -> None:
     compare.add_argument(
         "--seconds", action="store_true", help="count eager's own seconds too; for machines that do nothing else"
     )
+    add_json_option(compare, "one JSON object for each implementation on each case")
     compare.set_defaults(run=run_compare)
 
 
@@ -73,11 +75,8 @@ def run(args: argparse.Namespace) -> int:
 
     folder = Path(args.out) if args.out else None
     if folder:
-        with reporting_write_errors(folder, OutputError):
-            folder.mkdir(parents=True, exist_ok=True)
+        check_writable(folder)
     if args.threads is not None:
-        if args.threads < 1:
-            raise ConfigError(f"--threads must be at least 1, got {args.threads}.")
         torch.set_num_threads(args.threads)
     size = SIZES["tiny" if args.tiny else "quick" if args.quick else "full"]
     participants = Participants.of(_device(args.device), size.compiled and not args.no_compile)
@@ -85,11 +84,16 @@ def run(args: argparse.Namespace) -> int:
     began = time.perf_counter()
     keep = (lambda rows: write_rows(rows, folder / "bench.jsonl")) if folder else (lambda rows: None)
     rows = run_suite(size, participants, _tell, args.only, keep)
-    print(text_table(rows))
-    print(_about(rows, time.perf_counter() - began))
+    if args.json:
+        for row in rows:
+            print(row.to_json())
+    else:
+        print(text_table(rows))
+        print(_about(rows, time.perf_counter() - began))
     if folder:
-        print(folder / "bench.jsonl")
-        _draw(rows, folder / "bench.png")
+        files = [folder / "bench.jsonl", *_draw(rows, folder / "bench.png")]
+        if not args.json:
+            print(*files, sep="\n")
     return REGRESSION if any(row.wrong for row in rows) else 0
 
 
@@ -108,21 +112,28 @@ def _about(rows: list[Row], seconds: float) -> str:
     )
 
 
-def _draw(rows: list[Row], path: Path) -> None:
+def _draw(rows: list[Row], path: Path) -> list[Path]:
     from ..benchmark.plots import draw
 
     try:
         draw(rows, path)
-        print(path)
     except MissingDependencyError as error:
-        print(f"no picture was drawn: {error}")
+        tell(f"no picture was drawn: {error}")
+        return []
+    return [path]
 
 
 def run_compare(args: argparse.Namespace) -> int:
     from ..benchmark import compare, comparison_table, read_rows
 
     changes = compare(read_rows(args.first), read_rows(args.second), args.seconds)
-    print(comparison_table(changes))
+    if args.json:
+        for change in changes:
+            case, implementation, precision = change.key
+            fields = {name: getattr(change, name) for name in ("what", "ratio", "band", "problem")}
+            print(to_json({"case": case, "implementation": implementation, "precision": precision, **fields}))
+    else:
+        print(comparison_table(changes))
     return REGRESSION if any(change.problem for change in changes) else 0
 
 

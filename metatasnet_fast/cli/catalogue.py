@@ -7,9 +7,9 @@ from typing import Any
 
 from .catalogue_run import run
 from .catalogue_survey import run_status, run_verify
-from .engine import add_engine_options
+from .options import add_engine_options
 
-__all__ = ["add_parser"]
+__all__ = ["add_arguments"]
 
 RUN_EPILOG = """
 MANIFEST is a folder, a pattern in quotes, a .txt list, or a .csv, .tsv, .jsonl or .parquet table with a column uri and, if
@@ -30,12 +30,8 @@ exit codes: 0 all songs are done; 2 the command cannot be carried out; 3 some fa
 """
 
 
-def add_parser(commands: Any) -> None:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "catalogue",
-        help="separate any number of recordings, resumably",
-        description="Separate a catalogue: nothing is lost, nothing is done twice.",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Separate a catalogue: nothing is lost, nothing is done twice."
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True, parser_class=type(parser))
     _add_run(actions)
     status = actions.add_parser(

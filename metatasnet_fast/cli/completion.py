@@ -8,7 +8,7 @@ from typing import Any
 
 from .._extras import require
 
-__all__ = ["add_parser"]
+__all__ = ["add_arguments"]
 
 EPILOG = """
 bash reads it from the first of these places, zsh from the second if fpath names the folder before compinit:
@@ -19,13 +19,9 @@ bash reads it from the first of these places, zsh from the second if fpath names
 """
 
 
-def add_parser(commands: Any) -> None:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "completion",
-        help="print a script that completes this command in a shell",
-        description="Print a script by which a shell completes commands, options and files after a press of Tab.",
-        epilog=EPILOG,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Print a script by which a shell completes commands, options and files after a press of Tab."
+    parser.epilog = EPILOG
     parser.add_argument("shell", choices=("bash", "zsh", "tcsh"))
     parser.set_defaults(run=run)
 

@@ -5,36 +5,33 @@ from __future__ import annotations
 import argparse
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .. import __version__
-from .engine import add_engine_options, make_separator
+from .options import add_engine_options, add_json_option, make_separator
 from .outputs import check_writable
-from .progress import ProgressDisplay
+from .report import ProgressDisplay, print_result
 
 if TYPE_CHECKING:
     from ..page import Listening
     from ..separation import Separation, Separator
 
-__all__ = ["add_parser"]
+__all__ = ["add_arguments"]
 
 FOLDER = "assets/demo"
 EXCERPT = f"{FOLDER}/sodium-excerpt.ogg"
 TITLE = "“sodium” in four stems"
 
 
-def add_parser(commands: Any) -> None:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "demo",
-        help="separate the excerpt that comes with the package",
-        description="Separate 25 s of CC0 music into OUT/*.wav, and write OUT/index.html to listen to them.",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Separate 25 s of CC0 music into OUT/*.wav, and write OUT/index.html to listen to them."
     parser.add_argument(
         "-o", "--output", default="demo", metavar="OUT", help="folder for stems and page (default: demo)"
     )
     parser.add_argument(
         "--picture", metavar="PNG", help="write a picture of the spectrograms too (needs the extra plots)"
     )
+    add_json_option(parser, "one JSON object (model, files, page, picture, speed)")
     add_engine_options(parser)
     parser.set_defaults(run=run)
 
@@ -51,18 +48,19 @@ def run(args: argparse.Namespace) -> int:
     ):
         separation = separator.separate_file(excerpt, folder, name="{stem}")
         listening = _listening(excerpt, separation, separator, model, bundled=args.model is None)
-    for path in separation.files.values():
-        print(path)
-    print(
-        f"{model}: {separation.duration:.1f} s of audio in {separation.seconds:.1f} s, "
-        f"{separation.real_time_factor:.1f} x real time ({separator.describe()})"
-    )
     page = folder / "index.html"
     write_page(listening, page)
-    print(f"open {page} to listen")
     if args.picture:
         write_picture(listening, Path(args.picture))
-        print(args.picture)
+    lines = [
+        *map(str, separation.files.values()),
+        f"{model}: {separation.duration:.1f} s of audio in {separation.seconds:.1f} s, "
+        f"{separation.real_time_factor:.1f} x real time ({separator.describe()})",
+        f"open {page} to listen",
+        *([args.picture] if args.picture else []),
+    ]
+    places = {"page": str(page), "picture": args.picture}
+    print_result(args, "\n".join(lines), **{**separation.report(), "model": model, **places})
     return 0
 
 

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
-import math
-import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .._io import reporting_write_errors, write_atomically
 from ..errors import MetaTasNetError
-from .engine import add_engine_options, make_separator
+from .options import (
+    add_engine_options,
+    add_json_option,
+    add_page_options,
+    add_workers_option,
+    make_separator,
+    names,
+)
+from .report import TrackReport, to_json
 
 if TYPE_CHECKING:
     from ..evaluation import ScoringRun, TrackOutcome, TrackScores
 
-__all__ = ["add_parser"]
+__all__ = ["add_evaluate_arguments", "add_score_arguments"]
 
 METRICS = """
 metrics: SDR ISR SIR SAR (BSSEval v4: medians over one-second frames, then over tracks, as museval), uSDR MDX SI-SDR SI-SDRi
@@ -51,19 +56,10 @@ Scores of the 7-second excerpts of MUSDB18 are not comparable with published one
 """
 
 
-def add_parser(commands: Any) -> None:
-    _add_score(commands)
-    _add_evaluate(commands)
-
-
-def _add_score(commands: Any) -> None:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "score",
-        help="score stems of any separator; `score compare A B` compares two sets of scores",
-        description="Score stems of any separator against the true ones, or compare two sets of scores.",
-        usage="%(prog)s [options] REFERENCES ESTIMATES\n       %(prog)s compare SCORES_A SCORES_B",
-        epilog=SCORE_EPILOG,
-    )
+def add_score_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Score stems of any separator against the true ones, or compare two sets of scores."
+    parser.usage = "%(prog)s [options] REFERENCES ESTIMATES\n       %(prog)s compare SCORES_A SCORES_B"
+    parser.epilog = SCORE_EPILOG
     parser.add_argument("paths", nargs="+", metavar="PATH", help="REFERENCES ESTIMATES, or compare SCORES_A SCORES_B")
     parser.add_argument("--subset", help="a folder of REFERENCES, such as test (default: all)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda; float64 everywhere (default: auto)")
@@ -71,13 +67,9 @@ def _add_score(commands: Any) -> None:
     parser.set_defaults(run=run_score)
 
 
-def _add_evaluate(commands: Any) -> None:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "evaluate",
-        help="separate MUSDB18, or other tracks with stems, and score the result",
-        description="Separate MUSDB18 (or any tree of tracks with stems) and score the stems.",
-        epilog=EPILOG,
-    )
+def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Separate MUSDB18 (or any tree of tracks with stems) and score the stems."
+    parser.epilog = EPILOG
     parser.add_argument("--musdb", required=True, metavar="PATH", help="the folder that holds train and test")
     parser.add_argument("--subset", default="test", help="test or train, or . for all of PATH (default: test)")
     parser.add_argument(
@@ -90,7 +82,7 @@ def _add_evaluate(commands: Any) -> None:
 
 def _add_scoring_options(parser: argparse.ArgumentParser, metrics: str) -> None:
     parser.add_argument("-o", "--out", default="scores", help="folder for the scores (default: scores)")
-    parser.add_argument("--metrics", metavar="A,B", help=f"what to compute, see below (default: {metrics})")
+    parser.add_argument("--metrics", type=names, metavar="A,B", help=f"what to compute, see below (default: {metrics})")
     parser.add_argument(
         "--silence",
         default="museval",
@@ -101,28 +93,13 @@ def _add_scoring_options(parser: argparse.ArgumentParser, metrics: str) -> None:
         action="store_true",
         help="make ISR, SIR, SAR of band-limited references independent of rounding",
     )
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=max(1, (os.cpu_count() or 2) // 2),
-        help="tracks scored at once (default: half the cores)",
-    )
+    add_workers_option(parser, "scored")
     parser.add_argument(
         "--table", action="append", default=[], metavar="FILE", help="also write .csv, .parquet or .tex"
     )
     parser.add_argument("--plot", metavar="FILE", help="also draw boxplots into this image")
-    page = parser.add_mutually_exclusive_group()
-    page.add_argument(
-        "--page",
-        dest="page",
-        action="store_const",
-        const="file",
-        help="also write a page to listen to for each track, one file",
-    )
-    page.add_argument(
-        "--page-files", dest="page", action="store_const", const="folder", help="the same with its sounds in a folder"
-    )
-    parser.add_argument("--json", action="store_true", help="print a JSON line for each track instead of text")
+    add_page_options(parser, "for each track")
+    add_json_option(parser, "one JSON object for each track")
     parser.add_argument("--strict", action="store_true", help="stop at the first failure or silent stem")
     parser.add_argument("--overwrite", action="store_true", help="score again what is scored already")
 
@@ -136,26 +113,21 @@ def run_score(args: argparse.Namespace) -> int:
 
     from ..evaluation import DEFAULT_METRICS, score
 
-    _check_workers(args)
     device = args.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    printer = _Printer(args.json)
+    report = TrackReport(args.json)
     result = score(
         *args.paths,
-        out=args.out,
-        metrics=_metrics(args) or DEFAULT_METRICS,
+        metrics=args.metrics or DEFAULT_METRICS,
         silence=args.silence,
         regularise=args.regularise,
         strict=args.strict,
         device=device,
         subset=args.subset,
-        workers=args.workers,
-        overwrite=args.overwrite,
-        report=printer,
-        page=args.page,
+        **_run_options(args, report),
     )
-    return _finish(args, result, Path(args.paths[1]).resolve().name)
+    return _finish(args, result, Path(args.paths[1]).resolve().name, report)
 
 
 def run_evaluate(args: argparse.Namespace) -> int:
@@ -163,98 +135,44 @@ def run_evaluate(args: argparse.Namespace) -> int:
     from ..evaluation.runner import evaluate_tracks
     from ..evaluation.tracks import open_tracks
 
-    _check_workers(args)
-    scoring = Scoring(_metrics(args) or METRICS, args.silence, args.regularise, strict=args.strict, engine=args.engine)
+    scoring = Scoring(args.metrics or METRICS, args.silence, args.regularise, strict=args.strict, engine=args.engine)
     tracks = open_tracks(args.musdb, args.subset)
     separator, model = make_separator(args)
     if not args.json:
         print(f"{model}: {len(tracks)} tracks, {separator.describe()}, scored by {args.engine}", flush=True)
-    result = evaluate_tracks(
-        tracks,
-        separator,
-        args.out,
-        scoring,
-        subset=args.subset,
-        workers=args.workers,
-        overwrite=args.overwrite,
-        report=_Printer(args.json, len(tracks)),
-        page=args.page,
-    )
-    return _finish(args, result, f"{model}, {args.mode} mode")
+    report = TrackReport(args.json, len(tracks))
+    result = evaluate_tracks(tracks, separator, scoring=scoring, subset=args.subset, **_run_options(args, report))
+    return _finish(args, result, f"{model}, {args.mode} mode", report)
 
 
-def _metrics(args: argparse.Namespace) -> list[str]:
-    return [name.strip() for name in (args.metrics or "").split(",") if name.strip()]
+def _run_options(args: argparse.Namespace, report: TrackReport) -> dict[str, Any]:
+    def tell(outcome: TrackOutcome, scores: TrackScores | None) -> None:
+        """Report ``name``, ``status``, ``error``, ``warnings``, seconds, ``page`` and ``scores``: stem -> metric -> number."""
+        speed = outcome.audio_seconds / max(outcome.reading_seconds, 1e-9)
+        listen = f"; open {outcome.page} to listen" if outcome.page else ""
+        line = f"read at {speed:.1f} x real time, scored in {outcome.scoring_seconds:.1f} s{listen}"
+        numbers = {} if scores is None else {"scores": scores.numbers()}
+        report.add(outcome, line, {**dataclasses.asdict(outcome), **numbers})
+
+    plain = {name: getattr(args, name) for name in ("out", "workers", "overwrite", "page")}
+    return {**plain, "report": tell}
 
 
-def _check_workers(args: argparse.Namespace) -> None:
-    if args.workers < 1:
-        raise MetaTasNetError(f"--workers must be at least 1, got {args.workers}.")
-
-
-class _Printer:
-    """One line for each track."""
-
-    def __init__(self, as_json: bool, total: int | None = None) -> None:
-        self._json, self._total, self._done = as_json, total, 0
-
-    def __call__(self, outcome: TrackOutcome, scores: TrackScores | None) -> None:
-        self._done += 1
-        if self._json:
-            print(json.dumps(_record(outcome, scores)), flush=True)
-            return
-        place = f"[{self._done}{'' if self._total is None else f'/{self._total}'}] {outcome.name}"
-        if outcome.status == "failed":
-            print(f"metatasnet-fast: error: {outcome.name}: {outcome.error}", file=sys.stderr, flush=True)
-        elif outcome.status == "kept":
-            print(f"{place}: kept", flush=True)
-        else:
-            speed = outcome.audio_seconds / max(outcome.reading_seconds, 1e-9)
-            listen = f"; open {outcome.page} to listen" if outcome.page else ""
-            print(
-                f"{place}: read at {speed:.1f} x real time, scored in {outcome.scoring_seconds:.1f} s{listen}",
-                flush=True,
-            )
-        for warning in outcome.warnings:
-            print(f"metatasnet-fast: warning: {outcome.name}: {warning}", file=sys.stderr, flush=True)
-
-
-def _record(outcome: TrackOutcome, scores: TrackScores | None) -> dict[str, Any]:
-    """``name``, ``status``, ``error``, ``warnings``, seconds, ``page`` and ``scores``: stem -> metric -> number or null."""
-    record = dataclasses.asdict(outcome)
-    if scores is not None:
-        values = {
-            stem: {metric: scores.value(stem, metric) for metric in scores.metrics(stem)} for stem in scores.stems
-        }
-        record["scores"] = {
-            stem: {metric: value if math.isfinite(value) else None for metric, value in by_metric.items()}
-            for stem, by_metric in values.items()
-        }
-    return record
-
-
-def _finish(args: argparse.Namespace, result: ScoringRun, title: str) -> int:
+def _finish(args: argparse.Namespace, result: ScoringRun, title: str, report: TrackReport) -> int:
     from ..evaluation import plot_scores, score_table, write_rows
 
     if result.scores:
-        table = score_table(result.scores, title)
-        if not args.json:
-            print(f"\n{table}")
-        try:
-            Path(args.out, "scores.txt").write_text(table, "utf-8")
-        except OSError as error:
-            raise MetaTasNetError(f"{Path(args.out, 'scores.txt')} cannot be written ({error}).") from error
-        for path in [str(Path(args.out, "scores.csv")), *args.table]:
-            write_rows(result.scores, path)
+        table, path = score_table(result.scores, title), Path(args.out, "scores.txt")
+        with reporting_write_errors(path, MetaTasNetError):
+            write_atomically(path, table)
+        for file in [str(Path(args.out, "scores.csv")), *args.table]:
+            write_rows(result.scores, file)
+        lines = [f"\n{table}"]
         if args.plot:
-            plot = plot_scores(result.scores, args.plot, title=title)
-            if not args.json:
-                print(f"plot: {plot}")
-    if not result.failures:
-        return 0
-    names = ", ".join(outcome.name for outcome in result.failures)
-    print(f"metatasnet-fast: {len(result.failures)} tracks failed: {names}", file=sys.stderr)
-    return 3
+            lines.append(f"plot: {plot_scores(result.scores, args.plot, title=title)}")
+        if not args.json:
+            print(*lines, sep="\n")
+    return report.finish()
 
 
 def _compare(first: str, second: str, as_json: bool) -> int:
@@ -263,7 +181,7 @@ def _compare(first: str, second: str, as_json: bool) -> int:
     comparisons = compare(_scores(first), _scores(second))
     if as_json:
         for comparison in comparisons:
-            print(json.dumps(dataclasses.asdict(comparison)))
+            print(to_json(dataclasses.asdict(comparison)))
     else:
         print(comparison_table(comparisons, (Path(first).resolve().name, Path(second).resolve().name)), end="")
     return 0

@@ -12,8 +12,9 @@ import textwrap
 from typing import Any
 
 from .. import __version__
+from .options import add_json_option
 
-__all__ = ["PACKAGES", "add_parser", "collect"]
+__all__ = ["PACKAGES", "add_arguments", "collect"]
 
 PACKAGES = {
     "av": "audio",
@@ -32,13 +33,11 @@ PACKAGES = {
 """Optional packages, and the extra that installs each."""
 
 
-def add_parser(commands: Any) -> None:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "info",
-        help="say what is installed and what it can run on",
-        description="Versions, processor, devices, backends with the reason why one cannot serve, and bundled models.",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Versions, processor, devices, backends with the reason why one cannot serve, and bundled models."
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    add_json_option(parser, "one JSON object")
     parser.set_defaults(run=run)
 
 

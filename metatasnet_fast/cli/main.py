@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import io
 import os
 import re
@@ -15,53 +16,48 @@ import signal
 import sys
 import textwrap
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from .. import __version__
 from .._terminal import discard, say
 from ..errors import MetaTasNetError
-from . import (
-    bench,
-    catalogue,
-    completion,
-    convert,
-    demo,
-    evaluate,
-    export,
-    info,
-    models,
-    plot,
-    prepare,
-    selftest,
-    separate,
-    train,
-    tune,
-)
-from .report import sentence_of
+from .report import sentence_of, tell
 
 __all__ = ["PROGRAM", "main"]
 
 PROGRAM = "metatasnet-fast"
 
-COMMANDS = (
-    separate,
-    catalogue,
-    demo,
-    evaluate,
-    info,
-    models,
-    convert,
-    export,
-    prepare,
-    train,
-    plot,
-    bench,
-    tune,
-    selftest,
-    completion,
-)
-"""Modules with ``add_parser(commands)``, which sets ``run``, a function of the parsed arguments that returns the exit code."""
+COMMANDS = {
+    "separate": ("separate", "add_arguments", "separate recordings into stems"),
+    "catalogue": ("catalogue", "add_arguments", "separate any number of recordings, resumably"),
+    "demo": ("demo", "add_arguments", "separate the excerpt that comes with the package"),
+    "score": (
+        "evaluate",
+        "add_score_arguments",
+        "score stems of any separator; `score compare A B` compares two sets of scores",
+    ),
+    "evaluate": (
+        "evaluate",
+        "add_evaluate_arguments",
+        "separate MUSDB18, or other tracks with stems, and score the result",
+    ),
+    "info": ("info", "add_arguments", "say what is installed and what it can run on"),
+    "models": ("models", "add_arguments", "list models by name, fetch or add one"),
+    "convert": ("convert", "add_convert_arguments", "convert a checkpoint to or from the authors' format"),
+    "export": ("convert", "add_export_arguments", "write a model as ONNX, or as a program of torch.export"),
+    "prepare": ("prepare", "add_arguments", "make the cache of tracks that training reads"),
+    "train": ("train", "add_train_arguments", "train a network, resumably"),
+    "plot": ("train", "add_plot_arguments", "draw a training run"),
+    "bench": ("bench", "add_arguments", "measure the speed on this machine"),
+    "tune": ("tune", "add_arguments", "measure the fastest kernel configurations of this GPU"),
+    "selftest": ("selftest", "add_arguments", "prove on this machine that the results are right"),
+    "completion": ("completion", "add_arguments", "print a script that completes this command in a shell"),
+}
+"""Module and function that complete the command's parser, and its line of help.
+
+The function sets ``run``, a function of the parsed arguments that returns the exit code.
+"""
 
 
 class Formatter(argparse.HelpFormatter):
@@ -81,12 +77,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**{"formatter_class": Formatter, **settings})
 
     def error(self, message: str) -> NoReturn:
-        fail(f"{message.rstrip('.')}; see {self.prog} --help.")
+        tell(f"{message.rstrip('.')}; see {self.prog} --help.", "error")
         raise SystemExit(2)
-
-
-def fail(message: str) -> None:
-    say(f"{PROGRAM}: error: {message}", sys.stderr)
 
 
 def _open_closed_streams() -> None:
@@ -101,12 +93,16 @@ def _open_closed_streams() -> None:
     sys.stderr = sys.stderr or open(2, "w", closefd=False)
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(commands: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:
+    """Return the parser of all commands, of which those named know their arguments: only their modules are imported."""
     parser = Parser(prog=PROGRAM, description="Separate music into drums, bass, other and vocals with Meta-TasNet.")
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
-    for command in COMMANDS:
-        command.add_parser(commands)
+    choices = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
+    complete = set(commands)
+    for name, (module, function, text) in COMMANDS.items():
+        command = choices.add_parser(name, help=text)
+        if name in complete:
+            getattr(importlib.import_module(f".{module}", __package__), function)(command)
     return parser
 
 
@@ -135,7 +131,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             # A file name that is not valid text must not end the run.
             stream.reconfigure(errors="backslashreplace")
     try:
-        args = build_parser().parse_args(argv)
+        words = list(sys.argv[1:] if argv is None else argv)
+        args = build_parser([word for word in words if not word.startswith("-")][:1]).parse_args(words)
         run: Callable[[argparse.Namespace], int] = args.run
         with _unwinding_when_terminated():
             code = run(args)
@@ -145,14 +142,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as leaving:  # argparse: --help, --version, and its errors; SIGTERM
         return leaving.code if isinstance(leaving.code, int) else 0
     except MetaTasNetError as error:
-        fail(str(error))
+        tell(str(error), "error")
         return 2
     except BrokenPipeError:
         discard(sys.stdout)
         discard(sys.stderr)
         return 128 + getattr(signal, "SIGPIPE", 13)
     except OSError as error:  # pathlib raises even where it is only asked whether a file exists
-        fail(sentence_of(error))
+        tell(sentence_of(error), "error")
         return 2
     except KeyboardInterrupt:
         say(f"{PROGRAM}: interrupted; files that were finished are kept, no other was left behind.", sys.stderr)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 from typing import Any
 
-__all__ = ["add_parser"]
+from .options import add_json_option
+from .report import print_result
+
+__all__ = ["add_arguments"]
 
 EPILOG = """
 `fetch authors` gets the weights that the network's authors published, from the address in their README; no download was ever
@@ -23,24 +25,19 @@ cut off goes on where it ended.
 """
 
 
-def add_parser(commands: Any) -> None:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "models",
-        help="list models by name, fetch or add one",
-        description="List the models that --model takes by name; fetch or add one.",
-        epilog=EPILOG,
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object per model")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description, parser.epilog = "List the models that --model takes by name; fetch or add one.", EPILOG
+    add_json_option(parser, "one JSON object per model")
     parser.set_defaults(run=_list)
     actions = parser.add_subparsers(title="actions", metavar="ACTION")
     fetch = actions.add_parser("fetch", help="fetch a known model")
-    fetch.add_argument("name", metavar="NAME")
-    fetch.set_defaults(run=_fetch)
     add = actions.add_parser("add", help="give a file or an address a name, and fetch it")
-    add.add_argument("name", metavar="NAME")
+    for action, run in ((fetch, _fetch), (add, _add)):
+        action.add_argument("name", metavar="NAME")
+        add_json_option(action, "one JSON object, the model's as `models --json` prints it,")
+        action.set_defaults(run=run)
     add.add_argument("location", metavar="FILE|URL", help="a checkpoint of the authors' format")
     add.add_argument("--sha256", help="what its checksum must be")
-    add.set_defaults(run=_add)
 
 
 def _list(args: argparse.Namespace) -> int:
@@ -48,36 +45,40 @@ def _list(args: argparse.Namespace) -> int:
     from ..model.registry import known_models
 
     for name, folder in bundled_models().items():
-        if args.json:
-            print(json.dumps({"name": name, "bundled": True, "here": True, "path": str(folder)}))
-        else:
-            print(f"{name}: comes with this installation{', used by default' if name == default_model() else ''}")
+        text = f"{name}: comes with this installation{', used by default' if name == default_model() else ''}"
+        print_result(args, text, name=name, bundled=True, here=True, path=str(folder))
     for model in known_models().values():
-        here = model.path.is_file()
-        if args.json:
-            print(json.dumps({**dataclasses.asdict(model), "bundled": False, "here": here, "path": str(model.path)}))
-            continue
-        print(f"{model.name}: {model.title or model.url}")
-        print(f"  {model.path if here else f'not here; `metatasnet-fast models fetch {model.name}` fetches it'}")
-        print(f"  licence: {model.licence}; scores: {model.scores}")
-        print(f"  SHA-256: {model.sha256 or 'pinned at the first download'}")
+        fields = _fields(model)
+        place = model.path if fields["here"] else f"not here; `metatasnet-fast models fetch {model.name}` fetches it"
+        lines = [
+            f"{model.name}: {model.title or model.url}",
+            f"  {place}",
+            f"  licence: {model.licence}; scores: {model.scores}",
+            f"  SHA-256: {model.sha256 or 'pinned at the first download'}",
+        ]
+        print_result(args, "\n".join(lines), **fields)
     return 0
+
+
+def _fields(model: Any) -> dict[str, Any]:
+    return {**dataclasses.asdict(model), "bundled": False, "here": model.path.is_file(), "path": str(model.path)}
 
 
 def _fetch(args: argparse.Namespace) -> int:
     from ..model.registry import fetch_model
 
-    return _say(fetch_model(args.name, _progress()))
+    return _say(args, fetch_model(args.name, _progress()))
 
 
 def _add(args: argparse.Namespace) -> int:
     from ..model.registry import add_model
 
-    return _say(add_model(args.name, args.location, args.sha256, _progress()))
+    return _say(args, add_model(args.name, args.location, args.sha256, _progress()))
 
 
-def _say(model: Any) -> int:
-    print(f"{model.path}: {model.bytes / 1e6:.1f} MB, SHA-256 {model.sha256}; use it as --model {model.name}")
+def _say(args: argparse.Namespace, model: Any) -> int:
+    text = f"{model.path}: {model.bytes / 1e6:.1f} MB, SHA-256 {model.sha256}; use it as --model {model.name}"
+    print_result(args, text, **_fields(model))
     return 0
 
 

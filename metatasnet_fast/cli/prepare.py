@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
-import os
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from .._terminal import ProgressBar, say
+from .._terminal import ProgressBar
 from ..errors import TrainingDataError
+from .options import add_json_option, add_workers_option, names
 from .outputs import check_writable
+from .report import TrackReport, print_result, tell
 
 if TYPE_CHECKING:
     from ..training.data.convert import Outcome
     from ..training.data.prepare import Preparation
     from ..training.data.sources import TrackSource
 
-__all__ = ["add_parser"]
+__all__ = ["add_arguments"]
 
 EPILOG = """
 Tracks with stems come from one of
@@ -42,13 +41,9 @@ exit codes: 0 all done; 2 the command cannot be carried out; 3 some tracks faile
 """
 
 
-def add_parser(commands: Any) -> None:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "prepare",
-        help="make the cache of tracks that training reads",
-        description="Decode and resample tracks once, into a memory-mapped cache for training.",
-        epilog=EPILOG,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Decode and resample tracks once, into a memory-mapped cache for training."
+    parser.epilog = EPILOG
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--musdb", metavar="PATH", help="the folder of MUSDB18 or MUSDB18-HQ")
     source.add_argument("--stems", metavar="PATH", help="a folder of tracks, each a folder of stems")
@@ -62,7 +57,11 @@ def add_parser(commands: Any) -> None:
         help="validate on this track of --stems (repeatable)",
     )
     parser.add_argument(
-        "--splits", default="train,valid,test", metavar="A,B", help="of train, valid and test (default: all)"
+        "--splits",
+        type=names,
+        default="train,valid,test",
+        metavar="A,B",
+        help="of train, valid and test (default: all)",
     )
     parser.add_argument(
         "--rates",
@@ -81,15 +80,8 @@ def add_parser(commands: Any) -> None:
         metavar="A,B=C+D",
         help="select, order and sum stems: strings=violin+viola,drums (default: all stems that the tracks have)",
     )
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=max(1, (os.cpu_count() or 2) // 2),
-        help="tracks prepared at once (default: half the cores)",
-    )
-    parser.add_argument(
-        "--json", action="store_true", help="print a JSON object for each track, and one for the cache, instead of text"
-    )
+    add_workers_option(parser, "prepared")
+    add_json_option(parser, "a JSON object for each track, and one for the cache,")
     parser.set_defaults(run=run)
 
 
@@ -105,7 +97,8 @@ def run(args: argparse.Namespace) -> int:
 
     if not args.json:
         print(f"{len(tracks)} tracks, {args.workers} at once", flush=True)
-    with _Display(len(tracks), args.json) as display:
+    with ProgressBar("preparing", "track", len(tracks), lines=False) as bar:
+        report = TrackReport(args.json, len(tracks), bar)
         result = prepare(
             tracks,
             args.out,
@@ -114,9 +107,10 @@ def run(args: argparse.Namespace) -> int:
             stems=None if args.instruments is None else parse_instruments(args.instruments),
             workers=args.workers,
             source=source,
-            report=display,
+            report=lambda outcome: report.add(outcome, _describe(outcome), dataclasses.asdict(outcome)),
         )
-    return _conclude(result, args.out, args.json)
+    _conclude(args, result)
+    return report.finish()
 
 
 def _rates(text: str) -> list[int]:
@@ -131,8 +125,7 @@ def _find(args: argparse.Namespace, rates: list[int]) -> tuple[list[TrackSource]
     from ..training.data.entry import SPLITS
     from ..training.data.sources import find_musdb, find_original, find_stems
 
-    splits = [split.strip() for split in args.splits.split(",")]
-    wrong = [split for split in splits if split not in SPLITS]
+    wrong = [split for split in args.splits if split not in SPLITS]
     if wrong:
         raise TrainingDataError(f"There is no split {wrong[0]!r}; --splits takes {', '.join(SPLITS)}.")
     if args.held_out and not args.stems:
@@ -141,61 +134,25 @@ def _find(args: argparse.Namespace, rates: list[int]) -> tuple[list[TrackSource]
         found = find_stems(args.stems, args.held_out)
     else:
         found = find_musdb(args.musdb) if args.musdb else find_original(args.original, rates)
-    tracks = [track for track in found if track.split in splits]
+    tracks = [track for track in found if track.split in args.splits]
     if not tracks:
         raise TrainingDataError(
-            f"None of the {len(found)} tracks belongs to {', '.join(splits)}; choose other --splits."
+            f"None of the {len(found)} tracks belongs to {', '.join(args.splits)}; choose other --splits."
         )
     return tracks, found
 
 
-class _Display:
-    """A bar on a terminal that has tqdm, a line for each track elsewhere; failures and warnings always."""
-
-    def __init__(self, total: int, as_json: bool) -> None:
-        self._total, self._done, self._json = total, 0, as_json
-        self._bar = ProgressBar("preparing", "track", total, lines=False)
-
-    def __enter__(self) -> _Display:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._bar.close()
-
-    def __call__(self, outcome: Outcome) -> None:
-        self._done += 1
-        if outcome.error is not None:
-            self._bar.write(f"metatasnet-fast: error: {outcome.error}", sys.stderr)
-        for warning in outcome.warnings:
-            self._bar.write(f"metatasnet-fast: warning: {outcome.name}: {warning}", sys.stderr)
-        self._bar.update(self._done)
-        if self._json:
-            self._bar.write(json.dumps(dataclasses.asdict(outcome)), sys.stdout)
-        elif self._bar.is_bar:
-            pass
-        elif outcome.status == "kept":
-            say(f"[{self._done}/{self._total}] {outcome.name}: kept", sys.stdout)
-        elif outcome.status == "done":
-            what = f"{outcome.audio_seconds:.1f} s of audio in {outcome.seconds:.1f} s"
-            say(f"[{self._done}/{self._total}] {outcome.name}: {what}", sys.stdout)
+def _describe(outcome: Outcome) -> str:
+    return f"{outcome.audio_seconds:.1f} s of audio in {outcome.seconds:.1f} s"
 
 
-def _conclude(result: Preparation, out: str, as_json: bool) -> int:
+def _conclude(args: argparse.Namespace, result: Preparation) -> None:
     lengths = ", ".join(f"{seconds / 60:.1f} min {split}" for split, seconds in result.seconds.items() if seconds)
-    if as_json:
-        print(json.dumps({"cache": out, "seconds": result.seconds, **dataclasses.asdict(result.migration)}))
-    else:
-        for name, old, new in result.migration.moved:
-            print(f"{name}: moved from {old} to {new}")
-        print(f"{out}: {lengths or 'no audio'}")
+    lines = [f"{name}: moved from {old} to {new}" for name, old, new in result.migration.moved]
+    text = "\n".join([*lines, f"{args.out}: {lengths or 'no audio'}"])
+    print_result(args, text, cache=args.out, seconds=result.seconds, **dataclasses.asdict(result.migration))
     if result.migration.gone:
-        print(
-            f"metatasnet-fast: warning: {out} still holds what this source no longer has: {', '.join(result.migration.gone)}; "
-            "to remove a track, delete its folder there and prepare again.",
-            file=sys.stderr,
+        tell(
+            f"{args.out} still holds what this source no longer has: {', '.join(result.migration.gone)}; to remove a track, "
+            "delete its folder there and prepare again."
         )
-    if not result.failures:
-        return 0
-    names = ", ".join(outcome.name for outcome in result.failures)
-    print(f"metatasnet-fast: {len(result.failures)} tracks failed: {names}", file=sys.stderr)
-    return 3

@@ -1,31 +1,52 @@
-"""The report of a command about each file: sentences, or one JSON object per file."""
+"""What commands print: sentences, or JSON objects; progress; errors and warnings on standard error."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import logging
+import math
 import os
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from .._terminal import say
+from .._terminal import ProgressBar, say
 from ..errors import MetaTasNetError
 from .inputs import Track
 
 if TYPE_CHECKING:
-    from ..separation import Separation
+    from ..separation import Progress, Separation
 
-__all__ = ["Report", "print_result", "sentence_of"]
+__all__ = ["ProgressDisplay", "Report", "TrackReport", "print_result", "sentence_of", "tell", "to_json"]
 
 logger = logging.getLogger("metatasnet_fast")
 
 
 def print_result(args: argparse.Namespace, text: str, **fields: Any) -> None:
     """Print the result of a command: a sentence, or with ``--json`` one object of ``fields`` instead."""
-    print(json.dumps(fields) if args.json else text)
+    print(to_json(fields) if args.json else text)
+
+
+def to_json(fields: Mapping[str, Any]) -> str:
+    """Return the text of an object; numbers that JSON does not have, NaN and infinity, are null."""
+    return json.dumps(_finite(fields))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def tell(text: str, kind: str = "warning", bar: ProgressBar | None = None) -> None:
+    """Print a warning or an error on standard error, above a bar if there is one."""
+    line = f"metatasnet-fast: {kind}: {_one_line(text)}"
+    say(line, sys.stderr) if bar is None else bar.write(line, sys.stderr)
 
 
 def sentence_of(error: Exception) -> str:
@@ -64,8 +85,7 @@ class Report:
             say(_one_line(line), sys.stdout)
 
     def warn(self, text: str) -> None:
-        """On standard error."""
-        say(f"metatasnet-fast: warning: {_one_line(text)}", sys.stderr)
+        tell(text)
 
     def done(self, track: Track, separation: Separation, files: Mapping[str, Path]) -> None:
         self._audio += separation.duration
@@ -86,7 +106,7 @@ class Report:
         self._emit("skipped", track, files=_text(files), kept=list(files))
 
     def failed(self, track: Track, reason: str) -> None:
-        say(f"metatasnet-fast: error: {_one_line(reason)}", sys.stderr)
+        tell(reason, "error")
         self._emit("failed", track, error=reason)
 
     def finish(self, engine: str) -> None:
@@ -99,14 +119,71 @@ class Report:
     def _emit(self, status: str, track: Track, **more: Any) -> None:
         self._counts[status] += 1
         if self._as_json:
-            entry = {
-                "status": status,
-                "input": track.input or str(track.path),
-                "track": track.name,
-                "error": None,
-                **more,
-            }
-            say(json.dumps(entry), sys.stdout)
+            place = {"input": track.input or str(track.path), "track": track.name}
+            say(to_json({"status": status, **place, "error": None, **more}), sys.stdout)
+
+
+class Outcome(Protocol):
+    """What ``prepare``, ``score`` and ``evaluate`` say of a track: a frozen dataclass with these fields."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def status(self) -> str: ...
+    @property
+    def error(self) -> str | None: ...
+    @property
+    def warnings(self) -> tuple[str, ...]: ...
+
+
+class TrackReport:
+    """Prints a line or a JSON object for each track; its failure and its warnings always, on standard error.
+
+    A bar, if there is one and it is shown, stands for the lines.
+    """
+
+    def __init__(self, as_json: bool, total: int | None = None, bar: ProgressBar | None = None) -> None:
+        self._json, self._total, self._bar, self._failed, self._done = as_json, total, bar, list[str](), 0
+
+    def add(self, outcome: Outcome, line: str, record: Mapping[str, Any]) -> None:
+        self._done += 1
+        if outcome.error is not None:
+            self._failed.append(outcome.name)
+            tell(
+                outcome.error if outcome.name in outcome.error else f"{outcome.name}: {outcome.error}",
+                "error",
+                self._bar,
+            )
+        for warning in outcome.warnings:
+            tell(f"{outcome.name}: {warning}", "warning", self._bar)
+        if self._bar is not None:
+            self._bar.update(self._done)
+        if self._json:
+            say(to_json(record), sys.stdout) if self._bar is None else self._bar.write(to_json(record), sys.stdout)
+        elif outcome.error is None and not (self._bar is not None and self._bar.is_bar):
+            place = f"[{self._done}{'' if self._total is None else f'/{self._total}'}]"
+            say(f"{place} {outcome.name}: {'kept' if outcome.status == 'kept' else line}", sys.stdout)
+
+    def finish(self) -> int:
+        """Name the tracks that failed, and return the exit code."""
+        if self._failed:
+            say(f"metatasnet-fast: {len(self._failed)} tracks failed: {', '.join(self._failed)}", sys.stderr)
+        return 3 if self._failed else 0
+
+
+class ProgressDisplay(ProgressBar):
+    """Shows one track's progress inside its ``with`` statement; call it with each :class:`Progress`."""
+
+    def __init__(self, label: str) -> None:
+        super().__init__(label, "s")
+        self._began = time.monotonic()
+
+    def __call__(self, progress: Progress) -> None:
+        total = progress.seconds_total
+        if total is None:
+            return
+        done = progress.fraction * total
+        self.update(done, f"{done / max(time.monotonic() - self._began, 1e-3):.1f} x real time", total)
 
 
 def _one_line(text: str) -> str:

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from .options import add_json_option
+from .report import print_result
 
 if TYPE_CHECKING:
     from ..benchmark.selftest import Result
 
-__all__ = ["add_parser"]
+__all__ = ["add_arguments"]
 
 
-def add_parser(commands: Any) -> None:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "selftest",
-        help="prove on this machine that the results are right",
-        description="Compare every backend in every precision with plain PyTorch in float64, on small networks of every kind "
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Compare every backend in every precision with plain PyTorch in float64, on small networks of every kind "
         "and on music, noise, silence, constants, clicks and odd lengths. Allowed is eager PyTorch's own error in that "
         "precision, measured in the same run, times 3 in float32 and 1.5 below (see docs/benchmarks.md). Exit code 1 if "
-        "anything failed.",
+        "anything failed."
     )
     parser.add_argument("--device", default="all", help="all, cpu or cuda (default: all)")
-    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    add_json_option(parser, "one JSON object")
     parser.set_defaults(run=run)
 
 
@@ -40,11 +40,8 @@ def run(args: argparse.Namespace) -> int:
     results = list(selftest(on))
     passed = all(result.passed for result in results)
     absent = {name: entry.reason for name, entry in available_backends().items() if not entry.available}
-    if args.json:
-        found = {"passed": passed, "absent": absent, "results": [result.to_dict() for result in results]}
-        print(json.dumps(found))
-    else:
-        print(_text(results, absent, time.perf_counter() - began))
+    text = _text(results, absent, time.perf_counter() - began)
+    print_result(args, text, passed=passed, absent=absent, results=[result.to_dict() for result in results])
     return 0 if passed else 1
 
 

@@ -8,20 +8,19 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from .engine import add_engine_options, make_separator
 from .inputs import Track, find_tracks, split_tracks, tell_apart
+from .options import add_engine_options, add_json_option, add_page_options, make_separator, names
 from .origins import Model, Origin, check_origins, note_origins
 from .outputs import Template, check_writable, plan_outputs
-from .progress import ProgressDisplay
-from .report import Report, sentence_of
+from .report import ProgressDisplay, Report, sentence_of
 
 if TYPE_CHECKING:
     from ..separation import Separation, Separator
     from ..separation.result import Recipe
 
-__all__ = ["add_parser"]
+__all__ = ["add_arguments"]
 
 EPILOG = """
 Stems go to OUTPUT/<model>/<track>/<stem>.wav. A track is called as its file is, without suffix; one found in a folder, by
@@ -39,13 +38,9 @@ exit codes: 0 all done; 2 the command cannot be carried out, nothing was done; 3
 """
 
 
-def add_parser(commands: Any) -> None:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "separate",
-        help="separate recordings into stems",
-        description="Separate recordings into stems of the same sample rate, channels and length.",
-        epilog=EPILOG,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Separate recordings into stems of the same sample rate, channels and length."
+    parser.epilog = EPILOG
     parser.add_argument(
         "inputs", nargs="+", metavar="INPUT", help="an audio or video file, a folder of audio files, or -"
     )
@@ -53,7 +48,7 @@ def add_parser(commands: Any) -> None:
         "-o", "--output", default="separated", metavar="OUT", help="folder for the stems (default: separated)"
     )
     parser.add_argument("--overwrite", action="store_true", help="make stems again that are there already")
-    parser.add_argument("--json", action="store_true", help="one JSON object per file on standard output")
+    add_json_option(parser, "one JSON object per file")
     parser.add_argument(
         "--audio-track",
         type=_track_number,
@@ -67,7 +62,7 @@ def add_parser(commands: Any) -> None:
 
     stems = parser.add_argument_group("stems")
     which = stems.add_mutually_exclusive_group()
-    which.add_argument("--stems", metavar="A,B", help="only these of the model's stems")
+    which.add_argument("--stems", type=names, metavar="A,B", help="only these of the model's stems")
     which.add_argument("--two-stems", metavar="STEM", help="STEM, and no_STEM: the sum of the others")
     stems.add_argument(
         "--mixture-consistency",
@@ -102,15 +97,7 @@ def add_parser(commands: Any) -> None:
         metavar="NAME",
         help="of each stem, below OUT/<model> (default: {track}/{stem}.{ext})",
     )
-    page = files.add_mutually_exclusive_group()
-    page.add_argument(
-        "--page", action="store_true", help="also write a page to listen to, TRACK.html beside the stems, one file"
-    )
-    page.add_argument(
-        "--page-files",
-        action="store_true",
-        help="the same with its sounds in a folder, for recordings longer than 10 minutes",
-    )
+    add_page_options(files, "TRACK.html beside the stems")
     parser.set_defaults(run=run)
 
 
@@ -174,7 +161,7 @@ class _Job:
             report.skipped(track, files)
         else:
             report.done(track, separation, files)
-        if self.args.page or self.args.page_files:
+        if self.args.page is not None:
             self.write_page(track, files, report)
 
     def write_page(self, track: Track, files: dict[str, Path], report: Report) -> None:
@@ -187,7 +174,7 @@ class _Job:
                 files,
                 Path(track.name).name,
                 {"Model": self.folder.name, "Engine": self.separator.describe()},
-                in_files=self.args.page_files,
+                in_files=self.args.page == "folder",
                 track=track.number,
             )
         except Exception as error:
@@ -238,7 +225,7 @@ def _recipe(args: argparse.Namespace, instruments: Sequence[str]) -> Recipe:
 
     if args.two_stems is not None:
         return parse_stems(two_stems(args.two_stems), instruments)
-    return parse_stems(None if args.stems is None else [stem.strip() for stem in args.stems.split(",")], instruments)
+    return parse_stems(args.stems, instruments)
 
 
 def _check_format(args: argparse.Namespace) -> None:

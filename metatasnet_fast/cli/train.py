@@ -1,23 +1,29 @@
-"""``metatasnet-fast train``: train a network on a prepared cache, or go on with a run."""
+"""``metatasnet-fast train`` and ``plot``: train a network on a prepared cache, or go on with a run; draw a run."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .._terminal import ProgressBar, say
 from ..config import MetaTasNetConfig
+from ..training.display import Display
 from ..training.settings import TrainingSettings, read_settings_file
-from .progress import TrainingDisplay
+from .options import add_json_option, names
+from .report import print_result, to_json
 
 if TYPE_CHECKING:
+    from ..training.display import Summary
     from ..training.launch import Plan
+    from ..training.validation import ValidationScore
 
-__all__ = ["add_parser"]
+__all__ = ["TrainingDisplay", "add_plot_arguments", "add_train_arguments"]
 
 EPILOG = """
 RUN holds settings.json, log.jsonl, last.pt (to go on from) and best.pt (to separate with). The same command again goes on with
@@ -59,13 +65,9 @@ NETWORK_HELP = {
 }
 
 
-def add_parser(commands: Any) -> None:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "train",
-        help="train a network, resumably",
-        description="Train a network on a cache made by `prepare`, by the authors' recipe.",
-        epilog=EPILOG,
-    )
+def add_train_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Train a network on a cache made by `prepare`, by the authors' recipe."
+    parser.epilog = EPILOG
     parser.add_argument("cache", metavar="CACHE", type=Path, help="the folder that `prepare` made")
     parser.add_argument("-o", "--out", metavar="RUN", type=Path, required=True, help="the run's folder")
     parser.add_argument(
@@ -84,6 +86,7 @@ def add_parser(commands: Any) -> None:
         help="give the checkpoint's network one more instrument and train its embedding; more with --unfreeze",
     )
     parser.add_argument("--tensorboard", action="store_true", help="also write TensorBoard's files")
+    add_json_option(parser, "one JSON object for each event of the run")
     _add_settings(parser.add_argument_group("training"), TrainingSettings, {})
     _add_settings(parser.add_argument_group("network"), MetaTasNetConfig, NETWORK_HELP)
     parser.set_defaults(run=run)
@@ -92,7 +95,7 @@ def add_parser(commands: Any) -> None:
 def _add_settings(group: argparse._ArgumentGroup, settings: type[Any], texts: Mapping[str, str]) -> None:
     """A flag for every field, in the authors' spelling and with hyphens; absent unless given."""
     for field in dataclasses.fields(settings):
-        names = [f"--{field.name}", *([f"--{field.name.replace('_', '-')}"] if "_" in field.name else [])]
+        flags = [f"--{field.name}", *([f"--{field.name.replace('_', '-')}"] if "_" in field.name else [])]
         default = "none" if field.default is None else field.default
         if field.name == "added_instruments":
             continue  # --add-instrument
@@ -100,20 +103,16 @@ def _add_settings(group: argparse._ArgumentGroup, settings: type[Any], texts: Ma
         kind = str(field.type).removesuffix(" | None")
         if field.name == "instruments":
             text = f"{texts[field.name]} (default: the cache's)"
-            group.add_argument(*names, type=_names, default=argparse.SUPPRESS, metavar="A,B", help=text)
+            group.add_argument(*flags, type=names, default=argparse.SUPPRESS, metavar="A,B", help=text)
         elif kind == "bool":
-            for name, shown in zip(names, (text, argparse.SUPPRESS), strict=False):
+            for name, shown in zip(flags, (text, argparse.SUPPRESS), strict=False):
                 group.add_argument(
                     name, dest=field.name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=shown
                 )
         else:
             convert = {"int": int, "float": float, "str": str}[kind]
             metavar = {"int": "N", "float": "X", "str": "NAME"}[kind]
-            group.add_argument(*names, type=convert, default=argparse.SUPPRESS, metavar=metavar, help=text)
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",")]
+            group.add_argument(*flags, type=convert, default=argparse.SUPPRESS, metavar=metavar, help=text)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -123,7 +122,8 @@ def run(args: argparse.Namespace) -> int:
         # SIGTERM before the first step or after the last: there is no step at hand, so nothing is lost.
         if leaving.code != 128 + signal.SIGTERM:
             raise
-        print(f"terminated between steps, nothing is lost; the same command goes on with {args.out}", flush=True)
+        text = f"terminated between steps, nothing is lost; the same command goes on with {args.out}"
+        print_result(args, text, event="end", run=str(args.out), interrupted=True)
         return 0
 
 
@@ -134,8 +134,8 @@ def _train(args: argparse.Namespace) -> int:
     plan = plan_run(args.out, _given(args), args.checkpoint, args.cache, args.add_instrument)
     first = World.from_environment().first
     if first:
-        _announce(args.out, plan)
-    with TrainingDisplay() as display:
+        _announce(args, plan)
+    with TrainingDisplay(args.json) as display:
         ended = train(
             args.cache,
             args.out,
@@ -144,8 +144,9 @@ def _train(args: argparse.Namespace) -> int:
             display=display if first else None,
             command=" ".join(sys.argv),
         )
-    if first and ended is not None:
-        print(f"interrupted; the same command goes on from {args.out}", flush=True)
+    if first and (args.json or ended is not None):
+        text = f"interrupted; the same command goes on from {args.out}"
+        print_result(args, text, event="end", run=str(args.out), interrupted=ended is not None)
     return 130 if ended == signal.SIGINT else 0
 
 
@@ -157,12 +158,96 @@ def _given(args: argparse.Namespace) -> dict[str, Any]:
     return values
 
 
-def _announce(out: Path, plan: Plan) -> None:
+def _announce(args: argparse.Namespace, plan: Plan) -> None:
     """Print all settings."""
-    for title, values in (("network", plan.config.to_dict()), ("training", plan.settings.to_dict())):
-        print(f"{title}: " + ", ".join(f"{name}={value}" for name, value in values.items()))
+    settings = {"network": plan.config.to_dict(), "training": plan.settings.to_dict()}
+    steps = (plan.checkpoint.steps or 0) if plan.checkpoint else 0
+    lines = [f"{title}: " + ", ".join(f"{k}={v}" for k, v in values.items()) for title, values in settings.items()]
     if plan.origin is not None:
-        print(f"{out} goes on from {plan.origin}, step {(plan.checkpoint.steps or 0) if plan.checkpoint else 0}")
-    for name, (before, now) in plan.changes.items():
-        print(f"changed: {name} from {before} to {now}")
+        lines.append(f"{args.out} goes on from {plan.origin}, step {steps}")
+    lines += [f"changed: {name} from {before} to {now}" for name, (before, now) in plan.changes.items()]
+    origin = None if plan.origin is None else str(plan.origin)
+    place = {"event": "start", "run": str(args.out), "origin": origin, "step": steps}
+    print_result(args, "\n".join(lines), **place, **settings, changes=plan.changes)
     sys.stdout.flush()
+
+
+class TrainingDisplay(Display):
+    """Prints validations and notes of a training; shows its steps in a bar on a terminal with tqdm, else in lines.
+
+    With ``as_json`` each is an object instead: ``event`` (``summary``, ``validation`` or ``note``), and its fields.
+    """
+
+    def __init__(self, as_json: bool = False) -> None:
+        self._bar: ProgressBar | None = None
+        self._json = as_json
+
+    def __enter__(self) -> TrainingDisplay:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def preparing(self, what: str, done: int, total: int, unit: str) -> None:
+        if self._bar is None:
+            self._bar = ProgressBar(what, unit, total)
+        self._bar.update(done)
+        if done >= total:
+            self._bar.close()
+            self._bar = None
+
+    def step(self, step: int, total: int | None, loss: float) -> None:
+        if self._bar is None:
+            self._bar = ProgressBar("training", "step", total, initial=step - 1, lines=False)
+        self._bar.update(step)
+
+    def summary(self, summary: Summary) -> None:
+        speed = f"{summary.steps_per_second:.2f} steps/s, {summary.audio_per_second:.1f} audio-s/s"
+        if self._bar is not None and self._bar.is_bar:
+            self._bar.update(summary.step, f"loss {summary.loss:.1f}, {speed}")
+            if not self._json:
+                return
+        total = "" if summary.total is None else f" of {summary.total}"
+        left = "" if summary.remaining is None else f", {_duration(summary.remaining)} left"
+        text = f"step {summary.step}{total}: loss {summary.loss:.2f}, SI-SDR {_decibels(summary.sdr)}, {speed}{left}"
+        self._print("summary", text, dataclasses.asdict(summary))
+
+    def validation(self, step: int, sdr: dict[str, float], score: ValidationScore, seconds: float, best: bool) -> None:
+        mark = ", best so far" if best else ""
+        text = f"validation at step {step}: SDR {_decibels(sdr)} ({score.tracks} tracks, {seconds:.0f} s){mark}"
+        fields = {"step": step, "sdr": sdr, "tracks": score.tracks, "seconds": seconds, "best": best}
+        self._print("validation", text, fields)
+
+    def note(self, text: str) -> None:
+        self._print("note", text, {"text": text})
+
+    def _print(self, event: str, text: str, fields: Mapping[str, Any]) -> None:
+        line = to_json({"event": event, **fields}) if self._json else text
+        say(line, sys.stdout) if self._bar is None else self._bar.write(line, sys.stdout)
+
+
+def _decibels(values: dict[str, float]) -> str:
+    """Return scores by name; a dash for a stem that does not count."""
+    return ", ".join(f"{name} {'-' if math.isnan(value) else f'{value:.2f}'}" for name, value in values.items()) + " dB"
+
+
+def _duration(seconds: float) -> str:
+    minutes = int(seconds) // 60
+    return f"{minutes // 60}:{minutes % 60:02d} h" if minutes >= 60 else f"{minutes}:{int(seconds) % 60:02d} min"
+
+
+def add_plot_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Draw loss, scores of every stem and learning rate of a run, while it goes on or afterwards."
+    parser.add_argument("folder", metavar="RUN", type=Path, help="the folder that `train` was given as --out")
+    parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="the image (default: RUN/run.png)")
+    add_json_option(parser, "one JSON object (run, image)")
+    parser.set_defaults(run=run_plot)
+
+
+def run_plot(args: argparse.Namespace) -> int:
+    from ..training.plot import plot_run
+
+    image = plot_run(args.folder, args.output or args.folder / "run.png")
+    print_result(args, str(image), run=str(args.folder), image=str(image))
+    return 0

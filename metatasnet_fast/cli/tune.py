@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .. import __version__
 from .._io import reporting_write_errors, write_atomically
 from ..errors import BackendUnavailableError, ConfigError, OutputError
+from .options import add_json_option, from_one
 from .report import print_result
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from ..benchmark.timing import Timer
     from ..kernels.candidates import Subject
 
-__all__ = ["add_parser", "tune_subject"]
+__all__ = ["add_arguments", "tune_subject"]
 
 WORTHWHILE = 0.97
 """Share of the default's time below which a configuration is kept: what is nearer is noise."""
@@ -31,33 +32,26 @@ DIFFERENCE = 0.05
 """Relative error to the default's result above which a configuration is not believed."""
 
 
-def add_parser(commands: Any) -> None:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "tune",
-        help="measure the fastest kernel configurations of this GPU",
-        description="Time the Triton kernels of the masking network at the authors' sizes in all configurations they may have, "
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Time the Triton kernels of the masking network at the authors' sizes in all configurations they may have, "
         "and write those that are faster than the defaults to a file that every later run on such a GPU reads. Nothing is "
-        "tuned without this command, and results do not depend on it beyond rounding.",
+        "tuned without this command, and results do not depend on it beyond rounding."
     )
     parser.add_argument("--device", default="cuda", help="the GPU (default: cuda)")
     parser.add_argument("--dtype", default="bfloat16", help="float32, tf32 or bfloat16 (default: bfloat16)")
-    parser.add_argument("--items", type=int, default=12, help="items of the batch to time with (default: 12)")
+    parser.add_argument("--items", type=from_one, default=12, help="items of the batch to time with (default: 12)")
     parser.add_argument(
-        "--frames", type=int, default=3200, help="latent frames to time with, 400 a second (default: 3200)"
+        "--frames", type=from_one, default=3200, help="latent frames to time with, 400 a second (default: 3200)"
     )
-    parser.add_argument("--rounds", type=int, default=10, help="times each configuration is timed (default: 10)")
+    parser.add_argument("--rounds", type=from_one, default=10, help="times each configuration is timed (default: 10)")
     parser.add_argument(
         "--seconds",
         type=float,
         default=math.inf,
         help="begin no other kernel after so long (default: all are measured)",
     )
-    parser.add_argument(
-        "--json",
-        action="store_true",
-        help="print one JSON object instead of text: device, precision, file, kernels measured, faster and skipped, and the "
-        "entries of the file",
-    )
+    add_json_option(parser, "one JSON object (device, precision, file, kernels measured, faster and skipped, entries)")
     parser.add_argument("-o", "--out", metavar="FILE", help="write here (default: where later runs look for it)")
     parser.set_defaults(run=run)
 
@@ -70,9 +64,6 @@ def run(args: argparse.Namespace) -> int:
     from ..config import MetaTasNetConfig
     from ..precision import Precision
 
-    for name in ("items", "frames", "rounds"):
-        if getattr(args, name) < 1:
-            raise ConfigError(f"--{name} must be at least 1, got {getattr(args, name)}.")
     device, precision = torch.device(args.device), Precision.parse(args.dtype)
     backend = get_backend("triton")
     reason = backend.unavailable() or backend.supports(Request(device, precision))

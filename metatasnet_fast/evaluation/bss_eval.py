@@ -31,16 +31,15 @@ from .signals import (
     SilentSource,
     SilentSourceError,
     empty_bands,
+    require_finite,
     warnings_of,
 )
 
 __all__ = ["METRICS", "SILENCE", "BssScores", "bss_eval", "frame_slices"]
 
 METRICS = ("SDR", "ISR", "SIR", "SAR")
-
 SILENCE = ("museval", "own")
 """Which silence voids a frame: that of any signal, or a stem's own."""
-
 NOISE = 1e-6
 """Power of the noise in a regularised solve: white, 60 dB below each reference."""
 
@@ -68,10 +67,6 @@ class BssScores:
     def frames(self) -> int:
         return int(next(iter(self.values.values())).shape[1])
 
-    def warnings(self) -> list[Warning]:
-        """Return the warnings that a reader of these scores needs."""
-        return warnings_of(self.silent, () if self.regularised else self.empty_bands)
-
 
 def bss_eval(
     references: Audio | Sequence[Audio],
@@ -88,63 +83,67 @@ def bss_eval(
     sample_rate: float = 44100,
     warn: bool = True,
 ) -> BssScores:
-    """Score estimates against references; the meaning of ``museval.evaluate(references, estimates, win, hop)``.
-
-    references, estimates: (sources, samples, channels) or (sources, channels, samples) or, mono, (sources, samples); NumPy or
-    torch, any real dtype; computed in float64 on the device of the tensors. Estimates are cut, or padded with zeros, to the
-    references' length.
-    window, hop: in samples (one second at 44.1 kHz, the convention of the tables). A tail shorter than the window is
-    not scored, but the filters see it.
-    metrics: any of ``SDR ISR SIR SAR``. SDR alone takes a fiftieth of the time of all four.
-    names: the stems' names, for messages only.
-    silence: with ``museval`` a frame in which any reference or estimate is silent is NaN for all sources. With ``own`` it is
-    NaN for a source whose own reference is silent there and, except for SDR, for one whose own estimate is.
-    regularise: solve as if each reference carried white noise 60 dB below its own energy, which makes ISR, SIR and SAR of
-    references without energy in some band independent of rounding; other scores move by hundredths of a dB.
-    sample_rate: in Hz, to name such bands.
-    warn: whether to warn; the warnings are in ``result.warnings()`` in any case, since threads cannot collect their own.
+    """Score estimates against references as ``museval.evaluate(references, estimates, win, hop)`` does.
 
     Silent means that the channels sum to zero at every sample. A signal silent from end to end, where museval stops, makes
-    every frame NaN, is recorded in ``result.silent`` and warned about; with `strict` it raises :class:`SilentSourceError`.
-    References without energy in a band are recorded in ``result.empty_bands`` and warned about, see :mod:`.signals`. A zero
-    error energy gives ``inf``; where estimate and reference are equal bit by bit museval reports its own rounding (about
-    300 dB).
+    every frame NaN. A zero error energy gives ``inf``; where estimate and reference are equal bit by bit museval reports its
+    own rounding (about 300 dB).
 
-    Raises :class:`ShapeError` for shapes, dtypes or devices that do not fit, :class:`EvaluationError` for unknown
-    metrics, for sizes below one and for NaN or infinite samples in a frame or, with the filters, anywhere.
+    Args:
+        references, estimates: (sources, samples, channels) or (sources, channels, samples) or, mono, (sources, samples); NumPy
+            or torch, any real dtype; computed in float64 on the device of the tensors. Estimates are cut, or padded with
+            zeros, to the references' length.
+        window, hop: in samples (one second at 44.1 kHz, the convention of the tables). A tail shorter than the window is
+            not scored, but the filters see it.
+        metrics: any of ``SDR ISR SIR SAR``. SDR alone takes a fiftieth of the time of all four.
+        names: the stems' names, for messages only.
+        strict: raise :class:`SilentSourceError` for a signal silent from end to end.
+        silence: with ``museval`` a frame in which any reference or estimate is silent is NaN for all sources. With ``own`` it
+            is NaN for a source whose own reference is silent there and, except for SDR, for one whose own estimate is.
+        regularise: solve as if each reference carried white noise 60 dB below its own energy, which makes ISR, SIR and SAR of
+            references without energy in some band independent of rounding; other scores move by hundredths of a dB.
+        sample_rate: in Hz, to name such bands.
+        warn: whether to warn of what is in ``result.silent`` and ``result.empty_bands``; threads cannot collect their own.
+
+    Raises:
+        ShapeError: for shapes, dtypes or devices that do not fit.
+        EvaluationError: for unknown metrics, for sizes below one, and for NaN or infinite samples in a frame or, with the
+            filters, anywhere.
     """
     reference = Signals(references, "references")
     estimate = Signals(estimates, "estimates", samples=reference.samples)
-    labels = _check(reference, estimate, window, hop, filters_len, metrics, names)
+    labels = _check(reference, estimate, {"window": window, "hop": hop, "filters_len": filters_len}, metrics, names)
     if silence not in SILENCE:
         raise EvaluationError(f"The rule of silence {silence!r} is not known. Choose from {', '.join(SILENCE)}.")
 
     frames = frame_slices(reference.samples, window, hop)
-    silences = [
-        torch.stack([signals.silent(frame.start, frame.stop) for frame in frames], dim=1)
-        for signals in (reference, estimate)
-    ]
-    silent = _end_to_end(reference, "reference", silences[0], labels)
-    silent += _end_to_end(estimate, "estimate", silences[1], labels)
+    silent = tuple(
+        SilentSource(what, index, labels[index])
+        for what, signals in (("reference", reference), ("estimate", estimate))
+        for index in torch.nonzero(signals.silent(slice(0, signals.samples))).flatten().tolist()
+    )
     if silent and strict:
         raise SilentSourceError(
             f"Silent from end to end: {', '.join(map(str, silent))}. Leave these stems out, or evaluate without strict."
         )
-    counts, plain_counts = _counting_frames(silences[0], silences[1], bool(silent), silence)
-    scored = plain_counts.any(dim=0)
+    counts, sdr_counts = _counting_frames(reference, estimate, frames, bool(silent), silence)
+    scored = sdr_counts.any(dim=0)
     chosen = [frame for frame, counting in zip(frames, scored.tolist(), strict=True) if counting]
     decibels: dict[str, torch.Tensor] = {}
-    solvers: list[str] = []
+    solvers: tuple[str, ...] = ()
     bands: tuple[EmptyBand, ...] = ()
     if chosen:
         source, error = _plain_energies(reference, estimate, chosen)
-        if not bool(torch.isfinite(source + error).all()):
-            raise EvaluationError("A reference or an estimate holds NaN or infinite samples. Remove them.")
         decibels["SDR"] = _decibel(source, error)
         if set(metrics) - {"SDR"}:
             bands = empty_bands(reference, sample_rate, labels)
-            all_filters, own_filters, solvers = _filters(reference, estimate, filters_len, NOISE if regularise else 0.0)
-            energies = projected_energies(reference, estimate, chosen, all_filters, own_filters)
+            correlations = correlate(reference, estimate, filters_len)
+            require_finite(correlations.references, correlations.estimates)
+            owns = [correlations.own(index, reference.channels) for index in range(reference.sources)]
+            (together, *alone), solvers = zip(
+                *(solve(each, NOISE if regularise else 0.0) for each in (correlations, *owns)), strict=True
+            )
+            energies = projected_energies(reference, estimate, chosen, together, torch.stack(alone))
             decibels["ISR"] = _decibel(source, energies["spatial"])
             decibels["SIR"] = _decibel(energies["target"], energies["interference"])
             decibels["SAR"] = _decibel(energies["projection"], energies["artifacts"])
@@ -154,60 +153,43 @@ def bss_eval(
         values[metric] = np.full((reference.sources, len(frames)), np.nan)
         if metric in decibels:
             values[metric][:, scored.cpu().numpy()] = decibels[metric].cpu().numpy()
-        counting = plain_counts if metric == "SDR" else counts
+        counting = sdr_counts if metric == "SDR" else counts
         values[metric][~counting.cpu().numpy()] = np.nan
-    scores = BssScores(values, silent, tuple(solvers), bands, regularise)
-    for warning in scores.warnings() if warn else ():
+    for warning in warnings_of(silent, () if regularise else bands) if warn else ():
         warnings.warn(warning, stacklevel=2)
-    return scores
+    return BssScores(values, silent, solvers, bands, regularise)
 
 
 def frame_slices(samples: int, window: int, hop: int) -> list[slice]:
-    """All whole windows of a signal: ``floor((samples - window + hop) / hop)`` of them.
-
-    A signal that is not longer than the window is one frame; a shorter tail is not counted.
-    """
+    """Return all whole windows of a signal; one frame if it is not longer than the window."""
     if window >= samples:
         return [slice(0, samples)]
     return [slice(start, start + window) for start in range(0, samples - window + 1, hop)]
 
 
 def _counting_frames(
-    references: torch.Tensor, estimates: torch.Tensor, any_silent: bool, rule: str
+    references: Signals, estimates: Signals, frames: Sequence[slice], any_silent: bool, rule: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which frames count for which sources, bool (sources, frames): for the filters' metrics, and for SDR."""
+    """Return which frames count for which sources, bool (sources, frames): for the filters' metrics, and for SDR."""
+    true, made = (torch.stack([each.silent(frame) for frame in frames], dim=1) for each in (references, estimates))
     if rule == "own":
-        return ~(references | estimates), ~references
-    counts = ~(references | estimates).any(dim=0).expand_as(references)
-    return (counts & (not any_silent),) * 2
+        return ~(true | made), ~true
+    counts = ~(true | made).any(dim=0).expand_as(true) & (not any_silent)
+    return counts, counts
 
 
 def _plain_energies(
     references: Signals, estimates: Signals, frames: Sequence[slice]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Energies of the references, ``|s|^2``, and of all errors together, ``|s_hat - s|^2``.
-
-    Both (sources, frames), float64.
-    """
+    """Return the energies ``|s|^2`` and ``|s_hat - s|^2``, both (sources, frames), float64."""
     energies = torch.empty(2, references.sources, len(frames), dtype=torch.float64, device=references.device)
     for index, frame in enumerate(frames):
-        reference = references.piece(frame.start, frame.stop)
-        error = estimates.piece(frame.start, frame.stop) - reference
+        reference = references.piece(frame)
+        error = estimates.piece(frame) - reference
         energies[0, :, index] = torch.linalg.vector_norm(reference, dim=(1, 2)).square()
         energies[1, :, index] = torch.linalg.vector_norm(error, dim=(1, 2)).square()
+    require_finite(energies)
     return energies[0], energies[1]
-
-
-def _filters(
-    references: Signals, estimates: Signals, delays: int, noise: float
-) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
-    """Filters on all references, on each estimate's own reference, and how they were solved."""
-    correlations = correlate(references, estimates, delays)
-    if not bool(torch.isfinite(correlations.references).all() & torch.isfinite(correlations.estimates).all()):
-        raise EvaluationError("A reference or an estimate holds NaN or infinite samples. Remove them.")
-    together, method = solve(correlations, noise)
-    alone = [solve(correlations.own(source, references.channels), noise) for source in range(references.sources)]
-    return together, torch.stack([filters for filters, _ in alone]), [method, *(name for _, name in alone)]
 
 
 def _decibel(numerator: torch.Tensor, denominator: torch.Tensor) -> torch.Tensor:
@@ -215,23 +197,10 @@ def _decibel(numerator: torch.Tensor, denominator: torch.Tensor) -> torch.Tensor
     return torch.where(denominator == 0, torch.inf, ratio)
 
 
-def _end_to_end(signals: Signals, what: str, silent: torch.Tensor, labels: Sequence[str]) -> tuple[SilentSource, ...]:
-    """Sources silent in all frames AND in the tail that no frame covers."""
-    if not bool(silent.all(dim=1).any()):
-        return ()
-    whole = signals.silent(0, signals.samples)
-    return tuple(SilentSource(what, index, labels[index]) for index in torch.nonzero(whole).flatten().tolist())
-
-
 def _check(
-    references: Signals,
-    estimates: Signals,
-    window: int,
-    hop: int,
-    filters_len: int,
-    metrics: Sequence[str],
-    names: Sequence[str] | None,
+    references: Signals, estimates: Signals, sizes: dict[str, int], metrics: Sequence[str], names: Sequence[str] | None
 ) -> Sequence[str]:
+    """Raise what :func:`bss_eval` raises for these, or return the stems' names."""
     if (references.sources, references.channels) != (estimates.sources, estimates.channels):
         raise ShapeError(
             f"There are {references.sources} references with {references.channels} channels and {estimates.sources} "
@@ -241,14 +210,12 @@ def _check(
         raise ShapeError(
             f"The references are on {references.device}, the estimates on {estimates.device}. Move one of them."
         )
-    for name, value in (("window", window), ("hop", hop), ("filters_len", filters_len)):
+    for name, value in sizes.items():
         if value < 1 or value != int(value):
             raise EvaluationError(f"{name} is {value}. Give a whole number of samples, at least 1.")
-    unknown = [metric for metric in metrics if metric not in METRICS]
-    if unknown or not metrics:
+    if not metrics or set(metrics) - set(METRICS):
         raise EvaluationError(f"Metrics {list(metrics)} are not known. Choose from {', '.join(METRICS)}.")
-    if names is None:
-        return [f"source {index}" for index in range(references.sources)]
+    names = [f"source {index}" for index in range(references.sources)] if names is None else names
     if len(names) != references.sources:
         raise ShapeError(f"There are {len(names)} names for {references.sources} sources. Give one each.")
     return names

@@ -24,12 +24,8 @@ _CHOLESKY_BLOCK = 256
 _BLOCKS_AT_ONCE = {"cpu": 4, "cuda": 256}
 _BYTES_PER_BATCH = {"cpu": 4 << 20, "cuda": 256 << 20}
 """Bytes that fit a core's cache, or that keep a GPU busy."""
-# Sound solutions stay below 1e-12 on music; a broken factorisation is orders of magnitude above this.
 _RESIDUAL = 1e-9
-
-
-def _kind(device: torch.device) -> str:
-    return "cpu" if device.type == "cpu" else "cuda"
+"""Good solutions stay below 1e-12 on music; a broken factorisation is orders of magnitude above this."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +59,7 @@ def correlate(references: Signals, estimates: Signals, delays: int) -> Correlati
         length *= 2
     block = length - delays + 1
     channels, bins, device = references.sources * references.channels, length // 2 + 1, references.device
-    at_once = _BLOCKS_AT_ONCE[_kind(device)]
+    at_once = _BLOCKS_AT_ONCE.get(device.type, _BLOCKS_AT_ONCE["cuda"])
     total = torch.zeros(bins, channels, 2 * channels, dtype=torch.complex128, device=device)
     here = total.new_zeros(bins, channels, at_once)
     later = total.new_zeros(bins, at_once, 2 * channels)
@@ -71,9 +67,10 @@ def correlate(references: Signals, estimates: Signals, delays: int) -> Correlati
     for first in range(0, references.samples, at_once * block):
         starts = range(first, min(first + at_once * block, references.samples), block)
         for index, start in enumerate(starts):
-            pieces[0, :, :block] = references.channels_first(start, start + block)
-            pieces[1] = references.channels_first(start, start + length)
-            pieces[2] = estimates.channels_first(start, start + length)
+            pieces[0, :, :block] = references.channels_first(slice(start, start + block))
+            ahead = slice(start, start + length)
+            pieces[1] = references.channels_first(ahead)
+            pieces[2] = estimates.channels_first(ahead)
             spectra = torch.fft.rfft(pieces)
             here[:, :, index] = spectra[0].T.conj()
             later[:, index] = spectra[1:].flatten(0, 1).T
@@ -100,13 +97,21 @@ def solve(correlations: Correlations, noise: float = 0.0) -> tuple[torch.Tensor,
     :func:`.empty_bands` finds such bands, and `noise` determines the filters.
     """
     right = correlations.estimates.movedim(1, 2).flatten(0, 1)
+    scale = right.norm(dim=0).clamp_min(torch.finfo(torch.float64).tiny)
     lagged = correlations.references.clone()
     diagonal = lagged[..., 0].diagonal()
     diagonal.mul_(1 + noise).add_(torch.finfo(torch.float64).eps)
     rounding = torch.finfo(torch.float64).eps * float(diagonal.sum()) * correlations.delays
     for shift in (0.0, 4 * rounding, 400 * rounding):
-        solution = _by_cholesky(lagged, right, shift)
-        if solution is not None and _relative_norm(right - _gram_times(lagged, solution), right) < _RESIDUAL:
+        factor = _cholesky_factor(_gram(lagged, shift))
+        if factor is None:
+            continue
+        solution = _substitute(factor, right)
+        if shift:
+            solution = solution + _substitute(factor, right - _gram_times(lagged, solution))
+        del factor  # as large as the matrix of the next attempt
+        # A solution that is not finite has the residual NaN, which is never small.
+        if float(((right - _gram_times(lagged, solution)).norm(dim=0) / scale).max()) < _RESIDUAL:
             method = "shifted cholesky" if shift else "cholesky"
             break
     else:
@@ -115,16 +120,6 @@ def solve(correlations: Correlations, noise: float = 0.0) -> tuple[torch.Tensor,
         gram = lower + lower.tril(-1).mT
         solution, method = torch.linalg.lstsq(gram, right.cpu(), driver="gelsd").solution.to(right.device), "lstsq"
     return solution.view(-1, correlations.delays, right.shape[1]), method
-
-
-def _by_cholesky(lagged: torch.Tensor, right: torch.Tensor, shift: float) -> torch.Tensor | None:
-    factor = _cholesky_factor(_gram(lagged, shift))
-    if factor is None:
-        return None
-    solution = _substitute(factor, right)
-    if shift:
-        solution = solution + _substitute(factor, right - _gram_times(lagged, solution))
-    return solution
 
 
 def _cholesky_factor(gram: torch.Tensor) -> torch.Tensor | None:
@@ -151,12 +146,6 @@ def _substitute(factor: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     forward = torch.linalg.solve_triangular(factor, right, upper=False)
     solution: torch.Tensor = torch.linalg.solve_triangular(factor.mT, forward, upper=True)
     return solution
-
-
-def _relative_norm(residual: torch.Tensor, right: torch.Tensor) -> float:
-    """The largest ``|G c - d| / |d|`` of all estimates; NaN, which is never small, where the solution is not finite."""
-    scale = right.norm(dim=0).clamp_min(torch.finfo(torch.float64).tiny)
-    return float((residual.norm(dim=0) / scale).max())
 
 
 def _sequences(lagged: torch.Tensor) -> torch.Tensor:
@@ -206,13 +195,14 @@ def projected_energies(
     """
     delays = all_filters.shape[1]
     length = fft_length(frames[0].stop - frames[0].start + delays - 1)
-    all_spectra = _filter_spectra(all_filters, length)
-    own_spectra = _filter_spectra(own_filters.flatten(0, 1), length)
-    names = ("target", "spatial", "interference", "projection", "artifacts")
+    all_spectra, own_spectra = (
+        _filter_spectra(filters, length) for filters in (all_filters, own_filters.flatten(0, 1))
+    )
+    names = ("target", "projection", "interference", "spatial", "artifacts")
     # Results first: small tensors left between large ones keep the heap from shrinking (measured: 130 to 230 MB).
     energies = all_filters.new_empty(len(names), len(frames), references.sources)
-    target_energy, spatial_energy, interference_energy, projection_energy, artifacts_energy = energies
-    size = max(1, _BYTES_PER_BATCH[_kind(references.device)] // (8 * length * references.sources * references.channels))
+    at_once = _BYTES_PER_BATCH.get(references.device.type, _BYTES_PER_BATCH["cuda"])
+    size = max(1, at_once // (8 * length * references.sources * references.channels))
     for start in range(0, len(frames), size):
         now = slice(start, start + size)
         batch = frames[now]
@@ -221,36 +211,25 @@ def projected_energies(
         bins, _, sources, channels = reference.shape
         projection = torch.bmm(reference.flatten(2), all_spectra).view_as(reference)
         target = torch.einsum("fwjc,fjcd->fwjd", reference, own_spectra.view(bins, sources, channels, channels))
-        target_energy[now] = _energy(target, length)
-        projection_energy[now] = _energy(projection, length)
-        interference_energy[now] = _energy(projection - target, length)
+        energies[0, now] = _energy(target, length)
+        energies[1, now] = _energy(projection, length)
+        energies[2, now] = _energy(projection - target, length)
         # In place: the spectra of a few windows are what this stage needs most memory for.
-        spatial_energy[now] = _energy(target.sub_(reference), length)
-        artifacts_energy[now] = _energy(estimate.sub_(projection), length)
+        energies[3, now] = _energy(target.sub_(reference), length)
+        energies[4, now] = _energy(estimate.sub_(projection), length)
     return {name: energy.T for name, energy in zip(names, energies, strict=True)}
 
 
 def fft_length(at_least: int) -> int:
-    """The smallest even length of the form 2^a 3^b 5^c that is not below `at_least`."""
-    best = 2
-    while best < at_least:
-        best *= 2
-    five = 1
-    while five < best:
-        three = five
-        while three < best:
-            length = 2 * three
-            while length < at_least:
-                length *= 2
-            best = min(best, length)
-            three *= 3
-        five *= 5
-    return best
+    """Return the smallest even length of the form 2^a 3^b 5^c that is not below `at_least`."""
+    powers = range(at_least.bit_length())
+    odd: list[int] = [3**three * 5**five for three in powers for five in powers]
+    return min(each << max(1, (-(-at_least // each) - 1).bit_length()) for each in odd)
 
 
 def _frame_spectra(signals: Signals, frames: Sequence[slice], length: int) -> torch.Tensor:
     """Zero-padded spectra, complex128 (length / 2 + 1, frames, sources, channels)."""
-    pieces = torch.stack([signals.channels_first(frame.start, frame.stop) for frame in frames])
+    pieces = torch.stack([signals.channels_first(frame) for frame in frames])
     spectra: torch.Tensor = torch.fft.rfft(pieces, n=length)
     return spectra.movedim(2, 0).reshape(-1, len(frames), signals.sources, signals.channels)
 

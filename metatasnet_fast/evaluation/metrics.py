@@ -26,14 +26,13 @@ from functools import cached_property
 import torch
 
 from .._extras import require
-from .signals import EvaluationError, Signals
+from .signals import Signals, require_finite
 
 __all__ = ["DEFAULT_WHOLE", "WHOLE", "whole_track_metrics"]
 
 MDX_EPSILON = 1e-7
 PIECE = 1 << 20
 """Samples that are read at once."""
-
 MEL_BANDS, MEL_FFT, MEL_HOP = 512, 4096, 1024
 SMALLEST_MAGNITUDE = 1e-10
 MOST_DECIBELS = 80.0
@@ -42,26 +41,19 @@ MOST_DECIBELS = 80.0
 def whole_track_metrics(
     references: Signals, estimates: Signals, mixture: torch.Tensor | None, sample_rate: float, metrics: Sequence[str]
 ) -> list[dict[str, float]]:
-    """For each source the asked metrics of :data:`WHOLE`.
+    """Return for each source the asked metrics of :data:`WHOLE`.
 
     Args:
         references, estimates: of the same sources and channels; the references' length counts.
         mixture: (samples, channels); None for the sum of the references.
-        sample_rate: in Hz.
-        metrics: names.
 
     Raises:
         EvaluationError: for NaN or infinite samples.
         MissingDependencyError: for ``log-WMSE`` without its package.
     """
     mixed = Signals(references.audio.sum(0)[None] if mixture is None else mixture[None], "mixture", references.samples)
-    results: list[dict[str, float]] = []
-    for source in range(references.sources):
-        stem = _Stem(references, estimates, mixed, source, sample_rate)
-        if not math.isfinite(stem.energy + stem.error):
-            raise EvaluationError("A reference or an estimate holds NaN or infinite samples. Remove them.")
-        results.append({metric: WHOLE[metric](stem) for metric in metrics})
-    return results
+    stems = (_Stem(references, estimates, mixed, source, sample_rate) for source in range(references.sources))
+    return [{metric: WHOLE[metric](stem) for metric in metrics} for stem in stems]
 
 
 class _Stem:
@@ -72,20 +64,22 @@ class _Stem:
         self.samples = references.samples
         self.energy = self.sum(lambda s, e, m: s.square())
         self.error = self.sum(lambda s, e, m: (s - e).square())
+        require_finite(torch.tensor([self.energy, self.error]))
 
     def sum(self, value: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]) -> float:
         """The sum over samples and channels of a function of reference, estimate and mixture, in float64."""
         total = 0.0
         for start in range(0, self.samples, PIECE):
-            stop = min(start + PIECE, self.samples)
-            s, e = (signal.piece(start, stop)[self.source] for signal in self.signals)
-            total += float(value(s, e, self.mixture.piece(start, stop)[0]).sum())
+            now = slice(start, min(start + PIECE, self.samples))
+            s, e = (signal.piece(now)[self.source] for signal in self.signals)
+            total += float(value(s, e, self.mixture.piece(now)[0]).sum())
         return total
 
     def whole(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Reference, estimate and mixture, (channels, samples) float32."""
-        s, e = (signal.piece(0, self.samples)[self.source] for signal in self.signals)
-        return s.mT.float(), e.mT.float(), self.mixture.piece(0, self.samples)[0].mT.float()
+        everything = slice(0, self.samples)
+        s, e = (signal.piece(everything)[self.source].mT.float() for signal in self.signals)
+        return s, e, self.mixture.piece(everything)[0].mT.float()
 
     @cached_property
     def si_sdr(self) -> float:
@@ -101,11 +95,10 @@ class _Stem:
     @cached_property
     def bleed(self) -> tuple[float, float]:
         """Means of the decibels by which the estimate's mel bands lie above, and below, the reference's."""
-        device = self.signals[0].device
-        bands = _mel_bands(self.rate).to(device)
-        window = torch.hann_window(MEL_FFT, device=device)
+        bands = _mel_bands(self.rate).to(self.signals[0].device)
         levels = []
         for signal in self.whole()[:2]:
+            window = torch.hann_window(MEL_FFT, device=signal.device)
             spectrum = torch.stft(
                 signal, MEL_FFT, MEL_HOP, window=window, return_complex=True, pad_mode="constant"
             ).abs()
@@ -126,9 +119,9 @@ def _ratio(signal: float, error: float) -> float:
 def _l1_frequency(stem: _Stem) -> float:
     if stem.samples <= 1024:  # half a frame is reflected at both ends
         return math.nan
-    window = torch.ones(2048, device=stem.signals[0].device)
     reference, estimate = (
-        torch.stft(x, 2048, 1024, window=window, return_complex=True).abs() for x in stem.whole()[:2]
+        torch.stft(x, 2048, 1024, window=torch.ones(2048, device=x.device), return_complex=True).abs()
+        for x in stem.whole()[:2]
     )
     return 100 / (1 + 10 * float((estimate - reference).abs().mean()))
 

@@ -7,7 +7,7 @@ agree and the audio on record is that of the track; any other one is refused.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +23,6 @@ __all__ = ["claim_folder", "settings_of"]
 FILE = "evaluation.json"
 AUDIO = "audio"
 """The entry of the tracks: ``subset/name`` -> fingerprint."""
-NAMED = 3
-"""Tracks that a sentence lists."""
 ADVICE = "Choose another folder, or overwrite them."
 
 
@@ -43,8 +41,10 @@ def settings_of(scoring: Scoring, separator: Separator | None) -> dict[str, Any]
     }
 
 
-def claim_folder(out: Path, audio: Mapping[str, str | None], settings: Mapping[str, Any], overwrite: bool) -> None:
-    """Make ``out`` the folder of this evaluation, in which what is scored already is its own.
+def claim_folder(
+    out: Path, audio: Mapping[str, str | None], settings: Mapping[str, Any], overwrite: bool
+) -> dict[str, Path]:
+    """Make ``out`` the folder of this evaluation, and return the scores of its own that are there.
 
     With ``overwrite`` the tracks' scores are deleted first: whatever happens later, none of another evaluation stays
     that would be taken for one of this.
@@ -61,31 +61,30 @@ def claim_folder(out: Path, audio: Mapping[str, str | None], settings: Mapping[s
         names = (found.keys() | settings.keys()) - {AUDIO}
         differing = sorted(name for name in names if found.get(name) != settings.get(name))
         on_record: dict[str, Any] = {} if differing else found.get(AUDIO, {})
-        scored = [name for name in audio if (out / f"{name}.json").exists()]
+        scored = {name: path for name in audio if (path := out / f"{name}.json").exists()}
+        refused = ""
         if overwrite:
-            for name in scored:
-                (out / f"{name}.json").unlink()
+            for path in scored.values():
+                path.unlink()
+            scored = {}
         elif found and differing:
-            raise EvaluationError(f"{out} holds scores of another evaluation ({', '.join(differing)} differ). {ADVICE}")
-        elif unknown := [name for name in scored if name not in on_record]:
-            raise EvaluationError(
-                f"{out} holds scores with no record of the model and audio that they are of ({_listed(unknown)}). {ADVICE}"
-            )
-        elif other := [name for name in scored if on_record[name] != audio[name]]:
-            raise EvaluationError(
-                f"{out} holds scores of other audio under the same names ({_listed(other)}). {ADVICE}"
-            )
+            refused = f"of another evaluation ({', '.join(differing)} differ)"
+        elif unknown := scored.keys() - on_record:
+            refused = f"with no record of the model and audio that they are of ({_listed(unknown)})"
+        elif other := {name for name in scored if on_record[name] != audio[name]}:
+            refused = f"of other audio under the same names ({_listed(other)})"
+        if refused:
+            raise EvaluationError(f"{out} holds scores {refused}. {ADVICE}")
         known = {name: mark for name, mark in {**on_record, **audio}.items() if mark is not None}
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(out / FILE, json.dumps({**settings, AUDIO: known}, indent=2) + "\n")
+        return scored
 
 
 def _read(path: Path, overwrite: bool) -> dict[str, Any]:
     """The record, empty if there is none or if it is damaged and to be overwritten."""
-    if not path.exists():
-        return {}
     try:
-        found = json.loads(path.read_text("utf-8"))
+        found = json.loads(path.read_text("utf-8")) if path.exists() else {}
     except ValueError:
         found = None
     if isinstance(found, dict) and isinstance(found.get(AUDIO, {}), dict):
@@ -95,6 +94,6 @@ def _read(path: Path, overwrite: bool) -> dict[str, Any]:
     raise EvaluationError(f"{path} is damaged, so it is not known what the scores there are of. {ADVICE}")
 
 
-def _listed(names: Sequence[str]) -> str:
-    more = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
+def _listed(names: Iterable[str]) -> str:
+    found = sorted(names)
+    return ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from threading import BoundedSemaphore
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
@@ -24,7 +23,7 @@ from .record import claim_folder, settings_of
 from .scores import TrackScores
 from .signals import EvaluationError
 from .track import DEFAULT_METRICS, Scoring
-from .tracks import AudioTrack, Pair, TrackFiles, open_tracks, pair_tracks
+from .tracks import AudioTrack, Pair, TrackFiles, open_tracks, pair_tracks, require_one_length
 
 if TYPE_CHECKING:
     from ..separation import Separator
@@ -50,11 +49,10 @@ class TrackOutcome:
     """The page to listen to, if one was written."""
 
 
+Result: TypeAlias = tuple[TrackOutcome, TrackScores | None]
 Report: TypeAlias = Callable[[TrackOutcome, TrackScores | None], object]
 Audio: TypeAlias = tuple[AudioTrack, dict[str, torch.Tensor]]
 """A track with its references, and the estimates."""
-_Job: TypeAlias = tuple[TrackFiles | Pair, Callable[[], Audio]]
-"""A track, and what gives its audio."""
 
 
 @dataclass
@@ -96,24 +94,25 @@ def score(
             fails.
         subset: a folder of `references`, such as ``test``, if not all of it is to be scored.
         workers: tracks scored at once.
-        overwrite: score again what is there.
+        overwrite: score again what is there; the old scores of these tracks are deleted at once.
         report: is told of each track as soon as it is through.
         page: ``file`` to write a page to listen to for each track that is scored, ``out/<subset>/<track>.html``, with the
             estimates, the references and the scores; ``folder`` to put its sounds into a folder beside it.
 
     Raises:
-        EvaluationError: if there are no tracks, no reference has an estimate, or ``out`` holds scores of something else.
+        EvaluationError: if there are no tracks, no reference has an estimate, or ``out`` holds scores of something else;
+            if `strict`, whatever goes wrong with a track.
+        OutOfMemoryError: if `strict` and memory does not suffice for a track.
     """
     scoring = Scoring(metrics, silence, regularise, strict, device=device)
     pairs, missing = pair_tracks(open_tracks(references, subset), open_tracks(estimates))
     if not pairs or (strict and missing):
         name, reason = next(iter(missing.items()))
         raise EvaluationError(f"{name}: {reason}")
-    jobs: list[_Job] = [(pair, pair.read) for pair in pairs]
-    run = _Run(scoring, None if out is None else Path(out), subset or "test", report, page)
+    run = _Run(scoring, out, subset or "test", workers, overwrite, report, page)
     for name, reason in missing.items():
-        run.conclude(TrackOutcome(name, "failed", reason), None)
-    return run.work(jobs, settings_of(scoring, None), workers, overwrite)
+        run.conclude(TrackOutcome(name, "failed", reason))
+    return run.work([(pair, pair.read) for pair in pairs])
 
 
 def evaluate_tracks(
@@ -128,32 +127,14 @@ def evaluate_tracks(
     report: Report | None = None,
     page: str | None = None,
 ) -> ScoringRun:
-    """Separate and score tracks; their scores go to ``out/subset/<track>.json``, in museval's format.
-
-    Args:
-        tracks: from :func:`open_tracks`; those of their stems that the network knows are scored.
-        separator: what is evaluated; its mode is part of what the scores are of.
-        scoring: what is computed; with ``strict`` the first track that fails or has a silent stem ends the run.
-        overwrite: evaluate again what is there; the old scores of these tracks are deleted at once.
-        out, subset, workers, report, page: see :func:`score`.
-
-    Raises:
-        EvaluationError: for scores of another model, other settings or other audio in ``out``; if ``strict``, whatever goes
-            wrong with a track.
-        OutOfMemoryError: if ``strict`` and memory does not suffice for a track.
-    """
-    scoring = scoring or Scoring()
-    jobs: list[_Job] = [(files, partial(_separated, separator, files)) for files in tracks]
-    facts = {"Engine": separator.describe()}
-    run = _Run(scoring, None if out is None else Path(out), subset, report, page, facts)
-    return run.work(jobs, settings_of(scoring, separator), workers, overwrite)
+    """Separate tracks and score those of their stems that the network knows; all else is as in :func:`score`."""
+    run = _Run(scoring or Scoring(), out, subset, workers, overwrite, report, page, separator)
+    return run.work([(files, partial(_separated, separator, files)) for files in tracks])
 
 
 def _separated(separator: Separator, files: TrackFiles) -> Audio:
     track = files.read()
-    signals = [*track.stems.values(), *([] if track.mixture is None else [track.mixture])]
-    if len({signal.shape[-1] for signal in signals}) > 1:
-        raise EvaluationError(f"The stems of {track.name} differ in length. Check the file.")
+    require_one_length(track.name, track.signals)
     instruments = separator.network.config.instruments
     known = [stem for stem in instruments if stem in track.stems]
     if not known:
@@ -167,99 +148,92 @@ def _separated(separator: Separator, files: TrackFiles) -> Audio:
         return track, {name: separation[name].cpu() for name in known}
 
 
-@dataclass
 class _Run:
     """A run under way: its settings, and where its results go."""
 
-    scoring: Scoring
-    out: Path | None
-    subset: str
-    report: Report | None
-    page: str | None
-    facts: Mapping[str, str] = field(default_factory=dict)
-    """For the pages."""
-    result: ScoringRun = field(default_factory=ScoringRun)
+    def __init__(
+        self,
+        scoring: Scoring,
+        out: str | os.PathLike[str] | None,
+        subset: str,
+        workers: int,
+        overwrite: bool,
+        report: Report | None,
+        page: str | None,
+        separator: Separator | None = None,
+    ) -> None:
+        if page is not None and (page not in PAGES or out is None):
+            raise EvaluationError(f"A page is one of {', '.join(PAGES)}, and needs a folder `out`; got {page}.")
+        self.scoring, self.out, self.subset = scoring, None if out is None else Path(out), subset
+        self.workers, self.overwrite, self.report, self.page = max(1, workers), overwrite, report, page
+        self.separator, self.result = separator, ScoringRun()
 
-    def __post_init__(self) -> None:
-        if self.page is not None and (self.page not in PAGES or self.out is None):
-            raise EvaluationError(f"A page is one of {', '.join(PAGES)}, and needs a folder `out`; got {self.page}.")
-
-    def conclude(self, outcome: TrackOutcome, scores: TrackScores | None) -> None:
+    def conclude(self, outcome: TrackOutcome, scores: TrackScores | None = None) -> None:
         self.result.outcomes.append(outcome)
         if scores is not None:
             self.result.scores.append(scores)
         if self.report is not None:
             self.report(outcome, scores)
 
-    def work(self, jobs: Sequence[_Job], settings: Mapping[str, object], workers: int, overwrite: bool) -> ScoringRun:
-        """Score every track: the main thread reads, threads score."""
+    def work(self, jobs: Sequence[tuple[TrackFiles | Pair, Callable[[], Audio]]]) -> ScoringRun:
+        """Score every track, given with what reads it: the main thread reads, threads score."""
+        kept: dict[str, Path] = {}
         if self.out is not None:
             audio = {f"{self.subset}/{files.name}": files.fingerprint() for files, _ in jobs}
-            claim_folder(self.out, audio, settings, overwrite)
-        slots = BoundedSemaphore(workers + 1)
-        pending: list[Future[tuple[TrackOutcome, TrackScores | None]]] = []
-        with ThreadPoolExecutor(max(1, workers)) as pool:
+            kept = claim_folder(self.out, audio, settings_of(self.scoring, self.separator), self.overwrite)
+        pending: list[Future[Result]] = []
+        with ThreadPoolExecutor(self.workers) as pool:
             for files, read in jobs:
-                path = None if self.out is None else self.out / self.subset / f"{files.name}.json"
-                if path is not None and path.exists() and not overwrite:
+                if (path := kept.get(f"{self.subset}/{files.name}")) is not None:
                     self.conclude(TrackOutcome(files.name, "kept"), TrackScores.read(path))
                     continue
-                slots.acquire()
-                began = time.perf_counter()
-                try:
-                    audio_and_estimates = read()
-                except MetaTasNetError as error:
-                    slots.release()
-                    if self.scoring.strict:
-                        raise
-                    self.conclude(TrackOutcome(files.name, "failed", str(error)), None)
-                    continue
-                future = pool.submit(self.score, *audio_and_estimates, time.perf_counter() - began)
-                del audio_and_estimates
-                future.add_done_callback(lambda _: slots.release())
-                pending.append(future)
+                running = [future for future in pending if not future.done()]
+                if len(running) > self.workers:
+                    wait(running, return_when=FIRST_COMPLETED)
                 while pending and pending[0].done():
                     self.conclude(*pending.pop(0).result())
+                began = time.perf_counter()
+                try:
+                    pending.append(pool.submit(self.score, *read(), began, time.perf_counter()))
+                except MetaTasNetError as error:
+                    self.conclude(*self.failed(files.name, error))
             for future in pending:
                 self.conclude(*future.result())
         return self.result
 
-    def score(
-        self, track: AudioTrack, estimates: dict[str, torch.Tensor], reading: float
-    ) -> tuple[TrackOutcome, TrackScores | None]:
-        """Score one track and file the scores."""
-        began = time.perf_counter()
+    def failed(self, name: str, error: MetaTasNetError) -> Result:
+        if self.scoring.strict:
+            raise error
+        return TrackOutcome(name, "failed", str(error)), None
+
+    def score(self, track: AudioTrack, estimates: dict[str, torch.Tensor], began: float, read: float) -> Result:
+        """Score one track, whose reading took from `began` to `read`, and file the scores."""
+        started = time.perf_counter()
         try:
             with memory_for(f"scoring {track.name}", "score fewer tracks at once, or free some"):
                 scores = self.scoring(track, estimates)
             if self.out is not None:
                 scores.write(self.out, self.subset)
         except MetaTasNetError as error:
-            if self.scoring.strict:
-                raise
-            return TrackOutcome(track.name, "failed", str(error)), None
-        scoring = time.perf_counter() - began
-        outcome = TrackOutcome(track.name, "done", None, scores.notes, track.seconds, reading, scoring)
-        return self.listen(track, estimates, outcome, scores), scores
+            return self.failed(track.name, error)
+        seconds, page, notes = time.perf_counter() - started, None, scores.notes
+        if self.page is not None:
+            try:
+                page = self.write_page(track, estimates, scores)
+            except MetaTasNetError as error:  # the scores are there
+                notes = (*notes, f"There is no page to listen to. {error}")
+        return TrackOutcome(track.name, "done", None, notes, track.seconds, read - began, seconds, page), scores
 
-    def listen(
-        self, track: AudioTrack, estimates: dict[str, torch.Tensor], outcome: TrackOutcome, scores: TrackScores
-    ) -> TrackOutcome:
-        """Write the page of a track, if asked. A failure is a warning: the scores are there."""
-        if self.page is None or self.out is None:
-            return outcome
-        try:
-            page = listen_to(
-                track.whole,
-                estimates,
-                track.name,
-                self.facts,
-                path=self.out / self.subset / f"{track.name}.html",
-                references={stem: track.stems[stem] for stem in estimates},
-                scores={stem: {m: scores.value(stem, m) for m in scores.metrics(stem)} for stem in scores.stems},
-                sample_rate=track.rate,
-                in_files=self.page == "folder",
-            )
-        except MetaTasNetError as error:
-            return replace(outcome, warnings=(*outcome.warnings, f"There is no page to listen to. {error}"))
-        return replace(outcome, page=str(page))
+    def write_page(self, track: AudioTrack, estimates: dict[str, torch.Tensor], scores: TrackScores) -> str:
+        page = listen_to(
+            track.whole,
+            estimates,
+            track.name,
+            {} if self.separator is None else {"Engine": self.separator.describe()},
+            path=Path(self.out or "", self.subset, f"{track.name}.html"),
+            references={stem: track.stems[stem] for stem in estimates},
+            scores=scores.numbers(),
+            sample_rate=track.rate,
+            in_files=self.page == "folder",
+        )
+        return str(page)

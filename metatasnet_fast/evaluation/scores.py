@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from .._io import reporting_write_errors, write_atomically
 from .bss_eval import METRICS
 from .signals import EvaluationError, SilentSource
 
-__all__ = ["MUSEVAL_VERSION", "TrackScores", "load_scores", "median"]
+__all__ = ["MUSEVAL_VERSION", "TrackScores", "load_scores", "statistic"]
 
 MUSEVAL_VERSION = "0.4.1"
 """The museval whose numbers and files these are; it stands in every file."""
@@ -57,20 +57,29 @@ class TrackScores:
         return [*self.targets.get(stem, ()), *self.whole.get(stem, ())]
 
     def value(self, stem: str, metric: str) -> float:
-        """The one number of a track: the median over frames, or the metric of the whole track; NaN if there is none."""
-        if metric in self.whole.get(stem, ()):
-            return self.whole[stem][metric]
-        return self.median(stem, metric)
+        """Return the one number of a track: the median over frames, or the metric of the whole track; NaN if there is none."""
+        whole = self.whole.get(stem, {})
+        return whole[metric] if metric in whole else self.median(stem, metric)
+
+    def numbers(self) -> dict[str, dict[str, float]]:
+        """Return :meth:`value` of every stem and metric."""
+        return {stem: {metric: self.value(stem, metric) for metric in self.metrics(stem)} for stem in self.stems}
 
     def frames(self, stem: str) -> int:
         return max((len(values) for values in self.targets.get(stem, {}).values()), default=0)
 
+    def counted(self, stem: str, metric: str) -> NDArray[np.float64]:
+        """Return the values of the frames that count, as stored in a file."""
+        stored = np.array([float(_rounded(value)) for value in self.targets.get(stem, {}).get(metric, ())])
+        counted: NDArray[np.float64] = stored[~np.isnan(stored)]
+        return counted
+
     def median(self, stem: str, metric: str) -> float:
-        """Median over the frames that count, of the numbers as stored; NaN if none does."""
-        return median(float(_rounded(value)) for value in self.targets.get(stem, {}).get(metric, ()))
+        """Return the median over the frames that count; NaN if none does."""
+        return statistic(np.median, self.counted(stem, metric))
 
     def valid_frames(self, stem: str, metric: str) -> int:
-        return sum(not np.isnan(float(_rounded(value))) for value in self.targets.get(stem, {}).get(metric, ()))
+        return len(self.counted(stem, metric))
 
     def json(self) -> str:
         """The text of the file. Values are rounded to 1e-5 dB, half to even; infinity becomes NaN, as in museval."""
@@ -117,13 +126,12 @@ class TrackScores:
 
     @classmethod
     def _parse(cls, name: str, content: dict[str, Any]) -> TrackScores:
+        by_frame: dict[str, list[dict[str, Any]]] = {str(each["name"]): each["frames"] for each in content["targets"]}
         targets = {
-            str(target["name"]): {
-                metric: np.array([float(frame["metrics"][metric]) for frame in target["frames"]]) for metric in METRICS
-            }
-            for target in content["targets"]
+            stem: {metric: np.array([float(frame["metrics"][metric]) for frame in found]) for metric in METRICS}
+            for stem, found in by_frame.items()
         }
-        frames: list[dict[str, Any]] = next((target["frames"] for target in content["targets"] if target["frames"]), [])
+        frames = next(filter(None, by_frame.values()), [])
         window = frames[0]["duration"] if frames else 1.0
         hop = frames[1]["time"] - frames[0]["time"] if len(frames) > 1 else window
         # A metric without a number in any frame was not computed.
@@ -148,10 +156,9 @@ def load_scores(folder: str | os.PathLike[str], subset: str = "test") -> list[Tr
     return [TrackScores.read(path) for path in paths]
 
 
-def median(values: Iterable[float]) -> float:
-    """The median of what is not NaN, NaN if nothing is left."""
-    numbers = np.array([value for value in values if not np.isnan(value)])
-    return float(np.median(numbers)) if numbers.size else float("nan")
+def statistic(function: Callable[..., Any], values: NDArray[np.float64]) -> float:
+    """Return NumPy's median, or mean, of some numbers; NaN of none."""
+    return float(function(values)) if values.size else float("nan")
 
 
 def _rounded(value: float) -> str:

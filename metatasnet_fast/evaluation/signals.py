@@ -22,7 +22,7 @@ from ..errors import MetaTasNetError, ShapeError
 
 __all__ = [
     "EmptyBand", "EmptyBandWarning", "EvaluationError", "Signals", "SilentSource", "SilentSourceError", "SilentSourceWarning",
-    "empty_bands", "warnings_of",
+    "empty_bands", "require_finite", "warnings_of",
 ]  # fmt: skip
 
 Audio = torch.Tensor | NDArray[Any]
@@ -32,13 +32,10 @@ MOST_CHANNELS = 64
 
 BAND_FFT, MOST_SEGMENTS = 4096, 256
 """Samples of the segments of a track whose spectra are averaged, and how many are looked at, evenly spread."""
-
 EMPTY = 1e-12
 """Share of the largest bin's power below which a bin is empty: far below the rounding to 16 bits, far above that of float64."""
-
 NARROWEST = 20
 """Bins; the window spreads a tone over 13."""
-
 KAISER = 20.0
 """Kaiser's window with this parameter has side lobes 155 dB down."""
 
@@ -85,22 +82,15 @@ class EmptyBand:
 
 def warnings_of(silent: Iterable[SilentSource], bands: Iterable[EmptyBand]) -> list[Warning]:
     """Return the warnings about signals that are silent from end to end, and about references without energy in a band."""
-    found: list[Warning] = []
-    if listed := ", ".join(map(str, silent)):
-        found.append(
-            SilentSourceWarning(
-                f"Silent from end to end: {listed}. Leave these stems out to score the rest, or choose the rule of "
-                "silence `own`."
-            )
-        )
-    if listed := ", ".join(map(str, bands)):
-        found.append(
-            EmptyBandWarning(
-                f"References without any energy in a band: {listed}. ISR, SIR and SAR of this track depend on rounding. "
-                "Regularise, or score files of 16 bits."
-            )
-        )
-    return found
+    sources, empty = ", ".join(map(str, silent)), ", ".join(map(str, bands))
+    advice = "Leave these stems out to score the rest, or choose the rule of silence `own`."
+    rounding = (
+        f"References without any energy in a band: {empty}. ISR, SIR and SAR of this track depend on rounding. Regularise, or "
+        "score files of 16 bits."
+    )
+    return [SilentSourceWarning(f"Silent from end to end: {sources}. {advice}")] * bool(sources) + [
+        EmptyBandWarning(rounding)
+    ] * bool(empty)
 
 
 class Signals:
@@ -123,40 +113,51 @@ class Signals:
     def device(self) -> torch.device:
         return self.audio.device
 
-    def piece(self, start: int, stop: int) -> torch.Tensor:
-        """Samples `start` to `stop` in float64, (sources, stop - start, channels), zeros beyond the end."""
-        piece = self.audio[:, start:stop].to(torch.float64)
-        missing = stop - start - piece.shape[1]
+    def piece(self, where: slice) -> torch.Tensor:
+        """Return samples in float64, (sources, samples, channels), zeros beyond the end."""
+        piece = self.audio[:, where].to(torch.float64)
+        missing = where.stop - where.start - piece.shape[1]
         return torch.nn.functional.pad(piece, (0, 0, 0, missing)) if missing else piece
 
-    def channels_first(self, start: int, stop: int) -> torch.Tensor:
-        """The same as (sources * channels, stop - start)."""
-        return self.piece(start, stop).mT.reshape(-1, stop - start)
+    def channels_first(self, where: slice) -> torch.Tensor:
+        """Return the same as (sources * channels, samples)."""
+        return self.piece(where).mT.reshape(-1, where.stop - where.start)
 
-    def silent(self, start: int, stop: int) -> torch.Tensor:
-        """Which sources are silent between `start` and `stop`, bool (sources,).
+    def silent(self, where: slice) -> torch.Tensor:
+        """Return which sources are silent in some samples, bool (sources,).
 
         Silent means that the channels sum to exactly zero at every sample, so left = -right counts as silent:
         museval's definition.
         """
-        # Most windows sound, and a sixty-fourth of the samples proves it; only an undecided window is read in full.
-        if bool(_sounds(self.audio[:, start:stop:64]).all()):
-            return torch.zeros(self.sources, dtype=torch.bool, device=self.device)
-        return ~_sounds(self.audio[:, start:stop])
+        # Most windows are not silent, and a sixty-fourth of the samples proves it; only an undecided one is read in full.
+        for step in (64, 1):
+            audio = self.audio[:, where.start : where.stop : step]
+            total = audio[..., 0].to(torch.float64)
+            for channel in range(1, self.channels):
+                total = total + audio[..., channel]
+            found = (total == 0).all(dim=1)
+            if not bool(found.any()):
+                break
+        return found
+
+
+def require_finite(*values: torch.Tensor) -> None:
+    """Raise :class:`EvaluationError` unless all energies or products of signals are finite."""
+    if not all(bool(torch.isfinite(each).all()) for each in values):
+        raise EvaluationError("A reference or an estimate holds NaN or infinite samples. Remove them.")
 
 
 def empty_bands(references: Signals, sample_rate: float, names: Sequence[str]) -> tuple[EmptyBand, ...]:
     """Return the widest band without energy of each non-silent reference that has one, by Welch's averaged power spectra."""
-    if references.samples < BAND_FFT:
-        return ()
     last = references.samples - BAND_FFT
+    if last < 0:
+        return ()
     segments = min(MOST_SEGMENTS, 1 + last // (BAND_FFT // 2))
-    starts = [last * index // max(1, segments - 1) for index in range(segments)]
     window = torch.kaiser_window(BAND_FFT, False, KAISER, dtype=torch.float64, device=references.device)
-    shape = (references.sources * references.channels, BAND_FFT // 2 + 1)
-    power = torch.zeros(shape, dtype=torch.float64, device=references.device)
-    for start in starts:
-        power += torch.fft.rfft(references.channels_first(start, start + BAND_FFT) * window).abs().square()
+    power = window.new_zeros(references.sources * references.channels, BAND_FFT // 2 + 1)
+    for index in range(segments):
+        start = last * index // max(1, segments - 1)
+        power += torch.fft.rfft(references.channels_first(slice(start, start + BAND_FFT)) * window).abs().square()
     largest = power.amax(dim=1, keepdim=True)
     empty = ((power < EMPTY * largest) & (largest > 0)).view(references.sources, references.channels, -1).any(dim=1)
     hertz, found = sample_rate / BAND_FFT, []
@@ -181,36 +182,22 @@ def _channels_last(audio: torch.Tensor, what: str) -> torch.Tensor:
     return audio if shape[2] <= MOST_CHANNELS else audio.mT
 
 
-def _sounds(audio: torch.Tensor) -> torch.Tensor:
-    """Return whether the channel sum of each source is non-zero anywhere, bool (sources,)."""
-    total = audio[..., 0].to(torch.float64)
-    for channel in range(1, audio.shape[-1]):
-        total = total + audio[..., channel]
-    return (total != 0).any(dim=1)
-
-
 def _as_tensor(audio: Audio | Sequence[Audio], what: str) -> torch.Tensor:
-    if isinstance(audio, torch.Tensor):
-        tensor = audio.detach()
-    else:
-        tensor = _from_numpy(audio, what)
-    if tensor.is_complex() or tensor.dtype == torch.bool:
-        raise ShapeError(f"The {what} have the dtype {tensor.dtype}. Give real numbers.")
-    # float64 does not exist on every accelerator; where it is missing the metric runs on the CPU.
-    return tensor.cpu() if tensor.device.type == "mps" else tensor
-
-
-def _from_numpy(audio: NDArray[Any] | Sequence[Audio], what: str) -> torch.Tensor:
     try:
         if isinstance(audio, Sequence) and audio and isinstance(audio[0], torch.Tensor):
-            return torch.stack([torch.as_tensor(source).detach() for source in audio])
-        array = np.asarray(audio)
-        # torch takes neither negative strides nor foreign byte order nor read-only memory without a copy.
-        if not (array.dtype.isnative and array.flags.writeable and min(array.strides, default=0) >= 0):
-            array = array.astype(array.dtype.newbyteorder("="), order="C")
-        return torch.from_numpy(array)
+            audio = torch.stack([torch.as_tensor(source).detach() for source in audio])
+        elif not isinstance(audio, torch.Tensor):
+            array = np.asarray(audio)
+            # torch takes neither negative strides nor foreign byte order nor read-only memory without a copy.
+            if not (array.dtype.isnative and array.flags.writeable and min(array.strides, default=0) >= 0):
+                array = array.astype(array.dtype.newbyteorder("="), order="C")
+            audio = torch.from_numpy(array)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ShapeError(
             f"The {what} are not one numeric array (sources, samples, channels): {error}. "
             "Give all sources the same length and number of channels."
         ) from error
+    if audio.is_complex() or audio.dtype == torch.bool:
+        raise ShapeError(f"The {what} have the dtype {audio.dtype}. Give real numbers.")
+    # float64 does not exist on every accelerator; where it is missing the metric runs on the CPU.
+    return audio.detach().cpu() if audio.device.type == "mps" else audio.detach()

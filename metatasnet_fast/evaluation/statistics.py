@@ -7,14 +7,15 @@ nothing of their distribution. Both draw from a fixed seed, so that the same fil
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .bss_eval import METRICS
-from .scores import TrackScores, median
+from .scores import TrackScores, statistic
 from .signals import EvaluationError
 
 __all__ = ["Comparison", "Summary", "compare", "summarise"]
@@ -23,19 +24,22 @@ DRAWS = 10_000
 CONFIDENCE = 0.95
 
 
+UNKNOWN = (float("nan"), float("nan"))
+
+
 @dataclass(frozen=True)
 class Summary:
     """Statistics of a stem and a metric over tracks; NaN where no track counts. Intervals hold 95 % of the bootstraps."""
 
-    median: float
-    median_interval: tuple[float, float]
-    mean: float
-    mean_interval: tuple[float, float]
-    tracks: int
+    median: float = float("nan")
+    median_interval: tuple[float, float] = UNKNOWN
+    mean: float = float("nan")
+    mean_interval: tuple[float, float] = UNKNOWN
+    tracks: int = 0
     """Tracks with a number."""
-    valid_frames: int
+    valid_frames: int = 0
     """Frames that count, of a metric by frames."""
-    frames: int
+    frames: int = 0
     by_frames: bool = False
 
     @property
@@ -46,10 +50,6 @@ class Summary:
     @property
     def interval(self) -> tuple[float, float]:
         return self.median_interval if self.by_frames else self.mean_interval
-
-
-_UNKNOWN = (float("nan"), float("nan"))
-NOTHING = Summary(float("nan"), _UNKNOWN, float("nan"), _UNKNOWN, 0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,10 @@ def summarise(tracks: Iterable[TrackScores]) -> dict[str, dict[str, Summary]]:
             values = np.array([track.value(stem, metric) for track in having])
             values = values[~np.isnan(values)]
             result[stem][metric] = Summary(
-                median(values),
-                _interval(values, "median"),
-                _mean(values),
-                _interval(values, "mean"),
+                statistic(np.median, values),
+                _interval(np.median, values),
+                statistic(np.mean, values),
+                _interval(np.mean, values),
                 len(values),
                 sum(track.valid_frames(stem, metric) for track in having),
                 sum(track.frames(stem) for track in having),
@@ -101,21 +101,19 @@ def compare(first: Sequence[TrackScores], second: Sequence[TrackScores], extreme
         EvaluationError: if they have no track, or no number, in common.
     """
     others = {track.name: track for track in second}
-    pairs = [(track, others[track.name]) for track in first if track.name in others]
     values: dict[tuple[str, str], dict[str, tuple[float, float]]] = {}
-    for a, b in pairs:
-        for stem in a.stems:
-            for metric in a.metrics(stem):
-                pair = a.value(stem, metric), b.value(stem, metric)
+    for track in first:
+        for stem, numbers in track.numbers().items() if track.name in others else ():
+            for metric, value in numbers.items():
+                pair = value, others[track.name].value(stem, metric)
                 if np.isfinite(pair).all():
-                    values.setdefault((stem, metric), {})[a.name] = pair
-    result = [_comparison(stem, metric, by_track, extremes) for (stem, metric), by_track in values.items()]
-    if not result:
+                    values.setdefault((stem, metric), {})[track.name] = pair
+    if not values:
         raise EvaluationError(
             f"The {len(first)} tracks of the first scores and the {len(second)} of the second have no track with scores in "
             "common. Score the same tracks."
         )
-    return result
+    return [_comparison(stem, metric, by_track, extremes) for (stem, metric), by_track in values.items()]
 
 
 def _comparison(stem: str, metric: str, values: Mapping[str, tuple[float, float]], extremes: int) -> Comparison:
@@ -127,39 +125,31 @@ def _comparison(stem: str, metric: str, values: Mapping[str, tuple[float, float]
         stem,
         metric,
         len(values),
-        float(np.median(first)),
-        float(np.median(second)),
-        _mean(differences),
-        _interval(differences, "mean"),
+        statistic(np.median, first),
+        statistic(np.median, second),
+        statistic(np.mean, differences),
+        _interval(np.mean, differences),
         _sign_test(differences),
         tuple((names[index], float(differences[index])) for index in order),
     )
 
 
-def _mean(values: NDArray[np.float64]) -> float:
-    return float(values.mean()) if values.size else float("nan")
-
-
-def _interval(values: NDArray[np.float64], what: str) -> tuple[float, float]:
-    """The interval of a bootstrap; of one track only, unknown."""
+def _interval(function: Callable[..., Any], values: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the interval of a bootstrap of the median or mean; of one track only, unknown."""
     if len(values) < 2 or not np.isfinite(values).all():
-        return _UNKNOWN
+        return UNKNOWN
     drawn = values[np.random.default_rng(0).integers(0, len(values), (DRAWS, len(values)))]
-    statistic = np.median(drawn, axis=1) if what == "median" else drawn.mean(axis=1)
-    low, high = np.quantile(statistic, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    low, high = np.quantile(function(drawn, axis=1), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
 
 
 def _sign_test(differences: NDArray[np.float64]) -> float:
-    """Two-sided; exact up to 13 tracks, by random signs beyond."""
+    """Return the two-sided probability; exact up to 13 tracks, by random signs beyond."""
     count = len(differences)
-    if 2**count <= DRAWS:
+    exact = 2**count <= DRAWS
+    if exact:
         signs = 1.0 - 2 * ((np.arange(2**count)[:, None] >> np.arange(count)) & 1)
-        return float(_as_large(signs @ differences, differences).mean())
-    signs = np.random.default_rng(0).choice([-1.0, 1.0], (DRAWS, count))
-    return float((1 + _as_large(signs @ differences, differences).sum()) / (1 + DRAWS))
-
-
-def _as_large(sums: NDArray[np.float64], differences: NDArray[np.float64]) -> NDArray[np.bool_]:
-    large: NDArray[np.bool_] = np.abs(sums) >= abs(differences.sum()) - 1e-9 * np.abs(differences).sum()
-    return large
+    else:
+        signs = np.random.default_rng(0).choice([-1.0, 1.0], (DRAWS, count))
+    as_large = np.abs(signs @ differences) >= abs(differences.sum()) - 1e-9 * np.abs(differences).sum()
+    return float(as_large.mean() if exact else (1 + as_large.sum()) / (1 + DRAWS))

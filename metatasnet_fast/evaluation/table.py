@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from .._io import reporting_write_errors, write_atomically
 from .bss_eval import METRICS
 from .scores import TrackScores
 from .signals import EvaluationError
-from .statistics import NOTHING, Comparison, Summary, summarise
+from .statistics import Comparison, Summary, summarise
 from .track import ALL_METRICS, OWN_SILENCE, REGULARISED
 
 __all__ = [
@@ -48,14 +48,13 @@ PUBLISHED: dict[str, Published] = {
 }
 """Each as its source gives it: BSSEval v4, median over frames and tracks; later papers print means over tracks of uSDR."""
 
-_TEST_TRACKS = 50
-_SHORT_FRAMES = 60
+_TEST_TRACKS, _SHORT_FRAMES = 50, 60
 _NAME, _COLUMN = 34, 9
 
 
 def score_table(tracks: Sequence[TrackScores], title: str = "this run") -> str:
     """Published SDR rows if the stems are MUSDB18's, then the scores of `tracks`, with every reason not to compare them."""
-    stems, metrics, summary = _summaries(tracks)
+    stems, rows = _rows(tracks)
     lines = ["BSSEval v4 in dB: median over one-second frames, then median over tracks", ""]
     if set(STEMS) <= set(stems):
         lines += [
@@ -65,37 +64,34 @@ def score_table(tracks: Sequence[TrackScores], title: str = "this run") -> str:
             "",
         ]
     lines.append(_row(f"MEASURED HERE: {title}", [*stems, "mean"]))
-    for metric in metrics:
-        found = [summary(stem, metric) for stem in stems]
+    for metric, (found, numbers) in rows.items():
         name = metric if metric in METRICS else f"{metric}, mean over tracks"
-        lines.append(_row(f"  {name}", _numbers(_with_mean(stems, found))))
+        lines.append(_row(f"  {name}", _numbers(numbers)))
         if len(tracks) > 1 and metric in ("SDR", "uSDR"):
             cells = ["-" if np.isnan(s.interval[0]) else f"{s.interval[0]:.1f}..{s.interval[1]:.1f}" for s in found]
             lines.append(_row("    95 % of bootstraps over tracks", cells))
-    for name, field in (
-        ("tracks that count", "tracks"),
-        ("frames that count", "valid_frames"),
-        ("frames in all", "frames"),
-    ):
-        largest = [max(getattr(summary(stem, metric), field) for metric in metrics) for stem in stems]
-        lines.append(_row(f"  {name}", list(map(str, largest))))
+    for name, field in {
+        "tracks that count": "tracks",
+        "frames that count": "valid_frames",
+        "frames in all": "frames",
+    }.items():
+        by_metric = [[getattr(summary, field) for summary in found] for found, _ in rows.values()]
+        lines.append(_row(f"  {name}", [str(max(of_stem)) for of_stem in zip(*by_metric, strict=True)]))
     warnings = caveats(tracks)
     return "\n".join([*lines, f"  {len(tracks)} tracks", *([""] if warnings else []), *warnings, ""])
 
 
 def latex_table(tracks: Sequence[TrackScores], title: str = "this run") -> str:
     """A ``tabular`` with a row for each metric and a column for each stem; it needs the package booktabs."""
-    stems, metrics, summary = _summaries(tracks)
-    head, *rows = (
-        " & ".join([_escaped(name), *cells]) + r" \\"
-        for name, cells in [
-            ("metric", [*map(_escaped, stems), "mean"]),
-            *((m, _numbers(_with_mean(stems, [summary(stem, m) for stem in stems]), "--")) for m in metrics),
-        ]
-    )
+    stems, rows = _rows(tracks)
+    table = {
+        "metric": [*map(_escaped, stems), "mean"],
+        **{m: _numbers(values, "--") for m, (_, values) in rows.items()},
+    }
+    head, *body = (" & ".join([_escaped(name), *cells]) + r" \\" for name, cells in table.items())
     columns = rf"\begin{{tabular}}{{l{'r' * (len(stems) + 1)}}}"
     top = [f"% {title}: {len(tracks)} tracks", columns, r"\toprule", head, r"\midrule"]
-    return "\n".join([*top, *rows, r"\bottomrule", r"\end{tabular}", ""])
+    return "\n".join([*top, *body, r"\bottomrule", r"\end{tabular}", ""])
 
 
 def comparison_table(comparisons: Sequence[Comparison], names: tuple[str, str]) -> str:
@@ -134,16 +130,10 @@ def write_rows(tracks: Sequence[TrackScores], path: str | os.PathLike[str]) -> P
         MissingDependencyError: for Parquet without pyarrow.
     """
     path = Path(path)
-    rows = score_rows(tracks)
-    writers: Mapping[str, Callable[[], str | bytes]] = {
-        ".csv": lambda: _csv(rows),
-        ".parquet": lambda: _parquet(rows),
-        ".tex": lambda: latex_table(tracks),
-    }
-    if path.suffix not in writers:
-        raise EvaluationError(f"Scores cannot be written as {path.name}. Choose one of {', '.join(writers)}.")
+    if path.suffix not in WRITERS:
+        raise EvaluationError(f"Scores cannot be written as {path.name}. Choose one of {', '.join(WRITERS)}.")
     with reporting_write_errors(path, EvaluationError, "choose a writable folder"):
-        write_atomically(path, writers[path.suffix]())
+        write_atomically(path, WRITERS[path.suffix](tracks))
     return path
 
 
@@ -160,41 +150,33 @@ def plot_scores(
     without a frame that counts are left out and counted below the stem. Raises :class:`MissingDependencyError`
     without matplotlib, :class:`EvaluationError` for no tracks, or none with one of `metrics`.
     """
-    FigureCanvasAgg = require("matplotlib.backends.backend_agg", "A plot").FigureCanvasAgg
-    Figure = require("matplotlib.figure", "A plot").Figure
-    metrics = [
-        metric for metric in metrics if any(metric in track.metrics(stem) for track in tracks for stem in track.stems)
-    ]
-    if not tracks or not metrics:
-        raise EvaluationError(f"There is nothing to plot: {len(tracks)} tracks, and none has one of these metrics.")
-
+    figures = require("matplotlib.figure", "A plot")
     stems = _in_order(sorted({stem for track in tracks for stem in track.stems}))
-    figure = Figure(figsize=(max(2.6, 0.75 * len(stems)) * len(metrics) + 0.6, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    metrics = [metric for metric in metrics if any(metric in track.metrics(stem) for track in tracks for stem in stems)]
+    if not metrics:
+        raise EvaluationError(f"There is nothing to plot: {len(tracks)} tracks, and none has one of these metrics.")
+    figure = figures.Figure(figsize=(max(2.6, 0.75 * len(stems)) * len(metrics) + 0.6, 4.2), layout="constrained")
     panels = figure.subplots(1, len(metrics), squeeze=False)[0]
     for panel, metric in zip(panels, metrics, strict=True):
         values = {stem: [track.value(stem, metric) for track in tracks if stem in track.stems] for stem in stems}
         counted = {stem: [value for value in values[stem] if value == value] for stem in stems}
+        void = {stem: len(values[stem]) - len(counted[stem]) for stem in stems}
+        labels = [f"{stem}\n({count} void)" if count else stem for stem, count in void.items()]
         panel.boxplot(list(counted.values()), widths=0.6, showfliers=False, medianprops={"color": "black"})
         for position, dots in enumerate(counted.values(), start=1):
             panel.plot([position] * len(dots), dots, "o", color="tab:blue", alpha=0.4, markersize=3)
         panel.set_title(metric)
         panel.set_ylabel("points of 100" if metric in ("bleedless", "fullness", "L1freq") else "dB")
-        void = {stem: len(values[stem]) - len(counted[stem]) for stem in stems}
-        labels = [f"{stem}\n({count} void)" if count else stem for stem, count in void.items()]
         panel.set_xticks(range(1, len(stems) + 1), labels)
         panel.tick_params(axis="x", labelsize="small")
         panel.grid(axis="y", alpha=0.3)
     figure.suptitle(f"{title}: {len(tracks)} tracks")
-    notes = caveats(tracks)
-    if notes:
-        figure.supxlabel("\n".join(notes), fontsize="x-small", wrap=True)
-    path = Path(path)
+    figure.supxlabel("\n".join(caveats(tracks)), fontsize="x-small", wrap=True)
     try:
         figure.savefig(path, dpi=150)
     except (OSError, ValueError) as error:
         raise EvaluationError(f"{path} cannot be written ({error}). Check the folder and the suffix.") from error
-    return path
+    return Path(path)
 
 
 def caveats(tracks: Sequence[TrackScores]) -> list[str]:
@@ -228,24 +210,23 @@ def caveats(tracks: Sequence[TrackScores]) -> list[str]:
     return sentences
 
 
-def _summaries(tracks: Sequence[TrackScores]) -> tuple[list[str], list[str], Callable[[str, str], Summary]]:
-    """Stems in the order of tables, metrics, and what gives the summary of a stem and a metric."""
+def _rows(tracks: Sequence[TrackScores]) -> tuple[list[str], dict[str, tuple[list[Summary], list[float]]]]:
+    """Return the stems, and for each metric their summaries, and their numbers and the mean: of MUSDB18's stems, if any."""
     found = summarise(tracks)
-    metrics = list(dict.fromkeys(metric for by_metric in found.values() for metric in by_metric))
-    return _in_order(found), metrics, lambda stem, metric: found[stem].get(metric, NOTHING)
+    stems = _in_order(found)
+    main = [stem for stem in stems if stem in STEMS] or stems
+    rows = {}
+    for metric in dict.fromkeys(metric for by_metric in found.values() for metric in by_metric):
+        by_stem = {stem: found[stem].get(metric, Summary()) for stem in stems}
+        mean = float(np.mean([by_stem[stem].number for stem in main]))
+        rows[metric] = list(by_stem.values()), [*(summary.number for summary in by_stem.values()), mean]
+    return stems, rows
 
 
 def _in_order(stems: Iterable[str]) -> list[str]:
-    """MUSDB18's stems first, then the others as they come."""
+    """Return MUSDB18's stems first, then the others as they come."""
     found = list(stems)
     return list(dict.fromkeys(stem for stem in (*STEMS, *found) if stem in found))
-
-
-def _with_mean(stems: Sequence[str], summaries: Sequence[Summary]) -> list[float]:
-    """The numbers of the stems and their mean: that of MUSDB18's stems, if there are some."""
-    values = [summary.number for summary in summaries]
-    main = [value for stem, value in zip(stems, values, strict=True) if stem in STEMS]
-    return [*values, float(np.mean(main or values))]
 
 
 def _numbers(values: Sequence[float], missing: str = "-") -> list[str]:
@@ -261,16 +242,22 @@ def _escaped(text: str) -> str:
     return text.replace("_", r"\_").replace("&", r"\&").replace("%", r"\%").replace("#", r"\#")
 
 
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+def _csv(tracks: Sequence[TrackScores]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, ["track", "stem", "metric", "value", "valid_frames", "frames"])
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(score_rows(tracks))
     return text.getvalue()
 
 
-def _parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
+def _parquet(tracks: Sequence[TrackScores]) -> bytes:
     arrow, parquet = require("pyarrow", "Writing Parquet"), require("pyarrow.parquet", "Writing Parquet")
     buffer = io.BytesIO()
-    parquet.write_table(arrow.Table.from_pylist(list(rows)), buffer)
+    parquet.write_table(arrow.Table.from_pylist(score_rows(tracks)), buffer)
     return buffer.getvalue()
+
+
+WRITERS: dict[str, Callable[[Sequence[TrackScores]], str | bytes]] = {
+    ".csv": _csv, ".parquet": _parquet, ".tex": latex_table
+}  # fmt: skip
+"""What each suffix of :func:`write_rows` is made by."""

@@ -11,6 +11,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -23,7 +24,7 @@ from ..errors import OutOfMemoryError
 from ..separation.memory import memory_for
 from .signals import EvaluationError
 
-__all__ = ["AudioTrack", "Pair", "TrackFiles", "mixture_of", "open_tracks", "pair_tracks"]
+__all__ = ["AudioTrack", "Pair", "TrackFiles", "mixture_of", "open_tracks", "pair_tracks", "require_one_length"]
 
 STEM_MP4 = ".stem.mp4"
 MUSDB_TRACKS = ("mixture", "drums", "bass", "other", "vocals")
@@ -34,7 +35,7 @@ REST = ("accompaniment", "instrumental", "no_vocals")
 """Names that programs give to the sum of all stems but the vocals."""
 
 PIECES, PIECE_BYTES = 16, 4096
-"""The sample of each file's bytes that identifies it."""
+"""The sample of each file's bytes that identifies it, from all over the file: a whole data set takes minutes to read."""
 
 
 @dataclass(frozen=True)
@@ -52,15 +53,24 @@ class AudioTrack:
         return mixture_of(self.stems) if self.mixture is None else self.mixture
 
     @property
+    def signals(self) -> list[torch.Tensor]:
+        return [*self.stems.values(), *([] if self.mixture is None else [self.mixture])]
+
+    @property
     def seconds(self) -> float:
-        signals = [*self.stems.values(), *([] if self.mixture is None else [self.mixture])]
-        return max(signal.shape[-1] for signal in signals) / self.rate
+        return max(signal.shape[-1] for signal in self.signals) / self.rate
 
 
 def mixture_of(stems: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Return the sum of the stems, without those that are sums of others."""
     parts = [stem for name, stem in stems.items() if name not in ("accompaniment", "linear_mixture")]
     return torch.stack(parts or list(stems.values())).sum(0)
+
+
+def require_one_length(name: str, signals: Iterable[torch.Tensor]) -> None:
+    """Raise :class:`EvaluationError` if the signals of a track differ in length."""
+    if len({signal.shape[-1] for signal in signals}) > 1:
+        raise EvaluationError(f"The stems of {name} differ in length. Check the files.")
 
 
 @dataclass(frozen=True)
@@ -107,7 +117,12 @@ class TrackFiles:
         digest = hashlib.sha256()
         try:
             for path in sorted(set(self.files.values())):
-                _digest(path, digest)
+                with path.open("rb") as file:
+                    size = file.seek(0, os.SEEK_END)
+                    digest.update(f"{path.name}\n{size}\n".encode("utf-8", "surrogateescape"))
+                    for piece in range(PIECES):
+                        file.seek(piece * max(0, size - PIECE_BYTES) // (PIECES - 1))
+                        digest.update(file.read(PIECE_BYTES))
         except OSError:
             return None
         return digest.hexdigest()
@@ -133,8 +148,7 @@ class Pair:
             EvaluationError: if one cannot be decoded, or they differ in rate or channels.
         """
         track = self.reference.read()
-        if len({stem.shape[-1] for stem in track.stems.values()}) > 1:
-            raise EvaluationError(f"The stems of {self.name} differ in length. Check the files.")
+        require_one_length(self.name, track.stems.values())
         found = self.estimate.read(self.stems.values())
         if found.rate != track.rate:
             raise EvaluationError(
@@ -195,23 +209,20 @@ def pair_tracks(references: Sequence[TrackFiles], estimates: Sequence[TrackFiles
         the pairs, and the names of the reference tracks without estimates, each with the reason.
     """
     by_name = {_key(track): track for track in estimates}
+    single = len(references) == len(estimates) == 1
     pairs: list[Pair] = []
     missing: dict[str, str] = {}
     for reference in references:
-        estimate = by_name.get(_key(reference))
-        single = len(references) == len(estimates) == 1
-        if single:
-            estimate = estimates[0]
-        stems = {} if estimate is None else _pair_stems(reference, estimate, single)
+        estimate = estimates[0] if single else by_name.get(_key(reference))
         if estimate is None:
             missing[reference.name] = "No estimates have this name. Name the folders or files alike."
-        elif not stems:
+        elif stems := _pair_stems(reference, estimate, single):
+            pairs.append(Pair(reference, estimate, stems))
+        else:
             missing[reference.name] = (
                 f"The estimates ({', '.join(estimate.files)}) have no stem of the references "
                 f"({', '.join(reference.files)}). Name the files alike."
             )
-        else:
-            pairs.append(Pair(reference, estimate, stems))
     return pairs, missing
 
 
@@ -235,11 +246,9 @@ def _pair_stems(reference: TrackFiles, estimate: TrackFiles, single: bool) -> di
 def _catalogued(folder: Path) -> str | None:
     """Name of the song whose stems a catalogue put into a folder, as the result beside them says; None for another folder."""
     for path in sorted(folder.glob("result*.json")):
-        try:
+        with suppress(OSError, ValueError, KeyError, TypeError):  # another program's file
             song = PurePosixPath(str(json.loads(path.read_text("utf-8"))["uri"]))
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-        return song.parent.name if song.stem in MIXTURES else song.stem
+            return song.parent.name if song.stem in MIXTURES else song.stem
     return None
 
 
@@ -253,13 +262,3 @@ def _track(name: str, files: Sequence[Path]) -> TrackFiles:
     if files[0].name.endswith(STEM_MP4):
         return TrackFiles(name, dict.fromkeys(MUSDB_TRACKS, files[0]))
     return TrackFiles(name, {file.stem: file for file in files})
-
-
-def _digest(path: Path, digest: hashlib._Hash) -> None:
-    """Add pieces from all over the file: to read a whole data set for every kept track would take minutes."""
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        digest.update(f"{path.name}\n{size}\n".encode("utf-8", "surrogateescape"))
-        for piece in range(PIECES):
-            file.seek(piece * max(0, size - PIECE_BYTES) // (PIECES - 1))
-            digest.update(file.read(PIECE_BYTES))

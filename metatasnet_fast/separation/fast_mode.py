@@ -20,12 +20,11 @@ from ..model.engine import Engine
 from .batches import BatchRunner
 from .gains import NormalEquations
 from .normalise import SILENCE, RunningDeviation, usable_deviation
-from .progress import Reporter
+from .outputs import Unscaled
 from .recording import Recording
+from .result import Reporter
 from .spool import Budget, Spool
-from .stitch import stitch
-from .unscaled import Unscaled
-from .windows import Window, WindowShape, plan_windows, shortest_frames
+from .windows import Window, WindowShape, plan_windows, shortest_frames, stitch
 
 __all__ = ["separate_in_windows"]
 

@@ -20,10 +20,10 @@ from ..precision import Precision
 from .authors_resampling import resample_as_authors
 from .gains import NormalEquations
 from .normalise import SILENCE, usable_deviation
-from .progress import Reporter
+from .outputs import Unscaled
 from .recording import Recording
+from .result import Reporter
 from .spool import Budget, Spool
-from .unscaled import Unscaled
 from .windows import shortest_frames
 
 __all__ = ["separate_as_evaluated", "stage_signals"]

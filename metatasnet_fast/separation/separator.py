@@ -28,13 +28,11 @@ from .batches import BatchRunner, automatic_batch_size
 from .devices import choose_device, choose_home
 from .fast_mode import separate_in_windows
 from .memory import memory_for
-from .outputs import StemFiles, collect
-from .progress import ProgressCallback, Reporter
+from .outputs import StemFiles, Unscaled, collect
 from .recording import MOST_CHANNELS, Recording
 from .reference_mode import separate_as_evaluated
-from .result import Recipe, Separation, Stems, parse_stems
+from .result import ProgressCallback, Recipe, Reporter, Separation, Stems, parse_stems
 from .spool import Budget
-from .unscaled import Unscaled
 from .windows import WindowShape, default_shape
 
 __all__ = ["Separator"]

@@ -33,12 +33,20 @@ def test_bench_prints_a_table_and_records_a_line_for_each_implementation(
         assert row.peaks["copy_bytes_per_s"] > 0 and row.peaks["mm_flop_per_s"][row.precision] > 0
 
 
+def test_bench_prints_the_lines_of_its_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*INFERENCE, "--out", str(tmp_path), "--json"]) == 0
+    lines = capsys.readouterr().out
+    assert lines == (tmp_path / "bench.jsonl").read_text("utf-8")
+    row = json.loads(lines.splitlines()[0])
+    assert row["case"].startswith("inference") and row["seconds"]["median"] > 0 and row["reason"] is None
+
+
 def test_without_matplotlib_bench_names_the_extra(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main([*INFERENCE, "--out", str(tmp_path)]) == 0
-    assert "pip install matplotlib" in capsys.readouterr().out
+    assert "warning: no picture was drawn" in (said := capsys.readouterr().err) and "pip install matplotlib" in said
     assert not (tmp_path / "bench.png").exists()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
@@ -131,4 +132,9 @@ def test_exit_code_tells_a_regression(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(["bench", "compare", a, a]) == 0
     assert main(["bench", "compare", a, b]) == 1
     assert "REGRESSION: 50 % slower" in capsys.readouterr().out
+    assert main(["bench", "compare", a, b, "--json"]) == 1
+    (change,) = map(json.loads, capsys.readouterr().out.splitlines())
+    key = row().key
+    assert (change["case"], change["implementation"], change["precision"]) == key and "50 % slower" in change["problem"]
+    assert change["ratio"] == pytest.approx(1.5) and change["band"] < 0.5 and change["what"] == "time over eager"
     assert main(["bench", "compare", a, str(tmp_path / "absent.jsonl")]) == 2

@@ -22,8 +22,8 @@ import torch
 
 import metatasnet_fast
 from metatasnet_fast.cli.info import PACKAGES
-from metatasnet_fast.cli.main import build_parser
-from metatasnet_fast.cli.progress import ProgressDisplay
+from metatasnet_fast.cli.main import COMMANDS, build_parser
+from metatasnet_fast.cli.report import ProgressDisplay
 from metatasnet_fast.model import load_checkpoint
 from metatasnet_fast.page.png import encode_png, magma
 from metatasnet_fast.page.spectrogram import RANGE_DB, Axis, levels
@@ -65,6 +65,25 @@ def test_info_fits_eighty_columns_but_for_paths(command: Command, monkeypatch: p
     assert [line for line in lines if len(line) > 80 and " " in line.strip()] == []
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_loads_no_other_commands_modules(name: str) -> None:
+    modules = {module for module, _, _ in COMMANDS.values()} - {COMMANDS[name][0]}
+    code = (
+        f"import sys; from metatasnet_fast.cli.main import main; main([{name!r}, '--help']); "
+        f"sys.exit([m for m in {sorted(modules)} if f'metatasnet_fast.cli.{{m}}' in sys.modules] or 0)"
+    )
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"usage: metatasnet-fast {name}") and "options" in done.stdout
+
+
+def test_every_command_that_prints_results_has_json() -> None:
+    leaves = {each.prog: each for each in parsers(build_parser()) if each.get_default("run")}
+    without = {prog for prog, parser in leaves.items() if "--json" not in parser._option_string_actions}
+    assert without == {"metatasnet-fast completion"}
+    assert len(leaves) == len(COMMANDS) + 5  # catalogue's three for itself, models' two, bench's compare
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
 def test_completion_prints_a_script_that_knows_the_commands(command: Command, shell: str) -> None:
     script = command("completion", shell).out
@@ -83,6 +102,10 @@ def test_bash_completes_options_and_commands(command: Command, tmp_path: Path) -
 
     assert "separate" in completed("metatasnet-fast", "se")
     assert "--format" in completed("metatasnet-fast", "separate", "--fo")
+    assert "fetch" in completed("metatasnet-fast", "models", "fe")
+    assert set(completed("metatasnet-fast", "export", "--format", "")) == {"onnx", "pt2"}
+    (tmp_path / "song.mp3").touch()
+    assert f"{tmp_path}/song.mp3" in completed("metatasnet-fast", "separate", f"{tmp_path}/so")
 
 
 def test_the_module_is_the_command() -> None:
@@ -183,6 +206,14 @@ def test_the_demo_writes_stems_and_a_page_that_needs_nothing_else(
         (tmp_path / "sound.mp3").write_bytes(base64.b64decode(content))
         assert sf.info(tmp_path / "sound.mp3").channels == 2
     assert text.count('data-picture="data:image/png;base64,iVBORw0KGgo') == 5
+
+
+@pytest.mark.usefixtures("short_excerpt")
+def test_the_demo_prints_an_object(command: Command, model: Path) -> None:
+    (entry,) = command("demo", "-o", "out", "--model", model, "--json").entries
+    assert entry["files"] == {stem: f"out/{stem}.wav" for stem in ("drums", "bass", "other", "vocals")}
+    assert (entry["model"], entry["page"], entry["picture"]) == ("tiny", "out/index.html", None)
+    assert entry["duration"] == pytest.approx(0.4) and entry["seconds"] > 0 and entry["backend"]
 
 
 @pytest.mark.usefixtures("short_excerpt")

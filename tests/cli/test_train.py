@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from metatasnet_fast import _terminal, load_checkpoint
-from metatasnet_fast.cli.progress import TrainingDisplay
+from metatasnet_fast.cli.train import TrainingDisplay
 from metatasnet_fast.training import launch
 from metatasnet_fast.training.data import write_manifest, write_track
 from metatasnet_fast.training.journal import read_journal
@@ -56,6 +56,24 @@ def test_a_run_is_trained_continued_and_drawn(command: Command, cache: Path, con
     drawn = command("plot", "run")
     assert drawn.code == 0 and (tmp_path / "run" / "run.png").read_bytes().startswith(b"\x89PNG")
     assert command("plot", "run", "-o", "run.svg", "--json").entries == [{"run": "run", "image": "run.svg"}]
+
+
+def test_a_run_prints_its_events_as_objects(command: Command, cache: Path, config: Path) -> None:
+    start = ("train", cache, "--out", "run", "--config", config, "--log_every", "1", "--validate-every", "2", "--json")
+    outcome = command(*start, "--steps", "2")
+    events = outcome.entries
+    assert outcome.code == 0 and [event["event"] for event in events if event["event"] != "note"] == [
+        "start", "summary", "summary", "validation", "end"
+    ]  # fmt: skip
+    first, last = events[0], events[-1]
+    assert (first["run"], first["origin"], first["step"], first["changes"]) == ("run", None, 0, {})
+    assert first["network"]["N"] == 8 and first["training"]["steps"] == 2
+    assert last == {"event": "end", "run": "run", "interrupted": False}
+    summary, validation = (next(e for e in events if e["event"] == kind) for kind in ("summary", "validation"))
+    assert summary["step"] == 1 and summary["total"] == 2 and summary["loss"] > 0 and "drums" in summary["sdr"]
+    assert validation["step"] == 2 and validation["best"] and validation["tracks"] == 1
+    again = command(*start, "--steps", "3").entries[0]
+    assert (again["origin"], again["step"], again["changes"]["steps"]) == ("run/last.pt", 2, [2, 3])
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])

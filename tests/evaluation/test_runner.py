@@ -18,7 +18,7 @@ from metatasnet_fast import Separator
 from metatasnet_fast.audio import read_audio
 from metatasnet_fast.cli.main import main
 from metatasnet_fast.errors import MetaTasNetError, OutOfMemoryError
-from metatasnet_fast.evaluation import METRICS, Scoring, TrackScores, evaluate_track, tracks
+from metatasnet_fast.evaluation import METRICS, BssScores, Scoring, TrackScores, evaluate_track, tracks
 from metatasnet_fast.evaluation.runner import evaluate_tracks
 from metatasnet_fast.evaluation.track import ENGINES
 from metatasnet_fast.evaluation.tracks import open_tracks
@@ -95,9 +95,9 @@ def test_tracks_scored_at_once_have_their_own_silent_stems_named(
         write_track(musdb_root / "test" / name, 9, silent=stem)
     both, score = Barrier(2, timeout=60), ENGINES["fast"]
 
-    def meeting(*args: Any) -> TrackScores:
+    def meeting(*args: Any, **settings: Any) -> BssScores:
         both.wait()
-        return score(*args)
+        return score(*args, **settings)
 
     monkeypatch.setitem(ENGINES, "fast", meeting)
     with warnings.catch_warnings():

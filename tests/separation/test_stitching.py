@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from metatasnet_fast.separation.stitch import stitch
-from metatasnet_fast.separation.windows import WindowShape, plan_windows
+from metatasnet_fast.separation.windows import WindowShape, plan_windows, stitch
 
 HOP = 4
 

@@ -1,19 +1,65 @@
-"""The options that choose a model and what it runs on, and the ``Separator`` that they mean."""
+"""Options that several commands share, and the ``Separator`` that some of them describe."""
 
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from ..errors import CheckpointError
 
 if TYPE_CHECKING:
     from ..separation import Separator
 
-__all__ = ["add_engine_options", "make_separator", "model_name"]
+__all__ = [
+    "add_engine_options",
+    "add_json_option",
+    "add_page_options",
+    "add_workers_option",
+    "from_one",
+    "make_separator",
+    "model_name",
+    "names",
+    "refuse_existing",
+]
 
 
 RUN_FILES = ("best.pt", "last.pt", "failed.pt")
 """Names that ``train`` gives to the checkpoints of every run."""
+
+
+def from_one(text: str) -> int:
+    """Type of an option that takes a whole number from 1 on."""
+    if text.isdecimal() and int(text) >= 1:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"must be a whole number, at least 1, got {text}")
+
+
+def names(text: str) -> list[str]:
+    """Type of an option that takes names with commas between."""
+    return [name.strip() for name in text.split(",")]
+
+
+def add_json_option(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--json", action="store_true", help=f"print {what} instead of text")
+
+
+def add_workers_option(parser: argparse.ArgumentParser, done: str) -> None:
+    default = max(1, (os.cpu_count() or 2) // 2)
+    parser.add_argument(
+        "--workers", type=from_one, default=default, help=f"tracks {done} at once (default: half the cores)"
+    )
+
+
+def add_page_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup, place: str) -> None:
+    """Options that set ``page`` to ``file``, ``folder`` or None."""
+    group = parser.add_mutually_exclusive_group()
+    for flag, kind, text in (
+        ("--page", "file", f"also write a page to listen to, {place}, one file"),
+        ("--page-files", "folder", "the same with its sounds in a folder, for recordings longer than 10 minutes"),
+    ):
+        group.add_argument(flag, dest="page", action="store_const", const=kind, help=text)
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +82,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
 
 
 def make_separator(args: argparse.Namespace, mixture_consistency: bool = False) -> tuple[Separator, str]:
-    """The separator that the options describe, and the name of its model.
+    """Return the separator that the options describe, and the name of its model.
 
     Raises:
         MetaTasNetError: as ``Separator``; or if no model is named and none is bundled.
@@ -66,3 +112,9 @@ def model_name(model: str) -> str:
     if path.name in RUN_FILES and path.parent.name:
         return f"{path.parent.name}-{path.stem}"
     return path.parent.name if path.name in ("config.json", "model.safetensors") else path.stem
+
+
+def refuse_existing(target: Path, overwrite: bool) -> None:
+    """Raise :class:`CheckpointError` if a target is there that is not to be replaced."""
+    if target.exists() and not overwrite:
+        raise CheckpointError(f"{target} exists; choose another name, or replace it with --overwrite.")
