@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -15,8 +16,8 @@ import pytest
 from metatasnet_fast import native
 
 ROOT = Path(__file__).resolve().parents[2]
-SECONDS = 600
-"""After which a fault counts as noticed: it may make a kernel run without end."""
+CPU_SECONDS = 600
+"""Of a process, after which a fault counts as noticed: it may make a kernel run without end."""
 
 
 @dataclass(frozen=True)
@@ -83,18 +84,19 @@ def build(copy: Path) -> None:
 
 
 def notices(copy: Path, file: str) -> bool:
-    """Whether a test of the file fails, ends the process, or does not end."""
+    """Return whether a test of the file fails, ends the process, or does not end."""
     command = [sys.executable, "-m", "pytest", file, "-x", "-q", "-m", "not slow"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     if "/interpreted/" in file:
         pytest.importorskip("triton", reason="Triton is not installed")
         environment["TRITON_INTERPRET"] = "1"
-    try:
-        done = subprocess.run(
-            [*command, "-p", "no:cacheprovider"], cwd=copy, env=environment, capture_output=True, timeout=SECONDS
-        )
-    except subprocess.TimeoutExpired:
-        return True
+    done = subprocess.run(
+        [*command, "-p", "no:cacheprovider"],
+        cwd=copy,
+        env=environment,
+        capture_output=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS)),
+    )
     assert done.returncode <= 1, done.stdout.decode()[-2000:]  # above: pytest could not run the tests
     return done.returncode != 0
 
