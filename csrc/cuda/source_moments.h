@@ -1,4 +1,4 @@
-// Moments of what the masking network's first norm sees: prelu(source), rounded as the first product reads it.
+// Moments of the input of the masking network's first norm: prelu(source), rounded as the first product reads it.
 //
 //   statistics of round(prelu(a[u, t, c]))
 //

@@ -110,7 +110,7 @@ def ends_with_tag(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class OggEnds:
-    """Read the first and the last pages of an Ogg file (RFC 3533, section 6)."""
+    """Facts from the first and the last pages of an Ogg file (RFC 3533, section 6)."""
 
     cut: bool
     """The last page is cut off, or there is none."""
@@ -190,7 +190,7 @@ def mp3_length(path: Path) -> Mp3Length | None:
 
 @dataclass(frozen=True)
 class SampleArea:
-    """Return the place and the number of bytes of the samples by the file's own words; without an end, to the file's end.
+    """Place and number of bytes of the samples, as the header gives them; without a size, to the file's end.
 
     ``start`` and both sizes are in bytes; ``announced`` is None where the header leaves the size open.
     """

@@ -97,7 +97,7 @@ class Backend(ABC):
         weights: LossWeights,
         divisors: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Loss and statistics of a stage, as :func:`metatasnet_fast.reference.stage_loss`, which is what this is by default."""
+        """Return loss and statistics of a stage; the default is :func:`metatasnet_fast.reference.stage_loss`."""
         return reference.stage_loss(estimate, target, mask, latents, mix_estimate, mix, weights, divisors)
 
 

@@ -51,7 +51,7 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def _exactly(method: Method) -> Method:
-    """Without gradients, and without autocast: what torch computes here must not be rounded besides."""
+    """Run a method without gradients, and without autocast, which would round what torch computes in it."""
 
     @functools.wraps(method)
     def run(self: CudaBackend, *args: Any, **named: Any) -> Any:

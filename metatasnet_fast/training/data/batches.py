@@ -43,10 +43,10 @@ class Batch:
     least_share: float = 0.0
 
     def masks(self) -> list[Tensor]:
-        """For each stage (items, I, 1), float32: 1 where a source counts and is not all zero.
+        """Return for each stage (items, I, 1), float32: 1 where a source counts and is not all zero.
 
-        With ``least_share``, moreover, only where the source, and what remains of the mixture without it, have that share of
-        the energy: SI-SDR is in dB, so that hopeless and trivial items would weigh as much as the others.
+        With ``least_share``, both the source and the rest of the mixture must have that share of the energy as well. SI-SDR is
+        in dB, so items that cannot be separated, and those that need not be, would weigh as much as the others.
         """
         counts = self.counts[..., None]
         if self.least_share > 0:
