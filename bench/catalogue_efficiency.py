@@ -103,7 +103,7 @@ def simulated(songs: list[Song], folder: Path) -> Row:
 def _worker(songs: list[Song], out: Path, device: SleepingDevice) -> tuple[float, float, float, int]:
     """Wall-clock seconds, processor seconds of ours, of others, windows."""
     settings = Settings(model="simulated", device="cpu", batch_size=4, overwrite=True)
-    # As for a GPU: what sleeps takes no core, and must not wait for one when it wakes.
+    # A process that waits for a GPU takes no core, and needs one at once when the GPU is done: so does this sleep.
     cores = CorePlan.choose(torch.device("cuda"), None, None)
     with Worker(settings, str(out), engine=device, cores=cores) as worker:
         others, cpu, began = OthersTime(), _own_cpu(), time.perf_counter()

@@ -53,7 +53,7 @@ def inference_errors(case: str, backend: str, precision: Precision, device: torc
 def training_errors(case: str, backend: str, precision: Precision, device: torch.device) -> list[dict[str, Any]]:
     """Error of the loss and the statistics of a training step; of the gradients too where they are more than noise.
 
-    In bfloat16 loss and statistics are judged together.
+    In bfloat16 loss and statistics are checked together.
     """
     recording = golden(case)
     dtype = torch.float64 if precision is Precision.float64 else torch.float32
@@ -70,7 +70,7 @@ def training_errors(case: str, backend: str, precision: Precision, device: torch
     rows = [{"output": name, "error": relative_error(own[name], wanted[name]), "allowed": limits[name]} for name in own]
     if precision is Precision.bfloat16:
         # One number may be right by luck: the authors' loss of train_generated is, to a hundredth of what its summands are.
-        # It is judged together with them, by the authors' error of all together.
+        # It is checked together with them, by the authors' error of all together.
         both = math.hypot(*(limits[name] * wanted[name].norm().item() for name in own))
         size = math.hypot(*(wanted[name].norm().item() for name in own))
         error = relative_error(list(own.values()), list(wanted.values()))

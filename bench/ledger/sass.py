@@ -202,7 +202,7 @@ def _deciding_reads(i: Instruction) -> frozenset[str]:
 
 
 def following(name: str, places: int) -> str:
-    """The register some places behind another."""
+    """Return the register ``places`` after another one."""
     return re.sub(r"\d+", lambda number: str(int(number[0]) + places), name)
 
 
@@ -301,7 +301,7 @@ def _read(at: int, raw: dict[str, Any], starts: dict[str, int]) -> Instruction:
 
 
 def _split(text: str) -> list[str]:
-    """Operands, also where addresses stand side by side without a comma."""
+    """Split operands at commas, and between addresses that have no comma between them."""
     kept = re.sub(r"(c|desc)\[([^\]]*)\]\[([^\]]*)\]", r"\1<\2><\3>", text)  # a constant or an address in two parts
     parts = re.sub(r"(desc<[^>]*><[^>]*>|\[[^\]]*\])", r",\1,", kept).replace("<", "[").replace(">", "]")
     return [word.strip() for word in parts.split(",") if word.strip()]

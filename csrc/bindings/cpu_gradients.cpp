@@ -8,7 +8,7 @@ namespace {
 
 using Gradients = std::map<std::string, py::object>;
 
-// Writeable arrays as they are: a converted copy would take the gradients with it.
+// Takes writeable arrays without converting them: the gradients would go into the converted copy.
 Arrays<float> writeable(const Gradients& gradients) {
   Arrays<float> arrays;
   for (const auto& [name, object] : gradients) {

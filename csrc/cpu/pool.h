@@ -40,7 +40,7 @@ class Block {
 // Best fit, in pieces of segments that the system gave; neighbouring free pieces are one.
 class MemoryPool : public std::enable_shared_from_this<MemoryPool> {
  public:
-  // At least so many bytes, with what the last user left in them.
+  // Returns a block of at least `bytes`, which is not cleared.
   Block take(std::size_t bytes);
 
   template <class T>

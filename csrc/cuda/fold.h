@@ -39,7 +39,7 @@ struct Fold {
   using Args = FoldArgs;
   static constexpr int threads = 8 * kWarp;
   static constexpr int blocks = 4;
-  static constexpr int kAtOnce = 5;  // loads of a lane that are issued together: all of them at 160 inputs
+  static constexpr int kAtOnce = 5;  // loads that a lane issues together; at 160 inputs these are all
 
   static METATASNET_DEVICE void run(Block& block, const Args& args) {
     using Element = typename Arithmetic::Element;

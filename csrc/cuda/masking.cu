@@ -225,7 +225,7 @@ class MaskingRun {
     return args;
   }
 
-  // The activations behind a block's depthwise convolution, in rows of hidden_ld_.
+  // The outputs of a block's depthwise convolution, in rows of hidden_ld_.
   Element* hidden(int index) const { return buffers_.hidden + index * padded(s_.H); }
 
   Frames activations(const void* data, int channels) const {

@@ -206,7 +206,7 @@ class FFmpegDecoder:
             self._damaged -= self._at_end
 
     def _packets(self) -> Iterator[Any]:
-        """Yield the stream's packets and at last, also after damage, one that makes the decoder return the frames it still holds."""
+        """Yield the stream's packets, and at the end, even after damage, one that makes the decoder return what it holds."""
         packets = iter(self._container.demux(self._stream))
         while True:
             try:

@@ -194,5 +194,5 @@ def _float32_is_reduced(x: torch.Tensor) -> bool:
     backend: Any = torch.backends.mkldnn if x.device.type == "cpu" else torch.backends.cuda
     try:
         return backend.matmul.fp32_precision not in ("ieee", "none")
-    except AttributeError:  # torch 2.8 has one setting for all devices
+    except AttributeError:  # in torch 2.8 one setting holds for all devices
         return torch.get_float32_matmul_precision() != "highest"

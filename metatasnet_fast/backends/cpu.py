@@ -32,7 +32,7 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def _exactly(method: Method) -> Method:
-    """Without autocast: what torch computes here must not be rounded besides."""
+    """Run a method without autocast, which would round what torch computes in it."""
 
     @functools.wraps(method)
     def run(*args: Any, **named: Any) -> Any:

@@ -183,7 +183,7 @@ class NetworkMethods(nn.Module):
         return cache
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
-        """Drop the prepared weights, which are of the old device or dtype, when ``.to()`` or the like converts the parameters."""
+        """Drop the prepared weights of the old device or dtype when ``.to()`` or the like converts the parameters."""
         cache = self.__dict__.get("_prepared")
         if cache is not None:
             cache.clear()

@@ -1,4 +1,4 @@
-"""Less memory in training: a backend whose jobs keep their inputs only, and are computed again in backward."""
+"""Less memory in training: a backend that keeps only the inputs of its jobs, and computes each again in backward."""
 
 from __future__ import annotations
 
