@@ -18,9 +18,8 @@ from ..errors import BackendUnavailableError
 from ..precision import Precision
 from ..reference import LossWeights
 from .base import Backend, Request, check_device
-from .cpu_spectrogram import MelShare
 from .cpu_training import Cosines, Decode, Encode, Mask, by_frames, latents, unit_channels
-from .cpu_weights import arrays, generate, sizes, weight_tensors
+from .cpu_weights import MelShare, arrays, generate, sizes, weight_tensors
 
 __all__ = ["ISA_VARIABLE", "CpuBackend", "give_back_memory"]
 

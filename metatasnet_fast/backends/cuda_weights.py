@@ -13,7 +13,7 @@ from ..config import StageConfig
 from ..precision import Precision
 from ..reference import StageWeights
 from ..reference.weights import Norm
-from .cpu_spectrogram import MelShare
+from .cpu_weights import MelShare
 
 __all__ = ["pack", "round_tf32", "sizes", "slopes", "spectrogram_arrays"]
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from ..separation.spool import Budget
+from ..separation.recording import Budget
 from .events import StageLoad
 
 __all__ = [

@@ -19,8 +19,7 @@ from ..model.methods import NetworkMethods
 from ..precision import Precision
 from ..separation import Separator
 from ..separation.batches import BatchRunner, automatic_batch_size
-from ..separation.recording import Recording
-from ..separation.spool import Budget
+from ..separation.recording import Budget, Recording
 from ..separation.windows import default_shape
 from .batcher import Batcher, DeviceEngine
 from .cores import CorePlan, MemoryPool, SongBudget, Stage, available_memory

@@ -18,7 +18,7 @@ import torch
 
 from ..errors import MetaTasNetError
 from ..page import listen_to
-from ..separation.memory import memory_for
+from ..separation.devices import memory_for
 from .record import claim_folder, settings_of
 from .scores import TrackScores
 from .signals import EvaluationError

@@ -21,7 +21,7 @@ from ..audio import read_audio
 from ..audio.folders import find_audio
 from ..audio.stem_mp4 import read_stem_mp4
 from ..errors import OutOfMemoryError
-from ..separation.memory import memory_for
+from ..separation.devices import memory_for
 from .signals import EvaluationError
 
 __all__ = ["AudioTrack", "Pair", "TrackFiles", "mixture_of", "open_tracks", "pair_tracks", "require_one_length"]

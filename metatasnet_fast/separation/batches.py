@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import OutOfMemoryError
 from ..model.engine import Engine
-from .memory import is_out_of_memory
+from .devices import is_out_of_memory
 
 __all__ = ["BatchRunner", "automatic_batch_size", "is_out_of_memory"]
 

@@ -1,14 +1,17 @@
-"""Choose the device that separates, and the one that keeps signals between the passes."""
+"""Choose the device that separates, and the one that keeps signals; and say what needs less memory when it runs out."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
+
 import torch
 
-from ..errors import BackendUnavailableError, ConfigError
+from ..errors import BackendUnavailableError, ConfigError, MetaTasNetError, OutOfMemoryError
 from ..model.methods import NetworkMethods
 from .recording import Recording
 
-__all__ = ["choose_device", "choose_home"]
+__all__ = ["choose_device", "choose_home", "is_out_of_memory", "memory_for", "reporting_memory"]
 
 
 def choose_device(wanted: str | torch.device, network: NetworkMethods) -> torch.device:
@@ -55,3 +58,33 @@ def choose_home(device: torch.device, recording: Recording) -> torch.device:
     # The recording, its resampled forms (together hardly more than twice that), and four stems.
     size = 7 * 4 * recording.samples * recording.channels
     return device if size < free / 4 else torch.device("cpu")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an allocation failed, on any device."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and any(
+        sign in text for sign in ("out of memory", "DefaultCPUAllocator", "not enough memory", "bad_alloc")
+    )
+
+
+def memory_for(what: str, advice: str) -> contextlib.AbstractContextManager[None]:
+    """Raise :class:`OutOfMemoryError` for a failed allocation in the block: there is too little memory for ``what``."""
+    return reporting_memory(lambda: f"Memory does not suffice for {what}: {advice}.", OutOfMemoryError)
+
+
+@contextlib.contextmanager
+def reporting_memory(message: Callable[[], str], kind: type[MetaTasNetError]) -> Iterator[None]:
+    """Turn a failed allocation in the block into an error of a kind.
+
+    Args:
+        message: its sentence; called only when it is needed.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, MetaTasNetError) or not is_out_of_memory(error):
+            raise
+        raise kind(message()) from error

@@ -18,12 +18,10 @@ from ..audio import StreamingResampler
 from ..errors import EmptyAudioError
 from ..model.engine import Engine
 from .batches import BatchRunner
-from .gains import NormalEquations
-from .normalise import SILENCE, RunningDeviation, usable_deviation
+from .gains import SILENCE, NormalEquations, RunningDeviation, usable_deviation
 from .outputs import Unscaled
-from .recording import Recording
+from .recording import Budget, Recording, Spool
 from .result import Reporter
-from .spool import Budget, Spool
 from .windows import Window, WindowShape, plan_windows, shortest_frames, stitch
 
 __all__ = ["separate_in_windows"]

@@ -1,4 +1,6 @@
-"""The gains with which the stems' sum comes closest to the recording, and what is left of it.
+"""What is measured over a whole recording, block by block: its deviation, and the gains of the stems.
+
+With the gains the stems' sum comes closest to the recording.
 
 Per channel, over the whole recording, the gains g minimise ``sum_t (mix_t - sum_i g_i stem_it)^2``. They solve the normal
 equations ``G g = c`` with ``G_ij = sum_t stem_it stem_jt`` and ``c_i = sum_t stem_it mix_t``, which are sums over blocks.
@@ -16,7 +18,11 @@ from torch import Tensor
 
 from ..errors import MetaTasNetError
 
-__all__ = ["NormalEquations", "residual_shares"]
+__all__ = ["SILENCE", "NormalEquations", "RunningDeviation", "residual_shares", "usable_deviation"]
+
+
+SILENCE = 1e-30
+"""A peak or a standard deviation up to this counts as none: dividing by it would overflow float32."""
 
 RANK_TOLERANCE = 1e-12
 """Directions of the stems' correlation matrix below this share of the largest count as linearly dependent; well above the
@@ -89,3 +95,37 @@ def residual_shares(energies: Tensor) -> Tensor:
     total = energies.sum(-1, keepdim=True)
     equal = torch.full_like(energies, 1 / energies.shape[-1])
     return torch.where(total > 0, energies / total, equal)
+
+
+class RunningDeviation:
+    """``x.std(dim=-1)`` (unbiased) of all (channels, n) blocks together.
+
+    Count, mean and sum of squared deviations are merged block by block in float64, so that a large constant part costs no
+    accuracy. Source: Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979.
+    """
+
+    def __init__(self, channels: int) -> None:
+        self._count = 0
+        self._mean = torch.zeros(channels, dtype=torch.float64)
+        self._squares = torch.zeros(channels, dtype=torch.float64)
+
+    def add(self, block: Tensor) -> None:
+        count = block.shape[-1]
+        if count == 0:
+            return
+        wide = (block.cpu() if block.device.type == "mps" else block).double()
+        variance, mean = (x.cpu() for x in torch.var_mean(wide, dim=-1, correction=0))
+        total = self._count + count
+        delta = mean - self._mean
+        self._mean += delta * (count / total)
+        self._squares += variance * count + delta.square() * (self._count * count / total)
+        self._count = total
+
+    def deviation(self) -> Tensor:
+        """(channels,), float64; 0 for fewer than two samples."""
+        return (self._squares / max(1, self._count - 1)).sqrt()
+
+
+def usable_deviation(deviation: Tensor) -> Tensor:
+    """A divisor: the deviation, or 1 where there is none (silence, a constant, a single sample)."""
+    return torch.where(deviation > SILENCE, deviation, torch.ones_like(deviation))

@@ -15,9 +15,8 @@ from ..audio import AudioWriter, Tags
 from ..config import MetaTasNetConfig
 from ..errors import OutputError
 from .gains import NormalEquations, residual_shares
-from .recording import Recording
+from .recording import Recording, Spool
 from .result import Recipe, Reporter
-from .spool import Spool
 
 __all__ = ["StemFiles", "Unscaled", "collect"]
 

@@ -18,12 +18,10 @@ from ..model.engine import Engine
 from ..model.methods import CONTEXT_SECONDS
 from ..precision import Precision
 from .authors_resampling import resample_as_authors
-from .gains import NormalEquations
-from .normalise import SILENCE, usable_deviation
+from .gains import SILENCE, NormalEquations, usable_deviation
 from .outputs import Unscaled
-from .recording import Recording
+from .recording import Budget, Recording, Spool
 from .result import Reporter
-from .spool import Budget, Spool
 from .windows import shortest_frames
 
 __all__ = ["separate_as_evaluated", "stage_signals"]

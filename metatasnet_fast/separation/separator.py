@@ -25,14 +25,12 @@ from ..model import default_model, load_checkpoint
 from ..model.methods import NetworkMethods
 from ..precision import Precision
 from .batches import BatchRunner, automatic_batch_size
-from .devices import choose_device, choose_home
+from .devices import choose_device, choose_home, memory_for
 from .fast_mode import separate_in_windows
-from .memory import memory_for
 from .outputs import StemFiles, Unscaled, collect
-from .recording import MOST_CHANNELS, Recording
+from .recording import MOST_CHANNELS, Budget, Recording
 from .reference_mode import separate_as_evaluated
 from .result import ProgressCallback, Recipe, Reporter, Separation, Stems, parse_stems
-from .spool import Budget
 from .windows import WindowShape, default_shape
 
 __all__ = ["Separator"]

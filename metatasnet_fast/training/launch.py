@@ -20,8 +20,7 @@ from ..config import MetaTasNetConfig
 from ..errors import TrainingError
 from ..model import MultiTasNet
 from ..precision import Precision
-from ..separation.devices import choose_device
-from ..separation.memory import reporting_memory
+from ..separation.devices import choose_device, reporting_memory
 from .adding import KeptRows, freeze, start_near_another
 from .codec import check_codec, learn_codec
 from .data import BatchSource, Cache

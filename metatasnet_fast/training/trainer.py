@@ -20,7 +20,7 @@ from pathlib import Path
 from ..backends import Choice
 from ..errors import CheckpointError, TrainingDataError, TrainingError
 from ..precision import Precision
-from ..separation.memory import reporting_memory
+from ..separation.devices import reporting_memory
 from .data import Batch, BatchSource, Track
 from .display import Display, Summary
 from .distributed import World

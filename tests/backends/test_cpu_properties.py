@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from metatasnet_fast import native, reference
-from metatasnet_fast.backends import cpu_spectrogram
+from metatasnet_fast.backends import cpu_weights
 from metatasnet_fast.backends.cpu import ISA_VARIABLE
 from metatasnet_fast.backends.cpu_weights import arrays, sizes, weight_tensors
 from metatasnet_fast.config import MetaTasNetConfig
@@ -213,7 +213,7 @@ def test_a_long_signal_has_the_spectrogram_of_all_its_frames(frames: int, monkey
     share = prepare(CPU, TINY.stage(0), stage_parameters(recipe_state(TINY, 3), 0)).mel
     signals = noise(TINY, 2, 8000)[0].squeeze(1)
     expected = share(signals)  # with gradients: all 32 frames of both signals at once
-    monkeypatch.setattr(cpu_spectrogram, "_FRAMES", frames)
+    monkeypatch.setattr(cpu_weights, "_FRAMES", frames)
     with torch.no_grad():
         assert relative_error(share(signals), expected) <= FLOOR
 
