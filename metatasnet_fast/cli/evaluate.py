@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -163,40 +162,26 @@ def _finish(args: argparse.Namespace, result: ScoringRun, title: str, report: Tr
 
     if result.scores:
         table, path = score_table(result.scores, title), Path(args.out, "scores.txt")
+        if not args.json:
+            print(f"\n{table}")
         with reporting_write_errors(path, MetaTasNetError):
             write_atomically(path, table)
         for file in [str(Path(args.out, "scores.csv")), *args.table]:
             write_rows(result.scores, file)
-        lines = [f"\n{table}"]
         if args.plot:
-            lines.append(f"plot: {plot_scores(result.scores, args.plot, title=title)}")
-        if not args.json:
-            print(*lines, sep="\n")
+            plot = plot_scores(result.scores, args.plot, title=title)
+            if not args.json:
+                print(f"plot: {plot}")
     return report.finish()
 
 
 def _compare(first: str, second: str, as_json: bool) -> int:
-    from ..evaluation import compare, comparison_table
+    from ..evaluation import compare, comparison_table, load_scores
 
-    comparisons = compare(_scores(first), _scores(second))
+    comparisons = compare(load_scores(first, None), load_scores(second, None))
     if as_json:
         for comparison in comparisons:
             print(to_json(dataclasses.asdict(comparison)))
     else:
         print(comparison_table(comparisons, (Path(first).resolve().name, Path(second).resolve().name)), end="")
     return 0
-
-
-def _scores(folder: str) -> Sequence[TrackScores]:
-    from ..evaluation import EvaluationError, load_scores
-
-    subsets = sorted(path.name for path in Path(folder).iterdir() if path.is_dir()) if Path(folder).is_dir() else []
-    found = [
-        track
-        for subset in subsets
-        if list(Path(folder, subset).glob("**/*.json"))
-        for track in load_scores(folder, subset)
-    ]
-    if not found:
-        raise EvaluationError(f"{folder} holds no scores. Name a folder that `score` or `evaluate` wrote.")
-    return found

@@ -160,59 +160,44 @@ def _text(found: dict[str, Any]) -> str:
     from ..backends.gpu import no_gpu_reason
 
     cpu = found["cpu"]
-    lines = [f"metatasnet-fast {found['metatasnet_fast']}"]
-    lines += _rows(
-        {
+    if cpu["reason"]:
+        compiled = {"compiled": cpu["reason"]}
+    else:
+        compiled = {
+            "features": ", ".join(cpu["features"]),
+            "compiled": f"for {', '.join(cpu['compiled_isas'])} with {cpu['compiler']}",
+            **{f"not {name}": reason for name, reason in cpu["unusable_isas"].items()},
+        }
+    gpus = {
+        f"cuda:{index}": f"{gpu['name']}, {gpu['memory_bytes'] / 2**30:.0f} GiB, compute {gpu['compute_capability']}"
+        for index, gpu in enumerate(found["gpus"])
+    }
+    models = {
+        name: f"{model['bytes'] / 1e6:.1f} MB, stems to {model['output_rate'] / 2000:g} kHz; {model['path']}"
+        for name, model in found["models"].items()
+    }
+    sections: dict[str, dict[str, Any]] = {
+        f"metatasnet-fast {found['metatasnet_fast']}": {
             "Python": f"{found['python']} on {found['platform']}",
             "torch": f"{found['torch']} (CUDA {found['cuda'] or 'not in this build'})",
             "NumPy": found["numpy"],
-        }
-    )
-    lines += ["", "optional packages"]
-    lines += _rows(
-        {
+        },
+        "optional packages": {
             name: entry["version"] or f"not installed; pip install 'metatasnet-fast[{entry['extra']}]'"
             for name, entry in found["packages"].items()
-        }
-    )
-    lines += ["", "processor"]
-    lines += _rows({"cores": f"{cpu['cores']}, torch uses {cpu['threads']} threads"})
-    if cpu["reason"]:
-        lines += _rows({"compiled": cpu["reason"]})
-    else:
-        lines += _rows(
-            {
-                "features": ", ".join(cpu["features"]),
-                "compiled": f"for {', '.join(cpu['compiled_isas'])} with {cpu['compiler']}",
-            }
-        )
-        lines += _rows({f"not {name}": reason for name, reason in cpu["unusable_isas"].items()})
-    lines += ["", "GPUs"]
-    lines += _rows(
-        {
-            f"cuda:{index}": f"{gpu['name']}, {gpu['memory_bytes'] / 2**30:.0f} GiB, compute {gpu['compute_capability']}"
-            for index, gpu in enumerate(found["gpus"])
-        }
-        or {"none": no_gpu_reason()}
-    )
-    lines += _rows({"CUDA kernels": _kernels_text(found["cuda_kernels"])})
-    lines += ["", "backends"]
-    lines += _rows(
-        {
-            name: entry["summary"] + (f"; not here: {entry['reason']}" if entry["reason"] else "")
-            for name, entry in found["backends"].items()
-        }
-    )
-    lines += _rows({f"auto on {device}": choice for device, choice in found["auto"].items()})
-    lines += ["", "bundled models"]
-    lines += _rows(
-        {
-            name: f"{model['bytes'] / 1e6:.1f} MB, stems to {model['output_rate'] / 2000:g} kHz; {model['path']}"
-            for name, model in found["models"].items()
-        }
-        or {"none": "name a checkpoint with --model"}
-    )
-    return "\n".join(lines)
+        },
+        "processor": {"cores": f"{cpu['cores']}, torch uses {cpu['threads']} threads", **compiled},
+        "GPUs": {**(gpus or {"none": no_gpu_reason()}), "CUDA kernels": _kernels_text(found["cuda_kernels"])},
+        "backends": {
+            **{
+                name: entry["summary"] + (f"; not here: {entry['reason']}" if entry["reason"] else "")
+                for name, entry in found["backends"].items()
+            },
+            **{f"auto on {device}": choice for device, choice in found["auto"].items()},
+        },
+        "bundled models": models or {"none": "name a checkpoint with --model"},
+    }
+    return "\n\n".join("\n".join([title, *map(_row, rows, rows.values())]) for title, rows in sections.items())
 
 
 def _kernels_text(kernels: dict[str, Any]) -> str:
@@ -223,16 +208,7 @@ def _kernels_text(kernels: dict[str, Any]) -> str:
     return f"for {', '.join(f'sm_{a}' for a in kernels['architectures'])} with {kernels['compiler']}{verified}"
 
 
-def _rows(values: dict[str, Any]) -> list[str]:
-    width = shutil.get_terminal_size().columns
-    return [
-        textwrap.fill(
-            str(value),
-            width,
-            initial_indent=f"  {name:<17} ",
-            subsequent_indent=" " * 20,
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-        for name, value in values.items()
-    ]
+def _row(name: str, value: object) -> str:
+    wrap = textwrap.TextWrapper(shutil.get_terminal_size().columns, break_long_words=False, break_on_hyphens=False)
+    wrap.initial_indent, wrap.subsequent_indent = f"  {name:<17} ", " " * 20
+    return wrap.fill(str(value))

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from .._terminal import ProgressBar, say
 from ..errors import MetaTasNetError
-from .inputs import Track
 
 if TYPE_CHECKING:
     from ..separation import Progress, Separation
+    from .inputs import Track
 
 __all__ = ["ProgressDisplay", "Report", "TrackReport", "print_result", "sentence_of", "tell", "to_json"]
 
@@ -149,11 +149,8 @@ class TrackReport:
         self._done += 1
         if outcome.error is not None:
             self._failed.append(outcome.name)
-            tell(
-                outcome.error if outcome.name in outcome.error else f"{outcome.name}: {outcome.error}",
-                "error",
-                self._bar,
-            )
+            named = outcome.error if outcome.name in outcome.error else f"{outcome.name}: {outcome.error}"
+            tell(named, "error", self._bar)
         for warning in outcome.warnings:
             tell(f"{outcome.name}: {warning}", "warning", self._bar)
         if self._bar is not None:

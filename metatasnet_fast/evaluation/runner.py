@@ -12,7 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
@@ -109,7 +109,7 @@ def score(
     if not pairs or (strict and missing):
         name, reason = next(iter(missing.items()))
         raise EvaluationError(f"{name}: {reason}")
-    run = _Run(scoring, out, subset or "test", workers, overwrite, report, page)
+    run = _Run(scoring, None, out, subset or "test", workers, overwrite, report, page)
     for name, reason in missing.items():
         run.conclude(TrackOutcome(name, "failed", reason))
     return run.work([(pair, pair.read) for pair in pairs])
@@ -120,15 +120,10 @@ def evaluate_tracks(
     separator: Separator,
     out: str | os.PathLike[str] | None,
     scoring: Scoring | None = None,
-    *,
-    subset: str = "test",
-    workers: int = 1,
-    overwrite: bool = False,
-    report: Report | None = None,
-    page: str | None = None,
+    **where: Any,
 ) -> ScoringRun:
-    """Separate tracks and score those of their stems that the network knows; all else is as in :func:`score`."""
-    run = _Run(scoring or Scoring(), out, subset, workers, overwrite, report, page, separator)
+    """Separate tracks and score those of their stems that the network knows; `where` and all else is as in :func:`score`."""
+    run = _Run(scoring or Scoring(), separator, out, **where)
     return run.work([(files, partial(_separated, separator, files)) for files in tracks])
 
 
@@ -148,25 +143,23 @@ def _separated(separator: Separator, files: TrackFiles) -> Audio:
         return track, {name: separation[name].cpu() for name in known}
 
 
+@dataclass
 class _Run:
     """A run under way: its settings, and where its results go."""
 
-    def __init__(
-        self,
-        scoring: Scoring,
-        out: str | os.PathLike[str] | None,
-        subset: str,
-        workers: int,
-        overwrite: bool,
-        report: Report | None,
-        page: str | None,
-        separator: Separator | None = None,
-    ) -> None:
-        if page is not None and (page not in PAGES or out is None):
-            raise EvaluationError(f"A page is one of {', '.join(PAGES)}, and needs a folder `out`; got {page}.")
-        self.scoring, self.out, self.subset = scoring, None if out is None else Path(out), subset
-        self.workers, self.overwrite, self.report, self.page = max(1, workers), overwrite, report, page
-        self.separator, self.result = separator, ScoringRun()
+    scoring: Scoring
+    separator: Separator | None
+    out: str | os.PathLike[str] | None
+    subset: str = "test"
+    workers: int = 1
+    overwrite: bool = False
+    report: Report | None = None
+    page: str | None = None
+    result: ScoringRun = field(default_factory=ScoringRun)
+
+    def __post_init__(self) -> None:
+        if self.page is not None and (self.page not in PAGES or self.out is None):
+            raise EvaluationError(f"A page is one of {', '.join(PAGES)}, and needs a folder `out`; got {self.page}.")
 
     def conclude(self, outcome: TrackOutcome, scores: TrackScores | None = None) -> None:
         self.result.outcomes.append(outcome)
@@ -180,15 +173,15 @@ class _Run:
         kept: dict[str, Path] = {}
         if self.out is not None:
             audio = {f"{self.subset}/{files.name}": files.fingerprint() for files, _ in jobs}
-            kept = claim_folder(self.out, audio, settings_of(self.scoring, self.separator), self.overwrite)
+            kept = claim_folder(Path(self.out), audio, settings_of(self.scoring, self.separator), self.overwrite)
         pending: list[Future[Result]] = []
-        with ThreadPoolExecutor(self.workers) as pool:
+        with ThreadPoolExecutor(max(1, self.workers)) as pool:
             for files, read in jobs:
                 if (path := kept.get(f"{self.subset}/{files.name}")) is not None:
                     self.conclude(TrackOutcome(files.name, "kept"), TrackScores.read(path))
                     continue
                 running = [future for future in pending if not future.done()]
-                if len(running) > self.workers:
+                if len(running) > max(1, self.workers):
                     wait(running, return_when=FIRST_COMPLETED)
                 while pending and pending[0].done():
                     self.conclude(*pending.pop(0).result())

@@ -7,6 +7,7 @@ what a reader must know under ``notes`` (sentences); both are left out where the
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import re
@@ -59,7 +60,7 @@ class TrackScores:
     def value(self, stem: str, metric: str) -> float:
         """Return the one number of a track: the median over frames, or the metric of the whole track; NaN if there is none."""
         whole = self.whole.get(stem, {})
-        return whole[metric] if metric in whole else self.median(stem, metric)
+        return whole[metric] if metric in whole else statistic(np.median, self.counted(stem, metric))
 
     def numbers(self) -> dict[str, dict[str, float]]:
         """Return :meth:`value` of every stem and metric."""
@@ -73,10 +74,6 @@ class TrackScores:
         stored = np.array([float(_rounded(value)) for value in self.targets.get(stem, {}).get(metric, ())])
         counted: NDArray[np.float64] = stored[~np.isnan(stored)]
         return counted
-
-    def median(self, stem: str, metric: str) -> float:
-        """Return the median over the frames that count; NaN if none does."""
-        return statistic(np.median, self.counted(stem, metric))
 
     def valid_frames(self, stem: str, metric: str) -> int:
         return len(self.counted(stem, metric))
@@ -146,13 +143,12 @@ class TrackScores:
         return cls(name, targets, window, hop, version, whole=whole, notes=notes)
 
 
-def load_scores(folder: str | os.PathLike[str], subset: str = "test") -> list[TrackScores]:
-    """All ``folder/subset/**/*.json``, in the order of their paths."""
-    paths = sorted(Path(folder, subset).glob("**/*.json"))
+def load_scores(folder: str | os.PathLike[str], subset: str | None = "test") -> list[TrackScores]:
+    """Read all ``folder/subset/**/*.json``, of all subsets for None, in the order of their paths."""
+    paths = sorted(Path(folder).glob(f"{'*' if subset is None else glob.escape(subset)}/**/*.json"))
     if not paths:
-        raise EvaluationError(
-            f"No scores in {Path(folder, subset)}. Evaluate first, or name the folder above {subset}."
-        )
+        where = Path(folder, subset or "")
+        raise EvaluationError(f"No scores in {where}. Name a folder that `score` or `evaluate` wrote, or its subset.")
     return [TrackScores.read(path) for path in paths]
 
 

@@ -272,7 +272,7 @@ def test_parquet_and_pandas_hold_the_same_rows(two_tracks: tuple[Path, Path], tm
     [
         (["score", "absent", "absent"], "There is no file or folder absent"),
         (["score", "one"], "Name REFERENCES and ESTIMATES"),
-        (["score", "compare", "absent", "absent"], "absent holds no scores"),
+        (["score", "compare", "absent", "absent"], "No scores in absent"),
     ],
 )
 def test_a_wrong_command_is_one_sentence(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
