@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     compare.add_argument(
         "--seconds", action="store_true", help="count eager's own seconds too; for machines that do nothing else"
     )
-    add_json_option(compare, "one JSON object for each implementation on each case")
+    add_json_option(compare, "one JSON object for each implementation on each case", nested=True)
     compare.set_defaults(run=run_compare)
 
 

@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = actions.add_parser("add", help="give a file or an address a name, and fetch it")
     for action, run in ((fetch, _fetch), (add, _add)):
         action.add_argument("name", metavar="NAME")
-        add_json_option(action, "one JSON object, the model's as `models --json` prints it,")
+        add_json_option(action, "one JSON object, the model's as `models --json` prints it,", nested=True)
         action.set_defaults(run=run)
     add.add_argument("location", metavar="FILE|URL", help="a checkpoint of the authors' format")
     add.add_argument("--sha256", help="what its checksum must be")

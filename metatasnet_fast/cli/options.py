@@ -41,8 +41,10 @@ def names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",")]
 
 
-def add_json_option(parser: argparse.ArgumentParser, what: str) -> None:
-    parser.add_argument("--json", action="store_true", help=f"print {what} instead of text")
+def add_json_option(parser: argparse.ArgumentParser, what: str, nested: bool = False) -> None:
+    """Add ``--json``; `nested` for a command below one that has it too, where it may stand before the inner one's name."""
+    default = argparse.SUPPRESS if nested else False
+    parser.add_argument("--json", action="store_true", default=default, help=f"print {what} instead of text")
 
 
 def add_workers_option(parser: argparse.ArgumentParser, done: str) -> None:

@@ -60,7 +60,7 @@ class Scoring:
         unknown = [name for name in self.metrics if name.lower() not in known]
         if unknown or not self.metrics:
             raise EvaluationError(
-                f"Metrics {', '.join(unknown) or 'are missing'}: choose from all, bsseval, {', '.join(ALL_METRICS)}."
+                f"Metrics {', '.join(map(repr, unknown)) or 'are missing'}: choose from all, bsseval, {', '.join(ALL_METRICS)}."
             )
         metrics = tuple(dict.fromkeys(metric for name in self.metrics for metric in known[name.lower()]))
         object.__setattr__(self, "metrics", metrics)
