@@ -67,6 +67,10 @@ class BssScores:
     def frames(self) -> int:
         return int(next(iter(self.values.values())).shape[1])
 
+    def warnings(self) -> list[Warning]:
+        """Return the warnings that a reader of these scores needs."""
+        return warnings_of(self.silent, () if self.regularised else self.empty_bands)
+
 
 def bss_eval(
     references: Audio | Sequence[Audio],
@@ -103,7 +107,7 @@ def bss_eval(
         regularise: solve as if each reference carried white noise 60 dB below its own energy, which makes ISR, SIR and SAR of
             references without energy in some band independent of rounding; other scores move by hundredths of a dB.
         sample_rate: in Hz, to name such bands.
-        warn: whether to warn of what is in ``result.silent`` and ``result.empty_bands``; threads cannot collect their own.
+        warn: whether to issue what ``result.warnings()`` returns in any case, since threads cannot collect their own.
 
     Raises:
         ShapeError: for shapes, dtypes or devices that do not fit.
@@ -155,9 +159,10 @@ def bss_eval(
             values[metric][:, scored.cpu().numpy()] = decibels[metric].cpu().numpy()
         counting = sdr_counts if metric == "SDR" else counts
         values[metric][~counting.cpu().numpy()] = np.nan
-    for warning in warnings_of(silent, () if regularise else bands) if warn else ():
+    scores = BssScores(values, silent, solvers, bands, regularise)
+    for warning in scores.warnings() if warn else ():
         warnings.warn(warning, stacklevel=2)
-    return BssScores(values, silent, solvers, bands, regularise)
+    return scores
 
 
 def frame_slices(samples: int, window: int, hop: int) -> list[slice]:

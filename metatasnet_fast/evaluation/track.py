@@ -158,7 +158,7 @@ def evaluate_track(
         for index, stem in enumerate(group):
             # The pair's vocals come after the other stems, where museval writes them.
             targets.pop(stem, None)
-            targets[stem] = {metric: scores[metric][index] for metric in by_frames}
+            targets[stem] = {metric: values[index] for metric, values in scores.values.items()}
         scored.append(scores)
     # Each once, in order, though both groups hold the vocals.
     silent = tuple(dict.fromkeys(source for scores in scored for source in scores.silent))
@@ -190,7 +190,7 @@ def _fit(estimate: torch.Tensor, samples: int) -> torch.Tensor:
 
 
 def _museval(references: Sequence[torch.Tensor], estimates: Sequence[torch.Tensor], **settings: Any) -> BssScores:
-    """Score with museval, called as museval.evaluate calls it for BSSEval v4."""
+    """Score with museval, called as museval.evaluate calls it for BSSEval v4: all four metrics, whichever are asked for."""
     package: Any = importlib.util.find_spec("museval") or require("museval", "The engine museval").__spec__
     # The module without the package around it, which cannot be imported without the program ffmpeg.
     original = runpy.run_path(str(Path(package.submodule_search_locations[0], "metrics.py")))["bss_eval"]
@@ -206,8 +206,7 @@ def _museval(references: Sequence[torch.Tensor], estimates: Sequence[torch.Tenso
     except ValueError as error:
         stems = ", ".join(settings["names"])
         raise EvaluationError(f"museval refused the stems {stems} ({error}). The engine fast scores them.") from error
-    found = {"SDR": sdr, "ISR": isr, "SIR": sir, "SAR": sar}
-    return BssScores({metric: found[metric] for metric in settings["metrics"]})
+    return BssScores({"SDR": sdr, "ISR": isr, "SIR": sir, "SAR": sar})
 
 
 ENGINES: dict[str, Callable[..., BssScores]] = {"fast": bss_eval, "museval": _museval}
