@@ -121,16 +121,18 @@ def bss_eval(
         raise EvaluationError(f"The rule of silence {silence!r} is not known. Choose from {', '.join(SILENCE)}.")
 
     frames = frame_slices(reference.samples, window, hop)
+    silences = [torch.stack([signals.silent(frame) for frame in frames], dim=1) for signals in (reference, estimate)]
     silent = tuple(
         SilentSource(what, index, labels[index])
-        for what, signals in (("reference", reference), ("estimate", estimate))
+        for what, signals, by_frame in zip(("reference", "estimate"), (reference, estimate), silences, strict=True)
+        if bool(by_frame.all(dim=1).any())  # then the tail that no frame covers is read too
         for index in torch.nonzero(signals.silent(slice(0, signals.samples))).flatten().tolist()
     )
     if silent and strict:
         raise SilentSourceError(
             f"Silent from end to end: {', '.join(map(str, silent))}. Leave these stems out, or evaluate without strict."
         )
-    counts, sdr_counts = _counting_frames(reference, estimate, frames, bool(silent), silence)
+    counts, sdr_counts = _counting_frames(silences[0], silences[1], bool(silent), silence)
     scored = sdr_counts.any(dim=0)
     chosen = [frame for frame, counting in zip(frames, scored.tolist(), strict=True) if counting]
     decibels: dict[str, torch.Tensor] = {}
@@ -173,13 +175,12 @@ def frame_slices(samples: int, window: int, hop: int) -> list[slice]:
 
 
 def _counting_frames(
-    references: Signals, estimates: Signals, frames: Sequence[slice], any_silent: bool, rule: str
+    references: torch.Tensor, estimates: torch.Tensor, any_silent: bool, rule: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return which frames count for which sources, bool (sources, frames): for the filters' metrics, and for SDR."""
-    true, made = (torch.stack([each.silent(frame) for frame in frames], dim=1) for each in (references, estimates))
     if rule == "own":
-        return ~(true | made), ~true
-    counts = ~(true | made).any(dim=0).expand_as(true) & (not any_silent)
+        return ~(references | estimates), ~references
+    counts = ~(references | estimates).any(dim=0).expand_as(references) & (not any_silent)
     return counts, counts
 
 
