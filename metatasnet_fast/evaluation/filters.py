@@ -92,9 +92,8 @@ def solve(correlations: Correlations, noise: float = 0.0) -> tuple[torch.Tensor,
     (on music with a mono bass, more steps change less than 1e-7 dB). Directions without energy stay near zero; more
     steps would only amplify their rounding errors. Least squares is the last resort.
 
-    Signals that have no energy at all in a band (floats low-passed exactly; decoders round to 16 bits, which is noise
-    enough) leave the filters undetermined there, and with them every score but SDR: museval's ISR is then arbitrary.
-    :func:`.empty_bands` finds such bands, and `noise` determines the filters.
+    Signals that have no energy at all in a band leave the filters undetermined there, see :mod:`.signals`; `noise` determines
+    them.
     """
     right = correlations.estimates.movedim(1, 2).flatten(0, 1)
     scale = right.norm(dim=0).clamp_min(torch.finfo(torch.float64).tiny)

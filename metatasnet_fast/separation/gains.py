@@ -1,9 +1,8 @@
 """What is measured over a whole recording, block by block: its deviation, and the gains of the stems.
 
-With the gains the stems' sum comes closest to the recording.
-
-Per channel, over the whole recording, the gains g minimise ``sum_t (mix_t - sum_i g_i stem_it)^2``. They solve the normal
-equations ``G g = c`` with ``G_ij = sum_t stem_it stem_jt`` and ``c_i = sum_t stem_it mix_t``, which are sums over blocks.
+The gains bring the sum of the stems closest to the recording: per channel, over the whole recording, they minimise
+``sum_t (mix_t - sum_i g_i stem_it)^2``. They solve the normal equations ``G g = c`` with ``G_ij = sum_t stem_it stem_jt`` and
+``c_i = sum_t stem_it mix_t``, which are sums over blocks.
 
 Instruments that were added to a trained network are also in its older stems, so their sum means nothing: each has the gain that
 brings it alone closest to the recording, and the older stems have the gains that they have without them.
@@ -19,7 +18,6 @@ from torch import Tensor
 from ..errors import MetaTasNetError
 
 __all__ = ["SILENCE", "NormalEquations", "RunningDeviation", "residual_shares", "usable_deviation"]
-
 
 SILENCE = 1e-30
 """A peak or a standard deviation up to this counts as none: dividing by it would overflow float32."""
