@@ -18,7 +18,7 @@ from ..audio import StreamingResampler
 from ..errors import EmptyAudioError
 from ..model.engine import Engine
 from .batches import BatchRunner
-from .gains import SILENCE, NormalEquations, RunningDeviation, usable_deviation
+from .gains import SILENCE, NormalEquations, RunningDeviation, safe_std
 from .outputs import Unscaled
 from .recording import Budget, Recording, Spool
 from .result import Reporter
@@ -35,7 +35,7 @@ class _Resampled:
     stages: list[Spool]
     deviations: list[Tensor]
     """(channels,) for every stage."""
-    sounding: list[int]
+    non_silent: list[int]
     """Channels that are not silent."""
 
 
@@ -63,28 +63,28 @@ def separate_in_windows(
     source = _resample(engine, recording, device, home, budget, reporter)
     length = source.mixture.length
     reporter.total = length / rate
-    sounding = source.sounding
+    non_silent = source.non_silent
 
     # One base sample more than the recording lasts, so that resampling back cannot fall short of it.
     frames = -(-(length * config.sampling_rate // rate + 1) // config.W)
     plan = plan_windows(max(frames, shortest_frames(config)), shape)
-    estimates = runner.run(engine, _windows(engine, source, sounding, plan, min(plan[-1].stop, shape.window), device))
-    stitched = stitch(estimates, plan, len(sounding), config.stages[-1].W, shape.fade)
+    estimates = runner.run(engine, _windows(engine, source, non_silent, plan, min(plan[-1].stop, shape.window), device))
+    stitched = stitch(estimates, plan, len(non_silent), config.stages[-1].W, shape.fade)
 
     instruments = len(config.instruments)
-    stems = Spool(instruments * len(sounding), budget)
-    equations = NormalEquations(len(sounding), instruments, config.added_instruments)
-    if sounding:
-        for block in _at_rate(stitched, config.output_rate, rate, instruments * len(sounding), length):
+    stems = Spool(instruments * len(non_silent), budget)
+    equations = NormalEquations(len(non_silent), instruments, config.added_instruments)
+    if non_silent:
+        for block in _at_rate(stitched, config.output_rate, rate, instruments * len(non_silent), length):
             start, stop = stems.length, stems.length + block.shape[1]
-            mixture = source.mixture.read(start, stop)[sounding].to(device)
-            equations.add(block.view(len(sounding), instruments, -1), mixture)
+            mixture = source.mixture.read(start, stop)[non_silent].to(device)
+            equations.add(block.view(len(non_silent), instruments, -1), mixture)
             stems.append(block.to(home))
             reporter.report("separate", stop / rate)
         assert stems.length == length
     for spool in source.stages:
         spool.close()
-    return Unscaled.solve(stems, source.mixture, sounding, equations, config)
+    return Unscaled.solve(stems, source.mixture, non_silent, equations, config)
 
 
 def _resample(
@@ -114,23 +114,23 @@ def _resample(
         raise EmptyAudioError("The recording holds no samples: there is nothing to separate.")
     for index, resampler in enumerate(resamplers):
         take(index, resampler.finish())
-    sounding = [channel for channel, peak in enumerate(peaks.tolist()) if peak > SILENCE]
-    return _Resampled(mixture, spools, [deviation.deviation() for deviation in deviations], sounding)
+    non_silent = [channel for channel, peak in enumerate(peaks.tolist()) if peak > SILENCE]
+    return _Resampled(mixture, spools, [deviation.deviation() for deviation in deviations], non_silent)
 
 
 def _windows(
-    engine: Engine, source: _Resampled, sounding: list[int], plan: Sequence[Window], frames: int, device: torch.device
+    engine: Engine, source: _Resampled, non_silent: list[int], plan: Sequence[Window], frames: int, device: torch.device
 ) -> Iterator[list[Tensor]]:
-    """The sounding channels of window after window, normalised: (1, samples) for every stage."""
-    if not sounding:
+    """The non-silent channels of window after window, normalised: (1, samples) for every stage."""
+    if not non_silent:
         return
-    scales = [usable_deviation(d[sounding]).to(device, torch.float32)[:, None] for d in source.deviations]
+    scales = [safe_std(d[non_silent]).to(device, torch.float32)[:, None] for d in source.deviations]
     for window in plan:
         stages = []
         for stage, spool, scale in zip(engine.config.stages, source.stages, scales, strict=True):
             signal = spool.read(window.start * stage.W, (window.start + frames) * stage.W)
-            stages.append(signal[sounding].to(device) / scale)
-        for channel in range(len(sounding)):
+            stages.append(signal[non_silent].to(device) / scale)
+        for channel in range(len(non_silent)):
             yield [signal[channel : channel + 1] for signal in stages]
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import MetaTasNetError
 
-__all__ = ["SILENCE", "NormalEquations", "RunningDeviation", "residual_shares", "usable_deviation"]
+__all__ = ["SILENCE", "NormalEquations", "RunningDeviation", "residual_shares", "safe_std"]
 
 SILENCE = 1e-30
 """A peak or a standard deviation up to this counts as none: dividing by it would overflow float32."""
@@ -124,6 +124,6 @@ class RunningDeviation:
         return (self._squares / max(1, self._count - 1)).sqrt()
 
 
-def usable_deviation(deviation: Tensor) -> Tensor:
+def safe_std(deviation: Tensor) -> Tensor:
     """A divisor: the deviation, or 1 where there is none (silence, a constant, a single sample)."""
     return torch.where(deviation > SILENCE, deviation, torch.ones_like(deviation))

@@ -25,13 +25,13 @@ __all__ = ["StemFiles", "Unscaled", "collect"]
 class Unscaled:
     """The network's stems at the recording's rate, with all that the second pass needs.
 
-    ``stems`` has ``len(sounding) * I`` rows for I instruments, channel by channel in the order of ``sounding``; channels that
-    are not in it are silent.
+    ``stems`` has ``len(non_silent) * I`` rows for I instruments, channel by channel in the order of ``non_silent``, which lists
+    the channels that are not silent.
     """
 
     stems: Spool
     mixture: Spool
-    sounding: list[int]
+    non_silent: list[int]
     gains: Tensor
     """(channels, I), float64."""
     energies: Tensor
@@ -41,15 +41,15 @@ class Unscaled:
 
     @classmethod
     def solve(
-        cls, stems: Spool, mixture: Spool, sounding: list[int], equations: NormalEquations, config: MetaTasNetConfig
+        cls, stems: Spool, mixture: Spool, non_silent: list[int], equations: NormalEquations, config: MetaTasNetConfig
     ) -> Unscaled:
         """With the least-squares gains; raises :class:`MetaTasNetError` if the network's output is not finite."""
         gains = torch.zeros(mixture.channels, len(config.instruments), dtype=torch.float64)
         energies = torch.zeros_like(gains)
-        if sounding:
+        if non_silent:
             solution = equations.solve()
-            gains[sounding], energies[sounding] = solution, equations.energies(solution)
-        return cls(stems, mixture, sounding, gains, energies, config)
+            gains[non_silent], energies[non_silent] = solution, equations.energies(solution)
+        return cls(stems, mixture, non_silent, gains, energies, config)
 
     def gains_by_name(self) -> dict[str, list[float]]:
         """For every instrument the gain of each channel."""
@@ -59,22 +59,22 @@ class Unscaled:
         """The outputs of the recipe in consecutive blocks (channels, n), float32; once, as the stems are freed on the way."""
         start, length = 0, self.mixture.length
         instruments, competing = self.config.instruments, len(self.config.instruments) - self.config.added_instruments
-        blocks = self.stems.drain() if self.sounding else _no_rows(length)
+        blocks = self.stems.drain() if self.non_silent else _no_rows(length)
         for block in blocks:
             stop = start + block.shape[1]
             device = block.device
-            gains = self.gains[self.sounding].to(device, torch.float32)
-            stems = block.view(len(self.sounding), len(instruments), stop - start) * gains[:, :, None]
+            gains = self.gains[self.non_silent].to(device, torch.float32)
+            stems = block.view(len(self.non_silent), len(instruments), stop - start) * gains[:, :, None]
             if consistent:
-                mixture = self.mixture.read(start, stop)[self.sounding].to(device)
-                shares = residual_shares(self.energies[self.sounding, :competing]).to(device, torch.float32)
+                mixture = self.mixture.read(start, stop)[self.non_silent].to(device)
+                shares = residual_shares(self.energies[self.non_silent, :competing]).to(device, torch.float32)
                 residual = (mixture - stems[:, :competing].sum(1))[:, None]
                 stems = torch.cat([stems[:, :competing] + shares[:, :, None] * residual, stems[:, competing:]], dim=1)
             result = {}
             for name, parts in recipe.items():
                 rows = [instruments.index(part) for part in parts]
                 output = block.new_zeros(self.mixture.channels, stop - start)
-                output[self.sounding] = stems[:, rows].sum(1) if len(rows) > 1 else stems[:, rows[0]]
+                output[self.non_silent] = stems[:, rows].sum(1) if len(rows) > 1 else stems[:, rows[0]]
                 result[name] = output
             yield result
             start = stop

@@ -18,7 +18,7 @@ from ..model.engine import Engine
 from ..model.methods import CONTEXT_SECONDS
 from ..precision import Precision
 from .authors_resampling import resample_as_authors
-from .gains import SILENCE, NormalEquations, usable_deviation
+from .gains import SILENCE, NormalEquations, safe_std
 from .outputs import Unscaled
 from .recording import Budget, Recording, Spool
 from .result import Reporter
@@ -49,25 +49,25 @@ def separate_as_evaluated(engine: Engine, recording: Recording, device: torch.de
     signals = stage_signals(engine, waveform, rate)
     # A single sample has no standard deviation.
     deviations = [signal.std(dim=-1, correction=min(1, signal.shape[-1] - 1)) for signal in signals]
-    sounding = [channel for channel, peak in enumerate(waveform.abs().amax(1).tolist()) if peak > SILENCE]
+    non_silent = [channel for channel, peak in enumerate(waveform.abs().amax(1).tolist()) if peak > SILENCE]
     shortest = shortest_frames(engine.config) * engine.config.W
-    equations, estimates = NormalEquations(len(sounding), len(config.instruments), config.added_instruments), []
-    for index, channel in enumerate(sounding):
+    equations, estimates = NormalEquations(len(non_silent), len(config.instruments), config.added_instruments), []
+    for index, channel in enumerate(non_silent):
         mixes = []
         for stage, (signal, deviation) in enumerate(zip(signals, deviations, strict=True)):
-            mix = signal[channel] / usable_deviation(deviation[channel])
+            mix = signal[channel] / safe_std(deviation[channel])
             mixes.append(fit_length(mix, max(mix.shape[-1], shortest * 2**stage))[None, None])
-        separated = _infer(engine, mixes, reporter, (index, len(sounding)))
+        separated = _infer(engine, mixes, reporter, (index, len(non_silent)))
         fixed = resample(separated, output_rate, rate, length=math.ceil(separated.shape[-1] * rate / output_rate))
         estimates.append(fit_length(fixed[:, :length], length))
     budget = Budget(None)
-    mixture, stems = Spool(recording.channels, budget), Spool(len(config.instruments) * len(sounding), budget)
+    mixture, stems = Spool(recording.channels, budget), Spool(len(config.instruments) * len(non_silent), budget)
     mixture.append(waveform)
-    if sounding:
+    if non_silent:
         stacked = torch.stack(estimates)
-        equations.add(stacked, waveform[sounding])
+        equations.add(stacked, waveform[non_silent])
         stems.append(stacked.flatten(0, 1).float())
-    return Unscaled.solve(stems, mixture, sounding, equations, config)
+    return Unscaled.solve(stems, mixture, non_silent, equations, config)
 
 
 def stage_signals(engine: Engine, waveform: Tensor, rate: int) -> list[Tensor]:
