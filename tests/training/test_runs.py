@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -288,7 +290,11 @@ def test_an_ended_run_stays_as_it_is(cache: Path, tmp_path: Path) -> None:
     assert same(before, content(tmp_path / "run" / "last.pt"))
 
 
-def test_a_time_budget_ends_the_run_and_the_learning_rate(cache: Path, tmp_path: Path) -> None:
+def test_a_time_budget_ends_the_run_and_the_learning_rate(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = itertools.count(step=0.05)  # the clock at each look
+    monkeypatch.setattr(trainer_module, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
     go(cache, tmp_path / "run", minutes=0.02, log_every=1)
     entries = read_journal(tmp_path / "run")
     rates = [entry["learning_rate"] for entry in entries]
