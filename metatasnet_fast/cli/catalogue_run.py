@@ -31,6 +31,8 @@ def run(args: argparse.Namespace) -> int:
     args.out = _destination(args.out)
     if args.workers is not None and args.workers < 1:
         raise ConfigError(f"--workers must be at least 1, got {args.workers}.")
+    if not 0 <= args.listen <= 1000:
+        raise ConfigError(f"--listen must be from 0 to 1000, got {args.listen}.")
     for name in ("memory_gib", "grace", "price_per_hour"):
         value = getattr(args, name)
         # Times 2^30 for bytes, which must be finite too.
@@ -188,7 +190,7 @@ def _report(args: argparse.Namespace, ended: RunEnded, settings: Settings) -> No
     from ..catalogue.report import write_report
 
     try:
-        page = write_report(ended, Destination(args.out), settings, args.price_per_hour)
+        page = write_report(ended, Destination(args.out), settings, args.price_per_hour, args.listen)
     except OSError as error:
         print(f"metatasnet-fast: warning: the report could not be written ({error}).", file=sys.stderr)
     else:
