@@ -50,8 +50,8 @@ def main() -> int:
         send(MetaTasNetError(str(error)))
         return 1
     with worker:
-        send(Ready(worker.capacity, worker.identity.key))
-        send(Notice(worker.describe()))
+        send(Ready(worker.capacity, worker.resources.identity.key))
+        send(Notice(worker.resources.describe()))
         for _ in worker.process(_songs(stop), lambda song: send(Deferred(song.id))):
             pass  # the outcome has gone out as an event
     return 0

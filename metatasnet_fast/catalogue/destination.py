@@ -17,7 +17,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .._io import sha256_file
 from .failures import Failure, SongError
@@ -125,15 +125,16 @@ class Destination:
 
     def ledger(self, run: str | None = None) -> Iterator[Outcome]:
         """All outcomes of a run, or of all runs, the oldest first; a line that a crash cut off is left out."""
-        for name, values in self.ledger_rows():
-            if run is None or name == run or name.startswith(f"{run}-"):
-                with contextlib.suppress(ValueError, KeyError, TypeError):
-                    yield Outcome.from_dict(values)
+        for _, values in self.ledger_rows(run):
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                yield Outcome.from_dict(values)
 
-    def ledger_rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
+    def ledger_rows(self, run: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
         """The name of the file without its ending, and the rows in it as they stand there."""
         for folder, sizes in self.storage.listing(LEDGER):
             for name in sorted(sizes):
+                if run is not None and not name.startswith((f"{run}.", f"{run}-")):
+                    continue
                 with self.storage.local(f"{folder}/{name}") as path, open(path, "rb") as lines:
                     for line in lines:
                         try:
@@ -142,6 +143,30 @@ class Destination:
                             continue
                         if isinstance(values, dict) and "id" in values:
                             yield name.removesuffix(".jsonl"), values
+
+    def history(self) -> History:
+        """Read the whole ledger, and return what its last row says of every song."""
+        found = History({}, set(), {})
+        for run, row in self.ledger_rows():
+            found.runs[run] = None
+            if row.get("failure") is None:
+                found.ended.add(row["id"])
+                found.failed.pop(row["id"], None)
+            else:
+                found.ended.discard(row["id"])
+                found.failed[row["id"]] = row
+        return found
+
+
+class History(NamedTuple):
+    """The last rows of all songs in the ledger."""
+
+    failed: dict[str, dict[str, Any]]
+    """The row of every song whose last outcome is a failure, by id."""
+    ended: set[str]
+    """The ids of all others."""
+    runs: dict[str, None]
+    """The names of the ledger's files, in their order."""
 
 
 def _real_address(uri: str) -> str:

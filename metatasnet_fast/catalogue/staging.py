@@ -15,7 +15,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from .._io import try_lock
@@ -37,8 +37,8 @@ class Claims:
         self._stop = stop
 
     @contextlib.contextmanager
-    def claim(self, name: str, wait: Callable[[], bool]) -> Iterator[bool]:
-        """Keep a name for the block. False if somebody else has it and ``wait``, asked once, says no, or if ``stop`` comes."""
+    def claim(self, name: str, wait: bool) -> Iterator[bool]:
+        """Keep a name for the block. False if somebody else has it, or with ``wait`` if ``stop`` comes before they end."""
         if self._folder is None:
             yield True
             return
@@ -53,8 +53,7 @@ class Claims:
             path.unlink(missing_ok=True)
             os.close(handle)
 
-    def _take(self, path: Path, wait: Callable[[], bool]) -> int | None:
-        waiting = False
+    def _take(self, path: Path, wait: bool) -> int | None:
         while True:
             try:
                 path.parent.mkdir(exist_ok=True)
@@ -66,10 +65,8 @@ class Claims:
             if locked is None or (locked and _is_still(handle, path)):
                 return handle
             os.close(handle)
-            if not locked:
-                waiting = waiting or wait()
-                if not waiting or self._stop.wait(POLL_SECONDS):
-                    return None
+            if not locked and (not wait or self._stop.wait(POLL_SECONDS)):
+                return None
 
 
 def _is_still(handle: int, path: Path) -> bool:

@@ -123,7 +123,7 @@ def _destination(text: str) -> str:
 
 def _dry_run(args: argparse.Namespace, songs: list[Song], settings: Settings) -> int:
     from ..catalogue.destination import Destination
-    from ..catalogue.machinery import find_identity
+    from ..catalogue.resources import find_identity
     from ..catalogue.survey import count_missing, make_plan
 
     plan = make_plan(songs, settings, find_identity(settings).key, Destination(args.out))

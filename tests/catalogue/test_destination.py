@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from metatasnet_fast.catalogue import Failure, Outcome, Settings, Song, SongEnded, SongsSkipped, Status
-from metatasnet_fast.catalogue import walk as walk_module
+from metatasnet_fast.catalogue import pipeline as pipeline_module
 from metatasnet_fast.catalogue.destination import LEDGER, SONGS, Destination, LedgerWriter, song_folder
 from metatasnet_fast.catalogue.events import Tally
 from metatasnet_fast.catalogue.local import run_local
@@ -164,7 +164,7 @@ class Refusing(LocalStorage):
 def test_only_the_publishing_is_tried_again(
     album: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int, status: Status
 ) -> None:
-    monkeypatch.setattr(walk_module, "PAUSE", 0.01)
+    monkeypatch.setattr(pipeline_module, "PAUSE", 0.01)
     device = SleepingDevice()
     out = Destination(str(tmp_path / "out"), Refusing(tmp_path / "out", times))
     with Worker(settings(NOWHERE, attempts=3), out, engine=device) as worker:
