@@ -45,7 +45,9 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
     try:
         destination = Destination(order.destination, token=order.token)
-        worker = Worker(order.settings, destination, listener=send, stop=stop, number=order.number)
+        worker = Worker(
+            order.settings, destination, listener=send, stop=stop, number=order.number, contents=order.contents
+        )
     except (MetaTasNetError, OSError) as error:
         send(MetaTasNetError(str(error)))
         return 1

@@ -80,9 +80,9 @@ class Destination:
         for folder, sizes in self.storage.listing(SONGS):
             yield folder, Listed.of(sizes)
 
-    def listed(self, id: str) -> Listed:
+    def listed(self, folder: str) -> Listed:
         """List the names in a song's folder."""
-        return Listed.of(self.storage.sizes(song_folder(id)))
+        return Listed.of(self.storage.sizes(folder))
 
     def read_result(self, folder: str, name: str) -> Result | None:
         """The result in a song's folder; None if it is not whole."""
@@ -90,9 +90,8 @@ class Destination:
         result = None if content is None else Result.from_json(content)
         return result if result is not None and song_folder(result.id) == folder else None
 
-    def result(self, id: str) -> Result | None:
-        """A song's result, if it is whole, and all files are there that it names, in their sizes."""
-        folder = song_folder(id)
+    def result(self, folder: str) -> Result | None:
+        """The result in a song's folder, if it is whole, and all files are there that it names, in their sizes."""
         sizes = self.storage.sizes(folder)
         result = self.read_result(folder, Listed.of(sizes).name)
         whole = result is not None and all(sizes.get(file.path) == file.bytes for file in result.files.values())
@@ -106,7 +105,7 @@ class Destination:
         Raises:
             SongError: if the input cannot be found.
         """
-        result = self.result(song.id)
+        result = self.result(song_folder(song.id))
         if result is None or result.key != key:
             return None
         stamp = source.stamp()
@@ -120,7 +119,7 @@ class Destination:
     def from_elsewhere(self, song: Song) -> Result | None:
         """The result under the song's id, if it was made of a file at another address: that of another song, or of this one."""
         folder = song_folder(song.id)
-        result = self.read_result(folder, Listed.of(self.storage.sizes(folder)).name)
+        result = self.read_result(folder, self.listed(folder).name)
         return None if result is None or _real_address(result.uri) == _real_address(song.uri) else result
 
     def ledger(self, run: str | None = None) -> Iterator[Outcome]:

@@ -23,7 +23,7 @@ from .settings import Settings
 from .song import Song
 from .storage import reaching
 from .supervised import ChildProcess, Order, Process, SupervisedWorker
-from .survey import make_plan
+from .survey import Plan, make_plan
 
 __all__ = ["RunLog", "carry_out", "run_local", "work_through"]
 
@@ -59,8 +59,8 @@ def run_local(
     """
     each_worker = _worker_settings(settings, workers)
 
-    def work(songs: Sequence[Song], token: str | None, log: RunLog) -> None:
-        work_through(songs, each_worker, destination, token, log, grace)
+    def work(plan: Plan, token: str | None, log: RunLog) -> None:
+        work_through(plan, each_worker, destination, token, log, grace)
 
     return carry_out(work, songs, settings, destination, listener, stop, "local", shard, price_per_hour)
 
@@ -93,7 +93,7 @@ class RunLog:
 
 
 def carry_out(
-    work: Callable[[Sequence[Song], str | None, RunLog], None],
+    work: Callable[[Plan, str | None, RunLog], None],
     songs: Sequence[Song],
     settings: Settings,
     destination: str,
@@ -104,10 +104,10 @@ def carry_out(
     price_per_hour: float | None,
     machines: int = 1,
 ) -> RunEnded:
-    """Do all of a run but the work, which is asked for the songs that are not done yet: as :func:`run_local`.
+    """Do all of a run but the work, which is asked for the songs that are to do: as :func:`run_local`.
 
     Args:
-        work: gets those songs, the longest first, the destination's token and the log that hears of everything.
+        work: gets the plan, the destination's token and the log that hears of everything.
         machines: that ``price_per_hour`` is paid for.
     """
     target = Destination(destination)
@@ -133,7 +133,7 @@ def carry_out(
             # The folder is marked now, and not by a worker whose disk is not mounted any more.
             with reaching(destination):
                 token = target.token
-            work(plan.todo, token, log)
+            work(plan, token, log)
     finally:
         try:
             ledger.close()
@@ -165,7 +165,7 @@ def _worker_settings(settings: Settings, workers: int | None) -> list[Settings]:
 
 
 def work_through(
-    songs: Sequence[Song],
+    plan: Plan,
     each_worker: Sequence[Settings],
     destination: str,
     token: str | None,
@@ -173,11 +173,11 @@ def work_through(
     grace: float,
     start: Callable[[Order], Process] = ChildProcess,
 ) -> None:
-    """Let workers take songs from one list until every song has an outcome, or the run is stopped; each has a thread here.
+    """Let workers take songs from the plan until every song has an outcome, or the run is stopped; each has a thread here.
 
     Raises what ended the last worker, if none is left; what ends another one is a notice.
     """
-    left = deque(songs)
+    left = deque(plan.todo)
     workers: list[SupervisedWorker] = []
     errors: list[Exception] = []
 
@@ -188,7 +188,9 @@ def work_through(
 
     def watch(number: int, settings: Settings) -> None:
         try:
-            with SupervisedWorker(settings, destination, log, log.stop, number, grace, token, start) as worker:
+            with SupervisedWorker(
+                settings, destination, log, log.stop, number, grace, token, start, plan.contents
+            ) as worker:
                 workers.append(worker)
                 for _ in worker.process(take()):
                     pass  # the log has heard of it

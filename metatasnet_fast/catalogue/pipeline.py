@@ -63,6 +63,7 @@ class SongPipeline:
         resources: Resources,
         destination: Destination,
         staging: Staging,
+        contents: Contents,
         stop: threading.Event,
         listen: Listener,
         number: int,
@@ -73,7 +74,7 @@ class SongPipeline:
         self._destination = destination
         self._staging = staging
         self._claims = Claims(destination.storage, stop)
-        self._contents = Contents()
+        self._contents = contents
         self._stop = stop
         self._listen = listen
         self._number = number
@@ -130,7 +131,7 @@ class SongPipeline:
 
     def _attempt(self, song: Song, source: Source, attempt: int) -> Outcome:
         settings = self._settings
-        is_new = settings.overwrite or not self._destination.listed(song.id).name
+        is_new = settings.overwrite or not self._destination.listed(song_folder(song.id)).name
         done = None if is_new else self._destination.done(song, self._key, source)
         if done is not None:
             self._contents.add(done)
@@ -241,12 +242,12 @@ class SongPipeline:
 
     def _copied(self, content: str, staged: Path) -> Result | None:
         """Copy the stems of a song with the same content that is done, and return its result; None if there is none."""
-        id = self._contents.find(content)
-        result = None if id is None else self._destination.result(id)
+        folder = self._contents.find(content)
+        result = None if folder is None else self._destination.result(folder)
         if result is None or result.key != self._key or result.content != content:
             return None
         for file in result.files.values():
-            with self._destination.storage.local(f"{song_folder(result.id)}/{file.path}") as path:
+            with self._destination.storage.local(f"{folder}/{file.path}") as path:
                 try:
                     shutil.copyfile(path, staged / file.path)
                 except FileNotFoundError:
@@ -322,7 +323,7 @@ class SongPipeline:
         """Wait for the result of a run that publishes the song now; None if it does not come, as the run was killed."""
         deadline = time.monotonic() + CONTESTED_SECONDS
         while time.monotonic() < deadline and not self._stop.wait(CONTESTED_SECONDS / 60):
-            found = self._destination.result(song.id)
+            found = self._destination.result(song_folder(song.id))
             if found is not None and found.key == self._key:
                 return found
         return None

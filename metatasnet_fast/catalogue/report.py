@@ -161,14 +161,15 @@ def _listening_page(sample: Mapping[str, Any], destination: Destination) -> tupl
     Raises:
         OSError, MetaTasNetError: if the recording or its stems are not to be had any more, or the page cannot hold them.
     """
-    result = destination.result(sample["id"])
+    folder = song_folder(sample["id"])
+    result = destination.result(folder)
     if result is None:
         raise AudioReadError("Its stems are not at the destination any more.")
     with Source(sample["uri"]).local() as path:
         recording, rate = _beginning(path)
     stems: dict[str, Tensor] = {}
     for stem, file in result.files.items():
-        with destination.storage.local(f"{song_folder(result.id)}/{file.path}") as path:
+        with destination.storage.local(f"{folder}/{file.path}") as path:
             stems[stem] = _beginning(path)[0]
     said = {"Model": result.identity.model_name, **{name.capitalize(): text for name, text in result.made_by.items()}}
     if sample["duration"] > HEARD_SECONDS:

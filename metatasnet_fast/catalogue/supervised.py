@@ -14,9 +14,10 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 from ..errors import MetaTasNetError
@@ -59,6 +60,8 @@ class Order:
     destination: str
     token: str | None
     number: int
+    contents: Mapping[str, str] = field(default_factory=dict)
+    """What is done at the destination, see :class:`Contents`."""
 
 
 class Stop(enum.Enum):
@@ -185,6 +188,7 @@ class SupervisedWorker:
         grace: seconds that songs in flight have after ``stop`` is set; then the process is ended.
         token: of the destination, see :class:`Destination`.
         start: makes a process.
+        contents: what is done at the destination, see :class:`Contents`.
 
     Raises:
         MetaTasNetError: if the model cannot be loaded or the device or backend cannot serve.
@@ -201,10 +205,11 @@ class SupervisedWorker:
         grace: float = 60.0,
         token: str | None = None,
         start: Callable[[Order], Process] = ChildProcess,
+        contents: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.grace = grace
         self.child: Process | None = None
-        self._order = Order(settings, destination, token, number)
+        self._order = Order(settings, destination, token, number, dict(contents))
         self._most_deaths = max(2, settings.attempts)
         self._listener = listener
         self._stop = stop or threading.Event()

@@ -16,6 +16,7 @@ from .result import Listed, Outcome, Result, Status, utc_now
 from .settings import Settings
 from .song import Song, song_folder
 from .source import Source, Stamp
+from .staging import find_contents
 from .storage import client_errors, local_path, reaching
 
 __all__ = ["Finding", "Plan", "Survey", "count_missing", "make_plan", "survey", "verify"]
@@ -37,6 +38,8 @@ class Plan:
     """Failed before, for a reason that lies in their files, which are still the same."""
     unwritten: list[Outcome] = field(default_factory=list)
     """Rows for songs that are done, which the ledger does not say: a run that was killed may lose rows."""
+    contents: dict[str, str] = field(default_factory=dict)
+    """What is done for the same key, whichever run and shard did it; see :func:`find_contents`."""
 
     @property
     def audio_seconds_done(self) -> float:
@@ -83,6 +86,8 @@ def make_plan(songs: Sequence[Song], settings: Settings, key: str, destination: 
                 plan.failed.append(Outcome.from_dict(before))
             else:
                 plan.todo.append(song)
+    if plan.todo and not settings.overwrite:
+        plan.contents = find_contents(there, key)
     plan.todo.sort(key=Song.expected_seconds, reverse=True)
     return plan
 

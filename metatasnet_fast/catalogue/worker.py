@@ -7,7 +7,8 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
 
 import torch
 
@@ -21,7 +22,7 @@ from .resources import Resources
 from .result import Outcome
 from .settings import Settings
 from .song import Song
-from .staging import Staging
+from .staging import Contents, Staging
 
 __all__ = ["Worker"]
 
@@ -42,6 +43,7 @@ class Worker:
         destination: a folder or fsspec URI.
         engine: takes the network's place, for tests; it has ``config`` and ``separate(mixes, wanted)``.
         cores: how the cores are shared, for tests; None: as suits the device.
+        contents: what is done at the destination, see :class:`Contents`.
         listener: gets ``SongStarted``, ``SongEnded``, ``Notice`` and ``WorkerLoad``, from several threads.
         stop: when set, no further song is begun; those in flight are finished.
         number: of this worker, in its events.
@@ -59,6 +61,7 @@ class Worker:
         stop: threading.Event | None = None,
         number: int = 0,
         cores: CorePlan | None = None,
+        contents: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.number = number
         self._listen = listener
@@ -77,7 +80,9 @@ class Worker:
         except BaseException:
             self._staging.close()
             raise
-        self._pipeline = SongPipeline(self.resources, target, self._staging, self._stop, listener, number)
+        self._pipeline = SongPipeline(
+            self.resources, target, self._staging, Contents(contents), self._stop, listener, number
+        )
         self._began = time.perf_counter()
 
     @property
