@@ -98,7 +98,7 @@ class SongPipeline:
                     return None
                 self._listen(SongStarted(song.id, song.uri, self._number))
                 outcome = self._try(song)
-        except SongError as error:
+        except Exception as error:  # of the destination or the claim
             outcome = self._failed(song, error, 1)
         if outcome is not None:
             self._listen(SongEnded(outcome, self._number))
@@ -246,14 +246,14 @@ class SongPipeline:
         result = None if folder is None else self._destination.result(folder)
         if result is None or result.key != self._key or result.content != content:
             return None
-        for file in result.files.values():
-            with self._destination.storage.local(f"{folder}/{file.path}") as path:
-                try:
+        try:
+            for file in result.files.values():
+                with self._destination.storage.local(f"{folder}/{file.path}") as path:
                     shutil.copyfile(path, staged / file.path)
-                except FileNotFoundError:
+                if sha256_file(staged / file.path) != file.sha256:
                     return None
-            if sha256_file(staged / file.path) != file.sha256:
-                return None
+        except OSError:  # it was taken away since then, or cannot be read: what is separated does not depend on it
+            return None
         return result
 
     def _refuse_if_taken(self, song: Song, content: str) -> None:

@@ -31,6 +31,7 @@ from .result import Outcome, Status
 from .settings import Settings
 from .song import safe_name
 from .source import Source
+from .storage import client_errors
 
 __all__ = ["bottleneck", "facts", "page", "write_report"]
 
@@ -71,7 +72,7 @@ def facts(
         for name, count in sorted(ended.failures.items(), key=lambda item: (-item[1], item[0]))
     }
     warnings: dict[str, Any] = {"number": 0, "examples": []}
-    chosen: dict[str, Outcome] = {}
+    chosen: dict[tuple[int, str], Outcome] = {}
     for row in rows:
         found: list[tuple[list[Any], dict[str, Any]]] = [
             (warnings["examples"], {"warning": text}) for text in row.warnings if row.status is Status.done
@@ -83,9 +84,9 @@ def facts(
             if len(examples) < EXAMPLES:
                 examples.append({"id": row.id, "uri": row.uri, **what})
         if row.status is Status.done and row.duration >= SAMPLE_SECONDS:
-            chosen[row.id] = row
+            chosen[zlib.crc32(row.id.encode()), row.id] = row
             if len(chosen) > samples:
-                del chosen[max(chosen, key=lambda id: (zlib.crc32(id.encode()), id))]
+                del chosen[max(chosen)]
     shares = {**progress.stage_busy_share, "device": progress.device_busy_share}
     return {
         "format_version": FORMAT_VERSION,
@@ -95,7 +96,7 @@ def facts(
         "price_per_hour": price_per_hour,
         "failures": failures,
         "warnings": warnings,
-        "samples": [{"id": id, "uri": row.uri, "duration": row.duration} for id, row in sorted(chosen.items())],
+        "samples": [{"id": row.id, "uri": row.uri, "duration": row.duration} for _, row in sorted(chosen.items())],
     }
 
 
@@ -123,7 +124,8 @@ def write_report(
     for sample in said["samples"]:
         name = f"listen-{safe_name(sample['id'])}.html"
         try:
-            content, made_by = _listening_page(sample, destination)
+            with client_errors():
+                content, made_by = _listening_page(sample, destination)
         except (OSError, MetaTasNetError) as error:
             sample["problem"] = " ".join(str(error).split())
         else:

@@ -52,7 +52,8 @@ class Claims:
         try:
             yield True
         finally:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the lock counts, which ends with the handle, and not the name
+                path.unlink(missing_ok=True)
             os.close(handle)
 
     def _take(self, path: Path, wait: bool) -> int | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import enum
 import logging
 import os
 import pickle
@@ -64,11 +63,9 @@ class Order:
     """What is done at the destination, see :class:`Contents`."""
 
 
-class Stop(enum.Enum):
-    """Tell a process to begin no further song (``now``), or that there is none (``at_end``)."""
-
-    now = enum.auto()
-    at_end = enum.auto()
+@dataclass(frozen=True)
+class Stop:
+    """The last message to a process: begin no further song, finish those in flight, and end."""
 
 
 @dataclass(frozen=True)
@@ -240,7 +237,7 @@ class SupervisedWorker:
                 return
             yield from self._take(self.child.receive(POLL_SECONDS))
         if self.child is not None:
-            self.child.send(Stop.now)
+            self.child.send(Stop())
         stopped = time.monotonic()
         while self._sent and self.child is not None:
             if time.monotonic() > stopped + self.grace:  # which may be shortened in the meantime
@@ -252,7 +249,7 @@ class SupervisedWorker:
     def close(self) -> None:
         """Let the process end, or end it; its last events reach the listener."""
         if self.child is not None:
-            self.child.send(Stop.at_end)
+            self.child.send(Stop())
             deadline = time.monotonic() + END_SECONDS
             while (left := deadline - time.monotonic()) > 0:
                 message = self.child.receive(left)

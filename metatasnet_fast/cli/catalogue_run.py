@@ -31,8 +31,8 @@ def run(args: argparse.Namespace) -> int:
     args.out = _destination(args.out)
     if args.workers is not None and args.workers < 1:
         raise ConfigError(f"--workers must be at least 1, got {args.workers}.")
-    if not 0 <= args.listen <= 1000:
-        raise ConfigError(f"--listen must be from 0 to 1000, got {args.listen}.")
+    if not 0 <= args.listen <= 100:
+        raise ConfigError(f"--listen must be from 0 to 100, got {args.listen}.")
     for name in ("memory_gib", "grace", "price_per_hour"):
         value = getattr(args, name)
         # Times 2^30 for bytes, which must be finite too.

@@ -176,7 +176,7 @@ def test_a_song_that_is_done_can_be_heard_beside_its_recording(small_windows: ob
     Path(songs[1].uri).unlink()
     report = Path(write_report(ended(), out, options))
     said = json.loads(report.with_name("report.json").read_text())
-    heard, lost = said["samples"]
+    heard, lost = sorted(said["samples"], key=lambda sample: str(sample["id"]))
     assert heard["page"] == "listen-0.html" and "There is no file" in lost["problem"]
     text = report.with_name(heard["page"]).read_text()
     assert text.count("data:audio/mpeg") == 5
