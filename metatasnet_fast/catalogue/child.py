@@ -101,4 +101,6 @@ def _sender() -> Callable[[object], None]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stderr.flush()
+    os._exit(code)  # everything is closed; to take the interpreter and its libraries down would cost half a second
