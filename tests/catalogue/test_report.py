@@ -155,7 +155,7 @@ def test_a_run_that_stopped_itself_says_why() -> None:
 def test_names_and_messages_are_text_not_html(text: str) -> None:
     assert "&lt;b&gt;broken&lt;/b&gt;" in text and "&lt;odd&gt;" in text
     assert "song &amp; co" in text and "&lt;tiny&gt;" in text
-    assert "&lt;tiny&gt; on cpu in float32, version 1" in text
+    assert "backend &lt;tiny&gt;, device cpu, float32, version 1" in text
     assert "there is no page: There is no file &lt;lost&gt;." in text
 
 
