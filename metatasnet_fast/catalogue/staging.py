@@ -143,7 +143,7 @@ class Staging:
         sweep(parent, host)
         self.path = parent / f"{host}-{os.getpid()}-{secrets.token_hex(4)}"
         self.path.mkdir()
-        # Under its name it is locked already: whoever sweeps finds it taken.
+        # It is locked before it gets its name, so a run that cleans up finds it taken.
         self._lock = open(self.path / f"{LOCK}.new", "wb")
         try_lock(self._lock.fileno())
         os.rename(self.path / f"{LOCK}.new", self.path / LOCK)

@@ -205,11 +205,11 @@ def verify(
             if number % count == index - 1 and number // count / 2**64 * count < sample:
                 yield folder, sizes
 
-    def judge(entry: tuple[str, dict[str, int]]) -> tuple[str, Result | None, str | None, set[str]]:
+    def examine(entry: tuple[str, dict[str, int]]) -> tuple[str, Result | None, str | None, set[str]]:
         return entry[0], *_judged(destination, *entry)
 
     with reaching(destination.uri):
-        for folder, result, problem, unwanted in _at_once(judge, chosen()):
+        for folder, result, problem, unwanted in _at_once(examine, chosen()):
             if result is not None:
                 yield result
             if problem is not None:
