@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +19,9 @@ __all__ = [
 TILE = 128
 """Frames that one program handles, and over which one partial statistic is taken. Part of the contract between kernels:
 the number of frames behind a partial follows from its position, so it is not stored."""
+
+COMPILING = 1.0
+"""Seconds from which a first launch has compiled its program, instead of reading it from Triton's cache."""
 
 COLUMN_TILES = ((128, 32), (128, 0), (64, 0), (32, 0), (16, 0))
 """Columns of a product that one program computes, (main, tail), widest first. Blocks must be powers of two.
@@ -51,9 +57,29 @@ def channel_block(channels: int) -> int:
     return min(32, power_of_two(channels))
 
 
-@functools.cache
+logger = logging.getLogger("metatasnet_fast")
+
+
+class Recording(NamedTuple):
+    """While launches are written down instead of started."""
+
+    write: Callable[[Any, int, dict[str, Any]], object]
+    """Gets the kernel, the number of programs and the arguments."""
+    capability: int
+    """Of the GPU that launchers choose for, without its point; 0 for none in particular."""
+
+
+recording: Recording | None = None
+"""Set by ``recording.recorded``."""
+
+
 def operands_in_shared_memory(device: torch.device) -> bool:
     """Return whether tensor cores take both operands from shared memory (``wgmma``): they then need no registers."""
+    return _has_wgmma(device) if recording is None else recording.capability // 10 == 9
+
+
+@functools.cache
+def _has_wgmma(device: torch.device) -> bool:
     return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device)[0] == 9
 
 
@@ -107,6 +133,9 @@ def launch(kernel: Any, programs: int, device_of: Tensor, **arguments: Any) -> N
     """Start ``programs`` programs of ``kernel`` on the device of a tensor; nothing to do is no error."""
     if programs == 0:
         return
+    if recording is not None:
+        recording.write(kernel, programs, arguments)
+        return
     index = device_of.device.index
     if device_of.is_cuda and index != torch.cuda.current_device():
         with torch.cuda.device(index):
@@ -147,6 +176,17 @@ def _start(kernel: Any, programs: int, index: int | None, arguments: dict[str, A
             key.append((specialised and value == 1, specialised and value & 15 == 0, value >> 31 == 0))
     found = known[1].get(tuple(key))
     if found is None:
+        began = time.perf_counter()
         known[1][tuple(key)] = kernel[(programs,)](**arguments)
+        if time.perf_counter() - began > COMPILING:
+            _say_that_kernels_are_compiled()
     else:
         found[programs, 1, 1](*values)
+
+
+@functools.cache
+def _say_that_kernels_are_compiled() -> None:
+    """Warn once in a process."""
+    logger.warning(
+        "Triton compiles the kernels for this GPU, which takes a while; `metatasnet-fast precompile` does it beforehand"
+    )
