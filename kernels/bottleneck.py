@@ -3,6 +3,8 @@
     y[n, t, o] = act( sum_k x[n, t, k] W[o, k] + bias[o] + (1 - a) share[n, j, o] + a share[n, j + 1, o] )
     with j + a = t (F - 1) / (T - 1), j whole: linear interpolation of F rows to T frames, corners aligned
     act is ReLU or nothing. With a framing x[n, t, k] = signal[n, t stride + k - padding], zero outside the signal.
+    The encoder's filters: three widths L 2^l share stride and centre, so they are one bank, the shorter ones with zeros at
+    both ends (5 / 12 of its products: splitting them is not worth a kernel), and frames that overlap are never written out.
     With a gate y is 0 where gate <= 0: the backward of the ReLU in front of a product, whose result is the gate.
 
 The encoder's mel branch is linear after its logarithm, so its share of the bottleneck is computed at 31.25 frames a second
@@ -26,19 +28,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import TILE, launch
+from .launch import TILE, at_most, exact_products, launch
 
 __all__ = [
-    "BLOCK_K",
-    "STAGES",
-    "Framing",
-    "exact_products",
-    "frame_layout",
-    "product",
-    "product_kernel",
-    "product_tile",
-    "products",
-]
+    "BLOCK_K", "STAGES", "Framing", "frame_layout", "product", "product_kernel", "product_tile",
+]  # fmt: skip
 
 TILES = ((128, 32), (128, 0), (64, 32), (64, 16), (64, 0), (32, 16), (32, 0), (16, 0))
 """Columns of a product that one program computes, (main, tail), widest first; see `launch.COLUMN_TILES`."""
@@ -66,16 +60,6 @@ def product_tile(columns: int, dtype: torch.dtype, lean: bool = False, framed: b
     widest = 64 if lean or dtype.itemsize == 4 else 96 if framed else sum(TILES[0])
     tiles = [t for t in TILES if sum(t) <= widest and not (lean and t[1])]
     return min(tiles, key=lambda tile: -(-columns // sum(tile)) * (TILE + sum(tile)))
-
-
-def products(tf32: bool) -> str:
-    """Return how float32 operands are multiplied; operands of two bytes are not affected."""
-    return "tf32" if tf32 else "ieee"
-
-
-def exact_products() -> str:
-    """Float32 accuracy on the tensor cores where they can: three TF32 products, on NVIDIA's; else plain float32."""
-    return "ieee" if torch.version.hip else "tf32x3"
 
 
 @triton.jit
@@ -120,14 +104,16 @@ def _start(
 
 
 @triton.jit
-def _finish(b_y, p_gate, p_y, i_n, i_t, m_t, i_o, T, N: tl.constexpr, RELU: tl.constexpr):
+def _finish(b_y, p_gate, p_y, i_first, m_t, i_o, N: tl.constexpr, RELU: tl.constexpr, BLOCK_T: tl.constexpr):
     """ReLU, gate and store of BLOCK_T by some columns."""
     mask = m_t[:, None] & (i_o < N)[None, :]
-    i_y = (i_n.to(tl.int64) * T + i_t)[:, None] * N + i_o[None, :]
+    p_y += i_first * N
+    i_y = tl.arange(0, BLOCK_T)[:, None] * N + i_o[None, :]
     if RELU:
         b_y = tl.where(b_y <= 0, 0.0, b_y)  # NaN stays NaN
     b_y = b_y.to(p_y.dtype.element_ty)
     if p_gate is not None:
+        p_gate += i_first * N
         b_y = tl.where(tl.load(p_gate + i_y, mask=mask, other=0.0) > 0, b_y, 0.0)
     tl.store(p_y + i_y, b_y, mask=mask)
 
@@ -172,9 +158,10 @@ def product_kernel(
         if TAIL_N > 0:
             b_w = tl.load(p_w + i_tail[None, :] * W_O + i_k[:, None] * W_K, mask=m_k & (i_tail < N)[None, :], other=0.0)
             b_tail = tl.dot(b_x, b_w, b_tail, input_precision=PRECISION)
-    _finish(b_y, p_gate, p_y, i_n, i_t, m_t, i_o, T, N, RELU)
+    i_first = i_n.to(tl.int64) * T + (row % tiles) * BLOCK_T
+    _finish(b_y, p_gate, p_y, i_first, m_t, i_o, N, RELU, BLOCK_T)
     if TAIL_N > 0:
-        _finish(b_tail, p_gate, p_y, i_n, i_t, m_t, i_tail, T, N, RELU)
+        _finish(b_tail, p_gate, p_y, i_first, m_t, i_tail, N, RELU, BLOCK_T)
 
 
 def frame_layout(x: Tensor, framing: Framing | None) -> dict[str, int]:
@@ -215,6 +202,6 @@ def product(
         K=inputs, N=columns, W_O=weight.stride(0), W_K=weight.stride(1), RELU=relu, **layout,
         BLOCK_T=TILE, BLOCK_N=main, TAIL_N=tail, BLOCK_K=BLOCK_K, PRECISION=precision,
         ROWS=SHARE_ROWS, SHARE_PRECISION="ieee" if exact else exact_products(),
-        num_warps=8 if main + tail >= 64 or exact else 4, num_stages=STAGES,
+        num_warps=8 if main + tail >= 64 or exact else 4, num_stages=STAGES, **({} if gate is None else at_most(128, x))
     )  # fmt: skip
     return y

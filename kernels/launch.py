@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 __all__ = [
-    "TILE",
-    "alignment",
-    "channel_block",
-    "column_tile",
-    "launch",
-    "operands_in_shared_memory",
-    "power_of_two",
-    "strides",
-]
+    "TILE", "alignment", "at_most", "channel_block", "column_tile", "exact_products", "launch",
+    "operands_in_shared_memory", "power_of_two", "products", "strides",
+]  # fmt: skip
 
 TILE = 128
 """Frames that one program handles, and over which one partial statistic is taken. Part of the contract between kernels:
 the number of frames behind a partial follows from its position, so it is not stored."""
+
+COMPILING = 1.0
+"""Seconds from which a first launch has compiled its program, instead of reading it from Triton's cache."""
 
 COLUMN_TILES = ((128, 32), (128, 0), (64, 0), (32, 0), (16, 0))
 """Columns of a product that one program computes, (main, tail), widest first. Blocks must be powers of two.
@@ -57,10 +57,58 @@ def channel_block(channels: int) -> int:
     return min(32, power_of_two(channels))
 
 
-@functools.cache
+logger = logging.getLogger("metatasnet_fast")
+
+
+class Recording(NamedTuple):
+    """While launches are written down instead of started."""
+
+    write: Callable[[Any, int, dict[str, Any]], object]
+    """Gets the kernel, the number of programs and the arguments."""
+    capability: int
+    """Of the GPU that launchers choose for, without its point; 0 for none in particular."""
+
+
+recording: Recording | None = None
+"""Set by ``recording.recorded``."""
+
+
 def operands_in_shared_memory(device: torch.device) -> bool:
     """Return whether tensor cores take both operands from shared memory (``wgmma``): they then need no registers."""
+    return _has_wgmma(device) if recording is None else recording.capability // 10 == 9
+
+
+@functools.cache
+def _has_wgmma(device: torch.device) -> bool:
     return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device)[0] == 9
+
+
+@functools.cache
+def _has_tf32(device: torch.device) -> bool:
+    """Return whether a GPU multiplies in TF32: NVIDIA's do, of AMD's gfx942 alone, and Triton refuses it for others."""
+    return torch.version.hip is None or torch.cuda.get_device_properties(device).gcnArchName.startswith("gfx942")
+
+
+def products(tf32: bool, device: torch.device) -> str:
+    """Return how float32 operands are multiplied: plainly where TF32 is not asked for or does not exist.
+
+    Operands of two bytes are not affected.
+    """
+    return "tf32" if tf32 and _has_tf32(device) else "ieee"
+
+
+def exact_products() -> str:
+    """Float32 accuracy on the tensor cores where they can: three TF32 products, on NVIDIA's; else plain float32."""
+    return "ieee" if torch.version.hip else "tf32x3"
+
+
+def at_most(registers: int, x: Tensor) -> dict[str, int]:
+    """The option that holds a thread to so many registers: with 128, two blocks of 8 warps share a multiprocessor.
+
+    For products of bfloat16 that need no more, but take more to load earlier. Where tensor cores take operands from
+    registers they do need more, and values would go to local memory: there it is no option.
+    """
+    return {"maxnreg": registers} if x.dtype == torch.bfloat16 and operands_in_shared_memory(x.device) else {}
 
 
 def alignment(*activations: Tensor | None) -> int:
@@ -84,6 +132,9 @@ def strides(align: int, **activations: Tensor | None) -> dict[str, int]:
 def launch(kernel: Any, programs: int, device_of: Tensor, **arguments: Any) -> None:
     """Start ``programs`` programs of ``kernel`` on the device of a tensor; nothing to do is no error."""
     if programs == 0:
+        return
+    if recording is not None:
+        recording.write(kernel, programs, arguments)
         return
     index = device_of.device.index
     if device_of.is_cuda and index != torch.cuda.current_device():
@@ -113,7 +164,7 @@ def _start(kernel: Any, programs: int, index: int | None, arguments: dict[str, A
         parameters = tuple((p.name, p.is_constexpr, not p.do_not_specialize) for p in kernel.params)
         known = _programs[kernel.fn] = (parameters, {})
     values: list[Any] = []
-    key: list[Any] = [index, arguments.get("num_warps"), arguments.get("num_stages")]
+    key: list[Any] = [index, *(arguments.get(option) for option in ("num_warps", "num_stages", "maxnreg"))]
     for name, constant, specialised in known[0]:
         value = arguments[name]
         values.append(value)
@@ -125,6 +176,17 @@ def _start(kernel: Any, programs: int, index: int | None, arguments: dict[str, A
             key.append((specialised and value == 1, specialised and value & 15 == 0, value >> 31 == 0))
     found = known[1].get(tuple(key))
     if found is None:
+        began = time.perf_counter()
         known[1][tuple(key)] = kernel[(programs,)](**arguments)
+        if time.perf_counter() - began > COMPILING:
+            _say_that_kernels_are_compiled()
     else:
         found[programs, 1, 1](*values)
+
+
+@functools.cache
+def _say_that_kernels_are_compiled() -> None:
+    """Warn once in a process."""
+    logger.warning(
+        "Triton compiles the kernels for this GPU, which takes a while; `metatasnet-fast precompile` does it beforehand"
+    )

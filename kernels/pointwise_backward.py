@@ -25,20 +25,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import alignment, column_tile, launch, power_of_two, strides
-from .pointwise import STAGES, fold_weights, product_options
+from .launch import alignment, column_tile, launch, power_of_two, products, strides
+from .pointwise import STAGES, product_options
 from .pointwise_sums import norm_gradient, sum_items
 from .tile import activation, slope_of
 from .tuned import configuration
 
 __all__ = [
-    "DGRAD_FRAMES",
-    "data_gradient",
-    "pointwise_backward",
-    "pointwise_dgrad_kernel",
-    "pointwise_wgrad_kernel",
+    "DGRAD_FRAMES", "data_gradient", "pointwise_backward", "pointwise_dgrad_kernel", "pointwise_wgrad_kernel",
     "weight_gradient",
-]
+]  # fmt: skip
 
 DGRAD_FRAMES = 64  # no statistics tie it to TILE, and at 128 the epilogue does not fit the registers
 
@@ -215,23 +211,22 @@ def weight_gradient(
     align = alignment(dy, x)
     further = 0 if more is None else more.shape[3]
 
-    def blocks(block_n: int, block_k: int) -> int:
-        return (-(-columns // block_n) + -(-further // block_n)) * -(-inputs // block_k)
-
-    steps = 32 if x.dtype == torch.float32 and not tf32 else 64  # without tensor cores 64 by 64 would live in memory
-    tiles = [(min(steps, power_of_two(columns)), min(steps, power_of_two(inputs)))]
-    if x.dtype.itemsize == 2:
-        tiles += [(128, tiles[0][1]), (tiles[0][0], 128)]
-    block_n, block_k = min(tiles, key=lambda tile: blocks(*tile) * sum(tile))  # what is read from L2
+    precision = products(tf32, x.device)
+    # Without tensor cores 64 by 64 would live in local memory.
+    steps = 32 if x.dtype == torch.float32 and precision == "ieee" else 64
+    wide = 128 if x.dtype.itemsize == 2 else steps
+    block_n, block_k = min(wide, power_of_two(columns)), min(wide, power_of_two(inputs))
     defaults = {
-        "BLOCK_T": steps, "BLOCK_N": block_n, "BLOCK_K": block_k, "num_warps": 4, "num_stages": STAGES,
+        "BLOCK_T": steps, "BLOCK_N": block_n, "BLOCK_K": block_k, "num_warps": 8 if block_n + block_k > 192 else 4,
+        "num_stages": STAGES,
     }  # fmt: skip
     chosen = configuration("pointwise_wgrad", x, tf32, defaults, K=inputs, N=columns)
+    rows = -(-columns // chosen["BLOCK_N"]) + -(-further // chosen["BLOCK_N"])
     launch(
-        pointwise_wgrad_kernel, n * instruments * blocks(chosen["BLOCK_N"], chosen["BLOCK_K"]), x,
+        pointwise_wgrad_kernel, n * instruments * rows * -(-inputs // chosen["BLOCK_K"]), x,
         p_dy=dy, p_more=more, p_x=x, p_slope=slope, p_affine=affine, p_s=s, p_d=d, T=frames,
         **strides(align, dy=dy, x=x), K=inputs, N=columns, MORE=further, LD=s.stride(2),
-        INSTRUMENTS=instruments, ALIGN=align, PRECISION="tf32" if tf32 else "ieee", **chosen,
+        INSTRUMENTS=instruments, ALIGN=align, PRECISION=precision, **chosen,
     )  # fmt: skip
 
 
@@ -259,7 +254,7 @@ def data_gradient(
         p_dy=dy, p_more=more, p_w=weight, p_x=x, p_slope=slope, p_affine=affine, p_norm=norm, p_added=added, p_dx=dx,
         p_dslope=dslope, T=frames, **strides(align, dy=dy, x=x), K=inputs, N=dy.shape[3],
         MORE=0 if more is None else more.shape[3], INSTRUMENTS=instruments, LD=weight.stride(-2), ALIGN=align,
-        BLOCK_T=DGRAD_FRAMES, PRECISION="tf32" if tf32 else "ieee", **chosen,
+        BLOCK_T=DGRAD_FRAMES, PRECISION=products(tf32, x.device), **chosen,
     )  # fmt: skip
     return dx, dslope
 
@@ -274,13 +269,11 @@ def pointwise_backward(
     s = torch.empty(n, instruments, columns, inputs, dtype=torch.float32, device=x.device)
     d = torch.empty(n, instruments, columns, dtype=torch.float32, device=x.device)
     weight_gradient(dy, None, x, slope, affine, s, d, tf32)
-    folded, norm = weight.to(x.dtype), None
-    if affine is not None and beta is not None:
-        folded = fold_weights(weight, None, affine, beta, x.dtype)[0]
-        norm = norm_gradient(s, d, weight, folded, affine, frames)
-    dw, dbias = sum_items(s, d, affine, beta)
+    folded, norm = weight, None
+    if affine is None:
+        folded = weight.to(x.dtype)
+    else:
+        folded, norm = norm_gradient(s, d, weight, affine, frames, x.dtype)
+    dw, dbias, dgamma, dbeta = sum_items(s, d, affine, beta, norm)
     dx, dslope = data_gradient(dy, None, folded, x, slope, affine, norm, tf32)
-    return (
-        dx, dw, dbias, None if dslope is None else dslope.sum(0, keepdim=True),
-        None if norm is None else norm[:, :, 2].sum(0), None if norm is None else norm[:, :, 3].sum(0),
-    )  # fmt: skip
+    return dx, dw, dbias, None if dslope is None else dslope.sum(0, keepdim=True), dgamma, dbeta

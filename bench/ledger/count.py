@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from metatasnet_fast.kernels import recording
+
 from . import cuda_launches, triton_launches
 from .predict import FROM_CACHE, FROM_MEMORY, Cost, Gpu
 from .sass import Function, function, usage
@@ -70,25 +72,25 @@ def _costs_of(number: int) -> list[tuple[Any, Cost]]:
 
 
 def _cost_of(launch: Any, capability: int) -> Cost:
-    if isinstance(launch, triton_launches.TorchCall):
+    if isinstance(launch, recording.TorchCall):
         return Cost(1, hbm=launch.bytes, level_2=launch.bytes)
-    if isinstance(launch, triton_launches.Launch):
+    if isinstance(launch, recording.Launch):
         return _triton(launch, capability)
     return _cuda(launch, capability)
 
 
 def _key(launch: Any) -> tuple[Any, ...]:
     """Equal for launches of equal cost; begins with the program."""
-    if isinstance(launch, triton_launches.TorchCall):
+    if isinstance(launch, recording.TorchCall):
         return "torch", launch.bytes
-    if isinstance(launch, triton_launches.Launch):
-        what, options = triton_launches.source(launch)
+    if isinstance(launch, recording.Launch):
+        what, options = recording.source(launch)
         return what.hash() + str(options), triton_launches.parameters(launch), launch.programs
     return launch.symbol, launch.placeless, launch.grid, launch.shared
 
 
-def _triton(launch: triton_launches.Launch, capability: int) -> Cost:
-    kernel = triton_launches.compiled(launch, capability)
+def _triton(launch: recording.Launch, capability: int) -> Cost:
+    kernel = recording.compiled(launch, capability)
     cubin, name = kernel.asm["cubin"], kernel.metadata.name
     parameters, limits = triton_launches.parameters(launch), triton_launches.buffers(launch)
     place = Place((launch.programs, 1, 1), 32 * kernel.metadata.num_warps, (), parameters, capability)

@@ -9,14 +9,14 @@ import torch
 
 from metatasnet_fast.backends import Backend
 from metatasnet_fast.backends.cache import prepare_all
-from metatasnet_fast.backends.triton import TritonBackend
 from metatasnet_fast.backends.watch import collect_parameters
 from metatasnet_fast.config import MetaTasNetConfig
 from metatasnet_fast.model import MultiTasNet
 from metatasnet_fast.model.engine import Engine
+from metatasnet_fast.model.precompile import record
 from metatasnet_fast.precision import Precision
 
-from . import cuda_launches, triton_launches
+from . import cuda_launches
 from .predict import Gpu
 
 __all__ = ["BACKENDS", "KINDS", "launches"]
@@ -63,19 +63,11 @@ def _mixes(items: int, seconds: int, device: str) -> list[torch.Tensor]:
 
 
 def _triton(kind: str, gpu: Gpu, precision: Precision) -> list[Any]:
-    network = _network("meta")
-    with triton_launches.Recorder(gpu.capability) as recorder, torch.set_grad_enabled(kind == "training"):
-        engine = _engine(network, TritonBackend(), precision)
-        if kind in WINDOWS:
-            recorder.found.clear()  # the weights are prepared once for all songs
-            engine.separate(_mixes(WINDOWS[kind], SECONDS, "meta"), {2})
-        else:
-            sources = [mix[:, None].expand(-1, 4, -1, -1).contiguous() for mix in _mixes(ITEMS, ITEM_SECONDS, "meta")]
-            masks = [torch.empty(ITEMS, 4, 1, device="meta") for _ in sources]
-            dropout = engine.random_dropout(network.config.dropout)
-            loss, _ = engine.loss([s.sum(1) for s in sources], sources, masks, dropout=dropout)
-            loss.backward()
-    return recorder.found
+    items, seconds = (WINDOWS[kind], SECONDS) if kind in WINDOWS else (ITEMS, ITEM_SECONDS)
+    found = record(MetaTasNetConfig(), precision, gpu.capability, items, seconds * 8000, kind == "training")
+    return (
+        found.running if kind in WINDOWS else found.preparing + found.running
+    )  # weights are prepared once for all songs
 
 
 def _cuda(kind: str, gpu: Gpu, precision: Precision) -> list[Any]:

@@ -51,6 +51,7 @@ COMMANDS = {
     "plot": ("train", "add_plot_arguments", "draw a training run"),
     "bench": ("bench", "add_arguments", "measure the speed on this machine"),
     "tune": ("tune", "add_arguments", "measure the fastest kernel configurations of this GPU"),
+    "precompile": ("precompile", "add_arguments", "compile a model's Triton kernels before its first use"),
     "selftest": ("selftest", "add_arguments", "prove on this machine that the results are right"),
     "completion": ("completion", "add_arguments", "print a script that completes this command in a shell"),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bench.ledger.sass import usage
-from bench.ledger.triton_launches import Launch, compiled, source
+from metatasnet_fast.kernels.recording import Launch, compiled, distinct, source
 
 __all__ = ["SHARED_MEMORY", "Launch", "Usage", "compile_for", "distinct", "source"]
 
@@ -20,15 +20,6 @@ class Usage:
     registers: int
     spills: int
     shared: int
-
-
-def distinct(launches: list[Launch]) -> list[Launch]:
-    """Those that are not compiled to the same program."""
-    found: dict[tuple[str, str], Launch] = {}
-    for launch in launches:
-        what, options = source(launch)
-        found.setdefault((what.hash(), str(options)), launch)
-    return list(found.values())
 
 
 def compile_for(launch: Launch, capability: int) -> Usage:

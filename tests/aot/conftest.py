@@ -11,7 +11,7 @@ import pytest
 @pytest.fixture
 def launches(request: pytest.FixtureRequest) -> Iterator[list[Any]]:
     """Record the kernels that launchers start during a test, on a GPU of the test's ``capability`` if it has one."""
-    from bench.ledger.triton_launches import recorded
+    from metatasnet_fast.kernels.recording import recorded
 
     found: list[Any] = []
     callspec = getattr(request.node, "callspec", None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.backends.driver import DriverBase  # noqa: E402
 from triton.runtime.driver import driver  # noqa: E402
 
-from metatasnet_fast.kernels import launch, statistics  # noqa: E402
+from metatasnet_fast.kernels import launch, recording, statistics  # noqa: E402
 from metatasnet_fast.ops.operator import interpreted  # noqa: E402
 
 pytestmark = pytest.mark.skipif(interpreted(), reason="TRITON_INTERPRET=1: kernels are interpreted, not compiled")
@@ -113,3 +114,16 @@ def test_what_triton_compiles_anew_is_another_program() -> None:
     assert all(same(found[name], again[name]) for name in layouts)
     assert found["longer"][1] == found["as it is"][1]
     assert len({program for _, program, _ in found.values()}) == len(layouts) - 1
+
+
+@pytest.mark.parametrize("slope", [True, False])
+def test_a_launch_finds_what_was_compiled_ahead(slope: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    x, p = torch.empty(2, 3, 130, 40, dtype=torch.bfloat16, device="meta"), torch.empty(1, device="meta")
+    with recording.recorded(recording.compile_ahead, 90):
+        statistics.group_statistics(x, p if slope else None)
+    ahead = sorted(path.name for path in tmp_path.rglob("*.cubin"))
+    statistics.statistics_kernel.device_caches.clear()
+    start(x, p if slope else None)
+    assert len(ahead) == len(list(tmp_path.iterdir())) > 0
+    assert sorted(path.name for path in tmp_path.rglob("*.cubin")) == ahead

@@ -18,7 +18,7 @@ from bench.ledger.predict import GPUS, Cost  # noqa: E402
 from bench.ledger.sass import function  # noqa: E402
 from bench.ledger.simulate import Place, simulate  # noqa: E402
 from bench.ledger.table import Line, total  # noqa: E402
-from bench.ledger.triton_launches import Launch, TorchCall, compiled  # noqa: E402
+from metatasnet_fast.kernels.recording import Launch, TorchCall, compiled  # noqa: E402
 
 CAPABILITIES = (80, 89, 90)
 

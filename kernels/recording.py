@@ -1,0 +1,196 @@
+"""Launches that are written down instead of started, and the code that Triton makes of them, for GPUs that need not be there.
+
+Operators run on meta tensors, which have shapes and no data: so the whole network's launches are known in seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import triton
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from triton.backends.compiler import GPUTarget
+from triton.backends.driver import DriverBase
+from triton.compiler import ASTSource, CompiledKernel
+
+from . import launch as launching
+
+__all__ = [
+    "Launch",
+    "Recorder",
+    "Target",
+    "TorchCall",
+    "compile_ahead",
+    "compiled",
+    "distinct",
+    "recorded",
+    "size",
+    "source",
+]
+
+OPTIONS = ("num_warps", "num_stages", "maxnreg")
+POINTERS = {
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel and the arguments of one launch."""
+
+    kernel: Any
+    arguments: dict[str, Any]
+    programs: int
+
+    @property
+    def name(self) -> str:
+        return str(self.kernel.fn.__name__).removesuffix("_kernel")
+
+
+@dataclass(frozen=True)
+class TorchCall:
+    """One of torch's own operators that computes, and the bytes of its arguments and results."""
+
+    operator: str
+    bytes: int
+    name: ClassVar[str] = "torch"
+
+
+@contextlib.contextmanager
+def recorded(write: Callable[[Launch], object], capability: int = 0) -> Iterator[None]:
+    """While this lasts, launchers hand their launches to ``write`` instead of starting them.
+
+    They choose as on a GPU of that compute capability, without its point; 0 for none in particular.
+    """
+    before = launching.recording
+    launching.recording = launching.Recording(
+        lambda kernel, programs, arguments: write(Launch(kernel, arguments, programs)), capability
+    )
+    try:
+        yield
+    finally:
+        launching.recording = before
+
+
+class Recorder(TorchDispatchMode):
+    """Writes down, in order, the launches of the library's operators on meta tensors and torch's own calls between them."""
+
+    def __init__(self, capability: int = 0) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found: list[Launch | TorchCall] = []
+        self.capability = capability
+
+    def __enter__(self) -> Recorder:
+        self._recorded = recorded(self.found.append, self.capability)
+        self._recorded.__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._recorded.__exit__(*error)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        namespace, name = func._schema.name.split("::")
+        if namespace == "metatasnet_fast":
+            kernel = torch.library.get_kernel(func, "CUDA")
+            with self:
+                return kernel.call_boxed(torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA), *args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        given, got = ([x for x in tree_leaves(of) if isinstance(x, Tensor)] for of in ((args, kwargs), result))
+        views = {x.untyped_storage()._cdata for x in given}
+        made = [x for x in got if x.untyped_storage()._cdata not in views]
+        changes = name.endswith("_") and not name.endswith("detach_")
+        if (made or changes) and "empty" not in name:
+            self.found.append(TorchCall(name, sum(map(size, given + made))))
+        return result
+
+
+def size(x: Tensor) -> int:
+    """Bytes of a tensor, repeated ones once."""
+    count = 1
+    for length, stride in zip(x.shape, x.stride(), strict=True):
+        count *= 1 if stride == 0 and length > 1 else length
+    return count * x.element_size()
+
+
+def source(launch: Launch) -> tuple[ASTSource, dict[str, int]]:
+    """The kernel specialised as Triton specialises it at run time: constants, ones, multiples of sixteen."""
+    signature: dict[str, str] = {}
+    constants: dict[tuple[int], Any] = {}
+    attributes: dict[tuple[int], list[list[Any]]] = {}
+    for parameter in launch.kernel.params:
+        value, at = launch.arguments[parameter.name], (parameter.num,)
+        specialised = not parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or (specialised and isinstance(value, int) and value == 1):
+            signature[parameter.name], constants[at] = "constexpr", value
+        elif isinstance(value, Tensor):
+            signature[parameter.name], attributes[at] = POINTERS[value.dtype], [["tt.divisibility", 16]]
+        else:
+            signature[parameter.name] = "i32" if value < 2**31 else "i64"
+            if specialised and value % 16 == 0:
+                attributes[at] = [["tt.divisibility", 16]]
+    options = {name: launch.arguments[name] for name in OPTIONS if name in launch.arguments}
+    return ASTSource(launch.kernel, signature, constants, attributes), options
+
+
+def compiled(launch: Launch, capability: int) -> CompiledKernel:
+    """The kernel in the code of an NVIDIA GPU, from Triton's cache where it is there."""
+    what, options = source(launch)
+    return triton.compile(what, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+def distinct(launches: Sequence[Launch]) -> list[Launch]:
+    """Return those that are not compiled to the same program."""
+    found: dict[tuple[str, str], Launch] = {}
+    for each in launches:
+        what, options = source(each)
+        found.setdefault((what.hash(), str(options)), each)
+    return list(found.values())
+
+
+class Target(DriverBase):  # type: ignore[misc]
+    """Triton's view of an NVIDIA GPU that need not be there: enough to compile for it, not to launch."""
+
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
+
+    @classmethod
+    def is_active(cls) -> bool:
+        return False  # never chosen by itself
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.capability, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("meta")
+
+    def map_python_to_cpp_type(self, kind: str) -> str:
+        return kind
+
+    def get_benchmarker(self) -> None:
+        return None
+
+
+def compile_ahead(launch: Launch) -> None:
+    """Put a launch's program into Triton's cache as Triton itself does at run time, for the GPU of its active driver.
+
+    That program may differ from :func:`compiled` in its name in the cache, which is not part of Triton's interface.
+    """
+    launch.kernel.warmup(grid=(1,), **launch.arguments)

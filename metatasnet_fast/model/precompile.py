@@ -1,0 +1,130 @@
+"""Compile the Triton kernels of a network before its first use: in parallel, into Triton's cache, with or without a GPU.
+
+The launches of the network are recorded on tensors without data, and specialised as they are at run time. Short inputs, of
+whole frames and of an odd number of samples, stand for those of every length and batch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..backends.cache import prepare_all
+from ..backends.triton import TritonBackend
+from ..backends.watch import collect_parameters
+from ..config import MetaTasNetConfig
+from ..precision import Precision
+from .engine import Engine
+from .network import MultiTasNet
+
+if TYPE_CHECKING:
+    from ..kernels.recording import Launch
+
+__all__ = ["Recorded", "precompile", "programs", "record"]
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What a network launches and what it calls of torch's operators, in order (:mod:`metatasnet_fast.kernels.recording`)."""
+
+    preparing: list[Any]
+    running: list[Any]
+
+
+def record(
+    config: MetaTasNetConfig, precision: Precision, capability: int, items: int, samples: int, training: bool
+) -> Recorded:
+    """Record preparing the weights of a network and running it on mixtures (items, 1, samples 2^s).
+
+    Args:
+        capability: of the GPU, without its point: 90 for sm_90.
+        training: a training step without the optimiser, instead of separating with the last stage's decoder alone.
+    """
+    from ..kernels.recording import Recorder
+
+    with torch.device("meta"):
+        network = MultiTasNet(config)
+        mixes = [torch.empty(items, 1, samples * 2**s) for s in range(config.stages_num)]
+        sources = [torch.empty(items, len(config.instruments), 1, mix.shape[-1]) for mix in mixes]
+        masks = [torch.empty(items, len(config.instruments), 1) for _ in mixes]
+    with Recorder(capability) as recorder, torch.set_grad_enabled(training):
+        backend, last = TritonBackend(), config.stages_num - 1
+        stages = [(config.stage(i), collect_parameters(stage)) for i, stage in enumerate(network.stages)]
+        engine = Engine(config, backend, precision, prepare_all(backend, precision, stages))
+        preparing = len(recorder.found)
+        if training:
+            dropout = engine.random_dropout(config.dropout)
+            loss, _ = engine.loss([s.sum(1) for s in sources], sources, masks, dropout=dropout)
+            loss.backward()
+        else:
+            engine.separate(mixes, {last})
+    return Recorded(recorder.found[:preparing], recorder.found[preparing:])
+
+
+def programs(config: MetaTasNetConfig, precision: Precision, capability: int, training: bool) -> list[Launch]:
+    """Return one launch of each program that a network needs: for inference, or for training as well."""
+    from ..kernels.recording import Launch, distinct
+
+    samples = config.W * max(-(-stage.shortest // stage.W) for stage in config.stages)
+    found: list[Any] = []
+    for length, job in ((samples, False), (samples + 1, False), (samples + 2, False), (samples, True))[: 3 + training]:
+        recorded = record(config, precision, capability, 2, length, job)
+        found += recorded.preparing + recorded.running
+    return distinct([each for each in found if isinstance(each, Launch)])
+
+
+def precompile(
+    config: MetaTasNetConfig,
+    precision: Precision,
+    capability: int,
+    training: bool = False,
+    workers: int | None = None,
+    report: Callable[[int, int], object] = lambda done, total: None,
+) -> int:
+    """Compile the programs of a network into Triton's cache, in several processes.
+
+    Args:
+        capability: of the NVIDIA GPU that will run them, without its point; it need not be there.
+        workers: processes; default: one for each core.
+        report: called with the number of programs done, and of all.
+
+    Returns:
+        the number of programs.
+
+    Raises:
+        RuntimeError: if one does not compile.
+    """
+    what = (config, precision, capability, training)
+    total, done = len(programs(*what)), 0
+    count = min(total, workers or os.cpu_count() or 1)
+    with ProcessPoolExecutor(count, get_context("spawn"), _record, what) as pool:
+        for each in as_completed([pool.submit(_compile, number) for number in range(total)]):
+            each.result()
+            done += 1
+            report(done, total)
+    return total
+
+
+_recorded: list[Launch] = []
+"""The launches that this worker process compiles some of."""
+
+
+def _record(*what: Any) -> None:
+    from triton.runtime.driver import driver
+
+    from ..kernels.recording import Target
+
+    _recorded.extend(programs(*what))
+    driver.set_active(Target(what[2]))
+
+
+def _compile(number: int) -> None:
+    from ..kernels.recording import compile_ahead
+
+    compile_ahead(_recorded[number])
