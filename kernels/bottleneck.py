@@ -26,7 +26,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import TILE, launch
+from .launch import TILE, at_most, launch
 
 __all__ = [
     "BLOCK_K",
@@ -120,14 +120,16 @@ def _start(
 
 
 @triton.jit
-def _finish(b_y, p_gate, p_y, i_n, i_t, m_t, i_o, T, N: tl.constexpr, RELU: tl.constexpr):
+def _finish(b_y, p_gate, p_y, i_first, m_t, i_o, N: tl.constexpr, RELU: tl.constexpr, BLOCK_T: tl.constexpr):
     """ReLU, gate and store of BLOCK_T by some columns."""
     mask = m_t[:, None] & (i_o < N)[None, :]
-    i_y = (i_n.to(tl.int64) * T + i_t)[:, None] * N + i_o[None, :]
+    p_y += i_first * N
+    i_y = tl.arange(0, BLOCK_T)[:, None] * N + i_o[None, :]
     if RELU:
         b_y = tl.where(b_y <= 0, 0.0, b_y)  # NaN stays NaN
     b_y = b_y.to(p_y.dtype.element_ty)
     if p_gate is not None:
+        p_gate += i_first * N
         b_y = tl.where(tl.load(p_gate + i_y, mask=mask, other=0.0) > 0, b_y, 0.0)
     tl.store(p_y + i_y, b_y, mask=mask)
 
@@ -172,9 +174,10 @@ def product_kernel(
         if TAIL_N > 0:
             b_w = tl.load(p_w + i_tail[None, :] * W_O + i_k[:, None] * W_K, mask=m_k & (i_tail < N)[None, :], other=0.0)
             b_tail = tl.dot(b_x, b_w, b_tail, input_precision=PRECISION)
-    _finish(b_y, p_gate, p_y, i_n, i_t, m_t, i_o, T, N, RELU)
+    i_first = i_n.to(tl.int64) * T + (row % tiles) * BLOCK_T
+    _finish(b_y, p_gate, p_y, i_first, m_t, i_o, N, RELU, BLOCK_T)
     if TAIL_N > 0:
-        _finish(b_tail, p_gate, p_y, i_n, i_t, m_t, i_tail, T, N, RELU)
+        _finish(b_tail, p_gate, p_y, i_first, m_t, i_tail, N, RELU, BLOCK_T)
 
 
 def frame_layout(x: Tensor, framing: Framing | None) -> dict[str, int]:
@@ -215,6 +218,6 @@ def product(
         K=inputs, N=columns, W_O=weight.stride(0), W_K=weight.stride(1), RELU=relu, **layout,
         BLOCK_T=TILE, BLOCK_N=main, TAIL_N=tail, BLOCK_K=BLOCK_K, PRECISION=precision,
         ROWS=SHARE_ROWS, SHARE_PRECISION="ieee" if exact else exact_products(),
-        num_warps=8 if main + tail >= 64 or exact else 4, num_stages=STAGES,
+        num_warps=8 if main + tail >= 64 or exact else 4, num_stages=STAGES, **({} if gate is None else at_most(128, x))
     )  # fmt: skip
     return y

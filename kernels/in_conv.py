@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import TILE, alignment, column_tile, launch, strides
+from .launch import TILE, alignment, at_most, column_tile, launch, strides
 from .pointwise import pointwise_finish, product_options
 from .statistics import group_statistics, new_statistics
 from .tile import activation, slope_of
@@ -91,9 +91,9 @@ def in_conv_fwd_kernel(
     row = i_ni * tiles + i_tile
     p_bias += i_ni * N
     p_y += i_ni * T * N
-    pointwise_finish(b_y, p_bias, p_next_slope, p_y, p_statistics, row, i_t, m_t, i_o, count, N)
+    pointwise_finish(b_y, p_bias, p_next_slope, p_y, p_statistics, row, i_t, m_t, i_o, count, N, True)
     if TAIL_N > 0:
-        pointwise_finish(b_tail, p_bias, p_next_slope, p_y, p_statistics, row, i_t, m_t, i_tail, count, N)
+        pointwise_finish(b_tail, p_bias, p_next_slope, p_y, p_statistics, row, i_t, m_t, i_tail, count, N, True)
 
 
 def input_statistics(x: Tensor, v: Tensor | None, slope: Tensor, instruments: int) -> Tensor:
@@ -125,5 +125,6 @@ def in_conv_forward(
         p_x=x, p_v=v, p_w=folded, p_bias=bias, p_slope=slope, p_next_slope=next_slope, p_y=y, p_statistics=partials,
         T=frames, **layout, K=inputs, MORE=0 if v is None else v.shape[3], N=columns, INSTRUMENTS=instruments, ALIGN=align,
         BLOCK_T=TILE, PRECISION="tf32" if tf32 else "ieee", **chosen,
+        **at_most(128, x),
     )  # fmt: skip
     return y, partials

@@ -11,6 +11,7 @@ from torch import Tensor
 __all__ = [
     "TILE",
     "alignment",
+    "at_most",
     "channel_block",
     "column_tile",
     "launch",
@@ -63,6 +64,15 @@ def operands_in_shared_memory(device: torch.device) -> bool:
     return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device)[0] == 9
 
 
+def at_most(registers: int, x: Tensor) -> dict[str, int]:
+    """The option that holds a thread to so many registers: with 128, two blocks of 8 warps share a multiprocessor.
+
+    For products of two-byte values that need no more, but take more to load earlier. Where tensor cores take operands from
+    registers they do need more, and values would go to local memory: there it is no option.
+    """
+    return {"maxnreg": registers} if x.dtype.itemsize == 2 and operands_in_shared_memory(x.device) else {}
+
+
 def alignment(*activations: Tensor | None) -> int:
     """Elements by which all strides of the activations are divisible: 8, which allows 16-byte loads, or 1.
 
@@ -113,7 +123,7 @@ def _start(kernel: Any, programs: int, index: int | None, arguments: dict[str, A
         parameters = tuple((p.name, p.is_constexpr, not p.do_not_specialize) for p in kernel.params)
         known = _programs[kernel.fn] = (parameters, {})
     values: list[Any] = []
-    key: list[Any] = [index, arguments.get("num_warps"), arguments.get("num_stages")]
+    key: list[Any] = [index, *(arguments.get(option) for option in ("num_warps", "num_stages", "maxnreg"))]
     for name, constant, specialised in known[0]:
         value = arguments[name]
         values.append(value)

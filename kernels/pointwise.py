@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import TILE, alignment, column_tile, launch, power_of_two, strides
+from .launch import COLUMN_TILES, TILE, alignment, at_most, column_tile, launch, power_of_two, strides
 from .statistics import new_statistics
 from .tile import activation, slope_of, store_moments
 from .tuned import configuration
@@ -113,8 +113,14 @@ def pointwise_start(
 
 
 @triton.jit
-def pointwise_finish(b_y, p_bias, p_next_slope, p_y, p_statistics, row, i_t, m_t, i_o, count, N: tl.constexpr):
-    """Bias, store, statistics of BLOCK_T by some columns."""
+def pointwise_finish(
+    b_y, p_bias, p_next_slope, p_y, p_statistics, row, i_t, m_t, i_o, count, N: tl.constexpr, AGAIN: tl.constexpr = False
+):  # fmt: skip
+    """Bias, store, statistics of BLOCK_T by some columns.
+
+    With AGAIN the statistics are taken of values loaded again: a thread then holds neighbouring columns of many rows, and sums
+    over rows need a third of the instructions that they need as the product left the values, in eight lanes and all warps.
+    """
     m_o = i_o < N
     mask = m_t[:, None] & m_o[None, :]
     if p_bias is not None:
@@ -122,6 +128,9 @@ def pointwise_finish(b_y, p_bias, p_next_slope, p_y, p_statistics, row, i_t, m_t
     b_y = b_y.to(p_y.dtype.element_ty)
     tl.store(p_y + i_t.to(tl.int64)[:, None] * N + i_o[None, :], b_y, mask=mask)
     if p_statistics is not None:
+        if AGAIN:
+            tl.debug_barrier()
+            b_y = tl.load(p_y + i_t.to(tl.int64)[:, None] * N + i_o[None, :], mask=mask, other=0.0)
         store_moments(activation(b_y, slope_of(p_next_slope)), m_t, count, p_statistics, row, i_o, m_o, N)
 
 
@@ -171,9 +180,9 @@ def pointwise_fwd_kernel(
     p_y += i_ni.to(tl.int64) * T * N
     if p_bias is not None:
         p_bias += i_w * N
-    pointwise_finish(b_y, p_bias, p_next_slope, p_y, p_statistics, row, i_t, m_t, i_o, count, N)
+    pointwise_finish(b_y, p_bias, p_next_slope, p_y, p_statistics, row, i_t, m_t, i_o, count, N, True)
     if TAIL_N > 0:
-        pointwise_finish(b_tail, p_bias, p_next_slope, p_y, p_statistics, row, i_t, m_t, i_tail, count, N)
+        pointwise_finish(b_tail, p_bias, p_next_slope, p_y, p_statistics, row, i_t, m_t, i_tail, count, N, True)
 
 
 def fold_weights(
@@ -217,9 +226,9 @@ def product(
         y = torch.empty(n, instruments, frames, columns, dtype=x.dtype, device=x.device)
     if partials is None and next_slope is not None:
         partials = new_statistics(x, columns)
-    chosen = configuration(
-        "pointwise_fwd", x, tf32, product_options(*column_tile(columns, x.dtype)), K=inputs, N=columns
-    )
+    # With statistics, in several blocks, no tail: two tiles then share a multiprocessor.
+    tile = column_tile(columns, x.dtype, tail=next_slope is None or columns <= sum(COLUMN_TILES[0]))
+    chosen = configuration("pointwise_fwd", x, tf32, product_options(*tile), K=inputs, N=columns)
     width = chosen["BLOCK_N"] + chosen["TAIL_N"]
     align = alignment(x, residual)
     launch(
@@ -228,6 +237,7 @@ def product(
         p_y=y, p_statistics=partials, T=frames, K=inputs, N=columns,
         INSTRUMENTS=instruments, **strides(align, x=x, residual=residual), ALIGN=align, FOLDED=weight.dim() == 4,
         BLOCK_T=TILE, PRECISION="tf32" if tf32 else "ieee", **chosen,
+        **at_most(128, x),
     )  # fmt: skip
     return y, partials
 

@@ -219,12 +219,11 @@ def weight_gradient(
         return (-(-columns // block_n) + -(-further // block_n)) * -(-inputs // block_k)
 
     steps = 32 if x.dtype == torch.float32 and not tf32 else 64  # without tensor cores 64 by 64 would live in memory
-    tiles = [(min(steps, power_of_two(columns)), min(steps, power_of_two(inputs)))]
-    if x.dtype.itemsize == 2:
-        tiles += [(128, tiles[0][1]), (tiles[0][0], 128)]
-    block_n, block_k = min(tiles, key=lambda tile: blocks(*tile) * sum(tile))  # what is read from L2
+    wide = 128 if x.dtype.itemsize == 2 else steps
+    block_n, block_k = min(wide, power_of_two(columns)), min(wide, power_of_two(inputs))
     defaults = {
-        "BLOCK_T": steps, "BLOCK_N": block_n, "BLOCK_K": block_k, "num_warps": 4, "num_stages": STAGES,
+        "BLOCK_T": steps, "BLOCK_N": block_n, "BLOCK_K": block_k, "num_warps": 8 if block_n + block_k > 192 else 4,
+        "num_stages": STAGES,
     }  # fmt: skip
     chosen = configuration("pointwise_wgrad", x, tf32, defaults, K=inputs, N=columns)
     launch(

@@ -24,7 +24,7 @@ from metatasnet_fast.kernels import log_power
 
 __all__ = ["Launch", "Recorder", "TorchCall", "buffers", "compiled", "parameters", "recorded", "source"]
 
-OPTIONS = ("num_warps", "num_stages")
+OPTIONS = ("num_warps", "num_stages", "maxnreg")
 POINTERS = {
     torch.float32: "*fp32",
     torch.bfloat16: "*bf16",
