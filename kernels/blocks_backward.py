@@ -8,23 +8,53 @@
         dx[l] = dx[l + 1] + W1[l]^T dc[l]
 
 Bytes of one block, in units of U = n I T C sizeof(dtype): b again 2, its weight gradient 3, data gradient 4, depthwise 2 + 3,
-conv1d's 2 + 3: 19, or 17 if b was kept. Kept in forward: x and c, 2 U a block, or 3 with b. Every sum has one fixed order.
+conv1d's 2 + 3: 19, or 17 if b was kept. Kept in forward: x and c, 2 U a block, or 3 with b. Every sum has one fixed order;
+those over the items, which are short and wait for memory, are one launch a block.
 Not yet run on a GPU. Source: as the forward's.
 """
 
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 from __future__ import annotations
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from .blocks import BlockWeights, Kept
 from .depthwise import depthwise_forward
-from .depthwise_backward import depthwise_backward
-from .pointwise import fold_weights
+from .depthwise_backward import CHANNELS, depthwise_gradients, total_block, total_programs
+from .launch import launch
 from .pointwise_backward import data_gradient, weight_gradient
-from .pointwise_sums import norm_gradient, sum_items
+from .pointwise_sums import norm_gradient, sum_block, sum_blocks
 
-__all__ = ["blocks_backward"]
+__all__ = ["block_sums_kernel", "blocks_backward"]
+
+
+@triton.jit(do_not_specialize=["ITEMS", "PARTS", "OUT", "ALL"])
+def block_sums_kernel(
+    p_s, p_d, p_affine, p_beta, p_norm, p_dout, p_dbias, p_dgamma_2, p_dbeta_2, p_s1, p_dconv1d,
+    p_taps, p_dslopes, p_dtaps, p_dslope_1, p_dgamma_1, p_dbeta_1, p_dslope_2, ITEMS, PARTS, OUT, ALL,
+    N: tl.constexpr, ROWS: tl.constexpr, H: tl.constexpr, B: tl.constexpr, INSTRUMENTS: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N1: tl.constexpr, BLOCK_K1: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One program: part of the gradients of res_out and skip_out (OUT programs), of conv1d (to ALL), or the rest."""
+    i_program = tl.program_id(0)
+    if i_program < OUT:
+        sum_block(
+            i_program, p_s, p_d, p_affine, p_beta, p_norm, p_dout, p_dbias, p_dgamma_2, p_dbeta_2, ITEMS,
+            H, N, ROWS, INSTRUMENTS, BLOCK_N, BLOCK_K,
+        )  # fmt: skip
+    elif i_program < ALL:
+        sum_block(
+            i_program - OUT, p_s1, None, None, None, None, p_dconv1d, None, None, None, ITEMS,
+            B, H, H, INSTRUMENTS, BLOCK_N1, BLOCK_K1,
+        )  # fmt: skip
+    else:
+        total_block(
+            i_program - ALL, p_taps, p_dslopes, p_dtaps, p_dslope_1, p_dgamma_1, p_dbeta_1, p_dslope_2, ITEMS, PARTS,
+            H, INSTRUMENTS, BLOCK,
+        )  # fmt: skip
 
 
 def blocks_backward(dskips: Tensor, x: Tensor, kept: Kept, w: BlockWeights, tf32: bool) -> tuple[Tensor, ...]:
@@ -47,23 +77,28 @@ def blocks_backward(dskips: Tensor, x: Tensor, kept: Kept, w: BlockWeights, tf32
         s, d = new(n, instruments, out.shape[1], hidden), new(n, instruments, out.shape[1])
         dy, more = (dskips, None) if dx is None else (dx, dskips)
         weight_gradient(dy, more, b, None, kept.affine_2[layer], s, d, tf32)
-        folded, _ = fold_weights(out, None, kept.affine_2[layer], w.beta_2[layer], x.dtype)
-        norm = norm_gradient(s, d, out, folded, kept.affine_2[layer], frames)
-        totals = norm, dgamma_2[layer], dbeta_2[layer]
-        if dx is None:
-            dout[layer], dbias[layer] = 0, 0
-            rows = sum_items(s, d, kept.affine_2[layer], w.beta_2[layer], None, None, *totals)
-            dout[layer, :, width:], dbias[layer, :, width:] = rows
-        else:
-            sum_items(s, d, kept.affine_2[layer], w.beta_2[layer], dout[layer], dbias[layer], *totals)
+        folded, norm = norm_gradient(s, d, out, kept.affine_2[layer], frames, x.dtype)
         db, _ = data_gradient(dy, more, folded, b, None, kept.affine_2[layer], norm, tf32)
-        dc, *_ = depthwise_backward(
+        dc, of_taps, dslopes = depthwise_gradients(
             db, c, w.taps[layer], w.dilations[layer], w.slope_1[layer], kept.affine_1[layer], w.beta_1[layer], w.slope_2[layer],
-            (dtaps[layer], dslope_1[layer], dgamma_1[layer], dbeta_1[layer], dslope_2[layer]),
         )  # fmt: skip
-        s = new(n, instruments, hidden, width)
-        weight_gradient(dc, None, x_l, None, None, s, None, tf32)
-        sum_items(s, None, None, None, dconv1d[layer])
+        s1 = new(n, instruments, hidden, width)
+        weight_gradient(dc, None, x_l, None, None, s1, None, tf32)
+        unused = 2 * width - out.shape[1]  # rows of the last block's residual
+        if unused:
+            dout[layer, :, :unused], dbias[layer, :, :unused] = 0, 0
+        block_n, block_k, programs = sum_blocks(s)
+        block_n1, block_k1, more_programs = sum_blocks(s1)
+        launch(
+            block_sums_kernel, programs + more_programs + total_programs(c), x,
+            p_s=s, p_d=d, p_affine=kept.affine_2[layer], p_beta=w.beta_2[layer], p_norm=norm, p_dout=dout[layer, :, unused:],
+            p_dbias=dbias[layer, :, unused:], p_dgamma_2=dgamma_2[layer], p_dbeta_2=dbeta_2[layer], p_s1=s1,
+            p_dconv1d=dconv1d[layer], p_taps=of_taps, p_dslopes=dslopes, p_dtaps=dtaps[layer], p_dslope_1=dslope_1[layer],
+            p_dgamma_1=dgamma_1[layer], p_dbeta_1=dbeta_1[layer], p_dslope_2=dslope_2[layer], ITEMS=n,
+            PARTS=dslopes.shape[1], OUT=programs, ALL=programs + more_programs, N=out.shape[1], ROWS=2 * width, H=hidden,
+            B=width, INSTRUMENTS=instruments, BLOCK_N=block_n, BLOCK_K=block_k, BLOCK_N1=block_n1, BLOCK_K1=block_k1,
+            BLOCK=CHANNELS, num_warps=4,
+        )  # fmt: skip
         dx, _ = data_gradient(dc, None, w.conv1d[layer], x_l, None, None, None, tf32, added=dx)
     assert dx is not None
     slopes = dslope_1[:, 0].contiguous(), dslope_2[:, 0].contiguous()

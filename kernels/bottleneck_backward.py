@@ -61,10 +61,11 @@ def weight_gradient_kernel(
         if p_dbias is not None:
             b_dbias += tl.sum(b_dy.to(tl.float32), 1)
     i_w = i_o.to(tl.int64)[:, None] * K + i_k[None, :]
-    tl.store(p_dw + i_part.to(tl.int64) * N * K + i_w, b_dw, mask=m_o[:, None] & (i_k < K)[None, :])
+    PART: tl.constexpr = N * K if p_dbias is None else N * K + N
+    tl.store(p_dw + i_part.to(tl.int64) * PART + i_w, b_dw, mask=m_o[:, None] & (i_k < K)[None, :])
     if p_dbias is not None:
         if i_block % blocks_k == 0:
-            tl.store(p_dbias + i_part * N + i_o, b_dbias, mask=m_o)
+            tl.store(p_dbias + i_part.to(tl.int64) * PART + i_o, b_dbias, mask=m_o)
 
 
 @triton.jit(do_not_specialize=["T", "F", "dy_n", "dy_t"])
@@ -104,17 +105,18 @@ def weight_gradient(
     blocks, tiles = -(-columns // block_n) * -(-inputs // block_k), n * -(-frames // steps)
     per_part = max(1, -(-tiles // max(1, PROGRAMS // blocks)))
     parts = -(-tiles // per_part)
-    dw = torch.empty(parts, columns, inputs, dtype=torch.float32, device=x.device)
-    dbias = torch.empty(parts, columns if bias else 0, dtype=torch.float32, device=x.device)
+    size = columns * inputs
+    both = torch.empty(parts, size + (columns if bias else 0), dtype=torch.float32, device=x.device)
     layout, of_dy = frame_layout(x, framing), frame_layout(dy, None)
     launch(
         weight_gradient_kernel, parts * blocks, x,
-        p_dy=dy, p_x=x, p_dw=dw, p_dbias=dbias if bias else None, **layout, K=inputs, N=columns,
+        p_dy=dy, p_x=x, p_dw=both, p_dbias=both[:, size:] if bias else None, **layout, K=inputs, N=columns,
         dy_n=of_dy["x_n"], dy_t=of_dy["x_t"], DY_ALIGN=of_dy["ALIGN"], TILES=tiles, PER_PART=per_part,
         BLOCK_T=steps, BLOCK_N=block_n, BLOCK_K=block_k, PRECISION=precision,
         num_warps=8 if framing or block_n + block_k > 192 else 4, num_stages=STAGES,
     )  # fmt: skip
-    return (dw[0], dbias[0]) if parts == 1 else (dw.sum(0), dbias.sum(0))
+    total = both[0] if parts == 1 else both.sum(0)
+    return total[:size].view(columns, inputs), total[size:].clone() if bias else total[size:]
 
 
 def interpolation_backward(dy: Tensor, rows: int) -> Tensor:

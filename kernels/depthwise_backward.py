@@ -30,11 +30,15 @@ from .statistics import GROUPS
 from .tile import slope_of
 
 __all__ = [
+    "CHANNELS",
     "depthwise_backward",
     "depthwise_dx_kernel",
+    "depthwise_gradients",
     "depthwise_norm_kernel",
     "depthwise_sums_kernel",
     "depthwise_total_kernel",
+    "total_block",
+    "total_programs",
 ]
 
 
@@ -187,14 +191,14 @@ def depthwise_dx_kernel(
     tl.store(p_dslope + tl.program_id(0), tl.sum(b_dslope))
 
 
-@triton.jit(do_not_specialize=["ITEMS", "PARTS"])
-def depthwise_total_kernel(
-    p_norm, p_dslopes, p_dw, p_dslope, p_dgamma, p_dbeta, p_dnext_slope, ITEMS, PARTS,
+@triton.jit
+def total_block(
+    i_program, p_norm, p_dslopes, p_dw, p_dslope, p_dgamma, p_dbeta, p_dnext_slope, ITEMS, PARTS,
     C: tl.constexpr, INSTRUMENTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program: sums over the items for BLOCK channels of one instrument; the last two programs: both slopes' gradients."""
+    """Sums over the items for BLOCK channels of one instrument; the last two programs: both slopes' gradients."""
     blocks = tl.cdiv(C, BLOCK)
-    i_i, i_c = tl.program_id(0) // blocks, (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
+    i_i, i_c = i_program // blocks, (i_program % blocks) * BLOCK + tl.arange(0, BLOCK)
     if i_i < INSTRUMENTS:
         m_c = i_c < C
         for k in tl.static_range(5):
@@ -206,7 +210,7 @@ def depthwise_total_kernel(
             p_out = p_dgamma + i_out if k == 0 else (p_dbeta + i_out if k == 1 else p_dw + i_out * 3 + (k - 2))
             tl.store(p_out, b_sum, mask=m_c)
     else:
-        which = tl.program_id(0) - INSTRUMENTS * blocks
+        which = i_program - INSTRUMENTS * blocks
         b_sum = tl.zeros([BLOCK], tl.float32)
         for first in tl.range(0, PARTS, BLOCK, loop_unroll_factor=4):
             i_part = first + tl.arange(0, BLOCK)
@@ -217,14 +221,23 @@ def depthwise_total_kernel(
             tl.store(p_dnext_slope, tl.sum(b_sum, 0))
 
 
-def depthwise_backward(
-    dy: Tensor, x: Tensor, weight: Tensor, dilation: int,
-    slope: Tensor, affine: Tensor, beta: Tensor, next_slope: Tensor, into: tuple[Tensor, ...] | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """dx in x's dtype and, in float32, dw (I, C, 3), dslope, dgamma, dbeta, dnext_slope; unit strides along channels.
+@triton.jit(do_not_specialize=["ITEMS", "PARTS"])
+def depthwise_total_kernel(
+    p_norm, p_dslopes, p_dw, p_dslope, p_dgamma, p_dbeta, p_dnext_slope, ITEMS, PARTS,
+    C: tl.constexpr, INSTRUMENTS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One program: :func:`total_block`."""
+    total_block(
+        tl.program_id(0), p_norm, p_dslopes, p_dw, p_dslope, p_dgamma, p_dbeta, p_dnext_slope, ITEMS, PARTS,
+        C, INSTRUMENTS, BLOCK,
+    )  # fmt: skip
 
-    The latter five are written ``into`` contiguous tensors if given.
-    """
+
+def depthwise_gradients(
+    dy: Tensor, x: Tensor, weight: Tensor, dilation: int,
+    slope: Tensor, affine: Tensor, beta: Tensor, next_slope: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """dx in x's dtype and, in float32, what :func:`total_block` adds up: (n, I, 7, C), and parts of both slopes' gradients."""
     n, instruments, frames, channels = x.shape
     align = alignment(dy, x)
     tiles, block = -(-frames // TILE), channel_block(channels)
@@ -246,13 +259,29 @@ def depthwise_backward(
         INSTRUMENTS=instruments, GROUPS=GROUPS, TILE=TILE, BLOCK_C=power_of_two(channels // GROUPS), num_warps=1,
     )  # fmt: skip
     launch(depthwise_dx_kernel, programs, x, p_norm=norm, p_dx=dx, p_dslope=dslopes[0], num_warps=8, **shared)
-    if into is None:
-        shapes = ((instruments, channels, 3), (1,), (instruments, channels), (instruments, channels), (1,))
-        into = tuple(torch.empty(shape, dtype=torch.float32, device=x.device) for shape in shapes)
-    dw, dslope, dgamma, dbeta, dnext_slope = into
+    return dx, norm, dslopes
+
+
+def depthwise_backward(
+    dy: Tensor, x: Tensor, weight: Tensor, dilation: int,
+    slope: Tensor, affine: Tensor, beta: Tensor, next_slope: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """dx in x's dtype and, in float32, dw (I, C, 3), dslope, dgamma, dbeta, dnext_slope; unit strides along channels."""
+    n, instruments, _, channels = x.shape
+    dx, norm, dslopes = depthwise_gradients(dy, x, weight, dilation, slope, affine, beta, next_slope)
+    shapes = ((instruments, channels, 3), (1,), (instruments, channels), (instruments, channels), (1,))
+    dw, dslope, dgamma, dbeta, dnext_slope = (
+        torch.empty(shape, dtype=torch.float32, device=x.device) for shape in shapes
+    )
     launch(
-        depthwise_total_kernel, instruments * -(-channels // CHANNELS) + 2, x,
+        depthwise_total_kernel, total_programs(x), x,
         p_norm=norm, p_dslopes=dslopes, p_dw=dw, p_dslope=dslope, p_dgamma=dgamma, p_dbeta=dbeta,
-        p_dnext_slope=dnext_slope, ITEMS=n, PARTS=programs, C=channels, INSTRUMENTS=instruments, BLOCK=CHANNELS, num_warps=4,
+        p_dnext_slope=dnext_slope, ITEMS=n, PARTS=dslopes.shape[1], C=channels, INSTRUMENTS=instruments, BLOCK=CHANNELS,
+        num_warps=4,
     )  # fmt: skip
     return dx, dw, dslope, dgamma, dbeta, dnext_slope
+
+
+def total_programs(x: Tensor) -> int:
+    """Programs that add up the small gradients of a depthwise pass on ``x`` (n, I, T, C)."""
+    return x.shape[1] * -(-x.shape[3] // CHANNELS) + 2

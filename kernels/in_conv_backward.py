@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import alignment, column_tile, launch, strides
-from .pointwise import fold_weights, product_options
+from .pointwise import product_options
 from .pointwise_backward import DGRAD_FRAMES, data_gradient, weight_gradient
 from .pointwise_sums import norm_gradient, sum_items
 from .tile import activation, slope_of
@@ -115,9 +115,9 @@ def in_conv_backward(
     weight_gradient(dy, None, x.expand(-1, instruments, -1, -1), slope, affine, s, d, tf32)
     if v is not None:
         weight_gradient(dy, None, v, slope, affine[..., first:], s[..., first:], d, tf32)
-    folded = fold_weights(weight, None, affine, beta, x.dtype)[0]
-    norm = norm_gradient(s, d, weight, folded, affine, frames)
-    dw, _ = sum_items(s, d, affine, beta)
+    folded, norm = norm_gradient(s, d, weight, affine, frames, x.dtype)
+    dw, _, dgamma, dbeta = sum_items(s, d, affine, beta, norm)
+    assert dgamma is not None and dbeta is not None
     if shared == 1:
         dx, dslope = _shared_gradient(dy, folded, x, slope, affine, norm, tf32)
         dslopes = [dslope]
@@ -129,4 +129,4 @@ def in_conv_backward(
         part = slice(first, None)
         dv, own = data_gradient(dy, None, folded[..., part], v, slope, affine[..., part], norm[..., part], tf32)
         dslopes += [] if own is None else [own]
-    return dx, dv, dw, torch.cat(dslopes).sum(0, keepdim=True), norm[:, :, 2].sum(0), norm[:, :, 3].sum(0)
+    return dx, dv, dw, torch.cat(dslopes).sum(0, keepdim=True), dgamma, dbeta

@@ -26,7 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import alignment, column_tile, launch, power_of_two, strides
-from .pointwise import STAGES, fold_weights, product_options
+from .pointwise import STAGES, product_options
 from .pointwise_sums import norm_gradient, sum_items
 from .tile import activation, slope_of
 from .tuned import configuration
@@ -273,13 +273,11 @@ def pointwise_backward(
     s = torch.empty(n, instruments, columns, inputs, dtype=torch.float32, device=x.device)
     d = torch.empty(n, instruments, columns, dtype=torch.float32, device=x.device)
     weight_gradient(dy, None, x, slope, affine, s, d, tf32)
-    folded, norm = weight.to(x.dtype), None
-    if affine is not None and beta is not None:
-        folded = fold_weights(weight, None, affine, beta, x.dtype)[0]
-        norm = norm_gradient(s, d, weight, folded, affine, frames)
-    dw, dbias = sum_items(s, d, affine, beta)
+    folded, norm = weight, None
+    if affine is None:
+        folded = weight.to(x.dtype)
+    else:
+        folded, norm = norm_gradient(s, d, weight, affine, frames, x.dtype)
+    dw, dbias, dgamma, dbeta = sum_items(s, d, affine, beta, norm)
     dx, dslope = data_gradient(dy, None, folded, x, slope, affine, norm, tf32)
-    return (
-        dx, dw, dbias, None if dslope is None else dslope.sum(0, keepdim=True),
-        None if norm is None else norm[:, :, 2].sum(0), None if norm is None else norm[:, :, 3].sum(0),
-    )  # fmt: skip
+    return dx, dw, dbias, None if dslope is None else dslope.sum(0, keepdim=True), dgamma, dbeta

@@ -5,6 +5,7 @@
     dgamma = sum_n rstd sum_o W S;      dbeta = sum_n sum_o W D
     dW     = sum_n (S scale + D beta);  dbias = sum_n D
 
+W' is made here again: no pass over the weights exists for that alone.
 Bytes: S twice, W and W' once: 4 n I N K (2 + 1 + 1/2) at most; small beside the activations at any length worth speeding up.
 Not yet run on a GPU. Source: as the forward's; the algebra of group norm's backward is Wu and He 2018, section 3.
 """
@@ -20,7 +21,7 @@ from torch import Tensor
 from .launch import launch, power_of_two
 from .statistics import GROUPS
 
-__all__ = ["norm_gradient", "pointwise_norm_kernel", "sum_items", "sum_kernel"]
+__all__ = ["norm_gradient", "pointwise_norm_kernel", "sum_block", "sum_blocks", "sum_items", "sum_kernel"]
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -28,7 +29,7 @@ def pointwise_norm_kernel(
     p_s, p_d, p_w, p_folded, p_affine, p_out, T, K: tl.constexpr, N: tl.constexpr,
     INSTRUMENTS: tl.constexpr, GROUPS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """One program: q, r, dgamma, dbeta, rows of (n, I, 4, K), of one group of one item and instrument."""
+    """One program: W', and q, r, dgamma, dbeta, rows of (n, I, 4, K), of one group of one item and instrument."""
     i_ni, i_group = tl.program_id(0) // GROUPS, tl.program_id(0) % GROUPS
     width = K // GROUPS
     i_c = i_group * width + tl.arange(0, BLOCK_C)
@@ -36,6 +37,8 @@ def pointwise_norm_kernel(
     p_s += i_ni.to(tl.int64) * N * K
     p_folded += i_ni.to(tl.int64) * N * K
     p_w += (i_ni % INSTRUMENTS).to(tl.int64) * N * K
+    p_affine += i_ni.to(tl.int64) * 4 * K + i_c
+    b_scale = tl.load(p_affine, mask=m_c, other=0.0)
     b_ws = tl.zeros([BLOCK_C], tl.float32)
     b_wd = tl.zeros([BLOCK_C], tl.float32)
     b_folded_s = tl.zeros([BLOCK_C], tl.float32)
@@ -47,12 +50,14 @@ def pointwise_norm_kernel(
         b_s = tl.load(p_s + i_w, mask=mask, other=0.0)
         b_d = tl.load(p_d + i_ni.to(tl.int64) * N + i_o, mask=i_o < N, other=0.0)[:, None]
         b_w = tl.load(p_w + i_w, mask=mask, other=0.0).to(tl.float32)
-        b_folded = tl.load(p_folded + i_w, mask=mask, other=0.0).to(tl.float32)
+        b_folded = (b_w * b_scale[None, :]).to(p_folded.dtype.element_ty)
+        tl.store(p_folded + i_w, b_folded, mask=mask)
+        b_folded = b_folded.to(tl.float32)
         b_ws += tl.sum(b_w * b_s, 0)
         b_wd += tl.sum(b_w * b_d, 0)
         b_folded_s += tl.sum(b_folded * b_s, 0)
         b_folded_d += tl.sum(b_folded * b_d, 0)
-    b_rstd = tl.load(p_affine + (i_ni.to(tl.int64) * 4 + 3) * K + i_c, mask=m_c, other=0.0)
+    b_rstd = tl.load(p_affine + 3 * K, mask=m_c, other=0.0)
     count = width * T.to(tl.float32)
     zeros = tl.zeros([BLOCK_C], tl.float32)
     p_out += i_ni.to(tl.int64) * 4 * K + i_c
@@ -62,18 +67,19 @@ def pointwise_norm_kernel(
     tl.store(p_out + 3 * K, b_wd, mask=m_c)
 
 
-@triton.jit(do_not_specialize=["ITEMS"])
-def sum_kernel(
-    p_s, p_d, p_affine, p_beta, p_norm, p_dw, p_dbias, p_dgamma, p_dbeta, ITEMS,
-    K: tl.constexpr, N: tl.constexpr, INSTRUMENTS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+@triton.jit
+def sum_block(
+    i_program, p_s, p_d, p_affine, p_beta, p_norm, p_dw, p_dbias, p_dgamma, p_dbeta, ITEMS,
+    K: tl.constexpr, N: tl.constexpr, ROWS: tl.constexpr, INSTRUMENTS: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """One program: dW of BLOCK_N by BLOCK_K of one instrument, items in their order.
+    """dW of BLOCK_N by BLOCK_K of one instrument, items in their order; instruments are ROWS of its rows apart.
 
     The first column block writes dbias, the first row block, given ``p_norm``, dgamma and dbeta.
     """
     blocks_k = tl.cdiv(K, BLOCK_K)
     blocks = tl.cdiv(N, BLOCK_N) * blocks_k
-    i_i, i_block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
+    i_i, i_block = i_program // blocks, i_program % blocks
     i_o = (i_block // blocks_k) * BLOCK_N + tl.arange(0, BLOCK_N)
     i_k = (i_block % blocks_k) * BLOCK_K + tl.arange(0, BLOCK_K)
     m_o, m_k = i_o < N, i_k < K
@@ -91,7 +97,7 @@ def sum_kernel(
             b_dbias += tl.load(p_d + i_ni * N + i_o, mask=m_o, other=0.0)
     if p_affine is not None:
         b_dw += b_dbias[:, None] * tl.load(p_beta + i_i * K + i_k, mask=m_k, other=0.0).to(tl.float32)[None, :]
-    tl.store(p_dw + i_i.to(tl.int64) * N * K + i_w, b_dw, mask=mask)
+    tl.store(p_dw + i_i.to(tl.int64) * ROWS * K + i_w, b_dw, mask=mask)
     if p_norm is not None:
         if i_block < blocks_k:
             b_dgamma, b_dbeta = tl.zeros([BLOCK_K], tl.float32), tl.zeros([BLOCK_K], tl.float32)
@@ -102,39 +108,59 @@ def sum_kernel(
             tl.store(p_dgamma + i_i * K + i_k, b_dgamma, mask=m_k)
             tl.store(p_dbeta + i_i * K + i_k, b_dbeta, mask=m_k)
     if p_d is not None and i_block % blocks_k == 0:
-        tl.store(p_dbias + i_i * N + i_o, b_dbias, mask=m_o)
+        tl.store(p_dbias + i_i * ROWS + i_o, b_dbias, mask=m_o)
 
 
-def norm_gradient(s: Tensor, d: Tensor, weight: Tensor, folded: Tensor, affine: Tensor, frames: int) -> Tensor:
-    """q, r, and the shares of dgamma and dbeta, (n, I, 4, K), from S, D (n, I, N, K), W (I, N, K) and W'."""
+@triton.jit(do_not_specialize=["ITEMS"])
+def sum_kernel(
+    p_s, p_d, p_affine, p_beta, p_norm, p_dw, p_dbias, p_dgamma, p_dbeta, ITEMS,
+    K: tl.constexpr, N: tl.constexpr, INSTRUMENTS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """One program: :func:`sum_block`."""
+    sum_block(
+        tl.program_id(0), p_s, p_d, p_affine, p_beta, p_norm, p_dw, p_dbias, p_dgamma, p_dbeta, ITEMS,
+        K, N, N, INSTRUMENTS, BLOCK_N, BLOCK_K,
+    )  # fmt: skip
+
+
+def norm_gradient(
+    s: Tensor, d: Tensor, weight: Tensor, affine: Tensor, frames: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """W' (n, I, N, K) in ``dtype``, and q, r, the shares of dgamma and dbeta, (n, I, 4, K), from S, D and W (I, N, K)."""
     n, instruments, columns, inputs = s.shape
+    folded = torch.empty(n, instruments, columns, inputs, dtype=dtype, device=s.device)
     norm = torch.empty(n, instruments, 4, inputs, dtype=torch.float32, device=s.device)
     launch(
         pointwise_norm_kernel, n * instruments * GROUPS, s,
         p_s=s, p_d=d, p_w=weight, p_folded=folded, p_affine=affine, p_out=norm, T=frames, K=inputs, N=columns,
         INSTRUMENTS=instruments, GROUPS=GROUPS, BLOCK_N=16, BLOCK_C=power_of_two(inputs // GROUPS), num_warps=4,
     )  # fmt: skip
-    return norm
+    return folded, norm
 
 
 def sum_items(
-    s: Tensor, d: Tensor | None, affine: Tensor | None, beta: Tensor | None, dw: Tensor | None = None,
-    dbias: Tensor | None = None, norm: Tensor | None = None, dgamma: Tensor | None = None, dbeta: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """dW (I, N, K) and dbias (I, N) from all items' S and D (without D no dbias), into contiguous ``dw``, ``dbias`` if given.
-
-    Given ``norm`` of :func:`norm_gradient`, the sums of its last two rows go into contiguous ``dgamma`` and ``dbeta`` (I, K).
-    """
+    s: Tensor, d: Tensor, affine: Tensor | None, beta: Tensor | None, norm: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """dW (I, N, K) and dbias (I, N) from all items' S and D; with ``norm`` of :func:`norm_gradient` dgamma, dbeta (I, K)."""
     n, instruments, columns, inputs = s.shape
-    if dw is None:
-        dw = torch.empty(instruments, columns, inputs, dtype=torch.float32, device=s.device)
-    if dbias is None:
-        dbias = torch.empty(instruments, columns, dtype=torch.float32, device=s.device)
-    block_n, block_k = min(32, power_of_two(columns)), min(64, power_of_two(inputs))
+
+    def new(*shape: int) -> Tensor:
+        return torch.empty(instruments, *shape, dtype=torch.float32, device=s.device)
+
+    dw, dbias = new(columns, inputs), new(columns)
+    dgamma, dbeta = (None, None) if norm is None else (new(inputs), new(inputs))
+    block_n, block_k, programs = sum_blocks(s)
     launch(
-        sum_kernel, instruments * -(-columns // block_n) * -(-inputs // block_k), s,
+        sum_kernel, programs, s,
         p_s=s, p_d=d, p_affine=affine, p_beta=beta, p_norm=norm, p_dw=dw, p_dbias=dbias,
         p_dgamma=dgamma, p_dbeta=dbeta, ITEMS=n, K=inputs, N=columns,
         INSTRUMENTS=instruments, BLOCK_N=block_n, BLOCK_K=block_k, num_warps=4,
     )  # fmt: skip
-    return dw, dbias
+    return dw, dbias, dgamma, dbeta
+
+
+def sum_blocks(s: Tensor) -> tuple[int, int, int]:
+    """Rows and columns of dW that a program adds up, and how many programs that makes."""
+    _, instruments, columns, inputs = s.shape
+    block_n, block_k = min(32, power_of_two(columns)), min(64, power_of_two(inputs))
+    return block_n, block_k, instruments * -(-columns // block_n) * -(-inputs // block_k)

@@ -63,7 +63,7 @@ class DecoderOperands:
 def _centred(filters: tuple[Tensor, ...]) -> list[Tensor]:
     """Filters (C_l, k_l), all as long as the longest, zeros at both ends."""
     taps = max(f.shape[-1] for f in filters)
-    return [F.pad(f[:, 0], ((taps - f.shape[-1]) // 2,) * 2) for f in filters]
+    return [F.pad(f.squeeze(1), ((taps - f.shape[-1]) // 2,) * 2) for f in filters]
 
 
 def _aligned(p: Tensor, *dims: int) -> Tensor:
@@ -90,10 +90,10 @@ def prepare_encoder(weights: EncoderWeights, config: StageConfig, precision: Pre
     meet the logarithm in float32 before anything is multiplied.
     """
     dtype, exact, s = precision.storage, _exact(precision), weights.spectrogram
-    first, waves = weights.bottleneck_1[:, :, 0], len(weights.filters) * config.encoder_width
+    first, waves = weights.bottleneck_1.squeeze(2), len(weights.filters) * config.encoder_width
     mel = None
     if s is not None:
-        mel_weight = s.mel_weight[:, :, 0].to(exact)
+        mel_weight = s.mel_weight.squeeze(2).to(exact)
         mel = MelOperands(
             window=s.window.to(exact),
             mean=s.mean.flatten().to(exact),
@@ -107,14 +107,14 @@ def prepare_encoder(weights: EncoderWeights, config: StageConfig, precision: Pre
         bank=_aligned(torch.stack(_centred(weights.filters), dim=1).flatten(0, 1), 0).to(dtype),
         wave=_aligned(first[:, :waves], 1).to(dtype),
         mel=mel,
-        last=weights.bottleneck_2[:, :, 0].to(dtype),
+        last=weights.bottleneck_2.squeeze(2).to(dtype),
     )
 
 
 def prepare_decoder(weights: DecoderWeights, config: StageConfig, precision: Precision) -> DecoderOperands:
     """Bring a decoder's weights into the form of :func:`decode`; differentiable."""
     dtype = precision.storage
-    bank, first = _aligned(torch.cat(_centred(weights.filters)), 0), _aligned(weights.bottleneck[:, :, 0].T, 0)
+    bank, first = _aligned(torch.cat(_centred(weights.filters)), 0), _aligned(weights.bottleneck.squeeze(2).T, 0)
     return DecoderOperands(config, precision, first.to(dtype), bank.to(dtype))
 
 
