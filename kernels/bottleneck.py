@@ -26,18 +26,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import TILE, at_most, launch
+from .launch import TILE, at_most, exact_products, launch
 
 __all__ = [
     "BLOCK_K",
     "STAGES",
     "Framing",
-    "exact_products",
     "frame_layout",
     "product",
     "product_kernel",
     "product_tile",
-    "products",
 ]
 
 TILES = ((128, 32), (128, 0), (64, 32), (64, 16), (64, 0), (32, 16), (32, 0), (16, 0))
@@ -66,16 +64,6 @@ def product_tile(columns: int, dtype: torch.dtype, lean: bool = False, framed: b
     widest = 64 if lean or dtype.itemsize == 4 else 96 if framed else sum(TILES[0])
     tiles = [t for t in TILES if sum(t) <= widest and not (lean and t[1])]
     return min(tiles, key=lambda tile: -(-columns // sum(tile)) * (TILE + sum(tile)))
-
-
-def products(tf32: bool) -> str:
-    """Return how float32 operands are multiplied; operands of two bytes are not affected."""
-    return "tf32" if tf32 else "ieee"
-
-
-def exact_products() -> str:
-    """Float32 accuracy on the tensor cores where they can: three TF32 products, on NVIDIA's; else plain float32."""
-    return "ieee" if torch.version.hip else "tf32x3"
 
 
 @triton.jit

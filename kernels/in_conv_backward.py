@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import alignment, column_tile, launch, strides
+from .launch import alignment, column_tile, launch, products, strides
 from .pointwise import product_options
 from .pointwise_backward import DGRAD_FRAMES, data_gradient, weight_gradient
 from .pointwise_sums import norm_gradient, sum_items
@@ -98,7 +98,7 @@ def _shared_gradient(
         shared_dgrad_kernel, programs, x,
         p_dy=dy, p_w=folded, p_x=x, p_slope=slope, p_affine=affine, p_norm=norm, p_dx=dx, p_dslope=dslope, T=frames,
         **strides(align, dy=dy, x=x), K=inputs, N=folded.shape[2], INSTRUMENTS=folded.shape[1], LD=folded.shape[3], ALIGN=align,
-        BLOCK_T=DGRAD_FRAMES, BLOCK_C=width, PRECISION="tf32" if tf32 else "ieee",
+        BLOCK_T=DGRAD_FRAMES, BLOCK_C=width, PRECISION=products(tf32, x.device),
         **{name: defaults[name] for name in ("BLOCK_K", "num_warps", "num_stages")},
     )  # fmt: skip
     return dx, dslope

@@ -14,9 +14,11 @@ __all__ = [
     "at_most",
     "channel_block",
     "column_tile",
+    "exact_products",
     "launch",
     "operands_in_shared_memory",
     "power_of_two",
+    "products",
     "strides",
 ]
 
@@ -62,6 +64,25 @@ def channel_block(channels: int) -> int:
 def operands_in_shared_memory(device: torch.device) -> bool:
     """Return whether tensor cores take both operands from shared memory (``wgmma``): they then need no registers."""
     return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device)[0] == 9
+
+
+@functools.cache
+def _has_tf32(device: torch.device) -> bool:
+    """Return whether a GPU multiplies in TF32: NVIDIA's do, of AMD's gfx942 alone, and Triton refuses it for others."""
+    return torch.version.hip is None or torch.cuda.get_device_properties(device).gcnArchName.startswith("gfx942")
+
+
+def products(tf32: bool, device: torch.device) -> str:
+    """Return how float32 operands are multiplied: plainly where TF32 is not asked for or does not exist.
+
+    Operands of two bytes are not affected.
+    """
+    return "tf32" if tf32 and _has_tf32(device) else "ieee"
+
+
+def exact_products() -> str:
+    """Float32 accuracy on the tensor cores where they can: three TF32 products, on NVIDIA's; else plain float32."""
+    return "ieee" if torch.version.hip else "tf32x3"
 
 
 def at_most(registers: int, x: Tensor) -> dict[str, int]:

@@ -28,8 +28,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .bottleneck import STAGES, exact_products
-from .launch import launch
+from .bottleneck import STAGES
+from .launch import exact_products, launch
 
 __all__ = ["basis", "fold", "fold_kernel", "log_power_forward", "power_kernel", "row_length", "transform"]
 

@@ -18,8 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .bottleneck import exact_products, product
-from .launch import launch
+from .bottleneck import product
+from .launch import exact_products, launch
 from .log_power import basis, fold, transform
 
 __all__ = ["log_power_backward", "unfold_kernel"]

@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import COLUMN_TILES, TILE, alignment, at_most, column_tile, launch, power_of_two, strides
+from .launch import COLUMN_TILES, TILE, alignment, at_most, column_tile, launch, power_of_two, products, strides
 from .statistics import new_statistics
 from .tile import activation, slope_of, store_moments
 from .tuned import configuration
@@ -236,7 +236,7 @@ def product(
         p_x=x, p_w=weight, p_bias=bias, p_residual=residual, p_slope=slope, p_next_slope=next_slope,
         p_y=y, p_statistics=partials, T=frames, K=inputs, N=columns,
         INSTRUMENTS=instruments, **strides(align, x=x, residual=residual), ALIGN=align, FOLDED=weight.dim() == 4,
-        BLOCK_T=TILE, PRECISION="tf32" if tf32 else "ieee", **chosen,
+        BLOCK_T=TILE, PRECISION=products(tf32, x.device), **chosen,
         **at_most(128, x),
     )  # fmt: skip
     return y, partials

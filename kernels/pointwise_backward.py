@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import alignment, column_tile, launch, power_of_two, strides
+from .launch import alignment, column_tile, launch, power_of_two, products, strides
 from .pointwise import STAGES, product_options
 from .pointwise_sums import norm_gradient, sum_items
 from .tile import activation, slope_of
@@ -218,7 +218,9 @@ def weight_gradient(
     def blocks(block_n: int, block_k: int) -> int:
         return (-(-columns // block_n) + -(-further // block_n)) * -(-inputs // block_k)
 
-    steps = 32 if x.dtype == torch.float32 and not tf32 else 64  # without tensor cores 64 by 64 would live in memory
+    precision = products(tf32, x.device)
+    # Without tensor cores 64 by 64 would live in local memory.
+    steps = 32 if x.dtype == torch.float32 and precision == "ieee" else 64
     wide = 128 if x.dtype.itemsize == 2 else steps
     block_n, block_k = min(wide, power_of_two(columns)), min(wide, power_of_two(inputs))
     defaults = {
@@ -230,7 +232,7 @@ def weight_gradient(
         pointwise_wgrad_kernel, n * instruments * blocks(chosen["BLOCK_N"], chosen["BLOCK_K"]), x,
         p_dy=dy, p_more=more, p_x=x, p_slope=slope, p_affine=affine, p_s=s, p_d=d, T=frames,
         **strides(align, dy=dy, x=x), K=inputs, N=columns, MORE=further, LD=s.stride(2),
-        INSTRUMENTS=instruments, ALIGN=align, PRECISION="tf32" if tf32 else "ieee", **chosen,
+        INSTRUMENTS=instruments, ALIGN=align, PRECISION=precision, **chosen,
     )  # fmt: skip
 
 
@@ -258,7 +260,7 @@ def data_gradient(
         p_dy=dy, p_more=more, p_w=weight, p_x=x, p_slope=slope, p_affine=affine, p_norm=norm, p_added=added, p_dx=dx,
         p_dslope=dslope, T=frames, **strides(align, dy=dy, x=x), K=inputs, N=dy.shape[3],
         MORE=0 if more is None else more.shape[3], INSTRUMENTS=instruments, LD=weight.stride(-2), ALIGN=align,
-        BLOCK_T=DGRAD_FRAMES, PRECISION="tf32" if tf32 else "ieee", **chosen,
+        BLOCK_T=DGRAD_FRAMES, PRECISION=products(tf32, x.device), **chosen,
     )  # fmt: skip
     return dx, dslope
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import ShapeError
 from .frames import check_frames, gated, interpolation, rounded
-from .operator import check_parameter, differentiable, kernels, operator, unit_stride, wide
+from .operator import check_parameter, differentiable, kernels, operator, products, unit_stride, wide
 
 __all__ = ["bottleneck"]
 
@@ -75,7 +75,7 @@ def _kernel(
 ) -> Tensor:  # fmt: skip
     module = kernels("bottleneck", x.dtype)
     found: Tensor = module.product(
-        unit_stride(x), weight.to(x.dtype), module.products(tf32), bias=None if bias is None else bias.contiguous(),
+        unit_stride(x), weight.to(x.dtype), products(tf32, x), bias=None if bias is None else bias.contiguous(),
         share=None if share is None else share.contiguous(), relu=relu,
     )  # fmt: skip
     return found
@@ -95,7 +95,7 @@ def _backward_kernel(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     module, backward = kernels("bottleneck", x.dtype), kernels("bottleneck_backward", x.dtype)
     dy = unit_stride(dy if y is None else torch.where(y > 0, dy, 0))
-    x, precision = unit_stride(x), module.products(tf32)
+    x, precision = unit_stride(x), products(tf32, x)
     dx, gate = x.new_empty(0), x.contiguous() if rectified else None
     if need_x:
         dx = module.product(dy, weight.to(x.dtype).T, precision, gate=gate)

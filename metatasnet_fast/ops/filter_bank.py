@@ -10,7 +10,7 @@ from torch import Tensor
 from ..errors import ShapeError
 from .bottleneck import forward as product
 from .frames import added, check_bank, framed, gated, rounded
-from .operator import differentiable, kernels, operator, unit_stride
+from .operator import differentiable, kernels, operator, products, unit_stride
 
 __all__ = ["filter_bank"]
 
@@ -55,7 +55,7 @@ def _kernel(signal: Tensor, bank: Tensor, stride: int, padding: int, relu: bool,
     common = kernels("bottleneck", signal.dtype)
     framing = common.Framing(_frames(signal, bank, stride, padding), stride, padding)
     found: Tensor = kernels("filter_bank", signal.dtype).filter_bank_forward(
-        unit_stride(signal), bank.to(signal.dtype), framing, relu, common.products(tf32)
+        unit_stride(signal), bank.to(signal.dtype), framing, relu, products(tf32, signal)
     )
     return found
 
@@ -71,7 +71,7 @@ def _backward_kernel(
     dy: Tensor, signal: Tensor, bank: Tensor, y: Tensor | None, stride: int, padding: int, need_signal: bool, tf32: bool
 ) -> tuple[Tensor, Tensor]:
     common = kernels("bottleneck", signal.dtype)
-    precision, framing = common.products(tf32), common.Framing(dy.shape[1], stride, padding)
+    precision, framing = products(tf32, signal), common.Framing(dy.shape[1], stride, padding)
     dy, dsignal = unit_stride(dy if y is None else torch.where(y > 0, dy, 0)), signal.new_empty(0)
     if need_signal:
         dsignal = kernels("overlap_add", signal.dtype).overlap_add(

@@ -29,6 +29,7 @@ __all__ = [
     "kernels",
     "operator",
     "optional",
+    "products",
     "tile",
     "unit_stride",
     "wide",
@@ -58,6 +59,12 @@ def kernels(name: str, dtype: torch.dtype) -> Any:
         )
     require("triton", "This operation")
     return importlib.import_module(f"{NAMESPACE}.kernels.{name}")
+
+
+def products(tf32: bool, x: Tensor) -> str:
+    """Return how kernels multiply float32 operands like ``x``; TF32 only where the GPU has it."""
+    found: str = kernels("launch", x.dtype).products(tf32, x.device)
+    return found
 
 
 def tile() -> int:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .frames import added, check_bank, check_frames, framed, gated, rounded
-from .operator import differentiable, kernels, operator, unit_stride, wide
+from .operator import differentiable, kernels, operator, products, unit_stride, wide
 
 __all__ = ["overlap_add"]
 
@@ -48,7 +48,7 @@ def _samples(x: Tensor, bank: Tensor, stride: int, padding: int) -> Any:
 def _kernel(x: Tensor, bank: Tensor, stride: int, padding: int, rectified: bool, tf32: bool) -> Tensor:
     found: Tensor = kernels("overlap_add", x.dtype).overlap_add(
         unit_stride(x), bank.to(x.dtype).contiguous(), stride, padding, _samples(x, bank, stride, padding),
-        kernels("bottleneck", x.dtype).products(tf32),
+        products(tf32, x),
     )  # fmt: skip
     return found
 
@@ -62,7 +62,7 @@ def _backward_kernel(
     dy: Tensor, x: Tensor, bank: Tensor, stride: int, padding: int, rectified: bool, tf32: bool
 ) -> tuple[Tensor, Tensor]:
     common = kernels("bottleneck", x.dtype)
-    precision, framing = common.products(tf32), common.Framing(x.shape[1], stride, padding)
+    precision, framing = products(tf32, x), common.Framing(x.shape[1], stride, padding)
     dy = unit_stride(dy.to(x.dtype))
     gate = x.contiguous() if rectified else None
     dx = common.product(dy, bank.to(x.dtype), precision, gate=gate, framing=framing)

@@ -11,6 +11,7 @@ from metatasnet_fast.kernels import (
     bottleneck,
     bottleneck_backward,
     filter_bank,
+    launch,
     log_power,
     log_power_backward,
     loss,
@@ -28,7 +29,7 @@ def _bottleneck(
     relu: bool = False, rectified: bool = False, bias: bool = False, rows: int = 0,
 ) -> None:  # fmt: skip
     x, dy = empty(ITEMS, frames, inputs, dtype=dtype), empty(ITEMS, frames, outputs, dtype=dtype)
-    weight, precision = empty(outputs, inputs, dtype=dtype), bottleneck.products(tf32)
+    weight, precision = empty(outputs, inputs, dtype=dtype), launch.products(tf32, torch.device("meta"))
     share = empty(ITEMS, rows, outputs) if rows else None
     bottleneck.product(
         x, weight, precision, bias=empty(outputs) if bias else None, share=share, relu=relu
@@ -50,7 +51,7 @@ def uses(stage: int, frames: int, dtype: torch.dtype, tf32: bool = False) -> dic
     taps, padding = max(config.kernel_sizes), (max(config.kernel_sizes) - config.W) // 2
     waves, parts = aligned(3 * config.encoder_width), aligned(sum(config.decoder_widths))
     samples = frames * config.W
-    precision, rows, rough = bottleneck.products(tf32), frames // 12 + 1, tf32 or dtype.itemsize == 2
+    precision, rows, rough = launch.products(tf32, torch.device("meta")), frames // 12 + 1, tf32 or dtype.itemsize == 2
     framing = bottleneck.Framing(frames, config.W, padding)
 
     def bank() -> None:
