@@ -25,7 +25,7 @@ from .launch import launch, power_of_two
 
 __all__ = ["interpolation_backward", "interpolation_bwd_kernel", "weight_gradient", "weight_gradient_kernel"]
 
-PROGRAMS = 1024  # enough for several rounds on any GPU; with fewer blocks the frames are dealt out
+PROGRAMS = 512  # two rounds on the largest GPUs; with fewer blocks the frames are dealt out, and each part is 4 N K bytes
 ROWS = 32  # frames that the interpolation's transpose adds at once
 
 

@@ -8,21 +8,19 @@ import torch
 from torch import Tensor
 
 from ..errors import ShapeError
-from .frames import check_frames, gated, interpolation, rounded
+from .frames import Rectified, check_frames, gated, interpolation, rounded
 from .operator import check_parameter, differentiable, kernels, operator, products, unit_stride, wide
 
-__all__ = ["bottleneck"]
+__all__ = ["bottleneck", "rectified_bottleneck"]
 
 
 def bottleneck(
-    x: Tensor,
+    x: Tensor | Rectified,
     weight: Tensor,
     bias: Tensor | None = None,
     *,
     share: Tensor | None = None,
     relu: bool = False,
-    deferred: bool = False,
-    rectified: bool = False,
     tf32: bool = False,
 ) -> Tensor:
     """y[n, t, o] = act( sum_k weight[o, k] x[n, t, k] + bias[o] + s[n, t, o] ), s ``share`` interpolated to x's frames.
@@ -35,8 +33,6 @@ def bottleneck(
         bias: (N,).
         share: (n, rows, N), float32 (float64 where ``x`` is).
         relu: act is a ReLU, else nothing.
-        deferred: leave the ReLU's gradient to every operation that reads y: each must be told ``rectified``.
-        rectified: ``x`` is such a y; its gradient is zero where ``x`` is, and no pass over it exists for that alone.
         tf32: products of float32 in TF32 on the tensor cores, three decimal digits.
 
     Returns:
@@ -46,6 +42,31 @@ def bottleneck(
         ShapeError: if a shape, dtype or device does not fit.
         MissingDependencyError: on a CUDA device without Triton.
     """
+    return _checked(x, weight, bias, share, relu, False, tf32)
+
+
+def rectified_bottleneck(
+    x: Tensor | Rectified,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    share: Tensor | None = None,
+    tf32: bool = False,
+) -> Rectified:
+    """:func:`bottleneck` with a ReLU that leaves its gradient to the operations that read the result."""
+    return Rectified(_checked(x, weight, bias, share, True, True, tf32))
+
+
+def _checked(
+    x: Tensor | Rectified,
+    weight: Tensor,
+    bias: Tensor | None,
+    share: Tensor | None,
+    relu: bool,
+    deferred: bool,
+    tf32: bool,
+) -> Tensor:
+    x, rectified = (x.value, True) if isinstance(x, Rectified) else (x, False)
     check_frames("x", x)
     if weight.dim() != 2 or weight.shape[0] == 0:
         raise ShapeError(f"weight must be (out, {x.shape[2]}), got {tuple(weight.shape)}.")

@@ -16,8 +16,8 @@ from torch import Tensor
 from ..config import StageConfig
 from ..precision import Precision
 from ..reference.weights import DecoderWeights, EncoderWeights
-from .bottleneck import bottleneck
-from .filter_bank import filter_bank
+from .bottleneck import bottleneck, rectified_bottleneck
+from .filter_bank import rectified_filter_bank
 from .log_power import log_power
 from .overlap_add import overlap_add
 
@@ -137,14 +137,14 @@ def encode(operands: EncoderOperands, signal: Tensor) -> Tensor:
     config.check_signal(signal.shape)
     samples, share = signal[:, 0], None
     padding = (o.bank.shape[1] - config.W) // 2
-    wave = filter_bank(samples.to(o.bank.dtype), o.bank, config.W, padding, deferred=True, tf32=tf32)
+    wave = rectified_filter_bank(samples.to(o.bank.dtype), o.bank, config.W, padding, tf32=tf32)
     if o.mel is not None:
         power = log_power(samples.to(o.mel.mean.dtype), o.mel.window, o.mel.mean, config.hop)
         rough = tf32 or o.bank.dtype.itemsize == 2
         mel = bottleneck(power, o.mel.weight, o.mel.bias, tf32=rough)
         share = bottleneck(mel, o.mel.to_latent, tf32=rough)
-    x = bottleneck(wave, o.wave, share=share, relu=True, deferred=True, rectified=True, tf32=tf32)
-    return bottleneck(x, o.last, rectified=True, tf32=tf32).transpose(1, 2)
+    x = rectified_bottleneck(wave, o.wave, share=share, tf32=tf32)
+    return bottleneck(x, o.last, tf32=tf32).transpose(1, 2)
 
 
 def decode(operands: DecoderOperands, latent: Tensor) -> Tensor:
@@ -164,6 +164,6 @@ def decode(operands: DecoderOperands, latent: Tensor) -> Tensor:
     config.check_latent(latent.shape)
     if latent.shape[2] == 0:
         return latent.new_empty(latent.shape[0], 1, 0, dtype=_exact(o.precision))
-    x = bottleneck(latent.transpose(1, 2).to(o.bank.dtype), o.bottleneck, relu=True, deferred=True, tf32=tf32)
+    x = rectified_bottleneck(latent.transpose(1, 2).to(o.bank.dtype), o.bottleneck, tf32=tf32)
     padding = (o.bank.shape[1] - config.W) // 2
-    return overlap_add(x, o.bank, config.W, padding, rectified=True, tf32=tf32)[:, None]
+    return overlap_add(x, o.bank, config.W, padding, tf32=tf32)[:, None]

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from ..errors import ShapeError
 from .bottleneck import forward as product
-from .frames import added, check_bank, framed, gated, rounded
+from .frames import Rectified, added, check_bank, framed, gated, rounded
 from .operator import differentiable, kernels, operator, products, unit_stride
 
-__all__ = ["filter_bank"]
+__all__ = ["filter_bank", "rectified_filter_bank"]
 
 
 def filter_bank(
-    signal: Tensor, bank: Tensor, stride: int, padding: int, *, relu: bool = True, deferred: bool = False, tf32: bool = False
+    signal: Tensor, bank: Tensor, stride: int, padding: int, *, relu: bool = True, tf32: bool = False
 ) -> Tensor:  # fmt: skip
     """y[n, t, o] = act( sum_k bank[o, k] signal[n, t stride + k - padding] ), zero outside the signal.
 
@@ -28,7 +28,6 @@ def filter_bank(
         stride: samples from one frame to the next.
         padding: samples by which the first frame starts before the signal.
         relu: act is a ReLU, else nothing.
-        deferred: leave the ReLU's gradient to whatever reads y, as in :func:`bottleneck`.
         tf32: products of float32 in TF32 on the tensor cores, three decimal digits.
 
     Returns:
@@ -38,6 +37,15 @@ def filter_bank(
         ShapeError: if a shape, dtype, device or size does not fit, or the signal holds no frame.
         MissingDependencyError: on a CUDA device without Triton.
     """
+    return _checked(signal, bank, stride, padding, relu, False, tf32)
+
+
+def rectified_filter_bank(signal: Tensor, bank: Tensor, stride: int, padding: int, *, tf32: bool = False) -> Rectified:
+    """:func:`filter_bank` with a ReLU that leaves its gradient to the operations that read the result."""
+    return Rectified(_checked(signal, bank, stride, padding, True, True, tf32))
+
+
+def _checked(signal: Tensor, bank: Tensor, stride: int, padding: int, relu: bool, deferred: bool, tf32: bool) -> Tensor:
     if signal.dim() != 2 or not signal.is_floating_point():
         raise ShapeError(f"signal must be (n, samples), floating point, got {signal.dtype} {tuple(signal.shape)}.")
     check_bank(bank, None, stride, padding, signal)

@@ -6,6 +6,8 @@ taken in :func:`wide`.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,7 +15,16 @@ from torch import Tensor
 from ..errors import ShapeError
 from .operator import check_parameter, wide
 
-__all__ = ["added", "check_bank", "check_frames", "framed", "gated", "interpolation", "rounded"]
+__all__ = ["Rectified", "added", "check_bank", "check_frames", "framed", "gated", "interpolation", "rounded"]
+
+
+class Rectified(NamedTuple):
+    """The result of a ReLU that leaves its gradient to the operations that read it, which is why it is no tensor.
+
+    Their gradient of ``value`` is zero where it is, and no pass over it exists for that alone.
+    """
+
+    value: Tensor
 
 
 def interpolation(rows: int, frames: int, like: Tensor) -> Tensor:

@@ -7,15 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .frames import added, check_bank, check_frames, framed, gated, rounded
+from .frames import Rectified, added, check_bank, check_frames, framed, gated, rounded
 from .operator import differentiable, kernels, operator, products, unit_stride, wide
 
 __all__ = ["overlap_add"]
 
 
-def overlap_add(
-    x: Tensor, bank: Tensor, stride: int, padding: int, *, rectified: bool = False, tf32: bool = False
-) -> Tensor:
+def overlap_add(x: Tensor | Rectified, bank: Tensor, stride: int, padding: int, *, tf32: bool = False) -> Tensor:
     """signal[n, s] = sum over t, k with t stride + k - padding = s of sum_c x[n, t, c] bank[c, k].
 
     The transpose of :func:`filter_bank`, differentiable once. The overlapping frames are never written out.
@@ -25,7 +23,6 @@ def overlap_add(
         bank: (C, taps), any floating dtype; products are taken in the dtype of ``x`` and summed in float32.
         stride: samples from one frame to the next.
         padding: samples cut off at both ends.
-        rectified: ``x`` came out of a ReLU whose gradient was deferred, see :func:`bottleneck`.
         tf32: products of float32 in TF32 on the tensor cores, three decimal digits.
 
     Returns:
@@ -35,6 +32,7 @@ def overlap_add(
         ShapeError: if a shape, dtype, device or size does not fit.
         MissingDependencyError: on a CUDA device without Triton.
     """
+    x, rectified = (x.value, True) if isinstance(x, Rectified) else (x, False)
     check_frames("x", x)
     check_bank(bank, x.shape[2], stride, padding, x)
     y: Tensor = _overlap_add(x, bank, stride, padding, rectified, tf32)

@@ -13,6 +13,7 @@ from metatasnet_fast.errors import ShapeError
 from metatasnet_fast.kernels.bottleneck import BLOCK_K, product_tile
 from metatasnet_fast.kernels.launch import TILE
 from metatasnet_fast.kernels.overlap_add import sample_tile
+from metatasnet_fast.ops.bottleneck import rectified_bottleneck
 from metatasnet_fast.precision import Precision
 from tests.ops import codec_cases as cases
 from tests.support import golden
@@ -122,3 +123,14 @@ def test_products_of_the_network_read_and_waste_little(columns: int) -> None:
 def test_overlap_add_wastes_little(stride: int, waste: float) -> None:
     width = sum(sample_tile(stride))
     assert -(-stride // width) * width <= (1 + waste) * stride
+
+
+def test_a_relu_that_leaves_its_gradient_to_its_reader_has_the_same_gradients() -> None:
+    p = cases.normal(3, x=(2, 9, 8), weight=(16, 8), bank=(16, 13))
+    p = {name: value.requires_grad_() for name, value in p.items()}
+    plain = ops.overlap_add(ops.bottleneck(p["x"], p["weight"], relu=True), p["bank"], cases.STRIDE, cases.PADDING)
+    left = ops.overlap_add(rectified_bottleneck(p["x"], p["weight"]), p["bank"], cases.STRIDE, cases.PADDING)
+    expected, found = (torch.autograd.grad(y.square().sum(), list(p.values())) for y in (plain, left))
+    assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
+    with pytest.raises(AttributeError):  # an operation that knows only tensors refuses it
+        ops.group_statistics(rectified_bottleneck(p["x"], p["weight"]))  # type: ignore[arg-type]
