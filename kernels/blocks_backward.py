@@ -23,10 +23,10 @@ from torch import Tensor
 
 from .blocks import BlockWeights, Kept
 from .depthwise import depthwise_forward
-from .depthwise_backward import CHANNELS, depthwise_gradients, total_block, total_programs
+from .depthwise_backward import CHANNELS, depthwise_gradients, depthwise_total_kernel, total_programs
 from .launch import launch
 from .pointwise_backward import data_gradient, weight_gradient
-from .pointwise_sums import norm_gradient, sum_block, sum_blocks
+from .pointwise_sums import norm_gradient, sum_blocks, sum_kernel
 
 __all__ = ["block_sums_kernel", "blocks_backward"]
 
@@ -41,17 +41,17 @@ def block_sums_kernel(
     """One program: part of the gradients of res_out and skip_out (OUT programs), of conv1d (to ALL), or the rest."""
     i_program = tl.program_id(0)
     if i_program < OUT:
-        sum_block(
+        sum_kernel(
             i_program, p_s, p_d, p_affine, p_beta, p_norm, p_dout, p_dbias, p_dgamma_2, p_dbeta_2, ITEMS,
             H, N, ROWS, INSTRUMENTS, BLOCK_N, BLOCK_K,
         )  # fmt: skip
     elif i_program < ALL:
-        sum_block(
+        sum_kernel(
             i_program - OUT, p_s1, None, None, None, None, p_dconv1d, None, None, None, ITEMS,
             B, H, H, INSTRUMENTS, BLOCK_N1, BLOCK_K1,
         )  # fmt: skip
     else:
-        total_block(
+        depthwise_total_kernel(
             i_program - ALL, p_taps, p_dslopes, p_dtaps, p_dslope_1, p_dgamma_1, p_dbeta_1, p_dslope_2, ITEMS, PARTS,
             H, INSTRUMENTS, BLOCK,
         )  # fmt: skip

@@ -3,6 +3,8 @@
     y[n, t, o] = act( sum_k x[n, t, k] W[o, k] + bias[o] + (1 - a) share[n, j, o] + a share[n, j + 1, o] )
     with j + a = t (F - 1) / (T - 1), j whole: linear interpolation of F rows to T frames, corners aligned
     act is ReLU or nothing. With a framing x[n, t, k] = signal[n, t stride + k - padding], zero outside the signal.
+    The encoder's filters: three widths L 2^l share stride and centre, so they are one bank, the shorter ones with zeros at
+    both ends (5 / 12 of its products: splitting them is not worth a kernel), and frames that overlap are never written out.
     With a gate y is 0 where gate <= 0: the backward of the ReLU in front of a product, whose result is the gate.
 
 The encoder's mel branch is linear after its logarithm, so its share of the bottleneck is computed at 31.25 frames a second
@@ -29,14 +31,8 @@ from torch import Tensor
 from .launch import TILE, at_most, exact_products, launch
 
 __all__ = [
-    "BLOCK_K",
-    "STAGES",
-    "Framing",
-    "frame_layout",
-    "product",
-    "product_kernel",
-    "product_tile",
-]
+    "BLOCK_K", "STAGES", "Framing", "frame_layout", "product", "product_kernel", "product_tile",
+]  # fmt: skip
 
 TILES = ((128, 32), (128, 0), (64, 32), (64, 16), (64, 0), (32, 16), (32, 0), (16, 0))
 """Columns of a product that one program computes, (main, tail), widest first; see `launch.COLUMN_TILES`."""

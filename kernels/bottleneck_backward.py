@@ -25,7 +25,7 @@ from .launch import launch, power_of_two
 
 __all__ = ["interpolation_backward", "interpolation_bwd_kernel", "weight_gradient", "weight_gradient_kernel"]
 
-PROGRAMS = 512  # two rounds on the largest GPUs; with fewer blocks the frames are dealt out, and each part is 4 N K bytes
+PROGRAMS = 512  # two rounds on the largest GPUs; with fewer blocks the frames are dealt out, in parts of 4 N K bytes
 ROWS = 32  # frames that the interpolation's transpose adds at once
 
 

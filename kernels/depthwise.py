@@ -27,16 +27,9 @@ from .tile import activation, prelu, slope_of, store_moments_of_rows
 from .tuned import configuration
 
 __all__ = [
-    "BACKWARD_ROWS",
-    "channel_parameters",
-    "depthwise_forward",
-    "depthwise_fwd_kernel",
-    "load_frames",
-    "load_normalised",
-    "place",
-    "rows_of",
-    "taps",
-]
+    "BACKWARD_ROWS", "channel_parameters", "depthwise_forward", "depthwise_fwd_kernel", "load_frames",
+    "load_normalised", "place", "rows_of", "taps",
+]  # fmt: skip
 
 FORWARD_ROWS, BACKWARD_ROWS = (16, 32), (32,)
 """Rows of frames that walk side by side: the fewest of which the dilation is a divisor; each of the network's is, of 32."""

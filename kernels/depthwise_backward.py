@@ -30,16 +30,9 @@ from .statistics import GROUPS
 from .tile import slope_of
 
 __all__ = [
-    "CHANNELS",
-    "depthwise_backward",
-    "depthwise_dx_kernel",
-    "depthwise_gradients",
-    "depthwise_norm_kernel",
-    "depthwise_sums_kernel",
-    "depthwise_total_kernel",
-    "total_block",
-    "total_programs",
-]
+    "CHANNELS", "depthwise_backward", "depthwise_dx_kernel", "depthwise_gradients", "depthwise_norm_kernel",
+    "depthwise_sums_kernel", "depthwise_total_kernel", "total_programs",
+]  # fmt: skip
 
 
 CHANNELS = 128
@@ -101,18 +94,9 @@ def depthwise_sums_kernel(
 
 @triton.jit(do_not_specialize=["T"])
 def depthwise_norm_kernel(
-    p_sums,
-    p_w,
-    p_affine,
-    p_beta,
-    p_out,
-    T,
-    C: tl.constexpr,
-    INSTRUMENTS: tl.constexpr,
-    GROUPS: tl.constexpr,
-    TILE: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
+    p_sums, p_w, p_affine, p_beta, p_out, T, C: tl.constexpr,
+    INSTRUMENTS: tl.constexpr, GROUPS: tl.constexpr, TILE: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
     """One program: one group of one item and instrument; q, r, dgamma, dbeta and dw's three taps, rows of (n, I, 7, C)."""
     i_ni, i_group = tl.program_id(0) // GROUPS, tl.program_id(0) % GROUPS
     width = C // GROUPS
@@ -191,12 +175,14 @@ def depthwise_dx_kernel(
     tl.store(p_dslope + tl.program_id(0), tl.sum(b_dslope))
 
 
-@triton.jit
-def total_block(
+@triton.jit(do_not_specialize=["ITEMS", "PARTS"])
+def depthwise_total_kernel(
     i_program, p_norm, p_dslopes, p_dw, p_dslope, p_dgamma, p_dbeta, p_dnext_slope, ITEMS, PARTS,
     C: tl.constexpr, INSTRUMENTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Sums over the items for BLOCK channels of one instrument; the last two programs: both slopes' gradients."""
+    """One program: sums over the items for BLOCK channels of one instrument; the last two programs: both slopes' gradients."""
+    if i_program is None:  # given by a kernel that calls this one
+        i_program = tl.program_id(0)
     blocks = tl.cdiv(C, BLOCK)
     i_i, i_c = i_program // blocks, (i_program % blocks) * BLOCK + tl.arange(0, BLOCK)
     if i_i < INSTRUMENTS:
@@ -221,23 +207,11 @@ def total_block(
             tl.store(p_dnext_slope, tl.sum(b_sum, 0))
 
 
-@triton.jit(do_not_specialize=["ITEMS", "PARTS"])
-def depthwise_total_kernel(
-    p_norm, p_dslopes, p_dw, p_dslope, p_dgamma, p_dbeta, p_dnext_slope, ITEMS, PARTS,
-    C: tl.constexpr, INSTRUMENTS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """One program: :func:`total_block`."""
-    total_block(
-        tl.program_id(0), p_norm, p_dslopes, p_dw, p_dslope, p_dgamma, p_dbeta, p_dnext_slope, ITEMS, PARTS,
-        C, INSTRUMENTS, BLOCK,
-    )  # fmt: skip
-
-
 def depthwise_gradients(
     dy: Tensor, x: Tensor, weight: Tensor, dilation: int,
     slope: Tensor, affine: Tensor, beta: Tensor, next_slope: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """dx in x's dtype and, in float32, what :func:`total_block` adds up: (n, I, 7, C), and parts of both slopes' gradients."""
+    """dx in x's dtype and, in float32, what `depthwise_total_kernel` adds up: (n, I, 7, C), parts of both slopes' gradients."""
     n, instruments, frames, channels = x.shape
     align = alignment(dy, x)
     tiles, block = -(-frames // TILE), channel_block(channels)
@@ -275,7 +249,7 @@ def depthwise_backward(
     )
     launch(
         depthwise_total_kernel, total_programs(x), x,
-        p_norm=norm, p_dslopes=dslopes, p_dw=dw, p_dslope=dslope, p_dgamma=dgamma, p_dbeta=dbeta,
+        i_program=None, p_norm=norm, p_dslopes=dslopes, p_dw=dw, p_dslope=dslope, p_dgamma=dgamma, p_dbeta=dbeta,
         p_dnext_slope=dnext_slope, ITEMS=n, PARTS=dslopes.shape[1], C=channels, INSTRUMENTS=instruments, BLOCK=CHANNELS,
         num_warps=4,
     )  # fmt: skip

@@ -24,13 +24,9 @@ from torch import Tensor
 from .launch import launch, power_of_two
 
 __all__ = [
-    "ROWS",
-    "generator_backward",
-    "generator_bwd_kernel",
-    "generator_finish_kernel",
-    "generator_forward",
+    "ROWS", "generator_backward", "generator_bwd_kernel", "generator_finish_kernel", "generator_forward",
     "generator_fwd_kernel",
-]
+]  # fmt: skip
 
 ROWS = 512
 """Rows of one program at most."""

@@ -25,13 +25,9 @@ from .statistics import GROUPS
 from .tile import activation, slope_of
 
 __all__ = [
-    "group_norm_backward",
-    "group_norm_dx_kernel",
-    "group_norm_forward",
-    "group_norm_fwd_kernel",
-    "group_norm_sums_kernel",
-    "norm_sums_kernel",
-]
+    "group_norm_backward", "group_norm_dx_kernel", "group_norm_forward", "group_norm_fwd_kernel",
+    "group_norm_sums_kernel", "norm_sums_kernel",
+]  # fmt: skip
 
 
 @triton.jit

@@ -9,18 +9,9 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "TILE",
-    "alignment",
-    "at_most",
-    "channel_block",
-    "column_tile",
-    "exact_products",
-    "launch",
-    "operands_in_shared_memory",
-    "power_of_two",
-    "products",
-    "strides",
-]
+    "TILE", "alignment", "at_most", "channel_block", "column_tile", "exact_products", "launch",
+    "operands_in_shared_memory", "power_of_two", "products", "strides",
+]  # fmt: skip
 
 TILE = 128
 """Frames that one program handles, and over which one partial statistic is taken. Part of the contract between kernels:

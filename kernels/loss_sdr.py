@@ -56,19 +56,9 @@ def _moments(p_moments, tiles, MERGED: tl.constexpr):
 
 @triton.jit(do_not_specialize=["T", "e_n", "e_i", "s_n", "s_i"])
 def sdr_moments_kernel(
-    p_e,
-    p_s,
-    p_parts,
-    T,
-    e_n,
-    e_i,
-    s_n,
-    s_i,
-    SIGNALS: tl.constexpr,
-    FIRST: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    p_e, p_s, p_parts, T, e_n, e_i, s_n, s_i,
+    SIGNALS: tl.constexpr, FIRST: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """One program: <s, e> and |s|^2 of one tile, into rows (items, ROWS, 3, tiles)."""
     i_n, i_i, row, i_tile, i_t = _place(SIGNALS, FIRST, T, ROWS, BLOCK)
     b_e = tl.load(p_e + i_n * e_n + i_i * e_i + i_t, mask=i_t < T, other=0.0).to(tl.float32)

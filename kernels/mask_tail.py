@@ -23,12 +23,8 @@ from .launch import alignment, channel_block, launch, strides
 from .tile import activation, slope_of
 
 __all__ = [
-    "FRAMES",
-    "mask_tail_forward",
-    "mask_tail_fwd_kernel",
-    "masks",
-    "tail_place",
-]
+    "FRAMES", "mask_tail_forward", "mask_tail_fwd_kernel", "masks", "tail_place",
+]  # fmt: skip
 
 FRAMES = 32
 """Frames of a program: with 32 channels and 4 warps a tile of one instrument takes eight registers a thread."""

@@ -31,17 +31,9 @@ from .tile import activation, slope_of, store_moments
 from .tuned import configuration
 
 __all__ = [
-    "BLOCK_K",
-    "STAGES",
-    "fold_kernel",
-    "fold_weights",
-    "pointwise_finish",
-    "pointwise_forward",
-    "pointwise_fwd_kernel",
-    "pointwise_start",
-    "product",
-    "product_options",
-]
+    "BLOCK_K", "STAGES", "fold_kernel", "fold_weights", "pointwise_finish", "pointwise_forward", "pointwise_fwd_kernel",
+    "pointwise_start", "product", "product_options",
+]  # fmt: skip
 
 BLOCK_K = 32
 STAGES = 3

@@ -32,13 +32,9 @@ from .tile import activation, slope_of
 from .tuned import configuration
 
 __all__ = [
-    "DGRAD_FRAMES",
-    "data_gradient",
-    "pointwise_backward",
-    "pointwise_dgrad_kernel",
-    "pointwise_wgrad_kernel",
+    "DGRAD_FRAMES", "data_gradient", "pointwise_backward", "pointwise_dgrad_kernel", "pointwise_wgrad_kernel",
     "weight_gradient",
-]
+]  # fmt: skip
 
 DGRAD_FRAMES = 64  # no statistics tie it to TILE, and at 128 the epilogue does not fit the registers
 
@@ -215,9 +211,6 @@ def weight_gradient(
     align = alignment(dy, x)
     further = 0 if more is None else more.shape[3]
 
-    def blocks(block_n: int, block_k: int) -> int:
-        return (-(-columns // block_n) + -(-further // block_n)) * -(-inputs // block_k)
-
     precision = products(tf32, x.device)
     # Without tensor cores 64 by 64 would live in local memory.
     steps = 32 if x.dtype == torch.float32 and precision == "ieee" else 64
@@ -228,8 +221,9 @@ def weight_gradient(
         "num_stages": STAGES,
     }  # fmt: skip
     chosen = configuration("pointwise_wgrad", x, tf32, defaults, K=inputs, N=columns)
+    rows = -(-columns // chosen["BLOCK_N"]) + -(-further // chosen["BLOCK_N"])
     launch(
-        pointwise_wgrad_kernel, n * instruments * blocks(chosen["BLOCK_N"], chosen["BLOCK_K"]), x,
+        pointwise_wgrad_kernel, n * instruments * rows * -(-inputs // chosen["BLOCK_K"]), x,
         p_dy=dy, p_more=more, p_x=x, p_slope=slope, p_affine=affine, p_s=s, p_d=d, T=frames,
         **strides(align, dy=dy, x=x), K=inputs, N=columns, MORE=further, LD=s.stride(2),
         INSTRUMENTS=instruments, ALIGN=align, PRECISION=precision, **chosen,

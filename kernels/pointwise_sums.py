@@ -21,7 +21,7 @@ from torch import Tensor
 from .launch import launch, power_of_two
 from .statistics import GROUPS
 
-__all__ = ["norm_gradient", "pointwise_norm_kernel", "sum_block", "sum_blocks", "sum_items", "sum_kernel"]
+__all__ = ["norm_gradient", "pointwise_norm_kernel", "sum_blocks", "sum_items", "sum_kernel"]
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -67,16 +67,18 @@ def pointwise_norm_kernel(
     tl.store(p_out + 3 * K, b_wd, mask=m_c)
 
 
-@triton.jit
-def sum_block(
+@triton.jit(do_not_specialize=["ITEMS"])
+def sum_kernel(
     i_program, p_s, p_d, p_affine, p_beta, p_norm, p_dw, p_dbias, p_dgamma, p_dbeta, ITEMS,
     K: tl.constexpr, N: tl.constexpr, ROWS: tl.constexpr, INSTRUMENTS: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """dW of BLOCK_N by BLOCK_K of one instrument, items in their order; instruments are ROWS of its rows apart.
+    """One program: dW of BLOCK_N by BLOCK_K of one instrument, items in their order; instruments are ROWS of its rows apart.
 
     The first column block writes dbias, the first row block, given ``p_norm``, dgamma and dbeta.
     """
+    if i_program is None:  # given by a kernel that calls this one
+        i_program = tl.program_id(0)
     blocks_k = tl.cdiv(K, BLOCK_K)
     blocks = tl.cdiv(N, BLOCK_N) * blocks_k
     i_i, i_block = i_program // blocks, i_program % blocks
@@ -111,18 +113,6 @@ def sum_block(
         tl.store(p_dbias + i_i * ROWS + i_o, b_dbias, mask=m_o)
 
 
-@triton.jit(do_not_specialize=["ITEMS"])
-def sum_kernel(
-    p_s, p_d, p_affine, p_beta, p_norm, p_dw, p_dbias, p_dgamma, p_dbeta, ITEMS,
-    K: tl.constexpr, N: tl.constexpr, INSTRUMENTS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """One program: :func:`sum_block`."""
-    sum_block(
-        tl.program_id(0), p_s, p_d, p_affine, p_beta, p_norm, p_dw, p_dbias, p_dgamma, p_dbeta, ITEMS,
-        K, N, N, INSTRUMENTS, BLOCK_N, BLOCK_K,
-    )  # fmt: skip
-
-
 def norm_gradient(
     s: Tensor, d: Tensor, weight: Tensor, affine: Tensor, frames: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
@@ -152,8 +142,8 @@ def sum_items(
     block_n, block_k, programs = sum_blocks(s)
     launch(
         sum_kernel, programs, s,
-        p_s=s, p_d=d, p_affine=affine, p_beta=beta, p_norm=norm, p_dw=dw, p_dbias=dbias,
-        p_dgamma=dgamma, p_dbeta=dbeta, ITEMS=n, K=inputs, N=columns,
+        i_program=None, p_s=s, p_d=d, p_affine=affine, p_beta=beta, p_norm=norm, p_dw=dw, p_dbias=dbias,
+        p_dgamma=dgamma, p_dbeta=dbeta, ITEMS=n, K=inputs, N=columns, ROWS=columns,
         INSTRUMENTS=instruments, BLOCK_N=block_n, BLOCK_K=block_k, num_warps=4,
     )  # fmt: skip
     return dw, dbias, dgamma, dbeta

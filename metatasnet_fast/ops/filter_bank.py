@@ -62,8 +62,8 @@ def _frames(signal: Tensor, bank: Tensor, stride: int, padding: int) -> Any:
 def _kernel(signal: Tensor, bank: Tensor, stride: int, padding: int, relu: bool, deferred: bool, tf32: bool) -> Tensor:
     common = kernels("bottleneck", signal.dtype)
     framing = common.Framing(_frames(signal, bank, stride, padding), stride, padding)
-    found: Tensor = kernels("filter_bank", signal.dtype).filter_bank_forward(
-        unit_stride(signal), bank.to(signal.dtype), framing, relu, products(tf32, signal)
+    found: Tensor = common.product(
+        unit_stride(signal), bank.to(signal.dtype), products(tf32, signal), relu=relu, framing=framing
     )
     return found
 
@@ -85,9 +85,8 @@ def _backward_kernel(
         dsignal = kernels("overlap_add", signal.dtype).overlap_add(
             dy, bank.to(signal.dtype).contiguous(), stride, padding, signal.shape[1], precision, dtype=signal.dtype
         )  # fmt: skip
-    dbank = kernels("filter_bank", signal.dtype).filter_bank_weight_gradient(
-        dy, unit_stride(signal), bank.shape[1], framing, precision
-    )
+    weight_gradient = kernels("bottleneck_backward", signal.dtype).weight_gradient
+    dbank, _ = weight_gradient(dy, unit_stride(signal), bank.shape[1], precision, framing=framing)
     return dsignal, dbank.contiguous()
 
 

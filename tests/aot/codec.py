@@ -10,7 +10,6 @@ from metatasnet_fast.config import MetaTasNetConfig
 from metatasnet_fast.kernels import (
     bottleneck,
     bottleneck_backward,
-    filter_bank,
     launch,
     log_power,
     log_power_backward,
@@ -57,8 +56,8 @@ def uses(stage: int, frames: int, dtype: torch.dtype, tf32: bool = False) -> dic
     def bank() -> None:
         signal, weight = empty(ITEMS, samples, dtype=dtype), empty(waves, taps, dtype=dtype)
         y = empty(ITEMS, frames, waves, dtype=dtype)
-        filter_bank.filter_bank_forward(signal, weight, framing, True, precision)
-        filter_bank.filter_bank_weight_gradient(y, signal, taps, framing, precision)
+        bottleneck.product(signal, weight, precision, relu=True, framing=framing)
+        bottleneck_backward.weight_gradient(y, signal, taps, precision, framing=framing)
         overlap_add.overlap_add(y, weight, config.W, padding, samples, precision, dtype=dtype)
 
     def added() -> None:
