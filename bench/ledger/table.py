@@ -76,7 +76,7 @@ def _line(line: Line, rows: Sequence[Row], gpu: Gpu) -> Line:
 def total(lines: Sequence[Line]) -> Line:
     """The sum over the kernels of one job on one GPU."""
     first = lines[0]
-    found = Line(first.backend, first.kind, first.gpu, "sum")
+    found = Line(first.backend, first.kind, first.gpu, "total")
     for name in ("launches", "hbm", "level_2", "flops", "instructions", "roof", "seconds"):
         setattr(found, name, sum(getattr(line, name) for line in lines))
     found.parts = {name: sum(line.parts[name] for line in lines) for name in first.parts}
@@ -95,7 +95,7 @@ def _cells(lines: Sequence[Line], measured: Mapping[tuple[str, str, str], float]
         for line in [*of_gpu, total(of_gpu)]:
             by_kernel.setdefault(line.kernel, {})[gpu] = line
     rows = [[*HEADER, *(f"{gpu} ms" for gpu in gpus), *(["measured ms"] if measured else [])]]
-    for kernel in sorted(by_kernel, key=lambda k: k == "sum"):
+    for kernel in sorted(by_kernel, key=lambda k: k == "total"):
         of = by_kernel[kernel]
         line = of[gpus[0]] if gpus[0] in of else next(iter(of.values()))
         own = (
@@ -119,7 +119,7 @@ def _cells(lines: Sequence[Line], measured: Mapping[tuple[str, str, str], float]
             found = [
                 v
                 for (b, k, name), v in measured.items()
-                if (b, k) == (line.backend, line.kind) and kernel in (name, "sum")
+                if (b, k) == (line.backend, line.kind) and kernel in (name, "total")
             ]
             row.append(f"{sum(found):.2f}" if found else "")
         rows.append(row)
