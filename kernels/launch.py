@@ -79,10 +79,10 @@ def exact_products() -> str:
 def at_most(registers: int, x: Tensor) -> dict[str, int]:
     """The option that holds a thread to so many registers: with 128, two blocks of 8 warps share a multiprocessor.
 
-    For products of two-byte values that need no more, but take more to load earlier. Where tensor cores take operands from
+    For products of bfloat16 that need no more, but take more to load earlier. Where tensor cores take operands from
     registers they do need more, and values would go to local memory: there it is no option.
     """
-    return {"maxnreg": registers} if x.dtype.itemsize == 2 and operands_in_shared_memory(x.device) else {}
+    return {"maxnreg": registers} if x.dtype == torch.bfloat16 and operands_in_shared_memory(x.device) else {}
 
 
 def alignment(*activations: Tensor | None) -> int:

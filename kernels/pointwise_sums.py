@@ -120,10 +120,11 @@ def norm_gradient(
     n, instruments, columns, inputs = s.shape
     folded = torch.empty(n, instruments, columns, inputs, dtype=dtype, device=s.device)
     norm = torch.empty(n, instruments, 4, inputs, dtype=torch.float32, device=s.device)
+    block = power_of_two(inputs // GROUPS)
     launch(
         pointwise_norm_kernel, n * instruments * GROUPS, s,
         p_s=s, p_d=d, p_w=weight, p_folded=folded, p_affine=affine, p_out=norm, T=frames, K=inputs, N=columns,
-        INSTRUMENTS=instruments, GROUPS=GROUPS, BLOCK_N=16, BLOCK_C=power_of_two(inputs // GROUPS), num_warps=4,
+        INSTRUMENTS=instruments, GROUPS=GROUPS, BLOCK_N=16, BLOCK_C=block, num_warps=4 if block < 512 else 8,
     )  # fmt: skip
     return folded, norm
 
