@@ -27,7 +27,7 @@ import torch
 from metatasnet_fast.benchmark.machine import describe
 from metatasnet_fast.catalogue import Outcome, Settings, Song, Status
 from metatasnet_fast.catalogue.destination import Destination, LedgerWriter, song_folder
-from metatasnet_fast.catalogue.machinery import find_identity
+from metatasnet_fast.catalogue.resources import find_identity
 from metatasnet_fast.catalogue.result import Result, StemFile
 from metatasnet_fast.catalogue.source import Source
 from metatasnet_fast.model import bundled_models

@@ -5,12 +5,13 @@ Pickled objects on both pipes.
     in:  Order; then Song again and again; Stop
     out: Ready, or the error that keeps it from working; then events and Deferred
 
-When the pipe ends without ``Stop.at_end``, the parent has died: so does this process, at once. What it was writing lies in its
+When the pipe ends without ``Stop``, the parent has died: so does this process, at once. What it was writing lies in its
 staging folder, which the next run removes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
 import pickle
@@ -45,21 +46,23 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
     try:
         destination = Destination(order.destination, token=order.token)
-        worker = Worker(order.settings, destination, listener=send, stop=stop, number=order.number)
+        worker = Worker(
+            order.settings, destination, listener=send, stop=stop, number=order.number, contents=order.contents
+        )
     except (MetaTasNetError, OSError) as error:
         send(MetaTasNetError(str(error)))
         return 1
     with worker:
-        send(Ready(worker.capacity, worker.identity.key))
-        send(Notice(worker.describe()))
+        send(Ready(worker.capacity, worker.resources.identity.key))
+        send(Notice(worker.resources.describe()))
         for _ in worker.process(_songs(stop), lambda song: send(Deferred(song.id))):
             pass  # the outcome has gone out as an event
     return 0
 
 
 def _songs(stop: threading.Event) -> Iterator[Song]:
-    """Songs as the parent sends them, until there are no more or ``stop`` is set."""
-    inbox: queue.SimpleQueue[Song | Stop] = queue.SimpleQueue()
+    """Songs as the parent sends them, until it says ``Stop`` or ``stop`` is set."""
+    inbox: queue.SimpleQueue[Song] = queue.SimpleQueue()
 
     def read() -> None:
         while True:
@@ -69,21 +72,15 @@ def _songs(stop: threading.Event) -> Iterator[Song]:
                 if not stop.is_set():
                     os._exit(ORPHANED)
                 return
-            inbox.put(message)
-            if message is Stop.now:
+            if isinstance(message, Stop):
                 stop.set()
-            if message is Stop.at_end:
-                return
+            else:
+                inbox.put(message)
 
     threading.Thread(target=read, name="inbox", daemon=True).start()
     while not stop.is_set():
-        try:
-            message = inbox.get(timeout=0.1)
-        except queue.Empty:
-            continue
-        if isinstance(message, Stop):
-            return
-        yield message
+        with contextlib.suppress(queue.Empty):
+            yield inbox.get(timeout=0.1)
 
 
 def _sender() -> Callable[[object], None]:
@@ -104,4 +101,6 @@ def _sender() -> Callable[[object], None]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stderr.flush()
+    os._exit(code)  # everything is closed; to take the interpreter and its libraries down would cost half a second

@@ -24,7 +24,6 @@ from .events import StageLoad
 __all__ = [
     "CorePlan",
     "DeviceClock",
-    "MemoryPool",
     "Place",
     "SongBudget",
     "Stage",
@@ -89,47 +88,34 @@ class DeviceClock:
             self._busy += begin.elapsed_time(end) / 1000
 
 
-class MemoryPool(Budget):
-    """``limit`` bytes, taken and given back by many threads."""
-
-    def __init__(self, limit: int) -> None:
-        super().__init__(limit)
-        self.limit = limit
-        self.taken = 0
-        self._lock = threading.Lock()
-
-    def take(self, size: int) -> bool:
-        with self._lock:
-            fits = super().take(size)
-            self.taken += size if fits else 0
-            return fits
-
-    def give_back(self, size: int) -> None:
-        with self._lock:
-            super().give_back(size)
-            self.taken -= size
-
-
 class SongBudget(Budget):
-    """One song's part of a pool; ``close`` gives back what the song, however it ended, did not."""
+    """One song's part of a budget shared by songs; ``close`` gives back what the song, however it ended, did not."""
 
-    def __init__(self, pool: MemoryPool) -> None:
+    def __init__(self, shared: Budget) -> None:
         super().__init__(None)
-        self._pool = pool
+        self._shared = shared
         self._taken = 0
 
     def take(self, size: int) -> bool:
-        if not self._pool.take(size):
-            return False
-        self._taken += size
-        return True
+        fits = self._shared.take(size)
+        self._taken += size if fits else 0
+        return fits
 
     def give_back(self, size: int) -> None:
         self._taken -= size
-        self._pool.give_back(size)
+        self._shared.give_back(size)
 
     def close(self) -> None:
         self.give_back(self._taken)
+
+
+@dataclass(eq=False)
+class Place:
+    """A place in a stage; ``seconds`` is how long it was held, once it has been left."""
+
+    size: int
+    began: float = 0.0
+    seconds: float = 0.0
 
 
 class Stage:
@@ -151,28 +137,22 @@ class Stage:
     def load(self) -> StageLoad:
         with self._changed:
             seconds = self._seconds + sum(time.perf_counter() - place.began for place in self._inside)
-            return StageLoad(self.capacity, len(self._inside), len(self._waiting), round(seconds, 3))
+            return StageLoad(self.capacity, len(self._waiting), round(seconds, 3))
 
     @contextlib.contextmanager
     def enter(self, size: int = 1) -> Iterator[Place]:
-        """Wait for a place and keep it for the block, or until :meth:`Place.leave`; ``size`` in bytes if there is a limit."""
-        place = Place(self, size)
+        """Wait for a place and keep it for the block; ``size`` in bytes if there is a limit."""
+        place = Place(size)
         with self._changed:
             self._waiting.append(place)
             self._changed.wait_for(lambda: self._waiting[0] is place and self._fits(size))
-            self._waiting.popleft()
-            self._inside.add(place)
+            self._inside.add(self._waiting.popleft())
             place.began = time.perf_counter()
             self._changed.notify_all()
         try:
             yield place
         finally:
-            place.leave()
-
-    def leave(self, place: Place) -> None:
-        """Give a place back; does nothing if it was given back before."""
-        with self._changed:
-            if place in self._inside:
+            with self._changed:
                 self._inside.remove(place)
                 place.seconds = time.perf_counter() - place.began
                 self._seconds += place.seconds
@@ -180,19 +160,6 @@ class Stage:
 
     def _fits(self, size: int) -> bool:
         return not self._inside or sum(place.size for place in self._inside) + size <= self._limit
-
-
-@dataclass(eq=False)
-class Place:
-    """A place in a stage; ``seconds`` is how long it was held, once it has been left."""
-
-    stage: Stage
-    size: int
-    began: float = 0.0
-    seconds: float = 0.0
-
-    def leave(self) -> None:
-        self.stage.leave(self)
 
 
 NICENESS = 5

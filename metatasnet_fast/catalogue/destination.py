@@ -17,7 +17,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .._io import sha256_file
 from .failures import Failure, SongError
@@ -80,9 +80,9 @@ class Destination:
         for folder, sizes in self.storage.listing(SONGS):
             yield folder, Listed.of(sizes)
 
-    def listed(self, id: str) -> Listed:
+    def listed(self, folder: str) -> Listed:
         """List the names in a song's folder."""
-        return Listed.of(self.storage.sizes(song_folder(id)))
+        return Listed.of(self.storage.sizes(folder))
 
     def read_result(self, folder: str, name: str) -> Result | None:
         """The result in a song's folder; None if it is not whole."""
@@ -90,9 +90,8 @@ class Destination:
         result = None if content is None else Result.from_json(content)
         return result if result is not None and song_folder(result.id) == folder else None
 
-    def result(self, id: str) -> Result | None:
-        """A song's result, if it is whole, and all files are there that it names, in their sizes."""
-        folder = song_folder(id)
+    def result(self, folder: str) -> Result | None:
+        """The result in a song's folder, if it is whole, and all files are there that it names, in their sizes."""
         sizes = self.storage.sizes(folder)
         result = self.read_result(folder, Listed.of(sizes).name)
         whole = result is not None and all(sizes.get(file.path) == file.bytes for file in result.files.values())
@@ -106,7 +105,7 @@ class Destination:
         Raises:
             SongError: if the input cannot be found.
         """
-        result = self.result(song.id)
+        result = self.result(song_folder(song.id))
         if result is None or result.key != key:
             return None
         stamp = source.stamp()
@@ -120,20 +119,21 @@ class Destination:
     def from_elsewhere(self, song: Song) -> Result | None:
         """The result under the song's id, if it was made of a file at another address: that of another song, or of this one."""
         folder = song_folder(song.id)
-        result = self.read_result(folder, Listed.of(self.storage.sizes(folder)).name)
+        result = self.read_result(folder, self.listed(folder).name)
         return None if result is None or _real_address(result.uri) == _real_address(song.uri) else result
 
     def ledger(self, run: str | None = None) -> Iterator[Outcome]:
         """All outcomes of a run, or of all runs, the oldest first; a line that a crash cut off is left out."""
-        for name, values in self.ledger_rows():
-            if run is None or name == run or name.startswith(f"{run}-"):
-                with contextlib.suppress(ValueError, KeyError, TypeError):
-                    yield Outcome.from_dict(values)
+        for _, values in self.ledger_rows(run):
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                yield Outcome.from_dict(values)
 
-    def ledger_rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
+    def ledger_rows(self, run: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
         """The name of the file without its ending, and the rows in it as they stand there."""
         for folder, sizes in self.storage.listing(LEDGER):
             for name in sorted(sizes):
+                if run is not None and not name.startswith((f"{run}.", f"{run}-")):
+                    continue
                 with self.storage.local(f"{folder}/{name}") as path, open(path, "rb") as lines:
                     for line in lines:
                         try:
@@ -142,6 +142,30 @@ class Destination:
                             continue
                         if isinstance(values, dict) and "id" in values:
                             yield name.removesuffix(".jsonl"), values
+
+    def history(self) -> History:
+        """Read the whole ledger, and return what its last row says of every song."""
+        found = History({}, set(), {})
+        for run, row in self.ledger_rows():
+            found.runs[run] = None
+            if row.get("failure") is None:
+                found.ended.add(row["id"])
+                found.failed.pop(row["id"], None)
+            else:
+                found.ended.discard(row["id"])
+                found.failed[row["id"]] = row
+        return found
+
+
+class History(NamedTuple):
+    """The last rows of all songs in the ledger."""
+
+    failed: dict[str, dict[str, Any]]
+    """The row of every song whose last outcome is a failure, by id."""
+    ended: set[str]
+    """The ids of all others."""
+    runs: dict[str, None]
+    """The names of the ledger's files, in their order."""
 
 
 def _real_address(uri: str) -> str:

@@ -95,14 +95,13 @@ class Notice(Event):
 
 @dataclass(frozen=True)
 class StageLoad:
-    """A stage of a worker: ``capacity`` songs can be in it at once, ``busy`` are, ``waiting`` wait for a place.
+    """A stage of a worker: ``capacity`` songs can be in it at once, ``waiting`` wait for a place.
 
     ``seconds`` adds up the time that songs spent in it; divided by capacity and wall-clock time it is the share in which the
     stage was busy.
     """
 
     capacity: int
-    busy: int
     waiting: int
     seconds: float
 

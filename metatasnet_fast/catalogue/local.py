@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 
 import torch
@@ -15,14 +18,14 @@ from ..errors import ConfigError
 from .cores import available_cores
 from .destination import Destination, LedgerWriter
 from .events import Event, Listener, Notice, RunEnded, RunStarted, SongEnded, SongsSkipped, Tally
-from .machinery import find_identity
+from .resources import find_identity
 from .settings import Settings
 from .song import Song
 from .storage import reaching
 from .supervised import ChildProcess, Order, Process, SupervisedWorker
-from .survey import make_plan
+from .survey import Plan, make_plan
 
-__all__ = ["Desk", "carry_out", "run_local", "work_through"]
+__all__ = ["RunLog", "carry_out", "run_local", "work_through"]
 
 PROGRESS_SECONDS = 1.0
 
@@ -56,13 +59,13 @@ def run_local(
     """
     each_worker = _worker_settings(settings, workers)
 
-    def work(songs: Sequence[Song], token: str | None, desk: Desk) -> None:
-        work_through(songs, each_worker, destination, token, desk, grace)
+    def work(plan: Plan, token: str | None, log: RunLog) -> None:
+        work_through(plan, each_worker, destination, token, log, grace)
 
     return carry_out(work, songs, settings, destination, listener, stop, "local", shard, price_per_hour)
 
 
-class Desk:
+class RunLog:
     """Receiver of all events of a run, from any thread: it counts them, writes them down and passes them on.
 
     Args:
@@ -72,7 +75,7 @@ class Desk:
     def __init__(self, tally: Tally, ledger: LedgerWriter, listener: Listener | None, stop: threading.Event) -> None:
         self.stop = stop
         self._tally, self._ledger, self._listener = tally, ledger, listener
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def __call__(self, event: Event) -> None:
         with self._lock:
@@ -86,12 +89,11 @@ class Desk:
 
     def say_progress(self) -> None:
         with self._lock:
-            progress = self._tally.progress()
-        self(progress)
+            self(self._tally.progress())
 
 
 def carry_out(
-    work: Callable[[Sequence[Song], str | None, Desk], None],
+    work: Callable[[Plan, str | None, RunLog], None],
     songs: Sequence[Song],
     settings: Settings,
     destination: str,
@@ -102,10 +104,10 @@ def carry_out(
     price_per_hour: float | None,
     machines: int = 1,
 ) -> RunEnded:
-    """Do all of a run but the work, which is asked for the songs that are not done yet: as :func:`run_local`.
+    """Do all of a run but the work, which is asked for the songs that are to do: as :func:`run_local`.
 
     Args:
-        work: gets those songs, the longest first, the destination's token and the desk that hears of everything.
+        work: gets the plan, the destination's token and the log that hears of everything.
         machines: that ``price_per_hour`` is paid for.
     """
     target = Destination(destination)
@@ -117,29 +119,29 @@ def carry_out(
     run = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()) + f"-{os.getpid()}-{secrets.token_hex(2)}"
     ledger = LedgerWriter(target, run)
     key = find_identity(settings).key
-    desk = Desk(tally, ledger, listener, stop or threading.Event())
-    desk(RunStarted(run, len(songs), tally.expected_seconds, destination, engine, shard))
+    log = RunLog(tally, ledger, listener, stop or threading.Event())
+    log(RunStarted(run, len(songs), tally.expected_seconds, destination, engine, shard))
     plan = make_plan(songs, settings, key, target)
     for outcome in plan.unwritten:
         ledger.add(outcome)
     for outcome in plan.failed:
-        desk(SongEnded(outcome))
+        log(SongEnded(outcome))
     if plan.done:
-        desk(SongsSkipped(len(plan.done), plan.audio_seconds_done))
+        log(SongsSkipped(len(plan.done), plan.audio_seconds_done))
     try:
         if plan.todo:
             # The folder is marked now, and not by a worker whose disk is not mounted any more.
             with reaching(destination):
                 token = target.token
-            work(plan.todo, token, desk)
+            work(plan, token, log)
     finally:
         try:
             ledger.close()
         except OSError as error:
-            desk(Notice(f"The ledger of this run is not complete ({error}); the songs' results are."))
+            log(Notice(f"The ledger of this run is not complete ({error}); the songs' results are."))
     ended = tally.finish(run, price_per_hour, machines)
-    desk(ended.progress)
-    desk(ended)
+    log(ended.progress)
+    log(ended)
     return ended
 
 
@@ -163,56 +165,49 @@ def _worker_settings(settings: Settings, workers: int | None) -> list[Settings]:
 
 
 def work_through(
-    songs: Sequence[Song],
+    plan: Plan,
     each_worker: Sequence[Settings],
     destination: str,
     token: str | None,
-    desk: Desk,
+    log: RunLog,
     grace: float,
     start: Callable[[Order], Process] = ChildProcess,
 ) -> None:
-    """Let workers take songs from one list until every song has an outcome, or the run is stopped; each has a thread here.
+    """Let workers take songs from the plan until every song has an outcome, or the run is stopped; each has a thread here.
 
     Raises what ended the last worker, if none is left; what ends another one is a notice.
     """
-    source, lock = iter(songs), threading.Lock()
+    left = deque(plan.todo)
     workers: list[SupervisedWorker] = []
     errors: list[Exception] = []
 
     def take() -> Iterator[Song]:
-        while True:
-            with lock:
-                song = next(source, None)
-            if song is None:
-                return
-            yield song
+        with contextlib.suppress(IndexError):
+            while True:
+                yield left.popleft()
 
     def watch(number: int, settings: Settings) -> None:
         try:
-            with SupervisedWorker(settings, destination, desk, desk.stop, number, grace, token, start) as worker:
+            with SupervisedWorker(
+                settings, destination, log, log.stop, number, grace, token, start, plan.contents
+            ) as worker:
                 workers.append(worker)
                 for _ in worker.process(take()):
-                    pass  # the desk has heard of it
+                    pass  # the log has heard of it
         except Exception as error:
             errors.append(error)
             if len(errors) < len(each_worker):
-                desk(Notice(f"Worker {number} has ended: {error}"))
+                log(Notice(f"Worker {number} has ended: {error}"))
 
-    threads = [threading.Thread(target=watch, args=each, name=f"worker-{each[0]}") for each in enumerate(each_worker)]
-    for thread in threads:
-        thread.start()
-    try:
-        while any(thread.is_alive() for thread in threads):
-            for thread in threads:
-                thread.join(PROGRESS_SECONDS / len(threads))
-            desk.say_progress()
-    except BaseException:  # a second Ctrl-C: nothing is waited for
-        desk.stop.set()
-        for worker in workers:
-            worker.grace = 0.0
-        raise
-    finally:
-        for thread in threads:
-            thread.join()
-    if len(errors) == len(threads):
+    with ThreadPoolExecutor(len(each_worker), "worker") as pool:
+        watching = [pool.submit(watch, *each) for each in enumerate(each_worker)]
+        try:
+            while wait(watching, PROGRESS_SECONDS).not_done:
+                log.say_progress()
+        except BaseException:  # a second Ctrl-C: nothing is waited for
+            log.stop.set()
+            for worker in workers:
+                worker.grace = 0.0
+            raise
+    if len(errors) == len(each_worker):
         raise errors[-1]

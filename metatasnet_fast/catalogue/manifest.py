@@ -37,6 +37,8 @@ from .storage import local_path, open_filesystem, reaching
 
 __all__ = ["parse_shard", "read_manifest"]
 
+COLUMNS = ("id", "uri", "duration", "bytes")
+
 Row: TypeAlias = dict[str, Any]
 """``uri``, and perhaps ``id``, ``duration``, ``bytes``; from listings ``name``, which the id is derived from, and ``stamp``."""
 
@@ -93,7 +95,7 @@ def _part(id: str, count: int) -> int:
 def _song(row: Row, manifest: str, number: int) -> Song:
     uri = row.get("uri")
     if not isinstance(uri, str) or not uri:
-        raise ConfigError(f"Row {number} of {manifest} has no uri: give every song one.")
+        raise ConfigError(f"Row {number} of {manifest} has no uri: give every song one, in a column of that name.")
     duration, size = (_number(row.get(name), name, manifest, number) for name in ("duration", "bytes"))
     try:
         id = derived_id(str(row.get("name", uri))) if _absent(row.get("id")) else str(row["id"])
@@ -240,8 +242,6 @@ def _csv_rows(manifest: str, text: str, delimiter: str) -> Iterator[Row]:
     # Strict: else a quote that is never closed makes the songs of all lines that follow one name.
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
-        if "uri" not in (reader.fieldnames or []):
-            raise ConfigError(f"The table {manifest} has no column uri: its first line must name the columns.")
         yield from reader
     except csv.Error as error:
         line = reader.line_num + 1
@@ -264,15 +264,10 @@ def _parquet_rows(manifest: str, content: bytes) -> Iterator[Row]:
     pyarrow = require("pyarrow", f"The manifest {manifest}")
     parquet = require("pyarrow.parquet", f"The manifest {manifest}")
     try:
-        file = parquet.ParquetFile(io.BytesIO(content))
-    except pyarrow.ArrowException as error:
-        raise ConfigError(f"The manifest {manifest} is no Parquet file ({error}).") from None
-    if "uri" not in file.schema_arrow.names:
-        raise ConfigError(f"The table {manifest} has no column uri.")
-    wanted = [name for name in ("id", "uri", "duration", "bytes") if name in file.schema_arrow.names]
-    try:
-        for batch in file.iter_batches(columns=wanted):
+        for batch in parquet.ParquetFile(io.BytesIO(content)).iter_batches(columns=list(COLUMNS)):
             yield from batch.to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"The manifest {manifest} is damaged ({reason}): write it again.") from None
+        raise ConfigError(
+            f"The manifest {manifest} is no Parquet file, or damaged ({reason}): write it again."
+        ) from None

@@ -21,13 +21,14 @@ from typing import Any
 
 from .destination import Destination
 from .events import Listener, Notice, RunEnded
-from .local import Desk, carry_out, work_through
+from .local import RunLog, carry_out, work_through
 from .ray_cluster import Pool, nodes_of, plan_pool, ray_cluster
 from .settings import Settings
 from .song import Song
 from .staging import remove_abandoned
 from .storage import local_path
 from .supervised import ChildProcess, Gone, Order, Stop
+from .survey import Plan
 
 __all__ = ["run_ray"]
 
@@ -72,14 +73,14 @@ def run_ray(
         # An actor sees the GPU that it holds, and no other.
         options = replace(settings, threads=pool.cpus, device="cuda" if pool.gpus else settings.device)
 
-        def work(todo: Sequence[Song], token: str | None, desk: Desk) -> None:
-            desk(Notice(f"Ray: {pool.describe()}."))
+        def work(plan: Plan, token: str | None, log: RunLog) -> None:
+            log(Notice(f"Ray: {pool.describe()}."))
             if address and token is not None:
                 text = f"{destination} is a local path: every machine of the cluster must have the same folder there."
-                desk(Notice(text))
+                log(Notice(text))
             # Each machine looks at the destination itself: a file system has other numbers elsewhere.
             work_through(
-                todo, [options] * pool.workers, destination, None, desk, grace, partial(ActorProcess, ray, pool)
+                plan, [options] * pool.workers, destination, None, log, grace, partial(ActorProcess, ray, pool)
             )
 
         ended = carry_out(

@@ -1,19 +1,18 @@
-"""The report of a run, beside its ledger: ``report.json`` for machines, ``report.html`` for people.
+"""The report of a run, beside its ledger: ``report.json`` for machines, ``report.html`` for people, pages to listen to.
 
-Numbers come from the end of the run, examples from its ledger, in memory that does not grow with it. The page needs no other
-file, except for listening: it plays the stems of a few songs from where they lie.
+Numbers come from the end of the run, examples from its ledger, in memory that does not grow with it. Each page is one file.
 """
 
 from __future__ import annotations
 
-import base64
-import heapq
 import json
 import platform
+import tempfile
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,32 +21,33 @@ from torch import Tensor
 from .. import __version__
 from .._extras import require
 from ..audio import open_audio
-from ..errors import MetaTasNetError
-from ..page.png import encode_png
-from ..page.spectrogram import levels
+from ..errors import AudioReadError, MetaTasNetError
+from ..page import listen_to
 from .destination import Destination, song_folder
 from .display import clock_text
 from .events import RunEnded
 from .failures import Failure
-from .result import Outcome, Result, Status
+from .result import Outcome, Status
 from .settings import Settings
+from .song import safe_name
+from .source import Source
+from .storage import client_errors
 
-__all__ = ["Pictured", "bottleneck", "choose", "facts", "page", "write_report"]
+__all__ = ["bottleneck", "facts", "page", "write_report"]
 
-PICTURE_ROWS, PICTURE_COLUMNS = 110, 420
-SHOWN_SECONDS = 60
-"""Seconds of a song to listen to, from its beginning."""
+HEARD_SECONDS = 30
+"""Seconds of a song to listen to, from its beginning; a page of four stems takes about 0.2 MB a second."""
 
 EXAMPLES = 10
 """Failed songs of each type, and warnings, that are named."""
 
-PICTURED = 3
-"""Songs to look at and listen to."""
+SAMPLES = 3
+"""Songs to listen to, unless another number is asked for."""
 
-PICTURED_SECONDS = 2.0
-"""Shorter songs make no picture worth looking at."""
+SAMPLE_SECONDS = 2.0
+"""Shorter songs are not worth listening to."""
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 def bottleneck(stage_busy_share: dict[str, float]) -> str | None:
@@ -58,14 +58,21 @@ def bottleneck(stage_busy_share: dict[str, float]) -> str | None:
     return max(shares, key=lambda name: shares[name]) if any(shares.values()) else None
 
 
-def facts(ended: RunEnded, rows: Iterable[Outcome], price_per_hour: float | None = None) -> dict[str, Any]:
-    """Return the whole report, ready for JSON: the run's last event, and examples from its rows."""
+def facts(
+    ended: RunEnded, rows: Iterable[Outcome], price_per_hour: float | None = None, samples: int = SAMPLES
+) -> dict[str, Any]:
+    """Return the whole report, ready for JSON: the run's last event, and examples from its rows.
+
+    Args:
+        samples: number of songs to listen to; any song is as likely as another, and the same run has the same ones.
+    """
     progress = ended.progress
     failures: dict[str, dict[str, Any]] = {
         name: {"songs": count, "hint": Failure(name).hint, "examples": []}
         for name, count in sorted(ended.failures.items(), key=lambda item: (-item[1], item[0]))
     }
     warnings: dict[str, Any] = {"number": 0, "examples": []}
+    chosen: dict[tuple[int, str], Outcome] = {}
     for row in rows:
         found: list[tuple[list[Any], dict[str, Any]]] = [
             (warnings["examples"], {"warning": text}) for text in row.warnings if row.status is Status.done
@@ -76,6 +83,10 @@ def facts(ended: RunEnded, rows: Iterable[Outcome], price_per_hour: float | None
         for examples, what in found:
             if len(examples) < EXAMPLES:
                 examples.append({"id": row.id, "uri": row.uri, **what})
+        if row.status is Status.done and row.duration >= SAMPLE_SECONDS:
+            chosen[zlib.crc32(row.id.encode()), row.id] = row
+            if len(chosen) > samples:
+                del chosen[max(chosen)]
     shares = {**progress.stage_busy_share, "device": progress.device_busy_share}
     return {
         "format_version": FORMAT_VERSION,
@@ -85,53 +96,54 @@ def facts(ended: RunEnded, rows: Iterable[Outcome], price_per_hour: float | None
         "price_per_hour": price_per_hour,
         "failures": failures,
         "warnings": warnings,
+        "samples": [{"id": row.id, "uri": row.uri, "duration": row.duration} for _, row in sorted(chosen.items())],
     }
 
 
-def choose(rows: Iterable[Outcome]) -> list[Outcome]:
-    """Return a few songs to look at and listen to: any song is as likely as another, and the same run has the same ones."""
-    long = (row for row in rows if row.status is Status.done and row.duration >= PICTURED_SECONDS)
-    return heapq.nsmallest(PICTURED, long, key=lambda row: (zlib.crc32(row.id.encode()), row.id))
-
-
-@dataclass(frozen=True)
-class Pictured:
-    """A song to look at and listen to."""
-
-    song: str
-    duration: float
-    stems: Sequence[tuple[str, str, str]]
-    """Name, picture and audio of each, as addresses."""
-    made_by: Mapping[str, str]
-    """Version, backend, device and precision."""
-
-
 def write_report(
-    ended: RunEnded, destination: Destination, settings: Settings, price_per_hour: float | None = None
+    ended: RunEnded,
+    destination: Destination,
+    settings: Settings,
+    price_per_hour: float | None = None,
+    samples: int = SAMPLES,
 ) -> str:
-    """Write ``runs/<run>/report.json`` and ``report.html`` to the destination, and return the page's address.
+    """Write ``report.json``, ``report.html`` and pages to listen to, to ``runs/<run>/`` at the destination.
 
-    Raises ``OSError`` if the destination refuses.
+    Args:
+        samples: songs of which there is a page. If one cannot be made, the report says why.
+
+    Returns:
+        the address of ``report.html``.
+
+    Raises:
+        OSError: if the destination refuses.
     """
-    storage = destination.storage
-    said = facts(ended, destination.ledger(ended.run), price_per_hour)
-    samples = [_pictured(row, destination) for row in choose(destination.ledger(ended.run))]
-    pictured = [song for song in samples if song is not None]
-    said["samples"] = [song.song for song in pictured]
+    storage, folder = destination.storage, f"runs/{ended.run}"
+    said = facts(ended, destination.ledger(ended.run), price_per_hour, samples)
+    made_by: dict[str, str] = {"version": __version__}
+    for sample in said["samples"]:
+        name = f"listen-{safe_name(sample['id'])}.html"
+        try:
+            with client_errors():
+                content, made_by = _listening_page(sample, destination)
+        except (OSError, MetaTasNetError) as error:
+            sample["problem"] = " ".join(str(error).split())
+        else:
+            storage.write(f"{folder}/{name}", content)
+            sample.update(page=name, made_by=made_by)
     said["destination"], said["settings"] = storage.root, asdict(settings)
     said["made_by"] = {
-        **(pictured[0].made_by if pictured else {"version": __version__}),
+        **made_by,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": platform.platform(),
     }
-    folder = f"runs/{ended.run}"
     storage.write(f"{folder}/report.json", (json.dumps(said, indent=1) + "\n").encode())
-    storage.write(f"{folder}/report.html", page(said, pictured).encode(errors="backslashreplace"))
+    storage.write(f"{folder}/report.html", page(said).encode(errors="backslashreplace"))
     return f"{storage.root.rstrip('/')}/{folder}/report.html"
 
 
-def page(facts: Mapping[str, Any], pictured: Sequence[Pictured] = ()) -> str:
+def page(facts: Mapping[str, Any]) -> str:
     """Return HTML of what :func:`facts` says."""
     jinja2 = require("jinja2", "The report")
     environment = jinja2.Environment(
@@ -140,43 +152,42 @@ def page(facts: Mapping[str, Any], pictured: Sequence[Pictured] = ()) -> str:
     environment.filters.update(clock=clock_text, money=lambda v: f"{v:,.2f}" if v >= 0.1 or v == 0 else f"{v:.2g}")
     template = resources.files("metatasnet_fast").joinpath("assets/catalogue/report.html").read_text("utf-8")
     text: str = environment.from_string(template).render(
-        **{"made_by": {"version": __version__}, "settings": None, **facts}, pictured=pictured
+        **{"made_by": {"version": __version__}, "settings": None, **facts}, heard_seconds=HEARD_SECONDS
     )
     return text
 
 
-def _pictured(row: Outcome, destination: Destination) -> Pictured | None:
-    """The stems of a song that is done, on one scale; None if they are not to be had any more."""
-    folder = song_folder(row.id)
-    try:
-        result: Result | None = destination.result(row.id)
-        if result is None:
-            return None
-        signals: dict[str, Tensor] = {}
-        for stem, file in result.files.items():
-            with destination.storage.local(f"{folder}/{file.path}") as path, open_audio(path) as stream:
-                rate = stream.sample_rate
-                signals[stem] = _beginning(stream, SHOWN_SECONDS * rate)
-    except (OSError, MetaTasNetError):
-        return None
-    stems = [
-        (
-            stem,
-            f"data:image/png;base64,{base64.b64encode(encode_png(picture)).decode('ascii')}",
-            f"../../{folder}/{result.files[stem].path}",
-        )
-        for stem, picture in levels(signals, rate, PICTURE_ROWS, PICTURE_COLUMNS).items()
-    ]
-    return Pictured(row.id, row.duration, stems, result.made_by)
+def _listening_page(sample: Mapping[str, Any], destination: Destination) -> tuple[bytes, dict[str, str]]:
+    """Return the page of a song and its stems, and what made them: version, backend, device, precision.
+
+    Raises:
+        OSError, MetaTasNetError: if the recording or its stems are not to be had any more, or the page cannot hold them.
+    """
+    folder = song_folder(sample["id"])
+    result = destination.result(folder)
+    if result is None:
+        raise AudioReadError("Its stems are not at the destination any more.")
+    with Source(sample["uri"]).local() as path:
+        recording, rate = _beginning(path)
+    stems: dict[str, Tensor] = {}
+    for stem, file in result.files.items():
+        with destination.storage.local(f"{folder}/{file.path}") as path:
+            stems[stem] = _beginning(path)[0]
+    said = {"Model": result.identity.model_name, **{name.capitalize(): text for name, text in result.made_by.items()}}
+    if sample["duration"] > HEARD_SECONDS:
+        said["Excerpt"] = f"the first {HEARD_SECONDS} of {sample['duration']:.1f} s"
+    with tempfile.TemporaryDirectory(prefix="metatasnet-fast-") as scratch:
+        path = Path(scratch, "page.html")
+        return listen_to(recording, stems, result.id, said, path=path, sample_rate=rate).read_bytes(), result.made_by
 
 
-def _beginning(blocks: Iterable[Tensor], limit: int) -> Tensor:
-    """(channels, samples) of the first ``limit`` samples."""
-    found: list[Tensor] = []
-    length = 0
-    for block in blocks:
-        found.append(block)
-        length += block.shape[1]
-        if length >= limit:
-            break
-    return torch.cat(found, 1)[:, :limit]
+def _beginning(path: Path) -> tuple[Tensor, int]:
+    """Return the first :data:`HEARD_SECONDS` of a file, (channels, samples), and its sample rate in Hz."""
+    with open_audio(path, partial=True) as stream:
+        limit, found, length = HEARD_SECONDS * stream.sample_rate, [], 0
+        for block in stream:
+            found.append(block)
+            length += block.shape[1]
+            if length >= limit:
+                break
+        return torch.cat(found, 1)[:, :limit], stream.sample_rate

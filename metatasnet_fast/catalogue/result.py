@@ -69,6 +69,11 @@ class Listed(NamedTuple):
         return self._part(1)
 
     @property
+    def content(self) -> str:
+        """The beginning of the SHA-256 of the input; empty without a result."""
+        return self._part(2)
+
+    @property
     def duration(self) -> float:
         """Seconds."""
         return int(self._part(5) or 0) / 1000

@@ -7,6 +7,7 @@ The owner holds a lock, which ends with it however it ends. For object stores th
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import secrets
@@ -15,15 +16,16 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from .._io import try_lock
 from .failures import Failure, SongError
-from .result import Result
+from .result import LONG, Listed, Result
+from .song import song_folder
 from .storage import LocalStorage, Storage
 
-__all__ = ["Claims", "Contents", "Staging", "remove_abandoned"]
+__all__ = ["Claims", "Contents", "Staging", "find_contents", "remove_abandoned"]
 
 CLAIMS_NAME = ".claims"
 POLL_SECONDS = 0.1
@@ -37,8 +39,8 @@ class Claims:
         self._stop = stop
 
     @contextlib.contextmanager
-    def claim(self, name: str, wait: Callable[[], bool]) -> Iterator[bool]:
-        """Keep a name for the block. False if somebody else has it and ``wait``, asked once, says no, or if ``stop`` comes."""
+    def claim(self, name: str, wait: bool) -> Iterator[bool]:
+        """Keep a name for the block. False if somebody else has it, or with ``wait`` if ``stop`` comes before they end."""
         if self._folder is None:
             yield True
             return
@@ -50,11 +52,11 @@ class Claims:
         try:
             yield True
         finally:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the lock counts, which ends with the handle, and not the name
+                path.unlink(missing_ok=True)
             os.close(handle)
 
-    def _take(self, path: Path, wait: Callable[[], bool]) -> int | None:
-        waiting = False
+    def _take(self, path: Path, wait: bool) -> int | None:
         while True:
             try:
                 path.parent.mkdir(exist_ok=True)
@@ -66,10 +68,8 @@ class Claims:
             if locked is None or (locked and _is_still(handle, path)):
                 return handle
             os.close(handle)
-            if not locked:
-                waiting = waiting or wait()
-                if not waiting or self._stop.wait(POLL_SECONDS):
-                    return None
+            if not locked and (not wait or self._stop.wait(POLL_SECONDS)):
+                return None
 
 
 def _is_still(handle: int, path: Path) -> bool:
@@ -84,10 +84,14 @@ MOST_CONTENTS = 100_000
 
 
 class Contents:
-    """Knows which song that is done has which content; of songs of equal content, one at a time is separated."""
+    """Knows in which folder a content is done; of songs of equal content, one at a time is separated.
 
-    def __init__(self) -> None:
-        self._ids: dict[str, str] = {}
+    Args:
+        done: folder by the beginning of the content's SHA-256, as :func:`find_contents` returns it.
+    """
+
+    def __init__(self, done: Mapping[str, str]) -> None:
+        self._folders = dict(done)
         self._held: set[str] = set()
         self._changed = threading.Condition()
 
@@ -106,13 +110,22 @@ class Contents:
 
     def add(self, done: Result) -> None:
         with self._changed:
-            self._ids[done.content] = done.id
-            if len(self._ids) > MOST_CONTENTS:
-                del self._ids[next(iter(self._ids))]
+            self._folders[done.content[:LONG]] = song_folder(done.id)
+            if len(self._folders) > MOST_CONTENTS:
+                del self._folders[next(iter(self._folders))]
 
     def find(self, content: str) -> str | None:
+        """Return the folder of a song that is done, probably of this content: its result says."""
         with self._changed:
-            return self._ids.get(content)
+            return self._folders.get(content[:LONG])
+
+
+def find_contents(listing: Mapping[str, Listed], key: str) -> dict[str, str]:
+    """Return the folders of songs that are done for a key, by the beginning of their content's SHA-256."""
+    done = (
+        (found.content, folder) for folder, found in listing.items() if found.is_whole and key.startswith(found.key)
+    )
+    return dict(itertools.islice(done, MOST_CONTENTS))
 
 
 STAGING_NAME = ".staging"

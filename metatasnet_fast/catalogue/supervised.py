@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import enum
 import logging
 import os
 import pickle
@@ -14,9 +13,10 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 from ..errors import MetaTasNetError
@@ -59,13 +59,13 @@ class Order:
     destination: str
     token: str | None
     number: int
+    contents: Mapping[str, str] = field(default_factory=dict)
+    """What is done at the destination, see :class:`Contents`."""
 
 
-class Stop(enum.Enum):
-    """Tell a process to begin no further song (``now``), or that there is none (``at_end``)."""
-
-    now = enum.auto()
-    at_end = enum.auto()
+@dataclass(frozen=True)
+class Stop:
+    """The last message to a process: begin no further song, finish those in flight, and end."""
 
 
 @dataclass(frozen=True)
@@ -185,6 +185,7 @@ class SupervisedWorker:
         grace: seconds that songs in flight have after ``stop`` is set; then the process is ended.
         token: of the destination, see :class:`Destination`.
         start: makes a process.
+        contents: what is done at the destination, see :class:`Contents`.
 
     Raises:
         MetaTasNetError: if the model cannot be loaded or the device or backend cannot serve.
@@ -201,10 +202,11 @@ class SupervisedWorker:
         grace: float = 60.0,
         token: str | None = None,
         start: Callable[[Order], Process] = ChildProcess,
+        contents: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.grace = grace
         self.child: Process | None = None
-        self._order = Order(settings, destination, token, number)
+        self._order = Order(settings, destination, token, number, dict(contents))
         self._most_deaths = max(2, settings.attempts)
         self._listener = listener
         self._stop = stop or threading.Event()
@@ -235,7 +237,7 @@ class SupervisedWorker:
                 return
             yield from self._take(self.child.receive(POLL_SECONDS))
         if self.child is not None:
-            self.child.send(Stop.now)
+            self.child.send(Stop())
         stopped = time.monotonic()
         while self._sent and self.child is not None:
             if time.monotonic() > stopped + self.grace:  # which may be shortened in the meantime
@@ -247,7 +249,7 @@ class SupervisedWorker:
     def close(self) -> None:
         """Let the process end, or end it; its last events reach the listener."""
         if self.child is not None:
-            self.child.send(Stop.at_end)
+            self.child.send(Stop())
             deadline = time.monotonic() + END_SECONDS
             while (left := deadline - time.monotonic()) > 0:
                 message = self.child.receive(left)

@@ -16,6 +16,7 @@ from .result import Listed, Outcome, Result, Status, utc_now
 from .settings import Settings
 from .song import Song, song_folder
 from .source import Source, Stamp
+from .staging import find_contents
 from .storage import client_errors, local_path, reaching
 
 __all__ = ["Finding", "Plan", "Survey", "count_missing", "make_plan", "survey", "verify"]
@@ -37,6 +38,8 @@ class Plan:
     """Failed before, for a reason that lies in their files, which are still the same."""
     unwritten: list[Outcome] = field(default_factory=list)
     """Rows for songs that are done, which the ledger does not say: a run that was killed may lose rows."""
+    contents: dict[str, str] = field(default_factory=dict)
+    """What is done for the same key, whichever run and shard did it; see :func:`find_contents`."""
 
     @property
     def audio_seconds_done(self) -> float:
@@ -57,12 +60,13 @@ def make_plan(songs: Sequence[Song], settings: Settings, key: str, destination: 
     plan = Plan()
     with reaching(destination.uri):
         there = dict(destination.listing())
-        lasting, known = _history(destination)
+        history = destination.history()
     if settings.overwrite:
         plan.todo = list(songs)
     else:
         listed = [there.get(song_folder(song.id)) for song in songs]
-        failures = {} if settings.retry_failed else lasting
+        lasting = {failure.value for failure in Failure if failure.lasting and not settings.retry_failed}
+        failures = {id: row for id, row in history.failed.items() if row["failure"] in lasting}
         asked = [
             song.id in failures or (found is not None and found.is_whole and key.startswith(found.key))
             for song, found in zip(songs, listed, strict=True)
@@ -75,13 +79,15 @@ def make_plan(songs: Sequence[Song], settings: Settings, key: str, destination: 
                 plan.todo.append(song)
             elif found is not None and found.proves(key, stamp.text):
                 plan.done.append((song, found))
-                if song.id not in known:
+                if song.id not in history.ended:
                     row = Outcome(song.id, song.uri, Status.skipped, key, folder=song_folder(song.id))
                     plan.unwritten.append(replace(row, duration=found.duration, finished=utc_now()))
             elif before is not None and before["uri"] == song.uri and stamp.proves(before.get("stamp")):
                 plan.failed.append(Outcome.from_dict(before))
             else:
                 plan.todo.append(song)
+    if plan.todo and not settings.overwrite:
+        plan.contents = find_contents(there, key)
     plan.todo.sort(key=Song.expected_seconds, reverse=True)
     return plan
 
@@ -108,26 +114,6 @@ def _stamp(song: Song) -> Stamp | None:
             return Source(song.uri).stamp()
     except (SongError, OSError):
         return None
-
-
-def _history(destination: Destination) -> tuple[dict[str, dict[str, Any]], set[str]]:
-    """The rows of songs whose last outcome is a failure that only another file can mend, and the ids whose last row is none."""
-    lasting: dict[str, dict[str, Any]] = {}
-    known: set[str] = set()
-    for _, row in destination.ledger_rows():
-        id, failure = row["id"], row.get("failure")
-        if failure is None:
-            known.add(id)
-        else:
-            known.discard(id)
-        if failure in LASTING:
-            lasting[id] = row
-        elif failure is not None or row.get("status") == Status.done.value:
-            lasting.pop(id, None)
-    return lasting, known
-
-
-LASTING = {failure.value for failure in Failure if failure.lasting}
 
 
 @dataclass
@@ -176,8 +162,6 @@ def survey(destination: Destination) -> Survey:
     found = Survey(destination.uri)
     done: set[str] = set()
     names: dict[str, str] = {}
-    failures: dict[str, dict[str, Any]] = {}
-    runs: dict[str, None] = {}
     with reaching(destination.uri):
         for folder, listed in destination.listing():
             if listed.is_whole and listed.key not in names:
@@ -192,16 +176,11 @@ def survey(destination: Destination) -> Survey:
             found.bytes += listed.bytes
             found.audio_seconds += listed.duration
             found.models[f"{names[listed.key]} {listed.key[:8]}"] += 1
-        for run, row in destination.ledger_rows():
-            runs[run] = None
-            if row.get("status") == Status.failed.value:
-                failures[row["id"]] = row
-            else:
-                failures.pop(row["id"], None)
-    outcomes = map(Outcome.from_dict, failures.values())
+        history = destination.history()
+    outcomes = map(Outcome.from_dict, history.failed.values())
     found.failures = [o for o in outcomes if o.failure is Failure.taken or song_folder(o.id) not in done]
     found.failed = Counter((outcome.failure or Failure.unknown).value for outcome in found.failures)
-    found.runs = list(runs)
+    found.runs = list(history.runs)
     return found
 
 

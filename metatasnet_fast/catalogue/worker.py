@@ -7,7 +7,8 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
 
 import torch
 
@@ -15,13 +16,13 @@ from ..errors import BackendUnavailableError, OutputError
 from .batcher import DeviceEngine, song_stream
 from .cores import CorePlan
 from .destination import Destination
-from .events import Listener, Notice, SongEnded, SongStarted, WorkerLoad
-from .machinery import Machinery
+from .events import Listener, Notice, WorkerLoad
+from .pipeline import SongPipeline
+from .resources import Resources
 from .result import Outcome
-from .settings import Identity, Settings
+from .settings import Settings
 from .song import Song
-from .staging import Staging
-from .walk import Walker
+from .staging import Contents, Staging
 
 __all__ = ["Worker"]
 
@@ -42,6 +43,7 @@ class Worker:
         destination: a folder or fsspec URI.
         engine: takes the network's place, for tests; it has ``config`` and ``separate(mixes, wanted)``.
         cores: how the cores are shared, for tests; None: as suits the device.
+        contents: what is done at the destination, see :class:`Contents`.
         listener: gets ``SongStarted``, ``SongEnded``, ``Notice`` and ``WorkerLoad``, from several threads.
         stop: when set, no further song is begun; those in flight are finished.
         number: of this worker, in its events.
@@ -59,40 +61,34 @@ class Worker:
         stop: threading.Event | None = None,
         number: int = 0,
         cores: CorePlan | None = None,
+        contents: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.number = number
         self._listen = listener
         self._stop = stop or threading.Event()
         self._threads_before = torch.get_num_threads()
-        self._destination = Destination(destination) if isinstance(destination, str) else destination
+        target = Destination(destination) if isinstance(destination, str) else destination
         try:
-            self._staging = Staging(self._destination.storage)
+            self._staging = Staging(target.storage)
         except OSError as error:
             raise OutputError(
-                f"Nothing can be written to {self._destination.uri} ({error.strerror or error}): "
+                f"Nothing can be written to {target.uri} ({error.strerror or error}): "
                 "choose another destination, or change its permissions."
             ) from error
         try:
-            self._machinery = Machinery(settings, engine, lambda text: listener(Notice(text)), cores)
+            self.resources = Resources(settings, engine, lambda text: listener(Notice(text)), cores)
         except BaseException:
             self._staging.close()
             raise
-        self._walker = Walker(self._machinery, self._destination, self._staging, self._stop)
+        self._pipeline = SongPipeline(
+            self.resources, target, self._staging, Contents(contents), self._stop, listener, number
+        )
         self._began = time.perf_counter()
-
-    @property
-    def identity(self) -> Identity:
-        """The model and settings that this worker's outcomes hold for."""
-        return self._machinery.identity
 
     @property
     def capacity(self) -> int:
         """Songs in flight at most."""
-        return self._machinery.cores.songs
-
-    def describe(self) -> str:
-        """One line: model, backend, device, precision, batches, and how the cores are shared."""
-        return self._machinery.describe()
+        return self.resources.cores.songs
 
     def process(self, songs: Iterable[Song], defer: Callable[[Song], object] | None = None) -> Iterator[Outcome]:
         """Separate songs; yields each one's outcome, as they end. ``songs`` is read as places become free.
@@ -111,15 +107,15 @@ class Worker:
 
         def work() -> None:
             try:
-                self._machinery.cores.enter_song_thread()
-                with song_stream(self._machinery.device):
+                self.resources.cores.enter_song_thread()
+                with song_stream(self.resources.device):
                     while True:
                         with reading:
-                            left = leave.is_set() or self._stop.is_set() or self._machinery.batcher.lost is not None
+                            left = leave.is_set() or self._stop.is_set() or self.resources.batcher.lost is not None
                             song = None if left else next(source, None)
                         if song is None:
                             break
-                        outcome = self._separate(song, defer)
+                        outcome = self._pipeline.run(song, defer)
                         if outcome is not None:
                             ended.put(outcome)
             except BaseException as error:
@@ -150,31 +146,31 @@ class Worker:
             self._check_device()
         finally:
             leave.set()
-            if self._machinery.batcher.lost is None:
+            if self.resources.batcher.lost is None:
                 for thread in threads:
                     thread.join()
-                self._machinery.batcher.clock.settle()
+                self.resources.batcher.clock.settle()
             self._listen(self.load())
 
     def load(self) -> WorkerLoad:
         """Return the worker's present activity."""
-        machinery = self._machinery
+        resources = self.resources
         times = os.times()
         return WorkerLoad(
             worker=self.number,
             wall_seconds=round(time.perf_counter() - self._began, 3),
-            stages={stage.name: stage.load() for stage in (machinery.read, machinery.separate, machinery.write)},
-            device_busy_seconds=round(machinery.batcher.clock.busy_seconds, 3),
-            windows_waiting=machinery.batcher.windows_waiting,
-            windows_done=machinery.batcher.windows_done,
-            batch_size=machinery.batcher.runner.batch_size,
+            stages={stage.name: stage.load() for stage in (resources.read, resources.separate, resources.write)},
+            device_busy_seconds=round(resources.batcher.clock.busy_seconds, 3),
+            windows_waiting=resources.batcher.windows_waiting,
+            windows_done=resources.batcher.windows_done,
+            batch_size=resources.batcher.runner.batch_size,
             cpu_seconds=round(times.user + times.system, 3),
             peak_memory=_peak_memory(),
         )
 
     def close(self) -> None:
         """End the device thread and remove what was being written."""
-        self._machinery.close()
+        self.resources.batcher.close()
         self._staging.close()
         torch.set_num_threads(self._threads_before)
 
@@ -185,25 +181,9 @@ class Worker:
         self.close()
 
     def _check_device(self) -> None:
-        lost = self._machinery.batcher.lost
+        lost = self.resources.batcher.lost
         if lost is not None:
             raise BackendUnavailableError(f"The device takes no further work ({lost}): start another process.")
-
-    def _separate(self, song: Song, defer: Callable[[Song], object] | None) -> Outcome | None:
-        begun = False
-
-        def begin() -> None:
-            nonlocal begun
-            if not begun:
-                self._listen(SongStarted(song.id, song.uri, self.number))
-                begun = True
-
-        outcome = self._walker.walk(song, begin, lambda: begun or defer is None)
-        if outcome is not None:
-            self._listen(SongEnded(outcome, self.number))
-        elif defer is not None and not begun:
-            defer(song)
-        return outcome
 
 
 def _peak_memory() -> int:

@@ -73,6 +73,9 @@ def _add_run(actions: Any) -> None:
     parser.add_argument(
         "--json", action="store_true", help="one JSON object per event on standard output (but a song's beginning)"
     )
+    parser.add_argument(
+        "--listen", type=int, default=3, metavar="N", help="songs of which the report has a page to hear (default: 3)"
+    )
     add_engine_options(parser)
 
     stems = parser.add_argument_group("stems")

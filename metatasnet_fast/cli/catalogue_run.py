@@ -31,6 +31,8 @@ def run(args: argparse.Namespace) -> int:
     args.out = _destination(args.out)
     if args.workers is not None and args.workers < 1:
         raise ConfigError(f"--workers must be at least 1, got {args.workers}.")
+    if not 0 <= args.listen <= 100:
+        raise ConfigError(f"--listen must be from 0 to 100, got {args.listen}.")
     for name in ("memory_gib", "grace", "price_per_hour"):
         value = getattr(args, name)
         # Times 2^30 for bytes, which must be finite too.
@@ -121,7 +123,7 @@ def _destination(text: str) -> str:
 
 def _dry_run(args: argparse.Namespace, songs: list[Song], settings: Settings) -> int:
     from ..catalogue.destination import Destination
-    from ..catalogue.machinery import find_identity
+    from ..catalogue.resources import find_identity
     from ..catalogue.survey import count_missing, make_plan
 
     plan = make_plan(songs, settings, find_identity(settings).key, Destination(args.out))
@@ -188,7 +190,7 @@ def _report(args: argparse.Namespace, ended: RunEnded, settings: Settings) -> No
     from ..catalogue.report import write_report
 
     try:
-        page = write_report(ended, Destination(args.out), settings, args.price_per_hour)
+        page = write_report(ended, Destination(args.out), settings, args.price_per_hour, args.listen)
     except OSError as error:
         print(f"metatasnet-fast: warning: the report could not be written ({error}).", file=sys.stderr)
     else:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import bisect
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import IO, Any
@@ -128,23 +129,26 @@ def _as_float(block: Tensor) -> Tensor:
 
 
 class Budget:
-    """Bytes that the spools of one separation may keep in memory together; None for any number."""
+    """Bytes that spools may keep in memory together; None for any number. Threads may share one."""
 
     def __init__(self, limit: int | None) -> None:
         self._left = limit
+        self._lock = threading.Lock()
 
     def take(self, size: int) -> bool:
         """Take ``size`` more bytes if they fit, and return whether they do."""
-        if self._left is None:
+        with self._lock:
+            if self._left is None:
+                return True
+            if size > self._left:
+                return False
+            self._left -= size
             return True
-        if size > self._left:
-            return False
-        self._left -= size
-        return True
 
     def give_back(self, size: int) -> None:
-        if self._left is not None:
-            self._left += size
+        with self._lock:
+            if self._left is not None:
+                self._left += size
 
 
 class Spool:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from metatasnet_fast.catalogue import Failure, Outcome, Settings, Song, SongEnded, SongsSkipped, Status
-from metatasnet_fast.catalogue import walk as walk_module
+from metatasnet_fast.catalogue import Failure, Outcome, Settings, Song, SongEnded, SongsSkipped, Status, WorkerLoad
+from metatasnet_fast.catalogue import pipeline as pipeline_module
 from metatasnet_fast.catalogue.destination import LEDGER, SONGS, Destination, LedgerWriter, song_folder
 from metatasnet_fast.catalogue.events import Tally
 from metatasnet_fast.catalogue.local import run_local
@@ -79,6 +79,42 @@ def test_a_song_that_is_done_though_its_last_row_says_failed_gets_a_row(
     run_local(songs, settings(model), str(out))
     rows = {row.id: row for row in Destination(str(out)).ledger()}
     assert {row.status for row in rows.values()} == {Status.skipped} and len(rows) == len(songs)
+
+
+def test_content_that_is_done_in_another_shard_is_copied_and_not_separated(
+    model: Path, album: list[Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    first = run_local(songs_of(*album), settings(model), str(out), shard="1/2")
+    assert first.progress.done == 4
+    again = [Song("again", str(album[1])), Song("new", str(write_song(tmp_path / "new.wav", 0.3, seed=9)))]
+    windows: list[int] = []
+
+    def listen(event: object) -> None:
+        if isinstance(event, WorkerLoad):
+            windows.append(event.windows_done)
+
+    second = run_local(again, settings(model), str(out), listen, shard="2/2")
+    assert second.progress.done == 2 and windows[-1] == 2, "the two channels of the new song"
+    assert _stems(out, "again") == _stems(out, "1")
+    assert len([found for found in verify(Destination(str(out))) if isinstance(found, Result)]) == 6
+    assert run_local(again, settings(model, format="wav"), str(out)).progress.done == 2, "other settings, other stems"
+
+
+def test_content_that_is_damaged_where_it_is_done_is_separated_again(
+    model: Path, album: list[Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run_local(songs_of(album[0]), settings(model), str(out))
+    stem = out / song_folder("0") / "bass.flac"
+    whole = _stems(out, "0")
+    stem.write_bytes(bytes(stem.stat().st_size))
+    assert run_local([Song("again", str(album[0]))], settings(model), str(out)).progress.done == 1
+    assert _stems(out, "again") == whole
+
+
+def _stems(out: Path, id: str) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (out / song_folder(id)).glob("*.flac")}
 
 
 @pytest.mark.parametrize("part", ["a tenth", "all of them"])
@@ -164,7 +200,7 @@ class Refusing(LocalStorage):
 def test_only_the_publishing_is_tried_again(
     album: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int, status: Status
 ) -> None:
-    monkeypatch.setattr(walk_module, "PAUSE", 0.01)
+    monkeypatch.setattr(pipeline_module, "PAUSE", 0.01)
     device = SleepingDevice()
     out = Destination(str(tmp_path / "out"), Refusing(tmp_path / "out", times))
     with Worker(settings(NOWHERE, attempts=3), out, engine=device) as worker:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from metatasnet_fast.catalogue import Failure, Outcome, Song, Status
-from metatasnet_fast.catalogue import walk as walk_module
+from metatasnet_fast.catalogue import pipeline as pipeline_module
 from metatasnet_fast.catalogue.failures import SongError, classify
 from metatasnet_fast.catalogue.source import Source
 from metatasnet_fast.catalogue.worker import Worker
@@ -79,7 +79,7 @@ def test_what_one_format_cannot_hold_is_tried_once_and_done_in_another(tmp_path:
 
 def test_what_is_lasting_is_tried_once_and_what_may_pass_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[str] = []
-    opened = walk_module.open_audio
+    opened = pipeline_module.open_audio
 
     def flaky(path: Path) -> Any:
         tried.append(path.stem)
@@ -87,8 +87,8 @@ def test_what_is_lasting_is_tried_once_and_what_may_pass_again(tmp_path: Path, m
             raise TimeoutError("the disk sleeps")
         return opened(path)
 
-    monkeypatch.setattr(walk_module, "open_audio", flaky)
-    monkeypatch.setattr(walk_module, "PAUSE", 0.01)
+    monkeypatch.setattr(pipeline_module, "open_audio", flaky)
+    monkeypatch.setattr(pipeline_module, "PAUSE", 0.01)
     (tmp_path / "text.wav").write_text("no music")
     songs = songs_of(write_song(tmp_path / "flaky.wav", 0.2), tmp_path / "text.wav")
     outcomes = run(tmp_path / "out", songs, attempts=3)
@@ -101,8 +101,8 @@ def test_attempts_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     def never(path: Path) -> Any:
         raise TimeoutError("the disk sleeps")
 
-    monkeypatch.setattr(walk_module, "open_audio", never)
-    monkeypatch.setattr(walk_module, "PAUSE", 0.01)
+    monkeypatch.setattr(pipeline_module, "open_audio", never)
+    monkeypatch.setattr(pipeline_module, "PAUSE", 0.01)
     outcome = run(tmp_path / "out", songs_of(write_song(tmp_path / "a.wav", 0.2)), attempts=3)["a"]
     assert (outcome.failure, outcome.attempts) == (Failure.unknown, 3)
     assert outcome.error == "TimeoutError: the disk sleeps"
@@ -120,7 +120,7 @@ def test_a_network_that_gives_nan_fails_its_song_and_writes_nothing(tmp_path: Pa
 
 def test_a_file_that_grows_while_it_is_read_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_song(tmp_path / "a.wav", 0.2)
-    opened, times = walk_module.open_audio, []
+    opened, times = pipeline_module.open_audio, []
 
     def growing(name: Path) -> Any:
         times.append(name)
@@ -129,8 +129,8 @@ def test_a_file_that_grows_while_it_is_read_is_tried_again(tmp_path: Path, monke
                 file.write(b"more")
         return opened(name)
 
-    monkeypatch.setattr(walk_module, "open_audio", growing)
-    monkeypatch.setattr(walk_module, "PAUSE", 0.01)
+    monkeypatch.setattr(pipeline_module, "open_audio", growing)
+    monkeypatch.setattr(pipeline_module, "PAUSE", 0.01)
     outcome = run(tmp_path / "out", songs_of(path))["a"]
     assert (outcome.status, outcome.attempts, outcome.bytes_in) == (Status.done, 2, path.stat().st_size)
 

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from metatasnet_fast.catalogue import Failure, Outcome, Song, Status
-from metatasnet_fast.catalogue import walk as walk_module
+from metatasnet_fast.catalogue import pipeline as pipeline_module
 from metatasnet_fast.catalogue.destination import Destination
 from metatasnet_fast.catalogue.local import run_local
 from metatasnet_fast.catalogue.result import Result, is_result
@@ -213,7 +213,7 @@ def test_the_stems_of_a_song_but_the_first_are_put_at_the_same_time(store: Store
 def test_two_runs_that_publish_a_song_at_the_same_time_do_not_mix_its_stems(
     store: Store, songs: list[Song], monkeypatch: pytest.MonkeyPatch, killed: bool
 ) -> None:
-    monkeypatch.setattr(walk_module, "CONTESTED_SECONDS", 3.0)
+    monkeypatch.setattr(pipeline_module, "CONTESTED_SECONDS", 3.0)
     device = GatedDevice()
     found: list[Outcome] = []
     threads = [threading.Thread(target=lambda: found.extend(run(songs[:1], device).values())) for _ in range(2)]

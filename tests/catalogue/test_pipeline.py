@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from metatasnet_fast.catalogue import Failure, Notice, Outcome, Status, WorkerLoad
-from metatasnet_fast.catalogue import walk as walk_module
+from metatasnet_fast.catalogue import pipeline as pipeline_module
 from metatasnet_fast.catalogue.cores import CorePlan, DeviceClock, Stage, available_cores, available_memory
 from metatasnet_fast.catalogue.worker import Worker
 from metatasnet_fast.errors import BackendUnavailableError
@@ -144,7 +144,7 @@ def test_stages_overlap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slowest
     count = 16
     seconds = {stage: 0.16 if stage == slowest else 0.06 for stage in ("read", "device", "write")}
     songs = [write_song(tmp_path / f"{i:02}.wav", 0.3, channels=1, seed=i) for i in range(count)]
-    opened, written = walk_module.open_audio, StemFiles.write
+    opened, written = pipeline_module.open_audio, StemFiles.write
 
     def slow_open(path: Path) -> Any:
         time.sleep(seconds["read"])
@@ -154,7 +154,7 @@ def test_stages_overlap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slowest
         time.sleep(seconds["write"])
         return written(*args)
 
-    monkeypatch.setattr(walk_module, "open_audio", slow_open)
+    monkeypatch.setattr(pipeline_module, "open_audio", slow_open)
     monkeypatch.setattr(StemFiles, "write", slow_write)
     device = SleepingDevice(seconds["device"])
     with Worker(settings(NOWHERE, batch_size=1, threads=2), str(tmp_path / "out"), engine=device) as worker:
@@ -180,7 +180,7 @@ def test_memory_that_songs_took_is_given_back_also_when_they_fail(tmp_path: Path
         options = settings(NOWHERE, batch_size=2, memory=200_000, attempts=1)
         with Worker(options, str(tmp_path / status.value), engine=device) as worker:
             assert {outcome.status for outcome in worker.process(songs_of(*songs))} == {status}
-            assert worker._machinery.pool.taken == 0
+            assert worker.resources.memory.take(options.memory), "all of it is there again"
 
 
 def test_songs_that_need_much_memory_go_one_after_the_other() -> None:
@@ -229,7 +229,7 @@ def test_cores_are_shared_as_asked(tmp_path: Path) -> None:
         assert {name: stage.capacity for name, stage in worker.load().stages.items()} == {
             "read": plan.read, "separate": plan.songs, "write": plan.write
         }  # fmt: skip
-        assert plan.describe() in worker.describe()
+        assert plan.describe() in worker.resources.describe()
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from metatasnet_fast import __version__
 from metatasnet_fast.catalogue import Failure, Outcome, Progress, RunEnded, Status
-from metatasnet_fast.catalogue.report import EXAMPLES, Pictured, bottleneck, choose, facts, page
+from metatasnet_fast.catalogue.destination import Destination, LedgerWriter
+from metatasnet_fast.catalogue.report import EXAMPLES, bottleneck, facts, page, write_report
+from metatasnet_fast.catalogue.worker import Worker
 
-PIXEL = "data:image/png;base64,iVBORw0KGgo="
+from .conftest import settings, songs_of, write_song
+from .stand_ins import SleepingDevice
 
 
 def ended(**other: Any) -> RunEnded:
@@ -90,9 +96,10 @@ def test_examples_do_not_grow_with_the_ledger() -> None:
 
 def test_samples_are_the_same_for_the_same_songs_in_any_order() -> None:
     rows = [done(i) for i in range(50)] + [done(1000, duration=0.5)]
-    chosen = choose(rows)
-    assert len(chosen) == 3 and chosen == choose(reversed(rows))
-    assert all(row.duration >= 2 for row in chosen)
+    chosen = facts(ended(), rows)["samples"]
+    assert len(chosen) == 3 and chosen == facts(ended(), reversed(rows))["samples"]
+    assert all(sample["duration"] >= 2 for sample in chosen)
+    assert len(facts(ended(), rows, samples=9)["samples"]) == 9 and facts(ended(), rows, samples=0)["samples"] == []
 
 
 class Page(HTMLParser):
@@ -121,16 +128,17 @@ def text() -> str:
     said = facts(ended(cost=4.0, cost_per_1000_songs=500.0), rows, 40.0)
     json.dumps(said, allow_nan=False)
     said["made_by"] = {"version": "1", "backend": "<tiny>", "device": "cpu", "precision": "float32"}
-    stems = [(stem, PIXEL, f"../../songs/{stem}.flac") for stem in ("drums", "vocals")]
-    return page(said, [Pictured("song & co", 12.0, stems, said["made_by"])])
+    said["samples"] = [
+        {"id": "song & co", "duration": 12.0, "page": "listen-song?.html", "made_by": said["made_by"]},
+        {"id": "lost", "duration": 61.0, "problem": "There is no file <lost>."},
+    ]
+    return page(said)
 
 
 def test_the_page_is_whole_and_needs_no_network(text: str) -> None:
     parsed = Page(text)
     assert parsed.open == []
-    assert parsed.seen.count("figure") == 2
-    assert parsed.seen.count("audio") == 2
-    assert all(source.startswith(("data:", "../../songs/")) for source in parsed.sources)
+    assert parsed.sources == ["listen-song%3F.html"]
     assert "http" not in text and "{{" not in text
 
 
@@ -147,7 +155,32 @@ def test_a_run_that_stopped_itself_says_why() -> None:
 def test_names_and_messages_are_text_not_html(text: str) -> None:
     assert "&lt;b&gt;broken&lt;/b&gt;" in text and "&lt;odd&gt;" in text
     assert "song &amp; co" in text and "&lt;tiny&gt;" in text
+    assert "backend &lt;tiny&gt;, device cpu, float32, version 1" in text
+    assert "there is no page: There is no file &lt;lost&gt;." in text
 
 
 def test_the_page_says_what_a_thousand_songs_cost(text: str) -> None:
     assert "Cost of 1,000 songs</dt><dd>500.00" in text
+
+
+def test_a_song_that_is_done_can_be_heard_beside_its_recording(small_windows: object, tmp_path: Path) -> None:
+    pytest.importorskip("jinja2")
+    songs = songs_of(*(write_song(tmp_path / f"{i}.wav", 2.5, seed=i) for i in range(2)))
+    out, options = Destination(str(tmp_path / "out")), settings(Path("no model"))
+    with (
+        Worker(options, out, engine=SleepingDevice()) as worker,
+        contextlib.closing(LedgerWriter(out, "r1")) as ledger,
+    ):
+        for outcome in worker.process(songs):
+            ledger.add(outcome)
+    Path(songs[1].uri).unlink()
+    report = Path(write_report(ended(), out, options))
+    said = json.loads(report.with_name("report.json").read_text())
+    heard, lost = sorted(said["samples"], key=lambda sample: str(sample["id"]))
+    assert heard["page"] == "listen-0.html" and "There is no file" in lost["problem"]
+    text = report.with_name(heard["page"]).read_text()
+    assert text.count("data:audio/mpeg") == 5
+    for fact in ("SleepingDevice", "cpu", "float32", __version__):
+        assert f">{fact}<" in text
+    assert heard["page"] in Page(report.read_text()).sources
+    assert len(list(report.parent.glob("listen-*"))) == 1

@@ -36,7 +36,7 @@ def another_run(destination: Path, songs: Sequence[Song]) -> Iterator[None]:
     claims = Claims(open_storage(str(destination)), threading.Event())
     with contextlib.ExitStack() as stack:
         for song in songs:
-            assert stack.enter_context(claims.claim(safe_name(song.id), lambda: False))
+            assert stack.enter_context(claims.claim(safe_name(song.id), wait=False))
         yield
 
 

@@ -18,13 +18,13 @@ from .conftest import settings, songs_of, write_song
 
 POISONED = """
 import os, signal, sys
-from metatasnet_fast.catalogue import child, walk
-before = walk.open_audio
+from metatasnet_fast.catalogue import child, pipeline
+before = pipeline.open_audio
 def open_audio(path):
     if "poison" in str(path):
         os.kill(os.getpid(), signal.{signal})
     return before(path)
-walk.open_audio = open_audio
+pipeline.open_audio = open_audio
 sys.exit(child.main())
 """
 

@@ -23,7 +23,7 @@ def ended(id: str, status: Status = Status.done, seconds: float = 10.0, worker: 
 
 
 def load(worker: int, wall: float, busy: float, peak: int = 1) -> WorkerLoad:
-    stages = {name: StageLoad(2, 1, 3, wall) for name in ("read", "separate", "write")}
+    stages = {name: StageLoad(2, 3, wall) for name in ("read", "separate", "write")}
     return WorkerLoad(worker, wall, stages, busy, 6, 8, 2, wall / 2, peak)
 
 

@@ -151,6 +151,7 @@ def test_a_folder_of_stems_does_not_hide_the_bundled_model(
         (["album", "--out", "out", "--stems", "guitar"], "guitar"),
         (["album", "--out", "out", "--threads", "0"], "at least 1"),
         (["album", "--out", "out", "--workers", "0"], "at least 1"),
+        (["album", "--out", "out", "--listen", "-1"], "from 0 to 100"),
         (["album", "--out", "out", "--workers", "5000000"], "get into each other's way"),
         (["album", "--out", "out", "--songs-in-flight", "9" * 20], "at most 4096"),
         (["album", "--out", "out", "--batch-size", "9" * 20], "at most 65536"),

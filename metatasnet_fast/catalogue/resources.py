@@ -22,13 +22,13 @@ from ..separation.batches import BatchRunner, automatic_batch_size
 from ..separation.recording import Budget, Recording
 from ..separation.windows import default_shape
 from .batcher import Batcher, DeviceEngine
-from .cores import CorePlan, MemoryPool, SongBudget, Stage, available_memory
+from .cores import CorePlan, SongBudget, Stage, available_memory
 from .settings import Identity, Settings
 
-__all__ = ["Machinery", "find_identity", "identity_of"]
+__all__ = ["Resources", "find_identity"]
 
 
-def identity_of(settings: Settings, network: NetworkMethods, precision: Precision) -> Identity:
+def _identity(settings: Settings, network: NetworkMethods, precision: Precision) -> Identity:
     """Return what decides the outputs; the name that people give the model decides nothing."""
     window = default_shape(network.config)
     return Identity(
@@ -54,12 +54,10 @@ def find_identity(settings: Settings) -> Identity:
         ConfigError: for an unknown precision.
     """
     network = load_checkpoint(settings.model, revision=settings.revision, offline=settings.offline)
-    kind = settings.device.partition(":")[0]
-    if kind == "auto":
-        kind = "cuda" if torch.cuda.is_available() else "cpu"
-    default = Precision.float32 if kind == "cpu" else Precision.bfloat16
-    precision = default if settings.dtype == "auto" else Precision.parse(settings.dtype)
-    return identity_of(settings.of_model(network.config.instruments), network, precision)
+    device = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    automatic = settings.dtype == "auto"
+    precision = Precision.default(torch.device(device)) if automatic else Precision.parse(settings.dtype)
+    return _identity(settings.of_model(network.config.instruments), network, precision)
 
 
 BYTES_PER_SAMPLE = 28
@@ -69,7 +67,7 @@ WINDOW_COPIES = 3
 """Bytes of a window's stems, in float32: as stitched, with what the resampler holds back, and as resampled."""
 
 
-class Machinery:
+class Resources:
     """Loaded once, used by all songs.
 
     Args:
@@ -104,7 +102,7 @@ class Machinery:
                 "device": str(separator.device),
                 "precision": separator.precision.value,
             }
-            self.identity = identity_of(settings, separator.network, separator.precision)
+            self.identity = _identity(settings, separator.network, separator.precision)
             engine = separator.network.engine(Choice.parse(separator.backend, separator.precision.value))
         else:
             self.device = torch.device("cpu")
@@ -126,11 +124,12 @@ class Machinery:
         self.batcher = Batcher(engine, BatchRunner(size, warn), self.device, self.cores)
         self.read = Stage("read", self.cores.read)
         self.write = Stage("write", self.cores.write)
-        self.pool = MemoryPool(available_memory() // 4 if settings.memory is None else settings.memory)
+        memory = available_memory() // 4 if settings.memory is None else settings.memory
+        self.memory = Budget(memory)
         free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else 0
         self._device_memory = free // 4 // self.cores.songs
         # Songs need memory all at once while their windows are put together.
-        self.separate = Stage("separate", self.cores.songs, free // 8 or self.pool.limit)
+        self.separate = Stage("separate", self.cores.songs, free // 8 or memory)
 
     def describe(self) -> str:
         made = self.made_by
@@ -144,7 +143,7 @@ class Machinery:
         on_device = recording.samples is not None and attempt == 1
         if on_device and BYTES_PER_SAMPLE * (recording.samples or 0) * recording.channels <= self._device_memory:
             return self.device, Budget(None)
-        return torch.device("cpu"), SongBudget(self.pool)
+        return torch.device("cpu"), SongBudget(self.memory)
 
     def working_memory(self, recording: Recording) -> int:
         """Bytes that a recording needs while its windows are put together, however long it is."""
@@ -153,9 +152,6 @@ class Machinery:
         if recording.samples is not None:
             samples = min(samples, recording.samples)
         return WINDOW_COPIES * 4 * len(self.engine.config.instruments) * recording.channels * samples
-
-    def close(self) -> None:
-        self.batcher.close()
 
 
 def _stand_in(settings: Settings, engine: DeviceEngine) -> Identity:

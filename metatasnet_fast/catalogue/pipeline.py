@@ -1,4 +1,4 @@
-"""The way of one song: is it done? -> fetch -> decode and resample -> separate -> encode -> publish.
+"""The steps of one song: is it done? -> fetch -> decode and resample -> separate -> encode -> publish.
 
 Each song has a thread that takes it all the way; what songs share, the device and the cores, is handed out by the batcher and
 the stages. So a song holds back those behind it wherever it waits, and nothing can pile up.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import shutil
 import threading
 import time
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .. import __version__
-from .._io import sha256_file
+from .._io import sha256_file, write_atomically
 from ..audio import AudioStream, open_audio
 from ..errors import AudioReadError, NotAudioError
 from ..separation.fast_mode import separate_in_windows
@@ -30,15 +29,16 @@ from ..separation.result import Reporter
 from .batcher import SongRunner
 from .cores import Place, SongBudget
 from .destination import Destination
+from .events import Listener, SongEnded, SongStarted
 from .failures import Failure, SongError, classify, unreadable
-from .machinery import Machinery
+from .resources import Resources
 from .result import Outcome, Result, Status, StemFile, utc_now
 from .song import Song, safe_name, song_folder
 from .source import Source
 from .staging import Claims, Contents, Staging
 from .storage import ContestedError, LocalStorage, local_path
 
-__all__ = ["Walker"]
+__all__ = ["SongPipeline"]
 
 LEAST_BYTES = 1 / 8
 """Bytes of a compressed stem for each sample and channel, at least; only silence takes less, 16 times as much is 16 bits."""
@@ -50,50 +50,88 @@ CONTESTED_SECONDS = 120.0
 """Time in which another run that has begun to put a song's files must have put them all."""
 
 
-class Walker:
-    """Takes songs all the way, each in the thread that calls."""
+class SongPipeline:
+    """Takes songs all the way, each in the thread that calls.
 
-    def __init__(self, machinery: Machinery, destination: Destination, staging: Staging, stop: threading.Event) -> None:
-        self._machinery = machinery
-        self._settings = machinery.settings
-        self._key = machinery.identity.key
+    Args:
+        listen: gets ``SongStarted`` and ``SongEnded``.
+        number: of the worker, in its events.
+    """
+
+    def __init__(
+        self,
+        resources: Resources,
+        destination: Destination,
+        staging: Staging,
+        contents: Contents,
+        stop: threading.Event,
+        listen: Listener,
+        number: int,
+    ) -> None:
+        self._resources = resources
+        self._settings = resources.settings
+        self._key = resources.identity.key
         self._destination = destination
         self._staging = staging
         self._claims = Claims(destination.storage, stop)
-        self._contents = Contents()
+        self._contents = contents
         self._stop = stop
+        self._listen = listen
+        self._number = number
 
     @torch.no_grad()
-    def walk(self, song: Song, begin: Callable[[], object], wait: Callable[[], bool]) -> Outcome | None:
-        """Never raises for what is wrong with a song. None if it was left: the run is being stopped, or the device is lost.
+    def run(self, song: Song, defer: Callable[[Song], object] | None) -> Outcome | None:
+        """Separate a song; never raises for what is wrong with it.
 
-        Or another run has it in hand, and ``wait``, asked then, says not to wait. ``begin`` is called when it is ours.
+        Args:
+            defer: takes the song back if another run has it in hand; None: it is waited for here.
+
+        Returns:
+            None if the song was left or deferred: the run is being stopped, the device is lost, or another run has it.
         """
+        try:
+            self._destination.check()
+            with self._claims.claim(safe_name(song.id), wait=defer is None) as claimed:
+                if not claimed:
+                    if defer is not None:
+                        defer(song)
+                    return None
+                self._listen(SongStarted(song.id, song.uri, self._number))
+                outcome = self._try(song)
+        except Exception as error:  # of the destination or the claim
+            outcome = self._failed(song, error, 1)
+        if outcome is not None:
+            self._listen(SongEnded(outcome, self._number))
+        return outcome
+
+    def _try(self, song: Song) -> Outcome | None:
+        """Return the outcome of the last attempt; None if the device is lost."""
         for attempt in itertools.count(1):
             source = Source(song.uri)
             try:
-                self._destination.check()
-                with self._claims.claim(safe_name(song.id), wait) as claimed:
-                    if not claimed:
-                        return None
-                    begin()
-                    return self._attempt(song, source, attempt)
+                return self._attempt(song, source, attempt)
             except Exception as error:
-                if self._machinery.batcher.is_lost(error):
+                if self._resources.batcher.is_lost(error):
                     return None
-                failure, message = classify(error)
-                if source.copy is not None:
-                    # The copy of a remote file is gone by now; its address says where it came from.
-                    message = message.replace(str(source.copy), song.uri)
-                if not failure.worth_retrying or attempt >= self._settings.attempts or self._stop.is_set():
-                    row = Outcome(song.id, song.uri, Status.failed, self._key, failure, message, attempt)
-                    return replace(row, stamp=source.seen.text if source.seen else None, finished=utc_now())
+                outcome = self._failed(song, error, attempt, source)
+            assert outcome.failure is not None
+            if not outcome.failure.worth_retrying or attempt >= self._settings.attempts or self._stop.is_set():
+                return outcome
             self._stop.wait(PAUSE * 4 ** (attempt - 1))
         raise AssertionError("attempts are bounded")
 
+    def _failed(self, song: Song, error: Exception, attempt: int, source: Source | None = None) -> Outcome:
+        failure, message = classify(error)
+        if source is not None and source.copy is not None:
+            # The copy of a remote file is gone by now; its address says where it came from.
+            message = message.replace(str(source.copy), song.uri)
+        stamp = source.seen.text if source is not None and source.seen else None
+        row = Outcome(song.id, song.uri, Status.failed, self._key, failure, message, attempt, stamp=stamp)
+        return replace(row, finished=utc_now())
+
     def _attempt(self, song: Song, source: Source, attempt: int) -> Outcome:
-        settings, machinery = self._settings, self._machinery
-        is_new = settings.overwrite or not self._destination.listed(song.id).name
+        settings = self._settings
+        is_new = settings.overwrite or not self._destination.listed(song_folder(song.id)).name
         done = None if is_new else self._destination.done(song, self._key, source)
         if done is not None:
             self._contents.add(done)
@@ -104,7 +142,7 @@ class Walker:
         with contextlib.ExitStack() as stack:
             staged = stack.enter_context(self._staged(song))
             with contextlib.ExitStack() as fetched:
-                with machinery.read.enter() as fetching:
+                with self._resources.read.enter() as fetching:
                     path = fetched.enter_context(source.local(self._staging.path))
                     content, size = sha256_file(path), path.stat().st_size
                 if not is_new:
@@ -121,7 +159,7 @@ class Walker:
             result = replace(result, seconds={"fetch": round(fetching.seconds, 4), **result.seconds})
             if local_path(song.uri) is not None and source.stamp().size != stamp.size:
                 raise SongError(Failure.unknown, f"{song.uri} changed while it was read.")
-            _write_durably(staged / result.name, result.to_json())
+            write_atomically(staged / result.name, result.to_json())
             began = time.perf_counter()
             other = self._publish(staged, song, result.name)
             self._contents.add(other or result)
@@ -140,33 +178,32 @@ class Walker:
         fetched: contextlib.ExitStack,
     ) -> Result:
         """Separate a song, encode its stems into the staging folder, and say what they are."""
-        machinery, settings = self._machinery, self._settings
+        resources, settings = self._resources, self._settings
         separating: list[Place] = []
         with contextlib.ExitStack() as stack:
-            with contextlib.ExitStack() as stages:
-                reading = stages.enter_context(machinery.read.enter())
+            with contextlib.ExitStack() as stages, contextlib.ExitStack() as read:
+                reading = read.enter_context(resources.read.enter())
                 stream = stages.enter_context(_open(path))
                 recording = self._recording(stream)
                 files = StemFiles.plan(
                     staged, "{stem}", "", settings.recipe, recording, settings.format, settings.subtype
                 )
                 self._refuse_if_full(recording)
-                home, budget = machinery.home(recording, attempt)
+                home, budget = resources.home(recording, attempt)
                 if isinstance(budget, SongBudget):
                     stack.callback(budget.close)
 
                 def begin() -> None:
-                    reading.leave()
-                    separating.append(
-                        stages.enter_context(machinery.separate.enter(machinery.working_memory(recording)))
-                    )
+                    read.close()
+                    place = resources.separate.enter(resources.working_memory(recording))
+                    separating.append(stages.enter_context(place))
 
                 unscaled = separate_in_windows(
-                    machinery.engine,
-                    SongRunner(machinery.batcher, begin),
-                    machinery.window,
+                    resources.engine,
+                    SongRunner(resources.batcher, begin),
+                    resources.window,
                     recording,
-                    machinery.device,
+                    resources.device,
                     home,
                     budget,
                     Reporter(None),
@@ -174,7 +211,7 @@ class Walker:
             fetched.close()  # a copy of the input is not needed any more
             warnings = [*stream.warnings, *recording.warnings()]
             rate, samples = recording.sample_rate, unscaled.mixture.length
-            with machinery.write.enter() as writing:
+            with resources.write.enter() as writing:
                 warnings += files.write(unscaled, settings.recipe, settings.mixture_consistency, rate, Reporter(None))
                 unscaled.mixture.close()
                 stems = {
@@ -188,7 +225,7 @@ class Walker:
             id=song.id,
             uri=song.uri,
             input={**input, "codec": stream.codec},
-            identity=machinery.identity,
+            identity=resources.identity,
             audio={
                 "duration": samples / rate,
                 "sample_rate": rate,
@@ -198,25 +235,25 @@ class Walker:
             files=stems,
             gains=unscaled.gains_by_name(),
             seconds={name: round(value, 4) for name, value in seconds.items()},
-            made_by={"version": __version__, **machinery.made_by},
+            made_by={"version": __version__, **resources.made_by},
             warnings=warnings,
             finished=utc_now(),
         )
 
     def _copied(self, content: str, staged: Path) -> Result | None:
         """Copy the stems of a song with the same content that is done, and return its result; None if there is none."""
-        id = self._contents.find(content)
-        result = None if id is None else self._destination.result(id)
+        folder = self._contents.find(content)
+        result = None if folder is None else self._destination.result(folder)
         if result is None or result.key != self._key or result.content != content:
             return None
-        for file in result.files.values():
-            with self._destination.storage.local(f"{song_folder(result.id)}/{file.path}") as path:
-                try:
+        try:
+            for file in result.files.values():
+                with self._destination.storage.local(f"{folder}/{file.path}") as path:
                     shutil.copyfile(path, staged / file.path)
-                except FileNotFoundError:
+                if sha256_file(staged / file.path) != file.sha256:
                     return None
-            if sha256_file(staged / file.path) != file.sha256:
-                return None
+        except OSError:  # it was taken away since then, or cannot be read: what is separated does not depend on it
+            return None
         return result
 
     def _refuse_if_taken(self, song: Song, content: str) -> None:
@@ -286,7 +323,7 @@ class Walker:
         """Wait for the result of a run that publishes the song now; None if it does not come, as the run was killed."""
         deadline = time.monotonic() + CONTESTED_SECONDS
         while time.monotonic() < deadline and not self._stop.wait(CONTESTED_SECONDS / 60):
-            found = self._destination.result(song.id)
+            found = self._destination.result(song_folder(song.id))
             if found is not None and found.key == self._key:
                 return found
         return None
@@ -301,13 +338,6 @@ class Walker:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _write_durably(path: Path, text: str) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _open(path: Path) -> AudioStream:
