@@ -55,7 +55,7 @@ def test_width_that_is_no_power_of_two() -> None:
     check(cases.case(n=1, frames=9, inputs=72, outputs=40, dilation=1))
 
 
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=4, deadline=None, derandomize=True)
 @given(frames=st.integers(1, 70), dilation=st.sampled_from([1, 2, 4, 8, 16, 32]), seed=st.integers(0, 99))
 def test_any_length_and_dilation(frames: int, dilation: int, seed: int) -> None:
     check(cases.case(n=1, frames=frames, inputs=40, outputs=24, dilation=dilation, seed=seed))
