@@ -93,7 +93,7 @@ class OthersTime:
 
 
 def simulated(songs: list[Song], folder: Path) -> Row:
-    """The device takes as long as the cores need for everything else."""
+    """Measure a run with a device that takes as long as the cores need for everything else."""
     first = _worker(songs, folder / "without", SleepingDevice(0.0))
     windows = first[3]
     seconds = first[1] / available_cores() / windows
@@ -101,7 +101,7 @@ def simulated(songs: list[Song], folder: Path) -> Row:
 
 
 def _worker(songs: list[Song], out: Path, device: SleepingDevice) -> tuple[float, float, float, int]:
-    """Wall-clock seconds, processor seconds of ours, of others, windows."""
+    """Return the seconds on the clock, our processor seconds, those of other programs, and the number of windows."""
     settings = Settings(model="simulated", device="cpu", batch_size=4, overwrite=True)
     # A process that waits for a GPU takes no core, and needs one at once when the GPU is done: so does this sleep.
     cores = CorePlan.choose(torch.device("cuda"), None, None)
@@ -114,7 +114,7 @@ def _worker(songs: list[Song], out: Path, device: SleepingDevice) -> tuple[float
 
 
 def engine(name: str, run: Callable[..., RunEnded], songs: list[Song], out: Path, **more: Any) -> Row:
-    """A whole run with the bundled model on all cores."""
+    """Measure a whole run with the bundled model on all cores."""
     moments: list[float] = []
     settings = Settings(model=MODEL, device="cpu", overwrite=True)
 
@@ -150,7 +150,7 @@ def _row(what: str, wall: float, cpu: float, others: float, device: float = 0.0,
 
 
 def make_songs(folder: Path, count: int, seconds: float) -> list[Song]:
-    """Stereo FLAC at 44.1 kHz: noise in a melody, which costs as much to encode as music does."""
+    """Write stereo FLAC files at 44.1 kHz: noise with a melody, which costs as much to encode as music does."""
     folder.mkdir(parents=True)
     songs = []
     time_axis = np.arange(round(seconds * RATE)) / RATE

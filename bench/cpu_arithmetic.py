@@ -1,4 +1,4 @@
-"""Floating-point operations and bytes of the passes of the backend ``cpu``, counted from a stage's sizes."""
+"""Count the floating-point operations and bytes of each pass of the backend ``cpu``, from the sizes of a stage."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["job_flops", "mask_bytes", "mask_flops"]
 
 
 def mask_flops(config: StageConfig) -> dict[str, int]:
-    """Operations per latent frame of each pass of the masking network that has products, for the four instruments."""
+    """Return the operations per latent frame of each masking pass that has matrix products, for the four instruments."""
     n, k, b, h, blocks = config.N, config.in_channels, config.B, config.H, len(config.dilations)
     return {
         "input_conv": 8 * k * b,
@@ -20,7 +20,8 @@ def mask_flops(config: StageConfig) -> dict[str, int]:
 
 
 def mask_bytes(config: StageConfig, storage: int) -> dict[str, int]:
-    """Bytes per latent frame that each pass reads and writes, weights apart; ``storage`` of an activation."""
+    """Return the bytes per latent frame that each pass reads and writes, without weights; an activation takes
+    ``storage`` bytes."""
     n, k, b, h, blocks = config.N, config.in_channels, config.B, config.H, len(config.dilations)
     return {
         "input_conv": 4 * (k * storage + 4 * b),
@@ -34,7 +35,8 @@ def mask_bytes(config: StageConfig, storage: int) -> dict[str, int]:
 
 
 def job_flops(config: StageConfig) -> dict[str, int]:
-    """Operations per latent frame of one item's encoder, masking network and four decoders, without the spectrogram."""
+    """Return the operations per latent frame of one item's encoder, masking network and four decoders, without the
+    spectrogram."""
     n, width = config.N, config.encoder_width
     bank = sum(2 * width * k for k in config.kernel_sizes)
     filters = sum(2 * w * k for w, k in zip(config.decoder_widths, config.kernel_sizes, strict=True))

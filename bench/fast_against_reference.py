@@ -19,7 +19,7 @@ from metatasnet_fast.audio import read_audio
 
 
 def sdr(reference: torch.Tensor, estimate: torch.Tensor) -> float:
-    """``10 log10(|s|^2 / |s - e|^2)`` over all channels and samples."""
+    """Return ``10 log10(|s|^2 / |s - e|^2)`` over all channels and samples."""
     return float(10 * torch.log10(reference.square().sum() / (reference - estimate).square().sum()))
 
 

@@ -32,7 +32,7 @@ def available() -> bool:
 
 
 def inference_errors(case: str, backend: str, precision: Precision, device: torch.device) -> list[dict[str, Any]]:
-    """Error of every stage's separation of a recording, beside the allowed one."""
+    """Yield the error of every stage's separation of a recording, with the error that is allowed."""
     recording = golden(case)
     dtype = torch.float64 if precision is Precision.float64 else torch.float32
     network = recording.network(dtype).to(device)
@@ -51,7 +51,7 @@ def inference_errors(case: str, backend: str, precision: Precision, device: torc
 
 
 def training_errors(case: str, backend: str, precision: Precision, device: torch.device) -> list[dict[str, Any]]:
-    """Error of the loss and the statistics of a training step; of the gradients too where they are more than noise.
+    """Yield the errors of a training step's loss and statistics, and of its gradients where they are larger than noise.
 
     In bfloat16 loss and statistics are checked together.
     """
@@ -85,12 +85,12 @@ def training_errors(case: str, backend: str, precision: Precision, device: torch
 
 
 def worst_error(backend: str, precision: Precision, device: torch.device) -> float:
-    """Largest error of any stage on the recording of the full-size network."""
+    """Return the largest error of any stage of the full-size network on the recording."""
     return max(row["error"] for row in inference_errors("full_size", backend, precision, device))
 
 
 def everything(device: torch.device, only: str | None = None) -> Iterator[dict[str, Any]]:
-    """Rows as they become known: inference before training, the slow float64 last."""
+    """Yield each row as soon as it is known: inference before training, the slow float64 last."""
     for precision in PRECISIONS:
         for training in (False, True):
             for name, entry in available_backends().items():

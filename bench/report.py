@@ -28,7 +28,8 @@ HEADINGS = ("case", "backend", "time", "x real time (mono)", "x eager", "x eager
 
 
 def newest(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows by device: of each job the case of most audio, of each backend on it the newest measurement.
+    """Return the rows by device: for each job the case with the most audio, and there the newest measurement of each
+    backend.
 
     Of the CPUs, and of the GPUs, only the one that was measured last: runs on the others are of older code.
     """
@@ -57,7 +58,7 @@ def _device(row: Row) -> str:
 
 
 def markdown(devices: dict[str, list[Row]]) -> str:
-    """A table for each device."""
+    """Return a table for each device."""
     parts = []
     for device, rows in devices.items():
         if rows:
@@ -94,7 +95,7 @@ def _line(row: Row) -> str:
 
 
 def insert(page: str, text: str) -> str:
-    """``page`` with ``text`` between the markers; raises ``ValueError`` where they are not."""
+    """Return ``page`` with ``text`` between the markers; raise ``ValueError`` if ``page`` has no markers."""
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:

@@ -47,14 +47,14 @@ def best_seconds(run: Callable[[], object], times: int = 7) -> float:
 
 @functools.cache
 def product_peak(dtype: torch.dtype) -> float:
-    """Operations per second of a product of two 2048 x 2048 matrices."""
+    """Measure the operations per second of a product of two 2048 x 2048 matrices."""
     a, b = torch.randn(2, 2048, 2048).to(dtype)
     return 2 * 2048**3 / best_seconds(lambda: a @ b)
 
 
 @functools.cache
 def copy_peak() -> float:
-    """Bytes per second, read and written, of a copy of 256 MiB."""
+    """Measure the bytes per second, read and written, of a copy of 256 MiB."""
     a = torch.ones(2**26)
     b = torch.empty_like(a)
     return 8 * a.numel() / best_seconds(lambda: b.copy_(a))
@@ -133,7 +133,7 @@ def test_codec(benchmark: BenchmarkFixture, stage: int, job: str, precision: Pre
 @pytest.mark.parametrize("precision", PRECISIONS, ids=lambda p: p.value)
 @pytest.mark.parametrize("stage", range(CONFIG.stages_num))
 def test_masking_passes(benchmark: BenchmarkFixture, stage: int, precision: Precision) -> None:
-    """Rates of each fused pass from the seconds that the kernels report, best of the rounds."""
+    """Measure the rate of each fused pass from the seconds that the kernels report, in the best of the rounds."""
     sizes, compiled = CONFIG.stage(stage), prepared("cpu", precision)[1][stage].stage
     latent = torch.randn(1, frames(), sizes.N, dtype=precision.storage)
     partial = torch.randn(1, 4, frames(), sizes.partial_channels, dtype=precision.storage) if stage else None
@@ -160,7 +160,7 @@ def test_masking_passes(benchmark: BenchmarkFixture, stage: int, precision: Prec
 
 @pytest.mark.parametrize("precision", PRECISIONS, ids=lambda p: p.value)
 def test_prepare(benchmark: BenchmarkFixture, precision: Precision) -> None:
-    """Generating, folding and packing the weights of all three stages."""
+    """Measure generating, folding and packing the weights of all three stages."""
     served = CpuBackend()
     given = [parameters(s) for s in range(CONFIG.stages_num)]
 

@@ -48,7 +48,8 @@ print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM"
 
 
 def band_limited(seconds: float = SECONDS) -> tuple[Array, Array]:
-    """References (4, samples, 2), noise below 16 kHz with half of it common to both channels, and leaky estimates."""
+    """Return references (4, samples, 2), which are noise below 16 kHz half common to both channels, and estimates with
+    leakage."""
     random = np.random.RandomState(0)
     samples = int(seconds * RATE)
     frequency = np.fft.rfftfreq(samples, 1 / RATE)
@@ -82,7 +83,7 @@ def test_sdr_alone(benchmark: BenchmarkFixture) -> None:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """torch on one core: a handicap (museval keeps all), and what makes the ratio hold on a busy machine."""
+    """Give torch one core, while museval keeps all: a handicap, but the ratio then holds on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -90,7 +91,7 @@ def one_thread() -> Iterator[None]:
 
 
 def test_speed_over_museval(benchmark: BenchmarkFixture, one_thread: None) -> None:
-    """Medians of alternating runs, and the largest distance between the two programs' numbers."""
+    """Measure the medians of alternating runs, and the largest difference between the two programs' numbers."""
     museval = pytest.importorskip("museval")
     references, estimates = band_limited()
     times: dict[str, list[float]] = {"museval": [], "all four": [], "SDR alone": []}
@@ -117,7 +118,7 @@ def test_speed_over_museval(benchmark: BenchmarkFixture, one_thread: None) -> No
 
 
 def test_peak_memory_against_museval(benchmark: BenchmarkFixture) -> None:
-    """Peak resident memory of a whole process each, inputs and imports included."""
+    """Measure the peak resident memory of one whole process per program, with its inputs and imports."""
     pytest.importorskip("museval")
     if not sys.platform.startswith("linux"):
         pytest.skip("peak memory is read from /proc")

@@ -73,7 +73,7 @@ def record(benchmark: BenchmarkFixture, workers: int, batches: int) -> None:
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("dtype", ["int16", "float32"])
 def test_host(benchmark: BenchmarkFixture, caches: dict[str, Cache], dtype: str, workers: int) -> None:
-    """Batches as they wait for their transfer to a GPU."""
+    """Measure making the batches that wait in host memory for their transfer to a GPU."""
     batches, numbers = source(caches[dtype], workers), itertools.count()
 
     with ThreadPoolExecutor(workers) as pool:
@@ -88,7 +88,7 @@ def test_host(benchmark: BenchmarkFixture, caches: dict[str, Cache], dtype: str,
 
 @pytest.mark.parametrize("augmentation", ["same", "none"])
 def test_stream(benchmark: BenchmarkFixture, caches: dict[str, Cache], augmentation: str) -> None:
-    """Whole batches on the CPU, conversion to float32 and scaling included, with two threads reading ahead."""
+    """Measure whole batches on the CPU, with conversion to float32 and scaling, while two threads read ahead."""
     batches = BatchSource(caches["int16"], CONFIG, items=ITEMS, seconds=SECONDS, workers=2, augmentation=augmentation)
     with contextlib.closing(batches.stream()) as stream:
         benchmark.pedantic(lambda: [next(stream) for _ in range(BATCHES)], rounds=5, warmup_rounds=1)
@@ -96,7 +96,8 @@ def test_stream(benchmark: BenchmarkFixture, caches: dict[str, Cache], augmentat
 
 
 def test_crops_are_read_from_disk(benchmark: BenchmarkFixture, caches: dict[str, Cache]) -> None:
-    """The same with the files thrown out of the system's cache before each round: the disk's share."""
+    """Measure the same after the files were dropped from the system's cache before each round: this adds the disk's
+    time."""
     if not hasattr(os, "posix_fadvise"):
         pytest.skip("files cannot be thrown out of the cache here")
     batches, numbers = source(caches["int16"], 2), itertools.count()

@@ -65,7 +65,7 @@ class StageConfig:
 
     @property
     def in_channels(self) -> int:
-        """Channels entering the masking network."""
+        """Input channels of the masking network."""
         return self.N + self.partial_channels
 
     @property
@@ -245,12 +245,12 @@ class MetaTasNetConfig:
         return cls(**{name: getattr(args, name) for name in names})
 
     def to_namespace(self, **extra: Any) -> argparse.Namespace:
-        """The authors' form of these settings; ``extra`` adds attributes such as ``batch_size``."""
+        """Return these settings in the authors' form; ``extra`` adds attributes such as ``batch_size``."""
         return argparse.Namespace(**{**self.to_dict(), **extra})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> MetaTasNetConfig:
-        """The inverse of :meth:`to_dict`; unknown names raise :class:`ConfigError`."""
+        """Build the settings from the result of :meth:`to_dict`; unknown names raise :class:`ConfigError`."""
         if not isinstance(values, Mapping):
             raise ConfigError(f"Settings must be names with values, got {type(values).__name__}.")
         known = {field.name for field in dataclasses.fields(cls)}
@@ -270,7 +270,8 @@ class MetaTasNetConfig:
 
     @classmethod
     def from_json(cls, text: str) -> MetaTasNetConfig:
-        """The inverse of :meth:`to_json`; raises :class:`ConfigError` for what is no JSON object of settings."""
+        """Build the settings from the result of :meth:`to_json`; raise :class:`ConfigError` for text that is no JSON
+        object of settings."""
         try:
             values = json.loads(text)
         except ValueError as error:
@@ -281,7 +282,7 @@ class MetaTasNetConfig:
         return json.dumps(self.to_dict(), indent=2, sort_keys=True)
 
     def stage(self, index: int) -> StageConfig:
-        """Sizes of stage ``index``, counted from 0."""
+        """Return the sizes of stage ``index``, counted from 0."""
         if not 0 <= index < self.stages_num:
             raise ConfigError(f"There is no stage {index}: the network has {self.stages_num}.")
         m = 2**index
@@ -304,7 +305,7 @@ class MetaTasNetConfig:
 
     @property
     def softmax(self) -> int:
-        """Number of instruments, from the first one on, that share a softmax; one alone has a sigmoid."""
+        """How many instruments, counted from the first, share a softmax; a single one has a sigmoid."""
         competing = len(self.instruments) - self.added_instruments
         return competing if competing > 1 else 0
 
@@ -314,7 +315,7 @@ class MetaTasNetConfig:
 
     @property
     def output_rate(self) -> int:
-        """Sampling rate of the last stage, hertz."""
+        """Sampling rate of the last stage, in hertz."""
         return self.stage(self.stages_num - 1).sampling_rate
 
 
@@ -323,7 +324,7 @@ EXTENSIONS: dict[str, Any] = {"instruments": list(INSTRUMENTS), "added_instrumen
 
 
 def _checked_names(names: Any) -> tuple[str, ...]:
-    """Instrument names as a tuple; raises :class:`ConfigError` unless they can name stems and files."""
+    """Return the instrument names as a tuple; raise :class:`ConfigError` unless they can name stems and files."""
     if isinstance(names, str) or not isinstance(names, (tuple, list)):
         raise ConfigError(f"instruments must be a list of names, got {names!r}.")
     found = tuple(names)

@@ -39,17 +39,17 @@ def _load() -> tuple[ModuleType | None, str | None]:
 
 
 def load() -> ModuleType | None:
-    """The module, imported once; ``None`` where it is absent or cannot be loaded (then :func:`reason` says why)."""
+    """Import the module once and return it; ``None`` if it is absent or cannot be loaded (then :func:`reason` says why)."""
     return _load()[0]
 
 
 def reason() -> str | None:
-    """Why :func:`load` gives ``None``, as a sentence with what to do; ``None`` when the module is there."""
+    """Return why :func:`load` gives ``None``, as a sentence with what to do; ``None`` if the module is there."""
     return _load()[1]
 
 
 def cuda_reason() -> str | None:
-    """Why the module has no CUDA kernels, as a sentence with what to do; ``None`` when they are there."""
+    """Return why the module has no CUDA kernels, as a sentence with what to do; ``None`` if they are there."""
     module = load()
     if module is None:
         return reason()

@@ -58,7 +58,8 @@ def make_piece(number: int, args: argparse.Namespace) -> None:
 
 
 def _fitted(audio: Audio, length: int, decibels: float) -> Audio:
-    """``length`` samples of an audio (2, n), with a deviation of ``decibels``; silence stays silence."""
+    """Cut or pad an audio (2, n) to ``length`` samples and scale it to a deviation of ``decibels``; silence stays
+    silence."""
     padded = np.pad(audio, ((0, 0), (0, max(0, length - audio.shape[1]))))[:, :length]
     return np.float32(10 ** (decibels / 20) / max(1e-6, float(padded.std()))) * padded
 

@@ -74,7 +74,7 @@ class Call:
         publish(self.out, self.work, summary(self.steps, self.state, self.work), self.state)
 
     def _start(self, waiting: list[Step]) -> None:
-        """Start, in their order, the steps that may run now."""
+        """Start the steps that may run now, in their order."""
         for step in list(waiting):
             if any(step.alone for step, _, _ in self.running.values()) or (step.alone and self.running):
                 return
@@ -144,7 +144,7 @@ class Call:
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
-    """End a process and all that it started, first by asking."""
+    """Ask a process and all its children to end, then kill them."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)
@@ -162,7 +162,7 @@ def last_line(log: Path) -> str:
 
 
 def summary(steps: Sequence[Step], state: Mapping[str, Mapping[str, Any]], work: Path) -> str:
-    """A line for each step, and below them the times that steps have measured so far."""
+    """Return a line for each step, followed by the times that the steps have measured so far."""
     lines = [f"{'step':<14}{'status':<11}{'seconds':>8}  {'limit':>5}"]
     for step in steps:
         record = state.get(step.name, {"status": "waiting", "seconds": 0.0, "detail": ""})

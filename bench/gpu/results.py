@@ -44,7 +44,7 @@ def publish(out: Path, work: Path, summary: str, state: Mapping[str, Mapping[str
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a file of JSON lines; a last line that is still being written is left out."""
+    """Return the rows of a file of JSON lines, without a last line that is still being written."""
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
@@ -52,7 +52,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def problem_of(path: Path) -> str | None:
-    """Say what is wrong with a run of pytest, by its report: no test ran, one failed, or one was skipped without need."""
+    """Return what is wrong with a run of pytest according to its report: no test ran, one failed, or one was skipped
+    needlessly."""
     try:
         cases = list(ElementTree.parse(path).getroot().iter("testcase"))
     except (OSError, ElementTree.ParseError):
@@ -79,7 +80,7 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def _junit(work: Path) -> bytes:
-    """All reports in one; one that is not complete yet is left out."""
+    """Return all reports as one, without those that are not complete yet."""
     suites = ElementTree.Element("testsuites")
     for path in sorted(work.glob("*.xml")):
         try:

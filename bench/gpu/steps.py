@@ -59,7 +59,7 @@ class Step:
 
 
 def plan(call: str, device: str = "cuda", tiny: bool = False) -> list[Step]:
-    """The steps of a call in their order. Those of call b are tried where nothing of call a has to be repeated.
+    """Return the steps of a call in their order. Call b comes once no step of call a has to be repeated.
 
     Args:
         tiny: a network of a few channels, which tries the script and measures nothing.
@@ -141,13 +141,14 @@ def _work(name: str, limit: float, options: Sequence[str], **more: bool | tuple[
 
 
 def _bench(name: str, limit: float, options: Sequence[str]) -> Step:
-    """Timings, which end by themselves before their limit; each row is written when it is known."""
+    """Return the step that measures times. It ends by itself before its limit, and writes each row as soon as it is
+    known."""
     command = [*_command(name, options), "--seconds", f"{0.9 * limit:.0f}", "--out", f"{{work}}/{name}.jsonl"]
     return Step(name, command, limit, alone=True)
 
 
 def _tests(name: str, limit: float, needs: tuple[str, ...] = ()) -> Step:
-    """Tests in six processes: an error that stays with a process (an illegal address) fails only what comes after it there."""
+    """Return the tests, split over six processes: an illegal address breaks a process, so only its remaining tests fail."""
     command = [sys.executable, "-m", "pytest", *GPU_TESTS[name], "-v", "-m", "gpu", "-p", "no:cacheprovider"]
     command += ["-n", "6", "--timeout", "60", "--junitxml", f"{{work}}/{name}.xml"]
     return Step(name, command, limit, needs, needs_gpu=True, tests=True)
@@ -167,7 +168,7 @@ def _sanitizer(tool: str, options: Sequence[str]) -> Step:
 
 
 def turns(steps: Iterable[Step]) -> float:
-    """Seconds after which all steps have ended if each takes as long as its limit allows."""
+    """Return the seconds after which all steps have ended if each takes as long as its limit allows."""
     ended: dict[str, float] = {}
     barrier = 0.0
     for step in steps:
@@ -181,7 +182,7 @@ def turns(steps: Iterable[Step]) -> float:
 
 
 def obstacle(step: Step, device: str) -> str | None:
-    """Why a step cannot run on this machine; None if it can."""
+    """Return why a step cannot run on this machine; None if it can."""
     if step.needs_gpu and device == "cpu":
         return "it needs a GPU"
     if step.program and shutil.which(step.program, path=path()) is None:
@@ -190,12 +191,14 @@ def obstacle(step: Step, device: str) -> str | None:
 
 
 def path() -> str:
-    """Programs beside the interpreter are found first, as cmake in a virtual environment."""
+    """Return a PATH that starts with the interpreter's folder, where a virtual environment has its programs, such as
+    cmake."""
     return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
 
 
 def scaled(steps: Sequence[Step], seconds: float) -> list[Step]:
-    """The steps that fit into so many seconds, the last ones with shorter limits, and whose preparation fits too."""
+    """Return the steps that fit into ``seconds``: the last ones get shorter limits, and each comes with the steps that
+    it needs."""
     found: list[Step] = []
     for step in steps:
         missing = {other.name for other in steps} - {other.name for other in found}

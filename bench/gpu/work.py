@@ -64,7 +64,7 @@ class WithGraphs(TritonBackend):
 
 
 def participants(device: torch.device, precisions: Sequence[Precision], compiled: bool = False) -> Participants:
-    """All backends of this machine, and variants of those on a GPU."""
+    """Return all backends of this machine, and the variants of those that run on a GPU."""
     found = Participants.of(device, compiled, precisions)
     if "triton" in found.backends and device.type == "cuda":
         found.extra["triton, graphs"] = WithGraphs()
@@ -72,7 +72,7 @@ def participants(device: torch.device, precisions: Sequence[Precision], compiled
 
 
 def cases(job: str, network: MultiTasNet, device: torch.device, tiny: bool) -> Iterator[Case]:
-    """List the jobs, the most important first. Eager PyTorch runs in each: the others are compared with it."""
+    """List the jobs, the most important first. Eager PyTorch runs in each as the baseline."""
     if job == "inference":
         for windows, precisions in ((1, (LOW, FULL)), (SONG_WINDOWS, (LOW,)), (4, (LOW, FULL, Precision.tf32))):
             size = (1, 0.4) if tiny else (windows, WINDOW_SECONDS)
@@ -109,7 +109,8 @@ def timings(
 def ready_calls(
     kind: str, network: MultiTasNet, device: torch.device, precision: Precision, size: tuple[int, float]
 ) -> Iterator[tuple[str, Call]]:
-    """Yield a call for each of our backends; if none can run here, one for eager PyTorch, so that the program is tested."""
+    """Yield a call for each of our backends; if none can run here, one for eager PyTorch, so that this script is tested
+    anyway."""
     case = (inference_case if kind == "inference" else training_case)(
         network, Participants.of(device, False, [precision]), *size
     )
@@ -119,7 +120,8 @@ def ready_calls(
 
 
 def warm_one(kind: str, device: str, precision: Precision, tiny: bool) -> str:
-    """Compile by running: every kernel once, on the shortest items there are. No length compiles anything again."""
+    """Compile every kernel by running it once, on the shortest items there are. Other lengths need no further
+    compilation."""
     if kind == "launches":
         return ", ".join(row["text"] for row in launches(torch.device(device), False))
     network = synthetic.network(TINY if tiny else MetaTasNetConfig())
@@ -144,14 +146,15 @@ def warm(device: torch.device, tiny: bool) -> Rows:
 
 
 def predictions(gpu: str) -> dict[tuple[str, str, str], dict[str, Any]]:
-    """Lines of the newest recorded ledger, by its name, for the GPU whose name contains theirs; by backend, kind, kernel."""
+    """Return the predictions of the newest recorded ledger for this GPU, by backend, kind and kernel."""
     newest = max((ROOT / "bench" / "results" / "ledger").glob("*.json"), default=None)
     lines = json.loads(newest.read_text(encoding="utf-8")) if newest else []
     return {(x["backend"], x["kind"], x["kernel"]): x for x in lines if x["gpu"] in gpu}
 
 
 def kernel_name(name: str) -> str:
-    """The ledger's name: ``Depthwise Bfloat16`` of CUDA, ``depthwise_fwd`` of Triton, else ``torch`` or ``memset``."""
+    """Return the ledger's name of a kernel: ``Depthwise Bfloat16`` (CUDA), ``depthwise_fwd`` (Triton), else ``torch``
+    or ``memset``."""
     if found := re.search(r"cuda::kernel<(.*)>\s*\(", name):
         return " ".join(re.findall(r"\w+", re.sub(r"\w+::|\(int\)", "", found[1])))
     if found := re.fullmatch(r"(\w+)_kernel", name):
@@ -160,7 +163,7 @@ def kernel_name(name: str) -> str:
 
 
 def kernels(device: torch.device, tiny: bool) -> Rows:
-    """Milliseconds of each kernel in one call, beside the ledger's prediction of them."""
+    """Yield the milliseconds of each kernel in one call, with the ledger's prediction of them."""
     network = synthetic.network(TINY if tiny else MetaTasNetConfig())
     known = predictions(torch.cuda.get_device_name(device) if device.type == "cuda" else "")
     sizes = {"inference": (SONG_WINDOWS, WINDOW_SECONDS), "training": (ITEMS, ITEM_SECONDS)}
@@ -207,7 +210,8 @@ def kernel_row(
 
 
 def launches(device: torch.device, tiny: bool) -> Rows:
-    """Every backend of ours once over a small network in every precision, and a training step; what tools watch for errors."""
+    """Run each of our backends once on a small network in every precision, in inference and training, for tools that
+    find errors."""
     torch.manual_seed(0)
     network = synthetic.network(SMALL).to(device)
     sources = [torch.randn(2, 4, 1, SMALL_FRAMES * stage.W, device=device) for stage in SMALL.stages]
@@ -232,7 +236,7 @@ def launches(device: torch.device, tiny: bool) -> Rows:
 
 
 def window(device: torch.device, tiny: bool) -> Rows:
-    """One window in bfloat16 by every backend of ours, for a profiler of single kernels."""
+    """Separate one window in bfloat16 with each of our backends, for a profiler of single kernels."""
     network = synthetic.network(TINY if tiny else MetaTasNetConfig())
     for name, call in ready_calls("inference", network, device, LOW, (1, 0.4 if tiny else WINDOW_SECONDS)):
         call()
@@ -249,7 +253,7 @@ TIMINGS = ("inference", "training", "compiled")
 
 
 def write_lines(rows: Iterable[dict[str, Any]], out: Path | None) -> int:
-    """Print rows and append them to the file one by one; 1 if one is wrong or there is none."""
+    """Print each row and append it to the file; return 1 if a row is wrong or there is none, else 0."""
     wrong, count = False, 0
     for count, row in enumerate(rows, 1):  # noqa: B007
         print(row["text"], flush=True)
@@ -261,7 +265,7 @@ def write_lines(rows: Iterable[dict[str, Any]], out: Path | None) -> int:
 
 
 def write_timings(rows: Sequence[Row], out: Path | None) -> None:
-    """Replace the file by these rows, each with its line of the table."""
+    """Replace the file by these rows, each with its line of the printed table."""
     texts = text_table(rows).splitlines()
     lines = [json.dumps({"text": texts[0]})] if rows else []
     lines += [

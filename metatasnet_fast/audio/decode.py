@@ -104,8 +104,8 @@ class NoDecoder(DecodeError):
 
 @contextlib.contextmanager
 def decoding() -> Iterator[None]:
-    """Turn whatever a library raises in the block into a `DecodeError`, except for a lack of memory and for names that do
-    not exist, which are faults of ours.
+    """Turn any error that a library raises in the block into a `DecodeError`. A lack of memory, AttributeError and
+    NameError pass unchanged: the last two are errors of our code.
 
     Libraries raise more types than they document: OSError, ValueError, TypeError and AssertionError were all seen.
     """
@@ -164,7 +164,8 @@ def system_name(path: Path) -> str | bytes:
 
 
 class Window:
-    """A file without its first ``start`` bytes, for libraries that read through Python and take no exceptions from it."""
+    """Present a file without its first ``start`` bytes, to libraries that read through Python and cannot pass on its
+    exceptions."""
 
     def __init__(self, path: Path, start: int = 0) -> None:
         self.name = str(path)  # FFmpeg goes by it where the content leaves a choice
@@ -179,7 +180,7 @@ class Window:
         return self._file.readinto(buffer)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Move as other files do; return -1 for a place before the start or an unknown ``whence``."""
+        """Move to a place as Python's files do; return -1 for a place before the start or an unknown ``whence``."""
         if whence == os.SEEK_SET:
             offset += self._start
         elif whence == os.SEEK_CUR:
@@ -244,7 +245,7 @@ class SoundFileDecoder:
             self._compare_sizes(sf, path, area)
 
     def _compare_sizes(self, sf: Any, path: Path, area: SampleArea) -> None:
-        """Go by the file's size where the header contradicts it."""
+        """Trust the file's size where the header contradicts it."""
         subtype = self._file.subtype
         if area.announced is not None and area.missing:
             # Without a fixed width, in proportion.

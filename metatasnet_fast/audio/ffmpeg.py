@@ -191,7 +191,7 @@ class FFmpegDecoder:
         return None
 
     def _decode(self, tagged: bool) -> Iterator[Any]:
-        """Yield the frames. ``tagged``: a tag ends the file, which FFmpeg may take for packets that it cannot decode."""
+        """Yield the frames. ``tagged``: a tag ends the file; FFmpeg may read it as packets that it cannot decode."""
         for packet in self._packets():
             try:
                 with decoding():
@@ -206,7 +206,8 @@ class FFmpegDecoder:
             self._damaged -= self._at_end
 
     def _packets(self) -> Iterator[Any]:
-        """Yield the stream's packets, and at the end, even after damage, one that makes the decoder return what it holds."""
+        """Yield the stream's packets, and at last None, even after damage: it makes the decoder return the frames that
+        it still holds."""
         packets = iter(self._container.demux(self._stream))
         while True:
             try:
@@ -248,7 +249,7 @@ class FFmpegDecoder:
             )
 
     def _alike(self) -> Iterator[Any]:
-        """Yield the frames, those of another rate or with other channels than the first one's converted by FFmpeg."""
+        """Yield all frames with the first frame's rate and channels; FFmpeg converts those that differ."""
         converter, before = None, None
         frame = self._first
         while frame is not None:

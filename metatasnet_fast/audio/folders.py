@@ -37,7 +37,8 @@ def find_audio(folder: str, exclude: Collection[str], onerror: Callable[[OSError
 
 
 def _walk(top: str, exclude: Collection[str], onerror: Callable[[OSError], object]) -> Iterator[tuple[str, list[str]]]:
-    """Yield every folder from ``top`` down and the names of its files; see :func:`find_audio`. Links that lead round end."""
+    """Yield every folder from ``top`` down with the names of its files; see :func:`find_audio`. Links that lead in a
+    circle end."""
     walked: set[str] = set()
     starts = deque([top])
     while starts:

@@ -211,7 +211,8 @@ class SampleArea:
 
 
 def sample_area(path: Path) -> SampleArea | None:
-    """Compare the size of the samples in the header with the size of the file; None for other formats than WAV and kin.
+    """Compare the size of the samples in the header with the size of the file; None for formats that are not WAV or
+    like it.
 
     What follows the samples, up to the file's end, is taken for samples unless it is a list of chunks, a tag, or zeros.
     """
@@ -250,7 +251,7 @@ class _Layout:
     """The size counts name and size, too."""
 
     def chunks(self, file: BinaryIO, at: int, size: int) -> Iterator[tuple[bytes, int, int]]:
-        """Yield name, start of the content and size of the content of every chunk from a place on."""
+        """Yield the name, the start of the content and the size of the content of every chunk from a place on."""
         head = self.name + self.count
         while at + head <= size:
             file.seek(at)

@@ -39,7 +39,8 @@ CACHE_BYTES = 256 * 2**20
 
 @lru_cache(maxsize=1)
 def kaiser_table() -> npt.NDArray[np.float64]:
-    """Right half of the filter, float64 `(50 * 8192 + 1,)`: `r sinc(r z) kaiser(z / 50)`, z in zero crossings."""
+    """Return the right half of the filter, float64 `(50 * 8192 + 1,)`: `r sinc(r z) kaiser(z / 50)` for z in zero
+    crossings."""
     size = ZEROS * POINTS_PER_ZERO
     z = np.linspace(0, ZEROS, size + 1)
     table = np.kaiser(2 * size + 1, KAISER_BETA)[size:] * ROLLOFF * np.sinc(ROLLOFF * z)
@@ -69,7 +70,8 @@ class FilterBank:
 
 
 def _wing(position: npt.NDArray[np.float64], stride: int, gain: float) -> npt.NDArray[np.float64]:
-    """Taps of one wing, `(len(position), most taps)`, from its position in the table (in points) for each output."""
+    """Return the taps of one wing, `(len(position), most taps)`, from its position in the table (in points) for each
+    output."""
     table = kaiser_table()
     offset = position.astype(np.int64)
     eta = (position - offset)[:, None]
@@ -118,7 +120,7 @@ _lock = threading.Lock()
 
 
 def filter_bank(sr_in: int, sr_out: int, dtype: torch.dtype, device: torch.device) -> FilterBank:
-    """The bank for a pair of rates; the most recently used ones are kept, up to 256 MiB in all."""
+    """Return the bank for a pair of rates; the most recently used ones are kept, up to 256 MiB in all."""
     common = math.gcd(sr_in, sr_out)
     key = (sr_in // common, sr_out // common, dtype, device)
     with _lock:

@@ -101,7 +101,7 @@ class AudioStream:
         self._compare_length()
 
     def _read_on(self, failure: DecodeError) -> Iterator[torch.Tensor]:
-        """After libsndfile gave up (it does not look for the next good FLAC frame), go on with FFmpeg."""
+        """Continue with FFmpeg after libsndfile gave up, as it does not look for the next good FLAC frame."""
         position = f"decoding stopped after {self.frames_read} samples ({failure})"
         if isinstance(self._decoder, FFmpegDecoder):
             self.warnings.append(position)

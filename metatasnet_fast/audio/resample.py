@@ -21,12 +21,12 @@ MAX_RATIO = 1024
 
 
 def resampled_length(length: int, sr_in: int, sr_out: int) -> int:
-    """Samples that `resample` makes of `length` samples: `floor(length sr_out / sr_in)`."""
+    """Return how many samples `resample` makes from `length` samples: `floor(length sr_out / sr_in)`."""
     return length * sr_out // sr_in
 
 
 def fit_length(x: torch.Tensor, length: int) -> torch.Tensor:
-    """`x` (..., n) cut, or continued with zeros, to `length` samples."""
+    """Return `x` (..., n) cut to `length` samples, or continued with zeros."""
     if length < 0:
         raise ShapeError(f"A signal cannot have {length} samples; ask for a length of 0 or more.")
     if length <= x.shape[-1]:
@@ -60,7 +60,7 @@ def resample(x: torch.Tensor, sr_in: int, sr_out: int, *, length: int | None = N
 
 
 class StreamingResampler:
-    """`resample` for a signal that arrives in blocks: the results, put together, are those of the whole signal.
+    """Resample a signal that arrives in blocks; joined, the results are those of `resample` on the whole signal.
 
     Blocks are `(channels, n)` with any `n`, all of one dtype and device. Memory does not grow with the signal: what one
     piece of the result needs is held back (2**16 samples on a CPU, 2**20 on a GPU, or `sr_out / gcd` if that is more).
@@ -104,7 +104,7 @@ class StreamingResampler:
         return self._make(ready)
 
     def finish(self) -> torch.Tensor:
-        """End the signal; return the results that are left, `(channels, m)`."""
+        """End the signal; return the results that remain, `(channels, m)`."""
         if self._finished:
             raise RuntimeError("This stream is finished; make a new StreamingResampler for the next signal.")
         self._finished = True
@@ -146,16 +146,17 @@ class _Resampling:
         self.piece_length = self.periods * self.bank.period
 
     def first_input(self, output: int) -> int:
-        """First input sample that the piece starting at `output` reads (may be negative)."""
+        """Return the first input sample that the piece starting at `output` reads; it may be negative."""
         return output // self.bank.period * self.bank.hop - self.bank.before
 
     def complete(self, received: int) -> int:
-        """Outputs, a multiple of the piece length, that no further input can change."""
+        """Return how many outputs no further input can change, a multiple of the piece length."""
         periods = (received + self.bank.before - self.bank.span) // self.bank.hop + 1
         return max(0, periods // self.periods * self.piece_length)
 
     def piece(self, x: torch.Tensor, start: int, first: int, total: int) -> torch.Tensor:
-        """Outputs `first ... min(first + piece_length, total) - 1` from `x` (channels, n) that begins at `start`."""
+        """Compute the outputs `first ... min(first + piece_length, total) - 1` from `x` (channels, n), which begins at
+        sample `start`."""
         bank = self.bank
         wanted = min(self.piece_length, total - first)
         periods = -(-wanted // bank.period)

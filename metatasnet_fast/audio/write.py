@@ -46,7 +46,7 @@ SF_SET_ADD_PEAK_CHUNK = 0x1050
 
 
 class _File(io.FileIO):
-    """Keeps the first error of the disk, of which libsndfile tells nothing where it meets it while closing."""
+    """A file that keeps the first error of the disk: libsndfile does not report an error that it meets while closing."""
 
     failure: OSError | None = None
 
@@ -74,7 +74,7 @@ class WrittenAudio:
 
 
 class AudioWriter:
-    """Write an audio file block by block, with memory for one block.
+    """Writer of an audio file block by block, with memory for one block.
 
         with AudioWriter("drums.flac", 44100, channels=2) as writer:
             writer.write(block)                                             # (channels, n)
@@ -148,7 +148,7 @@ class AudioWriter:
         )
 
     def _in_thread(self, call: Callable[[], Any]) -> None:
-        """Call libsndfile; raise the error of the file if there is one, else that of libsndfile.
+        """Call libsndfile; raise the file's error if there is one, else libsndfile's.
 
         The call runs in a separate thread: libsndfile calls Python to write, and Ctrl-C in that callback would be lost.
         """
@@ -187,7 +187,8 @@ class AudioWriter:
             raise AudioFormatError(f"{self.path} would exceed the 4 GiB that a WAV file can hold; write flac.")
 
     def _encoded(self, samples: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Samples `(channels, n)` as libsndfile takes them, `(n, channels)`: integers, or float32 for other formats."""
+        """Return samples `(channels, n)` as libsndfile takes them, `(n, channels)`: integers, or float32 for other
+        formats."""
         if self.format == "ogg" and self.channels in VORBIS_TO_WAV:
             samples = samples[np.argsort(VORBIS_TO_WAV[self.channels])]
         if not self.subtype.startswith("int"):

@@ -50,11 +50,11 @@ class Backend(ABC):
 
     @abstractmethod
     def unavailable(self) -> str | None:
-        """None if this machine can run the backend at all, else one sentence that a user can act on."""
+        """Return None if this machine can run the backend at all, else one sentence that a user can act on."""
 
     @abstractmethod
     def supports(self, request: Request) -> str | None:
-        """None if the request can be served, else one sentence that a user can act on."""
+        """Return None if the request can be served, else one sentence that a user can act on."""
 
     @abstractmethod
     def prepare(self, config: StageConfig, parameters: Mapping[str, Tensor], precision: Precision) -> Any:
@@ -72,11 +72,11 @@ class Backend(ABC):
 
     @abstractmethod
     def encode(self, prepared: Any, signal: Tensor) -> Tensor:
-        """(n, 1, T) to the latent (n, N, T // W), for any n."""
+        """Encode signals (n, 1, T) into the latent (n, N, T // W), for any n."""
 
     @abstractmethod
     def mask(self, prepared: Any, latent: Tensor, partial: Tensor | None, dropout: Tensor | None = None) -> Tensor:
-        """Masked latents (n, I, N, T') of I instruments.
+        """Return the masked latents (n, I, N, T') of I instruments.
 
         ``latent`` (n, N, T') is the mixture's, ``partial`` (n, I, N / 2, T') the masked latent of the previous stage (None in
         the first), ``dropout`` (n, I, N) factors on the masking network's own copy of the latent.
@@ -84,7 +84,7 @@ class Backend(ABC):
 
     @abstractmethod
     def decode(self, prepared: Any, latent: Tensor) -> Tensor:
-        """(n, N, T') to the signal (n, 1, T' W), for any n."""
+        """Decode latents (n, N, T') into signals (n, 1, T' W), for any n."""
 
     def stage_loss(
         self,

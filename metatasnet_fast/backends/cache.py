@@ -45,7 +45,8 @@ class PreparedCache:
         self._lock = threading.RLock()
 
     def parameters(self, network: nn.Module) -> Sequence[Mapping[str, Tensor]]:
-        """The parameters of every one of ``network.stages``, by name; looked for only where they were exchanged."""
+        """Return the parameters of each of ``network.stages`` by name; search the modules only if a parameter was
+        exchanged."""
         with self._lock:
             if self._watch is not None and self._watch.complete(network):
                 return self._watch.parameters
@@ -63,7 +64,8 @@ class PreparedCache:
         config: MetaTasNetConfig,
         parameters: Sequence[Mapping[str, Tensor]],
     ) -> list[Any]:
-        """Prepared weights of all stages, without gradients; ``parameters`` are what :meth:`parameters` gave."""
+        """Return the prepared weights of all stages, without gradients; ``parameters`` is what :meth:`parameters`
+        returned."""
         device = next(iter(parameters[0].values())).device
         key = (backend.name, backend.variant(), precision, device)
         with self._lock, torch.no_grad():
@@ -79,13 +81,13 @@ class PreparedCache:
         return entry.prepared
 
     def look_closely(self) -> None:
-        """Have the next call read every parameter, however little seems to have happened."""
+        """Make the next call read every parameter, even if nothing seems to have changed."""
         with self._lock:
             if self._watch is not None:
                 self._watch.look_closely()
 
     def clear(self) -> None:
-        """Free everything that is kept."""
+        """Free all weights that are kept."""
         with self._lock:
             self._entries.clear()
             self._watch = None
@@ -100,7 +102,7 @@ class PreparedCache:
         return PreparedCache, ()
 
     def _read(self, parameters: Sequence[Mapping[str, Tensor]]) -> tuple[object, ...]:
-        """The fingerprint of the parameters; the last one where nothing has happened since."""
+        """Return the fingerprint of the parameters; the last one if they have not changed since."""
         watch = self._watch
         if watch is None or watch.parameters is not parameters:
             return fingerprint(tensor for stage in parameters for tensor in stage.values())
@@ -116,7 +118,7 @@ def prepare_all(backend: Backend, precision: Precision, stages: Sequence[Stage])
 
 
 def _recorded(device: torch.device) -> torch.cuda.Event | None:
-    """An event after what was enqueued on the device; None on a CPU."""
+    """Record an event after the work that is enqueued on the device; None on a CPU."""
     if device.type != "cuda":
         return None
     event = torch.cuda.Event()

@@ -52,7 +52,7 @@ class _Prepared:
     """Weights that the stage was packed from, if gradients are to flow to them."""
 
     def tensors(self, job: str) -> dict[str, Tensor]:
-        """The weights of ``encoder``, ``mask`` or ``decoder``."""
+        """Return the weights of ``encoder``, ``mask`` or ``decoder``."""
         return {name: w for name, w in (self.weights or {}).items() if name.startswith(f"{job}.")}
 
     def trains(self, job: str, *inputs: Tensor | None) -> bool:
@@ -63,7 +63,7 @@ class _Prepared:
 
 
 class _Memory:
-    """The memory of all jobs, kept from call to call: pages fresh from the system would cost a quarter of a training step.
+    """The memory of all jobs, kept from call to call: new pages from the system would cost a quarter of a training step.
 
     It goes when the last parameter has gone that weights were prepared from.
     """
@@ -73,7 +73,7 @@ class _Memory:
         self._users: set[int] = set()
 
     def of(self, module: Any, parameter: Tensor) -> Any:
-        """The compiled ``CpuPool``."""
+        """Return the compiled ``CpuPool``."""
         if id(parameter) not in self._users:
             self._users.add(id(parameter))
             weakref.finalize(parameter, self._leave, id(parameter))
@@ -218,7 +218,8 @@ class CpuBackend(Backend):
         weights: LossWeights,
         divisors: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The cosines compiled, SI-SDR by PyTorch; all by PyTorch where a mask needs gradients, or latents are float64."""
+        """Compute the cosines by compiled code and SI-SDR by PyTorch; all by PyTorch if a mask needs gradients or
+        latents are float64."""
         needed = latents if weights.need_latents else None
         if needed is None or needed.numel() == 0 or needed.dtype == torch.float64 or mask.requires_grad:
             return reference.stage_loss(estimate, target, mask, latents, mix_estimate, mix, weights, divisors)

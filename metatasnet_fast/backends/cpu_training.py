@@ -23,19 +23,20 @@ Gradients = tuple[Tensor | None, ...]
 
 
 def by_frames(latent: Tensor) -> Tensor:
-    """(..., channels, frames) as (..., frames, channels) with contiguous channels: a view of our own latents, else a copy."""
+    """Return (..., channels, frames) as (..., frames, channels) with contiguous channels: a view of our own latents,
+    else a copy."""
     return unit_channels(latent.transpose(-1, -2))
 
 
 def unit_channels(x: Tensor) -> Tensor:
-    """``x`` in float32 or bfloat16 with a last axis of stride 1."""
+    """Return ``x`` in float32 or bfloat16 with a last axis of stride 1."""
     if x.dtype not in (torch.float32, torch.bfloat16):
         x = x.to(torch.float32)
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def storage(stage: Any) -> torch.dtype:
-    """The dtype of a ``CpuStage``'s latents."""
+    """Return the dtype of a ``CpuStage``'s latents."""
     return torch.float32 if stage.storage == "float32" else torch.bfloat16
 
 
@@ -44,7 +45,7 @@ def _padded(channels: int) -> int:
 
 
 def _rooms(weights: Iterable[Tensor]) -> list[Tensor]:
-    """For the gradients of matrices, which the compiled module pads."""
+    """Allocate tensors for the gradients of matrices, which the compiled module pads."""
     return [torch.empty([_padded(size) for size in w.shape], dtype=torch.float32) for w in weights]
 
 
@@ -53,7 +54,7 @@ def _without_padding(rooms: Sequence[Tensor], weights: Sequence[Tensor]) -> list
 
 
 def latents(stage: Any, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-    """An uninitialised tensor of the stage's memory, by default in the dtype of its latents."""
+    """Return an uninitialised tensor of the stage's memory, by default in the dtype of its latents."""
     dtype = dtype or storage(stage)
     count = math.prod(shape)
     if not count:

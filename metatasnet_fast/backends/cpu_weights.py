@@ -26,7 +26,7 @@ _FRAMES = 256
 
 
 def sizes(config: StageConfig) -> dict[str, Any]:
-    """The sizes that ``CpuStage`` asks for."""
+    """Return the sizes that ``CpuStage`` asks for."""
     return {
         "instruments": config.instruments,
         "softmax": config.softmax,
@@ -42,7 +42,8 @@ def sizes(config: StageConfig) -> dict[str, Any]:
 
 
 def generate(config: StageConfig, p: Mapping[str, Tensor], module: Any, isa: str) -> StageWeights:
-    """``reference.generate`` with all generated layers made at once by compiled code; ``p`` must be float32.
+    """Do the same as ``reference.generate``, with all generated layers made at once by compiled code; ``p`` must be
+    float32.
 
     What they make goes through the reference as the parameters of a stage that generates nothing.
     """
@@ -80,7 +81,8 @@ _PARTS = ("kernel", "bias", "affine")
 
 
 def weight_tensors(weights: StageWeights) -> dict[str, Tensor]:
-    """Weights by the names and in the layouts of ``csrc/cpu/tensors.h``, without the spectrogram branch (see ``MelShare``).
+    """Return the weights under the names and in the layouts of ``csrc/cpu/tensors.h``, without the spectrogram branch
+    (see ``MelShare``).
 
     Differentiable: each is a view or a copy of the stage's weights.
     """
@@ -88,12 +90,12 @@ def weight_tensors(weights: StageWeights) -> dict[str, Tensor]:
 
 
 def arrays(tensors: Mapping[str, Tensor]) -> dict[str, NDArray[np.float32]]:
-    """The tensors as the compiled module takes them."""
+    """Return the tensors as the compiled module takes them."""
     return {name: tensor.detach().contiguous().numpy() for name, tensor in tensors.items()}
 
 
 def _centred(filters: Iterable[Tensor], longest: int) -> Tensor:
-    """Filters (width_l, 1, k_l) below each other in (sum of widths, longest), zeros around the shorter ones."""
+    """Stack filters (width_l, 1, k_l) into (sum of widths, longest), with zeros on both sides of the shorter ones."""
     return torch.cat([F.pad(f[:, 0], ((longest - f.shape[-1]) // 2,) * 2) for f in filters])
 
 
@@ -110,7 +112,7 @@ def _encoder(weights: StageWeights) -> dict[str, Tensor]:
 
 
 def _decoder(weights: StageWeights) -> dict[str, Tensor]:
-    """The longest filter's channels come first."""
+    """Put the channels of the longest filter first."""
     config, decoder = weights.config, weights.decoder
     columns = decoder.bottleneck.squeeze(-1).split(config.decoder_widths, dim=1)
     return {
@@ -152,7 +154,7 @@ def _masking(weights: StageWeights) -> dict[str, Tensor]:
 
 @dataclasses.dataclass(frozen=True)
 class MelShare:
-    """``(log10(|STFT|^2 + floor) - mean) @ to_mel @ to_latent + bias``.
+    """Computes ``(log10(|STFT|^2 + floor) - mean) @ to_mel @ to_latent + bias``.
 
     After the logarithm everything up to the bottleneck's ReLU is linear, and interpolation along time commutes with it (its
     weights sum to one), so the branch is computed at 31.25 frames a second instead of 400: 1 % of the network's arithmetic. The
@@ -176,7 +178,7 @@ class MelShare:
 
     @classmethod
     def of(cls, weights: EncoderWeights, config: StageConfig, channels: int) -> MelShare | None:
-        """Fold in float64; what the products read stays so. None for a network without the branch."""
+        """Fold the maps in float64. Return None for a network without the spectrogram branch."""
         s = weights.spectrogram
         if s is None:
             return None
@@ -207,7 +209,7 @@ class MelShare:
         return share
 
     def _windows(self, signals: Tensor) -> Tensor:
-        """(n, STFT frames, n_fft): overlapping views of the padded signals."""
+        """Return overlapping views of the padded signals, (n, STFT frames, n_fft)."""
         reach = len(self.window) // 2
         if not len(signals):
             return signals.new_empty(0, signals.shape[-1] // self.hop + 1, len(self.window))

@@ -114,7 +114,8 @@ class CudaBackend(Backend):
         )
 
     def _driver_too_old(self) -> str | None:
-        """Kernels run on every driver of the CUDA generation (its first number) that compiled them, or of a later one."""
+        """Return a sentence if the driver is of an older CUDA generation (first number) than the compiler of the
+        kernels; else None."""
         module, driver = native.load(), driver_version()
         compiler = re.search(r"nvcc (\d+)\.", module.cuda_build_info()["compiler"]) if module else None
         if driver is None or compiler is None or driver[0] >= int(compiler[1]):
@@ -137,7 +138,8 @@ class CudaBackend(Backend):
         return None
 
     def _too_small(self, request: Request) -> str | None:
-        """GPUs below the data centre's have 99 KiB of shared memory a block instead of 163 or more."""
+        """Return a sentence if a block needs more shared memory than the GPU has: 163 KiB or more in data centres, 99
+        KiB below."""
         module = native.load()
         if module is None or request.config is None:
             return None
@@ -222,7 +224,8 @@ def _workspace(prepared: _Prepared, size: int) -> Tensor:
 
 
 def _by_frames(latent: Tensor, prepared: _Prepared) -> Tensor:
-    """(..., channels, frames) as (..., frames, channels): a view of our own latents, else a copy the kernels can read."""
+    """Return (..., channels, frames) as (..., frames, channels): a view of our own latents, else a copy that the
+    kernels can read."""
     x = latent.transpose(-1, -2).to(prepared.storage)
     vector = 16 // x.element_size()
     rows = all(stride % vector == 0 or size == 1 for stride, size in zip(x.stride()[:-1], x.shape[:-1], strict=True))

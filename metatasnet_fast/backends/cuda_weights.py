@@ -22,7 +22,7 @@ CHANNELS = 32
 
 
 def sizes(config: StageConfig) -> dict[str, Any]:
-    """The sizes that ``CudaStage`` asks for."""
+    """Return the sizes that ``CudaStage`` asks for."""
     return {
         "instruments": config.instruments,
         "softmax": config.softmax,
@@ -43,7 +43,7 @@ def sizes(config: StageConfig) -> dict[str, Any]:
 
 
 def slopes(weights: StageWeights) -> list[float]:
-    """prelu_1 to prelu_4, then prelu_1 and prelu_2 of each block; one transfer from the device."""
+    """Return prelu_1 to prelu_4, then prelu_1 and prelu_2 of each block, after one transfer from the device."""
     masking = weights.masking
     found = [masking.prelu_1, masking.prelu_2, masking.prelu_3, masking.prelu_4]
     for block in masking.blocks:
@@ -52,13 +52,13 @@ def slopes(weights: StageWeights) -> list[float]:
 
 
 def round_tf32(values: Tensor) -> Tensor:
-    """float32 to the nearest number with 10 bits of mantissa, ties away from zero, as the hardware rounds."""
+    """Round float32 to the nearest number with 10 bits of mantissa, ties away from zero, as the hardware rounds."""
     bits = values.contiguous().view(torch.int32)
     return ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
 
 
 def pack(weights: StageWeights, precision: Precision) -> dict[str, Tensor]:
-    """Weights by the names of ``csrc/cuda/stage.cu``, without the spectrogram branch.
+    """Return the weights under the names of ``csrc/cuda/stage.cu``, without the spectrogram branch.
 
     Constant weights are in the storage of ``precision``; those that a group norm is folded into, and the norms, float32.
     """
@@ -121,7 +121,7 @@ def spectrogram_arrays(weights: StageWeights) -> dict[str, Tensor]:
 
 
 def _own(tensor: Tensor) -> Tensor:
-    """Memory of its own: prepared weights must not follow the parameters, and are read in vectors of 16 bytes."""
+    """Copy a tensor: prepared weights must not change with the parameters, and the kernels read vectors of 16 bytes."""
     return tensor.detach().clone(memory_format=torch.contiguous_format)
 
 

@@ -69,7 +69,7 @@ class ReferenceBackend(Backend):
 
 @contextlib.contextmanager
 def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
-    """Put the matrix products of the enclosed code into ``precision``.
+    """Compute the matrix products of the enclosed code in ``precision``.
 
     float32 and float64 leave an ambient ``torch.autocast`` alone: a caller who opened one gets it.
     """

@@ -30,7 +30,8 @@ _PREFERENCE: dict[str, tuple[str, ...]] = {"cpu": ("cpu", "reference"), "cuda": 
 
 @dataclass(frozen=True)
 class Availability:
-    """Availability of a backend on this machine: ``reason`` is None if it can, else a sentence a user can act on."""
+    """Availability of a backend on this machine: ``reason`` is None if it can run, else a sentence that a user can act
+    on."""
 
     name: str
     summary: str
@@ -50,7 +51,7 @@ _loaded: dict[str, Backend] = {}
 
 
 def get_backend(name: str) -> Backend:
-    """The backend of that name, whether or not it can run here.
+    """Return the backend of that name, even if it cannot run here.
 
     Raises:
         BackendUnavailableError: for an unknown name.
@@ -69,14 +70,14 @@ def get_backend(name: str) -> Backend:
 
 
 def available_backends() -> dict[str, Availability]:
-    """Every backend by name, and why those cannot serve that cannot."""
+    """Return every backend by name, with a reason for each that cannot run here."""
     return {
         name: Availability(name, get_backend(name).summary, get_backend(name).unavailable()) for name in backend_names()
     }
 
 
 def resolve(name: str, request: Request) -> Backend:
-    """The backend that serves a request.
+    """Return the backend that serves a request.
 
     Args:
         name: a backend's name, or ``auto`` for the fastest that supports the request.
@@ -110,7 +111,8 @@ def _refusal(name: str, request: Request) -> str | None:
 def _announce(
     name: str, device: torch.device, precision: Precision, training: bool, passed_over: str, broken: bool
 ) -> None:
-    """Log the choice, once for each kind of request: a warning where a GPU's backend cannot run for want of something."""
+    """Log the choice once for each kind of request; as a warning if a backend that was passed over on a GPU cannot run
+    at all."""
     job = "training" if training else "inference"
     because = f" (passed over: {passed_over})" if passed_over else ""
     level = logging.WARNING if broken and device.type == "cuda" else logging.INFO

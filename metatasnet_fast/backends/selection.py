@@ -16,7 +16,7 @@ __all__ = ["Choice", "current_choice", "use_backend"]
 
 @dataclass(frozen=True)
 class Choice:
-    """A backend by name, or ``auto``; and a precision, or None for that of the parameters."""
+    """The name of a backend, or ``auto``; and a precision, or None for that of the parameters."""
 
     backend: str = "auto"
     precision: Precision | None = None
@@ -36,7 +36,7 @@ _chosen: list[use_backend] = []
 
 
 def current_choice() -> Choice:
-    """The process-wide choice."""
+    """Return the process-wide choice."""
     return _chosen[-1].choice if _chosen else _DEFAULT
 
 

@@ -37,7 +37,7 @@ _counting = False
 
 
 def collect_parameters(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters by name, also those of a ``DataParallel`` replica, which are plain tensors there."""
+    """Return the parameters by name, also those of a ``DataParallel`` replica, where they are plain tensors."""
     found: dict[str, Tensor] = {}
     for path, child in module.named_modules():
         own = getattr(child, "_former_parameters", None) or child._parameters
@@ -54,7 +54,7 @@ def can_watch(module: nn.Module, tensors: list[Tensor]) -> bool:
 
 
 class ParameterWatch:
-    """The parameters of every stage of a network, and whether anything has happened to them since they were found.
+    """The parameters of every stage of a network, with a check of whether they have changed since they were found.
 
     Args:
         network: whose parameters they are.
@@ -83,7 +83,7 @@ class ParameterWatch:
         self._calls = 0
 
     def look_closely(self) -> None:
-        """Have the next call read everything."""
+        """Make the next call read every parameter."""
         self._calls = EVERY
 
     def complete(self, network: nn.Module) -> bool:
@@ -112,7 +112,7 @@ class ParameterWatch:
 
 
 def _places(module: nn.Module) -> Iterator[tuple[dict[str, Any], str, object]]:
-    """Every entry of a module's tree that leads to a parameter or is one."""
+    """Yield every entry of a module's tree that leads to a parameter or is one."""
     for child in module.modules():
         for name, submodule in child._modules.items():
             yield child._modules, name, submodule
@@ -121,7 +121,7 @@ def _places(module: nn.Module) -> Iterator[tuple[dict[str, Any], str, object]]:
 
 
 def _middle(tensor: Tensor) -> Tensor:
-    """Up to ``SAMPLE`` bytes of a tensor as they lie in memory, without a copy; a single value of a strided tensor."""
+    """Return up to ``SAMPLE`` bytes from the middle of a tensor, without a copy; one value of a strided tensor."""
     data = tensor.detach()
     if not data.is_contiguous():
         data = data[tuple(size // 2 for size in data.shape)]
@@ -142,7 +142,7 @@ def _count_step(*_: object) -> None:
 
 
 def fingerprint(tensors: Iterable[Tensor]) -> tuple[object, ...]:
-    """A checksum of the bits of all tensors, with their sizes, dtypes and devices.
+    """Return a checksum of the bits of all tensors, with their sizes, dtypes and devices.
 
     Changes that are not made on purpose to deceive go unnoticed with a probability of 2^-32; a change of one value, or of any
     32 consecutive bits, never does.
@@ -163,7 +163,7 @@ def fingerprint(tensors: Iterable[Tensor]) -> tuple[object, ...]:
 
 
 def hash_on_device(octets: Tensor) -> Tensor:
-    """A 64-bit hash of bytes (n,) on any device: words are mixed with their positions, mixed again and added up.
+    """Return a 64-bit hash of bytes (n,) on any device: mix each word with its position, mix it again, and add all up.
 
     The mixing is that of Steele, Lea and Flood 2014 (SplitMix64), which is one-to-one: one changed word changes the sum.
     """

@@ -94,7 +94,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Participants:
-    """The participants of a run: the device, the precisions, the backends, and whether eager is compiled too.
+    """What takes part in a run: the device, the precisions, the backends, and whether eager is compiled too.
 
     Args:
         backends: names; eager is always there, since nothing is checked or compared without it.
@@ -113,13 +113,13 @@ class Participants:
 
     @classmethod
     def of(cls, device: torch.device, compiled: bool = True, precisions: Sequence[Precision] = ()) -> Participants:
-        """Every backend that can run here at all."""
+        """Return every backend that can run here."""
         names = [name for name, entry in available_backends().items() if entry.available and name != EAGER]
         return cls(device, precisions or default_precisions(device), names, compiled)
 
     @property
     def modes(self) -> list[tuple[str, str | None]]:
-        """Names and modes of what torch compiles."""
+        """Names and modes of the variants that torch compiles."""
         found: list[tuple[str, str | None]] = [(COMPILED, None)] if self.compiled else []
         return found + ([(f"{COMPILED} {AUTOTUNED}", AUTOTUNED)] if self.autotuned else [])
 
@@ -127,7 +127,7 @@ class Participants:
         return self.extra[name] if name in self.extra else get_backend(name)
 
     def serving(self, config: MetaTasNetConfig, training: bool) -> Iterable[tuple[str, Backend, Precision]]:
-        """Eager and every other backend, in every precision that it supports; eager first."""
+        """Yield eager and every other backend, in every precision that it supports; eager first."""
         for precision in self.precisions:
             request = Request(self.device, precision, training, config)
             for name in (EAGER, *self.backends, *self.extra):
@@ -147,7 +147,8 @@ def known(name: str) -> bool:
 
 
 def compiled(function: Callable[..., Any], mode: str | None = None) -> Callable[..., Any]:
-    """``torch.compile`` in a mode, for the shapes at hand; raises ``RuntimeError`` without a C++ compiler."""
+    """Wrap a function in ``torch.compile``, in a mode and for the shapes given; raise ``RuntimeError`` without a C++
+    compiler."""
     if not (shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")):
         raise RuntimeError("torch.compile needs a C++ compiler; install g++")
     made: Callable[..., Any] = torch.compile(function, dynamic=False, mode=mode)

@@ -46,7 +46,8 @@ class Change:
 
 
 def noise_band(first: Spread, second: Spread, crowding: float = 1.0) -> float:
-    """Relative change that the recorded spreads explain; ``crowding`` is the load per core, 1 on a quiet machine."""
+    """Return the relative change that the recorded spreads explain; ``crowding`` is the load per core, 1 on a quiet
+    machine."""
     return max(LEAST, crowding * math.hypot(*(spread.noise * (1 + 4 / spread.count) for spread in (first, second))))
 
 
@@ -62,7 +63,7 @@ def _crowding(*rows: Row) -> float:
 
 
 def compare(first: Sequence[Row], second: Sequence[Row], count_seconds: bool = False) -> list[Change]:
-    """Every row of the first run with its counterpart; rows that only the second has are no regressions.
+    """Return every row of the first run with its counterpart; rows of the second run alone are no regressions.
 
     ``count_seconds``: eager PyTorch's own seconds count too; for machines that do nothing else.
     """
@@ -107,7 +108,7 @@ def _machine(row: Row) -> tuple[object, ...]:
 
 
 def comparison_table(changes: Sequence[Change]) -> str:
-    """One line per row, regressions marked, and a verdict."""
+    """Return one line per row with the regressions marked, and a verdict."""
     lines = []
     for change in changes:
         case, implementation, precision = change.key

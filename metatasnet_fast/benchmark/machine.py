@@ -63,7 +63,7 @@ def cpu_model() -> str:
 
 
 def clocks(device: torch.device) -> dict[str, float | None]:
-    """Clock rates in MHz now and the load of the machine; None where they cannot be read."""
+    """Return the clock rates in MHz and the load of the machine at this moment; None for each that cannot be read."""
     return {
         "cpu_mhz": _cpu_mhz(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
@@ -99,7 +99,7 @@ def _nvidia_smi(field: str) -> Any:
 
 
 def source_version() -> tuple[str | None, bool | None]:
-    """Commit and whether tracked files differ from it; (None, None) where the package is not in a checkout of its own."""
+    """Return the commit, and whether tracked files differ from it; (None, None) outside a checkout of this library."""
     if shutil.which("git") is None or not (ROOT / ".git").exists():
         return None, None
     commit = _git("rev-parse", "HEAD")

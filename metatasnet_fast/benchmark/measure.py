@@ -50,7 +50,7 @@ class Effort:
 
 @dataclass
 class _Entry:
-    """An implementation in the run."""
+    """An implementation that is being measured."""
 
     implementation: Implementation
     row: Row
@@ -60,7 +60,7 @@ class _Entry:
 def measure(
     case: Case, peaks: Peaks, effort: Effort, keep: Callable[[list[Row]], object] = lambda rows: None
 ) -> list[Row]:
-    """One row per implementation, in their order; those without times say why.
+    """Measure one row per implementation, in their order; a row without times says why.
 
     ``keep`` gets the rows as they are known so far: after each implementation's check and after each round.
     """
@@ -83,7 +83,8 @@ def measure(
 
 
 def checked(case: Case) -> list[tuple[Row, Call | None]]:
-    """A row without times for each implementation, and its call; None, or a reason in the row, if it may not be timed."""
+    """Return for each implementation a row without times, and its call. If it may not be timed, the call is None or the
+    row has a reason."""
     timer = HostTimer()
     entries = [_Entry(c, _row(case, c, timer)) for c in case.implementations]
     _check(case, entries, Effort(), lambda: None)
@@ -190,7 +191,7 @@ def _take_turns(
 
 
 def _timed(entry: _Entry, timer: Timer) -> tuple[float, Outputs]:
-    """Seconds and outputs; of an implementation that raises, none, and its row says why."""
+    """Return the seconds and the outputs of a call. If it raises, return none and put the reason into its row."""
     assert entry.call is not None
     try:
         return timer(entry.call)
@@ -252,7 +253,7 @@ def _synchronize(device: torch.device) -> None:
 
 
 def _give_back(device: torch.device) -> None:
-    """Memory that a failure left in torch's pool, for those that come next."""
+    """Free the memory that a failure left in torch's pool, for the next implementations."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -21,7 +21,7 @@ _INTERVAL = 0.002
 
 
 def peak_memory(function: Callable[[], Any], device: torch.device) -> tuple[int | None, str]:
-    """Bytes at the peak of a call minus bytes before it, and how they were measured.
+    """Return the bytes at the peak of a call minus the bytes before it, and how they were measured.
 
     On a GPU what torch's allocator handed out; on Linux the process's resident memory, which the allocator may round up by
     what it keeps for later. None where neither can be read.
@@ -54,7 +54,7 @@ def resident(field: str) -> int:
 
 
 def _reset_peak() -> bool:
-    """Ask the kernel to forget the peak; False where it does not (containers with a kernel of their own)."""
+    """Ask the kernel to reset the peak; return False if it cannot (as in containers with a kernel of their own)."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

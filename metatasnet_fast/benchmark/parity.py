@@ -37,7 +37,8 @@ NEARLY_ZERO = 0.9
 
 
 def relative_error(values: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """``|a - b| / |b|`` in L2 over all tensors together, infinite for another number of tensors, another shape, or NaN.
+    """Return ``|a - b| / |b|`` in L2 over all tensors together; infinity if numbers of tensors or shapes differ, or for
+    NaN.
 
     Where ``b`` is all zero it is ``|a|``. Computed in float64 where ``a`` is: the outputs of a song are large.
     """
@@ -53,7 +54,7 @@ def relative_error(values: Sequence[Tensor], expected: Sequence[Tensor]) -> floa
 
 
 def errors_of(outputs: Outputs, expected: Outputs, precision: Precision) -> Errors:
-    """Error by name; a missing name has an infinite one."""
+    """Return the error of each output by name; that of a missing name is infinite."""
     errors = {}
     for name, wanted in expected.items():
         found = outputs[name] if name in outputs else ()
@@ -65,7 +66,8 @@ def errors_of(outputs: Outputs, expected: Outputs, precision: Precision) -> Erro
 
 
 def _norm_error(values: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """``1 - smaller / larger`` of the two norms: 0 if they agree, 1 if one is zero; infinite if one is not finite."""
+    """Return ``1 - smaller / larger`` of the two norms: 0 if they agree, 1 if one is zero, infinity if one is not
+    finite."""
     a, b = (
         math.sqrt(sum(x.detach().double().square().sum().item() for x in tensors)) for tensors in (values, expected)
     )
@@ -75,7 +77,7 @@ def _norm_error(values: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
 
 
 def limit(name: str, precision: Precision, eager: float, degenerate: bool = False) -> float:
-    """The error allowed where eager's own is ``eager``.
+    """Return the allowed error where eager's own error is ``eager``.
 
     A degenerate signal makes the whole network as ill-conditioned as its gradients are: 10 times in float32, and of the
     upper limits only the one that an output of zeros reaches.
@@ -91,7 +93,7 @@ def limit(name: str, precision: Precision, eager: float, degenerate: bool = Fals
 
 
 def verdict(errors: Errors, limits: Errors) -> str | None:
-    """None if every error is within its limit, else a sentence with the worst."""
+    """Return None if every error is within its limit, else a sentence with the worst one."""
     beyond = {name: error / limits[name] for name, error in errors.items() if not error <= limits[name]}
     if not beyond:
         return None

@@ -15,7 +15,8 @@ _COLOURS = ("#8c8c8c", "#c9a227", "#1f77b4", "#d1495b", "#2a9d8f", "#6a4c93")
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Bars of the speed over eager in float32 on the left, the roofline on the right; whatever has no time is left out.
+    """Draw bars of the speed relative to eager in float32 on the left, and the roofline on the right, from all rows
+    with times.
 
     Raises:
         MissingDependencyError: without matplotlib.
@@ -35,7 +36,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 
 
 def title(rows: Sequence[Row]) -> str:
-    """The machine, and every date and commit that the rows are of."""
+    """Return the machine, with every date and commit of the rows."""
     machine = rows[0].machine if rows else {}
     threads = f", {machine.get('threads')} threads" if machine.get("device") == "cpu" else ""
     runs = {f"{str(row.machine.get('date', ''))[:10]} {_commit(row)}" for row in rows}

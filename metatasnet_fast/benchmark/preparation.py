@@ -22,7 +22,8 @@ __all__ = ["preparation_case"]
 
 
 class _Deferred(Mapping[str, Sequence[Tensor]]):
-    """Outputs that are computed when they are looked at, so that a call which only prepares can be checked untimed."""
+    """Outputs that are computed only when they are read, so that a call which only prepares weights can be checked
+    untimed."""
 
     def __init__(self, compute: Callable[[], Outputs]) -> None:
         self._compute = compute
@@ -44,7 +45,7 @@ class _Deferred(Mapping[str, Sequence[Tensor]]):
 
 
 def preparation_case(network: MultiTasNet, participants: Participants) -> Case:
-    """Generating, folding and packing the weights of all stages, as after a change of a parameter.
+    """Return the case that generates, folds and packs the weights of all stages, as after a change of a parameter.
 
     The inputs are the instruments' embeddings, which every generated weight depends on; what was prepared is checked by
     separating the shortest signal there is, outside the timed call.

@@ -64,7 +64,7 @@ class Work:
 
 
 def encoder(stage: StageConfig, frames: int, items: int = 1, itemsize: int = 4, folded: bool = False) -> Work:
-    """Signal (items, 1, frames W) to latent (items, N, frames)."""
+    """Count the work from signals (items, 1, frames W) to latents (items, N, frames)."""
     n, width = stage.N, stage.encoder_width
     bank = width * sum(stage.kernel_sizes)
     spectra = frames * stage.W // stage.hop + 1
@@ -78,7 +78,8 @@ def encoder(stage: StageConfig, frames: int, items: int = 1, itemsize: int = 4, 
 
 
 def masking(stage: StageConfig, frames: int, items: int = 1, itemsize: int = 4, folded: bool = False) -> Work:
-    """Latent (items, N, frames) and partial (items, 4, N / 2, frames) to masked latents (items, 4, N, frames)."""
+    """Count the work from latents (items, N, frames) and partial latents (items, 4, N / 2, frames) to masked latents
+    (items, 4, N, frames)."""
     b, h, blocks = stage.B, stage.H, len(stage.dilations)
     residuals = blocks - 1 if folded else blocks
     weights = stage.in_channels * b + blocks * (b * h + 3 * h + h * b) + residuals * h * b + b * stage.N
@@ -87,7 +88,8 @@ def masking(stage: StageConfig, frames: int, items: int = 1, itemsize: int = 4, 
 
 
 def decoder(stage: StageConfig, frames: int, items: int = 1, itemsize: int = 4) -> Work:
-    """Latents (items, N, frames) to signals (items, 1, frames W); four items make one separated mixture."""
+    """Count the work from latents (items, N, frames) to signals (items, 1, frames W); four items make one separated
+    mixture."""
     widths = stage.decoder_widths
     weights = stage.N * sum(widths) + sum(w * k for w, k in zip(widths, stage.kernel_sizes, strict=True))
     moved = itemsize * frames * stage.N + 4 * frames * stage.W
@@ -95,7 +97,8 @@ def decoder(stage: StageConfig, frames: int, items: int = 1, itemsize: int = 4) 
 
 
 def inference(config: MetaTasNetConfig, frames: int, items: int = 1, itemsize: int = 4, folded: bool = True) -> Work:
-    """All stages for ``items`` mono signals of ``frames`` latent frames; folded, only the last stage is decoded."""
+    """Count the work of all stages for ``items`` mono signals of ``frames`` latent frames; if ``folded``, only the last
+    stage is decoded."""
     total = Work(0.0, 0.0)
     for stage in config.stages:
         total += encoder(stage, frames, items, itemsize, folded) + masking(stage, frames, items, itemsize, folded)
@@ -105,8 +108,8 @@ def inference(config: MetaTasNetConfig, frames: int, items: int = 1, itemsize: i
 
 
 def training_step(config: MetaTasNetConfig, frames: int, items: int, itemsize: int = 4, folded: bool = True) -> Work:
-    """Forward and backward, the latter counted as twice the former: the mixture and its four sources are encoded, the four
-    estimates and the mixture decoded. The optimiser is not counted."""
+    """Count the work of forward and backward; backward counts as twice forward. The mixture and its four sources are
+    encoded, the four estimates and the mixture decoded. The optimiser is not counted."""
     total = Work(0.0, 0.0)
     for stage in config.stages:
         total += encoder(stage, frames, 5 * items, itemsize, folded) + masking(stage, frames, items, itemsize, folded)
@@ -115,7 +118,8 @@ def training_step(config: MetaTasNetConfig, frames: int, items: int, itemsize: i
 
 
 def preparation(config: MetaTasNetConfig, parameters: int, itemsize: int = 4) -> Work:
-    """Generate and pack the weights: float32 parameters read once, the generated weights written once."""
+    """Count the work of generating and packing the weights: float32 parameters are read once, the generated weights
+    written once."""
     generated = 0
     for stage in config.stages:
         generated += round(masking(stage, 1, 1, 0, folded=True).macs)
@@ -134,7 +138,7 @@ class Peaks:
     products: dict[str, float] = field(default_factory=dict)
 
     def of_compute(self, work: Work, precision: Precision, seconds: float) -> float | None:
-        """Fraction of the matrix product's rate; None if that was not measured in this precision."""
+        """Return the rate as a fraction of the matrix product's; None if that was not measured in this precision."""
         rate = self.products.get(precision.value)
         return None if rate is None else work.flops / seconds / rate
 
@@ -146,7 +150,7 @@ class Peaks:
 
 
 def measure_peaks(device: torch.device, precisions: Iterable[Precision], tiny: bool = False) -> Peaks:
-    """The best of five runs each, on random data; ``tiny`` sizes are for tests of the program, not of the machine."""
+    """Measure the peaks, each as the best of five runs on random data; ``tiny`` sizes only test the program."""
     large = device.type == "cuda"
     timer = make_timer(device)
     bandwidth = _copy(timer, 2**16 if tiny else 2**30 if large else 2**26, device)

@@ -69,22 +69,22 @@ class Row:
 
     @property
     def seconds(self) -> float | None:
-        """Median time; None if there is none to be had."""
+        """Median time; None if there is no valid time."""
         return self.spread.median if self.spread else None
 
     @property
     def real_time_factor(self) -> float | None:
-        """Seconds of mono audio in a second."""
+        """Seconds of mono audio that one second processes."""
         return self.audio_seconds / self.seconds if self.audio_seconds and self.seconds else None
 
     @property
     def wrong(self) -> bool:
-        """Return whether our own results failed; failures of a compiler or another runtime stand in the table only."""
+        """Return whether our own results failed. Failures of a compiler or another runtime appear in the table only."""
         foreign = self.implementation.startswith((COMPILED, *PEERS))
         return bool(self.reason) and not foreign and "parity failed" in str(self.reason)
 
     def refuse(self, reason: str) -> None:
-        """Withdraw every time, and say why."""
+        """Remove every time, and record why."""
         self.reason = reason
         self.samples, self.relative, self.speedup = [], [], {}
         self.of_compute = self.of_memory = self.first_call_seconds = None
@@ -96,13 +96,13 @@ class Row:
 
 
 def write_rows(rows: Iterable[Row], path: Path) -> None:
-    """Replace the file as a whole, so that a program that is killed leaves the rows written before."""
+    """Replace the file as a whole, so that the rows written before survive if the program is killed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, "".join(row.to_json() + "\n" for row in rows).encode())
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Rows of a file, or of all ``*.jsonl`` of a folder in the order of their names.
+    """Return the rows of a file, or of all ``*.jsonl`` files of a folder in the order of their names.
 
     Raises:
         ConfigError: if there is nothing to read, or a line is not such a record.

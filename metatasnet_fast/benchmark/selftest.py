@@ -87,7 +87,7 @@ def devices() -> list[torch.device]:
 
 
 def signals(config: MetaTasNetConfig) -> dict[str, list[Tensor]]:
-    """Float32 mixtures (batch, 1, samples 2^s) for every stage, by name."""
+    """Return float32 mixtures (batch, 1, samples 2^s) for every stage, by name."""
     base = config.stage(0)
     shortest = max(-(-stage.shortest // stage.W) for stage in config.stages) * base.W
     length = shortest + 37 * base.W
@@ -125,7 +125,7 @@ def selftest(
     extra: dict[str, Backend] | None = None,
     networks: Sequence[str] = tuple(NETWORKS),
 ) -> Iterator[Result]:
-    """Every backend and precision on every device.
+    """Test every backend in every precision on every device.
 
     Args:
         on: devices; by default all there are.
@@ -191,7 +191,7 @@ def _all(
     heard: dict[str, list[Tensor]],
     taught: tuple[list[Tensor], list[Tensor], Tensor] | None,
 ) -> tuple[dict[str, Outputs], dict[str, str]]:
-    """Outputs by signal, empty where the backend raised; and what it said there."""
+    """Return the outputs by signal (empty if the backend raised), and the errors that it raised."""
     dtype = torch.float64 if precision is Precision.float64 else torch.float32
     ready = functools.cache(lambda: engine(network, backend, precision))
     jobs: dict[str, Callable[[], Outputs]] = {
@@ -214,7 +214,7 @@ def _all(
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Let torch use one thread: layers as small as these take many times as long on several."""
+    """Limit torch to one thread: layers as small as these take many times as long on several."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -230,7 +230,7 @@ def _separate(ready: Callable[[], Engine], mixes: list[Tensor]) -> Outputs:
 
 
 def _training_batch(network: MultiTasNet) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """Mixtures (2, 1, T 2^s), sources (2, 4, 1, T 2^s) and the mask (2, 4, 1) of the sources that are not silent; float32.
+    """Return mixtures (2, 1, T 2^s), sources (2, 4, 1, T 2^s) and the mask (2, 4, 1) of the non-silent sources; float32.
 
     A source is what the network returns in float64, and as loud a signal of its own: an SI-SDR near 0 dB, as in training.
     What an untrained network returns is almost orthogonal to any other source; there no precision fixes the decibels.
@@ -260,7 +260,7 @@ def _training_step(
     stems: list[Tensor],
     sounds: Tensor,
 ) -> Outputs:
-    """Loss, statistics and gradients of two items, one source silent."""
+    """Return loss, statistics and gradients of two items with one silent source."""
     config = network.config
     trained = copy.deepcopy(network).to(dtype)
     stages = [(config.stage(i), collect_parameters(stage)) for i, stage in enumerate(trained.stages)]

@@ -78,7 +78,7 @@ SIZES = {
 
 
 def cases(size: Size, network: MultiTasNet, participants: Participants) -> Iterator[Callable[[], Case]]:
-    """Cases in the order in which they are measured, built only when they are due."""
+    """Yield the cases in the order in which they are measured; each is built only when its turn comes."""
     kind = participants.device.type
     for shape in size.windows[kind]:
         yield functools.partial(inference_case, network, participants, *shape)

@@ -24,7 +24,7 @@ Array = npt.NDArray[np.float64]
 
 
 def network(config: MetaTasNetConfig, seed: int = 51) -> MultiTasNet:
-    """A network in evaluation mode, with weights that depend on their names and ``seed`` only."""
+    """Return a network in evaluation mode, with weights that depend only on their names and ``seed``."""
     made = MultiTasNet(config).eval()
     state = {name: _weights(name, tuple(value.shape), seed) for name, value in made.state_dict().items()}
     made.load_state_dict(state, strict=True)
@@ -60,7 +60,7 @@ def _scaled(name: str, z: Array) -> Array:
 
 
 def sources(config: MetaTasNetConfig, batch: int, samples: int, seed: int) -> list[Tensor]:
-    """Four sources of each item at every stage's rate: float64 (batch, 4, 1, samples 2^s)."""
+    """Return four sources of each item at every stage's rate: float64 (batch, 4, 1, samples 2^s)."""
     random = np.random.RandomState(seed)
     shape = (batch, 4, 6, 1)
     f, p, a = (random.uniform(low, high, shape) for low, high in ((60, 1800), (0, 2 * math.pi), (0.1, 1)))
@@ -74,7 +74,7 @@ def sources(config: MetaTasNetConfig, batch: int, samples: int, seed: int) -> li
 
 
 def mixtures(stems: Sequence[Tensor]) -> list[Tensor]:
-    """Sums of the sources: (batch, 1, samples) for every stage."""
+    """Return the sums of the sources, (batch, 1, samples) for every stage."""
     return [stem.sum(1) for stem in stems]
 
 

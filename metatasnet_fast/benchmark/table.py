@@ -28,7 +28,7 @@ NONE = "-"
 
 
 def cells(row: Row) -> list[str]:
-    """One row under :data:`HEADINGS`. A row without times shows its reason in their place."""
+    """Return one row under :data:`HEADINGS`. A row without times shows its reason in their place."""
     spread = row.spread
     worst = max(row.errors, key=lambda name: row.errors[name] / row.limits.get(name, 1.0), default=None)
     error = f"{row.errors[worst]:.1e}" if worst else NONE
@@ -63,7 +63,7 @@ def percent(value: float | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Format with three digits, in a unit that fits."""
+    """Format seconds with three digits, in a unit that fits."""
     for factor, unit in ((1.0, "s"), (1e3, "ms")):
         if seconds * factor >= 1:
             return f"{seconds * factor:.3g} {unit}"
@@ -71,7 +71,7 @@ def duration(seconds: float) -> str:
 
 
 def text_table(rows: Sequence[Row]) -> str:
-    """Aligned columns; a reason runs over the columns it replaces."""
+    """Return rows as aligned columns; a reason takes the place of the columns without values."""
     table = [list(HEADINGS), *(cells(row) for row in rows)]
     timed = [line for line, row in zip(table[1:], rows, strict=True) if row.spread is not None]
     widths = [max(len(line[i]) for line in [table[0], *(table[1:] if i < 2 else timed)]) for i in range(len(HEADINGS))]

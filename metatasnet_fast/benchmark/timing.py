@@ -24,7 +24,7 @@ class Spread:
 
     @classmethod
     def of(cls, samples: Sequence[float]) -> Spread:
-        """Raises ``ValueError`` for no samples."""
+        """Compute the spread; raise ``ValueError`` for no samples."""
         if not samples:
             raise ValueError("There is no spread of no samples.")
         if len(samples) == 1:
@@ -44,11 +44,11 @@ class Timer(Protocol):
     method: str
 
     def __call__(self, function: Callable[[], Any]) -> tuple[float, Any]:
-        """Seconds, and what the function returned, complete."""
+        """Return the seconds, and the complete result of the function."""
 
 
 class HostTimer:
-    """The host's monotonic clock; for functions that return when they are done."""
+    """Reads the host's monotonic clock; for functions that return when they are done."""
 
     method = "host clock"
 
@@ -59,7 +59,7 @@ class HostTimer:
 
 
 class EventTimer:
-    """CUDA events around one call, after a write of four times the L2 cache.
+    """Puts CUDA events around one call, after a write of four times the L2 cache.
 
     That write also keeps the device busy while the host enqueues the call, so that the start event does not wait for the
     host. If the host launches kernels more slowly than the device runs them, the waiting counts, as it does for a user.
@@ -83,7 +83,7 @@ class EventTimer:
 
 
 class GraphTimer:
-    """Replays of a CUDA graph of the call, L2 cold: the device's time without the host's launches.
+    """Replays a CUDA graph of the call with a cold L2 cache: the time of the device without the host's launches.
 
     The function must read its inputs from tensors that stay where they are, and must not synchronise. A graph is captured at
     the first call of each function, and kept.
@@ -120,7 +120,8 @@ class GraphTimer:
 
 
 def make_timer(device: torch.device, graph: bool = False, one_pool: bool = False) -> Timer:
-    """The timer for a device; ``graph`` asks for graph replay where there are graphs, ``one_pool`` see :class:`GraphTimer`."""
+    """Return the timer for a device. ``graph`` asks for graph replay if the device has graphs; for ``one_pool`` see
+    :class:`GraphTimer`."""
     if device.type != "cuda":
         return HostTimer()
     return GraphTimer(device, one_pool) if graph else EventTimer(device)

@@ -32,7 +32,8 @@ Wrap: TypeAlias = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def training_case(network: MultiTasNet, participants: Participants, batch: int, seconds: float) -> Case:
-    """A step as the trainer does it: forward, losses, backward, clipping of the gradients' norm, Ranger.
+    """Return the case of a training step as the trainer does it: forward, losses, backward, clipping of the gradients'
+    norm, Ranger.
 
     The learning rate is 0: all of the arithmetic is done and the weights stay, so every round can be compared.
     """
@@ -92,7 +93,7 @@ def training_case(network: MultiTasNet, participants: Participants, batch: int, 
 
 
 def _serve(network: MultiTasNet, backend: Backend, precision: Precision, wrap: Wrap) -> None:
-    """Let the network compute its loss by a backend that has no name to choose it by, or by a compiled function."""
+    """Let the network compute its loss by a given function, such as a compiled one or a backend that is not registered."""
     stages = [(network.config.stage(i), collect_parameters(stage)) for i, stage in enumerate(network.stages)]
 
     def loss(*arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:

@@ -36,7 +36,7 @@ __all__ = ["first_call_case", "separation_case"]
 def separation_case(
     network: MultiTasNet, participants: Participants, mode: Mode, channels: int, seconds: float
 ) -> Case:
-    """A recording at the network's output rate through the ``Separator``: resampling, windows, stitching, gains."""
+    """Return the case of a whole ``Separator`` at the network's output rate: resampling, windows, stitching, gains."""
     config, device = network.config, participants.device
     rate = config.output_rate
     samples = frames_of(network, seconds) * config.stages[-1].W
@@ -71,7 +71,7 @@ def separation_case(
 
 
 def _processed_frames(network: MultiTasNet, mode: Mode, frames: int) -> int:
-    """Latent frames of a channel that go through the network, context included."""
+    """Return how many latent frames of a channel go through the network, context included."""
     config = network.config
     if mode == "fast":
         shape = default_shape(config)
@@ -83,7 +83,7 @@ def _processed_frames(network: MultiTasNet, mode: Mode, frames: int) -> int:
 def _named(
     participants: Participants, network: MultiTasNet, make: Callable[[str, Precision], Call]
 ) -> list[Implementation]:
-    """Implementations for what chooses its backend by name; a backend that is not registered cannot take part."""
+    """Return the implementations for a job that chooses its backend by name: only registered backends take part."""
     return [
         Implementation(name, precision, lambda n=name, p=precision: make(n, p))  # type: ignore[misc]
         for name, _, precision in participants.serving(network.config, False)
@@ -92,7 +92,8 @@ def _named(
 
 
 def first_call_case(network: MultiTasNet, participants: Participants, seconds: float) -> Case:
-    """A new Python process: import, load a checkpoint, separate one mono window, write it. Interpreter and torch included."""
+    """Return the case of a new Python process, from the start of the interpreter: import, load a checkpoint, separate
+    one mono window, write it."""
     config, device = network.config, participants.device
     frames, last = frames_of(network, seconds), config.stages_num - 1
     base = [mix.float() for mix in mixtures(sources(config, 1, frames * config.W, seed=6))]
@@ -141,7 +142,7 @@ def first_call_case(network: MultiTasNet, participants: Participants, seconds: f
 
 
 def _separate_once(arguments: Sequence[str] | None = None) -> None:
-    """The new process of :func:`first_call_case`."""
+    """Do the work of the new process of :func:`first_call_case`."""
     parser = argparse.ArgumentParser(prog=f"{PACKAGE}.benchmark.whole_programs")
     for name in ("checkpoint", "mixtures", "estimate"):
         parser.add_argument(name)

@@ -25,34 +25,34 @@ __all__ = ["implementations_of", "engine", "frames_of", "inference_case", "item_
 
 
 def engine(network: MultiTasNet, backend: Backend, precision: Precision) -> Engine:
-    """The network ready for inference, with its weights packed for this call alone."""
+    """Return the network ready for inference, with its weights packed for this call alone."""
     stages = [(network.config.stage(i), collect_parameters(stage)) for i, stage in enumerate(network.stages)]
     with torch.no_grad():
         return Engine(network.config, backend, precision, prepare_all(backend, precision, stages))
 
 
 def oracle(network: MultiTasNet, participants: Participants) -> Engine:
-    """The same in float64 by plain PyTorch, on the implementations' device."""
+    """Return the same network in float64 on plain PyTorch, on the implementations' device."""
     there = copy.deepcopy(network).to(participants.device)
     return engine(there, participants.backend("reference"), Precision.float64)
 
 
 def item_by_item(function: Callable[[list[Tensor]], Tensor], values: Sequence[Tensor], device: torch.device) -> Tensor:
-    """``function`` of each item of the batch in float64, together on the CPU: the oracle needs twice the memory of a
-    implementation, and items do not depend on one another."""
+    """Apply ``function`` to the batch one item at a time, in float64, and join the results on the CPU. The oracle needs
+    twice the memory of an implementation, and items do not depend on one another."""
     items = range(len(values[0]))
     return torch.cat([function([v[i : i + 1].to(device, torch.float64) for v in values]).cpu() for i in items])
 
 
 def frames_of(network: MultiTasNet, seconds: float) -> int:
-    """Latent frames of a duration, as many as the shortest input has at least."""
+    """Return the latent frames of a duration, but at least those of the shortest input."""
     config = network.config
     frames = round(seconds * config.sampling_rate / config.W)
     return max(frames, *(-(-stage.shortest // stage.W) for stage in config.stages))
 
 
 def inference_case(network: MultiTasNet, participants: Participants, batch: int, seconds: float) -> Case:
-    """``batch`` mono windows of ``seconds`` through all stages, the last one's waveforms wanted.
+    """Return the case of ``batch`` mono windows of ``seconds`` through all stages, up to the waveforms of the last stage.
 
     Args:
         network: on the CPU, in float32.
@@ -113,7 +113,7 @@ def implementations_of(
     plain: Callable[[Backend, Precision], Call],
     by_compiler: Callable[[Backend, Precision, str | None], Call] | None,
 ) -> list[Implementation]:
-    """Eager, compiled (if ``by_compiler`` makes that) and every backend that serves, in every precision."""
+    """Return eager, compiled (if ``by_compiler`` makes it) and every backend that can serve, in every precision."""
     found = []
     for name, backend, precision in participants.serving(network.config, training):
         found.append(Implementation(name, precision, functools.partial(plain, backend, precision)))

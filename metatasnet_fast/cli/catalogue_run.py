@@ -100,7 +100,7 @@ def _settings(args: argparse.Namespace) -> Settings:
 
 
 def _model(name: str | None) -> str:
-    """The model's name, or its path from the root on: workers may be elsewhere."""
+    """Return the model's name, or its absolute path, as workers may run in another folder."""
     from ..model import bundled_models
     from ..model.pretrained import means_bundled
 
@@ -149,7 +149,7 @@ def _dry_run(args: argparse.Namespace, songs: list[Song], settings: Settings) ->
 
 @contextlib.contextmanager
 def _stopping(stop: threading.Event) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM sets ``stop``; a second Ctrl-C interrupts."""
+    """Set ``stop`` at the first Ctrl-C or SIGTERM; let a second Ctrl-C interrupt."""
 
     def ask(number: int, frame: object) -> None:
         if stop.is_set() and number == signal.SIGINT:
@@ -185,7 +185,7 @@ def _listeners(as_json: bool) -> Iterator[Listener]:
 
 
 def _report(args: argparse.Namespace, ended: RunEnded, settings: Settings) -> None:
-    """Print the place of the report, and what remains to be done."""
+    """Print where the report is, and what remains to be done."""
     from ..catalogue.destination import Destination
     from ..catalogue.report import write_report
 

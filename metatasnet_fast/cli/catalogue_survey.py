@@ -15,7 +15,7 @@ __all__ = ["run_status", "run_verify"]
 
 
 def run_status(args: argparse.Namespace) -> int:
-    """Count; exit code 0."""
+    """Count the songs by state; return exit code 0."""
     from ..catalogue.destination import Destination
     from ..catalogue.survey import survey
 
@@ -39,7 +39,7 @@ def run_status(args: argparse.Namespace) -> int:
 
 
 def run_verify(args: argparse.Namespace) -> int:
-    """Check; exit code 3 if anything is wrong."""
+    """Check the outputs; return exit code 3 if anything is wrong."""
     from ..catalogue.destination import Destination
     from ..catalogue.manifest import parse_shard
     from ..catalogue.survey import Finding, verify

@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _complete_files(parser: argparse.ArgumentParser, files: Any) -> None:
-    """Complete the values of every argument that is a plain text or a path, and has no choices, with names of files."""
+    """Complete with file names the value of every argument that is a path or a text without choices."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for each in set(action.choices.values()):

@@ -20,7 +20,7 @@ STANDARD_INPUT = "-"
 
 @dataclass(frozen=True)
 class Track:
-    """A file to separate. ``problem`` says in one sentence why there is nothing to separate, if so."""
+    """A file to separate. If it cannot be separated, ``problem`` says why in one sentence."""
 
     path: Path
     name: str
@@ -78,7 +78,7 @@ def _problem(text: str) -> str | None:
 
 
 def _standard_input(stack: contextlib.ExitStack) -> Track:
-    """Copy standard input to a temporary file: decoders need to go back and forth in it."""
+    """Copy standard input to a temporary file, as decoders must be able to seek."""
     source = getattr(sys.stdin, "buffer", None)
     if source is None or sys.stdin.isatty():
         raise AudioReadError("Standard input is not a file or a pipe: send a recording to it, or name a file.")

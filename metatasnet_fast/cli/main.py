@@ -62,7 +62,7 @@ The function sets ``run``, a function of the parsed arguments that returns the e
 
 
 class Formatter(argparse.HelpFormatter):
-    """Fills paragraphs to the terminal's width, and keeps lines that begin with a blank."""
+    """Fills paragraphs to the terminal's width, but keeps lines that begin with a space."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         pieces = re.findall(r"(?:^(?! ).+\n?)+|^.*\n?", text.strip("\n"), re.MULTILINE)
@@ -72,7 +72,7 @@ class Formatter(argparse.HelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence, without the usage."""
+    """Reports an error in one sentence, without the usage."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**{"formatter_class": Formatter, **settings})
@@ -109,7 +109,7 @@ def build_parser(commands: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:
 
 @contextlib.contextmanager
 def _unwinding_when_terminated() -> Iterator[None]:
-    """Let SIGTERM leave through every ``with`` statement, so that files that are being written are removed."""
+    """Make SIGTERM leave every ``with`` statement properly, so that half-written files are removed."""
 
     def leave(number: int, frame: object) -> NoReturn:
         raise SystemExit(128 + number)

@@ -30,14 +30,14 @@ RUN_FILES = ("best.pt", "last.pt", "failed.pt")
 
 
 def from_one(text: str) -> int:
-    """Type of an option that takes a whole number from 1 on."""
+    """Parse an option whose value is a whole number of at least 1."""
     if text.isdecimal() and int(text) >= 1:
         return int(text)
     raise argparse.ArgumentTypeError(f"must be a whole number, at least 1, got {text}")
 
 
 def names(text: str) -> list[str]:
-    """Type of an option that takes names with commas between."""
+    """Parse an option whose value is a list of names separated by commas."""
     return [name.strip() for name in text.split(",")]
 
 
@@ -55,7 +55,7 @@ def add_workers_option(parser: argparse.ArgumentParser, done: str) -> None:
 
 
 def add_page_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup, place: str) -> None:
-    """Options that set ``page`` to ``file``, ``folder`` or None."""
+    """Add options that set ``page`` to ``file``, ``folder`` or None."""
     group = parser.add_mutually_exclusive_group()
     for flag, kind, text in (
         ("--page", "file", f"also write a page to listen to, {place}, one file"),

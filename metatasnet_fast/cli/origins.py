@@ -18,7 +18,7 @@ REMEDY = "make them again with --overwrite, or choose another folder with --outp
 
 
 class OtherOriginError(MetaTasNetError):
-    """Stems that are there already are of another recording, by another model, or of an unknown one."""
+    """Existing stems were made from another recording, by another model, or from an unknown one."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def _read(record: Path) -> dict[str, Origin]:
 
 
 def _write(record: Path, entries: dict[str, dict[str, object]]) -> None:
-    """Replace the record at once."""
+    """Replace the record in one step."""
     try:
         write_atomically(record, json.dumps(entries, indent=1))
     except OSError as error:

@@ -30,7 +30,8 @@ class Template:
 
     @classmethod
     def parse(cls, text: str, ext: str) -> Template:
-        """Raises :class:`OutputError` for other placeholders, another ending, or a way out of the folder."""
+        """Parse a template; raise :class:`OutputError` for other placeholders, another suffix, or a path that leaves
+        the folder."""
         try:
             parts = list(string.Formatter().parse(text))
         except ValueError as error:
@@ -54,12 +55,13 @@ class Template:
         return full.removesuffix(f".{self.ext}")
 
     def files(self, folder: Path, track: str, stems: Iterable[str]) -> dict[str, Path]:
-        """The file of each stem."""
+        """Return the path of each stem's file."""
         pattern = self.pattern(track)
         return {stem: folder / f"{pattern.format(stem=stem)}.{self.ext}" for stem in stems}
 
     def record(self, folder: Path, track: str) -> Path:
-        """The hidden file that says what the stems of a track are of: ``.stems.json`` beside them in most layouts.
+        """Return the hidden file that says what a track's stems were made from: ``.stems.json``, next to them in most
+        layouts.
 
         It lies in the deepest folder that all stems share, and has the rest of their path in its name.
         """

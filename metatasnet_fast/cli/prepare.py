@@ -121,7 +121,7 @@ def _rates(text: str) -> list[int]:
 
 
 def _find(args: argparse.Namespace, rates: list[int]) -> tuple[list[TrackSource], list[TrackSource]]:
-    """The tracks of the chosen splits, and all of them."""
+    """Return the tracks of the chosen splits, and those of all splits."""
     from ..training.data.entry import SPLITS
     from ..training.data.sources import find_musdb, find_original, find_stems
 

@@ -44,7 +44,7 @@ def _finite(value: Any) -> Any:
 
 
 def tell(text: str, kind: str = "warning", bar: ProgressBar | None = None) -> None:
-    """Print a warning or an error on standard error, above a bar if there is one."""
+    """Print a warning or an error on standard error, above a progress bar if there is one."""
     line = f"metatasnet-fast: {kind}: {_one_line(text)}"
     say(line, sys.stderr) if bar is None else bar.write(line, sys.stderr)
 
@@ -63,7 +63,7 @@ def sentence_of(error: Exception) -> str:
 
 
 class Report:
-    """Results go to standard output, errors and warnings to standard error; where neither can be written, work goes on.
+    """Sends results to standard output, errors and warnings to standard error; if neither can be written, work continues.
 
     With ``as_json`` standard output holds one object per file and line: ``status`` (``done``, ``skipped`` or ``failed``),
     ``input``, ``track``; ``files`` by stem and ``kept`` (stems that were there before) unless it failed; everything in
@@ -80,7 +80,7 @@ class Report:
         return 3 if self._counts["failed"] else 0
 
     def say(self, line: str) -> None:
-        """For people only."""
+        """Print a text, unless the output is JSON."""
         if not self._as_json:
             say(_one_line(line), sys.stdout)
 
@@ -110,7 +110,7 @@ class Report:
         self._emit("failed", track, error=reason)
 
     def finish(self, engine: str) -> None:
-        """One line about all files, if they are several; ``engine`` says what they were separated with."""
+        """Print one line about all files if there are several; ``engine`` says what they were separated with."""
         if sum(self._counts.values()) < 2:
             return
         counts = ", ".join(f"{count} {status}" for status, count in self._counts.items())
@@ -124,7 +124,7 @@ class Report:
 
 
 class Outcome(Protocol):
-    """What ``prepare``, ``score`` and ``evaluate`` say of a track: a frozen dataclass with these fields."""
+    """The result of ``prepare``, ``score`` or ``evaluate`` for one track: a frozen dataclass with these fields."""
 
     @property
     def name(self) -> str: ...
@@ -137,7 +137,7 @@ class Outcome(Protocol):
 
 
 class TrackReport:
-    """Prints a line or a JSON object for each track; its failure and its warnings always, on standard error.
+    """Prints a line or a JSON object for each track; failures and warnings always go to standard error.
 
     A bar, if there is one and it is shown, stands for the lines.
     """

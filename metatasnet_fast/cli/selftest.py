@@ -46,7 +46,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _text(results: list[Result], absent: dict[str, str | None], seconds: float) -> str:
-    """A line for each network on each backend: the signal that is worst against what is allowed; and every failure."""
+    """Return a line for each network on each backend, with the signal that is worst against its limit; and every
+    failure."""
     groups: dict[tuple[str, ...], list[Result]] = {}
     for result in results:
         groups.setdefault((result.device, result.backend, result.precision, result.network), []).append(result)

@@ -138,7 +138,7 @@ def run(args: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class _Job:
-    """Settings that hold for every track."""
+    """The settings that apply to every track."""
 
     args: argparse.Namespace
     separator: Separator
@@ -229,7 +229,7 @@ def _recipe(args: argparse.Namespace, instruments: Sequence[str]) -> Recipe:
 
 
 def _check_format(args: argparse.Namespace) -> None:
-    """A writer that is never opened knows what its format can hold, and whether its library is there."""
+    """Check what the format can hold and whether its library is installed, with a writer that is never opened."""
     from ..audio import AudioWriter
 
     args.format = args.format.lower()

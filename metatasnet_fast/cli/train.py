@@ -93,7 +93,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_settings(group: argparse._ArgumentGroup, settings: type[Any], texts: Mapping[str, str]) -> None:
-    """A flag for every field, in the authors' spelling and with hyphens; absent unless given."""
+    """Add a flag for every field, in the authors' spelling and with hyphens; a flag that the user omits sets nothing."""
     for field in dataclasses.fields(settings):
         flags = [f"--{field.name}", *([f"--{field.name.replace('_', '-')}"] if "_" in field.name else [])]
         default = "none" if field.default is None else field.default
@@ -151,7 +151,7 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _given(args: argparse.Namespace) -> dict[str, Any]:
-    """Settings that the user gave: the file's, and before them the flags'."""
+    """Return the settings that the user gave: the flags' values take precedence over the file's."""
     values = read_settings_file(args.config) if args.config is not None else {}
     fields = (*dataclasses.fields(TrainingSettings), *dataclasses.fields(MetaTasNetConfig))
     values.update({field.name: getattr(args, field.name) for field in fields if hasattr(args, field.name)})

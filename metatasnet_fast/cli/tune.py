@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def tune_subject(subject: Subject, timer: Timer, rounds: int, say: Callable[[str], None]) -> dict[str, Any] | None:
-    """The fastest configuration of a kernel, if it is worth having: alternating rounds, medians.
+    """Return the fastest configuration of a kernel if it is clearly faster, by medians of alternating rounds.
 
     Configurations that do not fit the device, or whose result is not the default's, are left out.
     """
@@ -169,7 +169,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def write(path: Path, device: str, entries: list[dict[str, Any]], precision: str, args: argparse.Namespace) -> None:
-    """Replace the file; all or nothing."""
+    """Replace the file in one step."""
     import torch
     import triton
 

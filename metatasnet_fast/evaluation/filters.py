@@ -49,7 +49,8 @@ class Correlations:
 
 
 def correlate(references: Signals, estimates: Signals, delays: int) -> Correlations:
-    """Lagged products for lags 0 to delays - 1, by FFT over blocks, so memory does not grow with the track.
+    """Compute the lagged products for lags 0 to delays - 1, by FFT over blocks, so that memory does not grow with the
+    track.
 
     A block is multiplied with what lies up to delays - 1 samples ahead. The products of a few blocks are one matrix product
     for each frequency: (channels, blocks) times (blocks, 2 channels).
@@ -80,7 +81,7 @@ def correlate(references: Signals, estimates: Signals, delays: int) -> Correlati
 
 
 def solve(correlations: Correlations, noise: float = 0.0) -> tuple[torch.Tensor, str]:
-    """Filters (a, delays, e), float64, and the method: ``"cholesky"``, ``"shifted cholesky"`` or ``"lstsq"``.
+    """Return the filters (a, delays, e), float64, and the method: ``"cholesky"``, ``"shifted cholesky"`` or ``"lstsq"``.
 
     As in museval, the float64 epsilon is added to the diagonal, which keeps the filters of an all-zero channel at zero.
     `noise` is the energy of white noise in every reference, relative to its own: the same is added to the diagonal.
@@ -148,12 +149,12 @@ def _substitute(factor: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 
 def _sequences(lagged: torch.Tensor) -> torch.Tensor:
-    """``R_ab(k)`` for k from -(delays - 1) to delays - 1, (a, b, 2 delays - 1); ``R_ab(-k) = R_ba(k)``."""
+    """Return ``R_ab(k)`` for k from -(delays - 1) to delays - 1, as (a, b, 2 delays - 1); ``R_ab(-k) = R_ba(k)``."""
     return torch.cat([lagged.transpose(0, 1).flip(2)[..., :-1], lagged], dim=2)
 
 
 def _gram_times(lagged: torch.Tensor, filters: torch.Tensor) -> torch.Tensor:
-    """``G c`` for filters (a * delays, e) without G, whose memory holds the factor: a convolution of the lags."""
+    """Multiply G by filters (a * delays, e) through a convolution of the lags: the memory of G holds its factor by then."""
     delays = lagged.shape[-1]
     length = fft_length(3 * delays)
     lags = torch.fft.rfft(_sequences(lagged), n=length)
@@ -183,7 +184,7 @@ def projected_energies(
     all_filters: torch.Tensor,
     own_filters: torch.Tensor,
 ) -> dict[str, torch.Tensor]:
-    """Energies of every part of the decomposition, each (sources, frames), float64.
+    """Return the energies of every part of the decomposition, each (sources, frames), float64.
 
     With ``P`` the reference windows through `all_filters` (sources * channels, delays, sources * channels) and
     ``P_j`` source j's window through its `own_filters` (sources, channels, delays, channels), the parts are
@@ -227,14 +228,14 @@ def fft_length(at_least: int) -> int:
 
 
 def _frame_spectra(signals: Signals, frames: Sequence[slice], length: int) -> torch.Tensor:
-    """Zero-padded spectra, complex128 (length / 2 + 1, frames, sources, channels)."""
+    """Return zero-padded spectra, complex128 (length / 2 + 1, frames, sources, channels)."""
     pieces = torch.stack([signals.channels_first(frame) for frame in frames])
     spectra: torch.Tensor = torch.fft.rfft(pieces, n=length)
     return spectra.movedim(2, 0).reshape(-1, len(frames), signals.sources, signals.channels)
 
 
 def _filter_spectra(filters: torch.Tensor, length: int) -> torch.Tensor:
-    """Spectra of filters (inputs, delays, outputs), complex128 (length / 2 + 1, inputs, outputs)."""
+    """Return the spectra of filters (inputs, delays, outputs), complex128 (length / 2 + 1, inputs, outputs)."""
     inputs, _, outputs = filters.shape
     spectra = filters.new_empty(length // 2 + 1, inputs, outputs, dtype=torch.complex128)
     # One input at a time: padded to the length of a window all filters together are as large as a matrix of them.
@@ -244,7 +245,8 @@ def _filter_spectra(filters: torch.Tensor, length: int) -> torch.Tensor:
 
 
 def _energy(spectrum: torch.Tensor, length: int) -> torch.Tensor:
-    """Energies per window and source of real signals of an even `length` from their one-sided spectra."""
+    """Return the energies per window and source of real signals, computed from their one-sided spectra of an even
+    `length`."""
     power = torch.view_as_real(spectrum).flatten(3).square()
     # Bins first: a sum over rows of contiguous memory.
     energy: torch.Tensor = ((2 * power.sum(dim=0) - power[0] - power[-1]) / length).sum(dim=-1)

@@ -67,7 +67,7 @@ class _Stem:
         require_finite(torch.tensor([self.energy, self.error]))
 
     def sum(self, value: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]) -> float:
-        """The sum over samples and channels of a function of reference, estimate and mixture, in float64."""
+        """Sum a function of reference, estimate and mixture over samples and channels, in float64."""
         total = 0.0
         for start in range(0, self.samples, PIECE):
             now = slice(start, min(start + PIECE, self.samples))
@@ -76,7 +76,7 @@ class _Stem:
         return total
 
     def whole(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Reference, estimate and mixture, (channels, samples) float32."""
+        """Return the reference, estimate and mixture, (channels, samples) float32."""
         everything = slice(0, self.samples)
         s, e = (signal.piece(everything)[self.source].mT.float() for signal in self.signals)
         return s, e, self.mixture.piece(everything)[0].mT.float()
@@ -86,7 +86,7 @@ class _Stem:
         return self.scale_invariant(lambda e, m: e)
 
     def scale_invariant(self, of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> float:
-        """SI-SDR of a function of estimate and mixture."""
+        """Return the SI-SDR of a function of estimate and mixture."""
         if self.energy == 0:
             return math.nan
         scale = self.sum(lambda s, e, m: s * of(e, m)) / self.energy
@@ -94,7 +94,8 @@ class _Stem:
 
     @cached_property
     def bleed(self) -> tuple[float, float]:
-        """Means of the decibels by which the estimate's mel bands lie above, and below, the reference's."""
+        """Mean decibels by which the estimate's mel bands lie above the reference's, and mean decibels by which they
+        lie below."""
         bands = _mel_bands(self.rate).to(self.signals[0].device)
         levels = []
         for signal in self.whole()[:2]:
@@ -110,7 +111,7 @@ class _Stem:
 
 
 def _ratio(signal: float, error: float) -> float:
-    """In dB; NaN for 0 / 0."""
+    """Return a ratio of energies in dB; NaN for 0 / 0."""
     if error == 0:
         return math.inf if signal > 0 else math.nan
     return 10 * math.log10(signal / error) if signal > 0 else -math.inf
@@ -127,7 +128,7 @@ def _l1_frequency(stem: _Stem) -> float:
 
 
 def _mel_bands(sample_rate: float) -> torch.Tensor:
-    """Triangles of equal area on Slaney's mel scale up to half the rate, (bands, bins), float32; as librosa makes them."""
+    """Return triangles of equal area on Slaney's mel scale up to half the rate, (bands, bins), float32, as librosa does."""
     knee, per_hertz, step = 1000.0, 3 / 200, math.log(6.4) / 27
     top = sample_rate / 2
     highest = per_hertz * min(top, knee) + max(0.0, math.log(max(top, 1.0) / knee)) / step

@@ -65,7 +65,7 @@ Audio: TypeAlias = tuple[AudioTrack, dict[str, torch.Tensor]]
 
 @dataclass
 class ScoringRun:
-    """All outcomes, and the scores of the tracks that have some."""
+    """The outcomes of all tracks, and the scores of the tracks that have scores."""
 
     outcomes: list[TrackOutcome] = field(default_factory=list)
     scores: list[TrackScores] = field(default_factory=list)
@@ -153,7 +153,7 @@ def _separated(separator: Separator, files: TrackFiles) -> Audio:
 
 @dataclass
 class _Run:
-    """A run under way: its settings, and where its results go."""
+    """A run in progress: its settings, and where its results go."""
 
     scoring: Scoring
     separator: Separator | None
@@ -177,7 +177,7 @@ class _Run:
             self.report(outcome, scores)
 
     def work(self, jobs: Sequence[tuple[TrackFiles | Pair, Callable[[], Audio]]]) -> ScoringRun:
-        """Score every track, given with what reads it: the main thread reads, threads score."""
+        """Score every track, each given with the function that reads it: the main thread reads, other threads score."""
         kept: dict[str, Path] = {}
         if self.out is not None:
             audio = {f"{self.subset}/{files.name}": files.fingerprint() for files, _ in jobs}
@@ -208,7 +208,7 @@ class _Run:
         return TrackOutcome(name, "failed", str(error)), None
 
     def score(self, track: AudioTrack, estimates: dict[str, torch.Tensor], began: float, read: float) -> Result:
-        """Score one track, whose reading took from `began` to `read`, and file the scores."""
+        """Score one track and write its scores; `began` and `read` are the times when its reading began and ended."""
         started = time.perf_counter()
         try:
             with memory_for(f"scoring {track.name}", "score fewer tracks at once, or free some"):
@@ -294,7 +294,7 @@ def _claim(out: Path, audio: Mapping[str, str | None], settings: Mapping[str, An
 
 
 def _read_record(path: Path, overwrite: bool) -> dict[str, Any]:
-    """The record, empty if there is none or if it is damaged and to be overwritten."""
+    """Return the record; an empty one if there is none, or if it is damaged and will be overwritten."""
     try:
         found = json.loads(path.read_text("utf-8")) if path.exists() else {}
     except ValueError:

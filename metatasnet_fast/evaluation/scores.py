@@ -79,7 +79,7 @@ class TrackScores:
         return len(self.counted(stem, metric))
 
     def json(self) -> str:
-        """The text of the file. Values are rounded to 1e-5 dB, half to even; infinity becomes NaN, as in museval."""
+        """Return the text of the file. Values are rounded to 1e-5 dB, half to even; infinity becomes NaN, as in museval."""
         content: dict[str, Any] = {
             "targets": [
                 {"name": stem, "frames": [self._frame(stem, index) for index in range(self.frames(stem))]}

@@ -170,7 +170,7 @@ def empty_bands(references: Signals, sample_rate: float, names: Sequence[str]) -
 
 
 def _channels_last(audio: torch.Tensor, what: str) -> torch.Tensor:
-    """(sources, samples, channels) of what may have its channels first, or none."""
+    """Return sources as (sources, samples, channels); the input may have channels before samples, or no channel axis."""
     shape = tuple(audio.shape)
     if audio.dim() == 2 and shape[0] <= max(1, shape[1]):
         return audio[..., None]

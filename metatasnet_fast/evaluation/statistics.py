@@ -54,7 +54,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two sets of scores of the same tracks: the differences, second less first."""
+    """Two sets of scores of the same tracks, with their differences: second minus first."""
 
     stem: str
     metric: str
@@ -72,7 +72,8 @@ class Comparison:
 
 
 def summarise(tracks: Iterable[TrackScores]) -> dict[str, dict[str, Summary]]:
-    """``result[stem][metric]``. Medians over frames, then over tracks, skipping NaN, are those of ``museval.EvalStore``."""
+    """Compute ``result[stem][metric]``. Medians over frames, then over tracks, skip NaN and equal those of
+    ``museval.EvalStore``."""
     tracks = list(tracks)
     result: dict[str, dict[str, Summary]] = {}
     for stem in dict.fromkeys(stem for track in tracks for stem in track.stems):

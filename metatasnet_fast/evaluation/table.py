@@ -27,7 +27,7 @@ STEMS = ("drums", "bass", "other", "vocals")
 
 
 class Published(NamedTuple):
-    """A published row: SDR in dB on the 50 test tracks of MUSDB18, of drums, bass, other, vocals and in the mean."""
+    """A published row: SDR in dB on the 50 test tracks of MUSDB18, for drums, bass, other, vocals and their mean."""
 
     stems: tuple[float, float, float, float] | None
     mean: float
@@ -53,7 +53,8 @@ _NAME, _COLUMN = 34, 9
 
 
 def score_table(tracks: Sequence[TrackScores], title: str = "this run") -> str:
-    """Published SDR rows if the stems are MUSDB18's, then the scores of `tracks`, with every reason not to compare them."""
+    """Return the scores of `tracks` as a table, below published SDR rows if the stems are MUSDB18's, with every reason
+    not to compare them."""
     stems, rows = _rows(tracks)
     lines = ["BSSEval v4 in dB: median over one-second frames, then median over tracks", ""]
     if set(STEMS) <= set(stems):
@@ -82,7 +83,7 @@ def score_table(tracks: Sequence[TrackScores], title: str = "this run") -> str:
 
 
 def latex_table(tracks: Sequence[TrackScores], title: str = "this run") -> str:
-    """A ``tabular`` with a row for each metric and a column for each stem; it needs the package booktabs."""
+    """Return a ``tabular`` with a row for each metric and a column for each stem; it needs the package booktabs."""
     stems, rows = _rows(tracks)
     table = {
         "metric": [*map(_escaped, stems), "mean"],
@@ -95,7 +96,8 @@ def latex_table(tracks: Sequence[TrackScores], title: str = "this run") -> str:
 
 
 def comparison_table(comparisons: Sequence[Comparison], names: tuple[str, str]) -> str:
-    """Two sets of scores side by side, the differences, how likely they are chance, and the tracks that differ most."""
+    """Return two sets of scores side by side: the differences, how likely they are chance, and the tracks that differ
+    most."""
     lines = [_row("stem, metric", [names[0], names[1], "mean diff", "95 %", "p", "tracks"])]
     for item in comparisons:
         interval = f"{item.interval[0]:+.2f}..{item.interval[1]:+.2f}"
@@ -106,7 +108,7 @@ def comparison_table(comparisons: Sequence[Comparison], names: tuple[str, str]) 
 
 
 def score_rows(tracks: Sequence[TrackScores]) -> list[dict[str, Any]]:
-    """A row for each track, stem and metric: ``pandas.DataFrame(score_rows(tracks))``."""
+    """Return a row for each track, stem and metric: ``pandas.DataFrame(score_rows(tracks))``."""
     return [
         {
             "track": track.name,
@@ -180,7 +182,7 @@ def plot_scores(
 
 
 def caveats(tracks: Sequence[TrackScores]) -> list[str]:
-    """Sentences that say why these scores may not be set beside published ones; none for a full evaluation."""
+    """Return sentences that say why these scores may not be compared with published ones; none for a full evaluation."""
     stems = {stem for track in tracks for stem in track.targets}
     lengths = [max((track.frames(stem) for stem in track.targets), default=0) for track in tracks]
     reasons = []

@@ -1,4 +1,5 @@
-"""One track of named stems: BSSEval as ``museval.eval_mus_track`` computes it, and the metrics of whole tracks."""
+"""Score one track of named stems with BSSEval, as ``museval.eval_mus_track`` computes it, and with the metrics of whole
+tracks."""
 
 from __future__ import annotations
 
@@ -179,18 +180,18 @@ def evaluate_track(
 
 
 def _samples_first(audio: Audio, what: str) -> torch.Tensor:
-    """(samples, channels) of a signal that may have its channels first, or none."""
+    """Return (samples, channels) of a signal that may have its channels first, or no channel axis."""
     return Signals(audio[None], what).audio[0]
 
 
 def _fit(estimate: torch.Tensor, samples: int) -> torch.Tensor:
-    """Cut, or pad with zeros, to the length of the reference: each stem may be of a length of its own."""
+    """Cut or zero-pad to the length of the reference, as stems may differ in length."""
     missing = samples - len(estimate)
     return estimate[:samples] if missing <= 0 else torch.nn.functional.pad(estimate, (0, 0, 0, missing))
 
 
 def _museval(references: Sequence[torch.Tensor], estimates: Sequence[torch.Tensor], **settings: Any) -> BssScores:
-    """Score with museval, called as museval.evaluate calls it for BSSEval v4: all four metrics, whichever are asked for."""
+    """Score with museval, called as museval.evaluate calls it for BSSEval v4. It always computes all four metrics."""
     package: Any = importlib.util.find_spec("museval") or require("museval", "The engine museval").__spec__
     # The module without the package around it, which cannot be imported without the program ffmpeg.
     original = runpy.run_path(str(Path(package.submodule_search_locations[0], "metrics.py")))["bss_eval"]

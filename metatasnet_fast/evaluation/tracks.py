@@ -75,14 +75,14 @@ def require_one_length(name: str, signals: Iterable[torch.Tensor]) -> None:
 
 @dataclass(frozen=True)
 class TrackFiles:
-    """A track that can be decoded; `name` is the one under which its scores are filed."""
+    """A track that can be decoded; its scores are stored under `name`."""
 
     name: str
     files: dict[str, Path]
     """Stem, or ``mixture``, -> file; one file for all of them, or one each."""
 
     def read(self, only: Iterable[str] | None = None) -> AudioTrack:
-        """Decode stems and mixture, or only some.
+        """Decode the stems and the mixture, or only some of them.
 
         Raises:
             EvaluationError: if a file cannot be decoded, or they differ in rate.
@@ -203,7 +203,8 @@ def open_tracks(path: str | os.PathLike[str], subset: str | None = None) -> list
 
 
 def pair_tracks(references: Sequence[TrackFiles], estimates: Sequence[TrackFiles]) -> tuple[list[Pair], dict[str, str]]:
-    """Pair tracks, and their stems, by name; one track with one, and one stem with one, whatever their names.
+    """Pair tracks by name, and their stems by name. A single track pairs with a single track whatever their names; so
+    do single stems.
 
     Returns:
         the pairs, and the names of the reference tracks without estimates, each with the reason.
@@ -244,7 +245,8 @@ def _pair_stems(reference: TrackFiles, estimate: TrackFiles, single: bool) -> di
 
 
 def _catalogued(folder: Path) -> str | None:
-    """Name of the song whose stems a catalogue put into a folder, as the result beside them says; None for another folder."""
+    """Return the name of the song whose stems a catalogue put into a folder, from the result file in it; None for
+    another folder."""
     for path in sorted(folder.glob("result*.json")):
         with suppress(OSError, ValueError, KeyError, TypeError):  # another program's file
             song = PurePosixPath(str(json.loads(path.read_text("utf-8"))["uri"]))

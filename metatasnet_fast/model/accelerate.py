@@ -43,7 +43,7 @@ class AccelerationReport:
 
 
 class _Accelerated(NetworkMethods):
-    """Mixed in front of a network's own class; its parameters and submodules stay the objects they were."""
+    """A class put before a network's own class; the network keeps its own parameters and submodules."""
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         # A class made at run time cannot be pickled: the original class is, and is accelerated again.
@@ -110,7 +110,7 @@ def restore(network: nn.Module) -> nn.Module:
 
 
 def _check(network: nn.Module) -> MetaTasNetConfig:
-    """The network's configuration, if its parameters are those that the configuration asks for."""
+    """Return the network's configuration, if its parameters match it."""
     if isinstance(network, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         raise ConfigError(f"Accelerate the network inside the {type(network).__name__}: accelerate(network.module).")
     if isinstance(network, nn.Module) and "_orig_mod" in network._modules:

@@ -142,7 +142,7 @@ def _is_plain(value: Tensor) -> bool:
 
 
 def config_of(checkpoint: Checkpoint, origin: object) -> MetaTasNetConfig:
-    """The checkpoint's settings; raises :class:`CheckpointError` naming the file if they are none."""
+    """Return the checkpoint's settings; raise :class:`CheckpointError` with the file's name if it has no valid ones."""
     try:
         return checkpoint.config
     except ConfigError as error:

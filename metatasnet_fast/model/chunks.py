@@ -21,7 +21,7 @@ class Chunk:
 
     @property
     def kept(self) -> tuple[int, int]:
-        """The part to keep, counted from ``start``; it may end early where the chunk was cut to a multiple of the stride."""
+        """The part to keep, counted from ``start``; it may end early if the chunk was cut to a multiple of the stride."""
         return self.begin - self.start, min(self.stop, self.end) - self.start
 
 

@@ -101,7 +101,7 @@ def _reference(network: nn.Module, config: MetaTasNetConfig, parameter: Tensor) 
 
 
 def _signals(config: MetaTasNetConfig, like: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Two items of noise for each stage, as short as the encoder takes them: mixtures, sources and masks."""
+    """Return two items of noise for each stage, as short as the encoder accepts: mixtures, sources and masks."""
     shortest = max(-(-config.stage(s).shortest // config.stage(s).W) for s in range(config.stages_num))
     generator = torch.Generator().manual_seed(0)
     mixes, sources, masks = [], [], []
@@ -116,7 +116,7 @@ def _signals(config: MetaTasNetConfig, like: Tensor) -> tuple[list[Tensor], list
 
 @contextlib.contextmanager
 def _undisturbed(network: nn.Module, device: torch.device) -> Iterator[None]:
-    """Evaluation mode without gradients, and afterwards everything as it was: modes, gradients, random numbers."""
+    """Run the block in evaluation mode without gradients, then restore modes, gradients and random numbers."""
     modes = [(module, module.training) for module in network.modules()]
     buffers = [(buffer, buffer.detach().clone()) for buffer in network.buffers()]
     devices: Sequence[torch.device] = [device] if device.type == "cuda" else []

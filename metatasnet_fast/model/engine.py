@@ -51,7 +51,8 @@ class Engine:
         return estimates
 
     def random_dropout(self, probability: float) -> Dropout | None:
-        """Factors from torch's default generator: one draw per (item, instrument, channel), in the order of Dropout2d."""
+        """Return factors from torch's default generator: one draw per (item, instrument, channel), in the order of
+        Dropout2d."""
         keep, instruments = 1 - probability, len(self.config.instruments)
         if keep == 1:
             return None
@@ -69,7 +70,7 @@ class Engine:
         divisors: Sequence[Tensor] | None = None,
         before: tuple[Sequence[Tensor], Sequence[Tensor]] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Loss of a batch, or a part's share in the loss of its batch: the shares of all parts add up to the loss.
+        """Return the loss of a batch, or a micro-batch's share of it: the shares of all micro-batches add up to the loss.
 
         Args:
             mixes: (b, 1, T 2^s) for each stage ``s``.

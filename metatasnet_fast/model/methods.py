@@ -41,7 +41,7 @@ class NetworkMethods(nn.Module):
         return next(iter(self._find_parameters()[0].values())).device
 
     def engine(self, choice: Choice | None = None, training: bool = False) -> Engine:
-        """The network on the backend that is to serve it.
+        """Return the network on the backend that is to serve it.
 
         Args:
             choice: a backend and precision; by default the network's own, else that of :class:`use_backend`.
@@ -65,7 +65,7 @@ class NetworkMethods(nn.Module):
             ) from error
 
     def weights_changed(self) -> None:
-        """Have the next call read every parameter again.
+        """Make the next call read every parameter again.
 
         Needed only after writing single values through ``.data`` by hand: every other change is noticed without it, and that
         one too after 64 calls.
@@ -75,7 +75,7 @@ class NetworkMethods(nn.Module):
     def forward(
         self, input_mixes: Sequence[Tensor], separated_inputs: Sequence[Tensor], masks: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Loss and statistics of a training batch.
+        """Return loss and statistics of a training batch.
 
         Args:
             input_mixes: (b, 1, T 2^s) for each stage ``s``; T a multiple of ``W``.
@@ -163,7 +163,7 @@ class NetworkMethods(nn.Module):
         return any(x.requires_grad for x in inputs) or any(p.requires_grad for p in parameters)
 
     def _serving(self, choice: Choice | None, training: bool) -> tuple[str, str]:
-        """Backend and precision for a request. A compiler asks once, as it compiles."""
+        """Return the backend and the precision for a request. Under a compiler this runs once, during compilation."""
         choice = choice or self.__dict__.get("_choice") or current_choice()
         config, parameter = self.config, next(iter(self._find_parameters()[0].values()))
         precision = (choice.precision or Precision.parse(parameter.dtype)).on(parameter.device)
@@ -173,7 +173,7 @@ class NetworkMethods(nn.Module):
     setattr(_serving, "_dynamo_marked_constant", True)  # noqa: B010
 
     def _find_parameters(self) -> Sequence[Mapping[str, Tensor]]:
-        """The parameters of every stage; a compiler follows the search, everyone else searches once."""
+        """Return the parameters of every stage, from the cache; while a compiler traces, search for them."""
         if torch.compiler.is_compiling():
             return [collect_parameters(stage) for stage in self.stages]
         return self._cache().parameters(self)

@@ -41,7 +41,7 @@ __all__ = [
 
 
 class PretrainedMixin(nn.Module):
-    """``save_pretrained``, ``push_to_hub`` and ``from_pretrained``."""
+    """Adds ``save_pretrained``, ``push_to_hub`` and ``from_pretrained`` to a network."""
 
     args: Any
 
@@ -170,13 +170,13 @@ def means_bundled(name: str | os.PathLike[str]) -> bool:
 
 
 def bundled_models() -> dict[str, Path]:
-    """Names and folders of the models that come with the library."""
+    """Return the names and folders of the models that come with the library."""
     root = Path(str(resources.files("metatasnet_fast"))) / "assets" / "models"
     return {path.parent.name: path.parent for path in sorted(root.glob(f"*/{SETTINGS}"))}
 
 
 def default_model() -> str:
-    """Name of the model that is used where none is named.
+    """Return the name of the model that is used if the user names none.
 
     Raises:
         CheckpointError: if none comes with this installation.
@@ -190,7 +190,7 @@ def default_model() -> str:
 
 
 def locate(path: str | os.PathLike[str], revision: str | None = None, offline: bool = False) -> Path:
-    """The checkpoint file or folder that :func:`load_checkpoint` would read; a hub id is downloaded.
+    """Return the checkpoint file or folder that :func:`load_checkpoint` would read; a hub id is downloaded.
 
     Raises:
         CheckpointError: if there is none.
@@ -218,7 +218,7 @@ def read_checkpoint(
 
 @contextlib.contextmanager
 def _readable(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn a refusal of the system (pathlib raises for a name that is too long, or in a closed folder) into one sentence.
+    """Turn a system error into one sentence: pathlib raises for a name that is too long, or in a folder without permission.
 
     So is what names nothing.
     """

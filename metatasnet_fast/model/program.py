@@ -40,7 +40,7 @@ OPSET = 18
 
 
 class _Separation(nn.Module):
-    """The module that is exported. The weights are captured as constants, not registered: there is nothing left to train."""
+    """The module that is exported. Its weights are captured as constants: there is nothing left to train."""
 
     def __init__(self, engine: Engine) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class _Separation(nn.Module):
 
 
 def exported_program(network: NetworkMethods, backend: str = "reference") -> ExportedProgram:
-    """The program of ``torch.export``.
+    """Return the network as a program of ``torch.export``.
 
     Args:
         network: a network, on a CPU for a file that others can read.
@@ -97,7 +97,7 @@ def export(network: NetworkMethods, path: str | Path, format: str | None = None,
 
 
 def _example(network: NetworkMethods, config: MetaTasNetConfig) -> tuple[Tensor, ...]:
-    """Mixtures to trace with: of sizes that no constant of the network equals."""
+    """Return mixtures to trace with, whose sizes differ from every constant of the network."""
     parameter = next(network.parameters())
     frames = SHORTEST + 37
     return tuple(

@@ -35,7 +35,7 @@ Progress = Callable[[int, "int | None"], object]
 
 @dataclass(frozen=True)
 class KnownModel:
-    """A model that can be fetched, or was added: a file of the authors' format."""
+    """A model that can be downloaded, or that the user added: a file of the authors' format."""
 
     name: str
     url: str
@@ -53,14 +53,14 @@ class KnownModel:
 
 
 def home() -> Path:
-    """The user's folder of this library."""
+    """Return the user's folder of this library."""
     if named := os.environ.get(HOME):
         return Path(named)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "metatasnet-fast"
 
 
 def known_models() -> dict[str, KnownModel]:
-    """Models by name, with the checksums that are pinned.
+    """Return the models by name, with the checksums that are pinned.
 
     Raises:
         CheckpointError: if the user's ``models.json`` is damaged.
@@ -73,7 +73,7 @@ def known_models() -> dict[str, KnownModel]:
 
 
 def fetched_model(name: str) -> Path | None:
-    """The file of a known model; None for a name that is none.
+    """Return the file of a known model; None for an unknown name.
 
     Raises:
         CheckpointError: if it is known but not here.
@@ -112,7 +112,7 @@ def add_model(name: str, location: str, sha256: str | None = None, progress: Pro
 
 
 def fetch_model(name: str, progress: Progress | None = None) -> KnownModel:
-    """Fetch a known model; a download that was cut off goes on where it ended.
+    """Download a known model; an interrupted download resumes.
 
     Raises:
         CheckpointError: for an unknown name, a dead link, no network, or a file with another checksum than the pinned one.
@@ -144,7 +144,7 @@ def _fetch(model: KnownModel, progress: Progress | None) -> KnownModel:
 
 
 def _download(model: KnownModel, part: Path, progress: Progress | None) -> None:
-    """Append what is missing; from the beginning where the server cannot send a part."""
+    """Append the missing bytes; start from the beginning if the server cannot send a part."""
     have = part.stat().st_size if part.is_file() else 0
     request = urllib.request.Request(model.url, headers={"Range": f"bytes={have}-"} if have else {})
     try:

@@ -30,7 +30,7 @@ class _Moments:
         self.m2: Tensor | float = 0.0
 
     def add(self, spectrogram: Tensor) -> None:
-        """Merge (b, bins, frames)."""
+        """Merge a batch (b, bins, frames)."""
         x = spectrogram.double().transpose(1, 2).flatten(0, 1)
         count, mean = len(x), x.mean(0)
         delta, total = mean - self.mean, self.count + count

@@ -141,7 +141,7 @@ def _stored(name: str, value: Tensor, half: bool) -> Tensor:
 
 
 def _split_optimizer(optimizer: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors under ``index.name``, and the rest as JSON."""
+    """Return the tensors under ``index.name``, and the rest as JSON."""
     tensors, scalars = {}, {}
     for index, state in optimizer["state"].items():
         for name, value in state.items():
@@ -163,7 +163,7 @@ def _join_optimizer(tensors: dict[str, Tensor], rest: dict[str, Any]) -> dict[st
 
 
 def check_sha256(path: Path, expected: str) -> None:
-    """Raises :class:`CheckpointError` for a file with another checksum."""
+    """Raise :class:`CheckpointError` if the checksum of the file differs."""
     digest = sha256_file(path)
     if digest != expected:
         raise CheckpointError(f"{path} is damaged or another file: SHA-256 {digest}, expected {expected}.")

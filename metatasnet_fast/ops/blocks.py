@@ -1,4 +1,4 @@
-"""All blocks of the masking network in a row: the residual stream in, the sum of the skips out."""
+"""Run all blocks of the masking network in a row: the residual stream goes in, the sum of the skips comes out."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def kept_for_backward(dtype: torch.dtype) -> int:
 
 
 def _layer(p: BlockParameters, layer: int) -> BlockParameters:
-    """The parameters of one block; its slopes are (1,)."""
+    """Return the parameters of one block; its slopes are (1,)."""
 
     def of(v: Any) -> Any:
         return None if v is None else v[layer : layer + 1] if v.dim() == 1 else v[layer]
@@ -120,7 +120,7 @@ def _layer(p: BlockParameters, layer: int) -> BlockParameters:
 
 
 def _forward_layer(x: Tensor, w: BlockParameters, dilation: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Results of conv1d and of the depthwise pass, and the affines of both norms."""
+    """Return the results of conv1d and of the depthwise pass, and the affines of both norms."""
     frames = x.shape[2]
     c = pointwise_forward(x, w.conv1d, None, None, None, None, None)
     affine_1 = affine_of(tile_statistics(activation(c, w.slope_1)), w.gamma_1, w.beta_1, frames)
@@ -130,7 +130,7 @@ def _forward_layer(x: Tensor, w: BlockParameters, dilation: int) -> tuple[Tensor
 
 def _launcher_weights(x: Tensor, p: BlockParameters, dilations: list[int], layers: int) -> Any:
     def aligned(slope: Tensor) -> Tensor:
-        """Each slope at a multiple of 16 bytes."""
+        """Place each slope at a multiple of 16 bytes."""
         return slope[:, None].expand(-1, 4).contiguous()
 
     return kernels("blocks", x.dtype).BlockWeights(
@@ -158,7 +158,8 @@ def _blocks(
     gamma_2: Tensor, beta_2: Tensor, out: Tensor, bias: Tensor | None, next_slope: Tensor, dilations: Sequence[int],
     layers: int, keep: int, items: int, tf32: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Skips and their statistics; the inputs of all blocks but the first, c, b (a stack's side by side), both affines."""
+    """Return the skips and their statistics, the inputs of all blocks but the first, c, b (concatenated per stack), and
+    both affines."""
     p = BlockParameters(conv1d, slope_1, gamma_1, beta_1, taps, slope_2, gamma_2, beta_2, out, bias)
     width = x.shape[3]
     skips = torch.zeros_like(x, memory_format=torch.contiguous_format)
@@ -207,7 +208,7 @@ def _blocks_backward(
 ) -> tuple[
     Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor
 ]:  # fmt: skip
-    """dx and the gradients of the weights in their order, with those of the last block's residual rows zero."""
+    """Return dx and the gradients of the weights in their order; those of the last block's residual rows are zero."""
     p = BlockParameters(conv1d, slope_1, gamma_1, beta_1, taps, slope_2, gamma_2, beta_2, out, bias)
     width = x.shape[3]
     dx: Tensor | None = None

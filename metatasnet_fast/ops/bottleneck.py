@@ -23,7 +23,8 @@ def bottleneck(
     relu: bool = False,
     tf32: bool = False,
 ) -> Tensor:
-    """y[n, t, o] = act( sum_k weight[o, k] x[n, t, k] + bias[o] + s[n, t, o] ), s ``share`` interpolated to x's frames.
+    """y[n, t, o] = act( sum_k weight[o, k] x[n, t, k] + bias[o] + s[n, t, o] ), where s is ``share`` interpolated to
+    x's frames.
 
     The interpolation is linear along frames with aligned corners (one row, or one frame: row 0). Differentiable once.
 
@@ -82,7 +83,7 @@ def _checked(
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, share: Tensor | None, relu: bool) -> Tensor:
-    """y in the dtype of ``x``."""
+    """Return y in the dtype of ``x``."""
     y = x.to(wide(x.dtype)) @ rounded(weight, x).T
     y = y if bias is None else y + bias.to(y.dtype)
     if share is not None:
@@ -130,7 +131,7 @@ def _bottleneck_backward(
     dy: Tensor, x: Tensor, weight: Tensor, y: Tensor | None, rows: int, need_x: bool, need_bias: bool, rectified: bool,
     tf32: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """dx, dW, dbias, dshare of ``rows`` rows; without elements where it is not needed."""
+    """Return dx, dW, dbias, dshare of ``rows`` rows; a tensor without elements for each that is not needed."""
     g = gated(dy, y)
     dshare = torch.einsum("tf,nto->nfo", interpolation(rows, x.shape[1], g), g) if rows else g.new_empty(0)
     dx = gated(g @ rounded(weight, x), x if rectified else None).to(x.dtype) if need_x else x.new_empty(0)

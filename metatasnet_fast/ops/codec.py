@@ -28,7 +28,8 @@ ALIGNMENT = 8
 
 @dataclass(frozen=True)
 class MelOperands:
-    """The spectrogram branch: window and mean, the map to mel bands with its bias, the bottleneck's part for them."""
+    """The spectrogram branch: window and mean, the map to mel bands with its bias, and the bottleneck's weights for the
+    bands."""
 
     window: Tensor
     mean: Tensor
@@ -39,7 +40,7 @@ class MelOperands:
 
 @dataclass(frozen=True)
 class EncoderOperands:
-    """Weights of :func:`encode`; ``wave``, ``mel`` and ``last`` are the bottleneck's three parts."""
+    """Weights of :func:`encode`; ``wave``, ``mel`` and ``last`` are the three parts of the bottleneck's weights."""
 
     config: StageConfig
     precision: Precision
@@ -61,13 +62,13 @@ class DecoderOperands:
 
 
 def _centred(filters: tuple[Tensor, ...]) -> list[Tensor]:
-    """Filters (C_l, k_l), all as long as the longest, zeros at both ends."""
+    """Stack filters (C_l, k_l), each padded at both ends with zeros to the length of the longest."""
     taps = max(f.shape[-1] for f in filters)
     return [F.pad(f.squeeze(1), ((taps - f.shape[-1]) // 2,) * 2) for f in filters]
 
 
 def _aligned(p: Tensor, *dims: int) -> Tensor:
-    """``p`` with zeros behind the named dimensions up to a multiple of eight, so that the kernels load 16 bytes at a time.
+    """Pad the named dimensions of ``p`` with zeros to a multiple of eight, so that the kernels load 16 bytes at a time.
 
     The filters' 330 outputs and the decoder's 385 parts at the default widths are none: they become 336 and 392, and what is
     added stays zero on its way through the ReLUs.
@@ -79,12 +80,12 @@ def _aligned(p: Tensor, *dims: int) -> Tensor:
 
 
 def _exact(precision: Precision) -> torch.dtype:
-    """The dtype of what is never stored in two bytes."""
+    """Return the dtype of values that are never stored in two bytes."""
     return torch.promote_types(precision.storage, torch.float32)
 
 
 def prepare_encoder(weights: EncoderWeights, config: StageConfig, precision: Precision) -> EncoderOperands:
-    """Bring an encoder's weights into the form of :func:`encode`; differentiable.
+    """Convert an encoder's weights to the form of :func:`encode`; differentiable.
 
     The standard deviations, the learned affine and the mel map become one matrix and one bias. The mean does not: it must
     meet the logarithm in float32 before anything is multiplied.
@@ -112,14 +113,14 @@ def prepare_encoder(weights: EncoderWeights, config: StageConfig, precision: Pre
 
 
 def prepare_decoder(weights: DecoderWeights, config: StageConfig, precision: Precision) -> DecoderOperands:
-    """Bring a decoder's weights into the form of :func:`decode`; differentiable."""
+    """Convert a decoder's weights to the form of :func:`decode`; differentiable."""
     dtype = precision.storage
     bank, first = _aligned(torch.cat(_centred(weights.filters)), 0), _aligned(weights.bottleneck.squeeze(2).T, 0)
     return DecoderOperands(config, precision, first.to(dtype), bank.to(dtype))
 
 
 def encode(operands: EncoderOperands, signal: Tensor) -> Tensor:
-    """Latent of a signal.
+    """Encode a signal into its latent.
 
     In bfloat16 and float16 the mel branch is float32 with TF32 products, its Fourier transform float32 in every precision.
 
@@ -148,7 +149,7 @@ def encode(operands: EncoderOperands, signal: Tensor) -> Tensor:
 
 
 def decode(operands: DecoderOperands, latent: Tensor) -> Tensor:
-    """Signal of a latent.
+    """Decode a latent into its signal.
 
     Args:
         operands: from :func:`prepare_decoder`.

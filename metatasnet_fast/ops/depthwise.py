@@ -35,7 +35,7 @@ __all__ = ["depthwise"]
 def depthwise(
     x: Tensor, weight: Tensor, dilation: int, slope: Tensor, norm: GroupNorm, next_slope: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """y = PReLU( sum_k weight[i, c, k] m[n, i, t + (k - 1) dilation, c], next_slope ) with m = norm(PReLU(x, slope)).
+    """y = PReLU( sum_k weight[i, c, k] m[n, i, t + (k - 1) dilation, c], next_slope ), where m = norm(PReLU(x, slope)).
 
     m is zero outside the signal: the padding is that of the normalised signal. Differentiable once, in everything but
     the statistics. Backward needs ``x`` alone; what lies between is computed again.
@@ -67,7 +67,7 @@ def depthwise(
 
 
 def _shift(v: Tensor, frames: int) -> Tensor:
-    """``v[t + frames]``, zero where that is outside the signal."""
+    """Return ``v[t + frames]``, with zeros outside the signal."""
     length = v.shape[2]
     shifted = torch.zeros_like(v)
     if abs(frames) < length:
@@ -78,7 +78,7 @@ def _shift(v: Tensor, frames: int) -> Tensor:
 def _convolved(
     x: Tensor, weight: Tensor, dilation: int, slope: Tensor, affine: Tensor, beta: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """PReLU(x), its norm, and the convolution of that."""
+    """Return PReLU(x), its norm, and the convolution of the norm."""
     z = activation(x, slope)
     m = normalise(z, affine, beta)
     taps = weight.to(z.dtype)[:, None]
@@ -89,7 +89,7 @@ def _convolved(
 def forward(
     x: Tensor, weight: Tensor, dilation: int, slope: Tensor, affine: Tensor, beta: Tensor, next_slope: Tensor
 ) -> Tensor:
-    """y in the dtype of ``x``, from the norm's affine."""
+    """Return y in the dtype of ``x``, from the norm's affine."""
     a = _convolved(x, weight, dilation, slope, affine, beta)[2]
     return torch.where(a > 0, a, next_slope.to(a.dtype) * a).to(x.dtype)
 
@@ -98,7 +98,7 @@ def backward(
     dy: Tensor, x: Tensor, weight: Tensor, dilation: int, slope: Tensor, affine: Tensor, gamma: Tensor, beta: Tensor,
     next_slope: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """dx, dw (I, C, 3), dslope, dgamma, dbeta, dnext_slope."""
+    """Return dx, dw (I, C, 3), dslope, dgamma, dbeta, dnext_slope."""
     dy = dy.to(wide(x.dtype))
     z, m, a = _convolved(x, weight, dilation, slope, affine, beta)
     dnext_slope = torch.where(a > 0, 0, dy * a).sum().reshape(1)

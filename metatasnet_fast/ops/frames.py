@@ -28,19 +28,20 @@ class Rectified(NamedTuple):
 
 
 def interpolation(rows: int, frames: int, like: Tensor) -> Tensor:
-    """Weights (frames, rows) of linear interpolation with aligned corners; row 0 alone for one row or one frame."""
+    """Return weights (frames, rows) of linear interpolation with aligned corners; only row 0 counts if there is one row
+    or one frame."""
     place = torch.arange(frames, device=like.device)[:, None] * (rows - 1)
     row = torch.arange(rows, device=like.device)[None] * max(frames - 1, 1)
     return (1 - (place - row).abs().to(like.dtype) / max(frames - 1, 1)).clamp(min=0)
 
 
 def framed(signal: Tensor, taps: int, stride: int, padding: int) -> Tensor:
-    """Overlapping frames (n, T, taps): frame t holds samples t stride - padding and on, zero outside the signal."""
+    """Cut into overlapping frames (n, T, taps): frame t starts at sample t stride - padding; zeros outside the signal."""
     return F.pad(signal, (padding, padding)).unfold(1, taps, stride)
 
 
 def added(frames: Tensor, samples: int, stride: int, padding: int) -> Tensor:
-    """Frames (n, T, taps) added where they overlap: the transpose of :func:`framed`."""
+    """Add frames (n, T, taps) where they overlap: the transpose of :func:`framed`."""
     n, count, taps = frames.shape
     place = torch.arange(count, device=frames.device)[:, None] * stride + torch.arange(taps, device=frames.device)
     padded = frames.new_zeros(n, samples + 2 * padding).index_add(1, place.flatten(), frames.flatten(1))
@@ -48,12 +49,13 @@ def added(frames: Tensor, samples: int, stride: int, padding: int) -> Tensor:
 
 
 def rounded(p: Tensor, like: Tensor) -> Tensor:
-    """A parameter as the products see it: rounded to the dtype of ``like``, in :func:`wide`."""
+    """Round a parameter to the dtype of ``like``, as the matrix products see it; the result has the dtype of
+    :func:`wide`."""
     return p.to(like.dtype).to(wide(like.dtype))
 
 
 def gated(dy: Tensor, y: Tensor | None) -> Tensor:
-    """The gradient in front of a ReLU whose result is ``y``, in :func:`wide`; None for no ReLU."""
+    """Return the gradient before a ReLU whose result is ``y``, in the dtype of :func:`wide`; None if there is no ReLU."""
     dy = dy.to(wide(dy.dtype))
     return dy if y is None else torch.where(y > 0, dy, 0)
 

@@ -80,7 +80,7 @@ def generated_parameters(
 
 @functools.lru_cache(maxsize=64)
 def _flat(sections: tuple[Section, ...], instruments: int, layers: int, rows: int, size: int) -> tuple[int, ...]:
-    """The sections' numbers one after another, once they are found to be in order."""
+    """Check that the sections are in order, and return all their numbers in one tuple."""
     for s in sections:
         if s.first + s.rows > rows or s.place + (instruments - 1) * s.stride + s.rows > size or s.layer >= layers:
             raise ShapeError(f"{s} lies outside of {layers} layers, {rows} rows or {size} values.")
@@ -106,7 +106,7 @@ def _tables(sections: tuple[int, ...], device: torch.device) -> tuple[Tensor, Te
 
 
 def _each(sections: Sequence[int]) -> zip[tuple[int, int, int, int, int]]:
-    """Layer, first row, rows, place and stride between instruments of every section."""
+    """Yield layer, first row, rows, place and stride between instruments of every section."""
     return zip(*[iter(sections)] * 5, strict=True)
 
 
@@ -153,7 +153,8 @@ def _generated_backward(
     dw: Tensor, embedding: Tensor, bottlenecks: Sequence[Tensor], biases: Sequence[Tensor],
     matrices: Sequence[Tensor], sections: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of the embedding, the bottlenecks (layers, E_2, E_1), their biases, all matrices and all offsets."""
+    """Return the gradients of the embedding, the bottlenecks (layers, E_2, E_1), their biases, all matrices and all
+    offsets."""
     k, dw = torch.cat(list(matrices)), dw.contiguous()
     dk, doffset = torch.zeros_like(k), k.new_zeros(len(k))
     dhidden = k.new_zeros(len(bottlenecks), len(embedding), k.shape[1])

@@ -27,7 +27,8 @@ def stage_loss(
     weights: LossWeights,
     divisors: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Loss and statistics of one stage: :func:`metatasnet_fast.reference.stage_loss`, with the same arguments.
+    """Return loss and statistics of one stage, as :func:`metatasnet_fast.reference.stage_loss` does with the same
+    arguments.
 
     The loss is differentiable once, in ``estimate``, ``mix_estimate`` and ``latents``; the statistics carry no gradient.
 
@@ -88,7 +89,8 @@ def stage_loss(
 
 
 def _rows(estimate: Tensor, target: Tensor) -> Tensor:
-    """(sdr, a, factor of the target, factor of the residual) of every signal, (n, signals, 4): what backward needs."""
+    """Return (sdr, a, factor of the target, factor of the residual) of every signal, (n, signals, 4), for the backward
+    pass."""
     e, s = estimate.to(wide(estimate.dtype)), target.to(wide(estimate.dtype))
     power = s.square().sum(-1)
     a = (s * e).sum(-1) / (power + EPSILON)
@@ -106,7 +108,8 @@ def distances(instruments: int) -> int:
 
 
 def _cosines(latents: Tensor) -> Tensor:
-    """Norm, absolute products with the instruments 1 to I // 2 places further, product with the item before.
+    """Return the norm of each latent, its absolute products with the latents of the instruments 1 to I // 2 places
+    further, and its product with the item before.
 
     Returns:
         (c + b, frames, I, I // 2 + 2).
@@ -136,7 +139,8 @@ def _stage_loss(
     estimate: Tensor, target: Tensor, mask: Tensor, latents: Tensor | None, mix_estimate: Tensor | None,
     mix: Tensor | None, divisors: Tensor, weights: list[float],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Loss (), statistics (I + 3,), rows (b, I + 1, 4), cosines, and what each sdr and cosine weighs, (I + 3,)."""
+    """Return the loss (), the statistics (I + 3,), the rows (b, I + 1, 4), the cosines, and the weight of each sdr and
+    cosine, (I + 3,)."""
     dtype, w = wide(estimate.dtype), LossWeights(*weights)
     pair = (estimate[:, :1], target[:, :1]) if mix_estimate is None or mix is None else (mix_estimate, mix)
     rows = torch.cat([_rows(estimate, target), _rows(*pair)], dim=1)
@@ -176,7 +180,7 @@ def _stage_loss_backward(
     dloss: Tensor, estimate: Tensor, target: Tensor, mask: Tensor, latents: Tensor | None, mix_estimate: Tensor | None,
     mix: Tensor | None, rows: Tensor, saved: Tensor, scales: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of the sources' estimates, of the mix's estimate and of the latents."""
+    """Return the gradients of the sources' estimates, of the mix's estimate and of the latents."""
     instruments, scales = estimate.shape[1], scales * dloss.to(scales.dtype)
     mask = mask.to(rows.dtype)
     own = mask[len(mask) - len(estimate) :]
@@ -199,7 +203,7 @@ def _sdr_backward(weight: Tensor, rows: Tensor, estimate: Tensor, target: Tensor
 def _cosines_backward(
     pairs: Tensor, items: Tensor, latents: Tensor, mask: Tensor, norm: Tensor, carried: int
 ) -> Tensor:
-    """Through the sums of absolute products of directions (between instruments) and of products (along the batch)."""
+    """Differentiate the sums of absolute products of directions (between instruments) and of products (along the batch)."""
     x, floor = latents.to(norm.dtype), norm.clamp(min=EPSILON)[..., None]
     d = x / floor * mask[..., None, None]
     stems = d.abs()

@@ -68,14 +68,14 @@ def products(tf32: bool, x: Tensor) -> str:
 
 
 def tile() -> int:
-    """Frames behind one partial statistic."""
+    """Return the number of frames that one partial statistic covers."""
     from ..kernels.launch import TILE
 
     return TILE
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of sums over values of ``dtype``: float32, or float64 for float64."""
+    """Return the dtype of sums over values of ``dtype``: float32, or float64 for float64."""
     return torch.promote_types(dtype, torch.float32)
 
 
@@ -115,7 +115,8 @@ def operator(name: str, kernel: Function) -> Callable[[Function], Function]:
 
 
 def _shapes_only(arguments: tuple[Any, ...]) -> contextlib.AbstractContextManager[Any]:
-    """For a run on tensors of symbolic sizes: let PyTorch choose a path through a sum or a view without guards on the sizes.
+    """Make a run on tensors of symbolic sizes possible: PyTorch chooses a path through a sum or a view without guards
+    on the sizes.
 
     The shapes of the results are the same on every path, and the kernels take none of these paths.
     """
@@ -143,12 +144,12 @@ def differentiable(forward: Any, backward: Function, setup_context: Function, ba
 
 
 def optional(value: Tensor | None, like: Tensor) -> Tensor:
-    """``value``, or a tensor without elements for None: operators return tensors."""
+    """Return ``value``, or a tensor without elements for None, as operators must return tensors."""
     return like.new_empty(0, dtype=wide(like.dtype)) if value is None else value
 
 
 def unit_stride(x: Tensor) -> Tensor:
-    """``x``, copied only if neighbouring channels are not neighbours in memory."""
+    """Return ``x``, copied only if its channels are not contiguous."""
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 

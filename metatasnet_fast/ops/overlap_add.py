@@ -73,7 +73,7 @@ def _backward_kernel(
 def _overlap_add_backward(
     dy: Tensor, x: Tensor, bank: Tensor, stride: int, padding: int, rectified: bool, tf32: bool
 ) -> tuple[Tensor, Tensor]:
-    """dx, dbank; dy is rounded to the dtype of ``x`` first."""
+    """Return dx and dbank; dy is first rounded to the dtype of ``x``."""
     frames = framed(rounded(dy, x), bank.shape[1], stride, padding)
     dx = gated(frames @ rounded(bank, x).T, x if rectified else None)
     return dx.to(x.dtype), torch.einsum("ntc,ntk->ck", x.to(dx.dtype), frames)

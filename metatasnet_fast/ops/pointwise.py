@@ -91,7 +91,7 @@ def forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, slope: Tensor | None,
     affine: Tensor | None, beta: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    """y in the dtype of ``x``, from the norm's affine."""
+    """Return y in the dtype of ``x``, from the norm's affine."""
     m = _normalised(x, slope, affine, beta)[1]
     y = torch.einsum("nitc,ioc->nito", m, weight.to(m.dtype))
     y = y if bias is None else y + bias.to(y.dtype)[:, None]
@@ -102,7 +102,7 @@ def backward(
     dy: Tensor, x: Tensor, weight: Tensor, slope: Tensor | None, affine: Tensor | None, gamma: Tensor | None,
     beta: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
-    """dx, dW, dbias, dslope, dgamma, dbeta."""
+    """Return dx, dW, dbias, dslope, dgamma, dbeta."""
     dy = dy.to(wide(x.dtype))
     z, m = _normalised(x, slope, affine, beta)
     dw = torch.einsum("nito,nitc->ioc", dy, m)

@@ -29,7 +29,7 @@ EPSILON = 1e-8
 
 
 class GroupNorm(NamedTuple):
-    """A group norm, 8 groups an instrument, eps 1e-8, biased variance, of an activation whose statistics are known.
+    """A group norm of an activation whose statistics are known: 8 groups per instrument, eps 1e-8, biased variance.
 
     ``statistics`` (n, I, tiles, 2, C) from the operation that made the activation; ``gamma``, ``beta`` (I, C).
     """
@@ -40,7 +40,7 @@ class GroupNorm(NamedTuple):
 
 
 def group_statistics(x: Tensor, slope: Tensor | None = None) -> Tensor:
-    """Mean and sum of squared deviations of PReLU(x), per channel and 128 frames.
+    """Return mean and sum of squared deviations of PReLU(x), per channel and per 128 frames.
 
     Only for an activation that no operation of this package made: the others return theirs. Carries no gradient: the
     operation that applies the norm returns all of it.
@@ -62,7 +62,7 @@ def group_statistics(x: Tensor, slope: Tensor | None = None) -> Tensor:
 
 
 def group_affine(norm: GroupNorm, frames: int) -> Tensor:
-    """Rows (scale, shift, mean, rstd) for each item, instrument and channel: norm(z) = scale z + shift.
+    """Return the rows (scale, shift, mean, rstd) for each item, instrument and channel: norm(z) = scale z + shift.
 
     scale = gamma rstd, shift = beta - scale mean, rstd = (variance + 1e-8)^(-1/2). Carries no gradient.
 
@@ -117,20 +117,20 @@ def group_norm(x: Tensor, slope: Tensor, norm: GroupNorm) -> Tensor:
 
 
 def activation(x: Tensor, slope: Tensor | None) -> Tensor:
-    """PReLU of ``x``, rounded to its dtype, in :func:`wide`."""
+    """Return PReLU of ``x``, rounded to the dtype of ``x``, in the dtype of :func:`wide`."""
     z = x.to(wide(x.dtype))
     return z if slope is None else torch.where(z > 0, z, slope.to(z.dtype) * z).to(x.dtype).to(z.dtype)
 
 
 def activation_backward(dz: Tensor, x: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
-    """dx in x's dtype and dslope (1,), given the gradient of PReLU(x)."""
+    """Return dx in x's dtype and dslope (1,), given the gradient of PReLU(x)."""
     wide_x = x.to(dz.dtype)
     dslope = torch.where(wide_x > 0, 0, dz * wide_x).sum().reshape(1)
     return torch.where(wide_x > 0, dz, slope.to(dz.dtype) * dz).to(x.dtype), dslope
 
 
 def tile_statistics(z: Tensor) -> Tensor:
-    """Mean and sum of squared deviations per channel over every tile of frames: (n, I, tiles, 2, C)."""
+    """Return mean and sum of squared deviations per channel and tile of frames, (n, I, tiles, 2, C)."""
     frames, width = z.shape[2], tile()
     tiles = -(-frames // width)
     parts = F.pad(z, (0, 0, 0, tiles * width - frames)).unflatten(2, (tiles, width))
@@ -142,13 +142,14 @@ def tile_statistics(z: Tensor) -> Tensor:
 
 
 def _frames_of_tiles(frames: int, tiles: int, like: Tensor) -> Tensor:
-    """(tiles, 1): as many as a tile has, fewer in the last one."""
+    """Return the number of frames of each tile, (tiles, 1); the last tile may have fewer."""
     found = (frames - tile() * torch.arange(tiles, device=like.device)).clamp(max=tile()).to(like.dtype)
     return found[:, None]
 
 
 def affine_of(statistics: Tensor, gamma: Tensor, beta: Tensor, frames: int) -> Tensor:
-    """Scale, shift, mean and 1 / standard deviation of each channel's group: (n, I, 4, C), from tile statistics."""
+    """Return scale, shift, mean and 1 / standard deviation of each channel's group, (n, I, 4, C), from the tile
+    statistics."""
     tiles, channels = statistics.shape[2], statistics.shape[4]
     means, squares = statistics.unflatten(4, (GROUPS, channels // GROUPS)).unbind(3)
     elements = frames * (channels // GROUPS)
@@ -162,12 +163,12 @@ def affine_of(statistics: Tensor, gamma: Tensor, beta: Tensor, frames: int) -> T
 
 
 def normalise(z: Tensor, affine: Tensor, beta: Tensor) -> Tensor:
-    """The norm of ``z``: centred before it is scaled, so that an offset costs no digits."""
+    """Apply the norm to ``z``: centre before scaling, so that an offset costs no digits."""
     return (z - affine[:, :, None, 2]) * affine[:, :, None, 0] + beta.to(z.dtype)[:, None]
 
 
 def normalise_backward(dm: Tensor, z: Tensor, affine: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of z, gamma and beta, given the gradient of m = gamma (z - mean) rstd + beta; (n, I, frames, C)."""
+    """Return the gradients of z, gamma and beta, given the gradient of m = gamma (z - mean) rstd + beta; (n, I, frames, C)."""
     mean, rstd = affine[:, :, None, 2], affine[:, :, None, 3]
     normal = (z - mean) * rstd
     dnormal = dm * gamma.to(dm.dtype)[:, None]
@@ -181,7 +182,7 @@ def normalise_backward(dm: Tensor, z: Tensor, affine: Tensor, gamma: Tensor) -> 
 
 
 def affine_by_kernel(statistics: Tensor, gamma: Tensor, beta: Tensor, frames: int) -> Tensor:
-    """:func:`affine_of` by the Triton kernel."""
+    """Do the same as :func:`affine_of`, with the Triton kernel."""
     launcher = kernels("statistics", statistics.dtype).group_affine
     found: Tensor = launcher(statistics.contiguous(), gamma.contiguous(), beta.contiguous(), frames)
     return found

@@ -1,4 +1,4 @@
-"""A page on which a separation can be heard and seen, and a picture of it."""
+"""Write a page on which a user can hear and see a separation, and a picture of it."""
 
 from .picture import write_picture
 from .write import Listening, listen_to, write_page

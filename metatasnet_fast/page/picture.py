@@ -18,7 +18,8 @@ ROWS, COLUMNS = 200, 250
 
 
 def write_picture(listening: Listening, path: Path) -> None:
-    """Write a PNG; raises :class:`MissingDependencyError` without matplotlib, :class:`OutputError` if it cannot."""
+    """Write a PNG; raise :class:`MissingDependencyError` without matplotlib, :class:`OutputError` if the file cannot be
+    written."""
     colors, Figure = require("matplotlib.colors", "The picture"), require("matplotlib.figure", "The picture").Figure
     Image = require("PIL.Image", "The picture")
     pictures = levels(listening.signals, listening.sample_rate, ROWS, COLUMNS)

@@ -19,7 +19,7 @@ MAGMA = ("000004", "1c1044", "4f127b", "812581", "b5367a", "e55064", "fb8761", "
 
 
 def magma() -> npt.NDArray[np.uint8]:
-    """(256, 3) colours, red, green, blue."""
+    """Return (256, 3) colours, as red, green, blue."""
     points = np.array([list(bytes.fromhex(colour)) for colour in MAGMA], float)
     places = np.linspace(0, 255, len(MAGMA))
     channels = [np.interp(np.arange(256), places, points[:, channel]) for channel in range(3)]
@@ -28,7 +28,7 @@ def magma() -> npt.NDArray[np.uint8]:
 
 
 def encode_png(levels: Tensor) -> bytes:
-    """A PNG of (rows, columns) uint8 levels, one byte a pixel, with :func:`magma` as its palette."""
+    """Encode (rows, columns) uint8 levels as a PNG of one byte a pixel, with :func:`magma` as its palette."""
     rows, columns = levels.shape
     header = struct.pack(">IIBBBBB", columns, rows, 8, 3, 0, 0, 0)
     # Every row begins with the number of its filter: 0, none.

@@ -31,18 +31,18 @@ class Axis:
         return cls(LOWEST, min(HIGHEST, sample_rate / 2))
 
     def edges(self, bands: int) -> Tensor:
-        """(bands + 1,) borders of bands of equal ratio, float64."""
+        """Return the (bands + 1,) borders of bands of equal ratio, float64."""
         return torch.logspace(math.log10(self.lowest), math.log10(self.highest), bands + 1, dtype=torch.float64)
 
     def ticks(self) -> dict[str, float]:
-        """Labels with their heights, from 0 at the bottom to 1."""
+        """Return the labels with their heights, from 0 at the bottom to 1 at the top."""
         wanted = {"100 Hz": 100.0, "1 kHz": 1000.0, "10 kHz": 10000.0}
         span = math.log(self.highest / self.lowest)
         return {label: math.log(f / self.lowest) / span for label, f in wanted.items() if f < self.highest}
 
 
 def levels(signals: Mapping[str, Tensor], sample_rate: int, rows: int, columns: int) -> dict[str, Tensor]:
-    """Spectrograms of (channels, samples) signals on one scale.
+    """Return the spectrograms of (channels, samples) signals on one scale.
 
     Returns:
         for each signal (rows, columns) of levels from 0 to 255 as uint8, the highest band first. 255 is the loudest
@@ -60,7 +60,7 @@ def _scale(power: Tensor) -> Tensor:
 
 
 def _band_powers(signal: Tensor, sample_rate: int, edges: Tensor, columns: int) -> Tensor:
-    """(bands, columns): the power in each band, mean of the channels.
+    """Return the power in each band, (bands, columns), as the mean over channels.
 
     The running integral of the spectrum over frequency is read at the bands' edges, linearly interpolated, so that bands
     narrower than a bin get their share of it.

@@ -63,7 +63,7 @@ class Listening:
 
 
 def write_page(listening: Listening, path: Path, *, in_files: bool = False) -> None:
-    """Write the page; it appears whole, or the one that was there stays.
+    """Write the page in one step: if that fails, the old page stays.
 
     Args:
         path: of the HTML file.
@@ -178,7 +178,7 @@ def listen_to(
 
 
 def _samples(sound: Sound, recording: Tensor) -> Tensor:
-    """(channels, samples) of a file or signal, cut or padded with zeros to the length of the recording."""
+    """Return (channels, samples) of a file or signal, cut or zero-padded to the length of the recording."""
     samples = sound if isinstance(sound, Tensor) else read_audio(sound).samples
     return functional.pad(samples, (0, recording.shape[-1] - samples.shape[-1]))
 
@@ -192,7 +192,7 @@ def _asset(name: str) -> str:
 
 
 def _markup(text: str) -> Any:
-    """Text that stands in the page as it is; nothing in it can end a script or a style."""
+    """Escape a text so that nothing in it can end a script or a style, and mark it as ready to insert."""
     return require("markupsafe", "The page").Markup(text.replace("</", "<\\/"))
 
 
@@ -205,7 +205,7 @@ def _number(value: float) -> str:
 
 
 def _level(signal: Tensor) -> float:
-    """Mean power in decibels, minus infinity for silence."""
+    """Return the mean power in decibels, minus infinity for silence."""
     power = float(signal.double().square().mean())
     return 10 * math.log10(power) if power > 0 else -math.inf
 

@@ -15,7 +15,7 @@ __all__ = ["decode"]
 
 
 def decode(weights: DecoderWeights, config: StageConfig, latent: Tensor) -> Tensor:
-    """Signal of a latent.
+    """Decode a latent into its signal.
 
     Args:
         latent: (n, N, frames).

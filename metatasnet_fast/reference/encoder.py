@@ -17,7 +17,7 @@ __all__ = ["encode", "filter_bank"]
 
 
 def filter_bank(signal: Tensor, filters: tuple[Tensor, ...], stride: int) -> Tensor:
-    """``relu`` of the filters' outputs, interleaved: channel ``n * filters + l`` holds output ``n`` of filter ``l``.
+    """Return ``relu`` of the filters' outputs, interleaved: channel ``n * filters + l`` holds output ``n`` of filter ``l``.
 
     Args:
         signal: (n, 1, T).
@@ -32,7 +32,7 @@ def filter_bank(signal: Tensor, filters: tuple[Tensor, ...], stride: int) -> Ten
 
 
 def encode(weights: EncoderWeights, config: StageConfig, signal: Tensor) -> Tensor:
-    """Latent of a signal.
+    """Encode a signal into its latent.
 
     Args:
         signal: (n, 1, T) with T at least ``config.shortest``.

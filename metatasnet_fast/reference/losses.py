@@ -18,7 +18,7 @@ EPSILON = 1e-8
 
 
 class LossWeights(NamedTuple):
-    """Weights of the loss terms beside the SI-SDR of the estimates; 0 or less switches a term off."""
+    """Weights of the loss terms other than the SI-SDR of the estimates; 0 or less switches a term off."""
 
     similarity: float
     dissimilarity: float
@@ -36,7 +36,7 @@ class LossWeights(NamedTuple):
 
 
 def loss_divisors(mask: Tensor) -> Tensor:
-    """Divisors of a stage's means, from the mask of the whole batch.
+    """Return the divisors of a stage's means, from the mask of the whole batch.
 
     Args:
         mask: (items, I, 1), 1 where the source sounds.
@@ -55,7 +55,7 @@ def loss_divisors(mask: Tensor) -> Tensor:
 
 
 def si_sdr(estimate: Tensor, target: Tensor) -> Tensor:
-    """Scale-invariant signal-to-distortion ratio over the last axis, in dB; no mean is removed.
+    """Return the scale-invariant signal-to-distortion ratio over the last axis, in dB, without removing a mean.
 
     ``a = <s, e> / (|s|^2 + 1e-8)``; ``10 (log10 max(|a s|^2, 1e-8) - log10 max(|e - a s|^2, 1e-8))``.
     """
@@ -67,13 +67,14 @@ def si_sdr(estimate: Tensor, target: Tensor) -> Tensor:
 
 
 def _directions(latents: Tensor) -> Tensor:
-    """Latents at unit length along their channels, as ``torch.nn.functional.cosine_similarity`` divides them."""
+    """Scale latents to unit length along their channels, with the divisor of ``torch.nn.functional.cosine_similarity``."""
     norm: Tensor = torch.linalg.vector_norm(latents, dim=-1, keepdim=True)
     return latents / norm.clamp(min=EPSILON)
 
 
 def _dissimilarity(directions: Tensor) -> Tensor:
-    """Cosine similarity of the absolute latents of each pair of instruments, (I, items, frames, N), summed to (frames,)."""
+    """Return the cosine similarity of the absolute latents, (I, items, frames, N), of each pair of instruments, summed
+    to (frames,)."""
     stems = directions.abs()
     pairs = [(stems[i] * stems[j]).sum(-1) for i in range(len(stems)) for j in range(i + 1, len(stems))]
     return torch.stack(pairs).sum(dim=(0, 1)) if pairs else stems.new_zeros(stems.shape[2])
@@ -89,7 +90,7 @@ def stage_loss(
     weights: LossWeights,
     divisors: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Loss and statistics of one stage, of a whole batch or of a part of it.
+    """Return loss and statistics of one stage, for a whole batch or a micro-batch.
 
     The shares of all parts of a batch add up to the loss and the statistics of the batch, if each part is given the divisors
     of the batch and the item before its first one.

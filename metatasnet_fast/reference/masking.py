@@ -21,7 +21,7 @@ EPSILON = 1e-8
 
 
 def pointwise(x: Tensor, weights: Convolution) -> Tensor:
-    """1x1 convolution per instrument: (n, instruments, in, frames) to (n, instruments, out, frames)."""
+    """Apply a 1x1 convolution per instrument: (n, instruments, in, frames) to (n, instruments, out, frames)."""
     instruments, out, channels, _ = weights.weight.shape
     y = F.conv1d(x.flatten(1, 2), weights.weight.reshape(instruments * out, channels, 1), groups=instruments)
     y = y.view(y.shape[0], instruments, out, -1)
@@ -29,20 +29,21 @@ def pointwise(x: Tensor, weights: Convolution) -> Tensor:
 
 
 def depthwise(x: Tensor, weights: Convolution, dilation: int) -> Tensor:
-    """Dilated depthwise convolution of three taps, zero-padded to the same length: (n, instruments, H, frames)."""
+    """Apply a dilated depthwise convolution of three taps, zero-padded to the same length: (n, instruments, H, frames)."""
     kernel = weights.weight.reshape(-1, 1, 3)
     y = F.conv1d(x.flatten(1, 2), kernel, padding=dilation, dilation=dilation, groups=len(kernel))
     return y.view(x.shape)
 
 
 def group_norm(x: Tensor, weights: Norm) -> Tensor:
-    """Group norm with 8 groups per instrument over (channels of the group, frames), biased variance, eps 1e-8."""
+    """Apply a group norm with 8 groups per instrument over (channels of the group, frames), biased variance, eps 1e-8."""
     scale, shift = weights.scale.reshape(-1), weights.shift.reshape(-1)
     return F.group_norm(x.flatten(1, 2), x.shape[1] * GROUPS, scale, shift, EPSILON).view(x.shape)
 
 
 def block(x: Tensor, weights: BlockWeights, dilation: int) -> tuple[Tensor | None, Tensor]:
-    """One block: the residual to add to ``x`` (None in the last block) and the skip output, both as ``x``."""
+    """Run one block; return the residual to add to ``x`` (None in the last block) and the skip output, both shaped as
+    ``x``."""
     h = group_norm(F.prelu(pointwise(x, weights.conv1d), weights.prelu_1), weights.norm_1)
     h = group_norm(F.prelu(depthwise(h, weights.dconv1d, dilation), weights.prelu_2), weights.norm_2)
     residual = None if weights.res_out is None else pointwise(h, weights.res_out)
@@ -50,7 +51,8 @@ def block(x: Tensor, weights: BlockWeights, dilation: int) -> tuple[Tensor | Non
 
 
 def masking_network(weights: MaskingWeights, config: StageConfig, x: Tensor) -> Tensor:
-    """Masks of all instruments: a softmax over the first ``config.softmax`` of them, a sigmoid for each other one.
+    """Return the masks of all instruments: a softmax over the first ``config.softmax`` of them, a sigmoid for each
+    other one.
 
     Args:
         x: (n, instruments, in channels, frames).
@@ -72,7 +74,7 @@ def masking_network(weights: MaskingWeights, config: StageConfig, x: Tensor) -> 
 
 
 def instrument_masks(x: Tensor, softmax: int) -> Tensor:
-    """Softmax over the first ``softmax`` rows of dimension 1, a sigmoid of every other row."""
+    """Apply a softmax over the first ``softmax`` rows of dimension 1, and a sigmoid to every other row."""
     if softmax == x.shape[1]:
         return F.softmax(x, dim=1)
     if softmax == 0:
@@ -83,7 +85,7 @@ def instrument_masks(x: Tensor, softmax: int) -> Tensor:
 def mask(
     weights: MaskingWeights, config: StageConfig, latent: Tensor, partial: Tensor | None, dropout: Tensor | None = None
 ) -> Tensor:
-    """Latents of all instruments: the mixture's latent times the masks.
+    """Return the latents of all instruments: the mixture's latent times the masks.
 
     Args:
         latent: (n, N, frames), the mixture's.

@@ -19,7 +19,7 @@ FLOOR = 1e-8
 
 
 def log_power(signal: Tensor, window: Tensor, config: StageConfig) -> Tensor:
-    """``log10(|STFT|^2 + 1e-8)``: centred frames, reflect padding, one-sided.
+    """Return ``log10(|STFT|^2 + 1e-8)`` with centred frames, reflect padding, one-sided.
 
     Args:
         signal: (n, 1, T).
@@ -44,7 +44,7 @@ def log_power(signal: Tensor, window: Tensor, config: StageConfig) -> Tensor:
 
 
 def mel_spectrogram(weights: SpectrogramWeights, config: StageConfig, signal: Tensor, frames: int) -> Tensor:
-    """Normalised log power through the learned mel map, interpolated to the latent's frame rate.
+    """Apply the learned mel map to the normalised log power, and interpolate to the latent's frame rate.
 
     Args:
         signal: (n, 1, T).

@@ -41,7 +41,7 @@ class Norm:
 
 @dataclass(frozen=True)
 class BlockWeights:
-    """One block of the masking network. ``res_out`` is None in the last block, whose residual no one reads."""
+    """One block of the masking network. ``res_out`` is None in the last block, as nothing reads its residual."""
 
     conv1d: Convolution
     prelu_1: Tensor

@@ -26,7 +26,7 @@ PIECE_GPU = 2**20
 
 
 def resample_as_authors(x: Tensor, sr_in: int, sr_out: int) -> Tensor:
-    """(channels, n) float32 to (channels, floor(n sr_out / sr_in)), bit for bit as resampy's ``kaiser_best``."""
+    """Resample (channels, n) float32 to (channels, floor(n sr_out / sr_in)), bit for bit as resampy's ``kaiser_best``."""
     if sr_in == sr_out:
         return x.clone()
     ratio = float(sr_out) / sr_in

@@ -15,7 +15,7 @@ __all__ = ["choose_device", "choose_home", "is_out_of_memory", "memory_for", "re
 
 
 def choose_device(wanted: str | torch.device, network: NetworkMethods) -> torch.device:
-    """The device as ``Separator`` documents it, with its index.
+    """Return the device as ``Separator`` documents it, with its index.
 
     Raises:
         ConfigError: for a name that torch does not know.
@@ -77,7 +77,7 @@ def memory_for(what: str, advice: str) -> contextlib.AbstractContextManager[None
 
 @contextlib.contextmanager
 def reporting_memory(message: Callable[[], str], kind: type[MetaTasNetError]) -> Iterator[None]:
-    """Turn a failed allocation in the block into an error of a kind.
+    """Turn a failed allocation in the block into an error of a given type.
 
     Args:
         message: its sentence; called only when it is needed.

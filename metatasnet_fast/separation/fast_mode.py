@@ -121,7 +121,7 @@ def _resample(
 def _windows(
     engine: Engine, source: _Resampled, non_silent: list[int], plan: Sequence[Window], frames: int, device: torch.device
 ) -> Iterator[list[Tensor]]:
-    """The non-silent channels of window after window, normalised: (1, samples) for every stage."""
+    """Yield the non-silent channels of each window, normalised, as (1, samples) for every stage."""
     if not non_silent:
         return
     scales = [safe_std(d[non_silent]).to(device, torch.float32)[:, None] for d in source.deviations]
@@ -135,7 +135,7 @@ def _windows(
 
 
 def _at_rate(blocks: Iterator[Tensor], rate: int, wanted: int, rows: int, length: int) -> Iterator[Tensor]:
-    """Blocks (channels, I, n) resampled to the recording's rate, as (rows, n), ``length`` samples in all."""
+    """Yield blocks (channels, I, n) resampled to the recording's rate as (rows, n), with ``length`` samples in total."""
     resampler = StreamingResampler(rate, wanted, rows)
     done = 0
     for block in blocks:

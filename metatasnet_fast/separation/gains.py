@@ -28,7 +28,8 @@ rounding of float64 sums, far below any correlation of real stems."""
 
 
 class NormalEquations:
-    """``G`` (channels, I, I) and ``c`` (channels, I) of I stems, accumulated in float64.
+    """Normal equations of the gains of I stems, in float64: matrices ``G`` (channels, I, I) and right sides ``c``
+    (channels, I).
 
     Args:
         channels: of the recording.
@@ -68,7 +69,7 @@ class NormalEquations:
         return torch.cat([together, torch.where(energy > 0, cross / energy, 0.0)], dim=1)
 
     def energies(self, gains: Tensor) -> Tensor:
-        """Energy of every stem after its gain, (channels, I); 0 for added instruments, which no residual belongs to."""
+        """Return the energy of every stem after its gain, (channels, I); 0 for added instruments, which get no residual."""
         energies = self.gram.diagonal(dim1=1, dim2=2) * gains.square()
         energies[:, self.competing :] = 0
         return energies
@@ -86,7 +87,7 @@ def _least_squares(gram: Tensor, cross: Tensor) -> Tensor:
 
 
 def residual_shares(energies: Tensor) -> Tensor:
-    """Share of the residual ``mix - sum_i g_i stem_i`` that each stem gets: its share of the energy, (channels, I).
+    """Return each stem's share of the residual ``mix - sum_i g_i stem_i``: its share of the energy, (channels, I).
 
     So a stem that is silent stays silent. If all are silent, all get the same.
     """
@@ -96,7 +97,7 @@ def residual_shares(energies: Tensor) -> Tensor:
 
 
 class RunningDeviation:
-    """``x.std(dim=-1)`` (unbiased) of all (channels, n) blocks together.
+    """Computes ``x.std(dim=-1)`` (unbiased) over all (channels, n) blocks together.
 
     Count, mean and sum of squared deviations are merged block by block in float64, so that a large constant part costs no
     accuracy. Source: Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979.
@@ -120,10 +121,10 @@ class RunningDeviation:
         self._count = total
 
     def deviation(self) -> Tensor:
-        """(channels,), float64; 0 for fewer than two samples."""
+        """Return (channels,), float64; 0 for fewer than two samples."""
         return (self._squares / max(1, self._count - 1)).sqrt()
 
 
 def safe_std(deviation: Tensor) -> Tensor:
-    """A divisor: the deviation, or 1 where there is none (silence, a constant, a single sample)."""
+    """Return a deviation to divide by; 1 where there is none (silence, a constant, a single sample)."""
     return torch.where(deviation > SILENCE, deviation, torch.ones_like(deviation))

@@ -23,7 +23,7 @@ __all__ = ["StemFiles", "Unscaled", "collect"]
 
 @dataclass
 class Unscaled:
-    """The network's stems at the recording's rate, with all that the second pass needs.
+    """The network's stems at the recording's rate, with everything that the second pass needs.
 
     ``stems`` has ``len(non_silent) * I`` rows for I instruments, channel by channel in the order of ``non_silent``, which lists
     the channels that are not silent.
@@ -43,7 +43,7 @@ class Unscaled:
     def solve(
         cls, stems: Spool, mixture: Spool, non_silent: list[int], equations: NormalEquations, config: MetaTasNetConfig
     ) -> Unscaled:
-        """With the least-squares gains; raises :class:`MetaTasNetError` if the network's output is not finite."""
+        """Solve for the least-squares gains; raise :class:`MetaTasNetError` if the network's output is not finite."""
         gains = torch.zeros(mixture.channels, len(config.instruments), dtype=torch.float64)
         energies = torch.zeros_like(gains)
         if non_silent:
@@ -52,11 +52,12 @@ class Unscaled:
         return cls(stems, mixture, non_silent, gains, energies, config)
 
     def gains_by_name(self) -> dict[str, list[float]]:
-        """For every instrument the gain of each channel."""
+        """Return the gain of each channel for every instrument."""
         return {name: self.gains[:, index].tolist() for index, name in enumerate(self.config.instruments)}
 
     def outputs(self, recipe: Recipe, consistent: bool) -> Iterator[dict[str, Tensor]]:
-        """The outputs of the recipe in consecutive blocks (channels, n), float32; once, as the stems are freed on the way."""
+        """Yield the recipe's outputs in consecutive blocks (channels, n), float32. This works once, as it frees the
+        stems."""
         start, length = 0, self.mixture.length
         instruments, competing = self.config.instruments, len(self.config.instruments) - self.config.added_instruments
         blocks = self.stems.drain() if self.non_silent else _no_rows(length)
@@ -89,7 +90,7 @@ def _no_rows(length: int) -> Iterator[Tensor]:
 def collect(
     unscaled: Unscaled, recipe: Recipe, consistent: bool, device: torch.device, rate: int, reporter: Reporter
 ) -> dict[str, Tensor]:
-    """Every output as one (channels, samples) tensor on ``device``."""
+    """Return every output as one (channels, samples) tensor on ``device``."""
     shape = (unscaled.mixture.channels, unscaled.mixture.length)
     result = {name: torch.empty(shape, dtype=torch.float32, device=device) for name in recipe}
     done = 0
@@ -104,7 +105,7 @@ def collect(
 
 @dataclass
 class StemFiles:
-    """One file for every output of a recipe; all of them are complete, or none is there."""
+    """One file for every output of a recipe; either all of them are complete, or none exists."""
 
     paths: dict[str, Path]
     writers: dict[str, AudioWriter]
@@ -121,7 +122,7 @@ class StemFiles:
         subtype: str | None,
         tags: Tags | None = None,
     ) -> StemFiles:
-        """Find everything that can be refused before the work begins; nothing is created yet.
+        """Check everything that can be refused before the work begins; create nothing yet.
 
         Raises:
             OutputError: for names that clash or cannot be filled in, and for what the format cannot hold.

@@ -45,7 +45,7 @@ class Recording:
 
     @classmethod
     def from_memory(cls, waveform: Tensor | npt.NDArray[Any], sample_rate: int) -> Recording:
-        """Raises as ``Separator.separate``."""
+        """Make a recording from samples in memory; raises as ``Separator.separate`` does."""
         try:
             whole = int(sample_rate) == sample_rate > 0
         except (TypeError, ValueError, OverflowError):
@@ -81,7 +81,7 @@ class Recording:
 
     @classmethod
     def from_stream(cls, stream: AudioStream) -> Recording:
-        """An open file. Its blocks are gathered into larger ones, which resample faster."""
+        """Make a recording from an open file, with its blocks joined into larger ones, which resample faster."""
 
         def blocks() -> Iterator[Tensor]:
             gathered: list[Tensor] = []
@@ -96,7 +96,7 @@ class Recording:
         return cls(stream.sample_rate, stream.channels, stream.frames, blocks)
 
     def clean_blocks(self, device: torch.device) -> Iterator[Tensor]:
-        """Blocks in float32 on ``device``, with 0 for every sample that is NaN or infinite."""
+        """Yield the blocks in float32 on ``device``, with 0 for every sample that is NaN or infinite."""
         for block in self.blocks():
             block = _as_float(block.to(device))
             finite = block.isfinite()
@@ -129,7 +129,7 @@ def _as_float(block: Tensor) -> Tensor:
 
 
 class Budget:
-    """Bytes that spools may keep in memory together; None for any number. Threads may share one."""
+    """Bytes that spools may keep in memory together; None for no limit. Threads may share one budget."""
 
     def __init__(self, limit: int | None) -> None:
         self._left = limit
@@ -170,7 +170,7 @@ class Spool:
         self._file: IO[bytes] | None = None
 
     def append(self, block: Tensor) -> None:
-        """Continue the signal by (channels, n) samples. The block must not be changed afterwards."""
+        """Append (channels, n) samples. The block must not be changed afterwards."""
         assert block.shape[0] == self.channels and block.dtype == torch.float32
         if block.shape[1] == 0:
             return
@@ -184,7 +184,7 @@ class Spool:
         self.length += block.shape[1]
 
     def read(self, start: int, stop: int) -> Tensor:
-        """Samples ``start`` to ``stop``, (channels, stop - start); zeros after the signal's end."""
+        """Return the samples ``start`` to ``stop``, (channels, stop - start), with zeros after the signal's end."""
         end = max(start, min(stop, self.length))
         if self._file is not None:
             parts = [self._read_file(start, end)]
@@ -201,7 +201,7 @@ class Spool:
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
     def drain(self) -> Iterator[Tensor]:
-        """The signal in blocks, front to back, for the last time: memory is freed behind the reader."""
+        """Yield the signal in blocks from start to end, and free the memory of each block that was read; works once."""
         if self._file is not None:
             for start in range(0, self.length, FILE_BLOCK):
                 yield self._read_file(start, min(start + FILE_BLOCK, self.length))
@@ -213,7 +213,7 @@ class Spool:
         self.close()
 
     def close(self) -> None:
-        """Free memory and file; the signal is gone."""
+        """Free memory and file; the signal is lost."""
         if self._file is not None:
             self._file.close()
             self._file = None

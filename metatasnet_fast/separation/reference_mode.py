@@ -82,7 +82,7 @@ def stage_signals(engine: Engine, waveform: Tensor, rate: int) -> list[Tensor]:
 
 
 def _infer(engine: Engine, mixes: list[Tensor], reporter: Reporter, position: tuple[int, int]) -> Tensor:
-    """``MultiTasNet.inference(mixes, n_chunks=8)[-1]``, (I, samples), with only the last stage decoded."""
+    """Return ``MultiTasNet.inference(mixes, n_chunks=8)[-1]``, (I, samples), with only the last stage decoded."""
     config, last = engine.config, engine.config.stages_num - 1
     channel, channels = position
     parts = []

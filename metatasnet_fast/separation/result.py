@@ -27,7 +27,7 @@ PLAYED_SECONDS = 60
 
 
 class TwoStems(NamedTuple):
-    """One stem, and ``no_<stem>``: the sum of the others."""
+    """One stem, and ``no_<stem>``, the sum of the others."""
 
     stem: str
 
@@ -46,7 +46,7 @@ def two_stems(stem: str) -> TwoStems:
 
 
 def parse_stems(stems: Stems, instruments: Sequence[str]) -> Recipe:
-    """Every output with the stems that are summed in it.
+    """Return every output with the stems that are added up in it.
 
     Args:
         instruments: the network's.
@@ -108,7 +108,7 @@ class Separation(Mapping[str, Tensor]):
         return self.duration / self.seconds if self.seconds > 0 else float("inf")
 
     def __getattr__(self, name: str) -> Tensor:
-        """A stem by its name: ``separation.vocals``."""
+        """Return a stem by its name, as in ``separation.vocals``."""
         stems = self.__dict__.get("stems", {})
         if name in stems:
             return cast(Tensor, stems[name])
@@ -140,7 +140,7 @@ class Separation(Mapping[str, Tensor]):
         return paths
 
     def _repr_html_(self) -> str:
-        """Players for a notebook: the first minute of each stem, in 16 bits."""
+        """Return players for a notebook, with the first minute of each stem in 16 bits."""
         rows = [f"<p>{escape(repr(self))}</p>"]
         for stem, signal in self.stems.items():
             samples = signal.detach().cpu().reshape(-1, signal.shape[-1])[:2, : PLAYED_SECONDS * self.sample_rate]
@@ -152,7 +152,7 @@ class Separation(Mapping[str, Tensor]):
         return "\n".join(rows)
 
     def two_stems(self, stem: str) -> dict[str, Tensor]:
-        """One stem and the sum of the others: ``{"vocals": ..., "no_vocals": ...}``.
+        """Return one stem and the sum of the others: ``{"vocals": ..., "no_vocals": ...}``.
 
         Raises:
             UnknownStemError: if any of the network's stems is not here.
@@ -160,7 +160,7 @@ class Separation(Mapping[str, Tensor]):
         return self.aggregate(parse_stems(TwoStems(stem), tuple(self.gains)))
 
     def aggregate(self, sums: Mapping[str, Sequence[str]]) -> dict[str, Tensor]:
-        """Sums of stems by name, as in ``aggregate({"accompaniment": ["drums", "bass", "other"]})``.
+        """Return sums of stems by name, as in ``aggregate({"accompaniment": ["drums", "bass", "other"]})``.
 
         Raises:
             UnknownStemError: for a stem that is not here, or a sum of none.
@@ -238,7 +238,7 @@ _SPANS = {"read": (0.0, 0.05), "separate": (0.05, 0.9), "write": (0.9, 1.0)}
 
 
 class Reporter:
-    """Calls back with :class:`Progress`, if there is a callback."""
+    """Calls the callback with :class:`Progress`, if there is one."""
 
     def __init__(self, callback: ProgressCallback | None) -> None:
         self.total: float | None = None
@@ -246,7 +246,7 @@ class Reporter:
         self._fraction = 0.0
 
     def report(self, stage: str, seconds: float) -> None:
-        """``seconds`` of audio are through ``stage``."""
+        """Report that ``stage`` has processed ``seconds`` of audio."""
         if self._callback is None:
             return
         first, last = _SPANS[stage]

@@ -43,7 +43,8 @@ SPOOL_BYTES = 2**30
 
 
 def _undisturbed(method: Callable[..., Separation]) -> Callable[..., Separation]:
-    """Without gradients, and whatever autocast or default device the caller has set: the precision is the one that is named."""
+    """Run the block without gradients, whatever autocast or default device the caller has set: only the named precision
+    counts."""
 
     @functools.wraps(method)
     def run(self: Separator, *args: Any) -> Separation:
@@ -162,7 +163,7 @@ class Separator:
         return f"Separator({', '.join(self.stems)} at {self.output_rate} Hz; {self.describe()})"
 
     def describe(self) -> str:
-        """One line: device, backend, precision and mode."""
+        """Return device, backend, precision and mode in one line."""
         return f"backend {self.backend}, device {self.device}, {self.precision.value}, {self.mode} mode"
 
     def separate(self, waveform: Tensor | npt.NDArray[Any], sample_rate: int, stems: Stems = None) -> Separation:

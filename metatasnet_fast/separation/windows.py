@@ -32,7 +32,8 @@ FADE_SECONDS = 0.02
 
 @dataclass(frozen=True)
 class WindowShape:
-    """Lengths in latent frames: of a window, of the context discarded on each inner side, and of the fade at a seam."""
+    """Lengths in latent frames: of a window, of the context discarded at each inner side, and of the fade between
+    windows."""
 
     window: int
     context: int
@@ -44,13 +45,13 @@ class WindowShape:
 
     @property
     def overlap(self) -> int:
-        """Least number of frames that neighbours share."""
+        """Fewest frames that two neighbouring windows share."""
         return 2 * self.context + self.fade
 
 
 @dataclass(frozen=True)
 class Window:
-    """The frames from ``start`` on are processed; ``begin`` to ``stop`` are kept. Counted from the recording's start.
+    """Frames to process from ``start`` on; ``begin`` to ``stop`` are kept. All are counted from the recording's start.
 
     The first ``fade`` kept frames are faded in from the window before, if there is one.
     """
@@ -74,7 +75,8 @@ def plan_windows(total: int, shape: WindowShape) -> list[Window]:
 
 
 def receptive_frames(config: MetaTasNetConfig) -> int:
-    """Latent frames on each side that an output sample depends on, except for the group norms, which see the whole window.
+    """Return the latent frames on each side that an output sample depends on, without the group norms, which see the
+    whole window.
 
     The result is a sum: the contexts of all masking networks, since each stage reads the one before; half an STFT frame and the
     hop over which it is interpolated; and the longest filters of one encoder and one decoder.
@@ -86,12 +88,12 @@ def receptive_frames(config: MetaTasNetConfig) -> int:
 
 
 def shortest_frames(config: MetaTasNetConfig) -> int:
-    """Fewest latent frames that every stage can process."""
+    """Return the fewest latent frames that every stage can process."""
     return max(-(-stage.shortest // stage.W) for stage in config.stages)
 
 
 def default_shape(config: MetaTasNetConfig) -> WindowShape:
-    """The shape that ``fast`` mode uses.
+    """Return the shape that ``fast`` mode uses.
 
     The window is a whole number of STFT hops: the network stretches the spectrogram's frames over the latent frames, and
     only then do both end together.
@@ -105,7 +107,7 @@ def default_shape(config: MetaTasNetConfig) -> WindowShape:
 
 
 def stitch(estimates: Iterator[Tensor], plan: Sequence[Window], channels: int, hop: int, fade: int) -> Iterator[Tensor]:
-    """Join window after window; at each seam the first ``fade`` frames go linearly from the old window to the new.
+    """Join window after window; between two, the first ``fade`` frames change linearly from the old window to the new.
 
     Where both agree, the result is exactly theirs.
 

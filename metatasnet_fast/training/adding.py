@@ -32,7 +32,7 @@ def freeze(network: MultiTasNet, unfreeze: str) -> None:
 
 
 class KeptRows:
-    """The first rows of some parameters, as they were when this was made.
+    """The first rows of some parameters, with the values that they had when this object was made.
 
     Weight decay and the optimiser's averages change every row of a parameter, also those without a gradient.
     """
@@ -42,7 +42,7 @@ class KeptRows:
 
     @classmethod
     def of(cls, network: MultiTasNet, unfreeze: str) -> KeptRows | None:
-        """The embeddings of a network's first instruments, if only those of added ones are to be trained."""
+        """Return the embeddings of a network's first instruments, if only those of added ones are trained; else None."""
         added = network.config.added_instruments
         if unfreeze != "embedding" or not added:
             return None
@@ -57,7 +57,7 @@ class KeptRows:
 
 @torch.no_grad()
 def start_near_another(network: MultiTasNet, batches: BatchSource, precision: Precision, backend: str) -> str:
-    """Let the last instrument start with the embedding of the one whose separator fits it best; returns that one's name.
+    """Give the last instrument the embedding of the other instrument whose separator fits it best; return that one's name.
 
     Every other instrument's embedding is tried on the first batch; what counts is the SI-SDR of the last instrument in the last
     stage.

@@ -85,7 +85,8 @@ def learn_codec(
 
 
 def codec_quality(network: MultiTasNet, mixes: Sequence[Tensor], choice: Choice) -> Tensor:
-    """SI-SDR in dB of decoder(encoder(mix)), mean over items, summed over stages; ``mixes`` (n, 1, T_s) for each stage."""
+    """Return the SI-SDR in dB of decoder(encoder(mix)): mean over items, sum over stages; ``mixes`` (n, 1, T_s) for
+    each stage."""
     engine = network.engine(choice, training=True)
     values = []
     for mix, prepared in zip(mixes, engine.prepared, strict=True):
@@ -96,7 +97,7 @@ def codec_quality(network: MultiTasNet, mixes: Sequence[Tensor], choice: Choice)
 
 @torch.no_grad()
 def pair_signs(network: MultiTasNet, generator: torch.Generator) -> None:
-    """Replace the codec's initial weights by windowed cosines of either sign, and a decoder that is linear in the pairs.
+    """Replace the codec's initial weights by windowed cosines of both signs, and a decoder that is linear in the pairs.
 
     The longest filters get the lowest frequencies. The encoder's first 1x1 convolution passes the filters on, its second one
     adds a little of its own initial values to the identity. The decoder's is random, odd in the pairs. Spectrogram branch
@@ -141,7 +142,7 @@ def pair_signs(network: MultiTasNet, generator: torch.Generator) -> None:
 
 
 def tilted(signals: Sequence[Tensor], rates: Sequence[int], slopes: Tensor) -> list[Tensor]:
-    """Unit deviation, and spectra that rise by ``slopes`` (n,) times 6 dB an octave: signals (n, 1, T_s)."""
+    """Return signals (n, 1, T_s) of unit deviation whose spectra rise by ``slopes`` (n,) times 6 dB an octave."""
     results = []
     for signal, rate in zip(signals, rates, strict=True):
         frequency = torch.fft.rfftfreq(signal.shape[-1], 1 / rate).clamp(min=60.0).to(signal) / 1000

@@ -30,19 +30,19 @@ class Summary:
 
 
 class Display:
-    """Shows nothing of a run; what shows something overrides its methods."""
+    """Shows nothing of a run; subclasses override the methods whose events they show."""
 
     def preparing(self, what: str, done: int, total: int, unit: str) -> None:
-        """``done`` of ``total`` units are done of a job that comes before the first step."""
+        """Show that ``done`` of ``total`` units of a job before the first step are done."""
 
     def step(self, step: int, total: int | None, loss: float) -> None:
-        """A step was taken."""
+        """Show that a step was taken."""
 
     def summary(self, summary: Summary) -> None:
-        """A line of the log was written."""
+        """Show that a line of the log was written."""
 
     def validation(self, step: int, sdr: dict[str, float], score: ValidationScore, seconds: float, best: bool) -> None:
-        """The network was validated; ``sdr`` by instrument, in dB."""
+        """Show that the network was validated; ``sdr`` by instrument, in dB."""
 
     def note(self, text: str) -> None:
-        """Something else is worth a sentence."""
+        """Show any other message, one sentence."""

@@ -71,7 +71,7 @@ class World:
             dist.destroy_process_group()
 
     def share(self, items: int) -> int:
-        """This process's part of ``items``; raises :class:`ConfigError` if they cannot be divided equally."""
+        """Return this process's part of ``items``; raise :class:`ConfigError` if they cannot be divided equally."""
         if items % self.size:
             raise ConfigError(
                 f"A batch of {items} items cannot be divided among {self.size} processes: make it a multiple."
@@ -85,7 +85,7 @@ class World:
         return tensor
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """The processes' tensors, concatenated along the first axis in the order of the ranks."""
+        """Return the processes' tensors, concatenated along the first axis in the order of the ranks."""
         if self.size == 1:
             return tensor
         parts = [torch.empty_like(tensor) for _ in range(self.size)]
@@ -93,7 +93,8 @@ class World:
         return torch.cat(parts)
 
     def from_previous(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """The tensors of the process before this one (of the last, for the first); all of one shape everywhere."""
+        """Return the tensors of the process before this one (for the first, of the last); shapes must be the same
+        everywhere."""
         if self.size == 1:
             return list(tensors)
         sent = [tensor.contiguous() for tensor in tensors]
@@ -106,7 +107,7 @@ class World:
         return received
 
     def gather_objects(self, value: Any) -> list[Any]:
-        """The processes' picklable values, in the order of the ranks."""
+        """Return the processes' picklable values, in the order of the ranks."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -114,7 +115,7 @@ class World:
         return values
 
     def take_over(self, tensors: Sequence[Tensor]) -> None:
-        """Replace the contents of all tensors by the first process's."""
+        """Replace the contents of all tensors by those of the first process."""
         if self.size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, 0)

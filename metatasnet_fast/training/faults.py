@@ -16,7 +16,7 @@ __all__ = ["faulty_input", "keep_step", "unusable_step"]
 
 
 def faulty_input(batch: Batch, source: BatchSource) -> str | None:
-    """The first stem of a batch that is not finite, in words with its track and rate; None if all is finite."""
+    """Describe the first stem of a batch that is not finite, with its track and rate; None if all are finite."""
     for rate, sources in zip(source.rates, batch.sources, strict=True):
         faulty = (~sources.isfinite()).flatten(2).any(-1).nonzero().tolist()
         if faulty:
@@ -37,7 +37,7 @@ def keep_step(path: Path, content: Mapping[str, Any]) -> str:
 
 
 def unusable_step(found: BatchGradients, step: int, fault: str | None, kept: str) -> TrainingError:
-    """Why training stops.
+    """Return why training stops.
 
     Args:
         fault: the samples that are at fault, if any are.

@@ -20,7 +20,7 @@ SETTINGS = "settings.json"
 
 @contextlib.contextmanager
 def claim(out: Path, note: Callable[[str], None]) -> Iterator[None]:
-    """Claim the folder of a run; ``note`` is told if its file system knows no locks.
+    """Claim the folder of a run; call ``note`` if its file system has no locks.
 
     Raises:
         TrainingError: if another run is at work there, or nothing can be written.
@@ -43,7 +43,7 @@ def write_settings(out: Path, content: Mapping[str, Any]) -> None:
 
 
 def settings_of(out: Path, state: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Network's and training's settings of a run.
+    """Return the settings of a run: those of the network, and those of the training.
 
     Args:
         state: where the run's state is, for the advice.

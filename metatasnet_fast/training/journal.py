@@ -20,7 +20,7 @@ KINDS = ("train", "valid")
 
 
 class Journal:
-    """Appends entries to ``RUN/log.jsonl``. A full disk does not end the run: an entry that cannot be written is kept, and
+    """Appends entries to ``RUN/log.jsonl``. A full disk does not end the run: an entry that cannot be written is
     written with the next one.
 
     Args:
@@ -86,7 +86,7 @@ class Journal:
             self._noted = True
 
     def _give_up_board(self, error: OSError) -> None:
-        """TensorBoard's writer does not recover from an error."""
+        """Stop writing for TensorBoard: its writer does not recover from an error."""
         self._board = None
         self._note(f"TensorBoard's files cannot be written ({error.strerror or error}). Training goes on without them.")
 
@@ -100,7 +100,7 @@ class Journal:
 
 
 def read_journal(run: Path) -> list[dict[str, Any]]:
-    """The entries of a run's log; none if there is no log. Lines that are no entry, or were cut off, are left out.
+    """Return the entries of a run's log; none if there is no log. Damaged and incomplete lines are left out.
 
     Raises:
         TrainingError: if the log cannot be read.
@@ -132,7 +132,7 @@ def _line(entry: dict[str, Any]) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN: null stands for it."""
+    """Replace NaN and infinity by null, as JSON has neither."""
     if isinstance(value, dict):
         return {name: _finite(part) for name, part in value.items()}
     if isinstance(value, (list, tuple)):

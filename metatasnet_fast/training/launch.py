@@ -194,7 +194,7 @@ def _batches(
 
 
 def _mixtures(batches: BatchSource, items: int, display: Display) -> Iterator[tuple[list[Tensor]]]:
-    """Mixtures of about ``items`` items, whose progress is displayed."""
+    """Yield mixtures of about ``items`` items, and display the progress."""
     count = -(-items // batches.items)
     for number in range(count):
         yield (batches.batch(number).mixes,)

@@ -31,14 +31,14 @@ class Items:
 
     @classmethod
     def of_sources(cls, sources: Sequence[Tensor], masks: Sequence[Tensor]) -> Items:
-        """Items whose mixtures are the sums of their sources."""
+        """Return the items whose mixtures are the sums of their sources."""
         return cls([source.sum(1) for source in sources], sources, masks)
 
     def __len__(self) -> int:
         return len(self.masks[0])
 
     def rows(self, start: int, count: int) -> Items:
-        """``count`` items from ``start`` on, or as many as there are."""
+        """Return ``count`` items from ``start`` on, or fewer at the end."""
         chosen = slice(start, start + count)
         return Items(*([x[chosen] for x in values] for values in (self.mixes, self.sources, self.masks)))
 
@@ -55,7 +55,7 @@ class Part:
 
 
 def cut(items: Items, size: int, before: Items | None, first: int) -> list[Part]:
-    """Parts of at most ``size`` items.
+    """Cut a batch into micro-batches of at most ``size`` items.
 
     Args:
         items: a process's share of the batch.

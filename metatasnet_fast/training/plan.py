@@ -54,7 +54,7 @@ def plan_run(
     cache: str | Path | None = None,
     add_instrument: str | None = None,
 ) -> Plan:
-    """Decide what ``out`` will hold: a run that is there goes on; else one starts, from ``checkpoint`` if there is one.
+    """Decide what ``out`` will hold: continue a run that is there; else start one, from ``checkpoint`` if there is one.
 
     Args:
         given: settings by name that the user gave; all others come from the run, from the checkpoint, or are the defaults.
@@ -164,7 +164,7 @@ def _stamp(out: Path) -> tuple[int, int] | None:
 
 
 def _last_state(out: Path) -> Checkpoint:
-    """The state that a run goes on from."""
+    """Return the state from which a run continues."""
     try:
         return read_original(out / LAST)
     except CheckpointError as error:
@@ -179,7 +179,7 @@ def _last_state(out: Path) -> Checkpoint:
 
 
 def _settings_of(checkpoint: Checkpoint, origin: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Settings of the network, and those of the training that the authors' arguments hold."""
+    """Return the settings of the network, and those of the training that the authors' arguments hold."""
     names = {field.name for field in dataclasses.fields(TrainingSettings)}
     training = {name: value for name, value in vars(checkpoint.args).items() if name in names and value is not None}
     return config_of(checkpoint, origin).to_dict(), {**training, "unfreeze": what_was_trained(checkpoint)}

@@ -70,7 +70,7 @@ def plot_run(run: str | os.PathLike[str], path: str | os.PathLike[str]) -> Path:
 
 
 def _points(entries: list[dict[str, Any]], name: str, part: str | None = None) -> Points:
-    """Steps and values of what was a number."""
+    """Return steps and values of all entries that are numbers."""
     values = [(e["step"], e.get(name) if part is None else _parts(e, name).get(part)) for e in entries]
     known = [(step, value) for step, value in values if isinstance(value, (int, float))]
     return [step for step, _ in known], [value for _, value in known]
@@ -82,19 +82,19 @@ def _last_stage(entries: list[dict[str, Any]]) -> int:
 
 
 def _stems(entries: list[dict[str, Any]], last: int) -> list[str]:
-    """Names of the stems in a log, in its order."""
+    """Return the names of the stems in a log, in its order."""
     names = (name for entry in entries for name in _parts(entry, "si_sdr"))
     return list(dict.fromkeys(name.partition("/")[2] for name in names if name.startswith(f"stage{last}/")))
 
 
 def _parts(entry: dict[str, Any], name: str) -> dict[str, Any]:
-    """Numbers by name; none in a damaged entry."""
+    """Return numbers by name; none for a damaged entry."""
     value = entry.get(name)
     return value if isinstance(value, dict) else {}
 
 
 def _title(run: Path) -> str:
-    """The folder's name, with what the run computes on if that is known."""
+    """Return the folder's name, with the run's backend, device, precision and start as far as they are known."""
     about, name = notes_of(run), run.resolve().name
     known = [
         about[key] for key in ("backend", "device_name", "precision", "started") if isinstance(about.get(key), str)

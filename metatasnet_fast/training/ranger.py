@@ -21,7 +21,7 @@ __all__ = ["Ranger"]
 
 
 class Ranger(Optimizer):
-    """RAdam steps, and every ``k`` of them a move of the slow weights towards the fast ones, where both meet.
+    """Takes RAdam steps; every ``k`` steps the slow weights move towards the fast ones, which then take their values.
 
     The update of a tensor is, with bias-corrected moments ``m`` and ``v`` and the rectification of RAdam in ``s``::
 
@@ -135,7 +135,8 @@ class Ranger(Optimizer):
 
 
 def _step_size(step: int, beta1: float, beta2: float, threshold: float) -> tuple[float, bool]:
-    """Step size relative to the learning rate, and whether the second moment takes part (Liu et al. 2020, algorithm 2)."""
+    """Return the step size relative to the learning rate, and whether the second moment is used (Liu et al. 2020,
+    algorithm 2)."""
     power = beta2**step
     longest = 2 / (1 - beta2) - 1
     length = longest - 2 * step * power / (1 - power)

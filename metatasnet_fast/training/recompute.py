@@ -1,4 +1,4 @@
-"""Less memory in training: a backend that keeps only the inputs of its jobs, and computes each again in backward."""
+"""Save memory in training: a backend that keeps only the inputs of its jobs, and computes each job again in backward."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Recomputing"]
 
 
 class Recomputing(Backend):
-    """Another backend, with one more forward pass in each step: about a third more time.
+    """Wraps another backend, with one more forward pass in each step: about a third more time.
 
     Between forward and backward nothing is kept but latents and waveforms; in backward, the activations of one job at a time.
     """

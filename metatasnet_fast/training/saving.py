@@ -29,13 +29,13 @@ OURS = "metatasnet_fast"
 
 
 def what_was_trained(checkpoint: Checkpoint) -> str:
-    """The value of ``unfreeze`` with which a checkpoint was trained; the authors' program trains everything."""
+    """Return the value of ``unfreeze`` with which a checkpoint was trained; the authors' program trains everything."""
     return str(checkpoint.extra.get(OURS, {}).get("unfreeze", "all"))
 
 
 @dataclass
 class Progress:
-    """Position of a run. Batches and dropout are functions of seed and step, so no generator's state belongs to it."""
+    """Position of a run. It holds no state of a random generator, as batches and dropout are functions of seed and step."""
 
     step: int = 0
     """Steps done."""
@@ -68,7 +68,7 @@ class WeightAverage:
 
 
 class RunState:
-    """All that changes in the course of a run."""
+    """Everything that changes in the course of a run."""
 
     def __init__(
         self, network: MultiTasNet, optimizer: optim.Optimizer, average: WeightAverage | None, unfreeze: str = "all"
@@ -103,7 +103,7 @@ class RunState:
         write_original(checkpoint, path)
 
     def load(self, checkpoint: Checkpoint, origin: Path) -> None:
-        """Go on from a checkpoint of a run, or of the authors' program; one without optimiser gives its weights only.
+        """Continue from a checkpoint of a run or of the authors' program; one without optimiser gives only its weights.
 
         Raises:
             CheckpointError: if it is of another network, or its optimiser of another program.

@@ -15,7 +15,7 @@ __all__ = ["SGDR"]
 
 
 class SGDR:
-    """Cosine annealing that restarts every ``period`` steps, each time from ``decay`` times the rate before.
+    """Anneals by a cosine that restarts every ``period`` steps, each time from ``decay`` times the rate before.
 
     ``lr = base decay^i (cos(pi x) + 1) / 2``, where ``i`` and ``x`` are the whole and fractional part of ``step / period``.
 
@@ -32,7 +32,7 @@ class SGDR:
         self.optimizer, self.base, self.period, self.decay = optimizer, base, period, decay
 
     def value(self, step: int) -> tuple[float, bool]:
-        """The rate at a step, counted from 1, and whether a period starts there."""
+        """Return the rate at a step, counted from 1, and whether a period starts there."""
         restarts, x = int(step / self.period), step / self.period - int(step / self.period)
         return 0.5 * self.base * self.decay**restarts * (math.cos(math.pi * x) + 1), x == 0
 

@@ -143,7 +143,7 @@ class TrainingSettings:
         return min(self.threads, os.cpu_count() or 1)
 
     def lighter(self, processes: int) -> str:
-        """The flags that make a step need less memory and change no result; if all are in use, one that does."""
+        """Return flags that save memory in a step and change no result; if all are in use, one that changes the result."""
         share = self.batch_size // processes
         at_once = min(self.micro_batch or share, share)
         flags = [f"--micro_batch {at_once // 2}"] if at_once > 1 else []
@@ -154,7 +154,7 @@ class TrainingSettings:
         return dataclasses.asdict(self)
 
     def to_namespace(self, config: MetaTasNetConfig, cache: str, directory: str) -> argparse.Namespace:
-        """All of the authors' arguments, for a checkpoint that their program resumes from."""
+        """Return all of the authors' arguments, for a checkpoint from which their program can resume."""
         names = (
             "batch_size",
             "clip_gradient",
@@ -179,7 +179,7 @@ class TrainingSettings:
 
 
 def split_settings(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Settings by name, divided into those of the network and those of the training.
+    """Divide settings by name into those of the network and those of the training.
 
     Raises:
         ConfigError: for an unknown name.
@@ -196,7 +196,7 @@ def split_settings(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
 
 
 def read_settings_file(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Settings by name from a JSON or TOML file.
+    """Read settings by name from a JSON or TOML file.
 
     They stand at the top or under ``network`` and ``training``, so that the ``settings.json`` of a run can be read too.
 

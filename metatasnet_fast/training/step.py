@@ -38,7 +38,8 @@ class BatchGradients:
 
 @dataclass(frozen=True)
 class _Dropout:
-    """A step's dropout, a function of seed, step and stage, whatever parts the batch of ``items`` is computed in."""
+    """The dropout of a step: a function of seed, step and stage that does not depend on how the ``items`` are cut into
+    micro-batches."""
 
     probability: float
     seed: int
@@ -116,7 +117,7 @@ class GradientStep:
             self._loss = DistributedDataParallel(self._loss, find_unused_parameters=True)
 
     def __call__(self, items: Items, step: int, votes: Sequence[float] = ()) -> BatchGradients:
-        """Replace the parameters' gradients by those of a batch, cut down to the norm ``clip``.
+        """Compute the gradients of a batch and store them in the parameters, clipped to the norm ``clip``.
 
         Args:
             items: this process's share, on the network's device.
@@ -152,7 +153,7 @@ class GradientStep:
         return cut(items, self.micro_batch or len(items), before, self.world.rank * len(items))
 
     def _synchronising(self, last: bool) -> contextlib.AbstractContextManager[None]:
-        """Gradients travel between the processes once, with the last part."""
+        """Let the processes exchange gradients once, with the last micro-batch."""
         if last or not isinstance(self._loss, DistributedDataParallel):
             return contextlib.nullcontext()
         context: contextlib.AbstractContextManager[None] = self._loss.no_sync()

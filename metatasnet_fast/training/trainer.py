@@ -224,7 +224,7 @@ class Trainer:
         )
 
     def _validate_if_due(self) -> bool:
-        """Validate at every ``validate_every`` steps and at the end; False if that was interrupted."""
+        """Validate every ``validate_every`` steps and at the end; return False if that was interrupted."""
         progress, every = self.state.progress, self.settings.validate_every
         if not every or progress.step == progress.validated or not (progress.step % every == 0 or self._over()):
             return True

@@ -70,7 +70,7 @@ class ValidationScore:
         )
 
     def total(self, rule: str) -> float:
-        """One number to choose the best checkpoint by, in dB.
+        """Return the number in dB by which the best checkpoint is chosen.
 
         ``all``: the mean SDR of the last stage's stems. ``original``: as the authors' program chooses, which takes the
         mean of the SI-SDR values ``[-5:-1]`` of all stages: the last stage's without vocals, and the vocals of the one before.
@@ -81,7 +81,7 @@ class ValidationScore:
 
 
 def validation_tracks(tracks: Sequence[Track], config: MetaTasNetConfig) -> list[Track]:
-    """Those long enough for the network.
+    """Return the tracks that are long enough for the network.
 
     Raises:
         TrainingDataError: if none is, or none of their stems counts.
@@ -102,7 +102,7 @@ def validation_tracks(tracks: Sequence[Track], config: MetaTasNetConfig) -> list
 
 
 def validation_signals(track: Track, rates: Sequence[int], places: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
-    """For each rate the mixture of a track, (1, 1, T), and the instruments at ``places`` of the cache, (1, I, 1, T).
+    """Return for each rate the mixture of a track, (1, 1, T), and the instruments at ``places`` of the cache, (1, I, 1, T).
 
     Both are float32 on the CPU, divided by the deviation of the mixture. Source: the authors' ``dataset.py``,
     ``get_validation_sample``; their mixture is MUSDB18's own, ours is the sum of the stems.
@@ -147,7 +147,8 @@ def score_track(
 def _sdr(
     estimate: Tensor, source: Tensor, mix: Tensor, counted: Sequence[bool], config: MetaTasNetConfig
 ) -> list[float]:
-    """Median SDR over one-second frames of (I, T) against (I, T or a little more) in the mix (1, T or a little more)."""
+    """Return the median SDR over one-second frames of an estimate (I, T) against the source (I, T or a little more) in
+    the mix (1, T or a little more)."""
     source, mix = source[:, : estimate.shape[1]], mix[:, : estimate.shape[1]]
     equations = NormalEquations(1, len(estimate), config.added_instruments)
     equations.add(estimate[None], mix)
@@ -166,7 +167,7 @@ def _sdr(
 
 
 def _power(signal: Tensor) -> Tensor:
-    """Mean power of signals, (..., T) to (...)."""
+    """Return the mean power of signals, (..., T) to (...)."""
     return signal.square().mean(-1)
 
 
@@ -187,7 +188,7 @@ def validate(
     precision: Precision,
     stop: Callable[[], bool],
 ) -> list[TrackScore] | None:
-    """Scores of all tracks; None if ``stop`` said so in between."""
+    """Score all tracks; return None if ``stop`` interrupted it."""
     scores = []
     for track in tracks:
         if stop():

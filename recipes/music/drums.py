@@ -38,7 +38,7 @@ SAMPLES = {
 
 
 def sample_kit(rng: np.random.Generator, folder: Path) -> Kit:
-    """One recorded sample for each drum, at a random speed."""
+    """Choose one recorded sample for each drum, at a random speed."""
     kit: Kit = {}
     for drum, patterns in SAMPLES.items():
         files = sorted(path for pattern in patterns.split() for path in folder.glob(f"{pattern}.flac"))
@@ -51,7 +51,7 @@ def sample_kit(rng: np.random.Generator, folder: Path) -> Kit:
 
 
 def synthetic_kit(rng: np.random.Generator) -> Kit:
-    """Analogue drums: swept sines, filtered noise, metallic squares."""
+    """Synthesise analogue drums: swept sines, filtered noise, metallic squares."""
 
     def envelope(seconds: float, decay: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         t = np.arange(int(seconds * RATE)) / RATE
@@ -112,7 +112,7 @@ LEVELS = {"kick": 1.0, "snare": 0.7, "clap": 0.6, "tom": 0.7, "crash": 0.5, "ope
 
 
 def play_samples(rng: np.random.Generator, piece: Piece, kit: Kit) -> NDArray[np.float32]:
-    """(2, samples) of a piece's strokes."""
+    """Play a piece's drum hits; return (2, samples)."""
     length = int((piece.bars * 16 * piece.sixteenth + 2) * RATE)
     out = np.zeros((2, length), np.float32)
     level = {drum: LEVELS.get(drum, 0.3) * 10 ** (rng.normal(0, 3) / 20) for drum in kit}

@@ -25,7 +25,7 @@ Audio = NDArray[np.float32]
 
 
 def drum_stem(rng: np.random.Generator, piece: Piece, font: Path, samples: Path) -> Audio:
-    """A soundfont's kit, recorded samples, or synthesised drums; a third each."""
+    """Render drums from a soundfont's kit, recorded samples or synthesised drums; a third each."""
     kind = int(rng.integers(3))
     if kind == 0:
         keys = {drum: int(rng.choice(k)) for drum, k in KEYS.items()}
@@ -35,14 +35,14 @@ def drum_stem(rng: np.random.Generator, piece: Piece, font: Path, samples: Path)
 
 
 def bass_stem(rng: np.random.Generator, piece: Piece, font: Path) -> Audio:
-    """A soundfont's bass, or in half of the pieces oscillators through a falling filter."""
+    """Render a soundfont's bass, or in half of the pieces oscillators through a falling filter."""
     if rng.random() < 0.5:
         return _fluidsynth(piece, [_channel(0, piece.bass)], font, rng)
     return _oscillators(rng, piece)
 
 
 def instrument_stem(rng: np.random.Generator, piece: Piece, parts: Sequence[Part], font: Path) -> Audio:
-    """Parts of a piece, each on a channel of its own."""
+    """Render the parts of a piece, each on a channel of its own."""
     return _fluidsynth(piece, [_channel(i, part) for i, part in enumerate(parts)], font, rng)
 
 
@@ -56,7 +56,7 @@ def _channel(index: int, part: Part) -> tuple[int, int, Events]:
 def _fluidsynth(
     piece: Piece, channels: Sequence[tuple[int, int, Events]], font: Path, rng: np.random.Generator
 ) -> Audio:
-    """(2, samples)."""
+    """Play with FluidSynth; return (2, samples)."""
     track = mido.MidiTrack([mido.MetaMessage("set_tempo", tempo=round(60e6 / piece.tempo))])
     events: list[tuple[int, mido.Message]] = []
     for channel, program, notes in channels:
@@ -86,7 +86,8 @@ def _fluidsynth(
 
 
 def _oscillators(rng: np.random.Generator, piece: Piece) -> Audio:
-    """Saw, square, triangle or sine, one voice, low-passed by damping the harmonics, the higher the sooner."""
+    """Synthesise one voice of saw, square, triangle or sine waves; higher harmonics decay sooner, like a low-pass
+    filter."""
     out = np.zeros(int((piece.bars * 16 * piece.sixteenth + 2) * RATE), np.float32)
     slope, odd = rng.uniform(0.7, 2.5), rng.random() < 0.35
     decay, brightness, attack = rng.uniform(0.0, 4), rng.uniform(0.0, 1.2), rng.uniform(0.002, 0.02)

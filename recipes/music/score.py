@@ -65,7 +65,7 @@ class Piece:
 
     @property
     def sixteenth(self) -> float:
-        """Seconds."""
+        """Length of a sixteenth note in seconds."""
         return 15 / self.tempo
 
 
@@ -79,7 +79,8 @@ class Sung:
 
 
 def compose(rng: np.random.Generator, seconds: float, solo: Sequence[int] = ()) -> Piece:
-    """A piece of about ``seconds``; with ``solo``, one of these programs plays apart and the others leave them out."""
+    """Compose a piece of about ``seconds``. ``solo`` lists MIDI programs: one of them plays a part of its own, the
+    other parts use none of them."""
     tempo = float(rng.uniform(70, 178))
     bars = max(8, round(seconds * tempo / 240 / 4) * 4)
     bass, parts = Part(int(rng.choice(BASSES))), _parts(rng, solo)
@@ -110,7 +111,7 @@ def _parts(rng: np.random.Generator, without: Sequence[int]) -> list[Part]:
 
 
 def _chord(key: int, scale: tuple[int, ...], degree: int, seventh: bool) -> list[int]:
-    """Pitches from the octave of MIDI note 0."""
+    """Return pitches from the octave of MIDI note 0."""
     steps = [0, 2, 4, 6] if seventh else [0, 2, 4]
     return [key + scale[(degree + s) % 7] + 12 * ((degree + s) // 7) for s in steps]
 
@@ -120,7 +121,7 @@ def _velocity(rng: np.random.Generator, middle: int) -> int:
 
 
 def _rhythm(rng: np.random.Generator, density: float) -> list[int]:
-    """Starts within a bar; strong beats are likelier."""
+    """Draw where notes start within a bar; strong beats are likelier."""
     weight = np.array([1.0, 0.25, 0.55, 0.35, 0.8, 0.25, 0.55, 0.4] * 2)
     starts = np.flatnonzero(rng.random(BAR) < weight * density)
     return [int(s) for s in starts] or [0]
@@ -223,7 +224,7 @@ OFTEN = (0.1, 0.15, 0.1, 0.15, 0.1, 0.1, 0.15, 0.1, 0.03, 0.02)
 
 
 def vocal_line(rng: np.random.Generator, piece: Piece, middle: int, bars: int) -> list[Sung]:
-    """A phrase of some bars: steps along the scale about a pitch, and at the end a held note."""
+    """Compose a phrase of some bars: steps along the scale around a pitch, and a held note at the end."""
     scale = [12 * octave + piece.key + step for octave in range(11) for step in piece.scale]
     position = min(range(len(scale)), key=lambda i: abs(scale[i] - middle)) + int(rng.integers(-2, 3))
     density, lengths = rng.choice([2, 2, 3, 4]), list[int]()

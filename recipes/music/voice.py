@@ -52,7 +52,7 @@ def vocabulary(voice: str) -> list[Word]:
 
 
 def _spoken(voice: str, text: str) -> Word | None:
-    """None for a word in which no vowel of 50 ms is found."""
+    """Analyse a spoken word; None for a word in which no vowel of 50 ms is found."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "word.wav"
         subprocess.run(["flite", "-voice", voice, "-t", text, "-o", str(path)], check=True)
@@ -75,7 +75,7 @@ def _spoken(voice: str, text: str) -> Word | None:
 
 
 def _stretched(word: Word, frames: int) -> NDArray[np.float64]:
-    """Positions in the word of the frames of a note; only the vowel gives way."""
+    """Return the position in the word for each frame of a note; only the vowel is stretched or shortened."""
     begin, end = word.vowel
     after = len(word.voiced) - end
     if frames < begin + after + 2:
@@ -85,7 +85,7 @@ def _stretched(word: Word, frames: int) -> NDArray[np.float64]:
 
 
 def _sing(rng: np.random.Generator, notes: list[Sung], words: list[Word], shape: float, breath: float) -> Audio:
-    """A phrase, mono; ``shape`` stretches the spectral envelope (a smaller or larger head), ``breath`` adds noise."""
+    """Sing a phrase, mono; ``shape`` stretches the spectral envelope (a smaller or larger head), ``breath`` adds noise."""
     bins = words[0].envelope.shape[1]
     bent = np.clip(np.arange(bins) / shape, 0, bins - 1)
     envelopes, breaths, pitches = [], [], []
@@ -102,7 +102,8 @@ def _sing(rng: np.random.Generator, notes: list[Sung], words: list[Word], shape:
 
 
 def _gliding(rng: np.random.Generator, pitch: NDArray[np.float64], since: NDArray[np.float64]) -> NDArray[np.float64]:
-    """MIDI pitch of every frame, nan where it is unvoiced: glides between notes, vibrato once a note has lasted, and drift.
+    """Return the MIDI pitch of every frame, nan where unvoiced: with glides between notes, vibrato on long notes, and
+    drift.
 
     ``since``: seconds since the note began.
     """
@@ -120,7 +121,7 @@ def _gliding(rng: np.random.Generator, pitch: NDArray[np.float64], since: NDArra
 
 
 def _room(rng: np.random.Generator, audio: Audio, piece: Piece) -> Audio:
-    """(2, n): overtones by saturation, an echo in time with the piece, a decaying room, left and right."""
+    """Return (2, n) with overtones by saturation, an echo in time with the piece, and a decaying room on left and right."""
     drive = rng.uniform(0.3, 2.0)
     dry = np.tanh(drive * audio / (3 * audio.std() + 1e-9)).astype(np.float32)
     wet = np.stack([dry, dry])
@@ -139,7 +140,7 @@ def _room(rng: np.random.Generator, audio: Audio, piece: Piece) -> Audio:
 
 
 def vocal_stem(rng: np.random.Generator, piece: Piece) -> Audio:
-    """(2, samples at ``VOICE_RATE``): a lead, often doubled or with a second voice a third or an octave away."""
+    """Return (2, samples at ``VOICE_RATE``): a lead, often doubled or with a second voice a third or an octave away."""
     voice = str(rng.choice(list(VOICES)))
     words, middle = vocabulary(voice), VOICES[voice] + int(rng.integers(-3, 9))
     shape, breath = rng.uniform(0.88, 1.2), rng.uniform(0.0, 0.25) * (rng.random() < 0.5)

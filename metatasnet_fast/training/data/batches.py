@@ -124,7 +124,7 @@ class BatchSource:
         return self.items * self.seconds
 
     def plan(self, number: int) -> Plan:
-        """This rank's part of global batch ``number``, before anything is read."""
+        """Return this rank's part of global batch ``number``, before anything is read."""
         plan = draw_plan(
             self.seed,
             number,
@@ -140,7 +140,7 @@ class BatchSource:
         return plan.take(*self._slice)
 
     def batch(self, number: int) -> Batch:
-        """This rank's part of global batch ``number``, counted from 0; may be called from any thread.
+        """Return this rank's part of global batch ``number``, counted from 0; may be called from any thread.
 
         Raises:
             TrainingDataError: if a track's file is missing, damaged, cut off, or holds NaN or infinity.
@@ -148,7 +148,7 @@ class BatchSource:
         return self._to_device(self._read(number))
 
     def stream(self, start: int = 0) -> Generator[Batch, None, None]:
-        """Batches ``start``, ``start + 1``, ... without end, read ahead by ``workers`` threads.
+        """Yield batches ``start``, ``start + 1``, ... without end; ``workers`` threads read ahead.
 
         At most ``workers + 1`` batches wait. An error in a thread is raised here when its batch is due. The threads
         end when the generator is closed, as by ``contextlib.closing``, or is no longer referenced.
@@ -187,7 +187,8 @@ class BatchSource:
         return Batch(mixes, sources, self._move(host.counts)[:, self.places], host.number, self.least_share)
 
     def _vary(self, signals: Tensor, stage: int, number: int) -> Tensor:
-        """The changes of this batch, of all of the cache's instruments at one rate: (items, S, 1, T) from longer ones."""
+        """Apply this batch's changes to all of the cache's instruments at one rate: (items, S, 1, T) from longer
+        signals."""
         changes = draw_changes(self.seed, number, self.variety, self.items, signals.shape[1]).take(*self._slice)
         rate, ratio = self.rates[stage], self.rates[stage] // self.rates[0]
         samples, margin = self._crop * ratio, self._margin * ratio
@@ -233,7 +234,7 @@ def _check(source: BatchSource, cache: Cache, rank: int, world: int) -> None:
 
 
 def _crop_length(config: MetaTasNetConfig, seconds: float) -> int:
-    """Samples of an item at the lowest rate."""
+    """Return the samples of an item at the lowest rate."""
     stage = config.stage(0)
     exact = seconds * stage.sampling_rate
     samples = round(exact)

@@ -41,7 +41,8 @@ class StemArray:
         return self.raw.shape
 
     def __getitem__(self, key: Any) -> NDArray[np.float32]:
-        """Index like an array; the first index must leave a stem's scale determined, as integers and slices do."""
+        """Index like an array. The first index must select whole instruments, as integers and slices do, so that each
+        scale is known."""
         stems = key[0] if isinstance(key, tuple) else key
         scale = self.scale[stems]
         part = np.asarray(self.raw[key], dtype=np.float32)
@@ -73,7 +74,7 @@ class Track:
 
     @property
     def counts(self) -> tuple[bool, ...]:
-        """For each instrument whether the loss may count it."""
+        """Return for each instrument whether the loss may use it."""
         return self.entry.counts
 
     def samples(self, rate: int) -> int:
@@ -87,7 +88,7 @@ class Track:
         return self.folder / f"{rate}.npy"
 
     def stems(self, rate: int) -> StemArray:
-        """The instruments at ``rate``, in the cache's order.
+        """Return the instruments at ``rate``, in the cache's order.
 
         Raises:
             TrainingDataError: if the cache does not have that rate, or its file is damaged.
@@ -160,7 +161,7 @@ class Cache:
         return cache
 
     def _refuse_missing_files(self) -> None:
-        """Now rather than at the first validation."""
+        """Raise for missing files now, instead of at the first validation."""
         lacking = []
         for track in (track for split in SPLITS for track in self.tracks(split)):
             for rate, values in track.entry.rates.items():
@@ -190,7 +191,7 @@ class Cache:
         return [self.instruments.index(name) for name in instruments]
 
     def tracks(self, split: str) -> list[Track]:
-        """The tracks of ``train``, ``valid`` or ``test``, by name; none if the split is empty."""
+        """Return the tracks of ``train``, ``valid`` or ``test`` by name; none if the split is empty."""
         if split not in SPLITS:
             raise TrainingDataError(f"There is no split {split!r}; choose {', '.join(SPLITS[:-1])} or {SPLITS[-1]}.")
         found = [Track(self.path / split / entry.name, entry) for entry in self.entries if entry.split == split]

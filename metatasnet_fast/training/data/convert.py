@@ -25,7 +25,7 @@ __all__ = ["Outcome", "Settings", "inputs", "prepare_track"]
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of how tracks are stored."""
+    """How tracks are stored."""
 
     out: Path
     rates: tuple[int, ...]
@@ -49,7 +49,7 @@ class Outcome:
 
 
 def prepare_track(track: TrackSource, settings: Settings) -> Outcome:
-    """Prepare one track; its errors are part of the outcome."""
+    """Prepare one track; report its errors in the outcome."""
     began = time.monotonic()
     try:
         outcome = _prepare(track, settings)
@@ -102,7 +102,7 @@ def _refuse_second_split(track: TrackSource, digest: str, origin: str, cache: Pa
 
 
 def inputs(track: TrackSource, settings: Settings) -> dict[str, Path]:
-    """The files that a track is made from; raises :class:`TrainingDataError` if they do not make one."""
+    """Return the files that a track is made from; raise :class:`TrainingDataError` if they do not make one."""
     if track.kind != "original":
         return input_files(track, settings.stems)
     split = FOLDERS[track.split]
@@ -111,7 +111,7 @@ def inputs(track: TrackSource, settings: Settings) -> dict[str, Path]:
 
 
 def _resampled(recording: Recording, rate: int, stems: Stems) -> NDArray[np.float32]:
-    """The instruments (I, channels, samples), each the sum of its stems; shorter stems continue with silence."""
+    """Return the instruments (I, channels, samples), each the sum of its stems; shorter stems are padded with silence."""
     signals = {name: resample(x, sr, rate) for name, (x, sr) in recording.signals.items()}
     longest = max(x.shape[-1] for x in signals.values())
     found = np.zeros((len(stems), recording.channels, longest), np.float32)

@@ -27,7 +27,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Plan:
-    """Origin of every source of a batch, and its changes."""
+    """Where each source of a batch comes from, and how it is changed."""
 
     tracks: Ints
     """(items, S): index of the track, for each of the cache's S instruments."""
@@ -39,14 +39,14 @@ class Plan:
     """(stages, items, S)."""
 
     def take(self, start: int, stop: int) -> Plan:
-        """The same for some of the items."""
+        """Return the plan of some of the items."""
         part = slice(start, stop)
         channels = None if self.channels is None else self.channels[:, part]
         return Plan(self.tracks[part], self.starts[part], channels, self.gains[:, part])
 
 
 def uniforms(seed: int, number: int, count: int, stream: int = 0) -> Floats:
-    """``count`` numbers in [0, 1) that depend on nothing but seed and number, both in [0, 2^64), and the stream."""
+    """Return ``count`` numbers in [0, 1) that depend only on seed, number (both in [0, 2^64)) and stream."""
     counter, key = np.array([0, number, stream, 0], np.uint64), np.array([seed, 0], np.uint64)
     raw: NDArray[np.uint64] = np.random.Philox(counter=counter, key=key).random_raw(count)
     found: Floats = np.ldexp((raw >> np.uint64(11)).astype(np.float64), -53)

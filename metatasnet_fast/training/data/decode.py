@@ -37,13 +37,13 @@ class Recording:
 
 
 def counted(track: TrackSource, stems: Stems) -> tuple[bool, ...]:
-    """For each instrument whether the loss may count it: all of its stems are known."""
+    """Return for each instrument whether the loss may use it: it may if all of its stems are known."""
     unknown = read_unknown(track.path) if track.kind == "stems" else ()
     return tuple(not set(parts) & set(unknown) for parts in stems.values())
 
 
 def input_files(track: TrackSource, stems: Stems = DEFAULT) -> dict[str, Path]:
-    """The files that a track is made from, under names that say what they are.
+    """Return the files that a track is made from, under names that say what each is.
 
     Raises:
         TrainingDataError: if a stem that counts is missing, there are several files for one, or none at all.
@@ -71,7 +71,7 @@ def _only(paths: list[Path]) -> Path:
 
 
 def content_hash(files: dict[str, Path]) -> str:
-    """SHA-256 over names and contents of input files.
+    """Return the SHA-256 over names and contents of input files.
 
     Raises:
         TrainingDataError: if one cannot be read.
@@ -118,7 +118,7 @@ def _differing_lengths(signals: dict[str, Tensor], rates: dict[str, int]) -> Ite
 
 
 def _decode_musdb(track: TrackSource, stems: Stems) -> Recording:
-    """The stems of a ``.stem.mp4``."""
+    """Decode the stems of a ``.stem.mp4``."""
     lacking = [part for part in all_parts(stems) if part not in INSTRUMENTS]
     if lacking:
         raise TrainingDataError(f"MUSDB18 has the stems {', '.join(INSTRUMENTS)}, not {', '.join(lacking)}.")

@@ -86,7 +86,7 @@ class TrackEntry:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrackEntry:
-        """Raises :class:`TrainingDataError` for anything that :meth:`to_dict` does not write."""
+        """Build an entry; raise :class:`TrainingDataError` for anything that :meth:`to_dict` does not write."""
         try:
             values = dict(values)
             if values.pop("format") != FORMAT:

@@ -45,12 +45,13 @@ def parse_instruments(text: str) -> Stems:
 
 
 def all_parts(stems: Stems) -> tuple[str, ...]:
-    """Every stem of every instrument, in order."""
+    """Return every stem of every instrument, in order."""
     return tuple(part for parts in stems.values() for part in parts)
 
 
 def stems_found(names: Iterable[str]) -> Stems:
-    """The instruments of a data set whose stems have these names: the paper's four first and in its order, then by name.
+    """Return the instruments of a data set with stems of these names: first the paper's four in its order, then the
+    others by name.
 
     A data set with some of the four has all of them: a track may lack one.
 

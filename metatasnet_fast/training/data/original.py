@@ -28,7 +28,7 @@ SOURCES = slice(1, 5)
 
 
 def read_original(files: dict[int, Path]) -> dict[int, NDArray[np.float32]]:
-    """For each rate the stems (4, 2, samples), full scale 1, of one track.
+    """Return the stems (4, 2, samples), full scale 1, of one track for each rate.
 
     Raises:
         TrainingDataError: for a file that is missing, damaged, or of another layout.

@@ -101,7 +101,7 @@ def prepare(
 
 
 def _stems_of(tracks: Sequence[TrackSource]) -> Stems:
-    """The stems that the tracks have: their files' names."""
+    """Return the stems of all tracks, by the names of their files."""
     names = {name for track in tracks if track.kind == "stems" for name in stem_files(track.path)}
     return stems_found(names) if names else DEFAULT
 
@@ -134,13 +134,13 @@ def _refuse_other_settings(settings: Settings) -> None:
 
 
 def _named(stems: Stems) -> str:
-    """Instruments as ``--instruments`` takes them."""
+    """Format instruments as ``--instruments`` takes them."""
     return ",".join(name if parts == (name,) else f"{name}={'+'.join(parts)}" for name, parts in stems.items())
 
 
 @contextmanager
 def _scratch(folder: Path) -> Iterator[None]:
-    """Remove what is half-written: what a kill left, before; and what an interruption leaves, after."""
+    """Remove half-written files: before the block those of a killed run, after it those of this run."""
     shutil.rmtree(folder, ignore_errors=True)
     try:
         yield
@@ -149,7 +149,8 @@ def _scratch(folder: Path) -> Iterator[None]:
 
 
 def _run(tracks: Sequence[TrackSource], settings: Settings, workers: int) -> Iterator[Outcome]:
-    """Outcomes as they arrive. Where a worker is killed, as by a system short of memory, the rest goes on with half of them."""
+    """Yield outcomes as they arrive. If a worker is killed, for example because memory ran out, continue with half as
+    many workers."""
     if workers == 1:
         for track in tracks:
             try:
@@ -173,7 +174,7 @@ def _run(tracks: Sequence[TrackSource], settings: Settings, workers: int) -> Ite
 
 
 def _in_processes(left: list[TrackSource], settings: Settings, workers: int) -> Iterator[Outcome]:
-    """Outcomes as they arrive; tracks that have one leave ``left``."""
+    """Yield outcomes as they arrive, and remove each finished track from ``left``."""
     with _pool(workers) as pool:
         futures = {pool.submit(prepare_track, track, settings): track for track in left}
         for future in as_completed(futures):
@@ -195,7 +196,7 @@ def _unexpected(track: TrackSource, error: Exception) -> Outcome:
 
 @contextmanager
 def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that end with this block, at once if it ends by an error or an interruption."""
+    """Open a pool whose processes end with this block, and at once if an error or an interruption ends it."""
     others = set(multiprocessing.active_children())
     # Do not fork: torch's threads do not survive it.
     context = multiprocessing.get_context("spawn")
@@ -219,7 +220,7 @@ def _start_worker() -> None:
 
 
 def _end_with_parent() -> None:
-    """A pool's worker would wait for a parent that was killed, and keep its track."""
+    """End this worker when its parent ends; otherwise it would wait for a killed parent and keep its track."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

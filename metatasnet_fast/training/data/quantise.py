@@ -30,7 +30,7 @@ FULL = 32760
 
 @functools.cache
 def error_filter() -> NDArray[np.float32]:
-    """h[1], ..., h[TAPS]."""
+    """Return h[1], ..., h[TAPS]."""
     frequency = np.linspace(0, 1, 4097)
     correlation = np.fft.irfft(np.where(frequency >= EDGE, WEIGHT, 1.0))[: TAPS + 1]
     lags = np.abs(np.subtract.outer(np.arange(TAPS), np.arange(TAPS)))
@@ -39,7 +39,7 @@ def error_filter() -> NDArray[np.float32]:
 
 
 def quantise(stems: NDArray[np.float32]) -> tuple[NDArray[np.int16], tuple[float, ...]]:
-    """Stems (4, channels, samples) in units of each stem's own scale, its peak over 32760; and the scales.
+    """Return the stems (4, channels, samples) in units of each stem's scale, which is its peak over 32760; and the scales.
 
     Samples that are exactly 0 stay so, so that a source that is silent is known to be. The error is at most 1.7 units, half of
     ``1 + sum |h|``.

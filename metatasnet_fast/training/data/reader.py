@@ -74,7 +74,7 @@ class _File:
 
 
 class CropReader:
-    """Reads the crops of plans; may be used by several threads at once."""
+    """Reads the crops of plans; several threads may use it at once."""
 
     def __init__(self, tracks: Sequence[Track], rates: Sequence[int], crop: int, *, pinned: bool) -> None:
         self.rates, self.crop, self.pinned = tuple(rates), crop, pinned

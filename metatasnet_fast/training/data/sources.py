@@ -67,7 +67,8 @@ class TrackSource:
 
 
 def find_stems(root: str | os.PathLike[str], held_out: Sequence[str] = ()) -> list[TrackSource]:
-    """Tracks of ``root/{train,valid,test}/<track>/<stem>.*``, or of ``root/<track>/...``; stems may have any names.
+    """Find the tracks of ``root/{train,valid,test}/<track>/<stem>.*``, or of ``root/<track>/...``; stems may have any
+    names.
 
     In the second form every track belongs to ``train``. Tracks named in ``held_out`` go from ``train`` to ``valid``.
 
@@ -91,7 +92,8 @@ def find_stems(root: str | os.PathLike[str], held_out: Sequence[str] = ()) -> li
 
 
 def find_musdb(root: str | os.PathLike[str]) -> list[TrackSource]:
-    """The tracks of MUSDB18 (``.stem.mp4``) or MUSDB18-HQ (folders of wav), with the field's validation tracks apart.
+    """Find the tracks of MUSDB18 (``.stem.mp4``) or MUSDB18-HQ (folders of wav); the usual validation tracks form a
+    split of their own.
 
     Raises:
         TrainingDataError: if ``root`` holds neither, or is a cache.
@@ -114,7 +116,7 @@ def find_musdb(root: str | os.PathLike[str]) -> list[TrackSource]:
 
 
 def find_original(root: str | os.PathLike[str], rates: Sequence[int]) -> list[TrackSource]:
-    """Tracks that the authors' program prepared: ``root/train_8/0000.npz`` and so on.
+    """Find tracks that the authors' program prepared: ``root/train_8/0000.npz`` and so on.
 
     Raises:
         TrainingDataError: if there are none at the lowest of ``rates``.
@@ -133,7 +135,7 @@ def find_original(root: str | os.PathLike[str], rates: Sequence[int]) -> list[Tr
 
 
 def stem_files(folder: Path) -> dict[str, list[Path]]:
-    """The audio files of a folder by the stem's name, in lower case; the mixture is none of them."""
+    """Return the audio files of a folder, without the mixture, by the stem's name in lower case."""
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
         stem = path.stem.lower()
@@ -143,7 +145,7 @@ def stem_files(folder: Path) -> dict[str, list[Path]]:
 
 
 def read_unknown(folder: Path) -> tuple[str, ...]:
-    """Stems that the loss must leave out, from the optional ``track.json``: ``{"unknown": ["bass"]}``.
+    """Read from the optional ``track.json`` which stems the loss must leave out: ``{"unknown": ["bass"]}``.
 
     Raises:
         TrainingDataError: if the file is there and says something else.

@@ -35,7 +35,7 @@ class Migration:
 
 
 def migrate_splits(settings: Settings, source: Sequence[TrackSource]) -> Migration:
-    """Move every cached track to the split that it has in its source, and name those that the source lacks.
+    """Move every cached track to the split that it has in its source, and list those that the source lacks.
 
     Args:
         settings: of the cache.
@@ -105,7 +105,7 @@ def _move(cache: Path, entry: TrackEntry, split: str) -> None:
 
 
 def _discard(cache: Path, place: Path) -> None:
-    """Remove a track's folder; at no instant is a part of it among the tracks."""
+    """Remove a track's folder, in such a way that a half-removed folder is never read as a track."""
     scrap = cache / PARTIAL / f"{place.parent.name}--{place.name}.old"
     scrap.parent.mkdir(exist_ok=True)
     place.rename(scrap)

@@ -109,7 +109,7 @@ def write_track(
 
 @contextmanager
 def replace_folder(cache: Path, relative: Path) -> Iterator[Path]:
-    """A new folder to fill, which takes its place in the cache when the block ends without an error.
+    """Make a new folder to fill, which replaces the old one in the cache when the block ends without an error.
 
     Killed at any instant, the place holds the old folder whole, the new one whole, or nothing.
     """
@@ -148,7 +148,7 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def place_of(cache: Path, split: str, name: str) -> Path:
-    """The folder of a track."""
+    """Return the folder of a track."""
     return cache / split / name
 
 
@@ -158,7 +158,7 @@ def rewrite_entry(folder: Path, entry: TrackEntry) -> None:
 
 
 def read_entry(folder: Path) -> TrackEntry | None:
-    """The entry of a track's folder, if one is there and can be read."""
+    """Return the entry of a track's folder; None if there is none or it cannot be read."""
     try:
         return TrackEntry.from_dict(json.loads((folder / ENTRY).read_text("utf-8")))
     except (OSError, ValueError):
@@ -166,7 +166,7 @@ def read_entry(folder: Path) -> TrackEntry | None:
 
 
 def entries_in(cache: Path) -> Iterator[TrackEntry]:
-    """The entries of all finished tracks, split by split, by name."""
+    """Yield the entries of all finished tracks, split by split, by name."""
     for split in SPLITS:
         folder = cache / split
         for track in sorted(folder.iterdir()) if folder.is_dir() else ():

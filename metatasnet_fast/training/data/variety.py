@@ -67,7 +67,7 @@ NO_VARIETY = Variety()
 
 @dataclass(frozen=True)
 class Changes:
-    """Changes of the items of a batch; S instruments of a cache."""
+    """The changes of a batch's items, for the S instruments of a cache."""
 
     speeds: Floats
     """(items,): how many samples become one."""
@@ -79,7 +79,7 @@ class Changes:
     """(items, S, 3): middle and length in lengths of the item, and gain; gain 1 for stems that do not rest."""
 
     def take(self, start: int, stop: int) -> Changes:
-        """The same for some of the items."""
+        """Return the changes of some of the items."""
         part = slice(start, stop)
         return Changes(self.speeds[part], self.gains[part], self.tones[part], self.rests[part])
 
@@ -106,7 +106,7 @@ def draw_changes(seed: int, number: int, variety: Variety, items: int, sources: 
 
 
 def _normal(pairs: Floats) -> Floats:
-    """Standard normal numbers (..., n) from uniform ones (..., 2 n), by Box and Muller."""
+    """Turn uniform numbers (..., 2 n) into standard normal ones (..., n), by Box and Muller."""
     first, second = pairs[..., ::2], pairs[..., 1::2]
     found: Floats = np.sqrt(-2 * np.log1p(-first)) * np.cos(2 * np.pi * second)
     return found
@@ -125,7 +125,7 @@ def resample(x: Tensor, samples: int, margin: int, speed: float) -> Tensor:
 
 
 def retune(x: Tensor, rate: int, tones: Sequence[float] | Floats) -> Tensor:
-    """A signal (..., T) through a zero-phase filter: gains in dB at ``TONE``, linear in the logarithm of the frequency."""
+    """Filter a signal (..., T) with zero phase: gains in dB at ``TONE``, linear in the logarithm of the frequency."""
     frequencies = np.fft.rfftfreq(x.shape[-1], 1 / rate).clip(min=1.0)
     gains = 10 ** (np.interp(np.log(frequencies), np.log(TONE), tones) / 20)
     spectrum = torch.fft.rfft(x) * torch.from_numpy(gains).to(device=x.device, dtype=x.dtype)
@@ -134,7 +134,7 @@ def retune(x: Tensor, rate: int, tones: Sequence[float] | Floats) -> Tensor:
 
 
 def rest(samples: int, rate: int, middle: float, length: float, gain: float) -> Tensor:
-    """Gains (samples,) with which a stem rests: ``gain`` around the middle, 1 elsewhere, and fades in between."""
+    """Return gains (samples,) that let a stem rest: ``gain`` around the middle, 1 elsewhere, with fades in between."""
     time = torch.arange(samples, dtype=torch.float32) / samples
     fade = FADE * rate / samples
     inside = (0.5 + (length / 2 - (time - middle).abs()) / fade).clamp(0, 1)
