@@ -55,9 +55,9 @@ class Row:
     ratio_with_cores_left: float | None
     cpu_seconds: float
     cores_left: float
-    """Cores that other programs did not take, mean over the time."""
+    """Cores that other programs left free, on average over the time."""
     whole_seconds: float
-    """With starting the engine and its processes."""
+    """Seconds that include starting the engine and its processes."""
     load_average: float
 
 
@@ -103,7 +103,8 @@ def simulated(songs: list[Song], folder: Path) -> Row:
 def _worker(songs: list[Song], out: Path, device: SleepingDevice) -> tuple[float, float, float, int]:
     """Return the seconds on the clock, our processor seconds, those of other programs, and the number of windows."""
     settings = Settings(model="simulated", device="cpu", batch_size=4, overwrite=True)
-    # A process that waits for a GPU takes no core, and needs one at once when the GPU is done: so does this sleep.
+    # A process that waits for a GPU uses no core, but needs one as soon as the GPU is done. This sleep behaves the
+    # same.
     cores = CorePlan.choose(torch.device("cuda"), None, None)
     with Worker(settings, str(out), engine=device, cores=cores) as worker:
         others, cpu, began = OthersTime(), _own_cpu(), time.perf_counter()

@@ -69,8 +69,9 @@ def training_errors(case: str, backend: str, precision: Precision, device: torch
     limits = {name: allowed(case, precision.value, name, times=times) for name in own}
     rows = [{"output": name, "error": relative_error(own[name], wanted[name]), "allowed": limits[name]} for name in own]
     if precision is Precision.bfloat16:
-        # One number may be right by luck: the authors' loss of train_generated is, to a hundredth of what its summands are.
-        # It is checked together with them, by the authors' error of all together.
+        # A single number can be right by luck: in train_generated the authors' loss agrees a hundred times better than
+        # its summands do. So it is checked together with them, against the error that the authors have in all of them
+        # together.
         both = math.hypot(*(limits[name] * wanted[name].norm().item() for name in own))
         size = math.hypot(*(wanted[name].norm().item() for name in own))
         error = relative_error(list(own.values()), list(wanted.values()))

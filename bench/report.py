@@ -36,7 +36,7 @@ def newest(rows: Sequence[Row]) -> dict[str, list[Row]]:
     latest: dict[tuple[str, ...], Row] = {}
     for row in sorted(rows, key=lambda row: str(row.machine.get("date"))):
         key = (_device(row), *row.key)
-        latest.pop(key, None)  # so that its place is that of its date
+        latest.pop(key, None)  # so that a newer row moves to the end
         latest[key] = row
     found: dict[str, list[Row]] = {}
     for row in latest.values():

@@ -24,7 +24,7 @@ ROUNDS = 3
 
 Array = NDArray[np.float64]
 
-# Programs of their own, so that neither pays for the other's imports.
+# Separate programs, so that neither pays for the imports of the other.
 _SIGNALS = f"""
 import numpy as np
 random = np.random.RandomState(0)

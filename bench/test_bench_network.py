@@ -51,7 +51,7 @@ def prepared(request: pytest.FixtureRequest) -> Callable[[str], Checked]:
     return of
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)  # the first one changes fastest: each job is prepared once
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)  # the first changes fastest: each job is prepared once
 @pytest.mark.parametrize("job", JOBS)
 def test_job(benchmark: Any, prepared: Callable[[str], Checked], job: str, implementation: str, request: Any) -> None:
     found = [(case, *own[implementation]) for case, own in prepared(job) if implementation in own]

@@ -14,7 +14,7 @@ DISTRIBUTIONS = {
     "log_wmse_audio_quality": "log-wmse-audio-quality",
     "torch.utils.tensorboard": "tensorboard",
 }
-"""Names of packages for pip, where they differ from the first part of the module's name."""
+"""Names of packages for pip, if they differ from the first part of the module's name."""
 
 
 def require(module: str, purpose: str) -> Any:

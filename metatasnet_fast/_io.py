@@ -33,13 +33,13 @@ __all__ = [
 ]
 
 PART = ".part"
-"""Suffix of files that are being written; such a file can be deleted when its writer is gone."""
+"""Suffix of files that are being written. Such a file can be deleted when its writer has ended."""
 
 LOCK = ".lock"
-"""The file in a claimed folder that is locked."""
+"""The locked file in a claimed folder."""
 
 CHECKSUM_VERSION = "1"
-"""Changes when :func:`model_checksum` reads other things, so that old records are not compared with new ones."""
+"""Changes when :func:`model_checksum` reads other data, so that old records are not compared with new ones."""
 
 
 @contextlib.contextmanager
@@ -51,7 +51,7 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         OSError: as the system gives it; :func:`describe_os_error` puts it into words.
     """
-    # A short name of its own: the name of ``path`` may be as long as the file system allows.
+    # A short name, as the name of ``path`` may be as long as the file system allows.
     part = path.with_name(f".{secrets.token_hex(8)}{PART}")
     try:
         with part.open("xb") as file:
@@ -127,7 +127,7 @@ def describe_os_error(error: BaseException) -> str:
     """
     found: BaseException | None = error
     while found is not None:
-        # numpy counts what it could write to a full disk, and gives no error number.
+        # On a full disk numpy reports how much it could write, but no error number.
         counted = isinstance(found, OSError) and found.errno is None and "requested and" in str(found)
         if counted or (isinstance(found, OSError) and found.errno in (errno.ENOSPC, errno.EDQUOT)):
             return "no space left on the disk"

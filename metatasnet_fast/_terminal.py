@@ -18,7 +18,7 @@ __all__ = ["ProgressBar", "discard", "escape", "say"]
 CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
 LINE_SECONDS = 10.0
-"""Time between two lines of progress where there is no bar."""
+"""Seconds between two lines of progress if there is no bar."""
 
 Bar = TypeVar("Bar", bound="ProgressBar")
 
@@ -38,7 +38,7 @@ def say(text: str, stream: TextIO | None, end: str = "\n", before: str = "") -> 
     global _reported
     try:
         print(before + escape(text), end=end, file=stream, flush=True) if stream is not None else None
-    except (OSError, ValueError) as error:  # a full disk, a reader that is gone, a closed file
+    except (OSError, ValueError) as error:  # a full disk, a reader that has ended, a closed file
         if isinstance(error, BrokenPipeError) and stream is not None:
             discard(stream)
         if not _reported and stream is not sys.stderr:

@@ -19,7 +19,7 @@ from .errors import ConfigError, ShapeError
 __all__ = ["INSTRUMENTS", "MetaTasNetConfig", "StageConfig"]
 
 INSTRUMENTS = ("drums", "bass", "other", "vocals")
-"""The instruments of the paper, and of a configuration that names none."""
+"""The paper's instruments, and the default of a configuration."""
 
 MOST_INSTRUMENTS = 32
 
@@ -156,7 +156,7 @@ class MetaTasNetConfig:
     E_1: int = 8
     """Width of an instrument's embedding."""
     E_2: int = 5
-    """Width of the bottleneck in front of each generated layer."""
+    """Width of the bottleneck before each generated layer."""
     filters: int = 3
     kernel: int = 3
     layers: int = 6
@@ -173,10 +173,10 @@ class MetaTasNetConfig:
     dissimilarity_loss_weight: float = 3.0
     reconstruction_loss_weight: float = 0.05
     instruments: tuple[str, ...] = INSTRUMENTS
-    """1 to 32 names, in the order of every instrument axis. With one instrument the mask is a sigmoid."""
+    """1 to 32 names, in the order of every instrument axis. If there is only one instrument, its mask is a sigmoid."""
     added_instruments: int = 0
-    """Number of the last instruments that were added to a trained network: their masks are sigmoids, so that the softmax of
-    the others stays what it was."""
+    """How many of the last instruments were added to a trained network. Their masks are sigmoids, so that the softmax
+    of the others does not change."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "instruments", _checked_names(self.instruments))
@@ -320,7 +320,7 @@ class MetaTasNetConfig:
 
 
 EXTENSIONS: dict[str, Any] = {"instruments": list(INSTRUMENTS), "added_instruments": 0}
-"""Settings that the authors' program does not know, with the values that describe it."""
+"""Settings that the authors' program does not have, with the values that correspond to it."""
 
 
 def _checked_names(names: Any) -> tuple[str, ...]:

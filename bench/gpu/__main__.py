@@ -28,9 +28,9 @@ from .results import problem_of, publish, read_rows
 from .steps import CALLS, ROOT, Step, obstacle, path, plan, scaled, turns
 
 GRACE = 3.0
-"""Seconds that a step has to end by itself once it was told to."""
+"""Seconds that a step gets to end by itself after it was told to."""
 TICK, REFRESH = 0.05, 2.0
-"""Seconds between looks at the processes, and between writings of the results."""
+"""Seconds between two looks at the processes, and between two writes of the results."""
 SETTLED = ("passed", "left out")
 
 State = dict[str, dict[str, Any]]
@@ -103,7 +103,7 @@ class Call:
         print(f"{time.monotonic() - self.began:6.1f} s  {step.name}", flush=True)
         with open(self.work / f"{step.name}.log", "wb") as log:
             try:
-                # In a group of its own, so that what it has started is ended with it.
+                # In its own process group, so that its children end with it.
                 process = subprocess.Popen(
                     command,
                     cwd=ROOT,

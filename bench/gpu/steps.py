@@ -13,9 +13,9 @@ __all__ = ["CALLS", "GPU_TESTS", "ROOT", "Step", "obstacle", "path", "plan", "sc
 
 ROOT = Path(__file__).resolve().parents[2]
 CALLS = {"a": 560.0, "b": 190.0}
-"""Seconds that a call may last, by its name."""
+"""Seconds that each call may take, by its name."""
 LEAST = 10.0
-"""Seconds below which no step is begun."""
+"""A step with a limit below so many seconds is not started."""
 
 GPU_TESTS = {
     "cuda-tests": ["tests/backends/test_cuda_gpu.py"],
@@ -27,11 +27,11 @@ GPU_TESTS = {
     ],
 }
 PROFILED = "MixConv|Depthwise|OverlapAdd|block_pair_kernel|depthwise_fwd_kernel"
-"""Kernels of which ncu takes a full set of counters."""
+"""Kernels for which ncu records the full set of counters."""
 
 
 TRIED = "train_generated"
-"""The recording with which a trial does."""
+"""The one recording that a trial run (``--tiny``) checks."""
 
 
 @dataclass(frozen=True)

@@ -45,11 +45,12 @@ from .steps import ROOT
 WINDOW_SECONDS, SONG_WINDOWS = 24.0, 22
 """A stereo song of four minutes, as the separator cuts it."""
 ITEM_SECONDS, ITEMS, ITEMS_BESIDE_EAGER = 8.0, 12, 4
-"""The authors' training step; and how many items there are where eager PyTorch in float32 takes part (8 GB for each)."""
+"""Seconds of an item and items of the authors' training step; and fewer items where eager PyTorch in float32 runs too
+(8 GB each)."""
 LOW, FULL = Precision.bfloat16, Precision.float32
 PROFILED_ROUNDS = 3
 SMALL = MetaTasNetConfig(N=48, B=16, H=48, layers=2, stack=2, num_mels=24, stages_num=2)
-"""Widths that the smallest tiles are made for; 24 mel bands and 149 frames fill no tile."""
+"""Widths for the smallest tiles; 24 mel bands and 149 frames leave every tile partly empty."""
 SMALL_FRAMES = 149
 
 Rows = Iterator[dict[str, Any]]

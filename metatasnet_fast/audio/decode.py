@@ -50,8 +50,9 @@ UNMARKED_OGG = (
     "the last Ogg page is not marked as the last one of its stream: if the file was cut there, the rest is missing"
 )
 
-# Vorbis and Opus have the centre second and the low frequencies last (Vorbis I specification, 4.3.9); everything else
-# here, like WAV: front left, right, centre, low frequencies, back, side. WAV channel k is Vorbis channel [k].
+# Vorbis and Opus have the centre second and the low frequencies last (Vorbis I specification, 4.3.9). All other formats
+# here use the order of WAV: front left, right, centre, low frequencies, back, side. WAV channel k is Vorbis channel
+# [k].
 VORBIS_TO_WAV = {
     3: (0, 2, 1),
     5: (0, 2, 1, 3, 4),
@@ -66,7 +67,7 @@ DEPTHS = {
     **dict.fromkeys(("PCM_32", "ALAC_32"), "int32"),
     **dict.fromkeys(("FLOAT", "DOUBLE"), "float32"),
 }
-"""The least depth that holds the samples of each of libsndfile's subtypes; lossy ones have none."""
+"""The smallest depth that holds the samples of each of libsndfile's subtypes; lossy subtypes have none."""
 
 WIDTHS = {
     "PCM_U8": 1,
@@ -79,7 +80,7 @@ WIDTHS = {
     "ULAW": 1,
     "ALAW": 1,
 }
-"""Bytes of a sample of the subtypes that can be read without a header."""
+"""Bytes per sample, for the subtypes that can be read without a header."""
 
 
 class DecodeError(Exception):
@@ -136,11 +137,11 @@ class Decoder(Protocol):
     channels: int
     codec: str
     depth: str | None
-    """The samples' type, as ``AudioWriter`` names it; None for lossy codecs."""
+    """Type of the samples, in the words of ``AudioWriter``; None for lossy codecs."""
     announced: int | None
-    """Samples that the header announces, if it does."""
+    """Samples that the header announces; None if it does not."""
     frames: int | None
-    """The same, or None where the file cannot hold so many."""
+    """The same number, or None if the file is too small to hold so many."""
     tolerance: float
     """Seconds by which the true length may differ from the announced one."""
     tracks: int
@@ -168,7 +169,7 @@ class Window:
     exceptions."""
 
     def __init__(self, path: Path, start: int = 0) -> None:
-        self.name = str(path)  # FFmpeg goes by it where the content leaves a choice
+        self.name = str(path)  # FFmpeg uses the name if the content is ambiguous
         self._file = open(path, "rb")
         self._start = start
         self._file.seek(start)
@@ -193,7 +194,7 @@ class Window:
             return -1
         try:
             return self._file.seek(offset) - self._start
-        except (OSError, OverflowError):  # farther away than files can be long
+        except (OSError, OverflowError):  # beyond the longest possible file
             return -1
 
     def tell(self) -> int:
@@ -248,7 +249,7 @@ class SoundFileDecoder:
         """Trust the file's size where the header contradicts it."""
         subtype = self._file.subtype
         if area.announced is not None and area.missing:
-            # Without a fixed width, in proportion.
+            # Samples have no fixed width here: estimate in proportion.
             width = self.channels * WIDTHS.get(subtype, 0) or max(1.0, area.there / max(1, self._file.frames))
             self.announced = int(area.announced / width)
         if subtype not in WIDTHS:

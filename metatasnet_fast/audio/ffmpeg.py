@@ -34,16 +34,17 @@ DECLARING = {
     "aiff", "ape", "asf", "au", "avi", "caf", "dsf", "flac", "matroska", "mov", "mpc", "mpc8", "ogg", "tak", "tta", "w64",
     "wav", "webm", "wv", "xwma",
 }  # fmt: skip
-"""Formats whose headers hold the length of the audio; of others FFmpeg guesses it, from the bit rate or the last time."""
+"""Formats whose headers hold the length of the audio. For others FFmpeg guesses it from the bit rate or the last
+time."""
 
 MOST_PER_BYTE = 6000
-"""Samples in a byte of the file at most: a silent FLAC frame has 65,535 in 11 bytes or more."""
+"""Most samples in one byte of a file: a silent FLAC frame has 65,535 in 11 bytes or more."""
 
 MOST_PER_BYTE_MP3 = 24
 """The same for MP3: 576 samples at 24 kHz and 8 kbit/s are 24 bytes."""
 
 SILENT_64_BIT = 2.0**-30
-"""Bound of 64-bit integers that hold values of a shorter type."""
+"""Peak below which 64-bit integers are taken to hold values of a shorter type."""
 
 
 def import_av() -> Any:
@@ -61,7 +62,7 @@ def open_container(path: Path, stack: contextlib.ExitStack, options: Mapping[str
         kind = recognise(file.read(RECOGNISED_BY))
     window = Window(path, start if start and kind not in (None, "MPEG audio", "ID3") else 0)
     stack.callback(window.close)
-    # From PyAV 19 on broken tags are always ignored.
+    # From PyAV 19 on, broken tags are always ignored.
     tags = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
     return stack.enter_context(av.open(window, options={"protocol_whitelist": "none", **options}, **tags))
 
@@ -91,7 +92,7 @@ class FFmpegDecoder:
             self.notes.append(hidden_note(area))
         try:
             with decoding():
-                # FFmpeg can go on behind the announced end of a WAV file.
+                # FFmpeg can continue after the announced end of a WAV file.
                 self._container = open_container(path, self._open, {"ignore_length": "1"} if hidden else {})
                 self._begin(path, track)
         except BaseException:
@@ -104,11 +105,11 @@ class FFmpegDecoder:
         if "ogg" in formats and ((ends := ogg_ends(path)).cut or ends.unmarked):
             self.notes.append(CUT_OGG if ends.cut else UNMARKED_OGG)
         self._frames = self._decode(ends_with_tag(path))
-        # Rate and channels in the container may be wrong (HE-AAC); those of the first frame are right.
+        # The container may have a wrong rate and number of channels (HE-AAC); those of the first frame are right.
         self._first: Any = next(self._frames, None)
         self.sample_rate = int((self._first or self._stream.codec_context).sample_rate or 0)
         if not self.sample_rate:
-            # FFmpeg believes the name of what is called .flac, and finds nothing in it.
+            # FFmpeg trusts the suffix .flac, and finds nothing in a file of another format.
             raise DecodeError("no header of an audio stream was found")
         self.channels = len(self._first.layout.channels) if self._first is not None else 0
         self.codec = f"{self._container.format.name.split(',')[0]} {self._stream.codec_context.name}"
@@ -154,7 +155,7 @@ class FFmpegDecoder:
         bits = format.bytes * 8
         if format.name.startswith(("flt", "dbl")):
             return "float32"
-        # Lossless codecs give 24 bits in 32; 32-bit PCM says so in its name.
+        # Lossless codecs store 24 bits in 32; real 32-bit PCM says so in its name.
         return "int16" if bits <= 16 else "int32" if name.startswith(("pcm_s32", "pcm_s64", "pcm_u32")) else "int24"
 
     def _announced(self, path: Path, formats: set[str]) -> tuple[int | None, int | None]:
@@ -175,7 +176,7 @@ class FFmpegDecoder:
             return None, None
         if announced <= most:
             return announced, announced
-        if cut:  # the beginning of a longer file
+        if cut:  # the file is the beginning of a longer one
             return announced, None
         self.notes.append(f"the header announces {announced} samples, which {size} bytes cannot hold")
         return None, None
@@ -276,8 +277,8 @@ class FFmpegDecoder:
         """Return a decoded frame as float32 `(channels, n)`, integer formats scaled to [-1, 1)."""
         wide = frame.format.name.startswith("s64")
         if wide or (frame.format.is_planar and self.channels >= 8):
-            # NumPy's types of PyAV lack 64-bit integers; and PyAV 18 reads past the end of the list of planes of a frame
-            # with eight or more, and crashes: packed frames have one plane.
+            # PyAV's table of NumPy types has no 64-bit integers, and PyAV 18 crashes on frames with eight or more
+            # planes, because it reads past the end of the list. So frames are packed: they have one plane.
             format = "dbl" if wide else "flt"
             [frame] = self._av.AudioResampler(format, frame.layout, frame.sample_rate).resample(frame)
         data: npt.NDArray[Any] = frame.to_ndarray()

@@ -13,7 +13,7 @@ AUDIO_SUFFIXES = frozenset(
     "aac ac3 aif aifc aiff alac amr ape au caf dts flac m4a m4b mka mp2 mp3 oga ogg opus rf64 snd tta w64 wav wave wma "
     "wv".split()
 )
-"""Suffixes of the files that are taken from folders. A file that is named itself may have any name."""
+"""Suffixes of the files that are taken from folders. A file that the user names may have any suffix."""
 
 
 def is_audio_name(path: str) -> bool:
@@ -47,7 +47,7 @@ def _walk(top: str, exclude: Collection[str], onerror: Callable[[OSError], objec
         if base in walked:
             continue
         for place, folders, files in os.walk(start, onerror=onerror):
-            # There is no link after the start: os.walk goes into none.
+            # Only ``start`` can lie behind a link: os.walk enters none.
             real = os.path.normpath(os.path.join(base, place[len(start) :].lstrip(os.sep)))
             walked.add(real)
             names = sorted(name for name in folders if not name.startswith("."))

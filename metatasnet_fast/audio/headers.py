@@ -35,10 +35,10 @@ NAMES = {
     b"Creative Voice File": "VOC", b"NIST_1A": "NIST", b"TWIN97012000": "TwinVQ", b"\x00\x00\x01\xba": "MPEG",
     b"IMPM": "tracker module", b"Extended Module: ": "tracker module", b"MThd": "MIDI file",
 }  # fmt: skip
-"""The first bytes of files with sound in them."""
+"""The first bytes of files that contain sound."""
 
 NOTATIONS = ("tracker module", "MIDI file")
-"""Formats that hold notes for a program to play, and no recording."""
+"""Formats that hold notes for a program to play, not a recording."""
 
 RECOGNISED_BY = 1084
 """Bytes from the start of a file that :func:`recognise` looks at."""
@@ -49,14 +49,14 @@ UNDECODABLE = ("AAC file with an ADIF header", "OptimFROG file", "LA file")
 MOD_MARKS = re.compile(rb"M\.K\.|M!K!|FLT[48]|4CHN|6CHN|8CHN|[1-3]\dCH|OCTA|CD81|TDZ\d")
 
 PLACEHOLDER = 0x7FFFF000
-"""Sizes from here on stand for "unknown": programs that write to a pipe put something near 2**31 or 2**32 there."""
+"""Sizes from here on mean "unknown": programs that write to a pipe store a value near 2**31 or 2**32."""
 
 CHUNKS = {
     b"LIST", b"list", b"id3 ", b"ID3 ", b"bext", b"cue ", b"smpl", b"fact", b"PAD ", b"JUNK", b"junk", b"FLLR", b"iXML",
     b"_PMX", b"PEAK", b"acid", b"inst", b"plst", b"DISP", b"umid", b"levl", b"axml", b"chna", b"cart", b"afsp", b"strc",
     b"NAME", b"AUTH", b"ANNO", b"(c) ", b"COMT", b"MARK", b"INST", b"APPL", b"MIDI", b"AESD", b"CHAN", b"info", b"edct",
 }  # fmt: skip
-"""Chunks that follow the samples of WAV, AIFF and CAF files, even where the file is cut off in them."""
+"""Chunks after the samples of WAV, AIFF and CAF files, even if the file is cut off inside them."""
 
 TAGS = (b"ID3", b"3DI", b"TAG", b"APETAGEX", b"LYRICSBEGIN")
 
@@ -82,7 +82,7 @@ def recognise(start: bytes) -> str | None:
     if len(start) > 376 and start[0] == start[188] == start[376] == 0x47:
         return "MPEG transport stream"
     if len(start) > 1 and start[0] == 0xFF and start[1] & 0xE0 == 0xE0 and start[1] not in (0xFE, 0xFF):
-        return "MPEG audio"  # eleven set bits, and a layer or version that exists; AAC in ADTS is one of them
+        return "MPEG audio"  # eleven set bits; AAC in ADTS has them too
     if len(start) > 1 and start[0] == 0x56 and start[1] & 0xE0 == 0xE0:
         return "AAC"  # LATM
     return "ID3" if start.startswith(b"ID3") else None
@@ -119,7 +119,7 @@ class OggEnds:
     chained: bool
     """The first and the last page belong to different streams."""
     early: bool
-    """The samples begin before time 0, which libsndfile does not know: it would lose as many at the end."""
+    """The samples begin before time 0. libsndfile ignores that, and would lose as many samples at the end."""
 
 
 def ogg_ends(path: Path) -> OggEnds:
@@ -246,9 +246,9 @@ class _Layout:
     """Bytes of its size."""
     order: Literal["little", "big"]
     step: int
-    """Chunks begin at multiples of this."""
+    """Chunks start at multiples of this."""
     whole: bool = False
-    """The size counts name and size, too."""
+    """The size includes the name and the size field."""
 
     def chunks(self, file: BinaryIO, at: int, size: int) -> Iterator[tuple[bytes, int, int]]:
         """Yield the name, the start of the content and the size of the content of every chunk from a place on."""
@@ -277,9 +277,9 @@ def _find_samples(file: BinaryIO, layout: _Layout, size: int) -> tuple[int, int]
     wide: int | None = None
     for name, start, length in layout.chunks(file, layout.first, size):
         file.seek(start)
-        if name == b"ds64":  # the sizes of an RF64 file: of the whole, of its samples
+        if name == b"ds64":  # the sizes in an RF64 file: of the whole file, then of its samples
             wide = struct.unpack("<QQ", file.read(16).ljust(16, b"\0"))[1]
-        elif name == b"data" and layout.count == 8 and not layout.whole:  # CAF: the number of edits stands first
+        elif name == b"data" and layout.count == 8 and not layout.whole:  # CAF: the number of edits comes first
             return start + 4, max(0, length - 4)
         elif name == b"data":
             return start, wide if wide is not None and length == 0xFFFFFFFF else length

@@ -80,7 +80,7 @@ def _wing(position: npt.NDArray[np.float64], stride: int, gain: float) -> npt.ND
     index = offset[:, None] + stride * i
     inside = i < count[:, None]
     index = np.minimum(index, len(table) - 2)
-    # The last stored point has no right neighbour, and is reached only with eta = 0 or outside the wing.
+    # The last stored point has no right neighbour. It is used only with eta = 0, or outside the wing.
     taps = table[index] * (1 - eta) + table[index + 1] * eta
     return np.where(inside, gain * taps, 0.0)
 
@@ -88,7 +88,7 @@ def _wing(position: npt.NDArray[np.float64], stride: int, gain: float) -> npt.ND
 def _build(sr_in: int, sr_out: int, dtype: torch.dtype, device: torch.device) -> FilterBank:
     common = math.gcd(sr_in, sr_out)
     up, down = sr_out // common, sr_in // common
-    # Several periods of a simple ratio are taken as one, so that a group is never much smaller than GROUP.
+    # For a simple ratio several periods form one group, so that a group is never much smaller than GROUP.
     repeat = -(-GROUP // up)
     period, hop = up * repeat, down * repeat
 
@@ -103,7 +103,7 @@ def _build(sr_in: int, sr_out: int, dtype: torch.dtype, device: torch.device) ->
         n, frac = time // up, (time % up) / up
         left = _wing(scale * frac * POINTS_PER_ZERO, stride, scale)
         right = _wing((scale - scale * frac) * POINTS_PER_ZERO, stride, scale)
-        # Column q, row r: the tap that output q puts on input n[0] - before + r.
+        # Column q, row r: the tap by which output q multiplies input n[0] - before + r.
         matrix = np.zeros((int(n[-1] - n[0]) + before + 1 + right.shape[1], len(n)))
         column = np.arange(len(n))[:, None]
         centre = (n - n[0] + before)[:, None]

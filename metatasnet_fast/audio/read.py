@@ -33,7 +33,7 @@ __all__ = ["AudioFile", "AudioStream", "is_address", "open_audio", "read_audio"]
 LIBSNDFILE_FIRST = ("RIFF", "Wave64", "IFF", "CAF", "AU", "FLAC", "Ogg")
 
 LEAST = 0.95
-"""Share of its announced samples that a file must have."""
+"""Least share of the announced samples that a file must have."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ def _check_file(path: Path, name: str) -> None:
         raise
     except PermissionError:
         raise AudioReadError(f"{path} may not be read by this user; change its permissions.") from None
-    except (OSError, ValueError) as error:  # a name that is too long, or below a file, or holds a zero byte
+    except (OSError, ValueError) as error:  # a name that is too long, contains a zero byte, or lies below a file
         reason = getattr(error, "strerror", None) or str(error)
         raise AudioReadError(f"{str(path)!r} cannot be opened ({reason}); check the path.") from None
     if status.st_size == 0:
@@ -222,7 +222,7 @@ def _open_decoder(path: Path, track: int | None) -> tuple[Decoder, Iterator[Samp
     if kind in LIBSNDFILE_FIRST and track in (None, 1):
         names.reverse()
     elif track is not None or path.suffix.lower() == ".mp3" or kind in ("MPEG audio", "ID3"):
-        names.remove("libsndfile")  # whose MP3 parser writes to standard error about what it cannot read
+        names.remove("libsndfile")  # its MP3 parser writes to standard error about data that it cannot read
     reasons: list[str] = []
     advice = "if it should be audio it is damaged or incomplete: fetch or export it again"
     empty = False

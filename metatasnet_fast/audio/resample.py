@@ -12,11 +12,11 @@ from metatasnet_fast.errors import ShapeError
 
 __all__ = ["StreamingResampler", "fit_length", "resample", "resampled_length"]
 
-# Outputs made at once per channel: the windows of one piece stay in a core's cache, or fill a GPU.
+# Outputs per channel that are computed at once: the windows of one piece stay in a core's cache, or fill a GPU.
 PIECE_CPU = 2**16
 PIECE_GPU = 2**20
 
-# Beyond this ratio the filter's table has too few points (and no one resamples audio that far).
+# Beyond this ratio the filter's table has too few points.
 MAX_RATIO = 1024
 
 

@@ -30,15 +30,15 @@ NAMES = {
     "copyright": ("COPYRIGHT", "TCOP"),
     "comment": ("COMMENT", "COMM"),
 }
-"""FFmpeg's names, those of Vorbis comments (FLAC, Ogg), and those of ID3 frames (MP3, WAV)."""
+"""Names of tags: FFmpeg's, those of Vorbis comments (FLAC, Ogg), and those of ID3 frames (MP3, WAV)."""
 
 IMAGES = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG": "image/png", b"GIF8": "image/gif", b"RIFF": "image/webp"}
 
 ATTACHED_PICTURE = 0x400
-"""FFmpeg's mark of a stream that is a cover."""
+"""FFmpeg's flag for a stream that is a cover."""
 
 LARGEST_COVER = 2**24 - 2**12
-"""Bytes: the size of a picture in a FLAC file has 24 bits."""
+"""In bytes: a FLAC file stores the size of a picture in 24 bits."""
 
 
 @dataclass(frozen=True)

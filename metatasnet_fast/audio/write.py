@@ -41,7 +41,7 @@ FLAC_MAX_RATE = 655350
 WAV_MAX_BYTES = 2**32 - 2**16
 BYTES = {"int16": 2, "int24": 3, "int32": 4, "float32": 4}
 
-BLOCK = 2**15  # libsndfile's Vorbis encoder puts what it is given on the stack
+BLOCK = 2**15  # libsndfile's Vorbis encoder copies its input to the stack
 SF_SET_ADD_PEAK_CHUNK = 0x1050
 
 
@@ -53,7 +53,7 @@ class _File(io.FileIO):
     def write(self, data: Any) -> int:
         left = memoryview(data)
         try:
-            while left:  # a disk that gets full takes a part first; only the next attempt says why
+            while left:  # a disk that becomes full accepts a part first; only the next attempt returns the reason
                 written = super().write(left)
                 if not written:
                     raise OSError(errno.EIO, os.strerror(errno.EIO))
@@ -116,14 +116,14 @@ class AudioWriter:
         self.clipped_samples = 0
         self._sf = import_soundfile()
         self._sound: Any = None
-        # A name has 255 bytes at most, and a character up to four.
+        # A name may have 255 bytes, and a character takes up to four.
         self._part = self.path.with_name(f".{self.path.name[:60]}.{secrets.token_hex(4)}.part")
 
     def __enter__(self) -> AudioWriter:
         if os.path.isdir(self.path):
             raise AudioWriteError(f"{self.path} is a directory; name a file in it.")
         try:
-            # "x" refuses a file that exists. The permissions are the usual ones; a file of ``tempfile`` would have others.
+            # "x" refuses an existing file and gives the usual permissions, which a file of ``tempfile`` would not have.
             self._file = _File(self._part, "x+b")
         except OSError as error:
             raise self._refused(error) from error
@@ -137,7 +137,7 @@ class AudioWriter:
             self._discard()
             raise
         if self.subtype == "float32":
-            # The chunk holds the time of writing: equal samples would not be equal files.
+            # This chunk would hold the time of writing, so that equal samples would give different files.
             self._sf._snd.sf_command(self._sound._file, SF_SET_ADD_PEAK_CHUNK, self._sf._ffi.NULL, 0)
         return self
 
@@ -200,7 +200,7 @@ class AudioWriter:
         steps = np.clip(steps, -scale, scale - 1)
         if bits == 16:
             return np.ascontiguousarray(steps, dtype=np.int16)
-        # libsndfile takes the upper 24 of 32 bits.
+        # libsndfile uses the upper 24 of 32 bits.
         return np.ascontiguousarray(steps.astype(np.int32) * (1 << 32 - bits))
 
     def __exit__(
@@ -222,7 +222,7 @@ class AudioWriter:
         except (self._sf.LibsndfileError, OSError) as failure:
             self._discard()
             raise self._refused(failure) from failure
-        except BaseException:  # an interrupt, while the disk is waited for
+        except BaseException:  # an interrupt during the wait for the disk
             self._discard()
             raise
 

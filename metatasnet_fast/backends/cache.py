@@ -73,7 +73,7 @@ class PreparedCache:
             entry = self._entries.get(key)
             if entry is None or entry.contents != contents:
                 if entry is not None and len(entry.streams) > 1:
-                    torch.cuda.synchronize(device)  # another stream may still read what is about to be freed
+                    torch.cuda.synchronize(device)  # another stream may still read the memory that is freed now
                 stages = [(config.stage(index), stage) for index, stage in enumerate(parameters)]
                 entry = _Entry(contents, prepare_all(backend, precision, stages), _recorded(device))
                 self._entries[key] = entry

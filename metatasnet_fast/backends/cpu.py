@@ -49,7 +49,7 @@ class _Prepared:
     mel: MelShare | None
     """None in a network without the spectrogram branch."""
     weights: Mapping[str, Tensor] | None
-    """Weights that the stage was packed from, if gradients are to flow to them."""
+    """Weights that the stage was packed from, if gradients must flow to them."""
 
     def tensors(self, job: str) -> dict[str, Tensor]:
         """Return the weights of ``encoder``, ``mask`` or ``decoder``."""
@@ -148,7 +148,7 @@ class CpuBackend(Backend):
         tensors = weight_tensors(weights)
         pool = _memory.of(module, next(iter(parameters.values())))
         if not training:
-            pool.trim()  # what a training step needed before
+            pool.trim()  # memory that the previous training step needed
         stage = module.CpuStage(
             self.variant(), bfloat16, sizes(config), arrays(tensors), training, pool, torch.get_num_threads()
         )

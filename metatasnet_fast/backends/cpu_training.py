@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 __all__ = ["Cosines", "Decode", "Encode", "Expand", "Mask", "by_frames", "latents", "unit_channels"]
 
 _CHANNELS = 32
-"""The compiled module's tensors have multiples of so many channels."""
+"""The compiled module pads tensors to multiples of this number of channels."""
 
 Gradients = tuple[Tensor | None, ...]
 

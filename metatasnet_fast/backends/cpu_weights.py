@@ -22,7 +22,7 @@ from .cpu_training import Expand
 __all__ = ["MelShare", "arrays", "generate", "sizes", "weight_tensors"]
 
 _FRAMES = 256
-"""STFT frames at a time: what they need stays in the caches."""
+"""STFT frames that are processed at a time, so that their data stay in the caches."""
 
 
 def sizes(config: StageConfig) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def generate(config: StageConfig, p: Mapping[str, Tensor], module: Any, isa: str
 
 
 _PARTS = ("kernel", "bias", "affine")
-"""The results of a generated layer, from its hidden values."""
+"""What generated layers make from their hidden values."""
 
 
 def weight_tensors(weights: StageWeights) -> dict[str, Tensor]:
@@ -102,7 +102,7 @@ def _centred(filters: Iterable[Tensor], longest: int) -> Tensor:
 def _encoder(weights: StageWeights) -> dict[str, Tensor]:
     config, encoder = weights.config, weights.encoder
     filters, width = len(config.kernel_sizes), config.encoder_width
-    # The compiled filter bank keeps its outputs filter by filter, so the interleaving moves into these columns.
+    # The compiled filter bank stores its outputs filter by filter, so these columns take over the interleaving.
     columns = encoder.bottleneck_1.squeeze(-1)[:, : filters * width].unflatten(1, (width, filters))
     return {
         "encoder.bank": _centred(encoder.filters, config.kernel_sizes[-1]),
@@ -216,12 +216,12 @@ class MelShare:
         return F.pad(signals[:, None], (reach, reach), mode="reflect")[:, 0].unfold(1, len(self.window), self.hop)
 
     def _share(self, windows: Tensor) -> Tensor:
-        # On silence thousands of equal terms cancel in this sum: in float32 they would leave more than their rounding.
-        # And MKL's float32 products of 5 to 11 rows have other bits with another number of threads.
+        # On silence, thousands of equal terms cancel in this sum: in float32 an error beyond their rounding would
+        # remain. Also, MKL's float32 products of 5 to 11 rows change their last bits with the number of threads.
         return (self._normalised(windows).double() @ self.to_mel @ self.to_latent + self.bias).float()
 
     def _normalised(self, windows: Tensor) -> Tensor:
-        if not len(windows):  # the FFT takes no empty batch
+        if not len(windows):  # the FFT rejects an empty batch
             return windows.new_empty(*windows.shape[:-1], len(self.mean))
         power = torch.view_as_real(torch.fft.rfft(windows * self.window)).square().sum(-1)
         return torch.log10(power + FLOOR) - self.mean

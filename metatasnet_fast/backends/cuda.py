@@ -22,7 +22,7 @@ from .gpu import driver_version, no_gpu_reason
 __all__ = ["KERNELS", "OLDEST", "UNVERIFIED", "CudaBackend"]
 
 OLDEST = (8, 0)
-"""The compute capability that the kernels need: asynchronous copies, bfloat16 and tf32 tensor cores."""
+"""The compute capability that the kernels need for asynchronous copies and for bfloat16 and tf32 tensor cores."""
 
 KERNELS = (
     "Depthwise",
@@ -40,12 +40,12 @@ KERNELS = (
 """Kernels that ``csrc/cuda`` launches; the emulator runs all of them."""
 
 UNVERIFIED = KERNELS
-"""Kernels that have not run on a GPU yet. ``auto`` does not take the backend before this is empty."""
+"""Kernels that have not run on a GPU yet. ``auto`` does not choose the backend until this is empty."""
 
 _PRECISIONS = (Precision.bfloat16, Precision.tf32, Precision.float32)
 
 _FURTHEST = 1 << 22
-"""Elements from frame to frame: kernels count the bytes of 64 frames in 32 bits."""
+"""Most elements from one frame to the next: kernels count the bytes of 64 frames in 32 bits."""
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 

@@ -71,7 +71,7 @@ def pack(weights: StageWeights, precision: Precision) -> dict[str, Tensor]:
             return matrix.to(torch.bfloat16)
         return round_tf32(matrix) if precision is Precision.tf32 else matrix
 
-    # The filter bank keeps its outputs filter by filter, so the interleaving moves into these columns.
+    # The filter bank stores its outputs filter by filter, so these columns take over the interleaving.
     by_filter = encoder.bottleneck_1[:, : filters * width, 0].unflatten(1, (width, filters)).transpose(1, 2).flatten(1)
     named = {
         "encoder.bank": stored(torch.cat([_centred(f[:, 0], window) for f in encoder.filters])),

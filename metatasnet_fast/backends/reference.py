@@ -77,7 +77,7 @@ def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
         with torch.autocast(device.type, precision.storage):
             yield
     elif torch.compiler.is_compiling():
-        yield  # a compiled network takes torch's switches as they are
+        yield  # a compiled network uses torch's switches as they are
     elif precision is Precision.tf32 or (precision is Precision.float32 and device.type == "cuda"):
         with tf32_products(precision is Precision.tf32):
             yield

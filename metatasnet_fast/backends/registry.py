@@ -25,7 +25,7 @@ _HOMES = {
 }
 
 _PREFERENCE: dict[str, tuple[str, ...]] = {"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")}
-"""Backends that ``auto`` tries on a device, fastest first; on every other device it takes the reference."""
+"""Backends that ``auto`` tries on a device, fastest first; on all other devices it chooses the reference."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,8 @@ def get_backend(name: str) -> Backend:
     Raises:
         BackendUnavailableError: for an unknown name.
     """
-    for (
-        known,
-        backend,
-    ) in _loaded.items():  # no look-up: a compiler cannot guard one by a key that it takes for constant
+    # Without a look-up by key: a compiler would take the key for a constant, which it cannot guard.
+    for known, backend in _loaded.items():
         if known == name:
             return backend
     if name not in _HOMES:

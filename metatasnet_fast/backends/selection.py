@@ -32,7 +32,7 @@ class Choice:
 
 _DEFAULT = Choice()
 _chosen: list[use_backend] = []
-"""In order; the last one holds. Each removes itself, in whatever order they end."""
+"""The choices in force; the last one counts. Each removes itself when it ends, in any order."""
 
 
 def current_choice() -> Choice:

@@ -32,9 +32,9 @@ __all__ = [
 EAGER = "reference"
 """The implementation that all others are compared with: the backend of plain PyTorch."""
 COMPILED = "torch.compile"
-"""Names of what torch compiles begin with this."""
+"""Prefix of the names of implementations that torch compiles."""
 AUTOTUNED = "max-autotune"
-"""torch.compile's mode that measures several kernels for every product."""
+"""The mode in which torch.compile measures several kernels for every product."""
 
 Call: TypeAlias = Callable[[], Outputs]
 

@@ -23,10 +23,10 @@ from .timing import Spread
 __all__ = ["LEAST", "Change", "compare", "comparison_table", "noise_band"]
 
 LEAST = 0.05
-"""Change that is never called one, for runs that happen to be quiet."""
+"""A change up to this is never reported, as quiet runs have almost no noise."""
 
 MEMORY = 0.10
-"""Growth of the peak memory that counts; and at least this much:"""
+"""Growth of the peak memory that is reported, if it is also at least this much:"""
 MEMORY_BYTES = 16 << 20
 
 

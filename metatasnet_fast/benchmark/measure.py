@@ -32,7 +32,7 @@ from .timing import HostTimer, Spread, Timer, make_timer
 __all__ = ["Effort", "checked", "measure"]
 
 FAILURES = (MetaTasNetError, RuntimeError, NotImplementedError, OSError)
-"""Errors of what cannot be built or run here, which the table shows."""
+"""Errors of implementations that cannot be built or run here; the table shows them."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def measure(
     device = case.inputs[0].device
     timer = HostTimer() if case.whole_process else make_timer(device)
     if any(c.name.startswith(COMPILED) for c in case.implementations):
-        # Otherwise the compilations of earlier cases would count towards the recompilation limit.
+        # Without this the compilations of earlier cases would count towards the recompilation limit.
         torch._dynamo.reset()
     before = clocks(device)
     entries = [_Entry(c, _row(case, c, timer)) for c in case.implementations]

@@ -17,7 +17,7 @@ __all__ = ["peak_memory", "resident"]
 
 _STATUS = Path("/proc/self/status")
 _INTERVAL = 0.002
-"""Seconds between samples where the kernel does not record the peak for us."""
+"""Seconds between samples if the kernel does not record the peak."""
 
 
 def peak_memory(function: Callable[[], Any], device: torch.device) -> tuple[int | None, str]:

@@ -33,7 +33,7 @@ FLOOR = 3e-6
 TIMES = {Precision.float32: 3.0, Precision.tf32: 1.5, Precision.bfloat16: 1.5, Precision.float16: 1.5}
 UPPER = {Precision.float32: 1e-2, Precision.tf32: 0.1, Precision.bfloat16: 0.3, Precision.float16: 0.3}
 NEARLY_ZERO = 0.9
-"""Below 1, the error of an output that is all zero."""
+"""An output that is all zero has the error 1; this is just below it."""
 
 
 def relative_error(values: Sequence[Tensor], expected: Sequence[Tensor]) -> float:

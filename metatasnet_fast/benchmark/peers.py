@@ -28,7 +28,7 @@ PEERS: dict[str, tuple[Precision, ...]] = {
     ONNX_RUNTIME: (Precision.float32,),
     OPENVINO: (Precision.float32, Precision.bfloat16),
 }
-"""Each runtime, and the precisions that it has for a network in float32."""
+"""Each runtime, with the precisions in which it runs a float32 network."""
 
 
 def run_by(peer: str, network: MultiTasNet, precision: Precision, inputs: Sequence[Tensor]) -> Run:
@@ -60,7 +60,7 @@ def _onnx_runtime(path: Path, precision: Precision, arrays: Sequence[Any]) -> Ca
 
 def _openvino(path: Path, precision: Precision, arrays: Sequence[Any]) -> Callable[[], Any]:
     openvino = require("openvino", "Measuring OpenVINO")
-    # It reads the spectrogram's operator with fixed shapes only.
+    # It accepts the spectrogram's operator with fixed shapes only.
     shapes = {f"mix_{stage}": list(array.shape) for stage, array in enumerate(arrays)}
     model = openvino.convert_model(path, input=shapes)
     hint = {Precision.float32: "f32", Precision.bfloat16: "bf16"}[precision]

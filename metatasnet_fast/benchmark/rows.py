@@ -31,16 +31,16 @@ class Row:
     sizes: dict[str, Any] = field(default_factory=dict)
     audio_seconds: float | None = None
     reason: str | None = None
-    """Why there are no times: a failed parity check, or what could not be built or run."""
+    """Why there are no times: a failed parity check, or an implementation that cannot be built or run."""
     samples: list[float] = field(default_factory=list)
     relative: list[float] = field(default_factory=list)
-    """Time over that of eager PyTorch in the same precision in the same round."""
+    """Time divided by that of eager PyTorch in the same precision and round."""
     errors: dict[str, float] = field(default_factory=dict)
     """Relative L2 error of every output against float64."""
     limits: dict[str, float] = field(default_factory=dict)
     make_seconds: float | None = None
     first_call_seconds: float | None = None
-    """First call, with what is compiled or prepared in it."""
+    """Seconds of the first call, which includes compilation and preparation."""
     peak_bytes: int | None = None
     peak_method: str | None = None
     flops: float | None = None

@@ -66,7 +66,7 @@ class Result:
     eager: float
     """Eager PyTorch's error in the same precision."""
     output: str
-    """The one that ``error`` is of; or why there is none."""
+    """The output that ``error`` belongs to; or why there is none."""
 
     @property
     def passed(self) -> bool:

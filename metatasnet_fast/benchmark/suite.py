@@ -23,7 +23,7 @@ from .workloads import inference_case
 __all__ = ["SIZES", "TINY", "Size", "cases", "run"]
 
 TINY = MetaTasNetConfig(N=16, B=16, H=16, layers=2, stack=1, num_mels=8)
-"""For trying out the program; its times say nothing about the network."""
+"""For tests of the program; its times say nothing about the network."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def run(
         names.append(case.name)
         if only in case.name:
             tell(case.name)
-            # A process of its own for every call gets the fewest rounds.
+            # A case that starts a process for every call gets the fewest rounds.
             done += measure(case, peaks, Effort(0, 3, 3) if case.whole_process else size.effort, so_far)
             so_far([])
     if not done:

@@ -79,7 +79,7 @@ def mixtures(stems: Sequence[Tensor]) -> list[Tensor]:
 
 
 _STEP = 7919
-"""Samples of the first stage that each round is shifted by; prime, so that shifts do not come back soon."""
+"""Samples of the first stage by which each round is shifted; prime, so that shifts do not repeat soon."""
 
 
 def varied(base: Sequence[Tensor], strides: Sequence[int]) -> Callable[[int], list[Tensor]]:

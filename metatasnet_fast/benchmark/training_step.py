@@ -48,7 +48,7 @@ def training_case(network: MultiTasNet, participants: Participants, batch: int, 
     def gradients(step: GradientStep, values: Sequence[Tensor]) -> Outputs:
         given = step(Items(values[:count], values[count:], [masks.to(values[0])] * count), 0)
         found = [p.grad for p in step.network.parameters() if p.grad is not None]
-        # One number may be right by chance, so the loss is checked together with the statistics that it is made of.
+        # One number may be right by chance, so the loss is checked together with the statistics that it consists of.
         return {"loss and statistics": [torch.tensor([given.loss, *given.stats])], GRADIENTS: found}
 
     def expected(values: Sequence[Tensor]) -> Outputs:

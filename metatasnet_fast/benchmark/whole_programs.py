@@ -121,7 +121,7 @@ def first_call_case(network: MultiTasNet, participants: Participants, seconds: f
             done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise RuntimeError(f"the new process ended with {done.returncode}: {done.stderr.strip()[-200:]}")
-            # The folder lives as long as this function does.
+            # The folder exists as long as this function does.
             return {"estimate": [torch.load(folder.name + "/estimate.pt", weights_only=True)]}
 
         return call

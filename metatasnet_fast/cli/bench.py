@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["add_arguments"]
 
 REGRESSION = 1
-"""Exit code of a comparison that found one, and of a run in which a parity check failed."""
+"""Exit code of a comparison with a regression, and of a run with a failed parity check."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--listen must be from 0 to 100, got {args.listen}.")
     for name in ("memory_gib", "grace", "price_per_hour"):
         value = getattr(args, name)
-        # Times 2^30 for bytes, which must be finite too.
+        # Gibibytes become bytes later: their number must be finite, too.
         if value is not None and not 0 <= value * 2**30 < math.inf:
             raise ConfigError(f"--{name.replace('_', '-')} must be a number from 0 on, got {value:g}.")
     settings = _settings(args)

@@ -27,7 +27,7 @@ class Track:
     """The file's name without suffix; for a file found in a folder, its path in that folder without suffix."""
     problem: str | None = None
     input: str = ""
-    """The user's name for the file, where that is not its path."""
+    """The user's name for the file, if that is not its path."""
     number: int | None = None
     """Number of the audio track in the file, from 1; None for the file's default."""
 
@@ -51,7 +51,7 @@ def find_tracks(inputs: Sequence[str], exclude: Sequence[Path], stack: contextli
     """
     tracks: dict[str, Track] = {}
     for text in inputs:
-        if not text:  # a variable of a script that is not set; Path("") is the folder one is in
+        if not text:  # an unset variable of a script; Path("") would be the current folder
             raise AudioReadError("An INPUT is empty: name a file or a folder, `.` for this one.")
         path = Path(text)
         # Path.is_dir would raise for a name that is too long, or in a folder without permission.

@@ -129,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # A file name that is not valid text must not end the run.
+            # A file name that is not valid text must not stop the run.
             stream.reconfigure(errors="backslashreplace")
     try:
         words = list(sys.argv[1:] if argv is None else argv)
@@ -137,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         run: Callable[[argparse.Namespace], int] = args.run
         with _unwinding_when_terminated():
             code = run(args)
-        # Here, and not when the interpreter ends, whose complaint no one understands.
+        # Flush here: an error at the end of the interpreter would print a message that users cannot understand.
         sys.stdout.flush()
         return code
     except SystemExit as leaving:  # argparse: --help, --version, and its errors; SIGTERM
@@ -149,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         discard(sys.stdout)
         discard(sys.stderr)
         return 128 + getattr(signal, "SIGPIPE", 13)
-    except OSError as error:  # pathlib raises even where it is only asked whether a file exists
+    except OSError as error:  # pathlib raises this even in a test whether a file exists
         tell(sentence_of(error), "error")
         return 2
     except KeyboardInterrupt:

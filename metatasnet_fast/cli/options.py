@@ -26,7 +26,7 @@ __all__ = [
 
 
 RUN_FILES = ("best.pt", "last.pt", "failed.pt")
-"""Names that ``train`` gives to the checkpoints of every run."""
+"""Names of the checkpoints of every run of ``train``."""
 
 
 def from_one(text: str) -> int:

@@ -24,7 +24,7 @@ class OtherOriginError(MetaTasNetError):
 @dataclass(frozen=True)
 class Model:
     name: str
-    """The absolute path, or the name of a bundled model or of one on the hub."""
+    """The absolute path, or the name of a model that is bundled or on the hub."""
     sha256: str
     """Checksum of the configuration and the weights."""
 
@@ -129,7 +129,7 @@ def _write(record: Path, entries: dict[str, dict[str, object]]) -> None:
     try:
         write_atomically(record, json.dumps(entries, indent=1))
     except OSError as error:
-        record.unlink(missing_ok=True)  # it may speak of stems that are no more
+        record.unlink(missing_ok=True)  # the record may describe stems that no longer exist
         raise OutputError(
             f"The stems in {record.parent} are complete, but {record} cannot be written ({error.strerror}): make room."
         ) from error

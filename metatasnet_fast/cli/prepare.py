@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     from ..training.data.prepare import prepare
     from ..training.data.splits import refuse_own_folder
 
-    refuse_own_folder(Path(args.out), source)  # before a folder is made there
+    refuse_own_folder(Path(args.out), source)  # before a folder is created there
     check_writable(Path(args.out))
 
     if not args.json:

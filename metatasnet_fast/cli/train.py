@@ -119,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         return _train(args)
     except SystemExit as leaving:
-        # SIGTERM before the first step or after the last: there is no step at hand, so nothing is lost.
+        # SIGTERM before the first step or after the last: no step is running, so nothing is lost.
         if leaving.code != 128 + signal.SIGTERM:
             raise
         text = f"terminated between steps, nothing is lost; the same command goes on with {args.out}"

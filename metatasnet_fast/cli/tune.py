@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 __all__ = ["add_arguments", "tune_subject"]
 
 WORTHWHILE = 0.97
-"""Share of the default's time below which a configuration is kept: what is nearer is noise."""
+"""A configuration is kept if it takes at most this share of the default's time; a smaller gain is noise."""
 DIFFERENCE = 0.05
-"""Relative error to the default's result above which a configuration is not believed."""
+"""Relative difference from the default's result above which a configuration counts as wrong."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
             if time.monotonic() - began > args.seconds:
                 skipped += 1
                 continue
-            # A timer of its own for each subject: it keeps a graph for every configuration.
+            # Each subject needs a new timer, as a timer keeps a graph for every configuration.
             timer = make_timer(device, graph=True, one_pool=True)
             found = tune_subject(subject, timer, args.rounds, lambda text: print(text, file=sys.stderr, flush=True))
             measured, faster = measured + 1, faster + (found is not None)
@@ -120,7 +120,7 @@ def tune_subject(subject: Subject, timer: Timer, rounds: int, say: Callable[[str
             with applied(subject.kernel, options):
                 if _difference(subject.run(), expected) <= DIFFERENCE:
                     usable.append(options)
-        except Exception as error:  # Triton has no common type for what the compiler or the device refuses
+        except Exception as error:  # Triton has no common type for errors of the compiler and the device
             say(f"{subject.kernel} {subject.sizes}: {options} left out: {type(error).__name__}")
     seconds: list[list[float]] = [[] for _ in usable]
 
