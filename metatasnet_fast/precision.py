@@ -59,7 +59,7 @@ class Precision(str, enum.Enum):
 
 
 SHORT = {"fp64": "float64", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-"""Other names of precisions, as other libraries have them."""
+"""Other names of precisions, which other libraries use."""
 
 
 @contextlib.contextmanager

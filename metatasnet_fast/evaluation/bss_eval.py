@@ -39,9 +39,9 @@ __all__ = ["METRICS", "SILENCE", "BssScores", "bss_eval", "frame_slices"]
 
 METRICS = ("SDR", "ISR", "SIR", "SAR")
 SILENCE = ("museval", "own")
-"""Which silence voids a frame: that of any signal, or a stem's own."""
+"""Whose silence makes a frame invalid: that of any signal, or only the stem's own."""
 NOISE = 1e-6
-"""Power of the noise in a regularised solve: white, 60 dB below each reference."""
+"""Power of the noise that regularises the solve: white noise 60 dB below each reference."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def bss_eval(
     silent = tuple(
         SilentSource(what, index, labels[index])
         for what, signals, by_frame in zip(("reference", "estimate"), (reference, estimate), silences, strict=True)
-        if bool(by_frame.all(dim=1).any())  # then the tail that no frame covers is read too
+        if bool(by_frame.all(dim=1).any())  # then the tail that no frame covers must be read too
         for index in torch.nonzero(signals.silent(slice(0, signals.samples))).flatten().tolist()
     )
     if silent and strict:

@@ -23,9 +23,10 @@ _BLOCK_FFT = 1 << 12
 _CHOLESKY_BLOCK = 256
 _BLOCKS_AT_ONCE = {"cpu": 4, "cuda": 256}
 _BYTES_PER_BATCH = {"cpu": 4 << 20, "cuda": 256 << 20}
-"""Bytes that fit a core's cache, or that keep a GPU busy."""
+"""Bytes of a batch: on a CPU they fit a core's cache, on a GPU they keep it busy."""
 _RESIDUAL = 1e-9
-"""Good solutions stay below 1e-12 on music; a broken factorisation is orders of magnitude above this."""
+"""Largest residual of a good solution. Good ones stay below 1e-12 on music; a broken factorisation gives orders of
+magnitude more."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def solve(correlations: Correlations, noise: float = 0.0) -> tuple[torch.Tensor,
         solution = _substitute(factor, right)
         if shift:
             solution = solution + _substitute(factor, right - _gram_times(lagged, solution))
-        del factor  # as large as the matrix of the next attempt
+        del factor  # its memory is as large as the matrix of the next attempt
         # A solution that is not finite has the residual NaN, which is never small.
         if float(((right - _gram_times(lagged, solution)).norm(dim=0) / scale).max()) < _RESIDUAL:
             method = "shifted cholesky" if shift else "cholesky"
@@ -199,7 +200,8 @@ def projected_energies(
         _filter_spectra(filters, length) for filters in (all_filters, own_filters.flatten(0, 1))
     )
     names = ("target", "projection", "interference", "spatial", "artifacts")
-    # Results first: small tensors left between large ones keep the heap from shrinking (measured: 130 to 230 MB).
+    # Allocate the results first: small tensors between large ones would keep the heap from shrinking (measured: 130 to
+    # 230 MB).
     energies = all_filters.new_empty(len(names), len(frames), references.sources)
     at_once = _BYTES_PER_BATCH.get(references.device.type, _BYTES_PER_BATCH["cuda"])
     size = max(1, at_once // (8 * length * references.sources * references.channels))
@@ -214,7 +216,7 @@ def projected_energies(
         energies[0, now] = _energy(target, length)
         energies[1, now] = _energy(projection, length)
         energies[2, now] = _energy(projection - target, length)
-        # In place: the spectra of a few windows are what this stage needs most memory for.
+        # In place: the spectra of a few windows take most of the memory here.
         energies[3, now] = _energy(target.sub_(reference), length)
         energies[4, now] = _energy(estimate.sub_(projection), length)
     return {name: energy.T for name, energy in zip(names, energies, strict=True)}
@@ -238,7 +240,8 @@ def _filter_spectra(filters: torch.Tensor, length: int) -> torch.Tensor:
     """Return the spectra of filters (inputs, delays, outputs), complex128 (length / 2 + 1, inputs, outputs)."""
     inputs, _, outputs = filters.shape
     spectra = filters.new_empty(length // 2 + 1, inputs, outputs, dtype=torch.complex128)
-    # One input at a time: padded to the length of a window all filters together are as large as a matrix of them.
+    # One input at a time: padded to the length of a window, all filters together would take as much memory as a matrix
+    # of them.
     for index in range(inputs):
         spectra[:, index] = torch.fft.rfft(filters[index].T, n=length).T
     return spectra

@@ -32,7 +32,7 @@ __all__ = ["DEFAULT_WHOLE", "WHOLE", "whole_track_metrics"]
 
 MDX_EPSILON = 1e-7
 PIECE = 1 << 20
-"""Samples that are read at once."""
+"""Samples that are read at a time."""
 MEL_BANDS, MEL_FFT, MEL_HOP = 512, 4096, 1024
 SMALLEST_MAGNITUDE = 1e-10
 MOST_DECIBELS = 80.0
@@ -158,7 +158,7 @@ WHOLE: dict[str, Callable[[_Stem], float]] = {
     "L1freq": _l1_frequency,
     "log-WMSE": _log_wmse,
 }
-"""Each metric, and what computes it."""
+"""Each metric with the function that computes it."""
 
 DEFAULT_WHOLE = tuple(metric for metric in WHOLE if metric != "log-WMSE")
-"""Those that need no other package."""
+"""The metrics that need no other package."""

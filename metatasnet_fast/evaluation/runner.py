@@ -37,7 +37,7 @@ __all__ = ["ScoringRun", "TrackOutcome", "evaluate_tracks", "score"]
 PAGES = ("file", "folder")
 FILE = "evaluation.json"
 AUDIO = "audio"
-"""The entry of the tracks: ``subset/name`` -> fingerprint."""
+"""Key of the record's fingerprints: ``subset/name`` of a track -> fingerprint."""
 ADVICE = "Choose another folder, or overwrite them."
 
 
@@ -51,10 +51,10 @@ class TrackOutcome:
     warnings: tuple[str, ...] = ()
     audio_seconds: float = 0.0
     reading_seconds: float = 0.0
-    """Seconds for decoding the track and, if it was separated, for that."""
+    """Seconds for decoding the track, and for separating it if that was done."""
     scoring_seconds: float = 0.0
     page: str | None = None
-    """The page to listen to, if one was written."""
+    """Path of the page to listen to, if one was written."""
 
 
 Result: TypeAlias = tuple[TrackOutcome, TrackScores | None]

@@ -26,7 +26,7 @@ from .signals import EvaluationError, SilentSource
 __all__ = ["MUSEVAL_VERSION", "TrackScores", "load_scores", "statistic"]
 
 MUSEVAL_VERSION = "0.4.1"
-"""The museval whose numbers and files these are; it stands in every file."""
+"""The version of museval whose numbers and files these are; every file names it."""
 
 _ORDER = ("SDR", "SIR", "SAR", "ISR")
 
@@ -44,11 +44,11 @@ class TrackScores:
     hop: float = 1.0
     museval_version: str = MUSEVAL_VERSION
     silent: tuple[SilentSource, ...] = ()
-    """Signals silent from end to end, as :func:`bss_eval` found them; the file does not say."""
+    """Signals that are silent from end to end, as :func:`bss_eval` found them; not stored in the file."""
     whole: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """``whole[stem][metric]``: the metrics of :mod:`.metrics`."""
     notes: tuple[str, ...] = ()
-    """Sentences that a reader of these scores needs."""
+    """Sentences that a reader of these scores must know."""
 
     @property
     def stems(self) -> list[str]:
@@ -92,7 +92,7 @@ class TrackScores:
 
     def _frame(self, stem: str, index: int) -> dict[str, Any]:
         values = self.targets[stem]
-        # As strings with a mark: json would write 1.2 for the 1.20000 of museval's files.
+        # As strings with a mark, since json would write 1.2 where museval's files have 1.20000.
         metrics = {name: "\0" + (_rounded(values[name][index]) if name in values else "NaN") for name in _ORDER}
         return {"time": index * self.hop, "duration": self.window, "metrics": metrics}
 

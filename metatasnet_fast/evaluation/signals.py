@@ -28,14 +28,15 @@ __all__ = [
 Audio = torch.Tensor | NDArray[Any]
 
 MOST_CHANNELS = 64
-"""A signal with more is a mistake: an axis of samples taken for one of channels."""
+"""A signal with more channels is taken for a mistake: a time axis in the place of the channels."""
 
 BAND_FFT, MOST_SEGMENTS = 4096, 256
-"""Samples of the segments of a track whose spectra are averaged, and how many are looked at, evenly spread."""
+"""Samples per segment whose spectra are averaged, and most segments of a track, evenly spread over it."""
 EMPTY = 1e-12
-"""Share of the largest bin's power below which a bin is empty: far below the rounding to 16 bits, far above that of float64."""
+"""Share of the largest bin's power below which a bin counts as empty: far below the rounding to 16 bits, far above that
+of float64."""
 NARROWEST = 20
-"""Bins; the window spreads a tone over 13."""
+"""Narrowest empty band, in bins; the window spreads a tone over 13."""
 KAISER = 20.0
 """Kaiser's window with this parameter has side lobes 155 dB down."""
 
@@ -129,7 +130,8 @@ class Signals:
         Silent means that the channels sum to exactly zero at every sample, so left = -right counts as silent:
         museval's definition.
         """
-        # Most windows are not silent, and a sixty-fourth of the samples proves it; only an undecided one is read in full.
+        # Most windows are not silent, and a sixty-fourth of the samples shows it. Only an undecided window is read in
+        # full.
         for step in (64, 1):
             audio = self.audio[:, where.start : where.stop : step]
             total = audio[..., 0].to(torch.float64)
@@ -188,7 +190,7 @@ def _as_tensor(audio: Audio | Sequence[Audio], what: str) -> torch.Tensor:
             audio = torch.stack([torch.as_tensor(source).detach() for source in audio])
         elif not isinstance(audio, torch.Tensor):
             array = np.asarray(audio)
-            # torch takes neither negative strides nor foreign byte order nor read-only memory without a copy.
+            # torch cannot use negative strides, foreign byte order or read-only memory without a copy.
             if not (array.dtype.isnative and array.flags.writeable and min(array.strides, default=0) >= 0):
                 array = array.astype(array.dtype.newbyteorder("="), order="C")
             audio = torch.from_numpy(array)

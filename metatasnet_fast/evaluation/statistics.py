@@ -38,7 +38,7 @@ class Summary:
     tracks: int = 0
     """Tracks with a number."""
     valid_frames: int = 0
-    """Frames that count, of a metric by frames."""
+    """Frames that count, for a metric that is computed by frames."""
     frames: int = 0
     by_frames: bool = False
 
@@ -63,7 +63,7 @@ class Comparison:
     """Median over these tracks."""
     second: float
     difference: float
-    """Mean over these tracks, with its interval."""
+    """Mean difference over these tracks, with its interval."""
     interval: tuple[float, float]
     p: float
     """Probability of a mean difference as large as this one if both were equally good."""

@@ -46,7 +46,8 @@ PUBLISHED: dict[str, Published] = {
     "Band-Split RNN": Published(None, 8.2, "README of Demucs"),
     "HT Demucs (more data)": Published(None, 9.0, "README of Demucs"),
 }
-"""Each as its source gives it: BSSEval v4, median over frames and tracks; later papers print means over tracks of uSDR."""
+"""Each row as its source gives it: BSSEval v4, median over frames and tracks; later papers print the mean of uSDR over
+tracks."""
 
 _TEST_TRACKS, _SHORT_FRAMES = 50, 60
 _NAME, _COLUMN = 34, 9
@@ -262,4 +263,4 @@ def _parquet(tracks: Sequence[TrackScores]) -> bytes:
 WRITERS: dict[str, Callable[[Sequence[TrackScores]], str | bytes]] = {
     ".csv": _csv, ".parquet": _parquet, ".tex": latex_table
 }  # fmt: skip
-"""What each suffix of :func:`write_rows` is made by."""
+"""The function that writes each suffix of :func:`write_rows`."""

@@ -29,7 +29,7 @@ DEFAULT_METRICS = (*METRICS, *DEFAULT_WHOLE)
 
 REGULARISED = "Regularised: as if each reference carried white noise 60 dB below its own energy."
 OWN_SILENCE = "A frame counts for a stem where that stem itself is not silent."
-"""Notes that say what was asked for."""
+"""Notes that tell which settings the user chose."""
 
 _ORDER = ("vocals", "drums", "bass", "other", "accompaniment", "linear_mixture")
 
@@ -132,7 +132,7 @@ def evaluate_track(
     stems = [stem for stem in dict.fromkeys((*_ORDER, *references)) if stem in estimates]
     if not stems:
         raise EvaluationError(f"{name} has no estimated stem. Estimate one of {', '.join(references)}.")
-    # What museval scores together: the accompaniment with the vocals alone, in a pair of their own.
+    # museval scores accompaniment and vocals as a pair, apart from the other stems.
     others = [stem for stem in stems if stem != "accompaniment"]
     groups = [others, ["vocals", "accompaniment"]] if {"vocals", "accompaniment"} <= set(stems) else [stems]
     arrays = {stem: _samples_first(references[stem], f"reference of {stem}") for stem in references}
@@ -157,11 +157,11 @@ def evaluate_track(
             warn=False,
         )
         for index, stem in enumerate(group):
-            # The pair's vocals come after the other stems, where museval writes them.
+            # The pair's vocals come after the other stems, at museval's place.
             targets.pop(stem, None)
             targets[stem] = {metric: values[index] for metric, values in scores.values.items()}
         scored.append(scores)
-    # Each once, in order, though both groups hold the vocals.
+    # Each stem once, in order, although both groups contain the vocals.
     silent = tuple(dict.fromkeys(source for scores in scored for source in scores.silent))
     bands = dict.fromkeys(band for scores in scored for band in scores.empty_bands if not regularise)
     found_warnings = warnings_of(silent, bands)
@@ -193,7 +193,7 @@ def _fit(estimate: torch.Tensor, samples: int) -> torch.Tensor:
 def _museval(references: Sequence[torch.Tensor], estimates: Sequence[torch.Tensor], **settings: Any) -> BssScores:
     """Score with museval, called as museval.evaluate calls it for BSSEval v4. It always computes all four metrics."""
     package: Any = importlib.util.find_spec("museval") or require("museval", "The engine museval").__spec__
-    # The module without the package around it, which cannot be imported without the program ffmpeg.
+    # Import the module without its package, which needs the program ffmpeg.
     original = runpy.run_path(str(Path(package.submodule_search_locations[0], "metrics.py")))["bss_eval"]
     try:
         sdr, isr, sir, sar, _ = original(

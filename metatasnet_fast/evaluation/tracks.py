@@ -35,7 +35,8 @@ REST = ("accompaniment", "instrumental", "no_vocals")
 """Names that programs give to the sum of all stems but the vocals."""
 
 PIECES, PIECE_BYTES = 16, 4096
-"""The sample of each file's bytes that identifies it, from all over the file: a whole data set takes minutes to read."""
+"""Pieces of a file, and bytes of each, that identify the file; they are spread over it. To read a whole data set would
+take minutes."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class TrackFiles:
 
     name: str
     files: dict[str, Path]
-    """Stem, or ``mixture``, -> file; one file for all of them, or one each."""
+    """Stem, or ``mixture``, -> file; all may be in one file, or each in its own."""
 
     def read(self, only: Iterable[str] | None = None) -> AudioTrack:
         """Decode the stems and the mixture, or only some of them.
@@ -94,7 +95,7 @@ class TrackFiles:
                 signals, rates = self._decode(names)
         except OutOfMemoryError:
             raise
-        except Exception as error:  # one track does not end the evaluation
+        except Exception as error:  # an error in one track does not end the evaluation
             raise EvaluationError(f"{self.name} cannot be decoded. {error}") from error
         if len(rates) > 1:
             raise EvaluationError(f"The stems of {self.name} differ in sample rate. Check the file.")
@@ -135,7 +136,7 @@ class Pair:
     reference: TrackFiles
     estimate: TrackFiles
     stems: dict[str, str] = field(default_factory=dict)
-    """Reference -> estimate; ``accompaniment`` stands for the sum of all references but the vocals."""
+    """Reference -> estimate; ``accompaniment`` means the sum of all references except the vocals."""
 
     @property
     def name(self) -> str:

@@ -46,14 +46,15 @@ class _Accelerated(NetworkMethods):
     """A class put before a network's own class; the network keeps its own parameters and submodules."""
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        # A class made at run time cannot be pickled: the original class is, and is accelerated again.
+        # A class made at run time cannot be pickled: pickle the original class, and accelerate it again when loading.
         state = {k: v for k, v in self.__dict__.items() if k not in ("_choice", "_prepared")}
         choice: Choice = self.__dict__["_choice"]
         return _rebuild, (type(self).__bases__[1], state, choice)
 
 
 _classes: dict[type[nn.Module], type[nn.Module]] = {}
-"""The one class that stands before another one, so that two accelerated networks of one class have one class."""
+"""The accelerated class of each original class, made once, so that two accelerated networks of one class share a
+class."""
 
 
 def accelerate(
@@ -114,7 +115,7 @@ def _check(network: nn.Module) -> MetaTasNetConfig:
     if isinstance(network, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         raise ConfigError(f"Accelerate the network inside the {type(network).__name__}: accelerate(network.module).")
     if isinstance(network, nn.Module) and "_orig_mod" in network._modules:
-        # It passes attributes on, so that it looks like its network, and goes on calling what it has compiled.
+        # The wrapper passes attributes on, so it looks like its network, but it would still call what it has compiled.
         raise ConfigError("Accelerate the network inside torch.compile's wrapper: accelerate(network._orig_mod).")
     stages = getattr(network, "stages", None)
     if not isinstance(stages, nn.ModuleList) or not hasattr(network, "args"):
@@ -148,5 +149,5 @@ def _rebuild(original: type[nn.Module], state: dict[str, Any], choice: Choice) -
     make: Callable[[type[nn.Module]], nn.Module] = object.__new__
     network = make(original)
     network.__dict__.update(state)
-    accelerate(network, choice.backend, choice.precision, check=False)  # it was compared before it was pickled
+    accelerate(network, choice.backend, choice.precision, check=False)  # the comparison was made before pickling
     return network

@@ -56,7 +56,7 @@ def read_original(path: str | os.PathLike[str]) -> Checkpoint:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the unpickler raises whatever the bytes lead it to
+    except Exception as error:  # damaged bytes can make the unpickler raise any type
         reason = ": ".join([type(error).__name__, *_reasons(error)[:1]])
         raise CheckpointError(
             f"{path} is no checkpoint that can be loaded safely ({reason}); "
@@ -95,7 +95,7 @@ def write_original(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None
         if getattr(checkpoint, name) is not None:
             content[name] = getattr(checkpoint, name)
     try:
-        with writing(path) as file:  # torch's writer to a path would not say why it fails
+        with writing(path) as file:  # torch's writer would not say why it fails if it opened the path itself
             torch.save(content, file)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(
@@ -124,7 +124,7 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], origin: object) 
             f"{origin} does not fit its own settings: {name} is {tuple(state[name].shape)} instead of "
             f"{tuple(expected[name].shape)}{_examples(misshapen[1:], ', and so')}."
         )
-    # Copying would turn integers into rounded weights and drop the imaginary part of complex numbers, without an error.
+    # A copy would silently round weights to integers, or drop the imaginary part of complex numbers.
     strange = [name for name, value in state.items() if not _is_plain(value)]
     if strange:
         raise CheckpointError(

@@ -25,7 +25,8 @@ from .engine import Engine
 __all__ = ["compare_with_reference"]
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
-"""Largest difference over the largest value, by the dtype of the parameters: ten times what rounding explains, or more."""
+"""Largest allowed difference, relative to the largest value, by the parameters' dtype: at least ten times what rounding
+explains."""
 
 EXTRA_FRAMES = 8
 ADVICE = "accelerate would replace it; repair the difference, or pass check=False to replace it all the same."

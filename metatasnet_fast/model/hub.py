@@ -25,7 +25,7 @@ def download(name: str, revision: str | None, offline: bool) -> Path:
         return Path(
             snapshot_download(name, revision=revision, allow_patterns=[SETTINGS, WEIGHTS], local_files_only=offline)
         )
-    except Exception as error:  # the hub client raises many types, of several libraries
+    except Exception as error:  # the hub client raises many types, from several libraries
         hub = "the hub's local cache does not hold it" if offline else "it cannot be fetched from the hub"
         raise CheckpointError(f"There is no file or folder {name}, and {hub} ({_first_line(error)}).") from error
 

@@ -31,10 +31,10 @@ FORMATS = {".onnx": "onnx", ".pt2": "pt2"}
 """Formats by the suffix of the file."""
 
 LONGEST = 2**31 - 1
-"""Samples at the last stage's rate that a program may take: 18 hours at 32 kHz."""
+"""Most samples at the last stage's rate that a program accepts: 18 hours at 32 kHz."""
 
 SHORTEST = 129
-"""Frames that a program takes at least, 0.32 s: more than one tile of statistics, and enough for the spectrogram."""
+"""Fewest frames that a program accepts, 0.32 s: more than one tile of statistics, and enough for the spectrogram."""
 
 OPSET = 18
 

@@ -23,14 +23,14 @@ from ..errors import CheckpointError
 __all__ = ["KnownModel", "add_model", "fetch_model", "fetched_model", "known_models"]
 
 HOME = "METATASNET_HOME"
-"""Variable that names another folder than ``~/.cache/metatasnet-fast``."""
+"""Environment variable that names a folder to use instead of ``~/.cache/metatasnet-fast``."""
 
 PINS = "models.json"
 TIMEOUT = 30.0
 BLOCK = 1 << 20
 
 Progress = Callable[[int, "int | None"], object]
-"""Is told the bytes that are there, and how many there will be, if the server says so."""
+"""Called with the bytes that are there, and the total if the server gives it."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def _download(model: KnownModel, part: Path, progress: Progress | None) -> None:
     try:
         answer = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
-        if error.code != 416 or not have:  # 416: the part is whole already, or longer than the file
+        if error.code != 416 or not have:  # 416: the part is complete already, or longer than the file
             raise
         part.unlink()
         return _download(model, part, progress)

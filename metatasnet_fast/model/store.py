@@ -157,7 +157,7 @@ def _join_optimizer(tensors: dict[str, Tensor], rest: dict[str, Any]) -> dict[st
     for key, value in {**rest["scalars"], **tensors}.items():
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = value
-    # JSON has no tuples; betas are one in every torch optimiser.
+    # JSON has no tuples; the betas are a tuple in every torch optimiser.
     groups = [{k: tuple(v) if k == "betas" else v for k, v in group.items()} for group in rest["param_groups"]]
     return {"state": state, "param_groups": groups}
 
@@ -181,13 +181,13 @@ def _safetensors() -> Any:
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:
     _safetensors().save_file(tensors, path)
-    path.chmod(0o666 & ~_umask())  # safetensors makes files that no one else can read
+    path.chmod(0o666 & ~_umask())  # safetensors creates files that only their owner can read
 
 
 def _load(path: Path) -> dict[str, Tensor]:
     safetensors = _safetensors()
     try:
         loaded: dict[str, Tensor] = safetensors.load_file(path)
-    except Exception as error:  # safetensors raises its own type, which is not importable without it
+    except Exception as error:  # safetensors raises its own type, which cannot be imported without it
         raise CheckpointError(f"{path} is damaged ({error}).") from error
     return loaded

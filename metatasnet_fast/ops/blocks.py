@@ -36,9 +36,10 @@ class BlockParameters(NamedTuple):
     gamma_2: Tensor
     beta_2: Tensor
     out: Tensor
-    """(L, I, 2 B, H): rows of res_out, then of skip_out. The last block's res_out is not used, and its gradient zero."""
+    """(L, I, 2 B, H): rows of res_out, then of skip_out. The last block's res_out is not used, and has gradient
+    zero."""
     bias: Tensor | None
-    """(L, I, 2 B), likewise; None for none."""
+    """(L, I, 2 B), in the same order; None for no bias."""
 
 
 def blocks(
@@ -249,7 +250,7 @@ def _differentiate(ctx: Any, dskips: Tensor | None, *_: Any) -> tuple[Tensor | N
         return (None,) * 17
     if not ctx.kept:
         raise ShapeError("Nothing was kept for backward (keep=0); pass keep=None or 1.")
-    saved = ctx.saved_tensors  # once: checkpointing without reentrance computes them again, for one reading only
+    saved = ctx.saved_tensors  # once: non-reentrant checkpointing recomputes them, and allows one read only
     x, *p = saved[:11]
     found = _blocks_backward(dskips, x, *p, *saved[11:], ctx.dilations, ctx.layers, ctx.tf32)
     gradients = [None if v is None else g.to(v.dtype) for v, g in zip(p, found[1:], strict=True)]

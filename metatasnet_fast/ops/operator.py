@@ -89,12 +89,12 @@ def operator(name: str, kernel: Function) -> Callable[[Function], Function]:
 
     def register(arithmetic: Function) -> Function:
         def exact(*arguments: Any) -> Any:
-            # An ambient autocast would round the products, whatever the dtype that was asked for.
+            # An outer autocast would round the products, whatever dtype was asked for.
             with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
                 found = arithmetic(*arguments)
             if isinstance(found, Tensor):
                 return found.clone(memory_format=torch.contiguous_format)
-            # Copies, so that no output shares memory with an input, and all strides are those of a kernel's new tensors.
+            # Copies, so that no output shares memory with an input, and all have the strides of a kernel's new tensors.
             return tuple(value.clone(memory_format=torch.contiguous_format) for value in found)
 
         def on_cpu(*arguments: Any) -> Any:

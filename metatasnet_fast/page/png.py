@@ -31,7 +31,7 @@ def encode_png(levels: Tensor) -> bytes:
     """Encode (rows, columns) uint8 levels as a PNG of one byte a pixel, with :func:`magma` as its palette."""
     rows, columns = levels.shape
     header = struct.pack(">IIBBBBB", columns, rows, 8, 3, 0, 0, 0)
-    # Every row begins with the number of its filter: 0, none.
+    # Every row begins with the number of its filter: 0 for none.
     lines = np.pad(levels.numpy(), ((0, 0), (1, 0))).tobytes()
     chunks = [(b"IHDR", header), (b"PLTE", magma().tobytes()), (b"IDAT", zlib.compress(lines, 9)), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(kind, data) for kind, data in chunks)

@@ -53,9 +53,11 @@ class Listening:
     references: Mapping[str, Tensor] = field(default_factory=dict)
     """True stems by name, to switch to and compare."""
     scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """``scores[stem][metric]``, shown beside the stem; BSSEval's, SI-SDR's and log-WMSE's in dB, others of 100."""
+    """``scores[stem][metric]``, shown beside the stem. BSSEval, SI-SDR and log-WMSE are in dB, other metrics out of
+    100."""
     files: Mapping[str, str] = field(default_factory=dict)
-    """Relative addresses of the signals' own files, to save; by default what the page plays is saved."""
+    """Relative addresses of the files that a listener can save; for other signals the page offers the sound that it
+    plays."""
 
     @property
     def duration(self) -> float:

@@ -20,7 +20,7 @@ from ..audio.polyphase import POINTS_PER_ZERO, kaiser_table
 __all__ = ["resample_as_authors"]
 
 PIECE_CPU = 2**14
-"""Outputs made at once: their sums and weights stay in a core's cache."""
+"""Outputs that are computed at a time: their sums and weights stay in a core's cache."""
 
 PIECE_GPU = 2**20
 

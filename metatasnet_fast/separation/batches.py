@@ -17,11 +17,11 @@ __all__ = ["BatchRunner", "automatic_batch_size", "is_out_of_memory"]
 
 MOST_WINDOWS = 32
 MEMORY_SHARE = 0.6
-"""Part of a GPU's free memory that a batch may be expected to need."""
+"""Share of a GPU's free memory that a batch is planned to use."""
 
 LIVE_TENSORS = 8
-"""Memory of a window, in units of the last stage's masked latents, in the plainest backend: 7.9 measured on a CPU with the
-authors' sizes in float32 (1.5 in the compiled backend)."""
+"""Memory of a window, measured in masked latents of the last stage, in the backend that needs most: 7.9 measured on a
+CPU with the authors' sizes in float32 (1.5 in the compiled backend)."""
 
 
 class BatchRunner:
@@ -67,7 +67,7 @@ class BatchRunner:
                 self.batch_size = len(batch) // 2
                 self._warn(f"Memory ran out with {len(batch)} windows at once; went on with {self.batch_size}.")
                 estimates = None
-            # Outside the handler: the exception's traceback would keep the tensors alive.
+            # After the handler: the exception's traceback would keep the tensors alive.
             if estimates is None:
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()

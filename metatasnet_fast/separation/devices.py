@@ -55,7 +55,7 @@ def choose_home(device: torch.device, recording: Recording) -> torch.device:
     if device.type != "cuda" or recording.samples is None:
         return torch.device("cpu")
     free, _ = torch.cuda.mem_get_info(device)
-    # The recording, its resampled forms (together hardly more than twice that), and four stems.
+    # The recording, its resampled forms (together about twice its size), and four stems.
     size = 7 * 4 * recording.samples * recording.channels
     return device if size < free / 4 else torch.device("cpu")
 

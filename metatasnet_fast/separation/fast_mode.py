@@ -65,7 +65,7 @@ def separate_in_windows(
     reporter.total = length / rate
     non_silent = source.non_silent
 
-    # One base sample more than the recording lasts, so that resampling back cannot fall short of it.
+    # One sample at the base rate more than the recording has, so that resampling back gives enough samples.
     frames = -(-(length * config.sampling_rate // rate + 1) // config.W)
     plan = plan_windows(max(frames, shortest_frames(config)), shape)
     estimates = runner.run(engine, _windows(engine, source, non_silent, plan, min(plan[-1].stop, shape.window), device))

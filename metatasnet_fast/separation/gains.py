@@ -20,11 +20,11 @@ from ..errors import MetaTasNetError
 __all__ = ["SILENCE", "NormalEquations", "RunningDeviation", "residual_shares", "safe_std"]
 
 SILENCE = 1e-30
-"""A peak or a standard deviation up to this counts as none: dividing by it would overflow float32."""
+"""A peak or a standard deviation up to this counts as zero: dividing by it would overflow float32."""
 
 RANK_TOLERANCE = 1e-12
-"""Directions of the stems' correlation matrix below this share of the largest count as linearly dependent; well above the
-rounding of float64 sums, far below any correlation of real stems."""
+"""Directions of the stems' correlation matrix below this share of the largest count as linearly dependent. It is well
+above the rounding of float64 sums, and far below any correlation of real stems."""
 
 
 class NormalEquations:

@@ -41,7 +41,7 @@ class Recording:
     samples: int | None
     blocks: Callable[[], Iterator[Tensor]]
     invalid: int = field(default=0, init=False)
-    """Samples so far that were NaN or infinite."""
+    """Samples that were NaN or infinite so far."""
 
     @classmethod
     def from_memory(cls, waveform: Tensor | npt.NDArray[Any], sample_rate: int) -> Recording:
@@ -111,7 +111,7 @@ class Recording:
 
 
 def _as_tensor(block: Any) -> Tensor:
-    # A copy: torch cannot hold read-only, reversed or byte-swapped arrays.
+    # A copy, as torch cannot hold read-only, reversed or byte-swapped arrays.
     if isinstance(block, Tensor):
         return block.detach()
     try:

@@ -23,7 +23,7 @@ __all__ = [
 
 
 PLAYED_SECONDS = 60
-"""Seconds of each stem in a notebook."""
+"""Seconds of each stem that the notebook's players hold."""
 
 
 class TwoStems(NamedTuple):
@@ -33,11 +33,11 @@ class TwoStems(NamedTuple):
 
 
 Stems: TypeAlias = Sequence[str] | Mapping[str, Sequence[str]] | TwoStems | None
-"""The stems to return: a list of names; a mapping from a new name to the stems that are summed under it;
+"""The stems to return: a list of names; a mapping from a new name to the stems that are added up under it;
 ``two_stems("vocals")``; or None for all stems."""
 
 Recipe: TypeAlias = dict[str, tuple[str, ...]]
-"""Every output with the stems that are summed in it."""
+"""Every output with the stems that are added up in it."""
 
 
 def two_stems(stem: str) -> TwoStems:
@@ -90,11 +90,11 @@ class Separation(Mapping[str, Tensor]):
     sample_rate: int
     """Hertz, that of the recording."""
     gains: dict[str, tuple[float, ...]]
-    """For every stem of the network, per channel, the factor that least squares gave it (see ``Separator``)."""
+    """The factor that least squares gave each of the network's stems, per channel (see ``Separator``)."""
     duration: float
     """Seconds of audio."""
     seconds: float
-    """Seconds that it took, wall-clock, with reading and writing."""
+    """Seconds on the clock that the separation took, with reading and writing."""
     backend: str
     device: str
     precision: str
@@ -224,7 +224,7 @@ class Progress:
 
     fraction: float
     seconds_done: float
-    """Seconds of audio that ``stage`` has worked through."""
+    """Seconds of audio that ``stage`` has processed."""
     seconds_total: float | None
     """Seconds of the recording; None while a file of unknown length is being read."""
     stage: str
@@ -234,7 +234,7 @@ class Progress:
 ProgressCallback: TypeAlias = Callable[[Progress], object]
 
 _SPANS = {"read": (0.0, 0.05), "separate": (0.05, 0.9), "write": (0.9, 1.0)}
-"""Share of the whole that each stage has in ``fraction``; most of the time goes into the network."""
+"""Start and end of each stage in ``fraction``; the network takes most of the time."""
 
 
 class Reporter:

@@ -39,7 +39,7 @@ Mode: TypeAlias = Literal["fast", "reference"]
 MODES = ("fast", "reference")
 
 SPOOL_BYTES = 2**30
-"""Memory for the signals between the passes when stems go to files; a stereo song of 8 minutes fits."""
+"""Bytes of memory for the signals between the passes if stems go to files; a stereo song of 8 minutes fits."""
 
 
 def _undisturbed(method: Callable[..., Separation]) -> Callable[..., Separation]:
@@ -103,7 +103,7 @@ class Separator:
     network: NetworkMethods
     device: torch.device
     backend: str
-    """Name of the backend that serves."""
+    """Name of the backend that runs the network."""
     precision: Precision
     mode: str
     window: WindowShape
@@ -111,7 +111,7 @@ class Separator:
     stems: tuple[str, ...]
     """The network's instruments."""
     output_rate: int
-    """Hertz at which the network gives its stems, before they are resampled to the recording's rate."""
+    """Rate in hertz of the network's stems, before they are resampled to the recording's rate."""
 
     def __init__(
         self,

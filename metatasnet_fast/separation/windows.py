@@ -20,12 +20,13 @@ from ..errors import ConfigError
 __all__ = ["Window", "WindowShape", "default_shape", "plan_windows", "receptive_frames", "shortest_frames", "stitch"]
 
 WINDOW_SECONDS = 24.0
-"""The group norms see a whole window. With half-trained weights, on four songs, SDR against reference mode changed on average
-by -0.11 dB with windows of 8 s, -0.05 with 16 s, +0.03 with 24 s and +0.07 with 32 s; see docs/separation.md."""
+"""Seconds of a window. The group norms see a whole window. With half-trained weights, on four songs, SDR against
+reference mode changed on average by -0.11 dB with windows of 8 s, -0.05 with 16 s, +0.03 with 24 s and +0.07 with 32 s;
+see docs/separation.md."""
 
 CONTEXT_SECONDS = 0.8
-"""More than one stage's receptive field (0.47 s) and half an STFT frame. All stages together see further, but in the same
-measurement nothing was left of a window's edge 0.3 s away from it."""
+"""Seconds of context on each side: more than one stage's receptive field (0.47 s) and half an STFT frame. All stages
+together see further, but in the same measurement the edge of a window had no effect 0.3 s away from it."""
 
 FADE_SECONDS = 0.02
 

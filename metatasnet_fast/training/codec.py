@@ -25,10 +25,10 @@ from .data import BatchSource
 __all__ = ["check_codec", "codec_quality", "learn_codec", "pair_signs", "tilted"]
 
 RATE, WARM_UP, LAST = 3e-3, 20, 0.05
-"""Learning rate, in how many steps it is reached, and what is left of it at the end."""
+"""Highest learning rate, steps until it is reached, and the share of it that remains at the end."""
 
 SLOPE = 1.2
-"""Steepest tilt of the mixtures, in units of 6 dB an octave."""
+"""Steepest tilt of the mixtures' spectra, in units of 6 dB an octave."""
 
 
 def check_codec(config: MetaTasNetConfig) -> None:
@@ -126,7 +126,8 @@ def pair_signs(network: MultiTasNet, generator: torch.Generator) -> None:
         first[:filters, filters:] *= 0.1
         first[:filters, :filters] = torch.eye(filters)
         second.mul_(0.1).add_(torch.eye(len(second)).to(second))
-        # Channels are interleaved: n * count + l holds filter n of size l, and n < half is the positive one of a pair.
+        # Channels are interleaved: n * count + l holds filter n of length l; the filters n < half are the positive ones
+        # of the pairs.
         place, kind = torch.arange(filters) // count, torch.arange(filters) % count
         sign, pair = torch.where(place < half, 1.0, -1.0), (place % half) * count + kind
         widths = config.decoder_widths

@@ -19,7 +19,8 @@ class Summary:
     total: int | None
     loss: float
     sdr: dict[str, float]
-    """SI-SDR of the last stage's stems on training batches, dB, by instrument; NaN for one that no track counts."""
+    """SI-SDR in dB of the last stage's stems on training batches, by instrument; NaN for an instrument that no track
+    counts."""
     learning_rate: float
     norm: float
     steps_per_second: float

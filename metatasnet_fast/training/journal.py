@@ -41,7 +41,7 @@ class Journal:
         entries = [entry for entry in read_journal(run) if entry["step"] <= step]
         with reporting_write_errors(path, TrainingError):
             write_atomically(path, "".join(_line(entry) for entry in entries))
-            # Without a buffer of its own, so that it is known how much of a line a full disk took.
+            # Unbuffered, to know how much of a line a full disk accepted.
             self._file = path.open("ab", buffering=0)
         self._path, self._note, self._noted, self._waiting = path, note, False, b""
         self._board = _board(run / "tensorboard", step) if tensorboard else None

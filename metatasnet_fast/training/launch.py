@@ -124,7 +124,7 @@ def _carry_out(
             display.note(f"{runtime.describe()}; {share} items a process, {settings.workers} workers")
             write_settings(out, _description(plan, runtime, cache_path, command))
         stack.enter_context(world.joined(runtime.device))
-        refuse_overtaken(out, plan)  # every process made a plan of its own; from here on the first one has the folder
+        refuse_overtaken(out, plan)  # every process made its own plan; by now the first one holds the folder
         if plan.checkpoint is None and world.first:
             display.note(f"computing the statistics of the spectrograms from {settings.stats_items} items")
             whole = _batches(cache, config, settings, runtime, World())
@@ -149,7 +149,7 @@ def _carry_out(
         if plan.checkpoint is not None:
             assert plan.origin is not None
             state.load(plan.checkpoint, plan.origin)
-            if not plan.resumed:  # clock and scores belong to the run that the checkpoint is of
+            if not plan.resumed:  # clock and scores belong to the earlier run that wrote the checkpoint
                 # A network with an added instrument is validated before the first step, too.
                 state.progress = Progress(step=state.progress.step, validated=-1 if config.added_instruments else 0)
             for group in optimizer.param_groups:

@@ -49,7 +49,8 @@ class Part:
 
     items: Items
     before: Items | None
-    """The one item before the first; None if this is the whole batch, whose last item is the one before its first."""
+    """The item before the first one; None if this is the whole batch, whose last item counts as the one before its
+    first."""
     first: int
     """Place of the first item in the whole batch."""
 
@@ -66,7 +67,7 @@ def cut(items: Items, size: int, before: Items | None, first: int) -> list[Part]
         return [Part(items, before, first)]
     parts = []
     for start in range(0, len(items), size):
-        # Before the first item of a whole batch comes its last.
+        # The item before the first one of a whole batch is its last.
         carried = before if start == 0 and before is not None else items.rows((start - 1) % len(items), 1)
         parts.append(Part(items.rows(start, size), carried, first + start))
     return parts

@@ -32,19 +32,19 @@ class Plan:
     config: MetaTasNetConfig
     settings: TrainingSettings
     checkpoint: Checkpoint | None = None
-    """Checkpoint that it goes on from."""
+    """The checkpoint from which the run continues."""
     origin: Path | None = None
     """File of that checkpoint."""
     started_from: Path | None = None
-    """The checkpoint that the run was started from, also when it goes on from its own."""
+    """The checkpoint that the run was started from, also if it continues from its own."""
     changes: Mapping[str, tuple[Any, Any]] = dataclasses.field(default_factory=dict)
-    """Settings that differ from those that the run or checkpoint had, and the cache: before and now."""
+    """Settings (and the cache) that differ from those of the run or checkpoint: old value and new value."""
     resumed: bool = False
-    """Return whether the run goes on, instead of starting."""
+    """Set if the run continues instead of starting."""
     added: str | None = None
-    """An instrument that the checkpoint's network gets now."""
+    """An instrument that is added to the checkpoint's network now."""
     seen: tuple[int, int] | None = None
-    """Time and size of the run's own state when it was looked at; None if there was none."""
+    """Modification time and size of the run's own state when it was read; None if there was none."""
 
 
 def plan_run(
@@ -72,7 +72,7 @@ def plan_run(
     """
     network, training = split_settings(given)
     changes: dict[str, tuple[Any, Any]] = {}
-    seen = _stamp(out)  # before it is read, so that what is written meanwhile is noticed
+    seen = _stamp(out)  # before it is read, so that a write in the meantime is noticed
     resumed = seen is not None
     if not resumed and (out / BEST).exists():
         raise TrainingError(
@@ -109,7 +109,7 @@ def plan_run(
                 f"{out} holds a run that trains the parameters of --unfreeze {before[1]['unfreeze']}: to train others, start "
                 f"another run with --from {out / LAST} and a new --out."
             )
-        # An optimiser of other parameters: its averages and its steps belong to those.
+        # The optimiser's averages and steps belong to other parameters.
         found = dataclasses.replace(found, optimizer=None, epoch=None, steps=None, extra={})
     if add_instrument is not None and resumed and add_instrument not in before[0].get("instruments", ()):
         raise ConfigError(f"{out} holds a run without {add_instrument}: choose another --out.")
@@ -124,7 +124,7 @@ def plan_run(
         raise ConfigError(f"The network in {origin} has {was}: leave {', '.join(fixed)} out, or start a new run.")
     known = {**before[0], **before[1]}
     for name, value in given.items():
-        # Checkpoints do not tell all settings: what was not known is not changed.
+        # Checkpoints do not hold all settings: a setting with no known old value is not listed as changed.
         if (resumed or name in known) and known.get(name) != value:
             changes[name] = known.get(name), value
     return Plan(

@@ -40,9 +40,9 @@ class Progress:
     step: int = 0
     """Steps done."""
     elapsed: float = 0.0
-    """Seconds spent on them, validation included."""
+    """Seconds spent on the steps, validation included."""
     validated: int = 0
-    """The step that was validated last."""
+    """The step of the last validation."""
     best: float | None = None
     """Best score so far."""
     best_step: int = 0
@@ -75,7 +75,7 @@ class RunState:
     ) -> None:
         self.network, self.optimizer, self.average, self.unfreeze = network, optimizer, average, unfreeze
         self.kept_rows: KeptRows | None = None
-        """Rows of parameters that every step must leave as they are."""
+        """Rows of parameters that no step may change."""
         self.progress = Progress()
 
     @property

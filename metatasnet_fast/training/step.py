@@ -31,9 +31,9 @@ class BatchGradients:
     stats: list[float]
     """Statistics as ``MultiTasNet.forward`` returns them, (instruments * stages + 3,)."""
     norm: float
-    """Global norm of the gradients before they were cut down."""
+    """Global norm of the gradients before clipping."""
     votes: list[float]
-    """Sums over the processes of what each of them brought."""
+    """Sums over the processes of the numbers that each process gave."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class GradientStep:
         share = torch.stack(shares).sum(0)
         sums = self.world.sum(torch.cat([share, share.new_tensor(list(votes))]))
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.clip)
-        # One transfer for everything: on a GPU this is where the step is waited for.
+        # One transfer for all numbers: on a GPU the host waits for the step here.
         found = torch.cat([sums, norm.reshape(1).to(sums)]).tolist()
         return BatchGradients(found[0], found[1 : len(share)], found[-1], found[len(share) : -1])
 

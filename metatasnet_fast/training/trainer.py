@@ -85,11 +85,11 @@ class Trainer:
         self._interruption = Interruption()
         self._window: list[BatchGradients] = []
         self._saved: int | None = state.progress.step if (run / LAST).exists() else None
-        """The step that ``last.pt`` is of."""
+        """The step at which ``last.pt`` was saved."""
         self._first_score: ValidationScore | None = None
-        """Before the first step, where an instrument was added."""
+        """The score before the first step, if an instrument was added."""
         self._origin = 0.0
-        """When the clock of the run would have begun."""
+        """Start of the run's clock: the current time minus the seconds that earlier processes spent."""
         self._marked = 0.0, 0
         """Time and step of the last line of the log."""
 
@@ -144,7 +144,7 @@ class Trainer:
         items = Items(batch.mixes, batch.sources, batch.masks())
         if self.precision is Precision.float64:
             items = Items(*([x.double() for x in values] for values in (items.mixes, items.sources, items.masks)))
-        # The first process's clock is everybody's.
+        # All processes use the clock of the first one.
         clock = self._elapsed() if self.world.first else 0.0
         with reporting_memory(lambda: self._too_large(step), TrainingError):
             found = self._gradients(items, step, votes=(clock, float(bool(self._interruption))))
@@ -162,7 +162,7 @@ class Trainer:
         if self.world.first:
             self.display.step(step, settings.total_steps, found.loss)
         if self.world.size == 1:
-            interrupted = bool(self._interruption)  # no one else must hear of it first
+            interrupted = bool(self._interruption)  # with one process no other has to agree
         if step % settings.log_every == 0 or step == settings.total_steps or interrupted:
             self._log(step)
         return interrupted
@@ -204,7 +204,7 @@ class Trainer:
         return f"Memory ran out {where}: validate on shorter tracks, or go on with --validate_every 0{self._what_is_saved()}."
 
     def _what_is_saved(self) -> str:
-        known = self.world.first and self._saved is not None  # the other processes do not write it
+        known = self.world.first and self._saved is not None  # the other processes do not write this file
         return f"; {LAST} is of step {self._saved}" if known else ""
 
     def _over(self) -> bool:
@@ -228,7 +228,7 @@ class Trainer:
         progress, every = self.state.progress, self.settings.validate_every
         if not every or progress.step == progress.validated or not (progress.step % every == 0 or self._over()):
             return True
-        # Save before the validation, so that an interruption of it loses no step.
+        # Save before the validation, so that an interrupted validation loses no step.
         self._save(final=False)
         began = time.monotonic()
         with reporting_memory(self._too_large_to_validate, TrainingError):
@@ -236,7 +236,7 @@ class Trainer:
                 self.state.usable,
                 self.tracks[self.world.rank :: self.world.size],
                 self.batches.places,
-                self.settings.backend,  # `auto` may know a faster one where no gradients are needed
+                self.settings.backend,  # `auto` may choose a faster backend if no gradients are needed
                 self.precision,
                 lambda: bool(self._interruption),
             )
@@ -292,7 +292,7 @@ class Trainer:
         speed = (step - since) / max(now - then, 1e-9)
         count = len(window)
         stats = [sum(values) / count for values in zip(*(found.stats for found in window), strict=True)]
-        # The loss leaves out stems that the cache does not count; their 0 would look like a score.
+        # The loss leaves out stems that the cache does not count; a 0 for them would look like a score.
         counts = [any(track.counts[place] for track in self.batches.tracks) for place in self.batches.places]
         by_stage = [
             [stats[len(counts) * s + i] if counted else math.nan for i, counted in enumerate(counts)]
@@ -347,7 +347,8 @@ class Trainer:
         except CheckpointError as error:
             if final:
                 raise
-            # The file that was there is whole, and the next try may succeed: hours of training are not to be lost for it.
+            # The old file is still complete, and the next attempt may succeed, so hours of training must not be lost
+            # now.
             self.display.note(f"{error} Training goes on; the next checkpoint is tried again.")
             return False
         return True

@@ -36,10 +36,10 @@ __all__ = [
 ]
 
 SILENT = 1e-6
-"""Power over the mixture's below which a stem, or a frame of it, counts as silent."""
+"""Power, relative to the mixture's, below which a stem or a frame of it counts as silent."""
 
 CHUNK_SECONDS = 60
-"""Tracks are separated in 4 chunks, like the authors', or in more if a chunk would be longer."""
+"""Longest chunk. Tracks are separated in 4 chunks, as by the authors, or in more if a chunk would be longer."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ PADS = (48, 49, 50, 51, 52, 16, 17, 18, 19, 88, 89, 90, 91, 92, 93, 94, 95, 21, 
 KEYS = (0, 1, 2, 3, 4, 5, 6, 7, 11, 12, 24, 25, 26, 27, 28, 29, 30, 45, 46, 62, 80, 81)
 LEADS = (11, 12, 13, 14, 40, 56, 57, 65, 66, 71, 73, 75, 79, 80, 81, 82, 83, 84, 85, 86, 87, 98, 99, 104, 108, 114)
 BASSES = (32, 33, 34, 35, 36, 37, 38, 38, 39, 39, 87, 43)
-"""General MIDI programs, from 0. Voices and choirs are left out: they would teach that voices are `other`."""
+"""General MIDI programs, counted from 0. Voices and choirs are left out: they would teach that voices are `other`."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Piece:
     bass: Part
     other: list[Part]
     solo: Part | None = None
-    """One more instrument, apart from ``other``."""
+    """One more instrument, which is not part of ``other``."""
     drums: list[Hit] = field(default_factory=list)
 
     @property
@@ -220,7 +220,7 @@ def _drums(rng: np.random.Generator, begin: int, bars: int, swing: float) -> lis
 
 STEPS = (-2, -1, -1, 0, 0, 1, 1, 2, 4, -4)
 OFTEN = (0.1, 0.15, 0.1, 0.15, 0.1, 0.1, 0.15, 0.1, 0.03, 0.02)
-"""Degrees from one note of a voice to the next, and how often."""
+"""Steps between the notes of a voice, in degrees of the scale, and how often each occurs."""
 
 
 def vocal_line(rng: np.random.Generator, piece: Piece, middle: int, bars: int) -> list[Sung]:

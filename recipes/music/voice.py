@@ -24,9 +24,9 @@ __all__ = ["VOICE_RATE", "vocal_stem"]
 
 VOICE_RATE = 16000
 FRAME = 0.005
-"""Seconds of a frame of WORLD's."""
+"""Length in seconds of a frame of WORLD."""
 VOICES = {"slt": 66, "awb": 55, "rms": 52, "kal16": 53}
-"""Flite's voices, and the MIDI note about which each sings."""
+"""Flite's voices, each with the MIDI note around which it sings."""
 WORDS = (
     "love you me night day light fire rain run free fall call name time line mind gone home stone road blue true sky high why "
     "cry heart start dark part world girl hold cold gold soul far star are now how down sound moon soon room dream scene mean "

@@ -106,13 +106,13 @@ class BatchSource:
         self.variety, self.least_share = variety, least_share
         _check(self, cache, rank, world)
         self.places = cache.places_of(config.instruments)
-        """Return the places of the network's instruments among the cache's."""
+        """The places of the network's instruments among the cache's."""
         self._slice = (rank * items // world, (rank + 1) * items // world)
         self._crop = _crop_length(config, seconds)
         self._margin = round(MARGIN * self.rates[0]) if variety.speed else 0
         self._read_length = math.ceil((self._crop + 2 * self._margin) * (1 + variety.speed))
         self.tracks, self.skipped = _long_enough(cache.tracks(split), self.rates[0], self._read_length, cache, split)
-        """Tracks in use, and those that are shorter than an item."""
+        """Tracks in use, and tracks that are shorter than an item."""
         self._lengths = np.array([track.samples(self.rates[0]) for track in self.tracks], np.int64)
         self._channels = np.array([track.channels for track in self.tracks], np.int64)
         self._counts = np.array([track.counts for track in self.tracks], bool)
@@ -204,7 +204,7 @@ class BatchSource:
         return varied.mul_(torch.from_numpy(changes.gains).to(varied)[..., None, None])
 
     def _move(self, x: Tensor) -> Tensor:
-        # All of it is pinned where there is a GPU: any other copy would wait for the step that is being computed.
+        # With a GPU all of it is pinned: any other copy would wait for the step in progress.
         return x.to(self.device, non_blocking=True)
 
 

@@ -31,7 +31,7 @@ class Settings:
     rates: tuple[int, ...]
     dtype: str
     stems: Stems = field(default_factory=lambda: DEFAULT)
-    """The instruments, and the stems that each is the sum of."""
+    """The instruments, each with the stems that are added up in it."""
 
 
 @dataclass(frozen=True)

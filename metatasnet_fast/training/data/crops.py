@@ -81,7 +81,7 @@ def draw_plan(
     track, start, order = stream[: 3 * items].reshape(3, items)
     channel, gain = stream[3 * items :].reshape(2, stages, items, sources)
     chosen = (track * len(lengths)).astype(np.int64)
-    # Like the authors', a crop never ends on a track's last sample, unless it is the whole track.
+    # As in the authors' program, a crop never ends on a track's last sample, unless it is the whole track.
     starts = (start * np.maximum(1, lengths[chosen] - crop)).astype(np.int64)
     tracks = np.repeat(chosen[:, None], sources, axis=1)
     first = np.repeat(starts[:, None], sources, axis=1)

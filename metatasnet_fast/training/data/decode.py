@@ -20,7 +20,8 @@ from .sources import TrackSource, read_unknown, stem_files
 __all__ = ["Recording", "content_hash", "counted", "decode", "input_files"]
 
 FIRST_STEM = 2
-"""Audio track of the first stem in a ``.stem.mp4``, after the mixture; the others follow in the order of ``INSTRUMENTS``."""
+"""Number of the audio track that holds the first stem of a ``.stem.mp4``, after the mixture; the others follow in the
+order of ``INSTRUMENTS``."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Recording:
     """A decoded track, full scale 1; every signal has ``channels`` channels, at most 2."""
 
     signals: dict[str, tuple[Tensor, int]]
-    """For each stem that there is, (channels, n), float32, and its rate."""
+    """Each stem that exists, (channels, n), float32, with its rate."""
     warnings: tuple[str, ...]
 
     @property
@@ -112,7 +113,7 @@ def _differing_lengths(signals: dict[str, Tensor], rates: dict[str, int]) -> Ite
     seconds = {name: x.shape[-1] / rates[name] for name, x in signals.items()}
     longest = max(seconds.values())
     for name, value in seconds.items():
-        # Half a millisecond is what codecs and rounding may do.
+        # Codecs and rounding may change the length by half a millisecond.
         if value < longest - 5e-4:
             yield f"{name} ends {longest - value:.3f} s before the longest stem; silence was added"
 

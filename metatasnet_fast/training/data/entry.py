@@ -25,7 +25,7 @@ ENTRY = "entry.json"
 SPLITS = ("train", "valid", "test")
 
 SPLIT_FOLDER = re.compile(r"train|valid|test|(train|validation)_[0-9]+")
-"""Names of the folders by which a source divides its tracks itself."""
+"""Names of the folders into which a source may divide its tracks."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class RateEntry:
     scale: tuple[float, ...]
     """Full-scale value of one unit of each stem."""
     deviation: float
-    """Standard deviation over time of the stems' sum, averaged over the channels: what the authors divide by."""
+    """Standard deviation over time of the stems' sum, averaged over the channels; the authors divide by it."""
 
 
 @dataclass(frozen=True)
@@ -46,16 +46,17 @@ class TrackEntry:
     name: str
     split: str
     sha256: str
-    """Over the contents of the files that the track was made from."""
+    """Checksum of the contents of the files that the track was made from."""
     origin: str
     """Place of those files."""
     dtype: str
     channels: int
     rates: dict[int, RateEntry]
     counts: tuple[bool, ...]
-    """False for an instrument that the loss must leave out, because it may hide in another or holds something else."""
+    """False for an instrument that the loss must leave out, because its sound may be in another stem, or its stem holds
+    other sounds."""
     stems: Stems = dataclasses.field(default_factory=lambda: DEFAULT)
-    """For each instrument, in order, the stems that it is the sum of."""
+    """The stems that are added up in each instrument, in order."""
     warnings: tuple[str, ...] = ()
 
     @property

@@ -13,7 +13,7 @@ from ...errors import ConfigError, TrainingDataError
 __all__ = ["DEFAULT", "Stems", "all_parts", "parse_instruments", "stems_found"]
 
 Stems = Mapping[str, tuple[str, ...]]
-"""For each instrument, in order, the stems that it is the sum of."""
+"""The stems that are added up in each instrument, in order."""
 
 DEFAULT: Stems = {name: (name,) for name in INSTRUMENTS}
 

@@ -42,10 +42,10 @@ class Preparation:
 
     outcomes: list[Outcome]
     seconds: dict[str, float]
-    """Length of all tracks that are now in the cache, by split."""
+    """Seconds of all tracks that are now in the cache, by split."""
 
     migration: Migration = field(default_factory=lambda: Migration([], []))
-    """Tracks of the cache that moved to another split, and those that the source no longer has."""
+    """Tracks that moved to another split of the cache, and tracks that the source no longer has."""
 
     @property
     def failures(self) -> list[Outcome]:
@@ -198,7 +198,7 @@ def _unexpected(track: TrackSource, error: Exception) -> Outcome:
 def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     """Open a pool whose processes end with this block, and at once if an error or an interruption ends it."""
     others = set(multiprocessing.active_children())
-    # Do not fork: torch's threads do not survive it.
+    # Do not fork: torch's threads do not exist in a forked process.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
     try:

@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 __all__ = ["error_filter", "quantise"]
 
 TAPS, EDGE, WEIGHT = 12, 0.94, 3e4
-"""Length of the filter; the edge as a share of the Nyquist frequency; the weight above it."""
+"""Taps of the filter; the edge as a share of the Nyquist frequency; the weight of the frequencies above it."""
 
 LONGEST = 32768
-"""Longest piece, in samples. Samples of a piece are rounded in order; all pieces at once, each from zero errors."""
+"""Most samples of a piece. The samples of a piece are rounded in order; all pieces at once, each starting with zero
+errors."""
 
 FULL = 32760
-"""The peak in units: the filtered noise has room to 32767."""
+"""The peak in units of the scale. The rest up to 32767 is room for the filtered noise."""
 
 
 @functools.cache
@@ -45,7 +46,7 @@ def quantise(stems: NDArray[np.float32]) -> tuple[NDArray[np.int16], tuple[float
     ``1 + sum |h|``.
     """
     peaks = np.abs(stems).max(axis=(1, 2))
-    # A silent stem's scale is arbitrary, and that of a stem that is all but silent must not round to 0.
+    # A silent stem may have any scale. The scale of a stem that is almost silent must not round to 0.
     scale = np.maximum(np.where(peaks > 0, peaks, 1.0) / FULL, np.finfo(np.float32).tiny).astype(np.float32)
     samples = stems.shape[-1]
     piece = min(samples, LONGEST, max(2048, samples // 64))
@@ -61,14 +62,14 @@ def quantise(stems: NDArray[np.float32]) -> tuple[NDArray[np.int16], tuple[float
 def _round(rows: NDArray[np.float32]) -> NDArray[np.int16]:
     """Round along the first dimension."""
     h = error_filter()
-    # Row `t % TAPS` holds the error of step t, so the filter is turned rather than the errors moved.
+    # Row `t % TAPS` holds the error of step t, so the filter is rotated instead of moving the errors.
     turned = [np.array([h[(t - j - 1) % TAPS] for j in range(TAPS)])[:, None] for t in range(TAPS)]
     errors = np.zeros((TAPS, rows.shape[1]), np.float32)
     products = np.empty_like(errors)
     stored = np.empty(rows.shape, np.int16)
     for t, x in enumerate(rows):
         place, sounds = t % TAPS, x != 0
-        # A BLAS product would add in an order that depends on the machine, and so would the result.
+        # A BLAS product would add in an order that depends on the machine, and the result would too.
         np.multiply(turned[place], errors, out=products)
         wanted = products.sum(0)
         wanted += x

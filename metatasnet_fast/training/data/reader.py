@@ -27,9 +27,9 @@ class HostBatch:
     """A batch before scaling, in host memory."""
 
     raw: list[Tensor]
-    """For each stage (items, S, channels, T_stage) of S instruments, as stored; one channel where one was chosen."""
+    """(items, S, channels, T_stage) for each stage, of S instruments, as stored; one channel if one was chosen."""
     weights: list[Tensor]
-    """For each stage (items, S, channels), float32: what the stored samples are multiplied by."""
+    """(items, S, channels), float32, for each stage: the factors of the stored samples."""
     counts: Tensor
     """(items, S) bool."""
     number: int
@@ -45,7 +45,7 @@ class _File:
     dtype: np.dtype[np.generic]
     samples: int
     scale: NDArray[np.float64]
-    """(S,): to units of the track's deviation."""
+    """(S,): from stored units to units of the track's deviation."""
 
     @classmethod
     def open(cls, track: Track, rate: int) -> _File:
@@ -88,7 +88,7 @@ class CropReader:
     def read(self, plan: Plan, counts: NDArray[np.bool_], number: int) -> HostBatch:
         items, stems = plan.tracks.shape
         raw, weights = [], []
-        # Without channel selection, average two channels; a mono track is read twice.
+        # If no channel was chosen, average two channels; a mono track is read twice.
         width = 1 if plan.channels is not None else 2
         for stage, (files, rate) in enumerate(zip(self._files, self.rates, strict=True)):
             ratio = rate // self.rates[0]

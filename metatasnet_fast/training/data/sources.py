@@ -43,7 +43,7 @@ MUSDB_VALIDATION = frozenset(
         "Young Griffo - Pennies",
     ]
 )
-"""The 14 tracks of MUSDB18's training set that the field validates on (``mus.yaml`` of the package musdb)."""
+"""The 14 tracks of MUSDB18's training set that are commonly used for validation (``mus.yaml`` of the package musdb)."""
 
 ANNOTATION = "track.json"
 
@@ -80,7 +80,7 @@ def find_stems(root: str | os.PathLike[str], held_out: Sequence[str] = ()) -> li
     if splits:
         found = [TrackSource(p.name, s, p, "stems") for s in splits for p in _folders(root / s)]
     else:
-        # Next to the tracks may lie anything; a folder with audio files is a track.
+        # A source may hold other folders beside its tracks: only folders with audio files are tracks.
         found = [TrackSource(p.name, "train", p, "stems") for p in _folders(root) if stem_files(p)]
     if not found:
         raise TrainingDataError(

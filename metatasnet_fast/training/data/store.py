@@ -39,7 +39,8 @@ __all__ = [
 DTYPES = ("int16", "float32")
 
 PARTIAL = ".partial"
-"""Folder, inside the cache, of what is being written. Whatever is there while nothing runs is left over from a kill."""
+"""Folder, inside the cache, for tracks that are being written. If no program is running, its contents were left by a
+killed one."""
 
 
 def check_rates(rates: Sequence[int]) -> tuple[int, ...]:
@@ -172,7 +173,8 @@ def entries_in(cache: Path) -> Iterator[TrackEntry]:
         for track in sorted(folder.iterdir()) if folder.is_dir() else ():
             entry = read_entry(track)
             if entry is not None:
-                # The folder decides: a kill may have come between its move and the entry's.
+                # The place of the folder counts: a kill may have come after it was moved and before its entry was
+                # changed.
                 yield dataclasses.replace(entry, split=split)
 
 

@@ -20,16 +20,16 @@ from .crops import uniforms
 __all__ = ["NO_VARIETY", "Changes", "Variety", "draw_changes", "resample", "rest", "retune"]
 
 TONE = (60.0, 200.0, 600.0, 1800.0, 4000.0, 8000.0)
-"""Frequencies in Hz between which the gains of a tone are interpolated."""
+"""Frequencies in Hz; the gains of a tone change are interpolated between them."""
 
 MARGIN = 0.05
-"""Seconds on both sides of a crop that are read with it where its speed changes: a resampler needs neighbours."""
+"""Seconds of audio that are read on both sides of a crop whose speed changes, as a resampler needs neighbours."""
 
 FADE = 0.05
-"""Seconds in which a stem fades out before it rests, and in again."""
+"""Seconds of a stem's fade before a rest, and of the fade after it."""
 
 SILENT = 0.5
-"""Share of the rests that are silent; the others are quieter."""
+"""Share of the rests that are silent; in the others the stem is only quieter."""
 
 QUIETER = (6.0, 30.0)
 """By how many dB."""
@@ -70,11 +70,11 @@ class Changes:
     """The changes of a batch's items, for the S instruments of a cache."""
 
     speeds: Floats
-    """(items,): how many samples become one."""
+    """(items,): how many input samples become one."""
     gains: Floats
     """(items, S)."""
     tones: Floats
-    """(items, S, len(TONE)): dB; 0 for stems that stay as they are."""
+    """(items, S, len(TONE)): gains in dB; 0 for stems that do not change."""
     rests: Floats
     """(items, S, 3): middle and length in lengths of the item, and gain; gain 1 for stems that do not rest."""
 
