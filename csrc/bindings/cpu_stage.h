@@ -26,7 +26,7 @@ inline int checked_threads(int threads) {
 
 inline const char* storage_type(const Stage& stage) { return stage.stores_bfloat16() ? "bfloat16" : "float32"; }
 
-// A tensor on the CPU of the one dtype, shape and layout that is asked for; -1 stands for any size.
+// A CPU tensor that has this dtype, shape and layout; -1 stands for any size.
 inline Tensor dense_tensor(pybind11::handle tensor, const char* name, const std::vector<std::int64_t>& shape,
                            const std::string& dtype) {
   const Tensor t(tensor, name);
@@ -37,7 +37,7 @@ inline Tensor dense_tensor(pybind11::handle tensor, const char* name, const std:
   return t;
 }
 
-// A tensor on the CPU whose last two axes are frames by channels, in float32 or bfloat16.
+// A CPU tensor whose last two axes are frames and channels, in float32 or bfloat16.
 inline Tensor frames_tensor(pybind11::handle tensor, const char* name, const std::vector<std::int64_t>& shape) {
   const Tensor t(tensor, name);
   t.require_device("cpu", -1);
@@ -67,7 +67,7 @@ inline Share share_of(pybind11::handle tensor, const char* name, std::int64_t n,
   return {reinterpret_cast<float*>(t.data), t.shape[1]};
 }
 
-// Room for `bytes` bytes, or null for None.
+// Memory of `bytes` bytes; null for None.
 inline char* kept_bytes(pybind11::handle tensor, std::int64_t bytes) {
   if (tensor.is_none()) return nullptr;
   const Tensor t(tensor, "kept");

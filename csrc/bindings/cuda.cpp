@@ -42,7 +42,7 @@ device::Type read_type(const Tensor& tensor) {
   tensor.refuse("must be float32, bfloat16 or float64, got " + tensor.type + ".");
 }
 
-// A stage and the device its weights are on.
+// A stage, with the device that holds its weights.
 class BoundStage {
  public:
   BoundStage(device::MakeStage make, const std::string& type, const std::string& precision, const py::dict& sizes,
@@ -147,7 +147,7 @@ class BoundStage {
   int index_ = -1;
 };
 
-// A Python class of its own for each place where stages can be.
+// A separate Python class for each kind of device that runs stages.
 template <class Bound>
 void bind_stage(py::module_& module, const char* name, const char* doc, device::MakeStage make, const char* type) {
   py::class_<Bound>(module, name, doc)

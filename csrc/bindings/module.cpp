@@ -1,5 +1,5 @@
-// The Python module metatasnet_fast._native. Torch-free: tensors are read through their Python attributes and
-// checked here, and every call that computes releases the GIL. One bind_... function per file of this folder.
+// The Python module metatasnet_fast._native. It does not link torch: tensors are read through their Python attributes
+// and checked here, and every call that computes releases the GIL. Each file of this folder has one bind_... function.
 #include <pybind11/pybind11.h>
 
 #include "bindings/bindings.h"

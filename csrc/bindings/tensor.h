@@ -1,4 +1,4 @@
-// A torch tensor, read through its Python attributes and checked; the module knows nothing else of torch.
+// A torch tensor, read through its Python attributes and checked; the module uses nothing else of torch.
 #pragma once
 
 #include <pybind11/stl.h>
@@ -83,14 +83,14 @@ struct Tensor {
       refuse("must have contiguous channels, got strides " + text(strides) + ".");
   }
 
-  // Contiguous channels in rows at multiples of 16 bytes.
+  // Contiguous channels, in rows that start at multiples of 16 bytes.
   void require_frames() const {
     if (empty()) return;
     const std::int64_t vector = type == "bfloat16" ? 8 : 4;
     bool good = shape.back() == 1 || strides.back() == 1;
     for (std::size_t i = 0; i + 1 < shape.size(); ++i) good = good && (shape[i] == 1 || strides[i] % vector == 0);
     if (!good) refuse("must have contiguous channels in rows of 16 bytes, got strides " + text(strides) + ".");
-    constexpr std::int64_t kFurthest = std::int64_t{1} << 23;  // kernels count within 128 rows in 32 bits
+    constexpr std::int64_t kFurthest = std::int64_t{1} << 23;  // kernels count bytes within 128 rows in 32 bits
     if (strides[strides.size() - 2] > kFurthest) refuse("has rows too far apart, got strides " + text(strides) + ".");
     require_aligned();
   }

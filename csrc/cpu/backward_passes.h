@@ -1,8 +1,8 @@
 // The arguments of the backward passes over a tile of frames; see passes.h for the storage of activations.
 //
-// Gradients between passes are float32, those of the widest and the hidden activations have the storage type. Sums over
-// frames go into partials of a tile, which are added in order of the tiles (sum_tiles), or into the gradient of a weight
-// matrix, which one thread adds up tile after tile.
+// Gradients between passes are float32, except that those of the widest and the hidden activations have the storage
+// type. Sums over frames go into a tile's partial sums, which sum_tiles adds in the order of the tiles, or into the
+// gradient of a weight matrix, to which one thread adds tile after tile.
 #pragma once
 
 #include <cstddef>
@@ -11,14 +11,14 @@
 
 namespace metatasnet {
 
-// A group norm of prelu(x), forward: normalised = (prelu(x) - mean) rstd. By channel.
+// A group norm of prelu(x), forward, by channel: normalised = (prelu(x) - mean) rstd.
 struct Normalise {
   const float* mean;
   const float* rstd;
   float slope;
 };
 
-// The same backward: dp = scale dy - offset - factor (prelu(x) - mean), dx = dp prelu'(x). By channel.
+// The same norm backward, by channel: dp = scale dy - offset - factor (prelu(x) - mean), dx = dp prelu'(x).
 struct NormGradient {
   const float* scale;
   const float* mean;
@@ -27,43 +27,43 @@ struct NormGradient {
   float slope;
 };
 
-// Scratch of one thread: each has room for kTile rows of the widest operands.
+// Scratch of one thread: each buffer has room for kTile rows of the widest operands.
 struct Scratch {
   void* rows[2];
   void* units[2];
 };
 
-// A gradient of weights that grows from tile to tile: rows are outputs, columns inputs.
+// A weight gradient that grows from tile to tile: rows are outputs, columns inputs.
 struct WeightSum {
   float* values;
   std::ptrdiff_t ld;
-  bool empty;  // nothing was added yet; what is there is not read
+  bool empty;  // nothing was added yet: the memory holds no values
 };
 
-// Activations as a sum over frames reads them. A unit is four bytes of one channel: one frame in float32, two in
-// bfloat16. Channel c of unit u is at data + (c / Kernels::panel) panel + u unit + (c % Kernels::panel) 4.
+// Activations in the layout that a sum over frames reads. A unit is four bytes of one channel: one frame in float32,
+// two in bfloat16. Channel c of unit u is at data + (c / Kernels::panel) panel + u unit + (c % Kernels::panel) 4.
 struct Units {
   const char* data;
   std::ptrdiff_t panel;
   std::ptrdiff_t unit;
 };
 
-// Room for units that follow each other within a panel.
+// Memory for units that follow each other within a panel.
 struct UnitsRoom {
   char* data;
   std::ptrdiff_t panel;
 };
 
-// One instrument's share of a MaskTailGradientArgs.
+// One instrument's part of a MaskTailGradientArgs.
 struct MaskTailOperand {
-  const void* kept;  // what mask_output kept: values before its PReLU
+  const void* kept;  // values that mask_output kept: those before its PReLU
   Source gradient;   // the masked latent's gradient
   const float* mean;
-  const float* scale;  // scale of the norm in front of the softmax, weights included
+  const float* scale;  // scale of the norm before the softmax, weights included
   const float* shift;
   const float* rstd;
   void* normed;  // the gradient of the norm's output, in the storage type
-  float* sums;   // [2][ld]: of normed, and of normed times the normalised values
+  float* sums;   // [2][ld]: sums of the norm's gradient, and of its product with the normalised values
 };
 
 // Compute the gradients of the softmax's inputs, and the masks' part of the latent's gradient, from those of the masked
@@ -94,12 +94,12 @@ struct MaskOutputGradientArgs {
   float* input_gradient;
   std::ptrdiff_t ld_input_gradient;
   WeightSum sum;
-  float* column_sums;  // sums of the gradient behind the norm; added to unless sum.empty
+  float* column_sums;  // sums of the gradient after the norm; added to unless sum.empty
   float* slope_sum;
   Scratch scratch;
 };
 
-// gradient = dx of a norm of prelu(kept), from dy.
+// gradient = dx of a norm of prelu(kept), computed from dy.
 struct NormGradientArgs {
   int rows;
   int channels;
@@ -125,7 +125,7 @@ struct NormSumsArgs {
   float* sums;  // [2][ld_kept]
 };
 
-// Weights' gradient of the convolution behind a norm: sum over frames of gradient (x) normalised values.
+// Weight gradient of the convolution after a norm: sum over frames of gradient (x) normalised values.
 struct MixGradientArgs {
   int rows;
   const float* gradient;
@@ -155,8 +155,8 @@ struct HiddenGradientArgs {
   Scratch scratch;
 };
 
-// Sums from which the gradients of the taps and of the norm in front of them are made: for each tap the sum of dv where
-// it is in range, and of dv times the normalised values.
+// Sums for the gradients of the taps and of the norm before them: for each tap the sum of dv over the frames where the
+// tap is inside the signal, and the sum of dv times the normalised values.
 struct DepthwiseSumsArgs {
   std::int64_t frames;
   std::int64_t first;
@@ -170,7 +170,8 @@ struct DepthwiseSumsArgs {
   float* sums;  // [3][2][ld]
 };
 
-// The depthwise convolution's input and conv1d: gradient of its weights, and x_gradient += that of its input.
+// The depthwise convolution's input and conv1d: compute the gradient of conv1d's weights, and add that of its input to
+// x_gradient.
 struct BlockGradientArgs {
   std::int64_t frames;
   std::int64_t first;
@@ -192,7 +193,7 @@ struct BlockGradientArgs {
   Scratch scratch;
 };
 
-// Weights' gradient of the input convolution.
+// Weight gradient of the input convolution.
 struct InputWeightGradientArgs {
   int rows;
   int outputs;
@@ -217,7 +218,7 @@ struct InputGradientOperand {
   float* slope_sum;
 };
 
-// The input convolution's share of the gradients of the latents.
+// The input convolution's part of the gradients of the latents.
 struct InputGradientArgs {
   int rows;
   int instruments;
@@ -250,7 +251,7 @@ struct CombineArgs {
   float* shift_gradient;
 };
 
-// A tile of the encoder backward. Its activations and gradients also become units.
+// A tile of the encoder backward. Its activations and gradients are also written as units.
 struct EncodeGradientArgs {
   int rows;
   Source gradient;  // the latent's gradient
@@ -263,12 +264,12 @@ struct EncodeGradientArgs {
   const PackedMatrix* bottleneck_2;
   const void* signal;  // operands; the longest filter's window of the tile's first frame begins here
   int stride;
-  void* bank_rows;  // null, or where the filter bank's gradient goes, operands in rows of ld_bank
+  void* bank_rows;  // null, or destination of the filter bank's gradient, operands in rows of ld_bank
   UnitsRoom latent_gradient, wide_gradient, bank_gradient, wide, bank, window;
   Scratch scratch;
 };
 
-// A tile of the decoder backward, likewise.
+// A tile of the decoder backward. Its activations and gradients are also written as units.
 struct DecodeGradientArgs {
   int rows;
   Source latent;
@@ -285,7 +286,7 @@ struct DecodeGradientArgs {
   Scratch scratch;
 };
 
-// Some panels of the gradient of the spectrogram's share, from that of the frames of a tile that interpolate it.
+// Compute some panels of the gradient of the spectrogram's share, from that of the tile's frames, which interpolate it.
 struct MelGradientArgs {
   int rows;
   UnitsRoom gradient;
@@ -297,7 +298,7 @@ struct MelGradientArgs {
   std::ptrdiff_t ld_mel;
 };
 
-// Part of a weight gradient: a sum over units of `rows` (x) `columns`.
+// Part of a weight gradient: the sum over units of `rows` (x) `columns`.
 struct WeightGradientArgs {
   Units rows;
   int row_panels;
@@ -322,12 +323,12 @@ struct CosineArgs {
   std::int64_t frames, first, last;
   int channels;
   int items, instruments;
-  int carried;         // 1: the first item is there as the next one's neighbour only; 0: the last is the first's
+  int carried;         // 1: item 0 is only a neighbour of item 1; 0: the last item is that of item 0
   const Source* rows;  // [item][instrument], at frame 0
   const float* mask;   // [item][instrument]
   float* norms;        // scratch, [item][instrument]
   float* factors;      // scratch, likewise
-  double* sums;        // written: pairs of instruments, neighbouring items
+  double* sums;        // written: the sums over pairs of instruments, and over neighbouring items
   float on_pairs, on_neighbours;  // gradients of the two sums
   float* scratch;                 // [instruments][ld]
   void* gradient;                 // (items, instruments, frames, ld) in the storage type
@@ -341,16 +342,16 @@ struct ExpandArgs {
   const float* hidden;  // [width][instruments]
   const float* kernel;  // [outputs][width]
   const float* bias;    // [outputs]; not read backward
-  float* out;           // [instruments][outputs]; backward its gradient, which is read
+  float* out;           // [instruments][outputs]; in the backward pass its gradient, which is read
   float* kernel_gradient;
   float* bias_gradient;
-  double* hidden_gradient;  // written, [width][instruments]: the share of these outputs
+  double* hidden_gradient;  // written, [width][instruments]: the part that these outputs add
   float* scratch;           // 2 [width][kExpanded]
 };
 
 constexpr int kExpanded = 64;  // outputs at once
 
-// The sum of the tiles' partials, in order and in float64.
+// Add the tiles' partial sums, in order and in float64.
 struct SumTilesArgs {
   const float* partials;  // [tile][count]
   int tiles;

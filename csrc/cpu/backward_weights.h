@@ -1,4 +1,4 @@
-// The weights of a stage as its backward passes read them: dy W instead of x W^T.
+// The weights of a stage in the layout that its backward passes read: for dy W instead of x W^T.
 #pragma once
 
 #include <vector>
@@ -12,7 +12,7 @@ struct BackwardInstrument {
   Constant latent, partial;  // in_conv, by what it reads
   Constant mask_output;
   std::vector<Constant> conv;  // one for each block
-  std::vector<Constant> mix;   // one for each block: what follows from the residual's gradients (not in the last), then the skip's
+  std::vector<Constant> mix;   // per block: panels for the residual's gradient (not in the last), then the skip's
 };
 
 struct BackwardWeights {

@@ -14,7 +14,7 @@ namespace metatasnet {
 
 constexpr std::size_t kHugePage = std::size_t{2} << 20;
 
-// Ask for huge pages for what is about to be written: fewer page faults, fewer misses in the translation of addresses.
+// Ask for huge pages for memory that is written next: fewer page faults and fewer TLB misses.
 inline void prefer_huge_pages(void* memory, std::size_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   const std::uintptr_t begin = (reinterpret_cast<std::uintptr_t>(memory) + kHugePage - 1) / kHugePage * kHugePage;
@@ -26,7 +26,7 @@ inline void prefer_huge_pages(void* memory, std::size_t bytes) {
 #endif
 }
 
-// Uninitialised memory on cache-line boundaries, on huge pages where it is large and the system has them.
+// Uninitialised memory on cache-line boundaries; if it is large, on huge pages where the system has them.
 class Buffer {
  public:
   Buffer() = default;

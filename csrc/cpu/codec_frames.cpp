@@ -8,7 +8,7 @@
 namespace metatasnet {
 namespace {
 
-constexpr int kTaskTiles = 6;  // tiles that one thread adds in a row; only their outer frames are computed twice
+constexpr int kTaskTiles = 6;  // tiles that one thread adds in a row; only frames at their ends are computed twice
 
 }  // namespace
 
@@ -34,7 +34,7 @@ void overlapping(const Stage& stage, std::int64_t n, std::int64_t samples, float
                  const std::function<void(int)>& prepare, const std::function<void(const OverlapTile&)>& add) {
   const StageSizes& s = stage.sizes();
   const std::int64_t frames = samples / s.W;
-  const std::int64_t halo = (s.padding() + s.W - 1) / s.W;  // frames on either side that reach into a frame's samples
+  const std::int64_t halo = (s.padding() + s.W - 1) / s.W;  // frames on each side that overlap a frame's samples
   const std::int64_t computed = std::max<std::int64_t>(kTaskTiles, (8 * halo + kTile - 1) / kTile) * kTile;
   const std::int64_t useful = computed - 2 * halo, tasks = (frames + useful - 1) / useful;
   const std::int64_t window = window_of(s, computed);
@@ -58,7 +58,7 @@ void overlapping(const Stage& stage, std::int64_t n, std::int64_t samples, float
                  sums + (first - from) * s.W});
           }
           const float* result = sums + (begin - from) * s.W + s.padding();
-          const std::int64_t last = end == frames ? samples : end * s.W;  // the last filters reach behind the last frame
+          const std::int64_t last = end == frames ? samples : end * s.W;  // the last filters extend beyond the last frame
           std::copy(result, result + last - begin * s.W, signal + item * samples + begin * s.W);
         }
       });

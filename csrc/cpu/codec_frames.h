@@ -8,7 +8,7 @@
 
 namespace metatasnet {
 
-// Where the spectrogram is interpolated for the frames of a tile, corners aligned.
+// Positions in the spectrogram at which the frames of a tile interpolate it, corners aligned.
 struct Interpolation {
   std::int64_t frame[kTile], next[kTile];
   float weight[kTile];
@@ -16,16 +16,17 @@ struct Interpolation {
   Interpolation(std::int64_t first, int rows, std::int64_t frames, std::int64_t mel_frames);
 };
 
-// The windows of a tile's frames overlap: this many samples hold them all, and whole panels of the last one.
+// The windows of a tile's frames overlap. This is how many samples hold them all, with whole panels for the last
+// window.
 inline std::int64_t window_of(const StageSizes& s, std::int64_t frames) {
   return frames * s.W + s.longest() + kChannels;
 }
 
-// values[first, first + count), zero outside [0, length).
+// Return values[first, first + count), with zeros outside [0, length).
 void copy_padded(const float* values, std::int64_t length, std::int64_t first, std::int64_t count, float* to);
 
-// A tile of frames that some thread adds to samples. Neighbouring tasks add the same frames where these overlap; each
-// frame belongs to one task, in which it lies in [begin, end).
+// A tile of frames that one thread adds to samples. Neighbouring tasks both compute the frames that overlap their
+// border; but each frame belongs to only one task, the one in which it lies in [begin, end).
 struct OverlapTile {
   int member;
   std::int64_t item, first, begin, end;
@@ -33,8 +34,8 @@ struct OverlapTile {
   float* samples;  // the window of the tile's first frame begins here
 };
 
-// Write signal (n, samples), the sum of overlapping frames; samples / W = frames. `prepare` is told the number of
-// threads, `add` adds a tile's frames.
+// Write signal (n, samples), the sum of overlapping frames; there are samples / W frames. `prepare` gets the number of
+// threads; `add` adds a tile's frames.
 void overlapping(const Stage& stage, std::int64_t n, std::int64_t samples, float* signal, int threads,
                  const std::function<void(int)>& prepare, const std::function<void(const OverlapTile&)>& add);
 

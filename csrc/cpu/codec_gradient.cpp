@@ -1,8 +1,9 @@
 // Encoder and decoder backward over all items and tiles.
 //
-// The weights' gradients are as large as the activations of hundreds of frames, so they are not summed by each thread:
-// all threads first make the gradients of a segment of some groups of tiles, then each adds up its own part of the
-// weights over these frames. A sum always takes whole groups in order, however long the segments.
+// The weight gradients are as large as the activations of hundreds of frames, so threads do not sum into copies of
+// their own. Instead, all threads first compute the gradients of a segment, which is some groups of tiles; then each
+// adds up its own part of the weights over the segment's frames. A sum always takes whole groups in order, so the
+// length of the segments does not change it.
 #include <algorithm>
 #include <functional>
 #include <memory>
@@ -17,7 +18,7 @@ namespace metatasnet {
 namespace {
 
 constexpr int kGroupTiles = 4;
-constexpr int kColumnPanels = 4;  // panels of a weight gradient that one thread adds up in sequence, because they share a factor
+constexpr int kColumnPanels = 4;  // panels of a weight gradient that one thread adds up, as they share a factor
 
 class Segments {
  public:
@@ -58,7 +59,7 @@ class Segments {
       products_.push_back({rows, 0, units_[rows].panels, columns, first, std::min(panels, first + kColumnPanels), gradient, ld});
   }
 
-  // The same where each panel of rows only needs the columns [begin, end) that range(its channels) gives.
+  // The same, where each panel of rows needs only the columns [begin, end) that range(its channels) gives.
   template <class RangeOf>
   void add_banded(int rows, int columns, float* gradient, std::ptrdiff_t ld, RangeOf range) {
     for (int p = 0; p < units_[rows].panels; ++p) {
@@ -69,7 +70,8 @@ class Segments {
 
   int panels_of(int channels) const { return (channels + kernels_.panel - 1) / kernels_.panel; }
 
-  // make(member, tile) fills the units of a tile; more(ticket, tiles of a segment) is called for `tickets` tickets.
+  // make(member, tile) fills the units of a tile; then more(ticket, tiles of a segment) is called for each of `tickets`
+  // tickets.
   template <class Make, class More>
   void run(int threads, const std::function<void(int)>& prepare, Make make, std::int64_t tickets, More more) {
     std::vector<std::unique_ptr<Tickets>> tile_tickets, sum_tickets;
@@ -186,7 +188,7 @@ void Stage::encode_gradient(const EncodeCall& call, int threads) const {
   const auto* kept_bank = static_cast<const char*>(call.kept);
   const char* kept_wide = kept_bank + call.n * frames * layout.ld_bank * passes.storage_size;
   const int ld = static_cast<int>(latent_ld());
-  // The filter bank's gradient is kept whole only where the signal's is asked for.
+  // The filter bank's gradient is kept whole only if the signal's gradient is needed.
   Block bank_rows;
   if (call.signal_gradient) {
     bank_rows = pool_->take(static_cast<std::size_t>(call.n * frames + kTile) * layout.ld_bank * passes.operand_size);

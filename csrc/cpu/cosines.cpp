@@ -10,7 +10,7 @@ namespace {
 
 constexpr std::int64_t kFrames = 16;  // frames that one thread processes at once
 
-// run(args, number of the piece) for pieces of the frames, on several threads.
+// Call run(args, number of the piece) for pieces of the frames, on several threads.
 template <class Run>
 void each_piece(const CosineCall& call, int threads, Run run) {
   const std::int64_t pieces = (call.frames + kFrames - 1) / kFrames;

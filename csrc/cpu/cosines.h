@@ -5,7 +5,7 @@
 
 namespace metatasnet {
 
-// The inputs of both forward and backward.
+// The inputs of the forward and the backward pass.
 struct CosineCall {
   std::int64_t items, frames;
   int instruments, carried;  // see CosineArgs
@@ -17,10 +17,11 @@ struct CosineSums {
   double pairs, neighbours;
 };
 
-// The same bits for every number of threads.
+// The result has the same bits for every number of threads.
 CosineSums cosine_sums(const Kernels& kernels, const CosineCall& call, int threads);
 
-// The latents' gradient (items, instruments, frames, padded(channels)), in bfloat16 or float32, from that of the sums.
+// The latents' gradient (items, instruments, frames, padded(channels)), in bfloat16 or float32, computed from that of
+// the sums.
 void cosine_gradient(const Kernels& kernels, const CosineCall& call, const CosineSums& gradient, bool bfloat16,
                      void* latents_gradient, int threads);
 

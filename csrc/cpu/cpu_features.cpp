@@ -23,7 +23,7 @@ struct Registers {
   std::uint32_t eax = 0, ebx = 0, ecx = 0, edx = 0;
 };
 
-// All zero where the processor does not know the leaf.
+// All zero if the processor does not know the leaf.
 Registers cpuid(std::uint32_t leaf, std::uint32_t subleaf) {
   Registers r;
 #if defined(_MSC_VER)
@@ -41,7 +41,7 @@ Registers cpuid(std::uint32_t leaf, std::uint32_t subleaf) {
   return r;
 }
 
-// Only defined where CPUID reports OSXSAVE.
+// Defined only if CPUID reports OSXSAVE.
 std::uint64_t xcr0() {
 #if defined(_MSC_VER)
   return _xgetbv(0);
@@ -56,7 +56,7 @@ bool bit(std::uint32_t word, int position) { return (word >> position) & 1u; }
 
 CpuFeatures detect() {
   constexpr std::uint64_t avx_state = 0x6;          // XMM and YMM
-  constexpr std::uint64_t avx512_state = 0xe6;      // AVX2's, and opmask, upper ZMM, ZMM16-31
+  constexpr std::uint64_t avx512_state = 0xe6;      // the state of AVX2, then opmask, upper ZMM and ZMM16-31
   constexpr std::uint64_t tile_state = 0x60000;     // TILECFG and TILEDATA
   CpuFeatures f;
   const Registers basic = cpuid(1, 0);

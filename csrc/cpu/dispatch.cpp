@@ -38,7 +38,7 @@ namespace {
 
 struct Candidate {
   const Kernels* kernels;
-  std::string reason;  // why it is not usable here; empty if it is
+  std::string reason;  // why it is not usable here; empty if it is usable
 };
 
 #if METATASNET_HAS_AMX_BF16 || METATASNET_HAS_AVX512_BF16 || METATASNET_HAS_AVX512 || METATASNET_HAS_AVX2

@@ -22,7 +22,7 @@ std::vector<Job> jobs_of(const std::vector<GeneratedLayer>& layers) {
   return jobs;
 }
 
-// run(args, number of the job) for each job, on several threads.
+// Call run(args, number of the job) for each job, on several threads.
 template <class Run>
 void each_job(const std::vector<Job>& jobs, const std::vector<GeneratedLayer>& layers, int instruments, int width,
               int threads, Run run) {

@@ -8,8 +8,8 @@
 
 namespace metatasnet {
 
-// out (instruments, outputs) = bias + kernel (outputs, width) times hidden (width, instruments). Backward `out` is the
-// gradient that is read, and the gradients are written.
+// out (instruments, outputs) = bias + kernel (outputs, width) times hidden (width, instruments). In the backward pass
+// `out` is the gradient that is read, and the other gradients are written.
 struct GeneratedLayer {
   std::int64_t outputs;
   const float* hidden;
@@ -20,7 +20,7 @@ struct GeneratedLayer {
   float* hidden_gradient;
 };
 
-// The same bits for every number of threads.
+// The result has the same bits for every number of threads.
 void expand(const Kernels& kernels, const std::vector<GeneratedLayer>& layers, int instruments, int width, int threads);
 void expand_gradient(const Kernels& kernels, const std::vector<GeneratedLayer>& layers, int instruments, int width,
                      int threads);

@@ -14,8 +14,8 @@ struct Affine {
   explicit Affine(int channels) : scale(padded(channels)), mean(padded(channels)), shift(padded(channels)) {}
 };
 
-// Group norm (biased variance) from the moments of its channels, each over `frames` values; its statistics are kept where
-// `kept` is not null.
+// Group norm (biased variance) from the moments of its channels, each over `frames` values. Stores its statistics in
+// `kept` unless that is null.
 void group_norm(const double* mean, const double* m2, std::int64_t frames, int channels, const NormWeights& weights,
                 Affine& out, GroupStatistics* kept);
 

@@ -59,7 +59,7 @@ struct KeptCodec {
         ld_latent(operand_ld(stage.sizes().N, passes.operand_size)),
         ld_wide(operand_ld(stage.sizes().wide(), passes.operand_size)) {}
 
-  int ld_bank, ld_latent, ld_wide;  // elements from frame to frame, here as in the passes' scratch
+  int ld_bank, ld_latent, ld_wide;  // elements from frame to frame, here and in the passes' scratch
 };
 
 }  // namespace metatasnet

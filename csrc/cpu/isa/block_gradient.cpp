@@ -114,7 +114,7 @@ void depthwise_sums(const DepthwiseSumsArgs& a) {
     Vec plain[3][kVectors] = {}, product[3][kVectors] = {};
     const auto* kept = static_cast<const Storage*>(a.kept) + column;
     const auto* hidden = static_cast<const Storage*>(a.hidden) + column;
-    // Tap k of frame t + (1 - k) d reads frame t.
+    // Tap k of output frame t + (1 - k) d reads frame t.
     each_frame(a.first, a.rows, a.frames, a.dilation, [&](auto earlier, auto later, std::int64_t t) METATASNET_INLINE_LAMBDA {
       const std::ptrdiff_t at = t * a.ld, reach = static_cast<std::ptrdiff_t>(a.dilation) * a.ld;
 #pragma GCC unroll 2

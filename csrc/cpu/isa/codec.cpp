@@ -1,4 +1,4 @@
-// Encoder and decoder, tile by tile: the frames and the wide activations between the products stay in the cache.
+// Encoder and decoder, tile by tile: frames and wide activations stay in the cache between the products.
 //
 // Source: Samuel et al. 2020, section 2.3; original model/encoder.py and model/decoder.py.
 #include "cpu/isa/epilogue.h"
@@ -34,7 +34,7 @@ struct ReluToOperand : Plain {
   }
 };
 
-// The interpolation of the spectrogram's share commutes with the convolution, so it is added here, before the ReLU.
+// Interpolating the spectrogram's share commutes with the convolution, so the share is added here, before the ReLU.
 template <class Mode>
 struct AddMelRelu : Plain {
   const EncodeArgs& args;
@@ -85,7 +85,8 @@ struct Store : Plain {
   }
 };
 
-// Frames overlap in the signal: rows in order, so that every sample is summed in the same order whatever the tile.
+// Frames overlap in the signal. Rows are added in order, so that every sample is summed in the same order, whatever the
+// tile.
 struct OverlapAdd : Plain {
   float* signal;
   std::ptrdiff_t stride;

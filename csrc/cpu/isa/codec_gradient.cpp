@@ -1,5 +1,5 @@
-// Encoder and decoder backward, tile by tile: the gradients of activations, and all activations as units, from which
-// outer() makes the gradients of weights over many tiles.
+// Encoder and decoder backward, tile by tile: compute the gradients of activations, and write all activations as units,
+// from which outer() makes the gradients of weights over many tiles.
 //
 //   encoder:  dh = (W_2^T dlatent) where h > 0;  dmel, dbank = (W_1^T dh) where bank > 0;  dsignal: overlap-add
 //   decoder:  dwide = (filters dsignal) where wide > 0;  dlatent = W dwide
@@ -9,7 +9,7 @@
 namespace metatasnet::METATASNET_ISA {
 namespace {
 
-// A product where `kept` is positive, as operands.
+// A product, set to zero except where `kept` is positive, as operands.
 template <class Mode>
 struct Gate {
   typename Mode::Operand* out;
@@ -35,7 +35,7 @@ struct Gate {
   METATASNET_INLINE void end(int) {}
 };
 
-// Rows of operands as units, panel by panel.
+// Write rows of operands as units, panel by panel.
 METATASNET_INLINE void put_units(const float* rows, int count, std::ptrdiff_t ld, int channels, const UnitsRoom& to) {
   for (int p = 0; p < panels_of(channels); ++p) {
     auto* out = reinterpret_cast<float*>(to.data + p * to.panel);
@@ -102,7 +102,7 @@ void decode_gradient(const DecodeGradientArgs& a) {
   put_units(static_cast<const Operand*>(a.signal), a.rows, a.stride, a.longest, a.window);
 }
 
-// The interpolation's transpose: each frame's gradient goes to the two STFT frames that it lies between.
+// The transpose of the interpolation: each frame's gradient goes to the two STFT frames on both sides of it.
 template <class Mode>
 void mel_gradient(const MelGradientArgs& a) {
   constexpr int kValues = Arithmetic<typename Mode::Operand>::kValues;

@@ -17,9 +17,9 @@ METATASNET_INLINE void store_first(float* p, Vec v, int n) {
 
 }  // namespace
 
-// Add up the parts of a weight gradient; where a norm is folded into the weights, make the gradients of W and of the
-// norm's scale and shift from it. One thread does a whole column, so its sums have a fixed order. Bytes: the parts, W and
-// dW once.
+// Add up the parts of a weight gradient. If a norm is folded into the weights, also make the gradients of W and of the
+// norm's scale and shift. One thread does a whole column, so its sums have a fixed order. Bytes: the parts, W and dW
+// once.
 void combine(const CombineArgs& a) {
   for (int c = a.first; c < a.last; c += kLanes) {
     const int valid = a.inputs - c;

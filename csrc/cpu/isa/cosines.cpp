@@ -24,7 +24,7 @@ METATASNET_INLINE Vec magnitude(Vec v) { return (Vec)((UVec)v & 0x7fffffffu); }
 
 METATASNET_INLINE float longest_of(float norm) { return norm < kShortest ? kShortest : norm; }  // a NaN stays one
 
-// Rows come as (item, instrument); items in front of `carried` are the neighbours of others only.
+// Rows come as (item, instrument). Items before `carried` only serve as neighbours of others.
 METATASNET_INLINE int before(const CosineArgs& a, int item) { return item ? item - 1 : a.carried ? -1 : a.items - 1; }
 METATASNET_INLINE int behind(const CosineArgs& a, int item) {
   return item + 1 < a.items ? item + 1 : a.carried ? -1 : 0;
@@ -67,7 +67,7 @@ void cosines(const CosineArgs& a) {
   a.sums[1] = neighbours;
 }
 
-// Reads the latents three times, of which twice from the caches, and writes their gradient.
+// Reads the latents three times, two of them from the caches, and writes their gradient.
 template <class Mode>
 void cosines_gradient(const CosineArgs& a) {
   using Storage = typename Mode::Storage;

@@ -8,7 +8,7 @@
 
 namespace metatasnet::METATASNET_ISA {
 
-// Bias of a panel's columns; a null pointer is no bias.
+// Bias of a panel's columns; null means no bias.
 struct PanelBias {
   const float* values;
   Vec of[kVectors];
@@ -18,14 +18,15 @@ struct PanelBias {
   }
 };
 
-// out = prelu(product + bias) as stored, with the moments of its columns. In training also the value before the PReLU:
-// the result then comes from what is kept, and is rounded likewise, so that the backward pass finds the very values that
-// the norm's statistics are of. (Where these hardly vary, another rounding would be many of their deviations away.)
+// out = prelu(product + bias), as stored, with the moments of its columns. In training the value before the PReLU is
+// stored, too. The result is then computed from that stored, rounded value, as the backward pass will compute it, so
+// that its values match the norm's statistics exactly. (If the values hardly vary, a different rounding would differ by
+// many of their standard deviations.)
 template <class T, class Kept = T>
 struct Activate {
   T* out;
   Kept* kept;
-  std::ptrdiff_t ld;  // distance of the rows of both
+  std::ptrdiff_t ld;  // distance of the rows of both outputs
   PanelBias bias;
   Vec slope;
   Moments moments;

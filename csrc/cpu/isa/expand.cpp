@@ -1,7 +1,7 @@
 // The generated layers: from each instrument's few hidden values to its weights, forward and backward.
 //
-// Bytes per output: width + 1 + I floats read or written forward, twice that backward; FLOPs 2 I width forward, 4 I width
-// backward. The kernel's rows are short, so a block of them is turned round in the cache first.
+// Bytes per output: width + 1 + I floats read or written forward, twice that backward; FLOPs 2 I width forward, 4 I
+// width backward. The kernel's rows are short, so a block of them is transposed in the cache first.
 //
 // Source: Samuel et al. 2020, section 2.2; original model/conv1d.py.
 #include "cpu/isa/modes.h"
@@ -15,7 +15,7 @@ METATASNET_INLINE int block_of(const ExpandArgs& a, std::int64_t o) {
   return a.last - o < kExpanded ? static_cast<int>(a.last - o) : kExpanded;
 }
 
-// columns[e][j] = kernel[o + j][e]; zeros behind the last output.
+// columns[e][j] = kernel[o + j][e]; zeros after the last output.
 METATASNET_INLINE void turn(const ExpandArgs& a, std::int64_t o, int count, float* columns) {
   const float* kernel = a.kernel + o * a.width;
   for (int e = 0; e < a.width; ++e) {

@@ -1,13 +1,13 @@
-// Packing of weights, with a group norm folded in where one comes before the convolution.
+// Packs weights. If a group norm comes before the convolution, it is folded into them.
 //
-// The bias takes the mean's share from the ROUNDED weights, those that will multiply the activations: with the exact
-// ones bfloat16 would lose an order of magnitude on signals whose mean is large beside their deviation.
+// The mean's part of the bias is computed with the ROUNDED weights, which will multiply the activations. With the exact
+// weights bfloat16 would lose an order of magnitude on signals whose mean is large compared with their deviation.
 #include "cpu/isa/modes.h"
 
 namespace metatasnet::METATASNET_ISA {
 namespace {
 
-// Row `k` of a panel times the norm's scale, rounded as the operand type rounds; its share of the bias is added.
+// Row `k` of a panel times the norm's scale, rounded to the operand type; also adds its part of the bias.
 template <class Mode>
 METATASNET_INLINE Vec folded_row(const FoldArgs& a, const float* weights, int k, Vec& bias) {
   typename Mode::Operand stored[kLanes];
@@ -57,7 +57,7 @@ void to_operands(const float* values, std::int64_t count, void* operands) {
   __builtin_memcpy(out + i, lanes, sizeof(*out) * static_cast<std::size_t>(count - i));
 }
 
-// Any matrix into panels: `k` by `k` where columns are neighbours in memory, else column by column.
+// Packs any matrix into panels: `k` by `k` if columns are neighbours in memory, else column by column.
 template <class Mode>
 void pack(const PackArgs& a) {
   constexpr int kValues = sizeof(float) / sizeof(typename Mode::Operand);

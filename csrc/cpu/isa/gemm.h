@@ -1,4 +1,4 @@
-// The matrix product under every pass: rows of frames times packed weights, in register tiles, with a fused epilogue.
+// The matrix product inside every pass: rows of frames times packed weights, in register tiles, with a fused epilogue.
 //
 //   C[r, p * kPanel + j] = sum_k A[r, k] W[k, p * kPanel + j]
 //
@@ -16,7 +16,7 @@
 
 namespace metatasnet::METATASNET_ISA {
 
-// How one operand type multiplies. A unit is the four bytes that are broadcast: one float or two bfloat16.
+// How one operand type is multiplied. A unit is the four bytes that are broadcast: one float or two bfloat16.
 template <class Operand>
 struct Arithmetic;
 
@@ -48,7 +48,7 @@ struct Arithmetic<bfloat16> {
 
 constexpr int kBlock = 192;
 
-// Ask for a register tile's place in memory while its product is being computed.
+// Prefetch a register tile's place in memory while its product is being computed.
 template <int kTileRows, class T>
 METATASNET_INLINE void prefetch_tile(const T* at, std::ptrdiff_t ld) {
 #pragma GCC unroll 16
@@ -57,11 +57,11 @@ METATASNET_INLINE void prefetch_tile(const T* at, std::ptrdiff_t ld) {
       __builtin_prefetch(reinterpret_cast<const char*>(at + i * ld) + line, 1);
 }
 
-// Asks for the rows behind a tile, some lines at a time, while the tile is worked on: passes read activations panel by
-// panel, each row of it a line or two, too sparse a pattern for the hardware.
+// Prefetches the rows after a tile, a few cache lines at a time, while the tile is computed. Passes read activations
+// panel by panel, a line or two of each row, and this pattern is too sparse for the hardware prefetcher.
 class Ahead {
  public:
-  // The rows behind some that take so many bytes.
+  // The rows that follow some rows of so many bytes.
   METATASNET_INLINE void add(const void* rows, std::ptrdiff_t bytes) {
     at_[count_] = static_cast<const char*>(rows) + bytes;
     end_[count_++] = static_cast<const char*>(rows) + 2 * bytes;
@@ -81,8 +81,8 @@ class Ahead {
   int count_ = 0, current_ = 0;
 };
 
-// Weights that exceed the second-level cache are asked for while the block before them is multiplied, and not to be left
-// in that cache: the tile's operands are to stay there.
+// Weights that exceed the second-level cache are prefetched while the block before them is multiplied, with a hint not
+// to stay in that cache, which is meant for the tile's operands.
 constexpr std::int64_t kStreamed = std::int64_t{1} << 20;
 
 METATASNET_INLINE bool streamed(const PackedMatrix& w) {
@@ -96,7 +96,7 @@ METATASNET_INLINE void prefetch_weights(const char* at, std::ptrdiff_t bytes) {
 template <int kTileRows>
 using Accumulators = Vec[kTileRows][kVectors];
 
-// acc += A W over `units` of k. Four pointers and one stride address twelve rows, so that none of them is spilled.
+// acc += A W over `units` of k. Four pointers and one stride address twelve rows, so that no register is spilled.
 template <class Operand>
 METATASNET_INLINE void multiply(Accumulators<kRows>& acc, const char* a, std::ptrdiff_t lda, const float* w, int units) {
   using M = Arithmetic<Operand>;
@@ -121,10 +121,10 @@ METATASNET_INLINE void multiply(Accumulators<kRows>& acc, const char* a, std::pt
   }
 }
 
-// All panels of W in [first, last) for `rows` frames at `a` (readable up to a multiple of kRows).
+// Computes all panels of W in [first, last) for `rows` frames at `a` (readable up to a multiple of kRows).
 //
-// `epilogue` is told about each panel (begin), receives its register tiles in order of rows (tile) and may conclude
-// (end).
+// `epilogue` is called for each panel: begin at its start, tile with its register tiles in the order of rows, end at
+// its end.
 template <class Operand, class Epilogue>
 METATASNET_INLINE void gemm(const Operand* a, std::ptrdiff_t lda, int rows, const PackedMatrix& w, int first, int last,
                             Epilogue& epilogue) {

@@ -45,7 +45,8 @@ METATASNET_INLINE void store_sums(TileSums* sums) {
   _tile_stored(3, &sums[1][0][1], kPanelBytes);
 }
 
-// The sums += A W over `units` of k, a multiple of kTileUnits. Both of the frames' tiles are read, whatever they hold.
+// The sums += A W over `units` of k, a multiple of kTileUnits. Both tiles of frames are always read, even if only one
+// holds valid frames.
 METATASNET_INLINE void multiply_tiles(const char* a, std::ptrdiff_t stride, const float* w, int units) {
   for (int u = 0; u < units; u += kTileUnits, a += kTileBytes, w += kTileUnits * kPanel) {
     const char* below = a + kTileHeight * stride;
@@ -64,11 +65,11 @@ METATASNET_INLINE void multiply_tiles(const char* a, std::ptrdiff_t stride, cons
   }
 }
 
-// The last units of k, fewer than a tile has, with zeros behind them.
+// The last units of k, fewer than a tile has, followed by zeros.
 struct Remainder {
   alignas(64) float frames[kTile][kTileUnits];
   alignas(64) float weights[kTileUnits][kPanel];
-  int first = -1, units = 0;  // which units of the frames are held
+  int first = -1, units = 0;  // the units of the frames that are held
 
   METATASNET_INLINE void take(const char* a, std::ptrdiff_t stride, int rows, int begin, int count) {
     if (begin == first && count == units) return;
@@ -87,7 +88,7 @@ struct Remainder {
   }
 };
 
-// As the other gemm(); `a` is readable up to a multiple of kBlockRows.
+// As the other gemm(), but `a` is readable up to a multiple of kBlockRows.
 template <class Epilogue>
 METATASNET_INLINE void gemm(const bfloat16* a, std::ptrdiff_t lda, int rows, const PackedMatrix& w, int first, int last,
                             Epilogue& epilogue) {
@@ -95,7 +96,7 @@ METATASNET_INLINE void gemm(const bfloat16* a, std::ptrdiff_t lda, int rows, con
   alignas(64) TileSums sums[kTile / kTileHeight];
   Remainder remainder;
   const int readable = (rows + kBlockRows - 1) / kBlockRows * kBlockRows;
-  int waiting_panel = -1, waiting_row = 0;  // the block whose epilogue is still to come
+  int waiting_panel = -1, waiting_row = 0;  // the block whose epilogue has not run yet
   const auto conclude = [&] {
     if (waiting_panel < 0) return;
     if (waiting_row == 0) epilogue.begin(waiting_panel);

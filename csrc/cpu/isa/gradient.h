@@ -12,7 +12,7 @@ constexpr int units_in(int frames) {
   return (frames + Arithmetic<Operand>::kValues - 1) / Arithmetic<Operand>::kValues;
 }
 
-// Rows of operands as units: where they are in float32, else with two frames interleaved in `scratch`.
+// Rows of operands as units: in place for float32, else with two frames interleaved in `scratch`.
 METATASNET_INLINE Units as_units(const float* rows, int, std::ptrdiff_t ld, int, void*) {
   return {reinterpret_cast<const char*>(rows), kPanel * 4, ld * 4};
 }
@@ -34,7 +34,8 @@ METATASNET_INLINE Units as_units(const bfloat16* rows, int count, std::ptrdiff_t
 }
 #endif
 
-// Units of value(frame, column, v), a vector of the panel that begins at `column`, in rows of ld units in `scratch`.
+// Write units of value(frame, column, v), a vector of the panel that begins at `column`, into `scratch` in rows of ld
+// units.
 template <class Mode, class Begin, class Value>
 METATASNET_INLINE Units make_units(int rows, int channels, std::ptrdiff_t ld, void* scratch, Begin begin, Value value) {
   using Operand = typename Mode::Operand;
@@ -118,7 +119,7 @@ METATASNET_INLINE void outer(const Units& a, int row_panels, const Units& b, int
   }
 }
 
-// A panel's columns of a Normalise; x is what a Storage held.
+// The columns of one panel in a Normalise; x is a stored value.
 template <class Storage>
 struct NormaliseColumn {
   Vec mean[kVectors], rstd[kVectors], slope;
@@ -135,7 +136,7 @@ struct NormaliseColumn {
   }
 };
 
-// The columns of one panel in a NormGradient, and the sum of the slope's gradient. x is a value that was kept as Storage.
+// The columns of one panel in a NormGradient, and the sum of the slope's gradient. x is a stored value.
 template <class Storage>
 struct NormGradientColumn {
   Vec scale[kVectors], mean[kVectors], offset[kVectors], factor[kVectors], slope, slope_sum = Vec{};
@@ -166,7 +167,7 @@ METATASNET_INLINE float sum_of(Vec v) {
   return sum;
 }
 
-// sums[column ...] += what a tile adds to it.
+// Add a tile's part to sums[column ...].
 METATASNET_INLINE void add_columns(float* sums, int column, const Vec* more, bool empty) {
   for (int v = 0; v < kVectors; ++v) {
     float* at = sums + column + v * kLanes;
@@ -198,7 +199,7 @@ METATASNET_INLINE const typename Mode::Operand* float_rows(const float* in, int 
   }
 }
 
-// Stored rows as operands, exactly so many rows.
+// Convert exactly `rows` stored rows to operands.
 template <class Mode>
 METATASNET_INLINE const typename Mode::Operand* kept_rows(const typename Mode::Storage* in, int rows, std::ptrdiff_t ld,
                                                           void* scratch) {
@@ -212,7 +213,7 @@ METATASNET_INLINE const typename Mode::Operand* kept_rows(const typename Mode::S
   }
 }
 
-// Normalised values of a tile as units.
+// Write the normalised values of a tile as units.
 template <class Mode>
 METATASNET_INLINE Units normalised_units(int rows, int channels, const void* kept, std::ptrdiff_t ld,
                                          const Normalise& norm, void* scratch) {
@@ -224,7 +225,7 @@ METATASNET_INLINE Units normalised_units(int rows, int channels, const void* kep
       [&](int r, int c, int v) METATASNET_INLINE_LAMBDA { return column(v, load(in + r * ld + c + v * kLanes)); });
 }
 
-// float32 rows as units, with the sums of their columns: where they are in float32, else rounded in `scratch`.
+// float32 rows as units, with the sums of their columns: in place for float32 operands, else rounded into `scratch`.
 template <class Mode>
 METATASNET_INLINE Units float_units(const float* in, int rows, int channels, std::ptrdiff_t ld, void* scratch,
                                     float* column_sums, bool empty) {

@@ -1,10 +1,10 @@
-// The end of the masking network backward: product with the latent, softmax, norm, mask_output.
+// The end of the masking network, backward: product with the latent, softmax, norm, mask_output.
 //
 //   m_i = softmax over i of n_i;  s_i = latent m_i;  n_i = scale (g - mean) + shift, g = prelu(w);  w = W n(prelu(skip))
 //
 //   dlatent = sum_i ds_i m_i;  dn_i = latent m_i (ds_i - sum_j m_j ds_j)
 //
-// over those that share the softmax; a sigmoid's sum has its own term only.
+// The sum over j is over the instruments that share the softmax; for a sigmoid it is only its own term.
 #include "cpu/isa/gradient.h"
 #include "cpu/isa/softmax.h"
 #include "cpu/isa/source.h"
@@ -12,7 +12,7 @@
 namespace metatasnet::METATASNET_ISA {
 namespace {
 
-// One panel of channels of all frames of a tile.
+// One panel of channels, for all frames of a tile.
 template <class Storage, class Count>
 METATASNET_INLINE void tail_columns(const MaskTailGradientArgs& a, int column, Count count) {
   const Vec slope = splat(a.slope);
@@ -73,7 +73,7 @@ void mask_tail_gradient(const MaskTailGradientArgs& a) {
   stream_end();
 }
 
-// FLOPs per frame: 4 N B. The gradient in front of the PReLU is never stored.
+// FLOPs per frame: 4 N B. The gradient before the PReLU is never stored.
 template <class Mode>
 void mask_output_gradient(const MaskOutputGradientArgs& a) {
   using Storage = typename Mode::Storage;

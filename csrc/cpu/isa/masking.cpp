@@ -1,4 +1,5 @@
-// The masking network around its blocks: what reads the latents, and what makes masks of the skip sum.
+// The masking network around its blocks: the passes that read the latents, and the pass that makes masks from the skip
+// sum.
 //
 // Source: Samuel et al. 2020, section 2; original model/mask_tcn.py, MaskTCN.
 #include "cpu/isa/epilogue.h"

@@ -11,8 +11,8 @@ struct Float32 {
   using Operand = float;
 };
 
-// Without a bfloat16 dot product the operands are rounded to bfloat16 but kept and multiplied as float32: the same
-// products exactly, at float32's speed.
+// On processors without a bfloat16 dot product the operands are rounded to bfloat16, but stored and multiplied as
+// float32: the products are exactly the same, at float32's speed.
 struct BFloat16 {
   using Storage = bfloat16;
 #if defined(__AVX512BF16__)
@@ -39,7 +39,7 @@ METATASNET_INLINE Vec put_operand<BFloat16>(BFloat16::Operand* p, Vec v) {
 #endif
 }
 
-// Stored activations as operands: themselves where the types agree, else a converted copy of the tile's rows.
+// Stored activations as operands: themselves if the types agree, else a converted copy of the tile's rows.
 METATASNET_INLINE const float* operand_rows(const float* in, int, int, float*) { return in; }
 #if defined(__AVX512BF16__)
 METATASNET_INLINE const bfloat16* operand_rows(const bfloat16* in, int, int, bfloat16*) { return in; }

@@ -1,7 +1,7 @@
 // Mean and sum of squared deviations of the columns of a tile, in one pass.
 //
-// Deviations are taken from the column's first value, which keeps the difference of sums well-conditioned on constant
-// and offset signals: a silent or constant column gives exactly 0.
+// Deviations are taken from the column's first value, so that the difference of sums stays accurate on constant and
+// offset signals: a silent or constant column gives exactly 0.
 #pragma once
 
 #include "cpu/isa/vector.h"

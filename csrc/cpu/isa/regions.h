@@ -1,4 +1,4 @@
-// Frames of a tile by which of the taps' frames exist.
+// Splits the frames of a tile by which of their taps lie inside the signal.
 #pragma once
 
 #include "cpu/isa/vector.h"
@@ -16,12 +16,12 @@ METATASNET_INLINE std::int64_t clamp(std::int64_t x, std::int64_t low, std::int6
   return x < low ? low : x > high ? high : x;
 }
 
-// visit(earlier, later, t) for the frames [first, first + rows) in order: whether t - reach and t + reach lie in the
-// signal of `frames` frames, known to the compiler.
+// Call visit(earlier, later, t) for the frames [first, first + rows) in order. `earlier` and `later` say, at compile
+// time, whether t - reach and t + reach lie in the signal of `frames` frames.
 template <class Visit>
 METATASNET_INLINE void each_frame(std::int64_t first, int rows, std::int64_t frames, std::int64_t reach, Visit visit) {
   const std::int64_t last = first + rows;
-  // Below `left` there is no earlier frame, from `right` on no later one.
+  // Before `left` there is no earlier frame, from `right` on no later one.
   const std::int64_t left = clamp(reach, first, last), right = clamp(frames - reach, first, last);
   std::int64_t t = first;
   for (; t < left && t < right; ++t) visit(No{}, Yes{}, t);

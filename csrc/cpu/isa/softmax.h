@@ -8,8 +8,8 @@
 
 namespace metatasnet::METATASNET_ISA {
 
-// The number of instruments, and of those that share the softmax. The compiler knows both for the usual four, so that
-// their values stay in registers.
+// The number of instruments, and the number of those that share the softmax. For the usual four both are compile-time
+// constants, so that the values stay in registers.
 template <int kCount>
 struct InstrumentCount {
   int operator()() const { return kCount; }
@@ -39,7 +39,7 @@ METATASNET_INLINE void each_instrument(Count count, Body body) {
   for (int i = 0; i < number; ++i) body(i);
 }
 
-// m[i] becomes `numerator` times the mask of instrument i. A sigmoid is a softmax over m[i] and 0.
+// Replace m[i] by `numerator` times the mask of instrument i. A sigmoid is a softmax over m[i] and 0.
 template <class Count>
 METATASNET_INLINE void masks(Vec* m, Count count, Vec numerator) {
   const int shared = count.softmax();

@@ -1,11 +1,11 @@
-// Reading tensors from outside: any distance between frames, float32 or bfloat16, no padding to rely on.
+// Reads tensors of the caller: any distance between frames, float32 or bfloat16, without padding.
 #pragma once
 
 #include "cpu/isa/modes.h"
 
 namespace metatasnet::METATASNET_ISA {
 
-// visit(column, values) for the columns of one frame, kLanes at a time; lanes beyond the last channel are 0.
+// Call visit(column, values) for the columns of one frame, kLanes at a time; lanes beyond the last channel are 0.
 template <class T, class Visit>
 METATASNET_INLINE void visit_frame(const T* frame, int channels, Visit visit) {
   int c = 0;
@@ -23,7 +23,7 @@ METATASNET_INLINE void visit_frame(const Source& source, std::int64_t frame, Vis
   }
 }
 
-// kLanes channels of one frame from `column` on; 0 behind the last one.
+// kLanes channels of one frame from `column` on; 0 after the last one.
 METATASNET_INLINE Vec load_columns(const Source& source, std::int64_t frame, int column) {
   const int left = source.channels - column;
   const std::int64_t at = frame * source.stride + column;

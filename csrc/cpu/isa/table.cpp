@@ -1,4 +1,4 @@
-// The passes of this instruction set, as the dispatcher takes them.
+// The table of this instruction set's passes, for the dispatcher.
 #include "cpu/isa/gemm.h"
 #include "cpu/isa/modes.h"
 #include "cpu/kernels.h"

@@ -32,7 +32,7 @@ struct alignas(64) TileConfig {
 };
 static_assert(sizeof(TileConfig) == 64, "as LDTILECFG reads it");
 
-// Stores before this are in memory for the tile instructions after it: GCC's intrinsics do not say what they read.
+// Make earlier stores visible to the tile instructions that follow: GCC's intrinsics do not declare what they read.
 METATASNET_INLINE void publish(const void* memory) { __asm__ volatile("" ::"r"(memory) : "memory"); }
 
 METATASNET_INLINE void configure_tiles() {
@@ -41,7 +41,7 @@ METATASNET_INLINE void configure_tiles() {
   _tile_loadconfig(&config);
 }
 
-// The sanitizers do not see what a tile instruction reads: show them.
+// The sanitizers do not see what a tile instruction reads, so it is reported to them here.
 METATASNET_INLINE void show_tile(const char* at, std::ptrdiff_t stride) {
 #if defined(METATASNET_SHOW_TILES)
   for (int i = 0; i < kTileHeight; ++i)

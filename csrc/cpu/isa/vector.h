@@ -1,7 +1,7 @@
-// Vectors of the instruction set this object is compiled for: a thin layer over the compilers' vector extension.
+// Vectors of the instruction set that this object is compiled for: a thin layer over the compilers' vector extension.
 //
-// Everything is in the namespace METATASNET_ISA and free of std:: templates, because the linker keeps one copy of a
-// function that two objects share, perhaps the copy that the machine cannot run.
+// Everything is in the namespace METATASNET_ISA and uses no std:: templates. Otherwise two objects could share a
+// function, and the linker might keep the copy that this machine cannot run.
 #pragma once
 
 #include <cstddef>
@@ -40,8 +40,8 @@ struct bfloat16 {
   std::uint16_t bits;
 };
 
-// All lanes x. As integers, since 0 + x in floating point is an addition that no compiler may leave out, and costs a
-// broadcast between registers, for which Intel's processors have only the port of one of two multiply-add units.
+// All lanes x. Built as integers: 0 + x in floating point is an addition that no compiler may remove, and costs a
+// broadcast between registers, which on Intel's processors occupies the port of one of the two multiply-add units.
 METATASNET_INLINE Vec splat(float x) {
   std::uint32_t bits;
   __builtin_memcpy(&bits, &x, sizeof bits);
@@ -56,7 +56,7 @@ METATASNET_INLINE Vec load(const float* p) {
 
 METATASNET_INLINE void store(float* p, Vec v) { __builtin_memcpy(p, &v, sizeof v); }
 
-// bfloat16 as float. By the instruction that does it: of the general conversion GCC makes five.
+// bfloat16 as float, by the dedicated instruction: GCC makes five instructions of the general conversion.
 METATASNET_INLINE Vec widen(HVec h) {
 #if defined(__AVX512F__)
   return (Vec)((UVec)_mm512_maskz_cvtepu16_epi32(0xffff, (__m256i)h) << 16);
@@ -117,7 +117,7 @@ METATASNET_INLINE UVec rounded(Vec v) {
 #endif
 }
 
-// Store, and return what a load would give.
+// Store, and return the value that a load would give.
 METATASNET_INLINE Vec store_rounded(float* p, Vec v) {
   store(p, v);
   return v;
@@ -136,21 +136,21 @@ METATASNET_INLINE Vec store_rounded(bfloat16* p, Vec v) {
 #endif
 }
 
-// Return `v` rounded as a store as T and a load would round it.
+// Return `v` rounded as if it was stored as T and loaded again.
 template <class T>
 METATASNET_INLINE Vec as_stored(Vec v) {
   if constexpr (sizeof(T) == sizeof(float)) return v;
   return (Vec)rounded(v);
 }
 
-// The PReLU of what a T held, as a T holds it.
+// The PReLU of a value stored as T, rounded to T.
 template <class T>
 METATASNET_INLINE Vec activated(Vec x, Vec slope) {
   return as_stored<T>(prelu(x, slope));
 }
 
-// Store one frame of a panel without placing it in the caches: only the backward pass reads it, and the cache space is
-// left to values that are needed sooner. `p` is aligned to a cache line. Call stream_end() before another thread reads it.
+// Store one frame of a panel without placing it in the caches: only the backward pass reads it, and the cache is needed
+// for values that are read sooner. `p` is aligned to a cache line. Call stream_end() before another thread reads it.
 METATASNET_INLINE void stream(float* p, const Vec* v) {
 #if defined(__AVX512F__)
   for (int i = 0; i < kVectors; ++i) _mm512_stream_ps(p + i * kLanes, (__m512)v[i]);
