@@ -1,8 +1,8 @@
 // The masking network backward.
 //
-// First the tail, (item, tile) by (item, tile): the softmax joins the instruments. Then each (item, instrument) depth-first
-// through all blocks, as forward, by one thread or a small team. Last the input's gradients, (item, tile) by (item, tile):
-// the latent's is a sum over the instruments.
+// First the tail, one (item, tile) after the other, because the softmax joins the instruments. Then each (item,
+// instrument) depth-first through all blocks, as forward, by one thread or a small team. Last the gradients of the
+// input, one (item, tile) after the other, because the latent's is a sum over the instruments.
 #include "cpu/masking_gradient.h"
 
 #include <algorithm>
@@ -206,7 +206,7 @@ void MaskingGradient::wait_for_turn(std::int64_t unit, int step) const {
   while (turns_[turn(unit, step)].load(std::memory_order_acquire) != unit / s_.instruments) std::this_thread::yield();
 }
 
-// Every member has added its share.
+// Every member has added its part.
 void MaskingGradient::end_turn(std::int64_t unit, int step, Team& team, int place) {
   team.barrier.wait();
   if (place == 0) turns_[turn(unit, step)].store(unit / s_.instruments + 1, std::memory_order_release);

@@ -1,4 +1,4 @@
-// One call of Stage::mask_gradient: what its threads share, and what each does.
+// One call of Stage::mask_gradient: the data that its threads share, and the work of each thread.
 #pragma once
 
 #include <algorithm>
@@ -12,7 +12,7 @@
 
 namespace metatasnet {
 
-// Statistics of a norm and what its backward pass multiplies with, by channel, zeros behind the last one.
+// Statistics of a norm and the factors of its backward pass, by channel, with zeros after the last one.
 class NormArrays {
  public:
   explicit NormArrays(int channels)
@@ -21,7 +21,8 @@ class NormArrays {
   // For normalise() alone.
   void set(const GroupStatistics& statistics, int channels);
 
-  // From the gradients of the norm's weights over `frames` frames; `folded`: dy holds the norm's scale already.
+  // Computed from the gradients of the norm's weights over `frames` frames; `folded`: dy already contains the norm's
+  // scale.
   template <class Sum>
   void set(const GroupStatistics& statistics, int channels, std::int64_t frames, const float* scale,
            const Sum* scale_gradient, const Sum* shift_gradient, bool folded);
@@ -42,7 +43,7 @@ class MaskingGradient {
   MaskingGradient(const Stage& stage, const BackwardWeights& weights, const MaskCall& call,
                   const MaskTensors<float>& gradients);
 
-  // Make room for so many threads, before any of them runs.
+  // Allocate memory for this many threads, before any of them runs.
   void prepare(int threads);
 
   // The work of thread number `thread`.
@@ -77,13 +78,13 @@ class MaskingGradient {
 
     Barrier barrier;
     std::int64_t unit = 0;
-    Block gradient;  // the residual stream's and, behind it, the skip sum's: rows of 2 ld_b
+    Block gradient;  // gradients of the residual stream and, after it, of the skip sum: rows of 2 ld_b
     Block hidden;    // the depthwise convolution's output
     std::ptrdiff_t part, conv_part;
     int columns;
     Block parts, conv_parts, column_parts;  // sums over the frames of each chunk
     Block tile_sums, stream_sums;
-    std::vector<float> norms[2];  // gradients of a norm's scale and shift; in turn, as a slower member may still read
+    std::vector<float> norms[2];  // gradients of a norm's scale and shift; two in turn: a slower member may still read one
   };
 
   // Data that one thread uses alone.
@@ -125,7 +126,7 @@ class MaskingGradient {
     int index, rows;
     std::int64_t first;
   };
-  // A tile of a chunk whose sums are to be added up; `empty`: it is the chunk's first one.
+  // A tile of a chunk whose sums are added up; `empty`: it is the first tile of the chunk.
   struct Chunk {
     int index;
     bool empty;
@@ -136,7 +137,7 @@ class MaskingGradient {
     return {index, rows_of(call_.frames, index), static_cast<std::int64_t>(index) * kTile};
   }
 
-  // The tiles that a member works on.
+  // The tiles that a member processes.
   template <class Body>
   void each_tile(int place, Body body) const {
     const int last = tiles_ * (place + 1) / team_size_;
@@ -164,7 +165,7 @@ class MaskingGradient {
   void input_gradient(std::int64_t item, int tile, Member& m);
   void slopes();
 
-  // Items add to the same gradients one after the other, in order, so that no sum depends on the threads.
+  // Items add to the same gradients one after the other, in a fixed order, so that no sum depends on the threads.
   void wait_for_turn(std::int64_t unit, int step) const;
   void end_turn(std::int64_t unit, int step, Team& team, int place);
   int turn(std::int64_t unit, int step) const { return instrument(unit) * (2 + 2 * s_.blocks()) + step; }
@@ -172,7 +173,7 @@ class MaskingGradient {
   struct Columns {
     int first, last;
   };
-  // The sums of the chunks, `distance` apart, rows of ld.
+  // The sums of the chunks: rows of length ld, at a distance of `distance`.
   struct WeightParts {
     const float* values;
     std::ptrdiff_t distance, ld;

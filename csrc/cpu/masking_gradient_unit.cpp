@@ -1,6 +1,7 @@
-// One (item, instrument) of the masking network backward, from the softmax's gradients to those of the input convolution.
+// One (item, instrument) of the masking network backward, from the softmax's gradients to those of the input
+// convolution.
 //
-// Between two passes lies a sum over all frames, complete when the team has passed a barrier.
+// Between two passes there is a sum over all frames; it is complete when the team has passed a barrier.
 #include "cpu/masking_gradient.h"
 
 namespace metatasnet {
@@ -30,7 +31,7 @@ MaskingGradient::Columns MaskingGradient::share(int columns, int place) const {
           std::min(columns, groups * (place + 1) / team_size_ * kChannels)};
 }
 
-// gradients (instruments, count) += values of this item, in its turn.
+// gradients (instruments, count) += the values of this item, when it is the item's turn.
 template <class Sum>
 void MaskingGradient::add(std::int64_t unit, float* gradients, const Sum* values, int count, Columns columns) const {
   float* own = of(gradients, instrument(unit), 1, count);
@@ -46,7 +47,7 @@ void MaskingGradient::add_norm(std::int64_t unit, const NormTensors<float>& grad
   add(unit, gradients.shift, shift, channels, share(channels, place));
 }
 
-// The sums over the frames of a gradient's columns [first, first + count).
+// Add up the columns [first, first + count) of a gradient over the frames.
 void MaskingGradient::add_up_columns(const Team& team, Member& m, int first, int count) const {
   const float* parts = team.column_parts.as<float>() + first;
   for (int c = 0; c < count; ++c) {
@@ -55,8 +56,8 @@ void MaskingGradient::add_up_columns(const Team& team, Member& m, int first, int
   }
 }
 
-// The gradient of one convolution, in this item's turn: a member's columns of it. `norm`: that in front of it, whose
-// gradients grow in `norm_sums`.
+// Add a member's columns of the gradient of one convolution, in this item's turn. `norm`: the norm before it, whose
+// gradients are added to `norm_sums`.
 void MaskingGradient::combine(std::int64_t unit, const WeightParts& parts, int outputs, int inputs, const float* weights,
                               float* gradient, const NormWeights* norm, float* norm_sums, const Member& m,
                               int place) const {
@@ -83,7 +84,7 @@ void MaskingGradient::combine(std::int64_t unit, const WeightParts& parts, int o
   passes_.combine(args);
 }
 
-// Room for the gradients of the next norm, empty when the team has passed a barrier.
+// Memory for the gradients of the next norm; it is zero once the team has passed a barrier.
 float* MaskingGradient::next_norm(Team& team, Member& m, int place) const {
   m.norm_turn = !m.norm_turn;
   std::vector<float>& room = team.norms[m.norm_turn];
@@ -91,7 +92,7 @@ float* MaskingGradient::next_norm(Team& team, Member& m, int place) const {
   return room.data();
 }
 
-// norm_4, mask_output and norm_3; leaves the gradient of the skip sum.
+// Backward through norm_4, mask_output and norm_3, down to the gradient of the skip sum.
 void MaskingGradient::output(std::int64_t unit, Team& team, Member& m, int place) {
   const int i = instrument(unit);
   const MaskInstrument& own = stage_.instruments_[i];
@@ -145,7 +146,7 @@ void MaskingGradient::output(std::int64_t unit, Team& team, Member& m, int place
     args.norm = m.norm.gradient(stage_.slope_3_);
     args.slope_sum = slope_sum(unit, layout_.norm_3(), t.index);
     passes_.norm_gradient(args);
-    // The residual after the last block has no gradient. Zero also its padding channels, which must be finite.
+    // The residual after the last block has no gradient. Set its padding channels to zero, too, as they must be finite.
     for (int r = 0; r < t.rows; ++r) {
       float* skip = args.gradient + r * args.ld;
       std::fill(skip - ld_b_, skip, 0.0f);
@@ -157,7 +158,7 @@ void MaskingGradient::output(std::int64_t unit, Team& team, Member& m, int place
   team.barrier.wait();
 }
 
-// A tile's share in the gradients of a block's residual and skip convolution.
+// Add a tile's part of the gradients of a block's residual and skip convolution.
 void MaskingGradient::mix_sums(std::int64_t unit, int index, Team& team, Member& m, const Chunk& c) const {
   const bool last = index + 1 == s_.blocks();
   const int norm = layout_.block_norm(index, 2);
@@ -217,7 +218,7 @@ void MaskingGradient::mix(std::int64_t unit, int index, Team& team, Member& m, i
   team.barrier.wait();
 }
 
-// Gradients of norm_1's scale and shift, behind the sums of the tiles of which they are made.
+// Gradients of norm_1's scale and shift, stored after the tiles' sums from which they are made.
 void MaskingGradient::sum_taps(std::int64_t unit, int index, Member& m) const {
   const BlockInstrument& own = stage_.blocks_[index].instruments[instrument(unit)];
   double *sums = m.sums.data(), *shift = sums + 6 * ld_h_, *scale = shift + ld_h_;
@@ -231,7 +232,7 @@ void MaskingGradient::sum_taps(std::int64_t unit, int index, Member& m) const {
   }
 }
 
-// The gradients of the taps and of norm_1, in this item's turn.
+// Add the gradients of the taps and of norm_1, in this item's turn.
 void MaskingGradient::add_taps(std::int64_t unit, int index, const Member& m) const {
   const NormWeights& norm = stage_.blocks_[index].instruments[instrument(unit)].norm_1;
   const double* sums = m.sums.data();
@@ -317,7 +318,7 @@ void MaskingGradient::block(std::int64_t unit, int index, Team& team, Member& m,
   end_turn(unit, step, team, place);
 }
 
-// norm_2, the input convolution and what norm_1 backward multiplies with.
+// norm_2, the input convolution, and the factors of norm_1's backward pass.
 void MaskingGradient::input(std::int64_t unit, Team& team, Member& m, int place) {
   const std::int64_t item = unit / s_.instruments;
   const int i = instrument(unit), step = 1 + 2 * s_.blocks();

@@ -1,4 +1,4 @@
-// One call of Stage::mask: what its threads share, and what each does.
+// One call of Stage::mask: the data that its threads share, and the work of each thread.
 #pragma once
 
 #include <algorithm>
@@ -12,7 +12,7 @@
 
 namespace metatasnet {
 
-// Adds the time until its end to a total.
+// Adds the time from its construction to its destruction to a total.
 class Lap {
  public:
   explicit Lap(double& total) : total_(total), start_(Clock::now()) {}
@@ -54,7 +54,7 @@ class MaskingRun {
     for (std::int64_t u = 0; u < n * s_.instruments; ++u) mask_norms_.emplace_back(s_.N);
   }
 
-  // Make room for so many threads, before any of them runs.
+  // Allocate memory for this many threads, before any of them runs.
   void prepare(int threads);
 
   // The work of thread number `thread`.
@@ -87,7 +87,7 @@ class MaskingRun {
     std::int64_t unit = 0;
     std::size_t rows;
     Block x, skip, a, b;
-    Block partials[2];  // passes alternate: one is written while a slower member still reads the other
+    Block partials[2];  // two in turn: one is written while a slower member still reads the other
     Block packed, bias;
   };
 
@@ -115,7 +115,8 @@ class MaskingRun {
 
   float* input_moments(std::int64_t copy) const { return input_moments_.as<float>() + copy * tiles_ * 2 * ld_n_; }
 
-  // The address `offset` bytes into the values kept for a unit, and a norm's statistics there. Null in inference.
+  // The address `offset` bytes after the start of a unit's kept values, and the address of a norm's statistics there.
+  // Null in inference.
   char* kept(std::int64_t unit, std::int64_t offset) const {
     return kept_ ? kept_ + unit * layout_.bytes() + offset : nullptr;
   }
@@ -133,7 +134,7 @@ class MaskingRun {
     passes_.merge({partials, tiles_, frames_, channels, ld, member.mean.data() + first, member.m2.data() + first});
   }
 
-  // One pass: the tiles of a unit that a member works on.
+  // One pass: the tiles of a unit that a member processes.
   template <class Body>
   void each_tile(int place, double& seconds, Body body) const {
     const Lap lap(seconds);

@@ -1,8 +1,8 @@
 // One unit of the masking network, an (item, instrument), from the latents to its mask's logits.
 //
-// Between two passes lies a group norm: its moments are complete only when all of the team have passed the barrier, and
-// every member then merges them for itself. Passes write their moments to two buffers in turn, because a slower member
-// may still be merging the last ones.
+// Between two passes there is a group norm. Its moments are complete only when the whole team has passed the barrier;
+// then every member merges them for itself. Passes write their moments to two buffers in turn, because a slower member
+// may still be merging the previous ones.
 #include "cpu/masking_run.h"
 
 namespace metatasnet {
@@ -16,7 +16,7 @@ void MaskingRun::source_moments(const Source& source, int tile, float* partials,
   passes_.source_moments(args);
 }
 
-// The group norm of `member`, folded into the team's copy of a convolution: each member folds some of the panels.
+// Fold the group norm of `member` into the team's copy of a convolution: each member folds some of the panels.
 PackedMatrix MaskingRun::fold(const Panels& weights, const float* bias, Team& team, Member& member, int place) const {
   FoldArgs args{};
   args.source = weights.data.as<float>();
@@ -86,7 +86,7 @@ void MaskingRun::block(std::int64_t unit, int index, Team& team, Member& m, int 
   const BlockInstrument& own = block.instruments[i];
   const BlockWeights* before = index ? &stage_.blocks_[index - 1] : nullptr;
   PackedMatrix mix;
-  // partials[1] holds the moments of what the norm in front of this block's input sees.
+  // partials[1] holds the moments for the norm before this block's input.
   merge(team.partials[1].as<float>(), before ? s_.H : s_.B, before ? ld_h_ : ld_b_, m);
   if (before) {
     group_norm(m.mean.data(), m.m2.data(), frames_, s_.H, before->instruments[i].norm_2, m.norm,

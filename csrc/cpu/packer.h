@@ -15,7 +15,7 @@ struct Matrix {
   std::int64_t stride, column_stride;
 };
 
-// `weights` (outputs, inputs) as x W^T multiplies them, and as the gradient's dy W does.
+// `weights` (outputs, inputs) in the layout for x W^T, and in that for the gradient's dy W.
 inline Matrix transposed(const float* weights, int outputs, int inputs) { return {weights, inputs, outputs, 1, inputs}; }
 inline Matrix as_it_is(const float* weights, int outputs, int inputs) { return {weights, outputs, inputs, inputs, 1}; }
 
@@ -27,18 +27,19 @@ class Packer {
   int panel() const { return kernels_.panel; }
   int panels_of(int columns) const { return (columns + panel() - 1) / panel(); }
 
-  // Float panels for `panels` panels of columns; fill() packs some of them.
+  // Allocate float panels for `panels` panels of columns; fill() packs some of them.
   Panels allocate(int panels, int inputs) const;
   void fill(const Panels& to, int first, const Matrix& matrix);
   Panels panels(const Matrix& matrix);
 
   Constant constant(const Matrix& matrix, const float* column_scale = nullptr);
 
-  // A constant of which column `c` is zero outside range(c): each panel keeps only the hull of its columns' ranges.
+  // A constant whose column `c` is zero outside range(c). Each panel stores only the smallest range that contains those
+  // of its columns.
   template <class RangeOf>
   Constant banded(const Matrix& matrix, RangeOf range);
 
-  // A constant that is 0 except for some rows: those of each part from its first row on.
+  // A constant that is 0 except in some rows: each part fills the rows from its first row on.
   struct Part {
     int first;
     Matrix matrix;
@@ -46,7 +47,8 @@ class Packer {
   };
   Constant stacked(int inputs, int columns, const std::vector<Part>& parts);
 
-  // Packs what was asked for. The arrays must not change until then, and nothing that was returned may be used.
+  // Packs all matrices that were added. Until then their arrays must not change, and the returned panels must not be
+  // used.
   void run(int threads);
 
  private:

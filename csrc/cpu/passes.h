@@ -4,7 +4,7 @@
 // frames of one (item, instrument), so the caller decides which thread runs which tile, and results do not depend on
 // that choice. The passes' scratch buffers have room for whole register tiles: kTile rows, kChannels columns.
 //
-// For training, a pass also stores what the backward passes need: values in front of a PReLU, in the storage type, in
+// For training, a pass also stores what the backward passes need: values before a PReLU, in the storage type, in
 // exactly `rows` rows of `kept`. It is null in inference.
 #pragma once
 
@@ -19,7 +19,8 @@ constexpr int kMostInstruments = 32;
 
 constexpr int padded(int channels) { return (channels + kChannels - 1) / kChannels * kChannels; }
 
-// Where a panel's weights are not zero. Offsets in units of four bytes: one float32 or two bfloat16 of the sum.
+// The units in which a panel's weights are not zero. Offsets are in units of four bytes: one float32 or two bfloat16 of
+// the sum.
 struct Band {
   std::int64_t offset;  // into the packed data
   int begin;            // first unit of the sum
@@ -28,12 +29,12 @@ struct Band {
 
 struct PackedMatrix {
   const void* data = nullptr;
-  const Band* bands = nullptr;  // one a panel, or null: every panel has all units
+  const Band* bands = nullptr;  // one per panel; null if every panel has all units
   int units = 0;
   int panels = 0;
 };
 
-// A tensor from outside: float32 or bfloat16, channels contiguous, any distance between frames.
+// A tensor of the caller: float32 or bfloat16, channels contiguous, any distance between frames.
 struct Source {
   const void* data = nullptr;
   std::int64_t stride = 0;  // elements from frame to frame
@@ -41,20 +42,20 @@ struct Source {
   bool is_bfloat16 = false;
 };
 
-// Mean and sum of squared deviations of a tile's frames, channel by channel; as the values are stored.
+// Mean and sum of squared deviations of a tile's frames, channel by channel, of the values as stored.
 struct Moments {
   float* mean = nullptr;
   float* m2 = nullptr;
 };
 
-// Packs a matrix [k][column] with any strides into panels of columns, rounded as the operand type rounds.
+// Packs a matrix [k][column] with any strides into panels of columns, rounded to the operand type.
 struct PackArgs {
   const float* source;
   std::int64_t stride;         // distance from one k to the next
   std::int64_t column_stride;  // one of the two strides is 1
   int inputs;                  // k
-  int units;                   // units of four bytes to pack, zeros behind the inputs
-  int columns;                 // zeros stand in the columns behind them
+  int units;                   // units of four bytes to pack, with zeros after the inputs
+  int columns;                 // columns to pack, with zeros after the last real one
   int first, last;             // panels
   const float* column_scale;   // null: 1
   void* packed;                // where the first panel goes
@@ -77,7 +78,7 @@ struct FoldArgs {
 // x += hidden W_res; skip += hidden W_skip; out = prelu(x W_conv), with its moments.
 struct BlockInputArgs {
   int rows;
-  const void* hidden;  // the depthwise output of the block before; null in the first block
+  const void* hidden;  // depthwise output of the block before; null in the first block
   int ld_hidden;
   float* x;  // the residual stream, float32 in every precision
   float* skip;
@@ -128,7 +129,7 @@ struct DepthwiseArgs {
   void* out;       // frame 0 of the signal
   int ld;
   const float* taps;   // [3][padded(channels)], the group norm's scale folded in
-  const float* shift;  // likewise, its shift times the tap
+  const float* shift;  // the same with the group norm's shift times the tap
   float slope;
   Moments moments;
   void* kept;  // the convolution's result; frame 0 of the signal
@@ -165,7 +166,7 @@ struct MaskOutputArgs {
   void* kept;     // the product, ld_out
 };
 
-// One instrument's share of a MaskProductArgs.
+// One instrument's part of a MaskProductArgs.
 struct MaskOperand {
   void* masked;
   const float* scale;
@@ -174,7 +175,7 @@ struct MaskOperand {
 };
 
 // masked[i] = latent * mask of ((masked[i] - mean[i]) scale[i] + shift[i]), in place. The masks are a softmax over the
-// first `softmax` instruments and a sigmoid of each other one.
+// first `softmax` instruments, and a sigmoid for each other one.
 struct MaskProductArgs {
   int rows;
   Source latent;
@@ -212,7 +213,7 @@ struct EncodeArgs {
   const PackedMatrix* bottleneck_2;
   const float* mel;  // the spectrogram's share of bottleneck_1, (STFT frames, ld_mel); null: it is 0
   int ld_mel;
-  const std::int64_t* mel_frame;  // per row: interpolate from this STFT frame ...
+  const std::int64_t* mel_frame;  // for each row: interpolate from this STFT frame ...
   const std::int64_t* mel_next;   // ... to this one
   const float* mel_weight;        // ... with this weight
   void* latent;
@@ -221,8 +222,8 @@ struct EncodeArgs {
   int ld_bank;
   void* wide_operand;  // scratch, kTile rows
   int ld_wide;
-  void* kept_bank;  // the filter bank behind its ReLU, in rows of ld_bank
-  void* kept_wide;  // likewise W_1's result, in rows of ld_wide
+  void* kept_bank;  // the filter bank's result after its ReLU, in rows of ld_bank
+  void* kept_wide;  // the same of W_1, in rows of ld_wide
 };
 
 // signal[t stride + j] += sum_c relu(latent W)[t][c] filters[c][j].
@@ -237,8 +238,8 @@ struct DecodeArgs {
   int ld_latent;
   void* wide_operand;  // scratch, kTile rows
   int ld_wide;
-  void* kept_wide;  // W's result behind its ReLU, in rows of ld_wide
-  int kept_begin, kept_end;  // rows that are kept: neighbouring tasks decode the others, too
+  void* kept_wide;  // W's result after its ReLU, in rows of ld_wide
+  int kept_begin, kept_end;  // rows that are kept: neighbouring tasks also decode the other ones
 };
 
 }  // namespace metatasnet

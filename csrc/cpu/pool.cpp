@@ -11,7 +11,7 @@ namespace {
 
 constexpr std::size_t kStep = std::size_t{1} << 18;
 
-// Under the address sanitizer each block is the system's, so that it sees reading or writing behind one.
+// With the address sanitizer every block comes from the system, so that an access beyond its end is reported.
 #if defined(__SANITIZE_ADDRESS__)
 constexpr bool kShared = false;
 #else
@@ -24,7 +24,7 @@ Block::~Block() {
   if (pool_) pool_->give(memory_);
 }
 
-// The unused rest of a free piece stays free.
+// The rest of a free piece that is not used stays free.
 Block MemoryPool::use(Pieces::iterator piece, std::size_t bytes) {
   const auto [memory, found] = *piece;
   piece->second = {bytes, found.first, true};
@@ -75,7 +75,7 @@ void MemoryPool::give(char* memory) {
   if (!kShared) release(piece);
 }
 
-// Gives a free segment back; returns the piece behind it.
+// Returns a free segment to the system; the result is the piece after it.
 MemoryPool::Pieces::iterator MemoryPool::release(Pieces::iterator piece) {
   forget(piece);
   segments_.erase(piece->first);
@@ -99,7 +99,7 @@ void MemoryPool::trim() {
     piece = whole_segment(piece) ? release(piece) : std::next(piece);
   }
 #if defined(__GLIBC__)
-  if (segments_.size() < before) malloc_trim(0);  // else what is freed of blocks below 32 MiB stays the process's
+  if (segments_.size() < before) malloc_trim(0);  // otherwise the process would keep freed blocks below 32 MiB
 #else
   static_cast<void>(before);
 #endif

@@ -1,5 +1,5 @@
-// Memory that one call after the other uses: pages from the system cost more than what is computed with them (0.4 ms a
-// megabyte where huge pages are not given unasked, a tenth of a training step).
+// Memory that is reused from call to call, as new pages from the system cost more than the computation on them: 0.4 ms
+// a megabyte if huge pages are not given by default, a tenth of a training step.
 #pragma once
 
 #include <cstddef>
@@ -14,7 +14,7 @@ namespace metatasnet {
 
 class MemoryPool;
 
-// Part of a pool until its end; null where none was taken.
+// A part of a pool, returned to it when this object ends; null if none was taken.
 class Block {
  public:
   Block() = default;
@@ -37,7 +37,7 @@ class Block {
   char* memory_ = nullptr;
 };
 
-// Best fit, in pieces of segments that the system gave; neighbouring free pieces are one.
+// Finds the free piece that fits best, in segments that came from the system; neighbouring free pieces are merged.
 class MemoryPool : public std::enable_shared_from_this<MemoryPool> {
  public:
   // Returns a block of at least `bytes`, which is not cleared.
@@ -48,7 +48,7 @@ class MemoryPool : public std::enable_shared_from_this<MemoryPool> {
     return take(count * sizeof(T));
   }
 
-  // Give back the segments of which nothing is in use.
+  // Return the segments of which nothing is in use to the system.
   void trim();
 
  private:
@@ -56,7 +56,7 @@ class MemoryPool : public std::enable_shared_from_this<MemoryPool> {
 
   struct Piece {
     std::size_t bytes;
-    bool first;  // first of its segment: the piece before it in the list is not its neighbour
+    bool first;  // first of its segment: the piece before it in the list is not its neighbour in memory
     bool used;
   };
   using Pieces = std::map<char*, Piece>;

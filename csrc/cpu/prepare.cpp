@@ -1,4 +1,4 @@
-// Packing the weights of a stage, for its jobs and for their backward passes.
+// Packs the weights of a stage, for its jobs and for their backward passes.
 #include <algorithm>
 
 #include "cpu/backward_weights.h"
@@ -19,7 +19,7 @@ const float* of(const float* weights, int instrument, int outputs, int inputs) {
   return weights + static_cast<std::ptrdiff_t>(instrument) * outputs * inputs;
 }
 
-// The residual and the skip convolution of a block read the same rows: one matrix, the residual's panels first.
+// A block's residual and skip convolution read the same rows, so they form one matrix, the residual's panels first.
 BlockWeights pack_block(Packer& pack, const StageSizes& s, const BlockTensors<const float>& tensors, int dilation) {
   BlockWeights block;
   block.dilation = dilation;
@@ -69,7 +69,7 @@ Stage::Stage(const Kernels& kernels, bool bfloat16, const StageSizes& sizes, con
   bottleneck_1_ = pack.constant(transposed(encoder_.bottleneck_1, s.N, s.bank()));
   bottleneck_2_ = pack.constant(transposed(encoder_.bottleneck_2, s.N, s.N));
   expansion_ = pack.constant(as_it_is(decoder_.bottleneck, s.N, s.wide()));
-  std::vector<int> reach(s.longest(), 0);  // wide channels that reach a sample of the window
+  std::vector<int> reach(s.longest(), 0);  // wide channels whose filters cover a sample of the window
   for (int c = 0; c < s.wide(); ++c) {
     const Taps taps = decoder_taps(s, c);
     std::fill(reach.begin() + taps.begin, reach.begin() + taps.end, c + 1);

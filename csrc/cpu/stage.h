@@ -15,7 +15,7 @@ namespace metatasnet {
 constexpr int kGroups = 8;
 constexpr double kEpsilon = 1e-8;  // added to the variance of a group
 
-// Weights of a 1x1 convolution in float32 panels [input][column], from which folded copies are made.
+// Weights of a 1x1 convolution in float32 panels [input][column]; folded copies are made from them.
 struct Panels {
   Block data;
   int inputs = 0;
@@ -39,10 +39,10 @@ struct BlockInstrument {
   NormWeights norm_1, norm_2;
   std::vector<float> taps;      // [3][padded(H)]
   Panels mix;                   // residual panels (none in the last block), then skip panels
-  std::vector<float> mix_bias;  // one for each column of `mix`; zeros without biases
+  std::vector<float> mix_bias;  // one for each column of `mix`; zeros if there is no bias
 };
 
-// One instrument's weights around the blocks.
+// One instrument's weights before and after the blocks.
 struct MaskInstrument {
   NormWeights norm_1, norm_2, norm_3, norm_4;
   Panels in_conv, mask_output;
@@ -55,7 +55,8 @@ struct BlockWeights {
   std::vector<BlockInstrument> instruments;
 };
 
-// (n, instruments, frames, channels) from outside: items and instruments as many elements apart; 0 for what they share.
+// (n, instruments, frames, channels) of the caller, with the elements from item to item and from instrument to
+// instrument; 0 if they share one.
 struct Latents {
   Source source;
   std::int64_t item = 0;
@@ -66,7 +67,7 @@ struct Latents {
 struct MaskSeconds {
   double source_moments = 0, input_conv = 0, block_input = 0, depthwise = 0, skip_output = 0, mask_output = 0;
   double mask_product = 0;
-  double fold = 0;  // merging of moments, group norms and folding them into weights
+  double fold = 0;  // merging of moments, computing group norms, and folding them into weights
 
   MaskSeconds& operator+=(const MaskSeconds& other);
 };
@@ -90,12 +91,12 @@ struct EncodeCall {
   Source gradient;      // the latent's gradient
   std::int64_t gradient_item;
   const void* kept;
-  float* mel_gradient;     // (n, mel_frames, latent_ld), zeros: it is added to; null without a spectrogram
+  float* mel_gradient;     // (n, mel_frames, latent_ld), must be zero at first; null without a spectrogram
   float* signal_gradient;  // null, or (n, samples): through the filter bank
   EncoderTensors<float> gradients;
 };
 
-// Inputs and outputs of Stage::decode_gradient, padded in the same way.
+// Inputs and outputs of Stage::decode_gradient; gradients of weights are padded as in EncodeCall.
 struct DecodeCall {
   std::int64_t n, frames;
   Source latent;
@@ -133,12 +134,12 @@ class Stage {
   MaskSeconds mask(std::int64_t n, std::int64_t frames, const Latents& latent, const Latents& input,
                    const Latents& partial, void* masked, void* kept, int threads) const;
 
-  // latent (n items `latent_item` elements apart) to the signal (n, frames * W), float32.
+  // Decode the latent, n items `latent_item` elements apart, into the signal (n, frames * W), float32.
   void decode(std::int64_t n, std::int64_t frames, const Source& latent, std::int64_t latent_item, float* signal,
               void* kept, int threads) const;
 
-  // The backward passes: gradients of what the jobs read, and of weights, which are stored. The same bits for every
-  // number of threads.
+  // The backward passes compute the gradients of the jobs' inputs, and store those of the weights. The result has the
+  // same bits for every number of threads.
   void mask_gradient(const MaskCall& call, const MaskTensors<float>& gradients, int threads) const;
 
   void encode_gradient(const EncodeCall& call, int threads) const;
@@ -176,7 +177,7 @@ class Stage {
   mutable std::unique_ptr<BackwardWeights> backward_;
 };
 
-// Rows of a scratch tile of operands, clear of the strides at which a cache would keep only a few of them.
+// Distance of the rows of a scratch tile of operands. It avoids strides at which a cache could keep only a few of them.
 inline int operand_ld(int channels, int operand_size) {
   const int ld = padded(channels);
   return ld * operand_size % 512 == 0 ? ld + kChannels : ld;

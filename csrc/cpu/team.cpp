@@ -21,7 +21,7 @@ void Barrier::wait() {
       return;
     }
   }
-  // The others are usually a few microseconds away: look for them before asking the system to sleep.
+  // The other threads usually arrive within microseconds, so spin before asking the system to sleep.
   for (int look = 0; look < 2000; ++look) {
     if (generation_.load(std::memory_order_acquire) != generation) return;
   }
@@ -56,7 +56,7 @@ void run_team(int threads, const std::function<void(int)>& prepare, const std::f
         guarded(index);
       });
     } catch (const std::system_error&) {
-      break;  // the work is shared out among those that could be started
+      break;  // the work is divided among the threads that could be started
     }
   }
   const auto release = [&](auto to) {

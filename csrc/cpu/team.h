@@ -1,4 +1,4 @@
-// Threads for one call, which starts and joins them. Between calls no thread of ours exists beside torch's own pool.
+// Threads for one call, which starts and joins them. Between calls this library has no threads of its own.
 #pragma once
 
 #include <atomic>
@@ -28,14 +28,15 @@ class Barrier {
 // runs. An exception in a body is thrown here again, after all bodies ended; bodies that share a barrier must not throw.
 void run_team(int threads, const std::function<void(int)>& prepare, const std::function<void(int)>& body);
 
-// Threads to a unit of work: the split that leaves the fewest idle, and of those the smallest (fewest barriers).
+// Threads for each unit of work: the split that leaves the fewest idle, and of equal ones the smallest (fewest
+// barriers).
 int team_size(std::int64_t units, int threads);
 
-// A counter from which threads draw work; the results must not depend on who drew what.
+// A counter from which threads draw work. Results must not depend on which thread drew which ticket.
 class Tickets {
  public:
   explicit Tickets(std::int64_t count) : count_(count) {}
-  // The next ticket, or -1 when none are left.
+  // The next ticket, or -1 if none is left.
   std::int64_t draw() {
     const std::int64_t ticket = next_.fetch_add(1, std::memory_order_relaxed);
     return ticket < count_ ? ticket : -1;

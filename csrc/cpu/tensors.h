@@ -1,4 +1,4 @@
-// The tensors of a stage by name: its weights, and the gradients of them.
+// The tensors of a stage by name: its weights, and their gradients.
 #pragma once
 
 #include <cstdint>
@@ -34,10 +34,10 @@ struct Taps {
 };
 
 Taps taps_of(const StageSizes& sizes, int filter);
-// The taps of the filter that a wide channel of the decoder belongs to.
+// The taps of the filter to which a wide channel of the decoder belongs.
 Taps decoder_taps(const StageSizes& sizes, int channel);
 
-// Throws std::invalid_argument for sizes that no stage has.
+// Throws std::invalid_argument for sizes that no stage can have.
 void check(const StageSizes& sizes);
 
 // A contiguous float32 array that the caller keeps alive.
@@ -77,15 +77,17 @@ struct MaskTensors {
   std::vector<BlockTensors<T>> blocks;
 };
 
-// The encoder's filters are kept one after the other, not interleaved: bottleneck_1 has its inputs in that order.
+// The encoder's filters are stored one after the other, not interleaved; the inputs of bottleneck_1 have the same
+// order.
 template <class T>
 struct EncoderTensors {
-  T* bank;          // (filters N / 4, longest): every filter centred, with zeros around it
+  T* bank;          // (filters N / 4, longest): every filter centred, zeros on both sides
   T* bottleneck_1;  // (N, filters N / 4)
   T* bottleneck_2;  // (N, N)
 };
 
-// The decoder's wide channels are kept longest filter first, so that the filters which reach a sample come first.
+// The decoder's wide channels are stored with the longest filter first, so that the filters that cover a sample come
+// first.
 template <class T>
 struct DecoderTensors {
   T* bottleneck;  // (N, wide)

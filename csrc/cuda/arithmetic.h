@@ -23,11 +23,11 @@ struct Accumulators {
 
 METATASNET_DEVICE int unit_offset(int row, int unit) { return row * kChunkBytes + ((unit ^ ((row >> 1) & 3)) << 4); }
 
-// Where this lane's reading of a warp's part of a chunk begins, from the beginnings of the frames and of the weights
-// on.
+// Offset at which this lane's reads of a warp's part of a chunk begin, counted from the start of the frames and of the
+// weights.
 //
-// Rows 8 apart are swizzled alike, and the units of the second step differ from those of the first in one bit: all
-// other offsets are constants from these on.
+// Rows 8 apart are swizzled alike, and the units of the second step differ from those of the first in one bit, so all
+// other offsets are these plus a constant.
 struct LanePlace {
   int a, b;
 
@@ -39,8 +39,8 @@ struct LanePlace {
 };
 constexpr int kSecondStep = 2 << 4;  // flipped in the offset of a unit
 
-// On tensor cores: chunks of A and B that begin `a` and `b` bytes from block.shared() on. `slope` is that of the PReLU
-// on A.
+// On tensor cores: multiply chunks of A and B that begin `a` and `b` bytes after block.shared(). `slope` belongs to the
+// PReLU on A.
 template <class Self, bool activate>
 METATASNET_DEVICE void multiply_on_tensor_cores(Block& block, int a, int b, const LanePlace& lane, float slope,
                                                 Accumulators& sum) {
@@ -90,7 +90,7 @@ struct InBfloat16 {
   }
 };
 
-// Float32 in memory; both factors of a product are rounded to 10 bits, weights when they are folded.
+// Float32 in memory. Both factors of a product are rounded to 10 bits; weights are rounded when they are folded.
 struct InTf32 {
   using Element = float;
   using Place = LanePlace;
@@ -112,7 +112,7 @@ struct InTf32 {
   }
 };
 
-// IEEE float32 on the ordinary cores, each lane the same places of the result as with fragments.
+// IEEE float32 on the ordinary cores; each lane holds the same places of the result as with fragments.
 struct InFloat32 {
   using Element = float;
   struct Place {

@@ -1,4 +1,4 @@
-// One thread's view of its block: indices, shared memory, barriers, and what a warp does together.
+// One thread's view of its block: indices, shared memory, barriers, and the operations of a warp.
 //
 // The emulated Block (emulator/block.h) has the same members, so kernels are written once.
 #pragma once
@@ -16,9 +16,9 @@ class Block {
   METATASNET_DEVICE int thread() const { return thread_; }
   METATASNET_DEVICE int lane() const { return thread() % kWarp; }
   METATASNET_DEVICE int warp() const { return thread() / kWarp; }
-  // Reads thread() again, so that nothing made from it is kept from before to behind the call.
+  // Reads thread() again, so that no value computed from it is kept in registers across the call.
   METATASNET_DEVICE void forget() { asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread_)); }
-  // Read again at each call: kept, they would cost a product's loop registers.
+  // Read again at each call: a kept value would cost a register in a product's loop.
   METATASNET_DEVICE int x() const {
     int index;
     asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(index));
@@ -59,22 +59,22 @@ class Block {
   METATASNET_DEVICE float shuffle_xor(float value, int mask) const { return __shfl_xor_sync(~0u, value, mask); }
   METATASNET_DEVICE double shuffle_xor(double value, int mask) const { return __shfl_xor_sync(~0u, value, mask); }
 
-  // 16 bytes to shared memory in the background, `to` bytes from shared() on; zeros unless `valid`. Both at multiples
-  // of 16.
+  // Copy 16 bytes to shared memory in the background, to `to` bytes after shared(); zeros unless `valid`. Both
+  // addresses are multiples of 16.
   METATASNET_DEVICE void copy_async(int to, const void* from, bool valid) const {
     const int bytes = valid ? 16 : 0;
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address() + to), "l"(from), "r"(bytes)
                  : "memory");
   }
   METATASNET_DEVICE void commit() const { asm volatile("cp.async.commit_group;" ::: "memory"); }
-  // Until at most `pending` of this thread's groups are under way.
+  // Wait until at most `pending` of this thread's groups are unfinished.
   template <int pending>
   METATASNET_DEVICE void wait() const {
     asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
   }
 
-  // Four 8 x 16-byte matrices from shared memory; lane `l` names row `l % 8` of matrix `l / 8` (layout: mma_layout.h),
-  // by its bytes from shared() on.
+  // Load four matrices of 8 x 16 bytes from shared memory. Lane `l` gives the offset from shared() of row `l % 8` of
+  // matrix `l / 8` (layout: mma_layout.h).
   METATASNET_DEVICE void load_matrices(std::uint32_t (&registers)[4], int row) const {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])

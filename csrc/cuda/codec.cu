@@ -7,7 +7,7 @@
 namespace metatasnet::METATASNET_DEVICES {
 namespace {
 
-// A product with one set of weights (outputs, ld) for all items; `slope` 1 is the identity, 0 is ReLU.
+// A product with one set of weights (outputs, ld) for all items. A `slope` of 1 is the identity, 0 is ReLU.
 PointwiseArgs product(std::int64_t frames, const void* weights, int outputs, int ld, float slope, void* out) {
   PointwiseArgs args{};
   args.instruments = 1;

@@ -33,7 +33,7 @@ struct Depthwise {
   using Args = DepthwiseArgs;
   static constexpr int threads = kRowWarps * kWarp;
   static constexpr int blocks = 4;
-  static constexpr int kTogether = sizeof(Element) == 2 ? 4 : 1;  // frames of a thread that are loaded at once
+  static constexpr int kTogether = sizeof(Element) == 2 ? 4 : 1;  // frames of a thread that are loaded together
 
   static METATASNET_DEVICE void run(Block& block, const Args& args) {
     const int unit = block.z(), lane = block.lane(), part = lane % 4;
@@ -42,7 +42,7 @@ struct Depthwise {
     const float* taps = args.taps + unit % args.instruments * 3 * args.ld + channel;
     const float* affine = args.affine + static_cast<std::int64_t>(unit) * 3 * args.ld + channel;
     const Eight scale = load_eight(affine), mean = load_eight(affine + args.ld), shift = load_eight(affine + 2 * args.ld);
-    // Where all taps are inside the signal, y is sum_k weight[k] a + offset.
+    // If all taps are inside the signal, y is sum_k weight[k] a + offset.
     Eight weight[3], constant, offset;
 #pragma unroll
     for (int c = 0; c < 8; ++c) {
@@ -72,8 +72,8 @@ struct Depthwise {
   }
 
  private:
-  // Frames `begin` + 8 j. `inside`: so are those of all taps; one outside adds neither its frame nor its part of the
-  // offset.
+  // Frames `begin` + 8 j. `inside`: all taps are inside the signal, too. A tap outside adds neither its frame nor its
+  // part of the offset.
   template <bool inside>
   static METATASNET_DEVICE void convolve(const Args& args, const Element* in, Element* out, std::int64_t begin,
                                          const float* taps, const Eight& constant, const Eight (&weight)[3],

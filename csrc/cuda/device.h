@@ -1,5 +1,5 @@
-// The language of the kernels: plain C++ that nvcc compiles for GPUs and any compiler for the host, where blocks are
-// emulated (emulator/). Both live in namespaces of their own, metatasnet::cuda and metatasnet::emulated.
+// The language of the kernels: plain C++ that nvcc compiles for GPUs, and any compiler for the host, where blocks are
+// emulated (emulator/). Each has a namespace, metatasnet::cuda and metatasnet::emulated.
 #pragma once
 
 #include <cmath>
@@ -82,7 +82,7 @@ METATASNET_DEVICE float round_tf32(float value) {
 
 METATASNET_DEVICE float prelu(float value, float slope) { return value > 0.0f ? value : slope * value; }
 
-// How activations are stored: float32, or bfloat16 where the arithmetic is.
+// How activations are stored: float32, or bfloat16 if the arithmetic is bfloat16.
 struct Bfloat16 {
   std::uint16_t bits;
 };
@@ -101,7 +101,7 @@ METATASNET_DEVICE Bfloat16 stored<Bfloat16>(float value) {
   return {static_cast<std::uint16_t>(pack_bfloat16(value, 0.0f) & 0xffffu)};
 }
 
-// Two neighbours at an even place.
+// Two neighbouring values, the first at an even place.
 METATASNET_DEVICE void store_pair(float* to, float first, float second) {
 #if defined(__CUDACC__)
   *reinterpret_cast<float2*>(to) = make_float2(first, second);
@@ -119,7 +119,7 @@ METATASNET_DEVICE void store_pair(Bfloat16* to, float first, float second) {
 #endif
 }
 
-// Neighbours at a multiple of their number.
+// Neighbouring values, the first at a multiple of their number.
 template <int count>
 struct Vector {
   float v[count];
@@ -127,7 +127,7 @@ struct Vector {
 using Pair = Vector<2>;
 using Eight = Vector<8>;
 
-// Two values as they are after storing them.
+// Two values, rounded as storing rounds them.
 template <class Stored>
 METATASNET_DEVICE Pair as_stored(float first, float second);
 template <>
@@ -176,7 +176,7 @@ METATASNET_DEVICE void store_words(void* to, const Words& words) {
 #endif
 }
 
-// Eight neighbours as they are stored.
+// Eight neighbouring values as they are stored.
 template <class Stored>
 struct Packed {
   Words words[sizeof(Stored) / 2];

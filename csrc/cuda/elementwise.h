@@ -1,17 +1,17 @@
-// Passes over activations without a product: the norm in front of the blocks, and the masks at the end.
+// Passes over activations without a product: the norm before the blocks, and the masks at the end.
 #pragma once
 
 #include "cuda/pointwise.h"
 
 namespace metatasnet::METATASNET_DEVICES {
 
-// x = (x - mean) scale + shift in place, and a copy as the first block's product reads it.
+// x = (x - mean) scale + shift in place, with a copy in the form that the first block's product reads.
 struct NormaliseArgs {
   std::int64_t frames;
   int ld;
   const float* affine;  // (units, 3, ld)
   float* x;             // (units, frames, ld)
-  void* operand;        // likewise; null where that is x itself
+  void* operand;        // the copy; null if the product reads x itself
 };
 
 // Grid: parts of a unit's vectors of eight channels, 1, units.

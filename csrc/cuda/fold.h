@@ -1,4 +1,4 @@
-// A group norm folded into the weights of the product behind it.
+// A group norm folded into the weights of the product after it.
 //
 //   W'[u, o, k] = round(W[i, o, k] scale[u, k])
 //   bias'[u, o] = bias[i, o] + sum_k (W[i, o, k] shift[u, k] - W'[u, o, k] mean[u, k])
@@ -11,14 +11,14 @@
 
 namespace metatasnet::METATASNET_DEVICES {
 
-// Where a range of the outputs goes.
+// Destination of a range of the outputs.
 struct FoldTarget {
   void* weights;          // (outputs, ld) of each unit
   std::int64_t unit;      // elements from unit to unit
   int ld;
   float* bias;            // (units, outputs)
   int outputs;
-  bool add;               // add to the bias that is there, for a sum of several products
+  bool add;               // add to the existing bias, for a sum of several products
 };
 
 struct FoldArgs {
@@ -33,13 +33,13 @@ struct FoldArgs {
   const float* affine;  // (units, 3, ld_affine)
 };
 
-// Grid: groups of eight outputs, 1, units. One warp for each output.
+// Grid: groups of eight outputs, 1, units. Each warp computes one output.
 template <class Arithmetic>
 struct Fold {
   using Args = FoldArgs;
   static constexpr int threads = 8 * kWarp;
   static constexpr int blocks = 4;
-  static constexpr int kAtOnce = 5;  // loads that a lane issues together; at 160 inputs these are all
+  static constexpr int kAtOnce = 5;  // loads that a lane issues together; 160 inputs need no more
 
   static METATASNET_DEVICE void run(Block& block, const Args& args) {
     using Element = typename Arithmetic::Element;

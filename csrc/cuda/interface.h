@@ -26,7 +26,7 @@ struct Sizes {
   int window = 0;       // taps of the longest filter
   int bank = 0;         // outputs of the encoder's filters
   int wide = 0;         // inputs of the decoder's filters
-  int mels = 0;         // inputs of the bottleneck from the spectrogram; 0: the encoder has no spectrogram branch
+  int mels = 0;         // bottleneck inputs from the spectrogram; 0: the encoder has no spectrogram branch
   int n_fft = 0;        // samples of a spectrogram's frame; a power of two
   int hop = 0;
   bool biased = false;  // res_out and skip_out have biases
@@ -53,14 +53,14 @@ struct Array {
 };
 
 // Frames by channels: row t of instrument i of an item begins at item * n + instrument * i + row * t elements, all at
-// multiples of 16 bytes. Instruments that share one have 0 elements between them.
+// multiples of 16 bytes. If instruments share one, `instrument` is 0.
 struct Frames {
   const void* data = nullptr;
   std::int64_t item = 0, instrument = 0, row = 0;
   int channels = 0;
 };
 
-// Where a call computes: a device and one of its streams.
+// The place where a call computes: a device and one of its streams.
 struct Place {
   int device = 0;
   std::uintptr_t stream = 0;
@@ -100,7 +100,7 @@ using MakeStage = std::unique_ptr<Stage>(Precision precision, const Sizes& sizes
 // check for sizes. shared_bytes is the shared memory that the most demanding block of a stage asks for.
 namespace cuda {
 device::MakeStage make_stage;
-// Why the kernels cannot run on a device, in the words of the CUDA runtime; empty where they can.
+// Return why the kernels cannot run on a device, in the words of the CUDA runtime; empty if they can.
 std::string obstacle(int device);
 }  // namespace cuda
 namespace emulated {
@@ -109,8 +109,8 @@ void check(const device::Sizes& sizes);
 std::size_t shared_bytes(const device::Sizes& sizes);
 void set_order(unsigned order);  // emulator/block.h
 
-// A launch that was written down instead of emulated: the kernel's mangled type, its grid, threads of a block, blocks
-// that are to fit on a multiprocessor, shared memory, and the arguments as the device would get them.
+// A launch that was recorded instead of emulated: the kernel's mangled type, its grid, the threads of a block, how many
+// blocks are meant to fit on a multiprocessor, the shared memory, and the arguments as the device would get them.
 struct Recorded {
   std::string kernel;
   std::int64_t grid[3];
@@ -118,7 +118,7 @@ struct Recorded {
   std::int64_t shared_bytes;
   std::string arguments;
 };
-// Where launches of this thread go while it is set: nothing is computed, and no memory is touched.
+// While this is set, the launches of this thread are recorded here: nothing is computed, and no memory is touched.
 void record_to(std::vector<Recorded>* launches);
 bool record(Recorded launch);  // false: not recording
 }  // namespace emulated

@@ -33,7 +33,7 @@ inline void check(cudaError_t error, const std::string& doing) {
                     "). An error of an earlier call may show here; CUDA_LAUNCH_BLOCKING=1 tells.");
 }
 
-// A stream of a device, which is the current one while this lives.
+// Makes the device of a stream the current one as long as this object exists.
 class Stream {
  public:
   Stream(int device, std::uintptr_t handle) : handle_(reinterpret_cast<cudaStream_t>(handle)), device_(device) {
@@ -89,7 +89,7 @@ template <class Kernel>
 cudaError_t obstacle() {
   cudaFuncAttributes attributes;
   const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel<Kernel>);
-  static_cast<void>(cudaGetLastError());  // or the next launch would report it
+  static_cast<void>(cudaGetLastError());  // otherwise the next launch would report it
   return error;
 }
 

@@ -29,18 +29,18 @@ struct LogPowerArgs {
   const float* mean;        // (n_fft / 2 + 1)
   std::int64_t frames;
   int ld;
-  float* out;  // (items, frames, ld), zeros behind the last bin
+  float* out;  // (items, frames, ld), zeros after the last bin
 };
 
 inline std::size_t log_power_shared_bytes(int n_fft) { return sizeof(Complex) * n_fft; }
 
 METATASNET_DEVICE Complex times(Complex a, Complex b) { return {a.re * b.re - a.im * b.im, a.re * b.im + a.im * b.re}; }
 
-// Two radix-2 inputs of a transform of `points` points at pass width `span`: butterfly `i` of points / 2.
+// The two inputs of butterfly `i`, of points / 2, in a radix-2 transform of `points` points at pass width `span`.
 struct Butterfly {
   int first, second;  // read from
   int sum, difference;  // written to
-  int twiddle;  // power of e^(-2 pi i / points) for the difference
+  int twiddle;  // power of e^(-2 pi i / points) by which the difference is multiplied
 };
 
 METATASNET_DEVICE Butterfly butterfly(int i, int span, int points) {

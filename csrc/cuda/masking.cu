@@ -98,7 +98,7 @@ class MaskingRun {
                             statistics(s_.H, kChannels, block.norm_2, buffers_.affine_2)};
     launch<Depthwise<Element>>(stream_, {tiles_, h_ld / kChannels, units_}, MomentsSpace<kChannels>::bytes, depthwise);
 
-    // res_out of this block, which the last one does not have, and its skip_out, which waits for the others.
+    // The block's res_out, except in the last block. Its skip_out is done later, for all blocks together.
     const bool last = index + 1 == s_.blocks();
     const FoldTarget skip{buffers_.folded_skip + index * h_ld, std::int64_t{s_.B} * hidden_ld_, hidden_ld_,
                           buffers_.skip_bias, s_.B, index > 0};
@@ -117,7 +117,7 @@ class MaskingRun {
     }
   }
 
-  // The skip sum of all blocks as one product, prelu_3.
+  // The skip sum of all blocks as one product, then prelu_3.
   void skip() {
     PointwiseArgs sum = product(s_.B, hidden_ld_, s_.B);
     sum.source[0] = activations(buffers_.hidden, hidden_ld_);
@@ -152,7 +152,7 @@ class MaskingRun {
     launch<Kernel>(stream_, vectors(groups, s_.N, items_, Kernel::channels), 0, args);
   }
 
-  // Compute the moments of one source of the first norm. A launch of Norm then makes the norm from them.
+  // Compute the moments of one source of the first norm. Then a launch of Norm makes the norm from them.
   void moments(const Frames& source, NormArgs norm, int which) {
     norm.sources[0] = norm.sources[which];
     norm.affine = nullptr;
@@ -208,7 +208,7 @@ class MaskingRun {
     launch<Fold<Arithmetic>>(stream_, {(to.outputs + also.outputs + 7) / 8, 1, units_}, 0, args);
   }
 
-  // With the folded weights; (outputs, ld) of each unit, results in rows of padded(channels).
+  // A product with the folded weights, (outputs, ld) of each unit; results in rows of padded(channels).
   PointwiseArgs product(int outputs, int ld, int channels) const {
     PointwiseArgs args{};
     args.instruments = s_.instruments;
@@ -225,7 +225,7 @@ class MaskingRun {
     return args;
   }
 
-  // The outputs of a block's depthwise convolution, in rows of hidden_ld_.
+  // The buffer of a block's depthwise outputs, in rows of hidden_ld_.
   Element* hidden(int index) const { return buffers_.hidden + index * padded(s_.H); }
 
   Frames activations(const void* data, int channels) const {
@@ -244,7 +244,7 @@ class MaskingRun {
   std::int64_t items_, units_, frames_, tiles_;
   const MaskBuffers<Element>& buffers_;
   int hidden_ld_;
-  bool convolves_;  // the mixing products make the next conv1d, too (mix.h)
+  bool convolves_;  // the mixing products also compute the next conv1d (mix.h)
 };
 
 template <class Element>

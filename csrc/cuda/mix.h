@@ -1,10 +1,10 @@
-// The end of a block of the masking network, and where it fits on chip the beginning of the next one.
+// The end of a block of the masking network and, if it fits on chip, the beginning of the next block.
 //
 //   x[u, t] += res_out(h[u, t])
 //   a[u, t] = prelu(conv1d(x[u, t]))         MixConv only: the next block's, with its moments
 //
-// skip_out waits for the end: the skip sum is linear in the h of all blocks, which stay, and one product makes it of
-// them.
+// skip_out is not applied here: the skip sum is linear in the h of all blocks, which stay in memory, and one product at
+// the end makes it from them.
 //
 // Bytes per frame and channel, bfloat16: h 2, x 8; Mix writes x a second time as the next product reads it, 2, and that
 // product reads it, 2; MixConv keeps that tile in shared memory and writes a, 2. Weights once per 128 frames (from L2).
@@ -19,8 +19,8 @@ namespace metatasnet::METATASNET_DEVICES {
 struct MixArgs {
   PointwiseArgs product;
   float* x;            // (units, frames, ld_out)
-  void* operand;       // x in the next product's type; null where that product reads x itself, or there is none
-  PointwiseArgs next;  // in MixConv: the product of x, whose tile is at hand
+  void* operand;       // x in the next product's type; null if that product reads x itself, or there is none
+  PointwiseArgs next;  // in MixConv: the product of x, whose tile is in shared memory
 };
 
 // Return the address of a tile's part of x, from output `first` on.
@@ -29,7 +29,7 @@ METATASNET_DEVICE float* stream_at(const MixArgs& args, int unit, std::int64_t f
   return args.x + (static_cast<std::int64_t>(unit) * product.frames + first_frame) * product.ld_out + first;
 }
 
-// x, by 40 independent loads of a thread that are under way together.
+// x, loaded by 40 independent loads of a thread that are in flight together.
 METATASNET_DEVICE void begin_with_stream(const Block& block, const MixArgs& args, int unit, std::int64_t first_frame,
                                          int first_output, Accumulators& sum) {
   const PointwiseArgs& product = args.product;
@@ -48,7 +48,7 @@ METATASNET_DEVICE void begin_with_stream(const Block& block, const MixArgs& args
   });
 }
 
-// Adds the biases and writes x; calls `keep(row, channel, first, second)` with each two neighbouring values.
+// Adds the biases and writes x; calls `keep(row, channel, first, second)` for each two neighbouring values.
 template <class Keep>
 METATASNET_DEVICE void write_stream(const Block& block, const MixArgs& args, Accumulators& sum, int unit,
                                     std::int64_t first_frame, int first_output, Keep keep) {
@@ -115,7 +115,7 @@ struct MixConv {
   using Convolution = WeightsAlone<kStages>;
   static constexpr int threads = kThreads;
   static constexpr int blocks = 2;
-  // x of the tile lies chunk by chunk, as the operand of a product, in front of the stages of conv1d's weights.
+  // The tile of x is stored chunk by chunk, as a product's operand, before the pipeline stages of conv1d's weights.
   static constexpr int kTileBytes = kColumns * static_cast<int>(sizeof(Bfloat16)) / kChunkBytes * kFrameBytes;
   static constexpr int shared_bytes = kTileBytes + Convolution::stages * Convolution::bytes;
   static_assert(shared_bytes >= kPipelineBytes);

@@ -9,11 +9,11 @@
 
 namespace metatasnet::METATASNET_DEVICES {
 
-// A tile's values by columns, for the reduction: a lane has four rows of some columns, 8 apart; 32 lanes have the whole
-// column.
+// A tile's values by columns, for the reduction. A lane has four rows of some columns, 8 rows apart; 32 lanes have the
+// whole column.
 template <int columns>
 struct MomentsSpace {
-  static constexpr int stride = columns + 9;  // lanes of a column, and of neighbouring columns, are in different banks
+  static constexpr int stride = columns + 9;  // the 16 lanes of a column and of its neighbours are in different banks
   static constexpr int bytes = static_cast<int>(sizeof(float)) * (columns + kWarp * stride);
 
   float* centre;   // (columns)
@@ -43,7 +43,7 @@ METATASNET_DEVICE void finish_moments(Block& block, const Statistics& to, int un
   const int first_row = block.warp() % kRowWarps * kWarpRows + block.lane() / 4;
   constexpr int kWarps = threads / kWarp, kOwn = kGroups / kWarps;
   static_assert(kGroups % kWarps == 0);
-  // Columns of this part that belong to the warp's groups: number warp(), and every kWarps-th from there on.
+  // Columns of this part that belong to the warp's groups: group number warp(), and every kWarps-th after it.
   int begin[kOwn], end[kOwn];
 #pragma unroll
   for (int g = 0; g < kOwn; ++g) {
@@ -59,7 +59,7 @@ METATASNET_DEVICE void finish_moments(Block& block, const Statistics& to, int un
       if (begin[g] < end[g]) body(block.warp() + kWarps * g, begin[g], end[g]);
     }
   };
-  // The sum of term(k, value) over a group's part, whose terms all lanes bring.
+  // Sum term(k, value) over a group's part; every lane gives its own terms.
   const auto bring = [&](auto term) {
 #pragma unroll
     for (int k = 0; k < own; ++k) {

@@ -21,10 +21,10 @@ struct Moments {
   float mean, m2;
 };
 
-// Moments of an activation: of each unit, tile of frames, part of the channels, and group.
+// Moments of an activation, for each unit, tile of frames, part of the channels, and group.
 struct PartMoments {
   Moments* at;   // (units, tiles, parts, kGroups)
-  int channels;  // channels of the activation; they begin with channel `first` of the norm
+  int channels;  // channels of the activation; the first of them is channel `first` of the norm
   int first;
   int columns, parts;  // `parts` blocks write a tile, with `columns` channels each
   int units_of;        // units that share these moments
@@ -50,11 +50,11 @@ struct Overlap {
 struct NormArgs {
   int instruments;
   std::int64_t frames;
-  PartMoments sources[2];  // side by side; the second may have no channels
+  PartMoments sources[2];  // the two sources, side by side; the second may have no channels
   int width;               // channels of a group
   const float* weight;     // (instruments, 2, channels): gamma, beta
   int ld_affine;
-  float* affine;  // (units, 3, ld_affine); zeros where there is no channel. Null: a launch of Norm makes it
+  float* affine;  // (units, 3, ld_affine); zeros for padding channels. If null, a launch of Norm makes it
 };
 
 // Destination of the moments of a pass's results.
@@ -149,7 +149,7 @@ METATASNET_DEVICE void finish_tile(Block& block, const Statistics& to, int unit)
   if (is_last(block, to.arrived + unit, blocks)) make_norm<threads>(block, to.norm, unit);
 }
 
-// Makes the norm of two sources, when no single pass has written both. The grid has a block for each unit.
+// Makes the norm of two sources if no single pass has written both. The grid has one block for each unit.
 struct Norm {
   using Args = NormArgs;
   static constexpr int threads = kGroups * kWarp;

@@ -21,7 +21,7 @@ struct OverlapAddArgs {
 
 METATASNET_BOTH inline int reach_of(int window, int stride) { return (window + stride - 1) / stride - 1; }
 
-// Three stages and the samples of a stride of 80 take 94 KiB: less than the 99 KiB of the GPUs with the least.
+// Three stages, and the samples for a stride of 80, take 94 KiB: less than the 99 KiB of the GPUs with the least.
 using OverlapAddStages = FramesAndWeights<3>;
 constexpr int kOverlapAddStageBytes = OverlapAddStages::stages * OverlapAddStages::bytes;
 
@@ -29,7 +29,8 @@ inline std::size_t overlap_add_shared_bytes(int stride) {
   return kOverlapAddStageBytes + sizeof(float) * kTile * stride;
 }
 
-// Slots of `stride` samples, counted with the padding in front, that a block writes; and how many blocks that takes.
+// Slots of `stride` samples that a block writes, counted with the padding before the signal; and the number of blocks
+// for them.
 inline int slots_of(int window, int stride) { return kTile - reach_of(window, stride); }
 inline int overlap_add_tiles(std::int64_t frames, int window, int stride) {
   const std::int64_t padding = (window - stride) / 2, slots = frames + (padding + stride - 1) / stride;

@@ -23,8 +23,8 @@ using device::Frames;
 struct PointwiseArgs {
   int instruments;  // units of an item
   std::int64_t frames;
-  Frames source[2];  // side by side along the sum, each padded to a multiple of kChannels; two for activated frames
-  const float* signal;  // instead of them: windows of it
+  Frames source[2];  // side by side along the sum, each padded to kChannels; two only for activated frames
+  const float* signal;  // instead of frames: windows of a signal
   std::int64_t samples;
   int window, stride, padding;
   float source_slope;
@@ -50,7 +50,7 @@ METATASNET_DEVICE const Element* weights_of(const PointwiseArgs& args, int unit)
   return static_cast<const Element*>(args.weights) + item * args.weights_item + instrument * args.weights_instrument;
 }
 
-// Copies of the rows of weights (outputs, ld) from `first` on.
+// Copies the rows of weights (outputs, ld) from `first` on.
 template <class Element>
 METATASNET_DEVICE RowCopies<kColumns, true> weight_copies(const Block& block, const void* weights, int ld,
                                                           int first, int outputs) {
@@ -59,7 +59,7 @@ METATASNET_DEVICE RowCopies<kColumns, true> weight_copies(const Block& block, co
   return {block, reinterpret_cast<const char*>(from), row_bytes, 0, outputs - first, static_cast<int>(row_bytes / 16)};
 }
 
-// Copies of a source's frames from `first` on, which may lie before the first frame.
+// Copies a source's frames from `first` on, which may lie before the first frame.
 template <class Element>
 METATASNET_DEVICE RowCopies<kTile, false> frame_copies(const Block& block, const PointwiseArgs& args,
                                                        const Frames& source, int unit, std::int64_t first) {
@@ -100,7 +100,7 @@ METATASNET_DEVICE void load_signal(Block& block, int to, const PointwiseArgs& ar
 
 enum class From { frames, activated_frames, signal, frames_and_share };
 
-// `begin(sum)` sets what the sums begin with.
+// `begin(sum)` sets the initial values of the sums.
 template <class Arithmetic, From from, class Holds, class Begin>
 METATASNET_DEVICE void pointwise_product(Block& block, const PointwiseArgs& args, int unit, std::int64_t first_frame,
                                          int first_output, Accumulators& sum, Begin begin) {
@@ -136,14 +136,14 @@ METATASNET_DEVICE void pointwise_product(Block& block, const PointwiseArgs& args
   }
 }
 
-// The biases of a unit from output `first` on; null where there are none.
+// The biases of a unit from output `first` on; null if there are none.
 METATASNET_DEVICE const float* biases_of(const PointwiseArgs& args, int unit, int first) {
   if (!args.bias) return nullptr;
   const int item = unit / args.instruments, instrument = unit % args.instruments;
   return args.bias + item * args.bias_item + instrument * args.bias_instrument + first;
 }
 
-// Where frame `t` lies in a spectrogram of other frames, corners aligned.
+// The position of frame `t` in a spectrogram with another number of frames, corners aligned.
 struct Interpolation {
   std::int64_t frame, next;
   float weight;
@@ -202,8 +202,8 @@ METATASNET_DEVICE void begin_with_bias(const Block& block, const PointwiseArgs& 
   }
 }
 
-// Adds the share of the spectrogram. It writes the places of the tile's rows to block.shared(), so all threads must have
-// finished reading that.
+// Adds the share of the spectrogram. It writes the positions of the tile's rows to block.shared(), so all threads must
+// have finished reading that.
 METATASNET_DEVICE void add_share(Block& block, const PointwiseArgs& args, int unit, std::int64_t first_frame,
                                  int first_output, Accumulators& sum) {
   auto* const places = reinterpret_cast<Interpolation*>(block.shared());
@@ -227,7 +227,7 @@ METATASNET_DEVICE void add_share(Block& block, const PointwiseArgs& args, int un
   });
 }
 
-// PReLU; the results, as stored, are left in `sum`.
+// Applies the PReLU and writes the results; `sum` then holds them as stored.
 template <class Out>
 METATASNET_DEVICE void write_outputs(const Block& block, const PointwiseArgs& args, Accumulators& sum, int unit,
                                      std::int64_t first_frame, int first_output) {
@@ -256,7 +256,7 @@ METATASNET_DEVICE void write_outputs(const Block& block, const PointwiseArgs& ar
   });
 }
 
-// The moments of the tile that write_outputs has left in `sum`.
+// Compute the moments of the tile from the values that write_outputs has left in `sum`.
 METATASNET_DEVICE void finish_outputs(Block& block, const PointwiseArgs& args, const Accumulators& sum, int unit,
                                       int tile, int part) {
   const int column = WarpPlace(block).column + d_column(block.lane(), 0);
@@ -276,7 +276,7 @@ struct Pointwise {
   static METATASNET_DEVICE void run(Block& block, const Args& args) {
     using Out = std::conditional_t<from == From::activated_frames, float, typename Arithmetic::Element>;
     Accumulators sum;
-    // Read where they are needed: kept, they would cost the product's loop registers.
+    // Read at each use: a kept value would cost a register in the product's loop.
     const auto first_frame = [&] { return std::int64_t{block.x()} * kTile; };
     const auto first_output = [&] { return block.y() * kColumns; };
     pointwise_product<Arithmetic, from, FramesAndWeights<kStages>>(

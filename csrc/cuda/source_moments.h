@@ -2,7 +2,7 @@
 //
 //   statistics of round(prelu(a[u, t, c]))
 //
-// Bytes per unit: T C read. The instruments share the mixture's latent, whose moments are taken once.
+// Bytes per unit: T C read. The instruments share the mixture's latent, whose moments are computed once.
 #pragma once
 
 #include "cuda/pointwise.h"

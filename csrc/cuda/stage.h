@@ -1,4 +1,4 @@
-// The stage's jobs as sequences of launches, for a device and for the emulator.
+// A stage's jobs as sequences of launches, for a device and for the emulator.
 #pragma once
 
 #include "cuda/interface.h"
@@ -22,12 +22,12 @@ struct BlockWeights {
   const float* taps;      // (instruments, 3, padded(H))
   const float* norm_1;    // (instruments, 2, H)
   const float* norm_2;    // (instruments, 2, H)
-  const float* mix;       // (instruments, residual + B, padded(H)): res_out, none in the last block, and skip_out
+  const float* mix;       // (instruments, residual + B, padded(H)): res_out (none in the last block), then skip_out
   const float* mix_bias;  // (instruments, residual + B) or null
 };
 
 struct Weights {
-  const void *bank, *bottleneck_1, *bottleneck_2;  // (outputs, padded inputs), stored as activations are
+  const void *bank, *bottleneck_1, *bottleneck_2;  // (outputs, padded inputs), stored in the type of activations
   const void *expansion, *filters;                 // likewise; filters (window, padded(wide))
   const double* twiddles;
   const float *stft_window, *mean, *to_mel, *to_latent, *mel_bias;

@@ -1,14 +1,14 @@
 // A tile of 128 frames by 160 outputs of a 1x1 convolution: the pipeline from global memory through shared memory.
 //
-// 160 = 2 warps x 10 fragments of 8 divides exactly. A few stages of a 64-byte chunk of the sum (8 KiB of frames, 10
-// KiB of weights) are under way at once.
+// 160 = 2 warps x 10 fragments of 8, without remainder. A few stages of a 64-byte chunk of the sum (8 KiB of frames, 10
+// KiB of weights) are in flight at once.
 #pragma once
 
 #include "cuda/arithmetic.h"
 
 namespace metatasnet::METATASNET_DEVICES {
 
-constexpr int kTile = 128;     // frames of every tile, also of those without a product: statistics are per tile
+constexpr int kTile = 128;     // frames of every tile, also in passes without a product: statistics are per tile
 constexpr int kColumns = 160;  // outputs
 constexpr int kThreads = 256;
 constexpr int kRowWarps = kTile / kWarpRows;
@@ -19,7 +19,7 @@ constexpr int kUnits = kChunkBytes / 16;
 
 METATASNET_BOTH inline int tiles_of(std::int64_t frames) { return static_cast<int>((frames + kTile - 1) / kTile); }
 
-// Where this warp's part of the tile begins.
+// Start of this warp's part of the tile.
 struct WarpPlace {
   int row, column;
   explicit METATASNET_DEVICE WarpPlace(const Block& block)
@@ -32,7 +32,7 @@ struct WarpPlace {
 template <int rows, bool whole>
 class RowCopies {
  public:
-  // `from` is where row 0 begins, also where only rows [low, high) exist; `units` of each row exist.
+  // `from` is the address of row 0, even if only rows [low, high) exist; `units` of each row exist.
   METATASNET_DEVICE RowCopies(const Block& block, const char* from, std::int64_t row_bytes, int low, int high,
                               int units) {
     const int row = block.thread() / kUnits, unit = block.thread() % kUnits;
@@ -45,7 +45,7 @@ class RowCopies {
     for (int k = 0; k < kCount; ++k) exists_[k] = row + k * kApart >= low && row + k * kApart < high;
   }
 
-  // The next chunk of every row, to `to` bytes from block.shared() on.
+  // Copies the next chunk of every row to `to` bytes after block.shared().
   METATASNET_DEVICE void load(Block& block, int to) {
 #pragma unroll
     for (int k = 0; k < kCount; ++k) {
@@ -59,7 +59,7 @@ class RowCopies {
 
  private:
   static constexpr int kApart = kThreads / kUnits, kCount = (rows + kApart - 1) / kApart;
-  static_assert(kApart % 8 == 0);  // rows as far apart are swizzled alike
+  static_assert(kApart % 8 == 0);  // rows at this distance are swizzled alike
 
   const char* from_;
   int step_, to_, left_;
@@ -92,8 +92,8 @@ struct WeightsAlone {
 constexpr int kStages = 4;
 constexpr int kPipelineBytes = kStages * kStageBytes;
 
-// Starts the copies of the first chunks. `load(stage)` starts those of the next chunk, to `stage` bytes from
-// block.shared() on; stages lie from `stages` on.
+// Starts the copies of the first chunks. `load(stage)` starts those of the next chunk, to `stage` bytes after
+// block.shared(); the stages begin at `stages`.
 template <class Holds, class Load>
 METATASNET_DEVICE void begin_loading(Block& block, int stages, int chunks, Load load) {
 #pragma unroll 1
@@ -113,7 +113,7 @@ METATASNET_DEVICE void multiply_loaded(Block& block, int stages, int frames, int
 #pragma unroll 1
   for (int chunk = 0; chunk < chunks; ++chunk) {
     block.template wait<Holds::stages - 2>();
-    block.sync();  // everybody's copies of this chunk are there, and everybody is done with the chunk before
+    block.sync();  // all threads' copies of this chunk have arrived, and all threads are done with the chunk before
     const int next = chunk + Holds::stages - 1;
     if (next < chunks) load(stages + next % Holds::stages * Holds::bytes);
     block.commit();

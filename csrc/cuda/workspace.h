@@ -1,4 +1,4 @@
-// The device memory of each job while it runs, and the number of items that it takes at once.
+// The device memory that each job needs while it runs, and the number of items that it processes together.
 #pragma once
 
 #include "cuda/norm.h"
@@ -8,8 +8,9 @@ namespace metatasnet::METATASNET_DEVICES {
 
 constexpr std::int64_t kMultiprocessors = 132;  // an H100 has so many
 
-// Items that go through a job together: the fewest that give each multiprocessor two tiles and leave it idle for less
-// than a twentieth of the time while others have one tile more; eight tiles will do. Results do not depend on it.
+// Items that a job processes together: the fewest that give each multiprocessor two tiles and leave it idle for less
+// than a twentieth of the time while others have one tile more; eight tiles are always enough. Results do not depend on
+// it.
 inline std::int64_t items_at_once(std::int64_t items, std::int64_t frames, int instruments) {
   const std::int64_t each = std::int64_t{instruments} * tiles_of(frames);
   for (std::int64_t some = 1; some < items; ++some) {
@@ -19,7 +20,7 @@ inline std::int64_t items_at_once(std::int64_t items, std::int64_t frames, int i
   return items;
 }
 
-// Hands out parts of one allocation at multiples of 256 bytes; without one, only adds up.
+// Hands out parts of one allocation at multiples of 256 bytes; without an allocation it only adds up sizes.
 class Arena {
  public:
   explicit Arena(char* base) : base_(base) {}
@@ -55,13 +56,13 @@ struct EncodeBuffers {
 template <class Element>
 struct MaskBuffers {
   float* x;                      // (units, frames, padded(B))
-  Element* operand;              // x as products read it; null where that is x itself
+  Element* operand;              // x in the form that products read; null if they read x itself
   Element* a;                    // hidden activations before the depthwise convolution
-  Element* hidden;               // those behind it, of all blocks: (units, frames, blocks, padded(H)) for the skip sum
+  Element* hidden;               // those after it, of all blocks: (units, frames, blocks, padded(H))
   Moments* moments;              // moments of the parts of one pass
   Moments *latent_moments, *partial_moments;
   int* arrived;                  // (units): zero between passes
-  float *affine, *affine_2;      // the second of a block's second norm, made by the pass that reads the first
+  float *affine, *affine_2;      // affine_2: of a block's second norm, made by the pass that reads affine
   Element *folded, *folded_skip;
   float *folded_bias, *skip_bias;
 
@@ -73,7 +74,7 @@ struct MaskBuffers {
     operand = sizeof(Element) == sizeof(float) ? nullptr : arena.take<Element>(rows * b_ld);
     a = arena.take<Element>(rows * inner);
     hidden = arena.take<Element>(rows * s.blocks() * h_ld);
-    // Parts of the passes with the most: elementwise ones.
+    // Most parts of any pass: those of the elementwise ones.
     const auto moments_of = [&](std::int64_t of_units, int ld) {
       return arena.take<Moments>(of_units * tiles * (ld / kChannels) * kGroups);
     };

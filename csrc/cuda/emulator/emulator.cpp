@@ -18,12 +18,12 @@ namespace metatasnet::emulated {
 namespace {
 
 constexpr int kBlocksAtOnce = 4;
-constexpr unsigned kBurst = 24;  // steps of a block before another may go on
+constexpr unsigned kBurst = 24;  // steps of a block before another may continue
 
 thread_local unsigned chosen_order = 0;
 thread_local std::vector<Recorded>* recording = nullptr;
 
-// A value that a published one replaced in memory, when, and in which block. Time counts the fences of a launch.
+// A value in memory that a published one replaced, with the time and the block. Time counts the fences of a launch.
 struct Replaced {
   std::uint64_t time;
   std::array<int, 3> by;
@@ -33,7 +33,8 @@ struct Replaced {
 thread_local std::unordered_map<const float*, std::vector<Replaced>> replaced;
 thread_local std::uint64_t now = 0;
 
-// A meeting of threads. The values they bring are kept per generation, because the first to leave may already bring the next.
+// A point where threads wait for each other. The values they bring are kept per generation, because the first thread to
+// leave may already bring the next one.
 struct Meeting {
   int expected = 0;
   int arrived = 0;
@@ -57,7 +58,7 @@ struct Warp {
 // The threads of one block.
 class BlockThreads {
  public:
-  // Puts every thread at the beginning of `kernel`. `seed` is that of the order in which they go on.
+  // Puts every thread at the beginning of `kernel`. `seed` determines the order in which they continue.
   void begin(int x, int y, int z, int threads, std::size_t shared_bytes, const std::function<void(Block&)>& kernel,
              unsigned seed) {
     shared_.assign(shared_bytes / sizeof(Words) + 1, Words{{~0u, ~0u, ~0u, ~0u}});  // NaN, also as bfloat16
@@ -86,8 +87,8 @@ class BlockThreads {
     progress_ = true;
   }
 
-  // Lets threads go on until they wait: all of them, or those of one warp where warps drift apart. False when all have
-  // ended.
+  // Lets threads continue until they wait: all of them, or those of one warp if warps drift apart. Returns false when
+  // all have ended.
   bool step() {
     const int threads = static_cast<int>(order_.size()), together = drift() ? kWarp : threads;
     if (next_ == 0) arrange();
@@ -111,7 +112,7 @@ class BlockThreads {
   Warp& warp(int thread) { return warps_[thread / kWarp]; }
   Meeting& everybody() { return everybody_; }
 
-  // Waits until all have come; the last one runs `work` first.
+  // Waits until all have arrived; the last one runs `work` first.
   template <class Work>
   void meet(int thread, Meeting& meeting, Work work) {
     const std::uint64_t generation = meeting.generation;
@@ -134,7 +135,7 @@ class BlockThreads {
   // Odd orders let warps drift apart: one runs as far as it can before another begins.
   static bool drift() { return chosen_order > 1 && chosen_order % 2 == 1; }
 
-  // Before every thread gets its turn.
+  // Called before every thread gets its turn.
   void arrange() {
     if (!progress_) {
       throw std::logic_error(std::to_string(left_) + " of " + std::to_string(order_.size()) +
@@ -151,7 +152,7 @@ class BlockThreads {
 
   std::vector<int> order_;  // of the threads' turns
   std::mt19937 random_;
-  int left_ = 0, next_ = 0;  // threads that have not ended; whose turn it is
+  int left_ = 0, next_ = 0;  // threads that have not ended, and the one whose turn it is
   bool progress_ = true;     // since every thread had its turn
   std::vector<std::unique_ptr<Fiber>> fibers_;
   std::vector<Wait> waits_;

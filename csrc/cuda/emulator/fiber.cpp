@@ -10,7 +10,8 @@ constexpr std::size_t kStack = 128 * 1024;
 
 #if !METATASNET_UCONTEXT
 
-// Saves what a callee must keep, exchanges the stack pointer, restores. ucontext would enter the kernel each time.
+// Saves the registers that a callee must preserve, exchanges the stack pointer, restores. ucontext would enter the
+// kernel each time.
 extern "C" void metatasnet_switch_stack(void** save, void* load);
 asm(R"(
 .text
@@ -49,7 +50,7 @@ thread_local Fiber* starting = nullptr;
 void Fiber::start(std::function<void()> body) {
   body_ = std::move(body);
   done_ = false;
-  // A stack as if enter() had just been called: six registers, the address to return to, and that function's own.
+  // A stack in the state just after a call of enter(): six registers, the return address, and that function's own.
   auto top = (reinterpret_cast<std::uintptr_t>(stack_.get()) + kStack) & ~std::uintptr_t{15};
   auto* frame = reinterpret_cast<void**>(top) - 8;
   for (int i = 0; i < 8; ++i) frame[i] = nullptr;

@@ -1,4 +1,4 @@
-// Stacks that are switched by hand: the threads of an emulated block.
+// Stacks that are switched by hand: they are the threads of an emulated block.
 #pragma once
 
 #include <cstddef>
@@ -25,7 +25,7 @@ class Fiber {
   void start(std::function<void()> body);
   // Runs until the body calls pause() or ends.
   void resume();
-  // Called in the body: stop it, and return from the resume() that started it.
+  // Called in the body: stops it, and returns from the resume() that started it.
   void pause();
   bool done() const { return done_; }
 
