@@ -1,4 +1,4 @@
-"""The backend ``cpu`` beside eager PyTorch and ``torch.compile``, end to end and pass by pass.
+"""The backend ``cpu`` against eager PyTorch and ``torch.compile``, end to end and pass by pass.
 
     pytest bench/test_bench_cpu.py --benchmark-json=cpu.json [-k "not compiled"]
 

@@ -1,4 +1,4 @@
-"""Seconds of training audio that the loader delivers in a second, beside those that a training step takes.
+"""Measure the seconds of audio that the loader delivers in a second, against those that a training step takes.
 
     pytest bench/test_bench_loader.py --benchmark-json=loader.json
 

@@ -67,7 +67,7 @@ class EmptyAudioError(AudioReadError):
 
 
 class OutputError(MetaTasNetError, OSError):
-    """A file, folder or name for results that cannot be used; nothing half-written stays behind."""
+    """A file, folder or name for results that cannot be used; no half-written file is left."""
 
 
 class AudioWriteError(OutputError):
@@ -87,4 +87,4 @@ class TrainingDataError(MetaTasNetError, ValueError):
 
 
 class TrainingError(MetaTasNetError, RuntimeError):
-    """A training run that cannot start or go on; what it had reached is on disk."""
+    """A training run that cannot start or continue; its last state is on disk."""

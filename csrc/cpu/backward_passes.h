@@ -229,7 +229,7 @@ struct InputGradientArgs {
   Scratch scratch;  // with room for the gradients of all instruments
 };
 
-// The parts of a weight gradient, added in order, become gradients of weights and of the norm in front of them:
+// The parts of a weight gradient, added in order, become gradients of weights and of the norm before them:
 //
 //   G = sum of the parts;  dW[o, c] = scale[c] G[o, c] + shift[c] sums[o]
 //   dscale[c] += sum_o W[o, c] G[o, c];  dshift[c] += sum_o W[o, c] sums[o]
@@ -327,7 +327,7 @@ struct CosineArgs {
   const Source* rows;  // [item][instrument], at frame 0
   const float* mask;   // [item][instrument]
   float* norms;        // scratch, [item][instrument]
-  float* factors;      // scratch, likewise
+  float* factors;      // scratch, too
   double* sums;        // written: the sums over pairs of instruments, and over neighbouring items
   float on_pairs, on_neighbours;  // gradients of the two sums
   float* scratch;                 // [instruments][ld]

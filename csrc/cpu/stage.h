@@ -130,7 +130,7 @@ class Stage {
               std::int64_t mel_frames, void* latent, void* kept, int threads) const;
 
   // The masked latent (n, instruments, frames, latent_ld): `latent` times the masks of a network that reads `input` (the
-  // latent, or one copy of it for each instrument) and, behind the first stage, `partial`.
+  // latent, or one copy of it for each instrument) and, after the first stage, `partial`.
   MaskSeconds mask(std::int64_t n, std::int64_t frames, const Latents& latent, const Latents& input,
                    const Latents& partial, void* masked, void* kept, int threads) const;
 

@@ -24,7 +24,7 @@ class Barrier {
 };
 
 // Run body(0) ... body(threads - 1) at the same time, body(0) on the caller's thread.
-// `threads` may turn out smaller if the system refuses more: `prepare(threads)` is told the number before any body
+// `threads` may turn out smaller if the system refuses more: `prepare(threads)` gets the number before any body
 // runs. An exception in a body is thrown here again, after all bodies ended; bodies that share a barrier must not throw.
 void run_team(int threads, const std::function<void(int)>& prepare, const std::function<void(int)>& body);
 

@@ -2,7 +2,7 @@
 //
 //   y[u, t, c] = prelu( sum_k w[i, k, c] (scale[u, c] (a[u, t + (k - 1) d, c] - mean[u, c]) + shift[u, c]) )
 //                over the taps k for which 0 <= t + (k - 1) d < T      (the original pads after the norm)
-// The last block of a unit makes the norm behind it (norm.h).
+// The last block of a unit makes the norm after it (norm.h).
 //
 // A thread has eight channels of four frames, all taps of which are loaded before the first is used; a warp reads 32
 // frames by 32 channels, tap by tap: the second and third reading hit the caches. Bytes per unit: T H read, T H

@@ -83,7 +83,7 @@ class Stage {
   virtual void encode(Place place, std::int64_t n, std::int64_t samples, const float* signal, void* latent,
                       char* workspace) const = 0;
   // The masked latent (n, instruments, frames, latent_ld): `latent` times the masks of a network that reads `input`
-  // (the latent, or one copy of it for each instrument) and, behind the first stage, `partial`.
+  // (the latent, or one copy of it for each instrument) and, after the first stage, `partial`.
   virtual void mask(Place place, std::int64_t n, std::int64_t frames, const Frames& latent, const Frames& input,
                     const Frames& partial, void* masked, char* workspace) const = 0;
   // latent (n items) to the signal (n, frames * W), float32.

@@ -1,4 +1,4 @@
-"""Run a compiler and keep what ptxas says of registers, spills and shared memory beside the object.
+"""Run a compiler and write what ptxas says of registers, spills and shared memory next to the object file.
 
     python keep_readings.py nvcc ... -o kernels.cu.o
 

@@ -4,7 +4,7 @@
 //
 // Frames are centred, the signal is reflected at its ends. A real frame of n_fft samples is a complex one of half the
 // length (even samples real, odd imaginary), transformed in shared memory by radix-2 passes that sort as they go
-// (Stockham), then split. In float64 up to the power: log10(1e-8 + .) amplifies what is lost in front of it, and at 31
+// (Stockham), then split. In float64 up to the power: log10(1e-8 + .) amplifies the errors made before it, and at 31
 // frames a second it costs next to nothing.
 // Bytes per frame: n_fft samples, of which three quarters come from the cache, and n_fft / 2 + 1 results.
 // Source: original model/spectrogram.py; Cochran et al. 1967 (the split), Stockham as in Van Loan 1992, section 1.7.

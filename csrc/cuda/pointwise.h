@@ -2,8 +2,8 @@
 //
 //   y[u, t, o] = prelu( bias[u, o] + share(t, o) + sum_k W[u, o, k] f(a[u, t, k]) )
 //
-// f is the identity or, in front of the masking network, a PReLU. A slope of 1 is the identity, 0 is ReLU. The group
-// norm in front of the convolution is in W and bias (fold.h). `share` is the spectrogram's part of the encoder's first
+// f is the identity or, before the masking network, a PReLU. A slope of 1 is the identity, 0 is ReLU. The group
+// norm before the convolution is in W and bias (fold.h). `share` is the spectrogram's part of the encoder's first
 // bottleneck, interpolated along time. The frames of the first encoder product are windows of the signal. Sums begin
 // with the biases, which are loaded while the first chunks are on their way.
 //

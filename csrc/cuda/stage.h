@@ -28,7 +28,7 @@ struct BlockWeights {
 
 struct Weights {
   const void *bank, *bottleneck_1, *bottleneck_2;  // (outputs, padded inputs), stored in the type of activations
-  const void *expansion, *filters;                 // likewise; filters (window, padded(wide))
+  const void *expansion, *filters;                 // the same; filters (window, padded(wide))
   const double* twiddles;
   const float *stft_window, *mean, *to_mel, *to_latent, *mel_bias;
   const float *in_conv, *mask_output;               // (instruments, outputs, padded inputs)

@@ -84,7 +84,7 @@ WIDTHS = {
 
 
 class DecodeError(Exception):
-    """Why a decoder cannot go on; callers turn it into a warning or a typed error."""
+    """A decoder cannot continue; callers turn this into a warning or a typed error."""
 
 
 class MoreSamples(DecodeError):
@@ -150,7 +150,7 @@ class Decoder(Protocol):
     notes: list[str]
 
     def blocks(self) -> Iterator[Samples]:
-        """Yield blocks `(channels, n)`, n > 0. Raises `DecodeError` where decoding cannot go on."""
+        """Yield blocks `(channels, n)`, n > 0. Raise `DecodeError` if decoding cannot continue."""
 
     def close(self) -> None: ...
 

@@ -52,7 +52,7 @@ def import_av() -> Any:
 
 
 def open_container(path: Path, stack: contextlib.ExitStack, options: Mapping[str, str] = MappingProxyType({})) -> Any:
-    """Return PyAV's container of a file, behind ID3v2 tags where FFmpeg does not look for the format there.
+    """Return PyAV's container of a file; skip ID3v2 tags if FFmpeg does not look for the format after them.
 
     It is closed with ``stack``. A playlist opens no other files or addresses, and broken tags are read as far as they go.
     """

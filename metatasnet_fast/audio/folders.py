@@ -1,4 +1,4 @@
-"""The audio files below a folder, those behind links too."""
+"""Find the audio files below a folder, also through links."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _walk(top: str, exclude: Collection[str], onerror: Callable[[OSError], objec
         if base in walked:
             continue
         for place, folders, files in os.walk(start, onerror=onerror):
-            # Only ``start`` can lie behind a link: os.walk enters none.
+            # Only ``start`` can be the target of a link: os.walk enters none.
             real = os.path.normpath(os.path.join(base, place[len(start) :].lstrip(os.sep)))
             walked.add(real)
             names = sorted(name for name in folders if not name.startswith("."))

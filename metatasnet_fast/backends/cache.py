@@ -34,7 +34,7 @@ class PreparedCache:
     """Prepared weights of a network's stages: the latest for each backend, precision and device.
 
     A change of a parameter is noticed at the next call, except for writes through ``.data`` of single values by hand: those at
-    the latest after 64 calls or :meth:`look_closely`; see ``watch.py``. Copying or pickling a network leaves its cache behind;
+    the latest after 64 calls or :meth:`look_closely`; see ``watch.py``. Copying or pickling a network leaves its cache out;
     ``DataParallel`` replicas share one, each under its device.
     """
 

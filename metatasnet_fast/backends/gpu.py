@@ -46,7 +46,7 @@ def driver_version() -> tuple[int, int] | None:
 
 @functools.cache
 def compiler_reason() -> str | None:
-    """Return why Triton cannot launch a kernel for want of a C compiler, None if it can or needs none.
+    """Return why Triton cannot launch a kernel without a C compiler; None if it can, or needs none.
 
     Triton up to 3.8 compiles a small C module for its first launch, and one for each kind of launch; what it compiled before
     lies in its cache, which is not relied on.

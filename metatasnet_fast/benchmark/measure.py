@@ -6,7 +6,7 @@ What defends the numbers:
 - each round writes new values into the same input tensors, and the outputs of the timed calls themselves are compared with
   eager's of that round, so outputs kept from an earlier call are found out;
 - implementations alternate within a round, and their order rotates, so what slows the machine slows all of them;
-- an implementation that raises, even in a timed call, is a row that says so, and the others go on;
+- an implementation that raises, even in a timed call, is a row that says so, and the others continue;
 - an implementation found out in round 20 loses the times of the first 19.
 """
 

@@ -1,4 +1,4 @@
-"""Record the recording and the model that stems come from, in a small hidden file beside them."""
+"""Record the recording and the model that stems come from, in a small hidden file next to them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``metatasnet-fast train`` and ``plot``: train a network on a prepared cache, or go on with a run; draw a run."""
+"""``metatasnet-fast train`` and ``plot``: train a network on a prepared cache, or continue a run; draw a run."""
 
 from __future__ import annotations
 

@@ -103,9 +103,9 @@ def score(
         subset: a folder of `references`, such as ``test``, if not all of it is to be scored.
         workers: tracks scored at once.
         overwrite: score again what is there; the old scores of these tracks are deleted at once.
-        report: is told of each track as soon as it is through.
+        report: called with each track as soon as it is done.
         page: ``file`` to write a page to listen to for each track that is scored, ``out/<subset>/<track>.html``, with the
-            estimates, the references and the scores; ``folder`` to put its sounds into a folder beside it.
+            estimates, the references and the scores; ``folder`` to put its sounds into a folder next to it.
 
     Raises:
         EvaluationError: if there are no tracks, no reference has an estimate, or ``out`` holds scores of something else;

@@ -1,4 +1,4 @@
-"""The scores of a track: museval's JSON files, byte for byte, and what museval does not know behind them.
+"""The scores of a track: museval's JSON files, byte for byte, followed by what museval does not have.
 
 A file is ``<folder>/<subset>/<track>.json`` after ``musdb.schema.json`` of museval, so ``museval.EvalStore`` reads what
 is written here and the other way round. Metrics of whole tracks stand under ``track_metrics`` (stem -> metric -> number),
@@ -100,7 +100,7 @@ class TrackScores:
         """Write ``folder/subset/name.json`` whole or not at all, and return its path.
 
         Raises:
-            EvaluationError: if it cannot be written; nothing half-written stays behind.
+            EvaluationError: if it cannot be written; no half-written file is left.
         """
         if self.name != os.path.basename(self.name) or not self.name:
             raise EvaluationError(f"{self.name!r} cannot be a file name. Give the track a name without slashes.")

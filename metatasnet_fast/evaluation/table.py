@@ -1,4 +1,4 @@
-"""Scores as tables: in a terminal beside the published rows, in LaTeX, as rows for CSV, Parquet and pandas; and as boxplots."""
+"""Scores as tables: in a terminal with the published rows, in LaTeX, as rows for CSV, Parquet and pandas; and as boxplots."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def accelerate(
 ) -> AccelerationReport:
     """Replace the forward, inference and statistics of a network of the authors' program (or of this library).
 
-    The parameters are shared, not copied: an optimiser made before goes on training them. :func:`restore` undoes it. Before it
+    The parameters are shared, not copied: an existing optimiser continues to train them. :func:`restore` undoes it. Before it
     replaces anything, the network runs its own inference and forward on a short signal: one that computes anything else than
     the original does is refused, with the first part that differs.
 

@@ -25,7 +25,7 @@ __all__ = ["Checkpoint", "load_state", "read_original", "write_original"]
 
 @dataclass
 class Checkpoint:
-    """A network's weights with what was stored beside them.
+    """A network's weights with what was stored with them.
 
     ``args`` holds all of the authors' arguments, the training ones too; ``optimizer`` is a torch optimiser's state dict.
     """

@@ -70,7 +70,7 @@ def _centred(filters: tuple[Tensor, ...]) -> list[Tensor]:
 def _aligned(p: Tensor, *dims: int) -> Tensor:
     """Pad the named dimensions of ``p`` with zeros to a multiple of eight, so that the kernels load 16 bytes at a time.
 
-    The filters' 330 outputs and the decoder's 385 parts at the default widths are none: they become 336 and 392, and what is
+    At the default widths the filters' 330 outputs become 336 and the decoder's 385 parts become 392; what is
     added stays zero on its way through the ReLUs.
     """
     padding = [0] * (2 * p.dim())

@@ -48,7 +48,7 @@ def generated_parameters(
         bottlenecks: A, (E_2, E_1) for each layer.
         biases: a, (E_2,) for each layer.
         matrices: (rows, E_2) each; K is all of them, one below the other.
-        offsets: (rows,) each, likewise k.
+        offsets: k, (rows,) each, in the same order.
         sections: in the order of their layers; a layer may have several, and every layer has one.
         size: length of the result.
 

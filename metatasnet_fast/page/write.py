@@ -53,7 +53,7 @@ class Listening:
     references: Mapping[str, Tensor] = field(default_factory=dict)
     """True stems by name, to switch to and compare."""
     scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """``scores[stem][metric]``, shown beside the stem. BSSEval, SI-SDR and log-WMSE are in dB, other metrics out of
+    """``scores[stem][metric]``, shown next to the stem. BSSEval, SI-SDR and log-WMSE are in dB, other metrics out of
     100."""
     files: Mapping[str, str] = field(default_factory=dict)
     """Relative addresses of the files that a listener can save; for other signals the page offers the sound that it
@@ -69,7 +69,7 @@ def write_page(listening: Listening, path: Path, *, in_files: bool = False) -> N
 
     Args:
         path: of the HTML file.
-        in_files: put every sound into a script of its own beside the page, in a folder called like it, instead of into it.
+        in_files: put every sound into its own script, in a folder next to the page, instead of into the page.
 
     Raises:
         OutputError: if it cannot be written, or MP3 cannot hold the signals' sample rate or channels.
@@ -146,7 +146,7 @@ def listen_to(
     Args:
         recording: file, or (channels, samples); ``track`` is the number of the audio track in a file, None for its default.
         stems: file or signal of each stem; the page saves files as they are, and signals as MP3.
-        path: of the page; by default ``<title>.html`` beside the first stem's file.
+        path: of the page; by default ``<title>.html`` next to the first stem's file.
         references: file or signal of the true stem, for stems that have one.
         sample_rate: of the signals in Hz; not needed if the recording is a file.
         facts, scores, in_files: see :class:`Listening` and :func:`write_page`.

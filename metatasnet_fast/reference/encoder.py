@@ -1,4 +1,4 @@
-"""The encoder: a bank of strided filters beside a learned-mel spectrogram, mixed by two 1x1 convolutions.
+"""The encoder: a bank of strided filters and a learned-mel spectrogram, mixed by two 1x1 convolutions.
 
 Source: Samuel et al. 2020, section 2.3; original ``model/encoder.py``.
 """

@@ -124,7 +124,7 @@ class Separation(Mapping[str, Tensor]):
             format, subtype: as in :meth:`Separator.separate_file`.
 
         Raises:
-            AudioWriteError: if a stem cannot be written; no half-written file stays behind.
+            AudioWriteError: if a stem cannot be written; no half-written file is left.
         """
         folder = Path(folder)
         if self.files:

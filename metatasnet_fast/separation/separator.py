@@ -242,7 +242,7 @@ class Separator:
 
         Raises:
             AudioReadError: if the file cannot be read (NotAudioError, EmptyAudioError: holds no audio, no samples).
-            AudioWriteError: if a stem cannot be written; no half-written file stays behind.
+            AudioWriteError: if a stem cannot be written; no half-written file is left.
             OutOfMemoryError: if memory does not suffice, even for a single window.
             UnknownStemError: for a stem that the network does not produce.
         """

@@ -28,7 +28,7 @@ def faulty_input(batch: Batch, source: BatchSource) -> str | None:
 
 
 def keep_step(path: Path, content: Mapping[str, Any]) -> str:
-    """Write what the step can be repeated from; says where it is, or why it is not."""
+    """Write the data from which the step can be repeated; return a sentence that says where, or why not."""
     try:
         torch.save(dict(content), path)
     except (OSError, RuntimeError) as error:
@@ -41,7 +41,7 @@ def unusable_step(found: BatchGradients, step: int, fault: str | None, kept: str
 
     Args:
         fault: the samples that are at fault, if any are.
-        kept: what there is to go on from.
+        kept: what the run can continue from.
     """
     if fault is not None:
         return TrainingError(

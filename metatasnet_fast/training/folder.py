@@ -64,7 +64,7 @@ def settings_of(out: Path, state: Path) -> tuple[dict[str, Any], dict[str, Any]]
 
 
 def notes_of(out: Path) -> dict[str, Any]:
-    """Return a run's notes about itself beside its settings; empty if none can be read."""
+    """Return what ``settings.json`` says about a run besides its settings; empty if it cannot be read."""
     try:
         notes = json.loads((out / SETTINGS).read_text("utf-8"))["run"]
     except (OSError, ValueError, KeyError, TypeError):

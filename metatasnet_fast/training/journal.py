@@ -25,7 +25,7 @@ class Journal:
 
     Args:
         run: the run's folder.
-        step: the step that the run goes on from; entries beyond it, of steps that are done again, are removed.
+        step: the step from which the run continues. Later entries are removed, as their steps are done again.
         tensorboard: also write ``RUN/tensorboard``.
         note: tells the user, once, that the log cannot be written for now.
 

@@ -1,4 +1,4 @@
-"""The plan of a run: new, started from a checkpoint, or gone on with from its own state."""
+"""The plan of a run: new, started from a checkpoint, or continued from its own state."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ def plan_run(
 
     Args:
         given: settings by name that the user gave; all others come from the run, from the checkpoint, or are the defaults.
-        checkpoint: what to start from. A run that was started from it goes on from its own state.
+        checkpoint: what to start from. A run that was started from it continues from its own state.
         cache: what is to be trained on, to be compared with what the run was trained on. A new network gets its instruments,
             unless others are given.
         add_instrument: name of an instrument that the checkpoint's network gets; its embedding alone is trained unless
-            ``unfreeze`` is given. A run that was started so goes on without it.
+            ``unfreeze`` is given. A run that was started so continues without it.
 
     Raises:
         ConfigError: for settings that do not fit.

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: files of the authors' format, with what an exact continuation needs beside it.
+"""Checkpoints of a run: files of the authors' format, with everything that an exact continuation needs.
 
     epoch, state_dict, optimizer, steps, args       as the authors' program writes and reads them
     metatasnet_fast                                 progress of the run; with an average, the weights as they were trained

@@ -1,10 +1,10 @@
-"""The loop: batch, gradients, step; now and then a line of the log, a checkpoint, a validation.
+"""The training loop: batch, gradients, step; at intervals a line of the log, a checkpoint, a validation.
 
 A run lives in a folder:
 
     settings.json     network, training, and what it runs on
     log.jsonl         losses, rates and scores
-    last.pt           the state to go on from
+    last.pt           the state to continue from
     best.pt           the weights with the best validation
     failed.pt         the batch at which the loss was no number any more
 """

@@ -6,7 +6,7 @@
 // same length.
 //
 // The unit multiplies while the vector units finish the block before: each block's sums pass through 4 KiB of memory,
-// and its epilogue stands in the program behind the next block's multiplications. A sum has the same order whatever
+// and its epilogue comes in the program after the next block's multiplications. A sum has the same order whatever
 // block it is in, so results depend neither on the number of frames nor on the threads.
 #pragma once
 

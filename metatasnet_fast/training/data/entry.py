@@ -1,4 +1,4 @@
-"""Record of a cached track beside its samples: ``entry.json`` in the track's folder, written last."""
+"""Record of a cached track, next to its samples: ``entry.json`` in the track's folder, written last."""
 
 from __future__ import annotations
 

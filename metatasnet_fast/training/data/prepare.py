@@ -78,7 +78,7 @@ def prepare(
         report: called with each outcome as it arrives.
 
     Raises:
-        TrainingDataError: if ``out`` cannot be used, or the tracks cannot be stored beside each other in it.
+        TrainingDataError: if ``out`` cannot be used, or it cannot hold all of the tracks.
         MissingDependencyError: if a program or package is missing that the tracks need.
     """
     settings = Settings(Path(out), check_rates(rates), dtype, _stems_of(tracks) if stems is None else stems)

@@ -80,7 +80,7 @@ def find_stems(root: str | os.PathLike[str], held_out: Sequence[str] = ()) -> li
     if splits:
         found = [TrackSource(p.name, s, p, "stems") for s in splits for p in _folders(root / s)]
     else:
-        # A source may hold other folders beside its tracks: only folders with audio files are tracks.
+        # A source may hold other folders next to its tracks: only folders with audio files are tracks.
         found = [TrackSource(p.name, "train", p, "stems") for p in _folders(root) if stem_files(p)]
     if not found:
         raise TrainingDataError(

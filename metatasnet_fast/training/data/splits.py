@@ -65,7 +65,7 @@ def refuse_own_folder(out: Path, source: Sequence[TrackSource]) -> None:
     tracks = {Path(os.path.realpath(track.path)) for track in source}
     beside = {track.parent for track in tracks}
     roots = beside | {path.parent for path in beside if SPLIT_FOLDER.fullmatch(path.name)}
-    # A folder beside the tracks does no harm if it is no track, but inside a split every folder counts as a track.
+    # A folder next to the tracks does no harm if it is no track, but inside a split every folder counts as a track.
     among = {path for path in beside if SPLIT_FOLDER.fullmatch(path.name)}
     if (
         folder in roots
