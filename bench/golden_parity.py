@@ -2,7 +2,7 @@
 
     python -m bench.golden_parity --device cuda
 
-Exit code 1 if anything is further off than the parity rule allows.
+Exit code 1 if any error is larger than the parity rule allows.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def newest(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Return the rows by device: for each job the case with the most audio, and there the newest measurement of each
     backend.
 
-    Of the CPUs, and of the GPUs, only the one that was measured last: runs on the others are of older code.
+    Only the CPU and the GPU that were measured last are shown: runs on the others used older code.
     """
     latest: dict[tuple[str, ...], Row] = {}
     for row in sorted(rows, key=lambda row: str(row.machine.get("date"))):

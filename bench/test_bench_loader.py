@@ -6,7 +6,8 @@ The batch is the authors': 12 items of 8 s at 8, 16 and 32 kHz (96 s of audio, 4
 tracks of two minutes whose files are in the system's cache. ``host`` is what happens on the host: draw, read, collect in one
 buffer for each rate. On a GPU the rest, conversion and scaling, is the device's, and the host's rate is the loader's; on a
 CPU it is done by the same cores, and is measured as ``stream``. ``extra_info`` holds audio seconds per second, and the
-extrapolation to 16 cores at the rate per worker that this machine showed: what was measured and what was multiplied are named.
+extrapolation to 16 cores at the rate per worker that this machine showed: it says which numbers were measured and which
+were multiplied.
 """
 
 from __future__ import annotations

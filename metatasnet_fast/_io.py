@@ -46,7 +46,8 @@ CHECKSUM_VERSION = "1"
 def writing(path: Path) -> Iterator[IO[bytes]]:
     """Open a temporary file that replaces ``path`` when the block ends without an error.
 
-    The file and its name are on the disk then, so that both survive a loss of power. After an error ``path`` is as before.
+    At the end the file and its name are on the disk, so that both survive a loss of power. After an error ``path`` is
+    unchanged.
 
     Raises:
         OSError: as the system gives it; :func:`describe_os_error` puts it into words.
@@ -87,14 +88,14 @@ def reporting_write_errors(
 def claiming(folder: Path, kind: type[MetaTasNetError], busy: str) -> Iterator[bool]:
     """Make a folder, keep other processes out of it, and remove what killed ones left half-written.
 
-    The system gives the folder free when this process ends, however it ends.
+    The system releases the folder when this process ends, in any way.
 
     Args:
         kind: of the error for a folder that cannot be written, or is another process's.
         busy: sentence of the latter.
 
     Returns:
-        False if the file system knows no locks: then nothing is removed, and nothing keeps other processes out.
+        False if the file system has no locks: then nothing is removed, and other processes are not kept out.
     """
     with reporting_write_errors(folder, kind, "choose another folder"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -110,7 +111,8 @@ def claiming(folder: Path, kind: type[MetaTasNetError], busy: str) -> Iterator[b
 
 
 def sync(path: Path) -> None:
-    """Make a file, or the names in a folder, survive a loss of power, where the system can flush it (no folder on Windows)."""
+    """Flush a file, or the names in a folder, to the disk, so that it survives a loss of power (Windows cannot flush
+    folders)."""
     if os.name == "nt" and path.is_dir():
         return
     handle = os.open(path, os.O_RDONLY)
@@ -123,7 +125,7 @@ def sync(path: Path) -> None:
 def describe_os_error(error: BaseException) -> str:
     """Return the system's reason for a failed read or write in words; a full disk is named as such.
 
-    Libraries raise errors of their own while they handle the system's, so the causes are searched too.
+    Libraries may raise their own errors while they handle a system error, so the causes are searched too.
     """
     found: BaseException | None = error
     while found is not None:
@@ -170,7 +172,7 @@ def try_lock(file: int | IO[Any]) -> bool | None:
     """Take an exclusive lock on an open file until it is closed.
 
     Returns:
-        True if this process has it now, False if another one has it, None where the file system knows no locks.
+        True if this process has it now, False if another one has it, None if the file system has no locks.
     """
     try:
         import fcntl

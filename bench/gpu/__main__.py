@@ -4,8 +4,9 @@
     python -m bench.gpu b --out DIR       190 seconds: what failed in call a, or was cut off; then what is left to try
 
 Each step is a process with a limit on its time; the plan of seconds is printed first. ``DIR`` always holds the same six
-files, replaced after every step and while one runs, so a command that is killed loses nothing that was known. What
-passed is kept in ``--state`` (by default in the system's temporary folder); on another machine ``--after DIR`` reads it
+files, replaced after every step and while one runs, so a command that is killed loses no known result. Steps that
+passed are recorded in ``--state`` (by default in the system's temporary folder); on another machine ``--after DIR``
+reads it
 from the files of an earlier call. Needs torch, triton, numpy, pytest with xdist and timeout, nvcc, cmake and pybind11; no
 network. Exit code 1 if a step failed. ``--device cpu --tiny`` tries the script where there is no GPU.
 """
@@ -40,8 +41,8 @@ class Call:
     """Runs steps until all have ended, or the call's time has.
 
     Args:
-        state: records of steps by name, kept up to date; those that are settled are not run.
-        seconds: after which whatever runs is ended.
+        state: records of steps by name, kept up to date; steps that have passed or cannot run are left out.
+        seconds: after which all running steps are ended.
     """
 
     def __init__(self, steps: Sequence[Step], out: Path, work: Path, state: State, device: str, seconds: float) -> None:

@@ -43,7 +43,8 @@ class Step:
         limit: seconds after which it is ended.
         needs: steps that must have ended with status ``passed`` before.
         alone: nothing else runs at the same time.
-        needs_gpu: left out on a CPU. ``program``: left out, as a failure, where this program is missing.
+        needs_gpu: left out on a CPU. ``program``: if this program is missing, the step is left out and counts as
+            failed.
         tests: a run of pytest, in which a skipped test is a failure.
     """
 

@@ -25,12 +25,13 @@ def is_audio_name(path: str) -> bool:
 def find_audio(folder: str, exclude: Collection[str], onerror: Callable[[OSError], object]) -> Iterator[Path]:
     """Yield the audio files of a folder and of the folders below it, in alphabetic order, each folder once.
 
-    Links to folders are followed when all else has been walked, so that a link changes the path of nothing that has one
+    Links to folders are followed after everything else, so that a file that can be reached without a link is listed
     without it. Hidden files and folders are left out.
 
     Args:
         exclude: real paths of folders that are left out, with all that is in them, wherever a link leads to them.
-        onerror: gets what the system says of a folder that cannot be read; without an exception from it the rest is walked.
+        onerror: called with the system's error for a folder that cannot be read; unless it raises, the other folders
+            are walked.
     """
     for place, names in _walk(folder, exclude, onerror):
         yield from (Path(place, name) for name in names if is_audio_name(name))

@@ -214,7 +214,8 @@ def sample_area(path: Path) -> SampleArea | None:
     """Compare the size of the samples in the header with the size of the file; None for formats that are not WAV or
     like it.
 
-    What follows the samples, up to the file's end, is taken for samples unless it is a list of chunks, a tag, or zeros.
+    The bytes after the samples, up to the file's end, count as samples unless they are a list of chunks, a tag, or
+    zeros.
     """
     with open(path, "rb") as file:
         head, size = file.read(16), path.stat().st_size

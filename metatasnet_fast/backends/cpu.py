@@ -65,7 +65,7 @@ class _Prepared:
 class _Memory:
     """The memory of all jobs, kept from call to call: new pages from the system would cost a quarter of a training step.
 
-    It goes when the last parameter has gone that weights were prepared from.
+    It is freed when the last parameter is freed from which weights were prepared.
     """
 
     def __init__(self) -> None:

@@ -1,6 +1,7 @@
 """The compiled jobs of the backend ``cpu`` as differentiable functions.
 
-Forward, a job keeps what its backward pass needs in one tensor of bytes; see ``csrc/cpu/kept.h``. Both passes are compiled.
+In the forward pass a job keeps the values for its backward pass in one tensor of bytes; see ``csrc/cpu/kept.h``. Both
+passes are compiled.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def generate(config: StageConfig, p: Mapping[str, Tensor], module: Any, isa: str
     """Do the same as ``reference.generate``, with all generated layers made at once by compiled code; ``p`` must be
     float32.
 
-    What they make goes through the reference as the parameters of a stage that generates nothing.
+    The reference then takes their results as the parameters of a stage without generated layers.
     """
     if not config.generated:
         return reference.generate(config, p)

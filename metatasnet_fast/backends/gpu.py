@@ -46,10 +46,10 @@ def driver_version() -> tuple[int, int] | None:
 
 @functools.cache
 def compiler_reason() -> str | None:
-    """Return why Triton cannot launch a kernel without a C compiler; None if it can, or needs none.
+    """Return which tool Triton lacks to compile its launchers; None if it lacks none, or needs no C compiler.
 
-    Triton up to 3.8 compiles a small C module for its first launch, and one for each kind of launch; what it compiled before
-    lies in its cache, which is not relied on.
+    Triton up to 3.8 compiles a small C module for its first launch, and one for each kind of launch; modules in its
+    cache may be missing, so they do not count.
     """
     try:
         if not _compiles():

@@ -71,7 +71,7 @@ class ReferenceBackend(Backend):
 def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
     """Compute the matrix products of the enclosed code in ``precision``.
 
-    float32 and float64 leave an ambient ``torch.autocast`` alone: a caller who opened one gets it.
+    In float32 and float64 a ``torch.autocast`` that the caller has opened stays in force.
     """
     if precision in (Precision.bfloat16, Precision.float16):
         with torch.autocast(device.type, precision.storage):

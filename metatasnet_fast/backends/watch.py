@@ -144,8 +144,8 @@ def _count_step(*_: object) -> None:
 def fingerprint(tensors: Iterable[Tensor]) -> tuple[object, ...]:
     """Return a checksum of the bits of all tensors, with their sizes, dtypes and devices.
 
-    Changes that are not made on purpose to deceive go unnoticed with a probability of 2^-32; a change of one value, or of any
-    32 consecutive bits, never does.
+    A change of one value, or of any 32 consecutive bits, is always noticed. Any other change is missed with a
+    probability of 2^-32, unless it was made on purpose to deceive.
     """
     signature: list[object] = []
     checksum = 0

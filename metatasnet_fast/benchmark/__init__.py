@@ -1,6 +1,6 @@
 """Measuring this library on the machine at hand, and proving on it that the results are right.
 
-``metatasnet-fast bench`` and ``selftest`` are made of this; ``bench/`` runs the same cases under pytest-benchmark.
+``metatasnet-fast bench`` and ``selftest`` use this package; ``bench/`` runs the same cases under pytest-benchmark.
 """
 
 from .cases import EAGER, Case, Implementation, Participants

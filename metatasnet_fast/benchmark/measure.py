@@ -1,13 +1,13 @@
 """Measuring a case: every implementation is checked first, then all take turns on inputs that are new in every round.
 
-What defends the numbers:
+Rules that make the numbers trustworthy:
 
 - an implementation whose outputs miss float64 by more than the parity rule allows is not timed;
 - each round writes new values into the same input tensors, and the outputs of the timed calls themselves are compared with
-  eager's of that round, so outputs kept from an earlier call are found out;
-- implementations alternate within a round, and their order rotates, so what slows the machine slows all of them;
+  eager's of that round, so outputs kept from an earlier call are detected;
+- implementations alternate within a round, and their order rotates, so other load slows all of them;
 - an implementation that raises, even in a timed call, is a row that says so, and the others continue;
-- an implementation found out in round 20 loses the times of the first 19.
+- an implementation that fails a check in round 20 also loses the times of the first 19.
 """
 
 from __future__ import annotations
@@ -207,8 +207,8 @@ def _sentence(error: Exception) -> str:
 def _compare(running: Sequence[_Entry], outputs: dict[int, Outputs]) -> None:
     """Compare the outputs of the timed calls with eager's in the best precision that runs.
 
-    What is allowed is as in the check, or what eager's own distance in that precision in this round makes it; to it
-    comes what the baseline itself may be off.
+    The limit is that of the check, or the one that eager's own error in that precision in this round gives; the error
+    that the baseline itself may have is added.
     """
     baselines = [e for e in running if e.implementation.name == EAGER]
     if not baselines:

@@ -23,8 +23,8 @@ _INTERVAL = 0.002
 def peak_memory(function: Callable[[], Any], device: torch.device) -> tuple[int | None, str]:
     """Return the bytes at the peak of a call minus the bytes before it, and how they were measured.
 
-    On a GPU what torch's allocator handed out; on Linux the process's resident memory, which the allocator may round up by
-    what it keeps for later. None where neither can be read.
+    On a GPU it is the memory that torch's allocator gave out; on Linux the process's resident memory, which includes
+    memory that the allocator keeps for later. None if neither can be read.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)

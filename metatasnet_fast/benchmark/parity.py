@@ -40,7 +40,7 @@ def relative_error(values: Sequence[Tensor], expected: Sequence[Tensor]) -> floa
     """Return ``|a - b| / |b|`` in L2 over all tensors together; infinity if numbers of tensors or shapes differ, or for
     NaN.
 
-    Where ``b`` is all zero it is ``|a|``. Computed in float64 where ``a`` is: the outputs of a song are large.
+    If ``b`` is all zero it is ``|a|``. Computed in float64 on the device of ``a``, as the outputs of a song are large.
     """
     if len(values) != len(expected) or any(a.shape != b.shape for a, b in zip(values, expected, strict=True)):
         return math.inf
@@ -79,8 +79,8 @@ def _norm_error(values: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
 def limit(name: str, precision: Precision, eager: float, degenerate: bool = False) -> float:
     """Return the allowed error where eager's own error is ``eager``.
 
-    A degenerate signal makes the whole network as ill-conditioned as its gradients are: 10 times in float32, and of the
-    upper limits only the one that an output of zeros reaches.
+    A degenerate signal makes the whole network as ill-conditioned as its gradients are: the factor is 10 in float32,
+    and the only upper limit is the one that an output of zeros reaches.
     """
     if name == NORM:
         return NEARLY_ZERO

@@ -1,7 +1,8 @@
 """Other runtimes of neural networks, which run the same network exported to ONNX: ONNX Runtime and OpenVINO, on a CPU.
 
-They are what a user could take in our place, so `bench --peers` measures them in the same rounds. Both get the weights that the
-generator makes as constants, the shapes of the case, torch's number of threads, and are else as their makers set them.
+A user could choose them instead of this library, so `bench --peers` measures them in the same rounds. Both get the
+weights that the
+generator makes as constants, the shapes of the case, torch's number of threads, and otherwise their default settings.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Small networks of every kind, weights and signals by formula; nothing is downloaded or read. The rule for what is allowed is in
 ``parity``; eager's own error is its largest on any signal of the same network and kind, ordinary or degenerate. On degenerate
-ones (silence, a constant, a click) the norms divide what is almost zero by what is almost zero, in any program.
+ones (silence, a constant, a click) the norms divide one number near zero by another, in any program.
 """
 
 from __future__ import annotations
@@ -232,8 +232,9 @@ def _separate(ready: Callable[[], Engine], mixes: list[Tensor]) -> Outputs:
 def _training_batch(network: MultiTasNet) -> tuple[list[Tensor], list[Tensor], Tensor]:
     """Return mixtures (2, 1, T 2^s), sources (2, 4, 1, T 2^s) and the mask (2, 4, 1) of the non-silent sources; float32.
 
-    A source is what the network returns in float64, and as loud a signal of its own: an SI-SDR near 0 dB, as in training.
-    What an untrained network returns is almost orthogonal to any other source; there no precision fixes the decibels.
+    A source is the network's output in float64 plus an equally loud other signal, which gives an SI-SDR near 0 dB, as
+    in training. The output of an untrained network is almost orthogonal to any other source, and then the decibels
+    depend on rounding in every precision.
     """
     config = network.config
     stems = synthetic.sources(config, 2, -(-2000 // config.W) * config.W, seed=10)

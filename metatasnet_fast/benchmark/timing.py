@@ -62,7 +62,8 @@ class EventTimer:
     """Puts CUDA events around one call, after a write of four times the L2 cache.
 
     That write also keeps the device busy while the host enqueues the call, so that the start event does not wait for the
-    host. If the host launches kernels more slowly than the device runs them, the waiting counts, as it does for a user.
+    host. If the host launches kernels more slowly than the device runs them, that waiting time counts, as it does for a
+    user.
     """
 
     method = "CUDA events, L2 cold"

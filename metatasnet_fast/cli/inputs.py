@@ -140,7 +140,7 @@ def tell_apart(tracks: Sequence[Track]) -> tuple[list[Track], list[Track]]:
 
 
 def _names(group: Sequence[Track]) -> Iterable[tuple[Track, str]]:
-    """Return the first of several ways to name the tracks of a group in which no two are the same."""
+    """Return names of a group's tracks: the first of several ways to name them that gives all of them different names."""
     common = os.path.commonpath([os.path.abspath(track.path.parent) for track in group])
     paths = [Path(os.path.relpath(os.path.abspath(track.path), common)) for track in group]
     endings = [f"-{track.number}" if track.number is not None else "" for track in group]

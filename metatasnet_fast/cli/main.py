@@ -85,7 +85,7 @@ class Parser(argparse.ArgumentParser):
 def _open_closed_streams() -> None:
     """Give standard input, output and error to the null device where they are closed.
 
-    Otherwise the next file that is opened takes their number, and whatever C code prints goes into it.
+    Otherwise the next file that is opened gets their number, and output of C code goes into that file.
     """
     while (number := os.open(os.devnull, os.O_RDWR)) < 3:
         pass

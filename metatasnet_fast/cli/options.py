@@ -103,7 +103,7 @@ def make_separator(args: argparse.Namespace, mixture_consistency: bool = False) 
 def model_name(model: str) -> str:
     """Return the name of the folder of a model's stems: the checkpoint's name without its suffix.
 
-    One that ``train`` wrote is called by the folder of its run too, as in ``run-best``.
+    A checkpoint that ``train`` wrote is named after the folder of its run, too, as in ``run-best``.
     """
     path = Path(model)
     if not path.exists():

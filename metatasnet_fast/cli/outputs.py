@@ -63,7 +63,7 @@ class Template:
         """Return the hidden file that says what a track's stems were made from: ``.stems.json``, next to them in most
         layouts.
 
-        It lies in the deepest folder that all stems share, and has the rest of their path in its name.
+        It is in the deepest folder that all stems share, and its name contains the rest of their path.
         """
         pattern = self.pattern(track)
         one, another = (folder / pattern.format(stem=stem) for stem in ("stems", "x"))

@@ -139,7 +139,7 @@ class Outcome(Protocol):
 class TrackReport:
     """Prints a line or a JSON object for each track; failures and warnings always go to standard error.
 
-    A bar, if there is one and it is shown, stands for the lines.
+    If a progress bar is shown, it replaces the lines.
     """
 
     def __init__(self, as_json: bool, total: int | None = None, bar: ProgressBar | None = None) -> None:

@@ -53,7 +53,8 @@ def correlate(references: Signals, estimates: Signals, delays: int) -> Correlati
     """Compute the lagged products for lags 0 to delays - 1, by FFT over blocks, so that memory does not grow with the
     track.
 
-    A block is multiplied with what lies up to delays - 1 samples ahead. The products of a few blocks are one matrix product
+    A block is multiplied with the samples up to delays - 1 ahead of it. The products of a few blocks are one matrix
+    product
     for each frequency: (channels, blocks) times (blocks, 2 channels).
     """
     length = _BLOCK_FFT
@@ -126,7 +127,8 @@ def solve(correlations: Correlations, noise: float = 0.0) -> tuple[torch.Tensor,
 def _cholesky_factor(gram: torch.Tensor) -> torch.Tensor | None:
     """Return the lower factor in the memory of `gram`, whose upper triangle is not read; None if not positive definite.
 
-    In blocks of columns, so that almost all is matrix products: 0.57 s for 4,096 rows, where LAPACK takes 0.72 s (one core
+    Work in blocks of columns, so that almost everything is matrix products: 0.57 s for 4,096 rows, where LAPACK takes
+        0.72 s (one core
     of an AMD EPYC, Zen 5).
     """
     for start in range(0, len(gram), _CHOLESKY_BLOCK):

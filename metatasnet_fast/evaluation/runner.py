@@ -1,9 +1,9 @@
 """Score a data set: one track is read or separated while others are scored, and a finished one is never done again.
 
 Memory holds the tracks in flight, one more than there are workers, whatever the size of the data set. A record of the model,
-settings and audio that the scores in a folder belong to lies beside them, in ``evaluation.json``. The audio of a track goes on
-record before the track is scored. So a file of scores is this evaluation's if the settings agree and the audio on record is
-that of the track; any other one is refused.
+settings and audio that the scores in a folder belong to is next to them, in ``evaluation.json``. The audio of a track
+is recorded before the track is scored. So a file of scores belongs to this evaluation if the settings agree and the
+recorded audio is that of the track; any other file is refused.
 """
 
 from __future__ import annotations
@@ -258,8 +258,8 @@ def _settings(scoring: Scoring, separator: Separator | None) -> dict[str, Any]:
 def _claim(out: Path, audio: Mapping[str, str | None], settings: Mapping[str, Any], overwrite: bool) -> dict[str, Path]:
     """Make ``out`` the folder of this evaluation, and return the scores of its own that are there.
 
-    With ``overwrite`` the tracks' scores are deleted first: whatever happens later, none of another evaluation stays
-    that would be taken for one of this.
+    With ``overwrite`` the tracks' scores are deleted first: so that no score of another evaluation can be mistaken for
+    one of this.
 
     Args:
         audio: ``subset/name`` of each track -> fingerprint; None if it cannot be read.

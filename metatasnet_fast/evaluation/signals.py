@@ -98,8 +98,8 @@ class Signals:
     """One set of sources, (sources, samples, channels), read in float64 pieces.
 
     Sources with channels first, (sources, channels, samples), and mono ones, (sources, samples), are recognised: an
-    axis longer than ``MOST_CHANNELS`` holds samples. `samples` is the length that counts: what lies beyond it is ignored,
-    what is missing reads as zeros.
+    axis longer than ``MOST_CHANNELS`` holds samples. `samples` is the length that counts: later samples are ignored,
+    missing ones read as zeros.
     """
 
     def __init__(self, audio: Audio | Sequence[Audio], what: str, samples: int | None = None) -> None:

@@ -1,6 +1,7 @@
 """From scores of tracks to numbers of a table: medians and means with their uncertainty, and two separators compared.
 
-Intervals are those of the bootstrap over tracks (Efron 1979): which tracks a data set holds is the chance that matters. Two
+Intervals are those of the bootstrap over tracks (Efron 1979): the main uncertainty is which tracks a data set contains.
+Two
 separators are compared on the same tracks by a permutation test of the differences' signs (Fisher 1935), which assumes
 nothing of their distribution. Both draw from a fixed seed, so that the same files give the same numbers.
 """

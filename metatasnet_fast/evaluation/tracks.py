@@ -111,7 +111,8 @@ class TrackFiles:
         return {name: found.samples for name, found in audio.items()}, {found.sample_rate for found in audio.values()}
 
     def fingerprint(self) -> str | None:
-        """Return a checksum of names, sizes and a sample of the bytes, which tells the track from another one of its name.
+        """Return a checksum of names, sizes and a sample of the bytes, which distinguishes the track from others of the
+        same name.
 
         None if its files cannot be read; :meth:`read` says why.
         """
@@ -175,7 +176,7 @@ class Pair:
 def open_tracks(path: str | os.PathLike[str], subset: str | None = None) -> list[TrackFiles]:
     """Find the tracks of a file, a folder or a tree; of ``path/subset`` only if a subset is named.
 
-    A folder with audio files is a track, its files are stems; hidden files and folders are passed over.
+    A folder with audio files is a track, its files are stems; hidden files and folders are left out.
 
     Raises:
         EvaluationError: if there are none.

@@ -67,8 +67,8 @@ class NetworkMethods(nn.Module):
     def weights_changed(self) -> None:
         """Make the next call read every parameter again.
 
-        Needed only after writing single values through ``.data`` by hand: every other change is noticed without it, and that
-        one too after 64 calls.
+        Needed only after writing single values through ``.data`` by hand: every other change is noticed without it, and
+        even such a write is after 64 calls.
         """
         self._cache().look_closely()
 

@@ -1,6 +1,6 @@
 """The network's parameters under the original's names, shapes, order and initial distributions.
 
-These modules hold parameters; what is computed with them is a backend's business. Layers are created in the original's order,
+These modules only hold parameters; backends compute with them. Layers are created in the original's order,
 so that the same seed gives the same network.
 
 Source: original ``model/*.py``.

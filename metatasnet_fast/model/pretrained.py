@@ -220,7 +220,7 @@ def read_checkpoint(
 def _readable(path: str | os.PathLike[str]) -> Iterator[None]:
     """Turn a system error into one sentence: pathlib raises for a name that is too long, or in a folder without permission.
 
-    So is what names nothing.
+    Raise the same error for a value that is no path.
     """
     if not isinstance(path, (str, os.PathLike)):
         raise CheckpointError(f"A checkpoint is a file, a folder or a name, not {type(path).__name__}.")

@@ -1,7 +1,7 @@
 """Models by name: those that come with the library, those it knows an address of, and those that a user adds.
 
 A model's file is fetched once, into the user's cache, and its SHA-256 is pinned in ``models.json`` there: the registry's, if it
-knows one, else that of the first download. A file that is another one later is refused.
+knows one, else that of the first download. A file that changes later is refused.
 """
 
 from __future__ import annotations

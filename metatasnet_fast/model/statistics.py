@@ -47,7 +47,7 @@ def compute_stats(config: MetaTasNetConfig, spectrograms: Sequence[nn.Module], l
         config: the network's settings.
         spectrograms: modules with parameters ``window``, ``mean`` and ``std``, one per stage.
         loader: yields batches whose first element is a list of mixtures, (b, 1, T 2^s). It is read once for each stage, as
-            the original does, so that a training draws the random numbers afterwards that it draws there; an iterator, which
+            the original does, so that a training then draws the same random numbers as the original; an iterator, which
             can be read only once, is read once for all stages.
 
     Raises:

@@ -38,7 +38,7 @@ def depthwise(
     """y = PReLU( sum_k weight[i, c, k] m[n, i, t + (k - 1) dilation, c], next_slope ), where m = norm(PReLU(x, slope)).
 
     m is zero outside the signal: the padding is that of the normalised signal. Differentiable once, in everything but
-    the statistics. Backward needs ``x`` alone; what lies between is computed again.
+    the statistics. Backward needs only ``x``; the values in between are computed again.
 
     Args:
         x: (n, I, frames, C) for I instruments, float32, bfloat16, float16; on a CPU also float64.

@@ -20,7 +20,7 @@ FLOOR = 1e-8
 def log_power(signal: Tensor, window: Tensor, mean: Tensor, hop: int) -> Tensor:
     """y[n, f, b] = log10( |STFT(signal)[n, f, b]|^2 + 1e-8 ) - mean[b]: centred frames, reflect padding, one-sided.
 
-    Float32 in every precision: the logarithm of near silence, from which the mean is taken, forgives nothing less.
+    Float32 in every precision: lower precision would change the logarithm of near silence too much.
     Differentiable once, in the signal alone.
 
     Args:

@@ -115,8 +115,7 @@ def operator(name: str, kernel: Function) -> Callable[[Function], Function]:
 
 
 def _shapes_only(arguments: tuple[Any, ...]) -> contextlib.AbstractContextManager[Any]:
-    """Make a run on tensors of symbolic sizes possible: PyTorch chooses a path through a sum or a view without guards
-    on the sizes.
+    """Let PyTorch choose, without guards on the sizes, how it computes a sum or a view on tensors of symbolic sizes.
 
     The shapes of the results are the same on every path, and the kernels take none of these paths.
     """

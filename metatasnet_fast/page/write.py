@@ -1,7 +1,7 @@
 """A page to hear and see a separation: one HTML file, or a folder, that needs no network and no server.
 
-Signals are MP3, the one compressed format that every browser decodes; the browser plays them from one clock, together to the
-sample. The template is Jinja2's, which torch brings.
+Signals are MP3, the one compressed format that every browser decodes; the browser plays them from one clock, so they
+stay aligned to the sample. The template is Jinja2's, which torch brings.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ CPU with the authors' sizes in float32 (1.5 in the compiled backend)."""
 class BatchRunner:
     """Gives windows to the network in batches of ``batch_size``, of one recording or of several.
 
-    ``batch_size`` is lowered, for good, when memory runs out.
+    ``batch_size`` is lowered permanently when memory runs out.
     """
 
     def __init__(self, batch_size: int, warn: Callable[[str], object]) -> None:
@@ -80,7 +80,7 @@ class BatchRunner:
 def automatic_batch_size(engine: Engine, frames: int, device: torch.device) -> int:
     """Return how many windows of ``frames`` latent frames to run at once.
 
-    On a GPU what the free memory should hold, 32 at most. On a CPU one, or for the compiled backend, which gives every
+    On a GPU as many as fit into the free memory, at most 32. On a CPU one; for the compiled backend, which gives every
     thread an instrument of a window, as many as keep all threads busy.
     """
     if device.type != "cuda":

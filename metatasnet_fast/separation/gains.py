@@ -4,8 +4,9 @@ The gains bring the sum of the stems closest to the recording: per channel, over
 ``sum_t (mix_t - sum_i g_i stem_it)^2``. They solve the normal equations ``G g = c`` with ``G_ij = sum_t stem_it stem_jt`` and
 ``c_i = sum_t stem_it mix_t``, which are sums over blocks.
 
-Instruments that were added to a trained network are also in its older stems, so their sum means nothing: each has the gain that
-brings it alone closest to the recording, and the older stems have the gains that they have without them.
+Instruments that were added to a trained network are also in its older stems, so the sum of all stems has no meaning.
+Each added stem gets the gain that brings it alone closest to the recording, and the older stems get the same gains as
+without the added ones.
 
 Source: the authors' ``evaluate.py``, which calls ``numpy.linalg.lstsq``.
 """
@@ -89,7 +90,7 @@ def _least_squares(gram: Tensor, cross: Tensor) -> Tensor:
 def residual_shares(energies: Tensor) -> Tensor:
     """Return each stem's share of the residual ``mix - sum_i g_i stem_i``: its share of the energy, (channels, I).
 
-    So a stem that is silent stays silent. If all are silent, all get the same.
+    So a stem that is silent stays silent. If all are silent, all get equal shares.
     """
     total = energies.sum(-1, keepdim=True)
     equal = torch.full_like(energies, 1 / energies.shape[-1])

@@ -1,6 +1,7 @@
 """A recording as blocks of clean float32 samples, from memory or from a file; and signals that wait for a second pass.
 
-Those are written once, front to back, and read again: in memory while they fit, else in a temporary file.
+Such signals are written once, from start to end, and read again. They are in memory if they fit, else in a temporary
+file.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Places of the windows of a recording, in latent frames, and how the parts of them that are kept are put together.
+"""Plan the windows of a recording, in latent frames, and join the parts that are kept.
 
-All windows of a recording have one length, so that they fit one batch. Their starts are spread evenly: what the last window
-would otherwise repeat becomes context for all. Neighbours overlap by ``2 context + fade`` or more; the frames in the
+All windows of a recording have one length, so that they fit one batch. Their starts are spread evenly: frames that only
+the last window would otherwise repeat become context for all. Neighbours overlap by ``2 context + fade`` or more; the
+frames in the
 middle of the overlap are faded from one to the other, and the ``context`` on both sides of them is discarded.
 """
 

@@ -1,8 +1,9 @@
 """Teach encoder and decoder alone, before the first step of a new network: decoder(encoder(x)) = x.
 
-No mask brings back what the codec loses. ReLU lets one half of a filter's output through, so that a random codec of few
-channels begins far from any inverse; and music is loud below 1 kHz, so that SI-SDR leaves the rest unlearnt for thousands of
-steps. Here filters begin in pairs of either sign, relu(f x) - relu(-f x) = f x: the codec begins as a linear map. And it
+No mask can restore what the codec loses. A ReLU passes only half of a filter's output, so a random encoder and decoder
+of few channels are far from inverse to each other; and music is loud below 1 kHz, so SI-SDR teaches the rest only after
+thousands of steps. Here filters begin in pairs of both signs, relu(f x) - relu(-f x) = f x: the codec begins as a
+linear map. And it
 learns from mixtures whose spectra are tilted, so that every frequency counts.
 """
 

@@ -179,7 +179,7 @@ def _last_state(out: Path) -> Checkpoint:
 
 
 def _settings_of(checkpoint: Checkpoint, origin: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the settings of the network, and those of the training that the authors' arguments hold."""
+    """Return the settings of the network and of the training that a checkpoint's arguments contain."""
     names = {field.name for field in dataclasses.fields(TrainingSettings)}
     training = {name: value for name, value in vars(checkpoint.args).items() if name in names and value is not None}
     return config_of(checkpoint, origin).to_dict(), {**training, "unfreeze": what_was_trained(checkpoint)}

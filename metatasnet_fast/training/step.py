@@ -60,7 +60,7 @@ class _Dropout:
 
 
 class _PartLoss(nn.Module):
-    """The network as ``DistributedDataParallel`` sees it: a module whose output is a part's share of the loss."""
+    """The network as ``DistributedDataParallel`` sees it: a module whose output is a micro-batch's share of the loss."""
 
     def __init__(self, network: MultiTasNet, choice: Choice, recompute: bool) -> None:
         super().__init__()

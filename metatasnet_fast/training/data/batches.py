@@ -70,7 +70,7 @@ class BatchSource:
         augmentation: ``same``: a channel and a gain for each source, identical at all rates. ``original``: drawn for each
             stage on its own, as in the authors' program. ``none``: crops only, of the channels' mean.
         shuffle_p: share of the items whose sources are exchanged; of no effect with ``none``.
-        variety: what else items differ by.
+        variety: other ways in which items may differ.
         least_share: of an item's energy that a source, and the other ones together, need to count in the loss.
         split: which tracks.
         device: where the batches go.

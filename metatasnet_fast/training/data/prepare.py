@@ -1,7 +1,7 @@
 """Prepare a cache: decode and resample every track once, in parallel; an interrupted run can be continued.
 
-A track is done when it has an entry whose hash is that of its input files; so finished tracks are skipped, changed ones made
-again, and nothing half-written is ever taken for a track. One bad track is one failed outcome.
+A track is done when it has an entry whose hash is that of its input files; so finished tracks are skipped, changed ones
+are prepared again, and a half-written folder never counts as a track. An unusable track gives one failed outcome.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Find tracks with stems: MUSDB18 in both editions, folders of stems, and what the authors' program prepared.
 
-Nothing is decoded here, so that a track that cannot be used is reported when its turn comes, and stops no other.
+Nothing is decoded here, so that an unusable track is reported when its turn comes, and does not stop the others.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Tracks of a cache whose split in their source has changed, or that their source no longer has.
 
-A track is the same as before if it comes from the same place or has the same contents. One that moved takes its finished
-conversion along, by a single renaming, so that it is in one split at any instant.
+A track is the same as before if it comes from the same place or has the same contents. If it moved, its finished
+conversion moves in a single rename, so that it is in exactly one split at any time.
 """
 
 from __future__ import annotations
