@@ -46,7 +46,7 @@ LEAST_CORES = 0.5
 
 @dataclass
 class Row:
-    """Times in seconds; ``bound`` is the least that ``wall`` could be, ``ratio`` wall over bound."""
+    """Times in seconds; ``bound`` is the lower limit of ``wall``, ``ratio`` is wall over bound."""
 
     what: str
     wall: float

@@ -1,4 +1,4 @@
-"""The README's speed table and picture, from the newest recorded runs.
+"""Write the README's speed table and picture from the newest recorded runs.
 
     python -m bench.report          (or: make report)
 

@@ -67,7 +67,7 @@ class EmptyAudioError(AudioReadError):
 
 
 class OutputError(MetaTasNetError, OSError):
-    """A file, folder or name for results that cannot be used; no half-written file is left."""
+    """Results cannot be written to this file, folder or name; no half-written file is left."""
 
 
 class AudioWriteError(OutputError):

@@ -165,7 +165,7 @@ def system_name(path: Path) -> str | bytes:
 
 
 class Window:
-    """Present a file without its first ``start`` bytes, to libraries that read through Python and cannot pass on its
+    """A file without its first ``start`` bytes, for libraries that read through Python and cannot pass on its
     exceptions."""
 
     def __init__(self, path: Path, start: int = 0) -> None:

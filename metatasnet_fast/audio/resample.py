@@ -60,7 +60,7 @@ def resample(x: torch.Tensor, sr_in: int, sr_out: int, *, length: int | None = N
 
 
 class StreamingResampler:
-    """Resample a signal that arrives in blocks; joined, the results are those of `resample` on the whole signal.
+    """A resampler for a signal that arrives in blocks; joined, its results are those of `resample` on the whole signal.
 
     Blocks are `(channels, n)` with any `n`, all of one dtype and device. Memory does not grow with the signal: what one
     piece of the result needs is held back (2**16 samples on a CPU, 2**20 on a GPU, or `sr_out / gcd` if that is more).

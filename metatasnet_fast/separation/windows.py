@@ -2,8 +2,7 @@
 
 All windows of a recording have one length, so that they fit one batch. Their starts are spread evenly: frames that only
 the last window would otherwise repeat become context for all. Neighbours overlap by ``2 context + fade`` or more; the
-frames in the
-middle of the overlap are faded from one to the other, and the ``context`` on both sides of them is discarded.
+frames in the middle of the overlap fade from one window to the other, and the ``context`` on both sides is discarded.
 """
 
 from __future__ import annotations

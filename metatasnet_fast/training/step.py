@@ -94,7 +94,7 @@ class GradientStep:
         world: the processes; they must have joined.
         micro_batch: items computed at once; None for the whole share.
         recompute: compute the forward pass again in backward instead of keeping its activations.
-        clip: global norm that gradients are cut down to.
+        clip: global norm that gradients are clipped to.
         dropout_seed: seed of the dropout's draws.
     """
 

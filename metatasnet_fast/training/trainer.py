@@ -6,7 +6,7 @@ A run lives in a folder:
     log.jsonl         losses, rates and scores
     last.pt           the state to continue from
     best.pt           the weights with the best validation
-    failed.pt         the batch at which the loss was no number any more
+    failed.pt         the batch at which the loss was no longer finite
 """
 
 from __future__ import annotations

@@ -150,7 +150,7 @@ class BatchSource:
     def stream(self, start: int = 0) -> Generator[Batch, None, None]:
         """Yield batches ``start``, ``start + 1``, ... without end; ``workers`` threads read ahead.
 
-        At most ``workers + 1`` batches wait. An error in a thread is raised here when its batch is due. The threads
+        At most ``workers + 1`` batches wait. An error in a thread is raised here when its batch is needed. The threads
         end when the generator is closed, as by ``contextlib.closing``, or is no longer referenced.
         """
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="batches")

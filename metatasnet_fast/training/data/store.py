@@ -112,7 +112,7 @@ def write_track(
 def replace_folder(cache: Path, relative: Path) -> Iterator[Path]:
     """Make a new folder to fill, which replaces the old one in the cache when the block ends without an error.
 
-    Killed at any instant, the place holds the old folder whole, the new one whole, or nothing.
+    If the program is killed at any time, the place holds the complete old folder, the complete new one, or nothing.
     """
     place = cache / relative
     if place.exists() and not (place / ENTRY).exists():

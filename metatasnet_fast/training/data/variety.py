@@ -1,7 +1,8 @@
 """Variety: the ways in which training items may differ from the tracks they are cut from: speed, balance, level, tone, rests.
 
-All of it is drawn for whole items and instruments, so that the stages of a network see one signal at several rates; and as a
-function of (seed, batch number) alone, like the crops. Every item has its numbers whether they are used or not: turning one
+All of it is drawn for whole items and instruments, so that the stages of a network see one signal at several rates; and
+only as a function of (seed, batch number), like the crops. Every item has its numbers whether they are used or not:
+turning one
 kind of variety on or off leaves the others, and the crops, as they are.
 """
 
