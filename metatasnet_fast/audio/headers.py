@@ -201,12 +201,12 @@ class SampleArea:
 
     @property
     def missing(self) -> int:
-        """Bytes that are announced and not there."""
+        """Bytes that are announced but missing."""
         return max(0, (self.announced or 0) - self.there)
 
     @property
     def hidden(self) -> int:
-        """Bytes that are there and not announced."""
+        """Bytes that exist but are not announced."""
         return 0 if self.announced is None else max(0, self.there - self.announced)
 
 

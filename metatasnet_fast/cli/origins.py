@@ -92,7 +92,7 @@ def check_origins(record: Path, files: Iterable[Path], path: Path, model: Model)
 
 
 def note_origins(record: Path, files: Iterable[Path], origin: Origin | None) -> None:
-    """Write into the record what new stems are of. A damaged record says nothing that is worth to be kept.
+    """Write into the record what new stems are of. A damaged record is replaced.
 
     Raises:
         OutputError: if it cannot be written; there is no record then.
