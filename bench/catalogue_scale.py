@@ -48,7 +48,7 @@ class Row:
 
 
 def make(folder: Path, count: int) -> None:
-    """Songs of ten bytes, and results that say that they are done."""
+    """Write a manifest with songs of ten bytes, and results that say that all songs are done."""
     old = time.time() - 3600
     identity = find_identity(Settings(MODEL, device="cpu"))
     stem_sha256 = hashlib.sha256(STEM).hexdigest()

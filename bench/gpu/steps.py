@@ -156,7 +156,8 @@ def _tests(name: str, limit: float, needs: tuple[str, ...] = ()) -> Step:
 
 
 def _sanitizer(tool: str, options: Sequence[str]) -> Step:
-    """Tensors lie in allocations of their own, so that an access beyond one is seen."""
+    """Return a step that runs a sanitizer's tool. Each tensor is a separate allocation, so that an access beyond it is
+    detected."""
     command = ["compute-sanitizer", "--tool", tool, "--target-processes", "all", "--error-exitcode", "9"]
     return Step(
         tool,

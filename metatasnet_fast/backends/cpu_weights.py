@@ -198,7 +198,8 @@ class MelShare:
         )
 
     def __call__(self, signals: Tensor) -> Tensor:
-        """(n, samples) float32 to (n, STFT frames, channels); without gradients some frames at a time, to bound the memory."""
+        """Map (n, samples) float32 to (n, STFT frames, channels); without gradients in pieces of frames, to limit the
+        memory."""
         windows = self._windows(signals)
         if torch.is_grad_enabled():
             return self._share(windows)

@@ -78,7 +78,7 @@ class Result:
 
 
 def _finite(value: float) -> float | None:
-    """JSON has no infinity."""
+    """Return None for infinity and NaN, which JSON does not have."""
     return value if math.isfinite(value) else None
 
 

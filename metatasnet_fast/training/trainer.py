@@ -94,7 +94,7 @@ class Trainer:
         """Time and step of the last line of the log."""
 
     def run(self) -> int | None:
-        """Train; returns the signal that ended it, or None at the end.
+        """Train; return the signal that ended the run, or None at the end.
 
         Raises:
             TrainingError: if the loss is no number or exceeds ``max_loss``; the batch and the weights before the step are kept.
