@@ -32,7 +32,7 @@ def available() -> bool:
 
 
 def inference_errors(case: str, backend: str, precision: Precision, device: torch.device) -> list[dict[str, Any]]:
-    """Yield the error of every stage's separation of a recording, with the error that is allowed."""
+    """Return the error of every stage's separation of a recording, with the error that is allowed."""
     recording = golden(case)
     dtype = torch.float64 if precision is Precision.float64 else torch.float32
     network = recording.network(dtype).to(device)
@@ -51,7 +51,7 @@ def inference_errors(case: str, backend: str, precision: Precision, device: torc
 
 
 def training_errors(case: str, backend: str, precision: Precision, device: torch.device) -> list[dict[str, Any]]:
-    """Yield the errors of a training step's loss and statistics, and of its gradients where they are larger than noise.
+    """Return the errors of a training step's loss and statistics, and of its gradients where they are larger than noise.
 
     In bfloat16 loss and statistics are checked together.
     """

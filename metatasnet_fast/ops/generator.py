@@ -106,7 +106,7 @@ def _tables(sections: tuple[int, ...], device: torch.device) -> tuple[Tensor, Te
 
 
 def _each(sections: Sequence[int]) -> zip[tuple[int, int, int, int, int]]:
-    """Yield layer, first row, rows, place and stride between instruments of every section."""
+    """Return an iterator over layer, first row, rows, place and stride between instruments of every section."""
     return zip(*[iter(sections)] * 5, strict=True)
 
 
