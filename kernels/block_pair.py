@@ -120,7 +120,7 @@ def block_pair(
     main = min(MAIN, power_of_two(width))
     tail = power_of_two(width - main) if width > main else 0
     align = alignment(b, x)
-    # A tile on 4 warps lets two of them share a multiprocessor; with operands in registers it would spill.
+    # With 4 warps two programs fit on a multiprocessor; where operands come from registers, 4 warps would spill.
     warps = 4 if operands_in_shared_memory(x.device) else 8
     launch(
         block_pair_kernel, n * instruments * partials.shape[2], x,

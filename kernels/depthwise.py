@@ -43,9 +43,8 @@ def place(T, dilation, C: tl.constexpr, BLOCK_T: tl.constexpr, ROWS: tl.constexp
     tiles = tl.cdiv(T, BLOCK_T)
     i_row = tl.arange(0, ROWS)
     i_first = (row % tiles) * BLOCK_T + i_row
-    if (
-        BLOCK_T > ROWS
-    ):  # rows of a group start at neighbouring frames; with all steps they fill BLOCK_T // ROWS * dilation frames
+    # Rows of a group start at neighbouring frames; with all steps they fill BLOCK_T // ROWS * dilation frames.
+    if BLOCK_T > ROWS:
         i_first = (row % tiles) * BLOCK_T + (i_row // dilation) * (BLOCK_T // ROWS * dilation) + i_row % dilation
     return row, row // tiles, i_first, (tl.program_id(0) % blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
 

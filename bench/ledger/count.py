@@ -28,7 +28,7 @@ from .simulate import SECTOR, Place, distinct, simulate
 __all__ = ["Row", "costs"]
 
 FOLLOWED = 16
-"""Blocks of a launch that are followed."""
+"""Number of a launch's blocks that are simulated."""
 SHORT, NEIGHBOURS = 4, 32
 """Places along an axis of the grid up to which all are followed, and blocks along a longer one, to see what blocks share."""
 _SECTORS = np.uint64((1 << 42) - 1)
@@ -144,7 +144,7 @@ def _follow(cubin: bytes, name: str, place: Place, limits: dict[int, int] | None
 
 
 def _footprint(code: Function, place: Place, starts: Any) -> float:
-    """Bytes that all blocks read and write, each once, from how the union grows along each long axis of the grid.
+    """Estimate the bytes that all blocks touch, each counted once, from how the union grows along long axes of the grid.
 
     What lies behind the same pointer grows together. Along short axes every block is followed.
     """

@@ -55,7 +55,7 @@ class Gpu:
 
     @property
     def float32(self) -> float:
-        """Operations per second off the tensor cores."""
+        """Return the operations per second outside the tensor cores."""
         return 256 * self.multiprocessors * self.clock
 
 
@@ -115,7 +115,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Seconds of one launch, of each part as if it were alone at its whole rate, and which part binds."""
+    """Seconds of one launch; of each part, as if nothing else took time; and the part that limits the launch."""
 
     seconds: float
     parts: Mapping[str, float]

@@ -93,7 +93,7 @@ class Instruction:
     reads: frozenset[str]
     writes: frozenset[str]
     results: int
-    """Operands at the beginning that are written."""
+    """Number of operands, from the first one on, that the instruction writes."""
     result_registers: int
     """Consecutive registers that the result takes."""
 
@@ -128,7 +128,7 @@ class Function:
 
     @functools.cached_property
     def blocks(self) -> tuple[range, ...]:
-        """Runs of instructions that are entered at their first and left at their last only."""
+        """Return the runs of instructions that can be entered only at their first and left only at their last one."""
         jumps = [i.at // 16 + 1 for i in self.instructions if i.base in FLOW]
         targets = [i.target // 16 for i in self.instructions if i.target is not None]
         bounds = sorted({0, len(self.instructions), *jumps, *targets})

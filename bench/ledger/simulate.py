@@ -28,13 +28,13 @@ SECTOR = 32
 
 WARP = 32
 MOST_STEPS = 500_000
-"""Runs of instructions after which a kernel is taken to loop forever."""
+"""A kernel that executes more runs of instructions than this is reported as endless."""
 
 SUBROUTINE = 100
 """Instructions that a subroutine is taken to have, where ways are compared."""
 
 STACK = 1 << 20
-"""End of a thread's local memory; any number is right."""
+"""Address of the end of a thread's local memory; no count depends on it."""
 
 PARAMETERS = {8: 0x160, 9: 0x210}
 """Offset where parameters begin in constant bank 0, by the major compute capability."""
@@ -228,7 +228,7 @@ class _Machine:
 
     @functools.cached_property
     def _distances(self) -> dict[int, int]:
-        """Instructions from the beginning of each run to the kernel's end, by the shortest way."""
+        """Return the number of instructions from the beginning of each run to the kernel's end, by the shortest way."""
         before: dict[int, list[tuple[int, int]]] = {}
         ends = []
         for block in self.function.blocks:
@@ -279,7 +279,7 @@ class _Machine:
         return self.costs[block.start]
 
     def _wait(self, block: range, pending: Pending, new: frozenset[tuple[int, Load]]) -> tuple[Array, Pending]:
-        """Waits in a run, by where for, and the registers that are still to come behind it; ``new`` are its loads by place."""
+        """Return the waits in a run, by the memory waited for, and the loads under way after it; ``new`` are its own loads."""
         key = (block.start, pending, new)
         if key not in self.known_waits:
             waits, coming, loads = np.zeros(2), dict(pending), dict(new)

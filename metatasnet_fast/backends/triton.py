@@ -136,7 +136,7 @@ class TritonBackend(Backend):
         weights: reference.LossWeights,
         divisors: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The fused losses; where the data themselves need gradients, are float64 or no items, PyTorch's operations."""
+        """Compute the fused losses; by PyTorch's operations if the data need gradients, are float64, or have no items."""
         data = any(value.requires_grad for value in (target, mask, mix))
         plain = data or estimate.numel() == 0 or estimate.dtype == torch.float64
         loss = reference.stage_loss if plain else ops.stage_loss

@@ -58,7 +58,7 @@ def mask_weights(config: StageConfig, p: Parameters) -> MaskWeights:
 
 
 def _shapes(config: StageConfig) -> dict[str, tuple[int, ...]]:
-    """Every generated weight, in the order in which they lie behind each other."""
+    """Return the shape of every generated weight, in their order in memory."""
     count, instruments, b, h = len(config.dilations), config.instruments, config.B, config.H
     shapes: dict[str, tuple[int, ...]] = {}
     for name, channels in (("norm_1", config.in_channels), ("norm_2", b), ("norm_3", b), ("norm_4", config.N)):
@@ -77,7 +77,7 @@ def _shapes(config: StageConfig) -> dict[str, tuple[int, ...]]:
 
 @dataclass(frozen=True)
 class _Plan:
-    """The plan by which a stage's layers become weights: their names, those of their matrices, and where the rows go."""
+    """How a stage's layers become weights: names of layers and matrices, and the places of their rows."""
 
     layers: tuple[str, ...]
     matrices: tuple[str, ...]

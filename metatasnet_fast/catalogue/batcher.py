@@ -28,7 +28,7 @@ __all__ = ["Batcher", "DeviceEngine", "SongRunner", "song_stream"]
 
 
 def song_stream(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """A stream for all that a thread does in the block, ahead of the network: songs need little and feed it."""
+    """Run the block's GPU work on a stream of higher priority than the network's, because the network waits for it."""
     if device.type != "cuda":
         return contextlib.nullcontext()
     return torch.cuda.stream(torch.cuda.Stream(device, priority=-1))

@@ -182,7 +182,7 @@ class CorePlan:
 
     @classmethod
     def choose(cls, device: torch.device, threads: int | None, songs: int | None) -> CorePlan:
-        """For a device type, with ``threads`` cores (None: all of this process's) and ``songs`` in flight (None: chosen)."""
+        """Plan for a device type, ``threads`` cores (None: all of this process) and ``songs`` in flight (None: chosen here)."""
         cores = threads or available_cores()
         if device.type == "cpu":
             read, write = max(1, cores // 8), max(ENCODING, cores // 4)
@@ -201,7 +201,7 @@ class CorePlan:
         )
 
     def enter_device_thread(self) -> None:
-        """Called once in the thread that runs the network."""
+        """Prepare the thread that runs the network; it calls this once."""
         _take_threads(self.device_threads)
         if self.device == "cpu":
             _give_way()

@@ -60,7 +60,7 @@ class Destination:
         return self._token
 
     def check(self) -> None:
-        """Raise :class:`SongError` if the folder is gone, or another one lies at its path, as below a lost disk."""
+        """Raise :class:`SongError` if the folder is gone or replaced, as when its disk is no longer mounted."""
         if self.token is not None and self._mark() != self.token:
             raise SongError(
                 Failure.gone,

@@ -50,7 +50,7 @@ class Failure(str, enum.Enum):
 
     @property
     def most_in_a_row(self) -> int | None:
-        """Songs that may fail so one after the other before the run is stopped; None for any number: the songs are at fault."""
+        """Number of songs in a row that may fail in this way before the run stops; None where only the songs are the cause."""
         return MOST_IN_A_ROW.get(self)
 
     @property

@@ -239,7 +239,7 @@ def _listed(text: str, suffix: str, content: Callable[[], bytes]) -> Iterator[Ro
 
 
 def _csv_rows(manifest: str, text: str, delimiter: str) -> Iterator[Row]:
-    # Strict: else a quote that is never closed makes the songs of all lines that follow one name.
+    # Not strict, a quote that is never closed would make all following lines one name.
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         yield from reader

@@ -257,7 +257,7 @@ class SongPipeline:
         return result
 
     def _refuse_if_taken(self, song: Song, content: str) -> None:
-        """Folders built alike give their songs the same ids; none takes another's place unasked."""
+        """Refuse to replace another song of the same id, as two folders with equal file names have."""
         before = self._destination.from_elsewhere(song)
         if before is not None and before.content != content:
             raise SongError(

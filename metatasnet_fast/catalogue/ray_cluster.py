@@ -141,7 +141,7 @@ def _knock(address: str) -> None:
 
 @contextlib.contextmanager
 def _native_errors_muted() -> Iterator[None]:
-    """Ray's compiled part greets on standard error; what goes wrong it says by exceptions, and in its log files."""
+    """Discard what Ray's compiled part prints on standard error: its errors are exceptions, and are in its log files."""
     sys.stderr.flush()
     kept = os.dup(2)
     try:

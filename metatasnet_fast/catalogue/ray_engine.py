@@ -78,7 +78,7 @@ def run_ray(
             if address and token is not None:
                 text = f"{destination} is a local path: every machine of the cluster must have the same folder there."
                 log(Notice(text))
-            # Each machine looks at the destination itself: a file system has other numbers elsewhere.
+            # Each machine checks the destination itself: its file system may have other device numbers there.
             work_through(
                 plan, [options] * pool.workers, destination, None, log, grace, partial(ActorProcess, ray, pool)
             )

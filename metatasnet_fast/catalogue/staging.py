@@ -40,7 +40,7 @@ class Claims:
 
     @contextlib.contextmanager
     def claim(self, name: str, wait: bool) -> Iterator[bool]:
-        """Keep a name for the block. False if somebody else has it, or with ``wait`` if ``stop`` comes before they end."""
+        """Claim a name for the block. False if another run holds it; with ``wait``, if ``stop`` is set before that run ends."""
         if self._folder is None:
             yield True
             return

@@ -124,7 +124,7 @@ class LocalStorage:
 
     @contextlib.contextmanager
     def local(self, path: str) -> Iterator[Path]:
-        """Have a file as a local one, as long as the ``with`` statement lasts."""
+        """Give the path of a local copy, which exists inside the ``with`` statement."""
         yield self.path / path
 
 

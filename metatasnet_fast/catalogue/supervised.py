@@ -215,7 +215,7 @@ class SupervisedWorker:
         self._failed_starts = self._losses = 0
         self._sent: dict[str, Song] = {}
         self._deferred: deque[tuple[float, Song]] = deque()
-        """With the time at which each is tried again."""
+        """Songs to try again, each with the time for it."""
         self._quarantine: deque[Song] = deque()
         self._deaths: Counter[str] = Counter()
         """How often the process ended with each song of the quarantine, and with the one that is tried alone."""

@@ -37,9 +37,9 @@ class Plan:
     failed: list[Outcome] = field(default_factory=list)
     """Failed before, for a reason that lies in their files, which are still the same."""
     unwritten: list[Outcome] = field(default_factory=list)
-    """Rows for songs that are done, which the ledger does not say: a run that was killed may lose rows."""
+    """Rows of songs that are done and missing in the ledger: a killed run may lose its last rows."""
     contents: dict[str, str] = field(default_factory=dict)
-    """What is done for the same key, whichever run and shard did it; see :func:`find_contents`."""
+    """Contents that any run or shard has done with the same key; see :func:`find_contents`."""
 
     @property
     def audio_seconds_done(self) -> float:
