@@ -147,10 +147,14 @@ def warm(device: torch.device, tiny: bool) -> Rows:
 
 
 def predictions(gpu: str) -> dict[tuple[str, str, str], dict[str, Any]]:
-    """Return the predictions of the newest recorded ledger for this GPU, by backend, kind and kernel."""
-    newest = max((ROOT / "bench" / "results" / "ledger").glob("*.json"), default=None)
-    lines = json.loads(newest.read_text(encoding="utf-8")) if newest else []
-    return {(x["backend"], x["kind"], x["kernel"]): x for x in lines if x["gpu"] in gpu}
+    """Return the newest recorded ledger of each backend for a GPU, by backend, kind and kernel."""
+    found: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for path in sorted((ROOT / "bench" / "results" / "ledger").glob("*.json")):
+        lines = [line for line in json.loads(path.read_text(encoding="utf-8")) if line["gpu"] in gpu]
+        recorded = {line["backend"] for line in lines}
+        found = {key: line for key, line in found.items() if key[0] not in recorded}
+        found.update({(line["backend"], line["kind"], line["kernel"]): line for line in lines})
+    return found
 
 
 def kernel_name(name: str) -> str:

@@ -21,7 +21,7 @@ import torch
 from bench.gpu.__main__ import Call, main, second_steps
 from bench.gpu.results import FILES, PART, problem_of, read_rows
 from bench.gpu.steps import CALLS, GPU_TESTS, ROOT, Step, plan, scaled, turns
-from bench.gpu.work import SONG_WINDOWS, WINDOW_SECONDS, kernel_name, kernel_row, launches, write_lines
+from bench.gpu.work import SONG_WINDOWS, WINDOW_SECONDS, kernel_name, kernel_row, launches, predictions, write_lines
 from metatasnet_fast import MetaTasNetConfig
 from metatasnet_fast.backends import available_backends
 from metatasnet_fast.separation.windows import default_shape, plan_windows
@@ -275,3 +275,10 @@ def test_the_real_steps_run_in_miniature(tmp_path: Path) -> None:
 def test_timings_run_on_a_gpu(tmp_path: Path) -> None:
     arguments = ["a", "--out", str(tmp_path / "out"), "--state", str(tmp_path / "state"), "--tiny"]
     assert main([*arguments, "--only", "kernels", "inference", "training"]) == 0
+
+
+def test_measurements_get_the_newest_prediction_of_each_backend() -> None:
+    """A ledger may be recorded for one backend alone."""
+    found = predictions("NVIDIA H100 80GB HBM3")
+    assert {key[:2] for key in found} == {("triton", "inference"), ("triton", "training"), ("cuda", "inference")}
+    assert predictions("") == {}
