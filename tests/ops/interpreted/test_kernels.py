@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from metatasnet_fast.kernels.block_pair import block_pair
 from metatasnet_fast.kernels.statistics import MERGED_TILES
 from metatasnet_fast.ops import GroupNorm, depthwise, group_affine, group_statistics, pointwise
 from metatasnet_fast.ops.statistics import activation, tile_statistics
@@ -189,3 +190,13 @@ def test_statistics_are_those_of_the_reference() -> None:
     slope = torch.tensor([0.3])
     expected = tile_statistics(activation(x, slope).double())
     assert_parity("statistics", group_statistics(x, slope), expected, 1e-6)
+
+
+def test_a_pair_of_products_measures_the_rounded_values_that_it_stores() -> None:
+    r = torch.Generator().manual_seed(5)
+    x = torch.full((1, 1, 5, 16), 3.703125, dtype=torch.bfloat16)
+    nothing, bias = torch.zeros(1, 1, 16, 16, dtype=torch.bfloat16), torch.zeros(1, 1, 16)
+    conv1d, slope = torch.randn(1, 16, 16, generator=r).bfloat16(), torch.tensor([0.3])
+    new, c, statistics = block_pair(torch.zeros_like(x), nothing, bias, x, conv1d, slope)
+    assert torch.equal(new, x)
+    assert_parity("statistics", statistics, group_statistics(c, slope), 1e-6)
