@@ -28,7 +28,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import TILE, at_most, exact_products, launch
+from .launch import TILE, exact_products, launch, register_limit
 
 __all__ = [
     "BLOCK_K", "STAGES", "Framing", "frame_layout", "product", "product_kernel", "product_tile",
@@ -202,6 +202,6 @@ def product(
         K=inputs, N=columns, W_O=weight.stride(0), W_K=weight.stride(1), RELU=relu, **layout,
         BLOCK_T=TILE, BLOCK_N=main, TAIL_N=tail, BLOCK_K=BLOCK_K, PRECISION=precision,
         ROWS=SHARE_ROWS, SHARE_PRECISION="ieee" if exact else exact_products(),
-        num_warps=8 if main + tail >= 64 or exact else 4, num_stages=STAGES, **({} if gate is None else at_most(128, x))
+        num_warps=8 if main + tail >= 64 or exact else 4, num_stages=STAGES, **({} if gate is None else register_limit(128, x))
     )  # fmt: skip
     return y

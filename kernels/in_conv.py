@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import TILE, alignment, at_most, column_tile, launch, products, strides
+from .launch import TILE, alignment, column_tile, launch, products, register_limit, strides
 from .pointwise import pointwise_finish, product_options
 from .statistics import group_statistics, new_statistics
 from .tile import activation, slope_of
@@ -125,6 +125,6 @@ def in_conv_forward(
         p_x=x, p_v=v, p_w=folded, p_bias=bias, p_slope=slope, p_next_slope=next_slope, p_y=y, p_statistics=partials,
         T=frames, **layout, K=inputs, MORE=0 if v is None else v.shape[3], N=columns, INSTRUMENTS=instruments, ALIGN=align,
         BLOCK_T=TILE, PRECISION=products(tf32, x.device), **chosen,
-        **at_most(128, x),
+        **register_limit(128, x),
     )  # fmt: skip
     return y, partials

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "TILE", "alignment", "at_most", "channel_block", "column_tile", "exact_products", "launch",
+    "TILE", "alignment", "register_limit", "channel_block", "column_tile", "exact_products", "launch",
     "operands_in_shared_memory", "power_of_two", "products", "strides",
 ]  # fmt: skip
 
@@ -66,7 +66,7 @@ class Recording(NamedTuple):
     write: Callable[[Any, int, dict[str, Any]], object]
     """Gets the kernel, the number of programs and the arguments."""
     capability: int
-    """Of the GPU that launchers choose for, without its point; 0 for none in particular."""
+    """Compute capability that launchers choose for, without its point; 0 for none in particular."""
 
 
 recording: Recording | None = None
@@ -102,7 +102,7 @@ def exact_products() -> str:
     return "ieee" if torch.version.hip else "tf32x3"
 
 
-def at_most(registers: int, x: Tensor) -> dict[str, int]:
+def register_limit(registers: int, x: Tensor) -> dict[str, int]:
     """The option that holds a thread to so many registers: with 128, two blocks of 8 warps share a multiprocessor.
 
     For products of bfloat16 that need no more, but take more to load earlier. Where tensor cores take operands from

@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import COLUMN_TILES, TILE, alignment, at_most, column_tile, launch, power_of_two, products, strides
+from .launch import COLUMN_TILES, TILE, alignment, column_tile, launch, power_of_two, products, register_limit, strides
 from .statistics import new_statistics
 from .tile import activation, slope_of, store_moments
 from .tuned import configuration
@@ -229,7 +229,7 @@ def product(
         p_y=y, p_statistics=partials, T=frames, K=inputs, N=columns,
         INSTRUMENTS=instruments, **strides(align, x=x, residual=residual), ALIGN=align, FOLDED=weight.dim() == 4,
         BLOCK_T=TILE, PRECISION=products(tf32, x.device), **chosen,
-        **at_most(128, x),
+        **register_limit(128, x),
     )  # fmt: skip
     return y, partials
 

@@ -94,7 +94,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Participants:
-    """What takes part in a run: the device, the precisions, the backends, and whether eager is compiled too.
+    """The participants of a run: the device, the precisions, the backends, and whether eager is compiled too.
 
     Args:
         backends: names; eager is always there, since nothing is checked or compared without it.

@@ -60,7 +60,7 @@ class Order:
     token: str | None
     number: int
     contents: Mapping[str, str] = field(default_factory=dict)
-    """What is done at the destination, see :class:`Contents`."""
+    """The contents done at the destination, see :class:`Contents`."""
 
 
 @dataclass(frozen=True)

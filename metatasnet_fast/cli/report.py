@@ -1,4 +1,4 @@
-"""What commands print: sentences, or JSON objects; progress; errors and warnings on standard error."""
+"""The output of commands: sentences or JSON objects; progress; errors and warnings on standard error."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ __all__ = ["Recorded", "precompile", "programs", "record"]
 
 @dataclass(frozen=True)
 class Recorded:
-    """What a network launches and what it calls of torch's operators, in order (:mod:`metatasnet_fast.kernels.recording`)."""
+    """A network's launches and its calls of torch's operators, in order (:mod:`metatasnet_fast.kernels.recording`)."""
 
     preparing: list[Any]
     running: list[Any]
@@ -46,8 +46,11 @@ def record(
         capability: of the GPU, without its point: 90 for sm_90.
         training: a training step without the optimiser, instead of separating with the last stage's decoder alone.
     """
+    from ..kernels.log_power import basis
     from ..kernels.recording import Recorder
 
+    for index in range(config.stages_num):
+        basis(config.stage(index).n_fft, torch.device("meta"))  # made once in a process, so it belongs to no run
     with torch.device("meta"):
         network = MultiTasNet(config)
         mixes = [torch.empty(items, 1, samples * 2**s) for s in range(config.stages_num)]

@@ -1,4 +1,4 @@
-"""What is measured over a whole recording, block by block: its deviation, and the gains of the stems.
+"""Measure a whole recording block by block: its deviation, and the gains of the stems.
 
 The gains bring the sum of the stems closest to the recording: per channel, over the whole recording, they minimise
 ``sum_t (mix_t - sum_i g_i stem_it)^2``. They solve the normal equations ``G g = c`` with ``G_ij = sum_t stem_it stem_jt`` and

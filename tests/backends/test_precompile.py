@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
+from metatasnet_fast.kernels import log_power  # noqa: E402
 from metatasnet_fast.kernels.recording import Launch, source  # noqa: E402
 from metatasnet_fast.model.precompile import programs, record  # noqa: E402
 from metatasnet_fast.ops.operator import interpreted  # noqa: E402
@@ -41,3 +42,9 @@ def test_other_networks_and_training_need_more_programs() -> None:
     assert inference < identities(list(programs(TINY, Precision.bfloat16, 90, True)))
     other = dataclasses.replace(TINY, N=2 * TINY.N)
     assert not identities(list(programs(other, Precision.bfloat16, 90, False))) <= inference
+
+
+def test_what_a_process_makes_once_belongs_to_no_run() -> None:
+    log_power.basis.cache_clear()
+    first, second = (record(TINY, Precision.bfloat16, 90, 1, 400 * TINY.W, False) for _ in range(2))
+    assert [len(first.preparing), len(first.running)] == [len(second.preparing), len(second.running)]
