@@ -56,11 +56,11 @@ SMALL_FRAMES = 149
 Rows = Iterator[dict[str, Any]]
 
 
-class WithGraphs(TritonBackend):
-    """The backend `triton` that replays CUDA graphs."""
+class WithoutGraphs(TritonBackend):
+    """The backend `triton` that starts each kernel from Python."""
 
     def prepare(self, *arguments: Any, **options: Any) -> Any:
-        with mock.patch.dict(os.environ, {GRAPHS: "1"}):
+        with mock.patch.dict(os.environ, {GRAPHS: "0"}):
             return super().prepare(*arguments, **options)
 
 
@@ -68,7 +68,7 @@ def participants(device: torch.device, precisions: Sequence[Precision], compiled
     """Return all backends of this machine, and the variants of those that run on a GPU."""
     found = Participants.of(device, compiled, precisions)
     if "triton" in found.backends and device.type == "cuda":
-        found.extra["triton, graphs"] = WithGraphs()
+        found.extra["triton, no graphs"] = WithoutGraphs()
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -85,6 +85,15 @@ class Backend(ABC):
     @abstractmethod
     def decode(self, prepared: Any, latent: Tensor) -> Tensor:
         """Decode latents (n, N, T') into signals (n, 1, T' W), for any n."""
+
+    def repeat(
+        self, prepared: Sequence[Any], job: Callable[..., tuple[Tensor, ...]], name: Hashable, inputs: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """Return ``job(*inputs)``, an inference of several of the backend's jobs that comes again with other values.
+
+        A backend may record it under ``name`` and the inputs' shapes, and replay it. ``prepared`` belongs to the stages.
+        """
+        return job(*inputs)
 
     def stage_loss(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -46,7 +46,7 @@ class _Prepared:
     decoder: codec.DecoderOperands
     masking: MaskWeights
     graphs: Graphs | None
-    """The masking job by CUDA graphs, in inference, where they are asked for."""
+    """Graphs of the whole network's inference jobs, kept with its first stage; None on a CPU or where they are switched off."""
 
     @property
     def tf32(self) -> bool:
@@ -64,7 +64,7 @@ class TritonBackend(Backend):
     summary = "fused Triton kernels; training and inference in float32, tf32 and bfloat16 on GPUs"
 
     def variant(self) -> str:
-        return "graphs" if switched_on() else ""
+        return "" if switched_on() else "no graphs"
 
     def unavailable(self) -> str | None:
         if importlib.util.find_spec("triton") is None:
@@ -103,7 +103,7 @@ class TritonBackend(Backend):
             codec.prepare_encoder(generator.encoder_weights(config, p), config, precision),
             codec.prepare_decoder(generator.decoder_weights(config, p), config, precision),
             masking,
-            Graphs(functools.partial(_masked, config, masking, precision is Precision.tf32)) if graphs else None,
+            Graphs(config.sampling_rate) if graphs else None,
         )
 
     @_exactly
@@ -115,14 +115,22 @@ class TritonBackend(Backend):
         self, prepared: _Prepared, latent: Tensor, partial: Tensor | None, dropout: Tensor | None = None
     ) -> Tensor:
         x, v = _checked(prepared.config, latent, partial, prepared.precision.storage)
-        if prepared.graphs is not None and dropout is None:
-            return prepared.graphs(x, v).transpose(2, 3)
         own = None if dropout is None else x[:, None] * dropout[:, :, None].to(x.dtype)
         return _masked(prepared.config, prepared.masking, prepared.tf32, x, v, own).transpose(2, 3)
 
     @_exactly
     def decode(self, prepared: _Prepared, latent: Tensor) -> Tensor:
         return codec.decode(prepared.decoder, latent)
+
+    def repeat(
+        self,
+        prepared: Sequence[_Prepared],
+        job: Callable[..., tuple[Tensor, ...]],
+        name: Hashable,
+        inputs: Sequence[Tensor],
+    ) -> tuple[Tensor, ...]:
+        graphs = prepared[0].graphs
+        return job(*inputs) if graphs is None else graphs.run(job, name, inputs)
 
     @_exactly
     def stage_loss(

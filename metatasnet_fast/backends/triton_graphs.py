@@ -1,94 +1,137 @@
-"""CUDA graphs of a job, one for each shape of its inputs: a window's hundreds of launches become one.
+"""CUDA graphs of short inference jobs: the hundreds of launches of a window become one.
 
-Switched on by ``METATASNET_CUDA_GRAPHS=1`` in the environment, for inference only. A shape is captured when it comes for the
-second time, so that single windows cost no memory. Inputs are copied into the graph's own tensors and the result out of them:
-results stay the caller's. All graphs share one memory pool, so each waits for the one before, on whatever stream that ran.
+From encoder to decoder a batch of windows takes about 360 launches, 2.3 ms of Python. A GPU needs longer for many windows
+and hides them; for one or two it would wait. So jobs on up to :data:`SECONDS` of audio are captured, when their shapes come
+for the second time, and replayed from then on. The first replay must give the bits of the launches themselves. Where
+capturing fails, or the bits differ, a warning says why and the network's jobs are launched as before.
+``METATASNET_CUDA_GRAPHS=0`` switches all of it off. Inputs are copied into the graph's own tensors and the results out of
+them: results stay the caller's. The graphs of a network share one memory pool, so each waits for the one before, on
+whatever stream that ran. Batches are not padded to a few sizes: the additional items would cost more than the launches of a
+shape that comes once.
 Not yet run on a GPU.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-__all__ = ["SHAPES", "VARIABLE", "Graphs", "capture", "switched_on"]
+__all__ = ["SECONDS", "SHAPES", "VARIABLE", "Graphs", "capture", "switched_on"]
 
 VARIABLE = "METATASNET_CUDA_GRAPHS"
+SECONDS = 30.0
+"""Seconds of audio, all items together, up to which a job is captured. It bounds the memory that graphs keep, too."""
 SHAPES = 4
 """Shapes whose graphs are kept; the one not used for longest goes."""
 
-Job = Callable[..., Tensor]
+Results: TypeAlias = tuple[Tensor, ...]
+Job: TypeAlias = Callable[..., Results]
+
+logger = logging.getLogger("metatasnet_fast")
+_capturing = threading.Lock()
 
 
 def switched_on() -> bool:
-    """True if the user asked for graphs."""
-    return os.environ.get(VARIABLE) == "1"
+    """Return False if the user switched graphs off."""
+    return os.environ.get(VARIABLE) != "0"
 
 
 @dataclass(frozen=True)
 class Captured:
-    """A graph, the tensors it reads, and the one it writes."""
+    """A graph, the tensors that it reads, and those that it writes."""
 
     replay: Callable[[], Any]
-    inputs: tuple[Tensor | None, ...]
-    output: Tensor
+    inputs: Results
+    outputs: Results
 
 
-def capture(job: Job, inputs: tuple[Tensor | None, ...], pool: Any) -> Captured:
-    """Capture ``job`` on copies of ``inputs``; it must have run on such inputs before, so that nothing is compiled now."""
-    own = tuple(None if x is None else x.clone() for x in inputs)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-        output = job(*own)
-    return Captured(graph.replay, own, output)
+def capture(job: Job, inputs: Sequence[Tensor], pool: Any) -> Captured:
+    """Capture ``job`` on copies of ``inputs``, on a stream of their device.
+
+    The job must have run on such inputs before, so that nothing is compiled now.
+    """
+    device = inputs[0].device
+    with _capturing, torch.cuda.device(device):
+        own, graph = tuple(x.clone() for x in inputs), torch.cuda.CUDAGraph()
+        stream = torch.cuda.Stream(device)
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+            outputs = job(*own)
+    return Captured(graph.replay, own, outputs)
 
 
 class Graphs:
-    """Runs a job by replaying its graph, where that is allowed, and directly elsewhere.
+    """The graphs of one network's inference jobs on one device.
 
-    ``make`` captures; by default :func:`capture`.
+    Args:
+        sampling_rate: samples per second of a job's first input.
+        make: captures a job; by default :func:`capture`.
     """
 
-    def __init__(self, job: Job, make: Callable[[Job, tuple[Tensor | None, ...], Any], Captured] = capture) -> None:
-        self._job = job
+    def __init__(self, sampling_rate: int, make: Callable[[Job, Sequence[Tensor], Any], Captured] = capture) -> None:
+        self._most_samples = SECONDS * sampling_rate
         self._make = make
         self._lock = threading.Lock()
         self._seen: OrderedDict[tuple[object, ...], Captured | None] = OrderedDict()
         self._pool: Any = None
         self._done: torch.cuda.Event | None = None
+        self._failed = False
 
-    def __call__(self, *inputs: Tensor | None) -> Tensor:
-        if not self._allowed(*inputs):
-            return self._job(*inputs)
-        key = tuple(None if x is None else (x.shape, x.dtype, x.device) for x in inputs)
-        with self._lock:
-            if key not in self._seen:
-                self._remember(key, None)
-                return self._job(*inputs)
-            captured = self._seen[key]
+    def run(self, job: Job, name: Hashable, inputs: Sequence[Tensor]) -> Results:
+        """Return ``job(*inputs)``, by the graph of this name and these shapes where that is allowed."""
+        if not self._allowed(inputs):
+            return job(*inputs)
+        key = (name, *((x.shape, x.dtype, x.device) for x in inputs))
+        with self._lock, torch.inference_mode(False), torch.no_grad():
+            captured = self._seen.get(key)
             if captured is None:
-                if self._pool is None:
-                    self._pool = torch.cuda.graph_pool_handle() if torch.cuda.is_available() else ()
-                captured = self._make(self._job, inputs, self._pool)
+                expected = job(*inputs)
+                if key in self._seen:
+                    captured = self._captured(job, inputs, expected)
+                if not self._failed:
+                    self._remember(key, captured)
+                return expected
             self._remember(key, captured)
-            if self._done is not None:
-                self._done.wait()
-            for own, given in zip(captured.inputs, inputs, strict=True):
-                if own is not None and given is not None:
-                    own.copy_(given)
-            captured.replay()
-            result = captured.output.clone()
-            if result.is_cuda:
+            return self._replayed(captured, inputs)
+
+    def _captured(self, job: Job, inputs: Sequence[Tensor], expected: Results) -> Captured | None:
+        try:
+            if self._pool is None and inputs[0].is_cuda:
+                self._pool = torch.cuda.graph_pool_handle()
+            captured = self._make(job, inputs, self._pool)
+            found = self._replayed(captured, inputs)
+            if all(_same_bits(one, other) for one, other in zip(found, expected, strict=True)):
+                return captured
+            reason = "the first replay gave other values than the launches themselves"
+        except RuntimeError as error:
+            reason = f"capturing failed ({error})"
+        self._failed = True
+        self._seen.clear()
+        logger.warning(
+            "CUDA graphs are off for this network: %s. Its kernels are launched one by one; "
+            "%s=0 does so from the start.", reason, VARIABLE,
+        )  # fmt: skip
+        return None
+
+    def _replayed(self, captured: Captured, inputs: Sequence[Tensor]) -> Results:
+        if self._done is not None:
+            self._done.wait()
+        for own, given in zip(captured.inputs, inputs, strict=True):
+            own.copy_(given)
+        captured.replay()
+        results = tuple(output.clone() for output in captured.outputs)
+        if results[0].is_cuda:
+            with torch.cuda.device(results[0].device):
                 self._done = torch.cuda.Event()
                 self._done.record()
-            return result
+        return results
 
     def _remember(self, key: tuple[object, ...], captured: Captured | None) -> None:
         self._seen[key] = captured
@@ -96,11 +139,13 @@ class Graphs:
         while len(self._seen) > SHAPES:
             self._seen.popitem(last=False)
 
-    @staticmethod
-    def _allowed(*inputs: Tensor | None) -> bool:
-        """Not for empty batches, gradients, torch.compile, or inside somebody else's capture."""
-        given = [x for x in inputs if x is not None]
-        capturing = given[0].is_cuda and torch.cuda.is_current_stream_capturing()
-        return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or capturing) and all(
-            x.numel() for x in given
-        )
+    def _allowed(self, inputs: Sequence[Tensor]) -> bool:
+        """Not for empty batches, long jobs, gradients, torch.compile, or inside the caller's own capture."""
+        if self._failed or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return False
+        capturing = inputs[0].is_cuda and torch.cuda.is_current_stream_capturing()
+        return not capturing and 0 < inputs[0].numel() <= self._most_samples
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))

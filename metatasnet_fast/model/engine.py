@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -40,15 +41,20 @@ class Engine:
         Returns:
             (b, I, 1, T 2^s) for each wanted stage and I instruments, in the dtype of its mixture.
         """
-        estimates: dict[int, Tensor] = {}
+        order = sorted(set(wanted))
+        inputs = [mixes[index] for index in range(order[-1] + 1)]
+        job = functools.partial(self._separated, order)
+        return dict(zip(order, self.backend.repeat(self.prepared, job, tuple(order), inputs), strict=True))
+
+    def _separated(self, wanted: Collection[int], *mixes: Tensor) -> tuple[Tensor, ...]:
+        estimates: list[Tensor] = []
         partial: Tensor | None = None
-        for index in range(max(wanted) + 1):
-            mix, prepared = mixes[index], self.prepared[index]
+        for index, (mix, prepared) in enumerate(zip(mixes, self.prepared, strict=False)):
             partial = self.backend.mask(prepared, self.backend.encode(prepared, mix), partial)
             if index in wanted:
                 signal = self.backend.decode(prepared, partial.flatten(0, 1))
-                estimates[index] = signal.unflatten(0, partial.shape[:2]).to(mix.dtype)
-        return estimates
+                estimates.append(signal.unflatten(0, partial.shape[:2]).to(mix.dtype))
+        return tuple(estimates)
 
     def random_dropout(self, probability: float) -> Dropout | None:
         """Return factors from torch's default generator: one draw per (item, instrument, channel), in the order of
