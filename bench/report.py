@@ -14,8 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from metatasnet_fast.benchmark import Row, read_rows
-from metatasnet_fast.benchmark.plots import draw
-from metatasnet_fast.benchmark.table import duration
+from metatasnet_fast.benchmark.report import draw, duration
 from metatasnet_fast.errors import MetaTasNetError
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -32,8 +32,8 @@ from metatasnet_fast.backends.triton_graphs import VARIABLE as GRAPHS
 from metatasnet_fast.benchmark import Effort, Participants, Row, measure, measure_peaks, synthetic
 from metatasnet_fast.benchmark.cases import COMPILED, EAGER, Call, Case
 from metatasnet_fast.benchmark.machine import describe
+from metatasnet_fast.benchmark.report import text_table
 from metatasnet_fast.benchmark.suite import TINY
-from metatasnet_fast.benchmark.table import text_table
 from metatasnet_fast.benchmark.training_step import training_case
 from metatasnet_fast.benchmark.workloads import inference_case
 from metatasnet_fast.config import MetaTasNetConfig

@@ -2,8 +2,16 @@
 
 from .base import Backend, Request
 from .cache import PreparedCache
-from .registry import Availability, available_backends, backend_names, get_backend, resolve
-from .selection import Choice, current_choice, use_backend
+from .registry import (
+    Availability,
+    Choice,
+    available_backends,
+    backend_names,
+    current_choice,
+    get_backend,
+    resolve,
+    use_backend,
+)
 
 __all__ = [
     "Availability",

@@ -12,8 +12,8 @@ from typing import Any
 from .._io import write_atomically
 from ..errors import ConfigError
 from .cases import COMPILED
-from .peers import PEERS
 from .timing import Spread
+from .workloads import PEERS
 
 __all__ = ["Row", "read_rows", "write_rows"]
 

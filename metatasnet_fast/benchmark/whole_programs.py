@@ -17,8 +17,7 @@ from torch import Tensor
 from .. import __name__ as PACKAGE
 from ..backends import use_backend
 from ..model import MultiTasNet, load_checkpoint
-from ..model.chunks import plan_chunks
-from ..model.methods import CONTEXT_SECONDS
+from ..model.methods import CONTEXT_SECONDS, plan_chunks
 from ..precision import Precision
 from ..separation import Separator
 from ..separation.reference_mode import CHUNKS

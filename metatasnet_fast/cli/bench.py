@@ -113,7 +113,7 @@ def _about(rows: list[Row], seconds: float) -> str:
 
 
 def _draw(rows: list[Row], path: Path) -> list[Path]:
-    from ..benchmark.plots import draw
+    from ..benchmark.report import draw
 
     try:
         draw(rows, path)

@@ -88,9 +88,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     rates = _rates(args.rates)
     tracks, source = _find(args, rates)
-    from ..training.data.instruments import parse_instruments
-    from ..training.data.prepare import prepare
-    from ..training.data.splits import refuse_own_folder
+    from ..training.data.entry import parse_instruments
+    from ..training.data.prepare import prepare, refuse_own_folder
 
     refuse_own_folder(Path(args.out), source)  # before a folder is created there
     check_writable(Path(args.out))

@@ -246,7 +246,7 @@ def add_plot_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_plot(args: argparse.Namespace) -> int:
-    from ..training.plot import plot_run
+    from ..training.journal import plot_run
 
     image = plot_run(args.folder, args.output or args.folder / "run.png")
     print_result(args, str(image), run=str(args.folder), image=str(image))

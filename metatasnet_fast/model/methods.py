@@ -1,8 +1,12 @@
-"""Methods of a network that :class:`MultiTasNet` and an accelerated network share."""
+"""Methods of a network that :class:`MultiTasNet` and an accelerated network share.
+
+Source: original ``model/tasnet.py``, ``MultiTasNet``; ``model/spectrogram.py``, ``compute_stats``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,13 +16,102 @@ from ..backends import Choice, PreparedCache, Request, current_choice, get_backe
 from ..backends.cache import prepare_all
 from ..backends.watch import collect_parameters
 from ..config import MetaTasNetConfig
-from ..errors import ConfigError, ShapeError
+from ..errors import ConfigError, EmptyAudioError, ShapeError
 from ..precision import Precision
-from .chunks import plan_chunks
+from ..reference.spectrogram import log_power
 from .engine import Engine, check_mixes
-from .statistics import compute_stats
 
-__all__ = ["NetworkMethods"]
+__all__ = ["NetworkMethods", "plan_chunks"]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Samples of the first stage: ``start`` to ``end`` are processed, ``begin`` to ``stop`` are kept."""
+
+    start: int
+    end: int
+    begin: int
+    stop: int
+
+    @property
+    def kept(self) -> tuple[int, int]:
+        """The part to keep, counted from ``start``; it may end early if the chunk was cut to a multiple of the stride."""
+        return self.begin - self.start, min(self.stop, self.end) - self.start
+
+
+def plan_chunks(length: int, chunks: int, context: int, stride: int) -> list[Chunk]:
+    """Cut ``length`` samples into ``chunks`` parts at ``int(length / chunks * c + 0.5)``, with context to both sides.
+
+    Each processed range is a multiple of ``stride``: one that starts at 0 loses samples at its end, any other at its start. A
+    single range over the whole signal therefore misses up to ``stride - 1`` samples at the end, as in the original.
+    """
+    edges = [int(length / chunks * c + 0.5) for c in range(chunks)] + [length]
+    plan = []
+    for begin, stop in zip(edges[:-1], edges[1:], strict=True):
+        start, end = max(0, begin - context), min(length, stop + context)
+        excess = (end - start) % stride
+        if start == 0:
+            end -= excess
+        else:
+            start += excess
+        plan.append(Chunk(start, end, begin, stop))
+    return plan
+
+
+ITEMS = 5000
+"""Items after which the statistics are good enough."""
+
+
+class _Moments:
+    """Count, mean and sum of squared deviations per bin, merged batch by batch in float64 (Chan et al. 1979)."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: Tensor | float = 0.0
+        self.m2: Tensor | float = 0.0
+
+    def add(self, spectrogram: Tensor) -> None:
+        """Merge a batch (b, bins, frames)."""
+        x = spectrogram.double().transpose(1, 2).flatten(0, 1)
+        count, mean = len(x), x.mean(0)
+        delta, total = mean - self.mean, self.count + count
+        self.m2 = self.m2 + (x - mean).square().sum(0) + delta.square() * (self.count * count / total)
+        self.mean = self.mean + delta * (count / total)
+        self.count = total
+
+
+@torch.no_grad()
+def compute_stats(config: MetaTasNetConfig, spectrograms: Sequence[nn.Module], loader: Iterable[Any]) -> None:
+    """Write ``mean`` and unbiased ``std`` over batch and frames into each stage's spectrogram module.
+
+    Args:
+        config: the network's settings.
+        spectrograms: modules with parameters ``window``, ``mean`` and ``std``, one per stage.
+        loader: yields batches whose first element is a list of mixtures, (b, 1, T 2^s). It is read once for each stage, as
+            the original does, so that a training then draws the same random numbers as the original; an iterator, which
+            can be read only once, is read once for all stages.
+
+    Raises:
+        EmptyAudioError: if the loader yields nothing.
+    """
+    stages = list(enumerate(spectrograms))
+    for part in [stages] if isinstance(loader, Iterator) else [[stage] for stage in stages]:
+        moments = [_Moments() for _ in part]
+        items = 0
+        for mixes, *_ in loader:
+            for (index, spectrogram), moment in zip(part, moments, strict=True):
+                window: Any = spectrogram.window
+                moment.add(log_power(mixes[index].to(window), window, config.stage(index)))
+            items += mixes[0].shape[0]
+            if items > ITEMS:
+                break
+        if items == 0:
+            raise EmptyAudioError("The training loader is empty: there is nothing to compute statistics from.")
+        for (_, spectrogram), moment in zip(part, moments, strict=True):
+            std = torch.as_tensor(moment.m2 / max(1, moment.count - 1)).sqrt()
+            for name, value in (("mean", torch.as_tensor(moment.mean)), ("std", std)):
+                getattr(spectrogram, name).copy_(value[None, :, None])
+
 
 CONTEXT_SECONDS = 8
 """Context that ``inference`` gives each chunk on both sides."""

@@ -1,12 +1,13 @@
 """A page to hear and see a separation: one HTML file, or a folder, that needs no network and no server.
 
 Signals are MP3, the one compressed format that every browser decodes; the browser plays them from one clock, so they
-stay aligned to the sample. The template is Jinja2's, which torch brings.
+stay aligned to the sample. The template is Jinja2's, which torch brings. And a picture of it, without the sound.
 """
 
 from __future__ import annotations
 
 import base64
+import io
 import json
 import math
 import os
@@ -27,15 +28,16 @@ from .._extras import require
 from .._io import reporting_write_errors, write_atomically
 from ..audio import read_audio, write_audio
 from ..errors import OutputError
-from .png import encode_png
-from .spectrogram import RANGE_DB, Axis, levels
+from .picture import RANGE_DB, Axis, encode_png, levels, magma
 
-__all__ = ["Listening", "listen_to", "write_page"]
+__all__ = ["Listening", "listen_to", "write_page", "write_picture"]
 
 Sound: TypeAlias = str | os.PathLike[str] | Tensor
 """A file, or a signal (channels, samples)."""
 
 ROWS, COLUMNS = 180, 1000
+PICTURE_SIZE = (200, 250)
+"""Rows and columns of a spectrogram in the picture."""
 MOST_COLUMNS = 8000
 """Columns of a spectrogram: a zoomed view of a long song has about ten columns a second."""
 
@@ -221,3 +223,35 @@ def _mp3(signal: Tensor, sample_rate: int) -> bytes:
 
 def _data(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def write_picture(listening: Listening, path: Path) -> None:
+    """Write a PNG; raise :class:`MissingDependencyError` without matplotlib, :class:`OutputError` if the file cannot be
+    written."""
+    colors, Figure = require("matplotlib.colors", "The picture"), require("matplotlib.figure", "The picture").Figure
+    Image = require("PIL.Image", "The picture")
+    pictures = levels(listening.signals, listening.sample_rate, *PICTURE_SIZE)
+    ticks = Axis.of(listening.sample_rate).ticks()
+    figure = Figure(figsize=(12, 2.6), dpi=110, layout="constrained")
+    panels = figure.subplots(1, len(pictures), sharey=True)
+    for panel, (name, picture) in zip(panels, pictures.items(), strict=True):
+        panel.imshow(
+            picture.flip(0).numpy(),
+            cmap=colors.ListedColormap(magma() / 255),
+            vmin=0,
+            vmax=255,
+            origin="lower",
+            aspect="auto",
+            extent=(0, listening.duration, 0, 1),
+        )
+        panel.set_title(name, fontsize=12)
+        panel.set_yticks(list(ticks.values()), list(ticks))
+        panel.tick_params(length=2, labelsize=8)
+        panel.set_xlabel("seconds", fontsize=8)
+        panel.spines[:].set_visible(False)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, facecolor="white")
+    with reporting_write_errors(path, OutputError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A palette makes the file a third as large.
+        Image.open(drawn).convert("RGB").quantize(160).save(path, format="png", optimize=True)

@@ -1,7 +1,6 @@
 """The oracle: the network as the paper writes it, in plain PyTorch, channels first, with autograd, in any dtype."""
 
-from .decoder import decode
-from .encoder import encode
+from .codec import decode, encode
 from .generator import generate
 from .losses import LossWeights, loss_divisors, si_sdr, stage_loss
 from .masking import mask, masking_network

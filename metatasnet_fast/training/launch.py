@@ -24,13 +24,12 @@ from ..separation.devices import choose_device, reporting_memory
 from .adding import KeptRows, freeze, start_near_another
 from .codec import check_codec, learn_codec
 from .data import BatchSource, Cache
-from .data.variety import Variety
+from .data.crops import Variety
 from .display import Display
 from .distributed import World
-from .folder import claim, write_settings
 from .plan import Plan, plan_run, refuse_overtaken
 from .ranger import Ranger
-from .saving import Progress, RunState, WeightAverage
+from .saving import Progress, RunState, WeightAverage, claim, write_settings
 from .settings import TrainingSettings
 from .trainer import Trainer
 from .validation import validation_tracks

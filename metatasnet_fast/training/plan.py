@@ -11,11 +11,10 @@ from typing import Any
 from ..config import EXTENSIONS, MetaTasNetConfig
 from ..errors import CheckpointError, ConfigError, TrainingError
 from ..model.checkpoints import Checkpoint, config_of, read_original
-from ..model.instruments import add_instrument as extend
 from ..model.pretrained import locate, read_checkpoint
+from .adding import add_instrument as extend
 from .data import Cache
-from .folder import notes_of, settings_of
-from .saving import what_was_trained
+from .saving import notes_of, settings_of, what_was_trained
 from .settings import TrainingSettings, split_settings
 from .trainer import BEST, LAST
 

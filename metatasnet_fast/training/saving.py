@@ -1,4 +1,6 @@
-"""Checkpoints of a run: files of the authors' format, with everything that an exact continuation needs.
+"""The folder of a run and its checkpoints. One process writes into it at a time; ``settings.json`` says what the run is.
+
+Checkpoints are files of the authors' format, with everything that an exact continuation needs:
 
     epoch, state_dict, optimizer, steps, args       as the authors' program writes and reads them
     metatasnet_fast                                 progress of the run; with an average, the weights as they were trained
@@ -9,8 +11,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +23,75 @@ from typing import Any
 import torch
 from torch import Tensor, optim
 
-from ..errors import CheckpointError
+from .._io import claiming, reporting_write_errors, write_atomically
+from ..config import MetaTasNetConfig
+from ..errors import CheckpointError, ConfigError, TrainingError
 from ..model import MultiTasNet
 from ..model.checkpoints import Checkpoint, load_state, write_original
 from .adding import KeptRows
+from .settings import TrainingSettings, read_settings_file, split_settings
 
-__all__ = ["Progress", "RunState", "WeightAverage", "what_was_trained"]
+__all__ = [
+    "Progress", "RunState", "WeightAverage", "claim", "notes_of", "settings_of", "what_was_trained",
+    "write_settings",
+]  # fmt: skip
+
+SETTINGS = "settings.json"
+
+
+@contextlib.contextmanager
+def claim(out: Path, note: Callable[[str], None]) -> Iterator[None]:
+    """Claim the folder of a run; call ``note`` if its file system has no locks.
+
+    Raises:
+        TrainingError: if another run is at work there, or nothing can be written.
+    """
+    busy = f"Another process is training in {out}: wait for it to end, or choose another folder with --out."
+    with claiming(out, TrainingError, busy) as locked:
+        if not locked:
+            note(f"{out} cannot be locked on this file system: make sure that no other run writes there")
+        yield
+
+
+def write_settings(out: Path, content: Mapping[str, Any]) -> None:
+    """Write ``network``, ``training`` and ``run``; the file appears whole or stays as it was.
+
+    Raises:
+        TrainingError: if it cannot be written.
+    """
+    with reporting_write_errors(out / SETTINGS, TrainingError):
+        write_atomically(out / SETTINGS, json.dumps(content, indent=2) + "\n")
+
+
+def settings_of(out: Path, state: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the settings of a run: those of the network, and those of the training.
+
+    Args:
+        state: where the run's state is, for the advice.
+
+    Raises:
+        TrainingError: if they are missing or damaged.
+    """
+    try:
+        network, training = split_settings(read_settings_file(out / SETTINGS))
+        if not network or not training:
+            raise ConfigError(f"{out / SETTINGS} does not describe a run.")
+        return MetaTasNetConfig.from_dict(network).to_dict(), TrainingSettings(**training).to_dict()
+    except ConfigError as error:
+        raise TrainingError(
+            f"{out} holds a run whose {SETTINGS} is missing or damaged: start another run from its state with "
+            f"--checkpoint {state} and a new --out."
+        ) from error
+
+
+def notes_of(out: Path) -> dict[str, Any]:
+    """Return what ``settings.json`` says about a run besides its settings; empty if it cannot be read."""
+    try:
+        notes = json.loads((out / SETTINGS).read_text("utf-8"))["run"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return notes if isinstance(notes, dict) else {}
+
 
 OURS = "metatasnet_fast"
 

@@ -12,9 +12,8 @@ import torch
 
 from metatasnet_fast.backends import Backend, backend_names
 from metatasnet_fast.benchmark import Effort, Participants, Peaks, Row, measure, synthetic, text_table
-from metatasnet_fast.benchmark.preparation import preparation_case
 from metatasnet_fast.benchmark.selftest import Result, selftest
-from metatasnet_fast.benchmark.suite import TINY
+from metatasnet_fast.benchmark.suite import TINY, preparation_case
 from metatasnet_fast.benchmark.training_step import training_case
 from metatasnet_fast.benchmark.workloads import inference_case
 from metatasnet_fast.model import MultiTasNet

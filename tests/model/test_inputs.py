@@ -15,7 +15,7 @@ from torch import Tensor
 from metatasnet_fast import MultiTasNet, use_backend
 from metatasnet_fast.backends import available_backends
 from metatasnet_fast.errors import ConfigError, ShapeError
-from metatasnet_fast.model.chunks import plan_chunks
+from metatasnet_fast.model.methods import plan_chunks
 from tests.support import TINY, relative_error
 
 BACKENDS = [name for name, entry in available_backends().items() if entry.available]

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from metatasnet_fast import MetaTasNetConfig, MultiTasNet
 from metatasnet_fast.backends import Request, available_backends, get_backend, use_backend
 from metatasnet_fast.errors import ConfigError
-from metatasnet_fast.model.instruments import add_instrument
 from metatasnet_fast.precision import Precision
+from metatasnet_fast.training.adding import add_instrument
 from metatasnet_fast.training.parts import Items
 from tests import loop_oracle
 from tests.support import TINY, recipe_state, relative_error

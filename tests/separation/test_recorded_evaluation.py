@@ -17,7 +17,7 @@ from metatasnet_fast import INSTRUMENTS, Separator, use_backend
 from metatasnet_fast.audio import resample
 from metatasnet_fast.backends import Choice
 from metatasnet_fast.separation import reference_mode
-from metatasnet_fast.separation.authors_resampling import resample_as_authors
+from metatasnet_fast.separation.reference_mode import resample_as_authors
 from metatasnet_fast.separation.result import Reporter
 from tests.recorded_track import decode_with_ffmpeg
 from tests.support import golden

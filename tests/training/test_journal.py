@@ -68,7 +68,7 @@ def test_a_line_that_is_no_entry_is_left_out(tmp_path: Path, line: str) -> None:
 
 def test_an_entry_that_lacks_values_is_drawn_as_far_as_it_goes(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    from metatasnet_fast.training.plot import plot_run
+    from metatasnet_fast.training.journal import plot_run
 
     lines = [
         '{"step": 1, "kind": "train"}',

@@ -20,9 +20,8 @@ from torch import Tensor
 from ...config import MetaTasNetConfig
 from ...errors import TrainingDataError
 from .cache import Cache, Track
-from .crops import AUGMENTATIONS, Plan, draw_plan
+from .crops import AUGMENTATIONS, MARGIN, NO_VARIETY, Plan, Variety, draw_changes, draw_plan, resample, rest, retune
 from .reader import CropReader, HostBatch
-from .variety import MARGIN, NO_VARIETY, Variety, draw_changes, resample, rest, retune
 
 __all__ = ["Batch", "BatchSource"]
 

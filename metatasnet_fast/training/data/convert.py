@@ -1,10 +1,18 @@
-"""Prepare one track: skip it if it is there already, else decode, resample and store it."""
+"""Prepare one track: skip it if it is there already, else decode, resample and store it.
+
+Tracks that the authors' program prepared are read as they are (source: the authors' ``utility/data_generator.py``):
+
+    IN/train_8/0000.npz, train_16, train_32, validation_8, ...   key arr_0, float32 (3, 6, samples)
+
+Left, right and mono (their mean); mixture, drums, bass, other, vocals, accompaniment (the first three).
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import time
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,13 +22,39 @@ from numpy.typing import NDArray
 from ...audio import resample
 from ...errors import MetaTasNetError, TrainingDataError
 from .decode import Recording, content_hash, counted, decode, input_files
-from .entry import SPLITS
-from .instruments import DEFAULT, Stems
-from .original import FOLDERS, read_original
+from .entry import DEFAULT, SPLITS, Stems
 from .sources import TrackSource
 from .store import place_of, read_entry, rewrite_entry, write_track
 
 __all__ = ["Outcome", "Settings", "inputs", "prepare_track"]
+
+FOLDERS = {"train": "train", "valid": "validation"}
+"""The authors' names of the splits; they prepare no others."""
+
+KEY = "arr_0"
+
+SOURCES = slice(1, 5)
+
+
+def read_original(files: dict[int, Path]) -> dict[int, NDArray[np.float32]]:
+    """Return the stems (4, 2, samples), full scale 1, of one track for each rate.
+
+    Raises:
+        TrainingDataError: for a file that is missing, damaged, or of another layout.
+    """
+    found = {}
+    for rate, path in files.items():
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                values = file[KEY]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise TrainingDataError(f"{path} cannot be read ({error}); prepare it again.") from error
+        if values.ndim != 3 or values.shape[:2] != (3, 6) or not np.isfinite(values).all():
+            raise TrainingDataError(
+                f"{path} holds {values.shape} instead of (3, 6, samples) finite numbers; prepare it again."
+            )
+        found[rate] = np.ascontiguousarray(values[:2, SOURCES].transpose(1, 0, 2), dtype=np.float32)
+    return found
 
 
 @dataclass(frozen=True)

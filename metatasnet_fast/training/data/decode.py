@@ -14,7 +14,7 @@ from ...audio import open_audio, read_audio
 from ...audio.stem_mp4 import read_stem_mp4
 from ...config import INSTRUMENTS
 from ...errors import TrainingDataError
-from .instruments import DEFAULT, Stems, all_parts
+from .entry import DEFAULT, Stems, all_parts
 from .sources import TrackSource, read_unknown, stem_files
 
 __all__ = ["Recording", "content_hash", "counted", "decode", "input_files"]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from metatasnet_fast import __version__
 from metatasnet_fast.errors import TrainingDataError
 from metatasnet_fast.training.data import Cache, write_manifest, write_track
-from metatasnet_fast.training.data.quantise import error_filter, quantise
+from metatasnet_fast.training.data.store import error_filter, quantise
 
 Audio = dict[int, np.ndarray]
 

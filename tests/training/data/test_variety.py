@@ -11,7 +11,7 @@ import torch
 
 from metatasnet_fast import MetaTasNetConfig
 from metatasnet_fast.training.data import BatchSource, Cache
-from metatasnet_fast.training.data.variety import Variety, draw_changes, resample, rest, retune
+from metatasnet_fast.training.data.crops import Variety, draw_changes, resample, rest, retune
 from tests.training.songs import write_cache
 
 CONFIG = MetaTasNetConfig(N=8, B=8, H=8, layers=1, stack=1, num_mels=8, stages_num=2)

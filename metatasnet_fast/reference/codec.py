@@ -1,6 +1,7 @@
-"""The encoder: a bank of strided filters and a learned-mel spectrogram, mixed by two 1x1 convolutions.
+"""The encoder: a bank of strided filters and a learned-mel spectrogram, mixed by two 1x1 convolutions. The decoder: a 1x1
+expansion, then transposed filters of several lengths, summed.
 
-Source: Samuel et al. 2020, section 2.3; original ``model/encoder.py``.
+Source: Samuel et al. 2020, section 2.3; original ``model/encoder.py``, ``model/decoder.py``.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from torch import Tensor
 
 from ..config import StageConfig
 from .spectrogram import mel_spectrogram
-from .weights import EncoderWeights
+from .weights import DecoderWeights, EncoderWeights
 
-__all__ = ["encode", "filter_bank"]
+__all__ = ["decode", "encode"]
 
 
 def filter_bank(signal: Tensor, filters: tuple[Tensor, ...], stride: int) -> Tensor:
@@ -50,3 +51,27 @@ def encode(weights: EncoderWeights, config: StageConfig, signal: Tensor) -> Tens
         wave = torch.cat([wave, mel], dim=1)
     x = F.conv1d(wave, weights.bottleneck_1).relu()
     return F.conv1d(x, weights.bottleneck_2)
+
+
+def decode(weights: DecoderWeights, config: StageConfig, latent: Tensor) -> Tensor:
+    """Decode a latent into its signal.
+
+    Args:
+        latent: (n, N, frames).
+
+    Returns:
+        (n, 1, frames * W).
+
+    Raises:
+        ShapeError: for a latent of another shape.
+    """
+    config.check_latent(latent.shape)
+    if latent.shape[0] == 0:
+        return latent.new_empty(0, 1, latent.shape[-1] * config.W)
+    x = F.conv_transpose1d(latent, weights.bottleneck).relu()
+    parts = x.split(config.decoder_widths, dim=1)
+    signals = [
+        F.conv_transpose1d(part, kernel, stride=config.W, padding=(kernel.shape[-1] - config.W) // 2)
+        for part, kernel in zip(parts, weights.filters, strict=True)
+    ]
+    return sum(signals[1:], signals[0])
