@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from .._terminal import ProgressBar, say
 from ..config import MetaTasNetConfig
-from ..training.display import Display
+from ..training.journal import Display
 from ..training.settings import TrainingSettings, read_settings_file
 from .options import add_json_option, names
 from .report import print_result, to_json
 
 if TYPE_CHECKING:
-    from ..training.display import Summary
+    from ..training.journal import Summary
     from ..training.launch import Plan
     from ..training.validation import ValidationScore
 

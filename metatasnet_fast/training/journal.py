@@ -1,4 +1,5 @@
-"""The journal of a run, ``log.jsonl`` with one object a line, TensorBoard's files if asked for, and its picture."""
+"""The journal of a run, ``log.jsonl`` with one object a line, TensorBoard's files if asked for, its picture, and the lines that
+the user sees."""
 
 from __future__ import annotations
 
@@ -6,16 +7,20 @@ import json
 import math
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .._extras import require
 from .._io import reporting_write_errors, write_atomically
 from ..errors import TrainingError
 from .saving import notes_of
 
-__all__ = ["Journal", "plot_run", "read_journal"]
+if TYPE_CHECKING:
+    from .validation import ValidationScore
+
+__all__ = ["Display", "Journal", "Summary", "plot_run", "read_journal"]
 
 FILE = "log.jsonl"
 KINDS = ("train", "valid")
@@ -232,3 +237,41 @@ def _title(run: Path) -> str:
         about[key] for key in ("backend", "device_name", "precision", "started") if isinstance(about.get(key), str)
     ]
     return f"{name}: {', '.join(known)}" if known else name
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The mean of the steps since the last line of the log."""
+
+    step: int
+    total: int | None
+    loss: float
+    sdr: dict[str, float]
+    """SI-SDR in dB of the last stage's stems on training batches, by instrument; NaN for an instrument that no track
+    counts."""
+    learning_rate: float
+    norm: float
+    steps_per_second: float
+    audio_per_second: float
+    """Seconds of audio per second."""
+    remaining: float | None
+    """Seconds until the end."""
+
+
+class Display:
+    """Shows nothing of a run; subclasses override the methods whose events they show."""
+
+    def preparing(self, what: str, done: int, total: int, unit: str) -> None:
+        """Show that ``done`` of ``total`` units of a job before the first step are done."""
+
+    def step(self, step: int, total: int | None, loss: float) -> None:
+        """Show that a step was taken."""
+
+    def summary(self, summary: Summary) -> None:
+        """Show that a line of the log was written."""
+
+    def validation(self, step: int, sdr: dict[str, float], score: ValidationScore, seconds: float, best: bool) -> None:
+        """Show that the network was validated; ``sdr`` by instrument, in dB."""
+
+    def note(self, text: str) -> None:
+        """Show any other message, one sentence."""

@@ -25,8 +25,8 @@ from .adding import KeptRows, freeze, start_near_another
 from .codec import check_codec, learn_codec
 from .data import BatchSource, Cache
 from .data.crops import Variety
-from .display import Display
 from .distributed import World
+from .journal import Display
 from .plan import Plan, plan_run, refuse_overtaken
 from .ranger import Ranger
 from .saving import Progress, RunState, WeightAverage, claim, write_settings

@@ -22,11 +22,10 @@ from ..errors import CheckpointError, TrainingDataError, TrainingError
 from ..precision import Precision
 from ..separation.devices import reporting_memory
 from .data import Batch, BatchSource, Track
-from .display import Display, Summary
 from .distributed import World
 from .faults import faulty_input, keep_step, unusable_step
 from .interruption import Interruption
-from .journal import Journal
+from .journal import Display, Journal, Summary
 from .parts import Items
 from .saving import RunState
 from .schedule import SGDR

@@ -22,8 +22,7 @@ from metatasnet_fast.errors import CheckpointError, ConfigError, TrainingDataErr
 from metatasnet_fast.model.checkpoints import read_original
 from metatasnet_fast.training import trainer as trainer_module
 from metatasnet_fast.training.data import Batch, BatchSource
-from metatasnet_fast.training.display import Display
-from metatasnet_fast.training.journal import read_journal
+from metatasnet_fast.training.journal import Display, read_journal
 from metatasnet_fast.training.launch import plan_run, train
 from metatasnet_fast.training.parts import Items
 from metatasnet_fast.training.step import GradientStep

@@ -19,9 +19,8 @@ from torch import Tensor
 
 from ...config import MetaTasNetConfig
 from ...errors import TrainingDataError
-from .cache import Cache, Track
+from .cache import Cache, CropReader, HostBatch, Track
 from .crops import AUGMENTATIONS, MARGIN, NO_VARIETY, Plan, Variety, draw_changes, draw_plan, resample, rest, retune
-from .reader import CropReader, HostBatch
 
 __all__ = ["Batch", "BatchSource"]
 
