@@ -20,7 +20,7 @@ from metatasnet_fast.errors import BackendUnavailableError
 
 from .jobs import BACKENDS, KINDS
 from .predict import GPUS
-from .report import Line, ledger, markdown, text
+from .table import Line, ledger, markdown, text
 
 
 def main(argv: list[str] | None = None) -> int:
