@@ -28,7 +28,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import TILE, exact_products, launch, register_limit
+from .launch import TILE, launch, register_limit
 
 __all__ = [
     "BLOCK_K", "STAGES", "Framing", "frame_layout", "product", "product_kernel", "product_tile",
@@ -39,8 +39,6 @@ TILES = ((128, 32), (128, 0), (64, 32), (64, 16), (64, 0), (32, 16), (32, 0), (1
 
 BLOCK_K = 32
 STAGES = 3
-SHARE_ROWS = 16
-"""Rows of ``share`` that are multiplied at once; a tile of 128 frames lies between 12 of the default network's."""
 
 
 class Framing(NamedTuple):
@@ -75,14 +73,8 @@ def load_frames(p_x, i_t, m_t, i_k, K, samples, x_t, PADDING: tl.constexpr, FRAM
 
 
 @triton.jit
-def _start(
-    p_bias, p_share, i_n, i_t, i_o, T, F, first, end,
-    N: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, ROWS: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Bias and interpolated share of BLOCK_T by some columns: the accumulator before the product.
-
-    The share is itself a product, of each frame's two weights with the rows ``first`` to ``end``.
-    """
+def _start(p_bias, p_share, i_n, i_t, m_t, i_o, T, F, N: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Bias and interpolated share of BLOCK_T by some columns: the accumulator before the product."""
     m_o = i_o < N
     b_y = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
     if p_bias is not None:
@@ -91,15 +83,12 @@ def _start(
         last = tl.maximum(T - 1, 1).to(tl.int64)
         i_place = i_t.to(tl.int64) * (F - 1)
         i_row = i_place // last
-        b_part = ((i_place - i_row * last).to(tl.float32) / last.to(tl.float32))[:, None]
-        i_row = i_row.to(tl.int32)[:, None]
-        p_share += i_n.to(tl.int64) * F * N
-        for f in range(first, end, ROWS):
-            i_f = f + tl.arange(0, ROWS)
-            b_near = tl.where(i_f[None, :] == i_row, 1.0 - b_part, tl.where(i_f[None, :] == i_row + 1, b_part, 0.0))
-            i_share = i_f[:, None] * N + i_o[None, :]
-            b_share = tl.load(p_share + i_share, mask=(i_f < end)[:, None] & m_o[None, :], other=0.0)
-            b_y = tl.dot(b_near, b_share, b_y, input_precision=PRECISION)
+        b_part = (i_place - i_row * last).to(tl.float32) / last.to(tl.float32)
+        p_share += i_n.to(tl.int64) * F * N + i_row.to(tl.int32)[:, None] * N + i_o[None, :]
+        mask = m_t[:, None] & m_o[None, :]
+        b_near = tl.load(p_share, mask=mask, other=0.0)
+        b_next = tl.load(p_share + N, mask=mask & (i_row + 1 < F)[:, None], other=0.0)
+        b_y += (1.0 - b_part)[:, None] * b_near + b_part[:, None] * b_next
     return b_y
 
 
@@ -124,7 +113,6 @@ def product_kernel(
     K: tl.constexpr, N: tl.constexpr, W_O: tl.constexpr, W_K: tl.constexpr, PADDING: tl.constexpr,
     FRAMED: tl.constexpr, RELU: tl.constexpr, ALIGN: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, TAIL_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
-    ROWS: tl.constexpr, SHARE_PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program: one tile of frames of one item, BLOCK_N + TAIL_N columns in two accumulators."""
     WIDTH: tl.constexpr = BLOCK_N + TAIL_N
@@ -136,17 +124,11 @@ def product_kernel(
     m_t = i_t < T
     p_x += i_n.to(tl.int64) * (x_n.to(tl.int64) * ALIGN)
     x_t = x_t.to(tl.int64) * ALIGN
-    first, end = 0, 0
-    if p_share is not None:
-        first_frame = ((row % tiles) * BLOCK_T).to(tl.int64)
-        steps = tl.maximum(T - 1, 1)
-        first = (first_frame * (F - 1) // steps).to(tl.int32)
-        end = tl.minimum((tl.minimum(first_frame + BLOCK_T, T) - 1) * (F - 1) // steps + 2, F).to(tl.int32)
     i_o = i_block * WIDTH + tl.arange(0, BLOCK_N)
-    b_y = _start(p_bias, p_share, i_n, i_t, i_o, T, F, first, end, N, BLOCK_T, BLOCK_N, ROWS, SHARE_PRECISION)
+    b_y = _start(p_bias, p_share, i_n, i_t, m_t, i_o, T, F, N, BLOCK_T, BLOCK_N)
     if TAIL_N > 0:
         i_tail = i_block * WIDTH + BLOCK_N + tl.arange(0, TAIL_N)
-        b_tail = _start(p_bias, p_share, i_n, i_t, i_tail, T, F, first, end, N, BLOCK_T, TAIL_N, ROWS, SHARE_PRECISION)
+        b_tail = _start(p_bias, p_share, i_n, i_t, m_t, i_tail, T, F, N, BLOCK_T, TAIL_N)
     for k in range(0, K, BLOCK_K):
         i_k = k + tl.arange(0, BLOCK_K)
         b_x = load_frames(
@@ -201,7 +183,7 @@ def product(
         p_x=x, p_gate=gate, p_w=weight, p_bias=bias, p_share=share, p_y=y, F=1 if share is None else share.shape[1],
         K=inputs, N=columns, W_O=weight.stride(0), W_K=weight.stride(1), RELU=relu, **layout,
         BLOCK_T=TILE, BLOCK_N=main, TAIL_N=tail, BLOCK_K=BLOCK_K, PRECISION=precision,
-        ROWS=SHARE_ROWS, SHARE_PRECISION="ieee" if exact else exact_products(),
-        num_warps=8 if main + tail >= 64 or exact else 4, num_stages=STAGES, **({} if gate is None else register_limit(128, x))
+        num_warps=8 if main + tail >= 64 or exact else 4, num_stages=STAGES,
+        **({} if gate is None and share is None else register_limit(128, x)),
     )  # fmt: skip
     return y

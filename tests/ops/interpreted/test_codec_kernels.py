@@ -142,3 +142,13 @@ def test_items_further_apart_than_two_billion_values(tmp_path: Path) -> None:
     x[1] = torch.randn(5, 40, generator=torch.Generator().manual_seed(1)).bfloat16()
     weight = torch.randn(16, 40, generator=torch.Generator().manual_seed(2))
     assert torch.equal(bottleneck(x, weight)[1:], bottleneck(x[1:].clone(), weight))
+
+
+def test_a_row_of_the_share_reaches_only_the_frames_beside_it() -> None:
+    """Frames 0 to 130 lie at rows 0 to 4: row 2 is at frame 65, its neighbours at 32.5 and 97.5."""
+    share = torch.zeros(1, 5, 16)
+    share[:, 2] = float("nan")
+    y = bottleneck(torch.ones(1, 131, 8), torch.ones(16, 8), share=share, relu=True)
+    reached = y.isnan().all(2)[0]
+    assert torch.equal(reached, y.isnan().any(2)[0])
+    assert reached.nonzero().flatten().tolist() == list(range(33, 98))
