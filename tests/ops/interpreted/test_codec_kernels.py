@@ -152,3 +152,10 @@ def test_a_row_of_the_share_reaches_only_the_frames_beside_it() -> None:
     reached = y.isnan().all(2)[0]
     assert torch.equal(reached, y.isnan().any(2)[0])
     assert reached.nonzero().flatten().tolist() == list(range(33, 98))
+
+
+def test_a_share_that_is_not_a_number_leaves_the_other_items_as_they_are() -> None:
+    share = torch.zeros(3, 5, 16)
+    share[1] = float("nan")
+    y = bottleneck(torch.ones(3, 131, 8), torch.ones(16, 8), share=share, relu=True)
+    assert y[1].isnan().all() and not y[::2].isnan().any()
