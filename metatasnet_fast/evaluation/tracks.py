@@ -17,20 +17,14 @@ from pathlib import Path, PurePosixPath
 
 import torch
 
-from ..audio import read_audio
 from ..audio.folders import find_audio
-from ..audio.stem_mp4 import read_stem_mp4
+from ..audio.stems import MIXTURES, MUSDB_SIGNALS, STEM_MP4, read_stems
 from ..errors import OutOfMemoryError
 from ..separation.devices import memory_for
 from .signals import EvaluationError
 
 __all__ = ["AudioTrack", "Pair", "TrackFiles", "mixture_of", "open_tracks", "pair_tracks", "require_one_length"]
 
-STEM_MP4 = ".stem.mp4"
-MUSDB_TRACKS = ("mixture", "drums", "bass", "other", "vocals")
-"""The signals in a file of MUSDB18, in this order."""
-
-MIXTURES = ("mixture", "mix")
 REST = ("accompaniment", "instrumental", "no_vocals")
 """Names that programs give to the sum of all stems but the vocals."""
 
@@ -89,26 +83,19 @@ class TrackFiles:
             EvaluationError: if a file cannot be decoded, or they differ in rate.
             OutOfMemoryError: if memory does not hold the track.
         """
-        names = list(self.files if only is None else only)
         try:
             with memory_for(f"decoding {self.name}", "score fewer tracks at once, or free some"):
-                signals, rates = self._decode(names)
+                audio = read_stems({name: self.files[name] for name in (self.files if only is None else only)})
         except OutOfMemoryError:
             raise
         except Exception as error:  # an error in one track does not end the evaluation
             raise EvaluationError(f"{self.name} cannot be decoded. {error}") from error
-        if len(rates) > 1:
+        rate, *others = {found.sample_rate for found in audio.values()}
+        if others:
             raise EvaluationError(f"The stems of {self.name} differ in sample rate. Check the file.")
+        signals = {name: found.samples for name, found in audio.items()}
         mixtures = [signals.pop(name) for name in list(signals) if name in MIXTURES]
-        return AudioTrack(self.name, rates.pop(), signals, mixtures[0] if mixtures else None)
-
-    def _decode(self, names: Sequence[str]) -> tuple[dict[str, torch.Tensor], set[int]]:
-        first = self.files[names[0]]
-        if first.name.endswith(STEM_MP4):
-            decoded, rate, _ = read_stem_mp4(first, [1 + MUSDB_TRACKS.index(name) for name in names])
-            return dict(zip(names, decoded, strict=True)), {rate}
-        audio = {name: read_audio(self.files[name]) for name in names}
-        return {name: found.samples for name, found in audio.items()}, {found.sample_rate for found in audio.values()}
+        return AudioTrack(self.name, rate, signals, mixtures[0] if mixtures else None)
 
     def fingerprint(self) -> str | None:
         """Return a checksum of names, sizes and a sample of the bytes, which distinguishes the track from others of the
@@ -264,5 +251,5 @@ def _refuse(error: OSError) -> None:
 
 def _track(name: str, files: Sequence[Path]) -> TrackFiles:
     if files[0].name.endswith(STEM_MP4):
-        return TrackFiles(name, dict.fromkeys(MUSDB_TRACKS, files[0]))
+        return TrackFiles(name, dict.fromkeys(MUSDB_SIGNALS, files[0]))
     return TrackFiles(name, {file.stem: file for file in files})

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from metatasnet_fast import Separator
-from metatasnet_fast.audio import read_audio
+from metatasnet_fast.audio.stems import read_stems
 from metatasnet_fast.cli.main import main
 from metatasnet_fast.errors import MetaTasNetError, OutOfMemoryError
 from metatasnet_fast.evaluation import METRICS, BssScores, Scoring, TrackScores, evaluate_track, tracks
@@ -145,7 +145,7 @@ def test_a_track_that_memory_does_not_hold_is_named_and_the_rest_is_done(
         return called
 
     if where == "read":
-        monkeypatch.setattr(tracks, "read_audio", full_once(read_audio))
+        monkeypatch.setattr(tracks, "read_stems", full_once(read_stems))
     elif where == "separate":
         monkeypatch.setattr(Separator, "separate", full_once(Separator.separate))
     else:
