@@ -14,14 +14,14 @@ from __future__ import annotations
 from .bss_eval import METRICS, BssScores, bss_eval
 from .runner import ScoringRun, TrackOutcome, score
 from .scores import TrackScores, load_scores
-from .signals import EmptyBand, EmptyBandWarning, EvaluationError, SilentSource, SilentSourceError, SilentSourceWarning
+from .signals import EmptyBand, EmptyBandWarning, EvaluationError, SilentSourceError, SilentSourceWarning
 from .statistics import Comparison, Summary, compare, summarise
 from .table import PUBLISHED, caveats, comparison_table, latex_table, plot_scores, score_rows, score_table, write_rows
 from .track import ALL_METRICS, DEFAULT_METRICS, Scoring, evaluate_track
 
 __all__ = [
     "ALL_METRICS", "DEFAULT_METRICS", "METRICS", "PUBLISHED", "BssScores", "Comparison", "EmptyBand", "EmptyBandWarning",
-    "EvaluationError", "Scoring", "ScoringRun", "SilentSource", "SilentSourceError", "SilentSourceWarning", "Summary",
+    "EvaluationError", "Scoring", "ScoringRun", "SilentSourceError", "SilentSourceWarning", "Summary",
     "TrackOutcome", "TrackScores", "bss_eval", "caveats", "compare", "comparison_table", "evaluate_track", "latex_table",
     "load_scores", "plot_scores", "score", "score_rows", "score_table", "summarise", "write_rows",
 ]  # fmt: skip

@@ -28,7 +28,6 @@ from .signals import (
     EmptyBand,
     EvaluationError,
     Signals,
-    SilentSource,
     SilentSourceError,
     empty_bands,
     require_finite,
@@ -49,13 +48,13 @@ class BssScores:
     """The scores of one track.
 
     values: metric name -> float64 array (sources, frames) in dB; NaN where a frame does not count.
-    silent: signals that are silent from end to end; if there is one, no frame counts.
+    silent: signals that are silent from end to end, such as "reference of bass"; if there is one, no frame counts.
     solvers: how the normal equations were solved (all sources together, then each alone); empty if not needed.
     empty_bands: references without energy in a band: their ISR, SIR and SAR depend on rounding unless `regularised`.
     """
 
     values: dict[str, NDArray[np.float64]]
-    silent: tuple[SilentSource, ...] = ()
+    silent: tuple[str, ...] = ()
     solvers: tuple[str, ...] = ()
     empty_bands: tuple[EmptyBand, ...] = ()
     regularised: bool = False
@@ -123,14 +122,14 @@ def bss_eval(
     frames = frame_slices(reference.samples, window, hop)
     silences = [torch.stack([signals.silent(frame) for frame in frames], dim=1) for signals in (reference, estimate)]
     silent = tuple(
-        SilentSource(what, index, labels[index])
+        f"{what} of {labels[index]}"
         for what, signals, by_frame in zip(("reference", "estimate"), (reference, estimate), silences, strict=True)
         if bool(by_frame.all(dim=1).any())  # then the tail that no frame covers must be read too
         for index in torch.nonzero(signals.silent(slice(0, signals.samples))).flatten().tolist()
     )
     if silent and strict:
         raise SilentSourceError(
-            f"Silent from end to end: {', '.join(map(str, silent))}. Leave these stems out, or evaluate without strict."
+            f"Silent from end to end: {', '.join(silent)}. Leave these stems out, or evaluate without strict."
         )
     counts, sdr_counts = _counting_frames(silences[0], silences[1], bool(silent), silence)
     scored = sdr_counts.any(dim=0)

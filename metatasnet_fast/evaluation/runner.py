@@ -26,7 +26,7 @@ from ..page import listen_to
 from ..separation.devices import memory_for
 from .scores import TrackScores
 from .signals import EvaluationError
-from .track import DEFAULT_METRICS, Scoring
+from .track import Scoring, evaluate_track
 from .tracks import AudioTrack, Pair, TrackFiles, open_tracks, pair_tracks, require_one_length
 
 if TYPE_CHECKING:
@@ -78,13 +78,9 @@ class ScoringRun:
 def score(
     references: str | os.PathLike[str],
     estimates: str | os.PathLike[str],
+    scoring: Scoring | None = None,
     *,
     out: str | os.PathLike[str] | None = None,
-    metrics: Sequence[str] = DEFAULT_METRICS,
-    silence: str = "museval",
-    regularise: bool = False,
-    strict: bool = False,
-    device: str = "cpu",
     subset: str | None = None,
     workers: int = 1,
     overwrite: bool = False,
@@ -96,10 +92,9 @@ def score(
     Args:
         references, estimates: a file, a folder of stems, or a tree of these, see :mod:`.tracks`. Stems without a reference,
             and tracks without one, are left out.
+        scoring: what to compute, and how; `strict` also ends the run at the first track that fails.
         out: folder for the scores, ``out/<subset or "test">/<track>.json``; None keeps none. What is there of the same audio
             and settings is kept.
-        metrics, silence, regularise, strict, device: see :class:`Scoring`; `strict` also ends the run at the first track that
-            fails.
         subset: a folder of `references`, such as ``test``, if not all of it is to be scored.
         workers: tracks scored at once.
         overwrite: score again what is there; the old scores of these tracks are deleted at once.
@@ -112,9 +107,9 @@ def score(
             if `strict`, whatever goes wrong with a track.
         OutOfMemoryError: if `strict` and memory does not suffice for a track.
     """
-    scoring = Scoring(metrics, silence, regularise, strict, device=device)
+    scoring = scoring or Scoring()
     pairs, missing = pair_tracks(open_tracks(references, subset), open_tracks(estimates))
-    if not pairs or (strict and missing):
+    if not pairs or (scoring.strict and missing):
         name, reason = next(iter(missing.items()))
         raise EvaluationError(f"{name}: {reason}")
     run = _Run(scoring, None, out, subset or "test", workers, overwrite, report, page)
@@ -212,7 +207,15 @@ class _Run:
         started = time.perf_counter()
         try:
             with memory_for(f"scoring {track.name}", "score fewer tracks at once, or free some"):
-                scores = self.scoring(track, estimates)
+                scores = evaluate_track(
+                    track.stems,
+                    estimates,
+                    self.scoring,
+                    name=track.name,
+                    sample_rate=track.rate,
+                    mixture=track.mixture,
+                    warn=False,
+                )
             if self.out is not None:
                 scores.write(self.out, self.subset)
         except MetaTasNetError as error:
@@ -242,7 +245,7 @@ class _Run:
 
 def _settings(scoring: Scoring, separator: Separator | None) -> dict[str, Any]:
     """Return all that the scores depend on but the audio; with a separator, also the settings that make the estimates."""
-    settings: dict[str, Any] = {"engine": scoring.engine, "metrics": list(scoring.metrics)}
+    settings: dict[str, Any] = {"engine": "fast", "metrics": list(scoring.metrics)}
     if scoring.silence != "museval" or scoring.regularise:
         settings |= {"silence": scoring.silence, "regularise": scoring.regularise}
     if separator is None:

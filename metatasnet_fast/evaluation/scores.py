@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from .._io import reporting_write_errors, write_atomically
 from .bss_eval import METRICS
-from .signals import EvaluationError, SilentSource
+from .signals import EvaluationError
 
 __all__ = ["MUSEVAL_VERSION", "TrackScores", "load_scores", "statistic"]
 
@@ -43,8 +43,6 @@ class TrackScores:
     window: float = 1.0
     hop: float = 1.0
     museval_version: str = MUSEVAL_VERSION
-    silent: tuple[SilentSource, ...] = ()
-    """Signals that are silent from end to end, as :func:`bss_eval` found them; not stored in the file."""
     whole: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """``whole[stem][metric]``: the metrics of :mod:`.metrics`."""
     notes: tuple[str, ...] = ()

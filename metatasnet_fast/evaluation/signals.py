@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ..errors import MetaTasNetError, ShapeError
 
 __all__ = [
-    "EmptyBand", "EmptyBandWarning", "EvaluationError", "Signals", "SilentSource", "SilentSourceError", "SilentSourceWarning",
+    "EmptyBand", "EmptyBandWarning", "EvaluationError", "Signals", "SilentSourceError", "SilentSourceWarning",
     "empty_bands", "require_finite", "warnings_of",
 ]  # fmt: skip
 
@@ -58,18 +58,6 @@ class EmptyBandWarning(UserWarning):
 
 
 @dataclass(frozen=True)
-class SilentSource:
-    """A signal that is silent from end to end; `signal` is ``"reference"`` or ``"estimate"``."""
-
-    signal: str
-    index: int
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.signal} of {self.name}"
-
-
-@dataclass(frozen=True)
 class EmptyBand:
     """The widest band without energy of a reference, in Hz."""
 
@@ -81,9 +69,9 @@ class EmptyBand:
         return f"{self.name} from {self.low:.0f} to {self.high:.0f} Hz"
 
 
-def warnings_of(silent: Iterable[SilentSource], bands: Iterable[EmptyBand]) -> list[Warning]:
+def warnings_of(silent: Iterable[str], bands: Iterable[EmptyBand]) -> list[Warning]:
     """Return the warnings about signals that are silent from end to end, and about references without energy in a band."""
-    sources, empty = ", ".join(map(str, silent)), ", ".join(map(str, bands))
+    sources, empty = ", ".join(silent), ", ".join(map(str, bands))
     advice = "Leave these stems out to score the rest, or choose the rule of silence `own`."
     rounding = (
         f"References without any energy in a band: {empty}. ISR, SIR and SAR of this track depend on rounding. Regularise, or "

@@ -1,26 +1,20 @@
-"""Score one track of named stems with BSSEval, as ``museval.eval_mus_track`` computes it, and with the metrics of whole
-tracks."""
+"""Score one track of named stems: BSSEval as ``museval.eval_mus_track`` computes it, and the metrics of whole tracks."""
 
 from __future__ import annotations
 
-import importlib.util
-import runpy
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .._extras import require
-from .bss_eval import METRICS, SILENCE, BssScores, bss_eval
+from .bss_eval import METRICS, SILENCE, bss_eval
 from .metrics import DEFAULT_WHOLE, WHOLE, whole_track_metrics
 from .scores import TrackScores
 from .signals import Audio, EvaluationError, Signals, warnings_of
-from .tracks import AudioTrack, mixture_of
+from .tracks import mixture_of
 
 __all__ = ["ALL_METRICS", "DEFAULT_METRICS", "Scoring", "evaluate_track"]
 
@@ -42,19 +36,17 @@ class Scoring:
         metrics: of :data:`ALL_METRICS`, whatever their case; ``all`` for every one, and ``bsseval`` for its four.
         silence, regularise: see :func:`bss_eval`.
         strict: whether a silent stem is an error.
-        engine: ``fast`` for this package's own, ``museval`` for the original package, which knows BSSEval only.
-        device: where it is computed, in float64.
+        device: where it is computed, in float64; None for the device of the arrays.
 
     Raises:
-        EvaluationError: for a metric, rule or engine that is not known, or a device that is not there.
+        EvaluationError: for a metric or rule that is not known, or a device that is not there.
     """
 
     metrics: Sequence[str] = DEFAULT_METRICS
     silence: str = "museval"
     regularise: bool = False
     strict: bool = False
-    engine: str = "fast"
-    device: str = "cpu"
+    device: str | None = None
 
     def __post_init__(self) -> None:
         known = {metric.lower(): (metric,) for metric in ALL_METRICS} | {"all": ALL_METRICS, "bsseval": METRICS}
@@ -65,13 +57,9 @@ class Scoring:
             )
         metrics = tuple(dict.fromkeys(metric for name in self.metrics for metric in known[name.lower()]))
         object.__setattr__(self, "metrics", metrics)
-        for what, value, choices in (("engine", self.engine, ENGINES), ("rule of silence", self.silence, SILENCE)):
-            if value not in choices:
-                raise EvaluationError(f"Unknown {what} {value!r}. Choose one of {', '.join(choices)}.")
-        if self.engine == "museval" and (set(metrics) - set(METRICS) or self.silence != "museval" or self.regularise):
+        if self.silence not in SILENCE:
             raise EvaluationError(
-                f"The engine museval computes {', '.join(METRICS)}, by its own rule of silence and not regularised: choose "
-                "from these."
+                f"The rule of silence {self.silence!r} is not known. Choose from {', '.join(SILENCE)}."
             )
         try:
             torch.empty(0, device=self.device)
@@ -79,30 +67,14 @@ class Scoring:
             reason = str(error).partition("\n")[0]
             raise EvaluationError(f"The device {self.device} cannot be used ({reason}). Choose cpu.") from error
 
-    def __call__(self, track: AudioTrack, estimates: Mapping[str, torch.Tensor]) -> TrackScores:
-        references, found = (
-            {stem: audio.to(self.device) for stem, audio in side.items()} for side in (track.stems, estimates)
-        )
-        settings = {name: getattr(self, name) for name in ("metrics", "silence", "regularise", "strict", "engine")}
-        mixture = None if track.mixture is None else track.mixture.to(self.device)
-        return evaluate_track(
-            references, found, name=track.name, sample_rate=track.rate, mixture=mixture, warn=False, **settings
-        )
-
 
 def evaluate_track(
     references: Mapping[str, Audio],
     estimates: Mapping[str, Audio],
+    scoring: Scoring | None = None,
     *,
     name: str,
     sample_rate: float = 44100,
-    window: float = 1.0,
-    hop: float = 1.0,
-    metrics: Sequence[str] = METRICS,
-    strict: bool = False,
-    silence: str = "museval",
-    regularise: bool = False,
-    engine: str = "fast",
     mixture: Audio | None = None,
     warn: bool = True,
 ) -> TrackScores:
@@ -117,42 +89,42 @@ def evaluate_track(
         references, estimates: stem name -> (samples, channels) or (channels, samples) or (samples,), NumPy or torch; the
             references all of one length. Stems without an estimate are left out, of the filters too. The order of the stems,
             in the filters and in the file, is musdb's, then that of `references`.
-        window, hop: in seconds.
-        metrics, strict, silence, regularise, engine: see :class:`Scoring`.
+        scoring: what to compute, and how; by default BSSEval.
         mixture: what was separated, for SI-SDRi and log-WMSE; by default the sum of `references`.
         warn: whether to warn of what stands in ``result.notes``.
 
     Raises:
-        EvaluationError: where an estimate has no reference; and what :class:`Scoring` and :func:`bss_eval` raise.
+        EvaluationError: where an estimate has no reference; and what :func:`bss_eval` raises.
     """
-    metrics = Scoring(metrics, silence, regularise, strict, engine).metrics
+    scoring = scoring or Scoring(METRICS)
     unknown = [stem for stem in estimates if stem not in references]
     if unknown:
         raise EvaluationError(f"There is no reference for {', '.join(unknown)}. Leave these estimates out.")
     stems = [stem for stem in dict.fromkeys((*_ORDER, *references)) if stem in estimates]
     if not stems:
         raise EvaluationError(f"{name} has no estimated stem. Estimate one of {', '.join(references)}.")
+    true = {stem: _samples_first(references[stem], f"reference of {stem}", scoring.device) for stem in references}
+    found = {stem: _samples_first(estimates[stem], f"estimate of {stem}", scoring.device) for stem in stems}
+    found = {stem: _fit(estimate, len(true[stem])) for stem, estimate in found.items()}
     # museval scores accompaniment and vocals as a pair, apart from the other stems.
-    others = [stem for stem in stems if stem != "accompaniment"]
-    groups = [others, ["vocals", "accompaniment"]] if {"vocals", "accompaniment"} <= set(stems) else [stems]
-    arrays = {stem: _samples_first(references[stem], f"reference of {stem}") for stem in references}
-    found = {stem: _fit(_samples_first(estimates[stem], f"estimate of {stem}"), len(arrays[stem])) for stem in stems}
-    by_frames = tuple(metric for metric in metrics if metric in METRICS)
+    groups = [stems]
+    if {"vocals", "accompaniment"} <= set(stems):
+        others = [stem for stem in stems if stem != "accompaniment"]
+        groups = [others] * (len(others) > 1) + [["vocals", "accompaniment"]]
+    by_frames = [metric for metric in scoring.metrics if metric in METRICS]
     targets: dict[str, dict[str, NDArray[np.float64]]] = {}
-    scored: list[BssScores] = []
+    scored = []
     for group in groups if by_frames else []:
-        if len(group) < 2 and len(groups) > 1:
-            continue
-        scores = ENGINES[engine](
-            [arrays[stem] for stem in group],
+        scores = bss_eval(
+            [true[stem] for stem in group],
             [found[stem] for stem in group],
-            window=int(window * sample_rate),
-            hop=int(hop * sample_rate),
+            window=int(sample_rate),
+            hop=int(sample_rate),
             metrics=by_frames,
             names=group,
-            strict=strict,
-            silence=silence,
-            regularise=regularise,
+            strict=scoring.strict,
+            silence=scoring.silence,
+            regularise=scoring.regularise,
             sample_rate=sample_rate,
             warn=False,
         )
@@ -162,52 +134,28 @@ def evaluate_track(
             targets[stem] = {metric: values[index] for metric, values in scores.values.items()}
         scored.append(scores)
     # Each stem once, in order, although both groups contain the vocals.
-    silent = tuple(dict.fromkeys(source for scores in scored for source in scores.silent))
-    bands = dict.fromkeys(band for scores in scored for band in scores.empty_bands if not regularise)
+    silent = dict.fromkeys(source for scores in scored for source in scores.silent)
+    bands = dict.fromkeys(band for scores in scored for band in scores.empty_bands if not scoring.regularise)
     found_warnings = warnings_of(silent, bands)
     notes = [*map(str, found_warnings)]
     if by_frames:
-        notes += [REGULARISED] * regularise + [OWN_SILENCE] * (silence == "own")
-    by_stem: dict[str, dict[str, float]] = {}
-    if whole := [metric for metric in metrics if metric in WHOLE]:
-        mixed = mixture_of(arrays) if mixture is None else _samples_first(mixture, "mixture")
-        true = Signals([arrays[stem] for stem in stems], "references")
-        made = Signals([found[stem] for stem in stems], "estimates")
-        by_stem = dict(zip(stems, whole_track_metrics(true, made, mixed, sample_rate, whole), strict=True))
+        notes += [REGULARISED] * scoring.regularise + [OWN_SILENCE] * (scoring.silence == "own")
+    whole: dict[str, dict[str, float]] = {}
+    if metrics := [metric for metric in scoring.metrics if metric in WHOLE]:
+        mixed = mixture_of(true) if mixture is None else _samples_first(mixture, "mixture", scoring.device)
+        sides = Signals([true[stem] for stem in stems], "references"), Signals([*found.values()], "estimates")
+        whole = dict(zip(stems, whole_track_metrics(*sides, mixed, sample_rate, metrics), strict=True))
     for warning in found_warnings if warn else []:
         warnings.warn(warning, stacklevel=2)
-    return TrackScores(name, targets, window, hop, silent=silent, whole=by_stem, notes=tuple(notes))
+    return TrackScores(name, targets, whole=whole, notes=tuple(notes))
 
 
-def _samples_first(audio: Audio, what: str) -> torch.Tensor:
+def _samples_first(audio: Audio, what: str, device: str | None) -> torch.Tensor:
     """Return (samples, channels) of a signal that may have its channels first, or no channel axis."""
-    return Signals(audio[None], what).audio[0]
+    return Signals(audio[None], what).audio[0].to(device=device)
 
 
 def _fit(estimate: torch.Tensor, samples: int) -> torch.Tensor:
     """Cut or zero-pad to the length of the reference, as stems may differ in length."""
     missing = samples - len(estimate)
     return estimate[:samples] if missing <= 0 else torch.nn.functional.pad(estimate, (0, 0, 0, missing))
-
-
-def _museval(references: Sequence[torch.Tensor], estimates: Sequence[torch.Tensor], **settings: Any) -> BssScores:
-    """Score with museval, called as museval.evaluate calls it for BSSEval v4. It always computes all four metrics."""
-    package: Any = importlib.util.find_spec("museval") or require("museval", "The engine museval").__spec__
-    # Import the module without its package, which needs the program ffmpeg.
-    original = runpy.run_path(str(Path(package.submodule_search_locations[0], "metrics.py")))["bss_eval"]
-    try:
-        sdr, isr, sir, sar, _ = original(
-            *(np.stack([np.asarray(signal.cpu(), np.float64) for signal in side]) for side in (references, estimates)),
-            compute_permutation=False,
-            window=settings["window"],
-            hop=settings["hop"],
-            framewise_filters=False,
-            bsseval_sources_version=False,
-        )
-    except ValueError as error:
-        stems = ", ".join(settings["names"])
-        raise EvaluationError(f"museval refused the stems {stems} ({error}). The engine fast scores them.") from error
-    return BssScores({"SDR": sdr, "ISR": isr, "SIR": sir, "SAR": sar})
-
-
-ENGINES: dict[str, Callable[..., BssScores]] = {"fast": bss_eval, "museval": _museval}

@@ -10,7 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from metatasnet_fast.evaluation import evaluate_track
+from metatasnet_fast.evaluation import Scoring, evaluate_track
 from metatasnet_fast.evaluation.metrics import DEFAULT_WHOLE, WHOLE, whole_track_metrics
 from metatasnet_fast.evaluation.signals import EvaluationError, Signals
 
@@ -129,7 +129,7 @@ def test_samples_that_are_no_numbers_are_refused() -> None:
 
 def test_a_track_has_them_beside_bss_eval_and_its_file_keeps_them() -> None:
     s, e, _ = signals("music")
-    scores = evaluate_track({"a": s, "b": e}, {"a": e, "b": s}, name="t", metrics=("SDR", *DEFAULT_WHOLE))
+    scores = evaluate_track({"a": s, "b": e}, {"a": e, "b": s}, name="t", scoring=Scoring(("SDR", *DEFAULT_WHOLE)))
     assert set(scores.whole["a"]) == set(DEFAULT_WHOLE) == set(WHOLE) - {"log-WMSE"}
     assert scores.value("a", "uSDR") == scores.whole["a"]["uSDR"]
     assert '"track_metrics"' in scores.json()
@@ -138,6 +138,8 @@ def test_a_track_has_them_beside_bss_eval_and_its_file_keeps_them() -> None:
 def test_the_mixture_is_the_sum_of_all_references_unless_given() -> None:
     s, e, m = signals("music")
     references = {"a": s, "b": m - s}
-    implied = evaluate_track(references, {"a": e}, name="t", metrics=("SI-SDRi",)).value("a", "SI-SDRi")
-    given = evaluate_track(references, {"a": e}, name="t", metrics=("SI-SDRi",), mixture=m).value("a", "SI-SDRi")
+    implied = evaluate_track(references, {"a": e}, name="t", scoring=Scoring(("SI-SDRi",))).value("a", "SI-SDRi")
+    given = evaluate_track(references, {"a": e}, name="t", scoring=Scoring(("SI-SDRi",)), mixture=m).value(
+        "a", "SI-SDRi"
+    )
     assert implied == pytest.approx(given, abs=1e-5)
