@@ -62,10 +62,6 @@ class BssScores:
     def __getitem__(self, metric: str) -> NDArray[np.float64]:
         return self.values[metric]
 
-    @property
-    def frames(self) -> int:
-        return int(next(iter(self.values.values())).shape[1])
-
     def warnings(self) -> list[Warning]:
         """Return the warnings that a reader of these scores needs."""
         return warnings_of(self.silent, () if self.regularised else self.empty_bands)
@@ -131,7 +127,10 @@ def bss_eval(
         raise SilentSourceError(
             f"Silent from end to end: {', '.join(silent)}. Leave these stems out, or evaluate without strict."
         )
-    counts, sdr_counts = _counting_frames(silences[0], silences[1], bool(silent), silence)
+    counts = ~(silences[0] | silences[1])  # (sources, frames)
+    sdr_counts = ~silences[0]
+    if silence == "museval":
+        counts = sdr_counts = counts.all(dim=0).expand_as(counts) & (not silent)
     scored = sdr_counts.any(dim=0)
     chosen = [frame for frame, counting in zip(frames, scored.tolist(), strict=True) if counting]
     decibels: dict[str, torch.Tensor] = {}
@@ -153,13 +152,10 @@ def bss_eval(
             decibels["SIR"] = _decibel(energies["target"], energies["interference"])
             decibels["SAR"] = _decibel(energies["projection"], energies["artifacts"])
 
-    values = {}
-    for metric in metrics:
-        values[metric] = np.full((reference.sources, len(frames)), np.nan)
-        if metric in decibels:
-            values[metric][:, scored.cpu().numpy()] = decibels[metric].cpu().numpy()
-        counting = sdr_counts if metric == "SDR" else counts
-        values[metric][~counting.cpu().numpy()] = np.nan
+    values = {metric: np.full((reference.sources, len(frames)), np.nan) for metric in metrics}
+    for metric in values.keys() & decibels.keys():
+        values[metric][:, scored.cpu().numpy()] = decibels[metric].cpu().numpy()
+        values[metric][~(sdr_counts if metric == "SDR" else counts).cpu().numpy()] = np.nan
     scores = BssScores(values, silent, solvers, bands, regularise)
     for warning in scores.warnings() if warn else ():
         warnings.warn(warning, stacklevel=2)
@@ -171,16 +167,6 @@ def frame_slices(samples: int, window: int, hop: int) -> list[slice]:
     if window >= samples:
         return [slice(0, samples)]
     return [slice(start, start + window) for start in range(0, samples - window + 1, hop)]
-
-
-def _counting_frames(
-    references: torch.Tensor, estimates: torch.Tensor, any_silent: bool, rule: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return which frames count for which sources, bool (sources, frames): for the filters' metrics, and for SDR."""
-    if rule == "own":
-        return ~(references | estimates), ~references
-    counts = ~(references | estimates).any(dim=0).expand_as(references) & (not any_silent)
-    return counts, counts
 
 
 def _plain_energies(

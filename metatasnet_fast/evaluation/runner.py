@@ -99,8 +99,8 @@ def score(
         workers: tracks scored at once.
         overwrite: score again what is there; the old scores of these tracks are deleted at once.
         report: called with each track as soon as it is done.
-        page: ``file`` to write a page to listen to for each track that is scored, ``out/<subset>/<track>.html``, with the
-            estimates, the references and the scores; ``folder`` to put its sounds into a folder next to it.
+        page: ``file`` to write a page to listen to for each track that is scored, ``out/<subset>/<track>.html``; ``folder``
+            to put its sounds into a folder next to it.
 
     Raises:
         EvaluationError: if there are no tracks, no reference has an estimate, or ``out`` holds scores of something else;
@@ -261,8 +261,7 @@ def _settings(scoring: Scoring, separator: Separator | None) -> dict[str, Any]:
 def _claim(out: Path, audio: Mapping[str, str | None], settings: Mapping[str, Any], overwrite: bool) -> dict[str, Path]:
     """Make ``out`` the folder of this evaluation, and return the scores of its own that are there.
 
-    With ``overwrite`` the tracks' scores are deleted first: so that no score of another evaluation can be mistaken for
-    one of this.
+    With ``overwrite`` the tracks' scores are deleted first, so that none of another evaluation is mistaken for one of this.
 
     Args:
         audio: ``subset/name`` of each track -> fingerprint; None if it cannot be read.

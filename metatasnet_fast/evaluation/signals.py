@@ -9,10 +9,9 @@ rounding is noise in every band. SDR uses no filter.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -57,8 +56,7 @@ class EmptyBandWarning(UserWarning):
     """A reference has no energy in a band, so ISR, SIR and SAR depend on rounding."""
 
 
-@dataclass(frozen=True)
-class EmptyBand:
+class EmptyBand(NamedTuple):
     """The widest band without energy of a reference, in Hz."""
 
     name: str
@@ -77,9 +75,8 @@ def warnings_of(silent: Iterable[str], bands: Iterable[EmptyBand]) -> list[Warni
         f"References without any energy in a band: {empty}. ISR, SIR and SAR of this track depend on rounding. Regularise, or "
         "score files of 16 bits."
     )
-    return [SilentSourceWarning(f"Silent from end to end: {sources}. {advice}")] * bool(sources) + [
-        EmptyBandWarning(rounding)
-    ] * bool(empty)
+    silence = SilentSourceWarning(f"Silent from end to end: {sources}. {advice}")
+    return [silence] * bool(sources) + [EmptyBandWarning(rounding)] * bool(empty)
 
 
 class Signals:
@@ -118,8 +115,7 @@ class Signals:
         Silent means that the channels sum to exactly zero at every sample, so left = -right counts as silent:
         museval's definition.
         """
-        # Most windows are not silent, and a sixty-fourth of the samples shows it. Only an undecided window is read in
-        # full.
+        # Most windows are not silent, as a sixty-fourth of the samples shows. Only an undecided one is read in full.
         for step in (64, 1):
             audio = self.audio[:, where.start : where.stop : step]
             total = audio[..., 0].to(torch.float64)

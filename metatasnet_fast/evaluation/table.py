@@ -14,9 +14,8 @@ import numpy as np
 from .._extras import require
 from .._io import reporting_write_errors, write_atomically
 from .bss_eval import METRICS
-from .scores import TrackScores
+from .scores import Comparison, Summary, TrackScores, summarise
 from .signals import EvaluationError
-from .statistics import Comparison, Summary, summarise
 from .track import ALL_METRICS, OWN_SILENCE, REGULARISED
 
 __all__ = [
@@ -46,16 +45,14 @@ PUBLISHED: dict[str, Published] = {
     "Band-Split RNN": Published(None, 8.2, "README of Demucs"),
     "HT Demucs (more data)": Published(None, 9.0, "README of Demucs"),
 }
-"""Each row as its source gives it: BSSEval v4, median over frames and tracks; later papers print the mean of uSDR over
-tracks."""
+"""Each row as its source gives it: BSSEval v4, median over frames and tracks; later papers print the mean of uSDR."""
 
 _TEST_TRACKS, _SHORT_FRAMES = 50, 60
 _NAME, _COLUMN = 34, 9
 
 
 def score_table(tracks: Sequence[TrackScores], title: str = "this run") -> str:
-    """Return the scores of `tracks` as a table, below published SDR rows if the stems are MUSDB18's, with every reason
-    not to compare them."""
+    """Return the scores as a table, below published SDR rows if the stems are MUSDB18's, with reasons not to compare."""
     stems, rows = _rows(tracks)
     lines = ["BSSEval v4 in dB: median over one-second frames, then median over tracks", ""]
     if set(STEMS) <= set(stems):
@@ -97,8 +94,7 @@ def latex_table(tracks: Sequence[TrackScores], title: str = "this run") -> str:
 
 
 def comparison_table(comparisons: Sequence[Comparison], names: tuple[str, str]) -> str:
-    """Return two sets of scores side by side: the differences, how likely they are chance, and the tracks that differ
-    most."""
+    """Return two sets of scores side by side, with their differences and the tracks that differ most."""
     lines = [_row("stem, metric", [names[0], names[1], "mean diff", "95 %", "p", "tracks"])]
     for item in comparisons:
         interval = f"{item.interval[0]:+.2f}..{item.interval[1]:+.2f}"
@@ -149,9 +145,8 @@ def plot_scores(
 ) -> Path:
     """Draw the tracks' numbers, medians over frames for BSSEval, and write the image (format by the suffix of `path`).
 
-    A box spans the quartiles over tracks, its line is the median that tables print, each dot is one track. Tracks
-    without a frame that counts are left out and counted below the stem. Raises :class:`MissingDependencyError`
-    without matplotlib, :class:`EvaluationError` for no tracks, or none with one of `metrics`.
+    A box spans the quartiles over tracks, its line is the median, each dot one track. Tracks without a frame that counts are
+    left out and counted below the stem. Raises :class:`EvaluationError` if no track has one of `metrics`.
     """
     figures = require("matplotlib.figure", "A plot")
     stems = _in_order(sorted({stem for track in tracks for stem in track.stems}))

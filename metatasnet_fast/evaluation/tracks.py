@@ -29,8 +29,7 @@ REST = ("accompaniment", "instrumental", "no_vocals")
 """Names that programs give to the sum of all stems but the vocals."""
 
 PIECES, PIECE_BYTES = 16, 4096
-"""Pieces of a file, and bytes of each, that identify the file; they are spread over it. To read a whole data set would
-take minutes."""
+"""Pieces, spread over a file, and bytes of each that identify the file: to read a whole data set would take minutes."""
 
 
 @dataclass(frozen=True)
@@ -98,11 +97,7 @@ class TrackFiles:
         return AudioTrack(self.name, rate, signals, mixtures[0] if mixtures else None)
 
     def fingerprint(self) -> str | None:
-        """Return a checksum of names, sizes and a sample of the bytes, which distinguishes the track from others of the
-        same name.
-
-        None if its files cannot be read; :meth:`read` says why.
-        """
+        """Return a checksum of names, sizes and a sample of the bytes; None if a file cannot be read, as :meth:`read` says."""
         digest = hashlib.sha256()
         try:
             for path in sorted(set(self.files.values())):
@@ -192,8 +187,7 @@ def open_tracks(path: str | os.PathLike[str], subset: str | None = None) -> list
 
 
 def pair_tracks(references: Sequence[TrackFiles], estimates: Sequence[TrackFiles]) -> tuple[list[Pair], dict[str, str]]:
-    """Pair tracks by name, and their stems by name. A single track pairs with a single track whatever their names; so
-    do single stems.
+    """Pair tracks by name, and their stems by name. Single tracks, and single stems, pair whatever their names.
 
     Returns:
         the pairs, and the names of the reference tracks without estimates, each with the reason.
@@ -217,7 +211,7 @@ def pair_tracks(references: Sequence[TrackFiles], estimates: Sequence[TrackFiles
 
 
 def _key(track: TrackFiles) -> str:
-    """Return the name by which tracks are paired; separators name the stems of ``song.stem.mp4`` ``song.stem`` or ``song``."""
+    """Return the name that pairs tracks; separators name the stems of ``song.stem.mp4`` ``song.stem`` or ``song``."""
     return track.name.lower().removesuffix(".stem")
 
 
@@ -234,8 +228,7 @@ def _pair_stems(reference: TrackFiles, estimate: TrackFiles, single: bool) -> di
 
 
 def _catalogued(folder: Path) -> str | None:
-    """Return the name of the song whose stems a catalogue put into a folder, from the result file in it; None for
-    another folder."""
+    """Return the name of the song whose stems a catalogue put into a folder, by its result file; None for others."""
     for path in sorted(folder.glob("result*.json")):
         with suppress(OSError, ValueError, KeyError, TypeError):  # another program's file
             song = PurePosixPath(str(json.loads(path.read_text("utf-8"))["uri"]))

@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 
 from metatasnet_fast.evaluation import Scoring, evaluate_track
-from metatasnet_fast.evaluation.metrics import DEFAULT_WHOLE, WHOLE, whole_track_metrics
-from metatasnet_fast.evaluation.signals import EvaluationError, Signals
+from metatasnet_fast.evaluation.signals import EvaluationError
+from metatasnet_fast.evaluation.track import DEFAULT_METRICS, WHOLE
 
 RECORDED: dict[str, dict[str, float]] = {
     "music": {
@@ -63,8 +62,12 @@ def signals(case: str) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArra
     return (a * s).astype(np.float32), (b * e).astype(np.float32), (c * m).astype(np.float32)
 
 
+DEFAULT_WHOLE = tuple(metric for metric in DEFAULT_METRICS if metric in WHOLE)
+
+
 def values(s: Any, e: Any, m: Any, metrics: tuple[str, ...] = DEFAULT_WHOLE, rate: float = 44100) -> dict[str, float]:
-    return whole_track_metrics(Signals(s[None], "s"), Signals(e[None], "e"), torch.as_tensor(m.T), rate, metrics)[0]
+    scoring = Scoring(metrics)
+    return dict(evaluate_track({"a": s}, {"a": e}, scoring, name="t", sample_rate=rate, mixture=m.T).whole["a"])
 
 
 @pytest.mark.parametrize(("case", "metric"), [(case, metric) for case in RECORDED for metric in RECORDED[case]])
