@@ -20,7 +20,7 @@ from .options import (
 from .report import TrackReport, to_json
 
 if TYPE_CHECKING:
-    from ..evaluation import ScoringRun, TrackOutcome, TrackScores
+    from ..evaluation import ScoringRun, TrackOutcome
 
 __all__ = ["add_evaluate_arguments", "add_score_arguments"]
 
@@ -135,13 +135,14 @@ def run_evaluate(args: argparse.Namespace) -> int:
 
 
 def _run_options(args: argparse.Namespace, report: TrackReport) -> dict[str, Any]:
-    def tell(outcome: TrackOutcome, scores: TrackScores | None) -> None:
+    def tell(outcome: TrackOutcome) -> None:
         """Report ``name``, ``status``, ``error``, ``warnings``, seconds, ``page`` and ``scores``: stem -> metric -> number."""
         speed = outcome.audio_seconds / max(outcome.reading_seconds, 1e-9)
         listen = f"; open {outcome.page} to listen" if outcome.page else ""
         line = f"read at {speed:.1f} x real time, scored in {outcome.scoring_seconds:.1f} s{listen}"
-        numbers = {} if scores is None else {"scores": scores.numbers()}
-        report.add(outcome, line, {**dataclasses.asdict(outcome), **numbers})
+        fields = {name: value for name, value in vars(outcome).items() if name != "scores"}
+        numbers = {} if outcome.scores is None else {"scores": outcome.scores.numbers()}
+        report.add(outcome, line, fields | numbers)
 
     plain = {name: getattr(args, name) for name in ("out", "workers", "overwrite", "page")}
     return {**plain, "report": tell}

@@ -5,8 +5,7 @@
     scores = evaluate_track(references, estimates, name="Artist - Title")   # stem name -> (samples, channels)
     scores.write("results")                                                 # results/test/Artist - Title.json
 
-:func:`bss_eval` scores plain arrays; ``metrics=("SDR",)`` is what to use during training. Everything but
-:func:`plot_scores` (matplotlib), Parquet (pyarrow) and log-WMSE needs torch and NumPy only, and no network.
+:func:`bss_eval` scores plain arrays. Only plots (matplotlib), Parquet (pyarrow) and log-WMSE need another package.
 """
 
 from __future__ import annotations

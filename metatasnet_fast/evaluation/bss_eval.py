@@ -26,12 +26,13 @@ from .filters import correlate, projected_energies, solve
 from .signals import (
     Audio,
     EmptyBand,
+    EmptyBandWarning,
     EvaluationError,
     Signals,
     SilentSourceError,
+    SilentSourceWarning,
     empty_bands,
     require_finite,
-    warnings_of,
 )
 
 __all__ = ["METRICS", "SILENCE", "BssScores", "bss_eval", "frame_slices"]
@@ -64,7 +65,15 @@ class BssScores:
 
     def warnings(self) -> list[Warning]:
         """Return the warnings that a reader of these scores needs."""
-        return warnings_of(self.silent, () if self.regularised else self.empty_bands)
+        found: list[Warning] = []
+        if self.silent:
+            advice = "Leave these stems out to score the rest, or choose the rule of silence `own`."
+            found.append(SilentSourceWarning(f"Silent from end to end: {', '.join(self.silent)}. {advice}"))
+        if self.empty_bands and not self.regularised:
+            bands = ", ".join(map(str, self.empty_bands))
+            effect = "ISR, SIR and SAR of this track depend on rounding. Regularise, or score files of 16 bits."
+            found.append(EmptyBandWarning(f"References without any energy in a band: {bands}. {effect}"))
+        return found
 
 
 def bss_eval(
@@ -85,8 +94,7 @@ def bss_eval(
     """Score estimates against references as ``museval.evaluate(references, estimates, win, hop)`` does.
 
     Silent means that the channels sum to zero at every sample. A signal silent from end to end, where museval stops, makes
-    every frame NaN. A zero error energy gives ``inf``; where estimate and reference are equal bit by bit museval reports its
-    own rounding (about 300 dB).
+    every frame NaN. A zero error energy gives ``inf``, where museval reports its own rounding (about 300 dB).
 
     Args:
         references, estimates: (sources, samples, channels) or (sources, channels, samples) or, mono, (sources, samples); NumPy
@@ -99,8 +107,8 @@ def bss_eval(
         strict: raise :class:`SilentSourceError` for a signal silent from end to end.
         silence: with ``museval`` a frame in which any reference or estimate is silent is NaN for all sources. With ``own`` it
             is NaN for a source whose own reference is silent there and, except for SDR, for one whose own estimate is.
-        regularise: solve as if each reference carried white noise 60 dB below its own energy, which makes ISR, SIR and SAR of
-            references without energy in some band independent of rounding; other scores move by hundredths of a dB.
+        regularise: solve as if each reference carried white noise 60 dB below its own energy: ISR, SIR and SAR of references
+            without energy in some band no longer depend on rounding, and others move by hundredths of a dB.
         sample_rate: in Hz, to name such bands.
         warn: whether to issue what ``result.warnings()`` returns in any case, since threads cannot collect their own.
 

@@ -38,10 +38,6 @@ class Correlations:
     references: torch.Tensor
     estimates: torch.Tensor
 
-    @property
-    def delays(self) -> int:
-        return self.references.shape[-1]
-
     def own(self, source: int, channels: int) -> Correlations:
         """Return the correlations of one source's reference with its own estimate alone."""
         mine = slice(source * channels, (source + 1) * channels)
@@ -97,7 +93,7 @@ def solve(correlations: Correlations, noise: float = 0.0) -> tuple[torch.Tensor,
     lagged = correlations.references.clone()
     diagonal = lagged[..., 0].diagonal()
     diagonal.mul_(1 + noise).add_(torch.finfo(torch.float64).eps)
-    rounding = torch.finfo(torch.float64).eps * float(diagonal.sum()) * correlations.delays
+    rounding = torch.finfo(torch.float64).eps * float(diagonal.sum()) * lagged.shape[-1]
     for shift in (0.0, 4 * rounding, 400 * rounding):
         factor = _cholesky_factor(_gram(lagged, shift))
         if factor is None:
@@ -115,7 +111,7 @@ def solve(correlations: Correlations, noise: float = 0.0) -> tuple[torch.Tensor,
         lower = _gram(lagged, shift=0.0).cpu().tril()
         gram = lower + lower.tril(-1).mT
         solution, method = torch.linalg.lstsq(gram, right.cpu(), driver="gelsd").solution.to(right.device), "lstsq"
-    return solution.view(-1, correlations.delays, right.shape[1]), method
+    return solution.view(-1, lagged.shape[-1], right.shape[1]), method
 
 
 def _cholesky_factor(gram: torch.Tensor) -> torch.Tensor | None:

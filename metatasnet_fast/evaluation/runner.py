@@ -55,20 +55,23 @@ class TrackOutcome:
     scoring_seconds: float = 0.0
     page: str | None = None
     """Path of the page to listen to, if one was written."""
+    scores: TrackScores | None = None
 
 
-Result: TypeAlias = tuple[TrackOutcome, TrackScores | None]
-Report: TypeAlias = Callable[[TrackOutcome, TrackScores | None], object]
+Report: TypeAlias = Callable[[TrackOutcome], object]
 Audio: TypeAlias = tuple[AudioTrack, dict[str, torch.Tensor]]
 """A track with its references, and the estimates."""
 
 
 @dataclass
 class ScoringRun:
-    """The outcomes of all tracks, and the scores of the tracks that have scores."""
+    """The outcomes of all tracks."""
 
     outcomes: list[TrackOutcome] = field(default_factory=list)
-    scores: list[TrackScores] = field(default_factory=list)
+
+    @property
+    def scores(self) -> list[TrackScores]:
+        return [outcome.scores for outcome in self.outcomes if outcome.scores is not None]
 
     @property
     def failures(self) -> list[TrackOutcome]:
@@ -136,10 +139,8 @@ def _separated(separator: Separator, files: TrackFiles) -> Audio:
     instruments = separator.network.config.instruments
     known = [stem for stem in instruments if stem in track.stems]
     if not known:
-        raise EvaluationError(
-            f"{track.name} has the stems {', '.join(track.stems)}; the network separates {', '.join(instruments)}. "
-            "Name the files like these."
-        )
+        there, asked = ", ".join(track.stems), ", ".join(instruments)
+        raise EvaluationError(f"{track.name} has the stems {there}; the network separates {asked}. Name the files so.")
     advice = "use fast mode" if separator.mode == "reference" else "score fewer tracks at once"
     with memory_for(f"separating {track.name}", f"{advice}, or free some"):
         separation = separator.separate(track.whole, track.rate)
@@ -164,12 +165,10 @@ class _Run:
         if self.page is not None and (self.page not in PAGES or self.out is None):
             raise EvaluationError(f"A page is one of {', '.join(PAGES)}, and needs a folder `out`; got {self.page}.")
 
-    def conclude(self, outcome: TrackOutcome, scores: TrackScores | None = None) -> None:
+    def conclude(self, outcome: TrackOutcome) -> None:
         self.result.outcomes.append(outcome)
-        if scores is not None:
-            self.result.scores.append(scores)
         if self.report is not None:
-            self.report(outcome, scores)
+            self.report(outcome)
 
     def work(self, jobs: Sequence[tuple[TrackFiles | Pair, Callable[[], Audio]]]) -> ScoringRun:
         """Score every track, each given with the function that reads it: the main thread reads, other threads score."""
@@ -177,45 +176,38 @@ class _Run:
         if self.out is not None:
             audio = {f"{self.subset}/{files.name}": files.fingerprint() for files, _ in jobs}
             kept = _claim(Path(self.out), audio, _settings(self.scoring, self.separator), self.overwrite)
-        pending: list[Future[Result]] = []
+        pending: list[Future[TrackOutcome]] = []
         with ThreadPoolExecutor(max(1, self.workers)) as pool:
             for files, read in jobs:
                 if (path := kept.get(f"{self.subset}/{files.name}")) is not None:
-                    self.conclude(TrackOutcome(files.name, "kept"), TrackScores.read(path))
+                    self.conclude(TrackOutcome(files.name, "kept", scores=TrackScores.read(path)))
                     continue
                 running = [future for future in pending if not future.done()]
                 if len(running) > max(1, self.workers):
                     wait(running, return_when=FIRST_COMPLETED)
                 while pending and pending[0].done():
-                    self.conclude(*pending.pop(0).result())
+                    self.conclude(pending.pop(0).result())
                 began = time.perf_counter()
                 try:
                     pending.append(pool.submit(self.score, *read(), began, time.perf_counter()))
                 except MetaTasNetError as error:
-                    self.conclude(*self.failed(files.name, error))
+                    self.conclude(self.failed(files.name, error))
             for future in pending:
-                self.conclude(*future.result())
+                self.conclude(future.result())
         return self.result
 
-    def failed(self, name: str, error: MetaTasNetError) -> Result:
+    def failed(self, name: str, error: MetaTasNetError) -> TrackOutcome:
         if self.scoring.strict:
             raise error
-        return TrackOutcome(name, "failed", str(error)), None
+        return TrackOutcome(name, "failed", str(error))
 
-    def score(self, track: AudioTrack, estimates: dict[str, torch.Tensor], began: float, read: float) -> Result:
+    def score(self, track: AudioTrack, estimates: dict[str, torch.Tensor], began: float, read: float) -> TrackOutcome:
         """Score one track and write its scores; `began` and `read` are the times when its reading began and ended."""
         started = time.perf_counter()
         try:
             with memory_for(f"scoring {track.name}", "score fewer tracks at once, or free some"):
-                scores = evaluate_track(
-                    track.stems,
-                    estimates,
-                    self.scoring,
-                    name=track.name,
-                    sample_rate=track.rate,
-                    mixture=track.mixture,
-                    warn=False,
-                )
+                about: dict[str, Any] = {"name": track.name, "sample_rate": track.rate, "mixture": track.mixture}
+                scores = evaluate_track(track.stems, estimates, self.scoring, **about, warn=False)
             if self.out is not None:
                 scores.write(self.out, self.subset)
         except MetaTasNetError as error:
@@ -226,7 +218,8 @@ class _Run:
                 page = self.write_page(track, estimates, scores)
             except MetaTasNetError as error:  # the scores are there
                 notes = (*notes, f"There is no page to listen to. {error}")
-        return TrackOutcome(track.name, "done", None, notes, track.seconds, read - began, seconds, page), scores
+        audio_seconds = max(signal.shape[-1] for signal in track.signals) / track.rate
+        return TrackOutcome(track.name, "done", None, notes, audio_seconds, read - began, seconds, page, scores)
 
     def write_page(self, track: AudioTrack, estimates: dict[str, torch.Tensor], scores: TrackScores) -> str:
         page = listen_to(
@@ -261,17 +254,20 @@ def _settings(scoring: Scoring, separator: Separator | None) -> dict[str, Any]:
 def _claim(out: Path, audio: Mapping[str, str | None], settings: Mapping[str, Any], overwrite: bool) -> dict[str, Path]:
     """Make ``out`` the folder of this evaluation, and return the scores of its own that are there.
 
-    With ``overwrite`` the tracks' scores are deleted first, so that none of another evaluation is mistaken for one of this.
-
-    Args:
-        audio: ``subset/name`` of each track -> fingerprint; None if it cannot be read.
-
-    Raises:
-        EvaluationError: for scores there of another model, other settings or other audio, a damaged record, or a folder
-            that cannot be written.
+    With ``overwrite`` the tracks' scores are deleted first, so that none of another evaluation is mistaken for one of this;
+    else scores of another model, other settings or other audio are refused. `audio` has a fingerprint for each
+    ``subset/name``; None if a track cannot be read.
     """
     with reporting_write_errors(out, EvaluationError, "choose a writable folder"):
-        found = _read_record(out / FILE, overwrite)
+        record = out / FILE
+        try:
+            found = json.loads(record.read_text("utf-8")) if record.exists() else {}
+        except ValueError:
+            found = None
+        if not isinstance(found, dict) or not isinstance(found.get(AUDIO, {}), dict):
+            if not overwrite:
+                raise EvaluationError(f"{record} is damaged, so it is not known what the scores there are of. {ADVICE}")
+            found = {}
         names = (found.keys() | settings.keys()) - {AUDIO}
         differing = sorted(name for name in names if found.get(name) != settings.get(name))
         on_record: dict[str, Any] = {} if differing else found.get(AUDIO, {})
@@ -291,21 +287,8 @@ def _claim(out: Path, audio: Mapping[str, str | None], settings: Mapping[str, An
             raise EvaluationError(f"{out} holds scores {refused}. {ADVICE}")
         known = {name: mark for name, mark in {**on_record, **audio}.items() if mark is not None}
         out.mkdir(parents=True, exist_ok=True)
-        write_atomically(out / FILE, json.dumps({**settings, AUDIO: known}, indent=2) + "\n")
+        write_atomically(record, json.dumps({**settings, AUDIO: known}, indent=2) + "\n")
         return scored
-
-
-def _read_record(path: Path, overwrite: bool) -> dict[str, Any]:
-    """Return the record; an empty one if there is none, or if it is damaged and will be overwritten."""
-    try:
-        found = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    except ValueError:
-        found = None
-    if isinstance(found, dict) and isinstance(found.get(AUDIO, {}), dict):
-        return found
-    if overwrite:
-        return {}
-    raise EvaluationError(f"{path} is damaged, so it is not known what the scores there are of. {ADVICE}")
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -35,6 +35,8 @@ MUSEVAL_VERSION = "0.4.1"
 DRAWS = 10_000
 CONFIDENCE = 0.95
 UNKNOWN = (float("nan"), float("nan"))
+EXTREMES = 3
+"""Tracks that differ most and are named in a comparison."""
 
 _ORDER = ("SDR", "SIR", "SAR", "ISR")
 
@@ -80,9 +82,6 @@ class TrackScores:
         stored = np.array([float(_rounded(value)) for value in self.targets.get(stem, {}).get(metric, ())])
         counted: NDArray[np.float64] = stored[~np.isnan(stored)]
         return counted
-
-    def valid_frames(self, stem: str, metric: str) -> int:
-        return len(self.counted(stem, metric))
 
     def json(self) -> str:
         """Return the text of the file. Values are rounded to 1e-5 dB, half to even; infinity becomes NaN, as in museval."""
@@ -218,14 +217,14 @@ def summarise(tracks: Iterable[TrackScores]) -> dict[str, dict[str, Summary]]:
                 _statistic(np.mean, values),
                 _interval(np.mean, values),
                 len(values),
-                sum(track.valid_frames(stem, metric) for track in having),
+                sum(len(track.counted(stem, metric)) for track in having),
                 sum(track.frames(stem) for track in having),
                 metric in METRICS,
             )
     return result
 
 
-def compare(first: Sequence[TrackScores], second: Sequence[TrackScores], extremes: int = 3) -> list[Comparison]:
+def compare(first: Sequence[TrackScores], second: Sequence[TrackScores]) -> list[Comparison]:
     """Compare two separators on the tracks, stems and metrics that both have.
 
     Raises:
@@ -240,29 +239,17 @@ def compare(first: Sequence[TrackScores], second: Sequence[TrackScores], extreme
                 if np.isfinite(pair).all():
                     values.setdefault((stem, metric), {})[track.name] = pair
     if not values:
-        raise EvaluationError(
-            f"The {len(first)} tracks of the first scores and the {len(second)} of the second have no track with scores in "
-            "common. Score the same tracks."
-        )
-    return [_comparison(stem, metric, by_track, extremes) for (stem, metric), by_track in values.items()]
-
-
-def _comparison(stem: str, metric: str, values: Mapping[str, tuple[float, float]], extremes: int) -> Comparison:
-    first, second = np.array(list(values.values())).T
-    differences = second - first
-    order = np.argsort(-np.abs(differences), kind="stable")[:extremes]
-    names = list(values)
-    return Comparison(
-        stem,
-        metric,
-        len(values),
-        _statistic(np.median, first),
-        _statistic(np.median, second),
-        _statistic(np.mean, differences),
-        _interval(np.mean, differences),
-        _sign_test(differences),
-        tuple((names[index], float(differences[index])) for index in order),
-    )
+        raise EvaluationError("The two sets have no track with scores in common. Score the same tracks with both.")
+    comparisons = []
+    for (stem, metric), by_track in values.items():
+        names, (one, other) = list(by_track), np.array(list(by_track.values())).T
+        differences = other - one
+        most = np.argsort(-np.abs(differences), kind="stable")[:EXTREMES]
+        first_median, second_median = (_statistic(np.median, side) for side in (one, other))
+        mean, interval = _statistic(np.mean, differences), _interval(np.mean, differences)
+        named, p = tuple((names[index], float(differences[index])) for index in most), _sign_test(differences)
+        comparisons.append(Comparison(stem, metric, len(names), first_median, second_median, mean, interval, p, named))
+    return comparisons
 
 
 def _interval(function: Callable[..., Any], values: NDArray[np.float64]) -> tuple[float, float]:

@@ -2,13 +2,12 @@
 
 A reference may have no energy in some band. There the filters of BSSEval are undetermined: they are fitted to the whole
 track, where such a band costs nothing, and applied to frames, whose edges put energy into it. So ISR, SIR and SAR depend on
-how the computer rounds: the same music, low-passed at 3 kHz, has a SIR of 4 dB in float32 and of 17 dB in 16 bits, whose
-rounding is noise in every band. SDR uses no filter.
+how the computer rounds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -21,7 +20,7 @@ from ..errors import MetaTasNetError, ShapeError
 
 __all__ = [
     "EmptyBand", "EmptyBandWarning", "EvaluationError", "Signals", "SilentSourceError", "SilentSourceWarning",
-    "empty_bands", "require_finite", "warnings_of",
+    "empty_bands", "require_finite",
 ]  # fmt: skip
 
 Audio = torch.Tensor | NDArray[Any]
@@ -65,18 +64,6 @@ class EmptyBand(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.name} from {self.low:.0f} to {self.high:.0f} Hz"
-
-
-def warnings_of(silent: Iterable[str], bands: Iterable[EmptyBand]) -> list[Warning]:
-    """Return the warnings about signals that are silent from end to end, and about references without energy in a band."""
-    sources, empty = ", ".join(silent), ", ".join(map(str, bands))
-    advice = "Leave these stems out to score the rest, or choose the rule of silence `own`."
-    rounding = (
-        f"References without any energy in a band: {empty}. ISR, SIR and SAR of this track depend on rounding. Regularise, or "
-        "score files of 16 bits."
-    )
-    silence = SilentSourceWarning(f"Silent from end to end: {sources}. {advice}")
-    return [silence] * bool(sources) + [EmptyBandWarning(rounding)] * bool(empty)
 
 
 class Signals:

@@ -1,6 +1,6 @@
 """Score one track of named stems: BSSEval as ``museval.eval_mus_track`` computes it, and metrics of the whole track.
 
-The latter, one number for a stem; with ``s`` the reference, ``e`` the estimate, ``m`` the mixture, sums over samples and channels:
+The latter are one number for a stem: ``s`` is the reference, ``e`` the estimate, ``m`` the mixture, and sums are over all:
 
     uSDR = 10 log10(sum s^2 / sum (s - e)^2)                          Mitsufuji et al. 2022: the ratio of a whole track
     MDX = 10 log10((sum s^2 + 1e-7) / (sum (s - e)^2 + 1e-7))         the same, as the Music Demixing Challenges rank by it
@@ -28,9 +28,9 @@ import torch
 from numpy.typing import NDArray
 
 from .._extras import require
-from .bss_eval import METRICS, SILENCE, bss_eval
+from .bss_eval import METRICS, SILENCE, BssScores, bss_eval
 from .scores import TrackScores
-from .signals import Audio, EvaluationError, Signals, require_finite, warnings_of
+from .signals import Audio, EvaluationError, Signals, require_finite
 from .tracks import mixture_of
 
 __all__ = ["ALL_METRICS", "DEFAULT_METRICS", "Scoring", "evaluate_track"]
@@ -230,8 +230,9 @@ def evaluate_track(
     if not stems:
         raise EvaluationError(f"{name} has no estimated stem. Estimate one of {', '.join(references)}.")
     true = {stem: _samples_first(references[stem], f"reference of {stem}", scoring.device) for stem in references}
-    found = {stem: _samples_first(estimates[stem], f"estimate of {stem}", scoring.device) for stem in stems}
-    found = {stem: _fit(estimate, len(true[stem])) for stem, estimate in found.items()}
+    found = {
+        stem: _samples_first(estimates[stem], f"estimate of {stem}", scoring.device, len(true[stem])) for stem in stems
+    }
     # museval scores accompaniment and vocals as a pair, apart from the other stems.
     groups = [stems]
     if {"vocals", "accompaniment"} <= set(stems):
@@ -260,9 +261,9 @@ def evaluate_track(
             targets[stem] = {metric: values[index] for metric, values in scores.values.items()}
         scored.append(scores)
     # Each stem once, in order, although both groups contain the vocals.
-    silent = dict.fromkeys(source for scores in scored for source in scores.silent)
-    bands = dict.fromkeys(band for scores in scored for band in scores.empty_bands if not scoring.regularise)
-    found_warnings = warnings_of(silent, bands)
+    silent = tuple(dict.fromkeys(source for scores in scored for source in scores.silent))
+    bands = tuple(dict.fromkeys(band for scores in scored for band in scores.empty_bands))
+    found_warnings = BssScores({}, silent, (), bands, scoring.regularise).warnings()
     notes = [*map(str, found_warnings)]
     if by_frames:
         notes += [REGULARISED] * scoring.regularise + [OWN_SILENCE] * (scoring.silence == "own")
@@ -278,12 +279,8 @@ def evaluate_track(
     return TrackScores(name, targets, whole=whole, notes=tuple(notes))
 
 
-def _samples_first(audio: Audio, what: str, device: str | None) -> torch.Tensor:
-    """Return (samples, channels) of a signal that may have its channels first, or no channel axis."""
-    return Signals(audio[None], what).audio[0].to(device=device)
-
-
-def _fit(estimate: torch.Tensor, samples: int) -> torch.Tensor:
-    """Cut or zero-pad to the length of the reference, as stems may differ in length."""
-    missing = samples - len(estimate)
-    return estimate[:samples] if missing <= 0 else torch.nn.functional.pad(estimate, (0, 0, 0, missing))
+def _samples_first(audio: Audio, what: str, device: str | None, samples: int | None = None) -> torch.Tensor:
+    """Return a signal as (samples, channels), cut or zero-padded to `samples`; its channels may be first, or missing."""
+    signal = Signals(audio[None], what).audio[0, :samples].to(device=device)
+    missing = 0 if samples is None else samples - len(signal)
+    return torch.nn.functional.pad(signal, (0, 0, 0, missing)) if missing else signal

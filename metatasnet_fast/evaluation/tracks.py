@@ -1,7 +1,6 @@
 """Tracks on disk: a file, a folder with a file for each stem, MUSDB18's files with all stems, or a tree of these.
 
-So the layouts of MUSDB18, of its wav edition, of MoisesDB, of ``separate`` and other separators, and of a catalogue are all
-read, and references and estimates need not have the same one: tracks are paired by name, and stems are.
+References and estimates need not have the same layout: tracks are paired by name, and stems are.
 """
 
 from __future__ import annotations
@@ -48,11 +47,7 @@ class AudioTrack:
 
     @property
     def signals(self) -> list[torch.Tensor]:
-        return [*self.stems.values(), *([] if self.mixture is None else [self.mixture])]
-
-    @property
-    def seconds(self) -> float:
-        return max(signal.shape[-1] for signal in self.signals) / self.rate
+        return [signal for signal in (*self.stems.values(), self.mixture) if signal is not None]
 
 
 def mixture_of(stems: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -135,19 +130,16 @@ class Pair:
         require_one_length(self.name, track.stems.values())
         found = self.estimate.read(self.stems.values())
         if found.rate != track.rate:
-            raise EvaluationError(
-                f"The estimates of {self.name} have {found.rate} Hz, the references {track.rate} Hz. Resample one of them."
-            )
+            rates = f"{found.rate} Hz, the references {track.rate} Hz"
+            raise EvaluationError(f"The estimates of {self.name} have {rates}. Resample one of them.")
         estimates = {reference: found.stems[estimate] for reference, estimate in self.stems.items()}
         if "accompaniment" in estimates and "accompaniment" not in track.stems:
             others = [stem for name, stem in track.stems.items() if name != "vocals"]
             track.stems["accompaniment"] = torch.stack(others).sum(0)
         for stem, estimate in estimates.items():
-            if estimate.shape[0] != track.stems[stem].shape[0]:
-                raise EvaluationError(
-                    f"The estimate of {stem} of {self.name} has {estimate.shape[0]} channels, the reference "
-                    f"{track.stems[stem].shape[0]}. Convert one of them."
-                )
+            if (one := len(estimate)) != (other := len(track.stems[stem])):
+                channels = f"{one} channels, the reference {other}"
+                raise EvaluationError(f"The estimate of {stem} of {self.name} has {channels}. Convert one of them.")
         return track, estimates
 
     def fingerprint(self) -> str | None:
@@ -165,23 +157,22 @@ def open_tracks(path: str | os.PathLike[str], subset: str | None = None) -> list
     """
     root = Path(path) if subset is None else Path(path) / subset
     if root.is_file():
-        name = root.name.removesuffix(STEM_MP4) if root.name.endswith(STEM_MP4) else root.stem
-        return [_track(name, [root])]
+        if root.name.endswith(STEM_MP4):
+            return [TrackFiles(root.name.removesuffix(STEM_MP4), dict.fromkeys(MUSDB_SIGNALS, root))]
+        return [TrackFiles(root.stem, {root.stem: root})]
     if not root.is_dir():
         raise EvaluationError(f"There is no file or folder {root}. Name a track, or a folder of tracks.")
-    found: dict[Path, list[Path]] = {}
+    found: dict[Path, dict[str, Path]] = {}
     for file in find_audio(str(root), (), _refuse):
-        found.setdefault(file.parent, []).append(file)
+        found.setdefault(file.parent, {})[file.stem] = file
     for file in root.rglob(f"[!.]*{STEM_MP4}"):
-        found[file.with_name(file.name.removesuffix(STEM_MP4))] = [file]
+        found[file.with_name(file.name.removesuffix(STEM_MP4))] = dict.fromkeys(MUSDB_SIGNALS, file)
     if not found:
-        raise EvaluationError(
-            f"{root} holds no audio. Name a folder with a folder of stems for each track, or MUSDB18."
-        )
+        raise EvaluationError(f"{root} holds no audio. Name a folder of stems, a tree of these, or MUSDB18.")
     names = {place: _catalogued(place) or (place.resolve() if place == root else place).name for place in found}
     counts = Counter(names.values())
     return [
-        _track(name if counts[name] == 1 else " - ".join(place.relative_to(root).parts), found[place])
+        TrackFiles(name if counts[name] == 1 else " - ".join(place.relative_to(root).parts), found[place])
         for place, name in sorted(names.items())
     ]
 
@@ -237,12 +228,4 @@ def _catalogued(folder: Path) -> str | None:
 
 
 def _refuse(error: OSError) -> None:
-    raise EvaluationError(
-        f"{error.filename} cannot be read ({error.strerror}). Change its permissions, or move it away."
-    )
-
-
-def _track(name: str, files: Sequence[Path]) -> TrackFiles:
-    if files[0].name.endswith(STEM_MP4):
-        return TrackFiles(name, dict.fromkeys(MUSDB_SIGNALS, files[0]))
-    return TrackFiles(name, {file.stem: file for file in files})
+    raise EvaluationError(f"{error.filename} cannot be read ({error.strerror}). Change its permissions.")

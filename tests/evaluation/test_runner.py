@@ -84,7 +84,7 @@ def test_a_silent_stem_is_reported_and_counts_no_frame(musdb_root: Path, model: 
     tracks = [t for t in open_tracks(musdb_root, "test") if t.name == "D - Silent"]
     run = evaluate_tracks(tracks, Separator(model, "cpu"), tmp_path / "out", Scoring(("SDR",)))
     assert "bass" in run.outcomes[0].warnings[0]
-    assert run.scores[0].valid_frames("drums", "SDR") == 0
+    assert len(run.scores[0].counted("drums", "SDR")) == 0
 
 
 def test_tracks_scored_at_once_have_their_own_silent_stems_named(

@@ -161,7 +161,7 @@ def test_a_silent_stem_is_named() -> None:
     with pytest.warns(SilentSourceWarning, match="estimate of bass"):
         track = evaluate_track(references, estimates, name="track", sample_rate=1000)
     assert "Silent from end to end: estimate of bass" in track.notes[0]
-    assert track.valid_frames("drums", "SDR") == 0
+    assert len(track.counted("drums", "SDR")) == 0
     assert any("Without a single frame" in sentence and "track" in sentence for sentence in caveats([track]))
 
 
