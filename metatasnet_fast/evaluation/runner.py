@@ -1,9 +1,8 @@
 """Score a data set: one track is read or separated while others are scored, and a finished one is never done again.
 
-Memory holds the tracks in flight, one more than there are workers, whatever the size of the data set. A record of the model,
-settings and audio that the scores in a folder belong to is next to them, in ``evaluation.json``. The audio of a track
-is recorded before the track is scored. So a file of scores belongs to this evaluation if the settings agree and the
-recorded audio is that of the track; any other file is refused.
+Memory holds the tracks in flight, one more than there are workers. ``evaluation.json`` next to the scores records the model,
+settings and audio that they are of, the audio of a track before it is scored. So a file of scores belongs to this evaluation
+if settings and audio agree; any other file is refused.
 """
 
 from __future__ import annotations

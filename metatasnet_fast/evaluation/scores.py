@@ -152,8 +152,7 @@ def load_scores(folder: str | os.PathLike[str], subset: str | None = "test") -> 
     """Read all ``folder/subset/**/*.json``, of all subsets for None, in the order of their paths."""
     paths = sorted(Path(folder).glob(f"{'*' if subset is None else glob.escape(subset)}/**/*.json"))
     if not paths:
-        where = Path(folder, subset or "")
-        raise EvaluationError(f"No scores in {where}. Name a folder that `score` or `evaluate` wrote, or its subset.")
+        raise EvaluationError(f"No scores in {Path(folder, subset or '')}. Name a folder of `score` or `evaluate`.")
     return [TrackScores.read(path) for path in paths]
 
 

@@ -31,8 +31,7 @@ MOST_CHANNELS = 64
 BAND_FFT, MOST_SEGMENTS = 4096, 256
 """Samples per segment whose spectra are averaged, and most segments of a track, evenly spread over it."""
 EMPTY = 1e-12
-"""Share of the largest bin's power below which a bin counts as empty: far below the rounding to 16 bits, far above that
-of float64."""
+"""Share of the largest bin's power below which a bin is empty: far below rounding to 16 bits, far above float64's."""
 NARROWEST = 20
 """Narrowest empty band, in bins; the window spreads a tone over 13."""
 KAISER = 20.0

@@ -11,7 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import torch
@@ -111,21 +111,14 @@ class TrackFiles:
 class Pair:
     """A track of references and the estimates of its stems."""
 
+    name: str
     reference: TrackFiles
     estimate: TrackFiles
-    stems: dict[str, str] = field(default_factory=dict)
+    stems: dict[str, str]
     """Reference -> estimate; ``accompaniment`` means the sum of all references except the vocals."""
 
-    @property
-    def name(self) -> str:
-        return self.reference.name
-
     def read(self) -> tuple[AudioTrack, dict[str, torch.Tensor]]:
-        """Decode references and estimates.
-
-        Raises:
-            EvaluationError: if one cannot be decoded, or they differ in rate or channels.
-        """
+        """Decode references and estimates; :class:`EvaluationError` where they differ in rate or channels."""
         track = self.reference.read()
         require_one_length(self.name, track.stems.values())
         found = self.estimate.read(self.stems.values())
@@ -192,7 +185,7 @@ def pair_tracks(references: Sequence[TrackFiles], estimates: Sequence[TrackFiles
         if estimate is None:
             missing[reference.name] = "No estimates have this name. Name the folders or files alike."
         elif stems := _pair_stems(reference, estimate, single):
-            pairs.append(Pair(reference, estimate, stems))
+            pairs.append(Pair(reference.name, reference, estimate, stems))
         else:
             missing[reference.name] = (
                 f"The estimates ({', '.join(estimate.files)}) have no stem of the references "
