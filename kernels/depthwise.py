@@ -8,7 +8,8 @@
 The norm is applied to the values, not folded into the taps: z - mean loses no digits to an offset. Each of ROWS rows of a
 program walks through its frames in steps of the dilation, so that a value is loaded and normalised once for all three taps,
 and 2 of the first step besides: (STEPS + 2) / STEPS times in all, 1.25 where eight steps fill a tile, 1.5 where four do. Where
-the dilation divides no choice of ROWS a tile is one step of rows, and each value is loaded three times.
+the dilation divides no choice of ROWS a tile is one step of rows, and each value is loaded three times. Tiles whose neighbours
+are all inside the signal, all but the first and the last few, are computed without masks: a tenth of the instructions less.
 Bytes: x once, y once, 2 n I T C sizeof(dtype); what rows share comes from the caches (32 channels are 64 or 128 contiguous
 bytes in every frame). FLOPs: about 15 n I T C. Memory-bound, if instructions and latency let it.
 Not yet run on a GPU. Source: Samuel et al. 2020, section 2; original model/mask_tcn.py (dconv1d, prelu_2, norm_2's statistics).
@@ -50,10 +51,15 @@ def place(T, dilation, C: tl.constexpr, BLOCK_T: tl.constexpr, ROWS: tl.constexp
 
 
 @triton.jit
-def load_frames(p_x, i_t, T, i_c, m_c, x_t):
-    """Values of frames ``i_t``, zero outside the signal, and where they are inside."""
+def load_frames(p_x, i_t, T, i_c, m_c, x_t, INSIDE: tl.constexpr = False):
+    """Values of frames ``i_t``, zero outside the signal, and where they are inside: everywhere, if the caller knows it."""
     mask = ((i_t >= 0) & (i_t < T))[:, None] & m_c[None, :]
-    return tl.load(p_x + i_t[:, None] * x_t + i_c[None, :], mask=mask, other=0.0), mask
+    p_x += i_t[:, None] * x_t + i_c[None, :]
+    if INSIDE:
+        b_x = tl.load(p_x)
+    else:
+        b_x = tl.load(p_x, mask=mask, other=0.0)
+    return b_x, mask
 
 
 @triton.jit
@@ -71,11 +77,14 @@ def channel_parameters(p_affine, p_beta, p_w, i_ni, i_c, m_c, C: tl.constexpr, I
 
 
 @triton.jit
-def load_normalised(p_x, i_t, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta):
+def load_normalised(p_x, i_t, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta, INSIDE: tl.constexpr = False):
     """x, z - mean and m of frames ``i_t``; the latter two zero outside the signal."""
-    b_x, mask = load_frames(p_x, i_t, T, i_c, m_c, x_t)
+    b_x, mask = load_frames(p_x, i_t, T, i_c, m_c, x_t, INSIDE)
     b_z = activation(b_x, slope) - b_mean[None, :]
-    return b_x, tl.where(mask, b_z, 0.0), tl.where(mask, b_z * b_scale[None, :] + b_beta[None, :], 0.0)
+    b_m = b_z * b_scale[None, :] + b_beta[None, :]
+    if not INSIDE:
+        b_z, b_m = tl.where(mask, b_z, 0.0), tl.where(mask, b_m, 0.0)
+    return b_x, b_z, b_m
 
 
 @triton.jit
@@ -85,6 +94,45 @@ def taps(b_m0, b_m1, b_m2, b_w0, b_w1, b_w2):
     b_a += b_w1[None, :] * b_m1
     b_a += b_w2[None, :] * b_m2
     return b_a
+
+
+@triton.jit
+def _tile(
+    p_x, p_y, i_first, i_c, m_c, T, dilation, x_t, slope, next_slope, b_scale, b_mean, b_beta, b_w0, b_w1, b_w2,
+    LD: tl.constexpr, STEPS: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr,
+    STATISTICS: tl.constexpr, INSIDE: tl.constexpr,
+):  # fmt: skip
+    """Store y of all rows' frames; return each row's first value, the sum of its differences to it, and that of their squares.
+
+    INSIDE: all frames, a dilation before and after included, are in the signal, and BLOCK_C divides C: nothing is masked.
+    """
+    _, _, b_m0 = load_normalised(p_x, i_first - dilation, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta, INSIDE)
+    _, _, b_m1 = load_normalised(p_x, i_first, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta, INSIDE)
+    b_pivot = tl.zeros([ROWS, BLOCK_C], tl.float32)
+    b_sum = tl.zeros([ROWS, BLOCK_C], tl.float32)
+    b_squares = tl.zeros([ROWS, BLOCK_C], tl.float32)
+    for step in tl.static_range(STEPS):
+        i_t = i_first + step * dilation
+        _, _, b_m2 = load_normalised(p_x, i_t + dilation, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta, INSIDE)
+        b_y = prelu(taps(b_m0, b_m1, b_m2, b_w0, b_w1, b_w2), next_slope).to(p_y.dtype.element_ty)
+        m_t = (i_t < T)[:, None]
+        p_row = p_y + i_t.to(tl.int64)[:, None] * LD + i_c[None, :]
+        if INSIDE:
+            tl.store(p_row, b_y)
+        else:
+            tl.store(p_row, b_y, mask=m_t & m_c[None, :])
+        if STATISTICS:
+            # Moments about each row's own first value: a constant offset costs no digits.
+            if step == 0:
+                b_pivot = b_y.to(tl.float32)
+            else:
+                b_d = b_y.to(tl.float32) - b_pivot
+                if not INSIDE:
+                    b_d = tl.where(m_t, b_d, 0.0)
+                b_sum += b_d
+                b_squares += b_d * b_d
+        b_m0, b_m1 = b_m1, b_m2
+    return b_pivot, b_sum, b_squares
 
 
 @triton.jit(do_not_specialize=["T", "dilation", "x_n", "x_i", "x_t"])
@@ -104,26 +152,17 @@ def depthwise_fwd_kernel(
     b_scale, b_mean, b_beta, b_w0, b_w1, b_w2 = channel_parameters(
         p_affine, p_beta, p_w, i_ni, i_c, m_c, C, INSTRUMENTS
     )
-    _, _, b_m0 = load_normalised(p_x, i_first - dilation, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta)
-    _, _, b_m1 = load_normalised(p_x, i_first, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta)
-    b_pivot = tl.zeros([ROWS, BLOCK_C], tl.float32)
-    b_sum = tl.zeros([ROWS, BLOCK_C], tl.float32)
-    b_squares = tl.zeros([ROWS, BLOCK_C], tl.float32)
-    for step in tl.static_range(STEPS):
-        i_t = i_first + step * dilation
-        _, _, b_m2 = load_normalised(p_x, i_t + dilation, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta)
-        b_y = prelu(taps(b_m0, b_m1, b_m2, b_w0, b_w1, b_w2), next_slope).to(p_y.dtype.element_ty)
-        m_t = i_t < T
-        tl.store(p_y + i_t.to(tl.int64)[:, None] * LD + i_c[None, :], b_y, mask=m_t[:, None] & m_c[None, :])
-        if p_statistics is not None:
-            # Moments about each row's own first value: a constant offset costs no digits.
-            if step == 0:
-                b_pivot = b_y.to(tl.float32)
-            else:
-                b_d = tl.where(m_t[:, None], b_y.to(tl.float32) - b_pivot, 0.0)
-                b_sum += b_d
-                b_squares += b_d * b_d
-        b_m0, b_m1 = b_m1, b_m2
+    first = (row % tl.cdiv(T, BLOCK_T)) * BLOCK_T
+    if (first >= dilation) & (first + BLOCK_T + dilation <= T) & (C % BLOCK_C == 0):
+        b_pivot, b_sum, b_squares = _tile(
+            p_x, p_y, i_first, i_c, m_c, T, dilation, x_t, slope, next_slope, b_scale, b_mean, b_beta, b_w0, b_w1, b_w2,
+            LD, STEPS, ROWS, BLOCK_C, p_statistics is not None, True,
+        )  # fmt: skip
+    else:
+        b_pivot, b_sum, b_squares = _tile(
+            p_x, p_y, i_first, i_c, m_c, T, dilation, x_t, slope, next_slope, b_scale, b_mean, b_beta, b_w0, b_w1, b_w2,
+            LD, STEPS, ROWS, BLOCK_C, p_statistics is not None, False,
+        )  # fmt: skip
     if p_statistics is not None:
         b_count = tl.minimum(tl.maximum(tl.cdiv(T - i_first, dilation), 0), STEPS).to(tl.float32)[:, None]
         b_shift = b_sum / tl.maximum(b_count, 1.0)

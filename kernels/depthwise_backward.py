@@ -10,7 +10,8 @@
 The taps' gradients hold the group norm's reductions, so there is no third pass. D counts only taps in range: the padding is
 constant and has no gradient.
 Both passes walk as the forward does: of four steps each value of x is loaded and normalised 1.5 times (for dx twice), and
-each da computed once (1.5 times), where three taps side by side would take three and nine.
+each da computed once (1.5 times), where three taps side by side would take three and nine. As in the forward nothing is masked
+in tiles that are far enough from the ends.
 Bytes: x and dy twice, dx once: 5 n I T C sizeof(dtype); shifted frames come from the caches. Storing da instead of
 recomputing it would cost 6. Every sum has one fixed order: steps, rows, tiles, items.
 Not yet run on a GPU. Source: as the forward's.
@@ -25,7 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .depthwise import BACKWARD_ROWS, channel_parameters, load_frames, load_normalised, place, rows_of, taps
-from .launch import TILE, alignment, channel_block, launch, power_of_two, strides
+from .launch import TILE, alignment, channel_block, launch, power_of_two, register_limit, strides
 from .statistics import GROUPS
 from .tile import slope_of
 
@@ -40,10 +41,46 @@ CHANNELS = 128
 
 
 @triton.jit
-def _before_prelu(p_dy, i_t, T, i_c, m_c, dy_t, b_a, next_slope):
+def _before_prelu(p_dy, i_t, T, i_c, m_c, dy_t, b_a, next_slope, INSIDE: tl.constexpr):
     """da of frames ``i_t``, zero outside the signal."""
-    b_dy = load_frames(p_dy, i_t, T, i_c, m_c, dy_t)[0].to(tl.float32)
+    b_dy = load_frames(p_dy, i_t, T, i_c, m_c, dy_t, INSIDE)[0].to(tl.float32)
     return tl.where(b_a > 0, b_dy, next_slope * b_dy)
+
+
+@triton.jit
+def _sums_of_tile(
+    p_dy, p_x, i_first, i_c, m_c, T, dilation, dy_t, x_t, slope, next_slope,
+    b_scale, b_mean, b_beta, b_w0, b_w1, b_w2,
+    STEPS: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr, INSIDE: tl.constexpr,
+):  # fmt: skip
+    """S and D of each tap, and dnext_slope, summed over all rows."""
+    b_s0, b_s1 = tl.zeros([ROWS, BLOCK_C], tl.float32), tl.zeros([ROWS, BLOCK_C], tl.float32)
+    b_s2, b_d0 = tl.zeros([ROWS, BLOCK_C], tl.float32), tl.zeros([ROWS, BLOCK_C], tl.float32)
+    b_d1, b_d2 = tl.zeros([ROWS, BLOCK_C], tl.float32), tl.zeros([ROWS, BLOCK_C], tl.float32)
+    b_dnext = tl.zeros([ROWS, BLOCK_C], tl.float32)
+    _, b_z0, b_m0 = load_normalised(p_x, i_first - dilation, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta, INSIDE)
+    _, b_z1, b_m1 = load_normalised(p_x, i_first, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta, INSIDE)
+    for step in tl.static_range(STEPS):
+        i_t = i_first + step * dilation
+        _, b_z2, b_m2 = load_normalised(p_x, i_t + dilation, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta, INSIDE)
+        b_a = taps(b_m0, b_m1, b_m2, b_w0, b_w1, b_w2)
+        b_dy = load_frames(p_dy, i_t, T, i_c, m_c, dy_t, INSIDE)[0].to(tl.float32)
+        b_dnext += tl.where(b_a > 0, 0.0, b_dy * b_a)
+        b_da = tl.where(b_a > 0, b_dy, next_slope * b_dy)
+        b_s0 += b_da * b_z0
+        b_s1 += b_da * b_z1
+        b_s2 += b_da * b_z2
+        b_d1 += b_da
+        if not INSIDE:
+            b_d0 += tl.where((i_t >= dilation)[:, None], b_da, 0.0)
+            b_d2 += tl.where((i_t + dilation < T)[:, None], b_da, 0.0)
+        b_z0, b_m0, b_z1, b_m1 = b_z1, b_m1, b_z2, b_m2
+    b_d = tl.sum(b_d1, 0)
+    if INSIDE:
+        b_before, b_after = b_d, b_d
+    else:
+        b_before, b_after = tl.sum(b_d0, 0), tl.sum(b_d2, 0)
+    return tl.sum(b_s0, 0), tl.sum(b_s1, 0), tl.sum(b_s2, 0), b_before, b_d, b_after, tl.sum(b_dnext)
 
 
 @triton.jit(do_not_specialize=["T", "dilation", "dy_n", "dy_i", "dy_t", "x_n", "x_i", "x_t"])
@@ -62,34 +99,25 @@ def depthwise_sums_kernel(
     b_scale, b_mean, b_beta, b_w0, b_w1, b_w2 = channel_parameters(
         p_affine, p_beta, p_w, i_ni, i_c, m_c, C, INSTRUMENTS
     )
-    b_s0, b_s1 = tl.zeros([ROWS, BLOCK_C], tl.float32), tl.zeros([ROWS, BLOCK_C], tl.float32)
-    b_s2, b_d0 = tl.zeros([ROWS, BLOCK_C], tl.float32), tl.zeros([ROWS, BLOCK_C], tl.float32)
-    b_d1, b_d2 = tl.zeros([ROWS, BLOCK_C], tl.float32), tl.zeros([ROWS, BLOCK_C], tl.float32)
-    b_dnext = tl.zeros([ROWS, BLOCK_C], tl.float32)
-    _, b_z0, b_m0 = load_normalised(p_x, i_first - dilation, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta)
-    _, b_z1, b_m1 = load_normalised(p_x, i_first, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta)
-    for step in tl.static_range(BLOCK_T // ROWS):
-        i_t = i_first + step * dilation
-        _, b_z2, b_m2 = load_normalised(p_x, i_t + dilation, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta)
-        b_a = taps(b_m0, b_m1, b_m2, b_w0, b_w1, b_w2)
-        b_dy = load_frames(p_dy, i_t, T, i_c, m_c, dy_t)[0].to(tl.float32)
-        b_dnext += tl.where(b_a > 0, 0.0, b_dy * b_a)
-        b_da = tl.where(b_a > 0, b_dy, next_slope * b_dy)
-        b_s0 += b_da * b_z0
-        b_s1 += b_da * b_z1
-        b_s2 += b_da * b_z2
-        b_d0 += tl.where((i_t >= dilation)[:, None], b_da, 0.0)
-        b_d1 += b_da
-        b_d2 += tl.where((i_t + dilation < T)[:, None], b_da, 0.0)
-        b_z0, b_m0, b_z1, b_m1 = b_z1, b_m1, b_z2, b_m2
-    tl.store(p_dnext_slope + tl.program_id(0), tl.sum(b_dnext))
+    first = (row % tl.cdiv(T, BLOCK_T)) * BLOCK_T
+    if (first >= dilation) & (first + BLOCK_T + dilation <= T) & (C % BLOCK_C == 0):
+        b_s0, b_s1, b_s2, b_d0, b_d1, b_d2, b_dnext = _sums_of_tile(
+            p_dy, p_x, i_first, i_c, m_c, T, dilation, dy_t, x_t, slope, next_slope,
+            b_scale, b_mean, b_beta, b_w0, b_w1, b_w2, BLOCK_T // ROWS, ROWS, BLOCK_C, True,
+        )  # fmt: skip
+    else:
+        b_s0, b_s1, b_s2, b_d0, b_d1, b_d2, b_dnext = _sums_of_tile(
+            p_dy, p_x, i_first, i_c, m_c, T, dilation, dy_t, x_t, slope, next_slope,
+            b_scale, b_mean, b_beta, b_w0, b_w1, b_w2, BLOCK_T // ROWS, ROWS, BLOCK_C, False,
+        )  # fmt: skip
+    tl.store(p_dnext_slope + tl.program_id(0), b_dnext)
     p_sums += row.to(tl.int64) * 6 * C + i_c
-    tl.store(p_sums, tl.sum(b_s0, 0), mask=m_c)
-    tl.store(p_sums + C, tl.sum(b_s1, 0), mask=m_c)
-    tl.store(p_sums + 2 * C, tl.sum(b_s2, 0), mask=m_c)
-    tl.store(p_sums + 3 * C, tl.sum(b_d0, 0), mask=m_c)
-    tl.store(p_sums + 4 * C, tl.sum(b_d1, 0), mask=m_c)
-    tl.store(p_sums + 5 * C, tl.sum(b_d2, 0), mask=m_c)
+    tl.store(p_sums, b_s0, mask=m_c)
+    tl.store(p_sums + C, b_s1, mask=m_c)
+    tl.store(p_sums + 2 * C, b_s2, mask=m_c)
+    tl.store(p_sums + 3 * C, b_d0, mask=m_c)
+    tl.store(p_sums + 4 * C, b_d1, mask=m_c)
+    tl.store(p_sums + 5 * C, b_d2, mask=m_c)
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -129,6 +157,51 @@ def depthwise_norm_kernel(
     tl.store(p_out + 3 * C, b_wd, mask=m_c)
 
 
+@triton.jit
+def _dx_of_tile(
+    p_dy, p_x, p_dx, i_first, i_c, m_c, T, dilation, dy_t, x_t, slope, next_slope,
+    b_scale, b_mean, b_beta, b_w0, b_w1, b_w2, b_q, b_r,
+    C: tl.constexpr, STEPS: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr, INSIDE: tl.constexpr,
+):  # fmt: skip
+    """Store dx of all rows' frames; return their share of dslope."""
+    b_dslope = tl.zeros([ROWS, BLOCK_C], tl.float32)
+    _, _, b_before = load_normalised(
+        p_x, i_first - 2 * dilation, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta, INSIDE
+    )
+    _, _, b_m0 = load_normalised(p_x, i_first - dilation, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta, INSIDE)
+    b_x0, b_z0, b_m1 = load_normalised(p_x, i_first, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta, INSIDE)
+    b_x1, b_z1, b_m2 = load_normalised(
+        p_x, i_first + dilation, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta, INSIDE
+    )
+    b_a = taps(b_before, b_m0, b_m1, b_w0, b_w1, b_w2)
+    b_da0 = _before_prelu(p_dy, i_first - dilation, T, i_c, m_c, dy_t, b_a, next_slope, INSIDE)
+    b_a = taps(b_m0, b_m1, b_m2, b_w0, b_w1, b_w2)
+    b_da1 = _before_prelu(p_dy, i_first, T, i_c, m_c, dy_t, b_a, next_slope, INSIDE)
+    b_m0, b_m1 = b_m1, b_m2
+    for step in tl.static_range(STEPS):
+        i_t = i_first + step * dilation
+        b_x2, b_z2, b_m2 = load_normalised(
+            p_x, i_t + 2 * dilation, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta, INSIDE
+        )
+        b_a = taps(b_m0, b_m1, b_m2, b_w0, b_w1, b_w2)
+        b_da2 = _before_prelu(p_dy, i_t + dilation, T, i_c, m_c, dy_t, b_a, next_slope, INSIDE)
+        b_dm = b_w0[None, :] * b_da2 + b_w1[None, :] * b_da1 + b_w2[None, :] * b_da0
+        b_dz = b_scale[None, :] * b_dm + b_q[None, :] * b_z0 + b_r[None, :]
+        b_x = b_x0.to(tl.float32)
+        b_dx = tl.where(b_x > 0, b_dz, slope * b_dz).to(p_dx.dtype.element_ty)
+        p_row = p_dx + i_t.to(tl.int64)[:, None] * C + i_c[None, :]
+        if INSIDE:
+            b_dslope += tl.where(b_x > 0, 0.0, b_dz * b_x)
+            tl.store(p_row, b_dx)
+        else:
+            mask = (i_t < T)[:, None] & m_c[None, :]
+            b_dslope += tl.where((b_x > 0) | ~mask, 0.0, b_dz * b_x)
+            tl.store(p_row, b_dx, mask=mask)
+        b_m0, b_m1, b_da0, b_da1 = b_m1, b_m2, b_da1, b_da2
+        b_x0, b_z0, b_x1, b_z1 = b_x1, b_z1, b_x2, b_z2
+    return tl.sum(b_dslope)
+
+
 @triton.jit(do_not_specialize=["T", "dilation", "dy_n", "dy_i", "dy_t", "x_n", "x_i", "x_t"])
 def depthwise_dx_kernel(
     p_dy, p_x, p_w, p_slope, p_affine, p_beta, p_next_slope, p_norm, p_dx, p_dslope, T, dilation,
@@ -136,7 +209,7 @@ def depthwise_dx_kernel(
     BLOCK_T: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """One program: dx of one tile of one item and instrument, BLOCK_C channels, and its share of dslope."""
-    _, i_ni, i_first, i_c = place(T, dilation, C, BLOCK_T, ROWS, BLOCK_C)
+    row, i_ni, i_first, i_c = place(T, dilation, C, BLOCK_T, ROWS, BLOCK_C)
     i_n, i_i, m_c = (i_ni // INSTRUMENTS).to(tl.int64), (i_ni % INSTRUMENTS).to(tl.int64), i_c < C
     dy_t, x_t = dy_t.to(tl.int64) * ALIGN, x_t.to(tl.int64) * ALIGN
     p_dy += i_n * (dy_n.to(tl.int64) * ALIGN) + i_i * (dy_i.to(tl.int64) * ALIGN)
@@ -148,31 +221,18 @@ def depthwise_dx_kernel(
     )
     p_norm += i_ni.to(tl.int64) * 7 * C + i_c
     b_q, b_r = tl.load(p_norm, mask=m_c, other=0.0), tl.load(p_norm + C, mask=m_c, other=0.0)
-    b_dslope = tl.zeros([ROWS, BLOCK_C], tl.float32)
-    _, _, b_before = load_normalised(p_x, i_first - 2 * dilation, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta)
-    _, _, b_m0 = load_normalised(p_x, i_first - dilation, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta)
-    b_x0, b_z0, b_m1 = load_normalised(p_x, i_first, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta)
-    b_x1, b_z1, b_m2 = load_normalised(p_x, i_first + dilation, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta)
-    b_a = taps(b_before, b_m0, b_m1, b_w0, b_w1, b_w2)
-    b_da0 = _before_prelu(p_dy, i_first - dilation, T, i_c, m_c, dy_t, b_a, next_slope)
-    b_a = taps(b_m0, b_m1, b_m2, b_w0, b_w1, b_w2)
-    b_da1 = _before_prelu(p_dy, i_first, T, i_c, m_c, dy_t, b_a, next_slope)
-    b_m0, b_m1 = b_m1, b_m2
-    for step in tl.static_range(BLOCK_T // ROWS):
-        i_t = i_first + step * dilation
-        b_x2, b_z2, b_m2 = load_normalised(p_x, i_t + 2 * dilation, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta)
-        b_a = taps(b_m0, b_m1, b_m2, b_w0, b_w1, b_w2)
-        b_da2 = _before_prelu(p_dy, i_t + dilation, T, i_c, m_c, dy_t, b_a, next_slope)
-        b_dm = b_w0[None, :] * b_da2 + b_w1[None, :] * b_da1 + b_w2[None, :] * b_da0
-        b_dz = b_scale[None, :] * b_dm + b_q[None, :] * b_z0 + b_r[None, :]
-        b_x = b_x0.to(tl.float32)
-        mask = (i_t < T)[:, None] & m_c[None, :]
-        b_dslope += tl.where((b_x > 0) | ~mask, 0.0, b_dz * b_x)
-        b_dx = tl.where(b_x > 0, b_dz, slope * b_dz).to(p_dx.dtype.element_ty)
-        tl.store(p_dx + i_t.to(tl.int64)[:, None] * C + i_c[None, :], b_dx, mask=mask)
-        b_m0, b_m1, b_da0, b_da1 = b_m1, b_m2, b_da1, b_da2
-        b_x0, b_z0, b_x1, b_z1 = b_x1, b_z1, b_x2, b_z2
-    tl.store(p_dslope + tl.program_id(0), tl.sum(b_dslope))
+    first = (row % tl.cdiv(T, BLOCK_T)) * BLOCK_T
+    if (first >= 2 * dilation) & (first + BLOCK_T + 2 * dilation <= T) & (C % BLOCK_C == 0):
+        dslope = _dx_of_tile(
+            p_dy, p_x, p_dx, i_first, i_c, m_c, T, dilation, dy_t, x_t, slope, next_slope,
+            b_scale, b_mean, b_beta, b_w0, b_w1, b_w2, b_q, b_r, C, BLOCK_T // ROWS, ROWS, BLOCK_C, True,
+        )  # fmt: skip
+    else:
+        dslope = _dx_of_tile(
+            p_dy, p_x, p_dx, i_first, i_c, m_c, T, dilation, dy_t, x_t, slope, next_slope,
+            b_scale, b_mean, b_beta, b_w0, b_w1, b_w2, b_q, b_r, C, BLOCK_T // ROWS, ROWS, BLOCK_C, False,
+        )  # fmt: skip
+    tl.store(p_dslope + tl.program_id(0), dslope)
 
 
 @triton.jit(do_not_specialize=["ITEMS", "PARTS"])
@@ -232,7 +292,10 @@ def depthwise_gradients(
         p_sums=sums, p_w=weight, p_affine=affine, p_beta=beta, p_out=norm, T=frames, C=channels,
         INSTRUMENTS=instruments, GROUPS=GROUPS, TILE=TILE, BLOCK_C=power_of_two(channels // GROUPS), num_warps=1,
     )  # fmt: skip
-    launch(depthwise_dx_kernel, programs, x, p_norm=norm, p_dx=dx, p_dslope=dslopes[0], num_warps=8, **shared)
+    launch(
+        depthwise_dx_kernel, programs, x, p_norm=norm, p_dx=dx, p_dslope=dslopes[0],
+        num_warps=8, **register_limit(128, x, products=False), **shared,
+    )  # fmt: skip
     return dx, norm, dslopes
 
 

@@ -102,13 +102,15 @@ def exact_products() -> str:
     return "ieee" if torch.version.hip else "tf32x3"
 
 
-def register_limit(registers: int, x: Tensor) -> dict[str, int]:
+def register_limit(registers: int, x: Tensor, products: bool = True) -> dict[str, int]:
     """The option that holds a thread to so many registers: with 128, two blocks of 8 warps share a multiprocessor.
 
-    For products of bfloat16 that need no more, but take more to load earlier. Where tensor cores take operands from
-    registers they do need more, and values would go to local memory: there it is no option.
+    For kernels that need no more, but take more to load earlier. Where tensor cores take operands from registers, or are not
+    used, products do need more, and values would go to local memory: there it is no option. AMD's compiler does not have it.
     """
-    return {"maxnreg": registers} if x.dtype == torch.bfloat16 and operands_in_shared_memory(x.device) else {}
+    if products and not (x.dtype == torch.bfloat16 and operands_in_shared_memory(x.device)):
+        return {}
+    return {} if torch.version.hip else {"maxnreg": registers}
 
 
 def alignment(*activations: Tensor | None) -> int:

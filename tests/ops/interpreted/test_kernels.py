@@ -47,6 +47,12 @@ def test_more_than_one_tile_and_both_accumulators() -> None:
     check(cases.case(n=1, frames=131, inputs=16, outputs=160, dilation=32))
 
 
+@pytest.mark.parametrize("frames", [271, 272, 287, 288])
+def test_tiles_whose_neighbours_are_all_inside_the_signal(frames: int) -> None:
+    """Of dilation 16 the middle one of three tiles needs 272 frames in the forward, 288 in the backward."""
+    check(cases.case(n=1, frames=frames, inputs=16, outputs=32, dilation=16, instruments=1))
+
+
 @pytest.mark.parametrize("instruments", [1, 3, 6])
 def test_any_number_of_instruments(instruments: int) -> None:
     check(cases.case(n=2, frames=19, inputs=16, outputs=24, dilation=2, instruments=instruments))
