@@ -14,8 +14,7 @@ from .events import (
 )
 from .failures import Failure
 from .result import Outcome, Status
-from .settings import Identity, Settings
-from .song import Song
+from .settings import Identity, Settings, Song
 
 __all__ = [
     "Event",

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from ..errors import MetaTasNetError
 from .destination import Destination
 from .events import Notice
-from .song import Song
+from .settings import Song
 from .supervised import Deferred, Order, Ready, Stop
 from .worker import Worker
 

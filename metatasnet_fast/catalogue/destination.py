@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from .._io import sha256_file
 from .failures import Failure, SongError
 from .result import Listed, Outcome, Result
-from .song import Song, song_folder
+from .settings import Song, song_folder
 from .source import Source
 from .storage import LocalStorage, Storage, local_path, open_storage
 

@@ -19,8 +19,7 @@ from .cores import available_cores
 from .destination import Destination, LedgerWriter
 from .events import Event, Listener, Notice, RunEnded, RunStarted, SongEnded, SongsSkipped, Tally
 from .resources import find_identity
-from .settings import Settings
-from .song import Song
+from .settings import Settings, Song
 from .storage import reaching
 from .supervised import ChildProcess, Order, Process, SupervisedWorker
 from .survey import Plan, make_plan

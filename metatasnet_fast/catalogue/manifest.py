@@ -31,7 +31,7 @@ from typing import Any, NoReturn, TypeAlias
 from .._extras import require
 from ..audio.folders import AUDIO_SUFFIXES, find_audio, is_audio_name, lies_in
 from ..errors import ConfigError
-from .song import Song, derived_id, safe_name
+from .settings import Song, derived_id, safe_name
 from .source import Stamp, stamp_of
 from .storage import local_path, open_filesystem, reaching
 

@@ -33,7 +33,7 @@ from .events import Listener, SongEnded, SongStarted
 from .failures import Failure, SongError, classify, unreadable
 from .resources import Resources
 from .result import Outcome, Result, Status, StemFile, utc_now
-from .song import Song, safe_name, song_folder
+from .settings import Song, safe_name, song_folder
 from .source import Source
 from .staging import Claims, Contents, Staging
 from .storage import ContestedError, LocalStorage, local_path

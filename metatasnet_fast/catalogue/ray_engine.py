@@ -23,8 +23,7 @@ from .destination import Destination
 from .events import Listener, Notice, RunEnded
 from .local import RunLog, carry_out, work_through
 from .ray_cluster import Pool, nodes_of, plan_pool, ray_cluster
-from .settings import Settings
-from .song import Song
+from .settings import Settings, Song
 from .staging import remove_abandoned
 from .storage import local_path
 from .supervised import ChildProcess, Gone, Order, Stop

@@ -32,8 +32,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 from .failures import Failure
-from .settings import Identity
-from .song import song_folder
+from .settings import Identity, song_folder
 
 __all__ = ["Listed", "Outcome", "Result", "Status", "StemFile", "is_result", "utc_now"]
 

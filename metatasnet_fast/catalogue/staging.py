@@ -22,7 +22,7 @@ from pathlib import Path
 from .._io import try_lock
 from .failures import Failure, SongError
 from .result import LONG, Listed, Result
-from .song import song_folder
+from .settings import song_folder
 from .storage import LocalStorage, Storage
 
 __all__ = ["Claims", "Contents", "Staging", "find_contents", "remove_abandoned"]

@@ -13,8 +13,7 @@ from .._io import sha256_file
 from .destination import SONGS, Destination
 from .failures import Failure, SongError
 from .result import Listed, Outcome, Result, Status, utc_now
-from .settings import Settings
-from .song import Song, song_folder
+from .settings import Settings, Song, song_folder
 from .source import Source, Stamp
 from .staging import find_contents
 from .storage import client_errors, local_path, reaching

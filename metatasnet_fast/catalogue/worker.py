@@ -20,8 +20,7 @@ from .events import Listener, Notice, WorkerLoad
 from .pipeline import SongPipeline
 from .resources import Resources
 from .result import Outcome
-from .settings import Settings
-from .song import Song
+from .settings import Settings, Song
 from .staging import Contents, Staging
 
 __all__ = ["Worker"]
