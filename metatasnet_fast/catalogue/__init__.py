@@ -17,20 +17,6 @@ from .result import Outcome, Status
 from .settings import Identity, Settings, Song
 
 __all__ = [
-    "Event",
-    "Failure",
-    "Identity",
-    "Listener",
-    "Notice",
-    "Outcome",
-    "Progress",
-    "RunEnded",
-    "RunStarted",
-    "Settings",
-    "Song",
-    "SongEnded",
-    "SongStarted",
-    "SongsSkipped",
-    "Status",
-    "WorkerLoad",
-]
+    "Event", "Failure", "Identity", "Listener", "Notice", "Outcome", "Progress", "RunEnded", "RunStarted", "Settings", "Song",
+    "SongEnded", "SongStarted", "SongsSkipped", "Status", "WorkerLoad",
+]  # fmt: skip

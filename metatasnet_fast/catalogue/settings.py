@@ -167,10 +167,7 @@ class Identity:
     """``mode``, ``window`` (latent frames), ``precision``, ``stems``, ``format``, ``subtype``, ``mixture_consistency``."""
 
     @property
-    def settings_sha256(self) -> str:
-        return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
-
-    @property
     def key(self) -> str:
         """32 hexadecimal digits, different for different models and settings."""
-        return hashlib.sha256(f"{self.model_sha256} {self.settings_sha256}".encode()).hexdigest()[:32]
+        settings = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(f"{self.model_sha256} {settings}".encode()).hexdigest()[:32]
