@@ -145,7 +145,7 @@ def carry_out(
 
 
 def _worker_settings(settings: Settings, workers: int | None) -> list[Settings]:
-    """The settings of each process: a device of its own, and its part of the cores.
+    """Return the settings of each process: its own device, and its part of the cores.
 
     Raises :class:`ConfigError` for more processes than can have one.
     """

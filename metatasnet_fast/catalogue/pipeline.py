@@ -140,7 +140,7 @@ class SongPipeline:
         if stamp.size == 0:
             raise SongError(Failure.empty, f"{song.uri} is an empty file.")
         with contextlib.ExitStack() as stack:
-            staged = stack.enter_context(self._staged(song))
+            staged = stack.enter_context(self._staging.folder(safe_name(song.id)))
             with contextlib.ExitStack() as fetched:
                 with self._resources.read.enter() as fetching:
                     path = fetched.enter_context(source.local(self._staging.path))
@@ -266,7 +266,7 @@ class SongPipeline:
             )
 
     def _refuse_if_full(self, recording: Recording) -> None:
-        """Before the work, where it is plain that the stems will not fit."""
+        """Refuse a song before the work if its stems certainly do not fit."""
         storage = self._destination.storage
         if isinstance(storage, LocalStorage) and recording.samples is not None:
             size = LEAST_BYTES * recording.samples * recording.channels * len(self._settings.recipe)
@@ -274,7 +274,7 @@ class SongPipeline:
                 raise SongError(Failure.write, f"{self._destination.uri} has no room left for the stems of a song.")
 
     def _recording(self, stream: AudioStream) -> Recording:
-        """The open file, which is refused when it turns out to be too long: when it says so, or when it goes on and on."""
+        """Return the open file as a recording; it is refused once it declares, or turns out to have, too many samples."""
         hours = self._settings.max_hours
         most = int(hours * 3600 * stream.sample_rate)
 
@@ -327,17 +327,6 @@ class SongPipeline:
             if found is not None and found.key == self._key:
                 return found
         return None
-
-    @contextlib.contextmanager
-    def _staged(self, song: Song) -> Iterator[Path]:
-        try:
-            folder = self._staging.folder(safe_name(song.id))
-        except OSError as error:
-            raise SongError(Failure.write, f"Nothing can be written to {self._destination.uri} ({error}).") from error
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _open(path: Path) -> AudioStream:

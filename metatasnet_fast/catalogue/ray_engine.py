@@ -186,7 +186,7 @@ class ActorProcess:
 
 
 def _absolute(settings: Settings, destination: str, songs: Sequence[Song]) -> tuple[Settings, str, list[Song]]:
-    """With absolute paths: actors have other working directories."""
+    """Return everything with absolute paths: actors have other working directories."""
 
     def absolute(uri: str) -> str:
         return os.path.abspath(uri) if local_path(uri) is not None and "://" not in uri else uri
@@ -198,7 +198,7 @@ def _absolute(settings: Settings, destination: str, songs: Sequence[Song]) -> tu
 
 @contextlib.contextmanager
 def ray_cluster(address: str | None) -> Iterator[Any]:
-    """The module ``ray``, connected.
+    """Connect to Ray, and give the module ``ray``.
 
     With an address the cluster there is joined, and left at the end; without one, Ray is started on this machine with this
     process's cores and all GPUs, and ended with all its processes and files. A connection that was there is used and kept.
@@ -227,7 +227,7 @@ def ray_cluster(address: str | None) -> Iterator[Any]:
 
 
 def _short_folder() -> str:
-    """In the temporary folder, or if its name is too long for the sockets in it (as on many clusters), in the system's.
+    """Make a folder in the temporary one, or if that name is too long for the sockets in it, in the system's.
 
     What killed processes have left there is removed.
     """
@@ -346,7 +346,7 @@ class Pool:
 
 
 def plan_pool(nodes: Sequence[Node], device: str, threads: int | None, workers: int | None) -> Pool:
-    """One worker for each GPU; where there is none, or ``device`` is the CPU, one for each machine with all of its CPUs.
+    """Plan one worker for each GPU; where there is none, or ``device`` is the CPU, one for each machine with all of its CPUs.
 
     Songs reach the workers without a task of Ray's that needs a CPU, so the workers may hold all there are. What can never be
     placed is refused here: Ray would wait for it without a word.
@@ -391,6 +391,6 @@ def plan_pool(nodes: Sequence[Node], device: str, threads: int | None, workers: 
 
 
 def nodes_of(ray: Any) -> list[Node]:
-    """The machines of the cluster that are alive."""
+    """Return the machines of the cluster that are alive."""
     resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return [Node(int(entry.get("CPU", 0)), int(entry.get("GPU", 0))) for entry in resources]

@@ -105,7 +105,7 @@ class LiveDisplay:
 
 
 def progress_note(progress: Progress) -> str:
-    """Hours of audio, real-time factor, device busy share, queue depths, failures, time left."""
+    """Return hours of audio, real-time factor, device busy share, queue depths, failures and time left in one line."""
     parts = [
         f"{progress.audio_seconds / 3600:.2f} h of audio",
         f"{progress.real_time_factor:.1f} x real time",
@@ -140,14 +140,14 @@ def summary_lines(end: RunEnded) -> list[str]:
 
 
 def clock_text(seconds: float) -> str:
-    """``1:02:03``, with days where there are some."""
+    """Return seconds as ``1:02:03``, with days where there are some."""
     days, rest = divmod(round(seconds), 86400)
     text = f"{rest // 3600}:{rest // 60 % 60:02d}:{rest % 60:02d}"
     return f"{days} d {text}" if days else text
 
 
 def bottleneck(stage_busy_share: dict[str, float]) -> str | None:
-    """The stage that is busiest: the others wait for it. ``separate`` is songs with the device, which is judged itself."""
+    """Return the busiest stage, which the others wait for. ``separate`` counts only alone: the device is judged itself."""
     shares = {
         name: share for name, share in stage_busy_share.items() if name != "separate" or len(stage_busy_share) == 1
     }

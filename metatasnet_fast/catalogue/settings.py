@@ -41,7 +41,7 @@ class Song:
     """Version of the content, as ``Stamp.text``, if a listing told it; only for deciding what is done before the run."""
 
     def expected_seconds(self) -> float:
-        """Length as far as it can be told without opening the file; 0 if there is no hint."""
+        """Return the length in seconds, as far as it is known without opening the file; 0 if there is no hint."""
         if self.duration is not None:
             return self.duration
         if self.size is None:
@@ -51,7 +51,7 @@ class Song:
 
 
 def safe_name(text: str) -> str:
-    """A name for a file or folder on every system: the text itself if that will do, else what is left of it with a checksum.
+    """Return a name for a file or folder on every system: the text itself if possible, else its safe part and a checksum.
 
     Different texts have different names, except for an accident of 2^-40.
     """
@@ -67,7 +67,7 @@ def song_folder(id: str) -> str:
 
 
 def derived_id(uri: str) -> str:
-    """The id of a song whose manifest gives none: its file's name without suffix, and a checksum of the address.
+    """Return the id of a song whose manifest gives none: its file's name without suffix, and a checksum of the address.
 
     It depends on nothing but ``uri``, so that songs keep their ids when a manifest grows.
     """
@@ -140,7 +140,7 @@ class Settings:
                 raise ConfigError(f"The stem {stem!r} cannot name a file: use letters, digits, dots, - and _.")
 
     def of_model(self, instruments: Sequence[str]) -> Settings:
-        """The same with every stem named; raises :class:`UnknownStemError` for one that the model does not produce."""
+        """Return the settings with every stem named; raise :class:`UnknownStemError` for one that the model lacks."""
         from ..separation.result import parse_stems
 
         named: Settings = replace(self, stems=parse_stems(self.stems, instruments))
@@ -148,7 +148,7 @@ class Settings:
 
     @property
     def recipe(self) -> Recipe:
-        """Every output with the stems that are summed in it, once :meth:`of_model` has named them."""
+        """Return every output with the stems that are summed in it, once :meth:`of_model` has named them."""
         assert self.stems is not None
         return self.stems
 
@@ -168,6 +168,6 @@ class Identity:
 
     @property
     def key(self) -> str:
-        """32 hexadecimal digits, different for different models and settings."""
+        """Return 32 hexadecimal digits, different for different models and settings."""
         settings = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
         return hashlib.sha256(f"{self.model_sha256} {settings}".encode()).hexdigest()[:32]

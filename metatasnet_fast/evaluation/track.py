@@ -84,7 +84,7 @@ class _Stem:
 
     @cached_property
     def bleed(self) -> tuple[float, float]:
-        """Mean decibels by which the estimate's mel bands lie above the reference's, and below."""
+        """Return the mean decibels by which the estimate's mel bands lie above the reference's, and below."""
         bands = _mel_bands(self.rate).to(self.signals[0].device)
         levels = []
         for signal in self.whole()[:2]:
