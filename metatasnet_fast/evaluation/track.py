@@ -28,6 +28,7 @@ import torch
 from numpy.typing import NDArray
 
 from .._extras import require
+from ..errors import ShapeError
 from .bss_eval import METRICS, SILENCE, BssScores, bss_eval
 from .scores import TrackScores
 from .signals import Audio, EvaluationError, Signals, require_finite
@@ -223,16 +224,15 @@ def evaluate_track(
         EvaluationError: where an estimate has no reference; and what :func:`bss_eval` raises.
     """
     scoring = scoring or Scoring(METRICS)
-    unknown = [stem for stem in estimates if stem not in references]
-    if unknown:
+    if unknown := [stem for stem in estimates if stem not in references]:
         raise EvaluationError(f"There is no reference for {', '.join(unknown)}. Leave these estimates out.")
     stems = [stem for stem in dict.fromkeys((*_ORDER, *references)) if stem in estimates]
     if not stems:
         raise EvaluationError(f"{name} has no estimated stem. Estimate one of {', '.join(references)}.")
-    true = {stem: _samples_first(references[stem], f"reference of {stem}", scoring.device) for stem in references}
-    found = {
-        stem: _samples_first(estimates[stem], f"estimate of {stem}", scoring.device, len(true[stem])) for stem in stems
-    }
+    true = {stem: _signal(references[stem], f"reference of {stem}", scoring.device) for stem in references}
+    found = {stem: _signal(estimates[stem], f"estimate of {stem}", scoring.device, len(true[stem])) for stem in stems}
+    if differing := [stem for stem in stems if found[stem].shape != true[stem].shape]:
+        raise ShapeError(f"Channels of references and estimates differ: {', '.join(differing)}. Convert one of them.")
     # museval scores accompaniment and vocals as a pair, apart from the other stems.
     groups = [stems]
     if {"vocals", "accompaniment"} <= set(stems):
@@ -269,7 +269,7 @@ def evaluate_track(
         notes += [REGULARISED] * scoring.regularise + [OWN_SILENCE] * (scoring.silence == "own")
     whole: dict[str, dict[str, float]] = {}
     if metrics := [metric for metric in scoring.metrics if metric in WHOLE]:
-        mixed = mixture_of(true) if mixture is None else _samples_first(mixture, "mixture", scoring.device)
+        mixed = mixture_of(true) if mixture is None else _signal(mixture, "mixture", scoring.device)
         for stem in stems:
             signals = (Signals(true[stem][None], "reference"), Signals(found[stem][None], "estimate"))
             measured = _Stem(*signals, Signals(mixed[None], "mixture", len(true[stem])), sample_rate)
@@ -279,7 +279,7 @@ def evaluate_track(
     return TrackScores(name, targets, whole=whole, notes=tuple(notes))
 
 
-def _samples_first(audio: Audio, what: str, device: str | None, samples: int | None = None) -> torch.Tensor:
+def _signal(audio: Audio, what: str, device: str | None, samples: int | None = None) -> torch.Tensor:
     """Return a signal as (samples, channels), cut or zero-padded to `samples`; its channels may be first, or missing."""
     signal = Signals(audio[None], what).audio[0, :samples].to(device=device)
     missing = 0 if samples is None else samples - len(signal)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from metatasnet_fast.errors import ShapeError
 from metatasnet_fast.evaluation import Scoring, evaluate_track
 from metatasnet_fast.evaluation.signals import EvaluationError
 from metatasnet_fast.evaluation.track import DEFAULT_METRICS, WHOLE
@@ -146,3 +147,9 @@ def test_the_mixture_is_the_sum_of_all_references_unless_given() -> None:
         "a", "SI-SDRi"
     )
     assert implied == pytest.approx(given, abs=1e-5)
+
+
+def test_a_mono_estimate_of_a_stereo_stem_is_refused() -> None:
+    s, e, m = signals("music")
+    with pytest.raises(ShapeError, match="Channels of references and estimates differ: a"):
+        values(s, e.mean(0), m, metrics=("uSDR",))
