@@ -50,8 +50,8 @@ def _weights(p_w, i_o, i_h, H: tl.constexpr, B: tl.constexpr):
 @triton.jit(do_not_specialize=["T", "b_n", "b_i", "b_t", "x_n", "x_i", "x_t"])
 def block_pair_kernel(
     p_b, p_folded, p_bias, p_x, p_new, p_w, p_slope, p_c, p_statistics, T, b_n, b_i, b_t, x_n, x_i, x_t,
-    H: tl.constexpr, B: tl.constexpr, INSTRUMENTS: tl.constexpr, ALIGN: tl.constexpr, BLOCK_T: tl.constexpr,
-    BLOCK_B: tl.constexpr, TAIL_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
+    H: tl.constexpr, B: tl.constexpr, INSTRUMENTS: tl.constexpr, ALIGN: tl.constexpr, ACTIVATED: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_B: tl.constexpr, TAIL_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One program: one tile of one item and instrument."""
     tiles = tl.cdiv(T, BLOCK_T)
@@ -94,7 +94,7 @@ def block_pair_kernel(
         b_c = tl.dot(b_new, _weights(p_w, i_o, i_h, H, B))
         if TAIL_B > 0:
             b_c = tl.dot(b_new_tail, _weights(p_w, i_o_tail, i_h, H, B), b_c)
-        pointwise_finish(b_c, None, p_slope, p_c, p_statistics, row, i_t, m_t, i_h, count, H)
+        pointwise_finish(b_c, None, p_slope, p_c, p_statistics, row, i_t, m_t, i_h, count, H, ACTIVATED)
 
 
 def pairs(dtype: torch.dtype, width: int, hidden: int) -> bool:
@@ -104,9 +104,10 @@ def pairs(dtype: torch.dtype, width: int, hidden: int) -> bool:
 
 def block_pair(
     b: Tensor, folded: Tensor, bias: Tensor, x: Tensor, conv1d: Tensor, slope: Tensor,
-    new: Tensor | None = None, c: Tensor | None = None,
+    new: Tensor | None = None, c: Tensor | None = None, activated: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """x' (n, I, T, B), c (n, I, T, H) and its partials, the former two into contiguous ``new`` and ``c`` if given.
+    If ``activated``, PReLU(c, slope) in place of c.
 
     ``b`` (n, I, T, H), ``x`` (n, I, T, B) with unit strides; ``folded`` (n, I, B, H), ``bias`` (n, I, B); ``conv1d`` (I, H, B).
     """
@@ -125,7 +126,7 @@ def block_pair(
     launch(
         block_pair_kernel, n * instruments * partials.shape[2], x,
         p_b=b, p_folded=folded, p_bias=bias, p_x=x, p_new=new, p_w=conv1d, p_slope=slope, p_c=c, p_statistics=partials,
-        T=frames, **strides(align, b=b, x=x), H=hidden, B=width, INSTRUMENTS=instruments, ALIGN=align, BLOCK_T=TILE,
-        BLOCK_B=main, TAIL_B=tail, BLOCK_H=COLUMNS, BLOCK_K=BLOCK_K, num_warps=warps, num_stages=STAGES,
+        T=frames, **strides(align, b=b, x=x), H=hidden, B=width, INSTRUMENTS=instruments, ALIGN=align, ACTIVATED=activated,
+        BLOCK_T=TILE, BLOCK_B=main, TAIL_B=tail, BLOCK_H=COLUMNS, BLOCK_K=BLOCK_K, num_warps=warps, num_stages=STAGES,
     )  # fmt: skip
     return new, c, partials

@@ -68,9 +68,9 @@ class Kept:
 
 
 def blocks_forward(
-    x: Tensor, w: BlockWeights, next_slope: Tensor, keep: int, items: int, tf32: bool
+    x: Tensor, w: BlockWeights, next_slope: Tensor, keep: int, items: int, tf32: bool, activated: bool = False
 ) -> tuple[Tensor, Tensor, Kept]:
-    """skips (n, I, T, B), the statistics of PReLU(skips, next_slope), and what is kept.
+    """skips (n, I, T, B), or PReLU(skips, next_slope) if ``activated``; the statistics of the latter, and what is kept.
 
     ``x`` (n, I, T, B) with unit stride along channels. ``keep`` 0: nothing; 1: x and c; 2: x, c and b. ``items`` go through all
     blocks at a time; if it is 0, as many as was measured to be best, or all.
@@ -94,19 +94,24 @@ def blocks_forward(
     skips, statistics = new(n, instruments, frames, width), new_statistics(x, width)
     for first in range(0, n, items):
         part = slice(first, min(n, first + items))
-        _go_through(x[part], part, w, next_slope, keep, tf32, kept, skips[part], statistics[part])
+        _go_through(x[part], part, w, next_slope, keep, tf32, activated, kept, skips[part], statistics[part])
     return skips, statistics, kept
 
 
 def _go_through(
-    x: Tensor, part: slice, w: BlockWeights, next_slope: Tensor, keep: int, tf32: bool, kept: Kept, skips: Tensor,
-    statistics: Tensor,
+    x: Tensor, part: slice, w: BlockWeights, next_slope: Tensor, keep: int, tf32: bool, activated: bool, kept: Kept,
+    skips: Tensor, statistics: Tensor,
 ) -> None:  # fmt: skip
-    """All blocks on some items; writes their skips, statistics and what is kept of them."""
+    """All blocks on some items; writes their skips, statistics and what is kept of them.
+
+    Backward needs c. Where it is not kept its PReLU is stored instead, which the depthwise pass then need not compute.
+    """
     n, instruments, frames, width = x.shape
     count, _, hidden, _ = w.conv1d.shape
     partials = new_statistics(x, hidden)
-    c, c_partials = product(x, w.conv1d[0], None, None, None, w.slope_1[0], tf32, y=kept.c[0, part] if keep else None)
+    c, c_partials = product(
+        x, w.conv1d[0], None, None, None, w.slope_1[0], tf32, kept.c[0, part] if keep else None, activated=not keep
+    )
     assert c_partials is not None
     for first in range(0, count, w.layers):
         if keep > 1:
@@ -118,8 +123,8 @@ def _go_through(
             group_affine(c_partials, w.gamma_1[layer], w.beta_1[layer], frames, affine_1)
             b = stack[..., (layer - first) * hidden : (layer - first + 1) * hidden]
             depthwise_forward(
-                c, w.taps[layer], w.dilations[layer], w.slope_1[layer], affine_1, w.beta_1[layer], w.slope_2[layer], b,
-                partials,
+                c, w.taps[layer], w.dilations[layer], w.slope_1[layer] if keep else None, affine_1, w.beta_1[layer],
+                w.slope_2[layer], b, partials,
             )  # fmt: skip
             group_affine(partials, w.gamma_2[layer], w.beta_2[layer], frames, affine_2)
             if layer < count - 1:
@@ -136,7 +141,7 @@ def _go_through(
         last = first + w.layers == count
         product(
             stack, *skip_weights, skips if first else None, None, next_slope if last else None, tf32, y=skips,
-            partials=statistics if last else None,
+            partials=statistics if last else None, activated=activated and last,
         )  # fmt: skip
 
 
@@ -147,8 +152,8 @@ def _next(
     new, c = (None, None) if part is None else (kept.x[layer, part], kept.c[layer + 1, part])
     conv1d, slope = w.conv1d[layer + 1], w.slope_1[layer + 1]
     if pairs(x.dtype, x.shape[3], b.shape[3]):
-        return block_pair(b, folded, bias, x, conv1d, slope, new, c)
+        return block_pair(b, folded, bias, x, conv1d, slope, new, c, activated=part is None)
     new, _ = product(b, folded, bias, x, None, None, tf32, y=new)
-    c, partials = product(new, conv1d, None, None, None, slope, tf32, y=c)
+    c, partials = product(new, conv1d, None, None, None, slope, tf32, c, activated=part is None)
     assert partials is not None
     return new, c, partials

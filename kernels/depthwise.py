@@ -176,7 +176,7 @@ def rows_of(dilation: int, choices: tuple[int, ...]) -> int:
 
 
 def depthwise_forward(
-    x: Tensor, weight: Tensor, dilation: int, slope: Tensor, affine: Tensor, beta: Tensor, next_slope: Tensor,
+    x: Tensor, weight: Tensor, dilation: int, slope: Tensor | None, affine: Tensor, beta: Tensor, next_slope: Tensor,
     y: Tensor | None = None, statistics: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """y (n, I, T, C) in x's dtype, and its partials into ``statistics`` if given; ``x`` with unit stride along channels.

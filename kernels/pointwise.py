@@ -106,9 +106,10 @@ def pointwise_start(
 
 @triton.jit
 def pointwise_finish(
-    b_y, p_bias, p_next_slope, p_y, p_statistics, row, i_t, m_t, i_o, count, N: tl.constexpr, AGAIN: tl.constexpr = False
+    b_y, p_bias, p_next_slope, p_y, p_statistics, row, i_t, m_t, i_o, count, N: tl.constexpr,
+    ACTIVATED: tl.constexpr = False, AGAIN: tl.constexpr = False,
 ):  # fmt: skip
-    """Bias, store, statistics of BLOCK_T by some columns.
+    """Bias, store, statistics of BLOCK_T by some columns. With ACTIVATED the activation is stored in place of y.
 
     With AGAIN the statistics are taken of values loaded again: a thread then holds neighbouring columns of many rows, and sums
     over rows need a third of the instructions that they need as the product left the values, in eight lanes and all warps.
@@ -118,12 +119,18 @@ def pointwise_finish(
     if p_bias is not None:
         b_y += tl.load(p_bias + i_o, mask=m_o, other=0.0).to(tl.float32)[None, :]
     b_y = b_y.to(p_y.dtype.element_ty)
+    if ACTIVATED:
+        b_y = activation(b_y, slope_of(p_next_slope)).to(b_y.dtype)
     tl.store(p_y + i_t.to(tl.int64)[:, None] * N + i_o[None, :], b_y, mask=mask)
     if p_statistics is not None:
         if AGAIN:
             tl.debug_barrier()
             b_y = tl.load(p_y + i_t.to(tl.int64)[:, None] * N + i_o[None, :], mask=mask, other=0.0)
-        store_moments(activation(b_y, slope_of(p_next_slope)), m_t, count, p_statistics, row, i_o, m_o, N)
+        if ACTIVATED:
+            b_z = b_y.to(tl.float32)
+        else:
+            b_z = activation(b_y, slope_of(p_next_slope))
+        store_moments(b_z, m_t, count, p_statistics, row, i_o, m_o, N)
 
 
 @triton.jit(do_not_specialize=["T", "x_n", "x_i", "x_t", "residual_n", "residual_i", "residual_t"])
@@ -131,6 +138,7 @@ def pointwise_fwd_kernel(
     p_x, p_w, p_bias, p_residual, p_slope, p_next_slope, p_y, p_statistics, T,
     x_n, x_i, x_t, residual_n, residual_i, residual_t,
     K: tl.constexpr, N: tl.constexpr, INSTRUMENTS: tl.constexpr, FOLDED: tl.constexpr, ALIGN: tl.constexpr,
+    ACTIVATED: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, TAIL_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program: one tile of one item and instrument, BLOCK_N + TAIL_N columns in two accumulators."""
@@ -172,9 +180,11 @@ def pointwise_fwd_kernel(
     p_y += i_ni.to(tl.int64) * T * N
     if p_bias is not None:
         p_bias += i_w * N
-    pointwise_finish(b_y, p_bias, p_next_slope, p_y, p_statistics, row, i_t, m_t, i_o, count, N, True)
+    pointwise_finish(b_y, p_bias, p_next_slope, p_y, p_statistics, row, i_t, m_t, i_o, count, N, ACTIVATED, True)
     if TAIL_N > 0:
-        pointwise_finish(b_tail, p_bias, p_next_slope, p_y, p_statistics, row, i_t, m_t, i_tail, count, N, True)
+        pointwise_finish(
+            b_tail, p_bias, p_next_slope, p_y, p_statistics, row, i_t, m_t, i_tail, count, N, ACTIVATED, True
+        )
 
 
 def fold_weights(
@@ -205,10 +215,11 @@ def fold_weights(
 def product(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, slope: Tensor | None,
     next_slope: Tensor | None, tf32: bool, y: Tensor | None = None, partials: Tensor | None = None,
+    activated: bool = False,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """y (n, I, T, N) and, with a ``next_slope``, its partials; into contiguous ``y`` and ``partials`` if given.
 
-    ``y`` may be ``residual``.
+    ``y`` may be ``residual``. If ``activated``, PReLU(y, next_slope) in place of y.
 
     ``weight`` in x's dtype: one per instrument, (I, N, K), or, folded, one per item and instrument, (n, I, N, K).
     """
@@ -228,7 +239,7 @@ def product(
         p_x=x, p_w=weight, p_bias=bias, p_residual=residual, p_slope=slope, p_next_slope=next_slope,
         p_y=y, p_statistics=partials, T=frames, K=inputs, N=columns,
         INSTRUMENTS=instruments, **strides(align, x=x, residual=residual), ALIGN=align, FOLDED=weight.dim() == 4,
-        BLOCK_T=TILE, PRECISION=products(tf32, x.device), **chosen,
+        ACTIVATED=activated, BLOCK_T=TILE, PRECISION=products(tf32, x.device), **chosen,
         **register_limit(128, x),
     )  # fmt: skip
     return y, partials

@@ -52,6 +52,7 @@ def blocks(
     keep: int | None = None,
     items: int = 0,
     tf32: bool = False,
+    activated: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """skips = sum_l skip_out(h_l), h_l = norm_2(PReLU(dconv1d(norm_1(PReLU(conv1d(x_l)))))), x_(l+1) = x_l + res_out(h_l).
 
@@ -66,6 +67,7 @@ def blocks(
         keep: what to keep for backward, see :func:`kept_for_backward`, which decides if it is None.
         items: go through all blocks at a time; 0 for as many as was measured to be best on the device, or all.
         tf32: products of float32 in TF32 on the tensor cores, three decimal digits.
+        activated: return PReLU(skips, next_slope) instead of skips, for inference: it has no gradient.
 
     Returns:
         skips (n, I, frames, B) in the dtype of ``x``, and the statistics of PReLU(skips, next_slope).
@@ -97,7 +99,9 @@ def blocks(
     if keep is None:
         gradients = torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in (x, *p))
         keep = kept_for_backward(x.dtype) if gradients else 0
-    skips, statistics, *_ = _blocks(x, *p, next_slope, list(dilations), layers, keep, items, tf32)
+    if activated and keep:
+        raise ShapeError("The activation of the skips has no gradient; ask for the skips, or for keep=0.")
+    skips, statistics, *_ = _blocks(x, *p, next_slope, list(dilations), layers, keep, items, tf32, activated)
     return skips, statistics
 
 
@@ -144,12 +148,12 @@ def _launcher_weights(x: Tensor, p: BlockParameters, dilations: list[int], layer
 def _kernel(
     x: Tensor, conv1d: Tensor, slope_1: Tensor, gamma_1: Tensor, beta_1: Tensor, taps: Tensor, slope_2: Tensor,
     gamma_2: Tensor, beta_2: Tensor, out: Tensor, bias: Tensor | None, next_slope: Tensor, dilations: list[int],
-    layers: int, keep: int, items: int, tf32: bool,
+    layers: int, keep: int, items: int, tf32: bool, activated: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     p = BlockParameters(conv1d, slope_1, gamma_1, beta_1, taps, slope_2, gamma_2, beta_2, out, bias)
     weights = _launcher_weights(x, p, dilations, layers)
     launcher = kernels("blocks", x.dtype).blocks_forward
-    skips, statistics, kept = launcher(unit_stride(x), weights, next_slope, keep, items, tf32)
+    skips, statistics, kept = launcher(unit_stride(x), weights, next_slope, keep, items, tf32, activated)
     return skips, statistics, kept.x, kept.c, kept.b, kept.affine_1, kept.affine_2
 
 
@@ -157,10 +161,10 @@ def _kernel(
 def _blocks(
     x: Tensor, conv1d: Tensor, slope_1: Tensor, gamma_1: Tensor, beta_1: Tensor, taps: Tensor, slope_2: Tensor,
     gamma_2: Tensor, beta_2: Tensor, out: Tensor, bias: Tensor | None, next_slope: Tensor, dilations: Sequence[int],
-    layers: int, keep: int, items: int, tf32: bool,
+    layers: int, keep: int, items: int, tf32: bool, activated: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return the skips and their statistics, the inputs of all blocks but the first, c, b (concatenated per stack), and
-    both affines."""
+    """Return the skips or their activation, the statistics of the latter, the inputs of all blocks but the first, c,
+    b (concatenated per stack), and both affines."""
     p = BlockParameters(conv1d, slope_1, gamma_1, beta_1, taps, slope_2, gamma_2, beta_2, out, bias)
     width = x.shape[3]
     skips = torch.zeros_like(x, memory_format=torch.contiguous_format)
@@ -181,8 +185,9 @@ def _blocks(
     inputs = torch.stack(xs) if xs else first.new_empty(0, *first.shape)
     stacks = torch.stack(bs).unflatten(0, (-1, layers)).movedim(1, -2).flatten(-2)
     nothing = [first.new_empty(0) for _ in range(3)]
+    z = activation(skips, next_slope)
     return (
-        skips, tile_statistics(activation(skips, next_slope)), inputs if keep else nothing[0],
+        z.to(skips.dtype) if activated else skips, tile_statistics(z), inputs if keep else nothing[0],
         torch.stack(cs) if keep else nothing[1], stacks if keep > 1 else nothing[2], torch.stack(affines_1),
         torch.stack(affines_2),
     )  # fmt: skip
@@ -241,20 +246,20 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, *rest[:10], *output[2:])
-    ctx.dilations, ctx.layers, keep, _, ctx.tf32 = rest[11:]
+    ctx.dilations, ctx.layers, keep, _, ctx.tf32, _ = rest[11:]
     ctx.kept = keep > 0
 
 
 def _differentiate(ctx: Any, dskips: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     if dskips is None:
-        return (None,) * 17
+        return (None,) * 18
     if not ctx.kept:
         raise ShapeError("Nothing was kept for backward (keep=0); pass keep=None or 1.")
     saved = ctx.saved_tensors  # once: non-reentrant checkpointing recomputes them, and allows one read only
     x, *p = saved[:11]
     found = _blocks_backward(dskips, x, *p, *saved[11:], ctx.dilations, ctx.layers, ctx.tf32)
     gradients = [None if v is None else g.to(v.dtype) for v, g in zip(p, found[1:], strict=True)]
-    return found[0], *gradients, None, None, None, None, None, None
+    return found[0], *gradients, None, None, None, None, None, None, None
 
 
 differentiable(_blocks, _differentiate, _save, _blocks_backward)

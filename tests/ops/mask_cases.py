@@ -85,6 +85,22 @@ def in_conv_case(
     return MaskCase(name, tensors, fused, plain, frozenset({"x", "v"}))
 
 
+def check_that_inference_gives_the_bits_of_training(width: int, hidden: int, dtype: torch.dtype) -> None:
+    p = blocks_case(n=1, frames=5, width=width, hidden=hidden, bias=True).leaves(dtype)
+    parameters = BlockParameters(*(p.get(name) for name in BlockParameters._fields))  # type: ignore[arg-type]
+    slope = torch.full((1,), 0.2)
+
+    @torch.no_grad()
+    def run(keep: int, activated: bool = False) -> tuple[Tensor, Tensor]:
+        return ops.blocks(p["x"], parameters, (1, 2), 2, slope, keep=keep, activated=activated)
+
+    (skips, statistics), (kept, of_kept), (z, of_z) = run(0), run(1), run(0, activated=True)
+    assert torch.equal(skips, kept)
+    assert torch.equal(statistics, of_kept) and torch.equal(statistics, of_z)
+    wide = skips.float()
+    assert torch.equal(z, torch.where(wide > 0, wide, slope * wide).to(dtype))
+
+
 def mask_tail_case(
     n: int = 2, frames: int = 37, channels: int = 24, seed: int = 0, instruments: int = 4, softmax: int | None = None
 ) -> MaskCase:

@@ -129,6 +129,13 @@ def test_what_is_kept_and_how_many_items_go_at_a_time_change_nothing() -> None:
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
+@pytest.mark.parametrize(
+    ("width", "hidden", "dtype"), [(16, 24, torch.float32), (136, 144, torch.bfloat16)], ids=["products", "pair"]
+)
+def test_inference_gives_the_bits_of_training(width: int, hidden: int, dtype: torch.dtype) -> None:
+    mask_cases.check_that_inference_gives_the_bits_of_training(width, hidden, dtype)
+
+
 @pytest.mark.parametrize("value", [0.0, 1e4])
 def test_constant_signal_stays_finite(value: float) -> None:
     for case in (
