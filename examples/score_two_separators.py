@@ -5,10 +5,10 @@ python examples/score_two_separators.py references/ estimates_a/ estimates_b/
 
 import sys
 
-from metatasnet_fast.evaluation import compare, comparison_table, score, score_table
+from metatasnet_fast.evaluation import Scoring, compare, comparison_table, score, score_table
 
 references, first, second = sys.argv[1:4]
-runs = [score(references, estimates, metrics=("SDR", "SI-SDR")) for estimates in (first, second)]
+runs = [score(references, estimates, Scoring(("SDR", "SI-SDR"))) for estimates in (first, second)]
 for run in runs:
     print(score_table(run.scores))
 print(comparison_table(compare(runs[0].scores, runs[1].scores), ("first", "second")))

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from metatasnet_fast.audio.stem_mp4 import read_stem_mp4
+from metatasnet_fast.audio.stems import MUSDB_SIGNALS, read_stems
 
 RATE = 44100
 SHAPE = (2, 268288)
@@ -50,6 +50,6 @@ def decode_with_ffmpeg(exact: bool = False) -> Tensor:
 def decode_here() -> list[Tensor]:
     """Return the mixture and the stems, drums, bass, other and vocals, as the package decodes them, float64."""
     pytest.importorskip("av", reason="av is not installed")
-    tracks, rate, warnings = read_stem_mp4(track_path(), range(1, 6))
-    assert (rate, warnings) == (RATE, []) and {track.shape for track in tracks} == {SHAPE}
-    return [track.double() for track in tracks]
+    signals = read_stems(dict.fromkeys(MUSDB_SIGNALS, track_path())).values()
+    assert {(x.sample_rate, x.warnings, x.samples.shape) for x in signals} == {(RATE, (), SHAPE)}
+    return [x.samples.double() for x in signals]

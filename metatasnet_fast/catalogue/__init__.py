@@ -14,24 +14,9 @@ from .events import (
 )
 from .failures import Failure
 from .result import Outcome, Status
-from .settings import Identity, Settings
-from .song import Song
+from .settings import Identity, Settings, Song
 
 __all__ = [
-    "Event",
-    "Failure",
-    "Identity",
-    "Listener",
-    "Notice",
-    "Outcome",
-    "Progress",
-    "RunEnded",
-    "RunStarted",
-    "Settings",
-    "Song",
-    "SongEnded",
-    "SongStarted",
-    "SongsSkipped",
-    "Status",
-    "WorkerLoad",
-]
+    "Event", "Failure", "Identity", "Listener", "Notice", "Outcome", "Progress", "RunEnded", "RunStarted", "Settings", "Song",
+    "SongEnded", "SongStarted", "SongsSkipped", "Status", "WorkerLoad",
+]  # fmt: skip

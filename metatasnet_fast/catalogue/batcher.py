@@ -42,7 +42,7 @@ class Handover:
 
     @classmethod
     def give(cls, device: torch.device) -> Handover:
-        """Called where the tensors were made."""
+        """Mark the place in the stream where the tensors were made; call it there."""
         if device.type != "cuda":
             return cls(None)
         event = torch.cuda.Event()
@@ -50,7 +50,7 @@ class Handover:
         return cls(event)
 
     def take(self, tensors: Iterable[Tensor]) -> None:
-        """Called where they are used."""
+        """Let the stream that uses the tensors wait for them; call it there."""
         if self.event is None:
             return
         for tensor in tensors:
@@ -112,7 +112,7 @@ class Batcher:
         return len(self._waiting)
 
     def run(self, windows: Iterable[Sequence[Tensor]]) -> Iterator[Tensor]:
-        """The last stage's estimate of each window of a song, (4, samples), in order. Called in the song's thread.
+        """Yield the last stage's estimate of each window of a song, (4, samples), in order. Call it in the song's thread.
 
         Raises:
             MetaTasNetError: if a window does not fit into memory.
@@ -155,7 +155,7 @@ class Batcher:
         return self.lost is not None
 
     def _ahead(self) -> int:
-        """Windows that one song may have on their way: its part of what all may have together."""
+        """Return how many windows one song may have on their way: its part of what all may have together."""
         return max(2, -(-BATCHES_AHEAD * self.runner.batch_size // max(1, self._songs)))
 
     def _submit(self, window: Sequence[Tensor], order: int) -> Future[tuple[Tensor, Handover]]:
@@ -169,7 +169,7 @@ class Batcher:
         return request.future
 
     def _take(self) -> list[_Request] | None:
-        """The next batch: windows of the oldest song first, and of one length; None when there will be none.
+        """Return the next batch: windows of the oldest song first, and of one length; None when there will be none.
 
         What comes while the device works waits for the next one: batches are as full as the device is busy.
         """

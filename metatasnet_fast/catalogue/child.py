@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from ..errors import MetaTasNetError
 from .destination import Destination
 from .events import Notice
-from .song import Song
+from .settings import Song
 from .supervised import Deferred, Order, Ready, Stop
 from .worker import Worker
 
@@ -61,7 +61,7 @@ def main() -> int:
 
 
 def _songs(stop: threading.Event) -> Iterator[Song]:
-    """Songs as the parent sends them, until it says ``Stop`` or ``stop`` is set."""
+    """Yield songs as the parent sends them, until it says ``Stop`` or ``stop`` is set."""
     inbox: queue.SimpleQueue[Song] = queue.SimpleQueue()
 
     def read() -> None:
@@ -84,7 +84,7 @@ def _songs(stop: threading.Event) -> Iterator[Song]:
 
 
 def _sender() -> Callable[[object], None]:
-    """Writes to the parent; what libraries print goes to standard error instead."""
+    """Return a function that writes to the parent; what libraries print goes to standard error instead."""
     pipe = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     lock = threading.Lock()

@@ -48,7 +48,7 @@ class DeviceClock:
 
     @contextlib.contextmanager
     def measure(self, name: str) -> Iterator[None]:
-        """Around the work on one batch, as an NVTX range; waits while the GPU has enough in its queue."""
+        """Measure the work on one batch, as an NVTX range; wait while the GPU has enough in its queue."""
         if not self._cuda:
             self._began = time.perf_counter()
             try:
@@ -207,7 +207,7 @@ class CorePlan:
             _give_way()
 
     def enter_song_thread(self) -> None:
-        """Called once in each thread that walks songs through the stages."""
+        """Prepare a thread that takes songs through the stages; it calls this once."""
         _take_threads(1)
         if self.device != "cpu":
             _give_way()
@@ -231,14 +231,14 @@ def _give_way() -> None:
 
 
 def available_cores() -> int:
-    """Cores that this process may use: by affinity, and by the quota of its control group."""
+    """Return how many cores this process may use: by affinity, and by the quota of its control group."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota, period = (_cgroup("cpu.max").split() + ["max", "100000"])[:2]
     return min(affinity, max(1, -(-int(quota) // int(period)))) if quota.isdigit() else affinity
 
 
 def available_memory() -> int:
-    """Bytes of memory that are free for this process: of the machine, and by the limit of its control group."""
+    """Return the bytes of memory that are free for this process: of the machine, and by its control group's limit."""
     try:
         fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         free = int(fields["MemAvailable"].split()[0]) * 1024
@@ -249,7 +249,7 @@ def available_memory() -> int:
 
 
 def _cgroup(name: str) -> str:
-    """A value of this process's control group (version 2), stripped; empty if there is none."""
+    """Return a value of this process's control group (version 2), stripped; empty if there is none."""
     try:
         path = Path("/proc/self/cgroup").read_text().strip().rpartition("::")[2].lstrip("/")
         folder = Path("/sys/fs/cgroup", path)

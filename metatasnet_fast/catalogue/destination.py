@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from .._io import sha256_file
 from .failures import Failure, SongError
 from .result import Listed, Outcome, Result
-from .song import Song, song_folder
+from .settings import Song, song_folder
 from .source import Source
 from .storage import LocalStorage, Storage, local_path, open_storage
 
@@ -76,7 +76,7 @@ class Destination:
         return f"{status.st_dev}:{status.st_ino}"
 
     def listing(self) -> Iterator[tuple[str, Listed]]:
-        """Every song folder, and what the names in it say."""
+        """Yield every song folder, and what the names in it say."""
         for folder, sizes in self.storage.listing(SONGS):
             yield folder, Listed.of(sizes)
 
@@ -85,20 +85,20 @@ class Destination:
         return Listed.of(self.storage.sizes(folder))
 
     def read_result(self, folder: str, name: str) -> Result | None:
-        """The result in a song's folder; None if it is not whole."""
+        """Return the result in a song's folder; None if it is not whole."""
         content = self.storage.read(f"{folder}/{name}") if name else None
         result = None if content is None else Result.from_json(content)
         return result if result is not None and song_folder(result.id) == folder else None
 
     def result(self, folder: str) -> Result | None:
-        """The result in a song's folder, if it is whole, and all files are there that it names, in their sizes."""
+        """Return the result in a song's folder; None unless it is whole and all its files are there in their sizes."""
         sizes = self.storage.sizes(folder)
         result = self.read_result(folder, Listed.of(sizes).name)
         whole = result is not None and all(sizes.get(file.path) == file.bytes for file in result.files.values())
         return result if whole else None
 
     def done(self, song: Song, key: str, source: Source) -> Result | None:
-        """The song's result, if it is done: for these model and settings (``key``), and for the content that the input has now.
+        """Return the song's result if it is done for this model and settings (``key``) and the content that the input has now.
 
         The content is read only if size and time of change do not prove that it is the same.
 
@@ -117,19 +117,19 @@ class Destination:
             return result if sha256_file(path) == result.content else None
 
     def from_elsewhere(self, song: Song) -> Result | None:
-        """The result under the song's id, if it was made of a file at another address: that of another song, or of this one."""
+        """Return the result under the song's id if it was made of a file at another address, of another song or of this one."""
         folder = song_folder(song.id)
         result = self.read_result(folder, self.listed(folder).name)
         return None if result is None or _real_address(result.uri) == _real_address(song.uri) else result
 
     def ledger(self, run: str | None = None) -> Iterator[Outcome]:
-        """All outcomes of a run, or of all runs, the oldest first; a line that a crash cut off is left out."""
+        """Yield all outcomes of a run, or of all runs, the oldest first; a line that a crash cut off is left out."""
         for _, values in self.ledger_rows(run):
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 yield Outcome.from_dict(values)
 
     def ledger_rows(self, run: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
-        """The name of the file without its ending, and the rows in it as they stand there."""
+        """Yield the name of each file without its ending, with each row in it as it is."""
         for folder, sizes in self.storage.listing(LEDGER):
             for name in sorted(sizes):
                 if run is not None and not name.startswith((f"{run}.", f"{run}-")):
@@ -169,7 +169,7 @@ class History(NamedTuple):
 
 
 def _real_address(uri: str) -> str:
-    """The same for all ways to write the address of a local file, and for all links that lead to it."""
+    """Return one text for all ways to write the address of a local file, and for all links that lead to it."""
     path = local_path(uri)
     return uri if path is None else os.path.realpath(path)
 

@@ -41,7 +41,7 @@ class Event:
         return re.sub("(?<=.)(?=[A-Z])", "_", type(self).__name__).lower()
 
     def to_json(self) -> dict[str, Any]:
-        """Ready for ``json.dumps``."""
+        """Return the fields and the kind, for ``json.dumps``."""
         return {**asdict(self), "event": self.kind}
 
 
@@ -152,7 +152,7 @@ class Progress(Event):
 
     @property
     def real_time_factor(self) -> float:
-        """Seconds of audio separated per second."""
+        """Return the seconds of audio separated per second."""
         return self.audio_seconds / self.wall_seconds if self.wall_seconds > 0 else 0.0
 
     def to_json(self) -> dict[str, Any]:
@@ -179,7 +179,7 @@ class RunEnded(Event):
 
     @property
     def exit_code(self) -> int:
-        """0 if every song of the shard is done, 4 if the run stopped itself, else 3."""
+        """Return 0 if every song of the shard is done, 4 if the run stopped itself, else 3."""
         if self.reason is not None:
             return 4
         return 0 if self.complete and not self.failures else 3
@@ -262,7 +262,7 @@ class Tally:
         )
 
     def finish(self, run: str, price_per_hour: float | None, workers: int = 1) -> RunEnded:
-        """The end of the run; ``price_per_hour`` is that of one worker's machine, and there are ``workers`` of them."""
+        """Return the last event; ``price_per_hour`` is that of one worker's machine, and there are ``workers`` of them."""
         progress = self.progress()
         cost = None if price_per_hour is None else price_per_hour * workers * progress.wall_seconds / 3600
         remaining = self.songs - sum(self._counts.values())
@@ -300,7 +300,7 @@ class Tally:
             self.reason = f"{times} with [{failure.value}], the last one so: {outcome.error} {failure.hint}"
 
     def _eta(self, wall: float) -> float | None:
-        """By seconds of audio if the manifest tells them, else by songs; songs that were done before say nothing."""
+        """Estimate the time left by seconds of audio if the manifest tells them, else by songs, of those tried in this run."""
         remaining = self.songs - sum(self._counts.values())
         worked = self._counts[Status.done] + self._counts[Status.failed]
         if remaining <= 0:

@@ -22,67 +22,60 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 """Errors of a full disk, a quota that is used up, or a file system that is read-only."""
 
 
+LASTING, RETRIED = "lasting", "retried"
+
+
 class Failure(str, enum.Enum):
-    """Why a song failed."""
+    """Why a song failed.
 
-    not_found = "not_found"
-    forbidden = "forbidden"
-    not_audio = "not_audio"
-    empty = "empty"
-    too_long = "too_long"
-    decode = "decode"
-    does_not_fit = "does_not_fit"
-    out_of_memory = "out_of_memory"
-    write = "write"
-    gone = "gone"
-    taken = "taken"
-    unknown = "unknown"
+    Attributes:
+        hint: tells the owner of the catalogue what to do.
+        lasting: the same file would fail again: such a song is retried only when its file changes or on request.
+        worth_retrying: another attempt in the same run may succeed.
+        most_in_a_row: songs in a row that may fail in this way before the run stops, as separating a million songs that cannot
+            be stored helps no one; None where only the songs are the cause.
+    """
 
-    @property
-    def lasting(self) -> bool:
-        """Return whether the same file would fail again: such a song is retried only when its file changes or on request."""
-        return self in (Failure.not_audio, Failure.empty, Failure.too_long, Failure.decode)
+    hint: str
+    lasting: bool
+    worth_retrying: bool
+    most_in_a_row: int | None
 
-    @property
-    def worth_retrying(self) -> bool:
-        """Return whether another attempt in the same run may succeed."""
-        return self in (Failure.out_of_memory, Failure.unknown)
+    def __new__(cls, name: str, hint: str = "", most_in_a_row: int | None = None, *flags: str) -> Failure:
+        member = str.__new__(cls, name)
+        member._value_, member.hint, member.most_in_a_row = name, hint, most_in_a_row
+        member.lasting, member.worth_retrying = LASTING in flags, RETRIED in flags
+        return member
 
-    @property
-    def most_in_a_row(self) -> int | None:
-        """Number of songs in a row that may fail in this way before the run stops; None where only the songs are the cause."""
-        return MOST_IN_A_ROW.get(self)
-
-    @property
-    def hint(self) -> str:
-        """Return a sentence that tells the owner of the catalogue what to do."""
-        return HINTS[self]
-
-
-HINTS = {
-    Failure.not_found: "Check the address in the manifest.",
-    Failure.forbidden: "Change the file's permissions, or the credentials of this machine.",
-    Failure.not_audio: "Leave the file out of the manifest; it holds no audio.",
-    Failure.empty: "Fetch or export the file again; it holds no samples.",
-    Failure.too_long: "Raise --max-hours and add --retry-failed, or cut the file.",
-    Failure.decode: "Fetch or export the file again; it is damaged, or in a format that cannot be decoded here.",
-    Failure.does_not_fit: "Choose another --format for this song: the message says which holds it.",
-    Failure.out_of_memory: "Use a smaller --batch-size or fewer --songs-in-flight, or a machine with more memory.",
-    Failure.write: "Check the destination's free space, permissions and connection, then run the same command again.",
-    Failure.gone: "Bring the destination back (mount it again), then run the same command again.",
-    Failure.taken: "Use another DEST, or a table that gives each song an id of its own; --overwrite replaces the other song.",
-    Failure.unknown: "Run the same command again; if it fails again, report it with the message.",
-}
-
-MOST_IN_A_ROW = {
-    Failure.gone: 1,
-    Failure.write: 16,
-    Failure.unknown: 16,
-    Failure.out_of_memory: 16,
-    Failure.forbidden: 100,
-    Failure.not_found: 100,
-}
-"""Separating a million songs that cannot be stored, or finding no file a million times, helps no one."""
+    not_found = "not_found", "Check the address in the manifest.", 100
+    forbidden = "forbidden", "Change the file's permissions, or the credentials of this machine.", 100
+    not_audio = "not_audio", "Leave the file out of the manifest; it holds no audio.", None, LASTING
+    empty = "empty", "Fetch or export the file again; it holds no samples.", None, LASTING
+    too_long = "too_long", "Raise --max-hours and add --retry-failed, or cut the file.", None, LASTING
+    decode = (
+        "decode",
+        "Fetch or export the file again; it is damaged, or in a format that cannot be decoded here.",
+        None,
+        LASTING,
+    )
+    does_not_fit = "does_not_fit", "Choose another --format for this song: the message says which holds it."
+    out_of_memory = (
+        "out_of_memory",
+        "Use a smaller --batch-size or fewer --songs-in-flight, or a machine with more memory.",
+        16,
+        RETRIED,
+    )
+    write = (
+        "write",
+        "Check the destination's free space, permissions and connection, then run the same command again.",
+        16,
+    )
+    gone = "gone", "Bring the destination back (mount it again), then run the same command again.", 1
+    taken = (
+        "taken",
+        "Use another DEST, or a table that gives each song an id of its own; --overwrite replaces the other song.",
+    )
+    unknown = "unknown", "Run the same command again; if it fails again, report it with the message.", 16, RETRIED
 
 
 FAILURES: tuple[tuple[tuple[type[Exception], ...], Failure], ...] = (
@@ -104,7 +97,7 @@ class SongError(MetaTasNetError):
 
 
 def classify(error: BaseException) -> tuple[Failure, str]:
-    """The type of failure that an exception means, and one sentence about it."""
+    """Return the type of failure that an exception means, and one sentence about it."""
     from ..separation.batches import is_out_of_memory  # not above: counting what is done needs no torch
 
     message = " ".join(str(error).split()) or type(error).__name__

@@ -19,8 +19,7 @@ from .cores import available_cores
 from .destination import Destination, LedgerWriter
 from .events import Event, Listener, Notice, RunEnded, RunStarted, SongEnded, SongsSkipped, Tally
 from .resources import find_identity
-from .settings import Settings
-from .song import Song
+from .settings import Settings, Song
 from .storage import reaching
 from .supervised import ChildProcess, Order, Process, SupervisedWorker
 from .survey import Plan, make_plan
@@ -146,7 +145,7 @@ def carry_out(
 
 
 def _worker_settings(settings: Settings, workers: int | None) -> list[Settings]:
-    """The settings of each process: a device of its own, and its part of the cores.
+    """Return the settings of each process: its own device, and its part of the cores.
 
     Raises :class:`ConfigError` for more processes than can have one.
     """

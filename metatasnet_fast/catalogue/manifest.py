@@ -31,7 +31,7 @@ from typing import Any, NoReturn, TypeAlias
 from .._extras import require
 from ..audio.folders import AUDIO_SUFFIXES, find_audio, is_audio_name, lies_in
 from ..errors import ConfigError
-from .song import Song, derived_id, safe_name
+from .settings import Song, derived_id, safe_name
 from .source import Stamp, stamp_of
 from .storage import local_path, open_filesystem, reaching
 
@@ -44,7 +44,7 @@ Row: TypeAlias = dict[str, Any]
 
 
 def read_manifest(text: str, shard: tuple[int, int] = (1, 1), exclude: str | None = None) -> list[Song]:
-    """The songs of a manifest that belong to a shard, in its order. Files are not opened.
+    """Return the songs of a manifest that belong to a shard, in its order. Files are not opened.
 
     Args:
         text: what the module's description lists.
@@ -81,7 +81,7 @@ def read_manifest(text: str, shard: tuple[int, int] = (1, 1), exclude: str | Non
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """``3/16`` is the third of sixteen parts; raises :class:`ConfigError` for anything else."""
+    """Read ``i/n``, such as ``3/16``, the third of sixteen parts; raises :class:`ConfigError` for anything else."""
     first, _, second = text.partition("/")
     if first.isdecimal() and second.isdecimal() and 1 <= int(first) <= int(second):
         return int(first), int(second)
@@ -154,7 +154,7 @@ def _local_rows(text: str, path: Path, exclude: str | None) -> Iterator[Row]:
 
 
 def _files(paths: Iterable[Path], base: Path) -> Iterator[Row]:
-    """Rows of files on this machine; their ids come from their paths below ``base``."""
+    """Yield the rows of files on this machine; their ids come from their paths below ``base``."""
     for path in paths:
         try:
             size = path.stat().st_size
@@ -164,7 +164,7 @@ def _files(paths: Iterable[Path], base: Path) -> Iterator[Row]:
 
 
 def _unreadable(error: OSError) -> NoReturn:
-    """``os.walk`` would leave the folder out without a word, and its songs would be lost."""
+    """Raise an error: ``os.walk`` would leave the folder out, and its songs would be lost."""
     raise ConfigError(
         f"The folder {error.filename} cannot be read ({error.strerror}): change its permissions, or list the songs."
     )
@@ -205,7 +205,7 @@ def _is_pattern(text: str) -> bool:
 
 
 def _resolved(rows: Iterable[Row], manifest: str) -> Iterator[Row]:
-    """Rows of a list, whose relative addresses count from the manifest's folder; ids come from what is written there."""
+    """Yield the rows of a list with relative addresses counted from its folder; ids come from what is written there."""
     folder = local_path(manifest)
     for row in rows:
         uri = row.get("uri")
@@ -217,7 +217,7 @@ def _resolved(rows: Iterable[Row], manifest: str) -> Iterator[Row]:
 
 
 def _listed(text: str, suffix: str, content: Callable[[], bytes]) -> Iterator[Row]:
-    """Rows of a list or table as they stand there."""
+    """Return the rows of a list or table as they are."""
     kind = suffix.lower().removeprefix(".")
     if kind in AUDIO_SUFFIXES:
         return iter([{"uri": text.rpartition("/")[2] if local_path(text) else text}])

@@ -12,7 +12,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -33,7 +33,7 @@ from .events import Listener, SongEnded, SongStarted
 from .failures import Failure, SongError, classify, unreadable
 from .resources import Resources
 from .result import Outcome, Result, Status, StemFile, utc_now
-from .song import Song, safe_name, song_folder
+from .settings import Song, safe_name, song_folder
 from .source import Source
 from .staging import Claims, Contents, Staging
 from .storage import ContestedError, LocalStorage, local_path
@@ -50,34 +50,23 @@ CONTESTED_SECONDS = 120.0
 """Time in which another run that has begun to put a song's files must have put them all."""
 
 
+@dataclass
 class SongPipeline:
-    """Takes songs all the way, each in the thread that calls.
+    """Take songs all the way, each in the thread that calls."""
 
-    Args:
-        listen: gets ``SongStarted`` and ``SongEnded``.
-        number: of the worker, in its events.
-    """
+    resources: Resources
+    destination: Destination
+    staging: Staging
+    contents: Contents
+    stop: threading.Event
+    listen: Listener
+    """Gets ``SongStarted`` and ``SongEnded``."""
+    number: int
+    """Of the worker, in its events."""
 
-    def __init__(
-        self,
-        resources: Resources,
-        destination: Destination,
-        staging: Staging,
-        contents: Contents,
-        stop: threading.Event,
-        listen: Listener,
-        number: int,
-    ) -> None:
-        self._resources = resources
-        self._settings = resources.settings
-        self._key = resources.identity.key
-        self._destination = destination
-        self._staging = staging
-        self._claims = Claims(destination.storage, stop)
-        self._contents = contents
-        self._stop = stop
-        self._listen = listen
-        self._number = number
+    def __post_init__(self) -> None:
+        self.settings, self.key = self.resources.settings, self.resources.identity.key
+        self.claims = Claims(self.destination.storage, self.stop)
 
     @torch.no_grad()
     def run(self, song: Song, defer: Callable[[Song], object] | None) -> Outcome | None:
@@ -90,18 +79,18 @@ class SongPipeline:
             None if the song was left or deferred: the run is being stopped, the device is lost, or another run has it.
         """
         try:
-            self._destination.check()
-            with self._claims.claim(safe_name(song.id), wait=defer is None) as claimed:
+            self.destination.check()
+            with self.claims.claim(safe_name(song.id), wait=defer is None) as claimed:
                 if not claimed:
                     if defer is not None:
                         defer(song)
                     return None
-                self._listen(SongStarted(song.id, song.uri, self._number))
+                self.listen(SongStarted(song.id, song.uri, self.number))
                 outcome = self._try(song)
         except Exception as error:  # of the destination or the claim
             outcome = self._failed(song, error, 1)
         if outcome is not None:
-            self._listen(SongEnded(outcome, self._number))
+            self.listen(SongEnded(outcome, self.number))
         return outcome
 
     def _try(self, song: Song) -> Outcome | None:
@@ -111,13 +100,13 @@ class SongPipeline:
             try:
                 return self._attempt(song, source, attempt)
             except Exception as error:
-                if self._resources.batcher.is_lost(error):
+                if self.resources.batcher.is_lost(error):
                     return None
                 outcome = self._failed(song, error, attempt, source)
             assert outcome.failure is not None
-            if not outcome.failure.worth_retrying or attempt >= self._settings.attempts or self._stop.is_set():
+            if not outcome.failure.worth_retrying or attempt >= self.settings.attempts or self.stop.is_set():
                 return outcome
-            self._stop.wait(PAUSE * 4 ** (attempt - 1))
+            self.stop.wait(PAUSE * 4 ** (attempt - 1))
         raise AssertionError("attempts are bounded")
 
     def _failed(self, song: Song, error: Exception, attempt: int, source: Source | None = None) -> Outcome:
@@ -126,29 +115,29 @@ class SongPipeline:
             # The copy of a remote file is gone by now; its address says where it came from.
             message = message.replace(str(source.copy), song.uri)
         stamp = source.seen.text if source is not None and source.seen else None
-        row = Outcome(song.id, song.uri, Status.failed, self._key, failure, message, attempt, stamp=stamp)
+        row = Outcome(song.id, song.uri, Status.failed, self.key, failure, message, attempt, stamp=stamp)
         return replace(row, finished=utc_now())
 
     def _attempt(self, song: Song, source: Source, attempt: int) -> Outcome:
-        settings = self._settings
-        is_new = settings.overwrite or not self._destination.listed(song_folder(song.id)).name
-        done = None if is_new else self._destination.done(song, self._key, source)
+        settings = self.settings
+        is_new = settings.overwrite or not self.destination.listed(song_folder(song.id)).name
+        done = None if is_new else self.destination.done(song, self.key, source)
         if done is not None:
-            self._contents.add(done)
+            self.contents.add(done)
             return replace(done, uri=song.uri).outcome(Status.skipped)
         stamp = source.stamp()
         if stamp.size == 0:
             raise SongError(Failure.empty, f"{song.uri} is an empty file.")
         with contextlib.ExitStack() as stack:
-            staged = stack.enter_context(self._staged(song))
+            staged = stack.enter_context(self.staging.folder(safe_name(song.id)))
             with contextlib.ExitStack() as fetched:
-                with self._resources.read.enter() as fetching:
-                    path = fetched.enter_context(source.local(self._staging.path))
+                with self.resources.read.enter() as fetching:
+                    path = fetched.enter_context(source.local(self.staging.path))
                     content, size = sha256_file(path), path.stat().st_size
                 if not is_new:
                     self._refuse_if_taken(song, content)
                 if not settings.overwrite:
-                    stack.enter_context(self._contents.hold(content))
+                    stack.enter_context(self.contents.hold(content))
                 input = {"sha256": content, "stamp": stamp.text, "bytes": size}
                 result = None if settings.overwrite else self._copied(content, staged)
                 if result is not None:
@@ -162,7 +151,7 @@ class SongPipeline:
             write_atomically(staged / result.name, result.to_json())
             began = time.perf_counter()
             other = self._publish(staged, song, result.name)
-            self._contents.add(other or result)
+            self.contents.add(other or result)
         if other is not None:
             return replace(other, uri=song.uri).outcome(Status.skipped, attempt)
         row = result.outcome(Status.done, attempt)
@@ -178,7 +167,7 @@ class SongPipeline:
         fetched: contextlib.ExitStack,
     ) -> Result:
         """Separate a song, encode its stems into the staging folder, and say what they are."""
-        resources, settings = self._resources, self._settings
+        resources, settings = self.resources, self.settings
         separating: list[Place] = []
         with contextlib.ExitStack() as stack:
             with contextlib.ExitStack() as stages, contextlib.ExitStack() as read:
@@ -242,13 +231,13 @@ class SongPipeline:
 
     def _copied(self, content: str, staged: Path) -> Result | None:
         """Copy the stems of a song with the same content that is done, and return its result; None if there is none."""
-        folder = self._contents.find(content)
-        result = None if folder is None else self._destination.result(folder)
-        if result is None or result.key != self._key or result.content != content:
+        folder = self.contents.find(content)
+        result = None if folder is None else self.destination.result(folder)
+        if result is None or result.key != self.key or result.content != content:
             return None
         try:
             for file in result.files.values():
-                with self._destination.storage.local(f"{folder}/{file.path}") as path:
+                with self.destination.storage.local(f"{folder}/{file.path}") as path:
                     shutil.copyfile(path, staged / file.path)
                 if sha256_file(staged / file.path) != file.sha256:
                     return None
@@ -258,24 +247,24 @@ class SongPipeline:
 
     def _refuse_if_taken(self, song: Song, content: str) -> None:
         """Refuse to replace another song of the same id, as two folders with equal file names have."""
-        before = self._destination.from_elsewhere(song)
+        before = self.destination.from_elsewhere(song)
         if before is not None and before.content != content:
             raise SongError(
                 Failure.taken,
-                f"{self._destination.uri} already holds another song under the id {before.id}, from {before.uri}.",
+                f"{self.destination.uri} already holds another song under the id {before.id}, from {before.uri}.",
             )
 
     def _refuse_if_full(self, recording: Recording) -> None:
-        """Before the work, where it is plain that the stems will not fit."""
-        storage = self._destination.storage
+        """Refuse a song before the work if its stems certainly do not fit."""
+        storage = self.destination.storage
         if isinstance(storage, LocalStorage) and recording.samples is not None:
-            size = LEAST_BYTES * recording.samples * recording.channels * len(self._settings.recipe)
-            if shutil.disk_usage(storage.path).free < (16 * size if self._settings.format == "wav" else size):
-                raise SongError(Failure.write, f"{self._destination.uri} has no room left for the stems of a song.")
+            size = LEAST_BYTES * recording.samples * recording.channels * len(self.settings.recipe)
+            if shutil.disk_usage(storage.path).free < (16 * size if self.settings.format == "wav" else size):
+                raise SongError(Failure.write, f"{self.destination.uri} has no room left for the stems of a song.")
 
     def _recording(self, stream: AudioStream) -> Recording:
-        """The open file, which is refused when it turns out to be too long: when it says so, or when it goes on and on."""
-        hours = self._settings.max_hours
+        """Return the open file as a recording; it is refused once it declares, or turns out to have, too many samples."""
+        hours = self.settings.max_hours
         most = int(hours * 3600 * stream.sample_rate)
 
         def refuse_if_beyond(frames: int) -> None:
@@ -302,9 +291,9 @@ class SongPipeline:
         """
         attempt = 1
         while True:
-            self._destination.check()
+            self.destination.check()
             try:
-                self._destination.storage.publish(staged, song_folder(song.id), result)
+                self.destination.storage.publish(staged, song_folder(song.id), result)
                 return None
             except ContestedError:
                 other = self._other(song)
@@ -312,32 +301,21 @@ class SongPipeline:
                     return other
                 continue
             except Exception as error:  # whatever the object store's client raises
-                if attempt == self._settings.attempts or self._stop.is_set():
+                if attempt == self.settings.attempts or self.stop.is_set():
                     raise SongError(
-                        Failure.write, f"The stems of {song.id} cannot be put to {self._destination.uri} ({error})."
+                        Failure.write, f"The stems of {song.id} cannot be put to {self.destination.uri} ({error})."
                     ) from error
-            self._stop.wait(PAUSE * 4 ** (attempt - 1))
+            self.stop.wait(PAUSE * 4 ** (attempt - 1))
             attempt += 1
 
     def _other(self, song: Song) -> Result | None:
         """Wait for the result of a run that publishes the song now; None if it does not come, as the run was killed."""
         deadline = time.monotonic() + CONTESTED_SECONDS
-        while time.monotonic() < deadline and not self._stop.wait(CONTESTED_SECONDS / 60):
-            found = self._destination.result(song_folder(song.id))
-            if found is not None and found.key == self._key:
+        while time.monotonic() < deadline and not self.stop.wait(CONTESTED_SECONDS / 60):
+            found = self.destination.result(song_folder(song.id))
+            if found is not None and found.key == self.key:
                 return found
         return None
-
-    @contextlib.contextmanager
-    def _staged(self, song: Song) -> Iterator[Path]:
-        try:
-            folder = self._staging.folder(safe_name(song.id))
-        except OSError as error:
-            raise SongError(Failure.write, f"Nothing can be written to {self._destination.uri} ({error}).") from error
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _open(path: Path) -> AudioStream:

@@ -4,33 +4,59 @@
 
 What passes through Ray is an address, never a waveform: what is heavy goes straight from the source to the worker and from the
 worker to the destination. The driver watches the processes as it does without Ray: where an actor dies, another one is started,
-and the songs that it had are tried again. What is done is known by the results, as everywhere.
+and the songs that it had are tried again. Without a cluster Ray is started on this machine, and leaves nothing behind.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from .._extras import require
+from ..errors import ConfigError
+from .cores import available_cores
 from .destination import Destination
 from .events import Listener, Notice, RunEnded
 from .local import RunLog, carry_out, work_through
-from .ray_cluster import Pool, nodes_of, plan_pool, ray_cluster
-from .settings import Settings
-from .song import Song
+from .settings import Settings, Song
 from .staging import remove_abandoned
 from .storage import local_path
 from .supervised import ChildProcess, Gone, Order, Stop
 from .survey import Plan
 
-__all__ = ["run_ray"]
+__all__ = ["Node", "Pool", "plan_pool", "run_ray"]
+
+OBJECT_STORE = 256 * 2**20
+"""Bytes; rows are addresses and outcomes."""
+
+FOLDER_PREFIX = "mtfray-"
+"""The owner's process number follows."""
+
+LONGEST_FOLDER = 16
+"""Bytes. Names of sockets may have 107, and Ray's part and ours take the rest."""
+
+KNOCK_SECONDS = 10.0
+
+QUIET = {
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+"""Unless the environment says otherwise."""
 
 EXCHANGE_SECONDS = 0.2
 """So long a message may be under way: what a driver has not heard of when it is killed has no row in the ledger."""
@@ -160,7 +186,7 @@ class ActorProcess:
 
 
 def _absolute(settings: Settings, destination: str, songs: Sequence[Song]) -> tuple[Settings, str, list[Song]]:
-    """With absolute paths: actors have other working directories."""
+    """Return everything with absolute paths: actors have other working directories."""
 
     def absolute(uri: str) -> str:
         return os.path.abspath(uri) if local_path(uri) is not None and "://" not in uri else uri
@@ -168,3 +194,203 @@ def _absolute(settings: Settings, destination: str, songs: Sequence[Song]) -> tu
     if Path(settings.model).exists():
         settings = replace(settings, model=os.path.abspath(settings.model))
     return settings, absolute(destination), [replace(song, uri=absolute(song.uri)) for song in songs]
+
+
+@contextlib.contextmanager
+def ray_cluster(address: str | None) -> Iterator[Any]:
+    """Connect to Ray, and give the module ``ray``.
+
+    With an address the cluster there is joined, and left at the end; without one, Ray is started on this machine with this
+    process's cores and all GPUs, and ended with all its processes and files. A connection that was there is used and kept.
+
+    Raises:
+        MissingDependencyError: without the package ray.
+        ConfigError: if no cluster answers at the address, or it wants a token.
+    """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    with _handlers_kept():
+        ray = require("ray", "The engine ray")
+        if ray.is_initialized():
+            yield ray
+            return
+        folder = None if address else _short_folder()
+        try:
+            # A terminal's Ctrl-C reaches all processes: those that are started now are to leave it to us.
+            with _native_errors_muted(), _handlers_kept(signal.SIGINT):
+                _connect(ray, address, folder)
+            yield ray
+        finally:
+            ray.shutdown()
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _short_folder() -> str:
+    """Make a folder in the temporary one, or if that name is too long for the sockets in it, in the system's.
+
+    What killed processes have left there is removed.
+    """
+    wanted = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    parent = Path(wanted if len(os.fsencode(wanted)) <= LONGEST_FOLDER else "/tmp")
+    for folder in parent.glob(f"{FOLDER_PREFIX}*-*"):
+        owner = folder.name.removeprefix(FOLDER_PREFIX).partition("-")[0]
+        if owner.isdigit() and not _alive(int(owner)):
+            shutil.rmtree(folder, ignore_errors=True)
+    return tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{os.getpid()}-", dir=parent)
+
+
+def _alive(pid: int) -> bool:
+    if os.name != "posix":
+        return True  # where signal 0 is not a question
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
+
+
+def _connect(ray: Any, address: str | None, folder: str | None) -> None:
+    common = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        try:
+            ray.init(
+                address="local",
+                num_cpus=available_cores(),
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE,
+                _temp_dir=folder,
+                **common,
+            )
+        except Exception as error:  # plain ones, where its processes do not come up in time
+            reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+            raise ConfigError(
+                f"Ray cannot be started on this machine ({reason}): try again when the machine is less busy, "
+                "join a cluster with --address, or leave --engine out."
+            ) from error
+        return
+    try:
+        _knock(address)
+        ray.init(address=address, **common)
+    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        if "AuthenticationError" in f"{type(error).__name__} {error.__cause__}":
+            raise ConfigError(
+                f"The Ray cluster at {address} asks for its token: set RAY_AUTH_MODE=token, "
+                "and RAY_AUTH_TOKEN where Ray has not stored it."
+            ) from error
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ConfigError(
+            f"No Ray cluster can be joined at {address} ({reason}); start one with `ray start --head`, "
+            "or leave --address out to start Ray on this machine."
+        ) from error
+
+
+def _knock(address: str) -> None:
+    """Raise ``OSError`` if no one listens at ``host:port``: Ray would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and "/" not in host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_SECONDS).close()
+
+
+@contextlib.contextmanager
+def _native_errors_muted() -> Iterator[None]:
+    """Discard what Ray's compiled part prints on standard error: its errors are exceptions, and are in its log files."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+@contextlib.contextmanager
+def _handlers_kept(*ignored: int) -> Iterator[None]:
+    """Ignore signals in the block, and put the handlers back after it: Ray sets its own when it is imported and started."""
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        for number in ignored:
+            signal.signal(number, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine of the cluster, as Ray counts: whole CPUs and GPUs."""
+
+    cpus: int
+    gpus: int
+
+
+@dataclass(frozen=True)
+class Pool:
+    """``workers`` actors that hold ``cpus`` and ``gpus`` each; ``machines`` have at least one of them."""
+
+    workers: int
+    cpus: int
+    gpus: int
+    machines: int
+
+    def describe(self) -> str:
+        each = f"{self.cpus} CPU{'s' * (self.cpus != 1)}" + (" and a GPU" if self.gpus else "")
+        return f"{self.workers} worker{'s' * (self.workers != 1)} with {each} each"
+
+
+def plan_pool(nodes: Sequence[Node], device: str, threads: int | None, workers: int | None) -> Pool:
+    """Plan one worker for each GPU; where there is none, or ``device`` is the CPU, one for each machine with all of its CPUs.
+
+    Songs reach the workers without a task of Ray's that needs a CPU, so the workers may hold all there are. What can never be
+    placed is refused here: Ray would wait for it without a word.
+
+    Args:
+        device: as in ``Settings``.
+        threads: CPUs of each worker; None shares each machine's CPUs among its workers.
+        workers: at most so many; None for one on each GPU or machine.
+
+    Raises:
+        ConfigError: if not one worker fits, or fewer than asked for.
+    """
+    on_gpus = not device.startswith("cpu") and (device != "auto" or any(node.gpus for node in nodes))
+    able = [node for node in nodes if node.cpus > 0 and (node.gpus > 0 or not on_gpus)]
+    if not able:
+        what = "GPU" if on_gpus else "CPU"
+        raise ConfigError(
+            f"The Ray cluster has no {what} for a worker; add a machine that has, or choose another --device."
+        )
+
+    def places(cpus: int) -> list[int]:
+        """Return how many workers with so many CPUs fit on each machine."""
+        return [min(node.cpus // cpus, node.gpus) if on_gpus else node.cpus // cpus for node in able]
+
+    cpus = threads or min(max(1, node.cpus // node.gpus) if on_gpus else node.cpus for node in able)
+    while threads is None and workers is not None and cpus > 1 and sum(places(cpus)) < workers:
+        cpus -= 1
+    most = sum(places(cpus))
+    if most == 0:
+        largest = max(node.cpus for node in able)
+        raise ConfigError(
+            f"A worker of {cpus} CPUs fits on no machine of the Ray cluster, the largest has {largest}; "
+            f"ask for at most {largest} with --threads."
+        )
+    if workers is not None and workers > most:
+        raise ConfigError(
+            f"{workers} workers of {cpus} CPUs{' and a GPU' if on_gpus else ''} each do not fit into the Ray cluster, "
+            f"which has room for {most}; ask for at most {most} --workers, or fewer --threads."
+        )
+    count = workers or most
+    return Pool(count, cpus, int(on_gpus), min(count, sum(place > 0 for place in places(cpus))))
+
+
+def nodes_of(ray: Any) -> list[Node]:
+    """Return the machines of the cluster that are alive."""
+    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [Node(int(entry.get("CPU", 0)), int(entry.get("GPU", 0))) for entry in resources]

@@ -1,14 +1,17 @@
-"""The report of a run, beside its ledger: ``report.json`` for machines, ``report.html`` for people, pages to listen to.
+"""What a person sees of a run: the live display while it goes on, and the report at the end, both from its events.
 
-Numbers come from the end of the run, examples from its ledger, in memory that does not grow with it. Each page is one file.
+The report is written to ``runs/<run>/``: ``report.json`` for machines, ``report.html`` for people, pages to listen to. Its
+numbers come from the end of the run, examples from the ledger, in memory that does not grow with it. Each page is one file.
 """
 
 from __future__ import annotations
 
 import json
 import platform
+import sys
 import tempfile
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from importlib import resources
@@ -20,20 +23,22 @@ from torch import Tensor
 
 from .. import __version__
 from .._extras import require
+from .._terminal import ProgressBar
 from ..audio import open_audio
 from ..errors import AudioReadError, MetaTasNetError
 from ..page import listen_to
 from .destination import Destination, song_folder
-from .display import clock_text
-from .events import RunEnded
+from .events import Event, Notice, Progress, RunEnded, RunStarted, SongEnded, SongsSkipped
 from .failures import Failure
 from .result import Outcome, Status
-from .settings import Settings
-from .song import safe_name
+from .settings import Settings, safe_name
 from .source import Source
 from .storage import client_errors
 
-__all__ = ["bottleneck", "facts", "page", "write_report"]
+__all__ = ["LiveDisplay", "bottleneck", "clock_text", "facts", "page", "progress_note", "summary_lines", "write_report"]
+
+SHOWN = 20
+"""Failures of each type, and warnings; further ones are only counted."""
 
 HEARD_SECONDS = 30
 """Seconds of a song to listen to, from its beginning; a page of four stems takes about 0.2 MB a second."""
@@ -50,8 +55,99 @@ SAMPLE_SECONDS = 2.0
 FORMAT_VERSION = 2
 
 
+class LiveDisplay:
+    """Listens to a run and says on standard error how far it is, what failed and, at the end, what came of it."""
+
+    def __init__(self) -> None:
+        self._bar = ProgressBar("catalogue", "songs")
+        self._said: Counter[str] = Counter()
+
+    def __enter__(self) -> LiveDisplay:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, RunStarted):
+            shard = "" if event.shard == "1/1" else f" in shard {event.shard}"
+            self._say(f"{event.songs} song{'' if event.songs == 1 else 's'}{shard} to {event.destination}")
+        elif isinstance(event, SongsSkipped):
+            self._say(f"{event.songs} of them are done, by their names and sizes at the destination")
+        elif isinstance(event, Notice):
+            self._say(event.text)
+        elif isinstance(event, SongEnded):
+            self._song(event.outcome)
+        elif isinstance(event, Progress):
+            self._bar.update(event.done + event.skipped + event.failed, progress_note(event), event.songs)
+        elif isinstance(event, RunEnded):
+            self._bar.close()
+            for line in summary_lines(event):
+                self._say(line)
+
+    def _song(self, outcome: Outcome) -> None:
+        if outcome.status is Status.failed:
+            failure = (outcome.failure or Failure.unknown).value
+            self._limited(failure, f"error: {outcome.id}: {outcome.error or failure} [{failure}]")
+        elif outcome.status is Status.done:
+            for warning in outcome.warnings:
+                self._limited("warning", f"warning: {outcome.id}: {warning}")
+
+    def _limited(self, kind: str, text: str) -> None:
+        self._said[kind] += 1
+        if self._said[kind] <= SHOWN:
+            self._say(text)
+        elif self._said[kind] == SHOWN + 1:
+            self._say(f"more of the kind {kind} are in the ledger and counted in the report")
+
+    def _say(self, text: str) -> None:
+        self._bar.write(f"metatasnet-fast: {text}", sys.stderr)
+
+
+def progress_note(progress: Progress) -> str:
+    """Return hours of audio, real-time factor, device busy share, queue depths, failures and time left in one line."""
+    parts = [
+        f"{progress.audio_seconds / 3600:.2f} h of audio",
+        f"{progress.real_time_factor:.1f} x real time",
+        f"device {progress.device_busy_share:.0%} busy",
+        "waiting " + " ".join(f"{name} {depth}" for name, depth in progress.queues.items()),
+        f"{progress.failed} failed",
+    ]
+    if progress.skipped:
+        parts.insert(0, f"{progress.skipped} done before")
+    if progress.eta_seconds:
+        parts.append(f"{clock_text(progress.eta_seconds)} left")
+    return " · ".join(parts)
+
+
+def summary_lines(end: RunEnded) -> list[str]:
+    """Return the summary that is shown at the end of a run."""
+    progress = end.progress
+    lines = [
+        f"{progress.done} done, {progress.skipped} done before, {progress.failed} failed"
+        + (f", {end.remaining} not tried" if end.remaining else "")
+        + f": {progress.audio_seconds / 3600:.2f} h of audio in {clock_text(progress.wall_seconds)}, "
+        f"{progress.real_time_factor:.1f} x real time, device {progress.device_busy_share:.0%} busy"
+    ]
+    if end.cost is not None and end.cost_per_1000_songs is not None:
+        lines.append(f"cost {end.cost:.2f}, {end.cost_per_1000_songs:.2f} per 1,000 songs")
+    lines += [f"{count} x {name}: {Failure(name).hint}" for name, count in sorted(end.failures.items())]
+    if end.reason is not None:
+        lines.append(f"The run stopped itself: {end.reason}")
+    if not end.complete:
+        lines.append("Stopped before the end; the same command goes on with what is missing.")
+    return lines
+
+
+def clock_text(seconds: float) -> str:
+    """Return seconds as ``1:02:03``, with days where there are some."""
+    days, rest = divmod(round(seconds), 86400)
+    text = f"{rest // 3600}:{rest // 60 % 60:02d}:{rest % 60:02d}"
+    return f"{days} d {text}" if days else text
+
+
 def bottleneck(stage_busy_share: dict[str, float]) -> str | None:
-    """The stage that is busiest: the others wait for it. ``separate`` is songs with the device, which is judged itself."""
+    """Return the busiest stage, which the others wait for. ``separate`` counts only alone: the device is judged itself."""
     shares = {
         name: share for name, share in stage_busy_share.items() if name != "separate" or len(stage_busy_share) == 1
     }

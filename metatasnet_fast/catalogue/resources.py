@@ -146,7 +146,7 @@ class Resources:
         return torch.device("cpu"), SongBudget(self.memory)
 
     def working_memory(self, recording: Recording) -> int:
-        """Bytes that a recording needs while its windows are put together, however long it is."""
+        """Return the bytes that a recording needs while its windows are put together."""
         config = self.engine.config
         samples = self.window.window * config.W * max(recording.sample_rate, config.output_rate) // config.sampling_rate
         if recording.samples is not None:

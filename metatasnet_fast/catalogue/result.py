@@ -32,8 +32,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 from .failures import Failure
-from .settings import Identity
-from .song import song_folder
+from .settings import Identity, song_folder
 
 __all__ = ["Listed", "Outcome", "Result", "Status", "StemFile", "is_result", "utc_now"]
 
@@ -65,17 +64,17 @@ class Listed(NamedTuple):
 
     @property
     def key(self) -> str:
-        """The beginning of ``Identity.key``; empty without a result."""
+        """Return the beginning of ``Identity.key``; empty without a result."""
         return self._part(1)
 
     @property
     def content(self) -> str:
-        """The beginning of the SHA-256 of the input; empty without a result."""
+        """Return the beginning of the SHA-256 of the input; empty without a result."""
         return self._part(2)
 
     @property
     def duration(self) -> float:
-        """Seconds."""
+        """Return the length of the song in seconds."""
         return int(self._part(5) or 0) / 1000
 
     @property
@@ -138,7 +137,7 @@ class Result:
 
     @property
     def content(self) -> str:
-        """SHA-256 of the input."""
+        """Return the SHA-256 of the input."""
         return str(self.input["sha256"])
 
     @property
@@ -176,7 +175,7 @@ class Result:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Result | None:
-        """None if the text is not a whole result of a version that is known here."""
+        """Read a result; None if the text is not a whole one of a known version."""
         try:
             values = json.loads(text)
             if values.pop("format_version") != FORMAT_VERSION:
@@ -235,7 +234,7 @@ class Outcome:
         return self.failure.hint if self.failure else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON; with ``hint``."""
+        """Return the fields and the hint, for JSON."""
         values = asdict(self)
         values["status"] = self.status.value
         values["failure"] = self.failure.value if self.failure else None
@@ -245,7 +244,7 @@ class Outcome:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Outcome:
-        """The reverse of :meth:`to_dict`; unknown keys are left out, as a newer version may have written them."""
+        """Read what :meth:`to_dict` returned; leave unknown keys out, as a newer version may have written them."""
         known = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
         known["status"] = Status(known["status"])
         known["failure"] = Failure(known["failure"]) if known.get("failure") else None

@@ -81,7 +81,7 @@ class Source:
 
     @contextlib.contextmanager
     def local(self, scratch: Path | None = None) -> Iterator[Path]:
-        """A local file with the content: the input itself, or a copy in ``scratch`` (by default a temporary folder)."""
+        """Give a local file with the content: the input itself, or a copy in ``scratch`` (by default a temporary folder)."""
         if self._path is not None:
             with self._found(), open(self._path, "rb"):
                 pass

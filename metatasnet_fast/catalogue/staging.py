@@ -22,7 +22,7 @@ from pathlib import Path
 from .._io import try_lock
 from .failures import Failure, SongError
 from .result import LONG, Listed, Result
-from .song import song_folder
+from .settings import song_folder
 from .storage import LocalStorage, Storage
 
 __all__ = ["Claims", "Contents", "Staging", "find_contents", "remove_abandoned"]
@@ -148,10 +148,18 @@ class Staging:
         try_lock(self._lock.fileno())
         os.rename(self.path / f"{LOCK}.new", self.path / LOCK)
 
-    def folder(self, name: str) -> Path:
+    @contextlib.contextmanager
+    def folder(self, name: str) -> Iterator[Path]:
+        """Make a folder for the block; :class:`SongError` if that is impossible."""
         path = self.path / f"{name}-{secrets.token_hex(3)}"
-        path.mkdir()
-        return path
+        try:
+            path.mkdir()
+        except OSError as error:
+            raise SongError(Failure.write, f"Nothing can be written to {path.parent} ({error}).") from error
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
 
     def close(self) -> None:
         self._lock.close()
@@ -165,7 +173,7 @@ class Staging:
 
 
 def _place(storage: Storage) -> tuple[Path, str]:
-    """The folder that holds everyone's, and this machine's name in it."""
+    """Return the folder that holds those of all workers, and this machine's name in it."""
     host = re.sub(r"[^A-Za-z0-9.]+", "_", socket.gethostname())[:40] or "host"
     if isinstance(storage, LocalStorage):
         return storage.path / STAGING_NAME, host
@@ -206,7 +214,7 @@ def _owned(folder: Path) -> bool:
 
 
 def _age(folder: Path) -> float:
-    """Seconds since it changed; 0 if it is gone, as its owner may take it away at any instant."""
+    """Return the seconds since it changed; 0 if it is gone, as its owner may take it away at any instant."""
     try:
         return time.time() - folder.stat().st_mtime
     except FileNotFoundError:

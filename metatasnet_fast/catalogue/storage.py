@@ -130,7 +130,7 @@ class LocalStorage:
 
 @contextlib.contextmanager
 def client_errors() -> Iterator[None]:
-    """Clients of object stores have exceptions of their own for what is an ``OSError`` elsewhere; so it is here."""
+    """Turn the exceptions of object stores' clients into ``OSError``, as other file systems raise."""
     try:
         yield
     except (OSError, MetaTasNetError):
@@ -208,7 +208,7 @@ class FsspecStorage:
 
     @client_errors()
     def publish(self, staged: Path, folder: str, last: str) -> None:
-        """File after file; an old result goes first, so that it never speaks for new files.
+        """Put file after file; remove an old result first, so that it never stands for new files.
 
         Raises:
             ContestedError: if the folder was empty before, and another run is putting its files there now; called again, it
@@ -251,13 +251,13 @@ class FsspecStorage:
             yield target
 
     def _make_folder(self, folder: str) -> None:
-        """Object stores have no folders; those that have some want them made."""
+        """Make a folder where the store has folders."""
         if self._has_folders:
             self._fs.makedirs(self._at(folder), exist_ok=True)
 
 
 def local_path(uri: str) -> Path | None:
-    """The path that a URI or path names, if it is on this machine's file systems; else None."""
+    """Return the path that a URI or path names, if it is on this machine's file systems; else None."""
     if uri.startswith("file://"):
         return Path(uri.removeprefix("file://"))
     return None if "://" in uri or "::" in uri else Path(uri)
@@ -277,7 +277,7 @@ def reaching(uri: str) -> Iterator[None]:
 
 
 def open_filesystem(uri: str) -> tuple[Any, str]:
-    """fsspec's file system for a URI, and the URI's path in it.
+    """Return fsspec's file system for a URI, and the URI's path in it.
 
     Raises:
         MissingDependencyError: without fsspec, or the package for this kind of address.
@@ -294,7 +294,7 @@ def open_filesystem(uri: str) -> tuple[Any, str]:
 
 
 def open_storage(uri: str) -> Storage:
-    """The destination that a path or URI names; nothing is made yet. Raises as :func:`open_filesystem`."""
+    """Return the destination that a path or URI names; nothing is made yet. Raises as :func:`open_filesystem`."""
     path = local_path(uri)
     if path is not None:
         return LocalStorage(path)

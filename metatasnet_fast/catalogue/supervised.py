@@ -23,8 +23,7 @@ from ..errors import MetaTasNetError
 from .events import Event, Listener, Notice, SongEnded, SongStarted
 from .failures import Failure
 from .result import Outcome, Status, utc_now
-from .settings import Settings
-from .song import Song
+from .settings import Settings, Song
 
 __all__ = ["ChildProcess", "Gone", "Order", "Process", "SupervisedWorker", "WorkerLostError"]
 

@@ -13,8 +13,7 @@ from .._io import sha256_file
 from .destination import SONGS, Destination
 from .failures import Failure, SongError
 from .result import Listed, Outcome, Result, Status, utc_now
-from .settings import Settings
-from .song import Song, song_folder
+from .settings import Settings, Song, song_folder
 from .source import Source, Stamp
 from .staging import find_contents
 from .storage import client_errors, local_path, reaching
@@ -98,7 +97,7 @@ def count_missing(songs: Sequence[Song]) -> int:
 
 
 def _stamps(songs: Sequence[Song]) -> Iterator[Stamp | None]:
-    """The stamp of each input; None for one that cannot be had."""
+    """Yield the stamp of each input; None for one that cannot be read."""
     if all(song.stamp is not None or local_path(song.uri) is not None for song in songs):
         yield from map(_stamp, songs)
         return
@@ -136,7 +135,7 @@ class Survey:
     runs: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """Return the fields, for JSON."""
         return {
             **vars(self),
             "models": dict(self.models),
@@ -219,7 +218,7 @@ def verify(
 
 
 def _at_once(work: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
-    """Results of ``work`` in the order of the items, some of which are worked on at the same time."""
+    """Yield the results of ``work`` in the order of the items, some of which are worked on at the same time."""
     with ThreadPoolExecutor(THREADS) as pool:
         pending: deque[Future[U]] = deque()
         for item in items:
@@ -231,7 +230,7 @@ def _at_once(work: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
 
 
 def _judged(destination: Destination, folder: str, sizes: dict[str, int]) -> tuple[Result | None, str | None, set[str]]:
-    """A song's result if it holds, what is wrong in its folder if anything, and the files that must go for that."""
+    """Return a song's result if it is right, what is wrong in its folder if anything, and the files to remove for that."""
     names = set(sizes)
     name = Listed.of(sizes).name
     if not name:

@@ -20,8 +20,7 @@ from .events import Listener, Notice, WorkerLoad
 from .pipeline import SongPipeline
 from .resources import Resources
 from .result import Outcome
-from .settings import Settings
-from .song import Song
+from .settings import Settings, Song
 from .staging import Contents, Staging
 
 __all__ = ["Worker"]
@@ -87,7 +86,7 @@ class Worker:
 
     @property
     def capacity(self) -> int:
-        """Songs in flight at most."""
+        """Return the largest number of songs in flight."""
         return self.resources.cores.songs
 
     def process(self, songs: Iterable[Song], defer: Callable[[Song], object] | None = None) -> Iterator[Outcome]:
@@ -187,7 +186,7 @@ class Worker:
 
 
 def _peak_memory() -> int:
-    """Bytes that this process had in memory at most; 0 where the system does not tell."""
+    """Return the bytes that this process had in memory at most; 0 where the system does not tell."""
     try:
         import resource
     except ImportError:

@@ -170,8 +170,8 @@ def _stopping(stop: threading.Event) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _listeners(as_json: bool) -> Iterator[Listener]:
-    from ..catalogue.display import LiveDisplay
     from ..catalogue.events import SongStarted, WorkerLoad
+    from ..catalogue.report import LiveDisplay
 
     def write(event: Event) -> None:
         if not isinstance(event, (SongStarted, WorkerLoad)):

@@ -20,7 +20,7 @@ from .options import (
 from .report import TrackReport, to_json
 
 if TYPE_CHECKING:
-    from ..evaluation import ScoringRun, TrackOutcome, TrackScores
+    from ..evaluation import ScoringRun, TrackOutcome
 
 __all__ = ["add_evaluate_arguments", "add_score_arguments"]
 
@@ -71,9 +71,6 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("--musdb", required=True, metavar="PATH", help="the folder that holds train and test")
     parser.add_argument("--subset", default="test", help="test or train, or . for all of PATH (default: test)")
-    parser.add_argument(
-        "--engine", default="fast", help="fast, or museval: the original, for comparison (default: fast)"
-    )
     _add_scoring_options(parser, metrics="SDR,ISR,SIR,SAR")
     add_engine_options(parser)
     parser.set_defaults(run=run_evaluate)
@@ -110,23 +107,16 @@ def run_score(args: argparse.Namespace) -> int:
         raise MetaTasNetError("Name REFERENCES and ESTIMATES, or compare and two folders of scores.")
     import torch
 
-    from ..evaluation import DEFAULT_METRICS, score
+    from ..evaluation import DEFAULT_METRICS, Scoring, score
 
     device = args.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    scoring = Scoring(args.metrics or DEFAULT_METRICS, args.silence, args.regularise, args.strict, device)
     report = TrackReport(args.json)
-    result = score(
-        *args.paths,
-        metrics=args.metrics or DEFAULT_METRICS,
-        silence=args.silence,
-        regularise=args.regularise,
-        strict=args.strict,
-        device=device,
-        subset=args.subset,
-        **_run_options(args, report),
-    )
-    return _finish(args, result, Path(args.paths[1]).resolve().name, report)
+    references, estimates = args.paths
+    result = score(references, estimates, scoring, subset=args.subset, **_run_options(args, report))
+    return _finish(args, result, Path(estimates).resolve().name, report)
 
 
 def run_evaluate(args: argparse.Namespace) -> int:
@@ -134,24 +124,25 @@ def run_evaluate(args: argparse.Namespace) -> int:
     from ..evaluation.runner import evaluate_tracks
     from ..evaluation.tracks import open_tracks
 
-    scoring = Scoring(args.metrics or METRICS, args.silence, args.regularise, strict=args.strict, engine=args.engine)
+    scoring = Scoring(args.metrics or METRICS, args.silence, args.regularise, args.strict)
     tracks = open_tracks(args.musdb, args.subset)
     separator, model = make_separator(args)
     if not args.json:
-        print(f"{model}: {len(tracks)} tracks, {separator.describe()}, scored by {args.engine}", flush=True)
+        print(f"{model}: {len(tracks)} tracks, {separator.describe()}", flush=True)
     report = TrackReport(args.json, len(tracks))
     result = evaluate_tracks(tracks, separator, scoring=scoring, subset=args.subset, **_run_options(args, report))
     return _finish(args, result, f"{model}, {args.mode} mode", report)
 
 
 def _run_options(args: argparse.Namespace, report: TrackReport) -> dict[str, Any]:
-    def tell(outcome: TrackOutcome, scores: TrackScores | None) -> None:
+    def tell(outcome: TrackOutcome) -> None:
         """Report ``name``, ``status``, ``error``, ``warnings``, seconds, ``page`` and ``scores``: stem -> metric -> number."""
         speed = outcome.audio_seconds / max(outcome.reading_seconds, 1e-9)
         listen = f"; open {outcome.page} to listen" if outcome.page else ""
         line = f"read at {speed:.1f} x real time, scored in {outcome.scoring_seconds:.1f} s{listen}"
-        numbers = {} if scores is None else {"scores": scores.numbers()}
-        report.add(outcome, line, {**dataclasses.asdict(outcome), **numbers})
+        fields = {name: value for name, value in vars(outcome).items() if name != "scores"}
+        numbers = {} if outcome.scores is None else {"scores": outcome.scores.numbers()}
+        report.add(outcome, line, fields | numbers)
 
     plain = {name: getattr(args, name) for name in ("out", "workers", "overwrite", "page")}
     return {**plain, "report": tell}

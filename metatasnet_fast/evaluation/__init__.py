@@ -5,23 +5,21 @@
     scores = evaluate_track(references, estimates, name="Artist - Title")   # stem name -> (samples, channels)
     scores.write("results")                                                 # results/test/Artist - Title.json
 
-:func:`bss_eval` scores plain arrays; ``metrics=("SDR",)`` is what to use during training. Everything but
-:func:`plot_scores` (matplotlib), Parquet (pyarrow) and log-WMSE needs torch and NumPy only, and no network.
+:func:`bss_eval` scores plain arrays. Only plots (matplotlib), Parquet (pyarrow) and log-WMSE need another package.
 """
 
 from __future__ import annotations
 
 from .bss_eval import METRICS, BssScores, bss_eval
 from .runner import ScoringRun, TrackOutcome, score
-from .scores import TrackScores, load_scores
-from .signals import EmptyBand, EmptyBandWarning, EvaluationError, SilentSource, SilentSourceError, SilentSourceWarning
-from .statistics import Comparison, Summary, compare, summarise
+from .scores import Comparison, Summary, TrackScores, compare, load_scores, summarise
+from .signals import EmptyBand, EmptyBandWarning, EvaluationError, SilentSourceError, SilentSourceWarning
 from .table import PUBLISHED, caveats, comparison_table, latex_table, plot_scores, score_rows, score_table, write_rows
 from .track import ALL_METRICS, DEFAULT_METRICS, Scoring, evaluate_track
 
 __all__ = [
     "ALL_METRICS", "DEFAULT_METRICS", "METRICS", "PUBLISHED", "BssScores", "Comparison", "EmptyBand", "EmptyBandWarning",
-    "EvaluationError", "Scoring", "ScoringRun", "SilentSource", "SilentSourceError", "SilentSourceWarning", "Summary",
+    "EvaluationError", "Scoring", "ScoringRun", "SilentSourceError", "SilentSourceWarning", "Summary",
     "TrackOutcome", "TrackScores", "bss_eval", "caveats", "compare", "comparison_table", "evaluate_track", "latex_table",
     "load_scores", "plot_scores", "score", "score_rows", "score_table", "summarise", "write_rows",
 ]  # fmt: skip

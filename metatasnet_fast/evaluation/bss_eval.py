@@ -26,13 +26,13 @@ from .filters import correlate, projected_energies, solve
 from .signals import (
     Audio,
     EmptyBand,
+    EmptyBandWarning,
     EvaluationError,
     Signals,
-    SilentSource,
     SilentSourceError,
+    SilentSourceWarning,
     empty_bands,
     require_finite,
-    warnings_of,
 )
 
 __all__ = ["METRICS", "SILENCE", "BssScores", "bss_eval", "frame_slices"]
@@ -49,13 +49,13 @@ class BssScores:
     """The scores of one track.
 
     values: metric name -> float64 array (sources, frames) in dB; NaN where a frame does not count.
-    silent: signals that are silent from end to end; if there is one, no frame counts.
+    silent: signals that are silent from end to end, such as "reference of bass"; if there is one, no frame counts.
     solvers: how the normal equations were solved (all sources together, then each alone); empty if not needed.
     empty_bands: references without energy in a band: their ISR, SIR and SAR depend on rounding unless `regularised`.
     """
 
     values: dict[str, NDArray[np.float64]]
-    silent: tuple[SilentSource, ...] = ()
+    silent: tuple[str, ...] = ()
     solvers: tuple[str, ...] = ()
     empty_bands: tuple[EmptyBand, ...] = ()
     regularised: bool = False
@@ -63,13 +63,17 @@ class BssScores:
     def __getitem__(self, metric: str) -> NDArray[np.float64]:
         return self.values[metric]
 
-    @property
-    def frames(self) -> int:
-        return int(next(iter(self.values.values())).shape[1])
-
     def warnings(self) -> list[Warning]:
         """Return the warnings that a reader of these scores needs."""
-        return warnings_of(self.silent, () if self.regularised else self.empty_bands)
+        found: list[Warning] = []
+        if self.silent:
+            advice = "Leave these stems out to score the rest, or choose the rule of silence `own`."
+            found.append(SilentSourceWarning(f"Silent from end to end: {', '.join(self.silent)}. {advice}"))
+        if self.empty_bands and not self.regularised:
+            bands = ", ".join(map(str, self.empty_bands))
+            effect = "ISR, SIR and SAR of this track depend on rounding. Regularise, or score files of 16 bits."
+            found.append(EmptyBandWarning(f"References without any energy in a band: {bands}. {effect}"))
+        return found
 
 
 def bss_eval(
@@ -90,8 +94,7 @@ def bss_eval(
     """Score estimates against references as ``museval.evaluate(references, estimates, win, hop)`` does.
 
     Silent means that the channels sum to zero at every sample. A signal silent from end to end, where museval stops, makes
-    every frame NaN. A zero error energy gives ``inf``; where estimate and reference are equal bit by bit museval reports its
-    own rounding (about 300 dB).
+    every frame NaN. A zero error energy gives ``inf``, where museval reports its own rounding (about 300 dB).
 
     Args:
         references, estimates: (sources, samples, channels) or (sources, channels, samples) or, mono, (sources, samples); NumPy
@@ -104,8 +107,8 @@ def bss_eval(
         strict: raise :class:`SilentSourceError` for a signal silent from end to end.
         silence: with ``museval`` a frame in which any reference or estimate is silent is NaN for all sources. With ``own`` it
             is NaN for a source whose own reference is silent there and, except for SDR, for one whose own estimate is.
-        regularise: solve as if each reference carried white noise 60 dB below its own energy, which makes ISR, SIR and SAR of
-            references without energy in some band independent of rounding; other scores move by hundredths of a dB.
+        regularise: solve as if each reference carried white noise 60 dB below its own energy: ISR, SIR and SAR of references
+            without energy in some band no longer depend on rounding, and others move by hundredths of a dB.
         sample_rate: in Hz, to name such bands.
         warn: whether to issue what ``result.warnings()`` returns in any case, since threads cannot collect their own.
 
@@ -123,16 +126,19 @@ def bss_eval(
     frames = frame_slices(reference.samples, window, hop)
     silences = [torch.stack([signals.silent(frame) for frame in frames], dim=1) for signals in (reference, estimate)]
     silent = tuple(
-        SilentSource(what, index, labels[index])
+        f"{what} of {labels[index]}"
         for what, signals, by_frame in zip(("reference", "estimate"), (reference, estimate), silences, strict=True)
         if bool(by_frame.all(dim=1).any())  # then the tail that no frame covers must be read too
         for index in torch.nonzero(signals.silent(slice(0, signals.samples))).flatten().tolist()
     )
     if silent and strict:
         raise SilentSourceError(
-            f"Silent from end to end: {', '.join(map(str, silent))}. Leave these stems out, or evaluate without strict."
+            f"Silent from end to end: {', '.join(silent)}. Leave these stems out, or evaluate without strict."
         )
-    counts, sdr_counts = _counting_frames(silences[0], silences[1], bool(silent), silence)
+    counts = ~(silences[0] | silences[1])  # (sources, frames)
+    sdr_counts = ~silences[0]
+    if silence == "museval":
+        counts = sdr_counts = counts.all(dim=0).expand_as(counts) & (not silent)
     scored = sdr_counts.any(dim=0)
     chosen = [frame for frame, counting in zip(frames, scored.tolist(), strict=True) if counting]
     decibels: dict[str, torch.Tensor] = {}
@@ -154,13 +160,10 @@ def bss_eval(
             decibels["SIR"] = _decibel(energies["target"], energies["interference"])
             decibels["SAR"] = _decibel(energies["projection"], energies["artifacts"])
 
-    values = {}
-    for metric in metrics:
-        values[metric] = np.full((reference.sources, len(frames)), np.nan)
-        if metric in decibels:
-            values[metric][:, scored.cpu().numpy()] = decibels[metric].cpu().numpy()
-        counting = sdr_counts if metric == "SDR" else counts
-        values[metric][~counting.cpu().numpy()] = np.nan
+    values = {metric: np.full((reference.sources, len(frames)), np.nan) for metric in metrics}
+    for metric in values.keys() & decibels.keys():
+        values[metric][:, scored.cpu().numpy()] = decibels[metric].cpu().numpy()
+        values[metric][~(sdr_counts if metric == "SDR" else counts).cpu().numpy()] = np.nan
     scores = BssScores(values, silent, solvers, bands, regularise)
     for warning in scores.warnings() if warn else ():
         warnings.warn(warning, stacklevel=2)
@@ -172,16 +175,6 @@ def frame_slices(samples: int, window: int, hop: int) -> list[slice]:
     if window >= samples:
         return [slice(0, samples)]
     return [slice(start, start + window) for start in range(0, samples - window + 1, hop)]
-
-
-def _counting_frames(
-    references: torch.Tensor, estimates: torch.Tensor, any_silent: bool, rule: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return which frames count for which sources, bool (sources, frames): for the filters' metrics, and for SDR."""
-    if rule == "own":
-        return ~(references | estimates), ~references
-    counts = ~(references | estimates).any(dim=0).expand_as(references) & (not any_silent)
-    return counts, counts
 
 
 def _plain_energies(

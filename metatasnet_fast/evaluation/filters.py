@@ -25,8 +25,7 @@ _BLOCKS_AT_ONCE = {"cpu": 4, "cuda": 256}
 _BYTES_PER_BATCH = {"cpu": 4 << 20, "cuda": 256 << 20}
 """Bytes of a batch: on a CPU they fit a core's cache, on a GPU they keep it busy."""
 _RESIDUAL = 1e-9
-"""Largest residual of a good solution. Good ones stay below 1e-12 on music; a broken factorisation gives orders of
-magnitude more."""
+"""Largest residual of a good solution: they stay below 1e-12 on music, and a broken factorisation is far above."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +38,6 @@ class Correlations:
     references: torch.Tensor
     estimates: torch.Tensor
 
-    @property
-    def delays(self) -> int:
-        return self.references.shape[-1]
-
     def own(self, source: int, channels: int) -> Correlations:
         """Return the correlations of one source's reference with its own estimate alone."""
         mine = slice(source * channels, (source + 1) * channels)
@@ -50,12 +45,10 @@ class Correlations:
 
 
 def correlate(references: Signals, estimates: Signals, delays: int) -> Correlations:
-    """Compute the lagged products for lags 0 to delays - 1, by FFT over blocks, so that memory does not grow with the
-    track.
+    """Compute the lagged products for lags 0 to delays - 1, by FFT over blocks: memory does not grow with the track.
 
     A block is multiplied with the samples up to delays - 1 ahead of it. The products of a few blocks are one matrix
-    product
-    for each frequency: (channels, blocks) times (blocks, 2 channels).
+    product for each frequency: (channels, blocks) times (blocks, 2 channels).
     """
     length = _BLOCK_FFT
     while length < 4 * delays:
@@ -94,16 +87,13 @@ def solve(correlations: Correlations, noise: float = 0.0) -> tuple[torch.Tensor,
     shifted by about its rounding error, and one step of iterative refinement removes the shift where there is energy
     (on music with a mono bass, more steps change less than 1e-7 dB). Directions without energy stay near zero; more
     steps would only amplify their rounding errors. Least squares is the last resort.
-
-    Signals that have no energy at all in a band leave the filters undetermined there, see :mod:`.signals`; `noise` determines
-    them.
     """
     right = correlations.estimates.movedim(1, 2).flatten(0, 1)
     scale = right.norm(dim=0).clamp_min(torch.finfo(torch.float64).tiny)
     lagged = correlations.references.clone()
     diagonal = lagged[..., 0].diagonal()
     diagonal.mul_(1 + noise).add_(torch.finfo(torch.float64).eps)
-    rounding = torch.finfo(torch.float64).eps * float(diagonal.sum()) * correlations.delays
+    rounding = torch.finfo(torch.float64).eps * float(diagonal.sum()) * lagged.shape[-1]
     for shift in (0.0, 4 * rounding, 400 * rounding):
         factor = _cholesky_factor(_gram(lagged, shift))
         if factor is None:
@@ -121,15 +111,14 @@ def solve(correlations: Correlations, noise: float = 0.0) -> tuple[torch.Tensor,
         lower = _gram(lagged, shift=0.0).cpu().tril()
         gram = lower + lower.tril(-1).mT
         solution, method = torch.linalg.lstsq(gram, right.cpu(), driver="gelsd").solution.to(right.device), "lstsq"
-    return solution.view(-1, correlations.delays, right.shape[1]), method
+    return solution.view(-1, lagged.shape[-1], right.shape[1]), method
 
 
 def _cholesky_factor(gram: torch.Tensor) -> torch.Tensor | None:
     """Return the lower factor in the memory of `gram`, whose upper triangle is not read; None if not positive definite.
 
     Work in blocks of columns, so that almost everything is matrix products: 0.57 s for 4,096 rows, where LAPACK takes
-        0.72 s (one core
-    of an AMD EPYC, Zen 5).
+    0.72 s (one core of an AMD EPYC, Zen 5).
     """
     for start in range(0, len(gram), _CHOLESKY_BLOCK):
         stop = min(start + _CHOLESKY_BLOCK, len(gram))
@@ -202,8 +191,7 @@ def projected_energies(
         _filter_spectra(filters, length) for filters in (all_filters, own_filters.flatten(0, 1))
     )
     names = ("target", "projection", "interference", "spatial", "artifacts")
-    # Allocate the results first: small tensors between large ones would keep the heap from shrinking (measured: 130 to
-    # 230 MB).
+    # Allocate the results first: small tensors between large ones kept the heap from shrinking, by 100 MB.
     energies = all_filters.new_empty(len(names), len(frames), references.sources)
     at_once = _BYTES_PER_BATCH.get(references.device.type, _BYTES_PER_BATCH["cuda"])
     size = max(1, at_once // (8 * length * references.sources * references.channels))
@@ -242,16 +230,14 @@ def _filter_spectra(filters: torch.Tensor, length: int) -> torch.Tensor:
     """Return the spectra of filters (inputs, delays, outputs), complex128 (length / 2 + 1, inputs, outputs)."""
     inputs, _, outputs = filters.shape
     spectra = filters.new_empty(length // 2 + 1, inputs, outputs, dtype=torch.complex128)
-    # One input at a time: padded to the length of a window, all filters together would take as much memory as a matrix
-    # of them.
+    # One input at a time: padded to a window's length, all filters together would take as much memory again.
     for index in range(inputs):
         spectra[:, index] = torch.fft.rfft(filters[index].T, n=length).T
     return spectra
 
 
 def _energy(spectrum: torch.Tensor, length: int) -> torch.Tensor:
-    """Return the energies per window and source of real signals, computed from their one-sided spectra of an even
-    `length`."""
+    """Return the energies per window and source of real signals of an even `length`, from their one-sided spectra."""
     power = torch.view_as_real(spectrum).flatten(3).square()
     # Bins first: a sum over rows of contiguous memory.
     energy: torch.Tensor = ((2 * power.sum(dim=0) - power[0] - power[-1]) / length).sum(dim=-1)

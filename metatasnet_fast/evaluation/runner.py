@@ -1,9 +1,8 @@
 """Score a data set: one track is read or separated while others are scored, and a finished one is never done again.
 
-Memory holds the tracks in flight, one more than there are workers, whatever the size of the data set. A record of the model,
-settings and audio that the scores in a folder belong to is next to them, in ``evaluation.json``. The audio of a track
-is recorded before the track is scored. So a file of scores belongs to this evaluation if the settings agree and the
-recorded audio is that of the track; any other file is refused.
+Memory holds the tracks in flight, one more than there are workers. ``evaluation.json`` next to the scores records the model,
+settings and audio that they are of, the audio of a track before it is scored. So a file of scores belongs to this evaluation
+if settings and audio agree; any other file is refused.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from ..page import listen_to
 from ..separation.devices import memory_for
 from .scores import TrackScores
 from .signals import EvaluationError
-from .track import DEFAULT_METRICS, Scoring
+from .track import Scoring, evaluate_track
 from .tracks import AudioTrack, Pair, TrackFiles, open_tracks, pair_tracks, require_one_length
 
 if TYPE_CHECKING:
@@ -55,20 +54,23 @@ class TrackOutcome:
     scoring_seconds: float = 0.0
     page: str | None = None
     """Path of the page to listen to, if one was written."""
+    scores: TrackScores | None = None
 
 
-Result: TypeAlias = tuple[TrackOutcome, TrackScores | None]
-Report: TypeAlias = Callable[[TrackOutcome, TrackScores | None], object]
+Report: TypeAlias = Callable[[TrackOutcome], object]
 Audio: TypeAlias = tuple[AudioTrack, dict[str, torch.Tensor]]
 """A track with its references, and the estimates."""
 
 
 @dataclass
 class ScoringRun:
-    """The outcomes of all tracks, and the scores of the tracks that have scores."""
+    """The outcomes of all tracks."""
 
     outcomes: list[TrackOutcome] = field(default_factory=list)
-    scores: list[TrackScores] = field(default_factory=list)
+
+    @property
+    def scores(self) -> list[TrackScores]:
+        return [outcome.scores for outcome in self.outcomes if outcome.scores is not None]
 
     @property
     def failures(self) -> list[TrackOutcome]:
@@ -78,13 +80,9 @@ class ScoringRun:
 def score(
     references: str | os.PathLike[str],
     estimates: str | os.PathLike[str],
+    scoring: Scoring | None = None,
     *,
     out: str | os.PathLike[str] | None = None,
-    metrics: Sequence[str] = DEFAULT_METRICS,
-    silence: str = "museval",
-    regularise: bool = False,
-    strict: bool = False,
-    device: str = "cpu",
     subset: str | None = None,
     workers: int = 1,
     overwrite: bool = False,
@@ -96,25 +94,24 @@ def score(
     Args:
         references, estimates: a file, a folder of stems, or a tree of these, see :mod:`.tracks`. Stems without a reference,
             and tracks without one, are left out.
+        scoring: what to compute, and how; `strict` also ends the run at the first track that fails.
         out: folder for the scores, ``out/<subset or "test">/<track>.json``; None keeps none. What is there of the same audio
             and settings is kept.
-        metrics, silence, regularise, strict, device: see :class:`Scoring`; `strict` also ends the run at the first track that
-            fails.
         subset: a folder of `references`, such as ``test``, if not all of it is to be scored.
         workers: tracks scored at once.
         overwrite: score again what is there; the old scores of these tracks are deleted at once.
         report: called with each track as soon as it is done.
-        page: ``file`` to write a page to listen to for each track that is scored, ``out/<subset>/<track>.html``, with the
-            estimates, the references and the scores; ``folder`` to put its sounds into a folder next to it.
+        page: ``file`` to write a page to listen to for each track that is scored, ``out/<subset>/<track>.html``; ``folder``
+            to put its sounds into a folder next to it.
 
     Raises:
         EvaluationError: if there are no tracks, no reference has an estimate, or ``out`` holds scores of something else;
             if `strict`, whatever goes wrong with a track.
         OutOfMemoryError: if `strict` and memory does not suffice for a track.
     """
-    scoring = Scoring(metrics, silence, regularise, strict, device=device)
+    scoring = scoring or Scoring()
     pairs, missing = pair_tracks(open_tracks(references, subset), open_tracks(estimates))
-    if not pairs or (strict and missing):
+    if not pairs or (scoring.strict and missing):
         name, reason = next(iter(missing.items()))
         raise EvaluationError(f"{name}: {reason}")
     run = _Run(scoring, None, out, subset or "test", workers, overwrite, report, page)
@@ -141,10 +138,8 @@ def _separated(separator: Separator, files: TrackFiles) -> Audio:
     instruments = separator.network.config.instruments
     known = [stem for stem in instruments if stem in track.stems]
     if not known:
-        raise EvaluationError(
-            f"{track.name} has the stems {', '.join(track.stems)}; the network separates {', '.join(instruments)}. "
-            "Name the files like these."
-        )
+        there, asked = ", ".join(track.stems), ", ".join(instruments)
+        raise EvaluationError(f"{track.name} has the stems {there}; the network separates {asked}. Name the files so.")
     advice = "use fast mode" if separator.mode == "reference" else "score fewer tracks at once"
     with memory_for(f"separating {track.name}", f"{advice}, or free some"):
         separation = separator.separate(track.whole, track.rate)
@@ -169,12 +164,10 @@ class _Run:
         if self.page is not None and (self.page not in PAGES or self.out is None):
             raise EvaluationError(f"A page is one of {', '.join(PAGES)}, and needs a folder `out`; got {self.page}.")
 
-    def conclude(self, outcome: TrackOutcome, scores: TrackScores | None = None) -> None:
+    def conclude(self, outcome: TrackOutcome) -> None:
         self.result.outcomes.append(outcome)
-        if scores is not None:
-            self.result.scores.append(scores)
         if self.report is not None:
-            self.report(outcome, scores)
+            self.report(outcome)
 
     def work(self, jobs: Sequence[tuple[TrackFiles | Pair, Callable[[], Audio]]]) -> ScoringRun:
         """Score every track, each given with the function that reads it: the main thread reads, other threads score."""
@@ -182,37 +175,38 @@ class _Run:
         if self.out is not None:
             audio = {f"{self.subset}/{files.name}": files.fingerprint() for files, _ in jobs}
             kept = _claim(Path(self.out), audio, _settings(self.scoring, self.separator), self.overwrite)
-        pending: list[Future[Result]] = []
+        pending: list[Future[TrackOutcome]] = []
         with ThreadPoolExecutor(max(1, self.workers)) as pool:
             for files, read in jobs:
                 if (path := kept.get(f"{self.subset}/{files.name}")) is not None:
-                    self.conclude(TrackOutcome(files.name, "kept"), TrackScores.read(path))
+                    self.conclude(TrackOutcome(files.name, "kept", scores=TrackScores.read(path)))
                     continue
                 running = [future for future in pending if not future.done()]
                 if len(running) > max(1, self.workers):
                     wait(running, return_when=FIRST_COMPLETED)
                 while pending and pending[0].done():
-                    self.conclude(*pending.pop(0).result())
+                    self.conclude(pending.pop(0).result())
                 began = time.perf_counter()
                 try:
                     pending.append(pool.submit(self.score, *read(), began, time.perf_counter()))
                 except MetaTasNetError as error:
-                    self.conclude(*self.failed(files.name, error))
+                    self.conclude(self.failed(files.name, error))
             for future in pending:
-                self.conclude(*future.result())
+                self.conclude(future.result())
         return self.result
 
-    def failed(self, name: str, error: MetaTasNetError) -> Result:
+    def failed(self, name: str, error: MetaTasNetError) -> TrackOutcome:
         if self.scoring.strict:
             raise error
-        return TrackOutcome(name, "failed", str(error)), None
+        return TrackOutcome(name, "failed", str(error))
 
-    def score(self, track: AudioTrack, estimates: dict[str, torch.Tensor], began: float, read: float) -> Result:
+    def score(self, track: AudioTrack, estimates: dict[str, torch.Tensor], began: float, read: float) -> TrackOutcome:
         """Score one track and write its scores; `began` and `read` are the times when its reading began and ended."""
         started = time.perf_counter()
         try:
             with memory_for(f"scoring {track.name}", "score fewer tracks at once, or free some"):
-                scores = self.scoring(track, estimates)
+                about: dict[str, Any] = {"name": track.name, "sample_rate": track.rate, "mixture": track.mixture}
+                scores = evaluate_track(track.stems, estimates, self.scoring, **about, warn=False)
             if self.out is not None:
                 scores.write(self.out, self.subset)
         except MetaTasNetError as error:
@@ -223,7 +217,8 @@ class _Run:
                 page = self.write_page(track, estimates, scores)
             except MetaTasNetError as error:  # the scores are there
                 notes = (*notes, f"There is no page to listen to. {error}")
-        return TrackOutcome(track.name, "done", None, notes, track.seconds, read - began, seconds, page), scores
+        audio_seconds = max(signal.shape[-1] for signal in track.signals) / track.rate
+        return TrackOutcome(track.name, "done", None, notes, audio_seconds, read - began, seconds, page, scores)
 
     def write_page(self, track: AudioTrack, estimates: dict[str, torch.Tensor], scores: TrackScores) -> str:
         page = listen_to(
@@ -242,7 +237,7 @@ class _Run:
 
 def _settings(scoring: Scoring, separator: Separator | None) -> dict[str, Any]:
     """Return all that the scores depend on but the audio; with a separator, also the settings that make the estimates."""
-    settings: dict[str, Any] = {"engine": scoring.engine, "metrics": list(scoring.metrics)}
+    settings: dict[str, Any] = {"engine": "fast", "metrics": list(scoring.metrics)}
     if scoring.silence != "museval" or scoring.regularise:
         settings |= {"silence": scoring.silence, "regularise": scoring.regularise}
     if separator is None:
@@ -258,18 +253,20 @@ def _settings(scoring: Scoring, separator: Separator | None) -> dict[str, Any]:
 def _claim(out: Path, audio: Mapping[str, str | None], settings: Mapping[str, Any], overwrite: bool) -> dict[str, Path]:
     """Make ``out`` the folder of this evaluation, and return the scores of its own that are there.
 
-    With ``overwrite`` the tracks' scores are deleted first: so that no score of another evaluation can be mistaken for
-    one of this.
-
-    Args:
-        audio: ``subset/name`` of each track -> fingerprint; None if it cannot be read.
-
-    Raises:
-        EvaluationError: for scores there of another model, other settings or other audio, a damaged record, or a folder
-            that cannot be written.
+    With ``overwrite`` the tracks' scores are deleted first, so that none of another evaluation is mistaken for one of this;
+    else scores of another model, other settings or other audio are refused. `audio` has a fingerprint for each
+    ``subset/name``; None if a track cannot be read.
     """
     with reporting_write_errors(out, EvaluationError, "choose a writable folder"):
-        found = _read_record(out / FILE, overwrite)
+        record = out / FILE
+        try:
+            found = json.loads(record.read_text("utf-8")) if record.exists() else {}
+        except ValueError:
+            found = None
+        if not isinstance(found, dict) or not isinstance(found.get(AUDIO, {}), dict):
+            if not overwrite:
+                raise EvaluationError(f"{record} is damaged, so it is not known what the scores there are of. {ADVICE}")
+            found = {}
         names = (found.keys() | settings.keys()) - {AUDIO}
         differing = sorted(name for name in names if found.get(name) != settings.get(name))
         on_record: dict[str, Any] = {} if differing else found.get(AUDIO, {})
@@ -289,21 +286,8 @@ def _claim(out: Path, audio: Mapping[str, str | None], settings: Mapping[str, An
             raise EvaluationError(f"{out} holds scores {refused}. {ADVICE}")
         known = {name: mark for name, mark in {**on_record, **audio}.items() if mark is not None}
         out.mkdir(parents=True, exist_ok=True)
-        write_atomically(out / FILE, json.dumps({**settings, AUDIO: known}, indent=2) + "\n")
+        write_atomically(record, json.dumps({**settings, AUDIO: known}, indent=2) + "\n")
         return scored
-
-
-def _read_record(path: Path, overwrite: bool) -> dict[str, Any]:
-    """Return the record; an empty one if there is none, or if it is damaged and will be overwritten."""
-    try:
-        found = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    except ValueError:
-        found = None
-    if isinstance(found, dict) and isinstance(found.get(AUDIO, {}), dict):
-        return found
-    if overwrite:
-        return {}
-    raise EvaluationError(f"{path} is damaged, so it is not known what the scores there are of. {ADVICE}")
 
 
 def _listed(names: Iterable[str]) -> str:

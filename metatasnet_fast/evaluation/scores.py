@@ -1,8 +1,12 @@
-"""The scores of a track: museval's JSON files, byte for byte, followed by what museval does not have.
+"""The scores of tracks: museval's JSON files, byte for byte, with what museval does not have; their statistics.
 
 A file is ``<folder>/<subset>/<track>.json`` after ``musdb.schema.json`` of museval, so ``museval.EvalStore`` reads what
 is written here and the other way round. Metrics of whole tracks stand under ``track_metrics`` (stem -> metric -> number),
 what a reader must know under ``notes`` (sentences); both are left out where there are none.
+
+Intervals are those of the bootstrap over tracks (Efron 1979): the main uncertainty is which tracks a data set contains.
+Two separators are compared on the same tracks by a permutation test of the differences' signs (Fisher 1935), which assumes
+nothing of their distribution. Both draw from a fixed seed, so that the same files give the same numbers.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ import glob
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,12 +25,18 @@ from numpy.typing import NDArray
 
 from .._io import reporting_write_errors, write_atomically
 from .bss_eval import METRICS
-from .signals import EvaluationError, SilentSource
+from .signals import EvaluationError
 
-__all__ = ["MUSEVAL_VERSION", "TrackScores", "load_scores", "statistic"]
+__all__ = ["Comparison", "Summary", "TrackScores", "compare", "load_scores", "summarise"]
 
 MUSEVAL_VERSION = "0.4.1"
 """The version of museval whose numbers and files these are; every file names it."""
+
+DRAWS = 10_000
+CONFIDENCE = 0.95
+UNKNOWN = (float("nan"), float("nan"))
+EXTREMES = 3
+"""Tracks that differ most and are named in a comparison."""
 
 _ORDER = ("SDR", "SIR", "SAR", "ISR")
 
@@ -43,10 +53,8 @@ class TrackScores:
     window: float = 1.0
     hop: float = 1.0
     museval_version: str = MUSEVAL_VERSION
-    silent: tuple[SilentSource, ...] = ()
-    """Signals that are silent from end to end, as :func:`bss_eval` found them; not stored in the file."""
     whole: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """``whole[stem][metric]``: the metrics of :mod:`.metrics`."""
+    """``whole[stem][metric]``: the metrics of whole tracks, see :mod:`.track`."""
     notes: tuple[str, ...] = ()
     """Sentences that a reader of these scores must know."""
 
@@ -60,7 +68,7 @@ class TrackScores:
     def value(self, stem: str, metric: str) -> float:
         """Return the one number of a track: the median over frames, or the metric of the whole track; NaN if there is none."""
         whole = self.whole.get(stem, {})
-        return whole[metric] if metric in whole else statistic(np.median, self.counted(stem, metric))
+        return whole[metric] if metric in whole else _statistic(np.median, self.counted(stem, metric))
 
     def numbers(self) -> dict[str, dict[str, float]]:
         """Return :meth:`value` of every stem and metric."""
@@ -74,9 +82,6 @@ class TrackScores:
         stored = np.array([float(_rounded(value)) for value in self.targets.get(stem, {}).get(metric, ())])
         counted: NDArray[np.float64] = stored[~np.isnan(stored)]
         return counted
-
-    def valid_frames(self, stem: str, metric: str) -> int:
-        return len(self.counted(stem, metric))
 
     def json(self) -> str:
         """Return the text of the file. Values are rounded to 1e-5 dB, half to even; infinity becomes NaN, as in museval."""
@@ -147,12 +152,127 @@ def load_scores(folder: str | os.PathLike[str], subset: str | None = "test") -> 
     """Read all ``folder/subset/**/*.json``, of all subsets for None, in the order of their paths."""
     paths = sorted(Path(folder).glob(f"{'*' if subset is None else glob.escape(subset)}/**/*.json"))
     if not paths:
-        where = Path(folder, subset or "")
-        raise EvaluationError(f"No scores in {where}. Name a folder that `score` or `evaluate` wrote, or its subset.")
+        raise EvaluationError(f"No scores in {Path(folder, subset or '')}. Name a folder of `score` or `evaluate`.")
     return [TrackScores.read(path) for path in paths]
 
 
-def statistic(function: Callable[..., Any], values: NDArray[np.float64]) -> float:
+@dataclass(frozen=True)
+class Summary:
+    """Statistics of a stem and a metric over tracks; NaN where no track counts. Intervals hold 95 % of the bootstraps."""
+
+    median: float = float("nan")
+    median_interval: tuple[float, float] = UNKNOWN
+    mean: float = float("nan")
+    mean_interval: tuple[float, float] = UNKNOWN
+    tracks: int = 0
+    """Tracks with a number."""
+    valid_frames: int = 0
+    """Frames that count, for a metric that is computed by frames."""
+    frames: int = 0
+    by_frames: bool = False
+
+    @property
+    def number(self) -> float:
+        """Return the number that is usually printed: the median of BSSEval, the mean of a metric of whole tracks."""
+        return self.median if self.by_frames else self.mean
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return self.median_interval if self.by_frames else self.mean_interval
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two sets of scores of the same tracks, with their differences: second minus first."""
+
+    stem: str
+    metric: str
+    tracks: int
+    first: float
+    """Median over these tracks."""
+    second: float
+    difference: float
+    """Mean difference over these tracks, with its interval."""
+    interval: tuple[float, float]
+    p: float
+    """Probability of a mean difference as large as this one if both were equally good."""
+    extremes: tuple[tuple[str, float], ...]
+    """Tracks that differ most, and by how much."""
+
+
+def summarise(tracks: Iterable[TrackScores]) -> dict[str, dict[str, Summary]]:
+    """Compute ``result[stem][metric]``. Medians over frames, then tracks, skip NaN, and equal ``museval.EvalStore``'s."""
+    tracks = list(tracks)
+    result: dict[str, dict[str, Summary]] = {}
+    for stem in dict.fromkeys(stem for track in tracks for stem in track.stems):
+        having = [track for track in tracks if stem in track.stems]
+        result[stem] = {}
+        for metric in dict.fromkeys(metric for track in having for metric in track.metrics(stem)):
+            values = np.array([track.value(stem, metric) for track in having])
+            values = values[~np.isnan(values)]
+            result[stem][metric] = Summary(
+                _statistic(np.median, values),
+                _interval(np.median, values),
+                _statistic(np.mean, values),
+                _interval(np.mean, values),
+                len(values),
+                sum(len(track.counted(stem, metric)) for track in having),
+                sum(track.frames(stem) for track in having),
+                metric in METRICS,
+            )
+    return result
+
+
+def compare(first: Sequence[TrackScores], second: Sequence[TrackScores]) -> list[Comparison]:
+    """Compare two separators on the tracks, stems and metrics that both have.
+
+    Raises:
+        EvaluationError: if they have no track, or no number, in common.
+    """
+    others = {track.name: track for track in second}
+    values: dict[tuple[str, str], dict[str, tuple[float, float]]] = {}
+    for track in first:
+        for stem, numbers in track.numbers().items() if track.name in others else ():
+            for metric, value in numbers.items():
+                pair = value, others[track.name].value(stem, metric)
+                if np.isfinite(pair).all():
+                    values.setdefault((stem, metric), {})[track.name] = pair
+    if not values:
+        raise EvaluationError("The two sets have no track with scores in common. Score the same tracks with both.")
+    comparisons = []
+    for (stem, metric), by_track in values.items():
+        names, (one, other) = list(by_track), np.array(list(by_track.values())).T
+        differences = other - one
+        most = np.argsort(-np.abs(differences), kind="stable")[:EXTREMES]
+        first_median, second_median = (_statistic(np.median, side) for side in (one, other))
+        mean, interval = _statistic(np.mean, differences), _interval(np.mean, differences)
+        named, p = tuple((names[index], float(differences[index])) for index in most), _sign_test(differences)
+        comparisons.append(Comparison(stem, metric, len(names), first_median, second_median, mean, interval, p, named))
+    return comparisons
+
+
+def _interval(function: Callable[..., Any], values: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the interval of a bootstrap of the median or mean; of one track only, unknown."""
+    if len(values) < 2 or not np.isfinite(values).all():
+        return UNKNOWN
+    drawn = values[np.random.default_rng(0).integers(0, len(values), (DRAWS, len(values)))]
+    low, high = np.quantile(function(drawn, axis=1), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
+
+
+def _sign_test(differences: NDArray[np.float64]) -> float:
+    """Return the two-sided probability; exact up to 13 tracks, by random signs beyond."""
+    count = len(differences)
+    exact = 2**count <= DRAWS
+    if exact:
+        signs = 1.0 - 2 * ((np.arange(2**count)[:, None] >> np.arange(count)) & 1)
+    else:
+        signs = np.random.default_rng(0).choice([-1.0, 1.0], (DRAWS, count))
+    as_large = np.abs(signs @ differences) >= abs(differences.sum()) - 1e-9 * np.abs(differences).sum()
+    return float(as_large.mean() if exact else (1 + as_large.sum()) / (1 + DRAWS))
+
+
+def _statistic(function: Callable[..., Any], values: NDArray[np.float64]) -> float:
     """Return NumPy's median, or mean, of some numbers; NaN of none."""
     return float(function(values)) if values.size else float("nan")
 

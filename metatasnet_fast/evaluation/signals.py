@@ -2,17 +2,15 @@
 
 A reference may have no energy in some band. There the filters of BSSEval are undetermined: they are fitted to the whole
 track, where such a band costs nothing, and applied to frames, whose edges put energy into it. So ISR, SIR and SAR depend on
-how the computer rounds: the same music, low-passed at 3 kHz, has a SIR of 4 dB in float32 and of 17 dB in 16 bits, whose
-rounding is noise in every band. SDR uses no filter.
+how the computer rounds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import groupby
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,8 +19,8 @@ from numpy.typing import NDArray
 from ..errors import MetaTasNetError, ShapeError
 
 __all__ = [
-    "EmptyBand", "EmptyBandWarning", "EvaluationError", "Signals", "SilentSource", "SilentSourceError", "SilentSourceWarning",
-    "empty_bands", "require_finite", "warnings_of",
+    "EmptyBand", "EmptyBandWarning", "EvaluationError", "Signals", "SilentSourceError", "SilentSourceWarning",
+    "empty_bands", "require_finite",
 ]  # fmt: skip
 
 Audio = torch.Tensor | NDArray[Any]
@@ -33,8 +31,7 @@ MOST_CHANNELS = 64
 BAND_FFT, MOST_SEGMENTS = 4096, 256
 """Samples per segment whose spectra are averaged, and most segments of a track, evenly spread over it."""
 EMPTY = 1e-12
-"""Share of the largest bin's power below which a bin counts as empty: far below the rounding to 16 bits, far above that
-of float64."""
+"""Share of the largest bin's power below which a bin is empty: far below rounding to 16 bits, far above float64's."""
 NARROWEST = 20
 """Narrowest empty band, in bins; the window spreads a tone over 13."""
 KAISER = 20.0
@@ -57,20 +54,7 @@ class EmptyBandWarning(UserWarning):
     """A reference has no energy in a band, so ISR, SIR and SAR depend on rounding."""
 
 
-@dataclass(frozen=True)
-class SilentSource:
-    """A signal that is silent from end to end; `signal` is ``"reference"`` or ``"estimate"``."""
-
-    signal: str
-    index: int
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.signal} of {self.name}"
-
-
-@dataclass(frozen=True)
-class EmptyBand:
+class EmptyBand(NamedTuple):
     """The widest band without energy of a reference, in Hz."""
 
     name: str
@@ -79,19 +63,6 @@ class EmptyBand:
 
     def __str__(self) -> str:
         return f"{self.name} from {self.low:.0f} to {self.high:.0f} Hz"
-
-
-def warnings_of(silent: Iterable[SilentSource], bands: Iterable[EmptyBand]) -> list[Warning]:
-    """Return the warnings about signals that are silent from end to end, and about references without energy in a band."""
-    sources, empty = ", ".join(map(str, silent)), ", ".join(map(str, bands))
-    advice = "Leave these stems out to score the rest, or choose the rule of silence `own`."
-    rounding = (
-        f"References without any energy in a band: {empty}. ISR, SIR and SAR of this track depend on rounding. Regularise, or "
-        "score files of 16 bits."
-    )
-    return [SilentSourceWarning(f"Silent from end to end: {sources}. {advice}")] * bool(sources) + [
-        EmptyBandWarning(rounding)
-    ] * bool(empty)
 
 
 class Signals:
@@ -130,8 +101,7 @@ class Signals:
         Silent means that the channels sum to exactly zero at every sample, so left = -right counts as silent:
         museval's definition.
         """
-        # Most windows are not silent, and a sixty-fourth of the samples shows it. Only an undecided window is read in
-        # full.
+        # Most windows are not silent, as a sixty-fourth of the samples shows. Only an undecided one is read in full.
         for step in (64, 1):
             audio = self.audio[:, where.start : where.stop : step]
             total = audio[..., 0].to(torch.float64)

@@ -7,16 +7,15 @@ import io
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from .._extras import require
 from .._io import reporting_write_errors, write_atomically
 from .bss_eval import METRICS
-from .scores import TrackScores
+from .scores import Comparison, Summary, TrackScores, summarise
 from .signals import EvaluationError
-from .statistics import Comparison, Summary, summarise
 from .track import ALL_METRICS, OWN_SILENCE, REGULARISED
 
 __all__ = [
@@ -26,42 +25,36 @@ __all__ = [
 STEMS = ("drums", "bass", "other", "vocals")
 
 
-class Published(NamedTuple):
-    """A published row: SDR in dB on the 50 test tracks of MUSDB18, for drums, bass, other, vocals and their mean."""
-
-    stems: tuple[float, float, float, float] | None
-    mean: float
-    source: str
-
-
-PUBLISHED: dict[str, Published] = {
-    "Wave-U-Net": Published((4.22, 3.21, 2.25, 3.25), 3.23, "README of Meta-TasNet"),
-    "Open-Unmix": Published((5.73, 5.23, 4.02, 6.32), 5.33, "README of Meta-TasNet"),
-    "MMDenseLSTM (more data)": Published((6.41, 5.16, 4.15, 6.60), 5.58, "README of Meta-TasNet"),
-    "Meta-TasNet": Published((5.91, 5.58, 4.19, 6.40), 5.52, "README of Meta-TasNet"),
-    "Spleeter, MWF (more data)": Published((6.71, 5.51, 4.55, 6.86), 5.91, "paper of Spleeter"),
-    "X-UMX": Published((6.47, 5.43, 4.64, 6.61), 5.79, "README of asteroid"),
-    "Open-Unmix, L (more data)": Published((7.15, 6.02, 4.89, 7.21), 6.32, "README of Open-Unmix"),
-    "Hybrid Demucs": Published(None, 7.7, "README of Demucs"),
-    "Band-Split RNN": Published(None, 8.2, "README of Demucs"),
-    "HT Demucs (more data)": Published(None, 9.0, "README of Demucs"),
+PUBLISHED: dict[str, tuple[tuple[float, float, float, float] | None, float, str]] = {
+    "Wave-U-Net": ((4.22, 3.21, 2.25, 3.25), 3.23, "README of Meta-TasNet"),
+    "Open-Unmix": ((5.73, 5.23, 4.02, 6.32), 5.33, "README of Meta-TasNet"),
+    "MMDenseLSTM (more data)": ((6.41, 5.16, 4.15, 6.60), 5.58, "README of Meta-TasNet"),
+    "Meta-TasNet": ((5.91, 5.58, 4.19, 6.40), 5.52, "README of Meta-TasNet"),
+    "Spleeter, MWF (more data)": ((6.71, 5.51, 4.55, 6.86), 5.91, "paper of Spleeter"),
+    "X-UMX": ((6.47, 5.43, 4.64, 6.61), 5.79, "README of asteroid"),
+    "Open-Unmix, L (more data)": ((7.15, 6.02, 4.89, 7.21), 6.32, "README of Open-Unmix"),
+    "Hybrid Demucs": (None, 7.7, "README of Demucs"),
+    "Band-Split RNN": (None, 8.2, "README of Demucs"),
+    "HT Demucs (more data)": (None, 9.0, "README of Demucs"),
 }
-"""Each row as its source gives it: BSSEval v4, median over frames and tracks; later papers print the mean of uSDR over
-tracks."""
+"""SDR in dB on the 50 test tracks of MUSDB18, for :data:`STEMS` and their mean, and the source, whose numbers these are:
+BSSEval v4, median over frames and tracks; later papers print the mean of uSDR."""
 
 _TEST_TRACKS, _SHORT_FRAMES = 50, 60
 _NAME, _COLUMN = 34, 9
 
 
 def score_table(tracks: Sequence[TrackScores], title: str = "this run") -> str:
-    """Return the scores of `tracks` as a table, below published SDR rows if the stems are MUSDB18's, with every reason
-    not to compare them."""
+    """Return the scores as a table, below published SDR rows if the stems are MUSDB18's, with reasons not to compare."""
     stems, rows = _rows(tracks)
     lines = ["BSSEval v4 in dB: median over one-second frames, then median over tracks", ""]
     if set(STEMS) <= set(stems):
         lines += [
             _row("PUBLISHED (not measured here)", [*STEMS, "mean"]),
-            *(_row(f"  {name}", _numbers([*(row.stems or [np.nan] * 4), row.mean])) for name, row in PUBLISHED.items()),
+            *(
+                _row(f"  {name}", _numbers([*(row or [np.nan] * 4), mean]))
+                for name, (row, mean, _) in PUBLISHED.items()
+            ),
             "  SDR on MUSDB18, all 50 test tracks at full length; sources: PUBLISHED in metatasnet_fast.evaluation",
             "",
         ]
@@ -72,11 +65,8 @@ def score_table(tracks: Sequence[TrackScores], title: str = "this run") -> str:
         if len(tracks) > 1 and metric in ("SDR", "uSDR"):
             cells = ["-" if np.isnan(s.interval[0]) else f"{s.interval[0]:.1f}..{s.interval[1]:.1f}" for s in found]
             lines.append(_row("    95 % of bootstraps over tracks", cells))
-    for name, field in {
-        "tracks that count": "tracks",
-        "frames that count": "valid_frames",
-        "frames in all": "frames",
-    }.items():
+    counts = {"tracks that count": "tracks", "frames that count": "valid_frames", "frames in all": "frames"}
+    for name, field in counts.items():
         by_metric = [[getattr(summary, field) for summary in found] for found, _ in rows.values()]
         lines.append(_row(f"  {name}", [str(max(of_stem)) for of_stem in zip(*by_metric, strict=True)]))
     warnings = caveats(tracks)
@@ -97,8 +87,7 @@ def latex_table(tracks: Sequence[TrackScores], title: str = "this run") -> str:
 
 
 def comparison_table(comparisons: Sequence[Comparison], names: tuple[str, str]) -> str:
-    """Return two sets of scores side by side: the differences, how likely they are chance, and the tracks that differ
-    most."""
+    """Return two sets of scores side by side, with their differences and the tracks that differ most."""
     lines = [_row("stem, metric", [names[0], names[1], "mean diff", "95 %", "p", "tracks"])]
     for item in comparisons:
         interval = f"{item.interval[0]:+.2f}..{item.interval[1]:+.2f}"
@@ -116,7 +105,7 @@ def score_rows(tracks: Sequence[TrackScores]) -> list[dict[str, Any]]:
             "stem": stem,
             "metric": metric,
             "value": track.value(stem, metric),
-            "valid_frames": track.valid_frames(stem, metric),
+            "valid_frames": len(track.counted(stem, metric)),
             "frames": track.frames(stem) if metric in METRICS else 0,
         }
         for track in tracks
@@ -140,24 +129,18 @@ def write_rows(tracks: Sequence[TrackScores], path: str | os.PathLike[str]) -> P
     return path
 
 
-def plot_scores(
-    tracks: Sequence[TrackScores],
-    path: str | os.PathLike[str],
-    *,
-    title: str = "scores",
-    metrics: Sequence[str] = ALL_METRICS,
-) -> Path:
+def plot_scores(tracks: Sequence[TrackScores], path: str | os.PathLike[str], title: str = "scores") -> Path:
     """Draw the tracks' numbers, medians over frames for BSSEval, and write the image (format by the suffix of `path`).
 
-    A box spans the quartiles over tracks, its line is the median that tables print, each dot is one track. Tracks
-    without a frame that counts are left out and counted below the stem. Raises :class:`MissingDependencyError`
-    without matplotlib, :class:`EvaluationError` for no tracks, or none with one of `metrics`.
+    A box spans the quartiles over tracks, its line is the median, each dot one track. Tracks without a frame that counts are
+    left out and counted below the stem. Raises :class:`EvaluationError` if there is nothing to plot.
     """
     figures = require("matplotlib.figure", "A plot")
     stems = _in_order(sorted({stem for track in tracks for stem in track.stems}))
-    metrics = [metric for metric in metrics if any(metric in track.metrics(stem) for track in tracks for stem in stems)]
+    present = {metric for track in tracks for stem in track.stems for metric in track.metrics(stem)}
+    metrics = [metric for metric in ALL_METRICS if metric in present]
     if not metrics:
-        raise EvaluationError(f"There is nothing to plot: {len(tracks)} tracks, and none has one of these metrics.")
+        raise EvaluationError(f"There is nothing to plot: {len(tracks)} tracks without scores.")
     figure = figures.Figure(figsize=(max(2.6, 0.75 * len(stems)) * len(metrics) + 0.6, 4.2), layout="constrained")
     panels = figure.subplots(1, len(metrics), squeeze=False)[0]
     for panel, metric in zip(panels, metrics, strict=True):
@@ -206,7 +189,7 @@ def caveats(tracks: Sequence[TrackScores]) -> list[str]:
             "in a four-stem evaluation (silence in one instrument no longer voids a frame), which moves the median."
         )
     void = [
-        track.name for track in tracks if track.targets and not any(track.valid_frames(s, "SDR") for s in track.targets)
+        track.name for track in tracks if track.targets and not any(len(track.counted(s, "SDR")) for s in track.targets)
     ]
     if void:
         sentences.append(f"Without a single frame that counts (a stem is silent): {', '.join(void)}.")

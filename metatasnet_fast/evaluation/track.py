@@ -1,37 +1,158 @@
-"""Score one track of named stems with BSSEval, as ``museval.eval_mus_track`` computes it, and with the metrics of whole
-tracks."""
+"""Score one track of named stems: BSSEval as ``museval.eval_mus_track`` computes it, and metrics of the whole track.
+
+The latter are one number for a stem: ``s`` is the reference, ``e`` the estimate, ``m`` the mixture, and sums are over all:
+
+    uSDR = 10 log10(sum s^2 / sum (s - e)^2)                          Mitsufuji et al. 2022: the ratio of a whole track
+    MDX = 10 log10((sum s^2 + 1e-7) / (sum (s - e)^2 + 1e-7))         the same, as the Music Demixing Challenges rank by it
+    SI-SDR = 10 log10(sum (a s)^2 / sum (a s - e)^2), a = sum e s / sum s^2        Le Roux et al. 2019, means not removed
+    SI-SDRi = SI-SDR of e less SI-SDR of m
+    bleedless = 100 / (1 + mean of what is above 0 of d), fullness = 100 / (1 - mean of what is below 0 of d), where
+        d = mel(e) - mel(s) in dB of magnitudes of 512 mel bands (frames of 4096 every 1024), at most 80 dB below their peak
+    L1freq = 100 / (1 + 10 mean | |STFT e| - |STFT s| |), frames of 2048 every 1024, not windowed
+    log-WMSE: the package log-wmse-audio-quality, by its authors
+
+bleedless, fullness and L1freq are those of the program Music-Source-Separation-Training (utils/metrics.py). A silent
+reference has neither uSDR nor SI-SDR, and a silent estimate no SI-SDR: NaN. The other metrics count silence.
+"""
 
 from __future__ import annotations
 
-import importlib.util
-import runpy
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from .._extras import require
+from ..errors import ShapeError
 from .bss_eval import METRICS, SILENCE, BssScores, bss_eval
-from .metrics import DEFAULT_WHOLE, WHOLE, whole_track_metrics
 from .scores import TrackScores
-from .signals import Audio, EvaluationError, Signals, warnings_of
-from .tracks import AudioTrack, mixture_of
+from .signals import Audio, EvaluationError, Signals, require_finite
+from .tracks import mixture_of
 
 __all__ = ["ALL_METRICS", "DEFAULT_METRICS", "Scoring", "evaluate_track"]
 
-ALL_METRICS = (*METRICS, *WHOLE)
-DEFAULT_METRICS = (*METRICS, *DEFAULT_WHOLE)
+MDX_EPSILON = 1e-7
+PIECE = 1 << 20
+"""Samples that are read at a time."""
+MEL_BANDS, MEL_FFT, MEL_HOP = 512, 4096, 1024
+SMALLEST_MAGNITUDE = 1e-10
+MOST_DECIBELS = 80.0
 
 REGULARISED = "Regularised: as if each reference carried white noise 60 dB below its own energy."
 OWN_SILENCE = "A frame counts for a stem where that stem itself is not silent."
 """Notes that tell which settings the user chose."""
 
 _ORDER = ("vocals", "drums", "bass", "other", "accompaniment", "linear_mixture")
+
+
+class _Stem:
+    """One stem's reference, estimate and mixture, and their energies."""
+
+    def __init__(self, reference: Signals, estimate: Signals, mixture: Signals, rate: float) -> None:
+        self.signals, self.rate, self.samples = (reference, estimate, mixture), rate, reference.samples
+        self.energy = self.sum(lambda s, e, m: s.square())
+        self.error = self.sum(lambda s, e, m: (s - e).square())
+        require_finite(torch.tensor([self.energy, self.error]))
+
+    def sum(self, value: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]) -> float:
+        """Sum a function of reference, estimate and mixture over samples and channels, in float64."""
+        total = 0.0
+        for start in range(0, self.samples, PIECE):
+            now = slice(start, min(start + PIECE, self.samples))
+            total += float(value(*(signal.piece(now)[0] for signal in self.signals)).sum())
+        return total
+
+    def whole(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the reference, estimate and mixture, (channels, samples) float32."""
+        s, e, m = (signal.piece(slice(0, self.samples))[0].mT.float() for signal in self.signals)
+        return s, e, m
+
+    @cached_property
+    def si_sdr(self) -> float:
+        return self.scale_invariant(lambda e, m: e)
+
+    def scale_invariant(self, of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> float:
+        """Return the SI-SDR of a function of estimate and mixture."""
+        if self.energy == 0:
+            return math.nan
+        scale = self.sum(lambda s, e, m: s * of(e, m)) / self.energy
+        return _ratio(scale * scale * self.energy, self.sum(lambda s, e, m: (scale * s - of(e, m)).square()))
+
+    @cached_property
+    def bleed(self) -> tuple[float, float]:
+        """Return the mean decibels by which the estimate's mel bands lie above the reference's, and below."""
+        bands = _mel_bands(self.rate).to(self.signals[0].device)
+        levels = []
+        for signal in self.whole()[:2]:
+            window = torch.hann_window(MEL_FFT, device=signal.device)
+            spectrum = torch.stft(
+                signal, MEL_FFT, MEL_HOP, window=window, return_complex=True, pad_mode="constant"
+            ).abs()
+            decibels = 20 * torch.log10((bands @ spectrum).clamp_min(SMALLEST_MAGNITUDE))
+            levels.append(decibels.clamp_min(float(decibels.max()) - MOST_DECIBELS))
+        difference = levels[1] - levels[0]
+        more, less = difference[difference > 0], difference[difference < 0]
+        return float(more.mean()) if more.numel() else 0.0, float(less.mean()) if less.numel() else 0.0
+
+
+def _ratio(signal: float, error: float) -> float:
+    """Return a ratio of energies in dB; NaN for 0 / 0."""
+    if error == 0:
+        return math.inf if signal > 0 else math.nan
+    return 10 * math.log10(signal / error) if signal > 0 else -math.inf
+
+
+def _l1_frequency(stem: _Stem) -> float:
+    if stem.samples <= 1024:  # half a frame is reflected at both ends
+        return math.nan
+    reference, estimate = (
+        torch.stft(x, 2048, 1024, window=torch.ones(2048, device=x.device), return_complex=True).abs()
+        for x in stem.whole()[:2]
+    )
+    return 100 / (1 + 10 * float((estimate - reference).abs().mean()))
+
+
+def _mel_bands(sample_rate: float) -> torch.Tensor:
+    """Return triangles of equal area on Slaney's mel scale up to half the rate, (bands, bins), float32, as librosa does."""
+    knee, per_hertz, step = 1000.0, 3 / 200, math.log(6.4) / 27
+    top = sample_rate / 2
+    highest = per_hertz * min(top, knee) + max(0.0, math.log(max(top, 1.0) / knee)) / step
+    mels = torch.linspace(0, highest, MEL_BANDS + 2, dtype=torch.float64)
+    above = knee * torch.exp(step * (mels - per_hertz * knee))
+    edges = torch.where(mels < per_hertz * knee, mels / per_hertz, above)
+    bins = torch.linspace(0, top, MEL_FFT // 2 + 1, dtype=torch.float64)
+    distance = edges[:, None] - bins
+    widths = edges.diff()[:, None]
+    triangles = torch.minimum(-distance[:-2] / widths[:-1], distance[2:] / widths[1:]).clamp_min(0)
+    return (triangles * (2 / (edges[2:] - edges[:-2]))[:, None]).float()
+
+
+def _log_wmse(stem: _Stem) -> float:
+    function = require("log_wmse_audio_quality", "The metric log-WMSE").calculate_log_wmse
+    reference, estimate, mixture = (signal.cpu().numpy() for signal in stem.whole())
+    return float(function(mixture, estimate, reference, round(stem.rate)))
+
+
+WHOLE: dict[str, Callable[[_Stem], float]] = {
+    "uSDR": lambda stem: _ratio(stem.energy, stem.error) if stem.energy > 0 else math.nan,
+    "MDX": lambda stem: 10 * math.log10((stem.energy + MDX_EPSILON) / (stem.error + MDX_EPSILON)),
+    "SI-SDR": lambda stem: stem.si_sdr,
+    "SI-SDRi": lambda stem: stem.si_sdr - stem.scale_invariant(lambda e, m: m),
+    "bleedless": lambda stem: 100 / (1 + stem.bleed[0]),
+    "fullness": lambda stem: 100 / (1 - stem.bleed[1]),
+    "L1freq": _l1_frequency,
+    "log-WMSE": _log_wmse,
+}
+"""Each metric with the function that computes it."""
+
+ALL_METRICS = (*METRICS, *WHOLE)
+DEFAULT_METRICS = tuple(metric for metric in ALL_METRICS if metric != "log-WMSE")
+"""The metrics that need no other package."""
 
 
 @dataclass(frozen=True)
@@ -42,19 +163,17 @@ class Scoring:
         metrics: of :data:`ALL_METRICS`, whatever their case; ``all`` for every one, and ``bsseval`` for its four.
         silence, regularise: see :func:`bss_eval`.
         strict: whether a silent stem is an error.
-        engine: ``fast`` for this package's own, ``museval`` for the original package, which knows BSSEval only.
-        device: where it is computed, in float64.
+        device: where it is computed, in float64; None for the device of the arrays.
 
     Raises:
-        EvaluationError: for a metric, rule or engine that is not known, or a device that is not there.
+        EvaluationError: for a metric or rule that is not known, or a device that is not there.
     """
 
     metrics: Sequence[str] = DEFAULT_METRICS
     silence: str = "museval"
     regularise: bool = False
     strict: bool = False
-    engine: str = "fast"
-    device: str = "cpu"
+    device: str | None = None
 
     def __post_init__(self) -> None:
         known = {metric.lower(): (metric,) for metric in ALL_METRICS} | {"all": ALL_METRICS, "bsseval": METRICS}
@@ -65,13 +184,9 @@ class Scoring:
             )
         metrics = tuple(dict.fromkeys(metric for name in self.metrics for metric in known[name.lower()]))
         object.__setattr__(self, "metrics", metrics)
-        for what, value, choices in (("engine", self.engine, ENGINES), ("rule of silence", self.silence, SILENCE)):
-            if value not in choices:
-                raise EvaluationError(f"Unknown {what} {value!r}. Choose one of {', '.join(choices)}.")
-        if self.engine == "museval" and (set(metrics) - set(METRICS) or self.silence != "museval" or self.regularise):
+        if self.silence not in SILENCE:
             raise EvaluationError(
-                f"The engine museval computes {', '.join(METRICS)}, by its own rule of silence and not regularised: choose "
-                "from these."
+                f"The rule of silence {self.silence!r} is not known. Choose from {', '.join(SILENCE)}."
             )
         try:
             torch.empty(0, device=self.device)
@@ -79,30 +194,14 @@ class Scoring:
             reason = str(error).partition("\n")[0]
             raise EvaluationError(f"The device {self.device} cannot be used ({reason}). Choose cpu.") from error
 
-    def __call__(self, track: AudioTrack, estimates: Mapping[str, torch.Tensor]) -> TrackScores:
-        references, found = (
-            {stem: audio.to(self.device) for stem, audio in side.items()} for side in (track.stems, estimates)
-        )
-        settings = {name: getattr(self, name) for name in ("metrics", "silence", "regularise", "strict", "engine")}
-        mixture = None if track.mixture is None else track.mixture.to(self.device)
-        return evaluate_track(
-            references, found, name=track.name, sample_rate=track.rate, mixture=mixture, warn=False, **settings
-        )
-
 
 def evaluate_track(
     references: Mapping[str, Audio],
     estimates: Mapping[str, Audio],
+    scoring: Scoring | None = None,
     *,
     name: str,
     sample_rate: float = 44100,
-    window: float = 1.0,
-    hop: float = 1.0,
-    metrics: Sequence[str] = METRICS,
-    strict: bool = False,
-    silence: str = "museval",
-    regularise: bool = False,
-    engine: str = "fast",
     mixture: Audio | None = None,
     warn: bool = True,
 ) -> TrackScores:
@@ -117,42 +216,42 @@ def evaluate_track(
         references, estimates: stem name -> (samples, channels) or (channels, samples) or (samples,), NumPy or torch; the
             references all of one length. Stems without an estimate are left out, of the filters too. The order of the stems,
             in the filters and in the file, is musdb's, then that of `references`.
-        window, hop: in seconds.
-        metrics, strict, silence, regularise, engine: see :class:`Scoring`.
+        scoring: what to compute, and how; by default BSSEval.
         mixture: what was separated, for SI-SDRi and log-WMSE; by default the sum of `references`.
         warn: whether to warn of what stands in ``result.notes``.
 
     Raises:
-        EvaluationError: where an estimate has no reference; and what :class:`Scoring` and :func:`bss_eval` raise.
+        EvaluationError: where an estimate has no reference; and what :func:`bss_eval` raises.
     """
-    metrics = Scoring(metrics, silence, regularise, strict, engine).metrics
-    unknown = [stem for stem in estimates if stem not in references]
-    if unknown:
+    scoring = scoring or Scoring(METRICS)
+    if unknown := [stem for stem in estimates if stem not in references]:
         raise EvaluationError(f"There is no reference for {', '.join(unknown)}. Leave these estimates out.")
     stems = [stem for stem in dict.fromkeys((*_ORDER, *references)) if stem in estimates]
     if not stems:
         raise EvaluationError(f"{name} has no estimated stem. Estimate one of {', '.join(references)}.")
+    true = {stem: _signal(references[stem], f"reference of {stem}", scoring.device) for stem in references}
+    found = {stem: _signal(estimates[stem], f"estimate of {stem}", scoring.device, len(true[stem])) for stem in stems}
+    if differing := [stem for stem in stems if found[stem].shape != true[stem].shape]:
+        raise ShapeError(f"Channels of references and estimates differ: {', '.join(differing)}. Convert one of them.")
     # museval scores accompaniment and vocals as a pair, apart from the other stems.
-    others = [stem for stem in stems if stem != "accompaniment"]
-    groups = [others, ["vocals", "accompaniment"]] if {"vocals", "accompaniment"} <= set(stems) else [stems]
-    arrays = {stem: _samples_first(references[stem], f"reference of {stem}") for stem in references}
-    found = {stem: _fit(_samples_first(estimates[stem], f"estimate of {stem}"), len(arrays[stem])) for stem in stems}
-    by_frames = tuple(metric for metric in metrics if metric in METRICS)
+    groups = [stems]
+    if {"vocals", "accompaniment"} <= set(stems):
+        others = [stem for stem in stems if stem != "accompaniment"]
+        groups = [others] * (len(others) > 1) + [["vocals", "accompaniment"]]
+    by_frames = [metric for metric in scoring.metrics if metric in METRICS]
     targets: dict[str, dict[str, NDArray[np.float64]]] = {}
-    scored: list[BssScores] = []
+    scored = []
     for group in groups if by_frames else []:
-        if len(group) < 2 and len(groups) > 1:
-            continue
-        scores = ENGINES[engine](
-            [arrays[stem] for stem in group],
+        scores = bss_eval(
+            [true[stem] for stem in group],
             [found[stem] for stem in group],
-            window=int(window * sample_rate),
-            hop=int(hop * sample_rate),
+            window=int(sample_rate),
+            hop=int(sample_rate),
             metrics=by_frames,
             names=group,
-            strict=strict,
-            silence=silence,
-            regularise=regularise,
+            strict=scoring.strict,
+            silence=scoring.silence,
+            regularise=scoring.regularise,
             sample_rate=sample_rate,
             warn=False,
         )
@@ -163,51 +262,25 @@ def evaluate_track(
         scored.append(scores)
     # Each stem once, in order, although both groups contain the vocals.
     silent = tuple(dict.fromkeys(source for scores in scored for source in scores.silent))
-    bands = dict.fromkeys(band for scores in scored for band in scores.empty_bands if not regularise)
-    found_warnings = warnings_of(silent, bands)
+    bands = tuple(dict.fromkeys(band for scores in scored for band in scores.empty_bands))
+    found_warnings = BssScores({}, silent, (), bands, scoring.regularise).warnings()
     notes = [*map(str, found_warnings)]
     if by_frames:
-        notes += [REGULARISED] * regularise + [OWN_SILENCE] * (silence == "own")
-    by_stem: dict[str, dict[str, float]] = {}
-    if whole := [metric for metric in metrics if metric in WHOLE]:
-        mixed = mixture_of(arrays) if mixture is None else _samples_first(mixture, "mixture")
-        true = Signals([arrays[stem] for stem in stems], "references")
-        made = Signals([found[stem] for stem in stems], "estimates")
-        by_stem = dict(zip(stems, whole_track_metrics(true, made, mixed, sample_rate, whole), strict=True))
+        notes += [REGULARISED] * scoring.regularise + [OWN_SILENCE] * (scoring.silence == "own")
+    whole: dict[str, dict[str, float]] = {}
+    if metrics := [metric for metric in scoring.metrics if metric in WHOLE]:
+        mixed = mixture_of(true) if mixture is None else _signal(mixture, "mixture", scoring.device)
+        for stem in stems:
+            signals = (Signals(true[stem][None], "reference"), Signals(found[stem][None], "estimate"))
+            measured = _Stem(*signals, Signals(mixed[None], "mixture", len(true[stem])), sample_rate)
+            whole[stem] = {metric: WHOLE[metric](measured) for metric in metrics}
     for warning in found_warnings if warn else []:
         warnings.warn(warning, stacklevel=2)
-    return TrackScores(name, targets, window, hop, silent=silent, whole=by_stem, notes=tuple(notes))
+    return TrackScores(name, targets, whole=whole, notes=tuple(notes))
 
 
-def _samples_first(audio: Audio, what: str) -> torch.Tensor:
-    """Return (samples, channels) of a signal that may have its channels first, or no channel axis."""
-    return Signals(audio[None], what).audio[0]
-
-
-def _fit(estimate: torch.Tensor, samples: int) -> torch.Tensor:
-    """Cut or zero-pad to the length of the reference, as stems may differ in length."""
-    missing = samples - len(estimate)
-    return estimate[:samples] if missing <= 0 else torch.nn.functional.pad(estimate, (0, 0, 0, missing))
-
-
-def _museval(references: Sequence[torch.Tensor], estimates: Sequence[torch.Tensor], **settings: Any) -> BssScores:
-    """Score with museval, called as museval.evaluate calls it for BSSEval v4. It always computes all four metrics."""
-    package: Any = importlib.util.find_spec("museval") or require("museval", "The engine museval").__spec__
-    # Import the module without its package, which needs the program ffmpeg.
-    original = runpy.run_path(str(Path(package.submodule_search_locations[0], "metrics.py")))["bss_eval"]
-    try:
-        sdr, isr, sir, sar, _ = original(
-            *(np.stack([np.asarray(signal.cpu(), np.float64) for signal in side]) for side in (references, estimates)),
-            compute_permutation=False,
-            window=settings["window"],
-            hop=settings["hop"],
-            framewise_filters=False,
-            bsseval_sources_version=False,
-        )
-    except ValueError as error:
-        stems = ", ".join(settings["names"])
-        raise EvaluationError(f"museval refused the stems {stems} ({error}). The engine fast scores them.") from error
-    return BssScores({"SDR": sdr, "ISR": isr, "SIR": sir, "SAR": sar})
-
-
-ENGINES: dict[str, Callable[..., BssScores]] = {"fast": bss_eval, "museval": _museval}
+def _signal(audio: Audio, what: str, device: str | None, samples: int | None = None) -> torch.Tensor:
+    """Return a signal as (samples, channels), cut or zero-padded to `samples`; its channels may be first, or missing."""
+    signal = Signals(audio[None], what).audio[0, :samples].to(device=device)
+    missing = 0 if samples is None else samples - len(signal)
+    return torch.nn.functional.pad(signal, (0, 0, 0, missing)) if missing else signal

@@ -1,7 +1,6 @@
 """Tracks on disk: a file, a folder with a file for each stem, MUSDB18's files with all stems, or a tree of these.
 
-So the layouts of MUSDB18, of its wav edition, of MoisesDB, of ``separate`` and other separators, and of a catalogue are all
-read, and references and estimates need not have the same one: tracks are paired by name, and stems are.
+References and estimates need not have the same layout: tracks are paired by name, and stems are.
 """
 
 from __future__ import annotations
@@ -12,31 +11,24 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import torch
 
-from ..audio import read_audio
 from ..audio.folders import find_audio
-from ..audio.stem_mp4 import read_stem_mp4
+from ..audio.stems import MIXTURES, MUSDB_SIGNALS, STEM_MP4, read_stems
 from ..errors import OutOfMemoryError
 from ..separation.devices import memory_for
 from .signals import EvaluationError
 
 __all__ = ["AudioTrack", "Pair", "TrackFiles", "mixture_of", "open_tracks", "pair_tracks", "require_one_length"]
 
-STEM_MP4 = ".stem.mp4"
-MUSDB_TRACKS = ("mixture", "drums", "bass", "other", "vocals")
-"""The signals in a file of MUSDB18, in this order."""
-
-MIXTURES = ("mixture", "mix")
 REST = ("accompaniment", "instrumental", "no_vocals")
 """Names that programs give to the sum of all stems but the vocals."""
 
 PIECES, PIECE_BYTES = 16, 4096
-"""Pieces of a file, and bytes of each, that identify the file; they are spread over it. To read a whole data set would
-take minutes."""
+"""Pieces, spread over a file, and bytes of each that identify the file: to read a whole data set would take minutes."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +47,7 @@ class AudioTrack:
 
     @property
     def signals(self) -> list[torch.Tensor]:
-        return [*self.stems.values(), *([] if self.mixture is None else [self.mixture])]
-
-    @property
-    def seconds(self) -> float:
-        return max(signal.shape[-1] for signal in self.signals) / self.rate
+        return [signal for signal in (*self.stems.values(), self.mixture) if signal is not None]
 
 
 def mixture_of(stems: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -89,33 +77,22 @@ class TrackFiles:
             EvaluationError: if a file cannot be decoded, or they differ in rate.
             OutOfMemoryError: if memory does not hold the track.
         """
-        names = list(self.files if only is None else only)
         try:
             with memory_for(f"decoding {self.name}", "score fewer tracks at once, or free some"):
-                signals, rates = self._decode(names)
+                audio = read_stems({name: self.files[name] for name in (self.files if only is None else only)})
         except OutOfMemoryError:
             raise
         except Exception as error:  # an error in one track does not end the evaluation
             raise EvaluationError(f"{self.name} cannot be decoded. {error}") from error
-        if len(rates) > 1:
+        rate, *others = {found.sample_rate for found in audio.values()}
+        if others:
             raise EvaluationError(f"The stems of {self.name} differ in sample rate. Check the file.")
+        signals = {name: found.samples for name, found in audio.items()}
         mixtures = [signals.pop(name) for name in list(signals) if name in MIXTURES]
-        return AudioTrack(self.name, rates.pop(), signals, mixtures[0] if mixtures else None)
-
-    def _decode(self, names: Sequence[str]) -> tuple[dict[str, torch.Tensor], set[int]]:
-        first = self.files[names[0]]
-        if first.name.endswith(STEM_MP4):
-            decoded, rate, _ = read_stem_mp4(first, [1 + MUSDB_TRACKS.index(name) for name in names])
-            return dict(zip(names, decoded, strict=True)), {rate}
-        audio = {name: read_audio(self.files[name]) for name in names}
-        return {name: found.samples for name, found in audio.items()}, {found.sample_rate for found in audio.values()}
+        return AudioTrack(self.name, rate, signals, mixtures[0] if mixtures else None)
 
     def fingerprint(self) -> str | None:
-        """Return a checksum of names, sizes and a sample of the bytes, which distinguishes the track from others of the
-        same name.
-
-        None if its files cannot be read; :meth:`read` says why.
-        """
+        """Return a checksum of names, sizes and a sample of the bytes; None if a file cannot be read, as :meth:`read` says."""
         digest = hashlib.sha256()
         try:
             for path in sorted(set(self.files.values())):
@@ -134,38 +111,28 @@ class TrackFiles:
 class Pair:
     """A track of references and the estimates of its stems."""
 
+    name: str
     reference: TrackFiles
     estimate: TrackFiles
-    stems: dict[str, str] = field(default_factory=dict)
+    stems: dict[str, str]
     """Reference -> estimate; ``accompaniment`` means the sum of all references except the vocals."""
 
-    @property
-    def name(self) -> str:
-        return self.reference.name
-
     def read(self) -> tuple[AudioTrack, dict[str, torch.Tensor]]:
-        """Decode references and estimates.
-
-        Raises:
-            EvaluationError: if one cannot be decoded, or they differ in rate or channels.
-        """
+        """Decode references and estimates; :class:`EvaluationError` where they differ in rate or channels."""
         track = self.reference.read()
         require_one_length(self.name, track.stems.values())
         found = self.estimate.read(self.stems.values())
         if found.rate != track.rate:
-            raise EvaluationError(
-                f"The estimates of {self.name} have {found.rate} Hz, the references {track.rate} Hz. Resample one of them."
-            )
+            rates = f"{found.rate} Hz, the references {track.rate} Hz"
+            raise EvaluationError(f"The estimates of {self.name} have {rates}. Resample one of them.")
         estimates = {reference: found.stems[estimate] for reference, estimate in self.stems.items()}
         if "accompaniment" in estimates and "accompaniment" not in track.stems:
             others = [stem for name, stem in track.stems.items() if name != "vocals"]
             track.stems["accompaniment"] = torch.stack(others).sum(0)
         for stem, estimate in estimates.items():
-            if estimate.shape[0] != track.stems[stem].shape[0]:
-                raise EvaluationError(
-                    f"The estimate of {stem} of {self.name} has {estimate.shape[0]} channels, the reference "
-                    f"{track.stems[stem].shape[0]}. Convert one of them."
-                )
+            if (one := len(estimate)) != (other := len(track.stems[stem])):
+                channels = f"{one} channels, the reference {other}"
+                raise EvaluationError(f"The estimate of {stem} of {self.name} has {channels}. Convert one of them.")
         return track, estimates
 
     def fingerprint(self) -> str | None:
@@ -183,30 +150,28 @@ def open_tracks(path: str | os.PathLike[str], subset: str | None = None) -> list
     """
     root = Path(path) if subset is None else Path(path) / subset
     if root.is_file():
-        name = root.name.removesuffix(STEM_MP4) if root.name.endswith(STEM_MP4) else root.stem
-        return [_track(name, [root])]
+        if root.name.endswith(STEM_MP4):
+            return [TrackFiles(root.name.removesuffix(STEM_MP4), dict.fromkeys(MUSDB_SIGNALS, root))]
+        return [TrackFiles(root.stem, {root.stem: root})]
     if not root.is_dir():
         raise EvaluationError(f"There is no file or folder {root}. Name a track, or a folder of tracks.")
-    found: dict[Path, list[Path]] = {}
+    found: dict[Path, dict[str, Path]] = {}
     for file in find_audio(str(root), (), _refuse):
-        found.setdefault(file.parent, []).append(file)
+        found.setdefault(file.parent, {})[file.stem] = file
     for file in root.rglob(f"[!.]*{STEM_MP4}"):
-        found[file.with_name(file.name.removesuffix(STEM_MP4))] = [file]
+        found[file.with_name(file.name.removesuffix(STEM_MP4))] = dict.fromkeys(MUSDB_SIGNALS, file)
     if not found:
-        raise EvaluationError(
-            f"{root} holds no audio. Name a folder with a folder of stems for each track, or MUSDB18."
-        )
+        raise EvaluationError(f"{root} holds no audio. Name a folder of stems, a tree of these, or MUSDB18.")
     names = {place: _catalogued(place) or (place.resolve() if place == root else place).name for place in found}
     counts = Counter(names.values())
     return [
-        _track(name if counts[name] == 1 else " - ".join(place.relative_to(root).parts), found[place])
+        TrackFiles(name if counts[name] == 1 else " - ".join(place.relative_to(root).parts), found[place])
         for place, name in sorted(names.items())
     ]
 
 
 def pair_tracks(references: Sequence[TrackFiles], estimates: Sequence[TrackFiles]) -> tuple[list[Pair], dict[str, str]]:
-    """Pair tracks by name, and their stems by name. A single track pairs with a single track whatever their names; so
-    do single stems.
+    """Pair tracks by name, and their stems by name. Single tracks, and single stems, pair whatever their names.
 
     Returns:
         the pairs, and the names of the reference tracks without estimates, each with the reason.
@@ -220,7 +185,7 @@ def pair_tracks(references: Sequence[TrackFiles], estimates: Sequence[TrackFiles
         if estimate is None:
             missing[reference.name] = "No estimates have this name. Name the folders or files alike."
         elif stems := _pair_stems(reference, estimate, single):
-            pairs.append(Pair(reference, estimate, stems))
+            pairs.append(Pair(reference.name, reference, estimate, stems))
         else:
             missing[reference.name] = (
                 f"The estimates ({', '.join(estimate.files)}) have no stem of the references "
@@ -230,7 +195,7 @@ def pair_tracks(references: Sequence[TrackFiles], estimates: Sequence[TrackFiles
 
 
 def _key(track: TrackFiles) -> str:
-    """Return the name by which tracks are paired; separators name the stems of ``song.stem.mp4`` ``song.stem`` or ``song``."""
+    """Return the name that pairs tracks; separators name the stems of ``song.stem.mp4`` ``song.stem`` or ``song``."""
     return track.name.lower().removesuffix(".stem")
 
 
@@ -247,8 +212,7 @@ def _pair_stems(reference: TrackFiles, estimate: TrackFiles, single: bool) -> di
 
 
 def _catalogued(folder: Path) -> str | None:
-    """Return the name of the song whose stems a catalogue put into a folder, from the result file in it; None for
-    another folder."""
+    """Return the name of the song whose stems a catalogue put into a folder, by its result file; None for others."""
     for path in sorted(folder.glob("result*.json")):
         with suppress(OSError, ValueError, KeyError, TypeError):  # another program's file
             song = PurePosixPath(str(json.loads(path.read_text("utf-8"))["uri"]))
@@ -257,12 +221,4 @@ def _catalogued(folder: Path) -> str | None:
 
 
 def _refuse(error: OSError) -> None:
-    raise EvaluationError(
-        f"{error.filename} cannot be read ({error.strerror}). Change its permissions, or move it away."
-    )
-
-
-def _track(name: str, files: Sequence[Path]) -> TrackFiles:
-    if files[0].name.endswith(STEM_MP4):
-        return TrackFiles(name, dict.fromkeys(MUSDB_TRACKS, files[0]))
-    return TrackFiles(name, {file.stem: file for file in files})
+    raise EvaluationError(f"{error.filename} cannot be read ({error.strerror}). Change its permissions.")

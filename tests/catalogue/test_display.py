@@ -9,7 +9,7 @@ import pytest
 
 from metatasnet_fast import _terminal
 from metatasnet_fast.catalogue import Event, Failure, Outcome, Progress, RunEnded, RunStarted, SongEnded, Status
-from metatasnet_fast.catalogue.display import SHOWN, LiveDisplay, clock_text, progress_note, summary_lines
+from metatasnet_fast.catalogue.report import SHOWN, LiveDisplay, clock_text, progress_note, summary_lines
 
 
 def progress(done: int = 40, **other: object) -> Progress:

@@ -23,7 +23,7 @@ from metatasnet_fast.catalogue import pipeline as pipeline_module
 from metatasnet_fast.catalogue.destination import Destination
 from metatasnet_fast.catalogue.local import run_local
 from metatasnet_fast.catalogue.result import Result, is_result
-from metatasnet_fast.catalogue.song import song_folder
+from metatasnet_fast.catalogue.settings import song_folder
 from metatasnet_fast.catalogue.survey import Finding, survey, verify
 from metatasnet_fast.catalogue.worker import Worker
 

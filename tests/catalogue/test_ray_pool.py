@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metatasnet_fast.catalogue.ray_cluster import Node, Pool, plan_pool
+from metatasnet_fast.catalogue.ray_engine import Node, Pool, plan_pool
 from metatasnet_fast.errors import ConfigError
 
 LAPTOP = [Node(2, 0)]

@@ -21,9 +21,8 @@ from .conftest import settings, songs_of, write_song
 from .watching import descendants, wait_until_gone
 
 pytest.importorskip("ray")
-from metatasnet_fast.catalogue import ray_cluster  # noqa: E402
-from metatasnet_fast.catalogue.ray_cluster import FOLDER_PREFIX  # noqa: E402
-from metatasnet_fast.catalogue.ray_engine import run_ray  # noqa: E402
+from metatasnet_fast.catalogue import ray_engine  # noqa: E402
+from metatasnet_fast.catalogue.ray_engine import FOLDER_PREFIX, run_ray  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are watched by /proc")
 
@@ -68,12 +67,12 @@ def test_a_worker_on_all_cpus_does_every_song_quietly_and_leaves_nothing(
 
 
 def test_what_a_killed_driver_left_of_ray_is_removed(own_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_cluster, "LONGEST_FOLDER", 200)
+    monkeypatch.setattr(ray_engine, "LONGEST_FOLDER", 200)
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     for owner in (dead.pid, os.getpid()):
         (own_tmp / f"{FOLDER_PREFIX}{owner}-abc").mkdir()
-    fresh = Path(ray_cluster._short_folder())
+    fresh = Path(ray_engine._short_folder())
     assert set(own_tmp.iterdir()) == {fresh, own_tmp / f"{FOLDER_PREFIX}{os.getpid()}-abc"}
 
 

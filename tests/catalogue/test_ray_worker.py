@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from metatasnet_fast.catalogue import Notice, Settings, Song, ray_engine
-from metatasnet_fast.catalogue.ray_cluster import Pool
-from metatasnet_fast.catalogue.ray_engine import ActorProcess
+from metatasnet_fast.catalogue.ray_engine import ActorProcess, Pool
 from metatasnet_fast.catalogue.supervised import Gone, Order
 
 ORDER = Order(Settings("none"), "out", None, 0)

@@ -18,7 +18,7 @@ import pytest
 from metatasnet_fast.catalogue import Outcome, Song, SongStarted, Status, supervised
 from metatasnet_fast.catalogue.destination import Destination
 from metatasnet_fast.catalogue.result import Result
-from metatasnet_fast.catalogue.song import safe_name
+from metatasnet_fast.catalogue.settings import safe_name
 from metatasnet_fast.catalogue.staging import Claims, sweep
 from metatasnet_fast.catalogue.storage import open_storage
 from metatasnet_fast.catalogue.supervised import SupervisedWorker

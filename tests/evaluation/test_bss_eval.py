@@ -19,7 +19,6 @@ from metatasnet_fast.evaluation import (
     METRICS,
     BssScores,
     EvaluationError,
-    SilentSource,
     SilentSourceError,
     SilentSourceWarning,
     bss_eval,
@@ -82,7 +81,7 @@ def test_all_four_metrics_are_musevals_for_any_number_of_sources_and_channels(so
 def test_a_track_shorter_than_the_window_is_one_frame() -> None:
     references, estimates = separated(1_777)
     ours = bss_eval(references, estimates, **SMALL)
-    assert ours.frames == 1
+    assert ours["SDR"].shape[1] == 1
     assert largest_difference(ours, museval_scores(references, estimates, **SMALL)) < 1e-9
 
 
@@ -276,7 +275,7 @@ def test_a_stem_silent_from_end_to_end_is_recorded_warned_about_and_voids_the_tr
     references[2], estimates[0] = 0, 0
     with pytest.warns(SilentSourceWarning, match="reference of other, estimate of drums"):
         scores = bss_eval(references, estimates, names=("drums", "bass", "other", "vocals"), **SMALL)
-    assert scores.silent == (SilentSource("reference", 2, "other"), SilentSource("estimate", 0, "drums"))
+    assert scores.silent == ("reference of other", "estimate of drums")
     assert all(np.isnan(scores[metric]).all() and scores[metric].shape == (4, 2) for metric in METRICS)
 
 

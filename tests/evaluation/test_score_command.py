@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 
 from metatasnet_fast.cli.main import main
 from metatasnet_fast.evaluation import (
+    BssScores,
     EvaluationError,
+    Scoring,
     ScoringRun,
     TrackScores,
     compare,
@@ -87,12 +89,12 @@ def test_scores_of_the_same_audio_are_kept_and_of_other_audio_refused(
     two_tracks: tuple[Path, Path], tmp_path: Path
 ) -> None:
     references, estimates = two_tracks
-    score(references, estimates, out=tmp_path / "out", metrics=("SDR",))
-    again = score(references, estimates, out=tmp_path / "out", metrics=("SDR",))
+    score(references, estimates, out=tmp_path / "out", scoring=Scoring(("SDR",)))
+    again = score(references, estimates, out=tmp_path / "out", scoring=Scoring(("SDR",)))
     assert [outcome.status for outcome in again.outcomes] == ["kept", "kept"]
     write(estimates / "model" / "two.stem", stems("violin", "viola", "cello", seed=5))
     with pytest.raises(EvaluationError, match="other audio"):
-        score(references, estimates, out=tmp_path / "out", metrics=("SDR",))
+        score(references, estimates, out=tmp_path / "out", scoring=Scoring(("SDR",)))
     with pytest.raises(EvaluationError, match="metrics differ"):
         score(references, estimates, out=tmp_path / "out")
 
@@ -101,7 +103,7 @@ def test_one_file_is_scored_against_one_file(tmp_path: Path) -> None:
     references = stems("song")
     true = write(tmp_path / "a", references) / "song.wav"
     found = write(tmp_path / "b", {"whatever": references["song"]}) / "whatever.wav"
-    run = score(true, found, metrics=("SDR", "uSDR", "fullness"))
+    run = score(true, found, scoring=Scoring(("SDR", "uSDR", "fullness")))
     assert run.scores[0].value("song", "fullness") == 100
     assert run.scores[0].whole["song"]["uSDR"] == np.inf
 
@@ -111,7 +113,7 @@ def test_the_accompaniment_is_everything_but_the_vocals(tmp_path: Path) -> None:
     rest = references["drums"] + references["bass"]
     true = write(tmp_path / "true" / "t", references)
     found = write(tmp_path / "found" / "t", {"vocals": references["vocals"] * 0.5, "no_vocals": rest * 0.5})
-    run = score(true, found, metrics=("uSDR",))
+    run = score(true, found, scoring=Scoring(("uSDR",)))
     assert run.scores[0].value("accompaniment", "uSDR") == pytest.approx(20 * np.log10(2), abs=1e-4)
 
 
@@ -120,7 +122,7 @@ def test_the_mixture_of_a_track_is_no_stem_and_is_what_improvements_are_measured
     mixture = references["a"] + 2 * references["b"]
     true = write(tmp_path / "true" / "t", {**references, "mixture": mixture})
     found = write(tmp_path / "found" / "t", {"a": mixture, "mixture": mixture})
-    run = score(true, found, metrics=("SI-SDRi",))
+    run = score(true, found, scoring=Scoring(("SI-SDRi",)))
     assert run.scores[0].stems == ["a"]
     assert run.scores[0].value("a", "SI-SDRi") == pytest.approx(0, abs=1e-4)
 
@@ -139,12 +141,12 @@ def test_a_track_that_cannot_be_compared_is_named_and_the_others_are_done(
     else:
         channels = 1 if change == "channels" else 2
         write(folder, stems("violin", "viola", "cello", channels=channels), 16000 if change == "rate" else RATE)
-    run = score(references, estimates, metrics=("SDR",))
+    run = score(references, estimates, scoring=Scoring(("SDR",)))
     assert [outcome.name for outcome in run.failures] == ["Two"]
     assert said in str(run.failures[0].error)
     assert [track.name for track in run.scores] == ["One"]
     with pytest.raises(EvaluationError, match=said):
-        score(references, estimates, metrics=("SDR",), strict=True)
+        score(references, estimates, scoring=Scoring(("SDR",), strict=True))
 
 
 def test_tracks_without_estimates_are_failures_and_tracks_without_references_are_left_out(
@@ -155,7 +157,7 @@ def test_tracks_without_estimates_are_failures_and_tracks_without_references_are
     write(references / "Four", stems("violin"))
     write(estimates / "model" / "four", stems("harp"))
     write(estimates / "model" / "five", stems("violin"))
-    run = score(references, estimates, metrics=("SDR",))
+    run = score(references, estimates, scoring=Scoring(("SDR",)))
     assert {outcome.name: outcome.status for outcome in run.outcomes} == {
         "One": "done", "Two": "done", "Three": "failed", "Four": "failed"
     }  # fmt: skip
@@ -201,12 +203,12 @@ def test_scores_are_computed_on_the_device_that_is_asked_for(
 ) -> None:
     found: set[str] = set()
 
-    def stand_in(references: Any, estimates: Any, *, name: str, mixture: Any, **options: Any) -> TrackScores:
-        found.update(signal.device.type for side in (references, estimates) for signal in side.values())
-        return TrackScores(name, {})
+    def stand_in(references: Any, estimates: Any, **options: Any) -> BssScores:
+        found.update(signal.device.type for side in (references, estimates) for signal in side)
+        return BssScores({})
 
-    monkeypatch.setattr("metatasnet_fast.evaluation.track.evaluate_track", stand_in)
-    score(*two_tracks, device="meta")  # torch's device without memory stands for a GPU
+    monkeypatch.setattr("metatasnet_fast.evaluation.track.bss_eval", stand_in)
+    score(*two_tracks, Scoring(("SDR",), device="meta"))  # torch's device without memory stands for a GPU
     assert found == {"meta"}
 
 
@@ -214,14 +216,10 @@ def test_a_gpu_is_chosen_where_there_is_one_and_refused_where_there_is_none(
     two_tracks: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked: list[str] = []
-
-    def stand_in(*_: Any, device: str, **options: Any) -> ScoringRun:
-        asked.append(device)
-        return ScoringRun()
-
     argv = ["score", *map(str, two_tracks), "-o", str(tmp_path / "out")]
     with monkeypatch.context() as patch:
-        patch.setattr("metatasnet_fast.evaluation.score", stand_in)
+        patch.setattr("metatasnet_fast.evaluation.Scoring", lambda *settings: asked.append(settings[-1]))
+        patch.setattr("metatasnet_fast.evaluation.score", lambda *_, **options: ScoringRun())
         for there in (True, False):
             patch.setattr(torch.cuda, "is_available", lambda there=there: there)
             assert main(argv) == 0
@@ -250,7 +248,7 @@ def test_a_page_shows_each_estimate_beside_its_reference_and_scores(
 
 def test_a_page_that_cannot_be_written_costs_no_scores(two_tracks: tuple[Path, Path], tmp_path: Path) -> None:
     (tmp_path / "out" / "test" / "One.html").mkdir(parents=True)
-    run = score(*two_tracks, out=tmp_path / "out", metrics=["SDR"], page="file")
+    run = score(*two_tracks, out=tmp_path / "out", scoring=Scoring(["SDR"]), page="file")
     one, two = sorted(run.outcomes, key=lambda outcome: outcome.name)
     assert (one.status, two.status) == ("done", "done")
     assert one.page is None and "no page to listen to" in one.warnings[0] and two.page is not None

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 
-from metatasnet_fast.evaluation import evaluate_track
-from metatasnet_fast.evaluation.metrics import DEFAULT_WHOLE, WHOLE, whole_track_metrics
-from metatasnet_fast.evaluation.signals import EvaluationError, Signals
+from metatasnet_fast.errors import ShapeError
+from metatasnet_fast.evaluation import Scoring, evaluate_track
+from metatasnet_fast.evaluation.signals import EvaluationError
+from metatasnet_fast.evaluation.track import DEFAULT_METRICS, WHOLE
 
 RECORDED: dict[str, dict[str, float]] = {
     "music": {
@@ -63,8 +63,12 @@ def signals(case: str) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArra
     return (a * s).astype(np.float32), (b * e).astype(np.float32), (c * m).astype(np.float32)
 
 
+DEFAULT_WHOLE = tuple(metric for metric in DEFAULT_METRICS if metric in WHOLE)
+
+
 def values(s: Any, e: Any, m: Any, metrics: tuple[str, ...] = DEFAULT_WHOLE, rate: float = 44100) -> dict[str, float]:
-    return whole_track_metrics(Signals(s[None], "s"), Signals(e[None], "e"), torch.as_tensor(m.T), rate, metrics)[0]
+    scoring = Scoring(metrics)
+    return dict(evaluate_track({"a": s}, {"a": e}, scoring, name="t", sample_rate=rate, mixture=m.T).whole["a"])
 
 
 @pytest.mark.parametrize(("case", "metric"), [(case, metric) for case in RECORDED for metric in RECORDED[case]])
@@ -129,7 +133,7 @@ def test_samples_that_are_no_numbers_are_refused() -> None:
 
 def test_a_track_has_them_beside_bss_eval_and_its_file_keeps_them() -> None:
     s, e, _ = signals("music")
-    scores = evaluate_track({"a": s, "b": e}, {"a": e, "b": s}, name="t", metrics=("SDR", *DEFAULT_WHOLE))
+    scores = evaluate_track({"a": s, "b": e}, {"a": e, "b": s}, name="t", scoring=Scoring(("SDR", *DEFAULT_WHOLE)))
     assert set(scores.whole["a"]) == set(DEFAULT_WHOLE) == set(WHOLE) - {"log-WMSE"}
     assert scores.value("a", "uSDR") == scores.whole["a"]["uSDR"]
     assert '"track_metrics"' in scores.json()
@@ -138,6 +142,14 @@ def test_a_track_has_them_beside_bss_eval_and_its_file_keeps_them() -> None:
 def test_the_mixture_is_the_sum_of_all_references_unless_given() -> None:
     s, e, m = signals("music")
     references = {"a": s, "b": m - s}
-    implied = evaluate_track(references, {"a": e}, name="t", metrics=("SI-SDRi",)).value("a", "SI-SDRi")
-    given = evaluate_track(references, {"a": e}, name="t", metrics=("SI-SDRi",), mixture=m).value("a", "SI-SDRi")
+    implied = evaluate_track(references, {"a": e}, name="t", scoring=Scoring(("SI-SDRi",))).value("a", "SI-SDRi")
+    given = evaluate_track(references, {"a": e}, name="t", scoring=Scoring(("SI-SDRi",)), mixture=m).value(
+        "a", "SI-SDRi"
+    )
     assert implied == pytest.approx(given, abs=1e-5)
+
+
+def test_a_mono_estimate_of_a_stereo_stem_is_refused() -> None:
+    s, e, m = signals("music")
+    with pytest.raises(ShapeError, match="Channels of references and estimates differ: a"):
+        values(s, e.mean(0), m, metrics=("uSDR",))

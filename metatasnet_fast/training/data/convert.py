@@ -13,15 +13,16 @@ import dataclasses
 import os
 import time
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...audio import resample
+from ...audio import AudioFile, resample
 from ...errors import MetaTasNetError, TrainingDataError
-from .decode import Recording, content_hash, counted, decode, input_files
+from .decode import content_hash, counted, decode, input_files
 from .entry import DEFAULT, SPLITS, Stems
 from .sources import TrackSource
 from .store import place_of, read_entry, rewrite_entry, write_track
@@ -114,9 +115,8 @@ def _prepare(track: TrackSource, settings: Settings) -> Outcome:
         audio = read_original({rate: files[str(rate)] for rate in settings.rates})
         warnings: tuple[str, ...] = ()
     else:
-        recording = decode(track, stems)
-        audio = {rate: _resampled(recording, rate, stems) for rate in settings.rates}
-        warnings = recording.warnings
+        decoded, warnings = decode(track, stems)
+        audio = {rate: _resampled(decoded, rate, stems) for rate in settings.rates}
     entry = write_track(
         settings.out, track.split, track.name, audio,
         dtype=settings.dtype, stems=stems, counts=counts, sha256=digest, origin=origin, warnings=warnings,
@@ -144,11 +144,11 @@ def inputs(track: TrackSource, settings: Settings) -> dict[str, Path]:
     return {str(rate): root / f"{split}_{rate // 1000}" / track.path.name for rate in settings.rates}
 
 
-def _resampled(recording: Recording, rate: int, stems: Stems) -> NDArray[np.float32]:
+def _resampled(decoded: Mapping[str, AudioFile], rate: int, stems: Stems) -> NDArray[np.float32]:
     """Return the instruments (I, channels, samples), each the sum of its stems; shorter stems are padded with silence."""
-    signals = {name: resample(x, sr, rate) for name, (x, sr) in recording.signals.items()}
-    longest = max(x.shape[-1] for x in signals.values())
-    found = np.zeros((len(stems), recording.channels, longest), np.float32)
+    signals = {name: resample(x.samples, x.sample_rate, rate) for name, x in decoded.items()}
+    channels, longest = (max(x.shape[axis] for x in signals.values()) for axis in (0, 1))
+    found = np.zeros((len(stems), channels, longest), np.float32)
     for place, parts in zip(found, stems.values(), strict=True):
         for part in parts:
             if part in signals:

@@ -3,38 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from torch import Tensor
-
 from ..._io import sha256_file
-from ...audio import open_audio, read_audio
-from ...audio.stem_mp4 import read_stem_mp4
+from ...audio import AudioFile
+from ...audio.stems import read_stems
 from ...config import INSTRUMENTS
 from ...errors import TrainingDataError
 from .entry import DEFAULT, Stems, all_parts
 from .sources import TrackSource, read_unknown, stem_files
 
-__all__ = ["Recording", "content_hash", "counted", "decode", "input_files"]
-
-FIRST_STEM = 2
-"""Number of the audio track that holds the first stem of a ``.stem.mp4``, after the mixture; the others follow in the
-order of ``INSTRUMENTS``."""
-
-
-@dataclass(frozen=True)
-class Recording:
-    """A decoded track, full scale 1; every signal has ``channels`` channels, at most 2."""
-
-    signals: dict[str, tuple[Tensor, int]]
-    """Each stem that exists, (channels, n), float32, with its rate."""
-    warnings: tuple[str, ...]
-
-    @property
-    def channels(self) -> int:
-        return max(int(x.shape[0]) for x, _ in self.signals.values())
+__all__ = ["content_hash", "counted", "decode", "input_files"]
 
 
 def counted(track: TrackSource, stems: Stems) -> tuple[bool, ...]:
@@ -49,9 +29,12 @@ def input_files(track: TrackSource, stems: Stems = DEFAULT) -> dict[str, Path]:
     Raises:
         TrainingDataError: if a stem that counts is missing, there are several files for one, or none at all.
     """
+    wanted = all_parts(stems)
     if track.kind == "musdb":
+        if lacking := [stem for stem in wanted if stem not in INSTRUMENTS]:
+            raise TrainingDataError(f"MUSDB18 has the stems {', '.join(INSTRUMENTS)}, not {', '.join(lacking)}.")
         return {"stems": track.path}
-    found, unknown, wanted = stem_files(track.path), read_unknown(track.path), all_parts(stems)
+    found, unknown = stem_files(track.path), read_unknown(track.path)
     for stem in wanted:
         if stem not in unknown and stem not in found:
             raise TrainingDataError(
@@ -86,56 +69,33 @@ def content_hash(files: dict[str, Path]) -> str:
     return total.hexdigest()
 
 
-def decode(track: TrackSource, stems: Stems = DEFAULT) -> Recording:
+def decode(track: TrackSource, stems: Stems = DEFAULT) -> tuple[dict[str, AudioFile], tuple[str, ...]]:
     """Decode the stems of a track.
+
+    Returns:
+        each stem that exists, with at most two channels, and warnings.
 
     Raises:
         TrainingDataError: if the stems do not make a track.
         AudioReadError: if a file cannot be decoded.
     """
+    files = input_files(track, stems)
     if track.kind == "musdb":
-        return _decode_musdb(track, stems)
-    signals, rates, warnings = {}, {}, []
-    for name, path in input_files(track, stems).items():
-        audio = read_audio(path)
+        files = dict.fromkeys(all_parts(stems), track.path)
+    found, warnings = read_stems(files), []
+    for name, audio in found.items():
         if len(audio.samples) > 2:
-            raise TrainingDataError(f"{path} has {len(audio.samples)} channels; mix it down to stereo or mono.")
+            raise TrainingDataError(f"{files[name]} has {len(audio.samples)} channels; mix it down to stereo or mono.")
         if not audio.samples.any() and any("NaN or infinite" in warning for warning in audio.warnings):
-            raise TrainingDataError(f"{path} holds nothing that is finite but zeros; export it again.")
-        signals[name], rates[name] = audio.samples, audio.sample_rate
-        warnings += [f"{path.name}: {warning}" for warning in audio.warnings]
-    warnings += _differing_lengths(signals, rates)
-    channels = max(len(x) for x in signals.values())
-    return Recording({name: (x.expand(channels, -1), rates[name]) for name, x in signals.items()}, tuple(warnings))
+            raise TrainingDataError(f"{files[name]} holds nothing that is finite but zeros; export it again.")
+        warnings += [f"{files[name].name}: {warning}" for warning in audio.warnings]
+    return found, (*warnings, *_differing_lengths(found))
 
 
-def _differing_lengths(signals: dict[str, Tensor], rates: dict[str, int]) -> Iterator[str]:
-    seconds = {name: x.shape[-1] / rates[name] for name, x in signals.items()}
+def _differing_lengths(found: Mapping[str, AudioFile]) -> Iterator[str]:
+    seconds = {name: audio.samples.shape[-1] / audio.sample_rate for name, audio in found.items()}
     longest = max(seconds.values())
     for name, value in seconds.items():
         # Codecs and rounding may change the length by half a millisecond.
         if value < longest - 5e-4:
             yield f"{name} ends {longest - value:.3f} s before the longest stem; silence was added"
-
-
-def _decode_musdb(track: TrackSource, stems: Stems) -> Recording:
-    """Decode the stems of a ``.stem.mp4``."""
-    lacking = [part for part in all_parts(stems) if part not in INSTRUMENTS]
-    if lacking:
-        raise TrainingDataError(f"MUSDB18 has the stems {', '.join(INSTRUMENTS)}, not {', '.join(lacking)}.")
-    with open_audio(track.path) as stream:
-        if stream.tracks < 1 + len(INSTRUMENTS):
-            raise TrainingDataError(
-                f"{track.path} has {stream.tracks} audio streams instead of {1 + len(INSTRUMENTS)}; it is no MUSDB18 track."
-            )
-    wanted = range(FIRST_STEM, FIRST_STEM + len(INSTRUMENTS))
-    signals, rate, notes = read_stem_mp4(track.path, wanted)
-    warnings = [f"{track.path.name}: {note}" for note in notes]
-    shortest, longest = (pick(x.shape[-1] for x in signals) for pick in (min, max))
-    if shortest < longest:
-        warnings.append(
-            f"{track.path.name} has streams of {longest / rate:.2f} s, {shortest / rate:.2f} s are in all of them"
-        )
-    signals = [x[:, :shortest] for x in signals]
-    named = zip(INSTRUMENTS, signals, strict=True)
-    return Recording({name: (x, rate) for name, x in named if name in all_parts(stems)}, tuple(warnings))

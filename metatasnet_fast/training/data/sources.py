@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...audio.folders import AUDIO_SUFFIXES
+from ...audio.stems import MIXTURES, STEM_MP4
 from ...errors import TrainingDataError
 from .entry import ENTRY, SPLITS
 
@@ -47,10 +48,6 @@ MUSDB_VALIDATION = frozenset(
 
 ANNOTATION = "track.json"
 
-MIXTURES = ("mixture", "mix")
-"""Names of files that are no stems."""
-
-STEM_MP4 = ".stem.mp4"
 ORIGINAL_SPLITS = {"train": "train", "validation": "valid"}
 
 
