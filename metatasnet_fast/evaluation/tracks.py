@@ -157,7 +157,8 @@ def open_tracks(path: str | os.PathLike[str], subset: str | None = None) -> list
         raise EvaluationError(f"There is no file or folder {root}. Name a track, or a folder of tracks.")
     found: dict[Path, dict[str, Path]] = {}
     for file in find_audio(str(root), (), _refuse):
-        found.setdefault(file.parent, {})[file.stem] = file
+        if (stems := found.setdefault(file.parent, {})).setdefault(file.stem, file) != file:
+            raise EvaluationError(f"{stems[file.stem]} and {file.name} would be one stem. Move one of them away.")
     for file in root.rglob(f"[!.]*{STEM_MP4}"):
         found[file.with_name(file.name.removesuffix(STEM_MP4))] = dict.fromkeys(MUSDB_SIGNALS, file)
     if not found:

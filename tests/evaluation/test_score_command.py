@@ -173,6 +173,13 @@ def test_folders_of_one_name_in_several_places_are_told_apart(tmp_path: Path) ->
     assert [pair.name for pair in pairs] == names and not missing
 
 
+def test_two_files_of_one_stem_are_named(tmp_path: Path) -> None:
+    for name in ("bass.flac", "bass.wav"):
+        soundfile.write(tmp_path / name, np.zeros((8, 2)), RATE)
+    with pytest.raises(EvaluationError, match=r"bass\.flac and bass\.wav would be one stem"):
+        open_tracks(tmp_path)
+
+
 @pytest.mark.parametrize("path", ["absent", "empty"])
 def test_a_place_without_tracks_is_named(path: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
