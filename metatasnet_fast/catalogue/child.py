@@ -5,7 +5,7 @@ Pickled objects on both pipes.
     in:  Order; then Song again and again; Stop
     out: Ready, or the error that keeps it from working; then events and Deferred
 
-When the pipe ends without ``Stop``, the parent has died: so does this process, at once. What it was writing lies in its
+When the pipe ends without ``Stop``, the parent has ended: so does this process, at once. What it was writing lies in its
 staging folder, which the next run removes.
 """
 

@@ -163,7 +163,7 @@ class ActorProcess:
                 self._received.extend(self._ray.get(self._reply))
             except self._ray.exceptions.RayError as error:
                 lines = str(error).strip().splitlines() or [""]
-                self._received.append(Gone(f"{type(error).__name__}: {lines[-1][:200]}", innocent=True))
+                self._received.append(Gone(f"{type(error).__name__}: {lines[-1][:200]}", machine_lost=True))
             self._reply = self._say_at = None
         return self._received.popleft() if self._received else None
 

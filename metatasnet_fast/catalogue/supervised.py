@@ -38,11 +38,11 @@ MOST_FAILED_STARTS = 3
 """Processes in a row that may end before they begin a song: then the songs are not at fault."""
 
 MOST_LOSSES = 100
-"""Machines that may be lost before the songs are suspected after all."""
+"""Machines that may be lost before their loss counts as a failure of the songs."""
 
 POLL_SECONDS = 0.2
 
-PUT_OFF_SECONDS = 1.0
+DEFERRED_SECONDS = 1.0
 """Time after which a song that another run has in hand is tried again."""
 
 
@@ -87,12 +87,12 @@ class Deferred:
 class Gone:
     """The last message: a process has ended; ``signal`` is the one that ended it, if one did.
 
-    ``innocent`` is true if its machine was lost, or whatever held the process: no song is to blame for that.
+    ``machine_lost``: its machine, or what held the process, was lost, which no song has caused.
     """
 
     reason: str
     signal: int | None = None
-    innocent: bool = False
+    machine_lost: bool = False
 
 
 class Process(Protocol):
@@ -206,7 +206,7 @@ class SupervisedWorker:
         self.grace = grace
         self.child: Process | None = None
         self._order = Order(settings, destination, token, number, dict(contents))
-        self._most_deaths = max(2, settings.attempts)
+        self._most_crashes = max(2, settings.attempts)
         self._listener = listener
         self._stop = stop or threading.Event()
         self._new_process = start
@@ -216,7 +216,7 @@ class SupervisedWorker:
         self._deferred: deque[tuple[float, Song]] = deque()
         """Songs to try again, each with the time for it."""
         self._quarantine: deque[Song] = deque()
-        self._deaths: Counter[str] = Counter()
+        self._crashes: Counter[str] = Counter()
         """How often the process ended with each song of the quarantine, and with the one that is tried alone."""
         self._start()
 
@@ -285,8 +285,8 @@ class SupervisedWorker:
         self._kill()
 
     def _feed(self, child: Process, source: Iterator[Song]) -> None:
-        """Send as many songs as can be in flight; a song that a process died with goes alone."""
-        while len(self._sent) < self.capacity and not self._deaths.keys() & self._sent.keys():
+        """Send as many songs as can be in flight; a song with which a process crashed goes alone."""
+        while len(self._sent) < self.capacity and not self._crashes.keys() & self._sent.keys():
             if self._quarantine:
                 if self._sent:
                     return
@@ -298,7 +298,7 @@ class SupervisedWorker:
             if song is None:
                 return
             if song.id in self._sent:  # a list may name a song twice
-                self._deferred.append((time.monotonic() + PUT_OFF_SECONDS, song))
+                self._deferred.append((time.monotonic() + DEFERRED_SECONDS, song))
             else:
                 self._sent[song.id] = song
                 child.send(song)
@@ -310,31 +310,31 @@ class SupervisedWorker:
                 self._failed_starts = 0
             elif isinstance(message, SongEnded):
                 del self._sent[message.outcome.id]
-                self._deaths.pop(message.outcome.id, None)
+                self._crashes.pop(message.outcome.id, None)
                 yield message.outcome
         elif isinstance(message, Deferred):
-            self._deferred.append((time.monotonic() + PUT_OFF_SECONDS, self._sent.pop(message.id)))
-            self._deaths.pop(message.id, None)  # the other run tries it now
+            self._deferred.append((time.monotonic() + DEFERRED_SECONDS, self._sent.pop(message.id)))
+            self._crashes.pop(message.id, None)  # the other run tries it now
         elif isinstance(message, Gone):
             self._kill()
             if not self._stop.is_set():
-                yield from self._after_death(message)
+                yield from self._after_exit(message)
 
-    def _after_death(self, gone: Gone) -> Iterator[Outcome]:
+    def _after_exit(self, gone: Gone) -> Iterator[Outcome]:
         """Put the songs that the process had into the quarantine; yields the outcome of one that was alone too often."""
         self._count_start(gone)
         lost = list(self._sent.values())
         self._sent.clear()
-        if gone.innocent and self._losses < MOST_LOSSES:
+        if gone.machine_lost and self._losses < MOST_LOSSES:
             self._losses += 1
             self._listener(Notice(f"A worker was lost ({gone.reason}); its {len(lost)} songs are tried again."))
             for song in lost:
-                self._deaths.pop(song.id, None)
+                self._crashes.pop(song.id, None)
                 self._deferred.appendleft((0.0, song))
             return
-        self._deaths.update(song.id for song in lost)
-        if len(lost) == 1 and self._deaths[lost[0].id] >= self._most_deaths:
-            outcome = _died(lost[0], gone, self._deaths.pop(lost[0].id), self._ready.key if self._ready else "")
+        self._crashes.update(song.id for song in lost)
+        if len(lost) == 1 and self._crashes[lost[0].id] >= self._most_crashes:
+            outcome = _crashed(lost[0], gone, self._crashes.pop(lost[0].id), self._ready.key if self._ready else "")
             self._listener(SongEnded(outcome, self._order.number))
             yield outcome
             return
@@ -357,12 +357,12 @@ class SupervisedWorker:
             self.child = None
 
 
-def _died(song: Song, gone: Gone, deaths: int, key: str) -> Outcome:
+def _crashed(song: Song, gone: Gone, crashes: int, key: str) -> Outcome:
     if gone.signal is not None and gone.signal == getattr(signal, "SIGKILL", None):
         failure, guess = Failure.out_of_memory, "most likely because memory ran out"
     elif gone.signal is not None:
         failure, guess = Failure.decode, "most likely a fault of the decoder"
     else:
         failure, guess = Failure.unknown, "see the log"
-    text = f"The song ended its process, alone, {deaths} times ({gone.reason}), {guess}."
-    return Outcome(song.id, song.uri, Status.failed, key, failure, text, deaths, finished=utc_now())
+    text = f"The song ended its process, alone, {crashes} times ({gone.reason}), {guess}."
+    return Outcome(song.id, song.uri, Status.failed, key, failure, text, crashes, finished=utc_now())

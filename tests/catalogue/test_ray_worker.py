@@ -83,7 +83,7 @@ def test_an_actor_that_is_lost_is_no_fault_of_the_songs() -> None:
 
     ray = FakeRay(answer)
     worker = process(ray)
-    assert worker.receive(0.0) == Gone("RayError: The node is gone.", innocent=True)
+    assert worker.receive(0.0) == Gone("RayError: The node is gone.", machine_lost=True)
     worker.kill()
     assert len(ray.killed) == 2, "the actor, and its place in the cluster"
 

@@ -74,7 +74,7 @@ def test_what_another_run_has_in_hand_comes_last(model: Path, tmp_path: Path) ->
 
 
 def test_it_is_looked_at_again_before_the_end(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervised, "PUT_OFF_SECONDS", 0.1)
+    monkeypatch.setattr(supervised, "DEFERRED_SECONDS", 0.1)
     taken = songs_of(write_song(tmp_path / "taken.wav", 0.3))
     path = write_song(tmp_path / "song.wav", 0.3, seed=1)
     found: list[Outcome] = []

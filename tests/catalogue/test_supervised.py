@@ -134,7 +134,7 @@ class LosingMachine:
 
     def _end(self, song: Song) -> object:
         if LosingMachine.made < 6:
-            return Gone("the node is gone", innocent=True)
+            return Gone("the node is gone", machine_lost=True)
         return SongEnded(Outcome(song.id, song.uri, Status.done, "key"))
 
     def receive(self, seconds: float) -> object:
