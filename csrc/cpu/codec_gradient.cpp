@@ -17,8 +17,8 @@
 namespace metatasnet {
 namespace {
 
-constexpr int kGroupTiles = 4;
-constexpr int kColumnPanels = 4;  // panels of a weight gradient that one thread adds up, as they share a factor
+constexpr int kGroupTiles = 8;
+constexpr int kColumnPanels = 8;  // panels of a weight gradient that one thread adds up, as they share a factor
 
 class Segments {
  public:
@@ -54,9 +54,12 @@ class Segments {
 
   // gradient = sum over all frames of rows (x) columns.
   void add_product(int rows, int columns, float* gradient, std::ptrdiff_t ld) {
-    const int panels = units_[columns].panels;
-    for (int first = 0; first < panels; first += kColumnPanels)
-      products_.push_back({rows, 0, units_[rows].panels, columns, first, std::min(panels, first + kColumnPanels), gradient, ld});
+    const int panels = units_[columns].panels, all_rows = units_[rows].panels, half = (all_rows + 1) / 2;
+    for (int first = 0; first < panels; first += kColumnPanels) {
+      const int last = std::min(panels, first + kColumnPanels);
+      products_.push_back({rows, 0, half, columns, first, last, gradient, ld});
+      if (half < all_rows) products_.push_back({rows, half, all_rows, columns, first, last, gradient, ld});
+    }
   }
 
   // The same, where each panel of rows needs only the columns [begin, end) that range(its channels) gives.

@@ -81,8 +81,10 @@ class Ahead {
   int count_ = 0, current_ = 0;
 };
 
-// Weights that exceed the second-level cache are prefetched while the block before them is multiplied, with a hint not
-// to stay in that cache, which is meant for the tile's operands.
+// Cache lines to prefetch for each row panel and each column panel of a sum over frames.
+constexpr int kLinesAhead = 72;
+
+// Weights that exceed the second-level cache are prefetched into it while the block before them is multiplied.
 constexpr std::int64_t kStreamed = std::int64_t{1} << 20;
 
 METATASNET_INLINE bool streamed(const PackedMatrix& w) {
@@ -90,7 +92,7 @@ METATASNET_INLINE bool streamed(const PackedMatrix& w) {
 }
 
 METATASNET_INLINE void prefetch_weights(const char* at, std::ptrdiff_t bytes) {
-  for (std::ptrdiff_t line = 0; line < bytes; line += 64) __builtin_prefetch(at + line, 0, 0);
+  for (std::ptrdiff_t line = 0; line < bytes; line += 64) __builtin_prefetch(at + line, 0, 2);
 }
 
 template <int kTileRows>

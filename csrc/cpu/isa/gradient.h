@@ -3,7 +3,9 @@
 
 #include "cpu/backward_passes.h"
 #include "cpu/isa/gemm.h"
+#include "cpu/isa/gemm_tiles.h"
 #include "cpu/isa/modes.h"
+#include "cpu/isa/outer_tiles.h"
 
 namespace metatasnet::METATASNET_ISA {
 
@@ -90,8 +92,6 @@ METATASNET_INLINE void add_outer(const Units& a, const char* a_at, const Units& 
   }
 }
 
-constexpr int kLinesAhead = 72;  // cache lines to prefetch for each row panel and each column panel
-
 // sum[r, c] += sum over units of a[u, r] b[u, c] for whole panels of rows and of columns.
 //
 // 24 multiply-adds take 12 broadcasts of consecutive channels and two loads of weights per unit. Blocks of kBlock units:
@@ -118,6 +118,14 @@ METATASNET_INLINE void outer(const Units& a, int row_panels, const Units& b, int
     }
   }
 }
+
+#if defined(__AMX_BF16__)
+template <>
+METATASNET_INLINE void outer<bfloat16>(const Units& a, int row_panels, const Units& b, int first, int last, int units,
+                                       const WeightSum& sum, Ahead& ahead) {
+  outer_tiles(a, row_panels, b, first, last, units, sum, ahead);
+}
+#endif
 
 // The columns of one panel in a Normalise; x is a stored value.
 template <class Storage>
