@@ -200,28 +200,40 @@ def compare(
     return found
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-@given(
-    config=configs(),
-    batch=st.integers(1, 3),
-    samples=st.integers(520, 3000),
-    frames=st.integers(4, 250),  # a norm of two values is 1 and -1 whatever they are: its gradient is rounding
-    seed=st.integers(0, 99),
-    dropout=st.booleans(),
-    isa=st.sampled_from(ISAS),
-)
-def test_every_networks_gradients_agree_with_float64_as_closely_as_eager(
-    config: MetaTasNetConfig,
-    batch: int,
-    samples: int,
-    frames: int,
-    seed: int,
-    dropout: bool,
-    isa: str,  # noqa: F811
-) -> None:
-    with mock.patch.dict(os.environ, {ISA_VARIABLE: isa}):
-        for part, ours, eager in compare(config, batch, samples, frames, seed, dropout, Precision.float32):
-            assert ours <= max(FLOOR, 3 * eager), part
+def test_every_networks_gradients_agree_with_float64_as_closely_as_eager() -> None:
+    """The error of a slope's gradient, one ill-conditioned number, is a matter of chance in a single network, ours as
+    eager's: the largest errors of all networks are compared."""
+    slopes: list[tuple[float, float]] = []
+
+    @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+    @given(
+        config=configs(),
+        batch=st.integers(1, 3),
+        samples=st.integers(520, 3000),
+        frames=st.integers(4, 250),  # a norm of two values is 1 and -1 whatever they are: its gradient is rounding
+        seed=st.integers(0, 99),
+        dropout=st.booleans(),
+        isa=st.sampled_from(ISAS),
+    )
+    def check(
+        config: MetaTasNetConfig,
+        batch: int,
+        samples: int,
+        frames: int,
+        seed: int,
+        dropout: bool,
+        isa: str,  # noqa: F811
+    ) -> None:
+        with mock.patch.dict(os.environ, {ISA_VARIABLE: isa}):
+            for part, ours, eager in compare(config, batch, samples, frames, seed, dropout, Precision.float32):
+                if part.endswith(" slopes"):
+                    slopes.append((ours, eager))
+                else:
+                    assert ours <= max(FLOOR, 3 * eager), part
+
+    check()
+    largest, eagers_largest = (max(errors) for errors in zip(*slopes, strict=True))
+    assert largest <= 3 * eagers_largest
 
 
 def test_gradients_in_bfloat16_are_as_close_as_autocasts() -> None:
