@@ -19,12 +19,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .._io import sha256_file
 from .failures import Failure, SongError
 from .result import Listed, Outcome, Result
-from .settings import Song, song_folder
-from .source import Source
-from .storage import LocalStorage, Storage, local_path, open_storage
+from .settings import song_folder
+from .storage import LocalStorage, Storage, open_storage
 
 __all__ = ["Destination", "LedgerWriter", "song_folder"]
 
@@ -80,47 +78,23 @@ class Destination:
         for folder, sizes in self.storage.listing(SONGS):
             yield folder, Listed.of(sizes)
 
-    def listed(self, folder: str) -> Listed:
-        """List the names in a song's folder."""
-        return Listed.of(self.storage.sizes(folder))
-
     def read_result(self, folder: str, name: str) -> Result | None:
         """Return the result in a song's folder; None if it is not whole."""
         content = self.storage.read(f"{folder}/{name}") if name else None
         result = None if content is None else Result.from_json(content)
         return result if result is not None and song_folder(result.id) == folder else None
 
-    def result(self, folder: str) -> Result | None:
-        """Return the result in a song's folder; None unless it is whole and all its files are there in their sizes."""
+    def found(self, folder: str) -> tuple[Result | None, bool]:
+        """Return the result in a song's folder, None without one that can be read, and whether all its files are there in
+        their sizes."""
         sizes = self.storage.sizes(folder)
         result = self.read_result(folder, Listed.of(sizes).name)
-        whole = result is not None and all(sizes.get(file.path) == file.bytes for file in result.files.values())
+        return result, result is not None and all(sizes.get(file.path) == file.bytes for file in result.files.values())
+
+    def result(self, folder: str) -> Result | None:
+        """Return the result in a song's folder; None unless it is whole and all its files are there in their sizes."""
+        result, whole = self.found(folder)
         return result if whole else None
-
-    def done(self, song: Song, key: str, source: Source) -> Result | None:
-        """Return the song's result if it is done for this model and settings (``key``) and the content that the input has now.
-
-        The content is read only if size and time of change do not prove that it is the same.
-
-        Raises:
-            SongError: if the input cannot be found.
-        """
-        result = self.result(song_folder(song.id))
-        if result is None or result.key != key:
-            return None
-        stamp = source.stamp()
-        if stamp.proves(result.input["stamp"]):
-            return result
-        if stamp.size != result.input["bytes"]:
-            return None
-        with source.local() as path:
-            return result if sha256_file(path) == result.content else None
-
-    def from_elsewhere(self, song: Song) -> Result | None:
-        """Return the result under the song's id if it was made of a file at another address, of another song or of this one."""
-        folder = song_folder(song.id)
-        result = self.read_result(folder, self.listed(folder).name)
-        return None if result is None or _real_address(result.uri) == _real_address(song.uri) else result
 
     def ledger(self, run: str | None = None) -> Iterator[Outcome]:
         """Yield all outcomes of a run, or of all runs, the oldest first; a line that a crash cut off is left out."""
@@ -166,12 +140,6 @@ class History(NamedTuple):
     """The ids of all others."""
     runs: dict[str, None]
     """The names of the ledger's files, in their order."""
-
-
-def _real_address(uri: str) -> str:
-    """Return one text for all ways to write the address of a local file, and for all links that lead to it."""
-    path = local_path(uri)
-    return uri if path is None else os.path.realpath(path)
 
 
 class LedgerWriter:

@@ -7,7 +7,7 @@ the stages. So a song holds back those behind it wherever it waits, and nothing 
 from __future__ import annotations
 
 import contextlib
-import itertools
+import os
 import shutil
 import threading
 import time
@@ -95,7 +95,7 @@ class SongPipeline:
 
     def _try(self, song: Song) -> Outcome | None:
         """Return the outcome of the last attempt; None if the device is lost."""
-        for attempt in itertools.count(1):
+        for attempt in self._attempts():
             source = Source(song.uri)
             try:
                 return self._attempt(song, source, attempt)
@@ -103,11 +103,17 @@ class SongPipeline:
                 if self.resources.batcher.is_lost(error):
                     return None
                 outcome = self._failed(song, error, attempt, source)
-            assert outcome.failure is not None
-            if not outcome.failure.worth_retrying or attempt >= self.settings.attempts or self.stop.is_set():
-                return outcome
-            self.stop.wait(PAUSE * 4 ** (attempt - 1))
-        raise AssertionError("attempts are bounded")
+            if outcome.failure is not None and not outcome.failure.worth_retrying:
+                break
+        return outcome
+
+    def _attempts(self) -> Iterator[int]:
+        """Yield the number of each attempt, with growing pauses between them; the first only if the run is being stopped."""
+        yield 1
+        for attempt in range(2, self.settings.attempts + 1):
+            if self.stop.wait(PAUSE * 4 ** (attempt - 2)):
+                return
+            yield attempt
 
     def _failed(self, song: Song, error: Exception, attempt: int, source: Source | None = None) -> Outcome:
         failure, message = classify(error)
@@ -119,13 +125,12 @@ class SongPipeline:
         return replace(row, finished=utc_now())
 
     def _attempt(self, song: Song, source: Source, attempt: int) -> Outcome:
-        settings = self.settings
-        is_new = settings.overwrite or not self.destination.listed(song_folder(song.id)).name
-        done = None if is_new else self.destination.done(song, self.key, source)
-        if done is not None:
-            self.contents.add(done)
-            return replace(done, uri=song.uri).outcome(Status.skipped)
+        overwrite = self.settings.overwrite
+        before, whole = (None, False) if overwrite else self.destination.found(song_folder(song.id))
+        done = before if whole and before is not None and before.key == self.key else None
         stamp = source.stamp()
+        if done is not None and stamp.proves(done.input["stamp"]):
+            return self._skipped(song, done)
         if stamp.size == 0:
             raise SongError(Failure.empty, f"{song.uri} is an empty file.")
         with contextlib.ExitStack() as stack:
@@ -134,28 +139,30 @@ class SongPipeline:
                 with self.resources.read.enter() as fetching:
                     path = fetched.enter_context(source.local(self.staging.path))
                     content, size = sha256_file(path), path.stat().st_size
-                if not is_new:
-                    self._refuse_if_taken(song, content)
-                if not settings.overwrite:
+                if done is not None and done.content == content:
+                    return self._skipped(song, done)
+                if before is not None and before.content != content:
+                    self._refuse_if_taken(song, before)
+                if not overwrite:
                     stack.enter_context(self.contents.hold(content))
                 input = {"sha256": content, "stamp": stamp.text, "bytes": size}
-                result = None if settings.overwrite else self._copied(content, staged)
-                if result is not None:
-                    input["codec"] = result.input["codec"]
-                    result = replace(result, id=song.id, uri=song.uri, input=input, seconds={}, finished=utc_now())
-                else:
-                    result = self._separated(song, input, path, staged, attempt, fetched)
+                result = None if overwrite else self._copied(song, input, staged)
+                result = result or self._separated(song, input, path, staged, attempt, fetched)
             result = replace(result, seconds={"fetch": round(fetching.seconds, 4), **result.seconds})
             if local_path(song.uri) is not None and source.stamp().size != stamp.size:
                 raise SongError(Failure.unknown, f"{song.uri} changed while it was read.")
             write_atomically(staged / result.name, result.to_json())
             began = time.perf_counter()
             other = self._publish(staged, song, result.name)
-            self.contents.add(other or result)
-        if other is not None:
-            return replace(other, uri=song.uri).outcome(Status.skipped, attempt)
+            if other is not None:
+                return self._skipped(song, other, attempt)
+            self.contents.add(result)
         row = result.outcome(Status.done, attempt)
         return replace(row, seconds={**row.seconds, "publish": round(time.perf_counter() - began, 4)})
+
+    def _skipped(self, song: Song, done: Result, attempt: int = 1) -> Outcome:
+        self.contents.add(done)
+        return replace(done, uri=song.uri).outcome(Status.skipped, attempt)
 
     def _separated(
         self,
@@ -229,26 +236,26 @@ class SongPipeline:
             finished=utc_now(),
         )
 
-    def _copied(self, content: str, staged: Path) -> Result | None:
-        """Copy the stems of a song with the same content that is done, and return its result; None if there is none."""
-        folder = self.contents.find(content)
-        result = None if folder is None else self.destination.result(folder)
-        if result is None or result.key != self.key or result.content != content:
+    def _copied(self, song: Song, input: dict[str, object], staged: Path) -> Result | None:
+        """Copy the stems of a song with the same content that is done, and return their result; None if there is none."""
+        folder = self.contents.find(str(input["sha256"]))
+        found = None if folder is None else self.destination.result(folder)
+        if found is None or found.key != self.key or found.content != input["sha256"]:
             return None
         try:
-            for file in result.files.values():
+            for file in found.files.values():
                 with self.destination.storage.local(f"{folder}/{file.path}") as path:
                     shutil.copyfile(path, staged / file.path)
                 if sha256_file(staged / file.path) != file.sha256:
                     return None
         except OSError:  # it was taken away since then, or cannot be read: what is separated does not depend on it
             return None
-        return result
+        input = {**input, "codec": found.input["codec"]}
+        return replace(found, id=song.id, uri=song.uri, input=input, seconds={}, finished=utc_now())
 
-    def _refuse_if_taken(self, song: Song, content: str) -> None:
+    def _refuse_if_taken(self, song: Song, before: Result) -> None:
         """Refuse to replace another song of the same id, as two folders with equal file names have."""
-        before = self.destination.from_elsewhere(song)
-        if before is not None and before.content != content:
+        if _real_address(before.uri) != _real_address(song.uri):
             raise SongError(
                 Failure.taken,
                 f"{self.destination.uri} already holds another song under the id {before.id}, from {before.uri}.",
@@ -289,24 +296,20 @@ class SongPipeline:
         Returns:
             the result of another run that published the same song at the same time, None if there was no such run.
         """
-        attempt = 1
-        while True:
+        for _ in self._attempts():
             self.destination.check()
             try:
                 self.destination.storage.publish(staged, song_folder(song.id), result)
                 return None
-            except ContestedError:
+            except ContestedError as error:
+                refused: Exception = error
                 other = self._other(song)
                 if other is not None:
                     return other
-                continue
             except Exception as error:  # whatever the object store's client raises
-                if attempt == self.settings.attempts or self.stop.is_set():
-                    raise SongError(
-                        Failure.write, f"The stems of {song.id} cannot be put to {self.destination.uri} ({error})."
-                    ) from error
-            self.stop.wait(PAUSE * 4 ** (attempt - 1))
-            attempt += 1
+                refused = error
+        text = f"The stems of {song.id} cannot be put to {self.destination.uri} ({refused})."
+        raise SongError(Failure.write, text) from refused
 
     def _other(self, song: Song) -> Result | None:
         """Wait for the result of a run that publishes the song now; None if it does not come, as the run was killed."""
@@ -316,6 +319,12 @@ class SongPipeline:
             if found is not None and found.key == self.key:
                 return found
         return None
+
+
+def _real_address(uri: str) -> str:
+    """Return one text for all ways to write the address of a local file, and for all links that lead to it."""
+    path = local_path(uri)
+    return uri if path is None else os.path.realpath(path)
 
 
 def _open(path: Path) -> AudioStream:

@@ -29,7 +29,7 @@ __all__ = ["ChildProcess", "Gone", "Order", "Process", "SupervisedWorker", "Work
 
 LOG = logging.getLogger(__name__)
 PACKAGE = Path(__file__).resolve().parents[2]
-COMMAND = [sys.executable, "-m", "metatasnet_fast.catalogue.child"]
+COMMAND = [sys.executable, "-m", "metatasnet_fast.catalogue.worker"]
 
 END_SECONDS = 10.0
 """Time in which a process without songs ends by itself before it is killed."""
@@ -69,18 +69,14 @@ class Stop:
 
 @dataclass(frozen=True)
 class Ready:
-    """The process can take songs; it answers with events and :class:`Deferred`. A process that cannot work sends an error."""
+    """The process can take songs. It answers with events, and with songs that another run has in hand.
+
+    A process that cannot work sends an error.
+    """
 
     capacity: int
     key: str
     """Checksum of the model and the settings."""
-
-
-@dataclass(frozen=True)
-class Deferred:
-    """A song comes back, as another run has it in hand."""
-
-    id: str
 
 
 @dataclass(frozen=True)
@@ -205,37 +201,34 @@ class SupervisedWorker:
     ) -> None:
         self.grace = grace
         self.child: Process | None = None
+        self.capacity = 0
+        """Songs that the process can have; 0 while there is none that is ready."""
         self._order = Order(settings, destination, token, number, dict(contents))
         self._most_crashes = max(2, settings.attempts)
         self._listener = listener
         self._stop = stop or threading.Event()
         self._new_process = start
-        self._ready: Ready | None = None
         self._failed_starts = self._losses = 0
+        self._key = ""
         self._sent: dict[str, Song] = {}
         self._deferred: deque[tuple[float, Song]] = deque()
         """Songs to try again, each with the time for it."""
         self._quarantine: deque[Song] = deque()
         self._crashes: Counter[str] = Counter()
         """How often the process ended with each song of the quarantine, and with the one that is tried alone."""
-        self._start()
-
-    @property
-    def capacity(self) -> int:
-        return self._ready.capacity if self._ready else 0
+        while not self.capacity and not self._stop.is_set():
+            for _ in self._receive():
+                pass  # no song has been sent
 
     def process(self, songs: Iterable[Song]) -> Iterator[Outcome]:
         """Do the same as :meth:`Worker.process`; songs that are still in flight when the grace is over have no outcome."""
         source = iter(songs)
         while not self._stop.is_set():
-            if self.child is None:
-                self._start()
-                continue
-            self._feed(self.child, source)
-            if not self._sent and not self._deferred:
+            self._feed(source)
+            if self.capacity and not self._sent and not self._deferred:
                 return
-            yield from self._take(self.child.receive(POLL_SECONDS))
-        if self.child is not None:
+            yield from self._receive()
+        if self._sent and self.child is not None:
             self.child.send(Stop())
         stopped = time.monotonic()
         while self._sent and self.child is not None:
@@ -243,11 +236,11 @@ class SupervisedWorker:
                 self._listener(Notice(f"Songs in flight were given up after {self.grace:g} s: {len(self._sent)}."))
                 self._kill()
             else:
-                yield from self._take(self.child.receive(POLL_SECONDS))
+                yield from self._receive()
 
     def close(self) -> None:
         """Let the process end, or end it; its last events reach the listener."""
-        if self.child is not None:
+        if self.child is not None and self.capacity:
             self.child.send(Stop())
             deadline = time.monotonic() + END_SECONDS
             while (left := deadline - time.monotonic()) > 0:
@@ -256,7 +249,7 @@ class SupervisedWorker:
                     break
                 if isinstance(message, Event):
                     self._listener(message)
-            self._kill()
+        self._kill()
 
     def __enter__(self) -> SupervisedWorker:
         return self
@@ -266,25 +259,7 @@ class SupervisedWorker:
             self._kill()
         self.close()
 
-    def _start(self) -> None:
-        """Start a process and wait until it takes songs, or the run is stopped."""
-        while not self._stop.is_set():
-            self.child = self.child or self._new_process(self._order)
-            message = self.child.receive(POLL_SECONDS)
-            if isinstance(message, Ready):
-                self._ready = message
-                return
-            if isinstance(message, MetaTasNetError):
-                self._kill()
-                raise message
-            if isinstance(message, Gone):
-                self._kill()
-                self._count_start(message)
-            elif isinstance(message, Event):
-                self._listener(message)
-        self._kill()
-
-    def _feed(self, child: Process, source: Iterator[Song]) -> None:
+    def _feed(self, source: Iterator[Song]) -> None:
         """Send as many songs as can be in flight; a song with which a process crashed goes alone."""
         while len(self._sent) < self.capacity and not self._crashes.keys() & self._sent.keys():
             if self._quarantine:
@@ -300,11 +275,20 @@ class SupervisedWorker:
             if song.id in self._sent:  # a list may name a song twice
                 self._deferred.append((time.monotonic() + DEFERRED_SECONDS, song))
             else:
+                assert self.child is not None
                 self._sent[song.id] = song
-                child.send(song)
+                self.child.send(song)
 
-    def _take(self, message: object) -> Iterator[Outcome]:
-        if isinstance(message, Event):
+    def _receive(self) -> Iterator[Outcome]:
+        """Wait a moment for a message of the process, which is started if there is none; yields the outcome in it."""
+        self.child = self.child or self._new_process(self._order)
+        message = self.child.receive(POLL_SECONDS)
+        if isinstance(message, Ready):
+            self.capacity, self._key = message.capacity, message.key
+        elif isinstance(message, MetaTasNetError):
+            self._kill()
+            raise message
+        elif isinstance(message, Event):
             self._listener(message)
             if isinstance(message, SongStarted):
                 self._failed_starts = 0
@@ -312,7 +296,7 @@ class SupervisedWorker:
                 del self._sent[message.outcome.id]
                 self._crashes.pop(message.outcome.id, None)
                 yield message.outcome
-        elif isinstance(message, Deferred):
+        elif isinstance(message, Song):
             self._deferred.append((time.monotonic() + DEFERRED_SECONDS, self._sent.pop(message.id)))
             self._crashes.pop(message.id, None)  # the other run tries it now
         elif isinstance(message, Gone):
@@ -322,7 +306,12 @@ class SupervisedWorker:
 
     def _after_exit(self, gone: Gone) -> Iterator[Outcome]:
         """Put the songs that the process had into the quarantine; yields the outcome of one that was alone too often."""
-        self._count_start(gone)
+        self._failed_starts += 1
+        if self._failed_starts >= MOST_FAILED_STARTS:
+            raise WorkerLostError(
+                f"The worker's process ended {self._failed_starts} times before any song was begun ({gone.reason}): "
+                "try `metatasnet-fast selftest` with the same device and backend."
+            )
         lost = list(self._sent.values())
         self._sent.clear()
         if gone.machine_lost and self._losses < MOST_LOSSES:
@@ -334,7 +323,7 @@ class SupervisedWorker:
             return
         self._crashes.update(song.id for song in lost)
         if len(lost) == 1 and self._crashes[lost[0].id] >= self._most_crashes:
-            outcome = _crashed(lost[0], gone, self._crashes.pop(lost[0].id), self._ready.key if self._ready else "")
+            outcome = _crashed(lost[0], gone, self._crashes.pop(lost[0].id), self._key)
             self._listener(SongEnded(outcome, self._order.number))
             yield outcome
             return
@@ -343,18 +332,10 @@ class SupervisedWorker:
             text = f"The worker's process ended ({gone.reason}); started again, {len(lost)} songs are tried one by one."
             self._listener(Notice(text))
 
-    def _count_start(self, gone: Gone) -> None:
-        self._failed_starts += 1
-        if self._failed_starts >= MOST_FAILED_STARTS:
-            raise WorkerLostError(
-                f"The worker's process ended {self._failed_starts} times before any song was begun ({gone.reason}): "
-                "try `metatasnet-fast selftest` with the same device and backend."
-            )
-
     def _kill(self) -> None:
         if self.child is not None:
             self.child.kill()
-            self.child = None
+        self.child, self.capacity = None, 0
 
 
 def _crashed(song: Song, gone: Gone, crashes: int, key: str) -> Outcome:

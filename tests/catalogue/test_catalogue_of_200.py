@@ -114,7 +114,7 @@ def test_a_catalogue_of_200_local(large: Catalogue, tmp_path: Path, own_tmp: Pat
     assert 0.14 <= len(large.corpus.broken) / len(large.corpus.entries) <= 0.17
     out = tmp_path / "out"
     before = descendants(os.getpid())
-    with MemoryWatch("catalogue.child").watching() as memory:
+    with MemoryWatch("catalogue.worker").watching() as memory:
         ended = large.run(out)
     assert wait_until_gone(descendants(os.getpid()) - before) == set()
     check(large, out, ended, tmp_path / "alone", own_tmp)

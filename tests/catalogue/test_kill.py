@@ -32,7 +32,7 @@ from .watching import command_line, descendants, wait_until_gone
 pytest.importorskip("av")
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are watched by /proc")
 
-WORKER = "catalogue.child"
+WORKER = "catalogue.worker"
 ACTOR = "ray::"
 RAYS_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 """Of Ray's own; they hold nothing of ours."""

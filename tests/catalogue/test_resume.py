@@ -103,7 +103,7 @@ def test_an_old_file_is_not_read_again(album: list[Path], tmp_path: Path, monkey
     def read(path: Path) -> str:
         raise AssertionError("the file was read")
 
-    monkeypatch.setattr("metatasnet_fast.catalogue.destination.sha256_file", read)
+    monkeypatch.setattr("metatasnet_fast.catalogue.pipeline.sha256_file", read)
     assert statuses(run(tmp_path / "out", songs_of(album[0]))) == {Status.skipped}
 
 

@@ -18,14 +18,14 @@ from .conftest import settings, songs_of, write_song
 
 POISONED = """
 import os, signal, sys
-from metatasnet_fast.catalogue import child, pipeline
+from metatasnet_fast.catalogue import pipeline, worker
 before = pipeline.open_audio
 def open_audio(path):
     if "poison" in str(path):
         os.kill(os.getpid(), signal.{signal})
     return before(path)
 pipeline.open_audio = open_audio
-sys.exit(child.main())
+sys.exit(worker.main())
 """
 
 
