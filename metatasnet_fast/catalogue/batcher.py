@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -34,30 +34,27 @@ def song_stream(device: torch.device) -> contextlib.AbstractContextManager[objec
     return torch.cuda.stream(torch.cuda.Stream(device, priority=-1))
 
 
-@dataclass(frozen=True)
-class Handover:
-    """Tensors on their way to another stream."""
+def mark(device: torch.device) -> torch.cuda.Event | None:
+    """Mark the place in this stream where tensors for another one have been made; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(device))
+    return event
 
-    event: torch.cuda.Event | None
 
-    @classmethod
-    def give(cls, device: torch.device) -> Handover:
-        """Mark the place in the stream where the tensors were made; call it there."""
-        if device.type != "cuda":
-            return cls(None)
-        event = torch.cuda.Event()
-        event.record(torch.cuda.current_stream(device))
-        return cls(event)
+def take_over(tensors: Iterable[Tensor], made: torch.cuda.Event | None) -> None:
+    """Let the stream that uses the tensors, this one, wait until they have been made."""
+    if made is None:
+        return
+    for tensor in tensors:
+        stream = torch.cuda.current_stream(tensor.device)
+        stream.wait_event(made)
+        tensor.record_stream(stream)
 
-    def take(self, tensors: Iterable[Tensor]) -> None:
-        """Let the stream that uses the tensors wait for them; call it there."""
-        if self.event is None:
-            return
-        for tensor in tensors:
-            stream = torch.cuda.current_stream(tensor.device)
-            stream.wait_event(self.event)
-            tensor.record_stream(stream)
 
+Estimate: TypeAlias = "tuple[Tensor, torch.cuda.Event | None]"
+"""The stems of a window, and the mark behind which they have been made."""
 
 BATCHES_AHEAD = 3
 """Windows of so many batches may be on their way at once: one at work, one waiting, one being stitched."""
@@ -75,8 +72,8 @@ class DeviceEngine(Protocol):
 @dataclass
 class _Request:
     window: Sequence[Tensor]
-    given: Handover
-    future: Future[tuple[Tensor, Handover]]
+    made: torch.cuda.Event | None
+    future: Future[Estimate]
     order: int
 
 
@@ -118,7 +115,7 @@ class Batcher:
             MetaTasNetError: if a window does not fit into memory.
         """
         source = iter(windows)
-        pending: deque[Future[tuple[Tensor, Handover]]] = deque()
+        pending: deque[Future[Estimate]] = deque()
         with self._changed:
             order = next(self._orders)
             self._songs += 1
@@ -128,8 +125,8 @@ class Batcher:
                     pending.append(self._submit(window, order))
                 if not pending:
                     return
-                estimate, given = pending.popleft().result()
-                given.take([estimate])
+                estimate, made = pending.popleft().result()
+                take_over([estimate], made)
                 yield estimate
         finally:
             with self._changed:
@@ -158,8 +155,8 @@ class Batcher:
         """Return how many windows one song may have on their way: its part of what all may have together."""
         return max(2, -(-BATCHES_AHEAD * self.runner.batch_size // max(1, self._songs)))
 
-    def _submit(self, window: Sequence[Tensor], order: int) -> Future[tuple[Tensor, Handover]]:
-        request = _Request(window, Handover.give(self._device), Future(), order)
+    def _submit(self, window: Sequence[Tensor], order: int) -> Future[Estimate]:
+        request = _Request(window, mark(self._device), Future(), order)
         with self._changed:
             if self._closed:
                 request.future.cancel()
@@ -199,10 +196,10 @@ class Batcher:
         try:
             with self.clock.measure("separate"):
                 for request in batch:
-                    request.given.take(request.window)
+                    take_over(request.window, request.made)
                 windows = [request.window for request in batch]
                 estimates = list(self.runner.run(self.engine, windows))  # type: ignore[arg-type]
-            given = Handover.give(self._device)
+            made = mark(self._device)
         except Exception as error:
             if self.is_lost(error) or len(batch) == 1:
                 for request in batch:
@@ -212,7 +209,7 @@ class Batcher:
                     self._serve([request])
             return
         for request, estimate in zip(batch, estimates, strict=True):
-            request.future.set_result((estimate, given))
+            request.future.set_result((estimate, made))
         self.windows_done += len(batch)
 
 

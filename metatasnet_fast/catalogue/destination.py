@@ -16,7 +16,6 @@ import errno
 import json
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from .failures import Failure, SongError
@@ -154,7 +153,6 @@ class LedgerWriter:
         self._name = name
         self._rows: list[bytes] = []
         self._parts = 0
-        self._torn = False
 
     def add(self, outcome: Outcome) -> None:
         self._rows.append((json.dumps(outcome.to_dict()) + "\n").encode())
@@ -170,21 +168,16 @@ class LedgerWriter:
             self._destination.check()
         except SongError as error:
             raise OSError(str(error)) from error
+        rows = b"".join(self._rows)
         if isinstance(self._storage, LocalStorage):
-            self._append(self._storage.path / LEDGER)
+            folder = self._storage.path / LEDGER
+            folder.mkdir(parents=True, exist_ok=True)
+            with open(folder / f"{self._name}.jsonl", "ab", buffering=0) as file:
+                before = file.tell()
+                if file.write(rows) != len(rows):
+                    file.truncate(before)  # what a full disk cut off must not spoil the row that follows
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
         else:
-            self._storage.write(f"{LEDGER}/{self._name}-{self._parts:06d}.jsonl", b"".join(self._rows))
+            self._storage.write(f"{LEDGER}/{self._name}-{self._parts:06d}.jsonl", rows)
             self._parts += 1
         self._rows.clear()
-
-    def _append(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / f"{self._name}.jsonl", "ab", buffering=0) as file:
-            for row in self._rows:
-                # What a full disk cut off must not spoil the row that follows.
-                data = b"\n" + row if self._torn else row
-                self._torn = True
-                written = file.write(data)
-                if written != len(data):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
-                self._torn = False

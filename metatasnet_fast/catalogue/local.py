@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 
@@ -176,22 +174,16 @@ def work_through(
 
     Raises what ended the last worker, if none is left; what ends another one is a notice.
     """
-    left = deque(plan.todo)
+    left = iter(plan.todo)  # shared: each song goes to one worker
     workers: list[SupervisedWorker] = []
     errors: list[Exception] = []
 
-    def take() -> Iterator[Song]:
-        with contextlib.suppress(IndexError):
-            while True:
-                yield left.popleft()
-
     def watch(number: int, settings: Settings) -> None:
         try:
-            with SupervisedWorker(
-                settings, destination, log, log.stop, number, grace, token, start, plan.contents
-            ) as worker:
+            order = Order(settings, destination, token, number, plan.contents)
+            with SupervisedWorker(order, log, log.stop, grace, start) as worker:
                 workers.append(worker)
-                for _ in worker.process(take()):
+                for _ in worker.process(left):
                     pass  # the log has heard of it
         except Exception as error:
             errors.append(error)

@@ -34,7 +34,6 @@ from .events import Listener, Notice, RunEnded
 from .local import RunLog, carry_out, work_through
 from .settings import Settings, Song
 from .staging import remove_abandoned
-from .storage import local_path
 from .supervised import ChildProcess, Gone, Order, Stop
 from .survey import Plan
 
@@ -84,6 +83,7 @@ def run_ray(
     """Do what :func:`run_local` does on a Ray cluster, or on this machine with a Ray of its own.
 
     Args:
+        songs, settings, destination: with absolute paths, as the actors run in other folders.
         address: of a Ray cluster, as ``ray.init`` takes it; None starts Ray on this machine and ends it afterwards.
         workers: actors at most; None for one on each GPU, or where there is none, on each machine.
         price_per_hour: of one machine.
@@ -93,7 +93,6 @@ def run_ray(
         MissingDependencyError: without the package ray.
         MetaTasNetError: if the model cannot be loaded, or no worker stays alive.
     """
-    settings, destination, songs = _absolute(settings, destination, songs)
     with ray_cluster(address) as ray:
         pool = plan_pool(nodes_of(ray), settings.device, settings.threads, workers)
         # An actor sees the GPU that it holds, and no other.
@@ -185,23 +184,12 @@ class ActorProcess:
         )
 
 
-def _absolute(settings: Settings, destination: str, songs: Sequence[Song]) -> tuple[Settings, str, list[Song]]:
-    """Return everything with absolute paths: actors have other working directories."""
-
-    def absolute(uri: str) -> str:
-        return os.path.abspath(uri) if local_path(uri) is not None and "://" not in uri else uri
-
-    if Path(settings.model).exists():
-        settings = replace(settings, model=os.path.abspath(settings.model))
-    return settings, absolute(destination), [replace(song, uri=absolute(song.uri)) for song in songs]
-
-
 @contextlib.contextmanager
 def ray_cluster(address: str | None) -> Iterator[Any]:
     """Connect to Ray, and give the module ``ray``.
 
     With an address the cluster there is joined, and left at the end; without one, Ray is started on this machine with this
-    process's cores and all GPUs, and ended with all its processes and files. A connection that was there is used and kept.
+    process's cores and all GPUs, and ended with all its processes and files.
 
     Raises:
         MissingDependencyError: without the package ray.
@@ -211,9 +199,6 @@ def ray_cluster(address: str | None) -> Iterator[Any]:
         os.environ.setdefault(name, value)
     with _handlers_kept():
         ray = require("ray", "The engine ray")
-        if ray.is_initialized():
-            yield ray
-            return
         folder = None if address else _short_folder()
         try:
             # A terminal's Ctrl-C reaches all processes: those that are started now are to leave it to us.

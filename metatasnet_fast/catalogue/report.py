@@ -55,18 +55,12 @@ SAMPLE_SECONDS = 2.0
 FORMAT_VERSION = 2
 
 
-class LiveDisplay:
+class LiveDisplay(ProgressBar):
     """Listens to a run and says on standard error how far it is, what failed and, at the end, what came of it."""
 
     def __init__(self) -> None:
-        self._bar = ProgressBar("catalogue", "songs")
+        super().__init__("catalogue", "songs")
         self._said: Counter[str] = Counter()
-
-    def __enter__(self) -> LiveDisplay:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.close()
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, RunStarted):
@@ -79,9 +73,9 @@ class LiveDisplay:
         elif isinstance(event, SongEnded):
             self._song(event.outcome)
         elif isinstance(event, Progress):
-            self._bar.update(event.done + event.skipped + event.failed, progress_note(event), event.songs)
+            self.update(event.done + event.skipped + event.failed, progress_note(event), event.songs)
         elif isinstance(event, RunEnded):
-            self._bar.close()
+            self.close()
             for line in summary_lines(event):
                 self._say(line)
 
@@ -101,7 +95,7 @@ class LiveDisplay:
             self._say(f"more of the kind {kind} are in the ledger and counted in the report")
 
     def _say(self, text: str) -> None:
-        self._bar.write(f"metatasnet-fast: {text}", sys.stderr)
+        self.write(f"metatasnet-fast: {text}", sys.stderr)
 
 
 def progress_note(progress: Progress) -> str:
@@ -147,10 +141,8 @@ def clock_text(seconds: float) -> str:
 
 
 def bottleneck(stage_busy_share: dict[str, float]) -> str | None:
-    """Return the busiest stage, which the others wait for. ``separate`` counts only alone: the device is judged itself."""
-    shares = {
-        name: share for name, share in stage_busy_share.items() if name != "separate" or len(stage_busy_share) == 1
-    }
+    """Return the busiest stage, which the others wait for; the device itself stands for ``separate``."""
+    shares = {name: share for name, share in stage_busy_share.items() if name != "separate"}
     return max(shares, key=lambda name: shares[name]) if any(shares.values()) else None
 
 

@@ -13,9 +13,9 @@ import torch
 
 from .._io import model_checksum
 from ..backends import Choice
+from ..config import MetaTasNetConfig
 from ..model import load_checkpoint
 from ..model.engine import Engine
-from ..model.methods import NetworkMethods
 from ..precision import Precision
 from ..separation import Separator
 from ..separation.batches import BatchRunner, automatic_batch_size
@@ -28,12 +28,12 @@ from .settings import Identity, Settings
 __all__ = ["Resources", "find_identity"]
 
 
-def _identity(settings: Settings, network: NetworkMethods, precision: Precision) -> Identity:
+def _identity(settings: Settings, config: MetaTasNetConfig, checksum: str, precision: Precision) -> Identity:
     """Return what decides the outputs; the name that people give the model decides nothing."""
-    window = default_shape(network.config)
+    window = default_shape(config)
     return Identity(
         Path(settings.model).name if os.path.exists(settings.model) else settings.model,
-        model_checksum(network.config, network.state_dict()),
+        checksum,
         {
             "mode": "fast",
             "window": [window.window, window.context, window.fade],
@@ -57,7 +57,8 @@ def find_identity(settings: Settings) -> Identity:
     device = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     automatic = settings.dtype == "auto"
     precision = Precision.default(torch.device(device)) if automatic else Precision.parse(settings.dtype)
-    return _identity(settings.of_model(network.config.instruments), network, precision)
+    checksum = model_checksum(network.config, network.state_dict())
+    return _identity(settings.of_model(network.config.instruments), network.config, checksum, precision)
 
 
 BYTES_PER_SAMPLE = 28
@@ -88,7 +89,6 @@ class Resources:
     ) -> None:
         if engine is None:
             network = load_checkpoint(settings.model, revision=settings.revision, offline=settings.offline)
-            settings = settings.of_model(network.config.instruments)
             separator = Separator(
                 network,
                 settings.device,
@@ -96,20 +96,15 @@ class Resources:
                 settings.dtype,
                 mixture_consistency=settings.mixture_consistency,
             )
-            self.device = separator.device
-            self.made_by = {
-                "backend": separator.backend,
-                "device": str(separator.device),
-                "precision": separator.precision.value,
-            }
-            self.identity = _identity(settings, separator.network, separator.precision)
-            engine = separator.network.engine(Choice.parse(separator.backend, separator.precision.value))
+            backend, self.device, precision = separator.backend, separator.device, separator.precision
+            checksum = model_checksum(network.config, separator.network.state_dict())
+            engine = separator.network.engine(Choice.parse(backend, precision.value))
         else:
-            self.device = torch.device("cpu")
-            self.made_by = {"backend": type(engine).__name__, "device": "cpu", "precision": "float32"}
-            settings = settings.of_model(engine.config.instruments)
-            self.identity = _stand_in(settings, engine)
-        self.settings = settings
+            backend, self.device, precision = type(engine).__name__, torch.device("cpu"), Precision.parse("float32")
+            checksum = hashlib.sha256(f"{backend} {json.dumps(engine.config.to_dict())}".encode()).hexdigest()
+        self.made_by = {"backend": backend, "device": str(self.device), "precision": precision.value}
+        self.settings = settings.of_model(engine.config.instruments)
+        self.identity = _identity(self.settings, engine.config, checksum, precision)
         self.window = default_shape(engine.config)
         self.cores = cores or CorePlan.choose(self.device, settings.threads, settings.songs_in_flight)
         size = settings.batch_size
@@ -152,13 +147,3 @@ class Resources:
         if recording.samples is not None:
             samples = min(samples, recording.samples)
         return WINDOW_COPIES * 4 * len(self.engine.config.instruments) * recording.channels * samples
-
-
-def _stand_in(settings: Settings, engine: DeviceEngine) -> Identity:
-    text = json.dumps([type(engine).__qualname__, engine.config.to_dict()], sort_keys=True)
-    recipe = {output: list(parts) for output, parts in settings.recipe.items()}
-    return Identity(
-        type(engine).__name__,
-        hashlib.sha256(text.encode()).hexdigest(),
-        {"stems": recipe, "format": settings.format, "subtype": settings.subtype},
-    )

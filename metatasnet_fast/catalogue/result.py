@@ -235,12 +235,7 @@ class Outcome:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields and the hint, for JSON."""
-        values = asdict(self)
-        values["status"] = self.status.value
-        values["failure"] = self.failure.value if self.failure else None
-        values["hint"] = self.hint
-        values["warnings"] = list(self.warnings)
-        return values
+        return {**asdict(self), "hint": self.hint}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Outcome:

@@ -16,7 +16,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Protocol
 
 from ..errors import MetaTasNetError
@@ -56,8 +55,9 @@ class Order:
 
     settings: Settings
     destination: str
-    token: str | None
-    number: int
+    token: str | None = None
+    """Of the destination, see :class:`Destination`."""
+    number: int = 0
     contents: Mapping[str, str] = field(default_factory=dict)
     """The contents done at the destination, see :class:`Contents`."""
 
@@ -178,9 +178,7 @@ class SupervisedWorker:
     Args:
         stop: when set, no further song is begun.
         grace: seconds that songs in flight have after ``stop`` is set; then the process is ended.
-        token: of the destination, see :class:`Destination`.
         start: makes a process.
-        contents: what is done at the destination, see :class:`Contents`.
 
     Raises:
         MetaTasNetError: if the model cannot be loaded or the device or backend cannot serve.
@@ -189,22 +187,18 @@ class SupervisedWorker:
 
     def __init__(
         self,
-        settings: Settings,
-        destination: str,
+        order: Order,
         listener: Listener = lambda event: None,
         stop: threading.Event | None = None,
-        number: int = 0,
         grace: float = 60.0,
-        token: str | None = None,
         start: Callable[[Order], Process] = ChildProcess,
-        contents: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.grace = grace
         self.child: Process | None = None
         self.capacity = 0
         """Songs that the process can have; 0 while there is none that is ready."""
-        self._order = Order(settings, destination, token, number, dict(contents))
-        self._most_crashes = max(2, settings.attempts)
+        self._order = order
+        self._most_crashes = max(2, order.settings.attempts)
         self._listener = listener
         self._stop = stop or threading.Event()
         self._new_process = start

@@ -136,12 +136,7 @@ class Survey:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields, for JSON."""
-        return {
-            **vars(self),
-            "models": dict(self.models),
-            "failed": dict(self.failed),
-            "failures": [outcome.to_dict() for outcome in self.failures],
-        }
+        return {**vars(self), "failures": [outcome.to_dict() for outcome in self.failures]}
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,25 @@
-"""``metatasnet-fast catalogue``: its arguments, and ``status`` and ``verify``: how much is done, and whether the stems hold."""
+"""``metatasnet-fast catalogue``: a run from its arguments to its report; how much is done, and whether the stems hold."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import math
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from .._terminal import say
 from ..errors import ConfigError
-from .catalogue_run import run
-from .options import add_engine_options
+from .options import add_engine_options, from_one, names
 
 if TYPE_CHECKING:
-    from ..catalogue.survey import Finding
+    from ..catalogue import Event, Listener, RunEnded, Settings, Song
 
 __all__ = ["add_arguments"]
 
@@ -83,7 +91,7 @@ def _add_run(actions: Any) -> None:
     add_engine_options(parser)
 
     stems = parser.add_argument_group("stems")
-    stems.add_argument("--stems", metavar="A,B", help="only these of the model's stems")
+    stems.add_argument("--stems", type=names, metavar="A,B", help="only these of the model's stems")
     stems.add_argument("--format", default="flac", help="flac, ogg, wav or mp3 (default: flac)")
     depth = stems.add_mutually_exclusive_group()
     depth.add_argument("--int24", dest="subtype", action="store_const", const="int24", help="24 bits instead of 16")
@@ -96,7 +104,7 @@ def _add_run(actions: Any) -> None:
     scale.add_argument(
         "--shard", default="1/1", metavar="I/N", help="only the i-th of n parts, i from 1 (default: 1/1)"
     )
-    scale.add_argument("--workers", type=int, metavar="N", help="processes (default: one per GPU, or one)")
+    scale.add_argument("--workers", type=from_one, metavar="N", help="processes (default: one per GPU, or one)")
     scale.add_argument(
         "--threads",
         type=int,
@@ -115,6 +123,154 @@ def _add_run(actions: Any) -> None:
     )
     scale.add_argument("--price-per-hour", type=float, metavar="X", help="of a machine, for the cost in the report")
     parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read the manifest, run, report; exit code 0, or 3 if songs failed or are left."""
+    from ..catalogue.manifest import parse_shard, read_manifest
+
+    shard = parse_shard(args.shard)
+    args.out = _destination(args.out)
+    if not 0 <= args.listen <= 100:
+        raise ConfigError(f"--listen must be from 0 to 100, got {args.listen}.")
+    for name in ("memory_gib", "grace", "price_per_hour"):
+        value = getattr(args, name)
+        # Gibibytes become bytes later: their number must be finite, too.
+        if value is not None and not 0 <= value * 2**30 < math.inf:
+            raise ConfigError(f"--{name.replace('_', '-')} must be a number from 0 on, got {value:g}.")
+    settings = _settings(args)
+    songs = read_manifest(args.manifest, shard, exclude=args.out)
+    if args.dry_run:
+        return _dry_run(args, songs, settings)
+    stop = threading.Event()
+    with _stopping(stop), _listeners(args.json) as listener:
+        ended = _separate(args, songs, settings, listener, stop)
+    _report(args, ended, settings)
+    return ended.exit_code
+
+
+def _separate(
+    args: argparse.Namespace, songs: list[Song], settings: Settings, listener: Listener, stop: threading.Event
+) -> RunEnded:
+    options = {name: getattr(args, name) for name in ("shard", "workers", "price_per_hour", "grace")}
+    if args.engine == "ray":
+        from ..catalogue.ray_engine import run_ray
+
+        return run_ray(songs, settings, args.out, listener, stop, address=args.address, **options)
+    from ..catalogue.local import run_local
+
+    return run_local(songs, settings, args.out, listener, stop, **options)
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    from ..audio import AudioWriter
+    from ..catalogue import Settings
+    from ..model import default_model
+    from ..model.pretrained import means_bundled
+
+    if args.mode != "fast":
+        raise ConfigError("A catalogue is separated in fast mode only: leave --mode out, or use `separate`.")
+    if args.engine != "ray" and args.address is not None:
+        raise ConfigError("--address is that of a Ray cluster: add --engine ray.")
+    args.format = args.format.lower()
+    AudioWriter("stem", 44100, 1, format=args.format, subtype=args.subtype)
+    args.model = args.model or default_model()
+    if os.path.exists(args.model) and not means_bundled(args.model):
+        args.model = os.path.abspath(args.model)  # workers may run in another folder
+    args.stems = {name: (name,) for name in args.stems} if args.stems else None
+    args.memory = None if args.memory_gib is None else int(args.memory_gib * 2**30)
+    return Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
+
+
+def _destination(text: str) -> str:
+    from ..catalogue.storage import local_path
+
+    if not text:
+        raise ConfigError("--out is empty: name a folder for the stems, `.` for this one.")
+    path = local_path(text)
+    return text if path is None else os.path.abspath(path)
+
+
+def _dry_run(args: argparse.Namespace, songs: list[Song], settings: Settings) -> int:
+    from ..catalogue.destination import Destination
+    from ..catalogue.resources import find_identity
+    from ..catalogue.survey import count_missing, make_plan
+
+    plan = make_plan(songs, settings, find_identity(settings).key, Destination(args.out))
+    missing, hours = count_missing(plan.todo), sum(song.expected_seconds() for song in plan.todo) / 3600
+    counts = {
+        "songs": len(songs),
+        "todo": len(plan.todo) - missing,
+        "done": len(plan.done),
+        "failed": len(plan.failed),
+        "missing": missing,
+        "expected_hours": hours,
+    }
+    if args.json:
+        print(json.dumps(counts))
+        return 0
+    print(
+        f"{len(songs)} songs: {counts['todo']} to separate or to compare, {counts['done']} done, "
+        f"{counts['failed']} failed before, {missing} not found"
+    )
+    print(f"{hours:.1f} hours of audio to separate, by the manifest and the files' sizes")
+    return 0
+
+
+@contextlib.contextmanager
+def _stopping(stop: threading.Event) -> Iterator[None]:
+    """Set ``stop`` at the first Ctrl-C or SIGTERM; let a second Ctrl-C interrupt."""
+
+    def ask(number: int, frame: object) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.set()
+        print("metatasnet-fast: stopping; songs in flight are being finished.", file=sys.stderr, flush=True)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may handle signals
+        return
+    before = [(number, signal.signal(number, ask)) for number in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _listeners(as_json: bool) -> Iterator[Listener]:
+    from ..catalogue.events import SongStarted, WorkerLoad
+    from ..catalogue.report import LiveDisplay
+
+    def write(event: Event) -> None:
+        if not isinstance(event, (SongStarted, WorkerLoad)):
+            say(json.dumps(event.to_json()), sys.stdout)
+
+    if as_json:
+        yield write
+        return
+    with LiveDisplay() as show:
+        yield show
+
+
+def _report(args: argparse.Namespace, ended: RunEnded, settings: Settings) -> None:
+    """Print where the report is, and what remains to be done."""
+    from ..catalogue.destination import Destination
+    from ..catalogue.report import write_report
+
+    try:
+        page = write_report(ended, Destination(args.out), settings, args.price_per_hour, args.listen)
+    except OSError as error:
+        print(f"metatasnet-fast: warning: the report could not be written ({error}).", file=sys.stderr)
+    else:
+        print(f"report: {page}", file=sys.stderr if args.json else sys.stdout, flush=True)
+    if ended.remaining:
+        print(
+            f"metatasnet-fast: {ended.remaining} songs remain; the same command goes on with them.",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def run_status(args: argparse.Namespace) -> int:
@@ -150,26 +306,22 @@ def run_verify(args: argparse.Namespace) -> int:
     if not 0 < args.sample <= 1:
         raise ConfigError(f"--sample must be a share above 0 and at most 1, got {args.sample:g}.")
     destination, shard = Destination(args.destination), parse_shard(args.shard)
-    good = 0
-    findings: list[Finding] = []
+    good = findings = 0
     for found in verify(destination, args.repair, shard, args.sample):
         if isinstance(found, Finding):
-            findings.append(found)
-            if args.json:
-                print(json.dumps({"folder": found.folder, "problem": found.problem}), flush=True)
-            else:
-                print(f"{found.folder}: {found.problem}", flush=True)
+            findings += 1
+            print(json.dumps(vars(found)) if args.json else f"{found.folder}: {found.problem}", flush=True)
         else:
             good += 1
     if not good and not findings and not any(destination.ledger_rows()):
         raise _nothing(args.destination)
     if args.json:
-        print(json.dumps({"verified": good, "findings": len(findings), "repaired": bool(args.repair and findings)}))
+        print(json.dumps({"verified": good, "findings": findings, "repaired": bool(args.repair and findings)}))
     else:
         advice = (
             "the next run makes them again" if args.repair else "--repair makes way for the next run to make them again"
         )
-        print(f"{good} songs verified, {len(findings)} findings" + (f"; {advice}" if findings else ""))
+        print(f"{good} songs verified, {findings} findings" + (f"; {advice}" if findings else ""))
     return 3 if findings else 0
 
 

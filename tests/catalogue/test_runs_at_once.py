@@ -21,7 +21,7 @@ from metatasnet_fast.catalogue.result import Result
 from metatasnet_fast.catalogue.settings import safe_name
 from metatasnet_fast.catalogue.staging import Claims, sweep
 from metatasnet_fast.catalogue.storage import open_storage
-from metatasnet_fast.catalogue.supervised import SupervisedWorker
+from metatasnet_fast.catalogue.supervised import Order, SupervisedWorker
 from metatasnet_fast.catalogue.survey import verify
 
 from .conftest import settings, songs_of, write_song
@@ -60,7 +60,10 @@ def test_what_another_run_has_in_hand_comes_last(model: Path, tmp_path: Path) ->
         if isinstance(event, SongStarted):
             begun.append(event.id)
 
-    with stopped_in_time() as stop, SupervisedWorker(settings(model), str(tmp_path / "out"), listen, stop) as worker:
+    with (
+        stopped_in_time() as stop,
+        SupervisedWorker(Order(settings(model), str(tmp_path / "out")), listen, stop) as worker,
+    ):
         taken = songs[:-3]
         assert len(taken) >= worker.capacity + 2, "they fill all of its places"
         outcomes = worker.process(songs)
@@ -94,7 +97,7 @@ def test_it_is_looked_at_again_before_the_end(model: Path, tmp_path: Path, monke
 
     with (
         stopped_in_time() as stop,
-        SupervisedWorker(settings(model), str(tmp_path / "out"), stop=stop) as worker,
+        SupervisedWorker(Order(settings(model), str(tmp_path / "out")), stop=stop) as worker,
         other,
     ):
         other.enter_context(another_run(tmp_path / "out", taken))

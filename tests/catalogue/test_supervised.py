@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from metatasnet_fast.catalogue import Failure, Notice, Outcome, Song, SongEnded, SongStarted, Status, supervised
-from metatasnet_fast.catalogue.supervised import ChildProcess, Gone, Ready, SupervisedWorker, WorkerLostError
+from metatasnet_fast.catalogue.supervised import ChildProcess, Gone, Order, Ready, SupervisedWorker, WorkerLostError
 from metatasnet_fast.errors import MetaTasNetError
 
 from .conftest import settings, songs_of, write_song
@@ -44,7 +44,7 @@ def by_id(outcomes: list[Outcome]) -> dict[str, Outcome]:
 def test_a_codec_that_crashes_takes_down_one_song(model: Path, tmp_path: Path) -> None:
     songs = [write_song(tmp_path / f"{name}.wav", 0.3, seed=i) for i, name in enumerate(["a", "poison", "b", "c"])]
     events: list[object] = []
-    with SupervisedWorker(settings(model), str(tmp_path / "out"), events.append) as worker:
+    with SupervisedWorker(Order(settings(model), str(tmp_path / "out")), events.append) as worker:
         found = by_id(list(worker.process(songs_of(*songs))))
     assert found.pop("poison").failure is Failure.decode
     assert {outcome.status for outcome in found.values()} == {Status.done} and len(found) == 3
@@ -62,7 +62,7 @@ def test_a_worker_that_is_killed_goes_on(model: Path, tmp_path: Path) -> None:
             killed.append(worker.child.pid)
             os.kill(worker.child.pid, signal.SIGKILL)
 
-    with SupervisedWorker(settings(model), str(tmp_path / "out"), kill_once) as worker:
+    with SupervisedWorker(Order(settings(model), str(tmp_path / "out")), kill_once) as worker:
         found = by_id(list(worker.process(songs_of(*songs))))
     assert len(found) == 6 and killed
     assert {outcome.status for outcome in found.values()} <= {Status.done, Status.skipped}
@@ -80,7 +80,7 @@ def test_when_stopped_songs_in_flight_are_finished(model: Path, tmp_path: Path) 
         if isinstance(event, SongEnded):
             stop.set()
 
-    with SupervisedWorker(settings(model), str(tmp_path / "out"), listen, stop) as worker:
+    with SupervisedWorker(Order(settings(model), str(tmp_path / "out")), listen, stop) as worker:
         found = by_id(list(worker.process(songs_of(*songs))))
     assert set(found) == begun and 0 < len(found) < 30
     assert {outcome.status for outcome in found.values()} == {Status.done}
@@ -100,7 +100,7 @@ def test_songs_in_flight_are_given_up_when_the_grace_is_over(
             stop.set()
 
     songs = songs_of(write_song(tmp_path / "poison.wav", 0.2))
-    with SupervisedWorker(settings(model), str(tmp_path / "out"), listen, stop, grace=0.3) as worker:
+    with SupervisedWorker(Order(settings(model), str(tmp_path / "out")), listen, stop, grace=0.3) as worker:
         assert isinstance(worker.child, ChildProcess)
         pid = worker.child.pid
         assert list(worker.process(songs)) == []
@@ -110,13 +110,13 @@ def test_songs_in_flight_are_given_up_when_the_grace_is_over(
 
 def test_a_model_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MetaTasNetError, match="nowhere"):
-        SupervisedWorker(settings(tmp_path / "nowhere"), str(tmp_path / "out"))
+        SupervisedWorker(Order(settings(tmp_path / "nowhere"), str(tmp_path / "out")))
 
 
 def test_a_process_that_cannot_live_is_given_up(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervised, "COMMAND", [sys.executable, "-c", "raise SystemExit('no driver')"])
     with pytest.raises(WorkerLostError, match="no driver"):
-        SupervisedWorker(settings(model), str(tmp_path / "out"))
+        SupervisedWorker(Order(settings(model), str(tmp_path / "out")))
 
 
 class LosingMachine:
@@ -146,12 +146,12 @@ class LosingMachine:
 
 def test_a_song_that_is_named_again_is_done_once(model: Path, tmp_path: Path) -> None:
     song = songs_of(write_song(tmp_path / "a.wav", 0.3))
-    with SupervisedWorker(settings(model), str(tmp_path / "out")) as worker:
+    with SupervisedWorker(Order(settings(model), str(tmp_path / "out"))) as worker:
         found = [outcome.status for outcome in worker.process(song * 3)]
     assert sorted(status.value for status in found) == ["done", "skipped", "skipped"]
 
 
 def test_songs_are_not_blamed_for_a_machine_that_is_lost(tmp_path: Path) -> None:
     songs = [Song(str(i), f"{i}.wav") for i in range(5)]
-    worker = SupervisedWorker(settings(tmp_path), str(tmp_path / "out"), start=LosingMachine)
+    worker = SupervisedWorker(Order(settings(tmp_path), str(tmp_path / "out")), start=LosingMachine)
     assert {id for id, row in by_id(list(worker.process(songs))).items() if row.status is Status.done} == set("01234")
