@@ -163,7 +163,7 @@ def open_audio(path: str | os.PathLike[str], *, track: int | None = None, partia
         partial: read what is there where less than 95 % of the announced samples can be decoded.
 
     Raises:
-        NotAudioError: for files without audio, or without that track.
+        NotAudioError: for files without audio, which neither begin as audio files do nor can be decoded, or without that track.
         EmptyAudioError: for audio without samples.
         AudioReadError: for what is missing, forbidden, damaged beyond reading, or of a codec that cannot be decoded here; and,
             at the end of the iteration, without ``partial``, for files of which less than 95 % could be decoded.
@@ -258,6 +258,9 @@ def _open_decoder(path: Path, track: int | None) -> tuple[Decoder, Iterator[Samp
             reasons.append(f"{name}: {'; '.join(damage)}")
         else:
             empty = True
+    if kind is None:  # whatever a decoder took it for
+        reasons.append("it does not begin as audio files do")
+        raise NotAudioError(f"{path} cannot be read as audio ({'; '.join(reasons)}); {advice}.")
     if empty:
         raise EmptyAudioError(f"{path} holds no samples; leave it out, or export it again.")
     raise AudioReadError(f"{path} cannot be read as audio ({'; '.join(reasons)}); {advice}.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import errno
-from pathlib import Path
 
 from ..errors import (
     AudioFormatError,
@@ -16,7 +15,7 @@ from ..errors import (
     ShapeError,
 )
 
-__all__ = ["Failure", "SongError", "classify", "unreadable"]
+__all__ = ["Failure", "SongError", "classify"]
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 """Errors of a full disk, a quota that is used up, or a file system that is read-only."""
@@ -114,21 +113,3 @@ def classify(error: BaseException) -> tuple[Failure, str]:
     if isinstance(error, OSError) and error.errno in NO_ROOM:
         return Failure.write, message
     return Failure.unknown, message if isinstance(error, MetaTasNetError) else f"{type(error).__name__}: {message}"
-
-
-def unreadable(path: Path, error: AudioReadError) -> SongError:
-    """Return what it means that a decoder finds nothing in a file that is not empty.
-
-    If it does not begin as audio files do, it is no audio, whatever a decoder took it for; else it is damaged, or without
-    samples.
-    """
-    from ..audio.headers import RECOGNISED_BY, recognise
-
-    try:
-        with open(path, "rb") as file:
-            start = file.read(RECOGNISED_BY)
-    except OSError:
-        start = b""
-    if recognise(start) is None:
-        return SongError(Failure.not_audio, f"{path} does not begin as audio files do. ({error})")
-    return SongError(Failure.empty if isinstance(error, EmptyAudioError) else Failure.decode, str(error))

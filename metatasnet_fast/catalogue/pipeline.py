@@ -21,7 +21,6 @@ from torch import Tensor
 from .. import __version__
 from .._io import sha256_file, write_atomically
 from ..audio import AudioStream, open_audio
-from ..errors import AudioReadError, NotAudioError
 from ..separation.fast_mode import separate_in_windows
 from ..separation.outputs import StemFiles
 from ..separation.recording import Recording
@@ -30,7 +29,7 @@ from .batcher import SongRunner
 from .cores import Place, SongBudget
 from .destination import Destination
 from .events import Listener, SongEnded, SongStarted
-from .failures import Failure, SongError, classify, unreadable
+from .failures import Failure, SongError, classify
 from .resources import Resources
 from .result import Outcome, Result, Status, StemFile, utc_now
 from .settings import Song, safe_name, song_folder
@@ -179,7 +178,7 @@ class SongPipeline:
         with contextlib.ExitStack() as stack:
             with contextlib.ExitStack() as stages, contextlib.ExitStack() as read:
                 reading = read.enter_context(resources.read.enter())
-                stream = stages.enter_context(_open(path))
+                stream = stages.enter_context(open_audio(path))
                 recording = self._recording(stream)
                 files = StemFiles.plan(
                     staged, "{stem}", "", settings.recipe, recording, settings.format, settings.subtype
@@ -325,12 +324,3 @@ def _real_address(uri: str) -> str:
     """Return one text for all ways to write the address of a local file, and for all links that lead to it."""
     path = local_path(uri)
     return uri if path is None else os.path.realpath(path)
-
-
-def _open(path: Path) -> AudioStream:
-    try:
-        return open_audio(path)
-    except NotAudioError:
-        raise
-    except AudioReadError as error:
-        raise unreadable(path, error) from error

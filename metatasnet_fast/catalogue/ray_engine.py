@@ -116,19 +116,16 @@ def run_ray(
     return ended
 
 
-class SeparateSongs:
+class SeparateSongs(ChildProcess):
     """The actor: a worker's process on its machine, and the messages from and to it."""
-
-    def __init__(self, order: Order) -> None:
-        self._process = ChildProcess(order)
 
     def exchange(self, messages: Sequence[Song | Stop]) -> list[object]:
         """Give the process messages; returns those that it has, or gets within a moment."""
         for message in messages:
-            self._process.send(message)
-        found = [self._process.receive(EXCHANGE_SECONDS)]
+            self.send(message)
+        found = [self.receive(EXCHANGE_SECONDS)]
         while found[-1] is not None:
-            found.append(self._process.receive(0.0))
+            found.append(self.receive(0.0))
         return found[:-1]
 
 
@@ -238,38 +235,32 @@ def _alive(pid: int) -> bool:
 
 
 def _connect(ray: Any, address: str | None, folder: str | None) -> None:
-    common = {"log_to_driver": False, "logging_level": logging.ERROR}
+    options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
-        try:
-            ray.init(
-                address="local",
-                num_cpus=available_cores(),
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE,
-                _temp_dir=folder,
-                **common,
-            )
-        except Exception as error:  # plain ones, where its processes do not come up in time
-            reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-            raise ConfigError(
+        options |= {"address": "local", "num_cpus": available_cores(), "include_dashboard": False}
+        options |= {"object_store_memory": OBJECT_STORE, "_temp_dir": folder}
+    try:
+        if address is not None:
+            _knock(address)
+        ray.init(**options)
+    except Exception as error:  # plain ones, where Ray's processes do not come up in time
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        if address is None:
+            text = (
                 f"Ray cannot be started on this machine ({reason}): try again when the machine is less busy, "
                 "join a cluster with --address, or leave --engine out."
-            ) from error
-        return
-    try:
-        _knock(address)
-        ray.init(address=address, **common)
-    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-        if "AuthenticationError" in f"{type(error).__name__} {error.__cause__}":
-            raise ConfigError(
+            )
+        elif "AuthenticationError" in f"{type(error).__name__} {error.__cause__}":
+            text = (
                 f"The Ray cluster at {address} asks for its token: set RAY_AUTH_MODE=token, "
                 "and RAY_AUTH_TOKEN where Ray has not stored it."
-            ) from error
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise ConfigError(
-            f"No Ray cluster can be joined at {address} ({reason}); start one with `ray start --head`, "
-            "or leave --address out to start Ray on this machine."
-        ) from error
+            )
+        else:
+            text = (
+                f"No Ray cluster can be joined at {address} ({reason}); start one with `ray start --head`, "
+                "or leave --address out to start Ray on this machine."
+            )
+        raise ConfigError(text) from error
 
 
 def _knock(address: str) -> None:

@@ -82,9 +82,13 @@ class Listed(NamedTuple):
         """Return whether there is a result, and the files are those for which it was written."""
         return self._part(4) == self.files
 
+    def is_done(self, key: str) -> bool:
+        """Return whether the song is done for a key, whatever its input's content is now."""
+        return self.is_whole and self.key == key[:LONG]
+
     def proves(self, key: str, stamp: str) -> bool:
         """Return whether the song is done for a key and for the content that an input with this stamp has."""
-        return self.is_whole and self.key == key[:LONG] and self._part(3) == _checksum(stamp)
+        return self.is_done(key) and self._part(3) == _checksum(stamp)
 
     def _part(self, number: int) -> str:
         parts = self.name.removesuffix(".json").split("-")  # as NAME has them: ``of`` has looked

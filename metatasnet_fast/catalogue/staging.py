@@ -122,9 +122,7 @@ class Contents:
 
 def find_contents(listing: Mapping[str, Listed], key: str) -> dict[str, str]:
     """Return the folders of songs that are done for a key, by the beginning of their content's SHA-256."""
-    done = (
-        (found.content, folder) for folder, found in listing.items() if found.is_whole and key.startswith(found.key)
-    )
+    done = ((found.content, folder) for folder, found in listing.items() if found.is_done(key))
     return dict(itertools.islice(done, MOST_CONTENTS))
 
 

@@ -67,7 +67,7 @@ def make_plan(songs: Sequence[Song], settings: Settings, key: str, destination: 
         lasting = {failure.value for failure in Failure if failure.lasting and not settings.retry_failed}
         failures = {id: row for id, row in history.failed.items() if row["failure"] in lasting}
         asked = [
-            song.id in failures or (found is not None and found.is_whole and key.startswith(found.key))
+            song.id in failures or (found is not None and found.is_done(key))
             for song, found in zip(songs, listed, strict=True)
         ]
         stamps = _stamps([song for song, wanted in zip(songs, asked, strict=True) if wanted])
