@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -20,9 +20,9 @@ from .resources import find_identity
 from .settings import Settings, Song
 from .storage import reaching
 from .supervised import ChildProcess, Order, Process, SupervisedWorker
-from .survey import Plan, make_plan
+from .survey import make_plan
 
-__all__ = ["RunLog", "carry_out", "run_local", "work_through"]
+__all__ = ["RunLog", "WorkerPool", "carry_out", "run_local"]
 
 PROGRESS_SECONDS = 1.0
 
@@ -54,12 +54,23 @@ def run_local(
         ConfigError: for more workers than can have a core or a device each.
         MetaTasNetError: if the model cannot be loaded, the device or backend cannot serve, or processes cannot be kept alive.
     """
-    each_worker = _worker_settings(settings, workers)
+    pool = WorkerPool("local", _worker_settings(settings, workers))
+    return carry_out(pool, songs, destination, listener, stop, shard, price_per_hour, grace)
 
-    def work(plan: Plan, token: str | None, log: RunLog) -> None:
-        work_through(plan, each_worker, destination, token, log, grace)
 
-    return carry_out(work, songs, settings, destination, listener, stop, "local", shard, price_per_hour)
+@dataclass(frozen=True)
+class WorkerPool:
+    """The workers of a run."""
+
+    engine: str
+    each_worker: Sequence[Settings]
+    """Equal but for what each worker holds of the machine."""
+    start: Callable[[Order], Process] = ChildProcess
+    """Makes the process of a worker."""
+    machines: int = 1
+    """That the price per hour is paid for."""
+    notices: Sequence[str] = ()
+    """What to say if there is something to do."""
 
 
 class RunLog:
@@ -90,23 +101,16 @@ class RunLog:
 
 
 def carry_out(
-    work: Callable[[Plan, str | None, RunLog], None],
+    pool: WorkerPool,
     songs: Sequence[Song],
-    settings: Settings,
     destination: str,
     listener: Listener | None,
     stop: threading.Event | None,
-    engine: str,
     shard: str,
     price_per_hour: float | None,
-    machines: int = 1,
+    grace: float,
 ) -> RunEnded:
-    """Do all of a run but the work, which is asked for the songs that are to do: as :func:`run_local`.
-
-    Args:
-        work: gets the plan, the destination's token and the log that hears of everything.
-        machines: that ``price_per_hour`` is paid for.
-    """
+    """Do what :func:`run_local` does with the workers that are given."""
     target = Destination(destination)
     if destination.startswith("memory:"):  # workers are other processes
         raise ConfigError(f"{destination} is the memory of one process, gone at its end: choose another destination.")
@@ -115,10 +119,10 @@ def carry_out(
     # Names sort as the runs began.
     run = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()) + f"-{os.getpid()}-{secrets.token_hex(2)}"
     ledger = LedgerWriter(target, run)
-    key = find_identity(settings).key
+    key = find_identity(pool.each_worker[0]).key
     log = RunLog(tally, ledger, listener, stop or threading.Event())
-    log(RunStarted(run, len(songs), tally.expected_seconds, destination, engine, shard))
-    plan = make_plan(songs, settings, key, target)
+    log(RunStarted(run, len(songs), tally.expected_seconds, destination, pool.engine, shard))
+    plan = make_plan(songs, pool.each_worker[0], key, target)
     for outcome in plan.unwritten:
         ledger.add(outcome)
     for outcome in plan.failed:
@@ -130,13 +134,16 @@ def carry_out(
             # The folder is marked now, and not by a worker whose disk is not mounted any more.
             with reaching(destination):
                 token = target.token
-            work(plan, token, log)
+            for text in pool.notices:
+                log(Notice(text))
+            orders = [Order(each, destination, token, i, plan.contents) for i, each in enumerate(pool.each_worker)]
+            _work_through(plan.todo, orders, log, grace, pool.start)
     finally:
         try:
             ledger.close()
         except OSError as error:
             log(Notice(f"The ledger of this run is not complete ({error}); the songs' results are."))
-    ended = tally.finish(run, price_per_hour, machines)
+    ended = tally.finish(run, price_per_hour, pool.machines)
     log(ended.progress)
     log(ended)
     return ended
@@ -161,37 +168,30 @@ def _worker_settings(settings: Settings, workers: int | None) -> list[Settings]:
     ]
 
 
-def work_through(
-    plan: Plan,
-    each_worker: Sequence[Settings],
-    destination: str,
-    token: str | None,
-    log: RunLog,
-    grace: float,
-    start: Callable[[Order], Process] = ChildProcess,
+def _work_through(
+    songs: Sequence[Song], orders: Sequence[Order], log: RunLog, grace: float, start: Callable[[Order], Process]
 ) -> None:
-    """Let workers take songs from the plan until every song has an outcome, or the run is stopped; each has a thread here.
+    """Let workers take songs until every song has an outcome, or the run is stopped; each has a thread here.
 
     Raises what ended the last worker, if none is left; what ends another one is a notice.
     """
-    left = iter(plan.todo)  # shared: each song goes to one worker
+    left = iter(songs)  # shared: each song goes to one worker
     workers: list[SupervisedWorker] = []
     errors: list[Exception] = []
 
-    def watch(number: int, settings: Settings) -> None:
+    def watch(order: Order) -> None:
         try:
-            order = Order(settings, destination, token, number, plan.contents)
             with SupervisedWorker(order, log, log.stop, grace, start) as worker:
                 workers.append(worker)
                 for _ in worker.process(left):
                     pass  # the log has heard of it
         except Exception as error:
             errors.append(error)
-            if len(errors) < len(each_worker):
-                log(Notice(f"Worker {number} has ended: {error}"))
+            if len(errors) < len(orders):
+                log(Notice(f"Worker {order.number} has ended: {error}"))
 
-    with ThreadPoolExecutor(len(each_worker), "worker") as pool:
-        watching = [pool.submit(watch, *each) for each in enumerate(each_worker)]
+    with ThreadPoolExecutor(len(orders), "worker") as pool:
+        watching = [pool.submit(watch, order) for order in orders]
         try:
             while wait(watching, PROGRESS_SECONDS).not_done:
                 log.say_progress()
@@ -200,5 +200,5 @@ def work_through(
             for worker in workers:
                 worker.grace = 0.0
             raise
-    if len(errors) == len(each_worker):
+    if len(errors) == len(orders):
         raise errors[-1]

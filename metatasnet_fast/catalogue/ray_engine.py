@@ -31,11 +31,11 @@ from ..errors import ConfigError
 from .cores import available_cores
 from .destination import Destination
 from .events import Listener, Notice, RunEnded
-from .local import RunLog, carry_out, work_through
+from .local import WorkerPool, carry_out
 from .settings import Settings, Song
 from .staging import remove_abandoned
+from .storage import local_path
 from .supervised import ChildProcess, Gone, Order, Stop
-from .survey import Plan
 
 __all__ = ["Node", "Pool", "plan_pool", "run_ray"]
 
@@ -98,19 +98,13 @@ def run_ray(
         # An actor sees the GPU that it holds, and no other.
         options = replace(settings, threads=pool.cpus, device="cuda" if pool.gpus else settings.device)
 
-        def work(plan: Plan, token: str | None, log: RunLog) -> None:
-            log(Notice(f"Ray: {pool.describe()}."))
-            if address and token is not None:
-                text = f"{destination} is a local path: every machine of the cluster must have the same folder there."
-                log(Notice(text))
-            # Each machine checks the destination itself: its file system may have other device numbers there.
-            work_through(
-                plan, [options] * pool.workers, destination, None, log, grace, partial(ActorProcess, ray, pool)
+        notices = [f"Ray: {pool.describe()}."]
+        if address and local_path(destination) is not None:
+            notices.append(
+                f"{destination} is a local path: every machine of the cluster must have the same folder there."
             )
-
-        ended = carry_out(
-            work, songs, options, destination, listener, stop, "ray", shard, price_per_hour, pool.machines
-        )
+        actors = WorkerPool("ray", [options] * pool.workers, partial(ActorProcess, ray, pool), pool.machines, notices)
+        ended = carry_out(actors, songs, destination, listener, stop, shard, price_per_hour, grace)
     # A worker that Ray ended, orphaned or not, had no time to take its folder along.
     remove_abandoned(Destination(destination).storage, FAREWELL_SECONDS)
     return ended
@@ -137,7 +131,8 @@ class ActorProcess:
         self._place = ray.util.placement_group([{"CPU": pool.cpus, **({"GPU": pool.gpus} if pool.gpus else {})}])
         strategy = ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy(self._place)
         actor = ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus, scheduling_strategy=strategy)(SeparateSongs)
-        self._actor = actor.remote(order)
+        # Each machine checks the destination itself: its file system may have other device numbers there.
+        self._actor = actor.remote(replace(order, token=None))
         self._pool = pool
         self._reply: Any = None
         self._unsent: list[Song | Stop] = []

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from .._io import try_lock
 from .failures import Failure, SongError
@@ -92,31 +93,26 @@ class Contents:
 
     def __init__(self, done: Mapping[str, str]) -> None:
         self._folders = dict(done)
-        self._held: set[str] = set()
-        self._changed = threading.Condition()
+        self._held: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
+        self._lock = threading.Lock()
 
     @contextlib.contextmanager
     def hold(self, content: str) -> Iterator[None]:
         """Keep other songs of this content out of the block."""
-        with self._changed:
-            self._changed.wait_for(lambda: content not in self._held)
-            self._held.add(content)
-        try:
+        with self._lock:
+            held = self._held.setdefault(content, threading.Lock())
+        with held:
             yield
-        finally:
-            with self._changed:
-                self._held.remove(content)
-                self._changed.notify_all()
 
     def add(self, done: Result) -> None:
-        with self._changed:
+        with self._lock:
             self._folders[done.content[:LONG]] = song_folder(done.id)
             if len(self._folders) > MOST_CONTENTS:
                 del self._folders[next(iter(self._folders))]
 
     def find(self, content: str) -> str | None:
         """Return the folder of a song that is done, probably of this content: its result says."""
-        with self._changed:
+        with self._lock:
             return self._folders.get(content[:LONG])
 
 

@@ -205,11 +205,10 @@ class SupervisedWorker:
         self._failed_starts = self._losses = 0
         self._key = ""
         self._sent: dict[str, Song] = {}
-        self._deferred: deque[tuple[float, Song]] = deque()
-        """Songs to try again, each with the time for it."""
-        self._quarantine: deque[Song] = deque()
+        self._waiting: deque[tuple[float, Song]] = deque()
+        """Songs to try again, each with the time for it, the earliest first."""
         self._crashes: Counter[str] = Counter()
-        """How often the process ended with each song of the quarantine, and with the one that is tried alone."""
+        """How often the process ended with each of the songs that are tried alone."""
         while not self.capacity and not self._stop.is_set():
             for _ in self._receive():
                 pass  # no song has been sent
@@ -219,7 +218,7 @@ class SupervisedWorker:
         source = iter(songs)
         while not self._stop.is_set():
             self._feed(source)
-            if self.capacity and not self._sent and not self._deferred:
+            if self.capacity and not self._sent and not self._waiting:
                 return
             yield from self._receive()
         if self._sent and self.child is not None:
@@ -256,18 +255,16 @@ class SupervisedWorker:
     def _feed(self, source: Iterator[Song]) -> None:
         """Send as many songs as can be in flight; a song with which a process crashed goes alone."""
         while len(self._sent) < self.capacity and not self._crashes.keys() & self._sent.keys():
-            if self._quarantine:
-                if self._sent:
+            if self._waiting and self._waiting[0][0] <= time.monotonic():
+                if self._sent and self._waiting[0][1].id in self._crashes:
                     return
-                song: Song | None = self._quarantine.popleft()
-            elif self._deferred and self._deferred[0][0] <= time.monotonic():
-                song = self._deferred.popleft()[1]
+                song: Song | None = self._waiting.popleft()[1]
             else:
                 song = next(source, None)
             if song is None:
                 return
             if song.id in self._sent:  # a list may name a song twice
-                self._deferred.append((time.monotonic() + DEFERRED_SECONDS, song))
+                self._waiting.append((time.monotonic() + DEFERRED_SECONDS, song))
             else:
                 assert self.child is not None
                 self._sent[song.id] = song
@@ -291,7 +288,7 @@ class SupervisedWorker:
                 self._crashes.pop(message.outcome.id, None)
                 yield message.outcome
         elif isinstance(message, Song):
-            self._deferred.append((time.monotonic() + DEFERRED_SECONDS, self._sent.pop(message.id)))
+            self._waiting.append((time.monotonic() + DEFERRED_SECONDS, self._sent.pop(message.id)))
             self._crashes.pop(message.id, None)  # the other run tries it now
         elif isinstance(message, Gone):
             self._kill()
@@ -299,7 +296,7 @@ class SupervisedWorker:
                 yield from self._after_exit(message)
 
     def _after_exit(self, gone: Gone) -> Iterator[Outcome]:
-        """Put the songs that the process had into the quarantine; yields the outcome of one that was alone too often."""
+        """Let the songs that the process had be tried alone; yields the outcome of one that was alone too often."""
         self._failed_starts += 1
         if self._failed_starts >= MOST_FAILED_STARTS:
             raise WorkerLostError(
@@ -313,18 +310,17 @@ class SupervisedWorker:
             self._listener(Notice(f"A worker was lost ({gone.reason}); its {len(lost)} songs are tried again."))
             for song in lost:
                 self._crashes.pop(song.id, None)
-                self._deferred.appendleft((0.0, song))
-            return
-        self._crashes.update(song.id for song in lost)
+        else:
+            self._crashes.update(song.id for song in lost)
+            if len(lost) > 1:
+                text = f"The worker's process ended ({gone.reason}); started again, {len(lost)} songs are tried one by one."
+                self._listener(Notice(text))
         if len(lost) == 1 and self._crashes[lost[0].id] >= self._most_crashes:
-            outcome = _crashed(lost[0], gone, self._crashes.pop(lost[0].id), self._key)
+            song = lost.pop()
+            outcome = _crashed(song, gone, self._crashes.pop(song.id), self._key)
             self._listener(SongEnded(outcome, self._order.number))
             yield outcome
-            return
-        self._quarantine.extend(lost)
-        if len(lost) > 1:
-            text = f"The worker's process ended ({gone.reason}); started again, {len(lost)} songs are tried one by one."
-            self._listener(Notice(text))
+        self._waiting.extendleft((0.0, song) for song in reversed(lost))
 
     def _kill(self) -> None:
         if self.child is not None:
