@@ -181,7 +181,7 @@ class SongPipeline:
                 stream = stages.enter_context(open_audio(path))
                 recording = self._recording(stream)
                 files = StemFiles.plan(
-                    staged, "{stem}", "", settings.recipe, recording, settings.format, settings.subtype
+                    staged, "{stem}", "", resources.recipe, recording, settings.format, settings.subtype
                 )
                 self._refuse_if_full(recording)
                 home, budget = resources.home(recording, attempt)
@@ -207,7 +207,7 @@ class SongPipeline:
             warnings = [*stream.warnings, *recording.warnings()]
             rate, samples = recording.sample_rate, unscaled.mixture.length
             with resources.write.enter() as writing:
-                warnings += files.write(unscaled, settings.recipe, settings.mixture_consistency, rate, Reporter(None))
+                warnings += files.write(unscaled, resources.recipe, settings.mixture_consistency, rate, Reporter(None))
                 unscaled.mixture.close()
                 stems = {
                     stem: StemFile(
@@ -264,7 +264,7 @@ class SongPipeline:
         """Refuse a song before the work if its stems certainly do not fit."""
         storage = self.destination.storage
         if isinstance(storage, LocalStorage) and recording.samples is not None:
-            size = LEAST_BYTES * recording.samples * recording.channels * len(self.settings.recipe)
+            size = LEAST_BYTES * recording.samples * recording.channels * len(self.resources.recipe)
             if shutil.disk_usage(storage.path).free < (16 * size if self.settings.format == "wav" else size):
                 raise SongError(Failure.write, f"{self.destination.uri} has no room left for the stems of a song.")
 

@@ -20,6 +20,7 @@ from ..precision import Precision
 from ..separation import Separator
 from ..separation.batches import BatchRunner, automatic_batch_size
 from ..separation.recording import Budget, Recording
+from ..separation.result import parse_stems
 from ..separation.windows import default_shape
 from .batcher import Batcher, DeviceEngine
 from .cores import CorePlan, SongBudget, Stage, available_memory
@@ -30,7 +31,7 @@ __all__ = ["Resources", "find_identity"]
 
 def _identity(settings: Settings, config: MetaTasNetConfig, checksum: str, precision: Precision) -> Identity:
     """Return what decides the outputs; the name that people give the model decides nothing."""
-    window = default_shape(config)
+    window, recipe = default_shape(config), parse_stems(settings.stems, config.instruments)
     return Identity(
         Path(settings.model).name if os.path.exists(settings.model) else settings.model,
         checksum,
@@ -38,7 +39,7 @@ def _identity(settings: Settings, config: MetaTasNetConfig, checksum: str, preci
             "mode": "fast",
             "window": [window.window, window.context, window.fade],
             "precision": precision.value,
-            "stems": {output: list(parts) for output, parts in settings.recipe.items()},
+            "stems": {output: list(parts) for output, parts in recipe.items()},
             "format": settings.format,
             "subtype": settings.subtype,
             "mixture_consistency": settings.mixture_consistency,
@@ -58,7 +59,7 @@ def find_identity(settings: Settings) -> Identity:
     automatic = settings.dtype == "auto"
     precision = Precision.default(torch.device(device)) if automatic else Precision.parse(settings.dtype)
     checksum = model_checksum(network.config, network.state_dict())
-    return _identity(settings.of_model(network.config.instruments), network.config, checksum, precision)
+    return _identity(settings, network.config, checksum, precision)
 
 
 BYTES_PER_SAMPLE = 28
@@ -103,7 +104,8 @@ class Resources:
             backend, self.device, precision = type(engine).__name__, torch.device("cpu"), Precision.parse("float32")
             checksum = hashlib.sha256(f"{backend} {json.dumps(engine.config.to_dict())}".encode()).hexdigest()
         self.made_by = {"backend": backend, "device": str(self.device), "precision": precision.value}
-        self.settings = settings.of_model(engine.config.instruments)
+        self.settings = settings
+        self.recipe = parse_stems(settings.stems, engine.config.instruments)
         self.identity = _identity(self.settings, engine.config, checksum, precision)
         self.window = default_shape(engine.config)
         self.cores = cores or CorePlan.choose(self.device, settings.threads, settings.songs_in_flight)

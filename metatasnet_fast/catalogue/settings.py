@@ -6,14 +6,10 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 from ..errors import ConfigError
-
-if TYPE_CHECKING:
-    from ..separation.result import Recipe
 
 __all__ = ["Identity", "Settings", "Song", "derived_id", "safe_name", "song_folder"]
 
@@ -138,19 +134,6 @@ class Settings:
         for stem in self.stems or ():
             if safe_name(stem) != stem:
                 raise ConfigError(f"The stem {stem!r} cannot name a file: use letters, digits, dots, - and _.")
-
-    def of_model(self, instruments: Sequence[str]) -> Settings:
-        """Return the settings with every stem named; raise :class:`UnknownStemError` for one that the model lacks."""
-        from ..separation.result import parse_stems
-
-        named: Settings = replace(self, stems=parse_stems(self.stems, instruments))
-        return named
-
-    @property
-    def recipe(self) -> Recipe:
-        """Return every output with the stems that are summed in it, once :meth:`of_model` has named them."""
-        assert self.stems is not None
-        return self.stems
 
 
 @dataclass(frozen=True)
