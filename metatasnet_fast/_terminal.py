@@ -1,4 +1,4 @@
-"""Output of commands on a terminal: lines, and a progress bar that needs the package tqdm.
+"""Output of commands on a terminal: lines, and a progress bar that needs the package tqdm; and the signals of a terminal.
 
 Output that cannot be written never stops the work: a closed or full standard output is reported once on standard error.
 """
@@ -8,12 +8,15 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, TextIO, TypeVar
 
-__all__ = ["ProgressBar", "discard", "escape", "say"]
+__all__ = ["ProgressBar", "discard", "escape", "handling", "say"]
 
 CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
@@ -53,6 +56,19 @@ def discard(stream: TextIO) -> None:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())
         os.close(null)
+
+
+@contextlib.contextmanager
+def handling(handlers: Mapping[int, Any]) -> Iterator[None]:
+    """Handle signals so in the block, and as before after it; only the main thread may, in others nothing changes."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class ProgressBar:

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from .._extras import require
+from .._terminal import handling
 from ..errors import ConfigError
 from .cores import available_cores
 from .destination import Destination
@@ -189,12 +190,13 @@ def ray_cluster(address: str | None) -> Iterator[Any]:
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    with _handlers_kept():
+    # Ray sets its own handlers when it is imported and started.
+    with handling({number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}):
         ray = require("ray", "The engine ray")
         folder = None if address else _short_folder()
         try:
             # A terminal's Ctrl-C reaches all processes: those that are started now are to leave it to us.
-            with _native_errors_muted(), _handlers_kept(signal.SIGINT):
+            with _native_errors_muted(), handling({signal.SIGINT: signal.SIG_IGN}):
                 _connect(ray, address, folder)
             yield ray
         finally:
@@ -277,21 +279,6 @@ def _native_errors_muted() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
-
-
-@contextlib.contextmanager
-def _handlers_kept(*ignored: int) -> Iterator[None]:
-    """Ignore signals in the block, and put the handlers back after it: Ray sets its own when it is imported and started."""
-    handlers = {}
-    if threading.current_thread() is threading.main_thread():
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-        for number in ignored:
-            signal.signal(number, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 @dataclass(frozen=True)

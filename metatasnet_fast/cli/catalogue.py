@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from .._terminal import say
+from .._terminal import handling, say
 from ..errors import ConfigError
 from .options import add_engine_options, from_one, names
 
@@ -217,8 +217,7 @@ def _dry_run(args: argparse.Namespace, songs: list[Song], settings: Settings) ->
     return 0
 
 
-@contextlib.contextmanager
-def _stopping(stop: threading.Event) -> Iterator[None]:
+def _stopping(stop: threading.Event) -> contextlib.AbstractContextManager[None]:
     """Set ``stop`` at the first Ctrl-C or SIGTERM; let a second Ctrl-C interrupt."""
 
     def ask(number: int, frame: object) -> None:
@@ -227,15 +226,7 @@ def _stopping(stop: threading.Event) -> Iterator[None]:
         stop.set()
         print("metatasnet-fast: stopping; songs in flight are being finished.", file=sys.stderr, flush=True)
 
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may handle signals
-        return
-    before = [(number, signal.signal(number, ask)) for number in (signal.SIGINT, signal.SIGTERM)]
-    try:
-        yield
-    finally:
-        for number, handler in before:
-            signal.signal(number, handler)
+    return handling(dict.fromkeys((signal.SIGINT, signal.SIGTERM), ask))
 
 
 @contextlib.contextmanager

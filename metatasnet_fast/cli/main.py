@@ -15,12 +15,11 @@ import re
 import signal
 import sys
 import textwrap
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from .. import __version__
-from .._terminal import discard, say
+from .._terminal import discard, handling, say
 from ..errors import MetaTasNetError
 from .report import sentence_of, tell
 
@@ -107,21 +106,13 @@ def build_parser(commands: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:
     return parser
 
 
-@contextlib.contextmanager
-def _unwinding_when_terminated() -> Iterator[None]:
+def _unwinding_when_terminated() -> contextlib.AbstractContextManager[None]:
     """Make SIGTERM leave every ``with`` statement properly, so that half-written files are removed."""
 
     def leave(number: int, frame: object) -> NoReturn:
         raise SystemExit(128 + number)
 
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may handle signals
-        return
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    return handling({signal.SIGTERM: leave})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
