@@ -69,7 +69,7 @@ class DeviceEngine(Protocol):
     def separate(self, mixes: Sequence[Tensor], wanted: Any) -> dict[int, Tensor]: ...
 
 
-@dataclass
+@dataclass(eq=False)
 class _Request:
     window: Sequence[Tensor]
     made: torch.cuda.Event | None
@@ -176,10 +176,10 @@ class Batcher:
                 return None
             self._waiting.sort(key=lambda request: request.order)  # stable: each song's windows keep their order
             length = self._waiting[0].window[0].shape[-1]
-            fitting = [request for request in self._waiting if request.window[0].shape[-1] == length]
-            batch = fitting[: self.runner.batch_size]
-            taken = set(map(id, batch))
-            self._waiting = [request for request in self._waiting if id(request) not in taken]
+            fitting = (request for request in self._waiting if request.window[0].shape[-1] == length)
+            batch = list(itertools.islice(fitting, self.runner.batch_size))
+            for request in batch:
+                self._waiting.remove(request)
         return [request for request in batch if request.future.set_running_or_notify_cancel()]
 
     @torch.no_grad()

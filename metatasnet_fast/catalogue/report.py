@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import sys
 import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from datetime import timedelta
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -135,9 +137,7 @@ def summary_lines(end: RunEnded) -> list[str]:
 
 def clock_text(seconds: float) -> str:
     """Return seconds as ``1:02:03``, with days where there are some."""
-    days, rest = divmod(round(seconds), 86400)
-    text = f"{rest // 3600}:{rest // 60 % 60:02d}:{rest % 60:02d}"
-    return f"{days} d {text}" if days else text
+    return re.sub(" days?,", " d", str(timedelta(seconds=round(seconds))))
 
 
 def bottleneck(stage_busy_share: dict[str, float]) -> str | None:
@@ -161,16 +161,17 @@ def facts(
     }
     warnings: dict[str, Any] = {"number": 0, "examples": []}
     chosen: dict[tuple[int, str], Outcome] = {}
+
+    def add(examples: list[dict[str, Any]], row: Outcome, **what: Any) -> None:
+        if len(examples) < EXAMPLES:
+            examples.append({"id": row.id, "uri": row.uri, **what})
+
     for row in rows:
-        found: list[tuple[list[Any], dict[str, Any]]] = [
-            (warnings["examples"], {"warning": text}) for text in row.warnings if row.status is Status.done
-        ]
-        warnings["number"] += len(found)
         if row.failure is not None and row.failure.value in failures:
-            found.append((failures[row.failure.value]["examples"], {"error": row.error, "attempts": row.attempts}))
-        for examples, what in found:
-            if len(examples) < EXAMPLES:
-                examples.append({"id": row.id, "uri": row.uri, **what})
+            add(failures[row.failure.value]["examples"], row, error=row.error, attempts=row.attempts)
+        for text in row.warnings if row.status is Status.done else ():
+            warnings["number"] += 1
+            add(warnings["examples"], row, warning=text)
         if row.status is Status.done and row.duration >= SAMPLE_SECONDS:
             chosen[zlib.crc32(row.id.encode()), row.id] = row
             if len(chosen) > samples:

@@ -61,23 +61,21 @@ class Source:
 
     def stamp(self) -> Stamp:
         """Ask for the stamp that the file has now."""
-        self.seen = self._stamp()
-        return self.seen
-
-    def _stamp(self) -> Stamp:
-        if self._path is not None:
+        if self._path is None:
+            filesystem, path = open_filesystem(self.uri)
             with self._found():
-                status = os.stat(self._path)
-                if stat.S_ISDIR(status.st_mode):
-                    raise IsADirectoryError(self.uri)
-                if not stat.S_ISREG(status.st_mode):
-                    # A pipe would be waited for, a device never ends.
-                    raise SongError(Failure.not_audio, f"{self.uri} is a pipe or a device, not a file.")
-            settled = time.time() - status.st_mtime > SETTLED
-            return Stamp(status.st_size, str(status.st_mtime_ns) if settled else None)
-        filesystem, path = open_filesystem(self.uri)
+                self.seen = stamp_of(filesystem.info(path))
+            return self.seen
         with self._found():
-            return stamp_of(filesystem.info(path))
+            status = os.stat(self._path)
+            if stat.S_ISDIR(status.st_mode):
+                raise IsADirectoryError(self.uri)
+        if not stat.S_ISREG(status.st_mode):
+            # A pipe would be waited for, a device never ends.
+            raise SongError(Failure.not_audio, f"{self.uri} is a pipe or a device, not a file.")
+        settled = time.time() - status.st_mtime > SETTLED
+        self.seen = Stamp(status.st_size, str(status.st_mtime_ns) if settled else None)
+        return self.seen
 
     @contextlib.contextmanager
     def local(self, scratch: Path | None = None) -> Iterator[Path]:

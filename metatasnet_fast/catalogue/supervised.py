@@ -329,11 +329,11 @@ class SupervisedWorker:
 
 
 def _crashed(song: Song, gone: Gone, crashes: int, key: str) -> Outcome:
-    if gone.signal is not None and gone.signal == getattr(signal, "SIGKILL", None):
-        failure, guess = Failure.out_of_memory, "most likely because memory ran out"
-    elif gone.signal is not None:
-        failure, guess = Failure.decode, "most likely a fault of the decoder"
-    else:
+    if gone.signal is None:
         failure, guess = Failure.unknown, "see the log"
+    elif gone.signal == signal.SIGKILL:
+        failure, guess = Failure.out_of_memory, "most likely because memory ran out"
+    else:
+        failure, guess = Failure.decode, "most likely a fault of the decoder"
     text = f"The song ended its process, alone, {crashes} times ({gone.reason}), {guess}."
     return Outcome(song.id, song.uri, Status.failed, key, failure, text, crashes, finished=utc_now())

@@ -97,11 +97,9 @@ def count_missing(songs: Sequence[Song]) -> int:
 
 
 def _stamps(songs: Sequence[Song]) -> Iterator[Stamp | None]:
-    """Yield the stamp of each input; None for one that cannot be read."""
-    if all(song.stamp is not None or local_path(song.uri) is not None for song in songs):
-        yield from map(_stamp, songs)
-        return
-    yield from _at_once(_stamp, songs)
+    """Return the stamp of each input in turn; None for one that cannot be read."""
+    quick = all(song.stamp is not None or local_path(song.uri) is not None for song in songs)
+    return map(_stamp, songs) if quick else _at_once(_stamp, songs)
 
 
 def _stamp(song: Song) -> Stamp | None:
@@ -199,11 +197,9 @@ def verify(
             if number % count == index - 1 and number // count / 2**64 * count < sample:
                 yield folder, sizes
 
-    def examine(entry: tuple[str, dict[str, int]]) -> tuple[str, Result | None, str | None, set[str]]:
-        return entry[0], *_judged(destination, *entry)
-
     with reaching(destination.uri):
-        for folder, result, problem, unwanted in _at_once(examine, chosen()):
+        judged = _at_once(lambda entry: (entry[0], *_judged(destination, *entry)), chosen())
+        for folder, result, problem, unwanted in judged:
             if result is not None:
                 yield result
             if problem is not None:
