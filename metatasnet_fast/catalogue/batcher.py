@@ -24,7 +24,7 @@ from torch import Tensor
 from ..separation.batches import BatchRunner, is_out_of_memory
 from .cores import CorePlan, DeviceClock
 
-__all__ = ["Batcher", "DeviceEngine", "SongRunner", "song_stream"]
+__all__ = ["Batcher", "DeviceEngine", "song_stream"]
 
 
 def song_stream(device: torch.device) -> contextlib.AbstractContextManager[object]:
@@ -77,19 +77,26 @@ class _Request:
     order: int
 
 
-class Batcher:
-    """The device stage.
+class Batcher(BatchRunner):
+    """The device stage, in the place of a song's own ``BatchRunner``: its windows join those of the other songs.
 
     Args:
         engine: separates a batch.
-        runner: knows the batch size, and halves it when memory runs out.
+        batch_size: halved when memory runs out, with a sentence to ``warn``.
         device: where the engine is.
         cores: how many of torch's threads the device thread uses.
     """
 
-    def __init__(self, engine: DeviceEngine, runner: BatchRunner, device: torch.device, cores: CorePlan) -> None:
+    def __init__(
+        self,
+        engine: DeviceEngine,
+        batch_size: int,
+        warn: Callable[[str], object],
+        device: torch.device,
+        cores: CorePlan,
+    ) -> None:
+        super().__init__(batch_size, warn)
         self.engine = engine
-        self.runner = runner
         self.clock = DeviceClock(device)
         self.windows_done = 0
         self.lost: Exception | None = None
@@ -108,8 +115,11 @@ class Batcher:
     def windows_waiting(self) -> int:
         return len(self._waiting)
 
-    def run(self, windows: Iterable[Sequence[Tensor]]) -> Iterator[Tensor]:
+    def run(self, engine: object, windows: Iterable[Sequence[Tensor]]) -> Iterator[Tensor]:
         """Yield the last stage's estimate of each window of a song, (4, samples), in order. Call it in the song's thread.
+
+        Args:
+            engine: not used; there is one for all songs.
 
         Raises:
             MetaTasNetError: if a window does not fit into memory.
@@ -153,7 +163,7 @@ class Batcher:
 
     def _ahead(self) -> int:
         """Return how many windows one song may have on their way: its part of what all may have together."""
-        return max(2, -(-BATCHES_AHEAD * self.runner.batch_size // max(1, self._songs)))
+        return max(2, -(-BATCHES_AHEAD * self.batch_size // max(1, self._songs)))
 
     def _submit(self, window: Sequence[Tensor], order: int) -> Future[Estimate]:
         request = _Request(window, mark(self._device), Future(), order)
@@ -177,7 +187,7 @@ class Batcher:
             self._waiting.sort(key=lambda request: request.order)  # stable: each song's windows keep their order
             length = self._waiting[0].window[0].shape[-1]
             fitting = (request for request in self._waiting if request.window[0].shape[-1] == length)
-            batch = list(itertools.islice(fitting, self.runner.batch_size))
+            batch = list(itertools.islice(fitting, self.batch_size))
             for request in batch:
                 self._waiting.remove(request)
         return [request for request in batch if request.future.set_running_or_notify_cancel()]
@@ -198,7 +208,7 @@ class Batcher:
                 for request in batch:
                     take_over(request.window, request.made)
                 windows = [request.window for request in batch]
-                estimates = list(self.runner.run(self.engine, windows))  # type: ignore[arg-type]
+                estimates = list(super().run(self.engine, windows))  # type: ignore[arg-type]
             made = mark(self._device)
         except Exception as error:
             if self.is_lost(error) or len(batch) == 1:
@@ -211,19 +221,3 @@ class Batcher:
         for request, estimate in zip(batch, estimates, strict=True):
             request.future.set_result((estimate, made))
         self.windows_done += len(batch)
-
-
-class SongRunner(BatchRunner):
-    """Takes the place of a song's own ``BatchRunner``: its windows join those of the other songs.
-
-    ``began`` is called when the first window is asked for: the recording has been read then.
-    """
-
-    def __init__(self, batcher: Batcher, began: Callable[[], object]) -> None:
-        super().__init__(batcher.runner.batch_size, lambda text: None)
-        self._batcher = batcher
-        self._began = began
-
-    def run(self, engine: object, windows: Iterable[Sequence[Tensor]]) -> Iterator[Tensor]:
-        self._began()
-        yield from self._batcher.run(windows)

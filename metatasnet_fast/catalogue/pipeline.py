@@ -25,7 +25,6 @@ from ..separation.fast_mode import separate_in_windows
 from ..separation.outputs import StemFiles
 from ..separation.recording import Recording
 from ..separation.result import Reporter
-from .batcher import SongRunner
 from .cores import Place, SongBudget
 from .destination import Destination
 from .events import Listener, SongEnded, SongStarted
@@ -179,7 +178,13 @@ class SongPipeline:
             with contextlib.ExitStack() as stages, contextlib.ExitStack() as read:
                 reading = read.enter_context(resources.read.enter())
                 stream = stages.enter_context(open_audio(path))
-                recording = self._recording(stream)
+
+                def begin() -> None:
+                    read.close()
+                    place = resources.separate.enter(resources.working_memory(recording))
+                    separating.append(stages.enter_context(place))
+
+                recording = self._recording(stream, begin)
                 files = StemFiles.plan(
                     staged, "{stem}", "", resources.recipe, recording, settings.format, settings.subtype
                 )
@@ -187,15 +192,9 @@ class SongPipeline:
                 home, budget = resources.home(recording, attempt)
                 if isinstance(budget, SongBudget):
                     stack.callback(budget.close)
-
-                def begin() -> None:
-                    read.close()
-                    place = resources.separate.enter(resources.working_memory(recording))
-                    separating.append(stages.enter_context(place))
-
                 unscaled = separate_in_windows(
                     resources.engine,
-                    SongRunner(resources.batcher, begin),
+                    resources.batcher,
                     resources.window,
                     recording,
                     resources.device,
@@ -268,8 +267,11 @@ class SongPipeline:
             if shutil.disk_usage(storage.path).free < (16 * size if self.settings.format == "wav" else size):
                 raise SongError(Failure.write, f"{self.destination.uri} has no room left for the stems of a song.")
 
-    def _recording(self, stream: AudioStream) -> Recording:
-        """Return the open file as a recording; it is refused once it declares, or turns out to have, too many samples."""
+    def _recording(self, stream: AudioStream, begin: Callable[[], object]) -> Recording:
+        """Return the open file as a recording; it is refused once it declares, or turns out to have, too many samples.
+
+        ``begin`` is called when it has been read.
+        """
         hours = self.settings.max_hours
         most = int(hours * 3600 * stream.sample_rate)
 
@@ -285,6 +287,7 @@ class SongPipeline:
             for block in blocks():
                 refuse_if_beyond(stream.frames_read)
                 yield block
+            begin()
 
         recording.blocks = counted
         return recording

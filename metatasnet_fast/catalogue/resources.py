@@ -18,7 +18,7 @@ from ..model import load_checkpoint
 from ..model.engine import Engine
 from ..precision import Precision
 from ..separation import Separator
-from ..separation.batches import BatchRunner, automatic_batch_size
+from ..separation.batches import automatic_batch_size
 from ..separation.recording import Budget, Recording
 from ..separation.result import parse_stems
 from ..separation.windows import default_shape
@@ -118,7 +118,7 @@ class Resources:
                 size = automatic_batch_size(engine, self.window.window, self.device)
                 torch.set_num_threads(before)
         self.engine = cast(Engine, engine)
-        self.batcher = Batcher(engine, BatchRunner(size, warn), self.device, self.cores)
+        self.batcher = Batcher(engine, size, warn, self.device, self.cores)
         self.read = Stage("read", self.cores.read)
         self.write = Stage("write", self.cores.write)
         memory = available_memory() // 4 if settings.memory is None else settings.memory
@@ -132,7 +132,7 @@ class Resources:
         made = self.made_by
         return (
             f"{self.identity.model_name}: backend {made['backend']}, device {made['device']}, {made['precision']}; "
-            f"batches of {self.batcher.runner.batch_size} windows; {self.cores.describe()}"
+            f"batches of {self.batcher.batch_size} windows; {self.cores.describe()}"
         )
 
     def home(self, recording: Recording, attempt: int) -> tuple[torch.device, Budget]:

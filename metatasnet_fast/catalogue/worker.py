@@ -30,17 +30,14 @@ from .supervised import Order, Ready, Stop
 
 __all__ = ["Worker", "main"]
 
-POLL_SECONDS = 0.5
-"""Between two looks at whether the device is still there."""
-
 LOAD_SECONDS = 1.0
-"""Time between two reports of the load."""
+"""Time between two reports of the load, and looks at whether the device is still there."""
 
 
 class Worker:
     """Separates songs in this process, many at once. A codec that crashes takes the process with it: see ``SupervisedWorker``.
 
-    Use it in a ``with`` statement; ``process`` may be called again and again.
+    Use it in a ``with`` statement; ``run`` may be called again and again.
 
     Args:
         settings: all options.
@@ -94,19 +91,32 @@ class Worker:
         """Return the largest number of songs in flight."""
         return self.resources.cores.songs
 
-    def process(self, songs: Iterable[Song], defer: Callable[[Song], object] | None = None) -> Iterator[Outcome]:
-        """Separate songs; yields each one's outcome, as they end. ``songs`` is read as places become free.
+    def process(self, songs: Iterable[Song]) -> list[Outcome]:
+        """Separate songs as :meth:`run` does; returns each one's outcome, in the order of their ends."""
+        outcomes: list[Outcome] = []
+        self.run(songs, ended=outcomes.append)
+        return outcomes
+
+    def run(
+        self,
+        songs: Iterable[Song],
+        defer: Callable[[Song], object] | None = None,
+        ended: Callable[[Outcome], object] = lambda outcome: None,
+    ) -> None:
+        """Separate songs until none is left or the worker is stopped.
 
         Args:
-            songs: read from several threads, one at a time.
+            songs: read as places become free, from several threads, one at a time.
             defer: takes back a song that another run has in hand; it has no outcome here. None: the song waits in its place
                 until the other run has ended it.
+            ended: gets every outcome, from several threads.
 
         Raises:
             BackendUnavailableError: if the device takes no further work from this process; songs in flight have no outcome.
         """
         source, reading = iter(songs), threading.Lock()
-        ended: queue.SimpleQueue[Outcome | BaseException | None] = queue.SimpleQueue()
+        batcher = self.resources.batcher
+        errors: list[BaseException] = []
         leave = threading.Event()
 
         def work() -> None:
@@ -115,46 +125,35 @@ class Worker:
                 with song_stream(self.resources.device):
                     while True:
                         with reading:
-                            left = leave.is_set() or self._stop.is_set() or self.resources.batcher.lost is not None
+                            left = leave.is_set() or self._stop.is_set() or batcher.lost is not None
                             song = None if left else next(source, None)
                         if song is None:
-                            break
+                            return
                         outcome = self._pipeline.run(song, defer)
                         if outcome is not None:
-                            ended.put(outcome)
+                            ended(outcome)
             except BaseException as error:
-                ended.put(error)
-            finally:
-                ended.put(None)
+                errors.append(error)
+                leave.set()
 
         threads = [threading.Thread(target=work, name=f"song-{i}", daemon=True) for i in range(self.capacity)]
         for thread in threads:
             thread.start()
-        working, next_load = len(threads), time.monotonic()
         try:
-            while working:
-                if time.monotonic() >= next_load:
-                    next_load = time.monotonic() + LOAD_SECONDS
+            for thread in threads:
+                while thread.is_alive() and batcher.lost is None:
                     self._listen(self.load())
-                try:
-                    item = ended.get(timeout=POLL_SECONDS)
-                except queue.Empty:
-                    self._check_device()
-                    continue
-                if isinstance(item, BaseException):
-                    raise item
-                if item is None:
-                    working -= 1
-                else:
-                    yield item
-            self._check_device()
+                    thread.join(LOAD_SECONDS)
         finally:
             leave.set()
-            if self.resources.batcher.lost is None:
-                for thread in threads:
-                    thread.join()
-                self.resources.batcher.clock.settle()
-            self._listen(self.load())
+            for thread in threads if batcher.lost is None else ():
+                thread.join()
+        if batcher.lost is not None:
+            raise BackendUnavailableError(f"The device takes no further work ({batcher.lost}): start another process.")
+        if errors:
+            raise errors[0]
+        batcher.clock.settle()
+        self._listen(self.load())
 
     def load(self) -> WorkerLoad:
         """Return the worker's present activity."""
@@ -167,7 +166,7 @@ class Worker:
             device_busy_seconds=round(resources.batcher.clock.busy_seconds, 3),
             windows_waiting=resources.batcher.windows_waiting,
             windows_done=resources.batcher.windows_done,
-            batch_size=resources.batcher.runner.batch_size,
+            batch_size=resources.batcher.batch_size,
             cpu_seconds=round(times.user + times.system, 3),
             peak_memory=_peak_memory(),
         )
@@ -183,11 +182,6 @@ class Worker:
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-    def _check_device(self) -> None:
-        lost = self.resources.batcher.lost
-        if lost is not None:
-            raise BackendUnavailableError(f"The device takes no further work ({lost}): start another process.")
 
 
 def _peak_memory() -> int:
@@ -235,8 +229,7 @@ def main() -> int:
     with worker:
         send(Ready(worker.capacity, worker.resources.identity.key))
         send(Notice(worker.resources.describe()))
-        for _ in worker.process(_inbox(stop), send):
-            pass  # the outcome has gone out as an event
+        worker.run(_inbox(stop), send)
     return 0
 
 
