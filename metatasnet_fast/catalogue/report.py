@@ -220,7 +220,7 @@ def write_report(
         else:
             storage.write(f"{folder}/{name}", content)
             sample.update(page=name, made_by=made_by)
-    said["destination"], said["settings"] = storage.root, asdict(settings)
+    said["destination"], said["settings"] = destination.uri, asdict(settings)
     said["made_by"] = {
         **made_by,
         "torch": torch.__version__,
@@ -229,7 +229,7 @@ def write_report(
     }
     storage.write(f"{folder}/report.json", (json.dumps(said, indent=1) + "\n").encode())
     storage.write(f"{folder}/report.html", page(said).encode(errors="backslashreplace"))
-    return f"{storage.root.rstrip('/')}/{folder}/report.html"
+    return f"{destination.uri.rstrip('/')}/{folder}/report.html"
 
 
 def page(facts: Mapping[str, Any]) -> str:

@@ -56,7 +56,6 @@ class LocalStorage:
 
     def __init__(self, root: Path) -> None:
         self.path = root
-        self.root = str(root)
 
     def read(self, path: str) -> bytes | None:
         """Return the file's contents; None if there is none."""
@@ -82,7 +81,7 @@ class LocalStorage:
     def listing(self, folder: str) -> Iterator[tuple[str, dict[str, int]]]:
         """Yield every folder below one that holds files, and the bytes of each file in it; in the order of their names."""
         try:
-            with os.scandir(f"{self.root}/{folder}") as found:
+            with os.scandir(f"{self.path}/{folder}") as found:
                 entries = sorted(found, key=lambda entry: entry.name)
         except (FileNotFoundError, NotADirectoryError):  # its owner may take it away at any instant
             return
@@ -146,8 +145,8 @@ class ContestedError(OSError):
 class FsspecStorage:
     """The same as :class:`LocalStorage`, on whatever fsspec knows."""
 
-    def __init__(self, filesystem: Any, base: str, root: str) -> None:
-        self._fs, self._base, self.root = filesystem, base.rstrip("/"), root
+    def __init__(self, filesystem: Any, base: str) -> None:
+        self._fs, self._base = filesystem, base.rstrip("/")
         protocols = (filesystem.protocol,) if isinstance(filesystem.protocol, str) else filesystem.protocol
         self._by_prefix = not PREFIXED.isdisjoint(protocols)
         self._conditional = not CONDITIONAL.isdisjoint(protocols)
@@ -176,7 +175,7 @@ class FsspecStorage:
         try:
             if self._by_prefix:
                 # One request, where to list a folder that is not there takes two.
-                bucket, _, prefix = str(self._fs._strip_protocol(self._at(folder))).partition("/")
+                bucket, _, prefix = self._at(folder).partition("/")
                 entries = list(self._fs.find(bucket, prefix=f"{prefix}/", detail=True).values())
             else:
                 self._fs.invalidate_cache()
@@ -188,7 +187,6 @@ class FsspecStorage:
         return {e["name"].rsplit("/", 1)[-1]: int(e["size"]) for e in entries if e["type"] == "file"}
 
     def listing(self, folder: str) -> Iterator[tuple[str, dict[str, int]]]:
-        root = str(self._fs._strip_protocol(self._base)).rstrip("/")
         self._fs.invalidate_cache()
         with client_errors():
             try:
@@ -202,7 +200,7 @@ class FsspecStorage:
                     names = (name.rpartition("/") for name in sorted(found))
                     for place, group in groupby(names, key=lambda name: name[0]):
                         sizes = {name: int(found[f"{place}/{name}"]["size"] or 0) for _, _, name in group}
-                        yield place[len(root) :].lstrip("/"), sizes
+                        yield place[len(self._base) :].lstrip("/"), sizes
         if here:
             yield folder, here
 
@@ -300,7 +298,7 @@ def open_storage(uri: str) -> Storage:
         return LocalStorage(path)
     with reaching(uri):
         filesystem, base = open_filesystem(uri)
-    return FsspecStorage(filesystem, base, uri)
+    return FsspecStorage(filesystem, base)
 
 
 Storage: TypeAlias = "LocalStorage | FsspecStorage"
