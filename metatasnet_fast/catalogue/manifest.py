@@ -58,24 +58,23 @@ def read_manifest(text: str, shard: tuple[int, int] = (1, 1), exclude: str | Non
     """
     index, count = shard
     songs: dict[str, Song] = {}
-    names: dict[str, str] = {}
-    rows = 0
-    for row in _rows(text, exclude):
-        rows += 1
-        song = _song(row, text, rows)
+    number = 0
+    for number, row in enumerate(_rows(text, exclude), 1):
+        song = _song(row, text, number)
         if _part(song.id, count) != index - 1:
             continue
-        before = songs.setdefault(song.id, song)
+        # Two ids that differ in upper and lower case only are one name to some file systems.
+        before = songs.setdefault(safe_name(song.id).casefold(), song)
+        if before.id != song.id:
+            raise ConfigError(
+                f"The ids {before.id!r} and {song.id!r} in {text} differ in case only: choose another one."
+            )
         if before.uri != song.uri:
             raise ConfigError(
                 f"The manifest {text} has the id {song.id!r} twice, for {before.uri} and for {song.uri}: "
                 "give every song an id of its own."
             )
-        # Two ids that differ in upper and lower case only are one name to some file systems.
-        other = names.setdefault(safe_name(song.id).casefold(), song.id)
-        if other != song.id:
-            raise ConfigError(f"The ids {other!r} and {song.id!r} in {text} differ in case only: choose another one.")
-    if rows == 0:
+    if number == 0:
         raise ConfigError(f"{text} names no songs: choose another folder, pattern or list.")
     return list(songs.values())
 

@@ -25,7 +25,7 @@ from ..separation.fast_mode import separate_in_windows
 from ..separation.outputs import StemFiles
 from ..separation.recording import Recording
 from ..separation.result import Reporter
-from .cores import Place, SongBudget
+from .cores import Place
 from .destination import Destination
 from .events import Listener, SongEnded, SongStarted
 from .failures import Failure, SongError, classify
@@ -190,8 +190,7 @@ class SongPipeline:
                 )
                 self._refuse_if_full(recording)
                 home, budget = resources.home(recording, attempt)
-                if isinstance(budget, SongBudget):
-                    stack.callback(budget.close)
+                stack.callback(budget.close)
                 unscaled = separate_in_windows(
                     resources.engine,
                     resources.batcher,

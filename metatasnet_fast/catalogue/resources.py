@@ -135,11 +135,11 @@ class Resources:
             f"batches of {self.batcher.batch_size} windows; {self.cores.describe()}"
         )
 
-    def home(self, recording: Recording, attempt: int) -> tuple[torch.device, Budget]:
+    def home(self, recording: Recording, attempt: int) -> tuple[torch.device, SongBudget]:
         """Choose where a song's signals wait and their memory: on the GPU if they fit and no attempt failed before."""
         on_device = recording.samples is not None and attempt == 1
         if on_device and BYTES_PER_SAMPLE * (recording.samples or 0) * recording.channels <= self._device_memory:
-            return self.device, Budget(None)
+            return self.device, SongBudget(Budget(None))
         return torch.device("cpu"), SongBudget(self.memory)
 
     def working_memory(self, recording: Recording) -> int:

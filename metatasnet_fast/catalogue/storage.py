@@ -147,10 +147,7 @@ class FsspecStorage:
 
     def __init__(self, filesystem: Any, base: str) -> None:
         self._fs, self._base = filesystem, base.rstrip("/")
-        protocols = (filesystem.protocol,) if isinstance(filesystem.protocol, str) else filesystem.protocol
-        self._by_prefix = not PREFIXED.isdisjoint(protocols)
-        self._conditional = not CONDITIONAL.isdisjoint(protocols)
-        self._has_folders = KEYED.isdisjoint(protocols)
+        self._protocols = {filesystem.protocol} if isinstance(filesystem.protocol, str) else set(filesystem.protocol)
         self._empty: set[str] = set()
         """Folders in which there was nothing when they were looked at; each is published once, and need not be listed again."""
 
@@ -173,7 +170,7 @@ class FsspecStorage:
     @client_errors()
     def sizes(self, folder: str) -> dict[str, int]:
         try:
-            if self._by_prefix:
+            if self._protocols & PREFIXED:
                 # One request, where to list a folder that is not there takes two.
                 bucket, _, prefix = self._at(folder).partition("/")
                 entries = list(self._fs.find(bucket, prefix=f"{prefix}/", detail=True).values())
@@ -225,7 +222,7 @@ class FsspecStorage:
 
         try:
             # The first stem is a claim: of two runs that put the same names, one stops here.
-            put(stems[0], **({"mode": "create"} if self._conditional and not before else {}))
+            put(stems[0], **({"mode": "create"} if self._protocols & CONDITIONAL and not before else {}))
         except FileExistsError as error:
             raise ContestedError(f"Another run is putting files to {folder}.") from error
         with ThreadPoolExecutor(len(stems)) as pool:
@@ -250,7 +247,7 @@ class FsspecStorage:
 
     def _make_folder(self, folder: str) -> None:
         """Make a folder where the store has folders."""
-        if self._has_folders:
+        if not self._protocols & KEYED:
             self._fs.makedirs(self._at(folder), exist_ok=True)
 
 
