@@ -234,10 +234,8 @@ class Tally:
         stages = sorted({name for load in now for name in load.stages})
         seconds = {name: sum(load.stages[name].seconds for load in loads) for name in stages}
         places = {name: sum(load.stages[name].capacity * load.wall_seconds for load in loads) for name in stages}
-        device, worker_wall = (
-            sum(load.device_busy_seconds for load in loads),
-            sum(load.wall_seconds for load in loads),
-        )
+        device = sum(load.device_busy_seconds for load in loads)
+        worker_wall = sum(load.wall_seconds for load in loads)
         return Progress(
             songs=self.songs,
             done=self._counts[Status.done],

@@ -98,7 +98,6 @@ def run_ray(
         pool = plan_pool(nodes_of(ray), settings.device, settings.threads, workers)
         # An actor sees the GPU that it holds, and no other.
         options = replace(settings, threads=pool.cpus, device="cuda" if pool.gpus else settings.device)
-
         notices = [f"Ray: {pool.describe()}."]
         if address and local_path(destination) is not None:
             notices.append(
@@ -190,13 +189,14 @@ def ray_cluster(address: str | None) -> Iterator[Any]:
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    # Ray sets its own handlers when it is imported and started.
-    with handling({number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}):
+    # Ray sets its own handlers when it is imported, and when it is started.
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    with handling(kept):
         ray = require("ray", "The engine ray")
         folder = None if address else _short_folder()
         try:
             # A terminal's Ctrl-C reaches all processes: those that are started now are to leave it to us.
-            with _native_errors_muted(), handling({signal.SIGINT: signal.SIG_IGN}):
+            with _native_errors_muted(), handling({**kept, signal.SIGINT: signal.SIG_IGN}):
                 _connect(ray, address, folder)
             yield ray
         finally:

@@ -189,12 +189,8 @@ def remove_abandoned(storage: Storage, patience: float) -> None:
 def sweep(parent: Path, host: str) -> None:
     """Remove the folders whose owners are gone."""
     for folder in parent.iterdir():
-        if not folder.is_dir():
-            continue
-        if folder.name.startswith(f"{host}-"):
-            if not _owned(folder):
-                shutil.rmtree(folder, ignore_errors=True)
-        elif _age(folder) > FOREIGN_AGE:
+        mine = folder.name.startswith(f"{host}-")
+        if folder.is_dir() and (not _owned(folder) if mine else _age(folder) > FOREIGN_AGE):
             shutil.rmtree(folder, ignore_errors=True)
 
 
