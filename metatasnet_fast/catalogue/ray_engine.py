@@ -190,7 +190,7 @@ def ray_cluster(address: str | None) -> Iterator[Any]:
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     # Ray sets its own handlers when it is imported, and when it is started.
-    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    kept: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     with handling(kept):
         ray = require("ray", "The engine ray")
         folder = None if address else _short_folder()

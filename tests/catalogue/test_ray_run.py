@@ -51,8 +51,13 @@ def test_a_worker_on_all_cpus_does_every_song_quietly_and_leaves_nothing(
     songs.append(Song("missing", str(tmp_path / "missing.wav")))
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     events: list[Event] = []
+
+    def listen(event: Event) -> None:
+        events.append(event)
+        assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
+
     options = settings(model, threads=available_cores())
-    ended = run_ray(songs, options, str(tmp_path / "out"), events.append, price_per_hour=3.0)
+    ended = run_ray(songs, options, str(tmp_path / "out"), listen, price_per_hour=3.0)
     assert ended.complete and ended.exit_code == 3 and ended.failures == {"not_found": 1}
     assert ended.progress.done == 6 and ended.progress.in_flight == 0 and ended.cost_per_1000_songs is not None
     rows = {row.id: row for row in Destination(str(tmp_path / "out")).ledger(ended.run)}
