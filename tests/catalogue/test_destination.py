@@ -347,3 +347,20 @@ def test_rows_are_not_written_to_a_folder_that_took_the_destinations_place(tmp_p
     assert list((tmp_path / "out").iterdir()) == []
     with pytest.raises(OSError, match="removed or unmounted"):
         ledger.close()
+
+
+def test_a_row_that_a_full_disk_cut_off_is_written_whole_with_the_next_one(tmp_path: Path) -> None:
+    target = Destination(str(tmp_path / "out"))
+    ledger, file = LedgerWriter(target, "run"), tmp_path / "out" / LEDGER / "run.jsonl"
+    ledger.add(Outcome("a", "a", Status.done, "key"))
+    before, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = file.stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, hard))
+    try:
+        ledger.add(Outcome("b", "b", Status.done, "key"))
+        assert file.stat().st_size == size
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, hard))
+    ledger.add(Outcome("c", "c", Status.done, "key"))
+    assert [row.id for row in target.ledger()] == ["a", "b", "c"]
+    assert len(file.read_bytes().splitlines()) == 3
