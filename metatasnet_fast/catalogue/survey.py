@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any, TypeVar
 
 from .._io import sha256_file
@@ -210,14 +211,10 @@ def verify(
 
 def _at_once(work: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
     """Yield the results of ``work`` in the order of the items, some of which are worked on at the same time."""
+    source = iter(items)
     with ThreadPoolExecutor(THREADS) as pool:
-        pending: deque[Future[U]] = deque()
-        for item in items:
-            pending.append(pool.submit(work, item))
-            if len(pending) > 2 * THREADS:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+        while batch := list(islice(source, 8 * THREADS)):
+            yield from pool.map(work, batch)
 
 
 def _judged(destination: Destination, folder: str, sizes: dict[str, int]) -> tuple[Result | None, str | None, set[str]]:
