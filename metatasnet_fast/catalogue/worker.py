@@ -218,6 +218,7 @@ def main() -> int:
     stop = threading.Event()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which says what to do
     signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
+    songs = _inbox(stop)  # now, so that the parent's end is noticed while the model is loaded
     try:
         destination = Destination(order.destination, token=order.token)
         worker = Worker(
@@ -229,12 +230,12 @@ def main() -> int:
     with worker:
         send(Ready(worker.capacity, worker.resources.identity.key))
         send(Notice(worker.resources.describe()))
-        worker.run(_inbox(stop), send)
+        worker.run(songs, send)
     return 0
 
 
 def _inbox(stop: threading.Event) -> Iterator[Song]:
-    """Yield songs as the parent sends them, until it says ``Stop`` or ``stop`` is set."""
+    """Return the songs as the parent sends them, until it says ``Stop`` or ``stop`` is set."""
     inbox: queue.SimpleQueue[Song] = queue.SimpleQueue()
 
     def read() -> None:
@@ -250,10 +251,13 @@ def _inbox(stop: threading.Event) -> Iterator[Song]:
             else:
                 inbox.put(message)
 
+    def songs() -> Iterator[Song]:
+        while not stop.is_set():
+            with contextlib.suppress(queue.Empty):
+                yield inbox.get(timeout=0.1)
+
     threading.Thread(target=read, name="inbox", daemon=True).start()
-    while not stop.is_set():
-        with contextlib.suppress(queue.Empty):
-            yield inbox.get(timeout=0.1)
+    return songs()
 
 
 def _sender() -> Callable[[object], None]:
