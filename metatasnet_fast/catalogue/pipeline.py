@@ -105,10 +105,10 @@ class SongPipeline:
                 break
         return outcome
 
-    def _attempts(self) -> Iterator[int]:
+    def _attempts(self, least: int = 1) -> Iterator[int]:
         """Yield the number of each attempt, with growing pauses between them; the first only if the run is being stopped."""
         yield 1
-        for attempt in range(2, self.settings.attempts + 1):
+        for attempt in range(2, max(self.settings.attempts, least) + 1):
             if self.stop.wait(PAUSE * 4 ** (attempt - 2)):
                 return
             yield attempt
@@ -297,7 +297,7 @@ class SongPipeline:
         Returns:
             the result of another run that published the same song at the same time, None if there was no such run.
         """
-        for _ in self._attempts():
+        for _ in self._attempts(least=2):  # the second may find what a killed run left, and replace it
             self.destination.check()
             try:
                 self.destination.storage.publish(staged, song_folder(song.id), result)
