@@ -74,7 +74,7 @@ struct InBfloat16 {
   using Element = Bfloat16;
   using Operand = std::uint32_t;
   using Place = LanePlace;
-  static constexpr int steps_at_once = 2;
+  static constexpr int steps_at_once = 2;  // of a chunk's two, unrolled
 
   static METATASNET_DEVICE float rounded(float value) { return to_float(stored<Bfloat16>(value)); }
   template <bool activate>
@@ -121,7 +121,7 @@ struct InTf32 {
 // Float32 in memory, products of split factors: x = big + small, big is x rounded to 10 bits of mantissa, small is the rest,
 // of which the tensor cores read 10 bits. x w = small_x big_w + big_x small_w + big_x big_w, added up in float32.
 //
-// A factor errs by 2^-21 at most, and small_x small_w, at most 2^-22 |x w|, is left out: a product errs by less than 2^-19.8
+// A factor errs by 2^-21 at most, and small_x small_w, at most 2^-22 |x w|, is left out: a product errs by less than 2^-19.6
 // |x w|, a float32 product by 2^-24. Tensor cores cut sums instead of rounding them, which in a long sum of like
 // signs would cost several bits, so they sum only 8 products; an ordinary addition, rounded, adds these to the sum.
 //
@@ -137,7 +137,6 @@ struct InSplitTf32 {
   using Place = LanePlace;
   static constexpr int steps_at_once = 1;  // with two, registers spill
 
-  static METATASNET_DEVICE float rounded(float value) { return value; }
   template <bool activate>
   static METATASNET_DEVICE Operand operand(std::uint32_t word, float slope) {
     const float value = activate ? prelu(as_float(word), slope) : as_float(word);

@@ -270,6 +270,7 @@ METATASNET_DEVICE void write_outputs(const Block& block, const PointwiseArgs& ar
 // Compute the moments of the tile from the values that write_outputs has left in `sum`.
 METATASNET_DEVICE void finish_outputs(Block& block, const PointwiseArgs& args, const Accumulators& sum, int unit,
                                       int tile, int part) {
+  static_assert(MomentsSpace<kColumns>::bytes <= kPipelineBytes);
   const int column = WarpPlace(block).column + d_column(block.lane(), 0);
   finish_moments<kThreads, kColumns, 2 * kColumnFragments>(
       block, args.statistics, unit, tile, part,

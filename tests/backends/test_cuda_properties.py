@@ -84,6 +84,31 @@ def test_norms_of_many_tiles_agree_with_eager(frames: int, order: int, ascending
     assert torch.equal(found(order), ascending_blocks)
 
 
+@pytest.mark.parametrize(
+    "odd", ["the mean is far from 0", "first frames are loud", "first frames are far from the rest"]
+)
+def test_norms_of_odd_tiles_agree_with_eager(odd: str) -> None:
+    """Deviations are taken from a tile's first value, then from the mean."""
+    stage = ONE_STAGE.stage(0)
+    parameters = stage_parameters(recipe_state(ONE_STAGE, 3), 0)
+    latent = torch.randn(1, stage.N, 300, generator=torch.Generator().manual_seed(4))
+    if odd == "the mean is far from 0":
+        latent = 1000 + latent
+    elif odd == "first frames are loud":
+        latent[..., ::128] *= 1000
+    else:
+        latent[..., ::128] += 1000
+    exact, eager, ours = (
+        backend.mask(prepare(backend, stage, parameters, precision), latent.to(precision.storage), None)
+        for backend, precision in (
+            (REFERENCE, Precision.float64),
+            (REFERENCE, Precision.float32),
+            (EMULATED, Precision.float32),
+        )
+    )
+    assert relative_error(ours, exact) <= max(FLOOR, 3 * relative_error(eager, exact))
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_neighbours_in_the_batch_change_no_bit(precision: Precision) -> None:
     state, mixes = recipe_state(ONE_STAGE, 3), noise(ONE_STAGE, 3, 3000)
