@@ -209,6 +209,25 @@ void bind_cuda(py::module_& module) {
              "The order in which emulated threads and blocks run: 0 ascending, 1 descending, others shuffle, and odd ones "
              "let warps drift apart.");
   module.def(
+      "multiply_emulated_split",
+      [](py::handle data_, py::handle weights_, py::handle out_) {
+        const Tensor data(data_, "data"), weights(weights_, "weights"), out(out_, "out");
+        data.require_shape({-1, -1});
+        weights.require_shape({-1, data.shape[1]});
+        const int channels = static_cast<int>(data.shape[1]), outputs = static_cast<int>(weights.shape[0]);
+        if (channels % 32) data.refuse("must have a multiple of 32 channels.");
+        out.require_shape({data.shape[0], (outputs + 31) / 32 * 32});
+        for (const Tensor* tensor : {&data, &weights, &out}) {
+          tensor->require_device("cpu", data.index);
+          tensor->require_dtype("float32");
+          tensor->require_contiguous();
+        }
+        emulated::multiply_split(data.shape[0], channels, outputs, reinterpret_cast<const float*>(data.data),
+                                 reinterpret_cast<const float*>(weights.data), reinterpret_cast<float*>(out.data));
+      },
+      py::arg("data"), py::arg("weights"), py::arg("out"),
+      "out (frames, outputs padded to 32) = data (frames, channels) times weights (outputs, channels), in split TF32.");
+  module.def(
       "record_emulated_launches",
       [](const py::function& job) {
         std::vector<emulated::Recorded> launches;

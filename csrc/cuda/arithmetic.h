@@ -1,4 +1,4 @@
-// The three arithmetics of the 1x1 convolutions: what is stored, and how a warp multiplies a chunk of the sum.
+// The four arithmetics of the 1x1 convolutions: what is stored, and how a warp multiplies a chunk of the sum.
 //
 // A warp owns 32 rows by 80 columns of the tile, as 2 x 10 fragments of 16 x 8. A chunk is 64 bytes of each row: 32
 // bfloat16 or 16 float32, in four units of 16 bytes, swizzled so that the eight rows of a matrix lie in different
@@ -44,21 +44,23 @@ constexpr int kSecondStep = 2 << 4;  // flipped in the offset of a unit
 template <class Self, bool activate>
 METATASNET_DEVICE void multiply_on_tensor_cores(Block& block, int a, int b, const LanePlace& lane, float slope,
                                                 Accumulators& sum) {
-#pragma unroll
+#pragma unroll Self::steps_at_once
   for (int step = 0; step < 2; ++step) {
     const int a_at = a + (lane.a ^ step * kSecondStep), b_at = b + (lane.b ^ step * kSecondStep);
-    std::uint32_t rows[kRowFragments][4];
+    typename Self::Operand rows[kRowFragments][4];
 #pragma unroll
     for (int i = 0; i < kRowFragments; ++i) {
-      block.load_matrices(rows[i], a_at + i * kFragmentRows * kChunkBytes);
+      std::uint32_t words[4];
+      block.load_matrices(words, a_at + i * kFragmentRows * kChunkBytes);
 #pragma unroll
-      for (int r = 0; r < 4; ++r) rows[i][r] = Self::template operand<activate>(rows[i][r], slope);
+      for (int r = 0; r < 4; ++r) rows[i][r] = Self::template operand<activate>(words[r], slope);
     }
 #pragma unroll
     for (int j = 0; j < kColumnFragments; j += 2) {
-      std::uint32_t columns[4];
-      block.load_matrices(columns, b_at + j * kFragmentColumns * kChunkBytes);
-      const std::uint32_t first[2] = {columns[0], columns[1]}, second[2] = {columns[2], columns[3]};
+      std::uint32_t words[4];
+      block.load_matrices(words, b_at + j * kFragmentColumns * kChunkBytes);
+      const typename Self::Operand first[2] = {Self::weight(words[0]), Self::weight(words[1])};
+      const typename Self::Operand second[2] = {Self::weight(words[2]), Self::weight(words[3])};
 #pragma unroll
       for (int i = 0; i < kRowFragments; ++i) {
         Self::mma(block, sum.v[i][j], rows[i], first);
@@ -70,8 +72,9 @@ METATASNET_DEVICE void multiply_on_tensor_cores(Block& block, int a, int b, cons
 
 struct InBfloat16 {
   using Element = Bfloat16;
+  using Operand = std::uint32_t;
   using Place = LanePlace;
-  static constexpr const char* name = "bfloat16";
+  static constexpr int steps_at_once = 2;  // of a chunk's two, unrolled
 
   static METATASNET_DEVICE float rounded(float value) { return to_float(stored<Bfloat16>(value)); }
   template <bool activate>
@@ -79,6 +82,7 @@ struct InBfloat16 {
     if (!activate) return word;
     return pack_bfloat16(prelu(low_bfloat16(word), slope), prelu(high_bfloat16(word), slope));
   }
+  static METATASNET_DEVICE std::uint32_t weight(std::uint32_t word) { return word; }
   static METATASNET_DEVICE void mma(Block& block, float (&d)[4], const std::uint32_t (&a)[4],
                                     const std::uint32_t (&b)[2]) {
     block.mma_bfloat16(d, a, b);
@@ -93,14 +97,16 @@ struct InBfloat16 {
 // Float32 in memory. Both factors of a product are rounded to 10 bits; weights are rounded when they are folded.
 struct InTf32 {
   using Element = float;
+  using Operand = std::uint32_t;
   using Place = LanePlace;
-  static constexpr const char* name = "tf32";
+  static constexpr int steps_at_once = 2;
 
   static METATASNET_DEVICE float rounded(float value) { return round_tf32(value); }
   template <bool activate>
   static METATASNET_DEVICE std::uint32_t operand(std::uint32_t word, float slope) {
     return as_bits(round_tf32(activate ? prelu(as_float(word), slope) : as_float(word)));
   }
+  static METATASNET_DEVICE std::uint32_t weight(std::uint32_t word) { return word; }
   static METATASNET_DEVICE void mma(Block& block, float (&d)[4], const std::uint32_t (&a)[4],
                                     const std::uint32_t (&b)[2]) {
     block.mma_tf32(d, a, b);
@@ -112,6 +118,54 @@ struct InTf32 {
   }
 };
 
+// Float32 in memory, products of split factors: x = big + small, big is x rounded to 10 bits of mantissa, small is the rest,
+// of which the tensor cores read 10 bits. x w = small_x big_w + big_x small_w + big_x big_w, added up in float32.
+//
+// A factor errs by 2^-21 at most, and small_x small_w, at most 2^-22 |x w|, is left out: a product errs by less than 2^-19.6
+// |x w|, a float32 product by 2^-24. Tensor cores cut sums instead of rounding them, which in a long sum of like
+// signs would cost several bits, so they sum only 8 products; an ordinary addition, rounded, adds these to the sum.
+//
+// If big is not finite, big is 0 and small is x (infinity - infinity would be NaN): a frame's infinity or NaN gives what
+// it gives in float32, and values within 2^-12 of the largest one keep 10 bits. Weights must be finite; infinity gives NaN.
+// Source: Ootomo and Yokota 2022, "Recovering single precision accuracy from Tensor Cores while surpassing the FP32
+// theoretical peak performance"; Fasi et al. 2021, "Numerical behavior of NVIDIA tensor cores".
+struct InSplitTf32 {
+  struct Operand {
+    std::uint32_t big, small;
+  };
+  using Element = float;
+  using Place = LanePlace;
+  static constexpr int steps_at_once = 1;  // with two, registers spill
+
+  template <bool activate>
+  static METATASNET_DEVICE Operand operand(std::uint32_t word, float slope) {
+    const float value = activate ? prelu(as_float(word), slope) : as_float(word);
+    const float big = to_10_bits(value);
+    return split(value, fabsf(big) < INFINITY ? big : 0.0f);
+  }
+  static METATASNET_DEVICE Operand weight(std::uint32_t word) { return split(as_float(word), to_10_bits(as_float(word))); }
+  static METATASNET_DEVICE void mma(Block& block, float (&d)[4], const Operand (&a)[4], const Operand (&b)[2]) {
+    const std::uint32_t big[4] = {a[0].big, a[1].big, a[2].big, a[3].big};
+    const std::uint32_t small[4] = {a[0].small, a[1].small, a[2].small, a[3].small};
+    const std::uint32_t big_weights[2] = {b[0].big, b[1].big}, small_weights[2] = {b[0].small, b[1].small};
+    float step[4] = {};
+    block.mma_tf32(step, small, big_weights);
+    block.mma_tf32(step, big, small_weights);
+    block.mma_tf32(step, big, big_weights);
+#pragma unroll
+    for (int r = 0; r < 4; ++r) d[r] += step[r];
+  }
+  template <bool activate>
+  static METATASNET_DEVICE void multiply(Block& block, int a, int b, const Place& place, float slope,
+                                         Accumulators& sum) {
+    multiply_on_tensor_cores<InSplitTf32, activate>(block, a, b, place, slope, sum);
+  }
+
+ private:
+  static METATASNET_DEVICE float to_10_bits(float value) { return as_float((as_bits(value) + 0x1000u) & 0xffffe000u); }
+  static METATASNET_DEVICE Operand split(float value, float big) { return {as_bits(big), as_bits(value - big)}; }
+};
+
 // IEEE float32 on the ordinary cores; each lane holds the same places of the result as with fragments.
 struct InFloat32 {
   using Element = float;
@@ -120,7 +174,6 @@ struct InFloat32 {
 
     METATASNET_DEVICE Place(const Block&, int row, int column) : first_row(row), first_column(column) {}
   };
-  static constexpr const char* name = "float32";
 
   static METATASNET_DEVICE float rounded(float value) { return value; }
   template <bool activate>

@@ -56,11 +56,11 @@ void Stage::encode_in(const Stream& stream, std::int64_t n, std::int64_t samples
       launch<LogPower>(stream, {others, 1, items}, log_power_shared_bytes(s.n_fft), power);
       PointwiseArgs mel = product(others, w.to_mel, s.mels, padded(s.bins()), 1.0f, buffers.mel);
       mel.source[0] = rows(buffers.log_power, others, s.bins());
-      launch_pointwise<InFloat32, From::frames>(stream, items, mel);
+      launch_pointwise<InSplitTf32, From::frames>(stream, items, mel);
       PointwiseArgs share = product(others, w.to_latent, s.N, padded(s.mels), 1.0f, buffers.share);
       share.source[0] = rows(buffers.mel, others, s.mels);
       share.bias = w.mel_bias;
-      launch_pointwise<InFloat32, From::frames>(stream, items, share);
+      launch_pointwise<InSplitTf32, From::frames>(stream, items, share);
     }
 
     PointwiseArgs bank = product(frames, w.bank, s.bank, padded(s.window), 0.0f, buffers.bank);

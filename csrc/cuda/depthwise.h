@@ -20,7 +20,7 @@ struct DepthwiseArgs {
   int dilation;
   const void* in;       // (units, frames, ld)
   const float* taps;    // (instruments, 3, ld)
-  const float* affine;  // (units, 3, ld): scale, mean, shift
+  const float* affine;  // (units, 5, ld): the norm, in the taps (norm.h)
   float slope;
   void* out;  // (units, frames, ld_out)
   int ld_out;
@@ -36,48 +36,39 @@ struct Depthwise {
   static constexpr int kTogether = sizeof(Element) == 2 ? 4 : 1;  // frames of a thread that are loaded together
 
   static METATASNET_DEVICE void run(Block& block, const Args& args) {
-    const int unit = block.z(), lane = block.lane(), part = lane % 4;
-    const int channel = block.y() * kChannels + part * 8;
-    const std::int64_t begin = static_cast<std::int64_t>(block.x()) * kTile + block.warp() * kWarpRows + lane / 4;
-    const float* taps = args.taps + unit % args.instruments * 3 * args.ld + channel;
-    const float* affine = args.affine + static_cast<std::int64_t>(unit) * 3 * args.ld + channel;
-    const Eight scale = load_eight(affine), mean = load_eight(affine + args.ld), shift = load_eight(affine + 2 * args.ld);
+    const int unit = block.z(), channel = first_channel(block);
+    const std::int64_t begin =
+        static_cast<std::int64_t>(block.x()) * kTile + block.warp() * kWarpRows + block.lane() / 4;
     // If all taps are inside the signal, y is sum_k weight[k] a + offset.
-    Eight weight[3], constant, offset;
+    Eight weight[3];
 #pragma unroll
-    for (int c = 0; c < 8; ++c) {
-      constant.v[c] = shift.v[c] - mean.v[c] * scale.v[c];
-      offset.v[c] = 0.0f;
-    }
-#pragma unroll
-    for (int k = 0; k < 3; ++k) {
-      const Eight tap = load_eight(taps + k * args.ld);
-#pragma unroll
-      for (int c = 0; c < 8; ++c) {
-        weight[k].v[c] = tap.v[c] * scale.v[c];
-        offset.v[c] += tap.v[c] * constant.v[c];
-      }
-    }
+    for (int k = 0; k < 3; ++k) weight[k] = load_eight(affine_row(block, args, k));
+    const Eight offset = load_eight(affine_row(block, args, 3));
     const std::int64_t rows = static_cast<std::int64_t>(unit) * args.frames, dilation = args.dilation;
     const auto* in = static_cast<const Element*>(args.in) + (rows + begin) * args.ld + channel;
     auto* out = static_cast<Element*>(args.out) + (rows + begin) * args.ld_out + channel;
     Eight y[4];
     const std::int64_t first_row = static_cast<std::int64_t>(block.x()) * kTile;
     if (first_row >= dilation && first_row + kTile + dilation <= args.frames) {
-      convolve<true>(args, in, out, begin, taps, constant, weight, offset, y);
+      convolve<true>(block, args, in, out, begin, weight, offset, y);
     } else {
-      convolve<false>(args, in, out, begin, taps, constant, weight, offset, y);
+      convolve<false>(block, args, in, out, begin, weight, offset, y);
     }
     finish_channels<threads>(block, args.statistics, y);
   }
 
  private:
+  static METATASNET_DEVICE int first_channel(const Block& block) { return block.y() * kChannels + block.lane() % 4 * 8; }
+  static METATASNET_DEVICE const float* affine_row(const Block& block, const Args& args, int row) {
+    return args.affine + (std::int64_t{block.z()} * 5 + row) * args.ld + first_channel(block);
+  }
+
   // Frames `begin` + 8 j. `inside`: all taps are inside the signal, too. A tap outside adds neither its frame nor its
   // part of the offset.
   template <bool inside>
-  static METATASNET_DEVICE void convolve(const Args& args, const Element* in, Element* out, std::int64_t begin,
-                                         const float* taps, const Eight& constant, const Eight (&weight)[3],
-                                         const Eight& offset, Eight (&y)[4]) {
+  static METATASNET_DEVICE void convolve(const Block& block, const Args& args, const Element* in, Element* out,
+                                         std::int64_t begin, const Eight (&weight)[3], const Eight& offset,
+                                         Eight (&y)[4]) {
     const std::int64_t dilation = args.dilation;
 #pragma unroll
     for (int first = 0; first < 4; first += kTogether) {
@@ -97,6 +88,8 @@ struct Depthwise {
         const std::int64_t t = begin + 8 * j;
         y[j] = offset;
         if (!inside && (t < dilation || t + dilation >= args.frames)) {
+          const float* const taps = args.taps + block.z() % args.instruments * 3 * args.ld + first_channel(block);
+          const Eight constant = load_eight(affine_row(block, args, 4));
 #pragma unroll 1
           for (int k = 0; k < 3; k += 2) {
             const std::int64_t at = t + (k - 1) * dilation;

@@ -108,6 +108,9 @@ device::MakeStage make_stage;
 void check(const device::Sizes& sizes);
 std::size_t shared_bytes(const device::Sizes& sizes);
 void set_order(unsigned order);  // emulator/block.h
+// out (frames, padded outputs) = data (frames, channels) times weights (outputs, channels) as the spectrogram's products are
+// computed; channels are a multiple of 32.
+void multiply_split(std::int64_t frames, int channels, int outputs, const float* data, const float* weights, float* out);
 
 // A launch that was recorded instead of emulated: the kernel's mangled type, its grid, the threads of a block, how many
 // blocks are meant to fit on a multiprocessor, the shared memory, and the arguments as the device would get them.

@@ -76,6 +76,7 @@ class MaskingRun {
     conv.slope = slopes_.blocks[2 * index];
     conv.out = buffers_.a;
     conv.statistics = statistics(s_.H, kColumns, block.norm_1, buffers_.affine);
+    conv.statistics.norm.taps = block.taps;
     return conv;
   }
 

@@ -146,6 +146,7 @@ struct MixConv {
     clear(sum);
     // Its first barrier comes before any thread reads the tile.
     multiply_loaded<InBfloat16, Convolution, false>(block, kTileBytes, 0, chunks, active, 0.0f, load, sum);
+    block.forget();
     write_outputs<Bfloat16>(block, next, sum, block.z(), std::int64_t{block.x()} * kTile, 0);
     finish_outputs(block, next, sum, block.z(), block.x(), 0);
   }

@@ -76,6 +76,7 @@ METATASNET_DEVICE void finish_moments(Block& block, const Statistics& to, int un
   const auto total = [&](int from, int past) {
     const float* const row = space.partial + block.lane() * space.stride;
     float sum = 0.0f;
+#pragma unroll 4
     for (int c = from; c < past; ++c) sum += row[c];
     return warp_sum(block, sum);
   };
@@ -87,12 +88,14 @@ METATASNET_DEVICE void finish_moments(Block& block, const Statistics& to, int un
   block.sync();
   each_group([&](int, int from, int past) {
     const float first = space.centre[from];
+#pragma unroll 1  // once as a rule, as below
     for (int c = from + 1 + block.lane(); c < past; c += kWarp) space.centre[c] = first;
   });
   block.sync();
   bring([](float d) { return d; });
   each_group([&](int, int from, int past) {
     const float mean = total(from, past) / static_cast<float>(rows * (past - from));
+#pragma unroll 1
     for (int c = from + block.lane(); c < past; c += kWarp) space.centre[c] += mean;
   });
   block.sync();

@@ -3,6 +3,10 @@
 //   rstd[u, g] = 1 / sqrt(variance of group g over (channels, time) + 1e-8)
 //   affine[u] = (gamma[i] rstd[u, g], mean[u, g], beta[i]);  n(x) = (x - mean) scale + shift
 //
+// Before a depthwise convolution it is the convolution of the normalised signal instead, taps[i] scale, and what they add:
+//
+//   affine[u] = (w_0, w_1, w_2, sum_k taps[i, k] c, c);  w_k = taps[i, k] scale, c = shift - mean scale
+//
 // The pass that writes an activation makes the norm of it as well: each block leaves the moments of its part of every
 // group (moments.h), and the last block of a unit merges them, in float64 and in a fixed order, so results are the same
 // bits whichever block that is. The only thing added atomically is the integer that tells who is last. A group may
@@ -53,8 +57,11 @@ struct NormArgs {
   PartMoments sources[2];  // the two sources, side by side; the second may have no channels
   int width;               // channels of a group
   const float* weight;     // (instruments, 2, channels): gamma, beta
+  const float* taps;       // (instruments, 3, ld_affine) of the depthwise convolution that reads the norm; else null
   int ld_affine;
-  float* affine;  // (units, 3, ld_affine); zeros for padding channels. If null, a launch of Norm makes it
+  float* affine;  // (units, rows(), ld_affine); zeros for padding channels. If null, a launch of Norm makes it
+
+  METATASNET_DEVICE int rows() const { return taps ? 5 : 3; }
 };
 
 // Destination of the moments of a pass's results.
@@ -102,7 +109,7 @@ METATASNET_DEVICE void make_norm(Block& block, const NormArgs& args, int unit) {
   const int width = args.width, channels = kGroups * width;
   const double count = static_cast<double>(args.frames) * width;
   const float* weight = args.weight + unit % args.instruments * 2 * channels;
-  float* affine = args.affine + static_cast<std::int64_t>(unit) * 3 * args.ld_affine;
+  float* affine = args.affine + static_cast<std::int64_t>(unit) * args.rows() * args.ld_affine;
 #pragma unroll 1
   for (int group = block.warp(); group < kGroups; group += threads / kWarp) {
     const int first = group * width, last = first + width;
@@ -115,13 +122,26 @@ METATASNET_DEVICE void make_norm(Block& block, const NormArgs& args, int unit) {
     });
     const double rstd = 1.0 / std::sqrt(warp_sum(block, m2) / count + kEpsilon);
     for (int c = first + block.lane(); c < last; c += kWarp) {
-      affine[c] = static_cast<float>(weight[c] * rstd);
-      affine[args.ld_affine + c] = static_cast<float>(mean);
-      affine[2 * args.ld_affine + c] = weight[channels + c];
+      const float scale = static_cast<float>(weight[c] * rstd), shift = weight[channels + c];
+      if (args.taps) {
+        const float constant = shift - static_cast<float>(mean) * scale;
+        float offset = 0.0f;
+        for (int k = 0; k < 3; ++k) {
+          const float tap = args.taps[(unit % args.instruments * 3 + k) * args.ld_affine + c];
+          affine[k * args.ld_affine + c] = tap * scale;
+          offset += tap * constant;
+        }
+        affine[3 * args.ld_affine + c] = offset;
+        affine[4 * args.ld_affine + c] = constant;
+      } else {
+        affine[c] = scale;
+        affine[args.ld_affine + c] = static_cast<float>(mean);
+        affine[2 * args.ld_affine + c] = shift;
+      }
     }
   }
   for (int c = channels + block.thread(); c < args.ld_affine; c += threads) {
-    for (int j = 0; j < 3; ++j) affine[j * args.ld_affine + c] = 0.0f;
+    for (int j = 0; j < args.rows(); ++j) affine[j * args.ld_affine + c] = 0.0f;
   }
 }
 

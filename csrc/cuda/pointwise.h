@@ -76,25 +76,36 @@ METATASNET_DEVICE RowCopies<kTile, false> frame_copies(const Block& block, const
           (source.channels + kPerUnit - 1) / kPerUnit};
 }
 
-// Windows of the signal, zero outside it: element k of frame t is sample t * stride - padding + k.
+// Windows of the signal, zero outside it: element k of frame t is sample t * stride - padding + k. A thread makes the same
+// two elements of every kApart-th frame. Frames after the last one are not zero: their results are not written.
 template <class Arithmetic>
 METATASNET_DEVICE void load_signal(Block& block, int to, const PointwiseArgs& args, int item, std::int64_t first,
                                    int chunk) {
   using Element = typename Arithmetic::Element;
-  constexpr int kPerChunk = kChunkBytes / sizeof(Element), kPerUnit = 16 / sizeof(Element);
-  const float* signal = args.signal + item * args.samples;
-#pragma unroll 1  // the addresses of several steps would take registers that the accumulators need
-  for (int i = block.thread(); i < kTile * kPerChunk / 2; i += kThreads) {
-    const int row = i / (kPerChunk / 2), k = i % (kPerChunk / 2) * 2, tap = chunk * kPerChunk + k;
+  constexpr int kPerChunk = kChunkBytes / sizeof(Element), kPerUnit = 16 / sizeof(Element), kPairs = kPerChunk / 2;
+  constexpr int kApart = kThreads / kPairs;
+  static_assert(kTile % kApart == 0 && kApart % 8 == 0);  // rows at this distance are swizzled alike
+  block.forget();  // places kept from chunk to chunk would take registers that the accumulators need
+  const int row = block.thread() / kPairs, k = block.thread() % kPairs * 2, tap = chunk * kPerChunk + k;
+  const std::int64_t sample = (first + row) * args.stride - args.padding + tap;
+  const float* const from = args.signal + item * args.samples + sample;
+  // Sample `sample` + e exists for e from low to past - 1.
+  const int step = kApart * args.stride, most = kTile * args.stride;
+  const int low = sample < 0 ? static_cast<int>(-sample) : 0;
+  const int past = args.samples - sample < most ? static_cast<int>(args.samples - sample) : most;
+  std::uint32_t there[2];
+#pragma unroll
+  for (int j = 0; j < 2; ++j) there[j] = tap + j < args.window && low < past ? past - low : 0;
+  char* const at = block.shared() + to + unit_offset(row, k / kPerUnit) + k % kPerUnit * sizeof(Element);
+#pragma unroll
+  for (int i = 0; i < kTile / kApart; ++i) {
     float pair[2];
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
-      const std::int64_t sample = (first + row) * args.stride - args.padding + tap + j;
-      const bool there = tap + j < args.window && first + row < args.frames && sample >= 0 && sample < args.samples;
-      pair[j] = there ? Arithmetic::rounded(signal[sample]) : 0.0f;
+      const bool valid = static_cast<std::uint32_t>(i * step + j - low) < there[j];
+      pair[j] = valid ? from[i * step + j] : 0.0f;
     }
-    char* at = block.shared() + to + unit_offset(row, k / kPerUnit) + k % kPerUnit * sizeof(Element);
-    store_pair(reinterpret_cast<Element*>(at), pair[0], pair[1]);
+    store_pair(reinterpret_cast<Element*>(at + i * kApart * kChunkBytes), pair[0], pair[1]);
   }
 }
 
@@ -259,6 +270,7 @@ METATASNET_DEVICE void write_outputs(const Block& block, const PointwiseArgs& ar
 // Compute the moments of the tile from the values that write_outputs has left in `sum`.
 METATASNET_DEVICE void finish_outputs(Block& block, const PointwiseArgs& args, const Accumulators& sum, int unit,
                                       int tile, int part) {
+  static_assert(MomentsSpace<kColumns>::bytes <= kPipelineBytes);
   const int column = WarpPlace(block).column + d_column(block.lane(), 0);
   finish_moments<kThreads, kColumns, 2 * kColumnFragments>(
       block, args.statistics, unit, tile, part,

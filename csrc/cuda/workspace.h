@@ -82,7 +82,7 @@ struct MaskBuffers {
     latent_moments = moments_of(own_inputs ? units : items, n_ld);
     partial_moments = moments_of(units, padded(s.partial));
     arrived = arena.take<int>(units);
-    affine = arena.take<float>(units * 3 * (in_ld > widest ? in_ld : widest));
+    affine = arena.take<float>(units * 5 * (in_ld > widest ? in_ld : widest));
     affine_2 = arena.take<float>(units * 3 * h_ld);
     std::int64_t matrix = std::int64_t{s.B} * in_ld;
     if (matrix < std::int64_t{s.B} * h_ld) matrix = std::int64_t{s.B} * h_ld;

@@ -84,6 +84,31 @@ def test_norms_of_many_tiles_agree_with_eager(frames: int, order: int, ascending
     assert torch.equal(found(order), ascending_blocks)
 
 
+@pytest.mark.parametrize(
+    "odd", ["the mean is far from 0", "first frames are loud", "first frames are far from the rest"]
+)
+def test_norms_of_odd_tiles_agree_with_eager(odd: str) -> None:
+    """Deviations are taken from a tile's first value, then from the mean."""
+    stage = ONE_STAGE.stage(0)
+    parameters = stage_parameters(recipe_state(ONE_STAGE, 3), 0)
+    latent = torch.randn(1, stage.N, 300, generator=torch.Generator().manual_seed(4))
+    if odd == "the mean is far from 0":
+        latent = 1000 + latent
+    elif odd == "first frames are loud":
+        latent[..., ::128] *= 1000
+    else:
+        latent[..., ::128] += 1000
+    exact, eager, ours = (
+        backend.mask(prepare(backend, stage, parameters, precision), latent.to(precision.storage), None)
+        for backend, precision in (
+            (REFERENCE, Precision.float64),
+            (REFERENCE, Precision.float32),
+            (EMULATED, Precision.float32),
+        )
+    )
+    assert relative_error(ours, exact) <= max(FLOOR, 3 * relative_error(eager, exact))
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_neighbours_in_the_batch_change_no_bit(precision: Precision) -> None:
     state, mixes = recipe_state(ONE_STAGE, 3), noise(ONE_STAGE, 3, 3000)
@@ -194,3 +219,40 @@ def test_tf32_lies_between_bfloat16_and_float32() -> None:
     exact = separate(REFERENCE, ONE_STAGE, state, mixes, Precision.float64)[1]
     errors = [relative_error(separate(EMULATED, ONE_STAGE, state, mixes, p)[1], exact) for p in PRECISIONS]
     assert 10 * errors[0] < errors[1] < errors[2] / 4
+
+
+def split_product(data: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    out = torch.full((len(data), -(-len(weights) // 32) * 32), torch.nan)
+    native.load().multiply_emulated_split(data, weights, out)
+    return out[:, : len(weights)]
+
+
+@pytest.mark.parametrize("signs", ["alike", "mixed"])
+def test_products_in_split_tf32_are_as_good_as_in_float32(signs: str) -> None:
+    """Sums of like signs show the rounding of sums: tensor cores, and the emulated ones, cut instead of rounding."""
+    generator = torch.Generator().manual_seed(7)
+    data, weights = (torch.rand(n, 2080, generator=generator) - (signs == "mixed") / 2 for n in (130, 33))
+    exact = data.double() @ weights.double().T
+    float32 = relative_error(data @ weights.T, exact)
+    assert relative_error(split_product(data, weights), exact) <= 3 * float32
+    assert relative_error(split_product(2.0**120 * data, 2.0**-100 * weights), 2.0**20 * exact) <= 3 * float32
+
+
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+def test_infinity_and_nan_in_split_tf32_give_what_they_give_in_float32(value: float) -> None:
+    """Weights that are tf32 already have a small part of 0, which infinity would turn into NaN."""
+    data = torch.ones(3, 64)
+    data[0, 5] = data[1, 63] = value
+    weights = torch.ones(40, 64)
+    weights[1], weights[2], weights[3, 5], weights[4, 5], weights[5] = -1 / 3, 1 / 3, 0, -1e-30, 1e36
+    torch.testing.assert_close(split_product(data, weights), data @ weights.T, rtol=1e-6, atol=0, equal_nan=True)
+
+
+def test_split_tf32_neither_overflows_early_nor_hides_infinite_weights() -> None:
+    largest = torch.finfo(torch.float32).max
+    data, weights = torch.zeros(2, 32), torch.zeros(2, 32)
+    data[:, 0] = torch.tensor([largest, 1.0])
+    weights[:, 0] = torch.tensor([0.25, torch.inf])
+    found = split_product(data, weights)
+    assert relative_error(found[:, :1], data[:, :1] * 0.25) < 2**-10
+    assert not found[:, 1].isfinite().any()

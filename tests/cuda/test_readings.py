@@ -36,7 +36,7 @@ def parse(text: str) -> list[Reading]:
     found = []
     for name, architecture, stores, loads, registers, rest in re.findall(pattern, text, re.DOTALL):
         kernel = next(k for k in sorted(KERNELS, key=len, reverse=True) if f"{len(k)}{k}" in name)
-        arithmetic = next((a for a in ("InFloat32", "InTf32", "InBfloat16") if a in name), "")
+        arithmetic = next((a for a in ("InFloat32", "InSplitTf32", "InTf32", "InBfloat16") if a in name), "")
         shared = re.search(r"(\d+) bytes smem", rest)
         size = int(shared[1]) if shared else 0
         found.append(Reading(kernel, arithmetic, architecture, int(stores) + int(loads), int(registers), size))

@@ -1,6 +1,7 @@
 // The scheduler of an emulated block, and what threads do together.
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <exception>
 #include <memory>
 #include <numeric>
@@ -175,10 +176,18 @@ int unpack(std::uint32_t word, bool bfloat16, float* to) {
   return 2;
 }
 
+// Drops what a float32 cannot hold, as tensor cores do.
+// Source: Fasi et al. 2021, "Numerical behavior of NVIDIA tensor cores".
+float cut(double value) {
+  const float near = static_cast<float>(value);
+  const bool above = std::isfinite(near) && std::fabs(static_cast<double>(near)) > std::fabs(value);
+  return above ? as_float(as_bits(near) - 1) : near;
+}
+
 void multiply_fragments(Operands (&lanes)[kWarp], bool bfloat16) {
   const int each = bfloat16 ? 2 : 1;
   float a[kFragmentRows][kFragmentWords * 2], b[kFragmentWords * 2][kFragmentColumns];
-  float d[kFragmentRows][kFragmentColumns];
+  double d[kFragmentRows][kFragmentColumns];
   for (int l = 0; l < kWarp; ++l) {
     for (int r = 0; r < 4; ++r) unpack(lanes[l].a[r], bfloat16, &a[a_row(l, r)][a_word(l, r) * each]);
     for (int r = 0; r < 2; ++r) {
@@ -190,11 +199,11 @@ void multiply_fragments(Operands (&lanes)[kWarp], bool bfloat16) {
   }
   for (int k = 0; k < kFragmentWords * each; ++k) {
     for (int i = 0; i < kFragmentRows; ++i) {
-      for (int j = 0; j < kFragmentColumns; ++j) d[i][j] += a[i][k] * b[k][j];
+      for (int j = 0; j < kFragmentColumns; ++j) d[i][j] += double{a[i][k]} * b[k][j];
     }
   }
   for (int l = 0; l < kWarp; ++l) {
-    for (int r = 0; r < 4; ++r) lanes[l].d[r] = d[d_row(l, r)][d_column(l, r)];
+    for (int r = 0; r < 4; ++r) lanes[l].d[r] = cut(d[d_row(l, r)][d_column(l, r)]);
   }
 }
 
