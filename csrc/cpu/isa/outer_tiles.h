@@ -27,19 +27,25 @@ METATASNET_INLINE void turn(const char* in, std::ptrdiff_t unit, float* out) {
       const auto quarter = [&](int l) METATASNET_INLINE_LAMBDA {
         return _mm_loadu_ps(reinterpret_cast<const float*>(in + (4 * l + i) * unit) + 4 * g);
       };
-      row[i] = _mm512_broadcast_f32x4(quarter(0));
+      row[i] = _mm512_maskz_broadcast_f32x4(0x000f, quarter(0));
       row[i] = _mm512_mask_broadcast_f32x4(row[i], 0x00f0, quarter(1));
       row[i] = _mm512_mask_broadcast_f32x4(row[i], 0x0f00, quarter(2));
       row[i] = _mm512_mask_broadcast_f32x4(row[i], 0xf000, quarter(3));
     }
-    const __m512d low01 = _mm512_castps_pd(_mm512_unpacklo_ps(row[0], row[1]));
-    const __m512d high01 = _mm512_castps_pd(_mm512_unpackhi_ps(row[0], row[1]));
-    const __m512d low23 = _mm512_castps_pd(_mm512_unpacklo_ps(row[2], row[3]));
-    const __m512d high23 = _mm512_castps_pd(_mm512_unpackhi_ps(row[2], row[3]));
-    store(out + (4 * g + 0) * kTileUnits, (Vec)_mm512_unpacklo_pd(low01, low23));
-    store(out + (4 * g + 1) * kTileUnits, (Vec)_mm512_unpackhi_pd(low01, low23));
-    store(out + (4 * g + 2) * kTileUnits, (Vec)_mm512_unpacklo_pd(high01, high23));
-    store(out + (4 * g + 3) * kTileUnits, (Vec)_mm512_unpackhi_pd(high01, high23));
+    // Masked with all lanes: GCC 12 warns of its own unmasked intrinsics.
+    const auto low = [](__m512 a, __m512 b) METATASNET_INLINE_LAMBDA {
+      return _mm512_castps_pd(_mm512_maskz_unpacklo_ps(0xffff, a, b));
+    };
+    const auto high = [](__m512 a, __m512 b) METATASNET_INLINE_LAMBDA {
+      return _mm512_castps_pd(_mm512_maskz_unpackhi_ps(0xffff, a, b));
+    };
+    const __m512d pairs[2][2] = {{low(row[0], row[1]), low(row[2], row[3])}, {high(row[0], row[1]), high(row[2], row[3])}};
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {
+      float* at = out + (4 * g + 2 * i) * kTileUnits;
+      store(at, (Vec)_mm512_maskz_unpacklo_pd(0xff, pairs[i][0], pairs[i][1]));
+      store(at + kTileUnits, (Vec)_mm512_maskz_unpackhi_pd(0xff, pairs[i][0], pairs[i][1]));
+    }
   }
 }
 
