@@ -54,8 +54,8 @@ def teach(cache: Path, run: Path, given: Mapping[str, Any]) -> None:
 def test_a_minute_of_generated_music_teaches_a_tiny_network(tmp_path: Path) -> None:
     cache = write_cache(tmp_path / "cache", seconds=8.0, train=8, valid=1, rates=(8000,))
     network = {"N": 64, "B": 24, "H": 24, "layers": 4, "stack": 1, "num_mels": 16, "stages_num": 1}
-    recipe = {"batch_size": 6, "time_length": 0.5, "steps": 80, "learning_rate": 0.05, "sgdr_period": 81}
-    teach(cache, tmp_path / "run", {**network, **recipe, "stats_items": 32, "validate_every": 80})
+    recipe = {"batch_size": 6, "time_length": 0.5, "steps": 160, "learning_rate": 0.05, "sgdr_period": 161}
+    teach(cache, tmp_path / "run", {**network, **recipe, "stats_items": 32, "validate_every": 160})
     found = improvements(cache, tmp_path / "run", 8000)
     assert sum(found.values()) / 4 > 2, found
     assert sorted(found.values())[1] > 2, found  # at least three stems
