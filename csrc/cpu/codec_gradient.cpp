@@ -18,7 +18,9 @@ namespace metatasnet {
 namespace {
 
 constexpr int kGroupTiles = 8;
-constexpr int kColumnPanels = 8;  // panels of a weight gradient that one thread adds up, as they share a factor
+// Panels of columns of a weight gradient that one thread adds up, of half of its rows: they share what is made of the
+// rows, and halves leave enough parts for the threads.
+constexpr int kColumnPanels = 8;
 
 class Segments {
  public:

@@ -23,12 +23,19 @@ constexpr std::ptrdiff_t kPanelBytes = kPanel * 4;
 
 typedef Accumulators<kTileHeight> TileSums;
 
-// Tiles 0 to 3: sums, 4 and 5: frames, 6 and 7: weights.
-METATASNET_INLINE void load_sums(const TileSums* sums) {
-  _tile_loadd(0, &sums[0][0][0], kPanelBytes);
-  _tile_loadd(1, &sums[0][0][1], kPanelBytes);
-  _tile_loadd(2, &sums[1][0][0], kPanelBytes);
-  _tile_loadd(3, &sums[1][0][1], kPanelBytes);
+METATASNET_INLINE const char* bytes_of(const float* at) { return reinterpret_cast<const char*>(at); }
+
+// Tiles 0 to 3: sums, 32 rows by 32 columns at `at` or zero. 4 and 5: frames, 6 and 7: weights.
+METATASNET_INLINE void load_sums(const float* at, std::ptrdiff_t stride) {
+  const float* below = at + kTileHeight * stride / 4;
+  show_tile(bytes_of(at), stride);
+  show_tile(bytes_of(at + kLanes), stride);
+  show_tile(bytes_of(below), stride);
+  show_tile(bytes_of(below + kLanes), stride);
+  _tile_loadd(0, at, stride);
+  _tile_loadd(1, at + kLanes, stride);
+  _tile_loadd(2, below, stride);
+  _tile_loadd(3, below + kLanes, stride);
 }
 
 METATASNET_INLINE void zero_sums() {
@@ -38,26 +45,28 @@ METATASNET_INLINE void zero_sums() {
   _tile_zero(3);
 }
 
-METATASNET_INLINE void store_sums(TileSums* sums) {
-  _tile_stored(0, &sums[0][0][0], kPanelBytes);
-  _tile_stored(1, &sums[0][0][1], kPanelBytes);
-  _tile_stored(2, &sums[1][0][0], kPanelBytes);
-  _tile_stored(3, &sums[1][0][1], kPanelBytes);
+METATASNET_INLINE void store_sums(float* at, std::ptrdiff_t stride) {
+  float* below = at + kTileHeight * stride / 4;
+  _tile_stored(0, at, stride);
+  _tile_stored(1, at + kLanes, stride);
+  _tile_stored(2, below, stride);
+  _tile_stored(3, below + kLanes, stride);
 }
 
-// The sums += A W over `units` of k, a multiple of kTileUnits. Both tiles of frames are always read, even if only one
-// holds valid frames.
-METATASNET_INLINE void multiply_tiles(const char* a, std::ptrdiff_t stride, const float* w, int units) {
-  for (int u = 0; u < units; u += kTileUnits, a += kTileBytes, w += kTileUnits * kPanel) {
+// The sums += A W over `units` of k, a multiple of kTileUnits; the rows of A and W are `stride` and `w_stride` bytes
+// apart. Both tiles of frames are always read, even if only one holds valid frames.
+METATASNET_INLINE void multiply_tiles(const char* a, std::ptrdiff_t stride, const char* w, std::ptrdiff_t w_stride,
+                                      int units) {
+  for (int u = 0; u < units; u += kTileUnits, a += kTileBytes, w += kTileUnits * w_stride) {
     const char* below = a + kTileHeight * stride;
     show_tile(a, stride);
     show_tile(below, stride);
-    show_tile(reinterpret_cast<const char*>(w), kPanelBytes);
-    show_tile(reinterpret_cast<const char*>(w + kLanes), kPanelBytes);
-    _tile_loadd(6, w, kPanelBytes);
+    show_tile(w, w_stride);
+    show_tile(w + kTileBytes, w_stride);
+    _tile_loadd(6, w, w_stride);
     _tile_loadd(4, a, stride);
     _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(7, w + kLanes, kPanelBytes);
+    _tile_loadd(7, w + kTileBytes, w_stride);
     _tile_dpbf16ps(1, 4, 7);
     _tile_loadd(5, below, stride);
     _tile_dpbf16ps(2, 5, 6);
@@ -126,19 +135,20 @@ METATASNET_INLINE void gemm(const bfloat16* a, std::ptrdiff_t lda, int rows, con
       const bool complete = u + kBlock >= whole;
       const int units = complete ? whole - u : kBlock;
       for (int r = 0; r < rows; r += kBlockRows) {
-        TileSums* block = sums + r / kTileHeight;
+        float* sums_at = reinterpret_cast<float*>(sums + r / kTileHeight);
         if (u) {
-          load_sums(block);
+          load_sums(sums_at, kPanelBytes);
         } else {
           zero_sums();
         }
         if (complete) epilogue.template prefetch<kBlockRows>(p, r);
-        multiply_tiles(rows_at + r * stride + 4 * u, stride, weights + static_cast<std::ptrdiff_t>(u) * kPanel, units);
+        multiply_tiles(rows_at + r * stride + 4 * u, stride,
+                       bytes_of(weights + static_cast<std::ptrdiff_t>(u) * kPanel), kPanelBytes, units);
         if (complete && whole < band.units)
-          multiply_tiles(reinterpret_cast<const char*>(remainder.frames[r]), kTileBytes, remainder.weights[0],
+          multiply_tiles(bytes_of(remainder.frames[r]), kTileBytes, bytes_of(remainder.weights[0]), kPanelBytes,
                          kTileUnits);
         conclude();
-        store_sums(block);
+        store_sums(sums_at, kPanelBytes);
         if (complete) {
           waiting_panel = p;
           waiting_row = r;
