@@ -60,7 +60,7 @@ def discard(stream: TextIO) -> None:
 
 @contextlib.contextmanager
 def handling(handlers: Mapping[int, Any]) -> Iterator[None]:
-    """Handle signals so in the block, and as before after it; only the main thread may, in others nothing changes."""
+    """Set handlers of signals for the block; in other threads than the main one, which may not set any, change nothing."""
     before = {}
     if threading.current_thread() is threading.main_thread():
         before = {number: signal.signal(number, handler) for number, handler in handlers.items()}

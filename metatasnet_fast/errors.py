@@ -16,6 +16,7 @@ __all__ = [
     "EmptyAudioError",
     "MetaTasNetError",
     "MissingDependencyError",
+    "MissingTrackError",
     "NotAudioError",
     "OutOfMemoryError",
     "OutputError",
@@ -60,6 +61,10 @@ class AudioReadError(MetaTasNetError, OSError):
 
 class NotAudioError(AudioReadError):
     """A file that holds no audio stream."""
+
+
+class MissingTrackError(NotAudioError):
+    """A file whose audio has no track of a number."""
 
 
 class EmptyAudioError(AudioReadError):

@@ -13,7 +13,7 @@ from types import TracebackType
 import numpy as np
 import torch
 
-from ..errors import AudioReadError, EmptyAudioError, NotAudioError
+from ..errors import AudioReadError, EmptyAudioError, MissingTrackError, NotAudioError
 from .decode import (
     UNMARKED_OGG,
     DecodeError,
@@ -163,7 +163,8 @@ def open_audio(path: str | os.PathLike[str], *, track: int | None = None, partia
         partial: read what is there where less than 95 % of the announced samples can be decoded.
 
     Raises:
-        NotAudioError: for files without audio, which neither begin as audio files do nor can be decoded, or without that track.
+        NotAudioError: for files without audio, which neither begin as audio files do nor can be decoded.
+        MissingTrackError: for files without that track.
         EmptyAudioError: for audio without samples.
         AudioReadError: for what is missing, forbidden, damaged beyond reading, or of a codec that cannot be decoded here; and,
             at the end of the iteration, without ``partial``, for files of which less than 95 % could be decoded.
@@ -233,7 +234,7 @@ def _open_decoder(path: Path, track: int | None) -> tuple[Decoder, Iterator[Samp
         except NoAudioStream as error:
             raise NotAudioError(f"{path} holds no audio (FFmpeg: {error}); name an audio or video file.") from None
         except NoTrack as error:
-            raise NotAudioError(f"{path} has {error}; name another one.") from None
+            raise MissingTrackError(f"{path} has {error}; name another one.") from None
         except DecodeError as error:
             reasons.append(f"{name}: {error}")
             if isinstance(error, NoDecoder):

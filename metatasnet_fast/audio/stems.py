@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from ..errors import AudioReadError, NotAudioError
-from .headers import RECOGNISED_BY, recognise
+from ..errors import AudioReadError, MissingTrackError
 from .read import AudioFile, read_audio
 
 __all__ = ["MIXTURES", "MUSDB_SIGNALS", "STEM_MP4", "read_stems"]
@@ -55,10 +54,7 @@ def read_stems(files: Mapping[str, Path]) -> dict[str, AudioFile]:
 def _read_musdb(path: Path, name: str) -> AudioFile:
     try:
         audio = read_audio(path, track=1 + MUSDB_SIGNALS.index(name))
-    except NotAudioError as error:
-        with open(path, "rb") as file:
-            if recognise(file.read(RECOGNISED_BY)) is None:
-                raise  # there is no stem, as there is no audio at all
+    except MissingTrackError as error:
         raise AudioReadError(
             f"{path} holds no {name}, so it is no track of MUSDB18, whose files hold {', '.join(MUSDB_SIGNALS)}."
         ) from error

@@ -68,9 +68,9 @@ class WorkerPool:
     start: Callable[[Order], Process] = ChildProcess
     """Makes the process of a worker."""
     machines: int = 1
-    """That the price per hour is paid for."""
+    """Number of machines, each paid for at the price per hour."""
     notices: Sequence[str] = ()
-    """What to say if there is something to do."""
+    """Said before the work, if there is any."""
 
 
 class RunLog:

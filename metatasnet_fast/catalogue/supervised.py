@@ -56,7 +56,7 @@ class Order:
     settings: Settings
     destination: str
     token: str | None = None
-    """Of the destination, see :class:`Destination`."""
+    """The destination's token, see :class:`Destination`."""
     number: int = 0
     contents: Mapping[str, str] = field(default_factory=dict)
     """The contents done at the destination, see :class:`Contents`."""

@@ -201,9 +201,9 @@ def compare(
 
 
 def test_every_networks_gradients_agree_with_float64_as_closely_as_eager() -> None:
-    """The error of a slope's gradient, one ill-conditioned number, is a matter of chance in a single network, ours as
-    eager's: the largest errors of all networks are compared."""
-    slopes: list[tuple[float, float]] = []
+    """The error of a slope's gradient, one ill-conditioned number, is a matter of chance, ours as eager's: in one network of
+    all it may be twice as large as the rule allows."""
+    slopes: list[float] = []
 
     @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
     @given(
@@ -226,14 +226,15 @@ def test_every_networks_gradients_agree_with_float64_as_closely_as_eager() -> No
     ) -> None:
         with mock.patch.dict(os.environ, {ISA_VARIABLE: isa}):
             for part, ours, eager in compare(config, batch, samples, frames, seed, dropout, Precision.float32):
+                of_allowed = ours / max(FLOOR, 3 * eager)
                 if part.endswith(" slopes"):
-                    slopes.append((ours, eager))
+                    slopes.append(of_allowed)
                 else:
-                    assert ours <= max(FLOOR, 3 * eager), part
+                    assert of_allowed <= 1, part
 
     check()
-    largest, eagers_largest = (max(errors) for errors in zip(*slopes, strict=True))
-    assert largest <= 3 * eagers_largest
+    *others, largest = sorted(slopes)
+    assert max(others) <= 1 and largest <= 2
 
 
 def test_gradients_in_bfloat16_are_as_close_as_autocasts() -> None:
