@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +28,7 @@ __all__ = [
     "same_checksum",
     "sha256_file",
     "sync",
+    "to_json",
     "try_lock",
     "write_atomically",
     "writing",
@@ -166,6 +168,19 @@ def same_checksum(one: str, other: str) -> bool:
 
 def _versioned(checksum: str) -> str:
     return checksum if ":" in checksum else f"1:{checksum}"
+
+
+def to_json(value: Any) -> str:
+    """Return the text of a value in one line; numbers that JSON does not have, NaN and infinity, are null."""
+    return json.dumps(_finite(value))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def try_lock(file: int | IO[Any]) -> bool | None:

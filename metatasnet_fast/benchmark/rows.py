@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .._io import write_atomically
+from .._io import to_json, write_atomically
 from ..errors import ConfigError
 from .cases import COMPILED
 from .timing import Spread
@@ -92,7 +93,7 @@ class Row:
     def to_json(self) -> str:
         spread = self.spread
         summary = dataclasses.asdict(spread) if spread else None
-        return json.dumps({"format": FORMAT, **dataclasses.asdict(self), "seconds": summary})
+        return to_json({"format": FORMAT, **dataclasses.asdict(self), "seconds": summary})
 
 
 def write_rows(rows: Iterable[Row], path: Path) -> None:
@@ -120,7 +121,9 @@ def read_rows(path: Path) -> list[Row]:
                 values = json.loads(line)
                 if values["format"] != FORMAT:
                     raise ValueError(f"format {values['format']}")
-                rows.append(Row(**{name: value for name, value in values.items() if name in names}))
+                row = Row(**{name: value for name, value in values.items() if name in names})
+                row.errors = {name: math.inf if error is None else error for name, error in row.errors.items()}
+                rows.append(row)
             except (ValueError, KeyError, TypeError) as error:
                 raise ConfigError(f"{file}, line {number}, is no record of a benchmark: {error!r}.") from error
     return rows

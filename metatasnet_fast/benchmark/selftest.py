@@ -11,7 +11,6 @@ import contextlib
 import copy
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -73,13 +72,7 @@ class Result:
         return self.error <= self.allowed
 
     def to_dict(self) -> dict[str, Any]:
-        numbers = {name: _finite(getattr(self, name)) for name in ("error", "allowed", "eager")}
-        return {**dataclasses.asdict(self), **numbers, "passed": self.passed}
-
-
-def _finite(value: float) -> float | None:
-    """Return None for infinity and NaN, which JSON does not have."""
-    return value if math.isfinite(value) else None
+        return {**dataclasses.asdict(self), "passed": self.passed}
 
 
 def devices() -> list[torch.device]:

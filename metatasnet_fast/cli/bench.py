@@ -9,10 +9,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .._io import to_json
 from ..errors import BackendUnavailableError, ConfigError, MissingDependencyError
 from .options import add_json_option, from_one
 from .outputs import check_writable
-from .report import tell, to_json
+from .report import tell
 
 if TYPE_CHECKING:
     from ..benchmark import Row

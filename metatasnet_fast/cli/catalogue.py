@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import math
 import os
 import signal
@@ -14,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from .._io import to_json
 from .._terminal import handling, say
 from ..errors import ConfigError
 from .options import add_engine_options, from_one, names
@@ -207,7 +207,7 @@ def _dry_run(args: argparse.Namespace, songs: list[Song], settings: Settings) ->
         "expected_hours": hours,
     }
     if args.json:
-        print(json.dumps(counts))
+        print(to_json(counts))
         return 0
     print(
         f"{len(songs)} songs: {counts['todo']} to separate or to compare, {counts['done']} done, "
@@ -236,7 +236,7 @@ def _listeners(as_json: bool) -> Iterator[Listener]:
 
     def write(event: Event) -> None:
         if not isinstance(event, (SongStarted, WorkerLoad)):
-            say(json.dumps(event.to_json()), sys.stdout)
+            say(to_json(event.to_json()), sys.stdout)
 
     if as_json:
         yield write
@@ -273,7 +273,7 @@ def run_status(args: argparse.Namespace) -> int:
     if not (found.done or found.damaged_results or found.runs):
         raise _nothing(args.destination)
     if args.json:
-        print(json.dumps(found.to_dict()))
+        print(to_json(found.to_dict()))
         return 0
     print(
         f"{found.done} songs done: {found.audio_seconds / 3600:.2f} hours of audio, {found.bytes / 1e9:.2f} GB of stems"
@@ -301,13 +301,13 @@ def run_verify(args: argparse.Namespace) -> int:
     for found in verify(destination, args.repair, shard, args.sample):
         if isinstance(found, Finding):
             findings += 1
-            print(json.dumps(vars(found)) if args.json else f"{found.folder}: {found.problem}", flush=True)
+            print(to_json(vars(found)) if args.json else f"{found.folder}: {found.problem}", flush=True)
         else:
             good += 1
     if not good and not findings and not any(destination.ledger_rows()):
         raise _nothing(args.destination)
     if args.json:
-        print(json.dumps({"verified": good, "findings": findings, "repaired": bool(args.repair and findings)}))
+        print(to_json({"verified": good, "findings": findings, "repaired": bool(args.repair and findings)}))
     else:
         advice = (
             "the next run makes them again" if args.repair else "--repair makes way for the next run to make them again"

@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .._io import reporting_write_errors, write_atomically
+from .._io import reporting_write_errors, to_json, write_atomically
 from ..errors import MetaTasNetError
 from .options import (
     add_engine_options,
@@ -17,7 +17,7 @@ from .options import (
     make_separator,
     names,
 )
-from .report import TrackReport, to_json
+from .report import TrackReport
 
 if TYPE_CHECKING:
     from ..evaluation import ScoringRun, TrackOutcome

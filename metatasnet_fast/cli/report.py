@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-import math
 import os
 import sys
 import time
@@ -13,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from .._io import to_json
 from .._terminal import ProgressBar, say
 from ..errors import MetaTasNetError
 
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from ..separation import Progress, Separation
     from .inputs import Track
 
-__all__ = ["ProgressDisplay", "Report", "TrackReport", "print_result", "sentence_of", "tell", "to_json"]
+__all__ = ["ProgressDisplay", "Report", "TrackReport", "print_result", "sentence_of", "tell"]
 
 logger = logging.getLogger("metatasnet_fast")
 
@@ -28,19 +27,6 @@ logger = logging.getLogger("metatasnet_fast")
 def print_result(args: argparse.Namespace, text: str, **fields: Any) -> None:
     """Print the result of a command: a sentence, or with ``--json`` one object of ``fields`` instead."""
     print(to_json(fields) if args.json else text)
-
-
-def to_json(fields: Mapping[str, Any]) -> str:
-    """Return the text of an object; numbers that JSON does not have, NaN and infinity, are null."""
-    return json.dumps(_finite(fields))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def tell(text: str, kind: str = "warning", bar: ProgressBar | None = None) -> None:

@@ -11,12 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .._io import to_json
 from .._terminal import ProgressBar, say
 from ..config import MetaTasNetConfig
 from ..training.journal import Display
 from ..training.settings import TrainingSettings, read_settings_file
 from .options import add_json_option, names
-from .report import print_result, to_json
+from .report import print_result
 
 if TYPE_CHECKING:
     from ..training.journal import Summary

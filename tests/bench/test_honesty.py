@@ -5,13 +5,16 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
+import math
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
 from metatasnet_fast.backends import Backend, backend_names
-from metatasnet_fast.benchmark import Effort, Participants, Peaks, Row, measure, synthetic, text_table
+from metatasnet_fast.benchmark import Effort, Participants, Peaks, Row, measure, read_rows, synthetic, text_table
+from metatasnet_fast.benchmark.rows import write_rows
 from metatasnet_fast.benchmark.selftest import Result, selftest
 from metatasnet_fast.benchmark.suite import TINY, preparation_case
 from metatasnet_fast.benchmark.training_step import training_case
@@ -177,3 +180,10 @@ def test_a_backend_that_breaks_fails_the_selftest_with_its_reason() -> None:
     results = [result for result in selftest_of_liars() if result.backend == "breaking"]
     assert results and not any(result.passed for result in results)
     assert all("no kernel image is available" in result.output for result in results)
+
+
+def test_an_infinite_error_is_null_in_a_record_and_infinite_again_when_it_is_read(tmp_path: Path) -> None:
+    row = Row("case", "job", "ours", "float32", errors={"estimate": math.inf, "mask": 0.5})
+    write_rows([row], tmp_path / "rows.jsonl")
+    assert json.loads((tmp_path / "rows.jsonl").read_text("utf-8"))["errors"] == {"estimate": None, "mask": 0.5}
+    assert read_rows(tmp_path / "rows.jsonl")[0].errors == row.errors
