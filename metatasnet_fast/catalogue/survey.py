@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -213,8 +213,15 @@ def _at_once(work: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
     """Yield the results of ``work`` in the order of the items, some of which are worked on at the same time."""
     source = iter(items)
     with ThreadPoolExecutor(THREADS) as pool:
-        while batch := list(islice(source, 8 * THREADS)):
-            yield from pool.map(work, batch)
+        ahead = deque(pool.submit(work, item) for item in islice(source, 8 * THREADS))
+        try:
+            while ahead:
+                result = ahead.popleft().result()
+                ahead.extend(pool.submit(work, item) for item in islice(source, 1))
+                yield result
+        finally:
+            for future in ahead:
+                future.cancel()
 
 
 def _judged(destination: Destination, folder: str, sizes: dict[str, int]) -> tuple[Result | None, str | None, set[str]]:

@@ -8,6 +8,7 @@ import json
 import os
 import resource
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,7 @@ from metatasnet_fast.catalogue.local import run_local
 from metatasnet_fast.catalogue.result import Listed, Result
 from metatasnet_fast.catalogue.settings import Identity
 from metatasnet_fast.catalogue.storage import LocalStorage
-from metatasnet_fast.catalogue.survey import Finding, make_plan, verify
+from metatasnet_fast.catalogue.survey import Finding, _at_once, make_plan, verify
 from metatasnet_fast.catalogue.worker import Worker
 
 from .conftest import settings, songs_of, write_song
@@ -364,3 +365,15 @@ def test_a_row_that_a_full_disk_cut_off_is_written_whole_with_the_next_one(tmp_p
     ledger.add(Outcome("c", "c", Status.done, "key"))
     assert [row.id for row in target.ledger()] == ["a", "b", "c"]
     assert len(file.read_bytes().splitlines()) == 3
+
+
+def test_a_slow_song_does_not_hold_back_the_hundredth_after_it() -> None:
+    later = threading.Event()
+
+    def work(number: int) -> int:
+        if number == 300:
+            later.set()
+        assert number != 200 or later.wait(30)
+        return number
+
+    assert list(_at_once(work, range(400))) == list(range(400))
