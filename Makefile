@@ -52,9 +52,10 @@ demo: env  ## separate the excerpt that comes with the package
 	@echo "== metatasnet-fast demo"
 	@$(VENV)/bin/metatasnet-fast demo
 
+# A process for each core, four at most: each may take more than a gigabyte.
 test: env  ## the quick tests, on the CPU
 	@echo "== pytest tests (without slow and gpu)"
-	@$(VENV)/bin/python -m pytest tests -q -m "not slow and not gpu"
+	@$(VENV)/bin/python -m pytest tests -q -m "not slow and not gpu" -n logical --maxprocesses 4 --dist worksteal
 
 test-all: env  ## all tests; those that need a GPU skip where there is none
 	@echo "== pytest tests (all)"
