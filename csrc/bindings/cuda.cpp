@@ -35,6 +35,12 @@ device::Precision read_precision(const std::string& name) {
   throw py::value_error("precision must be float32, tf32 or bfloat16, got " + name + ".");
 }
 
+device::Products read_products(const std::string& name) {
+  if (name == "mma") return device::Products::mma;
+  if (name == "wgmma") return device::Products::wgmma;
+  throw py::value_error("products must be mma or wgmma, got " + name + ".");
+}
+
 device::Type read_type(const Tensor& tensor) {
   if (tensor.type == "float32") return device::Type::float32;
   if (tensor.type == "bfloat16") return device::Type::bfloat16;
@@ -46,7 +52,8 @@ device::Type read_type(const Tensor& tensor) {
 class BoundStage {
  public:
   BoundStage(device::MakeStage make, const std::string& type, const std::string& precision, const py::dict& sizes,
-             const std::vector<float>& slopes, const std::map<std::string, py::object>& weights) {
+             const std::vector<float>& slopes, const std::map<std::string, py::object>& weights,
+             const std::string& products) {
     if (slopes.size() < 4) throw py::value_error("slopes must hold at least four numbers.");
     if (weights.empty()) throw py::value_error("There are no weights.");
     std::map<std::string, device::Array> arrays;
@@ -59,7 +66,7 @@ class BoundStage {
     }
     type_ = type;
     const device::Slopes named{slopes[0], slopes[1], slopes[2], slopes[3], {slopes.begin() + 4, slopes.end()}};
-    stage_ = make(read_precision(precision), read_sizes(sizes), named, arrays);
+    stage_ = make(read_precision(precision), read_products(products), read_sizes(sizes), named, arrays);
   }
 
   const device::Stage& stage() const { return *stage_; }
@@ -152,11 +159,12 @@ template <class Bound>
 void bind_stage(py::module_& module, const char* name, const char* doc, device::MakeStage make, const char* type) {
   py::class_<Bound>(module, name, doc)
       .def(py::init([make, type](const std::string& precision, const py::dict& sizes, const std::vector<float>& slopes,
-                                 const std::map<std::string, py::object>& weights) {
-             return new Bound(make, type, precision, sizes, slopes, weights);
+                                 const std::map<std::string, py::object>& weights, const std::string& products) {
+             return new Bound(make, type, precision, sizes, slopes, weights, products);
            }),
-           py::arg("precision"), py::arg("sizes"), py::arg("slopes"), py::arg("weights"),
-           "precision: float32, tf32 or bfloat16. weights: contiguous tensors by name, which the caller keeps.")
+           py::arg("precision"), py::arg("sizes"), py::arg("slopes"), py::arg("weights"), py::arg("products") = "mma",
+           "precision: float32, tf32 or bfloat16. weights: contiguous tensors by name, which the caller keeps. products: "
+           "mma, or wgmma for those of frames in bfloat16 on compute capability 9.0.")
       .def_property_readonly("latent_ld", [](const Bound& b) { return b.stage().latent_ld(); })
       .def("encode_bytes", [](const Bound& b, std::int64_t n, std::int64_t t) { return b.stage().encode_bytes(n, t); })
       .def("mask_bytes",

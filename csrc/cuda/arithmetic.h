@@ -14,11 +14,19 @@ constexpr int kWarpRows = 32;
 constexpr int kWarpColumns = 80;
 constexpr int kRowFragments = kWarpRows / kFragmentRows;
 constexpr int kColumnFragments = kWarpColumns / kFragmentColumns;
+constexpr int kRowWarps = 4;  // that share the rows of a tile
 constexpr int kChunkBytes = 64;
 
-// Register `r` of fragment (i, j): row 16 i + d_row(lane, r), column 8 j + d_column(lane, r) of the warp's part.
+// A thread's sums of a tile: register `r` of fragment (i, j) is row row(block, i) + d_row(lane, r), column column(block) +
+// 8 j + d_column(lane, r). `threads` threads have the whole tile.
 struct Accumulators {
-  float v[kRowFragments][kColumnFragments][4];
+  static constexpr int threads = 2 * kRowWarps * kWarp, fragments = kColumnFragments;
+  float v[kRowFragments][fragments][4];
+
+  static METATASNET_DEVICE int row(const Block& block, int i) {
+    return block.warp() % kRowWarps * kWarpRows + kFragmentRows * i;
+  }
+  static METATASNET_DEVICE int column(const Block& block) { return block.warp() / kRowWarps * kWarpColumns; }
 };
 
 METATASNET_DEVICE int unit_offset(int row, int unit) { return row * kChunkBytes + ((unit ^ ((row >> 1) & 3)) << 4); }

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "cuda/device.h"
+#include "cuda/wgmma_layout.h"
 
 #if !defined(__CUDACC__)
 #include "cuda/emulator/block.h"
@@ -36,7 +37,7 @@ class Block {
   }
 
   METATASNET_DEVICE char* shared() const {
-    extern __shared__ __align__(128) char memory[];
+    extern __shared__ __align__(kSwizzleBytes) char memory[];
     return memory;
   }
 
@@ -94,6 +95,98 @@ class Block {
         "{%0, %1, %2, %3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  }
+
+  // From here on for compute capability 9.0 alone.
+
+  // A cluster of blocks reads and writes the shared memory of all of them: the number of this block in it, and a barrier of
+  // all its threads.
+  METATASNET_DEVICE int rank() const {
+    int rank;
+    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+  }
+  METATASNET_DEVICE void sync_cluster() const {
+    asm volatile("barrier.cluster.arrive.release;\n\tbarrier.cluster.wait.acquire;" ::: "memory");
+  }
+
+  // An mbarrier of 8 bytes, `at` bytes after shared(). A phase ends when `arrivals` have arrived and the bytes that were
+  // announced have been copied; the next one begins.
+  METATASNET_DEVICE void init_barrier(int at, int arrivals) const {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address() + at), "r"(arrivals) : "memory");
+  }
+  // Makes barriers known to TMA and, after the next sync_cluster(), to the cluster.
+  METATASNET_DEVICE void publish_barriers() const { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+  METATASNET_DEVICE void arrive_expecting(int at, int bytes) const {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address() + at), "r"(bytes)
+                 : "memory");
+  }
+  // Arrives at that barrier of a block of the cluster.
+  METATASNET_DEVICE void arrive_at(int at, int rank) const {
+    asm volatile(
+        "{\n\t.reg .b32 remote;\n\tmapa.shared::cluster.u32 remote, %0, %1;\n\t"
+        "mbarrier.arrive.shared::cluster.b64 _, [remote];\n\t}" ::"r"(shared_address() + at),
+        "r"(rank)
+        : "memory");
+  }
+  // Waits until the phase with this parity, 0 for the first, has ended. The phase before the first, 1, always has.
+  METATASNET_DEVICE void wait_phase(int at, int parity) const {
+    std::uint32_t ended = 0;
+    while (!ended) {
+      asm volatile(
+          "{\n\t.reg .pred ended;\n\tmbarrier.try_wait.parity.shared::cta.b64 ended, [%1], %2;\n\t"
+          "selp.u32 %0, 1, 0, ended;\n\t}"
+          : "=r"(ended)
+          : "r"(shared_address() + at), "r"(parity)
+          : "memory");
+    }
+  }
+
+  // TMA: copies the box that begins at element (x, y, z), in the background, to `to` bytes after shared() in every block of
+  // the cluster whose bit in `ranks` is set, and announces its bytes at the barrier `at` of each.
+  METATASNET_DEVICE void copy_box(int to, const TensorMap& map, int at, int x, int y, int z, std::uint16_t ranks) const {
+    asm volatile(
+        "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+        "[%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(shared_address() + to),
+        "l"(&map), "r"(x), "r"(y), "r"(z), "r"(shared_address() + at), "h"(ranks)
+        : "memory");
+  }
+
+  // wgmma, by four warps together: d += a b^T, of 64 x 16 and 160 x 16 bfloat16 that begin `a` and `b` bytes after
+  // shared(), in the background. A warp's part of d is 16 rows as fragments of mma. Before the first product, and where
+  // values of d were touched, begin_products(); products of one commit are complete when wait_products() says so, and until
+  // then neither d nor a and b may be touched.
+  METATASNET_DEVICE void begin_products() const { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+  METATASNET_DEVICE void multiply(float (&d)[20][4], int a, int b) const {
+#define METATASNET_FOUR(j) "+f"(d[j][0]), "+f"(d[j][1]), "+f"(d[j][2]), "+f"(d[j][3])
+    asm volatile(
+        "{\n\t.reg .pred add;\n\tsetp.ne.b32 add, 1, 0;\n\t"
+        "wgmma.mma_async.sync.aligned.m64n160k16.f32.bf16.bf16 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, "
+        "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, "
+        "%40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, "
+        "%60, %61, %62, %63, %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79}, "
+        "%80, %81, add, 1, 1, 0, 0;\n\t}"
+        : METATASNET_FOUR(0), METATASNET_FOUR(1), METATASNET_FOUR(2), METATASNET_FOUR(3), METATASNET_FOUR(4),
+          METATASNET_FOUR(5), METATASNET_FOUR(6), METATASNET_FOUR(7), METATASNET_FOUR(8), METATASNET_FOUR(9),
+          METATASNET_FOUR(10), METATASNET_FOUR(11), METATASNET_FOUR(12), METATASNET_FOUR(13), METATASNET_FOUR(14),
+          METATASNET_FOUR(15), METATASNET_FOUR(16), METATASNET_FOUR(17), METATASNET_FOUR(18), METATASNET_FOUR(19)
+        : "l"(matrix_descriptor(shared_address() + a)), "l"(matrix_descriptor(shared_address() + b)));
+#undef METATASNET_FOUR
+  }
+  METATASNET_DEVICE void commit_products() const { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+  // Waits until at most `pending` commits are unfinished.
+  template <int pending>
+  METATASNET_DEVICE void wait_products() const {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
+  }
+  // Keeps the compiler from moving accesses to d across this place.
+  METATASNET_DEVICE void pin(float (&d)[20][4]) const {
+#pragma unroll
+    for (int j = 0; j < 20; ++j) {
+#pragma unroll
+      for (int r = 0; r < 4; ++r) asm volatile("" : "+f"(d[j][r])::"memory");
+    }
   }
 
  private:

@@ -75,14 +75,14 @@ void Stage::encode_in(const Stream& stream, std::int64_t n, std::int64_t samples
     hidden.share = buffers.share;
     hidden.share_frames = others;
     if (s.mels) {
-      launch_pointwise<Arithmetic, From::frames_and_share>(stream, items, hidden);
+      launch_frames<Arithmetic, From::frames_and_share>(stream, items, hidden, products_);
     } else {
-      launch_pointwise<Arithmetic, From::frames>(stream, items, hidden);
+      launch_frames<Arithmetic, From::frames>(stream, items, hidden, products_);
     }
     auto* out = static_cast<Element*>(latent) + first * frames * latent_ld();
     PointwiseArgs last = product(frames, w.bottleneck_2, s.N, padded(s.N), 1.0f, out);
     last.source[0] = rows(buffers.hidden, frames, s.N);
-    launch_pointwise<Arithmetic, From::frames>(stream, items, last);
+    launch_frames<Arithmetic, From::frames>(stream, items, last, products_);
   }
 }
 
@@ -99,7 +99,7 @@ void Stage::decode_in(const Stream& stream, std::int64_t n, std::int64_t frames,
     PointwiseArgs expansion = product(frames, weights_.expansion, s.wide, padded(s.N), 0.0f, buffers.wide);
     expansion.source[0] = latent;
     expansion.source[0].data = static_cast<const Element*>(latent.data) + first * latent.item;
-    launch_pointwise<Arithmetic, From::frames>(stream, items, expansion);
+    launch_frames<Arithmetic, From::frames>(stream, items, expansion, products_);
 
     OverlapAddArgs add{};
     add.product = product(frames, weights_.filters, s.window, padded(s.wide), 1.0f, nullptr);

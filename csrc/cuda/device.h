@@ -16,6 +16,13 @@
 #define METATASNET_BOTH
 #endif
 
+// Whether this target, or the emulator, has wgmma and what comes with it. The host's pass of nvcc compiles everything.
+#if defined(__CUDA_ARCH__) && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define METATASNET_HOPPER 0
+#else
+#define METATASNET_HOPPER 1
+#endif
+
 namespace metatasnet::METATASNET_DEVICES {
 
 constexpr int kMostInstruments = 32;

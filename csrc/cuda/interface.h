@@ -15,6 +15,9 @@ namespace device {
 
 enum class Precision { float32, tf32, bfloat16 };
 
+// What multiplies frames: mma.sync, or in bfloat16 wgmma, on compute capability 9.0 alone.
+enum class Products { mma, wgmma };
+
 struct Sizes {
   int instruments = 4;
   int softmax = 4;      // this many first instruments share a softmax; each of the others has a sigmoid
@@ -91,7 +94,7 @@ class Stage {
                       char* workspace) const = 0;
 };
 
-using MakeStage = std::unique_ptr<Stage>(Precision precision, const Sizes& sizes, const Slopes& slopes,
+using MakeStage = std::unique_ptr<Stage>(Precision precision, Products products, const Sizes& sizes, const Slopes& slopes,
                                          const std::map<std::string, Array>& weights);
 
 }  // namespace device

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <typeinfo>
 
 #include "cuda/block.h"
@@ -19,6 +20,24 @@ namespace metatasnet::METATASNET_DEVICES {
 
 struct Grid {
   std::int64_t x = 1, y = 1, z = 1;
+};
+
+// Blocks along x that are a cluster.
+template <class Kernel, class = void>
+constexpr int cluster_of = 1;
+template <class Kernel>
+constexpr int cluster_of<Kernel, std::void_t<decltype(Kernel::cluster)>> = Kernel::cluster;
+
+// Matrices (count, rows, channels) in bfloat16, of which TMA copies `box` rows of 64 channels at once.
+struct Matrices {
+  const void* data;
+  std::int64_t channels, rows, count;
+  std::int64_t row_bytes, matrix_bytes;  // from one to the next
+  int box;
+
+  // What is not stepped over may have any stride in a tensor; the driver wants multiples of 16 bytes, and of the one before.
+  std::int64_t row_step() const { return rows > 1 ? row_bytes : (channels * 2 + 15) / 16 * 16; }
+  std::int64_t matrix_step() const { return count > 1 ? matrix_bytes : rows * row_step(); }
 };
 
 #if defined(__CUDACC__)
@@ -54,6 +73,31 @@ class Stream {
   int device_, before_ = 0;
 };
 
+inline TensorMap tensor_map(const Matrices& m) {
+  static const auto encode = [] {
+    void* found = nullptr;
+    cudaDriverEntryPointQueryResult result;
+    check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result),
+          "asking the driver for cuTensorMapEncodeTiled");
+    if (result != cudaDriverEntryPointSuccess) throw DeviceError("The driver has no cuTensorMapEncodeTiled: update it.");
+    return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(found);
+  }();
+  const cuuint64_t sizes[] = {static_cast<cuuint64_t>(m.channels), static_cast<cuuint64_t>(m.rows),
+                              static_cast<cuuint64_t>(m.count)};
+  const cuuint64_t strides[] = {static_cast<cuuint64_t>(m.row_step()), static_cast<cuuint64_t>(m.matrix_step())};
+  const cuuint32_t box[] = {kRowBytes / sizeof(Bfloat16), static_cast<cuuint32_t>(m.box), 1}, steps[] = {1, 1, 1};
+  TensorMap map;
+  const CUresult error =
+      encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, const_cast<void*>(m.data), sizes, strides, box, steps,
+             CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+             CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (error == CUDA_SUCCESS) return map;
+  throw DeviceError("The driver makes no tensor map (error " + std::to_string(error) + ") of " +
+                    std::to_string(m.count) + " x " + std::to_string(m.rows) + " x " + std::to_string(m.channels) +
+                    " with strides of " + std::to_string(m.matrix_step()) + " and " + std::to_string(m.row_step()) +
+                    " bytes.");
+}
+
 template <class Kernel>
 __global__ void __launch_bounds__(Kernel::threads, Kernel::blocks) kernel(const __grid_constant__
                                                                           typename Kernel::Args args) {
@@ -79,8 +123,18 @@ void launch(const Stream& stream, Grid grid, std::size_t shared_bytes, const typ
           "asking for more shared memory");
     allowed |= bit;
   }
-  kernel<Kernel><<<dim3(grid.x, grid.y, grid.z), Kernel::threads, shared_bytes, stream.handle()>>>(args);
-  check(cudaGetLastError(), std::string("launching ") + __PRETTY_FUNCTION__);
+  const dim3 blocks(grid.x, grid.y, grid.z);
+  const std::string doing = std::string("launching ") + __PRETTY_FUNCTION__;
+  if constexpr (cluster_of<Kernel> == 1) {
+    kernel<Kernel><<<blocks, Kernel::threads, shared_bytes, stream.handle()>>>(args);
+    check(cudaGetLastError(), doing);
+  } else {
+    cudaLaunchAttribute cluster{};
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim = {cluster_of<Kernel>, 1, 1};
+    const cudaLaunchConfig_t how{blocks, dim3(Kernel::threads), shared_bytes, stream.handle(), &cluster, 1};
+    check(cudaLaunchKernelEx(&how, kernel<Kernel>, args), doing);
+  }
 }
 
 // The error that keeps the current device from running a kernel. All kernels of a translation unit run on the same
@@ -109,6 +163,17 @@ inline void clear(const Stream&, void* memory, std::size_t bytes) {
   std::memset(memory, 0, bytes);
 }
 
+inline TensorMap tensor_map(const Matrices& m) {
+  if (m.row_step() % 16 || m.matrix_step() % 16 || reinterpret_cast<std::uintptr_t>(m.data) % 16) {
+    throw std::logic_error("A tensor map is not aligned to 16 bytes.");
+  }
+  return {m.data,
+          {static_cast<std::uint64_t>(m.channels), static_cast<std::uint64_t>(m.rows), static_cast<std::uint64_t>(m.count)},
+          {static_cast<std::uint64_t>(m.row_step()), static_cast<std::uint64_t>(m.matrix_step())},
+          {kRowBytes / static_cast<std::uint32_t>(sizeof(Bfloat16)), static_cast<std::uint32_t>(m.box)},
+          {}};
+}
+
 template <class Kernel>
 void launch(const Stream&, Grid grid, std::size_t shared_bytes, const typename Kernel::Args& args) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
@@ -118,7 +183,7 @@ void launch(const Stream&, Grid grid, std::size_t shared_bytes, const typename K
     return;
   }
   emulate(static_cast<int>(grid.x), static_cast<int>(grid.y), static_cast<int>(grid.z), Kernel::threads, shared_bytes,
-          [&](Block& block) { Kernel::run(block, args); });
+          [&](Block& block) { Kernel::run(block, args); }, cluster_of<Kernel>);
 }
 
 #endif

@@ -16,9 +16,10 @@ class MaskingRun {
  public:
   using Element = typename Arithmetic::Element;
 
-  MaskingRun(const Stream& stream, const Sizes& sizes, const Slopes& slopes, const Weights& weights, std::int64_t items,
-             std::int64_t frames, const MaskBuffers<Element>& buffers)
+  MaskingRun(const Stream& stream, Products products, const Sizes& sizes, const Slopes& slopes, const Weights& weights,
+             std::int64_t items, std::int64_t frames, const MaskBuffers<Element>& buffers)
       : stream_(stream),
+        products_(products),
         s_(sizes),
         slopes_(slopes),
         w_(weights),
@@ -83,7 +84,7 @@ class MaskingRun {
   void block(int index) {
     const BlockWeights& block = w_.blocks[index];
     const int h_ld = padded(s_.H);
-    if (index == 0 || !convolves_) launch_pointwise<Arithmetic, From::frames>(stream_, units_, convolution(index));
+    if (index == 0 || !convolves_) launch_frames<Arithmetic, From::frames>(stream_, units_, convolution(index), products_);
 
     DepthwiseArgs depthwise{s_.instruments,
                             frames_,
@@ -127,7 +128,7 @@ class MaskingRun {
     sum.slope = slopes_.skip;
     sum.out = buffers_.a;
     sum.statistics = statistics(s_.B, kColumns, w_.norm_3, buffers_.affine);
-    launch_pointwise<Arithmetic, From::frames>(stream_, units_, sum);
+    launch_frames<Arithmetic, From::frames>(stream_, units_, sum, products_);
   }
 
   // norm_3, mask_output, prelu_4, norm_4, masks of the instruments, product with the latent.
@@ -138,7 +139,7 @@ class MaskingRun {
     output.slope = slopes_.output;
     output.out = masked;
     output.statistics = statistics(s_.N, kColumns, w_.norm_4, buffers_.affine);
-    launch_pointwise<Arithmetic, From::frames>(stream_, units_, output);
+    launch_frames<Arithmetic, From::frames>(stream_, units_, output, products_);
     const MaskProductArgs args{s_.instruments, s_.softmax, frames_, latent, padded(s_.N), buffers_.affine, masked};
     if (s_.instruments <= kFewInstruments) {
       mask_product<MaskProduct<Element, kFewInstruments>>(args);
@@ -239,6 +240,7 @@ class MaskingRun {
   }
 
   const Stream& stream_;
+  Products products_;
   const Sizes& s_;
   const Slopes& slopes_;
   const Weights& w_;
@@ -266,7 +268,7 @@ void Stage::mask_in(const Stream& stream, std::int64_t n, std::int64_t frames, c
   auto* out = static_cast<Element*>(masked);
   for (std::int64_t first = 0; first < n; first += together) {
     const std::int64_t items = n - first < together ? n - first : together;
-    MaskingRun<Arithmetic>(stream, sizes_, slopes_, weights_, items, frames, buffers)
+    MaskingRun<Arithmetic>(stream, products_, sizes_, slopes_, weights_, items, frames, buffers)
         .run(from_item<Element>(latent, first), from_item<Element>(input, first), from_item<Element>(partial, first),
              out + first * sizes_.instruments * frames * latent_ld());
   }

@@ -36,7 +36,7 @@ METATASNET_DEVICE void begin_with_stream(const Block& block, const MixArgs& args
   const int left = frames_from(product.frames, first_frame, kTile), outputs = product.outputs - first_output;
   const float* const x = stream_at(args, unit, first_frame, first_output);
   clear(sum);
-  each_row(block, left, [&](int i, int h, int row, int column) {
+  each_row(block, sum, left, [&](int i, int h, int row, int column) {
     const float* const at = x + row * product.ld_out + column;
 #pragma unroll
     for (int j = 0; j < kColumnFragments; ++j) {
@@ -66,7 +66,7 @@ METATASNET_DEVICE void write_stream(const Block& block, const MixArgs& args, Acc
       for (int r = 0; r < 4; ++r) sum.v[i][j][r] += pair.v[r % 2];
     }
   }
-  each_row(block, left, [&](int i, int h, int row, int column) {
+  each_row(block, sum, left, [&](int i, int h, int row, int column) {
     float* const at = x + row * product.ld_out + column;
 #pragma unroll
     for (int j = 0; j < kColumnFragments; ++j) {

@@ -30,17 +30,16 @@ METATASNET_DEVICE float warp_sum(Block& block, float value) {
 }
 
 // Writes the moments of part `part` of a tile, which has `columns` columns, and makes the norm where this block is the
-// last. A lane has `own` columns of rows 32 (warp % 4) + 8 r + lane / 4: value(k, r), in column column_of(k), for r
-// from 0 to 3. All threads must have finished reading block.shared().
-template <int threads, int columns, int own, class Column, class Value>
-METATASNET_DEVICE void finish_moments(Block& block, const Statistics& to, int unit, int tile, int part,
+// last. A lane has `own` columns of four rows: value(k, r), in column column_of(k) and row
+// row_of(r) of the tile, for r from 0 to 3. All threads must have finished reading block.shared().
+template <int threads, int columns, int own, class Row, class Column, class Value>
+METATASNET_DEVICE void finish_moments(Block& block, const Statistics& to, int unit, int tile, int part, Row row_of,
                                       Column column_of, Value value) {
   const NormArgs& norm = to.norm;
   const PartMoments& source = norm.sources[0];
   const MomentsSpace<columns> space(block);
   const int slot = block.warp() % kRowWarps * 8 + block.lane() / 4;  // number of this lane among those of a column
   const int rows = frames_from(norm.frames, static_cast<std::int64_t>(tile) * kTile, kTile);
-  const int first_row = block.warp() % kRowWarps * kWarpRows + block.lane() / 4;
   constexpr int kWarps = threads / kWarp, kOwn = kGroups / kWarps;
   static_assert(kGroups % kWarps == 0);
   // Columns of this part that belong to the warp's groups: group number warp(), and every kWarps-th after it.
@@ -67,7 +66,7 @@ METATASNET_DEVICE void finish_moments(Block& block, const Statistics& to, int un
       float sum = 0.0f;
 #pragma unroll
       for (int r = 0; r < 4; ++r) {
-        if (first_row + 8 * r < rows) sum += term(value(k, r) - centre);
+        if (row_of(r) < rows) sum += term(value(k, r) - centre);
       }
       space.partial[slot * space.stride + column_of(k)] = sum;
     }
@@ -115,7 +114,9 @@ METATASNET_DEVICE void finish_moments(Block& block, const Statistics& to, int un
 template <int threads>
 METATASNET_DEVICE void finish_channels(Block& block, const Statistics& to, const Eight (&y)[4]) {
   finish_moments<threads, kChannels, 8>(
-      block, to, block.z(), block.x(), block.y(), [&](int k) { return block.lane() % 4 * 8 + k; },
+      block, to, block.z(), block.x(), block.y(),
+      [&](int r) { return block.warp() * kWarpRows + 8 * r + block.lane() / 4; },
+      [&](int k) { return block.lane() % 4 * 8 + k; },
       [&](int k, int r) { return y[r].v[k]; });
 }
 

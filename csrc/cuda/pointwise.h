@@ -173,15 +173,14 @@ METATASNET_DEVICE Interpolation interpolate(std::int64_t t, std::int64_t frames,
 
 // Calls body(i, h, row, column) for every row of this lane that is one of the `left` rows of the tile: its sums are
 // sum.v[i][j][2 h] and the next, of columns `column` + 8 j and the next.
-template <class Body>
-METATASNET_DEVICE void each_row(const Block& block, int left, Body body) {
-  const WarpPlace place(block);
-  const int column = place.column + d_column(block.lane(), 0);
+template <class Sums, class Body>
+METATASNET_DEVICE void each_row(const Block& block, const Sums&, int left, Body body) {
+  const int column = Sums::column(block) + d_column(block.lane(), 0);
 #pragma unroll
   for (int i = 0; i < kRowFragments; ++i) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const int row = place.row + kFragmentRows * i + d_row(block.lane(), 2 * h);
+      const int row = Sums::row(block, i) + d_row(block.lane(), 2 * h);
       if (row < left) body(i, h, row, column);
     }
   }
@@ -198,12 +197,13 @@ METATASNET_DEVICE Pair bias_pair(const float* bias, int output, int outputs) {
   return pair;
 }
 
+template <class Sums>
 METATASNET_DEVICE void begin_with_bias(const Block& block, const PointwiseArgs& args, int unit, int first_output,
-                                       Accumulators& sum) {
+                                       Sums& sum) {
   const float* const bias = biases_of(args, unit, first_output);
-  const int column = WarpPlace(block).column + d_column(block.lane(), 0);
+  const int column = Sums::column(block) + d_column(block.lane(), 0);
 #pragma unroll
-  for (int j = 0; j < kColumnFragments; ++j) {
+  for (int j = 0; j < Sums::fragments; ++j) {
     const Pair pair = bias_pair(bias, column + kFragmentColumns * j, args.outputs - first_output);
 #pragma unroll
     for (int i = 0; i < kRowFragments; ++i) {
@@ -215,8 +215,9 @@ METATASNET_DEVICE void begin_with_bias(const Block& block, const PointwiseArgs& 
 
 // Adds the share of the spectrogram. It writes the positions of the tile's rows to block.shared(), so all threads must
 // have finished reading that.
+template <class Sums>
 METATASNET_DEVICE void add_share(Block& block, const PointwiseArgs& args, int unit, std::int64_t first_frame,
-                                 int first_output, Accumulators& sum) {
+                                 int first_output, Sums& sum) {
   auto* const places = reinterpret_cast<Interpolation*>(block.shared());
   if (block.thread() < kTile) {
     places[block.thread()] = interpolate(first_frame + block.thread(), args.frames, args.share_frames);
@@ -224,12 +225,12 @@ METATASNET_DEVICE void add_share(Block& block, const PointwiseArgs& args, int un
   block.sync();
   const float* share = args.share + unit / args.instruments * args.share_frames * args.ld_out + first_output;
   const int left = frames_from(args.frames, first_frame, kTile), columns = args.ld_out - first_output;
-  each_row(block, left, [&](int i, int h, int row, int column) {
+  each_row(block, sum, left, [&](int i, int h, int row, int column) {
     const Interpolation at = places[row];
     const float* const before = share + at.frame * args.ld_out + column;
     const float* const after = share + at.next * args.ld_out + column;
 #pragma unroll
-    for (int j = 0; j < kColumnFragments; ++j) {
+    for (int j = 0; j < Sums::fragments; ++j) {
       if (column + kFragmentColumns * j >= columns) continue;
       const Pair first = load_pair(before + kFragmentColumns * j), second = load_pair(after + kFragmentColumns * j);
 #pragma unroll
@@ -239,13 +240,13 @@ METATASNET_DEVICE void add_share(Block& block, const PointwiseArgs& args, int un
 }
 
 // Applies the PReLU and writes the results; `sum` then holds them as stored.
-template <class Out>
-METATASNET_DEVICE void write_outputs(const Block& block, const PointwiseArgs& args, Accumulators& sum, int unit,
+template <class Out, class Sums>
+METATASNET_DEVICE void write_outputs(const Block& block, const PointwiseArgs& args, Sums& sum, int unit,
                                      std::int64_t first_frame, int first_output) {
 #pragma unroll
   for (int i = 0; i < kRowFragments; ++i) {
 #pragma unroll
-    for (int j = 0; j < kColumnFragments; ++j) {
+    for (int j = 0; j < Sums::fragments; ++j) {
 #pragma unroll
       for (int r = 0; r < 4; r += 2) {
         const Pair pair = as_stored<Out>(prelu(sum.v[i][j][r], args.slope), prelu(sum.v[i][j][r + 1], args.slope));
@@ -257,10 +258,10 @@ METATASNET_DEVICE void write_outputs(const Block& block, const PointwiseArgs& ar
   const int left = frames_from(args.frames, first_frame, kTile), columns = args.ld_out - first_output;
   auto* const out = static_cast<Out*>(args.out) +
                     (static_cast<std::int64_t>(unit) * args.frames + first_frame) * args.ld_out + first_output;
-  each_row(block, left, [&](int i, int h, int row, int column) {
+  each_row(block, sum, left, [&](int i, int h, int row, int column) {
     Out* const at = out + row * args.ld_out + column;
 #pragma unroll
-    for (int j = 0; j < kColumnFragments; ++j) {
+    for (int j = 0; j < Sums::fragments; ++j) {
       if (column + kFragmentColumns * j >= columns) continue;
       store_pair(at + kFragmentColumns * j, sum.v[i][j][2 * h], sum.v[i][j][2 * h + 1]);
     }
@@ -268,12 +269,14 @@ METATASNET_DEVICE void write_outputs(const Block& block, const PointwiseArgs& ar
 }
 
 // Compute the moments of the tile from the values that write_outputs has left in `sum`.
-METATASNET_DEVICE void finish_outputs(Block& block, const PointwiseArgs& args, const Accumulators& sum, int unit,
-                                      int tile, int part) {
+template <class Sums>
+METATASNET_DEVICE void finish_outputs(Block& block, const PointwiseArgs& args, const Sums& sum, int unit, int tile,
+                                      int part) {
   static_assert(MomentsSpace<kColumns>::bytes <= kPipelineBytes);
-  const int column = WarpPlace(block).column + d_column(block.lane(), 0);
-  finish_moments<kThreads, kColumns, 2 * kColumnFragments>(
+  const int column = Sums::column(block) + d_column(block.lane(), 0);
+  finish_moments<Sums::threads, kColumns, 2 * Sums::fragments>(
       block, args.statistics, unit, tile, part,
+      [&](int r) { return Sums::row(block, r / 2) + d_row(block.lane(), r % 2 * 2); },
       [&](int k) { return column + kFragmentColumns * (k / 2) + k % 2; },
       [&](int k, int r) { return sum.v[r / 2][k / 2][r % 2 * 2 + k % 2]; });
 }

@@ -100,11 +100,12 @@ std::size_t shared_bytes(const Sizes& s) {
                    std::size_t{MixConv::shared_bytes}});
 }
 
-Stage::Stage(Precision precision, const Sizes& sizes, const Slopes& slopes,
+Stage::Stage(Precision precision, Products products, const Sizes& sizes, const Slopes& slopes,
              const std::map<std::string, Array>& arrays)
-    : precision_(precision), sizes_(sizes), slopes_(slopes), weights_() {
+    : precision_(precision), products_(products), sizes_(sizes), slopes_(slopes), weights_() {
   const Sizes& s = sizes_;
   check(s);
+  if (products == Products::wgmma && precision != Precision::bfloat16) refuse("wgmma multiplies bfloat16.");
   if (slopes_.blocks.size() != 2 * s.dilations.size()) refuse("There must be two slopes for each block.");
   const Finder find(arrays, stores_bfloat16() ? Type::bfloat16 : Type::float32);
   const int b_ld = padded(s.B), h_ld = padded(s.H), n_ld = padded(s.N);
@@ -195,9 +196,9 @@ void Stage::decode(Place place, std::int64_t n, std::int64_t frames, const Frame
   if (precision_ == Precision::float32) decode_in<InFloat32>(stream, n, frames, latent, signal, workspace);
 }
 
-std::unique_ptr<device::Stage> make_stage(Precision precision, const Sizes& sizes, const Slopes& slopes,
-                                          const std::map<std::string, Array>& weights) {
-  return std::make_unique<Stage>(precision, sizes, slopes, weights);
+std::unique_ptr<device::Stage> make_stage(Precision precision, Products products, const Sizes& sizes,
+                                          const Slopes& slopes, const std::map<std::string, Array>& weights) {
+  return std::make_unique<Stage>(precision, products, sizes, slopes, weights);
 }
 
 #if defined(__CUDACC__)
@@ -206,12 +207,14 @@ cudaError_t masking_obstacle();
 cudaError_t bfloat16_obstacle();
 cudaError_t tf32_obstacle();
 cudaError_t float32_obstacle();
+cudaError_t wgmma_obstacle();
 
 std::string obstacle(int device) {
   int before = 0;
   cudaError_t error = cudaGetDevice(&before);
   if (error == cudaSuccess) error = cudaSetDevice(device);
-  for (const auto& of_unit : {codec_obstacle, masking_obstacle, bfloat16_obstacle, tf32_obstacle, float32_obstacle}) {
+  for (const auto& of_unit : {codec_obstacle, masking_obstacle, bfloat16_obstacle, tf32_obstacle, float32_obstacle,
+                              wgmma_obstacle}) {
     if (error == cudaSuccess) error = of_unit();
   }
   static_cast<void>(cudaSetDevice(before));

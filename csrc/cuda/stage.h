@@ -10,6 +10,7 @@ using device::Array;
 using device::Frames;
 using device::Place;
 using device::Precision;
+using device::Products;
 using device::Sizes;
 using device::Slopes;
 using device::Type;
@@ -38,7 +39,8 @@ struct Weights {
 
 class Stage final : public device::Stage {
  public:
-  Stage(Precision precision, const Sizes& sizes, const Slopes& slopes, const std::map<std::string, Array>& arrays);
+  Stage(Precision precision, Products products, const Sizes& sizes, const Slopes& slopes,
+        const std::map<std::string, Array>& arrays);
 
   const Sizes& sizes() const override { return sizes_; }
   bool stores_bfloat16() const override { return precision_ == Precision::bfloat16; }
@@ -65,6 +67,7 @@ class Stage final : public device::Stage {
   void decode_in(const Stream&, std::int64_t n, std::int64_t frames, const Frames&, float*, char*) const;
 
   Precision precision_;
+  Products products_;
   Sizes sizes_;
   Slopes slopes_;
   Weights weights_;

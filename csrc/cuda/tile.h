@@ -10,8 +10,8 @@ namespace metatasnet::METATASNET_DEVICES {
 
 constexpr int kTile = 128;     // frames of every tile, also in passes without a product: statistics are per tile
 constexpr int kColumns = 160;  // outputs
-constexpr int kThreads = 256;
-constexpr int kRowWarps = kTile / kWarpRows;
+constexpr int kThreads = Accumulators::threads;
+static_assert(kTile == kRowWarps * kWarpRows);
 constexpr int kFrameBytes = kTile * kChunkBytes;
 constexpr int kWeightBytes = kColumns * kChunkBytes;
 constexpr int kStageBytes = kFrameBytes + kWeightBytes;
@@ -23,7 +23,7 @@ METATASNET_BOTH inline int tiles_of(std::int64_t frames) { return static_cast<in
 struct WarpPlace {
   int row, column;
   explicit METATASNET_DEVICE WarpPlace(const Block& block)
-      : row(block.warp() % kRowWarps * kWarpRows), column(block.warp() / kRowWarps * kWarpColumns) {}
+      : row(Accumulators::row(block, 0)), column(Accumulators::column(block)) {}
 };
 
 // The part of a tile's rows that a thread copies, chunk after chunk: 16-byte unit thread % 4 of rows thread / 4, and of every

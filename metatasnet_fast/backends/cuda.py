@@ -19,10 +19,13 @@ from .base import Backend, Request, check_device
 from .cuda_weights import pack, sizes, slopes, spectrogram_arrays
 from .gpu import driver_version, no_gpu_reason
 
-__all__ = ["KERNELS", "OLDEST", "UNVERIFIED", "CudaBackend"]
+__all__ = ["KERNELS", "OLDEST", "UNVERIFIED", "CudaBackend", "WgmmaBackend"]
 
 OLDEST = (8, 0)
 """The compute capability that the kernels need for asynchronous copies and for bfloat16 and tf32 tensor cores."""
+
+HOPPER = (9, 0)
+"""The compute capability that has ``wgmma``: no other, older or newer."""
 
 KERNELS = (
     "Depthwise",
@@ -35,14 +38,13 @@ KERNELS = (
     "Normalise",
     "OverlapAdd",
     "Pointwise",
+    "PointwiseWgmma",
     "SourceMoments",
 )
 """Kernels that ``csrc/cuda`` launches; the emulator runs all of them."""
 
 UNVERIFIED = KERNELS
 """Kernels that have not run on a GPU yet. ``auto`` does not choose the backend until this is empty."""
-
-_PRECISIONS = (Precision.bfloat16, Precision.tf32, Precision.float32)
 
 _FURTHEST = 1 << 22
 """Most elements from one frame to the next: kernels count the bytes of 64 frames in 32 bits."""
@@ -82,6 +84,9 @@ class CudaBackend(Backend):
     name = "cuda"
     summary = "compiled CUDA with fused passes; inference in bfloat16, tf32 and float32 on NVIDIA GPUs"
     device_type: ClassVar[str] = "cuda"
+    precisions: ClassVar[tuple[Precision, ...]] = (Precision.bfloat16, Precision.tf32, Precision.float32)
+    products: ClassVar[str] = "mma"
+    """The instruction that multiplies frames: ``mma``, or ``wgmma`` on Hopper."""
 
     def unavailable(self) -> str | None:
         return native.cuda_reason() or no_gpu_reason() or self._driver_too_old()
@@ -91,8 +96,8 @@ class CudaBackend(Backend):
             return f"it computes on NVIDIA GPUs, not on {request.device}; move the network there or choose another backend."
         if request.training:
             return "it computes no gradients: train with another backend, or put inference under torch.no_grad()."
-        if request.precision not in _PRECISIONS:
-            known = ", ".join(p.value for p in _PRECISIONS)
+        if request.precision not in self.precisions:
+            known = ", ".join(p.value for p in self.precisions)
             return f"it knows {known}, not {request.precision.value}; choose one of them."
         return self._too_old(request.device) or self._uncovered(request) or self._too_small(request)
 
@@ -171,7 +176,7 @@ class CudaBackend(Backend):
         weights = reference.generate(config, {name: p.to(torch.float32) for name, p in parameters.items()})
         arrays = {**pack(weights, precision), **spectrogram_arrays(weights)}
         device = arrays["encoder.bank"].device
-        stage = make(precision.value, sizes(config), slopes(weights), arrays)
+        stage = make(precision.value, sizes(config), slopes(weights), arrays, self.products)
         return _Prepared(config, stage, arrays, device, precision.storage)
 
     @_exactly
@@ -217,6 +222,39 @@ class CudaBackend(Backend):
         workspace = _workspace(prepared, stage.decode_bytes(n, frames))
         stage.decode(_by_frames(latent, prepared), signal, workspace, self._stream(prepared.device))
         return signal[:, None]
+
+
+class WgmmaBackend(CudaBackend):
+    """The backend ``cuda`` with the products of frames by ``wgmma`` and TMA, for Hopper; see ``docs/cuda-backend.md``.
+
+    A backend of its own, so that it serves only who asks for it: no GPU has run this kernel.
+    """
+
+    name = "cuda-wgmma"
+    summary = "cuda with wgmma and TMA; inference in bfloat16 on Hopper (compute capability 9.0); not yet run on a GPU"
+    precisions = (Precision.bfloat16,)
+    products = "wgmma"
+
+    def unavailable(self) -> str | None:
+        return super().unavailable() or self._without_hopper()
+
+    def _without_hopper(self) -> str | None:
+        module = native.load()
+        if module is not None and "90a" not in module.cuda_build_info()["architectures"]:
+            return "its kernels were not compiled for Hopper; build with METATASNET_CUDA_ARCHITECTURES=90a-real."
+        capabilities = [torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())]
+        if HOPPER in capabilities:
+            return None
+        return "there is no GPU of compute capability 9.0 (Hopper), which alone has wgmma; choose the backend cuda."
+
+    def _too_old(self, device: torch.device) -> str | None:
+        capability = torch.cuda.get_device_capability(device)
+        if capability == HOPPER:
+            return super()._too_old(device)
+        return (
+            f"wgmma is for compute capability 9.0 (Hopper) alone, {device} has {capability[0]}.{capability[1]}; "
+            f"choose the backend cuda."
+        )
 
 
 def _workspace(prepared: _Prepared, size: int) -> Tensor:

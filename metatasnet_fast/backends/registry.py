@@ -26,6 +26,7 @@ _HOMES = {
     "cpu": "cpu:CpuBackend",
     "triton": "triton:TritonBackend",
     "cuda": "cuda:CudaBackend",
+    "cuda-wgmma": "cuda:WgmmaBackend",
 }
 
 _PREFERENCE: dict[str, tuple[str, ...]] = {"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from metatasnet_fast import native
-from metatasnet_fast.backends.cuda import CudaBackend
+from metatasnet_fast.backends.cuda import CudaBackend, WgmmaBackend
 from metatasnet_fast.precision import Precision
 
 PRECISIONS = [Precision.float32, Precision.tf32, Precision.bfloat16]
@@ -40,4 +40,13 @@ class EmulatedCudaBackend(CudaBackend):
         return 0
 
 
+class EmulatedWgmmaBackend(EmulatedCudaBackend):
+    """The same with the products of frames by ``wgmma``."""
+
+    name = "cuda-wgmma, emulated"
+    precisions: ClassVar[tuple[Precision, ...]] = WgmmaBackend.precisions
+    products: ClassVar[str] = WgmmaBackend.products
+
+
 EMULATED = EmulatedCudaBackend()
+EMULATED_WGMMA = EmulatedWgmmaBackend()

@@ -202,7 +202,7 @@ void stages_are_finite_in_every_order() {
          {device::Precision::float32, device::Precision::tf32, device::Precision::bfloat16}) {
       const Weights weights(s, p == device::Precision::bfloat16);
       const device::Slopes slopes{0.25f, 0.2f, 0.3f, 0.1f, std::vector<float>(2 * s.blocks(), 0.25f)};
-      const auto stage = emulated::make_stage(p, s, slopes, weights.arrays);
+      const auto stage = emulated::make_stage(p, device::Products::mma, s, slopes, weights.arrays);
       for (const std::int64_t frames : {13, 131}) {
         const std::vector<float> one = run(*stage, 2, frames);
         bool finite = true;

@@ -4,6 +4,7 @@
 #include "cuda/products_bfloat16.cu"
 #include "cuda/products_float32.cu"
 #include "cuda/products_tf32.cu"
+#include "cuda/products_wgmma.cu"
 #include "cuda/stage.cu"
 
 namespace metatasnet::emulated {

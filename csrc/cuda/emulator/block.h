@@ -2,7 +2,7 @@
 //
 // Strict where a GPU may be lucky: shared memory begins as NaN, background copies and published values arrive as late as
 // they may, and the order in which threads and blocks run can be chosen (set_order), so that a missing barrier or fence
-// changes results.
+// changes results. Sums of a wgmma are NaN until they are waited for, and it is an error if its operands change before.
 #pragma once
 
 #include <cstddef>
@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "cuda/device.h"
-#include "cuda/mma_layout.h"
+#include "cuda/wgmma_layout.h"
 
 namespace metatasnet::emulated {
 
@@ -20,8 +20,9 @@ class BlockThreads;
 
 class Block {
  public:
-  Block(BlockThreads& threads, int thread, int x, int y, int z)
-      : threads_(&threads), thread_(thread), x_(x), y_(y), z_(z) {}
+  // `rank`: the number of the block in its cluster, whose threads run together as `threads`.
+  Block(BlockThreads& threads, int rank, int thread, int x, int y, int z)
+      : threads_(&threads), rank_(rank), thread_(thread), x_(x), y_(y), z_(z) {}
 
   int thread() const { return thread_; }
   void forget() {}
@@ -57,7 +58,38 @@ class Block {
   void mma_bfloat16(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]);
   void mma_tf32(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]);
 
+  int rank() const { return rank_; }
+  void sync_cluster();
+
+  void init_barrier(int at, int arrivals);
+  void publish_barriers();
+  void arrive_expecting(int at, int bytes);
+  void arrive_at(int at, int rank);
+  void wait_phase(int at, int parity);
+  void copy_box(int to, const TensorMap& map, int at, int x, int y, int z, std::uint16_t ranks);
+
+  void begin_products() { begun_ = true; }
+  template <int fragments>
+  void multiply(float (&d)[fragments][4], int a, int b) {
+    multiply(&d[0][0], fragments, a, b);
+  }
+  void commit_products() { ++commits_; }
+  template <int pending>
+  void wait_products() {
+    finish_products(pending);
+  }
+  template <int fragments>
+  void pin(float (&)[fragments][4]) const {}
+  // Called when the thread ends.
+  void end();
+
  private:
+  // Sums of products that are under way, and the number of commits before the last of them.
+  struct Sums {
+    float* d;
+    std::vector<float> values;
+    int group;
+  };
   struct Copy {
     int to;
     const void* from;
@@ -67,20 +99,28 @@ class Block {
   void arrive(std::size_t pending);
   void multiply(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2], bool bfloat16);
 
+  void multiply(float* d, int fragments, int a, int b);
+  void finish_products(int pending);
+  int fiber() const;
+
   BlockThreads* threads_;
-  int thread_, x_, y_, z_;
+  int rank_, thread_, x_, y_, z_;
   std::vector<std::pair<float*, float>> published_;
   std::uint64_t fenced_ = 0;  // time of the last fence
   std::vector<Copy> open_;
   std::vector<std::vector<Copy>> groups_;
+  std::vector<Sums> sums_;
+  int commits_ = 0;
+  bool begun_ = false;
 };
 
 // The order in which blocks run and the threads of a block are resumed: 0 ascending, 1 descending, others shuffle. Odd
 // ones beyond 1 let warps of a block drift apart, and interleave four blocks in bursts.
 void set_order(unsigned order);
 
-// Runs `kernel` for every thread of a grid of blocks. Throws std::logic_error where threads
-// wait for others that never come.
-void emulate(int x, int y, int z, int threads, std::size_t shared_bytes, const std::function<void(Block&)>& kernel);
+// Runs `kernel` for every thread of a grid of blocks, of which `cluster` along x are a cluster. Throws std::logic_error
+// where threads wait for others that never come.
+void emulate(int x, int y, int z, int threads, std::size_t shared_bytes, const std::function<void(Block&)>& kernel,
+             int cluster = 1);
 
 }  // namespace metatasnet::emulated

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstring>
 #include <exception>
 #include <memory>
 #include <numeric>
@@ -42,38 +43,91 @@ struct Meeting {
   std::uint64_t generation = 0;
 };
 
+// A box that TMA copies, to an address on the host.
+struct Box {
+  const TensorMap* map;
+  int x, y, z;
+  char* to;
+};
+
+struct Barrier {
+  Meeting phase;
+  std::int64_t bytes = 0;  // announced and not yet copied
+  bool published = false;
+  std::vector<Box> coming, copied;  // of this phase, and of those that ended: they land when a thread waits for them
+
+  void settle() {
+    if (phase.arrived > phase.expected) throw std::logic_error("More arrive at an mbarrier than it counts.");
+    if (phase.arrived < phase.expected || bytes != 0) return;
+    copied.insert(copied.end(), coming.begin(), coming.end());
+    coming.clear();
+    phase.arrived = 0;
+    ++phase.generation;
+  }
+};
+
+struct BlockMemory {
+  std::vector<Words> shared;
+  Meeting everybody;
+  std::unordered_map<int, Barrier> barriers;
+
+  char* bytes() { return reinterpret_cast<char*>(shared.data()); }
+  Barrier& barrier(int at) {
+    const auto found = barriers.find(at);
+    if (found == barriers.end()) throw std::logic_error("An mbarrier is used before it is made.");
+    return found->second;
+  }
+};
+
+// Operands of a warp's part of a wgmma as they were when it was issued.
+struct Read {
+  std::uint64_t a, b;
+  std::vector<std::uint32_t> rows, columns;  // eight words each
+  int group;
+};
+
 struct Operands {
   double value;
   int row;
   std::uint32_t a[4], b[2];
   float d[4];
+  std::uint64_t descriptors[2];
+  float* sums;
 };
 
 struct Warp {
   Meeting meeting;
   Operands operands[2][kWarp];
+  std::vector<Read> reads;
 };
 
 }  // namespace
 
-// The threads of one block.
+// The threads of one cluster of blocks, block after block.
 class BlockThreads {
  public:
-  // Puts every thread at the beginning of `kernel`. `seed` determines the order in which they continue.
-  void begin(int x, int y, int z, int threads, std::size_t shared_bytes, const std::function<void(Block&)>& kernel,
-             unsigned seed) {
-    shared_.assign(shared_bytes / sizeof(Words) + 1, Words{{~0u, ~0u, ~0u, ~0u}});  // NaN, also as bfloat16
+  // Puts every thread at the beginning of `kernel`; x is that of the first block, which has `each` threads. `seed` determines
+  // the order in which they continue.
+  void begin(int x, int y, int z, int each, int cluster, std::size_t shared_bytes,
+             const std::function<void(Block&)>& kernel, unsigned seed) {
+    const int threads = each * cluster;
+    const Words nan{{~0u, ~0u, ~0u, ~0u}};  // also as bfloat16
+    blocks_.clear();
+    for (int rank = 0; rank < cluster; ++rank) {
+      blocks_.push_back({std::vector<Words>(shared_bytes / sizeof(Words) + 1, nan), {each, 0, 0}, {}});
+    }
+    warps_.clear();
     warps_.resize((threads + kWarp - 1) / kWarp);
     for (Warp& warp : warps_) warp.meeting = {kWarp, 0, 0};
     everybody_ = {threads, 0, 0};
     while (static_cast<int>(fibers_.size()) < threads) fibers_.push_back(std::make_unique<Fiber>());
     waits_.assign(threads, Wait{});
     for (int t = 0; t < threads; ++t) {
-      fibers_[t]->start([this, t, x, y, z, &kernel] {
+      fibers_[t]->start([this, t, each, x, y, z, &kernel] {
         try {
-          Block block(*this, t, x, y, z);
+          Block block(*this, t / each, t % each, x + t / each, y, z);
           kernel(block);
-          block.fence();
+          block.end();
         } catch (...) {
           error_ = std::current_exception();
         }
@@ -109,7 +163,8 @@ class BlockThreads {
     return left_ > 0;
   }
 
-  char* shared() { return reinterpret_cast<char*>(shared_.data()); }
+  int of_a_block() const { return static_cast<int>(order_.size() / blocks_.size()); }
+  BlockMemory& block(int rank) { return blocks_.at(rank); }
   Warp& warp(int thread) { return warps_[thread / kWarp]; }
   Meeting& everybody() { return everybody_; }
 
@@ -123,6 +178,10 @@ class BlockThreads {
       ++meeting.generation;
       return;
     }
+    await(thread, meeting, generation);
+  }
+
+  void await(int thread, const Meeting& meeting, std::uint64_t generation) {
     waits_[thread] = {&meeting, generation};
     while (meeting.generation == generation) fibers_[thread]->pause();
   }
@@ -157,7 +216,7 @@ class BlockThreads {
   bool progress_ = true;     // since every thread had its turn
   std::vector<std::unique_ptr<Fiber>> fibers_;
   std::vector<Wait> waits_;
-  std::vector<Words> shared_;
+  std::vector<BlockMemory> blocks_;
   std::vector<Warp> warps_;
   Meeting everybody_;
   std::exception_ptr error_;
@@ -207,12 +266,85 @@ void multiply_fragments(Operands (&lanes)[kWarp], bool bfloat16) {
   }
 }
 
+// Writes a box as TMA does: rows of 128 bytes, swizzled by their place in shared memory, which begins at `shared`; zeros for
+// what is not in the matrix.
+void land(const Box& box, const char* shared) {
+  const TensorMap& map = *box.map;
+  const int start = static_cast<int>(box.to - shared);
+  for (std::uint32_t row = 0; row < map.box[1]; ++row) {
+    for (std::uint32_t column = 0; column < map.box[0]; ++column) {
+      const std::int64_t x = box.x + std::int64_t{column}, y = box.y + std::int64_t{row};
+      const auto in = [&](std::int64_t at, int k) { return at >= 0 && at < static_cast<std::int64_t>(map.sizes[k]); };
+      char* const to = box.to - start + swizzled(start + static_cast<int>(row) * kRowBytes + static_cast<int>(column) * 2);
+      std::memset(to, 0, 2);
+      if (!in(x, 0) || !in(y, 1) || !in(box.z, 2)) continue;
+      std::memcpy(to, static_cast<const char*>(map.data) + box.z * map.strides[1] + y * map.strides[0] + x * 2, 2);
+    }
+  }
+}
+
+// Words of `count` rows of an operand from row `first` on.
+std::vector<std::uint32_t> operand_rows(const char* shared, std::uint64_t descriptor, int first, int count) {
+  if (descriptor != matrix_descriptor(static_cast<int>(descriptor & 0x3fff) << 4)) {
+    throw std::logic_error("A matrix descriptor does not name rows of 128 bytes with their swizzle.");
+  }
+  const int start = static_cast<int>(descriptor & 0x3fff) << 4;
+  std::vector<std::uint32_t> words(count * kFragmentWords);
+  for (int row = 0; row < count; ++row) {
+    const int at = start + (first + row) * kRowBytes;  // eight rows of 128 bytes are the distance of eight rows
+    for (int half = 0; half < 2; ++half) {
+      std::memcpy(&words[row * kFragmentWords + 4 * half], shared + swizzled(at + 16 * half), 16);
+    }
+  }
+  return words;
+}
+
+// Adds a warp's part of a wgmma to the sums of its lanes, which are cut after each as tensor cores do.
+void multiply_rows(Operands (&lanes)[kWarp], const Read& read) {
+  const int columns = static_cast<int>(read.columns.size()) / kFragmentWords;
+  const auto value = [](const std::vector<std::uint32_t>& words, int row, int k) {
+    const std::uint32_t word = words[row * kFragmentWords + k / 2];
+    return double{k % 2 ? high_bfloat16(word) : low_bfloat16(word)};
+  };
+  std::vector<double> d(kFragmentRows * columns);
+  const auto each = [&](auto body) {
+    for (int l = 0; l < kWarp; ++l) {
+      for (int j = 0; j < columns / kFragmentColumns; ++j) {
+        for (int r = 0; r < 4; ++r) {
+          body(lanes[l].sums[4 * j + r], d[d_row(l, r) * columns + kFragmentColumns * j + d_column(l, r)]);
+        }
+      }
+    }
+  };
+  each([](float& sum, double& of) { of = sum; });
+  std::vector<double> factors(columns);
+  for (int k = 0; k < 2 * kFragmentWords; ++k) {
+    for (int column = 0; column < columns; ++column) factors[column] = value(read.columns, column, k);
+    for (int row = 0; row < kFragmentRows; ++row) {
+      const double factor = value(read.rows, row, k);
+      for (int column = 0; column < columns; ++column) d[row * columns + column] += factor * factors[column];
+    }
+  }
+  each([](float& sum, double& of) { sum = cut(of); });
+}
+
 }  // namespace
 
-char* Block::shared() const { return threads_->shared(); }
+int Block::fiber() const { return rank_ * threads_->of_a_block() + thread_; }
+
+char* Block::shared() const { return threads_->block(rank_).bytes(); }
 
 void Block::sync() {
-  threads_->meet(thread_, threads_->everybody(), [] {});
+  threads_->meet(fiber(), threads_->block(rank_).everybody, [] {});
+}
+
+void Block::sync_cluster() {
+  threads_->meet(fiber(), threads_->everybody(), [] {});
+}
+
+void Block::end() {
+  fence();
+  if (!sums_.empty()) throw std::logic_error("A thread ends before the products that it began.");
 }
 
 void Block::fence() {
@@ -234,18 +366,18 @@ float Block::load_written(const float* from) const {
 }
 
 float Block::shuffle(float value, int lane) {
-  Warp& warp = threads_->warp(thread_);
+  Warp& warp = threads_->warp(fiber());
   auto& operands = warp.operands[warp.meeting.generation % 2];
   operands[this->lane()].value = value;
-  threads_->meet(thread_, warp.meeting, [] {});
+  threads_->meet(fiber(), warp.meeting, [] {});
   return static_cast<float>(operands[lane % kWarp].value);
 }
 
 double Block::shuffle_xor(double value, int mask) {
-  Warp& warp = threads_->warp(thread_);
+  Warp& warp = threads_->warp(fiber());
   auto& operands = warp.operands[warp.meeting.generation % 2];
   operands[lane()].value = value;
-  threads_->meet(thread_, warp.meeting, [] {});
+  threads_->meet(fiber(), warp.meeting, [] {});
   return operands[lane() ^ mask].value;
 }
 
@@ -272,10 +404,10 @@ void Block::arrive(std::size_t pending) {
 }
 
 void Block::load_matrices(std::uint32_t (&registers)[4], int row) {
-  Warp& warp = threads_->warp(thread_);
+  Warp& warp = threads_->warp(fiber());
   auto& operands = warp.operands[warp.meeting.generation % 2];
   operands[lane()].row = row;
-  threads_->meet(thread_, warp.meeting, [] {});
+  threads_->meet(fiber(), warp.meeting, [] {});
   for (int r = 0; r < 4; ++r) {
     const char* words = shared() + operands[matrix_source(lane(), r)].row;
     std::memcpy(&registers[r], words + 4 * matrix_word(lane()), 4);
@@ -283,13 +415,13 @@ void Block::load_matrices(std::uint32_t (&registers)[4], int row) {
 }
 
 void Block::multiply(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2], bool bfloat16) {
-  Warp& warp = threads_->warp(thread_);
+  Warp& warp = threads_->warp(fiber());
   auto& operands = warp.operands[warp.meeting.generation % 2];
   Operands& own = operands[lane()];
   std::copy(a, a + 4, own.a);
   std::copy(b, b + 2, own.b);
   std::copy(d, d + 4, own.d);
-  threads_->meet(thread_, warp.meeting, [&] { multiply_fragments(operands, bfloat16); });
+  threads_->meet(fiber(), warp.meeting, [&] { multiply_fragments(operands, bfloat16); });
   std::copy(own.d, own.d + 4, d);
 }
 
@@ -301,6 +433,100 @@ void Block::mma_tf32(float (&d)[4], const std::uint32_t (&a)[4], const std::uint
   multiply(d, a, b, false);
 }
 
+void Block::init_barrier(int at, int arrivals) {
+  if (at % 8) throw std::logic_error("An mbarrier is not at a multiple of 8.");
+  threads_->block(rank_).barriers[at].phase.expected = arrivals;
+}
+
+void Block::publish_barriers() {
+  for (auto& [at, barrier] : threads_->block(rank_).barriers) barrier.published = true;
+}
+
+void Block::arrive_expecting(int at, int bytes) {
+  Barrier& barrier = threads_->block(rank_).barrier(at);
+  barrier.bytes += bytes;
+  ++barrier.phase.arrived;
+  barrier.settle();
+}
+
+void Block::arrive_at(int at, int rank) {
+  Barrier& barrier = threads_->block(rank).barrier(at);
+  if (rank != rank_ && !barrier.published) throw std::logic_error("An mbarrier is not known to the cluster.");
+  ++barrier.phase.arrived;
+  barrier.settle();
+}
+
+void Block::wait_phase(int at, int parity) {
+  Barrier& barrier = threads_->block(rank_).barrier(at);
+  const std::uint64_t generation = barrier.phase.generation;
+  if (generation % 2 == static_cast<unsigned>(parity)) threads_->await(fiber(), barrier.phase, generation);
+  for (const Box& box : barrier.copied) land(box, shared());
+  barrier.copied.clear();
+}
+
+void Block::copy_box(int to, const TensorMap& map, int at, int x, int y, int z, std::uint16_t ranks) {
+  if (to % kSwizzleBytes || map.box[0] * 2 != kRowBytes) throw std::logic_error("A box does not fit the swizzle.");
+  const int bytes = static_cast<int>(map.box[1]) * kRowBytes;
+  for (int rank = 0; ranks >> rank; ++rank) {
+    if (!(ranks >> rank & 1)) continue;
+    BlockMemory& block = threads_->block(rank);
+    Barrier& barrier = block.barrier(at);
+    if (!barrier.published) throw std::logic_error("An mbarrier is not known to TMA.");
+    std::memset(block.bytes() + to, 0xff, bytes);  // from now on what was there cannot be read
+    barrier.coming.push_back({&map, x, y, z, block.bytes() + to});
+    barrier.bytes -= bytes;
+    barrier.settle();
+  }
+}
+
+void Block::multiply(float* d, int fragments, int a, int b) {
+  auto own = std::find_if(sums_.begin(), sums_.end(), [&](const Sums& sums) { return sums.d == d; });
+  if (own == sums_.end()) {
+    if (!begun_) throw std::logic_error("Sums were touched, and no begin_products() came after.");
+    own = sums_.insert(own, {d, {d, d + 4 * fragments}, 0});
+  }
+  own->group = commits_;
+  std::fill(d, d + 4 * fragments, std::nanf(""));
+  Warp& warp = threads_->warp(fiber());
+  auto& operands = warp.operands[warp.meeting.generation % 2];
+  operands[lane()].sums = own->values.data();
+  operands[lane()].descriptors[0] = matrix_descriptor(a);
+  operands[lane()].descriptors[1] = matrix_descriptor(b);
+  threads_->meet(fiber(), warp.meeting, [&] {
+    for (const Operands& other : operands) {
+      if (!std::equal(other.descriptors, other.descriptors + 2, operands[0].descriptors)) {
+        throw std::logic_error("The threads of a warp multiply different matrices.");
+      }
+    }
+    const auto [rows, columns] = operands[0].descriptors;
+    warp.reads.push_back({rows, columns, operand_rows(shared(), rows, this->warp() % 4 * kFragmentRows, kFragmentRows),
+                          operand_rows(shared(), columns, 0, fragments * kFragmentColumns), commits_});
+    multiply_rows(operands, warp.reads.back());
+  });
+}
+
+void Block::finish_products(int pending) {
+  const int group = commits_ - pending;  // the first that need not be complete
+  Warp& warp = threads_->warp(fiber());
+  threads_->meet(fiber(), warp.meeting, [&] {
+    for (const Read& read : warp.reads) {
+      const int columns = static_cast<int>(read.columns.size()) / kFragmentWords;
+      if (operand_rows(shared(), read.a, this->warp() % 4 * kFragmentRows, kFragmentRows) != read.rows ||
+          operand_rows(shared(), read.b, 0, columns) != read.columns) {
+        throw std::logic_error("Operands changed before their products were complete.");
+      }
+    }
+    const auto complete = [&](const Read& read) { return read.group < group; };
+    warp.reads.erase(std::remove_if(warp.reads.begin(), warp.reads.end(), complete), warp.reads.end());
+  });
+  for (const Sums& sums : sums_) {
+    if (sums.group < group) std::copy(sums.values.begin(), sums.values.end(), sums.d);
+  }
+  const auto complete = [&](const Sums& sums) { return sums.group < group; };
+  sums_.erase(std::remove_if(sums_.begin(), sums_.end(), complete), sums_.end());
+  begun_ = false;
+}
+
 void set_order(unsigned order) { chosen_order = order; }
 
 void record_to(std::vector<Recorded>* launches) { recording = launches; }
@@ -310,12 +536,14 @@ bool record(Recorded launch) {
   return recording != nullptr;
 }
 
-void emulate(int x, int y, int z, int threads, std::size_t shared_bytes, const std::function<void(Block&)>& kernel) {
+void emulate(int x, int y, int z, int threads, std::size_t shared_bytes, const std::function<void(Block&)>& kernel,
+             int cluster) {
   // Odd orders interleave blocks in bursts, as multiprocessors would; the others run one block after the other.
   static thread_local std::array<BlockThreads, kBlocksAtOnce> slots;  // they keep their stacks
   replaced.clear();
   now = 0;
-  std::vector<int> order(static_cast<std::size_t>(x) * y * z);
+  const int across = x / cluster;
+  std::vector<int> order(static_cast<std::size_t>(across) * y * z);
   std::iota(order.begin(), order.end(), 0);
   std::mt19937 random(chosen_order);
   if (chosen_order == 1) std::reverse(order.begin(), order.end());
@@ -329,7 +557,8 @@ void emulate(int x, int y, int z, int threads, std::size_t shared_bytes, const s
   for (std::size_t next = 0; next < order.size() || !running.empty();) {
     while (next < order.size() && !free.empty()) {
       const int b = order[next++];
-      free.back()->begin(b % x, b / x % y, b / (x * y), threads, shared_bytes, kernel, random());
+      free.back()->begin(b % across * cluster, b / across % y, b / (across * y), threads, cluster, shared_bytes, kernel,
+                         random());
       running.push_back(free.back());
       free.pop_back();
     }

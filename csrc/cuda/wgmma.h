@@ -1,0 +1,163 @@
+// Products of frames for Hopper: tiles of 128 frames by 160 outputs by wgmma, from boxes that TMA copies.
+//
+// A block is one warpgroup, whose first thread also asks for the copies; two blocks share a multiprocessor, so one
+// multiplies while the other writes. A warp more for the copies would leave 168 registers for each thread, too few beside
+// 160 sums: three of ten warps are on one quarter of the multiprocessor. A cluster is two tiles of frames with the same
+// outputs: each block copies its own frames, and half of the weights to both. So a stage of 64 channels costs 16 + 10 KiB
+// from the second-level cache for 2.6 MFLOP, where Pointwise reads 36. What comes before and after the product is that of
+// Pointwise; sums have the same bits in the emulator, and only moments are added up in another order.
+//
+// Each of three stages has two barriers in every block. "Full" ends a phase when the stage's bytes have arrived: the
+// frames, and both halves of the weights. "Empty" ends one when the four warps of both blocks have read the stage, because
+// the next weights go to both. Shared memory: 3 x 36 KiB.
+#pragma once
+
+#include "cuda/launch.h"
+#include "cuda/pointwise.h"
+
+namespace metatasnet::METATASNET_DEVICES {
+
+// A thread's sums of a tile: those of two products of 64 rows, one below the other, for all 160 outputs.
+struct WgmmaAccumulators {
+  static constexpr int threads = 4 * kWarp, fragments = kColumns / kFragmentColumns;
+  float v[kRowFragments][fragments][4];
+
+  static METATASNET_DEVICE int row(const Block& block, int i) {
+    return kProductRows * i + kFragmentRows * block.warp();
+  }
+  static METATASNET_DEVICE int column(const Block&) { return 0; }
+};
+
+struct WgmmaArgs {
+  TensorMap frames;   // (units, frames, channels)
+  TensorMap weights;  // (matrices, outputs, channels)
+  PointwiseArgs product;
+  int matrices_item, matrices_instrument;  // from those of one item, or instrument, to those of the next
+};
+
+// Grid: tiles of frames, a multiple of `cluster`; tiles of outputs; units.
+template <From from>
+struct PointwiseWgmma {
+  using Args = WgmmaArgs;
+  using Sums = WgmmaAccumulators;
+  static constexpr int threads = Sums::threads;
+  static constexpr int blocks = 2;
+  static constexpr int cluster = 2;
+  static constexpr int stages = 3;
+  static constexpr int channels = kRowBytes / static_cast<int>(sizeof(Bfloat16));  // of a stage
+  static constexpr int steps = kRowBytes / kProductBytes;
+  static constexpr int frame_bytes = kTile * kRowBytes, weight_bytes = kColumns * kRowBytes;
+  static constexpr int stage_bytes = frame_bytes + weight_bytes;
+  static constexpr int part_rows = kColumns / cluster, part_bytes = weight_bytes / cluster;  // of weights, a block copies
+  static constexpr int shared_bytes = stages * stage_bytes + stages * 2 * 8;
+  static_assert(frame_bytes % kSwizzleBytes == 0 && part_bytes % kSwizzleBytes == 0);
+  static_assert(MomentsSpace<kColumns>::bytes <= stages * stage_bytes);
+
+  static METATASNET_DEVICE void run(Block& block, const Args& args) {
+#if METATASNET_HOPPER
+    if (block.thread() == 0) {
+#pragma unroll
+      for (int stage = 0; stage < stages; ++stage) {
+        block.init_barrier(full(stage), 1);
+        block.init_barrier(empty(stage), cluster * threads / kWarp);
+      }
+      block.publish_barriers();
+    }
+    block.sync_cluster();
+    Sums sum;
+    multiply(block, args, sum);
+    // All threads are done with shared memory, and no block leaves while another copies to it or arrives at its barriers.
+    block.sync_cluster();
+    if (first_frame(block) >= args.product.frames) return;
+    if (from == From::frames_and_share) {
+      add_share(block, args.product, block.z(), first_frame(block), first_output(block), sum);
+    }
+    write_outputs<Bfloat16>(block, args.product, sum, block.z(), first_frame(block), first_output(block));
+    if (from == From::frames_and_share || !args.product.statistics.wanted) return;
+    finish_outputs(block, args.product, sum, block.z(), block.x(), block.y());
+#else
+    __trap();  // never launched: the host asks for compute capability 9.0
+#endif
+  }
+
+ private:
+  static METATASNET_DEVICE std::int64_t first_frame(const Block& block) { return std::int64_t{block.x()} * kTile; }
+  static METATASNET_DEVICE int first_output(const Block& block) { return block.y() * kColumns; }
+  static METATASNET_DEVICE int full(int stage) { return stages * stage_bytes + 8 * stage; }
+  static METATASNET_DEVICE int empty(int stage) { return full(stages + stage); }
+
+  // The stages one after the other, again and again; `parity` of the phases of this time round.
+  struct Ring {
+    int stage = 0, parity = 0;
+
+    METATASNET_DEVICE void next() {
+      if (++stage < stages) return;
+      stage = 0;
+      parity ^= 1;
+    }
+  };
+
+  // Asks for the stages of a tile, one after the other; one thread does so.
+  class Copies {
+   public:
+    METATASNET_DEVICE Copies(const Block& block, const Args& args) {
+      const int item = block.z() / args.product.instruments, instrument = block.z() % args.product.instruments;
+      matrix_ = item * args.matrices_item + instrument * args.matrices_instrument;
+    }
+
+    METATASNET_DEVICE void next(Block& block, const Args& args) {
+      const int at = ring_.stage * stage_bytes, barrier = full(ring_.stage), part = block.rank();
+      block.wait_phase(empty(ring_.stage), ring_.parity ^ 1);
+      block.arrive_expecting(barrier, stage_bytes);
+      block.copy_box(at, args.frames, barrier, channel_, block.x() * kTile, block.z(),
+                     static_cast<std::uint16_t>(1 << part));
+      block.copy_box(at + frame_bytes + part * part_bytes, args.weights, barrier, channel_,
+                     first_output(block) + part * part_rows, matrix_, (1 << cluster) - 1);
+      ring_.next();
+      channel_ += channels;
+    }
+
+   private:
+    Ring ring_;
+    int channel_ = 0, matrix_;
+  };
+
+  static METATASNET_DEVICE void multiply(Block& block, const Args& args, Sums& sum) {
+    const int chunks = (args.product.ld_weights + channels - 1) / channels;
+    Copies copies(block, args);
+    if (block.thread() == 0) {
+#pragma unroll 1
+      for (int chunk = 0; chunk < stages - 1 && chunk < chunks; ++chunk) copies.next(block, args);
+    }
+    begin_with_bias(block, args.product, block.z(), first_output(block), sum);
+    Ring ring;
+#pragma unroll 1
+    for (int chunk = 0; chunk < chunks; ++chunk, ring.next()) {
+      const int at = ring.stage * stage_bytes;
+      block.wait_phase(full(ring.stage), ring.parity);
+      pin(block, sum);
+      block.begin_products();
+#pragma unroll
+      for (int step = 0; step < steps; ++step) {
+#pragma unroll
+        for (int i = 0; i < kRowFragments; ++i) {
+          block.multiply(sum.v[i], at + i * kProductRows * kRowBytes + step * kProductBytes,
+                         at + frame_bytes + step * kProductBytes);
+        }
+      }
+      block.commit_products();
+      // Into the stage of the chunk before, while this one is multiplied.
+      if (block.thread() == 0 && chunk + stages - 1 < chunks) copies.next(block, args);
+      block.template wait_products<0>();
+      pin(block, sum);
+      if (block.lane() < cluster) block.arrive_at(empty(ring.stage), block.lane());
+    }
+  }
+
+  static METATASNET_DEVICE void pin(const Block& block, Sums& sum) {
+#pragma unroll
+    for (int i = 0; i < kRowFragments; ++i) block.pin(sum.v[i]);
+  }
+};
+
+}  // namespace metatasnet::METATASNET_DEVICES

@@ -1,0 +1,92 @@
+"""The products of frames by wgmma and TMA, emulated: the same sums as by mma.sync, in every order of threads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from metatasnet_fast import native
+from metatasnet_fast.backends import Request, available_backends, registry
+from metatasnet_fast.backends.cuda import WgmmaBackend
+from metatasnet_fast.config import MetaTasNetConfig
+from metatasnet_fast.precision import Precision
+from tests.backends.cpu_support import REFERENCE, noise, prepare, separate, stage_parameters
+from tests.backends.cuda_support import EMULATED, EMULATED_WGMMA, needs_the_module
+from tests.support import TINY, recipe_state, relative_error
+
+BFLOAT16 = Precision.bfloat16
+WIDE = MetaTasNetConfig(N=176, B=168, H=72, layers=2, stack=1, num_mels=8, stages_num=2)
+"""Sums of 72 to 264 channels, and more outputs than a tile has."""
+
+
+@pytest.fixture
+def ascending() -> Iterator[None]:
+    yield
+    native.load().set_emulated_order(0)
+
+
+@needs_the_module
+@pytest.mark.parametrize("samples", [520, 3001])
+@pytest.mark.parametrize("config", [TINY, WIDE], ids=["tiny", "wide"])
+def test_encoder_and_decoder_have_the_bits_of_mma(config: MetaTasNetConfig, samples: int) -> None:
+    """Both begin with the biases and cut the sum after every 16 channels. One tile of frames, and several."""
+    parameters = stage_parameters(recipe_state(config, 3), 1)
+    mma, wgmma = (prepare(backend, config.stage(1), parameters, BFLOAT16) for backend in (EMULATED, EMULATED_WGMMA))
+    latent = EMULATED.encode(mma, noise(config, 2, samples)[1])
+    assert torch.equal(EMULATED_WGMMA.encode(wgmma, noise(config, 2, samples)[1]), latent)
+    assert torch.equal(EMULATED_WGMMA.decode(wgmma, latent), EMULATED.decode(mma, latent))
+
+
+@needs_the_module
+@pytest.mark.parametrize("config", [TINY, WIDE], ids=["tiny", "wide"])
+def test_masks_err_as_those_by_mma(config: MetaTasNetConfig) -> None:
+    """Sums have the same bits; a thread's rows are others, so moments are added up in another order."""
+    stage, parameters = config.stage(0), stage_parameters(recipe_state(config, 3), 0)
+    latent = torch.randn(1, stage.N, 200, generator=torch.Generator().manual_seed(2)).bfloat16()
+    exact = REFERENCE.mask(prepare(REFERENCE, stage, parameters, Precision.float64), latent.double(), None)
+    mma, wgmma = (b.mask(prepare(b, stage, parameters, BFLOAT16), latent, None) for b in (EMULATED, EMULATED_WGMMA))
+    assert relative_error(wgmma, exact) <= 1.1 * relative_error(mma, exact)
+
+
+@needs_the_module
+def test_the_order_in_which_threads_run_changes_no_bit(ascending: None) -> None:
+    """Odd orders let warps and the blocks of a cluster drift apart: a wait that is missing shows as NaN or an error."""
+    state, mixes = recipe_state(TINY, 3), noise(TINY, 1, 3001)
+    expected = separate(EMULATED_WGMMA, TINY, state, mixes, BFLOAT16)
+    for order in (1, 2, 3, 5):
+        native.load().set_emulated_order(order)
+        found = separate(EMULATED_WGMMA, TINY, state, mixes, BFLOAT16)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), order
+
+
+@needs_the_module
+def test_strides_of_a_single_item_do_not_matter() -> None:
+    """torch gives a dimension of one element any stride; TMA takes multiples of 16 bytes alone."""
+    stage = TINY.stage(1)
+    latent = torch.randn(1, stage.N, 130, generator=torch.Generator().manual_seed(1)).bfloat16()
+    rows = latent.mT.contiguous()
+    odd = rows.as_strided(rows.shape, (3, *rows.stride()[1:]))
+    parameters = stage_parameters(recipe_state(TINY, 3), 1)
+    signals = [b.decode(prepare(b, stage, parameters, BFLOAT16), odd.mT) for b in (EMULATED, EMULATED_WGMMA)]
+    assert torch.equal(*signals)
+
+
+@needs_the_module
+def test_only_bfloat16_is_multiplied_by_wgmma() -> None:
+    assert "bfloat16, not tf32" in str(WgmmaBackend().supports(Request(torch.device("cuda"), Precision.tf32)))
+    with pytest.raises(ValueError, match="wgmma multiplies bfloat16"):
+        prepare(EMULATED_WGMMA, TINY.stage(0), stage_parameters(recipe_state(TINY, 3), 0), Precision.float32)
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (8, 9), (10, 0), (12, 0)])
+def test_other_gpus_are_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    reason = str(WgmmaBackend().supports(Request(torch.device("cuda"), BFLOAT16)))
+    assert f"{capability[0]}.{capability[1]}" in reason and "compute capability 9.0" in reason
+
+
+def test_it_serves_only_who_asks_for_it_by_name() -> None:
+    assert "not yet run on a GPU" in available_backends()["cuda-wgmma"].summary
+    assert all("cuda-wgmma" not in names for names in registry._PREFERENCE.values())
