@@ -18,7 +18,7 @@ from pathlib import Path
 
 from metatasnet_fast.errors import BackendUnavailableError
 
-from .jobs import BACKENDS, KINDS
+from .jobs import BACKENDS, KINDS, served
 from .predict import GPUS
 from .table import Line, ledger, markdown, text
 
@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench.ledger", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--backend", choices=BACKENDS, action="append", help="default: both")
+    parser.add_argument("--backend", choices=BACKENDS, action="append", help="default: all")
     parser.add_argument(
         "--kind", choices=KINDS, action="append", help="a song, a single window, a training step (default: song, step)"
     )
@@ -55,10 +55,11 @@ def main(argv: list[str] | None = None) -> int:
     lines: list[Line] = []
     for backend in args.backend or BACKENDS:
         for kind in args.kind or ("inference", "training"):
-            if backend == "cuda" and kind == "training":
+            gpus = [GPUS[name] for name in args.gpu or GPUS if served(backend, kind, GPUS[name])]
+            if not gpus:
                 continue
             try:
-                own = [line for name in args.gpu or GPUS for line in ledger(backend, kind, GPUS[name], args.only)]
+                own = [line for gpu in gpus for line in ledger(backend, kind, gpu, args.only)]
             except BackendUnavailableError as error:
                 parser.exit(2, f"{error}\n")
             print((markdown if args.markdown else text)(own, measured), flush=True)

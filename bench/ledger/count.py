@@ -103,7 +103,7 @@ def _cuda(launch: cuda_launches.Launch, capability: int) -> Cost:
     if not launch.symbol:
         return Cost(1, hbm=launch.shared, level_2=launch.shared)
     cubin = cuda_launches.cubin_of(launch.symbol, capability)
-    place = Place(launch.grid, launch.threads, (), launch.arguments, capability)
+    place = Place(launch.grid, launch.threads, (), launch.arguments, capability, launch.cluster)
     starts = np.append(np.uint64(0), launch.pointers)
     found = _kept(
         lambda: _follow(cubin, launch.symbol, place, starts=starts), cubin, launch.symbol, launch.placeless, launch.grid

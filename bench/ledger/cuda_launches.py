@@ -21,19 +21,21 @@ from metatasnet_fast.errors import BackendUnavailableError
 
 from .sass import tool
 
-__all__ = ["Launch", "RecordingBackend", "cubin_of", "recorded"]
+__all__ = ["Launch", "RecordingBackend", "RecordingWgmmaBackend", "cubin_of", "recorded"]
 
 _NAMESPACE = "N10metatasnet8emulated"
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch: ``arguments`` as the device would get them, ``shared`` bytes asked for beside what is static."""
+    """One launch: ``arguments`` as the device would get them but for tensor maps, which are the emulator's; ``shared`` bytes
+    asked for beside what is static; ``cluster`` blocks along x that are a cluster."""
 
     symbol: str
     name: str
     grid: tuple[int, int, int]
     threads: int
+    cluster: int
     shared: int
     arguments: bytes
 
@@ -82,20 +84,26 @@ class RecordingBackend(CudaBackend):
         return 0
 
 
+class RecordingWgmmaBackend(RecordingBackend):
+    """The same with the products of frames by ``wgmma``."""
+
+    products: ClassVar[str] = "wgmma"
+
+
 def recorded(job: Callable[[], Any]) -> list[Launch]:
     """Launches, and clearings of memory, while ``job`` runs."""
     module = native.load()
     assert module is not None
     found = []
-    for kernel, grid, threads, _, shared, arguments in module.record_emulated_launches(job):
+    for kernel, grid, threads, _, cluster, shared, arguments in module.record_emulated_launches(job):
         if kernel == "memset":
-            found.append(Launch("", "memset", grid, 0, shared, b""))
+            found.append(Launch("", "memset", grid, 0, 1, shared, b""))
             continue
         if not kernel.startswith(_NAMESPACE):
             raise RuntimeError(f"The kernel {kernel} is not in the namespace of the emulated ones.")
         rest = kernel[len(_NAMESPACE) :]
         symbol = f"_ZN10metatasnet4cuda6kernelINS0_{rest}EEvNT_4ArgsE"
-        found.append(Launch(symbol, _readable(rest), grid, threads, shared, arguments))
+        found.append(Launch(symbol, _readable(rest), grid, threads, cluster, shared, arguments))
     return found
 
 

@@ -19,9 +19,9 @@ from metatasnet_fast.precision import Precision
 from . import cuda_launches
 from .predict import Gpu
 
-__all__ = ["BACKENDS", "KINDS", "launches"]
+__all__ = ["BACKENDS", "KINDS", "launches", "served"]
 
-BACKENDS = ("triton", "cuda")
+BACKENDS = ("triton", "cuda", "cuda-wgmma")
 KINDS = ("inference", "window", "training")
 WINDOWS = {"inference": 22, "window": 1}
 SECONDS = 24
@@ -41,10 +41,15 @@ def launches(
     Raises:
         ValueError: for a backend that does not do this.
     """
-    if backend == "cuda" and kind == "training":
-        raise ValueError("The backend cuda does not train.")
-    found = _triton(kind, gpu, precision) if backend == "triton" else _cuda(kind, gpu, precision)
+    if not served(backend, kind, gpu):
+        raise ValueError(f"The backend {backend} does no {kind} on {gpu.name}.")
+    found = _triton(kind, gpu, precision) if backend == "triton" else _cuda(backend, kind, precision)
     return [launch for launch in found if not only or any(part in launch.name for part in only)]
+
+
+def served(backend: str, kind: str, gpu: Gpu) -> bool:
+    """Return whether a backend does a job on a GPU."""
+    return backend == "triton" or (kind != "training" and (backend == "cuda" or gpu.capability == 90))
 
 
 def _network(device: str) -> MultiTasNet:
@@ -70,7 +75,8 @@ def _triton(kind: str, gpu: Gpu, precision: Precision) -> list[Any]:
     )  # weights are prepared once for all songs
 
 
-def _cuda(kind: str, gpu: Gpu, precision: Precision) -> list[Any]:
+def _cuda(backend: str, kind: str, precision: Precision) -> list[Any]:
     with torch.no_grad():
-        engine = _engine(_network("cpu"), cuda_launches.RecordingBackend(), precision)
+        recording = cuda_launches.RecordingBackend if backend == "cuda" else cuda_launches.RecordingWgmmaBackend
+        engine = _engine(_network("cpu"), recording(), precision)
         return cuda_launches.recorded(lambda: engine.separate(_mixes(WINDOWS[kind], SECONDS, "cpu"), {2}))

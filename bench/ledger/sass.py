@@ -19,10 +19,10 @@ import triton
 __all__ = ["FLOW", "MEMORY", "Function", "Instruction", "Operand", "following", "function", "tool", "usage"]
 
 FLOW = frozenset({"BRA", "BRX", "CALL", "EXIT", "JMP", "RET"})
-MEMORY = frozenset({"ATOM", "ATOMG", "LD", "LDG", "LDGSTS", "RED", "REDG", "ST", "STG"})
+MEMORY = frozenset({"ATOM", "ATOMG", "LD", "LDG", "LDGSTS", "RED", "REDG", "ST", "STG", "UTMALDG"})
 """Instructions on global memory."""
 WITHOUT_RESULT = (
-    frozenset({"ST", "STG", "STS", "STL", "STSM", "RED", "REDG", "LDGSTS", "BAR", "BSSY", "BSYNC", "WARPSYNC"}) | FLOW
+    frozenset({"ST", "STG", "STS", "STL", "STSM", "RED", "REDG", "LDGSTS", "UTMALDG", "BAR", "BSSY", "BSYNC", "WARPSYNC"}) | FLOW
 )
 
 OPAQUE = frozenset(
@@ -36,6 +36,7 @@ OPAQUE = frozenset(
         "FSETP",
         "FSET",
         "F2FP",
+        "SYNCS",
         "HADD2",
         "HFMA2",
         "HMUL2",
@@ -111,6 +112,13 @@ class Instruction:
         return self.base in OPAQUE and not constant
 
     @property
+    def boxes(self) -> tuple[str, ...]:
+        """Registers of a UTMALDG: the pair with the tensor map's address, then the coordinates of the box."""
+        to, box = (o.parts[0][0] for o in self.operands[:2])  # `to` and the next register: shared memory and the barrier
+        dimensions = next(int(m[0]) for m in self.opcode.split(".")[1:] if re.fullmatch(r"\dD", m))
+        return (box, following(box, 1), *(following(to, 2 + k) for k in range(dimensions)))
+
+    @property
     def width(self) -> int:
         """Bytes that one thread moves."""
         widths = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
@@ -124,7 +132,7 @@ class Function:
     name: str
     instructions: tuple[Instruction, ...]
     constants: dict[int, bytes]
-    """Banks of constants beside that of the parameters."""
+    """Banks of constants; the parameters are at the end of bank 0."""
 
     @functools.cached_property
     def blocks(self) -> tuple[range, ...]:
@@ -196,6 +204,8 @@ def _deciding_reads(i: Instruction) -> frozenset[str]:
         return i.reads
     if i.base not in MEMORY:
         return frozenset()
+    if i.base == "UTMALDG":
+        return frozenset(i.boxes) | ({i.guard.name} if i.guard is not None and i.guard.name else frozenset())
     names = {name for o in i.operands if o.kind == "address" for part in o.parts for name in _names(*part)}
     guards = [i.guard, *(o for o in i.operands if o.kind == "predicate")] if i.base == "LDGSTS" else [i.guard]
     return frozenset(names | {o.name for o in guards if o is not None and o.name})
@@ -252,7 +262,7 @@ def _constants(cubin: bytes, name: str) -> dict[int, bytes]:
     for at, _, _, _, offset, length in sections:
         start = sections[names][4] + at
         title = cubin[start : cubin.index(b"\0", start)].decode()
-        if match := re.fullmatch(rf"\.nv\.constant([1-9])\.{re.escape(name)}", title):
+        if match := re.fullmatch(rf"\.nv\.constant([0-9])\.{re.escape(name)}", title):
             found[int(match[1])] = cubin[offset : offset + length]
     return found
 

@@ -39,6 +39,15 @@ STACK = 1 << 20
 PARAMETERS = {8: 0x160, 9: 0x210}
 """Offset where parameters begin in constant bank 0, by the major compute capability."""
 
+CONSTANTS = 1 << 48
+"""Where constant bank 0 is taken to begin among addresses of memory: the place of tensor maps, which are parameters."""
+
+ADDRESS_OF_PARAMETERS = 0x198
+"""Compute capability 9.0: offset in constant bank 0 of the address of the parameters, which are not aligned there."""
+
+TENSOR_MAP = np.dtype([("data", "u8"), ("sizes", "u8", 3), ("strides", "u8", 2), ("box", "u4", 2)])
+"""A tensor map as the emulator has it (``csrc/cuda/wgmma_layout.h``): of bfloat16, in three dimensions."""
+
 Array = npt.NDArray[Any]
 NOTHING: Array = np.zeros(0, np.uint64)
 
@@ -60,13 +69,17 @@ Pending = frozenset[tuple[str, Load]]
 
 @dataclass(frozen=True)
 class Place:
-    """Grid and block of a launch, the blocks that are followed, and the parameters as the device sees them."""
+    """Grid and block of a launch, the blocks that are followed, and the parameters as the device sees them.
+
+    ``cluster`` blocks along x are a cluster.
+    """
 
     grid: tuple[int, int, int]
     threads: int
     blocks: Sequence[tuple[int, int, int]]
     parameters: bytes
     capability: int
+    cluster: int = 1
 
 
 @dataclass
@@ -136,13 +149,20 @@ class _Machine:
             "SR_LANEID": (thread % WARP).astype(np.uint32),
             "SR_TID.Y": np.zeros(1, np.uint32),
             "SR_TID.Z": np.zeros(1, np.uint32),
-            "SR_CgaCtaId": np.zeros(1, np.uint32),
+            "SR_CgaCtaId": ids[:, 0] % np.uint32(place.cluster),
             "SRZ": np.zeros(1, np.uint32),
         }
         self.banks = {number: _bank([(0, content)]) for number, content in function.constants.items()}
         words = np.array((place.threads, 1, 1, *place.grid), np.uint32).tobytes()
         stack = np.array([STACK], np.uint32).tobytes()
-        self.banks[0] = _bank([(0, words), (0x28, stack), (PARAMETERS[place.capability // 10], place.parameters)])
+        start = PARAMETERS[place.capability // 10]
+        address = np.array([CONSTANTS + start], np.uint64).tobytes()
+        self.parameters = start
+        if any(i.base == "UTMALDG" for i in function.instructions):  # tensor maps, and so the parameters, are aligned
+            self.parameters = len(function.constants[0]) - len(place.parameters)
+        self.banks[0] = _bank(
+            [(0, words), (0x28, stack), (ADDRESS_OF_PARAMETERS, address), (self.parameters, place.parameters)]
+        )
         self.shared = np.zeros((len(place.blocks), 1 << 16), np.uint32)
         self.shared_known = np.zeros(self.shared.shape, np.bool_)
         count = len(place.blocks)
@@ -440,6 +460,8 @@ class _Machine:
 
     def _memory(self, i: Instruction, mask: Array | None) -> tuple[int, Load] | None:
         """Count an access to global memory and note what it touches; returns a load's place and what must be waited for."""
+        if i.base == "UTMALDG":
+            return self._copy_boxes(i, self.alive if mask is None else mask)
         addresses = [o for o in i.operands if o.kind == "address"]
         o = next((a for a in addresses if "desc" in a.text or any(pair for _, pair in a.parts)), addresses[0])
         active = self.alive if mask is None else mask
@@ -483,6 +505,32 @@ class _Machine:
             return None
         by_others = 2 * len(distinct(keys & np.uint64((1 << 42) - 1))) <= len(distinct(keys))
         return i.at, (0.0, share) if by_others else (share, 0.0)
+
+    def _copy_boxes(self, i: Instruction, active: Array) -> None:
+        """Count what TMA reads for a block, once even if it goes to several."""
+        if i.guard is not None:
+            active = active & self._predicate(i.guard)[0]
+        found = [self._register(name) for name in i.boxes]
+        if any(lost is not None and (lost & active).any() for _, lost in found):
+            self._note(f"address of {i.opcode} at {i.at:#x}")
+            return
+        low, high, *coordinates = (np.broadcast_to(value, (self.lanes,)) for value, _ in found)
+        address = arithmetic.to64(low, high)
+        for warp in np.flatnonzero(active.reshape(-1, WARP).any(1)):
+            lane = WARP * warp + active.reshape(-1, WARP)[warp].argmax()
+            offset = int(address[lane]) - CONSTANTS - self.parameters
+            (box,) = np.frombuffer(self.place.parameters, TENSOR_MAP, 1, offset)
+            x, y, z = (int(at.view(np.int32)[lane]) for at in coordinates)
+            columns = range(max(x, 0), min(x + int(box["box"][0]), int(box["sizes"][0])))
+            rows = np.arange(max(y, 0), min(y + int(box["box"][1]), int(box["sizes"][1])), dtype=np.uint64)
+            if not columns or not 0 <= z < box["sizes"][2]:
+                continue
+            starts = box["data"] + np.uint64(z) * box["strides"][1] + rows * box["strides"][0]
+            sectors = np.arange(2 * columns[0], 2 * columns[-1] + 2, SECTOR, dtype=np.uint64)
+            sectors = distinct((starts[:, None] + sectors).ravel() >> np.uint64(5))
+            block = int(self.block_of[lane])
+            self.counts.requested[block] += SECTOR * len(sectors)
+            self.touched["read"].append(np.uint64(block << 42) | sectors)
 
     def _places_in_shared(self, i: Instruction) -> Value:
         address, lost = self._address(next(o for o in i.operands if o.kind == "address"))

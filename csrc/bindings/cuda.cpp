@@ -247,13 +247,13 @@ void bind_cuda(py::module_& module) {
         py::list found;
         for (const emulated::Recorded& l : launches) {
           found.append(py::make_tuple(l.kernel, py::make_tuple(l.grid[0], l.grid[1], l.grid[2]), l.threads, l.blocks,
-                                      l.shared_bytes, py::bytes(l.arguments)));
+                                      l.cluster, l.shared_bytes, py::bytes(l.arguments)));
         }
         return found;
       },
       py::arg("job"),
       "What emulated stages would launch while job() runs, instead of computing it: (mangled type of the kernel, grid, "
-      "threads, blocks on a multiprocessor, shared bytes, arguments as the device gets them). Tensors are not touched.");
+      "threads, blocks on a multiprocessor, blocks of a cluster, shared bytes, arguments as the device gets them). Tensors are not touched.");
   bind_stage<EmulatedStage>(module, "EmulatedCudaStage", "CudaStage on the host: every thread of a block is a fiber.",
                             emulated::make_stage, "cpu");
 #if METATASNET_HAS_CUDA

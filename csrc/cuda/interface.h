@@ -116,11 +116,12 @@ void set_order(unsigned order);  // emulator/block.h
 void multiply_split(std::int64_t frames, int channels, int outputs, const float* data, const float* weights, float* out);
 
 // A launch that was recorded instead of emulated: the kernel's mangled type, its grid, the threads of a block, how many
-// blocks are meant to fit on a multiprocessor, the shared memory, and the arguments as the device would get them.
+// blocks are meant to fit on a multiprocessor, how many are a cluster, the shared memory, and the arguments as the device
+// would get them, with tensor maps as the emulator has them (wgmma_layout.h).
 struct Recorded {
   std::string kernel;
   std::int64_t grid[3];
-  int threads, blocks;
+  int threads, blocks, cluster;
   std::int64_t shared_bytes;
   std::string arguments;
 };

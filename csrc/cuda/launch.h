@@ -159,7 +159,7 @@ class Stream {
 };
 
 inline void clear(const Stream&, void* memory, std::size_t bytes) {
-  if (record({"memset", {1, 1, 1}, 0, 0, static_cast<std::int64_t>(bytes), {}})) return;
+  if (record({"memset", {1, 1, 1}, 0, 0, 1, static_cast<std::int64_t>(bytes), {}})) return;
   std::memset(memory, 0, bytes);
 }
 
@@ -178,7 +178,7 @@ template <class Kernel>
 void launch(const Stream&, Grid grid, std::size_t shared_bytes, const typename Kernel::Args& args) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
   const char* const bytes = reinterpret_cast<const char*>(&args);
-  if (record({typeid(Kernel).name(), {grid.x, grid.y, grid.z}, Kernel::threads, Kernel::blocks,
+  if (record({typeid(Kernel).name(), {grid.x, grid.y, grid.z}, Kernel::threads, Kernel::blocks, cluster_of<Kernel>,
               static_cast<std::int64_t>(shared_bytes), std::string(bytes, bytes + sizeof args)})) {
     return;
   }
