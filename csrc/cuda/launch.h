@@ -77,8 +77,13 @@ inline TensorMap tensor_map(const Matrices& m) {
   static const auto encode = [] {
     void* found = nullptr;
     cudaDriverEntryPointQueryResult result;
+#if CUDART_VERSION >= 12050
     check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result),
           "asking the driver for cuTensorMapEncodeTiled");
+#else
+    check(cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &found, cudaEnableDefault, &result),
+          "asking the driver for cuTensorMapEncodeTiled");
+#endif
     if (result != cudaDriverEntryPointSuccess) throw DeviceError("The driver has no cuTensorMapEncodeTiled: update it.");
     return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(found);
   }();

@@ -87,6 +87,81 @@ void what_a_gpu_might_forgive_is_found() {
   expect(stuck, "a barrier that one thread never reaches is an error");
 }
 
+// What a kernel by wgmma and TMA may forget.
+enum class Forgotten { nothing, publishing, arrival, begin, completion, emptying };
+
+// Whether a product of 64 x 128 and 160 x 128, in two chunks through one stage, has the right sums and no error.
+bool multiplies(Forgotten forgotten, unsigned order) {
+  constexpr int kRows = 64, kColumns = 160, kSum = 128, kWeights = kRows * 128, kFull = 224 * 128, kEmpty = kFull + 8;
+  const auto a = [](int row, int k) { return (row + 3 * k) % 7 - 3; };
+  const auto b = [](int column, int k) { return (5 * column + k) % 9 - 4; };
+  std::vector<emulated::Bfloat16> rows, columns;
+  for (int i = 0; i < kRows * kSum; ++i) rows.push_back(emulated::stored<emulated::Bfloat16>(a(i / kSum, i % kSum)));
+  for (int i = 0; i < kColumns * kSum; ++i) columns.push_back(emulated::stored<emulated::Bfloat16>(b(i / kSum, i % kSum)));
+  const auto map = [&](const std::vector<emulated::Bfloat16>& data, int count) {
+    return emulated::tensor_map({data.data(), kSum, count, 1, 2 * kSum, 2 * kSum * count, count});
+  };
+  const emulated::TensorMap of_a = map(rows, kRows), of_b = map(columns, kColumns);
+  std::vector<float> found(kRows * kColumns);
+  emulated::set_order(order);
+  try {
+    emulated::emulate(1, 1, 1, 128, kEmpty + 8, [&](Block& block) {
+      const auto load = [&](int chunk) {
+        block.arrive_expecting(kFull, kFull);
+        block.copy_box(0, of_a, kFull, 64 * chunk, 0, 0, 1);
+        block.copy_box(kWeights, of_b, kFull, 64 * chunk, 0, 0, 1);
+      };
+      if (block.thread() == 0) {
+        block.init_barrier(kFull, 1);
+        block.init_barrier(kEmpty, 4);
+        if (forgotten != Forgotten::publishing) block.publish_barriers();
+      }
+      block.sync_cluster();
+      if (block.thread() == 0) load(0);
+      float d[20][4] = {};
+      for (int chunk = 0; chunk < 2; ++chunk) {
+        if (forgotten != Forgotten::arrival) block.wait_phase(kFull, chunk);
+        if (forgotten != Forgotten::begin) block.begin_products();
+        for (int step = 0; step < 4; ++step) block.multiply(d, 32 * step, kWeights + 32 * step);
+        block.commit_products();
+        if (forgotten != Forgotten::completion) block.wait_products<0>();
+        if (block.lane() == 0) block.arrive_at(kEmpty, 0);
+        if (block.thread() > 0 || chunk > 0) continue;
+        if (forgotten != Forgotten::emptying) block.wait_phase(kEmpty, 0);
+        load(1);
+      }
+      for (int i = 0; i < 80; ++i) {
+        const int row = 16 * block.warp() + emulated::d_row(block.lane(), i % 4);
+        found[row * kColumns + i / 4 * 8 + emulated::d_column(block.lane(), i % 4)] = d[i / 4][i % 4];
+      }
+    });
+  } catch (const std::logic_error&) {
+    found.clear();
+  }
+  emulated::set_order(0);
+  if (found.empty()) return false;
+  for (int i = 0; i < kRows * kColumns; ++i) {
+    int sum = 0;
+    for (int k = 0; k < kSum; ++k) sum += a(i / kColumns, k) * b(i % kColumns, k);
+    if (found[i] != static_cast<float>(sum)) return false;
+  }
+  return true;
+}
+
+void what_wgmma_might_forgive_is_found() {
+  const auto orders = [](Forgotten forgotten) {
+    int good_ones = 0;
+    for (const unsigned order : {0u, 1u, 2u, 3u, 5u, 7u}) good_ones += multiplies(forgotten, order);
+    return good_ones;
+  };
+  expect(orders(Forgotten::nothing) == 6, "wgmma multiplies what TMA copied, in every order");
+  expect(orders(Forgotten::publishing) == 0, "barriers that TMA does not know are found");
+  expect(orders(Forgotten::arrival) == 0, "boxes arrive no earlier than they are waited for");
+  expect(orders(Forgotten::begin) == 0, "sums that no fence leads are found");
+  expect(orders(Forgotten::completion) == 0, "sums are not there before they are waited for");
+  expect(orders(Forgotten::emptying) < 6, "a stage that is filled while others read it is found");
+}
+
 // Weights in allocations of exactly their size.
 class Weights {
  public:
@@ -198,11 +273,16 @@ void stages_are_finite_in_every_order() {
   second.wide = 35, second.mels = 5, second.n_fft = 128, second.hop = 32, second.dilations = {1, 64};
   for (device::Sizes& s : all) {
     s.biased = true;
-    for (const device::Precision p :
-         {device::Precision::float32, device::Precision::tf32, device::Precision::bfloat16}) {
-      const Weights weights(s, p == device::Precision::bfloat16);
+    using device::Precision;
+    using device::Products;
+    const std::pair<Precision, Products> ways[] = {{Precision::float32, Products::mma},
+                                                   {Precision::tf32, Products::mma},
+                                                   {Precision::bfloat16, Products::mma},
+                                                   {Precision::bfloat16, Products::wgmma}};
+    for (const auto& [p, products] : ways) {
+      const Weights weights(s, p == Precision::bfloat16);
       const device::Slopes slopes{0.25f, 0.2f, 0.3f, 0.1f, std::vector<float>(2 * s.blocks(), 0.25f)};
-      const auto stage = emulated::make_stage(p, device::Products::mma, s, slopes, weights.arrays);
+      const auto stage = emulated::make_stage(p, products, s, slopes, weights.arrays);
       for (const std::int64_t frames : {13, 131}) {
         const std::vector<float> one = run(*stage, 2, frames);
         bool finite = true;
@@ -223,6 +303,7 @@ void stages_are_finite_in_every_order() {
 int main() {
   fragments_lie_where_ptx_says();
   what_a_gpu_might_forgive_is_found();
+  what_wgmma_might_forgive_is_found();
   stages_are_finite_in_every_order();
   std::printf("emulated kernels run: %s\n", good ? "as they should" : "badly");
   return good ? 0 : 1;

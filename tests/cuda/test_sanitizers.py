@@ -19,6 +19,12 @@ def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([str(c) for c in command], capture_output=True, text=True)
 
 
+@pytest.mark.skipif(shutil.which(COMPILER) is None, reason="there is no C++ compiler here")
+def test_swizzle_and_descriptors_are_those_of_the_ptx_isa() -> None:
+    checked = run(COMPILER, "-std=c++17", "-fsyntax-only", f"-I{ROOT / 'csrc'}", ROOT / "tests/cpp/wgmma_layout.cpp")
+    assert checked.returncode == 0, checked.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which(COMPILER) is None, reason="there is no C++ compiler here")
 def test_emulated_kernels_are_clean(tmp_path: Path) -> None:
