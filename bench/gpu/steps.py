@@ -19,6 +19,7 @@ LEAST = 10.0
 
 GPU_TESTS = {
     "cuda-tests": ["tests/backends/test_cuda_gpu.py"],
+    "wgmma-tests": ["tests/backends/test_cuda_wgmma_gpu.py"],
     "triton-tests": [
         "tests/ops/test_codec_gpu.py",
         "tests/ops/test_gpu.py",
@@ -129,7 +130,9 @@ def _second_call(options: list[str]) -> list[Step]:
     tune = [sys.executable, "-m", "metatasnet_fast", "tune", "--seconds", "50", "--out", "{work}/tuned.json"]
     return [
         Step("tune", tune, 75, alone=True, needs_gpu=True),
-        _bench("compiled", 110, options),
+        _bench("compiled", 75, options),
+        _tests("wgmma-tests", 30),
+        _work("wgmma", 35, options, alone=True),
     ]
 
 

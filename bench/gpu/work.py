@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -55,6 +56,9 @@ SMALL_FRAMES = 149
 
 Rows = Iterator[dict[str, Any]]
 
+APART = ("cuda-wgmma",)
+"""Backends that take part in a step of their own alone: waits of a kernel that no GPU has run may never end."""
+
 
 class WithoutGraphs(TritonBackend):
     """The backend `triton` that starts each kernel from Python."""
@@ -64,9 +68,15 @@ class WithoutGraphs(TritonBackend):
             return super().prepare(*arguments, **options)
 
 
+def together(device: torch.device, precisions: Sequence[Precision], compiled: bool = False) -> Participants:
+    """Return all backends of this machine but those that are run apart."""
+    found = Participants.of(device, compiled, precisions)
+    return replace(found, backends=[name for name in found.backends if name not in APART])
+
+
 def participants(device: torch.device, precisions: Sequence[Precision], compiled: bool = False) -> Participants:
     """Return all backends of this machine, and the variants of those that run on a GPU."""
-    found = Participants.of(device, compiled, precisions)
+    found = together(device, precisions, compiled)
     if "triton" in found.backends and device.type == "cuda":
         found.extra["triton, no graphs"] = WithoutGraphs()
     return found
@@ -108,13 +118,11 @@ def timings(
 
 
 def ready_calls(
-    kind: str, network: MultiTasNet, device: torch.device, precision: Precision, size: tuple[int, float]
+    kind: str, network: MultiTasNet, device: torch.device, size: tuple[int, float], taking_part: Participants
 ) -> Iterator[tuple[str, Call]]:
-    """Yield a call for each of our backends; if none can run here, one for eager PyTorch, so that this script is tested
-    anyway."""
-    case = (inference_case if kind == "inference" else training_case)(
-        network, Participants.of(device, False, [precision]), *size
-    )
+    """Yield a call for each of our backends that take part; if none can run here, one for eager PyTorch, so that this
+    script is tested anyway."""
+    case = (inference_case if kind == "inference" else training_case)(network, taking_part, *size)
     own = [implementation for implementation in case.implementations if implementation.name != EAGER]
     for implementation in own or case.implementations:
         yield implementation.name, implementation.make()
@@ -127,7 +135,8 @@ def warm_one(kind: str, device: str, precision: Precision, tiny: bool) -> str:
         return ", ".join(row["text"] for row in launches(torch.device(device), False))
     network = synthetic.network(TINY if tiny else MetaTasNetConfig())
     names = []
-    for name, call in ready_calls(kind, network, torch.device(device), precision, (2, 0.0)):
+    on = torch.device(device)
+    for name, call in ready_calls(kind, network, on, (2, 0.0), together(on, [precision])):
         call()
         names.append(name)
     return ", ".join(names)
@@ -169,11 +178,24 @@ def kernel_name(name: str) -> str:
 
 def kernels(device: torch.device, tiny: bool) -> Rows:
     """Yield the milliseconds of each kernel in one call, with the ledger's prediction of them."""
+    yield from _kernels(device, tiny, together(device, [LOW]), ("inference", "training"))
+
+
+def wgmma(device: torch.device, tiny: bool) -> Rows:
+    """Yield the same for the backend ``cuda-wgmma`` alone, or why it cannot run here."""
+    if reason := available_backends()["cuda-wgmma"].reason:
+        yield {"text": f"left out: {reason}"}
+        return
+    yield from _kernels(device, tiny, Participants(device, [LOW], ["cuda-wgmma"], compiled=False), ("inference",))
+
+
+def _kernels(device: torch.device, tiny: bool, taking_part: Participants, kinds: Sequence[str]) -> Rows:
     network = synthetic.network(TINY if tiny else MetaTasNetConfig())
     known = predictions(torch.cuda.get_device_name(device) if device.type == "cuda" else "")
     sizes = {"inference": (SONG_WINDOWS, WINDOW_SECONDS), "training": (ITEMS, ITEM_SECONDS)}
-    for kind, size in sizes.items():
-        for backend, call in ready_calls(kind, network, device, LOW, (1, 0.4) if tiny else size):
+    for kind in kinds:
+        size = (1, 0.4) if tiny else sizes[kind]
+        for backend, call in ready_calls(kind, network, device, size, taking_part):
             call()
             activities = [ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU]
             with profile(activities=activities) as profiled:
@@ -226,7 +248,7 @@ def launches(device: torch.device, tiny: bool) -> Rows:
         for precision in (FULL, Precision.tf32, LOW):
             for training in (False, True):
                 request = Request(device, precision, training, SMALL)
-                if name == EAGER or not there.available or get_backend(name).supports(request) is not None:
+                if name in (EAGER, *APART) or not there.available or get_backend(name).supports(request) is not None:
                     continue
                 network.zero_grad(set_to_none=True)
                 with use_backend(name, precision.value), torch.set_grad_enabled(training):
@@ -243,7 +265,8 @@ def launches(device: torch.device, tiny: bool) -> Rows:
 def window(device: torch.device, tiny: bool) -> Rows:
     """Separate one window in bfloat16 with each of our backends, for a profiler of single kernels."""
     network = synthetic.network(TINY if tiny else MetaTasNetConfig())
-    for name, call in ready_calls("inference", network, device, LOW, (1, 0.4 if tiny else WINDOW_SECONDS)):
+    size = (1, 0.4 if tiny else WINDOW_SECONDS)
+    for name, call in ready_calls("inference", network, device, size, together(device, [LOW])):
         call()
         yield {"text": name}
 
@@ -253,6 +276,7 @@ JOBS: dict[str, Callable[[torch.device, bool], Rows]] = {
     "kernels": kernels,
     "launches": launches,
     "window": window,
+    "wgmma": wgmma,
 }
 TIMINGS = ("inference", "training", "compiled")
 

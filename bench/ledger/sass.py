@@ -22,7 +22,10 @@ FLOW = frozenset({"BRA", "BRX", "CALL", "EXIT", "JMP", "RET"})
 MEMORY = frozenset({"ATOM", "ATOMG", "LD", "LDG", "LDGSTS", "RED", "REDG", "ST", "STG", "UTMALDG"})
 """Instructions on global memory."""
 WITHOUT_RESULT = (
-    frozenset({"ST", "STG", "STS", "STL", "STSM", "RED", "REDG", "LDGSTS", "UTMALDG", "BAR", "BSSY", "BSYNC", "WARPSYNC"}) | FLOW
+    frozenset(
+        {"ST", "STG", "STS", "STL", "STSM", "RED", "REDG", "LDGSTS", "UTMALDG", "BAR", "BSSY", "BSYNC", "WARPSYNC"}
+    )
+    | FLOW
 )
 
 OPAQUE = frozenset(
@@ -114,7 +117,9 @@ class Instruction:
     @property
     def boxes(self) -> tuple[str, ...]:
         """Registers of a UTMALDG: the pair with the tensor map's address, then the coordinates of the box."""
-        to, box = (o.parts[0][0] for o in self.operands[:2])  # `to` and the next register: shared memory and the barrier
+        to, box = (
+            o.parts[0][0] for o in self.operands[:2]
+        )  # `to` and the next register: shared memory and the barrier
         dimensions = next(int(m[0]) for m in self.opcode.split(".")[1:] if re.fullmatch(r"\dD", m))
         return (box, following(box, 1), *(following(to, 2 + k) for k in range(dimensions)))
 

@@ -8,13 +8,17 @@ from typing import Any
 import pytest
 import torch
 
+from metatasnet_fast.backends.cuda import CudaBackend
 from metatasnet_fast.precision import Precision
 from tests.backends.cpu_support import prepare, separate
-from tests.backends.cuda_support import EMULATED, PRECISIONS, needs_the_module
+from tests.backends.cuda_support import EMULATED, EMULATED_WGMMA, PRECISIONS, needs_the_module
 from tests.backends.test_cpu_golden import codec, masking
 from tests.support import allowed, assert_parity, golden
 
 pytestmark = needs_the_module
+
+WAYS = [*((EMULATED, precision) for precision in PRECISIONS), (EMULATED_WGMMA, Precision.bfloat16)]
+each_way = pytest.mark.parametrize(("backend", "precision"), WAYS, ids=[f"{b.name} {p.value}" for b, p in WAYS])
 
 
 def limit(case: str, precision: Precision, key: str, stage: int | None = None) -> float:
@@ -24,14 +28,14 @@ def limit(case: str, precision: Precision, key: str, stage: int | None = None) -
     return allowed(case, precision.value, key, stage)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@each_way
 @pytest.mark.parametrize("case", ["codec_8k", "codec_32k"])
-def test_encoder_and_decoder_equal_the_recorded_ones(case: str, precision: Precision) -> None:
+def test_encoder_and_decoder_equal_the_recorded_ones(case: str, backend: CudaBackend, precision: Precision) -> None:
     recording = golden(case)
-    prepared = prepare(EMULATED, *codec(recording), precision)
-    latent = EMULATED.encode(prepared, recording["encoder/x"])
+    prepared = prepare(backend, *codec(recording), precision)
+    latent = backend.encode(prepared, recording["encoder/x"])
     assert_parity("latent", latent, recording["encoder/y"], limit(case, precision, "encoder/y"))
-    signal = EMULATED.decode(prepared, recording["decoder/x"])
+    signal = backend.decode(prepared, recording["decoder/x"])
     assert_parity("signal", signal, recording["decoder/y"], limit(case, precision, "decoder/y"))
 
 
@@ -49,13 +53,15 @@ def masks_of(prepared: Any, x: torch.Tensor, partial: torch.Tensor | None = None
     return out[..., :channels].transpose(2, 3)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@each_way
 @pytest.mark.parametrize("part", ["mask", "mask_partial"])
 @pytest.mark.parametrize("case", ["blocks_generated", "blocks_independent", "blocks_residual_bias"])
-def test_masking_network_equals_the_recorded_one(case: str, part: str, precision: Precision) -> None:
+def test_masking_network_equals_the_recorded_one(
+    case: str, part: str, backend: CudaBackend, precision: Precision
+) -> None:
     recording = golden(case)
     partial = recording[f"{part}/partial"] if part == "mask_partial" else None
-    masks = masks_of(prepare(EMULATED, *masking(recording, part), precision), recording[f"{part}/x"], partial)
+    masks = masks_of(prepare(backend, *masking(recording, part), precision), recording[f"{part}/x"], partial)
     assert_parity("masks", masks, recording[f"{part}/y"], limit(case, precision, f"{part}/y"))
 
 
@@ -81,11 +87,11 @@ def test_softmax_over_chosen_instruments_follows_from_the_recorded_one(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", PRECISIONS)
+@each_way
 @pytest.mark.parametrize("case", ["train_generated", "train_independent", "train_residual_bias"])
-def test_network_equals_the_recorded_one(case: str, precision: Precision) -> None:
+def test_network_equals_the_recorded_one(case: str, backend: CudaBackend, precision: Precision) -> None:
     recording = golden(case)
-    found = separate(EMULATED, recording.config, recording.under("state/"), recording.mixes(torch.float32), precision)
+    found = separate(backend, recording.config, recording.under("state/"), recording.mixes(torch.float32), precision)
     for s in range(recording.config.stages_num):
         latent, masked, estimate = found[3 * s : 3 * s + 3]
         most = limit(case, precision, "infer", s)

@@ -69,6 +69,12 @@ def test_two_blocks_of_256_threads_fit_with_tensor_core_products(readings: list[
     assert products and all(2 * 256 * r.registers <= REGISTERS for r in products)
 
 
+def test_two_blocks_of_128_threads_fit_with_wgmma(readings: list[Reading]) -> None:
+    products = [r for r in readings if r.kernel == "PointwiseWgmma"]
+    assert products and all(2 * 128 * r.registers <= REGISTERS for r in products)
+    assert all(r.registers > 160 for r in products if r.architecture == "sm_90a")  # the sums; elsewhere it is a trap
+
+
 def test_memory_bound_passes_leave_room_for_four_blocks_of_128_threads(readings: list[Reading]) -> None:
     passes = [r for r in readings if r.kernel in ("Depthwise", "SourceMoments")]
     assert passes and all(4 * 128 * r.registers <= REGISTERS for r in passes)
