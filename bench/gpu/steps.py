@@ -130,9 +130,9 @@ def _second_call(options: list[str]) -> list[Step]:
     tune = [sys.executable, "-m", "metatasnet_fast", "tune", "--seconds", "50", "--out", "{work}/tuned.json"]
     return [
         Step("tune", tune, 75, alone=True, needs_gpu=True),
-        _bench("compiled", 75, options),
-        _tests("wgmma-tests", 30),
-        _work("wgmma", 35, options, alone=True),
+        _bench("compiled", 65, options),
+        _tests("wgmma-tests", 28),
+        _work("wgmma", 22, options, alone=True),
     ]
 
 

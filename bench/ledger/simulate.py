@@ -461,7 +461,8 @@ class _Machine:
     def _memory(self, i: Instruction, mask: Array | None) -> tuple[int, Load] | None:
         """Count an access to global memory and note what it touches; returns a load's place and what must be waited for."""
         if i.base == "UTMALDG":
-            return self._copy_boxes(i, self.alive if mask is None else mask)
+            self._copy_boxes(i, self.alive if mask is None else mask)
+            return None
         addresses = [o for o in i.operands if o.kind == "address"]
         o = next((a for a in addresses if "desc" in a.text or any(pair for _, pair in a.parts)), addresses[0])
         active = self.alive if mask is None else mask
