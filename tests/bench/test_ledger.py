@@ -19,6 +19,8 @@ from bench.ledger.sass import function  # noqa: E402
 from bench.ledger.simulate import Place, simulate  # noqa: E402
 from bench.ledger.table import Line, total  # noqa: E402
 from metatasnet_fast.kernels.recording import Launch, TorchCall, compiled  # noqa: E402
+from metatasnet_fast.precision import Precision  # noqa: E402
+from tests.support import TINY, recipe_state  # noqa: E402
 
 CAPABILITIES = (80, 89, 90)
 
@@ -175,12 +177,37 @@ def test_registers_and_shared_memory_limit_blocks() -> None:
     assert Cost(registers=32, threads=1024).resident(gpu) == 2
 
 
+def test_boxes_and_products_of_a_warpgroup_are_counted() -> None:
+    """300 frames of 16 channels, which TMA pads to a chunk of 64; each block of a cluster copies half of the weights."""
+    if reason := cuda_launches.native.cuda_reason():
+        pytest.skip(reason)
+    backend, stage = cuda_launches.RecordingWgmmaBackend(), TINY.stage(0)
+    parameters = {name[9:]: value for name, value in recipe_state(TINY, 3).items() if name.startswith("stages.0.")}
+    prepared = backend.prepare(stage, parameters, Precision.bfloat16)
+    launches = cuda_launches.recorded(lambda: backend.decode(prepared, torch.empty(1, stage.N, 300)))
+    launch = next(launch for launch in launches if launch.name == "PointwiseWgmma From 0")
+    assert (launch.grid[0], launch.cluster, stage.N) == (
+        4,
+        2,
+        16,
+    )  # three tiles, and one for the fourth of two clusters
+    place = Place(launch.grid, launch.threads, [(x, 0, 0) for x in range(4)], launch.arguments, 90, launch.cluster)
+    counts = simulate(function(cuda_launches.cubin_of(launch.symbol, 90), launch.symbol), place)
+    assert counts.flops["bfloat16"].tolist() == [2 * 128 * 160 * 64] * 4
+    outputs = prepared.weights["decoder.expansion"].shape[0]
+    weights = [32 * 2 * max(0, min(80, outputs - 80 * part)) for part in (0, 1, 0, 1)]
+    frames = [16 * 2 * rows for rows in (128, 128, 44, 0)]
+    assert counts.requested.tolist() == [a + b for a, b in zip(frames, weights, strict=True)]
+    assert not any("address" in what for what in counts.unknown)
+
+
 @pytest.mark.slow
-def test_a_window_is_recorded_for_both_backends() -> None:
+def test_a_window_is_recorded_for_every_backend() -> None:
     found = {backend: jobs.launches(backend, "window", GPUS["H100"]) for backend in jobs.BACKENDS}
     assert {launch.name for launch in found["cuda"]} >= {"MixConv", "LogPower", "memset", "Depthwise Bfloat16"}
     assert {launch.name for launch in found["triton"]} >= {"block_pair", "depthwise_fwd", "power", "torch"}
-    for launch in found["cuda"]:
+    assert {launch.name for launch in found["cuda-wgmma"]} >= {"MixConv", "PointwiseWgmma From 0"}
+    for launch in found["cuda"] + found["cuda-wgmma"]:
         if launch.symbol and cuda_launches.native.cuda_reason() is None:
             for capability in (80, 90):
                 assert cuda_launches.cubin_of(launch.symbol, capability)
