@@ -21,10 +21,11 @@ constexpr int kChunkBytes = 64;
 // 8 j + d_column(lane, r). `threads` threads have the whole tile.
 struct Accumulators {
   static constexpr int threads = 2 * kRowWarps * kWarp, fragments = kColumnFragments;
+  static constexpr int apart = kFragmentRows;  // rows from one fragment to the next below
   float v[kRowFragments][fragments][4];
 
   static METATASNET_DEVICE int row(const Block& block, int i) {
-    return block.warp() % kRowWarps * kWarpRows + kFragmentRows * i;
+    return block.warp() % kRowWarps * kWarpRows + apart * i;
   }
   static METATASNET_DEVICE int column(const Block& block) { return block.warp() / kRowWarps * kWarpColumns; }
 };

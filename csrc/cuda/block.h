@@ -142,9 +142,18 @@ class Block {
     }
   }
 
-  // TMA: copies the box that begins at element (x, y, z), in the background, to `to` bytes after shared() in every block of
-  // the cluster whose bit in `ranks` is set, and announces its bytes at the barrier `at` of each.
-  METATASNET_DEVICE void copy_box(int to, const TensorMap& map, int at, int x, int y, int z, std::uint16_t ranks) const {
+  // TMA: copies the box that begins at element (x, y, z), in the background, to `to` bytes after shared(), and announces
+  // its bytes at the barrier `at`.
+  METATASNET_DEVICE void copy_box(int to, const TensorMap& map, int at, int x, int y, int z) const {
+    asm volatile(
+        "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];" ::"r"(
+            shared_address() + to),
+        "l"(&map), "r"(x), "r"(y), "r"(z), "r"(shared_address() + at)
+        : "memory");
+  }
+  // The same in every block of the cluster whose bit in `ranks` is set.
+  METATASNET_DEVICE void copy_box_to(int to, const TensorMap& map, int at, int x, int y, int z,
+                                     std::uint16_t ranks) const {
     asm volatile(
         "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
         "[%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(shared_address() + to),

@@ -30,10 +30,10 @@ METATASNET_DEVICE float warp_sum(Block& block, float value) {
 }
 
 // Writes the moments of part `part` of a tile, which has `columns` columns, and makes the norm where this block is the
-// last. A lane has `own` columns of four rows: value(k, r), in column column_of(k) and row
-// row_of(r) of the tile, for r from 0 to 3. All threads must have finished reading block.shared().
-template <int threads, int columns, int own, class Row, class Column, class Value>
-METATASNET_DEVICE void finish_moments(Block& block, const Statistics& to, int unit, int tile, int part, Row row_of,
+// last. A lane has `own` columns of rows `first_row`, `first_row` + 8 and the two `apart` below: value(k, r), in column
+// column_of(k), for r from 0 to 3. All threads must have finished reading block.shared().
+template <int threads, int columns, int own, int apart, class Column, class Value>
+METATASNET_DEVICE void finish_moments(Block& block, const Statistics& to, int unit, int tile, int part, int first_row,
                                       Column column_of, Value value) {
   const NormArgs& norm = to.norm;
   const PartMoments& source = norm.sources[0];
@@ -66,7 +66,7 @@ METATASNET_DEVICE void finish_moments(Block& block, const Statistics& to, int un
       float sum = 0.0f;
 #pragma unroll
       for (int r = 0; r < 4; ++r) {
-        if (row_of(r) < rows) sum += term(value(k, r) - centre);
+        if (first_row + 8 * (r % 2) + apart * (r / 2) < rows) sum += term(value(k, r) - centre);
       }
       space.partial[slot * space.stride + column_of(k)] = sum;
     }
@@ -113,10 +113,9 @@ METATASNET_DEVICE void finish_moments(Block& block, const Statistics& to, int un
 // channels 8 (lane % 4) to 8 (lane % 4) + 7 of four frames.
 template <int threads>
 METATASNET_DEVICE void finish_channels(Block& block, const Statistics& to, const Eight (&y)[4]) {
-  finish_moments<threads, kChannels, 8>(
-      block, to, block.z(), block.x(), block.y(),
-      [&](int r) { return block.warp() * kWarpRows + 8 * r + block.lane() / 4; },
-      [&](int k) { return block.lane() % 4 * 8 + k; },
+  const int first_row = block.warp() % kRowWarps * kWarpRows + block.lane() / 4;
+  finish_moments<threads, kChannels, 8, kFragmentRows>(
+      block, to, block.z(), block.x(), block.y(), first_row, [&](int k) { return block.lane() % 4 * 8 + k; },
       [&](int k, int r) { return y[r].v[k]; });
 }
 

@@ -274,9 +274,8 @@ METATASNET_DEVICE void finish_outputs(Block& block, const PointwiseArgs& args, c
                                       int part) {
   static_assert(MomentsSpace<kColumns>::bytes <= kPipelineBytes);
   const int column = Sums::column(block) + d_column(block.lane(), 0);
-  finish_moments<Sums::threads, kColumns, 2 * Sums::fragments>(
-      block, args.statistics, unit, tile, part,
-      [&](int r) { return Sums::row(block, r / 2) + d_row(block.lane(), r % 2 * 2); },
+  finish_moments<Sums::threads, kColumns, 2 * Sums::fragments, Sums::apart>(
+      block, args.statistics, unit, tile, part, Sums::row(block, 0) + d_row(block.lane(), 0),
       [&](int k) { return column + kFragmentColumns * (k / 2) + k % 2; },
       [&](int k, int r) { return sum.v[r / 2][k / 2][r % 2 * 2 + k % 2]; });
 }

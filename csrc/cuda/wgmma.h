@@ -20,10 +20,11 @@ namespace metatasnet::METATASNET_DEVICES {
 // A thread's sums of a tile: those of two products of 64 rows, one below the other, for all 160 outputs.
 struct WgmmaAccumulators {
   static constexpr int threads = 4 * kWarp, fragments = kColumns / kFragmentColumns;
+  static constexpr int apart = kProductRows;
   float v[kRowFragments][fragments][4];
 
   static METATASNET_DEVICE int row(const Block& block, int i) {
-    return kProductRows * i + kFragmentRows * block.warp();
+    return kFragmentRows * block.warp() + apart * i;
   }
   static METATASNET_DEVICE int column(const Block&) { return 0; }
 };
@@ -109,10 +110,9 @@ struct PointwiseWgmma {
       const int at = ring_.stage * stage_bytes, barrier = full(ring_.stage), part = block.rank();
       block.wait_phase(empty(ring_.stage), ring_.parity ^ 1);
       block.arrive_expecting(barrier, stage_bytes);
-      block.copy_box(at, args.frames, barrier, channel_, block.x() * kTile, block.z(),
-                     static_cast<std::uint16_t>(1 << part));
-      block.copy_box(at + frame_bytes + part * part_bytes, args.weights, barrier, channel_,
-                     first_output(block) + part * part_rows, matrix_, (1 << cluster) - 1);
+      block.copy_box(at, args.frames, barrier, channel_, block.x() * kTile, block.z());
+      block.copy_box_to(at + frame_bytes + part * part_bytes, args.weights, barrier, channel_,
+                        first_output(block) + part * part_rows, matrix_, (1 << cluster) - 1);
       ring_.next();
       channel_ += channels;
     }

@@ -108,8 +108,8 @@ bool multiplies(Forgotten forgotten, unsigned order) {
     emulated::emulate(1, 1, 1, 128, kEmpty + 8, [&](Block& block) {
       const auto load = [&](int chunk) {
         block.arrive_expecting(kFull, kFull);
-        block.copy_box(0, of_a, kFull, 64 * chunk, 0, 0, 1);
-        block.copy_box(kWeights, of_b, kFull, 64 * chunk, 0, 0, 1);
+        block.copy_box(0, of_a, kFull, 64 * chunk, 0, 0);
+        block.copy_box(kWeights, of_b, kFull, 64 * chunk, 0, 0);
       };
       if (block.thread() == 0) {
         block.init_barrier(kFull, 1);

@@ -66,7 +66,10 @@ class Block {
   void arrive_expecting(int at, int bytes);
   void arrive_at(int at, int rank);
   void wait_phase(int at, int parity);
-  void copy_box(int to, const TensorMap& map, int at, int x, int y, int z, std::uint16_t ranks);
+  void copy_box(int to, const TensorMap& map, int at, int x, int y, int z) {
+    copy_box_to(to, map, at, x, y, z, static_cast<std::uint16_t>(1 << rank_));
+  }
+  void copy_box_to(int to, const TensorMap& map, int at, int x, int y, int z, std::uint16_t ranks);
 
   void begin_products() { begun_ = true; }
   template <int fragments>

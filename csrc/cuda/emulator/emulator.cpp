@@ -464,7 +464,7 @@ void Block::wait_phase(int at, int parity) {
   barrier.copied.clear();
 }
 
-void Block::copy_box(int to, const TensorMap& map, int at, int x, int y, int z, std::uint16_t ranks) {
+void Block::copy_box_to(int to, const TensorMap& map, int at, int x, int y, int z, std::uint16_t ranks) {
   if (to % kSwizzleBytes || map.box[0] * 2 != kRowBytes) throw std::logic_error("A box does not fit the swizzle.");
   const int bytes = static_cast<int>(map.box[1]) * kRowBytes;
   for (int rank = 0; ranks >> rank; ++rank) {
