@@ -2,6 +2,12 @@
 
 #include <cstdint>
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_UNPOISON_MEMORY_REGION(start, bytes) static_cast<void>(0)
+#endif
+
 namespace metatasnet::emulated {
 
 namespace {
@@ -50,6 +56,7 @@ thread_local Fiber* starting = nullptr;
 void Fiber::start(std::function<void()> body) {
   body_ = std::move(body);
   done_ = false;
+  ASAN_UNPOISON_MEMORY_REGION(stack_.get(), kStack);  // a body that an error ended has left its frames
   // A stack in the state just after a call of enter(): six registers, the return address, and that function's own.
   auto top = (reinterpret_cast<std::uintptr_t>(stack_.get()) + kStack) & ~std::uintptr_t{15};
   auto* frame = reinterpret_cast<void**>(top) - 8;
@@ -76,6 +83,7 @@ void enter(unsigned low, unsigned high) {
 void Fiber::start(std::function<void()> body) {
   body_ = std::move(body);
   done_ = false;
+  ASAN_UNPOISON_MEMORY_REGION(stack_.get(), kStack);  // a body that an error ended has left its frames
   getcontext(&own_);
   own_.uc_stack.ss_sp = stack_.get();
   own_.uc_stack.ss_size = kStack;
