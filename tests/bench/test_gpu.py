@@ -289,5 +289,10 @@ def test_timings_run_on_a_gpu(tmp_path: Path) -> None:
 def test_measurements_get_the_newest_prediction_of_each_backend() -> None:
     """A ledger may be recorded for one backend alone."""
     found = predictions("NVIDIA H100 80GB HBM3")
-    assert {key[:2] for key in found} == {("triton", "inference"), ("triton", "training"), ("cuda", "inference")}
+    assert {key[:2] for key in found} == {
+        ("triton", "inference"),
+        ("triton", "training"),
+        ("cuda", "inference"),
+        ("cuda-wgmma", "inference"),
+    }
     assert predictions("") == {}
