@@ -6,6 +6,12 @@
 #include <thread>
 #include <vector>
 
+#if defined(__linux__)
+#include <dlfcn.h>
+#include <unistd.h>
+#define METATASNET_HAS_DLSYM 1
+#endif
+
 namespace metatasnet {
 
 void Barrier::wait() {
@@ -29,54 +35,134 @@ void Barrier::wait() {
   condition_.wait(lock, [&] { return generation_.load(std::memory_order_acquire) != generation; });
 }
 
-void run_team(int threads, const std::function<void(int)>& prepare, const std::function<void(int)>& body) {
-  std::mutex mutex;
-  std::condition_variable condition;
-  enum { waiting, running, cancelled } state = waiting;
-  std::exception_ptr failure;
+namespace {
 
-  const auto guarded = [&](int index) {
-    try {
-      body(index);
-    } catch (...) {
-      const std::lock_guard<std::mutex> lock(mutex);
-      if (!failure) failure = std::current_exception();
+#if defined(METATASNET_HAS_DLSYM)
+const pid_t loaded_by = getpid();
+#endif
+
+// The OpenMP runtime that PyTorch has loaded, if it has one. Its threads wait for PyTorch's next operation in a loop for
+// milliseconds, and threads of our own would have to share the cores with them.
+struct OpenMp {
+  using Body = void (*)(void*);
+  void (*parallel)(Body body, void* data, unsigned threads, unsigned flags) = nullptr;
+  int (*thread)() = nullptr;
+  int (*threads)() = nullptr;
+
+  // Source: GCC, libgomp/parallel.c; LLVM's and Intel's runtimes export the same functions.
+  static OpenMp find() {
+    OpenMp found;
+#if defined(METATASNET_HAS_DLSYM)
+    const auto symbol = [](const char* name) { return dlsym(RTLD_DEFAULT, name); };
+    found.thread = reinterpret_cast<int (*)()>(symbol("omp_get_thread_num"));
+    found.threads = reinterpret_cast<int (*)()>(symbol("omp_get_num_threads"));
+    if (found.thread && found.threads)
+      found.parallel = reinterpret_cast<decltype(found.parallel)>(symbol("GOMP_parallel"));
+    if (getpid() != loaded_by) found.parallel = nullptr;  // a forked process does not have the runtime's threads
+#endif
+    return found;
+  }
+};
+
+// What the members of a team share.
+class TeamStart {
+ public:
+  explicit TeamStart(const std::function<void(int)>& body) : body_(body) {}
+
+  // Wait for the start, then run a member's part.
+  void join(int index) {
+    {
+      std::unique_lock<std::mutex> lock(mutex_);
+      condition_.wait(lock, [&] { return state_ != waiting; });
+      if (state_ == cancelled) return;
     }
-  };
+    guarded(index);
+  }
+
+  // Prepare for a team of so many members, start it, and run the first one's part.
+  void lead(const std::function<void(int)>& prepare, int members) {
+    try {
+      prepare(members);
+    } catch (...) {
+      fail();
+      release(cancelled);
+      return;
+    }
+    release(running);
+    guarded(0);
+  }
+
+  void rethrow() const {
+    if (failure_) std::rethrow_exception(failure_);
+  }
+
+ private:
+  enum State { waiting, running, cancelled };
+
+  void guarded(int index) {
+    try {
+      body_(index);
+    } catch (...) {
+      fail();
+    }
+  }
+
+  void fail() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!failure_) failure_ = std::current_exception();
+  }
+
+  void release(State to) {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      state_ = to;
+    }
+    condition_.notify_all();
+  }
+
+  const std::function<void(int)>& body_;
+  std::mutex mutex_;
+  std::condition_variable condition_;
+  State state_ = waiting;
+  std::exception_ptr failure_;
+};
+
+void run_threads(TeamStart& start, int threads, const std::function<void(int)>& prepare) {
   std::vector<std::thread> workers;
-  workers.reserve(static_cast<std::size_t>(std::max(threads - 1, 0)));
+  workers.reserve(static_cast<std::size_t>(threads - 1));
   for (int index = 1; index < threads; ++index) {
     try {
-      workers.emplace_back([&, index] {
-        {
-          std::unique_lock<std::mutex> lock(mutex);
-          condition.wait(lock, [&] { return state != waiting; });
-          if (state == cancelled) return;
-        }
-        guarded(index);
-      });
+      workers.emplace_back([&start, index] { start.join(index); });
     } catch (const std::system_error&) {
       break;  // the work is divided among the threads that could be started
     }
   }
-  const auto release = [&](auto to) {
-    {
-      const std::lock_guard<std::mutex> lock(mutex);
-      state = to;
-    }
-    condition.notify_all();
-  };
-  try {
-    prepare(static_cast<int>(workers.size()) + 1);
-  } catch (...) {
-    release(cancelled);
-    for (std::thread& worker : workers) worker.join();
-    throw;
-  }
-  release(running);
-  guarded(0);
+  start.lead(prepare, static_cast<int>(workers.size()) + 1);
   for (std::thread& worker : workers) worker.join();
-  if (failure) std::rethrow_exception(failure);
+}
+
+}  // namespace
+
+void run_team(int threads, const std::function<void(int)>& prepare, const std::function<void(int)>& body) {
+  TeamStart start(body);
+  const OpenMp runtime = threads > 1 ? OpenMp::find() : OpenMp();
+  if (threads <= 1) {
+    start.lead(prepare, 1);
+  } else if (runtime.parallel) {
+    auto member = [&] {
+      const int index = runtime.thread();
+      if (index) {
+        start.join(index);
+      } else {
+        start.lead(prepare, runtime.threads());
+      }
+    };
+    using Member = decltype(member);
+    runtime.parallel([](void* data) { (*static_cast<Member*>(data))(); }, &member, static_cast<unsigned>(threads), 0);
+  } else {
+    run_threads(start, threads, prepare);
+  }
+  start.rethrow();
 }
 
 int team_size(std::int64_t units, int threads) {

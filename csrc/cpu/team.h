@@ -1,4 +1,5 @@
-// Threads for one call, which starts and joins them. Between calls this library has no threads of its own.
+// Threads for one call: those of the OpenMP runtime that PyTorch computes with, else threads that the call starts and
+// joins. Between calls this library has no threads of its own.
 #pragma once
 
 #include <atomic>
