@@ -25,12 +25,15 @@ struct ReluToOperand : Plain {
   METATASNET_INLINE void tile(int panel, int first, int, Accumulators<kTileRows>& acc) {
 #pragma GCC unroll 16
     for (int i = 0; i < kTileRows; ++i) {
-      for (int v = 0; v < kVectors; ++v) {
-        const std::ptrdiff_t at = (first + i) * ld + panel * kPanel + v * kLanes;
-        const Vec x = put_operand<Mode>(out + at, relu(acc[i][v]));
-        if (kept && first + i >= kept_begin && first + i < kept_end) store(kept + at, x);
-      }
+      const std::ptrdiff_t at = (first + i) * ld + panel * kPanel;
+      Vec x[kVectors];
+      for (int v = 0; v < kVectors; ++v) x[v] = put_operand<Mode>(out + at + v * kLanes, relu(acc[i][v]));
+      if (kept && first + i >= kept_begin && first + i < kept_end) stream(kept + at, x);
     }
+  }
+
+  METATASNET_INLINE void end(int) {
+    if (kept) stream_end();
   }
 };
 
@@ -61,12 +64,16 @@ struct AddMelRelu : Plain {
     for (int i = 0; i < kTileRows; ++i) {
       if (!kFull && i >= valid) break;
       const int column = panel * kPanel;
-      for (int v = 0; v < kVectors; ++v) {
-        const std::ptrdiff_t at = (first + i) * ld + column + v * kLanes;
-        const Vec x = put_operand<Mode>(out + at, relu(acc[i][v] + share(first + i, column + v * kLanes)));
-        if (kept) store(kept + at, x);
-      }
+      const std::ptrdiff_t at = (first + i) * ld + column;
+      Vec x[kVectors];
+      for (int v = 0; v < kVectors; ++v)
+        x[v] = put_operand<Mode>(out + at + v * kLanes, relu(acc[i][v] + share(first + i, column + v * kLanes)));
+      if (kept) stream(kept + at, x);
     }
+  }
+
+  METATASNET_INLINE void end(int) {
+    if (kept) stream_end();
   }
 };
 
