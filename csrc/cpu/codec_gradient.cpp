@@ -20,7 +20,7 @@ namespace {
 constexpr int kGroupTiles = 8;
 // Panels of columns of a weight gradient that one thread adds up, of half of its rows: they share what is made of the
 // rows, and halves leave enough parts for the threads.
-constexpr int kColumnPanels = 8;
+constexpr int kColumnPanels = 16;
 
 class Segments {
  public:
