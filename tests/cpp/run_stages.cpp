@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstring>
 #include <map>
+#include <new>
 #include <random>
 #include <string>
 #include <vector>
@@ -92,7 +93,20 @@ std::vector<float> noise(std::size_t count, unsigned seed) {
   return v;
 }
 
-using Bytes = std::vector<char>;
+// Allocates at cache lines: passes write whole ones past the caches.
+template <class T>
+struct Lines {
+  using value_type = T;
+  static constexpr std::align_val_t kLine{64};
+  Lines() = default;
+  template <class U>
+  Lines(const Lines<U>&) {}
+  T* allocate(std::size_t count) { return static_cast<T*>(::operator new(count * sizeof(T), kLine)); }
+  void deallocate(T* memory, std::size_t) { ::operator delete(memory, kLine); }
+  bool operator==(const Lines&) const { return true; }
+  bool operator!=(const Lines&) const { return false; }
+};
+using Bytes = std::vector<char, Lines<char>>;
 
 // Gradients of the same shapes as the weights, in rows and columns of multiples of kChannels where they are padded.
 struct Gradients {
@@ -166,13 +180,12 @@ std::vector<float> run(const Stage& stage, const Weights& weights, std::int64_t 
       s.partial ? Latents{{partial.data(), s.partial, s.partial, false}, s.instruments * frames * s.partial,
                           frames * s.partial}
                 : Latents{};
-  Bytes masked(units * frames * ld * size), kept_mask(stage.kept_mask(n, frames) + 64);
-  char* const kept = kept_mask.data() + 64 - reinterpret_cast<std::uintptr_t>(kept_mask.data()) % 64;
-  stage.mask(n, frames, shared, input, previous, masked.data(), kept, threads);
+  Bytes masked(units * frames * ld * size), kept_mask(stage.kept_mask(n, frames));
+  stage.mask(n, frames, shared, input, previous, masked.data(), kept_mask.data(), threads);
   keep_latent(masked, units * frames, ld, s.N);
 
   const std::vector<float> given_masked = noise(units * frames * s.N, 7);
-  std::vector<float> latent_gradient(n * frames * ld);
+  std::vector<float, Lines<float>> latent_gradient(n * frames * ld);
   Bytes own_gradient(units * frames * ld * size), partial_gradient(units * frames * padded(s.partial) * size);
   Gradients weight_gradients;
   for (const auto& [name, array] : weights.arrays) {
@@ -184,7 +197,7 @@ std::vector<float> run(const Stage& stage, const Weights& weights, std::int64_t 
   mask.latent = shared;
   mask.input = input;
   mask.partial = previous;
-  mask.kept = kept;
+  mask.kept = kept_mask.data();
   mask.gradient = {{given_masked.data(), s.N, s.N, false}, s.instruments * frames * s.N, frames * s.N};
   mask.latent_gradient = latent_gradient.data();
   mask.own_gradient = own ? own_gradient.data() : nullptr;

@@ -3,6 +3,7 @@
 // Source: Samuel et al. 2020, section 2.3; original model/encoder.py and model/decoder.py.
 #include "cpu/isa/epilogue.h"
 #include "cpu/isa/source.h"
+#include "cpu/isa/stream_rows.h"
 
 namespace metatasnet::METATASNET_ISA {
 namespace {
@@ -127,10 +128,15 @@ void encode(const EncodeArgs& a) {
   gemm(static_cast<const Operand*>(a.signal), a.stride, a.rows, *a.bank, 0, a.bank->panels, to_bank);
   AddMelRelu<Mode> to_wide(a);
   gemm(static_cast<const Operand*>(bank), a.ld_bank, a.rows, *a.bottleneck_1, 0, a.bottleneck_1->panels, to_wide);
-  Store<typename Mode::Storage> to_latent;
-  to_latent.out = static_cast<typename Mode::Storage*>(a.latent);
-  to_latent.ld = a.ld_latent;
-  gemm(static_cast<const Operand*>(wide), a.ld_wide, a.rows, *a.bottleneck_2, 0, a.bottleneck_2->panels, to_latent);
+  auto* latent = static_cast<typename Mode::Storage*>(a.latent);
+  const auto put = [&](auto to_latent) METATASNET_INLINE_LAMBDA {
+    gemm(static_cast<const Operand*>(wide), a.ld_wide, a.rows, *a.bottleneck_2, 0, a.bottleneck_2->panels, to_latent);
+  };
+  if (a.kept_wide) {
+    put(StreamRows<typename Mode::Storage>{latent, a.ld_latent});
+  } else {
+    put(Store<typename Mode::Storage>{{}, latent, a.ld_latent});
+  }
 }
 
 template <class Mode>

@@ -5,6 +5,7 @@
 //   decoder:  dwide = (filters dsignal) where wide > 0;  dlatent = W dwide
 #include "cpu/isa/gradient.h"
 #include "cpu/isa/source.h"
+#include "cpu/isa/stream_rows.h"
 
 namespace metatasnet::METATASNET_ISA {
 namespace {
@@ -94,7 +95,7 @@ void decode_gradient(const DecodeGradientArgs& a) {
   Gate<Mode> to_wide{first, wide, a.ld_wide};
   gemm(static_cast<const Operand*>(a.signal), a.stride, a.rows, *a.filters, 0, a.filters->panels, to_wide);
   put_units(first, a.rows, a.ld_wide, a.wide_channels, a.wide_gradient);
-  StoreRows<Storage> to_latent{static_cast<Storage*>(a.latent_gradient), a.ld_gradient};
+  StreamRows<Storage> to_latent{static_cast<Storage*>(a.latent_gradient), a.ld_gradient};
   gemm(static_cast<const Operand*>(first), a.ld_wide, a.rows, *a.bottleneck, 0, a.bottleneck->panels, to_latent);
   put_source<Mode>(a.latent, a.rows, second, a.ld_latent);
   put_units(second, a.rows, a.ld_latent, a.latent.channels, a.latent_units);

@@ -104,13 +104,19 @@ void cosines_gradient(const CosineArgs& a) {
         const Vec radial = splat(a.norms[row] < kShortest ? 0.0f : sum_lanes(products[i]) / length / length);
         const Vec factor = splat(a.factors[row]);
         auto* out = static_cast<Storage*>(a.gradient) + (static_cast<std::int64_t>(row) * a.frames + frame) * a.ld;
-        for (int c = 0; c < a.channels; c += kLanes) {
-          const Vec x = load_columns(a.rows[row], frame, c);
-          store(out + c, load(a.scratch + static_cast<std::ptrdiff_t>(i) * a.ld + c) * factor - radial * x);
+        const float* direct = a.scratch + static_cast<std::ptrdiff_t>(i) * a.ld;
+        for (int c = 0; c < a.channels; c += kPanel) {
+          Vec gradient[kVectors];
+          for (int v = 0; v < kVectors; ++v) {
+            const int column = c + v * kLanes;
+            gradient[v] = load(direct + column) * factor - radial * load_columns(a.rows[row], frame, column);
+          }
+          stream(out + c, gradient);
         }
       }
     }
   }
+  stream_end();
 }
 
 METATASNET_INSTANTIATE(cosines_gradient, CosineArgs)

@@ -22,7 +22,7 @@ METATASNET_INLINE void tail_columns(const MaskTailGradientArgs& a, int column, C
   });
   for (int r = 0; r < a.rows; ++r) {
     const std::ptrdiff_t row = static_cast<std::ptrdiff_t>(r) * a.ld + column;
-    Vec dn[kMostInstruments][kVectors];
+    Vec dn[kMostInstruments][kVectors], on_latent[kVectors];
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) {
       const int c = column + v * kLanes;
@@ -41,13 +41,14 @@ METATASNET_INLINE void tail_columns(const MaskTailGradientArgs& a, int column, C
         total += m[i] * ds[i];
         if (i < count.softmax()) shared = total;
       });
-      store(a.latent_gradient + at, total);
+      on_latent[v] = total;
       each_instrument(count, [&](int i) METATASNET_INLINE_LAMBDA {
         dn[i][v] = latent * m[i] * (ds[i] - (i < count.softmax() ? shared : m[i] * ds[i]));
         sums[i][v] += dn[i][v];
         products[i][v] += dn[i][v] * centred[i];
       });
     }
+    stream(a.latent_gradient + row, on_latent);
     each_instrument(count, [&](int i) METATASNET_INLINE_LAMBDA {
       stream(static_cast<Storage*>(a.operands[i].normed) + row, dn[i]);
     });
