@@ -103,8 +103,8 @@ def give_back_memory() -> None:
 class CpuBackend(Backend):
     """Each (item, instrument) runs depth-first through the whole masking network on one core; see ``docs/cpu-backend.md``.
 
-    Threads: ``torch.get_num_threads()``, started and joined by each call. Results are the same bits for every number of threads
-    and do not depend on what else is in the batch. Latents are stored frames by channels: in bfloat16 for
+    Threads: ``torch.get_num_threads()``, of torch's own OpenMP runtime where there is one. Results are the same bits for every
+    number of threads and do not depend on what else is in the batch. Latents are stored frames by channels: in bfloat16 for
     ``Precision.bfloat16``, whose sums, statistics and residual stream stay float32.
     """
 
