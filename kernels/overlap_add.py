@@ -4,17 +4,17 @@
     gathered:  s + padding = q stride + r, 0 <= r < stride:
                signal[n, s] = sum_{j < J} sum_c x[n, q - j, c] bank[c, r + j stride],  J = ceil(K / stride)
 
-So it is a product with J stride columns, of which row q - j is added to row q: one writer for each sample, no atomics, a fixed
-order. A program keeps all J parts of its samples in accumulators, so that a frame is read once for all of them, and shifts their
-rows at the end; of its frames the first J - 1 only complete the rows of others.
+So it is a product with J stride columns, of which row q - j is added to row q: one writer for each sample, no atomics, a
+fixed order. A program keeps all J parts of its samples in accumulators, so that a frame is read once for all of them, and
+shifts their rows at the end; of its frames the first J - 1 only complete the rows of others.
 It is the decoder's last step, and the signal's gradient of any filter bank.
 
-Bytes: x once from memory, n T C sizeof(dtype); signal n T stride 4; from L2 the bank once a program: at stage 3 in bfloat16 11 KB
-a frame where tensor cores take both operands from shared memory, 23 KB elsewhere. FLOPs: 2 n T C K: 2 C K / (C sizeof) = 80 FLOP
-a byte at stage 1 in bfloat16, memory-bound; 320 at stage 3. On an H100 stage 3 of a song is predicted at 2.3 ms, bound by
-products; one program fills a multiprocessor's registers (203), at the other stages two or three.
-Idle columns: stride 20: 24, 17 % of the tensor cores; 40 and 80: none; rows: J - 1 of 128 or 64. C = 392, 776, 1544 in blocks of
-32: 6, 3, 2 %. In the decoder the shorter filters' zeros are multiplied too (57 % of 15 % of the decoder's products).
+Bytes: x once from memory, n T C sizeof(dtype); signal n T stride 4; from L2 the bank once a program: at stage 3 in bfloat16
+11 KB a frame where tensor cores take both operands from shared memory, 23 KB elsewhere. FLOPs: 2 n T C K: 80 FLOP a byte at
+stage 1 in bfloat16, memory-bound; 320 at stage 3. On an H100 stage 3 of a song is predicted at 2.3 ms, bound by products; one
+program fills a multiprocessor's registers (203), at the other stages two or three.
+Idle columns: stride 20: 24, 17 % of the tensor cores; 40 and 80: none; rows: J - 1 of 128 or 64. C = 392, 776, 1544 in
+blocks of 32: 6, 3, 2 %. In the decoder the shorter filters' zeros are multiplied too (57 % of 15 % of its products).
 Not yet run on a GPU. Source: Samuel et al. 2020, section 2.3; original model/decoder.py (filters).
 """
 
@@ -33,8 +33,8 @@ __all__ = ["overlap_add", "overlap_add_kernel", "sample_tile"]
 
 
 WIDE, NARROW = (128, 320), (64, 160)
-"""Frames that one program multiplies, and taps of the bank, at most: as many as the registers hold, so that both are read seldom.
-The former where tensor cores take both operands from shared memory."""
+"""Frames that one program multiplies, and taps of the bank, at most: as many as the registers hold, so that both are read
+seldom. The former where tensor cores take both operands from shared memory."""
 
 TILES = ((64, 16), (64, 0), (32, 16), (32, 8), (32, 0), (16, 8), (16, 0))
 
@@ -63,8 +63,9 @@ def _zeros(PARTS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr):
 
 @triton.jit
 def _multiply(
-    b_x, p_bank, i_c, i_r, m_c, sums, K: tl.constexpr, STRIDE: tl.constexpr, PARTS: tl.constexpr, PRECISION: tl.constexpr
-):
+    b_x, p_bank, i_c, i_r, m_c, sums,
+    K: tl.constexpr, STRIDE: tl.constexpr, PARTS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """The parts' sums plus the products of some channels with samples ``i_r`` of each part."""
     found = ()
     for j in tl.static_range(PARTS):

@@ -49,9 +49,13 @@ def statistics_kernel(
     m_t, m_c = i_t < T, i_c < C
     p_x += (i_ni // INSTRUMENTS) * (x_n.to(tl.int64) * ALIGN) + (i_ni % INSTRUMENTS) * (x_i.to(tl.int64) * ALIGN)
     i_x = i_t[:, None] * (x_t.to(tl.int64) * ALIGN) + i_c[None, :]
-    b_x = tl.load(p_x + i_x, mask=m_t[:, None] & m_c[None, :], other=0.0)
-    count = tl.minimum(T - i_tile * BLOCK_T, BLOCK_T).to(tl.float32)
-    store_moments(activation(b_x, slope_of(p_slope)), m_t, count, p_statistics, row, i_c, m_c, C)
+    slope, count = slope_of(p_slope), tl.minimum(T - i_tile * BLOCK_T, BLOCK_T)
+    if count == BLOCK_T:
+        b_x = tl.load(p_x + i_x, mask=m_c[None, :], other=0.0)
+        store_moments(activation(b_x, slope), m_t, count.to(tl.float32), p_statistics, row, i_c, m_c, C, True)
+    else:
+        b_x = tl.load(p_x + i_x, mask=m_t[:, None] & m_c[None, :], other=0.0)
+        store_moments(activation(b_x, slope), m_t, count.to(tl.float32), p_statistics, row, i_c, m_c, C)
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -113,7 +117,7 @@ def group_statistics(x: Tensor, slope: Tensor | None) -> Tensor:
     launch(
         statistics_kernel, n * instruments * statistics.shape[2] * -(-channels // block), x,
         p_x=x, p_slope=slope, p_statistics=statistics, T=frames, C=channels, INSTRUMENTS=instruments,
-        **strides(align, x=x), ALIGN=align, BLOCK_T=TILE, BLOCK_C=block, num_warps=4,
+        **strides(align, x=x), ALIGN=align, BLOCK_T=TILE, BLOCK_C=block, num_warps=2,
     )  # fmt: skip
     return statistics
 

@@ -21,6 +21,8 @@ KNOWN = {
     ("pointwise_fwd_kernel", "tf32", 100): 24,
     ("pointwise_norm_kernel", "float32", 80): 8,
     ("pointwise_norm_kernel", "tf32", 80): 8,
+    ("pointwise_wgrad_kernel", "bfloat16", 100): 8,
+    ("pointwise_wgrad_kernel", "float16", 100): 8,
     ("product_kernel", "bfloat16", 90): 88,
     ("product_kernel", "bfloat16", 100): 8,
     ("product_kernel", "float16", 100): 8,
