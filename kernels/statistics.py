@@ -31,7 +31,8 @@ __all__ = ["GROUPS", "affine_kernel", "group_affine", "group_statistics", "new_s
 
 GROUPS = 8
 EPSILON = 1e-8
-MERGED_TILES = 16  # tiles merged at once; few, so that a long signal's sum keeps its order and its digits
+MERGED_TILES, MERGED = 64, 2048
+"""Tiles that are merged at once, at most, and their values: as many as are under way while the first are waited for."""
 
 
 @triton.jit(do_not_specialize=["T", "x_n", "x_i", "x_t"])
@@ -79,12 +80,11 @@ def affine_kernel(
         p_tile = p_statistics[None, :] + (i_tile * 2).to(tl.int64)[:, None] * C
         b_counts = tl.minimum(tl.maximum(T - i_tile * TILE, 0), TILE).to(tl.float32)
         b_means = tl.load(p_tile, mask=mask, other=0.0)
+        b_m2s = tl.load(p_tile + C, mask=mask, other=0.0)  # both before a sum waits for the first
         more = tl.sum(b_counts, 0)
         b_more_mean = tl.sum(b_counts[:, None] * b_means, 0) / more
         b_difference = b_means - b_more_mean[None, :]
-        b_more_m2 = tl.sum(
-            tl.load(p_tile + C, mask=mask, other=0.0) + b_counts[:, None] * b_difference * b_difference, 0
-        )
+        b_more_m2 = tl.sum(b_m2s + b_counts[:, None] * b_difference * b_difference, 0)
         b_delta = b_more_mean - b_mean
         b_m2 += b_more_m2 + b_delta * b_delta * (b_count * more / (b_count + more))
         b_mean += b_delta * (more / (b_count + more))
@@ -127,11 +127,11 @@ def group_affine(statistics: Tensor, gamma: Tensor, beta: Tensor, frames: int, a
     n, instruments, _, _, channels = statistics.shape
     if affine is None:
         affine = torch.empty(n, instruments, 4, channels, dtype=torch.float32, device=statistics.device)
+    block = power_of_two(channels // GROUPS)
     launch(
         affine_kernel, n * instruments * GROUPS, statistics,
         p_statistics=statistics, p_gamma=gamma, p_beta=beta, p_affine=affine, T=frames, C=channels,
         INSTRUMENTS=instruments,
-        GROUPS=GROUPS, EPSILON=EPSILON, TILE=TILE, BLOCK_TILES=MERGED_TILES,
-        BLOCK_C=power_of_two(channels // GROUPS), num_warps=4,
+        GROUPS=GROUPS, EPSILON=EPSILON, TILE=TILE, BLOCK_TILES=min(MERGED_TILES, max(8, MERGED // block)), BLOCK_C=block, num_warps=4,
     )  # fmt: skip
     return affine
