@@ -65,7 +65,7 @@ def pointwise_wgrad_kernel(
     K: tl.constexpr, N: tl.constexpr, MORE: tl.constexpr, INSTRUMENTS: tl.constexpr, LD: tl.constexpr, ALIGN: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, TAIL_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One program: BLOCK_N by BLOCK_K + TAIL_K of S of one item and instrument, all frames; the first column block writes any D.
+    """One program: BLOCK_N by BLOCK_K + TAIL_K of S of one item and instrument, all frames; the first of a row writes any D.
 
     S has N rows for dy, then MORE rows for ``p_more``, a second gradient of dy's strides; its rows, and those of the affine,
     are LD elements apart.

@@ -132,6 +132,7 @@ def group_affine(statistics: Tensor, gamma: Tensor, beta: Tensor, frames: int, a
         affine_kernel, n * instruments * GROUPS, statistics,
         p_statistics=statistics, p_gamma=gamma, p_beta=beta, p_affine=affine, T=frames, C=channels,
         INSTRUMENTS=instruments,
-        GROUPS=GROUPS, EPSILON=EPSILON, TILE=TILE, BLOCK_TILES=min(MERGED_TILES, max(8, MERGED // block)), BLOCK_C=block, num_warps=4,
+        GROUPS=GROUPS, EPSILON=EPSILON, TILE=TILE, BLOCK_TILES=min(MERGED_TILES, max(8, MERGED // block)), BLOCK_C=block,
+        num_warps=4,
     )  # fmt: skip
     return affine
