@@ -156,15 +156,15 @@ def mask_tail_backward(
     shared = {
         "p_m": m, "p_latent": latent, "p_dy": dy, "p_slope": slope, "p_affine": affine, "p_beta": beta, "T": frames,
         **strides(align, m=m, latent=latent, dy=dy), "C": channels, "INSTRUMENTS": instruments, "SOFTMAX": softmax,
-        "ALIGN": align, "BLOCK_T": FRAMES, "BLOCK_C": block, "num_warps": 4,
+        "ALIGN": align, "BLOCK_T": FRAMES, "BLOCK_C": block,
     }  # fmt: skip
     launch(
         mask_tail_sums_kernel, n * tiles * blocks, m, p_sums=sums, p_dlatent=dlatent, TILE=TILE,
-        BLOCK_I=power_of_two(instruments, 1), **shared,
+        BLOCK_I=power_of_two(instruments, 1), num_warps=8, **shared,
     )  # fmt: skip
     launch(
         norm_sums_kernel, n * instruments * GROUPS, m, p_sums=sums, p_affine=affine, p_out=norm, T=frames, C=channels,
         GROUPS=GROUPS, TILE=TILE, BLOCK_C=power_of_two(channels // GROUPS), num_warps=1,
     )  # fmt: skip
-    launch(mask_tail_dx_kernel, programs, m, p_norm=norm, p_dm=dm, p_dslope=dslope, **shared)
+    launch(mask_tail_dx_kernel, programs, m, p_norm=norm, p_dm=dm, p_dslope=dslope, num_warps=4, **shared)
     return dm, dlatent, dslope.sum(0, keepdim=True), norm[:, :, 2].sum(0), norm[:, :, 3].sum(0)
