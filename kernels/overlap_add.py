@@ -11,7 +11,7 @@ It is the decoder's last step, and the signal's gradient of any filter bank.
 
 Bytes: x once from memory, n T C sizeof(dtype); signal n T stride 4; from L2 the bank once a program: at stage 3 in bfloat16
 11 KB a frame where tensor cores take both operands from shared memory, 23 KB elsewhere. FLOPs: 2 n T C K: 80 FLOP a byte at
-stage 1 in bfloat16, memory-bound; 320 at stage 3. On an H100 stage 3 of a song is predicted at 2.3 ms, bound by products; one
+stage 1 in bfloat16, memory-bound; 320 at stage 3. On an H100 stage 3 of a song is predicted at 2.4 ms, bound by the cache; one
 program fills a multiprocessor's registers (203), at the other stages two or three.
 Idle columns: stride 20: 24, 17 % of the tensor cores; 40 and 80: none; rows: J - 1 of 128 or 64. C = 392, 776, 1544 in
 blocks of 32: 6, 3, 2 %. In the decoder the shorter filters' zeros are multiplied too (57 % of 15 % of its products).
