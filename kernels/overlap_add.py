@@ -19,6 +19,7 @@ Not yet run on a GPU. Source: Samuel et al. 2020, section 2.3; original model/de
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+# mypy: disable-error-code="assignment"
 from __future__ import annotations
 
 import torch
