@@ -49,8 +49,10 @@ PRODUCTS = tuple(
     for main, tail in COLUMNS
     for other in _options(BLOCK_K=(32, 64), num_warps=(4, 8), num_stages=(2, 3, 4))
 )
-GRADIENTS = _options(
-    BLOCK_T=(32, 64), BLOCK_N=(32, 64, 128), BLOCK_K=(32, 64, 128), num_warps=(4, 8), num_stages=(2, 3)
+GRADIENTS = tuple(
+    {"BLOCK_K": main, "TAIL_K": tail, **other}
+    for main, tail in ((32, 0), (64, 0), (128, 0), (128, 32))
+    for other in _options(BLOCK_T=(32, 64), BLOCK_N=(32, 64, 128), num_warps=(4, 8), num_stages=(2, 3))
 )
 PASSES = _options(BLOCK_C=(16, 32, 64), num_warps=(2, 4, 8))
 ITEMS = _options(items=(0, 1, 2, 4, 8))

@@ -125,7 +125,9 @@ def mask_tail_dx_kernel(
     i_dm = i_t.to(tl.int64)[:, None] * C + i_c[None, :]
     size = T.to(tl.int64) * C
     p_dm += i_n * INSTRUMENTS * size
-    dslope = 0.0
+    b_dslope = tl.zeros(
+        i_dm.shape, tl.float32
+    )  # added up once, so that no sum keeps the next instrument's loads waiting
     for i_i in tl.static_range(INSTRUMENTS):
         p_channel = p_norm + i_i * 4 * C + i_c
         b_scale = tl.load(p_affine + i_i * 4 * C + i_c, mask=i_c < C, other=0.0)
@@ -134,8 +136,8 @@ def mask_tail_dx_kernel(
         b_dz = b_scale[None, :] * du[i_i] + b_q[None, :] * z[i_i] + b_r[None, :]
         b_dm = tl.where(m[i_i] > 0, b_dz, slope * b_dz)
         tl.store(p_dm + i_i * size + i_dm, b_dm.to(p_dm.dtype.element_ty), mask=mask)
-        dslope += tl.sum(tl.where((m[i_i] > 0) | ~mask, 0.0, b_dz * m[i_i]))
-    tl.store(p_dslope + tl.program_id(0), dslope)
+        b_dslope += tl.where((m[i_i] > 0) | ~mask, 0.0, b_dz * m[i_i])
+    tl.store(p_dslope + tl.program_id(0), tl.sum(b_dslope))
 
 
 def mask_tail_backward(
@@ -154,15 +156,15 @@ def mask_tail_backward(
     shared = {
         "p_m": m, "p_latent": latent, "p_dy": dy, "p_slope": slope, "p_affine": affine, "p_beta": beta, "T": frames,
         **strides(align, m=m, latent=latent, dy=dy), "C": channels, "INSTRUMENTS": instruments, "SOFTMAX": softmax,
-        "ALIGN": align, "BLOCK_T": FRAMES, "BLOCK_C": block, "num_warps": 8,
+        "ALIGN": align, "BLOCK_T": FRAMES, "BLOCK_C": block,
     }  # fmt: skip
     launch(
         mask_tail_sums_kernel, n * tiles * blocks, m, p_sums=sums, p_dlatent=dlatent, TILE=TILE,
-        BLOCK_I=power_of_two(instruments, 1), **shared,
+        BLOCK_I=power_of_two(instruments, 1), num_warps=8, **shared,
     )  # fmt: skip
     launch(
         norm_sums_kernel, n * instruments * GROUPS, m, p_sums=sums, p_affine=affine, p_out=norm, T=frames, C=channels,
         GROUPS=GROUPS, TILE=TILE, BLOCK_C=power_of_two(channels // GROUPS), num_warps=1,
     )  # fmt: skip
-    launch(mask_tail_dx_kernel, programs, m, p_norm=norm, p_dm=dm, p_dslope=dslope, **shared)
+    launch(mask_tail_dx_kernel, programs, m, p_norm=norm, p_dm=dm, p_dslope=dslope, num_warps=4, **shared)
     return dm, dlatent, dslope.sum(0, keepdim=True), norm[:, :, 2].sum(0), norm[:, :, 3].sum(0)

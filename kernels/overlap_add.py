@@ -4,17 +4,22 @@
     gathered:  s + padding = q stride + r, 0 <= r < stride:
                signal[n, s] = sum_{j < J} sum_c x[n, q - j, c] bank[c, r + j stride],  J = ceil(K / stride)
 
-So it is a product with J C long rows, `stride` columns and one writer for each sample: no atomics, a fixed order.
+So it is a product with J stride columns, of which row q - j is added to row q: one writer for each sample, no atomics, a
+fixed order. A program keeps all J parts of its samples in accumulators, so that a frame is read once for all of them, and
+shifts their rows at the end; of its frames the first J - 1 only complete the rows of others.
 It is the decoder's last step, and the signal's gradient of any filter bank.
 
-Bytes: x once from memory (J times from L1 and L2: neighbouring rows), n T C sizeof(dtype); signal n T stride 4. FLOPs:
-2 n T C K, K = J stride: 2 C K / (C sizeof) = 80 FLOP a byte at stage 1 in bfloat16, memory-bound; 320 at stage 3.
-Idle columns: stride 20: 24, 17 % of the tensor cores; 40 and 80: none. C = 385, 770, 1540 in blocks of 32: 8, 4, 2 %.
-In the decoder the shorter filters' zeros are multiplied too (57 % of 15 % of the decoder's products).
+Bytes: x once from memory, n T C sizeof(dtype); signal n T stride 4; from L2 the bank once a program: at stage 3 in bfloat16
+11 KB a frame where tensor cores take both operands from shared memory, 23 KB elsewhere. FLOPs: 2 n T C K: 80 FLOP a byte at
+stage 1 in bfloat16, memory-bound; 320 at stage 3. On an H100 stage 3 of a song is predicted at 2.4 ms, bound by the cache; one
+program fills a multiprocessor's registers (203), at the other stages two or three.
+Idle columns: stride 20: 24, 17 % of the tensor cores; 40 and 80: none; rows: J - 1 of 128 or 64. C = 392, 776, 1544 in
+blocks of 32: 6, 3, 2 %. In the decoder the shorter filters' zeros are multiplied too (57 % of 15 % of its products).
 Not yet run on a GPU. Source: Samuel et al. 2020, section 2.3; original model/decoder.py (filters).
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+# mypy: disable-error-code="assignment"
 from __future__ import annotations
 
 import torch
@@ -23,22 +28,22 @@ import triton.language as tl
 from torch import Tensor
 
 from .bottleneck import BLOCK_K, STAGES, frame_layout
-from .launch import launch
+from .launch import launch, operands_in_shared_memory
 
 __all__ = ["overlap_add", "overlap_add_kernel", "sample_tile"]
 
 
-def sample_rows(dtype: torch.dtype) -> int:
-    """Rows of ``stride`` samples that one program handles: as many as the registers hold, so that the bank is read seldom."""
-    return 128 if dtype.itemsize == 2 else 64
-
+WIDE, NARROW = (128, 320), (64, 160)
+"""Frames that one program multiplies, and taps of the bank, at most: as many as the registers hold, so that both are read
+seldom. The former where tensor cores take both operands from shared memory."""
 
 TILES = ((64, 16), (64, 0), (32, 16), (32, 8), (32, 0), (16, 8), (16, 0))
 
 
-def sample_tile(stride: int) -> tuple[int, int]:
-    """Main and tail width for so many columns: what idles least, the widest of equals."""
-    return min(TILES, key=lambda tile: (-(-stride // sum(tile)) * sum(tile), -sum(tile)))
+def sample_tile(stride: int, widest: int = sum(TILES[0])) -> tuple[int, int]:
+    """Main and tail width for so many columns: what idles least, the widest of equals, at most ``widest`` if there is one."""
+    tiles = [tile for tile in TILES if sum(tile) <= widest] or TILES[-1:]
+    return min(tiles, key=lambda tile: (-(-stride // sum(tile)) * sum(tile), -sum(tile)))
 
 
 @triton.jit
@@ -48,47 +53,76 @@ def _store(b_y, p_y, i_q, m_q, i_r, SAMPLES, STRIDE: tl.constexpr, PADDING: tl.c
     tl.store(p_y + i_sample, b_y.to(p_y.dtype.element_ty), mask=mask)
 
 
+@triton.jit
+def _zeros(PARTS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr):
+    """An accumulator for each part of the bank."""
+    found = ()
+    for _ in tl.static_range(PARTS):
+        found = found + (tl.zeros([BLOCK_T, BLOCK_N], tl.float32),)
+    return found
+
+
+@triton.jit
+def _multiply(
+    b_x, p_bank, i_c, i_r, m_c, sums,
+    K: tl.constexpr, STRIDE: tl.constexpr, PARTS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The parts' sums plus the products of some channels with samples ``i_r`` of each part."""
+    found = ()
+    for j in tl.static_range(PARTS):
+        i_tap = j * STRIDE + i_r
+        mask = m_c[:, None] & ((i_r < STRIDE) & (i_tap < K))[None, :]
+        b_bank = tl.load(p_bank + i_c[:, None] * K + i_tap[None, :], mask=mask, other=0.0)
+        found = found + (tl.dot(b_x, b_bank, sums[j], input_precision=PRECISION),)
+    return found
+
+
+@triton.jit
+def _overlap(sums, PARTS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Row i of the first part plus row i - j of each other one; the first PARTS - 1 rows are not complete."""
+    b_y = sums[0]
+    i_row = tl.arange(0, BLOCK_T)[:, None] + tl.zeros([1, BLOCK_N], tl.int32)
+    for j in tl.static_range(1, PARTS):
+        b_y += tl.gather(sums[j], tl.maximum(i_row - j, 0), 0)
+    return b_y
+
+
 @triton.jit(do_not_specialize=["T", "SAMPLES", "ROWS", "x_n", "x_t"])
 def overlap_add_kernel(
     p_x, p_bank, p_y, T, SAMPLES, ROWS, x_n, x_t,
     C: tl.constexpr, K: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, ALIGN: tl.constexpr,
-    BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr, TAIL_N: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, TAIL_N: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One program: BLOCK_Q rows of one item, BLOCK_N + TAIL_N of the row's samples."""
+    """One program: the rows of one item that BLOCK_T frames complete, BLOCK_N + TAIL_N of a row's samples."""
     WIDTH: tl.constexpr = BLOCK_N + TAIL_N
+    PARTS: tl.constexpr = (K + STRIDE - 1) // STRIDE
+    COMPLETE: tl.constexpr = BLOCK_T - PARTS + 1
     blocks = tl.cdiv(STRIDE, WIDTH)
     row, i_block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
-    tiles = tl.cdiv(ROWS, BLOCK_Q)
+    tiles = tl.cdiv(ROWS, COMPLETE)
     i_n = (row // tiles).to(tl.int64)
-    i_q = (row % tiles) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    i_row = tl.arange(0, BLOCK_T)
+    i_t = (row % tiles) * COMPLETE - (PARTS - 1) + i_row
+    m_t = (i_t >= 0) & (i_t < T)
     i_r = i_block * WIDTH + tl.arange(0, BLOCK_N)
-    p_x += i_n * (x_n.to(tl.int64) * ALIGN)
-    b_y = tl.zeros([BLOCK_Q, BLOCK_N], tl.float32)
+    p_row = p_x + i_n * (x_n.to(tl.int64) * ALIGN) + i_t[:, None] * (x_t.to(tl.int64) * ALIGN)
+    sums = _zeros(PARTS, BLOCK_T, BLOCK_N)
+    i_tail, tails = i_r, sums
     if TAIL_N > 0:
         i_tail = i_block * WIDTH + BLOCK_N + tl.arange(0, TAIL_N)
-        b_tail = tl.zeros([BLOCK_Q, TAIL_N], tl.float32)
-    for j in range(0, tl.cdiv(K, STRIDE)):
-        i_t = i_q - j
-        m_t = (i_t >= 0) & (i_t < T)
-        for c in range(0, C, BLOCK_C):
-            i_c = c + tl.arange(0, BLOCK_C)
-            m_c = i_c < C
-            mask = m_t[:, None] & m_c[None, :]
-            b_x = tl.load(p_x + i_t[:, None] * (x_t.to(tl.int64) * ALIGN) + i_c[None, :], mask=mask, other=0.0)
-            i_tap = j * STRIDE + i_r
-            mask = m_c[:, None] & ((i_r < STRIDE) & (i_tap < K))[None, :]
-            b_bank = tl.load(p_bank + i_c[:, None] * K + i_tap[None, :], mask=mask, other=0.0)
-            b_y = tl.dot(b_x, b_bank, b_y, input_precision=PRECISION)
-            if TAIL_N > 0:
-                i_tap = j * STRIDE + i_tail
-                mask = m_c[:, None] & ((i_tail < STRIDE) & (i_tap < K))[None, :]
-                b_bank = tl.load(p_bank + i_c[:, None] * K + i_tap[None, :], mask=mask, other=0.0)
-                b_tail = tl.dot(b_x, b_bank, b_tail, input_precision=PRECISION)
+        tails = _zeros(PARTS, BLOCK_T, TAIL_N)
+    for c in range(0, C, BLOCK_C):
+        i_c = c + tl.arange(0, BLOCK_C)
+        m_c = i_c < C
+        b_x = tl.load(p_row + i_c[None, :], mask=m_t[:, None] & m_c[None, :], other=0.0)
+        sums = _multiply(b_x, p_bank, i_c, i_r, m_c, sums, K, STRIDE, PARTS, PRECISION)
+        if TAIL_N > 0:
+            tails = _multiply(b_x, p_bank, i_c, i_tail, m_c, tails, K, STRIDE, PARTS, PRECISION)
     p_y += i_n * SAMPLES
-    m_q = i_q < ROWS
-    _store(b_y, p_y, i_q, m_q, i_r, SAMPLES, STRIDE, PADDING)
+    m_row = (i_row >= PARTS - 1) & (i_t < ROWS)
+    _store(_overlap(sums, PARTS, BLOCK_T, BLOCK_N), p_y, i_t, m_row, i_r, SAMPLES, STRIDE, PADDING)
     if TAIL_N > 0:
-        _store(b_tail, p_y, i_q, m_q, i_tail, SAMPLES, STRIDE, PADDING)
+        _store(_overlap(tails, PARTS, BLOCK_T, TAIL_N), p_y, i_t, m_row, i_tail, SAMPLES, STRIDE, PADDING)
 
 
 def overlap_add(
@@ -99,12 +133,16 @@ def overlap_add(
     layout = frame_layout(x, None)
     y = torch.empty(n, samples, dtype=dtype, device=x.device)
     rows = -(-(samples + padding) // stride)
-    (main, tail), block = sample_tile(stride), sample_rows(x.dtype)
+    block, taps = WIDE if x.dtype.itemsize == 2 and operands_in_shared_memory(x.device) else NARROW
+    parts = -(-bank.shape[1] // stride)
+    main, tail = sample_tile(stride, taps // parts)
+    # Without tensor cores, in float32, four warps have too few registers for the operands.
+    exact = x.dtype == torch.float32 and precision == "ieee"
     launch(
-        overlap_add_kernel, n * -(-rows // block) * -(-stride // (main + tail)), x,
+        overlap_add_kernel, n * -(-rows // (block - parts + 1)) * -(-stride // (main + tail)), x,
         p_x=x, p_bank=bank, p_y=y, T=frames, SAMPLES=samples, ROWS=rows, x_n=layout["x_n"],
         x_t=layout["x_t"], C=channels, K=bank.shape[1], STRIDE=stride, PADDING=padding, ALIGN=layout["ALIGN"],
-        BLOCK_Q=block, BLOCK_N=main, TAIL_N=tail, BLOCK_C=BLOCK_K, PRECISION=precision,
-        num_warps=8 if main + tail > 64 else 4, num_stages=STAGES,
+        BLOCK_T=block, BLOCK_N=main, TAIL_N=tail, BLOCK_C=BLOCK_K, PRECISION=precision,
+        num_warps=8 if main + tail > 64 or exact else 4, num_stages=STAGES,
     )  # fmt: skip
     return y

@@ -12,8 +12,10 @@ a group norm is. z is centred before the product: nothing cancels later, at any 
 
 Order: wgrad (S, D) -> a program per group (q, r, dgamma, dbeta) and the sum over items (dW) -> dgrad with its epilogue.
 Every sum has one fixed order. Bytes: dy and x twice (wgrad, dgrad), dx once: n I T (3 K + 2 N) sizeof(dtype), and S,
-n I N K float32, three times. FLOPs: 4 n I T N K. In wgrad a program walks all frames of one (item, instrument): at
-K = N = 160 there are 9 n I of them, which leaves an H200's 132 processors partly idle below n = 4.
+n I N K float32, three times. FLOPs: 4 n I T N K. In wgrad a program walks all frames of one (item, instrument), in two bytes
+for 128 outputs by all 160 inputs (128 + 32 columns, no idle ones): at K = N = 160 two of them, which leaves an H200's 132
+processors partly idle below n = 17. A step's 116 wgrads are predicted at 9.1 ms on an H100, bound by products, one program to
+a multiprocessor where the norm's centring takes registers (162).
 Not yet run on a GPU. Source: as the forward's; the algebra of group norm's backward is Wu and He 2018, section 3.
 """
 
@@ -39,18 +41,37 @@ __all__ = [
 DGRAD_FRAMES = 64  # no statistics tie it to TILE, and at 128 the epilogue does not fit the registers
 
 
+@triton.jit
+def _mean(p_mean, i_k, K: tl.constexpr, BLOCK_K: tl.constexpr):
+    """The norm's mean of some channels; zero without a norm."""
+    b_mean = tl.zeros([BLOCK_K], tl.float32)
+    if p_mean is not None:
+        b_mean = tl.load(p_mean + i_k, mask=i_k < K, other=0.0)
+    return b_mean
+
+
+@triton.jit
+def _centred(p_row, m_t, i_k, slope, b_mean, K: tl.constexpr, NORMED: tl.constexpr):
+    """z - mean of some frames and channels; frames past the end meet dy = 0."""
+    b_z = tl.load(p_row + i_k[None, :], mask=m_t[:, None] & (i_k < K)[None, :], other=0.0)
+    if NORMED:
+        b_z = (activation(b_z, slope) - b_mean[None, :]).to(b_z.dtype)
+    return b_z
+
+
 @triton.jit(do_not_specialize=["T", "dy_n", "dy_i", "dy_t", "x_n", "x_i", "x_t"])
 def pointwise_wgrad_kernel(
     p_dy, p_more, p_x, p_slope, p_affine, p_s, p_d, T, dy_n, dy_i, dy_t, x_n, x_i, x_t,
     K: tl.constexpr, N: tl.constexpr, MORE: tl.constexpr, INSTRUMENTS: tl.constexpr, LD: tl.constexpr, ALIGN: tl.constexpr,
-    BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, TAIL_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One program: BLOCK_N by BLOCK_K of S of one item and instrument, all frames; the first column block writes D, if asked.
+    """One program: BLOCK_N by BLOCK_K + TAIL_K of S of one item and instrument, all frames; the first of a row writes any D.
 
     S has N rows for dy, then MORE rows for ``p_more``, a second gradient of dy's strides; its rows, and those of the affine,
     are LD elements apart.
     """
-    blocks_k = tl.cdiv(K, BLOCK_K)
+    WIDTH: tl.constexpr = BLOCK_K + TAIL_K
+    blocks_k = tl.cdiv(K, WIDTH)
     blocks_n = tl.cdiv(N, BLOCK_N)
     blocks = (blocks_n + tl.cdiv(MORE, BLOCK_N)) * blocks_k
     i_ni, i_block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
@@ -62,16 +83,22 @@ def pointwise_wgrad_kernel(
             p_dy = p_more
     rows = N + i_more * (MORE - N)
     i_o = (i_row - i_more * blocks_n) * BLOCK_N + tl.arange(0, BLOCK_N)
-    i_k = (i_block % blocks_k) * BLOCK_K + tl.arange(0, BLOCK_K)
-    m_o, m_k = i_o < rows, i_k < K
+    i_k = (i_block % blocks_k) * WIDTH + tl.arange(0, BLOCK_K)
+    m_o = i_o < rows
     dy_t, x_t = dy_t.to(tl.int64) * ALIGN, x_t.to(tl.int64) * ALIGN
     p_dy += i_n * (dy_n.to(tl.int64) * ALIGN) + i_i * (dy_i.to(tl.int64) * ALIGN)
     p_x += i_n * (x_n.to(tl.int64) * ALIGN) + i_i * (x_i.to(tl.int64) * ALIGN)
     slope = slope_of(p_slope)
-    b_mean = tl.zeros([BLOCK_K], tl.float32)
     if p_affine is not None:
-        b_mean = tl.load(p_affine + (i_ni.to(tl.int64) * 4 + 2) * LD + i_k, mask=m_k, other=0.0)
+        p_affine += (i_ni.to(tl.int64) * 4 + 2) * LD
+    b_mean = _mean(p_affine, i_k, K, BLOCK_K)
     b_s = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+    i_tail, b_tail_mean, b_tail = i_k, b_mean, b_s
+    if TAIL_K > 0:
+        i_tail = (i_block % blocks_k) * WIDTH + BLOCK_K + tl.arange(0, TAIL_K)
+        b_tail_mean = _mean(p_affine, i_tail, K, TAIL_K)
+        b_tail = tl.zeros([BLOCK_N, TAIL_K], tl.float32)
+    NORMED: tl.constexpr = p_slope is not None or p_affine is not None
     # In two bytes the tensor cores add dy up: products with one are exact.
     ADDED: tl.constexpr = 16 if p_dy.dtype.element_ty.primitive_bitwidth == 16 else 1
     b_d = tl.zeros([BLOCK_N, ADDED], tl.float32)
@@ -79,18 +106,21 @@ def pointwise_wgrad_kernel(
         i_t = t + tl.arange(0, BLOCK_T)
         m_t = i_t < T
         b_dy = tl.load(p_dy + i_t[None, :] * dy_t + i_o[:, None], mask=m_o[:, None] & m_t[None, :], other=0.0)
-        b_z = tl.load(p_x + i_t[:, None] * x_t + i_k[None, :], mask=m_t[:, None] & m_k[None, :], other=0.0)
-        if p_slope is not None or p_affine is not None:
-            b_z = (activation(b_z, slope) - b_mean[None, :]).to(b_dy.dtype)  # frames past the end meet dy = 0
+        b_z = _centred(p_x + i_t[:, None] * x_t, m_t, i_k, slope, b_mean, K, NORMED)
         b_s = tl.dot(b_dy, b_z, b_s, input_precision=PRECISION)
+        if TAIL_K > 0:
+            b_z = _centred(p_x + i_t[:, None] * x_t, m_t, i_tail, slope, b_tail_mean, K, NORMED)
+            b_tail = tl.dot(b_dy, b_z, b_tail, input_precision=PRECISION)
         if p_d is not None:
             if ADDED > 1:
                 b_d = tl.dot(b_dy, tl.full([BLOCK_T, ADDED], 1.0, tl.float32).to(b_dy.dtype), b_d)
             else:
                 b_d += tl.sum(b_dy, 1)[:, None]
     i_o += i_more * N
-    p_s += i_ni.to(tl.int64) * (N + MORE) * LD
-    tl.store(p_s + i_o.to(tl.int64)[:, None] * LD + i_k[None, :], b_s, mask=m_o[:, None] & m_k[None, :])
+    p_row = p_s + i_ni.to(tl.int64) * (N + MORE) * LD + i_o.to(tl.int64)[:, None] * LD
+    tl.store(p_row + i_k[None, :], b_s, mask=m_o[:, None] & (i_k < K)[None, :])
+    if TAIL_K > 0:
+        tl.store(p_row + i_tail[None, :], b_tail, mask=m_o[:, None] & (i_tail < K)[None, :])
     if p_d is not None:
         if i_block % blocks_k == 0:
             tl.store(p_d + i_ni.to(tl.int64) * (N + MORE) + i_o, tl.sum(b_d, 1) / ADDED, mask=m_o)
@@ -215,15 +245,17 @@ def weight_gradient(
     # Without tensor cores 64 by 64 would live in local memory.
     steps = 32 if x.dtype == torch.float32 and precision == "ieee" else 64
     wide = 128 if x.dtype.itemsize == 2 else steps
-    block_n, block_k = min(wide, power_of_two(columns)), min(wide, power_of_two(inputs))
+    block_n, (block_k, tail_k) = min(wide, power_of_two(columns)), (min(wide, power_of_two(inputs)), 0)
+    if x.dtype.itemsize == 2:
+        block_k, tail_k = column_tile(inputs, x.dtype)
     defaults = {
-        "BLOCK_T": steps, "BLOCK_N": block_n, "BLOCK_K": block_k, "num_warps": 8 if block_n + block_k > 192 else 4,
-        "num_stages": STAGES,
+        "BLOCK_T": steps, "BLOCK_N": block_n, "BLOCK_K": block_k, "TAIL_K": tail_k,
+        "num_warps": 8 if block_n + block_k > 192 else 4, "num_stages": STAGES,
     }  # fmt: skip
     chosen = configuration("pointwise_wgrad", x, tf32, defaults, K=inputs, N=columns)
     rows = -(-columns // chosen["BLOCK_N"]) + -(-further // chosen["BLOCK_N"])
     launch(
-        pointwise_wgrad_kernel, n * instruments * rows * -(-inputs // chosen["BLOCK_K"]), x,
+        pointwise_wgrad_kernel, n * instruments * rows * -(-inputs // (chosen["BLOCK_K"] + chosen["TAIL_K"])), x,
         p_dy=dy, p_more=more, p_x=x, p_slope=slope, p_affine=affine, p_s=s, p_d=d, T=frames,
         **strides(align, dy=dy, x=x), K=inputs, N=columns, MORE=further, LD=s.stride(2),
         INSTRUMENTS=instruments, ALIGN=align, PRECISION=precision, **chosen,

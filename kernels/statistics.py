@@ -11,7 +11,8 @@ tensors. Tiles are merged first, then channels, after Chan, Golub and LeVeque (1
 on nothing but the item's own values, and an offset of a thousand standard deviations costs no more than the offset's own
 rounding.
 
-Bytes: x once, n I T C sizeof(dtype); partials 8 / TILE of a float32 per value, written once and read once. Memory-bound.
+Bytes: x once, n I T C sizeof(dtype); partials 8 / TILE of a float32 per value, written once and read once. A value takes
+13 instructions, which limit it: 1.5 ms of a song's latents predicted on an H100, 1.2 by bytes alone. Merging waits for memory.
 Kernels that produce an activation write its partials themselves; `statistics_kernel` is for the network's inputs.
 Not yet run on a GPU. Source: Samuel et al. 2020, section 2; original model/mask_tcn.py (GroupNorm of every layer).
 """
@@ -31,7 +32,8 @@ __all__ = ["GROUPS", "affine_kernel", "group_affine", "group_statistics", "new_s
 
 GROUPS = 8
 EPSILON = 1e-8
-MERGED_TILES = 16  # tiles merged at once; few, so that a long signal's sum keeps its order and its digits
+MERGED_TILES, MERGED = 64, 2048
+"""Tiles that are merged at once, at most, and their values: as many as are under way while the first are waited for."""
 
 
 @triton.jit(do_not_specialize=["T", "x_n", "x_i", "x_t"])
@@ -49,9 +51,13 @@ def statistics_kernel(
     m_t, m_c = i_t < T, i_c < C
     p_x += (i_ni // INSTRUMENTS) * (x_n.to(tl.int64) * ALIGN) + (i_ni % INSTRUMENTS) * (x_i.to(tl.int64) * ALIGN)
     i_x = i_t[:, None] * (x_t.to(tl.int64) * ALIGN) + i_c[None, :]
-    b_x = tl.load(p_x + i_x, mask=m_t[:, None] & m_c[None, :], other=0.0)
-    count = tl.minimum(T - i_tile * BLOCK_T, BLOCK_T).to(tl.float32)
-    store_moments(activation(b_x, slope_of(p_slope)), m_t, count, p_statistics, row, i_c, m_c, C)
+    slope, count = slope_of(p_slope), tl.minimum(T - i_tile * BLOCK_T, BLOCK_T)
+    if count == BLOCK_T:
+        b_x = tl.load(p_x + i_x, mask=m_c[None, :], other=0.0)
+        store_moments(activation(b_x, slope), m_t, count.to(tl.float32), p_statistics, row, i_c, m_c, C, True)
+    else:
+        b_x = tl.load(p_x + i_x, mask=m_t[:, None] & m_c[None, :], other=0.0)
+        store_moments(activation(b_x, slope), m_t, count.to(tl.float32), p_statistics, row, i_c, m_c, C)
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -75,12 +81,11 @@ def affine_kernel(
         p_tile = p_statistics[None, :] + (i_tile * 2).to(tl.int64)[:, None] * C
         b_counts = tl.minimum(tl.maximum(T - i_tile * TILE, 0), TILE).to(tl.float32)
         b_means = tl.load(p_tile, mask=mask, other=0.0)
+        b_m2s = tl.load(p_tile + C, mask=mask, other=0.0)  # both before a sum waits for the first
         more = tl.sum(b_counts, 0)
         b_more_mean = tl.sum(b_counts[:, None] * b_means, 0) / more
         b_difference = b_means - b_more_mean[None, :]
-        b_more_m2 = tl.sum(
-            tl.load(p_tile + C, mask=mask, other=0.0) + b_counts[:, None] * b_difference * b_difference, 0
-        )
+        b_more_m2 = tl.sum(b_m2s + b_counts[:, None] * b_difference * b_difference, 0)
         b_delta = b_more_mean - b_mean
         b_m2 += b_more_m2 + b_delta * b_delta * (b_count * more / (b_count + more))
         b_mean += b_delta * (more / (b_count + more))
@@ -110,10 +115,12 @@ def group_statistics(x: Tensor, slope: Tensor | None) -> Tensor:
     n, instruments, frames, channels = x.shape
     statistics = new_statistics(x, channels)
     block, align = channel_block(channels), alignment(x)
+    # Fewer warps exchange less for the sums; of float16 two put values into local memory on sm_100.
+    warps = 4 if x.dtype == torch.float16 else 2
     launch(
         statistics_kernel, n * instruments * statistics.shape[2] * -(-channels // block), x,
         p_x=x, p_slope=slope, p_statistics=statistics, T=frames, C=channels, INSTRUMENTS=instruments,
-        **strides(align, x=x), ALIGN=align, BLOCK_T=TILE, BLOCK_C=block, num_warps=4,
+        **strides(align, x=x), ALIGN=align, BLOCK_T=TILE, BLOCK_C=block, num_warps=warps,
     )  # fmt: skip
     return statistics
 
@@ -123,11 +130,12 @@ def group_affine(statistics: Tensor, gamma: Tensor, beta: Tensor, frames: int, a
     n, instruments, _, _, channels = statistics.shape
     if affine is None:
         affine = torch.empty(n, instruments, 4, channels, dtype=torch.float32, device=statistics.device)
+    block = power_of_two(channels // GROUPS)
     launch(
         affine_kernel, n * instruments * GROUPS, statistics,
         p_statistics=statistics, p_gamma=gamma, p_beta=beta, p_affine=affine, T=frames, C=channels,
         INSTRUMENTS=instruments,
-        GROUPS=GROUPS, EPSILON=EPSILON, TILE=TILE, BLOCK_TILES=MERGED_TILES,
-        BLOCK_C=power_of_two(channels // GROUPS), num_warps=4,
+        GROUPS=GROUPS, EPSILON=EPSILON, TILE=TILE, BLOCK_TILES=min(MERGED_TILES, max(8, MERGED // block)), BLOCK_C=block,
+        num_warps=4,
     )  # fmt: skip
     return affine

@@ -35,13 +35,17 @@ def activation(b_x, slope):
 
 
 @triton.jit
-def store_moments(b_z, m_t, count, p_statistics, row, i_c, m_c, C: tl.constexpr):
+def store_moments(b_z, m_t, count, p_statistics, row, i_c, m_c, C: tl.constexpr, INSIDE: tl.constexpr = False):
     """Write mean and sum of squared deviations of each channel over the tile's ``count`` frames, (.., 2, C) at ``row``.
 
-    Two passes over registers: a constant offset costs no digits.
+    Two passes over registers: a constant offset costs no digits. INSIDE: all frames of the tile are in the signal.
     """
-    b_mean = tl.sum(tl.where(m_t[:, None], b_z, 0.0), 0) / count
-    b_deviation = tl.where(m_t[:, None], b_z - b_mean[None, :], 0.0)
+    if not INSIDE:
+        b_z = tl.where(m_t[:, None], b_z, 0.0)
+    b_mean = tl.sum(b_z, 0) / count
+    b_deviation = b_z - b_mean[None, :]
+    if not INSIDE:
+        b_deviation = tl.where(m_t[:, None], b_deviation, 0.0)
     p_row = p_statistics + row.to(tl.int64) * 2 * C + i_c
     tl.store(p_row, b_mean, mask=m_c)
     tl.store(p_row + C, tl.sum(b_deviation * b_deviation, 0), mask=m_c)
