@@ -125,9 +125,8 @@ def mask_tail_dx_kernel(
     i_dm = i_t.to(tl.int64)[:, None] * C + i_c[None, :]
     size = T.to(tl.int64) * C
     p_dm += i_n * INSTRUMENTS * size
-    b_dslope = tl.zeros(
-        i_dm.shape, tl.float32
-    )  # added up once, so that no sum keeps the next instrument's loads waiting
+    # Summed once, after all instruments: no sum keeps the loads of the next one waiting.
+    b_dslope = tl.zeros(i_dm.shape, tl.float32)
     for i_i in tl.static_range(INSTRUMENTS):
         p_channel = p_norm + i_i * 4 * C + i_c
         b_scale = tl.load(p_affine + i_i * 4 * C + i_c, mask=i_c < C, other=0.0)
