@@ -19,6 +19,11 @@ from tests.support import trim_memory
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests that take minutes: at the end the processes would wait for them."""
+    items.sort(key=lambda item: item.path.name != "test_interpreter.py")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def memory_goes_back() -> Iterator[None]:
     """Free what the tests of a module leave, and what is kept for the next: networks, recordings, filters."""
