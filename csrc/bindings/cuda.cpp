@@ -253,7 +253,8 @@ void bind_cuda(py::module_& module) {
       },
       py::arg("job"),
       "What emulated stages would launch while job() runs, instead of computing it: (mangled type of the kernel, grid, "
-      "threads, blocks on a multiprocessor, blocks of a cluster, shared bytes, arguments as the device gets them). Tensors are not touched.");
+      "threads, blocks on a multiprocessor, blocks of a cluster, shared bytes, arguments as the device gets them). Tensors "
+      "are not touched.");
   bind_stage<EmulatedStage>(module, "EmulatedCudaStage", "CudaStage on the host: every thread of a block is a fiber.",
                             emulated::make_stage, "cpu");
 #if METATASNET_HAS_CUDA

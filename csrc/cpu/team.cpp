@@ -64,7 +64,7 @@ struct OpenMp {
   }
 };
 
-// What the members of a team share.
+// The start of a team and the first error of its members, which they share.
 class TeamStart {
  public:
   explicit TeamStart(const std::function<void(int)>& body) : body_(body) {}

@@ -16,7 +16,7 @@
 #define METATASNET_BOTH
 #endif
 
-// Whether this target, or the emulator, has wgmma and what comes with it. The host's pass of nvcc compiles everything.
+// 1 where the target, or the emulator, has wgmma, TMA, mbarriers and clusters. The host's pass of nvcc compiles all of them.
 #if defined(__CUDA_ARCH__) && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define METATASNET_HOPPER 0
 #else

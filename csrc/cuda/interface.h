@@ -15,7 +15,7 @@ namespace device {
 
 enum class Precision { float32, tf32, bfloat16 };
 
-// What multiplies frames: mma.sync, or in bfloat16 wgmma, on compute capability 9.0 alone.
+// The instruction that multiplies frames: mma.sync, or wgmma, which needs bfloat16 and compute capability 9.0.
 enum class Products { mma, wgmma };
 
 struct Sizes {

@@ -28,14 +28,15 @@ constexpr int cluster_of = 1;
 template <class Kernel>
 constexpr int cluster_of<Kernel, std::void_t<decltype(Kernel::cluster)>> = Kernel::cluster;
 
-// Matrices (count, rows, channels) in bfloat16, of which TMA copies `box` rows of 64 channels at once.
+// Matrices (count, rows, channels) in bfloat16. TMA copies `box` rows of 64 channels at once.
 struct Matrices {
   const void* data;
   std::int64_t channels, rows, count;
   std::int64_t row_bytes, matrix_bytes;  // from one to the next
   int box;
 
-  // What is not stepped over may have any stride in a tensor; the driver wants multiples of 16 bytes, and of the one before.
+  // The strides that the driver gets, multiples of 16 bytes. A dimension of one element may have any stride in a tensor, so
+  // the distance without gaps replaces it.
   std::int64_t row_step() const { return rows > 1 ? row_bytes : (channels * 2 + 15) / 16 * 16; }
   std::int64_t matrix_step() const { return count > 1 ? matrix_bytes : rows * row_step(); }
 };

@@ -1,11 +1,11 @@
 // Products of frames for Hopper: tiles of 128 frames by 160 outputs by wgmma, from boxes that TMA copies.
 //
 // A block is one warpgroup, whose first thread also asks for the copies; two blocks share a multiprocessor, so one
-// multiplies while the other writes. A warp more for the copies would leave 168 registers for each thread, too few beside
+// multiplies while the other writes. One more warp for the copies would leave 168 registers for each thread, too few beside
 // 160 sums: three of ten warps are on one quarter of the multiprocessor. A cluster is two tiles of frames with the same
 // outputs: each block copies its own frames, and half of the weights to both. So a stage of 64 channels costs 16 + 10 KiB
-// from the second-level cache for 2.6 MFLOP, where Pointwise reads 36. What comes before and after the product is that of
-// Pointwise; sums have the same bits in the emulator, and only moments are added up in another order.
+// from the second-level cache for 2.6 MFLOP, where Pointwise reads 36. Biases, share and outputs are computed by the
+// functions of Pointwise. In the emulator sums have the same bits; only moments are added up in another order.
 //
 // Each of three stages has two barriers in every block. "Full" ends a phase when the stage's bytes have arrived: the
 // frames, and both halves of the weights. "Empty" ends one when the four warps of both blocks have read the stage, because

@@ -29,8 +29,8 @@ METATASNET_BOTH constexpr std::uint64_t matrix_descriptor(int address) {
          std::uint64_t{kSwizzleBytes >> 4} << 32 | std::uint64_t{1} << 62;
 }
 
-// A matrix in memory of which TMA copies boxes: bfloat16 in three dimensions, the first contiguous. What a box has outside
-// the sizes is zero, so nothing else needs to exist there.
+// A matrix in memory from which TMA copies boxes: bfloat16 in three dimensions, the first contiguous. The part of a box
+// outside the sizes is filled with zeros and not read.
 #if defined(__CUDACC__)
 using TensorMap = CUtensorMap;
 #else

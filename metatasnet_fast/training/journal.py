@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from .._extras import require
-from .._io import reporting_write_errors, write_atomically
+from .._io import reporting_write_errors, to_json, write_atomically
 from ..errors import TrainingError
 from .saving import notes_of
 
@@ -135,16 +135,7 @@ def _is_entry(value: Any) -> bool:
 
 
 def _line(entry: dict[str, Any]) -> str:
-    return json.dumps(_finite(entry), allow_nan=False) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    """Replace NaN and infinity by null, as JSON has neither."""
-    if isinstance(value, dict):
-        return {name: _finite(part) for name, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return to_json(entry) + "\n"
 
 
 def _board(folder: Path, step: int) -> Any:

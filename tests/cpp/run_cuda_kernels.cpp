@@ -87,10 +87,10 @@ void what_a_gpu_might_forgive_is_found() {
   expect(stuck, "a barrier that one thread never reaches is an error");
 }
 
-// What a kernel by wgmma and TMA may forget.
+// Steps that a kernel with wgmma and TMA can leave out; the emulator must report each.
 enum class Forgotten { nothing, publishing, arrival, begin, completion, emptying };
 
-// Whether a product of 64 x 128 and 160 x 128, in two chunks through one stage, has the right sums and no error.
+// Returns true if a product of 64 x 128 and 160 x 128, in two chunks through one stage, has the right sums and no error.
 bool multiplies(Forgotten forgotten, unsigned order) {
   constexpr int kRows = 64, kColumns = 160, kSum = 128, kWeights = kRows * 128, kFull = 224 * 128, kEmpty = kFull + 8;
   const auto a = [](int row, int k) { return (row + 3 * k) % 7 - 3; };

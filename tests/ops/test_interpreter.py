@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 FILES = sorted((Path(__file__).parent / "interpreted").glob("test_*.py"))
+assert FILES
 
 
 def interpret(file: Path, selected: str) -> None:
