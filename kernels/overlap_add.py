@@ -38,11 +38,17 @@ WIDE, NARROW = (128, 320), (64, 160)
 seldom. The former where tensor cores take both operands from shared memory."""
 
 TILES = ((64, 16), (64, 0), (32, 16), (32, 8), (32, 0), (16, 8), (16, 0))
+NARROWEST = 8 if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 5) else 16
+"""Columns of a product, at least: Triton 3.4, which GPU builds of torch 2.8 bring, refuses 8 on NVIDIA GPUs."""
 
 
-def sample_tile(stride: int, widest: int = sum(TILES[0])) -> tuple[int, int]:
-    """Main and tail width for so many columns: what idles least, the widest of equals, at most ``widest`` if there is one."""
-    tiles = [tile for tile in TILES if sum(tile) <= widest] or TILES[-1:]
+def sample_tile(stride: int, widest: int = sum(TILES[0]), narrowest: int = NARROWEST) -> tuple[int, int]:
+    """Main and tail width for so many columns: what idles least, the widest of equals, at most ``widest`` if there is one.
+
+    No width but 0 is below ``narrowest``.
+    """
+    tiles = [tile for tile in TILES if tile[1] == 0 or tile[1] >= narrowest]
+    tiles = [tile for tile in tiles if sum(tile) <= widest] or TILES[-1:]
     return min(tiles, key=lambda tile: (-(-stride // sum(tile)) * sum(tile), -sum(tile)))
 
 

@@ -121,8 +121,17 @@ def test_products_of_the_network_read_and_waste_little(columns: int) -> None:
 
 @pytest.mark.parametrize(("stride", "waste"), [(20, 0.2), (40, 0), (80, 0)])
 def test_overlap_add_wastes_little(stride: int, waste: float) -> None:
-    width = sum(sample_tile(stride))
+    width = sum(sample_tile(stride, narrowest=8))
     assert -(-stride // width) * width <= (1 + waste) * stride
+
+
+@pytest.mark.parametrize("stride", [4, 20, 40, 80])
+@pytest.mark.parametrize("widest", [20, 40, 80])
+def test_overlap_add_has_no_product_below_the_narrowest_that_triton_compiles(stride: int, widest: int) -> None:
+    main, tail = sample_tile(stride, widest, narrowest=16)
+    assert main >= 16
+    assert tail == 0 or tail >= 16
+    assert main + tail <= widest
 
 
 def test_a_relu_that_leaves_its_gradient_to_its_reader_has_the_same_gradients() -> None:
