@@ -103,9 +103,8 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         namespace, name = func._schema.name.split("::")
         if namespace == "metatasnet_fast":
-            kernel = torch.library.get_kernel(func, "CUDA")
             with self:
-                return kernel.call_boxed(torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA), *args, **(kwargs or {}))
+                return func.redispatch(torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA), *args, **(kwargs or {}))
         result = func(*args, **(kwargs or {}))
         given, got = ([x for x in tree_leaves(of) if isinstance(x, Tensor)] for of in ((args, kwargs), result))
         views = {x.untyped_storage()._cdata for x in given}

@@ -93,7 +93,7 @@ def blocks(
         (*channels, width), (count,), channels, channels, (*channels, 3), (count,), channels, channels,
         (count, instruments, 2 * width, hidden), (count, instruments, 2 * width),
     )  # fmt: skip
-    for name, value, shape in zip(p._fields, p, shapes, strict=True):
+    for name, value, shape in zip(BlockParameters._fields, p, shapes, strict=True):
         check_parameter(name, value, shape, x)
     check_parameter("next_slope", next_slope, (1,), x)
     if keep is None:
