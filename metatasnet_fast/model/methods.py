@@ -145,7 +145,7 @@ class NetworkMethods(nn.Module):
             ConfigError: if a parameter is missing.
         """
         name, number = self._serving(choice, training)
-        precision = Precision(number)
+        precision: Precision = getattr(Precision, number)  # torch.compile of 2.8 cannot call an enumeration
         config, backend, parameters = self.config, get_backend(name), self._find_parameters()
         try:
             if training or torch.compiler.is_compiling():

@@ -72,7 +72,7 @@ def test_an_exported_program_computes_what_the_network_does(backend: str, networ
 
 def test_a_program_takes_nothing_that_is_no_multiple_of_the_stride(network: MultiTasNet) -> None:
     program = exported_program(network).module()
-    with pytest.raises(Exception, match="mixes"):
+    with pytest.raises(Exception, match=r"mixes|args\[0\]"):
         program(*[mix[..., :-1] for mix in mixes(1, 200)])
 
 
