@@ -24,19 +24,23 @@ from .recording import Budget, Recording, Spool
 from .result import Reporter
 from .windows import Window, WindowShape, plan_windows, shortest_frames, stitch
 
-__all__ = ["separate_in_windows"]
+__all__ = ["Resampled", "resample", "separate_in_windows", "separate_resampled"]
 
 
 @dataclass
-class _Resampled:
+class Resampled:
     """A recording at every stage's rate."""
 
+    rate: int
+    """That of the recording, in Hz."""
     mixture: Spool
     stages: list[Spool]
     deviations: list[Tensor]
     """(channels,) for every stage."""
     non_silent: list[int]
     """Channels that are not silent."""
+    home: torch.device
+    budget: Budget
 
 
 def separate_in_windows(
@@ -59,9 +63,15 @@ def separate_in_windows(
         EmptyAudioError: for a recording without samples.
         MetaTasNetError: if a window does not fit into memory, or the network's output is not finite.
     """
-    rate, config = recording.sample_rate, engine.config
-    source = _resample(engine, recording, device, home, budget, reporter)
-    length = source.mixture.length
+    source = resample(engine, recording, device, home, budget, reporter)
+    return separate_resampled(engine, runner, shape, source, device, reporter)
+
+
+def separate_resampled(
+    engine: Engine, runner: BatchRunner, shape: WindowShape, source: Resampled, device: torch.device, reporter: Reporter
+) -> Unscaled:
+    """Do the second part of :func:`separate_in_windows`, with a recording that :func:`resample` has read; frees its stages."""
+    config, rate, length = engine.config, source.rate, source.mixture.length
     reporter.total = length / rate
     non_silent = source.non_silent
 
@@ -72,14 +82,14 @@ def separate_in_windows(
     stitched = stitch(estimates, plan, len(non_silent), config.stages[-1].W, shape.fade)
 
     instruments = len(config.instruments)
-    stems = Spool(instruments * len(non_silent), budget)
+    stems = Spool(instruments * len(non_silent), source.budget)
     equations = NormalEquations(len(non_silent), instruments, config.added_instruments)
     if non_silent:
         for block in _at_rate(stitched, config.output_rate, rate, instruments * len(non_silent), length):
             start, stop = stems.length, stems.length + block.shape[1]
             mixture = source.mixture.read(start, stop)[non_silent].to(device)
             equations.add(block.view(len(non_silent), instruments, -1), mixture)
-            stems.append(block.to(home))
+            stems.append(block.to(source.home))
             reporter.report("separate", stop / rate)
         assert stems.length == length
     for spool in source.stages:
@@ -87,9 +97,10 @@ def separate_in_windows(
     return Unscaled.solve(stems, source.mixture, non_silent, equations, config)
 
 
-def _resample(
+def resample(
     engine: Engine, recording: Recording, device: torch.device, home: torch.device, budget: Budget, reporter: Reporter
-) -> _Resampled:
+) -> Resampled:
+    """Read a recording to its end, and resample it to every stage's rate: the first part of :func:`separate_in_windows`."""
     rates = [stage.sampling_rate for stage in engine.config.stages]
     channels = recording.channels
     resamplers = [StreamingResampler(recording.sample_rate, rate, channels) for rate in rates]
@@ -115,11 +126,12 @@ def _resample(
     for index, resampler in enumerate(resamplers):
         take(index, resampler.finish())
     non_silent = [channel for channel, peak in enumerate(peaks.tolist()) if peak > SILENCE]
-    return _Resampled(mixture, spools, [deviation.deviation() for deviation in deviations], non_silent)
+    found = [deviation.deviation() for deviation in deviations]
+    return Resampled(recording.sample_rate, mixture, spools, found, non_silent, home, budget)
 
 
 def _windows(
-    engine: Engine, source: _Resampled, non_silent: list[int], plan: Sequence[Window], frames: int, device: torch.device
+    engine: Engine, source: Resampled, non_silent: list[int], plan: Sequence[Window], frames: int, device: torch.device
 ) -> Iterator[list[Tensor]]:
     """Yield the non-silent channels of each window, normalised, as (1, samples) for every stage."""
     if not non_silent:
