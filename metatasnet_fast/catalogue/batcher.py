@@ -22,9 +22,15 @@ import torch
 from torch import Tensor
 
 from ..separation.batches import BatchRunner, is_out_of_memory
-from .cores import CorePlan, DeviceClock
+from .cores import CorePlan, Stage
 
-__all__ = ["Batcher", "DeviceEngine", "song_stream"]
+__all__ = ["Batcher", "DeviceClock", "DeviceEngine", "song_stream"]
+
+BATCHES_AHEAD = 3
+"""Windows of so many batches may be on their way at once: one at work, one waiting, one being stitched."""
+
+BATCHES_QUEUED = 2
+"""Batches that a GPU has in its queue at most: enough to never wait for the host, few enough to bound memory."""
 
 
 def song_stream(device: torch.device) -> contextlib.AbstractContextManager[object]:
@@ -53,11 +59,50 @@ def take_over(tensors: Iterable[Tensor], made: torch.cuda.Event | None) -> None:
         tensor.record_stream(stream)
 
 
-Estimate: TypeAlias = "tuple[Tensor, torch.cuda.Event | None]"
-"""The stems of a window, and the mark behind which they have been made."""
+class DeviceClock:
+    """Adds up the time in which a device worked on batches: by its own events on a GPU, where calls return at once."""
 
-BATCHES_AHEAD = 3
-"""Windows of so many batches may be on their way at once: one at work, one waiting, one being stitched."""
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stage = Stage(1)
+        self._busy = 0.0
+        self._lock = threading.Lock()
+        self._events: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
+
+    @contextlib.contextmanager
+    def measure(self, name: str) -> Iterator[None]:
+        """Measure the work on one batch, as an NVTX range; wait while the GPU has enough in its queue."""
+        if self._device.type != "cuda":
+            with self._stage.enter():
+                yield
+            return
+        stream = torch.cuda.current_stream(self._device)
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        with torch.cuda.nvtx.range(name):
+            begin.record(stream)
+            try:
+                yield
+            finally:
+                end.record(stream)
+                self._events.append((begin, end))
+        while len(self._events) >= BATCHES_QUEUED:
+            self._collect()
+
+    @property
+    def busy_seconds(self) -> float:
+        with self._lock:
+            return self._busy + self._stage.load().seconds
+
+    def settle(self) -> None:
+        """Wait for the GPU, so that ``busy_seconds`` is complete."""
+        while self._events:
+            self._collect()
+
+    def _collect(self) -> None:
+        begin, end = self._events.popleft()
+        end.synchronize()
+        with self._lock:
+            self._busy += begin.elapsed_time(end) / 1000
 
 
 class DeviceEngine(Protocol):
@@ -67,6 +112,10 @@ class DeviceEngine(Protocol):
     def config(self) -> Any: ...
 
     def separate(self, mixes: Sequence[Tensor], wanted: Any) -> dict[int, Tensor]: ...
+
+
+Estimate: TypeAlias = "tuple[Tensor, torch.cuda.Event | None]"
+"""The stems of a window, and the mark behind which they have been made."""
 
 
 @dataclass(eq=False)
@@ -96,13 +145,11 @@ class Batcher(BatchRunner):
         cores: CorePlan,
     ) -> None:
         super().__init__(batch_size, warn)
-        self.engine = engine
+        self.engine, self._device, self._cores = engine, device, cores
         self.clock = DeviceClock(device)
         self.windows_done = 0
         self.lost: Exception | None = None
         """The error that made the device unusable for the rest of the process, or None."""
-        self._device = device
-        self._cores = cores
         self._changed = threading.Condition()
         self._waiting: list[_Request] = []
         self._orders = itertools.count()
@@ -196,7 +243,7 @@ class Batcher(BatchRunner):
     def _work(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)  # kernels are launched on the current one
-        self._cores.enter_device_thread()
+        self._cores.enter_thread(network=True)
         while (batch := self._take()) is not None:
             if batch:
                 self._serve(batch)

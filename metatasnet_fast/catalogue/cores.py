@@ -18,42 +18,15 @@ from pathlib import Path
 
 import torch
 
-from ..separation.recording import Budget
 from .events import StageLoad
 
-__all__ = [
-    "CorePlan",
-    "DeviceClock",
-    "Place",
-    "SongBudget",
-    "Stage",
-    "available_cores",
-    "available_memory",
-]
+__all__ = ["CorePlan", "Place", "Stage", "available_cores", "available_memory"]
 
-BATCHES_QUEUED = 2
-"""Batches that a GPU has in its queue at most: enough to never wait for the host, few enough to bound memory."""
+NICENESS = 5
+"""By how much the threads that give way are nicer: a third of the share of the others where they compete."""
 
-
-class SongBudget(Budget):
-    """One song's part of a budget shared by songs; ``close`` gives back what the song, however it ended, did not."""
-
-    def __init__(self, shared: Budget) -> None:
-        super().__init__(None)
-        self._shared = shared
-        self._taken = 0
-
-    def take(self, size: int) -> bool:
-        fits = self._shared.take(size)
-        self._taken += size if fits else 0
-        return fits
-
-    def give_back(self, size: int) -> None:
-        self._taken -= size
-        self._shared.give_back(size)
-
-    def close(self) -> None:
-        self.give_back(self._taken)
+ENCODING = 2
+"""Songs encoded at once, at least: a song is encoded by one thread, and one song at a time would leave a core of two idle."""
 
 
 @dataclass(eq=False)
@@ -72,8 +45,7 @@ class Stage:
     passed forever; one that is larger than the limit enters alone.
     """
 
-    def __init__(self, name: str, capacity: int, limit: int | None = None) -> None:
-        self.name = name
+    def __init__(self, capacity: int, limit: int | None = None) -> None:
         self.capacity = capacity
         self._limit = capacity if limit is None else limit
         self._waiting: deque[Place] = deque()
@@ -109,59 +81,6 @@ class Stage:
         return not self._inside or sum(place.size for place in self._inside) + size <= self._limit
 
 
-class DeviceClock:
-    """Adds up the time in which a device worked on batches: by its own events on a GPU, where calls return at once."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._stage = Stage("device", 1)
-        self._busy = 0.0
-        self._lock = threading.Lock()
-        self._events: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
-
-    @contextlib.contextmanager
-    def measure(self, name: str) -> Iterator[None]:
-        """Measure the work on one batch, as an NVTX range; wait while the GPU has enough in its queue."""
-        if self._device.type != "cuda":
-            with self._stage.enter():
-                yield
-            return
-        stream = torch.cuda.current_stream(self._device)
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        with torch.cuda.nvtx.range(name):
-            begin.record(stream)
-            try:
-                yield
-            finally:
-                end.record(stream)
-                self._events.append((begin, end))
-        while len(self._events) >= BATCHES_QUEUED:
-            self._collect()
-
-    @property
-    def busy_seconds(self) -> float:
-        with self._lock:
-            return self._busy + self._stage.load().seconds
-
-    def settle(self) -> None:
-        """Wait for the GPU, so that ``busy_seconds`` is complete."""
-        while self._events:
-            self._collect()
-
-    def _collect(self) -> None:
-        begin, end = self._events.popleft()
-        end.synchronize()
-        with self._lock:
-            self._busy += begin.elapsed_time(end) / 1000
-
-
-NICENESS = 5
-"""By how much the threads that give way are nicer: a third of the share of the others where they compete."""
-
-ENCODING = 2
-"""Songs encoded at once, at least: a song is encoded by one thread, and one song at a time would leave a core of two idle."""
-
-
 @dataclass(frozen=True)
 class CorePlan:
     """Places: ``read`` songs are decoded and ``write`` songs encoded at once; ``songs`` are open in all."""
@@ -178,13 +97,11 @@ class CorePlan:
         """Plan for a device type, ``threads`` cores (None: all of this process) and ``songs`` in flight (None: chosen here)."""
         cores = threads or available_cores()
         if device.type == "cpu":
-            read, write = max(1, cores // 8), max(ENCODING, cores // 4)
-            plan = cls("cpu", cores, cores, read, write, songs or read + write + max(2, cores // 4))
+            network, read, write, ahead = cores, max(1, cores // 8), max(ENCODING, cores // 4), max(2, cores // 4)
         else:
-            read = max(1, cores // 4)
+            network, read, ahead = 1, max(1, cores // 4), 4
             write = max(ENCODING, cores - read)
-            plan = cls(device.type, cores, 1, read, write, songs or read + write + 4)
-        return plan
+        return cls(device.type, cores, network, read, write, songs or read + write + ahead)
 
     def describe(self) -> str:
         yields = "network gives way to codecs" if self.device == "cpu" else "codecs give way to the launching thread"
@@ -193,34 +110,15 @@ class CorePlan:
             f"{self.songs} in flight; {yields}"
         )
 
-    def enter_device_thread(self) -> None:
-        """Prepare the thread that runs the network; it calls this once."""
-        _take_threads(self.device_threads)
-        if self.device == "cpu":
-            _give_way()
-
-    def enter_song_thread(self) -> None:
-        """Prepare a thread that takes songs through the stages; it calls this once."""
-        _take_threads(1)
-        if self.device != "cpu":
-            _give_way()
-
-
-def _take_threads(count: int) -> None:
-    """Let the calling thread use so many threads of torch's, whatever others set for themselves.
-
-    ``torch.set_num_threads`` also sets what a thread adopts when it first asks, even if it has set its own number before.
-    """
-    torch.get_num_threads()
-    torch.set_num_threads(count)
-
-
-def _give_way() -> None:
-    """Lower the priority of the calling thread; only Linux has priorities by thread."""
-    if not hasattr(os, "setpriority") or not Path("/proc/self/task").is_dir():
-        return
-    thread = threading.get_native_id()
-    os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + NICENESS))
+    def enter_thread(self, network: bool) -> None:
+        """Prepare the calling thread, which runs the network or takes songs through the stages; it calls this once."""
+        # To set the number also sets what a thread adopts when it first asks, even if it has set its own before.
+        torch.get_num_threads()
+        torch.set_num_threads(self.device_threads if network else 1)
+        gives_way = network == (self.device == "cpu")
+        if gives_way and hasattr(os, "setpriority") and Path("/proc/self/task").is_dir():
+            thread = threading.get_native_id()  # only Linux has priorities by thread
+            os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + NICENESS))
 
 
 def available_cores() -> int:

@@ -96,25 +96,22 @@ class Destination:
         return result if whole else None
 
     def ledger(self, run: str | None = None) -> Iterator[Outcome]:
-        """Yield all outcomes of a run, or of all runs, the oldest first; a line that a crash cut off is left out."""
-        for _, values in self.ledger_rows(run):
+        """Yield all outcomes of a run, or of all runs, the oldest first."""
+        for _, row in self.ledger_rows(run):
             with contextlib.suppress(ValueError, KeyError, TypeError):
-                yield Outcome.from_dict(values)
+                yield Outcome.from_dict(row)
 
     def ledger_rows(self, run: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield the name of each file without its ending, with each row in it as it is."""
+        """Yield the name of each file without its ending, with each row in it as it is; a line that a crash cut off is none."""
         for folder, sizes in self.storage.listing(LEDGER):
             for name in sorted(sizes):
-                if run is not None and not name.startswith((f"{run}.", f"{run}-")):
-                    continue
-                with self.storage.local(f"{folder}/{name}") as path, open(path, "rb") as lines:
-                    for line in lines:
-                        try:
-                            values = json.loads(line)
-                        except ValueError:
-                            continue
-                        if isinstance(values, dict) and "id" in values:
-                            yield name.removesuffix(".jsonl"), values
+                if run is None or name.startswith((f"{run}.", f"{run}-")):
+                    with self.storage.local(f"{folder}/{name}") as path, open(path, "rb") as lines:
+                        for line in lines:
+                            with contextlib.suppress(ValueError):
+                                row = json.loads(line)
+                                if isinstance(row, dict) and "id" in row:
+                                    yield name.removesuffix(".jsonl"), row
 
     def history(self) -> History:
         """Read the whole ledger, and return what its last row says of every song."""

@@ -6,6 +6,7 @@ Every event turns into one JSON object with ``event`` (its kind) and ``time`` (s
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -16,19 +17,9 @@ from .failures import Failure
 from .result import Outcome, Status
 
 __all__ = [
-    "Event",
-    "Listener",
-    "Notice",
-    "Progress",
-    "RunEnded",
-    "RunStarted",
-    "SongEnded",
-    "SongStarted",
-    "SongsSkipped",
-    "StageLoad",
-    "Tally",
-    "WorkerLoad",
-]
+    "Event", "Listener", "Notice", "Progress", "RunEnded", "RunStarted", "SongEnded", "SongStarted", "SongsSkipped",
+    "StageLoad", "Tally", "WorkerLoad",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -189,7 +180,7 @@ class RunEnded(Event):
 
 
 class Tally:
-    """Give it every event of every worker, from one thread at a time; it knows how far the run has come.
+    """Give it every event of every worker, from any thread; it knows how far the run has come.
 
     Args:
         songs: in this run.
@@ -202,6 +193,7 @@ class Tally:
         self.failures: Counter[str] = Counter()
         self.reason: str | None = None
         """Why the run had better stop: one failure again and again that is not the songs'."""
+        self._lock = threading.RLock()
         self._began = time.perf_counter()
         self._counts: Counter[Status] = Counter()
         self._audio = self._passed = 0.0
@@ -213,57 +205,56 @@ class Tally:
         """The failure of the last songs, and their ids."""
 
     def __call__(self, event: Event) -> None:
-        if isinstance(event, SongStarted):
-            self._in_flight.add((event.worker, event.id))
-        elif isinstance(event, SongEnded):
-            self._in_flight.discard((event.worker, event.outcome.id))
-            self._count(event.outcome)
-        elif isinstance(event, SongsSkipped):
-            self._counts[Status.skipped] += event.songs
-            self._passed += event.audio_seconds
-        elif isinstance(event, WorkerLoad):
-            loads = self._loads.setdefault(event.worker, [])
-            if loads and event.wall_seconds >= loads[-1].wall_seconds:
-                loads.pop()  # of the same process
-            loads.append(event)
+        with self._lock:
+            if isinstance(event, SongStarted):
+                self._in_flight.add((event.worker, event.id))
+            elif isinstance(event, SongEnded):
+                self._in_flight.discard((event.worker, event.outcome.id))
+                self._count(event.outcome)
+            elif isinstance(event, SongsSkipped):
+                self._counts[Status.skipped] += event.songs
+                self._passed += event.audio_seconds
+            elif isinstance(event, WorkerLoad):
+                loads = self._loads.setdefault(event.worker, [])
+                if loads and event.wall_seconds >= loads[-1].wall_seconds:
+                    loads.pop()  # of the same process
+                loads.append(event)
 
     def progress(self) -> Progress:
-        wall = time.perf_counter() - self._began
-        now = [loads[-1] for loads in self._loads.values()]
-        loads = [load for loads in self._loads.values() for load in loads]
-        stages = sorted({name for load in now for name in load.stages})
-        seconds = {name: sum(load.stages[name].seconds for load in loads) for name in stages}
-        places = {name: sum(load.stages[name].capacity * load.wall_seconds for load in loads) for name in stages}
-        device = sum(load.device_busy_seconds for load in loads)
-        worker_wall = sum(load.wall_seconds for load in loads)
-        return Progress(
-            songs=self.songs,
-            done=self._counts[Status.done],
-            skipped=self._counts[Status.skipped],
-            failed=self._counts[Status.failed],
-            in_flight=len(self._in_flight),
-            audio_seconds=self._audio,
-            wall_seconds=wall,
-            device_busy_share=min(1.0, device / worker_wall) if worker_wall else 0.0,
-            queues={
-                "read": sum(load.stages["read"].waiting for load in now),
-                "device": sum(load.windows_waiting for load in now),
-                "write": sum(load.stages["write"].waiting for load in now),
-            },
-            stage_seconds={**seconds, "device": device},
-            stage_busy_share={name: min(1.0, seconds[name] / places[name]) if places[name] else 0.0 for name in stages},
-            eta_seconds=self._eta(wall),
-            cpu_seconds=sum(load.cpu_seconds for load in loads),
-            peak_memory=sum(max(load.peak_memory for load in each) for each in self._loads.values()),
-            bytes_in=self._bytes_in,
-            bytes_out=self._bytes_out,
-        )
+        with self._lock:
+            wall = time.perf_counter() - self._began
+            now = [loads[-1] for loads in self._loads.values()]
+            loads = [load for loads in self._loads.values() for load in loads]
+            stages = sorted({name for load in now for name in load.stages})
+            seconds = {name: sum(load.stages[name].seconds for load in loads) for name in stages}
+            places = {name: sum(load.stages[name].capacity * load.wall_seconds for load in loads) for name in stages}
+            waiting = [sum(load.stages[name].waiting for load in now) for name in ("read", "write")]
+            device = sum(load.device_busy_seconds for load in loads)
+            worker_wall = sum(load.wall_seconds for load in loads)
+            return Progress(
+                songs=self.songs,
+                done=self._counts[Status.done],
+                skipped=self._counts[Status.skipped],
+                failed=self._counts[Status.failed],
+                in_flight=len(self._in_flight),
+                audio_seconds=self._audio,
+                wall_seconds=wall,
+                device_busy_share=min(1.0, device / worker_wall) if worker_wall else 0.0,
+                queues={"read": waiting[0], "device": sum(load.windows_waiting for load in now), "write": waiting[1]},
+                stage_seconds={**seconds, "device": device},
+                stage_busy_share={name: min(1.0, seconds[name] / n) if n else 0.0 for name, n in places.items()},
+                eta_seconds=self._eta(wall),
+                cpu_seconds=sum(load.cpu_seconds for load in loads),
+                peak_memory=sum(max(load.peak_memory for load in each) for each in self._loads.values()),
+                bytes_in=self._bytes_in,
+                bytes_out=self._bytes_out,
+            )
 
     def finish(self, run: str, price_per_hour: float | None, workers: int = 1) -> RunEnded:
         """Return the last event; ``price_per_hour`` is that of one worker's machine, and there are ``workers`` of them."""
-        progress = self.progress()
+        progress, remaining = self.progress(), self.songs - sum(self._counts.values())
         cost = None if price_per_hour is None else price_per_hour * workers * progress.wall_seconds / 3600
-        remaining = self.songs - sum(self._counts.values())
+        per_song = cost / progress.done if cost is not None and progress.done else None
         return RunEnded(
             run=run,
             complete=remaining == 0,
@@ -272,7 +263,7 @@ class Tally:
             failures=dict(sorted(self.failures.items())),
             reason=self.reason,
             cost=cost,
-            cost_per_1000_songs=1000 * cost / progress.done if cost is not None and progress.done else None,
+            cost_per_1000_songs=None if per_song is None else 1000 * per_song,
         )
 
     def _count(self, outcome: Outcome) -> None:
@@ -284,10 +275,7 @@ class Tally:
             self._bytes_out += outcome.bytes_out
         elif outcome.failure is not None:
             self.failures[outcome.failure.value] += 1
-        self._judge(outcome)
-
-    def _judge(self, outcome: Outcome) -> None:
-        """Count failures of one type in a row, of different songs."""
+        # Failures of one type in a row, of different songs, stop the run.
         failure, ids = self._row
         if outcome.failure is None or outcome.failure != failure:
             failure, ids = self._row = outcome.failure, set()

@@ -40,50 +40,44 @@ class Failure(str, enum.Enum):
     worth_retrying: bool
     most_in_a_row: int | None
 
-    def __new__(cls, name: str, hint: str = "", most_in_a_row: int | None = None, *flags: str) -> Failure:
+    def __new__(cls, name: str, hint: str = "", kind: str | None = None, most_in_a_row: int | None = None) -> Failure:
         member = str.__new__(cls, name)
         member._value_, member.hint, member.most_in_a_row = name, hint, most_in_a_row
-        member.lasting, member.worth_retrying = LASTING in flags, RETRIED in flags
+        member.lasting, member.worth_retrying = kind == LASTING, kind == RETRIED
         return member
 
-    not_found = "not_found", "Check the address in the manifest.", 100
-    forbidden = "forbidden", "Change the file's permissions, or the credentials of this machine.", 100
-    not_audio = "not_audio", "Leave the file out of the manifest; it holds no audio.", None, LASTING
-    empty = "empty", "Fetch or export the file again; it holds no samples.", None, LASTING
-    too_long = "too_long", "Raise --max-hours and add --retry-failed, or cut the file.", None, LASTING
+    not_found = "not_found", "Check the address in the manifest.", None, 100
+    forbidden = "forbidden", "Change the file's permissions, or the credentials of this machine.", None, 100
+    not_audio = "not_audio", "Leave the file out of the manifest; it holds no audio.", LASTING
+    empty = "empty", "Fetch or export the file again; it holds no samples.", LASTING
+    too_long = "too_long", "Raise --max-hours and add --retry-failed, or cut the file.", LASTING
     decode = (
         "decode",
         "Fetch or export the file again; it is damaged, or in a format that cannot be decoded here.",
-        None,
         LASTING,
     )
     does_not_fit = "does_not_fit", "Choose another --format for this song: the message says which holds it."
     out_of_memory = (
-        "out_of_memory",
-        "Use a smaller --batch-size or fewer --songs-in-flight, or a machine with more memory.",
-        16,
-        RETRIED,
-    )
+        "out_of_memory", "Use a smaller --batch-size or fewer --songs-in-flight, or a machine with more memory.", RETRIED, 16
+    )  # fmt: skip
     write = (
-        "write",
-        "Check the destination's free space, permissions and connection, then run the same command again.",
-        16,
-    )
-    gone = "gone", "Bring the destination back (mount it again), then run the same command again.", 1
+        "write", "Check the destination's free space, permissions and connection, then run the same command again.", None, 16
+    )  # fmt: skip
+    gone = "gone", "Bring the destination back (mount it again), then run the same command again.", None, 1
     taken = (
-        "taken",
-        "Use another DEST, or a table that gives each song an id of its own; --overwrite replaces the other song.",
-    )
-    unknown = "unknown", "Run the same command again; if it fails again, report it with the message.", 16, RETRIED
+        "taken", "Use another DEST, or a table that gives each song an id of its own; --overwrite replaces the other song."
+    )  # fmt: skip
+    unknown = "unknown", "Run the same command again; if it fails again, report it with the message.", RETRIED, 16
 
 
-FAILURES: tuple[tuple[tuple[type[Exception], ...], Failure], ...] = (
-    ((EmptyAudioError,), Failure.empty),
-    ((NotAudioError,), Failure.not_audio),
-    ((AudioReadError, ShapeError), Failure.decode),
-    ((AudioFormatError,), Failure.does_not_fit),
-    ((OutputError,), Failure.write),
-)
+FAILURES = {
+    EmptyAudioError: Failure.empty,
+    NotAudioError: Failure.not_audio,
+    AudioReadError: Failure.decode,
+    ShapeError: Failure.decode,
+    AudioFormatError: Failure.does_not_fit,
+    OutputError: Failure.write,
+}
 """Errors and the failure that they stand for; the first row that fits counts."""
 
 
@@ -107,8 +101,8 @@ def classify(error: BaseException) -> tuple[Failure, str]:
         causes.append(cause)
     if any(map(is_out_of_memory, causes)):
         return Failure.out_of_memory, message
-    for kinds, failure in FAILURES:
-        if isinstance(error, kinds):
+    for kind, failure in FAILURES.items():
+        if isinstance(error, kind):
             return failure, message
     if isinstance(error, OSError) and error.errno in NO_ROOM:
         return Failure.write, message

@@ -22,7 +22,7 @@ from .storage import reaching
 from .supervised import ChildProcess, Order, Process, SupervisedWorker
 from .survey import make_plan
 
-__all__ = ["RunLog", "WorkerPool", "carry_out", "run_local"]
+__all__ = ["WorkerPool", "carry_out", "run_local"]
 
 PROGRESS_SECONDS = 1.0
 
@@ -54,8 +54,16 @@ def run_local(
         ConfigError: for more workers than can have a core or a device each.
         MetaTasNetError: if the model cannot be loaded, the device or backend cannot serve, or processes cannot be kept alive.
     """
-    pool = WorkerPool("local", _worker_settings(settings, workers))
-    return carry_out(pool, songs, destination, listener, stop, shard, price_per_hour, grace)
+    devices = [settings.device]
+    if settings.device in ("auto", "cuda") and torch.cuda.device_count() > 1:
+        devices = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    count, there = workers or len(devices), available_cores()
+    most = max(2, there, len(devices))
+    if count > most:
+        raise ConfigError(f"{count} workers would get into each other's way on {there} cores: ask for {most} at most.")
+    threads = max(1, (settings.threads or there) // count) if count > 1 else settings.threads
+    each = [replace(settings, device=devices[index % len(devices)], threads=threads) for index in range(count)]
+    return carry_out(WorkerPool("local", each), songs, destination, listener, stop, shard, price_per_hour, grace)
 
 
 @dataclass(frozen=True)
@@ -73,33 +81,6 @@ class WorkerPool:
     """Said before the work, if there is any."""
 
 
-class RunLog:
-    """Receiver of all events of a run, from any thread: it counts them, writes them down and passes them on.
-
-    Args:
-        stop: is set when one song after the other fails for a reason that is not theirs.
-    """
-
-    def __init__(self, tally: Tally, ledger: LedgerWriter, listener: Listener | None, stop: threading.Event) -> None:
-        self.stop = stop
-        self._tally, self._ledger, self._listener = tally, ledger, listener
-        self._lock = threading.RLock()
-
-    def __call__(self, event: Event) -> None:
-        with self._lock:
-            self._tally(event)
-            if isinstance(event, SongEnded):
-                self._ledger.add(event.outcome)
-            if self._tally.reason is not None:
-                self.stop.set()
-            if self._listener is not None:
-                self._listener(event)
-
-    def say_progress(self) -> None:
-        with self._lock:
-            self(self._tally.progress())
-
-
 def carry_out(
     pool: WorkerPool,
     songs: Sequence[Song],
@@ -111,16 +92,27 @@ def carry_out(
     grace: float,
 ) -> RunEnded:
     """Do what :func:`run_local` does with the workers that are given."""
-    target = Destination(destination)
+    target, stop = Destination(destination), stop or threading.Event()
     if destination.startswith("memory:"):  # workers are other processes
         raise ConfigError(f"{destination} is the memory of one process, gone at its end: choose another destination.")
     each = [song.expected_seconds() for song in songs]
     tally = Tally(len(songs), sum(each) if all(each) else 0.0)
     # Names sort as the runs began.
     run = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()) + f"-{os.getpid()}-{secrets.token_hex(2)}"
-    ledger = LedgerWriter(target, run)
+    ledger, lock = LedgerWriter(target, run), threading.RLock()
+
+    def log(event: Event) -> None:
+        """Count an event, write it down and pass it on, whatever thread it comes from; stop the run if it is in vain."""
+        with lock:
+            tally(event)
+            if isinstance(event, SongEnded):
+                ledger.add(event.outcome)
+            if tally.reason is not None:
+                stop.set()
+            if listener is not None:
+                listener(event)
+
     key = find_identity(pool.each_worker[0]).key
-    log = RunLog(tally, ledger, listener, stop or threading.Event())
     log(RunStarted(run, len(songs), tally.expected_seconds, destination, pool.engine, shard))
     plan = make_plan(songs, pool.each_worker[0], key, target)
     for outcome in plan.unwritten:
@@ -128,16 +120,15 @@ def carry_out(
     for outcome in plan.failed:
         log(SongEnded(outcome))
     if plan.done:
-        log(SongsSkipped(len(plan.done), plan.audio_seconds_done))
+        log(SongsSkipped(len(plan.done), sum(listed.duration for listed in plan.done)))
     try:
         if plan.todo:
-            # The folder is marked now, and not by a worker whose disk is not mounted any more.
             with reaching(destination):
-                token = target.token
+                token = target.token  # the folder is marked now, and not by a worker whose disk is not mounted any more
             for text in pool.notices:
                 log(Notice(text))
             orders = [Order(each, destination, token, i, plan.contents) for i, each in enumerate(pool.each_worker)]
-            _work_through(plan.todo, orders, log, grace, pool.start)
+            _work_through(plan.todo, orders, log, lambda: log(tally.progress()), stop, grace, pool.start)
     finally:
         try:
             ledger.close()
@@ -149,27 +140,14 @@ def carry_out(
     return ended
 
 
-def _worker_settings(settings: Settings, workers: int | None) -> list[Settings]:
-    """Return the settings of each process: its own device, and its part of the cores.
-
-    Raises :class:`ConfigError` for more processes than can have one.
-    """
-    devices = [settings.device]
-    if settings.device in ("auto", "cuda") and torch.cuda.device_count() > 1:
-        devices = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-    count, there = workers or len(devices), available_cores()
-    most = max(2, there, len(devices))
-    if count > most:
-        raise ConfigError(f"{count} workers would get into each other's way on {there} cores: ask for {most} at most.")
-    cores = max(1, (settings.threads or there) // count)
-    return [
-        replace(settings, device=devices[index % len(devices)], threads=cores if count > 1 else settings.threads)
-        for index in range(count)
-    ]
-
-
 def _work_through(
-    songs: Sequence[Song], orders: Sequence[Order], log: RunLog, grace: float, start: Callable[[Order], Process]
+    songs: Sequence[Song],
+    orders: Sequence[Order],
+    log: Listener,
+    say_progress: Callable[[], None],
+    stop: threading.Event,
+    grace: float,
+    start: Callable[[Order], Process],
 ) -> None:
     """Let workers take songs until every song has an outcome, or the run is stopped; each has a thread here.
 
@@ -181,7 +159,7 @@ def _work_through(
 
     def watch(order: Order) -> None:
         try:
-            with SupervisedWorker(order, log, log.stop, grace, start) as worker:
+            with SupervisedWorker(order, log, stop, grace, start) as worker:
                 workers.append(worker)
                 for _ in worker.process(left):
                     pass  # the log has heard of it
@@ -194,9 +172,9 @@ def _work_through(
         watching = [pool.submit(watch, order) for order in orders]
         try:
             while wait(watching, PROGRESS_SECONDS).not_done:
-                log.say_progress()
+                say_progress()
         except BaseException:  # a second Ctrl-C: nothing is waited for
-            log.stop.set()
+            stop.set()
             for worker in workers:
                 worker.grace = 0.0
             raise

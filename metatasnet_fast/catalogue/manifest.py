@@ -97,7 +97,7 @@ def _song(row: Row, manifest: str, number: int) -> Song:
         raise ConfigError(f"Row {number} of {manifest} has no uri: give every song one, in a column of that name.")
     duration, size = (_number(row.get(name), name, manifest, number) for name in ("duration", "bytes"))
     try:
-        id = derived_id(str(row.get("name", uri))) if _absent(row.get("id")) else str(row["id"])
+        id = derived_id(str(row.get("name", uri))) if _is_absent(row.get("id")) else str(row["id"])
         id.encode()
     except UnicodeEncodeError:
         raise ConfigError(
@@ -108,23 +108,21 @@ def _song(row: Row, manifest: str, number: int) -> Song:
     return Song(id, uri, duration, None if size is None else int(size), known)
 
 
-def _absent(value: Any) -> bool:
+def _is_absent(value: Any) -> bool:
     """Return whether a cell is empty; tables made from data frames have NaN there."""
-    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+    return value is None or value == "" or value != value
 
 
 def _number(value: Any, name: str, manifest: str, row: int) -> float | None:
-    if _absent(value):
+    if _is_absent(value):
         return None
     try:
         found = float(value)
     except (TypeError, ValueError):
         found = math.inf
-    if math.isnan(found):
-        return None
-    if not 0 <= found < math.inf:
+    if not math.isnan(found) and not 0 <= found < math.inf:
         raise ConfigError(f"Row {row} of {manifest} has {name} {value!r}, which is no number from 0 on.")
-    return found
+    return None if math.isnan(found) else found
 
 
 def _rows(text: str, exclude: str | None) -> Iterator[Row]:
@@ -134,22 +132,25 @@ def _rows(text: str, exclude: str | None) -> Iterator[Row]:
         )
     path = local_path(text)
     with reaching(text):
-        return _remote_rows(text, exclude) if path is None else _local_rows(text, path, exclude)
+        rows = _remote_rows(text, exclude) if path is None else _local_rows(text, path, exclude)
+    if rows is None:
+        raise ConfigError(f"There is no manifest {text}: name a folder, a pattern, a list or a table.")
+    return rows
 
 
-def _local_rows(text: str, path: Path, exclude: str | None) -> Iterator[Row]:
+def _local_rows(text: str, path: Path, exclude: str | None) -> Iterator[Row] | None:
     excluded = None if exclude is None else local_path(exclude)
     hidden = [] if excluded is None else [os.path.realpath(excluded)]
     if path.is_dir():
         return _files(find_audio(str(path), hidden, _unreadable), path)
     if path.exists():
         return _resolved(_listed(text, path.suffix, path.read_bytes), text)
-    if _is_pattern(text):
-        is_hidden = functools.cache(lambda folder: lies_in(folder, hidden))
-        matches = map(Path, sorted(glob.glob(str(path), recursive=True)))
-        fixed = Path(*itertools.takewhile(lambda part: not _is_pattern(part), path.parts))
-        return _files((match for match in matches if match.is_file() and not is_hidden(str(match.parent))), fixed)
-    raise _no_manifest(text)
+    if not _is_pattern(text):
+        return None
+    is_hidden = functools.cache(lambda folder: lies_in(folder, hidden))
+    matches = map(Path, sorted(glob.glob(str(path), recursive=True)))
+    fixed = Path(*itertools.takewhile(lambda part: not _is_pattern(part), path.parts))
+    return _files((match for match in matches if match.is_file() and not is_hidden(str(match.parent))), fixed)
 
 
 def _files(paths: Iterable[Path], base: Path) -> Iterator[Row]:
@@ -169,19 +170,18 @@ def _unreadable(error: OSError) -> NoReturn:
     )
 
 
-def _remote_rows(text: str, exclude: str | None) -> Iterator[Row]:
-    filesystem, inside = open_filesystem(text)
+def _remote_rows(text: str, exclude: str | None) -> Iterator[Row] | None:
+    filesystem, base = open_filesystem(text)
     if _is_pattern(text):
-        base = inside.split("*")[0].rpartition("/")[0]
-        found = filesystem.glob(inside, detail=True)
-    elif filesystem.isdir(inside):
-        base = inside
-        everything = filesystem.find(inside, detail=True)
-        found = {name: info for name, info in everything.items() if is_audio_name(name[len(inside) :])}
-    elif filesystem.exists(inside):
-        return _resolved(_listed(text, Path(inside).suffix, lambda: filesystem.cat_file(inside)), text)
+        found = filesystem.glob(base, detail=True)
+        base = base.split("*")[0].rpartition("/")[0]
+    elif filesystem.isdir(base):
+        everything = filesystem.find(base, detail=True)
+        found = {name: info for name, info in everything.items() if is_audio_name(name[len(base) :])}
+    elif filesystem.exists(base):
+        return _resolved(_listed(text, Path(base).suffix, lambda: filesystem.cat_file(base)), text)
     else:
-        raise _no_manifest(text)
+        return None
     hidden = None if exclude is None or local_path(exclude) else str(filesystem._strip_protocol(exclude)).rstrip("/")
     return (
         {
@@ -193,10 +193,6 @@ def _remote_rows(text: str, exclude: str | None) -> Iterator[Row]:
         for name, info in sorted(found.items())
         if info.get("type") == "file" and not (hidden and name.startswith(f"{hidden}/"))
     )
-
-
-def _no_manifest(text: str) -> ConfigError:
-    return ConfigError(f"There is no manifest {text}: name a folder, a pattern, a list or a table.")
 
 
 def _is_pattern(text: str) -> bool:

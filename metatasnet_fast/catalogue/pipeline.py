@@ -12,8 +12,9 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,19 +22,17 @@ from torch import Tensor
 from .. import __version__
 from .._io import sha256_file, write_atomically
 from ..audio import AudioStream, open_audio
-from ..separation.fast_mode import separate_in_windows
+from ..separation.fast_mode import resample, separate_resampled
 from ..separation.outputs import StemFiles
 from ..separation.recording import Recording
 from ..separation.result import Reporter
-from .cores import Place
-from .destination import Destination
 from .events import Listener, SongEnded, SongStarted
 from .failures import Failure, SongError, classify
 from .resources import Resources
 from .result import Outcome, Result, Status, StemFile, utc_now
-from .settings import Song, safe_name, song_folder
+from .settings import Song, song_folder
 from .source import Source
-from .staging import Claims, Contents, Staging
+from .staging import claim
 from .storage import ContestedError, LocalStorage, local_path
 
 __all__ = ["SongPipeline"]
@@ -48,40 +47,35 @@ CONTESTED_SECONDS = 120.0
 """Time in which another run that has begun to put a song's files must have put them all."""
 
 
-@dataclass
 class SongPipeline:
-    """Take songs all the way, each in the thread that calls."""
+    """Take songs all the way, each in the thread that calls.
 
-    resources: Resources
-    destination: Destination
-    staging: Staging
-    contents: Contents
-    stop: threading.Event
-    listen: Listener
-    """Gets ``SongStarted`` and ``SongEnded``."""
-    number: int
-    """Of the worker, in its events."""
+    Args:
+        stop: when set, nothing is tried again.
+        listen: gets ``SongStarted`` and ``SongEnded``.
+        number: of the worker, in its events.
+    """
 
-    def __post_init__(self) -> None:
-        self.settings, self.key = self.resources.settings, self.resources.identity.key
-        self.claims = Claims(self.destination.storage, self.stop)
+    def __init__(self, resources: Resources, stop: threading.Event, listen: Listener, number: int) -> None:
+        self.resources, self.destination, self.contents = resources, resources.destination, resources.contents
+        self.settings, self.key = resources.settings, resources.identity.key
+        self.stop, self.listen, self.number = stop, listen, number
 
     @torch.no_grad()
-    def run(self, song: Song, defer: Callable[[Song], object] | None) -> Outcome | None:
+    def run(self, song: Song, defer: Callable[[Song], object]) -> Outcome | None:
         """Separate a song; never raises for what is wrong with it.
 
         Args:
-            defer: takes the song back if another run has it in hand; None: it is waited for here.
+            defer: takes the song back if another run has it in hand.
 
         Returns:
             None if the song was left or deferred: the run is being stopped, the device is lost, or another run has it.
         """
         try:
             self.destination.check()
-            with self.claims.claim(safe_name(song.id), wait=defer is None) as claimed:
+            with claim(self.destination.storage, song.id) as claimed:
                 if not claimed:
-                    if defer is not None:
-                        defer(song)
+                    defer(song)
                     return None
                 self.listen(SongStarted(song.id, song.uri, self.number))
                 outcome = self._try(song)
@@ -132,10 +126,10 @@ class SongPipeline:
         if stamp.size == 0:
             raise SongError(Failure.empty, f"{song.uri} is an empty file.")
         with contextlib.ExitStack() as stack:
-            staged = stack.enter_context(self.staging.folder(safe_name(song.id)))
+            staged = stack.enter_context(self.resources.staging.folder(song.id))
             with contextlib.ExitStack() as fetched:
                 with self.resources.read.enter() as fetching:
-                    path = fetched.enter_context(source.local(self.staging.path))
+                    path = fetched.enter_context(source.local(self.resources.staging.path))
                     content, size = sha256_file(path), path.stat().st_size
                 if done is not None and done.content == content:
                     return self._skipped(song, done)
@@ -163,77 +157,53 @@ class SongPipeline:
         return replace(done, uri=song.uri).outcome(Status.skipped, attempt)
 
     def _separated(
-        self,
-        song: Song,
-        input: dict[str, object],
-        path: Path,
-        staged: Path,
-        attempt: int,
-        fetched: contextlib.ExitStack,
+        self, song: Song, input: dict[str, Any], path: Path, staged: Path, attempt: int, fetched: contextlib.ExitStack
     ) -> Result:
         """Separate a song, encode its stems into the staging folder, and say what they are."""
         resources, settings = self.resources, self.settings
-        separating: list[Place] = []
+        engine, device = resources.engine, resources.device
         with contextlib.ExitStack() as stack:
-            with contextlib.ExitStack() as stages, contextlib.ExitStack() as read:
-                reading = read.enter_context(resources.read.enter())
-                stream = stages.enter_context(open_audio(path))
-
-                def begin() -> None:
-                    read.close()
-                    place = resources.separate.enter(resources.working_memory(recording))
-                    separating.append(stages.enter_context(place))
-
-                recording = self._recording(stream, begin)
+            with resources.read.enter() as reading, open_audio(path) as stream:
+                recording = self._recording(stream)
+                rate, channels = recording.sample_rate, recording.channels
                 files = StemFiles.plan(
                     staged, "{stem}", "", resources.recipe, recording, settings.format, settings.subtype
                 )
                 self._refuse_if_full(recording)
                 home, budget = resources.home(recording, attempt)
                 stack.callback(budget.close)
-                unscaled = separate_in_windows(
-                    resources.engine,
-                    resources.batcher,
-                    resources.window,
-                    recording,
-                    resources.device,
-                    home,
-                    budget,
-                    Reporter(None),
-                )
+                source = resample(engine, recording, device, home, budget, Reporter(None))
             fetched.close()  # a copy of the input is not needed any more
-            warnings = [*stream.warnings, *recording.warnings()]
-            rate, samples = recording.sample_rate, unscaled.mixture.length
+            with resources.separate.enter(resources.working_memory(recording)) as separating:
+                unscaled = separate_resampled(
+                    engine, resources.batcher, resources.window, source, device, Reporter(None)
+                )
+            warnings, samples = [*stream.warnings, *recording.warnings()], unscaled.mixture.length
             with resources.write.enter() as writing:
                 warnings += files.write(unscaled, resources.recipe, settings.mixture_consistency, rate, Reporter(None))
                 unscaled.mixture.close()
                 stems = {
-                    stem: StemFile(
-                        file.name, file.stat().st_size, sha256_file(file), files.writers[stem].clipped_samples
+                    name: StemFile(
+                        file.name, file.stat().st_size, sha256_file(file), files.writers[name].clipped_samples
                     )
-                    for stem, file in files.paths.items()
+                    for name, file in files.paths.items()
                 }
-        seconds = {"read": reading.seconds, "separate": sum(p.seconds for p in separating), "write": writing.seconds}
+        places = {"read": reading, "separate": separating, "write": writing}
         return Result(
             id=song.id,
             uri=song.uri,
             input={**input, "codec": stream.codec},
             identity=resources.identity,
-            audio={
-                "duration": samples / rate,
-                "sample_rate": rate,
-                "channels": recording.channels,
-                "samples": samples,
-            },
+            audio={"duration": samples / rate, "sample_rate": rate, "channels": channels, "samples": samples},
             files=stems,
             gains=unscaled.gains_by_name(),
-            seconds={name: round(value, 4) for name, value in seconds.items()},
+            seconds={name: round(place.seconds, 4) for name, place in places.items()},
             made_by={"version": __version__, **resources.made_by},
             warnings=warnings,
             finished=utc_now(),
         )
 
-    def _copied(self, song: Song, input: dict[str, object], staged: Path) -> Result | None:
+    def _copied(self, song: Song, input: dict[str, Any], staged: Path) -> Result | None:
         """Copy the stems of a song with the same content that is done, and return their result; None if there is none."""
         folder = self.contents.find(str(input["sha256"]))
         found = None if folder is None else self.destination.result(folder)
@@ -266,11 +236,8 @@ class SongPipeline:
             if shutil.disk_usage(storage.path).free < (16 * size if self.settings.format == "wav" else size):
                 raise SongError(Failure.write, f"{self.destination.uri} has no room left for the stems of a song.")
 
-    def _recording(self, stream: AudioStream, begin: Callable[[], object]) -> Recording:
-        """Return the open file as a recording; it is refused once it declares, or turns out to have, too many samples.
-
-        ``begin`` is called when it has been read.
-        """
+    def _recording(self, stream: AudioStream) -> Recording:
+        """Return the open file as a recording; it is refused once it declares, or turns out to have, too many samples."""
         hours = self.settings.max_hours
         most = int(hours * 3600 * stream.sample_rate)
 
@@ -286,7 +253,6 @@ class SongPipeline:
             for block in blocks():
                 refuse_if_beyond(stream.frames_read)
                 yield block
-            begin()
 
         recording.blocks = counted
         return recording

@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .._extras import require
 from .._terminal import handling
@@ -41,7 +41,7 @@ from .supervised import ChildProcess, Gone, Order, Stop
 __all__ = ["Node", "Pool", "plan_pool", "run_ray"]
 
 OBJECT_STORE = 256 * 2**20
-"""Bytes; rows are addresses and outcomes."""
+"""Bytes; what passes are addresses and outcomes."""
 
 FOLDER_PREFIX = "mtfray-"
 """The owner's process number follows."""
@@ -49,14 +49,10 @@ FOLDER_PREFIX = "mtfray-"
 LONGEST_FOLDER = 16
 """Bytes. Names of sockets may have 107, and Ray's part and ours take the rest."""
 
-KNOCK_SECONDS = 10.0
-
-QUIET = {
-    "RAY_BACKEND_LOG_LEVEL": "fatal",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
+QUIET = {"RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 """Unless the environment says otherwise."""
+
+KNOCK_SECONDS = 10.0
 
 EXCHANGE_SECONDS = 0.2
 """So long a message may be under way: what a driver has not heard of when it is killed has no row in the ledger."""
@@ -95,7 +91,9 @@ def run_ray(
         MetaTasNetError: if the model cannot be loaded, or no worker stays alive.
     """
     with ray_cluster(address) as ray:
-        pool = plan_pool(nodes_of(ray), settings.device, settings.threads, workers)
+        there = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        nodes = [Node(int(entry.get("CPU", 0)), int(entry.get("GPU", 0))) for entry in there]
+        pool = plan_pool(nodes, settings.device, settings.threads, workers)
         # An actor sees the GPU that it holds, and no other.
         options = replace(settings, threads=pool.cpus, device="cuda" if pool.gpus else settings.device)
         notices = [f"Ray: {pool.describe()}."]
@@ -127,13 +125,12 @@ class ActorProcess:
     """A worker's process below an actor, seen from the driver: a :class:`Process`."""
 
     def __init__(self, ray: Any, pool: Pool, order: Order) -> None:
-        self._ray = ray
+        self._ray, self._pool = ray, pool
         self._place = ray.util.placement_group([{"CPU": pool.cpus, **({"GPU": pool.gpus} if pool.gpus else {})}])
         strategy = ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy(self._place)
         actor = ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus, scheduling_strategy=strategy)(SeparateSongs)
         # Each machine checks the destination itself: its file system may have other device numbers there.
         self._actor = actor.remote(replace(order, token=None))
-        self._pool = pool
         self._reply: Any = None
         self._unsent: list[Song | Stop] = []
         self._received: deque[object] = deque()
@@ -146,15 +143,14 @@ class ActorProcess:
     def receive(self, seconds: float) -> object:
         if not self._received:
             if self._reply is None:
-                self._reply = self._actor.exchange.remote(self._unsent)
-                self._unsent = []
+                self._reply, self._unsent = self._actor.exchange.remote(self._unsent), []
             try:
                 if not self._ray.wait([self._reply], timeout=seconds)[0]:
                     return self._waiting()
                 self._received.extend(self._ray.get(self._reply))
             except self._ray.exceptions.RayError as error:
-                lines = str(error).strip().splitlines() or [""]
-                self._received.append(Gone(f"{type(error).__name__}: {lines[-1][:200]}", machine_lost=True))
+                last = (str(error).strip().splitlines() or [""])[-1]
+                self._received.append(Gone(f"{type(error).__name__}: {last[:200]}", machine_lost=True))
             self._reply = self._say_at = None
         return self._received.popleft() if self._received else None
 
@@ -214,21 +210,13 @@ def _short_folder() -> str:
     parent = Path(wanted if len(os.fsencode(wanted)) <= LONGEST_FOLDER else "/tmp")
     for folder in parent.glob(f"{FOLDER_PREFIX}*-*"):
         owner = folder.name.removeprefix(FOLDER_PREFIX).partition("-")[0]
-        if owner.isdigit() and not _alive(int(owner)):
+        try:
+            os.kill(int(owner), 0)
+        except ProcessLookupError:
             shutil.rmtree(folder, ignore_errors=True)
+        except (ValueError, PermissionError):  # none of ours, or somebody else's
+            continue
     return tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{os.getpid()}-", dir=parent)
-
-
-def _alive(pid: int) -> bool:
-    if os.name != "posix":
-        return True  # where signal 0 is not a question
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # somebody else's
-        return True
-    return True
 
 
 def _connect(ray: Any, address: str | None, folder: str | None) -> None:
@@ -243,21 +231,19 @@ def _connect(ray: Any, address: str | None, folder: str | None) -> None:
     except Exception as error:  # plain ones, where Ray's processes do not come up in time
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         if address is None:
-            text = (
+            raise ConfigError(
                 f"Ray cannot be started on this machine ({reason}): try again when the machine is less busy, "
                 "join a cluster with --address, or leave --engine out."
-            )
-        elif "AuthenticationError" in f"{type(error).__name__} {error.__cause__}":
-            text = (
+            ) from error
+        if "AuthenticationError" in f"{type(error).__name__} {error.__cause__}":
+            raise ConfigError(
                 f"The Ray cluster at {address} asks for its token: set RAY_AUTH_MODE=token, "
                 "and RAY_AUTH_TOKEN where Ray has not stored it."
-            )
-        else:
-            text = (
-                f"No Ray cluster can be joined at {address} ({reason}); start one with `ray start --head`, "
-                "or leave --address out to start Ray on this machine."
-            )
-        raise ConfigError(text) from error
+            ) from error
+        raise ConfigError(
+            f"No Ray cluster can be joined at {address} ({reason}); start one with `ray start --head`, "
+            "or leave --address out to start Ray on this machine."
+        ) from error
 
 
 def _knock(address: str) -> None:
@@ -281,8 +267,7 @@ def _native_errors_muted() -> Iterator[None]:
         os.close(kept)
 
 
-@dataclass(frozen=True)
-class Node:
+class Node(NamedTuple):
     """A machine of the cluster, as Ray counts: whole CPUs and GPUs."""
 
     cpus: int
@@ -346,9 +331,3 @@ def plan_pool(nodes: Sequence[Node], device: str, threads: int | None, workers: 
         )
     count = workers or most
     return Pool(count, cpus, int(on_gpus), min(count, sum(place > 0 for place in places(cpus))))
-
-
-def nodes_of(ray: Any) -> list[Node]:
-    """Return the machines of the cluster that are alive."""
-    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [Node(int(entry.get("CPU", 0)), int(entry.get("GPU", 0))) for entry in resources]

@@ -72,8 +72,12 @@ class LiveDisplay(ProgressBar):
             self._say(f"{event.songs} of them are done, by their names and sizes at the destination")
         elif isinstance(event, Notice):
             self._say(event.text)
-        elif isinstance(event, SongEnded):
-            self._song(event.outcome)
+        elif isinstance(event, SongEnded) and event.outcome.status is Status.failed:
+            outcome, failure = event.outcome, (event.outcome.failure or Failure.unknown).value
+            self._say(f"error: {outcome.id}: {outcome.error or failure} [{failure}]", failure)
+        elif isinstance(event, SongEnded) and event.outcome.status is Status.done:
+            for warning in event.outcome.warnings:
+                self._say(f"warning: {event.outcome.id}: {warning}", "warning")
         elif isinstance(event, Progress):
             self.update(event.done + event.skipped + event.failed, progress_note(event), event.songs)
         elif isinstance(event, RunEnded):
@@ -81,22 +85,14 @@ class LiveDisplay(ProgressBar):
             for line in summary_lines(event):
                 self._say(line)
 
-    def _song(self, outcome: Outcome) -> None:
-        if outcome.status is Status.failed:
-            failure = (outcome.failure or Failure.unknown).value
-            self._limited(failure, f"error: {outcome.id}: {outcome.error or failure} [{failure}]")
-        elif outcome.status is Status.done:
-            for warning in outcome.warnings:
-                self._limited("warning", f"warning: {outcome.id}: {warning}")
-
-    def _limited(self, kind: str, text: str) -> None:
-        self._said[kind] += 1
-        if self._said[kind] <= SHOWN:
-            self._say(text)
-        elif self._said[kind] == SHOWN + 1:
-            self._say(f"more of the kind {kind} are in the ledger and counted in the report")
-
-    def _say(self, text: str) -> None:
+    def _say(self, text: str, kind: str | None = None) -> None:
+        """Print a line; only some of a kind."""
+        if kind is not None:
+            self._said[kind] += 1
+            if self._said[kind] > SHOWN + 1:
+                return
+            if self._said[kind] > SHOWN:
+                text = f"more of the kind {kind} are in the ledger and counted in the report"
         self.write(f"metatasnet-fast: {text}", sys.stderr)
 
 

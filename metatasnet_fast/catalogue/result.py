@@ -27,6 +27,7 @@ import enum
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
@@ -43,44 +44,37 @@ LONG, SHORT = 16, 10
 
 
 class Listed(NamedTuple):
-    """The names and sizes in a song's folder, taken from a listing without reading a file."""
+    """What the names and sizes in a song's folder say; without a result, texts are empty."""
 
     name: str
-    """Name of the result's file; empty if there is none."""
-    files: str
-    """Checksum of the names and sizes of the files."""
+    """Name of the result's file."""
+    key: str
+    """Beginning of ``Identity.key``."""
+    content: str
+    """Beginning of the SHA-256 of the input."""
+    stamp: str
+    """Checksum of the input's stamp."""
+    duration: float
+    """Of the song, in seconds."""
     bytes: int
     """Bytes of the stems together."""
+    is_whole: bool
+    """There is a result, and the files are those for which it was written."""
 
     @classmethod
     def of(cls, sizes: Mapping[str, int]) -> Listed:
-        """Return what a folder with these files holds."""
-        names = [name for name in sizes if is_result(name)]
-        # Of several results, which only a run that was killed can leave on an object store, none is relied on.
-        name = names[0] if len(names) == 1 else ""
+        """Return what a folder with these files holds, without reading one."""
+        found = {name: match for name in sizes if (match := NAME.fullmatch(name))}
         # Hidden files are what systems leave behind that show folders; no stem is called so.
-        stems = {path: size for path, size in sizes.items() if path not in names and not path.startswith(".")}
-        return cls(name, _files_checksum(stems, sizes.get(name, 0)), sum(stems.values()))
-
-    @property
-    def key(self) -> str:
-        """Return the beginning of ``Identity.key``; empty without a result."""
-        return self._part(1)
-
-    @property
-    def content(self) -> str:
-        """Return the beginning of the SHA-256 of the input; empty without a result."""
-        return self._part(2)
-
-    @property
-    def duration(self) -> float:
-        """Return the length of the song in seconds."""
-        return int(self._part(5) or 0) / 1000
-
-    @property
-    def is_whole(self) -> bool:
-        """Return whether there is a result, and the files are those for which it was written."""
-        return self._part(4) == self.files
+        stems = {path: size for path, size in sizes.items() if path not in found and not path.startswith(".")}
+        size = sum(stems.values())
+        # Of several results, which only a run that was killed can leave on an object store, none is relied on.
+        if len(found) != 1:
+            return cls("", "", "", "", 0.0, size, False)
+        [(name, match)] = found.items()
+        key, content, stamp, files, milliseconds = match.groups()
+        is_whole = files == _files_checksum(stems, sizes[name])
+        return cls(name, sys.intern(key), content, stamp, int(milliseconds) / 1000, size, is_whole)
 
     def is_done(self, key: str) -> bool:
         """Return whether the song is done for a key, whatever its input's content is now."""
@@ -88,11 +82,7 @@ class Listed(NamedTuple):
 
     def proves(self, key: str, stamp: str) -> bool:
         """Return whether the song is done for a key and for the content that an input with this stamp has."""
-        return self.is_done(key) and self._part(3) == _checksum(stamp)
-
-    def _part(self, number: int) -> str:
-        parts = self.name.removesuffix(".json").split("-")  # as NAME has them: ``of`` has looked
-        return parts[number] if len(parts) > number else ""
+        return self.is_done(key) and self.stamp == _checksum(stamp)
 
 
 def is_result(name: str) -> bool:

@@ -123,10 +123,8 @@ class Settings:
             raise ConfigError(f"Unknown format {self.format!r}; choose one of {', '.join(FORMATS)}.")
         for name, most in MOST.items():
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} must be at least 1, got {value}.")
-            if value is not None and value > most:
-                raise ConfigError(f"{name} must be at most {most}, got {value}.")
+            if value is not None and not 1 <= value <= most:
+                raise ConfigError(f"{name} must be at least 1 and at most {most}, got {value}.")
         if not 0 < self.max_hours < math.inf:
             raise ConfigError(f"max_hours must be a number above 0, got {self.max_hours}.")
         if (self.memory or 0) < 0:

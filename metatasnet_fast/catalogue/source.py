@@ -20,8 +20,8 @@ from .storage import local_path, open_filesystem
 
 __all__ = ["Source", "Stamp", "stamp_of"]
 
-NO_PATH = (errno.ELOOP, errno.ENAMETOOLONG)
-"""Errors of addresses that cannot be those of files."""
+NO_PATH = (errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+"""Errors of addresses that lead to no file."""
 
 PLAIN_ENDING = re.compile(r"\.[A-Za-z0-9]{1,8}")
 
@@ -103,12 +103,10 @@ class Source:
             raise SongError(Failure.not_audio, f"{self.uri} is a folder, not a file.") from None
         except PermissionError as error:
             raise SongError(Failure.forbidden, f"{self.uri} may not be read ({error}).") from None
-        except (NotADirectoryError, ValueError) as error:  # a name below a file, or one that holds a zero byte
-            raise SongError(Failure.not_found, f"{self.uri!r} cannot be opened ({error}).") from None
-        except OSError as error:
-            if error.errno not in NO_PATH:
+        except (OSError, ValueError) as error:  # a name below a file, or one that holds a zero byte
+            if isinstance(error, OSError) and error.errno not in NO_PATH:
                 raise
-            raise SongError(Failure.not_found, f"{self.uri} leads to no file ({error.strerror}).") from None
+            raise SongError(Failure.not_found, f"{self.uri!r} cannot be opened ({error}).") from None
 
 
 def _ending(path: str) -> str:
@@ -116,27 +114,17 @@ def _ending(path: str) -> str:
 
     The rest of an address is no name for a file: with a query it may be longer than any system takes.
     """
-    for name in (path.partition("?")[0], path):
-        suffix = PurePosixPath(name).suffix
-        if PLAIN_ENDING.fullmatch(suffix):
-            return suffix
-    return ""
+    suffixes = (PurePosixPath(name).suffix for name in (path.partition("?")[0], path))
+    return next(filter(PLAIN_ENDING.fullmatch, suffixes), "")
 
 
 def stamp_of(info: dict[str, Any]) -> Stamp:
     """Return the stamp in what a file system of fsspec tells of a file."""
-    return Stamp(int(info.get("size") or 0), _version(info))
-
-
-def _version(info: dict[str, Any]) -> str | None:
-    for name in VERSIONS:
-        value = info.get(name)
-        if value is None:
-            continue
-        if isinstance(value, datetime.datetime):
-            zone = value if value.tzinfo else value.replace(tzinfo=datetime.timezone.utc)
-            return value.isoformat() if time.time() - zone.timestamp() > SETTLED else None
-        if isinstance(value, float):
-            return repr(value) if time.time() - value > SETTLED else None
-        return str(value)
-    return None
+    value = next((info[name] for name in VERSIONS if info.get(name) is not None), None)
+    changed, version = 0.0, None if value is None else str(value)
+    if isinstance(value, datetime.datetime):
+        changed = (value if value.tzinfo else value.replace(tzinfo=datetime.timezone.utc)).timestamp()
+        version = value.isoformat()
+    elif isinstance(value, float):
+        changed = value
+    return Stamp(int(info.get("size") or 0), version if time.time() - changed > SETTLED else None)

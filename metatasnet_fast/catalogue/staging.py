@@ -7,7 +7,6 @@ The owner holds a lock, which ends with it however it ends. For object stores th
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import re
 import secrets
@@ -18,77 +17,64 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import IO
 from weakref import WeakValueDictionary
 
 from .._io import try_lock
 from .failures import Failure, SongError
-from .result import LONG, Listed, Result
-from .settings import song_folder
+from .result import LONG, Result
+from .settings import safe_name, song_folder
 from .storage import LocalStorage, Storage
 
-__all__ = ["Claims", "Contents", "Staging", "find_contents", "remove_abandoned"]
+__all__ = ["MOST_CONTENTS", "Contents", "Staging", "claim", "remove_abandoned"]
 
 CLAIMS_NAME = ".claims"
-POLL_SECONDS = 0.1
-
-
-class Claims:
-    """Claims of one worker; ``stop`` ends the waiting for those of others."""
-
-    def __init__(self, storage: Storage, stop: threading.Event) -> None:
-        self._folder = storage.path / CLAIMS_NAME if isinstance(storage, LocalStorage) else None
-        self._stop = stop
-
-    @contextlib.contextmanager
-    def claim(self, name: str, wait: bool) -> Iterator[bool]:
-        """Claim a name for the block. False if another run holds it; with ``wait``, if ``stop`` is set before that run ends."""
-        if self._folder is None:
-            yield True
-            return
-        path = self._folder / name
-        handle = self._take(path, wait)
-        if handle is None:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            with contextlib.suppress(OSError):  # the lock counts, which ends with the handle, and not the name
-                path.unlink(missing_ok=True)
-            os.close(handle)
-
-    def _take(self, path: Path, wait: bool) -> int | None:
-        while True:
-            try:
-                path.parent.mkdir(exist_ok=True)
-                handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-            except OSError as error:
-                raise SongError(Failure.write, f"Nothing can be written to {path.parent} ({error}).") from error
-            locked = try_lock(handle)
-            # None: there are no locks here. The file may have been removed between opening and locking.
-            if locked is None or (locked and _is_still(handle, path)):
-                return handle
-            os.close(handle)
-            if not locked and (not wait or self._stop.wait(POLL_SECONDS)):
-                return None
-
-
-def _is_still(handle: int, path: Path) -> bool:
-    try:
-        return os.fstat(handle).st_ino == path.stat().st_ino
-    except FileNotFoundError:
-        return False
-
+STAGING_NAME = ".staging"
+LOCK = "lock"
 
 MOST_CONTENTS = 100_000
 """Contents that a worker remembers, the latest ones: some 20 MB."""
+
+FOREIGN_AGE = 86_400.0
+"""Seconds without a change after which another machine's folder counts as abandoned; its lock may not be visible here."""
+
+
+@contextlib.contextmanager
+def claim(storage: Storage, id: str) -> Iterator[bool]:
+    """Keep other runs at a local destination from a song for the block; False if one has it in hand now."""
+    if not isinstance(storage, LocalStorage):
+        yield True
+        return
+    path = storage.path / CLAIMS_NAME / safe_name(id)
+    try:
+        path.parent.mkdir(exist_ok=True)
+        file = open(path, "ab")
+    except OSError as error:
+        raise SongError(Failure.write, f"Nothing can be written to {path.parent} ({error}).") from error
+    with file:
+        locked = try_lock(file)
+        # None: there are no locks here. The other run may have removed the file before it was locked.
+        claimed = locked is None or (locked and _is_still(file, path))
+        try:
+            yield claimed
+        finally:
+            if claimed:
+                with contextlib.suppress(OSError):  # the lock counts, which ends with the file, and not the name
+                    path.unlink(missing_ok=True)
+
+
+def _is_still(file: IO[bytes], path: Path) -> bool:
+    try:
+        return os.fstat(file.fileno()).st_ino == path.stat().st_ino
+    except FileNotFoundError:
+        return False
 
 
 class Contents:
     """Knows in which folder a content is done; of songs of equal content, one at a time is separated.
 
     Args:
-        done: folder by the beginning of the content's SHA-256, as :func:`find_contents` returns it.
+        done: folder by the beginning of the content's SHA-256.
     """
 
     def __init__(self, done: Mapping[str, str]) -> None:
@@ -116,18 +102,6 @@ class Contents:
             return self._folders.get(content[:LONG])
 
 
-def find_contents(listing: Mapping[str, Listed], key: str) -> dict[str, str]:
-    """Return the folders of songs that are done for a key, by the beginning of their content's SHA-256."""
-    done = ((found.content, folder) for folder, found in listing.items() if found.is_done(key))
-    return dict(itertools.islice(done, MOST_CONTENTS))
-
-
-STAGING_NAME = ".staging"
-LOCK = "lock"
-FOREIGN_AGE = 86_400.0
-"""Seconds without a change after which another machine's folder counts as abandoned; its lock may not be visible here."""
-
-
 class Staging:
     """A worker's folder; ``folder()`` makes one for a song in it. Everything goes away with ``close``."""
 
@@ -139,13 +113,13 @@ class Staging:
         self.path.mkdir()
         # It is locked before it gets its name, so a run that cleans up finds it taken.
         self._lock = open(self.path / f"{LOCK}.new", "wb")
-        try_lock(self._lock.fileno())
+        try_lock(self._lock)
         os.rename(self.path / f"{LOCK}.new", self.path / LOCK)
 
     @contextlib.contextmanager
-    def folder(self, name: str) -> Iterator[Path]:
-        """Make a folder for the block; :class:`SongError` if that is impossible."""
-        path = self.path / f"{name}-{secrets.token_hex(3)}"
+    def folder(self, id: str) -> Iterator[Path]:
+        """Make a song's folder for the block; :class:`SongError` if that is impossible."""
+        path = self.path / f"{safe_name(id)}-{secrets.token_hex(3)}"
         try:
             path.mkdir()
         except OSError as error:
@@ -159,20 +133,13 @@ class Staging:
         self._lock.close()
         shutil.rmtree(self.path, ignore_errors=True)
 
-    def __enter__(self) -> Staging:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
 
 def _place(storage: Storage) -> tuple[Path, str]:
     """Return the folder that holds those of all workers, and this machine's name in it."""
     host = re.sub(r"[^A-Za-z0-9.]+", "_", socket.gethostname())[:40] or "host"
     if isinstance(storage, LocalStorage):
         return storage.path / STAGING_NAME, host
-    user = os.getuid() if hasattr(os, "getuid") else 0
-    return Path(tempfile.gettempdir(), f"metatasnet-fast-staging-{user}"), host
+    return Path(tempfile.gettempdir(), f"metatasnet-fast-staging-{os.getuid()}"), host
 
 
 def remove_abandoned(storage: Storage, patience: float) -> None:
@@ -198,7 +165,7 @@ def _owned(folder: Path) -> bool:
     """Return whether a process holds the lock; also while the folder is so young that it may have no lock yet."""
     try:
         with open(folder / LOCK, "rb") as file:
-            return try_lock(file.fileno()) is not True
+            return try_lock(file) is not True
     except FileNotFoundError:
         return _age(folder) < 60
 

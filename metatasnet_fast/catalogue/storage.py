@@ -12,7 +12,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
@@ -24,31 +24,25 @@ from ..errors import ConfigError, MetaTasNetError, MissingDependencyError
 from .result import is_result
 
 __all__ = [
-    "ContestedError",
-    "FsspecStorage",
-    "LocalStorage",
-    "Storage",
-    "client_errors",
-    "local_path",
-    "open_filesystem",
-    "open_storage",
-    "reaching",
-]
-
+    "ContestedError", "FsspecStorage", "LocalStorage", "Storage", "client_errors", "local_path", "open_filesystem",
+    "open_storage", "reaching",
+]  # fmt: skip
 
 LISTED_AT_ONCE = 16
-
-PREFIXED = {"s3", "s3a", "gs", "gcs"}
-"""Protocols of stores whose clients list all names that begin alike."""
 
 CONDITIONAL = {"s3", "s3a"}
 """Protocols of stores that put a file only if there is none of its name."""
 
-KEYED = {"s3", "s3a", "gs", "gcs", "abfs", "az", "adl"}
+PREFIXED = CONDITIONAL | {"gs", "gcs"}
+"""Protocols of stores whose clients list all names that begin alike."""
+
+KEYED = PREFIXED | {"abfs", "az", "adl"}
 """Protocols of stores that know no folders: to make one would be a request for nothing."""
 
-TAKEN = (errno.ENOTEMPTY, errno.EEXIST, *([errno.EACCES] if os.name == "nt" else []))
+TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 """Errors of renaming a folder to the name of one that exists."""
+
+MISSING = (FileNotFoundError, NotADirectoryError)
 
 
 class LocalStorage:
@@ -61,7 +55,7 @@ class LocalStorage:
         """Return the file's contents; None if there is none."""
         try:
             return (self.path / path).read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
+        except MISSING:
             return None
 
     def write(self, path: str, content: bytes) -> None:
@@ -75,7 +69,7 @@ class LocalStorage:
         try:
             with os.scandir(self.path / folder) as entries:
                 return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
-        except (FileNotFoundError, NotADirectoryError):
+        except MISSING:
             return {}
 
     def listing(self, folder: str) -> Iterator[tuple[str, dict[str, int]]]:
@@ -83,7 +77,7 @@ class LocalStorage:
         try:
             with os.scandir(f"{self.path}/{folder}") as found:
                 entries = sorted(found, key=lambda entry: entry.name)
-        except (FileNotFoundError, NotADirectoryError):  # its owner may take it away at any instant
+        except MISSING:  # its owner may take it away at any instant
             return
         sizes: dict[str, int] = {}
         for entry in entries:
@@ -158,7 +152,7 @@ class FsspecStorage:
     def read(self, path: str) -> bytes | None:
         try:
             content: bytes = self._fs.cat_file(self._at(path))
-        except (FileNotFoundError, NotADirectoryError):
+        except MISSING:
             return None
         return content
 
@@ -177,28 +171,25 @@ class FsspecStorage:
             else:
                 self._fs.invalidate_cache()
                 entries = self._fs.ls(self._at(folder), detail=True)
-        except (FileNotFoundError, NotADirectoryError):
+        except MISSING:
             entries = []
         if not entries:
             self._empty.add(folder)
-        return {e["name"].rsplit("/", 1)[-1]: int(e["size"]) for e in entries if e["type"] == "file"}
+        return _file_sizes(entries)
 
     def listing(self, folder: str) -> Iterator[tuple[str, dict[str, int]]]:
         self._fs.invalidate_cache()
         with client_errors():
             try:
                 entries = self._fs.ls(self._at(folder), detail=True)
-            except (FileNotFoundError, NotADirectoryError):
+            except MISSING:
                 return
             parts = sorted(entry["name"] for entry in entries if entry["type"] == "directory")
-            here = {e["name"].rsplit("/", 1)[-1]: int(e["size"] or 0) for e in entries if e["type"] == "file"}
             with ThreadPoolExecutor(LISTED_AT_ONCE) as pool:
                 for found in pool.map(functools.partial(self._fs.find, detail=True), parts):
-                    names = (name.rpartition("/") for name in sorted(found))
-                    for place, group in groupby(names, key=lambda name: name[0]):
-                        sizes = {name: int(found[f"{place}/{name}"]["size"] or 0) for _, _, name in group}
-                        yield place[len(self._base) :].lstrip("/"), sizes
-        if here:
+                    for place, names in groupby(sorted(found), key=lambda name: name.rpartition("/")[0]):
+                        yield place[len(self._base) :].lstrip("/"), _file_sizes(found[name] for name in names)
+        if here := _file_sizes(entries):
             yield folder, here
 
     @client_errors()
@@ -211,9 +202,8 @@ class FsspecStorage:
         """
         before = {} if folder in self._empty else self.sizes(folder)
         self._empty.discard(folder)
-        for name in before:
-            if is_result(name):
-                self.remove(f"{folder}/{name}")
+        for name in filter(is_result, before):
+            self.remove(f"{folder}/{name}")
         self._make_folder(folder)
         stems = sorted(file.name for file in staged.iterdir() if file.name != last)
 
@@ -251,6 +241,11 @@ class FsspecStorage:
             self._fs.makedirs(self._at(folder), exist_ok=True)
 
 
+def _file_sizes(entries: Iterable[dict[str, Any]]) -> dict[str, int]:
+    """Return the bytes of every file in a listing of fsspec's, by its name in its folder."""
+    return {e["name"].rpartition("/")[2]: int(e["size"] or 0) for e in entries if e["type"] == "file"}
+
+
 def local_path(uri: str) -> Path | None:
     """Return the path that a URI or path names, if it is on this machine's file systems; else None."""
     if uri.startswith("file://"):
@@ -266,9 +261,8 @@ def reaching(uri: str) -> Iterator[None]:
             yield
     except OSError as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ConfigError(
-            f"{uri} cannot be used ({reason}): check the address, its permissions and the connection."
-        ) from error
+        text = f"{uri} cannot be used ({reason}): check the address, its permissions and the connection."
+        raise ConfigError(text) from error
 
 
 def open_filesystem(uri: str) -> tuple[Any, str]:
@@ -294,8 +288,7 @@ def open_storage(uri: str) -> Storage:
     if path is not None:
         return LocalStorage(path)
     with reaching(uri):
-        filesystem, base = open_filesystem(uri)
-    return FsspecStorage(filesystem, base)
+        return FsspecStorage(*open_filesystem(uri))
 
 
 Storage: TypeAlias = "LocalStorage | FsspecStorage"

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import pickle
-import queue
 import signal
 import subprocess
 import sys
@@ -15,6 +13,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Protocol
 
@@ -105,68 +104,58 @@ class Process(Protocol):
 
 
 class ChildProcess:
-    """A :class:`Process` with pickled objects on its pipes; its standard error goes to the log (level debug)."""
+    """A :class:`Process` at the other end of a pipe; what it prints goes to the log (level debug)."""
 
     def __init__(self, order: Order) -> None:
         paths = [str(PACKAGE), *filter(None, [os.environ.get("PYTHONPATH")])]
+        self._pipe, other_end = Pipe()
         self._process = subprocess.Popen(
-            COMMAND,
-            stdin=subprocess.PIPE,
+            [*COMMAND, str(other_end.fileno())],
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            pass_fds=[other_end.fileno()],
             # Every thread of glibc's allocator keeps memory of its own, and there are many threads.
             env={"MALLOC_ARENA_MAX": "2", **os.environ, "PYTHONPATH": os.pathsep.join(paths)},
             start_new_session=True,  # Ctrl-C is for the parent to deal with
         )
+        other_end.close()
         self.pid = self._process.pid
-        self._messages: queue.SimpleQueue[object] = queue.SimpleQueue()
-        self._errors: deque[str] = deque(maxlen=20)
-        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._read_errors, self._read)]
-        for thread in self._threads:
-            thread.start()
+        self._printed: deque[str] = deque(maxlen=20)
+        self._reader = threading.Thread(target=self._read_output, daemon=True)
+        self._reader.start()
         self.send(order)
 
     def send(self, message: object) -> None:
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError, ValueError):
-            pickle.dump(message, self._process.stdin)
-            self._process.stdin.flush()
+        with contextlib.suppress(OSError):
+            self._pipe.send(message)
 
     def receive(self, seconds: float) -> object:
         try:
-            return self._messages.get(timeout=seconds)
-        except queue.Empty:
-            return None
+            return self._pipe.recv() if self._pipe.poll(seconds) else None
+        except (EOFError, OSError):  # the process's end may cut off a message
+            pass
+        code = self._process.wait()
+        self._reader.join()
+        if code < 0:
+            known = -code in set(signal.Signals)
+            return Gone(signal.Signals(-code).name if known else f"signal {-code}", -code)
+        last = next((line.strip() for line in reversed(self._printed) if line.strip()), "")
+        return Gone(f"exit code {code}" + (f": {last[:200]}" if last else ""))
 
     def kill(self) -> None:
         self._process.kill()
         self._process.wait()
-        for thread in self._threads:
-            thread.join()
-        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
-            with contextlib.suppress(BrokenPipeError):
-                assert pipe is not None
-                pipe.close()
-
-    def _read(self) -> None:
+        self._reader.join()
+        self._pipe.close()
         assert self._process.stdout is not None
-        with contextlib.suppress(EOFError, pickle.UnpicklingError):  # the process's end may cut off a message
-            while True:
-                self._messages.put(pickle.load(self._process.stdout))
-        code = self._process.wait()
-        self._threads[0].join()
-        if code < 0:
-            known = -code in set(signal.Signals)
-            self._messages.put(Gone(signal.Signals(-code).name if known else f"signal {-code}", -code))
-        else:
-            last = next((line.strip() for line in reversed(self._errors) if line.strip()), "")
-            self._messages.put(Gone(f"exit code {code}" + (f": {last[:200]}" if last else "")))
+        self._process.stdout.close()
 
-    def _read_errors(self) -> None:
-        assert self._process.stderr is not None
-        for line in self._process.stderr:
-            self._errors.append(line.decode(errors="backslashreplace"))
-            LOG.debug("worker %d: %s", self.pid, self._errors[-1].rstrip())
+    def _read_output(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._printed.append(line.decode(errors="backslashreplace"))
+            LOG.debug("worker %d: %s", self.pid, self._printed[-1].rstrip())
 
 
 class SupervisedWorker:
@@ -235,13 +224,10 @@ class SupervisedWorker:
         """Let the process end, or end it; its last events reach the listener."""
         if self.child is not None and self.capacity:
             self.child.send(Stop())
-            deadline = time.monotonic() + END_SECONDS
-            while (left := deadline - time.monotonic()) > 0:
-                message = self.child.receive(left)
-                if isinstance(message, Gone):
-                    break
-                if isinstance(message, Event):
-                    self._listener(message)
+        deadline = time.monotonic() + END_SECONDS
+        while self.capacity and time.monotonic() < deadline:
+            for _ in self._receive():
+                pass  # no song is in flight
         self._kill()
 
     def __enter__(self) -> SupervisedWorker:
@@ -291,8 +277,9 @@ class SupervisedWorker:
             self._waiting.append((time.monotonic() + DEFERRED_SECONDS, self._sent.pop(message.id)))
             self._crashes.pop(message.id, None)  # the other run tries it now
         elif isinstance(message, Gone):
+            idle = self.capacity and not self._sent
             self._kill()
-            if not self._stop.is_set():
+            if not idle and not self._stop.is_set():
                 yield from self._after_exit(message)
 
     def _after_exit(self, gone: Gone) -> Iterator[Outcome]:

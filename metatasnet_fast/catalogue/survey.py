@@ -7,7 +7,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import compress, islice
 from typing import Any, TypeVar
 
 from .._io import sha256_file
@@ -16,7 +16,7 @@ from .failures import Failure, SongError
 from .result import Listed, Outcome, Result, Status, utc_now
 from .settings import Settings, Song, song_folder
 from .source import Source, Stamp
-from .staging import find_contents
+from .staging import MOST_CONTENTS
 from .storage import client_errors, local_path, reaching
 
 __all__ = ["Finding", "Plan", "Survey", "count_missing", "make_plan", "survey", "verify"]
@@ -33,17 +33,13 @@ class Plan:
 
     todo: list[Song] = field(default_factory=list)
     """The longest first."""
-    done: list[tuple[Song, Listed]] = field(default_factory=list)
+    done: list[Listed] = field(default_factory=list)
     failed: list[Outcome] = field(default_factory=list)
     """Failed before, for a reason that lies in their files, which are still the same."""
     unwritten: list[Outcome] = field(default_factory=list)
     """Rows of songs that are done and missing in the ledger: a killed run may lose its last rows."""
     contents: dict[str, str] = field(default_factory=dict)
-    """Contents that any run or shard has done with the same key; see :func:`find_contents`."""
-
-    @property
-    def audio_seconds_done(self) -> float:
-        return sum(listed.duration for _, listed in self.done)
+    """Folders of what any run or shard has done with the same key, by the beginning of the content's SHA-256."""
 
 
 def make_plan(songs: Sequence[Song], settings: Settings, key: str, destination: Destination) -> Plan:
@@ -59,35 +55,34 @@ def make_plan(songs: Sequence[Song], settings: Settings, key: str, destination: 
     """
     plan = Plan()
     with reaching(destination.uri):
-        there = dict(destination.listing())
+        there = {} if settings.overwrite else dict(destination.listing())
         history = destination.history()
-    if settings.overwrite:
-        plan.todo = list(songs)
-    else:
-        listed = [there.get(song_folder(song.id)) for song in songs]
-        lasting = {failure.value for failure in Failure if failure.lasting and not settings.retry_failed}
-        failures = {id: row for id, row in history.failed.items() if row["failure"] in lasting}
-        asked = [
-            song.id in failures or (found is not None and found.is_done(key))
-            for song, found in zip(songs, listed, strict=True)
-        ]
-        stamps = _stamps([song for song, wanted in zip(songs, asked, strict=True) if wanted])
-        for song, found, wanted in zip(songs, listed, asked, strict=True):
-            stamp = next(stamps) if wanted else None
-            before = failures.get(song.id)
-            if stamp is None or stamp.version is None:
-                plan.todo.append(song)
-            elif found is not None and found.proves(key, stamp.text):
-                plan.done.append((song, found))
-                if song.id not in history.ended:
-                    row = Outcome(song.id, song.uri, Status.skipped, key, folder=song_folder(song.id))
-                    plan.unwritten.append(replace(row, duration=found.duration, finished=utc_now()))
-            elif before is not None and before["uri"] == song.uri and stamp.proves(before.get("stamp")):
-                plan.failed.append(Outcome.from_dict(before))
-            else:
-                plan.todo.append(song)
-    if plan.todo and not settings.overwrite:
-        plan.contents = find_contents(there, key)
+    wanted = settings.overwrite or settings.retry_failed
+    lasting = {failure.value for failure in Failure if failure.lasting and not wanted}
+    failures = {id: row for id, row in history.failed.items() if row["failure"] in lasting}
+    listed = [there.get(song_folder(song.id)) for song in songs]
+    known = [
+        song.id in failures or (found is not None and found.is_done(key))
+        for song, found in zip(songs, listed, strict=True)
+    ]
+    stamps = _stamps(list(compress(songs, known)))
+    for song, found, is_known in zip(songs, listed, known, strict=True):
+        stamp = next(stamps) if is_known else None
+        before = failures.get(song.id)
+        if stamp is None or stamp.version is None:
+            plan.todo.append(song)
+        elif found is not None and found.proves(key, stamp.text):
+            plan.done.append(found)
+            if song.id not in history.ended:
+                row = Outcome(song.id, song.uri, Status.skipped, key, folder=song_folder(song.id))
+                plan.unwritten.append(replace(row, duration=found.duration, finished=utc_now()))
+        elif before is not None and before["uri"] == song.uri and stamp.proves(before.get("stamp")):
+            plan.failed.append(Outcome.from_dict(before))
+        else:
+            plan.todo.append(song)
+    if plan.todo:
+        done = ((found.content, folder) for folder, found in there.items() if found.is_done(key))
+        plan.contents = dict(islice(done, MOST_CONTENTS))
     plan.todo.sort(key=Song.expected_seconds, reverse=True)
     return plan
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import os
-import pickle
 import queue
+import resource
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from multiprocessing.connection import Connection
 from types import MappingProxyType
+from typing import Any
 
 import torch
 
-from ..errors import BackendUnavailableError, MetaTasNetError, OutputError
+from ..errors import BackendUnavailableError, MetaTasNetError
 from .batcher import DeviceEngine, song_stream
 from .cores import CorePlan
 from .destination import Destination
@@ -25,10 +27,12 @@ from .pipeline import SongPipeline
 from .resources import Resources
 from .result import Outcome
 from .settings import Settings, Song
-from .staging import Contents, Staging
 from .supervised import Order, Ready, Stop
 
 __all__ = ["Worker", "main"]
+
+DEFERRED_SECONDS = 0.1
+"""Pause before songs that another run has in hand are tried again."""
 
 LOAD_SECONDS = 1.0
 """Time between two reports of the load, and looks at whether the device is still there."""
@@ -69,21 +73,8 @@ class Worker:
         self._stop = stop or threading.Event()
         self._threads_before = torch.get_num_threads()
         target = Destination(destination) if isinstance(destination, str) else destination
-        try:
-            self._staging = Staging(target.storage)
-        except OSError as error:
-            raise OutputError(
-                f"Nothing can be written to {target.uri} ({error.strerror or error}): "
-                "choose another destination, or change its permissions."
-            ) from error
-        try:
-            self.resources = Resources(settings, engine, lambda text: listener(Notice(text)), cores)
-        except BaseException:
-            self._staging.close()
-            raise
-        self._pipeline = SongPipeline(
-            self.resources, target, self._staging, Contents(contents), self._stop, listener, number
-        )
+        self.resources = Resources(settings, target, engine, lambda text: listener(Notice(text)), cores, contents)
+        self._pipeline = SongPipeline(self.resources, self._stop, listener, number)
         self._began = time.perf_counter()
 
     @property
@@ -92,23 +83,27 @@ class Worker:
         return self.resources.cores.songs
 
     def process(self, songs: Iterable[Song]) -> list[Outcome]:
-        """Separate songs as :meth:`run` does; returns each one's outcome, in the order of their ends."""
+        """Separate songs as :meth:`run` does, those that another run has in hand last; returns the outcomes in the order of
+        their ends."""
         outcomes: list[Outcome] = []
-        self.run(songs, ended=outcomes.append)
+        deferred: list[Song] = []
+        self.run(songs, deferred.append, outcomes.append)
+        while deferred and not self._stop.wait(DEFERRED_SECONDS):
+            songs, deferred = deferred, []
+            self.run(songs, deferred.append, outcomes.append)
         return outcomes
 
     def run(
         self,
         songs: Iterable[Song],
-        defer: Callable[[Song], object] | None = None,
+        defer: Callable[[Song], object],
         ended: Callable[[Outcome], object] = lambda outcome: None,
     ) -> None:
         """Separate songs until none is left or the worker is stopped.
 
         Args:
             songs: read as places become free, from several threads, one at a time.
-            defer: takes back a song that another run has in hand; it has no outcome here. None: the song waits in its place
-                until the other run has ended it.
+            defer: takes back a song that another run has in hand; it has no outcome here.
             ended: gets every outcome, from several threads.
 
         Raises:
@@ -121,7 +116,7 @@ class Worker:
 
         def work() -> None:
             try:
-                self.resources.cores.enter_song_thread()
+                self.resources.cores.enter_thread(network=False)
                 with song_stream(self.resources.device):
                     while True:
                         with reading:
@@ -158,23 +153,22 @@ class Worker:
     def load(self) -> WorkerLoad:
         """Return the worker's present activity."""
         resources = self.resources
-        times = os.times()
+        usage = resource.getrusage(resource.RUSAGE_SELF)
         return WorkerLoad(
             worker=self.number,
             wall_seconds=round(time.perf_counter() - self._began, 3),
-            stages={stage.name: stage.load() for stage in (resources.read, resources.separate, resources.write)},
+            stages={name: getattr(resources, name).load() for name in ("read", "separate", "write")},
             device_busy_seconds=round(resources.batcher.clock.busy_seconds, 3),
             windows_waiting=resources.batcher.windows_waiting,
             windows_done=resources.batcher.windows_done,
             batch_size=resources.batcher.batch_size,
-            cpu_seconds=round(times.user + times.system, 3),
-            peak_memory=_peak_memory(),
+            cpu_seconds=round(usage.ru_utime + usage.ru_stime, 3),
+            peak_memory=usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
         )
 
     def close(self) -> None:
         """End the device thread and remove what was being written."""
-        self.resources.batcher.close()
-        self._staging.close()
+        self.resources.close()
         torch.set_num_threads(self._threads_before)
 
     def __enter__(self) -> Worker:
@@ -184,24 +178,8 @@ class Worker:
         self.close()
 
 
-def _peak_memory() -> int:
-    """Return the bytes that this process had in memory at most; 0 where the system does not tell."""
-    try:
-        import resource
-    except ImportError:
-        return 0
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-ORPHANED = 75
-"""Exit code of a process whose parent has ended."""
-
-
 def main() -> int:
-    """Serve as a process of its own below ``SupervisedWorker``: ``python -m metatasnet_fast.catalogue.worker``.
-
-    Pickled objects on both pipes.
+    """Serve as a process of its own below ``SupervisedWorker``; the last argument is the descriptor of the pipe to it.
 
         in:  Order; then Song again and again; Stop
         out: Ready, or the error that keeps it from working; then events, and songs that another run has in hand
@@ -210,15 +188,33 @@ def main() -> int:
     staging folder, which the next run removes.
     """
     faulthandler.enable()
-    send = _sender()
-    try:
-        order: Order = pickle.load(sys.stdin.buffer)
-    except EOFError:
-        return ORPHANED
-    stop = threading.Event()
+    pipe, sending, stop = Connection(int(sys.argv[-1])), threading.Lock(), threading.Event()
+    inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def send(message: object) -> None:
+        try:
+            with sending:
+                pipe.send(message)
+        except OSError:
+            os._exit(1)
+
+    def read() -> None:
+        try:
+            while not isinstance(message := pipe.recv(), Stop):
+                inbox.put(message)
+        except (EOFError, OSError):
+            os._exit(1)
+        stop.set()
+
+    def songs() -> Iterator[Song]:
+        while not stop.is_set():
+            with contextlib.suppress(queue.Empty):
+                yield inbox.get(timeout=0.1)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which says what to do
     signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
-    songs = _inbox(stop)  # now, so that the parent's end is noticed while the model is loaded
+    threading.Thread(target=read, name="inbox", daemon=True).start()  # notices the parent's end from now on
+    order: Order = inbox.get()
     try:
         destination = Destination(order.destination, token=order.token)
         worker = Worker(
@@ -230,51 +226,8 @@ def main() -> int:
     with worker:
         send(Ready(worker.capacity, worker.resources.identity.key))
         send(Notice(worker.resources.describe()))
-        worker.run(songs, send)
+        worker.run(songs(), send)
     return 0
-
-
-def _inbox(stop: threading.Event) -> Iterator[Song]:
-    """Return the songs as the parent sends them, until it says ``Stop`` or ``stop`` is set."""
-    inbox: queue.SimpleQueue[Song] = queue.SimpleQueue()
-
-    def read() -> None:
-        while True:
-            try:
-                message = pickle.load(sys.stdin.buffer)
-            except (EOFError, pickle.UnpicklingError):
-                if not stop.is_set():
-                    os._exit(ORPHANED)
-                return
-            if isinstance(message, Stop):
-                stop.set()
-            else:
-                inbox.put(message)
-
-    def songs() -> Iterator[Song]:
-        while not stop.is_set():
-            with contextlib.suppress(queue.Empty):
-                yield inbox.get(timeout=0.1)
-
-    threading.Thread(target=read, name="inbox", daemon=True).start()
-    return songs()
-
-
-def _sender() -> Callable[[object], None]:
-    """Return a function that writes to the parent; what libraries print goes to standard error instead."""
-    pipe = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    lock = threading.Lock()
-
-    def send(message: object) -> None:
-        with lock:
-            try:
-                pickle.dump(message, pipe)
-                pipe.flush()
-            except BrokenPipeError:
-                os._exit(ORPHANED)
-
-    return send
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from metatasnet_fast.catalogue import Failure, Notice, Outcome, Status, WorkerLoad
 from metatasnet_fast.catalogue import pipeline as pipeline_module
-from metatasnet_fast.catalogue.cores import CorePlan, DeviceClock, Stage, available_cores, available_memory
+from metatasnet_fast.catalogue.batcher import DeviceClock
+from metatasnet_fast.catalogue.cores import CorePlan, Stage, available_cores, available_memory
 from metatasnet_fast.catalogue.worker import Worker
 from metatasnet_fast.errors import BackendUnavailableError
 from metatasnet_fast.separation.outputs import StemFiles
@@ -189,7 +190,7 @@ def test_memory_that_songs_took_is_given_back_also_when_they_fail(tmp_path: Path
 
 
 def test_songs_that_need_much_memory_go_one_after_the_other() -> None:
-    room, inside, most = Stage("separate", 99, limit=10), [], []
+    room, inside, most = Stage(99, limit=10), [], []
 
     def enter(size: int) -> None:
         with room.enter(size):

@@ -18,8 +18,7 @@ import pytest
 from metatasnet_fast.catalogue import Outcome, Song, SongStarted, Status, supervised
 from metatasnet_fast.catalogue.destination import Destination
 from metatasnet_fast.catalogue.result import Result
-from metatasnet_fast.catalogue.settings import safe_name
-from metatasnet_fast.catalogue.staging import Claims, sweep
+from metatasnet_fast.catalogue.staging import claim, sweep
 from metatasnet_fast.catalogue.storage import open_storage
 from metatasnet_fast.catalogue.supervised import Order, SupervisedWorker
 from metatasnet_fast.catalogue.survey import verify
@@ -33,10 +32,9 @@ MOST_SECONDS = 120.0
 def another_run(destination: Path, songs: Sequence[Song]) -> Iterator[None]:
     """It has songs in hand, and never ends one."""
     destination.mkdir(exist_ok=True)
-    claims = Claims(open_storage(str(destination)), threading.Event())
     with contextlib.ExitStack() as stack:
         for song in songs:
-            assert stack.enter_context(claims.claim(safe_name(song.id), wait=False))
+            assert stack.enter_context(claim(open_storage(str(destination)), song.id))
         yield
 
 
