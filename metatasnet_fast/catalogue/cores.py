@@ -18,15 +18,37 @@ from pathlib import Path
 
 import torch
 
+from ..separation.recording import Budget
 from .events import StageLoad
 
-__all__ = ["CorePlan", "Place", "Stage", "available_cores", "available_memory"]
+__all__ = ["CorePlan", "Place", "SongBudget", "Stage", "available_cores", "available_memory"]
 
 NICENESS = 5
 """By how much the threads that give way are nicer: a third of the share of the others where they compete."""
 
 ENCODING = 2
 """Songs encoded at once, at least: a song is encoded by one thread, and one song at a time would leave a core of two idle."""
+
+
+class SongBudget(Budget):
+    """One song's part of a budget shared by songs; ``close`` gives back what the song, however it ended, did not."""
+
+    def __init__(self, shared: Budget) -> None:
+        super().__init__(None)
+        self._shared = shared
+        self._taken = 0
+
+    def take(self, size: int) -> bool:
+        fits = self._shared.take(size)
+        self._taken += size if fits else 0
+        return fits
+
+    def give_back(self, size: int) -> None:
+        self._taken -= size
+        self._shared.give_back(size)
+
+    def close(self) -> None:
+        self.give_back(self._taken)
 
 
 @dataclass(eq=False)

@@ -16,11 +16,11 @@ from ..errors import ConfigError
 from .cores import available_cores
 from .destination import Destination, LedgerWriter
 from .events import Event, Listener, Notice, RunEnded, RunStarted, SongEnded, SongsSkipped, Tally
-from .resources import find_identity
 from .settings import Settings, Song
 from .storage import reaching
 from .supervised import ChildProcess, Order, Process, SupervisedWorker
 from .survey import make_plan
+from .worker import find_identity
 
 __all__ = ["WorkerPool", "carry_out", "run_local"]
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -26,14 +25,16 @@ from ..separation.fast_mode import resample, separate_resampled
 from ..separation.outputs import StemFiles
 from ..separation.recording import Recording
 from ..separation.result import Reporter
-from .events import Listener, SongEnded, SongStarted
+from .events import SongEnded, SongStarted
 from .failures import Failure, SongError, classify
-from .resources import Resources
 from .result import Outcome, Result, Status, StemFile, utc_now
 from .settings import Song, song_folder
 from .source import Source
 from .staging import claim
 from .storage import ContestedError, LocalStorage, local_path
+
+if TYPE_CHECKING:
+    from .worker import Worker
 
 __all__ = ["SongPipeline"]
 
@@ -48,18 +49,11 @@ CONTESTED_SECONDS = 120.0
 
 
 class SongPipeline:
-    """Take songs all the way, each in the thread that calls.
+    """Take songs all the way, each in the thread that calls; they share what the worker has."""
 
-    Args:
-        stop: when set, nothing is tried again.
-        listen: gets ``SongStarted`` and ``SongEnded``.
-        number: of the worker, in its events.
-    """
-
-    def __init__(self, resources: Resources, stop: threading.Event, listen: Listener, number: int) -> None:
-        self.resources, self.destination, self.contents = resources, resources.destination, resources.contents
-        self.settings, self.key = resources.settings, resources.identity.key
-        self.stop, self.listen, self.number = stop, listen, number
+    def __init__(self, worker: Worker) -> None:
+        self.worker, self.settings, self.key = worker, worker.settings, worker.identity.key
+        self.destination, self.contents = worker.destination, worker.contents
 
     @torch.no_grad()
     def run(self, song: Song, defer: Callable[[Song], object]) -> Outcome | None:
@@ -77,12 +71,12 @@ class SongPipeline:
                 if not claimed:
                     defer(song)
                     return None
-                self.listen(SongStarted(song.id, song.uri, self.number))
+                self.worker.listen(SongStarted(song.id, song.uri, self.worker.number))
                 outcome = self._try(song)
         except Exception as error:  # of the destination or the claim
             outcome = self._failed(song, error, 1)
         if outcome is not None:
-            self.listen(SongEnded(outcome, self.number))
+            self.worker.listen(SongEnded(outcome, self.worker.number))
         return outcome
 
     def _try(self, song: Song) -> Outcome | None:
@@ -92,7 +86,7 @@ class SongPipeline:
             try:
                 return self._attempt(song, source, attempt)
             except Exception as error:
-                if self.resources.batcher.is_lost(error):
+                if self.worker.batcher.is_lost(error):
                     return None
                 outcome = self._failed(song, error, attempt, source)
             if outcome.failure is not None and not outcome.failure.worth_retrying:
@@ -103,7 +97,7 @@ class SongPipeline:
         """Yield the number of each attempt, with growing pauses between them; the first only if the run is being stopped."""
         yield 1
         for attempt in range(2, max(self.settings.attempts, least) + 1):
-            if self.stop.wait(PAUSE * 4 ** (attempt - 2)):
+            if self.worker.stop.wait(PAUSE * 4 ** (attempt - 2)):
                 return
             yield attempt
 
@@ -126,10 +120,10 @@ class SongPipeline:
         if stamp.size == 0:
             raise SongError(Failure.empty, f"{song.uri} is an empty file.")
         with contextlib.ExitStack() as stack:
-            staged = stack.enter_context(self.resources.staging.folder(song.id))
+            staged = stack.enter_context(self.worker.staging.folder(song.id))
             with contextlib.ExitStack() as fetched:
-                with self.resources.read.enter() as fetching:
-                    path = fetched.enter_context(source.local(self.resources.staging.path))
+                with self.worker.read.enter() as fetching:
+                    path = fetched.enter_context(source.local(self.worker.staging.path))
                     content, size = sha256_file(path), path.stat().st_size
                 if done is not None and done.content == content:
                     return self._skipped(song, done)
@@ -160,27 +154,26 @@ class SongPipeline:
         self, song: Song, input: dict[str, Any], path: Path, staged: Path, attempt: int, fetched: contextlib.ExitStack
     ) -> Result:
         """Separate a song, encode its stems into the staging folder, and say what they are."""
-        resources, settings = self.resources, self.settings
-        engine, device = resources.engine, resources.device
+        worker, settings, device = self.worker, self.settings, self.worker.device
         with contextlib.ExitStack() as stack:
-            with resources.read.enter() as reading, open_audio(path) as stream:
+            with worker.read.enter() as reading, open_audio(path) as stream:
                 recording = self._recording(stream)
                 rate, channels = recording.sample_rate, recording.channels
                 files = StemFiles.plan(
-                    staged, "{stem}", "", resources.recipe, recording, settings.format, settings.subtype
+                    staged, "{stem}", "", worker.recipe, recording, settings.format, settings.subtype
                 )
                 self._refuse_if_full(recording)
-                home, budget = resources.home(recording, attempt)
+                home, budget = worker.home(recording, attempt)
                 stack.callback(budget.close)
-                source = resample(engine, recording, device, home, budget, Reporter(None))
+                source = resample(worker.engine, recording, device, home, budget, Reporter(None))
             fetched.close()  # a copy of the input is not needed any more
-            with resources.separate.enter(resources.working_memory(recording)) as separating:
+            with worker.separate.enter(worker.working_memory(recording)) as separating:
                 unscaled = separate_resampled(
-                    engine, resources.batcher, resources.window, source, device, Reporter(None)
+                    worker.engine, worker.batcher, worker.window, source, device, Reporter(None)
                 )
             warnings, samples = [*stream.warnings, *recording.warnings()], unscaled.mixture.length
-            with resources.write.enter() as writing:
-                warnings += files.write(unscaled, resources.recipe, settings.mixture_consistency, rate, Reporter(None))
+            with worker.write.enter() as writing:
+                warnings += files.write(unscaled, worker.recipe, settings.mixture_consistency, rate, Reporter(None))
                 unscaled.mixture.close()
                 stems = {
                     name: StemFile(
@@ -193,12 +186,12 @@ class SongPipeline:
             id=song.id,
             uri=song.uri,
             input={**input, "codec": stream.codec},
-            identity=resources.identity,
+            identity=worker.identity,
             audio={"duration": samples / rate, "sample_rate": rate, "channels": channels, "samples": samples},
             files=stems,
             gains=unscaled.gains_by_name(),
             seconds={name: round(place.seconds, 4) for name, place in places.items()},
-            made_by={"version": __version__, **resources.made_by},
+            made_by={"version": __version__, **worker.made_by},
             warnings=warnings,
             finished=utc_now(),
         )
@@ -222,17 +215,17 @@ class SongPipeline:
 
     def _refuse_if_taken(self, song: Song, before: Result) -> None:
         """Refuse to replace another song of the same id, as two folders with equal file names have."""
-        if _real_address(before.uri) != _real_address(song.uri):
-            raise SongError(
-                Failure.taken,
-                f"{self.destination.uri} already holds another song under the id {before.id}, from {before.uri}.",
-            )
+        # One text for all ways to write the address of a local file, and for all links that lead to it.
+        paths = {uri: local_path(uri) for uri in (song.uri, before.uri)}
+        if len({uri if path is None else os.path.realpath(path) for uri, path in paths.items()}) > 1:
+            text = f"{self.destination.uri} already holds another song under the id {before.id}, from {before.uri}."
+            raise SongError(Failure.taken, text)
 
     def _refuse_if_full(self, recording: Recording) -> None:
         """Refuse a song before the work if its stems certainly do not fit."""
         storage = self.destination.storage
         if isinstance(storage, LocalStorage) and recording.samples is not None:
-            size = LEAST_BYTES * recording.samples * recording.channels * len(self.resources.recipe)
+            size = LEAST_BYTES * recording.samples * recording.channels * len(self.worker.recipe)
             if shutil.disk_usage(storage.path).free < (16 * size if self.settings.format == "wav" else size):
                 raise SongError(Failure.write, f"{self.destination.uri} has no room left for the stems of a song.")
 
@@ -281,14 +274,8 @@ class SongPipeline:
     def _other(self, song: Song) -> Result | None:
         """Wait for the result of a run that publishes the song now; None if it does not come, as the run was killed."""
         deadline = time.monotonic() + CONTESTED_SECONDS
-        while time.monotonic() < deadline and not self.stop.wait(CONTESTED_SECONDS / 60):
+        while time.monotonic() < deadline and not self.worker.stop.wait(CONTESTED_SECONDS / 60):
             found = self.destination.result(song_folder(song.id))
             if found is not None and found.key == self.key:
                 return found
         return None
-
-
-def _real_address(uri: str) -> str:
-    """Return one text for all ways to write the address of a local file, and for all links that lead to it."""
-    path = local_path(uri)
-    return uri if path is None else os.path.realpath(path)

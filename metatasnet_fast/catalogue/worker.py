@@ -13,29 +13,77 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from multiprocessing.connection import Connection
+from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from ..errors import BackendUnavailableError, MetaTasNetError
-from .batcher import DeviceEngine, song_stream
-from .cores import CorePlan
+from .._io import model_checksum
+from ..backends import Choice
+from ..config import MetaTasNetConfig
+from ..errors import BackendUnavailableError, MetaTasNetError, OutputError
+from ..model import load_checkpoint
+from ..model.engine import Engine
+from ..precision import Precision
+from ..separation import Separator
+from ..separation.batches import automatic_batch_size
+from ..separation.recording import Budget, Recording
+from ..separation.result import parse_stems
+from ..separation.windows import default_shape
+from .batcher import Batcher, DeviceEngine, song_stream
+from .cores import CorePlan, SongBudget, Stage, available_memory
 from .destination import Destination
 from .events import Listener, Notice, WorkerLoad
 from .pipeline import SongPipeline
-from .resources import Resources
 from .result import Outcome
-from .settings import Settings, Song
+from .settings import Identity, Settings, Song
+from .staging import Contents, Staging
 from .supervised import Order, Ready, Stop
 
-__all__ = ["Worker", "main"]
+__all__ = ["Worker", "find_identity", "main"]
 
 DEFERRED_SECONDS = 0.1
 """Pause before songs that another run has in hand are tried again."""
 
 LOAD_SECONDS = 1.0
 """Time between two reports of the load, and looks at whether the device is still there."""
+
+BYTES_PER_SAMPLE = 28
+"""Bytes of a recording on the GPU, per sample and channel: itself, its resampled forms (about twice that), the stems."""
+
+WINDOW_COPIES = 3
+"""Bytes of a window's stems, in float32: as stitched, with what the resampler holds back, and as resampled."""
+
+
+def find_identity(settings: Settings) -> Identity:
+    """Load the model, and return what the outputs of these settings depend on, without taking hold of the device.
+
+    Raises:
+        MetaTasNetError: if the model cannot be loaded, or has no such stems.
+        ConfigError: for an unknown precision.
+    """
+    network = load_checkpoint(settings.model, revision=settings.revision, offline=settings.offline)
+    device = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    automatic = settings.dtype == "auto"
+    precision = Precision.default(torch.device(device)) if automatic else Precision.parse(settings.dtype)
+    return _identity(settings, network.config, model_checksum(network.config, network.state_dict()), precision)
+
+
+def _identity(settings: Settings, config: MetaTasNetConfig, checksum: str, precision: Precision) -> Identity:
+    """Return what decides the outputs; the name that people give the model decides nothing."""
+    window, recipe = default_shape(config), parse_stems(settings.stems, config.instruments)
+    name = Path(settings.model).name if os.path.exists(settings.model) else settings.model
+    values = {
+        "mode": "fast",
+        "window": [window.window, window.context, window.fade],
+        "precision": precision.value,
+        "stems": {output: list(parts) for output, parts in recipe.items()},
+        "format": settings.format,
+        "subtype": settings.subtype,
+        "mixture_consistency": settings.mixture_consistency,
+    }
+    return Identity(name, checksum, values)
 
 
 class Worker:
@@ -46,15 +94,16 @@ class Worker:
     Args:
         settings: all options.
         destination: a folder or fsspec URI.
-        engine: takes the network's place, for tests; it has ``config`` and ``separate(mixes, wanted)``.
-        cores: how the cores are shared, for tests; None: as suits the device.
-        contents: what is done at the destination, see :class:`Contents`.
+        engine: takes the network's place, on the CPU, for tests; it has ``config`` and ``separate(mixes, wanted)``.
         listener: gets ``SongStarted``, ``SongEnded``, ``Notice`` and ``WorkerLoad``, from several threads.
         stop: when set, no further song is begun; those in flight are finished.
         number: of this worker, in its events.
+        cores: how the cores are shared, for tests; None: as suits the device.
+        contents: what is done at the destination, see :class:`Contents`.
 
     Raises:
         MetaTasNetError: if the model cannot be loaded or the device or backend cannot serve.
+        OutputError: if nothing can be written to the destination.
     """
 
     def __init__(
@@ -68,19 +117,53 @@ class Worker:
         cores: CorePlan | None = None,
         contents: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        self.number = number
-        self._listen = listener
-        self._stop = stop or threading.Event()
+        self.settings, self.listen, self.number = settings, listener, number
+        self.destination = Destination(destination) if isinstance(destination, str) else destination
+        self.stop, self.contents = stop or threading.Event(), Contents(contents)
         self._threads_before = torch.get_num_threads()
-        target = Destination(destination) if isinstance(destination, str) else destination
-        self.resources = Resources(settings, target, engine, lambda text: listener(Notice(text)), cores, contents)
-        self._pipeline = SongPipeline(self.resources, self._stop, listener, number)
+        try:
+            self.staging = Staging(self.destination.storage)
+        except OSError as error:
+            raise OutputError(
+                f"Nothing can be written to {self.destination.uri} ({error.strerror or error}): "
+                "choose another destination, or change its permissions."
+            ) from error
+        try:
+            self._load(engine, cores)
+        except BaseException:
+            self.staging.close()
+            raise
         self._began = time.perf_counter()
 
-    @property
-    def capacity(self) -> int:
-        """Return the largest number of songs in flight."""
-        return self.resources.cores.songs
+    def _load(self, engine: DeviceEngine | None, cores: CorePlan | None) -> None:
+        settings = self.settings
+        if engine is None:
+            network = load_checkpoint(settings.model, revision=settings.revision, offline=settings.offline)
+            separator = Separator(network, settings.device, settings.backend, settings.dtype)
+            backend, self.device, precision = separator.backend, separator.device, separator.precision
+            checksum = model_checksum(network.config, separator.network.state_dict())
+            engine = separator.network.engine(Choice.parse(backend, precision.value))
+        else:
+            backend, self.device, precision = type(engine).__name__, torch.device("cpu"), Precision.float32
+            checksum = f"{backend} {engine.config.to_dict()}"
+        self.made_by = {"backend": backend, "device": str(self.device), "precision": precision.value}
+        self.recipe = parse_stems(settings.stems, engine.config.instruments)
+        self.identity = _identity(settings, engine.config, checksum, precision)
+        self.window = default_shape(engine.config)
+        self.cores = cores or CorePlan.choose(self.device, settings.threads, settings.songs_in_flight)
+        size = settings.batch_size or 1
+        if settings.batch_size is None and isinstance(engine, Engine):
+            torch.set_num_threads(self.cores.device_threads)
+            size = automatic_batch_size(engine, self.window.window, self.device)
+        self.engine = cast(Engine, engine)
+        self.batcher = Batcher(engine, size, lambda text: self.listen(Notice(text)), self.device, self.cores)
+        memory = available_memory() // 4 if settings.memory is None else settings.memory
+        self.memory = Budget(memory)
+        free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else 0
+        self._device_memory = free // 4 // self.cores.songs
+        # Songs need memory all at once while their windows are put together.
+        self.separate = Stage(self.cores.songs, free // 8 or memory)
+        self.read, self.write = Stage(self.cores.read), Stage(self.cores.write)
 
     def process(self, songs: Iterable[Song]) -> list[Outcome]:
         """Separate songs as :meth:`run` does, those that another run has in hand last; returns the outcomes in the order of
@@ -88,7 +171,7 @@ class Worker:
         outcomes: list[Outcome] = []
         deferred: list[Song] = []
         self.run(songs, deferred.append, outcomes.append)
-        while deferred and not self._stop.wait(DEFERRED_SECONDS):
+        while deferred and not self.stop.wait(DEFERRED_SECONDS):
             songs, deferred = deferred, []
             self.run(songs, deferred.append, outcomes.append)
         return outcomes
@@ -110,34 +193,34 @@ class Worker:
             BackendUnavailableError: if the device takes no further work from this process; songs in flight have no outcome.
         """
         source, reading = iter(songs), threading.Lock()
-        batcher = self.resources.batcher
+        batcher, pipeline = self.batcher, SongPipeline(self)
         errors: list[BaseException] = []
         leave = threading.Event()
 
         def work() -> None:
             try:
-                self.resources.cores.enter_thread(network=False)
-                with song_stream(self.resources.device):
+                self.cores.enter_thread(network=False)
+                with song_stream(self.device):
                     while True:
                         with reading:
-                            left = leave.is_set() or self._stop.is_set() or batcher.lost is not None
+                            left = leave.is_set() or self.stop.is_set() or batcher.lost is not None
                             song = None if left else next(source, None)
                         if song is None:
                             return
-                        outcome = self._pipeline.run(song, defer)
+                        outcome = pipeline.run(song, defer)
                         if outcome is not None:
                             ended(outcome)
             except BaseException as error:
                 errors.append(error)
                 leave.set()
 
-        threads = [threading.Thread(target=work, name=f"song-{i}", daemon=True) for i in range(self.capacity)]
+        threads = [threading.Thread(target=work, name=f"song-{i}", daemon=True) for i in range(self.cores.songs)]
         for thread in threads:
             thread.start()
         try:
             for thread in threads:
                 while thread.is_alive() and batcher.lost is None:
-                    self._listen(self.load())
+                    self.listen(self.load())
                     thread.join(LOAD_SECONDS)
         finally:
             leave.set()
@@ -148,27 +231,49 @@ class Worker:
         if errors:
             raise errors[0]
         batcher.clock.settle()
-        self._listen(self.load())
+        self.listen(self.load())
 
     def load(self) -> WorkerLoad:
         """Return the worker's present activity."""
-        resources = self.resources
         usage = resource.getrusage(resource.RUSAGE_SELF)
         return WorkerLoad(
             worker=self.number,
             wall_seconds=round(time.perf_counter() - self._began, 3),
-            stages={name: getattr(resources, name).load() for name in ("read", "separate", "write")},
-            device_busy_seconds=round(resources.batcher.clock.busy_seconds, 3),
-            windows_waiting=resources.batcher.windows_waiting,
-            windows_done=resources.batcher.windows_done,
-            batch_size=resources.batcher.batch_size,
+            stages={name: getattr(self, name).load() for name in ("read", "separate", "write")},
+            device_busy_seconds=round(self.batcher.clock.busy_seconds, 3),
+            windows_waiting=self.batcher.windows_waiting,
+            windows_done=self.batcher.windows_done,
+            batch_size=self.batcher.batch_size,
             cpu_seconds=round(usage.ru_utime + usage.ru_stime, 3),
             peak_memory=usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
         )
 
+    def describe(self) -> str:
+        made = self.made_by
+        return (
+            f"{self.identity.model_name}: backend {made['backend']}, device {made['device']}, {made['precision']}; "
+            f"batches of {self.batcher.batch_size} windows; {self.cores.describe()}"
+        )
+
+    def home(self, recording: Recording, attempt: int) -> tuple[torch.device, SongBudget]:
+        """Choose where a song's signals wait and their memory: on the GPU if they fit and no attempt failed before."""
+        on_device = recording.samples is not None and attempt == 1
+        if on_device and BYTES_PER_SAMPLE * (recording.samples or 0) * recording.channels <= self._device_memory:
+            return self.device, SongBudget(Budget(None))
+        return torch.device("cpu"), SongBudget(self.memory)
+
+    def working_memory(self, recording: Recording) -> int:
+        """Return the bytes that a recording needs while its windows are put together."""
+        config = self.engine.config
+        samples = self.window.window * config.W * max(recording.sample_rate, config.output_rate) // config.sampling_rate
+        if recording.samples is not None:
+            samples = min(samples, recording.samples)
+        return WINDOW_COPIES * 4 * len(config.instruments) * recording.channels * samples
+
     def close(self) -> None:
         """End the device thread and remove what was being written."""
-        self.resources.close()
+        self.batcher.close()
+        self.staging.close()
         torch.set_num_threads(self._threads_before)
 
     def __enter__(self) -> Worker:
@@ -224,8 +329,8 @@ def main() -> int:
         send(MetaTasNetError(str(error)))
         return 1
     with worker:
-        send(Ready(worker.capacity, worker.resources.identity.key))
-        send(Notice(worker.resources.describe()))
+        send(Ready(worker.cores.songs, worker.identity.key))
+        send(Notice(worker.describe()))
         worker.run(songs(), send)
     return 0
 

@@ -193,8 +193,8 @@ def _destination(text: str) -> str:
 
 def _dry_run(args: argparse.Namespace, songs: list[Song], settings: Settings) -> int:
     from ..catalogue.destination import Destination
-    from ..catalogue.resources import find_identity
     from ..catalogue.survey import count_missing, make_plan
+    from ..catalogue.worker import find_identity
 
     plan = make_plan(songs, settings, find_identity(settings).key, Destination(args.out))
     missing, hours = count_missing(plan.todo), sum(song.expected_seconds() for song in plan.todo) / 3600

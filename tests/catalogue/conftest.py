@@ -33,10 +33,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def small_windows(monkeypatch: pytest.MonkeyPatch) -> Iterator[WindowShape]:
     """The worker and ``Separator`` both cut songs into many short windows, in this process."""
-    import metatasnet_fast.catalogue.resources as resources
+    import metatasnet_fast.catalogue.worker as worker
     import metatasnet_fast.separation.separator as separator
 
-    for module in (resources, separator):
+    for module in (worker, separator):
         monkeypatch.setattr(module, "default_shape", lambda config: SMALL)
     yield SMALL
 

@@ -186,7 +186,7 @@ def test_memory_that_songs_took_is_given_back_also_when_they_fail(tmp_path: Path
         options = settings(NOWHERE, batch_size=2, memory=200_000, attempts=1)
         with Worker(options, str(tmp_path / status.value), engine=device) as worker:
             assert {outcome.status for outcome in worker.process(songs_of(*songs))} == {status}
-            assert worker.resources.memory.take(options.memory), "all of it is there again"
+            assert worker.memory.take(options.memory), "all of it is there again"
 
 
 def test_songs_that_need_much_memory_go_one_after_the_other() -> None:
@@ -231,11 +231,11 @@ def test_the_network_keeps_its_threads_whatever_the_songs_threads_use(tmp_path: 
 def test_cores_are_shared_as_asked(tmp_path: Path) -> None:
     plan = CorePlan.choose(torch.device("cuda"), 6, None)
     with Worker(settings(NOWHERE), str(tmp_path / "out"), engine=SleepingDevice(), cores=plan) as worker:
-        assert worker.capacity == plan.songs
+        assert worker.cores.songs == plan.songs
         assert {name: stage.capacity for name, stage in worker.load().stages.items()} == {
             "read": plan.read, "separate": plan.songs, "write": plan.write
         }  # fmt: skip
-        assert plan.describe() in worker.resources.describe()
+        assert plan.describe() in worker.describe()
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -209,12 +209,12 @@ def test_runs_at_once_share_the_songs(album: list[Path], tmp_path: Path) -> None
 def test_what_a_dead_run_left_is_swept_and_what_a_live_one_has_is_not(album: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     with Worker(settings(NOWHERE), str(out), engine=SleepingDevice()) as live:
-        dead = live.resources.staging.path.with_name(live.resources.staging.path.name[:-8] + "deadbeef")
+        dead = live.staging.path.with_name(live.staging.path.name[:-8] + "deadbeef")
         dead.mkdir()
         (dead / "lock").touch()
         (dead / "stem.part").write_bytes(b"x")
         run(out, songs_of(album[0]))
-        assert not dead.exists() and live.resources.staging.path.exists()
+        assert not dead.exists() and live.staging.path.exists()
 
 
 def test_a_worker_that_ends_without_a_word_is_waited_for_and_swept(tmp_path: Path) -> None:
