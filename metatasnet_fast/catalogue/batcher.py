@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..separation.batches import BatchRunner, is_out_of_memory
 from .cores import CorePlan, Stage
+from .events import StageLoad
 
 __all__ = ["Batcher", "DeviceClock", "DeviceEngine", "song_stream"]
 
@@ -158,9 +159,8 @@ class Batcher(BatchRunner):
         self._thread = threading.Thread(target=self._work, name="device", daemon=True)
         self._thread.start()
 
-    @property
-    def windows_waiting(self) -> int:
-        return len(self._waiting)
+    def load(self) -> StageLoad:
+        return StageLoad(1, len(self._waiting), round(self.clock.busy_seconds, 3))
 
     def run(self, engine: object, windows: Iterable[Sequence[Tensor]]) -> Iterator[Tensor]:
         """Yield the last stage's estimate of each window of a song, (4, samples), in order. Call it in the song's thread.

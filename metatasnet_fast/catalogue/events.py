@@ -89,7 +89,7 @@ class StageLoad:
     """A stage of a worker: ``capacity`` songs can be in it at once, ``waiting`` wait for a place.
 
     ``seconds`` adds up the time that songs spent in it; divided by capacity and wall-clock time it is the share in which the
-    stage was busy.
+    stage was busy. In the device are batches, and windows wait.
     """
 
     capacity: int
@@ -99,14 +99,12 @@ class StageLoad:
 
 @dataclass(frozen=True)
 class WorkerLoad(Event):
-    """The activity of a worker, about once a second. Stages: ``read``, ``separate``, ``write``; the device is apart."""
+    """The activity of a worker, about once a second."""
 
     worker: int
     wall_seconds: float
     stages: dict[str, StageLoad]
-    device_busy_seconds: float
-    windows_waiting: int
-    """For the device."""
+    """``read``, ``separate``, ``write``; ``device``."""
     windows_done: int
     batch_size: int
     cpu_seconds: float
@@ -225,12 +223,11 @@ class Tally:
             wall = time.perf_counter() - self._began
             now = [loads[-1] for loads in self._loads.values()]
             loads = [load for loads in self._loads.values() for load in loads]
-            stages = sorted({name for load in now for name in load.stages})
+            stages = list(now[0].stages) if now else []
             seconds = {name: sum(load.stages[name].seconds for load in loads) for name in stages}
             places = {name: sum(load.stages[name].capacity * load.wall_seconds for load in loads) for name in stages}
-            waiting = [sum(load.stages[name].waiting for load in now) for name in ("read", "write")]
-            device = sum(load.device_busy_seconds for load in loads)
-            worker_wall = sum(load.wall_seconds for load in loads)
+            shares = {name: min(1.0, seconds[name] / places[name]) if places[name] else 0.0 for name in stages}
+            queued = ("read", "device", "write")
             return Progress(
                 songs=self.songs,
                 done=self._counts[Status.done],
@@ -239,10 +236,10 @@ class Tally:
                 in_flight=len(self._in_flight),
                 audio_seconds=self._audio,
                 wall_seconds=wall,
-                device_busy_share=min(1.0, device / worker_wall) if worker_wall else 0.0,
-                queues={"read": waiting[0], "device": sum(load.windows_waiting for load in now), "write": waiting[1]},
-                stage_seconds={**seconds, "device": device},
-                stage_busy_share={name: min(1.0, seconds[name] / n) if n else 0.0 for name, n in places.items()},
+                device_busy_share=shares.get("device", 0.0),
+                queues={name: sum(load.stages[name].waiting for load in now) for name in queued},
+                stage_seconds=seconds,
+                stage_busy_share=shares,
                 eta_seconds=self._eta(wall),
                 cpu_seconds=sum(load.cpu_seconds for load in loads),
                 peak_memory=sum(max(load.peak_memory for load in each) for each in self._loads.values()),

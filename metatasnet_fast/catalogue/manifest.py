@@ -18,7 +18,6 @@ from __future__ import annotations
 import csv
 import functools
 import glob
-import hashlib
 import io
 import itertools
 import json
@@ -31,7 +30,7 @@ from typing import Any, NoReturn, TypeAlias
 from .._extras import require
 from ..audio.folders import AUDIO_SUFFIXES, find_audio, is_audio_name, lies_in
 from ..errors import ConfigError
-from .settings import Song, derived_id, safe_name
+from .settings import Song, derived_id, digest, safe_name
 from .source import Stamp, stamp_of
 from .storage import local_path, open_filesystem, reaching
 
@@ -88,7 +87,7 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 
 def _part(id: str, count: int) -> int:
-    return int(hashlib.sha256(b"shard " + id.encode("utf-8", "surrogateescape")).hexdigest()[:15], 16) % count
+    return int(digest(f"shard {id}")[:15], 16) % count
 
 
 def _song(row: Row, manifest: str, number: int) -> Song:

@@ -172,12 +172,11 @@ def facts(
             chosen[zlib.crc32(row.id.encode()), row.id] = row
             if len(chosen) > samples:
                 del chosen[max(chosen)]
-    shares = {**progress.stage_busy_share, "device": progress.device_busy_share}
     return {
         "format_version": FORMAT_VERSION,
         **ended.to_json(),
         "songs_per_hour": 3600 * progress.done / progress.wall_seconds if progress.wall_seconds > 0 else 0.0,
-        "bottleneck": bottleneck(shares),
+        "bottleneck": bottleneck(progress.stage_busy_share),
         "price_per_hour": price_per_hour,
         "failures": failures,
         "warnings": warnings,

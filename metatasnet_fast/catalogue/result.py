@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import datetime
 import enum
-import hashlib
 import json
 import re
 import sys
@@ -33,7 +32,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 from .failures import Failure
-from .settings import Identity, song_folder
+from .settings import Identity, digest, song_folder
 
 __all__ = ["Listed", "Outcome", "Result", "Status", "StemFile", "is_result", "utc_now"]
 
@@ -82,7 +81,7 @@ class Listed(NamedTuple):
 
     def proves(self, key: str, stamp: str) -> bool:
         """Return whether the song is done for a key and for the content that an input with this stamp has."""
-        return self.is_done(key) and self.stamp == _checksum(stamp)
+        return self.is_done(key) and self.stamp == digest(stamp)[:SHORT]
 
 
 def is_result(name: str) -> bool:
@@ -90,12 +89,8 @@ def is_result(name: str) -> bool:
     return NAME.fullmatch(name) is not None
 
 
-def _checksum(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:SHORT]
-
-
 def _files_checksum(stems: Mapping[str, int], result: int) -> str:
-    return _checksum(f"{result} " + " ".join(f"{name}:{size}" for name, size in sorted(stems.items())))
+    return digest(f"{result} " + " ".join(f"{name}:{size}" for name, size in sorted(stems.items())))[:SHORT]
 
 
 @dataclass(frozen=True)
@@ -139,7 +134,7 @@ class Result:
         """Return the name of the result's file."""
         files = _files_checksum({file.path: file.bytes for file in self.files.values()}, len(self.to_json()))
         milliseconds = round(1000 * float(self.audio["duration"]))
-        parts = (self.key[:LONG], self.content[:LONG], _checksum(self.input["stamp"]), files, milliseconds)
+        parts = (self.key[:LONG], self.content[:LONG], digest(self.input["stamp"])[:SHORT], files, milliseconds)
         return f"result-{'-'.join(map(str, parts))}.json"
 
     def outcome(self, status: Status, attempts: int = 1) -> Outcome:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import ConfigError
 
-__all__ = ["Identity", "Settings", "Song", "derived_id", "safe_name", "song_folder"]
+__all__ = ["Identity", "Settings", "Song", "derived_id", "digest", "safe_name", "song_folder"]
 
 SAFE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,119}")
 RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
@@ -46,6 +46,11 @@ class Song:
         return self.size / BYTES_PER_SECOND.get(suffix, LOSSY_BYTES_PER_SECOND)
 
 
+def digest(text: str) -> str:
+    """Return the hexadecimal SHA-256 of a text, also of a name of a file that is no text."""
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+
 def safe_name(text: str) -> str:
     """Return a name for a file or folder on every system: the text itself if possible, else its safe part and a checksum.
 
@@ -53,13 +58,13 @@ def safe_name(text: str) -> str:
     """
     if SAFE.fullmatch(text) and not RESERVED.fullmatch(text) and not text.endswith("."):
         return text
-    return f"{_slug(text)}~{hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:10]}"
+    return f"{_slug(text)}~{digest(text)[:10]}"
 
 
 def song_folder(id: str) -> str:
     """Return the folder of a song's outputs, relative to the destination; 65,536 folders share the songs."""
-    digest = hashlib.sha256(id.encode("utf-8", "surrogateescape")).hexdigest()
-    return f"songs/{digest[:2]}/{digest[2:4]}/{safe_name(id)}"
+    place = digest(id)
+    return f"songs/{place[:2]}/{place[2:4]}/{safe_name(id)}"
 
 
 def derived_id(uri: str) -> str:
@@ -69,7 +74,7 @@ def derived_id(uri: str) -> str:
     """
     name = re.split(r"[/\\]", uri.rstrip("/\\"))[-1]
     stem = name.rsplit(".", 1)[0] or name
-    return f"{_slug(stem)}-{hashlib.sha256(uri.encode('utf-8', 'surrogateescape')).hexdigest()[:10]}"
+    return f"{_slug(stem)}-{digest(uri)[:10]}"
 
 
 def _slug(text: str) -> str:
@@ -150,5 +155,5 @@ class Identity:
     @property
     def key(self) -> str:
         """Return 32 hexadecimal digits, different for different models and settings."""
-        settings = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
-        return hashlib.sha256(f"{self.model_sha256} {settings}".encode()).hexdigest()[:32]
+        settings = digest(json.dumps(self.settings, sort_keys=True))
+        return digest(f"{self.model_sha256} {settings}")[:32]

@@ -66,11 +66,7 @@ class LocalStorage:
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Return the bytes of every file directly in a folder; empty if there is none."""
-        try:
-            with os.scandir(self.path / folder) as entries:
-                return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
-        except MISSING:
-            return {}
+        return next((sizes for found, sizes in self.listing(folder) if found == folder), {})
 
     def listing(self, folder: str) -> Iterator[tuple[str, dict[str, int]]]:
         """Yield every folder below one that holds files, and the bytes of each file in it; in the order of their names."""

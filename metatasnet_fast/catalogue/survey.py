@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,7 @@ from .._io import sha256_file
 from .destination import SONGS, Destination
 from .failures import Failure, SongError
 from .result import Listed, Outcome, Result, Status, utc_now
-from .settings import Settings, Song, song_folder
+from .settings import Settings, Song, digest, song_folder
 from .source import Source, Stamp
 from .staging import MOST_CONTENTS
 from .storage import client_errors, local_path, reaching
@@ -189,7 +188,7 @@ def verify(
 
     def chosen() -> Iterator[tuple[str, dict[str, int]]]:
         for folder, sizes in destination.storage.listing(SONGS):
-            number = int.from_bytes(hashlib.sha256(b"verify " + folder.encode()).digest()[:8], "big")
+            number = int(digest(f"verify {folder}")[:16], 16)
             if number % count == index - 1 and number // count / 2**64 * count < sample:
                 yield folder, sizes
 

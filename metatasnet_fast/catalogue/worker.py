@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import faulthandler
 import os
 import queue
@@ -11,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import MappingProxyType
@@ -164,6 +163,12 @@ class Worker:
         # Songs need memory all at once while their windows are put together.
         self.separate = Stage(self.cores.songs, free // 8 or memory)
         self.read, self.write = Stage(self.cores.read), Stage(self.cores.write)
+        self.stages: dict[str, Stage | Batcher] = {
+            "read": self.read,
+            "separate": self.separate,
+            "write": self.write,
+            "device": self.batcher,
+        }
 
     def process(self, songs: Iterable[Song]) -> list[Outcome]:
         """Separate songs as :meth:`run` does, those that another run has in hand last; returns the outcomes in the order of
@@ -239,9 +244,7 @@ class Worker:
         return WorkerLoad(
             worker=self.number,
             wall_seconds=round(time.perf_counter() - self._began, 3),
-            stages={name: getattr(self, name).load() for name in ("read", "separate", "write")},
-            device_busy_seconds=round(self.batcher.clock.busy_seconds, 3),
-            windows_waiting=self.batcher.windows_waiting,
+            stages={name: stage.load() for name, stage in self.stages.items()},
             windows_done=self.batcher.windows_done,
             batch_size=self.batcher.batch_size,
             cpu_seconds=round(usage.ru_utime + usage.ru_stime, 3),
@@ -294,7 +297,7 @@ def main() -> int:
     """
     faulthandler.enable()
     pipe, sending, stop = Connection(int(sys.argv[-1])), threading.Lock(), threading.Event()
-    inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    songs: queue.SimpleQueue[Song | None] = queue.SimpleQueue()
 
     def send(message: object) -> None:
         try:
@@ -303,23 +306,25 @@ def main() -> int:
         except OSError:
             os._exit(1)
 
-    def read() -> None:
+    def receive() -> Any:
         try:
-            while not isinstance(message := pipe.recv(), Stop):
-                inbox.put(message)
+            return pipe.recv()
         except (EOFError, OSError):
             os._exit(1)
+
+    def begin_no_more(*signalled: object) -> None:
         stop.set()
+        songs.put(None)
 
-    def songs() -> Iterator[Song]:
-        while not stop.is_set():
-            with contextlib.suppress(queue.Empty):
-                yield inbox.get(timeout=0.1)
+    def read() -> None:
+        while not isinstance(message := receive(), Stop):
+            songs.put(message)
+        begin_no_more()
 
+    order: Order = receive()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which says what to do
-    signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
-    threading.Thread(target=read, name="inbox", daemon=True).start()  # notices the parent's end from now on
-    order: Order = inbox.get()
+    signal.signal(signal.SIGTERM, begin_no_more)
+    threading.Thread(target=read, daemon=True).start()  # notices the parent's end also while the model is loaded
     try:
         destination = Destination(order.destination, token=order.token)
         worker = Worker(
@@ -331,7 +336,7 @@ def main() -> int:
     with worker:
         send(Ready(worker.cores.songs, worker.identity.key))
         send(Notice(worker.describe()))
-        worker.run(songs(), send)
+        worker.run(iter(songs.get, None), send)
     return 0
 
 

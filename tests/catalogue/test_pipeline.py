@@ -133,7 +133,7 @@ def test_only_so_many_songs_are_open_and_read_ahead(tmp_path: Path) -> None:
         thread = threading.Thread(target=lambda: outcomes.extend(worker.process(offered())))
         thread.start()
         time.sleep(0.5)
-        held, windows = len(taken), worker.load().windows_waiting
+        held, windows = len(taken), worker.load().stages["device"].waiting
         device.gate.set()
         thread.join()
     assert held == 3
@@ -233,7 +233,7 @@ def test_cores_are_shared_as_asked(tmp_path: Path) -> None:
     with Worker(settings(NOWHERE), str(tmp_path / "out"), engine=SleepingDevice(), cores=plan) as worker:
         assert worker.cores.songs == plan.songs
         assert {name: stage.capacity for name, stage in worker.load().stages.items()} == {
-            "read": plan.read, "separate": plan.songs, "write": plan.write
+            "read": plan.read, "separate": plan.songs, "write": plan.write, "device": 1
         }  # fmt: skip
         assert plan.describe() in worker.describe()
 

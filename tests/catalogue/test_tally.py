@@ -24,7 +24,7 @@ def ended(id: str, status: Status = Status.done, seconds: float = 10.0, worker: 
 
 def load(worker: int, wall: float, busy: float, peak: int = 1) -> WorkerLoad:
     stages = {name: StageLoad(2, 3, wall) for name in ("read", "separate", "write")}
-    return WorkerLoad(worker, wall, stages, busy, 6, 8, 2, wall / 2, peak)
+    return WorkerLoad(worker, wall, {**stages, "device": StageLoad(1, 6, busy)}, 8, 2, wall / 2, peak)
 
 
 def test_songs_are_counted_by_what_became_of_them(clock: list[float]) -> None:
