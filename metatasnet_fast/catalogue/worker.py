@@ -27,6 +27,7 @@ from ..model.engine import Engine
 from ..precision import Precision
 from ..separation import Separator
 from ..separation.batches import automatic_batch_size
+from ..separation.devices import choose_home
 from ..separation.recording import Budget, Recording
 from ..separation.result import parse_stems
 from ..separation.windows import default_shape
@@ -47,9 +48,6 @@ DEFERRED_SECONDS = 0.1
 
 LOAD_SECONDS = 1.0
 """Time between two reports of the load, and looks at whether the device is still there."""
-
-BYTES_PER_SAMPLE = 28
-"""Bytes of a recording on the GPU, per sample and channel: itself, its resampled forms (about twice that), the stems."""
 
 WINDOW_COPIES = 3
 """Bytes of a window's stems, in float32: as stitched, with what the resampler holds back, and as resampled."""
@@ -260,10 +258,8 @@ class Worker:
 
     def home(self, recording: Recording, attempt: int) -> tuple[torch.device, SongBudget]:
         """Choose where a song's signals wait and their memory: on the GPU if they fit and no attempt failed before."""
-        on_device = recording.samples is not None and attempt == 1
-        if on_device and BYTES_PER_SAMPLE * (recording.samples or 0) * recording.channels <= self._device_memory:
-            return self.device, SongBudget(Budget(None))
-        return torch.device("cpu"), SongBudget(self.memory)
+        home = choose_home(self.device if attempt == 1 else torch.device("cpu"), recording, self._device_memory)
+        return home, SongBudget(self.memory if home.type == "cpu" else Budget(None))
 
     def working_memory(self, recording: Recording) -> int:
         """Return the bytes that a recording needs while its windows are put together."""

@@ -50,14 +50,18 @@ def choose_device(wanted: str | torch.device, network: NetworkMethods) -> torch.
     return device
 
 
-def choose_home(device: torch.device, recording: Recording) -> torch.device:
-    """Return ``device`` if it is a GPU and the recording's signals take at most a quarter of its free memory, else the CPU."""
+def choose_home(device: torch.device, recording: Recording, room: float | None = None) -> torch.device:
+    """Return ``device`` if it is a GPU and the recording's signals take less than ``room`` bytes, else the CPU.
+
+    Args:
+        room: None for a quarter of the device's free memory.
+    """
     if device.type != "cuda" or recording.samples is None:
         return torch.device("cpu")
-    free, _ = torch.cuda.mem_get_info(device)
     # The recording, its resampled forms (together about twice its size), and four stems.
     size = 7 * 4 * recording.samples * recording.channels
-    return device if size < free / 4 else torch.device("cpu")
+    most = torch.cuda.mem_get_info(device)[0] / 4 if room is None else room
+    return device if size < most else torch.device("cpu")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
