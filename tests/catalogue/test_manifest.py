@@ -8,13 +8,16 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from metatasnet_fast.catalogue.destination import song_folder
 from metatasnet_fast.catalogue.manifest import parse_shard, read_manifest
 from metatasnet_fast.catalogue.settings import SAFE, Song, derived_id, safe_name
 from metatasnet_fast.errors import ConfigError
+
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""A busy machine is no failure."""
 
 
 @pytest.fixture
@@ -243,6 +246,7 @@ def test_a_manifest_that_is_not_there_says_so(tmp_path: Path, missing: str) -> N
         read_manifest(str(tmp_path / missing))
 
 
+@unhurried
 @given(st.integers(1, 7), st.lists(st.text(min_size=1, max_size=6), unique_by=lambda id: safe_name(id).casefold()))
 def test_shards_share_the_songs_among_them(count: int, ids: list[str]) -> None:
     import tempfile
@@ -262,6 +266,7 @@ def test_a_shard_that_is_none_is_refused(text: str) -> None:
         parse_shard(text)
 
 
+@unhurried
 @given(st.text(max_size=300))
 def test_every_id_names_a_folder(id: str) -> None:
     name = safe_name(id)
@@ -270,6 +275,7 @@ def test_every_id_names_a_folder(id: str) -> None:
     assert SAFE.fullmatch(derived_id(id))
 
 
+@unhurried
 @given(st.text(max_size=20), st.text(max_size=20))
 def test_different_ids_have_different_names(one: str, other: str) -> None:
     assert (safe_name(one) == safe_name(other)) == (one == other)

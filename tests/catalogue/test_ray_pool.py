@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from metatasnet_fast.catalogue.ray_engine import Node, Pool, plan_pool
@@ -51,6 +51,7 @@ def test_what_would_wait_for_ever_is_refused_with_what_to_do(
 counts = st.integers(0, 9)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(st.builds(Node, st.integers(0, 70), counts), max_size=6),
     st.sampled_from(["auto", "cpu", "cuda"]),
