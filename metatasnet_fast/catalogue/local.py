@@ -102,7 +102,7 @@ def carry_out(
     ledger, lock = LedgerWriter(target, run), threading.RLock()
 
     def log(event: Event) -> None:
-        """Count an event, write it down and pass it on, whatever thread it comes from; stop the run if it is in vain."""
+        """Count an event of any thread, write it down and pass it on; stop the run if one failure comes again and again."""
         with lock:
             tally(event)
             if isinstance(event, SongEnded):

@@ -131,10 +131,8 @@ class ChildProcess:
             self._pipe.send(message)
 
     def receive(self, seconds: float) -> object:
-        try:
+        with contextlib.suppress(EOFError, OSError):  # the process's end may cut off a message
             return self._pipe.recv() if self._pipe.poll(seconds) else None
-        except (EOFError, OSError):  # the process's end may cut off a message
-            pass
         code = self._process.wait()
         self._reader.join()
         if code < 0:
