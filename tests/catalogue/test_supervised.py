@@ -108,6 +108,17 @@ def test_songs_in_flight_are_given_up_when_the_grace_is_over(
     assert not Path(f"/proc/{pid}").exists()
 
 
+def test_what_a_codec_prints_goes_to_the_log(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    noisy = POISONED.replace("os.kill(os.getpid(), signal.{signal})", "print('odd frame', flush=True)")
+    monkeypatch.setattr(supervised, "COMMAND", [sys.executable, "-c", noisy])
+    songs = songs_of(write_song(tmp_path / "poison.wav", 0.2))
+    with caplog.at_level("DEBUG"), SupervisedWorker(Order(settings(model), str(tmp_path / "out"))) as worker:
+        assert [outcome.status for outcome in worker.process(songs)] == [Status.done]
+    assert any(record.getMessage().endswith(": odd frame") for record in caplog.records)
+
+
 def test_a_model_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MetaTasNetError, match="nowhere"):
         SupervisedWorker(Order(settings(tmp_path / "nowhere"), str(tmp_path / "out")))
