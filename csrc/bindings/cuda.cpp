@@ -70,6 +70,7 @@ class BoundStage {
   }
 
   const device::Stage& stage() const { return *stage_; }
+  std::string separate_launches(std::int64_t frames) const { return stage_->separate_launches(index_, frames); }
 
   void encode(py::handle signal_, py::handle latent_, py::handle workspace_, std::uintptr_t stream) const {
     const Tensor signal = read(signal_, "signal"), latent = read(latent_, "latent");
@@ -166,6 +167,8 @@ void bind_stage(py::module_& module, const char* name, const char* doc, device::
            "precision: float32, tf32 or bfloat16. weights: contiguous tensors by name, which the caller keeps. products: "
            "mma, or wgmma for those of frames in bfloat16 on compute capability 9.0.")
       .def_property_readonly("latent_ld", [](const Bound& b) { return b.stage().latent_ld(); })
+      .def("separate_launches", &Bound::separate_launches, py::arg("frames"),
+           "Why the blocks of the masking network are separate launches for so many frames; empty: one launch serves.")
       .def("encode_bytes", [](const Bound& b, std::int64_t n, std::int64_t t) { return b.stage().encode_bytes(n, t); })
       .def("mask_bytes",
            [](const Bound& b, std::int64_t n, std::int64_t t, bool own) { return b.stage().mask_bytes(n, t, own); })
@@ -216,6 +219,8 @@ void bind_cuda(py::module_& module) {
   module.def("set_emulated_order", &emulated::set_order, py::arg("order"),
              "The order in which emulated threads and blocks run: 0 ascending, 1 descending, others shuffle, and odd ones "
              "let warps drift apart.");
+  module.def("set_emulated_multiprocessors", &emulated::set_multiprocessors, py::arg("count"),
+             "How many multiprocessors the emulated device has; 132 to begin with.");
   module.def(
       "multiply_emulated_split",
       [](py::handle data_, py::handle weights_, py::handle out_) {

@@ -55,6 +55,17 @@ class Block {
   METATASNET_DEVICE T load_written(const T* from) const {
     return __ldcg(from);
   }
+  METATASNET_DEVICE Words load_written(const Words* from) const {
+    const uint4 words = __ldcg(reinterpret_cast<const uint4*>(from));
+    return {{words.x, words.y, words.z, words.w}};
+  }
+  // Waits until `count` is at least `least`: other blocks must be running that increment it.
+  METATASNET_DEVICE void await(const int* count, int least) const {
+    int now;
+    do {
+      asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(now) : "l"(count) : "memory");
+    } while (now < least);
+  }
 
   METATASNET_DEVICE float shuffle(float value, int lane) const { return __shfl_sync(~0u, value, lane); }
   METATASNET_DEVICE float shuffle_xor(float value, int mask) const { return __shfl_xor_sync(~0u, value, mask); }
@@ -78,6 +89,14 @@ class Block {
   // matrix `l / 8` (layout: mma_layout.h).
   METATASNET_DEVICE void load_matrices(std::uint32_t (&registers)[4], int row) const {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])
+                 : "r"(shared_address() + row)
+                 : "memory");
+  }
+
+  // The same, each matrix of 8 x 8 bfloat16 transposed: a lane has two neighbouring rows of one column.
+  METATASNET_DEVICE void load_transposed(std::uint32_t (&registers)[4], int row) const {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])
                  : "r"(shared_address() + row)
                  : "memory");
@@ -161,13 +180,27 @@ class Block {
         : "memory");
   }
 
-  // wgmma, by four warps together: d += a b^T, of 64 x 16 and 160 x 16 bfloat16 that begin `a` and `b` bytes after
-  // shared(), in the background. A warp's part of d is 16 rows as fragments of mma. Before the first product, and where
+  // Makes what this thread stored in shared memory known to wgmma, after the next barrier.
+  METATASNET_DEVICE void publish_operands() const { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+  // wgmma, by four warps together: d += a b^T, of 64 x 16 and 160 x 16, or 80 x 16, bfloat16 that begin `a` and `b` bytes
+  // after shared(), in the background. A warp's part of d is 16 rows as fragments of mma. Before the first product, and where
   // values of d were touched, begin_products(); products of one commit are complete when wait_products() says so, and until
   // then neither d nor a and b may be touched.
   METATASNET_DEVICE void begin_products() const { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-  METATASNET_DEVICE void multiply(float (&d)[20][4], int a, int b) const {
 #define METATASNET_FOUR(j) "+f"(d[j][0]), "+f"(d[j][1]), "+f"(d[j][2]), "+f"(d[j][3])
+  METATASNET_DEVICE void multiply(float (&d)[10][4], int a, int b) const {
+    asm volatile(
+        "{\n\t.reg .pred add;\n\tsetp.ne.b32 add, 1, 0;\n\t"
+        "wgmma.mma_async.sync.aligned.m64n80k16.f32.bf16.bf16 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, "
+        "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39}, "
+        "%40, %41, add, 1, 1, 0, 0;\n\t}"
+        : METATASNET_FOUR(0), METATASNET_FOUR(1), METATASNET_FOUR(2), METATASNET_FOUR(3), METATASNET_FOUR(4),
+          METATASNET_FOUR(5), METATASNET_FOUR(6), METATASNET_FOUR(7), METATASNET_FOUR(8), METATASNET_FOUR(9)
+        : "l"(matrix_descriptor(shared_address() + a)), "l"(matrix_descriptor(shared_address() + b)));
+  }
+  METATASNET_DEVICE void multiply(float (&d)[20][4], int a, int b) const {
     asm volatile(
         "{\n\t.reg .pred add;\n\tsetp.ne.b32 add, 1, 0;\n\t"
         "wgmma.mma_async.sync.aligned.m64n160k16.f32.bf16.bf16 "
@@ -181,8 +214,8 @@ class Block {
           METATASNET_FOUR(10), METATASNET_FOUR(11), METATASNET_FOUR(12), METATASNET_FOUR(13), METATASNET_FOUR(14),
           METATASNET_FOUR(15), METATASNET_FOUR(16), METATASNET_FOUR(17), METATASNET_FOUR(18), METATASNET_FOUR(19)
         : "l"(matrix_descriptor(shared_address() + a)), "l"(matrix_descriptor(shared_address() + b)));
-#undef METATASNET_FOUR
   }
+#undef METATASNET_FOUR
   METATASNET_DEVICE void commit_products() const { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
   // Waits until at most `pending` commits are unfinished.
   template <int pending>
@@ -190,9 +223,10 @@ class Block {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
   }
   // Keeps the compiler from moving accesses to d across this place.
-  METATASNET_DEVICE void pin(float (&d)[20][4]) const {
+  template <int fragments>
+  METATASNET_DEVICE void pin(float (&d)[fragments][4]) const {
 #pragma unroll
-    for (int j = 0; j < 20; ++j) {
+    for (int j = 0; j < fragments; ++j) {
 #pragma unroll
       for (int r = 0; r < 4; ++r) asm volatile("" : "+f"(d[j][r])::"memory");
     }

@@ -87,6 +87,15 @@ METATASNET_DEVICE float round_tf32(float value) {
 #endif
 }
 
+// 1 / sqrt(value), within two units of the last place.
+METATASNET_DEVICE float reciprocal_root(float value) {
+#if defined(__CUDACC__)
+  return rsqrtf(value);
+#else
+  return 1.0f / std::sqrt(value);
+#endif
+}
+
 METATASNET_DEVICE float prelu(float value, float slope) { return value > 0.0f ? value : slope * value; }
 
 // How activations are stored: float32, or bfloat16 if the arithmetic is bfloat16.
@@ -172,6 +181,14 @@ METATASNET_DEVICE Words load_words(const void* from) {
   Words words;
   std::memcpy(&words, from, sizeof words);
   return words;
+#endif
+}
+
+METATASNET_DEVICE void store_word(void* to, std::uint32_t word) {
+#if defined(__CUDACC__)
+  *static_cast<std::uint32_t*>(to) = word;
+#else
+  std::memcpy(to, &word, sizeof word);
 #endif
 }
 

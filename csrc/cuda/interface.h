@@ -77,6 +77,9 @@ class Stage {
   virtual bool stores_bfloat16() const = 0;
   virtual int latent_ld() const = 0;  // channels of a latent's storage: N rounded up
 
+  // Why the blocks of a masking network are separate launches for so many frames; empty: one persistent launch serves.
+  virtual std::string separate_launches(int device, std::int64_t frames) const = 0;
+
   // Bytes of the workspace that a call needs.
   virtual std::int64_t encode_bytes(std::int64_t n, std::int64_t samples) const = 0;
   virtual std::int64_t mask_bytes(std::int64_t n, std::int64_t frames, bool own_inputs) const = 0;
@@ -111,6 +114,8 @@ device::MakeStage make_stage;
 void check(const device::Sizes& sizes);
 std::size_t shared_bytes(const device::Sizes& sizes);
 void set_order(unsigned order);  // emulator/block.h
+void set_multiprocessors(int count);  // that the emulated device has; 132 to begin with
+int multiprocessors();
 // out (frames, padded outputs) = data (frames, channels) times weights (outputs, channels) as the spectrogram's products are
 // computed; channels are a multiple of 32.
 void multiply_split(std::int64_t frames, int channels, int outputs, const float* data, const float* weights, float* out);

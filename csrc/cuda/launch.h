@@ -28,6 +28,14 @@ constexpr int cluster_of = 1;
 template <class Kernel>
 constexpr int cluster_of<Kernel, std::void_t<decltype(Kernel::cluster)>> = Kernel::cluster;
 
+// Blocks wait for each other, so all of a grid must run at the same time (blocks_at_once).
+template <class Kernel, class = void>
+constexpr bool runs_together = false;
+template <class Kernel>
+constexpr bool runs_together<Kernel, std::void_t<decltype(Kernel::together)>> = Kernel::together;
+
+constexpr int kMultiprocessors = 132;  // an H100 has so many
+
 // Matrices (count, rows, channels) in bfloat16. TMA copies `box` rows of 64 channels at once.
 struct Matrices {
   const void* data;
@@ -111,6 +119,33 @@ __global__ void __launch_bounds__(Kernel::threads, Kernel::blocks) kernel(const 
   Kernel::run(block, args);
 }
 
+// Lets a kernel ask for as much shared memory as a block may have.
+template <class Kernel>
+void allow(const Stream& stream, std::size_t shared_bytes) {
+  constexpr std::size_t kWithoutAsking = 48 * 1024;
+  static std::atomic<std::uint64_t> allowed{0};  // devices, by bit
+  const std::uint64_t bit = std::uint64_t{1} << (stream.device() % 64);
+  if (shared_bytes <= kWithoutAsking || (allowed & bit)) return;
+  int most = 0;
+  check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, stream.device()),
+        "asking for the shared memory of a block");
+  check(cudaFuncSetAttribute(kernel<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize, most),
+        "asking for more shared memory");
+  allowed |= bit;
+}
+
+// The blocks of a kernel that the device runs at the same time if nothing else runs.
+template <class Kernel>
+int blocks_at_once(const Stream& stream, std::size_t shared_bytes) {
+  allow<Kernel>(stream, shared_bytes);
+  int each = 0, multiprocessors = 0;
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel<Kernel>, Kernel::threads, shared_bytes),
+        "asking how many blocks fit on a multiprocessor");
+  check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, stream.device()),
+        "asking for the number of multiprocessors");
+  return each * multiprocessors;
+}
+
 template <class Kernel>
 void launch(const Stream& stream, Grid grid, std::size_t shared_bytes, const typename Kernel::Args& args) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
@@ -118,27 +153,22 @@ void launch(const Stream& stream, Grid grid, std::size_t shared_bytes, const typ
     throw std::invalid_argument("A launch of " + std::to_string(grid.x) + " x " + std::to_string(grid.y) + " x " +
                                 std::to_string(grid.z) + " blocks is too large: pass fewer items or frames at once.");
   }
-  constexpr std::size_t kWithoutAsking = 48 * 1024;
-  static std::atomic<std::uint64_t> allowed{0};  // devices, by bit
-  const std::uint64_t bit = std::uint64_t{1} << (stream.device() % 64);
-  if (shared_bytes > kWithoutAsking && !(allowed & bit)) {
-    int most = 0;
-    check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, stream.device()),
-          "asking for the shared memory of a block");
-    check(cudaFuncSetAttribute(kernel<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize, most),
-          "asking for more shared memory");
-    allowed |= bit;
-  }
+  allow<Kernel>(stream, shared_bytes);
   const dim3 blocks(grid.x, grid.y, grid.z);
   const std::string doing = std::string("launching ") + __PRETTY_FUNCTION__;
-  if constexpr (cluster_of<Kernel> == 1) {
+  if constexpr (cluster_of<Kernel> == 1 && !runs_together<Kernel>) {
     kernel<Kernel><<<blocks, Kernel::threads, shared_bytes, stream.handle()>>>(args);
     check(cudaGetLastError(), doing);
   } else {
-    cudaLaunchAttribute cluster{};
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim = {cluster_of<Kernel>, 1, 1};
-    const cudaLaunchConfig_t how{blocks, dim3(Kernel::threads), shared_bytes, stream.handle(), &cluster, 1};
+    cudaLaunchAttribute attribute{};
+    if constexpr (runs_together<Kernel>) {
+      attribute.id = cudaLaunchAttributeCooperative;
+      attribute.val.cooperative = 1;
+    } else {
+      attribute.id = cudaLaunchAttributeClusterDimension;
+      attribute.val.clusterDim = {cluster_of<Kernel>, 1, 1};
+    }
+    const cudaLaunchConfig_t how{blocks, dim3(Kernel::threads), shared_bytes, stream.handle(), &attribute, 1};
     check(cudaLaunchKernelEx(&how, kernel<Kernel>, args), doing);
   }
 }
@@ -189,7 +219,12 @@ void launch(const Stream&, Grid grid, std::size_t shared_bytes, const typename K
     return;
   }
   emulate(static_cast<int>(grid.x), static_cast<int>(grid.y), static_cast<int>(grid.z), Kernel::threads, shared_bytes,
-          [&](Block& block) { Kernel::run(block, args); }, cluster_of<Kernel>);
+          [&](Block& block) { Kernel::run(block, args); }, cluster_of<Kernel>, runs_together<Kernel>);
+}
+
+template <class Kernel>
+int blocks_at_once(const Stream&, std::size_t) {
+  return multiprocessors();
 }
 
 #endif

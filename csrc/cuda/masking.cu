@@ -29,12 +29,19 @@ class MaskingRun {
         tiles_(tiles_of(frames)),
         buffers_(buffers),
         hidden_ld_(sizes.blocks() * padded(sizes.H)),
+        shares_(sizes, frames),
+        persistent_(products == Products::wgmma ? persistent_units(stream, shares_) : 0),
         convolves_(std::is_same_v<Arithmetic, InBfloat16> && sizes.B <= kColumns && sizes.H <= kColumns) {}
 
   void run(const Frames& latent, const Frames& input, const Frames& partial, Element* masked) {
-    clear(stream_, buffers_.arrived, units_ * sizeof(int));
+    clear(stream_, buffers_.arrived, 2 * units_ * sizeof(int));
     enter(input, partial);
-    for (int i = 0; i < s_.blocks(); ++i) block(i);
+    if (persistent_) {
+      persistent();
+    } else {
+      normalise();
+      for (int i = 0; i < s_.blocks(); ++i) block(i);
+    }
     skip();
     leave(latent, masked);
   }
@@ -60,7 +67,9 @@ class MaskingRun {
     conv.out = buffers_.x;
     conv.statistics = statistics(s_.B, kColumns, w_.norm_2, buffers_.affine);
     launch_pointwise<Arithmetic, From::activated_frames>(stream_, units_, conv);
+  }
 
+  void normalise() {
     NormaliseArgs args{frames_, padded(s_.B), buffers_.affine, buffers_.x, buffers_.operand};
     launch<Normalise<Element>>(stream_, vectors(frames_, s_.B, units_, 8), 0, args);
   }
@@ -119,12 +128,43 @@ class MaskingRun {
     }
   }
 
+  // All blocks in one launch, for as many units as the device runs at once. `hidden` then is normalised.
+  void persistent() {
+    PersistentArgs args{};
+    args.instruments = s_.instruments;
+    args.blocks = s_.blocks();
+    args.B = s_.B;
+    args.H = s_.H;
+    args.frames = static_cast<int>(frames_);
+    args.x = buffers_.x;
+    args.affine = buffers_.affine;
+    args.taps = w_.blocks[0].taps;
+    args.norm_1 = w_.blocks[0].norm_1;
+    args.norm_2 = w_.blocks[0].norm_2;
+    args.bias = w_.residual_bias;
+    args.border = reinterpret_cast<Bfloat16*>(buffers_.a);
+    args.moments = buffers_.moments;
+    args.arrived = buffers_.arrived + units_;
+    args.out = reinterpret_cast<Bfloat16*>(buffers_.hidden);
+    for (int i = 0; i < s_.blocks(); ++i) {
+      const int dilation = s_.dilations[i] < frames_ ? s_.dilations[i] : static_cast<int>(frames_);
+      args.numbers[i] = {dilation, 65536 / dilation + 1, slopes_.blocks[2 * i], slopes_.blocks[2 * i + 1]};
+    }
+    launch_persistent(stream_, units_, persistent_, shares_, args, w_.blocks[0].conv, w_.residual);
+  }
+
   // The skip sum of all blocks as one product, then prelu_3.
   void skip() {
     PointwiseArgs sum = product(s_.B, hidden_ld_, s_.B);
     sum.source[0] = activations(buffers_.hidden, hidden_ld_);
     sum.weights = buffers_.folded_skip;
     sum.bias = buffers_.skip_bias;
+    if (persistent_) {
+      sum.weights = w_.skip;
+      sum.weights_item = 0;
+      sum.bias = w_.skip_bias;
+      sum.bias_item = 0;
+    }
     sum.slope = slopes_.skip;
     sum.out = buffers_.a;
     sum.statistics = statistics(s_.B, kColumns, w_.norm_3, buffers_.affine);
@@ -247,6 +287,8 @@ class MaskingRun {
   std::int64_t items_, units_, frames_, tiles_;
   const MaskBuffers<Element>& buffers_;
   int hidden_ld_;
+  Shares shares_;
+  int persistent_;  // units of a persistent launch; 0: each block is a few launches
   bool convolves_;  // the mixing products also compute the next conv1d (mix.h)
 };
 

@@ -3,6 +3,7 @@
 
 #include "cuda/launch.h"
 #include "cuda/mix.h"
+#include "cuda/persistent.h"
 
 namespace metatasnet::METATASNET_DEVICES {
 
@@ -16,6 +17,13 @@ void launch_pointwise(const Stream& stream, std::int64_t units, const PointwiseA
 // The same in bfloat16 by wgmma (wgmma.h), on compute capability 9.0 alone; From::frames or frames_and_share.
 template <From from>
 void launch_wgmma(const Stream& stream, std::int64_t units, const PointwiseArgs& args);
+// The units of a masking network that one persistent launch serves; 0: none, because the device does not run enough blocks at
+// once. On compute capability 9.0 alone.
+int persistent_units(const Stream& stream, const Shares& shares);
+// Launches for all units, `together` at once. conv (blocks, instruments, H, padded(B)), mix (blocks - 1, instruments, B,
+// padded(H)); the tensor maps of `args` are made here.
+void launch_persistent(const Stream& stream, std::int64_t units, int together, const Shares& shares,
+                       const PersistentArgs& args, const void* conv, const void* mix);
 template <class Arithmetic>
 void launch_mix(const Stream& stream, std::int64_t units, const MixArgs& args);
 void launch_mix_conv(const Stream& stream, std::int64_t units, const MixArgs& args);

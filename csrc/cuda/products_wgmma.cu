@@ -1,4 +1,4 @@
-// The 1x1 convolutions of frames in bfloat16 by wgmma, for Hopper.
+// Kernels for Hopper: the 1x1 convolutions of frames by wgmma, and all blocks of a masking network in one launch.
 #include "cuda/products.h"
 #include "cuda/wgmma.h"
 
@@ -29,6 +29,28 @@ void launch_wgmma(const Stream& stream, std::int64_t units, const PointwiseArgs&
 
 template void launch_wgmma<From::frames>(const Stream&, std::int64_t, const PointwiseArgs&);
 template void launch_wgmma<From::frames_and_share>(const Stream&, std::int64_t, const PointwiseArgs&);
+
+int persistent_units(const Stream& stream, const Shares& shares) {
+  return shares.blocks ? blocks_at_once<PersistentBlocks>(stream, PersistentBlocks::shared_bytes) / shares.blocks : 0;
+}
+
+void launch_persistent(const Stream& stream, std::int64_t units, int together, const Shares& shares,
+                       const PersistentArgs& numbers, const void* conv, const void* mix) {
+  PersistentArgs args = numbers;
+  const auto map = [&](const void* data, int channels, int rows, int blocks) {
+    const std::int64_t bytes = padded(channels) * std::int64_t{sizeof(Bfloat16)};
+    return tensor_map({data, padded(channels), rows, std::int64_t{blocks} * args.instruments, bytes, rows * bytes, kColumns});
+  };
+  args.conv = map(conv, args.B, args.H, args.blocks);
+  args.mix = map(mix, args.H, args.B, args.blocks - 1);
+  args.rows = shares.rows;
+  args.shares = shares.blocks;
+  for (std::int64_t first = 0; first < units; first += together) {
+    args.first_unit = static_cast<int>(first);
+    const std::int64_t here = units - first < together ? units - first : together;
+    launch<PersistentBlocks>(stream, {shares.blocks, 1, here}, PersistentBlocks::shared_bytes, args);
+  }
+}
 
 #if defined(__CUDACC__)
 cudaError_t wgmma_obstacle() { return obstacle<PointwiseWgmma<From::frames>>(); }

@@ -8,6 +8,7 @@
 #include "cuda/mix.h"
 #include "cuda/norm.h"
 #include "cuda/overlap_add.h"
+#include "cuda/products.h"
 #include "cuda/workspace.h"
 
 namespace metatasnet::METATASNET_DEVICES {
@@ -128,18 +129,39 @@ Stage::Stage(Precision precision, Products products, const Sizes& sizes, const S
   weights_.norm_2 = find.floats("mask.norm_2", {s.instruments, 2, s.B});
   weights_.norm_3 = find.floats("mask.norm_3", {s.instruments, 2, s.B});
   weights_.norm_4 = find.floats("mask.norm_4", {s.instruments, 2, s.N});
+  const std::int64_t blocks = s.blocks(), conv_bytes = stores_bfloat16() ? sizeof(Bfloat16) : sizeof(float);
+  const void* const conv = find.stored("mask.blocks.conv1d", {blocks, s.instruments, s.H, b_ld});
+  const float* const taps = find.floats("mask.blocks.taps", {blocks, s.instruments, 3, h_ld});
+  const float* const norm_1 = find.floats("mask.blocks.norm_1", {blocks, s.instruments, 2, s.H});
+  const float* const norm_2 = find.floats("mask.blocks.norm_2", {blocks, s.instruments, 2, s.H});
+  if (products == Products::wgmma) {
+    weights_.skip = find.stored("mask.blocks.skip", {s.instruments, s.B, blocks * h_ld});
+    if (blocks > 1) weights_.residual = find.stored("mask.blocks.residual", {blocks - 1, s.instruments, s.B, h_ld});
+    if (s.biased) weights_.skip_bias = find.floats("mask.blocks.skip_bias", {s.instruments, s.B});
+    if (s.biased && blocks > 1) {
+      weights_.residual_bias = find.floats("mask.blocks.residual_bias", {blocks - 1, s.instruments, s.B});
+    }
+  }
   for (int i = 0; i < s.blocks(); ++i) {
     const std::string name = "mask.blocks." + std::to_string(i) + ".";
     const int outputs = i + 1 < s.blocks() ? 2 * s.B : s.B;
+    const std::int64_t before = std::int64_t{i} * s.instruments;
     BlockWeights block{};
-    block.conv = find.stored(name + "conv1d", {s.instruments, s.H, b_ld});
-    block.taps = find.floats(name + "taps", {s.instruments, 3, h_ld});
-    block.norm_1 = find.floats(name + "norm_1", {s.instruments, 2, s.H});
-    block.norm_2 = find.floats(name + "norm_2", {s.instruments, 2, s.H});
+    block.conv = static_cast<const char*>(conv) + before * s.H * b_ld * conv_bytes;
+    block.taps = taps + before * 3 * h_ld;
+    block.norm_1 = norm_1 + before * 2 * s.H;
+    block.norm_2 = norm_2 + before * 2 * s.H;
     block.mix = find.floats(name + "mix", {s.instruments, outputs, h_ld});
     if (s.biased) block.mix_bias = find.floats(name + "mix_bias", {s.instruments, outputs});
     weights_.blocks.push_back(block);
   }
+}
+
+std::string Stage::separate_launches(int device, std::int64_t frames) const {
+  if (products_ != Products::wgmma) return "products are by mma";
+  const Shares shares(sizes_, frames);
+  if (!shares.obstacle.empty() || persistent_units(Stream(device, 0), shares) > 0) return shares.obstacle;
+  return "the GPU does not run " + std::to_string(shares.blocks) + " of its blocks at the same time";
 }
 
 std::int64_t Stage::encode_bytes(std::int64_t n, std::int64_t samples) const {

@@ -18,7 +18,7 @@ using device::Type;
 void check(const Sizes& sizes);
 std::size_t shared_bytes(const Sizes& sizes);
 
-struct BlockWeights {
+struct BlockWeights {  // conv, taps and norms of the blocks are one array each
   const void* conv;       // (instruments, H, padded(B))
   const float* taps;      // (instruments, 3, padded(H))
   const float* norm_1;    // (instruments, 2, H)
@@ -35,6 +35,11 @@ struct Weights {
   const float *in_conv, *mask_output;               // (instruments, outputs, padded inputs)
   const float *norm_1, *norm_2, *norm_3, *norm_4;  // (instruments, 2, channels)
   std::vector<BlockWeights> blocks;
+  // With wgmma alone, stored in bfloat16, of all blocks (of res_out: but the last one's).
+  const void* residual;              // (blocks - 1, instruments, B, padded(H))
+  const void* skip;                  // (instruments, B, blocks, padded(H))
+  const float* residual_bias;        // (blocks - 1, instruments, B) or null
+  const float* skip_bias;            // (instruments, B), the sum, or null
 };
 
 class Stage final : public device::Stage {
@@ -46,6 +51,7 @@ class Stage final : public device::Stage {
   bool stores_bfloat16() const override { return precision_ == Precision::bfloat16; }
   int latent_ld() const override { return padded(sizes_.N); }
 
+  std::string separate_launches(int device, std::int64_t frames) const override;
   std::int64_t encode_bytes(std::int64_t n, std::int64_t samples) const override;
   std::int64_t mask_bytes(std::int64_t n, std::int64_t frames, bool own_inputs) const override;
   std::int64_t decode_bytes(std::int64_t n, std::int64_t frames) const override;

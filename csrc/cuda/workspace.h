@@ -6,8 +6,6 @@
 
 namespace metatasnet::METATASNET_DEVICES {
 
-constexpr std::int64_t kMultiprocessors = 132;  // an H100 has so many
-
 // Items that a job processes together: the fewest that give each multiprocessor two tiles and leave it idle for less
 // than a twentieth of the time while others have one tile more; eight tiles are always enough. Results do not depend on
 // it.
@@ -61,7 +59,7 @@ struct MaskBuffers {
   Element* hidden;               // those after it, of all blocks: (units, frames, blocks, padded(H))
   Moments* moments;              // moments of the parts of one pass
   Moments *latent_moments, *partial_moments;
-  int* arrived;                  // (units): zero between passes
+  int* arrived;                  // (units): zero between passes; then the same for the persistent launch
   float *affine, *affine_2;      // affine_2: of a block's second norm, made by the pass that reads affine
   Element *folded, *folded_skip;
   float *folded_bias, *skip_bias;
@@ -78,10 +76,10 @@ struct MaskBuffers {
     const auto moments_of = [&](std::int64_t of_units, int ld) {
       return arena.take<Moments>(of_units * tiles * (ld / kChannels) * kGroups);
     };
-    moments = moments_of(units, widest);
+    moments = moments_of(units, widest > 2 * kChannels ? widest : 2 * kChannels);  // the persistent launch has two of each
     latent_moments = moments_of(own_inputs ? units : items, n_ld);
     partial_moments = moments_of(units, padded(s.partial));
-    arrived = arena.take<int>(units);
+    arrived = arena.take<int>(2 * units);
     affine = arena.take<float>(units * 5 * (in_ld > widest ? in_ld : widest));
     affine_2 = arena.take<float>(units * 3 * h_ld);
     std::int64_t matrix = std::int64_t{s.B} * in_ld;

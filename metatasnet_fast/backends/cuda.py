@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from ..config import StageConfig
 from ..errors import BackendUnavailableError
 from ..precision import Precision
 from .base import Backend, Request, check_device
-from .cuda_weights import pack, sizes, slopes, spectrogram_arrays
+from .cuda_weights import pack, persistent_arrays, sizes, slopes, spectrogram_arrays
 from .gpu import driver_version, no_gpu_reason
 
 __all__ = ["KERNELS", "OLDEST", "UNVERIFIED", "CudaBackend", "WgmmaBackend"]
@@ -37,6 +38,7 @@ KERNELS = (
     "Norm",
     "Normalise",
     "OverlapAdd",
+    "PersistentBlocks",
     "Pointwise",
     "PointwiseWgmma",
     "SourceMoments",
@@ -48,6 +50,8 @@ UNVERIFIED = KERNELS
 
 _FURTHEST = 1 << 22
 """Most elements from one frame to the next: kernels count the bytes of 64 frames in 32 bits."""
+
+logger = logging.getLogger("metatasnet_fast")
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -175,6 +179,8 @@ class CudaBackend(Backend):
         make = self._stage_class()
         weights = reference.generate(config, {name: p.to(torch.float32) for name, p in parameters.items()})
         arrays = {**pack(weights, precision), **spectrogram_arrays(weights)}
+        if self.products == "wgmma":
+            arrays |= persistent_arrays(weights)
         device = arrays["encoder.bank"].device
         stage = make(precision.value, sizes(config), slopes(weights), arrays, self.products)
         return _Prepared(config, stage, arrays, device, precision.storage)
@@ -225,15 +231,26 @@ class CudaBackend(Backend):
 
 
 class WgmmaBackend(CudaBackend):
-    """The backend ``cuda`` with the products of frames by ``wgmma`` and TMA, for Hopper; see ``docs/cuda-backend.md``.
+    """The backend ``cuda`` with kernels for Hopper; see ``docs/cuda-backend.md``.
 
-    A backend of its own, so that it serves only who asks for it: no GPU has run this kernel.
+    The products of frames are by ``wgmma`` and TMA, and all blocks of a masking network are one launch where a window fits
+    on the chip. What serves is logged once for each length. A backend of its own, so that it serves only who asks for it: no
+    GPU has run these kernels.
     """
 
     name = "cuda-wgmma"
-    summary = "cuda with wgmma and TMA; inference in bfloat16 on Hopper (compute capability 9.0); not yet run on a GPU"
+    summary = (
+        "cuda with wgmma, TMA and persistent masking networks (windows up to 52 s); "
+        "inference in bfloat16 on Hopper (compute capability 9.0); not yet run on a GPU"
+    )
     precisions = (Precision.bfloat16,)
     products = "wgmma"
+
+    def mask(
+        self, prepared: _Prepared, latent: Tensor, partial: Tensor | None, dropout: Tensor | None = None
+    ) -> Tensor:
+        _log_launches(prepared.stage, latent.shape[-1])
+        return super().mask(prepared, latent, partial, dropout)
 
     def unavailable(self) -> str | None:
         return super().unavailable() or self._without_hopper()
@@ -255,6 +272,17 @@ class WgmmaBackend(CudaBackend):
             f"wgmma is for compute capability 9.0 (Hopper) alone, {device} has {capability[0]}.{capability[1]}; "
             f"choose the backend cuda."
         )
+
+
+@functools.lru_cache(maxsize=64)
+def _log_launches(stage: Any, frames: int) -> None:
+    """Say whether one persistent launch serves the blocks of a masking network, or why not."""
+    reason = stage.separate_launches(frames)
+    logger.info(
+        "cuda-wgmma, %d frames: the masking network's blocks are %s.",
+        frames,
+        f"separate launches, because {reason}" if reason else "one persistent launch",
+    )
 
 
 def _workspace(prepared: _Prepared, size: int) -> Tensor:

@@ -15,7 +15,7 @@ from ..reference import StageWeights
 from ..reference.weights import Norm
 from .cpu_weights import MelShare
 
-__all__ = ["pack", "round_tf32", "sizes", "slopes", "spectrogram_arrays"]
+__all__ = ["pack", "persistent_arrays", "round_tf32", "sizes", "slopes", "spectrogram_arrays"]
 
 CHANNELS = 32
 """Channels are stored in multiples of this (``csrc/cuda/device.h``)."""
@@ -85,16 +85,36 @@ def pack(weights: StageWeights, precision: Precision) -> dict[str, Tensor]:
     into, own = masking.in_conv.weight[..., 0], config.N
     parts = [into[..., :own], into[..., own:]] if config.partial_channels else [into]
     named["mask.in_conv"] = torch.cat([_padded(part) for part in parts], dim=-1)
-    for index, block in enumerate(masking.blocks):
+    blocks = masking.blocks
+    named["mask.blocks.conv1d"] = torch.stack([stored(block.conv1d.weight[..., 0]) for block in blocks])
+    named["mask.blocks.taps"] = torch.stack([_padded(b.dconv1d.weight[:, :, 0].transpose(1, 2)) for b in blocks])
+    named["mask.blocks.norm_1"] = torch.stack([_norm(block.norm_1) for block in blocks])
+    named["mask.blocks.norm_2"] = torch.stack([_norm(block.norm_2) for block in blocks])
+    for index, block in enumerate(blocks):
         name = f"mask.blocks.{index}"
         mixing = [c for c in (block.res_out, block.skip_out) if c is not None]
-        named[f"{name}.conv1d"] = stored(block.conv1d.weight[..., 0])
-        named[f"{name}.taps"] = _padded(block.dconv1d.weight[:, :, 0].transpose(1, 2))
-        named[f"{name}.norm_1"] = _norm(block.norm_1)
-        named[f"{name}.norm_2"] = _norm(block.norm_2)
         named[f"{name}.mix"] = _padded(torch.cat([c.weight[..., 0] for c in mixing], dim=1))
         if config.residual_bias:
             named[f"{name}.mix_bias"] = torch.cat([c.bias for c in mixing if c.bias is not None], dim=1)
+    return {name: _own(tensor) for name, tensor in named.items()}
+
+
+def persistent_arrays(weights: StageWeights) -> dict[str, Tensor]:
+    """Return ``res_out`` and ``skip_out`` of all blocks, in bfloat16, and their biases: what the persistent launch and the skip
+    sum after it read by the names of ``csrc/cuda/stage.cu``.
+
+    No norm is folded into them, since what they multiply is normalised. The skip sum is one product of all blocks.
+    """
+    blocks = weights.masking.blocks
+    residual = [block.res_out for block in blocks if block.res_out is not None]
+    skip = [block.skip_out for block in blocks]
+    named = {"mask.blocks.skip": torch.cat([_padded(c.weight[..., 0]) for c in skip], dim=-1).bfloat16()}
+    if residual:
+        named["mask.blocks.residual"] = torch.stack([_padded(c.weight[..., 0]) for c in residual]).bfloat16()
+    if weights.config.residual_bias:
+        named["mask.blocks.skip_bias"] = torch.stack([c.bias.float() for c in skip if c.bias is not None]).sum(0)
+        if residual:
+            named["mask.blocks.residual_bias"] = torch.stack([c.bias.float() for c in residual if c.bias is not None])
     return {name: _own(tensor) for name, tensor in named.items()}
 
 

@@ -38,10 +38,15 @@ class Block {
   // A published value waits in the thread's own buffer until the thread calls fence() or ends, and a thread reads what
   // other blocks had published when it called fence() the last time. So if a fence is missing on either side, a block
   // reads the old value, as it may on a GPU. All other writes reach memory at once.
-  void publish(float* to, float value) { published_.emplace_back(to, value); }
+  void publish(float* to, float value) { published_.emplace_back(reinterpret_cast<std::uint32_t*>(to), as_bits(value)); }
+  void publish(Words* to, const Words& words);
   void fence();
   int increment(int* count) { return (*count)++; }
-  float load_written(const float* from) const;
+  float load_written(const float* from) const {
+    return as_float(written(reinterpret_cast<const std::uint32_t*>(from)));
+  }
+  Words load_written(const Words* from) const;
+  void await(const int* count, int least);
 
   float shuffle(float value, int lane);
   float shuffle_xor(float value, int mask) { return shuffle(value, lane() ^ mask); }
@@ -55,6 +60,7 @@ class Block {
   }
 
   void load_matrices(std::uint32_t (&registers)[4], int row);
+  void load_transposed(std::uint32_t (&registers)[4], int row);
   void mma_bfloat16(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]);
   void mma_tf32(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]);
 
@@ -71,6 +77,7 @@ class Block {
   }
   void copy_box_to(int to, const TensorMap& map, int at, int x, int y, int z, std::uint16_t ranks);
 
+  void publish_operands() {}
   void begin_products() { begun_ = true; }
   template <int fragments>
   void multiply(float (&d)[fragments][4], int a, int b) {
@@ -99,6 +106,7 @@ class Block {
     bool valid;
   };
 
+  std::uint32_t written(const std::uint32_t* from) const;
   void arrive(std::size_t pending);
   void multiply(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2], bool bfloat16);
 
@@ -108,7 +116,7 @@ class Block {
 
   BlockThreads* threads_;
   int rank_, thread_, x_, y_, z_;
-  std::vector<std::pair<float*, float>> published_;
+  std::vector<std::pair<std::uint32_t*, std::uint32_t>> published_;
   std::uint64_t fenced_ = 0;  // time of the last fence
   std::vector<Copy> open_;
   std::vector<std::vector<Copy>> groups_;
@@ -121,9 +129,9 @@ class Block {
 // ones beyond 1 let warps of a block drift apart, and interleave four blocks in bursts.
 void set_order(unsigned order);
 
-// Runs `kernel` for every thread of a grid of blocks, of which `cluster` along x are a cluster. Throws std::logic_error
-// where threads wait for others that never come.
+// Runs `kernel` for every thread of a grid of blocks, of which `cluster` along x are a cluster; all blocks at once if they run
+// `together`. Throws std::logic_error where threads wait for others that never come.
 void emulate(int x, int y, int z, int threads, std::size_t shared_bytes, const std::function<void(Block&)>& kernel,
-             int cluster = 1);
+             int cluster = 1, bool together = false);
 
 }  // namespace metatasnet::emulated

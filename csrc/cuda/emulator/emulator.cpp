@@ -21,18 +21,20 @@ namespace {
 
 constexpr int kBlocksAtOnce = 4;
 constexpr unsigned kBurst = 24;  // steps of a block before another may continue
+constexpr std::size_t kPatience = 64;  // turns of each block, at random, without progress: then none can continue
 
 thread_local unsigned chosen_order = 0;
+thread_local int chosen_multiprocessors = 132;
 thread_local std::vector<Recorded>* recording = nullptr;
 
 // A value in memory that a published one replaced, with the time and the block. Time counts the fences of a launch.
 struct Replaced {
   std::uint64_t time;
   std::array<int, 3> by;
-  float value;
+  std::uint32_t value;
 };
 
-thread_local std::unordered_map<const float*, std::vector<Replaced>> replaced;
+thread_local std::unordered_map<const std::uint32_t*, std::vector<Replaced>> replaced;
 thread_local std::uint64_t now = 0;
 
 // A point where threads wait for each other. The values they bring are kept per generation, because the first thread to
@@ -140,6 +142,7 @@ class BlockThreads {
     left_ = threads;
     next_ = 0;
     progress_ = true;
+    stalled_ = false;
   }
 
   // Lets threads continue until they wait: all of them, or those of one warp if warps drift apart. Returns false when
@@ -151,8 +154,7 @@ class BlockThreads {
       moved = false;
       for (int i = next_; i < std::min(threads, next_ + together); ++i) {
         const int t = order_[i];
-        const Wait& wait = waits_[t];
-        if (fibers_[t]->done() || (wait.meeting && wait.meeting->generation == wait.generation)) continue;
+        if (fibers_[t]->done() || waits_[t].waits()) continue;
         progress_ = moved = true;
         fibers_[t]->resume();
         if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
@@ -183,13 +185,27 @@ class BlockThreads {
 
   void await(int thread, const Meeting& meeting, std::uint64_t generation) {
     waits_[thread] = {&meeting, generation};
-    while (meeting.generation == generation) fibers_[thread]->pause();
+    while (waits_[thread].waits()) fibers_[thread]->pause();
   }
+
+  // Waits for a count that other blocks increase.
+  void await(int thread, const int* count, int least) {
+    waits_[thread] = {nullptr, 0, count, least};
+    while (waits_[thread].waits()) fibers_[thread]->pause();
+    waits_[thread] = {};
+  }
+
+  // No thread can continue before another block increases a count.
+  bool stalled() const { return stalled_; }
 
  private:
   struct Wait {
     const Meeting* meeting = nullptr;
     std::uint64_t generation = 0;
+    const int* count = nullptr;
+    int least = 0;
+
+    bool waits() const { return (meeting && meeting->generation == generation) || (count && *count < least); }
   };
 
   // Odd orders let warps drift apart: one runs as far as it can before another begins.
@@ -197,7 +213,9 @@ class BlockThreads {
 
   // Called before every thread gets its turn.
   void arrange() {
-    if (!progress_) {
+    const auto counts = [](const Wait& wait) { return wait.count != nullptr; };
+    stalled_ = !progress_ && std::any_of(waits_.begin(), waits_.end(), counts);
+    if (!progress_ && !stalled_) {
       throw std::logic_error(std::to_string(left_) + " of " + std::to_string(order_.size()) +
                              " threads of an emulated block wait for others that ended or wait elsewhere.");
     }
@@ -214,6 +232,7 @@ class BlockThreads {
   std::mt19937 random_;
   int left_ = 0, next_ = 0;  // threads that have not ended, and the one whose turn it is
   bool progress_ = true;     // since every thread had its turn
+  bool stalled_ = false;
   std::vector<std::unique_ptr<Fiber>> fibers_;
   std::vector<Wait> waits_;
   std::vector<BlockMemory> blocks_;
@@ -356,7 +375,19 @@ void Block::fence() {
   published_.clear();
 }
 
-float Block::load_written(const float* from) const {
+void Block::publish(Words* to, const Words& words) {
+  for (int k = 0; k < 4; ++k) published_.emplace_back(&to->word[k], words.word[k]);
+}
+
+Words Block::load_written(const Words* from) const {
+  Words words;
+  for (int k = 0; k < 4; ++k) words.word[k] = written(&from->word[k]);
+  return words;
+}
+
+void Block::await(const int* count, int least) { threads_->await(fiber(), count, least); }
+
+std::uint32_t Block::written(const std::uint32_t* from) const {
   const auto found = replaced.find(from);
   if (found == replaced.end()) return *from;
   for (const Replaced& old : found->second) {
@@ -411,6 +442,21 @@ void Block::load_matrices(std::uint32_t (&registers)[4], int row) {
   for (int r = 0; r < 4; ++r) {
     const char* words = shared() + operands[matrix_source(lane(), r)].row;
     std::memcpy(&registers[r], words + 4 * matrix_word(lane()), 4);
+  }
+}
+
+void Block::load_transposed(std::uint32_t (&registers)[4], int row) {
+  Warp& warp = threads_->warp(fiber());
+  auto& operands = warp.operands[warp.meeting.generation % 2];
+  operands[lane()].row = row;
+  threads_->meet(fiber(), warp.meeting, [] {});
+  for (int r = 0; r < 4; ++r) {
+    std::uint16_t values[2];
+    for (int k = 0; k < 2; ++k) {
+      const char* const words = shared() + operands[8 * r + lane() % 4 * 2 + k].row;
+      std::memcpy(&values[k], words + lane() / 4 * 2, 2);
+    }
+    registers[r] = values[0] | static_cast<std::uint32_t>(values[1]) << 16;
   }
 }
 
@@ -529,6 +575,10 @@ void Block::finish_products(int pending) {
 
 void set_order(unsigned order) { chosen_order = order; }
 
+void set_multiprocessors(int count) { chosen_multiprocessors = count; }
+
+int multiprocessors() { return chosen_multiprocessors; }
+
 void record_to(std::vector<Recorded>* launches) { recording = launches; }
 
 bool record(Recorded launch) {
@@ -537,9 +587,10 @@ bool record(Recorded launch) {
 }
 
 void emulate(int x, int y, int z, int threads, std::size_t shared_bytes, const std::function<void(Block&)>& kernel,
-             int cluster) {
-  // Odd orders interleave blocks in bursts, as multiprocessors would; the others run one block after the other.
-  static thread_local std::array<BlockThreads, kBlocksAtOnce> slots;  // they keep their stacks
+             int cluster, bool together) {
+  // Odd orders interleave blocks in bursts, as multiprocessors would; the others run one block after the other, or, of blocks
+  // that run together, one until it waits for others.
+  static thread_local std::vector<std::unique_ptr<BlockThreads>> slots;  // they keep their stacks
   replaced.clear();
   now = 0;
   const int across = x / cluster;
@@ -548,13 +599,13 @@ void emulate(int x, int y, int z, int threads, std::size_t shared_bytes, const s
   std::mt19937 random(chosen_order);
   if (chosen_order == 1) std::reverse(order.begin(), order.end());
   if (chosen_order > 1) std::shuffle(order.begin(), order.end(), random);
-  std::vector<BlockThreads*> running;
-  std::vector<BlockThreads*> free;
   const bool interleave = chosen_order > 1 && chosen_order % 2 == 1;
-  for (BlockThreads& slot : slots) {
-    if (interleave || free.empty()) free.push_back(&slot);
-  }
-  for (std::size_t next = 0; next < order.size() || !running.empty();) {
+  const std::size_t at_once = together ? order.size() : interleave ? kBlocksAtOnce : 1;
+  while (slots.size() < at_once) slots.push_back(std::make_unique<BlockThreads>());
+  std::vector<BlockThreads*> running, free;
+  for (std::size_t slot = 0; slot < at_once; ++slot) free.push_back(slots[slot].get());
+  std::size_t stalled = 0;  // turns of blocks since one could continue
+  for (std::size_t next = 0, which = 0; next < order.size() || !running.empty();) {
     while (next < order.size() && !free.empty()) {
       const int b = order[next++];
       free.back()->begin(b % across * cluster, b / across % y, b / (across * y), threads, cluster, shared_bytes, kernel,
@@ -562,13 +613,23 @@ void emulate(int x, int y, int z, int threads, std::size_t shared_bytes, const s
       running.push_back(free.back());
       free.pop_back();
     }
-    const std::size_t which = interleave ? random() % running.size() : 0;
+    which = interleave ? random() % running.size() : which % running.size();
+    BlockThreads& block = *running[which];
     bool more = true;
     for (unsigned steps = interleave ? 1 + random() % kBurst : kBurst; more && steps > 0; --steps) {
-      more = running[which]->step();
+      more = block.step();
     }
+    if (more && block.stalled()) {
+      if (++stalled > kPatience * running.size()) {
+        throw std::logic_error("All " + std::to_string(running.size()) +
+                               " emulated blocks wait for a count that none of them increases.");
+      }
+      ++which;
+      continue;
+    }
+    stalled = 0;
     if (more) continue;
-    free.push_back(running[which]);
+    free.push_back(&block);
     running.erase(running.begin() + static_cast<std::ptrdiff_t>(which));
   }
 }

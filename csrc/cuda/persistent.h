@@ -1,0 +1,539 @@
+// All blocks of a masking network in one launch, for Hopper: the residual stream and all activations stay on the chip.
+//
+//   for each block i:  a = prelu(conv1d(x));  h = prelu(depthwise(norm_1(a)));  out[i] = norm_2(h);  x += res_out(out[i])
+//
+// A unit's frames are shared out among thread blocks, which run at the same time, one on each multiprocessor; the rows of
+// one of them are some 144 consecutive frames. Each of its three warpgroups owns 64 rows with all channels: x, in float32, is
+// the sums of `res_out`'s product and never leaves the registers. Shared memory holds the rows as wgmma reads them (first x,
+// then h, then norm_2(h)), the rows of a between frames of the neighbours, and one product's weights, which TMA copies.
+//
+// Thread blocks of a unit wait for each other twice in a block: when the moments of a, and the frames that neighbours
+// need, are in memory, and when the moments of h are. Each merges the moments of all in float64 in the same order, so all
+// have the same norm, and every run has the same bits. Which rows a thread block owns depends on the number of frames alone.
+//
+// Moments are sums on tensor cores: with rows of h^T above rows of ones as A and h as B, the diagonal of the product is the
+// sums of squares and its lower half the sums, so a column of h costs no arithmetic of its own. Products of bfloat16 are
+// exact, and so are sums of one value over up to 256 frames: the deviations of a constant are 0 but for float64's rounding.
+//
+// Bytes per frame and channel: x 4 once, out 2 in each block; d frames at each end of a thread block's rows 4. FLOPs per unit:
+// 4 T H B for each block. Shared memory 212 KiB, one block of 384 threads.
+// Source: Samuel et al. 2020, section 2; original model/mask_tcn.py.
+#pragma once
+
+#include "cuda/launch.h"
+#include "cuda/norm.h"
+#include "cuda/workspace.h"
+
+namespace metatasnet::METATASNET_DEVICES {
+
+constexpr int kMostRows = 160;   // of a thread block
+constexpr int kRows = 144;       // that are aimed at: nine warps' 16
+constexpr int kMostDilation = 32;  // if several thread blocks share a unit
+constexpr int kMostBlocks = 32;  // of the network
+
+// How frames are shared out: `blocks` thread blocks for each unit, `rows` frames each, the last may have fewer.
+struct Shares {
+  int blocks = 0, rows = 0;
+  std::string obstacle;  // why one launch cannot serve; then the numbers are 0
+
+  Shares(const Sizes& s, std::int64_t frames) {
+    const std::int64_t fewest = (frames + kMostRows - 1) / kMostRows;
+    if (s.B > kColumns || s.H > kColumns) obstacle = "B and H must be at most " + std::to_string(kColumns);
+    if (s.blocks() < 2 || s.blocks() > kMostBlocks) obstacle = "there must be 2 to " + std::to_string(kMostBlocks) + " blocks";
+    if (fewest > kMultiprocessors) obstacle = "there may be " + std::to_string(kMultiprocessors * kMostRows) + " frames at most";
+    if (frames < 1) obstacle = "there are no frames";
+    if (!obstacle.empty()) return;
+    std::int64_t together = kMultiprocessors / fewest, most = (frames + kRows - 1) / kRows;
+    if (together > s.instruments) together = s.instruments;
+    if (most > kMultiprocessors / together) most = kMultiprocessors / together;
+    const std::int64_t each = (frames + most - 1) / most, count = (frames + each - 1) / each;
+    for (const int dilation : s.dilations) {
+      if (count == 1 || dilation <= kMostDilation) continue;
+      obstacle = "dilations must be at most " + std::to_string(kMostDilation) + " for more than " + std::to_string(kMostRows) +
+                 " frames";
+      return;
+    }
+    rows = static_cast<int>(each);
+    blocks = static_cast<int>(count);
+  }
+};
+
+// `reciprocal` divides by the dilation: i / dilation is i * reciprocal >> 16 for i up to 255.
+struct BlockNumbers {
+  int dilation, reciprocal;
+  float slope_1, slope_2;
+};
+
+struct PersistentArgs {
+  TensorMap conv;  // (blocks * instruments, H, padded(B))
+  TensorMap mix;   // ((blocks - 1) * instruments, B, padded(H))
+  int instruments, blocks, first_unit;
+  int shares;              // thread blocks of a unit
+  int B, H;
+  int frames, rows;     // of a unit; of a thread block, the last may have fewer
+  const float* x;       // (units, frames, padded(B))
+  const float* affine;  // (units, 3, padded(B)): the norm of x
+  const float* taps;    // (blocks, instruments, 3, padded(H))
+  const float *norm_1, *norm_2;  // (blocks, instruments, 2, H)
+  const float* bias;    // (blocks - 1, instruments, B), of res_out; null: none
+  Bfloat16* border;     // (units, frames, padded(H)): frames of a that neighbours read
+  Moments* moments;     // (units, 2, thread blocks, kGroups)
+  int* arrived;         // (units): zero before the launch
+  Bfloat16* out;        // (units, frames, blocks, padded(H))
+  BlockNumbers numbers[kMostBlocks];
+};
+
+// Grid: thread blocks of a unit, 1, units.
+struct PersistentBlocks {
+  using Args = PersistentArgs;
+  static constexpr int groups = 3;  // warpgroups, with kProductRows rows each
+  static constexpr int threads = groups * 4 * kWarp;
+  static constexpr int blocks = 1;
+  static constexpr bool together = true;
+  static constexpr int channels = kColumns, units = channels / 8;  // of 16 bytes
+  static constexpr int chunks = 3;  // of 64 channels, the last half empty
+  static constexpr int halves = 2, half = channels / halves;
+  static constexpr int steps = channels * static_cast<int>(sizeof(Bfloat16)) / kProductBytes, steps_of_chunk = 4;
+  static constexpr int lines = threads / units;  // rows that threads with eight channels each take at once
+
+  // Shared memory, in bytes: operands and weights chunk by chunk, rows of a, and float32.
+  static constexpr int operand_chunk = groups * kProductRows * kRowBytes, weight_chunk = kColumns * kRowBytes;
+  static constexpr int weights_at = chunks * operand_chunk;
+  static constexpr int a_at = weights_at + chunks * weight_chunk;
+  static constexpr int pitch = channels * 2 + 16;  // of a row of a: eight rows lie in different banks
+  static constexpr int sums_at = a_at + (kMostRows + 2 * kMostDilation) * pitch;  // (2, channels): of a value and its square
+  static constexpr int factors_at = sums_at + 2 * channels * 4;  // (6, channels)
+  static constexpr int inverses_at = factors_at + 6 * channels * 4;  // of the values of a group, float64: here, in the unit
+  static constexpr int barriers_at = inverses_at + 2 * 8;
+  static constexpr int shared_bytes = barriers_at + chunks * 8;
+  static_assert(operand_chunk % kSwizzleBytes == 0 && weight_chunk % kSwizzleBytes == 0);
+  static_assert(groups * kProductRows >= kMostRows && kMostRows % kFragmentRows == 0 && kGroups <= threads / kWarp);
+  static_assert(kMostRows < 256);  // sums of squares of one value are exact
+
+  static METATASNET_DEVICE void run(Block& block, const Args& args) {
+#if METATASNET_HOPPER
+    const int first = block.x() * args.rows, rows = rows_of(args, block.x());
+    if (block.thread() == 0) {
+#pragma unroll
+      for (int chunk = 0; chunk < chunks; ++chunk) block.init_barrier(full(chunk), 1);
+      block.publish_barriers();
+      inverses(block)[0] = 1.0 / (rows * (args.H / kGroups));
+      inverses(block)[1] = 1.0 / (args.frames * (args.H / kGroups));
+      load_weights(block, args, args.conv, 0);
+    }
+    for (int at = 16 * block.thread(); at < weights_at; at += 16 * threads) store_words(block.shared() + at, Words{});
+    for (int i = block.thread(); i < 6 * channels; i += threads) factors(block)[i] = 0.0f;
+    block.sync();
+    float x[2 * half / 8][4];
+    load_stream(block, args, first, rows, x);
+    store_operand(block, rows, x);
+    block.publish_operands();
+    block.sync();
+#pragma unroll 1
+    for (int i = 0; i < args.blocks; ++i) {
+      const BlockNumbers& numbers = args.numbers[i];
+      const bool last = i + 1 == args.blocks;
+      convolve(block, rows, 2 * i & 1, numbers.slope_1);
+      block.sync();  // a is complete, and the weights have been read
+      if (block.thread() == 0 && !last) load_weights(block, args, args.mix, i);
+      share_borders(block, args, numbers.dilation, first, rows);
+      add_up(block, rows, [&](int row, int unit) { return a_place(row, unit); });
+      block.sync();
+      const Norm norm_1(block, args, args.norm_1, args.taps, i);
+      meet(block, args, 0, 2 * i + 1);
+      norm_1.make(block, args, 0);
+      read_borders(block, args, numbers.dilation, first, rows);
+      block.sync();
+      depthwise(block, args, numbers, first, rows);
+      block.sync();
+      add_up(block, rows, [&](int row, int unit) { return operand_place(row, unit); });
+      block.sync();
+      const Norm norm_2(block, args, args.norm_2, nullptr, i);
+      meet(block, args, 1, 2 * i + 2);
+      norm_2.make(block, args, 1);
+      block.sync();
+      normalise(block, args, i, first, rows);
+      if (last) return;
+      block.publish_operands();
+      block.sync();
+      mix(block, args, i, rows, x);
+      store_operand(block, rows, x);
+      block.publish_operands();
+      block.sync();  // x is complete, and the weights have been read
+      if (block.thread() == 0) load_weights(block, args, args.conv, i + 1);
+    }
+#else
+    __trap();  // never launched: the host asks for compute capability 9.0
+#endif
+  }
+
+ private:
+  static METATASNET_DEVICE int full(int chunk) { return barriers_at + 8 * chunk; }
+  static METATASNET_DEVICE int instrument(const Block& block, const Args& args) { return unit_of(block, args) % args.instruments; }
+  static METATASNET_DEVICE int unit_of(const Block& block, const Args& args) { return args.first_unit + block.z(); }
+  static METATASNET_DEVICE float* sums(const Block& block) { return reinterpret_cast<float*>(block.shared() + sums_at); }
+  static METATASNET_DEVICE float* factors(const Block& block) {
+    return reinterpret_cast<float*>(block.shared() + factors_at);
+  }
+  static METATASNET_DEVICE double* inverses(const Block& block) {
+    return reinterpret_cast<double*>(block.shared() + inverses_at);
+  }
+  // Places of eight channels of a row.
+  static METATASNET_DEVICE int operand_place(int row, int unit) {
+    return (unit >> 3) * operand_chunk + row * kRowBytes + (((unit ^ row) & 7) << 4);
+  }
+  static METATASNET_DEVICE int a_place(int row, int unit) { return a_at + (kMostDilation + row) * pitch + unit * 16; }
+
+  // The first of this thread's two rows, 8 apart, and the first row of its warp and of its warpgroup.
+  static METATASNET_DEVICE int own_row(const Block& block) { return warp_row(block) + d_row(block.lane(), 0); }
+  static METATASNET_DEVICE int warp_row(const Block& block) { return kFragmentRows * block.warp(); }
+  static METATASNET_DEVICE int group_row(const Block& block) { return block.warp() / 4 * kProductRows; }
+
+  // The weights of block `i` of this unit's instrument, chunk by chunk; one thread asks for them.
+  static METATASNET_DEVICE void load_weights(Block& block, const Args& args, const TensorMap& map, int i) {
+    const int matrix = i * args.instruments + instrument(block, args);
+#pragma unroll
+    for (int chunk = 0; chunk < chunks; ++chunk) {
+      block.arrive_expecting(full(chunk), weight_chunk);
+      block.copy_box(weights_at + chunk * weight_chunk, map, full(chunk), chunk * (kRowBytes / 2), 0, matrix);
+    }
+  }
+
+  // x, with the norm before the blocks; 0 in rows and channels that are not there.
+  template <int fragments>
+  static METATASNET_DEVICE void load_stream(const Block& block, const Args& args, int first, int rows,
+                                            float (&x)[fragments][4]) {
+    const int ld = padded(args.B), column = d_column(block.lane(), 0), row = own_row(block);
+    const float* const from = args.x + (std::int64_t{unit_of(block, args)} * args.frames + first + row) * ld + column;
+    const float* const affine = args.affine + std::int64_t{unit_of(block, args)} * 3 * ld + column;
+#pragma unroll
+    for (int j = 0; j < fragments; ++j) {
+#pragma unroll
+      for (int r = 0; r < 4; ++r) x[j][r] = 0.0f;
+      if (column + 8 * j >= ld) continue;
+      const Pair scale = load_pair(affine + 8 * j), mean = load_pair(affine + ld + 8 * j);
+      const Pair shift = load_pair(affine + 2 * ld + 8 * j);
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        if (row + 8 * h >= rows) continue;
+        const Pair pair = load_pair(from + 8 * h * ld + 8 * j);
+#pragma unroll
+        for (int c = 0; c < 2; ++c) x[j][2 * h + c] = (pair.v[c] - mean.v[c]) * scale.v[c] + shift.v[c];
+      }
+    }
+  }
+
+  // x as the operand of conv1d; rows that are not there stay 0.
+  template <int fragments>
+  static METATASNET_DEVICE void store_operand(const Block& block, int rows, const float (&x)[fragments][4]) {
+    if (warp_row(block) >= rows) return;
+    const int row = own_row(block);
+    char* const to = block.shared() + d_column(block.lane(), 0) * 2;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const bool there = row + 8 * h < rows;
+#pragma unroll
+      for (int j = 0; j < fragments; ++j) {
+        const std::uint32_t pair = pack_bfloat16(x[j][2 * h], x[j][2 * h + 1]);
+        store_word(to + operand_place(row + 8 * h, j), there ? pair : 0);
+      }
+    }
+  }
+
+  // sum += operand times weights, for outputs from `output` on; waits for the weights' phase if `wait`.
+  template <int fragments>
+  static METATASNET_DEVICE void multiply(Block& block, int parity, bool wait, int output, float (&sum)[fragments][4]) {
+    const int rows_at = group_row(block) * kRowBytes, columns_at = weights_at + output * kRowBytes;
+    if (wait) {
+#pragma unroll
+      for (int chunk = 0; chunk < chunks; ++chunk) block.wait_phase(full(chunk), parity);
+    }
+    block.pin(sum);
+    block.begin_products();
+#pragma unroll
+    for (int step = 0; step < steps; ++step) {
+      const int chunk = step / steps_of_chunk, at = step % steps_of_chunk * kProductBytes;
+      block.multiply(sum, rows_at + chunk * operand_chunk + at, columns_at + chunk * weight_chunk + at);
+    }
+    block.commit_products();
+    block.template wait_products<0>();
+    block.pin(sum);
+  }
+
+  // conv1d and PReLU, half of the outputs after the other: sums of all would not fit beside x in the registers.
+  static METATASNET_DEVICE void convolve(Block& block, int rows, int parity, float slope) {
+    if (group_row(block) >= rows) return;
+    const int row = own_row(block);
+    char* const to = block.shared() + a_place(row, 0) + d_column(block.lane(), 0) * 2;
+#pragma unroll 1
+    for (int output = 0; output < channels; output += half) {
+      float sum[half / 8][4] = {};
+      multiply(block, parity, output == 0, output, sum);
+      if (warp_row(block) >= rows) continue;
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const bool there = row + 8 * h < rows;
+#pragma unroll
+        for (int j = 0; j < half / 8; ++j) {
+          const std::uint32_t pair = pack_bfloat16(prelu(sum[j][2 * h], slope), prelu(sum[j][2 * h + 1], slope));
+          store_word(to + 8 * h * pitch + 16 * j + 2 * output, there ? pair : 0);
+        }
+      }
+    }
+  }
+
+  // res_out of norm_2(h) into the residual stream.
+  template <int fragments>
+  static METATASNET_DEVICE void mix(Block& block, const Args& args, int i, int rows, float (&x)[fragments][4]) {
+    if (group_row(block) >= rows) return;
+    multiply(block, 1, true, 0, x);
+    if (!args.bias) return;
+    const float* const bias = args.bias + (std::int64_t{i} * args.instruments + instrument(block, args)) * args.B;
+    const int column = d_column(block.lane(), 0);
+#pragma unroll
+    for (int j = 0; j < fragments; ++j) {
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        if (column + 8 * j + c >= args.B) continue;
+        const float value = bias[column + 8 * j + c];
+        x[j][c] += value;
+        x[j][2 + c] += value;
+      }
+    }
+  }
+
+  // The sums of all rows of each channel, and of the squares; a warp has 16 channels. `place` is that of a row's eight channels.
+  template <class Where>
+  static METATASNET_DEVICE void add_up(Block& block, int rows, Where place) {
+    constexpr std::uint32_t kOnes = 0x3f803f80;
+    const int warp = block.warp(), lane = block.lane();
+    if (warp >= channels / 16) return;
+    float d[2][4] = {};
+#pragma unroll 2
+    for (int row = 0; row < rows; row += 16) {
+      std::uint32_t words[4];  // frames 0 to 7 of channels 0 to 7, and 8 to 15; frames 8 to 15 of the same
+      block.load_transposed(words, place(row + lane / 16 * 8 + lane % 8, 2 * warp + lane / 8 % 2));
+#pragma unroll
+      for (int k = 0; k < 2; ++k) {
+        block.mma_bfloat16(d[k], {words[k], kOnes, words[k + 2], kOnes}, {words[k], words[k + 2]});
+      }
+    }
+    const int channel = d_row(lane, 0);  // its square is on the diagonal of this row
+    if (d_column(lane, 0) != (channel & ~1)) return;
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      float* const to = sums(block) + 16 * warp + 8 * k + channel;
+      to[0] = channel % 2 ? d[k][3] : d[k][2];
+      to[channels] = channel % 2 ? d[k][1] : d[k][0];
+    }
+  }
+
+  // Publishes the moments of this thread block's rows, and what it has published before, and waits until all of the
+  // unit have; `count` is the number of times that they have met.
+  static METATASNET_DEVICE void meet(Block& block, const Args& args, int which, int count) {
+    const int group = block.warp(), lane = block.lane(), width = args.H / kGroups;
+    if (group < kGroups) {
+      const float* const from = sums(block) + group * width + lane;
+      const double sum = warp_sum(block, lane < width ? double{from[0]} : 0.0);
+      const double squares = warp_sum(block, lane < width ? double{from[channels]} : 0.0);
+      const double mean = sum * inverses(block)[0], m2 = squares - sum * mean;
+      Moments* const to = moments(block, args, which) + block.x() * kGroups + group;
+      if (lane == 0) {
+        block.publish(&to->mean, static_cast<float>(mean));
+        block.publish(&to->m2, m2 > 0.0 ? static_cast<float>(m2) : 0.0f);
+      }
+    }
+    int* const arrived = args.arrived + unit_of(block, args);
+    block.fence();
+    block.sync();
+    if (block.thread() == 0) {
+      block.increment(arrived);
+      block.await(arrived, count * args.shares);
+    }
+    block.sync();
+    block.fence();
+  }
+
+  static METATASNET_DEVICE int rows_of(const Args& args, int of) {
+    const int left = args.frames - of * args.rows;
+    return left < args.rows ? left : args.rows;
+  }
+  static METATASNET_DEVICE Moments* moments(const Block& block, const Args& args, int which) {
+    return args.moments + (std::int64_t{unit_of(block, args)} * 2 + which) * args.shares * kGroups;
+  }
+
+  // A norm, of which a lane of warp g makes a channel of group g: its numbers are loaded before the blocks meet.
+  struct Norm {
+    float weight, shift, tap[3];
+
+    METATASNET_DEVICE Norm(const Block& block, const Args& args, const float* norms, const float* taps, int i)
+        : weight(0.0f), shift(0.0f), tap{} {
+      const int channel = channel_of(block, args);
+      if (channel < 0) return;
+      const std::int64_t matrix = std::int64_t{i} * args.instruments + instrument(block, args);
+      weight = norms[matrix * 2 * args.H + channel];
+      shift = norms[(matrix * 2 + 1) * args.H + channel];
+      if (!taps) return;
+#pragma unroll
+      for (int k = 0; k < 3; ++k) tap[k] = taps[(matrix * 3 + k) * padded(args.H) + channel];
+    }
+
+    static METATASNET_DEVICE int channel_of(const Block& block, const Args& args) {
+      const int width = args.H / kGroups;
+      return block.warp() < kGroups && block.lane() < width ? block.warp() * width + block.lane() : -1;
+    }
+
+    // Before the depthwise convolution (`which` 0) the factors are taps with the scale in them, and what each tap adds;
+    // else scale and constant: n(h) = scale h + constant.
+    METATASNET_DEVICE void make(Block& block, const Args& args, int which) const {
+      if (block.warp() >= kGroups) return;
+      const int width = args.H / kGroups, parts = args.shares;
+      const Moments* const from = moments(block, args, which) + block.warp();
+      double sum = 0.0, squares = 0.0;
+      for (int part = block.lane(); part < parts; part += kWarp) {
+        const Moments* const at = from + part * kGroups;
+        const double mean = double{block.load_written(&at->mean)}, count = rows_of(args, part) * width;
+        sum += mean * count;
+        squares += double{block.load_written(&at->m2)} + mean * mean * count;
+      }
+      const double mean = warp_sum(block, sum) * inverses(block)[1];
+      const double variance = warp_sum(block, squares) * inverses(block)[1] - mean * mean;
+      const float rstd = reciprocal_root(static_cast<float>((variance > 0.0 ? variance : 0.0) + kEpsilon));
+      const int channel = channel_of(block, args);
+      if (channel < 0) return;
+      const float scale = weight * rstd, constant = shift - static_cast<float>(mean) * scale;
+      float* const to = factors(block) + channel;
+      if (which == 1) {
+        to[0] = scale;
+        to[channels] = constant;
+        return;
+      }
+#pragma unroll
+      for (int k = 0; k < 3; ++k) {
+        to[k * channels] = tap[k] * scale;
+        to[(3 + k) * channels] = tap[k] * constant;
+      }
+    }
+  };
+
+  // Calls body(row, unit) for this thread's units of 16 bytes of rows [0, rows).
+  template <class Body>
+  static METATASNET_DEVICE void each_unit(const Block& block, const Args& args, int rows, Body body) {
+    const int unit = block.thread() % units;
+    if (block.thread() >= lines * units || 8 * unit >= padded(args.H)) return;
+#pragma unroll 1
+    for (int row = block.thread() / units; row < rows; row += lines) body(row, unit);
+  }
+
+  static METATASNET_DEVICE Bfloat16* border(const Block& block, const Args& args, int frame, int channel) {
+    return args.border + (std::int64_t{unit_of(block, args)} * args.frames + frame) * padded(args.H) + channel;
+  }
+
+  // Writes the frames of a that thread blocks on either side read.
+  static METATASNET_DEVICE void share_borders(Block& block, const Args& args, int dilation, int first, int rows) {
+    if (args.shares == 1) return;
+    each_unit(block, args, 2 * dilation, [&](int i, int unit) {
+      const int row = i < dilation ? i : rows + i - 2 * dilation;
+      if (row < 0 || row >= rows) return;
+      block.publish(reinterpret_cast<Words*>(border(block, args, first + row, 8 * unit)),
+                    load_words(block.shared() + a_place(row, unit)));
+    });
+  }
+
+  static METATASNET_DEVICE void read_borders(Block& block, const Args& args, int dilation, int first, int rows) {
+    if (args.shares == 1) return;
+    each_unit(block, args, 2 * dilation, [&](int i, int unit) {
+      const int row = i < dilation ? i - dilation : rows + i - dilation;
+      if (first + row < 0 || first + row >= args.frames) return;
+      store_words(block.shared() + a_place(row, unit),
+                  block.load_written(reinterpret_cast<const Words*>(border(block, args, first + row, 8 * unit))));
+    });
+  }
+
+  // h, into the operand. A thread has eight channels of four rows that are `dilation` apart, so it reads six rows for them.
+  static METATASNET_DEVICE void depthwise(const Block& block, const Args& args, const BlockNumbers& numbers,
+                                          int first, int rows) {
+    const int unit = block.thread() % units, dilation = numbers.dilation;
+    if (block.thread() >= lines * units || 8 * unit >= padded(args.H)) return;
+    Eight weight[3], offset[3];
+#pragma unroll
+    for (int k = 0; k < 3; ++k) {
+      weight[k] = load_eight(factors(block) + k * channels + 8 * unit);
+      offset[k] = load_eight(factors(block) + (3 + k) * channels + 8 * unit);
+    }
+#pragma unroll
+    for (int c = 0; c < 8; ++c) offset[0].v[c] += offset[1].v[c] + offset[2].v[c];
+#pragma unroll 1
+    for (int i = block.thread() / units;; i += lines) {
+      const int row = i + 3 * dilation * (i * numbers.reciprocal >> 16);
+      if (row >= rows) break;
+      const bool inside = first + row >= dilation && first + row + 4 * dilation < args.frames && row + 3 * dilation < rows;
+      if (inside) {
+        four_rows<true>(block, args, numbers, first, rows, row, unit, weight, offset[0]);
+      } else {
+        four_rows<false>(block, args, numbers, first, rows, row, unit, weight, offset[0]);
+      }
+    }
+  }
+
+  // `inside`: all rows are there, and all taps are inside the signal. A tap outside adds neither its frame nor its part of
+  // the offset.
+  template <bool inside>
+  static METATASNET_DEVICE void four_rows(const Block& block, const Args& args, const BlockNumbers& numbers,
+                                          int first, int rows, int row, int unit, const Eight (&weight)[3],
+                                          const Eight& offset) {
+    const int dilation = numbers.dilation;
+    const auto there = [&](int j) {
+      const int at = row + (j - 1) * dilation;
+      return inside || (first + at >= 0 && first + at < args.frames && at < rows + dilation);
+    };
+    Packed<Bfloat16> a[6];
+#pragma unroll
+    for (int j = 0; j < 6; ++j) {
+      a[j] = {};
+      if (there(j)) a[j].words[0] = load_words(block.shared() + a_place(row + (j - 1) * dilation, unit));
+    }
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const int at = row + j * dilation;
+      if (!inside && at >= rows) break;
+      Eight y = offset;
+      if (!inside) {
+#pragma unroll
+        for (int k = 0; k < 3; k += 2) {
+          if (there(j + k)) continue;
+          const Eight own = load_eight(factors(block) + (3 + k) * channels + 8 * unit);
+#pragma unroll
+          for (int c = 0; c < 8; ++c) y.v[c] -= own.v[c];
+        }
+      }
+#pragma unroll
+      for (int k = 0; k < 3; ++k) {
+        const Eight frame = unpacked(a[j + k]);
+#pragma unroll
+        for (int c = 0; c < 8; ++c) y.v[c] += weight[k].v[c] * frame.v[c];
+      }
+#pragma unroll
+      for (int c = 0; c < 8; ++c) y.v[c] = prelu(y.v[c], numbers.slope_2);
+      store_eight(reinterpret_cast<Bfloat16*>(block.shared() + operand_place(at, unit)), y);
+    }
+  }
+
+  // norm_2(h), in place and to memory.
+  static METATASNET_DEVICE void normalise(const Block& block, const Args& args, int i, int first, int rows) {
+    const int ld = args.blocks * padded(args.H), channel = block.thread() % units * 8;
+    const Eight scale = load_eight(factors(block) + channel), constant = load_eight(factors(block) + channels + channel);
+    Bfloat16* const out =
+        args.out + (std::int64_t{unit_of(block, args)} * args.frames + first) * ld + i * padded(args.H) + channel;
+    each_unit(block, args, rows, [&](int row, int unit) {
+      auto* const at = reinterpret_cast<Bfloat16*>(block.shared() + operand_place(row, unit));
+      Eight h = load_eight(at);
+#pragma unroll
+      for (int c = 0; c < 8; ++c) h.v[c] = h.v[c] * scale.v[c] + constant.v[c];
+      store_eight(at, h);
+      store_eight(out + std::int64_t{row} * ld, h);
+    });
+  }
+};
+
+}  // namespace metatasnet::METATASNET_DEVICES
