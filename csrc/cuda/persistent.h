@@ -49,7 +49,7 @@ struct Shares {
     const std::int64_t each = (frames + most - 1) / most, count = (frames + each - 1) / each;
     for (const int dilation : s.dilations) {
       if (count == 1 || dilation <= kMostDilation) continue;
-      obstacle = "dilations must be at most " + std::to_string(kMostDilation) + " for more than " + std::to_string(kMostRows) +
+      obstacle = "dilations must be at most " + std::to_string(kMostDilation) + " for more than " + std::to_string(kRows) +
                  " frames";
       return;
     }
@@ -133,6 +133,7 @@ struct PersistentBlocks {
     for (int i = 0; i < args.blocks; ++i) {
       const BlockNumbers& numbers = args.numbers[i];
       const bool last = i + 1 == args.blocks;
+      block.forget();
       convolve(block, rows, 2 * i & 1, numbers.slope_1);
       block.sync();  // a is complete, and the weights have been read
       if (block.thread() == 0 && !last) load_weights(block, args, args.mix, i);
@@ -144,6 +145,7 @@ struct PersistentBlocks {
       norm_1.make(block, args, 0);
       read_borders(block, args, numbers.dilation, first, rows);
       block.sync();
+      block.forget();
       depthwise(block, args, numbers, first, rows);
       block.sync();
       add_up(block, rows, [&](int row, int unit) { return operand_place(row, unit); });
@@ -152,10 +154,12 @@ struct PersistentBlocks {
       meet(block, args, 1, 2 * i + 2);
       norm_2.make(block, args, 1);
       block.sync();
+      block.forget();
       normalise(block, args, i, first, rows);
       if (last) return;
       block.publish_operands();
       block.sync();
+      block.forget();
       mix(block, args, i, rows, x);
       store_operand(block, rows, x);
       block.publish_operands();

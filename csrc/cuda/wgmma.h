@@ -131,14 +131,13 @@ struct PointwiseWgmma {
     }
     begin_with_bias(block, args.product, block.z(), first_output(block), sum);
     Ring ring;
-#pragma unroll 1
-    for (int chunk = 0; chunk < chunks; ++chunk, ring.next()) {
+    const auto next = [&](int chunk, auto count) {  // steps of the chunk
       const int at = ring.stage * stage_bytes;
       block.wait_phase(full(ring.stage), ring.parity);
       pin(block, sum);
       block.begin_products();
 #pragma unroll
-      for (int step = 0; step < steps; ++step) {
+      for (int step = 0; step < decltype(count)::value; ++step) {
 #pragma unroll
         for (int i = 0; i < kRowFragments; ++i) {
           block.multiply(sum.v[i], at + i * kProductRows * kRowBytes + step * kProductBytes,
@@ -151,7 +150,13 @@ struct PointwiseWgmma {
       block.template wait_products<0>();
       pin(block, sum);
       if (block.lane() < cluster) block.arrive_at(empty(ring.stage), block.lane());
-    }
+      ring.next();
+    };
+    const int whole = args.product.ld_weights / channels;
+#pragma unroll 1
+    for (int chunk = 0; chunk < whole; ++chunk) next(chunk, std::integral_constant<int, steps>());
+    // What is left is half a chunk, because channels are stored in multiples of 32.
+    if (whole < chunks) next(whole, std::integral_constant<int, steps / 2>());
   }
 
   static METATASNET_DEVICE void pin(const Block& block, Sums& sum) {
