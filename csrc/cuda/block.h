@@ -42,6 +42,7 @@ class Block {
   }
 
   METATASNET_DEVICE void sync() const { __syncthreads(); }
+  METATASNET_DEVICE void sync_warp() const { __syncwarp(); }
 
   // Between blocks: writing what another block of this launch reads; what this thread wrote before is seen by all before
   // what it writes after; counting, returns the number before; reading what another block of this launch wrote.
@@ -67,6 +68,8 @@ class Block {
     } while (now < least);
   }
 
+  // Returns a number that all threads of a warp have, for the registers that they share.
+  METATASNET_DEVICE int uniform(int value) const { return __shfl_sync(~0u, value, 0); }
   METATASNET_DEVICE float shuffle(float value, int lane) const { return __shfl_sync(~0u, value, lane); }
   METATASNET_DEVICE float shuffle_xor(float value, int mask) const { return __shfl_xor_sync(~0u, value, mask); }
   METATASNET_DEVICE double shuffle_xor(double value, int mask) const { return __shfl_xor_sync(~0u, value, mask); }
@@ -94,7 +97,13 @@ class Block {
                  : "memory");
   }
 
-  // The same, each matrix of 8 x 8 bfloat16 transposed: a lane has two neighbouring rows of one column.
+  // Stores them; register `r` of a lane is word lane % 4 of row lane / 4 of matrix `r`. Of compute capability 9.0 on.
+  METATASNET_DEVICE void store_matrices(const std::uint32_t (&registers)[4], int row) const {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%4], {%0, %1, %2, %3};" ::"r"(registers[0]),
+                 "r"(registers[1]), "r"(registers[2]), "r"(registers[3]), "r"(shared_address() + row)
+                 : "memory");
+  }
+  // load_matrices, each matrix of 8 x 8 bfloat16 transposed: a lane has two neighbouring rows of one column.
   METATASNET_DEVICE void load_transposed(std::uint32_t (&registers)[4], int row) const {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])
@@ -183,8 +192,8 @@ class Block {
   // Makes what this thread stored in shared memory known to wgmma, after the next barrier.
   METATASNET_DEVICE void publish_operands() const { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-  // wgmma, by four warps together: d += a b^T, of 64 x 16 and 160 x 16, or 80 x 16, bfloat16 that begin `a` and `b` bytes
-  // after shared(), in the background. A warp's part of d is 16 rows as fragments of mma. Before the first product, and where
+  // wgmma, by four warps together: d += a b^T, of 64 x 16 and 160 x 16, or 80 x 16, bfloat16 that begin `a` and `b` times
+  // 16 bytes after shared(), in the background. A warp's part of d is 16 rows as fragments of mma. Before the first product, and where
   // values of d were touched, begin_products(); products of one commit are complete when wait_products() says so, and until
   // then neither d nor a and b may be touched.
   METATASNET_DEVICE void begin_products() const { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -198,7 +207,7 @@ class Block {
         "%40, %41, add, 1, 1, 0, 0;\n\t}"
         : METATASNET_FOUR(0), METATASNET_FOUR(1), METATASNET_FOUR(2), METATASNET_FOUR(3), METATASNET_FOUR(4),
           METATASNET_FOUR(5), METATASNET_FOUR(6), METATASNET_FOUR(7), METATASNET_FOUR(8), METATASNET_FOUR(9)
-        : "l"(matrix_descriptor(shared_address() + a)), "l"(matrix_descriptor(shared_address() + b)));
+        : "l"(descriptor(a)), "l"(descriptor(b)));
   }
   METATASNET_DEVICE void multiply(float (&d)[20][4], int a, int b) const {
     asm volatile(
@@ -213,7 +222,7 @@ class Block {
           METATASNET_FOUR(5), METATASNET_FOUR(6), METATASNET_FOUR(7), METATASNET_FOUR(8), METATASNET_FOUR(9),
           METATASNET_FOUR(10), METATASNET_FOUR(11), METATASNET_FOUR(12), METATASNET_FOUR(13), METATASNET_FOUR(14),
           METATASNET_FOUR(15), METATASNET_FOUR(16), METATASNET_FOUR(17), METATASNET_FOUR(18), METATASNET_FOUR(19)
-        : "l"(matrix_descriptor(shared_address() + a)), "l"(matrix_descriptor(shared_address() + b)));
+        : "l"(descriptor(a)), "l"(descriptor(b)));
   }
 #undef METATASNET_FOUR
   METATASNET_DEVICE void commit_products() const { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
@@ -233,6 +242,11 @@ class Block {
   }
 
  private:
+  METATASNET_DEVICE std::uint64_t descriptor(int at) const {
+    constexpr std::uint64_t first = matrix_descriptor(0);
+    const std::uint32_t low = static_cast<std::uint32_t>(first) + static_cast<std::uint32_t>(shared_address() / kDescriptorBytes + at);
+    return first >> 32 << 32 | low;  // addresses in shared memory never carry
+  }
   METATASNET_DEVICE int shared_address() const { return static_cast<int>(__cvta_generic_to_shared(shared())); }
 
   int thread_ = static_cast<int>(threadIdx.x);

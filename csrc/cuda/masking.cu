@@ -135,6 +135,7 @@ class MaskingRun {
     args.blocks = s_.blocks();
     args.B = s_.B;
     args.H = s_.H;
+    args.width = s_.H / kGroups;
     args.frames = static_cast<int>(frames_);
     args.x = buffers_.x;
     args.affine = buffers_.affine;

@@ -11,8 +11,7 @@
 // need, are in memory, and when the moments of h are. Each merges the moments of all in float64 in the same order, so all
 // have the same norm, and every run has the same bits. Which rows a thread block owns depends on the number of frames alone.
 //
-// Moments are sums on tensor cores: with rows of h^T above rows of ones as A and h as B, the diagonal of the product is the
-// sums of squares and its lower half the sums, so a column of h costs no arithmetic of its own. Products of bfloat16 are
+// Moments are sums on tensor cores: the diagonal of h^T h is the sums of squares, and h^T times ones the sums. Products of bfloat16 are
 // exact, and so are sums of one value over up to 256 frames: the deviations of a constant are 0 but for float64's rounding.
 //
 // Bytes per frame and channel: x 4 once, out 2 in each block; d frames at each end of a thread block's rows 4. FLOPs per unit:
@@ -69,7 +68,7 @@ struct PersistentArgs {
   TensorMap mix;   // ((blocks - 1) * instruments, B, padded(H))
   int instruments, blocks, first_unit;
   int shares;              // thread blocks of a unit
-  int B, H;
+  int B, H, width;  // width: channels of a group of H
   int frames, rows;     // of a unit; of a thread block, the last may have fewer
   const float* x;       // (units, frames, padded(B))
   const float* affine;  // (units, 3, padded(B)): the norm of x
@@ -77,7 +76,7 @@ struct PersistentArgs {
   const float *norm_1, *norm_2;  // (blocks, instruments, 2, H)
   const float* bias;    // (blocks - 1, instruments, B), of res_out; null: none
   Bfloat16* border;     // (units, frames, padded(H)): frames of a that neighbours read
-  Moments* moments;     // (units, 2, thread blocks, kGroups)
+  Moments* moments;     // (units, 2, kGroups, thread blocks)
   int* arrived;         // (units): zero before the launch
   Bfloat16* out;        // (units, frames, blocks, padded(H))
   BlockNumbers numbers[kMostBlocks];
@@ -94,7 +93,8 @@ struct PersistentBlocks {
   static constexpr int chunks = 3;  // of 64 channels, the last half empty
   static constexpr int halves = 2, half = channels / halves;
   static constexpr int steps = channels * static_cast<int>(sizeof(Bfloat16)) / kProductBytes, steps_of_chunk = 4;
-  static constexpr int lines = threads / units;  // rows that threads with eight channels each take at once
+  static constexpr int lines = 16;  // rows that threads with eight channels each take at once; swizzled alike 16 rows on
+  static_assert(lines * units <= threads);
 
   // Shared memory, in bytes: operands and weights chunk by chunk, rows of a, and float32.
   static constexpr int operand_chunk = groups * kProductRows * kRowBytes, weight_chunk = kColumns * kRowBytes;
@@ -104,7 +104,7 @@ struct PersistentBlocks {
   static constexpr int sums_at = a_at + (kMostRows + 2 * kMostDilation) * pitch;  // (2, channels): of a value and its square
   static constexpr int factors_at = sums_at + 2 * channels * 4;  // (6, channels)
   static constexpr int inverses_at = factors_at + 6 * channels * 4;  // of the values of a group, float64: here, in the unit
-  static constexpr int barriers_at = inverses_at + 2 * 8;
+  static constexpr int instrument_at = inverses_at + 2 * 8, barriers_at = instrument_at + 8;
   static constexpr int shared_bytes = barriers_at + chunks * 8;
   static_assert(operand_chunk % kSwizzleBytes == 0 && weight_chunk % kSwizzleBytes == 0);
   static_assert(groups * kProductRows >= kMostRows && kMostRows % kFragmentRows == 0 && kGroups <= threads / kWarp);
@@ -117,8 +117,9 @@ struct PersistentBlocks {
 #pragma unroll
       for (int chunk = 0; chunk < chunks; ++chunk) block.init_barrier(full(chunk), 1);
       block.publish_barriers();
-      inverses(block)[0] = 1.0 / (rows * (args.H / kGroups));
-      inverses(block)[1] = 1.0 / (args.frames * (args.H / kGroups));
+      inverses(block)[0] = 1.0 / (rows * args.width);
+      inverses(block)[1] = 1.0 / (args.frames * args.width);
+      instrument(block) = unit_of(block, args) % args.instruments;
       load_weights(block, args, args.conv, 0);
     }
     for (int at = 16 * block.thread(); at < weights_at; at += 16 * threads) store_words(block.shared() + at, Words{});
@@ -138,7 +139,7 @@ struct PersistentBlocks {
       block.sync();  // a is complete, and the weights have been read
       if (block.thread() == 0 && !last) load_weights(block, args, args.mix, i);
       share_borders(block, args, numbers.dilation, first, rows);
-      add_up(block, rows, [&](int row, int unit) { return a_place(row, unit); });
+      add_up(block, rows, 16 * pitch, [&](int row, int unit) { return a_place(row, unit); });
       block.sync();
       const Norm norm_1(block, args, args.norm_1, args.taps, i);
       meet(block, args, 0, 2 * i + 1);
@@ -148,7 +149,7 @@ struct PersistentBlocks {
       block.forget();
       depthwise(block, args, numbers, first, rows);
       block.sync();
-      add_up(block, rows, [&](int row, int unit) { return operand_place(row, unit); });
+      add_up(block, rows, 16 * kRowBytes, [&](int row, int unit) { return operand_place(row, unit); });
       block.sync();
       const Norm norm_2(block, args, args.norm_2, nullptr, i);
       meet(block, args, 1, 2 * i + 2);
@@ -173,7 +174,6 @@ struct PersistentBlocks {
 
  private:
   static METATASNET_DEVICE int full(int chunk) { return barriers_at + 8 * chunk; }
-  static METATASNET_DEVICE int instrument(const Block& block, const Args& args) { return unit_of(block, args) % args.instruments; }
   static METATASNET_DEVICE int unit_of(const Block& block, const Args& args) { return args.first_unit + block.z(); }
   static METATASNET_DEVICE float* sums(const Block& block) { return reinterpret_cast<float*>(block.shared() + sums_at); }
   static METATASNET_DEVICE float* factors(const Block& block) {
@@ -181,6 +181,10 @@ struct PersistentBlocks {
   }
   static METATASNET_DEVICE double* inverses(const Block& block) {
     return reinterpret_cast<double*>(block.shared() + inverses_at);
+  }
+  // The unit's instrument: it is divided for once.
+  static METATASNET_DEVICE int& instrument(const Block& block) {
+    return *reinterpret_cast<int*>(block.shared() + instrument_at);
   }
   // Places of eight channels of a row.
   static METATASNET_DEVICE int operand_place(int row, int unit) {
@@ -191,11 +195,11 @@ struct PersistentBlocks {
   // The first of this thread's two rows, 8 apart, and the first row of its warp and of its warpgroup.
   static METATASNET_DEVICE int own_row(const Block& block) { return warp_row(block) + d_row(block.lane(), 0); }
   static METATASNET_DEVICE int warp_row(const Block& block) { return kFragmentRows * block.warp(); }
-  static METATASNET_DEVICE int group_row(const Block& block) { return block.warp() / 4 * kProductRows; }
+  static METATASNET_DEVICE int group_row(Block& block) { return block.uniform(block.warp() / 4) * kProductRows; }
 
   // The weights of block `i` of this unit's instrument, chunk by chunk; one thread asks for them.
   static METATASNET_DEVICE void load_weights(Block& block, const Args& args, const TensorMap& map, int i) {
-    const int matrix = i * args.instruments + instrument(block, args);
+    const int matrix = i * args.instruments + instrument(block);
 #pragma unroll
     for (int chunk = 0; chunk < chunks; ++chunk) {
       block.arrive_expecting(full(chunk), weight_chunk);
@@ -227,27 +231,35 @@ struct PersistentBlocks {
     }
   }
 
+  // Stores the pairs of this warp's 16 rows: pair(j, h) of row own_row + 8 h, channels 8 j on; place(row, j) is that of eight
+  // channels. Rows that are not there become 0.
+  template <int fragments, class Pair, class Where>
+  static METATASNET_DEVICE void store_rows(Block& block, int rows, Pair pair, Where place) {
+    const int lane = block.lane(), row = warp_row(block) + lane % 16, odd = lane / 16;
+#pragma unroll
+    for (int j = 0; j < fragments; j += 2) {
+      block.store_matrices({pair(j, 0), pair(j, 1), pair(j + 1, 0), pair(j + 1, 1)}, place(row, j + odd));
+    }
+    block.sync_warp();
+    if (row < rows) return;
+#pragma unroll
+    for (int j = 0; j < fragments; j += 2) store_words(block.shared() + place(row, j + odd), Words{});
+  }
+
   // x as the operand of conv1d; rows that are not there stay 0.
   template <int fragments>
-  static METATASNET_DEVICE void store_operand(const Block& block, int rows, const float (&x)[fragments][4]) {
+  static METATASNET_DEVICE void store_operand(Block& block, int rows, const float (&x)[fragments][4]) {
     if (warp_row(block) >= rows) return;
-    const int row = own_row(block);
-    char* const to = block.shared() + d_column(block.lane(), 0) * 2;
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const bool there = row + 8 * h < rows;
-#pragma unroll
-      for (int j = 0; j < fragments; ++j) {
-        const std::uint32_t pair = pack_bfloat16(x[j][2 * h], x[j][2 * h + 1]);
-        store_word(to + operand_place(row + 8 * h, j), there ? pair : 0);
-      }
-    }
+    store_rows<fragments>(
+        block, rows, [&](int j, int h) { return pack_bfloat16(x[j][2 * h], x[j][2 * h + 1]); },
+        [&](int row, int j) { return operand_place(row, j); });
   }
 
   // sum += operand times weights, for outputs from `output` on; waits for the weights' phase if `wait`.
   template <int fragments>
   static METATASNET_DEVICE void multiply(Block& block, int parity, bool wait, int output, float (&sum)[fragments][4]) {
-    const int rows_at = group_row(block) * kRowBytes, columns_at = weights_at + output * kRowBytes;
+    constexpr int unit = kDescriptorBytes;
+    const int rows_at = group_row(block) * (kRowBytes / unit), columns_at = weights_at / unit + output * (kRowBytes / unit);
     if (wait) {
 #pragma unroll
       for (int chunk = 0; chunk < chunks; ++chunk) block.wait_phase(full(chunk), parity);
@@ -256,8 +268,8 @@ struct PersistentBlocks {
     block.begin_products();
 #pragma unroll
     for (int step = 0; step < steps; ++step) {
-      const int chunk = step / steps_of_chunk, at = step % steps_of_chunk * kProductBytes;
-      block.multiply(sum, rows_at + chunk * operand_chunk + at, columns_at + chunk * weight_chunk + at);
+      const int chunk = step / steps_of_chunk, at = step % steps_of_chunk * (kProductBytes / unit);
+      block.multiply(sum, rows_at + chunk * (operand_chunk / unit) + at, columns_at + chunk * (weight_chunk / unit) + at);
     }
     block.commit_products();
     block.template wait_products<0>();
@@ -267,21 +279,25 @@ struct PersistentBlocks {
   // conv1d and PReLU, half of the outputs after the other: sums of all would not fit beside x in the registers.
   static METATASNET_DEVICE void convolve(Block& block, int rows, int parity, float slope) {
     if (group_row(block) >= rows) return;
-    const int row = own_row(block);
-    char* const to = block.shared() + a_place(row, 0) + d_column(block.lane(), 0) * 2;
 #pragma unroll 1
     for (int output = 0; output < channels; output += half) {
       float sum[half / 8][4] = {};
       multiply(block, parity, output == 0, output, sum);
       if (warp_row(block) >= rows) continue;
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const bool there = row + 8 * h < rows;
-#pragma unroll
-        for (int j = 0; j < half / 8; ++j) {
-          const std::uint32_t pair = pack_bfloat16(prelu(sum[j][2 * h], slope), prelu(sum[j][2 * h + 1], slope));
-          store_word(to + 8 * h * pitch + 16 * j + 2 * output, there ? pair : 0);
-        }
+      // The larger of value and slope * value, or the smaller, is the PReLU in two instructions.
+      const auto store = [&](auto activated) {
+        store_rows<half / 8>(
+            block, rows,
+            [&](int j, int h) {
+              return pack_bfloat16(activated(sum[j][2 * h], slope * sum[j][2 * h]),
+                                   activated(sum[j][2 * h + 1], slope * sum[j][2 * h + 1]));
+            },
+            [&](int row, int j) { return a_place(row, output / 8 + j); });
+      };
+      if (slope <= 1.0f) {
+        store([](float value, float scaled) { return fmaxf(value, scaled); });
+      } else {
+        store([](float value, float scaled) { return fminf(value, scaled); });
       }
     }
   }
@@ -292,7 +308,7 @@ struct PersistentBlocks {
     if (group_row(block) >= rows) return;
     multiply(block, 1, true, 0, x);
     if (!args.bias) return;
-    const float* const bias = args.bias + (std::int64_t{i} * args.instruments + instrument(block, args)) * args.B;
+    const float* const bias = args.bias + (i * args.instruments + instrument(block)) * args.B;
     const int column = d_column(block.lane(), 0);
 #pragma unroll
     for (int j = 0; j < fragments; ++j) {
@@ -306,42 +322,48 @@ struct PersistentBlocks {
     }
   }
 
-  // The sums of all rows of each channel, and of the squares; a warp has 16 channels. `place` is that of a row's eight channels.
+  // The sums of all rows of each channel, and of the squares; a warp has 16 channels. `place` is that of a row's eight
+  // channels, and sixteen rows on they are `step` bytes further.
   template <class Where>
-  static METATASNET_DEVICE void add_up(Block& block, int rows, Where place) {
+  static METATASNET_DEVICE void add_up(Block& block, int rows, int step, Where place) {
     constexpr std::uint32_t kOnes = 0x3f803f80;
     const int warp = block.warp(), lane = block.lane();
     if (warp >= channels / 16) return;
-    float d[2][4] = {};
+    // Matrices of 8 frames by 8 channels: as A, channels change before frames; as B, frames before channels.
+    int as_a = place(lane / 16 * 8 + lane % 8, 2 * warp + lane / 8 % 2);
+    int as_b = place(lane % 16, 2 * warp + lane / 16);
+    float sum[4] = {}, squares[2][4] = {};
 #pragma unroll 2
     for (int row = 0; row < rows; row += 16) {
-      std::uint32_t words[4];  // frames 0 to 7 of channels 0 to 7, and 8 to 15; frames 8 to 15 of the same
-      block.load_transposed(words, place(row + lane / 16 * 8 + lane % 8, 2 * warp + lane / 8 % 2));
-#pragma unroll
-      for (int k = 0; k < 2; ++k) {
-        block.mma_bfloat16(d[k], {words[k], kOnes, words[k + 2], kOnes}, {words[k], words[k + 2]});
-      }
+      std::uint32_t a[4], b[4];
+      block.load_transposed(a, as_a);
+      block.load_transposed(b, as_b);
+      block.mma_bfloat16(sum, a, {kOnes, kOnes});
+      block.mma_bfloat16(squares[0], a, {b[0], b[1]});
+      block.mma_bfloat16(squares[1], a, {b[2], b[3]});
+      as_a += step;
+      as_b += step;
     }
-    const int channel = d_row(lane, 0);  // its square is on the diagonal of this row
+    // The squares of channel c are in row c, column c, on the diagonal: for the upper eight of squares[1].
+    const int channel = d_row(lane, 0);
     if (d_column(lane, 0) != (channel & ~1)) return;
-#pragma unroll
-    for (int k = 0; k < 2; ++k) {
-      float* const to = sums(block) + 16 * warp + 8 * k + channel;
-      to[0] = channel % 2 ? d[k][3] : d[k][2];
-      to[channels] = channel % 2 ? d[k][1] : d[k][0];
-    }
+    float* const to = sums(block) + 16 * warp + channel;
+    to[0] = sum[0];
+    to[8] = sum[2];
+    to[channels] = channel % 2 ? squares[0][1] : squares[0][0];
+    to[channels + 8] = channel % 2 ? squares[1][3] : squares[1][2];
   }
 
   // Publishes the moments of this thread block's rows, and what it has published before, and waits until all of the
   // unit have; `count` is the number of times that they have met.
   static METATASNET_DEVICE void meet(Block& block, const Args& args, int which, int count) {
-    const int group = block.warp(), lane = block.lane(), width = args.H / kGroups;
+    const int group = block.warp(), lane = block.lane(), width = args.width;
     if (group < kGroups) {
       const float* const from = sums(block) + group * width + lane;
       const double sum = warp_sum(block, lane < width ? double{from[0]} : 0.0);
       const double squares = warp_sum(block, lane < width ? double{from[channels]} : 0.0);
       const double mean = sum * inverses(block)[0], m2 = squares - sum * mean;
-      Moments* const to = moments(block, args, which) + block.x() * kGroups + group;
+      Moments* const to = moments(block, args, which) + group * args.shares + block.x();
       if (lane == 0) {
         block.publish(&to->mean, static_cast<float>(mean));
         block.publish(&to->m2, m2 > 0.0 ? static_cast<float>(m2) : 0.0f);
@@ -374,29 +396,30 @@ struct PersistentBlocks {
         : weight(0.0f), shift(0.0f), tap{} {
       const int channel = channel_of(block, args);
       if (channel < 0) return;
-      const std::int64_t matrix = std::int64_t{i} * args.instruments + instrument(block, args);
-      weight = norms[matrix * 2 * args.H + channel];
-      shift = norms[(matrix * 2 + 1) * args.H + channel];
+      const int matrix = i * args.instruments + instrument(block);
+      norms += matrix * 2 * args.H + channel;
+      weight = norms[0];
+      shift = norms[args.H];
       if (!taps) return;
+      taps += matrix * 3 * padded(args.H) + channel;
 #pragma unroll
-      for (int k = 0; k < 3; ++k) tap[k] = taps[(matrix * 3 + k) * padded(args.H) + channel];
+      for (int k = 0; k < 3; ++k) tap[k] = taps[k * padded(args.H)];
     }
 
     static METATASNET_DEVICE int channel_of(const Block& block, const Args& args) {
-      const int width = args.H / kGroups;
-      return block.warp() < kGroups && block.lane() < width ? block.warp() * width + block.lane() : -1;
+      return block.warp() < kGroups && block.lane() < args.width ? block.warp() * args.width + block.lane() : -1;
     }
 
     // Before the depthwise convolution (`which` 0) the factors are taps with the scale in them, and what each tap adds;
     // else scale and constant: n(h) = scale h + constant.
     METATASNET_DEVICE void make(Block& block, const Args& args, int which) const {
       if (block.warp() >= kGroups) return;
-      const int width = args.H / kGroups, parts = args.shares;
-      const Moments* const from = moments(block, args, which) + block.warp();
+      const int parts = args.shares;
+      const Moments* const from = moments(block, args, which) + block.warp() * args.shares;
       double sum = 0.0, squares = 0.0;
       for (int part = block.lane(); part < parts; part += kWarp) {
-        const Moments* const at = from + part * kGroups;
-        const double mean = double{block.load_written(&at->mean)}, count = rows_of(args, part) * width;
+        const Moments* const at = from + part;
+        const double mean = double{block.load_written(&at->mean)}, count = rows_of(args, part) * args.width;
         sum += mean * count;
         squares += double{block.load_written(&at->m2)} + mean * mean * count;
       }
@@ -525,18 +548,23 @@ struct PersistentBlocks {
 
   // norm_2(h), in place and to memory.
   static METATASNET_DEVICE void normalise(const Block& block, const Args& args, int i, int first, int rows) {
-    const int ld = args.blocks * padded(args.H), channel = block.thread() % units * 8;
+    const int unit = block.thread() % units, channel = 8 * unit, line = block.thread() / units;
+    if (block.thread() >= lines * units || channel >= padded(args.H)) return;
+    const int ld = args.blocks * padded(args.H);
     const Eight scale = load_eight(factors(block) + channel), constant = load_eight(factors(block) + channels + channel);
-    Bfloat16* const out =
-        args.out + (std::int64_t{unit_of(block, args)} * args.frames + first) * ld + i * padded(args.H) + channel;
-    each_unit(block, args, rows, [&](int row, int unit) {
-      auto* const at = reinterpret_cast<Bfloat16*>(block.shared() + operand_place(row, unit));
+    Bfloat16* out = args.out + (std::int64_t{unit_of(block, args)} * args.frames + first + line) * ld +
+                    i * padded(args.H) + channel;
+    auto* at = reinterpret_cast<Bfloat16*>(block.shared() + operand_place(line, unit));
+#pragma unroll 2
+    for (int row = line; row < rows; row += lines) {
       Eight h = load_eight(at);
 #pragma unroll
       for (int c = 0; c < 8; ++c) h.v[c] = h.v[c] * scale.v[c] + constant.v[c];
       store_eight(at, h);
-      store_eight(out + std::int64_t{row} * ld, h);
-    });
+      store_eight(out, h);
+      at += lines * kRowBytes / 2;
+      out += std::int64_t{lines} * ld;
+    }
   }
 };
 

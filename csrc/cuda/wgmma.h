@@ -132,7 +132,8 @@ struct PointwiseWgmma {
     begin_with_bias(block, args.product, block.z(), first_output(block), sum);
     Ring ring;
     const auto next = [&](int chunk, auto count) {  // steps of the chunk
-      const int at = ring.stage * stage_bytes;
+      constexpr int unit = kDescriptorBytes;
+      const int at = ring.stage * (stage_bytes / unit);
       block.wait_phase(full(ring.stage), ring.parity);
       pin(block, sum);
       block.begin_products();
@@ -140,8 +141,8 @@ struct PointwiseWgmma {
       for (int step = 0; step < decltype(count)::value; ++step) {
 #pragma unroll
         for (int i = 0; i < kRowFragments; ++i) {
-          block.multiply(sum.v[i], at + i * kProductRows * kRowBytes + step * kProductBytes,
-                         at + frame_bytes + step * kProductBytes);
+          block.multiply(sum.v[i], at + (i * kProductRows * kRowBytes + step * kProductBytes) / unit,
+                         at + (frame_bytes + step * kProductBytes) / unit);
         }
       }
       block.commit_products();

@@ -29,6 +29,8 @@ METATASNET_BOTH constexpr std::uint64_t matrix_descriptor(int address) {
          std::uint64_t{kSwizzleBytes >> 4} << 32 | std::uint64_t{1} << 62;
 }
 
+constexpr int kDescriptorBytes = 16;  // that one more in a descriptor stands for
+
 // A matrix in memory from which TMA copies boxes: bfloat16 in three dimensions, the first contiguous. The part of a box
 // outside the sizes is filled with zeros and not read.
 #if defined(__CUDACC__)

@@ -160,7 +160,7 @@ bool multiplies(Forgotten forgotten, unsigned order) {
       for (int chunk = 0; chunk < 2; ++chunk) {
         if (forgotten != Forgotten::arrival) block.wait_phase(kFull, chunk);
         if (forgotten != Forgotten::begin) block.begin_products();
-        for (int step = 0; step < 4; ++step) block.multiply(d, 32 * step, kWeights + 32 * step);
+        for (int step = 0; step < 4; ++step) block.multiply(d, 2 * step, kWeights / 16 + 2 * step);
         block.commit_products();
         if (forgotten != Forgotten::completion) block.wait_products<0>();
         if (block.lane() == 0) block.arrive_at(kEmpty, 0);

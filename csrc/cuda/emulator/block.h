@@ -34,6 +34,7 @@ class Block {
 
   char* shared() const;
   void sync();
+  void sync_warp();
 
   // A published value waits in the thread's own buffer until the thread calls fence() or ends, and a thread reads what
   // other blocks had published when it called fence() the last time. So if a fence is missing on either side, a block
@@ -48,6 +49,7 @@ class Block {
   Words load_written(const Words* from) const;
   void await(const int* count, int least);
 
+  int uniform(int value);
   float shuffle(float value, int lane);
   float shuffle_xor(float value, int mask) { return shuffle(value, lane() ^ mask); }
   double shuffle_xor(double value, int mask);
@@ -60,6 +62,7 @@ class Block {
   }
 
   void load_matrices(std::uint32_t (&registers)[4], int row);
+  void store_matrices(const std::uint32_t (&registers)[4], int row);
   void load_transposed(std::uint32_t (&registers)[4], int row);
   void mma_bfloat16(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]);
   void mma_tf32(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]);
@@ -81,7 +84,7 @@ class Block {
   void begin_products() { begun_ = true; }
   template <int fragments>
   void multiply(float (&d)[fragments][4], int a, int b) {
-    multiply(&d[0][0], fragments, a, b);
+    multiply(&d[0][0], fragments, kDescriptorBytes * a, kDescriptorBytes * b);
   }
   void commit_products() { ++commits_; }
   template <int pending>

@@ -357,6 +357,10 @@ void Block::sync() {
   threads_->meet(fiber(), threads_->block(rank_).everybody, [] {});
 }
 
+void Block::sync_warp() {
+  threads_->meet(fiber(), threads_->warp(fiber()).meeting, [] {});
+}
+
 void Block::sync_cluster() {
   threads_->meet(fiber(), threads_->everybody(), [] {});
 }
@@ -394,6 +398,17 @@ std::uint32_t Block::written(const std::uint32_t* from) const {
     if (old.time > fenced_ && old.by != std::array<int, 3>{x_, y_, z_}) return old.value;
   }
   return *from;
+}
+
+int Block::uniform(int value) {
+  Warp& warp = threads_->warp(fiber());
+  auto& operands = warp.operands[warp.meeting.generation % 2];
+  operands[lane()].row = value;
+  threads_->meet(fiber(), warp.meeting, [] {});
+  for (const Operands& other : operands) {
+    if (other.row != value) throw std::logic_error("A number that a warp shares is not the same in all of its threads.");
+  }
+  return value;
 }
 
 float Block::shuffle(float value, int lane) {
@@ -442,6 +457,16 @@ void Block::load_matrices(std::uint32_t (&registers)[4], int row) {
   for (int r = 0; r < 4; ++r) {
     const char* words = shared() + operands[matrix_source(lane(), r)].row;
     std::memcpy(&registers[r], words + 4 * matrix_word(lane()), 4);
+  }
+}
+
+void Block::store_matrices(const std::uint32_t (&registers)[4], int row) {
+  Warp& warp = threads_->warp(fiber());
+  auto& operands = warp.operands[warp.meeting.generation % 2];
+  operands[lane()].row = row;
+  threads_->meet(fiber(), warp.meeting, [] {});
+  for (int r = 0; r < 4; ++r) {
+    std::memcpy(shared() + operands[8 * r + lane() / 4].row + 4 * (lane() % 4), &registers[r], 4);
   }
 }
 
