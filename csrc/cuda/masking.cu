@@ -148,8 +148,7 @@ class MaskingRun {
     args.arrived = buffers_.arrived + units_;
     args.out = reinterpret_cast<Bfloat16*>(buffers_.hidden);
     for (int i = 0; i < s_.blocks(); ++i) {
-      const int dilation = s_.dilations[i] < frames_ ? s_.dilations[i] : static_cast<int>(frames_);
-      args.numbers[i] = {dilation, 65536 / dilation + 1, slopes_.blocks[2 * i], slopes_.blocks[2 * i + 1]};
+      args.numbers[i] = {s_.dilations[i], slopes_.blocks[2 * i], slopes_.blocks[2 * i + 1]};
     }
     launch_persistent(stream_, units_, persistent_, shares_, args, w_.blocks[0].conv, w_.residual);
   }

@@ -27,7 +27,7 @@ namespace metatasnet::METATASNET_DEVICES {
 
 constexpr int kMostRows = 160;   // of a thread block
 constexpr int kRows = 144;       // that are aimed at: nine warps' 16
-constexpr int kMostDilation = 32;  // if several thread blocks share a unit
+constexpr int kMostDilation = 32;
 constexpr int kMostBlocks = 32;  // of the network
 
 // How frames are shared out: `blocks` thread blocks for each unit, `rows` frames each, the last may have fewer.
@@ -40,26 +40,22 @@ struct Shares {
     if (s.B > kColumns || s.H > kColumns) obstacle = "B and H must be at most " + std::to_string(kColumns);
     if (s.blocks() < 2 || s.blocks() > kMostBlocks) obstacle = "there must be 2 to " + std::to_string(kMostBlocks) + " blocks";
     if (fewest > kMultiprocessors) obstacle = "there may be " + std::to_string(kMultiprocessors * kMostRows) + " frames at most";
+    for (const int dilation : s.dilations) {
+      if (dilation > kMostDilation) obstacle = "dilations must be at most " + std::to_string(kMostDilation);
+    }
     if (frames < 1) obstacle = "there are no frames";
     if (!obstacle.empty()) return;
     std::int64_t together = kMultiprocessors / fewest, most = (frames + kRows - 1) / kRows;
     if (together > s.instruments) together = s.instruments;
     if (most > kMultiprocessors / together) most = kMultiprocessors / together;
     const std::int64_t each = (frames + most - 1) / most, count = (frames + each - 1) / each;
-    for (const int dilation : s.dilations) {
-      if (count == 1 || dilation <= kMostDilation) continue;
-      obstacle = "dilations must be at most " + std::to_string(kMostDilation) + " for more than " + std::to_string(kRows) +
-                 " frames";
-      return;
-    }
     rows = static_cast<int>(each);
     blocks = static_cast<int>(count);
   }
 };
 
-// `reciprocal` divides by the dilation: i / dilation is i * reciprocal >> 16 for i up to 255.
 struct BlockNumbers {
-  int dilation, reciprocal;
+  int dilation;
   float slope_1, slope_2;
 };
 
@@ -231,11 +227,11 @@ struct PersistentBlocks {
     }
   }
 
-  // Stores the pairs of this warp's 16 rows: pair(j, h) of row own_row + 8 h, channels 8 j on; place(row, j) is that of eight
-  // channels. Rows that are not there become 0.
+  // Stores the pairs of 16 rows that a warp has: pair(j, h) of its row `first` + lane / 4 + 8 h, channels 8 j on; place(row, j)
+  // is that of eight channels. Rows that are not there become 0.
   template <int fragments, class Pair, class Where>
-  static METATASNET_DEVICE void store_rows(Block& block, int rows, Pair pair, Where place) {
-    const int lane = block.lane(), row = warp_row(block) + lane % 16, odd = lane / 16;
+  static METATASNET_DEVICE void store_rows(Block& block, int first, int rows, Pair pair, Where place) {
+    const int lane = block.lane(), row = first + lane % 16, odd = lane / 16;
 #pragma unroll
     for (int j = 0; j < fragments; j += 2) {
       block.store_matrices({pair(j, 0), pair(j, 1), pair(j + 1, 0), pair(j + 1, 1)}, place(row, j + odd));
@@ -251,7 +247,7 @@ struct PersistentBlocks {
   static METATASNET_DEVICE void store_operand(Block& block, int rows, const float (&x)[fragments][4]) {
     if (warp_row(block) >= rows) return;
     store_rows<fragments>(
-        block, rows, [&](int j, int h) { return pack_bfloat16(x[j][2 * h], x[j][2 * h + 1]); },
+        block, warp_row(block), rows, [&](int j, int h) { return pack_bfloat16(x[j][2 * h], x[j][2 * h + 1]); },
         [&](int row, int j) { return operand_place(row, j); });
   }
 
@@ -287,7 +283,7 @@ struct PersistentBlocks {
       // The larger of value and slope * value, or the smaller, is the PReLU in two instructions.
       const auto store = [&](auto activated) {
         store_rows<half / 8>(
-            block, rows,
+            block, warp_row(block), rows,
             [&](int j, int h) {
               return pack_bfloat16(activated(sum[j][2 * h], slope * sum[j][2 * h]),
                                    activated(sum[j][2 * h + 1], slope * sum[j][2 * h + 1]));
@@ -410,8 +406,8 @@ struct PersistentBlocks {
       return block.warp() < kGroups && block.lane() < args.width ? block.warp() * args.width + block.lane() : -1;
     }
 
-    // Before the depthwise convolution (`which` 0) the factors are taps with the scale in them, and what each tap adds;
-    // else scale and constant: n(h) = scale h + constant.
+    // Before the depthwise convolution (`which` 0) the factors are taps with the scale in them, rounded to bfloat16, and what
+    // each adds, with the mean from the rounded ones (fold.h); else scale and constant: n(h) = scale h + constant.
     METATASNET_DEVICE void make(Block& block, const Args& args, int which) const {
       if (block.warp() >= kGroups) return;
       const int parts = args.shares;
@@ -428,17 +424,18 @@ struct PersistentBlocks {
       const float rstd = reciprocal_root(static_cast<float>((variance > 0.0 ? variance : 0.0) + kEpsilon));
       const int channel = channel_of(block, args);
       if (channel < 0) return;
-      const float scale = weight * rstd, constant = shift - static_cast<float>(mean) * scale;
+      const float scale = weight * rstd;
       float* const to = factors(block) + channel;
       if (which == 1) {
         to[0] = scale;
-        to[channels] = constant;
+        to[channels] = shift - static_cast<float>(mean) * scale;
         return;
       }
 #pragma unroll
       for (int k = 0; k < 3; ++k) {
-        to[k * channels] = tap[k] * scale;
-        to[(3 + k) * channels] = tap[k] * constant;
+        const float rounded = to_float(stored<Bfloat16>(tap[k] * scale));
+        to[k * channels] = rounded;
+        to[(3 + k) * channels] = tap[k] * shift - rounded * static_cast<float>(mean);
       }
     }
   };
@@ -467,82 +464,84 @@ struct PersistentBlocks {
     });
   }
 
+  // Frames before and after this thread block's rows; 0 outside the signal.
   static METATASNET_DEVICE void read_borders(Block& block, const Args& args, int dilation, int first, int rows) {
-    if (args.shares == 1) return;
     each_unit(block, args, 2 * dilation, [&](int i, int unit) {
       const int row = i < dilation ? i - dilation : rows + i - dilation;
-      if (first + row < 0 || first + row >= args.frames) return;
-      store_words(block.shared() + a_place(row, unit),
-                  block.load_written(reinterpret_cast<const Words*>(border(block, args, first + row, 8 * unit))));
+      Words words{};
+      if (first + row >= 0 && first + row < args.frames) {
+        words = block.load_written(reinterpret_cast<const Words*>(border(block, args, first + row, 8 * unit)));
+      }
+      store_words(block.shared() + a_place(row, unit), words);
     });
   }
 
-  // h, into the operand. A thread has eight channels of four rows that are `dilation` apart, so it reads six rows for them.
-  static METATASNET_DEVICE void depthwise(const Block& block, const Args& args, const BlockNumbers& numbers,
-                                          int first, int rows) {
-    const int unit = block.thread() % units, dilation = numbers.dilation;
-    if (block.thread() >= lines * units || 8 * unit >= padded(args.H)) return;
-    Eight weight[3], offset[3];
+  // h, into the operand, on tensor cores: a tap is a product with a diagonal matrix. A warp has 16 channels, and of 16 rows
+  // multiplies the first and second tap of eight channels in one product, the third of all 16 in another.
+  static METATASNET_DEVICE void depthwise(Block& block, const Args& args, const BlockNumbers& numbers, int first, int rows) {
+    const int lane = block.lane(), dilation = numbers.dilation, channel = 16 * block.warp();
+    if (channel >= padded(args.H)) return;
+    std::uint32_t taps[2][3];
+    float offset[2][4];
+    const int diagonal = lane / 4, column = d_column(lane, 0);
 #pragma unroll
-    for (int k = 0; k < 3; ++k) {
-      weight[k] = load_eight(factors(block) + k * channels + 8 * unit);
-      offset[k] = load_eight(factors(block) + (3 + k) * channels + 8 * unit);
-    }
+    for (int g = 0; g < 2; ++g) {
+      const float* const of = factors(block) + channel + 8 * g;
 #pragma unroll
-    for (int c = 0; c < 8; ++c) offset[0].v[c] += offset[1].v[c] + offset[2].v[c];
-#pragma unroll 1
-    for (int i = block.thread() / units;; i += lines) {
-      const int row = i + 3 * dilation * (i * numbers.reciprocal >> 16);
-      if (row >= rows) break;
-      const bool inside = first + row >= dilation && first + row + 4 * dilation < args.frames && row + 3 * dilation < rows;
-      if (inside) {
-        four_rows<true>(block, args, numbers, first, rows, row, unit, weight, offset[0]);
-      } else {
-        four_rows<false>(block, args, numbers, first, rows, row, unit, weight, offset[0]);
+      for (int k = 0; k < 3; ++k) {
+        const float tap = column == (diagonal & ~1) ? of[k * channels + diagonal] : 0.0f;
+        taps[g][k] = diagonal % 2 ? pack_bfloat16(0.0f, tap) : pack_bfloat16(tap, 0.0f);
       }
+#pragma unroll
+      for (int r = 0; r < 4; ++r) {
+        const float* const each = of + 3 * channels + column + r % 2;
+        offset[g][r] = each[0] + each[channels] + each[2 * channels];
+      }
+    }
+    int two_taps = a_place(lane % 16 + (lane / 16 - 1) * dilation, channel / 8);
+    int third_tap = a_place(lane % 16 + dilation, channel / 8 + lane / 16);
+#pragma unroll 1
+    for (int row = 0; row < rows; row += 16) {
+      std::uint32_t a[2][4], last[4];
+      block.load_matrices(a[0], two_taps);
+      block.load_matrices(a[1], two_taps + 16);
+      block.load_matrices(last, third_tap);
+      two_taps += 16 * pitch;
+      third_tap += 16 * pitch;
+      float y[2][4];
+#pragma unroll
+      for (int g = 0; g < 2; ++g) block.mma_bfloat16(y[g], a[g], {taps[g][0], taps[g][1]}, offset[g]);
+      block.mma_bfloat16(y[0], last, {taps[0][2], 0});
+      block.mma_bfloat16(y[1], last, {0, taps[1][2]});
+      const int frame = first + row + diagonal;
+      if (first + row < dilation || first + row + 15 + dilation >= args.frames) {
+        remove_outside(block, args, frame, dilation, channel + column, y);
+      }
+      store_rows<2>(
+          block, row, rows,
+          [&](int g, int h) {
+            return pack_bfloat16(prelu(y[g][2 * h], numbers.slope_2), prelu(y[g][2 * h + 1], numbers.slope_2));
+          },
+          [&](int at, int g) { return operand_place(at, channel / 8 + g); });
     }
   }
 
-  // `inside`: all rows are there, and all taps are inside the signal. A tap outside adds neither its frame nor its part of
-  // the offset.
-  template <bool inside>
-  static METATASNET_DEVICE void four_rows(const Block& block, const Args& args, const BlockNumbers& numbers,
-                                          int first, int rows, int row, int unit, const Eight (&weight)[3],
-                                          const Eight& offset) {
-    const int dilation = numbers.dilation;
-    const auto there = [&](int j) {
-      const int at = row + (j - 1) * dilation;
-      return inside || (first + at >= 0 && first + at < args.frames && at < rows + dilation);
-    };
-    Packed<Bfloat16> a[6];
+  // Takes what taps outside the signal add; their frames are 0. `frame` is the first of this thread's two rows.
+  static METATASNET_DEVICE void remove_outside(const Block& block, const Args& args, int frame, int dilation, int channel,
+                                               float (&y)[2][4]) {
 #pragma unroll
-    for (int j = 0; j < 6; ++j) {
-      a[j] = {};
-      if (there(j)) a[j].words[0] = load_words(block.shared() + a_place(row + (j - 1) * dilation, unit));
-    }
+    for (int h = 0; h < 2; ++h) {
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const int at = row + j * dilation;
-      if (!inside && at >= rows) break;
-      Eight y = offset;
-      if (!inside) {
+      for (int k = 0; k < 3; k += 2) {
+        const int at = frame + 8 * h + (k - 1) * dilation;
+        if (at >= 0 && at < args.frames) continue;
+        const float* const of = factors(block) + (3 + k) * channels + channel;
 #pragma unroll
-        for (int k = 0; k < 3; k += 2) {
-          if (there(j + k)) continue;
-          const Eight own = load_eight(factors(block) + (3 + k) * channels + 8 * unit);
-#pragma unroll
-          for (int c = 0; c < 8; ++c) y.v[c] -= own.v[c];
+        for (int g = 0; g < 2; ++g) {
+          y[g][2 * h] -= of[8 * g];
+          y[g][2 * h + 1] -= of[8 * g + 1];
         }
       }
-#pragma unroll
-      for (int k = 0; k < 3; ++k) {
-        const Eight frame = unpacked(a[j + k]);
-#pragma unroll
-        for (int c = 0; c < 8; ++c) y.v[c] += weight[k].v[c] * frame.v[c];
-      }
-#pragma unroll
-      for (int c = 0; c < 8; ++c) y.v[c] = prelu(y.v[c], numbers.slope_2);
-      store_eight(reinterpret_cast<Bfloat16*>(block.shared() + operand_place(at, unit)), y);
     }
   }
 

@@ -65,6 +65,7 @@ class Block {
   void store_matrices(const std::uint32_t (&registers)[4], int row);
   void load_transposed(std::uint32_t (&registers)[4], int row);
   void mma_bfloat16(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]);
+  void mma_bfloat16(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2], const float (&c)[4]);
   void mma_tf32(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]);
 
   int rank() const { return rank_; }

@@ -500,6 +500,11 @@ void Block::mma_bfloat16(float (&d)[4], const std::uint32_t (&a)[4], const std::
   multiply(d, a, b, true);
 }
 
+void Block::mma_bfloat16(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2], const float (&c)[4]) {
+  std::copy(c, c + 4, d);
+  multiply(d, a, b, true);
+}
+
 void Block::mma_tf32(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) {
   multiply(d, a, b, false);
 }
