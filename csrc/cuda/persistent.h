@@ -128,7 +128,7 @@ struct PersistentBlocks {
     block.sync();
 #pragma unroll 1
     for (int i = 0; i < args.blocks; ++i) {
-      const BlockNumbers& numbers = args.numbers[i];
+      const BlockNumbers numbers = args.numbers[i];
       const bool last = i + 1 == args.blocks;
       block.forget();
       convolve(block, rows, 2 * i & 1, numbers.slope_1);
@@ -231,15 +231,15 @@ struct PersistentBlocks {
   // is that of eight channels. Rows that are not there become 0.
   template <int fragments, class Pair, class Where>
   static METATASNET_DEVICE void store_rows(Block& block, int first, int rows, Pair pair, Where place) {
-    const int lane = block.lane(), row = first + lane % 16, odd = lane / 16;
+    const int lane = block.lane(), row = first + lane % 16;
 #pragma unroll
     for (int j = 0; j < fragments; j += 2) {
-      block.store_matrices({pair(j, 0), pair(j, 1), pair(j + 1, 0), pair(j + 1, 1)}, place(row, j + odd));
+      block.store_matrices({pair(j, 0), pair(j, 1), pair(j + 1, 0), pair(j + 1, 1)}, place(row, j + lane / 16));
     }
     block.sync_warp();
     if (row < rows) return;
 #pragma unroll
-    for (int j = 0; j < fragments; j += 2) store_words(block.shared() + place(row, j + odd), Words{});
+    for (int j = 0; j < fragments; j += 2) store_words(block.shared() + place(row, j + lane / 16), Words{});
   }
 
   // x as the operand of conv1d; rows that are not there stay 0.
@@ -255,7 +255,7 @@ struct PersistentBlocks {
   template <int fragments>
   static METATASNET_DEVICE void multiply(Block& block, int parity, bool wait, int output, float (&sum)[fragments][4]) {
     constexpr int unit = kDescriptorBytes;
-    const int rows_at = group_row(block) * (kRowBytes / unit), columns_at = weights_at / unit + output * (kRowBytes / unit);
+    const int rows_at = group_row(block) * (kRowBytes / unit), columns_at = weights_at / unit + block.uniform(output) * (kRowBytes / unit);
     if (wait) {
 #pragma unroll
       for (int chunk = 0; chunk < chunks; ++chunk) block.wait_phase(full(chunk), parity);
@@ -353,14 +353,16 @@ struct PersistentBlocks {
   // Publishes the moments of this thread block's rows, and what it has published before, and waits until all of the
   // unit have; `count` is the number of times that they have met.
   static METATASNET_DEVICE void meet(Block& block, const Args& args, int which, int count) {
-    const int group = block.warp(), lane = block.lane(), width = args.width;
-    if (group < kGroups) {
-      const float* const from = sums(block) + group * width + lane;
-      const double sum = warp_sum(block, lane < width ? double{from[0]} : 0.0);
-      const double squares = warp_sum(block, lane < width ? double{from[channels]} : 0.0);
+    if (block.warp() == 0) {  // a lane adds up the values, or the squares, of a group
+      const int lane = block.lane(), group = lane % kGroups;
+      const float* const from = sums(block) + lane / kGroups % 2 * channels + group * args.width;
+      double sum = 0.0;
+#pragma unroll 4
+      for (int channel = 0; channel < args.width; ++channel) sum += double{from[channel]};
+      const double squares = block.shuffle_xor(sum, kGroups);
       const double mean = sum * inverses(block)[0], m2 = squares - sum * mean;
       Moments* const to = moments(block, args, which) + group * args.shares + block.x();
-      if (lane == 0) {
+      if (lane < kGroups) {
         block.publish(&to->mean, static_cast<float>(mean));
         block.publish(&to->m2, m2 > 0.0 ? static_cast<float>(m2) : 0.0f);
       }
@@ -500,6 +502,8 @@ struct PersistentBlocks {
     }
     int two_taps = a_place(lane % 16 + (lane / 16 - 1) * dilation, channel / 8);
     int third_tap = a_place(lane % 16 + dilation, channel / 8 + lane / 16);
+    int to = operand_place(lane % 16, channel / 8 + lane / 16);
+    const bool at_an_end = first < dilation || first + rows + dilation > args.frames;
 #pragma unroll 1
     for (int row = 0; row < rows; row += 16) {
       std::uint32_t a[2][4], last[4];
@@ -513,16 +517,14 @@ struct PersistentBlocks {
       for (int g = 0; g < 2; ++g) block.mma_bfloat16(y[g], a[g], {taps[g][0], taps[g][1]}, offset[g]);
       block.mma_bfloat16(y[0], last, {taps[0][2], 0});
       block.mma_bfloat16(y[1], last, {0, taps[1][2]});
-      const int frame = first + row + diagonal;
-      if (first + row < dilation || first + row + 15 + dilation >= args.frames) {
-        remove_outside(block, args, frame, dilation, channel + column, y);
-      }
-      store_rows<2>(
-          block, row, rows,
-          [&](int g, int h) {
-            return pack_bfloat16(prelu(y[g][2 * h], numbers.slope_2), prelu(y[g][2 * h + 1], numbers.slope_2));
-          },
-          [&](int at, int g) { return operand_place(at, channel / 8 + g); });
+      if (at_an_end) remove_outside(block, args, first + row + diagonal, dilation, channel + column, y);
+      const auto pair = [&](int g, int h) {
+        return pack_bfloat16(prelu(y[g][2 * h], numbers.slope_2), prelu(y[g][2 * h + 1], numbers.slope_2));
+      };
+      block.store_matrices({pair(0, 0), pair(0, 1), pair(1, 0), pair(1, 1)}, to);
+      block.sync_warp();
+      if (row + lane % 16 >= rows) store_words(block.shared() + to, Words{});
+      to += 16 * kRowBytes;
     }
   }
 
