@@ -27,6 +27,14 @@ def ascending() -> Iterator[None]:
     native.load().set_emulated_order(0)
 
 
+@pytest.fixture
+def separate_launches() -> Iterator[None]:
+    """A device that does not run the blocks of a persistent launch at the same time (test_cuda_persistent.py)."""
+    native.load().set_emulated_multiprocessors(1)
+    yield
+    native.load().set_emulated_multiprocessors(132)
+
+
 @needs_the_module
 @pytest.mark.parametrize("samples", [520, 3001])
 @pytest.mark.parametrize("config", [TINY, WIDE], ids=["tiny", "wide"])
@@ -41,7 +49,7 @@ def test_encoder_and_decoder_have_the_bits_of_mma(config: MetaTasNetConfig, samp
 
 @needs_the_module
 @pytest.mark.parametrize("config", [TINY, WIDE], ids=["tiny", "wide"])
-def test_masks_err_as_those_by_mma(config: MetaTasNetConfig) -> None:
+def test_masks_err_as_those_by_mma(config: MetaTasNetConfig, separate_launches: None) -> None:
     """Sums have the same bits; a thread's rows are others, so moments are added up in another order."""
     stage, parameters = config.stage(0), stage_parameters(recipe_state(config, 3), 0)
     latent = torch.randn(1, stage.N, 200, generator=torch.Generator().manual_seed(2)).bfloat16()

@@ -178,7 +178,7 @@ def test_registers_and_shared_memory_limit_blocks() -> None:
 
 
 def test_boxes_and_products_of_a_warpgroup_are_counted() -> None:
-    """300 frames of 16 channels, which TMA pads to a chunk of 64; each block of a cluster copies half of the weights."""
+    """300 frames of 16 channels, which are padded to half a chunk of 64; each block of a cluster copies half of the weights."""
     if reason := cuda_launches.native.cuda_reason():
         pytest.skip(reason)
     backend, stage = cuda_launches.RecordingWgmmaBackend(), TINY.stage(0)
@@ -193,11 +193,30 @@ def test_boxes_and_products_of_a_warpgroup_are_counted() -> None:
     )  # three tiles, and one for the fourth of two clusters
     place = Place(launch.grid, launch.threads, [(x, 0, 0) for x in range(4)], launch.arguments, 90, launch.cluster)
     counts = simulate(function(cuda_launches.cubin_of(launch.symbol, 90), launch.symbol), place)
-    assert counts.flops["bfloat16"].tolist() == [2 * 128 * 160 * 64] * 4
+    assert counts.flops["bfloat16"].tolist() == [2 * 128 * 160 * 32] * 4
     outputs = prepared.weights["decoder.expansion"].shape[0]
     weights = [32 * 2 * max(0, min(80, outputs - 80 * part)) for part in (0, 1, 0, 1)]
     frames = [16 * 2 * rows for rows in (128, 128, 44, 0)]
     assert counts.requested.tolist() == [a + b for a, b in zip(frames, weights, strict=True)]
+    assert not any("address" in what for what in counts.unknown)
+
+
+def test_a_persistent_launch_is_followed_through_all_its_blocks() -> None:
+    """Two blocks of the network, so three products, by thread blocks of 100 rows, which are two warpgroups' 128."""
+    if reason := cuda_launches.native.cuda_reason():
+        pytest.skip(reason)
+    backend, stage = cuda_launches.RecordingWgmmaBackend(), TINY.stage(0)
+    parameters = {name[9:]: value for name, value in recipe_state(TINY, 3).items() if name.startswith("stages.0.")}
+    prepared = backend.prepare(stage, parameters, Precision.bfloat16)
+    launches = cuda_launches.recorded(lambda: backend.mask(prepared, torch.empty(1, stage.N, 300), None))
+    launch = next(launch for launch in launches if launch.name == "PersistentBlocks")
+    assert launch.grid == (3, 1, 4)
+    place = Place(launch.grid, launch.threads, [(1, 0, 2)], launch.arguments, 90)
+    counts = simulate(function(cuda_launches.cubin_of(launch.symbol, 90), launch.symbol), place)
+    assert counts.flops["bfloat16"].tolist() == [3 * 2 * 128 * 160 * 160]
+    assert counts.flops["mma bfloat16"].sum() > 0
+    weights = 3 * 16 * 32 * 2  # by TMA: 16 outputs of 16 channels, stored as 32
+    assert weights <= counts.requested[0] <= weights + 48 * 1024
     assert not any("address" in what for what in counts.unknown)
 
 
@@ -206,7 +225,7 @@ def test_a_window_is_recorded_for_every_backend() -> None:
     found = {backend: jobs.launches(backend, "window", GPUS["H100"]) for backend in jobs.BACKENDS}
     assert {launch.name for launch in found["cuda"]} >= {"MixConv", "LogPower", "memset", "Depthwise Bfloat16"}
     assert {launch.name for launch in found["triton"]} >= {"block_pair", "depthwise_fwd", "power", "torch"}
-    assert {launch.name for launch in found["cuda-wgmma"]} >= {"MixConv", "PointwiseWgmma From 0"}
+    assert {launch.name for launch in found["cuda-wgmma"]} >= {"PersistentBlocks", "PointwiseWgmma From 0"}
     for launch in found["cuda"] + found["cuda-wgmma"]:
         if launch.symbol and cuda_launches.native.cuda_reason() is None:
             for capability in (80, 90):

@@ -75,6 +75,21 @@ def test_two_blocks_of_128_threads_fit_with_wgmma(readings: list[Reading]) -> No
     assert all(r.registers > 160 for r in products if r.architecture == "sm_90a")  # the sums; elsewhere it is a trap
 
 
+def test_three_warpgroups_of_a_persistent_launch_fit(readings: list[Reading]) -> None:
+    """With the residual stream and the sums of half a conv1d in registers, on the one architecture that has wgmma."""
+    found = [r for r in readings if r.kernel == "PersistentBlocks"]
+    assert found and all(3 * 128 * r.registers <= REGISTERS for r in found)
+    assert all(r.registers > 80 + 40 for r in found if r.architecture == "sm_90a")
+
+
+def test_no_product_by_wgmma_is_serialised() -> None:
+    """ptxas says so where it waits for each product, because registers or branches leave it no choice."""
+    file = BUILT / "csrc/cuda/products_wgmma.cu.o.ptxas.txt"
+    if not file.exists():
+        pytest.skip("the CUDA kernels were not compiled in this tree")
+    assert "serialized" not in file.read_text(encoding="utf-8")
+
+
 def test_memory_bound_passes_leave_room_for_four_blocks_of_128_threads(readings: list[Reading]) -> None:
     passes = [r for r in readings if r.kernel in ("Depthwise", "SourceMoments")]
     assert passes and all(4 * 128 * r.registers <= REGISTERS for r in passes)
