@@ -89,7 +89,7 @@ def test_neither_the_batch_nor_the_device_changes_a_bit(device: Any) -> None:
 def test_any_number_of_instruments(count: int) -> None:
     config = dataclasses.replace(TINY, stages_num=1, instruments=tuple(f"stem_{k}" for k in range(count)))
     ours, eager = errors(config, noise(config, 170))
-    assert ours <= max(eager, 2**-8)
+    assert ours <= eager
 
 
 def test_constant_latents_stay_constant() -> None:
@@ -97,7 +97,9 @@ def test_constant_latents_stay_constant() -> None:
     config = dataclasses.replace(DILATED, layers=2)
     latent = torch.full((1, config.stage(0).N, 300), 0.7).bfloat16()
     masked = EMULATED_WGMMA.mask(stage_of(config), latent, None)
-    assert masked.isfinite().all() and torch.equal(masked[..., 10:290], masked[..., 10:11].expand_as(masked[..., 10:290]))
+    assert masked.isfinite().all() and torch.equal(
+        masked[..., 10:290], masked[..., 10:11].expand_as(masked[..., 10:290])
+    )
     assert torch.equal(
         EMULATED_WGMMA.mask(stage_of(config), torch.zeros_like(latent), None),
         torch.zeros(1, 4, *latent.shape[1:]).bfloat16(),
