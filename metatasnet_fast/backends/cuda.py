@@ -249,7 +249,8 @@ class WgmmaBackend(CudaBackend):
     def mask(
         self, prepared: _Prepared, latent: Tensor, partial: Tensor | None, dropout: Tensor | None = None
     ) -> Tensor:
-        _log_launches(prepared.stage, latent.shape[-1])
+        frames = latent.shape[-1]
+        _log_launches(frames, prepared.stage.separate_launches(frames))
         return super().mask(prepared, latent, partial, dropout)
 
     def unavailable(self) -> str | None:
@@ -275,9 +276,8 @@ class WgmmaBackend(CudaBackend):
 
 
 @functools.lru_cache(maxsize=64)
-def _log_launches(stage: Any, frames: int) -> None:
-    """Say whether one persistent launch serves the blocks of a masking network, or why not."""
-    reason = stage.separate_launches(frames)
+def _log_launches(frames: int, reason: str) -> None:
+    """Say that one persistent launch serves the blocks of a masking network, or for which ``reason`` not."""
     logger.info(
         "cuda-wgmma, %d frames: the masking network's blocks are %s.",
         frames,

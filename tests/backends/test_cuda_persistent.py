@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from metatasnet_fast import native
+from metatasnet_fast.backends import cuda
 from metatasnet_fast.backends.cuda import WgmmaBackend
 from metatasnet_fast.config import MetaTasNetConfig
 from metatasnet_fast.precision import Precision
@@ -145,6 +146,7 @@ def test_products_by_mma_are_never_persistent() -> None:
 
 
 def test_what_serves_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    cuda._log_launches.cache_clear()  # whatever other tests have logged
     prepared = stage_of(DILATED)
     backend = type("Backend", (WgmmaBackend,), {"device_type": "cpu", "_stream": lambda self, device: 0})()
     with caplog.at_level(logging.INFO, logger="metatasnet_fast"):
