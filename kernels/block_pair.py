@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import TILE, alignment, launch, operands_in_shared_memory, power_of_two, strides
-from .pointwise import BLOCK_K, pointwise_finish, pointwise_start
+from .pointwise import BLOCK_K, bias_of, pointwise_finish, pointwise_start
 from .statistics import new_statistics
 
 __all__ = ["block_pair", "block_pair_kernel", "pairs"]
@@ -33,9 +33,8 @@ STAGES = 2
 
 
 @triton.jit
-def _stored(b_x, p_bias, p_new, i_t, m_t, i_o, B: tl.constexpr):
-    """Add the bias to some columns of the stream; store them rounded, and return them so."""
-    b_x += tl.load(p_bias + i_o, mask=i_o < B, other=0.0)[None, :]
+def _stored(b_x, p_new, i_t, m_t, i_o, B: tl.constexpr):
+    """Store some columns of the stream rounded, and return them so."""
     b_new = b_x.to(p_new.dtype.element_ty)
     tl.store(p_new + i_t.to(tl.int64)[:, None] * B + i_o[None, :], b_new, mask=m_t[:, None] & (i_o < B)[None, :])
     return b_new
@@ -50,7 +49,8 @@ def _weights(p_w, i_o, i_h, H: tl.constexpr, B: tl.constexpr):
 @triton.jit(do_not_specialize=["T", "b_n", "b_i", "b_t", "x_n", "x_i", "x_t"])
 def block_pair_kernel(
     p_b, p_folded, p_bias, p_x, p_new, p_w, p_slope, p_c, p_statistics, T, b_n, b_i, b_t, x_n, x_i, x_t,
-    H: tl.constexpr, B: tl.constexpr, INSTRUMENTS: tl.constexpr, ALIGN: tl.constexpr, ACTIVATED: tl.constexpr,
+    H: tl.constexpr, B: tl.constexpr, SHARES: tl.constexpr, INSTRUMENTS: tl.constexpr, ALIGN: tl.constexpr,
+    ACTIVATED: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_B: tl.constexpr, TAIL_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One program: one tile of one item and instrument."""
@@ -65,15 +65,16 @@ def block_pair_kernel(
     p_row = p_b + i_t[:, None] * (b_t.to(tl.int64) * ALIGN)
     x_t = x_t.to(tl.int64) * ALIGN
     p_folded += i_ni.to(tl.int64) * B * H
-    p_bias += i_ni.to(tl.int64) * B
+    p_bias += i_ni.to(tl.int64) * SHARES * B
     p_new += i_ni.to(tl.int64) * T * B
     p_c += i_ni.to(tl.int64) * T * H
     p_w += i_i * H * B
     i_o = tl.arange(0, BLOCK_B)
-    b_x = pointwise_start(p_x, i_t, m_t, i_o, x_t, B, BLOCK_T, BLOCK_B)
+    b_x = pointwise_start(p_x, i_t, m_t, i_o, x_t, B, BLOCK_T, BLOCK_B) + bias_of(p_bias, i_o, B, SHARES)[None, :]
     if TAIL_B > 0:
         i_o_tail = BLOCK_B + tl.arange(0, TAIL_B)
         b_x_tail = pointwise_start(p_x, i_t, m_t, i_o_tail, x_t, B, BLOCK_T, TAIL_B)
+        b_x_tail += bias_of(p_bias, i_o_tail, B, SHARES)[None, :]
     for k in range(0, H, BLOCK_K):
         i_k = k + tl.arange(0, BLOCK_K)
         m_k = i_k < H
@@ -85,16 +86,16 @@ def block_pair_kernel(
                 p_folded + i_o_tail[None, :] * H + i_k[:, None], mask=m_k[:, None] & (i_o_tail < B)[None, :], other=0.0
             )
             b_x_tail = tl.dot(b_b, b_w, b_x_tail)
-    b_new = _stored(b_x, p_bias, p_new, i_t, m_t, i_o, B)
+    b_new = _stored(b_x, p_new, i_t, m_t, i_o, B)
     if TAIL_B > 0:
-        b_new_tail = _stored(b_x_tail, p_bias, p_new, i_t, m_t, i_o_tail, B)
+        b_new_tail = _stored(b_x_tail, p_new, i_t, m_t, i_o_tail, B)
     count = tl.minimum(T - i_tile * BLOCK_T, BLOCK_T).to(tl.float32)
     for h in range(0, H, BLOCK_H):
         i_h = h + tl.arange(0, BLOCK_H)
         b_c = tl.dot(b_new, _weights(p_w, i_o, i_h, H, B))
         if TAIL_B > 0:
             b_c = tl.dot(b_new_tail, _weights(p_w, i_o_tail, i_h, H, B), b_c)
-        pointwise_finish(b_c, None, p_slope, p_c, p_statistics, row, i_t, m_t, i_h, count, H, ACTIVATED)
+        pointwise_finish(b_c, None, p_slope, p_c, p_statistics, row, i_t, m_t, i_h, count, H, 1, ACTIVATED)
 
 
 def pairs(dtype: torch.dtype, width: int, hidden: int) -> bool:
@@ -109,7 +110,8 @@ def block_pair(
     """x' (n, I, T, B), c (n, I, T, H) and its partials, the former two into contiguous ``new`` and ``c`` if given.
     If ``activated``, PReLU(c, slope) in place of c.
 
-    ``b`` (n, I, T, H), ``x`` (n, I, T, B) with unit strides; ``folded`` (n, I, B, H), ``bias`` (n, I, B); ``conv1d`` (I, H, B).
+    ``b`` (n, I, T, H), ``x`` (n, I, T, B) with unit strides; ``folded`` (n, I, B, H), ``bias`` (n, I, P, B), of which the P
+    rows are added; ``conv1d`` (I, H, B).
     """
     n, instruments, frames, hidden = b.shape
     width = x.shape[3]
@@ -126,7 +128,8 @@ def block_pair(
     launch(
         block_pair_kernel, n * instruments * partials.shape[2], x,
         p_b=b, p_folded=folded, p_bias=bias, p_x=x, p_new=new, p_w=conv1d, p_slope=slope, p_c=c, p_statistics=partials,
-        T=frames, **strides(align, b=b, x=x), H=hidden, B=width, INSTRUMENTS=instruments, ALIGN=align, ACTIVATED=activated,
+        T=frames, **strides(align, b=b, x=x), H=hidden, B=width, SHARES=bias.shape[2], INSTRUMENTS=instruments, ALIGN=align,
+        ACTIVATED=activated,
         BLOCK_T=TILE, BLOCK_B=main, TAIL_B=tail, BLOCK_H=COLUMNS, BLOCK_K=BLOCK_K, num_warps=warps, num_stages=STAGES,
     )  # fmt: skip
     return new, c, partials

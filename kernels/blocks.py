@@ -24,7 +24,7 @@ from torch import Tensor
 
 from .block_pair import block_pair, pairs
 from .depthwise import depthwise_forward
-from .pointwise import fold_weights, product
+from .pointwise import Folding, fold, new_folded, product
 from .statistics import group_affine, new_statistics
 from .tuned import configuration
 
@@ -114,6 +114,7 @@ def _go_through(
     )
     assert c_partials is not None
     for first in range(0, count, w.layers):
+        skip, skip_bias = new_folded(w.out[first, :, width:], n, x.dtype, w.layers)
         if keep > 1:
             stack = kept.b[first // w.layers, part]
         else:
@@ -121,26 +122,25 @@ def _go_through(
         for layer in range(first, first + w.layers):
             affine_1, affine_2 = kept.affine_1[layer, part], kept.affine_2[layer, part]
             group_affine(c_partials, w.gamma_1[layer], w.beta_1[layer], frames, affine_1)
-            b = stack[..., (layer - first) * hidden : (layer - first + 1) * hidden]
+            place = layer - first
+            b = stack[..., place * hidden : (place + 1) * hidden]
             depthwise_forward(
                 c, w.taps[layer], w.dilations[layer], w.slope_1[layer] if keep else None, affine_1, w.beta_1[layer],
                 w.slope_2[layer], b, partials,
             )  # fmt: skip
-            group_affine(partials, w.gamma_2[layer], w.beta_2[layer], frames, affine_2)
-            if layer < count - 1:
-                folded, bias = fold_weights(
-                    w.out[layer : layer + 1, :, :width], None if w.bias is None else w.bias[layer : layer + 1],
-                    affine_2[None], w.beta_2[layer : layer + 1], x.dtype,
-                )  # fmt: skip
-                x, c, c_partials = _next(b, folded, bias, x, w, layer, tf32, kept, part if keep else None)
-        section = slice(first, first + w.layers)
-        skip_weights = fold_weights(
-            w.out[section, :, width:], None if w.bias is None else w.bias[section, :, width:],
-            kept.affine_2[section, part], w.beta_2[section], x.dtype,
-        )  # fmt: skip
+            of_skip = Folding(
+                w.out[layer, :, width:], None if w.bias is None else w.bias[layer, :, width:],
+                skip[..., place * hidden : (place + 1) * hidden], skip_bias,
+            )  # fmt: skip
+            rows, bias = w.out[layer, :, :width], None if w.bias is None else w.bias[layer, :, :width]
+            residual = Folding(rows, bias, *new_folded(rows, n, x.dtype)) if layer < count - 1 else None
+            fold(partials, w.gamma_2[layer], w.beta_2[layer], frames, affine_2, of_skip, residual, added=place > 0)
+            if residual is not None:
+                weight, bias = residual.folded, residual.folded_bias
+                x, c, c_partials = _next(b, weight, bias, x, w, layer, tf32, kept, part if keep else None)
         last = first + w.layers == count
         product(
-            stack, *skip_weights, skips if first else None, None, next_slope if last else None, tf32, y=skips,
+            stack, skip, skip_bias, skips if first else None, None, next_slope if last else None, tf32, y=skips,
             partials=statistics if last else None, activated=activated and last,
         )  # fmt: skip
 

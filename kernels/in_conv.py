@@ -55,7 +55,7 @@ def _accumulate(
 @triton.jit(do_not_specialize=["T", "x_n", "x_i", "x_t", "v_n", "v_i", "v_t"])
 def in_conv_fwd_kernel(
     p_x, p_v, p_w, p_bias, p_slope, p_next_slope, p_y, p_statistics, T, x_n, x_i, x_t, v_n, v_i, v_t,
-    K: tl.constexpr, MORE: tl.constexpr, N: tl.constexpr, INSTRUMENTS: tl.constexpr, ALIGN: tl.constexpr,
+    K: tl.constexpr, MORE: tl.constexpr, N: tl.constexpr, SHARES: tl.constexpr, INSTRUMENTS: tl.constexpr, ALIGN: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, TAIL_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program: one tile of one item and instrument, BLOCK_N + TAIL_N columns; the programs of a tile are neighbours."""
@@ -89,11 +89,13 @@ def in_conv_fwd_kernel(
         )
     count = tl.minimum(T - i_tile * BLOCK_T, BLOCK_T).to(tl.float32)
     row = i_ni * tiles + i_tile
-    p_bias += i_ni * N
+    p_bias += i_ni * SHARES * N
     p_y += i_ni * T * N
-    pointwise_finish(b_y, p_bias, p_next_slope, p_y, p_statistics, row, i_t, m_t, i_o, count, N, False, True)
+    pointwise_finish(b_y, p_bias, p_next_slope, p_y, p_statistics, row, i_t, m_t, i_o, count, N, SHARES, False, True)
     if TAIL_N > 0:
-        pointwise_finish(b_tail, p_bias, p_next_slope, p_y, p_statistics, row, i_t, m_t, i_tail, count, N, False, True)
+        pointwise_finish(
+            b_tail, p_bias, p_next_slope, p_y, p_statistics, row, i_t, m_t, i_tail, count, N, SHARES, False, True
+        )
 
 
 def input_statistics(x: Tensor, v: Tensor | None, slope: Tensor, instruments: int) -> Tensor:
@@ -107,7 +109,7 @@ def in_conv_forward(
 ) -> tuple[Tensor, Tensor]:
     """y (n, I, T, N) in x's dtype and its partials; ``x`` (n, 1 or I, T, K1), ``v`` (n, I, T, K2), unit strides.
 
-    ``folded`` (n, I, N, K1 + K2) in x's dtype and ``bias`` (n, I, N) are those of ``fold_weights``.
+    ``folded`` (n, I, N, K1 + K2) in x's dtype and ``bias`` (n, I, P, N) are those of ``fold_weights``.
     """
     n, shared, frames, inputs = x.shape
     _, instruments, columns, _ = folded.shape
@@ -123,7 +125,8 @@ def in_conv_forward(
     launch(
         in_conv_fwd_kernel, n * instruments * -(-frames // TILE) * -(-columns // width), x,
         p_x=x, p_v=v, p_w=folded, p_bias=bias, p_slope=slope, p_next_slope=next_slope, p_y=y, p_statistics=partials,
-        T=frames, **layout, K=inputs, MORE=0 if v is None else v.shape[3], N=columns, INSTRUMENTS=instruments, ALIGN=align,
+        T=frames, **layout, K=inputs, MORE=0 if v is None else v.shape[3], N=columns, SHARES=bias.shape[2],
+        INSTRUMENTS=instruments, ALIGN=align,
         BLOCK_T=TILE, PRECISION=products(tf32, x.device), **chosen,
         **register_limit(128, x),
     )  # fmt: skip

@@ -1,13 +1,15 @@
 """1x1 convolution per instrument, with the group norm in front of it folded into its weights.
 
     z = PReLU(x) as stored (x itself without a slope)
-    fold:     W'[n, i, o, c] = round(W[i, o, c] scale[n, i, c])
+    fold:     scale, mean from the statistics of z as in statistics.py, and written for backward
+              W'[n, i, o, c] = round(W[i, o, c] scale[n, i, c])
               b'[n, i, o]    = bias[i, o] + sum_c (W[i, o, c] beta[i, c] - W'[n, i, o, c] mean[n, i, c])
     product:  y[n, i, t, o]  = sum_c W'[n, i, o, c] z[n, i, t, c] + b'[n, i, o] + residual[n, i, t, o]
     partials[n, i, tile, :, o] = (mean, M2) of PReLU(y, next_slope), y as stored
 
 The mean is taken back with the ROUNDED weights: their rounding then meets z - mean, not z, and bfloat16 keeps its
-accuracy at any offset. x may be shared by the instruments (stride 0).
+accuracy at any offset. A program folds the columns of one group, whose statistics it merges first: b' is the sum of as many
+rows as there are groups, which the product adds. x may be shared by the instruments (stride 0).
 
 Bytes: x, residual, y once each, n I T (K + 2 N) sizeof(dtype), x again for every further column tile (from L2: its programs
 are neighbours), W' n I N K sizeof(dtype). FLOPs: 2 n I T N K. At K = N = 160 and bfloat16 80 FLOP a byte without a
@@ -20,23 +22,27 @@ mask_output).
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .launch import COLUMN_TILES, TILE, alignment, column_tile, launch, power_of_two, products, register_limit, strides
-from .statistics import new_statistics
+from .statistics import GROUPS, group_of, merging, new_affine, new_statistics
 from .tile import activation, slope_of, store_moments
 from .tuned import configuration
 
 __all__ = [
-    "BLOCK_K", "STAGES", "fold_kernel", "fold_weights", "pointwise_finish", "pointwise_forward", "pointwise_fwd_kernel",
-    "pointwise_start", "product", "product_options",
+    "BLOCK_K", "STAGES", "Folding", "bias_of", "fold", "fold_kernel", "fold_weights", "new_folded", "pointwise_finish",
+    "pointwise_forward", "pointwise_fwd_kernel", "pointwise_start", "product", "product_options",
 ]  # fmt: skip
 
 BLOCK_K = 32
 STAGES = 3
+WEIGHTS = 2048
+"""Values that a program of `fold_kernel` folds at once, at most."""
 
 
 def product_warps(width: int) -> int:
@@ -51,44 +57,69 @@ def product_options(main: int, tail: int) -> dict[str, int]:
     }  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["affine_s"])
-def fold_kernel(
-    p_w, p_bias, p_affine, p_beta, p_folded, p_folded_bias, affine_s,
-    N: tl.constexpr, K: tl.constexpr, INSTRUMENTS: tl.constexpr, SECTION: tl.constexpr, ROWS: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+@triton.jit
+def _fold_rows(
+    p_w, p_bias, p_folded, p_folded_bias, i_c, m_c, b_scale, b_beta, mean, i_group,
+    N: tl.constexpr, K: tl.constexpr, LD: tl.constexpr, ADDED: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """One program: BLOCK_N outputs of one item and instrument.
+    """W' of some channels of N rows, and the channels' share of b'; rows of W' are LD elements apart.
 
-    The K inputs are sections, each with its own weights (sections, I, ROWS, SECTION), of whose ROWS the first N are taken,
-    bias (sections, I, ROWS), affine (sections, n, I, 4, SECTION), sections ``affine_s`` apart, and beta (sections, I, SECTION).
+    If ADDED, the share is added to that of another activation's channels.
     """
-    blocks = tl.cdiv(N, BLOCK_N)
-    i_ni = tl.program_id(0) // blocks
-    i_i = (i_ni % INSTRUMENTS).to(tl.int64)
-    i_o = (tl.program_id(0) % blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
-    m_o = i_o < N
-    p_w += i_i * ROWS * SECTION
-    p_folded += i_ni.to(tl.int64) * N * K
-    p_affine += i_ni.to(tl.int64) * 4 * SECTION
-    b_bias = tl.zeros([BLOCK_N], tl.float32)
-    for k in range(0, K, BLOCK_K):
-        i_k = k + tl.arange(0, BLOCK_K)
-        m_k = i_k < K
-        i_s, i_h = i_k // SECTION, i_k % SECTION
-        mask = m_o[:, None] & m_k[None, :]
-        i_w = i_o[:, None] * SECTION + (i_s * (INSTRUMENTS * ROWS * SECTION) + i_h)[None, :]
-        b_w = tl.load(p_w + i_w, mask=mask, other=0.0).to(tl.float32)
-        p_channel = p_affine + i_s * affine_s.to(tl.int64) + i_h
-        b_scale = tl.load(p_channel, mask=m_k, other=0.0)
-        b_mean = tl.load(p_channel + 2 * SECTION, mask=m_k, other=0.0)
-        b_beta = tl.load(p_beta + (i_s * INSTRUMENTS + i_i) * SECTION + i_h, mask=m_k, other=0.0).to(tl.float32)
+    for o in tl.range(0, N, BLOCK_N, loop_unroll_factor=2):
+        i_o = o + tl.arange(0, BLOCK_N)
+        m_o = i_o < N
+        mask = m_o[:, None] & m_c[None, :]
+        b_w = tl.load(p_w + i_o[:, None] * K + i_c[None, :], mask=mask, other=0.0).to(tl.float32)
         b_folded = (b_w * b_scale[None, :]).to(p_folded.dtype.element_ty)
-        tl.store(p_folded + i_o[:, None] * K + i_k[None, :], b_folded, mask=mask)
-        b_bias += tl.sum(b_w * b_beta[None, :] - b_folded.to(tl.float32) * b_mean[None, :], 1)
+        tl.store(p_folded + i_o[:, None] * LD + i_c[None, :], b_folded, mask=mask)
+        b_bias = tl.sum(b_w * b_beta[None, :] - b_folded.to(tl.float32) * mean, 1)
+        if p_bias is not None:
+            b_bias += tl.load(p_bias + i_o, mask=m_o & (i_group == 0), other=0.0).to(tl.float32)
+        if ADDED:
+            b_bias += tl.load(p_folded_bias + i_o, mask=m_o, other=0.0)
+        tl.store(p_folded_bias + i_o, b_bias, mask=m_o)
+
+
+@triton.jit(do_not_specialize=["T"])
+def fold_kernel(
+    p_statistics, p_gamma, p_beta, p_affine, p_w, p_bias, p_folded, p_folded_bias,
+    p_more, p_more_bias, p_more_folded, p_more_folded_bias, T, ROWS: tl.constexpr, N: tl.constexpr, LD: tl.constexpr,
+    ADDED: tl.constexpr, MORE: tl.constexpr, MORE_LD: tl.constexpr, C: tl.constexpr, INSTRUMENTS: tl.constexpr,
+    GROUPS: tl.constexpr, EPSILON: tl.constexpr, TILE: tl.constexpr, BLOCK_TILES: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """One program: one group of one item and instrument: its affine, its columns of N rows of W' and its share of b'.
+
+    MORE rows of weights that read the same channels are folded elsewhere. Instruments are ROWS of the weights' rows apart.
+    """
+    i_ni, i_group = tl.program_id(0) // GROUPS, tl.program_id(0) % GROUPS
+    i_c, m_c, b_scale, b_beta, mean = group_of(
+        p_statistics, p_gamma, p_beta, p_affine, i_ni, i_group, T,
+        C, INSTRUMENTS, GROUPS, EPSILON, TILE, BLOCK_TILES, BLOCK_C,
+    )  # fmt: skip
+    i_i, i_ni = (i_ni % INSTRUMENTS).to(tl.int64), i_ni.to(tl.int64)
     if p_bias is not None:
-        for s in range(0, K // SECTION):
-            b_bias += tl.load(p_bias + (s * INSTRUMENTS + i_i) * ROWS + i_o, mask=m_o, other=0.0).to(tl.float32)
-    tl.store(p_folded_bias + i_ni.to(tl.int64) * N + i_o, b_bias, mask=m_o)
+        p_bias += i_i * ROWS
+    _fold_rows(
+        p_w + i_i * ROWS * C, p_bias, p_folded + i_ni * N * LD, p_folded_bias + (i_ni * GROUPS + i_group) * N,
+        i_c, m_c, b_scale, b_beta, mean, i_group, N, C, LD, ADDED, BLOCK_N,
+    )  # fmt: skip
+    if MORE > 0:
+        if p_more_bias is not None:
+            p_more_bias += i_i * ROWS
+        _fold_rows(
+            p_more + i_i * ROWS * C, p_more_bias, p_more_folded + i_ni * MORE * MORE_LD,
+            p_more_folded_bias + (i_ni * GROUPS + i_group) * MORE,
+            i_c, m_c, b_scale, b_beta, mean, i_group, MORE, C, MORE_LD, False, BLOCK_N,
+        )  # fmt: skip
+
+
+@triton.jit
+def bias_of(p_bias, i_o, N: tl.constexpr, SHARES: tl.constexpr):
+    """The bias of some columns, the sum of SHARES rows, a power of two."""
+    p_bias += tl.arange(0, SHARES)[:, None] * N + i_o[None, :]
+    return tl.sum(tl.load(p_bias, mask=(i_o < N)[None, :], other=0.0).to(tl.float32), 0)
 
 
 @triton.jit
@@ -106,7 +137,7 @@ def pointwise_start(
 
 @triton.jit
 def pointwise_finish(
-    b_y, p_bias, p_next_slope, p_y, p_statistics, row, i_t, m_t, i_o, count, N: tl.constexpr,
+    b_y, p_bias, p_next_slope, p_y, p_statistics, row, i_t, m_t, i_o, count, N: tl.constexpr, SHARES: tl.constexpr,
     ACTIVATED: tl.constexpr = False, AGAIN: tl.constexpr = False,
 ):  # fmt: skip
     """Bias, store, statistics of BLOCK_T by some columns. With ACTIVATED the activation is stored in place of y.
@@ -117,7 +148,7 @@ def pointwise_finish(
     m_o = i_o < N
     mask = m_t[:, None] & m_o[None, :]
     if p_bias is not None:
-        b_y += tl.load(p_bias + i_o, mask=m_o, other=0.0).to(tl.float32)[None, :]
+        b_y += bias_of(p_bias, i_o, N, SHARES)[None, :]
     b_y = b_y.to(p_y.dtype.element_ty)
     if ACTIVATED:
         b_y = activation(b_y, slope_of(p_next_slope)).to(b_y.dtype)
@@ -138,7 +169,7 @@ def pointwise_fwd_kernel(
     p_x, p_w, p_bias, p_residual, p_slope, p_next_slope, p_y, p_statistics, T,
     x_n, x_i, x_t, residual_n, residual_i, residual_t,
     K: tl.constexpr, N: tl.constexpr, INSTRUMENTS: tl.constexpr, FOLDED: tl.constexpr, ALIGN: tl.constexpr,
-    ACTIVATED: tl.constexpr,
+    SHARES: tl.constexpr, ACTIVATED: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, TAIL_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program: one tile of one item and instrument, BLOCK_N + TAIL_N columns in two accumulators."""
@@ -179,37 +210,75 @@ def pointwise_fwd_kernel(
     count = tl.minimum(T - i_tile * BLOCK_T, BLOCK_T).to(tl.float32)
     p_y += i_ni.to(tl.int64) * T * N
     if p_bias is not None:
-        p_bias += i_w * N
-    pointwise_finish(b_y, p_bias, p_next_slope, p_y, p_statistics, row, i_t, m_t, i_o, count, N, ACTIVATED, True)
+        p_bias += i_w * SHARES * N
+    pointwise_finish(
+        b_y, p_bias, p_next_slope, p_y, p_statistics, row, i_t, m_t, i_o, count, N, SHARES, ACTIVATED, True
+    )
     if TAIL_N > 0:
         pointwise_finish(
-            b_tail, p_bias, p_next_slope, p_y, p_statistics, row, i_t, m_t, i_tail, count, N, ACTIVATED, True
+            b_tail, p_bias, p_next_slope, p_y, p_statistics, row, i_t, m_t, i_tail, count, N, SHARES, ACTIVATED, True
         )
 
 
-def fold_weights(
-    weight: Tensor, bias: Tensor | None, affine: Tensor, beta: Tensor, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """W' (n, I, N, K) in ``dtype`` and b' (n, I, N) in float32.
+class Folding(NamedTuple):
+    """Rows of weights (I, N, K), perhaps of a contiguous tensor with more of them, with their bias (I, N), and what becomes of
+    them: columns of a contiguous W', and b' (n, I, GROUPS, N)."""
 
-    ``weight`` (I, N, K) for ``affine`` (n, I, 4, K), or, for inputs that lie side by side, (sections, I, N, K / sections), the
-    last N rows of a contiguous tensor with more of them, for ``affine`` (sections, n, I, 4, K / sections).
+    weight: Tensor
+    bias: Tensor | None
+    folded: Tensor
+    folded_bias: Tensor
+
+
+def fold(
+    statistics: Tensor, gamma: Tensor, beta: Tensor, frames: int, affine: Tensor, one: Folding, other: Folding | None = None,
+    added: bool = False,
+) -> None:  # fmt: skip
+    """Write the affine of the norm with these ``statistics`` and fold it into the weights of one or two products.
+
+    If ``added``, the first one's b' is added to what is there, for other columns of its W'.
     """
-    if weight.dim() == 3:
-        weight, affine, beta = weight[None], affine[None], beta[None]
-        bias = None if bias is None else bias[None]
-    n, (sections, instruments, columns, section) = affine.shape[1], weight.shape
-    inputs = sections * section
-    folded = torch.empty(n, instruments, columns, inputs, dtype=dtype, device=weight.device)
-    folded_bias = torch.empty(n, instruments, columns, dtype=torch.float32, device=weight.device)
-    block = min(32, power_of_two(columns))
+    weight = one.weight
+    names = (
+        "p_w",
+        "p_bias",
+        "p_folded",
+        "p_folded_bias",
+        "p_more",
+        "p_more_bias",
+        "p_more_folded",
+        "p_more_folded_bias",
+    )
+    tensors = dict(zip(names, (*one, *(other or (None,) * 4)), strict=True))
     launch(
-        fold_kernel, n * instruments * -(-columns // block), weight,
-        p_w=weight, p_bias=bias, p_affine=affine, p_beta=beta, p_folded=folded, p_folded_bias=folded_bias,
-        affine_s=affine.stride(0), N=columns, K=inputs, INSTRUMENTS=instruments, SECTION=section,
-        ROWS=weight.stride(1) // section, BLOCK_N=block, BLOCK_K=64, num_warps=4,
+        fold_kernel, len(statistics) * statistics.shape[1] * GROUPS, statistics,
+        **merging(statistics, gamma, beta, frames, affine), **tensors, ROWS=weight.stride(0) // weight.shape[2],
+        N=weight.shape[1], LD=one.folded.stride(2), ADDED=added,
+        MORE=0 if other is None else other.weight.shape[1], MORE_LD=0 if other is None else other.folded.stride(2),
+        BLOCK_N=max(4, WEIGHTS // power_of_two(weight.shape[2] // GROUPS)), num_warps=4,
     )  # fmt: skip
-    return folded, folded_bias
+
+
+def new_folded(weight: Tensor, items: int, dtype: torch.dtype, sections: int = 1) -> tuple[Tensor, Tensor]:
+    """Unwritten W' (n, I, N, sections K) in ``dtype`` and b' (n, I, GROUPS, N), whose rows' sum is the bias, in float32."""
+    instruments, columns, inputs = weight.shape
+    folded = torch.empty(items, instruments, columns, sections * inputs, dtype=dtype, device=weight.device)
+    return folded, torch.empty(items, instruments, GROUPS, columns, dtype=torch.float32, device=weight.device)
+
+
+def fold_weights(
+    weight: Tensor,
+    bias: Tensor | None,
+    statistics: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    frames: int,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """W', b' as of :func:`new_folded` and the affine (n, I, 4, K), for weights (I, N, K) behind a norm of these statistics."""
+    folded, affine = Folding(weight, bias, *new_folded(weight, len(statistics), dtype)), new_affine(statistics)
+    fold(statistics, gamma, beta, frames, affine, folded)
+    return folded.folded, folded.folded_bias, affine
 
 
 def product(
@@ -221,7 +290,8 @@ def product(
 
     ``y`` may be ``residual``. If ``activated``, PReLU(y, next_slope) in place of y.
 
-    ``weight`` in x's dtype: one per instrument, (I, N, K), or, folded, one per item and instrument, (n, I, N, K).
+    ``weight`` in x's dtype: one per instrument, (I, N, K), or, folded, one per item and instrument, (n, I, N, K); ``bias``
+    (I, N), or, folded, (n, I, P, N), of which the P rows are added.
     """
     n, instruments, frames, inputs = x.shape
     columns = weight.shape[-2]
@@ -239,6 +309,7 @@ def product(
         p_x=x, p_w=weight, p_bias=bias, p_residual=residual, p_slope=slope, p_next_slope=next_slope,
         p_y=y, p_statistics=partials, T=frames, K=inputs, N=columns,
         INSTRUMENTS=instruments, **strides(align, x=x, residual=residual), ALIGN=align, FOLDED=weight.dim() == 4,
+        SHARES=bias.shape[2] if bias is not None and bias.dim() == 4 else 1,
         ACTIVATED=activated, BLOCK_T=TILE, PRECISION=products(tf32, x.device), **chosen,
         **register_limit(128, x),
     )  # fmt: skip
@@ -247,11 +318,15 @@ def product(
 
 def pointwise_forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, slope: Tensor | None,
-    affine: Tensor | None, beta: Tensor | None, next_slope: Tensor | None, tf32: bool,
-) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """y (n, I, T, N) in x's dtype and its partials; ``x`` and ``residual`` with unit stride along channels."""
-    if affine is not None and beta is not None:
-        weight, bias = fold_weights(weight, bias, affine, beta, x.dtype)
-    else:
+    norm: tuple[Tensor, Tensor, Tensor] | None, next_slope: Tensor | None, tf32: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+    """y (n, I, T, N) in x's dtype, its partials, and the affine of the ``norm`` (statistics, gamma, beta).
+
+    ``x`` and ``residual`` with unit stride along channels.
+    """
+    affine = None
+    if norm is None:
         weight = weight.to(x.dtype)
-    return product(x, weight, bias, residual, slope, next_slope, tf32)
+    else:
+        weight, bias, affine = fold_weights(weight, bias, *norm, x.shape[2], x.dtype)
+    return *product(x, weight, bias, residual, slope, next_slope, tf32), affine

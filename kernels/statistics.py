@@ -20,6 +20,8 @@ Not yet run on a GPU. Source: Samuel et al. 2020, section 2; original model/mask
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -28,7 +30,10 @@ from torch import Tensor
 from .launch import TILE, alignment, channel_block, launch, power_of_two, strides
 from .tile import activation, slope_of, store_moments
 
-__all__ = ["GROUPS", "affine_kernel", "group_affine", "group_statistics", "new_statistics", "statistics_kernel"]
+__all__ = [
+    "GROUPS", "affine_kernel", "group_affine", "group_of", "group_statistics", "merging", "new_affine", "new_statistics",
+    "statistics_kernel",
+]  # fmt: skip
 
 GROUPS = 8
 EPSILON = 1e-8
@@ -60,13 +65,12 @@ def statistics_kernel(
         store_moments(activation(b_x, slope), m_t, count.to(tl.float32), p_statistics, row, i_c, m_c, C)
 
 
-@triton.jit(do_not_specialize=["T"])
-def affine_kernel(
-    p_statistics, p_gamma, p_beta, p_affine, T, C: tl.constexpr, INSTRUMENTS: tl.constexpr,
+@triton.jit
+def group_of(
+    p_statistics, p_gamma, p_beta, p_affine, i_ni, i_group, T, C: tl.constexpr, INSTRUMENTS: tl.constexpr,
     GROUPS: tl.constexpr, EPSILON: tl.constexpr, TILE: tl.constexpr, BLOCK_TILES: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """One program: one group of one item and instrument."""
-    i_ni, i_group = tl.program_id(0) // GROUPS, tl.program_id(0) % GROUPS
+    """Write the affine of a group of an item and instrument; return its channels, their mask, scale and beta, and the mean."""
     width = C // GROUPS
     tiles = tl.cdiv(T, TILE)
     i_c = i_group * width + tl.arange(0, BLOCK_C)
@@ -96,12 +100,25 @@ def affine_kernel(
     rstd = 1.0 / tl.sqrt_rn(m2 / (b_count * width) + EPSILON)
     i_parameter = (i_ni % INSTRUMENTS) * C + i_c
     b_scale = tl.load(p_gamma + i_parameter, mask=m_c, other=0.0).to(tl.float32) * rstd
-    b_shift = tl.load(p_beta + i_parameter, mask=m_c, other=0.0).to(tl.float32) - b_scale * mean
+    b_beta = tl.load(p_beta + i_parameter, mask=m_c, other=0.0).to(tl.float32)
     p_affine += i_ni.to(tl.int64) * 4 * C + i_c
     tl.store(p_affine, b_scale, mask=m_c)
-    tl.store(p_affine + C, b_shift, mask=m_c)
+    tl.store(p_affine + C, b_beta - b_scale * mean, mask=m_c)
     tl.store(p_affine + 2 * C, tl.zeros([BLOCK_C], tl.float32) + mean, mask=m_c)
     tl.store(p_affine + 3 * C, tl.zeros([BLOCK_C], tl.float32) + rstd, mask=m_c)
+    return i_c, m_c, b_scale, b_beta, mean
+
+
+@triton.jit(do_not_specialize=["T"])
+def affine_kernel(
+    p_statistics, p_gamma, p_beta, p_affine, T, C: tl.constexpr, INSTRUMENTS: tl.constexpr,
+    GROUPS: tl.constexpr, EPSILON: tl.constexpr, TILE: tl.constexpr, BLOCK_TILES: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """One program: one group of one item and instrument."""
+    group_of(
+        p_statistics, p_gamma, p_beta, p_affine, tl.program_id(0) // GROUPS, tl.program_id(0) % GROUPS, T,
+        C, INSTRUMENTS, GROUPS, EPSILON, TILE, BLOCK_TILES, BLOCK_C,
+    )  # fmt: skip
 
 
 def new_statistics(x: Tensor, channels: int) -> Tensor:
@@ -127,15 +144,27 @@ def group_statistics(x: Tensor, slope: Tensor | None) -> Tensor:
 
 def group_affine(statistics: Tensor, gamma: Tensor, beta: Tensor, frames: int, affine: Tensor | None = None) -> Tensor:
     """Scale, shift, mean and rstd, (n, I, 4, C) float32, from partials over ``frames`` frames; into ``affine`` if given."""
-    n, instruments, _, _, channels = statistics.shape
     if affine is None:
-        affine = torch.empty(n, instruments, 4, channels, dtype=torch.float32, device=statistics.device)
-    block = power_of_two(channels // GROUPS)
+        affine = new_affine(statistics)
     launch(
-        affine_kernel, n * instruments * GROUPS, statistics,
-        p_statistics=statistics, p_gamma=gamma, p_beta=beta, p_affine=affine, T=frames, C=channels,
-        INSTRUMENTS=instruments,
-        GROUPS=GROUPS, EPSILON=EPSILON, TILE=TILE, BLOCK_TILES=min(MERGED_TILES, max(8, MERGED // block)), BLOCK_C=block,
-        num_warps=4,
+        affine_kernel, len(statistics) * statistics.shape[1] * GROUPS, statistics,
+        **merging(statistics, gamma, beta, frames, affine), num_warps=4,
     )  # fmt: skip
     return affine
+
+
+def new_affine(statistics: Tensor) -> Tensor:
+    """Unwritten rows (n, I, 4, C) for the norm of these statistics."""
+    n, instruments, _, _, channels = statistics.shape
+    return torch.empty(n, instruments, 4, channels, dtype=torch.float32, device=statistics.device)
+
+
+def merging(statistics: Tensor, gamma: Tensor, beta: Tensor, frames: int, affine: Tensor) -> dict[str, Any]:
+    """The arguments of :func:`group_of`."""
+    channels = statistics.shape[4]
+    block = power_of_two(channels // GROUPS)
+    return {
+        "p_statistics": statistics, "p_gamma": gamma, "p_beta": beta, "p_affine": affine, "T": frames, "C": channels,
+        "INSTRUMENTS": statistics.shape[1], "GROUPS": GROUPS, "EPSILON": EPSILON, "TILE": TILE,
+        "BLOCK_TILES": min(MERGED_TILES, max(8, MERGED // block)), "BLOCK_C": block,
+    }  # fmt: skip

@@ -12,7 +12,7 @@ from ..errors import ShapeError
 from .operator import check_activation, check_parameter, differentiable, kernels, operator, unit_stride
 from .pointwise import backward as pointwise_backward
 from .pointwise import forward as pointwise_forward
-from .statistics import activation, affine_by_kernel, affine_of, tile_statistics
+from .statistics import activation, affine_of, tile_statistics
 
 __all__ = ["in_conv"]
 
@@ -88,9 +88,10 @@ def _kernel(
     module = kernels("in_conv", x.dtype)
     x, v = unit_stride(x), _unit(v)
     statistics = module.input_statistics(x, v, slope, len(weight))
-    affine = affine_by_kernel(statistics, gamma, beta, x.shape[2])
-    fold = kernels("pointwise", x.dtype).fold_weights
-    folded, bias = fold(weight.contiguous(), None, affine, beta.contiguous(), x.dtype)
+    norm = (statistics, gamma.contiguous(), beta.contiguous())
+    folded, bias, affine = kernels("pointwise", x.dtype).fold_weights(
+        weight.contiguous(), None, *norm, x.shape[2], x.dtype
+    )
     y, next_statistics = module.in_conv_forward(x, v, folded, bias, slope, next_slope, tf32)
     return y, next_statistics, affine
 

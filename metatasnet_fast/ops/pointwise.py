@@ -23,7 +23,6 @@ from .statistics import (
     GroupNorm,
     activation,
     activation_backward,
-    affine_by_kernel,
     affine_of,
     normalise,
     normalise_backward,
@@ -124,12 +123,12 @@ def _kernel(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, slope: Tensor | None,
     statistics: Tensor | None, gamma: Tensor | None, beta: Tensor | None, next_slope: Tensor | None, tf32: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    affine = None
+    norm = None
     if statistics is not None and gamma is not None and beta is not None:
-        affine = affine_by_kernel(statistics, gamma, beta, x.shape[2])
-    y, next_statistics = kernels("pointwise", x.dtype).pointwise_forward(
+        norm = (statistics.contiguous(), gamma.contiguous(), beta.contiguous())
+    y, next_statistics, affine = kernels("pointwise", x.dtype).pointwise_forward(
         unit_stride(x), weight.contiguous(), _contiguous(bias), None if residual is None else unit_stride(residual),
-        slope, affine, _contiguous(beta), next_slope, tf32,
+        slope, norm, next_slope, tf32,
     )  # fmt: skip
     return y, optional(next_statistics, x), optional(affine, x)
 

@@ -201,7 +201,7 @@ def test_statistics_are_those_of_the_reference() -> None:
 def test_a_pair_of_products_measures_the_rounded_values_that_it_stores() -> None:
     r = torch.Generator().manual_seed(5)
     x = torch.full((1, 1, 5, 16), 3.703125, dtype=torch.bfloat16)
-    nothing, bias = torch.zeros(1, 1, 16, 16, dtype=torch.bfloat16), torch.zeros(1, 1, 16)
+    nothing, bias = torch.zeros(1, 1, 16, 16, dtype=torch.bfloat16), torch.zeros(1, 1, 8, 16)
     conv1d, slope = torch.randn(1, 16, 16, generator=r).bfloat16(), torch.tensor([0.3])
     new, c, statistics = block_pair(torch.zeros_like(x), nothing, bias, x, conv1d, slope)
     assert torch.equal(new, x)
