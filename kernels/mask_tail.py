@@ -23,9 +23,10 @@ from .launch import alignment, channel_block, launch, strides
 from .tile import activation, slope_of
 
 __all__ = [
-    "FRAMES", "mask_tail_forward", "mask_tail_fwd_kernel", "masks", "tail_place",
+    "FRAMES", "PER_LN_2", "mask_tail_forward", "mask_tail_fwd_kernel", "masks", "shares", "tail_place",
 ]  # fmt: skip
 
+PER_LN_2 = tl.constexpr(1.4426950408889634)
 FRAMES = 32
 """Frames of a program: with 32 channels and 4 warps a tile of one instrument takes eight registers a thread."""
 
@@ -43,32 +44,26 @@ def tail_place(T, C: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr)
 
 @triton.jit
 def _normalised(p_m, p_affine, p_beta, i_i, slope, i_m, i_c, mask, m_i, C: tl.constexpr):
-    """m, z - mean, and u of instrument ``i_i``; ``i_m`` are the elements' offsets within an instrument."""
+    """m, z - mean, and u / ln 2 of instrument ``i_i``; ``i_m`` are the elements' offsets within an instrument."""
     b_m = tl.load(p_m + i_i * m_i + i_m, mask=mask, other=0.0)
     p_channel = p_affine + i_i * 4 * C + i_c
-    b_scale = tl.load(p_channel, mask=i_c < C, other=0.0)
+    b_scale = tl.load(p_channel, mask=i_c < C, other=0.0) * PER_LN_2
     b_mean = tl.load(p_channel + 2 * C, mask=i_c < C, other=0.0)
-    b_beta = tl.load(p_beta + i_i * C + i_c, mask=i_c < C, other=0.0).to(tl.float32)
+    b_beta = tl.load(p_beta + i_i * C + i_c, mask=i_c < C, other=0.0).to(tl.float32) * PER_LN_2
     b_centred = activation(b_m, slope) - b_mean[None, :]
     return b_m.to(tl.float32), b_centred, b_centred * b_scale[None, :] + b_beta[None, :]
 
 
 @triton.jit
-def masks(
-    p_m, p_affine, p_beta, slope, i_m, i_c, mask, m_i, C: tl.constexpr, INSTRUMENTS: tl.constexpr, SOFTMAX: tl.constexpr
-):
-    """Tuples over the instruments: m, z - mean, and the mask, which is a share of the softmax or a sigmoid."""
-    m, z, u = (), (), ()
-    b_top = tl.full(i_m.shape, float("-inf"), tl.float32)
-    for i_i in tl.static_range(INSTRUMENTS):
-        b_m, b_z, b_u = _normalised(p_m, p_affine, p_beta, i_i, slope, i_m, i_c, mask, m_i, C)
-        m, z, u = m + (b_m,), z + (b_z,), u + (b_u,)
-        if i_i < SOFTMAX:
-            b_top = tl.maximum(b_top, b_u)
-    p = ()
-    b_sum = tl.zeros(i_m.shape, tl.float32)
+def shares(u, INSTRUMENTS: tl.constexpr, SOFTMAX: tl.constexpr):
+    """The masks, a tuple over the instruments as ``u / ln 2`` is: shares of the softmax, or sigmoids."""
+    b_top = tl.full(u[0].shape, float("-inf"), tl.float32)
     for i_i in tl.static_range(SOFTMAX):
-        p = p + (tl.exp(u[i_i] - b_top),)
+        b_top = tl.maximum(b_top, u[i_i])
+    p = ()
+    b_sum = tl.zeros(u[0].shape, tl.float32)
+    for i_i in tl.static_range(SOFTMAX):
+        p = p + (tl.exp2(u[i_i] - b_top),)
         b_sum += p[i_i]
     if SOFTMAX > 0:
         b_sum = 1.0 / b_sum
@@ -77,8 +72,20 @@ def masks(
         if i_i < SOFTMAX:
             found = found + (p[i_i] * b_sum,)
         else:
-            found = found + (1.0 / (1.0 + tl.exp(-u[i_i])),)
-    return m, z, found
+            found = found + (1.0 / (1.0 + tl.exp2(-u[i_i])),)
+    return found
+
+
+@triton.jit
+def masks(
+    p_m, p_affine, p_beta, slope, i_m, i_c, mask, m_i, C: tl.constexpr, INSTRUMENTS: tl.constexpr, SOFTMAX: tl.constexpr
+):
+    """Tuples over the instruments: m, z - mean, and the mask, which is a share of the softmax or a sigmoid."""
+    m, z, u = (), (), ()
+    for i_i in tl.static_range(INSTRUMENTS):
+        b_m, b_z, b_u = _normalised(p_m, p_affine, p_beta, i_i, slope, i_m, i_c, mask, m_i, C)
+        m, z, u = m + (b_m,), z + (b_z,), u + (b_u,)
+    return m, z, shares(u, INSTRUMENTS, SOFTMAX)
 
 
 @triton.jit(do_not_specialize=["T", "m_n", "m_i", "m_t", "latent_n", "latent_i", "latent_t"])

@@ -161,12 +161,13 @@ def _masked(
         x[:, None] if own is None else own, v, w.in_conv, prelu_1, *w.norm_1, prelu_2, tf32=tf32
     )
     y = ops.group_norm(y, prelu_2, ops.GroupNorm(statistics, *w.norm_2))
-    # Without gradients the activation itself is handed on, which every block of mask_output's columns would compute.
+    # Without gradients the activation itself is handed on, and mask_output's result is not stored.
     activated = not torch.is_grad_enabled()
     y, statistics = ops.blocks(y, w.blocks, config.dilations, config.layers, prelu_3, tf32=tf32, activated=activated)
     norm = ops.GroupNorm(statistics, *w.norm_3)
-    slope = None if activated else prelu_3
-    m, last = ops.pointwise(y, w.mask_output, norm=norm, slope=slope, next_slope=prelu_4, tf32=tf32)
+    if activated:
+        return ops.masked_latent(y, w.mask_output, norm, prelu_4, *w.norm_4, x, config.softmax, tf32=tf32)
+    m, last = ops.pointwise(y, w.mask_output, norm=norm, slope=prelu_3, next_slope=prelu_4, tf32=tf32)
     assert last is not None
     return ops.mask_tail(m, x, prelu_4, ops.GroupNorm(last, *w.norm_4), config.softmax)
 

@@ -22,7 +22,7 @@ from .generator import Section, generated_parameters
 from .in_conv import in_conv
 from .log_power import log_power
 from .losses import stage_loss
-from .mask_tail import mask_tail
+from .mask_tail import mask_tail, masked_latent
 from .overlap_add import overlap_add
 from .pointwise import pointwise
 from .statistics import GroupNorm, group_affine, group_norm, group_statistics
@@ -43,6 +43,7 @@ __all__ = [
     "kept_for_backward",
     "log_power",
     "mask_tail",
+    "masked_latent",
     "overlap_add",
     "pointwise",
     "stage_loss",

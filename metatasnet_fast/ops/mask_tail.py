@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..config import GROUPS
 from ..errors import ShapeError
 from .operator import (
     check_activation,
@@ -18,6 +19,7 @@ from .operator import (
     unit_stride,
     wide,
 )
+from .pointwise import forward as pointwise_forward
 from .statistics import (
     GroupNorm,
     activation,
@@ -26,9 +28,10 @@ from .statistics import (
     affine_of,
     normalise,
     normalise_backward,
+    tile_statistics,
 )
 
-__all__ = ["mask_tail"]
+__all__ = ["mask_tail", "masked_latent"]
 
 
 def mask_tail(m: Tensor, latent: Tensor, slope: Tensor, norm: GroupNorm, softmax: int | None = None) -> Tensor:
@@ -52,18 +55,69 @@ def mask_tail(m: Tensor, latent: Tensor, slope: Tensor, norm: GroupNorm, softmax
         MissingDependencyError: on a CUDA device without Triton.
     """
     check_activation("m", m)
-    n, instruments, frames, channels = m.shape
+    softmax = _checked(m, m.shape[3], latent, slope, softmax)
+    check_norm(norm, m)
+    y: Tensor = _mask_tail(m, latent[:, None], slope, *norm, softmax)[0]
+    return y
+
+
+def masked_latent(
+    x: Tensor,
+    weight: Tensor,
+    norm: GroupNorm,
+    next_slope: Tensor,
+    next_gamma: Tensor,
+    next_beta: Tensor,
+    latent: Tensor,
+    softmax: int | None = None,
+    *,
+    tf32: bool = False,
+) -> Tensor:
+    """Return ``mask_tail(m, latent, next_slope, ...)`` of m = ``weight`` norm(x), which is not stored. It has no gradient.
+
+    Args:
+        x: (n, I, frames, K), any PReLU already applied: float32, bfloat16, float16; on a CPU also float64.
+        weight: (I, C, K), any floating dtype; products are taken in the dtype of ``x`` and summed in float32.
+        norm: group norm of x, with its statistics.
+        next_slope: (1,), of the PReLU on m.
+        next_gamma, next_beta: (I, C), of the group norm of PReLU(m).
+        latent: (n, frames, C), of the dtype of ``x``.
+        softmax: as in :func:`mask_tail`.
+        tf32: products of float32 in TF32 on the tensor cores, three decimal digits.
+
+    Returns:
+        (n, I, frames, C) in the dtype of ``x``.
+
+    Raises:
+        ShapeError: if a shape, dtype, device or ``softmax`` does not fit.
+        MissingDependencyError: on a CUDA device without Triton.
+    """
+    check_activation("x", x)
+    instruments, channels = x.shape[1], next_gamma.shape[-1]
+    softmax = _checked(x, channels, latent, next_slope, softmax)
+    check_norm(norm, x)
+    if channels % GROUPS:
+        raise ShapeError(f"Group norm needs a multiple of {GROUPS} channels, got {channels}.")
+    check_parameter("weight", weight, (instruments, channels, x.shape[3]), x)
+    check_parameter("next_gamma", next_gamma, (instruments, channels), x)
+    check_parameter("next_beta", next_beta, (instruments, channels), x)
+    given = [v.detach() for v in (x, weight, *norm, next_slope, next_gamma, next_beta, latent[:, None])]
+    y: Tensor = _masked_latent(*given, softmax, tf32)
+    return y
+
+
+def _checked(m: Tensor, channels: int, latent: Tensor, slope: Tensor, softmax: int | None) -> int:
+    """Check what both operations take; return how many instruments share the softmax."""
+    n, instruments, frames, _ = m.shape
     if latent.shape != (n, frames, channels) or latent.dtype != m.dtype or latent.device != m.device:
         found = f"{latent.dtype} {tuple(latent.shape)} on {latent.device}"
         raise ShapeError(f"latent must be {m.dtype} {(n, frames, channels)} on {m.device}, got {found}.")
     check_parameter("slope", slope, (1,), m)
-    check_norm(norm, m)
     if softmax is None:
         softmax = instruments if instruments > 1 else 0
     if softmax == 1 or not 0 <= softmax <= instruments:
         raise ShapeError(f"softmax must be 0 or 2 to {instruments} instruments, got {softmax}.")
-    y: Tensor = _mask_tail(m, latent[:, None], slope, *norm, softmax)[0]
-    return y
+    return softmax
 
 
 def _masks(m: Tensor, slope: Tensor, affine: Tensor, beta: Tensor, softmax: int) -> tuple[Tensor, Tensor]:
@@ -127,3 +181,32 @@ def _differentiate(ctx: Any, dy: Tensor, _: Any) -> tuple[Tensor | None, ...]:
 
 
 differentiable(_mask_tail, _differentiate, _save, _mask_tail_backward)
+
+
+def _masked_kernel(
+    x: Tensor, weight: Tensor, statistics: Tensor, gamma: Tensor, beta: Tensor, slope: Tensor, next_gamma: Tensor,
+    next_beta: Tensor, latent: Tensor, softmax: int, tf32: bool,
+) -> Tensor:  # fmt: skip
+    x, latent, next_beta, frames = unit_stride(x), unit_stride(latent), next_beta.contiguous(), x.shape[2]
+    pointwise, module = kernels("pointwise", x.dtype), kernels("masked_latent", x.dtype)
+    norm = (statistics.contiguous(), gamma.contiguous(), beta.contiguous())
+    folded, shares, _ = pointwise.fold_weights(weight.contiguous(), None, *norm, frames, x.dtype)
+    if module.serves(x.dtype, x.shape[3], x.shape[1]):
+        bias = shares.sum(2)
+        affine = affine_by_kernel(module.mask_statistics(x, folded, bias, slope), next_gamma, next_beta, frames)
+        found: Tensor = module.masked_latent(x, folded, bias, slope, affine, latent, softmax)
+        return found
+    m, statistics = pointwise.product(x, folded, shares, None, None, slope, tf32)
+    affine = affine_by_kernel(statistics, next_gamma, next_beta, frames)
+    found = kernels("mask_tail", x.dtype).mask_tail_forward(m, latent, slope, affine, next_beta, softmax)
+    return found
+
+
+@operator("masked_latent", _masked_kernel)
+def _masked_latent(
+    x: Tensor, weight: Tensor, statistics: Tensor, gamma: Tensor, beta: Tensor, slope: Tensor, next_gamma: Tensor,
+    next_beta: Tensor, latent: Tensor, softmax: int, tf32: bool,
+) -> Tensor:  # fmt: skip
+    m = pointwise_forward(x, weight, None, None, None, affine_of(statistics, gamma, beta, x.shape[2]), beta)
+    affine = affine_of(tile_statistics(activation(m, slope)), next_gamma, next_beta, x.shape[2])
+    return (_masks(m, slope, affine, next_beta, softmax)[1] * latent).to(x.dtype)

@@ -18,6 +18,7 @@ from metatasnet_fast.kernels import (
     in_conv_backward,
     mask_tail,
     mask_tail_backward,
+    masked_latent,
     pointwise,
     pointwise_backward,
     statistics,
@@ -42,7 +43,8 @@ def _pointwise(
     affine, beta = (empty(2, 4, 4, inputs), empty(4, inputs)) if norm else (None, None)
     pointwise.pointwise_forward(
         x, weight, empty(4, outputs) if bias else None, dy if residual else None, one if slope else None,
-        affine, beta, one if next_slope else None, tf32,
+        (empty(2, 4, -(-frames // TILE), 2, inputs), beta, beta) if beta is not None else None,
+        one if next_slope else None, tf32,
     )  # fmt: skip
     pointwise_backward.pointwise_backward(dy, x, weight, one if slope else None, affine, beta, tf32)
 
@@ -72,8 +74,8 @@ def _in_conv(stage: int, frames: int, dtype: torch.dtype, tf32: bool, shared: bo
     v = empty(2, 4, frames, inputs - latent, dtype=dtype) if inputs > latent else None
     y, one, parameter = empty(2, 4, frames, WIDTH, dtype=dtype), empty(1), empty(4, inputs)
     affine, weight = empty(2, 4, 4, inputs), empty(4, WIDTH, inputs)
-    in_conv.input_statistics(x, v, one, 4)
-    folded = pointwise.fold_weights(weight, None, affine, parameter, dtype)
+    partials = in_conv.input_statistics(x, v, one, 4)
+    *folded, _ = pointwise.fold_weights(weight, None, partials, parameter, parameter, frames, dtype)
     in_conv.in_conv_forward(x, v, *folded, one, one, tf32)
     in_conv_backward.in_conv_backward(y, x, v, weight, one, affine, parameter, tf32)
 
@@ -83,6 +85,13 @@ def _mask_tail(channels: int, frames: int, dtype: torch.dtype) -> None:
     one, affine, beta = empty(1), empty(2, 4, 4, channels), empty(4, channels)
     mask_tail.mask_tail_forward(m, latent, one, affine, beta, 4)
     mask_tail_backward.mask_tail_backward(m, m, latent, one, affine, beta, 4)
+
+
+def _masked_latent(channels: int, frames: int, dtype: torch.dtype) -> None:
+    x, latent = empty(2, 4, frames, WIDTH, dtype=dtype), empty(2, 1, frames, channels, dtype=dtype)
+    folded, bias, one = empty(2, 4, channels, WIDTH, dtype=dtype), empty(2, 4, channels), empty(1)
+    masked_latent.mask_statistics(x, folded, bias, one)
+    masked_latent.masked_latent(x, folded, bias, one, empty(2, 4, 4, channels), latent, 4)
 
 
 def _blocks(frames: int, dtype: torch.dtype, tf32: bool, keep: int, bias: bool = False) -> None:
@@ -117,6 +126,7 @@ def uses(stage: int, frames: int, dtype: torch.dtype, tf32: bool = False) -> dic
         "in_conv": lambda: _in_conv(stage, frames, dtype, tf32),
         "in_conv with dropout": lambda: _in_conv(stage, frames, dtype, tf32, shared=False),
         "mask tail": lambda: _mask_tail(outputs, frames, dtype),
+        **({"masked latent": lambda: _masked_latent(outputs, frames, dtype)} if dtype.itemsize == 2 else {}),
         "blocks": lambda: _blocks(frames, dtype, tf32, keep=2),
         "blocks with bias": lambda: _blocks(frames, dtype, tf32, keep=1, bias=True),
         "generator": _generator,

@@ -21,14 +21,14 @@ PRECISIONS = {
     "float32": (torch.float32, False),
     "tf32": (torch.float32, True),
 }
-QUICK = [(1, "bfloat16", 90, name) for name in ("blocks", "in_conv", "mask tail")]
-PER_STAGE = ("in_conv", "in_conv with dropout", "mask_output", "mask tail", "input statistics")
+QUICK = [(1, "bfloat16", 90, name) for name in ("blocks", "in_conv", "mask tail", "masked latent")]
+PER_STAGE = ("in_conv", "in_conv with dropout", "mask_output", "mask tail", "masked latent", "input statistics")
 ALL = [
     (stage, precision, capability, name)
     for stage in network.STAGES
     for precision in PRECISIONS
     for capability in compiling.SHARED_MEMORY
-    for name in network.uses(1, FRAMES, torch.float32)
+    for name in network.uses(1, FRAMES, PRECISIONS[precision][0])
     if stage == 1 or name in PER_STAGE
 ]
 CASES = [pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow) for case in ALL]

@@ -123,6 +123,47 @@ def mask_tail_case(
     return MaskCase(f"mask_tail-{channels}-{frames}", _drawn(seed, shapes), fused, plain, frozenset({"m", "latent"}))
 
 
+def check_masked_latent(
+    dtype: torch.dtype, n: int = 2, frames: int = 37, inputs: int = 24, channels: int = 40, instruments: int = 4,
+    softmax: int | None = None, device: str = "cpu", bits: bool = True,
+) -> None:  # fmt: skip
+    """As close to float64 as the operations that store m; if ``bits``, which PyTorch's products do not promise, an item's are
+    those that it has alone."""
+    i = instruments
+    shapes = {
+        "x": (n, i, frames, inputs), "latent": (n, frames, channels), "weight": (i, channels, inputs), "slope": (1,),
+        "gamma": (i, inputs), "beta": (i, inputs), "next_gamma": (i, channels), "next_beta": (i, channels),
+    }  # fmt: skip
+
+    @torch.no_grad()
+    def plain(p: Leaves) -> Tensor:
+        m = masking.pointwise(_norm(p["x"].transpose(2, 3), p["gamma"], p["beta"]), Convolution(p["weight"][..., None]))
+        u = _norm(F.prelu(m, p["slope"]), p["next_gamma"], p["next_beta"])
+        competing = i if softmax is None else softmax
+        masks = torch.cat([u[:, :competing].softmax(1), torch.sigmoid(u[:, competing:])], dim=1)
+        return masks.transpose(2, 3) * p["latent"][:, None]
+
+    case = MaskCase("masked_latent", _drawn(0, shapes), plain, plain, frozenset({"x", "latent"}))
+
+    @torch.no_grad()
+    def run(p: Leaves, stored: bool, part: slice = slice(None)) -> Tensor:
+        x, latent = p["x"][part], p["latent"][part]
+        norm, last = GroupNorm(group_statistics(x), p["gamma"], p["beta"]), (p["next_gamma"], p["next_beta"])
+        if not stored:
+            return ops.masked_latent(x, p["weight"], norm, p["slope"], *last, latent, softmax)
+        m, statistics = ops.pointwise(x, p["weight"], norm=norm, next_slope=p["slope"])
+        assert statistics is not None
+        return ops.mask_tail(m, latent, p["slope"], GroupNorm(statistics, *last), softmax)
+
+    expected, leaves = plain(case.leaves(torch.float64)), case.leaves(dtype, device)
+    y, stored = run(leaves, False), run(leaves, True)
+    limit = 1e-12 if dtype == torch.float64 else 1.1 * relative_error(stored.cpu(), expected)
+    assert_parity("masked latent", y.cpu(), expected, limit)
+    assert torch.equal(run(leaves, False), y)
+    assert not bits or torch.equal(run(leaves, False, slice(1, None)), y[1:])
+    assert run(leaves, False, slice(0, 0)).shape == (0, i, frames, channels)
+
+
 def blocks_case(
     n: int = 2, frames: int = 37, width: int = 16, hidden: int = 24, layers: int = 2, stacks: int = 1, bias: bool = False,
     keep: int | None = None, items: int = 0, seed: int = 0, tf32: bool = False, instruments: int = 4,

@@ -55,6 +55,11 @@ def test_tf32_is_as_good_as_pytorch_in_tf32(case: MaskCase, tf32: None) -> None:
             assert_parity(f"{case.name}: {name}", value.cpu(), expected[name], 1.5 * own[name])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_masks_that_are_never_stored_equal_those_that_are(dtype: torch.dtype) -> None:
+    mask_cases.check_masked_latent(dtype, frames=257, inputs=160, channels=440, device="cuda")
+
+
 @pytest.mark.parametrize("case", [*all_cases(131)[:7], *LARGE[:5]], ids=lambda c: c.name)
 def test_bfloat16_is_as_good_as_pytorch_under_autocast(case: MaskCase) -> None:
     mask_cases.check(case, torch.bfloat16, "cuda", mask_cases.autocast_errors(case, "cuda"))

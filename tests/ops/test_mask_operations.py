@@ -120,6 +120,11 @@ def test_inference_gives_the_bits_of_training() -> None:
     mask_cases.check_that_inference_gives_the_bits_of_training(16, 24, torch.bfloat16)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_masks_that_are_never_stored_equal_those_that_are(dtype: torch.dtype) -> None:
+    mask_cases.check_masked_latent(dtype, bits=False)
+
+
 def test_the_activation_of_the_skips_has_no_gradient() -> None:
     p = blocks_case(n=1, bias=True).leaves(torch.float32)
     parameters = BlockParameters(*(p[name] for name in BlockParameters._fields))

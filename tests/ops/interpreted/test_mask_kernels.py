@@ -136,6 +136,25 @@ def test_inference_gives_the_bits_of_training(width: int, hidden: int, dtype: to
     mask_cases.check_that_inference_gives_the_bits_of_training(width, hidden, dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {},
+        {"n": 1, "frames": 131, "inputs": 16},
+        {"n": 1, "frames": 1},
+        {"n": 1, "frames": 3, "inputs": 160, "channels": 64},
+        {"n": 1, "frames": 3, "inputs": 168},
+        {"n": 1, "frames": 9, "instruments": 1, "softmax": 0},
+        {"n": 1, "frames": 9, "instruments": 3, "softmax": 2},
+        {"n": 1, "frames": 9, "instruments": 6, "softmax": 4},
+    ],
+    ids=str,
+)
+def test_masks_that_are_never_stored_equal_those_that_are(sizes: dict[str, int], dtype: torch.dtype) -> None:
+    mask_cases.check_masked_latent(dtype, **sizes)
+
+
 @pytest.mark.parametrize("value", [0.0, 1e4])
 def test_constant_signal_stays_finite(value: float) -> None:
     for case in (
