@@ -7,8 +7,8 @@
         dc[l], and the gradients of the taps, the first norm and both slopes                    depthwise_backward.py
         dx[l] = dx[l + 1] + W1[l]^T dc[l]
 
-Bytes of one block, in units of U = n I T C sizeof(dtype): b again 2, its weight gradient 3, data gradient 4, depthwise 2 + 3,
-conv1d's 2 + 3: 19, or 17 if b was kept. Kept in forward: x and c, 2 U a block, or 3 with b. Every sum has one fixed order;
+Bytes of one block, in units of U = n I T C sizeof(dtype): b again 2, its weight gradient 3, data gradient 4, depthwise 3 + 3,
+conv1d's 2 + 3: 20, or 18 if b was kept. Kept in forward: x and c, 2 U a block, or 3 with b. Every sum has one fixed order;
 those over the items, which are short and wait for memory, are one launch a block.
 Not yet run on a GPU. Source: as the forward's.
 """
@@ -26,7 +26,7 @@ from .depthwise import depthwise_forward
 from .depthwise_backward import CHANNELS, depthwise_gradients, depthwise_total_kernel, total_programs
 from .launch import launch
 from .pointwise_backward import data_gradient, weight_gradient
-from .pointwise_sums import norm_gradient, sum_blocks, sum_kernel
+from .pointwise_sums import new_sums, norm_gradient, sum_blocks, sum_kernel
 
 __all__ = ["block_sums_kernel", "blocks_backward"]
 
@@ -36,6 +36,7 @@ def block_sums_kernel(
     p_s, p_d, p_affine, p_beta, p_norm, p_dout, p_dbias, p_dgamma_2, p_dbeta_2, p_s1, p_dconv1d,
     p_taps, p_dslopes, p_dtaps, p_dslope_1, p_dgamma_1, p_dbeta_1, p_dslope_2, ITEMS, PARTS, OUT, ALL,
     N: tl.constexpr, ROWS: tl.constexpr, H: tl.constexpr, B: tl.constexpr, INSTRUMENTS: tl.constexpr,
+    OUT_PARTS: tl.constexpr, CONV_PARTS: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N1: tl.constexpr, BLOCK_K1: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program: part of the gradients of res_out and skip_out (OUT programs), of conv1d (to ALL), or the rest."""
@@ -43,12 +44,12 @@ def block_sums_kernel(
     if i_program < OUT:
         sum_kernel(
             i_program, p_s, p_d, p_affine, p_beta, p_norm, p_dout, p_dbias, p_dgamma_2, p_dbeta_2, ITEMS,
-            H, N, ROWS, INSTRUMENTS, BLOCK_N, BLOCK_K,
+            H, N, ROWS, INSTRUMENTS, OUT_PARTS, BLOCK_N, BLOCK_K,
         )  # fmt: skip
     elif i_program < ALL:
         sum_kernel(
             i_program - OUT, p_s1, None, None, None, None, p_dconv1d, None, None, None, ITEMS,
-            B, H, H, INSTRUMENTS, BLOCK_N1, BLOCK_K1,
+            B, H, H, INSTRUMENTS, CONV_PARTS, BLOCK_N1, BLOCK_K1,
         )  # fmt: skip
     else:
         depthwise_total_kernel(
@@ -74,7 +75,7 @@ def blocks_backward(dskips: Tensor, x: Tensor, kept: Kept, w: BlockWeights, tf32
         x_l, c = (kept.x[layer - 1] if layer else x), kept.c[layer]
         b = _again(layer, c, kept, w)
         out = w.out[layer] if dx is not None else w.out[layer, :, width:].contiguous()
-        s, d = new(n, instruments, out.shape[1], hidden), new(n, instruments, out.shape[1])
+        s, d = new_sums(x, out.shape[1], hidden)
         dy, more = (dskips, None) if dx is None else (dx, dskips)
         weight_gradient(dy, more, b, None, kept.affine_2[layer], s, d, tf32)
         folded, norm = norm_gradient(s, d, out, kept.affine_2[layer], frames, x.dtype)
@@ -82,7 +83,7 @@ def blocks_backward(dskips: Tensor, x: Tensor, kept: Kept, w: BlockWeights, tf32
         dc, of_taps, dslopes = depthwise_gradients(
             db, c, w.taps[layer], w.dilations[layer], w.slope_1[layer], kept.affine_1[layer], w.beta_1[layer], w.slope_2[layer],
         )  # fmt: skip
-        s1 = new(n, instruments, hidden, width)
+        s1, _ = new_sums(x, hidden, width)
         weight_gradient(dc, None, x_l, None, None, s1, None, tf32)
         unused = 2 * width - out.shape[1]  # rows of the last block's residual
         if unused:
@@ -96,8 +97,8 @@ def blocks_backward(dskips: Tensor, x: Tensor, kept: Kept, w: BlockWeights, tf32
             p_dconv1d=dconv1d[layer], p_taps=of_taps, p_dslopes=dslopes, p_dtaps=dtaps[layer], p_dslope_1=dslope_1[layer],
             p_dgamma_1=dgamma_1[layer], p_dbeta_1=dbeta_1[layer], p_dslope_2=dslope_2[layer], ITEMS=n,
             PARTS=dslopes.shape[1], OUT=programs, ALL=programs + more_programs, N=out.shape[1], ROWS=2 * width, H=hidden,
-            B=width, INSTRUMENTS=instruments, BLOCK_N=block_n, BLOCK_K=block_k, BLOCK_N1=block_n1, BLOCK_K1=block_k1,
-            BLOCK=CHANNELS, num_warps=4,
+            B=width, INSTRUMENTS=instruments, OUT_PARTS=s.shape[2], CONV_PARTS=s1.shape[2], BLOCK_N=block_n, BLOCK_K=block_k,
+            BLOCK_N1=block_n1, BLOCK_K1=block_k1, BLOCK=CHANNELS, num_warps=4,
         )  # fmt: skip
         dx, _ = data_gradient(dc, None, w.conv1d[layer], x_l, None, None, None, tf32, added=dx)
     assert dx is not None

@@ -15,6 +15,7 @@ from .depthwise import depthwise_forward
 from .in_conv import in_conv_forward
 from .pointwise import product
 from .pointwise_backward import data_gradient, weight_gradient
+from .pointwise_sums import new_sums
 
 __all__ = ["Sizes", "Subject", "subjects"]
 
@@ -67,8 +68,8 @@ def _dgrad(dy: Tensor, x: Tensor, w: Tensor, tf32: bool) -> Tensor:
 
 
 def _wgrad(dy: Tensor, x: Tensor, tf32: bool) -> Tensor:
-    s = torch.empty(len(x), 4, dy.shape[3], x.shape[3], device=x.device)
-    weight_gradient(dy, None, x, None, None, s, torch.empty(len(x), 4, dy.shape[3], device=x.device), tf32)
+    s, d = new_sums(x, dy.shape[3], x.shape[3])
+    weight_gradient(dy, None, x, None, None, s, d, tf32)
     return s
 
 
@@ -100,7 +101,7 @@ def subjects(
     for i, n in enumerate(sizes.latents):
         x, v = random(items, 1, frames, n), stream(n // 2) if i else None
         k = n + n // 2 if i else n
-        w, bias = random(items, 4, b, k), random(items, 4, b, of=wide)
+        w, bias = random(items, 4, b, k), random(items, 4, 1, b, of=wide)
         run = functools.partial(_in_conv, x, v, w, bias, one, tf32)
         yield Subject("in_conv_fwd", {"K": k, "N": b}, PRODUCTS, run)
     x, taps, affine, beta = stream(h), random(4, h, 3, of=wide), random(items, 4, 4, h, of=wide), random(4, h, of=wide)

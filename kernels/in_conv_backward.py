@@ -24,7 +24,7 @@ from torch import Tensor
 from .launch import alignment, column_tile, launch, products, strides
 from .pointwise import product_options
 from .pointwise_backward import DGRAD_FRAMES, data_gradient, weight_gradient
-from .pointwise_sums import norm_gradient, sum_items
+from .pointwise_sums import new_sums, norm_gradient, sum_items
 from .tile import activation, slope_of
 
 __all__ = ["in_conv_backward", "shared_dgrad_kernel"]
@@ -110,8 +110,7 @@ def in_conv_backward(
     """dx and dv in x's dtype and, in float32, dW (I, N, K1 + K2), dslope (1,), dgamma, dbeta; unit strides."""
     n, shared, frames, first = x.shape
     instruments, columns, inputs = weight.shape
-    s = torch.empty(n, instruments, columns, inputs, dtype=torch.float32, device=x.device)
-    d = torch.empty(n, instruments, columns, dtype=torch.float32, device=x.device)
+    s, d = new_sums(dy, columns, inputs)
     weight_gradient(dy, None, x.expand(-1, instruments, -1, -1), slope, affine, s, d, tf32)
     if v is not None:
         weight_gradient(dy, None, v, slope, affine[..., first:], s[..., first:], d, tf32)

@@ -12,10 +12,11 @@ a group norm is. z is centred before the product: nothing cancels later, at any 
 
 Order: wgrad (S, D) -> a program per group (q, r, dgamma, dbeta) and the sum over items (dW) -> dgrad with its epilogue.
 Every sum has one fixed order. Bytes: dy and x twice (wgrad, dgrad), dx once: n I T (3 K + 2 N) sizeof(dtype), and S,
-n I N K float32, three times. FLOPs: 4 n I T N K. In wgrad a program walks all frames of one (item, instrument), in two bytes
-for 128 outputs by all 160 inputs (128 + 32 columns, no idle ones): at K = N = 160 two of them, which leaves an H200's 132
-processors partly idle below n = 17. A step's 116 wgrads are predicted at 9.1 ms on an H100, bound by products, one program to
-a multiprocessor where the norm's centring takes registers (162).
+n I N K float32, three times. FLOPs: 4 n I T N K. In wgrad a program walks the frames of one (item, instrument), in two bytes
+for 128 outputs by all 160 inputs (128 + 32 columns, no idle ones). Where that makes few programs the frames are cut into
+parts, as many as the widths ask for, which norm_gradient and sum_items add up in their order: at K = N = 160 a GPU then has
+eight programs for each item and instrument. On an H100 four warps hold a tile of 32 frames (242 registers), two share a
+multiprocessor, and products limit it: 0.060 and 0.043 ms a block of a step, predicted.
 Not yet run on a GPU. Source: as the forward's; the algebra of group norm's backward is Wu and He 2018, section 3.
 """
 
@@ -27,9 +28,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import alignment, column_tile, launch, power_of_two, products, strides
+from .launch import alignment, column_tile, launch, operands_in_shared_memory, power_of_two, products, strides
 from .pointwise import STAGES, product_options
-from .pointwise_sums import norm_gradient, sum_items
+from .pointwise_sums import new_sums, norm_gradient, sum_items
 from .tile import activation, slope_of
 from .tuned import configuration
 
@@ -63,9 +64,11 @@ def _centred(p_row, m_t, i_k, slope, b_mean, K: tl.constexpr, NORMED: tl.constex
 def pointwise_wgrad_kernel(
     p_dy, p_more, p_x, p_slope, p_affine, p_s, p_d, T, dy_n, dy_i, dy_t, x_n, x_i, x_t,
     K: tl.constexpr, N: tl.constexpr, MORE: tl.constexpr, INSTRUMENTS: tl.constexpr, LD: tl.constexpr, ALIGN: tl.constexpr,
-    BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, TAIL_K: tl.constexpr, PRECISION: tl.constexpr,
+    PARTS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, TAIL_K: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One program: BLOCK_N by BLOCK_K + TAIL_K of S of one item and instrument, all frames; the first of a row writes any D.
+    """One program: BLOCK_N by BLOCK_K + TAIL_K of S over one of PARTS parts of an item's and instrument's frames; the first of
+    a row writes any D.
 
     S has N rows for dy, then MORE rows for ``p_more``, a second gradient of dy's strides; its rows, and those of the affine,
     are LD elements apart.
@@ -74,7 +77,8 @@ def pointwise_wgrad_kernel(
     blocks_k = tl.cdiv(K, WIDTH)
     blocks_n = tl.cdiv(N, BLOCK_N)
     blocks = (blocks_n + tl.cdiv(MORE, BLOCK_N)) * blocks_k
-    i_ni, i_block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
+    i_part, i_block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
+    i_ni = i_part // PARTS
     i_n, i_i = (i_ni // INSTRUMENTS).to(tl.int64), (i_ni % INSTRUMENTS).to(tl.int64)
     i_row = i_block // blocks_k
     i_more = (i_row >= blocks_n).to(tl.int32)  # 1 if the rows are those of the second gradient
@@ -102,6 +106,12 @@ def pointwise_wgrad_kernel(
     # In two bytes the tensor cores add dy up: products with one are exact.
     ADDED: tl.constexpr = 16 if p_dy.dtype.element_ty.primitive_bitwidth == 16 else 1
     b_d = tl.zeros([BLOCK_N, ADDED], tl.float32)
+    if PARTS > 1:
+        length = tl.cdiv(tl.cdiv(T, BLOCK_T), PARTS) * BLOCK_T
+        first = (i_part % PARTS) * length
+        p_dy += first * dy_t
+        p_x += first * x_t
+        T = tl.minimum(T - first, length)
     for t in range(0, T, BLOCK_T):
         i_t = t + tl.arange(0, BLOCK_T)
         m_t = i_t < T
@@ -117,13 +127,13 @@ def pointwise_wgrad_kernel(
             else:
                 b_d += tl.sum(b_dy, 1)[:, None]
     i_o += i_more * N
-    p_row = p_s + i_ni.to(tl.int64) * (N + MORE) * LD + i_o.to(tl.int64)[:, None] * LD
+    p_row = p_s + i_part.to(tl.int64) * (N + MORE) * LD + i_o.to(tl.int64)[:, None] * LD
     tl.store(p_row + i_k[None, :], b_s, mask=m_o[:, None] & (i_k < K)[None, :])
     if TAIL_K > 0:
         tl.store(p_row + i_tail[None, :], b_tail, mask=m_o[:, None] & (i_tail < K)[None, :])
     if p_d is not None:
         if i_block % blocks_k == 0:
-            tl.store(p_d + i_ni.to(tl.int64) * (N + MORE) + i_o, tl.sum(b_d, 1) / ADDED, mask=m_o)
+            tl.store(p_d + i_part.to(tl.int64) * (N + MORE) + i_o, tl.sum(b_d, 1) / ADDED, mask=m_o)
 
 
 @triton.jit
@@ -231,7 +241,9 @@ def weight_gradient(
     dy: Tensor, more: Tensor | None, x: Tensor, slope: Tensor | None, affine: Tensor | None, s: Tensor,
     d: Tensor | None, tf32: bool,
 ) -> None:  # fmt: skip
-    """S and D of ``x``'s channels into ``s`` (n, I, N, K), perhaps columns of a contiguous tensor, and any ``d`` (n, I, N).
+    """S and D of ``x``'s channels, of P parts of the frames, which who reads them adds up.
+
+    Into ``s`` (n, I, P, N, K), perhaps columns of a contiguous tensor, and any ``d`` (n, I, P, N).
 
     ``more`` is a second gradient, of the same layout as ``dy``, whose rows follow dy's. ``affine`` has as many columns behind
     each of its rows as ``s``.
@@ -248,16 +260,19 @@ def weight_gradient(
     block_n, (block_k, tail_k) = min(wide, power_of_two(columns)), (min(wide, power_of_two(inputs)), 0)
     if x.dtype.itemsize == 2:
         block_k, tail_k = column_tile(inputs, x.dtype)
+    warps = 8 if block_n + block_k > 192 else 4
+    # Where tensor cores take the other operand from shared memory four warps hold the tile, and two share a multiprocessor.
+    if x.dtype == torch.bfloat16 and slope is None and operands_in_shared_memory(x.device):
+        steps, warps = 32, 4
     defaults = {
-        "BLOCK_T": steps, "BLOCK_N": block_n, "BLOCK_K": block_k, "TAIL_K": tail_k,
-        "num_warps": 8 if block_n + block_k > 192 else 4, "num_stages": STAGES,
+        "BLOCK_T": steps, "BLOCK_N": block_n, "BLOCK_K": block_k, "TAIL_K": tail_k, "num_warps": warps, "num_stages": STAGES,
     }  # fmt: skip
     chosen = configuration("pointwise_wgrad", x, tf32, defaults, K=inputs, N=columns)
     rows = -(-columns // chosen["BLOCK_N"]) + -(-further // chosen["BLOCK_N"])
     launch(
-        pointwise_wgrad_kernel, n * instruments * rows * -(-inputs // (chosen["BLOCK_K"] + chosen["TAIL_K"])), x,
+        pointwise_wgrad_kernel, n * instruments * s.shape[2] * rows * -(-inputs // (chosen["BLOCK_K"] + chosen["TAIL_K"])), x,
         p_dy=dy, p_more=more, p_x=x, p_slope=slope, p_affine=affine, p_s=s, p_d=d, T=frames,
-        **strides(align, dy=dy, x=x), K=inputs, N=columns, MORE=further, LD=s.stride(2),
+        **strides(align, dy=dy, x=x), K=inputs, N=columns, MORE=further, LD=s.stride(3), PARTS=s.shape[2],
         INSTRUMENTS=instruments, ALIGN=align, PRECISION=precision, **chosen,
     )  # fmt: skip
 
@@ -298,8 +313,7 @@ def pointwise_backward(
     """dx in x's dtype and, in float32, dW, dbias, dslope (1,), dgamma, dbeta; unit strides along channels."""
     n, instruments, frames, inputs = x.shape
     columns = weight.shape[1]
-    s = torch.empty(n, instruments, columns, inputs, dtype=torch.float32, device=x.device)
-    d = torch.empty(n, instruments, columns, dtype=torch.float32, device=x.device)
+    s, d = new_sums(x, columns, inputs)
     weight_gradient(dy, None, x, slope, affine, s, d, tf32)
     folded, norm = weight, None
     if affine is None:

@@ -21,20 +21,33 @@ from torch import Tensor
 from .launch import launch, power_of_two
 from .statistics import GROUPS
 
-__all__ = ["norm_gradient", "pointwise_norm_kernel", "sum_blocks", "sum_items", "sum_kernel"]
+__all__ = ["new_sums", "norm_gradient", "pointwise_norm_kernel", "sum_blocks", "sum_items", "sum_kernel"]
+
+PROGRAMS = 8
+"""Programs that take a weight gradient of an item and instrument, at least: of fewer blocks, in parts of the frames."""
+
+
+@triton.jit
+def sum_parts(p_x, i_x, mask, SIZE: tl.constexpr, PARTS: tl.constexpr):
+    """Some values of S or D, the parts of the frames, SIZE elements apart, added in their order."""
+    b_x = tl.load(p_x + i_x, mask=mask, other=0.0)
+    for part in tl.static_range(1, PARTS):
+        b_x += tl.load(p_x + part * SIZE + i_x, mask=mask, other=0.0)
+    return b_x
 
 
 @triton.jit(do_not_specialize=["T"])
 def pointwise_norm_kernel(
     p_s, p_d, p_w, p_folded, p_affine, p_out, T, K: tl.constexpr, N: tl.constexpr,
-    INSTRUMENTS: tl.constexpr, GROUPS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
+    INSTRUMENTS: tl.constexpr, GROUPS: tl.constexpr, PARTS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """One program: W', and q, r, dgamma, dbeta, rows of (n, I, 4, K), of one group of one item and instrument."""
     i_ni, i_group = tl.program_id(0) // GROUPS, tl.program_id(0) % GROUPS
     width = K // GROUPS
     i_c = i_group * width + tl.arange(0, BLOCK_C)
     m_c = tl.arange(0, BLOCK_C) < width
-    p_s += i_ni.to(tl.int64) * N * K
+    p_s += i_ni.to(tl.int64) * PARTS * N * K
+    p_d += i_ni.to(tl.int64) * PARTS * N
     p_folded += i_ni.to(tl.int64) * N * K
     p_w += (i_ni % INSTRUMENTS).to(tl.int64) * N * K
     p_affine += i_ni.to(tl.int64) * 4 * K + i_c
@@ -47,8 +60,8 @@ def pointwise_norm_kernel(
         i_o = o + tl.arange(0, BLOCK_N)
         i_w = i_o[:, None] * K + i_c[None, :]
         mask = (i_o < N)[:, None] & m_c[None, :]
-        b_s = tl.load(p_s + i_w, mask=mask, other=0.0)
-        b_d = tl.load(p_d + i_ni.to(tl.int64) * N + i_o, mask=i_o < N, other=0.0)[:, None]
+        b_s = sum_parts(p_s, i_w, mask, N * K, PARTS)
+        b_d = sum_parts(p_d, i_o, i_o < N, N, PARTS)[:, None]
         b_w = tl.load(p_w + i_w, mask=mask, other=0.0).to(tl.float32)
         b_folded = (b_w * b_scale[None, :]).to(p_folded.dtype.element_ty)
         tl.store(p_folded + i_w, b_folded, mask=mask)
@@ -70,8 +83,8 @@ def pointwise_norm_kernel(
 @triton.jit(do_not_specialize=["ITEMS"])
 def sum_kernel(
     i_program, p_s, p_d, p_affine, p_beta, p_norm, p_dw, p_dbias, p_dgamma, p_dbeta, ITEMS,
-    K: tl.constexpr, N: tl.constexpr, ROWS: tl.constexpr, INSTRUMENTS: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    K: tl.constexpr, N: tl.constexpr, ROWS: tl.constexpr, INSTRUMENTS: tl.constexpr, PARTS: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One program: dW of BLOCK_N by BLOCK_K of one instrument, items in their order; instruments are ROWS of its rows apart.
 
@@ -91,12 +104,12 @@ def sum_kernel(
     b_dbias = tl.zeros([BLOCK_N], tl.float32)
     for n in tl.range(ITEMS, loop_unroll_factor=4):
         i_ni = (n * INSTRUMENTS + i_i).to(tl.int64)
-        b_s = tl.load(p_s + i_ni * N * K + i_w, mask=mask, other=0.0)
+        b_s = sum_parts(p_s + i_ni * PARTS * N * K, i_w, mask, N * K, PARTS)
         if p_affine is not None:
             b_s *= tl.load(p_affine + i_ni * 4 * K + i_k, mask=m_k, other=0.0)[None, :]
         b_dw += b_s
         if p_d is not None:
-            b_dbias += tl.load(p_d + i_ni * N + i_o, mask=m_o, other=0.0)
+            b_dbias += sum_parts(p_d + i_ni * PARTS * N, i_o, m_o, N, PARTS)
     if p_affine is not None:
         b_dw += b_dbias[:, None] * tl.load(p_beta + i_i * K + i_k, mask=m_k, other=0.0).to(tl.float32)[None, :]
     tl.store(p_dw + i_i.to(tl.int64) * ROWS * K + i_w, b_dw, mask=mask)
@@ -113,18 +126,30 @@ def sum_kernel(
         tl.store(p_dbias + i_i * ROWS + i_o, b_dbias, mask=m_o)
 
 
+def new_sums(x: Tensor, columns: int, inputs: int) -> tuple[Tensor, Tensor]:
+    """Unwritten S (n, I, P, N, K) and D (n, I, P, N) of N ``columns`` and K ``inputs``.
+
+    P depends on the widths alone, so neither the other items nor the length change how an item's frames are added up.
+    """
+    n, instruments = x.shape[:2]
+    parts = max(1, PROGRAMS // (-(-columns // 128) * -(-inputs // 160)))
+    s = torch.empty(n, instruments, parts, columns, inputs, dtype=torch.float32, device=x.device)
+    return s, torch.empty(n, instruments, parts, columns, dtype=torch.float32, device=x.device)
+
+
 def norm_gradient(
     s: Tensor, d: Tensor, weight: Tensor, affine: Tensor, frames: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """W' (n, I, N, K) in ``dtype``, and q, r, the shares of dgamma and dbeta, (n, I, 4, K), from S, D and W (I, N, K)."""
-    n, instruments, columns, inputs = s.shape
+    n, instruments, parts, columns, inputs = s.shape
     folded = torch.empty(n, instruments, columns, inputs, dtype=dtype, device=s.device)
     norm = torch.empty(n, instruments, 4, inputs, dtype=torch.float32, device=s.device)
     block = power_of_two(inputs // GROUPS)
     launch(
         pointwise_norm_kernel, n * instruments * GROUPS, s,
         p_s=s, p_d=d, p_w=weight, p_folded=folded, p_affine=affine, p_out=norm, T=frames, K=inputs, N=columns,
-        INSTRUMENTS=instruments, GROUPS=GROUPS, BLOCK_N=16, BLOCK_C=block, num_warps=4 if block < 512 else 8,
+        INSTRUMENTS=instruments, GROUPS=GROUPS, PARTS=parts, BLOCK_N=max(16, 2048 // block), BLOCK_C=block,
+        num_warps=4 if block < 512 else 8,
     )  # fmt: skip
     return folded, norm
 
@@ -133,7 +158,7 @@ def sum_items(
     s: Tensor, d: Tensor, affine: Tensor | None, beta: Tensor | None, norm: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """dW (I, N, K) and dbias (I, N) from all items' S and D; with ``norm`` of :func:`norm_gradient` dgamma, dbeta (I, K)."""
-    n, instruments, columns, inputs = s.shape
+    n, instruments, parts, columns, inputs = s.shape
 
     def new(*shape: int) -> Tensor:
         return torch.empty(instruments, *shape, dtype=torch.float32, device=s.device)
@@ -145,13 +170,13 @@ def sum_items(
         sum_kernel, programs, s,
         i_program=None, p_s=s, p_d=d, p_affine=affine, p_beta=beta, p_norm=norm, p_dw=dw, p_dbias=dbias,
         p_dgamma=dgamma, p_dbeta=dbeta, ITEMS=n, K=inputs, N=columns, ROWS=columns,
-        INSTRUMENTS=instruments, BLOCK_N=block_n, BLOCK_K=block_k, num_warps=4,
+        INSTRUMENTS=instruments, PARTS=parts, BLOCK_N=block_n, BLOCK_K=block_k, num_warps=4,
     )  # fmt: skip
     return dw, dbias, dgamma, dbeta
 
 
 def sum_blocks(s: Tensor) -> tuple[int, int, int]:
     """Rows and columns of dW that a program adds up, and how many programs that makes."""
-    _, instruments, columns, inputs = s.shape
-    block_n, block_k = min(32, power_of_two(columns)), min(64, power_of_two(inputs))
+    _, instruments, _, columns, inputs = s.shape
+    block_n, block_k = 8, min(64, power_of_two(inputs))  # few values a thread, of many items and parts at once
     return block_n, block_k, instruments * -(-columns // block_n) * -(-inputs // block_k)

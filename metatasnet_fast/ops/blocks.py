@@ -108,7 +108,7 @@ def blocks(
 def kept_for_backward(dtype: torch.dtype) -> int:
     """Return what training keeps of every block: 1, its input and the first PReLU's; 2, also the second PReLU's output.
 
-    In units of a block's activation, eager PyTorch keeps 7. Keeping 2 costs one more depthwise pass in backward, 2 of 19 units
+    In units of a block's activation, eager PyTorch keeps 7. Keeping 2 costs one more depthwise pass in backward, 2 of 20 units
     of traffic. So 3 are kept of two-byte values (21 % of eager's float32), and 2 of four-byte values, where 3 would be
     43 %.
     """
