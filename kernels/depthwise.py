@@ -7,9 +7,10 @@
 
 The norm is applied to the values, not folded into the taps: z - mean loses no digits to an offset. Each of ROWS rows of a
 program walks through its frames in steps of the dilation, so that a value is loaded and normalised once for all three taps,
-and 2 of the first step besides: (STEPS + 2) / STEPS times in all, 1.25 where eight steps fill a tile, 1.5 where four do. Where
-the dilation divides no choice of ROWS a tile is one step of rows, and each value is loaded three times. Tiles whose neighbours
-are all inside the signal, all but the first and the last few, are computed without masks: a tenth of the instructions less.
+and 2 of the first step besides: (STEPS + 2) / STEPS times in all, 1.125 where sixteen steps fill a tile, 1.5 where four do.
+Where the dilation divides no choice of ROWS a tile is one step of rows, and each value is loaded three times. Tiles whose
+neighbours are all inside the signal, all but the first and the last few, are computed without masks: a tenth of the
+instructions less.
 Bytes: x once, y once, 2 n I T C sizeof(dtype); what rows share comes from the caches (32 channels are 64 or 128 contiguous
 bytes in every frame). FLOPs: about 15 n I T C. Memory-bound, if instructions and latency let it.
 Not yet run on a GPU. Source: Samuel et al. 2020, section 2; original model/mask_tcn.py (dconv1d, prelu_2, norm_2's statistics).
@@ -32,7 +33,7 @@ __all__ = [
     "load_normalised", "place", "rows_of", "taps",
 ]  # fmt: skip
 
-FORWARD_ROWS, BACKWARD_ROWS = (16, 32), (32,)
+FORWARD_ROWS, BACKWARD_ROWS = (8, 16, 32), (32,)
 """Rows of frames that walk side by side: the fewest of which the dilation is a divisor; each of the network's is, of 32."""
 
 
@@ -186,7 +187,8 @@ def depthwise_forward(
     n, instruments, frames, channels = x.shape
     if y is None:
         y = torch.empty(n, instruments, frames, channels, dtype=x.dtype, device=x.device)
-    defaults = {"BLOCK_C": channel_block(channels), "num_warps": 2}
+    rows = rows_of(dilation, FORWARD_ROWS)
+    defaults = {"BLOCK_C": channel_block(channels), "num_warps": min(2, rows // FORWARD_ROWS[0])}
     chosen = configuration("depthwise_fwd", x, False, defaults, C=channels)
     block, align = chosen["BLOCK_C"], alignment(x)
     launch(
@@ -194,6 +196,6 @@ def depthwise_forward(
         p_x=x, p_w=weight, p_slope=slope, p_affine=affine, p_beta=beta, p_next_slope=next_slope, p_y=y,
         p_statistics=statistics, T=frames, C=channels, LD=y.stride(1) // frames, dilation=dilation,
         INSTRUMENTS=instruments, **strides(align, x=x), ALIGN=align, BLOCK_T=TILE,
-        ROWS=rows_of(dilation, FORWARD_ROWS), **chosen,
+        ROWS=rows, **chosen,
     )  # fmt: skip
     return y

@@ -9,15 +9,18 @@
 
 The taps' gradients hold the group norm's reductions, so there is no third pass. D counts only taps in range: the padding is
 constant and has no gradient.
-Both passes walk as the forward does: of four steps each value of x is loaded and normalised 1.5 times (for dx twice), and
-each da computed once (1.5 times), where three taps side by side would take three and nine. As in the forward nothing is masked
-in tiles that are far enough from the ends.
-Bytes: x and dy twice, dx once: 5 n I T C sizeof(dtype); shifted frames come from the caches. Storing da instead of
-recomputing it would cost 6. Every sum has one fixed order: steps, rows, tiles, items.
+The first pass stores da, rounded to dy's dtype as dy was; the second reads it in place of dy. Computing it there again would
+save a sixth of the bytes, but take x's neighbours and the taps once more, and instructions limit both passes. They walk as the
+forward does: of four steps each value of x in the first, and of da in the second, is loaded 1.5 times, where three taps side by
+side would take three. As in the forward nothing is masked in tiles that are far enough from the ends.
+Bytes: x twice, dy once, da written and read once, dx once: 6 n I T C sizeof(dtype); shifted frames come from the caches. Every
+sum has one fixed order: steps, rows, tiles, items. Predicted on an H100, of 12 x 8 s: 0.076 and 0.054 ms, the first bound by
+instructions (206 registers, two tiles a multiprocessor), the second by memory (141, three).
 Not yet run on a GPU. Source: as the forward's.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+# mypy: disable-error-code="assignment"
 from __future__ import annotations
 
 import torch
@@ -26,9 +29,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .depthwise import BACKWARD_ROWS, channel_parameters, load_frames, load_normalised, place, rows_of, taps
-from .launch import TILE, alignment, channel_block, launch, power_of_two, register_limit, strides
+from .launch import TILE, alignment, channel_block, launch, power_of_two, strides
 from .statistics import GROUPS
-from .tile import slope_of
+from .tile import activation, slope_of
 
 __all__ = [
     "CHANNELS", "depthwise_backward", "depthwise_dx_kernel", "depthwise_gradients", "depthwise_norm_kernel",
@@ -41,23 +44,17 @@ CHANNELS = 128
 
 
 @triton.jit
-def _before_prelu(p_dy, i_t, T, i_c, m_c, dy_t, b_a, next_slope, INSIDE: tl.constexpr):
-    """da of frames ``i_t``, zero outside the signal."""
-    b_dy = load_frames(p_dy, i_t, T, i_c, m_c, dy_t, INSIDE)[0].to(tl.float32)
-    return tl.where(b_a > 0, b_dy, next_slope * b_dy)
-
-
-@triton.jit
 def _sums_of_tile(
-    p_dy, p_x, i_first, i_c, m_c, T, dilation, dy_t, x_t, slope, next_slope,
+    p_dy, p_x, p_da, i_first, i_c, m_c, T, dilation, dy_t, x_t, slope, next_slope,
     b_scale, b_mean, b_beta, b_w0, b_w1, b_w2,
-    STEPS: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr, INSIDE: tl.constexpr,
+    C: tl.constexpr, STEPS: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr, INSIDE: tl.constexpr,
 ):  # fmt: skip
-    """S and D of each tap, and dnext_slope, summed over all rows."""
+    """Store da; return S and D of each tap, and dnext_slope, summed over all rows."""
     b_s0, b_s1 = tl.zeros([ROWS, BLOCK_C], tl.float32), tl.zeros([ROWS, BLOCK_C], tl.float32)
     b_s2, b_d0 = tl.zeros([ROWS, BLOCK_C], tl.float32), tl.zeros([ROWS, BLOCK_C], tl.float32)
     b_d1, b_d2 = tl.zeros([ROWS, BLOCK_C], tl.float32), tl.zeros([ROWS, BLOCK_C], tl.float32)
     b_dnext = tl.zeros([ROWS, BLOCK_C], tl.float32)
+    stored = ()
     _, b_z0, b_m0 = load_normalised(p_x, i_first - dilation, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta, INSIDE)
     _, b_z1, b_m1 = load_normalised(p_x, i_first, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta, INSIDE)
     for step in tl.static_range(STEPS):
@@ -66,7 +63,9 @@ def _sums_of_tile(
         b_a = taps(b_m0, b_m1, b_m2, b_w0, b_w1, b_w2)
         b_dy = load_frames(p_dy, i_t, T, i_c, m_c, dy_t, INSIDE)[0].to(tl.float32)
         b_dnext += tl.where(b_a > 0, 0.0, b_dy * b_a)
-        b_da = tl.where(b_a > 0, b_dy, next_slope * b_dy)
+        b_stored = tl.where(b_a > 0, b_dy, next_slope * b_dy).to(p_da.dtype.element_ty)
+        stored = stored + (b_stored,)
+        b_da = b_stored.to(tl.float32)  # as the second pass sees it
         b_s0 += b_da * b_z0
         b_s1 += b_da * b_z1
         b_s2 += b_da * b_z2
@@ -75,6 +74,14 @@ def _sums_of_tile(
             b_d0 += tl.where((i_t >= dilation)[:, None], b_da, 0.0)
             b_d2 += tl.where((i_t + dilation < T)[:, None], b_da, 0.0)
         b_z0, b_m0, b_z1, b_m1 = b_z1, b_m1, b_z2, b_m2
+    # Stored after all loads, which would otherwise wait for each store.
+    for step in tl.static_range(STEPS):
+        i_t = i_first + step * dilation
+        p_row = p_da + i_t.to(tl.int64)[:, None] * C + i_c[None, :]
+        if INSIDE:
+            tl.store(p_row, stored[step])
+        else:
+            tl.store(p_row, stored[step], mask=(i_t < T)[:, None] & m_c[None, :])
     b_d = tl.sum(b_d1, 0)
     if INSIDE:
         b_before, b_after = b_d, b_d
@@ -85,11 +92,11 @@ def _sums_of_tile(
 
 @triton.jit(do_not_specialize=["T", "dilation", "dy_n", "dy_i", "dy_t", "x_n", "x_i", "x_t"])
 def depthwise_sums_kernel(
-    p_dy, p_x, p_w, p_slope, p_affine, p_beta, p_next_slope, p_sums, p_dnext_slope, T, dilation,
+    p_dy, p_x, p_w, p_slope, p_affine, p_beta, p_next_slope, p_da, p_sums, p_dnext_slope, T, dilation,
     dy_n, dy_i, dy_t, x_n, x_i, x_t, C: tl.constexpr, INSTRUMENTS: tl.constexpr, ALIGN: tl.constexpr,
     BLOCK_T: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """One program: S and D of one tile, rows 0 to 2 and 3 to 5 of (n, I, tiles, 6, C), and its share of dnext_slope."""
+    """One program: da, S and D of one tile, rows 0 to 2 and 3 to 5 of (n, I, tiles, 6, C), and its share of dnext_slope."""
     row, i_ni, i_first, i_c = place(T, dilation, C, BLOCK_T, ROWS, BLOCK_C)
     i_n, i_i, m_c = (i_ni // INSTRUMENTS).to(tl.int64), (i_ni % INSTRUMENTS).to(tl.int64), i_c < C
     dy_t, x_t = dy_t.to(tl.int64) * ALIGN, x_t.to(tl.int64) * ALIGN
@@ -100,15 +107,16 @@ def depthwise_sums_kernel(
         p_affine, p_beta, p_w, i_ni, i_c, m_c, C, INSTRUMENTS
     )
     first = (row % tl.cdiv(T, BLOCK_T)) * BLOCK_T
+    p_da += i_ni.to(tl.int64) * T * C
     if (first >= dilation) & (first + BLOCK_T + dilation <= T) & (C % BLOCK_C == 0):
         b_s0, b_s1, b_s2, b_d0, b_d1, b_d2, b_dnext = _sums_of_tile(
-            p_dy, p_x, i_first, i_c, m_c, T, dilation, dy_t, x_t, slope, next_slope,
-            b_scale, b_mean, b_beta, b_w0, b_w1, b_w2, BLOCK_T // ROWS, ROWS, BLOCK_C, True,
+            p_dy, p_x, p_da, i_first, i_c, m_c, T, dilation, dy_t, x_t, slope, next_slope,
+            b_scale, b_mean, b_beta, b_w0, b_w1, b_w2, C, BLOCK_T // ROWS, ROWS, BLOCK_C, True,
         )  # fmt: skip
     else:
         b_s0, b_s1, b_s2, b_d0, b_d1, b_d2, b_dnext = _sums_of_tile(
-            p_dy, p_x, i_first, i_c, m_c, T, dilation, dy_t, x_t, slope, next_slope,
-            b_scale, b_mean, b_beta, b_w0, b_w1, b_w2, BLOCK_T // ROWS, ROWS, BLOCK_C, False,
+            p_dy, p_x, p_da, i_first, i_c, m_c, T, dilation, dy_t, x_t, slope, next_slope,
+            b_scale, b_mean, b_beta, b_w0, b_w1, b_w2, C, BLOCK_T // ROWS, ROWS, BLOCK_C, False,
         )  # fmt: skip
     tl.store(p_dnext_slope + tl.program_id(0), b_dnext)
     p_sums += row.to(tl.int64) * 6 * C + i_c
@@ -159,78 +167,61 @@ def depthwise_norm_kernel(
 
 @triton.jit
 def _dx_of_tile(
-    p_dy, p_x, p_dx, i_first, i_c, m_c, T, dilation, dy_t, x_t, slope, next_slope,
-    b_scale, b_mean, b_beta, b_w0, b_w1, b_w2, b_q, b_r,
+    p_da, p_x, p_dx, i_first, i_c, m_c, T, dilation, x_t, slope, b_scale, b_mean, b_w0, b_w1, b_w2, b_q, b_r,
     C: tl.constexpr, STEPS: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr, INSIDE: tl.constexpr,
 ):  # fmt: skip
     """Store dx of all rows' frames; return their share of dslope."""
     b_dslope = tl.zeros([ROWS, BLOCK_C], tl.float32)
-    _, _, b_before = load_normalised(
-        p_x, i_first - 2 * dilation, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta, INSIDE
-    )
-    _, _, b_m0 = load_normalised(p_x, i_first - dilation, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta, INSIDE)
-    b_x0, b_z0, b_m1 = load_normalised(p_x, i_first, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta, INSIDE)
-    b_x1, b_z1, b_m2 = load_normalised(
-        p_x, i_first + dilation, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta, INSIDE
-    )
-    b_a = taps(b_before, b_m0, b_m1, b_w0, b_w1, b_w2)
-    b_da0 = _before_prelu(p_dy, i_first - dilation, T, i_c, m_c, dy_t, b_a, next_slope, INSIDE)
-    b_a = taps(b_m0, b_m1, b_m2, b_w0, b_w1, b_w2)
-    b_da1 = _before_prelu(p_dy, i_first, T, i_c, m_c, dy_t, b_a, next_slope, INSIDE)
-    b_m0, b_m1 = b_m1, b_m2
+    i_t = i_first.to(tl.int64)
+    b_da0 = load_frames(p_da, i_t - dilation, T, i_c, m_c, C, INSIDE)[0].to(tl.float32)
+    b_da1 = load_frames(p_da, i_t, T, i_c, m_c, C, INSIDE)[0].to(tl.float32)
     for step in tl.static_range(STEPS):
-        i_t = i_first + step * dilation
-        b_x2, b_z2, b_m2 = load_normalised(
-            p_x, i_t + 2 * dilation, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta, INSIDE
-        )
-        b_a = taps(b_m0, b_m1, b_m2, b_w0, b_w1, b_w2)
-        b_da2 = _before_prelu(p_dy, i_t + dilation, T, i_c, m_c, dy_t, b_a, next_slope, INSIDE)
+        i_t = (i_first + step * dilation).to(tl.int64)
+        b_da2 = load_frames(p_da, i_t + dilation, T, i_c, m_c, C, INSIDE)[0].to(tl.float32)
+        b_x, mask = load_frames(p_x, i_t, T, i_c, m_c, x_t, INSIDE)
+        b_z = activation(b_x, slope) - b_mean[None, :]
         b_dm = b_w0[None, :] * b_da2 + b_w1[None, :] * b_da1 + b_w2[None, :] * b_da0
-        b_dz = b_scale[None, :] * b_dm + b_q[None, :] * b_z0 + b_r[None, :]
-        b_x = b_x0.to(tl.float32)
+        b_dz = b_scale[None, :] * b_dm + b_q[None, :] * b_z + b_r[None, :]
+        b_x = b_x.to(tl.float32)
         b_dx = tl.where(b_x > 0, b_dz, slope * b_dz).to(p_dx.dtype.element_ty)
-        p_row = p_dx + i_t.to(tl.int64)[:, None] * C + i_c[None, :]
+        p_row = p_dx + i_t[:, None] * C + i_c[None, :]
         if INSIDE:
             b_dslope += tl.where(b_x > 0, 0.0, b_dz * b_x)
             tl.store(p_row, b_dx)
         else:
-            mask = (i_t < T)[:, None] & m_c[None, :]
             b_dslope += tl.where((b_x > 0) | ~mask, 0.0, b_dz * b_x)
             tl.store(p_row, b_dx, mask=mask)
-        b_m0, b_m1, b_da0, b_da1 = b_m1, b_m2, b_da1, b_da2
-        b_x0, b_z0, b_x1, b_z1 = b_x1, b_z1, b_x2, b_z2
+        b_da0, b_da1 = b_da1, b_da2
     return tl.sum(b_dslope)
 
 
-@triton.jit(do_not_specialize=["T", "dilation", "dy_n", "dy_i", "dy_t", "x_n", "x_i", "x_t"])
+@triton.jit(do_not_specialize=["T", "dilation", "x_n", "x_i", "x_t"])
 def depthwise_dx_kernel(
-    p_dy, p_x, p_w, p_slope, p_affine, p_beta, p_next_slope, p_norm, p_dx, p_dslope, T, dilation,
-    dy_n, dy_i, dy_t, x_n, x_i, x_t, C: tl.constexpr, INSTRUMENTS: tl.constexpr, ALIGN: tl.constexpr,
+    p_da, p_x, p_w, p_slope, p_affine, p_beta, p_norm, p_dx, p_dslope, T, dilation, x_n, x_i, x_t,
+    C: tl.constexpr, INSTRUMENTS: tl.constexpr, ALIGN: tl.constexpr,
     BLOCK_T: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """One program: dx of one tile of one item and instrument, BLOCK_C channels, and its share of dslope."""
     row, i_ni, i_first, i_c = place(T, dilation, C, BLOCK_T, ROWS, BLOCK_C)
     i_n, i_i, m_c = (i_ni // INSTRUMENTS).to(tl.int64), (i_ni % INSTRUMENTS).to(tl.int64), i_c < C
-    dy_t, x_t = dy_t.to(tl.int64) * ALIGN, x_t.to(tl.int64) * ALIGN
-    p_dy += i_n * (dy_n.to(tl.int64) * ALIGN) + i_i * (dy_i.to(tl.int64) * ALIGN)
+    x_t = x_t.to(tl.int64) * ALIGN
     p_x += i_n * (x_n.to(tl.int64) * ALIGN) + i_i * (x_i.to(tl.int64) * ALIGN)
+    p_da += i_ni.to(tl.int64) * T * C
     p_dx += i_ni.to(tl.int64) * T * C
-    slope, next_slope = slope_of(p_slope), slope_of(p_next_slope)
-    b_scale, b_mean, b_beta, b_w0, b_w1, b_w2 = channel_parameters(
-        p_affine, p_beta, p_w, i_ni, i_c, m_c, C, INSTRUMENTS
-    )
+    slope = slope_of(p_slope)
+    b_scale, b_mean, _, b_w0, b_w1, b_w2 = channel_parameters(p_affine, p_beta, p_w, i_ni, i_c, m_c, C, INSTRUMENTS)
     p_norm += i_ni.to(tl.int64) * 7 * C + i_c
     b_q, b_r = tl.load(p_norm, mask=m_c, other=0.0), tl.load(p_norm + C, mask=m_c, other=0.0)
     first = (row % tl.cdiv(T, BLOCK_T)) * BLOCK_T
-    if (first >= 2 * dilation) & (first + BLOCK_T + 2 * dilation <= T) & (C % BLOCK_C == 0):
+    if (first >= dilation) & (first + BLOCK_T + dilation <= T) & (C % BLOCK_C == 0):
         dslope = _dx_of_tile(
-            p_dy, p_x, p_dx, i_first, i_c, m_c, T, dilation, dy_t, x_t, slope, next_slope,
-            b_scale, b_mean, b_beta, b_w0, b_w1, b_w2, b_q, b_r, C, BLOCK_T // ROWS, ROWS, BLOCK_C, True,
+            p_da, p_x, p_dx, i_first, i_c, m_c, T, dilation, x_t, slope, b_scale, b_mean, b_w0, b_w1, b_w2, b_q, b_r,
+            C, BLOCK_T // ROWS, ROWS, BLOCK_C, True,
         )  # fmt: skip
     else:
         dslope = _dx_of_tile(
-            p_dy, p_x, p_dx, i_first, i_c, m_c, T, dilation, dy_t, x_t, slope, next_slope,
-            b_scale, b_mean, b_beta, b_w0, b_w1, b_w2, b_q, b_r, C, BLOCK_T // ROWS, ROWS, BLOCK_C, False,
+            p_da, p_x, p_dx, i_first, i_c, m_c, T, dilation, x_t, slope, b_scale, b_mean, b_w0, b_w1, b_w2, b_q, b_r,
+            C, BLOCK_T // ROWS, ROWS, BLOCK_C, False,
         )  # fmt: skip
     tl.store(p_dslope + tl.program_id(0), dslope)
 
@@ -279,14 +270,17 @@ def depthwise_gradients(
     sums = torch.empty(n, instruments, tiles, 6, channels, dtype=torch.float32, device=x.device)
     norm = torch.empty(n, instruments, 7, channels, dtype=torch.float32, device=x.device)
     dslopes = torch.empty(2, programs, dtype=torch.float32, device=x.device)
-    dx = torch.empty(n, instruments, frames, channels, dtype=x.dtype, device=x.device)
+    da, dx = (torch.empty(n, instruments, frames, channels, dtype=x.dtype, device=x.device) for _ in range(2))
     shared = {
-        "p_dy": dy, "p_x": x, "p_w": weight, "p_slope": slope, "p_affine": affine, "p_beta": beta,
-        "p_next_slope": next_slope, "T": frames, "C": channels, "INSTRUMENTS": instruments, "dilation": dilation,
-        **strides(align, dy=dy, x=x), "ALIGN": align, "BLOCK_T": TILE, "ROWS": rows_of(dilation, BACKWARD_ROWS),
-        "BLOCK_C": block,
+        "p_x": x, "p_w": weight, "p_slope": slope, "p_affine": affine, "p_beta": beta, "p_da": da, "T": frames,
+        "C": channels, "INSTRUMENTS": instruments, "dilation": dilation, **strides(align, x=x), "ALIGN": align,
+        "BLOCK_T": TILE, "ROWS": rows_of(dilation, BACKWARD_ROWS), "BLOCK_C": block,
     }  # fmt: skip
-    launch(depthwise_sums_kernel, programs, x, p_sums=sums, p_dnext_slope=dslopes[1], num_warps=4, **shared)
+    launch(
+        depthwise_sums_kernel, programs, x,
+        p_dy=dy, p_next_slope=next_slope, p_sums=sums, p_dnext_slope=dslopes[1], **strides(align, dy=dy), num_warps=4,
+        **shared,
+    )  # fmt: skip
     launch(
         depthwise_norm_kernel, n * instruments * GROUPS, x,
         p_sums=sums, p_w=weight, p_affine=affine, p_beta=beta, p_out=norm, T=frames, C=channels,
@@ -294,7 +288,7 @@ def depthwise_gradients(
     )  # fmt: skip
     launch(
         depthwise_dx_kernel, programs, x, p_norm=norm, p_dx=dx, p_dslope=dslopes[0],
-        num_warps=8, **register_limit(128, x, products=False), **shared,
+        num_warps=4, **shared,
     )  # fmt: skip
     return dx, norm, dslopes
 
