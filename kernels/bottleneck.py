@@ -11,9 +11,11 @@ The encoder's mel branch is linear after its logarithm, so its share of the bott
 and enters here, before the ReLU: no concatenation, no (n, 256, T) tensor. j and a come from whole numbers: exact at any length.
 
 Bytes: x once, n T K sizeof(dtype), from L2 for every further column tile; y (and gate) once; share n F N 4 bytes, read from
-the caches. FLOPs: 2 n T K N. From L2 come n T N K sizeof(dtype) (1 / TILE + 1 / width), which limits it: 121 GB of a song,
-22 ms of an H100, where the products alone take 16. So tiles are as wide as the registers allow, though columns idle: 336 (330
-and zeros, for 16-byte loads), 392 and 440 14, 22 and 9 % of 128 or 160, 1544 3.6 %, 1760 none.
+the caches. FLOPs: 2 n T K N. From L2 come n T N K sizeof(dtype) (1 / rows + 1 / width): 90 GB of a song, 16 ms of an H100, as
+long as the products alone take. So tiles are as wide as the registers allow, though columns idle: 336 (330 and zeros, for
+16-byte loads), 392 and 440 14, 22 and 9 % of 128 or 160, 1544 3.6 %, 1760 none. Where tensor cores take both operands from
+shared memory, 160 columns have 256 rows, of which one tile fills a multiprocessor (212 registers); with a share, whose start
+would need local memory, and elsewhere, 128.
 Not yet run on a GPU. Source: Samuel et al. 2020, section 2.3; original model/encoder.py (bottleneck), model/decoder.py.
 """
 
@@ -28,7 +30,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import TILE, launch, register_limit
+from .launch import TILE, launch, operands_in_shared_memory, register_limit
 
 __all__ = [
     "BLOCK_K", "STAGES", "Framing", "frame_layout", "product", "product_kernel", "product_tile",
@@ -176,14 +178,16 @@ def product(
     n, frames = len(x), layout["T"]
     y = torch.empty(n, frames, columns, dtype=dtype or x.dtype, device=x.device)
     main, tail = product_tile(columns, x.dtype, precision == "tf32x3", framing is not None)
+    wide = share is None and main + tail == sum(TILES[0]) and operands_in_shared_memory(x.device)
+    rows = 2 * TILE if wide else TILE
     # Without tensor cores, in float32, four warps have too few registers for the operands of 48 columns.
     exact = x.dtype == torch.float32 and precision == "ieee"
     launch(
-        product_kernel, n * -(-frames // TILE) * -(-columns // (main + tail)), x,
+        product_kernel, n * -(-frames // rows) * -(-columns // (main + tail)), x,
         p_x=x, p_gate=gate, p_w=weight, p_bias=bias, p_share=share, p_y=y, F=1 if share is None else share.shape[1],
         K=inputs, N=columns, W_O=weight.stride(0), W_K=weight.stride(1), RELU=relu, **layout,
-        BLOCK_T=TILE, BLOCK_N=main, TAIL_N=tail, BLOCK_K=BLOCK_K, PRECISION=precision,
+        BLOCK_T=rows, BLOCK_N=main, TAIL_N=tail, BLOCK_K=BLOCK_K, PRECISION=precision,
         num_warps=8 if main + tail >= 64 or exact else 4, num_stages=STAGES,
-        **({} if gate is None and share is None else register_limit(128, x)),
+        **({} if wide or (gate is None and share is None) else register_limit(128, x)),
     )  # fmt: skip
     return y

@@ -21,11 +21,12 @@ import triton.language as tl
 from torch import Tensor
 
 from .bottleneck import STAGES, Framing, frame_layout, load_frames
-from .launch import launch, power_of_two
+from .launch import launch, operands_in_shared_memory, power_of_two
 
 __all__ = ["interpolation_backward", "interpolation_bwd_kernel", "weight_gradient", "weight_gradient_kernel"]
 
 PROGRAMS = 512  # two rounds on the largest GPUs; with fewer blocks the frames are dealt out, in parts of 4 N K bytes
+WIDE = 1024  # inputs from which a block takes 256 of them, where the registers hold it
 ROWS = 32  # frames that the interpolation's transpose adds at once
 
 
@@ -84,11 +85,13 @@ def interpolation_bwd_kernel(
     end = tl.minimum(((i_f + 1) * frames + steps - 1) // steps + 1, T)
     p_dy += i_n * (dy_n.to(tl.int64) * ALIGN)
     b_sum = tl.zeros([BLOCK_N], tl.float32)
+    i_row, reciprocal = tl.arange(0, BLOCK_T), 1.0 / frames.to(tl.float32)
     for t in range(first, end, BLOCK_T):
-        i_t = t + tl.arange(0, BLOCK_T).to(tl.int64)
-        mask = (i_t < end)[:, None] & m_o[None, :]
-        b_distance = tl.abs(i_t * (F - 1) - i_f * frames).to(tl.float32) / frames.to(tl.float32)
-        b_dy = tl.load(p_dy + i_t[:, None] * (dy_t.to(tl.int64) * ALIGN) + i_o[None, :], mask=mask, other=0.0)
+        mask = (i_row < end - t)[:, None] & m_o[None, :]
+        # Near row f, in units of 1 / (T - 1) rows, whole numbers below 2^31.
+        b_distance = tl.abs((t * (F - 1) - i_f * frames).to(tl.int32) + i_row * (F - 1)).to(tl.float32) * reciprocal
+        p_row = p_dy + t * (dy_t.to(tl.int64) * ALIGN) + i_row[:, None] * (dy_t.to(tl.int64) * ALIGN)
+        b_dy = tl.load(p_row + i_o[None, :], mask=mask, other=0.0)
         b_sum += tl.sum(tl.maximum(1.0 - b_distance, 0.0)[:, None] * b_dy.to(tl.float32), 0)
     tl.store(p_dshare + row.to(tl.int64) * N + i_o, b_sum, mask=m_o)
 
@@ -102,6 +105,8 @@ def weight_gradient(
     steps = 32 if x.dtype == torch.float32 and precision == "ieee" else 64
     widest = 128 if x.dtype.itemsize == 2 else steps
     block_n, block_k = min(widest, power_of_two(columns)), min(widest, power_of_two(inputs))
+    if widest == 128 and inputs >= WIDE and framing is None and operands_in_shared_memory(x.device):
+        block_k = 256
     blocks, tiles = -(-columns // block_n) * -(-inputs // block_k), n * -(-frames // steps)
     per_part = max(1, -(-tiles // max(1, PROGRAMS // blocks)))
     parts = -(-tiles // per_part)
@@ -128,6 +133,6 @@ def interpolation_backward(dy: Tensor, rows: int) -> Tensor:
     launch(
         interpolation_bwd_kernel, n * rows * -(-columns // block), dy,
         p_dy=dy, p_dshare=dshare, T=frames, F=rows, dy_n=layout["x_n"], dy_t=layout["x_t"],
-        N=columns, ALIGN=layout["ALIGN"], BLOCK_T=ROWS, BLOCK_N=block, num_warps=4,
+        N=columns, ALIGN=layout["ALIGN"], BLOCK_T=ROWS, BLOCK_N=block, num_warps=1,
     )  # fmt: skip
     return dshare
