@@ -17,6 +17,7 @@ Not yet run on a GPU. Source: Samuel et al. 2020, section 2.4; original utility/
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+# mypy: disable-error-code="assignment"
 from __future__ import annotations
 
 import torch
@@ -156,15 +157,19 @@ def cosine_bwd_kernel(
     b_after = _weight(p_saved, p_mask, i_after, i_i, i_t, T, after, m_sounds, INSTRUMENTS)
     b_radial = b_before * _kept(p_saved, i_n, i_i, i_t, T, DISTANCES + 1, m_row, INSTRUMENTS)
     b_radial += b_after * _kept(p_saved, i_after, i_i, i_t, T, DISTANCES + 1, m_row, INSTRUMENTS)
+    weights = ()  # of the instruments k places further and k places before, alternately
     for k in tl.static_range(1, DISTANCES + 1):
         i_k = (i_i + k) % INSTRUMENTS
         b_weight = _weight(p_saved, p_mask, i_n, i_k, i_t, T, pairs, m_sounds, INSTRUMENTS)
         b_radial += b_weight * _kept(p_saved, i_n, i_i, i_t, T, k, m_row, INSTRUMENTS)
+        weights = weights + (b_weight / b_floor,)
         if 2 * k != INSTRUMENTS:
             i_k = (i_i + INSTRUMENTS - k) % INSTRUMENTS
             b_weight = _weight(p_saved, p_mask, i_n, i_k, i_t, T, pairs, m_sounds, INSTRUMENTS)
             b_radial += b_weight * _kept(p_saved, i_n, i_k, i_t, T, k, m_row, INSTRUMENTS)
+            weights = weights + (b_weight / b_floor,)
     b_radial = tl.where(b_norm >= EPSILON, b_radial / (b_floor * b_floor * b_floor), 0.0)
+    b_before, b_after = b_before / b_floor, b_after / b_floor
     p_dx += ((i_n.to(tl.int64) * INSTRUMENTS + i_i) * T + i_t) * C
     for c in range(0, C, BLOCK_C):
         i_c = c + tl.arange(0, BLOCK_C)[None, :]
@@ -173,15 +178,13 @@ def cosine_bwd_kernel(
         b_dx = tl.zeros_like(b_x)
         for k in tl.static_range(1, DISTANCES + 1):
             i_k = (i_i + k) % INSTRUMENTS
-            b_weight = _weight(p_saved, p_mask, i_n, i_k, i_t, T, pairs, m_sounds, INSTRUMENTS) / b_floor
-            b_dx += b_weight[:, None] * tl.abs(_load(p_x, i_n, i_k, i_t, x_n, x_i, x_t, i_c, mask))
+            b_dx += weights[2 * k - 2][:, None] * tl.abs(_load(p_x, i_n, i_k, i_t, x_n, x_i, x_t, i_c, mask))
             if 2 * k != INSTRUMENTS:
                 i_k = (i_i + INSTRUMENTS - k) % INSTRUMENTS
-                b_weight = _weight(p_saved, p_mask, i_n, i_k, i_t, T, pairs, m_sounds, INSTRUMENTS) / b_floor
-                b_dx += b_weight[:, None] * tl.abs(_load(p_x, i_n, i_k, i_t, x_n, x_i, x_t, i_c, mask))
+                b_dx += weights[2 * k - 1][:, None] * tl.abs(_load(p_x, i_n, i_k, i_t, x_n, x_i, x_t, i_c, mask))
         b_dx = tl.where(b_x > 0, b_dx, tl.where(b_x < 0, -b_dx, 0.0))
-        b_dx += (b_before / b_floor)[:, None] * _load(p_x, i_before, i_i, i_t, x_n, x_i, x_t, i_c, mask)
-        b_dx += (b_after / b_floor)[:, None] * _load(p_x, i_after, i_i, i_t, x_n, x_i, x_t, i_c, mask)
+        b_dx += b_before[:, None] * _load(p_x, i_before, i_i, i_t, x_n, x_i, x_t, i_c, mask)
+        b_dx += b_after[:, None] * _load(p_x, i_after, i_i, i_t, x_n, x_i, x_t, i_c, mask)
         b_dx -= b_radial[:, None] * b_x
         tl.store(p_dx[:, None] + i_c, b_dx.to(p_dx.dtype.element_ty), mask=mask)
 

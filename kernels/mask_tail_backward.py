@@ -30,6 +30,9 @@ from .tile import slope_of
 
 __all__ = ["mask_tail_backward", "mask_tail_dx_kernel", "mask_tail_sums_kernel"]
 
+SUMS_FRAMES = 16
+"""Frames at a time where they are added up; with 32 channels, eight registers a thread of 2 warps for each instrument."""
+
 
 @triton.jit
 def _gradients(
@@ -155,15 +158,17 @@ def mask_tail_backward(
     shared = {
         "p_m": m, "p_latent": latent, "p_dy": dy, "p_slope": slope, "p_affine": affine, "p_beta": beta, "T": frames,
         **strides(align, m=m, latent=latent, dy=dy), "C": channels, "INSTRUMENTS": instruments, "SOFTMAX": softmax,
-        "ALIGN": align, "BLOCK_T": FRAMES, "BLOCK_C": block,
+        "ALIGN": align, "BLOCK_C": block,
     }  # fmt: skip
     launch(
         mask_tail_sums_kernel, n * tiles * blocks, m, p_sums=sums, p_dlatent=dlatent, TILE=TILE,
-        BLOCK_I=power_of_two(instruments, 1), num_warps=8, **shared,
+        BLOCK_I=power_of_two(instruments, 1), BLOCK_T=SUMS_FRAMES, num_warps=2, **shared,
     )  # fmt: skip
     launch(
         norm_sums_kernel, n * instruments * GROUPS, m, p_sums=sums, p_affine=affine, p_out=norm, T=frames, C=channels,
         GROUPS=GROUPS, TILE=TILE, BLOCK_C=power_of_two(channels // GROUPS), num_warps=1,
     )  # fmt: skip
-    launch(mask_tail_dx_kernel, programs, m, p_norm=norm, p_dm=dm, p_dslope=dslope, num_warps=4, **shared)
+    launch(
+        mask_tail_dx_kernel, programs, m, p_norm=norm, p_dm=dm, p_dslope=dslope, BLOCK_T=FRAMES, num_warps=4, **shared
+    )
     return dm, dlatent, dslope.sum(0, keepdim=True), norm[:, :, 2].sum(0), norm[:, :, 3].sum(0)
