@@ -1,6 +1,6 @@
 """CUDA graphs of short inference jobs: the hundreds of launches of a window become one.
 
-From encoder to decoder a batch of windows takes about 360 launches, 2.3 ms of Python. A GPU needs longer for many windows
+From encoder to decoder a batch of windows takes about 300 launches, 6.3 us of Python each. A GPU needs longer for many windows
 and hides them; for one or two it would wait. So jobs on up to :data:`SECONDS` of audio are captured, when their shapes come
 for the second time, and replayed from then on. The first replay must give the bits of the launches themselves. Where
 capturing fails, or the bits differ, a warning says why and the network's jobs are launched as before.
