@@ -110,7 +110,9 @@ def masked_latent_kernel(
     size = T.to(tl.int64) * C
     p_y += i_n * INSTRUMENTS * size + i_t.to(tl.int64)[:, None] * C
     i_k = tl.arange(0, BLOCK_K)
-    i_tail = BLOCK_K + tl.arange(0, max(TAIL_K, 16))
+    i_tail = i_k
+    if TAIL_K > 0:
+        i_tail = BLOCK_K + tl.arange(0, TAIL_K)
     x, tails = (), ()
     for i_i in tl.static_range(INSTRUMENTS):
         p_own = p_x + i_i * (x_i.to(tl.int64) * ALIGN)
