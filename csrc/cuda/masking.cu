@@ -66,7 +66,7 @@ class MaskingRun {
     conv.slope = slopes_.first;
     conv.out = buffers_.x;
     conv.statistics = statistics(s_.B, kColumns, w_.norm_2, buffers_.affine);
-    launch_pointwise<Arithmetic, From::activated_frames>(stream_, units_, conv);
+    launch_frames<Arithmetic, From::activated_frames>(stream_, units_, conv, products_);
   }
 
   void normalise() {

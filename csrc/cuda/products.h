@@ -14,7 +14,7 @@ METATASNET_BOTH inline int column_tiles(int outputs) { return (outputs + kColumn
 // Grid: tiles of frames, tiles of outputs, units.
 template <class Arithmetic, From from>
 void launch_pointwise(const Stream& stream, std::int64_t units, const PointwiseArgs& args);
-// The same in bfloat16 by wgmma (wgmma.h), on compute capability 9.0 alone; From::frames or frames_and_share.
+// The same in bfloat16 by wgmma (wgmma.h), on compute capability 9.0 alone; all but From::signal.
 template <From from>
 void launch_wgmma(const Stream& stream, std::int64_t units, const PointwiseArgs& args);
 // The units of a masking network that one persistent launch serves; 0: none, because the device does not run enough blocks at

@@ -7,15 +7,22 @@ namespace metatasnet::METATASNET_DEVICES {
 template <From from>
 void launch_wgmma(const Stream& stream, std::int64_t units, const PointwiseArgs& args) {
   using Kernel = PointwiseWgmma<from>;
-  const Frames& source = args.source[0];
   constexpr int kBytes = sizeof(Bfloat16);
   const std::int64_t matrix = std::int64_t{args.outputs} * args.ld_weights;
   const int instruments = args.instruments;
   WgmmaArgs all{};
   all.product = args;
-  const std::int64_t unit = instruments > 1 ? source.instrument : source.item;
-  if (units > instruments && source.item != instruments * unit) throw std::logic_error("Units are not evenly apart.");
-  all.frames = tensor_map({source.data, source.channels, args.frames, units, source.row * kBytes, unit * kBytes, kTile});
+  all.second = Kernel::activates ? padded(args.source[0].channels) : args.ld_weights;
+  for (int i = 0; i < (all.second < args.ld_weights ? 2 : 1); ++i) {
+    const Frames& source = args.source[i];
+    const bool shared = all.shared[i] = Kernel::activates && source.instrument == 0;
+    const std::int64_t unit = instruments > 1 && !shared ? source.instrument : source.item;
+    if (!shared && units > instruments && source.item != instruments * unit) {
+      throw std::logic_error("Units are not evenly apart.");
+    }
+    all.frames[i] = tensor_map({source.data, source.channels, args.frames, shared ? units / instruments : units,
+                                source.row * kBytes, unit * kBytes, kTile});
+  }
   all.matrices_item = static_cast<int>(args.weights_item / matrix);
   all.matrices_instrument = static_cast<int>(args.weights_instrument / matrix);
   const std::int64_t last =
@@ -28,6 +35,7 @@ void launch_wgmma(const Stream& stream, std::int64_t units, const PointwiseArgs&
 }
 
 template void launch_wgmma<From::frames>(const Stream&, std::int64_t, const PointwiseArgs&);
+template void launch_wgmma<From::activated_frames>(const Stream&, std::int64_t, const PointwiseArgs&);
 template void launch_wgmma<From::frames_and_share>(const Stream&, std::int64_t, const PointwiseArgs&);
 
 int persistent_units(const Stream& stream, const Shares& shares) {

@@ -7,6 +7,9 @@
 // from the second-level cache for 2.6 MFLOP, where Pointwise reads 36. Biases, share and outputs are computed by the
 // functions of Pointwise. In the emulator sums have the same bits; only moments are added up in another order.
 //
+// The PReLU on the frames of `in_conv` is applied to each stage in shared memory, once for both halves of the outputs. Each of
+// its two sources begins a chunk; what is left of a source's last chunk is zeros.
+//
 // Each of three stages has two barriers in every block. "Full" ends a phase when the stage's bytes have arrived: the
 // frames, and both halves of the weights. "Empty" ends one when the four warps of both blocks have read the stage, because
 // the next weights go to both. Shared memory: 3 x 36 KiB.
@@ -30,9 +33,11 @@ struct WgmmaAccumulators {
 };
 
 struct WgmmaArgs {
-  TensorMap frames;   // (units, frames, channels)
-  TensorMap weights;  // (matrices, outputs, channels)
+  TensorMap frames[2];  // (units, frames, channels) of each source; two only for activated frames
+  TensorMap weights;    // (matrices, outputs, channels)
   PointwiseArgs product;
+  bool shared[2];  // by the instruments of an item: the source has its frames once
+  int second;      // channel of the weights at which the second source begins
   int matrices_item, matrices_instrument;  // from those of one item, or instrument, to those of the next
 };
 
@@ -43,6 +48,7 @@ struct PointwiseWgmma {
   using Sums = WgmmaAccumulators;
   static constexpr int threads = Sums::threads;
   static constexpr int blocks = 2;
+  static constexpr bool activates = from == From::activated_frames;
   static constexpr int cluster = 2;
   static constexpr int stages = 3;
   static constexpr int channels = kRowBytes / static_cast<int>(sizeof(Bfloat16));  // of a stage
@@ -73,7 +79,8 @@ struct PointwiseWgmma {
     if (from == From::frames_and_share) {
       add_share(block, args.product, block.z(), first_frame(block), first_output(block), sum);
     }
-    write_outputs<Bfloat16>(block, args.product, sum, block.z(), first_frame(block), first_output(block));
+    using Out = std::conditional_t<activates, float, Bfloat16>;
+    write_outputs<Out>(block, args.product, sum, block.z(), first_frame(block), first_output(block));
     if (from == From::frames_and_share || !args.product.statistics.wanted) return;
     finish_outputs(block, args.product, sum, block.z(), block.x(), block.y());
 #else
@@ -103,6 +110,7 @@ struct PointwiseWgmma {
    public:
     METATASNET_DEVICE Copies(const Block& block, const Args& args) {
       const int item = block.z() / args.product.instruments, instrument = block.z() % args.product.instruments;
+      for (int i = 0; i < 2; ++i) unit_[i] = activates && args.shared[i] ? item : block.z();
       matrix_ = item * args.matrices_item + instrument * args.matrices_instrument;
     }
 
@@ -110,20 +118,27 @@ struct PointwiseWgmma {
       const int at = ring_.stage * stage_bytes, barrier = full(ring_.stage), part = block.rank();
       block.wait_phase(empty(ring_.stage), ring_.parity ^ 1);
       block.arrive_expecting(barrier, stage_bytes);
-      block.copy_box(at, args.frames, barrier, channel_, block.x() * kTile, block.z());
+      const bool first = !activates || channel_ < args.second;
+      if (first) {
+        block.copy_box(at, args.frames[0], barrier, channel_, block.x() * kTile, unit_[0]);
+      } else {
+        block.copy_box(at, args.frames[1], barrier, channel_ - args.second, block.x() * kTile, unit_[1]);
+      }
       block.copy_box_to(at + frame_bytes + part * part_bytes, args.weights, barrier, channel_,
                         first_output(block) + part * part_rows, matrix_, (1 << cluster) - 1);
       ring_.next();
       channel_ += channels;
+      if (activates && first && channel_ > args.second) channel_ = args.second;
     }
 
    private:
     Ring ring_;
-    int channel_ = 0, matrix_;
+    int channel_ = 0, matrix_;  // channel of the weights
+    int unit_[2];               // of each source
   };
 
   static METATASNET_DEVICE void multiply(Block& block, const Args& args, Sums& sum) {
-    const int chunks = (args.product.ld_weights + channels - 1) / channels;
+    const int chunks = chunks_of(args.second) + chunks_of(args.product.ld_weights - args.second);
     Copies copies(block, args);
     if (block.thread() == 0) {
 #pragma unroll 1
@@ -135,6 +150,7 @@ struct PointwiseWgmma {
       constexpr int unit = kDescriptorBytes;
       const int at = ring.stage * (stage_bytes / unit);
       block.wait_phase(full(ring.stage), ring.parity);
+      if (activates) activate(block, ring.stage * stage_bytes, args.product.source_slope);
       pin(block, sum);
       block.begin_products();
 #pragma unroll
@@ -153,11 +169,27 @@ struct PointwiseWgmma {
       if (block.lane() < cluster) block.arrive_at(empty(ring.stage), block.lane());
       ring.next();
     };
-    const int whole = args.product.ld_weights / channels;
+    const int whole = activates ? chunks : args.product.ld_weights / channels;
 #pragma unroll 1
     for (int chunk = 0; chunk < whole; ++chunk) next(chunk, std::integral_constant<int, steps>());
     // What is left is half a chunk, because channels are stored in multiples of 32.
     if (whole < chunks) next(whole, std::integral_constant<int, steps / 2>());
+  }
+
+  static METATASNET_DEVICE int chunks_of(int count) { return (count + channels - 1) / channels; }
+
+  // Applies the PReLU to the frames of a stage, whose places do not matter to it.
+  static METATASNET_DEVICE void activate(Block& block, int stage, float slope) {
+#pragma unroll 4
+    for (int at = 16 * block.thread(); at < frame_bytes; at += 16 * threads) {
+      char* const unit = block.shared() + stage + at;
+      Words words = load_words(unit);
+#pragma unroll
+      for (std::uint32_t& word : words.word) word = InBfloat16::operand<true>(word, slope);
+      store_words(unit, words);
+    }
+    block.publish_operands();
+    block.sync();  // all threads' values are there
   }
 
   static METATASNET_DEVICE void pin(const Block& block, Sums& sum) {

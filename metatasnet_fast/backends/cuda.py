@@ -296,6 +296,8 @@ def _by_frames(latent: Tensor, prepared: _Prepared) -> Tensor:
     vector = 16 // x.element_size()
     rows = all(stride % vector == 0 or size == 1 for stride, size in zip(x.stride()[:-1], x.shape[:-1], strict=True))
     rows = rows and x.stride(-2) <= _FURTHEST
+    if x.ndim == 4 and 1 not in x.shape[:2]:  # units are evenly apart, or those of an item are the same
+        rows = rows and x.stride(1) in (0, x.stride(0) / x.shape[1])
     return x if x.stride(-1) == 1 and rows and x.data_ptr() % 16 == 0 else _aligned(x.contiguous())
 
 

@@ -48,13 +48,19 @@ def test_encoder_and_decoder_have_the_bits_of_mma(config: MetaTasNetConfig, samp
 
 
 @needs_the_module
+@pytest.mark.parametrize("index", [0, 1])
 @pytest.mark.parametrize("config", [TINY, WIDE], ids=["tiny", "wide"])
-def test_masks_err_as_those_by_mma(config: MetaTasNetConfig, separate_launches: None) -> None:
-    """Sums have the same bits; a thread's rows are others, so moments are added up in another order."""
-    stage, parameters = config.stage(0), stage_parameters(recipe_state(config, 3), 0)
-    latent = torch.randn(1, stage.N, 200, generator=torch.Generator().manual_seed(2)).bfloat16()
-    exact = REFERENCE.mask(prepare(REFERENCE, stage, parameters, Precision.float64), latent.double(), None)
-    mma, wgmma = (b.mask(prepare(b, stage, parameters, BFLOAT16), latent, None) for b in (EMULATED, EMULATED_WGMMA))
+def test_masks_err_as_those_by_mma(config: MetaTasNetConfig, index: int, separate_launches: None) -> None:
+    """Sums have the same bits; a thread's rows are others, so moments are added up in another order. The wide second stage's
+    partial latent begins in the middle of a chunk of 64 channels."""
+    stage, parameters = config.stage(index), stage_parameters(recipe_state(config, 3), index)
+    generator = torch.Generator().manual_seed(2)
+    latent = torch.randn(1, stage.N, 200, generator=generator).bfloat16()
+    shape = (1, stage.instruments, stage.partial_channels, 200)
+    partial = torch.randn(shape, generator=generator).bfloat16() if index else None
+    doubled = None if partial is None else partial.double()
+    exact = REFERENCE.mask(prepare(REFERENCE, stage, parameters, Precision.float64), latent.double(), doubled)
+    mma, wgmma = (b.mask(prepare(b, stage, parameters, BFLOAT16), latent, partial) for b in (EMULATED, EMULATED_WGMMA))
     assert relative_error(wgmma, exact) <= 1.1 * relative_error(mma, exact)
 
 
@@ -85,6 +91,22 @@ def test_strides_of_a_single_item_do_not_matter() -> None:
     parameters = stage_parameters(recipe_state(TINY, 3), 1)
     signals = [b.decode(prepare(b, stage, parameters, BFLOAT16), odd.mT) for b in (EMULATED, EMULATED_WGMMA)]
     assert torch.equal(*signals)
+
+
+@needs_the_module
+@pytest.mark.parametrize("samples", [130, 256])
+@pytest.mark.parametrize("config", [TINY, WIDE], ids=["tiny", "wide"])
+def test_partial_latents_may_have_any_strides(config: MetaTasNetConfig, samples: int) -> None:
+    """TMA reads units that are evenly apart, or one for all instruments; others are copied first."""
+    stage = config.stage(1)
+    prepared = prepare(EMULATED_WGMMA, stage, stage_parameters(recipe_state(config, 3), 1), BFLOAT16)
+    generator = torch.Generator().manual_seed(1)
+    latent = torch.randn(2, stage.N, samples, generator=generator).bfloat16()
+    partial = torch.randn(2, 4, stage.partial_channels, samples, generator=generator).bfloat16()
+    rows = partial.mT.contiguous()
+    for view in (rows, rows.transpose(0, 1).contiguous().transpose(0, 1), rows[:, :1].expand(rows.shape)):
+        expected = EMULATED_WGMMA.mask(prepared, latent, view.mT.contiguous())
+        assert expected.isfinite().all() and torch.equal(EMULATED_WGMMA.mask(prepared, latent, view.mT), expected)
 
 
 @needs_the_module
