@@ -104,10 +104,11 @@ void Stage::decode_in(const Stream& stream, std::int64_t n, std::int64_t frames,
     OverlapAddArgs add{};
     add.product = product(frames, weights_.filters, s.window, padded(s.wide), 1.0f, nullptr);
     add.product.source[0] = rows(buffers.wide, frames, s.wide);
-    add.window = s.window;
-    add.stride = s.W;
-    add.padding = (s.window - s.W) / 2;
-    add.signal = signal + first * frames * s.W;
+    add.overlap = {frames, s.window, s.W, (s.window - s.W) / 2, signal + first * frames * s.W};
+    if (products_ == Products::wgmma) {
+      launch_overlap_add_wgmma(stream, items, add);
+      continue;
+    }
     const Grid grid{overlap_add_tiles(frames, s.window, s.W), 1, items};
     launch<OverlapAdd<Arithmetic>>(stream, grid, overlap_add_shared_bytes(s.W), add);
   }

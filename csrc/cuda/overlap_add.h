@@ -7,19 +7,73 @@
 // and adds each stride-wide part of them in turn, so no sample is written twice at once. Bytes per unit: T C read, T
 // stride written; the frames never leave the chip. FLOPs: 2 T C window. Source: Samuel et al. 2020, section 2.3;
 // original model/decoder.py.
+//
+// OverlapAddWgmma multiplies by wgmma, two tiles of slots in a cluster, and fits twice on a multiprocessor of an H100 for strides
+// up to 80.
 #pragma once
 
-#include "cuda/pointwise.h"
+#include "cuda/wgmma.h"
 
 namespace metatasnet::METATASNET_DEVICES {
 
-struct OverlapAddArgs {
-  PointwiseArgs product;  // frames, source[0], weights (window, ld_weights); one instrument
+METATASNET_BOTH inline int reach_of(int window, int stride) { return (window + stride - 1) / stride - 1; }
+
+// The overlapping frames of a block, and the samples [slots][stride] on chip to which they are added.
+struct Overlapping {
+  std::int64_t frames;
   int window, stride, padding;
   float* signal;  // (units, frames * stride)
+
+  METATASNET_DEVICE int parts() const { return reach_of(window, stride) + 1; }
+  METATASNET_DEVICE int slots() const { return kTile - (parts() - 1); }
+  METATASNET_DEVICE std::int64_t first_slot(const Block& block) const { return std::int64_t{block.x()} * slots(); }
+  METATASNET_DEVICE std::int64_t first_frame(const Block& block) const { return first_slot(block) - (parts() - 1); }
+
+  template <int threads>
+  METATASNET_DEVICE void begin(const Block& block, float* samples) const {
+    for (int i = block.thread(); i < slots() * stride; i += threads) samples[i] = 0.0f;
+  }
+
+  // Adds the taps from `column` on of the tile's frames. All threads' samples are complete before and after.
+  template <class Sums>
+  METATASNET_DEVICE void add(Block& block, int column, const Sums& sum, float* samples) const {
+    const int parts = this->parts(), slots = this->slots();
+    for (int part = column / stride; part < parts && part * stride < column + kColumns; ++part) {
+#pragma unroll
+      for (int i = 0; i < kRowFragments; ++i) {
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          const int row = Sums::row(block, i) + d_row(block.lane(), 2 * h), slot = row + part - (parts - 1);
+          if (slot < 0 || slot >= slots) continue;
+#pragma unroll
+          for (int j = 0; j < Sums::fragments; ++j) {
+#pragma unroll
+            for (int c = 0; c < 2; ++c) {
+              const int tap = column + Sums::column(block) + kFragmentColumns * j + d_column(block.lane(), c);
+              const int at = tap - part * stride;
+              if (at >= 0 && at < stride && tap < window) samples[slot * stride + at] += sum.v[i][j][2 * h + c];
+            }
+          }
+        }
+      }
+      block.sync();
+    }
+  }
+
+  template <int threads>
+  METATASNET_DEVICE void write(const Block& block, const float* samples) const {
+    const std::int64_t length = frames * stride, begin = first_slot(block) * stride - padding;
+    float* const out = signal + block.z() * length;
+    for (int i = block.thread(); i < slots() * stride; i += threads) {
+      if (begin + i >= 0 && begin + i < length) out[begin + i] = samples[i];
+    }
+  }
 };
 
-METATASNET_BOTH inline int reach_of(int window, int stride) { return (window + stride - 1) / stride - 1; }
+struct OverlapAddArgs {
+  PointwiseArgs product;  // frames, source[0], weights (window, ld_weights); one instrument
+  Overlapping overlap;
+};
 
 // Three stages, and the samples for a stride of 80, take 94 KiB: less than the 99 KiB of the GPUs with the least.
 using OverlapAddStages = FramesAndWeights<3>;
@@ -45,43 +99,60 @@ struct OverlapAdd {
   static constexpr int blocks = 1;
 
   static METATASNET_DEVICE void run(Block& block, const Args& args) {
-    const int stride = args.stride, parts = reach_of(args.window, stride) + 1, slots = kTile - (parts - 1);
-    const std::int64_t first_slot = static_cast<std::int64_t>(block.x()) * slots, first = first_slot - (parts - 1);
-    const int unit = block.z(), lane = block.lane();
-    auto* samples = reinterpret_cast<float*>(block.shared() + kOverlapAddStageBytes);  // [slots][stride]
-    for (int i = block.thread(); i < slots * stride; i += threads) samples[i] = 0.0f;
-    const WarpPlace place(block);
-    for (int column = 0; column < args.window; column += kColumns) {
+    const Overlapping& overlap = args.overlap;
+    auto* samples = reinterpret_cast<float*>(block.shared() + kOverlapAddStageBytes);
+    overlap.begin<threads>(block, samples);
+    for (int column = 0; column < overlap.window; column += kColumns) {
       Accumulators sum;
-      pointwise_product<Arithmetic, From::frames, OverlapAddStages>(block, args.product, unit, first, column, sum,
+      pointwise_product<Arithmetic, From::frames, OverlapAddStages>(block, args.product, block.z(),
+                                                                    overlap.first_frame(block), column, sum,
                                                                     [](Accumulators& begin) { clear(begin); });
-      for (int part = column / stride; part < parts && part * stride < column + kColumns; ++part) {
-#pragma unroll
-        for (int i = 0; i < kRowFragments; ++i) {
-#pragma unroll
-          for (int h = 0; h < 2; ++h) {
-            const int row = place.row + kFragmentRows * i + d_row(lane, 2 * h), slot = row + part - (parts - 1);
-            if (slot < 0 || slot >= slots) continue;
-#pragma unroll
-            for (int j = 0; j < kColumnFragments; ++j) {
-#pragma unroll
-              for (int c = 0; c < 2; ++c) {
-                const int tap = column + place.column + kFragmentColumns * j + d_column(lane, c);
-                const int at = tap - part * stride;
-                if (at >= 0 && at < stride && tap < args.window) samples[slot * stride + at] += sum.v[i][j][2 * h + c];
-              }
-            }
-          }
-        }
-        block.sync();
-      }
+      overlap.add(block, column, sum, samples);
     }
-    const std::int64_t length = args.product.frames * stride, begin = first_slot * stride - args.padding;
-    float* signal = args.signal + unit * length;
-    for (int i = block.thread(); i < slots * stride; i += threads) {
-      if (begin + i >= 0 && begin + i < length) signal[begin + i] = samples[i];
-    }
+    overlap.write<threads>(block, samples);
   }
 };
+
+struct OverlapAddWgmmaArgs {
+  WgmmaArgs operands;
+  Overlapping overlap;
+};
+
+// Grid: tiles of slots, a multiple of `cluster`; 1; units.
+struct OverlapAddWgmma {
+  using Args = OverlapAddWgmmaArgs;
+  using Pipeline = WgmmaPipeline<false, 2>;
+  static constexpr int threads = Pipeline::Sums::threads;
+  static constexpr int blocks = 2;
+  static constexpr int cluster = Pipeline::cluster;
+
+  static std::size_t shared_bytes(int window, int stride) {
+    return Pipeline::shared_bytes + sizeof(float) * slots_of(window, stride) * stride;
+  }
+
+  static METATASNET_DEVICE void run(Block& block, const Args& args) {
+#if METATASNET_HOPPER
+    const Overlapping& overlap = args.overlap;
+    auto* samples = reinterpret_cast<float*>(block.shared() + Pipeline::shared_bytes);
+    overlap.begin<threads>(block, samples);
+    const int tiles = (overlap.window + kColumns - 1) / kColumns;
+    Pipeline pipeline(block, args.operands, static_cast<int>(overlap.first_frame(block)), 0, tiles);
+#pragma unroll 1
+    for (int tile = 0; tile < tiles; ++tile) {
+      Pipeline::Sums sum;
+      clear(sum);
+      pipeline.multiply(block, args.operands, sum);
+      overlap.add(block, tile * kColumns, sum, samples);
+    }
+    overlap.write<threads>(block, samples);
+    block.sync_cluster();  // no block leaves while another copies to it or arrives at its barriers
+#else
+    __trap();  // never launched: the host asks for compute capability 9.0
+#endif
+  }
+};
+
+// On compute capability 9.0 alone.
+void launch_overlap_add_wgmma(const Stream& stream, std::int64_t units, const OverlapAddArgs& args);
 
 }  // namespace metatasnet::METATASNET_DEVICES

@@ -1,21 +1,23 @@
 // Kernels for Hopper: the 1x1 convolutions of frames by wgmma, and all blocks of a masking network in one launch.
+#include "cuda/overlap_add.h"
 #include "cuda/products.h"
-#include "cuda/wgmma.h"
 
 namespace metatasnet::METATASNET_DEVICES {
 
-template <From from>
-void launch_wgmma(const Stream& stream, std::int64_t units, const PointwiseArgs& args) {
-  using Kernel = PointwiseWgmma<from>;
+namespace {
+
+// The operands of a product, with tensor maps; only sources that are activated may be shared by instruments, or be two.
+template <class Pipeline>
+WgmmaArgs operands(std::int64_t units, const PointwiseArgs& args, bool activates) {
   constexpr int kBytes = sizeof(Bfloat16);
   const std::int64_t matrix = std::int64_t{args.outputs} * args.ld_weights;
   const int instruments = args.instruments;
   WgmmaArgs all{};
   all.product = args;
-  all.second = Kernel::activates ? padded(args.source[0].channels) : args.ld_weights;
+  all.second = activates ? padded(args.source[0].channels) : args.ld_weights;
   for (int i = 0; i < (all.second < args.ld_weights ? 2 : 1); ++i) {
     const Frames& source = args.source[i];
-    const bool shared = all.shared[i] = Kernel::activates && source.instrument == 0;
+    const bool shared = all.shared[i] = activates && source.instrument == 0;
     const std::int64_t unit = instruments > 1 && !shared ? source.instrument : source.item;
     if (!shared && units > instruments && source.item != instruments * unit) {
       throw std::logic_error("Units are not evenly apart.");
@@ -28,10 +30,28 @@ void launch_wgmma(const Stream& stream, std::int64_t units, const PointwiseArgs&
   const std::int64_t last =
       (units / instruments - 1) * all.matrices_item + std::int64_t{instruments - 1} * all.matrices_instrument;
   all.weights = tensor_map({args.weights, args.ld_weights, args.outputs, last + 1, std::int64_t{args.ld_weights} * kBytes,
-                            matrix * kBytes, Kernel::part_rows});
-  const int tiles = tiles_of(args.frames);
-  const Grid grid{(tiles + Kernel::cluster - 1) / Kernel::cluster * Kernel::cluster, column_tiles(args.ld_out), units};
-  launch<Kernel>(stream, grid, Kernel::shared_bytes, all);
+                            matrix * kBytes, Pipeline::part_rows});
+  return all;
+}
+
+std::int64_t clusters(int tiles, int cluster) { return (tiles + cluster - 1) / cluster * cluster; }
+
+}  // namespace
+
+template <From from>
+void launch_wgmma(const Stream& stream, std::int64_t units, const PointwiseArgs& args) {
+  using Kernel = PointwiseWgmma<from>;
+  const Grid grid{clusters(tiles_of(args.frames), Kernel::cluster), column_tiles(args.ld_out), units};
+  launch<Kernel>(stream, grid, Kernel::shared_bytes, operands<typename Kernel::Pipeline>(units, args, Kernel::activates));
+}
+
+void launch_overlap_add_wgmma(const Stream& stream, std::int64_t units, const OverlapAddArgs& args) {
+  using Kernel = OverlapAddWgmma;
+  const Overlapping& overlap = args.overlap;
+  const int tiles = overlap_add_tiles(overlap.frames, overlap.window, overlap.stride);
+  const Grid grid{clusters(tiles, Kernel::cluster), 1, units};
+  launch<Kernel>(stream, grid, Kernel::shared_bytes(overlap.window, overlap.stride),
+                 {operands<Kernel::Pipeline>(units, args.product, false), overlap});
 }
 
 template void launch_wgmma<From::frames>(const Stream&, std::int64_t, const PointwiseArgs&);

@@ -66,11 +66,12 @@ class RowCopies {
   bool last_, exists_[kCount];
 };
 
-METATASNET_DEVICE void clear(Accumulators& sum) {
+template <class Sums>
+METATASNET_DEVICE void clear(Sums& sum) {
 #pragma unroll
   for (int i = 0; i < kRowFragments; ++i) {
 #pragma unroll
-    for (int j = 0; j < kColumnFragments; ++j) {
+    for (int j = 0; j < Sums::fragments; ++j) {
 #pragma unroll
       for (int r = 0; r < 4; ++r) sum.v[i][j][r] = 0.0f;
     }

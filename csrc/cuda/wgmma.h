@@ -32,7 +32,8 @@ struct WgmmaAccumulators {
   static METATASNET_DEVICE int column(const Block&) { return 0; }
 };
 
-struct WgmmaArgs {
+// Sizes are the same whether the driver's tensor maps are aligned to 64 bytes or, from CUDA 13 on, to 128.
+struct alignas(128) WgmmaArgs {
   TensorMap frames[2];  // (units, frames, channels) of each source; two only for activated frames
   TensorMap weights;    // (matrices, outputs, channels)
   PointwiseArgs product;
@@ -41,116 +42,47 @@ struct WgmmaArgs {
   int matrices_item, matrices_instrument;  // from those of one item, or instrument, to those of the next
 };
 
-// Grid: tiles of frames, a multiple of `cluster`; tiles of outputs; units.
-template <From from>
-struct PointwiseWgmma {
-  using Args = WgmmaArgs;
+// The product of a block's tiles: `stages` in shared memory, which TMA fills and wgmma reads. The outputs may be several tiles of
+// 160, one after the other, between which the copies go on.
+template <bool activates, int stages>
+class WgmmaPipeline {
+ public:
   using Sums = WgmmaAccumulators;
-  static constexpr int threads = Sums::threads;
-  static constexpr int blocks = 2;
-  static constexpr bool activates = from == From::activated_frames;
   static constexpr int cluster = 2;
-  static constexpr int stages = 3;
   static constexpr int channels = kRowBytes / static_cast<int>(sizeof(Bfloat16));  // of a stage
-  static constexpr int steps = kRowBytes / kProductBytes;
   static constexpr int frame_bytes = kTile * kRowBytes, weight_bytes = kColumns * kRowBytes;
   static constexpr int stage_bytes = frame_bytes + weight_bytes;
   static constexpr int part_rows = kColumns / cluster, part_bytes = weight_bytes / cluster;  // of weights, a block copies
   static constexpr int shared_bytes = stages * stage_bytes + stages * 2 * 8;
   static_assert(frame_bytes % kSwizzleBytes == 0 && part_bytes % kSwizzleBytes == 0);
-  static_assert(MomentsSpace<kColumns>::bytes <= stages * stage_bytes);
 
-  static METATASNET_DEVICE void run(Block& block, const Args& args) {
-#if METATASNET_HOPPER
+  // Begins to copy; `tiles` of outputs from `first_output` on follow.
+  METATASNET_DEVICE WgmmaPipeline(Block& block, const WgmmaArgs& args, int first_frame, int first_output, int tiles)
+      : copies_(block, args, first_frame, first_output) {
     if (block.thread() == 0) {
 #pragma unroll
       for (int stage = 0; stage < stages; ++stage) {
         block.init_barrier(full(stage), 1);
-        block.init_barrier(empty(stage), cluster * threads / kWarp);
+        block.init_barrier(empty(stage), cluster * Sums::threads / kWarp);
       }
       block.publish_barriers();
     }
     block.sync_cluster();
-    Sums sum;
-    multiply(block, args, sum);
-    // All threads are done with shared memory, and no block leaves while another copies to it or arrives at its barriers.
-    block.sync_cluster();
-    if (first_frame(block) >= args.product.frames) return;
-    if (from == From::frames_and_share) {
-      add_share(block, args.product, block.z(), first_frame(block), first_output(block), sum);
-    }
-    using Out = std::conditional_t<activates, float, Bfloat16>;
-    write_outputs<Out>(block, args.product, sum, block.z(), first_frame(block), first_output(block));
-    if (from == From::frames_and_share || !args.product.statistics.wanted) return;
-    finish_outputs(block, args.product, sum, block.z(), block.x(), block.y());
-#else
-    __trap();  // never launched: the host asks for compute capability 9.0
-#endif
-  }
-
- private:
-  static METATASNET_DEVICE std::int64_t first_frame(const Block& block) { return std::int64_t{block.x()} * kTile; }
-  static METATASNET_DEVICE int first_output(const Block& block) { return block.y() * kColumns; }
-  static METATASNET_DEVICE int full(int stage) { return stages * stage_bytes + 8 * stage; }
-  static METATASNET_DEVICE int empty(int stage) { return full(stages + stage); }
-
-  // The stages one after the other, again and again; `parity` of the phases of this time round.
-  struct Ring {
-    int stage = 0, parity = 0;
-
-    METATASNET_DEVICE void next() {
-      if (++stage < stages) return;
-      stage = 0;
-      parity ^= 1;
-    }
-  };
-
-  // Asks for the stages of a tile, one after the other; one thread does so.
-  class Copies {
-   public:
-    METATASNET_DEVICE Copies(const Block& block, const Args& args) {
-      const int item = block.z() / args.product.instruments, instrument = block.z() % args.product.instruments;
-      for (int i = 0; i < 2; ++i) unit_[i] = activates && args.shared[i] ? item : block.z();
-      matrix_ = item * args.matrices_item + instrument * args.matrices_instrument;
-    }
-
-    METATASNET_DEVICE void next(Block& block, const Args& args) {
-      const int at = ring_.stage * stage_bytes, barrier = full(ring_.stage), part = block.rank();
-      block.wait_phase(empty(ring_.stage), ring_.parity ^ 1);
-      block.arrive_expecting(barrier, stage_bytes);
-      const bool first = !activates || channel_ < args.second;
-      if (first) {
-        block.copy_box(at, args.frames[0], barrier, channel_, block.x() * kTile, unit_[0]);
-      } else {
-        block.copy_box(at, args.frames[1], barrier, channel_ - args.second, block.x() * kTile, unit_[1]);
-      }
-      block.copy_box_to(at + frame_bytes + part * part_bytes, args.weights, barrier, channel_,
-                        first_output(block) + part * part_rows, matrix_, (1 << cluster) - 1);
-      ring_.next();
-      channel_ += channels;
-      if (activates && first && channel_ > args.second) channel_ = args.second;
-    }
-
-   private:
-    Ring ring_;
-    int channel_ = 0, matrix_;  // channel of the weights
-    int unit_[2];               // of each source
-  };
-
-  static METATASNET_DEVICE void multiply(Block& block, const Args& args, Sums& sum) {
-    const int chunks = chunks_of(args.second) + chunks_of(args.product.ld_weights - args.second);
-    Copies copies(block, args);
+    chunks_ = chunks_of(args.second) + chunks_of(args.product.ld_weights - args.second);
+    left_ = tiles * chunks_;
     if (block.thread() == 0) {
 #pragma unroll 1
-      for (int chunk = 0; chunk < stages - 1 && chunk < chunks; ++chunk) copies.next(block, args);
+      for (int chunk = 0; chunk < stages - 1 && chunk < left_; ++chunk) copies_.next(block, args);
     }
-    begin_with_bias(block, args.product, block.z(), first_output(block), sum);
-    Ring ring;
-    const auto next = [&](int chunk, auto count) {  // steps of the chunk
+  }
+
+  // sum += the product of the next tile of outputs.
+  METATASNET_DEVICE void multiply(Block& block, const WgmmaArgs& args, Sums& sum) {
+    const auto next = [&](auto count) {  // steps of the chunk
       constexpr int unit = kDescriptorBytes;
-      const int at = ring.stage * (stage_bytes / unit);
-      block.wait_phase(full(ring.stage), ring.parity);
-      if (activates) activate(block, ring.stage * stage_bytes, args.product.source_slope);
+      const int at = ring_.stage * (stage_bytes / unit);
+      block.wait_phase(full(ring_.stage), ring_.parity);
+      if (activates) activate(block, ring_.stage * stage_bytes, args.product.source_slope);
       pin(block, sum);
       block.begin_products();
 #pragma unroll
@@ -163,25 +95,79 @@ struct PointwiseWgmma {
       }
       block.commit_products();
       // Into the stage of the chunk before, while this one is multiplied.
-      if (block.thread() == 0 && chunk + stages - 1 < chunks) copies.next(block, args);
+      if (block.thread() == 0 && left_ > stages - 1) copies_.next(block, args);
+      --left_;
       block.template wait_products<0>();
       pin(block, sum);
-      if (block.lane() < cluster) block.arrive_at(empty(ring.stage), block.lane());
-      ring.next();
+      if (block.lane() < cluster) block.arrive_at(empty(ring_.stage), block.lane());
+      ring_.next();
     };
-    const int whole = activates ? chunks : args.product.ld_weights / channels;
+    const int whole = activates ? chunks_ : args.product.ld_weights / channels;
 #pragma unroll 1
-    for (int chunk = 0; chunk < whole; ++chunk) next(chunk, std::integral_constant<int, steps>());
+    for (int chunk = 0; chunk < whole; ++chunk) next(std::integral_constant<int, steps>());
     // What is left is half a chunk, because channels are stored in multiples of 32.
-    if (whole < chunks) next(whole, std::integral_constant<int, steps / 2>());
+    if (whole < chunks_) next(std::integral_constant<int, steps / 2>());
   }
 
+ private:
+  static constexpr int steps = kRowBytes / kProductBytes;
+
+  static METATASNET_DEVICE int full(int stage) { return stages * stage_bytes + 8 * stage; }
+  static METATASNET_DEVICE int empty(int stage) { return full(stages + stage); }
   static METATASNET_DEVICE int chunks_of(int count) { return (count + channels - 1) / channels; }
+
+  // The stages one after the other, again and again; `parity` of the phases of this time round.
+  struct Ring {
+    int stage = 0, parity = 0;
+
+    METATASNET_DEVICE void next() {
+      if (++stage < stages) return;
+      stage = 0;
+      parity ^= 1;
+    }
+  };
+
+  // Asks for the stages of the tiles, one after the other; one thread does so.
+  class Copies {
+   public:
+    METATASNET_DEVICE Copies(const Block& block, const WgmmaArgs& args, int first_frame, int first_output)
+        : frame_(first_frame), output_(first_output) {
+      const int item = block.z() / args.product.instruments, instrument = block.z() % args.product.instruments;
+      for (int i = 0; i < 2; ++i) unit_[i] = activates && args.shared[i] ? item : block.z();
+      matrix_ = item * args.matrices_item + instrument * args.matrices_instrument;
+    }
+
+    METATASNET_DEVICE void next(Block& block, const WgmmaArgs& args) {
+      const int at = ring_.stage * stage_bytes, barrier = full(ring_.stage), part = block.rank();
+      block.wait_phase(empty(ring_.stage), ring_.parity ^ 1);
+      block.arrive_expecting(barrier, stage_bytes);
+      const bool first = !activates || channel_ < args.second;
+      if (first) {
+        block.copy_box(at, args.frames[0], barrier, channel_, frame_, unit_[0]);
+      } else {
+        block.copy_box(at, args.frames[1], barrier, channel_ - args.second, frame_, unit_[1]);
+      }
+      block.copy_box_to(at + frame_bytes + part * part_bytes, args.weights, barrier, channel_, output_ + part * part_rows,
+                        matrix_, (1 << cluster) - 1);
+      ring_.next();
+      channel_ += channels;
+      if (activates && first && channel_ > args.second) channel_ = args.second;
+      if (channel_ < args.product.ld_weights) return;
+      channel_ = 0;
+      output_ += kColumns;
+    }
+
+   private:
+    Ring ring_;
+    int channel_ = 0, matrix_;  // channel of the weights
+    int unit_[2];               // of each source
+    int frame_, output_;
+  };
 
   // Applies the PReLU to the frames of a stage, whose places do not matter to it.
   static METATASNET_DEVICE void activate(Block& block, int stage, float slope) {
 #pragma unroll 4
-    for (int at = 16 * block.thread(); at < frame_bytes; at += 16 * threads) {
+    for (int at = 16 * block.thread(); at < frame_bytes; at += 16 * Sums::threads) {
       char* const unit = block.shared() + stage + at;
       Words words = load_words(unit);
 #pragma unroll
@@ -195,6 +181,47 @@ struct PointwiseWgmma {
   static METATASNET_DEVICE void pin(const Block& block, Sums& sum) {
 #pragma unroll
     for (int i = 0; i < kRowFragments; ++i) block.pin(sum.v[i]);
+  }
+
+  Copies copies_;
+  Ring ring_;
+  int chunks_, left_;  // of a tile; of all tiles, not yet multiplied
+};
+
+// Grid: tiles of frames, a multiple of `cluster`; tiles of outputs; units.
+template <From from>
+struct PointwiseWgmma {
+  using Args = WgmmaArgs;
+  static constexpr bool activates = from == From::activated_frames;
+  using Pipeline = WgmmaPipeline<activates, 3>;
+  using Sums = typename Pipeline::Sums;
+  static constexpr int threads = Sums::threads;
+  static constexpr int blocks = 2;
+  static constexpr int cluster = Pipeline::cluster, shared_bytes = Pipeline::shared_bytes;
+  static_assert(MomentsSpace<kColumns>::bytes <= shared_bytes);
+
+  static METATASNET_DEVICE void run(Block& block, const Args& args) {
+#if METATASNET_HOPPER
+    // Read at each use: a kept value would cost a register in the product's loop.
+    const auto first_frame = [&] { return std::int64_t{block.x()} * kTile; };
+    const auto first_output = [&] { return block.y() * kColumns; };
+    Sums sum;
+    Pipeline pipeline(block, args, block.x() * kTile, first_output(), 1);
+    begin_with_bias(block, args.product, block.z(), first_output(), sum);
+    pipeline.multiply(block, args, sum);
+    // All threads are done with shared memory, and no block leaves while another copies to it or arrives at its barriers.
+    block.sync_cluster();
+    if (first_frame() >= args.product.frames) return;
+    if (from == From::frames_and_share) {
+      add_share(block, args.product, block.z(), first_frame(), first_output(), sum);
+    }
+    using Out = std::conditional_t<activates, float, Bfloat16>;
+    write_outputs<Out>(block, args.product, sum, block.z(), first_frame(), first_output());
+    if (from == From::frames_and_share || !args.product.statistics.wanted) return;
+    finish_outputs(block, args.product, sum, block.z(), block.x(), block.y());
+#else
+    __trap();  // never launched: the host asks for compute capability 9.0
+#endif
   }
 };
 

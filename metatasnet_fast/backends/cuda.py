@@ -38,6 +38,7 @@ KERNELS = (
     "Norm",
     "Normalise",
     "OverlapAdd",
+    "OverlapAddWgmma",
     "PersistentBlocks",
     "Pointwise",
     "PointwiseWgmma",
