@@ -36,7 +36,8 @@ inline std::size_t log_power_shared_bytes(int n_fft) { return sizeof(Complex) * 
 
 METATASNET_DEVICE Complex times(Complex a, Complex b) { return {a.re * b.re - a.im * b.im, a.re * b.im + a.im * b.re}; }
 
-// The two inputs of butterfly `i`, of points / 2, in a radix-2 transform of `points` points at pass width `span`.
+// The two inputs of butterfly `i`, of points / 2, in a radix-2 transform of `points` points at pass width `span`, a power of
+// two.
 struct Butterfly {
   int first, second;  // read from
   int sum, difference;  // written to
@@ -44,8 +45,8 @@ struct Butterfly {
 };
 
 METATASNET_DEVICE Butterfly butterfly(int i, int span, int points) {
-  const int q = i % span, p = i / span;
-  return {i, i + points / 2, q + span * 2 * p, q + span * (2 * p + 1), p * span};
+  const int twiddle = i & ~(span - 1), sum = i + twiddle;
+  return {i, i + points / 2, sum, sum + span, twiddle};
 }
 
 // Grid: frames, 1, items.
@@ -85,7 +86,7 @@ struct LogPower {
         continue;
       }
       // X[k] = even[k] + e^(-2 pi i k / n_fft) odd[k], from Z = even + i odd; at k = points the factor is -1.
-      const Complex z = from[k % points], mirror = from[(points - k) % points];
+      const Complex z = from[k & (points - 1)], mirror = from[(points - k) & (points - 1)];
       const Complex even = {0.5 * (z.re + mirror.re), 0.5 * (z.im - mirror.im)};
       const Complex odd = {0.5 * (z.im + mirror.im), 0.5 * (mirror.re - z.re)};
       const Complex turned = k < points ? times(args.twiddles[k], odd) : Complex{-odd.re, -odd.im};
