@@ -10,9 +10,10 @@
 // The PReLU on the frames of `in_conv` is applied to each stage in shared memory, once for both halves of the outputs. Each of
 // its two sources begins a chunk; what is left of a source's last chunk is zeros.
 //
-// Each of three stages has two barriers in every block. "Full" ends a phase when the stage's bytes have arrived: the
+// Each stage has two barriers in every block. "Full" ends a phase when the stage's bytes have arrived: the
 // frames, and both halves of the weights. "Empty" ends one when the four warps of both blocks have read the stage, because
-// the next weights go to both. Shared memory: 3 x 36 KiB.
+// the next weights go to both. Shared memory: 36 KiB a
+// stage, three of them in PointwiseWgmma.
 #pragma once
 
 #include "cuda/launch.h"
