@@ -37,13 +37,15 @@ def separate_launches() -> Iterator[None]:
 
 @needs_the_module
 @pytest.mark.parametrize("samples", [520, 3001])
-@pytest.mark.parametrize("config", [TINY, WIDE], ids=["tiny", "wide"])
-def test_encoder_and_decoder_have_the_bits_of_mma(config: MetaTasNetConfig, samples: int) -> None:
-    """Both begin with the biases and cut the sum after every 16 channels. One tile of frames, and several."""
-    parameters = stage_parameters(recipe_state(config, 3), 1)
-    mma, wgmma = (prepare(backend, config.stage(1), parameters, BFLOAT16) for backend in (EMULATED, EMULATED_WGMMA))
-    latent = EMULATED.encode(mma, noise(config, 2, samples)[1])
-    assert torch.equal(EMULATED_WGMMA.encode(wgmma, noise(config, 2, samples)[1]), latent)
+@pytest.mark.parametrize(("config", "index"), [(TINY, 1), (TINY, 2), (WIDE, 1)], ids=["tiny", "tiny, last", "wide"])
+def test_encoder_and_decoder_have_the_bits_of_mma(config: MetaTasNetConfig, index: int, samples: int) -> None:
+    """Both begin with the biases and cut the sum after every 16 channels. One tile of frames, and several; filters of one tile
+    of taps, and of two in the last stage."""
+    parameters = stage_parameters(recipe_state(config, 3), index)
+    mma, wgmma = (prepare(b, config.stage(index), parameters, BFLOAT16) for b in (EMULATED, EMULATED_WGMMA))
+    signal = noise(config, 2, samples)[index]
+    latent = EMULATED.encode(mma, signal)
+    assert torch.equal(EMULATED_WGMMA.encode(wgmma, signal), latent)
     assert torch.equal(EMULATED_WGMMA.decode(wgmma, latent), EMULATED.decode(mma, latent))
 
 
