@@ -16,7 +16,7 @@
 // exact, and so are sums of one value over up to 256 frames: the deviations of a constant are 0 but for float64's rounding.
 //
 // Bytes per frame and channel: x 4 once, out 2 in each block; d frames at each end of a thread block's rows 4. FLOPs per unit:
-// 4 T H B for each block. Shared memory 212 KiB, 146 registers, one block of 384 threads. Predicted on an H100: 150 us for two
+// 4 T H B for each block. Shared memory 212 KiB, 160 registers, one block of 384 threads. Predicted on an H100: 150 us for two
 // units of 9,600 frames and 18 blocks, bound by instructions.
 // Source: Samuel et al. 2020, section 2; original model/mask_tcn.py.
 #pragma once
