@@ -107,6 +107,8 @@ class FFmpegDecoder:
         self._frames = self._decode(ends_with_tag(path))
         # The container may have a wrong rate and number of channels (HE-AAC); those of the first frame are right.
         self._first: Any = next(self._frames, None)
+        if "flac" in formats:  # the header counts samples; other containers round the length to milliseconds
+            self.tolerance = 0.0
         self.sample_rate = int((self._first or self._stream.codec_context).sample_rate or 0)
         if not self.sample_rate:
             # FFmpeg trusts the suffix .flac, and finds nothing in a file of another format.

@@ -62,7 +62,7 @@ class AudioStream:
         self._replaced = 0
         self._partial = partial
         _check_file(self.path, os.fspath(path))
-        self._decoder, self._decoded, self._first = _open_decoder(self.path, track)
+        self._decoder, self._decoded, self._first = _open_decoder(self.path, track, self.warnings)
         self.sample_rate, self.channels = self._decoder.sample_rate, self._decoder.channels
         self.codec, self.depth = self._decoder.codec, self._decoder.depth
         self.track, self.tracks = self._decoder.track, self._decoder.tracks
@@ -209,8 +209,11 @@ def _check_file(path: Path, name: str) -> None:
         raise EmptyAudioError(f"{path} is an empty file; fetch or export it again.")
 
 
-def _open_decoder(path: Path, track: int | None) -> tuple[Decoder, Iterator[Samples], Samples]:
-    """Return the first decoder that gives samples, its blocks, and the first of them."""
+def _open_decoder(path: Path, track: int | None, warnings: list[str]) -> tuple[Decoder, Iterator[Samples], Samples]:
+    """Return the first decoder that gives samples, its blocks, and the first of them.
+
+    That another one has found damage in the first block is added to ``warnings``.
+    """
     with open(path, "rb") as file:
         kind = recognise(file.read(RECOGNISED_BY))
         skip_id3(file)
@@ -225,6 +228,7 @@ def _open_decoder(path: Path, track: int | None) -> tuple[Decoder, Iterator[Samp
     elif track is not None or path.suffix.lower() == ".mp3" or kind in ("MPEG audio", "ID3"):
         names.remove("libsndfile")  # its MP3 parser writes to standard error about data that it cannot read
     reasons: list[str] = []
+    damaged: list[str] = []
     advice = "if it should be audio it is damaged or incomplete: fetch or export it again"
     empty = False
     decoder: Decoder
@@ -248,8 +252,11 @@ def _open_decoder(path: Path, track: int | None) -> tuple[Decoder, Iterator[Samp
             if not isinstance(error, DecodeError):
                 raise
             reasons.append(f"{name}: {error}")
+            if not isinstance(error, MoreSamples):
+                damaged.append(f"decoding stopped before the first block was whole ({name}: {error})")
             continue
         if first is not None:
+            warnings += [f"{text}; {name} decoded the file" for text in damaged]
             return decoder, blocks, first
         decoder.close()
         damage = [note for note in decoder.notes if note != UNMARKED_OGG]

@@ -64,6 +64,10 @@ class Destination:
                 f"{self.uri} is not the folder that it was when the run began: it was removed or unmounted.",
             )
 
+    def is_gone(self) -> bool:
+        """Return whether a local folder has not, or no longer, been taken as a destination."""
+        return isinstance(self.storage, LocalStorage) and self._mark() is None
+
     def _mark(self) -> str | None:
         assert isinstance(self.storage, LocalStorage)
         try:

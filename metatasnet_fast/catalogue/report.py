@@ -205,6 +205,19 @@ def write_report(
     storage, folder = destination.storage, f"runs/{ended.run}"
     said = facts(ended, destination.ledger(ended.run), price_per_hour, samples)
     made_by: dict[str, str] = {"version": __version__}
+
+    def store() -> None:
+        said["made_by"] = {
+            **made_by,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "machine": platform.platform(),
+        }
+        storage.write(f"{folder}/report.json", (json.dumps(said, indent=1) + "\n").encode())
+        storage.write(f"{folder}/report.html", page(said).encode(errors="backslashreplace"))
+
+    said["destination"], said["settings"] = destination.uri, asdict(settings)
+    store()  # pages take seconds: a signal meanwhile leaves a report without them
     for sample in said["samples"]:
         name = f"listen-{safe_name(sample['id'])}.html"
         try:
@@ -215,15 +228,8 @@ def write_report(
         else:
             storage.write(f"{folder}/{name}", content)
             sample.update(page=name, made_by=made_by)
-    said["destination"], said["settings"] = destination.uri, asdict(settings)
-    said["made_by"] = {
-        **made_by,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": platform.platform(),
-    }
-    storage.write(f"{folder}/report.json", (json.dumps(said, indent=1) + "\n").encode())
-    storage.write(f"{folder}/report.html", page(said).encode(errors="backslashreplace"))
+    if said["samples"]:
+        store()
     return f"{destination.uri.rstrip('/')}/{folder}/report.html"
 
 

@@ -167,11 +167,14 @@ def _settings(args: argparse.Namespace) -> Settings:
     from ..catalogue import Settings
     from ..model import default_model
     from ..model.pretrained import means_bundled
+    from ..separation.devices import parse_device
 
     if args.mode != "fast":
         raise ConfigError("A catalogue is separated in fast mode only: leave --mode out, or use `separate`.")
     if args.engine != "ray" and args.address is not None:
         raise ConfigError("--address is that of a Ray cluster: add --engine ray.")
+    if args.device != "auto":
+        parse_device(args.device)
     args.format = args.format.lower()
     AudioWriter("stem", 44100, 1, format=args.format, subtype=args.subtype)
     args.model = args.model or default_model()
@@ -250,8 +253,11 @@ def _report(args: argparse.Namespace, ended: RunEnded, settings: Settings) -> No
     from ..catalogue.destination import Destination
     from ..catalogue.report import write_report
 
+    destination = Destination(args.out)
     try:
-        page = write_report(ended, Destination(args.out), settings, args.price_per_hour, args.listen)
+        if destination.is_gone():
+            raise FileNotFoundError(f"{destination.uri} was removed or unmounted")
+        page = write_report(ended, destination, settings, args.price_per_hour, args.listen)
     except OSError as error:
         print(f"metatasnet-fast: warning: the report could not be written ({error}).", file=sys.stderr)
     else:

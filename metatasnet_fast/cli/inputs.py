@@ -47,8 +47,10 @@ def find_tracks(inputs: Sequence[str], exclude: Sequence[Path], stack: contextli
         exclude: folders that are left out, the stems of an earlier run.
 
     Raises:
-        AudioReadError: for an empty name.
+        AudioReadError: for an empty name, or standard input twice.
     """
+    if list(inputs).count(STANDARD_INPUT) > 1:
+        raise AudioReadError("- is given twice: standard input can be read only once.")
     tracks: dict[str, Track] = {}
     for text in inputs:
         if not text:  # an unset variable of a script; Path("") would be the current folder

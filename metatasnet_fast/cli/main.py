@@ -144,5 +144,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         tell(sentence_of(error), "error")
         return 2
     except KeyboardInterrupt:
-        say(f"{PROGRAM}: interrupted; files that were finished are kept, no other was left behind.", sys.stderr)
+        say(f"{PROGRAM}: interrupted; files that were finished are kept.", sys.stderr)
         return 130

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import ConfigError
 from .inputs import Track, find_tracks, split_tracks, tell_apart
 from .options import add_engine_options, add_json_option, add_page_options, make_separator, names
 from .origins import Model, Origin, check_origins, note_origins
@@ -109,6 +110,8 @@ def _track_number(text: str) -> int | str:
 
 def run(args: argparse.Namespace) -> int:
     """Refuse what can be refused before any work; then one file after the other, whatever happens to the others."""
+    if not args.output:
+        raise ConfigError("--output is empty: name a folder for the stems, `.` for this one.")
     _check_format(args)
     template = Template.parse(args.filename, args.format)
     separator, name = make_separator(args, args.mixture_consistency)

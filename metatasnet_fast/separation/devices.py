@@ -14,6 +14,14 @@ from .recording import Recording
 __all__ = ["choose_device", "choose_home", "is_out_of_memory", "memory_for", "reporting_memory"]
 
 
+def parse_device(name: str | torch.device) -> torch.device:
+    """Return the device of a name, which need not be there; raises :class:`ConfigError` for one that torch does not know."""
+    try:
+        return torch.device(name)
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError(f"Unknown device {name!r}; choose auto, cpu, cuda or cuda:1.") from error
+
+
 def choose_device(wanted: str | torch.device, network: NetworkMethods) -> torch.device:
     """Return the device as ``Separator`` documents it, with its index.
 
@@ -25,10 +33,7 @@ def choose_device(wanted: str | torch.device, network: NetworkMethods) -> torch.
         if network.device.type != "cpu":
             return network.device
         return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    try:
-        device = torch.device(wanted)
-    except (RuntimeError, TypeError) as error:
-        raise ConfigError(f"Unknown device {wanted!r}; choose auto, cpu, cuda or cuda:1.") from error
+    device = parse_device(wanted)
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise BackendUnavailableError(

@@ -206,6 +206,18 @@ def test_damage_in_the_middle_of_a_flac_loses_only_that_place(tmp_path: Path) ->
     assert any("FFmpeg went on" in w for w in audio.warnings)
 
 
+def test_damage_at_the_start_of_a_flac_is_said(tmp_path: Path) -> None:
+    """libsndfile gives up in its first block, and FFmpeg, which leaves one frame out, says nothing."""
+    write_audio(tmp_path / "x.flac", 0.2 * torch.rand(2, 400_000), 44100)
+    data = bytearray((tmp_path / "x.flac").read_bytes())
+    data[20_000:20_300] = bytes(300)
+    (tmp_path / "x.flac").write_bytes(data)
+    audio = read_audio(tmp_path / "x.flac")
+    assert any("first block" in warning for warning in audio.warnings)
+    lost = 400_000 - audio.samples.shape[1]
+    assert lost == 0 or any(f"{400_000 - lost} could be decoded" in warning for warning in audio.warnings)
+
+
 def test_damaged_packets_are_counted(tmp_path: Path) -> None:
     path = encode(tmp_path / "x.m4a", 0.2 * torch.rand(2, 400_000), 44100, "aac", options={"movflags": "faststart"})
     data = bytearray(path.read_bytes())

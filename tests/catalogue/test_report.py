@@ -163,7 +163,9 @@ def test_the_page_says_what_a_thousand_songs_cost(text: str) -> None:
     assert "Cost of 1,000 songs</dt><dd>500.00" in text
 
 
-def test_a_song_that_is_done_can_be_heard_beside_its_recording(small_windows: object, tmp_path: Path) -> None:
+def test_a_song_that_is_done_can_be_heard_beside_its_recording(
+    small_windows: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("jinja2")
     songs = songs_of(*(write_song(tmp_path / f"{i}.wav", 2.5, seed=i) for i in range(2)))
     out, options = Destination(str(tmp_path / "out")), settings(Path("no model"))
@@ -184,3 +186,12 @@ def test_a_song_that_is_done_can_be_heard_beside_its_recording(small_windows: ob
         assert f">{fact}<" in text
     assert heard["page"] in Page(report.read_text()).sources
     assert len(list(report.parent.glob("listen-*"))) == 1
+
+    def interrupted(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("metatasnet_fast.catalogue.report._listening_page", interrupted)
+    report.unlink()
+    with pytest.raises(KeyboardInterrupt):
+        write_report(ended(), out, options)
+    assert "listen-" not in report.read_text()  # a report without pages is there before them

@@ -149,6 +149,7 @@ def test_a_folder_of_stems_does_not_hide_the_bundled_model(
         (["album", "--out", "out", "--mode", "reference"], "fast mode"),
         (["album", "--out", "out", "--format", "mp4"], "mp4"),
         (["album", "--out", "out", "--stems", "guitar"], "guitar"),
+        (["album", "--out", "out", "--device", "tpu"], "Unknown device 'tpu'"),
         (["album", "--out", "out", "--threads", "0"], "at least 1"),
         (["album", "--out", "out", "--workers", "0"], "at least 1"),
         (["album", "--out", "out", "--listen", "-1"], "from 0 to 100"),

@@ -122,6 +122,7 @@ def test_audio_tracks_are_chosen_by_number_or_all_of_them(separate: Command, tmp
     assert names(tmp_path / "out") == ["tiny/film-1/bass.wav", "tiny/film-2/bass.wav", "tiny/song/bass.wav"]
     assert sf.info(tmp_path / "out/tiny/film-2/bass.wav").channels == 2
     assert "neither a number" in separate(song, "--audio-track", "0").one_sentence()
+    assert "--output is empty" in separate(song, "-o", "").one_sentence()
     assert "no audio track 2" in separate(song, "--audio-track", "2", "-o", "third").one_sentence()
 
 
@@ -138,6 +139,7 @@ def test_a_recording_on_standard_input_is_separated(
     assert separate("-", "--stems", "bass", "--json").entries[0]["status"] == "skipped"
     given(b"")
     assert "standard input is an empty file" in separate("-", "-o", "out").one_sentence()
+    assert "given twice" in separate("-", "-", "-o", "out").one_sentence()
     monkeypatch.setattr(sys, "stdin", None)
     assert "Standard input is not a file or a pipe" in separate("-").one_sentence()
 
