@@ -19,6 +19,7 @@ from typing import Any
 
 from .._io import sha256_file, write_atomically
 from ..errors import CheckpointError
+from .checkpoints import read_original
 
 __all__ = ["KnownModel", "add_model", "fetch_model", "fetched_model", "known_models"]
 
@@ -97,7 +98,7 @@ def add_model(name: str, location: str, sha256: str | None = None, progress: Pro
         sha256: what its checksum must be; by default that of what is found is pinned.
 
     Raises:
-        CheckpointError: for a name that is taken or no name; see :func:`fetch_model`.
+        CheckpointError: for a name that is taken or no name, or a file that is no checkpoint; see :func:`fetch_model`.
     """
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
         raise CheckpointError(f"{name!r} cannot name a model: use letters, digits, dots, dashes and underscores.")
@@ -107,6 +108,7 @@ def add_model(name: str, location: str, sha256: str | None = None, progress: Pro
         path = Path(location)
         if not path.is_file():
             raise CheckpointError(f"There is no file {location}: name one, or an http address.")
+        read_original(path)
         location = path.resolve().as_uri()
     return _fetch(KnownModel(name, location, sha256=sha256), progress)
 

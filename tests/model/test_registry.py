@@ -83,6 +83,14 @@ def test_a_file_is_added_without_a_network() -> None:
     assert add_model("mine", str(FILE)).path.read_bytes() == FILE.read_bytes()
 
 
+def test_a_file_that_is_no_checkpoint_is_not_added(tmp_path: Path) -> None:
+    other = tmp_path / "song.wav"
+    other.write_bytes(b"RIFF0000WAVE")
+    with pytest.raises(CheckpointError, match=r"song\.wav"):
+        add_model("mine", str(other))
+    assert "mine" not in known_models()
+
+
 @pytest.mark.parametrize("ranges", [True, False])
 def test_a_download_that_was_cut_goes_on(ranges: bool, server: Server) -> None:
     server.cut, server.ranges = 1000, ranges
