@@ -125,7 +125,7 @@ def masked_latent_kernel(
         m_c = i_c < C
         mask = m_t & m_c[None, :]
         b_latent = tl.load(p_latent + i_c[None, :], mask=mask, other=0.0)
-        # What the instruments need of a channel, before a product waits for its weights.
+        # Load each instrument's bias, scale and shift before a product waits for its weights.
         sums, scales, shifts = (), (), ()
         for i_i in tl.static_range(INSTRUMENTS):
             b_bias = tl.load(p_bias + i_i * C + i_c, mask=m_c, other=0.0)

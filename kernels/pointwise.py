@@ -240,15 +240,8 @@ def fold(
     """
     weight = one.weight
     names = (
-        "p_w",
-        "p_bias",
-        "p_folded",
-        "p_folded_bias",
-        "p_more",
-        "p_more_bias",
-        "p_more_folded",
-        "p_more_folded_bias",
-    )
+        "p_w", "p_bias", "p_folded", "p_folded_bias", "p_more", "p_more_bias", "p_more_folded", "p_more_folded_bias",
+    )  # fmt: skip
     tensors = dict(zip(names, (*one, *(other or (None,) * 4)), strict=True))
     launch(
         fold_kernel, len(statistics) * statistics.shape[1] * GROUPS, statistics,

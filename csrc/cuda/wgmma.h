@@ -106,7 +106,7 @@ class WgmmaPipeline {
     const int whole = activates ? chunks_ : args.product.ld_weights / channels;
 #pragma unroll 1
     for (int chunk = 0; chunk < whole; ++chunk) next(std::integral_constant<int, steps>());
-    // What is left is half a chunk, because channels are stored in multiples of 32.
+    // Half a chunk is left, because channels are stored in multiples of 32.
     if (whole < chunks_) next(std::integral_constant<int, steps / 2>());
   }
 

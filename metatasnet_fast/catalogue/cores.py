@@ -24,7 +24,7 @@ from .events import StageLoad
 __all__ = ["CorePlan", "Place", "SongBudget", "Stage", "available_cores", "available_memory"]
 
 NICENESS = 5
-"""By how much the threads that give way are nicer: a third of the share of the others where they compete."""
+"""Niceness that is added to threads that give way: they get a third of the share of the others where they compete."""
 
 ENCODING = 2
 """Songs encoded at once, at least: a song is encoded by one thread, and one song at a time would leave a core of two idle."""

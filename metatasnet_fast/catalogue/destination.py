@@ -65,7 +65,7 @@ class Destination:
             )
 
     def is_gone(self) -> bool:
-        """Return whether a local folder has not, or no longer, been taken as a destination."""
+        """Return whether a local folder lacks a destination's mark: no run has begun there, or it was removed or unmounted."""
         return isinstance(self.storage, LocalStorage) and self._mark() is None
 
     def _mark(self) -> str | None:

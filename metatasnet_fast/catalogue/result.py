@@ -43,7 +43,7 @@ LONG, SHORT = 16, 10
 
 
 class Listed(NamedTuple):
-    """What the names and sizes in a song's folder say; without a result, texts are empty."""
+    """A result as the names and sizes in a song's folder describe it; without a result, texts are empty."""
 
     name: str
     """Name of the result's file."""
@@ -54,7 +54,7 @@ class Listed(NamedTuple):
     stamp: str
     """Checksum of the input's stamp."""
     duration: float
-    """Of the song, in seconds."""
+    """Duration of the song, in seconds."""
     bytes: int
     """Bytes of the stems together."""
     is_whole: bool

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ConfigError
+from ..separation.devices import parse_device
 
 __all__ = ["Identity", "Settings", "Song", "derived_id", "digest", "safe_name", "song_folder"]
 
@@ -126,6 +127,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
             raise ConfigError(f"Unknown format {self.format!r}; choose one of {', '.join(FORMATS)}.")
+        if self.device != "auto":
+            parse_device(self.device)
         for name, most in MOST.items():
             value = getattr(self, name)
             if value is not None and not 1 <= value <= most:

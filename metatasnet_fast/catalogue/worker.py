@@ -27,7 +27,7 @@ from ..model.engine import Engine
 from ..precision import Precision
 from ..separation import Separator
 from ..separation.batches import automatic_batch_size
-from ..separation.devices import choose_home, parse_device
+from ..separation.devices import choose_home
 from ..separation.recording import Budget, Recording
 from ..separation.result import parse_stems
 from ..separation.windows import default_shape
@@ -58,13 +58,12 @@ def find_identity(settings: Settings) -> Identity:
 
     Raises:
         MetaTasNetError: if the model cannot be loaded, or has no such stems.
-        ConfigError: for an unknown device or precision.
+        ConfigError: for an unknown precision.
     """
     network = load_checkpoint(settings.model, revision=settings.revision, offline=settings.offline)
-    automatic_device = "cuda" if torch.cuda.is_available() else "cpu"
-    device = parse_device(automatic_device if settings.device == "auto" else settings.device)
+    device = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     automatic = settings.dtype == "auto"
-    precision = Precision.default(device) if automatic else Precision.parse(settings.dtype)
+    precision = Precision.default(torch.device(device)) if automatic else Precision.parse(settings.dtype)
     return _identity(settings, network.config, model_checksum(network.config, network.state_dict()), precision)
 
 

@@ -167,14 +167,11 @@ def _settings(args: argparse.Namespace) -> Settings:
     from ..catalogue import Settings
     from ..model import default_model
     from ..model.pretrained import means_bundled
-    from ..separation.devices import parse_device
 
     if args.mode != "fast":
         raise ConfigError("A catalogue is separated in fast mode only: leave --mode out, or use `separate`.")
     if args.engine != "ray" and args.address is not None:
         raise ConfigError("--address is that of a Ray cluster: add --engine ray.")
-    if args.device != "auto":
-        parse_device(args.device)
     args.format = args.format.lower()
     AudioWriter("stem", 44100, 1, format=args.format, subtype=args.subtype)
     args.model = args.model or default_model()

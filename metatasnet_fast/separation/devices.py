@@ -11,7 +11,7 @@ from ..errors import BackendUnavailableError, ConfigError, MetaTasNetError, OutO
 from ..model.methods import NetworkMethods
 from .recording import Recording
 
-__all__ = ["choose_device", "choose_home", "is_out_of_memory", "memory_for", "reporting_memory"]
+__all__ = ["choose_device", "choose_home", "is_out_of_memory", "memory_for", "parse_device", "reporting_memory"]
 
 
 def parse_device(name: str | torch.device) -> torch.device:
