@@ -10,6 +10,7 @@ from ..errors import (
     AudioReadError,
     EmptyAudioError,
     MetaTasNetError,
+    MissingDependencyError,
     NotAudioError,
     OutputError,
     ShapeError,
@@ -53,16 +54,22 @@ class Failure(str, enum.Enum):
     too_long = "too_long", "Raise --max-hours and add --retry-failed, or cut the file.", LASTING
     decode = (
         "decode",
-        "Fetch or export the file again; it is damaged, or in a format that cannot be decoded here.",
+        "Fetch or export the file again, it is damaged or in a format that cannot be decoded here; of a file that is cut off, "
+        "--partial with --retry-failed separates what is there.",
         LASTING,
     )
     does_not_fit = "does_not_fit", "Choose another --format for this song: the message says which holds it."
     out_of_memory = (
         "out_of_memory", "Use a smaller --batch-size or fewer --songs-in-flight, or a machine with more memory.", RETRIED, 16
     )  # fmt: skip
+    missing_package = "missing_package", "Install what the message names, then run the same command again.", None, 16
     write = (
-        "write", "Check the destination's free space, permissions and connection, then run the same command again.", None, 16
-    )  # fmt: skip
+        "write",
+        "Check the free space of the destination and of the folder for temporary files (TMPDIR), the permissions and the "
+        "connection, then run the same command again.",
+        None,
+        16,
+    )
     gone = "gone", "Bring the destination back (mount it again), then run the same command again.", None, 1
     taken = (
         "taken", "Use another DEST, or a table that gives each song an id of its own; --overwrite replaces the other song."
@@ -75,6 +82,7 @@ FAILURES = {
     NotAudioError: Failure.not_audio,
     AudioReadError: Failure.decode,
     ShapeError: Failure.decode,
+    MissingDependencyError: Failure.missing_package,
     AudioFormatError: Failure.does_not_fit,
     OutputError: Failure.write,
 }

@@ -17,6 +17,7 @@ from .cores import available_cores
 from .destination import Destination, LedgerWriter
 from .events import Event, Listener, Notice, RunEnded, RunStarted, SongEnded, SongsSkipped, Tally
 from .settings import Settings, Song
+from .staging import remove_abandoned
 from .storage import reaching
 from .supervised import ChildProcess, Order, Process, SupervisedWorker
 from .survey import make_plan
@@ -134,6 +135,7 @@ def carry_out(
             ledger.close()
         except OSError as error:
             log(Notice(f"The ledger of this run is not complete ({error}); the songs' results are."))
+        remove_abandoned(target.storage)  # a worker that was killed took nothing along
     ended = tally.finish(run, price_per_hour, pool.machines)
     log(ended.progress)
     log(ended)

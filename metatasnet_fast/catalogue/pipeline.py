@@ -156,7 +156,7 @@ class SongPipeline:
         """Separate a song, encode its stems into the staging folder, and say what they are."""
         worker, settings, device = self.worker, self.settings, self.worker.device
         with contextlib.ExitStack() as stack:
-            with worker.read.enter() as reading, open_audio(path) as stream:
+            with worker.read.enter() as reading, open_audio(path, partial=settings.partial) as stream:
                 recording = self._recording(stream)
                 rate, channels = recording.sample_rate, recording.channels
                 files = StemFiles.plan(

@@ -21,6 +21,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -90,7 +91,10 @@ def run_ray(
         MissingDependencyError: without the package ray.
         MetaTasNetError: if the model cannot be loaded, or no worker stays alive.
     """
-    with ray_cluster(address) as ray:
+    with contextlib.ExitStack() as stack:
+        # A worker that Ray ended, orphaned or not, had no time to take its folder along.
+        stack.callback(remove_abandoned, Destination(destination).storage, FAREWELL_SECONDS)
+        ray = stack.enter_context(ray_cluster(address))
         there = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         nodes = [Node(int(entry.get("CPU", 0)), int(entry.get("GPU", 0))) for entry in there]
         pool = plan_pool(nodes, settings.device, settings.threads, workers)
@@ -102,10 +106,7 @@ def run_ray(
                 f"{destination} is a local path: every machine of the cluster must have the same folder there."
             )
         actors = WorkerPool("ray", [options] * pool.workers, partial(ActorProcess, ray, pool), pool.machines, notices)
-        ended = carry_out(actors, songs, destination, listener, stop, shard, price_per_hour, grace)
-    # A worker that Ray ended, orphaned or not, had no time to take its folder along.
-    remove_abandoned(Destination(destination).storage, FAREWELL_SECONDS)
-    return ended
+        return carry_out(actors, songs, destination, listener, stop, shard, price_per_hour, grace)
 
 
 class SeparateSongs(ChildProcess):
@@ -185,20 +186,25 @@ def ray_cluster(address: str | None) -> Iterator[Any]:
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    # Ray sets its own handlers when it is imported, and when it is started.
+    # Ray sets its own handlers when it is imported, and when it is started in the main thread.
     kept: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    with handling(kept):
+    # Linux ends Ray's processes with the thread that started them: it lives to the end.
+    with handling(kept), ThreadPoolExecutor(1, initializer=_leave_interrupts) as thread:
         ray = require("ray", "The engine ray")
         folder = None if address else _short_folder()
         try:
-            # A terminal's Ctrl-C reaches all processes: those that are started now are to leave it to us.
-            with _native_errors_muted(), handling({**kept, signal.SIGINT: signal.SIG_IGN}):
-                _connect(ray, address, folder)
+            with _native_errors_muted():
+                thread.submit(_connect, ray, address, folder).result()
             yield ray
         finally:
             ray.shutdown()
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _leave_interrupts() -> None:
+    """Keep Ctrl-C, which reaches all processes of a terminal, from this thread and the processes that it starts."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
 
 def _short_folder() -> str:
@@ -255,16 +261,18 @@ def _knock(address: str) -> None:
 
 @contextlib.contextmanager
 def _native_errors_muted() -> Iterator[None]:
-    """Discard what Ray's compiled part prints on standard error: its errors are exceptions, and are in its log files."""
+    """Discard what Ray's compiled part prints on standard error: its errors are exceptions, and are in its log files.
+
+    What Python prints there, such as the answer to Ctrl-C, is seen.
+    """
     sys.stderr.flush()
-    kept = os.dup(2)
-    try:
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+    with open(os.dup(2), "w", buffering=1) as kept, contextlib.redirect_stderr(kept):
+        try:
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), 2)
+            yield
+        finally:
+            os.dup2(kept.fileno(), 2)
 
 
 class Node(NamedTuple):

@@ -102,6 +102,8 @@ class Settings:
     subtype: str | None = None
     """Sample depth as ``AudioWriter`` names it; None is the format's default."""
     mixture_consistency: bool = False
+    partial: bool = False
+    """Separate what is there where less than 95 % of a file can be decoded."""
     dtype: str = "auto"
 
     device: str = "auto"

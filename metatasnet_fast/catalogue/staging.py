@@ -107,7 +107,7 @@ class Staging:
 
     def __init__(self, storage: Storage) -> None:
         parent, host = _place(storage)
-        parent.mkdir(parents=True, exist_ok=True)
+        parent.mkdir(exist_ok=True)
         sweep(parent, host)
         self.path = parent / f"{host}-{os.getpid()}-{secrets.token_hex(4)}"
         self.path.mkdir()
@@ -142,9 +142,14 @@ def _place(storage: Storage) -> tuple[Path, str]:
     return Path(tempfile.gettempdir(), f"metatasnet-fast-staging-{os.getuid()}"), host
 
 
-def remove_abandoned(storage: Storage, patience: float) -> None:
-    """Remove the folders of this machine's workers that are gone, or go within ``patience`` seconds."""
+def remove_abandoned(storage: Storage, patience: float = 0.0) -> None:
+    """Remove what workers of this machine that are gone, or go within ``patience`` seconds, left: folders and claims."""
     parent, host = _place(storage)
+    claims = storage.path.glob(f"{CLAIMS_NAME}/*") if isinstance(storage, LocalStorage) else ()
+    for path in claims:
+        with contextlib.suppress(OSError), open(path, "ab") as file:  # another run may remove it, or own it
+            if try_lock(file) and _is_still(file, path):
+                path.unlink()
     deadline = time.monotonic() + patience
     while parent.is_dir():
         sweep(parent, host)

@@ -190,6 +190,8 @@ class SupervisedWorker:
         self._stop = stop or threading.Event()
         self._new_process = start
         self._failed_starts = self._losses = 0
+        self._begun = False
+        """Whether the process has begun a song."""
         self._key = ""
         self._sent: dict[str, Song] = {}
         self._waiting: deque[tuple[float, Song]] = deque()
@@ -256,7 +258,8 @@ class SupervisedWorker:
 
     def _receive(self) -> Iterator[Outcome]:
         """Wait a moment for a message of the process, which is started if there is none; yields the outcome in it."""
-        self.child = self.child or self._new_process(self._order)
+        if self.child is None:
+            self.child, self._begun = self._new_process(self._order), False
         message = self.child.receive(POLL_SECONDS)
         if isinstance(message, Ready):
             self.capacity, self._key = message.capacity, message.key
@@ -266,7 +269,7 @@ class SupervisedWorker:
         elif isinstance(message, Event):
             self._listener(message)
             if isinstance(message, SongStarted):
-                self._failed_starts = 0
+                self._failed_starts, self._begun = 0, True
             elif isinstance(message, SongEnded):
                 del self._sent[message.outcome.id]
                 self._crashes.pop(message.outcome.id, None)
@@ -282,7 +285,7 @@ class SupervisedWorker:
 
     def _after_exit(self, gone: Gone) -> Iterator[Outcome]:
         """Let the songs that the process had be tried alone; yields the outcome of one that was alone too often."""
-        self._failed_starts += 1
+        self._failed_starts += not self._begun
         if self._failed_starts >= MOST_FAILED_STARTS:
             raise WorkerLostError(
                 f"The worker's process ended {self._failed_starts} times before any song was begun ({gone.reason}): "

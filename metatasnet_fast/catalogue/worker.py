@@ -101,6 +101,7 @@ class Worker:
     Raises:
         MetaTasNetError: if the model cannot be loaded or the device or backend cannot serve.
         OutputError: if nothing can be written to the destination.
+        SongError: if the destination was removed or unmounted since its token was taken.
     """
 
     def __init__(
@@ -119,6 +120,7 @@ class Worker:
         self.stop, self.contents = stop or threading.Event(), Contents(contents)
         self._threads_before = torch.get_num_threads()
         try:
+            self.destination.check()
             self.staging = Staging(self.destination.storage)
         except OSError as error:
             raise OutputError(

@@ -88,6 +88,9 @@ def _add_run(actions: Any) -> None:
     parser.add_argument(
         "--listen", type=int, default=3, metavar="N", help="songs of which the report has a page to hear (default: 3)"
     )
+    parser.add_argument(
+        "--partial", action="store_true", help="separate what is there of files that are damaged or cut off"
+    )
     add_engine_options(parser)
 
     stems = parser.add_argument_group("stems")

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .._io import reporting_write_errors
 from ..audio import AudioWriter, Tags
 from ..config import MetaTasNetConfig
 from ..errors import OutputError
@@ -141,15 +140,12 @@ class StemFiles:
         return cls(paths, writers)
 
     def write(self, unscaled: Unscaled, recipe: Recipe, consistent: bool, rate: int, reporter: Reporter) -> list[str]:
-        """Write all outputs, in memory for one block; return warnings.
+        """Write all outputs into folders that exist, in memory for one block; return warnings.
 
         Raises:
             OutputError: if a file cannot be written.
         """
         with contextlib.ExitStack() as stack:
-            for path in self.paths.values():
-                with reporting_write_errors(path.parent, OutputError):
-                    path.parent.mkdir(parents=True, exist_ok=True)
             for writer in self.writers.values():
                 stack.enter_context(writer)
             done = 0

@@ -18,9 +18,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from .._io import reporting_write_errors
 from ..audio import closest_subtype, open_audio, read_tags
 from ..backends import Choice, Request, resolve
-from ..errors import ConfigError
+from ..errors import ConfigError, OutputError
 from ..model import default_model, load_checkpoint
 from ..model.methods import NetworkMethods
 from ..precision import Precision
@@ -309,6 +310,9 @@ class Separator:
         warnings: list[str] = []
         reporter = Reporter(self.progress)
         unscaled = self._run(recording, Budget(SPOOL_BYTES), reporter, warnings)
+        for path in files.paths.values():
+            with reporting_write_errors(path.parent, OutputError):
+                path.parent.mkdir(parents=True, exist_ok=True)
         warnings += files.write(unscaled, recipe, self.mixture_consistency, recording.sample_rate, reporter)
         reporter.finish()
         return self._result(recording, unscaled, {}, files.paths, began, [*notes, *warnings])

@@ -177,6 +177,7 @@ def test_a_destination_that_vanishes_stops_the_run_and_is_not_made_again(
     assert "was removed or unmounted" in ended.reason and str(out) in ended.reason
     assert "gone" in ended.failures and results(out) == []
     assert Destination(str(out)).is_gone()  # no report is written there
+    assert vanish is moved_away or not out.exists()
     kept = out.with_name("elsewhere")
     done = sum(row.status is Status.done for row in seen)
     # One that was being published when the folder went is where the others are.

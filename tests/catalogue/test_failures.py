@@ -77,15 +77,27 @@ def test_what_one_format_cannot_hold_is_tried_once_and_done_in_another(tmp_path:
     assert run(tmp_path / "out", song, format="wav")["nine"].status is Status.done
 
 
+def test_a_file_that_is_cut_off_fails_or_is_separated_as_far_as_it_goes(tmp_path: Path) -> None:
+    path = tmp_path / "half.wav"
+    whole = write_song(path, 1.0).read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    failed = run(tmp_path / "out", songs_of(path))["half"]
+    assert (
+        failed.failure is Failure.decode and failed.error and "(partial)" in failed.error and "--partial" in failed.hint
+    )
+    done = run(tmp_path / "out", songs_of(path), partial=True)["half"]
+    assert done.status is Status.done and any("could be decoded" in text for text in done.warnings)
+
+
 def test_what_is_lasting_is_tried_once_and_what_may_pass_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[str] = []
     opened = pipeline_module.open_audio
 
-    def flaky(path: Path) -> Any:
+    def flaky(path: Path, **how: Any) -> Any:
         tried.append(path.stem)
         if path.stem == "flaky" and tried.count("flaky") < 3:
             raise TimeoutError("the disk sleeps")
-        return opened(path)
+        return opened(path, **how)
 
     monkeypatch.setattr(pipeline_module, "open_audio", flaky)
     monkeypatch.setattr(pipeline_module, "PAUSE", 0.01)
@@ -98,7 +110,7 @@ def test_what_is_lasting_is_tried_once_and_what_may_pass_again(tmp_path: Path, m
 
 
 def test_attempts_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def never(path: Path) -> Any:
+    def never(path: Path, **how: Any) -> Any:
         raise TimeoutError("the disk sleeps")
 
     monkeypatch.setattr(pipeline_module, "open_audio", never)
@@ -122,12 +134,12 @@ def test_a_file_that_grows_while_it_is_read_is_tried_again(tmp_path: Path, monke
     path = write_song(tmp_path / "a.wav", 0.2)
     opened, times = pipeline_module.open_audio, []
 
-    def growing(name: Path) -> Any:
+    def growing(name: Path, **how: Any) -> Any:
         times.append(name)
         if len(times) == 1:
             with open(path, "ab") as file:
                 file.write(b"more")
-        return opened(name)
+        return opened(name, **how)
 
     monkeypatch.setattr(pipeline_module, "open_audio", growing)
     monkeypatch.setattr(pipeline_module, "PAUSE", 0.01)
@@ -176,7 +188,7 @@ def test_a_copy_ends_as_its_address_does(name: str, ending: str) -> None:
         (OSError(errno.EROFS, os.strerror(errno.EROFS)), Failure.write),
         (AudioFormatError("a.wav would exceed the 4 GiB that a WAV file can hold; write flac."), Failure.does_not_fit),
         (AudioWriteError("no room"), Failure.write),
-        (MissingDependencyError("install it"), Failure.unknown),
+        (MissingDependencyError("install it"), Failure.missing_package),
         (KeyError("x"), Failure.unknown),
     ],
 )

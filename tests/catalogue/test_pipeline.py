@@ -152,10 +152,10 @@ def test_songs_are_read_and_written_while_the_device_works(tmp_path: Path, monke
         events[mine].set()
         assert events[other].wait(60), f"{mine}, but not together with: {other}"
 
-    def read(path: Path) -> Any:
+    def read(path: Path, **how: Any) -> Any:
         if next(reads) == 2:
             meet("second read", "device works")
-        return opened(path)
+        return opened(path, **how)
 
     def write(*args: Any) -> Any:
         if next(writes) == 1:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from metatasnet_fast._terminal import handling
 from metatasnet_fast.catalogue import Event, Failure, Notice, Settings, Song, SongEnded, Status, WorkerLoad
 from metatasnet_fast.catalogue.cores import available_cores
 from metatasnet_fast.catalogue.destination import Destination
@@ -88,6 +89,23 @@ def test_a_ray_that_does_not_come_up_is_one_sentence(tmp_path: Path, monkeypatch
     monkeypatch.setattr("ray.init", init)
     with pytest.raises(ConfigError, match="Ray cannot be started on this machine .The current node timed out"):
         run_ray([], Settings(model="none"), str(tmp_path / "out"))
+
+
+def test_ctrl_c_is_heard_while_ray_starts_and_left_by_what_it_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard, masks = threading.Event(), []
+
+    def init(**options: object) -> None:
+        masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, set()))
+        os.kill(os.getpid(), signal.SIGINT)
+        assert heard.wait(20), "nothing was heard before Ray had started"
+        raise Exception("that is all.")
+
+    monkeypatch.setattr("ray.init", init)
+    with handling({signal.SIGINT: lambda number, frame: heard.set()}), pytest.raises(ConfigError, match="that is all"):
+        run_ray([], Settings(model="none"), str(tmp_path / "out"))
+    assert signal.SIGINT in masks[0], "Ray's processes would end at once"
 
 
 @pytest.mark.parametrize("unsent", [False, True], ids=["refused", "none to send"])

@@ -20,7 +20,7 @@ from metatasnet_fast.catalogue import Failure, Outcome, Song, Status
 from metatasnet_fast.catalogue import survey as survey_module
 from metatasnet_fast.catalogue.destination import Destination, song_folder
 from metatasnet_fast.catalogue.result import Result, is_result
-from metatasnet_fast.catalogue.staging import Staging, remove_abandoned
+from metatasnet_fast.catalogue.staging import Staging, claim, remove_abandoned
 from metatasnet_fast.catalogue.storage import open_storage
 from metatasnet_fast.catalogue.survey import Finding, survey, verify
 from metatasnet_fast.catalogue.worker import Worker
@@ -232,6 +232,15 @@ def test_a_worker_that_ends_without_a_word_is_waited_for_and_swept(tmp_path: Pat
         assert len(list((tmp_path / ".staging").iterdir())) == 2
         remove_abandoned(storage, patience=3.0)
         assert list((tmp_path / ".staging").iterdir()) == [mine.path]
+
+
+def test_a_claim_whose_owner_was_killed_goes_with_the_run_and_a_live_one_stays(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
+    with claim(storage, "alive") as claimed:
+        assert claimed
+        (tmp_path / ".claims" / "killed").touch()
+        remove_abandoned(storage)
+        assert [path.name for path in (tmp_path / ".claims").iterdir()] == ["alive"]
 
 
 def test_in_object_stores_too(album: list[Path], tmp_path: Path) -> None:

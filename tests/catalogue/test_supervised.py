@@ -20,10 +20,10 @@ POISONED = """
 import os, signal, sys
 from metatasnet_fast.catalogue import pipeline, worker
 before = pipeline.open_audio
-def open_audio(path):
+def open_audio(path, **how):
     if "poison" in str(path):
         os.kill(os.getpid(), signal.{signal})
-    return before(path)
+    return before(path, **how)
 pipeline.open_audio = open_audio
 sys.exit(worker.main())
 """
@@ -166,3 +166,33 @@ def test_songs_are_not_blamed_for_a_machine_that_is_lost(tmp_path: Path) -> None
     songs = [Song(str(i), f"{i}.wav") for i in range(5)]
     worker = SupervisedWorker(Order(settings(tmp_path), str(tmp_path / "out")), start=LosingMachine)
     assert {id for id, row in by_id(list(worker.process(songs))).items() if row.status is Status.done} == set("01234")
+
+
+class DyingProcess:
+    """A process that has ended, the first one with a song that it had begun; the fourth stays alive."""
+
+    made = 0
+
+    def __init__(self, order: object) -> None:
+        DyingProcess.made += 1
+        self._messages: list[object] = [Ready(1, "key")] if DyingProcess.made in (1, 4) else [Gone("exit code 1")]
+
+    def send(self, message: object) -> None:
+        if isinstance(message, Song):
+            last = SongEnded(Outcome(message.id, message.uri, Status.done, "key"))
+            self._messages += [
+                SongStarted(message.id, message.uri),
+                last if DyingProcess.made == 4 else Gone("SIGKILL"),
+            ]
+
+    def receive(self, seconds: float) -> object:
+        return self._messages.pop(0) if self._messages else None
+
+    def kill(self) -> None:
+        pass
+
+
+def test_an_end_with_a_song_is_no_failed_start(tmp_path: Path) -> None:
+    worker = SupervisedWorker(Order(settings(tmp_path), str(tmp_path / "out")), start=DyingProcess)
+    (done,) = worker.process([Song("a", "a.wav")])
+    assert done.status is Status.done and DyingProcess.made == 4
