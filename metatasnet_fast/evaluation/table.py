@@ -192,7 +192,10 @@ def caveats(tracks: Sequence[TrackScores]) -> list[str]:
         track.name for track in tracks if track.targets and not any(len(track.counted(s, "SDR")) for s in track.targets)
     ]
     if void:
-        sentences.append(f"Without a single frame that counts (a stem is silent): {', '.join(void)}.")
+        sentences.append(
+            "Without a single frame whose SDR counts (a stem is silent, or an estimate equals its true stem, which makes "
+            f"the SDR infinite): {', '.join(void)}."
+        )
     return sentences
 
 

@@ -148,6 +148,8 @@ def open_tracks(path: str | os.PathLike[str], subset: str | None = None) -> list
     Raises:
         EvaluationError: if there are none.
     """
+    if not os.fspath(path):
+        raise EvaluationError("The path is empty. Name a track, or a folder of tracks, `.` for this one.")
     root = Path(path) if subset is None else Path(path) / subset
     if root.is_file():
         if root.name.endswith(STEM_MP4):

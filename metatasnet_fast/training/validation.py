@@ -90,7 +90,7 @@ def validation_tracks(tracks: Sequence[Track], config: MetaTasNetConfig) -> list
     found = [track for track in tracks if track.samples(stage.sampling_rate) >= stage.shortest + stage.W]
     if not found:
         raise TrainingDataError(
-            f"None of the {len(tracks)} tracks to validate on can be separated: prepare the cache with some, or train with "
+            f"Of {len(tracks)} tracks to validate on none is long enough: prepare the cache with some, or train with "
             "--validate_every 0."
         )
     if not any(any(track.counts) for track in found):

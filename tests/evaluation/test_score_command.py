@@ -276,6 +276,7 @@ def test_parquet_and_pandas_hold_the_same_rows(two_tracks: tuple[Path, Path], tm
     ("argv", "said"),
     [
         (["score", "absent", "absent"], "There is no file or folder absent"),
+        (["score", "", "absent"], "The path is empty"),
         (["score", "one"], "Name REFERENCES and ESTIMATES"),
         (["score", "compare", "absent", "absent"], "No scores in absent"),
     ],

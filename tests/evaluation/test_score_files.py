@@ -165,6 +165,13 @@ def test_a_silent_stem_is_named() -> None:
     assert any("Without a single frame" in sentence and "track" in sentence for sentence in caveats([track]))
 
 
+def test_perfect_estimates_are_not_called_silent() -> None:
+    references, _ = music(3000)
+    track = evaluate_track(references, references, name="track", sample_rate=1000)
+    assert not any("silent from end to end" in note.lower() for note in track.notes)
+    assert any("equals its true stem" in sentence for sentence in caveats([track]))
+
+
 def test_estimates_without_a_reference_are_errors() -> None:
     references, estimates = music(3000)
     with pytest.raises(EvaluationError, match="no reference for piano"):
