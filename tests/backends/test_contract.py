@@ -20,16 +20,29 @@ from tests.backends.cpu_support import (
     separate,
     stage_parameters,
 )
-from tests.backends.cuda_support import EMULATED
+from tests.backends.cuda_support import EMULATED, EMULATED_WGMMA
 from tests.support import FLOOR, TINY, relative_error
 
 STAGE = TINY.stage(1)
 BACKENDS = {backend.name: backend for backend in (CPU, EMULATED)}
 SERVED = [
     pytest.param(backend, precision, id=f"{backend.name}, {precision.value}")
-    for backend, precisions in ((CPU, ("float32", "bfloat16")), (EMULATED, ("float32", "tf32", "bfloat16")))
+    for backend, precisions in (
+        (CPU, ("float32", "bfloat16")),
+        (EMULATED, ("float32", "tf32", "bfloat16")),
+        (EMULATED_WGMMA, ("bfloat16",)),
+    )
     for precision in map(Precision, precisions)
 ]
+SIGNALS = {
+    "silence": lambda t: torch.zeros_like(t),
+    "direct current": lambda t: torch.full_like(t, 0.7),
+    "a clipped square wave": lambda t: (t * 440 * 6.2832).sin().sign(),
+    "one click": lambda t: (t == t[100]).float(),
+    "hardly anything": lambda t: 1e-20 * (t * 1000).sin(),
+    "much too loud": lambda t: 1e4 * (t * 1000).sin(),
+    "half silence": lambda t: (t > t[len(t) // 2]) * (t * 1000).sin(),
+}
 
 pytestmark = needs_the_module
 
@@ -58,6 +71,63 @@ def test_zero_frames_give_empty_results(backend: Backend, precision: Precision) 
         latent, partial = torch.randn(n, STAGE.N, 0), torch.randn(n, 4, STAGE.N // 2, 0)
         assert backend.mask(prepared, latent, partial).shape == (n, 4, STAGE.N, 0)
         assert backend.decode(prepared, latent).shape == (n, 1, 0)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 11, 12, 13, 31, 33, 95, 96, 97, 127, 128, 129, 193, 300])
+def test_every_length_agrees_with_eager(backend: Backend, prepared: Any, frames: int) -> None:
+    """Shorter than a register tile, a warp's part, a tile, the dilation; and one more than each."""
+    generator = torch.Generator().manual_seed(frames)
+    latent = torch.randn(2, STAGE.N, frames, generator=generator)
+    partial = torch.randn(2, 4, STAGE.N // 2, frames, generator=generator)
+    eager = prepare(REFERENCE, STAGE, stage_parameters(recipe(TINY), 1))
+    exact = REFERENCE.mask(eager, latent, partial)
+    assert relative_error(backend.mask(prepared, latent, partial), exact) < 2e-5
+    signal = backend.decode(prepared, latent)
+    assert signal.shape == (2, 1, frames * STAGE.W)
+    assert relative_error(signal, REFERENCE.decode(eager, latent)) < FLOOR
+
+
+@pytest.mark.parametrize(("backend", "precision"), SERVED)
+def test_neighbours_in_the_batch_change_no_bit(backend: Backend, precision: Precision) -> None:
+    mixes = noise(TINY, 3, 1321)
+    together = separate(backend, TINY, recipe(TINY), mixes, precision)
+    for item in range(3):
+        alone = separate(backend, TINY, recipe(TINY), [m[item : item + 1] for m in mixes], precision)
+        assert all(torch.equal(a[item : item + 1], b) for a, b in zip(together, alone, strict=True))
+
+
+@pytest.mark.parametrize(("backend", "precision"), SERVED)
+@pytest.mark.parametrize("signal", SIGNALS)
+def test_unusual_signals_give_numbers(backend: Backend, precision: Precision, signal: str) -> None:
+    mixes = [SIGNALS[signal](torch.arange(1500 * 2**s) / (8000 * 2**s))[None, None] for s in range(3)]
+    for value in separate(backend, TINY, recipe(TINY), mixes, precision):
+        assert value.isfinite().all()
+
+
+@pytest.mark.parametrize(("backend", "precision"), SERVED)
+def test_silent_latents_stay_silent(backend: Backend, precision: Precision) -> None:
+    stage = TINY.stage(0)
+    prepared = prepare(backend, stage, stage_parameters(recipe(TINY), 0), precision)
+    masked = backend.mask(prepared, torch.zeros(1, stage.N, 300), None)
+    assert torch.equal(masked, torch.zeros(1, 4, stage.N, 300, dtype=masked.dtype))
+    signal = backend.decode(prepared, masked[0])
+    assert torch.equal(signal, torch.zeros(4, 1, 300 * stage.W, dtype=signal.dtype))
+
+
+def test_tiny_deviations_of_the_spectrogram_cost_no_precision(backend: Backend) -> None:
+    """Bins above 16 kHz hardly vary in real music: their stored deviation is about 1e-3."""
+    parameters = dict(stage_parameters(recipe(TINY), 0))
+    parameters["encoder.spectrogram.std"] = torch.full_like(parameters["encoder.spectrogram.std"], 1e-3)
+    mix = noise(TINY, 1, 4000)[0]
+    exact, eager, ours = (
+        each.encode(prepare(each, TINY.stage(0), parameters, precision), mix)
+        for each, precision in (
+            (REFERENCE, Precision.float64),
+            (REFERENCE, Precision.float32),
+            (backend, Precision.float32),
+        )
+    )
+    assert relative_error(ours, exact) <= max(FLOOR, 2 * relative_error(eager, exact))
 
 
 def test_strides_and_dtypes_of_the_inputs_change_no_bit(backend: Backend, prepared: Any) -> None:
