@@ -21,6 +21,17 @@ from tests.support import recipe_state
 CPU = CpuBackend()
 REFERENCE = ReferenceBackend()
 PRECISIONS = [Precision.float32, Precision.bfloat16]
+SIGNALS = {
+    "silence": lambda t: torch.zeros_like(t),
+    "direct current": lambda t: torch.full_like(t, 0.7),
+    "a clipped square wave": lambda t: (t * 440 * 6.2832).sin().sign(),
+    "one click": lambda t: (t == t[100]).float(),
+    "hardly anything": lambda t: 1e-20 * (t * 1000).sin(),
+    "much too loud": lambda t: 1e4 * (t * 1000).sin(),
+    "half silence": lambda t: (t > t[len(t) // 2]) * (t * 1000).sin(),
+}
+"""Waves by the time in seconds of each sample."""
+
 MODULE = native.load()
 ISAS = MODULE.cpu_isas() if MODULE else []
 NOT_HERE = MODULE.unusable_cpu_isas() if MODULE else {}

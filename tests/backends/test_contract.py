@@ -13,6 +13,7 @@ from metatasnet_fast.precision import Precision
 from tests.backends.cpu_support import (
     CPU,
     REFERENCE,
+    SIGNALS,
     needs_the_module,
     noise,
     prepare,
@@ -34,15 +35,6 @@ SERVED = [
     )
     for precision in map(Precision, precisions)
 ]
-SIGNALS = {
-    "silence": lambda t: torch.zeros_like(t),
-    "direct current": lambda t: torch.full_like(t, 0.7),
-    "a clipped square wave": lambda t: (t * 440 * 6.2832).sin().sign(),
-    "one click": lambda t: (t == t[100]).float(),
-    "hardly anything": lambda t: 1e-20 * (t * 1000).sin(),
-    "much too loud": lambda t: 1e4 * (t * 1000).sin(),
-    "half silence": lambda t: (t > t[len(t) // 2]) * (t * 1000).sin(),
-}
 
 pytestmark = needs_the_module
 

@@ -28,13 +28,14 @@ from tests.backends.cpu_support import (  # noqa: F401
     ISAS,
     PRECISIONS,
     REFERENCE,
+    SIGNALS,
     isa,
     needs_the_module,
     recipe,
     stage_parameters,
 )
 from tests.backends.test_cpu_golden import codec, masking
-from tests.backends.test_cpu_properties import SIGNALS, configs
+from tests.backends.test_cpu_properties import configs
 from tests.support import FLOOR, TINY, Golden, allowed, assert_parity, golden, recipe_state, relative_error
 
 pytestmark = needs_the_module

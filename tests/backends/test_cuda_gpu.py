@@ -13,11 +13,10 @@ from torch import Tensor
 from metatasnet_fast.backends.cuda import CudaBackend
 from metatasnet_fast.config import MetaTasNetConfig
 from metatasnet_fast.precision import Precision
-from tests.backends.cpu_support import REFERENCE, noise, prepare, recipe, separate, stage_parameters
+from tests.backends.cpu_support import REFERENCE, SIGNALS, noise, prepare, recipe, separate, stage_parameters
 from tests.backends.cuda_support import EMULATED, PRECISIONS
 from tests.backends.test_cpu_golden import codec
 from tests.backends.test_cuda_golden import limit
-from tests.backends.test_cuda_properties import SIGNALS
 from tests.support import FLOOR, TINY, assert_parity, golden, recipe_state, relative_error
 
 CUDA = CudaBackend()
