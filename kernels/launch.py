@@ -12,13 +12,16 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "TILE", "alignment", "register_limit", "channel_block", "column_tile", "exact_products", "launch",
+    "TILE", "alignment", "register_limit", "channel_block", "column_tile", "exact_products", "launch", "little_shared_memory",
     "operands_in_shared_memory", "power_of_two", "products", "strides",
 ]  # fmt: skip
 
 TILE = 128
 """Frames that one program handles, and over which one partial statistic is taken. Part of the contract between kernels:
 the number of frames behind a partial follows from its position, so it is not stored."""
+
+LITTLE = 99 * 1024
+"""Bytes of shared memory that a program may use on GPUs of compute capability 8.6, 8.9 and 12.0."""
 
 COMPILING = 1.0
 """Seconds from which a first launch has compiled its program, instead of reading it from Triton's cache."""
@@ -81,6 +84,19 @@ def operands_in_shared_memory(device: torch.device) -> bool:
 @functools.cache
 def _has_wgmma(device: torch.device) -> bool:
     return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device)[0] == 9
+
+
+def little_shared_memory(device: torch.device) -> bool:
+    """Return whether a program may use no more than 99 KiB of shared memory, as on NVIDIA's consumer cards, or less."""
+    return _shared_memory(device) <= LITTLE if recording is None else recording.capability in (86, 89, 120)
+
+
+@functools.cache
+def _shared_memory(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 2 * LITTLE
+    properties = torch.cuda.get_device_properties(device)
+    return int(getattr(properties, "shared_memory_per_block_optin", 0) or properties.shared_memory_per_block)
 
 
 @functools.cache

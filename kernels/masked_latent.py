@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import TILE, alignment, launch, operands_in_shared_memory, power_of_two, strides
+from .launch import TILE, alignment, launch, little_shared_memory, operands_in_shared_memory, power_of_two, strides
 from .mask_tail import PER_LN_2, shares
 from .statistics import new_statistics
 from .tile import prelu, slope_of
@@ -38,6 +38,8 @@ STATISTICS = {"BLOCK_C": 64, "num_warps": 4, "num_stages": 2}
 MASKS = {"BLOCK_T": 64, "BLOCK_C": 32, "num_warps": 4, "num_stages": 2}
 NARROW = 16
 """Channels where tensor cores take the first operand from registers."""
+SMALL = {"num_warps": 8, "num_stages": 1}
+"""With 99 KiB of shared memory the weights to come have no room beside x: more warps wait for them instead."""
 MOST_INSTRUMENTS = 4
 """Whose frames of x fit into shared memory."""
 
@@ -180,6 +182,8 @@ def masked_latent(
     channels, align = folded.shape[2], alignment(x, latent)
     y = torch.empty(n, instruments, frames, channels, dtype=x.dtype, device=x.device)
     chosen = MASKS if operands_in_shared_memory(x.device) else {**MASKS, "BLOCK_C": NARROW}
+    if little_shared_memory(x.device):
+        chosen = {**chosen, **SMALL}
     launch(
         masked_latent_kernel, n * -(-frames // MASKS["BLOCK_T"]), x,
         p_x=x, p_w=folded, p_bias=bias, p_slope=slope, p_affine=affine, p_latent=latent, p_y=y, T=frames,
