@@ -23,6 +23,9 @@ the number of frames behind a partial follows from its position, so it is not st
 LITTLE = 99 * 1024
 """Bytes of shared memory that a program may use on GPUs of compute capability 8.6, 8.9 and 12.0."""
 
+AMD_STAGES = 2
+"""Stages of a loop of products at most: with more, operands do not fit into the 64 KiB of shared memory of most AMD GPUs."""
+
 COMPILING = 1.0
 """Seconds from which a first launch has compiled its program, instead of reading it from Triton's cache."""
 
@@ -70,6 +73,8 @@ class Recording(NamedTuple):
     """Gets the kernel, the number of programs and the arguments."""
     capability: int
     """Compute capability that launchers choose for, without its point; 0 for none in particular."""
+    amd: str = ""
+    """Architecture of AMD's that they choose for, such as gfx942, if any."""
 
 
 recording: Recording | None = None
@@ -88,7 +93,9 @@ def _has_wgmma(device: torch.device) -> bool:
 
 def little_shared_memory(device: torch.device) -> bool:
     """Return whether a program may use no more than 99 KiB of shared memory, as on NVIDIA's consumer cards, or less."""
-    return _shared_memory(device) <= LITTLE if recording is None else recording.capability in (86, 89, 120)
+    if recording is not None:
+        return recording.capability in (86, 89, 120) or recording.amd not in ("", "gfx950")
+    return _shared_memory(device) <= LITTLE
 
 
 @functools.cache
@@ -99,23 +106,29 @@ def _shared_memory(device: torch.device) -> int:
     return int(getattr(properties, "shared_memory_per_block_optin", 0) or properties.shared_memory_per_block)
 
 
+def on_amd() -> bool:
+    """Return whether kernels are compiled for GPUs of AMD's."""
+    return torch.version.hip is not None if recording is None else recording.amd != ""
+
+
 @functools.cache
-def _has_tf32(device: torch.device) -> bool:
-    """Return whether a GPU multiplies in TF32: NVIDIA's do, of AMD's gfx942 alone, and Triton refuses it for others."""
-    return torch.version.hip is None or torch.cuda.get_device_properties(device).gcnArchName.startswith("gfx942")
+def _architecture(device: torch.device) -> str:
+    return str(torch.cuda.get_device_properties(device).gcnArchName).partition(":")[0]
 
 
 def products(tf32: bool, device: torch.device) -> str:
     """Return how float32 operands are multiplied: plainly where TF32 is not asked for or does not exist.
 
-    Operands of two bytes are not affected.
+    NVIDIA's GPUs have it, of AMD's gfx942 alone, and Triton refuses it for others. Operands of two bytes are not affected.
     """
-    return "tf32" if tf32 and _has_tf32(device) else "ieee"
+    if tf32 and on_amd():
+        tf32 = (_architecture(device) if recording is None else recording.amd) == "gfx942"
+    return "tf32" if tf32 else "ieee"
 
 
 def exact_products() -> str:
     """Float32 accuracy on the tensor cores where they can: three TF32 products, on NVIDIA's; else plain float32."""
-    return "ieee" if torch.version.hip else "tf32x3"
+    return "ieee" if on_amd() else "tf32x3"
 
 
 def register_limit(registers: int, x: Tensor, products: bool = True) -> dict[str, int]:
@@ -126,7 +139,7 @@ def register_limit(registers: int, x: Tensor, products: bool = True) -> dict[str
     """
     if products and not (x.dtype == torch.bfloat16 and operands_in_shared_memory(x.device)):
         return {}
-    return {} if torch.version.hip else {"maxnreg": registers}
+    return {} if on_amd() else {"maxnreg": registers}
 
 
 def alignment(*activations: Tensor | None) -> int:
@@ -151,6 +164,8 @@ def launch(kernel: Any, programs: int, device_of: Tensor, **arguments: Any) -> N
     """Start ``programs`` programs of ``kernel`` on the device of a tensor; nothing to do is no error."""
     if programs == 0:
         return
+    if on_amd() and arguments.get("num_stages", 0) > AMD_STAGES:
+        arguments["num_stages"] = AMD_STAGES
     if recording is not None:
         recording.write(kernel, programs, arguments)
         return

@@ -67,14 +67,15 @@ class TorchCall:
 
 
 @contextlib.contextmanager
-def recorded(write: Callable[[Launch], object], capability: int = 0) -> Iterator[None]:
+def recorded(write: Callable[[Launch], object], capability: int = 0, amd: str = "") -> Iterator[None]:
     """While this lasts, launchers hand their launches to ``write`` instead of starting them.
 
-    They choose as on a GPU of that compute capability, without its point; 0 for none in particular.
+    They choose as on a GPU of that compute capability, without its point, or of that architecture of AMD's; 0 and an empty
+    text for none in particular.
     """
     before = launching.recording
     launching.recording = launching.Recording(
-        lambda kernel, programs, arguments: write(Launch(kernel, arguments, programs)), capability
+        lambda kernel, programs, arguments: write(Launch(kernel, arguments, programs)), capability, amd
     )
     try:
         yield
@@ -143,10 +144,10 @@ def source(launch: Launch) -> tuple[ASTSource, dict[str, int]]:
     return ASTSource(launch.kernel, signature, constants, attributes), options
 
 
-def compiled(launch: Launch, capability: int) -> CompiledKernel:
-    """The kernel in the code of an NVIDIA GPU, from Triton's cache where it is there."""
+def compiled(launch: Launch, gpu: int | GPUTarget) -> CompiledKernel:
+    """The kernel in the code of a GPU, NVIDIA's by its compute capability, from Triton's cache where it is there."""
     what, options = source(launch)
-    return triton.compile(what, target=GPUTarget("cuda", capability, 32), options=options)
+    return triton.compile(what, target=GPUTarget("cuda", gpu, 32) if isinstance(gpu, int) else gpu, options=options)
 
 
 def distinct(launches: Sequence[Launch]) -> list[Launch]:

@@ -10,10 +10,13 @@ import pytest
 
 @pytest.fixture
 def launches(request: pytest.FixtureRequest) -> Iterator[list[Any]]:
-    """Record the kernels that launchers start during a test, on a GPU of the test's ``capability`` if it has one."""
+    """Record the kernels that launchers start during a test, as on the test's ``target`` if it has one."""
     from metatasnet_fast.kernels.recording import recorded
+
+    from .compiling import TARGETS
 
     found: list[Any] = []
     callspec = getattr(request.node, "callspec", None)
-    with recorded(found.append, callspec.params.get("capability", 0) if callspec else 0):
+    target = callspec.params.get("target") if callspec else None
+    with TARGETS[target].recorded(found.append) if target else recorded(found.append):
         yield found
