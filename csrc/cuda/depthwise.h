@@ -54,7 +54,7 @@ struct Depthwise {
     } else {
       convolve<false>(block, args, in, out, begin, weight, offset, y);
     }
-    finish_channels<threads>(block, args.statistics, y);
+    finish_channels<threads, Element>(block, args.statistics, y);
   }
 
  private:

@@ -52,8 +52,8 @@ class MaskingRun {
     const bool shared = input.instrument == 0;
     const int n_ld = padded(s_.N), partial_ld = padded(s_.partial), in_ld = padded(s_.N + s_.partial);
     NormArgs norm = norm_of(s_.N + s_.partial, w_.norm_1, buffers_.affine);
-    norm.sources[0] = parts(buffers_.latent_moments, s_.N, 0, kChannels, shared ? s_.instruments : 1);
-    norm.sources[1] = parts(buffers_.partial_moments, s_.partial, s_.N, kChannels, 1);
+    norm.sources[0] = parts(buffers_.latent_moments, s_.N, 0, SourceMoments<Arithmetic>::columns, shared ? s_.instruments : 1);
+    norm.sources[1] = parts(buffers_.partial_moments, s_.partial, s_.N, SourceMoments<Arithmetic>::columns, 1);
     moments(input, norm, 0);
     if (s_.partial) moments(partial, norm, 1);
     launch<Norm>(stream_, {units_}, 0, norm);
@@ -107,7 +107,7 @@ class MaskingRun {
                             hidden(index),
                             hidden_ld_,
                             statistics(s_.H, kChannels, block.norm_2, buffers_.affine_2)};
-    launch<Depthwise<Element>>(stream_, {tiles_, h_ld / kChannels, units_}, MomentsSpace<kChannels>::bytes, depthwise);
+    launch<Depthwise<Element>>(stream_, {tiles_, h_ld / kChannels, units_}, kChannelsSpace<Element>, depthwise);
 
     // The block's res_out, except in the last block. Its skip_out is done later, for all blocks together.
     const bool last = index + 1 == s_.blocks();
@@ -201,8 +201,8 @@ class MaskingRun {
     const int ld = padded(source.channels), units_of = norm.sources[0].units_of;
     const Statistics own{buffers_.arrived, true, norm};
     const SourceMomentsArgs args{s_.instruments / units_of, frames_, source, ld, slopes_.input, own};
-    launch<SourceMoments<Arithmetic>>(stream_, {tiles_, ld / kChannels, units_ / units_of},
-                                      MomentsSpace<kChannels>::bytes, args);
+    using Kernel = SourceMoments<Arithmetic>;
+    launch<Kernel>(stream_, {tiles_, norm.sources[0].parts, units_ / units_of}, Kernel::shared_bytes, args);
   }
 
   // Describe the moments that a pass writes, whose blocks have `columns` channels each.

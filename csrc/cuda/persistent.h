@@ -12,8 +12,7 @@
 // have the same norm, and every run has the same bits. Which rows a thread block owns depends on the numbers of frames and of
 // instruments alone. The depthwise convolution is on tensor cores too: a tap is a product with a diagonal matrix.
 //
-// Moments are sums on tensor cores: the diagonal of h^T h is the sums of squares, and h^T times ones the sums. Products of bfloat16 are
-// exact, and so are sums of one value over up to 256 frames: the deviations of a constant are 0 but for float64's rounding.
+// Moments are sums on tensor cores (moments.h).
 //
 // Bytes per frame and channel: x 4 once, out 2 in each block; d frames at each end of a thread block's rows 4. FLOPs per unit:
 // 4 T H B for each block. Shared memory 212 KiB, 160 registers, one block of 384 threads. Predicted on an H100: 150 us for two
@@ -21,8 +20,7 @@
 // Source: Samuel et al. 2020, section 2; original model/mask_tcn.py.
 #pragma once
 
-#include "cuda/launch.h"
-#include "cuda/norm.h"
+#include "cuda/wgmma.h"
 #include "cuda/workspace.h"
 
 namespace metatasnet::METATASNET_DEVICES {
@@ -136,7 +134,7 @@ struct PersistentBlocks {
       block.sync();  // a is complete, and the weights have been read
       if (block.thread() == 0 && !last) load_weights(block, args, args.mix, i);
       share_borders(block, args, numbers.dilation, first, rows);
-      add_up(block, rows, 16 * pitch, [&](int row, int unit) { return a_place(row, unit); });
+      add_up_rows(block, rows, 16 * pitch, [&](int row, int unit) { return a_place(row, unit); });
       block.sync();
       const Norm norm_1(block, args, args.norm_1, args.taps, i);
       meet(block, args, 0, 2 * i + 1);
@@ -146,7 +144,7 @@ struct PersistentBlocks {
       block.forget();
       depthwise(block, args, numbers, first, rows);
       block.sync();
-      add_up(block, rows, 16 * kRowBytes, [&](int row, int unit) { return operand_place(row, unit); });
+      add_up_rows(block, rows, 16 * kRowBytes, [&](int row, int unit) { return operand_place(row, unit); });
       block.sync();
       const Norm norm_2(block, args, args.norm_2, nullptr, i);
       meet(block, args, 1, 2 * i + 2);
@@ -228,21 +226,6 @@ struct PersistentBlocks {
     }
   }
 
-  // Stores the pairs of 16 rows that a warp has: pair(j, h) of its row `first` + lane / 4 + 8 h, channels 8 j on; place(row, j)
-  // is that of eight channels. Rows that are not there become 0.
-  template <int fragments, class Pair, class Where>
-  static METATASNET_DEVICE void store_rows(Block& block, int first, int rows, Pair pair, Where place) {
-    const int lane = block.lane(), row = first + lane % 16;
-#pragma unroll
-    for (int j = 0; j < fragments; j += 2) {
-      block.store_matrices({pair(j, 0), pair(j, 1), pair(j + 1, 0), pair(j + 1, 1)}, place(row, j + lane / 16));
-    }
-    block.sync_warp();
-    if (row < rows) return;
-#pragma unroll
-    for (int j = 0; j < fragments; j += 2) store_words(block.shared() + place(row, j + lane / 16), Words{});
-  }
-
   // x as the operand of conv1d; rows that are not there stay 0.
   template <int fragments>
   static METATASNET_DEVICE void store_operand(Block& block, int rows, const float (&x)[fragments][4]) {
@@ -320,36 +303,12 @@ struct PersistentBlocks {
     }
   }
 
-  // The sums of all rows of each channel, and of the squares; a warp has 16 channels. `place` is that of a row's eight
-  // channels, and sixteen rows on they are `step` bytes further.
+  // The sums of all rows of each channel, and of the squares; a warp has 16 channels.
   template <class Where>
-  static METATASNET_DEVICE void add_up(Block& block, int rows, int step, Where place) {
-    constexpr std::uint32_t kOnes = 0x3f803f80;
-    const int warp = block.warp(), lane = block.lane();
+  static METATASNET_DEVICE void add_up_rows(Block& block, int rows, int step, Where place) {
+    const int warp = block.warp();
     if (warp >= channels / 16) return;
-    // Matrices of 8 frames by 8 channels: as A, channels change before frames; as B, frames before channels.
-    int as_a = place(lane / 16 * 8 + lane % 8, 2 * warp + lane / 8 % 2);
-    int as_b = place(lane % 16, 2 * warp + lane / 16);
-    float sum[4] = {}, squares[2][4] = {};
-#pragma unroll 2
-    for (int row = 0; row < rows; row += 16) {
-      std::uint32_t a[4], b[4];
-      block.load_transposed(a, as_a);
-      block.load_transposed(b, as_b);
-      block.mma_bfloat16(sum, a, {kOnes, kOnes});
-      block.mma_bfloat16(squares[0], a, {b[0], b[1]});
-      block.mma_bfloat16(squares[1], a, {b[2], b[3]});
-      as_a += step;
-      as_b += step;
-    }
-    // The squares of channel c are in row c, column c, on the diagonal: for the upper eight of squares[1].
-    const int channel = d_row(lane, 0);
-    if (d_column(lane, 0) != (channel & ~1)) return;
-    float* const to = sums(block) + 16 * warp + channel;
-    to[0] = sum[0];
-    to[8] = sum[2];
-    to[channels] = channel % 2 ? squares[0][1] : squares[0][0];
-    to[channels + 8] = channel % 2 ? squares[1][3] : squares[1][2];
+    add_up(block, rows, step, [&](int row, int half) { return place(row, 2 * warp + half); }, sums(block) + 16 * warp, channels);
   }
 
   // Publishes the moments of this thread block's rows, and what it has published before, and waits until all of the

@@ -18,31 +18,70 @@ struct SourceMomentsArgs {
   Statistics statistics;
 };
 
-// Grid: tiles of frames, groups of 32 channels, units.
+// Grid: tiles of frames, groups of `columns` channels, units.
 template <class Arithmetic>
 struct SourceMoments {
   using Args = SourceMomentsArgs;
   static constexpr int threads = kRowWarps * kWarp;
   static constexpr int blocks = 4;
+  static constexpr bool stored = std::is_same_v<Arithmetic, InBfloat16>;  // the values are as they are stored
+  static constexpr int columns = stored ? 2 * kChannels : kChannels;
+  static constexpr int shared_bytes = stored ? StoredTile<columns>::bytes : MomentsSpace<columns>::bytes;
 
   static METATASNET_DEVICE void run(Block& block, const Args& args) {
-    using Element = typename Arithmetic::Element;
-    const int unit = block.z(), lane = block.lane(), part = lane % 4;
+    if constexpr (stored) {
+      activate(block, args);
+      finish_stored<threads, columns>(block, args.statistics, block.z(), block.x(), block.y());
+    } else {
+      bring(block, args);
+    }
+  }
+
+ private:
+  using Element = typename Arithmetic::Element;
+
+  // The first frame of this block, at channel `channel`.
+  static METATASNET_DEVICE const Element* source_at(const Block& block, const Args& args, int channel) {
+    const int item = block.z() / args.instruments, instrument = block.z() % args.instruments;
+    return static_cast<const Element*>(args.source.data) + item * args.source.item + instrument * args.source.instrument +
+           std::int64_t{block.x()} * kTile * args.source.row + channel;
+  }
+
+  // The tile in shared memory, activated; a thread has eight channels of every 16th row.
+  static METATASNET_DEVICE void activate(Block& block, const Args& args) {
+    constexpr int kRowUnits = columns / 8, kApart = threads / kRowUnits, kEach = kTile / kApart;
+    const int row = block.thread() / kRowUnits, unit = block.thread() % kRowUnits, channel = block.y() * columns + 8 * unit;
+    const int rows = channel < args.source.channels ? frames_from(args.frames, std::int64_t{block.x()} * kTile, kTile) : 0;
+    const Element* const from = source_at(block, args, channel) + row * args.source.row;
+    Words words[kEach] = {};
+#pragma unroll
+    for (int j = 0; j < kEach; ++j) {
+      if (row + kApart * j < rows) words[j] = load_words(from + kApart * j * args.source.row);
+    }
+    char* const to = block.shared() + StoredTile<columns>::place(row, unit);
+#pragma unroll
+    for (int j = 0; j < kEach; ++j) {
+#pragma unroll
+      for (std::uint32_t& word : words[j].word) word = Arithmetic::template operand<true>(word, args.slope);
+      store_words(to + kApart * j * StoredTile<columns>::pitch, words[j]);
+    }
+  }
+
+  static METATASNET_DEVICE void bring(Block& block, const Args& args) {
+    const int lane = block.lane(), part = lane % 4;
     const int channel = block.y() * kChannels + part * 8;
     const std::int64_t begin = static_cast<std::int64_t>(block.x()) * kTile;
-    const auto* source = static_cast<const Element*>(args.source.data) +
-                         unit / args.instruments * args.source.item +
-                         unit % args.instruments * args.source.instrument + channel;
+    const Element* const source = source_at(block, args, channel);
     Eight y[4] = {};
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      const std::int64_t t = begin + block.warp() * kWarpRows + 8 * j + lane / 4;
-      if (t >= args.frames || channel >= args.source.channels) continue;
-      y[j] = load_eight(source + t * args.source.row);
+      const int row = block.warp() * kWarpRows + 8 * j + lane / 4;
+      if (begin + row >= args.frames || channel >= args.source.channels) continue;
+      y[j] = load_eight(source + row * args.source.row);
 #pragma unroll
       for (int c = 0; c < 8; ++c) y[j].v[c] = Arithmetic::rounded(prelu(y[j].v[c], args.slope));
     }
-    finish_channels<threads>(block, args.statistics, y);
+    finish_channels<threads, Element>(block, args.statistics, y);
   }
 };
 

@@ -189,6 +189,50 @@ class WgmmaPipeline {
   int chunks_, left_;  // of a tile; of all tiles, not yet multiplied
 };
 
+// Stores the pairs of 16 rows that a warp has: pair(j, h) of its row `first` + lane / 4 + 8 h, channels 8 j on; place(row, j)
+// is that of eight channels. Rows that are not there become 0.
+template <int fragments, class Pair, class Where>
+METATASNET_DEVICE void store_rows(Block& block, int first, int rows, Pair pair, Where place) {
+  const int lane = block.lane(), row = first + lane % 16;
+#pragma unroll
+  for (int j = 0; j < fragments; j += 2) {
+    block.store_matrices({pair(j, 0), pair(j, 1), pair(j + 1, 0), pair(j + 1, 1)}, place(row, j + lane / 16));
+  }
+  block.sync_warp();
+  if (row < rows) return;
+#pragma unroll
+  for (int j = 0; j < fragments; j += 2) store_words(block.shared() + place(row, j + lane / 16), Words{});
+}
+
+// Applies the PReLU and writes the results in bfloat16, 16 bytes at a time, from a StoredTile.
+METATASNET_DEVICE void write_stored(Block& block, const PointwiseArgs& args, const WgmmaAccumulators& sum, int unit,
+                                    std::int64_t first_frame, int first_output) {
+  using Sums = WgmmaAccumulators;
+  using Tile = StoredTile<kColumns>;
+  const int left = frames_from(args.frames, first_frame, kTile);
+#pragma unroll
+  for (int i = 0; i < kRowFragments; ++i) {
+    store_rows<Sums::fragments>(
+        block, Sums::row(block, i), left,
+        [&](int j, int h) {
+          return pack_bfloat16(prelu(sum.v[i][j][2 * h], args.slope), prelu(sum.v[i][j][2 * h + 1], args.slope));
+        },
+        [](int row, int j) { return Tile::place(row, j); });
+  }
+  block.sync();
+  constexpr int kRowUnits = kColumns / 8, kLines = Sums::threads / kRowUnits;  // of 16 bytes; rows at once
+  const int line = block.thread() / kRowUnits, channel = block.thread() % kRowUnits * 8;
+  if (line >= kLines || channel >= args.ld_out - first_output) return;
+  const char* from = block.shared() + Tile::place(line, channel / 8);
+  auto* out = static_cast<Bfloat16*>(args.out) + (unit * args.frames + first_frame + line) * args.ld_out + first_output + channel;
+#pragma unroll 4
+  for (int row = line; row < left; row += kLines) {
+    store_words(out, load_words(from));
+    from += kLines * Tile::pitch;
+    out += std::int64_t{kLines} * args.ld_out;
+  }
+}
+
 // Grid: tiles of frames, a multiple of `cluster`; tiles of outputs; units.
 template <From from>
 struct PointwiseWgmma {
@@ -199,7 +243,7 @@ struct PointwiseWgmma {
   static constexpr int threads = Sums::threads;
   static constexpr int blocks = 2;
   static constexpr int cluster = Pipeline::cluster, shared_bytes = Pipeline::shared_bytes;
-  static_assert(MomentsSpace<kColumns>::bytes <= shared_bytes);
+  static_assert(MomentsSpace<kColumns>::bytes <= shared_bytes && StoredTile<kColumns>::bytes <= shared_bytes);
 
   static METATASNET_DEVICE void run(Block& block, const Args& args) {
 #if METATASNET_HOPPER
@@ -215,11 +259,17 @@ struct PointwiseWgmma {
     if (first_frame() >= args.product.frames) return;
     if (from == From::frames_and_share) {
       add_share(block, args.product, block.z(), first_frame(), first_output(), sum);
+      block.sync();  // the positions have been read
     }
-    using Out = std::conditional_t<activates, float, Bfloat16>;
-    write_outputs<Out>(block, args.product, sum, block.z(), first_frame(), first_output());
-    if (from == From::frames_and_share || !args.product.statistics.wanted) return;
-    finish_outputs(block, args.product, sum, block.z(), block.x(), block.y());
+    if constexpr (activates) {
+      write_outputs<float>(block, args.product, sum, block.z(), first_frame(), first_output());
+      if (!args.product.statistics.wanted) return;
+      finish_outputs(block, args.product, sum, block.z(), block.x(), block.y());
+    } else {
+      write_stored(block, args.product, sum, block.z(), first_frame(), first_output());
+      if (from == From::frames_and_share || !args.product.statistics.wanted) return;
+      finish_stored<threads, kColumns>(block, args.product.statistics, block.z(), block.x(), block.y());
+    }
 #else
     __trap();  // never launched: the host asks for compute capability 9.0
 #endif
