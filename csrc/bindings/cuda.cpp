@@ -21,10 +21,12 @@ device::Sizes read_sizes(const py::dict& from) {
                                                   {"N", &s.N},         {"W", &s.W},       {"B", &s.B},
                                                   {"H", &s.H},         {"partial", &s.partial}, {"window", &s.window},
                                                   {"bank", &s.bank},   {"wide", &s.wide}, {"mels", &s.mels},
-                                                  {"n_fft", &s.n_fft}, {"hop", &s.hop}};
+                                                  {"n_fft", &s.n_fft}, {"hop", &s.hop},     {"turn", &s.turn}};
   for (const auto& [name, to] : numbers) *to = from[name].cast<int>();
   s.biased = from["biased"].cast<bool>();
   s.dilations = from["dilations"].cast<std::vector<int>>();
+  s.taps = from["taps"].cast<std::vector<int>>();
+  s.inputs = from["inputs"].cast<std::vector<int>>();
   return s;
 }
 

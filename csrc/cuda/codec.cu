@@ -104,7 +104,7 @@ void Stage::decode_in(const Stream& stream, std::int64_t n, std::int64_t frames,
     OverlapAddArgs add{};
     add.product = product(frames, weights_.filters, s.window, padded(s.wide), 1.0f, nullptr);
     add.product.source[0] = rows(buffers.wide, frames, s.wide);
-    add.overlap = {frames, s.window, s.W, (s.window - s.W) / 2, signal + first * frames * s.W};
+    add.overlap = {frames, s.window, s.W, (s.window - s.W) / 2, s.turn, outer_input(s), signal + first * frames * s.W};
     if (products_ == Products::wgmma) {
       launch_overlap_add_wgmma(stream, items, add);
       continue;

@@ -29,6 +29,8 @@ struct Sizes {
   int window = 0;       // taps of the longest filter
   int bank = 0;         // outputs of the encoder's filters
   int wide = 0;         // inputs of the decoder's filters
+  int turn = 0;         // the decoder's filters are stored from this tap on; the taps before it come last
+  std::vector<int> taps, inputs;  // of each of the decoder's filters, shorter ones first, their taps centred in the window
   int mels = 0;         // bottleneck inputs from the spectrogram; 0: the encoder has no spectrogram branch
   int n_fft = 0;        // samples of a spectrogram's frame; a power of two
   int hop = 0;

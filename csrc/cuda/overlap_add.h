@@ -4,9 +4,10 @@
 //   signal[u, s] = sum over t of frame[u, t, s + padding - t stride]
 //
 // A block has the frames that reach into its samples (the first `reach` of them are computed by its neighbour as well)
-// and adds each stride-wide part of them in turn, so no sample is written twice at once. Bytes per unit: T C read, T
-// stride written; the frames never leave the chip. FLOPs: 2 T C window. Source: Samuel et al. 2020, section 2.3;
-// original model/decoder.py.
+// and adds each stride-wide part of them in turn, so no sample is written twice at once. The first tile of taps is the middle of the
+// window, and what is stored after it are the outer taps, which only the longest filters have: their products begin at those filters'
+// inputs. Bytes per unit: T C read, T stride written; the frames never leave the chip. FLOPs: 2 T (160 C + (window - 160) C') with C'
+// inputs of the filters of more than 160 taps. Source: Samuel et al. 2020, section 2.3; original model/decoder.py.
 //
 // OverlapAddWgmma multiplies by wgmma, two tiles of slots in a cluster, and fits twice on a multiprocessor of an H100 for strides
 // up to 80.
@@ -22,6 +23,8 @@ METATASNET_BOTH inline int reach_of(int window, int stride) { return (window + s
 struct Overlapping {
   std::int64_t frames;
   int window, stride, padding;
+  int turn;       // tap that is stored first; after the window's last tap comes its first
+  int outer;      // the first input, a multiple of 64, that has taps beyond the first tile of them
   float* signal;  // (units, frames * stride)
 
   METATASNET_DEVICE int parts() const { return reach_of(window, stride) + 1; }
@@ -34,11 +37,15 @@ struct Overlapping {
     for (int i = block.thread(); i < slots() * stride; i += threads) samples[i] = 0.0f;
   }
 
-  // Adds the taps from `column` on of the tile's frames. All threads' samples are complete before and after.
+  // Adds the taps that are stored from `column` on, of the tile's frames. All threads' samples are complete before and after.
   template <class Sums>
   METATASNET_DEVICE void add(Block& block, int column, const Sums& sum, float* samples) const {
     const int parts = this->parts(), slots = this->slots();
-    for (int part = column / stride; part < parts && part * stride < column + kColumns; ++part) {
+    const int past = column + turn + kColumns < window + turn ? column + turn + kColumns : window + turn;
+    for (int from = column + turn; from < past;) {  // the taps of one part, counted on beyond the window
+      const int lap = from < window ? 0 : window, part = (from - lap) / stride, first = lap + part * stride;
+      const int last = lap ? past : window, count = last - first < stride ? last - first : stride;
+      from = first + count;
 #pragma unroll
       for (int i = 0; i < kRowFragments; ++i) {
 #pragma unroll
@@ -49,9 +56,8 @@ struct Overlapping {
           for (int j = 0; j < Sums::fragments; ++j) {
 #pragma unroll
             for (int c = 0; c < 2; ++c) {
-              const int tap = column + Sums::column(block) + kFragmentColumns * j + d_column(block.lane(), c);
-              const int at = tap - part * stride;
-              if (at >= 0 && at < stride && tap < window) samples[slot * stride + at] += sum.v[i][j][2 * h + c];
+              const int at = column + turn - first + Sums::column(block) + kFragmentColumns * j + d_column(block.lane(), c);
+              if (at >= 0 && at < count) samples[slot * stride + at] += sum.v[i][j][2 * h + c];
             }
           }
         }
@@ -86,6 +92,16 @@ inline std::size_t overlap_add_shared_bytes(int stride) {
 // Slots of `stride` samples that a block writes, counted with the padding before the signal; and the number of blocks
 // for them.
 inline int slots_of(int window, int stride) { return kTile - reach_of(window, stride); }
+// The first input, rounded down to a product's chunk, that has taps beyond the first tile of them as they are stored.
+inline int outer_input(const device::Sizes& s) {
+  const int before = s.turn, behind = s.window - kColumns - s.turn;  // taps on either side of the tile
+  int first = 0;
+  for (std::size_t i = 0; i < s.taps.size() && (s.window - s.taps[i]) / 2 >= (before > behind ? before : behind); ++i) {
+    first += s.inputs[i];
+  }
+  return first / 64 * 64;
+}
+
 inline int overlap_add_tiles(std::int64_t frames, int window, int stride) {
   const std::int64_t padding = (window - stride) / 2, slots = frames + (padding + stride - 1) / stride;
   return static_cast<int>((slots + slots_of(window, stride) - 1) / slots_of(window, stride));
@@ -106,7 +122,8 @@ struct OverlapAdd {
       Accumulators sum;
       pointwise_product<Arithmetic, From::frames, OverlapAddStages>(block, args.product, block.z(),
                                                                     overlap.first_frame(block), column, sum,
-                                                                    [](Accumulators& begin) { clear(begin); });
+                                                                    [](Accumulators& begin) { clear(begin); },
+                                                                    column ? overlap.outer : 0);
       overlap.add(block, column, sum, samples);
     }
     overlap.write<threads>(block, samples);
@@ -136,12 +153,12 @@ struct OverlapAddWgmma {
     auto* samples = reinterpret_cast<float*>(block.shared() + Pipeline::shared_bytes);
     overlap.begin<threads>(block, samples);
     const int tiles = (overlap.window + kColumns - 1) / kColumns;
-    Pipeline pipeline(block, args.operands, static_cast<int>(overlap.first_frame(block)), 0, tiles);
+    Pipeline pipeline(block, args.operands, static_cast<int>(overlap.first_frame(block)), 0, tiles, overlap.outer);
 #pragma unroll 1
     for (int tile = 0; tile < tiles; ++tile) {
       Pipeline::Sums sum;
       clear(sum);
-      pipeline.multiply(block, args.operands, sum);
+      pipeline.multiply(block, args.operands, sum, tile ? overlap.outer : 0);
       overlap.add(block, tile * kColumns, sum, samples);
     }
     overlap.write<threads>(block, samples);

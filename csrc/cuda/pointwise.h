@@ -111,17 +111,18 @@ METATASNET_DEVICE void load_signal(Block& block, int to, const PointwiseArgs& ar
 
 enum class From { frames, activated_frames, signal, frames_and_share };
 
-// `begin(sum)` sets the initial values of the sums.
+// `begin(sum)` sets the initial values of the sums. Frames are multiplied from channel `channel` on.
 template <class Arithmetic, From from, class Holds, class Begin>
 METATASNET_DEVICE void pointwise_product(Block& block, const PointwiseArgs& args, int unit, std::int64_t first_frame,
-                                         int first_output, Accumulators& sum, Begin begin) {
+                                         int first_output, Accumulators& sum, Begin begin, int channel = 0) {
   using Element = typename Arithmetic::Element;
   constexpr int kPerChunk = kChunkBytes / sizeof(Element);
   const WarpPlace place(block);
   const bool active = first_frame + place.row < args.frames && first_output + place.column < args.outputs;
-  const int chunks = args.ld_weights / kPerChunk;
+  const int chunks = (args.ld_weights - channel) / kPerChunk;
   auto weights =
       weight_copies<Element>(block, weights_of<Element>(args, unit), args.ld_weights, first_output, args.outputs);
+  weights.skip(channel / kPerChunk);
   const auto multiply = [&](auto load) {
     begin_loading<Holds>(block, 0, chunks, load);
     begin(sum);
@@ -136,6 +137,7 @@ METATASNET_DEVICE void pointwise_product(Block& block, const PointwiseArgs& args
     });
   } else {
     auto frames = frame_copies<Element>(block, args, args.source[0], unit, first_frame);
+    frames.skip(channel / kPerChunk);
     int left = padded(args.source[0].channels) / kPerChunk;  // chunks of the first source
     multiply([&](int stage) {
       if (from == From::activated_frames && left-- == 0) {

@@ -45,6 +45,11 @@ class RowCopies {
     for (int k = 0; k < kCount; ++k) exists_[k] = row + k * kApart >= low && row + k * kApart < high;
   }
 
+  METATASNET_DEVICE void skip(int chunks) {
+    from_ += chunks * kChunkBytes;
+    if (!whole) left_ -= chunks * kUnits;
+  }
+
   // Copies the next chunk of every row to `to` bytes after block.shared().
   METATASNET_DEVICE void load(Block& block, int to) {
 #pragma unroll

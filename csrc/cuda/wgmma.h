@@ -57,9 +57,10 @@ class WgmmaPipeline {
   static constexpr int shared_bytes = stages * stage_bytes + stages * 2 * 8;
   static_assert(frame_bytes % kSwizzleBytes == 0 && part_bytes % kSwizzleBytes == 0);
 
-  // Begins to copy; `tiles` of outputs from `first_output` on follow.
-  METATASNET_DEVICE WgmmaPipeline(Block& block, const WgmmaArgs& args, int first_frame, int first_output, int tiles)
-      : copies_(block, args, first_frame, first_output) {
+  // Begins to copy; `tiles` of outputs from `first_output` on follow. All but the first begin at channel `outer`.
+  METATASNET_DEVICE WgmmaPipeline(Block& block, const WgmmaArgs& args, int first_frame, int first_output, int tiles,
+                                  int outer = 0)
+      : copies_(block, args, first_frame, first_output, outer) {
     if (block.thread() == 0) {
 #pragma unroll
       for (int stage = 0; stage < stages; ++stage) {
@@ -70,15 +71,15 @@ class WgmmaPipeline {
     }
     block.sync_cluster();
     chunks_ = chunks_of(args.second) + chunks_of(args.product.ld_weights - args.second);
-    left_ = tiles * chunks_;
+    left_ = tiles * chunks_ - (tiles - 1) * (outer / channels);
     if (block.thread() == 0) {
 #pragma unroll 1
       for (int chunk = 0; chunk < stages - 1 && chunk < left_; ++chunk) copies_.next(block, args);
     }
   }
 
-  // sum += the product of the next tile of outputs.
-  METATASNET_DEVICE void multiply(Block& block, const WgmmaArgs& args, Sums& sum) {
+  // sum += the product of the next tile of outputs, which begins at `channel`.
+  METATASNET_DEVICE void multiply(Block& block, const WgmmaArgs& args, Sums& sum, int channel = 0) {
     const auto next = [&](auto count) {  // steps of the chunk
       constexpr int unit = kDescriptorBytes;
       const int at = ring_.stage * (stage_bytes / unit);
@@ -103,11 +104,12 @@ class WgmmaPipeline {
       if (block.lane() < cluster) block.arrive_at(empty(ring_.stage), block.lane());
       ring_.next();
     };
-    const int whole = activates ? chunks_ : args.product.ld_weights / channels;
+    const int chunks = chunks_ - channel / channels;
+    const int whole = activates ? chunks : (args.product.ld_weights - channel) / channels;
 #pragma unroll 1
     for (int chunk = 0; chunk < whole; ++chunk) next(std::integral_constant<int, steps>());
     // Half a chunk is left, because channels are stored in multiples of 32.
-    if (whole < chunks_) next(std::integral_constant<int, steps / 2>());
+    if (whole < chunks) next(std::integral_constant<int, steps / 2>());
   }
 
  private:
@@ -131,8 +133,8 @@ class WgmmaPipeline {
   // Asks for the stages of the tiles, one after the other; one thread does so.
   class Copies {
    public:
-    METATASNET_DEVICE Copies(const Block& block, const WgmmaArgs& args, int first_frame, int first_output)
-        : frame_(first_frame), output_(first_output) {
+    METATASNET_DEVICE Copies(const Block& block, const WgmmaArgs& args, int first_frame, int first_output, int outer)
+        : outer_(outer), frame_(first_frame), output_(first_output) {
       const int item = block.z() / args.product.instruments, instrument = block.z() % args.product.instruments;
       for (int i = 0; i < 2; ++i) unit_[i] = activates && args.shared[i] ? item : block.z();
       matrix_ = item * args.matrices_item + instrument * args.matrices_instrument;
@@ -154,13 +156,13 @@ class WgmmaPipeline {
       channel_ += channels;
       if (activates && first && channel_ > args.second) channel_ = args.second;
       if (channel_ < args.product.ld_weights) return;
-      channel_ = 0;
+      channel_ = outer_;
       output_ += kColumns;
     }
 
    private:
     Ring ring_;
-    int channel_ = 0, matrix_;  // channel of the weights
+    int channel_ = 0, outer_, matrix_;  // channel of the weights: now, where the next tile begins
     int unit_[2];               // of each source
     int frame_, output_;
   };

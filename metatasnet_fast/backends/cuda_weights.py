@@ -20,6 +20,9 @@ __all__ = ["pack", "persistent_arrays", "round_tf32", "sizes", "slopes", "spectr
 CHANNELS = 32
 """Channels are stored in multiples of this (``csrc/cuda/device.h``)."""
 
+OUTPUTS = 160
+"""Outputs of a product's tile (``csrc/cuda/tile.h``)."""
+
 
 def sizes(config: StageConfig) -> dict[str, Any]:
     """Return the sizes that ``CudaStage`` asks for."""
@@ -34,6 +37,9 @@ def sizes(config: StageConfig) -> dict[str, Any]:
         "window": max(config.kernel_sizes),
         "bank": len(config.kernel_sizes) * config.encoder_width,
         "wide": sum(config.decoder_widths),
+        "turn": _turn(config),
+        "taps": list(config.kernel_sizes),
+        "inputs": list(config.decoder_widths),
         "mels": config.num_mels,
         "n_fft": config.n_fft,
         "hop": config.hop,
@@ -78,7 +84,9 @@ def pack(weights: StageWeights, precision: Precision) -> dict[str, Tensor]:
         "encoder.bottleneck_1": stored(by_filter),
         "encoder.bottleneck_2": stored(encoder.bottleneck_2[:, :, 0]),
         "decoder.expansion": stored(decoder.bottleneck[:, :, 0].T),
-        "decoder.filters": stored(torch.cat([_centred(f[:, 0], window) for f in decoder.filters]).T),
+        "decoder.filters": stored(
+            torch.cat([_centred(f[:, 0], window) for f in decoder.filters]).T.roll(-_turn(config), 0)
+        ),
         "mask.mask_output": _padded(masking.mask_output.weight[..., 0]),
         **{f"mask.norm_{i}": _norm(getattr(masking, f"norm_{i}")) for i in (1, 2, 3, 4)},
     }
@@ -138,6 +146,14 @@ def spectrogram_arrays(weights: StageWeights) -> dict[str, Tensor]:
         "encoder.mel_bias": share.bias.float(),
     }
     return {name: _own(tensor) for name, tensor in found.items()}
+
+
+def _turn(config: StageConfig) -> int:
+    """Return the tap from which on the decoder's filters are stored.
+
+    The first tile of outputs has the taps in the middle, so that only filters longer than it have others.
+    """
+    return max(0, max(config.kernel_sizes) - OUTPUTS) // 2
 
 
 def _own(tensor: Tensor) -> Tensor:

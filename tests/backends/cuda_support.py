@@ -9,7 +9,11 @@ import torch
 
 from metatasnet_fast import native
 from metatasnet_fast.backends.cuda import CudaBackend, WgmmaBackend
+from metatasnet_fast.config import MetaTasNetConfig
 from metatasnet_fast.precision import Precision
+
+LONG = MetaTasNetConfig(N=520, L=60, W=60, B=8, H=8, layers=1, stack=1, num_mels=8, stages_num=1)
+"""Filters of two tiles of taps, of which the outer one has products from the 385th of 455 inputs on."""
 
 PRECISIONS = [Precision.float32, Precision.tf32, Precision.bfloat16]
 

@@ -12,7 +12,7 @@ from metatasnet_fast import native
 from metatasnet_fast.config import MetaTasNetConfig
 from metatasnet_fast.precision import Precision
 from tests.backends.cpu_support import REFERENCE, noise, prepare, recipe, separate, stage_parameters
-from tests.backends.cuda_support import EMULATED, PRECISIONS, needs_the_module
+from tests.backends.cuda_support import EMULATED, LONG, PRECISIONS, needs_the_module
 from tests.support import FLOOR, TINY, recipe_state, relative_error
 
 pytestmark = needs_the_module
@@ -39,6 +39,15 @@ def test_the_order_in_which_threads_run_changes_no_bit(precision: Precision, asc
         native.load().set_emulated_order(order)
         found = separate(EMULATED, TINY, state, mixes, precision)
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), order
+
+
+@pytest.mark.parametrize("frames", [1, 5, 200])
+def test_long_filters_agree_with_eager(frames: int) -> None:
+    """Taps beyond the first tile are multiplied from the inputs on whose filters have them."""
+    stage, parameters = LONG.stage(0), stage_parameters(recipe_state(LONG, 3), 0)
+    latent = torch.randn(2, stage.N, frames, generator=torch.Generator().manual_seed(frames))
+    ours, eager = (prepare(b, stage, parameters) for b in (EMULATED, REFERENCE))
+    assert relative_error(EMULATED.decode(ours, latent), REFERENCE.decode(eager, latent)) < FLOOR
 
 
 @pytest.mark.parametrize(("frames", "order"), [(4096, 1), (4097, 2), (4200, 3)])

@@ -13,7 +13,7 @@ from metatasnet_fast.backends.cuda import WgmmaBackend
 from metatasnet_fast.config import MetaTasNetConfig
 from metatasnet_fast.precision import Precision
 from tests.backends.cpu_support import REFERENCE, noise, prepare, stage_parameters
-from tests.backends.cuda_support import EMULATED, EMULATED_WGMMA, needs_the_module
+from tests.backends.cuda_support import EMULATED, EMULATED_WGMMA, LONG, needs_the_module
 from tests.support import TINY, recipe_state, relative_error
 
 BFLOAT16 = Precision.bfloat16
@@ -37,7 +37,9 @@ def separate_launches() -> Iterator[None]:
 
 @needs_the_module
 @pytest.mark.parametrize("samples", [520, 3001])
-@pytest.mark.parametrize(("config", "index"), [(TINY, 1), (TINY, 2), (WIDE, 1)], ids=["tiny", "tiny, last", "wide"])
+@pytest.mark.parametrize(
+    ("config", "index"), [(TINY, 1), (TINY, 2), (WIDE, 1), (LONG, 0)], ids=["tiny", "tiny, last", "wide", "long"]
+)
 def test_encoder_and_decoder_have_the_bits_of_mma(config: MetaTasNetConfig, index: int, samples: int) -> None:
     """Both begin with the biases and cut the sum after every 16 channels. One tile of frames, and several; filters of one tile
     of taps, and of two in the last stage."""
