@@ -188,15 +188,9 @@ METATASNET_DEVICE void each_row(const Block& block, const Sums&, int left, Body 
   }
 }
 
-// This lane's biases of columns `column` + 8 j and the next; 0 where there are none.
+// This lane's biases of columns `column` + 8 j and the next; 0 where there are none. Outputs that have biases are a multiple of 8.
 METATASNET_DEVICE Pair bias_pair(const float* bias, int output, int outputs) {
-  Pair pair = {};
-  if (!bias) return pair;
-#pragma unroll
-  for (int c = 0; c < 2; ++c) {
-    if (output + c < outputs) pair.v[c] = bias[output + c];
-  }
-  return pair;
+  return bias && output < outputs ? load_pair(bias + output) : Pair{};
 }
 
 template <class Sums>

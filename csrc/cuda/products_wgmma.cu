@@ -34,13 +34,25 @@ WgmmaArgs operands(std::int64_t units, const PointwiseArgs& args, bool activates
   return all;
 }
 
+// Units as one whose frames follow each other, where all have the same weights and nothing is counted within a unit: without an
+// empty tile for each odd number of tiles.
+void join(std::int64_t& units, PointwiseArgs& args) {
+  const Frames& source = args.source[0];
+  const bool same = args.instruments == 1 && args.weights_item == 0 && args.bias_item == 0 && !args.share;
+  if (!same || args.statistics.wanted || source.item != args.frames * source.row) return;
+  args.frames *= units;
+  units = 1;
+}
+
 std::int64_t clusters(int tiles, int cluster) { return (tiles + cluster - 1) / cluster * cluster; }
 
 }  // namespace
 
 template <From from>
-void launch_wgmma(const Stream& stream, std::int64_t units, const PointwiseArgs& args) {
+void launch_wgmma(const Stream& stream, std::int64_t units, const PointwiseArgs& product) {
   using Kernel = PointwiseWgmma<from>;
+  PointwiseArgs args = product;
+  if (from == From::frames) join(units, args);
   const Grid grid{clusters(tiles_of(args.frames), Kernel::cluster), column_tiles(args.ld_out), units};
   launch<Kernel>(stream, grid, Kernel::shared_bytes, operands<typename Kernel::Pipeline>(units, args, Kernel::activates));
 }
