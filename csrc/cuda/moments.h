@@ -130,8 +130,8 @@ struct StoredTile {
 
 // Adds up 16 channels over `rows` rows of bfloat16 in shared memory, and `apart` floats on their squares; a warp does so. `place` is that
 // of eight channels of a row, the first or the second eight, and sixteen rows on they are `step` bytes further. Rows up to the next
-// multiple of 16 are 0.
-template <class Where>
+// multiple of 16 are 0. The loop over 16 rows each is unrolled `unrolled` times.
+template <int unrolled, class Where>
 METATASNET_DEVICE void add_up(Block& block, int rows, int step, Where place, float* to, int apart) {
   constexpr std::uint32_t kOnes = 0x3f803f80;
   const int lane = block.lane();
@@ -139,7 +139,7 @@ METATASNET_DEVICE void add_up(Block& block, int rows, int step, Where place, flo
   int as_a = place(lane / 16 * 8 + lane % 8, lane / 8 % 2);
   int as_b = place(lane % 16, lane / 16);
   float sum[4] = {}, squares[2][4] = {};
-#pragma unroll 2
+#pragma unroll unrolled
   for (int row = 0; row < rows; row += 16) {
     std::uint32_t a[4], b[4];
     block.load_transposed(a, as_a);
@@ -171,7 +171,7 @@ METATASNET_DEVICE void finish_stored(Block& block, const Statistics& to, int uni
   block.sync();
 #pragma unroll 1
   for (int slice = block.warp(); slice < columns / 16; slice += kWarps) {
-    add_up(block, rows, 16 * Tile::pitch, [&](int row, int half) { return Tile::place(row, 2 * slice + half); },
+    add_up<4>(block, rows, 16 * Tile::pitch, [&](int row, int half) { return Tile::place(row, 2 * slice + half); },
            sums + 16 * slice, columns);
   }
   block.sync();  // all channels' sums are there

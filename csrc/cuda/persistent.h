@@ -308,7 +308,7 @@ struct PersistentBlocks {
   static METATASNET_DEVICE void add_up_rows(Block& block, int rows, int step, Where place) {
     const int warp = block.warp();
     if (warp >= channels / 16) return;
-    add_up(block, rows, step, [&](int row, int half) { return place(row, 2 * warp + half); }, sums(block) + 16 * warp, channels);
+    add_up<5>(block, rows, step, [&](int row, int half) { return place(row, 2 * warp + half); }, sums(block) + 16 * warp, channels);
   }
 
   // Publishes the moments of this thread block's rows, and what it has published before, and waits until all of the
@@ -440,7 +440,7 @@ struct PersistentBlocks {
   }
 
   // h, into the operand, on tensor cores: a tap is a product with a diagonal matrix. A warp has 16 channels, and of 16 rows
-  // multiplies the first and second tap of eight channels in one product, the third of all 16 in another.
+  // multiplies the first and second tap of eight channels in one product, the third in another of half its size.
   static METATASNET_DEVICE void depthwise(Block& block, const Args& args, const BlockNumbers& numbers, int first, int rows) {
     const int lane = block.lane(), dilation = numbers.dilation, channel = 16 * block.warp();
     if (channel >= padded(args.H)) return;
@@ -465,7 +465,7 @@ struct PersistentBlocks {
     int third_tap = a_place(lane % 16 + dilation, channel / 8 + lane / 16);
     int to = operand_place(lane % 16, channel / 8 + lane / 16);
     const bool at_an_end = first < dilation || first + rows + dilation > args.frames;
-#pragma unroll 1
+#pragma unroll 2
     for (int row = 0; row < rows; row += 16) {
       std::uint32_t a[2][4], last[4];
       block.load_matrices(a[0], two_taps);
@@ -476,17 +476,18 @@ struct PersistentBlocks {
       float y[2][4];
 #pragma unroll
       for (int g = 0; g < 2; ++g) block.mma_bfloat16(y[g], a[g], {taps[g][0], taps[g][1]}, offset[g]);
-      block.mma_bfloat16(y[0], last, {taps[0][2], 0});
-      block.mma_bfloat16(y[1], last, {0, taps[1][2]});
+#pragma unroll
+      for (int g = 0; g < 2; ++g) block.mma_bfloat16(y[g], {last[2 * g], last[2 * g + 1]}, taps[g][2]);
       if (at_an_end) remove_outside(block, args, first + row + diagonal, dilation, channel + column, y);
       const auto pair = [&](int g, int h) {
         return pack_bfloat16(prelu(y[g][2 * h], numbers.slope_2), prelu(y[g][2 * h + 1], numbers.slope_2));
       };
       block.store_matrices({pair(0, 0), pair(0, 1), pair(1, 0), pair(1, 1)}, to);
-      block.sync_warp();
-      if (row + lane % 16 >= rows) store_words(block.shared() + to, Words{});
       to += 16 * kRowBytes;
     }
+    block.sync_warp();
+    const int end = (rows - 1) / 16 * 16 + lane % 16;  // this lane's row of the last sixteen
+    if (end >= rows) store_words(block.shared() + to - 16 * kRowBytes, Words{});
   }
 
   // Takes what taps outside the signal add; their frames are 0. `frame` is the first of this thread's two rows.
@@ -517,6 +518,7 @@ struct PersistentBlocks {
     Bfloat16* out = args.out + (std::int64_t{unit_of(block, args)} * args.frames + first + line) * ld +
                     i * padded(args.H) + channel;
     auto* at = reinterpret_cast<Bfloat16*>(block.shared() + operand_place(line, unit));
+    const std::int64_t step = std::int64_t{lines} * ld;
 #pragma unroll 2
     for (int row = line; row < rows; row += lines) {
       Eight h = load_eight(at);
@@ -525,7 +527,7 @@ struct PersistentBlocks {
       store_eight(at, h);
       store_eight(out, h);
       at += lines * kRowBytes / 2;
-      out += std::int64_t{lines} * ld;
+      out += step;
     }
   }
 };

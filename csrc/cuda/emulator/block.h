@@ -66,6 +66,9 @@ class Block {
   void load_transposed(std::uint32_t (&registers)[4], int row);
   void mma_bfloat16(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]);
   void mma_bfloat16(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2], const float (&c)[4]);
+  void mma_bfloat16(float (&d)[4], const std::uint32_t (&a)[2], std::uint32_t b) {
+    multiply(d, {a[0], a[1], 0, 0}, {b, 0}, true);
+  }
   void mma_tf32(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]);
 
   int rank() const { return rank_; }
