@@ -15,8 +15,8 @@
 // Moments are sums on tensor cores (moments.h).
 //
 // Bytes per frame and channel: x 4 once, out 2 in each block; d frames at each end of a thread block's rows 4. FLOPs per unit:
-// 4 T H B for each block. Shared memory 212 KiB, 160 registers, one block of 384 threads. Predicted on an H100: 150 us for two
-// units of 9,600 frames and 18 blocks, bound by instructions.
+// 4 T H B for each block. Shared memory 212 KiB, 151 registers, one block of 384 threads. Predicted on an H100: 146 us for two
+// units of 9,600 frames and 18 blocks, bound by products and instructions alike.
 // Source: Samuel et al. 2020, section 2; original model/mask_tcn.py.
 #pragma once
 

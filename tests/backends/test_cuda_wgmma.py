@@ -12,7 +12,7 @@ from metatasnet_fast.backends import Request, available_backends, registry
 from metatasnet_fast.backends.cuda import WgmmaBackend
 from metatasnet_fast.config import MetaTasNetConfig
 from metatasnet_fast.precision import Precision
-from tests.backends.cpu_support import REFERENCE, noise, prepare, stage_parameters
+from tests.backends.cpu_support import REFERENCE, noise, prepare, recipe, stage_parameters
 from tests.backends.cuda_support import EMULATED, EMULATED_WGMMA, LONG, needs_the_module
 from tests.support import TINY, recipe_state, relative_error
 
@@ -111,6 +111,35 @@ def test_partial_latents_may_have_any_strides(config: MetaTasNetConfig, samples:
     for view in (rows, rows.transpose(0, 1).contiguous().transpose(0, 1), rows[:, :1].expand(rows.shape)):
         expected = EMULATED_WGMMA.mask(prepared, latent, view.mT.contiguous())
         assert expected.isfinite().all() and torch.equal(EMULATED_WGMMA.mask(prepared, latent, view.mT), expected)
+
+
+@needs_the_module
+def test_no_frames_give_empty_results() -> None:
+    stage = TINY.stage(1)
+    prepared = prepare(EMULATED_WGMMA, stage, stage_parameters(recipe_state(TINY, 3), 1), BFLOAT16)
+    latent, partial = torch.zeros(2, stage.N, 0), torch.zeros(2, 4, stage.partial_channels, 0)
+    assert EMULATED_WGMMA.mask(prepared, latent, partial).shape == (2, 4, stage.N, 0)
+    assert EMULATED_WGMMA.mask(prepared, latent[:0], partial[:0]).shape == (0, 4, stage.N, 0)
+    assert EMULATED_WGMMA.decode(prepared, latent).shape == (2, 1, 0)
+
+
+@needs_the_module
+def test_a_window_of_300_seconds_is_planned() -> None:
+    """Launches of the default network's last stage, which are not computed: more frames than fit in a persistent one."""
+    stage = MetaTasNetConfig().stage(2)
+    prepared = prepare(EMULATED_WGMMA, stage, stage_parameters(recipe(MetaTasNetConfig()), 2), BFLOAT16)
+    frames = 300 * stage.sampling_rate // stage.W
+
+    def job() -> None:
+        latent = EMULATED_WGMMA.encode(prepared, torch.empty(1, 1, frames * stage.W))
+        assert latent.shape == (1, stage.N, frames)
+        masked = EMULATED_WGMMA.mask(prepared, latent, torch.empty(1, 4, frames, stage.N // 2, dtype=latent.dtype).mT)
+        assert EMULATED_WGMMA.decode(prepared, masked[0]).shape == (4, 1, frames * stage.W)
+
+    launches = native.load().record_emulated_launches(job)
+    assert not any("PersistentBlocks" in kernel for kernel, *_ in launches)
+    assert sum("MixConv" in kernel for kernel, *_ in launches) == len(stage.dilations) - 1
+    assert max(size for _, grid, *_ in launches for size in grid[1:]) <= 65535
 
 
 @needs_the_module

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from metatasnet_fast import native
 from metatasnet_fast.backends.cuda import KERNELS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,6 +91,77 @@ def test_no_product_by_wgmma_is_serialised() -> None:
     if not file.exists():
         pytest.skip("the CUDA kernels were not compiled in this tree")
     assert "serialized" not in file.read_text(encoding="utf-8")
+
+
+def cubins_of_hopper() -> tuple[bytes, ...]:
+    if native.cuda_reason():
+        pytest.skip(f"there are no CUDA kernels: {native.cuda_reason()}")
+    pytest.importorskip("triton", reason="NVIDIA's programs that read kernels come with Triton")
+    from bench.ledger import cuda_launches
+
+    if "90a" not in native.load().cuda_build_info()["architectures"]:
+        pytest.skip("the kernels were not compiled for Hopper")
+    return cuda_launches.cubins(90)
+
+
+def test_kernels_for_hopper_multiply_by_wgmma_and_copy_by_tma() -> None:
+    from bench.ledger.sass import function
+
+    found = {}
+    for cubin in cubins_of_hopper():
+        for name in set(re.findall(rb"_ZN10metatasnet4cuda6kernelINS0_\d+(?:\w+Wgmma|PersistentBlocks)\w*", cubin)):
+            found[name.decode()] = {i.base for i in function(cubin, name.decode()).instructions}
+    assert len(found) == 5
+    assert [name for name, instructions in found.items() if not instructions >= {"HGMMA", "UTMALDG"}] == []
+
+
+def test_as_many_blocks_of_a_window_fit_on_a_multiprocessor_as_planned() -> None:
+    """With the registers, and the shared memory that is asked for at launch, at the default sizes."""
+    from bench.ledger import cuda_launches, jobs
+    from bench.ledger.predict import GPUS, Cost
+    from bench.ledger.sass import usage
+
+    cubins_of_hopper()
+    found: dict[str, set[int]] = {}
+    for launch in jobs.launches("cuda-wgmma", "window", GPUS["H100"]):
+        if launch.symbol:
+            registers = usage(cuda_launches.cubin_of(launch.symbol, 90), launch.symbol)[0]
+            cost = Cost(registers=registers, shared=launch.shared, threads=launch.threads)
+            found.setdefault(launch.name.split()[0], set()).add(cost.resident(GPUS["H100"]))
+    planned = {"PersistentBlocks": 1, "PointwiseWgmma": 2, "OverlapAddWgmma": 2, "Pointwise": 2, "SourceMoments": 6}
+    assert [name for name, blocks in planned.items() if min(found[name]) < blocks] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["sm_86", "sm_89", "sm_100", "sm_120"])
+def test_no_other_architecture_spills(architecture: str, tmp_path: Path) -> None:
+    """Those that are not compiled by default: code for 8.0 runs on 8.6 and 8.9, what comes after 9.0 gets PTX."""
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        pytest.skip("there is no nvcc")
+    known = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout.split()
+    if architecture not in known:
+        pytest.skip(f"this nvcc does not compile for {architecture}")
+    found = []
+    for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu")):
+        command = [
+            nvcc,
+            "-std=c++17",
+            "-O3",
+            "-DNDEBUG",
+            f"-arch={architecture}",
+            f"-I{ROOT / 'csrc'}",
+            "-cubin",
+            "-Xptxas=-v",
+        ]
+        done = subprocess.run(
+            [*command, source, "-o", tmp_path / "kernels"], capture_output=True, text=True, check=True
+        )
+        found += parse(done.stderr)
+    assert {r.kernel for r in found} == set(KERNELS) and {r.architecture for r in found} == {architecture}
+    assert [r for r in found if r.spilled or r.shared] == []
+    products = [r for r in found if r.kernel in ("Pointwise", "Mix", "MixConv") and r.arithmetic != "InFloat32"]
+    assert products and all(2 * 256 * r.registers <= REGISTERS for r in products)
 
 
 def test_memory_bound_passes_leave_room_for_four_blocks_of_128_threads(readings: list[Reading]) -> None:
