@@ -114,16 +114,6 @@ def test_partial_latents_may_have_any_strides(config: MetaTasNetConfig, samples:
 
 
 @needs_the_module
-def test_no_frames_give_empty_results() -> None:
-    stage = TINY.stage(1)
-    prepared = prepare(EMULATED_WGMMA, stage, stage_parameters(recipe_state(TINY, 3), 1), BFLOAT16)
-    latent, partial = torch.zeros(2, stage.N, 0), torch.zeros(2, 4, stage.partial_channels, 0)
-    assert EMULATED_WGMMA.mask(prepared, latent, partial).shape == (2, 4, stage.N, 0)
-    assert EMULATED_WGMMA.mask(prepared, latent[:0], partial[:0]).shape == (0, 4, stage.N, 0)
-    assert EMULATED_WGMMA.decode(prepared, latent).shape == (2, 1, 0)
-
-
-@needs_the_module
 def test_a_window_of_300_seconds_is_planned() -> None:
     """Launches of the default network's last stage, which are not computed: more frames than fit in a persistent one."""
     stage = MetaTasNetConfig().stage(2)
