@@ -114,6 +114,15 @@ def test_partial_latents_may_have_any_strides(config: MetaTasNetConfig, samples:
 
 
 @needs_the_module
+def test_latents_that_lie_apart_are_decoded_as_copies_are() -> None:
+    """Those that follow each other are one product."""
+    prepared = prepare(EMULATED_WGMMA, TINY.stage(1), stage_parameters(recipe_state(TINY, 3), 1), BFLOAT16)
+    latents = torch.randn(5, 140, 32, generator=torch.Generator().manual_seed(3)).bfloat16()[..., : TINY.stage(1).N].mT
+    copied = EMULATED_WGMMA.decode(prepared, latents[::2].mT.contiguous().mT)
+    assert copied.isfinite().all() and torch.equal(EMULATED_WGMMA.decode(prepared, latents[::2]), copied)
+
+
+@needs_the_module
 def test_a_window_of_300_seconds_is_planned() -> None:
     """Launches of the default network's last stage, which are not computed: more frames than fit in a persistent one."""
     stage = MetaTasNetConfig().stage(2)
