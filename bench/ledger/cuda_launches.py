@@ -45,8 +45,10 @@ class Launch:
 
     @property
     def pointers(self) -> npt.NDArray[np.uint64]:
-        """Addresses among the arguments, in order."""
-        return np.unique(self._words[_addresses(self._words)])
+        """Addresses among the arguments, in order; no small numbers beside padding that holds a part of an old address."""
+        found = np.unique(self._words[_addresses(self._words)])
+        real: npt.NDArray[np.bool_] = (found % np.uint64(1 << 32) >= 1 << 16) & (found % np.uint64(4) == 0)
+        return found[real]
 
     @property
     def placeless(self) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -221,6 +222,13 @@ def test_a_persistent_launch_is_followed_through_all_its_blocks() -> None:
 
 
 @pytest.mark.slow
+def test_what_lies_in_padding_is_no_pointer() -> None:
+    """Numbers behind which structures are padded, whose padding holds a part of an old address."""
+    words = np.array([0x7FF900000540, 0x7FF920CE1001, 0x7FF920CE1040], np.uint64)
+    launch = cuda_launches.Launch("", "", (1, 1, 1), 32, 1, 0, words.tobytes())
+    assert launch.pointers.tolist() == [0x7FF920CE1040]
+
+
 def test_a_window_is_recorded_for_every_backend() -> None:
     found = {backend: jobs.launches(backend, "window", GPUS["H100"]) for backend in jobs.BACKENDS}
     assert {launch.name for launch in found["cuda"]} >= {"MixConv", "LogPower", "memset", "Depthwise Bfloat16"}
