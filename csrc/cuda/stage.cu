@@ -77,11 +77,6 @@ void check(const Sizes& s) {
   if (s.softmax < 0 || s.softmax > s.instruments) {
     refuse("The softmax must be over 0 to all instruments, got " + std::to_string(s.softmax) + ".");
   }
-  const auto sum = [](const std::vector<int>& values) { return std::accumulate(values.begin(), values.end(), 0); };
-  if (s.taps.size() != s.inputs.size() || sum(s.inputs) != s.wide || !std::is_sorted(s.taps.begin(), s.taps.end()) ||
-      s.taps.empty() || s.taps.back() != s.window || s.turn < 0 || s.turn >= s.window) {
-    refuse("The decoder's filters must go from the shortest to one as long as the window, and have all inputs.");
-  }
   if (s.mels < 0) refuse("mels must be at least 0, got " + std::to_string(s.mels) + ".");
   if (s.mels && s.hop < 1) refuse("hop must be at least 1, got " + std::to_string(s.hop) + ".");
   if (s.partial < 0) refuse("partial must be at least 0, got " + std::to_string(s.partial) + ".");
@@ -99,6 +94,11 @@ void check(const Sizes& s) {
   }
   if (s.mels && (s.n_fft < 4 || (s.n_fft & (s.n_fft - 1)) || log_power_shared_bytes(s.n_fft) > kSharedBytes)) {
     refuse("n_fft must be a power of two from 4 to 8192, got " + std::to_string(s.n_fft) + ".");
+  }
+  const auto sum = [](const std::vector<int>& values) { return std::accumulate(values.begin(), values.end(), 0); };
+  if (s.taps.size() != s.inputs.size() || sum(s.inputs) != s.wide || !std::is_sorted(s.taps.begin(), s.taps.end()) ||
+      s.taps.empty() || s.taps.back() != s.window || s.turn < 0 || s.turn >= s.window) {
+    refuse("The decoder's filters must go from the shortest to one as long as the window, and have all inputs.");
   }
 }
 
