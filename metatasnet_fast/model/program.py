@@ -88,7 +88,6 @@ def export(network: NetworkMethods, path: str | Path, format: str | None = None,
     if format == "onnx":
         if backend != "reference":
             raise CheckpointError(f"ONNX knows no operators of the backend {backend}: export with the reference.")
-        require("onnxscript", "Writing ONNX")
         write_atomically(path, _onnx(exported_program(network), network.config))
     else:
         program = exported_program(network, backend)
@@ -115,15 +114,19 @@ def _free(config: MetaTasNetConfig) -> tuple[dict[int, Any], ...]:
 
 
 def _onnx(program: ExportedProgram, config: MetaTasNetConfig) -> bytes:
+    optimizer = require("onnxscript.optimizer", "Writing ONNX")
     exported = torch.onnx.export(
         program,
         dynamo=True,
         opset_version=OPSET,
         input_names=[f"mix_{s}" for s in range(config.stages_num)],
         output_names=["estimates"],
+        optimize=False,  # it takes the 1e-8 before the logarithm for a zero, and silence would become NaN
         verbose=False,
     )
     assert exported is not None
+    optimizer.fold_constants(exported.model)
+    optimizer.remove_unused_nodes(exported.model)
     model = exported.model_proto
     facts = {
         "instruments": ",".join(config.instruments),
