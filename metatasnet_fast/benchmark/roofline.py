@@ -7,10 +7,10 @@ activations and the losses are not counted. One MAC is two FLOP. Two countings o
   bottleneck at the latent's frame rate, and every stage's decoder;
 - folded: without that residual, the mel share at the spectrogram's frame rate, and only the decoders that are asked for.
 
-Bytes are a model of a fused implementation that streams its activations through memory: 7 passes over ``4 H`` channels
-a block (anchors: x read and written, a written and read, b written and read, and b once more for the skips), every other
-job's inputs and outputs once, weights once. Eager PyTorch makes 24 such passes. An implementation that keeps activations in a
-cache moves less, so a fraction of the copy rate above 1 is possible.
+Bytes are a model of a fused implementation that streams its activations through memory: 7 passes over ``I H`` channels
+a block of I instruments (anchors: x read and written, a written and read, b written and read, and b once more for the
+skips), every other job's inputs and outputs once, weights once. Eager PyTorch makes 24 such passes. An implementation that
+keeps activations in a cache moves less, so a fraction of the copy rate above 1 is possible.
 
 The peak rates of the machine are measured in the same run: a large copy, and a large matrix product in every precision.
 """
@@ -78,18 +78,18 @@ def encoder(stage: StageConfig, frames: int, items: int = 1, itemsize: int = 4, 
 
 
 def masking(stage: StageConfig, frames: int, items: int = 1, itemsize: int = 4, folded: bool = False) -> Work:
-    """Count the work from latents (items, N, frames) and partial latents (items, 4, N / 2, frames) to masked latents
-    (items, 4, N, frames)."""
-    b, h, blocks = stage.B, stage.H, len(stage.dilations)
+    """Count the work from latents (items, N, frames) and partial latents (items, I, N / 2, frames) to masked latents
+    (items, I, N, frames)."""
+    b, h, blocks, i = stage.B, stage.H, len(stage.dilations), stage.instruments
     residuals = blocks - 1 if folded else blocks
     weights = stage.in_channels * b + blocks * (b * h + 3 * h + h * b) + residuals * h * b + b * stage.N
-    passes = blocks * PASSES * 4 * h + 4 * stage.partial_channels + (1 + 4) * stage.N
-    return Work(float(items * frames * 4 * weights), float(itemsize * (items * frames * passes + 4 * weights)))
+    passes = blocks * PASSES * i * h + i * stage.partial_channels + (1 + i) * stage.N
+    return Work(float(items * frames * i * weights), float(itemsize * (items * frames * passes + i * weights)))
 
 
 def decoder(stage: StageConfig, frames: int, items: int = 1, itemsize: int = 4) -> Work:
-    """Count the work from latents (items, N, frames) to signals (items, 1, frames W); four items make one separated
-    mixture."""
+    """Count the work from latents (items, N, frames) to signals (items, 1, frames W); a separated mixture has an item for
+    each instrument."""
     widths = stage.decoder_widths
     weights = stage.N * sum(widths) + sum(w * k for w, k in zip(widths, stage.kernel_sizes, strict=True))
     moved = itemsize * frames * stage.N + 4 * frames * stage.W
@@ -103,17 +103,18 @@ def inference(config: MetaTasNetConfig, frames: int, items: int = 1, itemsize: i
     for stage in config.stages:
         total += encoder(stage, frames, items, itemsize, folded) + masking(stage, frames, items, itemsize, folded)
         if not folded or stage.index == config.stages_num - 1:
-            total += decoder(stage, frames, 4 * items, itemsize)
+            total += decoder(stage, frames, stage.instruments * items, itemsize)
     return total
 
 
 def training_step(config: MetaTasNetConfig, frames: int, items: int, itemsize: int = 4, folded: bool = True) -> Work:
-    """Count the work of forward and backward; backward counts as twice forward. The mixture and its four sources are
-    encoded, the four estimates and the mixture decoded. The optimiser is not counted."""
+    """Count the work of forward and backward; backward counts as twice forward. The mixture and its sources are
+    encoded, the estimates and the mixture decoded. The optimiser is not counted."""
     total = Work(0.0, 0.0)
+    signals = (len(config.instruments) + 1) * items
     for stage in config.stages:
-        total += encoder(stage, frames, 5 * items, itemsize, folded) + masking(stage, frames, items, itemsize, folded)
-        total += decoder(stage, frames, 5 * items, itemsize)
+        total += encoder(stage, frames, signals, itemsize, folded) + masking(stage, frames, items, itemsize, folded)
+        total += decoder(stage, frames, signals, itemsize)
     return 3 * total
 
 

@@ -41,7 +41,18 @@ NETWORKS = {
     "independent": dataclasses.replace(SMALL, independent_params=True),
     "residual bias": dataclasses.replace(SMALL, residual_bias=True),
     "other sizes": MetaTasNetConfig(
-        N=40, L=16, W=8, B=24, H=16, filters=2, layers=2, stack=3, num_mels=7, stages_num=2
+        N=40,
+        L=16,
+        W=8,
+        B=24,
+        H=16,
+        filters=2,
+        layers=2,
+        stack=3,
+        num_mels=7,
+        stages_num=2,
+        instruments=("violin", "viola", "cello"),
+        added_instruments=1,
     ),
 }
 
@@ -223,7 +234,7 @@ def _separate(ready: Callable[[], Engine], mixes: list[Tensor]) -> Outputs:
 
 
 def _training_batch(network: MultiTasNet) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """Return mixtures (2, 1, T 2^s), sources (2, 4, 1, T 2^s) and the mask (2, 4, 1) of the non-silent sources; float32.
+    """Return mixtures (2, 1, T 2^s), sources (2, I, 1, T 2^s) and the mask (2, I, 1) of the non-silent sources; float32.
 
     A source is the network's output in float64 plus an equally loud other signal, which gives an SI-SDR near 0 dB, as
     in training. The output of an untrained network is almost orthogonal to any other source, and then the decibels
@@ -235,8 +246,8 @@ def _training_batch(network: MultiTasNet) -> tuple[list[Tensor], list[Tensor], T
     ready = engine(copy.deepcopy(network), ReferenceBackend(), Precision.float64)
     with torch.no_grad(), _one_thread():
         estimates = ready.separate(mixes, range(config.stages_num))
-    sounds = torch.ones(2, 4, 1, dtype=torch.float64)
-    sounds[1, 2] = 0
+    sounds = torch.ones(2, len(config.instruments), 1, dtype=torch.float64)
+    sounds[1, len(config.instruments) // 2] = 0
     near = [estimates[s] / _rms(estimates[s]) + stem / _rms(stem) for s, stem in enumerate(stems)]
     return [mix.float() for mix in mixes], [(x * sounds[..., None]).float() for x in near], sounds.float()
 

@@ -60,15 +60,15 @@ def _scaled(name: str, z: Array) -> Array:
 
 
 def sources(config: MetaTasNetConfig, batch: int, samples: int, seed: int) -> list[Tensor]:
-    """Return four sources of each item at every stage's rate: float64 (batch, 4, 1, samples 2^s)."""
+    """Return the I sources of each item at every stage's rate: float64 (batch, I, 1, samples 2^s)."""
     random = np.random.RandomState(seed)
-    shape = (batch, 4, 6, 1)
+    shape = (batch, len(config.instruments), 6, 1)
     f, p, a = (random.uniform(low, high, shape) for low, high in ((60, 1800), (0, 2 * math.pi), (0.1, 1)))
     found = []
     for stage in config.stages:
         t = np.arange(samples * 2**stage.index) / stage.sampling_rate
         x = sum(a[:, :, j] * np.sin(2 * np.pi * f[:, :, j] * t + p[:, :, j]) for j in range(6))
-        x = x * (0.6 + 0.4 * np.sin(2 * np.pi * 1.3 * t)) + 0.1 * random.standard_normal((batch, 4, len(t)))
+        x = x * (0.6 + 0.4 * np.sin(2 * np.pi * 1.3 * t)) + 0.1 * random.standard_normal((*shape[:2], len(t)))
         found.append(torch.from_numpy(x)[:, :, None])
     return found
 

@@ -38,15 +38,15 @@ def test_gmac_a_second_of_every_job(stage: int, encoder: float, masks: float, de
     assert roofline.decoder(config, SECOND, 4).macs / 1e9 == pytest.approx(decoder, abs=0.006)
 
 
-@pytest.mark.parametrize("items", [1, 3])
-def test_count_equals_what_torch_counts(items: int) -> None:
+@pytest.mark.parametrize(("items", "instruments"), [(1, ("voice",)), (3, TINY.instruments), (2, tuple("abcdefg"))])
+def test_count_equals_what_torch_counts(items: int, instruments: tuple[str, ...]) -> None:
     """As written except for the last block's residual, which our reference leaves out as well."""
-    network = synthetic.network(dataclasses.replace(TINY, layers=3, stack=2))
+    network = synthetic.network(dataclasses.replace(TINY, layers=3, stack=2, instruments=instruments))
     ready = engine(network, get_backend("reference"), Precision.float32)
     for stage, prepared in zip(network.config.stages, ready.prepared, strict=True):
         signal = torch.randn(items, 1, FRAMES * stage.W)
         latent = torch.randn(items, stage.N, FRAMES)
-        partial = torch.randn(items, 4, stage.N // 2, FRAMES) if stage.index else None
+        partial = torch.randn(items, len(instruments), stage.N // 2, FRAMES) if stage.index else None
         backend = ready.backend
         assert counted(lambda: backend.encode(prepared, signal)) == roofline.encoder(stage, FRAMES, items).flops  # noqa: B023
         masks = roofline.masking(stage, FRAMES, items, folded=True)
