@@ -73,10 +73,12 @@ class ValidationScore:
         """Return the number in dB by which the best checkpoint is chosen.
 
         ``all``: the mean SDR of the last stage's stems. ``original``: as the authors' program chooses, which takes the
-        mean of the SI-SDR values ``[-5:-1]`` of all stages: the last stage's without vocals, and the vocals of the one before.
+        mean of I SI-SDR values of all stages but the very last one, ``[-5:-1]`` for its four instruments: the last stage's
+        without vocals, and the vocals of the one before. One instrument in one stage leaves its own value alone.
         """
         if rule == "original":
-            return _mean([value for stage in self.si_sdr for value in stage][-5:-1])
+            values = [value for stage in self.si_sdr for value in stage]
+            return _mean(values[-len(self.sdr) - 1 : -1] or values)
         return _mean(self.sdr)
 
 

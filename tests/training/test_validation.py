@@ -64,6 +64,15 @@ def test_stems_that_do_not_count_or_are_silent_are_left_out(tmp_path: Path) -> N
     assert all([math.isnan(value) for value in stage] == [False, True, True, False] for stage in score.si_sdr)
 
 
+@pytest.mark.parametrize(
+    ("by_stage", "expected"),
+    [([[1.0, 2.0], [4.0, 8.0]], 3.0), ([[1.0], [2.0]], 1.0), ([[5.0]], 5.0), ([[1.0, 2.0, 3.0, 4.0]] * 2, 2.5)],
+)
+def test_the_authors_rule_is_that_of_any_number_of_instruments(by_stage: list[list[float]], expected: float) -> None:
+    score = ValidationScore(by_stage, by_stage[-1], tracks=1)
+    assert score.total("original") == expected
+
+
 def test_quantised_silence_is_left_out(tmp_path: Path) -> None:
     """A stem that sounds in its first half only, and one that never does, with noise of one 16-bit step where they rest."""
     signals = {rate: music(1, 4.0, rate) for rate in RATES}
