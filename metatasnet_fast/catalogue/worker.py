@@ -260,7 +260,8 @@ class Worker:
 
     def home(self, recording: Recording, attempt: int) -> tuple[torch.device, SongBudget]:
         """Choose where a song's signals wait and their memory: on the GPU if they fit and no attempt failed before."""
-        home = choose_home(self.device if attempt == 1 else torch.device("cpu"), recording, self._device_memory)
+        device, stems = self.device if attempt == 1 else torch.device("cpu"), len(self.engine.config.instruments)
+        home = choose_home(device, recording, stems, self._device_memory)
         return home, SongBudget(self.memory if home.type == "cpu" else Budget(None))
 
     def working_memory(self, recording: Recording) -> int:

@@ -55,16 +55,17 @@ def choose_device(wanted: str | torch.device, network: NetworkMethods) -> torch.
     return device
 
 
-def choose_home(device: torch.device, recording: Recording, room: float | None = None) -> torch.device:
+def choose_home(device: torch.device, recording: Recording, stems: int, room: float | None = None) -> torch.device:
     """Return ``device`` if it is a GPU and the recording's signals take less than ``room`` bytes, else the CPU.
 
     Args:
+        stems: how many the network makes.
         room: None for a quarter of the device's free memory.
     """
     if device.type != "cuda" or recording.samples is None:
         return torch.device("cpu")
-    # The recording, its resampled forms (together about twice its size), and four stems.
-    size = 7 * 4 * recording.samples * recording.channels
+    # The recording, its resampled forms (together about twice its size), and the stems, in float32.
+    size = (3 + stems) * 4 * recording.samples * recording.channels
     most = torch.cuda.mem_get_info(device)[0] / 4 if room is None else room
     return device if size < most else torch.device("cpu")
 

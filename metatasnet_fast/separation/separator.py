@@ -323,7 +323,7 @@ class Separator:
             return separate_as_evaluated(engine, recording, self.device, reporter)
         size = self.batch_size or automatic_batch_size(engine, self.window.window, self.device)
         runner = BatchRunner(size, warnings.append)
-        home = choose_home(self.device, recording)
+        home = choose_home(self.device, recording, len(self.stems))
         unscaled = separate_in_windows(engine, runner, self.window, recording, self.device, home, budget, reporter)
         if runner.batch_size < size:
             self.batch_size = runner.batch_size

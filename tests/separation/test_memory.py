@@ -11,6 +11,7 @@ import torch
 from metatasnet_fast import MultiTasNet, Separator
 from metatasnet_fast.audio import write_audio
 from metatasnet_fast.errors import MetaTasNetError, OutOfMemoryError
+from metatasnet_fast.separation.devices import choose_home
 from metatasnet_fast.separation.recording import Recording
 
 from .conftest import music
@@ -71,6 +72,14 @@ def test_what_is_not_missing_memory_stays_what_it_is(separator: Separator, monke
     with pytest.raises(RuntimeError, match="shape mismatch") as caught:
         separator.separate(music(1, 900), 44100)
     assert caught.value is error
+
+
+def test_signals_stay_on_a_gpu_if_all_stems_fit() -> None:
+    gpu, recording = torch.device("cuda", 0), Recording.from_memory(torch.zeros(2, 1000), 44100)
+    for stems in (1, 4, 32):
+        most = 4 * 2 * 1000 * (3 + stems)  # the recording, twice that resampled, and the stems, in float32
+        assert choose_home(gpu, recording, stems, most + 1) == gpu
+        assert choose_home(gpu, recording, stems, most).type == "cpu"
 
 
 def test_a_network_that_does_not_fit_onto_the_device_is_a_typed_error(
