@@ -59,18 +59,16 @@ def all_parts(stems: Stems) -> tuple[str, ...]:
 
 
 def stems_found(names: Iterable[str]) -> Stems:
-    """Return the instruments of a data set with stems of these names: first the paper's four in its order, then the
+    """Return the instruments of a data set with stems of these names: first those of the paper in its order, then the
     others by name.
-
-    A data set with some of the four has all of them: a track may lack one.
 
     Raises:
         TrainingDataError: if there are more than a network can have, or names that none can have.
     """
-    others = sorted(set(names) - set(INSTRUMENTS))
-    first = INSTRUMENTS if set(names) & set(INSTRUMENTS) else ()
+    found = set(names)
+    ordered = [*(name for name in INSTRUMENTS if name in found), *sorted(found - set(INSTRUMENTS))]
     try:
-        return {name: (name,) for name in MetaTasNetConfig(instruments=(*first, *others)).instruments}
+        return {name: (name,) for name in MetaTasNetConfig(instruments=tuple(ordered)).instruments}
     except ConfigError as error:
         raise TrainingDataError(
             f"The stems' names are no instruments ({error}) Choose some with --instruments."

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from ...errors import MetaTasNetError, TrainingDataError
 from .convert import Outcome, Settings, inputs, prepare_track
 from .decode import content_hash
 from .entry import DEFAULT, SPLIT_FOLDER, SPLITS, Stems, TrackEntry, refuse_shared_tracks, stems_found
-from .sources import TrackSource, stem_files
+from .sources import TrackSource, read_unknown, stem_files
 from .store import DTYPES, PARTIAL, check_rates, entries_in, place_of, read_entry, rewrite_entry, write_manifest
 
 __all__ = ["Preparation", "prepare", "refuse_own_folder"]
@@ -191,8 +191,13 @@ def prepare(
 
 
 def _stems_of(tracks: Sequence[TrackSource]) -> Stems:
-    """Return the stems of all tracks, by the names of their files."""
-    names = {name for track in tracks if track.kind == "stems" for name in stem_files(track.path)}
+    """Return the stems that the tracks have, by the names of their files, or have unknown."""
+    names: set[str] = set()
+    for track in tracks:
+        if track.kind == "stems":
+            names.update(stem_files(track.path))
+            with suppress(TrainingDataError):  # it is reported when the track's turn comes
+                names.update(read_unknown(track.path))
     return stems_found(names) if names else DEFAULT
 
 

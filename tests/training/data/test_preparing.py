@@ -52,6 +52,15 @@ def test_stems_of_several_formats_rates_and_widths_make_one_track(tmp_path: Path
     assert np.array_equal(stems[1, 0], stems[1, 1]) and stems[1].any()
 
 
+def test_a_quartet_with_a_bass_needs_no_drums(tmp_path: Path, write_stems: WriteStems) -> None:
+    song = write_stems(tmp_path / "songs" / "a", stems=("viola", "bass", "cello"))
+    (song / "track.json").write_text('{"unknown": ["vocals"]}')
+    assert statuses(run(tmp_path / "songs", tmp_path / "cache")) == {"a": "done"}
+    cache = Cache.open(tmp_path / "cache")
+    assert cache.instruments == ("bass", "vocals", "cello", "viola")
+    assert cache.tracks("train")[0].counts == (True, False, True, True)
+
+
 def test_a_short_stem_is_continued_with_silence_and_reported(tmp_path: Path, write_stems: WriteStems) -> None:
     song = write_stems(tmp_path / "songs" / "a", seconds=1.0)
     write_stems(song, seconds=0.5, stems=("bass",))
