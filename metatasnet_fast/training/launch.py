@@ -155,6 +155,8 @@ def _carry_out(
                 group["weight_decay"] = settings.weight_decay
             if plan.added is not None:
                 nearest = start_near_another(network, batches, runtime.precision, settings.backend)
+                if average is not None:
+                    average.network.load_state_dict(network.state_dict())
                 display.note(f"{plan.added} is added, and starts with the embedding of {nearest}, which fits it best")
         state.kept_rows = KeptRows.of(network, settings.unfreeze)
         return Trainer(

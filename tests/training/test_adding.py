@@ -83,6 +83,18 @@ def test_a_new_instrument_is_learned_and_the_old_ones_stay(
     assert not any(torch.equal(rows[4], row) for row in rows[:4])
 
 
+def test_the_average_begins_with_the_embedding_that_the_network_begins_with(
+    train: Callable[..., int], base: Path, tmp_path: Path
+) -> None:
+    words = ("--from", str(base), "--add-instrument", "bell", "--steps", "1")
+    assert train("plain", *words) == train("averaged", *words, "--ema", "0.999") == 0
+    first = [
+        next(entry["sdr"] for entry in read_journal(tmp_path / out) if entry["kind"] == "valid")
+        for out in ("plain", "averaged")
+    ]
+    assert first[0] == first[1]
+
+
 def test_the_generator_may_learn_after_the_embedding(
     train: Callable[..., int], base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
