@@ -9,8 +9,8 @@
 namespace metatasnet {
 
 struct StageSizes {
-  int instruments = 4;
-  int softmax = 4;                // this many first instruments share a softmax; each of the others has a sigmoid
+  int instruments = 0;
+  int softmax = 0;                // this many first instruments share a softmax; each of the others has a sigmoid
   int N = 0;                      // latent channels
   int W = 0;                      // samples per latent frame
   int B = 0;                      // channels of the residual stream

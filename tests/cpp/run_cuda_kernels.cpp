@@ -312,6 +312,7 @@ void stages_are_finite_in_every_order() {
   first.taps = {7}, first.inputs = {4};
   first.mels = 3, first.n_fft = 64, first.hop = 16, first.dilations = {1};
   device::Sizes& second = all[1];
+  second.instruments = 4, second.softmax = 4;
   second.N = 40, second.W = 10, second.B = 16, second.H = 104, second.partial = 16, second.window = 34, second.bank = 30;
   second.wide = 35, second.mels = 5, second.n_fft = 128, second.hop = 32, second.dilations = {1, 32, 2};
   second.taps = {14, 34}, second.inputs = {20, 15}, second.turn = 3;

@@ -69,7 +69,7 @@ def draw_plan(
     stages: int,
     lengths: NDArray[np.int64],
     channels: NDArray[np.int64],
-    sources: int = 4,
+    sources: int,
     crop: int,
     augmentation: str,
     shuffle_p: float,

@@ -59,7 +59,7 @@ def error_filter() -> NDArray[np.float32]:
 
 
 def quantise(stems: NDArray[np.float32]) -> tuple[NDArray[np.int16], tuple[float, ...]]:
-    """Return the stems (4, channels, samples) in units of each stem's scale, which is its peak over 32760; and the scales.
+    """Return the stems (I, channels, samples) in units of each stem's scale, which is its peak over 32760; and the scales.
 
     Samples that are exactly 0 stay 0, so that a silent source is recognised. The error is at most 1.7 units, half of
     ``1 + sum |h|``.
