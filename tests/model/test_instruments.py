@@ -139,6 +139,22 @@ def test_training_the_new_embedding_leaves_the_others_bit_for_bit() -> None:
             assert torch.equal(before, after[:, :4])
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("backend", ["reference", *FAST_BACKENDS])
+def test_another_embedding_of_the_new_one_leaves_the_others_bit_for_bit(backend: str, precision: str) -> None:
+    _, large = larger_network()
+    if get_backend(backend).supports(Request(torch.device("cpu"), Precision.parse(precision), False, large.config)):
+        pytest.skip(f"{backend} does not serve {precision} here")
+    mixes = [mix.float() for mix in mixes_of(TINY)]
+    large.float()
+    with torch.no_grad(), use_backend(backend, precision):
+        before = large.inference(mixes)
+        for stage in range(TINY.stages_num):
+            large.get_parameter(f"stages.{stage}.instrument_embedding.weight")[-1] += 1
+        for one, other in zip(before, large.inference(mixes), strict=True):
+            assert torch.equal(one[:, :4], other[:, :4]) and not torch.equal(one[:, 4], other[:, 4])
+
+
 @pytest.mark.parametrize(
     ("config", "name", "message"),
     [
