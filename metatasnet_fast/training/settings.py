@@ -83,7 +83,9 @@ class TrainingSettings:
     save_every: int = _setting(500, "steps between checkpoints")
     log_every: int = _setting(50, "steps that a line of the log is the mean of")
     stats_items: int = _setting(5000, "training items that the spectrograms' statistics are computed from")
-    max_loss: float = _setting(1000.0, "stop when the loss exceeds it; an estimate at -80 dB costs 80")
+    max_loss: float | None = _setting(
+        None, "stop when the loss exceeds it, none for 250/3 an instrument and stage; an estimate at -80 dB costs 80"
+    )
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -149,6 +151,12 @@ class TrainingSettings:
         flags = [f"--micro_batch {at_once // 2}"] if at_once > 1 else []
         flags += [] if self.recompute else ["--recompute"]
         return " or ".join(flags) or "a shorter --time_length"
+
+    def largest_loss(self, config: MetaTasNetConfig) -> float:
+        """Return the loss above which training stops."""
+        if self.max_loss is not None:
+            return self.max_loss
+        return 1000 * len(config.instruments) * config.stages_num / 12
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

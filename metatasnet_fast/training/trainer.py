@@ -176,7 +176,8 @@ class Trainer:
         return False
 
     def _check(self, step: int, items: Items, found: BatchGradients, batch: Batch) -> None:
-        if math.isfinite(found.loss) and math.isfinite(found.norm) and found.loss <= self.settings.max_loss:
+        most = self.settings.largest_loss(self.state.network.config)
+        if math.isfinite(found.loss) and math.isfinite(found.norm) and found.loss <= most:
             return
         path = self.run_folder / (FAILED if self.world.size == 1 else f"failed-{self.world.rank}.pt")
         content = {

@@ -34,6 +34,13 @@ def test_the_namespace_holds_every_argument_of_the_authors() -> None:
     }
 
 
+def test_the_loss_that_stops_a_training_grows_with_the_estimates() -> None:
+    authors, most = MetaTasNetConfig(), MetaTasNetConfig(instruments=tuple(f"i{n}" for n in range(32)))
+    assert TrainingSettings().largest_loss(authors) == 1000
+    assert TrainingSettings().largest_loss(most) == 8000 > 80 * 32 * 3
+    assert TrainingSettings(max_loss=5.0).largest_loss(most) == 5
+
+
 def test_the_recipe_has_250_epochs_of_1250_steps() -> None:
     assert TrainingSettings().steps_per_epoch == 1250
     assert TrainingSettings().total_steps == 312_500
