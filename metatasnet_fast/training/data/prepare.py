@@ -221,7 +221,7 @@ def _refuse_other_settings(settings: Settings) -> None:
                 f"{settings.out} holds tracks at {', '.join(map(str, rates))} Hz as {entry.dtype}; go on with these "
                 "settings, or choose another folder."
             )
-        if entry.stems != settings.stems:
+        if list(entry.stems.items()) != list(settings.stems.items()):  # in another order, too
             raise TrainingDataError(
                 f"{settings.out} holds the instruments {_named(entry.stems)}, not {_named(settings.stems)}; name them with "
                 "--instruments, or choose another folder."

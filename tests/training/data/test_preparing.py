@@ -15,6 +15,7 @@ from metatasnet_fast.audio import resample
 from metatasnet_fast.config import INSTRUMENTS
 from metatasnet_fast.errors import TrainingDataError
 from metatasnet_fast.training.data import Cache
+from metatasnet_fast.training.data.entry import parse_instruments
 from metatasnet_fast.training.data.prepare import prepare
 from metatasnet_fast.training.data.sources import find_musdb, find_stems
 from tests.training.data.preparing import RATES, contents, run, statuses
@@ -59,6 +60,13 @@ def test_a_quartet_with_a_bass_needs_no_drums(tmp_path: Path, write_stems: Write
     cache = Cache.open(tmp_path / "cache")
     assert cache.instruments == ("bass", "vocals", "cello", "viola")
     assert cache.tracks("train")[0].counts == (True, False, True, True)
+
+
+def test_the_order_of_a_caches_instruments_stays(tmp_path: Path, write_stems: WriteStems) -> None:
+    write_stems(tmp_path / "songs" / "a", stems=("viola", "cello"))
+    run(tmp_path / "songs", tmp_path / "cache", stems=parse_instruments("viola,cello"))
+    with pytest.raises(TrainingDataError, match="holds the instruments viola,cello, not cello,viola"):
+        run(tmp_path / "songs", tmp_path / "cache", stems=parse_instruments("cello,viola"))
 
 
 def test_a_short_stem_is_continued_with_silence_and_reported(tmp_path: Path, write_stems: WriteStems) -> None:

@@ -144,6 +144,7 @@ def plan_of(items: int, augmentation: str = "same", shuffle_p: float = 0.5, numb
         number,
         items=items,
         stages=3,
+        sources=4,
         lengths=lengths,
         channels=channels,
         crop=8,
