@@ -21,7 +21,8 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from ..separation.batches import BatchRunner, is_out_of_memory
+from ..separation.batches import BatchRunner
+from ..separation.devices import is_out_of_memory
 from .cores import CorePlan, Stage
 from .events import StageLoad
 

@@ -99,7 +99,7 @@ class SongError(MetaTasNetError):
 
 def classify(error: BaseException) -> tuple[Failure, str]:
     """Return the type of failure that an exception means, and one sentence about it."""
-    from ..separation.batches import is_out_of_memory  # not above: counting what is done needs no torch
+    from ..separation.devices import is_out_of_memory  # not above: counting what is done needs no torch
 
     message = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, SongError):

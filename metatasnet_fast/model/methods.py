@@ -21,7 +21,7 @@ from ..precision import Precision
 from ..reference.spectrogram import log_power
 from .engine import Engine, check_mixes
 
-__all__ = ["NetworkMethods", "plan_chunks"]
+__all__ = ["NetworkMethods", "RunningDeviation", "plan_chunks"]
 
 
 @dataclass(frozen=True)
@@ -62,22 +62,33 @@ ITEMS = 5000
 """Items after which the statistics are good enough."""
 
 
-class _Moments:
-    """Count, mean and sum of squared deviations per bin, merged batch by batch in float64 (Chan et al. 1979)."""
+class RunningDeviation:
+    """Computes ``x.std(dim=-1)`` (unbiased) over all (channels, n) blocks together.
 
-    def __init__(self) -> None:
-        self.count = 0
-        self.mean: Tensor | float = 0.0
-        self.m2: Tensor | float = 0.0
+    Count, mean and sum of squared deviations are merged block by block in float64, so that a large constant part costs no
+    accuracy. Source: Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979.
+    """
 
-    def add(self, spectrogram: Tensor) -> None:
-        """Merge a batch (b, bins, frames)."""
-        x = spectrogram.double().transpose(1, 2).flatten(0, 1)
-        count, mean = len(x), x.mean(0)
-        delta, total = mean - self.mean, self.count + count
-        self.m2 = self.m2 + (x - mean).square().sum(0) + delta.square() * (self.count * count / total)
-        self.mean = self.mean + delta * (count / total)
-        self.count = total
+    def __init__(self, channels: int) -> None:
+        self._count = 0
+        self.mean = torch.zeros(channels, dtype=torch.float64)
+        self._squares = torch.zeros(channels, dtype=torch.float64)
+
+    def add(self, block: Tensor) -> None:
+        count = block.shape[-1]
+        if count == 0:
+            return
+        wide = (block.cpu() if block.device.type == "mps" else block).double()
+        variance, mean = (x.cpu() for x in torch.var_mean(wide, dim=-1, correction=0))
+        total = self._count + count
+        delta = mean - self.mean
+        self.mean += delta * (count / total)
+        self._squares += variance * count + delta.square() * (self._count * count / total)
+        self._count = total
+
+    def deviation(self) -> Tensor:
+        """Return (channels,), float64; 0 for fewer than two samples."""
+        return (self._squares / max(1, self._count - 1)).sqrt()
 
 
 @torch.no_grad()
@@ -96,20 +107,20 @@ def compute_stats(config: MetaTasNetConfig, spectrograms: Sequence[nn.Module], l
     """
     stages = list(enumerate(spectrograms))
     for part in [stages] if isinstance(loader, Iterator) else [[stage] for stage in stages]:
-        moments = [_Moments() for _ in part]
+        running = [RunningDeviation(config.stage(index).bins) for index, _ in part]
         items = 0
         for mixes, *_ in loader:
-            for (index, spectrogram), moment in zip(part, moments, strict=True):
+            for (index, spectrogram), measured in zip(part, running, strict=True):
                 window: Any = spectrogram.window
-                moment.add(log_power(mixes[index].to(window), window, config.stage(index)))
+                found = log_power(mixes[index].to(window), window, config.stage(index))
+                measured.add(found.transpose(0, 1).flatten(1))
             items += mixes[0].shape[0]
             if items > ITEMS:
                 break
         if items == 0:
             raise EmptyAudioError("The training loader is empty: there is nothing to compute statistics from.")
-        for (_, spectrogram), moment in zip(part, moments, strict=True):
-            std = torch.as_tensor(moment.m2 / max(1, moment.count - 1)).sqrt()
-            for name, value in (("mean", torch.as_tensor(moment.mean)), ("std", std)):
+        for (_, spectrogram), measured in zip(part, running, strict=True):
+            for name, value in (("mean", measured.mean), ("std", measured.deviation())):
                 getattr(spectrogram, name).copy_(value[None, :, None])
 
 

@@ -13,7 +13,7 @@ from ..errors import OutOfMemoryError
 from ..model.engine import Engine
 from .devices import is_out_of_memory
 
-__all__ = ["BatchRunner", "automatic_batch_size", "is_out_of_memory"]
+__all__ = ["BatchRunner", "automatic_batch_size"]
 
 MOST_WINDOWS = 32
 MEMORY_SHARE = 0.6

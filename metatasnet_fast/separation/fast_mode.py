@@ -17,8 +17,9 @@ from torch import Tensor
 from ..audio import StreamingResampler
 from ..errors import EmptyAudioError
 from ..model.engine import Engine
+from ..model.methods import RunningDeviation
 from .batches import BatchRunner
-from .gains import SILENCE, NormalEquations, RunningDeviation, safe_std
+from .gains import SILENCE, NormalEquations, safe_std
 from .outputs import Unscaled
 from .recording import Budget, Recording, Spool
 from .result import Reporter

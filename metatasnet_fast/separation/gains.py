@@ -1,4 +1,4 @@
-"""Measure a whole recording block by block: its deviation, and the gains of the stems.
+"""The gains of the stems of a whole recording, measured block by block.
 
 The gains bring the sum of the stems closest to the recording: per channel, over the whole recording, they minimise
 ``sum_t (mix_t - sum_i g_i stem_it)^2``. They solve the normal equations ``G g = c`` with ``G_ij = sum_t stem_it stem_jt`` and
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import MetaTasNetError
 
-__all__ = ["SILENCE", "NormalEquations", "RunningDeviation", "residual_shares", "safe_std"]
+__all__ = ["SILENCE", "NormalEquations", "residual_shares", "safe_std"]
 
 SILENCE = 1e-30
 """A peak or a standard deviation up to this counts as zero: dividing by it would overflow float32."""
@@ -95,35 +95,6 @@ def residual_shares(energies: Tensor) -> Tensor:
     total = energies.sum(-1, keepdim=True)
     equal = torch.full_like(energies, 1 / energies.shape[-1])
     return torch.where(total > 0, energies / total, equal)
-
-
-class RunningDeviation:
-    """Computes ``x.std(dim=-1)`` (unbiased) over all (channels, n) blocks together.
-
-    Count, mean and sum of squared deviations are merged block by block in float64, so that a large constant part costs no
-    accuracy. Source: Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979.
-    """
-
-    def __init__(self, channels: int) -> None:
-        self._count = 0
-        self._mean = torch.zeros(channels, dtype=torch.float64)
-        self._squares = torch.zeros(channels, dtype=torch.float64)
-
-    def add(self, block: Tensor) -> None:
-        count = block.shape[-1]
-        if count == 0:
-            return
-        wide = (block.cpu() if block.device.type == "mps" else block).double()
-        variance, mean = (x.cpu() for x in torch.var_mean(wide, dim=-1, correction=0))
-        total = self._count + count
-        delta = mean - self._mean
-        self._mean += delta * (count / total)
-        self._squares += variance * count + delta.square() * (self._count * count / total)
-        self._count = total
-
-    def deviation(self) -> Tensor:
-        """Return (channels,), float64; 0 for fewer than two samples."""
-        return (self._squares / max(1, self._count - 1)).sqrt()
 
 
 def safe_std(deviation: Tensor) -> Tensor:
