@@ -31,10 +31,10 @@ from .pointwise_sums import new_sums, norm_gradient, sum_blocks, sum_kernel
 __all__ = ["block_sums_kernel", "blocks_backward"]
 
 
-@triton.jit(do_not_specialize=["ITEMS", "PARTS", "OUT", "ALL"])
+@triton.jit(do_not_specialize=["ITEMS", "PARTS", "NEXT_PARTS", "OUT", "ALL"])
 def block_sums_kernel(
     p_s, p_d, p_affine, p_beta, p_norm, p_dout, p_dbias, p_dgamma_2, p_dbeta_2, p_s1, p_dconv1d,
-    p_taps, p_dslopes, p_dtaps, p_dslope_1, p_dgamma_1, p_dbeta_1, p_dslope_2, ITEMS, PARTS, OUT, ALL,
+    p_taps, p_parts, p_next_parts, p_dtaps, p_dslope_1, p_dgamma_1, p_dbeta_1, p_dslope_2, ITEMS, PARTS, NEXT_PARTS, OUT, ALL,
     N: tl.constexpr, ROWS: tl.constexpr, H: tl.constexpr, B: tl.constexpr, INSTRUMENTS: tl.constexpr,
     OUT_PARTS: tl.constexpr, CONV_PARTS: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N1: tl.constexpr, BLOCK_K1: tl.constexpr, BLOCK: tl.constexpr,
@@ -53,8 +53,8 @@ def block_sums_kernel(
         )  # fmt: skip
     else:
         depthwise_total_kernel(
-            i_program - ALL, p_taps, p_dslopes, p_dtaps, p_dslope_1, p_dgamma_1, p_dbeta_1, p_dslope_2, ITEMS, PARTS,
-            H, INSTRUMENTS, BLOCK,
+            i_program - ALL, p_taps, p_parts, p_next_parts, p_dtaps, p_dslope_1, p_dgamma_1, p_dbeta_1, p_dslope_2,
+            ITEMS, PARTS, NEXT_PARTS, H, INSTRUMENTS, BLOCK,
         )  # fmt: skip
 
 
@@ -80,7 +80,7 @@ def blocks_backward(dskips: Tensor, x: Tensor, kept: Kept, w: BlockWeights, tf32
         weight_gradient(dy, more, b, None, kept.affine_2[layer], s, d, tf32)
         folded, norm = norm_gradient(s, d, out, kept.affine_2[layer], frames, x.dtype)
         db, _ = data_gradient(dy, more, folded, b, None, kept.affine_2[layer], norm, tf32)
-        dc, of_taps, dslopes = depthwise_gradients(
+        dc, of_taps, *parts = depthwise_gradients(
             db, c, w.taps[layer], w.dilations[layer], w.slope_1[layer], kept.affine_1[layer], w.beta_1[layer], w.slope_2[layer],
         )  # fmt: skip
         s1, _ = new_sums(x, hidden, width)
@@ -94,9 +94,9 @@ def blocks_backward(dskips: Tensor, x: Tensor, kept: Kept, w: BlockWeights, tf32
             block_sums_kernel, programs + more_programs + total_programs(c), x,
             p_s=s, p_d=d, p_affine=kept.affine_2[layer], p_beta=w.beta_2[layer], p_norm=norm, p_dout=dout[layer, :, unused:],
             p_dbias=dbias[layer, :, unused:], p_dgamma_2=dgamma_2[layer], p_dbeta_2=dbeta_2[layer], p_s1=s1,
-            p_dconv1d=dconv1d[layer], p_taps=of_taps, p_dslopes=dslopes, p_dtaps=dtaps[layer], p_dslope_1=dslope_1[layer],
+            p_dconv1d=dconv1d[layer], p_taps=of_taps, p_parts=parts[0], p_next_parts=parts[1], p_dtaps=dtaps[layer], p_dslope_1=dslope_1[layer],
             p_dgamma_1=dgamma_1[layer], p_dbeta_1=dbeta_1[layer], p_dslope_2=dslope_2[layer], ITEMS=n,
-            PARTS=dslopes.shape[1], OUT=programs, ALL=programs + more_programs, N=out.shape[1], ROWS=2 * width, H=hidden,
+            PARTS=len(parts[0]), NEXT_PARTS=len(parts[1]), OUT=programs, ALL=programs + more_programs, N=out.shape[1], ROWS=2 * width, H=hidden,
             B=width, INSTRUMENTS=instruments, OUT_PARTS=s.shape[2], CONV_PARTS=s1.shape[2], BLOCK_N=block_n, BLOCK_K=block_k,
             BLOCK_N1=block_n1, BLOCK_K1=block_k1, BLOCK=CHANNELS, num_warps=4,
         )  # fmt: skip

@@ -25,7 +25,8 @@ from .launch import launch, operands_in_shared_memory, power_of_two
 
 __all__ = ["interpolation_backward", "interpolation_bwd_kernel", "weight_gradient", "weight_gradient_kernel"]
 
-PROGRAMS = 512  # two rounds on the largest GPUs; with fewer blocks the frames are dealt out, in parts of 4 N K bytes
+PROGRAMS = 512  # about four rounds; with fewer blocks the frames are dealt out, in parts of 4 N K bytes
+ROUND = 132  # programs of a round, the multiprocessors of an H100; on other GPUs the last round is less full
 WIDE = 1024  # inputs from which a block takes 256 of them, where the registers hold it
 ROWS = 32  # frames that the interpolation's transpose adds at once
 
@@ -108,7 +109,8 @@ def weight_gradient(
     if widest == 128 and inputs >= WIDE and framing is None and operands_in_shared_memory(x.device):
         block_k = 256
     blocks, tiles = -(-columns // block_n) * -(-inputs // block_k), n * -(-frames // steps)
-    per_part = max(1, -(-tiles // max(1, PROGRAMS // blocks)))
+    parts = max(range(1, max(1, PROGRAMS // blocks) + 1), key=lambda p: p * blocks / (-(-p * blocks // ROUND)))
+    per_part = -(-tiles // parts)
     parts = -(-tiles // per_part)
     size = columns * inputs
     both = torch.empty(parts, size + (columns if bias else 0), dtype=torch.float32, device=x.device)

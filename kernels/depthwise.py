@@ -30,7 +30,7 @@ from .tuned import configuration
 
 __all__ = [
     "BACKWARD_ROWS", "channel_parameters", "depthwise_forward", "depthwise_fwd_kernel", "load_frames",
-    "load_normalised", "place", "rows_of", "taps",
+    "load_normalised", "place", "rows_of", "starts", "taps",
 ]  # fmt: skip
 
 FORWARD_ROWS, BACKWARD_ROWS = (8, 16, 32), (32,)
@@ -43,12 +43,18 @@ def place(T, dilation, C: tl.constexpr, BLOCK_T: tl.constexpr, ROWS: tl.constexp
     blocks = tl.cdiv(C, BLOCK_C)
     row = tl.program_id(0) // blocks
     tiles = tl.cdiv(T, BLOCK_T)
-    i_row = tl.arange(0, ROWS)
-    i_first = (row % tiles) * BLOCK_T + i_row
+    i_first = (row % tiles) * BLOCK_T + starts(dilation, BLOCK_T, ROWS)
+    return row, row // tiles, i_first, (tl.program_id(0) % blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
+
+
+@triton.jit
+def starts(dilation, BLOCK_T: tl.constexpr, ROWS: tl.constexpr):
+    """Frames of a tile at which its rows start."""
+    i_first = tl.arange(0, ROWS)
     # Rows of a group start at neighbouring frames; with all steps they fill BLOCK_T // ROWS * dilation frames.
     if BLOCK_T > ROWS:
-        i_first = (row % tiles) * BLOCK_T + (i_row // dilation) * (BLOCK_T // ROWS * dilation) + i_row % dilation
-    return row, row // tiles, i_first, (tl.program_id(0) % blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
+        i_first = (i_first // dilation) * (BLOCK_T // ROWS * dilation) + i_first % dilation
+    return i_first
 
 
 @triton.jit

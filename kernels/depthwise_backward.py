@@ -28,7 +28,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .depthwise import BACKWARD_ROWS, channel_parameters, load_frames, load_normalised, place, rows_of, taps
+from .depthwise import BACKWARD_ROWS, channel_parameters, load_frames, load_normalised, place, rows_of, starts, taps
 from .launch import TILE, alignment, channel_block, launch, power_of_two, strides
 from .statistics import GROUPS
 from .tile import activation, slope_of
@@ -39,21 +39,21 @@ __all__ = [
 ]  # fmt: skip
 
 
+SPAN = 4
+"""Tiles of which a program takes sums: rows are added up once, at the end."""
+EDGE = 16
+"""Frames at the ends of a signal that are added up at a time."""
 CHANNELS = 128
 """Channels of an instrument, or parts of a slope's gradient, that a program adds up side by side."""
 
 
 @triton.jit
 def _sums_of_tile(
-    p_dy, p_x, p_da, i_first, i_c, m_c, T, dilation, dy_t, x_t, slope, next_slope,
-    b_scale, b_mean, b_beta, b_w0, b_w1, b_w2,
+    b_s0, b_s1, b_s2, b_d, b_dnext, p_dy, p_x, p_da, i_first, i_c, m_c, T, dilation, dy_t, x_t,
+    slope, next_slope, b_scale, b_mean, b_beta, b_w0, b_w1, b_w2,
     C: tl.constexpr, STEPS: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr, INSIDE: tl.constexpr,
 ):  # fmt: skip
-    """Store da; return S and D of each tap, and dnext_slope, summed over all rows."""
-    b_s0, b_s1 = tl.zeros([ROWS, BLOCK_C], tl.float32), tl.zeros([ROWS, BLOCK_C], tl.float32)
-    b_s2, b_d0 = tl.zeros([ROWS, BLOCK_C], tl.float32), tl.zeros([ROWS, BLOCK_C], tl.float32)
-    b_d1, b_d2 = tl.zeros([ROWS, BLOCK_C], tl.float32), tl.zeros([ROWS, BLOCK_C], tl.float32)
-    b_dnext = tl.zeros([ROWS, BLOCK_C], tl.float32)
+    """Store da; return S of each tap, its sum and dnext_slope, of every row, with what was added up before."""
     stored = ()
     _, b_z0, b_m0 = load_normalised(p_x, i_first - dilation, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta, INSIDE)
     _, b_z1, b_m1 = load_normalised(p_x, i_first, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta, INSIDE)
@@ -69,10 +69,7 @@ def _sums_of_tile(
         b_s0 += b_da * b_z0
         b_s1 += b_da * b_z1
         b_s2 += b_da * b_z2
-        b_d1 += b_da
-        if not INSIDE:
-            b_d0 += tl.where((i_t >= dilation)[:, None], b_da, 0.0)
-            b_d2 += tl.where((i_t + dilation < T)[:, None], b_da, 0.0)
+        b_d += b_da
         b_z0, b_m0, b_z1, b_m1 = b_z1, b_m1, b_z2, b_m2
     # Stored after all loads, which would otherwise wait for each store.
     for step in tl.static_range(STEPS):
@@ -82,22 +79,18 @@ def _sums_of_tile(
             tl.store(p_row, stored[step])
         else:
             tl.store(p_row, stored[step], mask=(i_t < T)[:, None] & m_c[None, :])
-    b_d = tl.sum(b_d1, 0)
-    if INSIDE:
-        b_before, b_after = b_d, b_d
-    else:
-        b_before, b_after = tl.sum(b_d0, 0), tl.sum(b_d2, 0)
-    return tl.sum(b_s0, 0), tl.sum(b_s1, 0), tl.sum(b_s2, 0), b_before, b_d, b_after, tl.sum(b_dnext)
+    return b_s0, b_s1, b_s2, b_d, b_dnext
 
 
 @triton.jit(do_not_specialize=["T", "dilation", "dy_n", "dy_i", "dy_t", "x_n", "x_i", "x_t"])
 def depthwise_sums_kernel(
     p_dy, p_x, p_w, p_slope, p_affine, p_beta, p_next_slope, p_da, p_sums, p_dnext_slope, T, dilation,
     dy_n, dy_i, dy_t, x_n, x_i, x_t, C: tl.constexpr, INSTRUMENTS: tl.constexpr, ALIGN: tl.constexpr,
-    BLOCK_T: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_T: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr, SPAN: tl.constexpr,
 ):  # fmt: skip
-    """One program: da, S and D of one tile, rows 0 to 2 and 3 to 5 of (n, I, tiles, 6, C), and its share of dnext_slope."""
-    row, i_ni, i_first, i_c = place(T, dilation, C, BLOCK_T, ROWS, BLOCK_C)
+    """One program: da of SPAN tiles, their S and the sum of da, rows of (n, I, spans, 4, C), and their share of
+    dnext_slope."""
+    row, i_ni, _, i_c = place(T, dilation, C, SPAN * BLOCK_T, ROWS, BLOCK_C)
     i_n, i_i, m_c = (i_ni // INSTRUMENTS).to(tl.int64), (i_ni % INSTRUMENTS).to(tl.int64), i_c < C
     dy_t, x_t = dy_t.to(tl.int64) * ALIGN, x_t.to(tl.int64) * ALIGN
     p_dy += i_n * (dy_n.to(tl.int64) * ALIGN) + i_i * (dy_i.to(tl.int64) * ALIGN)
@@ -106,37 +99,39 @@ def depthwise_sums_kernel(
     b_scale, b_mean, b_beta, b_w0, b_w1, b_w2 = channel_parameters(
         p_affine, p_beta, p_w, i_ni, i_c, m_c, C, INSTRUMENTS
     )
-    first = (row % tl.cdiv(T, BLOCK_T)) * BLOCK_T
     p_da += i_ni.to(tl.int64) * T * C
-    if (first >= dilation) & (first + BLOCK_T + dilation <= T) & (C % BLOCK_C == 0):
-        b_s0, b_s1, b_s2, b_d0, b_d1, b_d2, b_dnext = _sums_of_tile(
-            p_dy, p_x, p_da, i_first, i_c, m_c, T, dilation, dy_t, x_t, slope, next_slope,
-            b_scale, b_mean, b_beta, b_w0, b_w1, b_w2, C, BLOCK_T // ROWS, ROWS, BLOCK_C, True,
-        )  # fmt: skip
-    else:
-        b_s0, b_s1, b_s2, b_d0, b_d1, b_d2, b_dnext = _sums_of_tile(
-            p_dy, p_x, p_da, i_first, i_c, m_c, T, dilation, dy_t, x_t, slope, next_slope,
-            b_scale, b_mean, b_beta, b_w0, b_w1, b_w2, C, BLOCK_T // ROWS, ROWS, BLOCK_C, False,
-        )  # fmt: skip
-    tl.store(p_dnext_slope + tl.program_id(0), b_dnext)
-    p_sums += row.to(tl.int64) * 6 * C + i_c
-    tl.store(p_sums, b_s0, mask=m_c)
-    tl.store(p_sums + C, b_s1, mask=m_c)
-    tl.store(p_sums + 2 * C, b_s2, mask=m_c)
-    tl.store(p_sums + 3 * C, b_d0, mask=m_c)
-    tl.store(p_sums + 4 * C, b_d1, mask=m_c)
-    tl.store(p_sums + 5 * C, b_d2, mask=m_c)
+    b_s0 = tl.zeros([ROWS, BLOCK_C], tl.float32)
+    b_s1, b_s2, b_d, b_dnext = b_s0, b_s0, b_s0, b_s0
+    span = (row % tl.cdiv(T, SPAN * BLOCK_T)) * (SPAN * BLOCK_T)
+    for first in range(span, tl.minimum(span + SPAN * BLOCK_T, T), BLOCK_T):
+        i_first = first + starts(dilation, BLOCK_T, ROWS)
+        if (first >= dilation) & (first + BLOCK_T + dilation <= T) & (C % BLOCK_C == 0):
+            b_s0, b_s1, b_s2, b_d, b_dnext = _sums_of_tile(
+                b_s0, b_s1, b_s2, b_d, b_dnext, p_dy, p_x, p_da, i_first, i_c, m_c, T, dilation, dy_t, x_t,
+                slope, next_slope, b_scale, b_mean, b_beta, b_w0, b_w1, b_w2, C, BLOCK_T // ROWS, ROWS, BLOCK_C, True,
+            )  # fmt: skip
+        else:
+            b_s0, b_s1, b_s2, b_d, b_dnext = _sums_of_tile(
+                b_s0, b_s1, b_s2, b_d, b_dnext, p_dy, p_x, p_da, i_first, i_c, m_c, T, dilation, dy_t, x_t,
+                slope, next_slope, b_scale, b_mean, b_beta, b_w0, b_w1, b_w2, C, BLOCK_T // ROWS, ROWS, BLOCK_C, False,
+            )  # fmt: skip
+    tl.store(p_dnext_slope + tl.program_id(0), tl.sum(b_dnext))
+    p_sums += row.to(tl.int64) * 4 * C + i_c
+    tl.store(p_sums, tl.sum(b_s0, 0), mask=m_c)
+    tl.store(p_sums + C, tl.sum(b_s1, 0), mask=m_c)
+    tl.store(p_sums + 2 * C, tl.sum(b_s2, 0), mask=m_c)
+    tl.store(p_sums + 3 * C, tl.sum(b_d, 0), mask=m_c)
 
 
-@triton.jit(do_not_specialize=["T"])
+@triton.jit(do_not_specialize=["T", "dilation"])
 def depthwise_norm_kernel(
-    p_sums, p_w, p_affine, p_beta, p_out, T, C: tl.constexpr,
-    INSTRUMENTS: tl.constexpr, GROUPS: tl.constexpr, TILE: tl.constexpr, BLOCK_C: tl.constexpr,
+    p_sums, p_da, p_w, p_affine, p_beta, p_out, T, dilation, C: tl.constexpr, INSTRUMENTS: tl.constexpr,
+    GROUPS: tl.constexpr, SPAN: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """One program: one group of one item and instrument; q, r, dgamma, dbeta and dw's three taps, rows of (n, I, 7, C)."""
     i_ni, i_group = tl.program_id(0) // GROUPS, tl.program_id(0) % GROUPS
     width = C // GROUPS
-    tiles = tl.cdiv(T, TILE)
+    spans = tl.cdiv(T, SPAN)
     i_c = i_group * width + tl.arange(0, BLOCK_C)
     m_c = tl.arange(0, BLOCK_C) < width
     b_scale, b_mean, b_beta, b_w0, b_w1, b_w2 = channel_parameters(
@@ -144,19 +139,30 @@ def depthwise_norm_kernel(
     )
     b_rstd = tl.load(p_affine + (i_ni.to(tl.int64) * 4 + 3) * C + i_c, mask=m_c, other=0.0)
     p_out += i_ni.to(tl.int64) * 7 * C + i_c
-    b_ws = tl.zeros([BLOCK_C], tl.float32)
-    b_wd = tl.zeros([BLOCK_C], tl.float32)
-    for k in tl.static_range(3):
-        b_s = tl.zeros([BLOCK_C], tl.float32)
-        b_d = tl.zeros([BLOCK_C], tl.float32)
-        for i_tile in tl.range(tiles, loop_unroll_factor=4):
-            p_tile = p_sums + ((i_ni.to(tl.int64) * tiles + i_tile) * 6 + k) * C + i_c
-            b_s += tl.load(p_tile, mask=m_c, other=0.0)
-            b_d += tl.load(p_tile + 3 * C, mask=m_c, other=0.0)
-        b_w = b_w0 if k == 0 else (b_w1 if k == 1 else b_w2)
-        b_ws += b_w * b_s
-        b_wd += b_w * b_d
-        tl.store(p_out + (4 + k) * C, b_scale * b_s + b_beta * b_d, mask=m_c)
+    p_sums += i_ni.to(tl.int64) * spans * 4 * C + i_c
+    p_da += i_ni.to(tl.int64) * T * C + i_c[None, :]
+    b_d = tl.zeros([BLOCK_C], tl.float32)
+    b_s0, b_s1, b_s2 = b_d, b_d, b_d
+    for i_span in tl.range(spans, loop_unroll_factor=4):
+        p_span = p_sums + i_span * 4 * C
+        b_s0 += tl.load(p_span, mask=m_c, other=0.0)
+        b_s1 += tl.load(p_span + C, mask=m_c, other=0.0)
+        b_s2 += tl.load(p_span + 2 * C, mask=m_c, other=0.0)
+        b_d += tl.load(p_span + 3 * C, mask=m_c, other=0.0)
+    # The first frames have no frame a dilation before, the last ones none behind.
+    b_first, b_last = tl.zeros([BLOCK_C], tl.float32), tl.zeros([BLOCK_C], tl.float32)
+    edge = tl.minimum(dilation, T)
+    for t in range(0, edge, BLOCK_T):
+        i_t = t + tl.arange(0, BLOCK_T)[:, None]
+        mask = (i_t < edge) & m_c[None, :]
+        b_first += tl.sum(tl.load(p_da + i_t * C, mask=mask, other=0.0).to(tl.float32), 0)
+        b_last += tl.sum(tl.load(p_da + (T - 1 - i_t).to(tl.int64) * C, mask=mask, other=0.0).to(tl.float32), 0)
+    b_d0, b_d2 = b_d - b_first, b_d - b_last
+    b_ws = b_w0 * b_s0 + b_w1 * b_s1 + b_w2 * b_s2
+    b_wd = b_w0 * b_d0 + b_w1 * b_d + b_w2 * b_d2
+    tl.store(p_out + 4 * C, b_scale * b_s0 + b_beta * b_d0, mask=m_c)
+    tl.store(p_out + 5 * C, b_scale * b_s1 + b_beta * b_d, mask=m_c)
+    tl.store(p_out + 6 * C, b_scale * b_s2 + b_beta * b_d2, mask=m_c)
     count = width * T.to(tl.float32)
     zeros = tl.zeros([BLOCK_C], tl.float32)
     tl.store(p_out, -b_rstd * b_rstd * (tl.sum(b_scale * b_ws, 0) / count), mask=m_c)
@@ -226,9 +232,9 @@ def depthwise_dx_kernel(
     tl.store(p_dslope + tl.program_id(0), dslope)
 
 
-@triton.jit(do_not_specialize=["ITEMS", "PARTS"])
+@triton.jit(do_not_specialize=["ITEMS", "PARTS", "NEXT_PARTS"])
 def depthwise_total_kernel(
-    i_program, p_norm, p_dslopes, p_dw, p_dslope, p_dgamma, p_dbeta, p_dnext_slope, ITEMS, PARTS,
+    i_program, p_norm, p_parts, p_next_parts, p_dw, p_dslope, p_dgamma, p_dbeta, p_dnext_slope, ITEMS, PARTS, NEXT_PARTS,
     C: tl.constexpr, INSTRUMENTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program: sums over the items for BLOCK channels of one instrument; the last two programs: both slopes' gradients."""
@@ -247,29 +253,28 @@ def depthwise_total_kernel(
             p_out = p_dgamma + i_out if k == 0 else (p_dbeta + i_out if k == 1 else p_dw + i_out * 3 + (k - 2))
             tl.store(p_out, b_sum, mask=m_c)
     else:
-        which = i_program - INSTRUMENTS * blocks
+        if i_program > INSTRUMENTS * blocks:
+            p_parts, p_dslope, PARTS = p_next_parts, p_dnext_slope, NEXT_PARTS
         b_sum = tl.zeros([BLOCK], tl.float32)
         for first in tl.range(0, PARTS, BLOCK, loop_unroll_factor=4):
             i_part = first + tl.arange(0, BLOCK)
-            b_sum += tl.load(p_dslopes + which * PARTS.to(tl.int64) + i_part, mask=i_part < PARTS, other=0.0)
-        if which == 0:
-            tl.store(p_dslope, tl.sum(b_sum, 0))
-        else:
-            tl.store(p_dnext_slope, tl.sum(b_sum, 0))
+            b_sum += tl.load(p_parts + i_part, mask=i_part < PARTS, other=0.0)
+        tl.store(p_dslope, tl.sum(b_sum, 0))
 
 
 def depthwise_gradients(
     dy: Tensor, x: Tensor, weight: Tensor, dilation: int,
     slope: Tensor, affine: Tensor, beta: Tensor, next_slope: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """dx in x's dtype and, in float32, what `depthwise_total_kernel` adds up: (n, I, 7, C), parts of both slopes' gradients."""
     n, instruments, frames, channels = x.shape
     align = alignment(dy, x)
     tiles, block = -(-frames // TILE), channel_block(channels)
-    programs = n * instruments * tiles * -(-channels // block)
-    sums = torch.empty(n, instruments, tiles, 6, channels, dtype=torch.float32, device=x.device)
+    rows, blocks = n * instruments, -(-channels // block)
+    spans, programs = -(-tiles // SPAN), rows * tiles * blocks
+    sums = torch.empty(n, instruments, spans, 4, channels, dtype=torch.float32, device=x.device)
     norm = torch.empty(n, instruments, 7, channels, dtype=torch.float32, device=x.device)
-    dslopes = torch.empty(2, programs, dtype=torch.float32, device=x.device)
+    dslope, dnext_slope = (torch.empty(parts, dtype=torch.float32, device=x.device) for parts in (programs, rows * spans * blocks))
     da, dx = (torch.empty(n, instruments, frames, channels, dtype=x.dtype, device=x.device) for _ in range(2))
     shared = {
         "p_x": x, "p_w": weight, "p_slope": slope, "p_affine": affine, "p_beta": beta, "p_da": da, "T": frames,
@@ -277,20 +282,20 @@ def depthwise_gradients(
         "BLOCK_T": TILE, "ROWS": rows_of(dilation, BACKWARD_ROWS), "BLOCK_C": block,
     }  # fmt: skip
     launch(
-        depthwise_sums_kernel, programs, x,
-        p_dy=dy, p_next_slope=next_slope, p_sums=sums, p_dnext_slope=dslopes[1], **strides(align, dy=dy), num_warps=4,
-        **shared,
+        depthwise_sums_kernel, rows * spans * blocks, x,
+        p_dy=dy, p_next_slope=next_slope, p_sums=sums, p_dnext_slope=dnext_slope, **strides(align, dy=dy), SPAN=SPAN,
+        num_warps=4, **shared,
     )  # fmt: skip
     launch(
         depthwise_norm_kernel, n * instruments * GROUPS, x,
-        p_sums=sums, p_w=weight, p_affine=affine, p_beta=beta, p_out=norm, T=frames, C=channels,
-        INSTRUMENTS=instruments, GROUPS=GROUPS, TILE=TILE, BLOCK_C=power_of_two(channels // GROUPS), num_warps=1,
+        p_sums=sums, p_da=da, p_w=weight, p_affine=affine, p_beta=beta, p_out=norm, T=frames, dilation=dilation, C=channels,
+        INSTRUMENTS=instruments, GROUPS=GROUPS, SPAN=SPAN * TILE, BLOCK_T=EDGE, BLOCK_C=power_of_two(channels // GROUPS), num_warps=1,
     )  # fmt: skip
     launch(
-        depthwise_dx_kernel, programs, x, p_norm=norm, p_dx=dx, p_dslope=dslopes[0],
+        depthwise_dx_kernel, programs, x, p_norm=norm, p_dx=dx, p_dslope=dslope,
         num_warps=4, **shared,
     )  # fmt: skip
-    return dx, norm, dslopes
+    return dx, norm, dslope, dnext_slope
 
 
 def depthwise_backward(
@@ -299,16 +304,16 @@ def depthwise_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """dx in x's dtype and, in float32, dw (I, C, 3), dslope, dgamma, dbeta, dnext_slope; unit strides along channels."""
     n, instruments, _, channels = x.shape
-    dx, norm, dslopes = depthwise_gradients(dy, x, weight, dilation, slope, affine, beta, next_slope)
+    dx, norm, *parts = depthwise_gradients(dy, x, weight, dilation, slope, affine, beta, next_slope)
     shapes = ((instruments, channels, 3), (1,), (instruments, channels), (instruments, channels), (1,))
     dw, dslope, dgamma, dbeta, dnext_slope = (
         torch.empty(shape, dtype=torch.float32, device=x.device) for shape in shapes
     )
     launch(
         depthwise_total_kernel, total_programs(x), x,
-        i_program=None, p_norm=norm, p_dslopes=dslopes, p_dw=dw, p_dslope=dslope, p_dgamma=dgamma, p_dbeta=dbeta,
-        p_dnext_slope=dnext_slope, ITEMS=n, PARTS=dslopes.shape[1], C=channels, INSTRUMENTS=instruments, BLOCK=CHANNELS,
-        num_warps=4,
+        i_program=None, p_norm=norm, p_parts=parts[0], p_next_parts=parts[1], p_dw=dw, p_dslope=dslope, p_dgamma=dgamma, p_dbeta=dbeta,
+        p_dnext_slope=dnext_slope, ITEMS=n, PARTS=len(parts[0]), NEXT_PARTS=len(parts[1]), C=channels, INSTRUMENTS=instruments,
+        BLOCK=CHANNELS, num_warps=4,
     )  # fmt: skip
     return dx, dw, dslope, dgamma, dbeta, dnext_slope
 

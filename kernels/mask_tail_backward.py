@@ -26,7 +26,7 @@ from .group_norm import norm_sums_kernel
 from .launch import TILE, alignment, channel_block, launch, power_of_two, strides
 from .mask_tail import FRAMES, masks, tail_place
 from .statistics import GROUPS
-from .tile import slope_of
+from .tile import activation, slope_of
 
 __all__ = ["mask_tail_backward", "mask_tail_dx_kernel", "mask_tail_sums_kernel"]
 
@@ -63,11 +63,11 @@ def mask_tail_sums_kernel(
     p_m, p_latent, p_dy, p_slope, p_affine, p_beta, p_sums, p_dlatent, T,
     m_n, m_i, m_t, latent_n, latent_i, latent_t, dy_n, dy_i, dy_t,
     C: tl.constexpr, INSTRUMENTS: tl.constexpr, SOFTMAX: tl.constexpr, ALIGN: tl.constexpr, TILE: tl.constexpr,
-    BLOCK_T: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """One program: dlatent, and S and D as rows of (n, I, tiles, 2, C), of TILE frames in steps of BLOCK_T.
 
-    The sums of all instruments are rows of one accumulator, BLOCK_I of them.
+    Rows are added up once, at the end: in every step that took a third of the instructions.
     """
     i_n, i_tile, _, i_c = tail_place(T, C, TILE, BLOCK_C)
     i_n, tiles = i_n.to(tl.int64), tl.cdiv(T, TILE)
@@ -80,8 +80,10 @@ def mask_tail_sums_kernel(
     p_latent += i_n * (latent_n.to(tl.int64) * ALIGN)
     p_dlatent += i_n * T * C
     p_affine += i_n * INSTRUMENTS * 4 * C
-    i_row = tl.arange(0, BLOCK_I)
-    b_s, b_d = tl.zeros([BLOCK_I, BLOCK_C], tl.float32), tl.zeros([BLOCK_I, BLOCK_C], tl.float32)
+    s, d = (), ()
+    for _ in tl.static_range(INSTRUMENTS):
+        s = s + (tl.zeros([BLOCK_T, BLOCK_C], tl.float32),)
+        d = d + (tl.zeros([BLOCK_T, BLOCK_C], tl.float32),)
     for first in range(0, TILE, BLOCK_T):
         i_t = i_tile * TILE + first + tl.arange(0, BLOCK_T)
         mask = (i_t < T)[:, None] & m_c[None, :]
@@ -92,14 +94,15 @@ def mask_tail_sums_kernel(
         )  # fmt: skip
         i_dlatent = i_t.to(tl.int64)[:, None] * C + i_c[None, :]
         tl.store(p_dlatent + i_dlatent, b_all.to(p_dlatent.dtype.element_ty), mask=mask)
+        more_s, more_d = (), ()
         for i_i in tl.static_range(INSTRUMENTS):
-            b_own = (i_row == i_i)[:, None]
-            b_s += tl.where(b_own, tl.sum(du[i_i] * z[i_i], 0)[None, :], 0.0)
-            b_d += tl.where(b_own, tl.sum(du[i_i], 0)[None, :], 0.0)
-    i_sums = ((i_n * INSTRUMENTS + i_row) * tiles + i_tile)[:, None] * 2 * C + i_c[None, :]
-    mask = (i_row < INSTRUMENTS)[:, None] & m_c[None, :]
-    tl.store(p_sums + i_sums, b_s, mask=mask)
-    tl.store(p_sums + i_sums + C, b_d, mask=mask)
+            more_s = more_s + (s[i_i] + du[i_i] * z[i_i],)
+            more_d = more_d + (d[i_i] + du[i_i],)
+        s, d = more_s, more_d
+    for i_i in tl.static_range(INSTRUMENTS):
+        p_own = p_sums + ((i_n * INSTRUMENTS + i_i) * tiles + i_tile) * 2 * C + i_c
+        tl.store(p_own, tl.sum(s[i_i], 0), mask=m_c)
+        tl.store(p_own + C, tl.sum(d[i_i], 0), mask=m_c)
 
 
 @triton.jit(do_not_specialize=["T", "m_n", "m_i", "m_t", "latent_n", "latent_i", "latent_t", "dy_n", "dy_i", "dy_t"])
@@ -122,7 +125,7 @@ def mask_tail_dx_kernel(
     i_m = i_t[:, None] * (m_t.to(tl.int64) * ALIGN) + i_c[None, :]
     i_dy = i_t[:, None] * (dy_t.to(tl.int64) * ALIGN) + i_c[None, :]
     i_latent = i_t[:, None] * (latent_t.to(tl.int64) * ALIGN) + i_c[None, :]
-    _, m, z, du = _gradients(
+    _, _, _, du = _gradients(
         p_m, p_affine, p_beta, p_dy, p_latent, slope, i_m, i_c, i_dy, i_latent, mask, m_i, dy_i, C, INSTRUMENTS, SOFTMAX
     )
     i_dm = i_t.to(tl.int64)[:, None] * C + i_c[None, :]
@@ -135,10 +138,15 @@ def mask_tail_dx_kernel(
         b_scale = tl.load(p_affine + i_i * 4 * C + i_c, mask=i_c < C, other=0.0)
         b_q = tl.load(p_channel, mask=i_c < C, other=0.0)
         b_r = tl.load(p_channel + C, mask=i_c < C, other=0.0)
-        b_dz = b_scale[None, :] * du[i_i] + b_q[None, :] * z[i_i] + b_r[None, :]
-        b_dm = tl.where(m[i_i] > 0, b_dz, slope * b_dz)
+        # Load m again, with another hint than before, so that nothing of it is held meanwhile.
+        b_m = tl.load(p_m + i_i * m_i + i_m, mask=mask, other=0.0, eviction_policy="evict_first")
+        b_mean = tl.load(p_affine + (i_i * 4 + 2) * C + i_c, mask=i_c < C, other=0.0)
+        b_z = activation(b_m, slope) - b_mean[None, :]
+        b_m = b_m.to(tl.float32)
+        b_dz = b_scale[None, :] * du[i_i] + b_q[None, :] * b_z + b_r[None, :]
+        b_dm = tl.where(b_m > 0, b_dz, slope * b_dz)
         tl.store(p_dm + i_i * size + i_dm, b_dm.to(p_dm.dtype.element_ty), mask=mask)
-        b_dslope += tl.where((m[i_i] > 0) | ~mask, 0.0, b_dz * m[i_i])
+        b_dslope += b_dz * tl.minimum(b_m, 0.0)  # m is 0 past the end
     tl.store(p_dslope + tl.program_id(0), tl.sum(b_dslope))
 
 
@@ -162,7 +170,7 @@ def mask_tail_backward(
     }  # fmt: skip
     launch(
         mask_tail_sums_kernel, n * tiles * blocks, m, p_sums=sums, p_dlatent=dlatent, TILE=TILE,
-        BLOCK_I=power_of_two(instruments, 1), BLOCK_T=SUMS_FRAMES, num_warps=2, **shared,
+        BLOCK_T=SUMS_FRAMES, num_warps=2, **shared,
     )  # fmt: skip
     launch(
         norm_sums_kernel, n * instruments * GROUPS, m, p_sums=sums, p_affine=affine, p_out=norm, T=frames, C=channels,

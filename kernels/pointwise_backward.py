@@ -28,7 +28,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import alignment, column_tile, launch, operands_in_shared_memory, power_of_two, products, strides
+from .launch import alignment, column_tile, launch, operands_in_shared_memory, power_of_two, products, register_limit, strides
 from .pointwise import STAGES, product_options
 from .pointwise_sums import new_sums, norm_gradient, sum_items
 from .tile import activation, slope_of
@@ -290,8 +290,9 @@ def data_gradient(
     align = alignment(dy, x)
     if dx is None:
         dx = torch.empty(n, instruments, frames, inputs, dtype=x.dtype, device=x.device)
-    # With a PReLU, two epilogues overflow sm_80's registers.
-    defaults = product_options(*column_tile(inputs, x.dtype, tail=slope is None))
+    # With a PReLU two epilogues overflow the registers where tensor cores take an operand from them.
+    tail = slope is None or (x.dtype == torch.bfloat16 and operands_in_shared_memory(x.device))
+    defaults = product_options(*column_tile(inputs, x.dtype, tail=tail))
     chosen = configuration("pointwise_dgrad", x, tf32, defaults, K=inputs, N=dy.shape[3])
     width = chosen["BLOCK_N"] + chosen["TAIL_N"]
     programs = n * instruments * -(-frames // DGRAD_FRAMES) * -(-inputs // width)
@@ -302,6 +303,7 @@ def data_gradient(
         p_dslope=dslope, T=frames, **strides(align, dy=dy, x=x), K=inputs, N=dy.shape[3],
         MORE=0 if more is None else more.shape[3], INSTRUMENTS=instruments, LD=weight.stride(-2), ALIGN=align,
         BLOCK_T=DGRAD_FRAMES, PRECISION=products(tf32, x.device), **chosen,
+        **(register_limit(128, x) if slope is not None and chosen["TAIL_N"] else {}),
     )  # fmt: skip
     return dx, dslope
 
