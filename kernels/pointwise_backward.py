@@ -28,7 +28,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import alignment, column_tile, launch, operands_in_shared_memory, power_of_two, products, register_limit, strides
+from .launch import alignment, column_tile, launch, operands_in_shared_memory, power_of_two, products, strides
 from .pointwise import STAGES, product_options
 from .pointwise_sums import new_sums, norm_gradient, sum_items
 from .tile import activation, slope_of
@@ -303,7 +303,6 @@ def data_gradient(
         p_dslope=dslope, T=frames, **strides(align, dy=dy, x=x), K=inputs, N=dy.shape[3],
         MORE=0 if more is None else more.shape[3], INSTRUMENTS=instruments, LD=weight.stride(-2), ALIGN=align,
         BLOCK_T=DGRAD_FRAMES, PRECISION=products(tf32, x.device), **chosen,
-        **(register_limit(128, x) if slope is not None and chosen["TAIL_N"] else {}),
     )  # fmt: skip
     return dx, dslope
 
