@@ -58,28 +58,17 @@ def _sounds(p_mask, i_n, i_i, m_row, INSTRUMENTS: tl.constexpr):
 
 
 @triton.jit
-def _products(
-    p_x, i_n, i_i, i_other_n, i_other, i_t, x_n, x_i, x_t, m_row, ABSOLUTE: tl.constexpr,
-    C: tl.constexpr, BLOCK_I: tl.constexpr, FRAMES: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
-    """|x|^2 and |y|^2 of each row and its partner, and sum_c x y, or of absolute values."""
-    b_own = tl.zeros([BLOCK_I * FRAMES, BLOCK_C], tl.float32)
-    b_other, b_with = b_own, b_own
-    for c in range(0, C, BLOCK_C):
-        i_c = c + tl.arange(0, BLOCK_C)[None, :]
-        mask = m_row[:, None] & (i_c < C)
-        b_x = _load(p_x, i_n, i_i, i_t, x_n, x_i, x_t, i_c, mask)
-        b_y = _load(p_x, i_other_n, i_other, i_t, x_n, x_i, x_t, i_c, mask)
-        b_own += b_x * b_x
-        b_other += b_y * b_y
-        b_with += tl.abs(b_x * b_y) if ABSOLUTE else b_x * b_y
-    return tl.sum(b_own, 1), tl.sum(b_other, 1), tl.sum(b_with, 1)
+def _cosine(b_product, b_norm, b_other):
+    """Products of two rows over their norms, which are at least 1e-8."""
+    return b_product / (tl.maximum(b_norm, EPSILON) * tl.maximum(b_other, EPSILON))
 
 
 @triton.jit
-def _cosine(b_product, b_power, b_other):
-    """Products of two rows over their norms, which are at least 1e-8."""
-    return b_product / (tl.maximum(tl.sqrt_rn(b_power), EPSILON) * tl.maximum(tl.sqrt_rn(b_other), EPSILON))
+def _kept(p_saved, i_n, i_i, i_t, T, WHICH: tl.constexpr, m_row, INSTRUMENTS: tl.constexpr):
+    """A product that the forward kept at row (i_n, i_i)."""
+    DISTANCES: tl.constexpr = INSTRUMENTS // 2
+    p_row = p_saved + ((i_n.to(tl.int64) * T + i_t) * INSTRUMENTS + i_i) * (DISTANCES + 2)
+    return tl.load(p_row + WHICH, mask=m_row, other=0.0)
 
 
 @triton.jit(do_not_specialize=["T", "ITEMS", "x_n", "x_i", "x_t"])
@@ -92,25 +81,40 @@ def cosine_fwd_kernel(
     DISTANCES: tl.constexpr = INSTRUMENTS // 2
     i_n, i_before, _, i_i, i_t, m_row = _place(T, ITEMS, INSTRUMENTS, BLOCK_I, FRAMES)
     x_n, x_i, x_t = x_n.to(tl.int64) * ALIGN, x_i.to(tl.int64) * ALIGN, x_t.to(tl.int64) * ALIGN
+    p_first = p_saved
     p_saved += ((i_n.to(tl.int64) * T + i_t) * INSTRUMENTS + i_i) * (DISTANCES + 2)
     b_sounds = _sounds(p_mask, i_n, i_i, m_row, INSTRUMENTS)
     b_own = b_sounds & (i_n >= CARRIED)  # the carried item counts in nothing of its own
-    b_power, b_other, b_with = _products(
-        p_x, i_n, i_i, i_before, i_i, i_t, x_n, x_i, x_t, m_row, False, C, BLOCK_I, FRAMES, BLOCK_C
-    )
-    tl.store(p_saved, tl.sqrt_rn(b_power), mask=m_row)
+    b_square = tl.zeros([BLOCK_I * FRAMES, BLOCK_C], tl.float32)
+    b_before, b_product, pairs = b_square, b_square, ()
+    for _ in tl.static_range(DISTANCES):
+        pairs = pairs + (b_square,)
+    for c in range(0, C, BLOCK_C):
+        i_c = c + tl.arange(0, BLOCK_C)[None, :]
+        mask = m_row[:, None] & (i_c < C)
+        b_x = _load(p_x, i_n, i_i, i_t, x_n, x_i, x_t, i_c, mask)
+        b_y = _load(p_x, i_before, i_i, i_t, x_n, x_i, x_t, i_c, mask)
+        b_square += b_x * b_x
+        b_before += b_y * b_y
+        b_product += b_x * b_y
+        more = ()
+        for k in tl.static_range(DISTANCES):
+            b_y = _load(p_x, i_n, (i_i + k + 1) % INSTRUMENTS, i_t, x_n, x_i, x_t, i_c, mask)
+            more = more + (pairs[k] + tl.abs(b_x * b_y),)
+        pairs = more
+    b_norm, b_with = tl.sqrt_rn(tl.sum(b_square, 1)), tl.sum(b_product, 1)
+    tl.store(p_saved, b_norm, mask=m_row)
     tl.store(p_saved + DISTANCES + 1, b_with, mask=m_row)
-    b_items = _cosine(b_with, b_power, b_other)
+    b_items = _cosine(b_with, b_norm, tl.sqrt_rn(tl.sum(b_before, 1)))
     b_items = tl.where(b_own & _sounds(p_mask, i_before, i_i, m_row, INSTRUMENTS), b_items, 0.0)
     b_pairs = tl.zeros_like(b_items)
+    tl.debug_barrier()  # the partners' norms are those of other rows
     for k in tl.static_range(1, DISTANCES + 1):
         i_k = (i_i + k) % INSTRUMENTS
-        b_power, b_other, b_with = _products(
-            p_x, i_n, i_i, i_n, i_k, i_t, x_n, x_i, x_t, m_row, True, C, BLOCK_I, FRAMES, BLOCK_C
-        )
+        b_with = tl.sum(pairs[k - 1], 1)
         tl.store(p_saved + k, b_with, mask=m_row)
         weight = 0.5 if 2 * k == INSTRUMENTS else 1.0
-        b_cosine = weight * _cosine(b_with, b_power, b_other)
+        b_cosine = weight * _cosine(b_with, b_norm, _kept(p_first, i_n, i_k, i_t, T, 0, m_row, INSTRUMENTS))
         b_pairs += tl.where(b_own & _sounds(p_mask, i_n, i_k, m_row, INSTRUMENTS), b_cosine, 0.0)
     p_parts += tl.program_id(0).to(tl.int64) * 2
     tl.store(p_parts, tl.sum(b_pairs, 0))
@@ -125,14 +129,6 @@ def _weight(p_saved, p_mask, i_n, i_i, i_t, T, scale, m_row, INSTRUMENTS: tl.con
     b_norm = tl.load(p_norm, mask=m_row, other=1.0)
     b_sounds = _sounds(p_mask, i_n, i_i, m_row, INSTRUMENTS)
     return tl.where(b_sounds, scale, 0.0) / tl.maximum(b_norm, EPSILON)
-
-
-@triton.jit
-def _kept(p_saved, i_n, i_i, i_t, T, WHICH: tl.constexpr, m_row, INSTRUMENTS: tl.constexpr):
-    """A product that the forward kept at row (i_n, i_i)."""
-    DISTANCES: tl.constexpr = INSTRUMENTS // 2
-    p_row = p_saved + ((i_n.to(tl.int64) * T + i_t) * INSTRUMENTS + i_i) * (DISTANCES + 2)
-    return tl.load(p_row + WHICH, mask=m_row, other=0.0)
 
 
 @triton.jit(do_not_specialize=["T", "ITEMS", "x_n", "x_i", "x_t"])
