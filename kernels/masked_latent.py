@@ -50,6 +50,31 @@ def _weights(p_w, i_c, i_k, C: tl.constexpr, K: tl.constexpr):
     return tl.load(p_w + i_c[:, None] * K + i_k[None, :], mask=(i_c < C)[:, None] & (i_k < K)[None, :], other=0.0)
 
 
+@triton.jit
+def _all_moments(
+    b_x, b_x_tail, p_w, p_bias, p_statistics, slope, m_t, count, i_k, i_tail,
+    C: tl.constexpr, K: tl.constexpr, TAIL_K: tl.constexpr, BLOCK_C: tl.constexpr, INSIDE: tl.constexpr,
+):  # fmt: skip
+    """Write the moments of all channels over a tile's ``count`` frames. INSIDE: all of its frames are in the signal."""
+    # The last tile loads nothing ahead: both loops have shared memory of their own.
+    for c in tl.range(0, C, BLOCK_C, num_stages=None if INSIDE else 1):
+        i_c = c + tl.arange(0, BLOCK_C)
+        m_c = i_c < C
+        b_bias = tl.load(p_bias + i_c, mask=m_c, other=0.0)
+        b_m = tl.dot(_weights(p_w, i_c, i_k, C, K), b_x)
+        if TAIL_K > 0:
+            b_m = tl.dot(_weights(p_w, i_c, i_tail, C, K), b_x_tail, b_m)
+        b_z = prelu(b_m + b_bias[:, None], slope)
+        if not INSIDE:
+            b_z = tl.where(m_t, b_z, 0.0)
+        b_mean = tl.sum(b_z, 1) / count
+        b_deviation = b_z - b_mean[:, None]
+        if not INSIDE:
+            b_deviation = tl.where(m_t, b_deviation, 0.0)
+        tl.store(p_statistics + i_c, b_mean, mask=m_c)
+        tl.store(p_statistics + C + i_c, tl.sum(b_deviation * b_deviation, 1), mask=m_c)
+
+
 @triton.jit(do_not_specialize=["T", "x_n", "x_i", "x_t"])
 def mask_statistics_kernel(
     p_x, p_w, p_bias, p_slope, p_statistics, T, x_n, x_i, x_t,
@@ -69,28 +94,18 @@ def mask_statistics_kernel(
     p_frame = p_x + i_t[None, :] * (x_t.to(tl.int64) * ALIGN)
     i_k = tl.arange(0, BLOCK_K)
     b_x = tl.load(p_frame + i_k[:, None], mask=m_t & (i_k < K)[:, None], other=0.0)
+    i_tail, b_x_tail = i_k, b_x
     if TAIL_K > 0:
         i_tail = BLOCK_K + tl.arange(0, TAIL_K)
         b_x_tail = tl.load(p_frame + i_tail[:, None], mask=m_t & (i_tail < K)[:, None], other=0.0)
     slope = slope_of(p_slope)
-    count = tl.minimum(T - i_tile * BLOCK_T, BLOCK_T).to(tl.float32)
-    inside = count == BLOCK_T
-    for c in range(0, C, BLOCK_C):
-        i_c = c + tl.arange(0, BLOCK_C)
-        m_c = i_c < C
-        b_bias = tl.load(p_bias + i_c, mask=m_c, other=0.0)
-        b_m = tl.dot(_weights(p_w, i_c, i_k, C, K), b_x)
-        if TAIL_K > 0:
-            b_m = tl.dot(_weights(p_w, i_c, i_tail, C, K), b_x_tail, b_m)
-        b_z = prelu(b_m + b_bias[:, None], slope)
-        if not inside:
-            b_z = tl.where(m_t, b_z, 0.0)
-        b_mean = tl.sum(b_z, 1) / count
-        b_deviation = b_z - b_mean[:, None]
-        if not inside:
-            b_deviation = tl.where(m_t, b_deviation, 0.0)
-        tl.store(p_statistics + i_c, b_mean, mask=m_c)
-        tl.store(p_statistics + C + i_c, tl.sum(b_deviation * b_deviation, 1), mask=m_c)
+    frames = T - i_tile * BLOCK_T
+    if frames >= BLOCK_T:
+        _all_moments(b_x, b_x_tail, p_w, p_bias, p_statistics, slope, m_t, BLOCK_T * 1.0, i_k, i_tail, C, K, TAIL_K, BLOCK_C, True)
+    else:
+        _all_moments(
+            b_x, b_x_tail, p_w, p_bias, p_statistics, slope, m_t, frames.to(tl.float32), i_k, i_tail, C, K, TAIL_K, BLOCK_C, False
+        )
 
 
 @triton.jit(do_not_specialize=["T", "x_n", "x_i", "x_t", "latent_n", "latent_i", "latent_t"])
