@@ -23,8 +23,9 @@ from .statistics import GROUPS
 
 __all__ = ["new_sums", "norm_gradient", "pointwise_norm_kernel", "sum_blocks", "sum_items", "sum_kernel"]
 
-PROGRAMS = 8
-"""Programs that take a weight gradient of an item and instrument, at least: of fewer blocks, in parts of the frames."""
+PROGRAMS, PARTS = 8, 2
+"""Programs that take a weight gradient of an item and instrument: of fewer blocks, in parts of the frames; at most so many parts,
+which are written and read as float32."""
 
 
 @triton.jit
@@ -132,7 +133,7 @@ def new_sums(x: Tensor, columns: int, inputs: int) -> tuple[Tensor, Tensor]:
     P depends on the widths alone, so neither the other items nor the length change how an item's frames are added up.
     """
     n, instruments = x.shape[:2]
-    parts = max(1, PROGRAMS // (-(-columns // 128) * -(-inputs // 160)))
+    parts = min(PARTS, max(1, PROGRAMS // (-(-columns // 128) * -(-inputs // 160))))
     s = torch.empty(n, instruments, parts, columns, inputs, dtype=torch.float32, device=x.device)
     return s, torch.empty(n, instruments, parts, columns, dtype=torch.float32, device=x.device)
 
