@@ -35,6 +35,8 @@ __all__ = [
 
 FORWARD_ROWS, BACKWARD_ROWS = (8, 16, 32), (32,)
 """Rows of frames that walk side by side: the fewest of which the dilation is a divisor; each of the network's is, of 32."""
+LANES = 8
+"""Rows that a program of the forward takes at a time."""
 
 
 @triton.jit
@@ -43,18 +45,17 @@ def place(T, dilation, C: tl.constexpr, BLOCK_T: tl.constexpr, ROWS: tl.constexp
     blocks = tl.cdiv(C, BLOCK_C)
     row = tl.program_id(0) // blocks
     tiles = tl.cdiv(T, BLOCK_T)
-    i_first = (row % tiles) * BLOCK_T + starts(dilation, BLOCK_T, ROWS)
+    i_first = (row % tiles) * BLOCK_T + starts(tl.arange(0, ROWS), dilation, BLOCK_T // ROWS)
     return row, row // tiles, i_first, (tl.program_id(0) % blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
 
 
 @triton.jit
-def starts(dilation, BLOCK_T: tl.constexpr, ROWS: tl.constexpr):
-    """Frames of a tile at which its rows start."""
-    i_first = tl.arange(0, ROWS)
-    # Rows of a group start at neighbouring frames; with all steps they fill BLOCK_T // ROWS * dilation frames.
-    if BLOCK_T > ROWS:
-        i_first = (i_first // dilation) * (BLOCK_T // ROWS * dilation) + i_first % dilation
-    return i_first
+def starts(i_row, dilation, STEPS: tl.constexpr):
+    """Frames of a tile at which some of its rows start."""
+    # Rows of a group start at neighbouring frames; with all steps they fill STEPS * dilation frames.
+    if STEPS > 1:
+        i_row = (i_row // dilation) * (STEPS * dilation) + i_row % dilation
+    return i_row
 
 
 @triton.jit
@@ -87,11 +88,18 @@ def channel_parameters(p_affine, p_beta, p_w, i_ni, i_c, m_c, C: tl.constexpr, I
 def load_normalised(p_x, i_t, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta, INSIDE: tl.constexpr = False):
     """x, z - mean and m of frames ``i_t``; the latter two zero outside the signal."""
     b_x, mask = load_frames(p_x, i_t, T, i_c, m_c, x_t, INSIDE)
+    b_z, b_m = normalised(b_x, mask, slope, b_scale, b_mean, b_beta, INSIDE)
+    return b_x, b_z, b_m
+
+
+@triton.jit
+def normalised(b_x, mask, slope, b_scale, b_mean, b_beta, INSIDE: tl.constexpr):
+    """z - mean and m of loaded values, zero outside the signal."""
     b_z = activation(b_x, slope) - b_mean[None, :]
     b_m = b_z * b_scale[None, :] + b_beta[None, :]
     if not INSIDE:
         b_z, b_m = tl.where(mask, b_z, 0.0), tl.where(mask, b_m, 0.0)
-    return b_x, b_z, b_m
+    return b_z, b_m
 
 
 @triton.jit
@@ -105,52 +113,62 @@ def taps(b_m0, b_m1, b_m2, b_w0, b_w1, b_w2):
 
 @triton.jit
 def _tile(
-    p_x, p_y, i_first, i_c, m_c, T, dilation, x_t, slope, next_slope, b_scale, b_mean, b_beta, b_w0, b_w1, b_w2,
-    LD: tl.constexpr, STEPS: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr,
+    p_x, p_y, first, i_c, m_c, T, dilation, x_t, slope, next_slope, b_scale, b_mean, b_beta, b_w0, b_w1, b_w2,
+    LD: tl.constexpr, STEPS: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr, BLOCK_C: tl.constexpr,
     STATISTICS: tl.constexpr, INSIDE: tl.constexpr,
 ):  # fmt: skip
-    """Store y of all rows' frames; return each row's first value, the sum of its differences to it, and that of their squares.
+    """Store y of all rows' frames, LANES of them at a time; return each lane's first value, the sum of its differences to it,
+    that of their squares, and its number of frames.
 
     INSIDE: all frames, a dilation before and after included, are in the signal, and BLOCK_C divides C: nothing is masked.
     """
-    _, _, b_m0 = load_normalised(p_x, i_first - dilation, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta, INSIDE)
-    _, _, b_m1 = load_normalised(p_x, i_first, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta, INSIDE)
-    b_pivot = tl.zeros([ROWS, BLOCK_C], tl.float32)
-    b_sum = tl.zeros([ROWS, BLOCK_C], tl.float32)
-    b_squares = tl.zeros([ROWS, BLOCK_C], tl.float32)
-    for step in tl.static_range(STEPS):
-        i_t = i_first + step * dilation
-        _, _, b_m2 = load_normalised(p_x, i_t + dilation, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta, INSIDE)
-        b_y = prelu(taps(b_m0, b_m1, b_m2, b_w0, b_w1, b_w2), next_slope).to(p_y.dtype.element_ty)
-        m_t = (i_t < T)[:, None]
-        p_row = p_y + i_t.to(tl.int64)[:, None] * LD + i_c[None, :]
-        if INSIDE:
-            tl.store(p_row, b_y)
-        else:
-            tl.store(p_row, b_y, mask=m_t & m_c[None, :])
-        if STATISTICS:
-            # Moments about each row's own first value: a constant offset costs no digits.
-            if step == 0:
-                b_pivot = b_y.to(tl.float32)
+    b_pivot = tl.zeros([LANES, BLOCK_C], tl.float32)
+    b_sum, b_squares, b_count = b_pivot, b_pivot, tl.zeros([LANES], tl.int32)
+    for walk in tl.static_range(ROWS // LANES):
+        i_first = first + starts(walk * LANES + tl.arange(0, LANES), dilation, STEPS)
+        _, _, b_m0 = load_normalised(p_x, i_first - dilation, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta, INSIDE)
+        _, _, b_m1 = load_normalised(p_x, i_first, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta, INSIDE)
+        for step in tl.static_range(STEPS):
+            i_t = i_first + step * dilation
+            # Two steps' values at once: half as many waits, as loads do not pass the stores before them.
+            if step % 2 == 0:
+                b_x, mask = load_frames(p_x, i_t + dilation, T, i_c, m_c, x_t, INSIDE)
+                if step + 1 < STEPS:
+                    b_ahead, ahead = load_frames(p_x, i_t + 2 * dilation, T, i_c, m_c, x_t, INSIDE)
             else:
-                b_d = b_y.to(tl.float32) - b_pivot
-                if not INSIDE:
-                    b_d = tl.where(m_t, b_d, 0.0)
-                b_sum += b_d
-                b_squares += b_d * b_d
-        b_m0, b_m1 = b_m1, b_m2
-    return b_pivot, b_sum, b_squares
+                b_x, mask = b_ahead, ahead
+            _, b_m2 = normalised(b_x, mask, slope, b_scale, b_mean, b_beta, INSIDE)
+            b_y = prelu(taps(b_m0, b_m1, b_m2, b_w0, b_w1, b_w2), next_slope).to(p_y.dtype.element_ty)
+            m_t = (i_t < T)[:, None]
+            p_row = p_y + i_t.to(tl.int64)[:, None] * LD + i_c[None, :]
+            if INSIDE:
+                tl.store(p_row, b_y)
+            else:
+                tl.store(p_row, b_y, mask=m_t & m_c[None, :])
+            if STATISTICS:
+                # Moments about each lane's own first value: a constant offset costs no digits.
+                if walk + step == 0:
+                    b_pivot = b_y.to(tl.float32)
+                else:
+                    b_d = b_y.to(tl.float32) - b_pivot
+                    if not INSIDE:
+                        b_d = tl.where(m_t, b_d, 0.0)
+                    b_sum += b_d
+                    b_squares += b_d * b_d
+            b_m0, b_m1 = b_m1, b_m2
+        b_count += tl.minimum(tl.maximum(tl.cdiv(T - i_first, dilation), 0), STEPS)
+    return b_pivot, b_sum, b_squares, b_count.to(tl.float32)[:, None]
 
 
 @triton.jit(do_not_specialize=["T", "dilation", "x_n", "x_i", "x_t"])
 def depthwise_fwd_kernel(
     p_x, p_w, p_slope, p_affine, p_beta, p_next_slope, p_y, p_statistics, T, dilation, x_n, x_i, x_t,
     C: tl.constexpr, LD: tl.constexpr, INSTRUMENTS: tl.constexpr, ALIGN: tl.constexpr,
-    BLOCK_T: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_T: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """One program: one tile of one item and instrument, BLOCK_C channels. Frames of y are LD elements apart."""
     STEPS: tl.constexpr = BLOCK_T // ROWS
-    row, i_ni, i_first, i_c = place(T, dilation, C, BLOCK_T, ROWS, BLOCK_C)
+    row, i_ni, _, i_c = place(T, dilation, C, BLOCK_T, ROWS, BLOCK_C)
     m_c = i_c < C
     x_t = x_t.to(tl.int64) * ALIGN
     p_x += (i_ni // INSTRUMENTS) * (x_n.to(tl.int64) * ALIGN) + (i_ni % INSTRUMENTS) * (x_i.to(tl.int64) * ALIGN)
@@ -161,17 +179,16 @@ def depthwise_fwd_kernel(
     )
     first = (row % tl.cdiv(T, BLOCK_T)) * BLOCK_T
     if (first >= dilation) & (first + BLOCK_T + dilation <= T) & (C % BLOCK_C == 0):
-        b_pivot, b_sum, b_squares = _tile(
-            p_x, p_y, i_first, i_c, m_c, T, dilation, x_t, slope, next_slope, b_scale, b_mean, b_beta, b_w0, b_w1, b_w2,
-            LD, STEPS, ROWS, BLOCK_C, p_statistics is not None, True,
+        b_pivot, b_sum, b_squares, b_count = _tile(
+            p_x, p_y, first, i_c, m_c, T, dilation, x_t, slope, next_slope, b_scale, b_mean, b_beta, b_w0, b_w1, b_w2,
+            LD, STEPS, ROWS, LANES, BLOCK_C, p_statistics is not None, True,
         )  # fmt: skip
     else:
-        b_pivot, b_sum, b_squares = _tile(
-            p_x, p_y, i_first, i_c, m_c, T, dilation, x_t, slope, next_slope, b_scale, b_mean, b_beta, b_w0, b_w1, b_w2,
-            LD, STEPS, ROWS, BLOCK_C, p_statistics is not None, False,
+        b_pivot, b_sum, b_squares, b_count = _tile(
+            p_x, p_y, first, i_c, m_c, T, dilation, x_t, slope, next_slope, b_scale, b_mean, b_beta, b_w0, b_w1, b_w2,
+            LD, STEPS, ROWS, LANES, BLOCK_C, p_statistics is not None, False,
         )  # fmt: skip
     if p_statistics is not None:
-        b_count = tl.minimum(tl.maximum(tl.cdiv(T - i_first, dilation), 0), STEPS).to(tl.float32)[:, None]
         b_shift = b_sum / tl.maximum(b_count, 1.0)
         b_m2s = b_squares - b_sum * b_shift
         store_moments_of_rows(b_pivot + b_shift, b_m2s, b_count, p_statistics, row, i_c, m_c, C)
@@ -194,7 +211,7 @@ def depthwise_forward(
     if y is None:
         y = torch.empty(n, instruments, frames, channels, dtype=x.dtype, device=x.device)
     rows = rows_of(dilation, FORWARD_ROWS)
-    defaults = {"BLOCK_C": channel_block(channels), "num_warps": min(2, rows // FORWARD_ROWS[0])}
+    defaults = {"BLOCK_C": channel_block(channels), "num_warps": 1}
     chosen = configuration("depthwise_fwd", x, False, defaults, C=channels)
     block, align = chosen["BLOCK_C"], alignment(x)
     launch(
@@ -202,6 +219,6 @@ def depthwise_forward(
         p_x=x, p_w=weight, p_slope=slope, p_affine=affine, p_beta=beta, p_next_slope=next_slope, p_y=y,
         p_statistics=statistics, T=frames, C=channels, LD=y.stride(1) // frames, dilation=dilation,
         INSTRUMENTS=instruments, **strides(align, x=x), ALIGN=align, BLOCK_T=TILE,
-        ROWS=rows, **chosen,
+        ROWS=rows, LANES=LANES, **chosen,
     )  # fmt: skip
     return y

@@ -104,7 +104,7 @@ def depthwise_sums_kernel(
     b_s1, b_s2, b_d, b_dnext = b_s0, b_s0, b_s0, b_s0
     span = (row % tl.cdiv(T, SPAN * BLOCK_T)) * (SPAN * BLOCK_T)
     for first in range(span, tl.minimum(span + SPAN * BLOCK_T, T), BLOCK_T):
-        i_first = first + starts(dilation, BLOCK_T, ROWS)
+        i_first = first + starts(tl.arange(0, ROWS), dilation, BLOCK_T // ROWS)
         if (first >= dilation) & (first + BLOCK_T + dilation <= T) & (C % BLOCK_C == 0):
             b_s0, b_s1, b_s2, b_d, b_dnext = _sums_of_tile(
                 b_s0, b_s1, b_s2, b_d, b_dnext, p_dy, p_x, p_da, i_first, i_c, m_c, T, dilation, dy_t, x_t,

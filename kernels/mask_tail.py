@@ -55,8 +55,8 @@ def _normalised(p_m, p_affine, p_beta, i_i, slope, i_m, i_c, mask, m_i, C: tl.co
 
 
 @triton.jit
-def shares(u, INSTRUMENTS: tl.constexpr, SOFTMAX: tl.constexpr):
-    """The masks, a tuple over the instruments as ``u / ln 2`` is: shares of the softmax, or sigmoids."""
+def shares(u, b_value, INSTRUMENTS: tl.constexpr, SOFTMAX: tl.constexpr):
+    """The masks of a value, a tuple over the instruments as ``u / ln 2`` is: shares of the softmax, or sigmoids."""
     b_top = tl.full(u[0].shape, float("-inf"), tl.float32)
     for i_i in tl.static_range(SOFTMAX):
         b_top = tl.maximum(b_top, u[i_i])
@@ -66,26 +66,27 @@ def shares(u, INSTRUMENTS: tl.constexpr, SOFTMAX: tl.constexpr):
         p = p + (tl.exp2(u[i_i] - b_top),)
         b_sum += p[i_i]
     if SOFTMAX > 0:
-        b_sum = 1.0 / b_sum
+        b_sum = b_value / b_sum
     found = ()
     for i_i in tl.static_range(INSTRUMENTS):
         if i_i < SOFTMAX:
             found = found + (p[i_i] * b_sum,)
         else:
-            found = found + (1.0 / (1.0 + tl.exp2(-u[i_i])),)
+            found = found + (b_value / (1.0 + tl.exp2(-u[i_i])),)
     return found
 
 
 @triton.jit
 def masks(
-    p_m, p_affine, p_beta, slope, i_m, i_c, mask, m_i, C: tl.constexpr, INSTRUMENTS: tl.constexpr, SOFTMAX: tl.constexpr
-):
-    """Tuples over the instruments: m, z - mean, and the mask, which is a share of the softmax or a sigmoid."""
+    p_m, p_affine, p_beta, slope, b_value, i_m, i_c, mask, m_i,
+    C: tl.constexpr, INSTRUMENTS: tl.constexpr, SOFTMAX: tl.constexpr,
+):  # fmt: skip
+    """Tuples over the instruments: m, z - mean, and the mask of a value: its share by the softmax or a sigmoid."""
     m, z, u = (), (), ()
     for i_i in tl.static_range(INSTRUMENTS):
         b_m, b_z, b_u = _normalised(p_m, p_affine, p_beta, i_i, slope, i_m, i_c, mask, m_i, C)
         m, z, u = m + (b_m,), z + (b_z,), u + (b_u,)
-    return m, z, shares(u, INSTRUMENTS, SOFTMAX)
+    return m, z, shares(u, b_value, INSTRUMENTS, SOFTMAX)
 
 
 @triton.jit(do_not_specialize=["T", "m_n", "m_i", "m_t", "latent_n", "latent_i", "latent_t"])
@@ -102,15 +103,15 @@ def mask_tail_fwd_kernel(
     p_m += i_n * (m_n.to(tl.int64) * ALIGN)
     p_affine += i_n * INSTRUMENTS * 4 * C
     i_m = i_t[:, None] * (m_t.to(tl.int64) * ALIGN) + i_c[None, :]
-    _, _, p = masks(p_m, p_affine, p_beta, slope, i_m, i_c, mask, m_i, C, INSTRUMENTS, SOFTMAX)
     p_latent += i_n * (latent_n.to(tl.int64) * ALIGN)
     i_latent = i_t[:, None] * (latent_t.to(tl.int64) * ALIGN) + i_c[None, :]
     b_latent = tl.load(p_latent + i_latent, mask=mask, other=0.0).to(tl.float32)
+    _, _, y = masks(p_m, p_affine, p_beta, slope, b_latent, i_m, i_c, mask, m_i, C, INSTRUMENTS, SOFTMAX)
     i_y = i_t.to(tl.int64)[:, None] * C + i_c[None, :]
     size = T.to(tl.int64) * C
     p_y += i_n * INSTRUMENTS * size
     for i_i in tl.static_range(INSTRUMENTS):
-        tl.store(p_y + i_i * size + i_y, (p[i_i] * b_latent).to(p_y.dtype.element_ty), mask=mask)
+        tl.store(p_y + i_i * size + i_y, y[i_i].to(p_y.dtype.element_ty), mask=mask)
 
 
 def mask_tail_forward(m: Tensor, latent: Tensor, slope: Tensor, affine: Tensor, beta: Tensor, softmax: int) -> Tensor:

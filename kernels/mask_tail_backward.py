@@ -40,7 +40,7 @@ def _gradients(
     C: tl.constexpr, INSTRUMENTS: tl.constexpr, SOFTMAX: tl.constexpr,
 ):  # fmt: skip
     """dlatent and, as tuples over the instruments, m, z - mean and du; du is 0 past the end, where dy is."""
-    m, z, p = masks(p_m, p_affine, p_beta, slope, i_m, i_c, mask, m_i, C, INSTRUMENTS, SOFTMAX)
+    m, z, p = masks(p_m, p_affine, p_beta, slope, 1.0, i_m, i_c, mask, m_i, C, INSTRUMENTS, SOFTMAX)
     b_latent = tl.load(p_latent + i_latent, mask=mask, other=0.0).to(tl.float32)
     dy = ()
     b_all, b_dot = tl.zeros(i_m.shape, tl.float32), tl.zeros(i_m.shape, tl.float32)

@@ -156,11 +156,9 @@ def masked_latent_kernel(
             if TAIL_K > 0:
                 b_m = tl.dot(tails[i_i], tl.trans(_weights(p_weights, i_c, i_tail, C, K)), b_m)
             u = u + (prelu(b_m, slope) * scales[i_i][None, :] + shifts[i_i][None, :],)
-        p = shares(u, INSTRUMENTS, SOFTMAX)
+        y = shares(u, b_latent.to(tl.float32), INSTRUMENTS, SOFTMAX)
         for i_i in tl.static_range(INSTRUMENTS):
-            tl.store(
-                p_y + i_i * size + i_c[None, :], (p[i_i] * b_latent.to(tl.float32)).to(p_y.dtype.element_ty), mask=mask
-            )
+            tl.store(p_y + i_i * size + i_c[None, :], y[i_i].to(p_y.dtype.element_ty), mask=mask)
 
 
 def serves(dtype: torch.dtype, inputs: int, instruments: int) -> bool:
