@@ -262,7 +262,7 @@ def weight_gradient(
         block_k, tail_k = column_tile(inputs, x.dtype)
     warps = 8 if block_n + block_k > 192 else 4
     # Where tensor cores take the other operand from shared memory four warps hold the tile, and two share a multiprocessor.
-    if x.dtype == torch.bfloat16 and slope is None and operands_in_shared_memory(x.device):
+    if x.dtype == torch.bfloat16 and operands_in_shared_memory(x.device):
         steps, warps = 32, 4
     defaults = {
         "BLOCK_T": steps, "BLOCK_N": block_n, "BLOCK_K": block_k, "TAIL_K": tail_k, "num_warps": warps, "num_stages": STAGES,
