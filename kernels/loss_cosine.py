@@ -9,10 +9,10 @@
 The batch is a ring, or its first row is carried: the item before the batch, which is compared with its successor alone.
 The I instruments of a frame are rows of one tile, their partners k = 1 .. I // 2 places further in a ring of instruments; that
 at I / 2 is counted half from either side. Forward keeps I // 2 + 2 numbers a frame and instrument (n, the products with the
-partners and with the item before): backward is one pass.
+partners and with the item before): it is one pass, which reads the partners' norms from what it kept, and so is backward.
 
 Bytes: x once forward (partners and the item before come from the caches: items of one tile of frames are neighbours), once
-backward, dx written: 3 n I T C sizeof(dtype). FLOPs: (8 I + 10) n I T C. Memory-bound to about 8 instruments.
+backward, dx written: 3 n I T C sizeof(dtype). FLOPs: (6.5 I + 10) n I T C. Memory-bound to about 8 instruments.
 Not yet run on a GPU. Source: Samuel et al. 2020, section 2.4; original utility/loss.py.
 """
 

@@ -5,12 +5,12 @@
     y[n, i, t, c] = p[n, i, t, c] latent[n, t, c], p from m as in mask_tail.py    second launch: m computed again
 
 The first launch takes the product with its sides exchanged, W' x^T: a thread then holds many frames of few channels, and a sum
-over frames needs few shuffles. The second holds its frames of x, of all instruments, in shared memory and walks through the
+over frames needs few shuffles; tiles inside the signal mask nothing. The second holds its frames of x, of all instruments, in shared memory and walks through the
 channels.
 Bytes: x twice, the latent and y once: n T (2 I K + (I + 1) C) sizeof(dtype), where storing m takes n T (I K + (3 I + 1) C).
 From L2: the weights once for each tile of either launch. FLOPs: 4 n I T K C, twice mask_output's. m is not rounded either.
-On an H100 the last stage of a song is predicted at 1.3 and 2.4 ms, both bound by instructions (14 and 22 a value; 143 and 218
-registers, two tiles a multiprocessor and one), where mask_output and mask_tail took 2.4 and 2.5.
+On an H100 the last stage of a song is predicted at 1.0 and 2.3 ms, bound by products and by instructions (9 and 21 a value; 160
+and 224 registers, two tiles a multiprocessor and one), where mask_output and mask_tail took 2.4 and 2.5.
 Not yet run on a GPU. Source: Samuel et al. 2020, section 2; original model/mask_tcn.py (mask_output, prelu_4, norm_4, softmax).
 """
 

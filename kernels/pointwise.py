@@ -161,7 +161,10 @@ def pointwise_finish(
             b_z = b_y.to(tl.float32)
         else:
             b_z = activation(b_y, slope_of(p_next_slope))
-        store_moments(b_z, m_t, count, p_statistics, row, i_o, m_o, N)
+        if count == m_t.shape[0]:
+            store_moments(b_z, m_t, count, p_statistics, row, i_o, m_o, N, True)
+        else:
+            store_moments(b_z, m_t, count, p_statistics, row, i_o, m_o, N)
 
 
 @triton.jit(do_not_specialize=["T", "x_n", "x_i", "x_t", "residual_n", "residual_i", "residual_t"])

@@ -16,7 +16,7 @@ n I N K float32, three times. FLOPs: 4 n I T N K. In wgrad a program walks the f
 for 128 outputs by all 160 inputs (128 + 32 columns, no idle ones). Where that makes few programs the frames are cut into
 parts, as many as the widths ask for, which norm_gradient and sum_items add up in their order: at K = N = 160 a GPU then has
 eight programs for each item and instrument. On an H100 four warps hold a tile of 32 frames (242 registers), two share a
-multiprocessor, and products limit it: 0.060 and 0.043 ms a block of a step, predicted.
+multiprocessor, and products limit it: 0.060 and 0.040 ms a block of a step, predicted.
 Not yet run on a GPU. Source: as the forward's; the algebra of group norm's backward is Wu and He 2018, section 3.
 """
 
