@@ -94,11 +94,12 @@ def blocks_backward(dskips: Tensor, x: Tensor, kept: Kept, w: BlockWeights, tf32
             block_sums_kernel, programs + more_programs + total_programs(c), x,
             p_s=s, p_d=d, p_affine=kept.affine_2[layer], p_beta=w.beta_2[layer], p_norm=norm, p_dout=dout[layer, :, unused:],
             p_dbias=dbias[layer, :, unused:], p_dgamma_2=dgamma_2[layer], p_dbeta_2=dbeta_2[layer], p_s1=s1,
-            p_dconv1d=dconv1d[layer], p_taps=of_taps, p_parts=parts[0], p_next_parts=parts[1], p_dtaps=dtaps[layer], p_dslope_1=dslope_1[layer],
-            p_dgamma_1=dgamma_1[layer], p_dbeta_1=dbeta_1[layer], p_dslope_2=dslope_2[layer], ITEMS=n,
-            PARTS=len(parts[0]), NEXT_PARTS=len(parts[1]), OUT=programs, ALL=programs + more_programs, N=out.shape[1], ROWS=2 * width, H=hidden,
-            B=width, INSTRUMENTS=instruments, OUT_PARTS=s.shape[2], CONV_PARTS=s1.shape[2], BLOCK_N=block_n, BLOCK_K=block_k,
-            BLOCK_N1=block_n1, BLOCK_K1=block_k1, BLOCK=CHANNELS, num_warps=4,
+            p_dconv1d=dconv1d[layer], p_taps=of_taps, p_parts=parts[0], p_next_parts=parts[1], p_dtaps=dtaps[layer],
+            p_dslope_1=dslope_1[layer], p_dgamma_1=dgamma_1[layer], p_dbeta_1=dbeta_1[layer], p_dslope_2=dslope_2[layer],
+            ITEMS=n, PARTS=len(parts[0]), NEXT_PARTS=len(parts[1]), OUT=programs, ALL=programs + more_programs,
+            N=out.shape[1], ROWS=2 * width, H=hidden, B=width, INSTRUMENTS=instruments, OUT_PARTS=s.shape[2],
+            CONV_PARTS=s1.shape[2], BLOCK_N=block_n, BLOCK_K=block_k, BLOCK_N1=block_n1, BLOCK_K1=block_k1, BLOCK=CHANNELS,
+            num_warps=4,
         )  # fmt: skip
         dx, _ = data_gradient(dc, None, w.conv1d[layer], x_l, None, None, None, tf32, added=dx)
     assert dx is not None

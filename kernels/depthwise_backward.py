@@ -277,7 +277,8 @@ def depthwise_gradients(
     spans, programs = -(-tiles // SPAN), rows * tiles * blocks
     sums = torch.empty(n, instruments, spans, 4, channels, dtype=torch.float32, device=x.device)
     norm = torch.empty(n, instruments, 7, channels, dtype=torch.float32, device=x.device)
-    dslope, dnext_slope = (torch.empty(parts, dtype=torch.float32, device=x.device) for parts in (programs, rows * spans * blocks))
+    dslope = torch.empty(programs, dtype=torch.float32, device=x.device)
+    dnext_slope = torch.empty(rows * spans * blocks, dtype=torch.float32, device=x.device)
     da, dx = (torch.empty(n, instruments, frames, channels, dtype=x.dtype, device=x.device) for _ in range(2))
     shared = {
         "p_x": x, "p_w": weight, "p_slope": slope, "p_affine": affine, "p_beta": beta, "p_da": da, "T": frames,
@@ -291,8 +292,9 @@ def depthwise_gradients(
     )  # fmt: skip
     launch(
         depthwise_norm_kernel, n * instruments * GROUPS, x,
-        p_sums=sums, p_da=da, p_w=weight, p_affine=affine, p_beta=beta, p_out=norm, T=frames, dilation=dilation, C=channels,
-        INSTRUMENTS=instruments, GROUPS=GROUPS, SPAN=SPAN * TILE, BLOCK_T=EDGE, BLOCK_C=power_of_two(channels // GROUPS), num_warps=1,
+        p_sums=sums, p_da=da, p_w=weight, p_affine=affine, p_beta=beta, p_out=norm, T=frames, dilation=dilation,
+        C=channels, INSTRUMENTS=instruments, GROUPS=GROUPS, SPAN=SPAN * TILE, BLOCK_T=EDGE,
+        BLOCK_C=power_of_two(channels // GROUPS), num_warps=1,
     )  # fmt: skip
     launch(
         depthwise_dx_kernel, programs, x, p_norm=norm, p_dx=dx, p_dslope=dslope,
@@ -314,9 +316,9 @@ def depthwise_backward(
     )
     launch(
         depthwise_total_kernel, total_programs(x), x,
-        i_program=None, p_norm=norm, p_parts=parts[0], p_next_parts=parts[1], p_dw=dw, p_dslope=dslope, p_dgamma=dgamma, p_dbeta=dbeta,
-        p_dnext_slope=dnext_slope, ITEMS=n, PARTS=len(parts[0]), NEXT_PARTS=len(parts[1]), C=channels, INSTRUMENTS=instruments,
-        BLOCK=CHANNELS, num_warps=4,
+        i_program=None, p_norm=norm, p_parts=parts[0], p_next_parts=parts[1], p_dw=dw, p_dslope=dslope, p_dgamma=dgamma,
+        p_dbeta=dbeta, p_dnext_slope=dnext_slope, ITEMS=n, PARTS=len(parts[0]), NEXT_PARTS=len(parts[1]), C=channels,
+        INSTRUMENTS=instruments, BLOCK=CHANNELS, num_warps=4,
     )  # fmt: skip
     return dx, dw, dslope, dgamma, dbeta, dnext_slope
 

@@ -5,8 +5,8 @@
     y[n, i, t, c] = p[n, i, t, c] latent[n, t, c], p from m as in mask_tail.py    second launch: m computed again
 
 The first launch takes the product with its sides exchanged, W' x^T: a thread then holds many frames of few channels, and a sum
-over frames needs few shuffles; tiles inside the signal mask nothing. The second holds its frames of x, of all instruments, in shared memory and walks through the
-channels.
+over frames needs few shuffles; tiles inside the signal mask nothing. The second holds its frames of x, of all instruments, in
+shared memory and walks through the channels.
 Bytes: x twice, the latent and y once: n T (2 I K + (I + 1) C) sizeof(dtype), where storing m takes n T (I K + (3 I + 1) C).
 From L2: the weights once for each tile of either launch. FLOPs: 4 n I T K C, twice mask_output's. m is not rounded either.
 On an H100 the last stage of a song is predicted at 1.0 and 2.3 ms, bound by products and by instructions (9 and 21 a value; 160
@@ -99,12 +99,14 @@ def mask_statistics_kernel(
         i_tail = BLOCK_K + tl.arange(0, TAIL_K)
         b_x_tail = tl.load(p_frame + i_tail[:, None], mask=m_t & (i_tail < K)[:, None], other=0.0)
     slope = slope_of(p_slope)
-    frames = T - i_tile * BLOCK_T
-    if frames >= BLOCK_T:
-        _all_moments(b_x, b_x_tail, p_w, p_bias, p_statistics, slope, m_t, BLOCK_T * 1.0, i_k, i_tail, C, K, TAIL_K, BLOCK_C, True)
+    count = tl.minimum(T - i_tile * BLOCK_T, BLOCK_T).to(tl.float32)
+    if count == BLOCK_T:
+        _all_moments(
+            b_x, b_x_tail, p_w, p_bias, p_statistics, slope, m_t, count, i_k, i_tail, C, K, TAIL_K, BLOCK_C, True
+        )
     else:
         _all_moments(
-            b_x, b_x_tail, p_w, p_bias, p_statistics, slope, m_t, frames.to(tl.float32), i_k, i_tail, C, K, TAIL_K, BLOCK_C, False
+            b_x, b_x_tail, p_w, p_bias, p_statistics, slope, m_t, count, i_k, i_tail, C, K, TAIL_K, BLOCK_C, False
         )
 
 

@@ -24,8 +24,8 @@ from .statistics import GROUPS
 __all__ = ["new_sums", "norm_gradient", "pointwise_norm_kernel", "sum_blocks", "sum_items", "sum_kernel"]
 
 PROGRAMS, PARTS = 8, 2
-"""Programs that take a weight gradient of an item and instrument: of fewer blocks, in parts of the frames; at most so many parts,
-which are written and read as float32."""
+"""Programs that take a weight gradient of an item and instrument: of fewer blocks, in parts of the frames. At most two parts:
+they are written and read as float32."""
 
 
 @triton.jit
