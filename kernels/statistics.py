@@ -28,41 +28,67 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import TILE, alignment, channel_block, launch, power_of_two, strides
-from .tile import activation, slope_of, store_moments
+from .tile import activation, slope_of, store_moments_of_rows
 
 __all__ = [
     "GROUPS", "affine_kernel", "group_affine", "group_of", "group_statistics", "merging", "new_affine", "new_statistics",
     "statistics_kernel",
 ]  # fmt: skip
 
+ROWS = 8
+"""Frames of a tile that are loaded at a time, with 32 channels by one warp."""
 GROUPS = 8
 EPSILON = 1e-8
 MERGED_TILES, MERGED = 64, 2048
 """Tiles that are merged at once, at most, and their values: as many as are under way while the first are waited for."""
 
 
+@triton.jit
+def _moments(
+    p_x, p_statistics, row, slope, count, x_t, i_c, m_c,
+    C: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr, ROWS: tl.constexpr, INSIDE: tl.constexpr,
+):  # fmt: skip
+    """Write the moments of a tile, of which ROWS frames are loaded at a time. INSIDE: all of its frames are in the signal."""
+    i_row = tl.arange(0, ROWS)[:, None]
+    b_pivot = activation(tl.load(p_x + i_row * x_t, mask=m_c[None, :] & (i_row < count), other=0.0), slope)
+    # Moments about each row's own first value: a constant offset costs no digits.
+    b_sum = tl.zeros([ROWS, BLOCK_C], tl.float32)
+    b_squares = b_sum
+    for first in tl.range(ROWS, BLOCK_T, ROWS, loop_unroll_factor=5):
+        i_t = first + i_row
+        if INSIDE:
+            b_d = activation(tl.load(p_x + i_t * x_t, mask=m_c[None, :], other=0.0), slope) - b_pivot
+        else:
+            m_t = i_t < count
+            b_d = activation(tl.load(p_x + i_t * x_t, mask=m_t & m_c[None, :], other=0.0), slope) - b_pivot
+            b_d = tl.where(m_t, b_d, 0.0)
+        b_sum += b_d
+        b_squares += b_d * b_d
+    b_count = tl.cdiv(tl.maximum(count - i_row, 0), ROWS).to(tl.float32)
+    b_shift = b_sum / tl.maximum(b_count, 1.0)
+    store_moments_of_rows(b_pivot + b_shift, b_squares - b_sum * b_shift, b_count, p_statistics, row, i_c, m_c, C)
+
+
 @triton.jit(do_not_specialize=["T", "x_n", "x_i", "x_t"])
 def statistics_kernel(
     p_x, p_slope, p_statistics, T, x_n, x_i, x_t,
-    C: tl.constexpr, INSTRUMENTS: tl.constexpr, ALIGN: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
+    C: tl.constexpr, INSTRUMENTS: tl.constexpr, ALIGN: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """One program: one tile of one item and instrument, BLOCK_C channels."""
     blocks = tl.cdiv(C, BLOCK_C)
     row = tl.program_id(0) // blocks
     tiles = tl.cdiv(T, BLOCK_T)
     i_ni, i_tile = row // tiles, row % tiles
-    i_t = i_tile * BLOCK_T + tl.arange(0, BLOCK_T)
     i_c = (tl.program_id(0) % blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
-    m_t, m_c = i_t < T, i_c < C
+    x_t = x_t.to(tl.int64) * ALIGN
     p_x += (i_ni // INSTRUMENTS) * (x_n.to(tl.int64) * ALIGN) + (i_ni % INSTRUMENTS) * (x_i.to(tl.int64) * ALIGN)
-    i_x = i_t[:, None] * (x_t.to(tl.int64) * ALIGN) + i_c[None, :]
-    slope, count = slope_of(p_slope), tl.minimum(T - i_tile * BLOCK_T, BLOCK_T)
+    p_x += i_tile * BLOCK_T * x_t + i_c[None, :]
+    slope, count, m_c = slope_of(p_slope), tl.minimum(T - i_tile * BLOCK_T, BLOCK_T), i_c < C
     if count == BLOCK_T:
-        b_x = tl.load(p_x + i_x, mask=m_c[None, :], other=0.0)
-        store_moments(activation(b_x, slope), m_t, count.to(tl.float32), p_statistics, row, i_c, m_c, C, True)
+        _moments(p_x, p_statistics, row, slope, count, x_t, i_c, m_c, C, BLOCK_T, BLOCK_C, ROWS, True)
     else:
-        b_x = tl.load(p_x + i_x, mask=m_t[:, None] & m_c[None, :], other=0.0)
-        store_moments(activation(b_x, slope), m_t, count.to(tl.float32), p_statistics, row, i_c, m_c, C)
+        _moments(p_x, p_statistics, row, slope, count, x_t, i_c, m_c, C, BLOCK_T, BLOCK_C, ROWS, False)
 
 
 @triton.jit
@@ -132,12 +158,10 @@ def group_statistics(x: Tensor, slope: Tensor | None) -> Tensor:
     n, instruments, frames, channels = x.shape
     statistics = new_statistics(x, channels)
     block, align = channel_block(channels), alignment(x)
-    # Fewer warps exchange less for the sums; of float16 two put values into local memory on sm_100.
-    warps = 4 if x.dtype == torch.float16 else 2
     launch(
         statistics_kernel, n * instruments * statistics.shape[2] * -(-channels // block), x,
         p_x=x, p_slope=slope, p_statistics=statistics, T=frames, C=channels, INSTRUMENTS=instruments,
-        **strides(align, x=x), ALIGN=align, BLOCK_T=TILE, BLOCK_C=block, num_warps=warps,
+        **strides(align, x=x), ALIGN=align, BLOCK_T=TILE, BLOCK_C=block, ROWS=ROWS, num_warps=1,
     )  # fmt: skip
     return statistics
 

@@ -64,7 +64,8 @@ class DecoderOperands:
 def _centred(filters: tuple[Tensor, ...]) -> list[Tensor]:
     """Stack filters (C_l, k_l), each padded at both ends with zeros to the length of the longest."""
     taps = max(f.shape[-1] for f in filters)
-    return [F.pad(f.squeeze(1), ((taps - f.shape[-1]) // 2,) * 2) for f in filters]
+    ends = [(taps - f.shape[-1]) // 2 for f in filters]
+    return [F.pad(f.squeeze(1), (end, end)) if end else f.squeeze(1) for f, end in zip(filters, ends, strict=True)]
 
 
 def _aligned(p: Tensor, *dims: int) -> Tensor:
@@ -92,6 +93,7 @@ def prepare_encoder(weights: EncoderWeights, config: StageConfig, precision: Pre
     """
     dtype, exact, s = precision.storage, _exact(precision), weights.spectrogram
     first, waves = weights.bottleneck_1.squeeze(2), len(weights.filters) * config.encoder_width
+    wave, to_latent = first.split((waves, first.shape[1] - waves), dim=1)
     mel = None
     if s is not None:
         mel_weight = s.mel_weight.squeeze(2).to(exact)
@@ -100,13 +102,13 @@ def prepare_encoder(weights: EncoderWeights, config: StageConfig, precision: Pre
             mean=s.mean.flatten().to(exact),
             weight=mel_weight * (s.scale / s.std).flatten().to(exact),
             bias=s.mel_bias.to(exact) + (mel_weight * s.bias.flatten().to(exact)).sum(1),
-            to_latent=first[:, waves:].to(exact),
+            to_latent=to_latent.to(exact),
         )
     return EncoderOperands(
         config,
         precision,
         bank=_aligned(torch.stack(_centred(weights.filters), dim=1).flatten(0, 1), 0).to(dtype),
-        wave=_aligned(first[:, :waves], 1).to(dtype),
+        wave=_aligned(wave, 1).to(dtype),
         mel=mel,
         last=weights.bottleneck_2.squeeze(2).to(dtype),
     )
