@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
 import torch
@@ -96,6 +96,9 @@ class TritonBackend(Backend):
         copy = not torch.is_grad_enabled()
         p = {name: value.to(torch.float32, copy=copy) for name, value in parameters.items()}
         masking = mask_weights(config, p)
+        if copy:  # converted once, not in every run
+            conv1d = masking.blocks.conv1d.to(precision.storage)
+            masking = replace(masking, blocks=masking.blocks._replace(conv1d=conv1d))
         graphs = copy and switched_on() and next(iter(p.values())).is_cuda
         return _Prepared(
             config,
