@@ -161,7 +161,9 @@ def pointwise_finish(
             b_z = b_y.to(tl.float32)
         else:
             b_z = activation(b_y, slope_of(p_next_slope))
-        if count == m_t.shape[0]:
+        if AGAIN:  # in two branches 32 bytes a thread would live in local memory on sm_100
+            store_moments(b_z, m_t, count, p_statistics, row, i_o, m_o, N)
+        elif count == m_t.shape[0]:
             store_moments(b_z, m_t, count, p_statistics, row, i_o, m_o, N, True)
         else:
             store_moments(b_z, m_t, count, p_statistics, row, i_o, m_o, N)

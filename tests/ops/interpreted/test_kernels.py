@@ -198,6 +198,16 @@ def test_statistics_are_those_of_the_reference() -> None:
     assert_parity("statistics", group_statistics(x, slope), expected, 1e-6)
 
 
+@pytest.mark.parametrize("dilation", [1, 3, 16, 32])
+def test_depthwise_measures_the_values_that_it_stores(dilation: int) -> None:
+    """Of all rows, whether the dilation divides a tile into rows of many steps, of few, or of one."""
+    r = torch.Generator().manual_seed(6)
+    x, taps, slope, ones = (torch.randn(shape, generator=r) for shape in ((1, 1, 300, 16), (1, 16, 3), (1,), (1, 16)))
+    norm = GroupNorm(group_statistics(x, slope), ones, ones)
+    y, statistics = depthwise(x, taps, dilation, slope, norm, slope)
+    assert_parity("statistics", statistics, tile_statistics(y.double()), 1e-6)
+
+
 def test_a_pair_of_products_measures_the_rounded_values_that_it_stores() -> None:
     r = torch.Generator().manual_seed(5)
     x = torch.full((1, 1, 5, 16), 3.703125, dtype=torch.bfloat16)
