@@ -272,7 +272,8 @@ def depthwise_gradients(
     """dx in x's dtype and, in float32, what `depthwise_total_kernel` adds up: (n, I, 7, C), parts of both slopes' gradients."""
     n, instruments, frames, channels = x.shape
     align = alignment(dy, x)
-    tiles, block = -(-frames // TILE), channel_block(channels)
+    # 32 channels of four bytes would take more registers than there are.
+    tiles, block = -(-frames // TILE), min(channel_block(channels), 64 // x.dtype.itemsize)
     rows, blocks = n * instruments, -(-channels // block)
     spans, programs = -(-tiles // SPAN), rows * tiles * blocks
     sums = torch.empty(n, instruments, spans, 4, channels, dtype=torch.float32, device=x.device)
