@@ -38,8 +38,6 @@ STATISTICS = {"BLOCK_C": 64, "num_warps": 4, "num_stages": 2}
 MASKS = {"BLOCK_T": 64, "BLOCK_C": 32, "num_warps": 4, "num_stages": 2}
 NARROW = 16
 """Channels where tensor cores take the first operand from registers."""
-SMALL = {"num_warps": 8, "num_stages": 1}
-"""With 99 KiB of shared memory the weights to come have no room beside x: more warps wait for them instead."""
 MOST_INSTRUMENTS = 4
 """Whose frames of x fit into shared memory."""
 
@@ -163,9 +161,14 @@ def masked_latent_kernel(
             tl.store(p_y + i_i * size + i_c[None, :], y[i_i].to(p_y.dtype.element_ty), mask=mask)
 
 
-def serves(dtype: torch.dtype, inputs: int, instruments: int) -> bool:
-    """Return whether both kernels are for this dtype and these sizes."""
-    return dtype.itemsize == 2 and inputs <= MAIN + TAIL and instruments <= MOST_INSTRUMENTS
+def serves(x: Tensor) -> bool:
+    """Return whether both kernels are for activations (n, I, T, K) of this dtype and these sizes, on this device.
+
+    A program keeps its frames of x in shared memory, beside the weights to come: 99 KiB are too few. With half of the frames
+    they would do, but then the masks are faster by way of memory (predicted for an RTX 4090: 33 ms of a song, and 28).
+    """
+    fits = x.shape[3] <= MAIN + TAIL and x.shape[1] <= MOST_INSTRUMENTS and not little_shared_memory(x.device)
+    return fits and x.dtype.itemsize == 2
 
 
 def _columns(inputs: int) -> dict[str, int]:
@@ -197,8 +200,6 @@ def masked_latent(
     channels, align = folded.shape[2], alignment(x, latent)
     y = torch.empty(n, instruments, frames, channels, dtype=x.dtype, device=x.device)
     chosen = MASKS if operands_in_shared_memory(x.device) else {**MASKS, "BLOCK_C": NARROW}
-    if little_shared_memory(x.device):
-        chosen = {**chosen, **SMALL}
     launch(
         masked_latent_kernel, n * -(-frames // MASKS["BLOCK_T"]), x,
         p_x=x, p_w=folded, p_bias=bias, p_slope=slope, p_affine=affine, p_latent=latent, p_y=y, T=frames,

@@ -86,13 +86,13 @@ def recorded(write: Callable[[Launch], object], capability: int = 0, amd: str = 
 class Recorder(TorchDispatchMode):
     """Writes down, in order, the launches of the library's operators on meta tensors and torch's own calls between them."""
 
-    def __init__(self, capability: int = 0) -> None:
+    def __init__(self, capability: int = 0, amd: str = "") -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.found: list[Launch | TorchCall] = []
-        self.capability = capability
+        self.target = capability, amd
 
     def __enter__(self) -> Recorder:
-        self._recorded = recorded(self.found.append, self.capability)
+        self._recorded = recorded(self.found.append, *self.target)
         self._recorded.__enter__()
         super().__enter__()  # type: ignore[no-untyped-call]
         return self

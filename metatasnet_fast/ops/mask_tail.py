@@ -191,7 +191,7 @@ def _masked_kernel(
     pointwise, module = kernels("pointwise", x.dtype), kernels("masked_latent", x.dtype)
     norm = (statistics.contiguous(), gamma.contiguous(), beta.contiguous())
     folded, shares, _ = pointwise.fold_weights(weight.contiguous(), None, *norm, frames, x.dtype)
-    if module.serves(x.dtype, x.shape[3], x.shape[1]):
+    if module.serves(x):
         bias = shares.sum(2)
         affine = affine_by_kernel(module.mask_statistics(x, folded, bias, slope), next_gamma, next_beta, frames)
         found: Tensor = module.masked_latent(x, folded, bias, slope, affine, latent, softmax)
