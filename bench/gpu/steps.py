@@ -24,7 +24,7 @@ GPU_TESTS = {
         "tests/ops/test_codec_gpu.py",
         "tests/ops/test_gpu.py",
         "tests/backends/test_triton_gpu.py",
-        "tests/backends/test_triton_graphs.py",
+        "tests/backends/test_graphs.py",
     ],
 }
 PROFILED = "MixConv|Depthwise|OverlapAdd|block_pair_kernel|depthwise_fwd_kernel"

@@ -16,9 +16,10 @@ from .. import native, reference
 from ..config import StageConfig
 from ..errors import BackendUnavailableError
 from ..precision import Precision
-from .base import Backend, Request, check_device
+from .base import Request, check_device
 from .cuda_weights import pack, persistent_arrays, sizes, slopes, spectrogram_arrays
 from .gpu import driver_version, no_gpu_reason
+from .graphs import GraphedBackend, Graphs, switched_on
 
 __all__ = ["KERNELS", "OLDEST", "UNVERIFIED", "CudaBackend", "WgmmaBackend"]
 
@@ -76,12 +77,13 @@ class _Prepared:
     weights: Mapping[str, Tensor]
     device: torch.device
     storage: torch.dtype
+    graphs: Graphs | None
 
 
-class CudaBackend(Backend):
+class CudaBackend(GraphedBackend):
     """Kernels on the caller's current stream, in memory from torch's allocator; see ``docs/cuda-backend.md``.
 
-    Nothing waits for the device, so the jobs can be captured in CUDA graphs. Results are the same bits in every run and do not
+    Nothing waits for the device, so short jobs are captured in CUDA graphs. Results are the same bits in every run and do not
     depend on what else is in the batch. Latents are stored frames by channels: in bfloat16 for ``Precision.bfloat16``, whose
     sums, statistics, residual stream and spectrogram stay float32.
     """
@@ -184,7 +186,8 @@ class CudaBackend(Backend):
             arrays |= persistent_arrays(weights)
         device = arrays["encoder.bank"].device
         stage = make(precision.value, sizes(config), slopes(weights), arrays, self.products)
-        return _Prepared(config, stage, arrays, device, precision.storage)
+        graphs = Graphs(config.sampling_rate) if device.type == "cuda" and switched_on() else None
+        return _Prepared(config, stage, arrays, device, precision.storage, graphs)
 
     @_exactly
     def encode(self, prepared: _Prepared, signal: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
@@ -17,9 +17,9 @@ from ..ops import codec
 from ..ops.operator import interpreted
 from ..precision import Precision
 from ..reference import generator
-from .base import Backend, Request
+from .base import Request
 from .gpu import compiler_reason, no_gpu_reason
-from .triton_graphs import Graphs, switched_on
+from .graphs import GraphedBackend, Graphs, switched_on
 from .triton_weights import MaskWeights, mask_weights
 
 __all__ = ["TritonBackend"]
@@ -53,7 +53,7 @@ class _Prepared:
         return self.precision is Precision.tf32
 
 
-class TritonBackend(Backend):
+class TritonBackend(GraphedBackend):
     """Every job is a few differentiable operations of :mod:`metatasnet_fast.ops`; see ``docs/triton.md``.
 
     Latents are stored frames by channels in the precision's dtype; statistics, sums and the softmax are float32. Results are
@@ -62,9 +62,6 @@ class TritonBackend(Backend):
 
     name = "triton"
     summary = "fused Triton kernels; training and inference in float32, tf32 and bfloat16 on GPUs"
-
-    def variant(self) -> str:
-        return "" if switched_on() else "no graphs"
 
     def unavailable(self) -> str | None:
         if importlib.util.find_spec("triton") is None:
@@ -124,16 +121,6 @@ class TritonBackend(Backend):
     @_exactly
     def decode(self, prepared: _Prepared, latent: Tensor) -> Tensor:
         return codec.decode(prepared.decoder, latent)
-
-    def repeat(
-        self,
-        prepared: Sequence[_Prepared],
-        job: Callable[..., tuple[Tensor, ...]],
-        name: Hashable,
-        inputs: Sequence[Tensor],
-    ) -> tuple[Tensor, ...]:
-        graphs = prepared[0].graphs
-        return job(*inputs) if graphs is None else graphs.run(job, name, inputs)
 
     @_exactly
     def stage_loss(

@@ -17,6 +17,7 @@ from tests.backends.cpu_support import REFERENCE, SIGNALS, noise, prepare, recip
 from tests.backends.cuda_support import EMULATED, PRECISIONS
 from tests.backends.test_cpu_golden import codec
 from tests.backends.test_cuda_golden import limit
+from tests.backends.test_graphs import assert_graphs_give_the_same_bits
 from tests.support import FLOOR, TINY, assert_parity, golden, recipe_state, relative_error
 
 CUDA = CudaBackend()
@@ -187,3 +188,9 @@ def test_memory_is_that_of_torchs_allocator() -> None:
         CUDA.mask(prepared, CUDA.encode(prepared, mix), None)
     torch.cuda.synchronize()
     assert torch.cuda.mem_get_info()[0] == free
+
+
+def test_inference_by_graphs_gives_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert_graphs_give_the_same_bits("cuda", monkeypatch, caplog)

@@ -15,6 +15,7 @@ from tests.backends.cpu_support import noise, prepare, recipe, separate, stage_p
 from tests.backends.cuda_support import EMULATED_WGMMA
 from tests.backends.test_cuda_golden import limit
 from tests.backends.test_cuda_wgmma import WIDE
+from tests.backends.test_graphs import assert_graphs_give_the_same_bits
 from tests.support import TINY, assert_parity, golden, recipe_state
 
 WGMMA = WgmmaBackend()
@@ -63,3 +64,9 @@ def test_products_without_moments_have_the_sums_of_mma() -> None:
     latent = torch.randn(2, stage.N, 700, generator=torch.Generator().manual_seed(1)).bfloat16().cuda()
     signals = [b.decode(prepare(b, stage, parameters, BFLOAT16), latent).cpu() for b in (CudaBackend(), WGMMA)]
     assert_parity("signal", signals[1], signals[0], 1e-2)
+
+
+def test_inference_by_graphs_gives_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert_graphs_give_the_same_bits("cuda-wgmma", monkeypatch, caplog)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
@@ -12,9 +13,14 @@ from torch import Tensor
 
 from metatasnet_fast import MultiTasNet, use_backend
 from metatasnet_fast.backends import Choice
+from metatasnet_fast.backends.cache import prepare_all
+from metatasnet_fast.backends.cuda import CudaBackend
+from metatasnet_fast.backends.graphs import SECONDS, SHAPES, VARIABLE, Captured, Graphs, switched_on
 from metatasnet_fast.backends.reference import ReferenceBackend
-from metatasnet_fast.backends.triton_graphs import SECONDS, SHAPES, VARIABLE, Captured, Graphs, switched_on
+from metatasnet_fast.backends.watch import collect_parameters
 from metatasnet_fast.model.engine import Engine
+from metatasnet_fast.precision import Precision
+from tests.backends.cuda_support import EMULATED, EMULATED_WGMMA, needs_the_module
 from tests.support import TINY
 
 RATE = 8
@@ -164,6 +170,21 @@ def test_a_network_is_replayed_as_a_whole(recorder: Recorder) -> None:
     assert (recorder.captures, recorder.replays) == (3, 3)
 
 
+@needs_the_module
+@pytest.mark.parametrize("backend", [EMULATED, EMULATED_WGMMA], ids=["cuda", "cuda-wgmma"])
+@torch.no_grad()
+def test_a_network_of_compiled_kernels_is_replayed_too(backend: CudaBackend, recorder: Recorder) -> None:
+    network = MultiTasNet(TINY).eval()
+    stages = [(TINY.stage(i), collect_parameters(stage)) for i, stage in enumerate(network.stages)]
+    plain = Engine(TINY, backend, Precision.bfloat16, prepare_all(backend, Precision.bfloat16, stages))
+    first = dataclasses.replace(plain.prepared[0], graphs=Graphs(8000, recorder.make))
+    replaying = Engine(TINY, backend, Precision.bfloat16, [first, *plain.prepared[1:]])
+    for _ in range(3):
+        mixes = [torch.randn(1, 1, 1000 * 2**stage) for stage in range(3)]
+        assert torch.equal(replaying.separate(mixes, [2])[2], plain.separate(mixes, [2])[2])
+    assert (recorder.captures, recorder.replays) == (1, 2)
+
+
 def test_they_are_on_unless_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
     assert switched_on()
@@ -171,14 +192,13 @@ def test_they_are_on_unless_switched_off(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not switched_on()
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU")
-def test_inference_by_graphs_gives_the_same_bits(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def assert_graphs_give_the_same_bits(
+    backend: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """On the GPU: the same inference with graphs and without."""
     network: Any = MultiTasNet(TINY).cuda().eval()
     inputs = [[torch.randn(2, 1, 4000 * 2**s).cuda() for s in range(3)] for _ in range(4)]
-    with torch.no_grad(), use_backend("triton", "bfloat16"):
+    with torch.no_grad(), use_backend(backend, "bfloat16"):
         monkeypatch.setenv(VARIABLE, "0")
         expected = [network.inference(mixes, n_chunks=1) for mixes in inputs]
         monkeypatch.delenv(VARIABLE)
@@ -186,3 +206,11 @@ def test_inference_by_graphs_gives_the_same_bits(
     for one, other in zip(expected, found, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
     assert not [message for message in caplog.messages if "CUDA graphs are off" in message]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU")
+def test_inference_by_graphs_gives_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert_graphs_give_the_same_bits("triton", monkeypatch, caplog)
