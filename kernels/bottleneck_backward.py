@@ -110,7 +110,7 @@ def weight_gradient(
         block_k = 256
     blocks, tiles = -(-columns // block_n) * -(-inputs // block_k), n * -(-frames // steps)
     parts = max(range(1, max(1, PROGRAMS // blocks) + 1), key=lambda p: p * blocks / (-(-p * blocks // ROUND)))
-    per_part = -(-tiles // parts)
+    per_part = max(1, -(-tiles // parts))
     parts = -(-tiles // per_part)
     size = columns * inputs
     both = torch.empty(parts, size + (columns if bias else 0), dtype=torch.float32, device=x.device)
