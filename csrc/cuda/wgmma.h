@@ -12,8 +12,7 @@
 //
 // Each stage has two barriers in every block. "Full" ends a phase when the stage's bytes have arrived: the
 // frames, and both halves of the weights. "Empty" ends one when the four warps of both blocks have read the stage, because
-// the next weights go to both. Shared memory: 36 KiB a
-// stage, three of them in PointwiseWgmma.
+// the next weights go to both. Shared memory: 36 KiB a stage, three of them in PointwiseWgmma.
 #pragma once
 
 #include "cuda/launch.h"
@@ -163,7 +162,7 @@ class WgmmaPipeline {
    private:
     Ring ring_;
     int channel_ = 0, outer_, matrix_;  // channel of the weights: now, where the next tile begins
-    int unit_[2];               // of each source
+    int unit_[2];                       // of each source
     int frame_, output_;
   };
 

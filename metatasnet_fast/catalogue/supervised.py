@@ -191,7 +191,7 @@ class SupervisedWorker:
         self._new_process = start
         self._failed_starts = self._losses = 0
         self._begun = False
-        """Whether the process has begun a song."""
+        """True from the first song on that the process begins."""
         self._key = ""
         self._sent: dict[str, Song] = {}
         self._waiting: deque[tuple[float, Song]] = deque()

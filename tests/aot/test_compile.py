@@ -32,7 +32,10 @@ PER_STAGE = ("in_conv", "in_conv with dropout", "mask_output", "mask tail", "mas
 
 
 def uses(stage: int, precision: str, frames: int = FRAMES) -> dict[str, Callable[[], None]]:
-    """What is launched for a stage, 1 to 3, by the layer's name; what is alike in all stages or precisions, in one of them."""
+    """Return what a stage launches, by the layer's name; stages count from 1.
+
+    Layers that do not depend on the stage, or on the precision, are in the first stage, or in bfloat16, only.
+    """
     dtype, tf32 = PRECISIONS[precision]
     masking = network.uses(stage, frames, dtype, tf32)
     coding = codec.uses(stage, frames, dtype, tf32)
