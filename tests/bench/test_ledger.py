@@ -221,7 +221,6 @@ def test_a_persistent_launch_is_followed_through_all_its_blocks() -> None:
     assert not any("address" in what for what in counts.unknown)
 
 
-@pytest.mark.slow
 def test_what_lies_in_padding_is_no_pointer() -> None:
     """Numbers behind which structures are padded, whose padding holds a part of an old address."""
     words = np.array([0x7FF900000540, 0x7FF920CE1001, 0x7FF920CE1040], np.uint64)
@@ -229,6 +228,7 @@ def test_what_lies_in_padding_is_no_pointer() -> None:
     assert launch.pointers.tolist() == [0x7FF920CE1040]
 
 
+@pytest.mark.slow
 def test_a_window_is_recorded_for_every_backend() -> None:
     found = {backend: jobs.launches(backend, "window", GPUS["H100"]) for backend in jobs.BACKENDS}
     assert {launch.name for launch in found["cuda"]} >= {"MixConv", "LogPower", "memset", "Depthwise Bfloat16"}
