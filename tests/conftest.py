@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import sys
@@ -17,6 +18,13 @@ from tests.support import trim_memory
 
 # The networks under test are small: threads would wait for each other longer than they compute.
 torch.set_num_threads(1)
+
+# Property tests draw the same examples in every run, as Hypothesis itself does where CI is set.
+with contextlib.suppress(ImportError):  # a machine that only runs the tests for GPUs may lack it
+    from hypothesis import settings
+
+    settings.register_profile("repeatable", derandomize=True)
+    settings.load_profile("repeatable")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
