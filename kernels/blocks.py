@@ -1,17 +1,17 @@
 """All blocks of the masking network in a row, from the start of the residual stream to the sum of the skips.
 
-    for every block l of a stack, with x[0] given:
+    for every block l, with x[0] given:
         c[l] = W1[l] x[l];   b[l] = PReLU(depthwise(GN(PReLU(c[l]))))          pointwise.py, depthwise.py
         x[l + 1] = x[l] + Wres[l] GN(b[l])                                     left out after the last block
-    skips += sum_l Wskip[l] GN(b[l]), one product over the K = layers H channels of the stack's b side by side
+    skips = sum_l Wskip[l] GN(b[l]), one product over the K = L H channels of all blocks' b side by side
 
-so the skip tensor is read and written once a stack, not once a block.
+so the skip tensor is written once, and never read.
 
 In two bytes a block's res_out and the next one's conv1d are one kernel, block_pair.py.
 
 Bytes of one block, in units of U = n I T C sizeof(dtype) with B = H = C: depthwise 2, res_out and conv1d 4 as a pair, 5 apart,
-and of the skip product 1 + 2 / layers: 7.3 with six layers, or 8.3. Items are independent, so ``items`` of them may go
-depth-first through all blocks while what they need, (layers + 3) U / n an item, stays in the last-level cache.
+and of the skip product 1 + 1 / L: 7.1 with 18 blocks, or 8.1. Items are independent, so ``items`` of them may go depth-first
+through all blocks, which need (L + 3) U / n an item.
 Not yet run on a GPU. Source: Samuel et al. 2020, section 2; original model/mask_tcn.py.
 """
 
@@ -51,14 +51,12 @@ class BlockWeights:
     out: Tensor
     bias: Tensor | None
     dilations: tuple[int, ...]
-    layers: int
-    """Blocks of one stack."""
 
 
 @dataclass(frozen=True)
 class Kept:
     """Tensors kept for backward; an empty one is computed again: ``x`` (L - 1, n, I, T, B), inputs of all blocks but the
-    first, ``c`` (L, n, I, T, H), ``b`` (stacks, n, I, T, layers H), ``affine_1``, ``affine_2`` (L, n, I, 4, H)."""
+    first, ``c`` (L, n, I, T, H), ``b`` (n, I, T, L H), ``affine_1``, ``affine_2`` (L, n, I, 4, H)."""
 
     x: Tensor
     c: Tensor
@@ -87,7 +85,7 @@ def blocks_forward(
     kept = Kept(
         x=new(count - 1, n, instruments, frames, width) if keep else new(0),
         c=new(count, n, instruments, frames, hidden) if keep else new(0),
-        b=new(count // w.layers, n, instruments, frames, w.layers * hidden) if keep > 1 else new(0),
+        b=new(n, instruments, frames, count * hidden) if keep > 1 else new(0),
         affine_1=torch.empty(count, n, instruments, 4, hidden, dtype=torch.float32, device=x.device),
         affine_2=torch.empty(count, n, instruments, 4, hidden, dtype=torch.float32, device=x.device),
     )
@@ -113,36 +111,27 @@ def _go_through(
         x, w.conv1d[0], None, None, None, w.slope_1[0], tf32, kept.c[0, part] if keep else None, activated=not keep
     )
     assert c_partials is not None
-    for first in range(0, count, w.layers):
-        skip, skip_bias = new_folded(w.out[first, :, width:], n, x.dtype, w.layers)
-        if keep > 1:
-            stack = kept.b[first // w.layers, part]
-        else:
-            stack = torch.empty(n, instruments, frames, w.layers * hidden, dtype=x.dtype, device=x.device)
-        for layer in range(first, first + w.layers):
-            affine_1, affine_2 = kept.affine_1[layer, part], kept.affine_2[layer, part]
-            group_affine(c_partials, w.gamma_1[layer], w.beta_1[layer], frames, affine_1)
-            place = layer - first
-            b = stack[..., place * hidden : (place + 1) * hidden]
-            depthwise_forward(
-                c, w.taps[layer], w.dilations[layer], w.slope_1[layer] if keep else None, affine_1, w.beta_1[layer],
-                w.slope_2[layer], b, partials,
-            )  # fmt: skip
-            of_skip = Folding(
-                w.out[layer, :, width:], None if w.bias is None else w.bias[layer, :, width:],
-                skip[..., place * hidden : (place + 1) * hidden], skip_bias,
-            )  # fmt: skip
-            rows, bias = w.out[layer, :, :width], None if w.bias is None else w.bias[layer, :, :width]
-            residual = Folding(rows, bias, *new_folded(rows, n, x.dtype)) if layer < count - 1 else None
-            fold(partials, w.gamma_2[layer], w.beta_2[layer], frames, affine_2, of_skip, residual, added=place > 0)
-            if residual is not None:
-                weight, bias = residual.folded, residual.folded_bias
-                x, c, c_partials = _next(b, weight, bias, x, w, layer, tf32, kept, part if keep else None)
-        last = first + w.layers == count
-        product(
-            stack, skip, skip_bias, skips if first else None, None, next_slope if last else None, tf32, y=skips,
-            partials=statistics if last else None, activated=activated and last,
+    skip, skip_bias = new_folded(w.out[0, :, width:], n, x.dtype, count)
+    every = kept.b[part] if keep > 1 else torch.empty(n, instruments, frames, count * hidden, dtype=x.dtype, device=x.device)
+    for layer in range(count):
+        affine_1, affine_2 = kept.affine_1[layer, part], kept.affine_2[layer, part]
+        group_affine(c_partials, w.gamma_1[layer], w.beta_1[layer], frames, affine_1)
+        own = slice(layer * hidden, (layer + 1) * hidden)
+        b = every[..., own]
+        depthwise_forward(
+            c, w.taps[layer], w.dilations[layer], w.slope_1[layer] if keep else None, affine_1, w.beta_1[layer],
+            w.slope_2[layer], b, partials,
         )  # fmt: skip
+        of_skip = Folding(
+            w.out[layer, :, width:], None if w.bias is None else w.bias[layer, :, width:], skip[..., own], skip_bias
+        )
+        rows, bias = w.out[layer, :, :width], None if w.bias is None else w.bias[layer, :, :width]
+        residual = Folding(rows, bias, *new_folded(rows, n, x.dtype)) if layer < count - 1 else None
+        fold(partials, w.gamma_2[layer], w.beta_2[layer], frames, affine_2, of_skip, residual, added=layer > 0)
+        if residual is not None:
+            weight, bias = residual.folded, residual.folded_bias
+            x, c, c_partials = _next(b, weight, bias, x, w, layer, tf32, kept, part if keep else None)
+    product(every, skip, skip_bias, None, None, next_slope, tf32, y=skips, partials=statistics, activated=activated)
 
 
 def _next(

@@ -110,8 +110,8 @@ def blocks_backward(dskips: Tensor, x: Tensor, kept: Kept, w: BlockWeights, tf32
 def _again(layer: int, c: Tensor, kept: Kept, w: BlockWeights) -> Tensor:
     """b of block ``layer``: a slice of what was kept, or the forward's depthwise pass once more."""
     if kept.b.numel():
-        hidden, (stack, place) = c.shape[-1], divmod(layer, w.layers)
-        return kept.b[stack][..., place * hidden : (place + 1) * hidden]
+        hidden = c.shape[-1]
+        return kept.b[..., layer * hidden : (layer + 1) * hidden]
     return depthwise_forward(
         c, w.taps[layer], w.dilations[layer], w.slope_1[layer], kept.affine_1[layer], w.beta_1[layer], w.slope_2[layer]
     )

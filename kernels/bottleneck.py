@@ -4,7 +4,8 @@
     with j + a = t (F - 1) / (T - 1), j whole: linear interpolation of F rows to T frames, corners aligned
     act is ReLU or nothing. With a framing x[n, t, k] = signal[n, t stride + k - padding], zero outside the signal.
     The encoder's filters: three widths L 2^l share stride and centre, so they are one bank, the shorter ones with zeros at
-    both ends (5 / 12 of its products: splitting them is not worth a kernel), and frames that overlap are never written out.
+    both ends, and frames that overlap are never written out. Columns of filters at most half as long as the longest, which
+    come first, are multiplied by the middle of a frame alone: two thirds of the products instead of all.
     With a gate y is 0 where gate <= 0: the backward of the ReLU in front of a product, whose result is the gate.
 
 The encoder's mel branch is linear after its logarithm, so its share of the bottleneck is computed at 31.25 frames a second
@@ -41,14 +42,21 @@ TILES = ((128, 32), (128, 0), (64, 32), (64, 16), (64, 0), (32, 16), (32, 0), (1
 
 BLOCK_K = 32
 STAGES = 3
+SPARED = 2 * BLOCK_K
+"""Samples at each end of a frame for which narrow columns are worth a loop whose length is not known to the compiler."""
 
 
 class Framing(NamedTuple):
-    """Overlapping frames of a signal: frame t holds samples t stride - padding and on."""
+    """Overlapping frames of a signal: frame t holds samples t stride - padding and on.
+
+    The first ``narrow`` columns of what they are multiplied by are zero outside the middle ``inner`` samples of a frame.
+    """
 
     frames: int
     stride: int
     padding: int
+    narrow: int = 0
+    inner: int = 0
 
 
 def product_tile(columns: int, dtype: torch.dtype, lean: bool = False, framed: bool = False) -> tuple[int, int]:
@@ -113,10 +121,13 @@ def _finish(b_y, p_gate, p_y, i_first, m_t, i_o, N: tl.constexpr, RELU: tl.const
 def product_kernel(
     p_x, p_gate, p_w, p_bias, p_share, p_y, T, F, SAMPLES, x_n, x_t,
     K: tl.constexpr, N: tl.constexpr, W_O: tl.constexpr, W_K: tl.constexpr, PADDING: tl.constexpr,
-    FRAMED: tl.constexpr, RELU: tl.constexpr, ALIGN: tl.constexpr,
+    FRAMED: tl.constexpr, RELU: tl.constexpr, ALIGN: tl.constexpr, NARROW: tl.constexpr, FIRST: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, TAIL_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One program: one tile of frames of one item, BLOCK_N + TAIL_N columns in two accumulators."""
+    """One program: one tile of frames of one item, BLOCK_N + TAIL_N columns in two accumulators.
+
+    The first NARROW columns are zero before k = FIRST, a multiple of 8, and from K - FIRST on.
+    """
     WIDTH: tl.constexpr = BLOCK_N + TAIL_N
     blocks = tl.cdiv(N, WIDTH)
     row, i_block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
@@ -131,7 +142,12 @@ def product_kernel(
     if TAIL_N > 0:
         i_tail = i_block * WIDTH + BLOCK_N + tl.arange(0, TAIL_N)
         b_tail = _start(p_bias, p_share, i_n, i_t, m_t, i_tail, T, F, N, BLOCK_T, TAIL_N)
-    for k in range(0, K, BLOCK_K):
+    k_first = 0
+    k_end = K
+    if NARROW > 0:
+        k_first = FIRST * ((i_block + 1) * WIDTH <= NARROW).to(tl.int32)
+        k_end = K - k_first
+    for k in range(k_first, k_end, BLOCK_K):
         i_k = k + tl.arange(0, BLOCK_K)
         b_x = load_frames(
             p_x, i_t[:, None], m_t[:, None], i_k[None, :], K, SAMPLES * ALIGN, x_t, PADDING, FRAMED
@@ -180,12 +196,14 @@ def product(
     main, tail = product_tile(columns, x.dtype, precision == "tf32x3", framing is not None)
     wide = share is None and main + tail == sum(TILES[0]) and operands_in_shared_memory(x.device)
     rows = 2 * TILE if wide else TILE
+    first = (inputs - framing.inner) // 16 * 8 if framing else 0
     # Without tensor cores, in float32, four warps have too few registers for the operands of 48 columns.
     exact = x.dtype == torch.float32 and precision == "ieee"
     launch(
         product_kernel, n * -(-frames // rows) * -(-columns // (main + tail)), x,
         p_x=x, p_gate=gate, p_w=weight, p_bias=bias, p_share=share, p_y=y, F=1 if share is None else share.shape[1],
         K=inputs, N=columns, W_O=weight.stride(0), W_K=weight.stride(1), RELU=relu, **layout,
+        NARROW=framing.narrow if framing and first >= SPARED else 0, FIRST=first,
         BLOCK_T=rows, BLOCK_N=main, TAIL_N=tail, BLOCK_K=BLOCK_K, PRECISION=precision,
         num_warps=8 if main + tail >= 64 or exact else 4, num_stages=STAGES,
         **({} if wide or (gate is None and share is None) else register_limit(128, x)),

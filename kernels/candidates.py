@@ -26,7 +26,7 @@ class Sizes:
 
     width: int
     hidden: int
-    layers: int
+    blocks: int
     latents: tuple[int, ...]
 
 
@@ -90,7 +90,7 @@ def subjects(
 
     b, h = sizes.width, sizes.hidden
     one, wide = torch.full((1,), 0.25, device=device), torch.float32
-    products = {(b, h), (h, b), (sizes.layers * h, b), *((b, n) for n in sizes.latents)}
+    products = {(b, h), (h, b), (sizes.blocks * h, b), *((b, n) for n in sizes.latents)}
     for k, n in sorted(products):
         x, w = stream(k), random(items, 4, n, k)
         yield Subject("pointwise_fwd", {"K": k, "N": n}, PRODUCTS, functools.partial(_product, x, w, one, tf32))
@@ -106,11 +106,11 @@ def subjects(
         yield Subject("in_conv_fwd", {"K": k, "N": b}, PRODUCTS, run)
     x, taps, affine, beta = stream(h), random(4, h, 3, of=wide), random(items, 4, 4, h, of=wide), random(4, h, of=wide)
     yield Subject("depthwise_fwd", {"C": h}, PASSES, lambda: depthwise_forward(x, taps, 4, one, affine, beta, one))
-    count, slopes = sizes.layers, torch.full((sizes.layers, 4), 0.25, device=device)
+    count, slopes = sizes.blocks, torch.full((sizes.blocks, 4), 0.25, device=device)
     channels = [random(count, 4, h, of=wide) for _ in range(4)]
     tower = BlockWeights(
         random(count, 4, h, b), slopes, channels[0], channels[1], random(count, 4, h, 3, of=wide), slopes, channels[2],
-        channels[3], random(count, 4, 2 * b, h, of=wide), None, tuple(2**i for i in range(count)), count,
+        channels[3], random(count, 4, 2 * b, h, of=wide), None, tuple(2 ** (i % 6) for i in range(count)),
     )  # fmt: skip
     start = stream(b)
     yield Subject("blocks", {"K": b, "N": h}, ITEMS, lambda: blocks_forward(start, tower, one, 0, 0, tf32)[0])

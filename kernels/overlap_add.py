@@ -14,7 +14,8 @@ Bytes: x once from memory, n T C sizeof(dtype); signal n T stride 4; from L2 the
 stage 1 in bfloat16, memory-bound; 320 at stage 3. On an H100 stage 3 of a song is predicted at 2.4 ms, bound by the cache; one
 program fills a multiprocessor's registers (203), at the other stages two or three.
 Idle columns: stride 20: 24, 17 % of the tensor cores; 40 and 80: none; rows: J - 1 of 128 or 64. C = 392, 776, 1544 in
-blocks of 32: 6, 3, 2 %. In the decoder the shorter filters' zeros are multiplied too (57 % of 15 % of its products).
+blocks of 32: 6, 3, 2 %. The decoder's filters shorter than its longest, whose channels come first, are multiplied by the parts that they
+reach alone: 57 % of the products of all parts.
 Not yet run on a GPU. Source: Samuel et al. 2020, section 2.3; original model/decoder.py (filters).
 """
 
@@ -71,15 +72,19 @@ def _zeros(PARTS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr):
 @triton.jit
 def _multiply(
     b_x, p_bank, i_c, i_r, m_c, sums,
-    K: tl.constexpr, STRIDE: tl.constexpr, PARTS: tl.constexpr, PRECISION: tl.constexpr,
+    K: tl.constexpr, STRIDE: tl.constexpr, PARTS: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The parts' sums plus the products of some channels with samples ``i_r`` of each part."""
+    """The sums of the parts FIRST to LAST plus the products of some channels with their samples ``i_r``."""
     found = ()
     for j in tl.static_range(PARTS):
-        i_tap = j * STRIDE + i_r
-        mask = m_c[:, None] & ((i_r < STRIDE) & (i_tap < K))[None, :]
-        b_bank = tl.load(p_bank + i_c[:, None] * K + i_tap[None, :], mask=mask, other=0.0)
-        found = found + (tl.dot(b_x, b_bank, sums[j], input_precision=PRECISION),)
+        if j >= FIRST and j <= LAST:
+            i_tap = j * STRIDE + i_r
+            mask = m_c[:, None] & ((i_r < STRIDE) & (i_tap < K))[None, :]
+            b_bank = tl.load(p_bank + i_c[:, None] * K + i_tap[None, :], mask=mask, other=0.0)
+            found = found + (tl.dot(b_x, b_bank, sums[j], input_precision=PRECISION),)
+        else:
+            found = found + (sums[j],)
     return found
 
 
@@ -97,9 +102,13 @@ def _overlap(sums, PARTS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.const
 def overlap_add_kernel(
     p_x, p_bank, p_y, T, SAMPLES, ROWS, x_n, x_t,
     C: tl.constexpr, K: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, ALIGN: tl.constexpr,
+    NARROW: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, TAIL_N: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One program: the rows of one item that BLOCK_T frames complete, BLOCK_N + TAIL_N of a row's samples."""
+    """One program: the rows of one item that BLOCK_T frames complete, BLOCK_N + TAIL_N of a row's samples.
+
+    The first NARROW channels, a multiple of BLOCK_C, reach the parts FIRST to LAST alone.
+    """
     WIDTH: tl.constexpr = BLOCK_N + TAIL_N
     PARTS: tl.constexpr = (K + STRIDE - 1) // STRIDE
     COMPLETE: tl.constexpr = BLOCK_T - PARTS + 1
@@ -117,13 +126,20 @@ def overlap_add_kernel(
     if TAIL_N > 0:
         i_tail = i_block * WIDTH + BLOCK_N + tl.arange(0, TAIL_N)
         tails = _zeros(PARTS, BLOCK_T, TAIL_N)
-    for c in range(0, C, BLOCK_C):
+    for c in range(0, NARROW, BLOCK_C):
+        i_c = c + tl.arange(0, BLOCK_C)
+        m_c = i_c < C
+        b_x = tl.load(p_row + i_c[None, :], mask=m_t[:, None], other=0.0)
+        sums = _multiply(b_x, p_bank, i_c, i_r, m_c, sums, K, STRIDE, PARTS, FIRST, LAST, PRECISION)
+        if TAIL_N > 0:
+            tails = _multiply(b_x, p_bank, i_c, i_tail, m_c, tails, K, STRIDE, PARTS, FIRST, LAST, PRECISION)
+    for c in range(NARROW, C, BLOCK_C):
         i_c = c + tl.arange(0, BLOCK_C)
         m_c = i_c < C
         b_x = tl.load(p_row + i_c[None, :], mask=m_t[:, None] & m_c[None, :], other=0.0)
-        sums = _multiply(b_x, p_bank, i_c, i_r, m_c, sums, K, STRIDE, PARTS, PRECISION)
+        sums = _multiply(b_x, p_bank, i_c, i_r, m_c, sums, K, STRIDE, PARTS, 0, PARTS - 1, PRECISION)
         if TAIL_N > 0:
-            tails = _multiply(b_x, p_bank, i_c, i_tail, m_c, tails, K, STRIDE, PARTS, PRECISION)
+            tails = _multiply(b_x, p_bank, i_c, i_tail, m_c, tails, K, STRIDE, PARTS, 0, PARTS - 1, PRECISION)
     p_y += i_n * SAMPLES
     m_row = (i_row >= PARTS - 1) & (i_t < ROWS)
     _store(_overlap(sums, PARTS, BLOCK_T, BLOCK_N), p_y, i_t, m_row, i_r, SAMPLES, STRIDE, PADDING)
@@ -132,9 +148,13 @@ def overlap_add_kernel(
 
 
 def overlap_add(
-    x: Tensor, bank: Tensor, stride: int, padding: int, samples: int, precision: str, *, dtype: torch.dtype = torch.float32
+    x: Tensor, bank: Tensor, stride: int, padding: int, samples: int, precision: str, *, narrow: int = 0, inner: int = 0,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:  # fmt: skip
-    """signal (n, samples) in ``dtype``; ``x`` (n, T, C) with unit stride along C, ``bank`` (C, K) of its dtype, contiguous."""
+    """signal (n, samples) in ``dtype``; ``x`` (n, T, C) with unit stride along C, ``bank`` (C, K) of its dtype, contiguous.
+
+    The first ``narrow`` rows of the bank are zero outside their middle ``inner`` taps.
+    """
     n, frames, channels = x.shape
     layout = frame_layout(x, None)
     y = torch.empty(n, samples, dtype=dtype, device=x.device)
@@ -142,13 +162,15 @@ def overlap_add(
     block, taps = WIDE if x.dtype.itemsize == 2 and operands_in_shared_memory(x.device) else NARROW
     parts = -(-bank.shape[1] // stride)
     main, tail = sample_tile(stride, taps // parts)
+    end = (bank.shape[1] - inner) // 2
+    first, last = end // stride, (bank.shape[1] - end - 1) // stride
     # Without tensor cores, in float32, four warps have too few registers for the operands.
     exact = x.dtype == torch.float32 and precision == "ieee"
     launch(
         overlap_add_kernel, n * -(-rows // (block - parts + 1)) * -(-stride // (main + tail)), x,
         p_x=x, p_bank=bank, p_y=y, T=frames, SAMPLES=samples, ROWS=rows, x_n=layout["x_n"],
         x_t=layout["x_t"], C=channels, K=bank.shape[1], STRIDE=stride, PADDING=padding, ALIGN=layout["ALIGN"],
-        BLOCK_T=block, BLOCK_N=main, TAIL_N=tail, BLOCK_C=BLOCK_K, PRECISION=precision,
+        NARROW=narrow // BLOCK_K * BLOCK_K if last - first + 1 < parts else 0, FIRST=first, LAST=last, BLOCK_T=block, BLOCK_N=main, TAIL_N=tail, BLOCK_C=BLOCK_K, PRECISION=precision,
         num_warps=8 if main + tail > 64 or exact else 4, num_stages=STAGES,
     )  # fmt: skip
     return y

@@ -153,7 +153,7 @@ def _masked(
     y = ops.group_norm(y, prelu_2, ops.GroupNorm(statistics, *w.norm_2))
     # Without gradients the activation itself is handed on, and mask_output's result is not stored.
     activated = not torch.is_grad_enabled()
-    y, statistics = ops.blocks(y, w.blocks, config.dilations, config.layers, prelu_3, tf32=tf32, activated=activated)
+    y, statistics = ops.blocks(y, w.blocks, config.dilations, prelu_3, tf32=tf32, activated=activated)
     norm = ops.GroupNorm(statistics, *w.norm_3)
     if activated:
         return ops.masked_latent(y, w.mask_output, norm, prelu_4, *w.norm_4, x, config.softmax, tf32=tf32)

@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     from ..kernels.candidates import Sizes, subjects
 
     config = MetaTasNetConfig()
-    sizes = Sizes(config.B, config.H, config.layers, tuple(stage.N for stage in config.stages))
+    sizes = Sizes(config.B, config.H, len(config.stages[0].dilations), tuple(stage.N for stage in config.stages))
     name = tuned.device_name(device) or device.type
     path = Path(args.out) if args.out else tuned.user_folder() / tuned.file_name(name)
     known = read(path)

@@ -46,7 +46,6 @@ def blocks(
     x: Tensor,
     parameters: BlockParameters,
     dilations: Sequence[int],
-    layers: int,
     next_slope: Tensor,
     *,
     keep: int | None = None,
@@ -62,7 +61,6 @@ def blocks(
         x: (n, I, frames, B), the residual stream: float32, bfloat16, float16; on a CPU also float64.
         parameters: of L blocks; H and B multiples of 8.
         dilations: of each block.
-        layers: blocks of a stack, a divisor of L: their skips are one product.
         next_slope: (1,), of the PReLU that will be applied to the skips.
         keep: what to keep for backward, see :func:`kept_for_backward`, which decides if it is None.
         items: go through all blocks at a time; 0 for as many as was measured to be best on the device, or all.
@@ -84,9 +82,9 @@ def blocks(
         )
     count, _, hidden, _ = p.conv1d.shape
     instruments = x.shape[1]
-    if len(dilations) != count or min(dilations) < 1 or layers < 1 or count % layers:
+    if len(dilations) != count or min(dilations) < 1:
         raise ShapeError(
-            f"{count} blocks need as many dilations of at least 1, and whole stacks; got {dilations}, {layers}."
+            f"{count} blocks need as many dilations of at least 1; got {dilations}."
         )
     channels = (count, instruments, hidden)
     shapes = (
@@ -101,7 +99,7 @@ def blocks(
         keep = kept_for_backward(x.dtype) if gradients else 0
     if activated and keep:
         raise ShapeError("The activation of the skips has no gradient; ask for the skips, or for keep=0.")
-    skips, statistics, *_ = _blocks(x, *p, next_slope, list(dilations), layers, keep, items, tf32, activated)
+    skips, statistics, *_ = _blocks(x, *p, next_slope, list(dilations), keep, items, tf32, activated)
     return skips, statistics
 
 
@@ -133,7 +131,7 @@ def _forward_layer(x: Tensor, w: BlockParameters, dilation: int) -> tuple[Tensor
     return c, b, affine_1, affine_of(tile_statistics(activation(b, None)), w.gamma_2, w.beta_2, frames)
 
 
-def _launcher_weights(x: Tensor, p: BlockParameters, dilations: list[int], layers: int) -> Any:
+def _launcher_weights(x: Tensor, p: BlockParameters, dilations: list[int]) -> Any:
     def aligned(slope: Tensor) -> Tensor:
         """Place each slope at a multiple of 16 bytes."""
         return slope[:, None].expand(-1, 4).contiguous()
@@ -141,17 +139,17 @@ def _launcher_weights(x: Tensor, p: BlockParameters, dilations: list[int], layer
     return kernels("blocks", x.dtype).BlockWeights(
         p.conv1d.to(x.dtype).contiguous(), aligned(p.slope_1), p.gamma_1.contiguous(), p.beta_1.contiguous(),
         p.taps.contiguous(), aligned(p.slope_2), p.gamma_2.contiguous(), p.beta_2.contiguous(), p.out.contiguous(),
-        None if p.bias is None else p.bias.contiguous(), tuple(dilations), layers,
+        None if p.bias is None else p.bias.contiguous(), tuple(dilations),
     )  # fmt: skip
 
 
 def _kernel(
     x: Tensor, conv1d: Tensor, slope_1: Tensor, gamma_1: Tensor, beta_1: Tensor, taps: Tensor, slope_2: Tensor,
     gamma_2: Tensor, beta_2: Tensor, out: Tensor, bias: Tensor | None, next_slope: Tensor, dilations: list[int],
-    layers: int, keep: int, items: int, tf32: bool, activated: bool,
+    keep: int, items: int, tf32: bool, activated: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     p = BlockParameters(conv1d, slope_1, gamma_1, beta_1, taps, slope_2, gamma_2, beta_2, out, bias)
-    weights = _launcher_weights(x, p, dilations, layers)
+    weights = _launcher_weights(x, p, dilations)
     launcher = kernels("blocks", x.dtype).blocks_forward
     skips, statistics, kept = launcher(unit_stride(x), weights, next_slope, keep, items, tf32, activated)
     return skips, statistics, kept.x, kept.c, kept.b, kept.affine_1, kept.affine_2
@@ -161,10 +159,10 @@ def _kernel(
 def _blocks(
     x: Tensor, conv1d: Tensor, slope_1: Tensor, gamma_1: Tensor, beta_1: Tensor, taps: Tensor, slope_2: Tensor,
     gamma_2: Tensor, beta_2: Tensor, out: Tensor, bias: Tensor | None, next_slope: Tensor, dilations: Sequence[int],
-    layers: int, keep: int, items: int, tf32: bool, activated: bool,
+    keep: int, items: int, tf32: bool, activated: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return the skips or their activation, the statistics of the latter, the inputs of all blocks but the first, c,
-    b (concatenated per stack), and both affines."""
+    b (all blocks' side by side), and both affines."""
     p = BlockParameters(conv1d, slope_1, gamma_1, beta_1, taps, slope_2, gamma_2, beta_2, out, bias)
     width = x.shape[3]
     skips = torch.zeros_like(x, memory_format=torch.contiguous_format)
@@ -183,12 +181,11 @@ def _blocks(
         affines_1.append(affine_1)
         affines_2.append(affine_2)
     inputs = torch.stack(xs) if xs else first.new_empty(0, *first.shape)
-    stacks = torch.stack(bs).unflatten(0, (-1, layers)).movedim(1, -2).flatten(-2)
     nothing = [first.new_empty(0) for _ in range(3)]
     z = activation(skips, next_slope)
     return (
         z.to(skips.dtype) if activated else skips, tile_statistics(z), inputs if keep else nothing[0],
-        torch.stack(cs) if keep else nothing[1], stacks if keep > 1 else nothing[2], torch.stack(affines_1),
+        torch.stack(cs) if keep else nothing[1], torch.cat(bs, dim=3) if keep > 1 else nothing[2], torch.stack(affines_1),
         torch.stack(affines_2),
     )  # fmt: skip
 
@@ -196,12 +193,12 @@ def _blocks(
 def _backward_kernel(
     dskips: Tensor, x: Tensor, conv1d: Tensor, slope_1: Tensor, gamma_1: Tensor, beta_1: Tensor, taps: Tensor,
     slope_2: Tensor, gamma_2: Tensor, beta_2: Tensor, out: Tensor, bias: Tensor | None, xs: Tensor, cs: Tensor,
-    bs: Tensor, affine_1: Tensor, affine_2: Tensor, dilations: list[int], layers: int, tf32: bool,
+    bs: Tensor, affine_1: Tensor, affine_2: Tensor, dilations: list[int], tf32: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     p = BlockParameters(conv1d, slope_1, gamma_1, beta_1, taps, slope_2, gamma_2, beta_2, out, bias)
     kept = kernels("blocks", x.dtype).Kept(xs, cs, bs, affine_1, affine_2)
     launcher = kernels("blocks_backward", x.dtype).blocks_backward
-    weights = _launcher_weights(x, p, dilations, layers)
+    weights = _launcher_weights(x, p, dilations)
     found: tuple[Tensor, ...] = launcher(dskips.contiguous(), unit_stride(x), kept, weights, tf32)
     return found
 
@@ -210,7 +207,7 @@ def _backward_kernel(
 def _blocks_backward(
     dskips: Tensor, x: Tensor, conv1d: Tensor, slope_1: Tensor, gamma_1: Tensor, beta_1: Tensor, taps: Tensor,
     slope_2: Tensor, gamma_2: Tensor, beta_2: Tensor, out: Tensor, bias: Tensor | None, xs: Tensor, cs: Tensor,
-    bs: Tensor, affine_1: Tensor, affine_2: Tensor, dilations: Sequence[int], layers: int, tf32: bool,
+    bs: Tensor, affine_1: Tensor, affine_2: Tensor, dilations: Sequence[int], tf32: bool,
 ) -> tuple[
     Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor
 ]:  # fmt: skip
@@ -246,20 +243,20 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, *rest[:10], *output[2:])
-    ctx.dilations, ctx.layers, keep, _, ctx.tf32, _ = rest[11:]
+    ctx.dilations, keep, _, ctx.tf32, _ = rest[11:]
     ctx.kept = keep > 0
 
 
 def _differentiate(ctx: Any, dskips: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     if dskips is None:
-        return (None,) * 18
+        return (None,) * 17
     if not ctx.kept:
         raise ShapeError("Nothing was kept for backward (keep=0); pass keep=None or 1.")
     saved = ctx.saved_tensors  # once: non-reentrant checkpointing recomputes them, and allows one read only
     x, *p = saved[:11]
-    found = _blocks_backward(dskips, x, *p, *saved[11:], ctx.dilations, ctx.layers, ctx.tf32)
+    found = _blocks_backward(dskips, x, *p, *saved[11:], ctx.dilations, ctx.tf32)
     gradients = [None if v is None else g.to(v.dtype) for v, g in zip(p, found[1:], strict=True)]
-    return found[0], *gradients, None, None, None, None, None, None, None
+    return found[0], *gradients, None, None, None, None, None, None
 
 
 differentiable(_blocks, _differentiate, _save, _blocks_backward)

@@ -7,6 +7,7 @@ Decoder: a product with a ReLU, and the overlap-add. Latents are (n, frames, N) 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,11 +41,15 @@ class MelOperands:
 
 @dataclass(frozen=True)
 class EncoderOperands:
-    """Weights of :func:`encode`; ``wave``, ``mel`` and ``last`` are the three parts of the bottleneck's weights."""
+    """Weights of :func:`encode`; ``wave``, ``mel`` and ``last`` are the three parts of the bottleneck's weights.
+
+    ``narrow``: rows of the bank that hold less than its longest filters, and their taps at most; also of :class:`DecoderOperands`.
+    """
 
     config: StageConfig
     precision: Precision
     bank: Tensor
+    narrow: tuple[int, int]
     wave: Tensor
     mel: MelOperands | None
     """None in a network without the spectrogram branch."""
@@ -59,6 +64,12 @@ class DecoderOperands:
     precision: Precision
     bottleneck: Tensor
     bank: Tensor
+    narrow: tuple[int, int]
+
+
+def _narrow(bank: Sequence[Tensor]) -> tuple[int, int]:
+    """Return the rows of all filters but the longest, which are the last, and the taps of the next longest."""
+    return sum(len(f) for f in bank[:-1]), bank[-2].shape[-1] if len(bank) > 1 else bank[-1].shape[-1]
 
 
 def _centred(filters: tuple[Tensor, ...]) -> list[Tensor]:
@@ -94,6 +105,7 @@ def prepare_encoder(weights: EncoderWeights, config: StageConfig, precision: Pre
     dtype, exact, s = precision.storage, _exact(precision), weights.spectrogram
     first, waves = weights.bottleneck_1.squeeze(2), len(weights.filters) * config.encoder_width
     wave, to_latent = first.split((waves, first.shape[1] - waves), dim=1)
+    wave = wave.unflatten(1, (-1, len(weights.filters))).transpose(1, 2).flatten(1)  # filters one after the other
     mel = None
     if s is not None:
         mel_weight = s.mel_weight.squeeze(2).to(exact)
@@ -107,7 +119,8 @@ def prepare_encoder(weights: EncoderWeights, config: StageConfig, precision: Pre
     return EncoderOperands(
         config,
         precision,
-        bank=_aligned(torch.stack(_centred(weights.filters), dim=1).flatten(0, 1), 0).to(dtype),
+        bank=_aligned(torch.cat(_centred(weights.filters)), 0).to(dtype),
+        narrow=_narrow(weights.filters),
         wave=_aligned(wave, 1).to(dtype),
         mel=mel,
         last=weights.bottleneck_2.squeeze(2).to(dtype),
@@ -118,7 +131,7 @@ def prepare_decoder(weights: DecoderWeights, config: StageConfig, precision: Pre
     """Convert a decoder's weights to the form of :func:`decode`; differentiable."""
     dtype = precision.storage
     bank, first = _aligned(torch.cat(_centred(weights.filters)), 0), _aligned(weights.bottleneck.squeeze(2).T, 0)
-    return DecoderOperands(config, precision, first.to(dtype), bank.to(dtype))
+    return DecoderOperands(config, precision, first.to(dtype), bank.to(dtype), _narrow(weights.filters))
 
 
 def encode(operands: EncoderOperands, signal: Tensor) -> Tensor:
@@ -140,7 +153,7 @@ def encode(operands: EncoderOperands, signal: Tensor) -> Tensor:
     config.check_signal(signal.shape)
     samples, share = signal[:, 0], None
     padding = (o.bank.shape[1] - config.W) // 2
-    wave = rectified_filter_bank(samples.to(o.bank.dtype), o.bank, config.W, padding, tf32=tf32)
+    wave = rectified_filter_bank(samples.to(o.bank.dtype), o.bank, config.W, padding, narrow=o.narrow, tf32=tf32)
     if o.mel is not None:
         power = log_power(samples.to(o.mel.mean.dtype), o.mel.window, o.mel.mean, config.hop)
         rough = tf32 or o.bank.dtype.itemsize == 2
@@ -169,4 +182,4 @@ def decode(operands: DecoderOperands, latent: Tensor) -> Tensor:
         return latent.new_empty(latent.shape[0], 1, 0, dtype=_exact(o.precision))
     x = rectified_bottleneck(latent.transpose(1, 2).to(o.bank.dtype), o.bottleneck, tf32=tf32)
     padding = (o.bank.shape[1] - config.W) // 2
-    return overlap_add(x, o.bank, config.W, padding, tf32=tf32)[:, None]
+    return overlap_add(x, o.bank, config.W, padding, narrow=o.narrow, tf32=tf32)[:, None]

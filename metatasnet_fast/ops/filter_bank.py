@@ -9,14 +9,15 @@ from torch import Tensor
 
 from ..errors import ShapeError
 from .bottleneck import forward as product
-from .frames import Rectified, added, check_bank, framed, gated, rounded
+from .frames import Rectified, added, check_bank, framed, gated, narrowed, rounded
 from .operator import differentiable, kernels, operator, products, unit_stride
 
 __all__ = ["filter_bank", "rectified_filter_bank"]
 
 
 def filter_bank(
-    signal: Tensor, bank: Tensor, stride: int, padding: int, *, relu: bool = True, tf32: bool = False
+    signal: Tensor, bank: Tensor, stride: int, padding: int, *, narrow: tuple[int, int] = (0, 0), relu: bool = True,
+    tf32: bool = False,
 ) -> Tensor:  # fmt: skip
     """y[n, t, o] = act( sum_k bank[o, k] signal[n, t stride + k - padding] ), zero outside the signal.
 
@@ -27,6 +28,8 @@ def filter_bank(
         bank: (outputs, taps), any floating dtype; products are taken in the signal's dtype and summed in float32.
         stride: samples from one frame to the next.
         padding: samples by which the first frame starts before the signal.
+        narrow: (rows, taps): so many first rows of the bank are zero outside so many taps in their middle, which saves
+            products. They are taken for zero.
         relu: act is a ReLU, else nothing.
         tf32: products of float32 in TF32 on the tensor cores, three decimal digits.
 
@@ -37,21 +40,25 @@ def filter_bank(
         ShapeError: if a shape, dtype, device or size does not fit, or the signal holds no frame.
         MissingDependencyError: on a CUDA device without Triton.
     """
-    return _checked(signal, bank, stride, padding, relu, False, tf32)
+    return _checked(signal, bank, stride, padding, narrow, relu, False, tf32)
 
 
-def rectified_filter_bank(signal: Tensor, bank: Tensor, stride: int, padding: int, *, tf32: bool = False) -> Rectified:
+def rectified_filter_bank(
+    signal: Tensor, bank: Tensor, stride: int, padding: int, *, narrow: tuple[int, int] = (0, 0), tf32: bool = False
+) -> Rectified:  # fmt: skip
     """:func:`filter_bank` with a ReLU that leaves its gradient to the operations that read the result."""
-    return Rectified(_checked(signal, bank, stride, padding, True, True, tf32))
+    return Rectified(_checked(signal, bank, stride, padding, narrow, True, True, tf32))
 
 
-def _checked(signal: Tensor, bank: Tensor, stride: int, padding: int, relu: bool, deferred: bool, tf32: bool) -> Tensor:
+def _checked(
+    signal: Tensor, bank: Tensor, stride: int, padding: int, narrow: tuple[int, int], relu: bool, deferred: bool, tf32: bool
+) -> Tensor:  # fmt: skip
     if signal.dim() != 2 or not signal.is_floating_point():
         raise ShapeError(f"signal must be (n, samples), floating point, got {signal.dtype} {tuple(signal.shape)}.")
-    check_bank(bank, None, stride, padding, signal)
+    check_bank(bank, None, stride, padding, signal, narrow)
     if signal.shape[1] + 2 * padding < bank.shape[1]:
         raise ShapeError(f"{signal.shape[1]} samples padded by {padding} hold no frame of {bank.shape[1]}: pad more.")
-    y: Tensor = _filter_bank(signal, bank, stride, padding, relu, deferred, tf32)
+    y: Tensor = _filter_bank(signal, bank, stride, padding, *narrow, relu, deferred, tf32)
     return y
 
 
@@ -59,9 +66,11 @@ def _frames(signal: Tensor, bank: Tensor, stride: int, padding: int) -> Any:
     return (signal.shape[1] + 2 * padding - bank.shape[1]) // stride + 1
 
 
-def _kernel(signal: Tensor, bank: Tensor, stride: int, padding: int, relu: bool, deferred: bool, tf32: bool) -> Tensor:
+def _kernel(
+    signal: Tensor, bank: Tensor, stride: int, padding: int, narrow: int, inner: int, relu: bool, deferred: bool, tf32: bool
+) -> Tensor:  # fmt: skip
     common = kernels("bottleneck", signal.dtype)
-    framing = common.Framing(_frames(signal, bank, stride, padding), stride, padding)
+    framing = common.Framing(_frames(signal, bank, stride, padding), stride, padding, narrow, inner)
     found: Tensor = common.product(
         unit_stride(signal), bank.to(signal.dtype), products(tf32, signal), relu=relu, framing=framing
     )
@@ -70,20 +79,22 @@ def _kernel(signal: Tensor, bank: Tensor, stride: int, padding: int, relu: bool,
 
 @operator("filter_bank", _kernel)
 def _filter_bank(
-    signal: Tensor, bank: Tensor, stride: int, padding: int, relu: bool, deferred: bool, tf32: bool
-) -> Tensor:
-    return product(framed(signal, bank.shape[1], stride, padding), bank, None, None, relu)
+    signal: Tensor, bank: Tensor, stride: int, padding: int, narrow: int, inner: int, relu: bool, deferred: bool, tf32: bool
+) -> Tensor:  # fmt: skip
+    return product(framed(signal, bank.shape[1], stride, padding), narrowed(bank, narrow, inner), None, None, relu)
 
 
 def _backward_kernel(
-    dy: Tensor, signal: Tensor, bank: Tensor, y: Tensor | None, stride: int, padding: int, need_signal: bool, tf32: bool
-) -> tuple[Tensor, Tensor]:
+    dy: Tensor, signal: Tensor, bank: Tensor, y: Tensor | None, stride: int, padding: int, narrow: int, inner: int,
+    need_signal: bool, tf32: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     common = kernels("bottleneck", signal.dtype)
     precision, framing = products(tf32, signal), common.Framing(dy.shape[1], stride, padding)
     dy, dsignal = unit_stride(dy if y is None else torch.where(y > 0, dy, 0)), signal.new_empty(0)
     if need_signal:
         dsignal = kernels("overlap_add", signal.dtype).overlap_add(
-            dy, bank.to(signal.dtype).contiguous(), stride, padding, signal.shape[1], precision, dtype=signal.dtype
+            dy, bank.to(signal.dtype).contiguous(), stride, padding, signal.shape[1], precision, narrow=narrow, inner=inner,
+            dtype=signal.dtype,
         )  # fmt: skip
     weight_gradient = kernels("bottleneck_backward", signal.dtype).weight_gradient
     dbank, _ = weight_gradient(dy, unit_stride(signal), bank.shape[1], precision, framing=framing)
@@ -92,26 +103,27 @@ def _backward_kernel(
 
 @operator("filter_bank_backward", _backward_kernel)
 def _filter_bank_backward(
-    dy: Tensor, signal: Tensor, bank: Tensor, y: Tensor | None, stride: int, padding: int, need_signal: bool, tf32: bool
-) -> tuple[Tensor, Tensor]:
+    dy: Tensor, signal: Tensor, bank: Tensor, y: Tensor | None, stride: int, padding: int, narrow: int, inner: int,
+    need_signal: bool, tf32: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     g = gated(dy, y)
     frames = framed(signal.to(g.dtype), bank.shape[1], stride, padding)
     dsignal = signal.new_empty(0)
     if need_signal:
-        dsignal = added(g @ rounded(bank, signal), signal.shape[1], stride, padding).to(signal.dtype)
+        dsignal = added(g @ narrowed(rounded(bank, signal), narrow, inner), signal.shape[1], stride, padding).to(signal.dtype)
     return dsignal, torch.einsum("nto,ntk->ok", g, frames)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    signal, bank, ctx.stride, ctx.padding, relu, deferred, ctx.tf32 = inputs
+    signal, bank, *ctx.settings, relu, deferred, ctx.tf32 = inputs
     ctx.save_for_backward(signal, bank, output if relu and not deferred else None)
 
 
 def _differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     signal, bank, y = ctx.saved_tensors
     need_signal = ctx.needs_input_grad[0]
-    dsignal, dbank = _filter_bank_backward(dy, signal, bank, y, ctx.stride, ctx.padding, need_signal, ctx.tf32)
-    return dsignal if need_signal else None, dbank.to(bank.dtype), None, None, None, None, None
+    dsignal, dbank = _filter_bank_backward(dy, signal, bank, y, *ctx.settings, need_signal, ctx.tf32)
+    return dsignal if need_signal else None, dbank.to(bank.dtype), None, None, None, None, None, None, None
 
 
 differentiable(_filter_bank, _differentiate, _save, _filter_bank_backward)

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import ShapeError
 from .operator import check_parameter, wide
 
-__all__ = ["Rectified", "added", "check_bank", "check_frames", "framed", "gated", "interpolation", "rounded"]
+__all__ = ["Rectified", "added", "check_bank", "check_frames", "framed", "gated", "interpolation", "narrowed", "rounded"]
 
 
 class Rectified(NamedTuple):
@@ -54,6 +54,15 @@ def rounded(p: Tensor, like: Tensor) -> Tensor:
     return p.to(like.dtype).to(wide(like.dtype))
 
 
+def narrowed(bank: Tensor, narrow: int, inner: int) -> Tensor:
+    """Take taps outside the middle ``inner`` of the bank's first ``narrow`` rows for zero."""
+    if narrow == 0:
+        return bank
+    end, taps = (bank.shape[1] - inner) // 2, torch.arange(bank.shape[1], device=bank.device)
+    outside = (taps < end) | (taps >= bank.shape[1] - end)
+    return bank.masked_fill(outside & (torch.arange(len(bank), device=bank.device) < narrow)[:, None], 0)
+
+
 def gated(dy: Tensor, y: Tensor | None) -> Tensor:
     """Return the gradient before a ReLU whose result is ``y``, in the dtype of :func:`wide`; None if there is no ReLU."""
     dy = dy.to(wide(dy.dtype))
@@ -69,12 +78,19 @@ def check_frames(name: str, x: Tensor) -> None:
         )
 
 
-def check_bank(bank: Tensor, channels: int | None, stride: int, padding: int, like: Tensor) -> None:
-    """Raise :class:`ShapeError` unless the bank is (channels, taps) and stride and padding fit it."""
+def check_bank(
+    bank: Tensor, channels: int | None, stride: int, padding: int, like: Tensor, narrow: tuple[int, int] = (0, 0)
+) -> None:  # fmt: skip
+    """Raise :class:`ShapeError` unless the bank is (channels, taps) and stride, padding and narrow rows fit it."""
     rows = channels if channels is not None else (bank.shape[0] if bank.dim() == 2 else 1)
     taps = bank.shape[1] if bank.dim() == 2 else 1
     check_parameter("bank", bank, (max(rows, 1), max(taps, 1)), like)
     if stride < 1 or not 0 <= 2 * padding < taps:
         raise ShapeError(
             f"stride must be at least 1 and padding below half of {taps} taps, got stride {stride}, padding {padding}."
+        )
+    fits = 0 <= narrow[0] <= bank.shape[0] and 0 <= narrow[1] <= taps and (taps - narrow[1]) % 2 == 0
+    if narrow != (0, 0) and not fits:
+        raise ShapeError(
+            f"narrow must be at most {bank.shape[0]} rows and {taps} taps, as many on both sides, got {narrow}."
         )

@@ -51,21 +51,26 @@ def uses(stage: int, frames: int, dtype: torch.dtype, tf32: bool = False) -> dic
     waves, parts = aligned(3 * config.encoder_width), aligned(sum(config.decoder_widths))
     samples = frames * config.W
     precision, rows, rough = launch.products(tf32, torch.device("meta")), frames // 12 + 1, tf32 or dtype.itemsize == 2
-    framing = bottleneck.Framing(frames, config.W, padding)
+    inner = sorted(config.kernel_sizes)[-2]
+    framing = bottleneck.Framing(frames, config.W, padding, 2 * config.encoder_width, inner)
+    shorter = sum(config.decoder_widths[:-1])
+    reached = bottleneck.Framing(frames, config.W, padding, shorter, inner)
 
     def bank() -> None:
         signal, weight = empty(ITEMS, samples, dtype=dtype), empty(waves, taps, dtype=dtype)
         y = empty(ITEMS, frames, waves, dtype=dtype)
         bottleneck.product(signal, weight, precision, relu=True, framing=framing)
         bottleneck_backward.weight_gradient(y, signal, taps, precision, framing=framing)
-        overlap_add.overlap_add(y, weight, config.W, padding, samples, precision, dtype=dtype)
+        overlap_add.overlap_add(
+            y, weight, config.W, padding, samples, precision, narrow=framing.narrow, inner=inner, dtype=dtype
+        )  # fmt: skip
 
     def added() -> None:
         x, weight = empty(ITEMS, frames, parts, dtype=dtype), empty(parts, taps, dtype=dtype)
         signal = empty(ITEMS, samples, dtype=dtype)
-        overlap_add.overlap_add(x, weight, config.W, padding, samples, precision)
-        bottleneck.product(signal, weight, precision, gate=x, framing=framing)
-        bottleneck_backward.weight_gradient(x, signal, taps, precision, framing=framing)
+        overlap_add.overlap_add(x, weight, config.W, padding, samples, precision, narrow=shorter, inner=inner)
+        bottleneck.product(signal, weight, precision, gate=x, framing=reached)
+        bottleneck_backward.weight_gradient(x, signal, taps, precision, framing=reached)
 
     def power() -> None:
         signal, window, mean = empty(ITEMS, samples + config.n_fft), empty(config.n_fft), empty(config.bins)

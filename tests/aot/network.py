@@ -95,12 +95,12 @@ def _masked_latent(channels: int, frames: int, dtype: torch.dtype) -> None:
 
 
 def _blocks(frames: int, dtype: torch.dtype, tf32: bool, keep: int, bias: bool = False) -> None:
-    """Two stacks of six; forward once without and once with what backward needs."""
-    count, channels = 12, (12, 4, WIDTH)
+    """Eighteen blocks; forward once without and once with what backward needs."""
+    count, channels = 18, (18, 4, WIDTH)
     stack = blocks.BlockWeights(
         empty(*channels, WIDTH, dtype=dtype), empty(count, 4), empty(*channels), empty(*channels), empty(*channels, 3),
         empty(count, 4), empty(*channels), empty(*channels), empty(count, 4, 2 * WIDTH, WIDTH),
-        empty(count, 4, 2 * WIDTH) if bias else None, (1, 2, 4, 8, 16, 32) * 2, 6,
+        empty(count, 4, 2 * WIDTH) if bias else None, (1, 2, 4, 8, 16, 32) * 3,
     )  # fmt: skip
     x = empty(2, 4, frames, WIDTH, dtype=dtype)
     blocks.blocks_forward(x, stack, empty(1), 0, 1, tf32)

@@ -87,7 +87,7 @@ def recorded_network(recording: Golden, part: str, dtype: torch.dtype, device: s
     assert x is not None
     y, statistics = in_conv(x, v, w.in_conv, prelu_1, *w.norm_1, prelu_2)
     y = group_norm(y, prelu_2, GroupNorm(statistics, *w.norm_2))
-    y, statistics = blocks(y, w.blocks, stage.dilations, stage.layers, prelu_3)
+    y, statistics = blocks(y, w.blocks, stage.dilations, prelu_3)
     m, last = pointwise(y, w.mask_output, norm=GroupNorm(statistics, *w.norm_3), slope=prelu_3, next_slope=prelu_4)
     assert last is not None
     ones = torch.ones_like(m[:, 0])

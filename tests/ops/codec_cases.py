@@ -58,24 +58,35 @@ def bottleneck_case(n: int = 2, frames: int = 37, rows: int = 4, inputs: int = 2
     return Case(fused, plain, tensors)
 
 
-def filter_bank_case(n: int = 2, samples: int = 61, taps: int = 13, outputs: int = 12, relu: bool = True) -> Case:
+def middle(bank: Tensor, narrow: tuple[int, int]) -> Tensor:
+    """A bank of whose first rows only some taps in the middle are not zero."""
+    rows, taps = narrow
+    end = (bank.shape[1] - taps) // 2
+    return torch.cat([F.pad(bank[:rows, end : end + taps], (end, end)), bank[rows:]]) if rows else bank
+
+
+def filter_bank_case(
+    n: int = 2, samples: int = 61, taps: int = 13, outputs: int = 12, relu: bool = True, narrow: tuple[int, int] = (0, 0)
+) -> Case:  # fmt: skip
     def plain(p: dict[str, Tensor]) -> Tensor:
-        y = F.conv1d(p["signal"][:, None], p["bank"][:, None], stride=STRIDE, padding=PADDING).transpose(1, 2)
+        y = F.conv1d(p["signal"][:, None], middle(p["bank"], narrow)[:, None], stride=STRIDE, padding=PADDING).transpose(1, 2)
         return y.relu() if relu else y
 
     def fused(p: dict[str, Tensor]) -> Tensor:
-        return filter_bank(p["signal"], p["bank"], STRIDE, PADDING, relu=relu)
+        return filter_bank(p["signal"], middle(p["bank"], narrow), STRIDE, PADDING, narrow=narrow, relu=relu)
 
     return Case(fused, plain, normal(samples, signal=(n, samples), bank=(outputs, taps)))
 
 
-def overlap_add_case(n: int = 2, frames: int = 19, taps: int = 13, channels: int = 12) -> Case:
+def overlap_add_case(
+    n: int = 2, frames: int = 19, taps: int = 13, channels: int = 12, narrow: tuple[int, int] = (0, 0)
+) -> Case:  # fmt: skip
     def plain(p: dict[str, Tensor]) -> Tensor:
-        x, bank = p["x"].transpose(1, 2), p["bank"][:, None]
+        x, bank = p["x"].transpose(1, 2), middle(p["bank"], narrow)[:, None]
         return F.conv_transpose1d(x, bank, stride=STRIDE, padding=PADDING)[:, 0]
 
     def fused(p: dict[str, Tensor]) -> Tensor:
-        return overlap_add(p["x"], p["bank"], STRIDE, PADDING)
+        return overlap_add(p["x"], middle(p["bank"], narrow), STRIDE, PADDING, narrow=narrow)
 
     return Case(fused, plain, normal(frames, x=(n, frames, channels), bank=(channels, taps)))
 

@@ -92,7 +92,7 @@ def check_that_inference_gives_the_bits_of_training(width: int, hidden: int, dty
 
     @torch.no_grad()
     def run(keep: int, activated: bool = False) -> tuple[Tensor, Tensor]:
-        return ops.blocks(p["x"], parameters, (1, 2), 2, slope, keep=keep, activated=activated)
+        return ops.blocks(p["x"], parameters, (1, 2), slope, keep=keep, activated=activated)
 
     (skips, statistics), (kept, of_kept), (z, of_z) = run(0), run(1), run(0, activated=True)
     assert torch.equal(skips, kept)
@@ -183,7 +183,7 @@ def blocks_case(
     def fused(p: Leaves) -> Tensor:
         parameters = BlockParameters(*(p.get(name) for name in BlockParameters._fields))  # type: ignore[arg-type]
         next_slope = p["slope_1"].detach().new_full((1,), 0.2)
-        return ops.blocks(p["x"], parameters, dilations, layers, next_slope, keep=keep, items=items, tf32=tf32)[0]
+        return ops.blocks(p["x"], parameters, dilations, next_slope, keep=keep, items=items, tf32=tf32)[0]
 
     def plain(p: Leaves) -> Tensor:
         x, skips = p["x"].transpose(2, 3), torch.zeros_like(p["x"]).transpose(2, 3)

@@ -42,8 +42,8 @@ def arguments() -> dict[str, tuple[object, ...]]:
     return {
         "bottleneck": (b["x"], b["weight"], b["bias"], b["share"], True, False, False, False),
         "bottleneck.bare": (b["x"], b["weight"], None, None, False, False, True, False),
-        "filter_bank": (f["signal"], f["bank"], 5, 4, True, False, False),
-        "overlap_add": (o["x"], o["bank"], 5, 4, False, False),
+        "filter_bank": (f["signal"], f["bank"], 5, 4, 0, 0, True, False, False),
+        "overlap_add": (o["x"], o["bank"], 5, 4, 8, 5, False, False),
         "log_power": (p["signal"], torch.hann_window(32), torch.zeros(17), 8),
     }  # fmt: skip
 

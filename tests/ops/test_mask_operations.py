@@ -67,7 +67,7 @@ def arguments() -> dict[str, tuple[object, ...]]:
             weights = [p.get(name) for name in BlockParameters._fields]
             for keep in (0, 1, 2):
                 given = [v.detach() if keep == 0 and v is not None else v for v in (p["x"], *weights)]
-                found[f"blocks.{keep}"] = (*given, torch.ones(1), [1, 2], 2, keep, 1, False, keep == 0)
+                found[f"blocks.{keep}"] = (*given, torch.ones(1), [1, 2], keep, 1, False, keep == 0)
         else:
             lists = [[p[f"{kind}{i}"] for i in range(2)] for kind in ("a", "bias", "k", "offset")]
             sections = [0, 0, 5, 0, 5, 1, 5, 4, 20, 4]
@@ -129,7 +129,7 @@ def test_the_activation_of_the_skips_has_no_gradient() -> None:
     p = blocks_case(n=1, bias=True).leaves(torch.float32)
     parameters = BlockParameters(*(p[name] for name in BlockParameters._fields))
     with pytest.raises(ShapeError, match="no gradient"):
-        ops.blocks(p["x"], parameters, (1, 2), 2, torch.ones(1), activated=True)
+        ops.blocks(p["x"], parameters, (1, 2), torch.ones(1), activated=True)
 
 
 @pytest.mark.parametrize("case", SMALL, ids=lambda c: c.name)

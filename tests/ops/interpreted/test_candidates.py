@@ -9,7 +9,7 @@ from metatasnet_fast.kernels.candidates import Sizes, Subject, subjects
 from metatasnet_fast.kernels.tuned import applied
 from tests.support import assert_parity
 
-SIZES = Sizes(width=8, hidden=8, layers=1, latents=(16, 32))
+SIZES = Sizes(width=8, hidden=8, blocks=1, latents=(16, 32))
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,14 @@ EDGES = {
         {"frames": 1, "rows": 3}, {"frames": 131, "rows": 12}, {"frames": 9, "rows": 1}, {"frames": 4, "rows": 9},
         {"n": 1, "frames": 5, "inputs": 40, "outputs": 80}, {"n": 0},
     ],
-    "filter bank": [{"samples": 5}, {"samples": 700, "n": 1}, {"taps": 9, "outputs": 50}, {"relu": False}, {"n": 0}],
-    "overlap-add": [{"frames": 1}, {"frames": 140, "n": 1}, {"taps": 9, "channels": 70}, {"n": 0}],
+    "filter bank": [
+        {"samples": 5}, {"samples": 700, "n": 1}, {"taps": 9, "outputs": 50}, {"relu": False}, {"n": 0},
+        {"samples": 300, "taps": 205, "outputs": 200, "narrow": (170, 65)},
+    ],
+    "overlap-add": [
+        {"frames": 1}, {"frames": 140, "n": 1}, {"taps": 9, "channels": 70}, {"n": 0},
+        {"taps": 21, "channels": 70, "narrow": (68, 5)},
+    ],
     "log power": [{"samples": 17}, {"samples": 520, "n": 1}, {"n_fft": 16, "hop": 4}, {"n": 0}],
 }  # fmt: skip
 
