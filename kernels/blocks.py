@@ -7,7 +7,8 @@
 
 so the skip tensor is written once, and never read.
 
-In two bytes a block's res_out and the next one's conv1d are one kernel, block_pair.py.
+In two bytes a block's res_out and the next one's conv1d are one kernel, block_pair.py, and so are the norm with which the
+stream starts, where it is left to this, and the first conv1d.
 
 Bytes of one block, in units of U = n I T C sizeof(dtype) with B = H = C: depthwise 2, res_out and conv1d 4 as a pair, 5 apart,
 and of the skip product 1 + 1 / L: 7.1 with 18 blocks, or 8.1. Items are independent, so ``items`` of them may go depth-first
@@ -18,17 +19,19 @@ Not yet run on a GPU. Source: Samuel et al. 2020, section 2; original model/mask
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .block_pair import block_pair, pairs
+from .block_pair import block_pair, pairs, start_pair
 from .depthwise import depthwise_forward
+from .group_norm import group_norm_forward
 from .pointwise import Folding, fold, new_folded, product
 from .statistics import group_affine, new_statistics
 from .tuned import configuration
 
-__all__ = ["Kept", "BlockWeights", "blocks_forward"]
+__all__ = ["BlockWeights", "Kept", "Start", "blocks_forward"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,14 @@ class BlockWeights:
     dilations: tuple[int, ...]
 
 
+class Start(NamedTuple):
+    """How the residual stream starts: slope (1,), affine (n, I, 4, B) and beta (I, B) of norm(PReLU(x))."""
+
+    slope: Tensor
+    affine: Tensor
+    beta: Tensor
+
+
 @dataclass(frozen=True)
 class Kept:
     """Tensors kept for backward; an empty one is computed again: ``x`` (L - 1, n, I, T, B), inputs of all blocks but the
@@ -66,12 +77,13 @@ class Kept:
 
 
 def blocks_forward(
-    x: Tensor, w: BlockWeights, next_slope: Tensor, keep: int, items: int, tf32: bool, activated: bool = False
-) -> tuple[Tensor, Tensor, Kept]:
+    x: Tensor, w: BlockWeights, next_slope: Tensor, keep: int, items: int, tf32: bool, activated: bool = False,
+    start: Start | None = None,
+) -> tuple[Tensor, Tensor, Kept]:  # fmt: skip
     """skips (n, I, T, B), or PReLU(skips, next_slope) if ``activated``; the statistics of the latter, and what is kept.
 
     ``x`` (n, I, T, B) with unit stride along channels. ``keep`` 0: nothing; 1: x and c; 2: x, c and b. ``items`` go through all
-    blocks at a time; if it is 0, as many as was measured to be best, or all.
+    blocks at a time; if it is 0, as many as was measured to be best, or all. With a ``start`` the stream is norm(PReLU(x)).
     """
     n, instruments, frames, width = x.shape
     count, _, hidden, _ = w.conv1d.shape
@@ -92,13 +104,14 @@ def blocks_forward(
     skips, statistics = new(n, instruments, frames, width), new_statistics(x, width)
     for first in range(0, n, items):
         part = slice(first, min(n, first + items))
-        _go_through(x[part], part, w, next_slope, keep, tf32, activated, kept, skips[part], statistics[part])
+        own = None if start is None else start._replace(affine=start.affine[part])
+        _go_through(x[part], part, w, next_slope, keep, tf32, activated, kept, skips[part], statistics[part], own)
     return skips, statistics, kept
 
 
 def _go_through(
     x: Tensor, part: slice, w: BlockWeights, next_slope: Tensor, keep: int, tf32: bool, activated: bool, kept: Kept,
-    skips: Tensor, statistics: Tensor,
+    skips: Tensor, statistics: Tensor, start: Start | None,
 ) -> None:  # fmt: skip
     """All blocks on some items; writes their skips, statistics and what is kept of them.
 
@@ -107,10 +120,15 @@ def _go_through(
     n, instruments, frames, width = x.shape
     count, _, hidden, _ = w.conv1d.shape
     partials = new_statistics(x, hidden)
-    c, c_partials = product(
-        x, w.conv1d[0], None, None, None, w.slope_1[0], tf32, kept.c[0, part] if keep else None, activated=not keep
-    )
-    assert c_partials is not None
+    if start is not None and pairs(x.dtype, width, hidden):
+        x, c, c_partials = start_pair(x, *start, w.conv1d[0], w.slope_1[0], not keep)
+    else:
+        if start is not None:
+            x = group_norm_forward(x, start.slope, start.affine, start.beta)
+        own, slope = kept.c[0, part] if keep else None, w.slope_1[0]
+        c, first = product(x, w.conv1d[0], None, None, None, slope, tf32, own, activated=not keep)
+        assert first is not None
+        c_partials = first
     skip, skip_bias = new_folded(w.out[0, :, width:], n, x.dtype, count)
     every = kept.b[part] if keep > 1 else torch.empty(n, instruments, frames, count * hidden, dtype=x.dtype, device=x.device)
     for layer in range(count):

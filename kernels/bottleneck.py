@@ -15,8 +15,8 @@ Bytes: x once, n T K sizeof(dtype), from L2 for every further column tile; y (an
 the caches. FLOPs: 2 n T K N. From L2 come n T N K sizeof(dtype) (1 / rows + 1 / width): 90 GB of a song, 16 ms of an H100, as
 long as the products alone take. So tiles are as wide as the registers allow, though columns idle: 336 (330 and zeros, for
 16-byte loads), 392 and 440 14, 22 and 9 % of 128 or 160, 1544 3.6 %, 1760 none. Where tensor cores take both operands from
-shared memory, 160 columns have 256 rows, of which one tile fills a multiprocessor (212 registers); with a share, whose start
-would need local memory, and elsewhere, 128.
+shared memory, 160 columns have 256 rows, of which one tile fills a multiprocessor (212 registers; 255 with a share, whose start puts
+up to 14 aside, its loop none); elsewhere 128.
 Not yet run on a GPU. Source: Samuel et al. 2020, section 2.3; original model/encoder.py (bottleneck), model/decoder.py.
 """
 
@@ -96,9 +96,9 @@ def _start(p_bias, p_share, i_n, i_t, m_t, i_o, T, F, N: tl.constexpr, BLOCK_T: 
         b_part = (i_place - i_row * last).to(tl.float32) / last.to(tl.float32)
         p_share += i_n.to(tl.int64) * F * N + i_row.to(tl.int32)[:, None] * N + i_o[None, :]
         mask = m_t[:, None] & m_o[None, :]
-        b_near = tl.load(p_share, mask=mask, other=0.0)
+        b_y = tl.fma(1.0 - b_part[:, None], tl.load(p_share, mask=mask, other=0.0), b_y)
         b_next = tl.load(p_share + N, mask=mask & (i_row + 1 < F)[:, None], other=0.0)
-        b_y += (1.0 - b_part)[:, None] * b_near + b_part[:, None] * b_next
+        b_y = tl.fma(b_part[:, None], b_next, b_y)
     return b_y
 
 
@@ -194,7 +194,7 @@ def product(
     n, frames = len(x), layout["T"]
     y = torch.empty(n, frames, columns, dtype=dtype or x.dtype, device=x.device)
     main, tail = product_tile(columns, x.dtype, precision == "tf32x3", framing is not None)
-    wide = share is None and main + tail == sum(TILES[0]) and operands_in_shared_memory(x.device)
+    wide = main + tail == sum(TILES[0]) and operands_in_shared_memory(x.device)
     rows = 2 * TILE if wide else TILE
     first = (inputs - framing.inner) // 16 * 8 if framing else 0
     # Without tensor cores, in float32, four warps have too few registers for the operands of 48 columns.

@@ -150,10 +150,13 @@ def _masked(
     y, statistics = ops.in_conv(
         x[:, None] if own is None else own, v, w.in_conv, prelu_1, *w.norm_1, prelu_2, tf32=tf32
     )
-    y = ops.group_norm(y, prelu_2, ops.GroupNorm(statistics, *w.norm_2))
-    # Without gradients the activation itself is handed on, and mask_output's result is not stored.
+    norm = ops.GroupNorm(statistics, *w.norm_2)
+    # Without gradients the norm goes with the blocks, the activation itself is handed on, and mask_output's result is not stored.
     activated = not torch.is_grad_enabled()
-    y, statistics = ops.blocks(y, w.blocks, config.dilations, prelu_3, tf32=tf32, activated=activated)
+    start = (prelu_2, norm) if activated else None
+    if start is None:
+        y = ops.group_norm(y, prelu_2, norm)
+    y, statistics = ops.blocks(y, w.blocks, config.dilations, prelu_3, tf32=tf32, activated=activated, start=start)
     norm = ops.GroupNorm(statistics, *w.norm_3)
     if activated:
         return ops.masked_latent(y, w.mask_output, norm, prelu_4, *w.norm_4, x, config.softmax, tf32=tf32)

@@ -12,10 +12,10 @@ from ..config import GROUPS
 from ..errors import ShapeError
 from .depthwise import backward as depthwise_backward
 from .depthwise import forward as depthwise_forward
-from .operator import check_activation, check_parameter, differentiable, kernels, operator, unit_stride
+from .operator import check_activation, check_norm, check_parameter, differentiable, kernels, operator, unit_stride
 from .pointwise import backward as pointwise_backward
 from .pointwise import forward as pointwise_forward
-from .statistics import activation, affine_of, tile_statistics
+from .statistics import GroupNorm, activation, affine_by_kernel, affine_of, normalise, tile_statistics
 
 __all__ = ["BlockParameters", "blocks", "kept_for_backward"]
 
@@ -52,6 +52,7 @@ def blocks(
     items: int = 0,
     tf32: bool = False,
     activated: bool = False,
+    start: tuple[Tensor, GroupNorm] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """skips = sum_l skip_out(h_l), h_l = norm_2(PReLU(dconv1d(norm_1(PReLU(conv1d(x_l)))))), x_(l+1) = x_l + res_out(h_l).
 
@@ -66,6 +67,8 @@ def blocks(
         items: go through all blocks at a time; 0 for as many as was measured to be best on the device, or all.
         tf32: products of float32 in TF32 on the tensor cores, three decimal digits.
         activated: return PReLU(skips, next_slope) instead of skips, for inference: it has no gradient.
+        start: slope (1,) and norm with which the stream starts, x_0 = norm(PReLU(x, slope)), instead of ``x``; for inference,
+            too.
 
     Returns:
         skips (n, I, frames, B) in the dtype of ``x``, and the statistics of PReLU(skips, next_slope).
@@ -99,7 +102,13 @@ def blocks(
         keep = kept_for_backward(x.dtype) if gradients else 0
     if activated and keep:
         raise ShapeError("The activation of the skips has no gradient; ask for the skips, or for keep=0.")
-    skips, statistics, *_ = _blocks(x, *p, next_slope, list(dilations), keep, items, tf32, activated)
+    if start is not None:
+        check_parameter("the start's slope", start[0], (1,), x)
+        check_norm(start[1], x)
+        if keep:
+            raise ShapeError("The norm at the start has no gradient here; apply ops.group_norm, or ask for keep=0.")
+    first = (None,) * 4 if start is None else (start[0], *start[1])
+    skips, statistics, *_ = _blocks(x, *p, next_slope, list(dilations), keep, items, tf32, activated, *first)
     return skips, statistics
 
 
@@ -146,12 +155,18 @@ def _launcher_weights(x: Tensor, p: BlockParameters, dilations: list[int]) -> An
 def _kernel(
     x: Tensor, conv1d: Tensor, slope_1: Tensor, gamma_1: Tensor, beta_1: Tensor, taps: Tensor, slope_2: Tensor,
     gamma_2: Tensor, beta_2: Tensor, out: Tensor, bias: Tensor | None, next_slope: Tensor, dilations: list[int],
-    keep: int, items: int, tf32: bool, activated: bool,
+    keep: int, items: int, tf32: bool, activated: bool, start_slope: Tensor | None, start_statistics: Tensor | None,
+    start_gamma: Tensor | None, start_beta: Tensor | None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     p = BlockParameters(conv1d, slope_1, gamma_1, beta_1, taps, slope_2, gamma_2, beta_2, out, bias)
     weights = _launcher_weights(x, p, dilations)
     launcher = kernels("blocks", x.dtype).blocks_forward
-    skips, statistics, kept = launcher(unit_stride(x), weights, next_slope, keep, items, tf32, activated)
+    start = None
+    if start_slope is not None:
+        assert start_statistics is not None and start_gamma is not None and start_beta is not None
+        affine = affine_by_kernel(start_statistics, start_gamma, start_beta, x.shape[2])
+        start = kernels("blocks", x.dtype).Start(start_slope, affine, start_beta.contiguous())
+    skips, statistics, kept = launcher(unit_stride(x), weights, next_slope, keep, items, tf32, activated, start)
     return skips, statistics, kept.x, kept.c, kept.b, kept.affine_1, kept.affine_2
 
 
@@ -159,12 +174,17 @@ def _kernel(
 def _blocks(
     x: Tensor, conv1d: Tensor, slope_1: Tensor, gamma_1: Tensor, beta_1: Tensor, taps: Tensor, slope_2: Tensor,
     gamma_2: Tensor, beta_2: Tensor, out: Tensor, bias: Tensor | None, next_slope: Tensor, dilations: Sequence[int],
-    keep: int, items: int, tf32: bool, activated: bool,
+    keep: int, items: int, tf32: bool, activated: bool, start_slope: Tensor | None, start_statistics: Tensor | None,
+    start_gamma: Tensor | None, start_beta: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return the skips or their activation, the statistics of the latter, the inputs of all blocks but the first, c,
     b (all blocks' side by side), and both affines."""
     p = BlockParameters(conv1d, slope_1, gamma_1, beta_1, taps, slope_2, gamma_2, beta_2, out, bias)
     width = x.shape[3]
+    if start_slope is not None:
+        assert start_statistics is not None and start_gamma is not None and start_beta is not None
+        affine = affine_of(start_statistics, start_gamma, start_beta, x.shape[2])
+        x = normalise(activation(x, start_slope), affine, start_beta).to(x.dtype)
     skips = torch.zeros_like(x, memory_format=torch.contiguous_format)
     xs, cs, bs, affines_1, affines_2 = [], [], [], [], []
     first = x
@@ -243,20 +263,20 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, *rest[:10], *output[2:])
-    ctx.dilations, keep, _, ctx.tf32, _ = rest[11:]
+    ctx.dilations, keep, _, ctx.tf32, *_ = rest[11:]
     ctx.kept = keep > 0
 
 
 def _differentiate(ctx: Any, dskips: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     if dskips is None:
-        return (None,) * 17
+        return (None,) * 21
     if not ctx.kept:
         raise ShapeError("Nothing was kept for backward (keep=0); pass keep=None or 1.")
     saved = ctx.saved_tensors  # once: non-reentrant checkpointing recomputes them, and allows one read only
     x, *p = saved[:11]
     found = _blocks_backward(dskips, x, *p, *saved[11:], ctx.dilations, ctx.tf32)
     gradients = [None if v is None else g.to(v.dtype) for v, g in zip(p, found[1:], strict=True)]
-    return found[0], *gradients, None, None, None, None, None, None
+    return found[0], *gradients, *(None,) * 10
 
 
 differentiable(_blocks, _differentiate, _save, _blocks_backward)

@@ -103,7 +103,8 @@ def _blocks(frames: int, dtype: torch.dtype, tf32: bool, keep: int, bias: bool =
         empty(count, 4, 2 * WIDTH) if bias else None, (1, 2, 4, 8, 16, 32) * 3,
     )  # fmt: skip
     x = empty(2, 4, frames, WIDTH, dtype=dtype)
-    blocks.blocks_forward(x, stack, empty(1), 0, 1, tf32)
+    start = blocks.Start(empty(1), empty(2, 4, 4, WIDTH), empty(4, WIDTH))
+    blocks.blocks_forward(x, stack, empty(1), 0, 1, tf32, True, start)
     _, _, kept = blocks.blocks_forward(x, stack, empty(1), keep, 2, tf32)
     blocks_backward.blocks_backward(x, x, kept, stack, tf32)
 

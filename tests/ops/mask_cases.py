@@ -101,6 +101,21 @@ def check_that_inference_gives_the_bits_of_training(width: int, hidden: int, dty
     assert torch.equal(z, torch.where(wide > 0, wide, slope * wide).to(dtype))
 
 
+def check_that_the_stream_may_start_by_a_norm(width: int, hidden: int, dtype: torch.dtype) -> None:
+    p = blocks_case(n=2, frames=131, width=width, hidden=hidden, layers=1).leaves(dtype)
+    parameters = BlockParameters(*(p.get(name) for name in BlockParameters._fields))  # type: ignore[arg-type]
+    slope, x = torch.full((1,), 0.2), p["x"].transpose(0, 1).contiguous().transpose(0, 1)
+    norm = GroupNorm(group_statistics(x, slope), *_drawn(3, {"gamma": (4, width), "beta": (4, width)}).values())
+
+    @torch.no_grad()
+    def run(x: Tensor, start: tuple[Tensor, GroupNorm] | None = None) -> tuple[Tensor, Tensor]:
+        return ops.blocks(x, parameters, (1,), slope, keep=0, items=1, activated=True, start=start)
+
+    (before, statistics), (y, of_y) = run(ops.group_norm(x, slope, norm)), run(x, (slope, norm))
+    limit = torch.finfo(dtype).eps
+    assert relative_error(y, before) <= limit and relative_error(of_y, statistics) <= limit
+
+
 def mask_tail_case(
     n: int = 2, frames: int = 37, channels: int = 24, seed: int = 0, instruments: int = 4, softmax: int | None = None
 ) -> MaskCase:

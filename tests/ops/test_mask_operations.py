@@ -67,7 +67,7 @@ def arguments() -> dict[str, tuple[object, ...]]:
             weights = [p.get(name) for name in BlockParameters._fields]
             for keep in (0, 1, 2):
                 given = [v.detach() if keep == 0 and v is not None else v for v in (p["x"], *weights)]
-                found[f"blocks.{keep}"] = (*given, torch.ones(1), [1, 2], keep, 1, False, keep == 0)
+                found[f"blocks.{keep}"] = (*given, torch.ones(1), [1, 2], keep, 1, False, keep == 0, *(None,) * 4)
         else:
             lists = [[p[f"{kind}{i}"] for i in range(2)] for kind in ("a", "bias", "k", "offset")]
             sections = [0, 0, 5, 0, 5, 1, 5, 4, 20, 4]
@@ -120,16 +120,23 @@ def test_inference_gives_the_bits_of_training() -> None:
     mask_cases.check_that_inference_gives_the_bits_of_training(16, 24, torch.bfloat16)
 
 
+def test_the_stream_may_start_by_a_norm() -> None:
+    mask_cases.check_that_the_stream_may_start_by_a_norm(16, 24, torch.float64)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_masks_that_are_never_stored_equal_those_that_are(dtype: torch.dtype) -> None:
     mask_cases.check_masked_latent(dtype, bits=False)
 
 
-def test_the_activation_of_the_skips_has_no_gradient() -> None:
+def test_what_is_for_inference_has_no_gradient() -> None:
     p = blocks_case(n=1, bias=True).leaves(torch.float32)
     parameters = BlockParameters(*(p[name] for name in BlockParameters._fields))
     with pytest.raises(ShapeError, match="no gradient"):
         ops.blocks(p["x"], parameters, (1, 2), torch.ones(1), activated=True)
+    norm = ops.GroupNorm(ops.group_statistics(p["x"]), torch.ones(4, 16), torch.zeros(4, 16))
+    with pytest.raises(ShapeError, match="norm at the start has no gradient"):
+        ops.blocks(p["x"], parameters, (1, 2), torch.ones(1), start=(torch.ones(1), norm))
 
 
 @pytest.mark.parametrize("case", SMALL, ids=lambda c: c.name)

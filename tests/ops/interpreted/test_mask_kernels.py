@@ -136,6 +136,15 @@ def test_inference_gives_the_bits_of_training(width: int, hidden: int, dtype: to
     mask_cases.check_that_inference_gives_the_bits_of_training(width, hidden, dtype)
 
 
+@pytest.mark.parametrize(
+    ("width", "hidden", "dtype"),
+    [(16, 24, torch.float32), (16, 24, torch.bfloat16), (136, 144, torch.bfloat16)],
+    ids=["products", "narrow pair", "pair"],
+)
+def test_the_stream_may_start_by_a_norm(width: int, hidden: int, dtype: torch.dtype) -> None:
+    mask_cases.check_that_the_stream_may_start_by_a_norm(width, hidden, dtype)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     "sizes",
