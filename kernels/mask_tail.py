@@ -57,16 +57,17 @@ def _normalised(p_m, p_affine, p_beta, i_i, slope, i_m, i_c, mask, m_i, C: tl.co
 @triton.jit
 def shares(u, b_value, INSTRUMENTS: tl.constexpr, SOFTMAX: tl.constexpr):
     """The masks of a value, a tuple over the instruments as ``u / ln 2`` is: shares of the softmax, or sigmoids."""
-    b_top = tl.full(u[0].shape, float("-inf"), tl.float32)
-    for i_i in tl.static_range(SOFTMAX):
+    b_top, p = u[0], ()
+    for i_i in tl.static_range(1, SOFTMAX):
         b_top = tl.maximum(b_top, u[i_i])
-    p = ()
-    b_sum = tl.zeros(u[0].shape, tl.float32)
     for i_i in tl.static_range(SOFTMAX):
         p = p + (tl.exp2(u[i_i] - b_top),)
-        b_sum += p[i_i]
     if SOFTMAX > 0:
-        b_sum = b_value / b_sum
+        b_sum = p[0]
+        for i_i in tl.static_range(1, SOFTMAX):
+            b_sum += p[i_i]
+        b_root = tl.rsqrt(b_sum)  # of 1 to SOFTMAX: a division's steps for large and small numbers are not needed
+        b_sum = b_value * (b_root * b_root)
     found = ()
     for i_i in tl.static_range(INSTRUMENTS):
         if i_i < SOFTMAX:

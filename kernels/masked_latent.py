@@ -136,18 +136,21 @@ def masked_latent_kernel(
         x = x + (tl.load(p_own + i_k[None, :], mask=m_t & (i_k < K)[None, :], other=0.0),)
         if TAIL_K > 0:
             tails = tails + (tl.load(p_own + i_tail[None, :], mask=m_t & (i_tail < K)[None, :], other=0.0),)
+    # PReLU(m) = (1 + slope) / 2 m + (1 - slope) / 2 |m|: with the norm two instructions a value.
     slope = slope_of(p_slope)
+    straight, bent = (0.5 + 0.5 * slope) * PER_LN_2, (0.5 - 0.5 * slope) * PER_LN_2
     for c in range(0, C, BLOCK_C):
         i_c = c + tl.arange(0, BLOCK_C)
         m_c = i_c < C
         mask = m_t & m_c[None, :]
         b_latent = tl.load(p_latent + i_c[None, :], mask=mask, other=0.0)
         # Load each instrument's bias, scale and shift before a product waits for its weights.
-        sums, scales, shifts = (), (), ()
+        sums, scales, bends, shifts = (), (), (), ()
         for i_i in tl.static_range(INSTRUMENTS):
             b_bias = tl.load(p_bias + i_i * C + i_c, mask=m_c, other=0.0)
             sums = sums + (tl.zeros([BLOCK_T, BLOCK_C], tl.float32) + b_bias[None, :],)
-            scales = scales + (tl.load(p_affine + i_i * 4 * C + i_c, mask=m_c, other=0.0) * PER_LN_2,)
+            b_scale = tl.load(p_affine + i_i * 4 * C + i_c, mask=m_c, other=0.0)
+            scales, bends = scales + (b_scale * straight,), bends + (b_scale * bent,)
             shifts = shifts + (tl.load(p_affine + (i_i * 4 + 1) * C + i_c, mask=m_c, other=0.0) * PER_LN_2,)
         u = ()
         for i_i in tl.static_range(INSTRUMENTS):
@@ -155,7 +158,8 @@ def masked_latent_kernel(
             b_m = tl.dot(x[i_i], tl.trans(_weights(p_weights, i_c, i_k, C, K)), sums[i_i])
             if TAIL_K > 0:
                 b_m = tl.dot(tails[i_i], tl.trans(_weights(p_weights, i_c, i_tail, C, K)), b_m)
-            u = u + (prelu(b_m, slope) * scales[i_i][None, :] + shifts[i_i][None, :],)
+            b_u = tl.fma(tl.abs(b_m), bends[i_i][None, :] + tl.zeros_like(b_m), shifts[i_i][None, :] + tl.zeros_like(b_m))
+            u = u + (tl.fma(b_m, scales[i_i][None, :] + tl.zeros_like(b_m), b_u),)
         y = shares(u, b_latent.to(tl.float32), INSTRUMENTS, SOFTMAX)
         for i_i in tl.static_range(INSTRUMENTS):
             tl.store(p_y + i_i * size + i_c[None, :], y[i_i].to(p_y.dtype.element_ty), mask=mask)
