@@ -8,8 +8,7 @@
 W', b' are res_out's folded weights (pointwise.py). One program holds all B columns of its frames, 128 + 32 of them at most, so
 only two-byte values go this way: of four bytes the tile would not fit the registers.
 Bytes: b, x, x', c once each, n I T (2 B + 2 H) sizeof(dtype), where two products read x' once more; at the start no b. FLOPs:
-4 n I T B H. At
-B = H = 160 in bfloat16 80 FLOP a byte: memory-bound.
+4 n I T B H, at the start half. At B = H = 160 in bfloat16 80 FLOP a byte: memory-bound.
 Not yet run on a GPU. Source: as pointwise.py's.
 """
 
@@ -47,7 +46,7 @@ def _stored(b_x, p_new, i_t, m_t, i_o, B: tl.constexpr):
 
 @triton.jit
 def _weights(p_w, i_o, i_h, H: tl.constexpr, B: tl.constexpr):
-    """Some columns and rows of conv1d, transposed."""
+    """Some columns (of B) and rows (of H) of a weight matrix, transposed."""
     return tl.load(p_w + i_h[None, :] * B + i_o[:, None], mask=(i_o < B)[:, None] & (i_h < H)[None, :], other=0.0)
 
 
@@ -103,13 +102,9 @@ def block_pair_kernel(
             i_k = k + tl.arange(0, BLOCK_K)
             m_k = i_k < H
             b_b = tl.load(p_row + i_k[None, :], mask=m_t[:, None] & m_k[None, :], other=0.0)
-            b_w = tl.load(p_folded + i_o[None, :] * H + i_k[:, None], mask=m_k[:, None] & (i_o < B)[None, :], other=0.0)
-            b_x = tl.dot(b_b, b_w, b_x)
+            b_x = tl.dot(b_b, _weights(p_folded, i_k, i_o, B, H), b_x)
             if TAIL_B > 0:
-                b_w = tl.load(
-                    p_folded + i_o_tail[None, :] * H + i_k[:, None], mask=m_k[:, None] & (i_o_tail < B)[None, :], other=0.0
-                )
-                b_x_tail = tl.dot(b_b, b_w, b_x_tail)
+                b_x_tail = tl.dot(b_b, _weights(p_folded, i_k, i_o_tail, B, H), b_x_tail)
     b_new = _stored(b_x, p_new, i_t, m_t, i_o, B)
     if TAIL_B > 0:
         b_new_tail = _stored(b_x_tail, p_new, i_t, m_t, i_o_tail, B)

@@ -130,18 +130,18 @@ def _go_through(
         assert first is not None
         c_partials = first
     skip, skip_bias = new_folded(w.out[0, :, width:], n, x.dtype, count)
-    every = kept.b[part] if keep > 1 else torch.empty(n, instruments, frames, count * hidden, dtype=x.dtype, device=x.device)
+    every = kept.b[part] if keep > 1 else x.new_empty(n, instruments, frames, count * hidden)
     for layer in range(count):
         affine_1, affine_2 = kept.affine_1[layer, part], kept.affine_2[layer, part]
         group_affine(c_partials, w.gamma_1[layer], w.beta_1[layer], frames, affine_1)
-        own = slice(layer * hidden, (layer + 1) * hidden)
-        b = every[..., own]
+        columns = slice(layer * hidden, (layer + 1) * hidden)
+        b = every[..., columns]
         depthwise_forward(
             c, w.taps[layer], w.dilations[layer], w.slope_1[layer] if keep else None, affine_1, w.beta_1[layer],
             w.slope_2[layer], b, partials,
         )  # fmt: skip
         of_skip = Folding(
-            w.out[layer, :, width:], None if w.bias is None else w.bias[layer, :, width:], skip[..., own], skip_bias
+            w.out[layer, :, width:], None if w.bias is None else w.bias[layer, :, width:], skip[..., columns], skip_bias
         )
         rows, bias = w.out[layer, :, :width], None if w.bias is None else w.bias[layer, :, :width]
         residual = Folding(rows, bias, *new_folded(rows, n, x.dtype)) if layer < count - 1 else None

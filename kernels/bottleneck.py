@@ -15,8 +15,8 @@ Bytes: x once, n T K sizeof(dtype), from L2 for every further column tile; y (an
 the caches. FLOPs: 2 n T K N. From L2 come n T N K sizeof(dtype) (1 / rows + 1 / width): 90 GB of a song, 16 ms of an H100, as
 long as the products alone take. So tiles are as wide as the registers allow, though columns idle: 336 (330 and zeros, for
 16-byte loads), 392 and 440 14, 22 and 9 % of 128 or 160, 1544 3.6 %, 1760 none. Where tensor cores take both operands from
-shared memory, 160 columns have 256 rows, of which one tile fills a multiprocessor (212 registers; 255 with a share, whose start puts
-up to 14 aside, its loop none); elsewhere 128.
+shared memory, 160 columns have 256 rows, of which one tile fills a multiprocessor (212 registers; 255 with a share, of which
+the start puts up to 14 aside, the loop none); elsewhere 128.
 Not yet run on a GPU. Source: Samuel et al. 2020, section 2.3; original model/encoder.py (bottleneck), model/decoder.py.
 """
 

@@ -5,16 +5,20 @@
 The transform is a product with cosines and sines of a quarter of the length. With v = w x the real part needs
 e[k] = v[k] + v[N - k] alone, the imaginary part o[k] = v[k] - v[N - k]; even bins see k and N / 2 - k alike, odd bins see
 them with opposite signs, so both halve once more (Q = N / 4, 0 <= k <= Q; at k = Q there is one term, at k = 0 no o):
-    cos, even b: e[k] + e[N/2 - k];   odd: e[k] - e[N/2 - k];   sin, even b: o[k] - o[N/2 - k];   odd: o[k] + o[N/2 - k]
-`fold_kernel` writes these four rows, and bin N / 2, an alternating sum, by itself: four products of exactly Q columns remain.
+    cos, even b: A[k] = e[k] + e[N/2 - k];   odd: e[k] - e[N/2 - k]
+    sin, even b: B[k] = o[k] - o[N/2 - k];   odd: o[k] + o[N/2 - k]
+Even bins are a transform of half the length, and halve in the same way again (H = N / 8, 0 <= k <= H; at k = H one term):
+    cos, b = 4 i: A[k] + A[Q - k];   4 i + 2: A[k] - A[Q - k];   sin, 4 i: B[k] - B[Q - k];   4 i + 2: B[k] + B[Q - k]
+`fold_kernel` writes these two rows of Q + 1 and four of H + 1, and bin N / 2, an alternating sum, by itself: two products of
+exactly Q columns and four of H remain.
 They are taken in float32 accuracy on the tensor cores (three TF32 products): one TF32 product in front of
 log10(1e-8 + .) would drown silence in the rounding of what sounds beside it. Below 1e-7 the logarithm is taken of
 1 + 1e8 |X|^2 and 8 is added to the mean: bins that never sound have a standard deviation of 1e-3 and less.
 
-FLOPs: N^2 / 2 a frame, a quarter of the plain product's, at 31.25 frames a second: stage 3 0.33 MMAC a latent frame, times
-three, of the network's 40. Bytes a frame: N written and read as float32, and N / 2 written; the basis, 4 Q^2 4 bytes
-(1, 4, 17 MB), stays in L2, whose reads (9 GB of a song at stage 3) take as long as the products: 1.8 ms predicted on an H100.
-Idle columns: none; rows Q + 1 of blocks of 32: 12, 6, 3 %.
+FLOPs: 3 / 8 N^2 a frame, three sixteenths of the plain product's, at 31.25 frames a second: stage 3 0.25 MMAC a latent frame,
+times three, of the network's 40. Bytes a frame: N written and read as float32, and N / 2 written; the basis, 3 Q^2 4 bytes
+(0.8, 3, 13 MB), stays in L2, whose reads take nearly as long as the products: 1.5 ms predicted on an H100.
+Idle columns: none; rows Q + 1 and H + 1 of blocks of 32: at most 12, 6, 3 %.
 Not yet run on a GPU. Source: Samuel et al. 2020, section 2.3; original model/spectrogram.py.
 """
 
@@ -25,6 +29,7 @@ import functools
 import math
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -68,30 +73,49 @@ def _log_power(b_power, b_mean):
 @triton.jit(do_not_specialize=["SAMPLES", "FRAMES", "signal_n"])
 def fold_kernel(
     p_signal, p_window, p_mean, p_dy, p_folded, p_last, SAMPLES, FRAMES, signal_n,
-    N: tl.constexpr, HOP: tl.constexpr, ROW: tl.constexpr, BLOCK: tl.constexpr,
+    N: tl.constexpr, HOP: tl.constexpr, ROW: tl.constexpr, SHORT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program: one frame's four rows of Q + 1 and zeros; bin N / 2 of y, or, given dy, the gradient of its sum."""
+    """One program: one frame's rows, and zeros; bin N / 2 of y, or, given dy, the gradient of its sum.
+
+    A lane adds up what k, N / 2 - k, Q - k and N / 2 - (Q - k) stand for.
+    """
     Q: tl.constexpr = N // 4
+    H: tl.constexpr = N // 8
     row = tl.program_id(0).to(tl.int64)
     p_signal += (row // FRAMES) * signal_n
     i_first = (row % FRAMES) * HOP - N // 2
-    p_folded += row * 4 * ROW
+    p_folded += row * (2 * ROW + 4 * SHORT)
+    p_even = p_folded + 2 * ROW
     b_last = tl.zeros([BLOCK], tl.float32)
-    for k in range(0, ROW, BLOCK):
+    for k in range(0, SHORT, BLOCK):
         i_k = k + tl.arange(0, BLOCK)
-        mask, m_row = i_k <= Q, i_k < ROW
-        m_far, m_pair = i_k < Q, mask & (i_k > 0)
+        mask, m_row = i_k <= H, i_k < SHORT
+        m_pair, m_far = mask & (i_k > 0), i_k < H
         b_1 = _windowed(p_signal, p_window, i_first, i_k, mask, SAMPLES)
         b_2 = _windowed(p_signal, p_window, i_first, N - i_k, m_pair, SAMPLES)
-        b_3 = _windowed(p_signal, p_window, i_first, N // 2 - i_k, m_far, SAMPLES)
-        b_4 = _windowed(p_signal, p_window, i_first, N // 2 + i_k, m_far & m_pair, SAMPLES)
-        b_cos, b_far_cos = b_1 + b_2, b_3 + b_4
-        b_sin, b_far_sin = tl.where(m_pair, b_1 - b_2, 0.0), tl.where(m_pair, b_3 - b_4, 0.0)
+        b_3 = _windowed(p_signal, p_window, i_first, N // 2 - i_k, mask, SAMPLES)
+        b_4 = _windowed(p_signal, p_window, i_first, N // 2 + i_k, m_pair, SAMPLES)
+        b_5 = _windowed(p_signal, p_window, i_first, Q - i_k, m_far, SAMPLES)
+        b_6 = _windowed(p_signal, p_window, i_first, 3 * Q + i_k, m_far, SAMPLES)
+        b_7 = _windowed(p_signal, p_window, i_first, Q + i_k, m_far & m_pair, SAMPLES)
+        b_8 = _windowed(p_signal, p_window, i_first, 3 * Q - i_k, m_far & m_pair, SAMPLES)
+        b_sin, b_half_sin = tl.where(m_pair, b_1 - b_2, 0.0), tl.where(m_pair, b_3 - b_4, 0.0)
+        b_cos, b_half_cos, b_far_cos, b_far_half_cos = b_1 + b_2, b_3 + b_4, b_5 + b_6, b_7 + b_8
+        b_far_sin, b_far_half_sin = b_5 - b_6, b_7 - b_8
+        tl.store(p_folded + i_k, b_cos - b_half_cos, mask=mask)
+        tl.store(p_folded + Q - i_k, b_far_cos - b_far_half_cos, mask=m_far)
+        tl.store(p_folded + ROW + i_k, b_sin + b_half_sin, mask=mask)
+        tl.store(p_folded + ROW + Q - i_k, b_far_sin + b_far_half_sin, mask=m_far)
+        b_cos, b_far_cos = b_cos + b_half_cos, b_far_cos + b_far_half_cos
+        b_sin, b_far_sin = b_sin - b_half_sin, b_far_sin - b_far_half_sin
+        tl.store(p_even + i_k, b_cos + b_far_cos, mask=m_row)
+        tl.store(p_even + SHORT + i_k, b_cos - b_far_cos, mask=m_row)
+        tl.store(p_even + 2 * SHORT + i_k, b_sin - b_far_sin, mask=m_row)
+        tl.store(p_even + 3 * SHORT + i_k, b_sin + b_far_sin, mask=m_row)
         b_last += tl.where(i_k % 2 == 0, b_cos + b_far_cos, -b_cos - b_far_cos)
-        tl.store(p_folded + i_k, b_cos + b_far_cos, mask=m_row)
-        tl.store(p_folded + ROW + i_k, b_cos - b_far_cos, mask=m_row)
-        tl.store(p_folded + 2 * ROW + i_k, b_sin - b_far_sin, mask=m_row)
-        tl.store(p_folded + 3 * ROW + i_k, b_sin + b_far_sin, mask=m_row)
+    i_rest = Q + 1 + tl.arange(0, BLOCK)
+    tl.store(p_folded + i_rest, tl.zeros([BLOCK], tl.float32), mask=i_rest < ROW)
+    tl.store(p_folded + ROW + i_rest, tl.zeros([BLOCK], tl.float32), mask=i_rest < ROW)
     last = tl.sum(b_last, 0)
     bins = N // 2 + 1
     if p_dy is not None:
@@ -104,38 +128,46 @@ def fold_kernel(
 @triton.jit(do_not_specialize=["ROWS"])
 def power_kernel(
     p_folded, p_basis, p_mean, p_dy, p_y, p_dparts, ROWS,
-    N: tl.constexpr, ROW: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+    N: tl.constexpr, ROW: tl.constexpr, SHORT: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
     BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One program: BLOCK_COLUMNS even or odd bins of BLOCK_ROWS frames; given dy, the gradients of both parts instead."""
+    """One program: BLOCK_COLUMNS bins 2 j + 1, 4 j or 4 j + 2 of BLOCK_ROWS frames; given dy, both parts' gradients."""
     Q: tl.constexpr = N // 4
-    blocks = tl.cdiv(Q, BLOCK_COLUMNS)
-    i_row, i_block = tl.program_id(0) // (2 * blocks), tl.program_id(0) % (2 * blocks)
-    odd = i_block // blocks
+    H: tl.constexpr = N // 8
+    odd_blocks, even_blocks = tl.cdiv(Q, BLOCK_COLUMNS), tl.cdiv(H, BLOCK_COLUMNS)
+    blocks = odd_blocks + 2 * even_blocks
+    i_row, i_block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
+    even = (i_block >= odd_blocks).to(tl.int32)
+    second = (i_block >= odd_blocks + even_blocks).to(tl.int32)
+    length, columns = ROW - even * (ROW - SHORT), Q - even * (Q - H)
+    i_block -= even * odd_blocks + second * even_blocks
     i_r = (i_row * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)).to(tl.int64)
-    i_j = (i_block % blocks) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
-    m_r, m_j = i_r < ROWS, i_j < Q
+    i_j = i_block * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
+    m_r, m_j = i_r < ROWS, i_j < columns
+    # Rows of cosines, then as many rows of sines, of odd bins and of even ones.
+    first, sines = even * (2 * ROW) + second * SHORT, ROW + even * (2 * SHORT - ROW)
+    first_bin, bin_sines = even * (2 * Q * ROW) + second * (H * SHORT), Q * ROW + even * (2 * H * SHORT - Q * ROW)
     b_cos = tl.zeros([BLOCK_ROWS, BLOCK_COLUMNS], tl.float32)
     b_sin = tl.zeros([BLOCK_ROWS, BLOCK_COLUMNS], tl.float32)
-    for k in range(0, Q + 1, BLOCK_K):
+    for k in range(0, length, BLOCK_K):
         i_k = k + tl.arange(0, BLOCK_K)
         m_x, m_w = m_r[:, None], m_j[None, :]  # rows end in zeros: a mask along k would break 16-byte copies
-        p_x = p_folded + i_r[:, None] * (4 * ROW) + odd * ROW + i_k[None, :]
-        p_w = p_basis + (odd * Q + i_j)[None, :] * ROW + i_k[:, None]
+        p_x = p_folded + i_r[:, None] * (2 * ROW + 4 * SHORT) + first + i_k[None, :]
+        p_w = p_basis + first_bin + i_j[None, :] * length + i_k[:, None]
         b_x, b_w = tl.load(p_x, mask=m_x, other=0.0), tl.load(p_w, mask=m_w, other=0.0)
         b_cos = tl.dot(b_x, b_w, b_cos, input_precision=PRECISION)
-        b_x = tl.load(p_x + 2 * ROW, mask=m_x, other=0.0)
-        b_w = tl.load(p_w + 2 * Q * ROW, mask=m_w, other=0.0)
+        b_x = tl.load(p_x + sines, mask=m_x, other=0.0)
+        b_w = tl.load(p_w + bin_sines, mask=m_w, other=0.0)
         b_sin = tl.dot(b_x, b_w, b_sin, input_precision=PRECISION)
     b_power = b_cos * b_cos + b_sin * b_sin
     mask = m_r[:, None] & m_j[None, :]
-    i_bin = 2 * i_j + odd
+    i_bin = (2 + 2 * even) * i_j + (1 - even) + 2 * second
     i_y = i_r[:, None] * (N // 2 + 1) + i_bin[None, :]
     if p_dy is not None:
         b_slope = tl.load(p_dy + i_y, mask=mask, other=0.0) * SLOPE / (b_power + FLOOR)
-        p_dparts += i_r[:, None] * (4 * Q) + odd * Q + i_j[None, :]
+        p_dparts += i_r[:, None] * (4 * Q) + even * (2 * Q) + second * H + i_j[None, :]
         tl.store(p_dparts, b_slope * b_cos, mask=mask)
-        tl.store(p_dparts + 2 * Q, b_slope * b_sin, mask=mask)
+        tl.store(p_dparts + Q, b_slope * b_sin, mask=mask)
     else:
         b_mean = tl.load(p_mean + i_bin, mask=m_j, other=0.0)
         tl.store(p_y + i_y, _log_power(b_power, b_mean[None, :]), mask=mask)
@@ -146,33 +178,43 @@ def row_length(n_fft: int) -> int:
     return (n_fft // 4 // BLOCK_K + 1) * BLOCK_K
 
 
+def _waves(n_fft: int, bins: Tensor, values: int) -> tuple[Tensor, Tensor]:
+    """cos and sin (bins, row) of a transform, for rows of so many values."""
+    angle = 2 * math.pi / n_fft * (bins[:, None] * torch.arange(values) % n_fft).double()
+    row = (0, -(-values // BLOCK_K) * BLOCK_K - values)
+    return F.pad(angle.cos(), row), F.pad(angle.sin(), row)
+
+
 @functools.lru_cache(maxsize=16)
-def basis(n_fft: int, device: torch.device) -> Tensor:
-    """cos, cos, sin, sin of even, odd, even, odd bins: (4, Q, row_length(n_fft)) float32, kept for every length and device."""
-    quarter = n_fft // 4
-    k, j = torch.arange(quarter + 1), torch.arange(quarter)[:, None]
-    rows = torch.zeros(4, quarter, row_length(n_fft), dtype=torch.float64)
-    for odd in (0, 1):
-        angle = 2 * math.pi / n_fft * ((2 * j + odd) * k % n_fft).double()
-        rows[odd, :, : quarter + 1] = angle.cos()
-        rows[2 + odd, :, : quarter + 1] = angle.sin()
-    rows[1, :, quarter] = rows[2, :, quarter] = 0  # zero by mathematics, not by rounding: the fold leaves values there
-    found = rows.float().to(device)
+def basis(n_fft: int, device: torch.device) -> tuple[Tensor, ...]:
+    """cos and sin of odd bins, (Q, row_length(n_fft)), and cos, cos, sin, sin of bins 4 i, 4 i + 2, 4 i, 4 i + 2, (H,
+    row_length(n_fft / 2)): float32, kept for every length and device, one behind the other in memory."""
+    quarter, eighth = n_fft // 4, n_fft // 8
+    cos, sin = _waves(n_fft, 2 * torch.arange(quarter) + 1, quarter + 1)
+    (cos_4, sin_4), (cos_2, sin_2) = (_waves(n_fft, 4 * torch.arange(eighth) + b, eighth + 1) for b in (0, 2))
+    # Zero by mathematics, not by rounding: the fold leaves values there.
+    cos[:, quarter] = cos_2[:, eighth] = sin_4[:, eighth] = 0
+    waves = (cos, sin, cos_4, cos_2, sin_4, sin_2)
+    found = torch.cat([wave.flatten() for wave in waves]).float().to(device)
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()  # other streams will read it
-    return found
+    parts = found.split([wave.numel() for wave in waves])
+    return tuple(part.view(wave.shape) for part, wave in zip(parts, waves, strict=True))
+
+
+def _sizes(n_fft: int) -> dict[str, int]:
+    return {"N": n_fft, "ROW": row_length(n_fft), "SHORT": row_length(n_fft // 2)}
 
 
 def fold(signal: Tensor, window: Tensor, hop: int, mean: Tensor | None, dy: Tensor | None, last: Tensor) -> Tensor:
-    """The four rows of every frame, (n F, 4, row_length); writes bin N / 2 into ``last`` (y, or the gradient of its sum)."""
+    """The rows of every frame, (n F, 2 ROW + 4 SHORT); writes bin N / 2 into ``last`` (y, or the gradient of its sum)."""
     n, samples = signal.shape
-    n_fft, frames = len(window), samples // hop + 1
-    row = row_length(n_fft)
-    folded = torch.empty(n * frames, 4, row, dtype=torch.float32, device=signal.device)
+    sizes, frames = _sizes(len(window)), samples // hop + 1
+    folded = torch.empty(n * frames, 2 * sizes["ROW"] + 4 * sizes["SHORT"], dtype=torch.float32, device=signal.device)
     launch(
         fold_kernel, n * frames, signal,
         p_signal=signal, p_window=window, p_mean=mean, p_dy=dy, p_folded=folded, p_last=last, SAMPLES=samples,
-        FRAMES=frames, signal_n=signal.stride(0), N=n_fft, HOP=hop, ROW=row, BLOCK=FOLD_BLOCK, num_warps=4,
+        FRAMES=frames, signal_n=signal.stride(0), HOP=hop, **sizes, BLOCK=FOLD_BLOCK, num_warps=4,
     )  # fmt: skip
     return folded
 
@@ -180,12 +222,14 @@ def fold(signal: Tensor, window: Tensor, hop: int, mean: Tensor | None, dy: Tens
 def transform(
     folded: Tensor, n_fft: int, mean: Tensor | None, dy: Tensor | None, y: Tensor | None, dparts: Tensor | None
 ) -> None:
-    """Write all bins but N / 2 of y, or, given dy, the gradients of the parts, (n F, 4, Q)."""
-    quarter, rows, block = n_fft // 4, len(folded), block_columns(folded.device)
+    """Write all bins but N / 2 of y, or, given dy, the gradients of the parts, (n F, 4 Q): those of the products with
+    :func:`basis`, in its order."""
+    rows, block = len(folded), block_columns(folded.device)
+    blocks = -(-(n_fft // 4) // block) + 2 * -(-(n_fft // 8) // block)
     launch(
-        power_kernel, -(-rows // BLOCK_ROWS) * 2 * -(-quarter // block), folded,
-        p_folded=folded, p_basis=basis(n_fft, folded.device), p_mean=mean, p_dy=dy, p_y=y, p_dparts=dparts, ROWS=rows,
-        N=n_fft, ROW=folded.shape[2], BLOCK_ROWS=BLOCK_ROWS, BLOCK_COLUMNS=block, BLOCK_K=BLOCK_K,
+        power_kernel, -(-rows // BLOCK_ROWS) * blocks, folded,
+        p_folded=folded, p_basis=basis(n_fft, folded.device)[0], p_mean=mean, p_dy=dy, p_y=y, p_dparts=dparts, ROWS=rows,
+        **_sizes(n_fft), BLOCK_ROWS=BLOCK_ROWS, BLOCK_COLUMNS=block, BLOCK_K=BLOCK_K,
         PRECISION=exact_products(), num_warps=4, num_stages=STAGES,
     )  # fmt: skip
 

@@ -1,7 +1,8 @@
 """The signal's gradient through the logarithm of the short-time power (see `log_power`); training does not ask for it.
 
     with g = dy 2 / ln 10 / (|X|^2 + 1e-8):  d re = g re, d im = g im      the forward's transform with another epilogue
-    the four folded rows' gradients are products with the transposed basis; then, gathered for every sample s,
+    the folded rows' gradients are products with the transposed basis, of which PyTorch unfolds those of even bins once;
+    then, gathered for every sample s,
     dx[s] = sum over u in {s + N/2, N/2 - s, N/2 + 2 (T - 1) - s} and frames f that cover u of w[m] dv[f, m], m = u - f hop
     dv[m] = de[k] + sign do[k] + (-1)^m dlast, k = min(m, N - m), sign = 1 for m <= N / 2, else -1
     (u: where the padded signal shows the sample; the second and third near the ends only)
@@ -87,12 +88,17 @@ def log_power_backward(dy: Tensor, signal: Tensor, window: Tensor, hop: int) -> 
     n_fft, frames = len(window), samples // hop + 1
     quarter = n_fft // 4
     dlast = torch.empty(n * frames, dtype=torch.float32, device=signal.device)
-    dparts = torch.empty(n * frames, 4, quarter, dtype=torch.float32, device=signal.device)
+    dparts = torch.empty(n * frames, 4 * quarter, dtype=torch.float32, device=signal.device)
     transform(fold(signal, window, hop, None, dy, dlast), n_fft, None, dy, None, dparts)
-    rows = basis(n_fft, signal.device)[:, :, : quarter + 1]
-    names = ("p_cos_even", "p_cos_odd", "p_sin_even", "p_sin_odd")
+    waves = basis(n_fft, signal.device)
+    parts = dparts.split([len(wave) for wave in waves], dim=1)
+    cos, sin, cos_4, cos_2, sin_4, sin_2 = (
+        product(part[None], wave[:, : values + 1].T, exact_products())
+        for part, wave, values in zip(parts, waves, (quarter, quarter, *(quarter // 2,) * 4), strict=True)
+    )
     dfolded = {
-        name: product(dparts[None, :, part], rows[part].T, exact_products()) for part, name in enumerate(names)
+        "p_cos_even": torch.cat([cos_4 + cos_2, (cos_4 - cos_2)[:, :, :-1].flip(2)], dim=2), "p_cos_odd": cos,
+        "p_sin_even": torch.cat([sin_2 + sin_4, (sin_2 - sin_4)[:, :, :-1].flip(2)], dim=2), "p_sin_odd": sin,
     }  # fmt: skip
     dx = torch.empty(n, samples, dtype=torch.float32, device=signal.device)
     launch(

@@ -60,12 +60,14 @@ def shares(u, b_value, INSTRUMENTS: tl.constexpr, SOFTMAX: tl.constexpr):
     b_top, p = u[0], ()
     for i_i in tl.static_range(1, SOFTMAX):
         b_top = tl.maximum(b_top, u[i_i])
+    b_sum = b_top
     for i_i in tl.static_range(SOFTMAX):
         p = p + (tl.exp2(u[i_i] - b_top),)
-    if SOFTMAX > 0:
-        b_sum = p[0]
-        for i_i in tl.static_range(1, SOFTMAX):
+        if i_i == 0:
+            b_sum = p[i_i]
+        else:
             b_sum += p[i_i]
+    if SOFTMAX > 0:
         b_root = tl.rsqrt(b_sum)  # of 1 to SOFTMAX: a division's steps for large and small numbers are not needed
         b_sum = b_value * (b_root * b_root)
     found = ()

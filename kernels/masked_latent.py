@@ -9,8 +9,8 @@ over frames needs few shuffles; tiles inside the signal mask nothing. The second
 shared memory and walks through the channels.
 Bytes: x twice, the latent and y once: n T (2 I K + (I + 1) C) sizeof(dtype), where storing m takes n T (I K + (3 I + 1) C).
 From L2: the weights once for each tile of either launch. FLOPs: 4 n I T K C, twice mask_output's. m is not rounded either.
-On an H100 the last stage of a song is predicted at 1.0 and 2.3 ms, bound by products and by instructions (9 and 21 a value; 160
-and 224 registers, two tiles a multiprocessor and one), where mask_output and mask_tail took 2.4 and 2.5.
+On an H100 the last stage of a song is predicted at 1.0 and 2.1 ms, bound by products and by the cache (9 and 18 instructions a
+value; 164 and 254 registers, two tiles a multiprocessor and one), where mask_output and mask_tail took 2.4 and 2.5.
 Not yet run on a GPU. Source: Samuel et al. 2020, section 2; original model/mask_tcn.py (mask_output, prelu_4, norm_4, softmax).
 """
 
@@ -158,8 +158,7 @@ def masked_latent_kernel(
             b_m = tl.dot(x[i_i], tl.trans(_weights(p_weights, i_c, i_k, C, K)), sums[i_i])
             if TAIL_K > 0:
                 b_m = tl.dot(tails[i_i], tl.trans(_weights(p_weights, i_c, i_tail, C, K)), b_m)
-            b_u = tl.fma(tl.abs(b_m), bends[i_i][None, :] + tl.zeros_like(b_m), shifts[i_i][None, :] + tl.zeros_like(b_m))
-            u = u + (tl.fma(b_m, scales[i_i][None, :] + tl.zeros_like(b_m), b_u),)
+            u = u + (b_m * scales[i_i][None, :] + (tl.abs(b_m) * bends[i_i][None, :] + shifts[i_i][None, :]),)
         y = shares(u, b_latent.to(tl.float32), INSTRUMENTS, SOFTMAX)
         for i_i in tl.static_range(INSTRUMENTS):
             tl.store(p_y + i_i * size + i_c[None, :], y[i_i].to(p_y.dtype.element_ty), mask=mask)

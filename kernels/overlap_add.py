@@ -11,10 +11,10 @@ It is the decoder's last step, and the signal's gradient of any filter bank.
 
 Bytes: x once from memory, n T C sizeof(dtype); signal n T stride 4; from L2 the bank once a program: at stage 3 in bfloat16
 11 KB a frame where tensor cores take both operands from shared memory, 23 KB elsewhere. FLOPs: 2 n T C K: 80 FLOP a byte at
-stage 1 in bfloat16, memory-bound; 320 at stage 3. On an H100 stage 3 of a song is predicted at 2.4 ms, bound by the cache; one
+stage 1 in bfloat16, memory-bound; 320 at stage 3. On an H100 stage 3 of a song is predicted at 1.7 ms, bound by the cache; one
 program fills a multiprocessor's registers (203), at the other stages two or three.
 Idle columns: stride 20: 24, 17 % of the tensor cores; 40 and 80: none; rows: J - 1 of 128 or 64. C = 392, 776, 1544 in
-blocks of 32: 6, 3, 2 %. The decoder's filters shorter than its longest, whose channels come first, are multiplied by the parts that they
+blocks of 32: 6, 3, 2 %. The channels of the decoder's shorter filters come first, and are multiplied by the parts that they
 reach alone: 57 % of the products of all parts.
 Not yet run on a GPU. Source: Samuel et al. 2020, section 2.3; original model/decoder.py (filters).
 """
@@ -128,7 +128,7 @@ def overlap_add_kernel(
         tails = _zeros(PARTS, BLOCK_T, TAIL_N)
     for c in range(0, NARROW, BLOCK_C):
         i_c = c + tl.arange(0, BLOCK_C)
-        m_c = i_c < C
+        m_c = i_c < NARROW
         b_x = tl.load(p_row + i_c[None, :], mask=m_t[:, None], other=0.0)
         sums = _multiply(b_x, p_bank, i_c, i_r, m_c, sums, K, STRIDE, PARTS, FIRST, LAST, PRECISION)
         if TAIL_N > 0:
@@ -170,7 +170,8 @@ def overlap_add(
         overlap_add_kernel, n * -(-rows // (block - parts + 1)) * -(-stride // (main + tail)), x,
         p_x=x, p_bank=bank, p_y=y, T=frames, SAMPLES=samples, ROWS=rows, x_n=layout["x_n"],
         x_t=layout["x_t"], C=channels, K=bank.shape[1], STRIDE=stride, PADDING=padding, ALIGN=layout["ALIGN"],
-        NARROW=narrow // BLOCK_K * BLOCK_K if last - first + 1 < parts else 0, FIRST=first, LAST=last, BLOCK_T=block, BLOCK_N=main, TAIL_N=tail, BLOCK_C=BLOCK_K, PRECISION=precision,
+        NARROW=narrow // BLOCK_K * BLOCK_K if last - first + 1 < parts else 0, FIRST=first, LAST=last,
+        BLOCK_T=block, BLOCK_N=main, TAIL_N=tail, BLOCK_C=BLOCK_K, PRECISION=precision,
         num_warps=8 if main + tail > 64 or exact else 4, num_stages=STAGES,
     )  # fmt: skip
     return y

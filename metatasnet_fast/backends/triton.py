@@ -151,7 +151,7 @@ def _masked(
         x[:, None] if own is None else own, v, w.in_conv, prelu_1, *w.norm_1, prelu_2, tf32=tf32
     )
     norm = ops.GroupNorm(statistics, *w.norm_2)
-    # Without gradients the norm goes with the blocks, the activation itself is handed on, and mask_output's result is not stored.
+    # Without gradients the norm goes with the blocks, the activation is handed on, and mask_output's result is not stored.
     activated = not torch.is_grad_enabled()
     start = (prelu_2, norm) if activated else None
     if start is None:

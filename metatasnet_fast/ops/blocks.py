@@ -86,9 +86,7 @@ def blocks(
     count, _, hidden, _ = p.conv1d.shape
     instruments = x.shape[1]
     if len(dilations) != count or min(dilations) < 1:
-        raise ShapeError(
-            f"{count} blocks need as many dilations of at least 1; got {dilations}."
-        )
+        raise ShapeError(f"{count} blocks need as many dilations of at least 1; got {dilations}.")
     channels = (count, instruments, hidden)
     shapes = (
         (*channels, width), (count,), channels, channels, (*channels, 3), (count,), channels, channels,

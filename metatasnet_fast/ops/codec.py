@@ -43,7 +43,8 @@ class MelOperands:
 class EncoderOperands:
     """Weights of :func:`encode`; ``wave``, ``mel`` and ``last`` are the three parts of the bottleneck's weights.
 
-    ``narrow``: rows of the bank that hold less than its longest filters, and their taps at most; also of :class:`DecoderOperands`.
+    ``narrow``: rows of the bank that hold shorter filters than its longest, and the longest of these; also in
+    :class:`DecoderOperands`.
     """
 
     config: StageConfig

@@ -110,7 +110,8 @@ def _filter_bank_backward(
     frames = framed(signal.to(g.dtype), bank.shape[1], stride, padding)
     dsignal = signal.new_empty(0)
     if need_signal:
-        dsignal = added(g @ narrowed(rounded(bank, signal), narrow, inner), signal.shape[1], stride, padding).to(signal.dtype)
+        dsignal = added(g @ narrowed(rounded(bank, signal), narrow, inner), signal.shape[1], stride, padding)
+        dsignal = dsignal.to(signal.dtype)
     return dsignal, torch.einsum("nto,ntk->ok", g, frames)
 
 

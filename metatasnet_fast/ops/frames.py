@@ -15,7 +15,17 @@ from torch import Tensor
 from ..errors import ShapeError
 from .operator import check_parameter, wide
 
-__all__ = ["Rectified", "added", "check_bank", "check_frames", "framed", "gated", "interpolation", "narrowed", "rounded"]
+__all__ = [
+    "Rectified",
+    "added",
+    "check_bank",
+    "check_frames",
+    "framed",
+    "gated",
+    "interpolation",
+    "narrowed",
+    "rounded",
+]
 
 
 class Rectified(NamedTuple):

@@ -2,8 +2,8 @@
 
 Compiled with Triton 3.7.1. But for the spectrogram's power on sm_120 none of them is short of registers: each has 40 to 168 of
 255 in use; the round numbers suggest that ptxas puts some aside to let more programs reside. The product in bfloat16 for sm_90
-puts up to 14 aside while it starts with the interpolated share; its loop has all it needs. What kernels without enough registers spilled was 32 bytes or more wherever it was seen; such a kernel is not
-listed, and fails.
+puts up to 14 aside while it starts with the interpolated share; its loop has all it needs. What kernels without enough
+registers spilled was 32 bytes or more wherever it was seen; such a kernel is not listed, and fails.
 
 Older versions, which GPU builds of torch 2.8 to 2.11 bring, allocate registers differently: with Triton 3.4, 77 of 588 cases
 used more than is listed, with 3.6 44, 64 bytes at most. With them a kernel fails only beyond that.

@@ -69,7 +69,8 @@ def filter_bank_case(
     n: int = 2, samples: int = 61, taps: int = 13, outputs: int = 12, relu: bool = True, narrow: tuple[int, int] = (0, 0)
 ) -> Case:  # fmt: skip
     def plain(p: dict[str, Tensor]) -> Tensor:
-        y = F.conv1d(p["signal"][:, None], middle(p["bank"], narrow)[:, None], stride=STRIDE, padding=PADDING).transpose(1, 2)
+        bank = middle(p["bank"], narrow)[:, None]
+        y = F.conv1d(p["signal"][:, None], bank, stride=STRIDE, padding=PADDING).transpose(1, 2)
         return y.relu() if relu else y
 
     def fused(p: dict[str, Tensor]) -> Tensor:

@@ -28,7 +28,10 @@ EDGES = {
         {"frames": 1}, {"frames": 140, "n": 1}, {"taps": 9, "channels": 70}, {"n": 0},
         {"taps": 21, "channels": 70, "narrow": (68, 5)},
     ],
-    "log power": [{"samples": 17}, {"samples": 520, "n": 1}, {"n_fft": 16, "hop": 4}, {"n": 0}],
+    "log power": [
+        {"samples": 17}, {"samples": 520, "n": 1}, {"n_fft": 16, "hop": 4}, {"n_fft": 24, "hop": 5},
+        {"n_fft": 8, "hop": 8}, {"n": 0},
+    ],
 }  # fmt: skip
 
 
