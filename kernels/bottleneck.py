@@ -34,7 +34,7 @@ from torch import Tensor
 from .launch import TILE, launch, operands_in_shared_memory, register_limit
 
 __all__ = [
-    "BLOCK_K", "STAGES", "Framing", "frame_layout", "product", "product_kernel", "product_tile",
+    "BLOCK_K", "SPARED", "STAGES", "Framing", "frame_layout", "product", "product_kernel", "product_tile",
 ]  # fmt: skip
 
 TILES = ((128, 32), (128, 0), (64, 32), (64, 16), (64, 0), (32, 16), (32, 0), (16, 0))
@@ -43,7 +43,7 @@ TILES = ((128, 32), (128, 0), (64, 32), (64, 16), (64, 0), (32, 16), (32, 0), (1
 BLOCK_K = 32
 STAGES = 3
 SPARED = 2 * BLOCK_K
-"""Samples at each end of a frame for which narrow columns are worth a loop whose length is not known to the compiler."""
+"""Samples at each end of a frame, at least, for which the narrow part of a bank is worth a loop of its own."""
 
 
 class Framing(NamedTuple):

@@ -15,7 +15,7 @@ stage 1 in bfloat16, memory-bound; 320 at stage 3. On an H100 stage 3 of a song 
 program fills a multiprocessor's registers (203), at the other stages two or three.
 Idle columns: stride 20: 24, 17 % of the tensor cores; 40 and 80: none; rows: J - 1 of 128 or 64. C = 392, 776, 1544 in
 blocks of 32: 6, 3, 2 %. The channels of the decoder's shorter filters come first, and are multiplied by the parts that they
-reach alone: 57 % of the products of all parts.
+reach alone at stage 3: 57 % of the products of all parts.
 Not yet run on a GPU. Source: Samuel et al. 2020, section 2.3; original model/decoder.py (filters).
 """
 
@@ -28,7 +28,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .bottleneck import BLOCK_K, STAGES, frame_layout
+from .bottleneck import BLOCK_K, SPARED, STAGES, frame_layout
 from .launch import launch, operands_in_shared_memory
 
 __all__ = ["overlap_add", "overlap_add_kernel", "sample_tile"]
@@ -170,7 +170,7 @@ def overlap_add(
         overlap_add_kernel, n * -(-rows // (block - parts + 1)) * -(-stride // (main + tail)), x,
         p_x=x, p_bank=bank, p_y=y, T=frames, SAMPLES=samples, ROWS=rows, x_n=layout["x_n"],
         x_t=layout["x_t"], C=channels, K=bank.shape[1], STRIDE=stride, PADDING=padding, ALIGN=layout["ALIGN"],
-        NARROW=narrow // BLOCK_K * BLOCK_K if last - first + 1 < parts else 0, FIRST=first, LAST=last,
+        NARROW=narrow // BLOCK_K * BLOCK_K if end >= SPARED and last - first + 1 < parts else 0, FIRST=first, LAST=last,
         BLOCK_T=block, BLOCK_N=main, TAIL_N=tail, BLOCK_C=BLOCK_K, PRECISION=precision,
         num_warps=8 if main + tail > 64 or exact else 4, num_stages=STAGES,
     )  # fmt: skip

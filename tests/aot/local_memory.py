@@ -1,7 +1,7 @@
 """Bytes of local memory a thread that kernels are known to use, by kernel, precision and GPU.
 
 Compiled with Triton 3.7.1. But for the spectrogram's power on sm_120 none of them is short of registers: each has 40 to 168 of
-255 in use; the round numbers suggest that ptxas puts some aside to let more programs reside. The product in bfloat16 for sm_90
+255 in use; the round numbers suggest that ptxas puts some aside to let more programs reside. The product in two bytes for sm_90
 puts up to 14 aside while it starts with the interpolated share; its loop has all it needs. What kernels without enough
 registers spilled was 32 bytes or more wherever it was seen; such a kernel is not listed, and fails.
 
@@ -25,6 +25,7 @@ KNOWN = {
     ("mask_tail_sums_kernel", "float16", 80): 8,
     ("overlap_add_kernel", "bfloat16", 100): 8,
     ("overlap_add_kernel", "float16", 100): 8,
+    ("overlap_add_kernel", "tf32", 100): 16,
     ("pointwise_dgrad_kernel", "bfloat16", 100): 8,
     ("pointwise_dgrad_kernel", "float32", 80): 16,
     ("pointwise_dgrad_kernel", "float32", 86): 16,
@@ -40,8 +41,9 @@ KNOWN = {
     ("pointwise_norm_kernel", "tf32", 100): 8,
     ("pointwise_wgrad_kernel", "bfloat16", 100): 8,
     ("pointwise_wgrad_kernel", "float16", 100): 8,
-    ("power_kernel", "bfloat16", 120): 40,
+    ("power_kernel", "bfloat16", 120): 24,
     ("product_kernel", "bfloat16", 90): 56,
+    ("product_kernel", "float16", 90): 56,
     ("product_kernel", "bfloat16", 100): 8,
     ("product_kernel", "float16", 100): 8,
     ("product_kernel", "float32", 80): 16,

@@ -26,7 +26,7 @@ EDGES = {
     ],
     "overlap-add": [
         {"frames": 1}, {"frames": 140, "n": 1}, {"taps": 9, "channels": 70}, {"n": 0},
-        {"taps": 21, "channels": 70, "narrow": (68, 5)},
+        {"taps": 205, "channels": 70, "narrow": (68, 65)},
     ],
     "log power": [
         {"samples": 17}, {"samples": 520, "n": 1}, {"n_fft": 16, "hop": 4}, {"n_fft": 24, "hop": 5},
