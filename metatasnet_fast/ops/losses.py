@@ -82,7 +82,7 @@ def stage_loss(
         divisors = loss_divisors(mask[len(mask) - n :])
     check_parameter("divisors", divisors, (instruments + 3,), estimate)
     loss, stats, *_ = _stage_loss(
-        estimate[:, :, 0], target[:, :, 0], mask[..., 0], latents, None if mix_estimate is None else mix_estimate,
+        estimate.squeeze(2), target.squeeze(2), mask[..., 0], latents, None if mix_estimate is None else mix_estimate,
         None if mix_estimate is None else mix, divisors, [float(weight) for weight in weights],
     )  # fmt: skip
     return loss, stats
