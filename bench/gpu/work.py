@@ -35,8 +35,7 @@ from metatasnet_fast.benchmark.cases import COMPILED, EAGER, Call, Case
 from metatasnet_fast.benchmark.machine import describe
 from metatasnet_fast.benchmark.report import text_table
 from metatasnet_fast.benchmark.suite import TINY
-from metatasnet_fast.benchmark.training_step import training_case
-from metatasnet_fast.benchmark.workloads import inference_case
+from metatasnet_fast.benchmark.workloads import inference_case, training_case
 from metatasnet_fast.config import MetaTasNetConfig
 from metatasnet_fast.model import MultiTasNet
 from metatasnet_fast.precision import Precision

@@ -24,9 +24,8 @@ from .parity import Outputs
 from .roofline import measure_peaks
 from .rows import Row
 from .synthetic import mixtures, sources
-from .training_step import training_case
 from .whole_programs import first_call_case, separation_case
-from .workloads import engine, frames_of, implementations_of, inference_case, oracle
+from .workloads import engine, frames_of, implementations_of, inference_case, oracle, training_case
 
 __all__ = ["SIZES", "TINY", "cases", "preparation_case", "run"]
 
@@ -36,13 +35,7 @@ class _Deferred(Mapping[str, Sequence[Tensor]]):
     untimed."""
 
     def __init__(self, compute: Callable[[], Outputs]) -> None:
-        self._compute = compute
-        self._found: Outputs | None = None
-
-    def _outputs(self) -> Outputs:
-        if self._found is None:
-            self._found = self._compute()
-        return self._found
+        self._outputs = functools.cache(compute)
 
     def __getitem__(self, name: str) -> Sequence[Tensor]:
         return self._outputs()[name]

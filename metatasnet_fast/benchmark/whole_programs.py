@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import copy
 import os
 import subprocess
@@ -14,7 +13,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .. import __name__ as PACKAGE
 from ..backends import use_backend
 from ..model import MultiTasNet, load_checkpoint
 from ..model.methods import CONTEXT_SECONDS, plan_chunks
@@ -24,7 +22,7 @@ from ..separation.reference_mode import CHUNKS
 from ..separation.separator import Mode
 from ..separation.windows import default_shape, plan_windows
 from . import roofline
-from .cases import Call, Case, Implementation, Participants, known
+from .cases import Call, Case, Implementation, Participants
 from .parity import Outputs
 from .synthetic import mixtures, sources, varied
 from .workloads import frames_of, oracle
@@ -86,7 +84,7 @@ def _named(
     return [
         Implementation(name, precision, lambda n=name, p=precision: make(n, p))  # type: ignore[misc]
         for name, _, precision in participants.serving(network.config, False)
-        if known(name)
+        if name not in participants.extra
     ]
 
 
@@ -108,9 +106,8 @@ def first_call_case(network: MultiTasNet, participants: Participants, seconds: f
 
     def make(name: str, precision: Precision) -> Call:
         heard, found = Path(folder.name) / "mixtures.pt", Path(folder.name) / "estimate.pt"
-        command = [sys.executable, "-m", __name__, str(checkpoint), str(heard), str(found)]
-        command += ["--backend", name, "--dtype", precision.value, "--device", str(device)]
-        command += ["--threads", str(torch.get_num_threads())]
+        arguments = [checkpoint, heard, found, name, precision.value, device, torch.get_num_threads()]
+        command = [sys.executable, "-m", __name__, *map(str, arguments)]
         root = str(Path(__file__).resolve().parents[2])
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
 
@@ -140,23 +137,18 @@ def first_call_case(network: MultiTasNet, participants: Participants, seconds: f
     )
 
 
-def _separate_once(arguments: Sequence[str] | None = None) -> None:
+def _separate_once(
+    checkpoint: str, heard: str, found: str, backend: str, dtype: str, device: str, threads: str
+) -> None:
     """Do the work of the new process of :func:`first_call_case`."""
-    parser = argparse.ArgumentParser(prog=f"{PACKAGE}.benchmark.whole_programs")
-    for name in ("checkpoint", "mixtures", "estimate"):
-        parser.add_argument(name)
-    for name in ("--backend", "--dtype", "--device"):
-        parser.add_argument(name, required=True)
-    parser.add_argument("--threads", type=int, required=True)
-    args = parser.parse_args(arguments)
-    torch.set_num_threads(args.threads)
-    network = load_checkpoint(args.checkpoint).to(args.device)
-    mixes = [mix.to(args.device) for mix in torch.load(args.mixtures, weights_only=True)]
-    with torch.no_grad(), use_backend(args.backend, args.dtype):
+    torch.set_num_threads(int(threads))
+    network = load_checkpoint(checkpoint).to(device)
+    mixes = [mix.to(device) for mix in torch.load(heard, weights_only=True)]
+    with torch.no_grad(), use_backend(backend, dtype):
         last = network.config.stages_num - 1
         estimate = network.engine().separate(mixes, {last})[last]
-    torch.save(estimate.cpu(), args.estimate)
+    torch.save(estimate.cpu(), found)
 
 
 if __name__ == "__main__":
-    _separate_once()
+    _separate_once(*sys.argv[1:])
