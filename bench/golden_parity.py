@@ -20,15 +20,10 @@ import torch
 from metatasnet_fast import use_backend
 from metatasnet_fast.backends import Request, available_backends, get_backend
 from metatasnet_fast.precision import Precision
-from tests.support import GOLDEN, allowed, golden, relative_error
+from tests.support import allowed, golden, relative_error
 
 TRAINED = ("train_generated", "train_independent", "train_residual_bias")
 PRECISIONS = (Precision.bfloat16, Precision.float32, Precision.float64)
-
-
-def available() -> bool:
-    """Return whether the recordings are here: a release has none."""
-    return (GOLDEN / "full_size.npz").is_file()
 
 
 def inference_errors(case: str, backend: str, precision: Precision, device: torch.device) -> list[dict[str, Any]]:
@@ -83,11 +78,6 @@ def training_errors(case: str, backend: str, precision: Precision, device: torch
         limit = allowed(case, precision.value, "grad_all", times=times)
         rows.append({"output": "gradients", "error": error, "allowed": limit})
     return rows
-
-
-def worst_error(backend: str, precision: Precision, device: torch.device) -> float:
-    """Return the largest error of any stage of the full-size network on the recording."""
-    return max(row["error"] for row in inference_errors("full_size", backend, precision, device))
 
 
 def everything(device: torch.device, only: str | None = None) -> Iterator[dict[str, Any]]:
