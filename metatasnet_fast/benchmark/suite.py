@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ from ..errors import ConfigError
 from ..model import MultiTasNet
 from ..model.engine import Engine
 from ..precision import Precision
+from ..separation.separator import Mode
 from . import roofline, synthetic
 from .cases import Call, Case, Participants
 from .machine import describe
@@ -27,7 +28,7 @@ from .synthetic import mixtures, sources
 from .whole_programs import first_call_case, separation_case
 from .workloads import engine, frames_of, implementations_of, inference_case, oracle, training_case
 
-__all__ = ["SIZES", "TINY", "cases", "preparation_case", "run"]
+__all__ = ["SIZES", "TINY", "cases", "measure_all", "preparation_case", "run"]
 
 
 class _Deferred(Mapping[str, Sequence[Tensor]]):
@@ -154,17 +155,51 @@ SIZES = {
 }
 
 
-def cases(size: Size, network: MultiTasNet, participants: Participants) -> Iterator[Callable[[], Case]]:
+def cases(size: Size, network: MultiTasNet, participants: Participants) -> Iterator[Case]:
     """Yield the cases in the order in which they are measured; each is built only when its turn comes."""
     kind = participants.device.type
     for shape in size.windows[kind]:
-        yield functools.partial(inference_case, network, participants, *shape)
-    yield functools.partial(preparation_case, network, participants)
-    yield functools.partial(training_case, network, participants, *size.training[kind])
-    for mode in ("fast", "reference") if size.recording[kind] else ():
-        yield functools.partial(separation_case, network, participants, mode, 2, size.recording[kind])
+        yield inference_case(network, participants, *shape)
+    yield preparation_case(network, participants)
+    yield training_case(network, participants, *size.training[kind])
+    modes: tuple[Mode, ...] = ("fast", "reference")
+    for mode in modes if size.recording[kind] else ():
+        yield separation_case(network, participants, mode, 2, size.recording[kind])
     if size.first_call:
-        yield functools.partial(first_call_case, network, participants, size.first_call)
+        yield first_call_case(network, participants, size.first_call)
+
+
+def measure_all(
+    chosen: Iterable[Case],
+    device: torch.device,
+    precisions: Sequence[Precision],
+    tiny: bool,
+    effort: Effort,
+    keep: Callable[[list[Row]], object],
+    tell: Callable[[str], object] = lambda line: None,
+) -> list[Row]:
+    """Measure cases one after the other, with the peaks of the device.
+
+    Args:
+        keep: gets all rows as they are known so far, after every round.
+        tell: gets a line about what comes next.
+    """
+    machine = describe(device)
+    tell("peaks: a large copy and matrix products")
+    peaks = measure_peaks(device, precisions, tiny)
+    done: list[Row] = []
+
+    def so_far(rows: list[Row]) -> None:
+        for row in rows:
+            row.machine, row.peaks = machine, peaks.to_dict()
+        keep([*done, *rows])
+
+    for case in chosen:
+        tell(case.name)
+        # A case that starts a process for every call gets the fewest rounds.
+        done += measure(case, peaks, Effort(0, 3, 3) if case.whole_process else effort, so_far)
+        so_far([])
+    return done
 
 
 def run(
@@ -174,35 +209,21 @@ def run(
     only: str = "",
     keep: Callable[[list[Row]], object] = lambda rows: None,
 ) -> list[Row]:
-    """Measure the cases of a size whose names contain ``only``.
-
-    Args:
-        tell: gets a line about what comes next.
-        keep: gets all rows as they are known so far, after every round.
+    """Measure the cases of a size whose names contain ``only``; for the rest see :func:`measure_all`.
 
     Raises:
         ConfigError: if no name contains ``only``.
     """
-    machine = describe(participants.device)
-    tell("peaks: a large copy and matrix products")
-    peaks = measure_peaks(participants.device, participants.precisions, tiny=size.config == TINY)
-    network = synthetic.network(size.config)
     names: list[str] = []
-    done: list[Row] = []
 
-    def so_far(rows: list[Row]) -> None:
-        for row in rows:
-            row.machine, row.peaks = machine, peaks.to_dict()
-        keep([*done, *rows])
+    def chosen() -> Iterator[Case]:
+        for case in cases(size, synthetic.network(size.config), participants):
+            names.append(case.name)
+            if only in case.name:
+                yield case
 
-    for build in cases(size, network, participants):
-        case = build()
-        names.append(case.name)
-        if only in case.name:
-            tell(case.name)
-            # A case that starts a process for every call gets the fewest rounds.
-            done += measure(case, peaks, Effort(0, 3, 3) if case.whole_process else size.effort, so_far)
-            so_far([])
+    tiny = size.config == TINY
+    done = measure_all(chosen(), participants.device, participants.precisions, tiny, size.effort, keep, tell)
     if not done:
         raise ConfigError(f"No case's name contains {only!r}; there are: {', '.join(names)}.")
     return done
