@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from metatasnet_fast._io import write_atomically
 from metatasnet_fast.kernels import recording
 
 from .launches import CudaLaunch, buffers, cubin_of, parameters
@@ -203,7 +204,5 @@ def _kept(count: Callable[[], Cost], *key: Any) -> Cost:
     except (FileNotFoundError, ValueError, TypeError):
         found = count()
         folder.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(f".{os.getpid()}")
-        unfinished.write_text(json.dumps(asdict(found)), "utf-8")
-        unfinished.replace(path)
+        write_atomically(path, json.dumps(asdict(found)))
         return found
