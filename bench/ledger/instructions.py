@@ -97,7 +97,7 @@ class Threads:
             old, before = self.registers.get(name, np.zeros(1, numbers.dtype)), self.unknown.get(name)
             numbers = np.where(active, numbers, old)
             if unknown is not None or before is not None:
-                unknown = np.where(active, known_as(unknown), known_as(before))
+                unknown = np.where(active, as_mask(unknown), as_mask(before))
                 unknown = unknown if unknown.any() else None
         self.registers[name] = self.spread(numbers)
         if unknown is None:
@@ -179,7 +179,7 @@ class Threads:
         return [f"local {int(np.ravel(address)[0]) + 4 * k}" for k in range(max(1, i.width // 4))]
 
 
-def known_as(unknown: Array | None) -> Array:
+def as_mask(unknown: Array | None) -> Array:
     """Return where a value is unknown, as an array."""
     return np.zeros(1, np.bool_) if unknown is None else unknown
 
@@ -349,7 +349,7 @@ def _combined(s: Sources, result: Array) -> Results:
         if "XOR" in s.words:
             return own ^ other, unknown
         decides = (lambda x: x) if "OR" in s.words else np.logical_not
-        settled = (decides(own) & ~known_as(lost)) | (decides(other) & ~known_as(lost_other))
+        settled = (decides(own) & ~as_mask(lost)) | (decides(other) & ~as_mask(lost_other))
         return own | other if "OR" in s.words else own & other, None if unknown is None else unknown & ~settled
 
     return [combine(result), combine(~result)]
@@ -359,7 +359,7 @@ def _select(s: Sources) -> Results:
     (a, lost_a), (b, lost_b) = s.threads.word(s.operands[0]), s.threads.word(s.operands[1])
     choice = s.flag(2)
     if lost_a is not None or lost_b is not None:
-        s.note((choice, np.where(choice, known_as(lost_a), known_as(lost_b))))
+        s.note((choice, np.where(choice, as_mask(lost_a), as_mask(lost_b))))
     return [np.where(choice, a, b)]
 
 
@@ -501,7 +501,7 @@ def _double(s: Sources, compute: Callable[..., Array]) -> Results:
     return [low32(bits), high32(bits)]
 
 
-RESULTS: Mapping[str, Callable[[Sources], Results]] = {
+RESULTS: dict[str, Callable[[Sources], Results]] = {
     "MOV": lambda s: [s.word(0)],
     "LDC": _constant_of,
     "S2R": _special,
@@ -540,7 +540,8 @@ RESULTS: Mapping[str, Callable[[Sources], Results]] = {
     "DFMA": lambda s: _double(s, lambda a, b, c: a * b + c),
     "DSETP": _compare_doubles,
 }
-"""Results of instructions whose opcode begins so, also of those for uniform registers, which begin with a U."""
+"""Results of instructions, by the first part of their opcode."""
+RESULTS |= {f"U{name}": compute for name, compute in RESULTS.items()}  # those for uniform registers
 
 
 @functools.cache

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from .instructions import RESULTS, WARP, Array, Sources, Threads, destinations, flops_of, known_as, to64
+from .instructions import RESULTS, WARP, Array, Sources, Threads, as_mask, destinations, flops_of, to64
 from .sass import FLOW, MEMORY, Function, Instruction, following
 
 __all__ = ["SECTOR", "WHICH_SECTOR", "Counts", "Place", "distinct", "simulate"]
@@ -152,9 +152,7 @@ class _Machine:
         self.threads = Threads(block_of, banks, special)
         self.counts = Counts(np.zeros(count), {}, np.zeros((count, 2)), np.zeros(count), NOTHING, NOTHING, NOTHING)
         self.touched: dict[str, list[Array]] = {"read": [], "written": [], "cached": []}
-        self.actions: dict[int, list[Action]] = {}
-        self.costs: dict[int, tuple[int, dict[str, int]]] = {}
-        self.known_waits: dict[Any, tuple[Array, Pending]] = {}
+        self.actions, self.cost, self.wait = map(functools.cache, (self._actions, self._cost, self._wait))
         self.seen: Array = NOTHING
         self.block_at = {block.start: block for block in function.blocks}
 
@@ -171,7 +169,7 @@ class _Machine:
             mask, pending = groups.pop(position)
             block = self.block_at[position]
             whole = not groups and bool((mask == self.alive).all())
-            new = frozenset(filter(None, [action(None if whole else mask) for action in self._actions(block)]))
+            new = frozenset(filter(None, [action(None if whole else mask) for action in self.actions(block)]))
             pending = self._account(block, mask, pending, new)
             for where, lanes in self._leave(block.stop - 1, mask):
                 if where in groups:
@@ -262,40 +260,34 @@ class _Machine:
 
     def _account(self, block: range, mask: Array, pending: Pending, new: frozenset[tuple[int, Load]]) -> Pending:
         """Count a run; returns the registers that are still to come behind it."""
-        instructions, flops = self._cost(block)
+        instructions, flops = self.cost(block)
         warps = mask.reshape(len(self.place.blocks), self.warps, WARP).any(2).sum(1)
         self.counts.instructions += warps * instructions
         for kind, each in flops.items():
             self.counts.flops[kind] = self.counts.flops.get(kind, np.zeros(len(warps))) + warps * each
-        waits, coming = self._wait(block, pending, new)
+        waits, coming = self.wait(block, pending, new)
         self.counts.waits += warps[:, None] * waits
         return coming
 
     def _cost(self, block: range) -> tuple[int, dict[str, int]]:
         """Instructions of a run, and the floating-point operations of a warp in it."""
-        if block.start not in self.costs:
-            flops: dict[str, int] = {}
-            for n in block:
-                kind, each = flops_of(self.function.instructions[n])
-                if each:
-                    flops[kind] = flops.get(kind, 0) + each
-            self.costs[block.start] = (sum(self.function.instructions[n].base != "NOP" for n in block), flops)
-        return self.costs[block.start]
+        instructions, flops = [self.function.instructions[n] for n in block], dict[str, int]()
+        for kind, each in map(flops_of, instructions):
+            if each:
+                flops[kind] = flops.get(kind, 0) + each
+        return sum(i.base != "NOP" for i in instructions), flops
 
     def _wait(self, block: range, pending: Pending, new: frozenset[tuple[int, Load]]) -> tuple[Array, Pending]:
         """Return the waits in a run, by the memory waited for, and the loads under way after it; ``new`` are its own loads."""
-        key = (block.start, pending, new)
-        if key not in self.known_waits:
-            waits, coming, loads = np.zeros(2), dict(pending), dict(new)
-            for n in block:
-                i = self.function.instructions[n]
-                if coming and not coming.keys().isdisjoint(i.reads | i.writes):
-                    waits += max(coming.values())  # the slowest; those asked for before have come by then
-                    coming = {}
-                if i.at in loads:
-                    coming |= dict.fromkeys(i.writes, loads[i.at])
-            self.known_waits[key] = (waits, frozenset(coming.items()))
-        return self.known_waits[key]
+        waits, coming, loads = np.zeros(2), dict(pending), dict(new)
+        for n in block:
+            i = self.function.instructions[n]
+            if coming and not coming.keys().isdisjoint(i.reads | i.writes):
+                waits += max(coming.values())  # the slowest; those asked for before have come by then
+                coming = {}
+            if i.at in loads:
+                coming |= dict.fromkeys(i.writes, loads[i.at])
+        return waits, frozenset(coming.items())
 
     def _note(self, what: str) -> None:
         self.counts.unknown[what] = self.counts.unknown.get(what, 0) + 1
@@ -303,24 +295,18 @@ class _Machine:
     # -- what decides
 
     def _actions(self, block: range) -> list[Action]:
-        if block.start not in self.actions:
-            found: list[Action] = []
-            for n in block:
-                i = self.function.instructions[n]
-                if i.base in MEMORY:
-                    found.append(functools.partial(self._memory, i))
-                if n not in self.function.deciding:
-                    continue
-                if i.writes:
-                    if not i.opaque and _results_of(i) is None:
-                        self._note(i.opcode)
-                    found.append(functools.partial(self._execute, i))
-                elif i.base == "STS":
-                    found.append(functools.partial(self._store_shared, i))
-                elif i.base == "STL":
-                    found.append(functools.partial(self._store_local, i))
-            self.actions[block.start] = found
-        return self.actions[block.start]
+        """Return what has to be done for the instructions of a run, in their order."""
+        found: list[Action] = []
+        stores = {"STS": self._store_shared, "STL": self._store_local}
+        for n in block:
+            i = self.function.instructions[n]
+            if i.base in MEMORY:
+                found.append(functools.partial(self._memory, i))
+            if n in self.function.deciding and (i.writes or i.base in stores):
+                if i.writes and not i.opaque and i.base not in RESULTS:
+                    self._note(i.opcode)
+                found.append(functools.partial(self._execute if i.writes else stores[i.base], i))
+        return found
 
     def _active(self, i: Instruction, mask: Any) -> tuple[Any, Array | None]:
         """Return the threads of a mask for which the instruction's guard holds (None: all), and where that is unknown."""
@@ -331,7 +317,7 @@ class _Machine:
 
     def _execute(self, i: Instruction, mask: Array | None) -> None:
         active, doubt = self._active(i, mask)
-        places, compute = destinations(i), None if i.opaque else _results_of(i)
+        places, compute = destinations(i), None if i.opaque else RESULTS.get(i.base)
         sources = Sources(self.threads, i, self.alive if mask is None else mask)
         results = [None] * len(places) if compute is None else compute(sources)
         for (name, flag), result in zip(places, results, strict=True):
@@ -423,14 +409,10 @@ class _Machine:
             value, unknown = threads.register(source.name and following(source.name, k))
             at = threads.block_of[lanes], place[lanes]
             threads.shared[at] = threads.spread(value)[lanes]
-            threads.shared_known[at] = threads.spread(~known_as(unknown))[lanes]
+            threads.shared_known[at] = threads.spread(~as_mask(unknown))[lanes]
 
     def _store_local(self, i: Instruction, mask: Array | None) -> None:
         active, doubt = self._active(i, mask)
         source = i.operands[-1].name
         for k, word in enumerate(self.threads.local(i)):
             self.threads.put(word, self.threads.register(source and following(source, k)), active, doubt)
-
-
-def _results_of(i: Instruction) -> Callable[[Sources], Any] | None:
-    return RESULTS.get(i.base) or RESULTS.get(i.base.removeprefix("U"))
