@@ -1,18 +1,13 @@
 """The recordings of the authors' program, on any device: how far every backend is from them, and how far it may be.
 
-    python -m bench.golden_parity --device cuda
-
-Exit code 1 if any error is larger than the parity rule allows.
+python -m bench.gpu.work golden --device cpu
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+import itertools
 import math
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,15 +15,10 @@ import torch
 from metatasnet_fast import use_backend
 from metatasnet_fast.backends import Request, available_backends, get_backend
 from metatasnet_fast.precision import Precision
-from tests.support import GOLDEN, allowed, golden, relative_error
+from tests.support import allowed, golden, relative_error
 
 TRAINED = ("train_generated", "train_independent", "train_residual_bias")
 PRECISIONS = (Precision.bfloat16, Precision.float32, Precision.float64)
-
-
-def available() -> bool:
-    """Return whether the recordings are here: a release has none."""
-    return (GOLDEN / "full_size.npz").is_file()
 
 
 def inference_errors(case: str, backend: str, precision: Precision, device: torch.device) -> list[dict[str, Any]]:
@@ -85,48 +75,22 @@ def training_errors(case: str, backend: str, precision: Precision, device: torch
     return rows
 
 
-def worst_error(backend: str, precision: Precision, device: torch.device) -> float:
-    """Return the largest error of any stage of the full-size network on the recording."""
-    return max(row["error"] for row in inference_errors("full_size", backend, precision, device))
+def rows(device: torch.device, tiny: bool) -> Iterator[dict[str, Any]]:
+    """Yield each row as soon as it is known: inference before training, the slow float64 last; ``wrong`` if an error is larger
+    than the parity rule allows.
 
-
-def everything(device: torch.device, only: str | None = None) -> Iterator[dict[str, Any]]:
-    """Yield each row as soon as it is known: inference before training, the slow float64 last."""
-    for precision in PRECISIONS:
-        for training in (False, True):
-            for name, entry in available_backends().items():
-                backend = get_backend(name)
-                if not entry.available or backend.supports(Request(device, precision, training)):
-                    continue
-                for case in TRAINED if training else (*TRAINED, "full_size"):
-                    if only not in (None, case):
-                        continue
-                    errors = training_errors if training else inference_errors
-                    for row in errors(case, name, precision, device):
-                        yield {"backend": name, "precision": precision.value, "recording": case, **row}
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--out", type=Path, help="write the results as JSON lines")
-    parser.add_argument("--only", choices=(*TRAINED, "full_size"), help="this recording alone")
-    args = parser.parse_args()
-    if args.out:
-        args.out.unlink(missing_ok=True)
-    count = failed = 0
-    for row in everything(torch.device(args.device), args.only):
-        passed = row["error"] <= row["allowed"]
-        count, failed = count + 1, failed + (not passed)
-        name = f"{row['backend']} {row['precision']}, {row['recording']}, {row['output']}"
-        text = f"{name:<70} {row['error']:.1e}  allowed {row['allowed']:.1e}  {'passed' if passed else 'FAILED'}"
-        print(text, flush=True)
-        if args.out:
-            with open(args.out, "a", encoding="utf-8") as file:
-                file.write(json.dumps({**row, "text": text}) + "\n")
-    print(f"{count - failed} of {count} passed on {args.device}")
-    return 1 if failed or not count else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    Args:
+        tiny: one recording, to try the program.
+    """
+    for precision, training in itertools.product(PRECISIONS, (False, True)):
+        measured = training_errors if training else inference_errors
+        for name, entry in available_backends().items():
+            if not entry.available or get_backend(name).supports(Request(device, precision, training)):
+                continue
+            for case in TRAINED[:1] if tiny else TRAINED if training else (*TRAINED, "full_size"):
+                for row in measured(case, name, precision, device):
+                    wrong = not row["error"] <= row["allowed"]
+                    title = f"{name} {precision.value}, {case}, {row['output']}"
+                    figures = f"{row['error']:.1e}  allowed {row['allowed']:.1e}  {'FAILED' if wrong else 'passed'}"
+                    found = {"backend": name, "precision": precision.value, "recording": case, **row, "wrong": wrong}
+                    yield {**found, "text": f"{title:<70} {figures}"}

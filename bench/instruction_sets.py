@@ -23,12 +23,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bench.test_bench_cpu import CONFIG, parameters, separate
+from bench.test_bench_cpu import CONFIG, network
 from metatasnet_fast import native
 from metatasnet_fast.backends.base import Backend
 from metatasnet_fast.backends.cpu import ISA_VARIABLE, CpuBackend
 from metatasnet_fast.backends.reference import ReferenceBackend
 from metatasnet_fast.benchmark.machine import describe
+from metatasnet_fast.benchmark.workloads import engine
 from metatasnet_fast.precision import Precision
 
 HELD = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
@@ -38,8 +39,8 @@ Run = Callable[[], object]
 
 
 def separation(backend: Backend, precision: Precision, signals: list[Tensor]) -> Run:
-    stages = [backend.prepare(CONFIG.stage(s), parameters(s), precision) for s in range(CONFIG.stages_num)]
-    return lambda: separate(backend, stages, signals)
+    ready = engine(network(), backend, precision)
+    return lambda: ready.separate(signals, range(CONFIG.stages_num))
 
 
 def product(dtype: torch.dtype) -> Run:

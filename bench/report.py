@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from metatasnet_fast.benchmark import Row, read_rows
+from metatasnet_fast.benchmark.report import device as device_of
 from metatasnet_fast.benchmark.report import draw, duration
 from metatasnet_fast.errors import MetaTasNetError
 
@@ -34,13 +35,13 @@ def newest(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """
     latest: dict[tuple[str, ...], Row] = {}
     for row in sorted(rows, key=lambda row: str(row.machine.get("date"))):
-        key = (_device(row), *row.key)
+        key = (device_of(row), *row.key)
         latest.pop(key, None)  # so that a newer row moves to the end
         latest[key] = row
     found: dict[str, list[Row]] = {}
     for row in latest.values():
-        found.setdefault(_device(row), []).append(row)
-    last = {row.machine.get("device"): _device(row) for row in latest.values()}  # in the order of their dates
+        found.setdefault(device_of(row), []).append(row)
+    last = {row.machine.get("device"): device_of(row) for row in latest.values()}  # in the order of their dates
     shown = {device: own for device, own in found.items() if device in last.values()}
     return {device: [row for job in JOBS for row in _largest(own, job)] for device, own in shown.items()}
 
@@ -51,23 +52,13 @@ def _largest(rows: Sequence[Row], job: str) -> list[Row]:
     return [row for row in own if (row.audio_seconds or 0.0) == most]
 
 
-def _device(row: Row) -> str:
-    threads = f", {row.machine.get('threads')} threads" if row.machine.get("device") == "cpu" else ""
-    return f"{row.machine.get('device_name')}{threads}"
-
-
 def markdown(devices: dict[str, list[Row]]) -> str:
     """Return a table for each device."""
     parts = []
     for device, rows in devices.items():
         if rows:
-            head = [
-                f"**{device}**, {_provenance(rows)}",
-                "",
-                f"| {' | '.join(HEADINGS)} |",
-                "|---" * len(HEADINGS) + "|",
-            ]
-            parts.append("\n".join([*head, *map(_line, rows)]))
+            head = [f"**{device}**, {_provenance(rows)}", "", f"| {' | '.join(HEADINGS)} |"]
+            parts.append("\n".join([*head, "|---" * len(HEADINGS) + "|", *map(_line, rows)]))
     return "\n\n".join(parts) or NOTHING
 
 

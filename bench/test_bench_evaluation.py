@@ -69,16 +69,10 @@ def seconds_of(function: Callable[..., object], *arguments: object, **options: o
     return time.perf_counter() - start
 
 
-def test_all_metrics(benchmark: BenchmarkFixture) -> None:
-    references, estimates = band_limited()
+@pytest.mark.parametrize(("metrics", "rounds"), [(METRICS, ROUNDS), (("SDR",), 10)], ids=["all four", "SDR alone"])
+def test_metrics(benchmark: BenchmarkFixture, metrics: tuple[str, ...], rounds: int) -> None:
     benchmark.extra_info["audio_seconds"] = SECONDS
-    benchmark.pedantic(bss_eval, (references, estimates), rounds=ROUNDS, warmup_rounds=1)
-
-
-def test_sdr_alone(benchmark: BenchmarkFixture) -> None:
-    references, estimates = band_limited()
-    benchmark.extra_info["audio_seconds"] = SECONDS
-    benchmark.pedantic(bss_eval, (references, estimates), {"metrics": ("SDR",)}, rounds=10, warmup_rounds=1)
+    benchmark.pedantic(bss_eval, band_limited(), {"metrics": metrics}, rounds=rounds, warmup_rounds=1)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import contextlib
 import itertools
 import os
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,10 +53,6 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Cache]:
     return found
 
 
-def source(cache: Cache, workers: int) -> BatchSource:
-    return BatchSource(cache, CONFIG, items=ITEMS, seconds=SECONDS, workers=workers)
-
-
 def record(benchmark: BenchmarkFixture, workers: int, batches: int) -> None:
     rate = batches * ITEMS * SECONDS / benchmark.stats.stats.median
     benchmark.extra_info |= {
@@ -71,11 +67,8 @@ def record(benchmark: BenchmarkFixture, workers: int, batches: int) -> None:
     print(benchmark.extra_info)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("dtype", ["int16", "float32"])
-def test_host(benchmark: BenchmarkFixture, caches: dict[str, Cache], dtype: str, workers: int) -> None:
-    """Measure making the batches that wait in host memory for their transfer to a GPU."""
-    batches, numbers = source(caches[dtype], workers), itertools.count()
+def measure_reading(benchmark: BenchmarkFixture, batches: BatchSource, workers: int, **options: Any) -> None:
+    numbers = itertools.count()
 
     with ThreadPoolExecutor(workers) as pool:
 
@@ -83,8 +76,16 @@ def test_host(benchmark: BenchmarkFixture, caches: dict[str, Cache], dtype: str,
             for _ in pool.map(batches._read, itertools.islice(numbers, BATCHES)):
                 pass
 
-        benchmark.pedantic(read, rounds=5, warmup_rounds=1)
+        benchmark.pedantic(read, rounds=5, **options)
     record(benchmark, workers, BATCHES)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("dtype", ["int16", "float32"])
+def test_host(benchmark: BenchmarkFixture, caches: dict[str, Cache], dtype: str, workers: int) -> None:
+    """Measure making the batches that wait in host memory for their transfer to a GPU."""
+    batches = BatchSource(caches[dtype], CONFIG, items=ITEMS, seconds=SECONDS, workers=workers)
+    measure_reading(benchmark, batches, workers, warmup_rounds=1)
 
 
 @pytest.mark.parametrize("augmentation", ["same", "none"])
@@ -101,23 +102,12 @@ def test_crops_are_read_from_disk(benchmark: BenchmarkFixture, caches: dict[str,
     time."""
     if not hasattr(os, "posix_fadvise"):
         pytest.skip("files cannot be thrown out of the cache here")
-    batches, numbers = source(caches["int16"], 2), itertools.count()
+    batches = BatchSource(caches["int16"], CONFIG, items=ITEMS, seconds=SECONDS, workers=2)
     files = [track.file(rate) for track in batches.tracks for rate in RATES]
 
-    with ThreadPoolExecutor(2) as pool:
+    def forget() -> None:
+        for path in files:
+            with open(path, "rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
-        def forget() -> None:
-            for file in files:
-                _forget(file)
-
-        def read() -> None:
-            for _ in pool.map(batches._read, itertools.islice(numbers, BATCHES)):
-                pass
-
-        benchmark.pedantic(read, setup=forget, rounds=5, warmup_rounds=0)
-    record(benchmark, 2, BATCHES)
-
-
-def _forget(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    measure_reading(benchmark, batches, 2, setup=forget)

@@ -41,10 +41,9 @@ def prepared(request: pytest.FixtureRequest) -> Callable[[str], Checked]:
 
     @functools.lru_cache(maxsize=1)
     def of(job: str) -> Checked:
-        built = (build() for build in cases(size, network, participants))
         return [
             (case, {row.label: (row, call) for row, call in checked(case)})
-            for case in built
+            for case in cases(size, network, participants)
             if case.name.startswith(job)
         ]
 

@@ -29,10 +29,10 @@ GPU_TESTS = {
 }
 PROFILED = "MixConv|Depthwise|OverlapAdd|block_pair_kernel|depthwise_fwd_kernel"
 """Kernels for which ncu records the full set of counters."""
-
-
-TRIED = "train_generated"
-"""The one recording that a trial run (``--tiny``) checks."""
+NCU = (
+    "ncu --set full --clock-control none --target-processes all --csv --page raw --kernel-name-base function "
+    "--filter-mode per-launch-config --launch-count 1 --log-file {work}/ncu.csv --kernel-name"
+).split() + [f"regex:{PROFILED}"]
 
 
 @dataclass(frozen=True)
@@ -71,57 +71,22 @@ def plan(call: str, device: str = "cuda", tiny: bool = False) -> list[Step]:
 
 
 def _first_call(options: list[str]) -> list[Step]:
-    golden = [sys.executable, "-m", "bench.golden_parity", *(["--only", TRIED] if "--tiny" in options else [])]
+    build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    # A missing nvcc is a failure: the purpose of this machine is to test the kernels.
+    everything = dict.fromkeys(("METATASNET_NATIVE", "METATASNET_CUDA"), "on")
+    everything["METATASNET_CUDA_ARCHITECTURES"] = "90a-real"
     return [
-        Step(
-            "build",
-            [sys.executable, "setup.py", "-q", "build_ext", "--inplace"],
-            90,
-            # A missing nvcc is a failure: the purpose of this machine is to test the kernels.
-            environment={
-                "METATASNET_NATIVE": "on",
-                "METATASNET_CUDA": "on",
-                "METATASNET_CUDA_ARCHITECTURES": "90a-real",
-            },
-            needs_gpu=True,
-        ),
+        Step("build", build, 90, environment=everything, needs_gpu=True),
         _work("warm", 75, options, needs_gpu=True),
         _tests("triton-tests", 150),
         _tests("cuda-tests", 60, needs=("build",)),
         _work("kernels", 50, options, alone=True),
         _bench("inference", 110, options),
         _bench("training", 65, options),
-        Step(
-            "golden",
-            [*golden, *options[:2], "--out", "{work}/golden.jsonl"],
-            60,
-        ),
+        _work("golden", 60, options),
         Step("selftest", [sys.executable, "-m", "metatasnet_fast", "selftest", *options[:2]], 90),
         Step("environment", [sys.executable, "-m", "metatasnet_fast", "info"], 45),
-        Step(
-            "ncu",
-            [
-                *(
-                    "ncu",
-                    "--set",
-                    "full",
-                    "--clock-control",
-                    "none",
-                    "--target-processes",
-                    "all",
-                    "--csv",
-                    "--page",
-                    "raw",
-                ),
-                *("--kernel-name-base", "function", "--kernel-name", f"regex:{PROFILED}"),
-                *("--filter-mode", "per-launch-config", "--launch-count", "1", "--log-file", "{work}/ncu.csv"),
-                *_command("window", options),
-            ],
-            45,
-            alone=True,
-            needs_gpu=True,
-            program="ncu",
-        ),
+        Step("ncu", [*NCU, *_command("window", options)], 45, alone=True, needs_gpu=True, program="ncu"),
         *(_sanitizer(tool, options) for tool in ("memcheck", "racecheck", "synccheck")),
     ]
 
@@ -162,14 +127,9 @@ def _sanitizer(tool: str, options: Sequence[str]) -> Step:
     """Return a step that runs a sanitizer's tool. Each tensor is a separate allocation, so that an access beyond it is
     detected."""
     command = ["compute-sanitizer", "--tool", tool, "--target-processes", "all", "--error-exitcode", "9"]
-    return Step(
-        tool,
-        [*command, *_command("launches", options)],
-        45,
-        needs_gpu=True,
-        program="compute-sanitizer",
-        environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
-    )
+    command += _command("launches", options)
+    apart = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    return Step(tool, command, 45, needs_gpu=True, program="compute-sanitizer", environment=apart)
 
 
 def turns(steps: Iterable[Step]) -> float:

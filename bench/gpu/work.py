@@ -30,13 +30,11 @@ from metatasnet_fast import use_backend
 from metatasnet_fast.backends import Request, available_backends, get_backend
 from metatasnet_fast.backends.graphs import VARIABLE as GRAPHS
 from metatasnet_fast.backends.triton import TritonBackend
-from metatasnet_fast.benchmark import Effort, Participants, Row, measure, measure_peaks, synthetic
+from metatasnet_fast.benchmark import Effort, Participants, Row, synthetic
 from metatasnet_fast.benchmark.cases import COMPILED, EAGER, Call, Case
-from metatasnet_fast.benchmark.machine import describe
 from metatasnet_fast.benchmark.report import text_table
-from metatasnet_fast.benchmark.suite import TINY
-from metatasnet_fast.benchmark.training_step import training_case
-from metatasnet_fast.benchmark.workloads import inference_case
+from metatasnet_fast.benchmark.suite import TINY, measure_all
+from metatasnet_fast.benchmark.workloads import inference_case, training_case
 from metatasnet_fast.config import MetaTasNetConfig
 from metatasnet_fast.model import MultiTasNet
 from metatasnet_fast.precision import Precision
@@ -102,19 +100,8 @@ def timings(
     job: str, device: torch.device, tiny: bool, until: float, write: Callable[[Sequence[Row]], None]
 ) -> list[Row]:
     network = synthetic.network(TINY if tiny else MetaTasNetConfig())
-    machine, peaks = describe(device), measure_peaks(device, (LOW, FULL), tiny)
     effort = Effort(0.1, 3, 3, until) if tiny else Effort(4, 3, 20, until)
-    done: list[Row] = []
-
-    def keep(rows: Sequence[Row]) -> None:
-        for row in rows:
-            row.machine, row.peaks = machine, peaks.to_dict()
-        write([*done, *rows])
-
-    for case in cases(job, network, device, tiny):
-        done += measure(case, peaks, effort, keep)
-        keep([])
-    return done
+    return measure_all(cases(job, network, device, tiny), device, (LOW, FULL), tiny, effort, write)
 
 
 def ready_calls(
@@ -271,7 +258,15 @@ def window(device: torch.device, tiny: bool) -> Rows:
         yield {"text": name}
 
 
+def golden(device: torch.device, tiny: bool) -> Rows:
+    """Yield the errors of each backend on the recordings of the authors' program."""
+    from bench.golden_parity import rows  # the other jobs need nothing of the tests
+
+    yield from rows(device, tiny)
+
+
 JOBS: dict[str, Callable[[torch.device, bool], Rows]] = {
+    "golden": golden,
     "warm": warm,
     "kernels": kernels,
     "launches": launches,

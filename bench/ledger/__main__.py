@@ -14,13 +14,136 @@ import argparse
 import csv
 import json
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from metatasnet_fast.errors import BackendUnavailableError
 
-from .jobs import BACKENDS, KINDS, served
-from .predict import GPUS
-from .table import Line, ledger, markdown, text
+from .count import Row, costs
+from .launches import BACKENDS, KINDS, launches_of, served
+from .predict import GPUS, Gpu, predict
+
+
+@dataclass
+class Line:
+    """All launches of a kernel in one job on one GPU; bytes, operations and seconds of all of them together.
+
+    Attributes:
+        registers, shared, resident: of the launches that take longest together; ``resident`` blocks fit on a multiprocessor.
+        parts: seconds of each part at its whole rate: memory, cache, products, instructions, latency.
+        bound: the part that binds those launches.
+        unknown: what could not be followed in the code.
+    """
+
+    backend: str
+    kind: str
+    gpu: str
+    kernel: str
+    launches: int = 0
+    hbm: float = 0.0
+    level_2: float = 0.0
+    flops: float = 0.0
+    instructions: float = 0.0
+    registers: int = 0
+    shared: int = 0
+    resident: int = 0
+    roof: float = 0.0
+    parts: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    bound: str = ""
+    unknown: list[str] = field(default_factory=list)
+
+
+def ledger(backend: str, kind: str, gpu: Gpu, only: Sequence[str] = ()) -> list[Line]:
+    """A line for each kernel whose name contains one of ``only`` (default: all), the longest first."""
+    found = launches_of(backend, kind, gpu, only)
+    kernels: dict[str, list[Row]] = {}
+    for row in costs(found, gpu):
+        kernels.setdefault(row.kernel, []).append(row)
+    lines = [_line(Line(backend, kind, gpu.name, kernel), rows, gpu) for kernel, rows in kernels.items()]
+    return sorted(lines, key=lambda line: -line.seconds)
+
+
+def _line(line: Line, rows: Sequence[Row], gpu: Gpu) -> Line:
+    longest = 0.0
+    for row in rows:
+        cost, prediction = row.cost, predict(row.cost, gpu)
+        line.launches += row.count
+        line.hbm += row.count * cost.hbm
+        line.level_2 += row.count * cost.level_2
+        line.flops += row.count * sum(each for kind, each in cost.flops.items() if kind != "float32")
+        line.instructions += row.count * cost.instructions
+        line.roof += row.count * prediction.roof
+        line.seconds += row.count * prediction.seconds
+        for name, seconds in prediction.parts.items():
+            line.parts[name] = line.parts.get(name, 0.0) + row.count * seconds
+        line.unknown = sorted({*line.unknown, *cost.unknown})
+        if row.count * prediction.seconds > longest:
+            longest = row.count * prediction.seconds
+            line.registers, line.shared, line.resident = cost.registers, cost.shared, cost.resident(gpu)
+            line.bound = prediction.bound
+    return line
+
+
+def total(lines: Sequence[Line]) -> Line:
+    """The sum over the kernels of one job on one GPU."""
+    first = lines[0]
+    found = Line(first.backend, first.kind, first.gpu, "total")
+    for name in ("launches", "hbm", "level_2", "flops", "instructions", "roof", "seconds"):
+        setattr(found, name, sum(getattr(line, name) for line in lines))
+    found.parts = {name: sum(line.parts[name] for line in lines) for name in first.parts}
+    return found
+
+
+HEADER = ("kernel", "launches", "GB", "L2 GB", "TFLOP", "G instr.", "registers", "KiB", "blocks", "bound by")
+
+
+def _cells(lines: Sequence[Line], measured: Mapping[tuple[str, str, str], float]) -> list[list[str]]:
+    """Rows of a table: counts on the first GPU, predicted milliseconds on each, and measured ones where there are any."""
+    gpus = list(dict.fromkeys(line.gpu for line in lines))
+    by_kernel: dict[str, dict[str, Line]] = {}
+    for gpu in gpus:
+        of_gpu = [line for line in lines if line.gpu == gpu]
+        for line in [*of_gpu, total(of_gpu)]:
+            by_kernel.setdefault(line.kernel, {})[gpu] = line
+    rows = [[*HEADER, *(f"{gpu} ms" for gpu in gpus), *(["measured ms"] if measured else [])]]
+    for kernel in sorted(by_kernel, key=lambda k: k == "total"):
+        of = by_kernel[kernel]
+        line = next(of[gpu] for gpu in gpus if gpu in of)
+        row = [kernel, str(line.launches), f"{line.hbm / 1e9:.2f}", f"{line.level_2 / 1e9:.1f}"]
+        row += [f"{line.flops / 1e12:.2f}", f"{line.instructions / 1e9:.2f}"]
+        resources = [str(line.registers), f"{line.shared / 1024:.0f}", str(line.resident), line.bound]
+        row += resources if line.resident else [""] * 4
+        row += [f"{of[gpu].seconds * 1e3:.2f}" if gpu in of else "" for gpu in gpus]
+        if measured:
+            own = {name: v for (b, k, name), v in measured.items() if (b, k) == (line.backend, line.kind)}
+            found = [v for name, v in own.items() if kernel in (name, "total")]
+            row.append(f"{sum(found):.2f}" if found else "")
+        rows.append(row)
+    return rows
+
+
+def text(lines: Sequence[Line], measured: Mapping[tuple[str, str, str], float]) -> str:
+    """A table for a terminal, with what could not be followed."""
+    if not lines:
+        return "no kernel of that name"
+    rows = _cells(lines, measured)
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    body = [
+        "  ".join(c.ljust(w) if k in (0, 9) else c.rjust(w) for k, (c, w) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    ]
+    lost = {line.kernel: line.unknown for line in lines if any("address" in what for what in line.unknown)}
+    notes = [f"  not all addresses known: {kernel}: {', '.join(what)}" for kernel, what in lost.items()]
+    return "\n".join([f"{lines[0].backend}, {lines[0].kind}: predicted", *body, *notes, ""])
+
+
+def markdown(lines: Sequence[Line], measured: Mapping[tuple[str, str, str], float]) -> str:
+    """The same for the documentation."""
+    rows = _cells(lines, measured)
+    head = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
+    return "\n".join([*head, *("| " + " | ".join(row) + " |" for row in rows[1:]), ""])
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -48,8 +171,8 @@ def main(argv: list[str] | None = None) -> int:
                 for values in table:
                     row = dict(zip(columns, values, strict=True))
                     measured[row["backend"], row["kind"], row["kernel"]] = float(row["milliseconds"])
-                if not measured:
-                    raise ValueError("it has no rows")
+            if not measured:
+                raise ValueError("it has no rows")
         except (OSError, KeyError, ValueError) as error:
             parser.error(f"{args.measured} is no CSV with columns backend, kind, kernel, milliseconds: {error!r}")
     lines: list[Line] = []

@@ -18,12 +18,13 @@ from typing import Any
 
 import numpy as np
 
+from metatasnet_fast._io import write_atomically
 from metatasnet_fast.kernels import recording
 
-from . import cuda_launches, triton_launches
+from .launches import CudaLaunch, buffers, cubin_of, parameters
 from .predict import FROM_CACHE, FROM_MEMORY, Cost, Gpu
 from .sass import Function, function, usage
-from .simulate import SECTOR, Place, distinct, simulate
+from .simulate import SECTOR, WHICH_SECTOR, Place, distinct, simulate
 
 __all__ = ["Row", "costs"]
 
@@ -31,7 +32,6 @@ FOLLOWED = 16
 """Number of a launch's blocks that are simulated."""
 SHORT, NEIGHBOURS = 4, 32
 """Places along an axis of the grid up to which all are followed, and blocks along a longer one, to see what blocks share."""
-_SECTORS = np.uint64((1 << 42) - 1)
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Row:
     count: int
 
 
-def costs(launches: Sequence[Any], gpu: Gpu, processes: int | None = None) -> list[Row]:
+def costs(launches: Sequence[Any], gpu: Gpu) -> list[Row]:
     """Costs of the launches on a GPU, equal ones together, in the order of their first.
 
     Kernels are compiled and followed in several processes, and results are kept in ``METATASNET_LEDGER`` (by default
@@ -57,7 +57,7 @@ def costs(launches: Sequence[Any], gpu: Gpu, processes: int | None = None) -> li
         programs.setdefault(key[0], []).append((key, own[0]))
     global _queue
     _queue = [(own, gpu.capability) for own in programs.values()]
-    with ProcessPoolExecutor(processes or os.cpu_count(), multiprocessing.get_context("fork")) as pool:
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("fork")) as pool:
         found = {key: cost for costs in pool.map(_costs_of, range(len(_queue))) for key, cost in costs}
     return [Row(own[0].name, found[key], len(own)) for key, own in groups.items()]
 
@@ -73,10 +73,8 @@ def _costs_of(number: int) -> list[tuple[Any, Cost]]:
 
 def _cost_of(launch: Any, capability: int) -> Cost:
     if isinstance(launch, recording.TorchCall):
-        return Cost(1, hbm=launch.bytes, level_2=launch.bytes)
-    if isinstance(launch, recording.Launch):
-        return _triton(launch, capability)
-    return _cuda(launch, capability)
+        return Cost(hbm=launch.bytes, level_2=launch.bytes)
+    return (_triton if isinstance(launch, recording.Launch) else _cuda)(launch, capability)
 
 
 def _key(launch: Any) -> tuple[Any, ...]:
@@ -85,24 +83,24 @@ def _key(launch: Any) -> tuple[Any, ...]:
         return "torch", launch.bytes
     if isinstance(launch, recording.Launch):
         what, options = recording.source(launch)
-        return what.hash() + str(options), triton_launches.parameters(launch), launch.programs
+        return what.hash() + str(options), parameters(launch), launch.programs
     return launch.symbol, launch.placeless, launch.grid, launch.shared
 
 
 def _triton(launch: recording.Launch, capability: int) -> Cost:
     kernel = recording.compiled(launch, capability)
     cubin, name = kernel.asm["cubin"], kernel.metadata.name
-    parameters, limits = triton_launches.parameters(launch), triton_launches.buffers(launch)
-    place = Place((launch.programs, 1, 1), 32 * kernel.metadata.num_warps, (), parameters, capability)
-    found = _kept(lambda: _follow(cubin, name, place, limits=limits), cubin, parameters, launch.programs, limits)
+    given, limits = parameters(launch), buffers(launch)
+    place = Place((launch.programs, 1, 1), 32 * kernel.metadata.num_warps, (), given, capability)
+    found = _kept(lambda: _follow(cubin, name, place, limits=limits), cubin, given, launch.programs, limits)
     found.registers, found.shared = usage(cubin, name)[0], kernel.metadata.shared
     return found
 
 
-def _cuda(launch: cuda_launches.Launch, capability: int) -> Cost:
+def _cuda(launch: CudaLaunch, capability: int) -> Cost:
     if not launch.symbol:
-        return Cost(1, hbm=launch.shared, level_2=launch.shared)
-    cubin = cuda_launches.cubin_of(launch.symbol, capability)
+        return Cost(hbm=launch.shared, level_2=launch.shared)
+    cubin = cubin_of(launch.symbol, capability)
     place = Place(launch.grid, launch.threads, (), launch.arguments, capability, launch.cluster)
     starts = np.append(np.uint64(0), launch.pointers)
     found = _kept(
@@ -125,7 +123,7 @@ def _follow(cubin: bytes, name: str, place: Place, limits: dict[int, int] | None
     counts = simulate(code, replace(place, blocks=blocks))
     total = math.prod(grid)
     scale = total / len(blocks)
-    cost = Cost(1, blocks=total, threads=place.threads, unknown=counts.unknown)
+    cost = Cost(blocks=total, threads=place.threads, unknown=counts.unknown)
     cost.instructions = float(counts.instructions.sum()) * scale
     cost.flops = {kind: float(each.sum()) * scale for kind, each in counts.flops.items()}
     waiting = counts.waits @ np.array([FROM_MEMORY, FROM_CACHE])
@@ -135,7 +133,7 @@ def _follow(cubin: bytes, name: str, place: Place, limits: dict[int, int] | None
         cost.hbm = _footprint(code, place, starts)
         return cost
     for keys in (counts.read, counts.written):  # what blocks touch is distinct until all has been touched
-        storages, sectors = np.unique((keys & _SECTORS) >> np.uint64(33), return_counts=True)
+        storages, sectors = np.unique((keys & WHICH_SECTOR) >> np.uint64(33), return_counts=True)
         for storage, found in zip(storages, sectors, strict=True):
             if int(storage) not in limits:
                 raise RuntimeError(f"{name} was followed to an address that is none of its arguments'.")
@@ -169,7 +167,7 @@ def _union(code: Function, place: Place, box: Sequence[range], starts: Any) -> d
     counts = simulate(code, replace(place, blocks=list(itertools.product(box[0], box[1], box[2]))))
     found = {}
     for kind, keys in (("read", counts.read), ("written", counts.written)):
-        sectors = distinct(keys & _SECTORS)
+        sectors = distinct(keys & WHICH_SECTOR)
         owner = np.searchsorted(starts, sectors * np.uint64(SECTOR), "right")
         for pointer, count in zip(*np.unique(owner, return_counts=True), strict=True):
             found[kind, int(pointer)] = int(count)
@@ -191,7 +189,7 @@ def _chosen(grid: tuple[int, int, int]) -> list[tuple[int, int, int]]:
 @cache
 def _version() -> bytes:
     folder = Path(__file__).parent
-    return b"".join((folder / f"{name}.py").read_bytes() for name in ("sass", "arithmetic", "simulate", "count"))
+    return b"".join((folder / f"{name}.py").read_bytes() for name in ("sass", "instructions", "simulate", "count"))
 
 
 def _kept(count: Callable[[], Cost], *key: Any) -> Cost:
@@ -206,7 +204,5 @@ def _kept(count: Callable[[], Cost], *key: Any) -> Cost:
     except (FileNotFoundError, ValueError, TypeError):
         found = count()
         folder.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(f".{os.getpid()}")
-        unfinished.write_text(json.dumps(asdict(found)), "utf-8")
-        unfinished.replace(path)
+        write_atomically(path, json.dumps(asdict(found)))
         return found

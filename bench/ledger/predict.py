@@ -78,10 +78,9 @@ MMA_ON_90 = 620 / 800
 
 @dataclass
 class Cost:
-    """Instructions and bytes of one launch, or of several.
+    """Instructions and bytes of one launch.
 
     Attributes:
-        launches: how many.
         hbm: bytes from and to memory, every byte once per launch. ``level_2``: bytes that multiprocessors read from the cache.
         flops: by kind of operands; ``mma`` is bfloat16 by HMMA where the GPU has HGMMA too.
         instructions: of warps. ``waiting``: seconds for which a warp waits for values, mean and of the slowest block.
@@ -90,7 +89,6 @@ class Cost:
         unknown: what could not be followed, with how often.
     """
 
-    launches: int = 0
     hbm: float = 0.0
     level_2: float = 0.0
     flops: dict[str, float] = field(default_factory=dict)

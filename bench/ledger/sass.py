@@ -21,36 +21,10 @@ __all__ = ["FLOW", "MEMORY", "Function", "Instruction", "Operand", "following", 
 FLOW = frozenset({"BRA", "BRX", "CALL", "EXIT", "JMP", "RET"})
 MEMORY = frozenset({"ATOM", "ATOMG", "LD", "LDG", "LDGSTS", "RED", "REDG", "ST", "STG", "UTMALDG"})
 """Instructions on global memory."""
-WITHOUT_RESULT = (
-    frozenset(
-        {"ST", "STG", "STS", "STL", "STSM", "RED", "REDG", "LDGSTS", "UTMALDG", "BAR", "BSSY", "BSYNC", "WARPSYNC"}
-    )
-    | FLOW
-)
-
+WITHOUT_RESULT = FLOW | frozenset("ST STG STS STL STSM RED REDG LDGSTS UTMALDG BAR BSSY BSYNC WARPSYNC".split())
 OPAQUE = frozenset(
-    {
-        "FADD",
-        "FCHK",
-        "FFMA",
-        "FMNMX",
-        "FMUL",
-        "FSEL",
-        "FSETP",
-        "FSET",
-        "F2FP",
-        "SYNCS",
-        "HADD2",
-        "HFMA2",
-        "HMUL2",
-        "HMMA",
-        "HGMMA",
-        "HSETP2",
-        "F2F",
-        "IMMA",
-        "LDSM",
-    }
-    | {"LD", "LDG", "ATOM", "ATOMG", "ATOMS"}
+    "FADD FCHK FFMA FMNMX FMUL FSEL FSETP FSET F2FP SYNCS HADD2 HFMA2 HMUL2 HMMA HGMMA HSETP2 F2F IMMA "
+    "LD LDG LDSM ATOM ATOMG ATOMS".split()
 )
 """Instructions whose results depend on the data: nothing is known of them."""
 
@@ -58,7 +32,6 @@ _OPERAND = re.compile(r"^([-~!|]*)(UR|UP|R|P)(\d+|Z|T)\|?((?:\.\w+)*)$")
 _CONSTANT = re.compile(r"^([-~|]*)c\[(0x[0-9a-f]+)\]\[(?:(U?R\d+|U?RZ)\+?)?(-?0x[0-9a-f]+)?\]\|?(?:\.\w+)*$")
 _ADDRESS = re.compile(r"(?:desc\[(UR\d+)\])?\[([^\[\]]*)\]")
 _PART = re.compile(r"\+?(-?0x[0-9a-f]+|U?R(?:\d+|Z))((?:\.\w+)*)")
-_PAIRS = (".64", ".WIDE", ".F64", ".S64", ".U64")
 
 
 @dataclass(frozen=True)
@@ -168,21 +141,16 @@ class Function:
             return frozenset() if i.opaque else i.reads
 
         steps = [(bits(_deciding_reads(i)), bits(reads(i)), bits(i.writes), i.guard is None) for i in self.instructions]
-        stores = {n for n, i in enumerate(self.instructions) if i.base in ("STS", "STL")}
-        through_memory = (
-            False  # values that decide are read from shared or local memory: so do all that are stored there
-        )
-        while True:
-            found = self._relevant(steps)
-            if through_memory:
-                return frozenset(found | stores)
-            if not any(self.instructions[n].base in ("LDS", "LDL") for n in found):
-                return frozenset(found)
-            through_memory = True
-            for n in stores:
-                steps[n] = (bits(self.instructions[n].reads), *steps[n][1:])
+        found = self._relevant(steps)
+        if not any(self.instructions[n].base in ("LDS", "LDL") for n in found):
+            return found
+        # Values that decide are read from shared or local memory: so all that are stored there may decide.
+        stores = frozenset(n for n, i in enumerate(self.instructions) if i.base in ("STS", "STL"))
+        for n in stores:
+            steps[n] = (bits(self.instructions[n].reads), *steps[n][1:])
+        return self._relevant(steps) | stores
 
-    def _relevant(self, steps: list[tuple[int, int, int, bool]]) -> set[int]:
+    def _relevant(self, steps: list[tuple[int, int, int, bool]]) -> frozenset[int]:
         """Positions that write what a later instruction needs: a backward data flow until nothing changes."""
         entry = dict.fromkeys((block.start for block in self.blocks), 0)
         found: set[int] = set()
@@ -201,7 +169,7 @@ class Function:
                     needed |= seeds
                 if needed != entry[block.start]:
                     entry[block.start], changed = needed, True
-        return found
+        return frozenset(found)
 
 
 def _deciding_reads(i: Instruction) -> frozenset[str]:
@@ -230,13 +198,17 @@ def tool(name: str) -> Path:
     return Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
 
 
-@functools.lru_cache(maxsize=8)
-def _listing(cubin: bytes) -> list[dict[str, Any]]:
+def _say(cubin: bytes, name: str, option: str) -> str:
+    """Return what a program says about a cubin."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        done = subprocess.run([tool("nvdisasm"), "-json", file.name], check=True, capture_output=True, text=True)
-    found: list[dict[str, Any]] = json.loads(done.stdout)[1]
+        return subprocess.run([tool(name), option, file.name], check=True, capture_output=True, text=True).stdout
+
+
+@functools.lru_cache(maxsize=8)
+def _listing(cubin: bytes) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(_say(cubin, "nvdisasm", "-json"))[1]
     return found
 
 
@@ -281,12 +253,7 @@ def usage(cubin: bytes, name: str) -> tuple[int, int, int]:
 
 @functools.lru_cache(maxsize=64)
 def _usage(cubin: bytes) -> str:
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        return subprocess.run(
-            [tool("cuobjdump"), "-res-usage", file.name], check=True, capture_output=True, text=True
-        ).stdout
+    return _say(cubin, "cuobjdump", "-res-usage")
 
 
 def _read(at: int, raw: dict[str, Any], starts: dict[str, int]) -> Instruction:
@@ -306,13 +273,18 @@ def _read(at: int, raw: dict[str, Any], starts: dict[str, int]) -> Instruction:
         else:
             words.append(last)
     operands = tuple(_operand(word) for word in words)
-    reads, writes, results = _effects(opcode, base, operands)
-    if guard is not None and guard.name:
-        reads |= {guard.name}
-    count = next(
-        (_registers(opcode, base, n, results) for n, o in enumerate(operands[:results]) if o.kind == "register"), 1
-    )
-    return Instruction(at, opcode, operands, guard, target, frozenset(reads), frozenset(writes), results, count)
+    results = _results(base, operands)
+    reads = {guard.name} if guard is not None and guard.name else set()
+    writes: set[str] = set()
+    counts = [_registers(opcode, base, n, results) if o.kind == "register" else 1 for n, o in enumerate(operands)]
+    for n, (o, count) in enumerate(zip(operands, counts, strict=True)):
+        names = [following(o.name, k) for k in range(count)] if o.name else []
+        names += [name for part in o.parts for name in _names(*part)]
+        (writes if n < results else reads).update(names)
+    if base == "P2R":  # the predicates of its mask
+        reads |= {f"P{k}" for k in range(7) if int(operands[-1].value) >> k & 1}
+    first = next((count for o, count in zip(operands[:results], counts, strict=False) if o.kind == "register"), 1)
+    return Instruction(at, opcode, operands, guard, target, frozenset(reads), frozenset(writes), results, first)
 
 
 def _split(text: str) -> list[str]:
@@ -332,17 +304,8 @@ def _operand(word: str) -> Operand:
     if found := _CONSTANT.match(word):
         signs, bank, index, offset = found.groups()
         parts = ((index, False),) if index and not index.endswith("Z") else ()
-        return Operand(
-            "constant",
-            None,
-            "-" in signs,
-            "~" in signs,
-            "|" in signs,
-            int(offset or "0", 16),
-            parts,
-            int(bank, 16),
-            word,
-        )
+        at = int(offset or "0", 16)
+        return Operand("constant", None, "-" in signs, "~" in signs, "|" in signs, at, parts, int(bank, 16), word)
     if found := _ADDRESS.search(word):
         value = 0
         registers: list[tuple[str, bool]] = []
@@ -360,57 +323,36 @@ def _operand(word: str) -> Operand:
         return Operand("text", text=word)
 
 
-def _effects(opcode: str, base: str, operands: tuple[Operand, ...]) -> tuple[set[str], set[str], int]:
-    """Names of the registers and predicates that are read and written; pairs where the opcode says so."""
-    results = 0
-    if base not in WITHOUT_RESULT and operands:
-        results = 1
-        if base.lstrip("U") in ("ISETP", "FSETP", "DSETP", "HSETP2", "PLOP3", "VOTE", "SHFL", "ATOMG", "ATOM", "ATOMS"):
-            results = 2
-        elif base.lstrip("U") in ("IADD3", "LEA", "LOP3", "IMAD"):
-            results = 1 + _carries(opcode, operands)
-    reads: set[str] = set()
-    writes: set[str] = set()
-    for n, o in enumerate(operands):
-        names = _names(o.name, False) if o.kind == "register" and o.name else [o.name] if o.name else []
-        names += [name for part in o.parts for name in _names(*part)]
-        (writes if n < results else reads).update(names)
-    for n, o in enumerate(operands):
-        if o.kind == "register" and o.name:
-            count = _registers(opcode, base, n, results)
-            (writes if n < results else reads).update(following(o.name, k) for k in range(count))
-    if base == "P2R":  # the predicates of its mask
-        reads |= {f"P{k}" for k in range(7) if int(operands[-1].value) >> k & 1}
-    return reads, writes, results
-
-
-def _carries(opcode: str, operands: tuple[Operand, ...]) -> int:
-    """Predicates behind (LOP3: in front of) the first result that are results as well."""
-    if operands[0].kind == "predicate":
+def _results(base: str, operands: tuple[Operand, ...]) -> int:
+    """Return how many operands, from the first one on, an instruction writes."""
+    if base in WITHOUT_RESULT or not operands:
+        return 0
+    base = base.lstrip("U")
+    if base in ("ISETP", "FSETP", "DSETP", "HSETP2", "PLOP3", "VOTE", "SHFL", "ATOMG", "ATOM", "ATOMS"):
+        return 2
+    if base not in ("IADD3", "LEA", "LOP3", "IMAD"):
         return 1
-    count = 0
-    for o in operands[1:3]:
-        if o.kind != "predicate":
-            break
-        count += 1
-    return count
+    if operands[0].kind == "predicate":  # in front of the result
+        return 2
+    return 1 + len(list(itertools.takewhile(lambda o: o.kind == "predicate", operands[1:3])))
 
 
 def _registers(opcode: str, base: str, n: int, results: int) -> int:
     """Consecutive registers that an operand stands for."""
     modifiers = opcode.split(".")[1:]
-    if base in ("LDG", "LDS", "LDL", "LD", "STG", "STS", "STL", "ST", "LDC", "ULDC", "ATOMG", "LDSM"):
-        if base == "LDSM":
-            return 4 if "4" in modifiers else 2 if "2" in modifiers else 1
+    last = modifiers[-1] if modifiers else ""
+    if base in ("LDG", "LDS", "LDL", "LD", "STG", "STS", "STL", "ST", "LDC", "ULDC", "ATOMG"):
         return 4 if "128" in modifiers else 2 if "64" in modifiers else 1
+    if base == "LDSM":
+        return 4 if "4" in modifiers else 2 if "2" in modifiers else 1
     if base in ("DADD", "DMUL", "DFMA", "DSETP", "CS2R"):
         return 2 if base != "CS2R" or "32" not in modifiers else 1
     if "WIDE" in modifiers or (base in ("IMAD", "UIMAD") and "HI" in modifiers):
         return 2 if n == results + 2 or (n == 0 and "WIDE" in modifiers) else 1
-    if base in ("I2F", "F2F") and n == 0 and "F64" in modifiers[: 1 if base == "I2F" else 3]:
-        return 2 if base == "I2F" or modifiers[-2] == "F64" else 1
-    if base in ("F2I", "I2F", "F2F") and n == 1 and modifiers and modifiers[-1] in ("F64", "S64", "U64"):
-        return 2
-    if base == "F2I" and n == 0 and ("S64" in modifiers or "U64" in modifiers):
-        return 2
-    return 1
+    pairs = {
+        ("I2F", 0): modifiers[:1] == ["F64"],
+        ("F2F", 0): "F64" in modifiers[:3] and modifiers[-2:-1] == ["F64"],
+        ("F2I", 0): "S64" in modifiers or "U64" in modifiers,
+        **dict.fromkeys((("F2I", 1), ("I2F", 1), ("F2F", 1)), last in ("F64", "S64", "U64")),
+    }
+    return 2 if pairs.get((base, n)) else 1

@@ -4,11 +4,10 @@
 """
 
 from .cases import EAGER, Case, Implementation, Participants
-from .compare import Change, compare, comparison_table
 from .measure import Effort, checked, measure
 from .report import text_table
 from .roofline import Peaks, measure_peaks
-from .rows import Row, read_rows, write_rows
+from .rows import Change, Row, compare, comparison_table, read_rows, write_rows
 from .suite import SIZES, run
 
 __all__ = [

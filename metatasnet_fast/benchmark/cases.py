@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from ..backends import Backend, Request, available_backends, backend_names, get_backend
+from ..backends import Backend, Request, available_backends, get_backend
 from ..config import MetaTasNetConfig
 from ..precision import Precision
 from .parity import Outputs
@@ -26,7 +26,6 @@ __all__ = [
     "Participants",
     "compiled",
     "default_precisions",
-    "known",
 ]
 
 EAGER = "reference"
@@ -139,11 +138,6 @@ def default_precisions(device: torch.device) -> list[Precision]:
     if device.type == "cuda":
         return [Precision.float32, Precision.tf32, Precision.bfloat16]
     return [Precision.float32, Precision.bfloat16]
-
-
-def known(name: str) -> bool:
-    """Return whether a user can ask for that backend by name."""
-    return name in backend_names()
 
 
 def compiled(function: Callable[..., Any], mode: str | None = None) -> Callable[..., Any]:

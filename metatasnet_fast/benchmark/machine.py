@@ -85,13 +85,10 @@ def _cpu_mhz() -> float | None:
 
 
 def _nvidia_smi(field: str) -> Any:
-    if shutil.which("nvidia-smi") is None:
+    lines = _said("nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader,nounits")
+    if not lines:
         return None
-    command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader,nounits"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    if done.returncode or not done.stdout.strip():
-        return None
-    value = done.stdout.splitlines()[torch.cuda.current_device()].strip()
+    value = lines.splitlines()[torch.cuda.current_device()].strip()
     try:
         return float(value)
     except ValueError:
@@ -100,15 +97,16 @@ def _nvidia_smi(field: str) -> Any:
 
 def source_version() -> tuple[str | None, bool | None]:
     """Return the commit, and whether tracked files differ from it; (None, None) outside a checkout of this library."""
-    if shutil.which("git") is None or not (ROOT / ".git").exists():
+    if not (ROOT / ".git").exists():
         return None, None
-    commit = _git("rev-parse", "HEAD")
-    changed = _git("status", "--porcelain", "--untracked-files=no")
-    return commit, None if changed is None else bool(changed)
+    changed = _said("git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no")
+    return _said("git", "-C", str(ROOT), "rev-parse", "HEAD"), None if changed is None else bool(changed)
 
 
-def _git(*arguments: str) -> str | None:
-    command = ["git", "-C", str(ROOT), *arguments]
+def _said(*command: str) -> str | None:
+    """Return what a program prints; None if it is missing or fails."""
+    if shutil.which(command[0]) is None:
+        return None
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     return done.stdout.strip() if done.returncode == 0 else None
 

@@ -31,7 +31,7 @@ from .machine import clocks
 from .parity import Errors, Outputs, errors_of, limit, verdict
 from .roofline import Peaks
 from .rows import Row
-from .timing import HostTimer, Spread, Timer, make_timer
+from .timing import HostTimer, Timer, make_timer
 
 __all__ = ["Effort", "checked", "measure", "peak_memory"]
 
@@ -318,11 +318,9 @@ def _derive(entry: _Entry, entries: Sequence[_Entry], peaks: Peaks, case: Case) 
     work = case.work(entry.implementation.precision)
     row.of_compute = peaks.of_compute(work, entry.implementation.precision, seconds)
     row.of_memory = peaks.of_memory(work, seconds)
-    for other in entries:
-        if other is entry or other.row.spread is None:
-            continue
-        # Both ran in the same rounds: an implementation without a spread has no times at all and was skipped above.
-        row.speedup[other.row.label] = Spread.of(other.row.samples).median / seconds
+    # All ran in the same rounds.
+    others = {other.row.label: other.row.seconds for other in entries if other is not entry}
+    row.speedup = {label: median / seconds for label, median in others.items() if median is not None}
 
 
 def _synchronize(device: torch.device) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from .._extras import require
 from .rows import Row
 
-__all__ = ["draw", "text_table", "title"]
+__all__ = ["device", "draw", "duration", "text_table", "title"]
 
 HEADINGS = (
     "case",
@@ -120,10 +120,14 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 
 def title(rows: Sequence[Row]) -> str:
     """Return the machine, with every date and commit of the rows."""
-    machine = rows[0].machine if rows else {}
-    threads = f", {machine.get('threads')} threads" if machine.get("device") == "cpu" else ""
     runs = {f"{str(row.machine.get('date', ''))[:10]} {_commit(row)}" for row in rows}
-    return f"{machine.get('device_name', 'unknown device')}{threads}; {', '.join(sorted(runs))}"
+    return f"{device(rows[0]) if rows else 'unknown device'}; {', '.join(sorted(runs))}"
+
+
+def device(row: Row) -> str:
+    """Return the name of a row's device, with the number of threads of a CPU."""
+    threads = f", {row.machine.get('threads')} threads" if row.machine.get("device") == "cpu" else ""
+    return f"{row.machine.get('device_name', 'unknown device')}{threads}"
 
 
 def _commit(row: Row) -> str:

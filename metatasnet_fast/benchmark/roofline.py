@@ -17,15 +17,14 @@ The peak rates of the machine are measured in the same run: a large copy, and a 
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from ..config import MetaTasNetConfig, StageConfig
-from ..precision import Precision
+from ..precision import Precision, tf32_products
 from .timing import Timer, make_timer
 
 __all__ = [
@@ -168,16 +167,6 @@ def _copy(timer: Timer, size: int, device: torch.device) -> float:
 
 def _product(timer: Timer, n: int, precision: Precision, device: torch.device) -> float:
     a, b = (torch.randn(n, n, device=device).to(precision.storage) for _ in range(2))
-    with _tf32(precision is Precision.tf32):
+    with tf32_products(precision is Precision.tf32):
         torch.mm(a, b)
         return 2 * n**3 / min(timer(lambda: torch.mm(a, b))[0] for _ in range(ROUNDS))
-
-
-@contextlib.contextmanager
-def _tf32(allowed: bool) -> Iterator[None]:
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before

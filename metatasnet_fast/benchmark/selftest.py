@@ -19,9 +19,7 @@ import torch
 from torch import Tensor
 
 from ..backends import Backend, Request, available_backends
-from ..backends.cache import prepare_all
 from ..backends.reference import ReferenceBackend
-from ..backends.watch import collect_parameters
 from ..config import MetaTasNetConfig
 from ..errors import MetaTasNetError
 from ..model import MultiTasNet
@@ -171,17 +169,8 @@ def _check(
         degenerate = _kind(signal) == "degenerate"
         limits = {output: limit(output, precision, own[output], degenerate) for output in found}
         worst = max(found, key=lambda output: found[output] / limits[output])
-        yield Result(
-            device,
-            backend,
-            precision.value,
-            kind,
-            signal,
-            found[worst],
-            limits[worst],
-            own[worst],
-            broken.get(signal, worst),
-        )
+        figures = found[worst], limits[worst], own[worst]
+        yield Result(device, backend, precision.value, kind, signal, *figures, broken.get(signal, worst))
 
 
 def _kind(signal: str) -> str:
@@ -268,8 +257,7 @@ def _training_step(
     """Return loss, statistics and gradients of two items with one silent source."""
     config = network.config
     trained = copy.deepcopy(network).to(dtype)
-    stages = [(config.stage(i), collect_parameters(stage)) for i, stage in enumerate(trained.stages)]
-    ready = Engine(config, backend, precision, prepare_all(backend, precision, stages))
+    ready = engine(trained, backend, precision, training=True)
     there = functools.partial(torch.Tensor.to, device=network.device, dtype=dtype)
     loss, stats = ready.loss(
         [there(mix) for mix in mixes], [there(stem) for stem in stems], [there(sounds)] * config.stages_num

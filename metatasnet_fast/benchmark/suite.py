@@ -1,109 +1,41 @@
-"""Choose the cases of a run, and run them; the case of preparing weights, as after a change of a parameter."""
+"""The suite: its sizes, the cases of whole programs (separating a recording from samples to stems, and the first inference of a
+new process), and running the cases that are asked for."""
 
 from __future__ import annotations
 
 import copy
-import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..backends import Backend
+from ..backends import use_backend
 from ..config import MetaTasNetConfig
 from ..errors import ConfigError
-from ..model import MultiTasNet
-from ..model.engine import Engine
+from ..model import MultiTasNet, load_checkpoint
+from ..model.methods import CONTEXT_SECONDS, plan_chunks
 from ..precision import Precision
+from ..separation import Separator
+from ..separation.reference_mode import CHUNKS
+from ..separation.separator import Mode
+from ..separation.windows import default_shape, plan_windows
 from . import roofline, synthetic
-from .cases import Call, Case, Participants
+from .cases import Call, Case, Implementation, Participants
 from .machine import describe
 from .measure import Effort, measure
 from .parity import Outputs
 from .roofline import measure_peaks
 from .rows import Row
-from .synthetic import mixtures, sources
-from .training_step import training_case
-from .whole_programs import first_call_case, separation_case
-from .workloads import engine, frames_of, implementations_of, inference_case, oracle
+from .synthetic import mixtures, sources, varied
+from .workloads import frames_of, inference_case, oracle, preparation_case, training_case
 
-__all__ = ["SIZES", "TINY", "cases", "preparation_case", "run"]
-
-
-class _Deferred(Mapping[str, Sequence[Tensor]]):
-    """Outputs that are computed only when they are read, so that a call which only prepares weights can be checked
-    untimed."""
-
-    def __init__(self, compute: Callable[[], Outputs]) -> None:
-        self._compute = compute
-        self._found: Outputs | None = None
-
-    def _outputs(self) -> Outputs:
-        if self._found is None:
-            self._found = self._compute()
-        return self._found
-
-    def __getitem__(self, name: str) -> Sequence[Tensor]:
-        return self._outputs()[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._outputs())
-
-    def __len__(self) -> int:
-        return len(self._outputs())
-
-
-def preparation_case(network: MultiTasNet, participants: Participants) -> Case:
-    """Return the case that generates, folds and packs the weights of all stages, as after a change of a parameter.
-
-    The inputs are the instruments' embeddings, which every generated weight depends on; what was prepared is checked by
-    separating the shortest signal there is, outside the timed call.
-    """
-    config, device = network.config, participants.device
-    here, there = (copy.deepcopy(network).to(place) for place in (torch.device("cpu"), device))
-    last = config.stages_num - 1
-    inputs = _embeddings(there)
-    base = [x.detach().clone().cpu() for x in inputs]
-    probe = [mix.float() for mix in mixtures(sources(config, 1, frames_of(network, 0.0) * config.W, seed=3))]
-    there_probe = [mix.to(device) for mix in probe]
-
-    @torch.no_grad()
-    def separated(ready: Engine, mixes: Sequence[Tensor]) -> Outputs:
-        return {"estimate": [ready.separate(mixes, {last})[last]]}
-
-    def expected(values: Sequence[Tensor]) -> Outputs:
-        for embedding, value in zip(_embeddings(here), values, strict=True):
-            embedding.copy_(value)
-        return separated(oracle(here, participants), [mix.double() for mix in there_probe])
-
-    def plain(backend: Backend, precision: Precision) -> Call:
-        def call() -> Outputs:
-            ready = engine(there, backend, precision)
-            return _Deferred(lambda: separated(ready, there_probe))
-
-        return call
-
-    def draw(number: int) -> list[Tensor]:
-        return [x + 0.1 * torch.sin(torch.arange(x.numel()).view_as(x) + number) for x in base]
-
-    count = sum(p.numel() for p in network.parameters())
-    return Case(
-        name="preparation",
-        job="preparation",
-        sizes={"parameters": count},
-        audio_seconds=None,
-        inputs=inputs,
-        draw=draw,
-        expected=expected,
-        work=lambda precision: roofline.preparation(config, count, precision.storage.itemsize),
-        implementations=implementations_of(network, participants, False, plain, None),
-    )
-
-
-def _embeddings(network: MultiTasNet) -> list[Tensor]:
-    return [p.detach() for name, p in network.named_parameters() if name.endswith("instrument_embedding.weight")]
-
+__all__ = ["SIZES", "TINY", "cases", "first_call_case", "measure_all", "run", "separation_case"]
 
 # With 8 bands, eager PyTorch (2.13, bfloat16, AMX) writes beyond the memory of the weight gradient of 2,049 bins.
 TINY = MetaTasNetConfig(N=16, B=16, H=16, layers=2, stack=1, num_mels=16)
@@ -161,17 +93,171 @@ SIZES = {
 }
 
 
-def cases(size: Size, network: MultiTasNet, participants: Participants) -> Iterator[Callable[[], Case]]:
+def separation_case(
+    network: MultiTasNet, participants: Participants, mode: Mode, channels: int, seconds: float
+) -> Case:
+    """Return the case of a whole ``Separator`` at the network's output rate: resampling, windows, stitching, gains."""
+    config, device = network.config, participants.device
+    rate = config.output_rate
+    samples = frames_of(network, seconds) * config.stages[-1].W
+    base = mixtures(sources(config, channels, samples >> (config.stages_num - 1), seed=5))[-1][:, 0].float() / 8
+    inputs = [base.to(device)]
+    there = copy.deepcopy(network).to(device)
+
+    def separated(separator: Separator, waveform: Tensor) -> Outputs:
+        separation = separator.separate(waveform, rate)
+        return {"stems": [separation[name] for name in separator.stems]}
+
+    def expected(values: Sequence[Tensor]) -> Outputs:
+        return separated(Separator(there, device, "reference", "float64", mode), values[0].to(device))
+
+    def make(name: str, precision: Precision) -> Call:
+        separator = Separator(there, device, name, precision, mode)
+        return lambda: separated(separator, inputs[0])
+
+    frames = _processed_frames(network, mode, samples // config.stages[-1].W)
+    duration = samples / rate
+    return Case(
+        name=f"separate {mode} {channels}ch {duration:g}s",
+        job=f"separation, {mode} mode",
+        sizes={"channels": channels, "seconds": duration, "sample_rate": rate, "frames processed": frames * channels},
+        audio_seconds=channels * duration,
+        inputs=inputs,
+        draw=varied([base], [1]),
+        expected=expected,
+        work=lambda precision: roofline.inference(config, frames, channels, precision.storage.itemsize),
+        implementations=_named(participants, network, make),
+    )
+
+
+def _processed_frames(network: MultiTasNet, mode: Mode, frames: int) -> int:
+    """Return how many latent frames of a channel go through the network, context included."""
+    config = network.config
+    if mode == "fast":
+        shape = default_shape(config)
+        return len(plan_windows(frames, shape)) * min(frames, shape.window)
+    chunks = plan_chunks(frames * config.W, CHUNKS, CONTEXT_SECONDS * config.sampling_rate, config.W)
+    return sum(chunk.end - chunk.start for chunk in chunks) // config.W
+
+
+def _named(
+    participants: Participants, network: MultiTasNet, make: Callable[[str, Precision], Call]
+) -> list[Implementation]:
+    """Return the implementations for a job that chooses its backend by name: only registered backends take part."""
+    return [
+        Implementation(name, precision, lambda n=name, p=precision: make(n, p))  # type: ignore[misc]
+        for name, _, precision in participants.serving(network.config, False)
+        if name not in participants.extra
+    ]
+
+
+def first_call_case(network: MultiTasNet, participants: Participants, seconds: float) -> Case:
+    """Return the case of a new Python process, from the start of the interpreter: import, load a checkpoint, separate
+    one mono window, write it."""
+    config, device = network.config, participants.device
+    frames, last = frames_of(network, seconds), config.stages_num - 1
+    base = [mix.float() for mix in mixtures(sources(config, 1, frames * config.W, seed=6))]
+    inputs = [mix.to(device) for mix in base]
+    folder = tempfile.TemporaryDirectory(prefix="metatasnet-fast-bench-")
+    checkpoint = Path(folder.name) / "checkpoint.pt"
+    torch.save({"state_dict": network.state_dict(), "args": config.to_namespace()}, checkpoint)
+
+    @torch.no_grad()
+    def expected(values: Sequence[Tensor]) -> Outputs:
+        mixes = [value.to(device, torch.float64) for value in values]
+        return {"estimate": [oracle(network, participants).separate(mixes, {last})[last]]}
+
+    def make(name: str, precision: Precision) -> Call:
+        heard, found = Path(folder.name) / "mixtures.pt", Path(folder.name) / "estimate.pt"
+        arguments = [checkpoint, heard, found, name, precision.value, device, torch.get_num_threads()]
+        command = [sys.executable, "-m", __name__, *map(str, arguments)]
+        root = str(Path(__file__).resolve().parents[2])
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
+
+        def call() -> Outputs:
+            torch.save([mix.cpu() for mix in inputs], heard)
+            found.unlink(missing_ok=True)
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise RuntimeError(f"the new process ended with {done.returncode}: {done.stderr.strip()[-200:]}")
+            # The folder exists as long as this function does.
+            return {"estimate": [torch.load(folder.name + "/estimate.pt", weights_only=True)]}
+
+        return call
+
+    duration = frames * config.W / config.sampling_rate
+    return Case(
+        name=f"first call {duration:g}s",
+        job="first call of a new process",
+        sizes={"batch": 1, "seconds": duration},
+        audio_seconds=duration,
+        inputs=inputs,
+        draw=varied(base, [2**s for s in range(config.stages_num)]),
+        expected=expected,
+        work=lambda precision: roofline.inference(config, frames, 1, precision.storage.itemsize),
+        implementations=_named(participants, network, make),
+        whole_process=True,
+    )
+
+
+def _separate_once(
+    checkpoint: str, heard: str, found: str, backend: str, dtype: str, device: str, threads: str
+) -> None:
+    """Do the work of the new process of :func:`first_call_case`."""
+    torch.set_num_threads(int(threads))
+    network = load_checkpoint(checkpoint).to(device)
+    mixes = [mix.to(device) for mix in torch.load(heard, weights_only=True)]
+    with torch.no_grad(), use_backend(backend, dtype):
+        last = network.config.stages_num - 1
+        estimate = network.engine().separate(mixes, {last})[last]
+    torch.save(estimate.cpu(), found)
+
+
+def cases(size: Size, network: MultiTasNet, participants: Participants) -> Iterator[Case]:
     """Yield the cases in the order in which they are measured; each is built only when its turn comes."""
     kind = participants.device.type
     for shape in size.windows[kind]:
-        yield functools.partial(inference_case, network, participants, *shape)
-    yield functools.partial(preparation_case, network, participants)
-    yield functools.partial(training_case, network, participants, *size.training[kind])
-    for mode in ("fast", "reference") if size.recording[kind] else ():
-        yield functools.partial(separation_case, network, participants, mode, 2, size.recording[kind])
+        yield inference_case(network, participants, *shape)
+    yield preparation_case(network, participants)
+    yield training_case(network, participants, *size.training[kind])
+    modes: tuple[Mode, ...] = ("fast", "reference")
+    for mode in modes if size.recording[kind] else ():
+        yield separation_case(network, participants, mode, 2, size.recording[kind])
     if size.first_call:
-        yield functools.partial(first_call_case, network, participants, size.first_call)
+        yield first_call_case(network, participants, size.first_call)
+
+
+def measure_all(
+    chosen: Iterable[Case],
+    device: torch.device,
+    precisions: Sequence[Precision],
+    tiny: bool,
+    effort: Effort,
+    keep: Callable[[list[Row]], object],
+    tell: Callable[[str], object] = lambda line: None,
+) -> list[Row]:
+    """Measure cases one after the other, with the peaks of the device.
+
+    Args:
+        keep: gets all rows as they are known so far, after every round.
+        tell: gets a line about what comes next.
+    """
+    machine = describe(device)
+    tell("peaks: a large copy and matrix products")
+    peaks = measure_peaks(device, precisions, tiny)
+    done: list[Row] = []
+
+    def so_far(rows: list[Row]) -> None:
+        for row in rows:
+            row.machine, row.peaks = machine, peaks.to_dict()
+        keep([*done, *rows])
+
+    for case in chosen:
+        tell(case.name)
+        # A case that starts a process for every call gets the fewest rounds.
+        done += measure(case, peaks, Effort(0, 3, 3) if case.whole_process else effort, so_far)
+        so_far([])
+    return done
 
 
 def run(
@@ -181,35 +267,25 @@ def run(
     only: str = "",
     keep: Callable[[list[Row]], object] = lambda rows: None,
 ) -> list[Row]:
-    """Measure the cases of a size whose names contain ``only``.
-
-    Args:
-        tell: gets a line about what comes next.
-        keep: gets all rows as they are known so far, after every round.
+    """Measure the cases of a size whose names contain ``only``; for the rest see :func:`measure_all`.
 
     Raises:
         ConfigError: if no name contains ``only``.
     """
-    machine = describe(participants.device)
-    tell("peaks: a large copy and matrix products")
-    peaks = measure_peaks(participants.device, participants.precisions, tiny=size.config == TINY)
-    network = synthetic.network(size.config)
     names: list[str] = []
-    done: list[Row] = []
 
-    def so_far(rows: list[Row]) -> None:
-        for row in rows:
-            row.machine, row.peaks = machine, peaks.to_dict()
-        keep([*done, *rows])
+    def chosen() -> Iterator[Case]:
+        for case in cases(size, synthetic.network(size.config), participants):
+            names.append(case.name)
+            if only in case.name:
+                yield case
 
-    for build in cases(size, network, participants):
-        case = build()
-        names.append(case.name)
-        if only in case.name:
-            tell(case.name)
-            # A case that starts a process for every call gets the fewest rounds.
-            done += measure(case, peaks, Effort(0, 3, 3) if case.whole_process else size.effort, so_far)
-            so_far([])
+    tiny = size.config == TINY
+    done = measure_all(chosen(), participants.device, participants.precisions, tiny, size.effort, keep, tell)
     if not done:
         raise ConfigError(f"No case's name contains {only!r}; there are: {', '.join(names)}.")
     return done
+
+
+if __name__ == "__main__":
+    _separate_once(*sys.argv[1:])

@@ -1,4 +1,5 @@
-"""The case of inference: windows through all stages, by our backends, eager PyTorch and other runtimes.
+"""The cases of a network: inference (windows through all stages), training (one step of the trainer) and preparing weights, by
+our backends, eager PyTorch and, for inference, other runtimes.
 
 A user could choose ONNX Runtime or OpenVINO instead of this library, so ``bench --peers`` measures them in the same rounds, on
 a CPU. Both get the network exported to ONNX with the generated weights as constants, the shapes of the case, torch's number of
@@ -10,30 +11,44 @@ from __future__ import annotations
 import copy
 import functools
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from .._extras import require
-from ..backends import Backend
+from ..backends import Backend, Choice
 from ..backends.cache import prepare_all
 from ..backends.watch import collect_parameters
 from ..model import MultiTasNet, export
 from ..model.engine import Engine
 from ..precision import Precision
+from ..training import Ranger
+from ..training.parts import Items
+from ..training.step import GradientStep
 from . import roofline
 from .cases import Call, Case, Implementation, Participants, compiled
-from .parity import Outputs
+from .parity import GRADIENTS, Outputs
 from .synthetic import mixtures, sources, varied
 
-__all__ = ["PEERS", "engine", "frames_of", "implementations_of", "inference_case", "oracle"]
+__all__ = [
+    "PEERS",
+    "engine",
+    "frames_of",
+    "implementations_of",
+    "inference_case",
+    "oracle",
+    "preparation_case",
+    "training_case",
+]
 
 ONNX_RUNTIME, OPENVINO = "ONNX Runtime", "OpenVINO"
 
-Run = Callable[[], Tensor]
+Run: TypeAlias = Callable[[], Tensor]
+Wrap: TypeAlias = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 PEERS: dict[str, tuple[Precision, ...]] = {
     ONNX_RUNTIME: (Precision.float32,),
@@ -81,10 +96,10 @@ def _openvino(path: Path, precision: Precision, arrays: Sequence[Any]) -> Callab
     return lambda: request.infer(list(arrays))[output]
 
 
-def engine(network: MultiTasNet, backend: Backend, precision: Precision) -> Engine:
-    """Return the network ready for inference, with its weights packed for this call alone."""
+def engine(network: MultiTasNet, backend: Backend, precision: Precision, training: bool = False) -> Engine:
+    """Return the network ready for inference or training, with its weights packed for this call alone."""
     stages = [(network.config.stage(i), collect_parameters(stage)) for i, stage in enumerate(network.stages)]
-    with torch.no_grad():
+    with torch.set_grad_enabled(training):
         return Engine(network.config, backend, precision, prepare_all(backend, precision, stages))
 
 
@@ -179,3 +194,148 @@ def implementations_of(
         for label, mode in participants.modes:
             found.append(Implementation(label, precision, functools.partial(by_compiler, backend, precision, mode)))
     return found
+
+
+def training_case(network: MultiTasNet, participants: Participants, batch: int, seconds: float) -> Case:
+    """Return the case of a training step as the trainer does it: forward, losses, backward, clipping of the gradients'
+    norm, Ranger.
+
+    The learning rate is 0: all of the arithmetic is done and the weights stay, so every round can be compared.
+    """
+    config, device = network.config, participants.device
+    frames = frames_of(network, seconds)
+    stems = [stem.float() for stem in sources(config, batch, frames * config.W, seed=4)]
+    base = [*mixtures(stems), *stems]
+    inputs = [x.to(device) for x in base]
+    count = config.stages_num
+    masks = torch.ones(batch, len(config.instruments), 1)
+
+    def gradients(step: GradientStep, values: Sequence[Tensor]) -> Outputs:
+        given = step(Items(values[:count], values[count:], [masks.to(values[0])] * count), 0)
+        found = [p.grad for p in step.network.parameters() if p.grad is not None]
+        # One number may be right by chance, so the loss is checked together with the statistics that it consists of.
+        return {"loss and statistics": [torch.tensor([given.loss, *given.stats])], GRADIENTS: found}
+
+    def expected(values: Sequence[Tensor]) -> Outputs:
+        wide = copy.deepcopy(network).to(device, torch.float64)
+        step = GradientStep(wide, Choice("reference", Precision.float64), recompute=True)
+        found = gradients(step, [value.to(device, torch.float64) for value in values])
+        return {name: [tensor.cpu() for tensor in tensors] for name, tensors in found.items()}
+
+    def stepping(wrap: Wrap | None, backend: Backend, precision: Precision) -> Call:
+        trained = copy.deepcopy(network).to(device)
+        optimiser = Ranger(trained.parameters(), weight_decay=5e-4)
+        optimiser.param_groups[0]["lr"] = 0.0
+        if wrap or backend.name in participants.extra:
+            _serve(trained, backend, precision, wrap or (lambda loss: loss))
+        step = GradientStep(trained, Choice(backend.name, precision))
+
+        def call() -> Outputs:
+            outputs = gradients(step, inputs)
+            optimiser.step()
+            return outputs
+
+        return call
+
+    duration = frames * config.W / config.sampling_rate
+    return Case(
+        name=f"training step {batch}x{duration:g}s",
+        job="training step",
+        sizes={"batch": batch, "seconds": duration, "frames": frames, "stages": count},
+        audio_seconds=batch * duration,
+        inputs=inputs,
+        draw=varied(base, [2**s for s in range(count)] * 2),
+        expected=expected,
+        work=lambda precision: roofline.training_step(config, frames, batch, precision.storage.itemsize),
+        implementations=implementations_of(
+            network,
+            participants,
+            True,
+            functools.partial(stepping, None),
+            lambda backend, precision, mode: stepping(lambda loss: compiled(loss, mode), backend, precision),
+        ),
+    )
+
+
+def _serve(network: MultiTasNet, backend: Backend, precision: Precision, wrap: Wrap) -> None:
+    """Let the network compute its loss by a given function, such as a compiled one or a backend that is not registered."""
+    stages = [(network.config.stage(i), collect_parameters(stage)) for i, stage in enumerate(network.stages)]
+
+    def loss(*arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
+        ready = Engine(network.config, backend, precision, prepare_all(backend, precision, stages))
+        return ready.loss(*arguments, **options)
+
+    served = SimpleNamespace(loss=wrap(loss))
+
+    def engine(choice: Choice | None = None, training: bool | None = None) -> Any:
+        return served
+
+    network.engine = engine  # type: ignore[method-assign]
+
+
+class _Deferred(Mapping[str, Sequence[Tensor]]):
+    """Outputs that are computed only when they are read, so that a call which only prepares weights can be checked
+    untimed."""
+
+    def __init__(self, compute: Callable[[], Outputs]) -> None:
+        self._outputs = functools.cache(compute)
+
+    def __getitem__(self, name: str) -> Sequence[Tensor]:
+        return self._outputs()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._outputs())
+
+    def __len__(self) -> int:
+        return len(self._outputs())
+
+
+def preparation_case(network: MultiTasNet, participants: Participants) -> Case:
+    """Return the case that generates, folds and packs the weights of all stages, as after a change of a parameter.
+
+    The inputs are the instruments' embeddings, which every generated weight depends on; what was prepared is checked by
+    separating the shortest signal there is, outside the timed call.
+    """
+    config, device = network.config, participants.device
+    here, there = (copy.deepcopy(network).to(place) for place in (torch.device("cpu"), device))
+    last = config.stages_num - 1
+    inputs = _embeddings(there)
+    base = [x.detach().clone().cpu() for x in inputs]
+    probe = [mix.float() for mix in mixtures(sources(config, 1, frames_of(network, 0.0) * config.W, seed=3))]
+    there_probe = [mix.to(device) for mix in probe]
+
+    @torch.no_grad()
+    def separated(ready: Engine, mixes: Sequence[Tensor]) -> Outputs:
+        return {"estimate": [ready.separate(mixes, {last})[last]]}
+
+    def expected(values: Sequence[Tensor]) -> Outputs:
+        for embedding, value in zip(_embeddings(here), values, strict=True):
+            embedding.copy_(value)
+        return separated(oracle(here, participants), [mix.double() for mix in there_probe])
+
+    def plain(backend: Backend, precision: Precision) -> Call:
+        def call() -> Outputs:
+            ready = engine(there, backend, precision)
+            return _Deferred(lambda: separated(ready, there_probe))
+
+        return call
+
+    def draw(number: int) -> list[Tensor]:
+        return [x + 0.1 * torch.sin(torch.arange(x.numel()).view_as(x) + number) for x in base]
+
+    count = sum(p.numel() for p in network.parameters())
+    return Case(
+        name="preparation",
+        job="preparation",
+        sizes={"parameters": count},
+        audio_seconds=None,
+        inputs=inputs,
+        draw=draw,
+        expected=expected,
+        work=lambda precision: roofline.preparation(config, count, precision.storage.itemsize),
+        implementations=implementations_of(network, participants, False, plain, None),
+    )
+
+
+def _embeddings(network: MultiTasNet) -> list[Tensor]:
+    return [p.detach() for name, p in network.named_parameters() if name.endswith("instrument_embedding.weight")]

@@ -1,4 +1,5 @@
-"""Render a written piece to stems: MIDI files through FluidSynth, or drums from samples and bass from oscillators."""
+"""Render a written piece to stems: MIDI files through FluidSynth, bass from oscillators too, and drums from recorded samples or
+from oscillators and noise."""
 
 from __future__ import annotations
 
@@ -12,16 +13,17 @@ import numpy as np
 import soundfile as sf
 from numpy.typing import NDArray
 
-from .drums import KEYS, RATE, play_samples, sample_kit, synthetic_kit
 from .score import Part, Piece
 
 __all__ = ["RATE", "Audio", "bass_stem", "drum_stem", "instrument_stem"]
 
+RATE = 44100
 TICKS = 120
 """Per sixteenth."""
 KITS = (0, 8, 16, 24, 25, 26, 32, 40)
 """Standard, room, power, electronic, TR-808, TR-808 again, jazz, brush."""
 Audio = NDArray[np.float32]
+Kit = dict[str, Audio]
 
 
 def drum_stem(rng: np.random.Generator, piece: Piece, font: Path, samples: Path) -> Audio:
@@ -105,3 +107,118 @@ def _oscillators(rng: np.random.Generator, piece: Piece) -> Audio:
         envelope = np.minimum(1, t / attack) * np.exp(-decay * t) * np.minimum(1, (count / RATE - t) / 0.008)
         out[begin : begin + count] += np.tanh(drive * tone) * envelope * (note.velocity / 127)
     return np.stack([out, out])
+
+
+# -- drums
+
+KEYS = {
+    "kick": (36, 35), "snare": (38, 40), "clap": (39,), "rim": (37,), "hat": (42, 44), "open": (46,), "ride": (51, 59, 53),
+    "crash": (49, 57, 55), "tom": (45, 47, 48, 43, 50), "shaker": (70, 82, 54), "perc": (56, 62, 63, 64, 75, 76),
+    "perc2": (60, 61, 65, 67, 69, 77),
+}  # fmt: skip
+"""General MIDI keys of channel 10."""
+SAMPLES = {
+    "kick": "bd_* drum_bass_* drum_heavy_kick elec_hollow_kick elec_soft_kick",
+    "snare": "sn_* drum_snare_* elec_snare elec_mid_snare elec_lo_snare elec_hi_snare elec_filt_snare",
+    "clap": "perc_snap* elec_filt_snare sn_generic",
+    "rim": "elec_wood elec_tick perc_snap2 drum_cowbell",
+    "hat": "drum_cymbal_closed drum_cymbal_pedal elec_tick elec_cymbal",
+    "open": "drum_cymbal_open elec_cymbal",
+    "ride": "drum_cymbal_soft drum_cymbal_hard",
+    "crash": "drum_splash_* drum_cymbal_hard",
+    "tom": "drum_tom_* elec_fuzz_tom tabla_ghe*",
+    "shaker": "drum_cymbal_closed elec_tick vinyl_scratch",
+    "perc": "tabla_* drum_cowbell elec_blip* elec_wood elec_pop perc_* glitch_perc*",
+    "perc2": "tabla_* glitch_perc* elec_twip elec_flip elec_plip",
+}
+"""Files of the CC0 samples that come with Sonic Pi."""
+
+
+def sample_kit(rng: np.random.Generator, folder: Path) -> Kit:
+    """Choose one recorded sample for each drum, at a random speed."""
+    kit: Kit = {}
+    for drum, patterns in SAMPLES.items():
+        files = sorted(path for pattern in patterns.split() for path in folder.glob(f"{pattern}.flac"))
+        audio, rate = sf.read(files[int(rng.integers(len(files)))], dtype="float32", always_2d=True)
+        speed = rate / RATE * rng.uniform(0.85, 1.2)
+        mono = audio[: 3 * rate].mean(1)
+        at = np.arange(0, len(mono) - 1, speed)
+        kit[drum] = np.interp(at, np.arange(len(mono)), mono).astype(np.float32)
+    return {drum: sound / max(1e-6, float(np.abs(sound).max())) for drum, sound in kit.items()}
+
+
+def synthetic_kit(rng: np.random.Generator) -> Kit:
+    """Synthesise analogue drums: swept sines, filtered noise, metallic squares."""
+
+    def envelope(seconds: float, decay: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        t = np.arange(int(seconds * RATE)) / RATE
+        return t, np.exp(-t / decay) * np.minimum(1, t / 0.001) * np.minimum(1, (seconds - t) / 0.01)
+
+    def noise(count: int, low: float, high: float) -> NDArray[np.float64]:
+        spectrum = np.fft.rfft(rng.standard_normal(count))
+        f = np.fft.rfftfreq(count, 1 / RATE)
+        spectrum *= 1 / (1 + (low / np.maximum(f, 1)) ** 4) / (1 + (f / high) ** 4)
+        x = np.fft.irfft(spectrum, count)
+        return x / x.std() * 0.3
+
+    def tone(t: NDArray[np.float64], start: float, end: float, fall: float) -> NDArray[np.float64]:
+        frequency = end + (start - end) * np.exp(-t / fall)
+        return np.sin(2 * np.pi * np.cumsum(frequency) / RATE)
+
+    def burst(seconds: float, decay: float, low: float, high: float) -> NDArray[np.float64]:
+        t, e = envelope(seconds, decay)
+        return noise(len(t), low, high) * e
+
+    def metal(seconds: float, decay: float) -> NDArray[np.float64]:
+        t, e = envelope(seconds, decay)
+        base = rng.uniform(300, 550)
+        squares = sum(np.sign(np.sin(2 * np.pi * base * r * t)) for r in (1, 1.34, 1.51, 1.8, 2.3, 2.7))
+        x = 0.2 * squares + noise(len(t), 5000, 16000) * rng.uniform(0.5, 2)
+        spectrum = np.fft.rfft(x)
+        spectrum *= 1 / (1 + (rng.uniform(5000, 9000) / np.maximum(np.fft.rfftfreq(len(x), 1 / RATE), 1)) ** 6)
+        return np.fft.irfft(spectrum, len(x)) * e
+
+    t, e = envelope(0.7, rng.uniform(0.08, 0.35))
+    kick = np.tanh(rng.uniform(1, 4) * tone(t, rng.uniform(120, 400), rng.uniform(40, 62), rng.uniform(0.01, 0.05)) * e)
+    kick += rng.uniform(0, 0.5) * np.pad(burst(0.02, 0.004, 1000, 9000), (0, len(t) - int(0.02 * RATE)))
+    t, e = envelope(0.4, rng.uniform(0.05, 0.15))
+    body = tone(t, rng.uniform(250, 380), rng.uniform(150, 220), 0.02) * e * rng.uniform(0.2, 0.8)
+    snare = body + burst(0.4, rng.uniform(0.06, 0.18), rng.uniform(600, 2000), 12000) * rng.uniform(0.6, 1.4)
+    clap = sum(
+        np.roll(burst(0.35, rng.uniform(0.01, 0.08), 800, 4000), int(i * rng.uniform(0.008, 0.014) * RATE))
+        for i in range(4)
+    )
+    t, e = envelope(0.5, rng.uniform(0.1, 0.25))
+    start = rng.uniform(120, 350)
+    tom = tone(t, start, start * 0.6, 0.08) * e
+    t, e = envelope(0.08, 0.015)
+    rim = tone(t, 1800, rng.uniform(700, 1700), 0.003) * e
+    t, e = envelope(0.3, rng.uniform(0.03, 0.12))
+    perc = tone(t, rng.uniform(400, 1200), rng.uniform(300, 900), 0.02) * e
+    perc2 = metal(0.25, rng.uniform(0.03, 0.1))
+    sounds = {
+        "kick": kick, "snare": snare, "clap": clap, "rim": rim, "hat": metal(0.15, rng.uniform(0.015, 0.05)),
+        "open": metal(0.6, rng.uniform(0.12, 0.3)), "ride": metal(1.2, rng.uniform(0.3, 0.6)),
+        "crash": metal(2.0, rng.uniform(0.5, 0.9)), "tom": tom, "shaker": burst(0.12, rng.uniform(0.02, 0.05), 4000, 14000),
+        "perc": perc, "perc2": perc2,
+    }  # fmt: skip
+    return {drum: (sound / np.abs(sound).max()).astype(np.float32) for drum, sound in sounds.items()}
+
+
+LEVELS = {"kick": 1.0, "snare": 0.7, "clap": 0.6, "tom": 0.7, "crash": 0.5, "open": 0.35, "ride": 0.35}
+
+
+def play_samples(rng: np.random.Generator, piece: Piece, kit: Kit) -> NDArray[np.float32]:
+    """Play a piece's drum hits; return (2, samples)."""
+    length = int((piece.bars * 16 * piece.sixteenth + 2) * RATE)
+    out = np.zeros((2, length), np.float32)
+    level = {drum: LEVELS.get(drum, 0.3) * 10 ** (rng.normal(0, 3) / 20) for drum in kit}
+    pan = {drum: 0.0 if drum in ("kick", "snare") else rng.uniform(-0.6, 0.6) for drum in kit}
+    for hit in piece.drums:
+        sound = kit[hit.drum]
+        begin = max(0, int((hit.start * piece.sixteenth + rng.normal(0, 0.002)) * RATE))
+        span = min(len(sound), length - begin)
+        gain = level[hit.drum] * (hit.velocity / 127) ** 1.5
+        for channel, side in enumerate((1 - pan[hit.drum], 1 + pan[hit.drum])):
+            out[channel, begin : begin + span] += gain * side * sound[:span]
+    return out

@@ -38,7 +38,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Hit:
-    """One stroke of a drum, by its name in `drums.py`."""
+    """One stroke of a drum, by its name in `render.py`."""
 
     start: float
     drum: str

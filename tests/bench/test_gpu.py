@@ -18,8 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.gpu.__main__ import Call, main, second_steps
-from bench.gpu.results import FILES, PART, problem_of, read_rows
+from bench.gpu.__main__ import FILES, PART, Call, main, problem_of, read_rows, second_steps
 from bench.gpu.steps import CALLS, GPU_TESTS, ROOT, Step, plan, scaled, turns
 from bench.gpu.work import (
     APART,

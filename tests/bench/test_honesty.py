@@ -16,9 +16,8 @@ from metatasnet_fast.backends import Backend, backend_names
 from metatasnet_fast.benchmark import Effort, Participants, Peaks, Row, measure, read_rows, synthetic, text_table
 from metatasnet_fast.benchmark.rows import write_rows
 from metatasnet_fast.benchmark.selftest import Result, selftest
-from metatasnet_fast.benchmark.suite import TINY, preparation_case
-from metatasnet_fast.benchmark.training_step import training_case
-from metatasnet_fast.benchmark.workloads import inference_case
+from metatasnet_fast.benchmark.suite import TINY
+from metatasnet_fast.benchmark.workloads import inference_case, preparation_case, training_case
 from metatasnet_fast.model import MultiTasNet
 from metatasnet_fast.precision import Precision
 from tests.bench.dishonest import Breaking, Forgetful, Nothing, Remembering, SlightlyWrong

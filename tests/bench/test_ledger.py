@@ -14,11 +14,12 @@ pytest.importorskip("triton", reason="Triton is not installed")
 import triton  # noqa: E402
 import triton.language as tl  # noqa: E402
 
-from bench.ledger import count, cuda_launches, jobs, predict  # noqa: E402
+from bench.ledger import count, launches, predict  # noqa: E402
+from bench.ledger.__main__ import Line, total  # noqa: E402
 from bench.ledger.predict import GPUS, Cost  # noqa: E402
 from bench.ledger.sass import function  # noqa: E402
 from bench.ledger.simulate import Place, simulate  # noqa: E402
-from bench.ledger.table import Line, total  # noqa: E402
+from metatasnet_fast import native  # noqa: E402
 from metatasnet_fast.kernels.recording import Launch, TorchCall, compiled  # noqa: E402
 from metatasnet_fast.precision import Precision  # noqa: E402
 from tests.support import TINY, recipe_state  # noqa: E402
@@ -114,11 +115,9 @@ def test_addresses_go_through_divisions(capability: int, monkeypatch: pytest.Mon
     launch = row_sums(21, 1024)
     kernel = compiled(launch, capability)
     blocks = [(row, 0, 0) for row in range(21)]
-    place = Place(
-        (21, 1, 1), 32 * kernel.metadata.num_warps, blocks, count.triton_launches.parameters(launch), capability
-    )
+    place = Place((21, 1, 1), 32 * kernel.metadata.num_warps, blocks, launches.parameters(launch), capability)
     counts = simulate(function(kernel.asm["cubin"], kernel.metadata.name), place)
-    sectors = counts.read & count._SECTORS
+    sectors = counts.read & count.WHICH_SECTOR
     assert not counts.unknown
     assert len(set(sectors.tolist())) == len(sectors) == 21 * 1024 * 4 // 32
 
@@ -149,7 +148,6 @@ def test_results_are_kept_by_code_and_arguments(monkeypatch: pytest.MonkeyPatch,
 def test_more_of_anything_takes_longer() -> None:
     gpu = GPUS["H100"]
     plain = Cost(
-        1,
         hbm=1e9,
         level_2=1e9,
         flops={"bfloat16": 1e11},
@@ -166,7 +164,7 @@ def test_more_of_anything_takes_longer() -> None:
 
 def test_the_slowest_part_binds() -> None:
     gpu = GPUS["H100"]
-    found = predict.predict(Cost(1, hbm=3.35e9, blocks=132, threads=128, registers=32), gpu)
+    found = predict.predict(Cost(hbm=3.35e9, blocks=132, threads=128, registers=32), gpu)
     assert found.bound == "memory"
     assert found.seconds == pytest.approx(1e-3 / predict.BANDWIDTH)
 
@@ -180,20 +178,20 @@ def test_registers_and_shared_memory_limit_blocks() -> None:
 
 def test_boxes_and_products_of_a_warpgroup_are_counted() -> None:
     """300 frames of 16 channels, which are padded to half a chunk of 64; each block of a cluster copies half of the weights."""
-    if reason := cuda_launches.native.cuda_reason():
+    if reason := native.cuda_reason():
         pytest.skip(reason)
-    backend, stage = cuda_launches.RecordingWgmmaBackend(), TINY.stage(0)
+    backend, stage = launches.RecordingWgmmaBackend(), TINY.stage(0)
     parameters = {name[9:]: value for name, value in recipe_state(TINY, 3).items() if name.startswith("stages.0.")}
     prepared = backend.prepare(stage, parameters, Precision.bfloat16)
-    launches = cuda_launches.recorded(lambda: backend.decode(prepared, torch.empty(1, stage.N, 300)))
-    launch = next(launch for launch in launches if launch.name == "PointwiseWgmma From 0")
+    found = launches.recorded(lambda: backend.decode(prepared, torch.empty(1, stage.N, 300)))
+    launch = next(launch for launch in found if launch.name == "PointwiseWgmma From 0")
     assert (launch.grid[0], launch.cluster, stage.N) == (
         4,
         2,
         16,
     )  # three tiles, and one for the fourth of two clusters
     place = Place(launch.grid, launch.threads, [(x, 0, 0) for x in range(4)], launch.arguments, 90, launch.cluster)
-    counts = simulate(function(cuda_launches.cubin_of(launch.symbol, 90), launch.symbol), place)
+    counts = simulate(function(launches.cubin_of(launch.symbol, 90), launch.symbol), place)
     assert counts.flops["bfloat16"].tolist() == [2 * 128 * 160 * 32] * 4
     outputs = prepared.weights["decoder.expansion"].shape[0]
     weights = [32 * 2 * max(0, min(80, outputs - 80 * part)) for part in (0, 1, 0, 1)]
@@ -204,16 +202,16 @@ def test_boxes_and_products_of_a_warpgroup_are_counted() -> None:
 
 def test_a_persistent_launch_is_followed_through_all_its_blocks() -> None:
     """Two blocks of the network, so three products, by thread blocks of 100 rows, which are two warpgroups' 128."""
-    if reason := cuda_launches.native.cuda_reason():
+    if reason := native.cuda_reason():
         pytest.skip(reason)
-    backend, stage = cuda_launches.RecordingWgmmaBackend(), TINY.stage(0)
+    backend, stage = launches.RecordingWgmmaBackend(), TINY.stage(0)
     parameters = {name[9:]: value for name, value in recipe_state(TINY, 3).items() if name.startswith("stages.0.")}
     prepared = backend.prepare(stage, parameters, Precision.bfloat16)
-    launches = cuda_launches.recorded(lambda: backend.mask(prepared, torch.empty(1, stage.N, 300), None))
-    launch = next(launch for launch in launches if launch.name == "PersistentBlocks")
+    found = launches.recorded(lambda: backend.mask(prepared, torch.empty(1, stage.N, 300), None))
+    launch = next(launch for launch in found if launch.name == "PersistentBlocks")
     assert launch.grid == (3, 1, 4)
     place = Place(launch.grid, launch.threads, [(1, 0, 2)], launch.arguments, 90)
-    counts = simulate(function(cuda_launches.cubin_of(launch.symbol, 90), launch.symbol), place)
+    counts = simulate(function(launches.cubin_of(launch.symbol, 90), launch.symbol), place)
     assert counts.flops["bfloat16"].tolist() == [3 * 2 * 128 * 160 * 160]
     assert counts.flops["mma bfloat16"].sum() > 0
     weights = 3 * 16 * 32 * 2  # by TMA: 16 outputs of 16 channels, stored as 32
@@ -224,20 +222,20 @@ def test_a_persistent_launch_is_followed_through_all_its_blocks() -> None:
 def test_what_lies_in_padding_is_no_pointer() -> None:
     """Numbers behind which structures are padded, whose padding holds a part of an old address."""
     words = np.array([0x7FF900000540, 0x7FF920CE1001, 0x7FF920CE1040], np.uint64)
-    launch = cuda_launches.Launch("", "", (1, 1, 1), 32, 1, 0, words.tobytes())
+    launch = launches.CudaLaunch("", "", (1, 1, 1), 32, 1, 0, words.tobytes())
     assert launch.pointers.tolist() == [0x7FF920CE1040]
 
 
 @pytest.mark.slow
 def test_a_window_is_recorded_for_every_backend() -> None:
-    found = {backend: jobs.launches(backend, "window", GPUS["H100"]) for backend in jobs.BACKENDS}
+    found = {backend: launches.launches_of(backend, "window", GPUS["H100"]) for backend in launches.BACKENDS}
     assert {launch.name for launch in found["cuda"]} >= {"MixConv", "LogPower", "memset", "Depthwise Bfloat16"}
     assert {launch.name for launch in found["triton"]} >= {"block_pair", "depthwise_fwd", "power", "torch"}
     assert {launch.name for launch in found["cuda-wgmma"]} >= {"PersistentBlocks", "PointwiseWgmma From 0"}
     for launch in found["cuda"] + found["cuda-wgmma"]:
-        if launch.symbol and cuda_launches.native.cuda_reason() is None:
+        if launch.symbol and native.cuda_reason() is None:
             for capability in (80, 90):
-                assert cuda_launches.cubin_of(launch.symbol, capability)
+                assert launches.cubin_of(launch.symbol, capability)
 
 
 def test_torch_itself_is_counted_by_its_tensors() -> None:

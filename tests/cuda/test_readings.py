@@ -108,11 +108,11 @@ def cubins_of_hopper() -> tuple[bytes, ...]:
     if native.cuda_reason():
         pytest.skip(f"there are no CUDA kernels: {native.cuda_reason()}")
     pytest.importorskip("triton", reason="NVIDIA's programs that read kernels come with Triton")
-    from bench.ledger import cuda_launches
+    from bench.ledger import launches
 
     if "90a" not in native.load().cuda_build_info()["architectures"]:
         pytest.skip("the kernels were not compiled for Hopper")
-    return cuda_launches.cubins(90)
+    return launches.cubins(90)
 
 
 def test_kernels_for_hopper_multiply_by_wgmma_and_copy_by_tma() -> None:
@@ -128,15 +128,15 @@ def test_kernels_for_hopper_multiply_by_wgmma_and_copy_by_tma() -> None:
 
 def test_as_many_blocks_of_a_window_fit_on_a_multiprocessor_as_planned() -> None:
     """With the registers, and the shared memory that is asked for at launch, at the default sizes."""
-    from bench.ledger import cuda_launches, jobs
+    from bench.ledger import launches
     from bench.ledger.predict import GPUS, Cost
     from bench.ledger.sass import usage
 
     cubins_of_hopper()
     found: dict[str, set[int]] = {}
-    for launch in jobs.launches("cuda-wgmma", "window", GPUS["H100"]):
+    for launch in launches.launches_of("cuda-wgmma", "window", GPUS["H100"]):
         if launch.symbol:
-            registers = usage(cuda_launches.cubin_of(launch.symbol, 90), launch.symbol)[0]
+            registers = usage(launches.cubin_of(launch.symbol, 90), launch.symbol)[0]
             cost = Cost(registers=registers, shared=launch.shared, threads=launch.threads)
             found.setdefault(launch.name.split()[0], set()).add(cost.resident(GPUS["H100"]))
     planned = {"PersistentBlocks": 1, "PointwiseWgmma": 2, "OverlapAddWgmma": 2, "Pointwise": 2, "SourceMoments": 6}

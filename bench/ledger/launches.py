@@ -1,12 +1,14 @@
-"""Launches of the backend ``cuda``, written down by its emulator, and the code that nvcc made of them."""
+"""The launches of a job, written down without a GPU: by Triton's launchers on tensors without data, or by the emulator of the
+CUDA kernels; and what a device would see of each: addresses, parameters, the code that nvcc made."""
 
 from __future__ import annotations
 
 import functools
 import re
+import struct
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,20 +16,121 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from metatasnet_fast import native
 from metatasnet_fast.backends.cuda import CudaBackend
+from metatasnet_fast.benchmark.workloads import engine
+from metatasnet_fast.config import MetaTasNetConfig
 from metatasnet_fast.errors import BackendUnavailableError
+from metatasnet_fast.kernels import recording
+from metatasnet_fast.model import MultiTasNet
+from metatasnet_fast.model.precompile import record
+from metatasnet_fast.precision import Precision
 
+from .predict import Gpu
 from .sass import tool
 
-__all__ = ["Launch", "RecordingBackend", "RecordingWgmmaBackend", "cubin_of", "recorded"]
+__all__ = [
+    "BACKENDS",
+    "KINDS",
+    "CudaLaunch",
+    "RecordingBackend",
+    "RecordingWgmmaBackend",
+    "buffers",
+    "cubin_of",
+    "cubins",
+    "launches_of",
+    "parameters",
+    "recorded",
+    "served",
+]
 
-_NAMESPACE = "N10metatasnet8emulated"
+BACKENDS = ("triton", "cuda", "cuda-wgmma")
+KINDS = ("inference", "window", "training")
+WINDOWS = {"inference": 22, "window": 1}
+SECONDS = 24
+"""A stereo song of four minutes is 22 windows of 24 seconds, as `Separator` cuts it."""
+ITEMS, ITEM_SECONDS = 12, 8
+"""A training step."""
+
+
+def served(backend: str, kind: str, gpu: Gpu) -> bool:
+    """Return whether a backend does a job on a GPU."""
+    return backend == "triton" or (kind != "training" and (backend == "cuda" or gpu.capability == 90))
+
+
+def launches_of(backend: str, kind: str, gpu: Gpu, only: Sequence[str] = ()) -> list[Any]:
+    """Return the launches of one song, one window, or one training step without the optimiser, in bfloat16, in their order.
+
+    Args:
+        only: parts of names of the kernels that are wanted; default: all.
+
+    Raises:
+        ValueError: for a backend that does not do this.
+    """
+    if not served(backend, kind, gpu):
+        raise ValueError(f"The backend {backend} does no {kind} on {gpu.name}.")
+    config, training = MetaTasNetConfig(), kind == "training"
+    items, samples = (ITEMS, ITEM_SECONDS * 8000) if training else (WINDOWS[kind], SECONDS * 8000)
+    if backend == "triton":
+        found = record(config, Precision.bfloat16, gpu.capability, items, samples, training)
+        launches = (found.preparing if training else []) + found.running  # weights are prepared once for all songs
+    else:
+        recording_backend = RecordingBackend() if backend == "cuda" else RecordingWgmmaBackend()
+        ready = engine(MultiTasNet(config), recording_backend, Precision.bfloat16)
+        mixes = [torch.empty(items, 1, samples * 2**s) for s in range(3)]
+        with torch.no_grad():
+            launches = recorded(lambda: ready.separate(mixes, {2}))
+    return [launch for launch in launches if not only or any(part in launch.name for part in only)]
+
+
+# -- the backend `triton`
+
+
+def _tensors(launch: recording.Launch) -> Iterator[tuple[str, Tensor, int]]:
+    """The launch's tensors with addresses: what begins at a place of its own has a range of its own, in the arguments' order.
+
+    Where in its sector a small one begins is left out, so that equal launches look equal.
+    """
+    starts: dict[tuple[int, int], int] = {}
+    for name, value in launch.arguments.items():
+        if isinstance(value, Tensor):
+            offset = int(value.storage_offset()) * value.element_size()
+            start = starts.setdefault((value.untyped_storage()._cdata, offset), len(starts) + 1)
+            yield name, value, (start << 38) + (offset % 32 if recording.size(value) > 1 << 20 else 0)
+
+
+def buffers(launch: recording.Launch) -> dict[int, int]:
+    """Bytes that a launch can touch in each range, by ``address >> 38``."""
+    found: dict[int, int] = {}
+    for _, value, at in _tensors(launch):
+        found[at >> 38] = max(found.get(at >> 38, 0), recording.size(value))
+    return found
+
+
+def parameters(launch: recording.Launch) -> bytes:
+    """The bank of parameters as the device sees it."""
+    addresses = {name: at for name, _, at in _tensors(launch)}
+    signature = recording.source(launch)[0].signature
+    content = b""
+    for parameter in launch.kernel.params:
+        kind = signature[parameter.name]
+        if kind == "constexpr":
+            continue
+        code = "Q" if kind.startswith("*") else "q" if kind == "i64" else "i"
+        content += b"\0" * (-len(content) % struct.calcsize(code))
+        content += struct.pack(code, addresses.get(parameter.name, launch.arguments[parameter.name]))
+    return content + b"\0" * (-len(content) % 8 + 16)  # two pointers that Triton adds
+
+
+# -- the backends `cuda` and `cuda-wgmma`
+
+NAMESPACE = "N10metatasnet8emulated"
 
 
 @dataclass(frozen=True)
-class Launch:
+class CudaLaunch:
     """One launch: ``arguments`` as the device would get them but for tensor maps, which are the emulator's; ``shared`` bytes
     asked for beside what is static; ``cluster`` blocks along x that are a cluster."""
 
@@ -92,20 +195,20 @@ class RecordingWgmmaBackend(RecordingBackend):
     products: ClassVar[str] = "wgmma"
 
 
-def recorded(job: Callable[[], Any]) -> list[Launch]:
+def recorded(job: Callable[[], Any]) -> list[CudaLaunch]:
     """Launches, and clearings of memory, while ``job`` runs."""
     module = native.load()
     assert module is not None
     found = []
     for kernel, grid, threads, _, cluster, shared, arguments in module.record_emulated_launches(job):
         if kernel == "memset":
-            found.append(Launch("", "memset", grid, 0, 1, shared, b""))
+            found.append(CudaLaunch("", "memset", grid, 0, 1, shared, b""))
             continue
-        if not kernel.startswith(_NAMESPACE):
+        if not kernel.startswith(NAMESPACE):
             raise RuntimeError(f"The kernel {kernel} is not in the namespace of the emulated ones.")
-        rest = kernel[len(_NAMESPACE) :]
+        rest = kernel[len(NAMESPACE) :]
         symbol = f"_ZN10metatasnet4cuda6kernelINS0_{rest}EEvNT_4ArgsE"
-        found.append(Launch(symbol, _readable(rest), grid, threads, cluster, shared, arguments))
+        found.append(CudaLaunch(symbol, _readable(rest), grid, threads, cluster, shared, arguments))
     return found
 
 
