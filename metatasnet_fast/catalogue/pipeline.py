@@ -107,8 +107,7 @@ class SongPipeline:
             # The copy of a remote file is gone by now; its address says where it came from.
             message = message.replace(str(source.copy), song.uri)
         stamp = source.seen.text if source is not None and source.seen else None
-        row = Outcome(song.id, song.uri, Status.failed, self.key, failure, message, attempt, stamp=stamp)
-        return replace(row, finished=utc_now())
+        return Outcome(song.id, song.uri, Status.failed, self.key, failure, message, attempt, stamp=stamp)
 
     def _attempt(self, song: Song, source: Source, attempt: int) -> Outcome:
         overwrite = self.settings.overwrite
@@ -193,7 +192,6 @@ class SongPipeline:
             seconds={name: round(place.seconds, 4) for name, place in places.items()},
             made_by={"version": __version__, **worker.made_by},
             warnings=warnings,
-            finished=utc_now(),
         )
 
     def _copied(self, song: Song, input: dict[str, Any], staged: Path) -> Result | None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import compress, islice
 from typing import Any, TypeVar
 
 from .._io import sha256_file
 from .destination import SONGS, Destination
 from .failures import Failure, SongError
-from .result import Listed, Outcome, Result, Status, utc_now
+from .result import Listed, Outcome, Result, Status
 from .settings import Settings, Song, digest, song_folder
 from .source import Source, Stamp
 from .staging import MOST_CONTENTS
@@ -73,8 +73,9 @@ def make_plan(songs: Sequence[Song], settings: Settings, key: str, destination: 
         elif found is not None and found.proves(key, stamp.text):
             plan.done.append(found)
             if song.id not in history.ended:
-                row = Outcome(song.id, song.uri, Status.skipped, key, folder=song_folder(song.id))
-                plan.unwritten.append(replace(row, duration=found.duration, finished=utc_now()))
+                folder = song_folder(song.id)
+                row = Outcome(song.id, song.uri, Status.skipped, key, folder=folder, duration=found.duration)
+                plan.unwritten.append(row)
         elif before is not None and before["uri"] == song.uri and stamp.proves(before.get("stamp")):
             plan.failed.append(Outcome.from_dict(before))
         else:
@@ -220,37 +221,23 @@ def _at_once(work: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
 
 def _judged(destination: Destination, folder: str, sizes: dict[str, int]) -> tuple[Result | None, str | None, set[str]]:
     """Return a song's result if it is right, what is wrong in its folder if anything, and the files to remove for that."""
-    names = set(sizes)
-    name = Listed.of(sizes).name
+    names, name, what = set(sizes), Listed.of(sizes).name, "the result"
     if not name:
         return None, f"no result, but {', '.join(sorted(names))}", names
     try:
         result = destination.read_result(folder, name)
+        if result is None or name != result.name:
+            return None, "the result is damaged", {name}
+        for what, file in result.files.items():
+            if file.path not in sizes:
+                return None, f"{what} is missing", {name}
+            if sizes[file.path] != file.bytes:
+                return None, f"{what} has {sizes[file.path]} bytes, not {file.bytes}", {name}
+            with destination.storage.local(f"{folder}/{file.path}") as path:
+                if sha256_file(path) != file.sha256:
+                    return None, f"{what} has another content than it had when it was written", {name}
     except OSError as error:
-        return None, f"the result cannot be read ({error.strerror or error})", {name}
-    if result is None or name != result.name:
-        return None, "the result is damaged", {name}
-    problem = _problem(destination, result, sizes)
-    if problem is not None:
-        return None, problem, {name}
+        return None, f"{what} cannot be read ({error.strerror or error})", {name}
     strays = names - {file.path for file in result.files.values()} - {name}
     problem = f"files that the result does not name: {', '.join(sorted(strays))}" if strays else None
     return result, problem, strays
-
-
-def _problem(destination: Destination, result: Result, sizes: dict[str, int]) -> str | None:
-    """Return the defect of a song's stems in a few words."""
-    folder = song_folder(result.id)
-    for stem, file in result.files.items():
-        if file.path not in sizes:
-            return f"{stem} is missing"
-        if sizes[file.path] != file.bytes:
-            return f"{stem} has {sizes[file.path]} bytes, not {file.bytes}"
-        try:
-            with destination.storage.local(f"{folder}/{file.path}") as path:
-                found = sha256_file(path)
-        except OSError as error:
-            return f"{stem} cannot be read ({error.strerror or error})"
-        if found != file.sha256:
-            return f"{stem} has another content than it had when it was written"
-    return None
