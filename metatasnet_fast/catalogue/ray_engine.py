@@ -36,7 +36,7 @@ from .local import WorkerPool, run_local
 from .settings import Settings, Song
 from .staging import remove_abandoned
 from .storage import local_path
-from .supervised import ChildProcess, Gone, Order, Stop
+from .supervised import ChildProcess, Gone, Order
 
 __all__ = ["Node", "Pool", "plan_pool", "run_ray"]
 
@@ -132,7 +132,7 @@ class ActorProcess:
         self._say_at: float | None = time.monotonic() + PATIENCE
         """When to say that there is no place for the actor yet; None once there is one."""
 
-    def send(self, message: Song | Stop) -> None:
+    def send(self, message: Song | None) -> None:
         self._actor.send.remote(message)
 
     def receive(self, seconds: float) -> object:

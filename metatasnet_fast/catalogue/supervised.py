@@ -20,7 +20,7 @@ from typing import Protocol
 from ..errors import MetaTasNetError
 from .events import Event, Listener, Notice, SongEnded, SongStarted
 from .failures import Failure
-from .result import Outcome, Status, utc_now
+from .result import Outcome, Status
 from .settings import Settings, Song
 
 __all__ = ["ChildProcess", "Gone", "Order", "Process", "SupervisedWorker", "WorkerLostError"]
@@ -50,7 +50,8 @@ class WorkerLostError(MetaTasNetError):
 
 @dataclass(frozen=True)
 class Order:
-    """The first message to a process; every other one is a :class:`Song` or a :class:`Stop`."""
+    """The first message to a process; every other one is a :class:`Song`, and the last one None: begin no further song,
+    finish those in flight, and end."""
 
     settings: Settings
     destination: str
@@ -59,11 +60,6 @@ class Order:
     number: int = 0
     contents: Mapping[str, str] = field(default_factory=dict)
     """The contents done at the destination, see :class:`Contents`."""
-
-
-@dataclass(frozen=True)
-class Stop:
-    """The last message to a process: begin no further song, finish those in flight, and end."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +89,7 @@ class Gone:
 class Process(Protocol):
     """A worker's process, on this machine or on another one; it gets an :class:`Order` when it is made."""
 
-    def send(self, message: Song | Stop) -> None:
+    def send(self, message: Song | None) -> None:
         """Give it a message. A process that has ended takes nothing: ``receive`` tells that."""
 
     def receive(self, seconds: float) -> object:
@@ -190,8 +186,6 @@ class SupervisedWorker:
         self._stop = stop or threading.Event()
         self._new_process = start
         self._failed_starts = self._losses = 0
-        self._begun = False
-        """True from the first song on that the process begins."""
         self._key = ""
         self._sent: dict[str, Song] = {}
         self._waiting: deque[tuple[float, Song]] = deque()
@@ -211,7 +205,7 @@ class SupervisedWorker:
                 return
             yield from self._receive()
         if self._sent and self.child is not None:
-            self.child.send(Stop())
+            self.child.send(None)
         stopped = time.monotonic()
         while self._sent and self.child is not None:
             if time.monotonic() > stopped + self.grace:  # which may be shortened in the meantime
@@ -223,7 +217,7 @@ class SupervisedWorker:
     def close(self) -> None:
         """Let the process end, or end it; its last events reach the listener."""
         if self.child is not None and self.capacity:
-            self.child.send(Stop())
+            self.child.send(None)
         deadline = time.monotonic() + END_SECONDS
         while self.capacity and time.monotonic() < deadline:
             for _ in self._receive():
@@ -259,7 +253,7 @@ class SupervisedWorker:
     def _receive(self) -> Iterator[Outcome]:
         """Wait a moment for a message of the process, which is started if there is none; yields the outcome in it."""
         if self.child is None:
-            self.child, self._begun = self._new_process(self._order), False
+            self.child = self._new_process(self._order)
         message = self.child.receive(POLL_SECONDS)
         if isinstance(message, Ready):
             self.capacity, self._key = message.capacity, message.key
@@ -269,7 +263,7 @@ class SupervisedWorker:
         elif isinstance(message, Event):
             self._listener(message)
             if isinstance(message, SongStarted):
-                self._failed_starts, self._begun = 0, True
+                self._failed_starts = -1  # the end of this process is none
             elif isinstance(message, SongEnded):
                 del self._sent[message.outcome.id]
                 self._crashes.pop(message.outcome.id, None)
@@ -285,7 +279,7 @@ class SupervisedWorker:
 
     def _after_exit(self, gone: Gone) -> Iterator[Outcome]:
         """Let the songs that the process had be tried alone; yields the outcome of one that was alone too often."""
-        self._failed_starts += not self._begun
+        self._failed_starts += 1
         if self._failed_starts >= MOST_FAILED_STARTS:
             raise WorkerLostError(
                 f"The worker's process ended {self._failed_starts} times before any song was begun ({gone.reason}): "
@@ -324,4 +318,4 @@ def _crashed(song: Song, gone: Gone, crashes: int, key: str) -> Outcome:
     else:
         failure, guess = Failure.decode, "most likely a fault of the decoder"
     text = f"The song ended its process, alone, {crashes} times ({gone.reason}), {guess}."
-    return Outcome(song.id, song.uri, Status.failed, key, failure, text, crashes, finished=utc_now())
+    return Outcome(song.id, song.uri, Status.failed, key, failure, text, crashes)
