@@ -14,19 +14,20 @@ import itertools
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
+from ..model.engine import Engine
 from ..separation.batches import BatchRunner
 from ..separation.devices import is_out_of_memory
 from .cores import CorePlan, Stage
 from .events import StageLoad
 
-__all__ = ["Batcher", "DeviceClock", "DeviceEngine", "song_stream"]
+__all__ = ["Batcher", "DeviceClock", "song_stream"]
 
 BATCHES_AHEAD = 3
 """Windows of so many batches may be on their way at once: one at work, one waiting, one being stitched."""
@@ -107,15 +108,6 @@ class DeviceClock:
             self._busy += begin.elapsed_time(end) / 1000
 
 
-class DeviceEngine(Protocol):
-    """Protocol of the object that runs a batch, usually ``Engine``."""
-
-    @property
-    def config(self) -> Any: ...
-
-    def separate(self, mixes: Sequence[Tensor], wanted: Any) -> dict[int, Tensor]: ...
-
-
 Estimate: TypeAlias = "tuple[Tensor, torch.cuda.Event | None]"
 """The stems of a window, and the mark behind which they have been made."""
 
@@ -140,7 +132,7 @@ class Batcher(BatchRunner):
 
     def __init__(
         self,
-        engine: DeviceEngine,
+        engine: Engine,
         batch_size: int,
         warn: Callable[[str], object],
         device: torch.device,
@@ -152,13 +144,11 @@ class Batcher(BatchRunner):
         self.windows_done = 0
         self.lost: Exception | None = None
         """The error that made the device unusable for the rest of the process, or None."""
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
         self._waiting: list[_Request] = []
         self._orders = itertools.count()
         self._songs = 0
-        self._closed = False
-        self._thread = threading.Thread(target=self._work, name="device", daemon=True)
-        self._thread.start()
+        self._thread = ThreadPoolExecutor(1, "device", self._enter_thread)
 
     def load(self) -> StageLoad:
         return StageLoad(1, len(self._waiting), round(self.clock.busy_seconds, 3))
@@ -174,7 +164,7 @@ class Batcher(BatchRunner):
         """
         source = iter(windows)
         pending: deque[Future[Estimate]] = deque()
-        with self._changed:
+        with self._lock:
             order = next(self._orders)
             self._songs += 1
         try:
@@ -187,20 +177,16 @@ class Batcher(BatchRunner):
                 take_over([estimate], made)
                 yield estimate
         finally:
-            with self._changed:
+            with self._lock:
                 self._songs -= 1
             for future in pending:
                 future.cancel()
 
     def close(self) -> None:
         """End the device thread; windows that still wait are cancelled."""
-        with self._changed:
-            self._closed = True
-            for request in self._waiting:
-                request.future.cancel()
-            self._waiting.clear()
-            self._changed.notify_all()
-        self._thread.join()
+        self._thread.shutdown(cancel_futures=True)
+        for request in self._waiting:
+            request.future.cancel()
 
     def is_lost(self, error: Exception) -> bool:
         """Return, and remember, whether the device takes no more work, as a GPU after an illegal memory access."""
@@ -215,40 +201,32 @@ class Batcher(BatchRunner):
 
     def _submit(self, window: Sequence[Tensor], order: int) -> Future[Estimate]:
         request = _Request(window, mark(self._device), Future(), order)
-        with self._changed:
-            if self._closed:
-                request.future.cancel()
-            else:
-                self._waiting.append(request)
-                self._changed.notify_all()
+        with self._lock:
+            self._waiting.append(request)
+        self._thread.submit(self._serve_next)
         return request.future
 
-    def _take(self) -> list[_Request] | None:
-        """Return the next batch: windows of the oldest song first, and of one length; None when there will be none.
-
-        What comes while the device works waits for the next one: batches are as full as the device is busy.
-        """
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closed)
-            if not self._waiting:
-                return None
-            self._waiting.sort(key=lambda request: request.order)  # stable: each song's windows keep their order
-            length = self._waiting[0].window[0].shape[-1]
-            fitting = (request for request in self._waiting if request.window[0].shape[-1] == length)
-            batch = list(itertools.islice(fitting, self.batch_size))
-            for request in batch:
-                self._waiting.remove(request)
-        return [request for request in batch if request.future.set_running_or_notify_cancel()]
-
-    @torch.no_grad()
-    def _work(self) -> None:
+    def _enter_thread(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)  # kernels are launched on the current one
         self._cores.enter_thread(network=True)
-        while (batch := self._take()) is not None:
-            if batch:
-                self._serve(batch)
 
+    def _serve_next(self) -> None:
+        """Separate a batch of windows that wait, those of the oldest song first, all of one length.
+
+        What comes while the device works waits for the next one: batches are as full as the device is busy.
+        """
+        with self._lock:
+            self._waiting.sort(key=lambda request: request.order)  # stable: each song's windows keep their order
+            fitting = (r for r in self._waiting if r.window[0].shape[-1] == self._waiting[0].window[0].shape[-1])
+            batch = list(itertools.islice(fitting, self.batch_size))
+            for request in batch:
+                self._waiting.remove(request)
+        batch = [request for request in batch if request.future.set_running_or_notify_cancel()]
+        if batch:
+            self._serve(batch)
+
+    @torch.no_grad()
     def _serve(self, batch: list[_Request]) -> None:
         """Separate a batch; if that fails, each window alone, so that one does not take its neighbours with it."""
         try:
@@ -256,7 +234,7 @@ class Batcher(BatchRunner):
                 for request in batch:
                     take_over(request.window, request.made)
                 windows = [request.window for request in batch]
-                estimates = list(super().run(self.engine, windows))  # type: ignore[arg-type]
+                estimates = list(super().run(self.engine, windows))
             made = mark(self._device)
         except Exception as error:
             if self.is_lost(error) or len(batch) == 1:

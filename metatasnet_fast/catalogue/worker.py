@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -32,7 +32,7 @@ from ..separation.devices import choose_home
 from ..separation.recording import Budget, Recording
 from ..separation.result import parse_stems
 from ..separation.windows import default_shape
-from .batcher import Batcher, DeviceEngine, song_stream
+from .batcher import Batcher, song_stream
 from .cores import CorePlan, SongBudget, Stage, available_memory
 from .destination import Destination
 from .events import Listener, Notice, WorkerLoad
@@ -109,7 +109,7 @@ class Worker:
         self,
         settings: Settings,
         destination: str | Destination,
-        engine: DeviceEngine | None = None,
+        engine: Engine | None = None,
         listener: Listener = lambda event: None,
         stop: threading.Event | None = None,
         number: int = 0,
@@ -131,7 +131,7 @@ class Worker:
             raise
         self._began = time.perf_counter()
 
-    def _load(self, engine: DeviceEngine | None, cores: CorePlan | None) -> None:
+    def _load(self, engine: Engine | None, cores: CorePlan | None) -> None:
         settings = self.settings
         if engine is None:
             network = load_checkpoint(settings.model, revision=settings.revision, offline=settings.offline)
@@ -151,7 +151,7 @@ class Worker:
         if settings.batch_size is None and isinstance(engine, Engine):
             torch.set_num_threads(self.cores.device_threads)
             size = automatic_batch_size(engine, self.window.window, self.device)
-        self.engine = cast(Engine, engine)
+        self.engine = engine
         self.batcher = Batcher(engine, size, lambda text: self.listen(Notice(text)), self.device, self.cores)
         memory = available_memory() // 4 if settings.memory is None else settings.memory
         self.memory = Budget(memory)
