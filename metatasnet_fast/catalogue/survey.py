@@ -55,10 +55,10 @@ def make_plan(songs: Sequence[Song], settings: Settings, key: str, destination: 
     plan = Plan()
     with reaching(destination.uri):
         there = {} if settings.overwrite else dict(destination.listing())
-        history = destination.history()
+        last, _ = destination.last_rows()
     wanted = settings.overwrite or settings.retry_failed
     lasting = {failure.value for failure in Failure if failure.lasting and not wanted}
-    failures = {id: row for id, row in history.failed.items() if row["failure"] in lasting}
+    failures = {id: row for id, row in last.items() if row is not None and row["failure"] in lasting}
     listed = [there.get(song_folder(song.id)) for song in songs]
     known = [
         song.id in failures or (found is not None and found.is_done(key))
@@ -72,7 +72,7 @@ def make_plan(songs: Sequence[Song], settings: Settings, key: str, destination: 
             plan.todo.append(song)
         elif found is not None and found.proves(key, stamp.text):
             plan.done.append(found)
-            if song.id not in history.ended:
+            if song.id not in last or last[song.id] is not None:
                 folder = song_folder(song.id)
                 row = Outcome(song.id, song.uri, Status.skipped, key, folder=folder, duration=found.duration)
                 plan.unwritten.append(row)
@@ -164,11 +164,10 @@ def survey(destination: Destination) -> Survey:
             found.bytes += listed.bytes
             found.audio_seconds += listed.duration
             found.models[f"{names[listed.key]} {listed.key[:8]}"] += 1
-        history = destination.history()
-    outcomes = map(Outcome.from_dict, history.failed.values())
+        last, found.runs = destination.last_rows()
+    outcomes = map(Outcome.from_dict, filter(None, last.values()))
     found.failures = [o for o in outcomes if o.failure is Failure.taken or song_folder(o.id) not in done]
     found.failed = Counter((outcome.failure or Failure.unknown).value for outcome in found.failures)
-    found.runs = list(history.runs)
     return found
 
 
