@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from .. import __version__
 from .._io import sha256_file, write_atomically
-from ..audio import AudioStream, open_audio
+from ..audio import open_audio
 from ..separation.fast_mode import resample, separate_resampled
 from ..separation.outputs import StemFiles
 from ..separation.recording import Recording
@@ -156,7 +155,8 @@ class SongPipeline:
         worker, settings, device = self.worker, self.settings, self.worker.device
         with contextlib.ExitStack() as stack:
             with worker.read.enter() as reading, open_audio(path, partial=settings.partial) as stream:
-                recording = self._recording(stream)
+                self._refuse_if_longer((stream.frames or 0) / stream.sample_rate, song)
+                recording = Recording.from_stream(stream)
                 rate, channels = recording.sample_rate, recording.channels
                 files = StemFiles.plan(
                     staged, "{stem}", "", worker.recipe, recording, settings.format, settings.subtype
@@ -164,7 +164,8 @@ class SongPipeline:
                 self._refuse_if_full(recording)
                 home, budget = worker.home(recording, attempt)
                 stack.callback(budget.close)
-                source = resample(worker.engine, recording, device, home, budget, Reporter(None))
+                reporter = Reporter(lambda progress: self._refuse_if_longer(progress.seconds_done, song))
+                source = resample(worker.engine, recording, device, home, budget, reporter)
             fetched.close()  # a copy of the input is not needed any more
             with worker.separate.enter(worker.working_memory(recording)) as separating:
                 unscaled = separate_resampled(
@@ -227,26 +228,10 @@ class SongPipeline:
             if shutil.disk_usage(storage.path).free < (16 * size if self.settings.format == "wav" else size):
                 raise SongError(Failure.write, f"{self.destination.uri} has no room left for the stems of a song.")
 
-    def _recording(self, stream: AudioStream) -> Recording:
-        """Return the open file as a recording; it is refused once it declares, or turns out to have, too many samples."""
-        hours = self.settings.max_hours
-        most = int(hours * 3600 * stream.sample_rate)
-
-        def refuse_if_beyond(frames: int) -> None:
-            if frames > most:
-                raise SongError(Failure.too_long, f"{stream.path} lasts longer than {hours:g} hours.")
-
-        refuse_if_beyond(stream.frames or 0)
-        recording = Recording.from_stream(stream)
-        blocks = recording.blocks
-
-        def counted() -> Iterator[Tensor]:
-            for block in blocks():
-                refuse_if_beyond(stream.frames_read)
-                yield block
-
-        recording.blocks = counted
-        return recording
+    def _refuse_if_longer(self, seconds: float, song: Song) -> None:
+        """Refuse a song that declares, or turns out to have, so many seconds, if they are too many."""
+        if seconds > 3600 * self.settings.max_hours:
+            raise SongError(Failure.too_long, f"{song.uri} lasts longer than {self.settings.max_hours:g} hours.")
 
     def _publish(self, staged: Path, song: Song, result: str) -> Result | None:
         """Publish what is staged; that alone is tried again, and not the separation.
