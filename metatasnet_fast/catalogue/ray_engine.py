@@ -317,16 +317,11 @@ def plan_pool(nodes: Sequence[Node], device: str, threads: int | None, workers: 
     while threads is None and workers is not None and cpus > 1 and sum(places(cpus)) < workers:
         cpus -= 1
     most = sum(places(cpus))
-    if most == 0:
+    pool = Pool(workers or most or 1, cpus, int(on_gpus), min(workers or most, sum(map(bool, places(cpus)))))
+    if pool.workers > most:
         largest = max(node.cpus for node in able)
+        advice = f"at most {most} --workers, or fewer" if most else f"at most {largest} with"
         raise ConfigError(
-            f"A worker of {cpus} CPUs fits on no machine of the Ray cluster, the largest has {largest}; "
-            f"ask for at most {largest} with --threads."
+            f"{pool.describe()} do not fit into the Ray cluster, which has room for {most}; ask for {advice} --threads."
         )
-    if workers is not None and workers > most:
-        raise ConfigError(
-            f"{workers} workers of {cpus} CPUs{' and a GPU' if on_gpus else ''} each do not fit into the Ray cluster, "
-            f"which has room for {most}; ask for at most {most} --workers, or fewer --threads."
-        )
-    count = workers or most
-    return Pool(count, cpus, int(on_gpus), min(count, sum(place > 0 for place in places(cpus))))
+    return pool

@@ -214,23 +214,18 @@ class SupervisedWorker:
             else:
                 yield from self._receive()
 
-    def close(self) -> None:
-        """Let the process end, or end it; its last events reach the listener."""
-        if self.child is not None and self.capacity:
-            self.child.send(None)
-        deadline = time.monotonic() + END_SECONDS
-        while self.capacity and time.monotonic() < deadline:
-            for _ in self._receive():
-                pass  # no song is in flight
-        self._kill()
-
     def __enter__(self) -> SupervisedWorker:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        if error[0] is not None:
-            self._kill()
-        self.close()
+    def __exit__(self, kind: object, *error: object) -> None:
+        """Let the process end, or end it; its last events reach the listener."""
+        if kind is None and self.child is not None and self.capacity:
+            self.child.send(None)
+            deadline = time.monotonic() + END_SECONDS
+            while self.capacity and time.monotonic() < deadline:
+                for _ in self._receive():
+                    pass  # no song is in flight
+        self._kill()
 
     def _feed(self, source: Iterator[Song]) -> None:
         """Send as many songs as can be in flight; a song with which a process crashed goes alone."""

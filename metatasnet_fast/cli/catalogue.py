@@ -9,8 +9,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .._io import to_json
@@ -131,9 +132,13 @@ def _add_run(actions: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Read the manifest, run, report; exit code 0, or 3 if songs failed or are left."""
     from ..catalogue.manifest import parse_shard, read_manifest
+    from ..catalogue.storage import local_path
 
     shard = parse_shard(args.shard)
-    args.out = _destination(args.out)
+    if not args.out:
+        raise ConfigError("--out is empty: name a folder for the stems, `.` for this one.")
+    path = local_path(args.out)
+    args.out = args.out if path is None else os.path.abspath(path)
     if not 0 <= args.listen <= 100:
         raise ConfigError(f"--listen must be from 0 to 100, got {args.listen}.")
     for name in ("memory_gib", "grace", "price_per_hour"):
@@ -145,24 +150,19 @@ def run(args: argparse.Namespace) -> int:
     songs = read_manifest(args.manifest, shard, exclude=args.out)
     if args.dry_run:
         return _dry_run(args, songs, settings)
-    stop = threading.Event()
-    with _stopping(stop), _listeners(args.json) as listener:
-        ended = _separate(args, songs, settings, listener, stop)
-    _report(args, ended, settings)
-    return ended.exit_code
-
-
-def _separate(
-    args: argparse.Namespace, songs: list[Song], settings: Settings, listener: Listener, stop: threading.Event
-) -> RunEnded:
     options = {name: getattr(args, name) for name in ("shard", "workers", "price_per_hour", "grace")}
+    separate: Callable[..., RunEnded]
     if args.engine == "ray":
         from ..catalogue.ray_engine import run_ray
 
-        return run_ray(songs, settings, args.out, listener, stop, address=args.address, **options)
-    from ..catalogue.local import run_local
-
-    return run_local(songs, settings, args.out, listener, stop, **options)
+        separate = partial(run_ray, address=args.address)
+    else:
+        from ..catalogue.local import run_local as separate
+    stop = threading.Event()
+    with _stopping(stop), _listeners(args.json) as listener:
+        ended = separate(songs, settings, args.out, listener, stop, **options)
+    _report(args, ended, settings)
+    return ended.exit_code
 
 
 def _settings(args: argparse.Namespace) -> Settings:
@@ -183,15 +183,6 @@ def _settings(args: argparse.Namespace) -> Settings:
     args.stems = {name: (name,) for name in args.stems} if args.stems else None
     args.memory = None if args.memory_gib is None else int(args.memory_gib * 2**30)
     return Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
-
-
-def _destination(text: str) -> str:
-    from ..catalogue.storage import local_path
-
-    if not text:
-        raise ConfigError("--out is empty: name a folder for the stems, `.` for this one.")
-    path = local_path(text)
-    return text if path is None else os.path.abspath(path)
 
 
 def _dry_run(args: argparse.Namespace, songs: list[Song], settings: Settings) -> int:
