@@ -193,8 +193,7 @@ class SupervisedWorker:
         self._crashes: Counter[str] = Counter()
         """How often the process ended with each of the songs that are tried alone."""
         while not self.capacity and not self._stop.is_set():
-            for _ in self._receive():
-                pass  # no song has been sent
+            self._receive()
 
     def process(self, songs: Iterable[Song]) -> Iterator[Outcome]:
         """Do the same as :meth:`Worker.process`; songs that are still in flight when the grace is over have no outcome."""
@@ -223,8 +222,7 @@ class SupervisedWorker:
             self.child.send(None)
             deadline = time.monotonic() + END_SECONDS
             while self.capacity and time.monotonic() < deadline:
-                for _ in self._receive():
-                    pass  # no song is in flight
+                self._receive()
         self._kill()
 
     def _feed(self, source: Iterator[Song]) -> None:
@@ -245,8 +243,8 @@ class SupervisedWorker:
                 self._sent[song.id] = song
                 self.child.send(song)
 
-    def _receive(self) -> Iterator[Outcome]:
-        """Wait a moment for a message of the process, which is started if there is none; yields the outcome in it."""
+    def _receive(self) -> list[Outcome]:
+        """Wait a moment for a message of the process, which is started if there is none; return the outcome in it."""
         if self.child is None:
             self.child = self._new_process(self._order)
         message = self.child.receive(POLL_SECONDS)
@@ -262,7 +260,7 @@ class SupervisedWorker:
             elif isinstance(message, SongEnded):
                 del self._sent[message.outcome.id]
                 self._crashes.pop(message.outcome.id, None)
-                yield message.outcome
+                return [message.outcome]
         elif isinstance(message, Song):
             self._waiting.append((time.monotonic() + DEFERRED_SECONDS, self._sent.pop(message.id)))
             self._crashes.pop(message.id, None)  # the other run tries it now
@@ -270,10 +268,11 @@ class SupervisedWorker:
             idle = self.capacity and not self._sent
             self._kill()
             if not idle and not self._stop.is_set():
-                yield from self._after_exit(message)
+                return self._after_exit(message)
+        return []
 
-    def _after_exit(self, gone: Gone) -> Iterator[Outcome]:
-        """Let the songs that the process had be tried alone; yields the outcome of one that was alone too often."""
+    def _after_exit(self, gone: Gone) -> list[Outcome]:
+        """Let the songs that the process had be tried alone; return the outcome of one that was alone too often."""
         self._failed_starts += 1
         if self._failed_starts >= MOST_FAILED_STARTS:
             raise WorkerLostError(
@@ -296,8 +295,9 @@ class SupervisedWorker:
             song = lost.pop()
             outcome = _crashed(song, gone, self._crashes.pop(song.id), self._key)
             self._listener(SongEnded(outcome, self._order.number))
-            yield outcome
+            return [outcome]
         self._waiting.extendleft((0.0, song) for song in reversed(lost))
+        return []
 
     def _kill(self) -> None:
         if self.child is not None:
