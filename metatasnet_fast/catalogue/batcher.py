@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,7 +25,7 @@ from torch import Tensor
 from ..model.engine import Engine
 from ..separation.batches import BatchRunner
 from ..separation.devices import is_out_of_memory
-from .cores import CorePlan, Stage
+from .cores import CorePlan
 from .events import StageLoad
 
 __all__ = ["Batcher", "DeviceClock", "song_stream"]
@@ -63,21 +64,25 @@ def take_over(tensors: Iterable[Tensor], made: torch.cuda.Event | None) -> None:
 
 
 class DeviceClock:
-    """Adds up the time in which a device worked on batches: by its own events on a GPU, where calls return at once."""
+    """Adds up the time in which a device worked on batches: by its own events on a GPU, where calls return at once.
+
+    Use it in one thread.
+    """
 
     def __init__(self, device: torch.device) -> None:
+        self.busy_seconds = 0.0
         self._device = device
-        self._stage = Stage(1)
-        self._busy = 0.0
-        self._lock = threading.Lock()
         self._events: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
 
     @contextlib.contextmanager
     def measure(self, name: str) -> Iterator[None]:
         """Measure the work on one batch, as an NVTX range; wait while the GPU has enough in its queue."""
         if self._device.type != "cuda":
-            with self._stage.enter():
+            began = time.perf_counter()
+            try:
                 yield
+            finally:
+                self.busy_seconds += time.perf_counter() - began
             return
         stream = torch.cuda.current_stream(self._device)
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -88,24 +93,14 @@ class DeviceClock:
             finally:
                 end.record(stream)
                 self._events.append((begin, end))
-        while len(self._events) >= BATCHES_QUEUED:
-            self._collect()
+        self.settle(BATCHES_QUEUED - 1)
 
-    @property
-    def busy_seconds(self) -> float:
-        with self._lock:
-            return self._busy + self._stage.load().seconds
-
-    def settle(self) -> None:
-        """Wait for the GPU, so that ``busy_seconds`` is complete."""
-        while self._events:
-            self._collect()
-
-    def _collect(self) -> None:
-        begin, end = self._events.popleft()
-        end.synchronize()
-        with self._lock:
-            self._busy += begin.elapsed_time(end) / 1000
+    def settle(self, left: int = 0) -> None:
+        """Wait until the GPU has so many batches in its queue at most; without any ``busy_seconds`` is complete."""
+        while len(self._events) > left:
+            begin, end = self._events.popleft()
+            end.synchronize()
+            self.busy_seconds += begin.elapsed_time(end) / 1000
 
 
 Estimate: TypeAlias = "tuple[Tensor, torch.cuda.Event | None]"
@@ -181,6 +176,10 @@ class Batcher(BatchRunner):
                 self._songs -= 1
             for future in pending:
                 future.cancel()
+
+    def settle(self) -> None:
+        """Let the device finish, so that :meth:`load` is complete."""
+        self._thread.submit(self.clock.settle).result()
 
     def close(self) -> None:
         """End the device thread; windows that still wait are cancelled."""
