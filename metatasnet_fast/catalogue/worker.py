@@ -120,19 +120,6 @@ class Worker:
         self.destination = Destination(destination) if isinstance(destination, str) else destination
         self.stop, self.contents = stop or threading.Event(), Contents(contents)
         self._threads_before = torch.get_num_threads()
-        advice = "choose another destination, or change its permissions"
-        with reporting_write_errors(self.destination.uri, OutputError, advice):
-            self.destination.check()
-            self.staging = Staging(self.destination.storage)
-        try:
-            self._load(engine, cores)
-        except BaseException:
-            self.staging.close()
-            raise
-        self._began = time.perf_counter()
-
-    def _load(self, engine: Engine | None, cores: CorePlan | None) -> None:
-        settings = self.settings
         if engine is None:
             network = load_checkpoint(settings.model, revision=settings.revision, offline=settings.offline)
             separator = Separator(network, settings.device, settings.backend, settings.dtype)
@@ -160,6 +147,12 @@ class Worker:
         # Songs need memory all at once while their windows are put together.
         self.separate = Stage(self.cores.songs, free // 8 or memory)
         self.read, self.write = Stage(self.cores.read), Stage(self.cores.write)
+        advice = "choose another destination, or change its permissions"
+        with reporting_write_errors(self.destination.uri, OutputError, advice):
+            self.destination.check()
+            # The last step, as nothing would remove it if another one failed.
+            self.staging = Staging(self.destination.storage)
+        self._began = time.perf_counter()
 
     def process(self, songs: Iterable[Song]) -> list[Outcome]:
         """Separate songs as :meth:`run` does, those that another run has in hand last; returns the outcomes in the order of
@@ -218,7 +211,7 @@ class Worker:
             raise BackendUnavailableError(f"The device takes no further work ({batcher.lost}): start another process.")
         for future in working:
             future.result()
-        batcher.clock.settle()
+        batcher.settle()
         self.listen(self.load())
 
     def load(self) -> WorkerLoad:
