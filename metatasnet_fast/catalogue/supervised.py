@@ -142,14 +142,13 @@ class ChildProcess:
         self._process.wait()
         self._reader.join()
         self._pipe.close()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
 
     def _read_output(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._printed.append(line.decode(errors="backslashreplace"))
-            LOG.debug("worker %d: %s", self.pid, self._printed[-1].rstrip())
+        with self._process.stdout as lines:
+            for line in lines:
+                self._printed.append(line.decode(errors="backslashreplace"))
+                LOG.debug("worker %d: %s", self.pid, self._printed[-1].rstrip())
 
 
 class SupervisedWorker:
