@@ -144,7 +144,8 @@ def run_local(
                 watching = [threads.submit(watch, order) for order in orders]
                 try:
                     while wait(watching, PROGRESS_SECONDS).not_done:
-                        log(tally.progress())
+                        with lock:
+                            log(tally.progress())
                 except BaseException:  # a second Ctrl-C: nothing is waited for
                     stop.set()
                     for worker in watched:
