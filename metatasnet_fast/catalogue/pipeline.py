@@ -127,10 +127,9 @@ class SongPipeline:
                     return self._skipped(song, done)
                 if before is not None and before.content != content:
                     self._refuse_if_taken(song, before)
-                if not overwrite:
-                    stack.enter_context(self.contents.hold(content))
+                folder = None if overwrite else stack.enter_context(self.contents.hold(content))
                 input = {"sha256": content, "stamp": stamp.text, "bytes": size}
-                result = None if overwrite else self._copied(song, input, staged)
+                result = None if folder is None else self._copied(folder, song, input, staged)
                 result = result or self._separated(song, input, path, staged, attempt, fetched)
             result = replace(result, seconds={"fetch": round(fetching.seconds, 4), **result.seconds})
             if local_path(song.uri) is not None and source.stamp().size != stamp.size:
@@ -195,10 +194,9 @@ class SongPipeline:
             warnings=warnings,
         )
 
-    def _copied(self, song: Song, input: dict[str, Any], staged: Path) -> Result | None:
-        """Copy the stems of a song with the same content that is done, and return their result; None if there is none."""
-        folder = self.contents.find(str(input["sha256"]))
-        found = None if folder is None else self.destination.result(folder)
+    def _copied(self, folder: str, song: Song, input: dict[str, Any], staged: Path) -> Result | None:
+        """Copy the stems in the folder of another song, and return their result; None unless they are of the same content."""
+        found = self.destination.result(folder)
         if found is None or found.key != self.key or found.content != input["sha256"]:
             return None
         try:

@@ -81,23 +81,19 @@ class Contents:
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
-    def hold(self, content: str) -> Iterator[None]:
-        """Keep other songs of this content out of the block."""
+    def hold(self, content: str) -> Iterator[str | None]:
+        """Keep other songs of this content out of the block; give the folder of a song that is done, probably of this content:
+        its result says."""
         with self._lock:
             held = self._held.setdefault(content, threading.Lock())
         with held:
-            yield
+            yield self._folders.get(content[:LONG])
 
     def add(self, done: Result) -> None:
         with self._lock:
             self._folders[done.content[:LONG]] = song_folder(done.id)
             if len(self._folders) > MOST_CONTENTS:
                 del self._folders[next(iter(self._folders))]
-
-    def find(self, content: str) -> str | None:
-        """Return the folder of a song that is done, probably of this content: its result says."""
-        with self._lock:
-            return self._folders.get(content[:LONG])
 
 
 class Staging:
