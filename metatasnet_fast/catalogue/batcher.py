@@ -28,7 +28,7 @@ from ..separation.devices import is_out_of_memory
 from .cores import CorePlan
 from .events import StageLoad
 
-__all__ = ["Batcher", "DeviceClock", "song_stream"]
+__all__ = ["Batcher", "song_stream"]
 
 BATCHES_AHEAD = 3
 """Windows of so many batches may be on their way at once: one at work, one waiting, one being stitched."""
@@ -63,46 +63,6 @@ def take_over(tensors: Iterable[Tensor], made: torch.cuda.Event | None) -> None:
         tensor.record_stream(stream)
 
 
-class DeviceClock:
-    """Adds up the time in which a device worked on batches: by its own events on a GPU, where calls return at once.
-
-    Use it in one thread.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.busy_seconds = 0.0
-        self._device = device
-        self._events: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
-
-    @contextlib.contextmanager
-    def measure(self, name: str) -> Iterator[None]:
-        """Measure the work on one batch, as an NVTX range; wait while the GPU has enough in its queue."""
-        if self._device.type != "cuda":
-            began = time.perf_counter()
-            try:
-                yield
-            finally:
-                self.busy_seconds += time.perf_counter() - began
-            return
-        stream = torch.cuda.current_stream(self._device)
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        with torch.cuda.nvtx.range(name):
-            begin.record(stream)
-            try:
-                yield
-            finally:
-                end.record(stream)
-                self._events.append((begin, end))
-        self.settle(BATCHES_QUEUED - 1)
-
-    def settle(self, left: int = 0) -> None:
-        """Wait until the GPU has so many batches in its queue at most; without any ``busy_seconds`` is complete."""
-        while len(self._events) > left:
-            begin, end = self._events.popleft()
-            end.synchronize()
-            self.busy_seconds += begin.elapsed_time(end) / 1000
-
-
 Estimate: TypeAlias = "tuple[Tensor, torch.cuda.Event | None]"
 """The stems of a window, and the mark behind which they have been made."""
 
@@ -135,18 +95,23 @@ class Batcher(BatchRunner):
     ) -> None:
         super().__init__(batch_size, warn)
         self.engine, self._device, self._cores = engine, device, cores
-        self.clock = DeviceClock(device)
         self.windows_done = 0
+        self.busy_seconds = 0.0
+        """Seconds in which the device worked on batches, without those that are in its queue."""
         self.lost: Exception | None = None
         """The error that made the device unusable for the rest of the process, or None."""
         self._lock = threading.Lock()
         self._waiting: list[_Request] = []
+        self._queued: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
+        """Begin and end of each batch that a GPU has in its queue."""
         self._orders = itertools.count()
         self._songs = 0
-        self._thread = ThreadPoolExecutor(1, "device", self._enter_thread)
+        self._thread = ThreadPoolExecutor(1, "device")
+        # Now, as threads that are not prepared, such as an encoder's, adopt the number that was set last: a song's.
+        self._thread.submit(self._enter_thread).result()
 
     def load(self) -> StageLoad:
-        return StageLoad(1, len(self._waiting), round(self.clock.busy_seconds, 3))
+        return StageLoad(1, len(self._waiting), round(self.busy_seconds, 3))
 
     def run(self, engine: object, windows: Iterable[Sequence[Tensor]]) -> Iterator[Tensor]:
         """Yield the last stage's estimate of each window of a song, (4, samples), in order. Call it in the song's thread.
@@ -179,7 +144,7 @@ class Batcher(BatchRunner):
 
     def settle(self) -> None:
         """Let the device finish, so that :meth:`load` is complete."""
-        self._thread.submit(self.clock.settle).result()
+        self._thread.submit(self._collect, 0).result()
 
     def close(self) -> None:
         """End the device thread; windows that still wait are cancelled."""
@@ -229,7 +194,7 @@ class Batcher(BatchRunner):
     def _serve(self, batch: list[_Request]) -> None:
         """Separate a batch; if that fails, each window alone, so that one does not take its neighbours with it."""
         try:
-            with self.clock.measure("separate"):
+            with self._measured():
                 for request in batch:
                     take_over(request.window, request.made)
                 windows = [request.window for request in batch]
@@ -246,3 +211,32 @@ class Batcher(BatchRunner):
         for request, estimate in zip(batch, estimates, strict=True):
             request.future.set_result((estimate, made))
         self.windows_done += len(batch)
+
+    @contextlib.contextmanager
+    def _measured(self) -> Iterator[None]:
+        """Measure the work on one batch, as an NVTX range, by the GPU's own events, as calls return at once there; wait while
+        the GPU has enough in its queue."""
+        if self._device.type != "cuda":
+            began = time.perf_counter()
+            try:
+                yield
+            finally:
+                self.busy_seconds += time.perf_counter() - began
+            return
+        stream = torch.cuda.current_stream(self._device)
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        with torch.cuda.nvtx.range("separate"):
+            begin.record(stream)
+            try:
+                yield
+            finally:
+                end.record(stream)
+                self._queued.append((begin, end))
+        self._collect(BATCHES_QUEUED - 1)
+
+    def _collect(self, left: int) -> None:
+        """Wait until the GPU has at most ``left`` batches in its queue, and add up the time of the others."""
+        while len(self._queued) > left:
+            begin, end = self._queued.popleft()
+            end.synchronize()
+            self.busy_seconds += begin.elapsed_time(end) / 1000
