@@ -75,7 +75,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 @contextlib.contextmanager
 def reporting_write_errors(
-    path: Path, kind: type[MetaTasNetError], advice: str = "make room or choose another folder"
+    path: str | os.PathLike[str], kind: type[MetaTasNetError], advice: str = "make room or choose another folder"
 ) -> Iterator[None]:
     """Turn an ``OSError`` of the block into an error of the type ``kind``: one sentence about ``path``, with ``advice``."""
     try:

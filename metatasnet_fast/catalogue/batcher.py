@@ -12,21 +12,23 @@ from __future__ import annotations
 import contextlib
 import itertools
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
+from ..model.engine import Engine
 from ..separation.batches import BatchRunner
 from ..separation.devices import is_out_of_memory
-from .cores import CorePlan, Stage
+from .cores import CorePlan
 from .events import StageLoad
 
-__all__ = ["Batcher", "DeviceClock", "DeviceEngine", "song_stream"]
+__all__ = ["Batcher", "song_stream"]
 
 BATCHES_AHEAD = 3
 """Windows of so many batches may be on their way at once: one at work, one waiting, one being stitched."""
@@ -61,61 +63,6 @@ def take_over(tensors: Iterable[Tensor], made: torch.cuda.Event | None) -> None:
         tensor.record_stream(stream)
 
 
-class DeviceClock:
-    """Adds up the time in which a device worked on batches: by its own events on a GPU, where calls return at once."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._stage = Stage(1)
-        self._busy = 0.0
-        self._lock = threading.Lock()
-        self._events: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
-
-    @contextlib.contextmanager
-    def measure(self, name: str) -> Iterator[None]:
-        """Measure the work on one batch, as an NVTX range; wait while the GPU has enough in its queue."""
-        if self._device.type != "cuda":
-            with self._stage.enter():
-                yield
-            return
-        stream = torch.cuda.current_stream(self._device)
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        with torch.cuda.nvtx.range(name):
-            begin.record(stream)
-            try:
-                yield
-            finally:
-                end.record(stream)
-                self._events.append((begin, end))
-        while len(self._events) >= BATCHES_QUEUED:
-            self._collect()
-
-    @property
-    def busy_seconds(self) -> float:
-        with self._lock:
-            return self._busy + self._stage.load().seconds
-
-    def settle(self) -> None:
-        """Wait for the GPU, so that ``busy_seconds`` is complete."""
-        while self._events:
-            self._collect()
-
-    def _collect(self) -> None:
-        begin, end = self._events.popleft()
-        end.synchronize()
-        with self._lock:
-            self._busy += begin.elapsed_time(end) / 1000
-
-
-class DeviceEngine(Protocol):
-    """Protocol of the object that runs a batch, usually ``Engine``."""
-
-    @property
-    def config(self) -> Any: ...
-
-    def separate(self, mixes: Sequence[Tensor], wanted: Any) -> dict[int, Tensor]: ...
-
-
 Estimate: TypeAlias = "tuple[Tensor, torch.cuda.Event | None]"
 """The stems of a window, and the mark behind which they have been made."""
 
@@ -140,7 +87,7 @@ class Batcher(BatchRunner):
 
     def __init__(
         self,
-        engine: DeviceEngine,
+        engine: Engine,
         batch_size: int,
         warn: Callable[[str], object],
         device: torch.device,
@@ -148,20 +95,23 @@ class Batcher(BatchRunner):
     ) -> None:
         super().__init__(batch_size, warn)
         self.engine, self._device, self._cores = engine, device, cores
-        self.clock = DeviceClock(device)
         self.windows_done = 0
+        self.busy_seconds = 0.0
+        """Seconds in which the device worked on batches, without those that are in its queue."""
         self.lost: Exception | None = None
         """The error that made the device unusable for the rest of the process, or None."""
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
         self._waiting: list[_Request] = []
+        self._queued: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
+        """Begin and end of each batch that a GPU has in its queue."""
         self._orders = itertools.count()
         self._songs = 0
-        self._closed = False
-        self._thread = threading.Thread(target=self._work, name="device", daemon=True)
-        self._thread.start()
+        self._thread = ThreadPoolExecutor(1, "device")
+        # Now, as threads that are not prepared, such as an encoder's, adopt the number that was set last: a song's.
+        self._thread.submit(self._enter_thread).result()
 
     def load(self) -> StageLoad:
-        return StageLoad(1, len(self._waiting), round(self.clock.busy_seconds, 3))
+        return StageLoad(1, len(self._waiting), round(self.busy_seconds, 3))
 
     def run(self, engine: object, windows: Iterable[Sequence[Tensor]]) -> Iterator[Tensor]:
         """Yield the last stage's estimate of each window of a song, (4, samples), in order. Call it in the song's thread.
@@ -174,7 +124,7 @@ class Batcher(BatchRunner):
         """
         source = iter(windows)
         pending: deque[Future[Estimate]] = deque()
-        with self._changed:
+        with self._lock:
             order = next(self._orders)
             self._songs += 1
         try:
@@ -187,20 +137,20 @@ class Batcher(BatchRunner):
                 take_over([estimate], made)
                 yield estimate
         finally:
-            with self._changed:
+            with self._lock:
                 self._songs -= 1
             for future in pending:
                 future.cancel()
 
+    def settle(self) -> None:
+        """Let the device finish, so that :meth:`load` is complete."""
+        self._thread.submit(self._collect, 0).result()
+
     def close(self) -> None:
         """End the device thread; windows that still wait are cancelled."""
-        with self._changed:
-            self._closed = True
-            for request in self._waiting:
-                request.future.cancel()
-            self._waiting.clear()
-            self._changed.notify_all()
-        self._thread.join()
+        self._thread.shutdown(cancel_futures=True)
+        for request in self._waiting:
+            request.future.cancel()
 
     def is_lost(self, error: Exception) -> bool:
         """Return, and remember, whether the device takes no more work, as a GPU after an illegal memory access."""
@@ -215,48 +165,40 @@ class Batcher(BatchRunner):
 
     def _submit(self, window: Sequence[Tensor], order: int) -> Future[Estimate]:
         request = _Request(window, mark(self._device), Future(), order)
-        with self._changed:
-            if self._closed:
-                request.future.cancel()
-            else:
-                self._waiting.append(request)
-                self._changed.notify_all()
+        with self._lock:
+            self._waiting.append(request)
+        self._thread.submit(self._serve_next)
         return request.future
 
-    def _take(self) -> list[_Request] | None:
-        """Return the next batch: windows of the oldest song first, and of one length; None when there will be none.
-
-        What comes while the device works waits for the next one: batches are as full as the device is busy.
-        """
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closed)
-            if not self._waiting:
-                return None
-            self._waiting.sort(key=lambda request: request.order)  # stable: each song's windows keep their order
-            length = self._waiting[0].window[0].shape[-1]
-            fitting = (request for request in self._waiting if request.window[0].shape[-1] == length)
-            batch = list(itertools.islice(fitting, self.batch_size))
-            for request in batch:
-                self._waiting.remove(request)
-        return [request for request in batch if request.future.set_running_or_notify_cancel()]
-
-    @torch.no_grad()
-    def _work(self) -> None:
+    def _enter_thread(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)  # kernels are launched on the current one
         self._cores.enter_thread(network=True)
-        while (batch := self._take()) is not None:
-            if batch:
-                self._serve(batch)
 
+    def _serve_next(self) -> None:
+        """Separate a batch of windows that wait, those of the oldest song first, all of one length.
+
+        What comes while the device works waits for the next one: batches are as full as the device is busy.
+        """
+        with self._lock:
+            self._waiting.sort(key=lambda request: request.order)  # stable: each song's windows keep their order
+            fitting = (r for r in self._waiting if r.window[0].shape[-1] == self._waiting[0].window[0].shape[-1])
+            batch = list(itertools.islice(fitting, self.batch_size))
+            for request in batch:
+                self._waiting.remove(request)
+        batch = [request for request in batch if request.future.set_running_or_notify_cancel()]
+        if batch:
+            self._serve(batch)
+
+    @torch.no_grad()
     def _serve(self, batch: list[_Request]) -> None:
         """Separate a batch; if that fails, each window alone, so that one does not take its neighbours with it."""
         try:
-            with self.clock.measure("separate"):
+            with self._measured():
                 for request in batch:
                     take_over(request.window, request.made)
                 windows = [request.window for request in batch]
-                estimates = list(super().run(self.engine, windows))  # type: ignore[arg-type]
+                estimates = list(super().run(self.engine, windows))
             made = mark(self._device)
         except Exception as error:
             if self.is_lost(error) or len(batch) == 1:
@@ -269,3 +211,32 @@ class Batcher(BatchRunner):
         for request, estimate in zip(batch, estimates, strict=True):
             request.future.set_result((estimate, made))
         self.windows_done += len(batch)
+
+    @contextlib.contextmanager
+    def _measured(self) -> Iterator[None]:
+        """Measure the work on one batch, as an NVTX range, by the GPU's own events, as calls return at once there; wait while
+        the GPU has enough in its queue."""
+        if self._device.type != "cuda":
+            began = time.perf_counter()
+            try:
+                yield
+            finally:
+                self.busy_seconds += time.perf_counter() - began
+            return
+        stream = torch.cuda.current_stream(self._device)
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        with torch.cuda.nvtx.range("separate"):
+            begin.record(stream)
+            try:
+                yield
+            finally:
+                end.record(stream)
+                self._queued.append((begin, end))
+        self._collect(BATCHES_QUEUED - 1)
+
+    def _collect(self, left: int) -> None:
+        """Wait until the GPU has at most ``left`` batches in its queue, and add up the time of the others."""
+        while len(self._queued) > left:
+            begin, end = self._queued.popleft()
+            end.synchronize()
+            self.busy_seconds += begin.elapsed_time(end) / 1000

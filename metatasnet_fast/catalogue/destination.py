@@ -16,7 +16,7 @@ import errno
 import json
 import os
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from .failures import Failure, SongError
 from .result import Listed, Outcome, Result
@@ -117,29 +117,15 @@ class Destination:
                                 if isinstance(row, dict) and "id" in row:
                                     yield name.removesuffix(".jsonl"), row
 
-    def history(self) -> History:
-        """Read the whole ledger, and return what its last row says of every song."""
-        found = History({}, set(), {})
+    def last_rows(self) -> tuple[dict[str, dict[str, Any] | None], list[str]]:
+        """Read the whole ledger; return the last row of every song by id, None if it is no failure, and the names of the
+        ledger's files in their order."""
+        last: dict[str, dict[str, Any] | None] = {}
+        runs: dict[str, None] = {}
         for run, row in self.ledger_rows():
-            found.runs[run] = None
-            if row.get("failure") is None:
-                found.ended.add(row["id"])
-                found.failed.pop(row["id"], None)
-            else:
-                found.ended.discard(row["id"])
-                found.failed[row["id"]] = row
-        return found
-
-
-class History(NamedTuple):
-    """The last rows of all songs in the ledger."""
-
-    failed: dict[str, dict[str, Any]]
-    """The row of every song whose last outcome is a failure, by id."""
-    ended: set[str]
-    """The ids of all others."""
-    runs: dict[str, None]
-    """The names of the ledger's files, in their order."""
+            runs[run] = None
+            last[row["id"]] = None if row.get("failure") is None else row
+        return last, list(runs)
 
 
 class LedgerWriter:

@@ -6,7 +6,6 @@ Every event turns into one JSON object with ``event`` (its kind) and ``time`` (s
 from __future__ import annotations
 
 import re
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -178,7 +177,7 @@ class RunEnded(Event):
 
 
 class Tally:
-    """Give it every event of every worker, from any thread; it knows how far the run has come.
+    """Give it every event of every worker, one at a time; it knows how far the run has come.
 
     Args:
         songs: in this run.
@@ -191,7 +190,6 @@ class Tally:
         self.failures: Counter[str] = Counter()
         self.reason: str | None = None
         """Why the run had better stop: one failure again and again that is not the songs'."""
-        self._lock = threading.RLock()
         self._began = time.perf_counter()
         self._counts: Counter[Status] = Counter()
         self._audio = self._passed = 0.0
@@ -203,49 +201,47 @@ class Tally:
         """The failure of the last songs, and their ids."""
 
     def __call__(self, event: Event) -> None:
-        with self._lock:
-            if isinstance(event, SongStarted):
-                self._in_flight.add((event.worker, event.id))
-            elif isinstance(event, SongEnded):
-                self._in_flight.discard((event.worker, event.outcome.id))
-                self._count(event.outcome)
-            elif isinstance(event, SongsSkipped):
-                self._counts[Status.skipped] += event.songs
-                self._passed += event.audio_seconds
-            elif isinstance(event, WorkerLoad):
-                loads = self._loads.setdefault(event.worker, [])
-                if loads and event.wall_seconds >= loads[-1].wall_seconds:
-                    loads.pop()  # of the same process
-                loads.append(event)
+        if isinstance(event, SongStarted):
+            self._in_flight.add((event.worker, event.id))
+        elif isinstance(event, SongEnded):
+            self._in_flight.discard((event.worker, event.outcome.id))
+            self._count(event.outcome)
+        elif isinstance(event, SongsSkipped):
+            self._counts[Status.skipped] += event.songs
+            self._passed += event.audio_seconds
+        elif isinstance(event, WorkerLoad):
+            loads = self._loads.setdefault(event.worker, [])
+            if loads and event.wall_seconds >= loads[-1].wall_seconds:
+                loads.pop()  # of the same process
+            loads.append(event)
 
     def progress(self) -> Progress:
-        with self._lock:
-            wall = time.perf_counter() - self._began
-            now = [loads[-1] for loads in self._loads.values()]
-            loads = [load for loads in self._loads.values() for load in loads]
-            stages = list(now[0].stages) if now else []
-            seconds = {name: sum(load.stages[name].seconds for load in loads) for name in stages}
-            places = {name: sum(load.stages[name].capacity * load.wall_seconds for load in loads) for name in stages}
-            shares = {name: min(1.0, seconds[name] / places[name]) if places[name] else 0.0 for name in stages}
-            queued = ("read", "device", "write")
-            return Progress(
-                songs=self.songs,
-                done=self._counts[Status.done],
-                skipped=self._counts[Status.skipped],
-                failed=self._counts[Status.failed],
-                in_flight=len(self._in_flight),
-                audio_seconds=self._audio,
-                wall_seconds=wall,
-                device_busy_share=shares.get("device", 0.0),
-                queues={name: sum(load.stages[name].waiting for load in now) for name in queued},
-                stage_seconds=seconds,
-                stage_busy_share=shares,
-                eta_seconds=self._eta(wall),
-                cpu_seconds=sum(load.cpu_seconds for load in loads),
-                peak_memory=sum(max(load.peak_memory for load in each) for each in self._loads.values()),
-                bytes_in=self._bytes_in,
-                bytes_out=self._bytes_out,
-            )
+        wall = time.perf_counter() - self._began
+        now = [loads[-1] for loads in self._loads.values()]
+        loads = [load for loads in self._loads.values() for load in loads]
+        stages = list(now[0].stages) if now else []
+        seconds = {name: sum(load.stages[name].seconds for load in loads) for name in stages}
+        places = {name: sum(load.stages[name].capacity * load.wall_seconds for load in loads) for name in stages}
+        shares = {name: min(1.0, seconds[name] / places[name]) if places[name] else 0.0 for name in stages}
+        queued = ("read", "device", "write")
+        return Progress(
+            songs=self.songs,
+            done=self._counts[Status.done],
+            skipped=self._counts[Status.skipped],
+            failed=self._counts[Status.failed],
+            in_flight=len(self._in_flight),
+            audio_seconds=self._audio,
+            wall_seconds=wall,
+            device_busy_share=shares.get("device", 0.0),
+            queues={name: sum(load.stages[name].waiting for load in now) for name in queued},
+            stage_seconds=seconds,
+            stage_busy_share=shares,
+            eta_seconds=self._eta(wall),
+            cpu_seconds=sum(load.cpu_seconds for load in loads),
+            peak_memory=sum(max(load.peak_memory for load in each) for each in self._loads.values()),
+            bytes_in=self._bytes_in,
+            bytes_out=self._bytes_out,
+        )
 
     def finish(self, run: str, price_per_hour: float | None, workers: int = 1) -> RunEnded:
         """Return the last event; ``price_per_hour`` is that of one worker's machine, and there are ``workers`` of them."""

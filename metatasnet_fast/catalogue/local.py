@@ -23,48 +23,9 @@ from .supervised import ChildProcess, Order, Process, SupervisedWorker
 from .survey import make_plan
 from .worker import find_identity
 
-__all__ = ["WorkerPool", "carry_out", "run_local"]
+__all__ = ["WorkerPool", "run_local"]
 
 PROGRESS_SECONDS = 1.0
-
-
-def run_local(
-    songs: Sequence[Song],
-    settings: Settings,
-    destination: str,
-    listener: Listener | None = None,
-    stop: threading.Event | None = None,
-    *,
-    shard: str = "1/1",
-    workers: int | None = None,
-    price_per_hour: float | None = None,
-    grace: float = 60.0,
-) -> RunEnded:
-    """Separate songs that are not done yet, the longest first.
-
-    Args:
-        listener: gets every event, from one thread at a time.
-        stop: when set, songs in flight have ``grace`` seconds to be finished, and no other is begun.
-        workers: processes; None for one on each GPU, or one on the CPU.
-        price_per_hour: of this machine.
-
-    Returns:
-        the last event; the ledger has a row for every song that was tried.
-
-    Raises:
-        ConfigError: for more workers than can have a core or a device each.
-        MetaTasNetError: if the model cannot be loaded, the device or backend cannot serve, or processes cannot be kept alive.
-    """
-    devices = [settings.device]
-    if settings.device in ("auto", "cuda") and torch.cuda.device_count() > 1:
-        devices = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-    count, there = workers or len(devices), available_cores()
-    most = max(2, there, len(devices))
-    if count > most:
-        raise ConfigError(f"{count} workers would get into each other's way on {there} cores: ask for {most} at most.")
-    threads = max(1, (settings.threads or there) // count) if count > 1 else settings.threads
-    each = [replace(settings, device=devices[index % len(devices)], threads=threads) for index in range(count)]
-    return carry_out(WorkerPool("local", each), songs, destination, listener, stop, shard, price_per_hour, grace)
 
 
 @dataclass(frozen=True)
@@ -81,19 +42,54 @@ class WorkerPool:
     notices: Sequence[str] = ()
     """Said before the work, if there is any."""
 
+    @classmethod
+    def here(cls, settings: Settings, workers: int | None) -> WorkerPool:
+        """Return the workers of a run on this machine; raises as :func:`run_local`."""
+        devices = [settings.device]
+        if settings.device in ("auto", "cuda") and torch.cuda.device_count() > 1:
+            devices = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+        count, there = workers or len(devices), available_cores()
+        most = max(2, there, len(devices))
+        if count > most:
+            raise ConfigError(
+                f"{count} workers would get into each other's way on {there} cores: ask for {most} at most."
+            )
+        threads = max(1, (settings.threads or there) // count) if count > 1 else settings.threads
+        devices = [devices[index % len(devices)] for index in range(count)]
+        return cls("local", [replace(settings, device=device, threads=threads) for device in devices])
 
-def carry_out(
-    pool: WorkerPool,
+
+def run_local(
     songs: Sequence[Song],
+    settings: Settings,
     destination: str,
-    listener: Listener | None,
-    stop: threading.Event | None,
-    shard: str,
-    price_per_hour: float | None,
-    grace: float,
+    listener: Listener = lambda event: None,
+    stop: threading.Event | None = None,
+    *,
+    shard: str = "1/1",
+    workers: int | None = None,
+    price_per_hour: float | None = None,
+    grace: float = 60.0,
+    pool: WorkerPool | None = None,
 ) -> RunEnded:
-    """Do what :func:`run_local` does with the workers that are given."""
-    target, stop = Destination(destination), stop or threading.Event()
+    """Separate songs that are not done yet, the longest first.
+
+    Args:
+        listener: gets every event, from one thread at a time.
+        stop: when set, songs in flight have ``grace`` seconds to be finished, and no other is begun.
+        workers: processes; None for one on each GPU, or one on the CPU.
+        price_per_hour: of this machine.
+        pool: the workers, if they are others than those of this machine.
+
+    Returns:
+        the last event; the ledger has a row for every song that was tried.
+
+    Raises:
+        ConfigError: for more workers than can have a core or a device each.
+        MetaTasNetError: if the model cannot be loaded, the device or backend cannot serve, or processes cannot be kept alive.
+    """
+    pool, stop = pool or WorkerPool.here(settings, workers), stop or threading.Event()
+    target, settings = Destination(destination), pool.each_worker[0]
     if destination.startswith("memory:"):  # workers are other processes
         raise ConfigError(f"{destination} is the memory of one process, gone at its end: choose another destination.")
     each = [song.expected_seconds() for song in songs]
@@ -110,18 +106,33 @@ def carry_out(
                 ledger.add(event.outcome)
             if tally.reason is not None:
                 stop.set()
-            if listener is not None:
-                listener(event)
+            listener(event)
 
-    key = find_identity(pool.each_worker[0]).key
+    key = find_identity(settings).key
     log(RunStarted(run, len(songs), tally.expected_seconds, destination, pool.engine, shard))
-    plan = make_plan(songs, pool.each_worker[0], key, target)
+    plan = make_plan(songs, settings, key, target)
     for outcome in plan.unwritten:
         ledger.add(outcome)
     for outcome in plan.failed:
         log(SongEnded(outcome))
     if plan.done:
         log(SongsSkipped(len(plan.done), sum(listed.duration for listed in plan.done)))
+    left = iter(plan.todo)  # shared: each song goes to one worker
+    watched: list[SupervisedWorker] = []
+    errors: list[Exception] = []
+
+    def watch(order: Order) -> None:
+        """Let a worker take songs until none is left; what ends it is a notice, unless it was the last one."""
+        try:
+            with SupervisedWorker(order, log, stop, grace, pool.start) as worker:
+                watched.append(worker)
+                for _ in worker.process(left):
+                    pass  # the log has heard of it
+        except Exception as error:
+            errors.append(error)
+            if len(errors) < len(pool.each_worker):
+                log(Notice(f"Worker {order.number} has ended: {error}"))
+
     try:
         if plan.todo:
             with reaching(destination):
@@ -129,7 +140,19 @@ def carry_out(
             for text in pool.notices:
                 log(Notice(text))
             orders = [Order(each, destination, token, i, plan.contents) for i, each in enumerate(pool.each_worker)]
-            _work_through(plan.todo, orders, log, lambda: log(tally.progress()), stop, grace, pool.start)
+            with ThreadPoolExecutor(len(orders), "worker") as threads:
+                watching = [threads.submit(watch, order) for order in orders]
+                try:
+                    while wait(watching, PROGRESS_SECONDS).not_done:
+                        with lock:
+                            log(tally.progress())
+                except BaseException:  # a second Ctrl-C: nothing is waited for
+                    stop.set()
+                    for worker in watched:
+                        worker.grace = 0.0
+                    raise
+            if len(errors) == len(orders):
+                raise errors[-1]
     finally:
         try:
             ledger.close()
@@ -140,45 +163,3 @@ def carry_out(
     log(ended.progress)
     log(ended)
     return ended
-
-
-def _work_through(
-    songs: Sequence[Song],
-    orders: Sequence[Order],
-    log: Listener,
-    say_progress: Callable[[], None],
-    stop: threading.Event,
-    grace: float,
-    start: Callable[[Order], Process],
-) -> None:
-    """Let workers take songs until every song has an outcome, or the run is stopped; each has a thread here.
-
-    Raises what ended the last worker, if none is left; what ends another one is a notice.
-    """
-    left = iter(songs)  # shared: each song goes to one worker
-    workers: list[SupervisedWorker] = []
-    errors: list[Exception] = []
-
-    def watch(order: Order) -> None:
-        try:
-            with SupervisedWorker(order, log, stop, grace, start) as worker:
-                workers.append(worker)
-                for _ in worker.process(left):
-                    pass  # the log has heard of it
-        except Exception as error:
-            errors.append(error)
-            if len(errors) < len(orders):
-                log(Notice(f"Worker {order.number} has ended: {error}"))
-
-    with ThreadPoolExecutor(len(orders), "worker") as pool:
-        watching = [pool.submit(watch, order) for order in orders]
-        try:
-            while wait(watching, PROGRESS_SECONDS).not_done:
-                say_progress()
-        except BaseException:  # a second Ctrl-C: nothing is waited for
-            stop.set()
-            for worker in workers:
-                worker.grace = 0.0
-            raise
-    if len(errors) == len(orders):
-        raise errors[-1]

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from .. import __version__
 from .._io import sha256_file, write_atomically
-from ..audio import AudioStream, open_audio
+from ..audio import open_audio
 from ..separation.fast_mode import resample, separate_resampled
 from ..separation.outputs import StemFiles
 from ..separation.recording import Recording
@@ -107,8 +106,7 @@ class SongPipeline:
             # The copy of a remote file is gone by now; its address says where it came from.
             message = message.replace(str(source.copy), song.uri)
         stamp = source.seen.text if source is not None and source.seen else None
-        row = Outcome(song.id, song.uri, Status.failed, self.key, failure, message, attempt, stamp=stamp)
-        return replace(row, finished=utc_now())
+        return Outcome(song.id, song.uri, Status.failed, self.key, failure, message, attempt, stamp=stamp)
 
     def _attempt(self, song: Song, source: Source, attempt: int) -> Outcome:
         overwrite = self.settings.overwrite
@@ -129,10 +127,9 @@ class SongPipeline:
                     return self._skipped(song, done)
                 if before is not None and before.content != content:
                     self._refuse_if_taken(song, before)
-                if not overwrite:
-                    stack.enter_context(self.contents.hold(content))
+                folder = None if overwrite else stack.enter_context(self.contents.hold(content))
                 input = {"sha256": content, "stamp": stamp.text, "bytes": size}
-                result = None if overwrite else self._copied(song, input, staged)
+                result = None if folder is None else self._copied(folder, song, input, staged)
                 result = result or self._separated(song, input, path, staged, attempt, fetched)
             result = replace(result, seconds={"fetch": round(fetching.seconds, 4), **result.seconds})
             if local_path(song.uri) is not None and source.stamp().size != stamp.size:
@@ -157,7 +154,8 @@ class SongPipeline:
         worker, settings, device = self.worker, self.settings, self.worker.device
         with contextlib.ExitStack() as stack:
             with worker.read.enter() as reading, open_audio(path, partial=settings.partial) as stream:
-                recording = self._recording(stream)
+                self._refuse_if_longer((stream.frames or 0) / stream.sample_rate, song)
+                recording = Recording.from_stream(stream)
                 rate, channels = recording.sample_rate, recording.channels
                 files = StemFiles.plan(
                     staged, "{stem}", "", worker.recipe, recording, settings.format, settings.subtype
@@ -165,7 +163,8 @@ class SongPipeline:
                 self._refuse_if_full(recording)
                 home, budget = worker.home(recording, attempt)
                 stack.callback(budget.close)
-                source = resample(worker.engine, recording, device, home, budget, Reporter(None))
+                reporter = Reporter(lambda progress: self._refuse_if_longer(progress.seconds_done, song))
+                source = resample(worker.engine, recording, device, home, budget, reporter)
             fetched.close()  # a copy of the input is not needed any more
             with worker.separate.enter(worker.working_memory(recording)) as separating:
                 unscaled = separate_resampled(
@@ -193,13 +192,11 @@ class SongPipeline:
             seconds={name: round(place.seconds, 4) for name, place in places.items()},
             made_by={"version": __version__, **worker.made_by},
             warnings=warnings,
-            finished=utc_now(),
         )
 
-    def _copied(self, song: Song, input: dict[str, Any], staged: Path) -> Result | None:
-        """Copy the stems of a song with the same content that is done, and return their result; None if there is none."""
-        folder = self.contents.find(str(input["sha256"]))
-        found = None if folder is None else self.destination.result(folder)
+    def _copied(self, folder: str, song: Song, input: dict[str, Any], staged: Path) -> Result | None:
+        """Copy the stems in the folder of another song, and return their result; None unless they are of the same content."""
+        found = self.destination.result(folder)
         if found is None or found.key != self.key or found.content != input["sha256"]:
             return None
         try:
@@ -229,26 +226,10 @@ class SongPipeline:
             if shutil.disk_usage(storage.path).free < (16 * size if self.settings.format == "wav" else size):
                 raise SongError(Failure.write, f"{self.destination.uri} has no room left for the stems of a song.")
 
-    def _recording(self, stream: AudioStream) -> Recording:
-        """Return the open file as a recording; it is refused once it declares, or turns out to have, too many samples."""
-        hours = self.settings.max_hours
-        most = int(hours * 3600 * stream.sample_rate)
-
-        def refuse_if_beyond(frames: int) -> None:
-            if frames > most:
-                raise SongError(Failure.too_long, f"{stream.path} lasts longer than {hours:g} hours.")
-
-        refuse_if_beyond(stream.frames or 0)
-        recording = Recording.from_stream(stream)
-        blocks = recording.blocks
-
-        def counted() -> Iterator[Tensor]:
-            for block in blocks():
-                refuse_if_beyond(stream.frames_read)
-                yield block
-
-        recording.blocks = counted
-        return recording
+    def _refuse_if_longer(self, seconds: float, song: Song) -> None:
+        """Refuse a song that declares, or turns out to have, so many seconds, if they are too many."""
+        if seconds > 3600 * self.settings.max_hours:
+            raise SongError(Failure.too_long, f"{song.uri} lasts longer than {self.settings.max_hours:g} hours.")
 
     def _publish(self, staged: Path, song: Song, result: str) -> Result | None:
         """Publish what is staged; that alone is tried again, and not the separation.

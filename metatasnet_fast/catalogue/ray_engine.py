@@ -19,7 +19,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -33,11 +32,11 @@ from ..errors import ConfigError
 from .cores import available_cores
 from .destination import Destination
 from .events import Listener, Notice, RunEnded
-from .local import WorkerPool, carry_out
+from .local import WorkerPool, run_local
 from .settings import Settings, Song
 from .staging import remove_abandoned
 from .storage import local_path
-from .supervised import ChildProcess, Gone, Order, Stop
+from .supervised import ChildProcess, Gone, Order
 
 __all__ = ["Node", "Pool", "plan_pool", "run_ray"]
 
@@ -55,8 +54,8 @@ QUIET = {"RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_USAGE_STATS_ENABLED": "0", "RAY_
 
 KNOCK_SECONDS = 10.0
 
-EXCHANGE_SECONDS = 0.2
-"""So long a message may be under way: what a driver has not heard of when it is killed has no row in the ledger."""
+RECEIVE_SECONDS = 60.0
+"""Time after which an actor asks its process again for a message."""
 
 FAREWELL_SECONDS = 3.0
 """For workers that Ray ends to take their folders along."""
@@ -69,14 +68,12 @@ def run_ray(
     songs: Sequence[Song],
     settings: Settings,
     destination: str,
-    listener: Listener | None = None,
+    listener: Listener = lambda event: None,
     stop: threading.Event | None = None,
     *,
     address: str | None = None,
-    shard: str = "1/1",
     workers: int | None = None,
-    price_per_hour: float | None = None,
-    grace: float = 60.0,
+    **options: Any,
 ) -> RunEnded:
     """Do what :func:`run_local` does on a Ray cluster, or on this machine with a Ray of its own.
 
@@ -84,7 +81,7 @@ def run_ray(
         songs, settings, destination: with absolute paths, as the actors run in other folders.
         address: of a Ray cluster, as ``ray.init`` takes it; None starts Ray on this machine and ends it afterwards.
         workers: actors at most; None for one on each GPU, or where there is none, on each machine.
-        price_per_hour: of one machine.
+        options: the others of :func:`run_local`; ``price_per_hour`` is that of one machine.
 
     Raises:
         ConfigError: if the cluster cannot be joined, or has no room for the workers.
@@ -99,27 +96,26 @@ def run_ray(
         nodes = [Node(int(entry.get("CPU", 0)), int(entry.get("GPU", 0))) for entry in there]
         pool = plan_pool(nodes, settings.device, settings.threads, workers)
         # An actor sees the GPU that it holds, and no other.
-        options = replace(settings, threads=pool.cpus, device="cuda" if pool.gpus else settings.device)
+        settings = replace(settings, threads=pool.cpus, device="cuda" if pool.gpus else settings.device)
         notices = [f"Ray: {pool.describe()}."]
         if address and local_path(destination) is not None:
             notices.append(
                 f"{destination} is a local path: every machine of the cluster must have the same folder there."
             )
-        actors = WorkerPool("ray", [options] * pool.workers, partial(ActorProcess, ray, pool), pool.machines, notices)
-        return carry_out(actors, songs, destination, listener, stop, shard, price_per_hour, grace)
+        actors = WorkerPool("ray", [settings] * pool.workers, partial(ActorProcess, ray, pool), pool.machines, notices)
+        return run_local(songs, settings, destination, listener, stop, pool=actors, **options)
 
 
 class SeparateSongs(ChildProcess):
-    """The actor: a worker's process on its machine, and the messages from and to it."""
+    """The actor: a worker's process on its machine, and the messages from and to it, which have a thread each."""
 
-    def exchange(self, messages: Sequence[Song | Stop]) -> list[object]:
-        """Give the process messages; returns those that it has, or gets within a moment."""
-        for message in messages:
-            self.send(message)
-        found = [self.receive(EXCHANGE_SECONDS)]
-        while found[-1] is not None:
-            found.append(self.receive(0.0))
-        return found[:-1]
+    def messages(self) -> Iterator[object]:
+        """Yield the messages of the process as they come; the last one says that it has ended."""
+        message = None
+        while not isinstance(message, Gone):
+            message = self.receive(RECEIVE_SECONDS)
+            if message is not None:
+                yield message
 
 
 class ActorProcess:
@@ -129,31 +125,26 @@ class ActorProcess:
         self._ray, self._pool = ray, pool
         self._place = ray.util.placement_group([{"CPU": pool.cpus, **({"GPU": pool.gpus} if pool.gpus else {})}])
         strategy = ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy(self._place)
-        actor = ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus, scheduling_strategy=strategy)(SeparateSongs)
+        options = {"num_cpus": pool.cpus, "num_gpus": pool.gpus, "scheduling_strategy": strategy, "max_concurrency": 2}
         # Each machine checks the destination itself: its file system may have other device numbers there.
-        self._actor = actor.remote(replace(order, token=None))
-        self._reply: Any = None
-        self._unsent: list[Song | Stop] = []
-        self._received: deque[object] = deque()
+        self._actor = ray.remote(**options)(SeparateSongs).remote(replace(order, token=None))
+        self._messages = self._actor.messages.remote()
         self._say_at: float | None = time.monotonic() + PATIENCE
         """When to say that there is no place for the actor yet; None once there is one."""
 
-    def send(self, message: Song | Stop) -> None:
-        self._unsent.append(message)
+    def send(self, message: Song | None) -> None:
+        self._actor.send.remote(message)
 
     def receive(self, seconds: float) -> object:
-        if not self._received:
-            if self._reply is None:
-                self._reply, self._unsent = self._actor.exchange.remote(self._unsent), []
-            try:
-                if not self._ray.wait([self._reply], timeout=seconds)[0]:
-                    return self._waiting()
-                self._received.extend(self._ray.get(self._reply))
-            except self._ray.exceptions.RayError as error:
-                last = (str(error).strip().splitlines() or [""])[-1]
-                self._received.append(Gone(f"{type(error).__name__}: {last[:200]}", machine_lost=True))
-            self._reply = self._say_at = None
-        return self._received.popleft() if self._received else None
+        try:
+            if not self._ray.wait([self._messages], timeout=seconds)[0]:
+                return self._waiting()
+            message = self._ray.get(next(self._messages))
+        except self._ray.exceptions.RayError as error:
+            last = (str(error).strip().splitlines() or [""])[-1]
+            message = Gone(f"{type(error).__name__}: {last[:200]}", machine_lost=True)
+        self._say_at = None
+        return message
 
     def kill(self) -> None:
         self._ray.kill(self._actor)
@@ -326,16 +317,11 @@ def plan_pool(nodes: Sequence[Node], device: str, threads: int | None, workers: 
     while threads is None and workers is not None and cpus > 1 and sum(places(cpus)) < workers:
         cpus -= 1
     most = sum(places(cpus))
-    if most == 0:
+    pool = Pool(workers or most or 1, cpus, int(on_gpus), min(workers or most, sum(map(bool, places(cpus)))))
+    if pool.workers > most:
         largest = max(node.cpus for node in able)
+        advice = f"at most {most} --workers, or fewer" if most else f"at most {largest} with"
         raise ConfigError(
-            f"A worker of {cpus} CPUs fits on no machine of the Ray cluster, the largest has {largest}; "
-            f"ask for at most {largest} with --threads."
+            f"{pool.describe()} do not fit into the Ray cluster, which has room for {most}; ask for {advice} --threads."
         )
-    if workers is not None and workers > most:
-        raise ConfigError(
-            f"{workers} workers of {cpus} CPUs{' and a GPU' if on_gpus else ''} each do not fit into the Ray cluster, "
-            f"which has room for {most}; ask for at most {most} --workers, or fewer --threads."
-        )
-    count = workers or most
-    return Pool(count, cpus, int(on_gpus), min(count, sum(place > 0 for place in places(cpus))))
+    return pool

@@ -42,6 +42,10 @@ LONG, SHORT = 16, 10
 """Digits of the checksums in a name."""
 
 
+def utc_now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
 class Listed(NamedTuple):
     """A result as the names and sizes in a song's folder describe it; without a result, texts are empty."""
 
@@ -118,7 +122,7 @@ class Result:
     seconds: dict[str, float]
     made_by: dict[str, str]
     warnings: list[str] = field(default_factory=list)
-    finished: str = ""
+    finished: str = field(default_factory=utc_now)
 
     @property
     def key(self) -> str:
@@ -155,7 +159,6 @@ class Result:
             bytes_out=sum(file.bytes for file in self.files.values()),
             seconds=self.seconds,
             warnings=tuple(self.warnings),
-            finished=utc_now(),
         )
 
     def to_json(self) -> str:
@@ -215,7 +218,7 @@ class Outcome:
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall-clock time in each stage: ``fetch``, ``read``, ``separate``, ``write``, ``publish``."""
     warnings: tuple[str, ...] = ()
-    finished: str = ""
+    finished: str = field(default_factory=utc_now)
     """UTC, ISO 8601."""
 
     @property
@@ -234,7 +237,3 @@ class Outcome:
         known["failure"] = Failure(known["failure"]) if known.get("failure") else None
         known["warnings"] = tuple(known.get("warnings", ()))
         return cls(**known)
-
-
-def utc_now() -> str:
-    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import IO
 from weakref import WeakValueDictionary
 
-from .._io import try_lock
-from .failures import Failure, SongError
+from .._io import reporting_write_errors, try_lock
+from ..errors import OutputError
 from .result import LONG, Result
 from .settings import safe_name, song_folder
 from .storage import LocalStorage, Storage
@@ -46,11 +46,9 @@ def claim(storage: Storage, id: str) -> Iterator[bool]:
         yield True
         return
     path = storage.path / CLAIMS_NAME / safe_name(id)
-    try:
+    with reporting_write_errors(path.parent, OutputError):
         path.parent.mkdir(exist_ok=True)
         file = open(path, "ab")
-    except OSError as error:
-        raise SongError(Failure.write, f"Nothing can be written to {path.parent} ({error}).") from error
     with file:
         locked = try_lock(file)
         # None: there are no locks here. The other run may have removed the file before it was locked.
@@ -83,23 +81,19 @@ class Contents:
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
-    def hold(self, content: str) -> Iterator[None]:
-        """Keep other songs of this content out of the block."""
+    def hold(self, content: str) -> Iterator[str | None]:
+        """Keep other songs of this content out of the block; give the folder of a song that is done, probably of this content:
+        its result says."""
         with self._lock:
             held = self._held.setdefault(content, threading.Lock())
         with held:
-            yield
+            yield self._folders.get(content[:LONG])
 
     def add(self, done: Result) -> None:
         with self._lock:
             self._folders[done.content[:LONG]] = song_folder(done.id)
             if len(self._folders) > MOST_CONTENTS:
                 del self._folders[next(iter(self._folders))]
-
-    def find(self, content: str) -> str | None:
-        """Return the folder of a song that is done, probably of this content: its result says."""
-        with self._lock:
-            return self._folders.get(content[:LONG])
 
 
 class Staging:
@@ -118,12 +112,10 @@ class Staging:
 
     @contextlib.contextmanager
     def folder(self, id: str) -> Iterator[Path]:
-        """Make a song's folder for the block; :class:`SongError` if that is impossible."""
+        """Make a song's folder for the block; :class:`OutputError` if that is impossible."""
         path = self.path / f"{safe_name(id)}-{secrets.token_hex(3)}"
-        try:
+        with reporting_write_errors(path.parent, OutputError):
             path.mkdir()
-        except OSError as error:
-            raise SongError(Failure.write, f"Nothing can be written to {path.parent} ({error}).") from error
         try:
             yield path
         finally:

@@ -20,7 +20,7 @@ from typing import Protocol
 from ..errors import MetaTasNetError
 from .events import Event, Listener, Notice, SongEnded, SongStarted
 from .failures import Failure
-from .result import Outcome, Status, utc_now
+from .result import Outcome, Status
 from .settings import Settings, Song
 
 __all__ = ["ChildProcess", "Gone", "Order", "Process", "SupervisedWorker", "WorkerLostError"]
@@ -50,7 +50,8 @@ class WorkerLostError(MetaTasNetError):
 
 @dataclass(frozen=True)
 class Order:
-    """The first message to a process; every other one is a :class:`Song` or a :class:`Stop`."""
+    """The first message to a process; every other one is a :class:`Song`, and the last one None: begin no further song,
+    finish those in flight, and end."""
 
     settings: Settings
     destination: str
@@ -59,11 +60,6 @@ class Order:
     number: int = 0
     contents: Mapping[str, str] = field(default_factory=dict)
     """The contents done at the destination, see :class:`Contents`."""
-
-
-@dataclass(frozen=True)
-class Stop:
-    """The last message to a process: begin no further song, finish those in flight, and end."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +89,7 @@ class Gone:
 class Process(Protocol):
     """A worker's process, on this machine or on another one; it gets an :class:`Order` when it is made."""
 
-    def send(self, message: Song | Stop) -> None:
+    def send(self, message: Song | None) -> None:
         """Give it a message. A process that has ended takes nothing: ``receive`` tells that."""
 
     def receive(self, seconds: float) -> object:
@@ -146,14 +142,13 @@ class ChildProcess:
         self._process.wait()
         self._reader.join()
         self._pipe.close()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
 
     def _read_output(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._printed.append(line.decode(errors="backslashreplace"))
-            LOG.debug("worker %d: %s", self.pid, self._printed[-1].rstrip())
+        with self._process.stdout as lines:
+            for line in lines:
+                self._printed.append(line.decode(errors="backslashreplace"))
+                LOG.debug("worker %d: %s", self.pid, self._printed[-1].rstrip())
 
 
 class SupervisedWorker:
@@ -190,8 +185,6 @@ class SupervisedWorker:
         self._stop = stop or threading.Event()
         self._new_process = start
         self._failed_starts = self._losses = 0
-        self._begun = False
-        """True from the first song on that the process begins."""
         self._key = ""
         self._sent: dict[str, Song] = {}
         self._waiting: deque[tuple[float, Song]] = deque()
@@ -199,8 +192,7 @@ class SupervisedWorker:
         self._crashes: Counter[str] = Counter()
         """How often the process ended with each of the songs that are tried alone."""
         while not self.capacity and not self._stop.is_set():
-            for _ in self._receive():
-                pass  # no song has been sent
+            self._receive()
 
     def process(self, songs: Iterable[Song]) -> Iterator[Outcome]:
         """Do the same as :meth:`Worker.process`; songs that are still in flight when the grace is over have no outcome."""
@@ -211,7 +203,7 @@ class SupervisedWorker:
                 return
             yield from self._receive()
         if self._sent and self.child is not None:
-            self.child.send(Stop())
+            self.child.send(None)
         stopped = time.monotonic()
         while self._sent and self.child is not None:
             if time.monotonic() > stopped + self.grace:  # which may be shortened in the meantime
@@ -220,23 +212,17 @@ class SupervisedWorker:
             else:
                 yield from self._receive()
 
-    def close(self) -> None:
-        """Let the process end, or end it; its last events reach the listener."""
-        if self.child is not None and self.capacity:
-            self.child.send(Stop())
-        deadline = time.monotonic() + END_SECONDS
-        while self.capacity and time.monotonic() < deadline:
-            for _ in self._receive():
-                pass  # no song is in flight
-        self._kill()
-
     def __enter__(self) -> SupervisedWorker:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        if error[0] is not None:
-            self._kill()
-        self.close()
+    def __exit__(self, kind: object, *error: object) -> None:
+        """Let the process end, or end it; its last events reach the listener."""
+        if kind is None and self.child is not None and self.capacity:
+            self.child.send(None)
+            deadline = time.monotonic() + END_SECONDS
+            while self.capacity and time.monotonic() < deadline:
+                self._receive()
+        self._kill()
 
     def _feed(self, source: Iterator[Song]) -> None:
         """Send as many songs as can be in flight; a song with which a process crashed goes alone."""
@@ -256,10 +242,10 @@ class SupervisedWorker:
                 self._sent[song.id] = song
                 self.child.send(song)
 
-    def _receive(self) -> Iterator[Outcome]:
-        """Wait a moment for a message of the process, which is started if there is none; yields the outcome in it."""
+    def _receive(self) -> list[Outcome]:
+        """Wait a moment for a message of the process, which is started if there is none; return the outcome in it."""
         if self.child is None:
-            self.child, self._begun = self._new_process(self._order), False
+            self.child = self._new_process(self._order)
         message = self.child.receive(POLL_SECONDS)
         if isinstance(message, Ready):
             self.capacity, self._key = message.capacity, message.key
@@ -269,11 +255,11 @@ class SupervisedWorker:
         elif isinstance(message, Event):
             self._listener(message)
             if isinstance(message, SongStarted):
-                self._failed_starts, self._begun = 0, True
+                self._failed_starts = -1  # the end of this process is none
             elif isinstance(message, SongEnded):
                 del self._sent[message.outcome.id]
                 self._crashes.pop(message.outcome.id, None)
-                yield message.outcome
+                return [message.outcome]
         elif isinstance(message, Song):
             self._waiting.append((time.monotonic() + DEFERRED_SECONDS, self._sent.pop(message.id)))
             self._crashes.pop(message.id, None)  # the other run tries it now
@@ -281,11 +267,12 @@ class SupervisedWorker:
             idle = self.capacity and not self._sent
             self._kill()
             if not idle and not self._stop.is_set():
-                yield from self._after_exit(message)
+                return self._after_exit(message)
+        return []
 
-    def _after_exit(self, gone: Gone) -> Iterator[Outcome]:
-        """Let the songs that the process had be tried alone; yields the outcome of one that was alone too often."""
-        self._failed_starts += not self._begun
+    def _after_exit(self, gone: Gone) -> list[Outcome]:
+        """Let the songs that the process had be tried alone; return the outcome of one that was alone too often."""
+        self._failed_starts += 1
         if self._failed_starts >= MOST_FAILED_STARTS:
             raise WorkerLostError(
                 f"The worker's process ended {self._failed_starts} times before any song was begun ({gone.reason}): "
@@ -307,8 +294,9 @@ class SupervisedWorker:
             song = lost.pop()
             outcome = _crashed(song, gone, self._crashes.pop(song.id), self._key)
             self._listener(SongEnded(outcome, self._order.number))
-            yield outcome
+            return [outcome]
         self._waiting.extendleft((0.0, song) for song in reversed(lost))
+        return []
 
     def _kill(self) -> None:
         if self.child is not None:
@@ -324,4 +312,4 @@ def _crashed(song: Song, gone: Gone, crashes: int, key: str) -> Outcome:
     else:
         failure, guess = Failure.decode, "most likely a fault of the decoder"
     text = f"The song ended its process, alone, {crashes} times ({gone.reason}), {guess}."
-    return Outcome(song.id, song.uri, Status.failed, key, failure, text, crashes, finished=utc_now())
+    return Outcome(song.id, song.uri, Status.failed, key, failure, text, crashes)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import compress, islice
 from typing import Any, TypeVar
 
 from .._io import sha256_file
 from .destination import SONGS, Destination
 from .failures import Failure, SongError
-from .result import Listed, Outcome, Result, Status, utc_now
+from .result import Listed, Outcome, Result, Status
 from .settings import Settings, Song, digest, song_folder
 from .source import Source, Stamp
 from .staging import MOST_CONTENTS
@@ -55,10 +55,10 @@ def make_plan(songs: Sequence[Song], settings: Settings, key: str, destination: 
     plan = Plan()
     with reaching(destination.uri):
         there = {} if settings.overwrite else dict(destination.listing())
-        history = destination.history()
+        last, _ = destination.last_rows()
     wanted = settings.overwrite or settings.retry_failed
     lasting = {failure.value for failure in Failure if failure.lasting and not wanted}
-    failures = {id: row for id, row in history.failed.items() if row["failure"] in lasting}
+    failures = {id: row for id, row in last.items() if row is not None and row["failure"] in lasting}
     listed = [there.get(song_folder(song.id)) for song in songs]
     known = [
         song.id in failures or (found is not None and found.is_done(key))
@@ -72,9 +72,10 @@ def make_plan(songs: Sequence[Song], settings: Settings, key: str, destination: 
             plan.todo.append(song)
         elif found is not None and found.proves(key, stamp.text):
             plan.done.append(found)
-            if song.id not in history.ended:
-                row = Outcome(song.id, song.uri, Status.skipped, key, folder=song_folder(song.id))
-                plan.unwritten.append(replace(row, duration=found.duration, finished=utc_now()))
+            if song.id not in last or last[song.id] is not None:
+                folder = song_folder(song.id)
+                row = Outcome(song.id, song.uri, Status.skipped, key, folder=folder, duration=found.duration)
+                plan.unwritten.append(row)
         elif before is not None and before["uri"] == song.uri and stamp.proves(before.get("stamp")):
             plan.failed.append(Outcome.from_dict(before))
         else:
@@ -163,11 +164,10 @@ def survey(destination: Destination) -> Survey:
             found.bytes += listed.bytes
             found.audio_seconds += listed.duration
             found.models[f"{names[listed.key]} {listed.key[:8]}"] += 1
-        history = destination.history()
-    outcomes = map(Outcome.from_dict, history.failed.values())
+        last, found.runs = destination.last_rows()
+    outcomes = map(Outcome.from_dict, filter(None, last.values()))
     found.failures = [o for o in outcomes if o.failure is Failure.taken or song_folder(o.id) not in done]
     found.failed = Counter((outcome.failure or Failure.unknown).value for outcome in found.failures)
-    found.runs = list(history.runs)
     return found
 
 
@@ -220,37 +220,23 @@ def _at_once(work: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
 
 def _judged(destination: Destination, folder: str, sizes: dict[str, int]) -> tuple[Result | None, str | None, set[str]]:
     """Return a song's result if it is right, what is wrong in its folder if anything, and the files to remove for that."""
-    names = set(sizes)
-    name = Listed.of(sizes).name
+    names, name, what = set(sizes), Listed.of(sizes).name, "the result"
     if not name:
         return None, f"no result, but {', '.join(sorted(names))}", names
     try:
         result = destination.read_result(folder, name)
+        if result is None or name != result.name:
+            return None, "the result is damaged", {name}
+        for what, file in result.files.items():
+            if file.path not in sizes:
+                return None, f"{what} is missing", {name}
+            if sizes[file.path] != file.bytes:
+                return None, f"{what} has {sizes[file.path]} bytes, not {file.bytes}", {name}
+            with destination.storage.local(f"{folder}/{file.path}") as path:
+                if sha256_file(path) != file.sha256:
+                    return None, f"{what} has another content than it had when it was written", {name}
     except OSError as error:
-        return None, f"the result cannot be read ({error.strerror or error})", {name}
-    if result is None or name != result.name:
-        return None, "the result is damaged", {name}
-    problem = _problem(destination, result, sizes)
-    if problem is not None:
-        return None, problem, {name}
+        return None, f"{what} cannot be read ({error.strerror or error})", {name}
     strays = names - {file.path for file in result.files.values()} - {name}
     problem = f"files that the result does not name: {', '.join(sorted(strays))}" if strays else None
     return result, problem, strays
-
-
-def _problem(destination: Destination, result: Result, sizes: dict[str, int]) -> str | None:
-    """Return the defect of a song's stems in a few words."""
-    folder = song_folder(result.id)
-    for stem, file in result.files.items():
-        if file.path not in sizes:
-            return f"{stem} is missing"
-        if sizes[file.path] != file.bytes:
-            return f"{stem} has {sizes[file.path]} bytes, not {file.bytes}"
-        try:
-            with destination.storage.local(f"{folder}/{file.path}") as path:
-                found = sha256_file(path)
-        except OSError as error:
-            return f"{stem} cannot be read ({error.strerror or error})"
-        if found != file.sha256:
-            return f"{stem} has another content than it had when it was written"
-    return None

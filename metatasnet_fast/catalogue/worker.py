@@ -11,14 +11,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any
 
 import torch
 
-from .._io import model_checksum
+from .._io import model_checksum, reporting_write_errors
 from ..backends import Choice
 from ..config import MetaTasNetConfig
 from ..errors import BackendUnavailableError, MetaTasNetError, OutputError
@@ -31,7 +32,7 @@ from ..separation.devices import choose_home
 from ..separation.recording import Budget, Recording
 from ..separation.result import parse_stems
 from ..separation.windows import default_shape
-from .batcher import Batcher, DeviceEngine, song_stream
+from .batcher import Batcher, song_stream
 from .cores import CorePlan, SongBudget, Stage, available_memory
 from .destination import Destination
 from .events import Listener, Notice, WorkerLoad
@@ -39,7 +40,7 @@ from .pipeline import SongPipeline
 from .result import Outcome
 from .settings import Identity, Settings, Song
 from .staging import Contents, Staging
-from .supervised import Order, Ready, Stop
+from .supervised import Order, Ready
 
 __all__ = ["Worker", "find_identity", "main"]
 
@@ -108,7 +109,7 @@ class Worker:
         self,
         settings: Settings,
         destination: str | Destination,
-        engine: DeviceEngine | None = None,
+        engine: Engine | None = None,
         listener: Listener = lambda event: None,
         stop: threading.Event | None = None,
         number: int = 0,
@@ -119,23 +120,6 @@ class Worker:
         self.destination = Destination(destination) if isinstance(destination, str) else destination
         self.stop, self.contents = stop or threading.Event(), Contents(contents)
         self._threads_before = torch.get_num_threads()
-        try:
-            self.destination.check()
-            self.staging = Staging(self.destination.storage)
-        except OSError as error:
-            raise OutputError(
-                f"Nothing can be written to {self.destination.uri} ({error.strerror or error}): "
-                "choose another destination, or change its permissions."
-            ) from error
-        try:
-            self._load(engine, cores)
-        except BaseException:
-            self.staging.close()
-            raise
-        self._began = time.perf_counter()
-
-    def _load(self, engine: DeviceEngine | None, cores: CorePlan | None) -> None:
-        settings = self.settings
         if engine is None:
             network = load_checkpoint(settings.model, revision=settings.revision, offline=settings.offline)
             separator = Separator(network, settings.device, settings.backend, settings.dtype)
@@ -154,7 +138,7 @@ class Worker:
         if settings.batch_size is None and isinstance(engine, Engine):
             torch.set_num_threads(self.cores.device_threads)
             size = automatic_batch_size(engine, self.window.window, self.device)
-        self.engine = cast(Engine, engine)
+        self.engine = engine
         self.batcher = Batcher(engine, size, lambda text: self.listen(Notice(text)), self.device, self.cores)
         memory = available_memory() // 4 if settings.memory is None else settings.memory
         self.memory = Budget(memory)
@@ -163,12 +147,12 @@ class Worker:
         # Songs need memory all at once while their windows are put together.
         self.separate = Stage(self.cores.songs, free // 8 or memory)
         self.read, self.write = Stage(self.cores.read), Stage(self.cores.write)
-        self.stages: dict[str, Stage | Batcher] = {
-            "read": self.read,
-            "separate": self.separate,
-            "write": self.write,
-            "device": self.batcher,
-        }
+        advice = "choose another destination, or change its permissions"
+        with reporting_write_errors(self.destination.uri, OutputError, advice):
+            self.destination.check()
+            # The last step, as nothing would remove it if another one failed.
+            self.staging = Staging(self.destination.storage)
+        self._began = time.perf_counter()
 
     def process(self, songs: Iterable[Song]) -> list[Outcome]:
         """Separate songs as :meth:`run` does, those that another run has in hand last; returns the outcomes in the order of
@@ -197,45 +181,37 @@ class Worker:
         Raises:
             BackendUnavailableError: if the device takes no further work from this process; songs in flight have no outcome.
         """
-        source, reading = iter(songs), threading.Lock()
+        source, reading, leave = iter(songs), threading.Lock(), threading.Event()
         batcher, pipeline = self.batcher, SongPipeline(self)
-        errors: list[BaseException] = []
-        leave = threading.Event()
+
+        def following() -> Song | None:
+            with reading:
+                left = leave.is_set() or self.stop.is_set() or batcher.lost is not None
+                return None if left else next(source, None)
 
         def work() -> None:
             try:
-                self.cores.enter_thread(network=False)
                 with song_stream(self.device):
-                    while True:
-                        with reading:
-                            left = leave.is_set() or self.stop.is_set() or batcher.lost is not None
-                            song = None if left else next(source, None)
-                        if song is None:
-                            return
+                    while (song := following()) is not None:
                         outcome = pipeline.run(song, defer)
                         if outcome is not None:
                             ended(outcome)
-            except BaseException as error:
-                errors.append(error)
-                leave.set()
+            finally:
+                leave.set()  # after the last song, or an error
 
-        threads = [threading.Thread(target=work, name=f"song-{i}", daemon=True) for i in range(self.cores.songs)]
-        for thread in threads:
-            thread.start()
+        pool = ThreadPoolExecutor(self.cores.songs, "song", lambda: self.cores.enter_thread(network=False))
+        working = [pool.submit(work) for _ in range(self.cores.songs)]
         try:
-            for thread in threads:
-                while thread.is_alive() and batcher.lost is None:
-                    self.listen(self.load())
-                    thread.join(LOAD_SECONDS)
+            while batcher.lost is None and wait(working, LOAD_SECONDS).not_done:
+                self.listen(self.load())
         finally:
             leave.set()
-            for thread in threads if batcher.lost is None else ():
-                thread.join()
+            pool.shutdown(wait=batcher.lost is None)
         if batcher.lost is not None:
             raise BackendUnavailableError(f"The device takes no further work ({batcher.lost}): start another process.")
-        if errors:
-            raise errors[0]
-        batcher.clock.settle()
+        for future in working:
+            future.result()
+        batcher.settle()
         self.listen(self.load())
 
     def load(self) -> WorkerLoad:
@@ -244,7 +220,12 @@ class Worker:
         return WorkerLoad(
             worker=self.number,
             wall_seconds=round(time.perf_counter() - self._began, 3),
-            stages={name: stage.load() for name, stage in self.stages.items()},
+            stages={
+                "read": self.read.load(),
+                "separate": self.separate.load(),
+                "write": self.write.load(),
+                "device": self.batcher.load(),
+            },
             windows_done=self.batcher.windows_done,
             batch_size=self.batcher.batch_size,
             cpu_seconds=round(usage.ru_utime + usage.ru_stime, 3),
@@ -288,11 +269,11 @@ class Worker:
 def main() -> int:
     """Serve as a process of its own below ``SupervisedWorker``; the last argument is the descriptor of the pipe to it.
 
-        in:  Order; then Song again and again; Stop
+        in:  Order; then Song again and again; None: begin no further song, finish those in flight, and end
         out: Ready, or the error that keeps it from working; then events, and songs that another run has in hand
 
-    When the pipe ends without ``Stop``, the parent has ended: so does this process, at once. What it was writing lies in its
-    staging folder, which the next run removes.
+    When the pipe ends without the last None, the parent has ended: so does this process, at once. What it was writing lies in
+    its staging folder, which the next run removes.
     """
     faulthandler.enable()
     pipe, sending, stop = Connection(int(sys.argv[-1])), threading.Lock(), threading.Event()
@@ -316,8 +297,8 @@ def main() -> int:
         songs.put(None)
 
     def read() -> None:
-        while not isinstance(message := receive(), Stop):
-            songs.put(message)
+        while (song := receive()) is not None:
+            songs.put(song)
         begin_no_more()
 
     order: Order = receive()
@@ -332,10 +313,14 @@ def main() -> int:
     except (MetaTasNetError, OSError) as error:
         send(MetaTasNetError(str(error)))
         return 1
-    with worker:
-        send(Ready(worker.cores.songs, worker.identity.key))
-        send(Notice(worker.describe()))
-        worker.run(iter(songs.get, None), send)
+    try:
+        with worker:
+            send(Ready(worker.cores.songs, worker.identity.key))
+            send(Notice(worker.describe()))
+            worker.run(iter(songs.get, None), send)
+    except BackendUnavailableError as error:  # the last line that is printed is the reason that the parent gives
+        print(error, file=sys.stderr)
+        return 1
     return 0
 
 

@@ -9,8 +9,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .._io import to_json
@@ -57,15 +58,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for action in (status, verify):
         action.add_argument("destination", metavar="DEST", help="folder or fsspec URI of the stems")
         action.add_argument("--json", action="store_true", help="JSON on standard output")
-    verify.add_argument(
-        "--repair", action="store_true", help="take away what does not hold, so that the next run makes it again"
-    )
-    verify.add_argument(
-        "--shard", default="1/1", metavar="I/N", help="only the i-th of n parts, i from 1 (default: 1/1)"
-    )
-    verify.add_argument(
-        "--sample", type=float, default=1.0, metavar="X", help="only this share of the songs (default: 1)"
-    )
+    repair = "take away what does not hold, so that the next run makes it again"
+    verify.add_argument("--repair", action="store_true", help=repair)
+    verify.add_argument("--shard", default="1/1", metavar="I/N", help="only the i-th of n parts (default: 1/1)")
+    verify.add_argument("--sample", type=float, default=1.0, metavar="X", help="share of the songs (default: 1)")
     status.set_defaults(run=run_status)
     verify.set_defaults(run=run_verify)
 
@@ -79,17 +75,16 @@ def _add_run(actions: Any) -> None:
     )
     parser.add_argument("manifest", metavar="MANIFEST", help="folder, pattern, list or table of songs")
     parser.add_argument("--out", required=True, metavar="DEST", help="folder or fsspec URI for the stems")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
-    parser.add_argument("--overwrite", action="store_true", help="make again what is done")
-    parser.add_argument("--retry-failed", action="store_true", help="try again what failed because of its file")
-    parser.add_argument(
-        "--json", action="store_true", help="one JSON object per event on standard output (but a song's beginning)"
-    )
+    for flag, text in (
+        ("--dry-run", "say what would be done, and do nothing"),
+        ("--overwrite", "make again what is done"),
+        ("--retry-failed", "try again what failed because of its file"),
+        ("--partial", "separate what is there of files that are damaged or cut off"),
+        ("--json", "one JSON object per event on standard output (but a song's beginning)"),
+    ):
+        parser.add_argument(flag, action="store_true", help=text)
     parser.add_argument(
         "--listen", type=int, default=3, metavar="N", help="songs of which the report has a page to hear (default: 3)"
-    )
-    parser.add_argument(
-        "--partial", action="store_true", help="separate what is there of files that are damaged or cut off"
     )
     add_engine_options(parser)
 
@@ -104,36 +99,32 @@ def _add_run(actions: Any) -> None:
     scale = parser.add_argument_group("scale")
     scale.add_argument("--engine", default="local", choices=("local", "ray"), help="what runs it (default: local)")
     scale.add_argument("--address", help="of a Ray cluster (default: Ray is started here)")
-    scale.add_argument(
-        "--shard", default="1/1", metavar="I/N", help="only the i-th of n parts, i from 1 (default: 1/1)"
-    )
-    scale.add_argument("--workers", type=from_one, metavar="N", help="processes (default: one per GPU, or one)")
-    scale.add_argument(
-        "--threads",
-        type=int,
-        metavar="N",
-        help="cores in all, with --engine ray of each worker (default: all there are)",
-    )
-    scale.add_argument("--batch-size", type=int, metavar="N", help="windows at once (default: by free memory)")
-    scale.add_argument("--songs-in-flight", type=int, metavar="N", help="open at once in a worker (default: by cores)")
-    scale.add_argument(
-        "--memory-gib", type=float, metavar="G", help="of songs in flight, per worker (default: a quarter)"
-    )
-    scale.add_argument("--max-hours", type=float, default=12.0, metavar="H", help="longer songs fail (default: 12)")
-    scale.add_argument("--attempts", type=int, default=3, metavar="N", help="tries of a song (default: 3)")
-    scale.add_argument(
-        "--grace", type=float, default=60.0, metavar="S", help="for songs in flight at Ctrl-C (default: 60)"
-    )
-    scale.add_argument("--price-per-hour", type=float, metavar="X", help="of a machine, for the cost in the report")
+    for flag, kind, metavar, default, text in (
+        ("--shard", str, "I/N", "1/1", "only the i-th of n parts, i from 1 (default: 1/1)"),
+        ("--workers", from_one, "N", None, "processes (default: one per GPU, or one)"),
+        ("--threads", int, "N", None, "cores in all, with --engine ray of each worker (default: all there are)"),
+        ("--batch-size", int, "N", None, "windows at once (default: by free memory)"),
+        ("--songs-in-flight", int, "N", None, "open at once in a worker (default: by cores)"),
+        ("--memory-gib", float, "G", None, "of songs in flight, per worker (default: a quarter)"),
+        ("--max-hours", float, "H", 12.0, "longer songs fail (default: 12)"),
+        ("--attempts", int, "N", 3, "tries of a song (default: 3)"),
+        ("--grace", float, "S", 60.0, "for songs in flight at Ctrl-C (default: 60)"),
+        ("--price-per-hour", float, "X", None, "of a machine, for the cost in the report"),
+    ):
+        scale.add_argument(flag, type=kind, metavar=metavar, default=default, help=text)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Read the manifest, run, report; exit code 0, or 3 if songs failed or are left."""
     from ..catalogue.manifest import parse_shard, read_manifest
+    from ..catalogue.storage import local_path
 
     shard = parse_shard(args.shard)
-    args.out = _destination(args.out)
+    if not args.out:
+        raise ConfigError("--out is empty: name a folder for the stems, `.` for this one.")
+    path = local_path(args.out)
+    args.out = args.out if path is None else os.path.abspath(path)
     if not 0 <= args.listen <= 100:
         raise ConfigError(f"--listen must be from 0 to 100, got {args.listen}.")
     for name in ("memory_gib", "grace", "price_per_hour"):
@@ -145,24 +136,19 @@ def run(args: argparse.Namespace) -> int:
     songs = read_manifest(args.manifest, shard, exclude=args.out)
     if args.dry_run:
         return _dry_run(args, songs, settings)
-    stop = threading.Event()
-    with _stopping(stop), _listeners(args.json) as listener:
-        ended = _separate(args, songs, settings, listener, stop)
-    _report(args, ended, settings)
-    return ended.exit_code
-
-
-def _separate(
-    args: argparse.Namespace, songs: list[Song], settings: Settings, listener: Listener, stop: threading.Event
-) -> RunEnded:
     options = {name: getattr(args, name) for name in ("shard", "workers", "price_per_hour", "grace")}
+    separate: Callable[..., RunEnded]
     if args.engine == "ray":
         from ..catalogue.ray_engine import run_ray
 
-        return run_ray(songs, settings, args.out, listener, stop, address=args.address, **options)
-    from ..catalogue.local import run_local
-
-    return run_local(songs, settings, args.out, listener, stop, **options)
+        separate = partial(run_ray, address=args.address)
+    else:
+        from ..catalogue.local import run_local as separate
+    stop = threading.Event()
+    with _stopping(stop), _listeners(args.json) as listener:
+        ended = separate(songs, settings, args.out, listener, stop, **options)
+    _report(args, ended, settings)
+    return ended.exit_code
 
 
 def _settings(args: argparse.Namespace) -> Settings:
@@ -183,15 +169,6 @@ def _settings(args: argparse.Namespace) -> Settings:
     args.stems = {name: (name,) for name in args.stems} if args.stems else None
     args.memory = None if args.memory_gib is None else int(args.memory_gib * 2**30)
     return Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
-
-
-def _destination(text: str) -> str:
-    from ..catalogue.storage import local_path
-
-    if not text:
-        raise ConfigError("--out is empty: name a folder for the stems, `.` for this one.")
-    path = local_path(text)
-    return text if path is None else os.path.abspath(path)
 
 
 def _dry_run(args: argparse.Namespace, songs: list[Song], settings: Settings) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from metatasnet_fast.catalogue import Failure, Notice, Outcome, Status, WorkerLoad
 from metatasnet_fast.catalogue import pipeline as pipeline_module
-from metatasnet_fast.catalogue.batcher import DeviceClock
+from metatasnet_fast.catalogue.batcher import Batcher
 from metatasnet_fast.catalogue.cores import CorePlan, Stage, available_cores, available_memory
 from metatasnet_fast.catalogue.worker import Worker
 from metatasnet_fast.errors import BackendUnavailableError
@@ -107,11 +107,11 @@ def test_a_device_that_is_lost_ends_the_worker(tmp_path: Path) -> None:
 
 def test_an_error_that_a_device_tells_late_ends_the_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     @contextlib.contextmanager
-    def tells_late(clock: DeviceClock, name: str) -> Iterator[None]:
+    def tells_late(batcher: Batcher) -> Iterator[None]:
         yield
         raise RuntimeError("CUDA error: device-side assert triggered")
 
-    monkeypatch.setattr(DeviceClock, "measure", tells_late)
+    monkeypatch.setattr(Batcher, "_measured", tells_late)
     songs = songs_of(*(write_song(tmp_path / f"{i}.wav", 0.9, seed=i) for i in range(3)))
     with pytest.raises(BackendUnavailableError, match="device-side assert"):
         with Worker(settings(NOWHERE, batch_size=1), str(tmp_path / "out"), engine=SleepingDevice()) as worker:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from metatasnet_fast.catalogue import Notice, Settings, Song, ray_engine
-from metatasnet_fast.catalogue.ray_engine import ActorProcess, Pool
+from metatasnet_fast.catalogue.ray_engine import ActorProcess, Pool, SeparateSongs
 from metatasnet_fast.catalogue.supervised import Gone, Order
 
 ORDER = Order(Settings("none"), "out", None, 0)
@@ -20,10 +19,11 @@ class RayError(Exception):
 
 
 class FakeRay:
-    """Calls of the actor are answered by ``answer``; None leaves them without an answer."""
+    """The actor's messages are ``messages``; one that is an error is raised. Without any, there is nothing to wait for."""
 
-    def __init__(self, answer: Callable[[Sequence[object]], list[object] | None]) -> None:
-        self.answer = answer
+    def __init__(self, *messages: object) -> None:
+        self.messages = list(messages)
+        self.sent: list[object] = []
         self.placed = False
         self.killed: list[object] = []
         self.exceptions = SimpleNamespace(RayError=RayError)
@@ -35,18 +35,18 @@ class FakeRay:
         )
 
     def remote(self, **options: object) -> Any:
-        exchange = SimpleNamespace(remote=lambda messages: [list(messages)])
-        actor = SimpleNamespace(exchange=exchange)
+        actor = SimpleNamespace(
+            send=SimpleNamespace(remote=self.sent.append), messages=SimpleNamespace(remote=lambda: iter(self.messages))
+        )
         return lambda kind: SimpleNamespace(remote=lambda order: actor)
 
-    def wait(self, calls: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
-        call = calls[0]
-        if len(call) == 1:
-            call.append(self.answer(call[0]))
-        return ([], calls) if call[1] is None else (calls, [])
+    def wait(self, streams: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+        return (streams, []) if self.messages else ([], streams)
 
-    def get(self, call: Any) -> Any:
-        return call[1]
+    def get(self, message: Any) -> Any:
+        if isinstance(message, RayError):
+            raise message
+        return message
 
     def available_resources(self) -> dict[str, float]:
         return {"CPU": 1.0}
@@ -60,28 +60,28 @@ def process(ray: FakeRay) -> ActorProcess:
 
 
 def test_messages_go_to_the_actor_and_come_back_in_their_order() -> None:
-    got: list[object] = []
-    answers: list[list[object]] = [[], ["first", "second"], ["third"]]
-
-    def answer(messages: Sequence[object]) -> list[object]:
-        got.extend(messages)
-        return answers.pop(0)
-
-    worker = process(FakeRay(answer))
+    ray = FakeRay("first", "second", "third")
+    worker = process(ray)
     songs = [Song(str(i), f"{i}.wav") for i in range(3)]
-    worker.send(songs[0])
-    assert worker.receive(0.0) is None
-    worker.send(songs[1])
-    worker.send(songs[2])
+    for song in songs:
+        worker.send(song)
+    assert ray.sent == songs
     assert [worker.receive(0.0) for _ in range(3)] == ["first", "second", "third"]
-    assert got == songs
+
+
+def test_an_actor_passes_on_what_its_process_says_until_it_has_ended() -> None:
+    class Actor(SeparateSongs):
+        def __init__(self) -> None:
+            self.said = iter(["first", None, "second", Gone("exit code 0"), "nothing more"])
+
+        def receive(self, seconds: float) -> object:
+            return next(self.said)
+
+    assert list(Actor().messages()) == ["first", "second", Gone("exit code 0")]
 
 
 def test_an_actor_that_is_lost_is_no_fault_of_the_songs() -> None:
-    def answer(messages: Sequence[object]) -> list[object]:
-        raise RayError("The actor died.\nThe node is gone.")
-
-    ray = FakeRay(answer)
+    ray = FakeRay(RayError("The actor died.\nThe node is gone."))
     worker = process(ray)
     assert worker.receive(0.0) == Gone("RayError: The node is gone.", machine_lost=True)
     worker.kill()
@@ -91,7 +91,7 @@ def test_an_actor_that_is_lost_is_no_fault_of_the_songs() -> None:
 @pytest.mark.parametrize("placed", [False, True])
 def test_a_place_is_waited_for_aloud_and_a_start_is_not(monkeypatch: pytest.MonkeyPatch, placed: bool) -> None:
     monkeypatch.setattr(ray_engine, "PATIENCE", 0.0)
-    ray = FakeRay(lambda messages: None)
+    ray = FakeRay()
     ray.placed = placed
     said = process(ray).receive(0.0)
     if placed:

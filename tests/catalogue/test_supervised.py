@@ -130,6 +130,28 @@ def test_a_process_that_cannot_live_is_given_up(model: Path, tmp_path: Path, mon
         SupervisedWorker(Order(settings(model), str(tmp_path / "out")))
 
 
+LOST = """
+import sys
+from metatasnet_fast.catalogue import worker
+from metatasnet_fast.errors import BackendUnavailableError
+def run(*args):
+    raise BackendUnavailableError("The device takes no further work.")
+worker.Worker.run = run
+sys.exit(worker.main())
+"""
+
+
+def test_the_reason_for_which_a_device_was_lost_is_said(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervised, "COMMAND", [sys.executable, "-c", LOST])
+    song = songs_of(write_song(tmp_path / "a.wav", 0.2))
+    with SupervisedWorker(Order(settings(model), str(tmp_path / "out"))) as worker:
+        [outcome] = worker.process(song)
+    assert outcome.failure is Failure.unknown
+    assert "(exit code 1: The device takes no further work.)" in str(outcome.error)
+
+
 class LosingMachine:
     """A process whose machine is lost each time that it has begun a song."""
 
