@@ -25,7 +25,7 @@ from metatasnet_fast.cli.info import PACKAGES
 from metatasnet_fast.cli.main import COMMANDS, build_parser
 from metatasnet_fast.cli.report import ProgressDisplay
 from metatasnet_fast.model import load_checkpoint
-from metatasnet_fast.page.picture import RANGE_DB, Axis, encode_png, levels, magma
+from metatasnet_fast.page import RANGE_DB, Axis, encode_png, levels, magma
 from metatasnet_fast.separation import Progress
 from tests.cli.conftest import RATE, Command
 
