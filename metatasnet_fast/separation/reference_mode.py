@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..audio import fit_length, resample
-from ..audio.polyphase import POINTS_PER_ZERO, kaiser_table
+from ..audio.resample import POINTS_PER_ZERO, kaiser_table
 from ..errors import EmptyAudioError
 from ..model.engine import Engine
 from ..model.methods import CONTEXT_SECONDS, plan_chunks

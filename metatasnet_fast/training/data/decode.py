@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..._io import sha256_file
 from ...audio import AudioFile
-from ...audio.stems import read_stems
+from ...audio.read import read_stems
 from ...config import INSTRUMENTS
 from ...errors import TrainingDataError
 from .entry import DEFAULT, Stems, all_parts
