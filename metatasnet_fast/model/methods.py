@@ -18,7 +18,7 @@ from ..backends.watch import collect_parameters
 from ..config import MetaTasNetConfig
 from ..errors import ConfigError, EmptyAudioError, ShapeError
 from ..precision import Precision
-from ..reference.spectrogram import log_power
+from ..reference.codec import log_power
 from .engine import Engine, check_mixes
 
 __all__ = ["NetworkMethods", "RunningDeviation", "plan_chunks"]
