@@ -26,11 +26,10 @@ from ..errors import EmptyAudioError
 from ..model.engine import Engine
 from ..model.methods import CONTEXT_SECONDS, plan_chunks
 from ..precision import Precision
-from .gains import SILENCE, NormalEquations, safe_std
-from .outputs import Unscaled
+from .fast_mode import shortest_frames
+from .outputs import SILENCE, NormalEquations, Unscaled, safe_std
 from .recording import Budget, Recording, Spool
 from .result import Reporter
-from .windows import shortest_frames
 
 __all__ = ["resample_as_authors", "separate_as_evaluated"]
 

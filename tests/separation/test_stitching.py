@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from metatasnet_fast.separation.windows import WindowShape, plan_windows, stitch
+from metatasnet_fast.separation.fast_mode import WindowShape, plan_windows, stitch
 
 HOP = 4
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from metatasnet_fast.config import MetaTasNetConfig
 from metatasnet_fast.errors import ConfigError
-from metatasnet_fast.separation.windows import (
+from metatasnet_fast.separation.fast_mode import (
     WindowShape,
     default_shape,
     plan_windows,
