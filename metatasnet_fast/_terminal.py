@@ -13,10 +13,10 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, TextIO, TypeVar
 
-__all__ = ["ProgressBar", "discard", "escape", "handling", "say"]
+__all__ = ["Interruption", "ProgressBar", "discard", "escape", "handling", "say"]
 
 CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
@@ -69,6 +69,29 @@ def handling(handlers: Mapping[int, Any]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+class Interruption(contextlib.ExitStack):
+    """Inside its ``with`` statement the first SIGTERM or SIGINT sets :attr:`signal`; a second SIGINT interrupts at once.
+
+    Signals can be handled in the main thread only; elsewhere nothing is installed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.signal: int | None = None
+
+    def __enter__(self) -> Interruption:
+        self.enter_context(handling({signal.SIGTERM: self._note, signal.SIGINT: self._note}))
+        return self
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = number
 
 
 class ProgressBar:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .._extras import require
 from .._io import reporting_write_errors, to_json, write_atomically
 from ..errors import TrainingError
-from .saving import notes_of
+from .settings import notes_of
 
 if TYPE_CHECKING:
     from .validation import ValidationScore

@@ -17,15 +17,19 @@ from pathlib import Path
 from typing import Any
 
 from .._extras import require
+from .._io import reporting_write_errors, write_atomically
 from ..config import MetaTasNetConfig
-from ..errors import ConfigError
+from ..errors import ConfigError, TrainingError
 
-__all__ = ["TrainingSettings", "read_settings_file", "split_settings"]
+__all__ = ["TrainingSettings", "notes_of", "read_settings_file", "settings_of", "split_settings", "write_settings"]
 
 EPOCH_SECONDS = 40 * 3000
 """Seconds of audio that the authors call an epoch."""
 
 AUGMENTATIONS = ("same", "original", "none")
+FILE = "settings.json"
+"""What a run is, in its folder."""
+
 UNFREEZE = ("all", "generator", "embedding")
 BEST_RULES = ("all", "original")
 
@@ -232,3 +236,43 @@ def read_settings_file(path: str | os.PathLike[str]) -> dict[str, Any]:
 def _parse_toml(text: str) -> Any:
     module = "tomllib" if sys.version_info >= (3, 11) else "tomli"
     return require(module, "Reading TOML with Python 3.10").loads(text)
+
+
+def write_settings(out: Path, content: Mapping[str, Any]) -> None:
+    """Write ``network``, ``training`` and ``run``; the file appears whole or stays as it was.
+
+    Raises:
+        TrainingError: if it cannot be written.
+    """
+    with reporting_write_errors(out / FILE, TrainingError):
+        write_atomically(out / FILE, json.dumps(content, indent=2) + "\n")
+
+
+def settings_of(out: Path, state: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the settings of a run: those of the network, and those of the training.
+
+    Args:
+        state: where the run's state is, for the advice.
+
+    Raises:
+        TrainingError: if they are missing or damaged.
+    """
+    try:
+        network, training = split_settings(read_settings_file(out / FILE))
+        if not network or not training:
+            raise ConfigError(f"{out / FILE} does not describe a run.")
+        return MetaTasNetConfig.from_dict(network).to_dict(), TrainingSettings(**training).to_dict()
+    except ConfigError as error:
+        raise TrainingError(
+            f"{out} holds a run whose {FILE} is missing or damaged: start another run from its state with "
+            f"--checkpoint {state} and a new --out."
+        ) from error
+
+
+def notes_of(out: Path) -> dict[str, Any]:
+    """Return what ``settings.json`` says about a run besides its settings; empty if it cannot be read."""
+    try:
+        notes = json.loads((out / FILE).read_text("utf-8"))["run"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return notes if isinstance(notes, dict) else {}

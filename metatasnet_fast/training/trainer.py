@@ -17,20 +17,19 @@ import math
 import time
 from pathlib import Path
 
+from .._terminal import Interruption
 from ..backends import Choice
 from ..errors import CheckpointError, TrainingDataError, TrainingError
 from ..precision import Precision
 from ..separation.devices import reporting_memory
 from .data import Batch, BatchSource, Track
 from .distributed import World
-from .faults import faulty_input, keep_step, unusable_step
-from .interruption import Interruption
 from .journal import Display, Journal, Summary
+from .optimizer import SGDR
 from .parts import Items
-from .saving import RunState
-from .schedule import SGDR
 from .settings import TrainingSettings
-from .step import BatchGradients, GradientStep
+from .state import RunState
+from .step import BatchGradients, GradientStep, faulty_input, keep_step, unusable_step
 from .validation import ValidationScore, validate
 
 __all__ = ["BEST", "LAST", "Trainer"]

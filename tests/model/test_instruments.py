@@ -14,8 +14,8 @@ from metatasnet_fast import MetaTasNetConfig, MultiTasNet
 from metatasnet_fast.backends import Request, available_backends, get_backend, use_backend
 from metatasnet_fast.errors import ConfigError
 from metatasnet_fast.precision import Precision
-from metatasnet_fast.training.adding import add_instrument
 from metatasnet_fast.training.parts import Items
+from metatasnet_fast.training.state import add_instrument
 from tests import loop_oracle
 from tests.support import TINY, recipe_state, relative_error
 
@@ -116,8 +116,8 @@ def test_an_added_instrument_leaves_the_others_bit_for_bit() -> None:
 
 def test_training_the_new_embedding_leaves_the_others_bit_for_bit() -> None:
     from metatasnet_fast.backends import Choice
-    from metatasnet_fast.training.adding import KeptRows, freeze
-    from metatasnet_fast.training.ranger import Ranger
+    from metatasnet_fast.training.optimizer import Ranger
+    from metatasnet_fast.training.state import KeptRows, freeze
     from metatasnet_fast.training.step import GradientStep
 
     small, large = larger_network()

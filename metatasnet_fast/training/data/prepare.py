@@ -26,8 +26,7 @@ import torch
 
 from ..._io import claiming, reporting_write_errors, sync
 from ...errors import MetaTasNetError, TrainingDataError
-from .convert import Outcome, Settings, inputs, prepare_track
-from .decode import content_hash
+from .convert import Outcome, Settings, content_hash, inputs, prepare_track
 from .entry import DEFAULT, SPLIT_FOLDER, SPLITS, Stems, TrackEntry, refuse_shared_tracks, stems_found
 from .sources import TrackSource, read_unknown, stem_files
 from .store import DTYPES, PARTIAL, check_rates, entries_in, place_of, read_entry, rewrite_entry, write_manifest
