@@ -105,11 +105,10 @@ def _reference(network: nn.Module, config: MetaTasNetConfig, parameter: Tensor) 
 
 def _signals(config: MetaTasNetConfig, like: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """Return two items of noise for each stage, as short as the encoder accepts: mixtures, sources and masks."""
-    shortest = max(-(-config.stage(s).shortest // config.stage(s).W) for s in range(config.stages_num))
     generator = torch.Generator().manual_seed(0)
     mixes, sources, masks = [], [], []
     for index in range(config.stages_num):
-        length = (shortest + EXTRA_FRAMES) * config.stage(index).W
+        length = (config.shortest_frames + EXTRA_FRAMES) * config.stage(index).W
         source = 0.1 * torch.randn(2, len(config.instruments), 1, length, generator=generator, dtype=torch.float64)
         sources.append(source.to(like))
         mixes.append(sources[-1].sum(1))

@@ -74,7 +74,7 @@ def programs(config: MetaTasNetConfig, precision: Precision, capability: int, tr
     """Return one launch of each program that a network needs: for inference, or for training as well."""
     from ..kernels.recording import Launch, distinct
 
-    samples = config.W * max(-(-stage.shortest // stage.W) for stage in config.stages)
+    samples = config.W * config.shortest_frames
     found: list[Any] = []
     for length, job in ((samples, False), (samples + 1, False), (samples + 2, False), (samples, True))[: 3 + training]:
         recorded = record(config, precision, capability, 2, length, job)

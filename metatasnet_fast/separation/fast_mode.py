@@ -32,7 +32,7 @@ from .result import Reporter
 
 __all__ = [
     "Window", "WindowShape", "default_shape", "plan_windows", "receptive_frames", "resample", "separate_in_windows",
-    "separate_resampled", "shortest_frames", "stitch",
+    "separate_resampled", "stitch",
 ]  # fmt: skip
 
 WINDOW_SECONDS = 24.0
@@ -102,11 +102,6 @@ def receptive_frames(config: MetaTasNetConfig) -> int:
     spectrogram = max(math.ceil((stage.n_fft / 2 + stage.hop) / stage.W) for stage in config.stages)
     filters = max(math.ceil(stage.kernel_sizes[-1] / stage.W) for stage in config.stages)
     return networks + spectrogram + 2 * filters
-
-
-def shortest_frames(config: MetaTasNetConfig) -> int:
-    """Return the fewest latent frames that every stage can process."""
-    return max(-(-stage.shortest // stage.W) for stage in config.stages)
 
 
 def default_shape(config: MetaTasNetConfig) -> WindowShape:
@@ -200,7 +195,7 @@ def separate_resampled(
 
     # One sample at the base rate more than the recording has, so that resampling back gives enough samples.
     frames = -(-(length * config.sampling_rate // rate + 1) // config.W)
-    plan = plan_windows(max(frames, shortest_frames(config)), shape)
+    plan = plan_windows(max(frames, config.shortest_frames), shape)
     estimates = runner.run(engine, _windows(engine, source, non_silent, plan, min(plan[-1].stop, shape.window), device))
     stitched = stitch(estimates, plan, len(non_silent), config.stages[-1].W, shape.fade)
 

@@ -13,7 +13,6 @@ from metatasnet_fast.separation.fast_mode import (
     default_shape,
     plan_windows,
     receptive_frames,
-    shortest_frames,
 )
 
 
@@ -74,7 +73,7 @@ def test_the_receptive_field_of_the_authors_network() -> None:
     config = MetaTasNetConfig()
     # Three stages of 3 (1 + 2 + 4 + 8 + 16 + 32) frames; 768 and twice 80 samples of 20 a frame.
     assert receptive_frames(config) == 3 * 189 + 39 + 8
-    assert shortest_frames(config) == 26
+    assert config.shortest_frames == 26
 
 
 def test_the_default_window_ends_with_a_spectrogram_frame() -> None:
