@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, TextIO, TypeVar
 
 __all__ = ["Interruption", "ProgressBar", "discard", "escape", "handling", "say"]
@@ -33,14 +33,11 @@ def escape(text: str) -> str:
     return CONTROLS.sub(lambda found: repr(found[0])[1:-1], text)
 
 
-def say(text: str, stream: TextIO | None, end: str = "\n", before: str = "") -> None:
-    """Print one line now; ``stream`` may be None or closed, as ``sys.stdout`` is in some environments.
-
-    Control characters are escaped in ``text``, not in ``before`` and ``end``.
-    """
+def say(text: str, stream: TextIO | None) -> None:
+    """Print one line now, without control characters; ``stream`` may be None or closed, as in some environments."""
     global _reported
     try:
-        print(before + escape(text), end=end, file=stream, flush=True) if stream is not None else None
+        print(escape(text), file=stream, flush=True) if stream is not None else None
     except (OSError, ValueError) as error:  # a full disk, a reader that has ended, a closed file
         if isinstance(error, BrokenPipeError) and stream is not None:
             discard(stream)
@@ -153,9 +150,7 @@ class ProgressBar:
     def __enter__(self: Bar) -> Bar:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
 

@@ -12,7 +12,7 @@ import os
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -254,7 +254,6 @@ def model_card(
     licence: str,
     scores: Mapping[str, float],
     dataset: str,
-    tags: Sequence[str] = (),
     text: str = "",
 ) -> str:
     """Return a card: front matter that the hub reads, how to use the model, and the scores.
@@ -287,7 +286,7 @@ def model_card(
         license=licence,
         library_name="metatasnet-fast",
         pipeline_tag="audio-to-audio",
-        tags=["music-source-separation", "meta-tasnet", *tags],
+        tags=["music-source-separation", "meta-tasnet"],
         model_name=name.rpartition("/")[2] if results else None,
         eval_results=results or None,
     )

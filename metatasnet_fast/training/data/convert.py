@@ -28,7 +28,7 @@ from ...config import INSTRUMENTS
 from ...errors import MetaTasNetError, TrainingDataError
 from .entry import DEFAULT, SPLITS, Stems, all_parts
 from .sources import TrackSource, read_unknown, stem_files
-from .store import place_of, read_entry, rewrite_entry, write_track
+from .store import read_entry, rewrite_entry, write_track
 
 __all__ = [
     "Outcome", "Settings", "content_hash", "counted", "decode", "inputs", "prepare_track",
@@ -191,7 +191,7 @@ def _prepare(track: TrackSource, settings: Settings) -> Outcome:
     counts = counted(track, stems)
     digest, origin = content_hash(files), os.path.abspath(track.path)
     _refuse_second_split(track, digest, origin, settings.out)
-    place = place_of(settings.out, track.split, track.name)
+    place = settings.out / track.split / track.name
     entry = read_entry(place)
     if entry is not None and entry.sha256 == digest and all((place / f"{rate}.npy").exists() for rate in entry.rates):
         if entry.counts != counts or entry.split != track.split:
@@ -216,7 +216,7 @@ def _prepare(track: TrackSource, settings: Settings) -> Outcome:
 
 def _refuse_second_split(track: TrackSource, digest: str, origin: str, cache: Path) -> None:
     for split in SPLITS:
-        place = place_of(cache, split, track.name)
+        place = cache / split / track.name
         other = read_entry(place) if split != track.split else None
         if other is not None and not other.is_other_song(digest, origin):
             raise TrainingDataError(
