@@ -119,7 +119,8 @@ def write_page(listening: Listening, path: Path, *, in_files: bool = False) -> N
             }
         )
     scripts = [quote(f"{path.stem}-sounds/{key}.js") for key in sounds] if in_files else []
-    page = _template().render(
+    template = require("jinja2", "The page").Template(_asset("page.html"), autoescape=True, trim_blocks=True)
+    page = template.render(
         title=listening.title,
         facts=listening.facts,
         note=listening.note,
@@ -196,10 +197,6 @@ def _samples(sound: Sound, recording: Tensor) -> Tensor:
     """Return (channels, samples) of a file or signal, cut or zero-padded to the length of the recording."""
     samples = sound if isinstance(sound, Tensor) else read_audio(sound).samples
     return functional.pad(samples, (0, recording.shape[-1] - samples.shape[-1]))
-
-
-def _template() -> Any:
-    return require("jinja2", "The page").Template(_asset("page.html"), autoescape=True, trim_blocks=True)
 
 
 def _asset(name: str) -> str:

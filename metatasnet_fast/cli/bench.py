@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._io import to_json
+from .._terminal import say
 from ..errors import BackendUnavailableError, ConfigError, MissingDependencyError
 from .common import add_json_option, from_one, print_result, tell
 from .outputs import check_writable
@@ -87,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     participants = dataclasses.replace(participants, autotuned=args.max_autotune, peers=args.peers)
     began = time.perf_counter()
     keep = (lambda rows: write_rows(rows, folder / "bench.jsonl")) if folder else (lambda rows: None)
-    rows = run_suite(size, participants, _tell, args.only, keep)
+    rows = run_suite(size, participants, lambda line: say(f"{line} ...", sys.stderr), args.only, keep)
     if args.json:
         for row in rows:
             print(row.to_json())
@@ -99,10 +100,6 @@ def run(args: argparse.Namespace) -> int:
         if not args.json:
             print(*files, sep="\n")
     return REGRESSION if any(row.wrong for row in rows) else 0
-
-
-def _tell(line: str) -> None:
-    print(f"{line} ...", file=sys.stderr, flush=True)
 
 
 def _about(rows: list[Row], seconds: float) -> str:

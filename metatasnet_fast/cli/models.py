@@ -36,10 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(title="actions", metavar="ACTION")
     fetch = actions.add_parser("fetch", help="fetch a known model")
     add = actions.add_parser("add", help="give a file or an address a name, and fetch it")
-    for action, run in ((fetch, _fetch), (add, _add)):
+    for action in (fetch, add):
         action.add_argument("name", metavar="NAME")
         add_json_option(action, "one JSON object, the model's as `models --json` prints it,", nested=True)
-        action.set_defaults(run=run)
+        action.set_defaults(run=_fetch)
     add.add_argument("location", metavar="FILE|URL", help="a checkpoint of the authors' format")
     add.add_argument("--sha256", help="what its checksum must be")
 
@@ -69,19 +69,14 @@ def _fields(model: Any) -> dict[str, Any]:
 
 
 def _fetch(args: argparse.Namespace) -> int:
-    from ..model.registry import fetch_model
+    """Fetch a model, after it was added if the user gives its location."""
+    from ..model.registry import add_model, fetch_model
 
-    return _say(args, fetch_model(args.name, _progress()))
-
-
-def _add(args: argparse.Namespace) -> int:
-    from ..model.registry import add_model
-
-    return _say(args, add_model(args.name, args.location, args.sha256, _progress()))
-
-
-def _say(args: argparse.Namespace, model: Any) -> int:
-    text = f"{model.path}: {model.bytes / 1e6:.1f} MB, SHA-256 {model.sha256}; use it as --model {model.name}"
+    if "location" in args:
+        model = add_model(args.name, args.location, args.sha256, _progress())
+    else:
+        model = fetch_model(args.name, _progress())
+    text = f"{model.path}: {(model.bytes or 0) / 1e6:.1f} MB, SHA-256 {model.sha256}; use it as --model {model.name}"
     print_result(args, text, **_fields(model))
     return 0
 

@@ -23,8 +23,6 @@ from ..errors import BackendUnavailableError, ConfigError, OutputError
 from .common import add_json_option, from_one, print_result
 
 if TYPE_CHECKING:
-    import torch
-
     from ..benchmark.timing import Timer
     from ..kernels.candidates import Subject
 
@@ -122,7 +120,8 @@ def tune_subject(subject: Subject, timer: Timer, rounds: int, say: Callable[[str
     for options in subject.candidates:
         try:
             with applied(subject.kernel, options):
-                if _difference(subject.run(), expected) <= DIFFERENCE:
+                difference = (subject.run().double() - expected.double()).norm() / expected.double().norm()
+                if float(difference) <= DIFFERENCE:
                     usable.append(options)
         except Exception as error:  # Triton has no common type for errors of the compiler and the device
             say(f"{subject.kernel} {subject.sizes}: {options} left out: {type(error).__name__}")
@@ -153,10 +152,6 @@ def tune_subject(subject: Subject, timer: Timer, rounds: int, say: Callable[[str
         "microseconds": round(medians[best] * 1e6, 2),
         "default_microseconds": round(medians[0] * 1e6, 2),
     }
-
-
-def _difference(value: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((value.double() - expected.double()).norm() / expected.double().norm())
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -132,7 +132,11 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], origin: object) 
             f"{tuple(expected[name].shape)}{_examples(misshapen[1:], ', and so')}."
         )
     # A copy would silently round weights to integers, or drop the imaginary part of complex numbers.
-    strange = [name for name, value in state.items() if not _is_plain(value)]
+    strange = [
+        name
+        for name, value in state.items()
+        if not value.is_floating_point() or value.layout != torch.strided or value.is_meta
+    ]
     if strange:
         raise CheckpointError(
             f"{origin} holds weights that are no plain floating-point numbers: {strange[0]} is {state[strange[0]].dtype}, "
@@ -142,10 +146,6 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], origin: object) 
     if broken:
         raise CheckpointError(f"{origin} is damaged: {len(broken)} weights are not finite{_examples(broken)}.")
     network.load_state_dict(dict(state), strict=True)
-
-
-def _is_plain(value: Tensor) -> bool:
-    return value.is_floating_point() and value.layout == torch.strided and not value.is_meta
 
 
 def config_of(checkpoint: Checkpoint, origin: object) -> MetaTasNetConfig:

@@ -64,7 +64,9 @@ class Journal:
                     if isinstance(number, (int, float)) and math.isfinite(number):
                         self._board.add_scalar(f"{kind}/{name}{'/' if part else ''}{part}", number, step)
         except OSError as error:
-            self._give_up_board(error)
+            self._board = None  # its writer does not recover from an error
+            reason = error.strerror or error
+            self._note(f"TensorBoard's files cannot be written ({reason}). Training goes on without them.")
 
     def close(self) -> None:
         """Write what is waiting, and close the files; what still cannot be written is said to be lost."""
@@ -90,11 +92,6 @@ class Journal:
                     f"{self._path} cannot be written ({reason}). Training goes on; its lines are kept and tried again."
                 )
             self._noted = True
-
-    def _give_up_board(self, error: OSError) -> None:
-        """Stop writing for TensorBoard: its writer does not recover from an error."""
-        self._board = None
-        self._note(f"TensorBoard's files cannot be written ({error.strerror or error}). Training goes on without them.")
 
     def __enter__(self) -> Journal:
         return self
@@ -122,13 +119,9 @@ def read_journal(run: Path) -> list[dict[str, Any]]:
             entry = json.loads(line)
         except ValueError:
             continue
-        if _is_entry(entry):
+        if isinstance(entry, dict) and type(entry.get("step")) is int and entry.get("kind") in KINDS:
             entries.append(entry)
     return entries
-
-
-def _is_entry(value: Any) -> bool:
-    return isinstance(value, dict) and type(value.get("step")) is int and value.get("kind") in KINDS
 
 
 def _line(entry: dict[str, Any]) -> str:

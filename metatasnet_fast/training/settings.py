@@ -102,12 +102,13 @@ class TrainingSettings:
                 raise ConfigError(f"{field.name} must be of type {kind}, got {value!r}.")
             if isinstance(value, float) and not math.isfinite(value):
                 raise ConfigError(f"{field.name} must be finite, got {value!r}.")
-        for name in ("batch_size", "epochs", "sgdr_period", "threads", "steps", "micro_batch", "save_every"):
-            self._at_least(name, 1)
-        for name in ("log_every", "stats_items"):
-            self._at_least(name, 1)
-        for name in ("validate_every", "weight_decay", "seed", "codec_steps"):
-            self._at_least(name, 0)
+        counts = ("batch_size", "epochs", "sgdr_period", "threads", "steps", "micro_batch", "save_every", "log_every")
+        least = dict.fromkeys((*counts, "stats_items"), 1)
+        least |= dict.fromkeys(("validate_every", "weight_decay", "seed", "codec_steps"), 0)
+        for name, lowest in least.items():
+            value = getattr(self, name)
+            if value is not None and value < lowest:
+                raise ConfigError(f"{name} must be at least {lowest}, got {value}.")
         if self.seed >= 2**63:
             raise ConfigError(f"seed must be less than 2^63, got {self.seed}.")
         for name in ("time_length", "learning_rate", "clip_gradient", "sgdr_decay", "minutes", "max_loss"):
@@ -127,11 +128,6 @@ class TrainingSettings:
                 raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
         if self.dtype == "float16":
             raise ConfigError("Training in float16 would need loss scaling: choose bfloat16 or float32.")
-
-    def _at_least(self, name: str, least: int) -> None:
-        value = getattr(self, name)
-        if value is not None and value < least:
-            raise ConfigError(f"{name} must be at least {least}, got {value}.")
 
     @property
     def steps_per_epoch(self) -> int:
