@@ -30,46 +30,13 @@ from .entry import DEFAULT, SPLITS, Stems, all_parts
 from .sources import TrackSource, read_unknown, stem_files
 from .store import read_entry, rewrite_entry, write_track
 
-__all__ = [
-    "Outcome", "Settings", "content_hash", "counted", "decode", "inputs", "prepare_track",
-]  # fmt: skip
+__all__ = ["Outcome", "Settings", "content_hash", "inputs", "prepare_track"]
 
 
 def counted(track: TrackSource, stems: Stems) -> tuple[bool, ...]:
     """Return for each instrument whether the loss may use it: it may if all of its stems are known."""
     unknown = read_unknown(track.path) if track.kind == "stems" else ()
     return tuple(not set(parts) & set(unknown) for parts in stems.values())
-
-
-def input_files(track: TrackSource, stems: Stems = DEFAULT) -> dict[str, Path]:
-    """Return the files that a track is made from, under names that say what each is.
-
-    Raises:
-        TrainingDataError: if a stem that counts is missing, there are several files for one, or none at all.
-    """
-    wanted = all_parts(stems)
-    if track.kind == "musdb":
-        if lacking := [stem for stem in wanted if stem not in INSTRUMENTS]:
-            raise TrainingDataError(f"MUSDB18 has the stems {', '.join(INSTRUMENTS)}, not {', '.join(lacking)}.")
-        return {"stems": track.path}
-    found, unknown = stem_files(track.path), read_unknown(track.path)
-    for stem in wanted:
-        if stem not in unknown and stem not in found:
-            raise TrainingDataError(
-                f"{track.path} has no {stem}; add {stem}.wav (silence, if the track has none), or a track.json with "
-                f'{{"unknown": ["{stem}"]}}.'
-            )
-    files = {stem: _only(found[stem]) for stem in wanted if stem in found}
-    if not files:
-        raise TrainingDataError(f"{track.path} holds none of {', '.join(wanted)}; add them, or remove the folder.")
-    return files
-
-
-def _only(paths: list[Path]) -> Path:
-    if len(paths) > 1:
-        names = " and ".join(path.name for path in paths)
-        raise TrainingDataError(f"{paths[0].parent} has both {names}; keep one of them.")
-    return paths[0]
 
 
 def content_hash(files: dict[str, Path]) -> str:
@@ -87,19 +54,16 @@ def content_hash(files: dict[str, Path]) -> str:
     return total.hexdigest()
 
 
-def decode(track: TrackSource, stems: Stems = DEFAULT) -> tuple[dict[str, AudioFile], tuple[str, ...]]:
-    """Decode the stems of a track.
+def decode(files: Mapping[str, Path]) -> tuple[dict[str, AudioFile], tuple[str, ...]]:
+    """Decode stems by name.
 
     Returns:
-        each stem that exists, with at most two channels, and warnings.
+        each of them, with at most two channels, and warnings.
 
     Raises:
         TrainingDataError: if the stems do not make a track.
         AudioReadError: if a file cannot be decoded.
     """
-    files = input_files(track, stems)
-    if track.kind == "musdb":
-        files = dict.fromkeys(all_parts(stems), track.path)
     found, warnings = read_stems(files), []
     for name, audio in found.items():
         if len(audio.samples) > 2:
@@ -205,7 +169,7 @@ def _prepare(track: TrackSource, settings: Settings) -> Outcome:
         audio = read_original({rate: files[str(rate)] for rate in settings.rates})
         warnings: tuple[str, ...] = ()
     else:
-        decoded, warnings = decode(track, stems)
+        decoded, warnings = decode(dict.fromkeys(all_parts(stems), track.path) if track.kind == "musdb" else files)
         audio = {rate: _resampled(decoded, rate, stems) for rate in settings.rates}
     entry = write_track(
         settings.out, track.split, track.name, audio,
@@ -226,12 +190,37 @@ def _refuse_second_split(track: TrackSource, digest: str, origin: str, cache: Pa
 
 
 def inputs(track: TrackSource, settings: Settings) -> dict[str, Path]:
-    """Return the files that a track is made from; raise :class:`TrainingDataError` if they do not make one."""
-    if track.kind != "original":
-        return input_files(track, settings.stems)
-    split = FOLDERS[track.split]
-    root = track.path.parent.parent
-    return {str(rate): root / f"{split}_{rate // 1000}" / track.path.name for rate in settings.rates}
+    """Return the files that a track is made from, under names that say what each is.
+
+    Raises:
+        TrainingDataError: if a stem that counts is missing, there are several files for one, or none at all.
+    """
+    if track.kind == "original":
+        split, root = FOLDERS[track.split], track.path.parent.parent
+        return {str(rate): root / f"{split}_{rate // 1000}" / track.path.name for rate in settings.rates}
+    wanted = all_parts(settings.stems)
+    if track.kind == "musdb":
+        if lacking := [stem for stem in wanted if stem not in INSTRUMENTS]:
+            raise TrainingDataError(f"MUSDB18 has the stems {', '.join(INSTRUMENTS)}, not {', '.join(lacking)}.")
+        return {"stems": track.path}
+    found, unknown = stem_files(track.path), read_unknown(track.path)
+    for stem in wanted:
+        if stem not in unknown and stem not in found:
+            raise TrainingDataError(
+                f"{track.path} has no {stem}; add {stem}.wav (silence, if the track has none), or a track.json with "
+                f'{{"unknown": ["{stem}"]}}.'
+            )
+    files = {stem: _only(found[stem]) for stem in wanted if stem in found}
+    if not files:
+        raise TrainingDataError(f"{track.path} holds none of {', '.join(wanted)}; add them, or remove the folder.")
+    return files
+
+
+def _only(paths: list[Path]) -> Path:
+    if len(paths) > 1:
+        names = " and ".join(path.name for path in paths)
+        raise TrainingDataError(f"{paths[0].parent} has both {names}; keep one of them.")
+    return paths[0]
 
 
 def _resampled(decoded: Mapping[str, AudioFile], rate: int, stems: Stems) -> NDArray[np.float32]:
