@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from ..backends import Choice, Request, get_backend, resolve
-from ..backends.cache import prepare_all
 from ..backends.watch import collect_parameters
 from ..config import MetaTasNetConfig
 from ..errors import ConfigError
@@ -98,9 +97,8 @@ def _compare(what: str, own: Any, expected: Tensor, tolerance: float) -> None:
 
 def _reference(network: nn.Module, config: MetaTasNetConfig, parameter: Tensor) -> Engine:
     precision = Precision.float64 if parameter.dtype == torch.float64 else Precision.float32
-    backend, modules = get_backend("reference"), network.get_submodule("stages").children()
-    stages = [(config.stage(index), collect_parameters(stage)) for index, stage in enumerate(modules)]
-    return Engine(config, backend, precision, prepare_all(backend, precision, stages))
+    parameters = [collect_parameters(stage) for stage in network.get_submodule("stages").children()]
+    return Engine.of(config, get_backend("reference"), precision, parameters)
 
 
 def _signals(config: MetaTasNetConfig, like: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from ..backends import Choice, PreparedCache, Request, current_choice, get_backend, resolve
-from ..backends.cache import prepare_all
 from ..backends.watch import collect_parameters
 from ..config import MetaTasNetConfig
 from ..errors import ConfigError, EmptyAudioError, ShapeError
@@ -161,8 +160,7 @@ class NetworkMethods(nn.Module):
         config, backend, parameters = self.config, get_backend(name), self._find_parameters()
         try:
             if training or torch.compiler.is_compiling():
-                stages = [(config.stage(index), stage) for index, stage in enumerate(parameters)]
-                return Engine(config, backend, precision, prepare_all(backend, precision, stages))
+                return Engine.of(config, backend, precision, parameters)
             return Engine(config, backend, precision, self._cache().get(backend, precision, config, parameters))
         except KeyError as error:
             raise ConfigError(

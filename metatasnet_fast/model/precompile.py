@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..backends.cache import prepare_all
 from ..backends.triton import TritonBackend
 from ..backends.watch import collect_parameters
 from ..config import MetaTasNetConfig
@@ -58,8 +57,7 @@ def record(
         masks = [torch.empty(items, len(config.instruments), 1) for _ in mixes]
     with Recorder(capability) as recorder, torch.set_grad_enabled(training):
         backend, last = TritonBackend(), config.stages_num - 1
-        stages = [(config.stage(i), collect_parameters(stage)) for i, stage in enumerate(network.stages)]
-        engine = Engine(config, backend, precision, prepare_all(backend, precision, stages))
+        engine = Engine.of(config, backend, precision, [collect_parameters(stage) for stage in network.stages])
         preparing = len(recorder.found)
         if training:
             dropout = engine.random_dropout(config.dropout)
