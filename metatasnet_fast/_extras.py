@@ -34,9 +34,5 @@ def require(module: str, purpose: str) -> Any:
         missing = error.name is None or error.name.split(".")[0] == module.split(".")[0]
         reason = "" if missing else f" (which cannot be imported here: {error})"
         raise MissingDependencyError(
-            f"{purpose} needs the package {package}{reason}; `pip install {_quoted(package)}` installs it."
+            f"{purpose} needs the package {package}{reason}; `pip install {package}` installs it."
         ) from error
-
-
-def _quoted(package: str) -> str:
-    return f"'{package}'" if "[" in package else package

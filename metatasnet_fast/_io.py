@@ -9,7 +9,7 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -139,13 +139,12 @@ def describe_os_error(error: BaseException) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
 
 
-def sha256_file(path: Path, update: Callable[[bytes], object] = lambda block: None) -> str:
-    """Return the hexadecimal SHA-256 of a file's content; ``update`` is called with each block that is read."""
+def sha256_file(path: Path) -> str:
+    """Return the hexadecimal SHA-256 of a file's content."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
-            update(block)
     return digest.hexdigest()
 
 

@@ -13,10 +13,10 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from types import TracebackType
+from types import FrameType
 from typing import Any, TextIO, TypeVar
 
-__all__ = ["ProgressBar", "discard", "escape", "handling", "say"]
+__all__ = ["Interruption", "ProgressBar", "discard", "escape", "handling", "say"]
 
 CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
@@ -33,14 +33,11 @@ def escape(text: str) -> str:
     return CONTROLS.sub(lambda found: repr(found[0])[1:-1], text)
 
 
-def say(text: str, stream: TextIO | None, end: str = "\n", before: str = "") -> None:
-    """Print one line now; ``stream`` may be None or closed, as ``sys.stdout`` is in some environments.
-
-    Control characters are escaped in ``text``, not in ``before`` and ``end``.
-    """
+def say(text: str, stream: TextIO | None) -> None:
+    """Print one line now, without control characters; ``stream`` may be None or closed, as in some environments."""
     global _reported
     try:
-        print(before + escape(text), end=end, file=stream, flush=True) if stream is not None else None
+        print(escape(text), file=stream, flush=True) if stream is not None else None
     except (OSError, ValueError) as error:  # a full disk, a reader that has ended, a closed file
         if isinstance(error, BrokenPipeError) and stream is not None:
             discard(stream)
@@ -69,6 +66,29 @@ def handling(handlers: Mapping[int, Any]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+class Interruption(contextlib.ExitStack):
+    """Inside its ``with`` statement the first SIGTERM or SIGINT sets :attr:`signal`; a second SIGINT interrupts at once.
+
+    Signals can be handled in the main thread only; elsewhere nothing is installed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.signal: int | None = None
+
+    def __enter__(self) -> Interruption:
+        self.enter_context(handling({signal.SIGTERM: self._note, signal.SIGINT: self._note}))
+        return self
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = number
 
 
 class ProgressBar:
@@ -130,9 +150,7 @@ class ProgressBar:
     def __enter__(self: Bar) -> Bar:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
 

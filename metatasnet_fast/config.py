@@ -314,6 +314,11 @@ class MetaTasNetConfig:
         return tuple(self.stage(i) for i in range(self.stages_num))
 
     @property
+    def shortest_frames(self) -> int:
+        """Fewest latent frames that every stage can process."""
+        return max(-(-stage.shortest // stage.W) for stage in self.stages)
+
+    @property
     def output_rate(self) -> int:
         """Sampling rate of the last stage, in hertz."""
         return self.stage(self.stages_num - 1).sampling_rate

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from metatasnet_fast.audio import polyphase
+from metatasnet_fast.audio.resample import _banks
 from tests.support import trim_memory
 
 # The networks under test are small: threads would wait for each other longer than they compute.
@@ -41,7 +41,7 @@ def memory_goes_back() -> Iterator[None]:
             for value in list(vars(module).values()):
                 if isinstance(value, functools._lru_cache_wrapper):
                     value.cache_clear()
-    polyphase._cache.clear()
+    _banks.clear()
     gc.collect()
     trim_memory()
 

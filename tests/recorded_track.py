@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from metatasnet_fast.audio.stems import MUSDB_SIGNALS, read_stems
+from metatasnet_fast.audio.read import MUSDB_SIGNALS, read_stems
 
 RATE = 44100
 SHAPE = (2, 268288)

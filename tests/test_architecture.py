@@ -13,7 +13,7 @@ from metatasnet_fast import native
 
 ROOT = Path(__file__).parents[1]
 
-MOST_FILES = 25
+MOST_FILES = 20
 """The promise of docs/architecture.md."""
 
 TRACE = """

@@ -15,8 +15,8 @@ from torch import Tensor
 from .. import reference
 from ..config import StageConfig
 from ..reference import StageWeights
-from ..reference.spectrogram import FLOOR
-from ..reference.weights import EncoderWeights
+from ..reference.codec import FLOOR
+from ..reference.generator import EncoderWeights
 from .cpu_training import Expand
 
 __all__ = ["MelShare", "arrays", "generate", "sizes", "weight_tensors"]

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..config import StageConfig
 from ..precision import Precision
 from ..reference import StageWeights
-from ..reference.weights import Norm
+from ..reference.generator import Norm
 from .cpu_weights import MelShare
 
 __all__ = ["pack", "persistent_arrays", "round_tf32", "sizes", "slopes", "spectrogram_arrays"]

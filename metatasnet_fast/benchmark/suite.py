@@ -22,9 +22,9 @@ from ..model import MultiTasNet, load_checkpoint
 from ..model.methods import CONTEXT_SECONDS, plan_chunks
 from ..precision import Precision
 from ..separation import Separator
+from ..separation.fast_mode import default_shape, plan_windows
 from ..separation.reference_mode import CHUNKS
 from ..separation.separator import Mode
-from ..separation.windows import default_shape, plan_windows
 from . import roofline, synthetic
 from .cases import Call, Case, Implementation, Participants
 from .machine import describe

@@ -23,8 +23,7 @@ import torch
 from torch import Tensor
 
 from ..model.engine import Engine
-from ..separation.batches import BatchRunner
-from ..separation.devices import is_out_of_memory
+from ..separation.devices import BatchRunner, is_out_of_memory
 from .cores import CorePlan
 from .events import StageLoad
 

@@ -27,11 +27,10 @@ from ..model import load_checkpoint
 from ..model.engine import Engine
 from ..precision import Precision
 from ..separation import Separator
-from ..separation.batches import automatic_batch_size
-from ..separation.devices import choose_home
+from ..separation.devices import automatic_batch_size, choose_home
+from ..separation.fast_mode import default_shape
 from ..separation.recording import Budget, Recording
 from ..separation.result import parse_stems
-from ..separation.windows import default_shape
 from .batcher import Batcher, song_stream
 from .cores import CorePlan, SongBudget, Stage, available_memory
 from .destination import Destination

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from .._io import to_json
 from .._terminal import handling, say
 from ..errors import ConfigError
-from .options import add_engine_options, from_one, names
+from .common import add_engine_options, from_one, names
 
 if TYPE_CHECKING:
     from ..catalogue import Event, Listener, RunEnded, Settings, Song

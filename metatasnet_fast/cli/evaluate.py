@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from .._io import reporting_write_errors, to_json, write_atomically
 from ..errors import MetaTasNetError
-from .options import (
+from .common import (
+    TrackReport,
     add_engine_options,
     add_json_option,
     add_page_options,
@@ -17,7 +18,6 @@ from .options import (
     make_separator,
     names,
 )
-from .report import TrackReport
 
 if TYPE_CHECKING:
     from ..evaluation import ScoringRun, TrackOutcome

@@ -12,7 +12,7 @@ import textwrap
 from typing import Any
 
 from .. import __version__
-from .options import add_json_option
+from .common import add_json_option
 
 __all__ = ["PACKAGES", "add_arguments", "collect"]
 

@@ -1,4 +1,4 @@
-"""The parser, and what every subcommand has in common: errors as one sentence, exit codes.
+"""The parser, and what every subcommand has in common: errors as one sentence, exit codes. And completion in a shell.
 
 Exit codes: 0 all done; 2 the command cannot be carried out; 3 some files failed, the rest is done; 130 interrupted
 (Ctrl-C), 141 the reader of the output has left, 143 terminated (SIGTERM), all without anything half-written.
@@ -16,21 +16,23 @@ import signal
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from .. import __version__
+from .._extras import require
 from .._terminal import discard, handling, say
 from ..errors import MetaTasNetError
-from .report import sentence_of, tell
+from .common import sentence_of, tell
 
-__all__ = ["PROGRAM", "main"]
+__all__ = ["main"]
 
 PROGRAM = "metatasnet-fast"
 
 COMMANDS = {
     "separate": ("separate", "add_arguments", "separate recordings into stems"),
     "catalogue": ("catalogue", "add_arguments", "separate any number of recordings, resumably"),
-    "demo": ("demo", "add_arguments", "separate the excerpt that comes with the package"),
+    "demo": ("separate", "add_demo_arguments", "separate the excerpt that comes with the package"),
     "score": (
         "evaluate",
         "add_score_arguments",
@@ -43,16 +45,16 @@ COMMANDS = {
     ),
     "info": ("info", "add_arguments", "say what is installed and what it can run on"),
     "models": ("models", "add_arguments", "list models by name, fetch or add one"),
-    "convert": ("convert", "add_convert_arguments", "convert a checkpoint to or from the authors' format"),
-    "export": ("convert", "add_export_arguments", "write a model as ONNX, or as a program of torch.export"),
+    "convert": ("models", "add_convert_arguments", "convert a checkpoint to or from the authors' format"),
+    "export": ("models", "add_export_arguments", "write a model as ONNX, or as a program of torch.export"),
     "prepare": ("prepare", "add_arguments", "make the cache of tracks that training reads"),
     "train": ("train", "add_train_arguments", "train a network, resumably"),
     "plot": ("train", "add_plot_arguments", "draw a training run"),
     "bench": ("bench", "add_arguments", "measure the speed on this machine"),
     "tune": ("tune", "add_arguments", "measure the fastest kernel configurations of this GPU"),
-    "precompile": ("precompile", "add_arguments", "compile a model's Triton kernels before its first use"),
-    "selftest": ("selftest", "add_arguments", "prove on this machine that the results are right"),
-    "completion": ("completion", "add_arguments", "print a script that completes this command in a shell"),
+    "precompile": ("tune", "add_precompile_arguments", "compile a model's Triton kernels before its first use"),
+    "selftest": ("bench", "add_selftest_arguments", "prove on this machine that the results are right"),
+    "completion": ("main", "add_completion_arguments", "print a script that completes this command in a shell"),
 }
 """Module and function that complete the command's parser, and its line of help.
 
@@ -146,3 +148,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say(f"{PROGRAM}: interrupted; files that were finished are kept.", sys.stderr)
         return 130
+
+
+COMPLETION_EPILOG = """
+bash reads it from the first of these places, zsh from the second if fpath names the folder before compinit:
+
+  metatasnet-fast completion bash \\
+      > ~/.local/share/bash-completion/completions/metatasnet-fast
+  metatasnet-fast completion zsh > ~/.zfunc/_metatasnet-fast
+"""
+
+
+def add_completion_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Print a script by which a shell completes commands, options and files after a press of Tab."
+    parser.epilog = COMPLETION_EPILOG
+    parser.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+    parser.set_defaults(run=run_completion)
+
+
+def run_completion(args: argparse.Namespace) -> int:
+    shtab = require("shtab", "Shell completion")
+    parser = build_parser()
+    _complete_files(parser, shtab.FILE)
+    print(shtab.complete(parser, shell=args.shell))
+    return 0
+
+
+def _complete_files(parser: argparse.ArgumentParser, files: Any) -> None:
+    """Complete with file names the value of every argument that is a path or a text without choices."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for each in set(action.choices.values()):
+                _complete_files(each, files)
+        elif action.nargs != 0 and action.choices is None and action.type in (None, Path):
+            action.complete = files  # type: ignore[attr-defined]

@@ -1,16 +1,20 @@
-"""``metatasnet-fast models``: models by name, those of this installation and those that can be fetched."""
+"""``metatasnet-fast models``: models by name, those of this installation and those that can be fetched.
+
+``convert`` and ``export``: a model in another form.
+"""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import sys
+from pathlib import Path
 from typing import Any
 
-from .options import add_json_option
-from .report import print_result
+from ..errors import CheckpointError
+from .common import add_json_option, print_result, refuse_existing
 
-__all__ = ["add_arguments"]
+__all__ = ["add_arguments", "add_convert_arguments", "add_export_arguments"]
 
 EPILOG = """
 `fetch authors` gets the weights that the network's authors published, from the address in their README; no download was ever
@@ -32,10 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(title="actions", metavar="ACTION")
     fetch = actions.add_parser("fetch", help="fetch a known model")
     add = actions.add_parser("add", help="give a file or an address a name, and fetch it")
-    for action, run in ((fetch, _fetch), (add, _add)):
+    for action in (fetch, add):
         action.add_argument("name", metavar="NAME")
         add_json_option(action, "one JSON object, the model's as `models --json` prints it,", nested=True)
-        action.set_defaults(run=run)
+        action.set_defaults(run=_fetch)
     add.add_argument("location", metavar="FILE|URL", help="a checkpoint of the authors' format")
     add.add_argument("--sha256", help="what its checksum must be")
 
@@ -65,19 +69,14 @@ def _fields(model: Any) -> dict[str, Any]:
 
 
 def _fetch(args: argparse.Namespace) -> int:
-    from ..model.registry import fetch_model
+    """Fetch a model, after it was added if the user gives its location."""
+    from ..model.registry import add_model, fetch_model
 
-    return _say(args, fetch_model(args.name, _progress()))
-
-
-def _add(args: argparse.Namespace) -> int:
-    from ..model.registry import add_model
-
-    return _say(args, add_model(args.name, args.location, args.sha256, _progress()))
-
-
-def _say(args: argparse.Namespace, model: Any) -> int:
-    text = f"{model.path}: {model.bytes / 1e6:.1f} MB, SHA-256 {model.sha256}; use it as --model {model.name}"
+    if "location" in args:
+        model = add_model(args.name, args.location, args.sha256, _progress())
+    else:
+        model = fetch_model(args.name, _progress())
+    text = f"{model.path}: {(model.bytes or 0) / 1e6:.1f} MB, SHA-256 {model.sha256}; use it as --model {model.name}"
     print_result(args, text, **_fields(model))
     return 0
 
@@ -91,3 +90,61 @@ def _progress() -> Any:
         print(f"\r{have / 1e6:.1f}{of} MB", end="\n" if have == total else "", file=sys.stderr, flush=True)
 
     return show
+
+
+def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Convert a checkpoint file of the authors' program (.pt) into a folder of config.json and model.safetensors, or "
+        "such a folder, or a bundled model, into a .pt file. Nothing is lost: a round trip is exact without --half."
+    )
+    parser.add_argument("source", metavar="SOURCE", help="a checkpoint file or folder, or a bundled model's name")
+    parser.add_argument("target", metavar="TARGET", help="a name that ends in .pt or .pth, or else a folder to be made")
+    parser.add_argument("--half", action="store_true", help="store a folder's weights in float16")
+    parser.add_argument("--overwrite", action="store_true", help="replace a target that is there")
+    add_json_option(parser, "one JSON object (target, files, bytes)")
+    parser.set_defaults(run=run_convert)
+
+
+def run_convert(args: argparse.Namespace) -> int:
+    target = Path(args.target)
+    refuse_existing(target, args.overwrite)
+    if args.half and target.suffix in (".pt", ".pth"):
+        raise CheckpointError("--half is for folders only: the authors' program reads float32.")
+    from ..model import convert
+
+    convert(args.source, target, half=args.half)
+    files = [target] if target.is_file() else sorted(target.iterdir())
+    size = sum(file.stat().st_size for file in files)
+    print_result(args, f"{target}: {size / 1e6:.1f} MB", target=str(target), files=list(map(str, files)), bytes=size)
+    return 0
+
+
+def add_export_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Write a model as a program of its own: .onnx for ONNX Runtime and others, .pt2 for torch.export.load. It takes "
+        "the mixture at the sampling rate of every stage and gives the sources of the last; the metadata names them."
+    )
+    parser.add_argument("model", metavar="MODEL", help="a checkpoint file or folder, or a bundled model's name")
+    parser.add_argument("target", metavar="TARGET", help="the file to write")
+    parser.add_argument("--format", choices=("onnx", "pt2"), help="what to write (default: what TARGET ends in)")
+    parser.add_argument(
+        "--backend",
+        choices=("reference", "triton"),
+        default="reference",
+        help="whose operators a .pt2 has; triton's need metatasnet_fast where it is loaded (default: reference)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+    add_json_option(parser, "one JSON object (target, format, backend, bytes)")
+    parser.set_defaults(run=run_export)
+
+
+def run_export(args: argparse.Namespace) -> int:
+    target = Path(args.target)
+    refuse_existing(target, args.overwrite)
+    from ..model import export, load_checkpoint
+
+    export(load_checkpoint(args.model), target, args.format, args.backend)
+    size, kind = target.stat().st_size, args.format or target.suffix.removeprefix(".")
+    text = f"{target}: {size / 1e6:.1f} MB"
+    print_result(args, text, target=str(target), format=kind, backend=args.backend, bytes=size)
+    return 0

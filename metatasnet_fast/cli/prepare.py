@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 
 from .._terminal import ProgressBar
 from ..errors import TrainingDataError
-from .options import add_json_option, add_workers_option, names
+from .common import TrackReport, add_json_option, add_workers_option, names, print_result, tell
 from .outputs import check_writable
-from .report import TrackReport, print_result, tell
 
 if TYPE_CHECKING:
     from ..training.data.convert import Outcome
@@ -98,6 +97,11 @@ def run(args: argparse.Namespace) -> int:
         print(f"{len(tracks)} tracks, {args.workers} at once", flush=True)
     with ProgressBar("preparing", "track", len(tracks), lines=False) as bar:
         report = TrackReport(args.json, len(tracks), bar)
+
+        def tell_track(outcome: Outcome) -> None:
+            line = f"{outcome.audio_seconds:.1f} s of audio in {outcome.seconds:.1f} s"
+            report.add(outcome, line, dataclasses.asdict(outcome))
+
         result = prepare(
             tracks,
             args.out,
@@ -106,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
             stems=None if args.instruments is None else parse_instruments(args.instruments),
             workers=args.workers,
             source=source,
-            report=lambda outcome: report.add(outcome, _describe(outcome), dataclasses.asdict(outcome)),
+            report=tell_track,
         )
     _conclude(args, result)
     return report.finish()
@@ -139,10 +143,6 @@ def _find(args: argparse.Namespace, rates: list[int]) -> tuple[list[TrackSource]
             f"None of the {len(found)} tracks belongs to {', '.join(args.splits)}; choose other --splits."
         )
     return tracks, found
-
-
-def _describe(outcome: Outcome) -> str:
-    return f"{outcome.audio_seconds:.1f} s of audio in {outcome.seconds:.1f} s"
 
 
 def _conclude(args: argparse.Namespace, result: Preparation) -> None:

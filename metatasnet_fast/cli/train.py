@@ -16,8 +16,7 @@ from .._terminal import ProgressBar, say
 from ..config import MetaTasNetConfig
 from ..training.journal import Display
 from ..training.settings import TrainingSettings, read_settings_file
-from .options import add_json_option, names
-from .report import print_result
+from .common import add_json_option, names, print_result
 
 if TYPE_CHECKING:
     from ..training.journal import Summary

@@ -1,4 +1,7 @@
-"""``metatasnet-fast tune``: measure which tiles, warps and stages are fastest on this GPU, and keep them for later runs."""
+"""``metatasnet-fast tune``: measure which tiles, warps and stages are fastest on this GPU, and keep them for later runs.
+
+``precompile``: compile a model's Triton kernels before its first use.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import argparse
 import datetime
 import json
 import math
+import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -15,12 +20,9 @@ from typing import TYPE_CHECKING, Any
 from .. import __version__
 from .._io import reporting_write_errors, write_atomically
 from ..errors import BackendUnavailableError, ConfigError, OutputError
-from .options import add_json_option, from_one
-from .report import print_result
+from .common import add_json_option, from_one, print_result
 
 if TYPE_CHECKING:
-    import torch
-
     from ..benchmark.timing import Timer
     from ..kernels.candidates import Subject
 
@@ -118,7 +120,8 @@ def tune_subject(subject: Subject, timer: Timer, rounds: int, say: Callable[[str
     for options in subject.candidates:
         try:
             with applied(subject.kernel, options):
-                if _difference(subject.run(), expected) <= DIFFERENCE:
+                difference = (subject.run().double() - expected.double()).norm() / expected.double().norm()
+                if float(difference) <= DIFFERENCE:
                     usable.append(options)
         except Exception as error:  # Triton has no common type for errors of the compiler and the device
             say(f"{subject.kernel} {subject.sizes}: {options} left out: {type(error).__name__}")
@@ -151,10 +154,6 @@ def tune_subject(subject: Subject, timer: Timer, rounds: int, say: Callable[[str
     }
 
 
-def _difference(value: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((value.double() - expected.double()).norm() / expected.double().norm())
-
-
 def read(path: Path) -> list[dict[str, Any]]:
     """Return the entries of a file; none if there is no file."""
     try:
@@ -185,3 +184,74 @@ def write(path: Path, device: str, entries: list[dict[str, Any]], precision: str
     with reporting_write_errors(path, OutputError):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(found, indent=1) + "\n")
+
+
+def add_precompile_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Compile the Triton kernels of a model into Triton's cache (TRITON_CACHE_DIR), on all cores, so that its first use "
+        "does not wait for them. With --target no GPU is needed: an image for NVIDIA GPUs can be built anywhere."
+    )
+    parser.add_argument(
+        "--model", metavar="M", help="a checkpoint file or folder, or a bundled model's name (default: the bundled one)"
+    )
+    parser.add_argument("--dtype", default="bfloat16", help="float32, tf32 or bfloat16 (default: bfloat16)")
+    parser.add_argument("--training", action="store_true", help="also the kernels of a training step")
+    parser.add_argument(
+        "--target",
+        metavar="SM",
+        help="compile for these GPUs, such as sm_80 or sm_90 (default: the GPU of this machine)",
+    )
+    parser.add_argument("--workers", type=from_one, help="programs compiled at once (default: one for each core)")
+    add_json_option(parser, "one JSON object (target, precision, training, programs)")
+    parser.set_defaults(run=run_precompile)
+
+
+def run_precompile(args: argparse.Namespace) -> int:
+    from .._extras import require
+    from .._terminal import ProgressBar
+    from ..model import default_model, load_checkpoint
+    from ..model.precompile import precompile
+    from ..precision import Precision
+
+    require("triton", "Compiling kernels")
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        raise ConfigError("TRITON_INTERPRET=1 lets Triton interpret its kernels: unset it to compile them.")
+    precision = Precision.parse(args.dtype)
+    if precision not in (Precision.float32, Precision.tf32, Precision.bfloat16):
+        raise ConfigError(f"The backend triton has no {precision.value}: choose float32, tf32 or bfloat16.")
+    capability = _capability(args.target)
+    config = load_checkpoint(args.model or default_model()).config
+    with ProgressBar("compiling", "programs") as bar:
+        number = precompile(
+            config, precision, capability, args.training, args.workers, lambda done, total: bar.update(done, "", total)
+        )
+    print_result(
+        args,
+        f"{number} programs for sm_{capability} in {precision.value} are in Triton's cache",
+        target=f"sm_{capability}",
+        precision=precision.value,
+        training=args.training,
+        programs=number,
+    )
+    return 0
+
+
+def _capability(target: str | None) -> int:
+    """Return the compute capability to compile for, without its point."""
+    import torch
+
+    from ..backends import get_backend
+
+    if target is None:
+        if reason := get_backend("triton").unavailable():
+            raise BackendUnavailableError(f"There is no GPU to compile for: {reason} Or name one with --target sm_90.")
+        if torch.version.hip or not torch.cuda.is_available():
+            raise BackendUnavailableError(
+                "Kernels are compiled ahead of their use for NVIDIA GPUs only: name one with --target."
+            )
+        major, minor = torch.cuda.get_device_capability()
+        return 10 * major + minor
+    found = re.fullmatch(r"(?:sm_)?(\d{2,3})", target)
+    if found is None or int(found[1]) < 80:
+        raise ConfigError(f"{target} is no target: name a compute capability from 8.0 on, such as sm_80 or sm_90.")
+    return int(found[1])

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 import torch
 
 from ..audio.folders import find_audio
-from ..audio.stems import MIXTURES, MUSDB_SIGNALS, STEM_MP4, read_stems
+from ..audio.read import MIXTURES, MUSDB_SIGNALS, STEM_MP4, read_stems
 from ..errors import OutOfMemoryError
 from ..separation.devices import memory_for
 from .signals import EvaluationError

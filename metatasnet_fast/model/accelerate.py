@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from ..backends import Choice, Request, get_backend, resolve
-from ..backends.cache import prepare_all
 from ..backends.watch import collect_parameters
 from ..config import MetaTasNetConfig
 from ..errors import ConfigError
@@ -98,18 +97,16 @@ def _compare(what: str, own: Any, expected: Tensor, tolerance: float) -> None:
 
 def _reference(network: nn.Module, config: MetaTasNetConfig, parameter: Tensor) -> Engine:
     precision = Precision.float64 if parameter.dtype == torch.float64 else Precision.float32
-    backend, modules = get_backend("reference"), network.get_submodule("stages").children()
-    stages = [(config.stage(index), collect_parameters(stage)) for index, stage in enumerate(modules)]
-    return Engine(config, backend, precision, prepare_all(backend, precision, stages))
+    parameters = [collect_parameters(stage) for stage in network.get_submodule("stages").children()]
+    return Engine.of(config, get_backend("reference"), precision, parameters)
 
 
 def _signals(config: MetaTasNetConfig, like: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """Return two items of noise for each stage, as short as the encoder accepts: mixtures, sources and masks."""
-    shortest = max(-(-config.stage(s).shortest // config.stage(s).W) for s in range(config.stages_num))
     generator = torch.Generator().manual_seed(0)
     mixes, sources, masks = [], [], []
     for index in range(config.stages_num):
-        length = (shortest + EXTRA_FRAMES) * config.stage(index).W
+        length = (config.shortest_frames + EXTRA_FRAMES) * config.stage(index).W
         source = 0.1 * torch.randn(2, len(config.instruments), 1, length, generator=generator, dtype=torch.float64)
         sources.append(source.to(like))
         mixes.append(sources[-1].sum(1))

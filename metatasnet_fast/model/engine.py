@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -30,6 +30,18 @@ class Engine:
     backend: Backend
     precision: Precision
     prepared: Sequence[Any]
+
+    @classmethod
+    def of(
+        cls,
+        config: MetaTasNetConfig,
+        backend: Backend,
+        precision: Precision,
+        parameters: Sequence[Mapping[str, Tensor]],
+    ) -> Engine:
+        """Prepare the parameters of every stage, by name; differentiable if gradients are enabled."""
+        prepared = [backend.prepare(config.stage(s), stage, precision) for s, stage in enumerate(parameters)]
+        return cls(config, backend, precision, prepared)
 
     def separate(self, mixes: Sequence[Tensor], wanted: Collection[int]) -> dict[int, Tensor]:
         """Separate one chunk.

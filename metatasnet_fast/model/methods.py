@@ -5,7 +5,7 @@ Source: original ``model/tasnet.py``, ``MultiTasNet``; ``model/spectrogram.py``,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from ..backends import Choice, PreparedCache, Request, current_choice, get_backend, resolve
-from ..backends.cache import prepare_all
 from ..backends.watch import collect_parameters
 from ..config import MetaTasNetConfig
 from ..errors import ConfigError, EmptyAudioError, ShapeError
 from ..precision import Precision
-from ..reference.spectrogram import log_power
+from ..reference.codec import log_power
 from .engine import Engine, check_mixes
 
 __all__ = ["NetworkMethods", "RunningDeviation", "plan_chunks"]
@@ -33,10 +32,11 @@ class Chunk:
     begin: int
     stop: int
 
-    @property
-    def kept(self) -> tuple[int, int]:
-        """The part to keep, counted from ``start``; it may end early if the chunk was cut to a multiple of the stride."""
-        return self.begin - self.start, min(self.stop, self.end) - self.start
+    def separate(self, engine: Engine, mixes: Sequence[Tensor], wanted: Collection[int]) -> dict[int, Tensor]:
+        """Separate this part of mixtures, (b, 1, T 2^s) for each stage ``s``; return what is kept for the wanted stages."""
+        first, last = self.begin - self.start, min(self.stop, self.end) - self.start  # may end early, at a whole stride
+        parts = [mix[..., self.start * 2**s : self.end * 2**s] for s, mix in enumerate(mixes)]
+        return {s: x[..., first * 2**s : last * 2**s] for s, x in engine.separate(parts, wanted).items()}
 
 
 def plan_chunks(length: int, chunks: int, context: int, stride: int) -> list[Chunk]:
@@ -160,8 +160,7 @@ class NetworkMethods(nn.Module):
         config, backend, parameters = self.config, get_backend(name), self._find_parameters()
         try:
             if training or torch.compiler.is_compiling():
-                stages = [(config.stage(index), stage) for index, stage in enumerate(parameters)]
-                return Engine(config, backend, precision, prepare_all(backend, precision, stages))
+                return Engine.of(config, backend, precision, parameters)
             return Engine(config, backend, precision, self._cache().get(backend, precision, config, parameters))
         except KeyError as error:
             raise ConfigError(
@@ -242,10 +241,8 @@ class NetworkMethods(nn.Module):
         context = CONTEXT_SECONDS * config.sampling_rate
         outputs: list[list[Tensor]] = [[] for _ in self.stages]
         for chunk in plan_chunks(input_audio[0].shape[-1], n_chunks, context, config.W):
-            mixes = [mix[..., chunk.start * 2**s : chunk.end * 2**s] for s, mix in enumerate(input_audio)]
-            first, last = chunk.kept
-            for index, estimate in engine.separate(mixes, range(config.stages_num)).items():
-                outputs[index].append(estimate[..., first * 2**index : last * 2**index])
+            for index, estimate in chunk.separate(engine, input_audio, range(config.stages_num)).items():
+                outputs[index].append(estimate)
         return [torch.cat(parts, dim=-1) for parts in outputs]
 
     def compute_stats(self, train_loader: Iterable[Any]) -> None:

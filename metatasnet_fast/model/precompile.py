@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..backends.cache import prepare_all
 from ..backends.triton import TritonBackend
 from ..backends.watch import collect_parameters
 from ..config import MetaTasNetConfig
@@ -58,8 +57,7 @@ def record(
         masks = [torch.empty(items, len(config.instruments), 1) for _ in mixes]
     with Recorder(capability) as recorder, torch.set_grad_enabled(training):
         backend, last = TritonBackend(), config.stages_num - 1
-        stages = [(config.stage(i), collect_parameters(stage)) for i, stage in enumerate(network.stages)]
-        engine = Engine(config, backend, precision, prepare_all(backend, precision, stages))
+        engine = Engine.of(config, backend, precision, [collect_parameters(stage) for stage in network.stages])
         preparing = len(recorder.found)
         if training:
             dropout = engine.random_dropout(config.dropout)
@@ -74,7 +72,7 @@ def programs(config: MetaTasNetConfig, precision: Precision, capability: int, tr
     """Return one launch of each program that a network needs: for inference, or for training as well."""
     from ..kernels.recording import Launch, distinct
 
-    samples = config.W * max(-(-stage.shortest // stage.W) for stage in config.stages)
+    samples = config.W * config.shortest_frames
     found: list[Any] = []
     for length, job in ((samples, False), (samples + 1, False), (samples + 2, False), (samples, True))[: 3 + training]:
         recorded = record(config, precision, capability, 2, length, job)

@@ -16,10 +16,19 @@ from torch import nn
 
 from ..config import MetaTasNetConfig
 from ..errors import CheckpointError
-from .checkpoints import Checkpoint, config_of, load_state, read_original, write_original
-from .hub import download, model_card, upload
-from .registry import fetched_model, known_models
-from .store import SETTINGS, WEIGHTS, check_sha256, read_folder, write_folder
+from .checkpoints import (
+    SETTINGS,
+    WEIGHTS,
+    Checkpoint,
+    check_sha256,
+    config_of,
+    load_state,
+    read_folder,
+    read_original,
+    write_folder,
+    write_original,
+)
+from .registry import download, fetched_model, known_models, model_card, upload
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -74,7 +83,7 @@ class PretrainedMixin(nn.Module):
 
         Args:
             name: ``owner/name``; made if it is not there.
-            licence, scores, dataset, text: of the card, see :func:`.hub.model_card`.
+            licence, scores, dataset, text: of the card, see :func:`.registry.model_card`.
             private: make it private, if it is made.
             half: store the learned weights in float16.
             message: of the commit.

@@ -1,7 +1,8 @@
-"""Models by name: those that come with the library, those it knows an address of, and those that a user adds.
+"""Models by name: those that come with the library, those it knows an address of, those that a user adds, and the hub's.
 
 A model's file is fetched once, into the user's cache, and its SHA-256 is pinned in ``models.json`` there: the registry's, if it
-knows one, else that of the first download. A file that changes later is refused.
+knows one, else that of the first download. A file that changes later is refused. The Hugging Face hub needs the package
+huggingface_hub (the extra ``hub``).
 """
 
 from __future__ import annotations
@@ -11,17 +12,21 @@ import os
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from .._extras import require
 from .._io import sha256_file, write_atomically
+from ..config import MetaTasNetConfig
 from ..errors import CheckpointError
-from .checkpoints import read_original
+from .checkpoints import SETTINGS, WEIGHTS, read_original
 
-__all__ = ["KnownModel", "add_model", "fetch_model", "fetched_model", "known_models"]
+__all__ = [
+    "add_model", "download", "fetch_model", "fetched_model", "known_models", "model_card", "upload",
+]  # fmt: skip
 
 HOME = "METATASNET_HOME"
 """Environment variable that names a folder to use instead of ``~/.cache/metatasnet-fast``."""
@@ -205,3 +210,110 @@ def _reason(error: OSError) -> str:
     if isinstance(error, urllib.error.HTTPError):
         return f"the server answers {error.code}, {error.reason}"
     return str(getattr(error, "reason", None) or error)
+
+
+def download(name: str, revision: str | None, offline: bool) -> Path:
+    """Return the folder of the hub's local cache that holds a checkpoint, fetched if it is not there.
+
+    Raises:
+        CheckpointError: if there is none of this name, or it cannot be fetched.
+        MissingDependencyError: without huggingface_hub.
+    """
+    snapshot_download = require("huggingface_hub", f"Loading {name} from the hub").snapshot_download
+    try:
+        return Path(
+            snapshot_download(name, revision=revision, allow_patterns=[SETTINGS, WEIGHTS], local_files_only=offline)
+        )
+    except Exception as error:  # the hub client raises many types, from several libraries
+        hub = "the hub's local cache does not hold it" if offline else "it cannot be fetched from the hub"
+        raise CheckpointError(f"There is no file or folder {name}, and {hub} ({_first_line(error)}).") from error
+
+
+def upload(folder: Path, name: str, *, private: bool, message: str) -> str:
+    """Upload a checkpoint folder with its card, and return its address.
+
+    Raises:
+        CheckpointError: if the hub refuses, or cannot be reached.
+        MissingDependencyError: without huggingface_hub.
+    """
+    api = require("huggingface_hub", f"Uploading {name} to the hub").HfApi()
+    try:
+        address = str(api.create_repo(name, private=private, exist_ok=True))
+        api.upload_folder(repo_id=name, folder_path=folder, commit_message=message)
+    except Exception as error:  # as above
+        raise CheckpointError(
+            f"{name} cannot be uploaded ({_first_line(error)}). Log in with `hf auth login`, and check the name."
+        ) from error
+    return address
+
+
+def model_card(
+    name: str,
+    config: MetaTasNetConfig,
+    *,
+    licence: str,
+    scores: Mapping[str, float],
+    dataset: str,
+    text: str = "",
+) -> str:
+    """Return a card: front matter that the hub reads, how to use the model, and the scores.
+
+    Args:
+        name: ``owner/name``.
+        licence: as the hub spells it, such as ``mit`` or ``cc0-1.0``.
+        scores: by metric and stem, such as ``{"SDR vocals": 6.4}``, in dB.
+        dataset: that the scores were measured on.
+        text: of your own, in Markdown: data, training, weaknesses.
+
+    Raises:
+        CheckpointError: for scores without a data set.
+    """
+    if scores and not dataset:
+        raise CheckpointError("The scores of a model card need the name of the data set: give dataset.")
+    hub = require("huggingface_hub", "A model card")
+    results = [
+        hub.EvalResult(
+            task_type="audio-to-audio",
+            task_name="music source separation",
+            dataset_type=dataset.lower().replace(" ", "-"),
+            dataset_name=dataset,
+            metric_type=metric,
+            metric_value=round(value, 3),
+        )
+        for metric, value in scores.items()
+    ]
+    data = hub.ModelCardData(
+        license=licence,
+        library_name="metatasnet-fast",
+        pipeline_tag="audio-to-audio",
+        tags=["music-source-separation", "meta-tasnet"],
+        model_name=name.rpartition("/")[2] if results else None,
+        eval_results=results or None,
+    )
+    rows = [f"| {metric} | {value:.2f} |" for metric, value in scores.items()]
+    table = ["", f"| on {dataset} | dB |", "|---|---:|", *rows] if rows else []
+    return "\n".join(
+        [
+            "---",
+            data.to_yaml(),
+            "---",
+            f"# {name.rpartition('/')[2]}",
+            "",
+            f"A Meta-TasNet that separates music into {', '.join(config.instruments)}, at {config.output_rate} Hz.",
+            "",
+            f"    metatasnet-fast separate song.mp3 --model {name}",
+            "",
+            "```python",
+            "from metatasnet_fast import Separator",
+            "",
+            f'separation = Separator("{name}").separate_file("song.mp3")',
+            "```",
+            *table,
+            *(["", text.strip()] if text.strip() else []),
+            "",
+        ]
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

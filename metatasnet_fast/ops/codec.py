@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..config import StageConfig
 from ..precision import Precision
-from ..reference.weights import DecoderWeights, EncoderWeights
+from ..reference.generator import DecoderWeights, EncoderWeights
 from .bottleneck import bottleneck, rectified_bottleneck
 from .filter_bank import rectified_filter_bank
 from .log_power import log_power

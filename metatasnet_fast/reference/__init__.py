@@ -1,10 +1,9 @@
 """The oracle: the network as the paper writes it, in plain PyTorch, channels first, with autograd, in any dtype."""
 
 from .codec import decode, encode
-from .generator import generate
+from .generator import StageWeights, generate
 from .losses import LossWeights, loss_divisors, si_sdr, stage_loss
 from .masking import mask, masking_network
-from .weights import StageWeights
 
 __all__ = [
     "LossWeights",

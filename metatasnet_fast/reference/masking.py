@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import GROUPS, StageConfig
-from .weights import BlockWeights, Convolution, MaskingWeights, Norm
+from .generator import BlockWeights, Convolution, MaskingWeights, Norm
 
 __all__ = ["block", "depthwise", "group_norm", "instrument_masks", "mask", "masking_network", "pointwise"]
 

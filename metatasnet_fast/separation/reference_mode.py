@@ -21,16 +21,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..audio import fit_length, resample
-from ..audio.polyphase import POINTS_PER_ZERO, kaiser_table
+from ..audio.resample import POINTS_PER_ZERO, kaiser_table
 from ..errors import EmptyAudioError
 from ..model.engine import Engine
 from ..model.methods import CONTEXT_SECONDS, plan_chunks
 from ..precision import Precision
-from .gains import SILENCE, NormalEquations, safe_std
-from .outputs import Unscaled
+from .outputs import SILENCE, NormalEquations, Unscaled, safe_std
 from .recording import Budget, Recording, Spool
 from .result import Reporter
-from .windows import shortest_frames
 
 __all__ = ["resample_as_authors", "separate_as_evaluated"]
 
@@ -107,7 +105,7 @@ def separate_as_evaluated(engine: Engine, recording: Recording, device: torch.de
     # A single sample has no standard deviation.
     deviations = [signal.std(dim=-1, correction=min(1, signal.shape[-1] - 1)) for signal in signals]
     non_silent = [channel for channel, peak in enumerate(waveform.abs().amax(1).tolist()) if peak > SILENCE]
-    shortest = shortest_frames(engine.config) * engine.config.W
+    shortest = config.shortest_frames * config.W
     equations, estimates = NormalEquations(len(non_silent), len(config.instruments), config.added_instruments), []
     for index, channel in enumerate(non_silent):
         mixes = []
@@ -143,12 +141,9 @@ def _infer(engine: Engine, mixes: list[Tensor], reporter: Reporter, position: tu
     config, last = engine.config, engine.config.stages_num - 1
     channel, channels = position
     parts = []
-    for number, chunk in enumerate(
-        plan_chunks(mixes[0].shape[-1], CHUNKS, CONTEXT_SECONDS * config.sampling_rate, config.W)
-    ):
-        chunk_mixes = [mix[..., chunk.start * 2**s : chunk.end * 2**s] for s, mix in enumerate(mixes)]
-        first, stop = (edge * 2**last for edge in chunk.kept)
-        parts.append(engine.separate(chunk_mixes, {last})[last][0, :, 0, first:stop])
-        done = (channel + (number + 1) / CHUNKS) / channels
+    context = CONTEXT_SECONDS * config.sampling_rate
+    for number, chunk in enumerate(plan_chunks(mixes[0].shape[-1], CHUNKS, context, config.W), start=1):
+        parts.append(chunk.separate(engine, mixes, {last})[last][0, :, 0])
+        done = (channel + number / CHUNKS) / channels
         reporter.report("separate", done * (reporter.total or 0.0))
     return torch.cat(parts, dim=-1)

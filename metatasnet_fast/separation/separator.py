@@ -25,14 +25,12 @@ from ..errors import ConfigError, OutputError
 from ..model import default_model, load_checkpoint
 from ..model.methods import NetworkMethods
 from ..precision import Precision
-from .batches import BatchRunner, automatic_batch_size
-from .devices import choose_device, choose_home, memory_for
-from .fast_mode import separate_in_windows
+from .devices import BatchRunner, automatic_batch_size, choose_device, choose_home, memory_for
+from .fast_mode import WindowShape, default_shape, separate_in_windows
 from .outputs import StemFiles, Unscaled, collect
 from .recording import MOST_CHANNELS, Budget, Recording
 from .reference_mode import separate_as_evaluated
 from .result import ProgressCallback, Recipe, Reporter, Separation, Stems, parse_stems
-from .windows import WindowShape, default_shape
 
 __all__ = ["Separator"]
 

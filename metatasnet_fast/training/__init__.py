@@ -5,21 +5,18 @@ Names are loaded on first use: the command line reads a run's settings before it
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
 __all__ = ["SGDR", "Ranger"]
 
-_HOMES = {"Ranger": "ranger", "SGDR": "schedule"}
-
 if TYPE_CHECKING:
-    from .ranger import Ranger
-    from .schedule import SGDR
+    from .optimizer import SGDR, Ranger
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
-    globals()[name] = value
+    from . import optimizer
+
+    globals()[name] = value = getattr(optimizer, name)
     return value

@@ -9,13 +9,12 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from .._extras import require
 from .._io import reporting_write_errors, to_json, write_atomically
 from ..errors import TrainingError
-from .saving import notes_of
+from .settings import notes_of
 
 if TYPE_CHECKING:
     from .validation import ValidationScore
@@ -65,7 +64,9 @@ class Journal:
                     if isinstance(number, (int, float)) and math.isfinite(number):
                         self._board.add_scalar(f"{kind}/{name}{'/' if part else ''}{part}", number, step)
         except OSError as error:
-            self._give_up_board(error)
+            self._board = None  # its writer does not recover from an error
+            reason = error.strerror or error
+            self._note(f"TensorBoard's files cannot be written ({reason}). Training goes on without them.")
 
     def close(self) -> None:
         """Write what is waiting, and close the files; what still cannot be written is said to be lost."""
@@ -92,17 +93,10 @@ class Journal:
                 )
             self._noted = True
 
-    def _give_up_board(self, error: OSError) -> None:
-        """Stop writing for TensorBoard: its writer does not recover from an error."""
-        self._board = None
-        self._note(f"TensorBoard's files cannot be written ({error.strerror or error}). Training goes on without them.")
-
     def __enter__(self) -> Journal:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
 
@@ -125,13 +119,9 @@ def read_journal(run: Path) -> list[dict[str, Any]]:
             entry = json.loads(line)
         except ValueError:
             continue
-        if _is_entry(entry):
+        if isinstance(entry, dict) and type(entry.get("step")) is int and entry.get("kind") in KINDS:
             entries.append(entry)
     return entries
-
-
-def _is_entry(value: Any) -> bool:
-    return isinstance(value, dict) and type(value.get("step")) is int and value.get("kind") in KINDS
 
 
 def _line(entry: dict[str, Any]) -> str:

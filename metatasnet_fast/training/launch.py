@@ -6,7 +6,7 @@ import contextlib
 import datetime
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,26 +15,26 @@ import torch
 from torch import Tensor
 
 from .. import __version__
+from .._io import claiming
 from ..backends import Choice, Request, resolve
 from ..config import MetaTasNetConfig
 from ..errors import TrainingError
 from ..model import MultiTasNet
 from ..precision import Precision
 from ..separation.devices import choose_device, reporting_memory
-from .adding import KeptRows, freeze, start_near_another
 from .codec import check_codec, learn_codec
 from .data import BatchSource, Cache
 from .data.crops import Variety
 from .distributed import World
 from .journal import Display
+from .optimizer import Ranger
 from .plan import Plan, plan_run, refuse_overtaken
-from .ranger import Ranger
-from .saving import Progress, RunState, WeightAverage, claim, write_settings
-from .settings import TrainingSettings
+from .settings import TrainingSettings, write_settings
+from .state import KeptRows, Progress, RunState, WeightAverage, freeze, start_near_another
 from .trainer import Trainer
 from .validation import validation_tracks
 
-__all__ = ["Plan", "Runtime", "plan_run", "train"]
+__all__ = ["Plan", "Runtime", "claim", "plan_run", "train"]
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,20 @@ class Runtime:
     def describe(self) -> str:
         processes = f", {self.world.size} processes" if self.world.size > 1 else ""
         return f"backend {self.backend}, device {self.device}, {self.precision.value}{processes}"
+
+
+@contextlib.contextmanager
+def claim(out: Path, note: Callable[[str], None]) -> Iterator[None]:
+    """Claim the folder of a run; call ``note`` if its file system has no locks.
+
+    Raises:
+        TrainingError: if another run is at work there, or nothing can be written.
+    """
+    busy = f"Another process is training in {out}: wait for it to end, or choose another folder with --out."
+    with claiming(out, TrainingError, busy) as locked:
+        if not locked:
+            note(f"{out} cannot be locked on this file system: make sure that no other run writes there")
+        yield
 
 
 def train(

@@ -29,11 +29,6 @@ class Items:
     sources: Sequence[Tensor]
     masks: Sequence[Tensor]
 
-    @classmethod
-    def of_sources(cls, sources: Sequence[Tensor], masks: Sequence[Tensor]) -> Items:
-        """Return the items whose mixtures are the sums of their sources."""
-        return cls([source.sum(1) for source in sources], sources, masks)
-
     def __len__(self) -> int:
         return len(self.masks[0])
 

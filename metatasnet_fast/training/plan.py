@@ -12,10 +12,10 @@ from ..config import EXTENSIONS, MetaTasNetConfig
 from ..errors import CheckpointError, ConfigError, TrainingError
 from ..model.checkpoints import Checkpoint, config_of, read_original
 from ..model.pretrained import locate, read_checkpoint
-from .adding import add_instrument as extend
 from .data import Cache
-from .saving import notes_of, settings_of, what_was_trained
-from .settings import TrainingSettings, split_settings
+from .settings import TrainingSettings, notes_of, settings_of, split_settings
+from .state import add_instrument as extend
+from .state import what_was_trained
 from .trainer import BEST, LAST
 
 __all__ = ["Plan", "plan_run", "refuse_overtaken"]

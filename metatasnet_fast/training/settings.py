@@ -17,15 +17,19 @@ from pathlib import Path
 from typing import Any
 
 from .._extras import require
+from .._io import reporting_write_errors, write_atomically
 from ..config import MetaTasNetConfig
-from ..errors import ConfigError
+from ..errors import ConfigError, TrainingError
 
-__all__ = ["TrainingSettings", "read_settings_file", "split_settings"]
+__all__ = ["TrainingSettings", "notes_of", "read_settings_file", "settings_of", "split_settings", "write_settings"]
 
 EPOCH_SECONDS = 40 * 3000
 """Seconds of audio that the authors call an epoch."""
 
 AUGMENTATIONS = ("same", "original", "none")
+FILE = "settings.json"
+"""What a run is, in its folder."""
+
 UNFREEZE = ("all", "generator", "embedding")
 BEST_RULES = ("all", "original")
 
@@ -98,12 +102,13 @@ class TrainingSettings:
                 raise ConfigError(f"{field.name} must be of type {kind}, got {value!r}.")
             if isinstance(value, float) and not math.isfinite(value):
                 raise ConfigError(f"{field.name} must be finite, got {value!r}.")
-        for name in ("batch_size", "epochs", "sgdr_period", "threads", "steps", "micro_batch", "save_every"):
-            self._at_least(name, 1)
-        for name in ("log_every", "stats_items"):
-            self._at_least(name, 1)
-        for name in ("validate_every", "weight_decay", "seed", "codec_steps"):
-            self._at_least(name, 0)
+        counts = ("batch_size", "epochs", "sgdr_period", "threads", "steps", "micro_batch", "save_every", "log_every")
+        least = dict.fromkeys((*counts, "stats_items"), 1)
+        least |= dict.fromkeys(("validate_every", "weight_decay", "seed", "codec_steps"), 0)
+        for name, lowest in least.items():
+            value = getattr(self, name)
+            if value is not None and value < lowest:
+                raise ConfigError(f"{name} must be at least {lowest}, got {value}.")
         if self.seed >= 2**63:
             raise ConfigError(f"seed must be less than 2^63, got {self.seed}.")
         for name in ("time_length", "learning_rate", "clip_gradient", "sgdr_decay", "minutes", "max_loss"):
@@ -123,11 +128,6 @@ class TrainingSettings:
                 raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
         if self.dtype == "float16":
             raise ConfigError("Training in float16 would need loss scaling: choose bfloat16 or float32.")
-
-    def _at_least(self, name: str, least: int) -> None:
-        value = getattr(self, name)
-        if value is not None and value < least:
-            raise ConfigError(f"{name} must be at least {least}, got {value}.")
 
     @property
     def steps_per_epoch(self) -> int:
@@ -232,3 +232,43 @@ def read_settings_file(path: str | os.PathLike[str]) -> dict[str, Any]:
 def _parse_toml(text: str) -> Any:
     module = "tomllib" if sys.version_info >= (3, 11) else "tomli"
     return require(module, "Reading TOML with Python 3.10").loads(text)
+
+
+def write_settings(out: Path, content: Mapping[str, Any]) -> None:
+    """Write ``network``, ``training`` and ``run``; the file appears whole or stays as it was.
+
+    Raises:
+        TrainingError: if it cannot be written.
+    """
+    with reporting_write_errors(out / FILE, TrainingError):
+        write_atomically(out / FILE, json.dumps(content, indent=2) + "\n")
+
+
+def settings_of(out: Path, state: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the settings of a run: those of the network, and those of the training.
+
+    Args:
+        state: where the run's state is, for the advice.
+
+    Raises:
+        TrainingError: if they are missing or damaged.
+    """
+    try:
+        network, training = split_settings(read_settings_file(out / FILE))
+        if not network or not training:
+            raise ConfigError(f"{out / FILE} does not describe a run.")
+        return MetaTasNetConfig.from_dict(network).to_dict(), TrainingSettings(**training).to_dict()
+    except ConfigError as error:
+        raise TrainingError(
+            f"{out} holds a run whose {FILE} is missing or damaged: start another run from its state with "
+            f"--checkpoint {state} and a new --out."
+        ) from error
+
+
+def notes_of(out: Path) -> dict[str, Any]:
+    """Return what ``settings.json`` says about a run besides its settings; empty if it cannot be read."""
+    try:
+        notes = json.loads((out / FILE).read_text("utf-8"))["run"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return notes if isinstance(notes, dict) else {}

@@ -1,26 +1,74 @@
-"""The gradients of one batch: in parts, on one process or several, always those of the whole batch."""
+"""The gradients of one batch: in parts, on one process or several, always those of the whole batch; and what is kept of a step
+whose loss or gradient cannot be used.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
-from ..backends import Choice
+from ..backends import Backend, Choice, Request
+from ..config import StageConfig
+from ..errors import TrainingError
 from ..model import MultiTasNet
+from ..precision import Precision
 from ..reference import loss_divisors
+from .data import Batch, BatchSource
 from .distributed import World
 from .parts import Items, Part, cut
-from .recompute import Recomputing
 
-__all__ = ["BatchGradients", "GradientStep"]
+__all__ = ["BatchGradients", "GradientStep", "faulty_input", "keep_step", "unusable_step"]
+
+
+class Recomputing(Backend):
+    """Wraps another backend, with one more forward pass in each step: about a third more time.
+
+    Between forward and backward nothing is kept but latents and waveforms; in backward, the activations of one job at a time.
+    """
+
+    name = "recomputing"
+    summary = "another backend, its forward pass computed again in backward"
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    def unavailable(self) -> str | None:
+        return self._backend.unavailable()
+
+    def supports(self, request: Request) -> str | None:
+        return self._backend.supports(request)
+
+    def prepare(self, config: StageConfig, parameters: Mapping[str, Tensor], precision: Precision) -> Any:
+        return self._backend.prepare(config, parameters, precision)
+
+    def encode(self, prepared: Any, signal: Tensor) -> Tensor:
+        return _recomputed(self._backend.encode, prepared, signal)
+
+    def mask(self, prepared: Any, latent: Tensor, partial: Tensor | None, dropout: Tensor | None = None) -> Tensor:
+        return _recomputed(self._backend.mask, prepared, latent, partial, dropout)
+
+    def decode(self, prepared: Any, latent: Tensor) -> Tensor:
+        return _recomputed(self._backend.decode, prepared, latent)
+
+    def stage_loss(self, *arguments: Any) -> tuple[Tensor, Tensor]:
+        return self._backend.stage_loss(*arguments)
+
+
+def _recomputed(job: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    # No job draws random numbers, so there is no state of a generator to keep.
+    result: Tensor = checkpoint(job, *arguments, use_reentrant=False, preserve_rng_state=False)
+    return result
 
 
 @dataclass(frozen=True)
@@ -158,3 +206,42 @@ class GradientStep:
             return contextlib.nullcontext()
         context: contextlib.AbstractContextManager[None] = self._loss.no_sync()
         return context
+
+
+def faulty_input(batch: Batch, source: BatchSource) -> str | None:
+    """Describe the first stem of a batch that is not finite, with its track and rate; None if all are finite."""
+    for rate, sources in zip(source.rates, batch.sources, strict=True):
+        faulty = (~sources.isfinite()).flatten(2).any(-1).nonzero().tolist()
+        if faulty:
+            item, place = faulty[0]
+            stem = source.places[place]
+            track = source.tracks[int(source.plan(batch.number).tracks[item, stem])]
+            return f"the {track.entry.instruments[stem]} of {track.name} at {rate} Hz ({track.file(rate)})"
+    return None
+
+
+def keep_step(path: Path, content: Mapping[str, Any]) -> str:
+    """Write the data from which the step can be repeated; return a sentence that says where, or why not."""
+    try:
+        torch.save(dict(content), path)
+    except (OSError, RuntimeError) as error:
+        return f"Its batch could not be kept in {path} ({error})"
+    return f"Its batch and the weights before it are in {path}"
+
+
+def unusable_step(found: BatchGradients, step: int, fault: str | None, kept: str) -> TrainingError:
+    """Return why training stops.
+
+    Args:
+        fault: the samples that are at fault, if any are.
+        kept: what the run can continue from.
+    """
+    if fault is not None:
+        return TrainingError(
+            f"Step {step} got samples that are not finite from {fault}: training stops. {kept}. "
+            "Delete that track's folder and prepare the cache again."
+        )
+    return TrainingError(
+        f"Step {step} gave a loss of {found.loss:g} and a gradient of norm {found.norm:g}: training stops. "
+        f"{kept}. Go on with a smaller --learning_rate, or with --dtype float32."
+    )

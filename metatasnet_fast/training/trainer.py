@@ -17,20 +17,19 @@ import math
 import time
 from pathlib import Path
 
+from .._terminal import Interruption
 from ..backends import Choice
 from ..errors import CheckpointError, TrainingDataError, TrainingError
 from ..precision import Precision
 from ..separation.devices import reporting_memory
 from .data import Batch, BatchSource, Track
 from .distributed import World
-from .faults import faulty_input, keep_step, unusable_step
-from .interruption import Interruption
 from .journal import Display, Journal, Summary
+from .optimizer import SGDR
 from .parts import Items
-from .saving import RunState
-from .schedule import SGDR
 from .settings import TrainingSettings
-from .step import BatchGradients, GradientStep
+from .state import RunState
+from .step import BatchGradients, GradientStep, faulty_input, keep_step, unusable_step
 from .validation import ValidationScore, validate
 
 __all__ = ["BEST", "LAST", "Trainer"]
@@ -116,7 +115,8 @@ class Trainer:
 
     def _train(self) -> None:
         progress, total = self.state.progress, self.settings.total_steps
-        self._begin_clock()
+        self._origin = time.monotonic() - progress.elapsed
+        self._marked = time.monotonic(), progress.step
         if progress.best is not None and progress.rule not in (None, self.settings.best):
             progress.best, progress.best_step = None, 0
             self.display.note(
@@ -144,7 +144,7 @@ class Trainer:
         if self.precision is Precision.float64:
             items = Items(*([x.double() for x in values] for values in (items.mixes, items.sources, items.masks)))
         # All processes use the clock of the first one.
-        clock = self._elapsed() if self.world.first else 0.0
+        clock = time.monotonic() - self._origin if self.world.first else 0.0
         with reporting_memory(lambda: self._too_large(step), TrainingError):
             found = self._gradients(items, step, votes=(clock, float(bool(self._interruption))))
         progress.elapsed, interrupted = found.votes[0], found.votes[1] > 0
@@ -255,18 +255,11 @@ class Trainer:
             before = progress.best, progress.best_step, progress.rule
             progress.best, progress.best_step, progress.rule = value, progress.step, self.settings.best
         if self.world.first:
+            sdr, si_sdr = dict(zip(self._instruments, score.sdr, strict=True)), self._by_stage(score.si_sdr)
             self._journal.write(
-                progress.step,
-                "valid",
-                score=value,
-                sdr=dict(zip(self._instruments, score.sdr, strict=True)),
-                si_sdr=self._by_stage(score.si_sdr),
-                tracks=score.tracks,
-                seconds=seconds,
+                progress.step, "valid", score=value, sdr=sdr, si_sdr=si_sdr, tracks=score.tracks, seconds=seconds
             )
-            self.display.validation(
-                progress.step, dict(zip(self._instruments, score.sdr, strict=True)), score, seconds, best
-            )
+            self.display.validation(progress.step, sdr, score, seconds, best)
             if best and not self._write(BEST, final=False):
                 progress.best, progress.best_step, progress.rule = before  # so that the next validation tries again
             if self._first_score is not None and self._over():
@@ -274,13 +267,6 @@ class Trainer:
                 told = ", ".join(f"{name} {old:.2f} to {new:.2f}" for name, old, new in changes)
                 self.display.note(f"SDR before and after the training: {told} dB")
         return True
-
-    def _begin_clock(self) -> None:
-        self._origin = time.monotonic() - self.state.progress.elapsed
-        self._marked = time.monotonic(), self.state.progress.step
-
-    def _elapsed(self) -> float:
-        return time.monotonic() - self._origin
 
     def _log(self, step: int) -> None:
         window, self._window = self._window, []

@@ -23,7 +23,7 @@ from ..evaluation import bss_eval
 from ..model import MultiTasNet
 from ..precision import Precision
 from ..reference import si_sdr
-from ..separation.gains import NormalEquations
+from ..separation.outputs import NormalEquations
 from .data import Track
 
 __all__ = [

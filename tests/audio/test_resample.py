@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metatasnet_fast.audio import StreamingResampler, fit_length, resample, resampled_length
-from metatasnet_fast.audio.polyphase import (
+from metatasnet_fast.audio.resample import (
     CACHE_BYTES,
     KAISER_BETA,
     POINTS_PER_ZERO,
     ROLLOFF,
     ZEROS,
-    _cache,
+    _banks,
     filter_bank,
     kaiser_table,
 )
@@ -162,7 +162,7 @@ def test_gradients_are_those_of_a_linear_map() -> None:
 
 
 def test_a_bank_made_in_inference_mode_serves_training() -> None:
-    _cache.clear()
+    _banks.clear()
     with torch.inference_mode():
         resample(torch.ones(100), 8000, 12345)
     x = torch.ones(100, requires_grad=True)
@@ -186,7 +186,7 @@ def test_reduced_matmul_precision_does_not_reach_the_samples(precision: str) -> 
 def test_the_cache_is_bounded() -> None:
     for i in range(3):
         filter_bank(44100, 44101 + 2 * i, torch.float64, torch.device("cpu"))
-    assert sum(bank.nbytes for bank in _cache.values()) <= CACHE_BYTES
+    assert sum(bank.nbytes for bank in _banks.values()) <= CACHE_BYTES
     assert filter_bank(88200, 64000, torch.float32, torch.device("cpu")) is filter_bank(
         44100, 32000, torch.float32, torch.device("cpu")
     )

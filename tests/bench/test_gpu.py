@@ -32,7 +32,7 @@ from bench.gpu.work import (
 )
 from metatasnet_fast import MetaTasNetConfig
 from metatasnet_fast.backends import available_backends
-from metatasnet_fast.separation.windows import default_shape, plan_windows
+from metatasnet_fast.separation.fast_mode import default_shape, plan_windows
 
 
 def python(name: str, code: str, limit: float = 20.0, **options: object) -> Step:

@@ -10,7 +10,7 @@ import pytest
 
 from metatasnet_fast.catalogue import Settings, Song
 from metatasnet_fast.model import MultiTasNet
-from metatasnet_fast.separation.windows import WindowShape
+from metatasnet_fast.separation.fast_mode import WindowShape
 from tests.support import TINY, recipe_state
 
 sf = pytest.importorskip("soundfile")

@@ -21,11 +21,11 @@ import soundfile as sf
 import torch
 
 import metatasnet_fast
+from metatasnet_fast.cli.common import ProgressDisplay
 from metatasnet_fast.cli.info import PACKAGES
 from metatasnet_fast.cli.main import COMMANDS, build_parser
-from metatasnet_fast.cli.report import ProgressDisplay
 from metatasnet_fast.model import load_checkpoint
-from metatasnet_fast.page.picture import RANGE_DB, Axis, encode_png, levels, magma
+from metatasnet_fast.page import RANGE_DB, Axis, encode_png, levels, magma
 from metatasnet_fast.separation import Progress
 from tests.cli.conftest import RATE, Command
 
@@ -36,7 +36,7 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["separate", "--help"], ["--version"], ["separate"]])
+@pytest.mark.parametrize("argv", [["--help"], ["separate", "--help"], ["train", "--help"], ["--version"], ["separate"]])
 def test_help_and_mistakes_come_without_torch(argv: list[str]) -> None:
     code = f"import sys; from metatasnet_fast.cli.main import main; main({argv}); sys.exit('torch' in sys.modules)"
     assert python(code).returncode == 0
@@ -66,7 +66,7 @@ def test_info_fits_eighty_columns_but_for_paths(command: Command, monkeypatch: p
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_loads_no_other_commands_modules(name: str) -> None:
-    modules = {module for module, _, _ in COMMANDS.values()} - {COMMANDS[name][0]}
+    modules = {module for module, _, _ in COMMANDS.values()} - {COMMANDS[name][0], "main"}
     code = (
         f"import sys; from metatasnet_fast.cli.main import main; main([{name!r}, '--help']); "
         f"sys.exit([m for m in {sorted(modules)} if f'metatasnet_fast.cli.{{m}}' in sys.modules] or 0)"
@@ -186,7 +186,7 @@ def test_convert_refuses_in_one_sentence(command: Command, model: Path, song: Pa
 def short_excerpt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, song: Path) -> None:
     """The demo on half a second of noise, not on the excerpt."""
     shutil.copy(song, tmp_path / "noise.wav")
-    monkeypatch.setattr("metatasnet_fast.cli.demo.EXCERPT", str(tmp_path / "noise.wav"))
+    monkeypatch.setattr("metatasnet_fast.cli.separate.EXCERPT", str(tmp_path / "noise.wav"))
 
 
 @pytest.mark.usefixtures("short_excerpt")
@@ -223,13 +223,13 @@ def test_the_demo_draws_a_picture(command: Command, model: Path, tmp_path: Path)
 
 
 def test_the_excerpt_is_there() -> None:
-    from metatasnet_fast.cli import demo
+    from metatasnet_fast.cli import separate
 
     package = Path(metatasnet_fast.__file__).parent
-    assert sf.info(package / demo.EXCERPT).duration == 25.0
-    mixture, _ = sf.read(package / demo.EXCERPT)
+    assert sf.info(package / separate.EXCERPT).duration == 25.0
+    mixture, _ = sf.read(package / separate.EXCERPT)
     stems = sum(
-        sf.read(package / demo.FOLDER / f"sodium-{stem}.ogg")[0] for stem in ("drums", "bass", "other", "vocals")
+        sf.read(package / separate.DEMO / f"sodium-{stem}.ogg")[0] for stem in ("drums", "bass", "other", "vocals")
     )
     assert np.square(mixture - stems).sum() < 0.05 * np.square(mixture).sum()
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from metatasnet_fast.cli.options import model_name
+from metatasnet_fast.cli.common import model_name
 from metatasnet_fast.model import MultiTasNet
 from tests.cli.conftest import RATE, Command
 from tests.support import TINY, recipe_state

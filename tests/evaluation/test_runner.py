@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from metatasnet_fast import Separator
-from metatasnet_fast.audio.stems import read_stems
+from metatasnet_fast.audio.read import read_stems
 from metatasnet_fast.cli.main import main
 from metatasnet_fast.errors import MetaTasNetError, OutOfMemoryError
 from metatasnet_fast.evaluation import METRICS, BssScores, Scoring, TrackScores, bss_eval, evaluate_track, track, tracks

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from metatasnet_fast import MetaTasNetConfig, MultiTasNet
 from metatasnet_fast.backends import Request, available_backends, get_backend, use_backend
+from metatasnet_fast.benchmark.synthetic import mixtures
 from metatasnet_fast.errors import ConfigError
 from metatasnet_fast.precision import Precision
-from metatasnet_fast.training.adding import add_instrument
 from metatasnet_fast.training.parts import Items
+from metatasnet_fast.training.state import add_instrument
 from tests import loop_oracle
 from tests.support import TINY, recipe_state, relative_error
 
@@ -116,8 +117,8 @@ def test_an_added_instrument_leaves_the_others_bit_for_bit() -> None:
 
 def test_training_the_new_embedding_leaves_the_others_bit_for_bit() -> None:
     from metatasnet_fast.backends import Choice
-    from metatasnet_fast.training.adding import KeptRows, freeze
-    from metatasnet_fast.training.ranger import Ranger
+    from metatasnet_fast.training.optimizer import Ranger
+    from metatasnet_fast.training.state import KeptRows, freeze
     from metatasnet_fast.training.step import GradientStep
 
     small, large = larger_network()
@@ -129,7 +130,7 @@ def test_training_the_new_embedding_leaves_the_others_bit_for_bit() -> None:
     step = GradientStep(large, Choice("reference", Precision.float64))
     sources = [torch.randn(2, 5, 1, 600 * 2**s, dtype=torch.float64) for s in range(3)]
     for number in range(8):
-        step(Items.of_sources(sources, [torch.ones(2, 5, 1, dtype=torch.float64)] * 3), number)
+        step(Items(mixtures(sources), sources, [torch.ones(2, 5, 1, dtype=torch.float64)] * 3), number)
         optimizer.step()
         kept.restore()
     assert not torch.equal(large.get_parameter("stages.0.instrument_embedding.weight")[-1], start)

@@ -13,7 +13,7 @@ from torch import Tensor
 from metatasnet_fast.config import MetaTasNetConfig, StageConfig
 from metatasnet_fast.ops import GroupNorm, depthwise, group_norm, group_statistics, pointwise
 from metatasnet_fast.reference import generator, masking
-from metatasnet_fast.reference.weights import BlockWeights, Convolution, MaskingWeights, Norm
+from metatasnet_fast.reference.generator import BlockWeights, Convolution, MaskingWeights, Norm
 from tests.support import Golden, allowed, assert_parity
 
 NAMES = ("x", "weight", "bias", "gamma", "beta", "slope", "taps", "gamma_2", "beta_2", "slope_2", "slope_3", "residual")

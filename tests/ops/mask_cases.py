@@ -12,7 +12,7 @@ from torch import Tensor
 from metatasnet_fast import ops
 from metatasnet_fast.ops import BlockParameters, GroupNorm, Section, group_statistics
 from metatasnet_fast.reference import masking
-from metatasnet_fast.reference.weights import BlockWeights, Convolution, Norm
+from metatasnet_fast.reference.generator import BlockWeights, Convolution, Norm
 from tests.ops.cases import gradients
 from tests.support import assert_parity, relative_error
 

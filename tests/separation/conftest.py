@@ -11,7 +11,7 @@ from torch import Tensor
 
 from metatasnet_fast import MultiTasNet, Separator
 from metatasnet_fast.config import MetaTasNetConfig
-from metatasnet_fast.separation.windows import WindowShape
+from metatasnet_fast.separation.fast_mode import WindowShape
 from tests.support import TINY
 
 SMALL = WindowShape(window=128, context=16, fade=4)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from metatasnet_fast.errors import MetaTasNetError, OutOfMemoryError, OutputError
 from metatasnet_fast.model.methods import RunningDeviation
-from metatasnet_fast.separation.batches import BatchRunner
-from metatasnet_fast.separation.gains import NormalEquations, residual_shares
+from metatasnet_fast.separation.devices import BatchRunner
+from metatasnet_fast.separation.outputs import NormalEquations, residual_shares
 from metatasnet_fast.separation.recording import Budget, Spool
 
 from .conftest import PointwiseEngine

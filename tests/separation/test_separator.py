@@ -25,7 +25,7 @@ from metatasnet_fast.errors import (
 from metatasnet_fast.model.engine import Engine
 from metatasnet_fast.reference import masking
 from metatasnet_fast.separation import Progress, two_stems
-from metatasnet_fast.separation.windows import WindowShape, receptive_frames
+from metatasnet_fast.separation.fast_mode import WindowShape, receptive_frames
 from tests.support import GOLDEN
 
 from .conftest import SMALL, PointwiseEngine, music

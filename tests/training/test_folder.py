@@ -10,8 +10,7 @@ import pytest
 from metatasnet_fast.errors import CheckpointError, TrainingError
 from metatasnet_fast.model import MultiTasNet
 from metatasnet_fast.model.checkpoints import Checkpoint, read_original, write_original
-from metatasnet_fast.training.launch import plan_run, train
-from metatasnet_fast.training.saving import claim
+from metatasnet_fast.training.launch import claim, plan_run, train
 from metatasnet_fast.training.settings import TrainingSettings
 from tests.support import TINY
 from tests.training.songs import SMALL, write_cache

@@ -12,7 +12,7 @@ from metatasnet_fast.errors import TrainingError
 from metatasnet_fast.model import MultiTasNet
 from metatasnet_fast.model.checkpoints import read_original
 from metatasnet_fast.training import validation
-from metatasnet_fast.training.ranger import Ranger
+from metatasnet_fast.training.optimizer import Ranger
 from metatasnet_fast.training.settings import TrainingSettings
 from metatasnet_fast.training.step import GradientStep
 from tests.training.songs import write_cache

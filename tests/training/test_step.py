@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from metatasnet_fast.backends import Choice, Request, available_backends, get_backend
+from metatasnet_fast.benchmark.synthetic import mixtures
 from metatasnet_fast.config import MetaTasNetConfig
 from metatasnet_fast.model import MultiTasNet
 from metatasnet_fast.precision import Precision
@@ -35,7 +36,7 @@ def training_backends() -> list[str]:
 def recorded_items(recording: Golden, dtype: torch.dtype) -> Items:
     sources = recording.sources(dtype)
     sounds = (sources[0] != 0).any(-1).to(dtype)
-    return Items.of_sources(sources, [sounds] * len(sources))
+    return Items(mixtures(sources), sources, [sounds] * len(sources))
 
 
 def gradients_of(network: MultiTasNet) -> Gradients:
@@ -69,7 +70,7 @@ def random_items(items: int, dtype: torch.dtype, samples: int = 640, stages: int
     sounds = torch.rand(items, 4, 1, generator=generator) > 0.25
     sounds[:, 0] = True
     sources = [(source * sounds[..., None]).to(dtype) for source in wide]
-    return Items.of_sources(sources, [sounds.to(dtype)] * stages)
+    return Items(mixtures(sources), sources, [sounds.to(dtype)] * stages)
 
 
 def run(

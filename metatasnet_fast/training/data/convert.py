@@ -1,4 +1,4 @@
-"""Prepare one track: skip it if it is there already, else decode, resample and store it.
+"""Prepare one track: skip it if it is there already, else decode its stems, once each, resample and store them.
 
 Tracks that the authors' program prepared are read as they are (source: the authors' ``utility/data_generator.py``):
 
@@ -10,24 +10,78 @@ Left, right and mono (their mean); mixture, drums, bass, other, vocals, accompan
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import time
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..._io import sha256_file
 from ...audio import AudioFile, resample
+from ...audio.read import read_stems
+from ...config import INSTRUMENTS
 from ...errors import MetaTasNetError, TrainingDataError
-from .decode import content_hash, counted, decode, input_files
-from .entry import DEFAULT, SPLITS, Stems
-from .sources import TrackSource
-from .store import place_of, read_entry, rewrite_entry, write_track
+from .entry import DEFAULT, SPLITS, Stems, all_parts
+from .sources import TrackSource, read_unknown, stem_files
+from .store import read_entry, rewrite_entry, write_track
 
-__all__ = ["Outcome", "Settings", "inputs", "prepare_track"]
+__all__ = ["Outcome", "Settings", "content_hash", "inputs", "prepare_track"]
+
+
+def counted(track: TrackSource, stems: Stems) -> tuple[bool, ...]:
+    """Return for each instrument whether the loss may use it: it may if all of its stems are known."""
+    unknown = read_unknown(track.path) if track.kind == "stems" else ()
+    return tuple(not set(parts) & set(unknown) for parts in stems.values())
+
+
+def content_hash(files: dict[str, Path]) -> str:
+    """Return the SHA-256 over names and contents of input files.
+
+    Raises:
+        TrainingDataError: if one cannot be read.
+    """
+    total = hashlib.sha256()
+    for name, path in files.items():
+        try:
+            total.update(f"{name} {sha256_file(path)}\n".encode())
+        except OSError as error:
+            raise TrainingDataError(f"{path} cannot be read ({error.strerror or error}); check it.") from error
+    return total.hexdigest()
+
+
+def decode(files: Mapping[str, Path]) -> tuple[dict[str, AudioFile], tuple[str, ...]]:
+    """Decode stems by name.
+
+    Returns:
+        each of them, with at most two channels, and warnings.
+
+    Raises:
+        TrainingDataError: if the stems do not make a track.
+        AudioReadError: if a file cannot be decoded.
+    """
+    found, warnings = read_stems(files), []
+    for name, audio in found.items():
+        if len(audio.samples) > 2:
+            raise TrainingDataError(f"{files[name]} has {len(audio.samples)} channels; mix it down to stereo or mono.")
+        if not audio.samples.any() and any("NaN or infinite" in warning for warning in audio.warnings):
+            raise TrainingDataError(f"{files[name]} holds nothing that is finite but zeros; export it again.")
+        warnings += [f"{files[name].name}: {warning}" for warning in audio.warnings]
+    return found, (*warnings, *_differing_lengths(found))
+
+
+def _differing_lengths(found: Mapping[str, AudioFile]) -> Iterator[str]:
+    seconds = {name: audio.samples.shape[-1] / audio.sample_rate for name, audio in found.items()}
+    longest = max(seconds.values())
+    for name, value in seconds.items():
+        # Codecs and rounding may change the length by half a millisecond.
+        if value < longest - 5e-4:
+            yield f"{name} ends {longest - value:.3f} s before the longest stem; silence was added"
+
 
 FOLDERS = {"train": "train", "valid": "validation"}
 """The authors' names of the splits; they prepare no others."""
@@ -101,7 +155,7 @@ def _prepare(track: TrackSource, settings: Settings) -> Outcome:
     counts = counted(track, stems)
     digest, origin = content_hash(files), os.path.abspath(track.path)
     _refuse_second_split(track, digest, origin, settings.out)
-    place = place_of(settings.out, track.split, track.name)
+    place = settings.out / track.split / track.name
     entry = read_entry(place)
     if entry is not None and entry.sha256 == digest and all((place / f"{rate}.npy").exists() for rate in entry.rates):
         if entry.counts != counts or entry.split != track.split:
@@ -115,7 +169,7 @@ def _prepare(track: TrackSource, settings: Settings) -> Outcome:
         audio = read_original({rate: files[str(rate)] for rate in settings.rates})
         warnings: tuple[str, ...] = ()
     else:
-        decoded, warnings = decode(track, stems)
+        decoded, warnings = decode(dict.fromkeys(all_parts(stems), track.path) if track.kind == "musdb" else files)
         audio = {rate: _resampled(decoded, rate, stems) for rate in settings.rates}
     entry = write_track(
         settings.out, track.split, track.name, audio,
@@ -126,7 +180,7 @@ def _prepare(track: TrackSource, settings: Settings) -> Outcome:
 
 def _refuse_second_split(track: TrackSource, digest: str, origin: str, cache: Path) -> None:
     for split in SPLITS:
-        place = place_of(cache, split, track.name)
+        place = cache / split / track.name
         other = read_entry(place) if split != track.split else None
         if other is not None and not other.is_other_song(digest, origin):
             raise TrainingDataError(
@@ -136,12 +190,37 @@ def _refuse_second_split(track: TrackSource, digest: str, origin: str, cache: Pa
 
 
 def inputs(track: TrackSource, settings: Settings) -> dict[str, Path]:
-    """Return the files that a track is made from; raise :class:`TrainingDataError` if they do not make one."""
-    if track.kind != "original":
-        return input_files(track, settings.stems)
-    split = FOLDERS[track.split]
-    root = track.path.parent.parent
-    return {str(rate): root / f"{split}_{rate // 1000}" / track.path.name for rate in settings.rates}
+    """Return the files that a track is made from, under names that say what each is.
+
+    Raises:
+        TrainingDataError: if a stem that counts is missing, there are several files for one, or none at all.
+    """
+    if track.kind == "original":
+        split, root = FOLDERS[track.split], track.path.parent.parent
+        return {str(rate): root / f"{split}_{rate // 1000}" / track.path.name for rate in settings.rates}
+    wanted = all_parts(settings.stems)
+    if track.kind == "musdb":
+        if lacking := [stem for stem in wanted if stem not in INSTRUMENTS]:
+            raise TrainingDataError(f"MUSDB18 has the stems {', '.join(INSTRUMENTS)}, not {', '.join(lacking)}.")
+        return {"stems": track.path}
+    found, unknown = stem_files(track.path), read_unknown(track.path)
+    for stem in wanted:
+        if stem not in unknown and stem not in found:
+            raise TrainingDataError(
+                f"{track.path} has no {stem}; add {stem}.wav (silence, if the track has none), or a track.json with "
+                f'{{"unknown": ["{stem}"]}}.'
+            )
+    files = {stem: _only(found[stem]) for stem in wanted if stem in found}
+    if not files:
+        raise TrainingDataError(f"{track.path} holds none of {', '.join(wanted)}; add them, or remove the folder.")
+    return files
+
+
+def _only(paths: list[Path]) -> Path:
+    if len(paths) > 1:
+        names = " and ".join(path.name for path in paths)
+        raise TrainingDataError(f"{paths[0].parent} has both {names}; keep one of them.")
+    return paths[0]
 
 
 def _resampled(decoded: Mapping[str, AudioFile], rate: int, stems: Stems) -> NDArray[np.float32]:

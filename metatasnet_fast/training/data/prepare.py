@@ -26,11 +26,10 @@ import torch
 
 from ..._io import claiming, reporting_write_errors, sync
 from ...errors import MetaTasNetError, TrainingDataError
-from .convert import Outcome, Settings, inputs, prepare_track
-from .decode import content_hash
+from .convert import Outcome, Settings, content_hash, inputs, prepare_track
 from .entry import DEFAULT, SPLIT_FOLDER, SPLITS, Stems, TrackEntry, refuse_shared_tracks, stems_found
 from .sources import TrackSource, read_unknown, stem_files
-from .store import DTYPES, PARTIAL, check_rates, entries_in, place_of, read_entry, rewrite_entry, write_manifest
+from .store import DTYPES, PARTIAL, check_rates, entries_in, read_entry, rewrite_entry, write_manifest
 
 __all__ = ["Preparation", "prepare", "refuse_own_folder"]
 
@@ -103,7 +102,7 @@ def _is_same(entry: TrackEntry, track: TrackSource, settings: Settings) -> bool:
 
 
 def _move(cache: Path, entry: TrackEntry, split: str) -> None:
-    place, target = place_of(cache, entry.split, entry.name), place_of(cache, split, entry.name)
+    place, target = cache / entry.split / entry.name, cache / split / entry.name
     with reporting_write_errors(target, TrainingDataError, f"move or delete {place}, and prepare again"):
         if read_entry(target) is not None:
             _discard(cache, place)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...audio.folders import AUDIO_SUFFIXES
-from ...audio.stems import MIXTURES, STEM_MP4
+from ...audio.read import MIXTURES, STEM_MP4
 from ...errors import TrainingDataError
 from .entry import ENTRY, SPLITS
 

@@ -33,7 +33,7 @@ from ...errors import TrainingDataError
 from .entry import DEFAULT, ENTRY, FORMAT, SPLITS, RateEntry, Stems, TrackEntry
 
 __all__ = [
-    "DTYPES", "PARTIAL", "check_rates", "entries_in", "error_filter", "place_of", "quantise", "read_entry",
+    "DTYPES", "PARTIAL", "check_rates", "entries_in", "error_filter", "quantise", "read_entry",
     "rewrite_entry", "write_manifest", "write_track",
 ]  # fmt: skip
 
@@ -213,11 +213,6 @@ def replace_text(path: Path, text: str) -> None:
         write_atomically(path, text)
 
 
-def place_of(cache: Path, split: str, name: str) -> Path:
-    """Return the folder of a track."""
-    return cache / split / name
-
-
 def rewrite_entry(folder: Path, entry: TrackEntry) -> None:
     """Replace a finished track's entry."""
     replace_text(folder / ENTRY, entry.to_json())
@@ -256,7 +251,7 @@ def write_manifest(
         for entry in entries_in(Path(cache))
         if tuple(sorted(entry.rates)) == rates
         and entry.stems == stems
-        and all((place_of(Path(cache), entry.split, entry.name) / f"{rate}.npy").exists() for rate in rates)
+        and all(Path(cache, entry.split, entry.name, f"{rate}.npy").exists() for rate in rates)
     ]
     manifest = {
         "format": FORMAT,
