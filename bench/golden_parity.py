@@ -1,4 +1,4 @@
-"""The recordings of the authors' program, on any device: how far every backend is from them, and how far it may be.
+"""Compare every backend, on any device, with the recordings of the authors' program: its error, and the allowed error.
 
 python -m bench.gpu.work golden --device cpu
 """
@@ -60,8 +60,7 @@ def training_errors(case: str, backend: str, precision: Precision, device: torch
     rows = [{"output": name, "error": relative_error(own[name], wanted[name]), "allowed": limits[name]} for name in own]
     if precision is Precision.bfloat16:
         # A single number can be right by luck: in train_generated the authors' loss agrees a hundred times better than
-        # its summands do. So it is checked together with them, against the error that the authors have in all of them
-        # together.
+        # its summands do. So loss and summands are checked together, against the authors' error in all these numbers.
         both = math.hypot(*(limits[name] * wanted[name].norm().item() for name in own))
         size = math.hypot(*(wanted[name].norm().item() for name in own))
         error = relative_error(list(own.values()), list(wanted.values()))

@@ -1,4 +1,4 @@
-"""All four metrics and SDR alone against museval: half a minute of four stereo stems, in alternating runs.
+"""Measure all four metrics, and SDR alone, against museval: half a minute of four stereo stems, in alternating runs.
 
 The signals are noise below 16 kHz rounded to 16 bits, which is what the decoder of MUSDB18 delivers, so the normal
 equations are as ill-conditioned as those of music.
@@ -77,7 +77,7 @@ def test_metrics(benchmark: BenchmarkFixture, metrics: tuple[str, ...], rounds: 
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Give torch one core, while museval keeps all: a handicap, but the ratio then holds on a busy machine."""
+    """Give torch one core, while museval keeps all: torch is slower so, but the ratio then holds on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

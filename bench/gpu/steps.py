@@ -37,16 +37,16 @@ NCU = (
 
 @dataclass(frozen=True)
 class Step:
-    """One process.
+    """One step of a call, a process.
 
     Attributes:
-        command: ``{work}`` stands for the folder of its results: rows in ``NAME.jsonl``, tests in ``NAME.xml``.
-        limit: seconds after which it is ended.
-        needs: steps that must have ended with status ``passed`` before.
-        alone: nothing else runs at the same time.
-        needs_gpu: left out on a CPU. ``program``: if this program is missing, the step is left out and counts as
-            failed.
-        tests: a run of pytest, in which a skipped test is a failure.
+        command: ``{work}`` stands for the folder of the results: rows in ``NAME.jsonl``, tests in ``NAME.xml``.
+        limit: seconds after which the process is ended.
+        needs: names of the steps that must have passed, or been left out, before.
+        alone: no other step runs at the same time.
+            needs_gpu: left out on a CPU. ``program``: if this program is missing, the step is not started and counts as
+                failed.
+            tests: the step is a run of pytest, in which a skipped test is a failure.
     """
 
     name: str
@@ -61,10 +61,10 @@ class Step:
 
 
 def plan(call: str, device: str = "cuda", tiny: bool = False) -> list[Step]:
-    """Return the steps of a call in their order. Call b comes once no step of call a has to be repeated.
+    """Return a call's own steps in their order; for call b, without the steps of call a that are repeated.
 
     Args:
-        tiny: a network of a few channels, which tries the script and measures nothing.
+        tiny: use a network of a few channels, to try the script; its times mean nothing.
     """
     own = _first_call if call == "a" else _second_call
     return own(["--device", device, *(["--tiny"] if tiny else [])])

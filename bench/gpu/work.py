@@ -55,11 +55,11 @@ SMALL_FRAMES = 149
 Rows = Iterator[dict[str, Any]]
 
 APART = ("cuda-wgmma",)
-"""Backends that take part in a step of their own alone: waits of a kernel that no GPU has run may never end."""
+"""Backends that run only in a step of their own: a wait in a kernel that no GPU has run yet may never end."""
 
 
 class WithoutGraphs(TritonBackend):
-    """The backend `triton` that starts each kernel from Python."""
+    """The backend ``triton`` without CUDA graphs: Python starts each kernel."""
 
     def prepare(self, *arguments: Any, **options: Any) -> Any:
         with mock.patch.dict(os.environ, {GRAPHS: "0"}):
@@ -67,7 +67,7 @@ class WithoutGraphs(TritonBackend):
 
 
 def together(device: torch.device, precisions: Sequence[Precision], compiled: bool = False) -> Participants:
-    """Return all backends of this machine but those that are run apart."""
+    """Return all backends of this machine except those in APART."""
     found = Participants.of(device, compiled, precisions)
     return replace(found, backends=[name for name in found.backends if name not in APART])
 
@@ -81,7 +81,7 @@ def participants(device: torch.device, precisions: Sequence[Precision], compiled
 
 
 def cases(job: str, network: MultiTasNet, device: torch.device, tiny: bool) -> Iterator[Case]:
-    """List the jobs, the most important first. Eager PyTorch runs in each as the baseline."""
+    """Yield the cases of a job, the most important first. Eager PyTorch runs in each case as the baseline."""
     if job == "inference":
         for windows, precisions in ((1, (LOW, FULL)), (SONG_WINDOWS, (LOW,)), (4, (LOW, FULL, Precision.tf32))):
             size = (1, 0.4) if tiny else (windows, WINDOW_SECONDS)
@@ -143,7 +143,7 @@ def warm(device: torch.device, tiny: bool) -> Rows:
 
 
 def predictions(gpu: str) -> dict[tuple[str, str, str], dict[str, Any]]:
-    """Return the newest recorded ledger of each backend for a GPU, by backend, kind and kernel."""
+    """Return the lines of each backend's newest recorded ledger for a GPU, by backend, kind and kernel."""
     found: dict[tuple[str, str, str], dict[str, Any]] = {}
     for path in sorted((ROOT / "bench" / "results" / "ledger").glob("*.json")):
         lines = [line for line in json.loads(path.read_text(encoding="utf-8")) if line["gpu"] in gpu]
@@ -169,7 +169,7 @@ def kernels(device: torch.device, tiny: bool) -> Rows:
 
 
 def wgmma(device: torch.device, tiny: bool) -> Rows:
-    """Yield the same for the backend ``cuda-wgmma`` alone, or why it cannot run here."""
+    """Yield the rows of :func:`kernels` for the backend ``cuda-wgmma`` alone, or the reason why it cannot run here."""
     if reason := available_backends()["cuda-wgmma"].reason:
         yield {"text": f"left out: {reason}"}
         return
@@ -260,7 +260,7 @@ def window(device: torch.device, tiny: bool) -> Rows:
 
 def golden(device: torch.device, tiny: bool) -> Rows:
     """Yield the errors of each backend on the recordings of the authors' program."""
-    from bench.golden_parity import rows  # the other jobs need nothing of the tests
+    from bench.golden_parity import rows  # the other jobs do not need the tests' files
 
     yield from rows(device, tiny)
 
