@@ -46,7 +46,7 @@ LEAST_CORES = 0.5
 
 @dataclass
 class Row:
-    """Times in seconds; ``bound`` is the lower limit of ``wall``, ``ratio`` is wall over bound."""
+    """One measurement; times in seconds. ``bound`` is the lower limit of ``wall``, ``ratio`` is wall over bound."""
 
     what: str
     wall: float
@@ -93,7 +93,7 @@ class OthersTime:
 
 
 def simulated(songs: list[Song], folder: Path) -> Row:
-    """Measure a run with a device that takes as long as the cores need for everything else."""
+    """Measure a run with a device that takes as long as the cores take for all other work."""
     first = _worker(songs, folder / "without", SleepingDevice(0.0))
     windows = first[3]
     seconds = first[1] / available_cores() / windows
@@ -101,7 +101,7 @@ def simulated(songs: list[Song], folder: Path) -> Row:
 
 
 def _worker(songs: list[Song], out: Path, device: SleepingDevice) -> tuple[float, float, float, int]:
-    """Return the seconds on the clock, our processor seconds, those of other programs, and the number of windows."""
+    """Return wall-clock seconds, processor seconds of this and of other programs, and the number of windows."""
     settings = Settings(model="simulated", device="cpu", batch_size=4, overwrite=True)
     # A process that waits for a GPU uses no core, but needs one as soon as the GPU is done. This sleep behaves the
     # same.

@@ -38,7 +38,7 @@ STEM = b"stem"
 
 @dataclass
 class Row:
-    """Times in seconds, memory in bytes."""
+    """What one command cost; times in seconds, memory in bytes."""
 
     command: str
     songs: int

@@ -43,7 +43,7 @@ def inference_errors(case: str, backend: str, precision: Precision, device: torc
 def training_errors(case: str, backend: str, precision: Precision, device: torch.device) -> list[dict[str, Any]]:
     """Return the errors of a training step's loss and statistics, and of its gradients where they are larger than noise.
 
-    In bfloat16 loss and statistics are checked together.
+    In bfloat16, loss and statistics share one error.
     """
     recording = golden(case)
     dtype = torch.float64 if precision is Precision.float64 else torch.float32
@@ -75,11 +75,11 @@ def training_errors(case: str, backend: str, precision: Precision, device: torch
 
 
 def rows(device: torch.device, tiny: bool) -> Iterator[dict[str, Any]]:
-    """Yield each row as soon as it is known: inference before training, the slow float64 last; ``wrong`` if an error is larger
-    than the parity rule allows.
+    """Yield each row as soon as it is known: inference before training, the slow float64 last. ``wrong`` says whether
+    the error is larger than the parity rule allows.
 
     Args:
-        tiny: one recording, to try the program.
+        tiny: use only one recording, to try the program.
     """
     for precision, training in itertools.product(PRECISIONS, (False, True)):
         measured = training_errors if training else inference_errors

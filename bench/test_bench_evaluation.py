@@ -24,7 +24,7 @@ ROUNDS = 3
 
 Array = NDArray[np.float64]
 
-# Separate programs, so that neither pays for the imports of the other.
+# Separate programs, so that each program pays only for its own imports.
 _SIGNALS = f"""
 import numpy as np
 random = np.random.RandomState(0)
@@ -48,8 +48,8 @@ print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM"
 
 
 def band_limited(seconds: float = SECONDS) -> tuple[Array, Array]:
-    """Return references (4, samples, 2), which are noise below 16 kHz half common to both channels, and estimates with
-    leakage."""
+    """Return references and estimates, (4, samples, 2) each. References are noise below 16 kHz that both channels share
+    in part; estimates leak between stems."""
     random = np.random.RandomState(0)
     samples = int(seconds * RATE)
     frequency = np.fft.rfftfreq(samples, 1 / RATE)

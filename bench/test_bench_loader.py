@@ -32,7 +32,7 @@ MINUTES = float(os.environ.get("BENCH_LOADER_MINUTES", "2"))
 TRACKS, BATCHES = 4, 8
 
 TARGET_CORES, TARGET_RATE = 16, 1000
-"""The recipe's target: so many seconds of audio per second on so many cores."""
+"""The recipe's target: TARGET_RATE seconds of audio per second on TARGET_CORES cores."""
 
 RECIPE_STEP = 0.115
 """Seconds per step if the authors' training took ten hours on one GPU; a target, not a measurement."""

@@ -32,9 +32,9 @@ from typing import Any
 from .steps import CALLS, ROOT, Step, obstacle, path, plan, scaled, turns
 
 GRACE = 3.0
-"""Seconds that a step gets to end by itself after it was told to."""
+"""Seconds that a step gets to end by itself after it was asked to end."""
 TICK, REFRESH = 0.05, 2.0
-"""Seconds between two looks at the processes, and between two writes of the results."""
+"""Seconds between two checks of the processes, and between two writes of the results."""
 SETTLED = ("passed", "left out")
 FILES = ("summary.txt", "results.jsonl", "kernels.csv", "junit.xml", "ncu.csv", "logs.tar.gz")
 ALLOWED_SKIPS = ("there is no second GPU",)
@@ -131,7 +131,7 @@ class Call:
         self.running[step.name] = (step, process, time.monotonic())
 
     def _ended(self, name: str) -> bool:
-        """Return whether a step has ended; end it if its time or that of the call is over."""
+        """Return whether a step has ended; end the step if its time or the call's time is over."""
         step, process, began = self.running[name]
         now = time.monotonic()
         code = process.poll()
@@ -216,8 +216,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def problem_of(path: Path) -> str | None:
-    """Return what is wrong with a run of pytest according to its report: no test ran, one failed, or one was skipped
-    needlessly."""
+    """Return the problem that a report of pytest shows: no test ran, a test failed, or a test was skipped for a reason
+    that ALLOWED_SKIPS lacks. Return None if there is no problem."""
     try:
         cases = list(ElementTree.parse(path).getroot().iter("testcase"))
     except (OSError, ElementTree.ParseError):

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CALLS = {"a": 560.0, "b": 190.0}
 """Seconds that each call may take, by its name."""
 LEAST = 10.0
-"""A step with a limit below so many seconds is not started."""
+"""Smallest limit in seconds of a step; a step that would get less is left out."""
 
 GPU_TESTS = {
     "cuda-tests": ["tests/backends/test_cuda_gpu.py"],
@@ -117,7 +117,7 @@ def _bench(name: str, limit: float, options: Sequence[str]) -> Step:
 
 
 def _tests(name: str, limit: float, needs: tuple[str, ...] = ()) -> Step:
-    """Return the tests, split over six processes: an illegal address breaks a process, so only its remaining tests fail."""
+    """Return a step of tests in six processes: an illegal address breaks only the tests left in one of them."""
     command = [sys.executable, "-m", "pytest", *GPU_TESTS[name], "-v", "-m", "gpu", "-p", "no:cacheprovider"]
     command += ["-n", "6", "--timeout", "60", "--junitxml", f"{{work}}/{name}.xml"]
     return Step(name, command, limit, needs, needs_gpu=True, tests=True)
@@ -147,7 +147,7 @@ def turns(steps: Iterable[Step]) -> float:
 
 
 def obstacle(step: Step, device: str) -> str | None:
-    """Return why a step cannot run on this machine; None if it can."""
+    """Return the reason why a step cannot run on this machine; None if it can run."""
     if step.needs_gpu and device == "cpu":
         return "it needs a GPU"
     if step.program and shutil.which(step.program, path=path()) is None:
@@ -162,8 +162,8 @@ def path() -> str:
 
 
 def scaled(steps: Sequence[Step], seconds: float) -> list[Step]:
-    """Return the steps that fit into ``seconds``: the last ones get shorter limits, and each comes with the steps that
-    it needs."""
+    """Return the steps that fit into ``seconds``: late steps get shorter limits. Leave out a step if a step that it
+    needs is left out."""
     found: list[Step] = []
     for step in steps:
         missing = {other.name for other in steps} - {other.name for other in found}

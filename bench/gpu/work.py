@@ -42,10 +42,10 @@ from metatasnet_fast.precision import Precision
 from .steps import ROOT
 
 WINDOW_SECONDS, SONG_WINDOWS = 24.0, 22
-"""A stereo song of four minutes, as the separator cuts it."""
+"""Length of a window in seconds, and number of windows into which the separator cuts a stereo song of four minutes."""
 ITEM_SECONDS, ITEMS, ITEMS_BESIDE_EAGER = 8.0, 12, 4
-"""Seconds of an item and items of the authors' training step; and fewer items where eager PyTorch in float32 runs too
-(8 GB each)."""
+"""Seconds of an item, items of the authors' training step, and fewer items for runs with eager PyTorch in float32 (8 GB
+per item)."""
 LOW, FULL = Precision.bfloat16, Precision.float32
 PROFILED_ROUNDS = 3
 SMALL = MetaTasNetConfig(N=48, B=16, H=48, layers=2, stack=2, num_mels=24, stages_num=2)
@@ -73,7 +73,7 @@ def together(device: torch.device, precisions: Sequence[Precision], compiled: bo
 
 
 def participants(device: torch.device, precisions: Sequence[Precision], compiled: bool = False) -> Participants:
-    """Return all backends of this machine, and the variants of those that run on a GPU."""
+    """Return all backends of this machine except those in APART, and on a GPU also ``triton`` without graphs."""
     found = together(device, precisions, compiled)
     if "triton" in found.backends and device.type == "cuda":
         found.extra["triton, no graphs"] = WithoutGraphs()
@@ -107,8 +107,8 @@ def timings(
 def ready_calls(
     kind: str, network: MultiTasNet, device: torch.device, size: tuple[int, float], taking_part: Participants
 ) -> Iterator[tuple[str, Call]]:
-    """Yield a call for each of our backends that take part; if none can run here, one for eager PyTorch, so that this
-    script is tested anyway."""
+    """Yield a call for each of our backends that take part. If no backend can run here, yield one for eager PyTorch, so
+    that this script is tested anyway."""
     case = (inference_case if kind == "inference" else training_case)(network, taking_part, *size)
     own = [implementation for implementation in case.implementations if implementation.name != EAGER]
     for implementation in own or case.implementations:
@@ -116,8 +116,10 @@ def ready_calls(
 
 
 def warm_one(kind: str, device: str, precision: Precision, tiny: bool) -> str:
-    """Compile every kernel by running it once, on the shortest items there are. Other lengths need no further
-    compilation."""
+    """Compile every kernel by running it once, on the shortest possible items; other lengths need no new compilation.
+
+    Return the names of the backends, or of the launches.
+    """
     if kind == "launches":
         return ", ".join(row["text"] for row in launches(torch.device(device), False))
     network = synthetic.network(TINY if tiny else MetaTasNetConfig())
@@ -164,7 +166,7 @@ def kernel_name(name: str) -> str:
 
 
 def kernels(device: torch.device, tiny: bool) -> Rows:
-    """Yield the milliseconds of each kernel in one call, with the ledger's prediction of them."""
+    """Yield the milliseconds of each kernel in one call, with the ledger's prediction."""
     yield from _kernels(device, tiny, together(device, [LOW]), ("inference", "training"))
 
 

@@ -85,7 +85,7 @@ class Threads:
         self.shared_known = np.zeros(self.shared.shape, np.bool_)
 
     def spread(self, value: Array) -> Array:
-        """Return one value for each thread."""
+        """Return ``value``, which may be one for all threads, as an array of one value per thread."""
         return np.broadcast_to(value, (self.count,))
 
     def put(self, name: str, value: Value, active: Array | None, doubt: Array | None) -> None:

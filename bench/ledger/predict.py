@@ -24,10 +24,10 @@ SUSTAINED = 0.81
 BESIDE, BESIDE_ALONE = 0.10, 0.35
 """Share of the second-longest part that is not hidden; BESIDE_ALONE if at most one block fits on a multiprocessor."""
 LEAST = 2.5e-6
-"""Seconds of the shortest launch, the gap to the next one included."""
+"""Seconds of the shortest launch, including the gap to the next launch."""
 FROM_MEMORY, FROM_CACHE = 660e-9, 200e-9
-"""Seconds from asking for a value to having it, under load: from memory (so 15 KiB under way on each multiprocessor of an H100
-sustain 3 TB/s) and from the second-level cache."""
+"""Seconds from the request of a value to its arrival, under load: from memory (so 15 KiB under way on each
+multiprocessor of an H100 sustain 3 TB/s) and from the second-level cache."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Seconds of one launch; of each part, as if nothing else took time; and the part that limits the launch."""
+    """Seconds of one launch, seconds of each part alone at its full rate, and the part that limits the launch."""
 
     seconds: float
     parts: Mapping[str, float]

@@ -20,7 +20,7 @@ __all__ = ["FLOW", "MEMORY", "Function", "Instruction", "Operand", "following", 
 
 FLOW = frozenset({"BRA", "BRX", "CALL", "EXIT", "JMP", "RET"})
 MEMORY = frozenset({"ATOM", "ATOMG", "LD", "LDG", "LDGSTS", "RED", "REDG", "ST", "STG", "UTMALDG"})
-"""Instructions on global memory."""
+"""Opcodes of instructions that access global memory."""
 WITHOUT_RESULT = FLOW | frozenset("ST STG STS STL STSM RED REDG LDGSTS UTMALDG BAR BSSY BSYNC WARPSYNC".split())
 OPAQUE = frozenset(
     "FADD FCHK FFMA FMNMX FMUL FSEL FSETP FSET F2FP SYNCS HADD2 HFMA2 HMUL2 HMMA HGMMA HSETP2 F2F IMMA "
@@ -332,7 +332,7 @@ def _results(base: str, operands: tuple[Operand, ...]) -> int:
         return 2
     if base not in ("IADD3", "LEA", "LOP3", "IMAD"):
         return 1
-    if operands[0].kind == "predicate":  # in front of the result
+    if operands[0].kind == "predicate":  # a predicate in front of the result
         return 2
     return 1 + len(list(itertools.takewhile(lambda o: o.kind == "predicate", operands[1:3])))
 

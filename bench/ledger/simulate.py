@@ -101,7 +101,7 @@ class Counts:
 
 
 def simulate(function: Function, place: Place) -> Counts:
-    """Follow ``place.blocks`` through ``function``."""
+    """Follow ``place.blocks`` through the code of ``function``, and return what they execute and touch."""
     return _Machine(function, place).run()
 
 
@@ -141,7 +141,7 @@ class _Machine:
         }
         start = PARAMETERS[place.capability // 10]
         self.parameters = start
-        if any(i.base == "UTMALDG" for i in function.instructions):  # tensor maps, and so the parameters, are aligned
+        if any(i.base == "UTMALDG" for i in function.instructions):  # parameters with tensor maps are aligned
             self.parameters = len(function.constants[0]) - len(place.parameters)
         words = np.array((place.threads, 1, 1, *place.grid), np.uint32).tobytes()
         stack = np.array([STACK], np.uint32).tobytes()
@@ -238,7 +238,7 @@ class _Machine:
             last = self.function.instructions[block.stop - 1]
             if last.base == "EXIT":
                 ends.append((len(block), block.start))
-            if last.base == "CALL":  # comes back
+            if last.base == "CALL":  # a call returns to the next run
                 before.setdefault(block.stop, []).append((block.start, len(block) + SUBROUTINE))
             elif last.base != "RET":
                 for s in self.function.successors(block.stop - 1):

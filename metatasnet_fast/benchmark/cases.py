@@ -42,8 +42,8 @@ Call: TypeAlias = Callable[[], Outputs]
 class Implementation:
     """One way to do a case's job.
 
-    ``make`` builds it and returns the call that is timed. The call reads the case's ``inputs``, whose contents change from
-    round to round, and returns its outputs, complete once the device is synchronised.
+    ``make`` builds the implementation, and returns the call that is timed. The call reads the case's ``inputs``, whose
+    contents change from round to round, and returns its outputs, complete once the device is synchronised.
     """
 
     name: str

@@ -63,7 +63,7 @@ def cpu_model() -> str:
 
 
 def clocks(device: torch.device) -> dict[str, float | None]:
-    """Return the clock rates in MHz and the load of the machine at this moment; None for each that cannot be read."""
+    """Return the present clock rates in MHz and load of the machine; None for each value that cannot be read."""
     return {
         "cpu_mhz": _cpu_mhz(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,

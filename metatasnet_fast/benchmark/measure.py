@@ -37,7 +37,7 @@ __all__ = ["Effort", "checked", "measure", "peak_memory"]
 
 _STATUS = Path("/proc/self/status")
 _INTERVAL = 0.002
-"""Seconds between samples if the kernel does not record the peak."""
+"""Seconds between samples of the memory if the kernel does not record its peak."""
 
 
 def peak_memory(function: Callable[[], Any], device: torch.device) -> tuple[int | None, str]:
@@ -110,7 +110,7 @@ def _sampled(function: Callable[[], Any]) -> int:
 
 
 FAILURES = (MetaTasNetError, RuntimeError, NotImplementedError, OSError)
-"""Errors of implementations that cannot be built or run here; the table shows them."""
+"""Types of errors of implementations that cannot be built or run here; the table shows such an error."""
 
 
 @dataclass(frozen=True)

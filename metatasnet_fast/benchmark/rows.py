@@ -124,7 +124,7 @@ def read_rows(path: Path) -> list[Row]:
     """Return the rows of a file, or of all ``*.jsonl`` files of a folder in the order of their names.
 
     Raises:
-        ConfigError: if there is nothing to read, or a line is not such a record.
+        ConfigError: if there is no file to read, or a line is not a row.
     """
     files: Sequence[Path] = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
     if not files or not all(file.is_file() for file in files):
@@ -153,13 +153,13 @@ class Change:
 
     key: tuple[str, str, str]
     what: str
-    """``time over eager``, ``seconds``, or why nothing was compared."""
+    """What was compared, ``time over eager`` or ``seconds``; or the reason why no times were compared."""
     ratio: float | None
-    """Second over first: above 1 is slower."""
+    """Time of the second run over that of the first; above 1 the second is slower."""
     band: float | None
     """Relative change that noise explains."""
     problem: str | None
-    """A regression, in words; None if there is none."""
+    """A sentence about the regression; None if the row has no regression."""
 
 
 def noise_band(first: Spread, second: Spread, crowding: float = 1.0) -> float:

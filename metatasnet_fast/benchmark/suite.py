@@ -239,8 +239,8 @@ def measure_all(
     """Measure cases one after the other, with the peaks of the device.
 
     Args:
-        keep: gets all rows as they are known so far, after every round.
-        tell: gets a line about what comes next.
+        keep: function that gets all rows known so far, after every round.
+        tell: function that gets a line about the next step.
     """
     machine = describe(device)
     tell("peaks: a large copy and matrix products")

@@ -1,5 +1,5 @@
-"""The cases of a network: inference (windows through all stages), training (one step of the trainer) and preparing weights, by
-our backends, eager PyTorch and, for inference, other runtimes.
+"""Make the cases of a network: inference (windows through all stages), training (one step of the trainer) and preparing
+weights, by our backends, eager PyTorch and, for inference, other runtimes.
 
 A user could choose ONNX Runtime or OpenVINO instead of this library, so ``bench --peers`` measures them in the same rounds, on
 a CPU. Both get the network exported to ONNX with the generated weights as constants, the shapes of the case, torch's number of
@@ -185,7 +185,7 @@ def implementations_of(
     plain: Callable[[Backend, Precision], Call],
     by_compiler: Callable[[Backend, Precision, str | None], Call] | None,
 ) -> list[Implementation]:
-    """Return eager, compiled (if ``by_compiler`` makes it) and every backend that can serve, in every precision."""
+    """Return eager PyTorch, compiled PyTorch (by ``by_compiler``) and every other backend, in every precision."""
     found = []
     for name, backend, precision in participants.serving(network.config, training):
         found.append(Implementation(name, precision, functools.partial(plain, backend, precision)))

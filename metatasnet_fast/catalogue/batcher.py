@@ -172,7 +172,7 @@ class Batcher(BatchRunner):
 
     def _enter_thread(self) -> None:
         if self._device.type == "cuda":
-            torch.cuda.set_device(self._device)  # kernels are launched on the current one
+            torch.cuda.set_device(self._device)  # kernels run on the current device
         self._cores.enter_thread(network=True)
 
     def _serve_next(self) -> None:
@@ -238,7 +238,7 @@ class Batcher(BatchRunner):
         self._collect(BATCHES_QUEUED - 1)
 
     def _collect(self, left: int) -> None:
-        """Wait until the GPU has at most ``left`` batches in its queue, and add up the time of the others."""
+        """Wait until the GPU's queue has at most ``left`` batches, and add the others' time to ``busy_seconds``."""
         while len(self._queued) > left:
             begin, end = self._queued.popleft()
             end.synchronize()

@@ -49,7 +49,7 @@ class RunStarted(Event):
     destination: str
     engine: str
     shard: str
-    """``i/n``."""
+    """The part of the manifest, as ``i/n``."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class WorkerLoad(Event):
 
 @dataclass(frozen=True)
 class Progress(Event):
-    """The whole run, about once a second and once at the end, summed over its workers."""
+    """The state of the whole run, summed over its workers, about once a second and once at the end."""
 
     songs: int
     done: int
@@ -212,7 +212,7 @@ class Tally:
         elif isinstance(event, WorkerLoad):
             loads = self._loads.setdefault(event.worker, [])
             if loads and event.wall_seconds >= loads[-1].wall_seconds:
-                loads.pop()  # of the same process
+                loads.pop()  # an older load of the same process
             loads.append(event)
 
     def progress(self) -> Progress:

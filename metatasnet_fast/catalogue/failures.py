@@ -90,7 +90,7 @@ FAILURES = {
 
 
 class SongError(MetaTasNetError):
-    """A song cannot be separated, for a known type of reason."""
+    """An error of a song that cannot be separated, with its :class:`Failure`."""
 
     def __init__(self, failure: Failure, message: str) -> None:
         super().__init__(message)

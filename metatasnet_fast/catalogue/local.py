@@ -1,4 +1,4 @@
-"""A run on this machine: a watched process for every GPU, or one for the CPU."""
+"""Run a catalogue on this machine: one supervised process for every GPU, or one for the CPU."""
 
 from __future__ import annotations
 

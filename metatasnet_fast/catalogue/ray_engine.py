@@ -312,7 +312,7 @@ def plan_pool(nodes: Sequence[Node], device: str, threads: int | None, workers: 
         )
 
     def places(cpus: int) -> list[int]:
-        """Return how many workers with so many CPUs fit on each machine."""
+        """Return how many workers with ``cpus`` CPUs each fit on each machine."""
         return [min(node.cpus // cpus, node.gpus) if on_gpus else node.cpus // cpus for node in able]
 
     cpus = threads or min(max(1, node.cpus // node.gpus) if on_gpus else node.cpus for node in able)

@@ -202,7 +202,7 @@ class Outcome:
     """Checksum of the model and settings for which the outcome holds (``Identity.key``)."""
     failure: Failure | None = None
     error: str | None = None
-    """One sentence: what is wrong."""
+    """One sentence about the failure; None if there is none."""
     attempts: int = 1
     folder: str | None = None
     """Folder of the outputs, relative to the destination."""
@@ -226,7 +226,7 @@ class Outcome:
         return self.failure.hint if self.failure else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields and the hint, for JSON."""
+        """Return the fields and the failure's hint, for JSON."""
         return {**asdict(self), "hint": self.hint}
 
     @classmethod

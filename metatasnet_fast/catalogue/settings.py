@@ -113,7 +113,7 @@ class Settings:
     batch_size: int | None = None
     """Windows in a batch; None chooses it by the free memory. If memory runs out, it is halved for the whole run."""
     songs_in_flight: int | None = None
-    """Songs that a worker has open at once; None chooses by cores and batch size."""
+    """Number of songs that a worker has open at once; None chooses it by the device and the cores."""
     memory: int | None = None
     """Bytes that the signals of all songs in flight of a worker may take together; signals beyond that are kept in
     TMPDIR. None for a quarter of the free memory."""

@@ -232,7 +232,7 @@ class FsspecStorage:
             yield target
 
     def _make_folder(self, folder: str) -> None:
-        """Make a folder where the store has folders."""
+        """Make a folder, if the store has folders."""
         if not self._protocols & KEYED:
             self._fs.makedirs(self._at(folder), exist_ok=True)
 

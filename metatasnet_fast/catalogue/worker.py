@@ -197,7 +197,7 @@ class Worker:
                         if outcome is not None:
                             ended(outcome)
             finally:
-                leave.set()  # after the last song, or an error
+                leave.set()  # no more songs, or an error
 
         pool = ThreadPoolExecutor(self.cores.songs, "song", lambda: self.cores.enter_thread(network=False))
         working = [pool.submit(work) for _ in range(self.cores.songs)]

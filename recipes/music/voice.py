@@ -157,7 +157,7 @@ def vocal_stem(rng: np.random.Generator, piece: Piece) -> Audio:
             if companion:
                 phrases.append((second, [Sung(n.seconds, n.pitch + companion, n.loudness) for n in notes]))
             for track, part in phrases:
-                rng.bit_generator.state = state  # the same words
+                rng.bit_generator.state = state  # so that both voices sing the same words
                 phrase = _sing(rng, part, words, shape, breath)[: total - begin]
                 late = int(rng.uniform(0.0, 0.025) * VOICE_RATE) if track is second else 0
                 track[begin + late : begin + len(phrase)] += phrase[: len(phrase) - late]
