@@ -9,8 +9,8 @@
     song.mp3           a single song
 
 Each may be at any address that fsspec opens. Relative paths in lists and tables count from the manifest's folder. Songs
-without an id get one from their address in the manifest (in folders and globs: from their path below the folder), so the
-id stays the same when other songs are added.
+without an id get one from their address in the manifest (in folders and globs: from their path below the folder). So
+the id stays the same when other songs are added.
 """
 
 from __future__ import annotations

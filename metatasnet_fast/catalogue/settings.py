@@ -35,7 +35,7 @@ class Song:
     size: int | None = None
     """Size in bytes, if known without opening the file. Decides the order only."""
     stamp: str | None = None
-    """Version of the content, as ``Stamp.text``, if a listing has it; only to decide if the song is done before the run."""
+    """Version of the content, as ``Stamp.text``, if a listing has it; used only to decide if the song is done."""
 
     def expected_seconds(self) -> float:
         """Return the length in seconds, as far as it is known without opening the file; 0 if there is no hint."""

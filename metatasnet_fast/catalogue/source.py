@@ -82,7 +82,7 @@ class Source:
 
     @contextlib.contextmanager
     def local(self, scratch: Path | None = None) -> Iterator[Path]:
-        """Yield a local file with the content: the input itself, or a copy in ``scratch`` (None: a temporary folder)."""
+        """Yield a local file with the content: the input itself, or a copy in ``scratch`` (None: temporary folder)."""
         if self._path is not None:
             with self._found(), open(self._path, "rb"):
                 pass
