@@ -133,7 +133,7 @@ class CorePlan:
         )
 
     def enter_thread(self, network: bool) -> None:
-        """Prepare the calling thread, which runs the network or takes songs through the stages. Call it once a
+        """Prepare the calling thread, which runs the network or takes songs through the stages. Call once per
         thread."""
         # Ask before setting: a thread that asks for the first time adopts the number set last by any thread.
         torch.get_num_threads()

@@ -177,7 +177,7 @@ class RunEnded(Event):
 
 
 class Tally:
-    """The state of a run, summed from every event of every worker, which it gets one at a time.
+    """The state of a run, summed from the events of all workers; call this object with one event at a time.
 
     Args:
         songs: number of songs in this run.
