@@ -1,4 +1,4 @@
-"""Share of the machine that a catalogue's pipeline uses, and the cost of Ray.
+"""Measure the share of the machine that a catalogue's pipeline uses, and the cost of Ray.
 
     python -m bench.catalogue_efficiency [--songs 16] [--seconds 60] [--rounds 3] [--out DIR]
 
@@ -8,7 +8,7 @@ local        the bundled network on the CPU; wall-clock time from the first song
              that its processor seconds need on the cores.
 ray          the same songs through Ray on this machine, alternating with ``local``.
 
-"in all" is with starting processes, Ray and its actor among them.
+"in all" includes starting the processes, also Ray and its actor.
 
 Other programs take processor time too, and then no pipeline can reach its bound. So each row also has the same ratio for the
 cores that were free: the number of cores, less the processor time per second that other programs took. A row has no such
@@ -46,7 +46,7 @@ LEAST_CORES = 0.5
 
 @dataclass
 class Row:
-    """Times in seconds; ``bound`` is the lower limit of ``wall``, ``ratio`` is wall over bound."""
+    """One measurement; times in seconds. ``bound`` is the lower limit of ``wall``, ``ratio`` is wall over bound."""
 
     what: str
     wall: float
@@ -62,7 +62,7 @@ class Row:
 
 
 class SleepingDevice:
-    """Sleeps for every window, and gives the mixture back as every stem."""
+    """A stand-in for the network: it sleeps for every window, and returns a quarter of the mixture as every stem."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -75,7 +75,7 @@ class SleepingDevice:
 
 
 class OthersTime:
-    """Processor seconds of other programs since it was made, by /proc/stat (Linux); 0 elsewhere."""
+    """A clock of other programs' processor seconds since it was made, by /proc/stat (Linux); 0 on other systems."""
 
     def __init__(self) -> None:
         self._began = self._machine()
@@ -93,7 +93,7 @@ class OthersTime:
 
 
 def simulated(songs: list[Song], folder: Path) -> Row:
-    """Measure a run with a device that takes as long as the cores need for everything else."""
+    """Measure a run with a device that takes as long as the cores take for all other work."""
     first = _worker(songs, folder / "without", SleepingDevice(0.0))
     windows = first[3]
     seconds = first[1] / available_cores() / windows
@@ -101,7 +101,7 @@ def simulated(songs: list[Song], folder: Path) -> Row:
 
 
 def _worker(songs: list[Song], out: Path, device: SleepingDevice) -> tuple[float, float, float, int]:
-    """Return the seconds on the clock, our processor seconds, those of other programs, and the number of windows."""
+    """Return wall-clock seconds, processor seconds of this and of other programs, and the number of windows."""
     settings = Settings(model="simulated", device="cpu", batch_size=4, overwrite=True)
     # A process that waits for a GPU uses no core, but needs one as soon as the GPU is done. This sleep behaves the
     # same.

@@ -2,9 +2,9 @@
 
     python -m bench.catalogue_scale [--songs 1000 10000 50000] [--out DIR]
 
-Makes a destination with so many songs, whose stems have four bytes, runs each command in a process of its own, and prints
-its processor seconds (user and system, with its children), seconds and peak memory. A line for a million songs continues the
-last two of each command in a straight line: it is a prediction.
+Makes a destination with so many songs, whose stems have four bytes. Runs each command in a process of its own, and
+prints its processor seconds (user and system, with its children), seconds and peak memory. A line for a million songs
+extends the last two measurements of each command in a straight line: it is a prediction.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ STEM = b"stem"
 
 @dataclass
 class Row:
-    """Times in seconds, memory in bytes."""
+    """What one command cost; times in seconds, memory in bytes."""
 
     command: str
     songs: int

@@ -1,9 +1,9 @@
-"""Cost of the windows of fast mode: SDR of fast minus SDR of reference mode, on songs with stems.
+"""Measure what the windows of fast mode cost: the SDR of fast mode minus that of reference mode, on songs with stems.
 
     python bench/fast_against_reference.py SONGS [--model M] [--start 30] [--seconds 75]
 
 SONGS holds one folder per song with drums, bass, other and vocals (.ogg, .wav or .flac); the mixture is their sum.
-Prints, for every song and stem that sounds, SDR over the whole excerpt in both modes and the change, in dB.
+Prints, for every song and non-silent stem, SDR over the whole excerpt in both modes and the change, in dB.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The recordings of the authors' program, on any device: how far every backend is from them, and how far it may be.
+"""Compare every backend, on any device, with the recordings of the authors' program: its error, and the allowed error.
 
 python -m bench.gpu.work golden --device cpu
 """
@@ -43,7 +43,7 @@ def inference_errors(case: str, backend: str, precision: Precision, device: torc
 def training_errors(case: str, backend: str, precision: Precision, device: torch.device) -> list[dict[str, Any]]:
     """Return the errors of a training step's loss and statistics, and of its gradients where they are larger than noise.
 
-    In bfloat16 loss and statistics are checked together.
+    In bfloat16, loss and statistics share one error.
     """
     recording = golden(case)
     dtype = torch.float64 if precision is Precision.float64 else torch.float32
@@ -60,8 +60,7 @@ def training_errors(case: str, backend: str, precision: Precision, device: torch
     rows = [{"output": name, "error": relative_error(own[name], wanted[name]), "allowed": limits[name]} for name in own]
     if precision is Precision.bfloat16:
         # A single number can be right by luck: in train_generated the authors' loss agrees a hundred times better than
-        # its summands do. So it is checked together with them, against the error that the authors have in all of them
-        # together.
+        # its summands do. So loss and summands are checked together, against the authors' error in all these numbers.
         both = math.hypot(*(limits[name] * wanted[name].norm().item() for name in own))
         size = math.hypot(*(wanted[name].norm().item() for name in own))
         error = relative_error(list(own.values()), list(wanted.values()))
@@ -76,11 +75,11 @@ def training_errors(case: str, backend: str, precision: Precision, device: torch
 
 
 def rows(device: torch.device, tiny: bool) -> Iterator[dict[str, Any]]:
-    """Yield each row as soon as it is known: inference before training, the slow float64 last; ``wrong`` if an error is larger
-    than the parity rule allows.
+    """Yield each row as soon as it is known: inference before training, the slow float64 last. ``wrong`` says whether
+    the error is larger than the parity rule allows.
 
     Args:
-        tiny: one recording, to try the program.
+        tiny: use only one recording, to try the program.
     """
     for precision, training in itertools.product(PRECISIONS, (False, True)):
         measured = training_errors if training else inference_errors

@@ -1,4 +1,4 @@
-"""The backend ``cpu`` on every instruction set against eager PyTorch, in alternating rounds.
+"""Measure the backend ``cpu`` on every instruction set against eager PyTorch, in alternating rounds.
 
     python -m bench.instruction_sets [--seconds 8] [--rounds 3] [--threads 1] [--isas amx_bf16,avx512_bf16] [--out FILE]
     python -m bench.instruction_sets --held      PyTorch, oneDNN, MKL and the backend all held to AVX2

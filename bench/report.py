@@ -3,7 +3,7 @@
     python -m bench.report          (or: make report)
 
 Reads bench/results/*.jsonl (files of ``metatasnet-fast bench`` and of the GPU script), writes docs/images/speed.png and what is
-between the markers in README.md: the largest case of each job, what was measured and nothing else.
+between the markers in README.md: the largest case of each job, measured values only.
 """
 
 from __future__ import annotations

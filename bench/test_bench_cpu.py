@@ -1,10 +1,10 @@
-"""The backend ``cpu`` against eager PyTorch and ``torch.compile``, end to end and pass by pass.
+"""Measure the backend ``cpu`` against eager PyTorch and ``torch.compile``, end to end and pass by pass.
 
     pytest bench/test_bench_cpu.py --benchmark-json=cpu.json [-k "not compiled"]
 
 ``BENCH_SECONDS`` of mono audio (default 8) go through the three stages of the default network and all their decoders; random
-weights, ``torch.get_num_threads()`` threads. Every row holds its rate, by the counts of ``roofline``, and its share of the
-peaks measured in the same run: the best large ``torch.mm`` in the same dtype, and the best copy of a large tensor.
+weights, ``torch.get_num_threads()`` threads. Every row holds its rate, by the counts of ``roofline``, and its share of
+two peaks measured in the same run: the best large ``torch.mm`` in the same dtype, and the best copy of a large tensor.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def frames() -> int:
 
 
 def rates(benchmark: BenchmarkFixture, work: roofline.Work, precision: Precision) -> dict[str, float]:
-    """Return the rate of the best round, beside that of the large product."""
+    """Return the best round's rate in GFLOP/s, that of the large product, and the first in percent of the second."""
     rate, peak = work.flops / benchmark.stats.stats.min, peaks().products[precision.value]
     return {"gflops": rate / 1e9, "percent_of_mm": 100 * rate / peak, "mm_gflops": peak / 1e9}
 

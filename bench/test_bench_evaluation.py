@@ -1,4 +1,4 @@
-"""All four metrics and SDR alone against museval: half a minute of four stereo stems, in alternating runs.
+"""Measure all four metrics, and SDR alone, against museval: half a minute of four stereo stems, in alternating runs.
 
 The signals are noise below 16 kHz rounded to 16 bits, which is what the decoder of MUSDB18 delivers, so the normal
 equations are as ill-conditioned as those of music.
@@ -24,7 +24,7 @@ ROUNDS = 3
 
 Array = NDArray[np.float64]
 
-# Separate programs, so that neither pays for the imports of the other.
+# Separate programs, so that each program pays only for its own imports.
 _SIGNALS = f"""
 import numpy as np
 random = np.random.RandomState(0)
@@ -48,8 +48,8 @@ print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM"
 
 
 def band_limited(seconds: float = SECONDS) -> tuple[Array, Array]:
-    """Return references (4, samples, 2), which are noise below 16 kHz half common to both channels, and estimates with
-    leakage."""
+    """Return references and estimates, (4, samples, 2) each. References are noise below 16 kHz that both channels share
+    in part; estimates leak between stems."""
     random = np.random.RandomState(0)
     samples = int(seconds * RATE)
     frequency = np.fft.rfftfreq(samples, 1 / RATE)
@@ -77,7 +77,7 @@ def test_metrics(benchmark: BenchmarkFixture, metrics: tuple[str, ...], rounds: 
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Give torch one core, while museval keeps all: a handicap, but the ratio then holds on a busy machine."""
+    """Give torch one core, while museval keeps all: torch is slower so, but the ratio then holds on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

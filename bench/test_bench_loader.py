@@ -3,11 +3,11 @@
     pytest bench/test_bench_loader.py --benchmark-json=loader.json
 
 The batch is the authors': 12 items of 8 s at 8, 16 and 32 kHz (96 s of audio, 43 MB as int16, 86 MB as float32), from four
-tracks of two minutes whose files are in the system's cache. ``host`` is what happens on the host: draw, read, collect in one
-buffer for each rate. On a GPU the rest, conversion and scaling, is the device's, and the host's rate is the loader's; on a
-CPU it is done by the same cores, and is measured as ``stream``. ``extra_info`` holds audio seconds per second, and the
-extrapolation to 16 cores at the rate per worker that this machine showed: it says which numbers were measured and which
-were multiplied.
+tracks of two minutes whose files are in the system's cache. ``host`` is what happens on the host: draw, read, collect
+in one buffer for each rate. A GPU does the conversion and scaling itself, so the host's rate is the loader's; on a CPU
+the same cores do both, which is measured as ``stream``. ``extra_info`` holds audio seconds per second, and the
+extrapolation to 16 cores at the rate per worker that this machine showed: its names say which numbers were measured and
+which were multiplied.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MINUTES = float(os.environ.get("BENCH_LOADER_MINUTES", "2"))
 TRACKS, BATCHES = 4, 8
 
 TARGET_CORES, TARGET_RATE = 16, 1000
-"""The recipe's target: so many seconds of audio per second on so many cores."""
+"""The recipe's target: TARGET_RATE seconds of audio per second on TARGET_CORES cores."""
 
 RECIPE_STEP = 0.115
 """Seconds per step if the authors' training took ten hours on one GPU; a target, not a measurement."""
@@ -98,8 +98,7 @@ def test_stream(benchmark: BenchmarkFixture, caches: dict[str, Cache], augmentat
 
 
 def test_crops_are_read_from_disk(benchmark: BenchmarkFixture, caches: dict[str, Cache]) -> None:
-    """Measure the same after the files were dropped from the system's cache before each round: this adds the disk's
-    time."""
+    """Measure what :func:`test_host` measures, with the files dropped from the system's cache before each round."""
     if not hasattr(os, "posix_fadvise"):
         pytest.skip("files cannot be thrown out of the cache here")
     batches = BatchSource(caches["int16"], CONFIG, items=ITEMS, seconds=SECONDS, workers=2)

@@ -1,4 +1,4 @@
-"""The cases of ``metatasnet-fast bench`` under pytest-benchmark, with its statistics, history and comparison of runs.
+"""Run the cases of ``metatasnet-fast bench`` under pytest-benchmark, which adds statistics, history and comparisons.
 
     pytest bench/test_bench_network.py --bench-size quick --bench-device cpu --benchmark-autosave
 
@@ -30,7 +30,7 @@ Checked = list[tuple[Case, dict[str, tuple[Row, Callable[[], Any] | None]]]]
 
 @pytest.fixture(scope="session")
 def prepared(request: pytest.FixtureRequest) -> Callable[[str], Checked]:
-    """The cases of a job, each with its implementations, whose results have been checked."""
+    """Return a function from a job to its cases, each with its implementations, whose results have been checked."""
     option = request.config.getoption
     device = torch.device(option("--bench-device"))
     if device.type == "cuda" and not torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""A training step of one's own on signals in memory: three instruments, random waveforms.
+"""Run a training step of your own on signals in memory: three instruments, random waveforms.
 
 python examples/train_on_arrays.py
 """

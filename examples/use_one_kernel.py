@@ -1,6 +1,7 @@
-"""One fused operation without the network: 1x1 convolution, PReLU and group norm of activations (n, I, frames, channels).
+"""Run one fused operation without the network: 1x1 convolution, PReLU and group norm of (n, I, frames, channels).
 
-On a CUDA device the Triton kernels run, elsewhere plain PyTorch; both are differentiable and compile.
+On a CUDA device the Triton kernels run, elsewhere plain PyTorch. Both are differentiable, and ``torch.compile`` accepts
+them.
 
     python examples/use_one_kernel.py
 """

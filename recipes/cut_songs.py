@@ -2,9 +2,9 @@
 
     python recipes/cut_songs.py SONGS --out TRACKS --test sodium --bass francium lithium
 
-SONGS holds one folder a song with drums, bass, other and vocals. TRACKS/train gets pieces of each song, TRACKS/valid the 32 s
-that begin at 45% of it, TRACKS/test the songs that are never trained on, whole. A song that --bass does not name has no
-sure bass: a bass line may hide in its `other`, and `track.json` declares both stems unknown, so that no loss counts them.
+SONGS holds one folder per song with drums, bass, other and vocals. TRACKS/train gets pieces of each song, TRACKS/valid
+the 32 s that begin at 45% of it, TRACKS/test the songs that are never trained on, whole. In a song that --bass does not
+name, a bass line may be hidden in `other`. So its `track.json` declares both stems unknown, and no loss counts them.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Write pieces of music with exact stems, by rules: training data that anyone may use.
+"""Compose pieces of music by rules, and write them with exact stems: training data that anyone may use.
 
     apt-get install fluidsynth fluid-soundfont-gm sonic-pi-samples flite && pip install mido pyworld scipy
     python recipes/make_music.py MUSIC --pieces 140 --voices 56
     python recipes/make_music.py MUSIC --split test --seed 2 --pieces 6 --voices 6 --instrument guitar=24,25,26,27
 
 MUSIC/SPLIT/SEED-NUMBER holds drums, bass, other and vocals as FLAC files of 44.1 kHz, two channels and 16 bits, and the
-mixture; `metatasnet-fast prepare --stems MUSIC` reads them. A piece that is there is kept. The same seed and number give the
-same piece, to the bit, with the same packages.
+mixture; `metatasnet-fast prepare --stems MUSIC` reads them. A piece that exists is kept. The same seed and number give
+the same piece, to the bit, with the same packages.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LOUDNESS = 0.1
 
 
 def make_piece(number: int, args: argparse.Namespace) -> None:
-    """Write piece ``number`` into a folder of its own, unless it is there."""
+    """Write piece ``number`` into a folder of its own, unless that folder exists."""
     folder = args.out / args.split / f"{args.seed}-{number:03d}"
     if folder.exists():
         return
@@ -58,8 +58,8 @@ def make_piece(number: int, args: argparse.Namespace) -> None:
 
 
 def _fitted(audio: Audio, length: int, decibels: float) -> Audio:
-    """Cut or pad an audio (2, n) to ``length`` samples and scale it to a deviation of ``decibels``; silence stays
-    silence."""
+    """Cut or pad audio (2, n) to ``length`` samples, scale it to a deviation of ``decibels``, and leave silence
+    silent."""
     padded = np.pad(audio, ((0, 0), (0, max(0, length - audio.shape[1]))))[:, :length]
     return np.float32(10 ** (decibels / 20) / max(1e-6, float(padded.std()))) * padded
 

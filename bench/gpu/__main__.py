@@ -6,9 +6,9 @@
 Each step is a process with a limit on its time; the plan of seconds is printed first. ``DIR`` always holds the same six
 files, replaced after every step and while one runs, so a command that is killed loses no known result. Steps that
 passed are recorded in ``--state`` (by default in the system's temporary folder); on another machine ``--after DIR``
-reads it
-from the files of an earlier call. Needs torch, triton, numpy, pytest with xdist and timeout, nvcc, cmake and pybind11; no
-network. Exit code 1 if a step failed. ``--device cpu --tiny`` tries the script where there is no GPU.
+reads the records from the files of an earlier call. Needs torch, triton, numpy, pytest with xdist and timeout, nvcc,
+cmake and pybind11; no network. Exit code 1 if a step failed. ``--device cpu --tiny`` tries the script where there is no
+GPU.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from typing import Any
 from .steps import CALLS, ROOT, Step, obstacle, path, plan, scaled, turns
 
 GRACE = 3.0
-"""Seconds that a step gets to end by itself after it was told to."""
+"""Seconds that a step gets to end by itself after it was asked to end."""
 TICK, REFRESH = 0.05, 2.0
-"""Seconds between two looks at the processes, and between two writes of the results."""
+"""Seconds between two checks of the processes, and between two writes of the results."""
 SETTLED = ("passed", "left out")
 FILES = ("summary.txt", "results.jsonl", "kernels.csv", "junit.xml", "ncu.csv", "logs.tar.gz")
 ALLOWED_SKIPS = ("there is no second GPU",)
@@ -48,11 +48,11 @@ State = dict[str, dict[str, Any]]
 
 
 class Call:
-    """Runs steps until all have ended, or the call's time has.
+    """A run of steps, until all of them have ended or the call's time is over.
 
     Args:
-        state: records of steps by name, kept up to date; steps that have passed or cannot run are left out.
-        seconds: after which all running steps are ended.
+        state: records of steps by name, kept up to date; steps that have passed or cannot run are not started.
+        seconds: time after which all running steps are ended.
     """
 
     def __init__(self, steps: Sequence[Step], out: Path, work: Path, state: State, device: str, seconds: float) -> None:
@@ -131,7 +131,7 @@ class Call:
         self.running[step.name] = (step, process, time.monotonic())
 
     def _ended(self, name: str) -> bool:
-        """Return whether a step has ended; end it if its time or that of the call is over."""
+        """Return whether a step has ended; end the step if its time or the call's time is over."""
         step, process, began = self.running[name]
         now = time.monotonic()
         code = process.poll()
@@ -216,8 +216,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def problem_of(path: Path) -> str | None:
-    """Return what is wrong with a run of pytest according to its report: no test ran, one failed, or one was skipped
-    needlessly."""
+    """Return the problem that a report of pytest shows: no test ran, a test failed, or a test was skipped for a reason
+    that ALLOWED_SKIPS lacks. Return None if there is no problem."""
     try:
         cases = list(ElementTree.parse(path).getroot().iter("testcase"))
     except (OSError, ElementTree.ParseError):
@@ -244,7 +244,7 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def _junit(work: Path) -> bytes:
-    """Return all reports as one, without those that are not complete yet."""
+    """Return all test reports as one, without the reports that are still being written."""
     suites = ElementTree.Element("testsuites")
     for report in sorted(work.glob("*.xml")):
         try:
@@ -263,7 +263,8 @@ def _logs(work: Path) -> bytes:
 
 
 def second_steps(device: str, tiny: bool, state: State, another_machine: bool) -> list[Step]:
-    """Return the steps of call b: those that did not pass in call a, then its own; on another machine also the preparation."""
+    """Return the steps of call b: those of call a that did not pass, then its own. On another machine, ``build`` and
+    ``warm`` are repeated."""
     first = plan("a", device, tiny)
     if another_machine:
         for name in ("build", "warm"):

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CALLS = {"a": 560.0, "b": 190.0}
 """Seconds that each call may take, by its name."""
 LEAST = 10.0
-"""A step with a limit below so many seconds is not started."""
+"""Smallest limit in seconds of a step; a step that would get less is left out."""
 
 GPU_TESTS = {
     "cuda-tests": ["tests/backends/test_cuda_gpu.py"],
@@ -37,16 +37,16 @@ NCU = (
 
 @dataclass(frozen=True)
 class Step:
-    """One process.
+    """One step of a call, a process.
 
     Attributes:
-        command: ``{work}`` stands for the folder of its results: rows in ``NAME.jsonl``, tests in ``NAME.xml``.
-        limit: seconds after which it is ended.
-        needs: steps that must have ended with status ``passed`` before.
-        alone: nothing else runs at the same time.
-        needs_gpu: left out on a CPU. ``program``: if this program is missing, the step is left out and counts as
-            failed.
-        tests: a run of pytest, in which a skipped test is a failure.
+        command: ``{work}`` stands for the folder of the results: rows in ``NAME.jsonl``, tests in ``NAME.xml``.
+        limit: seconds after which the process is ended.
+        needs: names of the steps that must have passed, or been left out, before.
+        alone: no other step runs at the same time.
+            needs_gpu: left out on a CPU. ``program``: if this program is missing, the step is not started and counts as
+                failed.
+            tests: the step is a run of pytest, in which a skipped test is a failure.
     """
 
     name: str
@@ -61,10 +61,10 @@ class Step:
 
 
 def plan(call: str, device: str = "cuda", tiny: bool = False) -> list[Step]:
-    """Return the steps of a call in their order. Call b comes once no step of call a has to be repeated.
+    """Return a call's own steps in their order; for call b, without the steps of call a that are repeated.
 
     Args:
-        tiny: a network of a few channels, which tries the script and measures nothing.
+        tiny: use a network of a few channels, to try the script; its times mean nothing.
     """
     own = _first_call if call == "a" else _second_call
     return own(["--device", device, *(["--tiny"] if tiny else [])])
@@ -117,7 +117,7 @@ def _bench(name: str, limit: float, options: Sequence[str]) -> Step:
 
 
 def _tests(name: str, limit: float, needs: tuple[str, ...] = ()) -> Step:
-    """Return the tests, split over six processes: an illegal address breaks a process, so only its remaining tests fail."""
+    """Return a step of tests in six processes: an illegal address breaks only the tests left in one of them."""
     command = [sys.executable, "-m", "pytest", *GPU_TESTS[name], "-v", "-m", "gpu", "-p", "no:cacheprovider"]
     command += ["-n", "6", "--timeout", "60", "--junitxml", f"{{work}}/{name}.xml"]
     return Step(name, command, limit, needs, needs_gpu=True, tests=True)
@@ -147,7 +147,7 @@ def turns(steps: Iterable[Step]) -> float:
 
 
 def obstacle(step: Step, device: str) -> str | None:
-    """Return why a step cannot run on this machine; None if it can."""
+    """Return the reason why a step cannot run on this machine; None if it can run."""
     if step.needs_gpu and device == "cpu":
         return "it needs a GPU"
     if step.program and shutil.which(step.program, path=path()) is None:
@@ -162,8 +162,8 @@ def path() -> str:
 
 
 def scaled(steps: Sequence[Step], seconds: float) -> list[Step]:
-    """Return the steps that fit into ``seconds``: the last ones get shorter limits, and each comes with the steps that
-    it needs."""
+    """Return the steps that fit into ``seconds``: late steps get shorter limits. Leave out a step if a step that it
+    needs is left out."""
     found: list[Step] = []
     for step in steps:
         missing = {other.name for other in steps} - {other.name for other in found}

@@ -42,10 +42,10 @@ from metatasnet_fast.precision import Precision
 from .steps import ROOT
 
 WINDOW_SECONDS, SONG_WINDOWS = 24.0, 22
-"""A stereo song of four minutes, as the separator cuts it."""
+"""Length of a window in seconds, and number of windows into which the separator cuts a stereo song of four minutes."""
 ITEM_SECONDS, ITEMS, ITEMS_BESIDE_EAGER = 8.0, 12, 4
-"""Seconds of an item and items of the authors' training step; and fewer items where eager PyTorch in float32 runs too
-(8 GB each)."""
+"""Seconds of an item, items of the authors' training step, and fewer items for runs with eager PyTorch in float32 (8 GB
+per item)."""
 LOW, FULL = Precision.bfloat16, Precision.float32
 PROFILED_ROUNDS = 3
 SMALL = MetaTasNetConfig(N=48, B=16, H=48, layers=2, stack=2, num_mels=24, stages_num=2)
@@ -55,11 +55,11 @@ SMALL_FRAMES = 149
 Rows = Iterator[dict[str, Any]]
 
 APART = ("cuda-wgmma",)
-"""Backends that take part in a step of their own alone: waits of a kernel that no GPU has run may never end."""
+"""Backends that run only in a step of their own: a wait in a kernel that no GPU has run yet may never end."""
 
 
 class WithoutGraphs(TritonBackend):
-    """The backend `triton` that starts each kernel from Python."""
+    """The backend ``triton`` without CUDA graphs: Python starts each kernel."""
 
     def prepare(self, *arguments: Any, **options: Any) -> Any:
         with mock.patch.dict(os.environ, {GRAPHS: "0"}):
@@ -67,13 +67,13 @@ class WithoutGraphs(TritonBackend):
 
 
 def together(device: torch.device, precisions: Sequence[Precision], compiled: bool = False) -> Participants:
-    """Return all backends of this machine but those that are run apart."""
+    """Return all backends of this machine except those in APART."""
     found = Participants.of(device, compiled, precisions)
     return replace(found, backends=[name for name in found.backends if name not in APART])
 
 
 def participants(device: torch.device, precisions: Sequence[Precision], compiled: bool = False) -> Participants:
-    """Return all backends of this machine, and the variants of those that run on a GPU."""
+    """Return all backends of this machine except those in APART, and on a GPU also ``triton`` without graphs."""
     found = together(device, precisions, compiled)
     if "triton" in found.backends and device.type == "cuda":
         found.extra["triton, no graphs"] = WithoutGraphs()
@@ -81,7 +81,7 @@ def participants(device: torch.device, precisions: Sequence[Precision], compiled
 
 
 def cases(job: str, network: MultiTasNet, device: torch.device, tiny: bool) -> Iterator[Case]:
-    """List the jobs, the most important first. Eager PyTorch runs in each as the baseline."""
+    """Yield the cases of a job, the most important first. Eager PyTorch runs in each case as the baseline."""
     if job == "inference":
         for windows, precisions in ((1, (LOW, FULL)), (SONG_WINDOWS, (LOW,)), (4, (LOW, FULL, Precision.tf32))):
             size = (1, 0.4) if tiny else (windows, WINDOW_SECONDS)
@@ -107,8 +107,8 @@ def timings(
 def ready_calls(
     kind: str, network: MultiTasNet, device: torch.device, size: tuple[int, float], taking_part: Participants
 ) -> Iterator[tuple[str, Call]]:
-    """Yield a call for each of our backends that take part; if none can run here, one for eager PyTorch, so that this
-    script is tested anyway."""
+    """Yield a call for each of our backends that take part. If no backend can run here, yield one for eager PyTorch, so
+    that this script is tested anyway."""
     case = (inference_case if kind == "inference" else training_case)(network, taking_part, *size)
     own = [implementation for implementation in case.implementations if implementation.name != EAGER]
     for implementation in own or case.implementations:
@@ -116,8 +116,10 @@ def ready_calls(
 
 
 def warm_one(kind: str, device: str, precision: Precision, tiny: bool) -> str:
-    """Compile every kernel by running it once, on the shortest items there are. Other lengths need no further
-    compilation."""
+    """Compile every kernel by running it once, on the shortest possible items; other lengths need no new compilation.
+
+    Return the names of the backends, or of the launches.
+    """
     if kind == "launches":
         return ", ".join(row["text"] for row in launches(torch.device(device), False))
     network = synthetic.network(TINY if tiny else MetaTasNetConfig())
@@ -143,7 +145,7 @@ def warm(device: torch.device, tiny: bool) -> Rows:
 
 
 def predictions(gpu: str) -> dict[tuple[str, str, str], dict[str, Any]]:
-    """Return the newest recorded ledger of each backend for a GPU, by backend, kind and kernel."""
+    """Return the lines of each backend's newest recorded ledger for a GPU, by backend, kind and kernel."""
     found: dict[tuple[str, str, str], dict[str, Any]] = {}
     for path in sorted((ROOT / "bench" / "results" / "ledger").glob("*.json")):
         lines = [line for line in json.loads(path.read_text(encoding="utf-8")) if line["gpu"] in gpu]
@@ -164,12 +166,12 @@ def kernel_name(name: str) -> str:
 
 
 def kernels(device: torch.device, tiny: bool) -> Rows:
-    """Yield the milliseconds of each kernel in one call, with the ledger's prediction of them."""
+    """Yield the milliseconds of each kernel in one call, with the ledger's prediction."""
     yield from _kernels(device, tiny, together(device, [LOW]), ("inference", "training"))
 
 
 def wgmma(device: torch.device, tiny: bool) -> Rows:
-    """Yield the same for the backend ``cuda-wgmma`` alone, or why it cannot run here."""
+    """Yield the rows of :func:`kernels` for the backend ``cuda-wgmma`` alone, or the reason why it cannot run here."""
     if reason := available_backends()["cuda-wgmma"].reason:
         yield {"text": f"left out: {reason}"}
         return
@@ -260,7 +262,7 @@ def window(device: torch.device, tiny: bool) -> Rows:
 
 def golden(device: torch.device, tiny: bool) -> Rows:
     """Yield the errors of each backend on the recordings of the authors' program."""
-    from bench.golden_parity import rows  # the other jobs need nothing of the tests
+    from bench.golden_parity import rows  # the other jobs do not need the tests' files
 
     yield from rows(device, tiny)
 

@@ -1,10 +1,10 @@
-"""Predict the time of every kernel from its machine code, for GPUs that are not there; put what a GPU took beside it.
+"""Predict the time of every kernel from its machine code, without a GPU; show measured times beside the predictions.
 
     python -m bench.ledger [--backend triton] [--kind inference] [--gpu H100] [--only KERNEL] [--measured FILE] [--record FILE]
 
-Launches are written down by running the network on tensors without data. Their code is compiled for each GPU, and
-some blocks of each launch are followed instruction by instruction (simulate.py): bytes, products, instructions and
-registers are counted, not estimated. How they become times is a model (predict.py): no number here is a measurement
+Launches are recorded by running the network on tensors without data. Their code is compiled for each GPU, and some
+blocks of each launch are followed instruction by instruction (simulate.py): bytes, products, instructions and registers
+are counted, not estimated. A model (predict.py) turns these counts into times: no number here is a measurement
 unless a column says so.
 """
 
@@ -30,9 +30,10 @@ class Line:
     """All launches of a kernel in one job on one GPU; bytes, operations and seconds of all of them together.
 
     Attributes:
-        registers, shared, resident: of the launches that take longest together; ``resident`` blocks fit on a multiprocessor.
-        parts: seconds of each part at its whole rate: memory, cache, products, instructions, latency.
-        bound: the part that binds those launches.
+        registers, shared, resident: those of the equal launches that take longest together; ``resident`` blocks fit on
+            a multiprocessor.
+        parts: seconds of each part at its full rate: memory, cache, products, instructions, latency.
+        bound: the part that limits those launches.
         unknown: what could not be followed in the code.
     """
 
@@ -56,7 +57,7 @@ class Line:
 
 
 def ledger(backend: str, kind: str, gpu: Gpu, only: Sequence[str] = ()) -> list[Line]:
-    """A line for each kernel whose name contains one of ``only`` (default: all), the longest first."""
+    """Return a line for each kernel whose name contains one of ``only`` (default: all), the longest first."""
     found = launches_of(backend, kind, gpu, only)
     kernels: dict[str, list[Row]] = {}
     for row in costs(found, gpu):
@@ -87,7 +88,7 @@ def _line(line: Line, rows: Sequence[Row], gpu: Gpu) -> Line:
 
 
 def total(lines: Sequence[Line]) -> Line:
-    """The sum over the kernels of one job on one GPU."""
+    """Return the sum over the kernels of one job on one GPU."""
     first = lines[0]
     found = Line(first.backend, first.kind, first.gpu, "total")
     for name in ("launches", "hbm", "level_2", "flops", "instructions", "roof", "seconds"):
@@ -100,7 +101,7 @@ HEADER = ("kernel", "launches", "GB", "L2 GB", "TFLOP", "G instr.", "registers",
 
 
 def _cells(lines: Sequence[Line], measured: Mapping[tuple[str, str, str], float]) -> list[list[str]]:
-    """Rows of a table: counts on the first GPU, predicted milliseconds on each, and measured ones where there are any."""
+    """Return the rows of a table: counts on the first GPU, predicted milliseconds on each, and measured ones."""
     gpus = list(dict.fromkeys(line.gpu for line in lines))
     by_kernel: dict[str, dict[str, Line]] = {}
     for gpu in gpus:
@@ -125,7 +126,7 @@ def _cells(lines: Sequence[Line], measured: Mapping[tuple[str, str, str], float]
 
 
 def text(lines: Sequence[Line], measured: Mapping[tuple[str, str, str], float]) -> str:
-    """A table for a terminal, with what could not be followed."""
+    """Return a table for a terminal, with a note for each kernel of which some addresses are unknown."""
     if not lines:
         return "no kernel of that name"
     rows = _cells(lines, measured)
@@ -140,7 +141,7 @@ def text(lines: Sequence[Line], measured: Mapping[tuple[str, str, str], float]) 
 
 
 def markdown(lines: Sequence[Line], measured: Mapping[tuple[str, str, str], float]) -> str:
-    """The same for the documentation."""
+    """Return the table in Markdown for the documentation, without notes."""
     rows = _cells(lines, measured)
     head = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
     return "\n".join([*head, *("| " + " | ".join(row) + " |" for row in rows[1:]), ""])

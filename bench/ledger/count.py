@@ -1,4 +1,4 @@
-"""The cost of every launch of a job, from the launches and the code alone."""
+"""Count the cost of every launch of a job, from the launches and the machine code alone."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ __all__ = ["Row", "costs"]
 FOLLOWED = 16
 """Number of a launch's blocks that are simulated."""
 SHORT, NEIGHBOURS = 4, 32
-"""Places along an axis of the grid up to which all are followed, and blocks along a longer one, to see what blocks share."""
+"""Axes of the grid with at most SHORT blocks are followed whole. Of a longer axis, up to NEIGHBOURS blocks in a row are
+followed, to see which sectors they share."""
 
 
 @dataclass
@@ -44,7 +45,7 @@ class Row:
 
 
 def costs(launches: Sequence[Any], gpu: Gpu) -> list[Row]:
-    """Costs of the launches on a GPU, equal ones together, in the order of their first.
+    """Return the costs of the launches on a GPU: one row for equal launches, in the order of their first.
 
     Kernels are compiled and followed in several processes, and results are kept in ``METATASNET_LEDGER`` (by default
     ``~/.cache/metatasnet_fast/ledger``) by code, arguments and grid.
@@ -52,7 +53,7 @@ def costs(launches: Sequence[Any], gpu: Gpu) -> list[Row]:
     groups: dict[Any, list[Any]] = {}
     for launch in launches:
         groups.setdefault(_key(launch), []).append(launch)
-    programs: dict[Any, list[Any]] = {}  # what is compiled to the same program goes to the same process
+    programs: dict[Any, list[Any]] = {}  # launches of one program go to the same process
     for key, own in groups.items():
         programs.setdefault(key[0], []).append((key, own[0]))
     global _queue
@@ -63,7 +64,7 @@ def costs(launches: Sequence[Any], gpu: Gpu) -> list[Row]:
 
 
 _queue: list[tuple[list[tuple[Any, Any]], int]] = []
-"""Work of the processes that are forked."""
+"""Work of the forked processes, which inherit this list."""
 
 
 def _costs_of(number: int) -> list[tuple[Any, Cost]]:
@@ -78,7 +79,7 @@ def _cost_of(launch: Any, capability: int) -> Cost:
 
 
 def _key(launch: Any) -> tuple[Any, ...]:
-    """Equal for launches of equal cost; begins with the program."""
+    """Return a key that is equal for launches of equal cost; its first entry stands for the program."""
     if isinstance(launch, recording.TorchCall):
         return "torch", launch.bytes
     if isinstance(launch, recording.Launch):
@@ -112,11 +113,11 @@ def _cuda(launch: CudaLaunch, capability: int) -> Cost:
 
 
 def _follow(cubin: bytes, name: str, place: Place, limits: dict[int, int] | None = None, starts: Any = None) -> Cost:
-    """The whole grid's cost from a few of its blocks.
+    """Estimate the cost of the whole grid from a few of its blocks.
 
     Args:
-        limits: bytes behind every pointer, by ``address >> 38``; or
-        starts: the pointers, of which no one knows how much lies behind them.
+        limits: bytes in each range of addresses, by ``address >> 38``; None if they are unknown.
+        starts: without ``limits``: 0 and the pointers, sorted.
     """
     code, grid = function(cubin, name), place.grid
     blocks = _chosen(grid)
@@ -132,7 +133,7 @@ def _follow(cubin: bytes, name: str, place: Place, limits: dict[int, int] | None
     if limits is None:
         cost.hbm = _footprint(code, place, starts)
         return cost
-    for keys in (counts.read, counts.written):  # what blocks touch is distinct until all has been touched
+    for keys in (counts.read, counts.written):  # blocks touch distinct sectors until all are touched
         storages, sectors = np.unique((keys & WHICH_SECTOR) >> np.uint64(33), return_counts=True)
         for storage, found in zip(storages, sectors, strict=True):
             if int(storage) not in limits:
@@ -144,7 +145,7 @@ def _follow(cubin: bytes, name: str, place: Place, limits: dict[int, int] | None
 def _footprint(code: Function, place: Place, starts: Any) -> float:
     """Estimate the bytes that all blocks touch, each counted once, from how the union grows along long axes of the grid.
 
-    What lies behind the same pointer grows together. Along short axes every block is followed.
+    The union grows separately for each pointer, and for reads and writes. Along short axes every block is followed.
     """
     grid = place.grid
     short = [range(size) if size <= SHORT else range(size // 2, size // 2 + 1) for size in grid]
@@ -163,7 +164,7 @@ def _footprint(code: Function, place: Place, starts: Any) -> float:
 
 
 def _union(code: Function, place: Place, box: Sequence[range], starts: Any) -> dict[tuple[str, int], int]:
-    """Distinct sectors that the blocks in a box of the grid read, and write, from each pointer on."""
+    """Return how many distinct sectors the blocks in a box of the grid read and write, by kind and pointer."""
     counts = simulate(code, replace(place, blocks=list(itertools.product(box[0], box[1], box[2]))))
     found = {}
     for kind, keys in (("read", counts.read), ("written", counts.written)):
@@ -175,7 +176,7 @@ def _union(code: Function, place: Place, box: Sequence[range], starts: Any) -> d
 
 
 def _chosen(grid: tuple[int, int, int]) -> list[tuple[int, int, int]]:
-    """At most FOLLOWED blocks: all places along short axes, chance ones along long ones, the same in every run."""
+    """Choose at most FOLLOWED blocks, the same in every run: all along short axes, random ones along long axes."""
     chance = random.Random(0)
     left = FOLLOWED
     places: dict[int, list[int]] = {}
@@ -193,7 +194,7 @@ def _version() -> bytes:
 
 
 def _kept(count: Callable[[], Cost], *key: Any) -> Cost:
-    """``count()``, from the folder of results if they are there."""
+    """Return ``count()``; read it from the folder of results if an earlier run stored it there."""
     folder = Path(os.environ.get("METATASNET_LEDGER") or Path.home() / ".cache" / "metatasnet_fast" / "ledger")
     digest = hashlib.sha256(_version())
     for part in key:

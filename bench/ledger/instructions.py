@@ -1,4 +1,4 @@
-"""What instructions compute, for all threads at once: results for their registers and predicates from what these hold.
+"""Compute what instructions write to registers and predicates, for all threads at once.
 
 Registers are ``uint32`` and predicates ``bool``, with one value for each thread or one for all. Instructions do what the
 instruction sets from sm_80 to sm_90 do, as far as compilers use them for indices. Names of opcodes: CUDA binary utilities.
@@ -24,10 +24,10 @@ ALL = 0xFFFFFFFF
 Array = npt.NDArray[Any]
 
 Value = tuple[Array, "Array | None"]
-"""One number for each thread, and where it is unknown."""
+"""One number for each thread, and a mask of the threads for which it is unknown; None if it is known for all."""
 
 Results = list["Array | Value | None"]
-"""For each destination its value, unknown where a source is if that is not said; None: unknown."""
+"""The value of each destination; without a mask it is unknown where a source is, and None is unknown everywhere."""
 
 UNKNOWN: Value = (np.zeros(1, np.uint32), np.ones(1, np.bool_))
 
@@ -49,7 +49,8 @@ def either(a: Array | None, b: Array | None) -> Array | None:
 
 
 def _add(terms: list[Array], carries: list[Array], flags: int) -> Results:
-    """Return the sum of words, and ``flags`` predicates that count what is carried out of it (0 to 3)."""
+    """Return the lower 32 bits of a sum, and ``flags`` predicates: number k is true if the carry (0 to 3) is above
+    k."""
     total = sum((term.astype(np.uint64) for term in [*terms, *carries]), np.zeros(1, np.uint64))
     return [low32(total), *(total >> np.uint64(32) > k for k in range(flags))]
 
@@ -69,10 +70,10 @@ class Threads:
     """Registers and predicates of all threads, by name, and the banks of constants.
 
     Attributes:
-        unknown: where a register or predicate is unknown, by its name.
-        banks: bytes of each bank, and which of them are known.
+        unknown: masks of the threads for which a register or predicate is unknown, by its name.
+        banks: bytes of each bank, and a mask of the known bytes.
         special: values of special registers.
-        shared: words of each block's shared memory; ``shared_known``: which are known.
+        shared: words of each block's shared memory; ``shared_known``: a mask of the known words.
     """
 
     def __init__(self, block_of: Array, banks: Mapping[int, tuple[Array, Array]], special: Mapping[str, Array]) -> None:
@@ -84,11 +85,14 @@ class Threads:
         self.shared_known = np.zeros(self.shared.shape, np.bool_)
 
     def spread(self, value: Array) -> Array:
-        """Return one value for each thread."""
+        """Return ``value``, which may be one for all threads, as an array of one value per thread."""
         return np.broadcast_to(value, (self.count,))
 
     def put(self, name: str, value: Value, active: Array | None, doubt: Array | None) -> None:
-        """Write a register of the ``active`` threads (None: all); ``doubt``: where it is unknown whether they write."""
+        """Write a register or predicate for the ``active`` threads (None: all).
+
+        ``doubt`` is a mask of the threads for which it is unknown whether they write.
+        """
         numbers, unknown = value
         if doubt is not None:
             unknown = either(unknown, doubt)
@@ -111,7 +115,7 @@ class Threads:
         return (self.registers[name], self.unknown.get(name)) if name in self.registers else UNKNOWN
 
     def flag(self, o: Operand) -> Value:
-        """Return a predicate, which may be negated."""
+        """Return the value of a predicate operand, which may be negated."""
         if o.name is None:
             return self.spread(np.bool_(not o.negated)), None
         if o.name not in self.registers:
@@ -120,7 +124,7 @@ class Threads:
         return (~found if o.negated else found), self.unknown.get(o.name)
 
     def word(self, o: Operand, upper: bool = False, signs: bool = True) -> Value:
-        """Return an operand as a word; the ``upper`` one of a pair; a minus is the caller's unless ``signs``."""
+        """Return an operand as a word; of a pair the lower or ``upper`` one. Without ``signs`` a minus is ignored."""
         lost: Array | None = None
         if o.kind == "number":
             number = int(np.float32(o.value).view(np.uint32)) if isinstance(o.value, float) else int(o.value)
@@ -138,7 +142,7 @@ class Threads:
         return (np.uint32(0) - value if o.negated and signs else value), lost
 
     def wide(self, o: Operand) -> Value:
-        """Return a pair of registers as 64 bits, without its signs."""
+        """Return a pair of registers as 64 bits; a minus is ignored."""
         (low, lost), (high, lost_too) = self.word(o, signs=False), self.word(o, True, signs=False)
         return to64(low, high), either(lost, lost_too)
 
@@ -168,7 +172,7 @@ class Threads:
         return total, lost
 
     def places_in_shared(self, i: Instruction) -> tuple[list[Array], Array | None]:
-        """Return the places of the words of shared memory that an instruction moves, and where they are unknown."""
+        """Return the indices of the shared-memory words that an instruction moves, and a mask of the unknown ones."""
         address, lost = self.address(next(o for o in i.operands if o.kind == "address"))
         first = self.spread(((address & np.uint64(0x3FFFF)) >> np.uint64(2)).astype(np.int64))
         return [first + k for k in range(max(1, i.width // 4))], lost
@@ -180,16 +184,16 @@ class Threads:
 
 
 def as_mask(unknown: Array | None) -> Array:
-    """Return where a value is unknown, as an array."""
+    """Return a mask of unknown values as an array, also for None (all are known)."""
     return np.zeros(1, np.bool_) if unknown is None else unknown
 
 
 class Sources:
-    """The operands of an instruction behind its results, by their number.
+    """The operands that an instruction reads, by their number; they follow its results.
 
     Attributes:
-        mask: the threads that are here.
-        lost: where one of the operands that were read so far is unknown.
+        mask: the threads that execute the instruction.
+        lost: a mask of the threads for which an operand read so far is unknown.
     """
 
     def __init__(self, threads: Threads, i: Instruction, mask: Array) -> None:
@@ -212,7 +216,7 @@ class Sources:
         return np.uint64(0) - value if self.operands[k].negated else value
 
     def double(self, k: int) -> Array:
-        """Return a pair of registers as a float64, or a number."""
+        """Return a pair of registers, or a number, as float64."""
         o = self.operands[k]
         if o.kind == "number":
             return np.full(1, float(o.value))
@@ -274,7 +278,7 @@ def _multiply_add(s: Sources) -> Results:
 
 
 def _shifted_add(s: Sources) -> Results:
-    """``(a << shift) + b`` or, HI, the upper half of ``a``'s 64 bits so shifted, plus ``b``."""
+    """Return ``(a << shift) + b``; with HI, the upper half of the 64 bits of ``a << shift``, plus ``b``."""
     *places, last = (k for k, o in enumerate(s.operands) if o.kind != "predicate")
     a, b, *high = (s.word(k) for k in places)
     shift = np.uint64(s.operands[last].value)
@@ -288,7 +292,7 @@ def _shifted_add(s: Sources) -> Results:
 
 
 def _shift(s: Sources) -> Results:
-    """64 bits ``high:low``, one half of them after the shift."""
+    """Return one half of the 64 bits ``high:low`` after the shift."""
     low, shift, high = (s.word(k) for k in range(3))
     wide, long = to64(low, high), not {"U64", "S64"}.isdisjoint(s.words)
     shift = shift & np.uint32(63 if long else 31) if "W" in s.words else np.minimum(shift, 63 if long else 32)
@@ -339,8 +343,10 @@ def _compare_doubles(s: Sources) -> Results:
 
 
 def _combined(s: Sources, result: Array) -> Results:
-    """Return a comparison and its opposite, each with the predicate at the end; what decides alone is known though the
-    other is not."""
+    """Return a comparison and its opposite, each combined with the predicate operand.
+
+    If one of the two decides the result alone, the result is known although the other is not.
+    """
     lost = s.lost
     other, lost_other = s.threads.flag(s.operands[2])
     unknown = either(lost, lost_other)
@@ -364,15 +370,15 @@ def _select(s: Sources) -> Results:
 
 
 def _lesser(s: Sources, a: Array, b: Array, smaller: int) -> Results:
-    """Return the smaller of two where the predicate number ``smaller`` holds, else the larger."""
+    """Return the smaller of ``a`` and ``b`` where predicate operand ``smaller`` holds, else the larger."""
     below = a < b if "U32" in s.words else a.astype(np.int32) < b.astype(np.int32)
     return [np.where(below == s.flag(smaller), a, b)]
 
 
 def _permute(s: Sources) -> Results:
-    """Each byte of the result is one of eight, or its sign.
+    """Select each byte of the result from eight bytes, or from their signs.
 
-    Half of a register that was never written may be kept beside the half that is written here: no one reads it.
+    The third operand may never have been written. It counts as known then: no instruction reads the bytes kept from it.
     """
     last = s.threads.word(s.operands[2])
     b = s.note(last) if s.operands[2].name in s.threads.registers else last[0]
@@ -477,7 +483,7 @@ def _to_float(s: Sources) -> Results:
         bits = numbers.astype(np.float64).view(np.uint64)
         return [low32(bits), high32(bits)]
     found = numbers.astype(np.float32)
-    if "RP" in s.words:  # upwards, as a division by multiplication wants its divisor
+    if "RP" in s.words:  # round up, as division by multiplication needs
         short = found.astype(np.float64) < numbers.astype(np.float64)
         found = np.where(short, np.nextafter(found, np.float32(np.inf)), found)
     return [found.view(np.uint32)]
@@ -540,13 +546,13 @@ RESULTS: dict[str, Callable[[Sources], Results]] = {
     "DFMA": lambda s: _double(s, lambda a, b, c: a * b + c),
     "DSETP": _compare_doubles,
 }
-"""Results of instructions, by the first part of their opcode."""
-RESULTS |= {f"U{name}": compute for name, compute in RESULTS.items()}  # those for uniform registers
+"""Functions that compute the results of instructions, by the first part of the opcode."""
+RESULTS |= {f"U{name}": compute for name, compute in RESULTS.items()}  # the same on uniform registers
 
 
 @functools.cache
 def destinations(i: Instruction) -> list[tuple[str | None, bool]]:
-    """Return the places of an instruction's results, in order: names (None: nowhere) and whether they are predicates."""
+    """Return the destinations of an instruction in order: each name (None: discarded), and if it is a predicate."""
     found: list[tuple[str | None, bool]] = []
     for o in i.operands:
         if o.kind not in ("register", "predicate") or len(found) == i.results:
@@ -560,8 +566,11 @@ _SHAPE = re.compile(r"^(?:HGMMA\.(\d+)x(\d+)x(\d+)|HMMA\.(\d+))")
 
 
 def flops_of(i: Instruction) -> tuple[str, int]:
-    """Return the kind and number of a warp's floating-point operations: of matrix instructions, and fused multiply-adds
-    in float32."""
+    """Return the kind and number of a warp's floating-point operations.
+
+    Only matrix instructions (HGMMA: ``bfloat16``, ``tf32``; HMMA: ``mma bfloat16``, ``mma tf32``) and fused
+    multiply-adds (``float32``) are counted.
+    """
     if i.base == "FFMA":
         return "float32", 2 * WARP
     found = _SHAPE.match(i.opcode)
@@ -569,6 +578,6 @@ def flops_of(i: Instruction) -> tuple[str, int]:
         return "", 0
     kind = "tf32" if "TF32" in i.modifiers else "bfloat16"
     if found[1]:
-        return kind, 2 * int(found[1]) * int(found[2]) * int(found[3]) // 4  # by a group of four warps
+        return kind, 2 * int(found[1]) * int(found[2]) * int(found[3]) // 4  # four warps share it
     shapes = {"16816": 16 * 8 * 16, "1688": 16 * 8 * 8, "1684": 16 * 8 * 4}
     return f"mma {kind}", 2 * shapes[found[4]]

@@ -1,5 +1,5 @@
-"""The launches of a job, written down without a GPU: by Triton's launchers on tensors without data, or by the emulator of the
-CUDA kernels; and what a device would see of each: addresses, parameters, the code that nvcc made."""
+"""Record the launches of a job without a GPU: by Triton's launchers on tensors without data, or by the emulator of the
+CUDA kernels. For each launch, give what a device would see: addresses, parameters, and the code that nvcc made."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ WINDOWS = {"inference": 22, "window": 1}
 SECONDS = 24
 """A stereo song of four minutes is 22 windows of 24 seconds, as `Separator` cuts it."""
 ITEMS, ITEM_SECONDS = 12, 8
-"""A training step."""
+"""Items of a training step, and the seconds of each item."""
 
 
 def served(backend: str, kind: str, gpu: Gpu) -> bool:
@@ -64,10 +64,10 @@ def launches_of(backend: str, kind: str, gpu: Gpu, only: Sequence[str] = ()) -> 
     """Return the launches of one song, one window, or one training step without the optimiser, in bfloat16, in their order.
 
     Args:
-        only: parts of names of the kernels that are wanted; default: all.
+        only: keep only the kernels whose name contains one of these texts; default: all.
 
     Raises:
-        ValueError: for a backend that does not do this.
+        ValueError: if the backend does not do this job on this GPU.
     """
     if not served(backend, kind, gpu):
         raise ValueError(f"The backend {backend} does no {kind} on {gpu.name}.")
@@ -89,9 +89,10 @@ def launches_of(backend: str, kind: str, gpu: Gpu, only: Sequence[str] = ()) -> 
 
 
 def _tensors(launch: recording.Launch) -> Iterator[tuple[str, Tensor, int]]:
-    """The launch's tensors with addresses: what begins at a place of its own has a range of its own, in the arguments' order.
+    """Yield the name, value and address of each tensor argument of a launch, in order.
 
-    Where in its sector a small one begins is left out, so that equal launches look equal.
+    Tensors that begin at different places get different ranges of addresses. For a tensor of up to 1 MiB the offset in
+    the sector is left out, so that equal launches look equal.
     """
     starts: dict[tuple[int, int], int] = {}
     for name, value in launch.arguments.items():
@@ -102,7 +103,7 @@ def _tensors(launch: recording.Launch) -> Iterator[tuple[str, Tensor, int]]:
 
 
 def buffers(launch: recording.Launch) -> dict[int, int]:
-    """Bytes that a launch can touch in each range, by ``address >> 38``."""
+    """Return the bytes that a launch can touch in each range of addresses, by ``address >> 38``."""
     found: dict[int, int] = {}
     for _, value, at in _tensors(launch):
         found[at >> 38] = max(found.get(at >> 38, 0), recording.size(value))
@@ -110,7 +111,7 @@ def buffers(launch: recording.Launch) -> dict[int, int]:
 
 
 def parameters(launch: recording.Launch) -> bytes:
-    """The bank of parameters as the device sees it."""
+    """Return a launch's parameters as the device sees them in its constant bank."""
     addresses = {name: at for name, _, at in _tensors(launch)}
     signature = recording.source(launch)[0].signature
     content = b""
@@ -131,8 +132,11 @@ NAMESPACE = "N10metatasnet8emulated"
 
 @dataclass(frozen=True)
 class CudaLaunch:
-    """One launch: ``arguments`` as the device would get them but for tensor maps, which are the emulator's; ``shared`` bytes
-    asked for beside what is static; ``cluster`` blocks along x that are a cluster."""
+    """One launch, or with an empty ``symbol`` one clearing of ``shared`` bytes of memory.
+
+    ``arguments`` are those that the device would get, except that tensor maps have the emulator's layout. ``shared`` is
+    the dynamic shared memory in bytes. ``cluster`` blocks along x form a cluster.
+    """
 
     symbol: str
     name: str
@@ -148,14 +152,19 @@ class CudaLaunch:
 
     @property
     def pointers(self) -> npt.NDArray[np.uint64]:
-        """Addresses among the arguments, in order; no small numbers beside padding that holds a part of an old address."""
+        """The distinct 8-byte words among the arguments that look like addresses, sorted.
+
+        Words whose lower half is below 65536 or not a multiple of 4 are left out: they are small 4-byte numbers, next
+        to padding that still holds the upper half of an old address.
+        """
         found = np.unique(self._words[_addresses(self._words)])
         real: npt.NDArray[np.bool_] = (found % np.uint64(1 << 32) >= 1 << 16) & (found % np.uint64(4) == 0)
         return found[real]
 
     @property
     def placeless(self) -> bytes:
-        """The arguments with the lower part of addresses alone: the same wherever memory was allocated."""
+        """The arguments with only the lowest 5 bits of each address, so that they do not depend on where memory was
+        allocated."""
         words = self._words.copy()
         words[_addresses(words)] &= np.uint64(31)
         return bytes(words.tobytes()) + self.arguments[len(words) * 8 :]
@@ -167,7 +176,7 @@ def _addresses(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
 
 
 class RecordingBackend(CudaBackend):
-    """The backend's host code on tensors of the CPU that are never touched."""
+    """The backend ``cuda`` with its host code run on CPU tensors, whose data are never touched."""
 
     device_type: ClassVar[str] = "cpu"
 
@@ -190,13 +199,13 @@ class RecordingBackend(CudaBackend):
 
 
 class RecordingWgmmaBackend(RecordingBackend):
-    """The same with the products of frames by ``wgmma``."""
+    """A :class:`RecordingBackend` that computes the products of frames by ``wgmma``."""
 
     products: ClassVar[str] = "wgmma"
 
 
 def recorded(job: Callable[[], Any]) -> list[CudaLaunch]:
-    """Launches, and clearings of memory, while ``job`` runs."""
+    """Run ``job``, and return its launches and clearings of memory, in order."""
     module = native.load()
     assert module is not None
     found = []
@@ -213,7 +222,7 @@ def recorded(job: Callable[[], Any]) -> list[CudaLaunch]:
 
 
 def _readable(mangled: str) -> str:
-    """Names and numbers of a mangled type: ``Pointwise InBfloat16 From 0``."""
+    """Return the names and numbers of a mangled type, such as ``Pointwise InBfloat16 From 0``."""
     found, at = [], 0
     while at < len(mangled):
         if length := re.match(r"\d+", mangled[at:]):
@@ -230,10 +239,10 @@ def _readable(mangled: str) -> str:
 
 @functools.cache
 def cubins(capability: int) -> tuple[bytes, ...]:
-    """The code in the compiled module that a GPU of this compute capability (without its point) takes.
+    """Return the code in the compiled module that a GPU of a compute capability (90 for 9.0) runs.
 
     Raises:
-        BackendUnavailableError: if there is none.
+        BackendUnavailableError: if the module has no such code.
     """
     if reason := native.cuda_reason():
         raise BackendUnavailableError(f"There is no CUDA code to count: {reason}")
@@ -244,7 +253,7 @@ def cubins(capability: int) -> tuple[bytes, ...]:
         for cubin in sorted(Path(folder).glob("*.cubin")):
             number = re.search(r"sm_(\d+)", cubin.name)
             found.setdefault(int(number[1]) if number else 0, []).append(cubin.read_bytes())
-    # Code for 8.0 runs on 8.9; none runs on another major version.
+    # Code for 8.0 runs on 8.9; no code runs on another major version.
     fitting = [n for n in found if n // 10 == capability // 10 and n <= capability]
     if not fitting:
         raise BackendUnavailableError(
@@ -254,7 +263,7 @@ def cubins(capability: int) -> tuple[bytes, ...]:
 
 
 def cubin_of(symbol: str, capability: int) -> bytes:
-    """The cubin that holds a kernel."""
+    """Return the cubin that holds a kernel."""
     for cubin in cubins(capability):
         if symbol.encode() + b"\0" in cubin:
             return cubin

@@ -1,4 +1,4 @@
-"""Predict the time of a launch on a GPU. Every assumption is here, and none is fitted to a measurement.
+"""Predict the time of a launch on a GPU. Every assumption is in this file; no assumption is fitted to a measurement.
 
 A launch is bound by what takes longest: bytes from memory, bytes from the second-level cache, products on tensor
 cores, instructions, or waiting for memory. The rest overlaps, less well where only one block fits on a
@@ -16,18 +16,18 @@ __all__ = ["GPUS", "Cost", "Gpu", "Prediction", "predict"]
 BANDWIDTH = 0.88
 """Share of the memory's bandwidth that a streaming kernel reaches."""
 PRODUCTS = 0.65
-"""Share of the tensor cores' rate."""
+"""Share of the tensor cores' rate that a kernel reaches."""
 ISSUE = 0.60
-"""Share of the instructions that a multiprocessor could issue."""
+"""Share of a multiprocessor's issue rate that a kernel reaches."""
 SUSTAINED = 0.81
 """Tensor cores' rate in large products over the data sheet's: 800 of 989 on an H100, whose clock falls under such load."""
 BESIDE, BESIDE_ALONE = 0.10, 0.35
-"""Share of the second-longest part that is not hidden; the latter where one block is on a multiprocessor."""
+"""Share of the second-longest part that is not hidden; BESIDE_ALONE if at most one block fits on a multiprocessor."""
 LEAST = 2.5e-6
-"""Seconds of the shortest launch, the gap to the next one included."""
+"""Seconds of the shortest launch, including the gap to the next launch."""
 FROM_MEMORY, FROM_CACHE = 660e-9, 200e-9
-"""Seconds from asking for a value to having it, under load: from memory (so 15 KiB under way on each multiprocessor of an H100
-sustain 3 TB/s) and from the second-level cache."""
+"""Seconds from the request of a value to its arrival, under load: from memory (so 15 KiB under way on each
+multiprocessor of an H100 sustain 3 TB/s) and from the second-level cache."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Gpu:
 
     @property
     def float32(self) -> float:
-        """Return the operations per second outside the tensor cores."""
+        """Floating-point operations per second in float32 outside the tensor cores."""
         return 256 * self.multiprocessors * self.clock
 
 
@@ -82,11 +82,12 @@ class Cost:
 
     Attributes:
         hbm: bytes from and to memory, every byte once per launch. ``level_2``: bytes that multiprocessors read from the cache.
-        flops: by kind of operands; ``mma`` is bfloat16 by HMMA where the GPU has HGMMA too.
+        flops: floating-point operations by kind: ``bfloat16`` and ``tf32`` by HGMMA, ``mma bfloat16`` and ``mma tf32``
+            by HMMA, ``float32``.
         instructions: of warps. ``waiting``: seconds for which a warp waits for values, mean and of the slowest block.
         busiest: instructions of the block with the most.
         blocks: of the grid. ``registers``: of a thread. ``shared`` bytes and ``threads``: of a block.
-        unknown: what could not be followed, with how often.
+        unknown: how often something could not be followed, by description.
     """
 
     hbm: float = 0.0
@@ -102,7 +103,7 @@ class Cost:
     unknown: dict[str, int] = field(default_factory=dict)
 
     def resident(self, gpu: Gpu) -> int:
-        """Blocks that fit on a multiprocessor; 0 if not even one does."""
+        """Return how many blocks fit on a multiprocessor; 0 if not even one fits."""
         if not self.threads:
             return gpu.most_blocks
         warps = -(-self.threads // 32)
@@ -113,7 +114,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Seconds of one launch; of each part, as if nothing else took time; and the part that limits the launch."""
+    """Seconds of one launch, seconds of each part alone at its full rate, and the part that limits the launch."""
 
     seconds: float
     parts: Mapping[str, float]
@@ -121,7 +122,7 @@ class Prediction:
 
     @property
     def roof(self) -> float:
-        """Bytes from memory and products alone, at whole rates."""
+        """Seconds of the bytes from memory or of the products, whichever take longer, at their full rates."""
         return max(self.parts["memory"], self.parts["products"])
 
 
@@ -135,7 +136,7 @@ def predict(cost: Cost, gpu: Gpu) -> Prediction:
         rate = SUSTAINED * gpu.products[kind.removeprefix("mma ")]
         products += operations / (rate * (MMA_ON_90 if kind.startswith("mma ") and gpu.capability >= 90 else 1))
     each = cost.blocks / gpu.multiprocessors  # blocks of a multiprocessor
-    uneven = math.ceil(each) / each if each else 1.0  # the one with the most
+    uneven = math.ceil(each) / each if each else 1.0  # factor of the multiprocessor with the most
     own = min(resident, math.ceil(each)) * cost.busiest
     parts = {
         "memory": cost.hbm / gpu.bandwidth,

@@ -1,4 +1,4 @@
-"""A GPU's code as text: instructions, what each reads and writes, and which of them decide what is executed."""
+"""Read a GPU's machine code: instructions, what each reads and writes, and which of them decide what is executed."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ __all__ = ["FLOW", "MEMORY", "Function", "Instruction", "Operand", "following", 
 
 FLOW = frozenset({"BRA", "BRX", "CALL", "EXIT", "JMP", "RET"})
 MEMORY = frozenset({"ATOM", "ATOMG", "LD", "LDG", "LDGSTS", "RED", "REDG", "ST", "STG", "UTMALDG"})
-"""Instructions on global memory."""
+"""Opcodes of instructions that access global memory."""
 WITHOUT_RESULT = FLOW | frozenset("ST STG STS STL STSM RED REDG LDGSTS UTMALDG BAR BSSY BSYNC WARPSYNC".split())
 OPAQUE = frozenset(
     "FADD FCHK FFMA FMNMX FMUL FSEL FSETP FSET F2FP SYNCS HADD2 HFMA2 HMUL2 HMMA HGMMA HSETP2 F2F IMMA "
     "LD LDG LDSM ATOM ATOMG ATOMS".split()
 )
-"""Instructions whose results depend on the data: nothing is known of them."""
+"""Instructions whose results depend on data, and so are unknown."""
 
 _OPERAND = re.compile(r"^([-~!|]*)(UR|UP|R|P)(\d+|Z|T)\|?((?:\.\w+)*)$")
 _CONSTANT = re.compile(r"^([-~|]*)c\[(0x[0-9a-f]+)\]\[(?:(U?R\d+|U?RZ)\+?)?(-?0x[0-9a-f]+)?\]\|?(?:\.\w+)*$")
@@ -40,11 +40,11 @@ class Operand:
 
     Attributes:
         kind: ``register``, ``predicate``, ``number``, ``constant`` (a bank's), ``address`` or ``text``.
-        name: of the register or predicate; RZ, URZ, PT and UPT are None.
+        name: name of the register or predicate; None for RZ, URZ, PT and UPT.
         negated: with a minus, or an exclamation mark for predicates. ``inverted``: bit by bit.
-        value: of a number; the offset in a bank or of an address.
-        parts: an address's registers with whether each is a pair; a constant's index register.
-        bank: of a constant.
+        value: value of a number; offset in a bank, or in an address.
+        parts: registers of an address, each with whether it is a pair; index register of a constant.
+        bank: number of a constant's bank.
     """
 
     kind: str
@@ -121,9 +121,9 @@ class Function:
         return tuple(range(a, b) for a, b in itertools.pairwise(bounds))
 
     def successors(self, position: int) -> list[int]:
-        """Positions that may follow the instruction at ``position``."""
+        """Return the positions that may follow the instruction at ``position``."""
         i = self.instructions[position]
-        if i.base == "RET":  # to behind any of the calls
+        if i.base == "RET":  # to the instruction after any call
             return [c.at // 16 + 1 for c in self.instructions if c.base == "CALL"]
         conditional = i.guard is not None or (i.base == "BRA" and bool(i.operands))
         after = [position + 1] if i.base not in FLOW or conditional else []
@@ -144,14 +144,14 @@ class Function:
         found = self._relevant(steps)
         if not any(self.instructions[n].base in ("LDS", "LDL") for n in found):
             return found
-        # Values that decide are read from shared or local memory: so all that are stored there may decide.
+        # A branch or address depends on a load from shared or local memory. Any store there may have written the value.
         stores = frozenset(n for n, i in enumerate(self.instructions) if i.base in ("STS", "STL"))
         for n in stores:
             steps[n] = (bits(self.instructions[n].reads), *steps[n][1:])
         return self._relevant(steps) | stores
 
     def _relevant(self, steps: list[tuple[int, int, int, bool]]) -> frozenset[int]:
-        """Positions that write what a later instruction needs: a backward data flow until nothing changes."""
+        """Return the positions that write what a later instruction needs, by a backward data flow until it settles."""
         entry = dict.fromkeys((block.start for block in self.blocks), 0)
         found: set[int] = set()
         changed = True
@@ -194,12 +194,12 @@ def _names(name: str, pair: bool) -> list[str]:
 
 
 def tool(name: str) -> Path:
-    """A program of NVIDIA's that comes with Triton."""
+    """Return the path of an NVIDIA tool that comes with Triton."""
     return Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
 
 
 def _say(cubin: bytes, name: str, option: str) -> str:
-    """Return what a program says about a cubin."""
+    """Return what an NVIDIA tool prints about a cubin."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -231,7 +231,7 @@ def function(cubin: bytes, name: str) -> Function:
 
 
 def _constants(cubin: bytes, name: str) -> dict[int, bytes]:
-    """Contents of the sections ``.nv.constantN.NAME`` (ELF, 64 bits) but the parameters'."""
+    """Return the contents of a cubin's sections ``.nv.constantN.NAME`` (ELF, 64 bits), by N."""
     (table,) = struct.unpack_from("<Q", cubin, 0x28)
     size, count, names = struct.unpack_from("<HHH", cubin, 0x3A)
     sections = [struct.unpack_from("<IIQQQQ", cubin, table + size * k) for k in range(count)]
@@ -245,7 +245,7 @@ def _constants(cubin: bytes, name: str) -> dict[int, bytes]:
 
 
 def usage(cubin: bytes, name: str) -> tuple[int, int, int]:
-    """Registers of a thread, its bytes of local memory, and a block's bytes of static shared memory."""
+    """Return a thread's number of registers and bytes of local memory, and a block's bytes of static shared memory."""
     found = re.search(rf"Function {re.escape(name)}:\s*REG:(\d+) STACK:(\d+) SHARED:(\d+)", _usage(cubin))
     assert found, f"cuobjdump does not say what {name} needs"
     return int(found[1]), int(found[2]), int(found[3])
@@ -281,7 +281,7 @@ def _read(at: int, raw: dict[str, Any], starts: dict[str, int]) -> Instruction:
         names = [following(o.name, k) for k in range(count)] if o.name else []
         names += [name for part in o.parts for name in _names(*part)]
         (writes if n < results else reads).update(names)
-    if base == "P2R":  # the predicates of its mask
+    if base == "P2R":  # the predicates that the mask selects
         reads |= {f"P{k}" for k in range(7) if int(operands[-1].value) >> k & 1}
     first = next((count for o, count in zip(operands[:results], counts, strict=False) if o.kind == "register"), 1)
     return Instruction(at, opcode, operands, guard, target, frozenset(reads), frozenset(writes), results, first)
@@ -332,13 +332,13 @@ def _results(base: str, operands: tuple[Operand, ...]) -> int:
         return 2
     if base not in ("IADD3", "LEA", "LOP3", "IMAD"):
         return 1
-    if operands[0].kind == "predicate":  # in front of the result
+    if operands[0].kind == "predicate":  # a predicate in front of the result
         return 2
     return 1 + len(list(itertools.takewhile(lambda o: o.kind == "predicate", operands[1:3])))
 
 
 def _registers(opcode: str, base: str, n: int, results: int) -> int:
-    """Consecutive registers that an operand stands for."""
+    """Return how many consecutive registers an operand stands for."""
     modifiers = opcode.split(".")[1:]
     last = modifiers[-1] if modifiers else ""
     if base in ("LDG", "LDS", "LDL", "LD", "STG", "STS", "STL", "ST", "LDC", "ULDC", "ATOMG"):

@@ -2,8 +2,8 @@
 
 Integers and predicates that decide about control flow or addresses are computed for every thread of these blocks,
 from the launch's parameters and the indices of threads and blocks, so trip counts of loops need no table. Data are
-unknown. A branch that depends on data takes the way that is shorter to the kernel's end: past the slow path of a
-division, past what the last block does for all.
+unknown. A branch that depends on data takes the shorter way to the kernel's end. So it skips the slow path of a
+division, and the work that only the last block does.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MOST_STEPS = 500_000
 """A kernel that executes more runs of instructions than this is reported as endless."""
 
 SUBROUTINE = 100
-"""Instructions that a subroutine is taken to have, where ways are compared."""
+"""Number of instructions that a subroutine is assumed to have when two ways to the kernel's end are compared."""
 
 STACK = 1 << 20
 """Address of the end of a thread's local memory; no count depends on it."""
@@ -37,33 +37,33 @@ PARAMETERS = {8: 0x160, 9: 0x210}
 """Offset where parameters begin in constant bank 0, by the major compute capability."""
 
 CONSTANTS = 1 << 48
-"""Where constant bank 0 is taken to begin among addresses of memory: the place of tensor maps, which are parameters."""
+"""Address at which constant bank 0 is assumed to begin. Tensor maps are parameters, so they lie in this bank."""
 
 ADDRESS_OF_PARAMETERS = 0x198
-"""Compute capability 9.0: offset in constant bank 0 of the address of the parameters, which are not aligned there."""
+"""Offset in constant bank 0 of the parameters' address, for compute capability 9.0; that address is not aligned."""
 
 TENSOR_MAP = np.dtype([("data", "u8"), ("sizes", "u8", 3), ("strides", "u8", 2), ("box", "u4", 2)])
 """A tensor map as the emulator has it (``csrc/cuda/wgmma_layout.h``): of bfloat16, in three dimensions."""
 
 NOTHING: Array = np.zeros(0, np.uint64)
 WHICH_SECTOR = np.uint64((1 << 42) - 1)
-"""The bits of a key that tell a sector; those above tell the block."""
+"""The bits of a key that identify the sector; the bits above identify the block."""
 
 Load = tuple[float, float]
-"""Numbers of a block's warps that wait for a load from memory, and from the second-level cache: one of them is 0."""
+"""Share of a block's warps that wait for a load from memory, and share that wait for the L2 cache; one of them is 0."""
 
 Action = Callable[["Array | None"], "tuple[int, Load] | None"]
-"""Follows an instruction for the threads of a mask (None: all); returns a load that must be waited for."""
+"""Executes an instruction for the threads of a mask (None: for all); returns the load to wait for, or None."""
 
 Pending = frozenset[tuple[str, Load]]
-"""Registers that are being loaded."""
+"""Registers that are being loaded, each with its load."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Grid and block of a launch, the blocks that are followed, and the parameters as the device sees them.
+    """Grid and block size of a launch, the blocks that are followed, and the parameters as the device sees them.
 
-    ``cluster`` blocks along x are a cluster.
+    ``cluster`` blocks along x form a cluster.
     """
 
     grid: tuple[int, int, int]
@@ -76,17 +76,18 @@ class Place:
 
 @dataclass
 class Counts:
-    """Instructions that each followed block executes; arrays have one entry per block.
+    """What each followed block executes and touches; arrays have one entry per block.
 
     Attributes:
-        instructions: issued by warps.
-        flops: on the tensor cores (``bfloat16``, ``tf32``) and off them (``float32``, fused multiply-adds alone).
-        waits: of a warp, mean over the block's: for values from memory (first column), and for those that other blocks load
-            too, which the second-level cache has (second column). What the block has loaded before is not waited for.
-        requested: bytes in sectors that are loaded past the first-level cache, as often as they are.
-        read, written, cached: what was touched, once each, as ``block << 42 | sector``; ``cached``: read through the
-            first-level cache.
-        unknown: opcodes, or branches and addresses, of which something was not known, with how often.
+        instructions: number of instructions that the block's warps issue.
+        flops: floating-point operations by the kinds of :func:`.flops_of`.
+        waits: how often a warp waits for global loads, mean over the block's warps: for data from memory (column 0),
+            and for data that other blocks load too, which are in the L2 cache (column 1). Data that the block loaded
+            before, through the L1 cache, are not waited for.
+        requested: bytes of the sectors requested past the L1 cache; a sector counts at every request.
+        read, written, cached: the distinct sectors touched, as ``block << 42 | sector``; ``cached`` are reads through
+            the L1 cache.
+        unknown: how often an opcode, branch, guard or address could not be evaluated, by description.
     """
 
     instructions: Array
@@ -100,18 +101,18 @@ class Counts:
 
 
 def simulate(function: Function, place: Place) -> Counts:
-    """Follow ``place.blocks`` through ``function``."""
+    """Follow ``place.blocks`` through the code of ``function``, and return what they execute and touch."""
     return _Machine(function, place).run()
 
 
 def distinct(numbers: Array) -> Array:
-    """The different ones among numbers, in order; numpy's own takes several times as long."""
+    """Return the distinct numbers, sorted; ``numpy.unique`` takes several times as long."""
     found = np.sort(numbers)
     return found[np.concatenate([[True], found[1:] != found[:-1]])] if len(found) else found
 
 
 def _bank(parts: Sequence[tuple[int, bytes]]) -> tuple[Array, Array]:
-    """Bytes of a bank of constants, and which of them are known."""
+    """Return the bytes of a bank of constants, and which of these bytes are known."""
     content, known = np.zeros(1 << 14, np.uint8), np.zeros(1 << 14, np.bool_)
     for at, part in parts:
         content[at : at + len(part)] = np.frombuffer(part, np.uint8)
@@ -140,7 +141,7 @@ class _Machine:
         }
         start = PARAMETERS[place.capability // 10]
         self.parameters = start
-        if any(i.base == "UTMALDG" for i in function.instructions):  # tensor maps, and so the parameters, are aligned
+        if any(i.base == "UTMALDG" for i in function.instructions):  # parameters with tensor maps are aligned
             self.parameters = len(function.constants[0]) - len(place.parameters)
         words = np.array((place.threads, 1, 1, *place.grid), np.uint32).tobytes()
         stack = np.array([STACK], np.uint32).tobytes()
@@ -197,7 +198,7 @@ class _Machine:
         if i.base == "RET":
             (back, lost) = self.threads.word(i.operands[0])
             back = np.broadcast_to(back, mask.shape)
-            if lost is not None and (lost & mask).any():  # a register that was lost on the way: to behind the last call
+            if lost is not None and (lost & mask).any():  # unknown register: continue after the last call
                 back = np.where(lost, self.behind_call, back)
                 if (back[mask] == 0).any():
                     raise RuntimeError(f"{self.function.name}: a subroutine returns without a call.")
@@ -214,8 +215,8 @@ class _Machine:
         return [(where, lanes) for where, lanes in parts if lanes.any()]
 
     def _condition(self, i: Instruction, mask: Array) -> tuple[Array, Array]:
-        """Return where the instruction's guard and its predicates hold, and where that is unknown."""
-        if "DIV" in i.modifiers:  # for warps whose threads have parted
+        """Return the threads for which the guard and the predicates hold, and those for which this is unknown."""
+        if "DIV" in i.modifiers:  # taken only by warps whose threads have diverged
             return np.zeros(self.threads.count, np.bool_), np.zeros(self.threads.count, np.bool_)
         taken, unknown = np.ones(self.threads.count, np.bool_), np.zeros(self.threads.count, np.bool_)
         predicates = [o for o in i.operands if o.kind == "predicate"] if i.base == "BRA" else []
@@ -230,14 +231,14 @@ class _Machine:
 
     @functools.cached_property
     def _distances(self) -> dict[int, int]:
-        """Return the number of instructions from the beginning of each run to the kernel's end, by the shortest way."""
+        """Number of instructions on the shortest way from the beginning of each run to the kernel's end."""
         before: dict[int, list[tuple[int, int]]] = {}
         ends = []
         for block in self.function.blocks:
             last = self.function.instructions[block.stop - 1]
             if last.base == "EXIT":
                 ends.append((len(block), block.start))
-            if last.base == "CALL":  # comes back
+            if last.base == "CALL":  # a call returns to the next run
                 before.setdefault(block.stop, []).append((block.start, len(block) + SUBROUTINE))
             elif last.base != "RET":
                 for s in self.function.successors(block.stop - 1):
@@ -259,7 +260,7 @@ class _Machine:
     # -- counting
 
     def _account(self, block: range, mask: Array, pending: Pending, new: frozenset[tuple[int, Load]]) -> Pending:
-        """Count a run; returns the registers that are still to come behind it."""
+        """Count a run of instructions, and return the registers that are still being loaded after it."""
         instructions, flops = self.cost(block)
         warps = mask.reshape(len(self.place.blocks), self.warps, WARP).any(2).sum(1)
         self.counts.instructions += warps * instructions
@@ -270,7 +271,7 @@ class _Machine:
         return coming
 
     def _cost(self, block: range) -> tuple[int, dict[str, int]]:
-        """Instructions of a run, and the floating-point operations of a warp in it."""
+        """Return the number of instructions of a run, and a warp's floating-point operations in it, by kind."""
         instructions, flops = [self.function.instructions[n] for n in block], dict[str, int]()
         for kind, each in map(flops_of, instructions):
             if each:
@@ -278,12 +279,13 @@ class _Machine:
         return sum(i.base != "NOP" for i in instructions), flops
 
     def _wait(self, block: range, pending: Pending, new: frozenset[tuple[int, Load]]) -> tuple[Array, Pending]:
-        """Return the waits in a run, by the memory waited for, and the loads under way after it; ``new`` are its own loads."""
+        """Return the waits in a run, by memory, and the loads under way after it; ``new`` are the loads that the run
+        starts."""
         waits, coming, loads = np.zeros(2), dict(pending), dict(new)
         for n in block:
             i = self.function.instructions[n]
             if coming and not coming.keys().isdisjoint(i.reads | i.writes):
-                waits += max(coming.values())  # the slowest; those asked for before have come by then
+                waits += max(coming.values())  # for the slowest load; the others have arrived by then
                 coming = {}
             if i.at in loads:
                 coming |= dict.fromkeys(i.writes, loads[i.at])
@@ -292,10 +294,10 @@ class _Machine:
     def _note(self, what: str) -> None:
         self.counts.unknown[what] = self.counts.unknown.get(what, 0) + 1
 
-    # -- what decides
+    # -- instructions that decide about control flow and addresses
 
     def _actions(self, block: range) -> list[Action]:
-        """Return what has to be done for the instructions of a run, in their order."""
+        """Return the actions for the instructions of a run, in order."""
         found: list[Action] = []
         stores = {"STS": self._store_shared, "STL": self._store_local}
         for n in block:
@@ -309,7 +311,10 @@ class _Machine:
         return found
 
     def _active(self, i: Instruction, mask: Any) -> tuple[Any, Array | None]:
-        """Return the threads of a mask for which the instruction's guard holds (None: all), and where that is unknown."""
+        """Return the threads of ``mask`` for which the guard holds, and those for which it is unknown.
+
+        A mask of None stands for all threads, an unknown part of None for no thread.
+        """
         if i.guard is None:
             return mask, None
         holds, doubt = self.threads.flag(i.guard)
@@ -329,7 +334,8 @@ class _Machine:
     # -- memory
 
     def _memory(self, i: Instruction, mask: Array | None) -> tuple[int, Load] | None:
-        """Count an access to global memory and note what it touches; returns a load's place and what must be waited for."""
+        """Count an access to global memory, and note its sectors. Return a load's place in the code and its waits, or
+        None."""
         active = self.alive if mask is None else mask
         if i.base == "UTMALDG":
             self._copy_boxes(i, active)
@@ -376,7 +382,7 @@ class _Machine:
         return i.at, (0.0, share) if by_others else (share, 0.0)
 
     def _copy_boxes(self, i: Instruction, mask: Array) -> None:
-        """Count what TMA reads for a block, once even if it goes to several."""
+        """Count the sectors that TMA reads for a block; a copy that several blocks receive counts once."""
         active = self._active(i, mask)[0]
         found = [self.threads.register(name) for name in i.boxes]
         if any(lost is not None and (lost & active).any() for _, lost in found):

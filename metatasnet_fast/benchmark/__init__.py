@@ -1,4 +1,4 @@
-"""Measuring this library on the machine at hand, and proving on it that the results are right.
+"""Measure this library on this machine, and check that its results are right here.
 
 ``metatasnet-fast bench`` and ``selftest`` use this package; ``bench/`` runs the same cases under pytest-benchmark.
 """

@@ -42,8 +42,8 @@ Call: TypeAlias = Callable[[], Outputs]
 class Implementation:
     """One way to do a case's job.
 
-    ``make`` builds it and returns the call that is timed. The call reads the case's ``inputs``, whose contents change from
-    round to round, and returns its outputs, complete once the device is synchronised.
+    ``make`` builds the implementation, and returns the call that is timed. The call reads the case's ``inputs``, whose
+    contents change from round to round, and returns its outputs, complete once the device is synchronised.
     """
 
     name: str
@@ -63,13 +63,13 @@ class Case:
         name: identifies the case in records, with the sizes: ``inference 1x16s``.
         job: what is done, in the words of the documentation.
         sizes: shapes and lengths, for the record.
-        audio_seconds: seconds of mono audio that one call works through, for the real-time factor; None where there is none.
+        audio_seconds: seconds of mono audio that one call processes, for the real-time factor; None without audio.
         inputs: tensors on the device that every call reads.
-        draw: fresh values for ``inputs`` by round; no two rounds get the same.
-        expected: the outputs in float64 for values as ``draw`` gives them.
-        work: arithmetic and bytes by precision.
-        implementations: eager of every precision among them.
-        whole_process: every call is a process of its own, so the host's clock times it and its memory is not ours.
+        draw: function from the number of a round to its values for ``inputs``; they differ in every round.
+        expected: function from values that ``draw`` returned to the outputs in float64.
+        work: function from a precision to the arithmetic and the bytes of one call.
+        implementations: all implementations; eager PyTorch in every precision is among them.
+        whole_process: every call is a process of its own; so the host's clock times it, and its memory is not measured.
     """
 
     name: str
@@ -84,7 +84,7 @@ class Case:
     whole_process: bool = False
 
     def fill(self, number: int) -> Sequence[Tensor]:
-        """Write the values of a round into ``inputs``; returns them as drawn."""
+        """Write the values of round ``number`` into ``inputs``, and return these values as drawn."""
         values = self.draw(number)
         for tensor, value in zip(self.inputs, values, strict=True):
             tensor.copy_(value)
@@ -96,9 +96,9 @@ class Participants:
     """The participants of a run: the device, the precisions, the backends, and whether eager is compiled too.
 
     Args:
-        backends: names; eager is always there, since nothing is checked or compared without it.
-        autotuned: compile it a second time with ``max-autotune``, which takes many minutes.
-        peers: other runtimes take part in inference on a CPU, see :mod:`.peers`.
+        backends: names of backends; eager PyTorch always takes part, as the baseline of every check and comparison.
+        autotuned: compile eager a second time with ``max-autotune``, which takes many minutes.
+        peers: other runtimes take part in inference on a CPU, see :mod:`.workloads`.
         extra: backends by name that are not registered, for tests of the measurement itself.
     """
 
@@ -112,7 +112,7 @@ class Participants:
 
     @classmethod
     def of(cls, device: torch.device, compiled: bool = True, precisions: Sequence[Precision] = ()) -> Participants:
-        """Return every backend that can run here."""
+        """Return participants with every backend that can run here."""
         names = [name for name, entry in available_backends().items() if entry.available and name != EAGER]
         return cls(device, precisions or default_precisions(device), names, compiled)
 
@@ -141,8 +141,7 @@ def default_precisions(device: torch.device) -> list[Precision]:
 
 
 def compiled(function: Callable[..., Any], mode: str | None = None) -> Callable[..., Any]:
-    """Wrap a function in ``torch.compile``, in a mode and for the shapes given; raise ``RuntimeError`` without a C++
-    compiler."""
+    """Wrap a function in ``torch.compile`` for fixed shapes; raise ``RuntimeError`` if there is no C++ compiler."""
     if not (shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")):
         raise RuntimeError("torch.compile needs a C++ compiler; install g++")
     made: Callable[..., Any] = torch.compile(function, dynamic=False, mode=mode)

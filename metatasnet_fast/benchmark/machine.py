@@ -1,4 +1,4 @@
-"""Description of a measurement's machine: code, processor, device, versions, clocks."""
+"""Describe the machine of a measurement: code, processor, device, versions, clocks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PACKAGES = ("torch", "numpy", "triton")
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """Return all that does not change during a run, ready for JSON, with None for what cannot be read."""
+    """Return all facts that do not change during a run, ready for JSON; a fact that cannot be read is None."""
     commit, dirty = source_version()
     module = native.load()
     return {
@@ -63,7 +63,7 @@ def cpu_model() -> str:
 
 
 def clocks(device: torch.device) -> dict[str, float | None]:
-    """Return the clock rates in MHz and the load of the machine at this moment; None for each that cannot be read."""
+    """Return the present clock rates in MHz and load of the machine; None for each value that cannot be read."""
     return {
         "cpu_mhz": _cpu_mhz(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,

@@ -1,4 +1,4 @@
-"""Measuring a case: every implementation is checked first, then all take turns on inputs that are new in every round.
+"""Measure a case: check every implementation first, then time all of them in turns, on new inputs in every round.
 
 Rules that make the numbers trustworthy:
 
@@ -37,14 +37,14 @@ __all__ = ["Effort", "checked", "measure", "peak_memory"]
 
 _STATUS = Path("/proc/self/status")
 _INTERVAL = 0.002
-"""Seconds between samples if the kernel does not record the peak."""
+"""Seconds between samples of the memory if the kernel does not record its peak."""
 
 
 def peak_memory(function: Callable[[], Any], device: torch.device) -> tuple[int | None, str]:
     """Return the bytes at the peak of a call minus the bytes before it, and how they were measured.
 
     On a GPU it is the memory that torch's allocator gave out; on Linux the process's resident memory, which includes
-    memory that the allocator keeps for later. None if neither can be read.
+    memory that the allocator keeps for later. The bytes are None if neither can be read.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -110,14 +110,14 @@ def _sampled(function: Callable[[], Any]) -> int:
 
 
 FAILURES = (MetaTasNetError, RuntimeError, NotImplementedError, OSError)
-"""Errors of implementations that cannot be built or run here; the table shows them."""
+"""Types of errors of implementations that cannot be built or run here; the table shows such an error."""
 
 
 @dataclass(frozen=True)
 class Effort:
-    """Length of a measurement: rounds until ``seconds`` have passed, ``least`` and ``most`` of them.
+    """Length of a measurement: rounds until ``seconds`` have passed, at least ``least``, at most ``most``.
 
-    ``until``, a value of ``time.perf_counter``, ends it: after it nothing is built, and no second round begins.
+    After the time ``until`` (of ``time.perf_counter``) no implementation is built, and no round but the first begins.
     """
 
     seconds: float = 20.0
@@ -138,14 +138,14 @@ class _Entry:
 def measure(
     case: Case, peaks: Peaks, effort: Effort, keep: Callable[[list[Row]], object] = lambda rows: None
 ) -> list[Row]:
-    """Measure one row per implementation, in their order; a row without times says why.
+    """Measure one row per implementation, in their order; a row without times has a reason.
 
     ``keep`` gets the rows as they are known so far: after each implementation's check and after each round.
     """
     device = case.inputs[0].device
     timer = HostTimer() if case.whole_process else make_timer(device)
     if any(c.name.startswith(COMPILED) for c in case.implementations):
-        # Without this the compilations of earlier cases would count towards the recompilation limit.
+        # Without this reset, compilations of earlier cases would count towards the recompilation limit.
         torch._dynamo.reset()
     before = clocks(device)
     entries = [_Entry(c, _row(case, c, timer)) for c in case.implementations]
@@ -185,7 +185,7 @@ def _row(case: Case, implementation: Implementation, timer: Timer) -> Row:
 
 
 def _check(case: Case, entries: Sequence[_Entry], effort: Effort, keep: Callable[[], object]) -> None:
-    """Build every implementation, call it once, and check its outputs against float64; then measure its memory."""
+    """Build every implementation, check the outputs of its first call against float64, and measure its memory."""
     device = case.inputs[0].device
     try:
         expected = case.expected(case.fill(0))
@@ -269,7 +269,10 @@ def _take_turns(
 
 
 def _timed(entry: _Entry, timer: Timer) -> tuple[float, Outputs]:
-    """Return the seconds and the outputs of a call. If it raises, return none and put the reason into its row."""
+    """Return the seconds and the outputs of a call.
+
+    If the call raises one of FAILURES, write the reason into its row, and return infinity and no outputs.
+    """
     assert entry.call is not None
     try:
         return timer(entry.call)
@@ -285,8 +288,8 @@ def _sentence(error: Exception) -> str:
 def _compare(running: Sequence[_Entry], outputs: dict[int, Outputs]) -> None:
     """Compare the outputs of the timed calls with eager's in the best precision that runs.
 
-    The limit is that of the check, or the one that eager's own error in that precision in this round gives; the error
-    that the baseline itself may have is added.
+    The limit is the larger of two, that of the check and the one for eager's own error in this precision and round,
+    plus the limit of the baseline itself.
     """
     baselines = [e for e in running if e.implementation.name == EAGER]
     if not baselines:
@@ -318,7 +321,7 @@ def _derive(entry: _Entry, entries: Sequence[_Entry], peaks: Peaks, case: Case) 
     work = case.work(entry.implementation.precision)
     row.of_compute = peaks.of_compute(work, entry.implementation.precision, seconds)
     row.of_memory = peaks.of_memory(work, seconds)
-    # All ran in the same rounds.
+    # All implementations ran in the same rounds.
     others = {other.row.label: other.row.seconds for other in entries if other is not entry}
     row.speedup = {label: median / seconds for label, median in others.items() if median is not None}
 

@@ -1,11 +1,11 @@
-"""The check of outputs: the parity rule, applied in the same run as the measurement.
+"""Check outputs by the parity rule, in the same run as the measurement.
 
-Error is the relative L2 distance from the plain-PyTorch network in float64 on the CPU. What is allowed is a multiple of the
-error that eager PyTorch has in the same precision on the same inputs: 3 in float32 (10 for the gradients of a whole network,
-which are ill-conditioned), 1.5 in tf32, bfloat16 and float16; 1e-6 in float64; never less than 3e-6 below float64.
-Eager itself, and everything else, must also stay below an upper limit that only a broken computation reaches. In bfloat16 and
-float16 the gradients of a whole network are noise in any program; of them only the norm is checked: not zero, not NaN, not ten
-times too large or too small.
+The error is the relative L2 distance from the plain-PyTorch network in float64. The allowed error is a multiple of the
+error that eager PyTorch has in the same precision on the same inputs: 3 times in float32 (10 times for the gradients of
+a whole network, which are ill-conditioned), 1.5 times in tf32, bfloat16 and float16, and always at least 3e-6. In
+float64 it is 1e-6. Eager itself, and everything else, must also stay below an upper limit that only a broken
+computation reaches. In bfloat16 and float16 the gradients of a whole network are noise in any program; of them only the
+norm is checked: not zero, not NaN, not ten times too large or too small.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FLOOR = 3e-6
 TIMES = {Precision.float32: 3.0, Precision.tf32: 1.5, Precision.bfloat16: 1.5, Precision.float16: 1.5}
 UPPER = {Precision.float32: 1e-2, Precision.tf32: 0.1, Precision.bfloat16: 0.3, Precision.float16: 0.3}
 NEARLY_ZERO = 0.9
-"""An output that is all zero has the error 1; this is just below it."""
+"""A limit just below 1, the error of an output that is all zero."""
 
 
 def relative_error(values: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
@@ -54,7 +54,7 @@ def relative_error(values: Sequence[Tensor], expected: Sequence[Tensor]) -> floa
 
 
 def errors_of(outputs: Outputs, expected: Outputs, precision: Precision) -> Errors:
-    """Return the error of each output by name; that of a missing name is infinite."""
+    """Return the error of each output by name; the error of a missing output is infinite."""
     errors = {}
     for name, wanted in expected.items():
         found = outputs[name] if name in outputs else ()
@@ -77,10 +77,10 @@ def _norm_error(values: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
 
 
 def limit(name: str, precision: Precision, eager: float, degenerate: bool = False) -> float:
-    """Return the allowed error where eager's own error is ``eager``.
+    """Return the allowed error if eager's own error is ``eager``.
 
-    A degenerate signal makes the whole network as ill-conditioned as its gradients are: the factor is 10 in float32,
-    and the only upper limit is the one that an output of zeros reaches.
+    A degenerate signal makes the whole network as ill-conditioned as its gradients are. So the factor is 10 in float32,
+    and in lower precisions the only upper limit is the one that an output of zeros reaches.
     """
     if name == NORM:
         return NEARLY_ZERO

@@ -1,5 +1,5 @@
-"""Rows as text, one table for a terminal and the same for a Markdown page; and as a picture: how many times faster than eager
-PyTorch, and how far below the roof.
+"""Show rows as a table, for a terminal or a Markdown page, and as a picture: how many times faster than eager PyTorch,
+and how far below the roof.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 
 
 def title(rows: Sequence[Row]) -> str:
-    """Return the machine, with every date and commit of the rows."""
+    """Return the name of the rows' device, with the date and commit of each run."""
     runs = {f"{str(row.machine.get('date', ''))[:10]} {_commit(row)}" for row in rows}
     return f"{device(rows[0]) if rows else 'unknown device'}; {', '.join(sorted(runs))}"
 

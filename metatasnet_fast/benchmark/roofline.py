@@ -1,16 +1,16 @@
-"""The least work of the network, counted from its sizes: multiply-accumulates and bytes of every job.
+"""Count the least work of the network from its sizes: multiply-accumulates and bytes of every job.
 
-A convolution counts ``outputs * inputs / groups * taps`` multiply-accumulates (MAC) a frame; the FFT, the norms, the
-activations and the losses are not counted. One MAC is two FLOP. Two countings of the arithmetic:
+A convolution counts ``outputs * inputs / groups * taps`` multiply-accumulates (MAC) per frame; the FFT, the norms, the
+activations and the losses are not counted. One MAC is two FLOP. The arithmetic is counted in two ways:
 
 - as written: every operation of the authors' program, with the last block's unused residual, the mel map's share of the
   bottleneck at the latent's frame rate, and every stage's decoder;
 - folded: without that residual, the mel share at the spectrogram's frame rate, and only the decoders that are asked for.
 
 Bytes are a model of a fused implementation that streams its activations through memory: 7 passes over ``I H`` channels
-a block of I instruments (anchors: x read and written, a written and read, b written and read, and b once more for the
-skips), every other job's inputs and outputs once, weights once. Eager PyTorch makes 24 such passes. An implementation that
-keeps activations in a cache moves less, so a fraction of the copy rate above 1 is possible.
+per block of I instruments (anchors: x read and written, a written and read, b written and read, and b once more for the
+skips), every other job's inputs and outputs once, weights once. Eager PyTorch makes 24 such passes. An implementation
+that keeps activations in a cache moves less, so a fraction of the copy rate above 1 is possible.
 
 The peak rates of the machine are measured in the same run: a large copy, and a large matrix product in every precision.
 """
@@ -132,13 +132,13 @@ ROUNDS = 5
 
 @dataclass(frozen=True)
 class Peaks:
-    """Bytes per second of a copy (read plus written), FLOP per second of ``torch.mm`` by precision."""
+    """Measured peaks: bytes per second of a copy (read plus written), FLOP per second of ``torch.mm`` by precision."""
 
     copy: float
     products: dict[str, float] = field(default_factory=dict)
 
     def of_compute(self, work: Work, precision: Precision, seconds: float) -> float | None:
-        """Return the rate as a fraction of the matrix product's; None if that was not measured in this precision."""
+        """Return the rate as a fraction of the matrix product's; None if no product was measured in this precision."""
         rate = self.products.get(precision.value)
         return None if rate is None else work.flops / seconds / rate
 

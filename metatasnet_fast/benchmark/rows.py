@@ -1,13 +1,14 @@
-"""The lines of a record, each an implementation's result on a case; and the comparison of two records.
+"""Rows of a record, each an implementation's result on a case, and the comparison of two records.
 
 Times are compared relative to eager PyTorch in the same rounds of the same run: a slower machine or a lower clock does not
-change this ratio. Eager's own times are compared in seconds, if both runs used the same machine and number of threads. They
-count only on request, because the spreads do not show other load that was present in one run only.
+change this ratio. Eager's own times are compared in seconds, if both runs used the same machine and number of threads.
+Seconds count as a regression only on request, because the spreads do not show other load that was present in one run
+only.
 
-The noise of a run is the width from its 20th to its 80th percentile, widened by ``1 + 4 / n`` for the few samples that it is
-known from, and by the load per core if others kept the machine busy; a change must exceed the root of both squares, and
-5 %. Two runs of the same code are then called different less than once in a hundred times (tested with synthetic samples,
-outliers included).
+The noise of a run is the width from its 20th to its 80th percentile, relative to the median, times ``1 + 4 / n`` for n
+samples, times the load per core if that is above 1. A change is reported only if it exceeds the root of the sum of both
+squares, and 5 %. Two runs of the same code are then called different less than once in a hundred times (tested with
+synthetic samples, outliers included).
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ MEMORY_BYTES = 16 << 20
 
 @dataclass
 class Row:
-    """Times are seconds. ``samples`` is empty, and no speed can be had, unless the outputs passed (``reason`` is None)."""
+    """An implementation's result on a case; times in seconds. If there is a ``reason``, ``samples`` is empty."""
 
     case: str
     job: str
@@ -87,12 +88,12 @@ class Row:
 
     @property
     def seconds(self) -> float | None:
-        """Median time; None if there is no valid time."""
+        """Median time in seconds; None if there is no valid time."""
         return self.spread.median if self.spread else None
 
     @property
     def real_time_factor(self) -> float | None:
-        """Seconds of mono audio that one second processes."""
+        """Seconds of mono audio processed per second; None if there is no audio or no valid time."""
         return self.audio_seconds / self.seconds if self.audio_seconds and self.seconds else None
 
     @property
@@ -102,7 +103,7 @@ class Row:
         return bool(self.reason) and not foreign and "parity failed" in str(self.reason)
 
     def refuse(self, reason: str) -> None:
-        """Remove every time, and record why."""
+        """Remove every time, and record the reason."""
         self.reason = reason
         self.samples, self.relative, self.speedup = [], [], {}
         self.of_compute = self.of_memory = self.first_call_seconds = None
@@ -123,7 +124,7 @@ def read_rows(path: Path) -> list[Row]:
     """Return the rows of a file, or of all ``*.jsonl`` files of a folder in the order of their names.
 
     Raises:
-        ConfigError: if there is nothing to read, or a line is not such a record.
+        ConfigError: if there is no file to read, or a line is not a row.
     """
     files: Sequence[Path] = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
     if not files or not all(file.is_file() for file in files):
@@ -152,13 +153,13 @@ class Change:
 
     key: tuple[str, str, str]
     what: str
-    """``time over eager``, ``seconds``, or why nothing was compared."""
+    """What was compared, ``time over eager`` or ``seconds``; or the reason why no times were compared."""
     ratio: float | None
-    """Second over first: above 1 is slower."""
+    """Time of the second run over that of the first; above 1 the second is slower."""
     band: float | None
     """Relative change that noise explains."""
     problem: str | None
-    """A regression, in words; None if there is none."""
+    """A sentence about the regression; None if the row has no regression."""
 
 
 def noise_band(first: Spread, second: Spread, crowding: float = 1.0) -> float:
@@ -168,7 +169,7 @@ def noise_band(first: Spread, second: Spread, crowding: float = 1.0) -> float:
 
 
 def _crowding(*rows: Row) -> float:
-    """Load average per core, the largest that was recorded, at least 1."""
+    """Return the largest recorded load average per core, at least 1."""
     loads = [
         clocks["load"] / row.machine["cores"]
         for row in rows
@@ -179,9 +180,9 @@ def _crowding(*rows: Row) -> float:
 
 
 def compare(first: Sequence[Row], second: Sequence[Row], count_seconds: bool = False) -> list[Change]:
-    """Return every row of the first run with its counterpart; rows of the second run alone are no regressions.
+    """Compare every row of the first run with the same row of the second; ignore rows that only the second has.
 
-    ``count_seconds``: eager PyTorch's own seconds count too; for machines that do nothing else.
+    ``count_seconds``: report slower seconds too, not only slower ratios to eager; for machines that run nothing else.
     """
     others = {row.key: row for row in second}
     return [_change(row, others.get(row.key), count_seconds) for row in first]

@@ -1,8 +1,9 @@
-"""Proof on the machine at hand: every backend in every precision against plain PyTorch in float64.
+"""Check every backend in every precision on this machine, against plain PyTorch in float64.
 
-Small networks of every kind, weights and signals by formula; nothing is downloaded or read. The rule for what is allowed is in
-``parity``; eager's own error is its largest on any signal of the same network and kind, ordinary or degenerate. On degenerate
-ones (silence, a constant, a click) the norms divide one number near zero by another, in any program.
+The networks are small and of every kind, weights and signals are computed by formula; no file is downloaded or read.
+The rule for the allowed error is in ``parity``. Eager's own error there is its largest on any signal of the same
+network and kind, ordinary or degenerate. On degenerate signals (silence, a constant, a click) the norms divide one
+number near zero by another, in any program.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ ORDINARY = ("music", "noise, 3 items", "shortest", "odd length", "one frame more
 
 @dataclass(frozen=True)
 class Result:
-    """One network and signal on one backend, device and precision."""
+    """The result of one network and signal on one backend, device and precision."""
 
     device: str
     backend: str
@@ -74,7 +75,7 @@ class Result:
     eager: float
     """Eager PyTorch's error in the same precision."""
     output: str
-    """The output that ``error`` belongs to; or why there is none."""
+    """The output that ``error`` belongs to; if the backend raised, its error."""
 
     @property
     def passed(self) -> bool:
@@ -130,7 +131,7 @@ def selftest(
     """Test every backend in every precision on every device.
 
     Args:
-        on: devices; by default all there are.
+        on: devices; by default all devices of this machine.
         extra: more backends by name.
         networks: names in :data:`NETWORKS`.
     """

@@ -1,5 +1,5 @@
-"""The suite: its sizes, the cases of whole programs (separating a recording from samples to stems, and the first inference of a
-new process), and running the cases that are asked for."""
+"""Run the suite of cases in one of its sizes; and the cases of whole programs: separating a recording from samples to
+stems, and the first inference of a new process."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ __all__ = ["SIZES", "TINY", "cases", "first_call_case", "measure_all", "run", "s
 
 # With 8 bands, eager PyTorch (2.13, bfloat16, AMX) writes beyond the memory of the weight gradient of 2,049 bins.
 TINY = MetaTasNetConfig(N=16, B=16, H=16, layers=2, stack=1, num_mels=16)
-"""For tests of the program; its times say nothing about the network."""
+"""Sizes of a network for tests of the program; their times say nothing about the real network."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Size:
 
     Args:
         config: the network.
-        windows: inference, by kind of device: how many windows at once, of how many seconds each.
+        windows: inference, by kind of device: pairs of the number of windows in a batch and the seconds of each.
         first_call: seconds of the window that a new process separates; 0 leaves new processes out.
         training: items and seconds of a training step, by kind of device.
         recording: seconds of the separated stereo recording; 0 leaves the recording out.
@@ -180,7 +180,7 @@ def first_call_case(network: MultiTasNet, participants: Participants, seconds: f
             done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise RuntimeError(f"the new process ended with {done.returncode}: {done.stderr.strip()[-200:]}")
-            # The folder exists as long as this function does.
+            # The folder is removed with this function object.
             return {"estimate": [torch.load(folder.name + "/estimate.pt", weights_only=True)]}
 
         return call
@@ -239,8 +239,8 @@ def measure_all(
     """Measure cases one after the other, with the peaks of the device.
 
     Args:
-        keep: gets all rows as they are known so far, after every round.
-        tell: gets a line about what comes next.
+        keep: function that gets all rows known so far, after every round.
+        tell: function that gets a line about the next step.
     """
     machine = describe(device)
     tell("peaks: a large copy and matrix products")

@@ -1,4 +1,4 @@
-"""Synthetic networks and signals: the same bits everywhere, made by formula from names, sizes and a seed.
+"""Make synthetic networks and signals by formula, from names, sizes and a seed: the same bits everywhere.
 
 The weights are those of the recorded networks: ``z`` is drawn by numpy's ``RandomState(crc32(name) ^ seed)``, then scaled so
 that every layer passes on signals of about unit size. The signals are sums of tremolo tones with noise, as loud as music is.
@@ -87,7 +87,7 @@ def varied(base: Sequence[Tensor], strides: Sequence[int]) -> Callable[[int], li
 
     Args:
         base: float32 tensors with time last; those of one recording at several rates are shifted together.
-        strides: samples that one sample of the slowest tensor lasts, for each tensor.
+        strides: for each tensor, how many of its samples last as long as one sample of the slowest tensor.
     """
 
     def draw(number: int) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Timing one call: by the host's clock on a CPU, by events on a GPU with its caches cold."""
+"""Time one call: by the host's clock on a CPU, by events on a GPU whose caches are cold."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Spread:
 
     @classmethod
     def of(cls, samples: Sequence[float]) -> Spread:
-        """Compute the spread; raise ``ValueError`` for no samples."""
+        """Compute the spread; raise ``ValueError`` if there are no samples."""
         if not samples:
             raise ValueError("There is no spread of no samples.")
         if len(samples) == 1:
@@ -39,16 +39,16 @@ class Spread:
 
 
 class Timer(Protocol):
-    """Calls a function once and measures it."""
+    """A timer of one call of a function."""
 
     method: str
 
     def __call__(self, function: Callable[[], Any]) -> tuple[float, Any]:
-        """Return the seconds, and the complete result of the function."""
+        """Call the function once; return the seconds, and the complete result."""
 
 
 class HostTimer:
-    """Reads the host's monotonic clock; for functions that return when they are done."""
+    """A timer that reads the host's monotonic clock; for functions that return only when they are done."""
 
     method = "host clock"
 
@@ -59,7 +59,7 @@ class HostTimer:
 
 
 class EventTimer:
-    """Puts CUDA events around one call, after a write of four times the L2 cache.
+    """A timer that puts CUDA events around one call, after writing four times the size of the L2 cache.
 
     That write also keeps the device busy while the host enqueues the call, so that the start event does not wait for the
     host. If the host launches kernels more slowly than the device runs them, that waiting time counts, as it does for a
@@ -84,13 +84,13 @@ class EventTimer:
 
 
 class GraphTimer:
-    """Replays a CUDA graph of the call with a cold L2 cache: the time of the device without the host's launches.
+    """A timer that replays a CUDA graph of the call with a cold L2 cache: device time without the host's launches.
 
     The function must read its inputs from tensors that stay where they are, and must not synchronise. A graph is captured at
     the first call of each function, and kept.
 
     Args:
-        one_pool: the graphs share their memory, so that a function's results last only until another's replay.
+        one_pool: the graphs share their memory, so a function's results last only until another function is replayed.
     """
 
     method = "CUDA graph replay, L2 cold"

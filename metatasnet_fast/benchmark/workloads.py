@@ -1,5 +1,5 @@
-"""The cases of a network: inference (windows through all stages), training (one step of the trainer) and preparing weights, by
-our backends, eager PyTorch and, for inference, other runtimes.
+"""Make the cases of a network: inference (windows through all stages), training (one step of the trainer) and preparing
+weights, by our backends, eager PyTorch and, for inference, other runtimes.
 
 A user could choose ONNX Runtime or OpenVINO instead of this library, so ``bench --peers`` measures them in the same rounds, on
 a CPU. Both get the network exported to ONNX with the generated weights as constants, the shapes of the case, torch's number of
@@ -58,14 +58,14 @@ PEERS: dict[str, tuple[Precision, ...]] = {
 
 
 def run_by(peer: str, network: MultiTasNet, precision: Precision, inputs: Sequence[Tensor]) -> Run:
-    """Return a call that separates ``inputs``, which it reads at every call, by a runtime.
+    """Return a call that separates ``inputs`` with another runtime; it reads their current values at every call.
 
     Args:
         network: on the CPU, in float32.
         inputs: mixtures of all stages, (b, 1, T 2^s) float32.
 
     Raises:
-        MissingDependencyError: without the runtime, or what writes ONNX.
+        MissingDependencyError: if the runtime, or a package for ONNX export, is missing.
     """
     make = _onnx_runtime if peer == ONNX_RUNTIME else _openvino
     with tempfile.TemporaryDirectory() as folder:
@@ -86,7 +86,7 @@ def _onnx_runtime(path: Path, precision: Precision, arrays: Sequence[Any]) -> Ca
 
 def _openvino(path: Path, precision: Precision, arrays: Sequence[Any]) -> Callable[[], Any]:
     openvino = require("openvino", "Measuring OpenVINO")
-    # It accepts the spectrogram's operator with fixed shapes only.
+    # OpenVINO accepts the spectrogram's operator with fixed shapes only.
     shapes = {f"mix_{stage}": list(array.shape) for stage, array in enumerate(arrays)}
     model = openvino.convert_model(path, input=shapes)
     hint = {Precision.float32: "f32", Precision.bfloat16: "bf16"}[precision]
@@ -185,7 +185,7 @@ def implementations_of(
     plain: Callable[[Backend, Precision], Call],
     by_compiler: Callable[[Backend, Precision, str | None], Call] | None,
 ) -> list[Implementation]:
-    """Return eager, compiled (if ``by_compiler`` makes it) and every backend that can serve, in every precision."""
+    """Return eager PyTorch, compiled PyTorch (by ``by_compiler``) and every other backend, in every precision."""
     found = []
     for name, backend, precision in participants.serving(network.config, training):
         found.append(Implementation(name, precision, functools.partial(plain, backend, precision)))
@@ -258,7 +258,10 @@ def training_case(network: MultiTasNet, participants: Participants, batch: int, 
 
 
 def _serve(network: MultiTasNet, backend: Backend, precision: Precision, wrap: Wrap) -> None:
-    """Let the network compute its loss by a given function, such as a compiled one or a backend that is not registered."""
+    """Replace ``network.engine`` so that the loss runs on ``backend`` in ``precision``, as returned by ``wrap``.
+
+    ``wrap`` can compile the loss, and ``backend`` need not be registered.
+    """
     stages = [(network.config.stage(i), collect_parameters(stage)) for i, stage in enumerate(network.stages)]
 
     def loss(*arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
@@ -293,8 +296,8 @@ class _Deferred(Mapping[str, Sequence[Tensor]]):
 def preparation_case(network: MultiTasNet, participants: Participants) -> Case:
     """Return the case that generates, folds and packs the weights of all stages, as after a change of a parameter.
 
-    The inputs are the instruments' embeddings, which every generated weight depends on; what was prepared is checked by
-    separating the shortest signal there is, outside the timed call.
+    The inputs are the instruments' embeddings, which every generated weight depends on; the prepared weights are
+    checked by separating the shortest possible signal, outside the timed call.
     """
     config, device = network.config, participants.device
     here, there = (copy.deepcopy(network).to(place) for place in (torch.device("cpu"), device))

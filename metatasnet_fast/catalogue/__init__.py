@@ -1,4 +1,4 @@
-"""Separating whole catalogues: a manifest in, stems out, nothing lost, nothing done twice."""
+"""Separate whole catalogues: a manifest in, stems out; no song is lost, and no song is separated twice."""
 
 from .events import (
     Event,

@@ -1,10 +1,10 @@
-"""One thread that gives the device windows of many songs, packed into batches of one shape.
+"""Give the device windows of many songs from one thread, packed into batches of one shape.
 
     song threads --windows--> [waiting, by window length] --batches--> device thread --estimates--> song threads
 
-A song has only so many windows waiting at once, so what waits is bounded however long the songs are. Songs shorter than a
-window have windows of their own length, which share batches with windows of that length only: the group norms see the whole
-window, so a filled-up one would give other stems.
+Each song has a limited number of windows waiting, so the memory is bounded however long the songs are. Songs shorter
+than a window have windows of their own length, which share batches only with windows of that length: the group norms
+see the whole window, so padding would change the stems.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from .events import StageLoad
 __all__ = ["Batcher", "song_stream"]
 
 BATCHES_AHEAD = 3
-"""Windows of so many batches may be on their way at once: one at work, one waiting, one being stitched."""
+"""Number of batches whose windows may be on their way at once: one in work, one waiting, one being stitched."""
 
 BATCHES_QUEUED = 2
-"""Batches that a GPU has in its queue at most: enough to never wait for the host, few enough to bound memory."""
+"""Largest number of batches in a GPU's queue: the GPU never waits for the host, and the memory stays bounded."""
 
 
 def song_stream(device: torch.device) -> contextlib.AbstractContextManager[object]:
@@ -44,7 +44,7 @@ def song_stream(device: torch.device) -> contextlib.AbstractContextManager[objec
 
 
 def mark(device: torch.device) -> torch.cuda.Event | None:
-    """Mark the place in this stream where tensors for another one have been made; None on a CPU."""
+    """Return an event that marks the place in this stream where tensors for another stream are ready; None on a CPU."""
     if device.type != "cuda":
         return None
     event = torch.cuda.Event()
@@ -53,7 +53,7 @@ def mark(device: torch.device) -> torch.cuda.Event | None:
 
 
 def take_over(tensors: Iterable[Tensor], made: torch.cuda.Event | None) -> None:
-    """Let the stream that uses the tensors, this one, wait until they have been made."""
+    """Let this stream, which uses the tensors, wait until another stream has made them."""
     if made is None:
         return
     for tensor in tensors:
@@ -63,7 +63,7 @@ def take_over(tensors: Iterable[Tensor], made: torch.cuda.Event | None) -> None:
 
 
 Estimate: TypeAlias = "tuple[Tensor, torch.cuda.Event | None]"
-"""The stems of a window, and the mark behind which they have been made."""
+"""The stems of a window, and the event after which they are ready (None on a CPU)."""
 
 
 @dataclass(eq=False)
@@ -75,13 +75,13 @@ class _Request:
 
 
 class Batcher(BatchRunner):
-    """The device stage, in the place of a song's own ``BatchRunner``: its windows join those of the other songs.
+    """The device stage. It replaces a song's own ``BatchRunner``, and joins the windows of all songs.
 
     Args:
-        engine: separates a batch.
-        batch_size: halved when memory runs out, with a sentence to ``warn``.
-        device: where the engine is.
-        cores: how many of torch's threads the device thread uses.
+        engine: network that separates a batch.
+        batch_size: windows in a batch; halved when memory runs out, with a sentence to ``warn``.
+        device: device of the engine.
+        cores: plan that says how many of torch's threads the device thread uses.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Batcher(BatchRunner):
         self.engine, self._device, self._cores = engine, device, cores
         self.windows_done = 0
         self.busy_seconds = 0.0
-        """Seconds in which the device worked on batches, without those that are in its queue."""
+        """Seconds in which the device worked on batches; batches still in the GPU's queue are not counted."""
         self.lost: Exception | None = None
         """The error that made the device unusable for the rest of the process, or None."""
         self._lock = threading.Lock()
@@ -106,7 +106,7 @@ class Batcher(BatchRunner):
         self._orders = itertools.count()
         self._songs = 0
         self._thread = ThreadPoolExecutor(1, "device")
-        # Now, as threads that are not prepared, such as an encoder's, adopt the number that was set last: a song's.
+        # Before any song: other threads, such as an encoder's, adopt the number of threads that was set last, a song's.
         self._thread.submit(self._enter_thread).result()
 
     def load(self) -> StageLoad:
@@ -116,7 +116,7 @@ class Batcher(BatchRunner):
         """Yield the last stage's estimate of each window of a song, (4, samples), in order. Call it in the song's thread.
 
         Args:
-            engine: not used; there is one for all songs.
+            engine: not used; all songs share the engine of this object.
 
         Raises:
             MetaTasNetError: if a window does not fit into memory.
@@ -142,24 +142,25 @@ class Batcher(BatchRunner):
                 future.cancel()
 
     def settle(self) -> None:
-        """Let the device finish, so that :meth:`load` is complete."""
+        """Wait until the device has finished its queue, so that :meth:`load` is complete."""
         self._thread.submit(self._collect, 0).result()
 
     def close(self) -> None:
-        """End the device thread; windows that still wait are cancelled."""
+        """End the device thread, and cancel the windows that still wait."""
         self._thread.shutdown(cancel_futures=True)
         for request in self._waiting:
             request.future.cancel()
 
     def is_lost(self, error: Exception) -> bool:
-        """Return, and remember, whether the device takes no more work, as a GPU after an illegal memory access."""
+        """Return whether this or an earlier error made the device unusable, as an illegal memory access does on a
+        GPU."""
         text = str(error)
         if "CUDA error" in text and "ALLOC_FAILED" not in text and not is_out_of_memory(error):
             self.lost = error
         return self.lost is not None
 
     def _ahead(self) -> int:
-        """Return how many windows one song may have on their way: its part of what all may have together."""
+        """Return how many windows one song may have on their way: an equal part of BATCHES_AHEAD batches."""
         return max(2, -(-BATCHES_AHEAD * self.batch_size // max(1, self._songs)))
 
     def _submit(self, window: Sequence[Tensor], order: int) -> Future[Estimate]:
@@ -171,13 +172,14 @@ class Batcher(BatchRunner):
 
     def _enter_thread(self) -> None:
         if self._device.type == "cuda":
-            torch.cuda.set_device(self._device)  # kernels are launched on the current one
+            torch.cuda.set_device(self._device)  # kernels run on the current device
         self._cores.enter_thread(network=True)
 
     def _serve_next(self) -> None:
         """Separate a batch of windows that wait, those of the oldest song first, all of one length.
 
-        What comes while the device works waits for the next one: batches are as full as the device is busy.
+        Windows that arrive while the device works wait for the next batch, so the busier the device is, the fuller
+        batches are.
         """
         with self._lock:
             self._waiting.sort(key=lambda request: request.order)  # stable: each song's windows keep their order
@@ -191,7 +193,7 @@ class Batcher(BatchRunner):
 
     @torch.no_grad()
     def _serve(self, batch: list[_Request]) -> None:
-        """Separate a batch; if that fails, each window alone, so that one does not take its neighbours with it."""
+        """Separate a batch. If that fails, separate each window alone, so that one window does not fail the others."""
         try:
             with self._measured():
                 for request in batch:
@@ -213,8 +215,10 @@ class Batcher(BatchRunner):
 
     @contextlib.contextmanager
     def _measured(self) -> Iterator[None]:
-        """Measure the work on one batch, as an NVTX range, by the GPU's own events, as calls return at once there; wait while
-        the GPU has enough in its queue."""
+        """Measure the seconds of the work in the block, on a GPU by its own events, as calls return at once there.
+
+        On a GPU, also mark the work as an NVTX range, and wait while the queue is full.
+        """
         if self._device.type != "cuda":
             began = time.perf_counter()
             try:
@@ -234,7 +238,7 @@ class Batcher(BatchRunner):
         self._collect(BATCHES_QUEUED - 1)
 
     def _collect(self, left: int) -> None:
-        """Wait until the GPU has at most ``left`` batches in its queue, and add up the time of the others."""
+        """Wait until the GPU's queue has at most ``left`` batches, and add the others' time to ``busy_seconds``."""
         while len(self._queued) > left:
             begin, end = self._queued.popleft()
             end.synchronize()

@@ -1,8 +1,8 @@
-"""Sharing a worker's cores between the network, the decoders and the encoders.
+"""Share a worker's cores between the network, the decoders and the encoders.
 
-On a GPU the network needs one prompt thread that launches kernels; the codecs get all cores, at a lower priority. On a CPU
-the network may use every core, and it is the network that gives way: its threads have a lower priority, so that reading and
-writing, which need little, are never starved and no core idles.
+On a GPU the network needs one prompt thread that launches kernels; the codecs get all cores, at a lower priority. On a
+CPU the network may use every core, at a lower priority than the codecs. So reading and writing, which need little,
+never wait for a core, and no core is idle.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from .events import StageLoad
 __all__ = ["CorePlan", "Place", "SongBudget", "Stage", "available_cores", "available_memory"]
 
 NICENESS = 5
-"""Niceness that is added to threads that give way: they get a third of the share of the others where they compete."""
+"""Niceness that is added to threads of lower priority: they get a third of another thread's share of a busy core."""
 
 ENCODING = 2
-"""Songs encoded at once, at least: a song is encoded by one thread, and one song at a time would leave a core of two idle."""
+"""Smallest number of songs encoded at once. One thread encodes a song, so with one song a core of two would be idle."""
 
 
 class SongBudget(Budget):
-    """One song's part of a budget shared by songs; ``close`` gives back what the song, however it ended, did not."""
+    """One song's part of a shared budget. ``close`` gives back what the song still holds, also after a failure."""
 
     def __init__(self, shared: Budget) -> None:
         super().__init__(None)
@@ -53,7 +53,7 @@ class SongBudget(Budget):
 
 @dataclass(eq=False)
 class Place:
-    """A place in a stage; ``seconds`` is how long it was held, once it has been left."""
+    """A song's place in a stage. ``seconds`` is how long the song held it, 0 until the song leaves."""
 
     size: int
     began: float = 0.0
@@ -61,10 +61,10 @@ class Place:
 
 
 class Stage:
-    """Places for ``capacity`` songs, or for as many as have ``limit`` bytes together; a song that finds none waits.
+    """A stage with places for ``capacity`` songs, or for songs of ``limit`` bytes together; other songs wait.
 
-    That holds back the song and all that would come after it. Songs enter in the order of asking, so that a large one is not
-    passed forever; one that is larger than the limit enters alone.
+    Songs enter in the order in which they ask, so that a large song is not passed forever. A song that is larger than
+    the limit enters alone.
     """
 
     def __init__(self, capacity: int, limit: int | None = None) -> None:
@@ -82,7 +82,7 @@ class Stage:
 
     @contextlib.contextmanager
     def enter(self, size: int = 1) -> Iterator[Place]:
-        """Wait for a place and keep it for the block; ``size`` in bytes if there is a limit."""
+        """Wait for a place, and hold it during the block; ``size`` is in bytes if the stage has a limit."""
         place = Place(size)
         with self._changed:
             self._waiting.append(place)
@@ -105,7 +105,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class CorePlan:
-    """Places: ``read`` songs are decoded and ``write`` songs encoded at once; ``songs`` are open in all."""
+    """Numbers of songs at once: ``read`` are decoded, ``write`` are encoded, and ``songs`` are open in all."""
 
     device: str
     cores: int
@@ -133,8 +133,9 @@ class CorePlan:
         )
 
     def enter_thread(self, network: bool) -> None:
-        """Prepare the calling thread, which runs the network or takes songs through the stages; it calls this once."""
-        # To set the number also sets what a thread adopts when it first asks, even if it has set its own before.
+        """Prepare the calling thread, which runs the network or takes songs through the stages. Call once per
+        thread."""
+        # Ask before setting: a thread that asks for the first time adopts the number set last by any thread.
         torch.get_num_threads()
         torch.set_num_threads(self.device_threads if network else 1)
         gives_way = network == (self.device == "cpu")
@@ -144,14 +145,14 @@ class CorePlan:
 
 
 def available_cores() -> int:
-    """Return how many cores this process may use: by affinity, and by the quota of its control group."""
+    """Return how many cores this process may use, by its affinity and by the quota of its control group."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota, period = (_cgroup("cpu.max").split() + ["max", "100000"])[:2]
     return min(affinity, max(1, -(-int(quota) // int(period)))) if quota.isdigit() else affinity
 
 
 def available_memory() -> int:
-    """Return the bytes of memory that are free for this process: of the machine, and by its control group's limit."""
+    """Return the bytes of memory free for this process, by the machine and by its control group; 4 GiB if unknown."""
     try:
         fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         free = int(fields["MemAvailable"].split()[0]) * 1024
@@ -162,7 +163,7 @@ def available_memory() -> int:
 
 
 def _cgroup(name: str) -> str:
-    """Return a value of this process's control group (version 2), stripped; empty if there is none."""
+    """Return a value of this process's control group (version 2), stripped; an empty text if it does not exist."""
     try:
         path = Path("/proc/self/cgroup").read_text().strip().rpartition("::")[2].lstrip("/")
         folder = Path("/sys/fs/cgroup", path)

@@ -1,9 +1,9 @@
-"""The layout of a destination, and what is read from and written to it.
+"""Read and write a destination. Its layout:
 
     songs/ab/cd/<name>/   the stems of a song and its result; abcd begins the SHA-256 of its id
-    ledger/<run>...jsonl  one outcome a line, only ever added to
+    ledger/<run>...jsonl  one outcome per line; lines are only added
     runs/<run>/           the report of a run
-    .catalogue            a mark that tells this folder from another one at its path (local destinations)
+    .catalogue            a mark that tells this folder from another one at the same path (local destinations)
     .staging/, .claims/   songs that are being written, and locks on them (local destinations)
 
 The stems of a song appear at once, with their result last.
@@ -29,14 +29,14 @@ SONGS = "songs"
 LEDGER = "ledger"
 MARK = ".catalogue"
 PART_ROWS = 500
-"""Rows of the ledger that an object store gets in one object."""
+"""Number of ledger rows in one object of an object store."""
 
 
 class Destination:
     """A folder or fsspec URI with the outputs of a catalogue.
 
     Args:
-        token: what :meth:`check` compares with; None for that of the folder that is there when it is first asked for.
+        token: mark that :meth:`check` compares with; None for the mark of the folder that exists at the first use.
     """
 
     def __init__(self, uri: str, storage: Storage | None = None, token: str | None = None) -> None:
@@ -46,7 +46,8 @@ class Destination:
 
     @property
     def token(self) -> str | None:
-        """Return the mark that tells this folder from any other at the same path, made if there is none. None on object stores.
+        """The mark that tells this folder from any other at the same path, made if it is missing; None on object
+        stores.
 
         Raises ``OSError`` if the folder cannot be made or written to.
         """
@@ -57,7 +58,7 @@ class Destination:
         return self._token
 
     def check(self) -> None:
-        """Raise :class:`SongError` if the folder is gone or replaced, as when its disk is no longer mounted."""
+        """Raise :class:`SongError` if the folder is gone or replaced, for example because its disk was unmounted."""
         if self.token is not None and self._mark() != self.token:
             raise SongError(
                 Failure.gone,
@@ -77,25 +78,25 @@ class Destination:
         return f"{status.st_dev}:{status.st_ino}"
 
     def listing(self) -> Iterator[tuple[str, Listed]]:
-        """Yield every song folder, and what the names in it say."""
+        """Yield every song folder, with its result as the names in the folder describe it."""
         for folder, sizes in self.storage.listing(SONGS):
             yield folder, Listed.of(sizes)
 
     def read_result(self, folder: str, name: str) -> Result | None:
-        """Return the result in a song's folder; None if it is not whole."""
+        """Return the result in file ``name`` of a song's folder; None if it is missing, damaged or another song's."""
         content = self.storage.read(f"{folder}/{name}") if name else None
         result = None if content is None else Result.from_json(content)
         return result if result is not None and song_folder(result.id) == folder else None
 
     def found(self, folder: str) -> tuple[Result | None, bool]:
-        """Return the result in a song's folder, None without one that can be read, and whether all its files are there in
+        """Return the result in a song's folder (None if there is no valid one), and whether all its files are there in
         their sizes."""
         sizes = self.storage.sizes(folder)
         result = self.read_result(folder, Listed.of(sizes).name)
         return result, result is not None and all(sizes.get(file.path) == file.bytes for file in result.files.values())
 
     def result(self, folder: str) -> Result | None:
-        """Return the result in a song's folder; None unless it is whole and all its files are there in their sizes."""
+        """Return the result in a song's folder; None unless it is valid and all its files are there in their sizes."""
         result, whole = self.found(folder)
         return result if whole else None
 
@@ -106,7 +107,7 @@ class Destination:
                 yield Outcome.from_dict(row)
 
     def ledger_rows(self, run: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield the name of each file without its ending, with each row in it as it is; a line that a crash cut off is none."""
+        """Yield each row as it is, after the name of its file without suffix; leave out lines that a crash cut off."""
         for folder, sizes in self.storage.listing(LEDGER):
             for name in sorted(sizes):
                 if run is None or name.startswith((f"{run}.", f"{run}-")):
@@ -118,8 +119,8 @@ class Destination:
                                     yield name.removesuffix(".jsonl"), row
 
     def last_rows(self) -> tuple[dict[str, dict[str, Any] | None], list[str]]:
-        """Read the whole ledger; return the last row of every song by id, None if it is no failure, and the names of the
-        ledger's files in their order."""
+        """Read the whole ledger. Return the last row of every song by id, None if that row is not a failure, and the
+        names of the ledger's files in order."""
         last: dict[str, dict[str, Any] | None] = {}
         runs: dict[str, None] = {}
         for run, row in self.ledger_rows():
@@ -129,9 +130,9 @@ class Destination:
 
 
 class LedgerWriter:
-    """Appends outcomes to ``ledger/<name>.jsonl``, each at once; to object stores in parts of some hundred rows.
+    """A writer that appends each outcome to ``ledger/<name>.jsonl`` at once, on object stores in parts of PART_ROWS.
 
-    Rows that cannot be written are kept and tried again with the next; ``close`` raises ``OSError`` for what is left.
+    Rows that cannot be written are kept, and tried again with the next; ``close`` raises ``OSError`` if rows are left.
     """
 
     def __init__(self, destination: Destination, name: str) -> None:
@@ -148,7 +149,7 @@ class LedgerWriter:
                 self.close()
 
     def close(self) -> None:
-        """Write the rows that have gathered."""
+        """Write the rows that are not written yet."""
         if not self._rows:
             return
         try:
@@ -162,7 +163,7 @@ class LedgerWriter:
             with open(folder / f"{self._name}.jsonl", "ab", buffering=0) as file:
                 before = file.tell()
                 if file.write(rows) != len(rows):
-                    file.truncate(before)  # what a full disk cut off must not spoil the row that follows
+                    file.truncate(before)  # a row that a full disk cut off must not damage the next one
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
         else:
             self._storage.write(f"{LEDGER}/{self._name}-{self._parts:06d}.jsonl", rows)

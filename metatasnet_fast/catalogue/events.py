@@ -1,4 +1,4 @@
-"""Events that a run reports while it goes on, to the live display, to ``--json``, to the report at the end; and their sums.
+"""Events that a run sends to the live display, to ``--json`` and to the report, and the sums over them.
 
 Every event turns into one JSON object with ``event`` (its kind) and ``time`` (seconds since the epoch).
 """
@@ -41,15 +41,15 @@ Listener: TypeAlias = Callable[[Event], object]
 @dataclass(frozen=True)
 class RunStarted(Event):
     run: str
-    """Name of the run; its ledger and report are called so."""
+    """Name of the run, also that of its ledger and report."""
     songs: int
-    """In this shard."""
+    """Number of songs in this shard."""
     expected_seconds: float
-    """Seconds of audio, as far as the manifest tells; 0 if it does not."""
+    """Seconds of audio by the manifest's lengths and sizes; 0 if the manifest lacks one."""
     destination: str
     engine: str
     shard: str
-    """``i/n``."""
+    """The part of the manifest, as ``i/n``."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class SongEnded(Event):
 
 @dataclass(frozen=True)
 class SongsSkipped(Event):
-    """Songs that were done before the run, as one listing of the destination proves; they have no events of their own."""
+    """Songs that were done before the run, by one listing of the destination; they have no events of their own."""
 
     songs: int
     audio_seconds: float
@@ -78,17 +78,17 @@ class SongsSkipped(Event):
 
 @dataclass(frozen=True)
 class Notice(Event):
-    """Something a person should know: a choice that was made, memory that ran out, a worker that was started again."""
+    """A message to a person: a choice that was made, memory that ran out, a worker that was restarted."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class StageLoad:
-    """A stage of a worker: ``capacity`` songs can be in it at once, ``waiting`` wait for a place.
+    """The load of a worker's stage: it holds ``capacity`` songs at once, and ``waiting`` songs wait for a place.
 
-    ``seconds`` adds up the time that songs spent in it; divided by capacity and wall-clock time it is the share in which the
-    stage was busy. In the device are batches, and windows wait.
+    ``seconds`` is the sum of the times that songs spent in the stage. Divided by capacity and wall-clock time, it is
+    the share of time in which the stage was busy. The stage ``device`` holds batches, and windows wait for it.
     """
 
     capacity: int
@@ -103,18 +103,18 @@ class WorkerLoad(Event):
     worker: int
     wall_seconds: float
     stages: dict[str, StageLoad]
-    """``read``, ``separate``, ``write``; ``device``."""
+    """Loads of the stages ``read``, ``separate``, ``write`` and ``device``."""
     windows_done: int
     batch_size: int
     cpu_seconds: float
     """CPU time of the worker's process, user and system, in seconds."""
     peak_memory: int
-    """Bytes, of the worker's process."""
+    """Largest resident memory of the worker's process, in bytes."""
 
 
 @dataclass(frozen=True)
 class Progress(Event):
-    """The whole run, about once a second and once at the end, summed over its workers."""
+    """The state of the whole run, summed over its workers, about once a second and once at the end."""
 
     songs: int
     done: int
@@ -125,13 +125,13 @@ class Progress(Event):
     """Seconds of audio of the songs that this run separated."""
     wall_seconds: float
     device_busy_share: float
-    """0 to 1, mean over the workers."""
+    """Share of time in which the devices were busy, 0 to 1, mean over the workers."""
     queues: dict[str, int]
-    """Waiting: songs for ``read`` and ``write``, windows for ``device``."""
+    """Number of songs that wait for ``read`` and ``write``, and of windows that wait for ``device``."""
     stage_seconds: dict[str, float]
-    """``read``, ``separate``, ``write``: summed over songs; ``device``: busy."""
+    """Seconds in ``read``, ``separate`` and ``write``, summed over songs; busy seconds of ``device``."""
     stage_busy_share: dict[str, float]
-    """0 to 1: of each stage's capacity."""
+    """Used share of each stage's capacity, 0 to 1."""
     eta_seconds: float | None
     cpu_seconds: float = 0.0
     peak_memory: int = 0
@@ -140,7 +140,7 @@ class Progress(Event):
 
     @property
     def real_time_factor(self) -> float:
-        """Return the seconds of audio separated per second."""
+        """Seconds of audio separated per second."""
         return self.audio_seconds / self.wall_seconds if self.wall_seconds > 0 else 0.0
 
     def to_json(self) -> dict[str, Any]:
@@ -149,9 +149,9 @@ class Progress(Event):
 
 @dataclass(frozen=True)
 class RunEnded(Event):
-    """``complete`` is false if the run was stopped; ``remaining`` songs were not tried then.
+    """The end of a run. If it was stopped, ``complete`` is false, and ``remaining`` songs were not tried.
 
-    ``reason`` says why the run stopped itself: too many songs in a row failed for a reason that is not theirs.
+    ``reason`` says why the run stopped itself: too many songs in a row failed for a reason outside the songs.
     """
 
     run: str
@@ -161,7 +161,7 @@ class RunEnded(Event):
     failures: dict[str, int]
     """Number of songs by type of failure."""
     cost: float | None = None
-    """By ``--price-per-hour``, of all workers."""
+    """Cost of all machines, by ``--price-per-hour``; None without a price."""
     cost_per_1000_songs: float | None = None
     reason: str | None = None
 
@@ -177,11 +177,11 @@ class RunEnded(Event):
 
 
 class Tally:
-    """Give it every event of every worker, one at a time; it knows how far the run has come.
+    """The state of a run, summed from the events of all workers; call this object with one event at a time.
 
     Args:
-        songs: in this run.
-        expected_seconds: of audio in all of them; 0 if that is not known.
+        songs: number of songs in this run.
+        expected_seconds: seconds of audio in all these songs; 0 if unknown.
     """
 
     def __init__(self, songs: int, expected_seconds: float = 0.0) -> None:
@@ -189,16 +189,16 @@ class Tally:
         self.expected_seconds = expected_seconds
         self.failures: Counter[str] = Counter()
         self.reason: str | None = None
-        """Why the run had better stop: one failure again and again that is not the songs'."""
+        """Why the run has to stop: too many songs in a row failed for one reason outside the songs. None: go on."""
         self._began = time.perf_counter()
         self._counts: Counter[Status] = Counter()
         self._audio = self._passed = 0.0
         self._bytes_in = self._bytes_out = 0
         self._in_flight: set[tuple[int, str]] = set()
         self._loads: dict[int, list[WorkerLoad]] = {}
-        """The last load of every process of each worker."""
+        """The last load of every process of each worker, by the worker's number."""
         self._row: tuple[Failure | None, set[str]] = (None, set())
-        """The failure of the last songs, and their ids."""
+        """The failure that the last songs in a row had, and the ids of these songs."""
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, SongStarted):
@@ -212,7 +212,7 @@ class Tally:
         elif isinstance(event, WorkerLoad):
             loads = self._loads.setdefault(event.worker, [])
             if loads and event.wall_seconds >= loads[-1].wall_seconds:
-                loads.pop()  # of the same process
+                loads.pop()  # an older load of the same process
             loads.append(event)
 
     def progress(self) -> Progress:
@@ -244,7 +244,7 @@ class Tally:
         )
 
     def finish(self, run: str, price_per_hour: float | None, workers: int = 1) -> RunEnded:
-        """Return the last event; ``price_per_hour`` is that of one worker's machine, and there are ``workers`` of them."""
+        """Return the last event; the cost is that of ``workers`` machines at ``price_per_hour`` each."""
         progress, remaining = self.progress(), self.songs - sum(self._counts.values())
         cost = None if price_per_hour is None else price_per_hour * workers * progress.wall_seconds / 3600
         per_song = cost / progress.done if cost is not None and progress.done else None
@@ -279,7 +279,8 @@ class Tally:
             self.reason = f"{times} with [{failure.value}], the last one so: {outcome.error} {failure.hint}"
 
     def _eta(self, wall: float) -> float | None:
-        """Estimate the time left by seconds of audio if the manifest tells them, else by songs, of those tried in this run."""
+        """Estimate the seconds left by this run's speed, in seconds of audio if the manifest tells them, else in
+        songs."""
         remaining = self.songs - sum(self._counts.values())
         worked = self._counts[Status.done] + self._counts[Status.failed]
         if remaining <= 0:

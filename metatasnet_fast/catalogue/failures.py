@@ -1,4 +1,4 @@
-"""Types of failures, and the type of an exception."""
+"""Types of failures, and the failure that an exception means."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Failure(str, enum.Enum):
     """Why a song failed.
 
     Attributes:
-        hint: tells the owner of the catalogue what to do.
-        lasting: the same file would fail again: such a song is retried only when its file changes or on request.
-        worth_retrying: another attempt in the same run may succeed.
-        most_in_a_row: songs in a row that may fail in this way before the run stops, as separating a million songs that cannot
-            be stored helps no one; None where only the songs are the cause.
+        hint: what the owner of the catalogue can do.
+        lasting: whether the same file would fail again. The song is retried only if its file changes, or on request.
+        worth_retrying: whether another attempt in the same run may succeed.
+        most_in_a_row: number of songs in a row with this failure that stops the run, since separating songs that cannot
+            be stored is useless; None if only the songs are the cause.
     """
 
     hint: str
@@ -86,11 +86,11 @@ FAILURES = {
     AudioFormatError: Failure.does_not_fit,
     OutputError: Failure.write,
 }
-"""Errors and the failure that they stand for; the first row that fits counts."""
+"""Errors and the failures that they mean; the first row that fits decides."""
 
 
 class SongError(MetaTasNetError):
-    """A song cannot be separated, for a known type of reason."""
+    """An error of a song that cannot be separated, with its :class:`Failure`."""
 
     def __init__(self, failure: Failure, message: str) -> None:
         super().__init__(message)
@@ -99,7 +99,7 @@ class SongError(MetaTasNetError):
 
 def classify(error: BaseException) -> tuple[Failure, str]:
     """Return the type of failure that an exception means, and one sentence about it."""
-    from ..separation.devices import is_out_of_memory  # not above: counting what is done needs no torch
+    from ..separation.devices import is_out_of_memory  # here, as other parts of a catalogue need no torch
 
     message = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, SongError):

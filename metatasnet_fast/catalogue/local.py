@@ -1,4 +1,4 @@
-"""A run on this machine: a watched process for every GPU, or one for the CPU."""
+"""Run a catalogue on this machine: one supervised process for every GPU, or one for the CPU."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ class WorkerPool:
 
     engine: str
     each_worker: Sequence[Settings]
-    """Equal but for what each worker holds of the machine."""
+    """Settings of each worker; only ``device`` and ``threads`` may differ."""
     start: Callable[[Order], Process] = ChildProcess
-    """Makes the process of a worker."""
+    """Function that makes the process of a worker."""
     machines: int = 1
-    """Number of machines, each paid for at the price per hour."""
+    """Number of machines, each of which costs the price per hour."""
     notices: Sequence[str] = ()
-    """Said before the work, if there is any."""
+    """Messages to show before the work, if any song is to do."""
 
     @classmethod
     def here(cls, settings: Settings, workers: int | None) -> WorkerPool:
-        """Return the workers of a run on this machine; raises as :func:`run_local`."""
+        """Return the workers of a run on this machine; raise :class:`ConfigError` if ``workers`` is too large."""
         devices = [settings.device]
         if settings.device in ("auto", "cuda") and torch.cuda.device_count() > 1:
             devices = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
@@ -75,18 +75,18 @@ def run_local(
     """Separate songs that are not done yet, the longest first.
 
     Args:
-        listener: gets every event, from one thread at a time.
-        stop: when set, songs in flight have ``grace`` seconds to be finished, and no other is begun.
-        workers: processes; None for one on each GPU, or one on the CPU.
-        price_per_hour: of this machine.
-        pool: the workers, if they are others than those of this machine.
+        listener: function that gets every event, from one thread at a time.
+        stop: when set, no further song is begun, and songs in flight have ``grace`` seconds to finish.
+        workers: number of processes; None for one on each GPU, or one on the CPU.
+        price_per_hour: price of this machine.
+        pool: the workers; None for those of this machine.
 
     Returns:
         the last event; the ledger has a row for every song that was tried.
 
     Raises:
-        ConfigError: for more workers than can have a core or a device each.
-        MetaTasNetError: if the model cannot be loaded, the device or backend cannot serve, or processes cannot be kept alive.
+        ConfigError: if there are more workers than cores and devices, or the destination is in memory.
+        MetaTasNetError: if the model cannot be loaded, the device or backend cannot serve, or no worker stays alive.
     """
     pool, stop = pool or WorkerPool.here(settings, workers), stop or threading.Event()
     target, settings = Destination(destination), pool.each_worker[0]
@@ -94,12 +94,12 @@ def run_local(
         raise ConfigError(f"{destination} is the memory of one process, gone at its end: choose another destination.")
     each = [song.expected_seconds() for song in songs]
     tally = Tally(len(songs), sum(each) if all(each) else 0.0)
-    # Names sort as the runs began.
+    # Names of runs sort by the time of their beginning.
     run = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()) + f"-{os.getpid()}-{secrets.token_hex(2)}"
     ledger, lock = LedgerWriter(target, run), threading.RLock()
 
     def log(event: Event) -> None:
-        """Count an event of any thread, write it down and pass it on; stop the run if one failure comes again and again."""
+        """Count an event of any thread, record its outcome and pass it on; stop the run on repeated failure."""
         with lock:
             tally(event)
             if isinstance(event, SongEnded):
@@ -122,12 +122,12 @@ def run_local(
     errors: list[Exception] = []
 
     def watch(order: Order) -> None:
-        """Let a worker take songs until none is left; what ends it is a notice, unless it was the last one."""
+        """Let a worker take songs until no song is left. If an error ends any worker but the last, send a notice."""
         try:
             with SupervisedWorker(order, log, stop, grace, pool.start) as worker:
                 watched.append(worker)
                 for _ in worker.process(left):
-                    pass  # the log has heard of it
+                    pass  # the log got its events
         except Exception as error:
             errors.append(error)
             if len(errors) < len(pool.each_worker):
@@ -136,7 +136,7 @@ def run_local(
     try:
         if plan.todo:
             with reaching(destination):
-                token = target.token  # the folder is marked now, and not by a worker whose disk is not mounted any more
+                token = target.token  # mark the folder now: a worker might do it after the disk was unmounted
             for text in pool.notices:
                 log(Notice(text))
             orders = [Order(each, destination, token, i, plan.contents) for i, each in enumerate(pool.each_worker)]
@@ -146,7 +146,7 @@ def run_local(
                     while wait(watching, PROGRESS_SECONDS).not_done:
                         with lock:
                             log(tally.progress())
-                except BaseException:  # a second Ctrl-C: nothing is waited for
+                except BaseException:  # a second Ctrl-C: do not wait for songs
                     stop.set()
                     for worker in watched:
                         worker.grace = 0.0
@@ -158,7 +158,7 @@ def run_local(
             ledger.close()
         except OSError as error:
             log(Notice(f"The ledger of this run is not complete ({error}); the songs' results are."))
-        remove_abandoned(target.storage)  # a worker that was killed took nothing along
+        remove_abandoned(target.storage)  # a killed worker left its folders
     ended = tally.finish(run, price_per_hour, pool.machines)
     log(ended.progress)
     log(ended)

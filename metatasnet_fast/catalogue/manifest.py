@@ -1,16 +1,16 @@
-"""Which songs a catalogue has: from a folder, a glob, a list, or a table.
+"""Read which songs a catalogue has, from a folder, a glob, a list, or a table.
 
-    folder/            its audio files, to the bottom and behind links to folders, without hidden ones
-    music/**/*.flac    what matches
-    songs.txt          an address a line; empty lines and lines that begin with # say nothing
-    songs.csv, .tsv    a table with the column uri; id, duration (seconds) and bytes if they are there
-    songs.jsonl        the same, an object a line
-    songs.parquet      the same
+    folder/            all audio files below it, also behind links to folders, except hidden files
+    music/**/*.flac    the files that match
+    songs.txt          one address per line; empty lines and lines that begin with # are ignored
+    songs.csv, .tsv    a table with the column uri, and optionally id, duration (seconds) and bytes
+    songs.jsonl        the same table, one object per line
+    songs.parquet      the same table
     song.mp3           a single song
 
-All of them may be anything that fsspec opens. Relative paths in lists and tables count from the manifest's folder. Songs
-without an id get one from their address in the manifest (in folders and globs: from their path below the folder), so it stays
-when others are added.
+Each may be at any address that fsspec opens. Relative paths in lists and tables count from the manifest's folder. Songs
+without an id get one from their address in the manifest (in folders and globs: from their path below the folder). So
+the id stays the same when other songs are added.
 """
 
 from __future__ import annotations
@@ -39,21 +39,22 @@ __all__ = ["parse_shard", "read_manifest"]
 COLUMNS = ("id", "uri", "duration", "bytes")
 
 Row: TypeAlias = dict[str, Any]
-"""``uri``, and perhaps ``id``, ``duration``, ``bytes``; from listings ``name``, which the id is derived from, and ``stamp``."""
+"""``uri``, optionally ``id``, ``duration``, ``bytes``; from listings ``name``, from which the id is derived, and
+``stamp``."""
 
 
 def read_manifest(text: str, shard: tuple[int, int] = (1, 1), exclude: str | None = None) -> list[Song]:
     """Return the songs of a manifest that belong to a shard, in its order. Files are not opened.
 
     Args:
-        text: what the module's description lists.
-        exclude: a folder or URI; what lies below it, by whatever links, is not found in folders and by patterns, so that
-            stems are no songs.
+        text: one of the forms that the top of this module lists.
+        exclude: a folder or URI; folders and patterns find no file below it, also through links, so that stems are not
+            taken for songs.
         shard: the ``i``-th of ``n`` parts, ``i`` from 1; a song's part depends on its id alone.
 
     Raises:
-        ConfigError: for a manifest that cannot be read, without songs, or with different songs of one id.
-        MissingDependencyError: without fsspec or pyarrow, where they are needed.
+        ConfigError: if the manifest cannot be read, has no songs, or has different songs with one id.
+        MissingDependencyError: if the manifest needs fsspec or pyarrow, and the package is missing.
     """
     index, count = shard
     songs: dict[str, Song] = {}
@@ -102,13 +103,13 @@ def _song(row: Row, manifest: str, number: int) -> Song:
         raise ConfigError(
             f"Row {number} of {manifest} has an id or uri with half a character: write it again."
         ) from None
-    stamp = row.get("stamp")  # a column of a table may have this name, and says something else
+    stamp = row.get("stamp")  # in a table, a column of this name has another meaning
     known = stamp.text if isinstance(stamp, Stamp) and stamp.version is not None else None
     return Song(id, uri, duration, None if size is None else int(size), known)
 
 
 def _is_absent(value: Any) -> bool:
-    """Return whether a cell is empty; tables made from data frames have NaN there."""
+    """Return whether a cell is empty; in tables made from data frames, an empty cell is NaN."""
     return value is None or value == "" or value != value
 
 
@@ -125,7 +126,7 @@ def _number(value: Any, name: str, manifest: str, row: int) -> float | None:
 
 
 def _rows(text: str, exclude: str | None) -> Iterator[Row]:
-    if not text:  # a variable of a script that is not set; Path("") is the folder one is in
+    if not text:  # an unset variable of a script; Path("") would be the current folder
         raise ConfigError(
             "The manifest's name is empty: name a folder (`.` is this one), a pattern, a list or a table."
         )
@@ -157,13 +158,13 @@ def _files(paths: Iterable[Path], base: Path) -> Iterator[Row]:
     for path in paths:
         try:
             size = path.stat().st_size
-        except OSError:  # a dangling link: its turn comes, as a failure
+        except OSError:  # a dangling link: the song fails later
             size = None
         yield {"uri": os.path.abspath(path), "name": path.relative_to(base).as_posix(), "bytes": size}
 
 
 def _unreadable(error: OSError) -> NoReturn:
-    """Raise an error: ``os.walk`` would leave the folder out, and its songs would be lost."""
+    """Raise an error for a folder that cannot be read, because ``os.walk`` would skip the folder and its songs."""
     raise ConfigError(
         f"The folder {error.filename} cannot be read ({error.strerror}): change its permissions, or list the songs."
     )
@@ -199,7 +200,8 @@ def _is_pattern(text: str) -> bool:
 
 
 def _resolved(rows: Iterable[Row], manifest: str) -> Iterator[Row]:
-    """Yield the rows of a list with relative addresses counted from its folder; ids come from what is written there."""
+    """Yield the rows of a list with relative addresses resolved from its folder; ids come from the original
+    addresses."""
     folder = local_path(manifest)
     for row in rows:
         uri = row.get("uri")
@@ -233,7 +235,7 @@ def _listed(text: str, suffix: str, content: Callable[[], bytes]) -> Iterator[Ro
 
 
 def _csv_rows(manifest: str, text: str, delimiter: str) -> Iterator[Row]:
-    # Not strict, a quote that is never closed would make all following lines one name.
+    # Without ``strict``, an unclosed quote would make all following lines one name.
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         yield from reader

@@ -1,7 +1,7 @@
-"""The steps of one song: is it done? -> fetch -> decode and resample -> separate -> encode -> publish.
+"""Take one song through its steps: is it done? -> fetch -> decode and resample -> separate -> encode -> publish.
 
-Each song has a thread that takes it all the way; what songs share, the device and the cores, is handed out by the batcher and
-the stages. So a song holds back those behind it wherever it waits, and nothing can pile up.
+Each song has a thread that takes it through all steps. The batcher and the stages share the device and the cores
+between songs. A song that waits holds back the songs behind it, so no queue can grow without limit.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ if TYPE_CHECKING:
 __all__ = ["SongPipeline"]
 
 LEAST_BYTES = 1 / 8
-"""Bytes of a compressed stem for each sample and channel, at least; only silence takes less, 16 times as much is 16 bits."""
+"""Smallest bytes per sample and channel of a compressed stem that is not silent; 16 bits are 16 times as much."""
 
 PAUSE = 0.25
 """Seconds before the second attempt; four times as long before each one after it."""
 
 CONTESTED_SECONDS = 120.0
-"""Time in which another run that has begun to put a song's files must have put them all."""
+"""Seconds that another run may take to put all of a song's files, once it has begun."""
 
 
 class SongPipeline:
-    """Take songs all the way, each in the thread that calls; they share what the worker has."""
+    """The steps of songs with one worker; each song runs in the thread that calls."""
 
     def __init__(self, worker: Worker) -> None:
         self.worker, self.settings, self.key = worker, worker.settings, worker.identity.key
@@ -56,13 +56,13 @@ class SongPipeline:
 
     @torch.no_grad()
     def run(self, song: Song, defer: Callable[[Song], object]) -> Outcome | None:
-        """Separate a song; never raises for what is wrong with it.
+        """Separate a song; its failure is an outcome, not an exception.
 
         Args:
-            defer: takes the song back if another run has it in hand.
+            defer: takes the song back if another run is working on it.
 
         Returns:
-            None if the song was left or deferred: the run is being stopped, the device is lost, or another run has it.
+            the outcome; None if the song was deferred, the run is being stopped, or the device is lost.
         """
         try:
             self.destination.check()
@@ -72,7 +72,7 @@ class SongPipeline:
                     return None
                 self.worker.listen(SongStarted(song.id, song.uri, self.worker.number))
                 outcome = self._try(song)
-        except Exception as error:  # of the destination or the claim
+        except Exception as error:  # by the destination or the claim
             outcome = self._failed(song, error, 1)
         if outcome is not None:
             self.worker.listen(SongEnded(outcome, self.worker.number))
@@ -93,7 +93,7 @@ class SongPipeline:
         return outcome
 
     def _attempts(self, least: int = 1) -> Iterator[int]:
-        """Yield the number of each attempt, with growing pauses between them; the first only if the run is being stopped."""
+        """Yield the number of each attempt, with growing pauses between attempts; stop if the run is being stopped."""
         yield 1
         for attempt in range(2, max(self.settings.attempts, least) + 1):
             if self.worker.stop.wait(PAUSE * 4 ** (attempt - 2)):
@@ -103,7 +103,7 @@ class SongPipeline:
     def _failed(self, song: Song, error: Exception, attempt: int, source: Source | None = None) -> Outcome:
         failure, message = classify(error)
         if source is not None and source.copy is not None:
-            # The copy of a remote file is gone by now; its address says where it came from.
+            # The copy of a remote file is removed by now, so name the remote address instead.
             message = message.replace(str(source.copy), song.uri)
         stamp = source.seen.text if source is not None and source.seen else None
         return Outcome(song.id, song.uri, Status.failed, self.key, failure, message, attempt, stamp=stamp)
@@ -150,7 +150,7 @@ class SongPipeline:
     def _separated(
         self, song: Song, input: dict[str, Any], path: Path, staged: Path, attempt: int, fetched: contextlib.ExitStack
     ) -> Result:
-        """Separate a song, encode its stems into the staging folder, and say what they are."""
+        """Separate a song, encode its stems into the folder ``staged``, and return their result."""
         worker, settings, device = self.worker, self.settings, self.worker.device
         with contextlib.ExitStack() as stack:
             with worker.read.enter() as reading, open_audio(path, partial=settings.partial) as stream:
@@ -195,7 +195,7 @@ class SongPipeline:
         )
 
     def _copied(self, folder: str, song: Song, input: dict[str, Any], staged: Path) -> Result | None:
-        """Copy the stems in the folder of another song, and return their result; None unless they are of the same content."""
+        """Copy the stems of another song, and return their result; return None unless both songs have equal content."""
         found = self.destination.result(folder)
         if found is None or found.key != self.key or found.content != input["sha256"]:
             return None
@@ -205,13 +205,13 @@ class SongPipeline:
                     shutil.copyfile(path, staged / file.path)
                 if sha256_file(staged / file.path) != file.sha256:
                     return None
-        except OSError:  # it was taken away since then, or cannot be read: what is separated does not depend on it
+        except OSError:  # the folder is gone or cannot be read: separate the song
             return None
         input = {**input, "codec": found.input["codec"]}
         return replace(found, id=song.id, uri=song.uri, input=input, seconds={}, finished=utc_now())
 
     def _refuse_if_taken(self, song: Song, before: Result) -> None:
-        """Refuse to replace another song of the same id, as two folders with equal file names have."""
+        """Raise SongError if another song of the same id is there, as from two folders with equal file names."""
         # One text for all ways to write the address of a local file, and for all links that lead to it.
         paths = {uri: local_path(uri) for uri in (song.uri, before.uri)}
         if len({uri if path is None else os.path.realpath(path) for uri, path in paths.items()}) > 1:
@@ -219,7 +219,7 @@ class SongPipeline:
             raise SongError(Failure.taken, text)
 
     def _refuse_if_full(self, recording: Recording) -> None:
-        """Refuse a song before the work if its stems certainly do not fit."""
+        """Raise SongError before the work if the stems certainly do not fit on a local destination."""
         storage = self.destination.storage
         if isinstance(storage, LocalStorage) and recording.samples is not None:
             size = LEAST_BYTES * recording.samples * recording.channels * len(self.worker.recipe)
@@ -227,17 +227,17 @@ class SongPipeline:
                 raise SongError(Failure.write, f"{self.destination.uri} has no room left for the stems of a song.")
 
     def _refuse_if_longer(self, seconds: float, song: Song) -> None:
-        """Refuse a song that declares, or turns out to have, so many seconds, if they are too many."""
+        """Raise SongError if ``seconds``, the declared length or that decoded so far, is more than ``max_hours``."""
         if seconds > 3600 * self.settings.max_hours:
             raise SongError(Failure.too_long, f"{song.uri} lasts longer than {self.settings.max_hours:g} hours.")
 
     def _publish(self, staged: Path, song: Song, result: str) -> Result | None:
-        """Publish what is staged; that alone is tried again, and not the separation.
+        """Publish the staged files; if that fails, try only the publishing again, not the separation.
 
         Returns:
-            the result of another run that published the same song at the same time, None if there was no such run.
+            the result of another run that published the same song at the same time; None if there was no such run.
         """
-        for _ in self._attempts(least=2):  # the second may find what a killed run left, and replace it
+        for _ in self._attempts(least=2):  # the second may replace what a killed run left
             self.destination.check()
             try:
                 self.destination.storage.publish(staged, song_folder(song.id), result)
@@ -253,7 +253,10 @@ class SongPipeline:
         raise SongError(Failure.write, text) from refused
 
     def _other(self, song: Song) -> Result | None:
-        """Wait for the result of a run that publishes the song now; None if it does not come, as the run was killed."""
+        """Wait, at most CONTESTED_SECONDS, for the result of another run that is publishing this song.
+
+        Return None if no result with our key came: the other run may have been killed, or this worker is stopping.
+        """
         deadline = time.monotonic() + CONTESTED_SECONDS
         while time.monotonic() < deadline and not self.worker.stop.wait(CONTESTED_SECONDS / 60):
             found = self.destination.result(song_folder(song.id))

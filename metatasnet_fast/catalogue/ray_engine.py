@@ -1,10 +1,11 @@
-"""The engine ``ray``: the same workers, each below an actor for a GPU or a machine of a Ray cluster.
+"""Run a catalogue with the engine ``ray``: each worker is below an actor for a GPU or a machine of a Ray cluster.
 
     driver: songs, the longest first -> actor -> process with the model -> events -> actor -> driver: ledger, display
 
-What passes through Ray is an address, never a waveform: what is heavy goes straight from the source to the worker and from the
-worker to the destination. The driver watches the processes as it does without Ray: where an actor dies, another one is started,
-and the songs that it had are tried again. Without a cluster Ray is started on this machine, and leaves nothing behind.
+Only addresses pass through Ray, never waveforms: audio goes straight from the source to the worker and from the worker
+to the destination. The driver watches the processes as it does without Ray: if an actor dies, the driver starts another
+one, and the dead actor's songs are tried again. Without a cluster, Ray is started on this machine, and all its files
+are removed at the end.
 """
 
 from __future__ import annotations
@@ -41,27 +42,28 @@ from .supervised import ChildProcess, Gone, Order
 __all__ = ["Node", "Pool", "plan_pool", "run_ray"]
 
 OBJECT_STORE = 256 * 2**20
-"""Bytes; what passes are addresses and outcomes."""
+"""Bytes of Ray's object store; only addresses and outcomes pass through it."""
 
 FOLDER_PREFIX = "mtfray-"
-"""The owner's process number follows."""
+"""Beginning of the name of Ray's folder; the owner's process number follows."""
 
 LONGEST_FOLDER = 16
-"""Bytes. Names of sockets may have 107, and Ray's part and ours take the rest."""
+"""Largest length in bytes of the parent folder's path. Names of sockets may have 107; Ray's part and ours take the
+rest."""
 
 QUIET = {"RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-"""Unless the environment says otherwise."""
+"""Variables for Ray, unless the environment sets them."""
 
 KNOCK_SECONDS = 10.0
 
 RECEIVE_SECONDS = 60.0
-"""Time after which an actor asks its process again for a message."""
+"""Seconds after which an actor asks its process again for a message."""
 
 FAREWELL_SECONDS = 3.0
-"""For workers that Ray ends to take their folders along."""
+"""Seconds that workers which Ray ends may take to be gone, before their folders are removed."""
 
 PATIENCE = 60.0
-"""Seconds without a place for a worker after which we say what is waited for, and again after as many."""
+"""Seconds after which a notice says that a worker still has no place; the notice is repeated after as many seconds."""
 
 
 def run_ray(
@@ -80,16 +82,16 @@ def run_ray(
     Args:
         songs, settings, destination: with absolute paths, as the actors run in other folders.
         address: of a Ray cluster, as ``ray.init`` takes it; None starts Ray on this machine and ends it afterwards.
-        workers: actors at most; None for one on each GPU, or where there is none, on each machine.
-        options: the others of :func:`run_local`; ``price_per_hour`` is that of one machine.
+        workers: largest number of actors; None for one on each GPU, or on each machine if there is no GPU.
+        options: the other options of :func:`run_local`; ``price_per_hour`` is that of one machine.
 
     Raises:
         ConfigError: if the cluster cannot be joined, or has no room for the workers.
-        MissingDependencyError: without the package ray.
+        MissingDependencyError: if the package ray is missing.
         MetaTasNetError: if the model cannot be loaded, or no worker stays alive.
     """
     with contextlib.ExitStack() as stack:
-        # A worker that Ray ended, orphaned or not, had no time to take its folder along.
+        # A worker that Ray ended had no time to remove its folder.
         stack.callback(remove_abandoned, Destination(destination).storage, FAREWELL_SECONDS)
         ray = stack.enter_context(ray_cluster(address))
         there = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -107,7 +109,7 @@ def run_ray(
 
 
 class SeparateSongs(ChildProcess):
-    """The actor: a worker's process on its machine, and the messages from and to it, which have a thread each."""
+    """The actor: a worker's process on its machine. Messages from and to the process have a thread each."""
 
     def messages(self) -> Iterator[object]:
         """Yield the messages of the process as they come; the last one says that it has ended."""
@@ -130,7 +132,7 @@ class ActorProcess:
         self._actor = ray.remote(**options)(SeparateSongs).remote(replace(order, token=None))
         self._messages = self._actor.messages.remote()
         self._say_at: float | None = time.monotonic() + PATIENCE
-        """When to say that there is no place for the actor yet; None once there is one."""
+        """Time of the next notice that the actor has no place yet; None once it has one."""
 
     def send(self, message: Song | None) -> None:
         self._actor.send.remote(message)
@@ -151,7 +153,7 @@ class ActorProcess:
         self._ray.util.remove_placement_group(self._place)
 
     def _waiting(self) -> Notice | None:
-        """Return a sentence if the actor has no place in the cluster after a long time."""
+        """Return a notice if the actor has had no place in the cluster for PATIENCE seconds."""
         if self._say_at is None or time.monotonic() < self._say_at:
             return None
         self._say_at = time.monotonic() + PATIENCE
@@ -166,20 +168,20 @@ class ActorProcess:
 
 @contextlib.contextmanager
 def ray_cluster(address: str | None) -> Iterator[Any]:
-    """Connect to Ray, and give the module ``ray``.
+    """Connect to Ray, and yield the module ``ray``.
 
-    With an address the cluster there is joined, and left at the end; without one, Ray is started on this machine with this
-    process's cores and all GPUs, and ended with all its processes and files.
+    With an address, join the cluster there, and leave it at the end. Without an address, start Ray on this machine with
+    this process's cores and all GPUs; at the end, end its processes and remove its files.
 
     Raises:
-        MissingDependencyError: without the package ray.
-        ConfigError: if no cluster answers at the address, or it wants a token.
+        MissingDependencyError: if the package ray is missing.
+        ConfigError: if no cluster answers at the address, or the cluster wants a token.
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     # Ray sets its own handlers when it is imported, and when it is started in the main thread.
     kept: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    # Linux ends Ray's processes with the thread that started them: it lives to the end.
+    # Linux ends Ray's processes with the thread that started them, so this thread must live to the end.
     with handling(kept), ThreadPoolExecutor(1, initializer=_leave_interrupts) as thread:
         ray = require("ray", "The engine ray")
         folder = None if address else _short_folder()
@@ -199,9 +201,9 @@ def _leave_interrupts() -> None:
 
 
 def _short_folder() -> str:
-    """Make a folder in the temporary one, or if that name is too long for the sockets in it, in the system's.
+    """Make a folder in the temporary folder; in /tmp, if that folder's name is too long for sockets in it.
 
-    What killed processes have left there is removed.
+    Remove the folders that killed processes have left there.
     """
     wanted = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
     parent = Path(wanted if len(os.fsencode(wanted)) <= LONGEST_FOLDER else "/tmp")
@@ -211,7 +213,7 @@ def _short_folder() -> str:
             os.kill(int(owner), 0)
         except ProcessLookupError:
             shutil.rmtree(folder, ignore_errors=True)
-        except (ValueError, PermissionError):  # none of ours, or somebody else's
+        except (ValueError, PermissionError):  # not our folder, or another user's
             continue
     return tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{os.getpid()}-", dir=parent)
 
@@ -225,7 +227,7 @@ def _connect(ray: Any, address: str | None, folder: str | None) -> None:
         if address is not None:
             _knock(address)
         ray.init(**options)
-    except Exception as error:  # plain ones, where Ray's processes do not come up in time
+    except Exception as error:  # a plain one if Ray's processes do not start in time
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         if address is None:
             raise ConfigError(
@@ -244,7 +246,7 @@ def _connect(ray: Any, address: str | None, folder: str | None) -> None:
 
 
 def _knock(address: str) -> None:
-    """Raise ``OSError`` if no one listens at ``host:port``: Ray would try for minutes."""
+    """Raise ``OSError`` if no process listens at ``host:port``; Ray would try for minutes."""
     host, _, port = address.rpartition(":")
     if host and "/" not in host and port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_SECONDS).close()
@@ -252,9 +254,9 @@ def _knock(address: str) -> None:
 
 @contextlib.contextmanager
 def _native_errors_muted() -> Iterator[None]:
-    """Discard what Ray's compiled part prints on standard error: its errors are exceptions, and are in its log files.
+    """Discard what Ray's compiled part prints on standard error; Ray also raises these errors, and writes log files.
 
-    What Python prints there, such as the answer to Ctrl-C, is seen.
+    What Python prints there, such as the answer to Ctrl-C, is still shown.
     """
     sys.stderr.flush()
     with open(os.dup(2), "w", buffering=1) as kept, contextlib.redirect_stderr(kept):
@@ -275,7 +277,7 @@ class Node(NamedTuple):
 
 @dataclass(frozen=True)
 class Pool:
-    """``workers`` actors that hold ``cpus`` and ``gpus`` each; ``machines`` have at least one of them."""
+    """``workers`` actors that hold ``cpus`` CPUs and ``gpus`` GPUs each, on ``machines`` different machines."""
 
     workers: int
     cpus: int
@@ -288,18 +290,18 @@ class Pool:
 
 
 def plan_pool(nodes: Sequence[Node], device: str, threads: int | None, workers: int | None) -> Pool:
-    """Plan one worker for each GPU; where there is none, or ``device`` is the CPU, one for each machine with all of its CPUs.
+    """Plan one worker for each GPU; without a GPU, or if ``device`` is the CPU, one for all CPUs of each machine.
 
-    Songs reach the workers without a task of Ray's that needs a CPU, so the workers may hold all there are. What can never be
-    placed is refused here: Ray would wait for it without a word.
+    Songs reach the workers without a Ray task that needs a CPU, so the workers may hold all CPUs. Workers that can
+    never be placed are an error here, because Ray would wait for them without a message.
 
     Args:
         device: as in ``Settings``.
         threads: CPUs of each worker; None shares each machine's CPUs among its workers.
-        workers: at most so many; None for one on each GPU or machine.
+        workers: largest number of workers; None for one on each GPU or machine.
 
     Raises:
-        ConfigError: if not one worker fits, or fewer than asked for.
+        ConfigError: if no worker fits, or fewer than asked for.
     """
     on_gpus = not device.startswith("cpu") and (device != "auto" or any(node.gpus for node in nodes))
     able = [node for node in nodes if node.cpus > 0 and (node.gpus > 0 or not on_gpus)]
@@ -310,7 +312,7 @@ def plan_pool(nodes: Sequence[Node], device: str, threads: int | None, workers: 
         )
 
     def places(cpus: int) -> list[int]:
-        """Return how many workers with so many CPUs fit on each machine."""
+        """Return how many workers with ``cpus`` CPUs each fit on each machine."""
         return [min(node.cpus // cpus, node.gpus) if on_gpus else node.cpus // cpus for node in able]
 
     cpus = threads or min(max(1, node.cpus // node.gpus) if on_gpus else node.cpus for node in able)

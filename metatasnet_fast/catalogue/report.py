@@ -1,7 +1,8 @@
-"""What a person sees of a run: the live display while it goes on, and the report at the end, both from its events.
+"""Show a run to a person: the live display while it runs, from its events, and the report at the end.
 
-The report is written to ``runs/<run>/``: ``report.json`` for machines, ``report.html`` for people, pages to listen to. Its
-numbers come from the end of the run, examples from the ledger, in memory that does not grow with it. Each page is one file.
+The report is written to ``runs/<run>/``: ``report.json`` for programs, ``report.html`` for people, and pages to listen
+to songs, each a single file. It uses the run's last event, and the ledger for the examples and the number of warnings.
+Rows of the ledger are read one by one, so the memory does not grow with the ledger.
 """
 
 from __future__ import annotations
@@ -40,25 +41,25 @@ from .storage import client_errors
 __all__ = ["LiveDisplay", "bottleneck", "clock_text", "facts", "page", "progress_note", "summary_lines", "write_report"]
 
 SHOWN = 20
-"""Failures of each type, and warnings; further ones are only counted."""
+"""Number of failures of each type, and of warnings, that are displayed; the others are only counted."""
 
 HEARD_SECONDS = 30
 """Seconds of a song to listen to, from its beginning; a page of four stems takes about 0.2 MB a second."""
 
 EXAMPLES = 10
-"""Failed songs of each type, and warnings, that are named."""
+"""Number of failed songs of each type, and of warnings, that the report names."""
 
 SAMPLES = 3
-"""Songs to listen to, unless another number is asked for."""
+"""Default number of songs to listen to."""
 
 SAMPLE_SECONDS = 2.0
-"""Shorter songs are not worth listening to."""
+"""Smallest duration in seconds of a song to listen to."""
 
 FORMAT_VERSION = 2
 
 
 class LiveDisplay(ProgressBar):
-    """Listens to a run and says on standard error how far it is, what failed and, at the end, what came of it."""
+    """A listener that shows a run on standard error: its progress, failures, warnings, and at the end a summary."""
 
     def __init__(self) -> None:
         super().__init__("catalogue", "songs")
@@ -86,7 +87,7 @@ class LiveDisplay(ProgressBar):
                 self._say(line)
 
     def _say(self, text: str, kind: str | None = None) -> None:
-        """Print a line; only some of a kind."""
+        """Print a line; of each ``kind``, only the first SHOWN lines."""
         if kind is not None:
             self._said[kind] += 1
             if self._said[kind] > SHOWN + 1:
@@ -137,7 +138,7 @@ def clock_text(seconds: float) -> str:
 
 
 def bottleneck(stage_busy_share: dict[str, float]) -> str | None:
-    """Return the busiest stage, which the others wait for; the device itself stands for ``separate``."""
+    """Return the busiest stage, for which the others wait; None if all are idle. ``device`` stands for ``separate``."""
     shares = {name: share for name, share in stage_busy_share.items() if name != "separate"}
     return max(shares, key=lambda name: shares[name]) if any(shares.values()) else None
 
@@ -148,7 +149,7 @@ def facts(
     """Return the whole report, ready for JSON: the run's last event, and examples from its rows.
 
     Args:
-        samples: number of songs to listen to; any song is as likely as another, and the same run has the same ones.
+        samples: number of songs to listen to; each song is equally likely, and the choice is the same for the same run.
     """
     progress = ended.progress
     failures: dict[str, dict[str, Any]] = {
@@ -191,16 +192,16 @@ def write_report(
     price_per_hour: float | None = None,
     samples: int = SAMPLES,
 ) -> str:
-    """Write ``report.json``, ``report.html`` and pages to listen to, to ``runs/<run>/`` at the destination.
+    """Write ``report.json``, ``report.html`` and pages for listening, into ``runs/<run>/`` at the destination.
 
     Args:
-        samples: songs of which there is a page. If one cannot be made, the report says why.
+        samples: number of songs that get a page. If a page cannot be made, the report says why.
 
     Returns:
         the address of ``report.html``.
 
     Raises:
-        OSError: if the destination refuses.
+        OSError: if the destination cannot be written.
     """
     storage, folder = destination.storage, f"runs/{ended.run}"
     said = facts(ended, destination.ledger(ended.run), price_per_hour, samples)
@@ -217,7 +218,7 @@ def write_report(
         storage.write(f"{folder}/report.html", page(said).encode(errors="backslashreplace"))
 
     said["destination"], said["settings"] = destination.uri, asdict(settings)
-    store()  # pages take seconds: a signal meanwhile leaves a report without them
+    store()  # pages take seconds: after a signal meanwhile, there is a report without pages
     for sample in said["samples"]:
         name = f"listen-{safe_name(sample['id'])}.html"
         try:
@@ -234,7 +235,7 @@ def write_report(
 
 
 def page(facts: Mapping[str, Any]) -> str:
-    """Return HTML of what :func:`facts` says."""
+    """Return the HTML page of a report, from what :func:`facts` returned."""
     jinja2 = require("jinja2", "The report")
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
@@ -251,7 +252,7 @@ def _listening_page(sample: Mapping[str, Any], destination: Destination) -> tupl
     """Return the page of a song and its stems, and what made them: version, backend, device, precision.
 
     Raises:
-        OSError, MetaTasNetError: if the recording or its stems are not to be had any more, or the page cannot hold them.
+        OSError, MetaTasNetError: if the recording or its stems cannot be read any more, or the page cannot hold them.
     """
     folder = song_folder(sample["id"])
     result = destination.result(folder)

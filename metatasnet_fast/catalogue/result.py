@@ -1,6 +1,6 @@
-"""The result of a song: written last, it says that a song is done, and for what.
+"""The result of a song: a file, written last, that says for which input, model and settings the song is done.
 
-Its name says enough to decide whether the song is done, so that a listing of the destination is the index of all songs:
+Its name is enough to decide whether the song is done, so that a listing of the destination is the index of all songs:
 
     result-KEY-CONTENT-STAMP-FILES-MILLISECONDS.json
 
@@ -39,7 +39,7 @@ __all__ = ["Listed", "Outcome", "Result", "Status", "StemFile", "is_result", "ut
 FORMAT_VERSION = 1
 NAME = re.compile(r"result-([0-9a-f]{16})-([0-9a-f]{16})-([0-9a-f]{10})-([0-9a-f]{10})-(\d+)\.json")
 LONG, SHORT = 16, 10
-"""Digits of the checksums in a name."""
+"""Numbers of hexadecimal digits of the checksums in a name."""
 
 
 def utc_now() -> str:
@@ -47,7 +47,7 @@ def utc_now() -> str:
 
 
 class Listed(NamedTuple):
-    """A result as the names and sizes in a song's folder describe it; without a result, texts are empty."""
+    """A result as the names and sizes in a song's folder describe it; if there is no result, texts are empty."""
 
     name: str
     """Name of the result's file."""
@@ -62,16 +62,16 @@ class Listed(NamedTuple):
     bytes: int
     """Bytes of the stems together."""
     is_whole: bool
-    """There is a result, and the files are those for which it was written."""
+    """Whether there is a result, and the files have the names and sizes for which it was written."""
 
     @classmethod
     def of(cls, sizes: Mapping[str, int]) -> Listed:
-        """Return what a folder with these files holds, without reading one."""
+        """Return the result that a folder with these files holds, without reading a file."""
         found = {name: match for name in sizes if (match := NAME.fullmatch(name))}
-        # Hidden files are what systems leave behind that show folders; no stem is called so.
+        # Programs that show folders leave hidden files there; a stem is never hidden.
         stems = {path: size for path, size in sizes.items() if path not in found and not path.startswith(".")}
         size = sum(stems.values())
-        # Of several results, which only a run that was killed can leave on an object store, none is relied on.
+        # Several results, which only a killed run can leave on an object store, count as no result.
         if len(found) != 1:
             return cls("", "", "", "", 0.0, size, False)
         [(name, match)] = found.items()
@@ -80,11 +80,11 @@ class Listed(NamedTuple):
         return cls(name, sys.intern(key), content, stamp, int(milliseconds) / 1000, size, is_whole)
 
     def is_done(self, key: str) -> bool:
-        """Return whether the song is done for a key, whatever its input's content is now."""
+        """Return whether the song is done for a key, whatever the content of the song's input is now."""
         return self.is_whole and self.key == key[:LONG]
 
     def proves(self, key: str, stamp: str) -> bool:
-        """Return whether the song is done for a key and for the content that an input with this stamp has."""
+        """Return whether the song is done for a key, and for an input with this stamp."""
         return self.is_done(key) and self.stamp == digest(stamp)[:SHORT]
 
 
@@ -105,7 +105,7 @@ class StemFile:
     bytes: int
     sha256: str
     clipped: int = 0
-    """Samples that an integer format had to clip."""
+    """Number of samples that an integer format had to clip."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class Result:
         return f"result-{'-'.join(map(str, parts))}.json"
 
     def outcome(self, status: Status, attempts: int = 1) -> Outcome:
-        """Return the row of the ledger that goes with it."""
+        """Return the row of the ledger for this result."""
         return Outcome(
             self.id,
             self.uri,
@@ -167,7 +167,7 @@ class Result:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Result | None:
-        """Read a result; None if the text is not a whole one of a known version."""
+        """Read a result; return None if the text is not a complete result of a known version."""
         try:
             values = json.loads(text)
             if values.pop("format_version") != FORMAT_VERSION:
@@ -176,7 +176,7 @@ class Result:
             values["identity"] = Identity(**values["identity"])
             values["files"] = {name: StemFile(**entry) for name, entry in values["files"].items()}
             result = cls(**values)
-            # Touching what resuming relies on: a file with holes is none.
+            # A result without the entries that a later run needs is not valid.
             complete = result.key == key and result.content and result.files and "stamp" in result.input
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
@@ -185,9 +185,9 @@ class Result:
 
 class Status(str, enum.Enum):
     done = "done"
-    """Separated in this run; everything is at its destination."""
+    """Separated in this run; all files are at the destination."""
     skipped = "skipped"
-    """Was done before, for this content, model and settings."""
+    """The song was done before, for this content, model and settings."""
     failed = "failed"
 
 
@@ -199,15 +199,15 @@ class Outcome:
     uri: str
     status: Status
     key: str
-    """Model and settings that it holds for (``Identity.key``)."""
+    """Checksum of the model and settings for which the outcome holds (``Identity.key``)."""
     failure: Failure | None = None
     error: str | None = None
-    """One sentence: what is wrong."""
+    """One sentence about the failure; None if there is none."""
     attempts: int = 1
     folder: str | None = None
     """Folder of the outputs, relative to the destination."""
     content: str | None = None
-    """SHA-256 of the input, as far as it was read."""
+    """SHA-256 of the input, if it was read."""
     stamp: str | None = None
     """Size and version of the input when it was opened (``Stamp.text``)."""
     duration: float = 0.0
@@ -219,14 +219,14 @@ class Outcome:
     """Wall-clock time in each stage: ``fetch``, ``read``, ``separate``, ``write``, ``publish``."""
     warnings: tuple[str, ...] = ()
     finished: str = field(default_factory=utc_now)
-    """UTC, ISO 8601."""
+    """Time of the end: UTC, ISO 8601."""
 
     @property
     def hint(self) -> str | None:
         return self.failure.hint if self.failure else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields and the hint, for JSON."""
+        """Return the fields and the failure's hint, for JSON."""
         return {**asdict(self), "hint": self.hint}
 
     @classmethod

@@ -1,4 +1,4 @@
-"""What a worker is told: the songs, rows of the manifest, and the settings of a run with the part that decides results."""
+"""What a worker gets: songs, which are rows of the manifest, and the settings of a run."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
 """Names that Windows keeps for devices."""
 
 BYTES_PER_SECOND = {"wav": 176_400, "aif": 176_400, "aiff": 176_400, "flac": 110_000}
-"""Bytes in a second of CD-like audio by format, for guessing lengths; any other format counts as lossy, with 256 kbit/s."""
+"""Bytes per second of CD-like audio by format, to guess lengths; any other format counts as lossy, with 256 kbit/s."""
 
 LOSSY_BYTES_PER_SECOND = 32_000
 
 
 @dataclass(frozen=True)
 class Song:
-    """``id`` is unique in a catalogue and names the song's outputs; ``uri`` is a path or anything that fsspec opens."""
+    """A song. Its ``id`` is unique in a catalogue and names the outputs; ``uri`` is a path or URI for fsspec."""
 
     id: str
     uri: str
     duration: float | None = None
-    """Seconds, if the manifest says so. Decides the order only."""
+    """Length in seconds, if the manifest has it. Decides the order only."""
     size: int | None = None
-    """Bytes, if known without opening. Decides the order only."""
+    """Size in bytes, if known without opening the file. Decides the order only."""
     stamp: str | None = None
-    """Version of the content, as ``Stamp.text``, if a listing told it; only for deciding what is done before the run."""
+    """Version of the content, as ``Stamp.text``, if a listing has it; used only to decide if the song is done."""
 
     def expected_seconds(self) -> float:
         """Return the length in seconds, as far as it is known without opening the file; 0 if there is no hint."""
@@ -48,14 +48,14 @@ class Song:
 
 
 def digest(text: str) -> str:
-    """Return the hexadecimal SHA-256 of a text, also of a name of a file that is no text."""
+    """Return the hexadecimal SHA-256 of a text, which may be a file name that is not valid UTF-8."""
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def safe_name(text: str) -> str:
     """Return a name for a file or folder on every system: the text itself if possible, else its safe part and a checksum.
 
-    Different texts have different names, except for an accident of 2^-40.
+    Different texts have different names, except with probability 2^-40. Names may differ in upper and lower case only.
     """
     if SAFE.fullmatch(text) and not RESERVED.fullmatch(text) and not text.endswith("."):
         return text
@@ -71,7 +71,7 @@ def song_folder(id: str) -> str:
 def derived_id(uri: str) -> str:
     """Return the id of a song whose manifest gives none: its file's name without suffix, and a checksum of the address.
 
-    It depends on nothing but ``uri``, so that songs keep their ids when a manifest grows.
+    The id depends only on ``uri``, so that songs keep their ids when a manifest grows.
     """
     name = re.split(r"[/\\]", uri.rstrip("/\\"))[-1]
     stem = name.rsplit(".", 1)[0] or name
@@ -85,46 +85,46 @@ def _slug(text: str) -> str:
 FORMATS = ("flac", "ogg", "wav", "mp3")
 
 MOST = {"threads": 4096, "batch_size": 65536, "songs_in_flight": 4096, "attempts": 1000}
-"""Larger numbers are slips of the keyboard, and threads and lists would be made of them."""
+"""Largest values of settings. A larger number is a typing error, and would make that many threads or list entries."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """All options of a run that its workers need. It travels to other processes and machines."""
+    """All options of a run that its workers need. The settings are sent to other processes and machines."""
 
     model: str
     """A checkpoint file or folder, a bundled model's name or a hub id."""
     revision: str | None = None
     offline: bool = False
     stems: dict[str, tuple[str, ...]] | None = None
-    """Every output with the stems that are summed in it; None for each of the model's."""
+    """Every output with the stems that are summed in it; None for one output for each of the model's stems."""
     format: str = "flac"
     subtype: str | None = None
     """Sample depth as ``AudioWriter`` names it; None is the format's default."""
     mixture_consistency: bool = False
     partial: bool = False
-    """Separate what is there where less than 95 % of a file can be decoded."""
+    """If less than 95 % of a file can be decoded, separate that part."""
     dtype: str = "auto"
 
     device: str = "auto"
     backend: str = "auto"
     threads: int | None = None
-    """Cores that a worker may use; None for all of this process's."""
+    """Number of cores that a worker may use; None for all cores of its process."""
     batch_size: int | None = None
-    """Windows in one batch; None chooses by the free memory. Halved, for good, when memory runs out."""
+    """Windows in a batch; None chooses it by the free memory. If memory runs out, it is halved for the whole run."""
     songs_in_flight: int | None = None
-    """Songs that a worker has open at once; None chooses by cores and batch size."""
+    """Number of songs that a worker has open at once; None chooses it by the device and the cores."""
     memory: int | None = None
-    """Bytes that the signals of all songs in flight of a worker may take together; what exceeds them waits in TMPDIR. None is a
-    quarter of what is free."""
+    """Bytes that the signals of all songs in flight of a worker may take together; signals beyond that are kept in
+    TMPDIR. None for a quarter of the free memory."""
     max_hours: float = 12.0
-    """Longer recordings fail as too long."""
+    """Largest length in hours; longer recordings fail."""
     attempts: int = 3
-    """Tries of a song whose failure may be passing."""
+    """Largest number of attempts at a song whose failure may be temporary."""
     overwrite: bool = False
-    """Separate also what is done."""
+    """Also separate songs that are already done."""
     retry_failed: bool = False
-    """Try also what failed before for a lasting reason."""
+    """Also try songs that failed before for a lasting reason."""
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
@@ -148,7 +148,7 @@ class Settings:
 class Identity:
     """Everything but the input's content that decides the outputs: a song is done for one identity.
 
-    Device, backend and batch size are not in it: they change results within the precision's tolerance only.
+    Device, backend and batch size are not part of an identity: they change results within the tolerance only.
     """
 
     model_name: str
@@ -159,6 +159,6 @@ class Identity:
 
     @property
     def key(self) -> str:
-        """Return 32 hexadecimal digits, different for different models and settings."""
+        """Return a checksum of the model and settings, 32 hexadecimal digits."""
         settings = digest(json.dumps(self.settings, sort_keys=True))
         return digest(f"{self.model_sha256} {settings}")[:32]

@@ -21,12 +21,12 @@ from .storage import local_path, open_filesystem
 __all__ = ["Source", "Stamp", "stamp_of"]
 
 NO_PATH = (errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
-"""Errors of addresses that lead to no file."""
+"""Error numbers of addresses that cannot name a file."""
 
 PLAIN_ENDING = re.compile(r"\.[A-Za-z0-9]{1,8}")
 
 SETTLED = 2.0
-"""Seconds after which a time of change cannot belong to two contents, whatever the clock's steps."""
+"""Age in seconds from which a time of change belongs to one content only, however coarse the file system's clock is."""
 
 VERSIONS = ("ETag", "etag", "md5Hash", "checksum", "mtime", "LastModified", "last_modified", "updated", "created")
 """Names that file systems give to the property that changes with the content, the most certain first."""
@@ -34,7 +34,7 @@ VERSIONS = ("ETag", "etag", "md5Hash", "checksum", "mtime", "LastModified", "las
 
 @dataclass(frozen=True)
 class Stamp:
-    """Size in bytes, and a version that changes with the content; None while it is too young to be relied on."""
+    """Size in bytes, and a version that changes with the content; None while that is too recent to be sure."""
 
     size: int
     version: str | None
@@ -44,23 +44,26 @@ class Stamp:
         return f"{self.size}:{self.version or ''}"
 
     def proves(self, recorded: str | None) -> bool:
-        """Return whether the content is certainly the one for which ``recorded`` was taken."""
+        """Return whether ``recorded``, the text of an earlier stamp, shows that the content has not changed since.
+
+        False if this stamp has no version.
+        """
         return self.version is not None and recorded == self.text
 
 
 class Source:
-    """A path or URI. Raises :class:`SongError` for what is missing, a folder, or may not be read."""
+    """The input at a path or URI. Methods raise :class:`SongError` if it is missing, a folder, or may not be read."""
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
         self.seen: Stamp | None = None
-        """As it was when it was last asked for."""
+        """The stamp at the last call of :meth:`stamp`."""
         self.copy: Path | None = None
-        """The local copy of a remote file, once there was one."""
+        """Path of the last local copy of a remote file; None if no copy was made."""
         self._path = local_path(uri)
 
     def stamp(self) -> Stamp:
-        """Ask for the stamp that the file has now."""
+        """Return the stamp that the file has now."""
         if self._path is None:
             filesystem, path = open_filesystem(self.uri)
             with self._found():
@@ -71,7 +74,7 @@ class Source:
             if stat.S_ISDIR(status.st_mode):
                 raise IsADirectoryError(self.uri)
         if not stat.S_ISREG(status.st_mode):
-            # A pipe would be waited for, a device never ends.
+            # Reading a pipe could block, and a device may never end.
             raise SongError(Failure.not_audio, f"{self.uri} is a pipe or a device, not a file.")
         settled = time.time() - status.st_mtime > SETTLED
         self.seen = Stamp(status.st_size, str(status.st_mtime_ns) if settled else None)
@@ -79,7 +82,7 @@ class Source:
 
     @contextlib.contextmanager
     def local(self, scratch: Path | None = None) -> Iterator[Path]:
-        """Give a local file with the content: the input itself, or a copy in ``scratch`` (by default a temporary folder)."""
+        """Yield a local file with the content: the input itself, or a copy in ``scratch`` (None: temporary folder)."""
         if self._path is not None:
             with self._found(), open(self._path, "rb"):
                 pass
@@ -112,14 +115,14 @@ class Source:
 def _ending(path: str) -> str:
     """Return the suffix of the file's name, which a decoder may need, or an empty text.
 
-    The rest of an address is no name for a file: with a query it may be longer than any system takes.
+    The whole address is not used as a name: with a query it may be too long for the file system.
     """
     suffixes = (PurePosixPath(name).suffix for name in (path.partition("?")[0], path))
     return next(filter(PLAIN_ENDING.fullmatch, suffixes), "")
 
 
 def stamp_of(info: dict[str, Any]) -> Stamp:
-    """Return the stamp in what a file system of fsspec tells of a file."""
+    """Return the stamp of a file, from the entry that a file system of fsspec returns for it."""
     value = next((info[name] for name in VERSIONS if info.get(name) is not None), None)
     changed, version = 0.0, None if value is None else str(value)
     if isinstance(value, datetime.datetime):

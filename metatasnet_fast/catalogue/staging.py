@@ -1,7 +1,8 @@
-"""Keep workers from doing the same song: claims on songs, contents in work, and folders for songs that are being written.
+"""Keep workers from doing the same song twice: claims on songs, contents in work, and folders for unfinished songs.
 
-A local destination has ``.staging/<host>-<pid>-<token>/`` on its own file system, so that a finished song needs a rename only.
-The owner holds a lock, which ends with it however it ends. For object stores the same lies in the system's temporary folder.
+A local destination has ``.staging/<host>-<pid>-<token>/`` on its own file system, so that a finished song needs only a
+rename. The worker that owns the folder holds a lock, which ends with its process in any case. For object stores, the
+folder is in the system's temporary folder.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ STAGING_NAME = ".staging"
 LOCK = "lock"
 
 MOST_CONTENTS = 100_000
-"""Contents that a worker remembers, the latest ones: some 20 MB."""
+"""Number of contents that a worker remembers, the latest ones: about 20 MB."""
 
 FOREIGN_AGE = 86_400.0
 """Seconds without a change after which another machine's folder counts as abandoned; its lock may not be visible here."""
@@ -41,7 +42,7 @@ FOREIGN_AGE = 86_400.0
 
 @contextlib.contextmanager
 def claim(storage: Storage, id: str) -> Iterator[bool]:
-    """Keep other runs at a local destination from a song for the block; False if one has it in hand now."""
+    """Keep other runs at a local destination from a song during the block; yield False if another run has it."""
     if not isinstance(storage, LocalStorage):
         yield True
         return
@@ -51,13 +52,13 @@ def claim(storage: Storage, id: str) -> Iterator[bool]:
         file = open(path, "ab")
     with file:
         locked = try_lock(file)
-        # None: there are no locks here. The other run may have removed the file before it was locked.
+        # None: this file system has no locks. The other run may have removed the file before we locked it.
         claimed = locked is None or (locked and _is_still(file, path))
         try:
             yield claimed
         finally:
             if claimed:
-                with contextlib.suppress(OSError):  # the lock counts, which ends with the file, and not the name
+                with contextlib.suppress(OSError):  # only the lock counts, not the file's name
                     path.unlink(missing_ok=True)
 
 
@@ -69,10 +70,10 @@ def _is_still(file: IO[bytes], path: Path) -> bool:
 
 
 class Contents:
-    """Knows in which folder a content is done; of songs of equal content, one at a time is separated.
+    """The folders in which contents are done; of songs with equal content, one is separated at a time.
 
     Args:
-        done: folder by the beginning of the content's SHA-256.
+        done: folders, by the beginning of the content's SHA-256.
     """
 
     def __init__(self, done: Mapping[str, str]) -> None:
@@ -82,8 +83,8 @@ class Contents:
 
     @contextlib.contextmanager
     def hold(self, content: str) -> Iterator[str | None]:
-        """Keep other songs of this content out of the block; give the folder of a song that is done, probably of this content:
-        its result says."""
+        """Keep other songs of this content out of the block. Yield the folder of a done song whose SHA-256 begins
+        alike, or None; its result says whether the content is equal."""
         with self._lock:
             held = self._held.setdefault(content, threading.Lock())
         with held:
@@ -97,7 +98,7 @@ class Contents:
 
 
 class Staging:
-    """A worker's folder; ``folder()`` makes one for a song in it. Everything goes away with ``close``."""
+    """A worker's folder; ``folder()`` makes a song's folder in it. ``close`` removes all of them."""
 
     def __init__(self, storage: Storage) -> None:
         parent, host = _place(storage)
@@ -105,14 +106,14 @@ class Staging:
         sweep(parent, host)
         self.path = parent / f"{host}-{os.getpid()}-{secrets.token_hex(4)}"
         self.path.mkdir()
-        # It is locked before it gets its name, so a run that cleans up finds it taken.
+        # The file is locked before it gets its name, so a run that cleans up never finds it unlocked.
         self._lock = open(self.path / f"{LOCK}.new", "wb")
         try_lock(self._lock)
         os.rename(self.path / f"{LOCK}.new", self.path / LOCK)
 
     @contextlib.contextmanager
     def folder(self, id: str) -> Iterator[Path]:
-        """Make a song's folder for the block; :class:`OutputError` if that is impossible."""
+        """Make a song's folder for the block; raise :class:`OutputError` if that is impossible."""
         path = self.path / f"{safe_name(id)}-{secrets.token_hex(3)}"
         with reporting_write_errors(path.parent, OutputError):
             path.mkdir()
@@ -127,7 +128,7 @@ class Staging:
 
 
 def _place(storage: Storage) -> tuple[Path, str]:
-    """Return the folder that holds those of all workers, and this machine's name in it."""
+    """Return the folder that holds the folders of all workers, and this machine's name in their names."""
     host = re.sub(r"[^A-Za-z0-9.]+", "_", socket.gethostname())[:40] or "host"
     if isinstance(storage, LocalStorage):
         return storage.path / STAGING_NAME, host
@@ -135,11 +136,11 @@ def _place(storage: Storage) -> tuple[Path, str]:
 
 
 def remove_abandoned(storage: Storage, patience: float = 0.0) -> None:
-    """Remove what workers of this machine that are gone, or go within ``patience`` seconds, left: folders and claims."""
+    """Remove folders and claims of this machine's workers that have ended, or end within ``patience`` seconds."""
     parent, host = _place(storage)
     claims = storage.path.glob(f"{CLAIMS_NAME}/*") if isinstance(storage, LocalStorage) else ()
     for path in claims:
-        with contextlib.suppress(OSError), open(path, "ab") as file:  # another run may remove it, or own it
+        with contextlib.suppress(OSError), open(path, "ab") as file:  # another run may remove or own the claim
             if try_lock(file) and _is_still(file, path):
                 path.unlink()
     deadline = time.monotonic() + patience
@@ -151,7 +152,7 @@ def remove_abandoned(storage: Storage, patience: float = 0.0) -> None:
 
 
 def sweep(parent: Path, host: str) -> None:
-    """Remove the folders whose owners are gone."""
+    """Remove the folders whose owners have ended; another machine's, if they are unchanged for FOREIGN_AGE seconds."""
     for folder in parent.iterdir():
         mine = folder.name.startswith(f"{host}-")
         if folder.is_dir() and (not _owned(folder) if mine else _age(folder) > FOREIGN_AGE):
@@ -159,7 +160,7 @@ def sweep(parent: Path, host: str) -> None:
 
 
 def _owned(folder: Path) -> bool:
-    """Return whether a process holds the lock; also while the folder is so young that it may have no lock yet."""
+    """Return whether a process holds the folder's lock; True also while the folder is too young to have a lock."""
     try:
         with open(folder / LOCK, "rb") as file:
             return try_lock(file) is not True
@@ -168,7 +169,7 @@ def _owned(folder: Path) -> bool:
 
 
 def _age(folder: Path) -> float:
-    """Return the seconds since it changed; 0 if it is gone, as its owner may take it away at any instant."""
+    """Return the seconds since the folder changed; 0 if it is gone, as its owner may remove it at any time."""
     try:
         return time.time() - folder.stat().st_mtime
     except FileNotFoundError:

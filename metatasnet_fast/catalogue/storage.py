@@ -1,6 +1,6 @@
-"""The place of a catalogue's outputs: a local folder, or a folder of any object store that fsspec knows.
+"""Store a catalogue's outputs: in a local folder, or in a folder of any object store that fsspec knows.
 
-A file appears whole or not at all: locally by renaming, elsewhere because a single put is atomic.
+A file appears complete or not at all: locally by renaming, elsewhere because a single put is atomic.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ __all__ = [
 LISTED_AT_ONCE = 16
 
 CONDITIONAL = {"s3", "s3a"}
-"""Protocols of stores that put a file only if there is none of its name."""
+"""Protocols of stores that can put a file only if no file has its name."""
 
 PREFIXED = CONDITIONAL | {"gs", "gcs"}
-"""Protocols of stores whose clients list all names that begin alike."""
+"""Protocols of stores whose clients can list all names with a given beginning."""
 
 KEYED = PREFIXED | {"abfs", "az", "adl"}
-"""Protocols of stores that know no folders: to make one would be a request for nothing."""
+"""Protocols of stores without folders: the request to make a folder would have no effect."""
 
 TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 """Errors of renaming a folder to the name of one that exists."""
@@ -46,34 +46,34 @@ MISSING = (FileNotFoundError, NotADirectoryError)
 
 
 class LocalStorage:
-    """Files below a local folder, named by relative paths with ``/``. Whatever the system refuses is an ``OSError``."""
+    """Files below a local folder, named by relative paths with ``/``. What the system refuses raises ``OSError``."""
 
     def __init__(self, root: Path) -> None:
         self.path = root
 
     def read(self, path: str) -> bytes | None:
-        """Return the file's contents; None if there is none."""
+        """Return the file's contents; None if the file does not exist."""
         try:
             return (self.path / path).read_bytes()
         except MISSING:
             return None
 
     def write(self, path: str, content: bytes) -> None:
-        """Make or replace a file, at once."""
+        """Make or replace a file, atomically."""
         target = self.path / path
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(target, content)
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """Return the bytes of every file directly in a folder; empty if there is none."""
+        """Return the size in bytes of every file directly in a folder, by name; empty if the folder does not exist."""
         return next((sizes for found, sizes in self.listing(folder) if found == folder), {})
 
     def listing(self, folder: str) -> Iterator[tuple[str, dict[str, int]]]:
-        """Yield every folder below one that holds files, and the bytes of each file in it; in the order of their names."""
+        """Yield the folders from ``folder`` down that hold files, by name, each with its files' sizes in bytes."""
         try:
             with os.scandir(f"{self.path}/{folder}") as found:
                 entries = sorted(found, key=lambda entry: entry.name)
-        except MISSING:  # its owner may take it away at any instant
+        except MISSING:  # its owner may remove it at any time
             return
         sizes: dict[str, int] = {}
         for entry in entries:
@@ -86,9 +86,9 @@ class LocalStorage:
             yield folder, sizes
 
     def publish(self, staged: Path, folder: str, last: str) -> None:
-        """Replace ``folder`` by a local folder, which is gone afterwards; the file ``last`` is never there without the rest.
+        """Move the local folder ``staged`` to ``folder``. The file ``last`` is never there without the other files.
 
-        The whole folder takes its name at once; one that is there is moved away first. What has failed may be called again.
+        The whole folder gets its name at once; an existing folder is moved away first. After an error, call this again.
         """
         target = self.path / folder
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -101,19 +101,19 @@ class LocalStorage:
                 if error.errno not in TAKEN:
                     raise
             before = staged.with_name(f"{staged.name}.replaced-{secrets.token_hex(4)}")
-            # Somebody else may have moved it in the meantime.
+            # Another run may have moved the folder in the meantime.
             with contextlib.suppress(FileNotFoundError):
                 os.rename(target, before)
                 shutil.rmtree(before, ignore_errors=True)
         sync(target.parent)
 
     def remove(self, path: str) -> None:
-        """Delete a file, if it is there."""
+        """Delete a file, if it exists."""
         (self.path / path).unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def local(self, path: str) -> Iterator[Path]:
-        """Give the path of a local copy, which exists inside the ``with`` statement."""
+        """Yield the path of a local copy, which exists inside the ``with`` statement."""
         yield self.path / path
 
 
@@ -129,17 +129,17 @@ def client_errors() -> Iterator[None]:
 
 
 class ContestedError(OSError):
-    """Another run publishes the same song now."""
+    """An error: another run is publishing the same song now."""
 
 
 class FsspecStorage:
-    """The same as :class:`LocalStorage`, on whatever fsspec knows."""
+    """A storage with the methods of :class:`LocalStorage`, on any file system that fsspec knows."""
 
     def __init__(self, filesystem: Any, base: str) -> None:
         self._fs, self._base = filesystem, base.rstrip("/")
         self._protocols = {filesystem.protocol} if isinstance(filesystem.protocol, str) else set(filesystem.protocol)
         self._empty: set[str] = set()
-        """Folders in which there was nothing when they were looked at; each is published once, and need not be listed again."""
+        """Folders that were empty when they were listed; to publish there, they need not be listed again."""
 
     def _at(self, path: str) -> str:
         return f"{self._base}/{path}"
@@ -161,7 +161,7 @@ class FsspecStorage:
     def sizes(self, folder: str) -> dict[str, int]:
         try:
             if self._protocols & PREFIXED:
-                # One request, where to list a folder that is not there takes two.
+                # One request; listing a folder that does not exist would take two.
                 bucket, _, prefix = self._at(folder).partition("/")
                 entries = list(self._fs.find(bucket, prefix=f"{prefix}/", detail=True).values())
             else:
@@ -190,11 +190,11 @@ class FsspecStorage:
 
     @client_errors()
     def publish(self, staged: Path, folder: str, last: str) -> None:
-        """Put file after file; remove an old result first, so that it never stands for new files.
+        """Put all files, ``last`` after the others; remove an old result first, so that it never stands for new files.
 
         Raises:
-            ContestedError: if the folder was empty before, and another run is putting its files there now; called again, it
-                replaces them.
+            ContestedError: if the folder was empty before, and another run is putting its files there now. A second
+                call replaces these files.
         """
         before = {} if folder in self._empty else self.sizes(folder)
         self._empty.discard(folder)
@@ -207,7 +207,7 @@ class FsspecStorage:
             self._fs.put_file(str(staged / name), self._at(f"{folder}/{name}"), **how)
 
         try:
-            # The first stem is a claim: of two runs that put the same names, one stops here.
+            # The first stem is a claim: if two runs put the same names, one of them stops here.
             put(stems[0], **({"mode": "create"} if self._protocols & CONDITIONAL and not before else {}))
         except FileExistsError as error:
             raise ContestedError(f"Another run is putting files to {folder}.") from error
@@ -232,18 +232,18 @@ class FsspecStorage:
             yield target
 
     def _make_folder(self, folder: str) -> None:
-        """Make a folder where the store has folders."""
+        """Make a folder, if the store has folders."""
         if not self._protocols & KEYED:
             self._fs.makedirs(self._at(folder), exist_ok=True)
 
 
 def _file_sizes(entries: Iterable[dict[str, Any]]) -> dict[str, int]:
-    """Return the bytes of every file in a listing of fsspec's, by its name in its folder."""
+    """Return the size in bytes of every file in a listing by fsspec, by the file's name in its folder."""
     return {e["name"].rpartition("/")[2]: int(e["size"] or 0) for e in entries if e["type"] == "file"}
 
 
 def local_path(uri: str) -> Path | None:
-    """Return the path that a URI or path names, if it is on this machine's file systems; else None."""
+    """Return the local path that a URI or path names; None if it is not on this machine's file systems."""
     if uri.startswith("file://"):
         return Path(uri.removeprefix("file://"))
     return None if "://" in uri or "::" in uri else Path(uri)
@@ -251,7 +251,7 @@ def local_path(uri: str) -> Path | None:
 
 @contextlib.contextmanager
 def reaching(uri: str) -> Iterator[None]:
-    """Turn a refusal of the system into one sentence, a :class:`ConfigError`."""
+    """Turn an ``OSError`` in the block into a :class:`ConfigError` of one sentence."""
     try:
         with client_errors():
             yield
@@ -265,8 +265,8 @@ def open_filesystem(uri: str) -> tuple[Any, str]:
     """Return fsspec's file system for a URI, and the URI's path in it.
 
     Raises:
-        MissingDependencyError: without fsspec, or the package for this kind of address.
-        ConfigError: for a kind of address that fsspec does not know.
+        MissingDependencyError: if fsspec, or its package for this kind of address, is missing.
+        ConfigError: if fsspec does not know this kind of address.
     """
     fsspec = require("fsspec", f"The address {uri}")
     try:
@@ -279,7 +279,7 @@ def open_filesystem(uri: str) -> tuple[Any, str]:
 
 
 def open_storage(uri: str) -> Storage:
-    """Return the destination that a path or URI names; nothing is made yet. Raises as :func:`open_filesystem`."""
+    """Return the storage at a path or URI, without making a folder or file; raise as :func:`open_filesystem`."""
     path = local_path(uri)
     if path is not None:
         return LocalStorage(path)

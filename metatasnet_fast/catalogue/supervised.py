@@ -1,4 +1,4 @@
-"""A worker in a process of its own that is restarted when it dies: what crashes there fails one song, not the run."""
+"""Run a worker in a process that is restarted when it dies: a crash there fails one song, not the run."""
 
 from __future__ import annotations
 
@@ -30,28 +30,28 @@ PACKAGE = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-m", "metatasnet_fast.catalogue.worker"]
 
 END_SECONDS = 10.0
-"""Time in which a process without songs ends by itself before it is killed."""
+"""Seconds that a process without songs gets to end by itself before it is killed."""
 
 MOST_FAILED_STARTS = 3
-"""Processes in a row that may end before they begin a song: then the songs are not at fault."""
+"""Number of processes in a row that may end before they begin a song; such an end is not the fault of a song."""
 
 MOST_LOSSES = 100
-"""Machines that may be lost before their loss counts as a failure of the songs."""
+"""Number of lost machines from which on a loss counts as a crash of the songs."""
 
 POLL_SECONDS = 0.2
 
 DEFERRED_SECONDS = 1.0
-"""Time after which a song that another run has in hand is tried again."""
+"""Seconds after which a song that another run is working on is tried again."""
 
 
 class WorkerLostError(MetaTasNetError):
-    """The worker's process ends again and again, whatever song it gets."""
+    """An error: the worker's process ends repeatedly before it begins a song."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """The first message to a process; every other one is a :class:`Song`, and the last one None: begin no further song,
-    finish those in flight, and end."""
+    """The first message to a process. The other messages are songs, and the last one is None: begin no further song,
+    finish the songs in flight, and end."""
 
     settings: Settings
     destination: str
@@ -59,14 +59,14 @@ class Order:
     """The destination's token, see :class:`Destination`."""
     number: int = 0
     contents: Mapping[str, str] = field(default_factory=dict)
-    """The contents done at the destination, see :class:`Contents`."""
+    """The folders of contents that are done at the destination, see :class:`Contents`."""
 
 
 @dataclass(frozen=True)
 class Ready:
-    """The process can take songs. It answers with events, and with songs that another run has in hand.
+    """A message: the process can take songs. It answers with events, and with songs that another run is working on.
 
-    A process that cannot work sends an error.
+    A process that cannot work sends an error instead.
     """
 
     capacity: int
@@ -76,9 +76,9 @@ class Ready:
 
 @dataclass(frozen=True)
 class Gone:
-    """The last message: a process has ended; ``signal`` is the one that ended it, if one did.
+    """The last message: a process has ended; ``signal`` is the number of the signal that ended it, or None.
 
-    ``machine_lost``: its machine, or what held the process, was lost, which no song has caused.
+    ``machine_lost``: the machine or actor of the process was lost, which is not the fault of a song.
     """
 
     reason: str
@@ -87,16 +87,16 @@ class Gone:
 
 
 class Process(Protocol):
-    """A worker's process, on this machine or on another one; it gets an :class:`Order` when it is made."""
+    """A worker's process, on this machine or another one. The process gets an :class:`Order` when it is made."""
 
     def send(self, message: Song | None) -> None:
-        """Give it a message. A process that has ended takes nothing: ``receive`` tells that."""
+        """Send a message to the process. A process that has ended ignores it, and ``receive`` returns :class:`Gone`."""
 
     def receive(self, seconds: float) -> object:
-        """Return its next message, or None if there is none for so many seconds."""
+        """Return the next message of the process, or None if no message comes within ``seconds``."""
 
     def kill(self) -> None:
-        """End it at once, and release everything."""
+        """End the process at once, and release its resources."""
 
 
 class ChildProcess:
@@ -111,9 +111,9 @@ class ChildProcess:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             pass_fds=[other_end.fileno()],
-            # Every thread of glibc's allocator keeps memory of its own, and there are many threads.
+            # glibc's allocator keeps memory for every thread, and there are many threads.
             env={"MALLOC_ARENA_MAX": "2", **os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-            start_new_session=True,  # Ctrl-C is for the parent to deal with
+            start_new_session=True,  # only the parent handles Ctrl-C
         )
         other_end.close()
         self.pid = self._process.pid
@@ -154,13 +154,13 @@ class ChildProcess:
 class SupervisedWorker:
     """A :class:`Worker` whose songs are separated in another process, which is restarted when it dies.
 
-    The songs that it had then are tried one by one, each alone in the process, so that the crashing one is known: it fails, the
-    others are done. The process ends with this one, however that ends.
+    The songs of a dead process are tried one by one, each alone in the process, so that the crashing song is known: it
+    fails, and the others are done. The child ends with this process in any case.
 
     Args:
         stop: when set, no further song is begun.
         grace: seconds that songs in flight have after ``stop`` is set; then the process is ended.
-        start: makes a process.
+        start: function that makes a process.
 
     Raises:
         MetaTasNetError: if the model cannot be loaded or the device or backend cannot serve.
@@ -178,7 +178,7 @@ class SupervisedWorker:
         self.grace = grace
         self.child: Process | None = None
         self.capacity = 0
-        """Songs that the process can have; 0 while there is none that is ready."""
+        """Number of songs that the process can have at once; 0 while no process is ready."""
         self._order = order
         self._most_crashes = max(2, order.settings.attempts)
         self._listener = listener
@@ -188,14 +188,14 @@ class SupervisedWorker:
         self._key = ""
         self._sent: dict[str, Song] = {}
         self._waiting: deque[tuple[float, Song]] = deque()
-        """Songs to try again, each with the time for it, the earliest first."""
+        """Songs to try again, each with the time from which on it may be tried, the earliest first."""
         self._crashes: Counter[str] = Counter()
-        """How often the process ended with each of the songs that are tried alone."""
+        """How often the process ended with each song that is tried alone, by the song's id."""
         while not self.capacity and not self._stop.is_set():
             self._receive()
 
     def process(self, songs: Iterable[Song]) -> Iterator[Outcome]:
-        """Do the same as :meth:`Worker.process`; songs that are still in flight when the grace is over have no outcome."""
+        """Separate songs, and yield their outcomes; songs that are still in flight when the grace ends have none."""
         source = iter(songs)
         while not self._stop.is_set():
             self._feed(source)
@@ -206,7 +206,7 @@ class SupervisedWorker:
             self.child.send(None)
         stopped = time.monotonic()
         while self._sent and self.child is not None:
-            if time.monotonic() > stopped + self.grace:  # which may be shortened in the meantime
+            if time.monotonic() > stopped + self.grace:  # ``grace`` may be shortened meanwhile
                 self._listener(Notice(f"Songs in flight were given up after {self.grace:g} s: {len(self._sent)}."))
                 self._kill()
             else:
@@ -216,7 +216,7 @@ class SupervisedWorker:
         return self
 
     def __exit__(self, kind: object, *error: object) -> None:
-        """Let the process end, or end it; its last events reach the listener."""
+        """Let the process end, so that its last events reach the listener; after END_SECONDS or an error, kill it."""
         if kind is None and self.child is not None and self.capacity:
             self.child.send(None)
             deadline = time.monotonic() + END_SECONDS
@@ -225,7 +225,7 @@ class SupervisedWorker:
         self._kill()
 
     def _feed(self, source: Iterator[Song]) -> None:
-        """Send as many songs as can be in flight; a song with which a process crashed goes alone."""
+        """Send as many songs as can be in flight; a song with which a process crashed is sent alone."""
         while len(self._sent) < self.capacity and not self._crashes.keys() & self._sent.keys():
             if self._waiting and self._waiting[0][0] <= time.monotonic():
                 if self._sent and self._waiting[0][1].id in self._crashes:
@@ -243,7 +243,7 @@ class SupervisedWorker:
                 self.child.send(song)
 
     def _receive(self) -> list[Outcome]:
-        """Wait a moment for a message of the process, which is started if there is none; return the outcome in it."""
+        """Start a process if none is running, wait a moment for its next message, and return the outcome in it."""
         if self.child is None:
             self.child = self._new_process(self._order)
         message = self.child.receive(POLL_SECONDS)
@@ -255,7 +255,7 @@ class SupervisedWorker:
         elif isinstance(message, Event):
             self._listener(message)
             if isinstance(message, SongStarted):
-                self._failed_starts = -1  # the end of this process is none
+                self._failed_starts = -1  # the end of this process is not a failed start
             elif isinstance(message, SongEnded):
                 del self._sent[message.outcome.id]
                 self._crashes.pop(message.outcome.id, None)
@@ -271,7 +271,7 @@ class SupervisedWorker:
         return []
 
     def _after_exit(self, gone: Gone) -> list[Outcome]:
-        """Let the songs that the process had be tried alone; return the outcome of one that was alone too often."""
+        """Let the songs of a dead process be tried alone; return the outcome of a song that crashed alone too often."""
         self._failed_starts += 1
         if self._failed_starts >= MOST_FAILED_STARTS:
             raise WorkerLostError(

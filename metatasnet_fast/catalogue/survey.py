@@ -23,28 +23,28 @@ __all__ = ["Finding", "Plan", "Survey", "count_missing", "make_plan", "survey", 
 T = TypeVar("T")
 U = TypeVar("U")
 THREADS = 32
-"""Songs that are looked at or read at once: most of the time is waiting for a store; hashing takes one core for each."""
+"""Number of songs that are read at once: reads mostly wait for a store; hashing takes one core for each song."""
 
 
 @dataclass
 class Plan:
-    """The songs of a manifest by what is to be done with them."""
+    """The songs of a manifest, sorted by what has to be done with them."""
 
     todo: list[Song] = field(default_factory=list)
-    """The longest first."""
+    """Songs to separate, the longest first."""
     done: list[Listed] = field(default_factory=list)
     failed: list[Outcome] = field(default_factory=list)
-    """Failed before, for a reason that lies in their files, which are still the same."""
+    """Songs that failed before for a reason in their files, which have not changed since."""
     unwritten: list[Outcome] = field(default_factory=list)
-    """Rows of songs that are done and missing in the ledger: a killed run may lose its last rows."""
+    """New rows for songs that are done but have no such row in the ledger: a killed run may lose its last rows."""
     contents: dict[str, str] = field(default_factory=dict)
-    """Folders of what any run or shard has done with the same key, by the beginning of the content's SHA-256."""
+    """Folders of songs that any run or shard has done with the same key, by the beginning of the content's SHA-256."""
 
 
 def make_plan(songs: Sequence[Song], settings: Settings, key: str, destination: Destination) -> Plan:
-    """Decide what is done from the names at the destination and the sizes and times of the inputs; no content is read.
+    """Decide which songs are done, by the names at the destination and the sizes and times of the inputs alone.
 
-    Songs for which that is no proof are to do: the worker that gets them compares contents.
+    A song that is not certainly done is to do: its worker compares contents.
 
     Args:
         key: checksum of the model and the settings, ``Identity.key``.
@@ -93,7 +93,7 @@ def count_missing(songs: Sequence[Song]) -> int:
 
 
 def _stamps(songs: Sequence[Song]) -> Iterator[Stamp | None]:
-    """Return the stamp of each input in turn; None for one that cannot be read."""
+    """Return the stamps of the inputs, in order; the stamp of an input that cannot be read is None."""
     quick = all(song.stamp is not None or local_path(song.uri) is not None for song in songs)
     return map(_stamp, songs) if quick else _at_once(_stamp, songs)
 
@@ -111,19 +111,20 @@ def _stamp(song: Song) -> Stamp | None:
 
 @dataclass
 class Survey:
-    """``failed`` are songs whose last outcome is a failure and that have no result; sizes in bytes, times in seconds.
+    """Counts of a destination's songs; sizes in bytes, times in seconds.
 
-    Where the id is ``taken``, the result is that of another song.
+    ``failed`` and ``failures`` are the songs whose last outcome is a failure and that have no result. A song that
+    failed because its id is ``taken`` is among them: the result is that of another song.
     """
 
     destination: str
     done: int = 0
     damaged_results: int = 0
-    """Folders whose files are not those that the result was written for, or that have no result that can be read."""
+    """Number of folders without a readable result, or whose files are not those for which the result was written."""
     audio_seconds: float = 0.0
     bytes: int = 0
     models: Counter[str] = field(default_factory=Counter)
-    """Songs by model and settings: ``name key``."""
+    """Number of songs by model and settings: ``name key``."""
     failed: Counter[str] = field(default_factory=Counter)
     failures: list[Outcome] = field(default_factory=list)
     runs: list[str] = field(default_factory=list)
@@ -142,7 +143,7 @@ class Finding:
 
 
 def survey(destination: Destination) -> Survey:
-    """Count what is done and what failed, from one listing and the ledger.
+    """Count the songs that are done and that failed, from one listing and the ledger.
 
     Only the first result of every model and settings is read, for the model's name. Raises :class:`ConfigError` if the
     destination cannot be read.
@@ -174,15 +175,15 @@ def survey(destination: Destination) -> Survey:
 def verify(
     destination: Destination, repair: bool = False, shard: tuple[int, int] = (1, 1), sample: float = 1.0
 ) -> Iterator[Finding | Result]:
-    """Read every stem of every song and compare it with what its result says; yields the results that hold, and findings.
+    """Read every stem of every song, and compare it with the song's result; yield correct results, and findings.
 
     Args:
-        repair: take away what does not hold, so that the next run makes those songs again; only while no run is going on.
+        repair: remove what is wrong, so that the next run makes those songs again; only while no other run works there.
         shard: check the ``i``-th of ``n`` parts of the songs only, ``i`` from 1.
-        sample: check this share of the songs only, 0 to 1, the same ones in every call.
+        sample: check only this share of the songs, 0 to 1, the same songs in every call.
 
     Raises:
-        ConfigError: if the destination cannot be read; what of a song cannot be read is a finding.
+        ConfigError: if the destination cannot be read; a song's file that cannot be read is a finding.
     """
     index, count = shard
 
@@ -204,7 +205,7 @@ def verify(
 
 
 def _at_once(work: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
-    """Yield the results of ``work`` in the order of the items, some of which are worked on at the same time."""
+    """Yield the results of ``work`` in the order of the items; THREADS items are worked on at the same time."""
     source = iter(items)
     with ThreadPoolExecutor(THREADS) as pool:
         ahead = deque(pool.submit(work, item) for item in islice(source, 8 * THREADS))
@@ -219,7 +220,7 @@ def _at_once(work: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
 
 
 def _judged(destination: Destination, folder: str, sizes: dict[str, int]) -> tuple[Result | None, str | None, set[str]]:
-    """Return a song's result if it is right, what is wrong in its folder if anything, and the files to remove for that."""
+    """Return a song's result or None if it is wrong, the folder's problem if any, and the files to remove for it."""
     names, name, what = set(sizes), Listed.of(sizes).name, "the result"
     if not name:
         return None, f"no result, but {', '.join(sorted(names))}", names

@@ -1,4 +1,4 @@
-"""The unit that everything else is made of: songs in, outcomes out, with the model loaded once."""
+"""The worker, of which every run is made: songs in, outcomes out, with the model loaded once."""
 
 from __future__ import annotations
 
@@ -44,21 +44,21 @@ from .supervised import Order, Ready
 __all__ = ["Worker", "find_identity", "main"]
 
 DEFERRED_SECONDS = 0.1
-"""Pause before songs that another run has in hand are tried again."""
+"""Seconds before songs that another run is working on are tried again."""
 
 LOAD_SECONDS = 1.0
-"""Time between two reports of the load, and looks at whether the device is still there."""
+"""Seconds between two reports of the load, and between two checks that the device still works."""
 
 WINDOW_COPIES = 3
-"""Bytes of a window's stems, in float32: as stitched, with what the resampler holds back, and as resampled."""
+"""Number of float32 copies of a window's stems in memory: stitched, in the resampler's buffer, and resampled."""
 
 
 def find_identity(settings: Settings) -> Identity:
-    """Load the model, and return what the outputs of these settings depend on, without taking hold of the device.
+    """Load the model, and return the identity of outputs with these settings, without using the device.
 
     Raises:
-        MetaTasNetError: if the model cannot be loaded, or has no such stems.
-        ConfigError: for an unknown precision.
+        MetaTasNetError: if the model cannot be loaded, or lacks a stem of the settings.
+        ConfigError: if the precision is unknown.
     """
     network = load_checkpoint(settings.model, revision=settings.revision, offline=settings.offline)
     device = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
@@ -68,7 +68,7 @@ def find_identity(settings: Settings) -> Identity:
 
 
 def _identity(settings: Settings, config: MetaTasNetConfig, checksum: str, precision: Precision) -> Identity:
-    """Return what decides the outputs; the name that people give the model decides nothing."""
+    """Return what decides the outputs; the model's name is recorded too, but decides nothing."""
     window, recipe = default_shape(config), parse_stems(settings.stems, config.instruments)
     name = Path(settings.model).name if os.path.exists(settings.model) else settings.model
     values = {
@@ -84,23 +84,24 @@ def _identity(settings: Settings, config: MetaTasNetConfig, checksum: str, preci
 
 
 class Worker:
-    """Separates songs in this process, many at once. A codec that crashes takes the process with it: see ``SupervisedWorker``.
+    """A worker that separates songs in this process, many at once; for crashes of codecs, see ``SupervisedWorker``.
 
-    Use it in a ``with`` statement; ``run`` may be called again and again.
+    Use it in a ``with`` statement; ``run`` may be called repeatedly.
 
     Args:
         settings: all options.
         destination: a folder or fsspec URI.
-        engine: takes the network's place, on the CPU, for tests; it has ``config`` and ``separate(mixes, wanted)``.
-        listener: gets ``SongStarted``, ``SongEnded``, ``Notice`` and ``WorkerLoad``, from several threads.
-        stop: when set, no further song is begun; those in flight are finished.
-        number: of this worker, in its events.
-        cores: how the cores are shared, for tests; None: as suits the device.
-        contents: what is done at the destination, see :class:`Contents`.
+        engine: replacement for the network, on the CPU, for tests; it has ``config`` and ``separate(mixes, wanted)``.
+        listener: function that gets ``SongStarted``, ``SongEnded``, ``Notice`` and ``WorkerLoad``, from several
+            threads.
+        stop: when set, no further song is begun; songs in flight are finished.
+        number: number of this worker in its events.
+        cores: how the cores are shared, for tests; None for the plan that suits the device.
+        contents: folders of contents that are done at the destination, see :class:`Contents`.
 
     Raises:
         MetaTasNetError: if the model cannot be loaded or the device or backend cannot serve.
-        OutputError: if nothing can be written to the destination.
+        OutputError: if the destination cannot be written to.
         SongError: if the destination was removed or unmounted since its token was taken.
     """
 
@@ -143,19 +144,19 @@ class Worker:
         self.memory = Budget(memory)
         free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else 0
         self._device_memory = free // 4 // self.cores.songs
-        # Songs need memory all at once while their windows are put together.
+        # Songs need this memory at the same time, while their windows are stitched.
         self.separate = Stage(self.cores.songs, free // 8 or memory)
         self.read, self.write = Stage(self.cores.read), Stage(self.cores.write)
         advice = "choose another destination, or change its permissions"
         with reporting_write_errors(self.destination.uri, OutputError, advice):
             self.destination.check()
-            # The last step, as nothing would remove it if another one failed.
+            # Last, because the folder would stay behind if a later step failed.
             self.staging = Staging(self.destination.storage)
         self._began = time.perf_counter()
 
     def process(self, songs: Iterable[Song]) -> list[Outcome]:
-        """Separate songs as :meth:`run` does, those that another run has in hand last; returns the outcomes in the order of
-        their ends."""
+        """Separate songs as :meth:`run` does, and last those that another run was working on. Return the outcomes in
+        the order in which the songs ended."""
         outcomes: list[Outcome] = []
         deferred: list[Song] = []
         self.run(songs, deferred.append, outcomes.append)
@@ -173,9 +174,9 @@ class Worker:
         """Separate songs until none is left or the worker is stopped.
 
         Args:
-            songs: read as places become free, from several threads, one at a time.
-            defer: takes back a song that another run has in hand; it has no outcome here.
-            ended: gets every outcome, from several threads.
+            songs: read when places become free, from several threads, by one thread at a time.
+            defer: function that takes back a song that another run is working on; the song has no outcome here.
+            ended: function that gets every outcome, from several threads.
 
         Raises:
             BackendUnavailableError: if the device takes no further work from this process; songs in flight have no outcome.
@@ -196,7 +197,7 @@ class Worker:
                         if outcome is not None:
                             ended(outcome)
             finally:
-                leave.set()  # after the last song, or an error
+                leave.set()  # no more songs, or an error
 
         pool = ThreadPoolExecutor(self.cores.songs, "song", lambda: self.cores.enter_thread(network=False))
         working = [pool.submit(work) for _ in range(self.cores.songs)]
@@ -239,13 +240,13 @@ class Worker:
         )
 
     def home(self, recording: Recording, attempt: int) -> tuple[torch.device, SongBudget]:
-        """Choose where a song's signals wait and their memory: on the GPU if they fit and no attempt failed before."""
+        """Choose where a song's signals wait, and their budget: on the GPU if they fit and no attempt failed before."""
         device, stems = self.device if attempt == 1 else torch.device("cpu"), len(self.engine.config.instruments)
         home = choose_home(device, recording, stems, self._device_memory)
         return home, SongBudget(self.memory if home.type == "cpu" else Budget(None))
 
     def working_memory(self, recording: Recording) -> int:
-        """Return the bytes that a recording needs while its windows are put together."""
+        """Return the bytes that a recording needs while its windows are stitched."""
         config = self.engine.config
         samples = self.window.window * config.W * max(recording.sample_rate, config.output_rate) // config.sampling_rate
         if recording.samples is not None:
@@ -253,7 +254,7 @@ class Worker:
         return WINDOW_COPIES * 4 * len(config.instruments) * recording.channels * samples
 
     def close(self) -> None:
-        """End the device thread and remove what was being written."""
+        """End the device thread, and remove unfinished files."""
         self.batcher.close()
         self.staging.close()
         torch.set_num_threads(self._threads_before)
@@ -266,13 +267,13 @@ class Worker:
 
 
 def main() -> int:
-    """Serve as a process of its own below ``SupervisedWorker``; the last argument is the descriptor of the pipe to it.
+    """Run a worker as the process of a ``SupervisedWorker``; the last argument is the descriptor of the pipe to it.
 
-        in:  Order; then Song again and again; None: begin no further song, finish those in flight, and end
-        out: Ready, or the error that keeps it from working; then events, and songs that another run has in hand
+    Messages in: an Order; then Songs; at last None: begin no further song, finish the songs in flight, and end.
+    Messages out: Ready, or the error that prevents work; then events, and songs that another run is working on.
 
-    When the pipe ends without the last None, the parent has ended: so does this process, at once. What it was writing lies in
-    its staging folder, which the next run removes.
+    If the pipe ends without None, the parent has ended, and this process ends at once. Unfinished files are in its
+    staging folder, which the next run removes.
     """
     faulthandler.enable()
     pipe, sending, stop = Connection(int(sys.argv[-1])), threading.Lock(), threading.Event()
@@ -301,9 +302,9 @@ def main() -> int:
         begin_no_more()
 
     order: Order = receive()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which says what to do
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets Ctrl-C, and says what to do
     signal.signal(signal.SIGTERM, begin_no_more)
-    threading.Thread(target=read, daemon=True).start()  # notices the parent's end also while the model is loaded
+    threading.Thread(target=read, daemon=True).start()  # notices the end of the parent also during loading
     try:
         destination = Destination(order.destination, token=order.token)
         worker = Worker(
@@ -326,4 +327,4 @@ def main() -> int:
 if __name__ == "__main__":
     code = main()
     sys.stderr.flush()
-    os._exit(code)  # everything is closed; to take the interpreter and its libraries down would cost half a second
+    os._exit(code)  # all is closed; a normal exit of the interpreter would take half a second more

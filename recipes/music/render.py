@@ -19,9 +19,9 @@ __all__ = ["RATE", "Audio", "bass_stem", "drum_stem", "instrument_stem"]
 
 RATE = 44100
 TICKS = 120
-"""Per sixteenth."""
+"""MIDI ticks per sixteenth note."""
 KITS = (0, 8, 16, 24, 25, 26, 32, 40)
-"""Standard, room, power, electronic, TR-808, TR-808 again, jazz, brush."""
+"""Programs of drum kits: standard, room, power, electronic, TR-808, TR-808 again, jazz, brush."""
 Audio = NDArray[np.float32]
 Kit = dict[str, Audio]
 
@@ -58,7 +58,7 @@ def _channel(index: int, part: Part) -> tuple[int, int, Events]:
 def _fluidsynth(
     piece: Piece, channels: Sequence[tuple[int, int, Events]], font: Path, rng: np.random.Generator
 ) -> Audio:
-    """Play with FluidSynth; return (2, samples)."""
+    """Play the notes of each channel with FluidSynth; return audio (2, samples)."""
     track = mido.MidiTrack([mido.MetaMessage("set_tempo", tempo=round(60e6 / piece.tempo))])
     events: list[tuple[int, mido.Message]] = []
     for channel, program, notes in channels:
@@ -116,7 +116,7 @@ KEYS = {
     "crash": (49, 57, 55), "tom": (45, 47, 48, 43, 50), "shaker": (70, 82, 54), "perc": (56, 62, 63, 64, 75, 76),
     "perc2": (60, 61, 65, 67, 69, 77),
 }  # fmt: skip
-"""General MIDI keys of channel 10."""
+"""General MIDI keys of channel 10 for each drum."""
 SAMPLES = {
     "kick": "bd_* drum_bass_* drum_heavy_kick elec_hollow_kick elec_soft_kick",
     "snare": "sn_* drum_snare_* elec_snare elec_mid_snare elec_lo_snare elec_hi_snare elec_filt_snare",
@@ -131,7 +131,7 @@ SAMPLES = {
     "perc": "tabla_* drum_cowbell elec_blip* elec_wood elec_pop perc_* glitch_perc*",
     "perc2": "tabla_* glitch_perc* elec_twip elec_flip elec_plip",
 }
-"""Files of the CC0 samples that come with Sonic Pi."""
+"""File names, for each drum, of the CC0 samples that come with Sonic Pi."""
 
 
 def sample_kit(rng: np.random.Generator, folder: Path) -> Kit:
@@ -209,7 +209,7 @@ LEVELS = {"kick": 1.0, "snare": 0.7, "clap": 0.6, "tom": 0.7, "crash": 0.5, "ope
 
 
 def play_samples(rng: np.random.Generator, piece: Piece, kit: Kit) -> NDArray[np.float32]:
-    """Play a piece's drum hits; return (2, samples)."""
+    """Play a piece's drum hits; return audio (2, samples)."""
     length = int((piece.bars * 16 * piece.sixteenth + 2) * RATE)
     out = np.zeros((2, length), np.float32)
     level = {drum: LEVELS.get(drum, 0.3) * 10 ** (rng.normal(0, 3) / 20) for drum in kit}

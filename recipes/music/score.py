@@ -1,4 +1,4 @@
-"""Pieces of music written by rules: tempo, key, chords, and for drums, bass and other lists of notes.
+"""Compose pieces of music by rules: tempo, key, chords, and lists of notes for drums, bass and other.
 
 Time is in sixteenths. A piece is a chain of sections of four or eight bars; in each section every part plays or rests and
 keeps one pattern.
@@ -18,14 +18,15 @@ PROGRESSIONS = (
     (0, 5, 3, 4), (0, 4, 5, 3), (5, 3, 0, 4), (0, 3, 4, 4), (0, 5, 1, 4), (0, 0, 3, 3), (0, 6, 5, 6), (0, 2, 3, 4),
     (0, 0, 5, 5), (0, 6, 5, 4), (3, 4, 0, 0), (0, 3, 0, 4), (0, 0, 0, 0), (1, 4, 0, 0),
 )  # fmt: skip
-"""Degrees of the scale, a bar each."""
+"""Chord progressions: degrees of the scale, each held for one bar."""
 SCALES = ((0, 2, 4, 5, 7, 9, 11), (0, 2, 3, 5, 7, 8, 10), (0, 2, 3, 5, 7, 9, 10), (0, 2, 4, 5, 7, 9, 10))
 """Major, minor, dorian, mixolydian."""
 PADS = (48, 49, 50, 51, 52, 16, 17, 18, 19, 88, 89, 90, 91, 92, 93, 94, 95, 21, 61, 62, 63)
 KEYS = (0, 1, 2, 3, 4, 5, 6, 7, 11, 12, 24, 25, 26, 27, 28, 29, 30, 45, 46, 62, 80, 81)
 LEADS = (11, 12, 13, 14, 40, 56, 57, 65, 66, 71, 73, 75, 79, 80, 81, 82, 83, 84, 85, 86, 87, 98, 99, 104, 108, 114)
 BASSES = (32, 33, 34, 35, 36, 37, 38, 38, 39, 39, 87, 43)
-"""General MIDI programs, counted from 0. Voices and choirs are left out: they would teach that voices are `other`."""
+"""General MIDI programs, counted from 0. Voices and choirs are left out, so that a network does not learn voices as
+`other`."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Sung:
-    """A note of a voice: seconds, MIDI pitch, loudness (1 is ordinary)."""
+    """A note of a voice: length in seconds, MIDI pitch, loudness (1 is ordinary)."""
 
     seconds: float
     pitch: float
@@ -79,8 +80,8 @@ class Sung:
 
 
 def compose(rng: np.random.Generator, seconds: float, solo: Sequence[int] = ()) -> Piece:
-    """Compose a piece of about ``seconds``. ``solo`` lists MIDI programs: one of them plays a part of its own, the
-    other parts use none of them."""
+    """Compose a piece of about ``seconds``. ``solo`` lists MIDI programs: one of these plays a part of its own, and the
+    other parts do not use these programs."""
     tempo = float(rng.uniform(70, 178))
     bars = max(8, round(seconds * tempo / 240 / 4) * 4)
     bass, parts = Part(int(rng.choice(BASSES))), _parts(rng, solo)
@@ -111,7 +112,7 @@ def _parts(rng: np.random.Generator, without: Sequence[int]) -> list[Part]:
 
 
 def _chord(key: int, scale: tuple[int, ...], degree: int, seventh: bool) -> list[int]:
-    """Return pitches from the octave of MIDI note 0."""
+    """Return the MIDI pitches of the chord on a degree of the scale, in the octave of MIDI note 0."""
     steps = [0, 2, 4, 6] if seventh else [0, 2, 4]
     return [key + scale[(degree + s) % 7] + 12 * ((degree + s) // 7) for s in steps]
 
@@ -121,7 +122,7 @@ def _velocity(rng: np.random.Generator, middle: int) -> int:
 
 
 def _rhythm(rng: np.random.Generator, density: float) -> list[int]:
-    """Draw where notes start within a bar; strong beats are likelier."""
+    """Draw where notes start within a bar, in sixteenths; strong beats are likelier."""
     weight = np.array([1.0, 0.25, 0.55, 0.35, 0.8, 0.25, 0.55, 0.4] * 2)
     starts = np.flatnonzero(rng.random(BAR) < weight * density)
     return [int(s) for s in starts] or [0]

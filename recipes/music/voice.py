@@ -1,5 +1,5 @@
-"""Vocals: words of a speech synthesiser, sung. Flite speaks them, WORLD takes pitch, envelope and breath apart, rules write a
-melody over the piece's chords, and WORLD puts them together again.
+"""Sing vocals with a speech synthesiser: Flite speaks words, WORLD splits the speech into pitch, envelope and breath,
+rules write a melody in the piece's scale, and WORLD joins melody, envelope and breath.
 
     apt-get install flite && pip install pyworld scipy
 """
@@ -38,7 +38,7 @@ Audio = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Word:
-    """Frames of a spoken word: spectral envelope and aperiodicity (frames, bins), where it is voiced, its vowel's frames."""
+    """Frames of a spoken word: spectral envelope and aperiodicity (frames, bins), which are voiced, and the vowel's."""
 
     envelope: NDArray[np.float64]
     breath: NDArray[np.float64]
@@ -52,7 +52,7 @@ def vocabulary(voice: str) -> list[Word]:
 
 
 def _spoken(voice: str, text: str) -> Word | None:
-    """Analyse a spoken word; None for a word in which no vowel of 50 ms is found."""
+    """Analyse a spoken word. Return None if no vowel of 50 ms is found in the word."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "word.wav"
         subprocess.run(["flite", "-voice", voice, "-t", text, "-o", str(path)], check=True)
@@ -121,7 +121,7 @@ def _gliding(rng: np.random.Generator, pitch: NDArray[np.float64], since: NDArra
 
 
 def _room(rng: np.random.Generator, audio: Audio, piece: Piece) -> Audio:
-    """Return (2, n) with overtones by saturation, an echo in time with the piece, and a decaying room on left and right."""
+    """Return (2, n) with overtones by saturation, at times an echo in the piece's time, at times a decaying room."""
     drive = rng.uniform(0.3, 2.0)
     dry = np.tanh(drive * audio / (3 * audio.std() + 1e-9)).astype(np.float32)
     wet = np.stack([dry, dry])
@@ -157,7 +157,7 @@ def vocal_stem(rng: np.random.Generator, piece: Piece) -> Audio:
             if companion:
                 phrases.append((second, [Sung(n.seconds, n.pitch + companion, n.loudness) for n in notes]))
             for track, part in phrases:
-                rng.bit_generator.state = state  # the same words
+                rng.bit_generator.state = state  # so that both voices sing the same words
                 phrase = _sing(rng, part, words, shape, breath)[: total - begin]
                 late = int(rng.uniform(0.0, 0.025) * VOICE_RATE) if track is second else 0
                 track[begin + late : begin + len(phrase)] += phrase[: len(phrase) - late]
