@@ -153,7 +153,8 @@ def overlap_add(
 ) -> Tensor:  # fmt: skip
     """Return the signal (n, samples) in ``dtype``.
 
-    ``x`` (n, T, C) has unit stride along C; ``bank`` (C, K) is contiguous and of x's dtype. The first ``narrow`` rows of the bank are zero outside their middle ``inner`` taps.
+    ``x`` (n, T, C) has unit stride along C; ``bank`` (C, K) is contiguous and of x's dtype. The first ``narrow`` rows of the
+    bank are zero outside their middle ``inner`` taps.
     """
     n, frames, channels = x.shape
     layout = frame_layout(x, None)

@@ -95,7 +95,7 @@ def group_of(
     p_statistics, p_gamma, p_beta, p_affine, i_ni, i_group, T, C: tl.constexpr, INSTRUMENTS: tl.constexpr,
     GROUPS: tl.constexpr, EPSILON: tl.constexpr, TILE: tl.constexpr, BLOCK_TILES: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Write the affine of one group of an item and instrument; return the channels, their mask, scale and beta, and the mean."""
+    """Write the affine of a group of an item and instrument; return the channels, their mask, scale and beta, and the mean."""
     width = C // GROUPS
     tiles = tl.cdiv(T, TILE)
     i_c = i_group * width + tl.arange(0, BLOCK_C)
