@@ -24,7 +24,7 @@ LITTLE = 99 * 1024
 """Bytes of shared memory that a program may use on GPUs of compute capability 8.6, 8.9 and 12.0."""
 
 AMD_STAGES = 2
-"""Largest number of stages of a loop of products: with more, the operands do not fit into the 64 KiB of most AMD GPUs."""
+"""Largest number of stages of a loop of products on AMD GPUs, most of which have only 64 KiB of shared memory for operands."""
 
 COMPILING = 1.0
 """Seconds: a first launch that takes longer has compiled its program; a shorter one has read it from Triton's cache."""
@@ -45,7 +45,7 @@ def power_of_two(n: int, least: int = 16) -> int:
 def column_tile(columns: int, dtype: torch.dtype, tail: bool = True) -> tuple[int, int]:
     """Return main and tail width for a product with ``columns`` columns.
 
-    This is the widest tile of which at most ACCEPTED_WASTE is idle, or else the tile with the fewest idle columns.
+    This is the widest tile whose ratio of idle to used columns is at most ACCEPTED_WASTE, or else the tile with the least.
     Two-byte dtypes: 160 columns take one program of 128 + 32, no column idle; 440: 7 of 64, 1.8 %; 880: 7 of 128, 1.8 %;
     1540: 10 of 128 + 32, 3.9 %; 1760: 11 of 128 + 32, no column idle. Padded to a power of two, 160 would waste 60 % and
     1540 33 %. Four-byte dtypes, or ``tail=False``: 160 columns take 5 programs of 32, no column idle.
@@ -136,9 +136,9 @@ def exact_products() -> str:
 def register_limit(registers: int, x: Tensor, products: bool = True) -> dict[str, int]:
     """Return the launch option that limits a thread to ``registers``: with 128, two blocks of 8 warps share a multiprocessor.
 
-    The limit suits kernels that need no more registers, but use more to load earlier. Products need more, and would spill to
-    local memory, where operands are in registers or tensor cores are not used: then the result is empty. It is also empty
-    on AMD GPUs, whose compiler has no such option.
+    The limit suits kernels that need no more registers, but use more to load earlier. If tensor cores take operands from
+    registers, or are not used, products need more registers and would spill to local memory: then there is no option. There is
+    also no option on AMD GPUs, whose compiler does not have this one.
     """
     if products and not (x.dtype == torch.bfloat16 and operands_in_shared_memory(x.device)):
         return {}

@@ -3,8 +3,8 @@
     y[n, f, b] = log10(|X_b|^2 + 1e-8) - mean[b],  X_b = sum_m w[m] x[f hop + m - N / 2] e^(-2 pi i b m / N),  0 <= b <= N / 2
 
 The transform is a product with cosines and sines of a quarter of the length. With v = w x the real part needs only
-e[k] = v[k] + v[N - k], the imaginary part only o[k] = v[k] - v[N - k]. For k and N / 2 - k, even bins have equal factors, odd
-bins opposite ones, so the length halves once more (Q = N / 4, 0 <= k <= Q; at k = Q there is one term, at k = 0 no o):
+e[k] = v[k] + v[N - k], the imaginary part only o[k] = v[k] - v[N - k]. The factors of k and N / 2 - k are equal or opposite,
+so the length halves once more (Q = N / 4, 0 <= k <= Q; at k = Q there is one term, at k = 0 no o):
     cos, even b: A[k] = e[k] + e[N/2 - k];   odd: e[k] - e[N/2 - k]
     sin, even b: B[k] = o[k] - o[N/2 - k];   odd: o[k] + o[N/2 - k]
 Even bins are a transform of half the length, so for these the length halves again (H = N / 8, 0 <= k <= H; at k = H one term):
@@ -77,7 +77,7 @@ def fold_kernel(
 ):  # fmt: skip
     """Write the folded rows of one frame, padded with zeros, and bin N / 2 of y, or, given dy, the gradient of this bin's sum.
 
-    A lane computes the values at k and Q - k, from v at k, N / 2 - k, Q - k, N / 2 - (Q - k) and their mirror images N - k etc.
+    A lane adds up v at k, N / 2 - k, Q - k, N / 2 - (Q - k), and at N minus each of these places.
     """
     Q: tl.constexpr = N // 4
     H: tl.constexpr = N // 8
