@@ -1,4 +1,4 @@
-"""Group norm of PReLU(x), stored: the start of the residual stream, the only norm that is not folded into a product.
+"""Group norm of PReLU(x): the start of the residual stream, the only norm whose result is stored.
 
     z = PReLU(x, slope) as stored;  y = scale (z - mean) + beta
     backward: S[n, i, c] = sum_t dy (z - mean);  D[n, i, c] = sum_t dy

@@ -6,7 +6,7 @@
     dx_i = sign(x_i) sum_j A_ij |x_j| + A_p p_i + A_n y_i - B_i x_i, y the item after, g the scales of the two terms
            A_ij = g / (c_i c_j), A_p, A_n alike;  B_i = (sum of g cos_i.) / (c_i n_i), 0 where n_i = 0
 
-The items form a ring, or the first item is carried over from the previous batch: it is compared only with the item after it.
+The items form a ring, or the first item is carried: it is the item before the batch, compared only with the item after it.
 The I instruments of a frame are rows of one tile. Each has partners k = 1 .. I // 2 places further in a ring of instruments; a
 partner at I / 2 counts half from either side. Forward saves I // 2 + 2 numbers for each frame and instrument: n, the products
 with the partners, and the product with the item before. It is one pass: it reads the partners' norms from the saved numbers.

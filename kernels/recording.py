@@ -84,7 +84,7 @@ def recorded(write: Callable[[Launch], object], capability: int = 0, amd: str = 
 
 
 class Recorder(TorchDispatchMode):
-    """Record, in order, the launches of the library's operators on meta tensors, and the calls of PyTorch's own operators."""
+    """A recorder of the launches of the library's operators on meta tensors and of the calls of PyTorch's operators, in order."""
 
     def __init__(self, capability: int = 0, amd: str = "") -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -68,7 +68,10 @@ def _kept(stage: Any, job: str, n: int, frames: int) -> Tensor:
 
 
 class Encode(Function):
-    """Latent (n, N, frames) of ``wave`` (n, samples) and ``mel``, None or the spectrogram's share (n, STFT frames, latent_ld)."""
+    """Latent (n, N, frames) of ``wave`` (n, samples) and ``mel``.
+
+    ``mel`` is the spectrogram's share (n, STFT frames, latent_ld), or None.
+    """
 
     @staticmethod
     def forward(ctx: Any, stage: Any, frames: int, wave: Tensor, mel: Tensor | None, *weights: Tensor) -> Tensor:

@@ -42,10 +42,10 @@ def sizes(config: StageConfig) -> dict[str, Any]:
 
 
 def generate(config: StageConfig, p: Mapping[str, Tensor], module: Any, isa: str) -> StageWeights:
-    """Do the same as ``reference.generate``, with all generated layers made at once by compiled code; ``p`` must be
+    """Return what ``reference.generate`` returns; compiled code computes all generated layers at once. ``p`` must be
     float32.
 
-    The reference then takes their results as the parameters of a stage without generated layers.
+    The reference takes the results of the generated layers as the parameters of a stage without generated layers.
     """
     if not config.generated:
         return reference.generate(config, p)
@@ -77,7 +77,7 @@ def generate(config: StageConfig, p: Mapping[str, Tensor], module: Any, isa: str
 
 
 _PARTS = ("kernel", "bias", "affine")
-"""Parameters that a generated layer makes from its hidden values."""
+"""Names of the parameters that a generated layer makes from its hidden values."""
 
 
 def weight_tensors(weights: StageWeights) -> dict[str, Tensor]:

@@ -82,7 +82,7 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 def operator(name: str, kernel: Function) -> Callable[[Function], Function]:
     """Register the decorated arithmetic as the operator ``metatasnet_fast::name``, and return the operator.
 
-    The arithmetic has annotations that ``torch.library.infer_schema`` understands, and returns one tensor or a tuple of them.
+    The arithmetic has annotations that ``torch.library.infer_schema`` understands, and returns a tensor or a tuple of tensors.
     ``kernel`` takes the same arguments and returns tensors of the same shapes, dtypes and (contiguous) strides; it serves CUDA
     tensors, and CPU tensors in Triton's interpreter.
     """
