@@ -144,8 +144,7 @@ def pointwise_finish(
     """Add the bias, store y and write the statistics of BLOCK_T frames by columns ``i_o``; if ACTIVATED, store PReLU(y), not y.
 
     If AGAIN, take the statistics from the stored values, loaded again: a thread then holds neighbouring columns of many rows.
-    Sums over rows take a third of the instructions that the product's layout needs, where a column is spread over eight lanes
-    and all warps.
+    Sums over rows then take a third of the instructions: the product leaves a column in eight lanes and all warps.
     """
     m_o = i_o < N
     mask = m_t[:, None] & m_o[None, :]
@@ -263,10 +262,8 @@ def fold(
 
 
 def new_folded(weight: Tensor, items: int, dtype: torch.dtype, sections: int = 1) -> tuple[Tensor, Tensor]:
-    """Return new tensors, not initialised: W' (n, I, N, sections K) in ``dtype``, and b' (n, I, GROUPS, N) in float32.
-
-    The sum of the GROUPS rows of b' is the bias.
-    """
+    """Return new tensors, not initialised: W' (n, I, N, sections K) in ``dtype``, and b' (n, I, GROUPS, N) in float32. The
+    sum of the GROUPS rows of b' is the bias."""
     instruments, columns, inputs = weight.shape
     folded = torch.empty(items, instruments, columns, sections * inputs, dtype=dtype, device=weight.device)
     return folded, torch.empty(items, instruments, GROUPS, columns, dtype=torch.float32, device=weight.device)
@@ -281,10 +278,8 @@ def fold_weights(
     frames: int,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return W' and b', shaped as in :func:`new_folded`, and the affine (n, I, 4, K) of the norm with these ``statistics``.
-
-    ``weight`` (I, N, K) follows the norm.
-    """
+    """Return W' and b', shaped as in :func:`new_folded`, and the affine (n, I, 4, K) of the norm with these ``statistics``,
+    which is in front of ``weight`` (I, N, K)."""
     folded, affine = Folding(weight, bias, *new_folded(weight, len(statistics), dtype)), new_affine(statistics)
     fold(statistics, gamma, beta, frames, affine, folded)
     return folded.folded, folded.folded_bias, affine

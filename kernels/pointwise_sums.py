@@ -143,11 +143,8 @@ def new_sums(x: Tensor, columns: int, inputs: int) -> tuple[Tensor, Tensor]:
 def norm_gradient(
     s: Tensor, d: Tensor, weight: Tensor, affine: Tensor, frames: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Return W' (n, I, N, K) in ``dtype``, and a tensor (n, I, 4, K), float32, with rows q, r, and the item's terms of dgamma
-    and dbeta.
-
-    S, D, W', q and r are defined at the top of this module; ``weight`` is W (I, N, K).
-    """
+    """Return W' (n, I, N, K) in ``dtype``, and rows q, r and the item's terms of dgamma and dbeta in one float32 tensor
+    (n, I, 4, K). S, D, W', q and r are defined at the top of this module; ``weight`` is W (I, N, K)."""
     n, instruments, parts, columns, inputs = s.shape
     folded = torch.empty(n, instruments, columns, inputs, dtype=dtype, device=s.device)
     norm = torch.empty(n, instruments, 4, inputs, dtype=torch.float32, device=s.device)
@@ -164,10 +161,8 @@ def norm_gradient(
 def sum_items(
     s: Tensor, d: Tensor, affine: Tensor | None, beta: Tensor | None, norm: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Return dW (I, N, K), dbias (I, N), dgamma and dbeta (I, K), float32, summed over all items.
-
-    ``norm`` is the second result of :func:`norm_gradient`; without it, dgamma and dbeta are None.
-    """
+    """Return dW (I, N, K), dbias (I, N), dgamma and dbeta (I, K), float32, summed over all items. ``norm`` is the second
+    result of :func:`norm_gradient`; without ``norm``, dgamma and dbeta are None."""
     n, instruments, parts, columns, inputs = s.shape
 
     def new(*shape: int) -> Tensor:

@@ -84,7 +84,7 @@ def recorded(write: Callable[[Launch], object], capability: int = 0, amd: str = 
 
 
 class Recorder(TorchDispatchMode):
-    """A recorder of the launches of the library's operators on meta tensors and of the calls of PyTorch's operators, in order."""
+    """A recorder, in order, of launches by the library's operators on meta tensors and of calls of PyTorch's own operators."""
 
     def __init__(self, capability: int = 0, amd: str = "") -> None:
         super().__init__()  # type: ignore[no-untyped-call]
