@@ -1,14 +1,14 @@
-"""res_out of one block and conv1d of the next, back to back while the tile of the residual stream is on chip.
+"""Compute res_out of one block and conv1d of the next in one kernel, while the tile of the residual stream is on chip.
 
     x'[n, i, t, o] = x[n, i, t, o] + sum_h W'[n, i, o, h] b[n, i, t, h] + b'[n, i, o], rounded and stored
                      or, at the start of the stream, norm(PReLU(x))[n, i, t, o]
     c[n, i, t, h]  = sum_o W1[i, h, o] x'[n, i, t, o], x' as stored
     partials[n, i, tile, :, h] = (mean, M2) of PReLU(c, slope), c as stored
 
-W', b' are res_out's folded weights (pointwise.py). One program holds all B columns of its frames, 128 + 32 of them at most, so
-only two-byte values go this way: of four bytes the tile would not fit the registers.
-Bytes: b, x, x', c once each, n I T (2 B + 2 H) sizeof(dtype), where two products read x' once more; at the start no b. FLOPs:
-4 n I T B H, at the start half. At B = H = 160 in bfloat16 80 FLOP a byte: memory-bound.
+W', b' are res_out's folded weights (pointwise.py). One program holds all B columns of its frames, at most 128 + 32, so the
+kernel is for two-byte dtypes: a tile of four-byte values would not fit the registers.
+Bytes: b, x, x', c once each, n I T (2 B + 2 H) sizeof(dtype); two separate products read x' once more. FLOPs: 4 n I T B H. At
+the start of the stream there is no b, and half of the FLOPs. At B = H = 160 in bfloat16: 80 FLOP a byte, memory-bound.
 Not yet run on a GPU. Source: as pointwise.py's.
 """
 
@@ -30,15 +30,15 @@ from .tile import activation, slope_of
 __all__ = ["block_pair", "block_pair_kernel", "pairs", "start_pair"]
 
 MAIN, TAIL = 128, 32
-"""Columns of the stream's widest tile: with 8 warps 80 registers a thread, with 4 warps 160."""
+"""Columns of the widest tile of the stream: it takes 80 registers a thread with 8 warps, 160 with 4 warps."""
 COLUMNS = 32
-"""Columns of c at a time; with all 160 the second product would spill on sm_80."""
+"""Columns of c that are computed at a time; with all 160 the second product would spill on sm_80."""
 STAGES = 2
 
 
 @triton.jit
 def _stored(b_x, p_new, i_t, m_t, i_o, B: tl.constexpr):
-    """Store some columns of the stream rounded, and return them so."""
+    """Round some columns of the stream to p_new's dtype, store the rounded columns and return them."""
     b_new = b_x.to(p_new.dtype.element_ty)
     tl.store(p_new + i_t.to(tl.int64)[:, None] * B + i_o[None, :], b_new, mask=m_t[:, None] & (i_o < B)[None, :])
     return b_new
@@ -46,13 +46,13 @@ def _stored(b_x, p_new, i_t, m_t, i_o, B: tl.constexpr):
 
 @triton.jit
 def _weights(p_w, i_o, i_h, H: tl.constexpr, B: tl.constexpr):
-    """Some columns (of B) and rows (of H) of a weight matrix, transposed."""
+    """Load columns ``i_o`` and rows ``i_h`` of a weight matrix (H, B), transposed."""
     return tl.load(p_w + i_h[None, :] * B + i_o[:, None], mask=(i_o < B)[:, None] & (i_h < H)[None, :], other=0.0)
 
 
 @triton.jit
 def _normalised(p_x, p_slope, p_affine, p_beta, i_t, m_t, i_o, x_t, B: tl.constexpr):
-    """Some columns of the stream's start, float32."""
+    """Return the columns ``i_o`` of norm(PReLU(x)), the start of the stream, in float32."""
     m_o = i_o < B
     b_x = tl.load(p_x + i_t[:, None] * x_t + i_o[None, :], mask=m_t[:, None] & m_o[None, :], other=0.0)
     b_scale = tl.load(p_affine + i_o, mask=m_o, other=0.0)
@@ -69,7 +69,7 @@ def block_pair_kernel(
     ACTIVATED: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_B: tl.constexpr, TAIL_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """One program: one tile of one item and instrument. Without p_b the stream starts by a norm, else it goes on."""
+    """Compute x', c and the partials of one tile of one item and instrument. Without p_b, x' is norm(PReLU(x))."""
     tiles = tl.cdiv(T, BLOCK_T)
     row = tl.program_id(0)
     i_ni, i_tile = row // tiles, row % tiles
@@ -118,7 +118,7 @@ def block_pair_kernel(
 
 
 def pairs(dtype: torch.dtype, width: int, hidden: int) -> bool:
-    """Return whether the pair is for this dtype and these widths: a narrower one would leave most of a tile idle."""
+    """Return whether the kernel accepts this dtype and these widths; with a small ``hidden`` most of a tile would be idle."""
     return dtype.itemsize == 2 and width <= MAIN + TAIL and hidden >= COLUMNS // 2
 
 
@@ -126,11 +126,10 @@ def block_pair(
     b: Tensor, folded: Tensor, bias: Tensor, x: Tensor, conv1d: Tensor, slope: Tensor,
     new: Tensor | None = None, c: Tensor | None = None, activated: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """x' (n, I, T, B), c (n, I, T, H) and its partials, the former two into contiguous ``new`` and ``c`` if given.
-    If ``activated``, PReLU(c, slope) in place of c.
+    """Return x' (n, I, T, B), c (n, I, T, H) and the partials of PReLU(c, slope); if ``activated``, PReLU(c) in place of c.
 
-    ``b`` (n, I, T, H), ``x`` (n, I, T, B) with unit strides; ``folded`` (n, I, B, H), ``bias`` (n, I, P, B), of which the P
-    rows are added; ``conv1d`` (I, H, B).
+    x' and c are written into contiguous ``new`` and ``c`` if these are given. ``b`` (n, I, T, H) and ``x`` (n, I, T, B) have
+    unit stride along channels; ``folded`` (n, I, B, H); ``bias`` (n, I, P, B), whose P rows are added; ``conv1d`` (I, H, B).
     """
     going_on = {
         "p_b": b, "p_folded": folded, "p_bias": bias, "p_start_slope": None, "p_affine": None, "p_beta": None,
@@ -142,7 +141,10 @@ def block_pair(
 def start_pair(
     x: Tensor, start_slope: Tensor, affine: Tensor, beta: Tensor, conv1d: Tensor, slope: Tensor, activated: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`block_pair` with x' = norm(PReLU(x, start_slope)); ``affine`` (n, I, 4, B) of the norm, ``beta`` (I, B)."""
+    """Return what :func:`block_pair` returns, for x' = norm(PReLU(x, start_slope)).
+
+    ``affine`` (n, I, 4, B) and ``beta`` (I, B) are those of the norm.
+    """
     starting = {
         "p_b": None, "p_folded": None, "p_bias": None, "p_start_slope": start_slope, "p_affine": affine, "p_beta": beta,
         "SHARES": 1,
@@ -164,7 +166,7 @@ def _launch(
     main = min(MAIN, power_of_two(width))
     tail = power_of_two(width - main) if width > main else 0
     align = alignment(b, x)
-    # With 4 warps two programs fit on a multiprocessor; where operands come from registers, 4 warps would spill.
+    # With 4 warps two programs fit on a multiprocessor. If operands come from registers, 4 warps would spill.
     warps = 4 if operands_in_shared_memory(x.device) else 8
     launch(
         block_pair_kernel, n * instruments * partials.shape[2], x, **before,

@@ -1,18 +1,18 @@
-"""All blocks of the masking network in a row, from the start of the residual stream to the sum of the skips.
+"""Run all blocks of the masking network in a row, from the start of the residual stream to the sum of the skips.
 
     for every block l, with x[0] given:
         c[l] = W1[l] x[l];   b[l] = PReLU(depthwise(GN(PReLU(c[l]))))          pointwise.py, depthwise.py
         x[l + 1] = x[l] + Wres[l] GN(b[l])                                     left out after the last block
     skips = sum_l Wskip[l] GN(b[l]), one product over the K = L H channels of all blocks' b side by side
 
-so the skip tensor is written once, and never read.
+The skip tensor is thus written once, and never read.
 
-In two bytes a block's res_out and the next one's conv1d are one kernel, block_pair.py, and so are the norm with which the
-stream starts, where it is left to this, and the first conv1d.
+For dtypes of two bytes, and widths that ``pairs`` accepts, block_pair.py runs a block's res_out and the next block's conv1d in
+one kernel. If the caller passes ``start``, it also runs the norm at the start of the stream and the first conv1d in one kernel.
 
-Bytes of one block, in units of U = n I T C sizeof(dtype) with B = H = C: depthwise 2, res_out and conv1d 4 as a pair, 5 apart,
-and of the skip product 1 + 1 / L: 7.1 with 18 blocks, or 8.1. Items are independent, so ``items`` of them may go depth-first
-through all blocks, which need (L + 3) U / n an item.
+Bytes of one block, in units of U = n I T C sizeof(dtype) with B = H = C: depthwise 2; res_out and conv1d 4 as a pair, 5 apart;
+its share of the skip product 1 + 1 / L. With 18 blocks: 7.1 with pairs, 8.1 without. Items are independent, so ``items`` items
+can go through all blocks before the next ones start; each of these items needs (L + 3) U / n of memory.
 Not yet run on a GPU. Source: Samuel et al. 2020, section 2; original model/mask_tcn.py.
 """
 
@@ -39,8 +39,8 @@ class BlockWeights:
     """Weights of L blocks, contiguous.
 
     ``conv1d`` (L, I, H, B) in the dtype of the activations; ``out`` (L, I, 2 B, H), res_out first; ``bias`` (L, I, 2 B) or
-    None; ``taps`` (L, I, H, 3); ``gamma``, ``beta`` (L, I, H); slopes (L, 4), one number four times so that each starts at a
-    multiple of 16 bytes.
+    None; ``taps`` (L, I, H, 3); ``gamma``, ``beta`` (L, I, H); slopes (L, 4): each slope is repeated four times, so that it
+    starts at a multiple of 16 bytes.
     """
 
     conv1d: Tensor
@@ -57,7 +57,7 @@ class BlockWeights:
 
 
 class Start(NamedTuple):
-    """How the residual stream starts: slope (1,), affine (n, I, 4, B) and beta (I, B) of norm(PReLU(x))."""
+    """The norm that starts the residual stream, norm(PReLU(x)): slope (1,), affine (n, I, 4, B) and beta (I, B)."""
 
     slope: Tensor
     affine: Tensor
@@ -66,8 +66,8 @@ class Start(NamedTuple):
 
 @dataclass(frozen=True)
 class Kept:
-    """Tensors kept for backward; an empty one is computed again: ``x`` (L - 1, n, I, T, B), inputs of all blocks but the
-    first, ``c`` (L, n, I, T, H), ``b`` (n, I, T, L H), ``affine_1``, ``affine_2`` (L, n, I, 4, H)."""
+    """Tensors kept for backward: ``x`` (L - 1, n, I, T, B), the inputs of all blocks except the first; ``c`` (L, n, I, T, H);
+    ``b`` (n, I, T, L H), computed again by backward if empty; ``affine_1``, ``affine_2`` (L, n, I, 4, H), float32."""
 
     x: Tensor
     c: Tensor
@@ -80,10 +80,11 @@ def blocks_forward(
     x: Tensor, w: BlockWeights, next_slope: Tensor, keep: int, items: int, tf32: bool, activated: bool = False,
     start: Start | None = None,
 ) -> tuple[Tensor, Tensor, Kept]:  # fmt: skip
-    """skips (n, I, T, B), or PReLU(skips, next_slope) if ``activated``; the statistics of the latter, and what is kept.
+    """Return skips (n, I, T, B) in x's dtype, the partials of PReLU(skips, next_slope), and the tensors kept for backward.
 
-    ``x`` (n, I, T, B) with unit stride along channels. ``keep`` 0: nothing; 1: x and c; 2: x, c and b. ``items`` go through all
-    blocks at a time; if it is 0, as many as was measured to be best, or all. With a ``start`` the stream is norm(PReLU(x)).
+    If ``activated``, return PReLU(skips, next_slope) in place of skips. ``x`` (n, I, T, B) has unit stride along channels. With
+    a ``start`` the stream is norm(PReLU(x)), else x. ``keep``: 0 keeps no activation, 1 keeps x and c, 2 keeps x, c and b.
+    ``items`` items go through all blocks at a time; 0 stands for all, or, if ``keep`` is 0, for the tuned number if any.
     """
     n, instruments, frames, width = x.shape
     count, _, hidden, _ = w.conv1d.shape
@@ -113,9 +114,9 @@ def _go_through(
     x: Tensor, part: slice, w: BlockWeights, next_slope: Tensor, keep: int, tf32: bool, activated: bool, kept: Kept,
     skips: Tensor, statistics: Tensor, start: Start | None,
 ) -> None:  # fmt: skip
-    """All blocks on some items; writes their skips, statistics and what is kept of them.
+    """Run all blocks on the items ``part``; write these items' skips, statistics and kept tensors.
 
-    Backward needs c. Where it is not kept its PReLU is stored instead, which the depthwise pass then need not compute.
+    Backward needs c. If c is not kept, PReLU(c) is stored in its place, and the depthwise pass need not compute it.
     """
     n, instruments, frames, width = x.shape
     count, _, hidden, _ = w.conv1d.shape
@@ -155,7 +156,10 @@ def _go_through(
 def _next(
     b: Tensor, folded: Tensor, bias: Tensor, x: Tensor, w: BlockWeights, layer: int, tf32: bool, kept: Kept, part: slice | None
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The stream behind block ``layer``, and the next block's c with its partials; into what is kept, if ``part`` of it is."""
+    """Return the stream after block ``layer``, and the next block's c with its partials.
+
+    If ``part`` is given, write the stream and c to the items ``part`` of ``kept``; else return PReLU(c) in place of c.
+    """
     new, c = (None, None) if part is None else (kept.x[layer, part], kept.c[layer + 1, part])
     conv1d, slope = w.conv1d[layer + 1], w.slope_1[layer + 1]
     if pairs(x.dtype, x.shape[3], b.shape[3]):

@@ -1,15 +1,16 @@
 """Backward of all blocks of the masking network, last block first.
 
     with dskips given and dx[L] = 0, for every block l:
-        b[l] as in the forward, computed again from c[l] where it was not kept
+        b[l] as in the forward, computed again from c[l] if it was not kept
         db[l], and the gradients of Wres, Wskip and the second norm, from [dx[l + 1]; dskips] and [Wres; Wskip]:
-            one weight gradient and one data gradient over both, as they share their input      pointwise_backward.py
+            one weight gradient and one data gradient over both: their input is the same        pointwise_backward.py
         dc[l], and the gradients of the taps, the first norm and both slopes                    depthwise_backward.py
         dx[l] = dx[l + 1] + W1[l]^T dc[l]
 
-Bytes of one block, in units of U = n I T C sizeof(dtype): b again 2, its weight gradient 3, data gradient 4, depthwise 3 + 3,
-conv1d's 2 + 3: 20, or 18 if b was kept. Kept in forward: x and c, 2 U a block, or 3 with b. Every sum has one fixed order;
-those over the items, which are short and wait for memory, are one launch a block.
+Bytes of one block, in units of U = n I T C sizeof(dtype): b again 2; [Wres; Wskip]: weight gradient 3, data gradient 4;
+depthwise 3 + 3; conv1d: weight and data gradient 2 + 3. In all 20, or 18 if b was kept. The forward keeps x and c, 2 U a
+block, or 3 U with b. Every sum has one fixed order. Sums over the items are short and wait for memory: one launch per block
+takes all of these sums.
 Not yet run on a GPU. Source: as the forward's.
 """
 
@@ -39,7 +40,8 @@ def block_sums_kernel(
     OUT_PARTS: tl.constexpr, CONV_PARTS: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N1: tl.constexpr, BLOCK_K1: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program: part of the gradients of res_out and skip_out (OUT programs), of conv1d (to ALL), or the rest."""
+    """Add up gradients over the items: of res_out, skip_out and the second norm (programs below OUT), conv1d (below ALL), or
+    the taps, the first norm and both slopes (the other programs)."""
     i_program = tl.program_id(0)
     if i_program < OUT:
         sum_kernel(
@@ -59,8 +61,9 @@ def block_sums_kernel(
 
 
 def blocks_backward(dskips: Tensor, x: Tensor, kept: Kept, w: BlockWeights, tf32: bool) -> tuple[Tensor, ...]:
-    """dx in x's dtype and, in float32, the gradients of conv1d, slope_1 (L,), gamma_1, beta_1, taps, slope_2 (L,), gamma_2,
-    beta_2, out and bias; those of the last block's residual rows are zero. ``dskips`` contiguous, ``x`` with unit strides."""
+    """Return dx in x's dtype and, in float32, the gradients of conv1d, slope_1 (L,), gamma_1, beta_1, taps, slope_2 (L,),
+    gamma_2, beta_2, out and bias; zero for res_out's rows in the last block. ``dskips`` is contiguous; ``x`` has unit stride
+    along channels."""
     n, instruments, frames, width = x.shape
     count, _, hidden, _ = w.conv1d.shape
 
@@ -85,7 +88,7 @@ def blocks_backward(dskips: Tensor, x: Tensor, kept: Kept, w: BlockWeights, tf32
         )  # fmt: skip
         s1, _ = new_sums(x, hidden, width)
         weight_gradient(dc, None, x_l, None, None, s1, None, tf32)
-        unused = 2 * width - out.shape[1]  # rows of the last block's residual
+        unused = 2 * width - out.shape[1]  # rows of res_out, if this is the last block
         if unused:
             dout[layer, :, :unused], dbias[layer, :, :unused] = 0, 0
         block_n, block_k, programs = sum_blocks(s)
@@ -108,7 +111,7 @@ def blocks_backward(dskips: Tensor, x: Tensor, kept: Kept, w: BlockWeights, tf32
 
 
 def _again(layer: int, c: Tensor, kept: Kept, w: BlockWeights) -> Tensor:
-    """b of block ``layer``: a slice of what was kept, or the forward's depthwise pass once more."""
+    """Return b of block ``layer``: a slice of the kept tensor, or, if b was not kept, the depthwise pass on c once more."""
     if kept.b.numel():
         hidden = c.shape[-1]
         return kept.b[..., layer * hidden : (layer + 1) * hidden]

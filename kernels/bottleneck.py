@@ -1,22 +1,22 @@
-"""Product of frames with one weight matrix: the codec's 1x1 convolutions, and, on overlapping frames, its filter banks.
+"""Product of frames with one weight matrix: the codec's 1x1 convolutions and, for overlapping frames, its filter banks.
 
     y[n, t, o] = act( sum_k x[n, t, k] W[o, k] + bias[o] + (1 - a) share[n, j, o] + a share[n, j + 1, o] )
     with j + a = t (F - 1) / (T - 1), j whole: linear interpolation of F rows to T frames, corners aligned
-    act is ReLU or nothing. With a framing x[n, t, k] = signal[n, t stride + k - padding], zero outside the signal.
-    The encoder's filters: three widths L 2^l share stride and centre, so they are one bank, the shorter ones with zeros at
-    both ends, and frames that overlap are never written out. Columns of filters at most half as long as the longest, which
-    come first, are multiplied by the middle of a frame alone: two thirds of the products instead of all.
-    With a gate y is 0 where gate <= 0: the backward of the ReLU in front of a product, whose result is the gate.
+    act is ReLU or the identity. With a framing x[n, t, k] = signal[n, t stride + k - padding], zero outside the signal.
+    The encoder's filters have three widths L 2^l, one stride and one centre, so they are one bank: shorter filters get zeros at
+    both ends. Overlapping frames are never written out. Filters at most half as long as the longest come first; their columns
+    are multiplied by the middle of a frame only: two thirds of the products instead of all.
+    With a gate, y is 0 where gate <= 0. This is the backward of a ReLU whose result is the gate.
 
-The encoder's mel branch is linear after its logarithm, so its share of the bottleneck is computed at 31.25 frames a second
-and enters here, before the ReLU: no concatenation, no (n, 256, T) tensor. j and a come from whole numbers: exact at any length.
+The encoder's mel branch is linear after its logarithm. So its share of the bottleneck is computed at 31.25 frames a second and
+added here, before the ReLU: no concatenation, no (n, 256, T) tensor. j and a are computed from integers: exact at any length.
 
 Bytes: x once, n T K sizeof(dtype), from L2 for every further column tile; y (and gate) once; share n F N 4 bytes, read from
-the caches. FLOPs: 2 n T K N. From L2 come n T N K sizeof(dtype) (1 / rows + 1 / width): 90 GB of a song, 16 ms of an H100, as
-long as the products alone take. So tiles are as wide as the registers allow, though columns idle: 336 (330 and zeros, for
-16-byte loads), 392 and 440 14, 22 and 9 % of 128 or 160, 1544 3.6 %, 1760 none. Where tensor cores take both operands from
-shared memory, 160 columns have 256 rows, of which one tile fills a multiprocessor (212 registers; 255 with a share, of which
-the start puts up to 14 aside, the loop none); elsewhere 128.
+the caches. FLOPs: 2 n T K N. From L2 come n T N K sizeof(dtype) (1 / rows + 1 / width): 90 GB for a song, 16 ms on an H100, as
+long as the products alone take. So tiles are as wide as the registers allow, though some columns are idle: of 336 columns (330
+and zeros, for 16-byte loads) 14 %, 392: 22 %, 440: 9 %, 1544: 3.6 %, 1760: 0 %. If tensor cores take both operands from shared
+memory, a tile of 160 columns has 256 rows and fills a multiprocessor (212 registers; 255 with a share, of which the start
+spills up to 14, the loop none). Else a tile has 128 rows.
 Not yet run on a GPU. Source: Samuel et al. 2020, section 2.3; original model/encoder.py (bottleneck), model/decoder.py.
 """
 
@@ -38,18 +38,18 @@ __all__ = [
 ]  # fmt: skip
 
 TILES = ((128, 32), (128, 0), (64, 32), (64, 16), (64, 0), (32, 16), (32, 0), (16, 0))
-"""Columns of a product that one program computes, (main, tail), widest first; see `launch.COLUMN_TILES`."""
+"""Columns of a product that one program computes, (main, tail), widest first, as in `launch.COLUMN_TILES`."""
 
 BLOCK_K = 32
 STAGES = 3
 SPARED = 2 * BLOCK_K
-"""Samples at each end of a frame, at least, for which the narrow part of a bank is worth a loop of its own."""
+"""Fewest samples left out at each end of a frame for which the narrow part of a bank is worth shorter loops."""
 
 
 class Framing(NamedTuple):
-    """Overlapping frames of a signal: frame t holds samples t stride - padding and on.
+    """Overlapping frames of a signal: frame t starts at sample t stride - padding.
 
-    The first ``narrow`` columns of what they are multiplied by are zero outside the middle ``inner`` samples of a frame.
+    The first ``narrow`` rows of the weights (N, K) are zero outside the middle ``inner`` samples of a frame.
     """
 
     frames: int
@@ -60,10 +60,10 @@ class Framing(NamedTuple):
 
 
 def product_tile(columns: int, dtype: torch.dtype, lean: bool = False, framed: bool = False) -> tuple[int, int]:
-    """Main and tail width with which the fewest operands come from the second-level cache, which limits the product.
+    """Return main and tail width with the fewest operand bytes from the L2 cache, which limits the product.
 
-    ``lean``: one accumulator of at most 64, where three products each take its registers.
-    ``framed``: at most 96, for overlapping frames, whose addresses take more of them.
+    ``lean``: one accumulator of at most 64 columns, for ``tf32x3``, whose three products take more registers.
+    ``framed``: at most 96 columns, for overlapping frames, whose addresses take more registers.
     """
     widest = 64 if lean or dtype.itemsize == 4 else 96 if framed else sum(TILES[0])
     tiles = [t for t in TILES if sum(t) <= widest and not (lean and t[1])]
@@ -72,7 +72,7 @@ def product_tile(columns: int, dtype: torch.dtype, lean: bool = False, framed: b
 
 @triton.jit
 def load_frames(p_x, i_t, m_t, i_k, K, samples, x_t, PADDING: tl.constexpr, FRAMED: tl.constexpr):
-    """Values of some frames and some k of one item; both indices already have their two axes."""
+    """Load the values of frames ``i_t`` at ``i_k`` of one item; both indices have two axes already."""
     mask = m_t & (i_k < K)
     if FRAMED:
         i_sample = i_t * x_t + i_k - PADDING
@@ -84,7 +84,7 @@ def load_frames(p_x, i_t, m_t, i_k, K, samples, x_t, PADDING: tl.constexpr, FRAM
 
 @triton.jit
 def _start(p_bias, p_share, i_n, i_t, m_t, i_o, T, F, N: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Bias and interpolated share of BLOCK_T by some columns: the accumulator before the product."""
+    """Return the accumulator before the product: bias and interpolated share, BLOCK_T frames by columns ``i_o``."""
     m_o = i_o < N
     b_y = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
     if p_bias is not None:
@@ -104,7 +104,7 @@ def _start(p_bias, p_share, i_n, i_t, m_t, i_o, T, F, N: tl.constexpr, BLOCK_T: 
 
 @triton.jit
 def _finish(b_y, p_gate, p_y, i_first, m_t, i_o, N: tl.constexpr, RELU: tl.constexpr, BLOCK_T: tl.constexpr):
-    """ReLU, gate and store of BLOCK_T by some columns."""
+    """Apply ReLU and gate to BLOCK_T frames by columns ``i_o``, and store the result."""
     mask = m_t[:, None] & (i_o < N)[None, :]
     p_y += i_first * N
     i_y = tl.arange(0, BLOCK_T)[:, None] * N + i_o[None, :]
@@ -124,9 +124,9 @@ def product_kernel(
     FRAMED: tl.constexpr, RELU: tl.constexpr, ALIGN: tl.constexpr, NARROW: tl.constexpr, FIRST: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, TAIL_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One program: one tile of frames of one item, BLOCK_N + TAIL_N columns in two accumulators.
+    """Compute BLOCK_N + TAIL_N columns, in two accumulators, of one tile of frames of one item.
 
-    The first NARROW columns are zero before k = FIRST, a multiple of 8, and from K - FIRST on.
+    The weights of the first NARROW columns are zero before k = FIRST, a multiple of 8, and from K - FIRST on.
     """
     WIDTH: tl.constexpr = BLOCK_N + TAIL_N
     blocks = tl.cdiv(N, WIDTH)
@@ -165,7 +165,10 @@ def product_kernel(
 
 
 def frame_layout(x: Tensor, framing: Framing | None) -> dict[str, int]:
-    """Sizes and strides by which a kernel finds frames: of (n, T, K), or framed from (n, samples); unit stride inside."""
+    """Return the sizes and strides of frames (n, T, K), or, with a ``framing``, of a signal (n, samples), as kernel arguments.
+
+    The last axis has unit stride.
+    """
     n_t = (x.stride(0), framing.stride if framing else x.stride(1))
     divisible = (*n_t, framing.padding, x.shape[1]) if framing else n_t
     align = math.gcd(8, *divisible)
@@ -184,10 +187,10 @@ def product(
     x: Tensor, weight: Tensor, precision: str, *, bias: Tensor | None = None, share: Tensor | None = None,
     gate: Tensor | None = None, relu: bool = False, framing: Framing | None = None, dtype: torch.dtype | None = None,
 ) -> Tensor:  # fmt: skip
-    """y (n, T, N) in ``dtype`` (x's by default); ``weight`` (N, K) of x's dtype with any strides.
+    """Return y (n, T, N) in ``dtype`` (x's by default); ``weight`` (N, K) of x's dtype has any strides.
 
-    ``x`` (n, T, K), or with a ``framing`` a signal (n, samples), unit stride along its last axis; ``gate`` (n, T, N) and
-    ``share`` (n, F, N) float32 contiguous.
+    ``x`` (n, T, K), or with a ``framing`` a signal (n, samples), has unit stride along its last axis; ``gate`` (n, T, N) and
+    ``share`` (n, F, N), float32, are contiguous.
     """
     columns, inputs = weight.shape
     layout = frame_layout(x, framing)
@@ -197,7 +200,7 @@ def product(
     wide = main + tail == sum(TILES[0]) and operands_in_shared_memory(x.device)
     rows = 2 * TILE if wide else TILE
     first = (inputs - framing.inner) // 16 * 8 if framing else 0
-    # Without tensor cores, in float32, four warps have too few registers for the operands of 48 columns.
+    # In float32 without tensor cores, four warps have too few registers for the operands of 48 columns.
     exact = x.dtype == torch.float32 and precision == "ieee"
     launch(
         product_kernel, n * -(-frames // rows) * -(-columns // (main + tail)), x,

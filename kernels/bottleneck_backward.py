@@ -1,11 +1,11 @@
-"""Backward of the product of frames with one weight matrix (see `bottleneck`), from dy in front of its ReLU.
+"""Backward of the product of frames with one weight matrix (see `bottleneck`), given dy in front of the ReLU.
 
-    dx = dy W                                    the forward's kernel, W transposed, gated where x came out of a ReLU
+    dx = dy W                                    the forward's kernel with W transposed; gated if x is the result of a ReLU
     dW[o, k] = sum_nt dy[n, t, o] x[n, t, k];    dbias[o] = sum_nt dy[n, t, o]
     dshare[n, f, o] = sum_t max(0, 1 - |t (F - 1) / (T - 1) - f|) dy[n, t, o]    the transpose of the interpolation
 
-dW walks all tiles of frames of all items; where its blocks are too few for a GPU the tiles are dealt to several programs,
-each writes its part, and the parts are added in their order. How many depends on the shapes alone.
+A program of dW adds up all tiles of frames of all items. If dW has too few blocks for a GPU, the tiles are divided among
+several programs, each writes its part, and the parts are added in order. The number of parts depends only on the shapes.
 
 Bytes: dW reads dy once for each block of columns, x once for each block of rows, mostly from L2: n T N K sizeof(dtype)
 (1 / BLOCK_N + 1 / BLOCK_K), which limits it; parts N K 4 written and read once. FLOPs: 2 n T K N, as dx. dshare reads dy twice.
@@ -25,10 +25,10 @@ from .launch import launch, operands_in_shared_memory, power_of_two
 
 __all__ = ["interpolation_backward", "interpolation_bwd_kernel", "weight_gradient", "weight_gradient_kernel"]
 
-PROGRAMS = 512  # about four rounds; with fewer blocks the frames are dealt out, in parts of 4 N K bytes
+PROGRAMS = 512  # about four rounds; with fewer blocks the frames are divided into parts, of 4 N K bytes each
 ROUND = 132  # programs of a round, the multiprocessors of an H100; on other GPUs the last round is less full
-WIDE = 1024  # inputs from which a block takes 256 of them, where the registers hold it
-ROWS = 32  # frames that the interpolation's transpose adds at once
+WIDE = 1024  # from so many inputs on a block takes 256 inputs, if the registers suffice
+ROWS = 32  # frames that the interpolation's transpose adds at a time
 
 
 @triton.jit(do_not_specialize=["T", "SAMPLES", "x_n", "x_t", "dy_n", "dy_t", "TILES", "PER_PART"])
@@ -38,7 +38,7 @@ def weight_gradient_kernel(
     ALIGN: tl.constexpr, DY_ALIGN: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One program: BLOCK_N by BLOCK_K of dW over PER_PART tiles; the first column block writes dbias too."""
+    """Compute a block of dW, BLOCK_N by BLOCK_K, over PER_PART tiles; programs of the first column block also write dbias."""
     blocks_k = tl.cdiv(K, BLOCK_K)
     blocks = tl.cdiv(N, BLOCK_N) * blocks_k
     i_part, i_block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
@@ -75,7 +75,7 @@ def interpolation_bwd_kernel(
     p_dy, p_dshare, T, F, dy_n, dy_t,
     N: tl.constexpr, ALIGN: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """One program: BLOCK_N columns of one row of dshare."""
+    """Compute BLOCK_N columns of one row of dshare."""
     blocks = tl.cdiv(N, BLOCK_N)
     row = tl.program_id(0) // blocks
     i_o = (tl.program_id(0) % blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -100,9 +100,12 @@ def interpolation_bwd_kernel(
 def weight_gradient(
     dy: Tensor, x: Tensor, inputs: int, precision: str, *, bias: bool = False, framing: Framing | None = None
 ) -> tuple[Tensor, Tensor]:
-    """dW (N, K) and, for a ``bias``, dbias (N,), float32; ``dy`` (n, T, N) of x's dtype, ``x`` as in `bottleneck.product`."""
+    """Return dW (N, K) and dbias, (N,) with ``bias``, else empty, both float32.
+
+    ``dy`` (n, T, N) is of x's dtype; ``x`` is that of `bottleneck.product`, with K = ``inputs``.
+    """
     n, frames, columns = dy.shape
-    # In two bytes 128 by 128, whose operands come from L2 half as often as 64 by 64; without tensor cores 64 would spill.
+    # Two-byte dtypes: a block of 128 by 128 reads half as much from L2 as one of 64 by 64. Without tensor cores 64 would spill.
     steps = 32 if x.dtype == torch.float32 and precision == "ieee" else 64
     widest = 128 if x.dtype.itemsize == 2 else steps
     block_n, block_k = min(widest, power_of_two(columns)), min(widest, power_of_two(inputs))
@@ -127,7 +130,7 @@ def weight_gradient(
 
 
 def interpolation_backward(dy: Tensor, rows: int) -> Tensor:
-    """dshare (n, rows, N), float32; ``dy`` (n, T, N) with unit stride along its last axis."""
+    """Return dshare (n, rows, N), float32; ``dy`` (n, T, N) has unit stride along its last axis."""
     n, frames, columns = dy.shape
     layout = frame_layout(dy, None)
     dshare = torch.empty(n, rows, columns, dtype=torch.float32, device=dy.device)

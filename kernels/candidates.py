@@ -1,4 +1,4 @@
-"""Measurements of ``metatasnet-fast tune``: every configurable launch of a network, and the configurations it might have."""
+"""Measurements of ``metatasnet-fast tune``: every configurable launch of a network, and its candidate configurations."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ __all__ = ["Sizes", "Subject", "subjects"]
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes that the masking kernels are compiled for: channels of the stream, of the blocks, of each stage's latent."""
+    """Sizes for which the masking kernels are compiled.
+
+    Channels of the residual stream (``width``), of a block (``hidden``) and of each stage's latent; the number of blocks.
+    """
 
     width: int
     hidden: int
@@ -32,7 +35,10 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Subject:
-    """A kernel at some sizes: ``run`` launches it and returns a result, the same for all ``candidates`` except for rounding."""
+    """A kernel to measure at some sizes.
+
+    ``run`` launches the kernel and returns a result, which is the same for all ``candidates`` except for rounding.
+    """
 
     kernel: str
     sizes: dict[str, int]
@@ -80,7 +86,7 @@ def _in_conv(x: Tensor, v: Tensor | None, w: Tensor, bias: Tensor, one: Tensor, 
 def subjects(
     sizes: Sizes, dtype: torch.dtype, tf32: bool, device: torch.device, items: int, frames: int
 ) -> Iterator[Subject]:
-    """Every subject once, on random activations of ``items`` items and ``frames`` frames."""
+    """Yield each kernel to measure once, with random activations of ``items`` items and ``frames`` frames."""
 
     def random(*shape: int, of: torch.dtype = dtype) -> Tensor:
         return torch.randn(shape, device=device).to(of)

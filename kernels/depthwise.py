@@ -1,20 +1,19 @@
-"""Group norm, dilated depthwise convolution of three taps and PReLU in one pass, with the next norm's statistics.
+"""Group norm, dilated depthwise convolution with three taps and PReLU in one pass, with the next norm's statistics.
 
     z = PReLU(x, slope) as stored;  m = scale (z - mean) + beta for 0 <= t < T, and 0 outside: the original pads after the norm
     a[n, i, t, c] = sum_k w[i, c, k] m[n, i, t + (k - 1) dilation, c]
     y = PReLU(a, next_slope)
     partials[n, i, tile, :, c] = (mean, M2) of y as stored
 
-The norm is applied to the values, not folded into the taps: z - mean loses no digits to an offset. Each of a tile's ROWS rows
-walks through its frames in steps of the dilation, so that a value is loaded and normalised once for all three taps,
-and 2 of the first step besides: (STEPS + 2) / STEPS times in all, 1.125 where sixteen steps fill a tile, 1.5 where four do.
-Where the dilation divides no choice of ROWS a tile is one step of rows, and each value is loaded three times. One warp takes
-eight rows at a time, whatever the dilation, so that sums over rows need few shuffles, and loads two steps at once. Tiles whose
-neighbours are all inside the signal, all but the first and the last few, are computed without masks: a tenth of the
-instructions less.
-Bytes: x once, y once, 2 n I T C sizeof(dtype); what rows share comes from the caches (32 channels are 64 or 128 contiguous
-bytes in every frame). FLOPs: about 15 n I T C. Memory-bound: 0.202 ms predicted of a song's block on an H100 (186 registers or
-fewer, ten programs a multiprocessor or more).
+The norm is applied to the values, not folded into the taps: z - mean loses no digits to an offset. The frames of a tile form
+ROWS rows; the frames of a row are a dilation apart. In each step a row loads and normalises one value, for all three taps, and
+two more at the start: (STEPS + 2) / STEPS loads a value, 1.125 with sixteen steps, 1.5 with four. If the dilation divides no
+choice of ROWS, a tile is one step of rows, and each value is loaded three times. With any dilation one warp takes
+eight rows at a time, so that sums over rows need few shuffles, and loads two steps at once. Tiles with all neighbours inside
+the signal (all tiles but a few at the ends) are computed without masks, which saves a tenth of the instructions.
+Bytes: x once, y once, 2 n I T C sizeof(dtype); values that rows share come from the caches (32 channels are 64 or 128
+contiguous bytes in every frame). FLOPs: about 15 n I T C. Memory-bound: 0.202 ms predicted for one block of a song on an H100
+(at most 186 registers, at least ten programs a multiprocessor).
 Not yet run on a GPU. Source: Samuel et al. 2020, section 2; original model/mask_tcn.py (dconv1d, prelu_2, norm_2's statistics).
 """
 
@@ -36,7 +35,7 @@ __all__ = [
 ]  # fmt: skip
 
 FORWARD_ROWS, BACKWARD_ROWS = (8, 16, 32), (32,)
-"""Rows of frames that walk side by side: the fewest of which the dilation is a divisor; each of the network's is, of 32."""
+"""Choices of ROWS; the smallest that the dilation divides is used. All dilations of the network divide 32."""
 LANES = 8
 """Rows that a program of the forward takes at a time."""
 
@@ -53,8 +52,8 @@ def place(T, dilation, C: tl.constexpr, BLOCK_T: tl.constexpr, ROWS: tl.constexp
 
 @triton.jit
 def starts(i_row, dilation, STEPS: tl.constexpr):
-    """Frames of a tile at which some of its rows start."""
-    # Rows of a group start at neighbouring frames; with all steps they fill STEPS * dilation frames.
+    """Return the frames of a tile at which the rows ``i_row`` start."""
+    # The rows of a group start at neighbouring frames; with all steps the group fills STEPS * dilation frames.
     if STEPS > 1:
         i_row = (i_row // dilation) * (STEPS * dilation) + i_row % dilation
     return i_row
@@ -62,7 +61,10 @@ def starts(i_row, dilation, STEPS: tl.constexpr):
 
 @triton.jit
 def load_frames(p_x, i_t, T, i_c, m_c, x_t, INSIDE: tl.constexpr = False):
-    """Values of frames ``i_t``, zero outside the signal, and where they are inside: everywhere, if the caller knows it."""
+    """Return the values of frames ``i_t``, zero outside the signal, and the mask of the values inside.
+
+    INSIDE: the caller knows that all frames and channels are inside; nothing is masked.
+    """
     mask = ((i_t >= 0) & (i_t < T))[:, None] & m_c[None, :]
     p_x += i_t[:, None] * x_t + i_c[None, :]
     if INSIDE:
@@ -74,7 +76,7 @@ def load_frames(p_x, i_t, T, i_c, m_c, x_t, INSIDE: tl.constexpr = False):
 
 @triton.jit
 def channel_parameters(p_affine, p_beta, p_w, i_ni, i_c, m_c, C: tl.constexpr, INSTRUMENTS: tl.constexpr):
-    """scale, mean, beta and the three taps of some channels of one item and instrument, float32."""
+    """Load scale, mean, beta and the three taps of channels ``i_c`` of one item and instrument, as float32."""
     p_affine += i_ni.to(tl.int64) * 4 * C + i_c
     i_parameter = (i_ni % INSTRUMENTS) * C + i_c
     b_scale = tl.load(p_affine, mask=m_c, other=0.0)
@@ -88,7 +90,7 @@ def channel_parameters(p_affine, p_beta, p_w, i_ni, i_c, m_c, C: tl.constexpr, I
 
 @triton.jit
 def load_normalised(p_x, i_t, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta, INSIDE: tl.constexpr = False):
-    """x, z - mean and m of frames ``i_t``; the latter two zero outside the signal."""
+    """Return x, z - mean and m of frames ``i_t``, all zero outside the signal."""
     b_x, mask = load_frames(p_x, i_t, T, i_c, m_c, x_t, INSIDE)
     b_z, b_m = normalised(b_x, mask, slope, b_scale, b_mean, b_beta, INSIDE)
     return b_x, b_z, b_m
@@ -96,7 +98,7 @@ def load_normalised(p_x, i_t, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta, 
 
 @triton.jit
 def normalised(b_x, mask, slope, b_scale, b_mean, b_beta, INSIDE: tl.constexpr):
-    """z - mean and m of loaded values, zero outside the signal."""
+    """Return z - mean and m of loaded values, zero outside the signal."""
     b_z = activation(b_x, slope) - b_mean[None, :]
     b_m = b_z * b_scale[None, :] + b_beta[None, :]
     if not INSIDE:
@@ -106,7 +108,7 @@ def normalised(b_x, mask, slope, b_scale, b_mean, b_beta, INSIDE: tl.constexpr):
 
 @triton.jit
 def taps(b_m0, b_m1, b_m2, b_w0, b_w1, b_w2):
-    """a, before the second PReLU: the same operations in forward and backward, as its sign decides the PReLU's side."""
+    """Return a, the second PReLU's input; forward and backward use the same operations, as a's sign selects PReLU's side."""
     b_a = b_w0[None, :] * b_m0
     b_a += b_w1[None, :] * b_m1
     b_a += b_w2[None, :] * b_m2
@@ -119,10 +121,10 @@ def _tile(
     LD: tl.constexpr, STEPS: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr, BLOCK_C: tl.constexpr,
     STATISTICS: tl.constexpr, INSIDE: tl.constexpr,
 ):  # fmt: skip
-    """Store y of all rows' frames, LANES of them at a time; return each lane's first value, the sum of its differences to it,
-    that of their squares, and its number of frames.
+    """Store y of all rows' frames, LANES rows at a time; return for each lane its first value, the sum of the differences from
+    that value, the sum of the squared differences, and the number of frames.
 
-    INSIDE: all frames, a dilation before and after included, are in the signal, and BLOCK_C divides C: nothing is masked.
+    INSIDE: all frames, also a dilation before and after, are in the signal, and BLOCK_C divides C, so masks are not needed.
     """
     b_pivot = tl.zeros([LANES, BLOCK_C], tl.float32)
     b_sum, b_squares, b_count = b_pivot, b_pivot, tl.zeros([LANES], tl.int32)
@@ -132,7 +134,7 @@ def _tile(
         _, _, b_m1 = load_normalised(p_x, i_first, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta, INSIDE)
         for step in tl.static_range(STEPS):
             i_t = i_first + step * dilation
-            # Two steps' values at once: half as many waits, as loads do not pass the stores before them.
+            # Load two steps at once: this halves the waits, since a load does not overtake earlier stores.
             if step % 2 == 0:
                 b_x, mask = load_frames(p_x, i_t + dilation, T, i_c, m_c, x_t, INSIDE)
                 if step + 1 < STEPS:
@@ -148,7 +150,7 @@ def _tile(
             else:
                 tl.store(p_row, b_y, mask=m_t & m_c[None, :])
             if STATISTICS:
-                # Moments about each lane's own first value: a constant offset costs no digits.
+                # Take moments about each lane's first value: a constant offset costs no digits.
                 if walk + step == 0:
                     b_pivot = b_y.to(tl.float32)
                 else:
@@ -168,7 +170,7 @@ def depthwise_fwd_kernel(
     C: tl.constexpr, LD: tl.constexpr, INSTRUMENTS: tl.constexpr, ALIGN: tl.constexpr,
     BLOCK_T: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """One program: one tile of one item and instrument, BLOCK_C channels. Frames of y are LD elements apart."""
+    """Compute one tile of BLOCK_C channels of one item and instrument. Frames of y are LD elements apart."""
     STEPS: tl.constexpr = BLOCK_T // ROWS
     row, i_ni, _, i_c = place(T, dilation, C, BLOCK_T, ROWS, BLOCK_C)
     m_c = i_c < C
@@ -197,7 +199,7 @@ def depthwise_fwd_kernel(
 
 
 def rows_of(dilation: int, choices: tuple[int, ...]) -> int:
-    """Rows that walk side by side: all frames of a tile, in one step, where the dilation divides none of the choices."""
+    """Return ROWS: the first choice that the dilation divides, or else TILE (each row has one frame)."""
     return next((rows for rows in choices if rows % dilation == 0), TILE)
 
 
@@ -205,9 +207,9 @@ def depthwise_forward(
     x: Tensor, weight: Tensor, dilation: int, slope: Tensor | None, affine: Tensor, beta: Tensor, next_slope: Tensor,
     y: Tensor | None = None, statistics: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """y (n, I, T, C) in x's dtype, and its partials into ``statistics`` if given; ``x`` with unit stride along channels.
+    """Return y (n, I, T, C) in x's dtype; write y's partials into ``statistics`` if given.
 
-    A given ``y`` may be some channels of a contiguous tensor with more of them.
+    ``x`` has unit stride along channels. A given ``y`` may be some channels of a contiguous tensor with more channels.
     """
     n, instruments, frames, channels = x.shape
     if y is None:

@@ -1,4 +1,4 @@
-"""Backward of group norm, depthwise convolution and PReLU: two passes, nothing stored by the forward but x.
+"""Backward of group norm, depthwise convolution and PReLU: two passes; of the activations the forward stores only x.
 
     da = dy PReLU'(a), a recomputed exactly as in the forward;  dnext_slope = sum dy a where a <= 0
     S[n, i, k, c] = sum_t da[t] (z[t + (k - 1) dilation] - mean) over the taps in range;  D[n, i, k, c] = sum_t da[t] likewise
@@ -7,18 +7,18 @@
              r = -1/M sum_ck scale w D;  q = -rstd^2 / M sum_ck scale w S
     dx     = dz PReLU'(x);               dslope = sum dz x where x <= 0
 
-The taps' gradients hold the group norm's reductions, so there is no third pass. D counts only taps in range: the padding is
-constant and has no gradient. The first pass takes the sum of all da; what lacks a frame before or behind, a dilation at the
-ends, is taken off by the program that merges the sums. A program takes the sums of four tiles before it adds up rows, which
-for each tile alone took a third of its instructions.
-The first pass stores da, rounded to dy's dtype as dy was; the second reads it in place of dy. Computing it there again would
-save a sixth of the bytes, but take x's neighbours and the taps once more, and instructions limit both passes. They walk as the
-forward does: of four steps each value of x in the first, and of da in the second, is loaded 1.5 times, where three taps side by
-side would take three. As in the forward nothing is masked in tiles that are far enough from the ends.
+The taps' gradients contain the group norm's reductions, so there is no third pass. D counts only taps in range: the padding is
+constant and has no gradient. The first pass takes the sum of all da. At either end, one dilation of frames lacks a neighbour:
+the program that merges the sums subtracts these da. A program takes the sums of four tiles before it adds up rows: adding up
+rows after every tile took a third of the instructions.
+The first pass stores da, rounded to dy's dtype; the second reads da in place of dy. Computing da again there would save a sixth
+of the bytes, but take x's neighbours and the taps once more, and instructions limit both passes. Rows step through frames as in
+the forward: with four steps each value (x in the first pass, da in the second) is loaded 1.5 times; three taps that load for
+themselves would take three. As in the forward, tiles that are far enough from the ends need no masks.
 Bytes: x twice, dy once, da written and read once, dx once: 6 n I T C sizeof(dtype); shifted frames come from the caches. Every
-sum has one fixed order: steps, rows, tiles, items. Predicted on an H100, of 12 x 8 s: 0.053 and 0.055 ms (0.056 the
-first, with all of its blocks followed), the first bound by instructions (245 registers, two programs a multiprocessor), the
-second by memory (141, three).
+sum has one fixed order: steps, rows, tiles, items. Predicted on an H100, for 12 x 8 s: 0.053 and 0.055 ms (0.056 for the first
+pass if all of its blocks are simulated). Instructions limit the first pass (245 registers, two programs a multiprocessor),
+memory the second (141 registers, three programs).
 Not yet run on a GPU. Source: as the forward's.
 """
 
@@ -43,11 +43,11 @@ __all__ = [
 
 
 SPAN = 4
-"""Tiles of which a program takes sums: rows are added up once, at the end."""
+"""Tiles over which a program takes sums; it adds up rows once, at the end."""
 EDGE = 16
-"""Frames at the ends of a signal that are added up at a time."""
+"""Frames at an end of the signal that are added up at a time."""
 CHANNELS = 128
-"""Channels of an instrument, or parts of a slope's gradient, that a program adds up side by side."""
+"""Channels of an instrument, or partial sums of a slope's gradient, that a program handles in parallel."""
 
 
 @triton.jit
@@ -56,7 +56,7 @@ def _sums_of_tile(
     slope, next_slope, b_scale, b_mean, b_beta, b_w0, b_w1, b_w2,
     C: tl.constexpr, STEPS: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr, INSIDE: tl.constexpr,
 ):  # fmt: skip
-    """Store da; return S of each tap, its sum and dnext_slope, of every row, with what was added up before."""
+    """Store da of a tile; return the running sums of S (three taps), da and dnext_slope, for each row, this tile added."""
     stored = ()
     _, b_z0, b_m0 = load_normalised(p_x, i_first - dilation, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta, INSIDE)
     _, b_z1, b_m1 = load_normalised(p_x, i_first, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta, INSIDE)
@@ -74,7 +74,7 @@ def _sums_of_tile(
         b_s2 += b_da * b_z2
         b_d += b_da
         b_z0, b_m0, b_z1, b_m1 = b_z1, b_m1, b_z2, b_m2
-    # Stored after all loads, which would otherwise wait for each store.
+    # Store after all loads: otherwise loads would wait for each store.
     for step in tl.static_range(STEPS):
         i_t = i_first + step * dilation
         p_row = p_da + i_t.to(tl.int64)[:, None] * C + i_c[None, :]
@@ -91,7 +91,7 @@ def depthwise_sums_kernel(
     dy_n, dy_i, dy_t, x_n, x_i, x_t, C: tl.constexpr, INSTRUMENTS: tl.constexpr, ALIGN: tl.constexpr,
     BLOCK_T: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr, SPAN: tl.constexpr,
 ):  # fmt: skip
-    """One program: da of SPAN tiles, their S and the sum of da, rows of (n, I, spans, 4, C), and their share of
+    """Compute da of SPAN tiles, their S (three taps) and sum of da as rows of (n, I, spans, 4, C), and a partial sum of
     dnext_slope."""
     row, i_ni, _, i_c = place(T, dilation, C, SPAN * BLOCK_T, ROWS, BLOCK_C)
     i_n, i_i, m_c = (i_ni // INSTRUMENTS).to(tl.int64), (i_ni % INSTRUMENTS).to(tl.int64), i_c < C
@@ -131,7 +131,8 @@ def depthwise_norm_kernel(
     p_sums, p_da, p_w, p_affine, p_beta, p_out, T, dilation, C: tl.constexpr, INSTRUMENTS: tl.constexpr,
     GROUPS: tl.constexpr, SPAN: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """One program: one group of one item and instrument; q, r, dgamma, dbeta and dw's three taps, rows of (n, I, 7, C)."""
+    """Compute q, r, and the item's terms of dgamma, dbeta and dw (three taps), rows of (n, I, 7, C), of one group of one item
+    and instrument."""
     i_ni, i_group = tl.program_id(0) // GROUPS, tl.program_id(0) % GROUPS
     width = C // GROUPS
     spans = tl.cdiv(T, SPAN)
@@ -152,7 +153,7 @@ def depthwise_norm_kernel(
         b_s1 += tl.load(p_span + C, mask=m_c, other=0.0)
         b_s2 += tl.load(p_span + 2 * C, mask=m_c, other=0.0)
         b_d += tl.load(p_span + 3 * C, mask=m_c, other=0.0)
-    # The first frames have no frame a dilation before, the last ones none behind.
+    # The first frames have no neighbour a dilation before, the last frames no neighbour a dilation after.
     b_first, b_last = tl.zeros([BLOCK_C], tl.float32), tl.zeros([BLOCK_C], tl.float32)
     edge = tl.minimum(dilation, T)
     for t in range(0, edge, BLOCK_T):
@@ -179,7 +180,7 @@ def _dx_of_tile(
     p_da, p_x, p_dx, i_first, i_c, m_c, T, dilation, x_t, slope, b_scale, b_mean, b_w0, b_w1, b_w2, b_q, b_r,
     C: tl.constexpr, STEPS: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr, INSIDE: tl.constexpr,
 ):  # fmt: skip
-    """Store dx of all rows' frames; return their share of dslope."""
+    """Store dx of all rows' frames; return the sum of dslope over these frames."""
     b_dslope = tl.zeros([ROWS, BLOCK_C], tl.float32)
     i_t = i_first.to(tl.int64)
     b_da0 = load_frames(p_da, i_t - dilation, T, i_c, m_c, C, INSIDE)[0].to(tl.float32)
@@ -210,7 +211,7 @@ def depthwise_dx_kernel(
     C: tl.constexpr, INSTRUMENTS: tl.constexpr, ALIGN: tl.constexpr,
     BLOCK_T: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """One program: dx of one tile of one item and instrument, BLOCK_C channels, and its share of dslope."""
+    """Compute dx of one tile and BLOCK_C channels of one item and instrument, and a partial sum of dslope."""
     row, i_ni, i_first, i_c = place(T, dilation, C, BLOCK_T, ROWS, BLOCK_C)
     i_n, i_i, m_c = (i_ni // INSTRUMENTS).to(tl.int64), (i_ni % INSTRUMENTS).to(tl.int64), i_c < C
     x_t = x_t.to(tl.int64) * ALIGN
@@ -240,8 +241,9 @@ def depthwise_total_kernel(
     i_program, p_norm, p_parts, p_next_parts, p_dw, p_dslope, p_dgamma, p_dbeta, p_dnext_slope, ITEMS, PARTS, NEXT_PARTS,
     C: tl.constexpr, INSTRUMENTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program: sums over the items for BLOCK channels of one instrument; the last two programs: both slopes' gradients."""
-    if i_program is None:  # given by a kernel that calls this one
+    """Add up dgamma, dbeta and dw over the items for BLOCK channels of one instrument; in the last two programs, both slopes'
+    gradients."""
+    if i_program is None:  # a kernel that calls this one passes it
         i_program = tl.program_id(0)
     blocks = tl.cdiv(C, BLOCK)
     i_i, i_c = i_program // blocks, (i_program % blocks) * BLOCK + tl.arange(0, BLOCK)
@@ -269,10 +271,11 @@ def depthwise_gradients(
     dy: Tensor, x: Tensor, weight: Tensor, dilation: int,
     slope: Tensor, affine: Tensor, beta: Tensor, next_slope: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """dx in x's dtype and, in float32, what `depthwise_total_kernel` adds up: (n, I, 7, C), parts of both slopes' gradients."""
+    """Return dx in x's dtype and, in float32, what `depthwise_total_kernel` adds up: the rows (n, I, 7, C) of
+    `depthwise_norm_kernel`, and the partial sums of dslope and dnext_slope."""
     n, instruments, frames, channels = x.shape
     align = alignment(dy, x)
-    # 32 channels of four bytes would take more registers than there are.
+    # For four-byte dtypes 16 channels: with 32 the registers would not suffice.
     tiles, block = -(-frames // TILE), min(channel_block(channels), 64 // x.dtype.itemsize)
     rows, blocks = n * instruments, -(-channels // block)
     spans, programs = -(-tiles // SPAN), rows * tiles * blocks
@@ -308,7 +311,10 @@ def depthwise_backward(
     dy: Tensor, x: Tensor, weight: Tensor, dilation: int,
     slope: Tensor, affine: Tensor, beta: Tensor, next_slope: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """dx in x's dtype and, in float32, dw (I, C, 3), dslope, dgamma, dbeta, dnext_slope; unit strides along channels."""
+    """Return dx in x's dtype and, in float32, dw (I, C, 3), dslope (1,), dgamma, dbeta (I, C) and dnext_slope (1,).
+
+    ``dy`` and ``x`` have unit stride along channels.
+    """
     n, instruments, _, channels = x.shape
     dx, norm, *parts = depthwise_gradients(dy, x, weight, dilation, slope, affine, beta, next_slope)
     shapes = ((instruments, channels, 3), (1,), (instruments, channels), (instruments, channels), (1,))
@@ -325,5 +331,5 @@ def depthwise_backward(
 
 
 def total_programs(x: Tensor) -> int:
-    """Programs that add up the small gradients of a depthwise pass on ``x`` (n, I, T, C)."""
+    """Return the number of programs of `depthwise_total_kernel` for ``x`` (n, I, T, C)."""
     return x.shape[1] * -(-x.shape[3] // CHANNELS) + 2

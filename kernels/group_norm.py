@@ -1,4 +1,4 @@
-"""Group norm of PReLU(x), stored: the start of the residual stream, the one place where no product takes the norm in.
+"""Group norm of PReLU(x): the start of the residual stream, the only norm whose result is stored.
 
     z = PReLU(x, slope) as stored;  y = scale (z - mean) + beta
     backward: S[n, i, c] = sum_t dy (z - mean);  D[n, i, c] = sum_t dy
@@ -43,7 +43,7 @@ def _place(T, C: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr):
 
 @triton.jit
 def _load(p_x, n, i, t, i_ni, i_t, i_c, mask, ALIGN: tl.constexpr, INSTRUMENTS: tl.constexpr):
-    """A tile of an activation with strides ``n``, ``i``, ``t`` in units of ALIGN."""
+    """Load a tile of an activation with strides ``n``, ``i``, ``t`` in units of ALIGN elements."""
     p_x += (i_ni // INSTRUMENTS) * (n.to(tl.int64) * ALIGN) + (i_ni % INSTRUMENTS) * (i.to(tl.int64) * ALIGN)
     return tl.load(p_x + i_t[:, None] * (t.to(tl.int64) * ALIGN) + i_c[None, :], mask=mask, other=0.0)
 
@@ -53,7 +53,7 @@ def group_norm_fwd_kernel(
     p_x, p_slope, p_affine, p_beta, p_y, T, x_n, x_i, x_t,
     C: tl.constexpr, INSTRUMENTS: tl.constexpr, ALIGN: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """One program: one tile of one item and instrument, BLOCK_C channels."""
+    """Compute y of one tile and BLOCK_C channels of one item and instrument."""
     _, i_ni, i_t, i_c = _place(T, C, BLOCK_T, BLOCK_C)
     m_c = i_c < C
     mask = (i_t < T)[:, None] & m_c[None, :]
@@ -72,7 +72,7 @@ def group_norm_sums_kernel(
     p_dy, p_x, p_slope, p_affine, p_sums, T, dy_n, dy_i, dy_t, x_n, x_i, x_t,
     C: tl.constexpr, INSTRUMENTS: tl.constexpr, ALIGN: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """One program: S and D of one tile, rows of (n, I, tiles, 2, C)."""
+    """Compute S and D of one tile and BLOCK_C channels, as rows of (n, I, tiles, 2, C)."""
     row, i_ni, i_t, i_c = _place(T, C, BLOCK_T, BLOCK_C)
     m_c = i_c < C
     mask = (i_t < T)[:, None] & m_c[None, :]
@@ -88,7 +88,7 @@ def group_norm_sums_kernel(
 def norm_sums_kernel(
     p_sums, p_affine, p_out, T, C: tl.constexpr, GROUPS: tl.constexpr, TILE: tl.constexpr, BLOCK_C: tl.constexpr
 ):
-    """One program: q, r, dgamma, dbeta, rows of (n, I, 4, C), of one group of one item and instrument."""
+    """Compute q, r and the item's terms of dgamma and dbeta, rows of (n, I, 4, C), of one group of one item and instrument."""
     i_ni, i_group = tl.program_id(0) // GROUPS, tl.program_id(0) % GROUPS
     width = C // GROUPS
     tiles = tl.cdiv(T, TILE)
@@ -116,7 +116,7 @@ def group_norm_dx_kernel(
     p_dy, p_x, p_slope, p_affine, p_norm, p_dx, p_dslope, T, dy_n, dy_i, dy_t, x_n, x_i, x_t,
     C: tl.constexpr, INSTRUMENTS: tl.constexpr, ALIGN: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """One program: dx of one tile of one item and instrument, BLOCK_C channels, and its share of dslope."""
+    """Compute dx of one tile and BLOCK_C channels of one item and instrument, and a partial sum of dslope."""
     _, i_ni, i_t, i_c = _place(T, C, BLOCK_T, BLOCK_C)
     m_c = i_c < C
     mask = (i_t < T)[:, None] & m_c[None, :]
@@ -138,7 +138,7 @@ def group_norm_dx_kernel(
 
 
 def group_norm_forward(x: Tensor, slope: Tensor, affine: Tensor, beta: Tensor) -> Tensor:
-    """y (n, I, T, C) in x's dtype; ``x`` with unit stride along channels."""
+    """Return y (n, I, T, C) in x's dtype; ``x`` (n, I, T, C) has unit stride along channels."""
     n, instruments, frames, channels = x.shape
     y = torch.empty(n, instruments, frames, channels, dtype=x.dtype, device=x.device)
     block, align = channel_block(channels), alignment(x)
@@ -151,7 +151,10 @@ def group_norm_forward(x: Tensor, slope: Tensor, affine: Tensor, beta: Tensor) -
 
 
 def group_norm_backward(dy: Tensor, x: Tensor, slope: Tensor, affine: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """dx in x's dtype and, in float32, dslope (1,), dgamma, dbeta; unit strides along channels."""
+    """Return dx in x's dtype and, in float32, dslope (1,), dgamma and dbeta (I, C).
+
+    ``dy`` and ``x`` have unit stride along channels.
+    """
     n, instruments, frames, channels = x.shape
     tiles, block, align = -(-frames // TILE), channel_block(channels), alignment(dy, x)
     programs = n * instruments * tiles * -(-channels // block)

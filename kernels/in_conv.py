@@ -1,12 +1,12 @@
 """The masking network's first 1x1 convolution, on two operands side by side that are never concatenated.
 
-    u[n, i, t] = (x[n, i, t, :K1], v[n, i, t, :K2]), x perhaps shared by the instruments, v perhaps absent
+    u[n, i, t] = (x[n, i, t, :K1], v[n, i, t, :K2]); x may be shared by the instruments, v may be absent
     y = W norm(PReLU(u)) with the norm folded into W as in pointwise.py: both operands accumulate into one tile
     partials[n, i, tile, :, o] = (mean, M2) of PReLU(y, next_slope), y as stored
 
-The 8 groups of the norm divide K1 + K2 channels, so one may straddle the operands: statistics are per channel, and merged by
-group after their (small) concatenation. A shared x is read for all I instruments by neighbouring programs, all but once
-from a cache: one product of I N columns. Its statistics are taken once.
+The 8 groups of the norm divide K1 + K2 channels, so one group may straddle the operands: statistics are taken per channel,
+concatenated (they are small) and then merged by group. For a shared x this is one product of I N columns: neighbouring
+programs read x for all I instruments, from memory once and then from a cache. The statistics of a shared x are taken once.
 
 Bytes: x twice (statistics, product), v twice, y once: n T (2 K1 + 2 I K2 + I N) sizeof(dtype). FLOPs: 2 n I T N (K1 + K2).
 At the third stage (K1, K2, N = 1760, 880, 160) in bfloat16 120 FLOP a byte: still below an H200's 184, memory-bound.
@@ -36,7 +36,7 @@ def _accumulate(
     p_row, p_w, slope, b_y, b_tail, m_t, i_o, i_tail, K: tl.constexpr, LD: tl.constexpr, N: tl.constexpr,
     TAIL_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Both accumulators plus the products over one operand's K channels; rows of the weights are LD elements apart."""
+    """Return both accumulators plus the products over one operand's K channels; rows of the weights are LD elements apart."""
     for k in range(0, K, BLOCK_K):
         i_k = k + tl.arange(0, BLOCK_K)
         m_k = i_k < K
@@ -58,7 +58,7 @@ def in_conv_fwd_kernel(
     K: tl.constexpr, MORE: tl.constexpr, N: tl.constexpr, SHARES: tl.constexpr, INSTRUMENTS: tl.constexpr, ALIGN: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, TAIL_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One program: one tile of one item and instrument, BLOCK_N + TAIL_N columns; the programs of a tile are neighbours."""
+    """Compute BLOCK_N + TAIL_N columns of one tile of one item and instrument; the programs of a tile are neighbours."""
     WIDTH: tl.constexpr = BLOCK_N + TAIL_N
     blocks = tl.cdiv(N, WIDTH)
     tiles = tl.cdiv(T, BLOCK_T)
@@ -99,7 +99,7 @@ def in_conv_fwd_kernel(
 
 
 def input_statistics(x: Tensor, v: Tensor | None, slope: Tensor, instruments: int) -> Tensor:
-    """Partials of PReLU of both operands, (n, I, tiles, 2, K1 + K2)."""
+    """Return the partials of PReLU of both operands, (n, I, tiles, 2, K1 + K2), float32."""
     found = group_statistics(x, slope).expand(-1, instruments, -1, -1, -1)
     return found.contiguous() if v is None else torch.cat([found, group_statistics(v, slope)], dim=4)
 
@@ -107,9 +107,10 @@ def input_statistics(x: Tensor, v: Tensor | None, slope: Tensor, instruments: in
 def in_conv_forward(
     x: Tensor, v: Tensor | None, folded: Tensor, bias: Tensor, slope: Tensor, next_slope: Tensor, tf32: bool
 ) -> tuple[Tensor, Tensor]:
-    """y (n, I, T, N) in x's dtype and its partials; ``x`` (n, 1 or I, T, K1), ``v`` (n, I, T, K2), unit strides.
+    """Return y (n, I, T, N) in x's dtype, and the partials of PReLU(y, next_slope).
 
-    ``folded`` (n, I, N, K1 + K2) in x's dtype and ``bias`` (n, I, P, N) are those of ``fold_weights``.
+    ``x`` (n, 1 or I, T, K1) and ``v`` (n, I, T, K2) have unit stride along channels. ``folded`` (n, I, N, K1 + K2) in x's
+    dtype and ``bias`` (n, I, P, N) are those of ``fold_weights``.
     """
     n, shared, frames, inputs = x.shape
     _, instruments, columns, _ = folded.shape

@@ -1,13 +1,13 @@
 """Backward of the masking network's first 1x1 convolution on two operands.
 
-S, D, q, r, dW, dgamma and dbeta as in pointwise_backward.py, S over the columns of both operands; dv as dx there. For an x that
-the instruments share
+S, D, q, r, dW, dgamma and dbeta are those of pointwise_backward.py, with S over the columns of both operands; dv is computed as
+dx is there. For an x that the instruments share
 
     dx = PReLU'(x) sum_i (sum_o W'[i] dy[i] + q[i] (z - mean[i]) + r[i])
        = PReLU'(x) (sum_io W' dy + sum_i q[i] (z - mean[0]) + sum_i (q[i] (mean[0] - mean[i]) + r[i]))
 
-one product of I N rows that reads dy once and writes dx once, instead of I and a sum. The means differ only in a group that
-straddles the operands.
+This is one product of I N rows that reads dy once and writes dx once, instead of I products and a sum. The means of the
+instruments differ only in a group that straddles the operands.
 
 Bytes: dy three times (wgrad, both dgrad), x and v twice, dx and dv once. FLOPs: twice the forward's. Every sum has one order.
 Not yet run on a GPU. Source: as the forward's.
@@ -36,9 +36,9 @@ def shared_dgrad_kernel(
     K: tl.constexpr, N: tl.constexpr, INSTRUMENTS: tl.constexpr, LD: tl.constexpr, ALIGN: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One program: dx of one tile of one item, BLOCK_C of the K channels; walks the N outputs of each instrument.
+    """Compute dx of one tile of frames and BLOCK_C of the K channels of one item, summed over the N outputs of all instruments.
 
-    Rows of the weights, of the affine and of ``p_norm`` are LD elements apart.
+    Also write this program's partial sum of dslope. Rows of the weights, of the affine and of ``p_norm`` are LD elements apart.
     """
     blocks = tl.cdiv(K, BLOCK_C)
     tiles = tl.cdiv(T, BLOCK_T)
@@ -86,7 +86,10 @@ def shared_dgrad_kernel(
 def _shared_gradient(
     dy: Tensor, folded: Tensor, x: Tensor, slope: Tensor, affine: Tensor, norm: Tensor, tf32: bool
 ) -> tuple[Tensor, Tensor]:
-    """dx of a shared ``x`` (n, 1, T, K1), and partial sums of dslope; ``folded``, ``affine``, ``norm`` over all columns."""
+    """Return dx of a shared ``x`` (n, 1, T, K1), and partial sums of dslope.
+
+    ``folded``, ``affine`` and ``norm`` have the columns of both operands.
+    """
     n, _, frames, inputs = x.shape
     align = alignment(dy, x)
     dx = torch.empty(n, 1, frames, inputs, dtype=x.dtype, device=x.device)
@@ -107,7 +110,10 @@ def _shared_gradient(
 def in_conv_backward(
     dy: Tensor, x: Tensor, v: Tensor | None, weight: Tensor, slope: Tensor, affine: Tensor, beta: Tensor, tf32: bool
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor]:
-    """dx and dv in x's dtype and, in float32, dW (I, N, K1 + K2), dslope (1,), dgamma, dbeta; unit strides."""
+    """Return dx and dv in x's dtype and, in float32, dW (I, N, K1 + K2), dslope (1,), dgamma and dbeta (I, K1 + K2).
+
+    ``dy``, ``x`` and ``v`` have unit stride along channels.
+    """
     n, shared, frames, first = x.shape
     instruments, columns, inputs = weight.shape
     s, d = new_sums(dy, columns, inputs)

@@ -1,4 +1,4 @@
-"""The one place where a kernel is started, and what a kernel is started with."""
+"""Start kernels (nothing else does), and choose their tiles, strides and options."""
 
 from __future__ import annotations
 
@@ -17,37 +17,38 @@ __all__ = [
 ]  # fmt: skip
 
 TILE = 128
-"""Frames that one program handles, and over which one partial statistic is taken. Part of the contract between kernels:
-the number of frames behind a partial follows from its position, so it is not stored."""
+"""Frames that one program handles, and over which one partial statistic is taken. All kernels rely on this number:
+the number of frames in a partial follows from the position of the partial, so it is not stored."""
 
 LITTLE = 99 * 1024
 """Bytes of shared memory that a program may use on GPUs of compute capability 8.6, 8.9 and 12.0."""
 
 AMD_STAGES = 2
-"""Stages of a loop of products at most: with more, operands do not fit into the 64 KiB of shared memory of most AMD GPUs."""
+"""Largest number of stages of a loop of products on AMD GPUs, most of which have only 64 KiB of shared memory for operands."""
 
 COMPILING = 1.0
-"""Seconds from which a first launch has compiled its program, instead of reading it from Triton's cache."""
+"""Seconds: a first launch that takes longer has compiled its program; a shorter one has read it from Triton's cache."""
 
 COLUMN_TILES = ((128, 32), (128, 0), (64, 0), (32, 0), (16, 0))
-"""Columns of a product that one program computes, (main, tail), widest first. Blocks must be powers of two.
-Four-byte values take 64 at most: with more, their products and the backward's epilogue do not fit the registers."""
+"""Columns of a product that one program computes, (main, tail), widest first. Main and tail must be powers of two.
+For four-byte values the sum is at most 64: with more, products and the backward's epilogue do not fit the registers."""
 
 ACCEPTED_WASTE = 0.04
-"""Share of idle columns at which the wider tile, which reads its operand less often, is still taken."""
+"""Largest accepted ratio of idle to used columns. A wider tile reads the other operand less often."""
 
 
 def power_of_two(n: int, least: int = 16) -> int:
-    """The smallest power of two that is not below ``n`` and ``least``."""
+    """Return the smallest power of two that is at least ``n`` and at least ``least``, itself a power of two."""
     return max(least, 1 << (n - 1).bit_length())
 
 
 def column_tile(columns: int, dtype: torch.dtype, tail: bool = True) -> tuple[int, int]:
-    """Main and tail width for a product with so many columns: the widest that wastes little, else what wastes least.
+    """Return main and tail width for a product with ``columns`` columns.
 
-    In two bytes, 160: one program of 128 + 32, nothing wasted. 440: 7 of 64, 1.8 %. 880: 7 of 128, 1.8 %. 1540: 10 of 128 + 32,
-    3.9 %. 1760: 11 of 128 + 32, nothing. Padded to a power of two, 160 would waste 60 % and 1540 33 %.
-    In four bytes, or without a tail, 160: 5 of 32, nothing wasted.
+    This is the widest tile whose ratio of idle to used columns is at most ACCEPTED_WASTE, or else the tile with the least.
+    Two-byte dtypes: 160 columns take one program of 128 + 32, no column idle; 440: 7 of 64, 1.8 %; 880: 7 of 128, 1.8 %;
+    1540: 10 of 128 + 32, 3.9 %; 1760: 11 of 128 + 32, no column idle. Padded to a power of two, 160 would waste 60 % and
+    1540 33 %. Four-byte dtypes, or ``tail=False``: 160 columns take 5 programs of 32, no column idle.
     """
 
     def waste(tile: tuple[int, int]) -> float:
@@ -59,7 +60,7 @@ def column_tile(columns: int, dtype: torch.dtype, tail: bool = True) -> tuple[in
 
 
 def channel_block(channels: int) -> int:
-    """Channels of a memory-bound kernel's program: 32 consecutive ones fill whole sectors in every dtype."""
+    """Return how many channels a program of a memory-bound kernel takes: 32 in a row fill whole sectors in every dtype."""
     return min(32, power_of_two(channels))
 
 
@@ -67,22 +68,22 @@ logger = logging.getLogger("metatasnet_fast")
 
 
 class Recording(NamedTuple):
-    """While launches are written down instead of started."""
+    """The state while launches are recorded instead of started."""
 
     write: Callable[[Any, int, dict[str, Any]], object]
-    """Gets the kernel, the number of programs and the arguments."""
+    """Function that is called with the kernel, the number of programs and the arguments of each launch."""
     capability: int
-    """Compute capability that launchers choose for, without its point; 0 for none in particular."""
+    """Compute capability, without the point, for which launchers choose tiles and options; 0 if no GPU is given."""
     amd: str = ""
-    """Architecture of AMD's that they choose for, such as gfx942, if any."""
+    """AMD architecture, such as gfx942, for which launchers choose; empty for other GPUs."""
 
 
 recording: Recording | None = None
-"""Set by ``recording.recorded``."""
+"""The current recording, set by ``recording.recorded``; None while kernels are started."""
 
 
 def operands_in_shared_memory(device: torch.device) -> bool:
-    """Return whether tensor cores take both operands from shared memory (``wgmma``): they then need no registers."""
+    """Return whether tensor cores read both operands from shared memory (``wgmma``), so that operands need no registers."""
     return _has_wgmma(device) if recording is None else recording.capability // 10 == 9
 
 
@@ -92,7 +93,7 @@ def _has_wgmma(device: torch.device) -> bool:
 
 
 def little_shared_memory(device: torch.device) -> bool:
-    """Return whether a program may use no more than 99 KiB of shared memory, as on NVIDIA's consumer cards, or less."""
+    """Return whether a program may use at most 99 KiB of shared memory, as on NVIDIA's consumer GPUs."""
     if recording is not None:
         return recording.capability in (86, 89, 120) or recording.amd not in ("", "gfx950")
     return _shared_memory(device) <= LITTLE
@@ -107,7 +108,7 @@ def _shared_memory(device: torch.device) -> int:
 
 
 def on_amd() -> bool:
-    """Return whether kernels are compiled for GPUs of AMD's."""
+    """Return whether kernels are compiled for AMD GPUs."""
     return torch.version.hip is not None if recording is None else recording.amd != ""
 
 
@@ -117,9 +118,10 @@ def _architecture(device: torch.device) -> str:
 
 
 def products(tf32: bool, device: torch.device) -> str:
-    """Return how float32 operands are multiplied: plainly where TF32 is not asked for or does not exist.
+    """Return Triton's ``input_precision`` for float32 operands: ``tf32`` if asked for and supported, else ``ieee``.
 
-    NVIDIA's GPUs have it, of AMD's gfx942 alone, and Triton refuses it for others. Operands of two bytes are not affected.
+    NVIDIA GPUs support TF32. Of AMD's architectures only gfx942 does; for the others Triton raises an error. The value has
+    no effect on two-byte operands.
     """
     if tf32 and on_amd():
         tf32 = (_architecture(device) if recording is None else recording.amd) == "gfx942"
@@ -127,15 +129,16 @@ def products(tf32: bool, device: torch.device) -> str:
 
 
 def exact_products() -> str:
-    """Float32 accuracy on the tensor cores where they can: three TF32 products, on NVIDIA's; else plain float32."""
+    """Return Triton's ``input_precision`` for float32 accuracy: three TF32 products on NVIDIA GPUs, plain float32 on AMD."""
     return "ieee" if on_amd() else "tf32x3"
 
 
 def register_limit(registers: int, x: Tensor, products: bool = True) -> dict[str, int]:
-    """The option that holds a thread to so many registers: with 128, two blocks of 8 warps share a multiprocessor.
+    """Return the launch option that limits a thread to ``registers``: with 128, two blocks of 8 warps share a multiprocessor.
 
-    For kernels that need no more, but take more to load earlier. Where tensor cores take operands from registers, or are not
-    used, products do need more, and values would go to local memory: there it is no option. AMD's compiler does not have it.
+    The limit suits kernels that need no more registers, but use more to load earlier. If tensor cores take operands from
+    registers, or are not used, products need more registers and would spill to local memory: then there is no option. There is
+    also no option on AMD GPUs, whose compiler does not have this one.
     """
     if products and not (x.dtype == torch.bfloat16 and operands_in_shared_memory(x.device)):
         return {}
@@ -143,16 +146,19 @@ def register_limit(registers: int, x: Tensor, products: bool = True) -> dict[str
 
 
 def alignment(*activations: Tensor | None) -> int:
-    """Elements by which all strides of the activations are divisible: 8, which allows 16-byte loads, or 1.
+    """Return 8, which allows 16-byte loads, if all strides of the activations are divisible by 8 elements; else 1.
 
-    Triton itself only asks for 16, which 440 is not, and would compile again for some lengths.
+    Triton itself only checks whether a stride is divisible by 16. 440 is not, and some lengths would be compiled again.
     """
     found = [stride for x in activations if x is not None for stride in x.stride()[:3]]
     return 8 if all(stride % 8 == 0 for stride in found) else 1
 
 
 def strides(align: int, **activations: Tensor | None) -> dict[str, int]:
-    """Arguments ``x_n``, ``x_i``, ``x_t`` for an activation named ``x``: its strides in units of ``align`` elements."""
+    """Return the arguments ``x_n``, ``x_i``, ``x_t`` for an activation named ``x``: strides in units of ``align`` elements.
+
+    The strides of an activation that is None are 0.
+    """
     return {
         f"{name}_{axis}": 0 if x is None else x.stride(dim) // align
         for name, x in activations.items()
@@ -161,7 +167,7 @@ def strides(align: int, **activations: Tensor | None) -> dict[str, int]:
 
 
 def launch(kernel: Any, programs: int, device_of: Tensor, **arguments: Any) -> None:
-    """Start ``programs`` programs of ``kernel`` on the device of a tensor; nothing to do is no error."""
+    """Start ``programs`` programs of ``kernel`` on the device of ``device_of``; 0 programs are not an error."""
     if programs == 0:
         return
     if on_amd() and arguments.get("num_stages", 0) > AMD_STAGES:
@@ -178,18 +184,18 @@ def launch(kernel: Any, programs: int, device_of: Tensor, **arguments: Any) -> N
 
 
 _programs: dict[Any, tuple[tuple[tuple[str, bool, bool], ...], dict[Any, Any]]] = {}
-"""For each kernel's function its parameters (name, whether a constant, whether ones and multiples of 16 are compiled for), and
-the programs that Triton has compiled, by all that it compiles them for."""
+"""For each kernel's function: its parameters (name, whether it is a constant, whether Triton specialises it for 1 and multiples
+of 16), and the compiled programs by everything that they are specialised for."""
 
 
 def _start(kernel: Any, programs: int, index: int | None, arguments: dict[str, Any]) -> None:
     """Start a kernel on the current device, whose index is ``index``.
 
-    Triton takes 40 microseconds to find out which program the arguments need. It depends on the constants, on dtypes, on
-    pointers at multiples of 16 bytes, and on integers that are 1, a multiple of 16 or do not fit 32 bits: where all of that
-    was seen before, the compiled program starts at once.
+    Triton takes 40 microseconds to find the program for the arguments. The program depends on the constants, the dtypes,
+    whether pointers are multiples of 16 bytes, and whether integers are 1, a multiple of 16 or too large for 32 bits. If
+    all of these were seen before, the compiled program is started directly.
     """
-    if not hasattr(kernel, "params"):  # in the interpreter, which compiles nothing
+    if not hasattr(kernel, "params"):  # Triton's interpreter does not compile
         kernel[(programs,)](**arguments)
         return
     known = _programs.get(kernel.fn)
@@ -219,7 +225,7 @@ def _start(kernel: Any, programs: int, index: int | None, arguments: dict[str, A
 
 @functools.cache
 def _say_that_kernels_are_compiled() -> None:
-    """Warn once in a process."""
+    """Log one warning in each process."""
     logger.warning(
         "Triton compiles the kernels for this GPU, which takes a while; `metatasnet-fast precompile` does it beforehand"
     )

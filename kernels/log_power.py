@@ -2,23 +2,23 @@
 
     y[n, f, b] = log10(|X_b|^2 + 1e-8) - mean[b],  X_b = sum_m w[m] x[f hop + m - N / 2] e^(-2 pi i b m / N),  0 <= b <= N / 2
 
-The transform is a product with cosines and sines of a quarter of the length. With v = w x the real part needs
-e[k] = v[k] + v[N - k] alone, the imaginary part o[k] = v[k] - v[N - k]; even bins see k and N / 2 - k alike, odd bins see
-them with opposite signs, so both halve once more (Q = N / 4, 0 <= k <= Q; at k = Q there is one term, at k = 0 no o):
+The transform is a product with cosines and sines of a quarter of the length. With v = w x the real part needs only
+e[k] = v[k] + v[N - k], the imaginary part only o[k] = v[k] - v[N - k]. The factors of k and N / 2 - k are equal or opposite,
+so the length halves once more (Q = N / 4, 0 <= k <= Q; at k = Q there is one term, at k = 0 no o):
     cos, even b: A[k] = e[k] + e[N/2 - k];   odd: e[k] - e[N/2 - k]
     sin, even b: B[k] = o[k] - o[N/2 - k];   odd: o[k] + o[N/2 - k]
-Even bins are a transform of half the length, and halve in the same way again (H = N / 8, 0 <= k <= H; at k = H one term):
+Even bins are a transform of half the length, so for these the length halves again (H = N / 8, 0 <= k <= H; at k = H one term):
     cos, b = 4 i: A[k] + A[Q - k];   4 i + 2: A[k] - A[Q - k];   sin, 4 i: B[k] - B[Q - k];   4 i + 2: B[k] + B[Q - k]
-`fold_kernel` writes these two rows of Q + 1 and four of H + 1, and bin N / 2, an alternating sum, by itself: two products of
-exactly Q columns and four of H remain.
-They are taken in float32 accuracy on the tensor cores (three TF32 products): one TF32 product in front of
-log10(1e-8 + .) would drown silence in the rounding of what sounds beside it. Below 1e-7 the logarithm is taken of
-1 + 1e8 |X|^2 and 8 is added to the mean: bins that never sound have a standard deviation of 1e-3 and less.
+`fold_kernel` writes these two rows of Q + 1 and four of H + 1 values. It also computes bin N / 2, an alternating sum. There
+remain two products of exactly Q columns and four of H.
+The products have float32 accuracy on the tensor cores (three TF32 products): with one TF32 product before log10(1e-8 + .), the
+rounding of loud bins would hide silent bins. If |X|^2 is below 1e-7, the logarithm is taken of 1 + 1e8 |X|^2 and 8 is added to
+the mean: bins that are always silent have a standard deviation of 1e-3 and less.
 
-FLOPs: 3 / 8 N^2 a frame, three sixteenths of the plain product's, at 31.25 frames a second: stage 3 0.25 MMAC a latent frame,
-times three, of the network's 40. Bytes a frame: N written and read as float32, and N / 2 written; the basis, 3 Q^2 4 bytes
-(0.8, 3, 13 MB), stays in L2, whose reads take nearly as long as the products: 1.5 ms predicted on an H100.
-Idle columns: none; rows Q + 1 and H + 1 of blocks of 32: at most 12, 6, 3 %.
+FLOPs: 3 / 8 N^2 a frame, three sixteenths of the plain product's, at 31.25 frames a second. Stage 3: 0.25 MMAC a latent frame,
+times three; the whole network: 40. Bytes: N float32 values a frame are written and read, and N / 2 written; the basis, 3 Q^2 4
+bytes (0.8, 3, 13 MB), stays in L2, whose reads take nearly as long as the products: 1.5 ms predicted on an H100.
+No column is idle. Of the rows, Q + 1 and H + 1 in blocks of 32, at most 12, 6, 3 % are idle.
 Not yet run on a GPU. Source: Samuel et al. 2020, section 2.3; original model/spectrogram.py.
 """
 
@@ -44,7 +44,7 @@ BLOCK_ROWS, BLOCK_K = 64, 32
 
 
 def block_columns(device: torch.device) -> int:
-    """Bins of a program: 64 where tensor cores take an operand from shared memory; elsewhere its registers do not suffice."""
+    """Return the bins of a program: 64 if tensor cores read operands from shared memory, else 32: operands take registers."""
     return 64 if operands_in_shared_memory(device) else 32
 
 
@@ -56,7 +56,7 @@ SLOPE = tl.constexpr(2 / math.log(10))
 
 @triton.jit
 def _windowed(p_signal, p_window, i_first, i_m, mask, SAMPLES):
-    """w[m] times the sample under it, reflected at both ends."""
+    """Return w[m] times the sample at that place; the signal is reflected at both ends."""
     i_sample = tl.abs(i_first + i_m)
     i_sample = tl.where(i_sample >= SAMPLES, 2 * (SAMPLES - 1) - i_sample, i_sample)
     return tl.load(p_signal + i_sample, mask=mask, other=0.0) * tl.load(p_window + i_m, mask=mask, other=0.0)
@@ -64,7 +64,7 @@ def _windowed(p_signal, p_window, i_first, i_m, mask, SAMPLES):
 
 @triton.jit
 def _log_power(b_power, b_mean):
-    """log10(power + 1e-8) - mean, to the last digit also where hardly anything sounds."""
+    """Return log10(power + 1e-8) - mean, accurate to the last digit also for nearly silent bins."""
     b_quiet = b_power < QUIET
     b_value = tl.where(b_quiet, 1.0 + b_power * 1e8, b_power + FLOOR)
     return tl.log2(b_value) * LOG10_2 - tl.where(b_quiet, b_mean + 8.0, b_mean)
@@ -75,9 +75,9 @@ def fold_kernel(
     p_signal, p_window, p_mean, p_dy, p_folded, p_last, SAMPLES, FRAMES, signal_n,
     N: tl.constexpr, HOP: tl.constexpr, ROW: tl.constexpr, SHORT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program: one frame's rows, and zeros; bin N / 2 of y, or, given dy, the gradient of its sum.
+    """Write the folded rows of one frame, padded with zeros, and bin N / 2 of y, or, given dy, the gradient of this bin's sum.
 
-    A lane adds up what k, N / 2 - k, Q - k and N / 2 - (Q - k) stand for.
+    A lane adds up v at k, N / 2 - k, Q - k, N / 2 - (Q - k), and at N minus each of these places.
     """
     Q: tl.constexpr = N // 4
     H: tl.constexpr = N // 8
@@ -131,7 +131,10 @@ def power_kernel(
     N: tl.constexpr, ROW: tl.constexpr, SHORT: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
     BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One program: BLOCK_COLUMNS bins 2 j + 1, 4 j or 4 j + 2 of BLOCK_ROWS frames; given dy, both parts' gradients."""
+    """Compute BLOCK_COLUMNS bins 2 j + 1, 4 j or 4 j + 2 of y of BLOCK_ROWS frames.
+
+    Given dy, compute the gradients of the bins' real and imaginary parts instead of y.
+    """
     Q: tl.constexpr = N // 4
     H: tl.constexpr = N // 8
     odd_blocks, even_blocks = tl.cdiv(Q, BLOCK_COLUMNS), tl.cdiv(H, BLOCK_COLUMNS)
@@ -144,7 +147,7 @@ def power_kernel(
     i_r = (i_row * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)).to(tl.int64)
     i_j = i_block * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
     m_r, m_j = i_r < ROWS, i_j < columns
-    # Rows of cosines, then as many rows of sines, of odd bins and of even ones.
+    # For odd bins, and then for even bins: rows of cosines, followed by as many rows of sines.
     first, sines = even * (2 * ROW) + second * SHORT, ROW + even * (2 * SHORT - ROW)
     first_bin, bin_sines = even * (2 * Q * ROW) + second * (H * SHORT), Q * ROW + even * (2 * H * SHORT - Q * ROW)
     b_cos = tl.zeros([BLOCK_ROWS, BLOCK_COLUMNS], tl.float32)
@@ -174,12 +177,12 @@ def power_kernel(
 
 
 def row_length(n_fft: int) -> int:
-    """Q + 1 values and zeros up to whole blocks."""
+    """Return the length of a folded row: Q + 1 values, and zeros up to whole blocks."""
     return (n_fft // 4 // BLOCK_K + 1) * BLOCK_K
 
 
 def _waves(n_fft: int, bins: Tensor, values: int) -> tuple[Tensor, Tensor]:
-    """cos and sin (bins, row) of a transform, for rows of so many values."""
+    """Return cos and sin of a transform, each (bins, row), for rows of ``values`` values, padded with zeros to whole blocks."""
     angle = 2 * math.pi / n_fft * (bins[:, None] * torch.arange(values) % n_fft).double()
     row = (0, -(-values // BLOCK_K) * BLOCK_K - values)
     return F.pad(angle.cos(), row), F.pad(angle.sin(), row)
@@ -187,12 +190,12 @@ def _waves(n_fft: int, bins: Tensor, values: int) -> tuple[Tensor, Tensor]:
 
 @functools.lru_cache(maxsize=16)
 def basis(n_fft: int, device: torch.device) -> tuple[Tensor, ...]:
-    """cos and sin of odd bins, (Q, row_length(n_fft)), and cos, cos, sin, sin of bins 4 i, 4 i + 2, 4 i, 4 i + 2, (H,
-    row_length(n_fft / 2)): float32, kept for every length and device, one behind the other in memory."""
+    """Return cos and sin of odd bins, (Q, row_length(n_fft)), and cos, cos, sin, sin of bins 4 i, 4 i + 2, 4 i, 4 i + 2, (H,
+    row_length(n_fft / 2)): float32, consecutive in memory, cached for each n_fft and device."""
     quarter, eighth = n_fft // 4, n_fft // 8
     cos, sin = _waves(n_fft, 2 * torch.arange(quarter) + 1, quarter + 1)
     (cos_4, sin_4), (cos_2, sin_2) = (_waves(n_fft, 4 * torch.arange(eighth) + b, eighth + 1) for b in (0, 2))
-    # Zero by mathematics, not by rounding: the fold leaves values there.
+    # These entries are exactly zero in theory; set them, as the folded rows have values there.
     cos[:, quarter] = cos_2[:, eighth] = sin_4[:, eighth] = 0
     waves = (cos, sin, cos_4, cos_2, sin_4, sin_2)
     found = torch.cat([wave.flatten() for wave in waves]).float().to(device)
@@ -207,7 +210,10 @@ def _sizes(n_fft: int) -> dict[str, int]:
 
 
 def fold(signal: Tensor, window: Tensor, hop: int, mean: Tensor | None, dy: Tensor | None, last: Tensor) -> Tensor:
-    """The rows of every frame, (n F, 2 ROW + 4 SHORT); writes bin N / 2 into ``last`` (y, or the gradient of its sum)."""
+    """Return the folded rows of every frame, (n F, 2 ROW + 4 SHORT), float32; write bin N / 2 into ``last``.
+
+    ``last`` is y, or, given dy, receives the gradient of the bin's sum.
+    """
     n, samples = signal.shape
     sizes, frames = _sizes(len(window)), samples // hop + 1
     folded = torch.empty(n * frames, 2 * sizes["ROW"] + 4 * sizes["SHORT"], dtype=torch.float32, device=signal.device)
@@ -222,8 +228,8 @@ def fold(signal: Tensor, window: Tensor, hop: int, mean: Tensor | None, dy: Tens
 def transform(
     folded: Tensor, n_fft: int, mean: Tensor | None, dy: Tensor | None, y: Tensor | None, dparts: Tensor | None
 ) -> None:
-    """Write all bins but N / 2 of y, or, given dy, the gradients of the parts, (n F, 4 Q): those of the products with
-    :func:`basis`, in its order."""
+    """Write all bins of y except N / 2. Given dy, write the gradients of the products with :func:`basis` into ``dparts``
+    (n F, 4 Q), in the order of :func:`basis`, instead."""
     rows, block = len(folded), block_columns(folded.device)
     blocks = -(-(n_fft // 4) // block) + 2 * -(-(n_fft // 8) // block)
     launch(
@@ -235,7 +241,7 @@ def transform(
 
 
 def log_power_forward(signal: Tensor, window: Tensor, mean: Tensor, hop: int) -> Tensor:
-    """y (n, F, N / 2 + 1); all float32, ``signal`` (n, samples) with unit stride along samples."""
+    """Return y (n, F, N / 2 + 1); all float32, ``signal`` (n, samples) has unit stride along samples."""
     frames, bins = signal.shape[1] // hop + 1, len(window) // 2 + 1
     y = torch.empty(len(signal), frames, bins, dtype=torch.float32, device=signal.device)
     transform(fold(signal, window, hop, mean, None, y), len(window), mean, None, y, None)

@@ -1,11 +1,11 @@
-"""The signal's gradient through the logarithm of the short-time power (see `log_power`); training does not ask for it.
+"""Gradient of the signal through the logarithm of the short-time power (see `log_power`); training does not need it.
 
     with g = dy 2 / ln 10 / (|X|^2 + 1e-8):  d re = g re, d im = g im      the forward's transform with another epilogue
-    the folded rows' gradients are products with the transposed basis, of which PyTorch unfolds those of even bins once;
+    the folded rows' gradients are products with the transposed basis; PyTorch unfolds those of even bins once
     then, gathered for every sample s,
     dx[s] = sum over u in {s + N/2, N/2 - s, N/2 + 2 (T - 1) - s} and frames f that cover u of w[m] dv[f, m], m = u - f hop
     dv[m] = de[k] + sign do[k] + (-1)^m dlast, k = min(m, N - m), sign = 1 for m <= N / 2, else -1
-    (u: where the padded signal shows the sample; the second and third near the ends only)
+    (u: places of the sample in the padded signal; the second and third exist only near the ends)
 
 Bytes: folded rows and their gradients, about 6 N 4 a frame; FLOPs: twice the forward's. One writer a sample, a fixed order.
 Not yet run on a GPU. Source: as the forward's.
@@ -30,7 +30,7 @@ BLOCK = 128
 
 @triton.jit
 def _covered(p_cos_even, p_cos_odd, p_sin_even, p_sin_odd, p_last, p_window, i_u, m_u, row, FRAMES, N, HOP):
-    """Sum over the frames of one item that cover the places ``i_u`` of the padded signal."""
+    """Return the sum of w[m] dv[f, m] over the frames f of one item that cover the places ``i_u`` of the padded signal."""
     b_sum = i_u.to(tl.float32) * 0.0
     for j in range(0, tl.cdiv(N, HOP)):
         i_f = i_u // HOP - j
@@ -61,7 +61,7 @@ def unfold_kernel(
     p_cos_even, p_cos_odd, p_sin_even, p_sin_odd, p_last, p_window, p_dx, SAMPLES, FRAMES,
     N: tl.constexpr, HOP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program: BLOCK samples of one item."""
+    """Compute dx of BLOCK samples of one item."""
     blocks = tl.cdiv(SAMPLES, BLOCK)
     i_n = (tl.program_id(0) // blocks).to(tl.int64)
     i_s = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -83,7 +83,7 @@ def unfold_kernel(
 
 
 def log_power_backward(dy: Tensor, signal: Tensor, window: Tensor, hop: int) -> Tensor:
-    """dsignal (n, samples); all float32, ``dy`` (n, F, N / 2 + 1) contiguous, ``signal`` as in the forward."""
+    """Return dsignal (n, samples); all float32, ``dy`` (n, F, N / 2 + 1) is contiguous, ``signal`` as in the forward."""
     n, samples = signal.shape
     n_fft, frames = len(window), samples // hop + 1
     quarter = n_fft // 4

@@ -1,11 +1,11 @@
-"""The loss of a stage and its statistics, from what `loss_sdr` and `loss_cosine` found; one program, one order.
+"""The loss of a stage and its statistics, from the results of `loss_sdr` and `loss_cosine`; one program, so one fixed order.
 
     sdr_i = sum_n sdr mask / divisors[i];  reconstruction = sum_n sdr(mix) / divisors[I]
     dissimilarity = sum of cosines / divisors[I + 1] / T;  similarity = sum / divisors[I + 2] / T
     loss = - sum_i sdr_i - w_r reconstruction + w_d dissimilarity - w_s similarity, terms of weight 0 or less left out
-    scales: what a signal's sdr (I sources, mix) and a cosine (between instruments, between items) weigh in the loss
+    scales: the weight in the loss of a signal's sdr (I sources, mix) and of a cosine (between instruments, between items)
 
-The divisors are those of the whole batch, of which this may be a part: then the parts' losses add up to the batch's.
+The divisors are those of the whole batch, also if the items are only a part of it: the parts' losses add up to the batch's.
 Launches: forward seven (two signals' moments and residuals, rows, cosines, this), backward three.
 Bytes: a few kilobytes, and the cosines' partial sums. Not yet run on a GPU.
 Source: Samuel et al. 2020, section 2.4; original utility/loss.py and model/tasnet.py (loss).
@@ -30,7 +30,7 @@ BLOCK = 256
 
 @triton.jit
 def _strided_sum(p_x, count, STEP: tl.constexpr, BLOCK: tl.constexpr):
-    """Sum of every STEP-th value."""
+    """Return the sum of ``count`` values that are STEP elements apart."""
     b_sum = tl.zeros([BLOCK], tl.float32)
     for first in range(0, count, BLOCK):
         i_x = first + tl.arange(0, BLOCK)
@@ -44,7 +44,7 @@ def loss_kernel(
     SIMILARITY: tl.constexpr, DISSIMILARITY: tl.constexpr, RECONSTRUCTION: tl.constexpr,
     BLOCK_I: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The only program."""
+    """Compute the loss, the statistics and the scales; one program does all."""
     i_i = tl.arange(0, BLOCK_I)
     m_source, m_all = i_i < INSTRUMENTS, i_i < INSTRUMENTS + 1
     m_signal = i_i < (INSTRUMENTS + 1 if RECONSTRUCTION > 0 else INSTRUMENTS)
@@ -81,10 +81,10 @@ def stage_loss_forward(
     estimate: Tensor, target: Tensor, mask: Tensor, latents: Tensor | None, mix_estimate: Tensor | None,
     mix: Tensor | None, divisors: Tensor, similarity: float, dissimilarity: float, reconstruction: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:  # fmt: skip
-    """Loss (), statistics (I + 3,), rows (b, I + 1, 4), saved cosines or None, scales (I + 3,), all float32.
+    """Return loss (), statistics (I + 3,), rows (b, I + 1, 4), saved cosines or None, scales (I + 3,), all float32.
 
-    ``estimate``, ``target`` (b, I, T); ``mix_estimate``, ``mix`` (b, 1, T) and ``latents`` (c + b, I, frames, N) are None where
-    their terms are off; ``mask`` (c + b, I) and ``divisors`` (I + 3,) float32 contiguous.
+    ``estimate``, ``target`` (b, I, T). ``mix_estimate``, ``mix`` (b, 1, T) and ``latents`` (c + b, I, frames, N) are None if
+    their terms are off. ``mask`` (c + b, I) and ``divisors`` (I + 3,): float32, contiguous; c is the number of carried items.
     """
     items, instruments, _ = estimate.shape
     carried = len(mask) - items
@@ -107,7 +107,7 @@ def stage_loss_backward(
     dloss: Tensor, estimate: Tensor, target: Tensor, mask: Tensor, latents: Tensor | None, mix_estimate: Tensor | None,
     mix: Tensor | None, rows: Tensor, saved: Tensor | None, scales: Tensor,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
-    """Gradients of the sources' estimates, of the mix's, and of the latents."""
+    """Return the gradients of ``estimate``, ``mix_estimate`` and ``latents``; None for an input that is None."""
     items, instruments, _ = estimate.shape
     carried, on_mix, dlatents = len(mask) - items, None, None
     destimate = sdr_backward(dloss, scales, mask[carried:], rows, estimate, target, first=0)

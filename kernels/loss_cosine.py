@@ -1,17 +1,18 @@
 """Cosine similarities along channels of the encoded sources: between instruments, and from item to item; and the gradient.
 
     n_i = |x_i|, c_i = max(n_i, 1e-8)
-    between instruments i < j of one item that both sound:  sum_c |x_i| |x_j| / (c_i c_j)
-    with the item before, p, where both sound:              sum_c x_i p_i / (c_i c(p_i))
+    between instruments i < j of one item, both not silent:  sum_c |x_i| |x_j| / (c_i c_j)
+    with the item before, p, both not silent:                sum_c x_i p_i / (c_i c(p_i))
     dx_i = sign(x_i) sum_j A_ij |x_j| + A_p p_i + A_n y_i - B_i x_i, y the item after, g the scales of the two terms
-           A_ij = g / (c_i c_j), A_p, A_n alike;  B_i = (sum of g cos_i.) / (c_i n_i), nothing where n_i = 0
+           A_ij = g / (c_i c_j), A_p, A_n alike;  B_i = (sum of g cos_i.) / (c_i n_i), 0 where n_i = 0
 
-The batch is a ring, or its first row is carried: the item before the batch, which is compared with its successor alone.
-The I instruments of a frame are rows of one tile, their partners k = 1 .. I // 2 places further in a ring of instruments; that
-at I / 2 is counted half from either side. Forward keeps I // 2 + 2 numbers a frame and instrument (n, the products with the
-partners and with the item before): it is one pass, which reads the partners' norms from what it kept, and so is backward.
+The items form a ring, or the first item is carried: it is the item before the batch, compared only with the item after it.
+The I instruments of a frame are rows of one tile. Each has partners k = 1 .. I // 2 places further in a ring of instruments; a
+partner at I / 2 counts half from either side. Forward saves I // 2 + 2 numbers for each frame and instrument: n, the products
+with the partners, and the product with the item before. It is one pass: it reads the partners' norms from the saved numbers.
+Backward is one pass, too.
 
-Bytes: x once forward (partners and the item before come from the caches: items of one tile of frames are neighbours), once
+Bytes: x once forward (partners and the item before come from the caches: items of one tile of frames are neighbours), x once
 backward, dx written: 3 n I T C sizeof(dtype). FLOPs: (6.5 I + 10) n I T C. Memory-bound to about 8 instruments.
 Not yet run on a GPU. Source: Samuel et al. 2020, section 2.4; original utility/loss.py.
 """
@@ -30,14 +31,14 @@ from .launch import alignment, launch, power_of_two, strides
 __all__ = ["cosine_backward", "cosine_bwd_kernel", "cosine_forward", "cosine_fwd_kernel"]
 
 ROWS = 16
-"""Rows of a program, instruments by frames, unless there are more instruments."""
+"""Rows of a program (instruments times frames), at least one frame of all instruments."""
 BLOCK_C = 64
 EPSILON = tl.constexpr(1e-8)
 
 
 @triton.jit
 def _place(T, ITEMS, INSTRUMENTS: tl.constexpr, BLOCK_I: tl.constexpr, FRAMES: tl.constexpr):
-    """Item, the ones before and after, instrument, frame and mask of each row; items of one tile are neighbours."""
+    """Return this program's item, the items before and after, and the instrument, frame and mask of each row."""
     i_n, i_tile = tl.program_id(0) % ITEMS, tl.program_id(0) // ITEMS
     i_row = tl.arange(0, BLOCK_I * FRAMES)
     i_i, i_t = i_row // FRAMES, i_tile * FRAMES + i_row % FRAMES
@@ -47,7 +48,7 @@ def _place(T, ITEMS, INSTRUMENTS: tl.constexpr, BLOCK_I: tl.constexpr, FRAMES: t
 
 @triton.jit
 def _load(p_x, i_n, i_i, i_t, x_n, x_i, x_t, i_c, mask):
-    """Some channels of the rows of one item, float32."""
+    """Load channels ``i_c`` of the rows of one item, as float32."""
     p_row = p_x + i_n.to(tl.int64) * x_n + i_i.to(tl.int64) * x_i + i_t.to(tl.int64) * x_t
     return tl.load(p_row[:, None] + i_c, mask=mask, other=0.0).to(tl.float32)
 
@@ -59,13 +60,13 @@ def _sounds(p_mask, i_n, i_i, m_row, INSTRUMENTS: tl.constexpr):
 
 @triton.jit
 def _cosine(b_product, b_norm, b_other):
-    """Products of two rows over their norms, which are at least 1e-8."""
+    """Return products of two rows divided by both norms, each norm at least 1e-8."""
     return b_product / (tl.maximum(b_norm, EPSILON) * tl.maximum(b_other, EPSILON))
 
 
 @triton.jit
 def _kept(p_saved, i_n, i_i, i_t, T, WHICH: tl.constexpr, m_row, INSTRUMENTS: tl.constexpr):
-    """A product that the forward kept at row (i_n, i_i)."""
+    """Load number WHICH that the forward saved for item ``i_n``, instrument ``i_i``: 0 the norm, then the products."""
     DISTANCES: tl.constexpr = INSTRUMENTS // 2
     p_row = p_saved + ((i_n.to(tl.int64) * T + i_t) * INSTRUMENTS + i_i) * (DISTANCES + 2)
     return tl.load(p_row + WHICH, mask=m_row, other=0.0)
@@ -77,14 +78,14 @@ def cosine_fwd_kernel(
     C: tl.constexpr, INSTRUMENTS: tl.constexpr, CARRIED: tl.constexpr, ALIGN: tl.constexpr,
     BLOCK_I: tl.constexpr, FRAMES: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """One program: FRAMES frames of one item; saved rows (items, T, I, I // 2 + 2), sums of both terms (programs, 2)."""
+    """Write the saved rows (items, T, I, I // 2 + 2) and partial sums of both terms (programs, 2) of FRAMES frames."""
     DISTANCES: tl.constexpr = INSTRUMENTS // 2
     i_n, i_before, _, i_i, i_t, m_row = _place(T, ITEMS, INSTRUMENTS, BLOCK_I, FRAMES)
     x_n, x_i, x_t = x_n.to(tl.int64) * ALIGN, x_i.to(tl.int64) * ALIGN, x_t.to(tl.int64) * ALIGN
     p_first = p_saved
     p_saved += ((i_n.to(tl.int64) * T + i_t) * INSTRUMENTS + i_i) * (DISTANCES + 2)
     b_sounds = _sounds(p_mask, i_n, i_i, m_row, INSTRUMENTS)
-    b_own = b_sounds & (i_n >= CARRIED)  # the carried item counts in nothing of its own
+    b_own = b_sounds & (i_n >= CARRIED)  # the carried item has no terms of its own
     b_square = tl.zeros([BLOCK_I * FRAMES, BLOCK_C], tl.float32)
     b_before, b_product, pairs = b_square, b_square, ()
     for _ in tl.static_range(DISTANCES):
@@ -108,7 +109,7 @@ def cosine_fwd_kernel(
     b_items = _cosine(b_with, b_norm, tl.sqrt_rn(tl.sum(b_before, 1)))
     b_items = tl.where(b_own & _sounds(p_mask, i_before, i_i, m_row, INSTRUMENTS), b_items, 0.0)
     b_pairs = tl.zeros_like(b_items)
-    tl.debug_barrier()  # the partners' norms are those of other rows
+    tl.debug_barrier()  # other rows have written the partners' norms
     for k in tl.static_range(1, DISTANCES + 1):
         i_k = (i_i + k) % INSTRUMENTS
         b_with = tl.sum(pairs[k - 1], 1)
@@ -123,7 +124,7 @@ def cosine_fwd_kernel(
 
 @triton.jit
 def _weight(p_saved, p_mask, i_n, i_i, i_t, T, scale, m_row, INSTRUMENTS: tl.constexpr):
-    """scale / c_j of the row's partner (i_n, i_i), 0 where the partner is silent."""
+    """Return scale / c_j of each row's partner (i_n, i_i), 0 if the partner is silent."""
     DISTANCES: tl.constexpr = INSTRUMENTS // 2
     p_norm = p_saved + ((i_n.to(tl.int64) * T + i_t) * INSTRUMENTS + i_i) * (DISTANCES + 2)
     b_norm = tl.load(p_norm, mask=m_row, other=1.0)
@@ -137,7 +138,7 @@ def cosine_bwd_kernel(
     C: tl.constexpr, INSTRUMENTS: tl.constexpr, CARRIED: tl.constexpr, ALIGN: tl.constexpr,
     BLOCK_I: tl.constexpr, FRAMES: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """One program: dx of FRAMES frames of one item."""
+    """Compute dx of FRAMES frames of one item."""
     DISTANCES: tl.constexpr = INSTRUMENTS // 2
     i_n, i_before, i_after, i_i, i_t, m_row = _place(T, ITEMS, INSTRUMENTS, BLOCK_I, FRAMES)
     x_n, x_i, x_t = x_n.to(tl.int64) * ALIGN, x_i.to(tl.int64) * ALIGN, x_t.to(tl.int64) * ALIGN
@@ -153,7 +154,7 @@ def cosine_bwd_kernel(
     b_after = _weight(p_saved, p_mask, i_after, i_i, i_t, T, after, m_sounds, INSTRUMENTS)
     b_radial = b_before * _kept(p_saved, i_n, i_i, i_t, T, DISTANCES + 1, m_row, INSTRUMENTS)
     b_radial += b_after * _kept(p_saved, i_after, i_i, i_t, T, DISTANCES + 1, m_row, INSTRUMENTS)
-    weights = ()  # of the instruments k places further and k places before, alternately
+    weights = ()  # for the instruments k places further and k places before, alternately
     for k in tl.static_range(1, DISTANCES + 1):
         i_k = (i_i + k) % INSTRUMENTS
         b_weight = _weight(p_saved, p_mask, i_n, i_k, i_t, T, pairs, m_sounds, INSTRUMENTS)
@@ -186,7 +187,7 @@ def cosine_bwd_kernel(
 
 
 def _layout(x: Tensor, carried: int) -> tuple[int, dict[str, int]]:
-    """Programs, and the arguments of both kernels."""
+    """Return the number of programs, and the arguments that both kernels share."""
     items, instruments, frames, channels = x.shape
     align, block = alignment(x), power_of_two(instruments, 1)
     each = max(1, ROWS // block)
@@ -198,9 +199,9 @@ def _layout(x: Tensor, carried: int) -> tuple[int, dict[str, int]]:
 
 
 def cosine_forward(x: Tensor, mask: Tensor, carried: int) -> tuple[Tensor, Tensor]:
-    """Saved rows (items, T, I, I // 2 + 2) and the two terms' sums, (programs, 2), float32.
+    """Return the saved rows (items, T, I, I // 2 + 2) and partial sums of both terms (programs, 2), both float32.
 
-    ``x`` (items, I, T, C), ``mask`` (items, I) float32; ``carried`` is 1 if the first item is not one of the batch.
+    ``x`` (items, I, T, C), ``mask`` (items, I) float32; ``carried`` is 1 if the first item is the one before the batch, else 0.
     """
     items, instruments, frames, _ = x.shape
     programs, arguments = _layout(x, carried)
@@ -211,7 +212,7 @@ def cosine_forward(x: Tensor, mask: Tensor, carried: int) -> tuple[Tensor, Tenso
 
 
 def cosine_backward(dloss: Tensor, scales: Tensor, x: Tensor, mask: Tensor, saved: Tensor, carried: int) -> Tensor:
-    """dx (items, I, T, C) in x's dtype."""
+    """Return dx (items, I, T, C) in x's dtype."""
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     programs, arguments = _layout(x, carried)
     launch(

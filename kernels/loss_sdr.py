@@ -1,14 +1,14 @@
-"""Scale-invariant signal-to-distortion ratio of signals, and its gradient.
+"""Scale-invariant signal-to-distortion ratio (sdr) of signals, and its gradient.
 
     a = <s, e> / (|s|^2 + 1e-8);  P = a^2 |s|^2;  R = |e - a s|^2;  sdr = 10 (log10 max(P, 1e-8) - log10 max(R, 1e-8))
     d sdr / de = (p + q) s + r (e - a s), each of the two logarithms only where it is not clamped:
                  p = 20 / ln 10 a |s|^2 / (P (|s|^2 + 1e-8)),  r = -20 / (ln 10 R),  q = -r a 1e-8 / (|s|^2 + 1e-8)
 
-R is summed in a second pass over e and s: |e|^2 - a <s, e> would lose a digit for every 10 dB. Sums are taken by tiles, and
-the tiles added in their order. Silence: a = 0, both powers clamped, no gradient, no NaN.
+R is summed in a second pass over e and s: |e|^2 - a <s, e> would lose a digit for every 10 dB. Sums are taken by tiles, and the
+tiles are added in order. For silence a = 0, both powers are clamped, and the gradient is 0, not NaN.
 
-Bytes: e and s twice forward, once backward and de written: 7 n T 4 for float32 signals. FLOPs: 10 n T. Memory-bound: at
-12 items of 5 signals of 8 s at 32 kHz 0.43 GB.
+Bytes: e and s twice forward and once backward, de written: 7 n T 4 for float32 signals. FLOPs: 10 n T. Memory-bound. For 12
+items of 5 signals of 8 s at 32 kHz: 0.43 GB.
 Not yet run on a GPU. Source: Samuel et al. 2020, section 2.4; original utility/loss.py (sdr_objective).
 """
 
@@ -36,7 +36,7 @@ LOG10_2 = tl.constexpr(0.30102999566398120)
 
 @triton.jit
 def _place(SIGNALS, FIRST, samples, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """Item and signal of this program, its row of (items, ROWS), its tile and samples."""
+    """Return this program's item and signal, their row of (items, ROWS), and its tile and samples."""
     tiles = tl.cdiv(samples, BLOCK)
     i_signal, i_tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
     i_n, i_i = (i_signal // SIGNALS).to(tl.int64), (i_signal % SIGNALS).to(tl.int64)
@@ -45,7 +45,7 @@ def _place(SIGNALS, FIRST, samples, ROWS: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def _moments(p_moments, tiles, MERGED: tl.constexpr):
-    """<s, e> and |s|^2 of one row, tiles in their order."""
+    """Return <s, e> and |s|^2 of one row, the tiles added in order."""
     b_dot, b_power = tl.zeros([MERGED], tl.float32), tl.zeros([MERGED], tl.float32)
     for first in range(0, tiles, MERGED):
         i_tile = first + tl.arange(0, MERGED)
@@ -59,7 +59,7 @@ def sdr_moments_kernel(
     p_e, p_s, p_parts, T, e_n, e_i, s_n, s_i,
     SIGNALS: tl.constexpr, FIRST: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program: <s, e> and |s|^2 of one tile, into rows (items, ROWS, 3, tiles)."""
+    """Write <s, e> and |s|^2 of one tile to rows 0 and 1 of (items, ROWS, 3, tiles)."""
     i_n, i_i, row, i_tile, i_t = _place(SIGNALS, FIRST, T, ROWS, BLOCK)
     b_e = tl.load(p_e + i_n * e_n + i_i * e_i + i_t, mask=i_t < T, other=0.0).to(tl.float32)
     b_s = tl.load(p_s + i_n * s_n + i_i * s_i + i_t, mask=i_t < T, other=0.0).to(tl.float32)
@@ -74,7 +74,7 @@ def sdr_residual_kernel(
     p_e, p_s, p_parts, T, e_n, e_i, s_n, s_i,
     SIGNALS: tl.constexpr, FIRST: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, MERGED: tl.constexpr,
 ):  # fmt: skip
-    """One program: |e - a s|^2 of one tile."""
+    """Write |e - a s|^2 of one tile to row 2 of (items, ROWS, 3, tiles)."""
     i_n, i_i, row, i_tile, i_t = _place(SIGNALS, FIRST, T, ROWS, BLOCK)
     tiles = tl.cdiv(T, BLOCK)
     p_parts += row * 3 * tiles
@@ -87,7 +87,7 @@ def sdr_residual_kernel(
 
 @triton.jit(do_not_specialize=["TILES"])
 def sdr_rows_kernel(p_parts, p_rows, TILES, MERGED: tl.constexpr):
-    """One program: (sdr, a, p + q, r) of one signal."""
+    """Compute (sdr, a, p + q, r) of one signal."""
     row = tl.program_id(0).to(tl.int64)
     p_parts += row * 3 * TILES
     dot, power = _moments(p_parts, TILES, MERGED)
@@ -110,7 +110,7 @@ def sdr_bwd_kernel(
     p_dloss, p_scales, p_mask, p_rows, p_e, p_s, p_de, T, e_n, e_i, s_n, s_i,
     SIGNALS: tl.constexpr, FIRST: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program: one tile of de; a signal's weight in the loss is its scale, and the mask where there is one."""
+    """Compute one tile of de; a signal's weight in the loss is its scale, times its mask if there is a mask."""
     i_n, i_i, row, i_tile, i_t = _place(SIGNALS, FIRST, T, ROWS, BLOCK)
     weight = tl.load(p_dloss).to(tl.float32) * tl.load(p_scales + FIRST + i_i)
     if p_mask is not None:
@@ -130,9 +130,9 @@ def _signals(e: Tensor, s: Tensor, first: int, rows: int) -> dict[str, int]:
 
 
 def sdr_forward(estimate: Tensor, target: Tensor, mix_estimate: Tensor | None, mix: Tensor | None) -> Tensor:
-    """Rows (sdr, a, p + q, r), (n, I + 1, 4) float32: I sources and the mix (not written without one).
+    """Return rows (sdr, a, p + q, r), (n, I + 1, 4) float32: I sources, then the mix, undefined without a mix.
 
-    ``estimate``, ``target`` (n, I, T) and ``mix_estimate``, ``mix`` (n, 1, T) with unit stride along samples.
+    ``estimate``, ``target`` (n, I, T) and ``mix_estimate``, ``mix`` (n, 1, T) have unit stride along samples.
     """
     n, instruments, samples = estimate.shape
     tiles, signals = -(-samples // BLOCK), instruments + 1
@@ -153,7 +153,7 @@ def sdr_forward(estimate: Tensor, target: Tensor, mix_estimate: Tensor | None, m
 def sdr_backward(
     dloss: Tensor, scales: Tensor, mask: Tensor | None, rows: Tensor, e: Tensor, s: Tensor, first: int
 ) -> Tensor:
-    """de (n, signals, T) in e's dtype; ``first`` 0 for the sources, I for the mix."""
+    """Return de (n, signals, T) in e's dtype; ``first`` is 0 for the sources, I for the mix."""
     de = torch.empty(e.shape, dtype=e.dtype, device=e.device)
     launch(
         sdr_bwd_kernel, len(e) * e.shape[1] * -(-e.shape[2] // BLOCK), e,

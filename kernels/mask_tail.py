@@ -1,10 +1,10 @@
-"""Group norm of PReLU(m), masks, product with the mixture's latent: the end of the masking network.
+"""The end of the masking network: group norm of PReLU(m), masks, product with the mixture's latent.
 
     z = PReLU(m, slope) as stored;  u = scale (z - mean) + beta
     p[i] = exp(u[i]) / sum_j exp(u[j]) over the first SOFTMAX instruments; 1 / (1 + exp(-u[i])) for each other one
     y[n, i, t, c] = p[n, i, t, c] latent[n, t, c]
 
-A program loads and normalises every value once: what it needs of its frames and channels stays in registers.
+A program loads and normalises each value once, and keeps the normalised values of all instruments in registers.
 Bytes: m and y once, the latent once: n (2 I + 1) T C sizeof(dtype). FLOPs: about 25 a value. Memory-bound everywhere.
 Not yet run on a GPU. Source: Samuel et al. 2020, section 2; original model/mask_tcn.py (prelu_4, norm_4, softmax) and
 model/tasnet.py (the product).
@@ -28,7 +28,7 @@ __all__ = [
 
 PER_LN_2 = tl.constexpr(1.4426950408889634)
 FRAMES = 32
-"""Frames of a program: with 32 channels and 4 warps a tile of one instrument takes eight registers a thread."""
+"""Frames of a program. With 32 channels and 4 warps, a tile of one instrument takes eight registers of each thread."""
 
 
 @triton.jit
@@ -44,7 +44,7 @@ def tail_place(T, C: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr)
 
 @triton.jit
 def _normalised(p_m, p_affine, p_beta, i_i, slope, i_m, i_c, mask, m_i, C: tl.constexpr):
-    """m, z - mean, and u / ln 2 of instrument ``i_i``; ``i_m`` are the elements' offsets within an instrument."""
+    """Return m, z - mean and u / ln 2 of instrument ``i_i``, float32; ``i_m`` are the elements' offsets in an instrument."""
     b_m = tl.load(p_m + i_i * m_i + i_m, mask=mask, other=0.0)
     p_channel = p_affine + i_i * 4 * C + i_c
     b_scale = tl.load(p_channel, mask=i_c < C, other=0.0) * PER_LN_2
@@ -56,7 +56,10 @@ def _normalised(p_m, p_affine, p_beta, i_i, slope, i_m, i_c, mask, m_i, C: tl.co
 
 @triton.jit
 def shares(u, b_value, INSTRUMENTS: tl.constexpr, SOFTMAX: tl.constexpr):
-    """The masks of a value, a tuple over the instruments as ``u / ln 2`` is: shares of the softmax, or sigmoids."""
+    """Return ``b_value`` times the masks (shares of the softmax, or sigmoids), a tuple over the instruments.
+
+    ``u`` is a tuple over the instruments, too: u / ln 2.
+    """
     b_top, p = u[0], ()
     for i_i in tl.static_range(1, SOFTMAX):
         b_top = tl.maximum(b_top, u[i_i])
@@ -68,7 +71,7 @@ def shares(u, b_value, INSTRUMENTS: tl.constexpr, SOFTMAX: tl.constexpr):
         else:
             b_sum += p[i_i]
     if SOFTMAX > 0:
-        b_root = tl.rsqrt(b_sum)  # of 1 to SOFTMAX: a division's steps for large and small numbers are not needed
+        b_root = tl.rsqrt(b_sum)  # b_sum is from 1 to SOFTMAX: a division's extra steps are not needed
         b_sum = b_value * (b_root * b_root)
     found = ()
     for i_i in tl.static_range(INSTRUMENTS):
@@ -84,7 +87,7 @@ def masks(
     p_m, p_affine, p_beta, slope, b_value, i_m, i_c, mask, m_i,
     C: tl.constexpr, INSTRUMENTS: tl.constexpr, SOFTMAX: tl.constexpr,
 ):  # fmt: skip
-    """Tuples over the instruments: m, z - mean, and the mask of a value: its share by the softmax or a sigmoid."""
+    """Return three tuples over the instruments: m, z - mean, and ``b_value`` times the mask (see :func:`shares`)."""
     m, z, u = (), (), ()
     for i_i in tl.static_range(INSTRUMENTS):
         b_m, b_z, b_u = _normalised(p_m, p_affine, p_beta, i_i, slope, i_m, i_c, mask, m_i, C)
@@ -98,7 +101,7 @@ def mask_tail_fwd_kernel(
     C: tl.constexpr, INSTRUMENTS: tl.constexpr, SOFTMAX: tl.constexpr, ALIGN: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """One program: BLOCK_T frames of one item, BLOCK_C channels, all instruments."""
+    """Compute y of BLOCK_T frames and BLOCK_C channels of one item, for all instruments."""
     i_n, _, i_t, i_c = tail_place(T, C, BLOCK_T, BLOCK_C)
     i_n = i_n.to(tl.int64)
     mask = (i_t < T)[:, None] & (i_c < C)[None, :]
@@ -118,7 +121,7 @@ def mask_tail_fwd_kernel(
 
 
 def mask_tail_forward(m: Tensor, latent: Tensor, slope: Tensor, affine: Tensor, beta: Tensor, softmax: int) -> Tensor:
-    """y (n, I, T, C) in m's dtype; ``m`` and ``latent`` (n, 1, T, C) with unit stride along channels."""
+    """Return y (n, I, T, C) in m's dtype; ``m`` (n, I, T, C) and ``latent`` (n, 1, T, C) have unit stride along channels."""
     n, instruments, frames, channels = m.shape
     y = torch.empty(n, instruments, frames, channels, dtype=m.dtype, device=m.device)
     block, align = channel_block(channels), alignment(m, latent)

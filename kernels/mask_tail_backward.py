@@ -1,4 +1,4 @@
-"""Backward of the masking network's end: two passes over m, dy and the latent, nothing else stored by the forward.
+"""Backward of the masking network's end: two passes over dy, m and the latent; the forward stores no other activation.
 
     p, z, u as in the forward, computed again;  g[i] = dy[i] latent
     dlatent = sum_i dy[i] p[i]
@@ -7,7 +7,7 @@
     dgamma = sum_n rstd S;  dbeta = sum_n D;    q, r from S and D as in group_norm.py
     dm = (scale du + q (z - mean) + r) PReLU'(m);  dslope = sum of dz m where m <= 0
 
-The second pass loads m twice, the second time from the cache: to hold m and z until dm takes 60 registers more.
+The second pass loads m twice, the second time from the cache: to hold m and z until dm is known takes 60 more registers.
 Bytes: m, dy and the latent twice, dm and dlatent once: n (5 I + 3) T C sizeof(dtype). Every sum has one fixed order: steps,
 rows, tiles, items. On an H100 the last stage of a step is predicted at 0.51 and 0.75 ms, 0.46 and 0.60 by bytes: instructions
 limit both (241 and 132 registers, four and three programs a multiprocessor).
@@ -32,7 +32,7 @@ from .tile import activation, slope_of
 __all__ = ["mask_tail_backward", "mask_tail_dx_kernel", "mask_tail_sums_kernel"]
 
 SUMS_FRAMES = 16
-"""Frames at a time where they are added up; with 32 channels, eight registers a thread of 2 warps for each instrument."""
+"""Frames that a step of the sums takes. With 32 channels and 2 warps, each instrument takes eight registers of a thread."""
 
 
 @triton.jit
@@ -40,7 +40,7 @@ def _gradients(
     p_m, p_affine, p_beta, p_dy, p_latent, slope, i_m, i_c, i_dy, i_latent, mask, m_i, dy_i,
     C: tl.constexpr, INSTRUMENTS: tl.constexpr, SOFTMAX: tl.constexpr,
 ):  # fmt: skip
-    """dlatent and, as tuples over the instruments, m, z - mean and du; du is 0 past the end, where dy is."""
+    """Return dlatent and, as tuples over the instruments, m, z - mean and du; past the end dy is 0, and so is du."""
     m, z, p = masks(p_m, p_affine, p_beta, slope, 1.0, i_m, i_c, mask, m_i, C, INSTRUMENTS, SOFTMAX)
     b_latent = tl.load(p_latent + i_latent, mask=mask, other=0.0).to(tl.float32)
     dy = ()
@@ -66,9 +66,9 @@ def mask_tail_sums_kernel(
     C: tl.constexpr, INSTRUMENTS: tl.constexpr, SOFTMAX: tl.constexpr, ALIGN: tl.constexpr, TILE: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """One program: dlatent, and S and D as rows of (n, I, tiles, 2, C), of TILE frames in steps of BLOCK_T.
+    """Compute dlatent, and S and D as rows of (n, I, tiles, 2, C), of TILE frames in steps of BLOCK_T.
 
-    Rows are added up once, at the end: in every step that took a third of the instructions.
+    Rows are added up once, at the end: adding them up in every step took a third of the instructions.
     """
     i_n, i_tile, _, i_c = tail_place(T, C, TILE, BLOCK_C)
     i_n, tiles = i_n.to(tl.int64), tl.cdiv(T, TILE)
@@ -113,7 +113,7 @@ def mask_tail_dx_kernel(
     C: tl.constexpr, INSTRUMENTS: tl.constexpr, SOFTMAX: tl.constexpr, ALIGN: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """One program: dm of BLOCK_T frames of one item, BLOCK_C channels, all instruments, and its share of dslope."""
+    """Compute dm of BLOCK_T frames and BLOCK_C channels of one item, for all instruments, and a partial sum of dslope."""
     i_n, _, i_t, i_c = tail_place(T, C, BLOCK_T, BLOCK_C)
     i_n, slope = i_n.to(tl.int64), slope_of(p_slope)
     mask = (i_t < T)[:, None] & (i_c < C)[None, :]
@@ -132,14 +132,14 @@ def mask_tail_dx_kernel(
     i_dm = i_t.to(tl.int64)[:, None] * C + i_c[None, :]
     size = T.to(tl.int64) * C
     p_dm += i_n * INSTRUMENTS * size
-    # Summed once, after all instruments: no sum keeps the loads of the next one waiting.
+    # Sum once, after all instruments: then no sum delays the loads of the next instrument.
     b_dslope = tl.zeros(i_dm.shape, tl.float32)
     for i_i in tl.static_range(INSTRUMENTS):
         p_channel = p_norm + i_i * 4 * C + i_c
         b_scale = tl.load(p_affine + i_i * 4 * C + i_c, mask=i_c < C, other=0.0)
         b_q = tl.load(p_channel, mask=i_c < C, other=0.0)
         b_r = tl.load(p_channel + C, mask=i_c < C, other=0.0)
-        # Load m again, with another hint than before, so that nothing of it is held meanwhile.
+        # Load m again, with another cache hint: the compiler then does not keep the first m in registers.
         b_m = tl.load(p_m + i_i * m_i + i_m, mask=mask, other=0.0, eviction_policy="evict_first")
         b_mean = tl.load(p_affine + (i_i * 4 + 2) * C + i_c, mask=i_c < C, other=0.0)
         b_z = activation(b_m, slope) - b_mean[None, :]
@@ -154,7 +154,10 @@ def mask_tail_dx_kernel(
 def mask_tail_backward(
     dy: Tensor, m: Tensor, latent: Tensor, slope: Tensor, affine: Tensor, beta: Tensor, softmax: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """dm and dlatent (n, 1, T, C) in m's dtype and, in float32, dslope (1,), dgamma, dbeta; unit strides along channels."""
+    """Return dm (n, I, T, C) and dlatent (n, 1, T, C) in m's dtype and, in float32, dslope (1,), dgamma and dbeta (I, C).
+
+    ``dy``, ``m`` and ``latent`` have unit stride along channels.
+    """
     n, instruments, frames, channels = m.shape
     tiles, block, align = -(-frames // TILE), channel_block(channels), alignment(dy, m, latent)
     blocks = -(-channels // block)

@@ -1,16 +1,16 @@
-"""mask_output, masks and their product with the latent, without storing mask_output's result: inference's end of the network.
+"""The end of the network in inference: mask_output, masks, product with the latent; mask_output's result is not stored.
 
     m[n, i, t, c] = sum_k W'[n, i, c, k] x[n, i, t, k] + b'[n, i, c], W', b' folded as in pointwise.py
-    partials[n, i, tile, :, c] = (mean, M2) of PReLU(m, slope)                    first launch: m goes no further
-    y[n, i, t, c] = p[n, i, t, c] latent[n, t, c], p from m as in mask_tail.py    second launch: m computed again
+    partials[n, i, tile, :, c] = (mean, M2) of PReLU(m, slope)                    first launch: m is not stored
+    y[n, i, t, c] = p[n, i, t, c] latent[n, t, c], p from m as in mask_tail.py    second launch: m is computed again
 
-The first launch takes the product with its sides exchanged, W' x^T: a thread then holds many frames of few channels, and a sum
-over frames needs few shuffles; tiles inside the signal mask nothing. The second holds its frames of x, of all instruments, in
-shared memory and walks through the channels.
-Bytes: x twice, the latent and y once: n T (2 I K + (I + 1) C) sizeof(dtype), where storing m takes n T (I K + (3 I + 1) C).
-From L2: the weights once for each tile of either launch. FLOPs: 4 n I T K C, twice mask_output's. m is not rounded either.
+The first launch computes W' x^T, with the operands exchanged: a thread then holds many frames of few channels, and a sum over
+frames needs few shuffles; tiles inside the signal need no masks. A program of the second launch holds its frames of x, for all
+instruments, in shared memory and loops over the channels.
+Bytes: x twice, the latent and y once: n T (2 I K + (I + 1) C) sizeof(dtype); storing m would take n T (I K + (3 I + 1) C).
+From L2: the weights once for each tile of either launch. FLOPs: 4 n I T K C, twice mask_output's. m is not rounded.
 On an H100 the last stage of a song is predicted at 1.0 and 2.1 ms, bound by products and by the cache (9 and 18 instructions a
-value; 164 and 254 registers, two tiles a multiprocessor and one), where mask_output and mask_tail took 2.4 and 2.5.
+value; 164 and 254 registers, two tiles a multiprocessor and one). mask_output and mask_tail are predicted at 2.4 and 2.5 ms.
 Not yet run on a GPU. Source: Samuel et al. 2020, section 2; original model/mask_tcn.py (mask_output, prelu_4, norm_4, softmax).
 """
 
@@ -33,18 +33,18 @@ __all__ = [
 ]  # fmt: skip
 
 MAIN, TAIL = 128, 32
-"""Channels of x at most."""
+"""Largest number of channels of x, as main and tail."""
 STATISTICS = {"BLOCK_C": 64, "num_warps": 4, "num_stages": 2}
 MASKS = {"BLOCK_T": 64, "BLOCK_C": 32, "num_warps": 4, "num_stages": 2}
 NARROW = 16
-"""Channels where tensor cores take the first operand from registers."""
+"""BLOCK_C where tensor cores take the first operand from registers."""
 MOST_INSTRUMENTS = 4
-"""Whose frames of x fit into shared memory."""
+"""Largest number of instruments whose frames of x fit into shared memory."""
 
 
 @triton.jit
 def _weights(p_w, i_c, i_k, C: tl.constexpr, K: tl.constexpr):
-    """Some channels' weights, (channels, inputs)."""
+    """Load the weights of channels ``i_c`` and inputs ``i_k``, (channels, inputs)."""
     return tl.load(p_w + i_c[:, None] * K + i_k[None, :], mask=(i_c < C)[:, None] & (i_k < K)[None, :], other=0.0)
 
 
@@ -53,8 +53,8 @@ def _all_moments(
     b_x, b_x_tail, p_w, p_bias, p_statistics, slope, m_t, count, i_k, i_tail,
     C: tl.constexpr, K: tl.constexpr, TAIL_K: tl.constexpr, BLOCK_C: tl.constexpr, INSIDE: tl.constexpr,
 ):  # fmt: skip
-    """Write the moments of all channels over a tile's ``count`` frames. INSIDE: all of its frames are in the signal."""
-    # The last tile loads nothing ahead: both loops have shared memory of their own.
+    """Write the moments of all channels over a tile's ``count`` frames. INSIDE: all frames of the tile are in the signal."""
+    # For a last tile do not load ahead: the two versions of this loop do not share their shared memory.
     for c in tl.range(0, C, BLOCK_C, num_stages=None if INSIDE else 1):
         i_c = c + tl.arange(0, BLOCK_C)
         m_c = i_c < C
@@ -79,7 +79,7 @@ def mask_statistics_kernel(
     K: tl.constexpr, C: tl.constexpr, INSTRUMENTS: tl.constexpr, ALIGN: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, TAIL_K: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """One program: one tile of one item and instrument, all channels."""
+    """Compute the partials of one tile of one item and instrument, for all channels."""
     row = tl.program_id(0)
     tiles = tl.cdiv(T, BLOCK_T)
     i_ni, i_tile = row // tiles, row % tiles
@@ -114,7 +114,7 @@ def masked_latent_kernel(
     K: tl.constexpr, C: tl.constexpr, INSTRUMENTS: tl.constexpr, SOFTMAX: tl.constexpr, ALIGN: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, TAIL_K: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """One program: BLOCK_T frames of one item, all instruments and channels."""
+    """Compute y of BLOCK_T frames of one item, for all instruments and channels."""
     tiles = tl.cdiv(T, BLOCK_T)
     i_n = (tl.program_id(0) // tiles).to(tl.int64)
     i_t = (tl.program_id(0) % tiles) * BLOCK_T + tl.arange(0, BLOCK_T)
@@ -136,7 +136,7 @@ def masked_latent_kernel(
         x = x + (tl.load(p_own + i_k[None, :], mask=m_t & (i_k < K)[None, :], other=0.0),)
         if TAIL_K > 0:
             tails = tails + (tl.load(p_own + i_tail[None, :], mask=m_t & (i_tail < K)[None, :], other=0.0),)
-    # PReLU(m) = (1 + slope) / 2 m + (1 - slope) / 2 |m|: with the norm two instructions a value.
+    # PReLU(m) = (1 + slope) / 2 m + (1 - slope) / 2 |m|: PReLU and norm together are two instructions a value.
     slope = slope_of(p_slope)
     straight, bent = (0.5 + 0.5 * slope) * PER_LN_2, (0.5 - 0.5 * slope) * PER_LN_2
     for c in range(0, C, BLOCK_C):
@@ -144,7 +144,7 @@ def masked_latent_kernel(
         m_c = i_c < C
         mask = m_t & m_c[None, :]
         b_latent = tl.load(p_latent + i_c[None, :], mask=mask, other=0.0)
-        # Load each instrument's bias, scale and shift before a product waits for its weights.
+        # Load each instrument's bias, scale and shift before the first product waits for weights.
         sums, scales, bends, shifts = (), (), (), ()
         for i_i in tl.static_range(INSTRUMENTS):
             b_bias = tl.load(p_bias + i_i * C + i_c, mask=m_c, other=0.0)
@@ -165,10 +165,10 @@ def masked_latent_kernel(
 
 
 def serves(x: Tensor) -> bool:
-    """Return whether both kernels are for activations (n, I, T, K) of this dtype and these sizes, on this device.
+    """Return whether both kernels accept activations (n, I, T, K) of x's dtype and sizes, on x's device.
 
-    A program keeps its frames of x in shared memory, beside the weights to come: 99 KiB are too few. With half of the frames
-    they would do, but then the masks are faster by way of memory (predicted for an RTX 4090: 33 ms of a song, and 28).
+    A program keeps its frames of x and the weights of the next steps in shared memory: 99 KiB are too few. 99 KiB suffice for
+    half of the frames, but then storing m is faster (predicted for a song on an RTX 4090: 28 ms instead of 33).
     """
     fits = x.shape[3] <= MAIN + TAIL and x.shape[1] <= MOST_INSTRUMENTS and not little_shared_memory(x.device)
     return fits and x.dtype.itemsize == 2
@@ -180,9 +180,9 @@ def _columns(inputs: int) -> dict[str, int]:
 
 
 def mask_statistics(x: Tensor, folded: Tensor, bias: Tensor, slope: Tensor) -> Tensor:
-    """Partials (n, I, tiles, 2, C) of PReLU(m, slope); ``x`` (n, I, T, K) with unit strides.
+    """Return the partials (n, I, tiles, 2, C) of PReLU(m, slope); ``x`` (n, I, T, K) has unit stride along channels.
 
-    ``folded`` (n, I, C, K) in x's dtype and ``bias`` (n, I, C) are those of ``fold_weights``, the latter's rows added.
+    ``folded`` (n, I, C, K) in x's dtype and ``bias`` (n, I, C) are those of ``fold_weights``, the rows of the bias added up.
     """
     n, instruments, frames, inputs = x.shape
     channels, align = folded.shape[2], alignment(x)
@@ -198,7 +198,7 @@ def mask_statistics(x: Tensor, folded: Tensor, bias: Tensor, slope: Tensor) -> T
 def masked_latent(
     x: Tensor, folded: Tensor, bias: Tensor, slope: Tensor, affine: Tensor, latent: Tensor, softmax: int
 ) -> Tensor:
-    """y (n, I, T, C) in x's dtype; ``latent`` (n, 1, T, C), ``affine`` (n, I, 4, C) of the norm of PReLU(m)."""
+    """Return y (n, I, T, C) in x's dtype; ``latent`` (n, 1, T, C); ``affine`` (n, I, 4, C) is that of the norm of PReLU(m)."""
     n, instruments, frames, inputs = x.shape
     channels, align = folded.shape[2], alignment(x, latent)
     y = torch.empty(n, instruments, frames, channels, dtype=x.dtype, device=x.device)

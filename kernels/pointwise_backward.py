@@ -7,16 +7,17 @@
             r = -1/M sum_co W' D;      q = -rstd^2 / M sum_co W' S
     dx    = dz PReLU'(x);              dslope = sum dz x where x <= 0
 
-W' are the rounded folded weights of the forward pass, so that dz is free of any component along 1 and z, as a gradient through
-a group norm is. z is centred before the product: nothing cancels later, at any offset. Without a norm W' = W, mean = q = r = 0.
+W' are the rounded folded weights of the forward pass: so dz is orthogonal to 1 and to z, as a gradient through a group norm
+must be. z is centred before the product: no digits cancel later, at any offset. Without a norm W' = W, mean = q = r = 0.
 
 Order: wgrad (S, D) -> a program per group (q, r, dgamma, dbeta) and the sum over items (dW) -> dgrad with its epilogue.
 Every sum has one fixed order. Bytes: dy and x twice (wgrad, dgrad), dx once: n I T (3 K + 2 N) sizeof(dtype), and S,
-n I N K float32, three times. FLOPs: 4 n I T N K. In wgrad a program walks the frames of one (item, instrument), in two bytes
-for 128 outputs by all 160 inputs (128 + 32 columns, no idle ones). Where that makes few programs the frames are cut into
-parts, as many as the widths ask for, which norm_gradient and sum_items add up in their order: at K = N = 160 a GPU then has
-eight programs for each item and instrument. On an H100 four warps hold a tile of 32 frames (242 registers), two share a
-multiprocessor, and products limit it: 0.060 and 0.040 ms a block of a step, predicted.
+n I N K float32, three times. FLOPs: 4 n I T N K. A program of wgrad adds up the frames of one (item, instrument); for two-byte
+dtypes its block is 128 outputs by all 160 inputs (128 + 32 columns, none idle). If this gives few programs, the frames are
+divided into parts, which norm_gradient and sum_items add up in order; their number depends only on the widths. At K = N = 160
+there are then eight programs for each item and instrument for res_out and skip_out together, four for conv1d.
+On an H100 four warps hold a tile of 32 frames (242 registers), and two programs share a multiprocessor. Products limit the
+kernels: 0.060 and 0.040 ms a block of a step, predicted.
 Not yet run on a GPU. Source: as the forward's; the algebra of group norm's backward is Wu and He 2018, section 3.
 """
 
@@ -39,12 +40,12 @@ __all__ = [
     "weight_gradient",
 ]  # fmt: skip
 
-DGRAD_FRAMES = 64  # no statistics tie it to TILE, and at 128 the epilogue does not fit the registers
+DGRAD_FRAMES = 64  # need not be TILE, as no statistics are taken; with 128 the epilogue does not fit the registers
 
 
 @triton.jit
 def _mean(p_mean, i_k, K: tl.constexpr, BLOCK_K: tl.constexpr):
-    """The norm's mean of some channels; zero without a norm."""
+    """Load the norm's mean of channels ``i_k``; zero without a norm."""
     b_mean = tl.zeros([BLOCK_K], tl.float32)
     if p_mean is not None:
         b_mean = tl.load(p_mean + i_k, mask=i_k < K, other=0.0)
@@ -53,7 +54,7 @@ def _mean(p_mean, i_k, K: tl.constexpr, BLOCK_K: tl.constexpr):
 
 @triton.jit
 def _centred(p_row, m_t, i_k, slope, b_mean, K: tl.constexpr, NORMED: tl.constexpr):
-    """z - mean of some frames and channels; frames past the end meet dy = 0."""
+    """Return z - mean of a tile of frames and channels ``i_k``. Frames past the end need no mask: dy is 0 there."""
     b_z = tl.load(p_row + i_k[None, :], mask=m_t[:, None] & (i_k < K)[None, :], other=0.0)
     if NORMED:
         b_z = (activation(b_z, slope) - b_mean[None, :]).to(b_z.dtype)
@@ -67,11 +68,12 @@ def pointwise_wgrad_kernel(
     PARTS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, TAIL_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One program: BLOCK_N by BLOCK_K + TAIL_K of S over one of PARTS parts of an item's and instrument's frames; the first of
-    a row writes any D.
+    """Compute BLOCK_N by BLOCK_K + TAIL_K of S over one of PARTS parts of the frames of one item and instrument.
 
-    S has N rows for dy, then MORE rows for ``p_more``, a second gradient of dy's strides; its rows, and those of the affine,
-    are LD elements apart.
+    Programs of the first column block also write D, if ``p_d`` is given.
+
+    S has N rows for dy, then MORE rows for ``p_more``, a second gradient with dy's strides. Rows of S and of the affine are LD
+    elements apart.
     """
     WIDTH: tl.constexpr = BLOCK_K + TAIL_K
     blocks_k = tl.cdiv(K, WIDTH)
@@ -81,7 +83,7 @@ def pointwise_wgrad_kernel(
     i_ni = i_part // PARTS
     i_n, i_i = (i_ni // INSTRUMENTS).to(tl.int64), (i_ni % INSTRUMENTS).to(tl.int64)
     i_row = i_block // blocks_k
-    i_more = (i_row >= blocks_n).to(tl.int32)  # 1 if the rows are those of the second gradient
+    i_more = (i_row >= blocks_n).to(tl.int32)  # 1 if the rows belong to the second gradient
     if MORE > 0:
         if i_more == 1:
             p_dy = p_more
@@ -103,7 +105,7 @@ def pointwise_wgrad_kernel(
         b_tail_mean = _mean(p_affine, i_tail, K, TAIL_K)
         b_tail = tl.zeros([BLOCK_N, TAIL_K], tl.float32)
     NORMED: tl.constexpr = p_slope is not None or p_affine is not None
-    # In two bytes the tensor cores add dy up: products with one are exact.
+    # For two-byte dtypes the tensor cores add up dy: products with one are exact.
     ADDED: tl.constexpr = 16 if p_dy.dtype.element_ty.primitive_bitwidth == 16 else 1
     b_d = tl.zeros([BLOCK_N, ADDED], tl.float32)
     if PARTS > 1:
@@ -138,7 +140,8 @@ def pointwise_wgrad_kernel(
 
 @triton.jit
 def _finish(b_dz, p_x, p_added, slope, p_affine, p_norm, p_dx, i_t, m_t, i_c, x_t, K: tl.constexpr, LD: tl.constexpr):
-    """The norm's affine part, the PReLU and what is added, of BLOCK_T by some channels; returns dslope's share of them."""
+    """Add ``p_added`` and the norm's terms q, r, apply PReLU', and store dx of a tile and channels ``i_c``; return the tile's
+    sum of dslope."""
     m_c = i_c < K
     mask = m_t[:, None] & m_c[None, :]
     i_frame = i_t.to(tl.int64)[:, None]
@@ -171,9 +174,9 @@ def pointwise_dgrad_kernel(
     K: tl.constexpr, N: tl.constexpr, MORE: tl.constexpr, INSTRUMENTS: tl.constexpr, LD: tl.constexpr, ALIGN: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, TAIL_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One program: one tile of one item and instrument, BLOCK_N + TAIL_N of the K input channels; walks the N + MORE outputs.
+    """Compute dx of one tile and BLOCK_N + TAIL_N of the K channels of one item and instrument, summed over N + MORE outputs.
 
-    Rows of the weights, of the affine and of ``p_norm`` are LD elements apart.
+    Also write a partial sum of dslope. Rows of the weights, of the affine and of ``p_norm`` are LD elements apart.
     """
     WIDTH: tl.constexpr = BLOCK_N + TAIL_N
     blocks = tl.cdiv(K, WIDTH)
@@ -241,12 +244,11 @@ def weight_gradient(
     dy: Tensor, more: Tensor | None, x: Tensor, slope: Tensor | None, affine: Tensor | None, s: Tensor,
     d: Tensor | None, tf32: bool,
 ) -> None:  # fmt: skip
-    """S and D of ``x``'s channels, of P parts of the frames, which who reads them adds up.
+    """Write S and D of ``x``'s channels for each of P parts of the frames; the reader adds up the parts.
 
-    Into ``s`` (n, I, P, N, K), perhaps columns of a contiguous tensor, and any ``d`` (n, I, P, N).
-
-    ``more`` is a second gradient, of the same layout as ``dy``, whose rows follow dy's. ``affine`` has as many columns behind
-    each of its rows as ``s``.
+    Write S into ``s`` (n, I, P, N, K), maybe some columns of a contiguous tensor, and D into ``d`` (n, I, P, N) if given.
+    ``more`` is a second gradient with the layout of ``dy``; its rows of S and D follow dy's. ``affine`` has the row stride of
+    ``s``.
     """
     n, instruments, frames, inputs = x.shape
     columns = dy.shape[3]
@@ -254,14 +256,14 @@ def weight_gradient(
     further = 0 if more is None else more.shape[3]
 
     precision = products(tf32, x.device)
-    # Without tensor cores 64 by 64 would live in local memory.
+    # Without tensor cores 64 by 64 would spill to local memory.
     steps = 32 if x.dtype == torch.float32 and precision == "ieee" else 64
     wide = 128 if x.dtype.itemsize == 2 else steps
     block_n, (block_k, tail_k) = min(wide, power_of_two(columns)), (min(wide, power_of_two(inputs)), 0)
     if x.dtype.itemsize == 2:
         block_k, tail_k = column_tile(inputs, x.dtype)
     warps = 8 if block_n + block_k > 192 else 4
-    # Where tensor cores take the other operand from shared memory four warps hold the tile, and two share a multiprocessor.
+    # If tensor cores take the other operand from shared memory, four warps hold the tile, and two tiles share a multiprocessor.
     if x.dtype == torch.bfloat16 and operands_in_shared_memory(x.device):
         steps, warps = 32, 4
     defaults = {
@@ -281,16 +283,17 @@ def data_gradient(
     dy: Tensor, more: Tensor | None, weight: Tensor, x: Tensor, slope: Tensor | None, affine: Tensor | None,
     norm: Tensor | None, tf32: bool, added: Tensor | None = None, dx: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """dx, perhaps into a contiguous ``dx`` that may be ``added``, plus a contiguous ``added``; and partial sums of dslope.
+    """Return dx (n, I, T, K) in x's dtype, with ``added`` added before PReLU', and partial sums of dslope, or None.
 
-    ``weight`` in x's dtype, folded (n, I, N, K) with an affine, else (I, N, K); it, ``affine`` and ``norm`` may be some columns
-    of contiguous tensors of equal width. ``more`` as in :func:`weight_gradient`.
+    dx is written into ``dx`` if given; ``dx`` and ``added`` are contiguous and may be the same tensor. ``weight`` in x's dtype
+    is folded, (n, I, N, K), with an affine, else (I, N, K). ``weight``, ``affine`` and ``norm`` may be some columns of
+    contiguous tensors of equal width. ``more`` as in :func:`weight_gradient`. Without a ``slope`` there is no dslope.
     """
     n, instruments, frames, inputs = x.shape
     align = alignment(dy, x)
     if dx is None:
         dx = torch.empty(n, instruments, frames, inputs, dtype=x.dtype, device=x.device)
-    # With a PReLU two epilogues overflow the registers where tensor cores take an operand from them.
+    # With a PReLU, the epilogues of main and tail overflow the registers if tensor cores take an operand from registers.
     tail = slope is None or (x.dtype == torch.bfloat16 and operands_in_shared_memory(x.device))
     defaults = product_options(*column_tile(inputs, x.dtype, tail=tail))
     chosen = configuration("pointwise_dgrad", x, tf32, defaults, K=inputs, N=dy.shape[3])
@@ -311,7 +314,10 @@ def pointwise_backward(
     dy: Tensor, x: Tensor, weight: Tensor, slope: Tensor | None,
     affine: Tensor | None, beta: Tensor | None, tf32: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
-    """dx in x's dtype and, in float32, dW, dbias, dslope (1,), dgamma, dbeta; unit strides along channels."""
+    """Return dx in x's dtype and, in float32, dW (I, N, K), dbias (I, N), dslope (1,), dgamma and dbeta (I, K).
+
+    dslope is None without a slope, dgamma and dbeta without a norm. ``dy`` and ``x`` have unit stride along channels.
+    """
     n, instruments, frames, inputs = x.shape
     columns = weight.shape[1]
     s, d = new_sums(x, columns, inputs)

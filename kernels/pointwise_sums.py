@@ -5,7 +5,7 @@
     dgamma = sum_n rstd sum_o W S;      dbeta = sum_n sum_o W D
     dW     = sum_n (S scale + D beta);  dbias = sum_n D
 
-W' is made here again: no pass over the weights exists for that alone.
+W' is computed here again: this saves a separate pass over the weights.
 Bytes: S twice, W and W' once: 4 n I N K (2 + 1 + 1/2) at most; small beside the activations at any length worth speeding up.
 Not yet run on a GPU. Source: as the forward's; the algebra of group norm's backward is Wu and He 2018, section 3.
 """
@@ -24,13 +24,14 @@ from .statistics import GROUPS
 __all__ = ["new_sums", "norm_gradient", "pointwise_norm_kernel", "sum_blocks", "sum_items", "sum_kernel"]
 
 PROGRAMS, PARTS = 8, 2
-"""Programs that take a weight gradient of an item and instrument: of fewer blocks, in parts of the frames. At most two parts:
-they are written and read as float32."""
+"""Programs that are wanted for the weight gradient of an item and instrument, and the largest number of parts. If there are
+fewer blocks, the frames are divided into parts: at most two, as each part is written and read as float32."""
 
 
 @triton.jit
 def sum_parts(p_x, i_x, mask, SIZE: tl.constexpr, PARTS: tl.constexpr):
-    """Some values of S or D, the parts of the frames, SIZE elements apart, added in their order."""
+    """Load some values of S or D and add their PARTS partial sums in order. Each partial sum covers one part of the frames;
+    the partial sums are SIZE elements apart."""
     b_x = tl.load(p_x + i_x, mask=mask, other=0.0)
     for part in tl.static_range(1, PARTS):
         b_x += tl.load(p_x + part * SIZE + i_x, mask=mask, other=0.0)
@@ -42,7 +43,7 @@ def pointwise_norm_kernel(
     p_s, p_d, p_w, p_folded, p_affine, p_out, T, K: tl.constexpr, N: tl.constexpr,
     INSTRUMENTS: tl.constexpr, GROUPS: tl.constexpr, PARTS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """One program: W', and q, r, dgamma, dbeta, rows of (n, I, 4, K), of one group of one item and instrument."""
+    """Compute W' of one group of one item and instrument, and q, r, dgamma, dbeta (of this item), rows of (n, I, 4, K)."""
     i_ni, i_group = tl.program_id(0) // GROUPS, tl.program_id(0) % GROUPS
     width = K // GROUPS
     i_c = i_group * width + tl.arange(0, BLOCK_C)
@@ -87,11 +88,12 @@ def sum_kernel(
     K: tl.constexpr, N: tl.constexpr, ROWS: tl.constexpr, INSTRUMENTS: tl.constexpr, PARTS: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """One program: dW of BLOCK_N by BLOCK_K of one instrument, items in their order; instruments are ROWS of its rows apart.
+    """Compute a block of dW, BLOCK_N rows by BLOCK_K columns, of one instrument; add the items in order.
 
-    The first column block writes dbias, the first row block, given ``p_norm``, dgamma and dbeta.
+    In dW and dbias, the instruments are ROWS rows apart. Programs of the first column block also write dbias, if ``p_d`` is
+    given. Programs of the first row block also write dgamma and dbeta, if ``p_norm`` is given.
     """
-    if i_program is None:  # given by a kernel that calls this one
+    if i_program is None:  # a kernel that calls this one passes it
         i_program = tl.program_id(0)
     blocks_k = tl.cdiv(K, BLOCK_K)
     blocks = tl.cdiv(N, BLOCK_N) * blocks_k
@@ -128,9 +130,9 @@ def sum_kernel(
 
 
 def new_sums(x: Tensor, columns: int, inputs: int) -> tuple[Tensor, Tensor]:
-    """Unwritten S (n, I, P, N, K) and D (n, I, P, N) of N ``columns`` and K ``inputs``.
+    """Return new tensors, not initialised: S (n, I, P, N, K) and D (n, I, P, N), float32, for N ``columns`` and K ``inputs``.
 
-    P depends on the widths alone, so neither the other items nor the length change how an item's frames are added up.
+    P depends only on the widths. So neither the other items nor the length changes how an item's frames are added up.
     """
     n, instruments = x.shape[:2]
     parts = min(PARTS, max(1, PROGRAMS // (-(-columns // 128) * -(-inputs // 160))))
@@ -141,7 +143,8 @@ def new_sums(x: Tensor, columns: int, inputs: int) -> tuple[Tensor, Tensor]:
 def norm_gradient(
     s: Tensor, d: Tensor, weight: Tensor, affine: Tensor, frames: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """W' (n, I, N, K) in ``dtype``, and q, r, the shares of dgamma and dbeta, (n, I, 4, K), from S, D and W (I, N, K)."""
+    """Return W' (n, I, N, K) in ``dtype``, and rows q, r and the item's terms of dgamma and dbeta in one float32 tensor
+    (n, I, 4, K). S, D, W', q and r are defined at the top of this module; ``weight`` is W (I, N, K)."""
     n, instruments, parts, columns, inputs = s.shape
     folded = torch.empty(n, instruments, columns, inputs, dtype=dtype, device=s.device)
     norm = torch.empty(n, instruments, 4, inputs, dtype=torch.float32, device=s.device)
@@ -158,7 +161,8 @@ def norm_gradient(
 def sum_items(
     s: Tensor, d: Tensor, affine: Tensor | None, beta: Tensor | None, norm: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """dW (I, N, K) and dbias (I, N) from all items' S and D; with ``norm`` of :func:`norm_gradient` dgamma, dbeta (I, K)."""
+    """Return dW (I, N, K), dbias (I, N), dgamma and dbeta (I, K), float32, summed over all items. ``norm`` is the second
+    result of :func:`norm_gradient`; without ``norm``, dgamma and dbeta are None."""
     n, instruments, parts, columns, inputs = s.shape
 
     def new(*shape: int) -> Tensor:
@@ -177,7 +181,7 @@ def sum_items(
 
 
 def sum_blocks(s: Tensor) -> tuple[int, int, int]:
-    """Rows and columns of dW that a program adds up, and how many programs that makes."""
+    """Return the rows and columns of dW that a program adds up, and the number of programs."""
     _, instruments, _, columns, inputs = s.shape
-    block_n, block_k = 8, min(64, power_of_two(inputs))  # few values a thread, of many items and parts at once
+    block_n, block_k = 8, min(64, power_of_two(inputs))  # few values a thread: it loads many items and parts at once
     return block_n, block_k, instruments * -(-columns // block_n) * -(-inputs // block_k)

@@ -1,6 +1,6 @@
-"""Launches that are written down instead of started, and the code that Triton makes of them, for GPUs that need not be there.
+"""Record launches instead of starting kernels, and compile the recorded launches, also for GPUs that are not installed.
 
-Operators run on meta tensors, which have shapes and no data: so the whole network's launches are known in seconds.
+Operators run on meta tensors, which have shapes but no data, so all launches of the network are known in seconds.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class TorchCall:
-    """One of torch's own operators that computes, and the bytes of its arguments and results."""
+    """A call of one of PyTorch's own operators that computes, and the bytes of its arguments and results."""
 
     operator: str
     bytes: int
@@ -68,10 +68,10 @@ class TorchCall:
 
 @contextlib.contextmanager
 def recorded(write: Callable[[Launch], object], capability: int = 0, amd: str = "") -> Iterator[None]:
-    """While this lasts, launchers hand their launches to ``write`` instead of starting them.
+    """In this context, launchers pass each launch to ``write`` instead of starting a kernel.
 
-    They choose as on a GPU of that compute capability, without its point, or of that architecture of AMD's; 0 and an empty
-    text for none in particular.
+    They choose tiles and options for the compute capability (without the point) or the AMD architecture; 0 and an empty
+    text stand for no particular GPU.
     """
     before = launching.recording
     launching.recording = launching.Recording(
@@ -84,7 +84,7 @@ def recorded(write: Callable[[Launch], object], capability: int = 0, amd: str = 
 
 
 class Recorder(TorchDispatchMode):
-    """Writes down, in order, the launches of the library's operators on meta tensors and torch's own calls between them."""
+    """A recorder, in order, of launches by the library's operators on meta tensors and of calls of PyTorch's own operators."""
 
     def __init__(self, capability: int = 0, amd: str = "") -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -117,7 +117,7 @@ class Recorder(TorchDispatchMode):
 
 
 def size(x: Tensor) -> int:
-    """Bytes of a tensor, repeated ones once."""
+    """Return the bytes of a tensor; elements that a stride of 0 repeats count once."""
     count = 1
     for length, stride in zip(x.shape, x.stride(), strict=True):
         count *= 1 if stride == 0 and length > 1 else length
@@ -125,7 +125,11 @@ def size(x: Tensor) -> int:
 
 
 def source(launch: Launch) -> tuple[ASTSource, dict[str, int]]:
-    """The kernel specialised as Triton specialises it at run time: constants, ones, multiples of sixteen."""
+    """Return the source to compile for a launch, and its compile options.
+
+    Specialise the arguments as Triton does at run time: constants and integers equal to 1 become constants, integers divisible
+    by 16 are marked so, and all pointers count as aligned to 16 bytes.
+    """
     signature: dict[str, str] = {}
     constants: dict[tuple[int], Any] = {}
     attributes: dict[tuple[int], list[list[Any]]] = {}
@@ -145,13 +149,13 @@ def source(launch: Launch) -> tuple[ASTSource, dict[str, int]]:
 
 
 def compiled(launch: Launch, gpu: int | GPUTarget) -> CompiledKernel:
-    """The kernel in the code of a GPU, NVIDIA's by its compute capability, from Triton's cache where it is there."""
+    """Return the kernel compiled for a GPU (a number is an NVIDIA compute capability), from Triton's cache if it is there."""
     what, options = source(launch)
     return triton.compile(what, target=GPUTarget("cuda", gpu, 32) if isinstance(gpu, int) else gpu, options=options)
 
 
 def distinct(launches: Sequence[Launch]) -> list[Launch]:
-    """Return those that are not compiled to the same program."""
+    """Return the launches without those that are compiled to the same program as an earlier one."""
     found: dict[tuple[str, str], Launch] = {}
     for each in launches:
         what, options = source(each)
@@ -160,14 +164,14 @@ def distinct(launches: Sequence[Launch]) -> list[Launch]:
 
 
 class Target(DriverBase):  # type: ignore[misc]
-    """Triton's view of an NVIDIA GPU that need not be there: enough to compile for it, not to launch."""
+    """A Triton driver for an NVIDIA GPU that need not be installed: it can compile for the GPU, but not launch."""
 
     def __init__(self, capability: int) -> None:
         self.capability = capability
 
     @classmethod
     def is_active(cls) -> bool:
-        return False  # never chosen by itself
+        return False  # Triton must not choose this driver automatically
 
     def get_current_target(self) -> GPUTarget:
         return GPUTarget("cuda", self.capability, 32)
@@ -189,8 +193,8 @@ class Target(DriverBase):  # type: ignore[misc]
 
 
 def compile_ahead(launch: Launch) -> None:
-    """Put a launch's program into Triton's cache as Triton itself does at run time, for the GPU of its active driver.
+    """Compile a launch's program into Triton's cache as Triton does at run time, for the GPU of the active driver.
 
-    That program may differ from :func:`compiled` in its name in the cache, which is not part of Triton's interface.
+    Triton may store the program under another name than that of :func:`compiled`: names in the cache are internal.
     """
     launch.kernel.warmup(grid=(1,), **launch.arguments)

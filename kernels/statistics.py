@@ -6,13 +6,12 @@
         mean, var over (channels of c's group, all frames); rstd = (var + eps)^(-1/2)
         scale = gamma[i, c] rstd; shift = beta[i, c] - scale mean
 
-Statistics per channel, not per group: a group of 20, 55 or 165 channels fits no tile, and one group may straddle two
-tensors. Tiles are merged first, then channels, after Chan, Golub and LeVeque (1979): no atomics, so the result depends
-on nothing but the item's own values, and an offset of a thousand standard deviations costs no more than the offset's own
-rounding.
+Statistics are taken per channel, not per group: a group of 20, 55 or 165 channels fits no tile, and one group may straddle two
+tensors. Tiles are merged first, then channels, after Chan, Golub and LeVeque (1979). There are no atomics, so the result
+depends only on the item's own values. An offset of a thousand standard deviations costs no more than the offset's own rounding.
 
-Bytes: x once, n I T C sizeof(dtype); partials 8 / TILE of a float32 per value, written once and read once. A value takes
-13 instructions, which limit it: 1.5 ms of a song's latents predicted on an H100, 1.2 by bytes alone. Merging waits for memory.
+Bytes: x once, n I T C sizeof(dtype); partials 8 / TILE bytes per value, written once and read once. The 13 instructions of a
+value limit the kernel: 1.5 ms predicted for a song's latents on an H100, 1.2 by bytes alone. Merging waits for memory.
 Kernels that produce an activation write its partials themselves; `statistics_kernel` is for the network's inputs.
 Not yet run on a GPU. Source: Samuel et al. 2020, section 2; original model/mask_tcn.py (GroupNorm of every layer).
 """
@@ -36,11 +35,11 @@ __all__ = [
 ]  # fmt: skip
 
 ROWS = 8
-"""Frames of a tile that are loaded at a time, with 32 channels by one warp."""
+"""Frames of a tile that one warp loads at a time, with 32 channels."""
 GROUPS = 8
 EPSILON = 1e-8
 MERGED_TILES, MERGED = 64, 2048
-"""Tiles that are merged at once, at most, and their values: as many as are under way while the first are waited for."""
+"""Largest numbers of tiles, and of values, that are merged at a time: as many as memory delivers during one wait."""
 
 
 @triton.jit
@@ -48,10 +47,10 @@ def _moments(
     p_x, p_statistics, row, slope, count, x_t, i_c, m_c,
     C: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr, ROWS: tl.constexpr, INSIDE: tl.constexpr,
 ):  # fmt: skip
-    """Write the moments of a tile, of which ROWS frames are loaded at a time. INSIDE: all of its frames are in the signal."""
+    """Write the moments of a tile; load ROWS frames at a time. INSIDE: all frames of the tile are in the signal."""
     i_row = tl.arange(0, ROWS)[:, None]
     b_pivot = activation(tl.load(p_x + i_row * x_t, mask=m_c[None, :] & (i_row < count), other=0.0), slope)
-    # Moments about each row's own first value: a constant offset costs no digits.
+    # Take moments about each row's first value: a constant offset costs no digits.
     b_sum = tl.zeros([ROWS, BLOCK_C], tl.float32)
     b_squares = b_sum
     for first in tl.range(ROWS, BLOCK_T, ROWS, loop_unroll_factor=5):
@@ -75,7 +74,7 @@ def statistics_kernel(
     C: tl.constexpr, INSTRUMENTS: tl.constexpr, ALIGN: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """One program: one tile of one item and instrument, BLOCK_C channels."""
+    """Compute the partials of one tile and BLOCK_C channels of one item and instrument."""
     blocks = tl.cdiv(C, BLOCK_C)
     row = tl.program_id(0) // blocks
     tiles = tl.cdiv(T, BLOCK_T)
@@ -96,7 +95,7 @@ def group_of(
     p_statistics, p_gamma, p_beta, p_affine, i_ni, i_group, T, C: tl.constexpr, INSTRUMENTS: tl.constexpr,
     GROUPS: tl.constexpr, EPSILON: tl.constexpr, TILE: tl.constexpr, BLOCK_TILES: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Write the affine of a group of an item and instrument; return its channels, their mask, scale and beta, and the mean."""
+    """Write the affine of a group of an item and instrument; return the channels, their mask, scale and beta, and the mean."""
     width = C // GROUPS
     tiles = tl.cdiv(T, TILE)
     i_c = i_group * width + tl.arange(0, BLOCK_C)
@@ -111,7 +110,7 @@ def group_of(
         p_tile = p_statistics[None, :] + (i_tile * 2).to(tl.int64)[:, None] * C
         b_counts = tl.minimum(tl.maximum(T - i_tile * TILE, 0), TILE).to(tl.float32)
         b_means = tl.load(p_tile, mask=mask, other=0.0)
-        b_m2s = tl.load(p_tile + C, mask=mask, other=0.0)  # both before a sum waits for the first
+        b_m2s = tl.load(p_tile + C, mask=mask, other=0.0)  # load both before a sum waits for b_means
         more = tl.sum(b_counts, 0)
         b_more_mean = tl.sum(b_counts[:, None] * b_means, 0) / more
         b_difference = b_means - b_more_mean[None, :]
@@ -140,7 +139,7 @@ def affine_kernel(
     p_statistics, p_gamma, p_beta, p_affine, T, C: tl.constexpr, INSTRUMENTS: tl.constexpr,
     GROUPS: tl.constexpr, EPSILON: tl.constexpr, TILE: tl.constexpr, BLOCK_TILES: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """One program: one group of one item and instrument."""
+    """Write the affine of one group of one item and instrument."""
     group_of(
         p_statistics, p_gamma, p_beta, p_affine, tl.program_id(0) // GROUPS, tl.program_id(0) % GROUPS, T,
         C, INSTRUMENTS, GROUPS, EPSILON, TILE, BLOCK_TILES, BLOCK_C,
@@ -148,13 +147,13 @@ def affine_kernel(
 
 
 def new_statistics(x: Tensor, channels: int) -> Tensor:
-    """Unwritten partials for an activation of ``channels`` channels and ``x``'s items and frames."""
+    """Return new partials, not initialised, for an activation of ``channels`` channels and ``x``'s items and frames."""
     n, instruments, frames, _ = x.shape
     return torch.empty(n, instruments, -(-frames // TILE), 2, channels, dtype=torch.float32, device=x.device)
 
 
 def group_statistics(x: Tensor, slope: Tensor | None) -> Tensor:
-    """Partials of PReLU(x); ``x`` (n, I, T, C), or (n, 1, T, C) if shared, with unit stride along channels."""
+    """Return the partials of PReLU(x); ``x`` (n, I, T, C), or (n, 1, T, C) if shared, has unit stride along channels."""
     n, instruments, frames, channels = x.shape
     statistics = new_statistics(x, channels)
     block, align = channel_block(channels), alignment(x)
@@ -167,7 +166,7 @@ def group_statistics(x: Tensor, slope: Tensor | None) -> Tensor:
 
 
 def group_affine(statistics: Tensor, gamma: Tensor, beta: Tensor, frames: int, affine: Tensor | None = None) -> Tensor:
-    """Scale, shift, mean and rstd, (n, I, 4, C) float32, from partials over ``frames`` frames; into ``affine`` if given."""
+    """Return scale, shift, mean and rstd, (n, I, 4, C) float32, of partials over ``frames`` frames; in ``affine`` if given."""
     if affine is None:
         affine = new_affine(statistics)
     launch(
@@ -178,13 +177,13 @@ def group_affine(statistics: Tensor, gamma: Tensor, beta: Tensor, frames: int, a
 
 
 def new_affine(statistics: Tensor) -> Tensor:
-    """Unwritten rows (n, I, 4, C) for the norm of these statistics."""
+    """Return a new affine (n, I, 4, C), float32, not initialised, for the norm of these statistics."""
     n, instruments, _, _, channels = statistics.shape
     return torch.empty(n, instruments, 4, channels, dtype=torch.float32, device=statistics.device)
 
 
 def merging(statistics: Tensor, gamma: Tensor, beta: Tensor, frames: int, affine: Tensor) -> dict[str, Any]:
-    """The arguments of :func:`group_of`."""
+    """Return the arguments of :func:`group_of` that do not depend on the program."""
     channels = statistics.shape[4]
     block = power_of_two(channels // GROUPS)
     return {

@@ -11,7 +11,7 @@ __all__ = ["activation", "prelu", "slope_of", "store_moments", "store_moments_of
 
 @triton.jit
 def slope_of(p_slope):
-    """The PReLU's slope, float32; 1 where there is no PReLU."""
+    """Return the PReLU's slope, float32; 1 if ``p_slope`` is None."""
     b_slope = 1.0
     if p_slope is not None:
         b_slope = tl.load(p_slope).to(tl.float32)
@@ -20,25 +20,25 @@ def slope_of(p_slope):
 
 @triton.jit
 def prelu(b_x, slope):
-    """PReLU, with the slope's side at zero as PyTorch has it."""
+    """Return PReLU. Zero belongs to the side with the slope (``x > 0`` is the other one), as in PyTorch."""
     return tl.where(b_x > 0, b_x, slope * b_x)
 
 
 @triton.jit
 def activation(b_x, slope):
-    """PReLU of a value as stored, rounded to its dtype again, as float32.
+    """Return PReLU of a stored value, rounded to the value's dtype, as float32.
 
-    Rounded, so that statistics, products and the depthwise taps all see the same numbers: the group norm of a
-    constant signal multiplies any difference between them by ten thousand.
+    Because of the rounding, statistics, products and the depthwise taps all see the same numbers: the group norm of a
+    constant signal multiplies any difference between two such numbers by ten thousand.
     """
     return prelu(b_x.to(tl.float32), slope).to(b_x.dtype).to(tl.float32)
 
 
 @triton.jit
 def store_moments(b_z, m_t, count, p_statistics, row, i_c, m_c, C: tl.constexpr, INSIDE: tl.constexpr = False):
-    """Write mean and sum of squared deviations of each channel over the tile's ``count`` frames, (.., 2, C) at ``row``.
+    """Write each channel's mean and sum of squared deviations over the tile's ``count`` frames to row ``row`` of (.., 2, C).
 
-    Two passes over registers: a constant offset costs no digits. INSIDE: all frames of the tile are in the signal.
+    The values in registers are read twice, so a constant offset costs no digits. INSIDE: all frames are in the signal.
     """
     if not INSIDE:
         b_z = tl.where(m_t[:, None], b_z, 0.0)
@@ -53,7 +53,10 @@ def store_moments(b_z, m_t, count, p_statistics, row, i_c, m_c, C: tl.constexpr,
 
 @triton.jit
 def store_moments_of_rows(b_mean, b_m2, b_count, p_statistics, row, i_c, m_c, C: tl.constexpr):
-    """Do as :func:`store_moments`, from mean and sum of squared deviations of each row's ``b_count`` frames (rows, 1)."""
+    """Write what :func:`store_moments` writes, from the mean and the sum of squared deviations of each row of frames.
+
+    ``b_count`` (rows, 1) is the number of frames in each row.
+    """
     b_all = tl.sum(tl.where(b_count > 0, b_count * b_mean, 0.0), 0) / tl.sum(b_count, 0)
     b_deviation = tl.where(b_count > 0, b_mean - b_all[None, :], 0.0)
     p_row = p_statistics + row.to(tl.int64) * 2 * C + i_c

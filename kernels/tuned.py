@@ -1,10 +1,10 @@
-"""Which tile, warps and stages a kernel is launched with: measured ones where there are any for the device, else the defaults.
+"""Choose the tile, warps and stages of a launch: a configuration measured on the same GPU model, else the defaults.
 
 A configuration belongs to a kernel, a precision and the sizes that are compile-time constants (channels, never frames). The
-nearest one measured is taken, sizes compared by their ratios, if they are off by a factor of two at most. They are data:
-``assets/tuned/<device>.json`` in the package, and a file of the user's own that ``metatasnet-fast tune`` writes and that goes
-before it. Nothing is measured unless that command is given. No configuration changes what is computed beyond the order of
-sums, and none depends on the length or on what else is in a batch.
+nearest measured configuration is used if the product of its sizes' ratios is at most two. Configurations are stored in
+``assets/tuned/<device>.json`` in the package, and in a file of the user that ``metatasnet-fast tune`` writes and that is read
+first. Only that command measures. A configuration changes results only by the order of sums. It depends neither on the
+length nor on the other items of a batch.
 """
 
 from __future__ import annotations
@@ -27,36 +27,36 @@ from torch import Tensor
 __all__ = ["VARIABLE", "applied", "configuration", "device_name", "file_name", "load", "nearest", "user_folder"]
 
 VARIABLE = "METATASNET_TUNED"
-"""Environment variable: the folder of the user's own files, by default ``metatasnet_fast/tuned`` in the user's cache."""
+"""Environment variable: the folder of the user's own files; by default ``metatasnet_fast/tuned`` in the user's cache folder."""
 
 FARTHEST = 1.0
-"""Sum of the sizes' ratios, in powers of two, beyond which a configuration says nothing about a kernel."""
+"""Largest distance at which a configuration is used: the sum over the sizes of abs(log2(ratio))."""
 
 logger = logging.getLogger("metatasnet_fast")
 _applied: list[tuple[str, Mapping[str, int]]] = []
 
 
 def user_folder() -> Path:
-    """Return the file that ``metatasnet-fast tune`` writes, and that is read first."""
+    """Return the folder into which ``metatasnet-fast tune`` writes, and which is read first."""
     own = os.environ.get(VARIABLE)
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(own) if own else Path(cache) / "metatasnet_fast" / "tuned"
 
 
 def file_name(device: str) -> str:
-    """The file of a device's configurations."""
+    """Return the name of the file with a device's configurations."""
     return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-") + ".json"
 
 
 @functools.cache
 def device_name(device: torch.device) -> str | None:
-    """A GPU's name; None for other devices, which have no configurations."""
+    """Return a GPU's name; None for other devices, which have no configurations."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else None
 
 
 @functools.cache
 def load(device: str) -> tuple[Mapping[str, Any], ...]:
-    """Entries for a device, the user's first; says once where they are from, or that there are none."""
+    """Return the entries for a device, the user's first. Log once from which files, or that there are no entries."""
     shipped = importlib.resources.files("metatasnet_fast").joinpath("assets").joinpath("tuned")
     entries: list[Mapping[str, Any]] = []
     for path in (folder.joinpath(file_name(device)) for folder in (user_folder(), shipped)):
@@ -77,7 +77,10 @@ def load(device: str) -> tuple[Mapping[str, Any], ...]:
 def nearest(
     entries: tuple[Mapping[str, Any], ...], kernel: str, precision: str, sizes: Mapping[str, int]
 ) -> Mapping[str, int]:
-    """Options of the entry of that kernel and precision whose sizes are nearest; the first of equals; none if all are far."""
+    """Return the options of the entry with the nearest sizes, for that kernel and precision; the first of equally near ones.
+
+    If no entry is near enough (FARTHEST), return an empty mapping.
+    """
 
     def distance(entry: Mapping[str, Any]) -> float:
         return sum(abs(math.log2(entry["sizes"][name] / size)) for name, size in sizes.items())
@@ -93,7 +96,7 @@ def nearest(
 
 @contextlib.contextmanager
 def applied(kernel: str, options: Mapping[str, int]) -> Iterator[None]:
-    """Launch ``kernel`` with these options whatever is known; for measuring them."""
+    """In this context, launch ``kernel`` with these options instead of the known ones, to measure the options."""
     _applied.append((kernel, options))
     try:
         yield
@@ -108,7 +111,7 @@ def _known(kernel: str, device: torch.device, precision: str, sizes: tuple[tuple
 
 
 def configuration(kernel: str, x: Tensor, tf32: bool, defaults: dict[str, int], **sizes: int) -> dict[str, int]:
-    """``defaults`` for a launch on tensors like ``x``, changed where something is known to be faster."""
+    """Return ``defaults`` for a launch on tensors like ``x``, with the options of the nearest tuned entry in their place."""
     precision = "tf32" if tf32 else str(x.dtype).removeprefix("torch.")
     found = _known(kernel, x.device, precision, tuple(sizes.items()))
     for name, options in _applied:

@@ -1,4 +1,4 @@
-"""Backends: the objects that do the network's jobs on a device in a precision."""
+"""Backends: objects that run the network's jobs (prepare, encode, mask, decode) on a device, in a precision."""
 
 from .base import Backend, Request
 from .cache import PreparedCache

@@ -1,4 +1,4 @@
-"""The interface of a backend: an object that can do the network's jobs on some device in some precision."""
+"""The interface of a backend: an object that runs the network's jobs on some devices, in some precisions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["Backend", "Request", "check_device"]
 
 @dataclass(frozen=True)
 class Request:
-    """A request to a backend. ``training`` means that gradients must flow."""
+    """A request to a backend: a device, a precision, and whether gradients are needed (``training``)."""
 
     device: torch.device
     precision: Precision
@@ -35,17 +35,17 @@ class Request:
 class Backend(ABC):
     """The jobs of the network: prepare (which includes the generator), encode, mask, decode.
 
-    A backend keeps no state between calls but what :meth:`prepare` returns. Between jobs, tensors have the shapes named
-    here; their strides and (lower) dtype are the backend's business. Every job accepts any strides, a batch of zero
-    items, and for ``training`` requests is differentiable with respect to its inputs and to the parameters.
+    A job depends only on its arguments and on what :meth:`prepare` returned. Between jobs, tensors have the shapes named here;
+    the backend chooses their strides and their (lower) dtype. Every job accepts any strides and a batch of zero items. For
+    ``training`` requests, every job is differentiable with respect to its inputs and to the parameters.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
-    """One line for the list of backends."""
+    """One line about the backend, for the list of backends."""
 
     def variant(self) -> str:
-        """Return what prepared weights depend on apart from the weights, such as an instruction set set in the environment."""
+        """Return what prepared weights depend on, apart from the weights: for example an instruction set forced by the user."""
         return ""
 
     @abstractmethod
@@ -66,20 +66,20 @@ class Backend(ABC):
             precision: the precision of all jobs that get the result.
 
         Returns:
-            an object that only this backend understands. Under ``torch.no_grad`` it must not alias the parameters'
-            storage: it is kept until a parameter changes.
+            an object that only this backend understands. Under ``torch.no_grad`` the object must not share memory with the
+            parameters: the network keeps it until a parameter changes.
         """
 
     @abstractmethod
     def encode(self, prepared: Any, signal: Tensor) -> Tensor:
-        """Encode signals (n, 1, T) into the latent (n, N, T // W), for any n."""
+        """Encode signals (n, 1, T) into latents (n, N, T // W), for any n."""
 
     @abstractmethod
     def mask(self, prepared: Any, latent: Tensor, partial: Tensor | None, dropout: Tensor | None = None) -> Tensor:
         """Return the masked latents (n, I, N, T') of I instruments.
 
-        ``latent`` (n, N, T') is the mixture's, ``partial`` (n, I, N / 2, T') the masked latent of the previous stage (None in
-        the first), ``dropout`` (n, I, N) factors on the masking network's own copy of the latent.
+        ``latent`` (n, N, T') is the mixture's. ``partial`` (n, I, N / 2, T') is the masked latent of the previous stage, None
+        in the first stage. ``dropout`` (n, I, N) are factors for the masking network's copy of the latent.
         """
 
     @abstractmethod
@@ -89,9 +89,10 @@ class Backend(ABC):
     def repeat(
         self, prepared: Sequence[Any], job: Callable[..., tuple[Tensor, ...]], name: Hashable, inputs: Sequence[Tensor]
     ) -> tuple[Tensor, ...]:
-        """Return ``job(*inputs)``, an inference of several of the backend's jobs that comes again with other values.
+        """Return ``job(*inputs)``, an inference of several of the backend's jobs that is called repeatedly with other values.
 
-        A backend may record it under ``name`` and the inputs' shapes, and replay it. ``prepared`` belongs to the stages.
+        A backend may record the job under ``name`` and the inputs' shapes, and replay the record. ``prepared`` holds the
+        prepared weights of the stages.
         """
         return job(*inputs)
 

@@ -22,7 +22,7 @@ Stage: TypeAlias = tuple[StageConfig, Mapping[str, Tensor]]
 
 @dataclass
 class _Entry:
-    """Weights that a backend prepared, their origin, and the event after which they are ready on a GPU."""
+    """Weights that a backend prepared, the fingerprint of their parameters, and the event that marks them ready on a GPU."""
 
     contents: tuple[object, ...]
     prepared: list[Any]
@@ -33,9 +33,9 @@ class _Entry:
 class PreparedCache:
     """Prepared weights of a network's stages: the latest for each backend, precision and device.
 
-    A change of a parameter is noticed at the next call, except for writes through ``.data`` of single values by hand: those at
-    the latest after 64 calls or :meth:`look_closely`; see ``watch.py``. Copying or pickling a network leaves its cache out;
-    ``DataParallel`` replicas share one, each under its device.
+    A change of a parameter is noticed at the next call. A write of single values through ``.data`` may be noticed later: at the
+    latest after 64 calls or :meth:`look_closely`; see ``watch.py``. Copying or pickling a network leaves its cache out.
+    ``DataParallel`` replicas share one cache, with one entry for each device.
     """
 
     def __init__(self) -> None:
@@ -45,8 +45,7 @@ class PreparedCache:
         self._lock = threading.RLock()
 
     def parameters(self, network: nn.Module) -> Sequence[Mapping[str, Tensor]]:
-        """Return the parameters of each of ``network.stages`` by name; search the modules only if a parameter was
-        exchanged."""
+        """Return the parameters of each of ``network.stages`` by name; search the modules only if a parameter was replaced."""
         with self._lock:
             if self._watch is not None and self._watch.complete(network):
                 return self._watch.parameters
@@ -81,13 +80,13 @@ class PreparedCache:
         return entry.prepared
 
     def look_closely(self) -> None:
-        """Make the next call read every parameter, even if nothing seems to have changed."""
+        """Make the next call read every parameter, even if no parameter seems to have changed."""
         with self._lock:
             if self._watch is not None:
                 self._watch.look_closely()
 
     def clear(self) -> None:
-        """Free all weights that are kept."""
+        """Free all prepared weights."""
         with self._lock:
             self._entries.clear()
             self._watch = None
@@ -102,7 +101,7 @@ class PreparedCache:
         return PreparedCache, ()
 
     def _read(self, parameters: Sequence[Mapping[str, Tensor]]) -> tuple[object, ...]:
-        """Return the fingerprint of the parameters; the last one if they have not changed since."""
+        """Return the fingerprint of the parameters; read the parameters only if one may have changed since the last call."""
         watch = self._watch
         if watch is None or watch.parameters is not parameters:
             return fingerprint(tensor for stage in parameters for tensor in stage.values())
@@ -127,7 +126,7 @@ def _recorded(device: torch.device) -> torch.cuda.Event | None:
 
 
 def _wait(entry: _Entry, device: torch.device) -> None:
-    """Make the current stream wait until the weights are there; a graph is captured when they have long been."""
+    """Make the current stream wait until the weights are ready; not during graph capture, when they already are."""
     if entry.ready is not None and not torch.cuda.is_current_stream_capturing():
         stream = torch.cuda.current_stream(device)
         stream.wait_event(entry.ready)

@@ -31,7 +31,7 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def _exactly(method: Method) -> Method:
-    """Run a method without autocast, which would round what torch computes in it."""
+    """Run a method without autocast, which would round the results of PyTorch's operations in the method."""
 
     @functools.wraps(method)
     def run(*args: Any, **named: Any) -> Any:
@@ -47,9 +47,9 @@ class _Prepared:
     stage: Any
     """The compiled ``CpuStage``: weights packed for one instruction set and precision."""
     mel: MelShare | None
-    """None in a network without the spectrogram branch."""
+    """The spectrogram branch; None in a network without this branch."""
     weights: Mapping[str, Tensor] | None
-    """Weights that the stage was packed from, if gradients must flow to them."""
+    """Weights from which the stage was packed, if they need gradients, else None."""
 
     def tensors(self, job: str) -> dict[str, Tensor]:
         """Return the weights of ``encoder``, ``mask`` or ``decoder``."""
@@ -65,7 +65,7 @@ class _Prepared:
 class _Memory:
     """The memory of all jobs, kept from call to call: new pages from the system would cost a quarter of a training step.
 
-    It is freed when the last parameter is freed from which weights were prepared.
+    The memory is freed when no parameter is left from which weights were prepared.
     """
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class _Memory:
         self._users: set[int] = set()
 
     def of(self, module: Any, parameter: Tensor) -> Any:
-        """Return the compiled ``CpuPool``."""
+        """Return the compiled ``CpuPool``; keep it at least as long as ``parameter`` lives."""
         if id(parameter) not in self._users:
             self._users.add(id(parameter))
             weakref.finalize(parameter, self._leave, id(parameter))
@@ -82,7 +82,7 @@ class _Memory:
         return self._pool
 
     def trim(self) -> None:
-        """Give back what no call is using."""
+        """Give the memory that no call is using back to the system."""
         if self._pool is not None:
             self._pool.trim()
 
@@ -101,11 +101,11 @@ def give_back_memory() -> None:
 
 
 class CpuBackend(Backend):
-    """Each (item, instrument) runs depth-first through the whole masking network on one core; see ``docs/cpu-backend.md``.
+    """Compiled C++; each (item, instrument) runs through the whole masking network on one core; see ``docs/cpu-backend.md``.
 
-    Threads: ``torch.get_num_threads()``, of torch's own OpenMP runtime where there is one. Results are the same bits for every
-    number of threads and do not depend on what else is in the batch. Latents are stored frames by channels: in bfloat16 for
-    ``Precision.bfloat16``, whose sums, statistics and residual stream stay float32.
+    ``torch.get_num_threads()`` threads are used, of torch's own OpenMP runtime if it has one. Results have the same bits for
+    every number of threads and do not depend on the other items of the batch. Latents are stored frames by channels. For
+    ``Precision.bfloat16`` latents are bfloat16; sums, statistics and the residual stream stay float32.
     """
 
     name = "cpu"
@@ -137,7 +137,7 @@ class CpuBackend(Backend):
 
     @_exactly
     def prepare(self, config: StageConfig, parameters: Mapping[str, Tensor], precision: Precision) -> _Prepared:
-        """Generate and pack; raises :class:`BackendUnavailableError` where the backend cannot run."""
+        """Generate and pack the weights; raise :class:`BackendUnavailableError` if the backend cannot run."""
         module, reason = native.load(), self.unavailable()
         if module is None or reason is not None:
             raise BackendUnavailableError(f"The backend cpu cannot run: {reason}")
@@ -148,7 +148,7 @@ class CpuBackend(Backend):
         tensors = weight_tensors(weights)
         pool = _memory.of(module, next(iter(parameters.values())))
         if not training:
-            pool.trim()  # memory that the previous training step needed
+            pool.trim()  # free the memory of the previous training step
         stage = module.CpuStage(
             self.variant(), bfloat16, sizes(config), arrays(tensors), training, pool, torch.get_num_threads()
         )
@@ -218,7 +218,7 @@ class CpuBackend(Backend):
         weights: LossWeights,
         divisors: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Compute the cosines by compiled code and SI-SDR by PyTorch; all by PyTorch if a mask needs gradients or
+        """Compute the cosines in compiled code and SI-SDR in PyTorch; use only PyTorch if a mask needs gradients or
         latents are float64."""
         needed = latents if weights.need_latents else None
         if needed is None or needed.numel() == 0 or needed.dtype == torch.float64 or mask.requires_grad:

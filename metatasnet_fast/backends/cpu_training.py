@@ -24,13 +24,13 @@ Gradients = tuple[Tensor | None, ...]
 
 
 def by_frames(latent: Tensor) -> Tensor:
-    """Return (..., channels, frames) as (..., frames, channels) with contiguous channels: a view of our own latents,
-    else a copy."""
+    """Return (..., channels, frames) as (..., frames, channels) with contiguous channels: a view of latents that this
+    backend made, else a copy."""
     return unit_channels(latent.transpose(-1, -2))
 
 
 def unit_channels(x: Tensor) -> Tensor:
-    """Return ``x`` in float32 or bfloat16 with a last axis of stride 1."""
+    """Return ``x`` with a last axis of stride 1; dtypes other than float32 and bfloat16 become float32."""
     if x.dtype not in (torch.float32, torch.bfloat16):
         x = x.to(torch.float32)
     return x if x.stride(-1) == 1 else x.contiguous()
@@ -46,7 +46,7 @@ def _padded(channels: int) -> int:
 
 
 def _rooms(weights: Iterable[Tensor]) -> list[Tensor]:
-    """Allocate tensors for the gradients of matrices, which the compiled module pads."""
+    """Allocate tensors for the gradients of matrices, padded as the compiled module needs."""
     return [torch.empty([_padded(size) for size in w.shape], dtype=torch.float32) for w in weights]
 
 
@@ -55,7 +55,7 @@ def _without_padding(rooms: Sequence[Tensor], weights: Sequence[Tensor]) -> list
 
 
 def latents(stage: Any, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-    """Return an uninitialised tensor of the stage's memory, by default in the dtype of its latents."""
+    """Return an uninitialised tensor in the stage's memory, by default in the dtype of the stage's latents."""
     dtype = dtype or storage(stage)
     count = math.prod(shape)
     if not count:
@@ -68,7 +68,10 @@ def _kept(stage: Any, job: str, n: int, frames: int) -> Tensor:
 
 
 class Encode(Function):
-    """Latent (n, N, frames) of ``wave`` (n, samples) and the spectrogram's share (n, STFT frames, latent_ld), or None."""
+    """Latent (n, N, frames) of ``wave`` (n, samples) and ``mel``.
+
+    ``mel`` is the spectrogram's share (n, STFT frames, latent_ld), or None.
+    """
 
     @staticmethod
     def forward(ctx: Any, stage: Any, frames: int, wave: Tensor, mel: Tensor | None, *weights: Tensor) -> Tensor:
@@ -93,7 +96,7 @@ class Encode(Function):
 
 
 class Mask(Function):
-    """Masked latents (n, I, N, frames) of latents by frames. ``own`` and ``partial`` may be None."""
+    """Masked latents (n, I, N, frames) of latents stored frames by channels. ``own`` and ``partial`` may be None."""
 
     @staticmethod
     def forward(
@@ -150,7 +153,7 @@ class Mask(Function):
 
 
 class Decode(Function):
-    """Signal (n, samples) of a latent by frames."""
+    """Signal (n, samples) of a latent (n, frames, N)."""
 
     @staticmethod
     def forward(ctx: Any, stage: Any, samples: int, latent: Tensor, *weights: Tensor) -> Tensor:
@@ -179,9 +182,9 @@ class Decode(Function):
 class Cosines(Function):
     """Sums over all frames of the cosines between encoded sources, (2,) float64.
 
-    The first is of the absolute latents of each pair of instruments, the second of each latent and that of the item before.
-    ``latents``: (c + b, I, frames, N); ``mask``: (c + b, I) float32, 1 where the source sounds. With c = 1 the first item is
-    the one before the batch; with c = 0 the last one is.
+    The first sum takes the absolute latents of each pair of instruments, the second each latent and the latent of the item
+    before. ``latents``: (c + b, I, frames, N); ``mask``: (c + b, I) float32, 0 if the source is silent, else 1. c is
+    ``carried``: with 1, the first item is the one before the batch; with 0, the last item comes before the first.
     """
 
     @staticmethod
@@ -204,7 +207,7 @@ class Cosines(Function):
 
 
 class Expand(Function):
-    """Results (I, outputs) of generated layers: the bias plus the kernel (outputs, E) times ``hidden`` (layers, E, I).
+    """Results (I, outputs) of each generated layer: its bias plus its kernel (outputs, E) times its ``hidden`` (layers, E, I).
 
     ``parameters``: the kernels of all layers, then their biases.
     """

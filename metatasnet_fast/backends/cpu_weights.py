@@ -1,4 +1,4 @@
-"""A stage's weights as the float32 arrays that the compiled module packs, and the spectrogram branch, its weights folded."""
+"""Weights of the backend ``cpu``: float32 arrays of a stage for the compiled module, and the folded spectrogram branch."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from .cpu_training import Expand
 __all__ = ["MelShare", "arrays", "generate", "sizes", "weight_tensors"]
 
 _FRAMES = 256
-"""STFT frames that are processed at a time, so that their data stay in the caches."""
+"""STFT frames that are processed at a time; their data stay in the caches."""
 
 
 def sizes(config: StageConfig) -> dict[str, Any]:
-    """Return the sizes that ``CpuStage`` asks for."""
+    """Return the sizes that ``CpuStage`` needs."""
     return {
         "instruments": config.instruments,
         "softmax": config.softmax,
@@ -42,10 +42,10 @@ def sizes(config: StageConfig) -> dict[str, Any]:
 
 
 def generate(config: StageConfig, p: Mapping[str, Tensor], module: Any, isa: str) -> StageWeights:
-    """Do the same as ``reference.generate``, with all generated layers made at once by compiled code; ``p`` must be
+    """Return what ``reference.generate`` returns; compiled code computes all generated layers at once. ``p`` must be
     float32.
 
-    The reference then takes their results as the parameters of a stage without generated layers.
+    The reference takes the results of the generated layers as the parameters of a stage without generated layers.
     """
     if not config.generated:
         return reference.generate(config, p)
@@ -77,7 +77,7 @@ def generate(config: StageConfig, p: Mapping[str, Tensor], module: Any, isa: str
 
 
 _PARTS = ("kernel", "bias", "affine")
-"""Parameters that a generated layer makes from its hidden values."""
+"""Names of the parameters that a generated layer makes from its hidden values."""
 
 
 def weight_tensors(weights: StageWeights) -> dict[str, Tensor]:
@@ -90,7 +90,7 @@ def weight_tensors(weights: StageWeights) -> dict[str, Tensor]:
 
 
 def arrays(tensors: Mapping[str, Tensor]) -> dict[str, NDArray[np.float32]]:
-    """Return the tensors as the compiled module takes them."""
+    """Return the tensors as NumPy arrays, contiguous, for the compiled module."""
     return {name: tensor.detach().contiguous().numpy() for name, tensor in tensors.items()}
 
 
@@ -102,7 +102,7 @@ def _centred(filters: Iterable[Tensor], longest: int) -> Tensor:
 def _encoder(weights: StageWeights) -> dict[str, Tensor]:
     config, encoder = weights.config, weights.encoder
     filters, width = len(config.kernel_sizes), config.encoder_width
-    # The compiled filter bank stores its outputs filter by filter, so these columns take over the interleaving.
+    # The compiled filter bank stores its outputs filter by filter: reorder the columns accordingly.
     columns = encoder.bottleneck_1.squeeze(-1)[:, : filters * width].unflatten(1, (width, filters))
     return {
         "encoder.bank": _centred(encoder.filters, config.kernel_sizes[-1]),
@@ -112,7 +112,7 @@ def _encoder(weights: StageWeights) -> dict[str, Tensor]:
 
 
 def _decoder(weights: StageWeights) -> dict[str, Tensor]:
-    """Put the channels of the longest filter first."""
+    """Return the decoder's weights, with the channels of the longest filter first."""
     config, decoder = weights.config, weights.decoder
     columns = decoder.bottleneck.squeeze(-1).split(config.decoder_widths, dim=1)
     return {
@@ -154,14 +154,14 @@ def _masking(weights: StageWeights) -> dict[str, Tensor]:
 
 @dataclasses.dataclass(frozen=True)
 class MelShare:
-    """Computes ``(log10(|STFT|^2 + floor) - mean) @ to_mel @ to_latent + bias``.
+    """The spectrogram branch's share of the bottleneck: ``(log10(|STFT|^2 + floor) - mean) @ to_mel @ to_latent + bias``.
 
-    After the logarithm everything up to the bottleneck's ReLU is linear, and interpolation along time commutes with it (its
-    weights sum to one), so the branch is computed at 31.25 frames a second instead of 400: 1 % of the network's arithmetic. The
-    pass that adds the result interpolates it.
+    From the logarithm to the bottleneck's ReLU the branch is linear, and interpolation along time commutes with it (the
+    interpolation weights sum to one). So the branch is computed at 31.25 frames a second instead of 400: 1 % of the network's
+    arithmetic. The pass that adds the share interpolates it.
 
-    ``mean`` is subtracted in float32 right after the logarithm; only ``1 / std`` and the affine scale are folded into
-    ``to_mel``, because a tiny ``std`` would amplify the rounding of anything subtracted later.
+    ``mean`` is subtracted in float32 right after the logarithm. Only ``1 / std`` and the affine scale are folded into
+    ``to_mel``: a tiny ``std`` would amplify the rounding error of a later subtraction.
     """
 
     window: Tensor
@@ -198,7 +198,7 @@ class MelShare:
         )
 
     def __call__(self, signals: Tensor) -> Tensor:
-        """Map (n, samples) float32 to (n, STFT frames, channels); without gradients in pieces of frames, to limit the
+        """Map (n, samples) float32 to (n, STFT frames, channels). Without gradients, process the frames in pieces, to limit the
         memory."""
         windows = self._windows(signals)
         if torch.is_grad_enabled():
@@ -217,8 +217,8 @@ class MelShare:
         return F.pad(signals[:, None], (reach, reach), mode="reflect")[:, 0].unfold(1, len(self.window), self.hop)
 
     def _share(self, windows: Tensor) -> Tensor:
-        # On silence, thousands of equal terms cancel in this sum: in float32 an error beyond their rounding would
-        # remain. Also, MKL's float32 products of 5 to 11 rows change their last bits with the number of threads.
+        # For silence, thousands of equal terms cancel in this sum; in float32 too large an error would remain.
+        # Also, MKL's float32 products of 5 to 11 rows change their last bits with the number of threads.
         return (self._normalised(windows).double() @ self.to_mel @ self.to_latent + self.bias).float()
 
     def _normalised(self, windows: Tensor) -> Tensor:

@@ -24,10 +24,10 @@ from .graphs import GraphedBackend, Graphs, switched_on
 __all__ = ["KERNELS", "OLDEST", "UNVERIFIED", "CudaBackend", "WgmmaBackend"]
 
 OLDEST = (8, 0)
-"""The compute capability that the kernels need for asynchronous copies and for bfloat16 and tf32 tensor cores."""
+"""Lowest compute capability for the kernels: they need asynchronous copies, and tensor cores for bfloat16 and tf32."""
 
 HOPPER = (9, 0)
-"""The compute capability that has ``wgmma``: no other, older or newer."""
+"""The only compute capability with ``wgmma``: older and newer GPUs do not have it."""
 
 KERNELS = (
     "Depthwise",
@@ -51,7 +51,7 @@ UNVERIFIED = KERNELS
 """Kernels that have not run on a GPU yet. ``auto`` does not choose the backend until this is empty."""
 
 _FURTHEST = 1 << 22
-"""Most elements from one frame to the next: kernels count the bytes of 64 frames in 32 bits."""
+"""Largest stride between frames, in elements: kernels count the bytes of 64 frames in 32 bits."""
 
 logger = logging.getLogger("metatasnet_fast")
 
@@ -59,7 +59,7 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def _exactly(method: Method) -> Method:
-    """Run a method without gradients, and without autocast, which would round what torch computes in it."""
+    """Run a method without gradients, and without autocast, which would round the results of PyTorch's operations."""
 
     @functools.wraps(method)
     def run(self: CudaBackend, *args: Any, **named: Any) -> Any:
@@ -81,11 +81,11 @@ class _Prepared:
 
 
 class CudaBackend(GraphedBackend):
-    """Kernels on the caller's current stream, in memory from torch's allocator; see ``docs/cuda-backend.md``.
+    """Compiled CUDA kernels on the caller's current stream, in memory from torch's allocator; see ``docs/cuda-backend.md``.
 
-    Nothing waits for the device, so short jobs are captured in CUDA graphs. Results are the same bits in every run and do not
-    depend on what else is in the batch. Latents are stored frames by channels: in bfloat16 for ``Precision.bfloat16``, whose
-    sums, statistics, residual stream and spectrogram stay float32.
+    No job waits for the device, so short jobs can be captured in CUDA graphs. Results have the same bits in every run and do
+    not depend on the other items of the batch. Latents are stored frames by channels. For ``Precision.bfloat16`` latents are
+    bfloat16; sums, statistics, the residual stream and the spectrogram stay float32.
     """
 
     name = "cuda"
@@ -109,7 +109,7 @@ class CudaBackend(GraphedBackend):
         return self._too_old(request.device) or self._uncovered(request) or self._too_small(request)
 
     def _too_old(self, device: torch.device) -> str | None:
-        """Return why a GPU cannot run the kernels: it is too old, they were compiled for others, or its driver is too old."""
+        """Return why a GPU cannot run the kernels (GPU or driver too old, kernels compiled for other GPUs), or None."""
         capability = torch.cuda.get_device_capability(device)
         if capability < OLDEST:
             return f"{device} has compute capability {capability[0]}.{capability[1]}; choose another backend below 8.0."
@@ -126,7 +126,7 @@ class CudaBackend(GraphedBackend):
         )
 
     def _driver_too_old(self) -> str | None:
-        """Return a sentence if the driver is of an older CUDA generation (first number) than the compiler of the
+        """Return a sentence if the driver's CUDA version has a smaller first number than that of the compiler of the
         kernels; else None."""
         module, driver = native.load(), driver_version()
         compiler = re.search(r"nvcc (\d+)\.", module.cuda_build_info()["compiler"]) if module else None
@@ -150,8 +150,8 @@ class CudaBackend(GraphedBackend):
         return None
 
     def _too_small(self, request: Request) -> str | None:
-        """Return a sentence if a block needs more shared memory than the GPU has: 163 KiB or more in data centres, 99
-        KiB below."""
+        """Return a sentence if a block needs more shared memory than the GPU has, else None. GPUs for data centres have 163
+        KiB or more, others 99 KiB."""
         module = native.load()
         if module is None or request.config is None:
             return None
@@ -178,7 +178,7 @@ class CudaBackend(GraphedBackend):
 
     @_exactly
     def prepare(self, config: StageConfig, parameters: Mapping[str, Tensor], precision: Precision) -> _Prepared:
-        """Generate and pack; raises :class:`BackendUnavailableError` where the backend cannot run."""
+        """Generate and pack the weights; raise :class:`BackendUnavailableError` if the backend cannot run."""
         make = self._stage_class()
         weights = reference.generate(config, {name: p.to(torch.float32) for name, p in parameters.items()})
         arrays = {**pack(weights, precision), **spectrogram_arrays(weights)}
@@ -237,9 +237,9 @@ class CudaBackend(GraphedBackend):
 class WgmmaBackend(CudaBackend):
     """The backend ``cuda`` with kernels for Hopper; see ``docs/cuda-backend.md``.
 
-    The products of frames are by ``wgmma`` and TMA, and all blocks of a masking network are one launch where a window fits
-    on the chip. What serves is logged once for each length. A backend of its own, so that it serves only who asks for it: no
-    GPU has run these kernels.
+    ``wgmma`` and TMA compute the products of frames. All blocks of a masking network are one launch if a window fits on the
+    chip; the launches used are logged once for each length. No GPU has run these kernels yet: so this is a separate backend,
+    used only if the user names it.
     """
 
     name = "cuda-wgmma"
@@ -281,7 +281,7 @@ class WgmmaBackend(CudaBackend):
 
 @functools.lru_cache(maxsize=64)
 def _log_launches(frames: int, reason: str) -> None:
-    """Say that one persistent launch serves the blocks of a masking network, or for which ``reason`` not."""
+    """Log whether one persistent launch runs the blocks of a masking network, or the ``reason`` for separate launches."""
     logger.info(
         "cuda-wgmma, %d frames: the masking network's blocks are %s.",
         frames,
@@ -294,13 +294,13 @@ def _workspace(prepared: _Prepared, size: int) -> Tensor:
 
 
 def _by_frames(latent: Tensor, prepared: _Prepared) -> Tensor:
-    """Return (..., channels, frames) as (..., frames, channels): a view of our own latents, else a copy that the
-    kernels can read."""
+    """Return (..., channels, frames) as (..., frames, channels): a view of latents that this backend made, else a copy
+    that the kernels can read."""
     x = latent.transpose(-1, -2).to(prepared.storage)
     vector = 16 // x.element_size()
     rows = all(stride % vector == 0 or size == 1 for stride, size in zip(x.stride()[:-1], x.shape[:-1], strict=True))
     rows = rows and x.stride(-2) <= _FURTHEST
-    if x.ndim == 4 and 1 not in x.shape[:2]:  # units are evenly apart, or those of an item are the same
+    if x.ndim == 4 and 1 not in x.shape[:2]:  # instruments must share memory, or be evenly spaced across items
         rows = rows and x.stride(1) in (0, x.stride(0) / x.shape[1])
     return x if x.stride(-1) == 1 and rows and x.data_ptr() % 16 == 0 else _aligned(x.contiguous())
 

@@ -1,4 +1,4 @@
-"""Why this machine cannot run GPU code: no driver, one that is too old, no compiler, or code for other GPUs."""
+"""Find out why this machine cannot run GPU code: no driver, a driver that is too old, or a missing compiler."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["compiler_reason", "driver_version", "no_gpu_reason"]
 
 
 def no_gpu_reason() -> str | None:
-    """Return why torch finds no GPU, a sentence with what to do; None if it finds one."""
+    """Return a sentence on why torch finds no GPU and what to do; None if torch finds a GPU."""
     if torch.cuda.is_available():
         return None
     if torch.version.cuda is None and torch.version.hip is None:
@@ -33,7 +33,7 @@ def no_gpu_reason() -> str | None:
 
 
 def driver_version() -> tuple[int, int] | None:
-    """Return the newest CUDA that NVIDIA's driver supports, None without a driver."""
+    """Return the newest CUDA version (major, minor) that NVIDIA's driver supports; None without a driver."""
     try:
         library = ctypes.CDLL("libcuda.so.1" if os.name == "posix" else "nvcuda.dll")
     except OSError:
@@ -46,10 +46,10 @@ def driver_version() -> tuple[int, int] | None:
 
 @functools.cache
 def compiler_reason() -> str | None:
-    """Return which tool Triton lacks to compile its launchers; None if it lacks none, or needs no C compiler.
+    """Return a sentence if Triton lacks a tool to compile its launchers; None if it has all tools, or needs no C compiler.
 
-    Triton up to 3.8 compiles a small C module for its first launch, and one for each kind of launch; modules in its
-    cache may be missing, so they do not count.
+    Triton up to 3.8 compiles a small C module for its first launch, and one for each kind of launch. Some of these modules may
+    be in Triton's cache, but others may be missing, so the cache is not considered.
     """
     try:
         if not _compiles():

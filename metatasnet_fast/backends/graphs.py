@@ -1,13 +1,13 @@
 """CUDA graphs of short inference jobs: the hundreds of launches of a window become one.
 
-From encoder to decoder a batch of windows takes about 300 launches of Triton's, 6.3 us of Python each, and the backend ``cuda``
-takes launches, too. A GPU needs longer for many windows and hides them; for one or two it would wait. So jobs on up to
-:data:`SECONDS` of audio are captured, when their shapes come for the second time, and replayed from then on. The first replay
-must give the bits of the launches themselves. Where capturing fails, or the bits differ, a warning says why and the network's
-jobs are launched as before. ``METATASNET_CUDA_GRAPHS=0`` switches all of it off. Inputs are copied into the graph's own tensors
-and the results out of them: results stay the caller's. The graphs of a network share one memory pool, so each waits for the
-one before, on whatever stream that ran. Batches are not padded to a few sizes: the additional items would cost more than the
-launches of a shape that comes once.
+From encoder to decoder a batch of windows takes about 300 launches of Triton kernels, 6.3 us of Python each; the backend
+``cuda`` has many launches, too. For many windows the GPU works longer than the launches take; for one or two windows it would
+wait. So jobs on up to :data:`SECONDS` of audio are captured when their shapes occur for the second time, and later replayed.
+The first replay must give the same bits as the separate launches. If capturing fails, or the bits differ, a warning gives the
+reason, and the network's jobs are launched without graphs. ``METATASNET_CUDA_GRAPHS=0`` switches graphs off. Inputs are copied
+into the graph's own tensors, and results out of them, so a later replay does not change results that the caller has. The graphs
+of a network share one memory pool, so each replay waits for the previous one, also on another stream. Batches are not padded to
+a few sizes: the additional items would cost more than the separate launches of a shape that occurs once.
 Not yet run on a GPU.
 """
 
@@ -30,9 +30,9 @@ __all__ = ["SECONDS", "SHAPES", "VARIABLE", "GraphedBackend", "Graphs", "capture
 
 VARIABLE = "METATASNET_CUDA_GRAPHS"
 SECONDS = 30.0
-"""Seconds of audio, all items together, up to which a job is captured. It bounds the memory that graphs keep, too."""
+"""Seconds of audio, all items together, up to which a job is captured. This also limits the memory that graphs keep."""
 SHAPES = 4
-"""Shapes whose graphs are kept; the one not used for longest goes."""
+"""Number of jobs and shapes that are kept, with their graphs; the least recently used one is dropped."""
 
 Results: TypeAlias = tuple[Tensor, ...]
 Job: TypeAlias = Callable[..., Results]
@@ -48,7 +48,7 @@ def switched_on() -> bool:
 
 @dataclass(frozen=True)
 class Captured:
-    """A graph, the tensors that it reads, and those that it writes."""
+    """A graph, the tensors that it reads, and the tensors that it writes."""
 
     replay: Callable[[], Any]
     inputs: Results
@@ -58,7 +58,7 @@ class Captured:
 def capture(job: Job, inputs: Sequence[Tensor], pool: Any) -> Captured:
     """Capture ``job`` on copies of ``inputs``, on a stream of their device.
 
-    The job must have run on such inputs before, so that nothing is compiled now.
+    The job must have run on inputs of these shapes before, so that no kernel is compiled during the capture.
     """
     device = inputs[0].device
     with _capturing, torch.cuda.device(device):
@@ -74,7 +74,7 @@ class Graphs:
 
     Args:
         sampling_rate: samples per second of a job's first input.
-        make: captures a job; by default :func:`capture`.
+        make: function that captures a job; by default :func:`capture`.
     """
 
     def __init__(self, sampling_rate: int, make: Callable[[Job, Sequence[Tensor], Any], Captured] = capture) -> None:
@@ -87,7 +87,11 @@ class Graphs:
         self._failed = False
 
     def run(self, job: Job, name: Hashable, inputs: Sequence[Tensor]) -> Results:
-        """Return ``job(*inputs)``, by the graph of this name and these shapes where that is allowed."""
+        """Return ``job(*inputs)``, by a graph if graphs are allowed.
+
+        A graph is kept for each name and the shapes, dtypes and devices of the inputs: the first call runs the job, the second
+        also captures it, later calls replay the graph. If capturing fails, this and all later calls run their jobs.
+        """
         if not self._allowed(inputs):
             return job(*inputs)
         key = (name, *((x.shape, x.dtype, x.device) for x in inputs))
@@ -142,7 +146,7 @@ class Graphs:
             self._seen.popitem(last=False)
 
     def _allowed(self, inputs: Sequence[Tensor]) -> bool:
-        """Not for empty batches, long jobs, gradients, torch.compile, or inside the caller's own capture."""
+        """Return False for empty batches, long jobs, gradients, torch.compile, the caller's own capture, or after a failure."""
         if self._failed or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return False
         capturing = inputs[0].is_cuda and torch.cuda.is_current_stream_capturing()
@@ -154,7 +158,7 @@ def _same_bits(one: Tensor, other: Tensor) -> bool:
 
 
 class GraphedBackend(Backend):
-    """A backend whose prepared stages have ``graphs``: those of the whole network's jobs with the first one, or None."""
+    """A backend whose prepared stages have an attribute ``graphs``: the whole network's :class:`Graphs` in stage 0, or None."""
 
     def variant(self) -> str:
         return "" if switched_on() else "no graphs"

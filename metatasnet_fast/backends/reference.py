@@ -24,12 +24,12 @@ class _Prepared:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Autocast keeps its inputs in float32; the other precisions are the dtype of everything."""
+        """The dtype of weights and signals: float64 for ``Precision.float64``, else float32 (also for autocast)."""
         return torch.float64 if self.precision is Precision.float64 else torch.float32
 
 
 class ReferenceBackend(Backend):
-    """Differentiable everywhere. bfloat16 and float16 are ``torch.autocast``, as the authors' program would run in them."""
+    """Plain PyTorch, differentiable in every precision. bfloat16 and float16 run under ``torch.autocast``."""
 
     name = "reference"
     summary = "plain PyTorch, the authors' arithmetic; training and inference on every device"
@@ -69,15 +69,15 @@ class ReferenceBackend(Backend):
 
 @contextlib.contextmanager
 def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
-    """Compute the matrix products of the enclosed code in ``precision``.
+    """In this context, compute matrix products in ``precision``.
 
-    In float32 and float64 a ``torch.autocast`` that the caller has opened stays in force.
+    In float32 and float64, a ``torch.autocast`` of the caller stays active.
     """
     if precision in (Precision.bfloat16, Precision.float16):
         with torch.autocast(device.type, precision.storage):
             yield
     elif torch.compiler.is_compiling():
-        yield  # a compiled network uses torch's switches as they are
+        yield  # a compiled network uses torch's switches as the caller set them
     elif precision is Precision.tf32 or (precision is Precision.float32 and device.type == "cuda"):
         with tf32_products(precision is Precision.tf32):
             yield

@@ -1,4 +1,4 @@
-"""List the backends, find those that can serve a request, choose one for ``auto``, and keep the user's own choice."""
+"""List the backends, find the ones that can serve a request, choose one for ``auto``, and keep the user's choice."""
 
 from __future__ import annotations
 
@@ -30,13 +30,12 @@ _HOMES = {
 }
 
 _PREFERENCE: dict[str, tuple[str, ...]] = {"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")}
-"""Backends that ``auto`` tries on a device, fastest first; on all other devices it chooses the reference."""
+"""Backends that ``auto`` tries on each type of device, fastest first; on other types ``auto`` chooses the reference."""
 
 
 @dataclass(frozen=True)
 class Availability:
-    """Availability of a backend on this machine: ``reason`` is None if it can run, else a sentence that a user can act
-    on."""
+    """Availability of a backend on this machine: ``reason`` is None if the backend can run, else a sentence on what to do."""
 
     name: str
     summary: str
@@ -61,7 +60,7 @@ def get_backend(name: str) -> Backend:
     Raises:
         BackendUnavailableError: for an unknown name.
     """
-    # Without a look-up by key: a compiler would take the key for a constant, which it cannot guard.
+    # Do not look up by key: torch.compile would treat the key as a constant, which it cannot guard.
     for known, backend in _loaded.items():
         if known == name:
             return backend
@@ -73,7 +72,7 @@ def get_backend(name: str) -> Backend:
 
 
 def available_backends() -> dict[str, Availability]:
-    """Return every backend by name, with a reason for each that cannot run here."""
+    """Return the availability of every backend by name, with a reason for each backend that cannot run here."""
     return {
         name: Availability(name, get_backend(name).summary, get_backend(name).unavailable()) for name in backend_names()
     }
@@ -86,7 +85,7 @@ def resolve(name: str, request: Request) -> Backend:
         name: a backend's name, or ``auto`` for the fastest that supports the request.
 
     Raises:
-        BackendUnavailableError: if the named backend (or, for ``auto``, every backend) cannot serve; with the reasons.
+        BackendUnavailableError: if the named backend cannot serve, or, for ``auto``, no backend can; with the reasons.
     """
     if name != "auto":
         reason = _refusal(name, request)
@@ -114,7 +113,7 @@ def _refusal(name: str, request: Request) -> str | None:
 def _announce(
     name: str, device: torch.device, precision: Precision, training: bool, passed_over: str, broken: bool
 ) -> None:
-    """Log the choice once for each kind of request; as a warning if a backend that was passed over on a GPU cannot run
+    """Log the choice once for each kind of request; on a GPU as a warning if a backend that was passed over cannot run
     at all."""
     job = "training" if training else "inference"
     because = f" (passed over: {passed_over})" if passed_over else ""
@@ -124,14 +123,14 @@ def _announce(
 
 @dataclass(frozen=True)
 class Choice:
-    """The name of a backend, or ``auto``; and a precision, or None for that of the parameters."""
+    """The name of a backend, or ``auto``; and a precision, or None for the precision of the parameters."""
 
     backend: str = "auto"
     precision: Precision | None = None
 
     @classmethod
     def parse(cls, backend: str, dtype: str | torch.dtype | None) -> Choice:
-        """Check the names; raises :class:`BackendUnavailableError` or :class:`ConfigError` for unknown ones."""
+        """Check both names; raise :class:`BackendUnavailableError` for an unknown backend, :class:`ConfigError` for a dtype."""
         if backend != "auto" and backend not in backend_names():
             known = ", ".join(backend_names())
             raise BackendUnavailableError(f"Unknown backend {backend!r}; choose one of auto, {known}.")
@@ -140,7 +139,7 @@ class Choice:
 
 _DEFAULT = Choice()
 _chosen: list[use_backend] = []
-"""The choices in force; the last one counts. Each removes itself when it ends, in any order."""
+"""The active choices; the last one counts. Each choice removes itself when it ends, in any order."""
 
 
 def current_choice() -> Choice:
@@ -151,12 +150,12 @@ def current_choice() -> Choice:
 class use_backend:  # noqa: N801 - reads as a statement, like torch.no_grad
     """Choose the backend of every network that has no choice of its own.
 
-    Takes effect at once; used as a context manager, it is undone at the end. The choice is one for the process, not one for
-    each thread, so that the threads of ``DataParallel`` follow it.
+    The choice takes effect at once. Used as a context manager, it ends with the context. The choice is for the whole process,
+    not for one thread, so that the threads of ``DataParallel`` use it, too.
 
     Args:
-        name: ``auto``, or one of :func:`available_backends`. A backend that cannot serve a request raises when it is asked.
-        dtype: precision of the computation (``float32``, ``bfloat16``, ...); None means that of the parameters.
+        name: ``auto``, or one of :func:`available_backends`. If the backend cannot serve a request, the request raises.
+        dtype: precision of the computation (``float32``, ``bfloat16``, ...); None means the dtype of the parameters.
 
     Raises:
         BackendUnavailableError: for an unknown backend.

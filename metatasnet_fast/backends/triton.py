@@ -28,7 +28,7 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def _exactly(method: Method) -> Method:
-    """Without autocast: each value has the precision that was asked for, and what torch computes is not rounded besides."""
+    """Run a method without autocast, which would round the results of PyTorch's operations in the method."""
 
     @functools.wraps(method)
     def run(self: Any, *args: Any, **named: Any) -> Any:
@@ -46,7 +46,7 @@ class _Prepared:
     decoder: codec.DecoderOperands
     masking: MaskWeights
     graphs: Graphs | None
-    """Graphs of the whole network's inference jobs, kept with its first stage; None on a CPU or where they are switched off."""
+    """Graphs of the whole network's inference jobs, kept with the first stage; None on a CPU, or if graphs are switched off."""
 
     @property
     def tf32(self) -> bool:
@@ -54,10 +54,10 @@ class _Prepared:
 
 
 class TritonBackend(GraphedBackend):
-    """Every job is a few differentiable operations of :mod:`metatasnet_fast.ops`; see ``docs/triton.md``.
+    """Triton kernels: every job is a few differentiable operations of :mod:`metatasnet_fast.ops`; see ``docs/triton.md``.
 
-    Latents are stored frames by channels in the precision's dtype; statistics, sums and the softmax are float32. Results are
-    the same bits in every run and do not depend on what else is in the batch.
+    Latents are stored frames by channels in the precision's dtype; statistics, sums and the softmax are float32. Results have
+    the same bits in every run and do not depend on the other items of the batch.
     """
 
     name = "triton"
@@ -93,7 +93,7 @@ class TritonBackend(GraphedBackend):
         copy = not torch.is_grad_enabled()
         p = {name: value.to(torch.float32, copy=copy) for name, value in parameters.items()}
         masking = mask_weights(config, p)
-        if copy:  # converted once, not in every run
+        if copy:  # convert once, not in every run
             conv1d = masking.blocks.conv1d.to(precision.storage)
             masking = replace(masking, blocks=masking.blocks._replace(conv1d=conv1d))
         graphs = copy and switched_on() and next(iter(p.values())).is_cuda
@@ -134,7 +134,7 @@ class TritonBackend(GraphedBackend):
         weights: reference.LossWeights,
         divisors: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Compute the fused losses; by PyTorch's operations if the data need gradients, are float64, or have no items."""
+        """Compute the fused losses; use PyTorch's operations if the data need gradients, are float64, or have no items."""
         data = any(value.requires_grad for value in (target, mask, mix))
         plain = data or estimate.numel() == 0 or estimate.dtype == torch.float64
         loss = reference.stage_loss if plain else ops.stage_loss
@@ -144,14 +144,17 @@ class TritonBackend(GraphedBackend):
 def _masked(
     config: StageConfig, w: MaskWeights, tf32: bool, x: Tensor, v: Tensor | None, own: Tensor | None = None
 ) -> Tensor:
-    """Masked latents (n, I, frames, N) from the latent ``x`` (n, frames, N), the partial one ``v`` (n, I, frames, N / 2), and
-    the network's ``own`` copies of the latent (n, I, frames, N), if they differ from it."""
+    """Return masked latents (n, I, frames, N) of the latent ``x`` (n, frames, N).
+
+    ``v`` (n, I, frames, N / 2) is the masked latent of the previous stage. ``own`` (n, I, frames, N) are the masking network's
+    copies of the latent, if they differ from ``x`` (dropout).
+    """
     prelu_1, prelu_2, prelu_3, prelu_4 = w.slopes
     y, statistics = ops.in_conv(
         x[:, None] if own is None else own, v, w.in_conv, prelu_1, *w.norm_1, prelu_2, tf32=tf32
     )
     norm = ops.GroupNorm(statistics, *w.norm_2)
-    # Without gradients the norm goes with the blocks, the activation is handed on, and mask_output's result is not stored.
+    # Without gradients, `blocks` applies the first norm and returns the activation, and mask_output's result is not stored.
     activated = not torch.is_grad_enabled()
     start = (prelu_2, norm) if activated else None
     if start is None:
@@ -168,7 +171,7 @@ def _masked(
 def _checked(
     config: StageConfig, latent: Tensor, partial: Tensor | None, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor | None]:
-    """Both latents, frames before channels, in the precision's dtype."""
+    """Check both latents; return them frames by channels, in ``dtype``."""
     config.check_latent(latent.shape)
     config.check_partial(None if partial is None else partial.shape, latent.shape)
     return latent.to(dtype).transpose(1, 2), None if partial is None else partial.to(dtype).transpose(2, 3)

@@ -1,4 +1,4 @@
-"""The masking network's weights as the fused operations take them: stacked over the blocks, from one generator job."""
+"""The masking network's weights for the fused operations: stacked over the blocks, made by one generator operation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ Parameters = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class MaskWeights:
-    """Slopes (1,); norms as pairs (gamma, beta) of (I, channels); 1x1 convolutions (I, out, in)."""
+    """Weights of the masking network: slopes (1,); norms as pairs gamma, beta, each (I, channels); 1x1 convolutions
+    (I, out, in)."""
 
     slopes: tuple[Tensor, Tensor, Tensor, Tensor]
     norm_1: tuple[Tensor, Tensor]
@@ -34,10 +35,10 @@ class MaskWeights:
 
 
 def mask_weights(config: StageConfig, p: Parameters) -> MaskWeights:
-    """Weights from the stage's parameters, by the original's names; differentiable.
+    """Return the weights, given the stage's parameters by the original's names; differentiable.
 
-    Generated parameters are made by one operation for the whole stage. The last block's ``res_out`` is left out: its output is
-    never used, so its parameters get no gradient, as in the original.
+    One operation makes all generated parameters of the stage. The last block's ``res_out`` is left out: its output is never
+    used, so its parameters get no gradient, as in the original.
     """
     named = _generated(config, p) if config.generated else _independent(config, p)
     count = range(len(config.dilations))
@@ -58,7 +59,7 @@ def mask_weights(config: StageConfig, p: Parameters) -> MaskWeights:
 
 
 def _shapes(config: StageConfig) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every generated weight, in their order in memory."""
+    """Return the shapes of all generated weights, in the order of the weights in memory."""
     count, instruments, b, h = len(config.dilations), config.instruments, config.B, config.H
     shapes: dict[str, tuple[int, ...]] = {}
     for name, channels in (("norm_1", config.in_channels), ("norm_2", b), ("norm_3", b), ("norm_4", config.N)):
@@ -77,7 +78,7 @@ def _shapes(config: StageConfig) -> dict[str, tuple[int, ...]]:
 
 @dataclass(frozen=True)
 class _Plan:
-    """How a stage's layers become weights: names of layers and matrices, and the places of their rows."""
+    """The plan by which a stage's layers become weights: names of layers and matrices, and the places of their rows."""
 
     layers: tuple[str, ...]
     matrices: tuple[str, ...]
@@ -94,7 +95,7 @@ def _size(shape: tuple[int, ...]) -> int:
 
 
 class _Planner:
-    """Collects layers and sections one by one."""
+    """A builder of plans: it collects layers and sections one by one."""
 
     def __init__(self, config: StageConfig) -> None:
         self.shapes = _shapes(config)
@@ -107,13 +108,13 @@ class _Planner:
         self.places = {name: end - _size(shape) for (name, shape), end in zip(self.shapes.items(), ends, strict=True)}
 
     def place(self, name: str, block: int | None, row: int = 0) -> tuple[int, int]:
-        """First value of a weight (of one block, from one row on) and the stride between its instruments."""
+        """Return the place of the first value of a weight (of a block, from ``row`` on), and the stride between instruments."""
         shape = self.shapes[name] if block is None else self.shapes[name][1:]
         stride = _size(shape[1:])
         return self.places[name] + (block or 0) * self.instruments * stride + row * _size(shape[2:]), stride
 
     def add(self, layer: str, matrix: str, rows: int, *targets: tuple[int, int]) -> None:
-        """A matrix of ``rows`` for each target, of the layer given last or a new one."""
+        """Add a matrix with ``rows`` rows for each target (place, stride); add ``layer``, too, unless it is the last one."""
         if not self.layers or self.layers[-1] != layer:
             self.layers.append(layer)
         self.matrices.append(f"{layer}.{matrix}")
@@ -167,7 +168,7 @@ def _generated(config: StageConfig, p: Parameters) -> dict[str, Tensor]:
 
 
 def _independent(config: StageConfig, p: Parameters) -> dict[str, Tensor]:
-    """The same weights from parameters of their own, stacked."""
+    """Return the weights that :func:`_generated` returns, stacked, for a stage without generated layers."""
     shapes, count, b, instruments = _shapes(config), len(config.dilations), config.B, config.instruments
     named: dict[str, Tensor] = {}
     for i in (1, 2, 3, 4):

@@ -1,10 +1,10 @@
 """Notice changes of a network's parameters in a fraction of the time it takes to read them.
 
-Every call looks at values that are cheap to read: which tensors there are, their version counters and addresses, how many steps
-optimisers have taken in this process, and a few bytes of every tensor. Writing through ``.data``, as the authors' optimiser
-and averages of weights do, does not change a version counter, but changes the steps or the bytes. A write through ``.data``
-by hand that misses those bytes is noticed by a checksum of all values, which runs at every ``EVERY``-th call and after
-:meth:`ParameterWatch.look_closely`: CRC-32 on a CPU, a hash of the same strength on other devices, where the values stay.
+Every call checks values that are cheap to read: which tensors there are, their version counters and addresses, how many steps
+optimisers have taken in this process, and a few bytes of every tensor. A write through ``.data``, as by the authors' optimiser
+and by averages of weights, does not change a version counter, but changes the steps or the bytes. A write through ``.data``
+that changes only other bytes is noticed by a checksum of all values, at every ``EVERY``-th call and at the first call after
+:meth:`ParameterWatch.look_closely`. The checksum is CRC-32 on a CPU, and a hash of the same strength on other devices.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 __all__ = ["EVERY", "ParameterWatch", "can_watch", "collect_parameters", "fingerprint", "hash_on_device"]
 
 EVERY = 64
-"""Calls between two checksums of everything: 45 million parameters take about 20 ms on a CPU."""
+"""Calls between two checksums of all values: 45 million parameters take about 20 ms on a CPU."""
 
 _MULTIPLIER = -0x61C8864680B583EB
 """2^64 / golden ratio, as a signed number."""
 
 SAMPLE = 64
-"""Bytes of a tensor that every call reads, from its middle."""
+"""Bytes that every call reads from the middle of each tensor."""
 
 _version = attrgetter("_version")
 _steps = 0
@@ -37,7 +37,7 @@ _counting = False
 
 
 def collect_parameters(module: nn.Module) -> dict[str, Tensor]:
-    """Return the parameters by name, also those of a ``DataParallel`` replica, where they are plain tensors."""
+    """Return the parameters by name, also those of a ``DataParallel`` replica, which are plain tensors."""
     found: dict[str, Tensor] = {}
     for path, child in module.named_modules():
         own = getattr(child, "_former_parameters", None) or child._parameters
@@ -46,7 +46,7 @@ def collect_parameters(module: nn.Module) -> dict[str, Tensor]:
 
 
 def can_watch(module: nn.Module, tensors: list[Tensor]) -> bool:
-    """Return whether the parameters are ordinary tensors of a lasting module: none of a replica, traced or transformed."""
+    """Return whether the parameters can be watched: ordinary tensors, not traced or transformed, of a module, not a replica."""
     return not getattr(module, "_is_replica", False) and all(
         type(tensor) in (nn.Parameter, Tensor) and tensor.device.type != "meta" and not tensor.is_inference()
         for tensor in tensors
@@ -54,11 +54,11 @@ def can_watch(module: nn.Module, tensors: list[Tensor]) -> bool:
 
 
 class ParameterWatch:
-    """The parameters of every stage of a network, with a check of whether they have changed since they were found.
+    """The parameters of every stage of a network, with checks of whether they have changed.
 
     Args:
-        network: whose parameters they are.
-        parameters: by name for every stage, as :func:`collect_parameters` finds them.
+        network: the network that has the parameters.
+        parameters: for every stage, the parameters by name, as :func:`collect_parameters` returns them.
     """
 
     def __init__(self, network: nn.Module, parameters: Sequence[Mapping[str, Tensor]]) -> None:
@@ -76,7 +76,7 @@ class ParameterWatch:
         self.accept()
 
     def accept(self) -> None:
-        """Take the present contents for the known ones."""
+        """Remember the present contents; later calls of :meth:`quiet` compare with these."""
         self._known = self._cheap()
         self._bytes = self._sample()
         self._steps = _steps
@@ -87,13 +87,13 @@ class ParameterWatch:
         self._calls = EVERY
 
     def complete(self, network: nn.Module) -> bool:
-        """Return whether this is the network, not a replica of it, and every parameter is still the tensor that was found."""
+        """Return whether ``network`` is the watched one, not a replica, and every parameter is still the same tensor."""
         return network._modules is self._modules and all(
             map(is_, map(dict.get, self._dicts, self._names), self._values)
         )
 
     def quiet(self) -> bool:
-        """Return whether no parameter seems to have been written; every ``EVERY``-th call says no, so that all is read."""
+        """Return whether no parameter seems to have changed; every ``EVERY``-th call returns False, so that all are read."""
         self._calls += 1
         return (
             self._calls < EVERY
@@ -112,7 +112,7 @@ class ParameterWatch:
 
 
 def _places(module: nn.Module) -> Iterator[tuple[dict[str, Any], str, object]]:
-    """Yield every entry of a module's tree that leads to a parameter or is one."""
+    """Yield every entry (dictionary, name, value) of a module's tree: submodules and parameters."""
     for child in module.modules():
         for name, submodule in child._modules.items():
             yield child._modules, name, submodule
@@ -121,7 +121,7 @@ def _places(module: nn.Module) -> Iterator[tuple[dict[str, Any], str, object]]:
 
 
 def _middle(tensor: Tensor) -> Tensor:
-    """Return up to ``SAMPLE`` bytes from the middle of a tensor, without a copy; one value of a strided tensor."""
+    """Return up to ``SAMPLE`` bytes from the middle of a tensor, without a copy; of a strided tensor, one value."""
     data = tensor.detach()
     if not data.is_contiguous():
         data = data[tuple(size // 2 for size in data.shape)]
@@ -145,7 +145,7 @@ def fingerprint(tensors: Iterable[Tensor]) -> tuple[object, ...]:
     """Return a checksum of the bits of all tensors, with their sizes, dtypes and devices.
 
     A change of one value, or of any 32 consecutive bits, is always noticed. Any other change is missed with a
-    probability of 2^-32, unless it was made on purpose to deceive.
+    probability of 2^-32, unless it was made on purpose to keep the checksum.
     """
     signature: list[object] = []
     checksum = 0
@@ -163,9 +163,10 @@ def fingerprint(tensors: Iterable[Tensor]) -> tuple[object, ...]:
 
 
 def hash_on_device(octets: Tensor) -> Tensor:
-    """Return a 64-bit hash of bytes (n,) on any device: mix each word with its position, mix it again, and add all up.
+    """Return a 64-bit hash of bytes (n,), computed on their device.
 
-    The mixing is that of Steele, Lea and Flood 2014 (SplitMix64), which is one-to-one: one changed word changes the sum.
+    Mix each 8-byte word with its position, mix the result again, and add up all results. The mixing is that of Steele, Lea and
+    Flood 2014 (SplitMix64). It is one-to-one, so one changed word changes the sum.
     """
     words = torch.nn.functional.pad(octets, (0, -octets.numel() % 8)).view(torch.int64)
     positions = torch.arange(1, words.numel() + 1, device=words.device)

@@ -21,7 +21,10 @@ __all__ = ["BlockParameters", "blocks", "kept_for_backward"]
 
 
 class BlockParameters(NamedTuple):
-    """The weights of L blocks for I instruments, of B channels outside and H inside, stacked; any floating dtype."""
+    """The stacked weights of L blocks for I instruments, any floating dtype.
+
+    B is the number of channels of the residual stream, H that inside a block.
+    """
 
     conv1d: Tensor
     """(L, I, H, B)"""
@@ -36,8 +39,7 @@ class BlockParameters(NamedTuple):
     gamma_2: Tensor
     beta_2: Tensor
     out: Tensor
-    """(L, I, 2 B, H): rows of res_out, then of skip_out. The last block's res_out is not used, and has gradient
-    zero."""
+    """(L, I, 2 B, H): rows of res_out, then of skip_out. The last block's res_out is not used; its gradient is zero."""
     bias: Tensor | None
     """(L, I, 2 B), in the same order; None for no bias."""
 
@@ -54,21 +56,20 @@ def blocks(
     activated: bool = False,
     start: tuple[Tensor, GroupNorm] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """skips = sum_l skip_out(h_l), h_l = norm_2(PReLU(dconv1d(norm_1(PReLU(conv1d(x_l)))))), x_(l+1) = x_l + res_out(h_l).
+    """Return skips = sum_l skip_out(h_l), with x_(l+1) = x_l + res_out(h_l) and h_l as below.
 
-    Differentiable once, in everything but the statistics.
+    h_l = norm_2(PReLU(dconv1d(norm_1(PReLU(conv1d(x_l)))))). Differentiable once, in all inputs except the statistics.
 
     Args:
         x: (n, I, frames, B), the residual stream: float32, bfloat16, float16; on a CPU also float64.
         parameters: of L blocks; H and B multiples of 8.
-        dilations: of each block.
+        dilations: one for each block.
         next_slope: (1,), of the PReLU that will be applied to the skips.
-        keep: what to keep for backward, see :func:`kept_for_backward`, which decides if it is None.
-        items: go through all blocks at a time; 0 for as many as was measured to be best on the device, or all.
-        tf32: products of float32 in TF32 on the tensor cores, three decimal digits.
-        activated: return PReLU(skips, next_slope) instead of skips, for inference: it has no gradient.
-        start: slope (1,) and norm with which the stream starts, x_0 = norm(PReLU(x, slope)), instead of ``x``; for inference,
-            too.
+        keep: what to keep for backward, 1 or 2 as in :func:`kept_for_backward`, which chooses if ``keep`` is None.
+        items: how many items go through all blocks at a time; 0 for the number measured to be best on the device, or all.
+        tf32: compute float32 products in TF32 on the tensor cores, to three decimal digits.
+        activated: return PReLU(skips, next_slope) instead of skips. Only for inference: it has no gradient.
+        start: slope (1,) and norm for x_0 = norm(PReLU(x, slope)); by default x_0 = ``x``. Only for inference.
 
     Returns:
         skips (n, I, frames, B) in the dtype of ``x``, and the statistics of PReLU(skips, next_slope).
@@ -111,17 +112,18 @@ def blocks(
 
 
 def kept_for_backward(dtype: torch.dtype) -> int:
-    """Return what training keeps of every block: 1, its input and the first PReLU's; 2, also the second PReLU's output.
+    """Return what training keeps of every block. 1: the inputs of the block and of its first PReLU; 2: also the output of its
+    second PReLU.
 
-    In units of a block's activation, eager PyTorch keeps 7. Keeping 2 costs one more depthwise pass in backward, 2 of 20 units
-    of traffic. So 3 are kept of two-byte values (21 % of eager's float32), and 2 of four-byte values, where 3 would be
+    In units of a block's activation, eager PyTorch keeps 7. To keep only two costs one more depthwise pass in backward, 2 of 20
+    units of traffic. So two-byte dtypes keep three units (21 % of eager's float32). Four-byte dtypes keep two: three would be
     43 %.
     """
     return 2 if dtype.itemsize == 2 else 1
 
 
 def _layer(p: BlockParameters, layer: int) -> BlockParameters:
-    """Return the parameters of one block; its slopes are (1,)."""
+    """Return the parameters of block ``layer``; slopes become (1,)."""
 
     def of(v: Any) -> Any:
         return None if v is None else v[layer : layer + 1] if v.dim() == 1 else v[layer]
@@ -140,7 +142,7 @@ def _forward_layer(x: Tensor, w: BlockParameters, dilation: int) -> tuple[Tensor
 
 def _launcher_weights(x: Tensor, p: BlockParameters, dilations: list[int]) -> Any:
     def aligned(slope: Tensor) -> Tensor:
-        """Place each slope at a multiple of 16 bytes."""
+        """Repeat each slope four times, so that it starts at a multiple of 16 bytes (float32)."""
         return slope[:, None].expand(-1, 4).contiguous()
 
     return kernels("blocks", x.dtype).BlockWeights(
@@ -175,8 +177,8 @@ def _blocks(
     keep: int, items: int, tf32: bool, activated: bool, start_slope: Tensor | None, start_statistics: Tensor | None,
     start_gamma: Tensor | None, start_beta: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return the skips or their activation, the statistics of the latter, the inputs of all blocks but the first, c,
-    b (all blocks' side by side), and both affines."""
+    """Return the skips or PReLU(skips), the statistics of PReLU(skips), the inputs of all blocks except the first, c,
+    b (of all blocks, side by side), and the affines of both norms."""
     p = BlockParameters(conv1d, slope_1, gamma_1, beta_1, taps, slope_2, gamma_2, beta_2, out, bias)
     width = x.shape[3]
     if start_slope is not None:
@@ -229,7 +231,7 @@ def _blocks_backward(
 ) -> tuple[
     Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor
 ]:  # fmt: skip
-    """Return dx and the gradients of the weights in their order; those of the last block's residual rows are zero."""
+    """Return dx and the gradients of the weights, in the order of the arguments; zero for the last block's rows of res_out."""
     p = BlockParameters(conv1d, slope_1, gamma_1, beta_1, taps, slope_2, gamma_2, beta_2, out, bias)
     width = x.shape[3]
     dx: Tensor | None = None
@@ -270,7 +272,7 @@ def _differentiate(ctx: Any, dskips: Tensor | None, *_: Any) -> tuple[Tensor | N
         return (None,) * 21
     if not ctx.kept:
         raise ShapeError("Nothing was kept for backward (keep=0); pass keep=None or 1.")
-    saved = ctx.saved_tensors  # once: non-reentrant checkpointing recomputes them, and allows one read only
+    saved = ctx.saved_tensors  # read once: non-reentrant checkpointing recomputes these, and allows only one read
     x, *p = saved[:11]
     found = _blocks_backward(dskips, x, *p, *saved[11:], ctx.dilations, ctx.tf32)
     gradients = [None if v is None else g.to(v.dtype) for v, g in zip(p, found[1:], strict=True)]

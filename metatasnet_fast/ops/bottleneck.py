@@ -23,18 +23,18 @@ def bottleneck(
     relu: bool = False,
     tf32: bool = False,
 ) -> Tensor:
-    """y[n, t, o] = act( sum_k weight[o, k] x[n, t, k] + bias[o] + s[n, t, o] ), where s is ``share`` interpolated to
-    x's frames.
+    """Return y[n, t, o] = act( sum_k weight[o, k] x[n, t, k] + bias[o] + s[n, t, o] ).
 
-    The interpolation is linear along frames with aligned corners (one row, or one frame: row 0). Differentiable once.
+    s is ``share``, interpolated linearly to x's frames with aligned corners (for one row or one frame: row 0).
+    Differentiable once.
 
     Args:
         x: (n, frames, K), float32, bfloat16, float16; on a CPU also float64.
         weight: (N, K), any floating dtype; products are taken in the dtype of ``x`` and summed in float32.
         bias: (N,).
-        share: (n, rows, N), float32 (float64 where ``x`` is).
-        relu: act is a ReLU, else nothing.
-        tf32: products of float32 in TF32 on the tensor cores, three decimal digits.
+        share: (n, rows, N), float32 (float64 if ``x`` is).
+        relu: whether act is a ReLU, else the identity.
+        tf32: compute float32 products in TF32 on the tensor cores, to three decimal digits.
 
     Returns:
         (n, frames, N) in the dtype of ``x``.
@@ -54,7 +54,7 @@ def rectified_bottleneck(
     share: Tensor | None = None,
     tf32: bool = False,
 ) -> Rectified:
-    """:func:`bottleneck` with a ReLU that leaves its gradient to the operations that read the result."""
+    """Return :func:`bottleneck` with a ReLU, whose gradient is left to the operations that read the result."""
     return Rectified(_checked(x, weight, bias, share, True, True, tf32))
 
 
@@ -131,7 +131,7 @@ def _bottleneck_backward(
     dy: Tensor, x: Tensor, weight: Tensor, y: Tensor | None, rows: int, need_x: bool, need_bias: bool, rectified: bool,
     tf32: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return dx, dW, dbias, dshare of ``rows`` rows; a tensor without elements for each that is not needed."""
+    """Return dx, dW, dbias and dshare (``rows`` rows); a gradient that is not needed is a tensor without elements."""
     g = gated(dy, y)
     dshare = torch.einsum("tf,nto->nfo", interpolation(rows, x.shape[1], g), g) if rows else g.new_empty(0)
     dx = gated(g @ rounded(weight, x), x if rectified else None).to(x.dtype) if need_x else x.new_empty(0)

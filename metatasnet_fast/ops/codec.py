@@ -1,7 +1,7 @@
 """The encoder and the decoder as a few fused operations.
 
-Encoder: the filters as one bank with its ReLU; log power, the mel map and its share of the bottleneck at 31.25 frames a
-second; the bottleneck's first product, into whose epilogue the share is interpolated; its second. Six operations.
+Encoder, six operations: the filters as one bank with ReLU; log power, the mel map and the mel bands' share of the bottleneck,
+at 31.25 frames a second; the bottleneck's first product, whose epilogue interpolates and adds the share; its second product.
 Decoder: a product with a ReLU, and the overlap-add. Latents are (n, frames, N) in memory.
 """
 
@@ -29,8 +29,8 @@ ALIGNMENT = 8
 
 @dataclass(frozen=True)
 class MelOperands:
-    """The spectrogram branch: window and mean, the map to mel bands with its bias, and the bottleneck's weights for the
-    bands."""
+    """The weights of the spectrogram branch: window and mean; the map to mel bands and its bias; the bottleneck's weights for
+    the mel bands."""
 
     window: Tensor
     mean: Tensor
@@ -41,10 +41,10 @@ class MelOperands:
 
 @dataclass(frozen=True)
 class EncoderOperands:
-    """Weights of :func:`encode`; ``wave``, ``mel`` and ``last`` are the three parts of the bottleneck's weights.
+    """Weights of :func:`encode`; ``wave`` and ``mel.to_latent`` are the bottleneck's first weights, ``last`` its second.
 
-    ``narrow``: rows of the bank that hold shorter filters than its longest, and the longest of these; also in
-    :class:`DecoderOperands`.
+    ``narrow``: the number of rows of the bank with filters shorter than the longest, and the taps of the longest of these
+    filters; also in :class:`DecoderOperands`.
     """
 
     config: StageConfig
@@ -69,22 +69,22 @@ class DecoderOperands:
 
 
 def _narrow(bank: Sequence[Tensor]) -> tuple[int, int]:
-    """Return the rows of all filters but the longest, which are the last, and the taps of the next longest."""
+    """Return the number of rows of all filters except the longest (the last ones), and the taps of the second longest."""
     return sum(len(f) for f in bank[:-1]), bank[-2].shape[-1] if len(bank) > 1 else bank[-1].shape[-1]
 
 
 def _centred(filters: tuple[Tensor, ...]) -> list[Tensor]:
-    """Stack filters (C_l, k_l), each padded at both ends with zeros to the length of the longest."""
+    """Return the filters (C_l, 1, k_l) as (C_l, k), padded at both ends with zeros to the longest length k."""
     taps = max(f.shape[-1] for f in filters)
     ends = [(taps - f.shape[-1]) // 2 for f in filters]
     return [F.pad(f.squeeze(1), (end, end)) if end else f.squeeze(1) for f, end in zip(filters, ends, strict=True)]
 
 
 def _aligned(p: Tensor, *dims: int) -> Tensor:
-    """Pad the named dimensions of ``p`` with zeros to a multiple of eight, so that the kernels load 16 bytes at a time.
+    """Pad the given dimensions of ``p`` with zeros to multiples of eight, so that the kernels load 16 bytes at a time.
 
-    At the default widths the filters' 330 outputs become 336 and the decoder's 385 parts become 392; what is
-    added stays zero on its way through the ReLUs.
+    At the default widths the filters' 330 outputs become 336 and the decoder's 385 parts become 392. The added channels stay
+    zero through the ReLUs.
     """
     padding = [0] * (2 * p.dim())
     for dim in dims:
@@ -93,20 +93,20 @@ def _aligned(p: Tensor, *dims: int) -> Tensor:
 
 
 def _exact(precision: Precision) -> torch.dtype:
-    """Return the dtype of values that are never stored in two bytes."""
+    """Return the dtype of values that are stored in at least float32: float32, or float64 in float64."""
     return torch.promote_types(precision.storage, torch.float32)
 
 
 def prepare_encoder(weights: EncoderWeights, config: StageConfig, precision: Precision) -> EncoderOperands:
     """Convert an encoder's weights to the form of :func:`encode`; differentiable.
 
-    The standard deviations, the learned affine and the mel map become one matrix and one bias. The mean does not: it must
-    meet the logarithm in float32 before anything is multiplied.
+    The standard deviations, the learned affine and the mel map become one matrix and one bias. The mean stays separate: it must
+    be subtracted from the logarithm in float32, before any product.
     """
     dtype, exact, s = precision.storage, _exact(precision), weights.spectrogram
     first, waves = weights.bottleneck_1.squeeze(2), len(weights.filters) * config.encoder_width
     wave, to_latent = first.split((waves, first.shape[1] - waves), dim=1)
-    wave = wave.unflatten(1, (-1, len(weights.filters))).transpose(1, 2).flatten(1)  # filters one after the other
+    wave = wave.unflatten(1, (-1, len(weights.filters))).transpose(1, 2).flatten(1)  # filter by filter
     mel = None
     if s is not None:
         mel_weight = s.mel_weight.squeeze(2).to(exact)
@@ -138,14 +138,14 @@ def prepare_decoder(weights: DecoderWeights, config: StageConfig, precision: Pre
 def encode(operands: EncoderOperands, signal: Tensor) -> Tensor:
     """Encode a signal into its latent.
 
-    In bfloat16 and float16 the mel branch is float32 with TF32 products, its Fourier transform float32 in every precision.
+    In bfloat16 and float16 the mel branch is float32 with TF32 products. Its Fourier transform has at least float32 accuracy.
 
     Args:
         operands: from :func:`prepare_encoder`.
         signal: (n, 1, T), any strides and floating dtype, T at least ``config.shortest``.
 
     Returns:
-        (n, N, T // W) in the precision's dtype, channels neighbours in memory.
+        (n, N, T // W) in the precision's dtype; channels are contiguous in memory.
 
     Raises:
         ShapeError: for a signal of another shape or too short for the reflect-padded transform.
@@ -169,7 +169,7 @@ def decode(operands: DecoderOperands, latent: Tensor) -> Tensor:
 
     Args:
         operands: from :func:`prepare_decoder`.
-        latent: (n, N, frames), any strides and floating dtype; channels that are neighbours in memory are not copied.
+        latent: (n, N, frames), any strides and floating dtype; it is not copied if channels are contiguous in memory.
 
     Returns:
         (n, 1, frames W), float32 (float64 in float64).

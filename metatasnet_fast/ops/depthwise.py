@@ -1,4 +1,4 @@
-"""PReLU, group norm, dilated depthwise convolution, PReLU, and the result's statistics, in one pass."""
+"""PReLU, group norm, dilated depthwise convolution, PReLU, and the statistics of the result, in one pass."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ __all__ = ["depthwise"]
 def depthwise(
     x: Tensor, weight: Tensor, dilation: int, slope: Tensor, norm: GroupNorm, next_slope: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """y = PReLU( sum_k weight[i, c, k] m[n, i, t + (k - 1) dilation, c], next_slope ), where m = norm(PReLU(x, slope)).
+    """Return y = PReLU( sum_k weight[i, c, k] m[n, i, t + (k - 1) dilation, c], next_slope ), with m = norm(PReLU(x, slope)).
 
-    m is zero outside the signal: the padding is that of the normalised signal. Differentiable once, in everything but
-    the statistics. Backward needs only ``x``; the values in between are computed again.
+    m is zero outside the signal: the normalised signal is padded. Differentiable once, in all inputs except the statistics.
+    Backward needs only the activation ``x``; it computes the intermediate values again.
 
     Args:
         x: (n, I, frames, C) for I instruments, float32, bfloat16, float16; on a CPU also float64.
@@ -78,7 +78,7 @@ def _shift(v: Tensor, frames: int) -> Tensor:
 def _convolved(
     x: Tensor, weight: Tensor, dilation: int, slope: Tensor, affine: Tensor, beta: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return PReLU(x), its norm, and the convolution of the norm."""
+    """Return z = PReLU(x), m = norm(z), and the convolution of m."""
     z = activation(x, slope)
     m = normalise(z, affine, beta)
     taps = weight.to(z.dtype)[:, None]

@@ -1,4 +1,4 @@
-"""Strided filters of one width on a signal: all of the encoder's filters at once."""
+"""Strided filters of one width on a signal: all filters of the encoder in one operation."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ def filter_bank(
     signal: Tensor, bank: Tensor, stride: int, padding: int, *, narrow: tuple[int, int] = (0, 0), relu: bool = True,
     tf32: bool = False,
 ) -> Tensor:  # fmt: skip
-    """y[n, t, o] = act( sum_k bank[o, k] signal[n, t stride + k - padding] ), zero outside the signal.
+    """Return y[n, t, o] = act( sum_k bank[o, k] signal[n, t stride + k - padding] ); the signal is zero outside its samples.
 
-    Differentiable once. The signal's gradient is computed only where it is asked for.
+    Differentiable once. The signal's gradient is computed only if it is needed.
 
     Args:
         signal: (n, samples), float32, bfloat16, float16; on a CPU also float64.
         bank: (outputs, taps), any floating dtype; products are taken in the signal's dtype and summed in float32.
         stride: samples from one frame to the next.
         padding: samples by which the first frame starts before the signal.
-        narrow: (rows, taps): so many first rows of the bank are zero outside so many taps in their middle, which saves
-            products. They are taken for zero.
-        relu: act is a ReLU, else nothing.
-        tf32: products of float32 in TF32 on the tensor cores, three decimal digits.
+        narrow: (rows, taps): treat the first ``rows`` rows of the bank as zero outside the ``taps`` taps in their middle, to
+            save products.
+        relu: whether act is a ReLU, else the identity.
+        tf32: compute float32 products in TF32 on the tensor cores, to three decimal digits.
 
     Returns:
         (n, (samples + 2 padding - taps) // stride + 1, outputs) in the signal's dtype.
 
     Raises:
-        ShapeError: if a shape, dtype, device or size does not fit, or the signal holds no frame.
+        ShapeError: if a shape, dtype, device or size does not fit, or the signal is too short for one frame.
         MissingDependencyError: on a CUDA device without Triton.
     """
     return _checked(signal, bank, stride, padding, narrow, relu, False, tf32)
@@ -46,7 +46,7 @@ def filter_bank(
 def rectified_filter_bank(
     signal: Tensor, bank: Tensor, stride: int, padding: int, *, narrow: tuple[int, int] = (0, 0), tf32: bool = False
 ) -> Rectified:  # fmt: skip
-    """:func:`filter_bank` with a ReLU that leaves its gradient to the operations that read the result."""
+    """Return :func:`filter_bank` with a ReLU, whose gradient is left to the operations that read the result."""
     return Rectified(_checked(signal, bank, stride, padding, narrow, True, True, tf32))
 
 

@@ -1,7 +1,7 @@
-"""Arithmetic that the codec's operations share: the products of frames with one weight matrix, and their checks.
+"""Arithmetic and checks that the codec's operations share: products of frames with one weight matrix.
 
-Activations are (n, frames, channels), signals (n, samples). Operands are rounded to the dtype of the activation, sums are
-taken in :func:`wide`.
+Activations are (n, frames, channels), signals (n, samples). Operands are rounded to the dtype of the activation; sums are
+taken in the dtype of :func:`wide`.
 """
 
 from __future__ import annotations
@@ -29,24 +29,23 @@ __all__ = [
 
 
 class Rectified(NamedTuple):
-    """The result of a ReLU that leaves its gradient to the operations that read it, which is why it is no tensor.
+    """The result of a ReLU whose gradient is left to the operations that read the result; for this reason it is not a tensor.
 
-    Their gradient of ``value`` is zero where it is, and no pass over it exists for that alone.
+    Such an operation returns a gradient that is zero where ``value`` is zero. This saves a separate pass over the gradient.
     """
 
     value: Tensor
 
 
 def interpolation(rows: int, frames: int, like: Tensor) -> Tensor:
-    """Return weights (frames, rows) of linear interpolation with aligned corners; only row 0 counts if there is one row
-    or one frame."""
+    """Return the weights (frames, rows) of linear interpolation with aligned corners; row 0 alone for one row or one frame."""
     place = torch.arange(frames, device=like.device)[:, None] * (rows - 1)
     row = torch.arange(rows, device=like.device)[None] * max(frames - 1, 1)
     return (1 - (place - row).abs().to(like.dtype) / max(frames - 1, 1)).clamp(min=0)
 
 
 def framed(signal: Tensor, taps: int, stride: int, padding: int) -> Tensor:
-    """Cut into overlapping frames (n, T, taps): frame t starts at sample t stride - padding; zeros outside the signal."""
+    """Cut a signal into overlapping frames (n, T, taps): frame t starts at sample t stride - padding; zeros outside."""
     return F.pad(signal, (padding, padding)).unfold(1, taps, stride)
 
 
@@ -59,13 +58,12 @@ def added(frames: Tensor, samples: int, stride: int, padding: int) -> Tensor:
 
 
 def rounded(p: Tensor, like: Tensor) -> Tensor:
-    """Round a parameter to the dtype of ``like``, as the matrix products see it; the result has the dtype of
-    :func:`wide`."""
+    """Round a parameter to the dtype of ``like``, as kernels do for matrix products; return it in the dtype of :func:`wide`."""
     return p.to(like.dtype).to(wide(like.dtype))
 
 
 def narrowed(bank: Tensor, narrow: int, inner: int) -> Tensor:
-    """Take taps outside the middle ``inner`` of the bank's first ``narrow`` rows for zero."""
+    """Return the bank with zeros outside the middle ``inner`` taps of the first ``narrow`` rows."""
     if narrow == 0:
         return bank
     end, taps = (bank.shape[1] - inner) // 2, torch.arange(bank.shape[1], device=bank.device)
@@ -74,7 +72,7 @@ def narrowed(bank: Tensor, narrow: int, inner: int) -> Tensor:
 
 
 def gated(dy: Tensor, y: Tensor | None) -> Tensor:
-    """Return the gradient before a ReLU whose result is ``y``, in the dtype of :func:`wide`; None if there is no ReLU."""
+    """Return the gradient before a ReLU whose result is ``y``, in the dtype of :func:`wide`; without a ReLU, ``y`` is None."""
     dy = dy.to(wide(dy.dtype))
     return dy if y is None else torch.where(y > 0, dy, 0)
 

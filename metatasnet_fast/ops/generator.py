@@ -1,4 +1,4 @@
-"""All generated parameters of a stage in one job."""
+"""All generated parameters of a stage in one operation."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ __all__ = ["Section", "generated_parameters"]
 
 
 class Section(NamedTuple):
-    """Rows ``first`` to ``first + rows`` of all kernels together, made from the hidden values of ``layer``.
+    """A section of the result, made by rows ``first`` to ``first + rows`` of K from the hidden values of ``layer``.
 
-    The values of instrument ``i`` are stored from ``place + i * stride`` on.
+    K is defined in :func:`generated_parameters`. The values of instrument ``i`` start at ``place + i * stride``.
     """
 
     layer: int
@@ -38,18 +38,18 @@ def generated_parameters(
     sections: Sequence[Section],
     size: int,
 ) -> Tensor:
-    """w[place + i stride + r] = K[first + r] h[layer, i] + k[first + r] with h[l, i] = A[l] e[i] + a[l], for every section.
+    """Return w[place + i stride + r] = K[first + r] h[layer, i] + k[first + r], h[l, i] = A[l] e[i] + a[l], for every section.
 
-    One launch for all layers of a stage, two for the gradients. Differentiable once, in all inputs. Elements outside all
-    sections are zero.
+    One launch computes all layers of a stage, two compute the gradients. Differentiable once, in all inputs. Elements outside
+    all sections are zero.
 
     Args:
-        embedding: (I, E_1) for I instruments, float32; on a CPU also float64, and so for all others.
+        embedding: e, (I, E_1) for I instruments. All inputs are float32; on a CPU also float64.
         bottlenecks: A, (E_2, E_1) for each layer.
         biases: a, (E_2,) for each layer.
-        matrices: (rows, E_2) each; K is all of them, one below the other.
-        offsets: k, (rows,) each, in the same order.
-        sections: in the order of their layers; a layer may have several, and every layer has one.
+        matrices: (rows, E_2) each; K is all matrices, one below the other.
+        offsets: (rows,) each, in the same order; k is all offsets.
+        sections: in the order of their layers, at least one for each layer.
         size: length of the result.
 
     Returns:
@@ -80,7 +80,7 @@ def generated_parameters(
 
 @functools.lru_cache(maxsize=64)
 def _flat(sections: tuple[Section, ...], instruments: int, layers: int, rows: int, size: int) -> tuple[int, ...]:
-    """Check that the sections are in order, and return all their numbers in one tuple."""
+    """Check that the sections are in order and lie inside K and the result; return all their numbers in one tuple."""
     for s in sections:
         if s.first + s.rows > rows or s.place + (instruments - 1) * s.stride + s.rows > size or s.layer >= layers:
             raise ShapeError(f"{s} lies outside of {layers} layers, {rows} rows or {size} values.")
@@ -92,7 +92,7 @@ def _flat(sections: tuple[Section, ...], instruments: int, layers: int, rows: in
 
 @functools.lru_cache(maxsize=64)
 def _tables(sections: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return the work of each program, and the programs of each layer, for the kernels."""
+    """Return the kernels' tables on a device: the rows of each program, and each layer's range of programs (first, end)."""
     rows_of_a_program = kernels("generator", torch.float32).ROWS
     lines: list[tuple[int, ...]] = []
     programs: dict[int, list[int]] = {}

@@ -28,20 +28,20 @@ def in_conv(
     *,
     tf32: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """y = weight norm(PReLU((x, v), slope)), where x and v lie side by side but are never concatenated.
+    """Return y = weight norm(PReLU((x, v), slope)); the channels of x and v are side by side, but are never concatenated.
 
-    The statistics of the inputs are taken here, since no operation of this package made them. Differentiable once, in
-    everything but the result's statistics.
+    This operation takes the statistics of its inputs, since no operation of this package made the inputs. Differentiable
+    once, in all inputs; the statistics of the result carry no gradient.
 
     Args:
         x: (n, I, frames, K1), or (n, 1, frames, K1) if the I instruments share it: float32, bfloat16, float16; on a CPU also
             float64.
-        v: (n, I, frames, K2), of the dtype of ``x``; None for none. K1 + K2 is a multiple of 8.
+        v: (n, I, frames, K2), of the dtype of ``x``, or None (K2 = 0). K1 + K2 is a multiple of 8.
         weight: (I, N, K1 + K2), any floating dtype.
         slope: (1,), of the PReLU on the inputs.
         gamma, beta: (I, K1 + K2), of the group norm.
         next_slope: (1,), of the PReLU that will be applied to y.
-        tf32: products of float32 in TF32 on the tensor cores, three decimal digits.
+        tf32: compute float32 products in TF32 on the tensor cores, to three decimal digits.
 
     Returns:
         y (n, I, frames, N) in the dtype of ``x``, and the statistics of PReLU(y, next_slope).

@@ -14,14 +14,14 @@ from .operator import check_parameter, differentiable, kernels, operator, unit_s
 __all__ = ["log_power"]
 
 FLOOR = 1e-8
-"""Added to the power before the logarithm."""
+"""Number that is added to the power before the logarithm."""
 
 
 def log_power(signal: Tensor, window: Tensor, mean: Tensor, hop: int) -> Tensor:
-    """y[n, f, b] = log10( |STFT(signal)[n, f, b]|^2 + 1e-8 ) - mean[b]: centred frames, reflect padding, one-sided.
+    """Return y[n, f, b] = log10( |STFT(signal)[n, f, b]|^2 + 1e-8 ) - mean[b]: centred frames, reflect padding, one-sided.
 
-    Float32 in every precision: lower precision would change the logarithm of near silence too much.
-    Differentiable once, in the signal alone.
+    Two-byte signals are converted to float32: lower precision would change the logarithm of near silence too much.
+    Differentiable once, only in the signal.
 
     Args:
         signal: (n, samples), any floating dtype, more than n_fft / 2 samples.
@@ -30,7 +30,7 @@ def log_power(signal: Tensor, window: Tensor, mean: Tensor, hop: int) -> Tensor:
         hop: samples from one frame to the next, at most n_fft.
 
     Returns:
-        (n, samples // hop + 1, n_fft / 2 + 1), float32 (float64 where the signal is).
+        (n, samples // hop + 1, n_fft / 2 + 1), float32 (float64 if the signal is).
 
     Raises:
         ShapeError: if a shape, dtype, device or size does not fit.

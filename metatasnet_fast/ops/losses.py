@@ -1,4 +1,4 @@
-"""The training losses of one stage, with all their statistics and their gradients."""
+"""The training loss of one stage, with the statistics of its terms and its gradients."""
 
 from __future__ import annotations
 
@@ -34,18 +34,19 @@ def stage_loss(
 
     Args:
         estimate, target: (b, I, 1, T) of I instruments, floating point, b at least 1.
-        mask: (c + b, I, 1), 1 where the source sounds, else 0; c = 1 if the first row is the item before the batch, else 0.
+        mask: (c + b, I, 1), 0 if the source is silent, else 1; c is 1 if the first row is the item before the batch, else 0.
         latents: (c + b, I, frames, N), the encoded sources; may be None if both cosine weights are 0 or less.
-        mix_estimate, mix: (b, 1, T); the former may be None if its weight is 0 or less.
-        weights: a weight of 0 or less switches its term off.
-        divisors: (I + 3,), from :func:`metatasnet_fast.reference.loss_divisors` of the whole batch; by default of this one.
+        mix_estimate, mix: (b, 1, T); ``mix_estimate`` may be None if the reconstruction weight is 0 or less.
+        weights: of the loss's terms; a weight of 0 or less switches its term off.
+        divisors: (I + 3,), from :func:`metatasnet_fast.reference.loss_divisors` of the whole batch; by default of these items.
 
     Returns:
-        the loss, a scalar, and (I + 3,): I SI-SDR in dB, reconstruction SI-SDR in dB, dissimilarity, similarity; float32
-        (float64 where ``estimate`` is).
+        the loss, a scalar, and (I + 3,): SI-SDR of I instruments in dB, reconstruction SI-SDR in dB, dissimilarity, similarity;
+        float32 (float64 if ``estimate`` is).
 
     Raises:
-        ShapeError: if a shape, dtype or device does not fit, or something is missing.
+        ShapeError: if a shape, dtype or device does not fit, if latents or mix_estimate are missing, or if target, mask or mix
+            require a gradient.
         MissingDependencyError: on a CUDA device without Triton.
     """
     if estimate.dim() != 4 or estimate.shape[2] != 1 or 0 in estimate.shape or not estimate.is_floating_point():
@@ -89,8 +90,7 @@ def stage_loss(
 
 
 def _rows(estimate: Tensor, target: Tensor) -> Tensor:
-    """Return (sdr, a, factor of the target, factor of the residual) of every signal, (n, signals, 4), for the backward
-    pass."""
+    """Return (sdr, a, factor of the target, factor of the residual) of every signal, (n, signals, 4); backward reads them."""
     e, s = estimate.to(wide(estimate.dtype)), target.to(wide(estimate.dtype))
     power = s.square().sum(-1)
     a = (s * e).sum(-1) / (power + EPSILON)
@@ -103,7 +103,7 @@ def _rows(estimate: Tensor, target: Tensor) -> Tensor:
 
 
 def distances(instruments: int) -> int:
-    """Return the distances to the partners of an instrument: with I instruments in a ring, I // 2 meet every pair."""
+    """Return the largest distance to a partner: with I instruments in a ring, the distances 1 to I // 2 cover every pair."""
     return instruments // 2
 
 
@@ -203,7 +203,7 @@ def _sdr_backward(weight: Tensor, rows: Tensor, estimate: Tensor, target: Tensor
 def _cosines_backward(
     pairs: Tensor, items: Tensor, latents: Tensor, mask: Tensor, norm: Tensor, carried: int
 ) -> Tensor:
-    """Differentiate the sums of absolute products of directions (between instruments) and of products (along the batch)."""
+    """Return the gradient of the latents through both cosine terms: between instruments (``pairs``) and items (``items``)."""
     x, floor = latents.to(norm.dtype), norm.clamp(min=EPSILON)[..., None]
     d = x / floor * mask[..., None, None]
     stems = d.abs()

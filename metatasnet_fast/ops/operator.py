@@ -1,7 +1,7 @@
-"""Registration of an operation with PyTorch, and the checks of every operation.
+"""Registration of an operation with PyTorch, and the checks that all operations share.
 
-An operation is one function of plain PyTorch, its arithmetic, and one that launches Triton kernels. The arithmetic serves CPU
-tensors, its annotations are the operator's schema, and run on tensors without data it tells ``torch.compile`` the shapes.
+An operation has two functions: its arithmetic in plain PyTorch, and one that launches Triton kernels. The arithmetic serves CPU
+tensors. Its annotations are the operator's schema. Run on tensors without data, it tells ``torch.compile`` the shapes.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Function = Callable[..., Any]
 
 
 def interpreted() -> bool:
-    """Return whether CPU tensors go through the kernels in Triton's interpreter; Triton reads this when it is imported."""
+    """Return whether the kernels run on CPU tensors, in Triton's interpreter; Triton reads the variable when imported."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -62,7 +62,7 @@ def kernels(name: str, dtype: torch.dtype) -> Any:
 
 
 def products(tf32: bool, x: Tensor) -> str:
-    """Return how kernels multiply float32 operands like ``x``; TF32 only where the GPU has it."""
+    """Return Triton's ``input_precision`` for float32 operands like ``x``; TF32 only if the GPU supports it."""
     found: str = kernels("launch", x.dtype).products(tf32, x.device)
     return found
 
@@ -82,19 +82,19 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 def operator(name: str, kernel: Function) -> Callable[[Function], Function]:
     """Register the decorated arithmetic as the operator ``metatasnet_fast::name``, and return the operator.
 
-    The arithmetic has annotations that ``torch.library.infer_schema`` understands, and returns one tensor or a tuple of them.
+    The arithmetic has annotations that ``torch.library.infer_schema`` understands, and returns a tensor or a tuple of tensors.
     ``kernel`` takes the same arguments and returns tensors of the same shapes, dtypes and (contiguous) strides; it serves CUDA
     tensors, and CPU tensors in Triton's interpreter.
     """
 
     def register(arithmetic: Function) -> Function:
         def exact(*arguments: Any) -> Any:
-            # An outer autocast would round the products, whatever dtype was asked for.
+            # An outer autocast would round the operands of products.
             with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
                 found = arithmetic(*arguments)
             if isinstance(found, Tensor):
                 return found.clone(memory_format=torch.contiguous_format)
-            # Copies, so that no output shares memory with an input, and all have the strides of a kernel's new tensors.
+            # Copy, so that no output shares memory with an input, and all outputs have the strides of a kernel's new tensors.
             return tuple(value.clone(memory_format=torch.contiguous_format) for value in found)
 
         def on_cpu(*arguments: Any) -> Any:
@@ -115,9 +115,9 @@ def operator(name: str, kernel: Function) -> Callable[[Function], Function]:
 
 
 def _shapes_only(arguments: tuple[Any, ...]) -> contextlib.AbstractContextManager[Any]:
-    """Let PyTorch choose, without guards on the sizes, how it computes a sum or a view on tensors of symbolic sizes.
+    """For symbolic sizes, suppress the guards that PyTorch adds when it chooses how to compute a sum or a view.
 
-    The shapes of the results are the same on every path, and the kernels take none of these paths.
+    The shapes of the results are the same for every choice, and the kernels do not depend on the choice.
     """
     sizes: list[Any] = [size for tensor in arguments if isinstance(tensor, Tensor) for size in tensor.shape]
     symbol = next((size for size in sizes if isinstance(size, torch.SymInt)), None)
@@ -125,7 +125,7 @@ def _shapes_only(arguments: tuple[Any, ...]) -> contextlib.AbstractContextManage
 
 
 def differentiable(forward: Any, backward: Function, setup_context: Function, backward_operator: Any) -> None:
-    """Make an operator differentiable once: ``backward_operator`` has no gradient itself, and says so.
+    """Make an operator differentiable once: a second derivative raises an error, from ``backward_operator``.
 
     Args:
         forward: the operator, from :func:`operator`.
@@ -143,7 +143,7 @@ def differentiable(forward: Any, backward: Function, setup_context: Function, ba
 
 
 def optional(value: Tensor | None, like: Tensor) -> Tensor:
-    """Return ``value``, or a tensor without elements for None, as operators must return tensors."""
+    """Return ``value``; for None a tensor without elements, as operators must return tensors."""
     return like.new_empty(0, dtype=wide(like.dtype)) if value is None else value
 
 

@@ -1,4 +1,4 @@
-"""Transposed strided filters: frames of samples, added where they overlap."""
+"""Transposed strided filters: frames of samples are added where they overlap."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["overlap_add"]
 def overlap_add(
     x: Tensor | Rectified, bank: Tensor, stride: int, padding: int, *, narrow: tuple[int, int] = (0, 0), tf32: bool = False
 ) -> Tensor:  # fmt: skip
-    """signal[n, s] = sum over t, k with t stride + k - padding = s of sum_c x[n, t, c] bank[c, k].
+    """Return signal[n, s] = sum over t, k with t stride + k - padding = s of sum_c x[n, t, c] bank[c, k].
 
     The transpose of :func:`filter_bank`, differentiable once. The overlapping frames are never written out.
 
@@ -25,12 +25,12 @@ def overlap_add(
         bank: (C, taps), any floating dtype; products are taken in the dtype of ``x`` and summed in float32.
         stride: samples from one frame to the next.
         padding: samples cut off at both ends.
-        narrow: (rows, taps): so many first rows of the bank are zero outside so many taps in their middle, which saves
-            products. They are taken for zero.
-        tf32: products of float32 in TF32 on the tensor cores, three decimal digits.
+        narrow: (rows, taps): treat the first ``rows`` rows of the bank as zero outside the ``taps`` taps in their middle, to
+            save products.
+        tf32: compute float32 products in TF32 on the tensor cores, to three decimal digits.
 
     Returns:
-        (n, (frames - 1) stride + taps - 2 padding), float32 (float64 where ``x`` is).
+        (n, (frames - 1) stride + taps - 2 padding), float32 (float64 if ``x`` is).
 
     Raises:
         ShapeError: if a shape, dtype, device or size does not fit.
@@ -82,7 +82,7 @@ def _backward_kernel(
 def _overlap_add_backward(
     dy: Tensor, x: Tensor, bank: Tensor, stride: int, padding: int, narrow: int, inner: int, rectified: bool, tf32: bool
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Return dx and dbank, also of taps that are taken for zero; dy is first rounded to the dtype of ``x``."""
+    """Return dx and dbank (also for taps that are treated as zero); dy is first rounded to the dtype of ``x``."""
     frames = framed(rounded(dy, x), bank.shape[1], stride, padding)
     dx = gated(frames @ narrowed(rounded(bank, x), narrow, inner).T, x if rectified else None)
     return dx.to(x.dtype), torch.einsum("ntc,ntk->ck", x.to(dx.dtype), frames)

@@ -1,4 +1,4 @@
-"""PReLU, group norm, 1x1 convolution per instrument, bias, residual, and the result's statistics, in one product."""
+"""PReLU, group norm, 1x1 convolution per instrument, bias, residual, and the statistics of the result, in one product."""
 
 from __future__ import annotations
 
@@ -43,22 +43,22 @@ def pointwise(
     next_slope: Tensor | None = None,
     tf32: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """y[n, i, t, o] = sum_c weight[i, o, c] norm(PReLU(x))[n, i, t, c] + bias[i, o] + residual[n, i, t, o].
+    """Return y[n, i, t, o] = sum_c weight[i, o, c] norm(PReLU(x))[n, i, t, c] + bias[i, o] + residual[n, i, t, o].
 
-    Differentiable once, in everything but the statistics.
+    Differentiable once, in all inputs except the statistics.
 
     Args:
-        x: (n, I, frames, K) for I instruments, float32, bfloat16, float16; on a CPU also float64. May be one latent expanded.
+        x: (n, I, frames, K) for I instruments, float32, bfloat16, float16; on a CPU also float64. May be one latent, expanded.
         weight: (I, N, K), any floating dtype; products are taken in the dtype of ``x`` and summed in float32.
         bias: (I, N).
         residual: (n, I, frames, N), of the dtype of ``x``.
-        norm: group norm of PReLU(x), with the statistics of PReLU(x); None for none.
-        slope: (1,), of the PReLU on ``x``; None for none.
-        next_slope: (1,), of the PReLU that will be applied to y; asks for the statistics of PReLU(y).
-        tf32: products of float32 in TF32 on the tensor cores, three decimal digits.
+        norm: group norm of PReLU(x), with the statistics of PReLU(x); None to leave the norm out.
+        slope: (1,), of the PReLU on ``x``; None to leave the PReLU out.
+        next_slope: (1,), of the PReLU that will be applied to y.
+        tf32: compute float32 products in TF32 on the tensor cores, to three decimal digits.
 
     Returns:
-        y (n, I, frames, N) in the dtype of ``x``, and the statistics of PReLU(y, next_slope) or None.
+        y (n, I, frames, N) in the dtype of ``x``, and the statistics of PReLU(y, next_slope), None without ``next_slope``.
 
     Raises:
         ShapeError: if a shape, dtype or device does not fit.

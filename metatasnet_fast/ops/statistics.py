@@ -1,4 +1,4 @@
-"""Group norm: statistics of an activation, the scale and shift from them, and the norm of PReLU(x), stored."""
+"""Group norm: the statistics of an activation, the scale and shift that follow from these, and the norm of PReLU(x), stored."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .operator import (
 __all__ = ["GroupNorm", "group_affine", "group_norm", "group_statistics"]
 
 EPSILON = 1e-8
-"""Added to the biased variance of every group."""
+"""Number that is added to the biased variance of every group."""
 
 
 class GroupNorm(NamedTuple):
@@ -42,12 +42,12 @@ class GroupNorm(NamedTuple):
 def group_statistics(x: Tensor, slope: Tensor | None = None) -> Tensor:
     """Return mean and sum of squared deviations of PReLU(x), per channel and per 128 frames.
 
-    Only for an activation that no operation of this package made: the others return theirs. Carries no gradient: the
-    operation that applies the norm returns all of it.
+    Needed only if no operation of this package made the activation: operations return the statistics of their results. The
+    statistics carry no gradient: the operation that applies the norm returns the whole gradient.
 
     Args:
         x: (n, I, frames, C) for I instruments, float32, bfloat16, float16; on a CPU also float64.
-        slope: (1,), of the PReLU; None for none.
+        slope: (1,), of the PReLU; None to leave the PReLU out.
 
     Returns:
         (n, I, tiles, 2, C), float32.
@@ -64,11 +64,11 @@ def group_statistics(x: Tensor, slope: Tensor | None = None) -> Tensor:
 def group_affine(norm: GroupNorm, frames: int) -> Tensor:
     """Return the rows (scale, shift, mean, rstd) for each item, instrument and channel: norm(z) = scale z + shift.
 
-    scale = gamma rstd, shift = beta - scale mean, rstd = (variance + 1e-8)^(-1/2). Carries no gradient.
+    scale = gamma rstd, shift = beta - scale mean, rstd = (variance + 1e-8)^(-1/2). The rows carry no gradient.
 
     Args:
         norm: statistics and parameters.
-        frames: of the activation, which the statistics do not hold.
+        frames: the number of frames of the activation, which the statistics do not contain.
 
     Returns:
         (n, I, 4, C), float32.
@@ -89,10 +89,10 @@ def group_affine(norm: GroupNorm, frames: int) -> Tensor:
 
 
 def group_norm(x: Tensor, slope: Tensor, norm: GroupNorm) -> Tensor:
-    """y = gamma (PReLU(x, slope) - mean) / sqrt(variance + 1e-8) + beta, 8 groups an instrument.
+    """Return y = gamma (PReLU(x, slope) - mean) / sqrt(variance + 1e-8) + beta, with 8 groups per instrument.
 
-    For the start of the residual stream, where no product can take the norm in. Differentiable once, in everything but the
-    statistics.
+    For the start of the residual stream, where the norm cannot be folded into a product. Differentiable once, in all inputs
+    except the statistics.
 
     Args:
         x: (n, I, frames, C), float32, bfloat16, float16; on a CPU also float64.
@@ -113,7 +113,7 @@ def group_norm(x: Tensor, slope: Tensor, norm: GroupNorm) -> Tensor:
     return y
 
 
-# Arithmetic that several operations share. Sums are taken in `wide`.
+# Arithmetic that several operations share. Sums are taken in the dtype of `wide`.
 
 
 def activation(x: Tensor, slope: Tensor | None) -> Tensor:
@@ -163,12 +163,13 @@ def affine_of(statistics: Tensor, gamma: Tensor, beta: Tensor, frames: int) -> T
 
 
 def normalise(z: Tensor, affine: Tensor, beta: Tensor) -> Tensor:
-    """Apply the norm to ``z``: centre before scaling, so that an offset costs no digits."""
+    """Apply the norm to ``z`` (n, I, frames, C); centre before scaling, so that an offset costs no digits."""
     return (z - affine[:, :, None, 2]) * affine[:, :, None, 0] + beta.to(z.dtype)[:, None]
 
 
 def normalise_backward(dm: Tensor, z: Tensor, affine: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of z, gamma and beta, given the gradient of m = gamma (z - mean) rstd + beta; (n, I, frames, C)."""
+    """Return the gradients of z (n, I, frames, C), gamma and beta (I, C each), given ``dm``, the gradient of
+    m = gamma (z - mean) rstd + beta."""
     mean, rstd = affine[:, :, None, 2], affine[:, :, None, 3]
     normal = (z - mean) * rstd
     dnormal = dm * gamma.to(dm.dtype)[:, None]
@@ -182,7 +183,7 @@ def normalise_backward(dm: Tensor, z: Tensor, affine: Tensor, gamma: Tensor) -> 
 
 
 def affine_by_kernel(statistics: Tensor, gamma: Tensor, beta: Tensor, frames: int) -> Tensor:
-    """Do the same as :func:`affine_of`, with the Triton kernel."""
+    """Return what :func:`affine_of` returns, computed by the Triton kernel."""
     launcher = kernels("statistics", statistics.dtype).group_affine
     found: Tensor = launcher(statistics.contiguous(), gamma.contiguous(), beta.contiguous(), frames)
     return found
