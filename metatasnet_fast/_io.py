@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, locks, and checksums: the one place where the package does this."""
+"""Write files that appear whole or not at all, lock folders and compute checksums, for the whole package."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ LOCK = ".lock"
 """The locked file in a claimed folder."""
 
 CHECKSUM_VERSION = "1"
-"""Changes when :func:`model_checksum` reads other data, so that old records are not compared with new ones."""
+"""Version of :func:`model_checksum`: it changes when that function reads other data, so that old and new records
+differ."""
 
 
 @contextlib.contextmanager
@@ -88,13 +89,13 @@ def reporting_write_errors(
 
 @contextlib.contextmanager
 def claiming(folder: Path, kind: type[MetaTasNetError], busy: str) -> Iterator[bool]:
-    """Make a folder, keep other processes out of it, and remove what killed ones left half-written.
+    """Make a folder, keep other processes out of it, and remove the half-written files of killed processes.
 
     The system releases the folder when this process ends, in any way.
 
     Args:
-        kind: of the error for a folder that cannot be written, or is another process's.
-        busy: sentence of the latter.
+        kind: type of the error if the folder cannot be written, or another process has it.
+        busy: message if another process has the folder.
 
     Returns:
         False if the file system has no locks: then nothing is removed, and other processes are not kept out.
@@ -149,7 +150,7 @@ def sha256_file(path: Path) -> str:
 
 
 def model_checksum(config: MetaTasNetConfig, state: Mapping[str, Tensor]) -> str:
-    """Return ``version:sha256`` of a configuration and its weights: the same for every file and order they come in."""
+    """Return ``version:sha256`` of a configuration and its weights, whatever file and order the weights come in."""
     import torch
 
     digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode())

@@ -24,7 +24,7 @@ INSTRUMENTS = ("drums", "bass", "other", "vocals")
 MOST_INSTRUMENTS = 32
 
 RESERVED_NAMES = ("mixture", "mix", "accompaniment")
-"""Names of other signals in data sets and results."""
+"""Names that no instrument may have, since other signals in data sets and results have them."""
 
 GROUPS = 8
 """Group-norm groups per instrument."""
@@ -260,7 +260,8 @@ class MetaTasNetConfig:
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings by name. Settings unknown to the authors' program are left out if they describe what it does."""
+        """Return the settings by name. Those that the authors' program does not have are left out if they equal
+        EXTENSIONS."""
         values = dataclasses.asdict(self)
         values["instruments"] = list(self.instruments)
         for name, default in EXTENSIONS.items():
@@ -305,7 +306,8 @@ class MetaTasNetConfig:
 
     @property
     def softmax(self) -> int:
-        """How many instruments, counted from the first, share a softmax; a single one has a sigmoid."""
+        """Number of instruments, counted from the first, that share a softmax; 0 if there is only one, with a
+        sigmoid."""
         competing = len(self.instruments) - self.added_instruments
         return competing if competing > 1 else 0
 

@@ -1,7 +1,7 @@
-"""Every error a user can cause has a type here, and a message that says what to do.
+"""Define a type for every error that a user can cause; each message says what to do.
 
-The command line turns any :class:`MetaTasNetError`, and any ``OSError`` of the system, into one sentence on standard error;
-nothing else is caught.
+The command line turns any :class:`MetaTasNetError`, and any ``OSError`` of the system, into one sentence on standard
+error.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ class CheckpointError(MetaTasNetError, ValueError):
 
 
 class BackendUnavailableError(MetaTasNetError, RuntimeError):
-    """A backend was asked for by name and cannot serve; the message holds the reason."""
+    """A requested backend or device cannot serve; the message holds the reason."""
 
 
 class MissingDependencyError(MetaTasNetError, ImportError):
-    """An optional package is needed; the message names the extra that installs it."""
+    """A missing optional package is needed; the message names the command that installs it."""
 
 
 class UnknownStemError(MetaTasNetError, ValueError):
@@ -64,7 +64,7 @@ class NotAudioError(AudioReadError):
 
 
 class MissingTrackError(NotAudioError):
-    """A file whose audio has no track of a number."""
+    """A file that has audio, but no audio track of the requested number."""
 
 
 class EmptyAudioError(AudioReadError):
@@ -84,7 +84,7 @@ class AudioFormatError(AudioWriteError):
 
 
 class OutOfMemoryError(MetaTasNetError, MemoryError):
-    """Memory, a device's or the machine's, does not suffice; the message says what needs less."""
+    """The memory of a device or of the machine does not suffice; the message says how to use less."""
 
 
 class TrainingDataError(MetaTasNetError, ValueError):

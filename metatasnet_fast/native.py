@@ -1,7 +1,7 @@
-"""The compiled module ``metatasnet_fast._native``, or the reason why it is not there.
+"""Load the compiled module ``metatasnet_fast._native``, or return the reason why it is missing.
 
-The package works without it. The backends ``cpu`` and ``cuda`` need it, and raise an error with :func:`reason` if one of them
-is requested by name without it.
+The package works without this module. The backends ``cpu`` and ``cuda`` need it: if one of them is requested by name
+without the module, an error with :func:`reason` is raised.
 """
 
 from __future__ import annotations

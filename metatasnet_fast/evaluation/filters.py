@@ -1,4 +1,5 @@
-"""The distortion filters of BSSEval: least squares of the estimates on delayed references, solved once per track.
+"""Compute the distortion filters of BSSEval: least squares of the estimates on delayed references, solved once per
+track.
 
 With ``x_a`` the reference channels (a = source and channel), the filters ``c`` minimise
 ``|s_hat - sum_{a, tau} c_{a, tau} x_a(t - tau)|^2`` over the zero-padded track. The normal equations
@@ -23,14 +24,14 @@ _BLOCK_FFT = 1 << 12
 _CHOLESKY_BLOCK = 256
 _BLOCKS_AT_ONCE = {"cpu": 4, "cuda": 256}
 _BYTES_PER_BATCH = {"cpu": 4 << 20, "cuda": 256 << 20}
-"""Bytes of a batch: on a CPU they fit a core's cache, on a GPU they keep it busy."""
+"""Bytes of a batch: on a CPU, a batch fits into a core's cache; on a GPU, a batch keeps all multiprocessors busy."""
 _RESIDUAL = 1e-9
-"""Largest residual of a good solution: they stay below 1e-12 on music, and a broken factorisation is far above."""
+"""Largest residual of a good solution. On music, residuals stay below 1e-12; a broken factorisation gives far more."""
 
 
 @dataclass(frozen=True)
 class Correlations:
-    """Lagged products of a track, float64, lag last.
+    """Lagged products of the signals of a track, float64, with the lag k in the last dimension.
 
     `references` (a, b, delays): ``sum_t x_a(t) x_b(t + k)``; `estimates` (a, e, delays): the same with estimates.
     """

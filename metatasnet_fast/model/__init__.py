@@ -1,4 +1,5 @@
-"""The network as modules with the original's parameter names; no kernel in sight."""
+"""Build, load, save, export and accelerate the network: modules with the original's parameter names, without
+kernels."""
 
 from .accelerate import AccelerationReport, accelerate, restore
 from .network import MultiTasNet

@@ -46,8 +46,8 @@ def compare_with_reference(network: nn.Module, config: MetaTasNetConfig) -> None
     """Run a network's own methods on a short signal, without changing anything, and compare them with the reference.
 
     Raises:
-        ConfigError: naming the first stage, and whether its encoder, masks, decoder or loss differ; or if the network's own
-            methods fail.
+        ConfigError: if a result differs: the message names the first stage, and its encoder, masks, decoder or the
+            loss. Also if the network's own methods fail.
     """
     parameter = next(network.parameters())
     tolerance = TOLERANCE.get(parameter.dtype, 1e-3)
@@ -195,14 +195,14 @@ def accelerate(
 ) -> AccelerationReport:
     """Replace the forward, inference and statistics of a network of the authors' program (or of this library).
 
-    The parameters are shared, not copied: an existing optimiser continues to train them. :func:`restore` undoes it. Before it
-    replaces anything, the network runs its own inference and forward on a short signal: one that computes anything else than
-    the original does is refused, with the first part that differs.
+    The parameters are shared, not copied: an existing optimiser continues to train them. :func:`restore` undoes the
+    replacement. First, the network runs its own inference and forward on a short signal: a network that does not
+    compute what the original computes is refused, with the first part that differs.
 
     Args:
         network: a ``MultiTasNet`` of either program.
         backend: as in :class:`use_backend`, for this network only.
-        dtype: precision of the computation; None means that of the parameters.
+        dtype: precision of the computation; None means the dtype of the parameters.
         check: False replaces the methods without that comparison, whatever they compute.
 
     Returns:
@@ -244,7 +244,7 @@ def restore(network: nn.Module) -> nn.Module:
 
 
 def _check(network: nn.Module) -> MetaTasNetConfig:
-    """Return the network's configuration, if its parameters match it."""
+    """Return the network's configuration; raise :class:`ConfigError` if the parameters do not match it."""
     if isinstance(network, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         raise ConfigError(f"Accelerate the network inside the {type(network).__name__}: accelerate(network.module).")
     if isinstance(network, nn.Module) and "_orig_mod" in network._modules:

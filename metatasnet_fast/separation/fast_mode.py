@@ -1,9 +1,9 @@
-"""Separation in windows: one pass to resample and measure, one through the network.
+"""Separate in windows: a first pass resamples and measures, a second pass runs the network.
 
     blocks -> resample to every stage's rate -> spools, standard deviations
     windows of the spools, normalised -> network -> stitch -> resample back -> spool, normal equations -> gains
 
-Nothing but the spools grows with the recording, and those move into files.
+Only the spools grow with the recording; when the memory allowed for them is used up, they move into files.
 
 All windows of a recording have one length, so that they fit one batch. Their starts are spread evenly: frames that only
 the last window would otherwise repeat become context for all. Neighbours overlap by ``2 context + fade`` or more; the
@@ -121,10 +121,10 @@ def default_shape(config: MetaTasNetConfig) -> WindowShape:
 def stitch(estimates: Iterator[Tensor], plan: Sequence[Window], channels: int, hop: int, fade: int) -> Iterator[Tensor]:
     """Join window after window; between two, the first ``fade`` frames change linearly from the old window to the new.
 
-    Where both agree, the result is exactly theirs.
+    Where both windows agree, the result is exactly their common value.
 
     Args:
-        estimates: (stems, samples) of the first window's channels, then the second's, and so on.
+        estimates: (stems, samples) for each channel of the first window, then of the second window, and so on.
         hop: samples per latent frame.
 
     Returns:
@@ -150,13 +150,13 @@ class Resampled:
     """A recording at every stage's rate."""
 
     rate: int
-    """That of the recording, in Hz."""
+    """Sample rate of the recording, in Hz."""
     mixture: Spool
     stages: list[Spool]
     deviations: list[Tensor]
-    """(channels,) for every stage."""
+    """Standard deviations for every stage, (channels,), float64."""
     non_silent: list[int]
-    """Channels that are not silent."""
+    """Indices of the channels that are not silent."""
     home: torch.device
     budget: Budget
 
@@ -188,7 +188,8 @@ def separate_in_windows(
 def separate_resampled(
     engine: Engine, runner: BatchRunner, shape: WindowShape, source: Resampled, device: torch.device, reporter: Reporter
 ) -> Unscaled:
-    """Do the second part of :func:`separate_in_windows`, with a recording that :func:`resample` has read; frees its stages."""
+    """Do the second part of :func:`separate_in_windows`, after :func:`resample`; free the resampled signals at the
+    end."""
     config, rate, length = engine.config, source.rate, source.mixture.length
     reporter.total = length / rate
     non_silent = source.non_silent

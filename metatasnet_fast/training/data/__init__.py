@@ -1,4 +1,5 @@
-"""Training data: a cache of tracks at every rate, and batches of crops from it that depend on nothing but their number."""
+"""Prepare and read training data: a cache of tracks at every rate, and batches of crops, each a function of its
+number."""
 
 from .batches import Batch, BatchSource
 from .cache import Cache, StemArray, Track

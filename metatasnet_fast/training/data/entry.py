@@ -1,5 +1,6 @@
-"""The record of a cached track: ``entry.json`` in the track's folder, next to its samples, written last. Its instruments, and
-the stems of a data set that are summed into each: ``drums,strings=violin+viola+cello`` names two, the second a sum of three.
+"""Describe a cached track: ``entry.json`` in the track's folder, written after the samples. Parse the instruments of a
+cache, and the stems summed into each: ``drums,strings=violin+viola+cello`` names two instruments, the second a sum of
+three stems.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ DEFAULT: Stems = {name: (name,) for name in INSTRUMENTS}
 
 
 def parse_instruments(text: str) -> Stems:
-    """Read ``a,b,c=d+e``.
+    """Parse instruments and their stems from a text such as ``a,b,c=d+e``.
 
     Raises:
         TrainingDataError: for names that no network can have, or a stem that is in two instruments.
@@ -63,7 +64,7 @@ def stems_found(names: Iterable[str]) -> Stems:
     others by name.
 
     Raises:
-        TrainingDataError: if there are more than a network can have, or names that none can have.
+        TrainingDataError: if a network cannot have so many instruments, or instruments of these names.
     """
     found = set(names)
     ordered = [*(name for name in INSTRUMENTS if name in found), *sorted(found - set(INSTRUMENTS))]
@@ -93,9 +94,9 @@ class RateEntry:
 
     samples: int
     scale: tuple[float, ...]
-    """Full-scale value of one unit of each stem."""
+    """For each instrument, the value of one stored unit, where full scale is 1."""
     deviation: float
-    """Standard deviation over time of the stems' sum, averaged over the channels; the authors divide by it."""
+    """Standard deviation over time of the mono mixture (sum of stems, mean of channels); the authors divide by it."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class TrackEntry:
     sha256: str
     """Checksum of the contents of the files that the track was made from."""
     origin: str
-    """Place of those files."""
+    """Absolute path of the track in the source."""
     dtype: str
     channels: int
     rates: dict[int, RateEntry]
@@ -171,7 +172,7 @@ class TrackEntry:
 
 
 def refuse_shared_tracks(cache: Path, entries: Iterable[TrackEntry]) -> None:
-    """Raise :class:`TrainingDataError` if a track is in two splits, so that training would see what it is measured by."""
+    """Raise :class:`TrainingDataError` if a track is in two splits: training would see a track that it is scored on."""
     known: dict[str, list[TrackEntry]] = {}
     for entry in entries:
         for other in known.setdefault(entry.name, []):
