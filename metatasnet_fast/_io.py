@@ -41,19 +41,18 @@ LOCK = ".lock"
 """The locked file in a claimed folder."""
 
 CHECKSUM_VERSION = "1"
-"""Version of :func:`model_checksum`: it changes when that function reads other data, so that old and new records
-differ."""
+"""Version of :func:`model_checksum`, increased when that function reads other data, so that records differ."""
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[IO[bytes]]:
     """Open a temporary file that replaces ``path`` when the block ends without an error.
 
-    At the end the file and its name are on the disk, so that both survive a loss of power. After an error ``path`` is
+    At the end, the file and its name are on the disk, so that both survive a loss of power. After an error, ``path`` is
     unchanged.
 
     Raises:
-        OSError: as the system gives it; :func:`describe_os_error` puts it into words.
+        OSError: the system's error; :func:`describe_os_error` puts the reason into words.
     """
     # A short name, as the name of ``path`` may be as long as the file system allows.
     part = path.with_name(f".{secrets.token_hex(8)}{PART}")

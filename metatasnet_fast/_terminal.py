@@ -34,7 +34,7 @@ def escape(text: str) -> str:
 
 
 def say(text: str, stream: TextIO | None) -> None:
-    """Print one line now, without control characters; ``stream`` may be None or closed, as in some environments."""
+    """Print one line at once, without control characters. A ``stream`` may be None, closed or full: see the module."""
     global _reported
     try:
         print(escape(text), file=stream, flush=True) if stream is not None else None
@@ -48,8 +48,7 @@ def say(text: str, stream: TextIO | None) -> None:
 
 
 def discard(stream: TextIO) -> None:
-    """Redirect a stream whose reader is gone to the null device, since the interpreter flushes the stream at its
-    end."""
+    """Redirect a stream whose reader is gone to the null device, since the interpreter flushes the stream on exit."""
     with contextlib.suppress(OSError, ValueError):  # a stream without a file descriptor, or a closed one
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())
@@ -70,9 +69,10 @@ def handling(handlers: Mapping[int, Any]) -> Iterator[None]:
 
 
 class Interruption(contextlib.ExitStack):
-    """Inside its ``with`` statement the first SIGTERM or SIGINT sets :attr:`signal`; a second SIGINT interrupts at once.
+    """Inside the ``with`` statement, the first SIGTERM or SIGINT sets :attr:`signal`; a second SIGINT interrupts at
+    once.
 
-    Signals can be handled in the main thread only; elsewhere nothing is installed.
+    Signals can be handled in the main thread only; in other threads no handler is installed.
     """
 
     def __init__(self) -> None:

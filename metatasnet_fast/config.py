@@ -1,4 +1,4 @@
-"""The network's configuration: the authors' hyperparameters under the authors' names.
+"""Define the network's configuration: the authors' hyperparameters under the authors' names.
 
 Source: the argument parser of the authors' ``train.py``; Samuel et al. 2020, section 2.
 """
@@ -227,7 +227,7 @@ class MetaTasNetConfig:
 
     @classmethod
     def from_namespace(cls, args: object) -> MetaTasNetConfig:
-        """Read the attributes of the authors' ``argparse.Namespace`` (or any object with them); others are ignored.
+        """Read the settings from the authors' ``argparse.Namespace``, or any object with such attributes.
 
         Raises:
             ConfigError: for a missing attribute or an impossible value.
@@ -260,8 +260,7 @@ class MetaTasNetConfig:
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings by name. Those that the authors' program does not have are left out if they equal
-        EXTENSIONS."""
+        """Return the settings by name; those in EXTENSIONS are left out if they have the values that stand there."""
         values = dataclasses.asdict(self)
         values["instruments"] = list(self.instruments)
         for name, default in EXTENSIONS.items():
@@ -306,8 +305,7 @@ class MetaTasNetConfig:
 
     @property
     def softmax(self) -> int:
-        """Number of instruments, counted from the first, that share a softmax; 0 if there is only one, with a
-        sigmoid."""
+        """Number of instruments, from the first, that share a softmax; 0 if there is only one, which has a sigmoid."""
         competing = len(self.instruments) - self.added_instruments
         return competing if competing > 1 else 0
 

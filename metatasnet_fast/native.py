@@ -39,17 +39,19 @@ def _load() -> tuple[ModuleType | None, str | None]:
 
 
 def load() -> ModuleType | None:
-    """Import the module once and return it; ``None`` if it is absent or cannot be loaded (then :func:`reason` says why)."""
+    """Import the module once and return it; ``None`` if it cannot be imported (then :func:`reason` says why)."""
     return _load()[0]
 
 
 def reason() -> str | None:
-    """Return why :func:`load` gives ``None``, as a sentence with what to do; ``None`` if the module is there."""
+    """Return a sentence that says why :func:`load` returns ``None``, and what to do; ``None`` if it returns the
+    module."""
     return _load()[1]
 
 
 def cuda_reason() -> str | None:
-    """Return why the module has no CUDA kernels, as a sentence with what to do; ``None`` if they are there."""
+    """Return a sentence that says why the module has no CUDA kernels, and what to do; ``None`` if it has CUDA
+    kernels."""
     module = load()
     if module is None:
         return reason()

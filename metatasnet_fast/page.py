@@ -160,9 +160,9 @@ def listen_to(
     Args:
         recording: file, or (channels, samples); ``track`` is the number of the audio track in a file, None for its default.
         stems: file or signal of each stem; the page saves files as they are, and signals as MP3.
-        path: of the page; by default ``<title>.html`` next to the first stem's file.
-        references: file or signal of the true stem, for stems that have one.
-        sample_rate: of the signals in Hz; not needed if the recording is a file.
+        path: path of the page; by default ``<title>.html`` next to the first stem's file.
+        references: file or signal of the true stem, by stem; may lack stems.
+        sample_rate: sample rate of the signals in Hz; not needed if the recording is a file.
         facts, scores, in_files: see :class:`Listening` and :func:`write_page`.
 
     Raises:

@@ -48,12 +48,10 @@ class Precision(str, enum.Enum):
         return cls.float32 if device.type == "cpu" else cls.bfloat16
 
     def on(self, device: torch.device) -> Precision:
-        """Return the precision to use on a device: tf32 for float32 on a GPU, if torch's switch for products allows
-        TF32.
+        """Return the precision on a device: tf32 instead of float32 on a GPU, if torch's switch for products allows it.
 
         The switch is ``torch.set_float32_matmul_precision`` or ``torch.backends.cuda.matmul``. The switch for
-        convolutions,
-        which is on by default, is not followed: float32 stays float32 unless the user allows less.
+        convolutions, which is on by default, is not followed: float32 stays float32 unless the user allows less.
         """
         if self is Precision.float32 and device.type == "cuda" and _products_in_tf32():
             return Precision.tf32

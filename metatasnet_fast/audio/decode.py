@@ -67,7 +67,7 @@ DEPTHS = {
     **dict.fromkeys(("PCM_32", "ALAC_32"), "int32"),
     **dict.fromkeys(("FLOAT", "DOUBLE"), "float32"),
 }
-"""The smallest depth that holds the samples of each of libsndfile's subtypes; lossy subtypes have none."""
+"""For each of libsndfile's subtypes, the smallest depth that holds the samples; lossy subtypes are left out."""
 
 WIDTHS = {
     "PCM_U8": 1,

@@ -113,7 +113,7 @@ class OggEnds:
     """Facts from the first and the last pages of an Ogg file (RFC 3533, section 6)."""
 
     cut: bool
-    """The last page is cut off, or there is none."""
+    """The last page is cut off, or the file has no page."""
     unmarked: bool
     """The last page is whole and is not marked as the last one of its stream."""
     chained: bool
@@ -155,8 +155,7 @@ def _begins_early(head: bytes) -> bool:
 
 @dataclass(frozen=True)
 class Mp3Length:
-    """Length of an MP3 file, from the header in the first frame: samples per channel, and bytes if the header has
-    them."""
+    """Length of an MP3 file, from the header in the first frame: samples per channel, and bytes (None if not given)."""
 
     samples: int
     bytes: int | None

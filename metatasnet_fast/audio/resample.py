@@ -167,8 +167,7 @@ def resample(x: torch.Tensor, sr_in: int, sr_out: int, *, length: int | None = N
     Equals resampy 0.4.3's `resample(x, sr_in, sr_out, filter="kaiser_best")`: the signal is zero outside its range, the
     passband is 0.917 of the lower Nyquist frequency, and the result has `floor(n sr_out / sr_in)` samples. With
     `length` the result is cut or continued with zeros to that many samples (librosa's `fix=True` is `ceil(n sr_out /
-    sr_in)`). Equal rates give an exact copy. Float32 is always computed in full precision, whatever torch's matmul
-    settings.
+    sr_in)`). Equal rates give an exact copy. Float32 is always computed in full precision, for all matmul settings.
 
     Raises `ShapeError` for other dtypes, for rates that are not positive and for ratios beyond 1024.
     """
@@ -188,10 +187,11 @@ def resample(x: torch.Tensor, sr_in: int, sr_out: int, *, length: int | None = N
 
 
 class StreamingResampler:
-    """A resampler for a signal that arrives in blocks; joined, its results are those of `resample` on the whole signal.
+    """A resampler for a signal that arrives in blocks; the joined results equal `resample` of the whole signal.
 
-    Blocks are `(channels, n)` with any `n`, all of one dtype and device. Memory does not grow with the signal: what one
-    piece of the result needs is held back (2**16 samples on a CPU, 2**20 on a GPU, or `sr_out / gcd` if that is more).
+    Blocks are `(channels, n)` with any `n`, all of one dtype and device. Memory does not grow with the signal: only the
+    input of one piece of the result is kept (2**16 samples on a CPU, 2**20 on a GPU, or `sr_out / gcd` if that is
+    more).
     """
 
     def __init__(self, sr_in: int, sr_out: int, channels: int) -> None:

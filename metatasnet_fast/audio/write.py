@@ -90,8 +90,7 @@ class AudioWriter:
     every format. Equal samples make equal wav, flac and mp3 files; ogg files hold a random serial number.
 
     Raises `AudioFormatError` for rates, channels or lengths that the format cannot hold, `AudioWriteError` for NaN or
-    infinite samples, for no samples at all and for errors of the system, `ShapeError` for blocks of another shape or
-    dtype.
+    infinite samples, no samples at all and errors of the system, `ShapeError` for blocks of another shape or dtype.
     """
 
     def __init__(
@@ -187,8 +186,8 @@ class AudioWriter:
             raise AudioFormatError(f"{self.path} would exceed the 4 GiB that a WAV file can hold; write flac.")
 
     def _encoded(self, samples: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Return samples `(channels, n)` as libsndfile takes them, `(n, channels)`: integers, or float32 for other
-        formats."""
+        """Convert samples `(channels, n)` to `(n, channels)` for libsndfile: integers for integer subtypes, else
+        float32."""
         if self.format == "ogg" and self.channels in VORBIS_TO_WAV:
             samples = samples[np.argsort(VORBIS_TO_WAV[self.channels])]
         if not self.subtype.startswith("int"):

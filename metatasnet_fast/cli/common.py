@@ -91,8 +91,7 @@ def make_separator(args: argparse.Namespace, mixture_consistency: bool = False) 
     """Return the separator that the options describe, and the name of its model.
 
     Raises:
-        MetaTasNetError: if the model cannot be loaded, ``Separator`` refuses the options, or no model is named and no
-            model is bundled.
+        MetaTasNetError: if no model is named or bundled, it cannot be loaded, or ``Separator`` refuses the options.
     """
     from ..model import default_model, load_checkpoint
     from ..separation import Separator

@@ -136,8 +136,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
 
 def _run_options(args: argparse.Namespace, report: TrackReport) -> dict[str, Any]:
     def tell(outcome: TrackOutcome) -> None:
-        """Report a track as a line, or as JSON with all fields of the outcome; ``scores`` is stem -> metric ->
-        number."""
+        """Report a track as a line, or as JSON with all fields of the outcome (scores: stem -> metric -> number)."""
         speed = outcome.audio_seconds / max(outcome.reading_seconds, 1e-9)
         listen = f"; open {outcome.page} to listen" if outcome.page else ""
         line = f"read at {speed:.1f} x real time, scored in {outcome.scoring_seconds:.1f} s{listen}"

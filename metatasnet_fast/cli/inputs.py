@@ -128,8 +128,7 @@ def split_tracks(tracks: Iterable[Track]) -> list[Track]:
 
 
 def tell_apart(tracks: Sequence[Track]) -> tuple[list[Track], list[Track]]:
-    """Rename tracks that share a name: to their file names with suffix, or else to their paths from their common
-    folder.
+    """Rename tracks that share a name: to their file names with suffix, else to their paths from the common folder.
 
     Returns:
         all tracks, and those whose name was changed.

@@ -1,9 +1,8 @@
-"""Parse a command line, run its subcommand, report an error in one sentence and return the exit code. Complete in a
-shell.
+"""Parse a command line, run the subcommand, report an error in one sentence, return the exit code; complete in a shell.
 
 Exit codes: 0 all done; 2 the command cannot be carried out; 3 some files failed, the rest is done; 130 interrupted
 (Ctrl-C); 141 the reader of the output has closed it; 143 terminated (SIGTERM). No file is ever half-written. Codes of
-single commands: 1 ``bench`` and ``selftest`` found a fault; 4 ``catalogue run`` stopped itself.
+single commands: 1 ``bench`` or ``selftest`` found a wrong result or a regression; 4 ``catalogue run`` stopped itself.
 """
 
 from __future__ import annotations

@@ -182,8 +182,7 @@ class Origin:
         return cls(name or os.path.abspath(path), found.st_size, found.st_mtime_ns, digest, model.name, model.sha256)
 
     def is_of(self, path: Path) -> bool:
-        """Return whether a file is this recording, even if it was moved, copied or touched; a pipe counts as this
-        recording.
+        """Return whether a file is this recording, even if moved, copied or touched; a pipe counts as this recording.
 
         The content is read only if the size is the recorded one, and the path or the time is not.
         """
@@ -199,8 +198,7 @@ class Origin:
             return same_place  # an unreadable file at the recorded path counts as the same recording
 
     def objection(self, path: Path, model: Model) -> str | None:
-        """Return the end of a sentence that names the other recording or model of the stem; None if the stem comes from
-        ``path`` and ``model``."""
+        """Return words that name the stem's other recording or model; None if it comes from ``path`` and ``model``."""
         if not self.is_of(path):
             changed = os.path.abspath(path) == self.input
             return f"are of {self.input}, " + ("as it was before it changed" if changed else "not of this input")

@@ -1,4 +1,4 @@
-"""``metatasnet-fast prepare``: make the cache that training reads."""
+"""Make the cache that training reads: ``metatasnet-fast prepare``."""
 
 from __future__ import annotations
 

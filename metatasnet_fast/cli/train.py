@@ -175,8 +175,7 @@ def _announce(args: argparse.Namespace, plan: Plan) -> None:
 class TrainingDisplay(Display):
     """Display of a training: validations and notes as lines; steps as a bar on a terminal with tqdm, else as lines.
 
-    With ``as_json``, each line is a JSON object: ``event`` (``summary``, ``validation`` or ``note``), and the event's
-    fields.
+    With ``as_json``, each line is a JSON object: ``event`` (``summary``, ``validation``, ``note``) and its fields.
     """
 
     def __init__(self, as_json: bool = False) -> None:

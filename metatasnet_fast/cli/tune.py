@@ -1,5 +1,4 @@
-"""Measure which tiles, warps and stages are fastest on this GPU, and keep these for later runs: ``metatasnet-fast
-tune``.
+"""Measure the fastest tiles, warps and stages on this GPU, and keep these for later runs: ``metatasnet-fast tune``.
 
 ``precompile`` compiles the Triton kernels of a model before the model's first use.
 """

@@ -1,4 +1,4 @@
-"""BSSEval version 4, the metric of the MUSDB18 tables, computed once where museval computes it many times.
+"""Compute BSSEval version 4, the metric of the MUSDB18 tables; solve the filters once, where museval solves them often.
 
 An estimate ``s_hat`` of source ``s`` is split into ``s + spatial + interference + artifacts`` by projecting it on
 delayed copies of the references (see :mod:`.filters`), and frame by frame, in dB,
@@ -6,7 +6,7 @@ delayed copies of the references (see :mod:`.filters`), and frame by frame, in d
     SDR = |s|^2 / |s_hat - s|^2                        ISR = |s|^2 / |spatial|^2
     SIR = |s + spatial|^2 / |interference|^2           SAR = |s + spatial + interference|^2 / |artifacts|^2
 
-The three error terms add up to ``s_hat - s`` whatever the filters are, so SDR needs no filter at all.
+For all filters, the three error terms add up to ``s_hat - s``, so SDR needs no filter.
 
 Sources: Vincent et al. 2006; Liutkus, Stoeter, Ito 2018; the numbers are those of ``museval.evaluate`` 0.4.1.
 """
@@ -50,8 +50,7 @@ class BssScores:
 
     values: metric name -> float64 array (sources, frames) in dB; NaN where a frame does not count.
     silent: signals that are silent from end to end, such as "reference of bass"; under museval's rule of silence, one
-    such
-        signal makes every frame invalid.
+        such signal makes every frame invalid.
     solvers: how the normal equations were solved (all sources together, then each alone); empty if not needed.
     empty_bands: references without energy in a band: their ISR, SIR and SAR depend on rounding unless `regularised`.
     """
@@ -176,7 +175,7 @@ def bss_eval(
 
 
 def frame_slices(samples: int, window: int, hop: int) -> list[slice]:
-    """Return all whole windows of a signal; one frame if it is not longer than the window."""
+    """Return the slices of all whole windows of a signal; if the signal is not longer than the window, one frame."""
     if window >= samples:
         return [slice(0, samples)]
     return [slice(start, start + window) for start in range(0, samples - window + 1, hop)]

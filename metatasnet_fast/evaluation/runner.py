@@ -127,8 +127,7 @@ def evaluate_tracks(
     scoring: Scoring | None = None,
     **where: Any,
 ) -> ScoringRun:
-    """Separate tracks and score the stems that the network has; `scoring`, `out` and `where` are as in
-    :func:`score`."""
+    """Separate tracks and score the network's stems; `scoring`, `out` and `where` are as in :func:`score`."""
     run = _Run(scoring or Scoring(), separator, out, **where)
     return run.work([(files, partial(_separated, separator, files)) for files in tracks])
 
@@ -149,7 +148,7 @@ def _separated(separator: Separator, files: TrackFiles) -> Audio:
 
 @dataclass
 class _Run:
-    """A run in progress: its settings, and where its results go."""
+    """A run in progress: the settings, and the place of the results."""
 
     scoring: Scoring
     separator: Separator | None
@@ -171,8 +170,7 @@ class _Run:
             self.report(outcome)
 
     def work(self, jobs: Sequence[tuple[TrackFiles | Pair, Callable[[], Audio]]]) -> ScoringRun:
-        """Score every track; a job is a track and the function that reads it. The main thread reads, other threads
-        score."""
+        """Score every track; a job is a track and its reading function. The main thread reads, other threads score."""
         kept: dict[str, Path] = {}
         if self.out is not None:
             audio = {f"{self.subset}/{files.name}": files.fingerprint() for files, _ in jobs}
@@ -203,7 +201,8 @@ class _Run:
         return TrackOutcome(name, "failed", str(error))
 
     def score(self, track: AudioTrack, estimates: dict[str, torch.Tensor], began: float, read: float) -> TrackOutcome:
-        """Score one track and write its scores; `began` and `read` are the times when its reading began and ended."""
+        """Score one track and write the scores; the reading of the track began at the time `began` and ended at
+        `read`."""
         started = time.perf_counter()
         try:
             with memory_for(f"scoring {track.name}", "score fewer tracks at once, or free some"):
@@ -238,8 +237,7 @@ class _Run:
 
 
 def _settings(scoring: Scoring, separator: Separator | None) -> dict[str, Any]:
-    """Return the settings that the scores depend on; with a separator, also the model and settings that make the
-    estimates."""
+    """Return the settings that the scores depend on; with a separator, also its model and settings."""
     settings: dict[str, Any] = {"engine": "fast", "metrics": list(scoring.metrics)}
     if scoring.silence != "museval" or scoring.regularise:
         settings |= {"silence": scoring.silence, "regularise": scoring.regularise}

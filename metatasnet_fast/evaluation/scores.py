@@ -43,7 +43,7 @@ _ORDER = ("SDR", "SIR", "SAR", "ISR")
 
 @dataclass(frozen=True)
 class TrackScores:
-    """Scores of one track: ``targets[stem][metric]`` is a float64 array (frames,) in dB, NaN where no frame counts.
+    """Scores of one track: ``targets[stem][metric]`` is a float64 array (frames,) in dB, NaN for invalid frames.
 
     `window` and `hop` are in seconds. A metric that was not computed is NaN in the file, whose readers expect all four.
     """
@@ -66,7 +66,7 @@ class TrackScores:
         return [*self.targets.get(stem, ()), *self.whole.get(stem, ())]
 
     def value(self, stem: str, metric: str) -> float:
-        """Return the one number of a track: the median over frames, or the metric of the whole track; NaN if there is none."""
+        """Return the median over frames, or the metric of the whole track; NaN if the track has no such number."""
         whole = self.whole.get(stem, {})
         return whole[metric] if metric in whole else _statistic(np.median, self.counted(stem, metric))
 
@@ -158,8 +158,7 @@ def load_scores(folder: str | os.PathLike[str], subset: str | None = "test") -> 
 
 @dataclass(frozen=True)
 class Summary:
-    """Statistics of a stem and a metric over tracks; NaN if no track has a number. Intervals hold 95 % of the
-    bootstraps."""
+    """Statistics of a stem and metric over tracks; NaN if no track has a number. Intervals hold 95 % of bootstraps."""
 
     median: float = float("nan")
     median_interval: tuple[float, float] = UNKNOWN
@@ -184,8 +183,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Comparison of two sets of scores for one stem and metric, on the same tracks; differences are second minus
-    first."""
+    """Comparison of two sets of scores for one stem and metric on the same tracks; differences: second minus first."""
 
     stem: str
     metric: str

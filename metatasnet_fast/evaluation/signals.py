@@ -1,5 +1,4 @@
-"""Read references and estimates for the metrics: any real dtype, in float64 pieces, without a float64 copy of the
-whole.
+"""Read references and estimates of any real dtype in float64 pieces, without a float64 copy of the whole signals.
 
 A reference may have no energy in some band. There the filters of BSSEval are undetermined: they are fitted to the whole
 track, where such a band costs nothing, and applied to frames, whose edges put energy into it. So ISR, SIR and SAR depend on
@@ -30,8 +29,7 @@ MOST_CHANNELS = 64
 """A signal with more channels is taken for a mistake: a time axis in the place of the channels."""
 
 BAND_FFT, MOST_SEGMENTS = 4096, 256
-"""Samples of a segment for averaged spectra; and the most segments of a track, which are spread evenly over the
-track."""
+"""Samples of a segment for averaged spectra; and the most segments of a track, over which they are spread evenly."""
 EMPTY = 1e-12
 """Share of the largest bin's power below which a bin is empty: far below rounding to 16 bits, far above float64's."""
 NARROWEST = 20

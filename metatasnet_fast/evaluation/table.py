@@ -1,5 +1,4 @@
-"""Show scores: as tables for a terminal (with published rows) and LaTeX, as rows for CSV, Parquet and pandas, as
-boxplots."""
+"""Show scores: as tables for a terminal (with published rows) and LaTeX, as rows for CSV, Parquet, pandas; as plots."""
 
 from __future__ import annotations
 
@@ -135,8 +134,9 @@ def write_rows(tracks: Sequence[TrackScores], path: str | os.PathLike[str]) -> P
 def plot_scores(tracks: Sequence[TrackScores], path: str | os.PathLike[str], title: str = "scores") -> Path:
     """Draw the tracks' numbers, medians over frames for BSSEval, and write the image (format by the suffix of `path`).
 
-    A box spans the quartiles over tracks, its line is the median, each dot one track. Tracks without a frame that counts are
-    left out and counted below the stem. Raises :class:`EvaluationError` if there is nothing to plot.
+    A box spans the quartiles over tracks, the line in the box is the median, each dot is one track. Tracks without a
+    valid frame are left out; their number stands below the stem. Raise :class:`EvaluationError` if there is nothing to
+    plot.
     """
     figures = require("matplotlib.figure", "A plot")
     stems = _in_order(sorted({stem for track in tracks for stem in track.stems}))

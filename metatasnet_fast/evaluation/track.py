@@ -13,8 +13,7 @@ mixture, and sums run over samples and channels:
     log-WMSE: the package log-wmse-audio-quality, by its authors
 
 bleedless, fullness and L1freq are those of the program Music-Source-Separation-Training (utils/metrics.py). A silent
-reference has neither uSDR nor SI-SDR, and a silent estimate has no SI-SDR: these are NaN. The other metrics count
-silence.
+reference has neither uSDR nor SI-SDR, a silent estimate has no SI-SDR: these are NaN. The other metrics count silence.
 """
 
 from __future__ import annotations
@@ -121,7 +120,8 @@ def _l1_frequency(stem: _Stem) -> float:
 
 
 def _mel_bands(sample_rate: float) -> torch.Tensor:
-    """Return triangles of equal area on Slaney's mel scale up to half the rate, (bands, bins), float32, as librosa does."""
+    """Return the mel filters of librosa, (bands, bins) float32: triangles of equal area on Slaney's scale, to half the
+    rate."""
     knee, per_hertz, step = 1000.0, 3 / 200, math.log(6.4) / 27
     top = sample_rate / 2
     highest = per_hertz * min(top, knee) + max(0.0, math.log(max(top, 1.0) / knee)) / step
@@ -284,7 +284,8 @@ def evaluate_track(
 
 
 def _signal(audio: Audio, what: str, device: str | None, samples: int | None = None) -> torch.Tensor:
-    """Return a signal as (samples, channels), cut or zero-padded to `samples`; its channels may be first, or missing."""
+    """Return a signal, with channels last, first or missing, as (samples, channels), cut or zero-padded to
+    `samples`."""
     signal = Signals(audio[None], what).audio[0, :samples].to(device=device)
     missing = 0 if samples is None else samples - len(signal)
     return torch.nn.functional.pad(signal, (0, 0, 0, missing)) if missing else signal

@@ -42,7 +42,7 @@ class AudioTrack:
 
     @property
     def whole(self) -> torch.Tensor:
-        """Return the mixture, or the sum of the stems where there is none."""
+        """Return the mixture; if there is no mixture, the sum of the stems."""
         return mixture_of(self.stems) if self.mixture is None else self.mixture
 
     @property
@@ -68,7 +68,7 @@ class TrackFiles:
 
     name: str
     files: dict[str, Path]
-    """Stem, or ``mixture``, -> file; all may be in one file, or each in its own."""
+    """Files by name of the stem, or ``mixture``; all signals may be in one file, or each in a file of its own."""
 
     def read(self, only: Iterable[str] | None = None) -> AudioTrack:
         """Decode the stems and the mixture, or only some of them.
@@ -92,8 +92,7 @@ class TrackFiles:
         return AudioTrack(self.name, rate, signals, mixtures[0] if mixtures else None)
 
     def fingerprint(self) -> str | None:
-        """Return a checksum of names, sizes and some of the bytes; None if a file cannot be read: :meth:`read` then
-        raises."""
+        """Return a checksum of names, sizes and some bytes; None if a file cannot be read: :meth:`read` then raises."""
         digest = hashlib.sha256()
         try:
             for path in sorted(set(self.files.values())):
@@ -175,8 +174,9 @@ def open_tracks(path: str | os.PathLike[str], subset: str | None = None) -> list
 
 
 def pair_tracks(references: Sequence[TrackFiles], estimates: Sequence[TrackFiles]) -> tuple[list[Pair], dict[str, str]]:
-    """Pair tracks by name, and their stems by name. Names are ignored if each side has one track, and if each has one
-    stem.
+    """Pair tracks by name, and their stems by name.
+
+    If each side has only one track, its name is ignored; if each of these has only one stem, so is the stem's name.
 
     Returns:
         the pairs, and the names of the reference tracks without estimates, each with the reason.
@@ -217,8 +217,7 @@ def _pair_stems(reference: TrackFiles, estimate: TrackFiles, single: bool) -> di
 
 
 def _catalogued(folder: Path) -> str | None:
-    """Return the name of the song whose stems a catalogue put into a folder, by the result file; None for other
-    folders."""
+    """Return the song whose stems a catalogue put into a folder, by its result file; None for other folders."""
     for path in sorted(folder.glob("result*.json")):
         with suppress(OSError, ValueError, KeyError, TypeError):  # another program's file
             song = PurePosixPath(str(json.loads(path.read_text("utf-8"))["uri"]))

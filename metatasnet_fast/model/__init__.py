@@ -1,5 +1,4 @@
-"""Build, load, save, export and accelerate the network: modules with the original's parameter names, without
-kernels."""
+"""Build, load, save, export and accelerate the network; its modules have the original's parameter names."""
 
 from .accelerate import AccelerationReport, accelerate, restore
 from .network import MultiTasNet

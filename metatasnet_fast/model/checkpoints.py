@@ -1,5 +1,4 @@
-"""Read and write checkpoints: files of the authors' program, without running any code in them; and this library's
-folders.
+"""Read and write checkpoints: files of the authors' program (code in a file is never run), and this library's folders.
 
 A file holds a dict with ``state_dict``, ``args``, and in training ``optimizer``, ``epoch``, ``steps``. A folder holds
 ``model.safetensors`` and ``config.json``, and optionally ``optimizer.safetensors``; ``config.json`` has the network's settings,
@@ -115,8 +114,7 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], origin: object) 
     """Load weights into a network, which must have exactly these names and shapes.
 
     Raises:
-        CheckpointError: for missing, unknown or misshapen weights, or values that are no finite numbers; names are
-            given.
+        CheckpointError: for missing, unknown or misshapen weights (which are named), or values that are not finite.
     """
     expected = network.state_dict()
     missing = [name for name in expected if name not in state]

@@ -94,10 +94,8 @@ class Engine:
             mixes: (b, 1, T 2^s) for each stage ``s``.
             sources: (b, I, 1, T 2^s) for each stage and I instruments.
             masks: (b, I, 1) for each stage, 1 where the source is not silent.
-            dropout: returns, for a stage and its latent, factors (b, I, N) on the masking network's copy of the latent,
-                or None.
-            divisors: for each stage, :func:`metatasnet_fast.reference.loss_divisors` of the whole batch's mask; by
-                default of ``masks``.
+            dropout: for a stage and its latent, factors (b, I, N) on the masking network's input latent, or None.
+            divisors: for each stage, ``loss_divisors`` of the whole batch's mask; by default of ``masks``.
             before: sources and masks, (1, I, 1, T 2^s) and (1, I, 1) for each stage, of the item before the first one, for the
                 similarity loss; by default the last item, which is right for a whole batch.
 

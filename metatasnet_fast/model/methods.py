@@ -1,4 +1,4 @@
-"""Methods of a network that :class:`MultiTasNet` and an accelerated network share.
+"""Define the methods that :class:`MultiTasNet` and an accelerated network share.
 
 Source: original ``model/tasnet.py``, ``MultiTasNet``; ``model/spectrogram.py``, ``compute_stats``.
 """
@@ -25,8 +25,7 @@ __all__ = ["NetworkMethods", "RunningDeviation", "plan_chunks"]
 
 @dataclass(frozen=True)
 class Chunk:
-    """A range of samples at the first stage's rate: ``start`` to ``end`` are processed, ``begin`` to ``stop`` are
-    kept."""
+    """A range of samples at the first stage's rate: ``start`` to ``end`` is processed, ``begin`` to ``stop`` kept."""
 
     start: int
     end: int
@@ -34,8 +33,7 @@ class Chunk:
     stop: int
 
     def separate(self, engine: Engine, mixes: Sequence[Tensor], wanted: Collection[int]) -> dict[int, Tensor]:
-        """Separate this range of the mixtures, (b, 1, T 2^s) for each stage ``s``; return the kept samples by wanted
-        stage."""
+        """Separate this range of the mixtures (b, 1, T 2^s) of each stage ``s``; return the kept samples by stage."""
         first, last = self.begin - self.start, min(self.stop, self.end) - self.start  # may end early, at a whole stride
         parts = [mix[..., self.start * 2**s : self.end * 2**s] for s, mix in enumerate(mixes)]
         return {s: x[..., first * 2**s : last * 2**s] for s, x in engine.separate(parts, wanted).items()}
@@ -44,8 +42,9 @@ class Chunk:
 def plan_chunks(length: int, chunks: int, context: int, stride: int) -> list[Chunk]:
     """Cut ``length`` samples into ``chunks`` parts at ``int(length / chunks * c + 0.5)``, with context to both sides.
 
-    Each processed range is a multiple of ``stride``: one that starts at 0 loses samples at its end, any other at its start. A
-    single range over the whole signal therefore misses up to ``stride - 1`` samples at the end, as in the original.
+    Each processed range is cut to a multiple of ``stride``: a range that starts at 0 loses samples at the end, any
+    other range at the start. So a single range over the whole signal misses up to ``stride - 1`` samples at the end, as
+    in the original.
     """
     edges = [int(length / chunks * c + 0.5) for c in range(chunks)] + [length]
     plan = []
@@ -100,12 +99,12 @@ def compute_stats(config: MetaTasNetConfig, spectrograms: Sequence[nn.Module], l
     Args:
         config: the network's settings.
         spectrograms: modules with parameters ``window``, ``mean`` and ``std``, one per stage.
-        loader: yields batches whose first element is a list of mixtures, (b, 1, T 2^s). It is read once for each stage, as
-            the original does, so that a training then draws the same random numbers as the original; an iterator, which
-            can be read only once, is read once for all stages.
+        loader: yields batches whose first element is a list of mixtures, (b, 1, T 2^s). The loader is read once for
+            each stage, as in the original, so that training then draws the same random numbers. An iterator, which can
+            be read only once, is read once for all stages.
 
     Raises:
-        EmptyAudioError: if the loader yields nothing.
+        EmptyAudioError: if the loader yields no batch.
     """
     stages = list(enumerate(spectrograms))
     for part in [stages] if isinstance(loader, Iterator) else [[stage] for stage in stages]:

@@ -1,5 +1,4 @@
-"""Define the network with the original's interface; names, shapes, order and distributions of parameters are the
-original's.
+"""Define the network with the original's interface, and its parameters' names, shapes, order and distributions.
 
 The modules of a stage only hold parameters; backends compute with them. Layers are created in the original's order, so that
 the same seed gives the same network.

@@ -44,8 +44,7 @@ def record(
 
     Args:
         capability: compute capability of the GPU as a whole number: 90 for sm_90.
-        training: record a training step without the optimiser, instead of a separation with only the last stage's
-            decoder.
+        training: record a training step without the optimiser, not a separation with only the last stage's decoder.
     """
     from ..kernels.log_power import basis
     from ..kernels.recording import Recorder

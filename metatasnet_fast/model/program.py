@@ -55,8 +55,7 @@ def exported_program(network: NetworkMethods, backend: str = "reference") -> Exp
     """Return the network as a program of ``torch.export``.
 
     Args:
-        network: the network to export. Move it to the CPU first if machines without a GPU must be able to load the
-            program.
+        network: the network to export. Move it to the CPU first if machines without a GPU must load the program.
         backend: ``reference`` to use only PyTorch's operators; ``triton`` to use the operators of this library (import
             ``metatasnet_fast.ops`` before you load such a program).
 

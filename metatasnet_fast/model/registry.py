@@ -1,5 +1,4 @@
-"""Find models by name: those whose address the library knows, those that a user adds, and those of the Hugging Face
-hub.
+"""Find models by name: those whose address the library knows, those that a user adds, and the Hugging Face hub's.
 
 A model's file is fetched once, into the user's cache. Its SHA-256 is pinned in ``models.json`` there: the registry's,
 if there is one, else that of the first download. A file that changes later is refused. The Hugging Face hub needs the
@@ -37,8 +36,7 @@ TIMEOUT = 30.0
 BLOCK = 1 << 20
 
 Progress = Callable[[int, "int | None"], object]
-"""Function that is called with the bytes downloaded so far, and the total; None if the server does not give the
-total."""
+"""Function that is called with the bytes downloaded so far, and their total (None if the server does not give it)."""
 
 
 @dataclass(frozen=True)

@@ -43,8 +43,7 @@ class Norm:
 
 @dataclass(frozen=True)
 class BlockWeights:
-    """Weights of one block of the masking network. ``res_out`` is None in the last block, whose residual is not
-    used."""
+    """Weights of a block of the masking network. ``res_out`` is None in the last block, whose residual is unused."""
 
     conv1d: Convolution
     prelu_1: Tensor

@@ -51,8 +51,7 @@ def block(x: Tensor, weights: BlockWeights, dilation: int) -> tuple[Tensor | Non
 
 
 def masking_network(weights: MaskingWeights, config: StageConfig, x: Tensor) -> Tensor:
-    """Return the masks of all instruments: a softmax over the first ``config.softmax`` of them, a sigmoid for each
-    other one.
+    """Return the masks: a softmax over the first ``config.softmax`` instruments, a sigmoid for each other instrument.
 
     Args:
         x: (n, instruments, in channels, frames).

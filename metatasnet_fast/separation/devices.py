@@ -25,8 +25,7 @@ __all__ = [
 
 
 def parse_device(name: str | torch.device) -> torch.device:
-    """Return the device of a name, which need not exist; raise :class:`ConfigError` for a name that torch does not
-    know."""
+    """Return the device of a name, which need not exist; raise :class:`ConfigError` for a name unknown to torch."""
     try:
         return torch.device(name)
     except (RuntimeError, TypeError) as error:
@@ -34,7 +33,7 @@ def parse_device(name: str | torch.device) -> torch.device:
 
 
 def choose_device(wanted: str | torch.device, network: NetworkMethods) -> torch.device:
-    """Return the device as ``Separator`` documents it, with its index.
+    """Return the device for the argument ``device`` of ``Separator``, with its index.
 
     Raises:
         ConfigError: for a name that torch does not know.
@@ -92,7 +91,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def memory_for(what: str, advice: str) -> contextlib.AbstractContextManager[None]:
-    """Raise :class:`OutOfMemoryError` for a failed allocation in the block: there is too little memory for ``what``."""
+    """Turn a failed allocation in the block into an :class:`OutOfMemoryError` about ``what``, with advice."""
     return reporting_memory(lambda: f"Memory does not suffice for {what}: {advice}.", OutOfMemoryError)
 
 

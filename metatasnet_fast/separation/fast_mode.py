@@ -42,7 +42,7 @@ see docs/separation.md."""
 
 CONTEXT_SECONDS = 0.8
 """Seconds of context on each side: more than one stage's receptive field (0.47 s) and half an STFT frame. All stages
-together see further, but in the same measurement the edge of a window had no effect 0.3 s away from it."""
+together depend on more, but in the same measurement a window's edge had no effect at a distance of 0.3 s."""
 
 FADE_SECONDS = 0.02
 
@@ -68,9 +68,10 @@ class WindowShape:
 
 @dataclass(frozen=True)
 class Window:
-    """Frames to process from ``start`` on; ``begin`` to ``stop`` are kept. All are counted from the recording's start.
+    """A window of frames from ``start`` on, of which ``begin`` to ``stop`` are kept, all counted from the recording's
+    start.
 
-    The first ``fade`` kept frames are faded in from the window before, if there is one.
+    If there is a window before, the first ``fade`` kept frames fade from that window to this one.
     """
 
     start: int
@@ -92,11 +93,11 @@ def plan_windows(total: int, shape: WindowShape) -> list[Window]:
 
 
 def receptive_frames(config: MetaTasNetConfig) -> int:
-    """Return the latent frames on each side that an output sample depends on, without the group norms, which see the
+    """Return the latent frames on each side on which an output sample depends, group norms apart: these depend on the
     whole window.
 
-    The result is a sum: the contexts of all masking networks, since each stage reads the one before; half an STFT frame and the
-    hop over which it is interpolated; and the longest filters of one encoder and one decoder.
+    The result is a sum: the contexts of all masking networks, since each stage reads the previous one; half an STFT
+    frame, and the hop over which it is interpolated; and the longest filters of one encoder and one decoder.
     """
     networks = sum(sum(stage.dilations) for stage in config.stages)
     spectrogram = max(math.ceil((stage.n_fft / 2 + stage.hop) / stage.W) for stage in config.stages)
@@ -188,8 +189,7 @@ def separate_in_windows(
 def separate_resampled(
     engine: Engine, runner: BatchRunner, shape: WindowShape, source: Resampled, device: torch.device, reporter: Reporter
 ) -> Unscaled:
-    """Do the second part of :func:`separate_in_windows`, after :func:`resample`; free the resampled signals at the
-    end."""
+    """Do the second part of :func:`separate_in_windows`, after :func:`resample`; then free the resampled signals."""
     config, rate, length = engine.config, source.rate, source.mixture.length
     reporter.total = length / rate
     non_silent = source.non_silent

@@ -83,7 +83,7 @@ class Recording:
 
     @classmethod
     def from_stream(cls, stream: AudioStream) -> Recording:
-        """Make a recording from an open file, with its blocks joined into larger ones, which resample faster."""
+        """Make a recording from an open file; blocks are joined into larger blocks, which are resampled faster."""
 
         def blocks() -> Iterator[Tensor]:
             gathered: list[Tensor] = []

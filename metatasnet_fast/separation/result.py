@@ -88,7 +88,7 @@ class Separation(Mapping[str, Tensor]):
 
     stems: dict[str, Tensor]
     sample_rate: int
-    """Hertz, that of the recording."""
+    """Sample rate of the recording, in hertz."""
     gains: dict[str, tuple[float, ...]]
     """The factor that least squares gave each of the network's stems, per channel (see ``Separator``)."""
     duration: float

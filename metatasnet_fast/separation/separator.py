@@ -225,8 +225,7 @@ class Separator:
         """Separate an audio file. In fast mode with ``output_dir``, memory does not grow with the file's length.
 
         Args:
-            path: any file that ``open_audio`` reads, or an open file such as ``io.BytesIO``, whose ``{track}`` is
-                ``audio``.
+            path: any file that ``open_audio`` reads, or an open file such as ``io.BytesIO`` (``{track}``: ``audio``).
             output_dir: folder for the stems, created if it is missing. With None, the stems are returned in memory.
             stems: as in :meth:`separate`.
             name: name of each file below ``output_dir``, without suffix; ``{track}`` is the name of the input without its
@@ -242,8 +241,7 @@ class Separator:
             a :class:`Separation`; with ``output_dir`` its ``files`` are the paths written, all complete.
 
         Raises:
-            AudioReadError: if the file cannot be read (NotAudioError: it has no audio; EmptyAudioError: it has no
-                samples).
+            AudioReadError: if the file cannot be read (NotAudioError: no audio in it; EmptyAudioError: no samples).
             AudioWriteError: if a stem cannot be written; no half-written file is left.
             OutOfMemoryError: if memory does not suffice, even for a single window.
             UnknownStemError: for a stem that the network does not produce.

@@ -1,4 +1,4 @@
-"""The processes of a training run, as ``torchrun`` starts them; a single process is a world of one."""
+"""Connect the processes of a training run that ``torchrun`` started; a single process is a world of one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ranger, which is RAdam with Lookahead, over all tensors at once; and SGDR, gradient descent with warm restarts.
+"""Define Ranger (RAdam with Lookahead, over all tensors at once), and SGDR, a learning rate with warm restarts.
 
 Source: Liu et al. 2020 (RAdam), Zhang et al. 2019 (Lookahead), Loshchilov & Hutter 2017 (SGDR); original ``utility/ranger.py``
 and ``utility/sgdr_learning_rate.py``. The state has the original's names and order, so that either program resumes the other's
@@ -166,14 +166,13 @@ class SGDR:
         self.optimizer, self.base, self.period, self.decay = optimizer, base, period, decay
 
     def value(self, step: int) -> tuple[float, bool]:
-        """Return the learning rate at a step, counted from 1, and whether a new period between restarts begins
-        there."""
+        """Return the learning rate at a step, counted from 1, and whether the schedule restarts there."""
         restarts, x = int(step / self.period), step / self.period - int(step / self.period)
         return 0.5 * self.base * self.decay**restarts * (math.cos(math.pi * x) + 1), x == 0
 
     def __call__(self, step: int) -> bool:
-        """Set the learning rate of a step; return True if a period begins (the authors then skip the step and end the
-        epoch)."""
+        """Set the learning rate of a step; return True at a restart (the authors end the epoch there, without a
+        step)."""
         rate, restart = self.value(step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate

@@ -44,8 +44,8 @@ class Part:
 
     items: Items
     before: Items | None
-    """The item before the first one; None if this is the whole batch, whose last item counts as the one before its
-    first."""
+    """The item before the first item; None if this part is the whole batch, whose last item then counts as the item
+    before the first."""
     first: int
     """Place of the first item in the whole batch."""
 

@@ -1,4 +1,4 @@
-"""The settings of a training run: the authors' hyperparameters under the authors' names, and this library's own.
+"""Define the settings of a training run: the authors' hyperparameters under the authors' names, and this library's own.
 
 Source: the argument parser of the authors' ``train.py``.
 """
@@ -145,8 +145,7 @@ class TrainingSettings:
         return min(self.threads, os.cpu_count() or 1)
 
     def lighter(self, processes: int) -> str:
-        """Return flags that save memory in a step without changing the result; if all are in use, a flag that changes
-        it."""
+        """Return flags that save memory in a step with the same result; if all are in use, one with another result."""
         share = self.batch_size // processes
         at_once = min(self.micro_batch or share, share)
         flags = [f"--micro_batch {at_once // 2}"] if at_once > 1 else []
@@ -207,8 +206,7 @@ def split_settings(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
 def read_settings_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read settings by name from a JSON or TOML file.
 
-    Settings stand at the top level or under ``network`` and ``training``; so the ``settings.json`` of a run can be
-    read, too.
+    Settings stand at the top level, or under ``network`` and ``training`` as in the ``settings.json`` of a run.
 
     Raises:
         ConfigError: if the file cannot be read, is neither JSON nor TOML, or does not hold settings by name.
@@ -268,7 +266,7 @@ def settings_of(out: Path, state: Path) -> tuple[dict[str, Any], dict[str, Any]]
 
 
 def notes_of(out: Path) -> dict[str, Any]:
-    """Return what ``settings.json`` says about a run besides its settings; empty if it cannot be read."""
+    """Return the notes in ``settings.json``: everything about a run but the settings; empty if they cannot be read."""
     try:
         notes = json.loads((out / FILE).read_text("utf-8"))["run"]
     except (OSError, ValueError, KeyError, TypeError):

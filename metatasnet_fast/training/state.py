@@ -1,4 +1,4 @@
-"""The state of a run, network, optimiser, average and progress; its checkpoints; and instruments added to a trained network.
+"""Save and load the state of a run (network, optimiser, average, progress); add instruments to a trained network.
 
 Checkpoints are files of the authors' format, with everything that an exact continuation needs:
 
@@ -152,9 +152,9 @@ def add_instrument(
     """Extend a network's configuration and weights by an instrument.
 
     Args:
-        config: of the trained network.
-        state: its weights by name.
-        name: of the new instrument, which comes last. Its embeddings are the means of the others'.
+        config: configuration of the trained network.
+        state: weights of the trained network by name.
+        name: name of the new instrument, which comes last. Its embeddings are the means of the others' embeddings.
 
     Returns:
         the configuration and weights of the larger network.
@@ -179,10 +179,10 @@ def add_instrument(
 
 
 def freeze(network: MultiTasNet, unfreeze: str) -> None:
-    """Keep parameters from being trained.
+    """Choose which parameters are trained.
 
     Args:
-        network: its parameters' ``requires_grad`` is changed.
+        network: the network; ``requires_grad`` of its parameters is changed.
         unfreeze: ``all``: every parameter is trained; ``generator``: the masking networks' generator with the embeddings;
             ``embedding``: the embeddings alone.
     """
@@ -219,8 +219,7 @@ class KeptRows:
 
 @torch.no_grad()
 def start_near_another(network: MultiTasNet, batches: BatchSource, precision: Precision, backend: str) -> str:
-    """Give the last instrument the embedding of the other instrument whose separator fits it best; return the latter's
-    name.
+    """Give the last instrument the embedding of the instrument whose separator fits it best; return that one's name.
 
     The embedding of every other instrument is tried on the first batch. The best one gives the highest SI-SDR of the
     last instrument in the last stage.

@@ -1,5 +1,4 @@
-"""Compute the gradients of a batch in micro-batches, on one process or several: always the gradients of the whole
-batch.
+"""Compute the gradients of a whole batch, in micro-batches, on one process or several.
 
 Also save the data of a step whose loss or gradient cannot be used, and explain the error.
 """
@@ -34,11 +33,9 @@ __all__ = ["BatchGradients", "GradientStep", "faulty_input", "keep_step", "unusa
 
 
 class Recomputing(Backend):
-    """Backend that saves memory: it runs another backend, and its forward pass once more in backward (about a third
-    more time).
+    """Backend that runs another backend, and the forward pass once more in backward: about a third more time.
 
-    Between forward and backward, only latents and waveforms are kept; backward keeps the activations of one job at a
-    time.
+    Between forward and backward, only latents and waveforms are kept; in backward, one job's activations at a time.
     """
 
     name = "recomputing"
@@ -224,8 +221,7 @@ def faulty_input(batch: Batch, source: BatchSource) -> str | None:
 
 
 def keep_step(path: Path, content: Mapping[str, Any]) -> str:
-    """Write ``content``, from which a step can be repeated; return a sentence that says where it is, or why it is not
-    there."""
+    """Write ``content``, from which a step can be repeated; return a sentence that says where, or why it failed."""
     try:
         torch.save(dict(content), path)
     except (OSError, RuntimeError) as error:

@@ -1,5 +1,4 @@
-"""Prepare and read training data: a cache of tracks at every rate, and batches of crops, each a function of its
-number."""
+"""Prepare and read training data: a cache of tracks at every rate, and batches of crops by their number."""
 
 from .batches import Batch, BatchSource
 from .cache import Cache, StemArray, Track

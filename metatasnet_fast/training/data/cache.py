@@ -87,7 +87,7 @@ class Track:
         return self.entry.rates[rate].samples
 
     def deviation(self, rate: int) -> float:
-        """Return the number by which the authors divide the track at this rate: the standard deviation of its mono mixture."""
+        """Return the standard deviation of the mono mixture at this rate, by which the authors divide the track."""
         return self.entry.rates[rate].deviation
 
     def file(self, rate: int) -> Path:

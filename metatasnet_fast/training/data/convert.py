@@ -35,7 +35,7 @@ __all__ = ["Outcome", "Settings", "content_hash", "inputs", "prepare_track"]
 
 
 def counted(track: TrackSource, stems: Stems) -> tuple[bool, ...]:
-    """Return for each instrument whether the loss may use it: it may if all of its stems are known."""
+    """Return for each instrument whether the loss may use it: True if all of the instrument's stems are known."""
     unknown = read_unknown(track.path) if track.kind == "stems" else ()
     return tuple(not set(parts) & set(unknown) for parts in stems.values())
 
@@ -191,8 +191,7 @@ def _refuse_second_split(track: TrackSource, digest: str, origin: str, cache: Pa
 
 
 def inputs(track: TrackSource, settings: Settings) -> dict[str, Path]:
-    """Return the files that a track is made from: by stem, by rate (the authors' files), or as ``stems``
-    (``.stem.mp4``).
+    """Return the files that a track is made from, by stem; by rate (the authors' files); as ``stems`` (``.stem.mp4``).
 
     Raises:
         TrainingDataError: if a stem that counts has no file, a stem has several files, or no stem has a file.

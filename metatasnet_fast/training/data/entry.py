@@ -1,6 +1,5 @@
 """Describe a cached track: ``entry.json`` in the track's folder, written after the samples. Parse the instruments of a
-cache, and the stems summed into each: ``drums,strings=violin+viola+cello`` names two instruments, the second a sum of
-three stems.
+cache, and the stems summed into each: ``drums,strings=violin+viola+cello`` names two instruments, one of three stems.
 """
 
 from __future__ import annotations
@@ -113,8 +112,8 @@ class TrackEntry:
     channels: int
     rates: dict[int, RateEntry]
     counts: tuple[bool, ...]
-    """False for an instrument that the loss must leave out, because its sound may be in another stem, or its stem holds
-    other sounds."""
+    """False for an instrument that the loss must leave out, because it may be heard in the stem of another instrument,
+    or its own stem holds other sounds."""
     stems: Stems = dataclasses.field(default_factory=lambda: DEFAULT)
     """The stems that are added up in each instrument, in order."""
     warnings: tuple[str, ...] = ()
@@ -131,8 +130,8 @@ class TrackEntry:
     def is_other_song(self, sha256: str, origin: str) -> bool:
         """Return whether a track of this name in another split is known to be another song.
 
-        This is known if both lie in one source that has a folder for each split (``S/train/1`` and ``S/valid/1``), and their
-        contents differ. In all other cases the track may be a second edition of the same song.
+        It is known if both tracks lie in one source that has a folder for each split (``S/train/1`` and ``S/valid/1``),
+        and the contents of the two differ. In all other cases the track may be a second edition of the same song.
         """
         if not self.sha256 or not sha256 or self.sha256 == sha256:
             return False

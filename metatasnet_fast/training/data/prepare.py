@@ -1,8 +1,9 @@
 """Prepare a cache: decode and resample every track once, in parallel; an interrupted run can be continued.
 
-A track is done when it has an entry whose hash is that of its input files; so finished tracks are skipped, changed ones
-are prepared again, and a half-written folder never counts as a track. An unusable track gives one failed outcome. If a track's
-split changed in its source, its finished conversion moves in a single rename, so that it is in exactly one split at any time.
+A track is done when it has an entry with the hash of its input files. So finished tracks are skipped, changed tracks
+are prepared again, and a half-written folder never counts as a track. An unusable track gives one failed outcome. If
+the split of a track changed in the source, the track's folder moves in a single rename: it is in exactly one split at
+any time.
 """
 
 from __future__ import annotations
@@ -167,8 +168,7 @@ def prepare(
         report: called with each outcome as it arrives.
 
     Raises:
-        TrainingDataError: if ``out`` cannot be used, was made with other settings, or two tracks have one name and
-            split.
+        TrainingDataError: if ``out`` cannot be used, has other settings, or two tracks have one name and split.
         MissingDependencyError: if a program or package is missing that the tracks need.
     """
     settings = Settings(Path(out), check_rates(rates), dtype, _stems_of(tracks) if stems is None else stems)
@@ -191,8 +191,7 @@ def prepare(
 
 
 def _stems_of(tracks: Sequence[TrackSource]) -> Stems:
-    """Return the stems of the tracks: those with files, and those that a ``track.json`` calls unknown; else
-    ``DEFAULT``."""
+    """Return the stems of the tracks, with files or unknown by a ``track.json``; ``DEFAULT`` if there are none."""
     names: set[str] = set()
     for track in tracks:
         if track.kind == "stems":
@@ -316,7 +315,8 @@ def _start_worker() -> None:
 
 
 def _end_with_parent() -> None:
-    """End this worker when its parent ends; otherwise it would wait for a killed parent and keep its track."""
+    """End this worker when the parent process ends; otherwise the worker would go on waiting after the parent was
+    killed."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -1,6 +1,6 @@
-"""Find tracks with stems: MUSDB18 in both editions, folders of stems, and what the authors' program prepared.
+"""Find tracks with stems: MUSDB18 in both editions, folders of stems, and tracks that the authors' program prepared.
 
-Nothing is decoded here, so that an unusable track is reported when its turn comes, and does not stop the others.
+No file is decoded here: an unusable track is reported when it is prepared, and does not stop the others.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def find_stems(root: str | os.PathLike[str], held_out: Sequence[str] = ()) -> li
     In the second form every track belongs to ``train``. Tracks named in ``held_out`` go from ``train`` to ``valid``.
 
     Raises:
-        TrainingDataError: if there is no track, ``root`` is a cache, or a name in ``held_out`` is not one of a training track.
+        TrainingDataError: if there is no track, ``root`` is a cache, or a name in ``held_out`` is no training track's.
     """
     root = _directory(root)
     splits = [split for split in SPLITS if (root / split).is_dir()]

@@ -1,14 +1,15 @@
-"""Write a cache: a track's folder appears whole or not at all, and the manifest lists the folders that are there.
+"""Write a cache: a track's folder appears whole or not at all, and the manifest lists the finished folders.
 
-Float samples are stored as int16, with the rounding noise moved away from where a resampled recording has nothing:
+Float samples are stored as int16; the rounding noise is moved away from the frequencies that a resampler has removed:
 
     v[t] = x[t] / scale + sum_j h[j] e[t - j];  q[t] = round(v[t]);  e[t] = q[t] - v[t]
 
-so the noise q scale - x is that of rounding, filtered by 1 + sum_j h[j] z^-j. Plain rounding would fill the last 6 % of the
-band, where a resampler has left 1e-5 of the mixture or less, and these bins of the network's logarithmic spectrogram would have
-other values in training (by several of their standard deviations, measured on music) than in separation. The filter is the
-best one of its length: h minimises the noise weighted with WEIGHT above EDGE and 1 below, the normal equations of linear
-prediction (Gerzon & Craven 1989 on what can be gained: below the edge the noise grows by 3.5 dB).
+so the noise q scale - x is rounding noise, filtered by 1 + sum_j h[j] z^-j. Plain rounding would fill the last 6 % of
+the band, where a resampler leaves 1e-5 of the mixture or less. Then these bins of the network's logarithmic spectrogram
+would differ between training and separation, by several of their standard deviations (measured on music). The filter is
+the best one of its length: h minimises the noise, weighted with WEIGHT above EDGE and with 1 below it, by the normal
+equations of linear prediction (Gerzon & Craven 1989 show the limit of the gain: below the edge, the noise grows by 3.5
+dB).
 """
 
 from __future__ import annotations
@@ -244,8 +245,7 @@ def write_manifest(
     failed: Iterable[Mapping[str, Any]] = (),
     stems: Stems = DEFAULT,
 ) -> dict[str, Any]:
-    """Write ``manifest.json``, and return its content: readers see the finished tracks of these rates and
-    instruments."""
+    """Write ``manifest.json``, which lists the finished tracks of these rates and instruments; return its content."""
     rates = check_rates(rates)
     tracks = [
         entry
