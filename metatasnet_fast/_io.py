@@ -161,7 +161,7 @@ def model_checksum(config: MetaTasNetConfig, state: Mapping[str, Tensor]) -> str
 
 
 def same_checksum(one: str, other: str) -> bool:
-    """Return whether two model checksums are equal; those that were recorded without a version are of version 1."""
+    """Return whether two model checksums are equal; a checksum without a version counts as version 1."""
     return _versioned(one) == _versioned(other)
 
 

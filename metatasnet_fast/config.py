@@ -325,7 +325,7 @@ class MetaTasNetConfig:
 
 
 EXTENSIONS: dict[str, Any] = {"instruments": list(INSTRUMENTS), "added_instruments": 0}
-"""Settings that the authors' program does not have, with the values that correspond to it."""
+"""Settings that the authors' program does not have, with the values that describe the authors' network."""
 
 
 def _checked_names(names: Any) -> tuple[str, ...]:

@@ -44,14 +44,12 @@ def load() -> ModuleType | None:
 
 
 def reason() -> str | None:
-    """Return a sentence that says why :func:`load` returns ``None``, and what to do; ``None`` if it returns the
-    module."""
+    """Return in a sentence why :func:`load` returns ``None``, and what to do; ``None`` if it returns the module."""
     return _load()[1]
 
 
 def cuda_reason() -> str | None:
-    """Return a sentence that says why the module has no CUDA kernels, and what to do; ``None`` if it has CUDA
-    kernels."""
+    """Return in a sentence why the module has no CUDA kernels, and what to do; ``None`` if it has CUDA kernels."""
     module = load()
     if module is None:
         return reason()

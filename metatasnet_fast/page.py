@@ -234,8 +234,8 @@ def _data(kind: str, content: bytes) -> str:
 
 
 def write_picture(listening: Listening, path: Path) -> None:
-    """Write a PNG; raise :class:`MissingDependencyError` without matplotlib, :class:`OutputError` if the file cannot be
-    written."""
+    """Write the spectrograms as a PNG; raise :class:`MissingDependencyError` without matplotlib, :class:`OutputError`
+    if the file cannot be written."""
     colors, Figure = require("matplotlib.colors", "The picture"), require("matplotlib.figure", "The picture").Figure
     Image = require("PIL.Image", "The picture")
     pictures = levels(listening.signals, listening.sample_rate, *PICTURE_SIZE)

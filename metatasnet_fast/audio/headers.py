@@ -255,7 +255,7 @@ class _Layout:
     """The size includes the name and the size field."""
 
     def chunks(self, file: BinaryIO, at: int, size: int) -> Iterator[tuple[bytes, int, int]]:
-        """Yield the name, the start of the content and the size of the content of every chunk from a place on."""
+        """Yield the name, the start of the content and the size of the content of every chunk from offset ``at`` on."""
         head = self.name + self.count
         while at + head <= size:
             file.seek(at)

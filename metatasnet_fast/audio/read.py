@@ -268,7 +268,7 @@ def _open_decoder(path: Path, track: int | None, warnings: list[str]) -> tuple[D
             reasons.append(f"{name}: {'; '.join(damage)}")
         else:
             empty = True
-    if kind is None:  # whatever a decoder took it for
+    if kind is None:  # even if a decoder accepted the file
         reasons.append("it does not begin as audio files do")
         raise NotAudioError(f"{path} cannot be read as audio ({'; '.join(reasons)}); {advice}.")
     if empty:

@@ -317,7 +317,7 @@ def _check_signal(x: torch.Tensor) -> None:
 
 
 def _float32_is_reduced(x: torch.Tensor) -> bool:
-    """Return whether torch may compute float32 products of this device in tf32 or bf16, which have too few bits for audio."""
+    """Return whether torch may compute float32 products on this device in tf32 or bf16, too imprecise for audio."""
     if x.dtype != torch.float32:
         return False
     backend: Any = torch.backends.mkldnn if x.device.type == "cpu" else torch.backends.cuda

@@ -43,7 +43,7 @@ LARGEST_COVER = 2**24 - 2**12
 
 @dataclass(frozen=True)
 class Tags:
-    """Text by FFmpeg's names, such as ``title`` and ``album_artist``, and the bytes of the cover, a JPEG or PNG."""
+    """Tags of a file: texts by FFmpeg's names, such as ``album_artist``, and the bytes of the cover, such as a JPEG."""
 
     text: Mapping[str, str] = field(default_factory=dict)
     cover: bytes | None = None

@@ -186,8 +186,7 @@ class AudioWriter:
             raise AudioFormatError(f"{self.path} would exceed the 4 GiB that a WAV file can hold; write flac.")
 
     def _encoded(self, samples: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Convert samples `(channels, n)` to `(n, channels)` for libsndfile: integers for integer subtypes, else
-        float32."""
+        """Convert samples `(channels, n)` to `(n, channels)`: to integers for integer subtypes, else to float32."""
         if self.format == "ogg" and self.channels in VORBIS_TO_WAV:
             samples = samples[np.argsort(VORBIS_TO_WAV[self.channels])]
         if not self.subtype.startswith("int"):

@@ -147,8 +147,7 @@ def _sequences(lagged: torch.Tensor) -> torch.Tensor:
 
 
 def _gram_times(lagged: torch.Tensor, filters: torch.Tensor) -> torch.Tensor:
-    """Multiply G by filters (a * delays, e), as a convolution with the lags, since the memory of G now holds the
-    factor."""
+    """Multiply G by filters (a * delays, e) by a convolution with the lags, as the memory of G now holds the factor."""
     delays = lagged.shape[-1]
     length = fft_length(3 * delays)
     lags = torch.fft.rfft(_sequences(lagged), n=length)

@@ -201,8 +201,7 @@ class _Run:
         return TrackOutcome(name, "failed", str(error))
 
     def score(self, track: AudioTrack, estimates: dict[str, torch.Tensor], began: float, read: float) -> TrackOutcome:
-        """Score one track and write the scores; the reading of the track began at the time `began` and ended at
-        `read`."""
+        """Score one track and write the scores; the track was read from the time `began` to the time `read`."""
         started = time.perf_counter()
         try:
             with memory_for(f"scoring {track.name}", "score fewer tracks at once, or free some"):

@@ -30,7 +30,7 @@ from .signals import EvaluationError
 __all__ = ["Comparison", "Summary", "TrackScores", "compare", "load_scores", "summarise"]
 
 MUSEVAL_VERSION = "0.4.1"
-"""The version of museval whose numbers and files these are; every file names it."""
+"""Version of museval that gives the same numbers and files; every file of scores names this version."""
 
 DRAWS = 10_000
 CONFIDENCE = 0.95
@@ -201,7 +201,7 @@ class Comparison:
 
 
 def summarise(tracks: Iterable[TrackScores]) -> dict[str, dict[str, Summary]]:
-    """Compute ``result[stem][metric]``. Medians over frames, then tracks, skip NaN, and equal ``museval.EvalStore``'s."""
+    """Compute ``result[stem][metric]``. Medians over frames, then tracks, skip NaN, as in ``museval.EvalStore``."""
     tracks = list(tracks)
     result: dict[str, dict[str, Summary]] = {}
     for stem in dict.fromkeys(stem for track in tracks for stem in track.stems):

@@ -74,7 +74,7 @@ def score_table(tracks: Sequence[TrackScores], title: str = "this run") -> str:
 
 
 def latex_table(tracks: Sequence[TrackScores], title: str = "this run") -> str:
-    """Return a ``tabular`` with a row for each metric and a column for each stem; it needs the package booktabs."""
+    """Return a ``tabular`` with a row for each metric and a column for each stem, for the LaTeX package booktabs."""
     stems, rows = _rows(tracks)
     table = {
         "metric": [*map(_escaped, stems), "mean"],

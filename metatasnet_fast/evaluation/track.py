@@ -120,7 +120,7 @@ def _l1_frequency(stem: _Stem) -> float:
 
 
 def _mel_bands(sample_rate: float) -> torch.Tensor:
-    """Return the mel filters of librosa, (bands, bins) float32: triangles of equal area on Slaney's scale, to half the
+    """Return librosa's mel filters, (bands, bins) float32: triangles of equal area on Slaney's scale, to half the
     rate."""
     knee, per_hertz, step = 1000.0, 3 / 200, math.log(6.4) / 27
     top = sample_rate / 2
@@ -284,8 +284,7 @@ def evaluate_track(
 
 
 def _signal(audio: Audio, what: str, device: str | None, samples: int | None = None) -> torch.Tensor:
-    """Return a signal, with channels last, first or missing, as (samples, channels), cut or zero-padded to
-    `samples`."""
+    """Return a signal (channels last, first or missing) as (samples, channels), cut or zero-padded to `samples`."""
     signal = Signals(audio[None], what).audio[0, :samples].to(device=device)
     missing = 0 if samples is None else samples - len(signal)
     return torch.nn.functional.pad(signal, (0, 0, 0, missing)) if missing else signal

@@ -84,7 +84,7 @@ def compare_with_reference(network: nn.Module, config: MetaTasNetConfig) -> None
 
 
 def _compare(what: str, own: Any, expected: Tensor, tolerance: float) -> None:
-    """Raise :class:`ConfigError` if two results differ. A result that is no tensor is skipped: later results show
+    """Raise :class:`ConfigError` if two results differ. A result that is no tensor is skipped: later ones show
     errors."""
     if not isinstance(own, Tensor):
         return

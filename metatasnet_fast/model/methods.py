@@ -130,7 +130,7 @@ CONTEXT_SECONDS = 8
 
 
 class NetworkMethods(nn.Module):
-    """Forward, inference and statistics over ``self.stages`` and ``self.args``."""
+    """Forward, inference and statistics of a network that has ``stages`` and ``args``."""
 
     stages: nn.ModuleList
     args: Any

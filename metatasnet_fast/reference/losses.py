@@ -75,8 +75,8 @@ def _directions(latents: Tensor) -> Tensor:
 
 
 def _dissimilarity(directions: Tensor) -> Tensor:
-    """Return the cosine similarity of the absolute latents, (I, items, frames, N), of each pair of instruments, summed
-    to (frames,)."""
+    """Return the cosine similarities of absolute latents, (I, items, frames, N), summed over items and pairs of
+    instruments: (frames,)."""
     stems = directions.abs()
     pairs = [(stems[i] * stems[j]).sum(-1) for i in range(len(stems)) for j in range(i + 1, len(stems))]
     return torch.stack(pairs).sum(dim=(0, 1)) if pairs else stems.new_zeros(stems.shape[2])

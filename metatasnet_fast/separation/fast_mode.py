@@ -109,7 +109,7 @@ def default_shape(config: MetaTasNetConfig) -> WindowShape:
     """Return the shape that ``fast`` mode uses.
 
     The window is a whole number of STFT hops: the network stretches the spectrogram's frames over the latent frames, and
-    only then do both end together.
+    only for whole hops both end together.
     """
     base = config.stage(0)
     unit = math.lcm(base.W, base.hop) // base.W
@@ -175,8 +175,8 @@ def separate_in_windows(
     """Separate a recording in windows.
 
     Args:
-        device: where the network is.
-        home: where signals are kept between the passes, ``device`` or the CPU.
+        device: device of the network.
+        home: device that keeps the signals between the passes: ``device`` or the CPU.
 
     Raises:
         EmptyAudioError: for a recording without samples.

@@ -35,8 +35,9 @@ SILENCE = 1e-30
 """A peak or a standard deviation up to this counts as zero: dividing by it would overflow float32."""
 
 RANK_TOLERANCE = 1e-12
-"""Directions of the stems' correlation matrix below this share of the largest count as linearly dependent. It is well
-above the rounding of float64 sums, and far below any correlation of real stems."""
+"""Eigenvalues of the stems' correlation matrix below this share of the largest one count as zero: the stems are
+linearly dependent. The share is well above the rounding of float64 sums, and far below any correlation of real
+stems."""
 
 
 class NormalEquations:

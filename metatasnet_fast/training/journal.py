@@ -64,7 +64,7 @@ class Journal:
                     if isinstance(number, (int, float)) and math.isfinite(number):
                         self._board.add_scalar(f"{kind}/{name}{'/' if part else ''}{part}", number, step)
         except OSError as error:
-            self._board = None  # its writer does not recover from an error
+            self._board = None  # TensorBoard's writer does not recover from an error
             reason = error.strerror or error
             self._note(f"TensorBoard's files cannot be written ({reason}). Training goes on without them.")
 

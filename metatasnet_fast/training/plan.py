@@ -71,7 +71,7 @@ def plan_run(
     """
     network, training = split_settings(given)
     changes: dict[str, tuple[Any, Any]] = {}
-    seen = _stamp(out)  # before it is read, so that a write in the meantime is noticed
+    seen = _stamp(out)  # before the state is read, so that a write in the meantime is noticed
     resumed = seen is not None
     if not resumed and (out / BEST).exists():
         raise TrainingError(

@@ -96,7 +96,7 @@ class _Dropout:
     items: int
 
     def of(self, part: Part) -> Callable[[int, Tensor], Tensor | None] | None:
-        """Return the arguments for :meth:`metatasnet_fast.model.engine.Engine.loss`."""
+        """Return the argument ``dropout`` of ``Engine.loss`` for a micro-batch; None for probability 0."""
         return functools.partial(self._factors, part) if self.probability > 0 else None
 
     def _factors(self, part: Part, stage: int, latent: Tensor) -> Tensor:

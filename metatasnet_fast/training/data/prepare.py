@@ -315,8 +315,7 @@ def _start_worker() -> None:
 
 
 def _end_with_parent() -> None:
-    """End this worker when the parent process ends; otherwise the worker would go on waiting after the parent was
-    killed."""
+    """End this worker when the parent process ends; otherwise it would go on waiting after the parent was killed."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

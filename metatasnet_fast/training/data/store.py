@@ -42,8 +42,8 @@ TAPS, EDGE, WEIGHT = 12, 0.94, 3e4
 """Taps of the filter; the edge as a share of the Nyquist frequency; the weight of the frequencies above the edge."""
 
 LONGEST = 32768
-"""Most samples of a piece. The samples of a piece are rounded in order; all pieces at once, each starting with zero
-errors."""
+"""Longest piece in samples. The samples of a piece are rounded one after the other; all pieces are rounded at once,
+each from zero errors."""
 
 FULL = 32760
 """The peak in units of the scale. The rest up to 32767 is room for the filtered noise."""
