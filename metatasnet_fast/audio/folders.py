@@ -25,7 +25,7 @@ def is_audio_name(path: str) -> bool:
 def find_audio(folder: str, exclude: Collection[str], onerror: Callable[[OSError], object]) -> Iterator[Path]:
     """Yield the audio files of a folder and of the folders below it, in alphabetic order, each folder once.
 
-    Links to folders are followed last, so that a file that can be reached without a link is listed under its real path.
+    Links to folders are followed last, so that a file that can be reached without a link is listed without the link.
     Hidden files and folders are left out.
 
     Args:

@@ -26,7 +26,7 @@ __all__ = [
 FIELDS = ("track", "stem", "ext")
 
 LONGEST = 200
-"""Longest name of a record in bytes, before the checksum replaces it; file systems allow 255."""
+"""Longest name of a record, in bytes; a checksum replaces a longer name. File systems allow 255 bytes."""
 
 
 @dataclass(frozen=True)

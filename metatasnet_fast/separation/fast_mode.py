@@ -109,7 +109,7 @@ def default_shape(config: MetaTasNetConfig) -> WindowShape:
     """Return the shape that ``fast`` mode uses.
 
     The window is a whole number of STFT hops: the network stretches the spectrogram's frames over the latent frames, and
-    only for whole hops both end together.
+    both end together only if the hops are whole.
     """
     base = config.stage(0)
     unit = math.lcm(base.W, base.hop) // base.W
