@@ -1,4 +1,4 @@
-"""Optional packages: imported where they are needed, with one sentence where they are missing."""
+"""Import optional packages where they are needed; if one is missing, say in one sentence what to do."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def require(module: str, purpose: str) -> Any:
         purpose: the subject of the sentence for a user without it, such as ``Reading a checkpoint folder``.
 
     Raises:
-        MissingDependencyError: if it cannot be imported; with the command that installs it.
+        MissingDependencyError: if the module cannot be imported; the message names the command that installs it.
     """
     try:
         return importlib.import_module(module)

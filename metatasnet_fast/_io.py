@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, locks, and checksums: the one place where the package does this."""
+"""Write files that appear whole or not at all, lock folders and compute checksums, for the whole package."""
 
 from __future__ import annotations
 
@@ -41,18 +41,18 @@ LOCK = ".lock"
 """The locked file in a claimed folder."""
 
 CHECKSUM_VERSION = "1"
-"""Changes when :func:`model_checksum` reads other data, so that old records are not compared with new ones."""
+"""Version of :func:`model_checksum`, increased when that function reads other data, so that records differ."""
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[IO[bytes]]:
     """Open a temporary file that replaces ``path`` when the block ends without an error.
 
-    At the end the file and its name are on the disk, so that both survive a loss of power. After an error ``path`` is
+    At the end, the file and its name are on the disk, so that both survive a loss of power. After an error, ``path`` is
     unchanged.
 
     Raises:
-        OSError: as the system gives it; :func:`describe_os_error` puts it into words.
+        OSError: the system's error; :func:`describe_os_error` puts the reason into words.
     """
     # A short name, as the name of ``path`` may be as long as the file system allows.
     part = path.with_name(f".{secrets.token_hex(8)}{PART}")
@@ -88,13 +88,13 @@ def reporting_write_errors(
 
 @contextlib.contextmanager
 def claiming(folder: Path, kind: type[MetaTasNetError], busy: str) -> Iterator[bool]:
-    """Make a folder, keep other processes out of it, and remove what killed ones left half-written.
+    """Make a folder, keep other processes out of it, and remove the half-written files of killed processes.
 
     The system releases the folder when this process ends, in any way.
 
     Args:
-        kind: of the error for a folder that cannot be written, or is another process's.
-        busy: sentence of the latter.
+        kind: type of the error if the folder cannot be written, or another process has it.
+        busy: message if another process has the folder.
 
     Returns:
         False if the file system has no locks: then nothing is removed, and other processes are not kept out.
@@ -149,7 +149,7 @@ def sha256_file(path: Path) -> str:
 
 
 def model_checksum(config: MetaTasNetConfig, state: Mapping[str, Tensor]) -> str:
-    """Return ``version:sha256`` of a configuration and its weights: the same for every file and order they come in."""
+    """Return ``version:sha256`` of a configuration and its weights, whatever file and order the weights come in."""
     import torch
 
     digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode())
@@ -161,7 +161,7 @@ def model_checksum(config: MetaTasNetConfig, state: Mapping[str, Tensor]) -> str
 
 
 def same_checksum(one: str, other: str) -> bool:
-    """Return whether two model checksums are equal; those that were recorded without a version are of version 1."""
+    """Return whether two model checksums are equal; a checksum without a version counts as version 1."""
     return _versioned(one) == _versioned(other)
 
 

@@ -1,4 +1,4 @@
-"""Output of commands on a terminal: lines, and a progress bar that needs the package tqdm; and the signals of a terminal.
+"""Print lines and a progress bar (which needs the package tqdm) on a terminal, and handle the signals of a terminal.
 
 Output that cannot be written never stops the work: a closed or full standard output is reported once on standard error.
 """
@@ -29,12 +29,12 @@ _reported = False
 
 
 def escape(text: str) -> str:
-    """Return text without control characters but line breaks: names of files must not steer a terminal."""
+    """Escape the control characters of a text, except line breaks: file names must not control a terminal."""
     return CONTROLS.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def say(text: str, stream: TextIO | None) -> None:
-    """Print one line now, without control characters; ``stream`` may be None or closed, as in some environments."""
+    """Print one line at once, without control characters. A ``stream`` may be None, closed or full: see the module."""
     global _reported
     try:
         print(escape(text), file=stream, flush=True) if stream is not None else None
@@ -48,7 +48,7 @@ def say(text: str, stream: TextIO | None) -> None:
 
 
 def discard(stream: TextIO) -> None:
-    """Send what is written to a stream whose reader is gone to the null device; the interpreter flushes it at its end."""
+    """Redirect a stream whose reader is gone to the null device, since the interpreter flushes the stream on exit."""
     with contextlib.suppress(OSError, ValueError):  # a stream without a file descriptor, or a closed one
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())
@@ -57,7 +57,7 @@ def discard(stream: TextIO) -> None:
 
 @contextlib.contextmanager
 def handling(handlers: Mapping[int, Any]) -> Iterator[None]:
-    """Set handlers of signals for the block; in other threads than the main one, which may not set any, change nothing."""
+    """Set signal handlers for the block. Outside the main thread, where they cannot be set, change nothing."""
     before = {}
     if threading.current_thread() is threading.main_thread():
         before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
@@ -69,9 +69,10 @@ def handling(handlers: Mapping[int, Any]) -> Iterator[None]:
 
 
 class Interruption(contextlib.ExitStack):
-    """Inside its ``with`` statement the first SIGTERM or SIGINT sets :attr:`signal`; a second SIGINT interrupts at once.
+    """Inside the ``with`` statement, the first SIGTERM or SIGINT sets :attr:`signal`; a second SIGINT interrupts at
+    once.
 
-    Signals can be handled in the main thread only; elsewhere nothing is installed.
+    Signals can be handled in the main thread only; in other threads no handler is installed.
     """
 
     def __init__(self) -> None:
@@ -92,11 +93,11 @@ class Interruption(contextlib.ExitStack):
 
 
 class ProgressBar:
-    """Progress on standard error: a bar on a terminal that has tqdm, else a line now and then.
+    """Progress on standard error: a bar on a terminal if tqdm is installed, else a line now and then.
 
     Args:
         label: stands before the bar and in every line.
-        unit: of the counts, such as ``s`` or ``step``.
+        unit: unit of the counts, such as ``s`` or ``step``.
         total: count at the end; None if unknown, and :meth:`update` may set it.
         initial: count at the start.
         lines: print lines where there is no bar; without them only :meth:`write` prints.
@@ -155,7 +156,7 @@ class ProgressBar:
 
 
 def _make_bar(label: str, unit: str, total: float | None, initial: float) -> Any:
-    """Return tqdm's bar, None without tqdm."""
+    """Return tqdm's bar; None if tqdm is not installed."""
     try:
         from tqdm import tqdm
     except ImportError:

@@ -1,4 +1,4 @@
-"""The network's configuration: the authors' hyperparameters under the authors' names.
+"""Define the network's configuration: the authors' hyperparameters under the authors' names.
 
 Source: the argument parser of the authors' ``train.py``; Samuel et al. 2020, section 2.
 """
@@ -24,7 +24,7 @@ INSTRUMENTS = ("drums", "bass", "other", "vocals")
 MOST_INSTRUMENTS = 32
 
 RESERVED_NAMES = ("mixture", "mix", "accompaniment")
-"""Names of other signals in data sets and results."""
+"""Names that no instrument may have, since other signals in data sets and results have them."""
 
 GROUPS = 8
 """Group-norm groups per instrument."""
@@ -227,7 +227,7 @@ class MetaTasNetConfig:
 
     @classmethod
     def from_namespace(cls, args: object) -> MetaTasNetConfig:
-        """Read the attributes of the authors' ``argparse.Namespace`` (or any object with them); others are ignored.
+        """Read the settings from the authors' ``argparse.Namespace``, or any object with such attributes.
 
         Raises:
             ConfigError: for a missing attribute or an impossible value.
@@ -260,7 +260,7 @@ class MetaTasNetConfig:
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings by name. Settings unknown to the authors' program are left out if they describe what it does."""
+        """Return the settings by name; those in EXTENSIONS are left out if they have the values that stand there."""
         values = dataclasses.asdict(self)
         values["instruments"] = list(self.instruments)
         for name, default in EXTENSIONS.items():
@@ -305,7 +305,7 @@ class MetaTasNetConfig:
 
     @property
     def softmax(self) -> int:
-        """How many instruments, counted from the first, share a softmax; a single one has a sigmoid."""
+        """Number of instruments, from the first, that share a softmax; 0 if there is only one, which has a sigmoid."""
         competing = len(self.instruments) - self.added_instruments
         return competing if competing > 1 else 0
 
@@ -325,7 +325,7 @@ class MetaTasNetConfig:
 
 
 EXTENSIONS: dict[str, Any] = {"instruments": list(INSTRUMENTS), "added_instruments": 0}
-"""Settings that the authors' program does not have, with the values that correspond to it."""
+"""Settings that the authors' program does not have, with the values that describe the authors' network."""
 
 
 def _checked_names(names: Any) -> tuple[str, ...]:

@@ -1,7 +1,6 @@
-"""Every error a user can cause has a type here, and a message that says what to do.
+"""Define a type for every error that a user can cause; each message says what to do.
 
-The command line turns any :class:`MetaTasNetError`, and any ``OSError`` of the system, into one sentence on standard error;
-nothing else is caught.
+The command line prints any :class:`MetaTasNetError`, and any ``OSError`` of the system, as one sentence.
 """
 
 from __future__ import annotations
@@ -44,11 +43,11 @@ class CheckpointError(MetaTasNetError, ValueError):
 
 
 class BackendUnavailableError(MetaTasNetError, RuntimeError):
-    """A backend was asked for by name and cannot serve; the message holds the reason."""
+    """A requested backend or device that cannot serve; the message holds the reason."""
 
 
 class MissingDependencyError(MetaTasNetError, ImportError):
-    """An optional package is needed; the message names the extra that installs it."""
+    """An optional package that is needed but missing; the message names the command that installs it."""
 
 
 class UnknownStemError(MetaTasNetError, ValueError):
@@ -64,7 +63,7 @@ class NotAudioError(AudioReadError):
 
 
 class MissingTrackError(NotAudioError):
-    """A file whose audio has no track of a number."""
+    """A file that has audio, but no audio track of the requested number."""
 
 
 class EmptyAudioError(AudioReadError):
@@ -72,7 +71,7 @@ class EmptyAudioError(AudioReadError):
 
 
 class OutputError(MetaTasNetError, OSError):
-    """Results cannot be written to this file, folder or name; no half-written file is left."""
+    """A file, folder or name to which results cannot be written; no half-written file is left."""
 
 
 class AudioWriteError(OutputError):
@@ -80,16 +79,16 @@ class AudioWriteError(OutputError):
 
 
 class AudioFormatError(AudioWriteError):
-    """Rate, channels, length or samples that an audio format cannot hold, or no such format: another one is needed."""
+    """An unknown audio format, or one that cannot hold this sample rate, these channels, length or samples."""
 
 
 class OutOfMemoryError(MetaTasNetError, MemoryError):
-    """Memory, a device's or the machine's, does not suffice; the message says what needs less."""
+    """Too little memory on a device or in the machine; the message says how to use less."""
 
 
 class TrainingDataError(MetaTasNetError, ValueError):
-    """Tracks or a cache of them from which training cannot read."""
+    """Tracks, or a cache of tracks, that cannot be used for training."""
 
 
 class TrainingError(MetaTasNetError, RuntimeError):
-    """A training run that cannot start or continue; its last state is on disk."""
+    """A training run that cannot start or continue; the last saved state of the run stays on disk."""

@@ -1,7 +1,7 @@
-"""The compiled module ``metatasnet_fast._native``, or the reason why it is not there.
+"""Load the compiled module ``metatasnet_fast._native``, or return the reason why it is missing.
 
-The package works without it. The backends ``cpu`` and ``cuda`` need it, and raise an error with :func:`reason` if one of them
-is requested by name without it.
+The package works without this module. The backends ``cpu`` and ``cuda`` need it: if one of them is requested by name
+without the module, an error with :func:`reason` is raised.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ def _load() -> tuple[ModuleType | None, str | None]:
 
 
 def load() -> ModuleType | None:
-    """Import the module once and return it; ``None`` if it is absent or cannot be loaded (then :func:`reason` says why)."""
+    """Import the module once and return it; ``None`` if it cannot be imported (then :func:`reason` says why)."""
     return _load()[0]
 
 
 def reason() -> str | None:
-    """Return why :func:`load` gives ``None``, as a sentence with what to do; ``None`` if the module is there."""
+    """Return in a sentence why :func:`load` returns ``None``, and what to do; ``None`` if it returns the module."""
     return _load()[1]
 
 
 def cuda_reason() -> str | None:
-    """Return why the module has no CUDA kernels, as a sentence with what to do; ``None`` if they are there."""
+    """Return in a sentence why the module has no CUDA kernels, and what to do; ``None`` if it has CUDA kernels."""
     module = load()
     if module is None:
         return reason()

@@ -1,4 +1,4 @@
-"""A page to hear and see a separation: one HTML file, or a folder, that needs no network and no server; and its picture.
+"""Make a page to hear and see a separation: one HTML file, or a folder, without network or server; and draw a picture.
 
 Signals are MP3, the one compressed format that every browser decodes; the browser plays them from one clock, so they
 stay aligned to the sample. The template is Jinja2's, which torch brings. Spectrograms have a logarithmic frequency axis, and
@@ -55,13 +55,13 @@ MOST_COLUMNS = 8000
 
 @dataclass(frozen=True)
 class Listening:
-    """Content of a page: ``signals`` (channels, samples) by name, the mixture first, and what is said about it."""
+    """Content of a page: ``signals`` (channels, samples) by name, the mixture first, and the texts of the page."""
 
     signals: Mapping[str, Tensor]
     sample_rate: int
     title: str
     facts: Mapping[str, str] = field(default_factory=dict)
-    """Short label to short text."""
+    """Short texts by short label."""
     note: str = ""
     references: Mapping[str, Tensor] = field(default_factory=dict)
     """True stems by name, to switch to and compare."""
@@ -85,7 +85,7 @@ def write_page(listening: Listening, path: Path, *, in_files: bool = False) -> N
         in_files: put every sound into its own script, in a folder next to the page, instead of into the page.
 
     Raises:
-        OutputError: if it cannot be written, or MP3 cannot hold the signals' sample rate or channels.
+        OutputError: if the page cannot be written, or MP3 cannot hold the signals' sample rate or channels.
     """
     sounds: dict[str, str] = {}
     columns = min(MOST_COLUMNS, max(COLUMNS, round(10 * listening.duration)))
@@ -160,9 +160,9 @@ def listen_to(
     Args:
         recording: file, or (channels, samples); ``track`` is the number of the audio track in a file, None for its default.
         stems: file or signal of each stem; the page saves files as they are, and signals as MP3.
-        path: of the page; by default ``<title>.html`` next to the first stem's file.
-        references: file or signal of the true stem, for stems that have one.
-        sample_rate: of the signals in Hz; not needed if the recording is a file.
+        path: path of the page; by default ``<title>.html`` next to the first stem's file.
+        references: file or signal of the true stem, by stem; may lack stems.
+        sample_rate: sample rate of the signals in Hz; not needed if the recording is a file.
         facts, scores, in_files: see :class:`Listening` and :func:`write_page`.
 
     Raises:
@@ -234,8 +234,8 @@ def _data(kind: str, content: bytes) -> str:
 
 
 def write_picture(listening: Listening, path: Path) -> None:
-    """Write a PNG; raise :class:`MissingDependencyError` without matplotlib, :class:`OutputError` if the file cannot be
-    written."""
+    """Write the spectrograms as a PNG; raise :class:`MissingDependencyError` without matplotlib, :class:`OutputError`
+    if the file cannot be written."""
     colors, Figure = require("matplotlib.colors", "The picture"), require("matplotlib.figure", "The picture").Figure
     Image = require("PIL.Image", "The picture")
     pictures = levels(listening.signals, listening.sample_rate, *PICTURE_SIZE)
@@ -296,7 +296,7 @@ RANGE_DB = 60.0
 """Decibels from black to white."""
 
 LOWEST, HIGHEST = 45.0, 18000.0
-"""Hertz."""
+"""Lowest and highest frequency of a spectrogram, in hertz."""
 
 
 @dataclass(frozen=True)
@@ -343,7 +343,7 @@ def _band_powers(signal: Tensor, sample_rate: int, edges: Tensor, columns: int) 
     """Return the power in each band, (bands, columns), as the mean over channels.
 
     The running integral of the spectrum over frequency is read at the bands' edges, linearly interpolated, so that bands
-    narrower than a bin get their share of it.
+    narrower than a bin get their share of the bin.
     """
     n_fft = 2 ** round(math.log2(WINDOW_SECONDS * sample_rate))
     hop = max(1, -(-signal.shape[1] // columns))

@@ -1,4 +1,4 @@
-"""The precisions a computation can be asked for."""
+"""Define the precisions in which the network can be computed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Precision(str, enum.Enum):
 
     @classmethod
     def parse(cls, value: str | torch.dtype | Precision) -> Precision:
-        """Convert a name (such as ``bf16``) or a torch dtype; raises :class:`ConfigError` for anything else."""
+        """Convert a name (such as ``bf16``) or a torch dtype; raise :class:`ConfigError` for anything else."""
         name = str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
         name = SHORT.get(name, name) if isinstance(name, str) else name
         try:
@@ -48,10 +48,10 @@ class Precision(str, enum.Enum):
         return cls.float32 if device.type == "cpu" else cls.bfloat16
 
     def on(self, device: torch.device) -> Precision:
-        """Return what a request for it means on a device: float32 is tf32 on a GPU where torch's switch for products says so.
+        """Return the precision on a device: tf32 instead of float32 on a GPU, if torch's switch for products allows it.
 
-        The switch is ``torch.set_float32_matmul_precision`` or ``torch.backends.cuda.matmul``. That for convolutions, which
-        torch has on unless told otherwise, is not followed: float32 is float32 until someone asks for less.
+        The switch is ``torch.set_float32_matmul_precision`` or ``torch.backends.cuda.matmul``. The switch for
+        convolutions, which is on by default, is not followed: float32 stays float32 unless the user allows less.
         """
         if self is Precision.float32 and device.type == "cuda" and _products_in_tf32():
             return Precision.tf32
@@ -64,7 +64,7 @@ SHORT = {"fp64": "float64", "fp32": "float32", "bf16": "bfloat16", "fp16": "floa
 
 @contextlib.contextmanager
 def tf32_products(allow: bool) -> Iterator[None]:
-    """Let torch's products and convolutions on GPUs use TF32, or keep them from it."""
+    """Allow or forbid TF32 in torch's products and convolutions on GPUs, for the block."""
     if hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # torch 2.9 and later
         cudnn: Any = torch.backends.cudnn
         switches, name = (torch.backends.cuda.matmul, cudnn.conv), "fp32_precision"

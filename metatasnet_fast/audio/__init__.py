@@ -1,4 +1,4 @@
-"""Reading, resampling and writing audio. The packages of the extra `audio` are imported when a file is touched."""
+"""Read, resample and write audio. The packages of the extra `audio` are imported when a file is read or written."""
 
 from metatasnet_fast.audio.read import AudioFile, AudioStream, is_address, open_audio, read_audio
 from metatasnet_fast.audio.resample import StreamingResampler, fit_length, resample, resampled_length

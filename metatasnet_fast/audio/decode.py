@@ -1,4 +1,4 @@
-"""libsndfile for PCM, FLAC and Ogg; :mod:`metatasnet_fast.audio.ffmpeg` has the decoder for everything else.
+"""Decode PCM, FLAC and Ogg with libsndfile; :mod:`metatasnet_fast.audio.ffmpeg` decodes everything else.
 
 MP3 and chained Ogg go to FFmpeg although libsndfile knows them: libsndfile 1.2 stops at an estimated length in
 variable-rate MP3 without a length header, and after the first of several chained streams, and reports neither. Single
@@ -67,7 +67,7 @@ DEPTHS = {
     **dict.fromkeys(("PCM_32", "ALAC_32"), "int32"),
     **dict.fromkeys(("FLOAT", "DOUBLE"), "float32"),
 }
-"""The smallest depth that holds the samples of each of libsndfile's subtypes; lossy subtypes have none."""
+"""For each of libsndfile's subtypes, the smallest depth that holds the samples; lossy subtypes are left out."""
 
 WIDTHS = {
     "PCM_U8": 1,
@@ -88,19 +88,19 @@ class DecodeError(Exception):
 
 
 class MoreSamples(DecodeError):
-    """This decoder stops where the header says, and there are further samples."""
+    """The decoder stopped at the length in the header, but the file has more samples."""
 
 
 class NoAudioStream(DecodeError):
-    """The container can be read and has no audio in it."""
+    """The container can be read, but has no audio."""
 
 
 class NoTrack(DecodeError):
-    """The container has audio, and no track of the number that was asked for."""
+    """The container has audio, but no track of the requested number."""
 
 
 class NoDecoder(DecodeError):
-    """There is audio, of a codec that this FFmpeg cannot decode."""
+    """The audio has a codec that this FFmpeg cannot decode."""
 
 
 @contextlib.contextmanager
@@ -121,7 +121,7 @@ def decoding() -> Iterator[None]:
 
 
 def reason_of(error: Exception) -> str:
-    """Return what a library says, without the names of files, in one line."""
+    """Return the error message of a library in one line, without file names."""
     text = getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error)
     return " ".join(str(text).split()).rstrip(".") or type(error).__name__
 
@@ -131,7 +131,7 @@ def hidden_note(area: SampleArea) -> str:
 
 
 class Decoder(Protocol):
-    """One open file."""
+    """Interface of the decoders: an open file."""
 
     sample_rate: int
     channels: int
@@ -139,14 +139,14 @@ class Decoder(Protocol):
     depth: str | None
     """Type of the samples, in the words of ``AudioWriter``; None for lossy codecs."""
     announced: int | None
-    """Samples that the header announces; None if it does not."""
+    """Samples per channel that the header announces; None if the header announces no length."""
     frames: int | None
-    """The same number, or None if the file is too small to hold so many."""
+    """``announced``; None also if the file is too small to hold so many samples."""
     tolerance: float
     """Seconds by which the true length may differ from the announced one."""
     tracks: int
     track: int
-    """Number of audio tracks, and which one is decoded, from 1."""
+    """``tracks``: number of audio tracks. ``track``: number of the decoded track, from 1."""
     notes: list[str]
 
     def blocks(self) -> Iterator[Samples]:
@@ -160,12 +160,12 @@ def import_soundfile() -> Any:
 
 
 def system_name(path: Path) -> str | bytes:
-    """Return a file name for soundfile, which refuses names that are not UTF-8 unless it gets them as bytes."""
+    """Return a file name for soundfile: as bytes (except on Windows), since names may be no valid UTF-8."""
     return str(path) if os.name == "nt" else os.fsencode(path)
 
 
 class Window:
-    """A file without its first ``start`` bytes, for libraries that read through Python and cannot pass on its
+    """A file without its first ``start`` bytes, for libraries that read through Python but cannot pass on Python's
     exceptions."""
 
     def __init__(self, path: Path, start: int = 0) -> None:
@@ -208,7 +208,7 @@ class Window:
 
 
 class SoundFileDecoder:
-    """PCM in WAV and its kin, FLAC, and Ogg with one stream."""
+    """Decoder by libsndfile, for PCM in WAV and similar formats, FLAC, and Ogg with one stream."""
 
     tolerance: float = 0.0
     tracks: int = 1
@@ -246,7 +246,7 @@ class SoundFileDecoder:
             self._compare_sizes(sf, path, area)
 
     def _compare_sizes(self, sf: Any, path: Path, area: SampleArea) -> None:
-        """Trust the file's size where the header contradicts it."""
+        """Compare the header with the file's size; where they differ, trust the file's size."""
         subtype = self._file.subtype
         if area.announced is not None and area.missing:
             # Samples have no fixed width here: estimate in proportion.

@@ -1,4 +1,4 @@
-"""The decoder for everything that libsndfile does not read: FFmpeg's libraries, inside PyAV."""
+"""Decode everything that libsndfile does not read, with FFmpeg's libraries inside PyAV."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ DECLARING = {
     "aiff", "ape", "asf", "au", "avi", "caf", "dsf", "flac", "matroska", "mov", "mpc", "mpc8", "ogg", "tak", "tta", "w64",
     "wav", "webm", "wv", "xwma",
 }  # fmt: skip
-"""Formats whose headers hold the length of the audio. For others FFmpeg guesses it from the bit rate or the last
-time."""
+"""Formats whose headers hold the length of the audio. For other formats FFmpeg guesses the length, from the bit rate or
+from the last time stamp."""
 
 MOST_PER_BYTE = 6000
 """Most samples in one byte of a file: a silent FLAC frame has 65,535 in 11 bytes or more."""
 
 MOST_PER_BYTE_MP3 = 24
-"""The same for MP3: 576 samples at 24 kHz and 8 kbit/s are 24 bytes."""
+"""Most samples in one byte of an MP3 file: 576 samples at 24 kHz and 8 kbit/s are 24 bytes."""
 
 SILENT_64_BIT = 2.0**-30
 """Peak below which 64-bit integers are taken to hold values of a shorter type."""
@@ -54,7 +54,7 @@ def import_av() -> Any:
 def open_container(path: Path, stack: contextlib.ExitStack, options: Mapping[str, str] = MappingProxyType({})) -> Any:
     """Return PyAV's container of a file; skip ID3v2 tags if FFmpeg does not look for the format after them.
 
-    It is closed with ``stack``. A playlist opens no other files or addresses, and broken tags are read as far as they go.
+    The container is closed with ``stack``. A playlist opens no other files or addresses; broken tags are read in part.
     """
     av = import_av()
     with open(path, "rb") as file:
@@ -68,10 +68,10 @@ def open_container(path: Path, stack: contextlib.ExitStack, options: Mapping[str
 
 
 class FFmpegDecoder:
-    """One audio track, by default the one that the container calls its default.
+    """Decoder by FFmpeg for one audio track, by default the one that the container calls its default.
 
-    Damaged packets are left out and counted; encoder delay is cut as the container says; frames of another rate or with
-    other channels than the first one are converted to it.
+    Damaged packets are left out and counted. Encoder delay is cut as the container says. Frames whose rate or channels
+    differ from those of the first frame are converted to the first frame's.
 
     Args:
         track: number of the track, from 1.
@@ -161,7 +161,7 @@ class FFmpegDecoder:
         return "int16" if bits <= 16 else "int32" if name.startswith(("pcm_s32", "pcm_s64", "pcm_u32")) else "int24"
 
     def _announced(self, path: Path, formats: set[str]) -> tuple[int | None, int | None]:
-        """Return the length that the header announces, and the same if the file can hold it."""
+        """Return the samples that the header announces, and the same number again, or None if the file is too small."""
         size = path.stat().st_size
         if "mp3" in formats:
             header = mp3_length(path)
@@ -194,7 +194,7 @@ class FFmpegDecoder:
         return None
 
     def _decode(self, tagged: bool) -> Iterator[Any]:
-        """Yield the frames. ``tagged``: a tag ends the file; FFmpeg may read it as packets that it cannot decode."""
+        """Yield the frames. If ``tagged``, a tag ends the file: damaged packets at the end are then not counted."""
         for packet in self._packets():
             try:
                 with decoding():
@@ -209,8 +209,8 @@ class FFmpegDecoder:
             self._damaged -= self._at_end
 
     def _packets(self) -> Iterator[Any]:
-        """Yield the stream's packets, and at last None, even after damage: it makes the decoder return the frames that
-        it still holds."""
+        """Yield the stream's packets. PyAV's last packet is empty: it makes the decoder return the frames that it still
+        holds. If damage ends the packets early, yield None in its place."""
         packets = iter(self._container.demux(self._stream))
         while True:
             try:

@@ -25,21 +25,20 @@ def is_audio_name(path: str) -> bool:
 def find_audio(folder: str, exclude: Collection[str], onerror: Callable[[OSError], object]) -> Iterator[Path]:
     """Yield the audio files of a folder and of the folders below it, in alphabetic order, each folder once.
 
-    Links to folders are followed after everything else, so that a file that can be reached without a link is listed
-    without it. Hidden files and folders are left out.
+    Links to folders are followed last, so that a file that can be reached without a link is listed without the link.
+    Hidden files and folders are left out.
 
     Args:
-        exclude: real paths of folders that are left out, with all that is in them, wherever a link leads to them.
-        onerror: called with the system's error for a folder that cannot be read; unless it raises, the other folders
-            are walked.
+        exclude: real paths of folders that are left out with their contents, even if a link leads to such a folder.
+        onerror: called with the system's error if a folder cannot be read; if ``onerror`` returns, the search goes on.
     """
     for place, names in _walk(folder, exclude, onerror):
         yield from (Path(place, name) for name in names if is_audio_name(name))
 
 
 def _walk(top: str, exclude: Collection[str], onerror: Callable[[OSError], object]) -> Iterator[tuple[str, list[str]]]:
-    """Yield every folder from ``top`` down with the names of its files; see :func:`find_audio`. Links that lead in a
-    circle end."""
+    """Yield every folder from ``top`` down with the names of its files; see :func:`find_audio`. A folder to which
+    several links lead is yielded once, so that circles end."""
     walked: set[str] = set()
     starts = deque([top])
     while starts:

@@ -1,4 +1,4 @@
-"""Format and length of a file from its own bytes, where the decoders do not tell them."""
+"""Find the format and the length of a file from its own bytes, where the decoders do not report these."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ NAMES = {
     b"Creative Voice File": "VOC", b"NIST_1A": "NIST", b"TWIN97012000": "TwinVQ", b"\x00\x00\x01\xba": "MPEG",
     b"IMPM": "tracker module", b"Extended Module: ": "tracker module", b"MThd": "MIDI file",
 }  # fmt: skip
-"""The first bytes of files that contain sound."""
+"""Names of formats with sound, by the first bytes of the file."""
 
 NOTATIONS = ("tracker module", "MIDI file")
 """Formats that hold notes for a program to play, not a recording."""
@@ -56,7 +56,7 @@ CHUNKS = {
     b"_PMX", b"PEAK", b"acid", b"inst", b"plst", b"DISP", b"umid", b"levl", b"axml", b"chna", b"cart", b"afsp", b"strc",
     b"NAME", b"AUTH", b"ANNO", b"(c) ", b"COMT", b"MARK", b"INST", b"APPL", b"MIDI", b"AESD", b"CHAN", b"info", b"edct",
 }  # fmt: skip
-"""Chunks after the samples of WAV, AIFF and CAF files, even if the file is cut off inside them."""
+"""Chunks that may follow the samples of WAV, AIFF and CAF files; known by name, even if the file is cut inside one."""
 
 TAGS = (b"ID3", b"3DI", b"TAG", b"APETAGEX", b"LYRICSBEGIN")
 
@@ -69,7 +69,7 @@ for _byte in range(256):
 
 
 def recognise(start: bytes) -> str | None:
-    """Return what a file is called that begins so, None for what does not begin as audio does."""
+    """Return the name of a file's format from the first bytes; None if audio files do not begin so."""
     for magic, name in NAMES.items():
         if start.startswith(magic):
             return name
@@ -89,7 +89,7 @@ def recognise(start: bytes) -> str | None:
 
 
 def skip_id3(file: BinaryIO) -> int:
-    """Return where the ID3v2 tags at the start of a file end, and leave the file there."""
+    """Move to the end of the ID3v2 tags at the start of a file, and return this position."""
     start = 0
     file.seek(0)
     while (head := file.read(10))[:3] == b"ID3" and len(head) == 10:
@@ -113,7 +113,7 @@ class OggEnds:
     """Facts from the first and the last pages of an Ogg file (RFC 3533, section 6)."""
 
     cut: bool
-    """The last page is cut off, or there is none."""
+    """The last page is cut off, or the file has no page."""
     unmarked: bool
     """The last page is whole and is not marked as the last one of its stream."""
     chained: bool
@@ -138,7 +138,7 @@ def ogg_ends(path: Path) -> OggEnds:
 
 
 def _begins_early(head: bytes) -> bool:
-    """Return whether the first page with samples counts far fewer than the next one does for each packet."""
+    """Return whether the first page with samples counts far fewer samples per packet than the next page."""
     counts: list[tuple[int, int]] = []
     at = 0
     while len(counts) < 2 and (at := head.find(b"OggS", at)) >= 0 and at + 27 <= len(head):
@@ -155,14 +155,17 @@ def _begins_early(head: bytes) -> bool:
 
 @dataclass(frozen=True)
 class Mp3Length:
-    """The header in the first frame of an MP3 file: samples and, if it says so, bytes of the whole."""
+    """Length of an MP3 file, from the header in the first frame: samples per channel, and bytes (None if not given)."""
 
     samples: int
     bytes: int | None
 
 
 def mp3_length(path: Path) -> Mp3Length | None:
-    """Read the Xing, Info or VBRI header after the ID3v2 tags, None without one; encoder delays are not counted."""
+    """Read the Xing, Info or VBRI header after the ID3v2 tags; return None if there is no such header.
+
+    The encoder's delays are subtracted if a Xing or Info header has them.
+    """
     with open(path, "rb") as file:
         skip_id3(file)
         head = file.read(4096)
@@ -190,9 +193,9 @@ def mp3_length(path: Path) -> Mp3Length | None:
 
 @dataclass(frozen=True)
 class SampleArea:
-    """Place and number of bytes of the samples, as the header gives them; without a size, to the file's end.
+    """Place of the samples in a file, in bytes: start, announced size and real size.
 
-    ``start`` and both sizes are in bytes; ``announced`` is None where the header leaves the size open.
+    ``announced`` is None if the header leaves the size open. Then the samples reach to the end of the file.
     """
 
     start: int
@@ -211,8 +214,8 @@ class SampleArea:
 
 
 def sample_area(path: Path) -> SampleArea | None:
-    """Compare the size of the samples in the header with the size of the file; None for formats that are not WAV or
-    like it.
+    """Compare the size of the samples in the header with the size of the file; return None for formats other than WAV,
+    AIFF, CAF, AU and Wave64.
 
     The bytes after the samples, up to the file's end, count as samples unless they are a list of chunks, a tag, or
     zeros.
@@ -244,15 +247,15 @@ class _Layout:
     name: int
     """Bytes of a chunk's name."""
     count: int
-    """Bytes of its size."""
+    """Bytes of a chunk's size field."""
     order: Literal["little", "big"]
     step: int
-    """Chunks start at multiples of this."""
+    """Chunks start at multiples of this number of bytes."""
     whole: bool = False
     """The size includes the name and the size field."""
 
     def chunks(self, file: BinaryIO, at: int, size: int) -> Iterator[tuple[bytes, int, int]]:
-        """Yield the name, the start of the content and the size of the content of every chunk from a place on."""
+        """Yield the name, the start of the content and the size of the content of every chunk from offset ``at`` on."""
         head = self.name + self.count
         while at + head <= size:
             file.seek(at)
@@ -274,7 +277,7 @@ LAYOUTS = {
 
 
 def _find_samples(file: BinaryIO, layout: _Layout, size: int) -> tuple[int, int] | None:
-    """Return where the samples begin and how many bytes they are said to have."""
+    """Return the offset of the samples and their announced size, both in bytes; None if no chunk holds samples."""
     wide: int | None = None
     for name, start, length in layout.chunks(file, layout.first, size):
         file.seek(start)
@@ -291,7 +294,7 @@ def _find_samples(file: BinaryIO, layout: _Layout, size: int) -> tuple[int, int]
 
 
 def _is_no_audio(file: BinaryIO, at: int, size: int, layout: _Layout | None) -> bool:
-    """Return whether what stands from a place to the file's end are chunks, a tag or zeros."""
+    """Return whether the bytes from ``at`` to the file's end are chunks, a tag, zeros, or fewer than 8 bytes."""
     file.seek(at)
     block = file.read(16)
     if size - at < 8 or block.startswith(TAGS) or block[1:].startswith(TAGS):
@@ -316,9 +319,10 @@ def _are_chunks(file: BinaryIO, at: int, size: int, layout: _Layout) -> bool:
 
 
 def flac_samples(path: Path) -> int | None:
-    """Return the number of the last frame's first sample in a FLAC file plus one, as its header says; None without one.
+    """Return the least number of samples in a FLAC file: that of the last frame's first sample, plus one.
 
-    Headers near the end of the file are checked with their own checksum, so that samples are not taken for one.
+    Return None if no frame tells its number. Frame headers are checked with their checksum, so that samples are not
+    taken for a header.
     """
     with open(path, "rb") as file:
         skip_id3(file)
@@ -337,7 +341,7 @@ def flac_samples(path: Path) -> int | None:
 
 
 def _frame_number(header: bytes) -> int | None:
-    """Return the coded number of a FLAC frame or sample (RFC 9639, section 9.1.5), None for what is no frame header."""
+    """Return the coded number of a FLAC frame or sample (RFC 9639, section 9.1.5); None if this is no frame header."""
     if len(header) < 16 or header[2] >> 4 == 0 or header[2] & 15 == 15 or header[3] & 1:
         return None
     ones = 8 - (header[4] ^ 0xFF).bit_length()

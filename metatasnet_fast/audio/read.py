@@ -1,4 +1,4 @@
-"""Reading audio files, whole or block by block: what decodes is returned, what does not is reported. And the stems of a track:
+"""Read audio files, whole or block by block: return what can be decoded, report the rest. Read the stems of a track:
 each in its own file, or all with the mixture in one ``.stem.mp4``, as in MUSDB18.
 """
 
@@ -53,10 +53,10 @@ class AudioFile:
 class AudioStream:
     """An audio file that is being decoded: iterate over it once for its blocks, float32 tensors `(channels, n)`, n > 0.
 
-    `frames` is the length that the file declares, or None; in compressed formats the true one may differ by 0.1 s.
+    `frames` is the length that the file declares, or None; in compressed formats the true length may differ by 0.1 s.
     `codec` names container and codec. `depth` is the type of the samples as `AudioWriter` names it, None for lossy codecs.
     `track` is the number of the audio track, from 1, of `tracks`. `warnings` grows while reading and is complete when the
-    iteration ends. Memory does not grow with the file. Use it in a `with` statement, or call `close`.
+    iteration ends. Memory does not grow with the file. Use the stream in a `with` statement, or call `close`.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, track: int | None = None, partial: bool = False) -> None:
@@ -103,7 +103,7 @@ class AudioStream:
         self._compare_length()
 
     def _read_on(self, failure: DecodeError) -> Iterator[torch.Tensor]:
-        """Continue with FFmpeg after libsndfile gave up, as it does not look for the next good FLAC frame."""
+        """Continue with FFmpeg after libsndfile gave up, as libsndfile does not look for the next good FLAC frame."""
         position = f"decoding stopped after {self.frames_read} samples ({failure})"
         if isinstance(self._decoder, FFmpegDecoder):
             self.warnings.append(position)
@@ -162,15 +162,15 @@ def open_audio(path: str | os.PathLike[str], *, track: int | None = None, partia
     Args:
         path: a regular file.
         track: number of the audio track, from 1; by default the one that the container calls its default, or the first.
-        partial: read what is there where less than 95 % of the announced samples can be decoded.
+        partial: accept a file of which less than 95 % of the announced samples can be decoded.
 
     Raises:
         NotAudioError: for files without audio, which neither begin as audio files do nor can be decoded.
         MissingTrackError: for files without that track.
         EmptyAudioError: for audio without samples.
-        AudioReadError: for what is missing, forbidden, damaged beyond reading, or of a codec that cannot be decoded here; and,
-            at the end of the iteration, without ``partial``, for files of which less than 95 % could be decoded.
-        MissingDependencyError: where a decoder's package is not installed.
+        AudioReadError: for a file that is missing, forbidden or too damaged, or whose codec cannot be decoded here.
+            Without ``partial``, at the end of the iteration, for a file of which less than 95 % could be decoded.
+        MissingDependencyError: if the package of a decoder is not installed.
     """
     return AudioStream(path, track=track, partial=partial)
 
@@ -183,7 +183,7 @@ def read_audio(path: str | os.PathLike[str], *, track: int | None = None, partia
 
 
 def is_address(name: str) -> bool:
-    """Return whether a name is that of something on a network, such as ``https://...``, or an URL of another kind."""
+    """Return whether a name is a URL, such as ``https://...``."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", name) is not None
 
 
@@ -212,9 +212,9 @@ def _check_file(path: Path, name: str) -> None:
 
 
 def _open_decoder(path: Path, track: int | None, warnings: list[str]) -> tuple[Decoder, Iterator[Samples], Samples]:
-    """Return the first decoder that gives samples, its blocks, and the first of them.
+    """Return the first decoder that gives samples, its iterator of blocks, and the first block.
 
-    That another one has found damage in the first block is added to ``warnings``.
+    If another decoder found damage in the first block, this is added to ``warnings``.
     """
     with open(path, "rb") as file:
         kind = recognise(file.read(RECOGNISED_BY))
@@ -268,7 +268,7 @@ def _open_decoder(path: Path, track: int | None, warnings: list[str]) -> tuple[D
             reasons.append(f"{name}: {'; '.join(damage)}")
         else:
             empty = True
-    if kind is None:  # whatever a decoder took it for
+    if kind is None:  # even if a decoder accepted the file
         reasons.append("it does not begin as audio files do")
         raise NotAudioError(f"{path} cannot be read as audio ({'; '.join(reasons)}); {advice}.")
     if empty:
@@ -289,13 +289,13 @@ MUSDB_SIGNALS = ("mixture", "drums", "bass", "other", "vocals")
 """The signals in a ``.stem.mp4``, in this order."""
 
 MIXTURES = ("mixture", "mix")
-"""Names of files that are no stems."""
+"""Names of files that hold a mixture instead of a stem."""
 
 FULL_SCALE = 32768
 
 
 def read_stems(files: Mapping[str, Path]) -> dict[str, AudioFile]:
-    """Decode stems, and the mixture if it is asked for.
+    """Decode stems, and the mixture if ``files`` names it.
 
     As musdb does, signals of a ``.stem.mp4`` are read as 16-bit integers over 32768 (what AAC decodes beyond full scale is
     clipped), and cut to the shortest of them.

@@ -1,4 +1,4 @@
-"""Sample-rate conversion with the `kaiser_best` filter, of whole signals or streams, as a few small matrices per pair of rates.
+"""Resample whole signals or streams with the `kaiser_best` filter, by a few small matrices per pair of rates.
 
 Resampling by L / M reads the signal x at the times t M / L, t = 0, 1, ...; with n + frac = t M / L, g = min(1, L / M)
 
@@ -74,8 +74,8 @@ class FilterBank:
 
 
 def _wing(position: npt.NDArray[np.float64], stride: int, gain: float) -> npt.NDArray[np.float64]:
-    """Return the taps of one wing, `(len(position), most taps)`, from its position in the table (in points) for each
-    output."""
+    """Return the taps of one wing, `(len(position), most taps)`; `position` is where the wing starts in the table, in
+    points, for each output."""
     table = kaiser_table()
     offset = position.astype(np.int64)
     eta = (position - offset)[:, None]
@@ -165,9 +165,9 @@ def resample(x: torch.Tensor, sr_in: int, sr_out: int, *, length: int | None = N
     """Resample `x` (..., n), float32 or float64, any device, from `sr_in` to `sr_out` Hz, along its last dimension.
 
     Equals resampy 0.4.3's `resample(x, sr_in, sr_out, filter="kaiser_best")`: the signal is zero outside its range, the
-    passband is 0.917 of the lower Nyquist frequency, and it has `floor(n sr_out / sr_in)` samples. With `length`
-    the result is cut or continued with zeros to that many samples (librosa's `fix=True` is `ceil(n sr_out / sr_in)`).
-    Equal rates give an exact copy. Float32 is always computed in full precision, whatever torch's matmul settings.
+    passband is 0.917 of the lower Nyquist frequency, and the result has `floor(n sr_out / sr_in)` samples. With
+    `length` the result is cut or continued with zeros to that many samples (librosa's `fix=True` is `ceil(n sr_out /
+    sr_in)`). Equal rates give an exact copy. Float32 is always computed in full precision, for all matmul settings.
 
     Raises `ShapeError` for other dtypes, for rates that are not positive and for ratios beyond 1024.
     """
@@ -187,10 +187,11 @@ def resample(x: torch.Tensor, sr_in: int, sr_out: int, *, length: int | None = N
 
 
 class StreamingResampler:
-    """A resampler for a signal that arrives in blocks; joined, its results are those of `resample` on the whole signal.
+    """A resampler for a signal that arrives in blocks; the joined results equal `resample` of the whole signal.
 
-    Blocks are `(channels, n)` with any `n`, all of one dtype and device. Memory does not grow with the signal: what one
-    piece of the result needs is held back (2**16 samples on a CPU, 2**20 on a GPU, or `sr_out / gcd` if that is more).
+    Blocks are `(channels, n)` with any `n`, all of one dtype and device. Memory does not grow with the signal: only the
+    input of one piece of the result is kept (2**16 samples on a CPU, 2**20 on a GPU, or `sr_out / gcd` if that is
+    more).
     """
 
     def __init__(self, sr_in: int, sr_out: int, channels: int) -> None:
@@ -257,7 +258,7 @@ class StreamingResampler:
 
 
 class _Resampling:
-    """Pieces of one resampling.
+    """The resampling of one signal, piece by piece.
 
     Every piece but the last has `piece_length` outputs, in whole signals and streams alike, so that both do the same
     arithmetic in the same order.
@@ -316,7 +317,7 @@ def _check_signal(x: torch.Tensor) -> None:
 
 
 def _float32_is_reduced(x: torch.Tensor) -> bool:
-    """Return whether torch may compute float32 products of this device in tf32 or bf16, which have too few bits for audio."""
+    """Return whether torch may compute float32 products on this device in tf32 or bf16, too imprecise for audio."""
     if x.dtype != torch.float32:
         return False
     backend: Any = torch.backends.mkldnn if x.device.type == "cpu" else torch.backends.cuda

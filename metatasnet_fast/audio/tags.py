@@ -1,4 +1,4 @@
-"""Title, artist, cover and other tags: read from a recording by FFmpeg, written into its stems by mutagen."""
+"""Read title, artist, cover and other tags from a recording with FFmpeg; write tags into its stems with mutagen."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ ATTACHED_PICTURE = 0x400
 """FFmpeg's flag for a stream that is a cover."""
 
 LARGEST_COVER = 2**24 - 2**12
-"""In bytes: a FLAC file stores the size of a picture in 24 bits."""
+"""Largest cover in bytes: a FLAC file stores the size of a picture in 24 bits."""
 
 
 @dataclass(frozen=True)
 class Tags:
-    """Text by FFmpeg's names, such as ``title`` and ``album_artist``, and the bytes of the cover, a JPEG or PNG."""
+    """Tags of a file: texts by FFmpeg's names, such as ``album_artist``, and the bytes of the cover, such as a JPEG."""
 
     text: Mapping[str, str] = field(default_factory=dict)
     cover: bytes | None = None
@@ -55,7 +55,7 @@ class Tags:
 
 
 def read_tags(path: Path) -> Tags:
-    """Return what is known of the tags of an audio file: nothing where the file cannot be read."""
+    """Return the tags of an audio file; empty tags if the file cannot be read."""
     with contextlib.ExitStack() as stack:
         try:
             with decoding():
@@ -81,8 +81,8 @@ def write_tags(path: Path, format: str, tags: Tags) -> None:
     """Write tags into a complete file of a format that ``AudioWriter`` writes.
 
     Raises:
-        AudioWriteError: if the file does not take them.
-        OSError: if the system does not.
+        AudioWriteError: if mutagen cannot write the tags into this file.
+        OSError: if the system refuses to write the file.
     """
     if not tags.text and tags.image is None:
         return

@@ -1,4 +1,4 @@
-"""Writing audio files, whole or block by block: a file is complete under its name, or not there at all."""
+"""Write audio files, whole or block by block: a file gets its name only when it is complete."""
 
 from __future__ import annotations
 
@@ -84,13 +84,13 @@ class AudioWriter:
     `format`: "wav", "flac", "ogg" (Vorbis) or "mp3"; by default what the name ends in. `subtype`: "int16" (the default)
     or "int24" for wav and flac, "int32" and "float32" for wav. Full scale is 1. Integer formats round to the nearest step,
     2^-15, 2^-23 or 2^-31; what then is outside -1 ... 1 - step is clipped, never rescaled, and counted in
-    `clipped_samples`. ogg and mp3 use their encoders' default quality. `frames`: the length to come, where it is known;
-    then what would not fit is refused before the first block. `tags`: what `read_tags` returns, to be written into the
-    file. More than two channels are in WAV's order (front left, right, centre, low frequencies, back, side) in every
-    format. Equal samples make equal wav, flac and mp3 files; ogg files hold a random serial number.
+    `clipped_samples`. ogg and mp3 use their encoders' default quality. `frames`: the length to come, if it is known;
+    then a recording too long for the format is refused before the first block. `tags`: tags from `read_tags`, to write
+    into the file. More than two channels are in WAV's order (front left, right, centre, low frequencies, back, side) in
+    every format. Equal samples make equal wav, flac and mp3 files; ogg files hold a random serial number.
 
     Raises `AudioFormatError` for rates, channels or lengths that the format cannot hold, `AudioWriteError` for NaN or
-    infinite samples, no samples at all and whatever the system refuses, `ShapeError` for blocks of another shape or dtype.
+    infinite samples, no samples at all and errors of the system, `ShapeError` for blocks of another shape or dtype.
     """
 
     def __init__(
@@ -186,8 +186,7 @@ class AudioWriter:
             raise AudioFormatError(f"{self.path} would exceed the 4 GiB that a WAV file can hold; write flac.")
 
     def _encoded(self, samples: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Return samples `(channels, n)` as libsndfile takes them, `(n, channels)`: integers, or float32 for other
-        formats."""
+        """Convert samples `(channels, n)` to `(n, channels)`: to integers for integer subtypes, else to float32."""
         if self.format == "ogg" and self.channels in VORBIS_TO_WAV:
             samples = samples[np.argsort(VORBIS_TO_WAV[self.channels])]
         if not self.subtype.startswith("int"):
@@ -224,7 +223,7 @@ class AudioWriter:
             raise
 
     def _release(self) -> None:
-        """Close the file, if it is open; what the encoder or the disk says about it does not matter any more."""
+        """Close the encoder and the file, if the file is open; the encoder's errors are ignored."""
         if not self._file.closed:
             self._thread.submit(lambda: self._sound and self._sound.close())
             self._thread.shutdown()
@@ -262,7 +261,10 @@ def write_audio(
 
 
 def closest_subtype(format: str, depth: str | None) -> str | None:
-    """Return the subtype that holds samples of a depth, or the deepest one of the format; None for its default."""
+    """Return the subtype that holds samples of a depth, else the format's last (widest) subtype.
+
+    Return None, for the default subtype, if the depth is None or the format has only one subtype.
+    """
     known = SUBTYPES.get(format, {})
     if depth is None or len(known) == 1:
         return None

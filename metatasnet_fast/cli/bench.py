@@ -1,6 +1,6 @@
-"""``metatasnet-fast bench``: how fast this machine is, against eager PyTorch in the same run; and comparing two runs.
+"""Measure the speed of this machine against eager PyTorch, or compare two recorded runs: ``metatasnet-fast bench``.
 
-``selftest``: are the results right on this machine, by every backend and in every precision?
+``selftest`` checks that the results on this machine are right, by every backend and in every precision.
 """
 
 from __future__ import annotations
@@ -180,8 +180,8 @@ def run_selftest(args: argparse.Namespace) -> int:
 
 
 def _text(results: list[Result], absent: dict[str, str | None], seconds: float) -> str:
-    """Return a line for each network on each backend, with the signal that is worst against its limit; and every
-    failure."""
+    """Return one line for each device, backend, precision and network, with the worst of its signals relative to the
+    limit; and one line for each failure."""
     groups: dict[tuple[str, ...], list[Result]] = {}
     for result in results:
         groups.setdefault((result.device, result.backend, result.precision, result.network), []).append(result)

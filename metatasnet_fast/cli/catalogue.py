@@ -1,4 +1,4 @@
-"""``metatasnet-fast catalogue``: a run from its arguments to its report; how much is done, and whether the stems hold."""
+"""Separate a catalogue, count what is done, or verify the stems: ``metatasnet-fast catalogue``."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def _add_run(actions: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Read the manifest, run, report; exit code 0, or 3 if songs failed or are left."""
+    """Read the manifest, separate the songs and write the report; return the exit code, see RUN_EPILOG."""
     from ..catalogue.manifest import parse_shard, read_manifest
     from ..catalogue.storage import local_path
 
@@ -129,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--listen must be from 0 to 100, got {args.listen}.")
     for name in ("memory_gib", "grace", "price_per_hour"):
         value = getattr(args, name)
-        # Gibibytes become bytes later: their number must be finite, too.
+        # Gibibytes are converted to bytes later: the number of bytes must be finite, too.
         if value is not None and not 0 <= value * 2**30 < math.inf:
             raise ConfigError(f"--{name.replace('_', '-')} must be a number from 0 on, got {value:g}.")
     settings = _settings(args)
@@ -226,7 +226,7 @@ def _listeners(as_json: bool) -> Iterator[Listener]:
 
 
 def _report(args: argparse.Namespace, ended: RunEnded, settings: Settings) -> None:
-    """Print where the report is, and what remains to be done."""
+    """Write the report; print where it is, and how many songs remain."""
     from ..catalogue.destination import Destination
     from ..catalogue.report import write_report
 

@@ -1,4 +1,4 @@
-"""What commands share: options, the ``Separator`` that some of them describe, and their output.
+"""Share code between commands: options, the ``Separator`` that the options describe, and the output.
 
 Results are sentences or JSON objects on standard output; progress, errors and warnings go to standard error.
 """
@@ -45,7 +45,8 @@ def names(text: str) -> list[str]:
 
 
 def add_json_option(parser: argparse.ArgumentParser, what: str, nested: bool = False) -> None:
-    """Add ``--json``; `nested` for a command below one that has it too, where it may stand before the inner one's name."""
+    """Add ``--json``. Set ``nested`` for a subcommand whose parent command has ``--json``, too: the flag may then also
+    stand before the subcommand's name."""
     default = argparse.SUPPRESS if nested else False
     parser.add_argument("--json", action="store_true", default=default, help=f"print {what} instead of text")
 
@@ -90,7 +91,7 @@ def make_separator(args: argparse.Namespace, mixture_consistency: bool = False) 
     """Return the separator that the options describe, and the name of its model.
 
     Raises:
-        MetaTasNetError: as ``Separator``; or if no model is named and none is bundled.
+        MetaTasNetError: if no model is named or bundled, it cannot be loaded, or ``Separator`` refuses the options.
     """
     from ..model import default_model, load_checkpoint
     from ..separation import Separator
@@ -120,7 +121,7 @@ def model_name(model: str) -> str:
 
 
 def refuse_existing(target: Path, overwrite: bool) -> None:
-    """Raise :class:`CheckpointError` if a target is there that is not to be replaced."""
+    """Raise :class:`CheckpointError` if the target exists, unless ``overwrite`` is set."""
     if target.exists() and not overwrite:
         raise CheckpointError(f"{target} exists; choose another name, or replace it with --overwrite.")
 
@@ -140,7 +141,7 @@ def tell(text: str, kind: str = "warning", bar: ProgressBar | None = None) -> No
 
 
 def sentence_of(error: Exception) -> str:
-    """Return what went wrong in one sentence, also for what should not have been possible."""
+    """Return one sentence that says what went wrong; for an unexpected error, it asks the user to report the error."""
     if isinstance(error, MetaTasNetError):
         return str(error)
     if isinstance(error, OSError):
@@ -153,11 +154,12 @@ def sentence_of(error: Exception) -> str:
 
 
 class Report:
-    """Sends results to standard output, errors and warnings to standard error; if neither can be written, work continues.
+    """Printer of results on standard output, and of errors and warnings on standard error.
 
-    With ``as_json`` standard output holds one object per file and line: ``status`` (``done``, ``skipped`` or ``failed``),
-    ``input``, ``track``; ``files`` by stem and ``kept`` (stems that were there before) unless it failed; everything in
-    ``Separation.report()`` if it is done; ``error`` (None, or a sentence).
+    If a stream cannot be written, work continues. With ``as_json``, standard output gets one JSON object per file, one
+    a line, with ``status`` (``done``, ``skipped`` or ``failed``), ``input``, ``track`` and ``error`` (null, or a
+    sentence). Unless the file failed, the object also has ``files`` by stem, and ``kept``, the stems that existed
+    before. If the file is done, it also has everything in ``Separation.report()``.
     """
 
     def __init__(self, as_json: bool) -> None:
@@ -200,7 +202,7 @@ class Report:
         self._emit("failed", track, error=reason)
 
     def finish(self, engine: str) -> None:
-        """Print one line about all files if there are several; ``engine`` says what they were separated with."""
+        """If there were several files, print one line about all of them; ``engine`` describes the separator."""
         if sum(self._counts.values()) < 2:
             return
         counts = ", ".join(f"{count} {status}" for status, count in self._counts.items())
@@ -227,9 +229,9 @@ class Outcome(Protocol):
 
 
 class TrackReport:
-    """Prints a line or a JSON object for each track; failures and warnings always go to standard error.
+    """Printer of a line or a JSON object for each track; failures and warnings always go to standard error.
 
-    If a progress bar is shown, it replaces the lines.
+    If a progress bar is shown, the lines are left out.
     """
 
     def __init__(self, as_json: bool, total: int | None = None, bar: ProgressBar | None = None) -> None:
@@ -252,14 +254,14 @@ class TrackReport:
             say(f"{place} {outcome.name}: {'kept' if outcome.status == 'kept' else line}", sys.stdout)
 
     def finish(self) -> int:
-        """Name the tracks that failed, and return the exit code."""
+        """Print the names of the tracks that failed; return the exit code: 3 if any failed, else 0."""
         if self._failed:
             say(f"metatasnet-fast: {len(self._failed)} tracks failed: {', '.join(self._failed)}", sys.stderr)
         return 3 if self._failed else 0
 
 
 class ProgressDisplay(ProgressBar):
-    """Shows one track's progress inside its ``with`` statement; call it with each :class:`Progress`."""
+    """Progress bar of one track, shown inside a ``with`` statement; call the object with each :class:`Progress`."""
 
     def __init__(self, label: str) -> None:
         super().__init__(label, "s")
@@ -274,7 +276,7 @@ class ProgressDisplay(ProgressBar):
 
 
 def _one_line(text: str) -> str:
-    """Escape the line breaks of a text: names of files may contain them."""
+    """Escape the line breaks of a text, since file names may contain line breaks."""
     return text.replace("\n", "\\n")
 
 

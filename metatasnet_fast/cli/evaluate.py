@@ -1,4 +1,4 @@
-"""``metatasnet-fast score`` and ``evaluate``: stems of any separator, or of a model that separates first, and their scores."""
+"""Score stems of any separator (``metatasnet-fast score``), or separate tracks and score the stems (``evaluate``)."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
 
 def _run_options(args: argparse.Namespace, report: TrackReport) -> dict[str, Any]:
     def tell(outcome: TrackOutcome) -> None:
-        """Report ``name``, ``status``, ``error``, ``warnings``, seconds, ``page`` and ``scores``: stem -> metric -> number."""
+        """Report a track as a line, or as JSON with all fields of the outcome (scores: stem -> metric -> number)."""
         speed = outcome.audio_seconds / max(outcome.reading_seconds, 1e-9)
         listen = f"; open {outcome.page} to listen" if outcome.page else ""
         line = f"read at {speed:.1f} x real time, scored in {outcome.scoring_seconds:.1f} s{listen}"

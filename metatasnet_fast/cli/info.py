@@ -1,4 +1,4 @@
-"""``metatasnet-fast info``: what is installed, what it can run on, and why not on the rest."""
+"""Show what is installed, which backends and devices can be used, and why others cannot: ``metatasnet-fast info``."""
 
 from __future__ import annotations
 
@@ -123,7 +123,8 @@ def _gpu(index: int) -> dict[str, Any]:
 
 
 def _automatic() -> dict[str, str]:
-    """Return what ``auto`` takes on each device for the authors' network, as ``backend in precision``, or why nothing."""
+    """Return, by device, what ``auto`` chooses for the authors' network: ``backend in precision``, or the reason why no
+    backend can serve."""
     import torch
 
     from ..backends import Request, resolve

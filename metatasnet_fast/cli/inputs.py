@@ -1,4 +1,4 @@
-"""Find the files that a command line means, and the name of each track."""
+"""Find the files that a command line names, and give each track a name."""
 
 from __future__ import annotations
 
@@ -40,14 +40,15 @@ class Track:
 def find_tracks(inputs: Sequence[str], exclude: Sequence[Path], stack: contextlib.ExitStack) -> list[Track]:
     """Return the tracks of files and folders, in order, each file once.
 
-    Folders are searched to the bottom, in alphabetic order, then behind links to folders, without hidden files. Files are not
-    opened; standard input is copied to a file that is removed with ``stack``.
+    Folders are searched with all their subfolders, in alphabetical order, links to folders last; hidden files are left
+    out. Files are not opened. Standard input is copied to a temporary file, which is removed when ``stack`` is closed.
 
     Args:
-        exclude: folders that are left out, the stems of an earlier run.
+        inputs: files, folders, or ``-`` for standard input.
+        exclude: folders that are left out, as they hold the stems of an earlier run.
 
     Raises:
-        AudioReadError: for an empty name, or standard input twice.
+        AudioReadError: for an empty name, and for standard input that is given twice or is a terminal.
     """
     if list(inputs).count(STANDARD_INPUT) > 1:
         raise AudioReadError("- is given twice: standard input can be read only once.")
@@ -80,7 +81,7 @@ def _problem(text: str) -> str | None:
 
 
 def _standard_input(stack: contextlib.ExitStack) -> Track:
-    """Copy standard input to a temporary file, as decoders must be able to seek."""
+    """Copy standard input to a temporary file, since decoders must be able to seek."""
     source = getattr(sys.stdin, "buffer", None)
     if source is None or sys.stdin.isatty():
         raise AudioReadError("Standard input is not a file or a pipe: send a recording to it, or name a file.")
@@ -110,14 +111,14 @@ def _search(folder: Path, exclude: Sequence[Path]) -> Iterable[Track]:
 
 
 def split_tracks(tracks: Iterable[Track]) -> list[Track]:
-    """Return every audio track of every file, those of files with several named after the file and their number."""
+    """Return every audio track of every file. If a file has several, each is named after the file and its number."""
     from ..audio import open_audio
 
     found: list[Track] = []
     for track in tracks:
         count = 1
         if not track.problem:
-            with contextlib.suppress(MetaTasNetError), open_audio(track.path) as stream:  # separating it says why
+            with contextlib.suppress(MetaTasNetError), open_audio(track.path) as stream:  # separating reports it
                 count = stream.tracks
         if count == 1:
             found.append(track)
@@ -127,10 +128,10 @@ def split_tracks(tracks: Iterable[Track]) -> list[Track]:
 
 
 def tell_apart(tracks: Sequence[Track]) -> tuple[list[Track], list[Track]]:
-    """Give tracks of one name others: their files' whole names, or else their paths from the folder that holds all of them.
+    """Rename tracks that share a name: to their file names with suffix, else to their paths from the common folder.
 
     Returns:
-        all tracks, and those that have another name now.
+        all tracks, and those whose name was changed.
     """
     groups: dict[str, list[Track]] = {}
     for track in tracks:
@@ -142,7 +143,8 @@ def tell_apart(tracks: Sequence[Track]) -> tuple[list[Track], list[Track]]:
 
 
 def _names(group: Sequence[Track]) -> Iterable[tuple[Track, str]]:
-    """Return names of a group's tracks: the first of several ways to name them that gives all of them different names."""
+    """Return each track of a group with a name, by the first naming scheme under which all names differ; if there is no
+    such scheme, with its old name."""
     common = os.path.commonpath([os.path.abspath(track.path.parent) for track in group])
     paths = [Path(os.path.relpath(os.path.abspath(track.path), common)) for track in group]
     endings = [f"-{track.number}" if track.number is not None else "" for track in group]

@@ -1,7 +1,8 @@
-"""The parser, and what every subcommand has in common: errors as one sentence, exit codes. And completion in a shell.
+"""Parse a command line, run the subcommand, report an error in one sentence, return the exit code; complete in a shell.
 
 Exit codes: 0 all done; 2 the command cannot be carried out; 3 some files failed, the rest is done; 130 interrupted
-(Ctrl-C), 141 the reader of the output has left, 143 terminated (SIGTERM), all without anything half-written.
+(Ctrl-C); 141 the reader of the output has closed it; 143 terminated (SIGTERM). No file is ever half-written. Codes of
+single commands: 1 ``bench`` or ``selftest`` found a wrong result or a regression; 4 ``catalogue run`` stopped itself.
 """
 
 from __future__ import annotations
@@ -56,14 +57,14 @@ COMMANDS = {
     "selftest": ("bench", "add_selftest_arguments", "prove on this machine that the results are right"),
     "completion": ("main", "add_completion_arguments", "print a script that completes this command in a shell"),
 }
-"""Module and function that complete the command's parser, and its line of help.
+"""For each command, the module and the function that complete its parser, and its line of help.
 
 The function sets ``run``, a function of the parsed arguments that returns the exit code.
 """
 
 
 class Formatter(argparse.HelpFormatter):
-    """Fills paragraphs to the terminal's width, but keeps lines that begin with a space."""
+    """Help formatter that fills paragraphs to the terminal's width, but keeps lines that begin with a space."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         pieces = re.findall(r"(?:^(?! ).+\n?)+|^.*\n?", text.strip("\n"), re.MULTILINE)
@@ -73,7 +74,7 @@ class Formatter(argparse.HelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports an error in one sentence, without the usage."""
+    """Argument parser that reports an error in one sentence, without the usage."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**{"formatter_class": Formatter, **settings})
@@ -84,9 +85,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def _open_closed_streams() -> None:
-    """Give standard input, output and error to the null device where they are closed.
+    """Open the null device in place of standard input, output or error, where one of these is closed.
 
-    Otherwise the next file that is opened gets their number, and output of C code goes into that file.
+    Otherwise the next file that is opened gets the number of the closed stream, and C code prints into that file.
     """
     while (number := os.open(os.devnull, os.O_RDWR)) < 3:
         pass
@@ -96,7 +97,7 @@ def _open_closed_streams() -> None:
 
 
 def build_parser(commands: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:
-    """Return the parser of all commands, of which those named know their arguments: only their modules are imported."""
+    """Return the parser of all commands. Only ``commands`` get their arguments, so only their modules are imported."""
     parser = Parser(prog=PROGRAM, description="Separate music into drums, bass, other and vocals with Meta-TasNet.")
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     choices = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
@@ -175,7 +176,7 @@ def run_completion(args: argparse.Namespace) -> int:
 
 
 def _complete_files(parser: argparse.ArgumentParser, files: Any) -> None:
-    """Complete with file names the value of every argument that is a path or a text without choices."""
+    """Let the shell complete file names for every argument that is a path, or a text without choices."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for each in set(action.choices.values()):

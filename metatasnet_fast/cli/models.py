@@ -1,6 +1,6 @@
-"""``metatasnet-fast models``: models by name, those of this installation and those that can be fetched.
+"""List, fetch and add models by name: ``metatasnet-fast models``.
 
-``convert`` and ``export``: a model in another form.
+``convert`` and ``export`` write a model in another form.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def _fields(model: Any) -> dict[str, Any]:
 
 
 def _fetch(args: argparse.Namespace) -> int:
-    """Fetch a model, after it was added if the user gives its location."""
+    """Fetch a model; if the user gives a location, add the model first."""
     from ..model.registry import add_model, fetch_model
 
     if "location" in args:

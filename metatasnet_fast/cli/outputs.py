@@ -1,6 +1,6 @@
-"""Places of the stems: the template of their names, and the checks before any work is done. And their origins.
+"""Name the files of the stems by a template, check the plan before any work is done, and record the stems' origins.
 
-A small hidden file next to the stems records the recording and the model that they come from.
+The record is a small hidden file next to the stems: it says from which recording and model each stem was made.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = [
 FIELDS = ("track", "stem", "ext")
 
 LONGEST = 200
-"""Bytes of a record's name; file systems hold 255, and stems may need fewer than their record."""
+"""Longest name of a record, in bytes; a checksum replaces a longer name. File systems allow 255 bytes."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Template:
         return cls(tuple((literal, field) for literal, field, _, _ in parts), ext)
 
     def pattern(self, track: str) -> str:
-        """Return the ``name`` for ``Separator.separate_file``: without the ending, with ``{stem}`` left in."""
+        """Return the ``name`` for ``Separator.separate_file``: without the suffix, with ``{stem}`` left in place."""
         values = {"track": _escape(track), "stem": "{stem}", "ext": self.ext, None: ""}
         full = "".join(_escape(literal) + values[field] for literal, field in self.parts)
         return full.removesuffix(f".{self.ext}")
@@ -71,7 +71,7 @@ class Template:
         """Return the hidden file that says what a track's stems were made from: ``.stems.json``, next to them in most
         layouts.
 
-        It is in the deepest folder that all stems share, and its name contains the rest of their path.
+        The file is in the deepest folder that all stems share. Its name contains the rest of the stems' path.
         """
         pattern = self.pattern(track)
         one, another = (folder / pattern.format(stem=stem) for stem in ("stems", "x"))
@@ -85,7 +85,7 @@ class Template:
 def plan_outputs(
     tracks: Sequence[Track], template: Template, folder: Path, stems: Sequence[str]
 ) -> list[tuple[Track, dict[str, Path]]]:
-    """Return every track with its files; those of which a stem would go to one file get a problem instead.
+    """Return every track with its files. Tracks that would write the same file get a problem instead of files.
 
     Raises:
         OutputError: if two stems of a track would go to one file, or a stem to one of the inputs.
@@ -124,7 +124,7 @@ def _key(path: Path) -> str:
 
 
 def check_writable(folder: Path) -> None:
-    """Make the folder and a file in it, to know before the work; raises :class:`OutputError`."""
+    """Create the folder and a temporary file in it, before any work; raise :class:`OutputError` if that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -143,7 +143,7 @@ REMEDY = "make them again with --overwrite, or choose another folder with --outp
 
 
 class OtherOriginError(MetaTasNetError):
-    """Existing stems were made from another recording, by another model, or from an unknown one."""
+    """Existing stems come from another recording or another model, or their record cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Origin:
-    """The recording that a stem was made of, and the model."""
+    """The recording and the model that a stem was made from."""
 
     input: str
     """The absolute path of the recording."""
@@ -168,18 +168,24 @@ class Origin:
 
     @classmethod
     def of(cls, path: Path, model: Model, name: str = "") -> Origin | None:
-        """Return the origin of a file's stems, with ``name`` where the path is not the user's; None if it can't be read."""
+        """Return the origin of stems made from the file ``path``; None if ``path`` is not a readable regular file.
+
+        ``name`` replaces the path if the user did not give the path, as for standard input.
+        """
         try:
             found = os.stat(path)
             if not stat.S_ISREG(found.st_mode):
                 return None
             digest = sha256_file(path)
         except OSError:
-            return None  # separating it says why
+            return None  # the error is reported later, by separating
         return cls(name or os.path.abspath(path), found.st_size, found.st_mtime_ns, digest, model.name, model.sha256)
 
     def is_of(self, path: Path) -> bool:
-        """Return whether a file is the recording, also if moved, copied or touched; read the content only if needed."""
+        """Return whether a file is this recording, even if moved, copied or touched; a pipe counts as this recording.
+
+        The content is read only if the size is the recorded one, and the path or the time is not.
+        """
         same_place = os.path.abspath(path) == self.input
         try:
             found = os.stat(path)
@@ -192,7 +198,7 @@ class Origin:
             return same_place  # an unreadable file at the recorded path counts as the same recording
 
     def objection(self, path: Path, model: Model) -> str | None:
-        """Say which other input or model the stem comes from; None if it comes from the recording ``path`` and ``model``."""
+        """Return words that name the stem's other recording or model; None if it comes from ``path`` and ``model``."""
         if not self.is_of(path):
             changed = os.path.abspath(path) == self.input
             return f"are of {self.input}, " + ("as it was before it changed" if changed else "not of this input")
@@ -205,7 +211,7 @@ def check_origins(record: Path, files: Iterable[Path], path: Path, model: Model)
     """Check that stems come from a recording and a model. Stems that the record does not list pass the check.
 
     Raises:
-        OtherOriginError: if they are not, or if the record cannot be read.
+        OtherOriginError: if a stem comes from another recording or model, or if the record cannot be read.
     """
     keys = [_place(record, file) for file in files]
     known = _read(record) if keys else {}
@@ -217,10 +223,10 @@ def check_origins(record: Path, files: Iterable[Path], path: Path, model: Model)
 
 
 def note_origins(record: Path, files: Iterable[Path], origin: Origin | None) -> None:
-    """Write into the record what new stems are of. A damaged record is replaced.
+    """Record ``origin`` for the new stems in ``files``; with None, remove their entries. A damaged record is replaced.
 
     Raises:
-        OutputError: if it cannot be written; there is no record then.
+        OutputError: if the record cannot be written; the old record is then deleted, too.
     """
     try:
         known = _read(record)
@@ -250,7 +256,7 @@ def _read(record: Path) -> dict[str, Origin]:
 
 
 def _write(record: Path, entries: dict[str, dict[str, object]]) -> None:
-    """Replace the record in one step."""
+    """Replace the record in one step; if that fails, delete it."""
     try:
         write_atomically(record, json.dumps(entries, indent=1))
     except OSError as error:

@@ -1,4 +1,4 @@
-"""``metatasnet-fast prepare``: make the cache that training reads."""
+"""Make the cache that training reads: ``metatasnet-fast prepare``."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def _rates(text: str) -> list[int]:
 
 
 def _find(args: argparse.Namespace, rates: list[int]) -> tuple[list[TrackSource], list[TrackSource]]:
-    """Return the tracks of the chosen splits, and those of all splits."""
+    """Return the tracks of the chosen splits, and the tracks of all splits."""
     from ..training.data.entry import SPLITS
     from ..training.data.sources import find_musdb, find_original, find_stems
 

@@ -1,6 +1,6 @@
-"""``metatasnet-fast separate``: files and folders into stems.
+"""Separate files and folders into stems: ``metatasnet-fast separate``.
 
-``demo``: the excerpt that comes with the package, separated, on a page to listen to.
+``demo`` separates the excerpt that comes with the package, and writes a page to listen to the stems.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def _track_number(text: str) -> int | str:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Refuse what can be refused before any work; then one file after the other, whatever happens to the others."""
+    """Check the options and outputs before any work; then separate one file after the other, even if others fail."""
     if not args.output:
         raise ConfigError("--output is empty: name a folder for the stems, `.` for this one.")
     _check_format(args)
@@ -165,7 +165,7 @@ class _Job:
     recipe: Recipe
 
     def run(self, track: Track, files: dict[str, Path], report: Report) -> None:
-        """Separate a track, whatever happens, and report what came of it."""
+        """Separate a track and report the result; an error is reported, not raised."""
         if track.problem:
             report.failed(track, track.problem)
             return
@@ -182,7 +182,7 @@ class _Job:
             self.write_page(track, files, report)
 
     def write_page(self, track: Track, files: dict[str, Path], report: Report) -> None:
-        """Write the page of a track, from its files. A failure is a warning: the stems are there."""
+        """Write the page of a track, from its files. A failure is only a warning, since the stems are complete."""
         from ..page import listen_to
 
         try:
@@ -200,10 +200,10 @@ class _Job:
             report.say(f"{track.label}: open {page} to listen")
 
     def separate(self, track: Track, files: dict[str, Path]) -> Separation | None:
-        """Make the stems that are missing; None if none is.
+        """Make the missing stems; return None if no stem is missing. With ``--overwrite``, make all stems.
 
         Raises:
-            MetaTasNetError: if they cannot be made, or if those that are there are of another recording or model.
+            MetaTasNetError: if a stem cannot be made, or if existing stems come from another recording or model.
         """
         record = self.template.record(self.folder, track.name)
         there = [] if self.args.overwrite else [stem for stem, path in files.items() if os.path.exists(path)]
@@ -246,7 +246,7 @@ def _recipe(args: argparse.Namespace, instruments: Sequence[str]) -> Recipe:
 
 
 def _check_format(args: argparse.Namespace) -> None:
-    """Check what the format can hold and whether its library is installed, with a writer that is never opened."""
+    """Check that the format can hold the samples, and that its library is installed; no file is opened."""
     from ..audio import AudioWriter
 
     args.format = args.format.lower()

@@ -1,4 +1,4 @@
-"""``metatasnet-fast train`` and ``plot``: train a network on a prepared cache, or continue a run; draw a run."""
+"""Train a network on a prepared cache or continue a run (``metatasnet-fast train``); draw a run (``plot``)."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def _given(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _announce(args: argparse.Namespace, plan: Plan) -> None:
-    """Print all settings."""
+    """Print all settings, the checkpoint that the run goes on from, and the settings that were changed."""
     settings = {"network": plan.config.to_dict(), "training": plan.settings.to_dict()}
     steps = (plan.checkpoint.steps or 0) if plan.checkpoint else 0
     lines = [f"{title}: " + ", ".join(f"{k}={v}" for k, v in values.items()) for title, values in settings.items()]
@@ -173,9 +173,9 @@ def _announce(args: argparse.Namespace, plan: Plan) -> None:
 
 
 class TrainingDisplay(Display):
-    """Prints validations and notes of a training; shows its steps in a bar on a terminal with tqdm, else in lines.
+    """Display of a training: validations and notes as lines; steps as a bar on a terminal with tqdm, else as lines.
 
-    With ``as_json`` each is an object instead: ``event`` (``summary``, ``validation`` or ``note``), and its fields.
+    With ``as_json``, each line is a JSON object: ``event`` (``summary``, ``validation``, ``note``) and its fields.
     """
 
     def __init__(self, as_json: bool = False) -> None:
@@ -228,7 +228,7 @@ class TrainingDisplay(Display):
 
 
 def _decibels(values: dict[str, float]) -> str:
-    """Return scores by name; a dash for a stem that does not count."""
+    """Return a text of the scores in dB, by name; with a dash for a stem that does not count (NaN)."""
     return ", ".join(f"{name} {'-' if math.isnan(value) else f'{value:.2f}'}" for name, value in values.items()) + " dB"
 
 

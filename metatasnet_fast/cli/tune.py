@@ -1,6 +1,6 @@
-"""``metatasnet-fast tune``: measure which tiles, warps and stages are fastest on this GPU, and keep them for later runs.
+"""Measure the fastest tiles, warps and stages on this GPU, and keep these for later runs: ``metatasnet-fast tune``.
 
-``precompile``: compile a model's Triton kernels before its first use.
+``precompile`` compiles the Triton kernels of a model before the model's first use.
 """
 
 from __future__ import annotations
@@ -109,9 +109,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def tune_subject(subject: Subject, timer: Timer, rounds: int, say: Callable[[str], None]) -> dict[str, Any] | None:
-    """Return the fastest configuration of a kernel if it is clearly faster, by medians of alternating rounds.
+    """Return the fastest configuration of a kernel; None if it is not clearly faster than the default.
 
-    Configurations that do not fit the device, or whose result is not the default's, are left out.
+    Times are medians over alternating rounds. Configurations that do not fit the device, or whose result differs too
+    much from the default's (see DIFFERENCE), are left out.
     """
     from ..kernels.tuned import applied
 
@@ -155,7 +156,7 @@ def tune_subject(subject: Subject, timer: Timer, rounds: int, say: Callable[[str
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """Return the entries of a file; none if there is no file."""
+    """Return the entries of a file; an empty list if there is no file."""
     try:
         entries: list[dict[str, Any]] = json.loads(path.read_text("utf-8"))["entries"]
         for entry in entries:
@@ -168,7 +169,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def write(path: Path, device: str, entries: list[dict[str, Any]], precision: str, args: argparse.Namespace) -> None:
-    """Replace the file in one step."""
+    """Write the entries and how they were measured; the file is replaced in one step."""
     import torch
     import triton
 
@@ -237,7 +238,7 @@ def run_precompile(args: argparse.Namespace) -> int:
 
 
 def _capability(target: str | None) -> int:
-    """Return the compute capability to compile for, without its point."""
+    """Return the compute capability to compile for as a whole number, such as 90 for 9.0."""
     import torch
 
     from ..backends import get_backend

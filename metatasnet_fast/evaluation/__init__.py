@@ -1,4 +1,4 @@
-"""Scores of a separation against the true stems: BSSEval v4, in museval's numbers and files, and newer metrics.
+"""Score a separation against the true stems: by BSSEval v4, with museval's numbers and files, and by newer metrics.
 
     run = score("references", "estimates")                                  # folders, MUSDB18, files: see .tracks
     print(score_table(run.scores))

@@ -1,4 +1,4 @@
-"""BSSEval version 4, the metric of the MUSDB18 tables, computed once where museval computes it many times.
+"""Compute BSSEval version 4, the metric of the MUSDB18 tables; solve the filters once, where museval solves them often.
 
 An estimate ``s_hat`` of source ``s`` is split into ``s + spatial + interference + artifacts`` by projecting it on
 delayed copies of the references (see :mod:`.filters`), and frame by frame, in dB,
@@ -6,7 +6,7 @@ delayed copies of the references (see :mod:`.filters`), and frame by frame, in d
     SDR = |s|^2 / |s_hat - s|^2                        ISR = |s|^2 / |spatial|^2
     SIR = |s + spatial|^2 / |interference|^2           SAR = |s + spatial + interference|^2 / |artifacts|^2
 
-The three error terms add up to ``s_hat - s`` whatever the filters are, so SDR needs no filter at all.
+For all filters, the three error terms add up to ``s_hat - s``, so SDR needs no filter.
 
 Sources: Vincent et al. 2006; Liutkus, Stoeter, Ito 2018; the numbers are those of ``museval.evaluate`` 0.4.1.
 """
@@ -39,7 +39,7 @@ __all__ = ["METRICS", "SILENCE", "BssScores", "bss_eval", "frame_slices"]
 
 METRICS = ("SDR", "ISR", "SIR", "SAR")
 SILENCE = ("museval", "own")
-"""Whose silence makes a frame invalid: that of any signal, or only the stem's own."""
+"""Rules of silence: a frame is invalid if any signal is silent, or only if the stem's own signals are."""
 NOISE = 1e-6
 """Power of the noise that regularises the solve: white noise 60 dB below each reference."""
 
@@ -49,7 +49,8 @@ class BssScores:
     """The scores of one track.
 
     values: metric name -> float64 array (sources, frames) in dB; NaN where a frame does not count.
-    silent: signals that are silent from end to end, such as "reference of bass"; if there is one, no frame counts.
+    silent: signals that are silent from end to end, such as "reference of bass"; under museval's rule of silence, one
+        such signal makes every frame invalid.
     solvers: how the normal equations were solved (all sources together, then each alone); empty if not needed.
     empty_bands: references without energy in a band: their ISR, SIR and SAR depend on rounding unless `regularised`.
     """
@@ -93,24 +94,27 @@ def bss_eval(
 ) -> BssScores:
     """Score estimates against references as ``museval.evaluate(references, estimates, win, hop)`` does.
 
-    Silent means that the channels sum to zero at every sample. A signal silent from end to end, where museval stops, makes
-    every frame NaN. A zero error energy gives ``inf``, where museval reports its own rounding (about 300 dB).
+    Silent means that the channels sum to zero at every sample. If a signal is silent from end to end, museval stops;
+    here every frame is NaN under the rule ``museval``. If the error energy is zero, the result is ``inf``, where
+    museval reports its own rounding (about 300 dB).
 
     Args:
         references, estimates: (sources, samples, channels) or (sources, channels, samples) or, mono, (sources, samples); NumPy
             or torch, any real dtype; computed in float64 on the device of the tensors. Estimates are cut, or padded with
             zeros, to the references' length.
-        window, hop: in samples (one second at 44.1 kHz, the convention of the tables). A tail shorter than the window is
-            not scored, but the filters see it.
+        window, hop: length and distance of the frames in samples (by default one second at 44.1 kHz, as in published
+            tables). A tail shorter than the window is not scored, but the filters are fitted to it, too.
         metrics: any of ``SDR ISR SIR SAR``. SDR alone takes a fiftieth of the time of all four.
         names: the stems' names, for messages only.
         strict: raise :class:`SilentSourceError` for a signal silent from end to end.
-        silence: with ``museval`` a frame in which any reference or estimate is silent is NaN for all sources. With ``own`` it
-            is NaN for a source whose own reference is silent there and, except for SDR, for one whose own estimate is.
+        silence: with ``museval``, a frame in which any reference or estimate is silent is NaN for all sources. With
+            ``own``, a frame is NaN for a source if the source's reference is silent in it; or, except for SDR, if its
+            estimate is.
         regularise: solve as if each reference carried white noise 60 dB below its own energy: ISR, SIR and SAR of references
             without energy in some band no longer depend on rounding, and others move by hundredths of a dB.
-        sample_rate: in Hz, to name such bands.
-        warn: whether to issue what ``result.warnings()`` returns in any case, since threads cannot collect their own.
+        sample_rate: in Hz, to name the bands without energy.
+        warn: whether to issue the warnings that ``result.warnings()`` returns; False suits threads, which cannot catch
+            warnings of their own.
 
     Raises:
         ShapeError: for shapes, dtypes or devices that do not fit.
@@ -171,7 +175,7 @@ def bss_eval(
 
 
 def frame_slices(samples: int, window: int, hop: int) -> list[slice]:
-    """Return all whole windows of a signal; one frame if it is not longer than the window."""
+    """Return the slices of all whole windows of a signal; if the signal is not longer than the window, one frame."""
     if window >= samples:
         return [slice(0, samples)]
     return [slice(start, start + window) for start in range(0, samples - window + 1, hop)]
@@ -199,7 +203,7 @@ def _decibel(numerator: torch.Tensor, denominator: torch.Tensor) -> torch.Tensor
 def _check(
     references: Signals, estimates: Signals, sizes: dict[str, int], metrics: Sequence[str], names: Sequence[str] | None
 ) -> Sequence[str]:
-    """Raise what :func:`bss_eval` raises for these, or return the stems' names."""
+    """Check these arguments of :func:`bss_eval`, and raise its errors; return the stems' names."""
     if (references.sources, references.channels) != (estimates.sources, estimates.channels):
         raise ShapeError(
             f"There are {references.sources} references with {references.channels} channels and {estimates.sources} "

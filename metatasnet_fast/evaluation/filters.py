@@ -1,4 +1,4 @@
-"""The distortion filters of BSSEval: least squares of the estimates on delayed references, solved once per track.
+"""Compute BSSEval's distortion filters: least squares of the estimates on delayed references, solved once per track.
 
 With ``x_a`` the reference channels (a = source and channel), the filters ``c`` minimise
 ``|s_hat - sum_{a, tau} c_{a, tau} x_a(t - tau)|^2`` over the zero-padded track. The normal equations
@@ -23,14 +23,14 @@ _BLOCK_FFT = 1 << 12
 _CHOLESKY_BLOCK = 256
 _BLOCKS_AT_ONCE = {"cpu": 4, "cuda": 256}
 _BYTES_PER_BATCH = {"cpu": 4 << 20, "cuda": 256 << 20}
-"""Bytes of a batch: on a CPU they fit a core's cache, on a GPU they keep it busy."""
+"""Bytes of a batch: on a CPU, a batch fits into a core's cache; on a GPU, a batch keeps all multiprocessors busy."""
 _RESIDUAL = 1e-9
-"""Largest residual of a good solution: they stay below 1e-12 on music, and a broken factorisation is far above."""
+"""Largest residual of a good solution. On music, residuals stay below 1e-12; a broken factorisation gives far more."""
 
 
 @dataclass(frozen=True)
 class Correlations:
-    """Lagged products of a track, float64, lag last.
+    """Lagged products of the signals of a track, float64, with the lag k in the last dimension.
 
     `references` (a, b, delays): ``sum_t x_a(t) x_b(t + k)``; `estimates` (a, e, delays): the same with estimates.
     """
@@ -79,14 +79,15 @@ def solve(correlations: Correlations, noise: float = 0.0) -> tuple[torch.Tensor,
     """Return the filters (a, delays, e), float64, and the method: ``"cholesky"``, ``"shifted cholesky"`` or ``"lstsq"``.
 
     As in museval, the float64 epsilon is added to the diagonal, which keeps the filters of an all-zero channel at zero.
-    `noise` is the energy of white noise in every reference, relative to its own: the same is added to the diagonal.
+    `noise`, the energy of white noise in every reference relative to the reference's energy, is added there, too.
 
-    G is positive semi-definite by construction, and on most music Cholesky is all it takes. Mono stems make G exactly
-    singular; rounding then leaves a failed or a meaningless factor (an LU factorisation fares no better: it meets a
-    zero pivot, or blows up unnoticed). So the residual ``|G c - d| / |d|`` is checked, and where it is bad G is
-    shifted by about its rounding error, and one step of iterative refinement removes the shift where there is energy
-    (on music with a mono bass, more steps change less than 1e-7 dB). Directions without energy stay near zero; more
-    steps would only amplify their rounding errors. Least squares is the last resort.
+    G is positive semi-definite by construction, and for most music Cholesky suffices. Mono stems make G exactly
+    singular: because of rounding, the factorisation then fails or gives a meaningless factor (LU is no better: it meets
+    a zero pivot, or its factor grows without an error). So the residual ``|G c - d| / |d|`` is checked. If it is too
+    large, G is shifted by about its rounding error, and one step of iterative refinement removes the effect of the
+    shift where there is energy (on music with a mono bass, more steps change less than 1e-7 dB). Directions without
+    energy stay near zero; more steps would only amplify their rounding errors. If this fails, too, least squares is
+    used.
     """
     right = correlations.estimates.movedim(1, 2).flatten(0, 1)
     scale = right.norm(dim=0).clamp_min(torch.finfo(torch.float64).tiny)
@@ -146,7 +147,7 @@ def _sequences(lagged: torch.Tensor) -> torch.Tensor:
 
 
 def _gram_times(lagged: torch.Tensor, filters: torch.Tensor) -> torch.Tensor:
-    """Multiply G by filters (a * delays, e) through a convolution of the lags: the memory of G holds its factor by then."""
+    """Multiply G by filters (a * delays, e) by a convolution with the lags, as the memory of G now holds the factor."""
     delays = lagged.shape[-1]
     length = fft_length(3 * delays)
     lags = torch.fft.rfft(_sequences(lagged), n=length)

@@ -1,8 +1,8 @@
-"""Score a data set: one track is read or separated while others are scored, and a finished one is never done again.
+"""Score a data set: one track is read or separated while others are scored; a finished track is not scored again.
 
-Memory holds the tracks in flight, one more than there are workers. ``evaluation.json`` next to the scores records the model,
-settings and audio that they are of, the audio of a track before it is scored. So a file of scores belongs to this evaluation
-if settings and audio agree; any other file is refused.
+Memory holds the tracks in flight, one more than there are workers. ``evaluation.json`` next to the scores records
+model, settings and audio of the scores; the audio of a track is recorded before the track is scored. So a file of
+scores belongs to this evaluation if settings and audio agree; any other file is refused.
 """
 
 from __future__ import annotations
@@ -89,17 +89,17 @@ def score(
     report: Report | None = None,
     page: str | None = None,
 ) -> ScoringRun:
-    """Score the stems of any separator that lie on disk.
+    """Score stems on disk, of any separator.
 
     Args:
-        references, estimates: a file, a folder of stems, or a tree of these, see :mod:`.tracks`. Stems without a reference,
-            and tracks without one, are left out.
-        scoring: what to compute, and how; `strict` also ends the run at the first track that fails.
-        out: folder for the scores, ``out/<subset or "test">/<track>.json``; None keeps none. What is there of the same audio
-            and settings is kept.
+        references, estimates: a file, a folder of stems, or a tree of these, see :mod:`.tracks`. Stems and tracks
+            without a reference are left out.
+        scoring: metrics and settings; `strict` also ends the run at the first track that fails.
+        out: folder for the scores, ``out/<subset or "test">/<track>.json``; with None, no file is written. Existing
+            scores of the same audio and settings are kept.
         subset: a folder of `references`, such as ``test``, if not all of it is to be scored.
         workers: tracks scored at once.
-        overwrite: score again what is there; the old scores of these tracks are deleted at once.
+        overwrite: score again the tracks that have scores; the old scores are deleted at the start.
         report: called with each track as soon as it is done.
         page: ``file`` to write a page to listen to for each track that is scored, ``out/<subset>/<track>.html``; ``folder``
             to put its sounds into a folder next to it.
@@ -127,7 +127,7 @@ def evaluate_tracks(
     scoring: Scoring | None = None,
     **where: Any,
 ) -> ScoringRun:
-    """Separate tracks and score those of their stems that the network knows; `where` and all else is as in :func:`score`."""
+    """Separate tracks and score the network's stems; `scoring`, `out` and `where` are as in :func:`score`."""
     run = _Run(scoring or Scoring(), separator, out, **where)
     return run.work([(files, partial(_separated, separator, files)) for files in tracks])
 
@@ -148,7 +148,7 @@ def _separated(separator: Separator, files: TrackFiles) -> Audio:
 
 @dataclass
 class _Run:
-    """A run in progress: its settings, and where its results go."""
+    """A run in progress: the settings, and the place of the results."""
 
     scoring: Scoring
     separator: Separator | None
@@ -170,7 +170,7 @@ class _Run:
             self.report(outcome)
 
     def work(self, jobs: Sequence[tuple[TrackFiles | Pair, Callable[[], Audio]]]) -> ScoringRun:
-        """Score every track, each given with the function that reads it: the main thread reads, other threads score."""
+        """Score every track; a job is a track and its reading function. The main thread reads, other threads score."""
         kept: dict[str, Path] = {}
         if self.out is not None:
             audio = {f"{self.subset}/{files.name}": files.fingerprint() for files, _ in jobs}
@@ -201,7 +201,7 @@ class _Run:
         return TrackOutcome(name, "failed", str(error))
 
     def score(self, track: AudioTrack, estimates: dict[str, torch.Tensor], began: float, read: float) -> TrackOutcome:
-        """Score one track and write its scores; `began` and `read` are the times when its reading began and ended."""
+        """Score one track and write the scores; the track was read from the time `began` to the time `read`."""
         started = time.perf_counter()
         try:
             with memory_for(f"scoring {track.name}", "score fewer tracks at once, or free some"):
@@ -236,7 +236,7 @@ class _Run:
 
 
 def _settings(scoring: Scoring, separator: Separator | None) -> dict[str, Any]:
-    """Return all that the scores depend on but the audio; with a separator, also the settings that make the estimates."""
+    """Return the settings that the scores depend on; with a separator, also its model and settings."""
     settings: dict[str, Any] = {"engine": "fast", "metrics": list(scoring.metrics)}
     if scoring.silence != "museval" or scoring.regularise:
         settings |= {"silence": scoring.silence, "regularise": scoring.regularise}
@@ -251,10 +251,10 @@ def _settings(scoring: Scoring, separator: Separator | None) -> dict[str, Any]:
 
 
 def _claim(out: Path, audio: Mapping[str, str | None], settings: Mapping[str, Any], overwrite: bool) -> dict[str, Path]:
-    """Make ``out`` the folder of this evaluation, and return the scores of its own that are there.
+    """Make ``out`` the folder of this evaluation; return the files of its scores that exist there, by ``subset/name``.
 
-    With ``overwrite`` the tracks' scores are deleted first, so that none of another evaluation is mistaken for one of this;
-    else scores of another model, other settings or other audio are refused. `audio` has a fingerprint for each
+    With ``overwrite``, existing scores of these tracks are deleted first, so that they are not taken for new ones.
+    Otherwise scores of another model, other settings or other audio are refused. `audio` has a fingerprint for each
     ``subset/name``; None if a track cannot be read.
     """
     with reporting_write_errors(out, EvaluationError, "choose a writable folder"):

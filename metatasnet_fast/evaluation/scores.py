@@ -1,8 +1,8 @@
-"""The scores of tracks: museval's JSON files, byte for byte, with what museval does not have; their statistics.
+"""Write and read the scores of tracks, in museval's JSON files with some additions; compute statistics of the scores.
 
-A file is ``<folder>/<subset>/<track>.json`` after ``musdb.schema.json`` of museval, so ``museval.EvalStore`` reads what
-is written here and the other way round. Metrics of whole tracks stand under ``track_metrics`` (stem -> metric -> number),
-what a reader must know under ``notes`` (sentences); both are left out where there are none.
+A file is ``<folder>/<subset>/<track>.json`` after ``musdb.schema.json`` of museval: ``museval.EvalStore`` reads these
+files, and museval's files are read here. Metrics of whole tracks stand under ``track_metrics`` (stem -> metric ->
+number), sentences that a reader must know under ``notes``; a key without content is left out.
 
 Intervals are those of the bootstrap over tracks (Efron 1979): the main uncertainty is which tracks a data set contains.
 Two separators are compared on the same tracks by a permutation test of the differences' signs (Fisher 1935), which assumes
@@ -30,20 +30,20 @@ from .signals import EvaluationError
 __all__ = ["Comparison", "Summary", "TrackScores", "compare", "load_scores", "summarise"]
 
 MUSEVAL_VERSION = "0.4.1"
-"""The version of museval whose numbers and files these are; every file names it."""
+"""Version of museval that gives the same numbers and files; every file of scores names this version."""
 
 DRAWS = 10_000
 CONFIDENCE = 0.95
 UNKNOWN = (float("nan"), float("nan"))
 EXTREMES = 3
-"""Tracks that differ most and are named in a comparison."""
+"""Number of tracks that a comparison names: those that differ most."""
 
 _ORDER = ("SDR", "SIR", "SAR", "ISR")
 
 
 @dataclass(frozen=True)
 class TrackScores:
-    """Scores of one track: ``targets[stem][metric]`` is a float64 array (frames,) in dB, NaN where no frame counts.
+    """Scores of one track: ``targets[stem][metric]`` is a float64 array (frames,) in dB, NaN for invalid frames.
 
     `window` and `hop` are in seconds. A metric that was not computed is NaN in the file, whose readers expect all four.
     """
@@ -66,7 +66,7 @@ class TrackScores:
         return [*self.targets.get(stem, ()), *self.whole.get(stem, ())]
 
     def value(self, stem: str, metric: str) -> float:
-        """Return the one number of a track: the median over frames, or the metric of the whole track; NaN if there is none."""
+        """Return the median over frames, or the metric of the whole track; NaN if the track has no such number."""
         whole = self.whole.get(stem, {})
         return whole[metric] if metric in whole else _statistic(np.median, self.counted(stem, metric))
 
@@ -78,7 +78,7 @@ class TrackScores:
         return max((len(values) for values in self.targets.get(stem, {}).values()), default=0)
 
     def counted(self, stem: str, metric: str) -> NDArray[np.float64]:
-        """Return the values of the frames that count, as stored in a file."""
+        """Return the values of the valid frames, rounded as in a file."""
         stored = np.array([float(_rounded(value)) for value in self.targets.get(stem, {}).get(metric, ())])
         counted: NDArray[np.float64] = stored[~np.isnan(stored)]
         return counted
@@ -105,7 +105,7 @@ class TrackScores:
         """Write ``folder/subset/name.json`` whole or not at all, and return its path.
 
         Raises:
-            EvaluationError: if it cannot be written; no half-written file is left.
+            EvaluationError: if the file cannot be written, or the track's name cannot be a file name.
         """
         if self.name != os.path.basename(self.name) or not self.name:
             raise EvaluationError(f"{self.name!r} cannot be a file name. Give the track a name without slashes.")
@@ -117,7 +117,7 @@ class TrackScores:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> TrackScores:
-        """Read a file of museval's or of :meth:`write`; :class:`EvaluationError` if it is something else."""
+        """Read a file of museval's or of :meth:`write`; raise :class:`EvaluationError` for any other file."""
         path = Path(path)
         try:
             return cls._parse(path.stem, json.loads(path.read_text()))
@@ -149,7 +149,7 @@ class TrackScores:
 
 
 def load_scores(folder: str | os.PathLike[str], subset: str | None = "test") -> list[TrackScores]:
-    """Read all ``folder/subset/**/*.json``, of all subsets for None, in the order of their paths."""
+    """Read all ``folder/subset/**/*.json`` in the order of their paths; with ``subset=None``, those of all subsets."""
     paths = sorted(Path(folder).glob(f"{'*' if subset is None else glob.escape(subset)}/**/*.json"))
     if not paths:
         raise EvaluationError(f"No scores in {Path(folder, subset or '')}. Name a folder of `score` or `evaluate`.")
@@ -158,7 +158,7 @@ def load_scores(folder: str | os.PathLike[str], subset: str | None = "test") -> 
 
 @dataclass(frozen=True)
 class Summary:
-    """Statistics of a stem and a metric over tracks; NaN where no track counts. Intervals hold 95 % of the bootstraps."""
+    """Statistics of a stem and metric over tracks; NaN if no track has a number. Intervals hold 95 % of bootstraps."""
 
     median: float = float("nan")
     median_interval: tuple[float, float] = UNKNOWN
@@ -167,7 +167,7 @@ class Summary:
     tracks: int = 0
     """Tracks with a number."""
     valid_frames: int = 0
-    """Frames that count, for a metric that is computed by frames."""
+    """Valid frames, for a metric that is computed by frames."""
     frames: int = 0
     by_frames: bool = False
 
@@ -183,13 +183,13 @@ class Summary:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two sets of scores of the same tracks, with their differences: second minus first."""
+    """Comparison of two sets of scores for one stem and metric on the same tracks; differences: second minus first."""
 
     stem: str
     metric: str
     tracks: int
     first: float
-    """Median over these tracks."""
+    """Median of the first set over these tracks."""
     second: float
     difference: float
     """Mean difference over these tracks, with its interval."""
@@ -201,7 +201,7 @@ class Comparison:
 
 
 def summarise(tracks: Iterable[TrackScores]) -> dict[str, dict[str, Summary]]:
-    """Compute ``result[stem][metric]``. Medians over frames, then tracks, skip NaN, and equal ``museval.EvalStore``'s."""
+    """Compute ``result[stem][metric]``. Medians over frames, then tracks, skip NaN, as in ``museval.EvalStore``."""
     tracks = list(tracks)
     result: dict[str, dict[str, Summary]] = {}
     for stem in dict.fromkeys(stem for track in tracks for stem in track.stems):
@@ -227,7 +227,7 @@ def compare(first: Sequence[TrackScores], second: Sequence[TrackScores]) -> list
     """Compare two separators on the tracks, stems and metrics that both have.
 
     Raises:
-        EvaluationError: if they have no track, or no number, in common.
+        EvaluationError: if the two sets have no track, or no number, in common.
     """
     others = {track.name: track for track in second}
     values: dict[tuple[str, str], dict[str, tuple[float, float]]] = {}
@@ -252,7 +252,7 @@ def compare(first: Sequence[TrackScores], second: Sequence[TrackScores]) -> list
 
 
 def _interval(function: Callable[..., Any], values: NDArray[np.float64]) -> tuple[float, float]:
-    """Return the interval of a bootstrap of the median or mean; of one track only, unknown."""
+    """Return the bootstrap interval of the median or mean; ``UNKNOWN`` for fewer than two values, or infinite ones."""
     if len(values) < 2 or not np.isfinite(values).all():
         return UNKNOWN
     drawn = values[np.random.default_rng(0).integers(0, len(values), (DRAWS, len(values)))]
@@ -261,7 +261,7 @@ def _interval(function: Callable[..., Any], values: NDArray[np.float64]) -> tupl
 
 
 def _sign_test(differences: NDArray[np.float64]) -> float:
-    """Return the two-sided probability; exact up to 13 tracks, by random signs beyond."""
+    """Return p of the two-sided permutation test of signs: exact for at most 13 tracks, by random signs for more."""
     count = len(differences)
     exact = 2**count <= DRAWS
     if exact:
@@ -273,7 +273,7 @@ def _sign_test(differences: NDArray[np.float64]) -> float:
 
 
 def _statistic(function: Callable[..., Any], values: NDArray[np.float64]) -> float:
-    """Return NumPy's median, or mean, of some numbers; NaN of none."""
+    """Return ``function`` (NumPy's median or mean) of the values; NaN if there are no values."""
     return float(function(values)) if values.size else float("nan")
 
 

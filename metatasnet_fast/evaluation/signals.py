@@ -1,4 +1,4 @@
-"""References and estimates as the metrics read them: any dtype in, float64 slices out, never a whole float64 copy.
+"""Read references and estimates of any real dtype in float64 pieces, without a float64 copy of the whole signals.
 
 A reference may have no energy in some band. There the filters of BSSEval are undetermined: they are fitted to the whole
 track, where such a band costs nothing, and applied to frames, whose edges put energy into it. So ISR, SIR and SAR depend on
@@ -29,7 +29,7 @@ MOST_CHANNELS = 64
 """A signal with more channels is taken for a mistake: a time axis in the place of the channels."""
 
 BAND_FFT, MOST_SEGMENTS = 4096, 256
-"""Samples per segment whose spectra are averaged, and most segments of a track, evenly spread over it."""
+"""Samples of a segment for averaged spectra; and the most segments of a track, over which they are spread evenly."""
 EMPTY = 1e-12
 """Share of the largest bin's power below which a bin is empty: far below rounding to 16 bits, far above float64's."""
 NARROWEST = 20
@@ -47,7 +47,8 @@ class SilentSourceError(EvaluationError):
 
 
 class SilentSourceWarning(UserWarning):
-    """A reference or an estimate is silent from end to end: in museval's terms the track has no frame that counts."""
+    """A reference or an estimate is silent from end to end: under museval's rule of silence, the track has no valid
+    frame (all are NaN)."""
 
 
 class EmptyBandWarning(UserWarning):
@@ -92,11 +93,11 @@ class Signals:
         return torch.nn.functional.pad(piece, (0, 0, 0, missing)) if missing else piece
 
     def channels_first(self, where: slice) -> torch.Tensor:
-        """Return the same as (sources * channels, samples)."""
+        """Return samples in float64, (sources * channels, samples), zeros beyond the end."""
         return self.piece(where).mT.reshape(-1, where.stop - where.start)
 
     def silent(self, where: slice) -> torch.Tensor:
-        """Return which sources are silent in some samples, bool (sources,).
+        """Return for each source whether it is silent in the samples ``where``, bool (sources,).
 
         Silent means that the channels sum to exactly zero at every sample, so left = -right counts as silent:
         museval's definition.

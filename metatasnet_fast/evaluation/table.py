@@ -1,4 +1,4 @@
-"""Scores as tables: in a terminal with the published rows, in LaTeX, as rows for CSV, Parquet and pandas; and as boxplots."""
+"""Show scores: as tables for a terminal (with published rows) and LaTeX, as rows for CSV, Parquet, pandas; as plots."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ PUBLISHED: dict[str, tuple[tuple[float, float, float, float] | None, float, str]
     "Band-Split RNN": (None, 8.2, "README of Demucs"),
     "HT Demucs (more data)": (None, 9.0, "README of Demucs"),
 }
-"""SDR in dB on the 50 test tracks of MUSDB18, for :data:`STEMS` and their mean, and the source, whose numbers these are:
-BSSEval v4, median over frames and tracks; later papers print the mean of uSDR."""
+"""Published SDR in dB on the 50 test tracks of MUSDB18: for :data:`STEMS` (None if unknown), their mean, and the source
+of the numbers. SDR is that of BSSEval v4, median over frames and tracks; later papers print the mean of uSDR."""
 
 _TEST_TRACKS, _SHORT_FRAMES = 50, 60
 _NAME, _COLUMN = 34, 9
@@ -74,7 +74,7 @@ def score_table(tracks: Sequence[TrackScores], title: str = "this run") -> str:
 
 
 def latex_table(tracks: Sequence[TrackScores], title: str = "this run") -> str:
-    """Return a ``tabular`` with a row for each metric and a column for each stem; it needs the package booktabs."""
+    """Return a ``tabular`` with a row for each metric and a column for each stem, for the LaTeX package booktabs."""
     stems, rows = _rows(tracks)
     table = {
         "metric": [*map(_escaped, stems), "mean"],
@@ -98,7 +98,7 @@ def comparison_table(comparisons: Sequence[Comparison], names: tuple[str, str]) 
 
 
 def score_rows(tracks: Sequence[TrackScores]) -> list[dict[str, Any]]:
-    """Return a row for each track, stem and metric: ``pandas.DataFrame(score_rows(tracks))``."""
+    """Return a dictionary for each track, stem and metric, as for ``pandas.DataFrame(score_rows(tracks))``."""
     return [
         {
             "track": track.name,
@@ -115,7 +115,9 @@ def score_rows(tracks: Sequence[TrackScores]) -> list[dict[str, Any]]:
 
 
 def write_rows(tracks: Sequence[TrackScores], path: str | os.PathLike[str]) -> Path:
-    """Write :func:`score_rows` as ``.csv`` or ``.parquet``, or a table as ``.tex``, by the suffix of `path`.
+    """Write the rows of :func:`score_rows` as ``.csv`` or ``.parquet``, or :func:`latex_table` as ``.tex``.
+
+    The suffix of ``path`` chooses the format.
 
     Raises:
         EvaluationError: for another suffix, or a file that cannot be written.
@@ -132,8 +134,9 @@ def write_rows(tracks: Sequence[TrackScores], path: str | os.PathLike[str]) -> P
 def plot_scores(tracks: Sequence[TrackScores], path: str | os.PathLike[str], title: str = "scores") -> Path:
     """Draw the tracks' numbers, medians over frames for BSSEval, and write the image (format by the suffix of `path`).
 
-    A box spans the quartiles over tracks, its line is the median, each dot one track. Tracks without a frame that counts are
-    left out and counted below the stem. Raises :class:`EvaluationError` if there is nothing to plot.
+    A box spans the quartiles over tracks, the line in the box is the median, each dot is one track. Tracks without a
+    valid frame are left out; their number stands below the stem. Raise :class:`EvaluationError` if there is nothing to
+    plot.
     """
     figures = require("matplotlib.figure", "A plot")
     stems = _in_order(sorted({stem for track in tracks for stem in track.stems}))
@@ -166,7 +169,7 @@ def plot_scores(tracks: Sequence[TrackScores], path: str | os.PathLike[str], tit
 
 
 def caveats(tracks: Sequence[TrackScores]) -> list[str]:
-    """Return sentences that say why these scores may not be compared with published ones; none for a full evaluation."""
+    """Return sentences that say why these scores may not be compared with published ones; [] for a full evaluation."""
     stems = {stem for track in tracks for stem in track.targets}
     lengths = [max((track.frames(stem) for stem in track.targets), default=0) for track in tracks]
     reasons = []
@@ -200,7 +203,10 @@ def caveats(tracks: Sequence[TrackScores]) -> list[str]:
 
 
 def _rows(tracks: Sequence[TrackScores]) -> tuple[list[str], dict[str, tuple[list[Summary], list[float]]]]:
-    """Return the stems, and for each metric their summaries, and their numbers and the mean: of MUSDB18's stems, if any."""
+    """Return the stems; and for each metric the stems' summaries, and the stems' numbers followed by the mean.
+
+    The mean is over MUSDB18's stems; if there are none of these, over all stems.
+    """
     found = summarise(tracks)
     stems = _in_order(found)
     main = [stem for stem in stems if stem in STEMS] or stems
@@ -213,7 +219,7 @@ def _rows(tracks: Sequence[TrackScores]) -> tuple[list[str], dict[str, tuple[lis
 
 
 def _in_order(stems: Iterable[str]) -> list[str]:
-    """Return MUSDB18's stems first, then the others as they come."""
+    """Return the stems in order: first MUSDB18's, then the others as they come."""
     found = list(stems)
     return list(dict.fromkeys(stem for stem in (*STEMS, *found) if stem in found))
 

@@ -1,18 +1,19 @@
 """Score one track of named stems: BSSEval as ``museval.eval_mus_track`` computes it, and metrics of the whole track.
 
-The latter are one number for a stem: ``s`` is the reference, ``e`` the estimate, ``m`` the mixture, and sums are over all:
+Metrics of the whole track are one number for a stem. Below, ``s`` is the reference, ``e`` the estimate, ``m`` the
+mixture, and sums run over samples and channels:
 
     uSDR = 10 log10(sum s^2 / sum (s - e)^2)                          Mitsufuji et al. 2022: the ratio of a whole track
     MDX = 10 log10((sum s^2 + 1e-7) / (sum (s - e)^2 + 1e-7))         the same, as the Music Demixing Challenges rank by it
     SI-SDR = 10 log10(sum (a s)^2 / sum (a s - e)^2), a = sum e s / sum s^2        Le Roux et al. 2019, means not removed
-    SI-SDRi = SI-SDR of e less SI-SDR of m
-    bleedless = 100 / (1 + mean of what is above 0 of d), fullness = 100 / (1 - mean of what is below 0 of d), where
+    SI-SDRi = SI-SDR of e minus SI-SDR of m
+    bleedless = 100 / (1 + mean of the positive d), fullness = 100 / (1 - mean of the negative d), where
         d = mel(e) - mel(s) in dB of magnitudes of 512 mel bands (frames of 4096 every 1024), at most 80 dB below their peak
     L1freq = 100 / (1 + 10 mean | |STFT e| - |STFT s| |), frames of 2048 every 1024, not windowed
     log-WMSE: the package log-wmse-audio-quality, by its authors
 
 bleedless, fullness and L1freq are those of the program Music-Source-Separation-Training (utils/metrics.py). A silent
-reference has neither uSDR nor SI-SDR, and a silent estimate no SI-SDR: NaN. The other metrics count silence.
+reference has neither uSDR nor SI-SDR, a silent estimate has no SI-SDR: these are NaN. The other metrics count silence.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ class _Stem:
         return self.scale_invariant(lambda e, m: e)
 
     def scale_invariant(self, of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> float:
-        """Return the SI-SDR of a function of estimate and mixture."""
+        """Return the SI-SDR in dB of ``of(estimate, mixture)``; NaN if the reference is silent."""
         if self.energy == 0:
             return math.nan
         scale = self.sum(lambda s, e, m: s * of(e, m)) / self.energy
@@ -85,7 +86,8 @@ class _Stem:
 
     @cached_property
     def bleed(self) -> tuple[float, float]:
-        """Return the mean decibels by which the estimate's mel bands lie above the reference's, and below."""
+        """Return the mean positive and the mean negative difference in dB between the mel bands of estimate and
+        reference; 0 if no difference has that sign."""
         bands = _mel_bands(self.rate).to(self.signals[0].device)
         levels = []
         for signal in self.whole()[:2]:
@@ -118,7 +120,8 @@ def _l1_frequency(stem: _Stem) -> float:
 
 
 def _mel_bands(sample_rate: float) -> torch.Tensor:
-    """Return triangles of equal area on Slaney's mel scale up to half the rate, (bands, bins), float32, as librosa does."""
+    """Return librosa's mel filters, (bands, bins) float32: triangles of equal area on Slaney's scale, to half the
+    rate."""
     knee, per_hertz, step = 1000.0, 3 / 200, math.log(6.4) / 27
     top = sample_rate / 2
     highest = per_hertz * min(top, knee) + max(0.0, math.log(max(top, 1.0) / knee)) / step
@@ -148,7 +151,7 @@ WHOLE: dict[str, Callable[[_Stem], float]] = {
     "L1freq": _l1_frequency,
     "log-WMSE": _log_wmse,
 }
-"""Each metric with the function that computes it."""
+"""The function that computes each metric of the whole track."""
 
 ALL_METRICS = (*METRICS, *WHOLE)
 DEFAULT_METRICS = tuple(metric for metric in ALL_METRICS if metric != "log-WMSE")
@@ -160,13 +163,14 @@ class Scoring:
     """The metrics to compute and the settings that they depend on.
 
     Args:
-        metrics: of :data:`ALL_METRICS`, whatever their case; ``all`` for every one, and ``bsseval`` for its four.
+        metrics: names from :data:`ALL_METRICS`, in upper or lower case; ``all`` for all of these, ``bsseval`` for
+            BSSEval's four.
         silence, regularise: see :func:`bss_eval`.
         strict: whether a silent stem is an error.
-        device: where it is computed, in float64; None for the device of the arrays.
+        device: where the metrics are computed; None for the device of the arrays.
 
     Raises:
-        EvaluationError: for a metric or rule that is not known, or a device that is not there.
+        EvaluationError: for an unknown metric, no metrics, an unknown rule of silence, or a device that cannot be used.
     """
 
     metrics: Sequence[str] = DEFAULT_METRICS
@@ -216,12 +220,12 @@ def evaluate_track(
         references, estimates: stem name -> (samples, channels) or (channels, samples) or (samples,), NumPy or torch; the
             references all of one length. Stems without an estimate are left out, of the filters too. The order of the stems,
             in the filters and in the file, is musdb's, then that of `references`.
-        scoring: what to compute, and how; by default BSSEval.
-        mixture: what was separated, for SI-SDRi and log-WMSE; by default the sum of `references`.
-        warn: whether to warn of what stands in ``result.notes``.
+        scoring: metrics and settings; by default BSSEval.
+        mixture: the signal that was separated, for SI-SDRi and log-WMSE; by default the sum of `references`.
+        warn: whether to issue warnings for silent signals and empty bands, which ``result.notes`` names in any case.
 
     Raises:
-        EvaluationError: where an estimate has no reference; and what :func:`bss_eval` raises.
+        EvaluationError: if an estimate has no reference; and as :func:`bss_eval` raises it.
     """
     scoring = scoring or Scoring(METRICS)
     if unknown := [stem for stem in estimates if stem not in references]:
@@ -280,7 +284,7 @@ def evaluate_track(
 
 
 def _signal(audio: Audio, what: str, device: str | None, samples: int | None = None) -> torch.Tensor:
-    """Return a signal as (samples, channels), cut or zero-padded to `samples`; its channels may be first, or missing."""
+    """Return a signal (channels last, first or missing) as (samples, channels), cut or zero-padded to `samples`."""
     signal = Signals(audio[None], what).audio[0, :samples].to(device=device)
     missing = 0 if samples is None else samples - len(signal)
     return torch.nn.functional.pad(signal, (0, 0, 0, missing)) if missing else signal

@@ -1,6 +1,6 @@
-"""Tracks on disk: a file, a folder with a file for each stem, MUSDB18's files with all stems, or a tree of these.
+"""Find and read tracks: a file, a folder with a file for each stem, MUSDB18's files with all stems, or a tree of these.
 
-References and estimates need not have the same layout: tracks are paired by name, and stems are.
+References and estimates need not have the same layout: tracks are paired by name, and so are their stems.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ REST = ("accompaniment", "instrumental", "no_vocals")
 """Names that programs give to the sum of all stems but the vocals."""
 
 PIECES, PIECE_BYTES = 16, 4096
-"""Pieces, spread over a file, and bytes of each that identify the file: to read a whole data set would take minutes."""
+"""Number and bytes of the pieces, spread over a file, that identify the file: a whole data set would take minutes."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class AudioTrack:
 
     @property
     def whole(self) -> torch.Tensor:
-        """Return the mixture, or the sum of the stems where there is none."""
+        """Return the mixture; if there is no mixture, the sum of the stems."""
         return mixture_of(self.stems) if self.mixture is None else self.mixture
 
     @property
@@ -51,7 +51,7 @@ class AudioTrack:
 
 
 def mixture_of(stems: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Return the sum of the stems, without those that are sums of others."""
+    """Return the sum of the stems, without stems that are themselves sums of stems."""
     parts = [stem for name, stem in stems.items() if name not in ("accompaniment", "linear_mixture")]
     return torch.stack(parts or list(stems.values())).sum(0)
 
@@ -68,13 +68,13 @@ class TrackFiles:
 
     name: str
     files: dict[str, Path]
-    """Stem, or ``mixture``, -> file; all may be in one file, or each in its own."""
+    """Files by name of the stem, or ``mixture``; all signals may be in one file, or each in a file of its own."""
 
     def read(self, only: Iterable[str] | None = None) -> AudioTrack:
         """Decode the stems and the mixture, or only some of them.
 
         Raises:
-            EvaluationError: if a file cannot be decoded, or they differ in rate.
+            EvaluationError: if a file cannot be decoded, or the stems differ in sample rate.
             OutOfMemoryError: if memory does not hold the track.
         """
         try:
@@ -92,7 +92,7 @@ class TrackFiles:
         return AudioTrack(self.name, rate, signals, mixtures[0] if mixtures else None)
 
     def fingerprint(self) -> str | None:
-        """Return a checksum of names, sizes and a sample of the bytes; None if a file cannot be read, as :meth:`read` says."""
+        """Return a checksum of names, sizes and some bytes; None if a file cannot be read: :meth:`read` then raises."""
         digest = hashlib.sha256()
         try:
             for path in sorted(set(self.files.values())):
@@ -118,7 +118,7 @@ class Pair:
     """Reference -> estimate; ``accompaniment`` means the sum of all references except the vocals."""
 
     def read(self) -> tuple[AudioTrack, dict[str, torch.Tensor]]:
-        """Decode references and estimates; :class:`EvaluationError` where they differ in rate or channels."""
+        """Decode references and estimates; raise :class:`EvaluationError` if they differ in sample rate or channels."""
         track = self.reference.read()
         require_one_length(self.name, track.stems.values())
         found = self.estimate.read(self.stems.values())
@@ -141,12 +141,12 @@ class Pair:
 
 
 def open_tracks(path: str | os.PathLike[str], subset: str | None = None) -> list[TrackFiles]:
-    """Find the tracks of a file, a folder or a tree; of ``path/subset`` only if a subset is named.
+    """Find the tracks of a file, a folder or a tree; if ``subset`` is given, those of ``path/subset``.
 
     A folder with audio files is a track, its files are stems; hidden files and folders are left out.
 
     Raises:
-        EvaluationError: if there are none.
+        EvaluationError: if there are no tracks.
     """
     if not os.fspath(path):
         raise EvaluationError("The path is empty. Name a track, or a folder of tracks, `.` for this one.")
@@ -174,7 +174,9 @@ def open_tracks(path: str | os.PathLike[str], subset: str | None = None) -> list
 
 
 def pair_tracks(references: Sequence[TrackFiles], estimates: Sequence[TrackFiles]) -> tuple[list[Pair], dict[str, str]]:
-    """Pair tracks by name, and their stems by name. Single tracks, and single stems, pair whatever their names.
+    """Pair tracks by name, and their stems by name.
+
+    If each side has only one track, its name is ignored; if each of these has only one stem, so is the stem's name.
 
     Returns:
         the pairs, and the names of the reference tracks without estimates, each with the reason.
@@ -198,7 +200,7 @@ def pair_tracks(references: Sequence[TrackFiles], estimates: Sequence[TrackFiles
 
 
 def _key(track: TrackFiles) -> str:
-    """Return the name that pairs tracks; separators name the stems of ``song.stem.mp4`` ``song.stem`` or ``song``."""
+    """Return the name by which a track is paired: lower case, without the ``.stem`` that some separators keep."""
     return track.name.lower().removesuffix(".stem")
 
 
@@ -215,7 +217,7 @@ def _pair_stems(reference: TrackFiles, estimate: TrackFiles, single: bool) -> di
 
 
 def _catalogued(folder: Path) -> str | None:
-    """Return the name of the song whose stems a catalogue put into a folder, by its result file; None for others."""
+    """Return the song whose stems a catalogue put into a folder, by its result file; None for other folders."""
     for path in sorted(folder.glob("result*.json")):
         with suppress(OSError, ValueError, KeyError, TypeError):  # another program's file
             song = PurePosixPath(str(json.loads(path.read_text("utf-8"))["uri"]))

@@ -1,4 +1,4 @@
-"""The network as modules with the original's parameter names; no kernel in sight."""
+"""Build, load, save, export and accelerate the network; its modules have the original's parameter names."""
 
 from .accelerate import AccelerationReport, accelerate, restore
 from .network import MultiTasNet

@@ -1,7 +1,7 @@
-"""Give a network that is already in memory the fast forward and inference, without touching its parameters.
+"""Give a network that is already in memory the fast forward and inference, without changing its parameters.
 
-Names and shapes of the parameters do not show whether a fork changed the arithmetic. The network therefore first runs its own
-inference and forward on a short signal, and each stage's result is compared with the reference.
+Names and shapes of the parameters do not show whether a fork changed the arithmetic. Therefore, the network first runs
+its own inference and forward on a short signal, and each stage's result is compared with the reference.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from .network import Stage
 __all__ = ["AccelerationReport", "accelerate", "restore"]
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
-"""Largest allowed difference, relative to the largest value, by the parameters' dtype: at least ten times what rounding
-explains."""
+"""Largest allowed difference, relative to the largest value, by the parameters' dtype: at least ten times the rounding
+error."""
 
 EXTRA_FRAMES = 8
 ADVICE = "accelerate would replace it; repair the difference, or pass check=False to replace it all the same."
@@ -46,8 +46,8 @@ def compare_with_reference(network: nn.Module, config: MetaTasNetConfig) -> None
     """Run a network's own methods on a short signal, without changing anything, and compare them with the reference.
 
     Raises:
-        ConfigError: naming the first stage, and whether its encoder, masks, decoder or loss differ; or if the network's own
-            methods fail.
+        ConfigError: if a result differs: the message names the first stage, and its encoder, masks, decoder or the
+            loss. Also if the network's own methods fail.
     """
     parameter = next(network.parameters())
     tolerance = TOLERANCE.get(parameter.dtype, 1e-3)
@@ -84,7 +84,8 @@ def compare_with_reference(network: nn.Module, config: MetaTasNetConfig) -> None
 
 
 def _compare(what: str, own: Any, expected: Tensor, tolerance: float) -> None:
-    """Raise if the two results differ. A result that is not a tensor is skipped: later results show its errors."""
+    """Raise :class:`ConfigError` if two results differ. A result that is no tensor is skipped: later ones show
+    errors."""
     if not isinstance(own, Tensor):
         return
     if own.numel() != expected.numel():
@@ -195,14 +196,14 @@ def accelerate(
 ) -> AccelerationReport:
     """Replace the forward, inference and statistics of a network of the authors' program (or of this library).
 
-    The parameters are shared, not copied: an existing optimiser continues to train them. :func:`restore` undoes it. Before it
-    replaces anything, the network runs its own inference and forward on a short signal: one that computes anything else than
-    the original does is refused, with the first part that differs.
+    The parameters are shared, not copied: an existing optimiser continues to train them. :func:`restore` undoes the
+    replacement. First, the network runs its own inference and forward on a short signal: a network that does not
+    compute what the original computes is refused, with the first part that differs.
 
     Args:
         network: a ``MultiTasNet`` of either program.
         backend: as in :class:`use_backend`, for this network only.
-        dtype: precision of the computation; None means that of the parameters.
+        dtype: precision of the computation; None means the dtype of the parameters.
         check: False replaces the methods without that comparison, whatever they compute.
 
     Returns:
@@ -244,11 +245,11 @@ def restore(network: nn.Module) -> nn.Module:
 
 
 def _check(network: nn.Module) -> MetaTasNetConfig:
-    """Return the network's configuration, if its parameters match it."""
+    """Return the network's configuration; raise :class:`ConfigError` if the parameters do not match it."""
     if isinstance(network, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         raise ConfigError(f"Accelerate the network inside the {type(network).__name__}: accelerate(network.module).")
     if isinstance(network, nn.Module) and "_orig_mod" in network._modules:
-        # The wrapper passes attributes on, so it looks like its network, but it would still call what it has compiled.
+        # The wrapper passes attributes on, so it looks like the network, but it would still call the compiled code.
         raise ConfigError("Accelerate the network inside torch.compile's wrapper: accelerate(network._orig_mod).")
     stages = getattr(network, "stages", None)
     if not isinstance(stages, nn.ModuleList) or not hasattr(network, "args"):

@@ -1,4 +1,4 @@
-"""Checkpoints in two forms: files of the authors' program, read without running any code in them; and this library's folders.
+"""Read and write checkpoints: files of the authors' program (code in a file is never run), and this library's folders.
 
 A file holds a dict with ``state_dict``, ``args``, and in training ``optimizer``, ``epoch``, ``steps``. A folder holds
 ``model.safetensors`` and ``config.json``, and optionally ``optimizer.safetensors``; ``config.json`` has the network's settings,
@@ -91,10 +91,10 @@ def read_original(path: str | os.PathLike[str]) -> Checkpoint:
 
 
 def write_original(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
-    """Write a file that the authors' program reads; it appears whole or not at all, also if the machine fails.
+    """Write a file that the authors' program reads; the file appears whole or not at all, also after a loss of power.
 
     Raises:
-        CheckpointError: if it cannot be written; a full disk is named.
+        CheckpointError: if the file cannot be written; the message names a full disk.
     """
     path = Path(path)
     content: dict[str, Any] = {"state_dict": checkpoint.state_dict, "args": checkpoint.args, **checkpoint.extra}
@@ -111,10 +111,10 @@ def write_original(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None
 
 
 def load_state(network: nn.Module, state: Mapping[str, Tensor], origin: object) -> None:
-    """Load weights strictly.
+    """Load weights into a network, which must have exactly these names and shapes.
 
     Raises:
-        CheckpointError: for missing, unknown or misshapen weights, or values that are no finite numbers; with their names.
+        CheckpointError: for missing, unknown or misshapen weights (which are named), or values that are not finite.
     """
     expected = network.state_dict()
     missing = [name for name in expected if name not in state]
@@ -149,7 +149,7 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], origin: object) 
 
 
 def config_of(checkpoint: Checkpoint, origin: object) -> MetaTasNetConfig:
-    """Return the checkpoint's settings; raise :class:`CheckpointError` with the file's name if it has no valid ones."""
+    """Return the checkpoint's settings; raise :class:`CheckpointError`, which names the file, if they are not valid."""
     try:
         return checkpoint.config
     except ConfigError as error:
@@ -164,7 +164,7 @@ def _examples(names: list[str], lead: str = "") -> str:
 
 
 def _reasons(error: Exception) -> list[str]:
-    """Return the lines of an error of torch without its advice to run what is in the file."""
+    """Return the lines of a torch error, without torch's advice to allow the code in the file."""
     mark = "WeightsUnpickler error: "
     lines = (line.partition(mark)[2] if mark in line else line for line in str(error).splitlines())
     reasons = (line.strip().partition(" Please ")[0].rstrip(".") for line in lines)
@@ -238,13 +238,15 @@ def _no_settings(folder: Path, error: Exception) -> CheckpointError:
 
 
 def write_folder(checkpoint: Checkpoint, folder: str | os.PathLike[str], half: bool = False) -> None:
-    """Write a checkpoint folder; it appears whole, or the one that was there stays.
+    """Write a checkpoint folder: all files into a temporary folder first, then each into its place.
+
+    An error while writing leaves an older folder as it was.
 
     Args:
         half: store the learned weights in float16. Reading gives float32 again.
 
     Raises:
-        CheckpointError: if it cannot be written, or an argument cannot be kept as JSON.
+        CheckpointError: if the folder cannot be written, an argument cannot be stored as JSON, or a weight in float16.
         MissingDependencyError: without safetensors.
     """
     folder = Path(folder)
@@ -290,7 +292,7 @@ def _stored(name: str, value: Tensor, half: bool) -> Tensor:
 
 
 def _split_optimizer(optimizer: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors under ``index.name``, and the rest as JSON."""
+    """Return the optimiser's tensors under ``index.name``, and everything else in a form for JSON."""
     tensors, scalars = {}, {}
     for index, state in optimizer["state"].items():
         for name, value in state.items():

@@ -1,4 +1,4 @@
-"""The stages of a network, run through a backend: inference, and the one place where the losses are computed."""
+"""Run the stages of a network through a backend: inference, and the loss, which is put together only here."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from ..reference import LossWeights
 __all__ = ["Dropout", "Engine", "check_mixes"]
 
 Dropout: TypeAlias = Callable[[int, Tensor], Tensor | None]
-"""Factors (b, I, N) for a stage's index and its latent (b, N, T'), or None for no dropout."""
+"""Function of a stage's index and latent (b, N, T') that returns dropout factors (b, I, N), or None for no dropout."""
 
 
 @dataclass(frozen=True)
 class Engine:
-    """A network ready to run: its configuration, a backend, and what that prepared for each stage."""
+    """A network ready to run: configuration, backend, and the weights that the backend prepared for each stage."""
 
     config: MetaTasNetConfig
     backend: Backend
@@ -39,7 +39,7 @@ class Engine:
         precision: Precision,
         parameters: Sequence[Mapping[str, Tensor]],
     ) -> Engine:
-        """Prepare the parameters of every stage, by name; differentiable if gradients are enabled."""
+        """Return an engine with the prepared parameters of every stage; differentiable if gradients are enabled."""
         prepared = [backend.prepare(config.stage(s), stage, precision) for s, stage in enumerate(parameters)]
         return cls(config, backend, precision, prepared)
 
@@ -47,7 +47,7 @@ class Engine:
         """Separate one chunk.
 
         Args:
-            mixes: (b, 1, T 2^s) for each stage ``s``, T a multiple of ``W`` or cut down to one.
+            mixes: (b, 1, T 2^s) for each stage ``s``; T is cut down to a multiple of ``W``.
             wanted: stages whose waveforms are to be decoded.
 
         Returns:
@@ -69,8 +69,8 @@ class Engine:
         return tuple(estimates)
 
     def random_dropout(self, probability: float) -> Dropout | None:
-        """Return factors from torch's default generator: one draw per (item, instrument, channel), in the order of
-        Dropout2d."""
+        """Return a function that draws dropout factors from torch's default generator, one per (item, instrument,
+        channel) in the order of Dropout2d; None for probability 0."""
         keep, instruments = 1 - probability, len(self.config.instruments)
         if keep == 1:
             return None
@@ -93,10 +93,9 @@ class Engine:
         Args:
             mixes: (b, 1, T 2^s) for each stage ``s``.
             sources: (b, I, 1, T 2^s) for each stage and I instruments.
-            masks: (b, I, 1) for each stage, 1 where the source sounds.
-            dropout: gives (b, I, N) factors on the masking network's copy of the latent, or None, for a stage and its latent.
-            divisors: of each stage, from :func:`metatasnet_fast.reference.loss_divisors` of the whole batch's mask; by default
-                of ``masks``.
+            masks: (b, I, 1) for each stage, 1 where the source is not silent.
+            dropout: for a stage and its latent, factors (b, I, N) on the masking network's input latent, or None.
+            divisors: for each stage, ``loss_divisors`` of the whole batch's mask; by default of ``masks``.
             before: sources and masks, (1, I, 1, T 2^s) and (1, I, 1) for each stage, of the item before the first one, for the
                 similarity loss; by default the last item, which is right for a whole batch.
 

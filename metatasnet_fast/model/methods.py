@@ -1,4 +1,4 @@
-"""Methods of a network that :class:`MultiTasNet` and an accelerated network share.
+"""Define the methods that :class:`MultiTasNet` and an accelerated network share.
 
 Source: original ``model/tasnet.py``, ``MultiTasNet``; ``model/spectrogram.py``, ``compute_stats``.
 """
@@ -25,7 +25,7 @@ __all__ = ["NetworkMethods", "RunningDeviation", "plan_chunks"]
 
 @dataclass(frozen=True)
 class Chunk:
-    """Samples of the first stage: ``start`` to ``end`` are processed, ``begin`` to ``stop`` are kept."""
+    """A range of samples at the first stage's rate: ``start`` to ``end`` is processed, ``begin`` to ``stop`` kept."""
 
     start: int
     end: int
@@ -33,7 +33,7 @@ class Chunk:
     stop: int
 
     def separate(self, engine: Engine, mixes: Sequence[Tensor], wanted: Collection[int]) -> dict[int, Tensor]:
-        """Separate this part of mixtures, (b, 1, T 2^s) for each stage ``s``; return what is kept for the wanted stages."""
+        """Separate this range of the mixtures (b, 1, T 2^s) of each stage ``s``; return the kept samples by stage."""
         first, last = self.begin - self.start, min(self.stop, self.end) - self.start  # may end early, at a whole stride
         parts = [mix[..., self.start * 2**s : self.end * 2**s] for s, mix in enumerate(mixes)]
         return {s: x[..., first * 2**s : last * 2**s] for s, x in engine.separate(parts, wanted).items()}
@@ -42,8 +42,9 @@ class Chunk:
 def plan_chunks(length: int, chunks: int, context: int, stride: int) -> list[Chunk]:
     """Cut ``length`` samples into ``chunks`` parts at ``int(length / chunks * c + 0.5)``, with context to both sides.
 
-    Each processed range is a multiple of ``stride``: one that starts at 0 loses samples at its end, any other at its start. A
-    single range over the whole signal therefore misses up to ``stride - 1`` samples at the end, as in the original.
+    Each processed range is cut to a multiple of ``stride``: a range that starts at 0 loses samples at the end, any
+    other range at the start. So a single range over the whole signal misses up to ``stride - 1`` samples at the end, as
+    in the original.
     """
     edges = [int(length / chunks * c + 0.5) for c in range(chunks)] + [length]
     plan = []
@@ -59,11 +60,11 @@ def plan_chunks(length: int, chunks: int, context: int, stride: int) -> list[Chu
 
 
 ITEMS = 5000
-"""Items after which the statistics are good enough."""
+"""Number of items after which the statistics are good enough."""
 
 
 class RunningDeviation:
-    """Computes ``x.std(dim=-1)`` (unbiased) over all (channels, n) blocks together.
+    """Running computation of ``x.std(dim=-1)`` (unbiased) over all (channels, n) blocks together.
 
     Count, mean and sum of squared deviations are merged block by block in float64, so that a large constant part costs no
     accuracy. Source: Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979.
@@ -87,7 +88,7 @@ class RunningDeviation:
         self._count = total
 
     def deviation(self) -> Tensor:
-        """Return (channels,), float64; 0 for fewer than two samples."""
+        """Return the standard deviation, (channels,) float64; 0 for fewer than two samples."""
         return (self._squares / max(1, self._count - 1)).sqrt()
 
 
@@ -98,12 +99,12 @@ def compute_stats(config: MetaTasNetConfig, spectrograms: Sequence[nn.Module], l
     Args:
         config: the network's settings.
         spectrograms: modules with parameters ``window``, ``mean`` and ``std``, one per stage.
-        loader: yields batches whose first element is a list of mixtures, (b, 1, T 2^s). It is read once for each stage, as
-            the original does, so that a training then draws the same random numbers as the original; an iterator, which
-            can be read only once, is read once for all stages.
+        loader: yields batches whose first element is a list of mixtures, (b, 1, T 2^s). The loader is read once for
+            each stage, as in the original, so that training then draws the same random numbers. An iterator, which can
+            be read only once, is read once for all stages.
 
     Raises:
-        EmptyAudioError: if the loader yields nothing.
+        EmptyAudioError: if the loader yields no batch.
     """
     stages = list(enumerate(spectrograms))
     for part in [stages] if isinstance(loader, Iterator) else [[stage] for stage in stages]:
@@ -129,7 +130,7 @@ CONTEXT_SECONDS = 8
 
 
 class NetworkMethods(nn.Module):
-    """Forward, inference and statistics over ``self.stages`` and ``self.args``."""
+    """Forward, inference and statistics of a network that has ``stages`` and ``args``."""
 
     stages: nn.ModuleList
     args: Any
@@ -145,10 +146,10 @@ class NetworkMethods(nn.Module):
         return next(iter(self._find_parameters()[0].values())).device
 
     def engine(self, choice: Choice | None = None, training: bool = False) -> Engine:
-        """Return the network on the backend that is to serve it.
+        """Return the engine that runs the network on a backend.
 
         Args:
-            choice: a backend and precision; by default the network's own, else that of :class:`use_backend`.
+            choice: a backend and precision; by default the network's own choice, else that of :class:`use_backend`.
             training: whether gradients must flow. Otherwise the prepared weights are kept until a parameter changes.
 
         Raises:
@@ -170,8 +171,8 @@ class NetworkMethods(nn.Module):
     def weights_changed(self) -> None:
         """Make the next call read every parameter again.
 
-        Needed only after writing single values through ``.data`` by hand: every other change is noticed without it, and
-        even such a write is after 64 calls.
+        This is needed only after single values were written through ``.data``. Such a write is noticed after 64 calls,
+        every other change at once.
         """
         self._cache().look_closely()
 
@@ -183,7 +184,7 @@ class NetworkMethods(nn.Module):
         Args:
             input_mixes: (b, 1, T 2^s) for each stage ``s``; T a multiple of ``W``.
             separated_inputs: (b, I, 1, T 2^s), the sources in the order of the I instruments.
-            masks: (b, I, 1), 1 where the source sounds.
+            masks: (b, I, 1), 1 where the source is not silent.
 
         Returns:
             the loss, (1,), and (1, I * stages + 3): the SI-SDR of every stage and instrument in dB, then the last stage's
@@ -224,7 +225,7 @@ class NetworkMethods(nn.Module):
 
         Args:
             input_audio: (b, 1, T 2^s) for each stage ``s``.
-            n_chunks: parts; more of them need less memory.
+            n_chunks: number of parts; more parts need less memory.
 
         Returns:
             (b, I, 1, T_s) for each stage, in the input's dtype.
@@ -274,7 +275,7 @@ class NetworkMethods(nn.Module):
     setattr(_serving, "_dynamo_marked_constant", True)  # noqa: B010
 
     def _find_parameters(self) -> Sequence[Mapping[str, Tensor]]:
-        """Return the parameters of every stage, from the cache; while a compiler traces, search for them."""
+        """Return the parameters of every stage from the cache; while a compiler traces, search the modules for them."""
         if torch.compiler.is_compiling():
             return [collect_parameters(stage) for stage in self.stages]
         return self._cache().parameters(self)

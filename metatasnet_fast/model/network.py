@@ -1,4 +1,4 @@
-"""The network with the original's interface, and its parameters under the original's names, shapes, order and distributions.
+"""Define the network with the original's interface, and its parameters' names, shapes, order and distributions.
 
 The modules of a stage only hold parameters; backends compute with them. Layers are created in the original's order, so that
 the same seed gives the same network.
@@ -21,7 +21,7 @@ __all__ = ["MultiTasNet", "Stage"]
 
 
 class Spectrogram(nn.Module):
-    """Window, statistics (both fixed), learned affine map and learned mel map of the spectrogram branch."""
+    """Parameters of the spectrogram branch: fixed window and statistics, learned affine map and mel map."""
 
     def __init__(self, config: StageConfig) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Spectrogram(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Spectrogram branch, filter bank and bottleneck."""
+    """Parameters of the encoder: spectrogram branch, filter bank and bottleneck."""
 
     def __init__(self, config: StageConfig) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Bottleneck and transposed filter bank."""
+    """Parameters of the decoder: bottleneck and transposed filter bank."""
 
     def __init__(self, config: StageConfig) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class Decoder(nn.Module):
 
 
 class GeneratedConvolution(nn.Module):
-    """Embedding to bottleneck to kernel (and bias)."""
+    """Generator of a convolution: from the embedding through a bottleneck to the kernel (and bias)."""
 
     def __init__(self, e1: int, e2: int, inputs: int, outputs: int, taps: int, bias: bool) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class GeneratedConvolution(nn.Module):
 
 
 class IndependentConvolution(nn.Module):
-    """One stored kernel per instrument."""
+    """A convolution with one stored kernel per instrument."""
 
     def __init__(self, instruments: int, inputs: int, outputs: int, taps: int, groups: int, bias: bool) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class IndependentConvolution(nn.Module):
 
 
 class GeneratedNorm(nn.Module):
-    """Embedding to bottleneck to scales and shifts."""
+    """Generator of a group norm: from the embedding through a bottleneck to scales and shifts."""
 
     def __init__(self, e1: int, e2: int, channels: int) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class GeneratedNorm(nn.Module):
 
 
 class IndependentNorm(nn.Module):
-    """Stored scales and shifts per instrument."""
+    """A group norm with stored scales and shifts for each instrument."""
 
     def __init__(self, instruments: int, channels: int) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class IndependentNorm(nn.Module):
 
 
 class Layers:
-    """Makes layers of the masking network, generated or independent."""
+    """Factory of the masking network's layers, generated or independent."""
 
     def __init__(self, config: MetaTasNetConfig) -> None:
         self.config = config

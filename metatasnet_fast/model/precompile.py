@@ -1,7 +1,7 @@
 """Compile the Triton kernels of a network before its first use: in parallel, into Triton's cache, with or without a GPU.
 
-The launches of the network are recorded on tensors without data, and specialised as they are at run time. Short inputs, of
-whole frames and of an odd number of samples, stand for those of every length and batch.
+The launches of the network are recorded on tensors without data, and specialised as they are at run time. A few short
+inputs (whole frames, and an odd number of samples) need the same programs as inputs of any length and batch.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ __all__ = ["Recorded", "precompile", "programs", "record"]
 
 @dataclass(frozen=True)
 class Recorded:
-    """A network's launches and its calls of torch's operators, in order (:mod:`metatasnet_fast.kernels.recording`)."""
+    """A network's launches and calls of torch's operators, in order: first to prepare the weights, then to run (see
+    :mod:`metatasnet_fast.kernels.recording`)."""
 
     preparing: list[Any]
     running: list[Any]
@@ -42,8 +43,8 @@ def record(
     """Record preparing the weights of a network and running it on mixtures (items, 1, samples 2^s).
 
     Args:
-        capability: of the GPU, without its point: 90 for sm_90.
-        training: a training step without the optimiser, instead of separating with the last stage's decoder alone.
+        capability: compute capability of the GPU as a whole number: 90 for sm_90.
+        training: record a training step without the optimiser, not a separation with only the last stage's decoder.
     """
     from ..kernels.log_power import basis
     from ..kernels.recording import Recorder
@@ -91,15 +92,15 @@ def precompile(
     """Compile the programs of a network into Triton's cache, in several processes.
 
     Args:
-        capability: of the NVIDIA GPU that will run them, without its point; it need not be there.
-        workers: processes; default: one for each core.
-        report: called with the number of programs done, and of all.
+        capability: compute capability of the target NVIDIA GPU as a whole number; the GPU need not be in this machine.
+        workers: number of processes; by default one for each core.
+        report: called with the number of programs compiled so far, and the number of all programs.
 
     Returns:
         the number of programs.
 
     Raises:
-        RuntimeError: if one does not compile.
+        RuntimeError: if a program does not compile.
     """
     what = (config, precision, capability, training)
     total, done = len(programs(*what)), 0
@@ -113,7 +114,7 @@ def precompile(
 
 
 _recorded: list[Launch] = []
-"""The launches that this worker process compiles some of."""
+"""All launches of the network; this worker process compiles some of them."""
 
 
 def _record(*what: Any) -> None:

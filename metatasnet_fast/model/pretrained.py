@@ -1,4 +1,4 @@
-"""Loading and saving networks in the Hugging Face convention."""
+"""Load and save networks in the Hugging Face convention."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ __all__ = [
 
 
 class PretrainedMixin(nn.Module):
-    """Adds ``save_pretrained``, ``push_to_hub`` and ``from_pretrained`` to a network."""
+    """Mixin that adds ``save_pretrained``, ``push_to_hub`` and ``from_pretrained`` to a network."""
 
     args: Any
 
@@ -61,7 +61,7 @@ class PretrainedMixin(nn.Module):
             half: store the learned weights in float16.
 
         Raises:
-            CheckpointError: if it cannot be written.
+            CheckpointError: if the folder cannot be written.
             MissingDependencyError: without safetensors.
         """
         args = self.args.to_namespace() if hasattr(self.args, "to_namespace") else self.args
@@ -82,11 +82,11 @@ class PretrainedMixin(nn.Module):
         """Upload the network with a model card to the Hugging Face hub, and return its address.
 
         Args:
-            name: ``owner/name``; made if it is not there.
-            licence, scores, dataset, text: of the card, see :func:`.registry.model_card`.
-            private: make it private, if it is made.
+            name: ``owner/name`` of the repository, which is created if it does not exist.
+            licence, scores, dataset, text: content of the card, see :func:`.registry.model_card`.
+            private: if the repository is created, make it private.
             half: store the learned weights in float16.
-            message: of the commit.
+            message: message of the commit.
 
         Raises:
             CheckpointError: if the hub refuses, or for scores without a data set.
@@ -136,11 +136,11 @@ def load_checkpoint(
 
     Args:
         path: a file, a checkpoint folder, a bundled model's name or a hub id ``owner/name``.
-        revision, offline: as in :meth:`MultiTasNet.from_pretrained`; a file of the authors has none of them.
+        revision, offline: as in :meth:`MultiTasNet.from_pretrained`; not used for a file of the authors.
         sha256: the checksum that a folder's weights, or a file of the authors, must have.
 
     Raises:
-        CheckpointError: if it is missing, damaged, unsafe or of another network.
+        CheckpointError: if the checkpoint is missing, damaged, unsafe or of another network.
         MissingDependencyError: without safetensors, for a folder; without huggingface_hub, for a hub id.
     """
     from .network import MultiTasNet
@@ -188,7 +188,7 @@ def default_model() -> str:
     """Return the name of the model that is used if the user names none.
 
     Raises:
-        CheckpointError: if none comes with this installation.
+        CheckpointError: if no model comes with this installation.
     """
     names = list(bundled_models())
     if not names:
@@ -202,7 +202,7 @@ def locate(path: str | os.PathLike[str], revision: str | None = None, offline: b
     """Return the checkpoint file or folder that :func:`load_checkpoint` would read; a hub id is downloaded.
 
     Raises:
-        CheckpointError: if there is none.
+        CheckpointError: if there is no such checkpoint.
     """
     with _readable(path):
         if not Path(path).exists() and not means_bundled(path) and (known := fetched_model(str(path))):
@@ -215,7 +215,7 @@ def locate(path: str | os.PathLike[str], revision: str | None = None, offline: b
 def read_checkpoint(
     path: str | os.PathLike[str], revision: str | None = None, sha256: str | None = None, offline: bool = False
 ) -> tuple[Checkpoint, Path]:
-    """Read the checkpoint for :func:`load_checkpoint`, and return it with its place."""
+    """Read the checkpoint for :func:`load_checkpoint`; return it with the path of its file or folder."""
     place = locate(path, revision, offline)
     with _readable(path):
         if place.is_dir():
@@ -227,9 +227,9 @@ def read_checkpoint(
 
 @contextlib.contextmanager
 def _readable(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn a system error into one sentence: pathlib raises for a name that is too long, or in a folder without permission.
+    """Turn a system error into a :class:`CheckpointError`: pathlib raises for too long a name, or without permission.
 
-    Raise the same error for a value that is no path.
+    Raise :class:`CheckpointError` for a value that is no path, too.
     """
     if not isinstance(path, (str, os.PathLike)):
         raise CheckpointError(f"A checkpoint is a file, a folder or a name, not {type(path).__name__}.")

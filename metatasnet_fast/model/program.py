@@ -1,9 +1,9 @@
-"""A network as a program of its own: ONNX, which many runtimes read, or ``torch.export``'s own file.
+"""Export a network as a program: as ONNX, which many runtimes read, or as a file of ``torch.export``.
 
-The exported program is :meth:`Engine.separate` for the last stage, with the weights that the generator makes as its constants:
-mixtures ``mix_0``, ``mix_1``, ... (b, 1, T 2^s), one for each stage at its sampling rate, to ``estimates`` (b, I, 1, T 2^s) of
-the last one. The batch b is free, and so is the length T: 129 times ``config.W`` or any longer multiple. Stereo is two items
-of a batch, as in the paper.
+The exported program is :meth:`Engine.separate` for the last stage, with the generated weights as constants. It takes
+mixtures ``mix_0``, ``mix_1``, ... (b, 1, T 2^s), one for each stage ``s`` at its sampling rate, and returns
+``estimates`` (b, I, 1, T 2^s) of the last stage. The batch b is free, and so is the length T: 129 times ``config.W`` or
+any longer multiple. Stereo is two items of a batch, as in the paper.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ def exported_program(network: NetworkMethods, backend: str = "reference") -> Exp
     """Return the network as a program of ``torch.export``.
 
     Args:
-        network: a network, on a CPU for a file that others can read.
-        backend: ``reference`` for a program of PyTorch's operators alone, ``triton`` for one of this library's
-            operators: import ``metatasnet_fast.ops`` before you load that file.
+        network: the network to export. Move it to the CPU first if machines without a GPU must load the program.
+        backend: ``reference`` to use only PyTorch's operators; ``triton`` to use the operators of this library (import
+            ``metatasnet_fast.ops`` before you load such a program).
 
     Raises:
         BackendUnavailableError: if the backend cannot serve.
@@ -69,12 +69,12 @@ def exported_program(network: NetworkMethods, backend: str = "reference") -> Exp
 
 
 def export(network: NetworkMethods, path: str | Path, format: str | None = None, backend: str = "reference") -> None:
-    """Write a network's program into a file, at once or not at all.
+    """Write a network's program into a file, which appears whole or not at all.
 
     Args:
-        network: a network; its dtype is that of the program.
-        path: where to; ``.onnx`` and ``.pt2`` say what.
-        format: ``onnx`` or ``pt2`` for another suffix.
+        network: the network; the program has the network's dtype.
+        path: path of the file; the suffix ``.onnx`` or ``.pt2`` chooses the format.
+        format: ``onnx`` or ``pt2``; needed for another suffix.
         backend: as in :func:`exported_program`; ONNX has ``reference`` only.
 
     Raises:

@@ -1,8 +1,8 @@
-"""Models by name: those that come with the library, those it knows an address of, those that a user adds, and the hub's.
+"""Find models by name: those whose address the library knows, those that a user adds, and the Hugging Face hub's.
 
-A model's file is fetched once, into the user's cache, and its SHA-256 is pinned in ``models.json`` there: the registry's, if it
-knows one, else that of the first download. A file that changes later is refused. The Hugging Face hub needs the package
-huggingface_hub (the extra ``hub``).
+A model's file is fetched once, into the user's cache. Its SHA-256 is pinned in ``models.json`` there: the registry's,
+if there is one, else that of the first download. A file that changes later is refused. The Hugging Face hub needs the
+package huggingface_hub (the extra ``hub``).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TIMEOUT = 30.0
 BLOCK = 1 << 20
 
 Progress = Callable[[int, "int | None"], object]
-"""Called with the bytes that are there, and the total if the server gives it."""
+"""Function that is called with the bytes downloaded so far, and their total (None if the server does not give it)."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class KnownModel:
 
     @property
     def path(self) -> Path:
-        """Return the place of its file, fetched or not."""
+        """Return the path of the model's file, which may not be fetched yet."""
         return home() / "models" / f"{self.name}.pt"
 
 
@@ -82,7 +82,7 @@ def fetched_model(name: str) -> Path | None:
     """Return the file of a known model; None for an unknown name.
 
     Raises:
-        CheckpointError: if it is known but not here.
+        CheckpointError: if the model is known, but its file is not on this machine.
     """
     model = known_models().get(name)
     if model is None:
@@ -95,15 +95,16 @@ def fetched_model(name: str) -> Path | None:
 
 
 def add_model(name: str, location: str, sha256: str | None = None, progress: Progress | None = None) -> KnownModel:
-    """Make a file or an address known by a name, and fetch it.
+    """Give a file or an address a name, and fetch the file.
 
     Args:
         name: letters, digits, dots, dashes and underscores.
         location: a file of the authors' format, or an http or https address of one.
-        sha256: what its checksum must be; by default that of what is found is pinned.
+        sha256: the checksum that the file must have; by default the checksum of the fetched file is pinned.
 
     Raises:
-        CheckpointError: for a name that is taken or no name, or a file that is no checkpoint; see :func:`fetch_model`.
+        CheckpointError: for a name that is taken or invalid, or a file that is no checkpoint; also as
+            :func:`fetch_model`.
     """
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
         raise CheckpointError(f"{name!r} cannot name a model: use letters, digits, dots, dashes and underscores.")
@@ -213,10 +214,10 @@ def _reason(error: OSError) -> str:
 
 
 def download(name: str, revision: str | None, offline: bool) -> Path:
-    """Return the folder of the hub's local cache that holds a checkpoint, fetched if it is not there.
+    """Return the folder of the hub's local cache that holds a checkpoint; if it is missing there, fetch it.
 
     Raises:
-        CheckpointError: if there is none of this name, or it cannot be fetched.
+        CheckpointError: if there is no checkpoint of this name, or it cannot be fetched.
         MissingDependencyError: without huggingface_hub.
     """
     snapshot_download = require("huggingface_hub", f"Loading {name} from the hub").snapshot_download
@@ -262,8 +263,8 @@ def model_card(
         name: ``owner/name``.
         licence: as the hub spells it, such as ``mit`` or ``cc0-1.0``.
         scores: by metric and stem, such as ``{"SDR vocals": 6.4}``, in dB.
-        dataset: that the scores were measured on.
-        text: of your own, in Markdown: data, training, weaknesses.
+        dataset: name of the data set on which the scores were measured.
+        text: your own text, in Markdown: data, training, weaknesses.
 
     Raises:
         CheckpointError: for scores without a data set.

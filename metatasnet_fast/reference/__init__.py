@@ -1,4 +1,4 @@
-"""The oracle: the network as the paper writes it, in plain PyTorch, channels first, with autograd, in any dtype."""
+"""Define the oracle: the network as in the paper, in plain PyTorch, channels first, with autograd, in any dtype."""
 
 from .codec import decode, encode
 from .generator import StageWeights, generate

@@ -1,8 +1,8 @@
-"""The encoder: a bank of strided filters and a learned-mel spectrogram, mixed by two 1x1 convolutions. The decoder: a 1x1
-expansion, then transposed filters of several lengths, summed.
+"""Encode by a bank of strided filters and a learned-mel spectrogram, mixed by two 1x1 convolutions. Decode by a 1x1
+expansion, then transposed filters of several lengths, whose outputs are summed.
 
-Source: Samuel et al. 2020, section 2.3; original ``model/encoder.py``, ``model/spectrogram.py`` (``torch.stft`` is asked for
-complex numbers, the only form it still has), ``model/decoder.py``.
+Source: Samuel et al. 2020, section 2.3; original ``model/encoder.py``, ``model/spectrogram.py`` (here ``torch.stft``
+returns complex numbers, the only form that it still supports), ``model/decoder.py``.
 """
 
 from __future__ import annotations

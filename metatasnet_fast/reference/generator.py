@@ -1,4 +1,4 @@
-"""The weights of one stage as the arithmetic sees them, one set per instrument, and how they are generated from its parameters.
+"""Generate the weights of one stage, one set per instrument, from the parameters of the stage.
 
 Each generated layer maps the embedding ``e_i`` of instrument ``i`` through its own bottleneck, ``h_i = A e_i + a``, and then
 to its parameters, ``K h_i + k_0``. With independent parameters the layers store one set per instrument instead.
@@ -43,7 +43,7 @@ class Norm:
 
 @dataclass(frozen=True)
 class BlockWeights:
-    """One block of the masking network. ``res_out`` is None in the last block, as nothing reads its residual."""
+    """Weights of a block of the masking network. ``res_out`` is None in the last block, whose residual is unused."""
 
     conv1d: Convolution
     prelu_1: Tensor
@@ -57,7 +57,7 @@ class BlockWeights:
 
 @dataclass(frozen=True)
 class MaskingWeights:
-    """The masking network; every PReLU slope is one number, shape (1,)."""
+    """Weights of the masking network; every PReLU slope is one number, shape (1,)."""
 
     prelu_1: Tensor
     norm_1: Norm
@@ -74,7 +74,8 @@ class MaskingWeights:
 
 @dataclass(frozen=True)
 class SpectrogramWeights:
-    """``window`` (n_fft,); ``mean``, ``std``, ``scale``, ``bias`` (1, bins, 1); ``mel_weight`` (mels, bins, 1)."""
+    """Weights of the spectrogram branch: ``window`` (n_fft,); ``mean``, ``std``, ``scale``, ``bias`` (1, bins, 1);
+    ``mel_weight`` (mels, bins, 1); ``mel_bias`` (mels,)."""
 
     window: Tensor
     mean: Tensor
@@ -87,7 +88,8 @@ class SpectrogramWeights:
 
 @dataclass(frozen=True)
 class EncoderWeights:
-    """``filters[l]`` (N / 4, 1, k_l); ``bottleneck_1`` (N, filters * N / 4 + mels, 1); ``bottleneck_2`` (N, N, 1)."""
+    """Weights of the encoder: ``filters[l]`` (N / 4, 1, k_l); ``bottleneck_1`` (N, filters * N / 4 + mels, 1);
+    ``bottleneck_2`` (N, N, 1)."""
 
     spectrogram: SpectrogramWeights | None
     """None in a network without the spectrogram branch."""
@@ -98,7 +100,8 @@ class EncoderWeights:
 
 @dataclass(frozen=True)
 class DecoderWeights:
-    """Transposed convolutions: ``bottleneck`` (N, sum of widths, 1); ``filters[l]`` (N / 2^(l+1), 1, k_l)."""
+    """Weights of the decoder's transposed convolutions: ``bottleneck`` (N, sum of widths, 1); ``filters[l]``
+    (N / 2^(l+1), 1, k_l)."""
 
     bottleneck: Tensor
     filters: tuple[Tensor, ...]

@@ -1,4 +1,4 @@
-"""The training losses of one stage.
+"""Compute the training losses of one stage.
 
 Source: Samuel et al. 2020, section 2.4; original ``utility/loss.py``.
 """
@@ -39,11 +39,13 @@ def loss_divisors(mask: Tensor) -> Tensor:
     """Return the divisors of a stage's means, from the mask of the whole batch.
 
     Args:
-        mask: (items, I, 1), 1 where the source sounds.
+        mask: (items, I, 1), 1 where the source is not silent.
 
     Returns:
-        (I + 3,): items in which each instrument sounds; items; pairs of instruments of one item that both sound;
-        instruments that sound in an item and in the one before it. None is zero.
+        (I + 3,), each made greater than zero by an epsilon, except the number of items. For each instrument: the items
+        in which it is not silent. Then the number of items; the pairs of instruments that are both not silent in one
+        item; the cases where an instrument is not silent in an item and in the item before it (the last comes before
+        the first).
     """
     sounds = mask.squeeze(-1) if mask.is_floating_point() else mask.squeeze(-1).float()
     items, instruments = sounds.shape
@@ -73,8 +75,8 @@ def _directions(latents: Tensor) -> Tensor:
 
 
 def _dissimilarity(directions: Tensor) -> Tensor:
-    """Return the cosine similarity of the absolute latents, (I, items, frames, N), of each pair of instruments, summed
-    to (frames,)."""
+    """Return the cosine similarities of absolute latents, (I, items, frames, N), summed over items and pairs of
+    instruments: (frames,)."""
     stems = directions.abs()
     pairs = [(stems[i] * stems[j]).sum(-1) for i in range(len(stems)) for j in range(i + 1, len(stems))]
     return torch.stack(pairs).sum(dim=(0, 1)) if pairs else stems.new_zeros(stems.shape[2])
@@ -97,12 +99,13 @@ def stage_loss(
 
     Args:
         estimate, target: (b, I, 1, T), of I instruments.
-        mask: (c + b, I, 1), 1 where the source sounds. With c = 1 the first row is the item before the batch; with c = 0 the
-            batch is whole, and its last item is the one before its first.
+        mask: (c + b, I, 1), 1 where the source is not silent. With c = 1, the first row is the item before the batch;
+            with c = 0, the batch is whole, and its last item comes before its first.
         latents: (c + b, I, frames, N), the encoded sources; None if both cosine weights are 0 or less.
-        mix_estimate, mix: (b, 1, T), ``decoder(encoder(mix))`` and the mix; the former is None if its weight is off.
-        weights: of the terms.
-        divisors: (I + 3,), from :func:`loss_divisors` of the whole batch's mask; by default of this one.
+        mix_estimate, mix: (b, 1, T), ``decoder(encoder(mix))`` and the mix; ``mix_estimate`` is None if the weight of
+            the reconstruction is 0 or less.
+        weights: weights of the loss terms.
+        divisors: (I + 3,), from :func:`loss_divisors` of the whole batch's mask; by default of the b items here.
 
     Returns:
         the loss, a scalar, and (I + 3,): I SI-SDR in dB, reconstruction SI-SDR in dB, dissimilarity, similarity.

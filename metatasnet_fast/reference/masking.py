@@ -1,4 +1,4 @@
-"""The masking network: a temporal convolutional network for all instruments at once.
+"""Run the masking network: a temporal convolutional network for all instruments at once.
 
 Activations are (n, instruments, channels, frames); the instruments are groups of one grouped convolution.
 
@@ -51,8 +51,7 @@ def block(x: Tensor, weights: BlockWeights, dilation: int) -> tuple[Tensor | Non
 
 
 def masking_network(weights: MaskingWeights, config: StageConfig, x: Tensor) -> Tensor:
-    """Return the masks of all instruments: a softmax over the first ``config.softmax`` of them, a sigmoid for each
-    other one.
+    """Return the masks: a softmax over the first ``config.softmax`` instruments, a sigmoid for each other instrument.
 
     Args:
         x: (n, instruments, in channels, frames).
@@ -88,7 +87,7 @@ def mask(
     """Return the latents of all instruments: the mixture's latent times the masks.
 
     Args:
-        latent: (n, N, frames), the mixture's.
+        latent: (n, N, frames), the latent of the mixture.
         partial: (n, instruments, N / 2, frames), the masked latent of the previous stage; None in the first stage.
         dropout: (n, instruments, N), factors on the network's copy of the latent; None for no dropout.
 

@@ -1,4 +1,4 @@
-"""Separating whole recordings with a network: any length, sample rate and number of channels."""
+"""Separate whole recordings with a network: any length, sample rate and number of channels."""
 
 from .result import Progress, Separation, two_stems
 from .separator import Separator

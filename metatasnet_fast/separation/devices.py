@@ -1,6 +1,6 @@
-"""Choose the device that separates, and the one that keeps signals; run windows through the network, many at once.
+"""Choose the device that separates, and the device that keeps signals; run windows through the network, many at once.
 
-When memory runs out, fewer windows run at once; if that does not suffice, the error says what needs less.
+When memory runs out, fewer windows run at once; if that does not suffice, the error says how to use less memory.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = [
 
 
 def parse_device(name: str | torch.device) -> torch.device:
-    """Return the device of a name, which need not be there; raises :class:`ConfigError` for one that torch does not know."""
+    """Return the device of a name, which need not exist; raise :class:`ConfigError` for a name unknown to torch."""
     try:
         return torch.device(name)
     except (RuntimeError, TypeError) as error:
@@ -33,7 +33,7 @@ def parse_device(name: str | torch.device) -> torch.device:
 
 
 def choose_device(wanted: str | torch.device, network: NetworkMethods) -> torch.device:
-    """Return the device as ``Separator`` documents it, with its index.
+    """Return the device for the argument ``device`` of ``Separator``, with its index.
 
     Raises:
         ConfigError: for a name that torch does not know.
@@ -69,8 +69,8 @@ def choose_home(device: torch.device, recording: Recording, stems: int, room: fl
     """Return ``device`` if it is a GPU and the recording's signals take less than ``room`` bytes, else the CPU.
 
     Args:
-        stems: how many the network makes.
-        room: None for a quarter of the device's free memory.
+        stems: number of stems that the network makes.
+        room: in bytes; None for a quarter of the device's free memory.
     """
     if device.type != "cuda" or recording.samples is None:
         return torch.device("cpu")
@@ -91,7 +91,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def memory_for(what: str, advice: str) -> contextlib.AbstractContextManager[None]:
-    """Raise :class:`OutOfMemoryError` for a failed allocation in the block: there is too little memory for ``what``."""
+    """Turn a failed allocation in the block into an :class:`OutOfMemoryError` about ``what``, with advice."""
     return reporting_memory(lambda: f"Memory does not suffice for {what}: {advice}.", OutOfMemoryError)
 
 
@@ -100,7 +100,7 @@ def reporting_memory(message: Callable[[], str], kind: type[MetaTasNetError]) ->
     """Turn a failed allocation in the block into an error of a given type.
 
     Args:
-        message: its sentence; called only when it is needed.
+        message: returns the sentence of the error; called only after a failed allocation.
     """
     try:
         yield
@@ -120,7 +120,7 @@ CPU with the authors' sizes in float32 (1.5 in the compiled backend)."""
 
 
 class BatchRunner:
-    """Gives windows to the network in batches of ``batch_size``, of one recording or of several.
+    """Runner that gives windows, of one recording or of several, to the network in batches of ``batch_size``.
 
     ``batch_size`` is lowered permanently when memory runs out.
     """
@@ -175,8 +175,9 @@ class BatchRunner:
 def automatic_batch_size(engine: Engine, frames: int, device: torch.device) -> int:
     """Return how many windows of ``frames`` latent frames to run at once.
 
-    On a GPU as many as fit into the free memory, at most 32. On a CPU one; for the compiled backend, which gives every
-    thread an instrument of a window, as many as keep all threads busy.
+    On a GPU: as many as are estimated to fit into 60 % of the free memory, from 1 to 32. On a CPU: 1, except for the
+    compiled backend. That backend runs one instrument of one window in each thread, so use enough windows to keep all
+    threads busy.
     """
     if device.type != "cuda":
         return (

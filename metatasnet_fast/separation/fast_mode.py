@@ -1,9 +1,9 @@
-"""Separation in windows: one pass to resample and measure, one through the network.
+"""Separate in windows: a first pass resamples and measures, a second pass runs the network.
 
     blocks -> resample to every stage's rate -> spools, standard deviations
     windows of the spools, normalised -> network -> stitch -> resample back -> spool, normal equations -> gains
 
-Nothing but the spools grows with the recording, and those move into files.
+Only the spools grow with the recording; when the memory allowed for them is used up, they move into files.
 
 All windows of a recording have one length, so that they fit one batch. Their starts are spread evenly: frames that only
 the last window would otherwise repeat become context for all. Neighbours overlap by ``2 context + fade`` or more; the
@@ -42,7 +42,7 @@ see docs/separation.md."""
 
 CONTEXT_SECONDS = 0.8
 """Seconds of context on each side: more than one stage's receptive field (0.47 s) and half an STFT frame. All stages
-together see further, but in the same measurement the edge of a window had no effect 0.3 s away from it."""
+together depend on more, but in the same measurement a window's edge had no effect at a distance of 0.3 s."""
 
 FADE_SECONDS = 0.02
 
@@ -68,9 +68,10 @@ class WindowShape:
 
 @dataclass(frozen=True)
 class Window:
-    """Frames to process from ``start`` on; ``begin`` to ``stop`` are kept. All are counted from the recording's start.
+    """A window of frames from ``start`` on, of which ``begin`` to ``stop`` are kept, all counted from the recording's
+    start.
 
-    The first ``fade`` kept frames are faded in from the window before, if there is one.
+    If there is a window before, the first ``fade`` kept frames fade from that window to this one.
     """
 
     start: int
@@ -92,11 +93,11 @@ def plan_windows(total: int, shape: WindowShape) -> list[Window]:
 
 
 def receptive_frames(config: MetaTasNetConfig) -> int:
-    """Return the latent frames on each side that an output sample depends on, without the group norms, which see the
+    """Return the latent frames on each side on which an output sample depends, group norms apart: these depend on the
     whole window.
 
-    The result is a sum: the contexts of all masking networks, since each stage reads the one before; half an STFT frame and the
-    hop over which it is interpolated; and the longest filters of one encoder and one decoder.
+    The result is a sum: the contexts of all masking networks, since each stage reads the previous one; half an STFT
+    frame, and the hop over which it is interpolated; and the longest filters of one encoder and one decoder.
     """
     networks = sum(sum(stage.dilations) for stage in config.stages)
     spectrogram = max(math.ceil((stage.n_fft / 2 + stage.hop) / stage.W) for stage in config.stages)
@@ -108,7 +109,7 @@ def default_shape(config: MetaTasNetConfig) -> WindowShape:
     """Return the shape that ``fast`` mode uses.
 
     The window is a whole number of STFT hops: the network stretches the spectrogram's frames over the latent frames, and
-    only then do both end together.
+    both end together only if the hops are whole.
     """
     base = config.stage(0)
     unit = math.lcm(base.W, base.hop) // base.W
@@ -121,10 +122,10 @@ def default_shape(config: MetaTasNetConfig) -> WindowShape:
 def stitch(estimates: Iterator[Tensor], plan: Sequence[Window], channels: int, hop: int, fade: int) -> Iterator[Tensor]:
     """Join window after window; between two, the first ``fade`` frames change linearly from the old window to the new.
 
-    Where both agree, the result is exactly theirs.
+    Where both windows agree, the result is exactly their common value.
 
     Args:
-        estimates: (stems, samples) of the first window's channels, then the second's, and so on.
+        estimates: (stems, samples) for each channel of the first window, then of the second window, and so on.
         hop: samples per latent frame.
 
     Returns:
@@ -150,13 +151,13 @@ class Resampled:
     """A recording at every stage's rate."""
 
     rate: int
-    """That of the recording, in Hz."""
+    """Sample rate of the recording, in Hz."""
     mixture: Spool
     stages: list[Spool]
     deviations: list[Tensor]
-    """(channels,) for every stage."""
+    """Standard deviations for every stage, (channels,), float64."""
     non_silent: list[int]
-    """Channels that are not silent."""
+    """Indices of the channels that are not silent."""
     home: torch.device
     budget: Budget
 
@@ -174,8 +175,8 @@ def separate_in_windows(
     """Separate a recording in windows.
 
     Args:
-        device: where the network is.
-        home: where signals are kept between the passes, ``device`` or the CPU.
+        device: device of the network.
+        home: device that keeps the signals between the passes: ``device`` or the CPU.
 
     Raises:
         EmptyAudioError: for a recording without samples.
@@ -188,7 +189,7 @@ def separate_in_windows(
 def separate_resampled(
     engine: Engine, runner: BatchRunner, shape: WindowShape, source: Resampled, device: torch.device, reporter: Reporter
 ) -> Unscaled:
-    """Do the second part of :func:`separate_in_windows`, with a recording that :func:`resample` has read; frees its stages."""
+    """Do the second part of :func:`separate_in_windows`, after :func:`resample`; then free the resampled signals."""
     config, rate, length = engine.config, source.rate, source.mixture.length
     reporter.total = length / rate
     non_silent = source.non_silent

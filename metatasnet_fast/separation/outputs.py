@@ -1,4 +1,4 @@
-"""Stems before their gains, the gains, and the second pass that applies them: into tensors, or into files.
+"""Compute the gains of the stems, and apply the gains in a second pass: into tensors, or into files.
 
 The gains bring the sum of the stems closest to the recording: per channel, over the whole recording, they minimise
 ``sum_t (mix_t - sum_i g_i stem_it)^2``. They solve the normal equations ``G g = c`` with ``G_ij = sum_t stem_it stem_jt`` and
@@ -35,8 +35,9 @@ SILENCE = 1e-30
 """A peak or a standard deviation up to this counts as zero: dividing by it would overflow float32."""
 
 RANK_TOLERANCE = 1e-12
-"""Directions of the stems' correlation matrix below this share of the largest count as linearly dependent. It is well
-above the rounding of float64 sums, and far below any correlation of real stems."""
+"""Eigenvalues of the stems' correlation matrix below this share of the largest one count as zero: the stems are
+linearly dependent. The share is well above the rounding of float64 sums, and far below any correlation of real
+stems."""
 
 
 class NormalEquations:
@@ -44,9 +45,9 @@ class NormalEquations:
     (channels, I).
 
     Args:
-        channels: of the recording.
-        stems: I.
-        added: how many of the last stems are of added instruments.
+        channels: number of channels of the recording.
+        stems: number I of stems.
+        added: number of added instruments, whose stems come last.
     """
 
     def __init__(self, channels: int, stems: int, added: int = 0) -> None:
@@ -55,7 +56,7 @@ class NormalEquations:
         self.cross = torch.zeros(channels, stems, dtype=torch.float64)
 
     def add(self, stems: Tensor, mixture: Tensor) -> None:
-        """Take (channels, I, n) samples of the stems and (channels, n) of the mixture."""
+        """Add (channels, I, n) samples of the stems and (channels, n) samples of the mixture to the sums."""
         if stems.device.type == "mps":
             stems, mixture = stems.cpu(), mixture.cpu()
         wide = stems.double()
@@ -101,7 +102,7 @@ def _least_squares(gram: Tensor, cross: Tensor) -> Tensor:
 def residual_shares(energies: Tensor) -> Tensor:
     """Return each stem's share of the residual ``mix - sum_i g_i stem_i``: its share of the energy, (channels, I).
 
-    So a stem that is silent stays silent. If all are silent, all get equal shares.
+    So a silent stem stays silent. If all stems are silent, all get equal shares.
     """
     total = energies.sum(-1, keepdim=True)
     equal = torch.full_like(energies, 1 / energies.shape[-1])
@@ -109,7 +110,7 @@ def residual_shares(energies: Tensor) -> Tensor:
 
 
 def safe_std(deviation: Tensor) -> Tensor:
-    """Return a deviation to divide by; 1 where there is none (silence, a constant, a single sample)."""
+    """Return the deviation to divide by: 1 where the deviation is zero (silence, a constant, a single sample)."""
     return torch.where(deviation > SILENCE, deviation, torch.ones_like(deviation))
 
 
@@ -148,8 +149,8 @@ class Unscaled:
         return {name: self.gains[:, index].tolist() for index, name in enumerate(self.config.instruments)}
 
     def outputs(self, recipe: Recipe, consistent: bool) -> Iterator[dict[str, Tensor]]:
-        """Yield the recipe's outputs in consecutive blocks (channels, n), float32. This works once, as it frees the
-        stems."""
+        """Yield the recipe's outputs in consecutive blocks (channels, n), float32. This works only once, since the
+        stems are freed."""
         start, length = 0, self.mixture.length
         instruments, competing = self.config.instruments, len(self.config.instruments) - self.config.added_instruments
         blocks = self.stems.drain() if self.non_silent else _no_rows(length)
@@ -197,7 +198,8 @@ def collect(
 
 @dataclass
 class StemFiles:
-    """One file for every output of a recipe; either all of them are complete, or none exists."""
+    """Files for the outputs of a recipe, one each. A file gets its name only when it is complete; if a block cannot be
+    written, no file appears."""
 
     paths: dict[str, Path]
     writers: dict[str, AudioWriter]
@@ -217,7 +219,7 @@ class StemFiles:
         """Check everything that can be refused before the work begins; create nothing yet.
 
         Raises:
-            OutputError: for names that clash or cannot be filled in, and for what the format cannot hold.
+            OutputError: if names clash or cannot be filled in, or the format cannot hold the recording.
         """
         try:
             paths = {stem: folder / f"{name.format(track=track, stem=stem)}.{format}" for stem in recipe}
@@ -233,7 +235,7 @@ class StemFiles:
         return cls(paths, writers)
 
     def write(self, unscaled: Unscaled, recipe: Recipe, consistent: bool, rate: int, reporter: Reporter) -> list[str]:
-        """Write all outputs into folders that exist, in memory for one block; return warnings.
+        """Write all outputs, block by block, into folders that exist; return warnings about clipped samples.
 
         Raises:
             OutputError: if a file cannot be written.

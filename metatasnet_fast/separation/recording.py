@@ -1,6 +1,6 @@
-"""A recording as blocks of clean float32 samples, from memory or from a file; and signals that wait for a second pass.
+"""Read a recording as blocks of clean float32 samples, from memory or from a file; keep signals for a second pass.
 
-Such signals are written once, from start to end, and read again. They are in memory if they fit, else in a temporary
+Kept signals are written once, from start to end, and read again. They are in memory if they fit, else in a temporary
 file.
 """
 
@@ -27,7 +27,7 @@ BLOCK = 2**20
 """Samples per channel that are taken from memory at once."""
 
 FILE_BLOCK = 2**18
-"""The same for a file."""
+"""Samples per channel of a block from a file."""
 
 MOST_CHANNELS = 64
 FULL_SCALE = {torch.int16: 2.0**15, torch.int32: 2.0**31}
@@ -35,7 +35,8 @@ FULL_SCALE = {torch.int16: 2.0**15, torch.int32: 2.0**31}
 
 @dataclass
 class Recording:
-    """``blocks()`` yields (channels, n) tensors, once; ``samples`` is their number, if it is known beforehand."""
+    """A recording. ``blocks()`` yields (channels, n) tensors and works once; ``samples`` is the length in samples per
+    channel, None if it is not known beforehand."""
 
     sample_rate: int
     channels: int
@@ -46,7 +47,7 @@ class Recording:
 
     @classmethod
     def from_memory(cls, waveform: Tensor | npt.NDArray[Any], sample_rate: int) -> Recording:
-        """Make a recording from samples in memory; raises as ``Separator.separate`` does."""
+        """Make a recording from samples in memory; raise the errors of ``Separator.separate``."""
         try:
             whole = int(sample_rate) == sample_rate > 0
         except (TypeError, ValueError, OverflowError):
@@ -82,7 +83,7 @@ class Recording:
 
     @classmethod
     def from_stream(cls, stream: AudioStream) -> Recording:
-        """Make a recording from an open file, with its blocks joined into larger ones, which resample faster."""
+        """Make a recording from an open file; blocks are joined into larger blocks, which are resampled faster."""
 
         def blocks() -> Iterator[Tensor]:
             gathered: list[Tensor] = []
@@ -159,7 +160,7 @@ class Spool:
     system's temporary folder (``TMPDIR``), 4 bytes a sample, and comes back as CPU tensors.
 
     Raises:
-        OutputError: if that folder is full or not writable.
+        OutputError: if the temporary folder is full or not writable.
     """
 
     def __init__(self, channels: int, budget: Budget) -> None:

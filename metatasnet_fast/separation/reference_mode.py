@@ -1,7 +1,7 @@
-"""Separation as the authors evaluate it, channel by channel and whole, with their resampling and its rounding.
+"""Separate as the authors evaluate: each channel as a whole, with the authors' resampling and its rounding.
 
-librosa's ``fix=False`` is used on the way in, ``fix=True`` on the way out. Where theirs ends with an error or gives NaN
-(silence, estimates shorter than the track), zeros take the place.
+librosa's ``fix=False`` is used on the way in, ``fix=True`` on the way out. Where the authors' program ends with an
+error or gives NaN (silence, estimates shorter than the track), the result here is zeros.
 
 ``audio.resample`` computes the same filter more accurately and far faster, and differs by 4e-7. Ahead of the network's
 logarithm this difference matters: above the recording's bandwidth the spectrogram of a float32 signal shows its rounding,
@@ -85,7 +85,7 @@ CHUNKS = 8
 
 
 def separate_as_evaluated(engine: Engine, recording: Recording, device: torch.device, reporter: Reporter) -> Unscaled:
-    """Separate a recording the authors' way.
+    """Separate a recording as the authors' evaluation does.
 
     Raises:
         EmptyAudioError: for a recording without samples.

@@ -1,4 +1,4 @@
-"""The result of a separation: the stems, and how they were made; and its progress until then."""
+"""Define the result of a separation (the stems, and how they were made), the choice of stems, and the progress."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ def parse_stems(stems: Stems, instruments: Sequence[str]) -> Recipe:
     """Return every output with the stems that are added up in it.
 
     Args:
-        instruments: the network's.
+        instruments: the network's instruments.
 
     Raises:
-        UnknownStemError: for stems that the network does not produce, or a sum of none.
+        UnknownStemError: for stems that the network does not produce, or an empty sum.
     """
     known = ", ".join(instruments)
     if stems is None:
@@ -88,7 +88,7 @@ class Separation(Mapping[str, Tensor]):
 
     stems: dict[str, Tensor]
     sample_rate: int
-    """Hertz, that of the recording."""
+    """Sample rate of the recording, in hertz."""
     gains: dict[str, tuple[float, ...]]
     """The factor that least squares gave each of the network's stems, per channel (see ``Separator``)."""
     duration: float
@@ -120,7 +120,7 @@ class Separation(Mapping[str, Tensor]):
         """Write each stem to ``folder/<stem>.<format>``, and return the paths.
 
         Args:
-            folder: it is made; files there of these names are replaced.
+            folder: created if it is missing; existing files of the same names are replaced.
             format, subtype: as in :meth:`Separator.separate_file`.
 
         Raises:
@@ -155,7 +155,7 @@ class Separation(Mapping[str, Tensor]):
         """Return one stem and the sum of the others: ``{"vocals": ..., "no_vocals": ...}``.
 
         Raises:
-            UnknownStemError: if any of the network's stems is not here.
+            UnknownStemError: if any of the network's stems is missing here.
         """
         return self.aggregate(parse_stems(TwoStems(stem), tuple(self.gains)))
 
@@ -163,7 +163,7 @@ class Separation(Mapping[str, Tensor]):
         """Return sums of stems by name, as in ``aggregate({"accompaniment": ["drums", "bass", "other"]})``.
 
         Raises:
-            UnknownStemError: for a stem that is not here, or a sum of none.
+            UnknownStemError: for a stem that is missing here, or an empty sum.
         """
         result = {}
         for name, parts in sums.items():
@@ -220,7 +220,7 @@ def _check(stems: Sequence[str], known: Mapping[str, object] | Sequence[str]) ->
 
 @dataclass(frozen=True)
 class Progress:
-    """A moment of a separation. ``fraction`` lies in [0, 1], never falls, and ends at 1.0."""
+    """Progress of a separation at one moment. ``fraction`` lies in [0, 1], never falls, and ends at 1.0."""
 
     fraction: float
     seconds_done: float
@@ -238,7 +238,7 @@ _SPANS = {"read": (0.0, 0.05), "separate": (0.05, 0.9), "write": (0.9, 1.0)}
 
 
 class Reporter:
-    """Calls the callback with :class:`Progress`, if there is one."""
+    """Caller of the progress callback, if there is one."""
 
     def __init__(self, callback: ProgressCallback | None) -> None:
         self.total: float | None = None

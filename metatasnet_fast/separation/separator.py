@@ -1,4 +1,4 @@
-"""The front door: a recording in, its stems out."""
+"""Separate recordings into stems: the class that users call."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ SPOOL_BYTES = 2**30
 
 
 def _undisturbed(method: Callable[..., Separation]) -> Callable[..., Separation]:
-    """Run the block without gradients, whatever autocast or default device the caller has set: only the named precision
+    """Run a method without gradients, and without the caller's autocast and default device: only the named precision
     counts."""
 
     @functools.wraps(method)
@@ -59,7 +59,7 @@ def _undisturbed(method: Callable[..., Separation]) -> Callable[..., Separation]
 
 
 class Separator:
-    """Separates recordings into the stems of a network's instruments: drums, bass, other and vocals by default.
+    """Separator of recordings into the stems of a network's instruments: drums, bass, other and vocals by default.
 
     Stems have the recording's sample rate, channels and exact length. Every channel is separated on its own. The
     network cannot represent frequencies above half its output rate (16 kHz for the authors' network). They are in no stem,
@@ -71,9 +71,10 @@ class Separator:
 
     Modes:
         fast: windows of one fixed length with the context that the network's receptive field needs, many in one
-            batch. To files, in memory that does not grow with the recording.
-        reference: the authors' evaluation to 1e-4: each channel whole, in 8 chunks with 8 s of context on both sides. Memory
-            grows with the recording. To 1e-4 of their float64 with ``dtype="float64"``; in float32 to their own rounding.
+            batch. If stems go to files, memory does not grow with the recording.
+        reference: the authors' evaluation: each channel as a whole, in 8 chunks with 8 s of context on both sides.
+            Memory grows with the recording. With ``dtype="float64"``, stems equal the authors' float64 stems to 1e-4;
+            in float32, to the authors' own rounding.
 
     Args:
         model: a network; or what ``load_checkpoint`` accepts: a checkpoint file or folder, or a bundled model's name.
@@ -82,10 +83,10 @@ class Separator:
         backend: one of ``available_backends()``, or ``auto`` for the fastest that can serve.
         dtype: precision of the network's arithmetic; ``auto`` is float32 on a CPU and bfloat16 on a GPU.
         mode: ``fast`` or ``reference``.
-        mixture_consistency: make the stems sum to the recording: what is left of it is distributed over the stems, in
-            each channel in proportion to their energies over the whole recording.
+        mixture_consistency: make the stems sum to the recording: the difference is distributed over the stems, in each
+            channel in proportion to the stems' energies over the whole recording.
         batch_size: windows in one batch; None chooses by the free memory. It is halved whenever memory runs out.
-        progress: is called with a :class:`Progress` every now and then.
+        progress: function that is called with a :class:`Progress` from time to time.
 
     Raises:
         CheckpointError: if the model cannot be loaded.
@@ -171,10 +172,10 @@ class Separator:
         Args:
             waveform: (channels, samples) or (samples,), a tensor on any device or an array; floating point, or int16 or
                 int32, which are scaled to [-1, 1). Samples that are NaN or infinite count as 0, with a warning in the result.
-                Of a batch (items, channels, samples) every channel is separated by itself, and the stems are batches.
-            sample_rate: hertz, 8 kHz to 192 kHz and beyond.
-            stems: names of the stems to return; or a mapping from names of one's own to the stems that are summed, such as
-                ``two_stems("vocals")``; None for all.
+                In a batch (items, channels, samples), every channel is separated on its own, and the stems are batches.
+            sample_rate: in hertz, such as 8000 to 192000.
+            stems: names of the stems to return; or a mapping from new names to the stems that are summed; or
+                ``two_stems("vocals")``; None for all stems.
 
         Returns:
             float32 stems on the waveform's device.
@@ -195,7 +196,7 @@ class Separator:
             return self._in_memory(recording, recipe, device, waveform.ndim == 1, began, [])
 
     def _batch(self, batch: Tensor | npt.NDArray[Any], sample_rate: int, stems: Stems) -> Separation:
-        """Separate (items, channels, samples), as many items at once as a recording may have channels."""
+        """Separate a batch (items, channels, samples) in groups of items with at most MOST_CHANNELS channels in all."""
         items, channels, samples = batch.shape
         step = max(1, MOST_CHANNELS // max(1, channels))
         groups = [batch[first : first + step] for first in range(0, max(1, items), step)]
@@ -221,26 +222,26 @@ class Separator:
         partial: bool = False,
         tags: bool = True,
     ) -> Separation:
-        """Separate an audio file, in fast mode in memory that does not grow with the file's length.
+        """Separate an audio file. In fast mode with ``output_dir``, memory does not grow with the file's length.
 
         Args:
-            path: any file that ``open_audio`` reads, or an open one, such as ``io.BytesIO``; that is called ``audio``.
-            output_dir: folder for the stems; it is made. With None the stems are returned in memory.
+            path: any file that ``open_audio`` reads, or an open file such as ``io.BytesIO`` (``{track}``: ``audio``).
+            output_dir: folder for the stems, created if it is missing. With None, the stems are returned in memory.
             stems: as in :meth:`separate`.
             name: name of each file below ``output_dir``, without suffix; ``{track}`` is the name of the input without its
                 suffix, ``{stem}`` the stem's.
-            format: ``wav``, ``flac`` or what else ``AudioWriter`` writes; also the suffix.
-            subtype: how samples are stored, as ``AudioWriter`` names it; None is its default for the format, and ``same`` the
-                input's, or the deepest that the format holds.
+            format: ``wav``, ``flac`` or another format of ``AudioWriter``; also the suffix.
+            subtype: how samples are stored, as ``AudioWriter`` names it. None: the default of the format. ``same``:
+                that of the input, or the widest of the format.
             track: number of the audio track in the file, from 1; None for the one that the file calls its default.
-            partial: separate what is there where less than 95 % of the announced samples can be decoded.
+            partial: accept a file of which less than 95 % of the announced samples can be decoded.
             tags: write the input's title, artist, cover and the like into the stems.
 
         Returns:
             a :class:`Separation`; with ``output_dir`` its ``files`` are the paths written, all complete.
 
         Raises:
-            AudioReadError: if the file cannot be read (NotAudioError, EmptyAudioError: holds no audio, no samples).
+            AudioReadError: if the file cannot be read (NotAudioError: no audio in it; EmptyAudioError: no samples).
             AudioWriteError: if a stem cannot be written; no half-written file is left.
             OutOfMemoryError: if memory does not suffice, even for a single window.
             UnknownStemError: for a stem that the network does not produce.
@@ -277,7 +278,7 @@ class Separator:
     def separate_files(
         self, paths: Iterable[str | os.PathLike[str]], output_dir: str | os.PathLike[str] | None = None, **options: Any
     ) -> Iterator[Separation]:
-        """Separate files one after the other, as they are asked for; the arguments are those of :meth:`separate_file`."""
+        """Yield the separation of one file after the other; the arguments are those of :meth:`separate_file`."""
         for path in paths:
             yield self.separate_file(path, output_dir, **options)
 

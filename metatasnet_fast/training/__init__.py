@@ -1,6 +1,6 @@
-"""Training: the authors' recipe on a prepared cache, and their optimiser and learning-rate schedule on their own.
+"""Train by the authors' recipe on a prepared cache. Their optimiser and learning-rate schedule can be used alone, too.
 
-Names are loaded on first use: the command line reads a run's settings before it needs torch.
+Names are loaded on first use, since the command line reads a run's settings before it needs torch.
 """
 
 from __future__ import annotations

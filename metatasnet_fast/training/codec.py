@@ -3,8 +3,7 @@
 No mask can restore what the codec loses. A ReLU passes only half of a filter's output, so a random encoder and decoder
 of few channels are far from inverse to each other; and music is loud below 1 kHz, so SI-SDR teaches the rest only after
 thousands of steps. Here filters begin in pairs of both signs, relu(f x) - relu(-f x) = f x: the codec begins as a
-linear map. And it
-learns from mixtures whose spectra are tilted, so that every frequency counts.
+linear map. The codec learns from mixtures whose spectra are tilted, so that every frequency counts.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from .data import BatchSource
 __all__ = ["check_codec", "codec_quality", "learn_codec", "pair_signs", "tilted"]
 
 RATE, WARM_UP, LAST = 3e-3, 20, 0.05
-"""Highest learning rate, steps until it is reached, and the share of it that remains at the end."""
+"""Highest learning rate; steps until that rate is reached; share of that rate that remains at the end."""
 
 SLOPE = 1.2
 """Steepest tilt of the mixtures' spectra, in units of 6 dB an octave."""
@@ -53,12 +52,12 @@ def learn_codec(
 
     Args:
         network: new, with the statistics of its spectrograms.
-        steps: how many; at least one.
-        backend, precision: what the network is trained with; the codec learns in float32 at least.
-        report: called after each step with its number, from 1.
+        steps: number of steps, at least 1.
+        backend, precision: those of the network's training; but the codec learns in float32 or float64 only.
+        report: called after each step with the step's number, from 1.
 
     Returns:
-        SI-SDR in dB of the last step's mixtures as the codec returns them, mean over items and stages.
+        SI-SDR in dB between the mixtures of the last step and the codec's output, mean over items and stages.
 
     Raises:
         ConfigError: if the filters cannot begin in pairs.
@@ -101,8 +100,8 @@ def pair_signs(network: MultiTasNet, generator: torch.Generator) -> None:
     """Replace the codec's initial weights by windowed cosines of both signs, and a decoder that is linear in the pairs.
 
     The longest filters get the lowest frequencies. The encoder's first 1x1 convolution passes the filters on, its second one
-    adds a little of its own initial values to the identity. The decoder's is random, odd in the pairs. Spectrogram branch
-    and masking network stay as they are.
+    adds a little of its own initial values to the identity. The decoder's 1x1 convolution is random, and odd in the
+    pairs. Spectrogram branch and masking network stay as they are.
 
     Raises:
         ConfigError: if the sizes do not allow pairs.

@@ -1,4 +1,4 @@
-"""The processes of a training run, as ``torchrun`` starts them; a single process is a world of one."""
+"""Connect the processes of a training run that ``torchrun`` started; a single process is a world of one."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class World:
 
     @classmethod
     def from_environment(cls) -> World:
-        """Return the process that ``torchrun`` names in RANK, WORLD_SIZE and LOCAL_RANK; without them, a single process.
+        """Return the place that ``torchrun`` sets in RANK, WORLD_SIZE and LOCAL_RANK; without these, a single process.
 
         Raises:
-            ConfigError: if they say no place among the processes.
+            ConfigError: if these variables give no place among the processes.
         """
         size = _number("WORLD_SIZE", os.environ.get("WORLD_SIZE", "1"))
         if size < 1:
@@ -93,8 +93,8 @@ class World:
         return torch.cat(parts)
 
     def from_previous(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Return the tensors of the process before this one (for the first, of the last); shapes must be the same
-        everywhere."""
+        """Return the tensors of the previous process; the first process gets those of the last one. Shapes must be the
+        same in all processes."""
         if self.size == 1:
             return list(tensors)
         sent = [tensor.contiguous() for tensor in tensors]

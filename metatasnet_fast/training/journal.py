@@ -1,5 +1,5 @@
-"""The journal of a run, ``log.jsonl`` with one object a line, TensorBoard's files if asked for, its picture, and the lines that
-the user sees."""
+"""Write the log of a run (``log.jsonl`` with one object a line, and TensorBoard's files if asked for), draw the log,
+and define what a display of the run shows."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ KINDS = ("train", "valid")
 
 
 class Journal:
-    """Appends entries to ``RUN/log.jsonl``. A full disk does not end the run: an entry that cannot be written is
-    written with the next one.
+    """Log of a run, ``RUN/log.jsonl``. A full disk does not end the run: an entry that cannot be written is written
+    with the next one.
 
     Args:
         run: the run's folder.
@@ -53,7 +53,7 @@ class Journal:
         self._board = _board(run / "tensorboard", step) if tensorboard else None
 
     def write(self, step: int, kind: str, **values: Any) -> None:
-        """Append ``{"step": step, "kind": kind, ...}``; values are numbers, or numbers by name."""
+        """Append ``{"step": step, "kind": kind, ...}``; each value is a number, or a dictionary of numbers by name."""
         self._waiting += _line({"step": step, "kind": kind, **values}).encode()
         self._flush()
         if self._board is None:
@@ -64,12 +64,12 @@ class Journal:
                     if isinstance(number, (int, float)) and math.isfinite(number):
                         self._board.add_scalar(f"{kind}/{name}{'/' if part else ''}{part}", number, step)
         except OSError as error:
-            self._board = None  # its writer does not recover from an error
+            self._board = None  # TensorBoard's writer does not recover from an error
             reason = error.strerror or error
             self._note(f"TensorBoard's files cannot be written ({reason}). Training goes on without them.")
 
     def close(self) -> None:
-        """Write what is waiting, and close the files; what still cannot be written is said to be lost."""
+        """Write the waiting entries and close the files; if entries still cannot be written, tell the user how many."""
         self._flush()
         if self._waiting:
             self._note(f"{self._path} lacks its last {self._waiting.count(10)} lines: they could not be written.")
@@ -101,7 +101,7 @@ class Journal:
 
 
 def read_journal(run: Path) -> list[dict[str, Any]]:
-    """Return the entries of a run's log; none if there is no log. Damaged and incomplete lines are left out.
+    """Return the entries of a run's log; an empty list if there is no log. Damaged and incomplete lines are left out.
 
     Raises:
         TrainingError: if the log cannot be read.
@@ -188,7 +188,7 @@ def plot_run(run: str | os.PathLike[str], path: str | os.PathLike[str]) -> Path:
 
 
 def _points(entries: list[dict[str, Any]], name: str, part: str | None = None) -> Points:
-    """Return steps and values of all entries that are numbers."""
+    """Return the steps and the values of all entries in which ``name`` (or its ``part``) is a number."""
     values = [(e["step"], e.get(name) if part is None else _parts(e, name).get(part)) for e in entries]
     known = [(step, value) for step, value in values if isinstance(value, (int, float))]
     return [step for step, _ in known], [value for _, value in known]
@@ -200,13 +200,13 @@ def _last_stage(entries: list[dict[str, Any]]) -> int:
 
 
 def _stems(entries: list[dict[str, Any]], last: int) -> list[str]:
-    """Return the names of the stems in a log, in its order."""
+    """Return the names of the stems of stage ``last``, in the order of the log."""
     names = (name for entry in entries for name in _parts(entry, "si_sdr"))
     return list(dict.fromkeys(name.partition("/")[2] for name in names if name.startswith(f"stage{last}/")))
 
 
 def _parts(entry: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return numbers by name; none for a damaged entry."""
+    """Return the dictionary ``name`` of an entry; an empty one if the entry is damaged."""
     value = entry.get(name)
     return value if isinstance(value, dict) else {}
 
@@ -222,14 +222,14 @@ def _title(run: Path) -> str:
 
 @dataclass(frozen=True)
 class Summary:
-    """The mean of the steps since the last line of the log."""
+    """Means over the steps since the last line of the log."""
 
     step: int
     total: int | None
     loss: float
     sdr: dict[str, float]
-    """SI-SDR in dB of the last stage's stems on training batches, by instrument; NaN for an instrument that no track
-    counts."""
+    """SI-SDR in dB of the last stage's stems on training batches, by instrument; NaN for an instrument that counts in
+    no track."""
     learning_rate: float
     norm: float
     steps_per_second: float
@@ -240,7 +240,7 @@ class Summary:
 
 
 class Display:
-    """Shows nothing of a run; subclasses override the methods whose events they show."""
+    """Display that shows nothing of a run; subclasses override the methods of the events that they show."""
 
     def preparing(self, what: str, done: int, total: int, unit: str) -> None:
         """Show that ``done`` of ``total`` units of a job before the first step are done."""
@@ -249,10 +249,10 @@ class Display:
         """Show that a step was taken."""
 
     def summary(self, summary: Summary) -> None:
-        """Show that a line of the log was written."""
+        """Show the means over the steps since the last line of the log; called when a new line is written."""
 
     def validation(self, step: int, sdr: dict[str, float], score: ValidationScore, seconds: float, best: bool) -> None:
         """Show that the network was validated; ``sdr`` by instrument, in dB."""
 
     def note(self, text: str) -> None:
-        """Show any other message, one sentence."""
+        """Show another message, one sentence."""

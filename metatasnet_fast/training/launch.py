@@ -75,7 +75,7 @@ def claim(out: Path, note: Callable[[str], None]) -> Iterator[None]:
     """Claim the folder of a run; call ``note`` if its file system has no locks.
 
     Raises:
-        TrainingError: if another run is at work there, or nothing can be written.
+        TrainingError: if another process is training there, or the folder cannot be written.
     """
     busy = f"Another process is training in {out}: wait for it to end, or choose another folder with --out."
     with claiming(out, TrainingError, busy) as locked:
@@ -93,21 +93,21 @@ def train(
     display: Display | None = None,
     command: str = "",
 ) -> int | None:
-    """Carry out a plan.
+    """Train as a plan says.
 
     Args:
-        cache_path: what ``metatasnet-fast prepare`` made.
-        out: the run's folder; it is made.
+        cache_path: the folder that ``metatasnet-fast prepare`` made.
+        out: the run's folder; it is created if it is missing.
         tensorboard: also write TensorBoard's files.
         display: shows the run.
-        command: what was typed, to be stored with the run.
+        command: the command line, to be stored with the run.
 
     Returns:
-        the signal that interrupted the run, after its state was saved; None at the end.
+        the signal that interrupted the run, whose state is saved; None if the training reached its end.
 
     Raises:
-        TrainingError: if the run went on since the plan was made, or memory does not suffice.
-        MetaTasNetError: if it cannot be carried out for another reason.
+        TrainingError: if another process continued the run since the plan was made, or memory does not suffice.
+        MetaTasNetError: if the plan cannot be carried out for another reason.
     """
     world = World.from_environment()
     advice = f"Memory does not suffice for this training: train with {plan.settings.lighter(world.size)}."

@@ -1,4 +1,4 @@
-"""Ranger, which is RAdam with Lookahead, over all tensors at once; and SGDR, gradient descent with warm restarts.
+"""Define Ranger (RAdam with Lookahead, over all tensors at once), and SGDR, a learning rate with warm restarts.
 
 Source: Liu et al. 2020 (RAdam), Zhang et al. 2019 (Lookahead), Loshchilov & Hutter 2017 (SGDR); original ``utility/ranger.py``
 and ``utility/sgdr_learning_rate.py``. The state has the original's names and order, so that either program resumes the other's
@@ -22,7 +22,7 @@ __all__ = ["SGDR", "Ranger"]
 
 
 class Ranger(Optimizer):
-    """Takes RAdam steps; every ``k`` steps the slow weights move towards the fast ones, which then take their values.
+    """RAdam with Lookahead: every ``k`` steps, slow weights move towards the weights, and then replace the weights.
 
     The update of a tensor is, with bias-corrected moments ``m`` and ``v`` and the rectification of RAdam in ``s``::
 
@@ -31,16 +31,16 @@ class Ranger(Optimizer):
         p <- p - lr s m                         otherwise
         slow <- slow + alpha (p - slow), p <- slow          every k steps
 
-    A parameter without gradient is left alone, weight decay included. Moments and steps are float32 whatever the parameter's
-    dtype, as in the original; the slow weights have the parameter's. Tensors of one step count are updated together, with
-    one launch per operation.
+    A parameter without gradient does not change, not even by weight decay. Moments and steps are float32 for every
+    dtype of the parameter, as in the original; the slow weights have the parameter's dtype. Tensors with the same step
+    count, device and dtype are updated together, with one launch per operation.
 
     Args:
         params: parameters or groups of them.
         lr: learning rate.
-        alpha: share of the way that the slow weights go.
-        k: steps between their moves.
-        N_sma_threshhold: length from which the second moment is trusted (the spelling is the original's, for its files).
+        alpha: share of the way to the weights by which the slow weights move.
+        k: steps between moves of the slow weights.
+        N_sma_threshhold: length above which the second moment is used (the spelling is the original's, for its files).
         betas: decay of the two moments.
         eps: added to the root of the second moment.
         weight_decay: decoupled from the gradient, proportional to the learning rate.
@@ -82,7 +82,7 @@ class Ranger(Optimizer):
         """Update all parameters that have a gradient.
 
         Args:
-            closure: re-evaluates the network and returns the loss; it is called first, with gradients enabled.
+            closure: a function that evaluates the network and returns the loss; called first, with gradients enabled.
         """
         loss = None
         if closure is not None:
@@ -98,7 +98,7 @@ class Ranger(Optimizer):
         return loss
 
     def _advance(self, p: Tensor) -> int:
-        """Count a step of a parameter, making its state at the first one."""
+        """Count a step of a parameter and return the count; the first step creates the parameter's state."""
         state = self.state[p]
         if not state:
             state["step"] = 0
@@ -149,12 +149,12 @@ def _step_size(step: int, beta1: float, beta2: float, threshold: float) -> tuple
 
 
 class SGDR:
-    """Anneals by a cosine that restarts every ``period`` steps, each time from ``decay`` times the rate before.
+    """Cosine schedule of the learning rate that restarts every ``period`` steps, each time ``decay`` times as high.
 
     ``lr = base decay^i (cos(pi x) + 1) / 2``, where ``i`` and ``x`` are the whole and fractional part of ``step / period``.
 
     Args:
-        optimizer: its parameter groups get the rate.
+        optimizer: the optimiser whose parameter groups get the learning rate.
         base: learning rate of the first step of the first period.
         period: steps between restarts.
         decay: factor between restarts.
@@ -166,12 +166,13 @@ class SGDR:
         self.optimizer, self.base, self.period, self.decay = optimizer, base, period, decay
 
     def value(self, step: int) -> tuple[float, bool]:
-        """Return the rate at a step, counted from 1, and whether a period starts there."""
+        """Return the learning rate at a step, counted from 1, and whether the schedule restarts there."""
         restarts, x = int(step / self.period), step / self.period - int(step / self.period)
         return 0.5 * self.base * self.decay**restarts * (math.cos(math.pi * x) + 1), x == 0
 
     def __call__(self, step: int) -> bool:
-        """Set the rate of a step; True where a period starts (the authors end the epoch there, without taking the step)."""
+        """Set the learning rate of a step; return True at a restart (the authors end the epoch there, without a
+        step)."""
         rate, restart = self.value(step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate

@@ -1,4 +1,4 @@
-"""A batch cut into parts, over processes and over micro-batches, so that the parts' losses add up to the batch's.
+"""Cut a batch into parts, for processes and micro-batches, so that the losses of the parts add up to the batch's loss.
 
 Two things couple the items of a batch. Every mean divides by a count over the whole batch: these divisors are known
 before the first part. The similarity loss compares each item with the item before it, so every part also contains that
@@ -21,8 +21,8 @@ class Items:
     """Consecutive items of a batch.
 
     mixes: (n, 1, T_s) for every stage.
-    sources: (n, I, 1, T_s) for every stage and I instruments; what else is in a mixture is no source.
-    masks: (n, I, 1) for every stage, 1 where the source sounds and counts in the loss.
+    sources: (n, I, 1, T_s) for every stage and the I instruments; a mixture may contain more than these.
+    masks: (n, I, 1) for every stage, 1 where the source is not silent and counts in the loss.
     """
 
     mixes: Sequence[Tensor]
@@ -44,18 +44,18 @@ class Part:
 
     items: Items
     before: Items | None
-    """The item before the first one; None if this is the whole batch, whose last item counts as the one before its
-    first."""
+    """The item before the first item; None if this part is the whole batch, whose last item then counts as the item
+    before the first."""
     first: int
     """Place of the first item in the whole batch."""
 
 
 def cut(items: Items, size: int, before: Items | None, first: int) -> list[Part]:
-    """Cut a batch into micro-batches of at most ``size`` items.
+    """Cut a process's share of a batch into micro-batches of at most ``size`` items.
 
     Args:
-        items: a process's share of the batch.
-        before: the item before its first, if the share is not the whole batch.
+        items: the share.
+        before: the item before the share's first item; None if the share is the whole batch.
         first: place of the share's first item in the whole batch.
     """
     if size >= len(items):

@@ -1,4 +1,4 @@
-"""The plan of a run: new, started from a checkpoint, or continued from its own state."""
+"""Plan a run: a new one, one that starts from a checkpoint, or one that continues from its own state."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Plan:
     origin: Path | None = None
     """File of that checkpoint."""
     started_from: Path | None = None
-    """The checkpoint that the run was started from, also if it continues from its own."""
+    """The checkpoint that the run was started from, also if the run now continues from its own state."""
     changes: Mapping[str, tuple[Any, Any]] = dataclasses.field(default_factory=dict)
     """Settings (and the cache) that differ from those of the run or checkpoint: old value and new value."""
     resumed: bool = False
@@ -53,15 +53,15 @@ def plan_run(
     cache: str | Path | None = None,
     add_instrument: str | None = None,
 ) -> Plan:
-    """Decide what ``out`` will hold: continue a run that is there; else start one, from ``checkpoint`` if there is one.
+    """Plan the run in ``out``: if a run is there, continue it; else start a run, from ``checkpoint`` if that is given.
 
     Args:
         given: settings by name that the user gave; all others come from the run, from the checkpoint, or are the defaults.
-        checkpoint: what to start from. A run that was started from it continues from its own state.
-        cache: what is to be trained on, to be compared with what the run was trained on. A new network gets its instruments,
-            unless others are given.
-        add_instrument: name of an instrument that the checkpoint's network gets; its embedding alone is trained unless
-            ``unfreeze`` is given. A run that was started so continues without it.
+        checkpoint: checkpoint to start from. A run that was started from this checkpoint continues from its own state.
+        cache: the training data; if the run had other data, this is listed as a change. A new network gets the cache's
+            instruments, unless ``given`` names instruments.
+        add_instrument: name of an instrument to add to the checkpoint's network; only its embedding is trained, unless
+            ``unfreeze`` is given. To continue such a run, this argument is not needed.
 
     Raises:
         ConfigError: for settings that do not fit.
@@ -71,7 +71,7 @@ def plan_run(
     """
     network, training = split_settings(given)
     changes: dict[str, tuple[Any, Any]] = {}
-    seen = _stamp(out)  # before it is read, so that a write in the meantime is noticed
+    seen = _stamp(out)  # before the state is read, so that a write in the meantime is noticed
     resumed = seen is not None
     if not resumed and (out / BEST).exists():
         raise TrainingError(

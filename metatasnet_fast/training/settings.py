@@ -1,4 +1,4 @@
-"""The settings of a training run: the authors' hyperparameters under the authors' names, and this library's own.
+"""Define the settings of a training run: the authors' hyperparameters under the authors' names, and this library's own.
 
 Source: the argument parser of the authors' ``train.py``.
 """
@@ -28,7 +28,7 @@ EPOCH_SECONDS = 40 * 3000
 
 AUGMENTATIONS = ("same", "original", "none")
 FILE = "settings.json"
-"""What a run is, in its folder."""
+"""Name of the file in a run's folder that describes the run."""
 
 UNFREEZE = ("all", "generator", "embedding")
 BEST_RULES = ("all", "original")
@@ -145,7 +145,7 @@ class TrainingSettings:
         return min(self.threads, os.cpu_count() or 1)
 
     def lighter(self, processes: int) -> str:
-        """Return flags that save memory in a step and change no result; if all are in use, one that changes the result."""
+        """Return flags that save memory in a step with the same result; if all are in use, one with another result."""
         share = self.batch_size // processes
         at_once = min(self.micro_batch or share, share)
         flags = [f"--micro_batch {at_once // 2}"] if at_once > 1 else []
@@ -206,10 +206,10 @@ def split_settings(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
 def read_settings_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read settings by name from a JSON or TOML file.
 
-    They stand at the top or under ``network`` and ``training``, so that the ``settings.json`` of a run can be read too.
+    Settings stand at the top level, or under ``network`` and ``training`` as in the ``settings.json`` of a run.
 
     Raises:
-        ConfigError: if the file cannot be read or is neither.
+        ConfigError: if the file cannot be read, is neither JSON nor TOML, or does not hold settings by name.
         MissingDependencyError: for TOML before Python 3.11 without tomli.
     """
     path = Path(path)
@@ -238,7 +238,7 @@ def write_settings(out: Path, content: Mapping[str, Any]) -> None:
     """Write ``network``, ``training`` and ``run``; the file appears whole or stays as it was.
 
     Raises:
-        TrainingError: if it cannot be written.
+        TrainingError: if the file cannot be written.
     """
     with reporting_write_errors(out / FILE, TrainingError):
         write_atomically(out / FILE, json.dumps(content, indent=2) + "\n")
@@ -248,10 +248,10 @@ def settings_of(out: Path, state: Path) -> tuple[dict[str, Any], dict[str, Any]]
     """Return the settings of a run: those of the network, and those of the training.
 
     Args:
-        state: where the run's state is, for the advice.
+        state: path of the run's state, for the advice in the error.
 
     Raises:
-        TrainingError: if they are missing or damaged.
+        TrainingError: if the settings are missing or damaged.
     """
     try:
         network, training = split_settings(read_settings_file(out / FILE))
@@ -266,7 +266,7 @@ def settings_of(out: Path, state: Path) -> tuple[dict[str, Any], dict[str, Any]]
 
 
 def notes_of(out: Path) -> dict[str, Any]:
-    """Return what ``settings.json`` says about a run besides its settings; empty if it cannot be read."""
+    """Return the notes in ``settings.json``: everything about a run but the settings; empty if they cannot be read."""
     try:
         notes = json.loads((out / FILE).read_text("utf-8"))["run"]
     except (OSError, ValueError, KeyError, TypeError):

@@ -1,9 +1,9 @@
-"""The state of a run, network, optimiser, average and progress; its checkpoints; and instruments added to a trained network.
+"""Save and load the state of a run (network, optimiser, average, progress); add instruments to a trained network.
 
 Checkpoints are files of the authors' format, with everything that an exact continuation needs:
 
     epoch, state_dict, optimizer, steps, args       as the authors' program writes and reads them
-    metatasnet_fast                                 progress of the run; with an average, the weights as they were trained
+    metatasnet_fast                                 progress of the run; with an average, also the trained weights
 
 ``state_dict`` holds the weights to be used: the average, if there is one.
 
@@ -64,9 +64,10 @@ class Progress:
 
 
 class WeightAverage:
-    """``average <- d average + (1 - d) weights`` after every step, with ``d = min(decay, (1 + step) / (10 + step))``.
+    """Exponential average of a network's weights.
 
-    The smaller decay of the first steps lets the average forget the random weights it starts from.
+    After every step ``average <- d average + (1 - d) weights``, with ``d = min(decay, (1 + step) / (10 + step))``: the
+    smaller decay of the first steps lets the average forget the random initial weights.
     """
 
     def __init__(self, network: MultiTasNet, decay: float) -> None:
@@ -97,10 +98,10 @@ class RunState:
         return self.network if self.average is None else self.average.network
 
     def write(self, path: Path, args: argparse.Namespace, steps_per_epoch: int) -> None:
-        """Write a checkpoint; it appears whole, or what was there stays.
+        """Write a checkpoint; if that fails, an older file at ``path`` stays as it was.
 
         Raises:
-            CheckpointError: if it cannot be written, as on a full disk.
+            CheckpointError: if the checkpoint cannot be written, as on a full disk.
         """
         ours: dict[str, Any] = {"progress": dataclasses.asdict(self.progress), "unfreeze": self.unfreeze}
         if self.average is not None:
@@ -116,10 +117,10 @@ class RunState:
         write_original(checkpoint, path)
 
     def load(self, checkpoint: Checkpoint, origin: Path) -> None:
-        """Continue from a checkpoint of a run or of the authors' program; one without optimiser gives only its weights.
+        """Continue from a checkpoint of a run or of the authors' program; without an optimiser, load only the weights.
 
         Raises:
-            CheckpointError: if it is of another network, or its optimiser of another program.
+            CheckpointError: if the checkpoint is of another network, or its optimiser is not Ranger.
         """
         ours: dict[str, Any] = checkpoint.extra.get(OURS, {})
         trained: dict[str, Tensor] = ours.get("trained", checkpoint.state_dict)
@@ -151,9 +152,9 @@ def add_instrument(
     """Extend a network's configuration and weights by an instrument.
 
     Args:
-        config: of the trained network.
-        state: its weights by name.
-        name: of the new instrument, which comes last. Its embeddings are the means of the others'.
+        config: configuration of the trained network.
+        state: weights of the trained network by name.
+        name: name of the new instrument, which comes last. Its embeddings are the means of the others' embeddings.
 
     Returns:
         the configuration and weights of the larger network.
@@ -178,10 +179,10 @@ def add_instrument(
 
 
 def freeze(network: MultiTasNet, unfreeze: str) -> None:
-    """Keep parameters from being trained.
+    """Choose which parameters are trained.
 
     Args:
-        network: its parameters' ``requires_grad`` is changed.
+        network: the network; ``requires_grad`` of its parameters is changed.
         unfreeze: ``all``: every parameter is trained; ``generator``: the masking networks' generator with the embeddings;
             ``embedding``: the embeddings alone.
     """
@@ -211,17 +212,17 @@ class KeptRows:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Write them back."""
+        """Write the kept rows back into their parameters."""
         for parameter, rows in self._kept:
             parameter[: len(rows)].copy_(rows)
 
 
 @torch.no_grad()
 def start_near_another(network: MultiTasNet, batches: BatchSource, precision: Precision, backend: str) -> str:
-    """Give the last instrument the embedding of the other instrument whose separator fits it best; return that one's name.
+    """Give the last instrument the embedding of the instrument whose separator fits it best; return that one's name.
 
-    Every other instrument's embedding is tried on the first batch; what counts is the SI-SDR of the last instrument in the last
-    stage.
+    The embedding of every other instrument is tried on the first batch. The best one gives the highest SI-SDR of the
+    last instrument in the last stage.
     """
     config, batch = network.config, batches.batch(0)
     dtype = torch.float64 if precision is Precision.float64 else torch.float32

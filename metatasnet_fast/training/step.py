@@ -1,5 +1,6 @@
-"""The gradients of one batch: in parts, on one process or several, always those of the whole batch; and what is kept of a step
-whose loss or gradient cannot be used.
+"""Compute the gradients of a whole batch, in micro-batches, on one process or several.
+
+Also save the data of a step whose loss or gradient cannot be used, and explain the error.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ __all__ = ["BatchGradients", "GradientStep", "faulty_input", "keep_step", "unusa
 
 
 class Recomputing(Backend):
-    """Wraps another backend, with one more forward pass in each step: about a third more time.
+    """Backend that runs another backend, and the forward pass once more in backward: about a third more time.
 
-    Between forward and backward nothing is kept but latents and waveforms; in backward, the activations of one job at a time.
+    Between forward and backward, only latents and waveforms are kept; in backward, one job's activations at a time.
     """
 
     name = "recomputing"
@@ -95,7 +96,7 @@ class _Dropout:
     items: int
 
     def of(self, part: Part) -> Callable[[int, Tensor], Tensor | None] | None:
-        """Return the arguments for :meth:`metatasnet_fast.model.engine.Engine.loss`."""
+        """Return the argument ``dropout`` of ``Engine.loss`` for a micro-batch; None for probability 0."""
         return functools.partial(self._factors, part) if self.probability > 0 else None
 
     def _factors(self, part: Part, stage: int, latent: Tensor) -> Tensor:
@@ -130,14 +131,13 @@ class _PartLoss(nn.Module):
 
 
 class GradientStep:
-    """Computes loss and gradients of batch after batch.
+    """The computation of loss and gradients, called for batch after batch.
 
-    Every process has its share of each batch. The loss is that of the whole batch, as one process would have it, and so are the
-    gradients in every process's parameters. The parameters without a gradient (the last block's ``res_out``, whose output
-    is unused) keep none.
+    Every process has its share of each batch. Loss and gradients are those of the whole batch, in every process, as one
+    process would compute them. The last block's ``res_out``, whose output is unused, gets no gradient.
 
     Args:
-        network: on its device; with several processes, the first one's weights are taken over.
+        network: the network on its device; with several processes, all get the weights of the first one.
         choice: the backend and precision to compute with.
         world: the processes; they must have joined.
         micro_batch: items computed at once; None for the whole share.
@@ -170,7 +170,7 @@ class GradientStep:
         Args:
             items: this process's share, on the network's device.
             step: number of the step, from which dropout is drawn.
-            votes: numbers to be summed over the processes on the way.
+            votes: numbers of this process that are summed over the processes in the same transfer.
         """
         self.network.zero_grad(set_to_none=True)
         divisors = [loss_divisors(self.world.gather(mask)) for mask in items.masks]
@@ -221,7 +221,7 @@ def faulty_input(batch: Batch, source: BatchSource) -> str | None:
 
 
 def keep_step(path: Path, content: Mapping[str, Any]) -> str:
-    """Write the data from which the step can be repeated; return a sentence that says where, or why not."""
+    """Write ``content``, from which a step can be repeated; return a sentence that says where, or why it failed."""
     try:
         torch.save(dict(content), path)
     except (OSError, RuntimeError) as error:
@@ -230,11 +230,11 @@ def keep_step(path: Path, content: Mapping[str, Any]) -> str:
 
 
 def unusable_step(found: BatchGradients, step: int, fault: str | None, kept: str) -> TrainingError:
-    """Return why training stops.
+    """Return the error that says why training stops.
 
     Args:
-        fault: the samples that are at fault, if any are.
-        kept: what the run can continue from.
+        fault: the place of samples that are not finite, as :func:`faulty_input` describes it; None if all are finite.
+        kept: what is saved of this step and of the run, without a full stop.
     """
     if fault is not None:
         return TrainingError(

@@ -1,4 +1,4 @@
-"""The training loop: batch, gradients, step; at intervals a line of the log, a checkpoint, a validation.
+"""Train in a loop: batch, gradients, step; at intervals a line of the log, a checkpoint and a validation.
 
 A run lives in a folder:
 
@@ -6,7 +6,8 @@ A run lives in a folder:
     log.jsonl         losses, rates and scores
     last.pt           the state to continue from
     best.pt           the weights with the best validation
-    failed.pt         the batch at which the loss was no longer finite
+    failed.pt         the batch at which loss or gradient were not finite, or the loss was too large (failed-RANK.pt if
+                      there are several processes)
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ LAST, BEST, FAILED = "last.pt", "best.pt", "failed.pt"
 
 
 class Trainer:
-    """Trains from where ``state`` stands to the end of ``settings``, or until it is interrupted.
+    """The training of a run: from the step in ``state`` to the end that ``settings`` name, or until it is interrupted.
 
     Args:
         state: network, optimiser and progress, on the device of the batches.
@@ -92,11 +93,13 @@ class Trainer:
         """Time and step of the last line of the log."""
 
     def run(self) -> int | None:
-        """Train; return the signal that ended the run, or None at the end.
+        """Train; return the signal that interrupted the run, or None if the training reached its end.
 
         Raises:
-            TrainingError: if the loss is no number or exceeds ``max_loss``; the batch and the weights before the step are kept.
-                If memory does not suffice for a batch's gradients, or a validation; the steps before are saved.
+            TrainingError: if loss or gradient are not finite, or the loss exceeds ``max_loss``; the batch and the
+                weights before the step are saved. If memory does not suffice for a batch's gradients, or for a
+                validation; the steps before are saved.
+            TrainingDataError: if a batch cannot be read; the steps before are saved.
             CheckpointError: if the last checkpoint cannot be written.
         """
         self.state.network.train()
@@ -138,7 +141,7 @@ class Trainer:
                     self._save(final=False)
 
     def _step(self, step: int, batch: Batch) -> bool:
-        """Take one step; True if a process was asked to stop."""
+        """Take one step; return True if a process was asked to stop."""
         progress, settings = self.state.progress, self.settings
         items = Items(batch.mixes, batch.sources, batch.masks())
         if self.precision is Precision.float64:
@@ -224,7 +227,7 @@ class Trainer:
         )
 
     def _validate_if_due(self) -> bool:
-        """Validate every ``validate_every`` steps and at the end; return False if that was interrupted."""
+        """Validate every ``validate_every`` steps and at the end; return False if the validation was interrupted."""
         progress, every = self.state.progress, self.settings.validate_every
         if not every or progress.step == progress.validated or not (progress.step % every == 0 or self._over()):
             return True
@@ -333,8 +336,7 @@ class Trainer:
         except CheckpointError as error:
             if final:
                 raise
-            # The old file is still complete, and the next attempt may succeed, so hours of training must not be lost
-            # now.
+            # Do not lose hours of training: the old file is still complete, and the next attempt may succeed.
             self.display.note(f"{error} Training goes on; the next checkpoint is tried again.")
             return False
         return True

@@ -1,9 +1,10 @@
-"""Scores of a network on whole tracks that it was not trained on.
+"""Score a network on whole tracks that it was not trained on.
 
-Each track is separated in mono, as the authors validate. Two measures: SI-SDR over the whole track for every stage, which is
-theirs; and for the last stage SDR as the field reports it (BSSEval v4: the median over one-second frames), after the gains
-with which the stems' sum comes closest to the mixture. Left out are stems that the cache does not count, and silent ones: stems
-and frames of them that are more than 60 dB below the mixture, since quantised silence has scores of -100 dB and less.
+Each track is separated in mono, as the authors validate. There are two measures. For every stage: SI-SDR over the whole
+track, the authors' measure. For the last stage: SDR as papers report it (BSSEval v4: the median over one-second
+frames), after gains with which the sum of the stems comes closest to the mixture. Stems that the cache does not count
+are left out. So are silent stems, and silent frames: those more than 60 dB below the mixture, since quantised silence
+has scores of -100 dB and less.
 """
 
 from __future__ import annotations
@@ -47,14 +48,14 @@ class TrackScore:
     """Scores of one track in dB; NaN for a stem that does not count."""
 
     si_sdr: list[list[float]]
-    """For every stage, all instruments."""
+    """SI-SDR of all instruments, for every stage."""
     sdr: list[float]
-    """All instruments of the last stage."""
+    """SDR of all instruments in the last stage."""
 
 
 @dataclass(frozen=True)
 class ValidationScore:
-    """Means over the tracks in which a stem counts; NaN if there is none."""
+    """Mean scores in dB, each over the tracks in which the stem counts; NaN if there is no such track."""
 
     si_sdr: list[list[float]]
     sdr: list[float]
@@ -72,9 +73,9 @@ class ValidationScore:
     def total(self, rule: str) -> float:
         """Return the number in dB by which the best checkpoint is chosen.
 
-        ``all``: the mean SDR of the last stage's stems. ``original``: as the authors' program chooses, which takes the
-        mean of I SI-SDR values of all stages but the very last one, ``[-5:-1]`` for its four instruments: the last stage's
-        without vocals, and the vocals of the one before. One instrument in one stage leaves its own value alone.
+        ``all``: the mean SDR of the last stage's stems. ``original``: the authors' rule, the mean of the I SI-SDR
+        values before the very last one (``[-5:-1]`` for their four instruments). These are the last stage without
+        vocals, and the vocals of the stage before. With one instrument in one stage, it is the only value.
         """
         if rule == "original":
             values = [value for stage in self.si_sdr for value in stage]
@@ -86,7 +87,7 @@ def validation_tracks(tracks: Sequence[Track], config: MetaTasNetConfig) -> list
     """Return the tracks that are long enough for the network.
 
     Raises:
-        TrainingDataError: if none is, or none of their stems counts.
+        TrainingDataError: if no track is long enough, or no stem of the long ones counts.
     """
     stage = config.stage(0)
     found = [track for track in tracks if track.samples(stage.sampling_rate) >= stage.shortest + stage.W]
@@ -149,8 +150,10 @@ def score_track(
 def _sdr(
     estimate: Tensor, source: Tensor, mix: Tensor, counted: Sequence[bool], config: MetaTasNetConfig
 ) -> list[float]:
-    """Return the median SDR over one-second frames of an estimate (I, T) against the source (I, T or a little more) in
-    the mix (1, T or a little more)."""
+    """Return for each instrument the median SDR in dB over one-second frames; NaN if the instrument is not counted.
+
+    estimate: (I, T). source: (I, T or a little more). mix: (1, T or a little more).
+    """
     source, mix = source[:, : estimate.shape[1]], mix[:, : estimate.shape[1]]
     equations = NormalEquations(1, len(estimate), config.added_instruments)
     equations.add(estimate[None], mix)
@@ -169,7 +172,7 @@ def _sdr(
 
 
 def _power(signal: Tensor) -> Tensor:
-    """Return the mean power of signals, (..., T) to (...)."""
+    """Return the mean power of signals (..., T), as (...)."""
     return signal.square().mean(-1)
 
 
@@ -190,7 +193,7 @@ def validate(
     precision: Precision,
     stop: Callable[[], bool],
 ) -> list[TrackScore] | None:
-    """Score all tracks; return None if ``stop`` interrupted it."""
+    """Score all tracks; return None if ``stop()`` is true before a track."""
     scores = []
     for track in tracks:
         if stop():

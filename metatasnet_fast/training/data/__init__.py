@@ -1,4 +1,4 @@
-"""Training data: a cache of tracks at every rate, and batches of crops from it that depend on nothing but their number."""
+"""Prepare and read training data: a cache of tracks at every rate, and batches of crops by their number."""
 
 from .batches import Batch, BatchSource
 from .cache import Cache, StemArray, Track

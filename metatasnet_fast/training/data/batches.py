@@ -1,4 +1,4 @@
-"""Training batches: any one at any time, or a stream of them read ahead.
+"""Make training batches: any batch at any time, or a stream of batches that is read ahead.
 
 Global batch ``k`` is a function of (cache, settings, seed, ``k``). It does not depend on the number of ranks or threads, or on
 interruptions of the run. Every rank draws the whole plan and reads its own slice.
@@ -36,15 +36,16 @@ class Batch:
     sources: list[Tensor]
     """For each stage the network's I instruments, (items, I, 1, T_stage), float32."""
     counts: Tensor
-    """(items, I) bool: False for an instrument that the loss must leave out whatever its samples are."""
+    """(items, I) bool: False for an instrument that the loss must leave out, whatever samples the instrument has."""
     number: int
     least_share: float = 0.0
 
     def masks(self) -> list[Tensor]:
         """Return for each stage (items, I, 1), float32: 1 where a source counts and is not all zero.
 
-        With ``least_share``, both the source and the rest of the mixture must have that share of the energy as well. SI-SDR is
-        in dB, so items that cannot be separated, and those that need not be, would weigh as much as the others.
+        With ``least_share``, the source and the rest of the mixture must each have that share of the energy, too.
+        SI-SDR is in
+        dB: without this, items that cannot or need not be separated would weigh as much as the others.
         """
         counts = self.counts[..., None]
         if self.least_share > 0:
@@ -62,15 +63,16 @@ class BatchSource:
         cache: where the tracks are.
         config: the network's settings; its stages' rates and its instruments must be in the cache. Instruments of the cache
             that the network lacks are in the mixture only.
-        items: of the GLOBAL batch; a rank gets ``items / world`` of them.
+        items: number of items in the global batch; a rank gets ``items / world`` of them.
         seconds: length of an item.
         seed: of all random choices, in [0, 2^64).
         augmentation: ``same``: a channel and a gain for each source, identical at all rates. ``original``: drawn for each
             stage on its own, as in the authors' program. ``none``: crops only, of the channels' mean.
         shuffle_p: share of the items whose sources are exchanged; of no effect with ``none``.
-        variety: other ways in which items may differ.
-        least_share: of an item's energy that a source, and the other ones together, need to count in the loss.
-        split: which tracks.
+        variety: more random changes of the items, such as of their speed.
+        least_share: a source counts in the loss only if the source, and the other sources together, each have at least
+            this share of the item's energy.
+        split: the split whose tracks are used.
         device: where the batches go.
         rank, world: this process's number, and how many there are.
         workers: threads that read ahead in :meth:`stream`.
@@ -185,8 +187,8 @@ class BatchSource:
         return Batch(mixes, sources, self._move(host.counts)[:, self.places], host.number, self.least_share)
 
     def _vary(self, signals: Tensor, stage: int, number: int) -> Tensor:
-        """Apply this batch's changes to all of the cache's instruments at one rate: (items, S, 1, T) from longer
-        signals."""
+        """Apply the changes of batch ``number`` to the cache's S instruments at one rate: make (items, S, 1, T) from
+        longer signals."""
         changes = draw_changes(self.seed, number, self.variety, self.items, signals.shape[1]).take(*self._slice)
         rate, ratio = self.rates[stage], self.rates[stage] // self.rates[0]
         samples, margin = self._crop * ratio, self._margin * ratio
@@ -202,7 +204,7 @@ class BatchSource:
         return varied.mul_(torch.from_numpy(changes.gains).to(varied)[..., None, None])
 
     def _move(self, x: Tensor) -> Tensor:
-        # With a GPU all of it is pinned: any other copy would wait for the step in progress.
+        # For a GPU, x is in pinned memory: a copy from other memory would wait for the step in progress.
         return x.to(self.device, non_blocking=True)
 
 

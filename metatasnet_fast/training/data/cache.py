@@ -1,6 +1,6 @@
-"""Read a cache of tracks: memory-mapped samples of every rate, cut so that all rates are aligned; a batch's crops.
+"""Read a cache: the memory-mapped samples of its tracks, which are aligned between the rates, and the crops of batches.
 
-    CACHE/manifest.json                what there is, and from what it was made
+    CACHE/manifest.json                rates, instruments, and the entries of all tracks
     CACHE/<split>/<track>/<rate>.npy   (instruments, channels, samples), int16 or float32
     CACHE/<split>/<track>/entry.json   instruments, lengths, scales, hash
 
@@ -38,7 +38,7 @@ class StemArray:
     """Instruments (I, channels, samples) of a track at one rate: float32, full scale 1, read from disk when indexed."""
 
     raw: NDArray[Any]
-    """Memory-mapped, as stored."""
+    """(I, channels, samples), memory-mapped, as stored: int16 or float32."""
     scale: NDArray[np.float32]
     """(I, 1, 1): full-scale value of one stored unit."""
 
@@ -87,7 +87,7 @@ class Track:
         return self.entry.rates[rate].samples
 
     def deviation(self, rate: int) -> float:
-        """Return the number by which the authors divide the track at this rate: the standard deviation of its mono mixture."""
+        """Return the standard deviation of the mono mixture at this rate, by which the authors divide the track."""
         return self.entry.rates[rate].deviation
 
     def file(self, rate: int) -> Path:
@@ -132,11 +132,11 @@ class Cache:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Cache:
-        """Read the manifest, and see that every file is there; samples are not touched.
+        """Read the manifest, and check that every file is there and long enough; samples are not read.
 
         Raises:
-            TrainingDataError: if there is no finished cache at ``path``, one of another version, one with a track in two
-                splits, or one that lacks a file.
+            TrainingDataError: if there is no finished cache at ``path``, or the cache is of another version, has a
+                track in two splits, or lacks a file.
         """
         file = Path(path) / "manifest.json"
         try:
@@ -167,7 +167,7 @@ class Cache:
         return cache
 
     def _refuse_missing_files(self) -> None:
-        """Raise for missing files now, instead of at the first validation."""
+        """Raise :class:`TrainingDataError` for missing or cut files now, instead of at the first validation."""
         lacking = []
         for track in (track for split in SPLITS for track in self.tracks(split)):
             for rate, values in track.entry.rates.items():
@@ -183,10 +183,10 @@ class Cache:
             raise TrainingDataError(f"{lacking[0]}{others} missing or cut off; delete the folder and prepare again.")
 
     def places_of(self, instruments: Sequence[str]) -> list[int]:
-        """Return the places of a network's instruments among the cache's.
+        """Return the index of each of a network's instruments among the instruments of the cache.
 
         Raises:
-            TrainingDataError: if the cache lacks one.
+            TrainingDataError: if the cache lacks an instrument.
         """
         missing = [name for name in instruments if name not in self.instruments]
         if missing:
@@ -197,7 +197,7 @@ class Cache:
         return [self.instruments.index(name) for name in instruments]
 
     def tracks(self, split: str) -> list[Track]:
-        """Return the tracks of ``train``, ``valid`` or ``test`` by name; none if the split is empty."""
+        """Return the tracks of ``train``, ``valid`` or ``test``, sorted by name; an empty list for an empty split."""
         if split not in SPLITS:
             raise TrainingDataError(f"There is no split {split!r}; choose {', '.join(SPLITS[:-1])} or {SPLITS[-1]}.")
         found = [Track(self.path / split / entry.name, entry) for entry in self.entries if entry.split == split]
@@ -209,11 +209,12 @@ class HostBatch:
     """A batch before scaling, in host memory."""
 
     raw: list[Tensor]
-    """(items, S, channels, T_stage) for each stage, of S instruments, as stored; one channel if one was chosen."""
+    """(items, S, channels, T_stage) for each stage, of S instruments, as stored; one channel if the plan chose one,
+    else two."""
     weights: list[Tensor]
-    """(items, S, channels), float32, for each stage: the factors of the stored samples."""
+    """(items, S, channels), float32, for each stage: factors by which to multiply the stored samples."""
     counts: Tensor
-    """(items, S) bool."""
+    """(items, S) bool: False for an instrument that the loss must leave out."""
     number: int
 
 
@@ -227,7 +228,7 @@ class _File:
     dtype: np.dtype[np.generic]
     samples: int
     scale: NDArray[np.float64]
-    """(S,): from stored units to units of the track's deviation."""
+    """(S,): factors from stored units to units of the track's deviation."""
 
     @classmethod
     def open(cls, track: Track, rate: int) -> _File:
@@ -256,7 +257,7 @@ class _File:
 
 
 class CropReader:
-    """Reads the crops of plans; several threads may use it at once."""
+    """Reader of the crops of a plan; several threads may use one reader at once."""
 
     def __init__(self, tracks: Sequence[Track], rates: Sequence[int], crop: int, *, pinned: bool) -> None:
         self.rates, self.crop, self.pinned = tuple(rates), crop, pinned

@@ -4,7 +4,8 @@ Tracks that the authors' program prepared are read as they are (source: the auth
 
     IN/train_8/0000.npz, train_16, train_32, validation_8, ...   key arr_0, float32 (3, 6, samples)
 
-Left, right and mono (their mean); mixture, drums, bass, other, vocals, accompaniment (the first three).
+First axis: left, right and mono (the mean of both). Second axis: mixture, drums, bass, other, vocals and accompaniment
+(drums + bass + other).
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ __all__ = ["Outcome", "Settings", "content_hash", "inputs", "prepare_track"]
 
 
 def counted(track: TrackSource, stems: Stems) -> tuple[bool, ...]:
-    """Return for each instrument whether the loss may use it: it may if all of its stems are known."""
+    """Return for each instrument whether the loss may use it: True if all of the instrument's stems are known."""
     unknown = read_unknown(track.path) if track.kind == "stems" else ()
     return tuple(not set(parts) & set(unknown) for parts in stems.values())
 
@@ -43,7 +44,7 @@ def content_hash(files: dict[str, Path]) -> str:
     """Return the SHA-256 over names and contents of input files.
 
     Raises:
-        TrainingDataError: if one cannot be read.
+        TrainingDataError: if a file cannot be read.
     """
     total = hashlib.sha256()
     for name, path in files.items():
@@ -58,10 +59,10 @@ def decode(files: Mapping[str, Path]) -> tuple[dict[str, AudioFile], tuple[str, 
     """Decode stems by name.
 
     Returns:
-        each of them, with at most two channels, and warnings.
+        the decoded stems by name, each with one or two channels, and warnings.
 
     Raises:
-        TrainingDataError: if the stems do not make a track.
+        TrainingDataError: if a stem has more than two channels, or no finite samples but zeros.
         AudioReadError: if a file cannot be decoded.
     """
     found, warnings = read_stems(files), []
@@ -84,7 +85,7 @@ def _differing_lengths(found: Mapping[str, AudioFile]) -> Iterator[str]:
 
 
 FOLDERS = {"train": "train", "valid": "validation"}
-"""The authors' names of the splits; they prepare no others."""
+"""The authors' folder names of the splits; their program prepares only these two splits."""
 
 KEY = "arr_0"
 
@@ -114,7 +115,7 @@ def read_original(files: dict[int, Path]) -> dict[int, NDArray[np.float32]]:
 
 @dataclass(frozen=True)
 class Settings:
-    """How tracks are stored."""
+    """The settings of a cache: folder, sampling rates in hertz, sample type and instruments."""
 
     out: Path
     rates: tuple[int, ...]
@@ -125,7 +126,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Outcome of one track."""
+    """The result of preparing one track."""
 
     name: str
     split: str
@@ -190,10 +191,10 @@ def _refuse_second_split(track: TrackSource, digest: str, origin: str, cache: Pa
 
 
 def inputs(track: TrackSource, settings: Settings) -> dict[str, Path]:
-    """Return the files that a track is made from, under names that say what each is.
+    """Return the files that a track is made from, by stem; by rate (the authors' files); as ``stems`` (``.stem.mp4``).
 
     Raises:
-        TrainingDataError: if a stem that counts is missing, there are several files for one, or none at all.
+        TrainingDataError: if a stem that counts has no file, a stem has several files, or no stem has a file.
     """
     if track.kind == "original":
         split, root = FOLDERS[track.split], track.path.parent.parent

@@ -1,10 +1,11 @@
-"""Content of a batch, drawn as a function of (seed, batch number) alone: crops, and how items may differ from the tracks.
+"""Draw the content of a batch as a function of (seed, batch number) alone: the crops, and random changes of the items.
 
 Philox is a counter-based generator (Salmon et al. 2011): the batch number goes into its counter and the seed into its key,
-so there is no state to carry, and any process can draw any batch at any time. Only the raw 64-bit integers are used: numpy
-keeps them the same from version to version, but makes no such promise for its distributions. Speed, balance, level, tone and
-rests are drawn for whole items and instruments, so that the stages of a network see one signal at several rates. Every item has
-its numbers whether they are used or not: turning one of them on or off leaves the others, and the crops, as they are.
+so there is no state to keep, and any process can draw any batch at any time. Only the raw 64-bit integers are used:
+numpy keeps these the same from version to version, but makes no such promise for its distributions. Speed, balance,
+level, tone and rests are drawn for whole items and instruments, so that the stages of a network see one signal at
+several rates. The numbers for every change are always drawn: turning one change on or off does not alter the other
+changes or the crops.
 
 Source: the authors' ``dataset.py``, ``get_train_sample`` and the rotation in its collate function.
 """
@@ -35,19 +36,19 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Plan:
-    """Where each source of a batch comes from, and how it is changed."""
+    """The track, the crop, the channel and the gain of each source of a batch."""
 
     tracks: Ints
     """(items, S): index of the track, for each of the cache's S instruments."""
     starts: Ints
     """(items, S): first sample at the lowest rate."""
     channels: Ints | None
-    """(stages, items, S); None: the mean of the channels."""
+    """(stages, items, S): index of the channel; None for the mean of the channels."""
     gains: Floats
-    """(stages, items, S)."""
+    """(stages, items, S): factors."""
 
     def take(self, start: int, stop: int) -> Plan:
-        """Return the plan of some of the items."""
+        """Return the plan of the items from ``start`` up to, not including, ``stop``."""
         part = slice(start, stop)
         channels = None if self.channels is None else self.channels[:, part]
         return Plan(self.tracks[part], self.starts[part], channels, self.gains[:, part])
@@ -78,12 +79,12 @@ def draw_plan(
 
     Each item is a crop of ``crop`` samples at a uniform start of a uniformly drawn track; every source takes one of its
     channels and a gain from ``GAINS``. Of the first ``int(items shuffle_p + 0.5)`` items, item ``j`` takes source ``i`` of item
-    ``j + i`` (modulo their number); then the items change places. With ``original``, channels and gains are drawn
-    separately for each stage; with ``none``, an item is a plain crop of the channels' mean.
+    ``j + i`` (modulo their number); then all items are put in a random order. With ``original``, channels and gains are
+    drawn separately for each stage; with ``none``, an item is a plain crop of the channels' mean.
 
     Args:
-        lengths, channels: of every track: samples at the lowest rate, channels.
-        sources: instruments of the cache.
+        lengths, channels: for every track, the number of samples at the lowest rate, and the number of channels.
+        sources: number of instruments in the cache.
     """
     stream = uniforms(seed, number, items * (3 + 2 * sources * stages))
     track, start, order = stream[: 3 * items].reshape(3, items)
@@ -122,15 +123,15 @@ SILENT = 0.5
 """Share of the rests that are silent; in the others the stem is only quieter."""
 
 QUIETER = (6.0, 30.0)
-"""By how many dB."""
+"""Range in dB by which a stem is quieter in the other rests."""
 
 SPAN = (0.3, 1.5)
-"""Length of a rest, in lengths of the item."""
+"""Range of the length of a rest, in lengths of the item."""
 
 
 @dataclass(frozen=True)
 class Variety:
-    """Amounts by which items may vary; nothing by default.
+    """Amounts by which items may vary; by default they do not vary.
 
     Args:
         speed: largest relative change of speed, which changes pitch and tempo together: 0.1 for 0.9 to 1.1.
@@ -158,22 +159,22 @@ class Changes:
     """The changes of a batch's items, for the S instruments of a cache."""
 
     speeds: Floats
-    """(items,): how many input samples become one."""
+    """(items,): input samples per output sample."""
     gains: Floats
-    """(items, S)."""
+    """(items, S): factors."""
     tones: Floats
     """(items, S, len(TONE)): gains in dB; 0 for stems that do not change."""
     rests: Floats
     """(items, S, 3): middle and length in lengths of the item, and gain; gain 1 for stems that do not rest."""
 
     def take(self, start: int, stop: int) -> Changes:
-        """Return the changes of some of the items."""
+        """Return the changes of the items from ``start`` up to, not including, ``stop``."""
         part = slice(start, stop)
         return Changes(self.speeds[part], self.gains[part], self.tones[part], self.rests[part])
 
 
 def draw_changes(seed: int, number: int, variety: Variety, items: int, sources: int) -> Changes:
-    """Draw what batch ``number`` of ``seed`` differs by."""
+    """Draw the changes of batch ``number`` of ``seed``."""
     each = 2 + sources * (2 + 1 + 2 * len(TONE) + 5)
     drawn = uniforms(seed, number, items * each, stream=1).reshape(items, each)
     speed, level, rest_of_it = drawn[:, 0], drawn[:, 1], drawn[:, 2:].reshape(items, sources, -1)
@@ -213,7 +214,8 @@ def resample(x: Tensor, samples: int, margin: int, speed: float) -> Tensor:
 
 
 def retune(x: Tensor, rate: int, tones: Sequence[float] | Floats) -> Tensor:
-    """Filter a signal (..., T) with zero phase: gains in dB at ``TONE``, linear in the logarithm of the frequency."""
+    """Filter a signal (..., T) with zero phase. ``tones`` are gains in dB at the frequencies ``TONE``, interpolated
+    linearly in the logarithm of the frequency."""
     frequencies = np.fft.rfftfreq(x.shape[-1], 1 / rate).clip(min=1.0)
     gains = 10 ** (np.interp(np.log(frequencies), np.log(TONE), tones) / 20)
     spectrum = torch.fft.rfft(x) * torch.from_numpy(gains).to(device=x.device, dtype=x.dtype)

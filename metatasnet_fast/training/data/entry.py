@@ -1,5 +1,5 @@
-"""The record of a cached track: ``entry.json`` in the track's folder, next to its samples, written last. Its instruments, and
-the stems of a data set that are summed into each: ``drums,strings=violin+viola+cello`` names two, the second a sum of three.
+"""Describe a cached track: ``entry.json`` in the track's folder, written after the samples. Parse the instruments of a
+cache, and the stems summed into each: ``drums,strings=violin+viola+cello`` names two instruments, one of three stems.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DEFAULT: Stems = {name: (name,) for name in INSTRUMENTS}
 
 
 def parse_instruments(text: str) -> Stems:
-    """Read ``a,b,c=d+e``.
+    """Parse instruments and their stems from a text such as ``a,b,c=d+e``.
 
     Raises:
         TrainingDataError: for names that no network can have, or a stem that is in two instruments.
@@ -63,7 +63,7 @@ def stems_found(names: Iterable[str]) -> Stems:
     others by name.
 
     Raises:
-        TrainingDataError: if there are more than a network can have, or names that none can have.
+        TrainingDataError: if a network cannot have so many instruments, or instruments of these names.
     """
     found = set(names)
     ordered = [*(name for name in INSTRUMENTS if name in found), *sorted(found - set(INSTRUMENTS))]
@@ -93,9 +93,9 @@ class RateEntry:
 
     samples: int
     scale: tuple[float, ...]
-    """Full-scale value of one unit of each stem."""
+    """For each instrument, the value of one stored unit, where full scale is 1."""
     deviation: float
-    """Standard deviation over time of the stems' sum, averaged over the channels; the authors divide by it."""
+    """Standard deviation over time of the mono mixture (sum of stems, mean of channels); the authors divide by it."""
 
 
 @dataclass(frozen=True)
@@ -107,13 +107,13 @@ class TrackEntry:
     sha256: str
     """Checksum of the contents of the files that the track was made from."""
     origin: str
-    """Place of those files."""
+    """Absolute path of the track in the source."""
     dtype: str
     channels: int
     rates: dict[int, RateEntry]
     counts: tuple[bool, ...]
-    """False for an instrument that the loss must leave out, because its sound may be in another stem, or its stem holds
-    other sounds."""
+    """False for an instrument that the loss must leave out, because it may be heard in the stem of another instrument,
+    or its own stem holds other sounds."""
     stems: Stems = dataclasses.field(default_factory=lambda: DEFAULT)
     """The stems that are added up in each instrument, in order."""
     warnings: tuple[str, ...] = ()
@@ -130,8 +130,8 @@ class TrackEntry:
     def is_other_song(self, sha256: str, origin: str) -> bool:
         """Return whether a track of this name in another split is known to be another song.
 
-        This is known if both lie in one source that has a folder for each split (``S/train/1`` and ``S/valid/1``), and their
-        contents differ. In all other cases the track may be a second edition of the same song.
+        It is known if both tracks lie in one source that has a folder for each split (``S/train/1`` and ``S/valid/1``),
+        and the contents of the two differ. In all other cases the track may be a second edition of the same song.
         """
         if not self.sha256 or not sha256 or self.sha256 == sha256:
             return False
@@ -171,7 +171,7 @@ class TrackEntry:
 
 
 def refuse_shared_tracks(cache: Path, entries: Iterable[TrackEntry]) -> None:
-    """Raise :class:`TrainingDataError` if a track is in two splits, so that training would see what it is measured by."""
+    """Raise :class:`TrainingDataError` if a track is in two splits: training would see a track that it is scored on."""
     known: dict[str, list[TrackEntry]] = {}
     for entry in entries:
         for other in known.setdefault(entry.name, []):

@@ -1,8 +1,9 @@
 """Prepare a cache: decode and resample every track once, in parallel; an interrupted run can be continued.
 
-A track is done when it has an entry whose hash is that of its input files; so finished tracks are skipped, changed ones
-are prepared again, and a half-written folder never counts as a track. An unusable track gives one failed outcome. If a track's
-split changed in its source, its finished conversion moves in a single rename, so that it is in exactly one split at any time.
+A track is done when it has an entry with the hash of its input files. So finished tracks are skipped, changed tracks
+are prepared again, and a half-written folder never counts as a track. An unusable track gives one failed outcome. If
+the split of a track changed in the source, the track's folder moves in a single rename: it is in exactly one split at
+any time.
 """
 
 from __future__ import annotations
@@ -41,14 +42,14 @@ class Migration:
     moved: list[tuple[str, str, str]]
     """Name, old and new split of every track that changed its split."""
     gone: list[str]
-    """``split/name`` of the tracks that came from this source, which no longer has them."""
+    """``split/name`` of the cached tracks that came from this source, but are no longer in the source."""
 
 
 def migrate_splits(settings: Settings, source: Sequence[TrackSource]) -> Migration:
-    """Move every cached track to the split that it has in its source, and list those that the source lacks.
+    """Move every cached track to the split that it has in the source, and list the tracks that the source lacks.
 
     Args:
-        settings: of the cache.
+        settings: the settings of the cache.
         source: all tracks of the source.
 
     Raises:
@@ -70,7 +71,7 @@ def migrate_splits(settings: Settings, source: Sequence[TrackSource]) -> Migrati
 
 
 def refuse_own_folder(out: Path, source: Sequence[TrackSource]) -> None:
-    """Raise :class:`TrainingDataError` if a cache in ``out`` would lie among the songs, or be taken for them."""
+    """Raise :class:`TrainingDataError` if a cache in ``out`` would lie among the songs, or be taken for a song."""
     folder = Path(os.path.realpath(out))
     tracks = {Path(os.path.realpath(track.path)) for track in source}
     beside = {track.parent for track in tracks}
@@ -98,7 +99,7 @@ def _is_same(entry: TrackEntry, track: TrackSource, settings: Settings) -> bool:
     try:
         return entry.sha256 == content_hash(inputs(track, settings))
     except MetaTasNetError:
-        return False  # it is reported when its turn comes
+        return False  # the error is reported when the track is prepared
 
 
 def _move(cache: Path, entry: TrackEntry, split: str) -> None:
@@ -127,11 +128,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Preparation:
-    """Outcomes of all tracks."""
+    """The result of preparing a cache."""
 
     outcomes: list[Outcome]
     seconds: dict[str, float]
-    """Seconds of all tracks that are now in the cache, by split."""
+    """Seconds of audio that the cache now holds, by split."""
 
     migration: Migration = field(default_factory=lambda: Migration([], []))
     """Tracks that moved to another split of the cache, and tracks that the source no longer has."""
@@ -161,13 +162,13 @@ def prepare(
         dtype: ``int16`` or ``float32``.
         stems: the instruments of the cache, and the stems that each is the sum of; by default the stems that the tracks have,
             see :func:`metatasnet_fast.training.data.entry.stems_found`.
-        workers: processes; with 1 everything happens in this one.
-        source: all tracks that the source has, if ``tracks`` are some of them. Cached tracks go to the split that they have
-            there.
+        workers: number of processes; with 1, everything happens in this process.
+        source: all tracks of the source, if ``tracks`` are only some of these. Cached tracks move to the split that
+            they have in the source.
         report: called with each outcome as it arrives.
 
     Raises:
-        TrainingDataError: if ``out`` cannot be used, or it cannot hold all of the tracks.
+        TrainingDataError: if ``out`` cannot be used, has other settings, or two tracks have one name and split.
         MissingDependencyError: if a program or package is missing that the tracks need.
     """
     settings = Settings(Path(out), check_rates(rates), dtype, _stems_of(tracks) if stems is None else stems)
@@ -190,12 +191,12 @@ def prepare(
 
 
 def _stems_of(tracks: Sequence[TrackSource]) -> Stems:
-    """Return the stems that the tracks have, by the names of their files, or have unknown."""
+    """Return the stems of the tracks, with files or unknown by a ``track.json``; ``DEFAULT`` if there are none."""
     names: set[str] = set()
     for track in tracks:
         if track.kind == "stems":
             names.update(stem_files(track.path))
-            with suppress(TrainingDataError):  # it is reported when the track's turn comes
+            with suppress(TrainingDataError):  # the error is reported when the track is prepared
                 names.update(read_unknown(track.path))
     return stems_found(names) if names else DEFAULT
 
@@ -290,7 +291,7 @@ def _unexpected(track: TrackSource, error: Exception) -> Outcome:
 
 @contextmanager
 def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Open a pool whose processes end with this block, and at once if an error or an interruption ends it."""
+    """Open a pool whose processes end with the block; after an error or interruption, they are terminated at once."""
     others = set(multiprocessing.active_children())
     # Do not fork: torch's threads do not exist in a forked process.
     context = multiprocessing.get_context("spawn")
@@ -314,7 +315,7 @@ def _start_worker() -> None:
 
 
 def _end_with_parent() -> None:
-    """End this worker when its parent ends; otherwise it would wait for a killed parent and keep its track."""
+    """End this worker when the parent process ends; otherwise it would go on waiting after the parent was killed."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -1,6 +1,6 @@
-"""Find tracks with stems: MUSDB18 in both editions, folders of stems, and what the authors' program prepared.
+"""Find tracks with stems: MUSDB18 in both editions, folders of stems, and tracks that the authors' program prepared.
 
-Nothing is decoded here, so that an unusable track is reported when its turn comes, and does not stop the others.
+No file is decoded here: an unusable track is reported when it is prepared, and does not stop the others.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def find_stems(root: str | os.PathLike[str], held_out: Sequence[str] = ()) -> li
     In the second form every track belongs to ``train``. Tracks named in ``held_out`` go from ``train`` to ``valid``.
 
     Raises:
-        TrainingDataError: if there is no track, ``root`` is a cache, or a name in ``held_out`` is not one of a training track.
+        TrainingDataError: if there is no track, ``root`` is a cache, or a name in ``held_out`` is no training track's.
     """
     root = _directory(root)
     splits = [split for split in SPLITS if (root / split).is_dir()]
@@ -116,7 +116,7 @@ def find_original(root: str | os.PathLike[str], rates: Sequence[int]) -> list[Tr
     """Find tracks that the authors' program prepared: ``root/train_8/0000.npz`` and so on.
 
     Raises:
-        TrainingDataError: if there are none at the lowest of ``rates``.
+        TrainingDataError: if there are no such tracks at the lowest of ``rates``.
     """
     root = _directory(root)
     found = []
@@ -142,10 +142,13 @@ def stem_files(folder: Path) -> dict[str, list[Path]]:
 
 
 def read_unknown(folder: Path) -> tuple[str, ...]:
-    """Read from the optional ``track.json`` which stems the loss must leave out: ``{"unknown": ["bass"]}``.
+    """Return the names of the stems that the loss must leave out, in lower case.
+
+    They stand in the optional ``track.json`` of a folder, as ``{"unknown": ["bass"]}``; without that file or key,
+    return ().
 
     Raises:
-        TrainingDataError: if the file is there and says something else.
+        TrainingDataError: if the file cannot be read, is no JSON object, or ``unknown`` is not a list of names.
     """
     file = folder / ANNOTATION
     if not file.exists():

@@ -1,14 +1,15 @@
-"""Write a cache: a track's folder appears whole or not at all, and the manifest lists the folders that are there.
+"""Write a cache: a track's folder appears whole or not at all, and the manifest lists the finished folders.
 
-Float samples are stored as int16, with the rounding noise moved away from where a resampled recording has nothing:
+Float samples are stored as int16; the rounding noise is moved away from the frequencies that a resampler has removed:
 
     v[t] = x[t] / scale + sum_j h[j] e[t - j];  q[t] = round(v[t]);  e[t] = q[t] - v[t]
 
-so the noise q scale - x is that of rounding, filtered by 1 + sum_j h[j] z^-j. Plain rounding would fill the last 6 % of the
-band, where a resampler has left 1e-5 of the mixture or less, and these bins of the network's logarithmic spectrogram would have
-other values in training (by several of their standard deviations, measured on music) than in separation. The filter is the
-best one of its length: h minimises the noise weighted with WEIGHT above EDGE and 1 below, the normal equations of linear
-prediction (Gerzon & Craven 1989 on what can be gained: below the edge the noise grows by 3.5 dB).
+so the noise q scale - x is rounding noise, filtered by 1 + sum_j h[j] z^-j. Plain rounding would fill the last 6 % of
+the band, where a resampler leaves 1e-5 of the mixture or less. Then these bins of the network's logarithmic spectrogram
+would differ between training and separation, by several of their standard deviations (measured on music). The filter is
+the best one of its length: h minimises the noise, weighted with WEIGHT above EDGE and with 1 below it, by the normal
+equations of linear prediction (Gerzon & Craven 1989 show the limit of the gain: below the edge, the noise grows by 3.5
+dB).
 """
 
 from __future__ import annotations
@@ -38,11 +39,11 @@ __all__ = [
 ]  # fmt: skip
 
 TAPS, EDGE, WEIGHT = 12, 0.94, 3e4
-"""Taps of the filter; the edge as a share of the Nyquist frequency; the weight of the frequencies above it."""
+"""Taps of the filter; the edge as a share of the Nyquist frequency; the weight of the frequencies above the edge."""
 
 LONGEST = 32768
-"""Most samples of a piece. The samples of a piece are rounded in order; all pieces at once, each starting with zero
-errors."""
+"""Longest piece in samples. The samples of a piece are rounded one after the other; all pieces are rounded at once,
+each from zero errors."""
 
 FULL = 32760
 """The peak in units of the scale. The rest up to 32767 is room for the filtered noise."""
@@ -50,7 +51,7 @@ FULL = 32760
 
 @functools.cache
 def error_filter() -> NDArray[np.float32]:
-    """Return h[1], ..., h[TAPS]."""
+    """Return the taps h[1], ..., h[TAPS] of the error filter, float32 (TAPS,)."""
     frequency = np.linspace(0, 1, 4097)
     correlation = np.fft.irfft(np.where(frequency >= EDGE, WEIGHT, 1.0))[: TAPS + 1]
     lags = np.abs(np.subtract.outer(np.arange(TAPS), np.arange(TAPS)))
@@ -79,7 +80,7 @@ def quantise(stems: NDArray[np.float32]) -> tuple[NDArray[np.int16], tuple[float
 
 
 def _round(rows: NDArray[np.float32]) -> NDArray[np.int16]:
-    """Round along the first dimension."""
+    """Round samples (time, columns) over time, with the error filter."""
     h = error_filter()
     # Row `t % TAPS` holds the error of step t, so the filter is rotated instead of moving the errors.
     turned = [np.array([h[(t - j - 1) % TAPS] for j in range(TAPS)])[:, None] for t in range(TAPS)]
@@ -88,7 +89,7 @@ def _round(rows: NDArray[np.float32]) -> NDArray[np.int16]:
     stored = np.empty(rows.shape, np.int16)
     for t, x in enumerate(rows):
         place, sounds = t % TAPS, x != 0
-        # A BLAS product would add in an order that depends on the machine, and the result would too.
+        # A BLAS product would add in an order that depends on the machine, and so would the result.
         np.multiply(turned[place], errors, out=products)
         wanted = products.sum(0)
         wanted += x
@@ -136,13 +137,13 @@ def write_track(
     Args:
         cache: the cache's folder.
         split: ``train``, ``valid`` or ``test``.
-        name: the track's, and its folder's.
+        name: name of the track and of its folder.
         audio: for each rate the instruments (I, channels, samples), full scale 1, finite, 1 or 2 channels. The rates are cut
             to one duration.
         dtype: how samples are stored: ``int16`` with one scale per instrument (see ``quantise``), or ``float32``.
         stems: the instruments, and the stems that each is the sum of.
-        counts: False for instruments that the loss must leave out; None for none.
-        sha256, origin, warnings: kept in the entry.
+        counts: False for instruments that the loss must leave out; by default every instrument counts.
+        sha256, origin, warnings: stored in the entry.
 
     Raises:
         TrainingDataError: if the track is silent or not finite, too short for one sample, or the cache cannot be written.
@@ -208,18 +209,18 @@ def replace_folder(cache: Path, relative: Path) -> Iterator[Path]:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write or replace a file at once; raises :class:`TrainingDataError` if that cannot be done."""
+    """Write or replace a file in one step; raise :class:`TrainingDataError` if that fails."""
     with reporting_write_errors(path, TrainingDataError):
         write_atomically(path, text)
 
 
 def rewrite_entry(folder: Path, entry: TrackEntry) -> None:
-    """Replace a finished track's entry."""
+    """Replace the entry of a finished track."""
     replace_text(folder / ENTRY, entry.to_json())
 
 
 def read_entry(folder: Path) -> TrackEntry | None:
-    """Return the entry of a track's folder; None if there is none or it cannot be read."""
+    """Return the entry of a track's folder; None if the entry is missing or cannot be read."""
     try:
         return TrackEntry.from_dict(json.loads((folder / ENTRY).read_text("utf-8")))
     except (OSError, ValueError):
@@ -244,7 +245,7 @@ def write_manifest(
     failed: Iterable[Mapping[str, Any]] = (),
     stems: Stems = DEFAULT,
 ) -> dict[str, Any]:
-    """Write ``manifest.json``, which makes the finished tracks of these rates and instruments readable, and return it."""
+    """Write ``manifest.json``, which lists the finished tracks of these rates and instruments; return its content."""
     rates = check_rates(rates)
     tracks = [
         entry
