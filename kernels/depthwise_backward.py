@@ -8,13 +8,14 @@
     dx     = dz PReLU'(x);               dslope = sum dz x where x <= 0
 
 The taps' gradients contain the group norm's reductions, so there is no third pass. D counts only taps in range: the padding is
-constant and has no gradient. The first pass takes the sum of all da. At either end, one dilation of frames lacks a neighbour:
-the program that merges the sums subtracts these da. A program takes the sums of four tiles before it adds up rows: adding up
-rows after every tile took a third of the instructions.
-The first pass stores da, rounded to dy's dtype; the second reads da in place of dy. Computing da again there would save a sixth
-of the bytes, but take x's neighbours and the taps once more, and instructions limit both passes. Rows step through frames as in
-the forward: with four steps each value (x in the first pass, da in the second) is loaded 1.5 times; three taps that load for
-themselves would take three. As in the forward, tiles that are far enough from the ends need no masks.
+constant and has no gradient. The first pass adds up all da. The program that merges the sums then subtracts the da at either
+end that have no neighbour. A program adds up four tiles before it adds up the rows: adding up the rows after every tile cost
+a third of the instructions.
+The first pass stores da, rounded to dy's dtype; the second pass reads da instead of dy. Computing da again would save a sixth
+of the bytes, but would load x's neighbours and apply the taps again, and instructions limit the first pass.
+Rows step through frames as in the forward: with four steps each value (x in the first pass, da in the second) is loaded 1.5
+times; three taps that load for themselves would take three. As in the forward, tiles that are far enough from the ends need
+no masks.
 Bytes: x twice, dy once, da written and read once, dx once: 6 n I T C sizeof(dtype); shifted frames come from the caches. Every
 sum has one fixed order: steps, rows, tiles, items. Predicted on an H100, for 12 x 8 s: 0.053 and 0.055 ms (0.056 for the first
 pass if all of its blocks are simulated). Instructions limit the first pass (245 registers, two programs a multiprocessor),

@@ -36,7 +36,7 @@ def _accumulate(
     p_row, p_w, slope, b_y, b_tail, m_t, i_o, i_tail, K: tl.constexpr, LD: tl.constexpr, N: tl.constexpr,
     TAIL_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Return both accumulators plus the products over one operand's K channels; rows of the weights are LD elements apart."""
+    """Add PReLU(x) W'^T over one operand's K channels to both accumulators; rows of the weights are LD elements apart."""
     for k in range(0, K, BLOCK_K):
         i_k = k + tl.arange(0, BLOCK_K)
         m_k = i_k < K

@@ -245,7 +245,7 @@ def fold(
 ) -> None:  # fmt: skip
     """Write the affine of the norm with these ``statistics`` and fold the norm into the weights of one or two products.
 
-    If ``added``, add b' of ``one`` to the values in ``one.folded_bias``, which belong to other columns of W'.
+    If ``added``, ``one.folded_bias`` already holds b' of other columns of W': add b' of ``one`` to it.
     """
     weight = one.weight
     names = (

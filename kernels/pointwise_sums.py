@@ -43,7 +43,8 @@ def pointwise_norm_kernel(
     p_s, p_d, p_w, p_folded, p_affine, p_out, T, K: tl.constexpr, N: tl.constexpr,
     INSTRUMENTS: tl.constexpr, GROUPS: tl.constexpr, PARTS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Compute W' of one group of one item and instrument, and q, r, dgamma, dbeta (of this item), rows of (n, I, 4, K)."""
+    """Compute one group of one item and instrument: W' into ``p_folded``; q, r and the item's dgamma and dbeta, in this order,
+    into the four rows of ``p_out`` (n, I, 4, K)."""
     i_ni, i_group = tl.program_id(0) // GROUPS, tl.program_id(0) % GROUPS
     width = K // GROUPS
     i_c = i_group * width + tl.arange(0, BLOCK_C)

@@ -166,7 +166,8 @@ def group_statistics(x: Tensor, slope: Tensor | None) -> Tensor:
 
 
 def group_affine(statistics: Tensor, gamma: Tensor, beta: Tensor, frames: int, affine: Tensor | None = None) -> Tensor:
-    """Return scale, shift, mean and rstd, (n, I, 4, C) float32, of partials over ``frames`` frames; in ``affine`` if given."""
+    """Merge partials over ``frames`` frames. Return scale, shift, mean and rstd, (n, I, 4, C) float32, written into ``affine``
+    if it is given."""
     if affine is None:
         affine = new_affine(statistics)
     launch(

@@ -116,8 +116,8 @@ def _follow(cubin: bytes, name: str, place: Place, limits: dict[int, int] | None
     """Estimate the cost of the whole grid from a few of its blocks.
 
     Args:
-        limits: bytes in each range of addresses, by ``address >> 38``; None if they are unknown.
-        starts: without ``limits``: 0 and the pointers, sorted.
+        limits: bytes of each buffer, by ``address >> 38``; None if they are unknown.
+        starts: 0 and the pointers among the arguments, sorted, to find the buffer of an address; needed if ``limits`` is None.
     """
     code, grid = function(cubin, name), place.grid
     blocks = _chosen(grid)

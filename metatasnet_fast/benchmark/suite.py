@@ -53,6 +53,7 @@ class Size:
         training: items and seconds of a training step, by kind of device.
         recording: seconds of the separated stereo recording; 0 leaves the recording out.
         effort: rounds and seconds for each case.
+        compiled: whether networks that `torch.compile` has compiled take part.
     """
 
     config: MetaTasNetConfig

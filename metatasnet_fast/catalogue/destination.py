@@ -1,12 +1,13 @@
 """Read and write a destination. Its layout:
 
-    songs/ab/cd/<name>/   the stems of a song and its result; abcd begins the SHA-256 of its id
+    songs/ab/cd/<name>/   the stems of a song and its result; abcd are the first four digits of the SHA-256 of its id
     ledger/<run>...jsonl  one outcome per line; lines are only added
     runs/<run>/           the report of a run
     .catalogue            a mark that tells this folder from another one at the same path (local destinations)
     .staging/, .claims/   songs that are being written, and locks on them (local destinations)
 
-The stems of a song appear at once, with their result last.
+A song's folder appears at once on a local disk, by one rename. On an object store its files appear one by one, the result
+last.
 """
 
 from __future__ import annotations

@@ -135,7 +135,7 @@ def load_checkpoint(
     The network is in evaluation mode, on the CPU, in float32. Loading never runs code from the file.
 
     Args:
-        path: a file, a checkpoint folder, a bundled model's name or a hub id ``owner/name``.
+        path: a file, a checkpoint folder, the name of a bundled or fetched model, or a hub id ``owner/name``.
         revision, offline: as in :meth:`MultiTasNet.from_pretrained`; not used for a file of the authors.
         sha256: the checksum that a folder's weights, or a file of the authors, must have.
 

@@ -93,7 +93,7 @@ def plan_windows(total: int, shape: WindowShape) -> list[Window]:
 
 
 def receptive_frames(config: MetaTasNetConfig) -> int:
-    """Return the latent frames on each side on which an output sample depends, group norms apart: these depend on the
+    """Return how many latent frames on each side can affect an output sample. Group norms are left out: they read the
     whole window.
 
     The result is a sum: the contexts of all masking networks, since each stage reads the previous one; half an STFT
@@ -189,7 +189,7 @@ def separate_in_windows(
 def separate_resampled(
     engine: Engine, runner: BatchRunner, shape: WindowShape, source: Resampled, device: torch.device, reporter: Reporter
 ) -> Unscaled:
-    """Do the second part of :func:`separate_in_windows`, after :func:`resample`; then free the resampled signals."""
+    """Separate a resampled recording in windows, then free its signals: the second part of :func:`separate_in_windows`."""
     config, rate, length = engine.config, source.rate, source.mixture.length
     reporter.total = length / rate
     non_silent = source.non_silent

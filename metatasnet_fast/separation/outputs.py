@@ -216,7 +216,7 @@ class StemFiles:
         subtype: str | None,
         tags: Tags | None = None,
     ) -> StemFiles:
-        """Check everything that can be refused before the work begins; create nothing yet.
+        """Check, before the work begins, all that can be checked without opening a file; create nothing yet.
 
         Raises:
             OutputError: if names clash or cannot be filled in, or the format cannot hold the recording.

@@ -281,7 +281,7 @@ class Trainer:
         speed = (step - since) / max(now - then, 1e-9)
         count = len(window)
         stats = [sum(values) / count for values in zip(*(found.stats for found in window), strict=True)]
-        # The loss leaves out stems that the cache does not count; a 0 for them would look like a score.
+        # The loss leaves out stems that it may use in no track of the cache; a 0 for these would look like a score.
         counts = [any(track.counts[place] for track in self.batches.tracks) for place in self.batches.places]
         by_stage = [
             [stats[len(counts) * s + i] if counted else math.nan for i, counted in enumerate(counts)]

@@ -234,7 +234,11 @@ def _check(source: BatchSource, cache: Cache, rank: int, world: int) -> None:
 
 
 def _crop_length(config: MetaTasNetConfig, seconds: float) -> int:
-    """Return the samples of an item at the lowest rate."""
+    """Return the number of samples of an item at the lowest rate.
+
+    Raises:
+        TrainingDataError: if this is no multiple of the stride W, or less than the network needs.
+    """
     stage = config.stage(0)
     exact = seconds * stage.sampling_rate
     samples = round(exact)
