@@ -38,7 +38,7 @@ STEM = b"stem"
 
 @dataclass
 class Row:
-    """What one command cost; times in seconds, memory in bytes."""
+    """Cost of one command; times in seconds, memory in bytes."""
 
     command: str
     songs: int

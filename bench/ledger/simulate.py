@@ -76,7 +76,7 @@ class Place:
 
 @dataclass
 class Counts:
-    """What each followed block executes and touches; arrays have one entry per block.
+    """Instructions, memory accesses and waits of each followed block; arrays have one entry per block.
 
     Attributes:
         instructions: number of instructions that the block's warps issue.

@@ -153,7 +153,7 @@ class Change:
 
     key: tuple[str, str, str]
     what: str
-    """What was compared, ``time over eager`` or ``seconds``; or the reason why no times were compared."""
+    """The quantity that was compared, ``time over eager`` or ``seconds``; or the reason why no times were compared."""
     ratio: float | None
     """Time of the second run over that of the first; above 1 the second is slower."""
     band: float | None

@@ -62,7 +62,7 @@ class Listed(NamedTuple):
     bytes: int
     """Bytes of the stems together."""
     is_whole: bool
-    """Whether there is a result, and the files have the names and sizes for which it was written."""
+    """True if there is a result, and the files have the names and sizes that it was written for."""
 
     @classmethod
     def of(cls, sizes: Mapping[str, int]) -> Listed:

@@ -1,4 +1,4 @@
-"""What a worker gets: songs, which are rows of the manifest, and the settings of a run."""
+"""Describe the work of a worker: the songs, which are rows of the manifest, and the settings of the run."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ MISSING = (FileNotFoundError, NotADirectoryError)
 
 
 class LocalStorage:
-    """Files below a local folder, named by relative paths with ``/``. What the system refuses raises ``OSError``."""
+    """Files below a local folder, named by relative paths with ``/``. Methods raise ``OSError`` if the system refuses an operation."""
 
     def __init__(self, root: Path) -> None:
         self.path = root
