@@ -46,7 +46,7 @@ MISSING = (FileNotFoundError, NotADirectoryError)
 
 
 class LocalStorage:
-    """Files below a local folder, named by relative paths with ``/``. Methods raise ``OSError`` if the system refuses an operation."""
+    """Files below a local folder, named by relative paths with ``/``. Methods raise ``OSError`` if the system refuses."""
 
     def __init__(self, root: Path) -> None:
         self.path = root
