@@ -39,12 +39,22 @@ def say(text: str, stream: TextIO | None) -> None:
     try:
         print(escape(text), file=stream, flush=True) if stream is not None else None
     except (OSError, ValueError) as error:  # a full disk, a reader that has ended, a closed file
-        if isinstance(error, BrokenPipeError) and stream is not None:
-            discard(stream)
+        if stream is not None:
+            discard(stream) if isinstance(error, BrokenPipeError) else _drop_buffer(stream)
         if not _reported and stream is not sys.stderr:
             _reported = True
             reason = (error.strerror if isinstance(error, OSError) else None) or error
             say(f"metatasnet-fast: output cannot be written ({reason}); the work goes on.", sys.stderr)
+
+
+def _drop_buffer(stream: TextIO) -> None:
+    """Drop the text that a stream could not write: the interpreter would write it again on exit, and fail."""
+    with contextlib.suppress(OSError, ValueError):  # as in discard
+        kept = os.dup(stream.fileno())
+        discard(stream)
+        stream.flush()
+        os.dup2(kept, stream.fileno())
+        os.close(kept)
 
 
 def discard(stream: TextIO) -> None:

@@ -156,7 +156,9 @@ def test_control_characters_in_names_do_not_reach_the_terminal(separate: Command
     assert "a\\x1b[31m\\nred\\x9b.wav: bass in" in outcome.out and len(outcome.err.splitlines()) == 1
 
 
-@pytest.mark.parametrize("redirections", ["2>&-", ">&-", ">&- 2>&-", "<&- >&- 2>&-", ">/dev/full 2>/dev/full"])
+@pytest.mark.parametrize(
+    "redirections", ["2>&-", ">&-", ">&- 2>&-", "<&- >&- 2>&-", ">/dev/full", ">/dev/full 2>/dev/full"]
+)
 def test_closed_or_full_outputs_do_not_stop_the_work(
     model: Path, song: Path, tmp_path: Path, redirections: str
 ) -> None:
@@ -164,7 +166,11 @@ def test_closed_or_full_outputs_do_not_stop_the_work(
     done = subprocess.run(
         ["sh", "-c", command, sys.executable, str(model), str(song)],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+            "PYTHONUNBUFFERED": "",
+        },  # buffered, as by default
     )
     assert done.returncode == 0 and names(tmp_path / "separated") == ["tiny/song/bass.wav"]
     assert sf.info(tmp_path / "separated/tiny/song/bass.wav").frames == sf.info(song).frames
