@@ -21,9 +21,9 @@ from pathlib import Path
 import numpy as np
 import soundfile as sf
 import torch
-from music.render import RATE, Audio, bass_stem, drum_stem, instrument_stem
+from music.render import RATE, Audio, bass_stem, drum_stem, instrument_stem, process
 from music.score import compose
-from music.voice import VOICE_RATE, vocal_stem
+from music.voice import VOICE_RATE, song_vocals, vocal_stem
 
 from metatasnet_fast.audio import resample
 
@@ -39,21 +39,28 @@ def make_piece(number: int, args: argparse.Namespace) -> None:
     rng = np.random.default_rng([args.seed, number])
     name, programs = args.instrument
     piece = compose(rng, args.seconds, programs)
+    font = args.font[int(rng.integers(len(args.font)))]
     stems = {
-        "drums": drum_stem(rng, piece, args.font, args.samples),
-        "bass": bass_stem(rng, piece, args.font),
-        "other": instrument_stem(rng, piece, piece.other, args.font),
+        "drums": drum_stem(rng, piece, font, args.samples),
+        "bass": bass_stem(rng, piece, font),
+        "other": instrument_stem(rng, piece, piece.other, font),
     }
     if piece.solo is not None:
-        stems[name] = instrument_stem(rng, piece, [piece.solo], args.font)
+        stems[name] = instrument_stem(rng, piece, [piece.solo], font)
+    if args.effects:
+        stems = {stem: process(rng, audio) for stem, audio in stems.items()}
     length = int(piece.bars * 16 * piece.sixteenth * RATE)
     levels = {"drums": rng.normal(0, 2), "bass": rng.normal(-2, 3), "other": rng.normal(-2, 3)}
     audio = {stem: _fitted(x, length, levels.get(stem, -2.0)) for stem, x in stems.items()}
     deviation = max(1e-6, float(sum(audio.values()).mean(0).std()))
     audio["vocals"] = np.zeros((2, length), np.float32)
+    voice_rng, voice = np.random.default_rng([args.seed, number, 1]), None
     if number < args.voices:
-        voice = torch.from_numpy(vocal_stem(np.random.default_rng([args.seed, number, 1]), piece))
-        audio["vocals"] = 0.5 * deviation * _fitted(resample(voice, VOICE_RATE, RATE).numpy(), length, 0.0)
+        voice = resample(torch.from_numpy(vocal_stem(voice_rng, piece)), VOICE_RATE, RATE).numpy()
+    elif args.songs:
+        voice = song_vocals(voice_rng, args.songs, length)
+    if voice is not None:
+        audio["vocals"] = 0.5 * deviation * _fitted(voice, length, 0.0)
     _write(folder, audio, LOUDNESS / deviation)
 
 
@@ -95,7 +102,9 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
         default=("", ()),
         help="one stem more, played by one of these General MIDI programs (from 0), which `other` then lacks",
     )
-    parser.add_argument("--font", type=Path, default=Path("/usr/share/sounds/sf2/FluidR3_GM.sf2"))
+    parser.add_argument("--songs", metavar="SONG", type=Path, nargs="*", default=[], help="whose vocals the others have")
+    parser.add_argument("--effects", action="store_true", help="overdrive and rooms for the instruments")
+    parser.add_argument("--font", type=Path, nargs="+", default=[Path("/usr/share/sounds/sf2/FluidR3_GM.sf2")])
     parser.add_argument("--samples", type=Path, default=Path("/usr/share/sonic-pi/samples"), help="single drum strokes")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=1, help="pieces made at once")
@@ -105,7 +114,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     args = arguments()
     missing = [name for name in ("fluidsynth", "flite") if shutil.which(name) is None]
-    missing += [str(path) for path in (args.font, args.samples) if not path.exists()]
+    missing += [str(path) for path in (*args.font, args.samples, *args.songs) if not path.exists()]
     if missing:
         raise SystemExit(f"{missing[0]} is not there: install what the beginning of this file names.")
     with ProcessPoolExecutor(args.workers) as pool:

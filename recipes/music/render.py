@@ -12,10 +12,11 @@ import mido
 import numpy as np
 import soundfile as sf
 from numpy.typing import NDArray
+from scipy.signal import fftconvolve
 
 from .score import Part, Piece
 
-__all__ = ["RATE", "Audio", "bass_stem", "drum_stem", "instrument_stem"]
+__all__ = ["RATE", "Audio", "add_room", "bass_stem", "drum_stem", "instrument_stem", "process"]
 
 RATE = 44100
 TICKS = 120
@@ -46,6 +47,26 @@ def bass_stem(rng: np.random.Generator, piece: Piece, font: Path) -> Audio:
 def instrument_stem(rng: np.random.Generator, piece: Piece, parts: Sequence[Part], font: Path) -> Audio:
     """Render the parts of a piece, each on a channel of its own."""
     return _fluidsynth(piece, [_channel(i, part) for i, part in enumerate(parts)], font, rng)
+
+
+def process(rng: np.random.Generator, audio: Audio) -> Audio:
+    """Overdrive audio (2, samples) in a third of the calls, and put it into a room in 40% of them."""
+    if rng.random() < 0.33:
+        scale = np.float32(rng.uniform(0.5, 4.0) / (3 * audio.std() + 1e-9))
+        audio = np.tanh(scale * audio) / scale
+    if rng.random() < 0.4:
+        audio = add_room(rng, audio, RATE, longest=1.2)
+    return audio
+
+
+def add_room(rng: np.random.Generator, audio: Audio, rate: int, longest: float) -> Audio:
+    """Add the echo of a room, decaying noise of 0.3 s to ``longest`` s for 60 dB, to audio (2, samples)."""
+    seconds = rng.uniform(0.3, longest)
+    time = np.arange(int(seconds * rate)) / rate
+    noise = rng.standard_normal((2, len(time))) * np.exp(-6.9 * time / seconds)
+    noise /= np.sqrt(np.square(noise).sum(1, keepdims=True))
+    tail = fftconvolve(audio, noise.astype(np.float32), axes=1)[:, : audio.shape[1]]
+    return audio + np.float32(rng.uniform(0.1, 0.6)) * tail.astype(np.float32)
 
 
 Events = list[tuple[float, float, int, int]]

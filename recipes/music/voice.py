@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cache
 from pathlib import Path
 
@@ -16,11 +18,12 @@ import numpy as np
 import pyworld
 import soundfile as sf
 from numpy.typing import NDArray
-from scipy.signal import fftconvolve
+from scipy.signal import resample_poly
 
+from .render import RATE, add_room
 from .score import BAR, Piece, Sung, vocal_line
 
-__all__ = ["VOICE_RATE", "vocal_stem"]
+__all__ = ["VOICE_RATE", "song_vocals", "vocal_stem"]
 
 VOICE_RATE = 16000
 FRAME = 0.005
@@ -33,6 +36,8 @@ WORDS = (
     "stay way wait late breathe leave more door floor ooh ah oh yeah hey no go know show slow alone along away again forever "
     "morning never over river under water summer hollow shadow window"
 ).split()
+HELD_SECONDS = 32
+"""What `cut_songs.py` keeps out of the training of each song, from 45% of it on."""
 Audio = NDArray[np.float32]
 
 
@@ -130,12 +135,7 @@ def _room(rng: np.random.Generator, audio: Audio, piece: Piece) -> Audio:
         for turn in range(1, 4):
             wet[turn % 2, turn * delay :] += dry[: -turn * delay] * np.float32(rng.uniform(0.2, 0.5) ** turn)
     if rng.random() < 0.8:
-        seconds = rng.uniform(0.3, 2.5)
-        time = np.arange(int(seconds * VOICE_RATE)) / VOICE_RATE
-        noise = rng.standard_normal((2, len(time))) * np.exp(-6.9 * time / seconds)
-        noise /= np.sqrt(np.square(noise).sum(1, keepdims=True))
-        tail = fftconvolve(wet, noise, axes=1)[:, : wet.shape[1]]
-        wet = wet + np.float32(rng.uniform(0.1, 0.6)) * tail.astype(np.float32)
+        wet = add_room(rng, wet, VOICE_RATE, longest=2.5)
     return np.asarray(wet, np.float32)
 
 
@@ -166,3 +166,26 @@ def vocal_stem(rng: np.random.Generator, piece: Piece) -> Audio:
     if companion:
         out = out + np.float32(rng.uniform(0.3, 0.8)) * _room(rng, second, piece)
     return np.asarray(out, np.float32)
+
+
+def song_vocals(rng: np.random.Generator, songs: Sequence[Path], length: int) -> Audio:
+    """Return ``length`` samples, or fewer, of a song's vocals (2, n) at ``RATE``, up to four semitones higher or lower.
+
+    Of five places drawn in the songs, all outside what `cut_songs.py` holds out, the one with the most singing.
+    """
+    best, most = np.zeros((2, length), np.float32), -1.0
+    for _ in range(5):
+        song = songs[int(rng.integers(len(songs)))]
+        speed = Fraction(2 ** (rng.uniform(-4, 4) / 12)).limit_denominator(40)
+        with sf.SoundFile(next(song.glob("vocals.*"))) as file:
+            assert file.samplerate == RATE
+            held, free = int(0.45 * len(file)), int(0.45 * len(file)) + HELD_SECONDS * RATE
+            first, last = [(0, held), (free, len(file))][int(rng.integers(2))]
+            count = min(int(length * speed), last - first)
+            file.seek(first + int(rng.integers(last - first - count + 1)))
+            audio = file.read(count, dtype="float32", always_2d=True).T
+        blocks = audio[:, : count // RATE * RATE].reshape(2, -1, RATE)
+        sounding = float((np.square(blocks).mean((0, 2)) > 1e-5).mean())
+        if sounding > most:
+            best, most = resample_poly(audio, speed.denominator, speed.numerator, axis=1).astype(np.float32), sounding
+    return best
