@@ -27,8 +27,7 @@ from metatasnet_fast.backends import Choice
 from metatasnet_fast.benchmark.synthetic import mixtures, sources
 from metatasnet_fast.precision import Precision
 from metatasnet_fast.training import Ranger
-from metatasnet_fast.training.parts import Items
-from metatasnet_fast.training.step import GradientStep
+from metatasnet_fast.training.step import GradientStep, Items
 from tests.support import TINY
 
 network = MultiTasNet(TINY)

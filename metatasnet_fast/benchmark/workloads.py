@@ -27,8 +27,7 @@ from ..model import MultiTasNet, export
 from ..model.engine import Engine
 from ..precision import Precision
 from ..training import Ranger
-from ..training.parts import Items
-from ..training.step import GradientStep
+from ..training.step import GradientStep, Items
 from . import roofline
 from .cases import Call, Case, Implementation, Participants, compiled
 from .parity import GRADIENTS, Outputs

@@ -27,10 +27,9 @@ from .data import Batch, BatchSource, Track
 from .distributed import World
 from .journal import Display, Journal, Summary
 from .optimizer import SGDR
-from .parts import Items
 from .settings import TrainingSettings
 from .state import RunState
-from .step import BatchGradients, GradientStep, faulty_input, keep_step, unusable_step
+from .step import BatchGradients, GradientStep, Items, faulty_input, keep_step, unusable_step
 from .validation import ValidationScore, validate
 
 __all__ = ["BEST", "LAST", "Trainer"]

@@ -15,8 +15,8 @@ from metatasnet_fast.backends import Request, available_backends, get_backend, u
 from metatasnet_fast.benchmark.synthetic import mixtures
 from metatasnet_fast.errors import ConfigError
 from metatasnet_fast.precision import Precision
-from metatasnet_fast.training.parts import Items
 from metatasnet_fast.training.state import add_instrument
+from metatasnet_fast.training.step import Items
 from tests import loop_oracle
 from tests.support import TINY, recipe_state, relative_error
 

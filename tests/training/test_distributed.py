@@ -21,8 +21,7 @@ from metatasnet_fast.errors import ConfigError
 from metatasnet_fast.model import MultiTasNet
 from metatasnet_fast.training.distributed import World
 from metatasnet_fast.training.launch import plan_run, train
-from metatasnet_fast.training.parts import Items
-from metatasnet_fast.training.step import GradientStep
+from metatasnet_fast.training.step import GradientStep, Items
 from tests.support import TINY, recipe_state, relative_error
 from tests.training.songs import SMALL, write_cache
 from tests.training.test_step import UNCUT, random_items

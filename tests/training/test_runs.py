@@ -24,8 +24,7 @@ from metatasnet_fast.training import trainer as trainer_module
 from metatasnet_fast.training.data import Batch, BatchSource
 from metatasnet_fast.training.journal import Display, read_journal
 from metatasnet_fast.training.launch import plan_run, train
-from metatasnet_fast.training.parts import Items
-from metatasnet_fast.training.step import GradientStep
+from metatasnet_fast.training.step import GradientStep, Items
 from tests.model.test_checkpoints import same
 from tests.support import GOLDEN
 from tests.training.songs import SMALL, write_cache

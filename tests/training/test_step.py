@@ -12,8 +12,7 @@ from metatasnet_fast.benchmark.synthetic import mixtures
 from metatasnet_fast.config import MetaTasNetConfig
 from metatasnet_fast.model import MultiTasNet
 from metatasnet_fast.precision import Precision
-from metatasnet_fast.training.parts import Items
-from metatasnet_fast.training.step import BatchGradients, GradientStep
+from metatasnet_fast.training.step import BatchGradients, GradientStep, Items
 from tests.support import TINY, Golden, allowed, assert_parity, golden, recipe_state, relative_error
 
 RECORDED = ["train_generated", "train_independent", "train_residual_bias"]
