@@ -87,8 +87,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     rates = _rates(args.rates)
     tracks, source = _find(args, rates)
-    from ..training.data.entry import parse_instruments
     from ..training.data.prepare import prepare, refuse_own_folder
+    from ..training.data.sources import parse_instruments
 
     refuse_own_folder(Path(args.out), source)  # before a folder is created there
     check_writable(Path(args.out))
@@ -125,8 +125,8 @@ def _rates(text: str) -> list[int]:
 
 def _find(args: argparse.Namespace, rates: list[int]) -> tuple[list[TrackSource], list[TrackSource]]:
     """Return the tracks of the chosen splits, and the tracks of all splits."""
-    from ..training.data.entry import SPLITS
     from ..training.data.sources import find_musdb, find_original, find_stems
+    from ..training.data.store import SPLITS
 
     wrong = [split for split in args.splits if split not in SPLITS]
     if wrong:

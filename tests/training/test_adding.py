@@ -14,7 +14,7 @@ from metatasnet_fast import MultiTasNet, load_checkpoint
 from metatasnet_fast.cli.main import main
 from metatasnet_fast.precision import Precision
 from metatasnet_fast.training.data import Cache, write_manifest, write_track
-from metatasnet_fast.training.data.entry import stems_found
+from metatasnet_fast.training.data.sources import stems_found
 from metatasnet_fast.training.journal import read_journal
 from metatasnet_fast.training.state import EMBEDDING, add_instrument
 from metatasnet_fast.training.validation import score_track

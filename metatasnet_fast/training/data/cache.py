@@ -28,7 +28,7 @@ from torch import Tensor
 from ...config import INSTRUMENTS
 from ...errors import TrainingDataError
 from .crops import Plan
-from .entry import FORMAT, SPLITS, TrackEntry, refuse_shared_tracks
+from .store import FORMAT, SPLITS, TrackEntry, refuse_shared_tracks
 
 __all__ = ["Cache", "CropReader", "HostBatch", "StemArray", "Track"]
 

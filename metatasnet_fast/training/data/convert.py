@@ -27,9 +27,8 @@ from ...audio import AudioFile, resample
 from ...audio.read import read_stems
 from ...config import INSTRUMENTS
 from ...errors import MetaTasNetError, TrainingDataError
-from .entry import DEFAULT, SPLITS, Stems, all_parts
-from .sources import TrackSource, read_unknown, stem_files
-from .store import read_entry, rewrite_entry, write_track
+from .sources import TrackSource, all_parts, read_unknown, stem_files
+from .store import DEFAULT, SPLITS, Stems, read_entry, rewrite_entry, write_track
 
 __all__ = ["Outcome", "Settings", "content_hash", "inputs", "prepare_track"]
 

@@ -28,9 +28,22 @@ import torch
 from ..._io import claiming, reporting_write_errors, sync
 from ...errors import MetaTasNetError, TrainingDataError
 from .convert import Outcome, Settings, content_hash, inputs, prepare_track
-from .entry import DEFAULT, SPLIT_FOLDER, SPLITS, Stems, TrackEntry, refuse_shared_tracks, stems_found
-from .sources import TrackSource, read_unknown, stem_files
-from .store import DTYPES, PARTIAL, check_rates, entries_in, read_entry, rewrite_entry, write_manifest
+from .sources import TrackSource, read_unknown, stem_files, stems_found
+from .store import (
+    DEFAULT,
+    DTYPES,
+    PARTIAL,
+    SPLIT_FOLDER,
+    SPLITS,
+    Stems,
+    TrackEntry,
+    check_rates,
+    entries_in,
+    read_entry,
+    refuse_shared_tracks,
+    rewrite_entry,
+    write_manifest,
+)
 
 __all__ = ["Preparation", "prepare", "refuse_own_folder"]
 
@@ -161,7 +174,7 @@ def prepare(
         rates: sampling rates, multiples of the lowest.
         dtype: ``int16`` or ``float32``.
         stems: the instruments of the cache, and the stems that each is the sum of; by default the stems that the tracks have,
-            see :func:`metatasnet_fast.training.data.entry.stems_found`.
+            see :func:`metatasnet_fast.training.data.sources.stems_found`.
         workers: number of processes; with 1, everything happens in this process.
         source: all tracks of the source, if ``tracks`` are only some of these. Cached tracks move to the split that
             they have in the source.

@@ -1,6 +1,9 @@
 """Find tracks with stems: MUSDB18 in both editions, folders of stems, and tracks that the authors' program prepared.
 
 No file is decoded here: an unusable track is reported when it is prepared, and does not stop the others.
+
+Also parse the instruments of a cache, and the stems that are added up in each: ``drums,strings=violin+viola+cello``
+names two instruments, of which the second is the sum of three stems.
 """
 
 from __future__ import annotations
@@ -13,18 +16,14 @@ from pathlib import Path
 
 from ...audio.folders import AUDIO_SUFFIXES
 from ...audio.read import MIXTURES, STEM_MP4
-from ...errors import TrainingDataError
-from .entry import ENTRY, SPLITS
+from ...config import INSTRUMENTS, MetaTasNetConfig
+from ...errors import ConfigError, TrainingDataError
+from .store import ENTRY, SPLITS, Stems
 
 __all__ = [
-    "MUSDB_VALIDATION",
-    "TrackSource",
-    "find_musdb",
-    "find_original",
-    "find_stems",
-    "read_unknown",
-    "stem_files",
-]
+    "MUSDB_VALIDATION", "TrackSource", "all_parts", "find_musdb", "find_original", "find_stems", "parse_instruments",
+    "read_unknown", "stem_files", "stems_found",
+]  # fmt: skip
 
 MUSDB_VALIDATION = frozenset(
     [
@@ -161,6 +160,54 @@ def read_unknown(folder: Path) -> tuple[str, ...]:
     if not isinstance(unknown, list) or not all(isinstance(stem, str) for stem in unknown):
         raise TrainingDataError(f'{file} must look like {{"unknown": ["bass"]}}, with names of stems; correct it.')
     return tuple(stem.lower() for stem in unknown)
+
+
+def parse_instruments(text: str) -> Stems:
+    """Parse instruments and their stems from a text such as ``a,b,c=d+e``.
+
+    Raises:
+        TrainingDataError: for names that no network can have, or a stem that is in two instruments.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for item in text.split(","):
+        name, _, parts = (part.strip() for part in item.partition("="))
+        if name in found:
+            raise TrainingDataError(f"--instruments names {name} twice; give each instrument once.")
+        found[name] = tuple(part.strip().lower() for part in parts.split("+")) if parts else (name.lower(),)
+    try:
+        MetaTasNetConfig(instruments=tuple(found))
+    except ConfigError as error:
+        raise TrainingDataError(f"--instruments {text}: {error}") from error
+    every = [part for parts in found.values() for part in parts]
+    twice = [part for part in every if every.count(part) > 1]
+    if twice or not all(every):
+        raise TrainingDataError(
+            f"--instruments {text}: each stem belongs to one instrument, and {twice[0] or 'an empty name'} does not; "
+            "write for example strings=violin+viola,other."
+        )
+    return found
+
+
+def all_parts(stems: Stems) -> tuple[str, ...]:
+    """Return every stem of every instrument, in order."""
+    return tuple(part for parts in stems.values() for part in parts)
+
+
+def stems_found(names: Iterable[str]) -> Stems:
+    """Return the instruments of a data set with stems of these names: first those of the paper in its order, then the
+    others by name.
+
+    Raises:
+        TrainingDataError: if a network cannot have so many instruments, or instruments of these names.
+    """
+    found = set(names)
+    ordered = [*(name for name in INSTRUMENTS if name in found), *sorted(found - set(INSTRUMENTS))]
+    try:
+        return {name: (name,) for name in MetaTasNetConfig(instruments=tuple(ordered)).instruments}
+    except ConfigError as error:
+        raise TrainingDataError(
+            f"The stems' names are no instruments ({error}) Choose some with --instruments."
+        ) from error
 
 
 def _directory(root: str | os.PathLike[str]) -> Path:

@@ -14,9 +14,8 @@ from metatasnet_fast.audio import resample
 from metatasnet_fast.config import INSTRUMENTS
 from metatasnet_fast.errors import TrainingDataError
 from metatasnet_fast.training.data import Cache
-from metatasnet_fast.training.data.entry import parse_instruments
 from metatasnet_fast.training.data.prepare import prepare
-from metatasnet_fast.training.data.sources import find_original, find_stems
+from metatasnet_fast.training.data.sources import find_original, find_stems, parse_instruments
 
 sf = pytest.importorskip("soundfile")
 

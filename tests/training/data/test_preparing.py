@@ -15,9 +15,8 @@ from metatasnet_fast.audio import resample
 from metatasnet_fast.config import INSTRUMENTS
 from metatasnet_fast.errors import TrainingDataError
 from metatasnet_fast.training.data import Cache
-from metatasnet_fast.training.data.entry import parse_instruments
 from metatasnet_fast.training.data.prepare import prepare
-from metatasnet_fast.training.data.sources import find_musdb, find_stems
+from metatasnet_fast.training.data.sources import find_musdb, find_stems, parse_instruments
 from tests.training.data.preparing import RATES, contents, run, statuses
 
 sf = pytest.importorskip("soundfile")
