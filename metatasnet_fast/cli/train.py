@@ -128,8 +128,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from ..training.distributed import World
     from ..training.launch import plan_run, train
+    from ..training.runtime import World
 
     plan = plan_run(args.out, _given(args), args.checkpoint, args.cache, args.add_instrument)
     first = World.from_environment().first

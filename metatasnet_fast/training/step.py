@@ -32,7 +32,7 @@ from ..model import MultiTasNet
 from ..precision import Precision
 from ..reference import loss_divisors
 from .data import Batch, BatchSource
-from .distributed import World
+from .runtime import World
 
 __all__ = [
     "BatchGradients", "GradientStep", "Items", "Part", "cut", "faulty_input", "keep_step", "unusable_step",

@@ -24,9 +24,9 @@ from ..errors import CheckpointError, TrainingDataError, TrainingError
 from ..precision import Precision
 from ..separation.devices import reporting_memory
 from .data import Batch, BatchSource, Track
-from .distributed import World
 from .journal import Display, Journal, Summary
 from .optimizer import SGDR
+from .runtime import World
 from .settings import TrainingSettings
 from .state import RunState
 from .step import BatchGradients, GradientStep, Items, faulty_input, keep_step, unusable_step

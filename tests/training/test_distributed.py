@@ -19,8 +19,8 @@ import torch
 from metatasnet_fast.backends import Choice
 from metatasnet_fast.errors import ConfigError
 from metatasnet_fast.model import MultiTasNet
-from metatasnet_fast.training.distributed import World
 from metatasnet_fast.training.launch import plan_run, train
+from metatasnet_fast.training.runtime import World
 from metatasnet_fast.training.step import GradientStep, Items
 from tests.support import TINY, recipe_state, relative_error
 from tests.training.songs import SMALL, write_cache

@@ -1,4 +1,7 @@
-"""Connect the processes of a training run that ``torchrun`` started; a single process is a world of one."""
+"""Choose what a training runs on: device, backend and precision; connect its processes, which ``torchrun`` started.
+
+A single process is a world of one.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..backends import Choice, Request, resolve
 from ..errors import ConfigError
+from ..model import MultiTasNet
+from ..precision import Precision
+from ..separation.devices import choose_device
+from .settings import TrainingSettings
 
-__all__ = ["World"]
+__all__ = ["Runtime", "World"]
 
 
 @dataclass(frozen=True)
@@ -119,6 +127,39 @@ class World:
         if self.size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, 0)
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Device, backend and precision of a run."""
+
+    device: torch.device
+    backend: str
+    precision: Precision
+    world: World
+
+    @classmethod
+    def of(cls, settings: TrainingSettings, network: MultiTasNet, world: World) -> Runtime:
+        """Choose device, precision and backend.
+
+        Raises:
+            ConfigError: for an unknown device or dtype.
+            BackendUnavailableError: for a device that is absent, or a backend that cannot train on it.
+        """
+        wanted = settings.device
+        if world.size > 1 and (wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available())):
+            wanted = f"cuda:{world.local_rank}"
+        device = choose_device(wanted, network)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        precision = Precision.default(device) if settings.dtype == "auto" else Precision.parse(settings.dtype)
+        Choice.parse(settings.backend, precision.value)
+        backend = resolve(settings.backend, Request(device, precision, True, network.config)).name
+        return cls(device, backend, precision, world)
+
+    def describe(self) -> str:
+        processes = f", {self.world.size} processes" if self.world.size > 1 else ""
+        return f"backend {self.backend}, device {self.device}, {self.precision.value}{processes}"
 
 
 def _number(name: str, value: str | None) -> int:
