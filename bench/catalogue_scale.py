@@ -27,8 +27,8 @@ import torch
 from metatasnet_fast.benchmark.machine import describe
 from metatasnet_fast.catalogue import Outcome, Settings, Song, Status
 from metatasnet_fast.catalogue.destination import Destination, LedgerWriter, song_folder
-from metatasnet_fast.catalogue.result import Result, StemFile
-from metatasnet_fast.catalogue.source import Source
+from metatasnet_fast.catalogue.inputs import Source
+from metatasnet_fast.catalogue.outcome import Result, StemFile
 from metatasnet_fast.catalogue.worker import find_identity
 from metatasnet_fast.model import bundled_models
 

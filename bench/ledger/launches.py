@@ -25,7 +25,7 @@ from metatasnet_fast.config import MetaTasNetConfig
 from metatasnet_fast.errors import BackendUnavailableError
 from metatasnet_fast.kernels import recording
 from metatasnet_fast.model import MultiTasNet
-from metatasnet_fast.model.precompile import record
+from metatasnet_fast.model.programs import record
 from metatasnet_fast.precision import Precision
 
 from .predict import Gpu

@@ -12,8 +12,7 @@ from .events import (
     SongStarted,
     WorkerLoad,
 )
-from .failures import Failure
-from .result import Outcome, Status
+from .outcome import Failure, Outcome, Status
 from .settings import Identity, Settings, Song
 
 __all__ = [

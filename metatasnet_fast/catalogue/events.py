@@ -12,8 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias
 
-from .failures import Failure
-from .result import Outcome, Status
+from .outcome import Failure, Outcome, Status
 
 __all__ = [
     "Event", "Listener", "Notice", "Progress", "RunEnded", "RunStarted", "SongEnded", "SongStarted", "SongsSkipped",

@@ -14,10 +14,9 @@ import torch
 
 from ..errors import ConfigError
 from .cores import available_cores
-from .destination import Destination, LedgerWriter
+from .destination import Destination, LedgerWriter, remove_abandoned
 from .events import Event, Listener, Notice, RunEnded, RunStarted, SongEnded, SongsSkipped, Tally
 from .settings import Settings, Song
-from .staging import remove_abandoned
 from .storage import reaching
 from .supervised import ChildProcess, Order, Process, SupervisedWorker
 from .survey import make_plan

@@ -24,12 +24,11 @@ from ..separation.fast_mode import resample, separate_resampled
 from ..separation.outputs import StemFiles
 from ..separation.recording import Recording
 from ..separation.result import Reporter
+from .destination import claim
 from .events import SongEnded, SongStarted
-from .failures import Failure, SongError, classify
-from .result import Outcome, Result, Status, StemFile, utc_now
+from .inputs import Source
+from .outcome import Failure, Outcome, Result, SongError, Status, StemFile, classify, utc_now
 from .settings import Song, song_folder
-from .source import Source
-from .staging import claim
 from .storage import ContestedError, LocalStorage, local_path
 
 if TYPE_CHECKING:

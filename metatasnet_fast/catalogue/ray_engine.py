@@ -31,11 +31,10 @@ from .._extras import require
 from .._terminal import handling
 from ..errors import ConfigError
 from .cores import available_cores
-from .destination import Destination
+from .destination import Destination, remove_abandoned
 from .events import Listener, Notice, RunEnded
 from .local import WorkerPool, run_local
 from .settings import Settings, Song
-from .staging import remove_abandoned
 from .storage import local_path
 from .supervised import ChildProcess, Gone, Order
 

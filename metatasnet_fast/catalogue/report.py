@@ -32,10 +32,9 @@ from ..errors import AudioReadError, MetaTasNetError
 from ..page import listen_to
 from .destination import Destination, song_folder
 from .events import Event, Notice, Progress, RunEnded, RunStarted, SongEnded, SongsSkipped
-from .failures import Failure
-from .result import Outcome, Status
+from .inputs import Source
+from .outcome import Failure, Outcome, Status
 from .settings import Settings, safe_name
-from .source import Source
 from .storage import client_errors
 
 __all__ = ["LiveDisplay", "bottleneck", "clock_text", "facts", "page", "progress_note", "summary_lines", "write_report"]

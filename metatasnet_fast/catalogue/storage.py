@@ -21,7 +21,7 @@ from typing import Any, TypeAlias
 from .._extras import require
 from .._io import sync, write_atomically
 from ..errors import ConfigError, MetaTasNetError, MissingDependencyError
-from .result import is_result
+from .outcome import is_result
 
 __all__ = [
     "ContestedError", "FsspecStorage", "LocalStorage", "Storage", "client_errors", "local_path", "open_filesystem",

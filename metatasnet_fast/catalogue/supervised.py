@@ -19,8 +19,7 @@ from typing import Protocol
 
 from ..errors import MetaTasNetError
 from .events import Event, Listener, Notice, SongEnded, SongStarted
-from .failures import Failure
-from .result import Outcome, Status
+from .outcome import Failure, Outcome, Status
 from .settings import Settings, Song
 
 __all__ = ["ChildProcess", "Gone", "Order", "Process", "SupervisedWorker", "WorkerLostError"]

@@ -10,12 +10,10 @@ from itertools import compress, islice
 from typing import Any, TypeVar
 
 from .._io import sha256_file
-from .destination import SONGS, Destination
-from .failures import Failure, SongError
-from .result import Listed, Outcome, Result, Status
+from .destination import MOST_CONTENTS, SONGS, Destination
+from .inputs import Source, Stamp
+from .outcome import Failure, Listed, Outcome, Result, SongError, Status
 from .settings import Settings, Song, digest, song_folder
-from .source import Source, Stamp
-from .staging import MOST_CONTENTS
 from .storage import client_errors, local_path, reaching
 
 __all__ = ["Finding", "Plan", "Survey", "count_missing", "make_plan", "survey", "verify"]

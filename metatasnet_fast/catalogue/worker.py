@@ -33,12 +33,11 @@ from ..separation.recording import Budget, Recording
 from ..separation.result import parse_stems
 from .batcher import Batcher, song_stream
 from .cores import CorePlan, SongBudget, Stage, available_memory
-from .destination import Destination
+from .destination import Contents, Destination, Staging
 from .events import Listener, Notice, WorkerLoad
+from .outcome import Outcome
 from .pipeline import SongPipeline
-from .result import Outcome
 from .settings import Identity, Settings, Song
-from .staging import Contents, Staging
 from .supervised import Order, Ready
 
 __all__ = ["Worker", "find_identity", "main"]

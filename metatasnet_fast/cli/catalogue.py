@@ -117,7 +117,7 @@ def _add_run(actions: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read the manifest, separate the songs and write the report; return the exit code, see RUN_EPILOG."""
-    from ..catalogue.manifest import parse_shard, read_manifest
+    from ..catalogue.inputs import parse_shard, read_manifest
     from ..catalogue.storage import local_path
 
     shard = parse_shard(args.shard)
@@ -274,7 +274,7 @@ def run_status(args: argparse.Namespace) -> int:
 def run_verify(args: argparse.Namespace) -> int:
     """Check the outputs; return exit code 3 if anything is wrong."""
     from ..catalogue.destination import Destination
-    from ..catalogue.manifest import parse_shard
+    from ..catalogue.inputs import parse_shard
     from ..catalogue.survey import Finding, verify
 
     if not 0 < args.sample <= 1:

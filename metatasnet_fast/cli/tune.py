@@ -211,7 +211,7 @@ def run_precompile(args: argparse.Namespace) -> int:
     from .._extras import require
     from .._terminal import ProgressBar
     from ..model import default_model, load_checkpoint
-    from ..model.precompile import precompile
+    from ..model.programs import precompile
     from ..precision import Precision
 
     require("triton", "Compiling kernels")

@@ -3,16 +3,9 @@
 from .accelerate import AccelerationReport, accelerate, restore
 from .network import MultiTasNet
 from .pretrained import bundled_models, convert, default_model, load_checkpoint
-from .program import export
+from .programs import export
 
 __all__ = [
-    "AccelerationReport",
-    "MultiTasNet",
-    "accelerate",
-    "bundled_models",
-    "convert",
-    "default_model",
-    "export",
-    "load_checkpoint",
-    "restore",
-]
+    "AccelerationReport", "MultiTasNet", "accelerate", "bundled_models", "convert", "default_model", "export",
+    "load_checkpoint", "restore",
+]  # fmt: skip

@@ -38,15 +38,9 @@ if TYPE_CHECKING:
 Network = TypeVar("Network", bound=nn.Module)
 
 __all__ = [
-    "PretrainedMixin",
-    "bundled_models",
-    "convert",
-    "default_model",
-    "load_checkpoint",
-    "locate",
-    "means_bundled",
+    "PretrainedMixin", "bundled_models", "convert", "default_model", "load_checkpoint", "locate", "means_bundled",
     "read_checkpoint",
-]
+]  # fmt: skip
 
 
 class PretrainedMixin(nn.Module):

@@ -28,13 +28,8 @@ from ..separation.outputs import NormalEquations
 from .data import Track
 
 __all__ = [
-    "TrackScore",
-    "ValidationScore",
-    "score_track",
-    "validate",
-    "validation_signals",
-    "validation_tracks",
-]
+    "TrackScore", "ValidationScore", "score_track", "validate", "validation_signals", "validation_tracks",
+]  # fmt: skip
 
 SILENT = 1e-6
 """Power, relative to the mixture's, below which a stem or a frame of it counts as silent."""

@@ -11,7 +11,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 from metatasnet_fast.kernels import log_power  # noqa: E402
 from metatasnet_fast.kernels.recording import Launch, source  # noqa: E402
-from metatasnet_fast.model.precompile import programs, record  # noqa: E402
+from metatasnet_fast.model.programs import programs, record  # noqa: E402
 from metatasnet_fast.ops.operator import interpreted  # noqa: E402
 from metatasnet_fast.precision import Precision  # noqa: E402
 from tests.support import TINY  # noqa: E402

@@ -15,7 +15,7 @@ import soundfile as sf
 from metatasnet_fast import Separator
 from metatasnet_fast.catalogue import Outcome, Status
 from metatasnet_fast.catalogue.destination import Destination, song_folder
-from metatasnet_fast.catalogue.result import is_result
+from metatasnet_fast.catalogue.outcome import is_result
 from metatasnet_fast.catalogue.survey import Finding, verify
 
 from .corpus import Corpus, Entry

@@ -11,8 +11,8 @@ import pytest
 from metatasnet_fast import Separator
 from metatasnet_fast.catalogue import RunEnded, Settings
 from metatasnet_fast.catalogue.destination import Destination
+from metatasnet_fast.catalogue.inputs import read_manifest
 from metatasnet_fast.catalogue.local import run_local
-from metatasnet_fast.catalogue.manifest import read_manifest
 from metatasnet_fast.catalogue.report import write_report
 from metatasnet_fast.native import load
 

@@ -20,7 +20,7 @@ from metatasnet_fast.catalogue import pipeline as pipeline_module
 from metatasnet_fast.catalogue.destination import LEDGER, SONGS, Destination, LedgerWriter, song_folder
 from metatasnet_fast.catalogue.events import Tally
 from metatasnet_fast.catalogue.local import run_local
-from metatasnet_fast.catalogue.result import Listed, Result
+from metatasnet_fast.catalogue.outcome import Listed, Result
 from metatasnet_fast.catalogue.settings import Identity
 from metatasnet_fast.catalogue.storage import LocalStorage
 from metatasnet_fast.catalogue.survey import Finding, _at_once, make_plan, verify
@@ -295,7 +295,7 @@ IDENTITY = Identity("tiny", "1:abc", {"mode": "fast"})
 
 
 def listed_song(id: str) -> tuple[str, dict[str, int]]:
-    from metatasnet_fast.catalogue.result import StemFile
+    from metatasnet_fast.catalogue.outcome import StemFile
 
     files = {stem: StemFile(f"{stem}.flac", 1000, "0" * 64) for stem in ("drums", "bass", "other", "vocals")}
     audio = {"duration": 200.0, "sample_rate": 44100, "channels": 2, "samples": 8820000}

@@ -14,8 +14,8 @@ import torch
 
 from metatasnet_fast.catalogue import Failure, Outcome, Song, Status
 from metatasnet_fast.catalogue import pipeline as pipeline_module
-from metatasnet_fast.catalogue.failures import SongError, classify
-from metatasnet_fast.catalogue.source import Source
+from metatasnet_fast.catalogue.inputs import Source
+from metatasnet_fast.catalogue.outcome import SongError, classify
 from metatasnet_fast.catalogue.worker import Worker
 from metatasnet_fast.errors import AudioFormatError, AudioWriteError, MetaTasNetError, MissingDependencyError
 

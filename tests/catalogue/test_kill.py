@@ -19,8 +19,8 @@ import pytest
 
 from metatasnet_fast.catalogue import Failure, Status
 from metatasnet_fast.catalogue.destination import Destination
+from metatasnet_fast.catalogue.inputs import read_manifest
 from metatasnet_fast.catalogue.local import run_local
-from metatasnet_fast.catalogue.manifest import read_manifest
 from metatasnet_fast.catalogue.storage import LocalStorage
 from metatasnet_fast.catalogue.worker import Worker
 

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from metatasnet_fast.catalogue.destination import song_folder
-from metatasnet_fast.catalogue.manifest import parse_shard, read_manifest
+from metatasnet_fast.catalogue.inputs import parse_shard, read_manifest
 from metatasnet_fast.catalogue.settings import SAFE, Song, derived_id, safe_name
 from metatasnet_fast.errors import ConfigError
 

@@ -22,7 +22,7 @@ from metatasnet_fast.catalogue import Failure, Outcome, Song, Status
 from metatasnet_fast.catalogue import pipeline as pipeline_module
 from metatasnet_fast.catalogue.destination import Destination
 from metatasnet_fast.catalogue.local import run_local
-from metatasnet_fast.catalogue.result import Result, is_result
+from metatasnet_fast.catalogue.outcome import Result, is_result
 from metatasnet_fast.catalogue.settings import song_folder
 from metatasnet_fast.catalogue.survey import Finding, survey, verify
 from metatasnet_fast.catalogue.worker import Worker
@@ -146,7 +146,7 @@ def test_a_fresh_song_takes_eight_requests(store: Store, songs: list[Song]) -> N
 
 
 def test_a_run_over_done_songs_asks_for_none_of_them(store: Store, songs: list[Song], model: Path) -> None:
-    from metatasnet_fast.catalogue.manifest import read_manifest
+    from metatasnet_fast.catalogue.inputs import read_manifest
 
     found = read_manifest("s3://in-bucket")
     time.sleep(2.1)  # so old that their versions can be relied on

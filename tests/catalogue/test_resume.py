@@ -18,9 +18,8 @@ import pytest
 
 from metatasnet_fast.catalogue import Failure, Outcome, Song, Status
 from metatasnet_fast.catalogue import survey as survey_module
-from metatasnet_fast.catalogue.destination import Destination, song_folder
-from metatasnet_fast.catalogue.result import Result, is_result
-from metatasnet_fast.catalogue.staging import Staging, claim, remove_abandoned
+from metatasnet_fast.catalogue.destination import Destination, Staging, claim, remove_abandoned, song_folder
+from metatasnet_fast.catalogue.outcome import Result, is_result
 from metatasnet_fast.catalogue.storage import open_storage
 from metatasnet_fast.catalogue.survey import Finding, survey, verify
 from metatasnet_fast.catalogue.worker import Worker
@@ -219,7 +218,7 @@ def test_what_a_dead_run_left_is_swept_and_what_a_live_one_has_is_not(album: lis
 
 def test_a_worker_that_ends_without_a_word_is_waited_for_and_swept(tmp_path: Path) -> None:
     program = (
-        "import os, sys, time; from metatasnet_fast.catalogue.staging import Staging;"
+        "import os, sys, time; from metatasnet_fast.catalogue.destination import Staging;"
         "from metatasnet_fast.catalogue.storage import open_storage;"
         "staging = Staging(open_storage(sys.argv[1])); print('here', flush=True); time.sleep(1); os._exit(1)"
     )

@@ -16,9 +16,8 @@ from pathlib import Path
 import pytest
 
 from metatasnet_fast.catalogue import Outcome, Song, SongStarted, Status, supervised
-from metatasnet_fast.catalogue.destination import Destination
-from metatasnet_fast.catalogue.result import Result
-from metatasnet_fast.catalogue.staging import claim, sweep
+from metatasnet_fast.catalogue.destination import Destination, claim, sweep
+from metatasnet_fast.catalogue.outcome import Result
 from metatasnet_fast.catalogue.storage import open_storage
 from metatasnet_fast.catalogue.supervised import Order, SupervisedWorker
 from metatasnet_fast.catalogue.survey import verify

@@ -10,7 +10,7 @@ import pytest
 
 from metatasnet_fast.catalogue import Failure, Outcome, Status
 from metatasnet_fast.catalogue.destination import Destination, LedgerWriter
-from metatasnet_fast.catalogue.manifest import read_manifest
+from metatasnet_fast.catalogue.inputs import read_manifest
 from metatasnet_fast.catalogue.survey import Finding, survey, verify
 from metatasnet_fast.catalogue.worker import Worker
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from metatasnet_fast.catalogue.destination import song_folder
-from metatasnet_fast.catalogue.manifest import read_manifest
+from metatasnet_fast.catalogue.inputs import read_manifest
 from metatasnet_fast.cli.main import main
 from metatasnet_fast.errors import ConfigError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from metatasnet_fast import MultiTasNet
-from metatasnet_fast.model.precompile import programs
+from metatasnet_fast.model.programs import programs
 from metatasnet_fast.precision import Precision
 from tests.support import TINY
 

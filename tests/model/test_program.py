@@ -12,7 +12,7 @@ from metatasnet_fast import MetaTasNetConfig, MultiTasNet, export, use_backend
 from metatasnet_fast.backends import available_backends
 from metatasnet_fast.cli.main import main
 from metatasnet_fast.errors import CheckpointError
-from metatasnet_fast.model.program import SHORTEST, exported_program
+from metatasnet_fast.model.programs import SHORTEST, exported_program
 
 SMALL = MetaTasNetConfig(
     stages_num=2, N=16, L=40, W=20, B=16, H=16, layers=2, stack=1, num_mels=8, filters=2,
