@@ -1,6 +1,6 @@
-"""Train by the authors' recipe on a prepared cache. Their optimiser and learning-rate schedule can be used alone, too.
+"""Train by the authors' recipe on a prepared cache. The authors' optimiser and learning-rate schedule can be used alone.
 
-Names are loaded on first use, since the command line reads a run's settings before it needs torch.
+The names below are loaded on first use: the command line reads a run's settings before it needs torch.
 """
 
 from __future__ import annotations

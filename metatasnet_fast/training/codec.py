@@ -1,9 +1,11 @@
 """Teach encoder and decoder alone, before the first step of a new network: decoder(encoder(x)) = x.
 
-No mask can restore what the codec loses. A ReLU passes only half of a filter's output, so a random encoder and decoder
-of few channels are far from inverse to each other; and music is loud below 1 kHz, so SI-SDR teaches the rest only after
-thousands of steps. Here filters begin in pairs of both signs, relu(f x) - relu(-f x) = f x: the codec begins as a
-linear map. The codec learns from mixtures whose spectra are tilted, so that every frequency counts.
+Encoder and decoder together are the codec. No mask can restore what the codec loses. A ReLU passes only half of a
+filter's output, so a random encoder and decoder of few channels are far from inverse to each other. And music is loud
+below 1 kHz, so SI-SDR teaches the other frequencies only after thousands of steps.
+
+Here filters begin in pairs of both signs: relu(f x) - relu(-f x) = f x, so the codec begins as a linear map. It learns
+from mixtures whose spectra are tilted, so that every frequency counts.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ RATE, WARM_UP, LAST = 3e-3, 20, 0.05
 """Highest learning rate; steps until that rate is reached; share of that rate that remains at the end."""
 
 SLOPE = 1.2
-"""Steepest tilt of the mixtures' spectra, in units of 6 dB an octave."""
+"""Steepest tilt of the mixtures' spectra, in units of 6 dB per octave."""
 
 
 def check_codec(config: MetaTasNetConfig) -> None:
@@ -48,16 +50,16 @@ def learn_codec(
     precision: Precision,
     report: Callable[[int], object] = lambda step: None,
 ) -> float:
-    """Pair the filters and train encoder and decoder, on the mixtures of batches 0, 1, ..., with Adam.
+    """Pair the filters, then train encoder and decoder with Adam on the mixtures of batches 0, 1, ...
 
     Args:
-        network: new, with the statistics of its spectrograms.
+        network: a new network that has the statistics of its spectrograms already.
         steps: number of steps, at least 1.
         backend, precision: those of the network's training; but the codec learns in float32 or float64 only.
         report: called after each step with the step's number, from 1.
 
     Returns:
-        SI-SDR in dB between the mixtures of the last step and the codec's output, mean over items and stages.
+        the SI-SDR in dB between the mixtures of the last step and the codec's output, the mean over items and stages.
 
     Raises:
         ConfigError: if the filters cannot begin in pairs.
@@ -85,8 +87,10 @@ def learn_codec(
 
 
 def codec_quality(network: MultiTasNet, mixes: Sequence[Tensor], choice: Choice) -> Tensor:
-    """Return the SI-SDR in dB of decoder(encoder(mix)): mean over items, sum over stages; ``mixes`` (n, 1, T_s) for
-    each stage."""
+    """Return the SI-SDR in dB of decoder(encoder(mix)), the mean over items and the sum over stages.
+
+    ``mixes`` are (n, 1, T_s) for each stage s; the result is a scalar.
+    """
     engine = network.engine(choice, training=True)
     values = []
     for mix, prepared in zip(mixes, engine.prepared, strict=True):
@@ -99,9 +103,9 @@ def codec_quality(network: MultiTasNet, mixes: Sequence[Tensor], choice: Choice)
 def pair_signs(network: MultiTasNet, generator: torch.Generator) -> None:
     """Replace the codec's initial weights by windowed cosines of both signs, and a decoder that is linear in the pairs.
 
-    The longest filters get the lowest frequencies. The encoder's first 1x1 convolution passes the filters on, its second one
-    adds a little of its own initial values to the identity. The decoder's 1x1 convolution is random, and odd in the
-    pairs. Spectrogram branch and masking network stay as they are.
+    The longest filters get the lowest frequencies. The encoder's first 1x1 convolution passes the filters' outputs on; the
+    second one is the identity plus a tenth of its initial values. The decoder's 1x1 convolution is random, with opposite
+    weights for the two filters of a pair. Spectrogram branch and masking network stay as they are.
 
     Raises:
         ConfigError: if the sizes do not allow pairs.
@@ -126,8 +130,8 @@ def pair_signs(network: MultiTasNet, generator: torch.Generator) -> None:
         first[:filters, filters:] *= 0.1
         first[:filters, :filters] = torch.eye(filters)
         second.mul_(0.1).add_(torch.eye(len(second)).to(second))
-        # Channels are interleaved: n * count + l holds filter n of length l; the filters n < half are the positive ones
-        # of the pairs.
+        # Channels are interleaved: channel n * count + l belongs to filter n of the l-th length. In each pair, the positive
+        # filter has n < half.
         place, kind = torch.arange(filters) // count, torch.arange(filters) % count
         sign, pair = torch.where(place < half, 1.0, -1.0), (place % half) * count + kind
         widths = config.decoder_widths
@@ -143,7 +147,10 @@ def pair_signs(network: MultiTasNet, generator: torch.Generator) -> None:
 
 
 def tilted(signals: Sequence[Tensor], rates: Sequence[int], slopes: Tensor) -> list[Tensor]:
-    """Return signals (n, 1, T_s) of unit deviation whose spectra rise by ``slopes`` (n,) times 6 dB an octave."""
+    """Tilt the spectra of signals (n, 1, T_s): they rise by ``slopes`` (n,) times 6 dB per octave.
+
+    Return the tilted signals, scaled to a standard deviation of 1.
+    """
     results = []
     for signal, rate in zip(signals, rates, strict=True):
         frequency = torch.fft.rfftfreq(signal.shape[-1], 1 / rate).clamp(min=60.0).to(signal) / 1000

@@ -1,6 +1,6 @@
-"""Choose what a training runs on: device, backend and precision; connect its processes, which ``torchrun`` started.
+"""Choose the device, backend and precision of a training run, and connect its processes, which ``torchrun`` started.
 
-A single process is a world of one.
+A run in a single process has a world of size 1.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ __all__ = ["Runtime", "World"]
 
 @dataclass(frozen=True)
 class World:
-    """This process's place among ``size`` processes."""
+    """The place of this process among the ``size`` processes of a run, and what the processes exchange."""
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
-    """Place among the processes of this machine: the index of its GPU."""
+    """Place of this process among those of its machine, which is also the index of its GPU."""
 
     @classmethod
     def from_environment(cls) -> World:
-        """Return the place that ``torchrun`` sets in RANK, WORLD_SIZE and LOCAL_RANK; without these, a single process.
+        """Return the place that ``torchrun`` sets in RANK, WORLD_SIZE and LOCAL_RANK; without WORLD_SIZE, a single process.
 
         Raises:
-            ConfigError: if these variables give no place among the processes.
+            ConfigError: if one of these variables is missing or not valid.
         """
         size = _number("WORLD_SIZE", os.environ.get("WORLD_SIZE", "1"))
         if size < 1:
@@ -58,7 +58,7 @@ class World:
 
     @contextlib.contextmanager
     def joined(self, device: torch.device) -> Iterator[None]:
-        """Join the process group (NCCL on GPUs, else Gloo) and leave it at the end.
+        """Join the process group (NCCL on GPUs, else Gloo) for the block, and leave it at the end.
 
         Raises:
             ConfigError: if the environment does not say where the processes meet.
@@ -79,7 +79,7 @@ class World:
             dist.destroy_process_group()
 
     def share(self, items: int) -> int:
-        """Return this process's part of ``items``; raise :class:`ConfigError` if they cannot be divided equally."""
+        """Return how many of a batch's ``items`` this process gets; raise :class:`ConfigError` unless all get equally many."""
         if items % self.size:
             raise ConfigError(
                 f"A batch of {items} items cannot be divided among {self.size} processes: make it a multiple."
@@ -87,7 +87,7 @@ class World:
         return items // self.size
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Sum over the processes, in place."""
+        """Add up the tensors of all processes, in place, and return the sum."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
@@ -101,8 +101,10 @@ class World:
         return torch.cat(parts)
 
     def from_previous(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Return the tensors of the previous process; the first process gets those of the last one. Shapes must be the
-        same in all processes."""
+        """Return the tensors of the previous process; the first process gets those of the last process.
+
+        The shapes must be the same in all processes.
+        """
         if self.size == 1:
             return list(tensors)
         sent = [tensor.contiguous() for tensor in tensors]
@@ -123,7 +125,7 @@ class World:
         return values
 
     def take_over(self, tensors: Sequence[Tensor]) -> None:
-        """Replace the contents of all tensors by those of the first process."""
+        """Replace the contents of the tensors by those of the first process's tensors."""
         if self.size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, 0)
@@ -140,7 +142,7 @@ class Runtime:
 
     @classmethod
     def of(cls, settings: TrainingSettings, network: MultiTasNet, world: World) -> Runtime:
-        """Choose device, precision and backend.
+        """Choose the device, precision and backend that the settings ask for.
 
         Raises:
             ConfigError: for an unknown device or dtype.

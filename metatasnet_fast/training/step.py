@@ -43,9 +43,9 @@ __all__ = [
 class Items:
     """Consecutive items of a batch.
 
-    mixes: (n, 1, T_s) for every stage.
-    sources: (n, I, 1, T_s) for every stage and the I instruments; a mixture may contain more than these.
-    masks: (n, I, 1) for every stage, 1 where the source is not silent and counts in the loss.
+    mixes: (n, 1, T_s) for every stage s.
+    sources: (n, I, 1, T_s) for every stage, of the network's I instruments; a mixture may contain other sources, too.
+    masks: (n, I, 1) for every stage, 1 where the source is not silent and counts in the loss, else 0.
     """
 
     mixes: Sequence[Tensor]
@@ -56,19 +56,19 @@ class Items:
         return len(self.masks[0])
 
     def rows(self, start: int, count: int) -> Items:
-        """Return ``count`` items from ``start`` on, or fewer at the end."""
+        """Return ``count`` items from ``start`` on, or those that are left if these are fewer."""
         chosen = slice(start, start + count)
         return Items(*([x[chosen] for x in values] for values in (self.mixes, self.sources, self.masks)))
 
 
 @dataclass(frozen=True)
 class Part:
-    """Items that are computed at once."""
+    """A micro-batch: items that are computed at once."""
 
     items: Items
     before: Items | None
-    """The item before the first item; None if this part is the whole batch, whose last item then counts as the item
-    before the first."""
+    """The item of the batch before the first item here. None if this part is the whole batch: then the last item counts
+    as the one before the first."""
     first: int
     """Place of the first item in the whole batch."""
 
@@ -92,9 +92,9 @@ def cut(items: Items, size: int, before: Items | None, first: int) -> list[Part]
 
 
 class Recomputing(Backend):
-    """Backend that runs another backend, and the forward pass once more in backward: about a third more time.
+    """Backend that runs another backend, and computes its forward pass again in backward: about a third more time.
 
-    Between forward and backward, only latents and waveforms are kept; in backward, one job's activations at a time.
+    Between forward and backward, only latents and waveforms are kept. Backward keeps the activations of one job at a time.
     """
 
     name = "recomputing"
@@ -133,7 +133,7 @@ def _recomputed(job: Callable[..., Tensor], *arguments: Any) -> Tensor:
 
 @dataclass(frozen=True)
 class BatchGradients:
-    """Results of a batch, over all processes; the gradients themselves are in the parameters."""
+    """Results of a batch over all processes. The gradients themselves are in the parameters."""
 
     loss: float
     stats: list[float]
@@ -141,13 +141,15 @@ class BatchGradients:
     norm: float
     """Global norm of the gradients before clipping."""
     votes: list[float]
-    """Sums over the processes of the numbers that each process gave."""
+    """The votes of all processes, added up; see :meth:`GradientStep.__call__`."""
 
 
 @dataclass(frozen=True)
 class _Dropout:
-    """The dropout of a step: a function of seed, step and stage that does not depend on how the ``items`` are cut into
-    micro-batches."""
+    """The dropout of a step of a whole batch of ``items`` items.
+
+    It depends on seed, step and stage only, not on how the batch is cut into micro-batches.
+    """
 
     probability: float
     seed: int
@@ -168,7 +170,7 @@ class _Dropout:
 
 
 class _PartLoss(nn.Module):
-    """The network as ``DistributedDataParallel`` sees it: a module whose output is a micro-batch's share of the loss."""
+    """The module that ``DistributedDataParallel`` wraps: it returns a micro-batch's share of the loss, and statistics."""
 
     def __init__(self, network: MultiTasNet, choice: Choice, recompute: bool) -> None:
         super().__init__()
@@ -224,7 +226,7 @@ class GradientStep:
             self._loss = DistributedDataParallel(self._loss, find_unused_parameters=True)
 
     def __call__(self, items: Items, step: int, votes: Sequence[float] = ()) -> BatchGradients:
-        """Compute the gradients of a batch and store them in the parameters, clipped to the norm ``clip``.
+        """Compute the gradients of a batch, clip them to the norm ``clip``, and store them in the parameters.
 
         Args:
             items: this process's share, on the network's device.
@@ -240,7 +242,7 @@ class GradientStep:
         for number, part in enumerate(parts, start=1):
             with self._synchronising(number == len(parts)):
                 loss, stats = self._loss(part, divisors, dropout)
-                # DistributedDataParallel takes the mean over the processes; the shares are to be summed.
+                # DistributedDataParallel takes the mean over the processes, but the shares must be summed.
                 (loss * self.world.size).backward()
             shares.append(torch.cat([loss.detach().reshape(1), stats]).to(wide))
         share = torch.stack(shares).sum(0)
@@ -260,7 +262,7 @@ class GradientStep:
         return cut(items, self.micro_batch or len(items), before, self.world.rank * len(items))
 
     def _synchronising(self, last: bool) -> contextlib.AbstractContextManager[None]:
-        """Let the processes exchange gradients once, with the last micro-batch."""
+        """Return the context of a micro-batch's backward: the processes exchange gradients only in the last one."""
         if last or not isinstance(self._loss, DistributedDataParallel):
             return contextlib.nullcontext()
         context: contextlib.AbstractContextManager[None] = self._loss.no_sync()
@@ -280,7 +282,8 @@ def faulty_input(batch: Batch, source: BatchSource) -> str | None:
 
 
 def keep_step(path: Path, content: Mapping[str, Any]) -> str:
-    """Write ``content``, from which a step can be repeated; return a sentence that says where, or why it failed."""
+    """Write ``content``, from which a step can be repeated. Return a clause that says where it is, or why it could not be
+    written."""
     try:
         torch.save(dict(content), path)
     except (OSError, RuntimeError) as error:
@@ -293,7 +296,7 @@ def unusable_step(found: BatchGradients, step: int, fault: str | None, kept: str
 
     Args:
         fault: the place of samples that are not finite, as :func:`faulty_input` describes it; None if all are finite.
-        kept: what is saved of this step and of the run, without a full stop.
+        kept: text on what is saved of this step and of the run, without a full stop.
     """
     if fault is not None:
         return TrainingError(

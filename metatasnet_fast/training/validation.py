@@ -1,10 +1,13 @@
 """Score a network on whole tracks that it was not trained on.
 
-Each track is separated in mono, as the authors validate. There are two measures. For every stage: SI-SDR over the whole
-track, the authors' measure. For the last stage: SDR as papers report it (BSSEval v4: the median over one-second
-frames), after gains with which the sum of the stems comes closest to the mixture. Stems that the cache does not count
-are left out. So are silent stems, and silent frames: those more than 60 dB below the mixture, since quantised silence
-has scores of -100 dB and less.
+Each track is separated in mono, as the authors validate. There are two measures:
+
+- SI-SDR over the whole track, for every stage: the authors' measure.
+- SDR for the last stage, as papers report it (BSSEval v4, the median over one-second frames). Before it, the stems get
+  the gains with which their sum comes closest to the mixture.
+
+Stems that the loss must not use are left out. So are silent stems and silent frames, which lie more than 60 dB below the
+mixture: quantised silence has scores of -100 dB and less.
 """
 
 from __future__ import annotations
@@ -32,15 +35,15 @@ __all__ = [
 ]  # fmt: skip
 
 SILENT = 1e-6
-"""Power, relative to the mixture's, below which a stem or a frame of it counts as silent."""
+"""Power relative to that of the mixture, up to which a stem, or a frame of a stem, counts as silent."""
 
 CHUNK_SECONDS = 60
-"""Longest chunk. Tracks are separated in 4 chunks, as by the authors, or in more if a chunk would be longer."""
+"""Longest chunk in seconds. Tracks are separated in 4 chunks, as by the authors, or in more if a chunk would be longer."""
 
 
 @dataclass(frozen=True)
 class TrackScore:
-    """Scores of one track in dB; NaN for a stem that does not count."""
+    """Scores of one track in dB. A stem that is silent, or that the loss must not use, has NaN."""
 
     si_sdr: list[list[float]]
     """SI-SDR of all instruments, for every stage."""
@@ -50,7 +53,10 @@ class TrackScore:
 
 @dataclass(frozen=True)
 class ValidationScore:
-    """Mean scores in dB, each over the tracks in which the stem counts; NaN if there is no such track."""
+    """Mean scores in dB: of each stem over the tracks in which it has a score; NaN if there is no such track.
+
+    ``si_sdr`` and ``sdr`` are as in :class:`TrackScore`; ``tracks`` is the number of tracks.
+    """
 
     si_sdr: list[list[float]]
     sdr: list[float]
@@ -68,9 +74,10 @@ class ValidationScore:
     def total(self, rule: str) -> float:
         """Return the number in dB by which the best checkpoint is chosen.
 
-        ``all``: the mean SDR of the last stage's stems. ``original``: the authors' rule, the mean of the I SI-SDR
-        values before the very last one (``[-5:-1]`` for their four instruments). These are the last stage without
-        vocals, and the vocals of the stage before. With one instrument in one stage, it is the only value.
+        Args:
+            rule: ``all`` for the mean SDR of the last stage's stems. ``original`` for the authors' rule: the mean of the I
+                SI-SDR values before the very last one (``[-5:-1]`` for the authors' four instruments). These are the
+                last stage without vocals, and the vocals of the stage before. If there is only one value, it is taken.
         """
         if rule == "original":
             values = [value for stage in self.si_sdr for value in stage]
@@ -100,10 +107,11 @@ def validation_tracks(tracks: Sequence[Track], config: MetaTasNetConfig) -> list
 
 
 def validation_signals(track: Track, rates: Sequence[int], places: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
-    """Return for each rate the mixture of a track, (1, 1, T), and the instruments at ``places`` of the cache, (1, I, 1, T).
+    """Return a track's mixture (1, 1, T) for each rate, and its instruments (1, I, 1, T) for each rate.
 
-    Both are float32 on the CPU, divided by the deviation of the mixture. Source: the authors' ``dataset.py``,
-    ``get_validation_sample``; their mixture is MUSDB18's own, ours is the sum of the stems.
+    All are float32 on the CPU, divided by the standard deviation of the mixture. ``places`` are the places of the I
+    instruments among those of the cache. Source: the authors' ``dataset.py``, ``get_validation_sample``. The authors take
+    MUSDB18's own mixture; here the mixture is the sum of the stems.
 
     Raises:
         TrainingDataError: if a file of the track is missing, damaged or not finite.
@@ -123,7 +131,10 @@ def validation_signals(track: Track, rates: Sequence[int], places: Sequence[int]
 def score_track(
     network: MultiTasNet, track: Track, places: Sequence[int], backend: str, precision: Precision
 ) -> TrackScore:
-    """Separate one track on the network's device and score it."""
+    """Separate one track on the network's device, and return its scores.
+
+    ``places`` are the places of the network's instruments among those of the cache.
+    """
     config, device = network.config, network.device
     dtype = torch.float64 if precision is Precision.float64 else torch.float32
     mixes, sources = (
@@ -145,9 +156,14 @@ def score_track(
 def _sdr(
     estimate: Tensor, source: Tensor, mix: Tensor, counted: Sequence[bool], config: MetaTasNetConfig
 ) -> list[float]:
-    """Return for each instrument the median SDR in dB over one-second frames; NaN if the instrument is not counted.
+    """Return for each instrument the median SDR in dB over one-second frames.
 
-    estimate: (I, T). source: (I, T or a little more). mix: (1, T or a little more).
+    It is NaN for an instrument that is not ``counted``, or that has no frame with a score.
+
+    Args:
+        estimate: (I, T).
+        source: (I, T or a little more).
+        mix: (1, T or a little more).
     """
     source, mix = source[:, : estimate.shape[1]], mix[:, : estimate.shape[1]]
     equations = NormalEquations(1, len(estimate), config.added_instruments)
@@ -167,7 +183,7 @@ def _sdr(
 
 
 def _power(signal: Tensor) -> Tensor:
-    """Return the mean power of signals (..., T), as (...)."""
+    """Return the mean power of signals: (..., T) gives (...)."""
     return signal.square().mean(-1)
 
 
@@ -188,7 +204,7 @@ def validate(
     precision: Precision,
     stop: Callable[[], bool],
 ) -> list[TrackScore] | None:
-    """Score all tracks; return None if ``stop()`` is true before a track."""
+    """Return the scores of all tracks; None if ``stop()`` became true before all were scored."""
     scores = []
     for track in tracks:
         if stop():

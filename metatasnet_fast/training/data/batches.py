@@ -43,9 +43,8 @@ class Batch:
     def masks(self) -> list[Tensor]:
         """Return for each stage (items, I, 1), float32: 1 where a source counts and is not all zero.
 
-        With ``least_share``, the source and the rest of the mixture must each have that share of the energy, too.
-        SI-SDR is in
-        dB: without this, items that cannot or need not be separated would weigh as much as the others.
+        With ``least_share``, the source and the rest of the mixture must each have that share of the energy, too. SI-SDR
+        is in dB: without ``least_share``, items that cannot or need not be separated would weigh as much as the others.
         """
         counts = self.counts[..., None]
         if self.least_share > 0:
@@ -74,7 +73,7 @@ class BatchSource:
             this share of the item's energy.
         split: the split whose tracks are used.
         device: where the batches go.
-        rank, world: this process's number, and how many there are.
+        rank, world: number of this process, from 0, and number of all processes.
         workers: threads that read ahead in :meth:`stream`.
 
     Raises:
@@ -106,7 +105,7 @@ class BatchSource:
         self.variety, self.least_share = variety, least_share
         _check(self, cache, rank, world)
         self.places = cache.places_of(config.instruments)
-        """The places of the network's instruments among the cache's."""
+        """For each of the network's instruments, its place among the cache's instruments."""
         self._slice = (rank * items // world, (rank + 1) * items // world)
         self._crop = _crop_length(config, seconds)
         self._margin = round(MARGIN * self.rates[0]) if variety.speed else 0
@@ -187,8 +186,10 @@ class BatchSource:
         return Batch(mixes, sources, self._move(host.counts)[:, self.places], host.number, self.least_share)
 
     def _vary(self, signals: Tensor, stage: int, number: int) -> Tensor:
-        """Apply the changes of batch ``number`` to the cache's S instruments at one rate: make (items, S, 1, T) from
-        longer signals."""
+        """Apply the changes of batch ``number`` to the cache's S instruments at the rate of a stage.
+
+        ``signals`` are (items, S, 1, T) with room for the changes of speed; the result is as long as an item.
+        """
         changes = draw_changes(self.seed, number, self.variety, self.items, signals.shape[1]).take(*self._slice)
         rate, ratio = self.rates[stage], self.rates[stage] // self.rates[0]
         samples, margin = self._crop * ratio, self._margin * ratio

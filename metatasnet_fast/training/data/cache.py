@@ -4,11 +4,11 @@
     CACHE/<split>/<track>/<rate>.npy   (instruments, channels, samples), int16 or float32
     CACHE/<split>/<track>/entry.json   instruments, lengths, scales, hash
 
-``CACHE/train/A/16000.npy`` times its stems' scales is the audio at 16 kHz, full scale 1. Sample ``n`` at one rate and sample
-``2 n`` at twice that rate are the same instant, and their lengths have the same ratio.
+The samples in ``CACHE/train/A/16000.npy``, times the scale of each instrument, are the audio at 16 kHz, full scale 1. Sample
+``n`` at one rate and sample ``2 n`` at twice that rate are the same instant, and the lengths have the same ratio.
 
-Crops are plain reads, straight into the batch: they copy once, without the page faults of memory-mapped access, without keeping
-a file open for each track, and without the interpreter's lock.
+A crop is read from its file straight into the batch. So its samples are copied once, without the page faults of memory-mapped
+access; no file stays open for a track; and the interpreter's lock is not held while a file is read.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class Track:
 
 @dataclass(frozen=True)
 class Cache:
-    """The tracks that ``metatasnet-fast prepare`` made."""
+    """A cache: the tracks that ``metatasnet-fast prepare`` made."""
 
     path: Path
     rates: tuple[int, ...]
@@ -209,18 +209,19 @@ class HostBatch:
     """A batch before scaling, in host memory."""
 
     raw: list[Tensor]
-    """(items, S, channels, T_stage) for each stage, of S instruments, as stored; one channel if the plan chose one,
-    else two."""
+    """Samples as they are stored, (items, S, channels, T_stage) for each stage, of the cache's S instruments. There is
+    one channel if the plan chose one, else two."""
     weights: list[Tensor]
     """(items, S, channels), float32, for each stage: factors by which to multiply the stored samples."""
     counts: Tensor
     """(items, S) bool: False for an instrument that the loss must leave out."""
     number: int
+    """Number of the batch."""
 
 
 @dataclass(frozen=True)
 class _File:
-    """The samples of one track at one rate."""
+    """The file with the samples of one track at one rate."""
 
     track: Track
     rate: int

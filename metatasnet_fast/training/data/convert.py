@@ -1,4 +1,4 @@
-"""Prepare one track: skip it if it is there already, else decode its stems, once each, resample and store them.
+"""Prepare one track: skip it if it is there already, else decode each of its stems once, resample and store the stems.
 
 Tracks that the authors' program prepared are read as they are (source: the authors' ``utility/data_generator.py``):
 
@@ -34,13 +34,14 @@ __all__ = ["Outcome", "Settings", "content_hash", "inputs", "prepare_track"]
 
 
 def counted(track: TrackSource, stems: Stems) -> tuple[bool, ...]:
-    """Return for each instrument whether the loss may use it: True if all of the instrument's stems are known."""
+    """Return for each instrument whether the loss may use it: not if the track's ``track.json`` names one of the
+    instrument's stems as unknown."""
     unknown = read_unknown(track.path) if track.kind == "stems" else ()
     return tuple(not set(parts) & set(unknown) for parts in stems.values())
 
 
 def content_hash(files: dict[str, Path]) -> str:
-    """Return the SHA-256 over names and contents of input files.
+    """Return the hexadecimal SHA-256 over the names and contents of input files.
 
     Raises:
         TrainingDataError: if a file cannot be read.
@@ -61,7 +62,7 @@ def decode(files: Mapping[str, Path]) -> tuple[dict[str, AudioFile], tuple[str, 
         the decoded stems by name, each with one or two channels, and warnings.
 
     Raises:
-        TrainingDataError: if a stem has more than two channels, or no finite samples but zeros.
+        TrainingDataError: if a stem has more than two channels, or holds nothing but zeros and NaN or infinite samples.
         AudioReadError: if a file cannot be decoded.
     """
     found, warnings = read_stems(files), []
@@ -92,7 +93,7 @@ SOURCES = slice(1, 5)
 
 
 def read_original(files: dict[int, Path]) -> dict[int, NDArray[np.float32]]:
-    """Return the stems (4, 2, samples), full scale 1, of one track for each rate.
+    """Return the stems of one track from its file for each rate: (4, 2, samples), float32, full scale 1, by rate.
 
     Raises:
         TrainingDataError: for a file that is missing, damaged, or of another layout.
@@ -190,10 +191,12 @@ def _refuse_second_split(track: TrackSource, digest: str, origin: str, cache: Pa
 
 
 def inputs(track: TrackSource, settings: Settings) -> dict[str, Path]:
-    """Return the files that a track is made from, by stem; by rate (the authors' files); as ``stems`` (``.stem.mp4``).
+    """Return the files that a track is made from, by stem. The authors' files are by rate; a ``.stem.mp4`` is under the
+    name ``stems``.
 
     Raises:
-        TrainingDataError: if a stem that counts has no file, a stem has several files, or no stem has a file.
+        TrainingDataError: if a stem has several files; if a stem that is not unknown has none; if no stem has a file; or
+            if MUSDB18 lacks a stem.
     """
     if track.kind == "original":
         split, root = FOLDERS[track.split], track.path.parent.parent
@@ -224,7 +227,10 @@ def _only(paths: list[Path]) -> Path:
 
 
 def _resampled(decoded: Mapping[str, AudioFile], rate: int, stems: Stems) -> NDArray[np.float32]:
-    """Return the instruments (I, channels, samples), each the sum of its stems; shorter stems are padded with silence."""
+    """Return the instruments at ``rate`` hertz, (I, channels, samples), float32, each the sum of its stems.
+
+    Shorter stems are padded with silence. A mono stem goes to all channels.
+    """
     signals = {name: resample(x.samples, x.sample_rate, rate) for name, x in decoded.items()}
     channels, longest = (max(x.shape[axis] for x in signals.values()) for axis in (0, 1))
     found = np.zeros((len(stems), channels, longest), np.float32)

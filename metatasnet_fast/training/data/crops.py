@@ -77,14 +77,16 @@ def draw_plan(
 ) -> Plan:
     """Draw batch ``number`` of ``seed``.
 
-    Each item is a crop of ``crop`` samples at a uniform start of a uniformly drawn track; every source takes one of its
-    channels and a gain from ``GAINS``. Of the first ``int(items shuffle_p + 0.5)`` items, item ``j`` takes source ``i`` of item
-    ``j + i`` (modulo their number); then all items are put in a random order. With ``original``, channels and gains are
-    drawn separately for each stage; with ``none``, an item is a plain crop of the channels' mean.
+    Each item is a crop of a track; track and start are drawn uniformly. Every source of an item gets one channel of its
+    track, and a gain from the range ``GAINS``. Of the first ``int(items shuffle_p + 0.5)`` items, item ``j`` takes source ``i``
+    from item ``j + i`` (modulo the number of these items). At last all items are put in a random order. With the
+    augmentation ``original``, channels and gains are drawn separately for each stage; with ``none``, an item is a plain crop
+    of the channels' mean.
 
     Args:
         lengths, channels: for every track, the number of samples at the lowest rate, and the number of channels.
         sources: number of instruments in the cache.
+        crop: number of samples of a crop at the lowest rate.
     """
     stream = uniforms(seed, number, items * (3 + 2 * sources * stages))
     track, start, order = stream[: 3 * items].reshape(3, items)
@@ -134,7 +136,7 @@ class Variety:
     """Amounts by which items may vary; by default they do not vary.
 
     Args:
-        speed: largest relative change of speed, which changes pitch and tempo together: 0.1 for 0.9 to 1.1.
+        speed: largest relative change of speed, which changes pitch and tempo together: 0.1 for 1 / 1.1 to 1.1.
         balance: standard deviation in dB of the level of each stem.
         level: largest change in dB of the level of an item.
         tone: standard deviation in dB of the gains at six frequencies with which half of the stems are filtered.
@@ -204,7 +206,7 @@ def _normal(pairs: Floats) -> Floats:
 def resample(x: Tensor, samples: int, margin: int, speed: float) -> Tensor:
     """Play a signal (..., T) at ``speed``; return ``samples`` samples, after dropping ``margin`` samples on both sides.
 
-    Band-limited: the first ``(samples + 2 margin) speed`` samples are transformed, and their spectrum is cut or zero-padded.
+    The resampling is band-limited: it cuts or zero-pads the spectrum of the first ``(samples + 2 margin) speed`` samples.
     """
     wanted = samples + 2 * margin
     read = min(x.shape[-1], round(wanted * speed))
@@ -224,7 +226,10 @@ def retune(x: Tensor, rate: int, tones: Sequence[float] | Floats) -> Tensor:
 
 
 def rest(samples: int, rate: int, middle: float, length: float, gain: float) -> Tensor:
-    """Return gains (samples,) that let a stem rest: ``gain`` around the middle, 1 elsewhere, with fades in between."""
+    """Return gains (samples,) that let a stem rest: ``gain`` around the middle, 1 elsewhere, with fades in between.
+
+    ``middle`` and ``length`` of the rest are in lengths of the item.
+    """
     time = torch.arange(samples, dtype=torch.float32) / samples
     fade = FADE * rate / samples
     inside = (0.5 + (length / 2 - (time - middle).abs()) / fade).clamp(0, 1)

@@ -1,9 +1,9 @@
 """Prepare a cache: decode and resample every track once, in parallel; an interrupted run can be continued.
 
 A track is done when it has an entry with the hash of its input files. So finished tracks are skipped, changed tracks
-are prepared again, and a half-written folder never counts as a track. An unusable track gives one failed outcome. If
-the split of a track changed in the source, the track's folder moves in a single rename: it is in exactly one split at
-any time.
+are prepared again, and a half-written folder never counts as a track. A track that cannot be used has the outcome
+``failed``, and the others go on. If a track changed its split in the source, its folder is moved by a single rename, so
+that it is in exactly one split at any time.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def refuse_own_folder(out: Path, source: Sequence[TrackSource]) -> None:
 
 
 def _folders(source: Sequence[TrackSource]) -> set[Path]:
-    """Return the folders where the source's tracks are or were."""
+    """Return the folders of the source's tracks, and the folders of the other splits next to these."""
     folders = {Path(os.path.abspath(track.path)).parent for track in source}
     return folders | {folder.parent / split for folder in folders if folder.name in SPLITS for split in SPLITS}
 
@@ -166,12 +166,12 @@ def prepare(
     source: Sequence[TrackSource] | None = None,
     report: Callable[[Outcome], None] = lambda outcome: None,
 ) -> Preparation:
-    """Make or continue a cache, and write its manifest.
+    """Make or continue a cache, write its manifest, and return what was done.
 
     Args:
         tracks: from :func:`find_stems`, :func:`find_musdb` or :func:`find_original`.
         out: the cache's folder. Tracks that earlier calls put there stay.
-        rates: sampling rates, multiples of the lowest.
+        rates: sampling rates in hertz, multiples of the lowest.
         dtype: ``int16`` or ``float32``.
         stems: the instruments of the cache, and the stems that each is the sum of; by default the stems that the tracks have,
             see :func:`metatasnet_fast.training.data.sources.stems_found`.
@@ -204,7 +204,8 @@ def prepare(
 
 
 def _stems_of(tracks: Sequence[TrackSource]) -> Stems:
-    """Return the stems of the tracks, with files or unknown by a ``track.json``; ``DEFAULT`` if there are none."""
+    """Return the instruments of tracks: one for each stem that has a file, or that a ``track.json`` names as unknown;
+    ``DEFAULT`` if there is no such stem."""
     names: set[str] = set()
     for track in tracks:
         if track.kind == "stems":
@@ -248,7 +249,7 @@ def _named(stems: Stems) -> str:
 
 @contextmanager
 def _scratch(folder: Path) -> Iterator[None]:
-    """Remove half-written files: before the block those of a killed run, after it those of this run."""
+    """Remove the half-written files in ``folder``: those of a killed run before the block, those of this run after it."""
     shutil.rmtree(folder, ignore_errors=True)
     try:
         yield
@@ -257,8 +258,11 @@ def _scratch(folder: Path) -> Iterator[None]:
 
 
 def _run(tracks: Sequence[TrackSource], settings: Settings, workers: int) -> Iterator[Outcome]:
-    """Yield outcomes as they arrive. If a worker is killed, for example because memory ran out, continue with half as
-    many workers."""
+    """Prepare tracks, and yield outcomes as they arrive.
+
+    If a worker is killed, for example because memory ran out, continue with half as many workers. If the only worker is
+    killed, its track fails.
+    """
     if workers == 1:
         for track in tracks:
             try:
@@ -282,7 +286,10 @@ def _run(tracks: Sequence[TrackSource], settings: Settings, workers: int) -> Ite
 
 
 def _in_processes(left: list[TrackSource], settings: Settings, workers: int) -> Iterator[Outcome]:
-    """Yield outcomes as they arrive, and remove each finished track from ``left``."""
+    """Prepare tracks in worker processes: yield outcomes as they arrive, and remove each finished track from ``left``.
+
+    If a worker is killed, raise ``BrokenProcessPool``; ``left`` then holds the tracks that are not finished.
+    """
     with _pool(workers) as pool:
         futures = {pool.submit(prepare_track, track, settings): track for track in left}
         for future in as_completed(futures):
@@ -322,7 +329,7 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 def _start_worker() -> None:
     torch.set_num_threads(1)
-    # Ctrl-C reaches all processes of a terminal; the first one ends the others.
+    # Ctrl-C reaches all processes of a terminal; the parent ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -59,7 +59,7 @@ class TrackSource:
     path: Path
     """A folder of stems, a ``.stem.mp4``, or the authors' ``.npz`` at the lowest rate."""
     kind: str
-    """``stems``, ``musdb`` or ``original``."""
+    """``stems`` for a folder, ``musdb`` for a ``.stem.mp4``, ``original`` for the authors' ``.npz``."""
 
 
 def find_stems(root: str | os.PathLike[str], held_out: Sequence[str] = ()) -> list[TrackSource]:
@@ -69,7 +69,7 @@ def find_stems(root: str | os.PathLike[str], held_out: Sequence[str] = ()) -> li
     In the second form every track belongs to ``train``. Tracks named in ``held_out`` go from ``train`` to ``valid``.
 
     Raises:
-        TrainingDataError: if there is no track, ``root`` is a cache, or a name in ``held_out`` is no training track's.
+        TrainingDataError: if there is no track, ``root`` is a cache, or ``held_out`` names a track that is not in ``train``.
     """
     root = _directory(root)
     splits = [split for split in SPLITS if (root / split).is_dir()]
@@ -88,11 +88,11 @@ def find_stems(root: str | os.PathLike[str], held_out: Sequence[str] = ()) -> li
 
 
 def find_musdb(root: str | os.PathLike[str]) -> list[TrackSource]:
-    """Find the tracks of MUSDB18 (``.stem.mp4``) or MUSDB18-HQ (folders of wav); the usual validation tracks form a
-    split of their own.
+    """Find the tracks of MUSDB18 (``.stem.mp4``) or MUSDB18-HQ (folders of wav). The usual validation tracks go from
+    ``train`` to ``valid``.
 
     Raises:
-        TrainingDataError: if ``root`` holds neither, or is a cache.
+        TrainingDataError: if ``root`` holds neither edition, or is a cache.
     """
     root = _directory(root)
     found = []
@@ -114,8 +114,11 @@ def find_musdb(root: str | os.PathLike[str]) -> list[TrackSource]:
 def find_original(root: str | os.PathLike[str], rates: Sequence[int]) -> list[TrackSource]:
     """Find tracks that the authors' program prepared: ``root/train_8/0000.npz`` and so on.
 
+    Args:
+        rates: sampling rates in hertz. The tracks are searched at the lowest rate.
+
     Raises:
-        TrainingDataError: if there are no such tracks at the lowest of ``rates``.
+        TrainingDataError: if there are no such tracks at the lowest rate.
     """
     root = _directory(root)
     found = []
@@ -131,7 +134,8 @@ def find_original(root: str | os.PathLike[str], rates: Sequence[int]) -> list[Tr
 
 
 def stem_files(folder: Path) -> dict[str, list[Path]]:
-    """Return the audio files of a folder, without the mixture, by the stem's name in lower case."""
+    """Return the audio files of a folder by the stem's name in lower case. The mixture is left out; a stem may have
+    several files."""
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
         stem = path.stem.lower()
@@ -143,8 +147,8 @@ def stem_files(folder: Path) -> dict[str, list[Path]]:
 def read_unknown(folder: Path) -> tuple[str, ...]:
     """Return the names of the stems that the loss must leave out, in lower case.
 
-    They stand in the optional ``track.json`` of a folder, as ``{"unknown": ["bass"]}``; without that file or key,
-    return ().
+    The names stand in the optional ``track.json`` of the folder, as ``{"unknown": ["bass"]}``. Without that file or key,
+    the result is ().
 
     Raises:
         TrainingDataError: if the file cannot be read, is no JSON object, or ``unknown`` is not a list of names.
@@ -194,8 +198,8 @@ def all_parts(stems: Stems) -> tuple[str, ...]:
 
 
 def stems_found(names: Iterable[str]) -> Stems:
-    """Return the instruments of a data set with stems of these names: first those of the paper in its order, then the
-    others by name.
+    """Return the instruments of a data set, one for each name of a stem: first the paper's instruments in the paper's
+    order, then the others by name.
 
     Raises:
         TrainingDataError: if a network cannot have so many instruments, or instruments of these names.

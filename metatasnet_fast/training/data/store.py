@@ -2,16 +2,19 @@
 
 A folder holds the samples of a track, and ``entry.json``, which describes the track and is written after the samples.
 
-Float samples are stored as int16; the rounding noise is moved away from the frequencies that a resampler has removed:
+Float samples x are stored as int16 numbers q. The rounding noise is moved away from the frequencies that a resampler
+has removed, by a filter h over the earlier rounding errors e:
 
     v[t] = x[t] / scale + sum_j h[j] e[t - j];  q[t] = round(v[t]);  e[t] = q[t] - v[t]
 
-so the noise q scale - x is rounding noise, filtered by 1 + sum_j h[j] z^-j. Plain rounding would fill the last 6 % of
-the band, where a resampler leaves 1e-5 of the mixture or less. Then these bins of the network's logarithmic spectrogram
-would differ between training and separation, by several of their standard deviations (measured on music). The filter is
-the best one of its length: h minimises the noise, weighted with WEIGHT above EDGE and with 1 below it, by the normal
-equations of linear prediction (Gerzon & Craven 1989 show the limit of the gain: below the edge, the noise grows by 3.5
-dB).
+So the noise q scale - x is the rounding error times the scale, filtered by 1 + sum_j h[j] z^-j. Plain rounding would fill
+the last 6 % of the band, where a resampler leaves 1e-5 of the mixture or less. Then these bins of the network's
+logarithmic spectrogram would differ between training and separation, by several of their standard deviations (measured
+on music).
+
+The filter is the best one of its length. It minimises the noise, weighted with WEIGHT above EDGE and with 1 below it, and
+solves the normal equations of linear prediction. Below the edge, the noise grows by 3.5 dB; Gerzon & Craven 1989 show the
+limit of what such a filter can gain.
 """
 
 from __future__ import annotations
@@ -44,7 +47,7 @@ __all__ = [
 ]  # fmt: skip
 
 Stems = Mapping[str, tuple[str, ...]]
-"""The stems that are added up in each instrument, in order."""
+"""The instruments in order, each with the stems that are added up in it."""
 
 DEFAULT: Stems = {name: (name,) for name in INSTRUMENTS}
 
@@ -52,7 +55,7 @@ FORMAT = 1
 """Version of the cache's layout. Caches of other versions are refused."""
 
 ENTRY = "entry.json"
-"""The file of a track's entry, in its folder."""
+"""Name of the file in a track's folder that describes the track."""
 
 SPLITS = ("train", "valid", "test")
 
@@ -62,13 +65,14 @@ SPLIT_FOLDER = re.compile(r"train|valid|test|(train|validation)_[0-9]+")
 
 @dataclass(frozen=True)
 class RateEntry:
-    """The samples of one rate: ``<rate>.npy``, (instruments, channels, samples)."""
+    """What is known of a track's samples at one rate. They lie in ``<rate>.npy``, (instruments, channels, samples)."""
 
     samples: int
     scale: tuple[float, ...]
     """For each instrument, the value of one stored unit, where full scale is 1."""
     deviation: float
-    """Standard deviation over time of the mono mixture (sum of stems, mean of channels); the authors divide by it."""
+    """Standard deviation over time of the mono mixture (sum of stems, mean of channels). The authors divide the track by
+    it."""
 
 
 @dataclass(frozen=True)
@@ -85,10 +89,10 @@ class TrackEntry:
     channels: int
     rates: dict[int, RateEntry]
     counts: tuple[bool, ...]
-    """False for an instrument that the loss must leave out, because it may be heard in the stem of another instrument,
-    or its own stem holds other sounds."""
+    """False for an instrument that the loss must leave out: because this instrument may be heard in the stem of another
+    one, or because its own stem holds other sounds."""
     stems: Stems = dataclasses.field(default_factory=lambda: DEFAULT)
-    """The stems that are added up in each instrument, in order."""
+    """The instruments in order, each with the stems that are added up in it."""
     warnings: tuple[str, ...] = ()
 
     @property
@@ -101,10 +105,13 @@ class TrackEntry:
         return self.rates[rate].samples / rate
 
     def is_other_song(self, sha256: str, origin: str) -> bool:
-        """Return whether a track of this name in another split is known to be another song.
+        """Return whether a track of the same name in another split is known to be another song.
 
-        It is known if both tracks lie in one source that has a folder for each split (``S/train/1`` and ``S/valid/1``),
+        This is known if both tracks lie in one source that has a folder for each split (``S/train/1`` and ``S/valid/1``),
         and the contents of the two differ. In all other cases the track may be a second edition of the same song.
+
+        Args:
+            sha256, origin: checksum and path of the other track, as in an entry.
         """
         if not self.sha256 or not sha256 or self.sha256 == sha256:
             return False
@@ -160,11 +167,11 @@ TAPS, EDGE, WEIGHT = 12, 0.94, 3e4
 """Taps of the filter; the edge as a share of the Nyquist frequency; the weight of the frequencies above the edge."""
 
 LONGEST = 32768
-"""Longest piece in samples. The samples of a piece are rounded one after the other; all pieces are rounded at once,
-each from zero errors."""
+"""Most samples of a piece. A signal is cut into pieces that are rounded at the same time, each from zero errors; the
+samples of a piece are rounded one after the other."""
 
 FULL = 32760
-"""The peak in units of the scale. The rest up to 32767 is room for the filtered noise."""
+"""Largest sample of a stem, in stored units. The rest up to 32767 is room for the filtered noise."""
 
 
 @functools.cache
@@ -178,10 +185,13 @@ def error_filter() -> NDArray[np.float32]:
 
 
 def quantise(stems: NDArray[np.float32]) -> tuple[NDArray[np.int16], tuple[float, ...]]:
-    """Return the stems (I, channels, samples) in units of each stem's scale, which is its peak over 32760; and the scales.
+    """Round stems (I, channels, samples) to int16, in units of each stem's scale: its peak divided by 32760.
 
     Samples that are exactly 0 stay 0, so that a silent source is recognised. The error is at most 1.7 units, half of
     ``1 + sum |h|``.
+
+    Returns:
+        the rounded stems, and the scale of each stem.
     """
     peaks = np.abs(stems).max(axis=(1, 2))
     # A silent stem may have any scale. The scale of a stem that is almost silent must not round to 0.
@@ -198,16 +208,19 @@ def quantise(stems: NDArray[np.float32]) -> tuple[NDArray[np.int16], tuple[float
 
 
 def _round(rows: NDArray[np.float32]) -> NDArray[np.int16]:
-    """Round samples (time, columns) over time, with the error filter."""
+    """Round samples (time, columns), in stored units, to int16; the error filter runs along time.
+
+    Samples that are exactly 0 stay 0, and count as rounded without an error.
+    """
     h = error_filter()
-    # Row `t % TAPS` holds the error of step t, so the filter is rotated instead of moving the errors.
+    # Row `t % TAPS` of `errors` holds the error of step t. So the errors stay in place, and the filter is rotated.
     turned = [np.array([h[(t - j - 1) % TAPS] for j in range(TAPS)])[:, None] for t in range(TAPS)]
     errors = np.zeros((TAPS, rows.shape[1]), np.float32)
     products = np.empty_like(errors)
     stored = np.empty(rows.shape, np.int16)
     for t, x in enumerate(rows):
         place, sounds = t % TAPS, x != 0
-        # A BLAS product would add in an order that depends on the machine, and so would the result.
+        # Not a BLAS product: that adds in an order that depends on the machine, so results would depend on it, too.
         np.multiply(turned[place], errors, out=products)
         wanted = products.sum(0)
         wanted += x
@@ -223,8 +236,8 @@ def _round(rows: NDArray[np.float32]) -> NDArray[np.int16]:
 DTYPES = ("int16", "float32")
 
 PARTIAL = ".partial"
-"""Folder, inside the cache, for tracks that are being written. If no program is running, its contents were left by a
-killed one."""
+"""Folder in the cache for tracks that are being written. What lies there while no program prepares was left by a killed
+program."""
 
 
 def check_rates(rates: Sequence[int]) -> tuple[int, ...]:
@@ -294,9 +307,12 @@ def write_track(
 
 @contextmanager
 def replace_folder(cache: Path, relative: Path) -> Iterator[Path]:
-    """Make a new folder to fill, which replaces the old one in the cache when the block ends without an error.
+    """Yield a new folder to fill. When the block ends without an error, it replaces the cache's folder ``relative``.
 
     If the program is killed at any time, the place holds the complete old folder, the complete new one, or nothing.
+
+    Raises:
+        TrainingDataError: if the old folder is no track of a cache, or the new one cannot be written.
     """
     place = cache / relative
     if place.exists() and not (place / ENTRY).exists():
@@ -352,8 +368,8 @@ def entries_in(cache: Path) -> Iterator[TrackEntry]:
         for track in sorted(folder.iterdir()) if folder.is_dir() else ():
             entry = read_entry(track)
             if entry is not None:
-                # The place of the folder counts: a kill may have come after it was moved and before its entry was
-                # changed.
+                # The folder's place decides: a program may have been killed after it moved the folder, and before it
+                # changed the entry.
                 yield dataclasses.replace(entry, split=split)
 
 
@@ -363,7 +379,11 @@ def write_manifest(
     failed: Iterable[Mapping[str, Any]] = (),
     stems: Stems = DEFAULT,
 ) -> dict[str, Any]:
-    """Write ``manifest.json``, which lists the finished tracks of these rates and instruments; return its content."""
+    """Write ``manifest.json``, which lists the finished tracks of these rates and instruments; return its content.
+
+    Args:
+        failed: the tracks that could not be prepared, as the manifest lists them.
+    """
     rates = check_rates(rates)
     tracks = [
         entry
