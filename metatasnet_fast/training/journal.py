@@ -26,14 +26,14 @@ KINDS = ("train", "valid")
 
 
 class Journal:
-    """Log of a run, ``RUN/log.jsonl``. A full disk does not end the run: an entry that cannot be written is written
-    with the next one.
+    """Log of a run, ``RUN/log.jsonl``. A full disk does not end the run: an entry that cannot be written is kept, and
+    written with the next one.
 
     Args:
         run: the run's folder.
-        step: the step from which the run continues. Later entries are removed, as their steps are done again.
+        step: the step from which the run continues. Later entries are removed, because their steps are done again.
         tensorboard: also write ``RUN/tensorboard``.
-        note: tells the user, once, that the log cannot be written for now.
+        note: called with a sentence for the user when the log cannot be written; not again until it could be written.
 
     Raises:
         TrainingError: if the log cannot be opened.
@@ -188,7 +188,7 @@ def plot_run(run: str | os.PathLike[str], path: str | os.PathLike[str]) -> Path:
 
 
 def _points(entries: list[dict[str, Any]], name: str, part: str | None = None) -> Points:
-    """Return the steps and the values of all entries in which ``name`` (or its ``part``) is a number."""
+    """Return the steps and the values of all entries in which ``name``, or the ``part`` of ``name``, is a number."""
     values = [(e["step"], e.get(name) if part is None else _parts(e, name).get(part)) for e in entries]
     known = [(step, value) for step, value in values if isinstance(value, (int, float))]
     return [step for step, _ in known], [value for _, value in known]
@@ -206,7 +206,7 @@ def _stems(entries: list[dict[str, Any]], last: int) -> list[str]:
 
 
 def _parts(entry: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return the dictionary ``name`` of an entry; an empty one if the entry is damaged."""
+    """Return the dictionary under ``name`` in an entry; an empty one if there is none."""
     value = entry.get(name)
     return value if isinstance(value, dict) else {}
 
@@ -222,21 +222,21 @@ def _title(run: Path) -> str:
 
 @dataclass(frozen=True)
 class Summary:
-    """Means over the steps since the last line of the log."""
+    """A line of the log: means over the steps since the line before."""
 
     step: int
     total: int | None
     loss: float
     sdr: dict[str, float]
-    """SI-SDR in dB of the last stage's stems on training batches, by instrument; NaN for an instrument that counts in
-    no track."""
+    """SI-SDR in dB of the last stage's stems on training batches, by instrument. It is NaN for an instrument that the loss
+    may use in no track."""
     learning_rate: float
     norm: float
     steps_per_second: float
     audio_per_second: float
     """Seconds of audio per second."""
     remaining: float | None
-    """Seconds until the end."""
+    """Estimated seconds until the end; None if no end is set."""
 
 
 class Display:
@@ -246,13 +246,20 @@ class Display:
         """Show that ``done`` of ``total`` units of a job before the first step are done."""
 
     def step(self, step: int, total: int | None, loss: float) -> None:
-        """Show that a step was taken."""
+        """Show that step ``step`` of ``total`` was taken; ``total`` is None if only the clock ends the run."""
 
     def summary(self, summary: Summary) -> None:
         """Show the means over the steps since the last line of the log; called when a new line is written."""
 
     def validation(self, step: int, sdr: dict[str, float], score: ValidationScore, seconds: float, best: bool) -> None:
-        """Show that the network was validated; ``sdr`` by instrument, in dB."""
+        """Show that the network was validated.
+
+        Args:
+            sdr: SDR in dB, by instrument.
+            score: all scores.
+            seconds: how long the validation took.
+            best: True if this is the best score so far.
+        """
 
     def note(self, text: str) -> None:
-        """Show another message, one sentence."""
+        """Show any other message, one sentence."""

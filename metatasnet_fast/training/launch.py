@@ -38,29 +38,30 @@ from .validation import validation_tracks
 __all__ = ["Plan", "claim", "plan_run", "refuse_overtaken", "train"]
 
 CHANGEABLE = ("dropout", "similarity_loss_weight", "dissimilarity_loss_weight", "reconstruction_loss_weight")
-"""Settings of the network that do not change its parameters."""
+"""Settings of the network that may differ from those of a checkpoint: they do not change the parameters."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The plan of a run."""
+    """A plan: the settings of a run, and the checkpoint from which it continues or starts."""
 
     config: MetaTasNetConfig
     settings: TrainingSettings
     checkpoint: Checkpoint | None = None
-    """The checkpoint from which the run continues."""
+    """The checkpoint to load; None for a new network."""
     origin: Path | None = None
     """File of that checkpoint."""
     started_from: Path | None = None
     """The checkpoint that the run was started from, also if the run now continues from its own state."""
     changes: Mapping[str, tuple[Any, Any]] = dataclasses.field(default_factory=dict)
-    """Settings (and the cache) that differ from those of the run or checkpoint: old value and new value."""
+    """Old and new value of the settings (and the cache) that differ from those of the run or checkpoint, by name."""
     resumed: bool = False
-    """Set if the run continues instead of starting."""
+    """True if the run continues from its own state, False if it starts."""
     added: str | None = None
     """An instrument that is added to the checkpoint's network now."""
     seen: tuple[int, int] | None = None
-    """Modification time and size of the run's own state when it was read; None if there was none."""
+    """Modification time in nanoseconds and size in bytes of the file of the run's own state when the plan was made; None
+    if there was no such file."""
 
 
 def plan_run(
@@ -70,11 +71,11 @@ def plan_run(
     cache: str | Path | None = None,
     add_instrument: str | None = None,
 ) -> Plan:
-    """Plan the run in ``out``: if a run is there, continue it; else start a run, from ``checkpoint`` if that is given.
+    """Plan the run in ``out``: continue the run that is there, else start a run, from ``checkpoint`` if that is given.
 
     Args:
-        given: settings by name that the user gave; all others come from the run, from the checkpoint, or are the defaults.
-        checkpoint: checkpoint to start from. A run that was started from this checkpoint continues from its own state.
+        given: settings by name that the user gave. All others come from the run or the checkpoint, or are the defaults.
+        checkpoint: checkpoint to start from. A run in ``out`` that was started from it continues from its own state.
         cache: the training data; if the run had other data, this is listed as a change. A new network gets the cache's
             instruments, unless ``given`` names instruments.
         add_instrument: name of an instrument to add to the checkpoint's network; only its embedding is trained, unless
@@ -157,7 +158,8 @@ def plan_run(
 
 
 def refuse_overtaken(out: Path, plan: Plan) -> None:
-    """Raise :class:`TrainingError` if the run's state was written since the plan was made, as by a process that was ending."""
+    """Raise :class:`TrainingError` if the file of the run's state was written since the plan was made, as by a process that
+    was ending."""
     if _stamp(out) != plan.seen:
         raise TrainingError(
             f"{out / LAST} was written while this process was starting: give the same command again to go on from it."
@@ -165,7 +167,7 @@ def refuse_overtaken(out: Path, plan: Plan) -> None:
 
 
 def _is_start(checkpoint: Path, started_from: Path | None) -> bool:
-    """Return whether a run was started from ``checkpoint``, which may be gone by now."""
+    """Return whether ``checkpoint``, which may be gone by now, is the one that a run was started from."""
     return started_from is not None and (
         checkpoint.resolve() == started_from or locate(checkpoint).resolve() == started_from
     )
@@ -180,7 +182,11 @@ def _stamp(out: Path) -> tuple[int, int] | None:
 
 
 def _last_state(out: Path) -> Checkpoint:
-    """Return the state from which a run continues."""
+    """Return the state from which the run in ``out`` continues.
+
+    Raises:
+        CheckpointError: if its file is damaged; with what the user can do.
+    """
     try:
         return read_original(out / LAST)
     except CheckpointError as error:
@@ -195,7 +201,7 @@ def _last_state(out: Path) -> Checkpoint:
 
 
 def _settings_of(checkpoint: Checkpoint, origin: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the settings of the network and of the training that a checkpoint's arguments contain."""
+    """Return the settings of the network, and those of the training, that a checkpoint's arguments contain."""
     names = {field.name for field in dataclasses.fields(TrainingSettings)}
     training = {name: value for name, value in vars(checkpoint.args).items() if name in names and value is not None}
     return config_of(checkpoint, origin).to_dict(), {**training, "unfreeze": what_was_trained(checkpoint)}
@@ -203,7 +209,7 @@ def _settings_of(checkpoint: Checkpoint, origin: Path) -> tuple[dict[str, Any], 
 
 @contextlib.contextmanager
 def claim(out: Path, note: Callable[[str], None]) -> Iterator[None]:
-    """Claim the folder of a run; call ``note`` if its file system has no locks.
+    """Claim the folder of a run for the block; call ``note`` with a warning if its file system has no locks.
 
     Raises:
         TrainingError: if another process is training there, or the folder cannot be written.
@@ -340,7 +346,7 @@ def _batches(
 
 
 def _mixtures(batches: BatchSource, items: int, display: Display) -> Iterator[tuple[list[Tensor]]]:
-    """Yield mixtures of about ``items`` items, and display the progress."""
+    """Yield batches of mixtures, ``items`` items or somewhat more in all, and display the progress."""
     count = -(-items // batches.items)
     for number in range(count):
         yield (batches.batch(number).mixes,)

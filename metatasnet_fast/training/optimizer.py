@@ -1,4 +1,4 @@
-"""Define Ranger (RAdam with Lookahead, over all tensors at once), and SGDR, a learning rate with warm restarts.
+"""Define Ranger (RAdam with Lookahead, which updates many tensors at once), and SGDR, a learning rate with warm restarts.
 
 Source: Liu et al. 2020 (RAdam), Zhang et al. 2019 (Lookahead), Loshchilov & Hutter 2017 (SGDR); original ``utility/ranger.py``
 and ``utility/sgdr_learning_rate.py``. The state has the original's names and order, so that either program resumes the other's
@@ -22,7 +22,7 @@ __all__ = ["SGDR", "Ranger"]
 
 
 class Ranger(Optimizer):
-    """RAdam with Lookahead: every ``k`` steps, slow weights move towards the weights, and then replace the weights.
+    """RAdam with Lookahead. Every ``k`` steps, slow weights move towards the weights, and then replace the weights.
 
     The update of a tensor is, with bias-corrected moments ``m`` and ``v`` and the rectification of RAdam in ``s``::
 
@@ -31,16 +31,17 @@ class Ranger(Optimizer):
         p <- p - lr s m                         otherwise
         slow <- slow + alpha (p - slow), p <- slow          every k steps
 
-    A parameter without gradient does not change, not even by weight decay. Moments and steps are float32 for every
-    dtype of the parameter, as in the original; the slow weights have the parameter's dtype. Tensors with the same step
-    count, device and dtype are updated together, with one launch per operation.
+    A parameter without gradient does not change, not even by weight decay. Moments and updates are float32, whatever the
+    parameter's dtype, as in the original; the slow weights have the parameter's dtype. Tensors with the same step count,
+    device and dtype are updated together, with one call for each operation.
 
     Args:
         params: parameters or groups of them.
         lr: learning rate.
         alpha: share of the way to the weights by which the slow weights move.
         k: steps between moves of the slow weights.
-        N_sma_threshhold: length above which the second moment is used (the spelling is the original's, for its files).
+        N_sma_threshhold: length above which the second moment is used. The spelling is the original's: checkpoints hold
+            this name.
         betas: decay of the two moments.
         eps: added to the root of the second moment.
         weight_decay: decoupled from the gradient, proportional to the learning rate.
@@ -136,8 +137,10 @@ class Ranger(Optimizer):
 
 
 def _step_size(step: int, beta1: float, beta2: float, threshold: float) -> tuple[float, bool]:
-    """Return the step size relative to the learning rate, and whether the second moment is used (Liu et al. 2020,
-    algorithm 2)."""
+    """Return the step size relative to the learning rate, and whether the second moment is used.
+
+    Source: Liu et al. 2020, algorithm 2.
+    """
     power = beta2**step
     longest = 2 / (1 - beta2) - 1
     length = longest - 2 * step * power / (1 - power)
@@ -171,8 +174,10 @@ class SGDR:
         return 0.5 * self.base * self.decay**restarts * (math.cos(math.pi * x) + 1), x == 0
 
     def __call__(self, step: int) -> bool:
-        """Set the learning rate of a step; return True at a restart (the authors end the epoch there, without a
-        step)."""
+        """Set the learning rate of a step; return True if the schedule restarts there.
+
+        At a restart, the authors' program ends the epoch without a step of the optimiser.
+        """
         rate, restart = self.value(step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate

@@ -145,7 +145,13 @@ class TrainingSettings:
         return min(self.threads, os.cpu_count() or 1)
 
     def lighter(self, processes: int) -> str:
-        """Return flags that save memory in a step with the same result; if all are in use, one with another result."""
+        """Return options that save memory in a step without changing its result, joined by ``or``.
+
+        If all of these are in use, return ``a shorter --time_length``, which does change the result.
+
+        Args:
+            processes: number of processes that share a batch.
+        """
         share = self.batch_size // processes
         at_once = min(self.micro_batch or share, share)
         flags = [f"--micro_batch {at_once // 2}"] if at_once > 1 else []
@@ -153,7 +159,7 @@ class TrainingSettings:
         return " or ".join(flags) or "a shorter --time_length"
 
     def largest_loss(self, config: MetaTasNetConfig) -> float:
-        """Return the loss above which training stops."""
+        """Return the loss above which training stops: ``max_loss``, or 250/3 for each instrument and stage."""
         if self.max_loss is not None:
             return self.max_loss
         return 1000 * len(config.instruments) * config.stages_num / 12
@@ -162,7 +168,12 @@ class TrainingSettings:
         return dataclasses.asdict(self)
 
     def to_namespace(self, config: MetaTasNetConfig, cache: str, directory: str) -> argparse.Namespace:
-        """Return all of the authors' arguments, for a checkpoint from which their program can resume."""
+        """Return all arguments of the authors' program, for a checkpoint from which that program can resume.
+
+        Args:
+            cache: path of the training data.
+            directory: path of the run.
+        """
         names = (
             "batch_size",
             "clip_gradient",
@@ -187,7 +198,7 @@ class TrainingSettings:
 
 
 def split_settings(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Divide settings by name into those of the network and those of the training.
+    """Divide settings by name into those of the network and those of the training, and return both.
 
     Raises:
         ConfigError: for an unknown name.
@@ -235,7 +246,9 @@ def _parse_toml(text: str) -> Any:
 
 
 def write_settings(out: Path, content: Mapping[str, Any]) -> None:
-    """Write ``network``, ``training`` and ``run``; the file appears whole or stays as it was.
+    """Write ``settings.json`` into the run's folder ``out``; the file appears whole, or stays as it was.
+
+    ``content`` has the keys ``network``, ``training`` and ``run``.
 
     Raises:
         TrainingError: if the file cannot be written.
@@ -266,7 +279,7 @@ def settings_of(out: Path, state: Path) -> tuple[dict[str, Any], dict[str, Any]]
 
 
 def notes_of(out: Path) -> dict[str, Any]:
-    """Return the notes in ``settings.json``: everything about a run but the settings; empty if they cannot be read."""
+    """Return what ``settings.json`` says of a run apart from its settings, under ``run``; {} if this cannot be read."""
     try:
         notes = json.loads((out / FILE).read_text("utf-8"))["run"]
     except (OSError, ValueError, KeyError, TypeError):

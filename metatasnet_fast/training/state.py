@@ -5,10 +5,10 @@ Checkpoints are files of the authors' format, with everything that an exact cont
     epoch, state_dict, optimizer, steps, args       as the authors' program writes and reads them
     metatasnet_fast                                 progress of the run; with an average, also the trained weights
 
-``state_dict`` holds the weights to be used: the average, if there is one.
+``state_dict`` holds the weights to separate with: the average, if there is one.
 
-An added instrument is one more embedding, from which the generator makes its separator. The masks of the old instruments stay
-what they were, bit for bit: their softmax leaves out the new one, which has a sigmoid.
+An added instrument is one more embedding, from which the generator makes the instrument's layers. The masks of the old
+instruments stay what they were, bit for bit: their softmax leaves out the new instrument, whose mask is a sigmoid.
 """
 
 from __future__ import annotations
@@ -48,26 +48,27 @@ def what_was_trained(checkpoint: Checkpoint) -> str:
 
 @dataclass
 class Progress:
-    """Position of a run. It holds no state of a random generator, as batches and dropout are functions of seed and step."""
+    """How far a run is. No state of a random generator is needed: batches and dropout are functions of seed and step."""
 
     step: int = 0
     """Steps done."""
     elapsed: float = 0.0
-    """Seconds spent on the steps, validation included."""
+    """Seconds spent on the steps and on validation."""
     validated: int = 0
     """The step of the last validation."""
     best: float | None = None
-    """Best score so far."""
+    """Best score so far, in dB."""
     best_step: int = 0
+    """The step of the best score."""
     rule: str | None = None
-    """Rule by which the best score was chosen."""
+    """The rule of the best score, see :meth:`ValidationScore.total`."""
 
 
 class WeightAverage:
     """Exponential average of a network's weights.
 
-    After every step ``average <- d average + (1 - d) weights``, with ``d = min(decay, (1 + step) / (10 + step))``: the
-    smaller decay of the first steps lets the average forget the random initial weights.
+    After every step ``average <- d average + (1 - d) weights``, with ``d = min(decay, (1 + step) / (10 + step))``. In the
+    first steps d is smaller, so that the average forgets the random initial weights.
     """
 
     def __init__(self, network: MultiTasNet, decay: float) -> None:
@@ -100,6 +101,10 @@ class RunState:
     def write(self, path: Path, args: argparse.Namespace, steps_per_epoch: int) -> None:
         """Write a checkpoint; if that fails, an older file at ``path`` stays as it was.
 
+        Args:
+            args: the authors' arguments, stored in the checkpoint.
+            steps_per_epoch: number of steps that the authors' program calls an epoch.
+
         Raises:
             CheckpointError: if the checkpoint cannot be written, as on a full disk.
         """
@@ -117,7 +122,7 @@ class RunState:
         write_original(checkpoint, path)
 
     def load(self, checkpoint: Checkpoint, origin: Path) -> None:
-        """Continue from a checkpoint of a run or of the authors' program; without an optimiser, load only the weights.
+        """Continue from a checkpoint of a run or of the authors' program; if it has no optimiser, load only the weights.
 
         Raises:
             CheckpointError: if the checkpoint is of another network, or its optimiser is not Ranger.
@@ -143,7 +148,7 @@ class RunState:
 
 
 EMBEDDING = "instrument_embedding.weight"
-"""Name of the parameter that holds the embeddings of a stage, one row an instrument."""
+"""Name of a stage's parameter with the embeddings, one row for each instrument."""
 
 
 def add_instrument(
@@ -154,7 +159,7 @@ def add_instrument(
     Args:
         config: configuration of the trained network.
         state: weights of the trained network by name.
-        name: name of the new instrument, which comes last. Its embeddings are the means of the others' embeddings.
+        name: name of the new instrument, which comes last. In each stage, its embedding is the mean of the others.
 
     Returns:
         the configuration and weights of the larger network.
@@ -183,8 +188,8 @@ def freeze(network: MultiTasNet, unfreeze: str) -> None:
 
     Args:
         network: the network; ``requires_grad`` of its parameters is changed.
-        unfreeze: ``all``: every parameter is trained; ``generator``: the masking networks' generator with the embeddings;
-            ``embedding``: the embeddings alone.
+        unfreeze: ``all`` to train every parameter, ``generator`` to train the masking networks' generator and the
+            embeddings, ``embedding`` to train the embeddings alone.
     """
     if unfreeze == "all":
         return
@@ -194,9 +199,9 @@ def freeze(network: MultiTasNet, unfreeze: str) -> None:
 
 
 class KeptRows:
-    """The first rows of some parameters, with the values that they had when this object was made.
+    """Copies of the first rows of some parameters, to write them back after each step.
 
-    Weight decay and the optimiser's averages change every row of a parameter, also those without a gradient.
+    Weight decay and the optimiser's averages change every row of a parameter, also rows without a gradient.
     """
 
     def __init__(self, parameters: list[nn.Parameter], rows: int) -> None:
@@ -204,7 +209,8 @@ class KeptRows:
 
     @classmethod
     def of(cls, network: MultiTasNet, unfreeze: str) -> KeptRows | None:
-        """Return the embeddings of a network's first instruments, if only those of added ones are trained; else None."""
+        """Keep the embeddings of a network's old instruments, if only those of added instruments are trained; else return
+        None."""
         added = network.config.added_instruments
         if unfreeze != "embedding" or not added:
             return None
@@ -219,10 +225,10 @@ class KeptRows:
 
 @torch.no_grad()
 def start_near_another(network: MultiTasNet, batches: BatchSource, precision: Precision, backend: str) -> str:
-    """Give the last instrument the embedding of the instrument whose separator fits it best; return that one's name.
+    """Give the last instrument the embedding of another instrument, the one that separates it best; return the other's name.
 
-    The embedding of every other instrument is tried on the first batch. The best one gives the highest SI-SDR of the
-    last instrument in the last stage.
+    The embedding of every other instrument is tried on the first batch. The best embedding gives the last instrument the
+    highest SI-SDR in the last stage.
     """
     config, batch = network.config, batches.batch(0)
     dtype = torch.float64 if precision is Precision.float64 else torch.float32

@@ -6,8 +6,8 @@ A run lives in a folder:
     log.jsonl         losses, rates and scores
     last.pt           the state to continue from
     best.pt           the weights with the best validation
-    failed.pt         the batch at which loss or gradient were not finite, or the loss was too large (failed-RANK.pt if
-                      there are several processes)
+    failed.pt         the batch whose loss or gradient was not finite, or whose loss was too large; with several processes,
+                      each writes a file failed-RANK.pt
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ LAST, BEST, FAILED = "last.pt", "best.pt", "failed.pt"
 
 
 class Trainer:
-    """The training of a run: from the step in ``state`` to the end that ``settings`` name, or until it is interrupted.
+    """The training of a run: from the step in ``state`` to the end that ``settings`` give, or until an interruption.
 
     Args:
         state: network, optimiser and progress, on the device of the batches.
         batches: this process's share of each batch.
-        tracks: to validate on; not needed if ``validate_every`` is 0.
+        tracks: tracks to validate on; not needed if ``validate_every`` is 0.
         run: the run's folder, which exists.
         args: the authors' arguments, stored in checkpoints.
         backend, precision: what to train with.
@@ -95,9 +95,9 @@ class Trainer:
         """Train; return the signal that interrupted the run, or None if the training reached its end.
 
         Raises:
-            TrainingError: if loss or gradient are not finite, or the loss exceeds ``max_loss``; the batch and the
-                weights before the step are saved. If memory does not suffice for a batch's gradients, or for a
-                validation; the steps before are saved.
+            TrainingError: if loss or gradient is not finite, or the loss exceeds ``max_loss``: the batch and the
+                weights before the step are saved. Also if memory does not suffice for a batch's gradients, or for a
+                validation: the steps before are saved.
             TrainingDataError: if a batch cannot be read; the steps before are saved.
             CheckpointError: if the last checkpoint cannot be written.
         """
@@ -145,7 +145,7 @@ class Trainer:
         items = Items(batch.mixes, batch.sources, batch.masks())
         if self.precision is Precision.float64:
             items = Items(*([x.double() for x in values] for values in (items.mixes, items.sources, items.masks)))
-        # All processes use the clock of the first one.
+        # All processes use the clock of the first one: the other votes are 0, and votes are added up.
         clock = time.monotonic() - self._origin if self.world.first else 0.0
         with reporting_memory(lambda: self._too_large(step), TrainingError):
             found = self._gradients(items, step, votes=(clock, float(bool(self._interruption))))
@@ -163,7 +163,7 @@ class Trainer:
         if self.world.first:
             self.display.step(step, settings.total_steps, found.loss)
         if self.world.size == 1:
-            interrupted = bool(self._interruption)  # with one process no other has to agree
+            interrupted = bool(self._interruption)  # a single process may stop at once; several have to agree
         if step % settings.log_every == 0 or step == settings.total_steps or interrupted:
             self._log(step)
         return interrupted
