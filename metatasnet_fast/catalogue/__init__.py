@@ -1,4 +1,4 @@
-"""Separate whole catalogues: a manifest in, stems out; no song is lost, and no song is separated twice."""
+"""Separate whole catalogues of songs, named by a manifest. No song is lost, and no song is separated twice."""
 
 from .events import (
     Event,

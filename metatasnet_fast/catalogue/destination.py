@@ -50,10 +50,12 @@ PART_ROWS = 500
 
 
 class Destination:
-    """A folder or fsspec URI with the outputs of a catalogue.
+    """A destination: a folder or fsspec URI with the outputs of a catalogue.
 
     Args:
-        token: mark that :meth:`check` compares with; None for the mark of the folder that exists at the first use.
+        uri: path or URI.
+        storage: the storage there; None to open it.
+        token: the mark that :meth:`check` expects; None for the mark that the folder has at the first use.
     """
 
     def __init__(self, uri: str, storage: Storage | None = None, token: str | None = None) -> None:
@@ -63,10 +65,9 @@ class Destination:
 
     @property
     def token(self) -> str | None:
-        """The mark that tells this folder from any other at the same path, made if it is missing; None on object
-        stores.
+        """The mark that tells this folder from any other one at the same path; None on object stores.
 
-        Raises ``OSError`` if the folder cannot be made or written to.
+        Folder and mark are made if they are missing. Raises ``OSError`` if this fails.
         """
         if self._token is None and isinstance(self.storage, LocalStorage):
             self.storage.path.mkdir(parents=True, exist_ok=True)
@@ -83,7 +84,7 @@ class Destination:
             )
 
     def is_gone(self) -> bool:
-        """Return whether a local folder lacks a destination's mark: no run has begun there, or it was removed or unmounted."""
+        """Return whether this is a local folder without a mark: no run has begun there, or it was removed or unmounted."""
         return isinstance(self.storage, LocalStorage) and self._mark() is None
 
     def _mark(self) -> str | None:
@@ -95,7 +96,7 @@ class Destination:
         return f"{status.st_dev}:{status.st_ino}"
 
     def listing(self) -> Iterator[tuple[str, Listed]]:
-        """Yield every song folder, with its result as the names in the folder describe it."""
+        """Yield every song's folder, with what the names of the files in it say about the song's result."""
         for folder, sizes in self.storage.listing(SONGS):
             yield folder, Listed.of(sizes)
 
@@ -106,14 +107,16 @@ class Destination:
         return result if result is not None and song_folder(result.id) == folder else None
 
     def found(self, folder: str) -> tuple[Result | None, bool]:
-        """Return the result in a song's folder (None if there is no valid one), and whether all its files are there in
-        their sizes."""
+        """Return the result in a song's folder, None if there is no valid one, and whether the result is whole.
+
+        It is whole if all of its files are there and have the right sizes.
+        """
         sizes = self.storage.sizes(folder)
         result = self.read_result(folder, Listed.of(sizes).name)
         return result, result is not None and all(sizes.get(file.path) == file.bytes for file in result.files.values())
 
     def result(self, folder: str) -> Result | None:
-        """Return the result in a song's folder; None unless it is valid and all its files are there in their sizes."""
+        """Return the result in a song's folder; None unless it is valid and whole, see :meth:`found`."""
         result, whole = self.found(folder)
         return result if whole else None
 
@@ -124,7 +127,10 @@ class Destination:
                 yield Outcome.from_dict(row)
 
     def ledger_rows(self, run: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield each row as it is, after the name of its file without suffix; leave out lines that a crash cut off."""
+        """Yield the name of the ledger's file, without suffix, and the row as it is, for each row of a run or of all runs.
+
+        Lines that a crash cut off are left out.
+        """
         for folder, sizes in self.storage.listing(LEDGER):
             for name in sorted(sizes):
                 if run is None or name.startswith((f"{run}.", f"{run}-")):
@@ -136,8 +142,12 @@ class Destination:
                                     yield name.removesuffix(".jsonl"), row
 
     def last_rows(self) -> tuple[dict[str, dict[str, Any] | None], list[str]]:
-        """Read the whole ledger. Return the last row of every song by id, None if that row is not a failure, and the
-        names of the ledger's files in order."""
+        """Read the whole ledger.
+
+        Returns:
+            the last row of every song by the song's id, None if this row is not a failure; and the names of the ledger's
+            files, in order.
+        """
         last: dict[str, dict[str, Any] | None] = {}
         runs: dict[str, None] = {}
         for run, row in self.ledger_rows():
@@ -147,9 +157,10 @@ class Destination:
 
 
 class LedgerWriter:
-    """A writer that appends each outcome to ``ledger/<name>.jsonl`` at once, on object stores in parts of PART_ROWS.
+    """A writer that appends each outcome to ``ledger/<name>.jsonl`` at once. On object stores it writes PART_ROWS at a time.
 
-    Rows that cannot be written are kept, and tried again with the next; ``close`` raises ``OSError`` if rows are left.
+    Rows that cannot be written are kept, and tried again with the next row. ``close`` raises ``OSError`` if it cannot
+    write the rows that are left.
     """
 
     def __init__(self, destination: Destination, name: str) -> None:
@@ -193,15 +204,18 @@ STAGING_NAME = ".staging"
 LOCK = "lock"
 
 MOST_CONTENTS = 100_000
-"""Number of contents that a worker remembers, the latest ones: about 20 MB."""
+"""Number of contents that a worker remembers, the latest ones. They take about 20 MB."""
 
 FOREIGN_AGE = 86_400.0
-"""Seconds without a change after which another machine's folder counts as abandoned; its lock may not be visible here."""
+"""Seconds without a change after which another machine's folder counts as abandoned: its lock may not be visible here."""
 
 
 @contextlib.contextmanager
 def claim(storage: Storage, id: str) -> Iterator[bool]:
-    """Keep other runs at a local destination from a song during the block; yield False if another run has it."""
+    """Claim a song for the block, so that other runs at a local destination leave it alone.
+
+    Yield True; False if another run has claimed the song. On object stores there are no claims: always yield True.
+    """
     if not isinstance(storage, LocalStorage):
         yield True
         return
@@ -211,13 +225,13 @@ def claim(storage: Storage, id: str) -> Iterator[bool]:
         file = open(path, "ab")
     with file:
         locked = try_lock(file)
-        # None: this file system has no locks. The other run may have removed the file before we locked it.
+        # None means that this file system has no locks. Another run may have removed the file before it was locked here.
         claimed = locked is None or (locked and _is_still(file, path))
         try:
             yield claimed
         finally:
             if claimed:
-                with contextlib.suppress(OSError):  # only the lock counts, not the file's name
+                with contextlib.suppress(OSError):  # what counts is the lock, which ends anyway
                     path.unlink(missing_ok=True)
 
 
@@ -229,10 +243,10 @@ def _is_still(file: IO[bytes], path: Path) -> bool:
 
 
 class Contents:
-    """The folders in which contents are done; of songs with equal content, one is separated at a time.
+    """The contents that are done, with their folders. Of songs with equal content, one is separated at a time.
 
     Args:
-        done: folders, by the beginning of the content's SHA-256.
+        done: folders of songs that are done, by the beginning of the content's SHA-256.
     """
 
     def __init__(self, done: Mapping[str, str]) -> None:
@@ -242,8 +256,11 @@ class Contents:
 
     @contextlib.contextmanager
     def hold(self, content: str) -> Iterator[str | None]:
-        """Keep other songs of this content out of the block. Yield the folder of a done song whose SHA-256 begins
-        alike, or None; its result says whether the content is equal."""
+        """Keep other songs of this content, a SHA-256, out of the block.
+
+        Yield the folder of a song that is done and whose SHA-256 begins in the same way, or None. The result in that
+        folder says whether the content really is equal.
+        """
         with self._lock:
             held = self._held.setdefault(content, threading.Lock())
         with held:
@@ -257,7 +274,7 @@ class Contents:
 
 
 class Staging:
-    """A worker's folder; ``folder()`` makes a song's folder in it. ``close`` removes all of them."""
+    """A worker's folder for unfinished songs. ``folder()`` makes a song's folder in it; ``close`` removes everything."""
 
     def __init__(self, storage: Storage) -> None:
         parent, host = _place(storage)
@@ -265,14 +282,14 @@ class Staging:
         sweep(parent, host)
         self.path = parent / f"{host}-{os.getpid()}-{secrets.token_hex(4)}"
         self.path.mkdir()
-        # The file is locked before it gets its name, so a run that cleans up never finds it unlocked.
+        # The file is locked before it gets its name: a run that cleans up never finds it without a lock.
         self._lock = open(self.path / f"{LOCK}.new", "wb")
         try_lock(self._lock)
         os.rename(self.path / f"{LOCK}.new", self.path / LOCK)
 
     @contextlib.contextmanager
     def folder(self, id: str) -> Iterator[Path]:
-        """Make a song's folder for the block; raise :class:`OutputError` if that is impossible."""
+        """Make a song's folder for the block, and yield its path; raise :class:`OutputError` if that is impossible."""
         path = self.path / f"{safe_name(id)}-{secrets.token_hex(3)}"
         with reporting_write_errors(path.parent, OutputError):
             path.mkdir()
@@ -287,7 +304,7 @@ class Staging:
 
 
 def _place(storage: Storage) -> tuple[Path, str]:
-    """Return the folder that holds the folders of all workers, and this machine's name in their names."""
+    """Return the folder that holds the folders of all workers, and the name of this machine with which these begin."""
     host = re.sub(r"[^A-Za-z0-9.]+", "_", socket.gethostname())[:40] or "host"
     if isinstance(storage, LocalStorage):
         return storage.path / STAGING_NAME, host
@@ -295,11 +312,14 @@ def _place(storage: Storage) -> tuple[Path, str]:
 
 
 def remove_abandoned(storage: Storage, patience: float = 0.0) -> None:
-    """Remove folders and claims of this machine's workers that have ended, or end within ``patience`` seconds."""
+    """Remove what this machine's ended workers have left: claims, and the folders of unfinished songs.
+
+    Wait up to ``patience`` seconds for workers that are still ending.
+    """
     parent, host = _place(storage)
     claims = storage.path.glob(f"{CLAIMS_NAME}/*") if isinstance(storage, LocalStorage) else ()
     for path in claims:
-        with contextlib.suppress(OSError), open(path, "ab") as file:  # another run may remove or own the claim
+        with contextlib.suppress(OSError), open(path, "ab") as file:  # another run may remove the claim, or hold it
             if try_lock(file) and _is_still(file, path):
                 path.unlink()
     deadline = time.monotonic() + patience
@@ -311,7 +331,10 @@ def remove_abandoned(storage: Storage, patience: float = 0.0) -> None:
 
 
 def sweep(parent: Path, host: str) -> None:
-    """Remove the folders whose owners have ended; another machine's, if they are unchanged for FOREIGN_AGE seconds."""
+    """Remove the folders in ``parent`` whose owners have ended. ``host`` is the name of this machine.
+
+    Folders of other machines are removed if they have not changed for FOREIGN_AGE seconds.
+    """
     for folder in parent.iterdir():
         mine = folder.name.startswith(f"{host}-")
         if folder.is_dir() and (not _owned(folder) if mine else _age(folder) > FOREIGN_AGE):
@@ -319,7 +342,7 @@ def sweep(parent: Path, host: str) -> None:
 
 
 def _owned(folder: Path) -> bool:
-    """Return whether a process holds the folder's lock; True also while the folder is too young to have a lock."""
+    """Return whether a process holds the folder's lock. A folder that is too young to have a lock counts as owned."""
     try:
         with open(folder / LOCK, "rb") as file:
             return try_lock(file) is not True
@@ -328,7 +351,7 @@ def _owned(folder: Path) -> bool:
 
 
 def _age(folder: Path) -> float:
-    """Return the seconds since the folder changed; 0 if it is gone, as its owner may remove it at any time."""
+    """Return the seconds since the folder changed; 0 if it is gone: its owner may remove it at any time."""
     try:
         return time.time() - folder.stat().st_mtime
     except FileNotFoundError:

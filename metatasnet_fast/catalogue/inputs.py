@@ -47,8 +47,8 @@ __all__ = ["Source", "Stamp", "parse_shard", "read_manifest", "stamp_of"]
 COLUMNS = ("id", "uri", "duration", "bytes")
 
 Row: TypeAlias = dict[str, Any]
-"""``uri``, optionally ``id``, ``duration``, ``bytes``; from listings ``name``, from which the id is derived, and
-``stamp``."""
+"""A row of a manifest: ``uri``, and optionally ``id``, ``duration`` and ``bytes``. Rows that come from a listing also have
+``name``, from which the id is derived, and ``stamp``."""
 
 
 def read_manifest(text: str, shard: tuple[int, int] = (1, 1), exclude: str | None = None) -> list[Song]:
@@ -56,9 +56,9 @@ def read_manifest(text: str, shard: tuple[int, int] = (1, 1), exclude: str | Non
 
     Args:
         text: one of the forms that the top of this module lists.
-        exclude: a folder or URI; folders and patterns find no file below it, also through links, so that stems are not
+        shard: (i, n) for the i-th of n parts, i from 1. The part of a song depends on its id alone.
+        exclude: a folder or URI below which folders and patterns find no file, not even through links. So stems are not
             taken for songs.
-        shard: the ``i``-th of ``n`` parts, ``i`` from 1; a song's part depends on its id alone.
 
     Raises:
         ConfigError: if the manifest cannot be read, has no songs, or has different songs with one id.
@@ -71,7 +71,7 @@ def read_manifest(text: str, shard: tuple[int, int] = (1, 1), exclude: str | Non
         song = _song(row, text, number)
         if _part(song.id, count) != index - 1:
             continue
-        # Two ids that differ in upper and lower case only are one name to some file systems.
+        # To some file systems, two ids that differ in case only are the same name.
         before = songs.setdefault(safe_name(song.id).casefold(), song)
         if before.id != song.id:
             raise ConfigError(
@@ -88,7 +88,11 @@ def read_manifest(text: str, shard: tuple[int, int] = (1, 1), exclude: str | Non
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """Read ``i/n``, such as ``3/16``, the third of sixteen parts; raises :class:`ConfigError` for anything else."""
+    """Return the numbers i and n of a shard ``i/n``, such as ``3/16``, the third of sixteen parts.
+
+    Raises:
+        ConfigError: for any other text.
+    """
     first, _, second = text.partition("/")
     if first.isdecimal() and second.isdecimal() and 1 <= int(first) <= int(second):
         return int(first), int(second)
@@ -117,7 +121,7 @@ def _song(row: Row, manifest: str, number: int) -> Song:
 
 
 def _is_absent(value: Any) -> bool:
-    """Return whether a cell is empty; in tables made from data frames, an empty cell is NaN."""
+    """Return whether a cell is empty. In tables that were made from data frames, an empty cell is NaN."""
     return value is None or value == "" or value != value
 
 
@@ -162,7 +166,7 @@ def _local_rows(text: str, path: Path, exclude: str | None) -> Iterator[Row] | N
 
 
 def _files(paths: Iterable[Path], base: Path) -> Iterator[Row]:
-    """Yield the rows of files on this machine; their ids come from their paths below ``base``."""
+    """Yield a row for each file of this machine. The ids of the songs come from the paths below ``base``."""
     for path in paths:
         try:
             size = path.stat().st_size
@@ -172,7 +176,7 @@ def _files(paths: Iterable[Path], base: Path) -> Iterator[Row]:
 
 
 def _unreadable(error: OSError) -> NoReturn:
-    """Raise an error for a folder that cannot be read, because ``os.walk`` would skip the folder and its songs."""
+    """Raise :class:`ConfigError` for a folder that cannot be read: without it, the folder's songs would be skipped."""
     raise ConfigError(
         f"The folder {error.filename} cannot be read ({error.strerror}): change its permissions, or list the songs."
     )
@@ -208,8 +212,10 @@ def _is_pattern(text: str) -> bool:
 
 
 def _resolved(rows: Iterable[Row], manifest: str) -> Iterator[Row]:
-    """Yield the rows of a list with relative addresses resolved from its folder; ids come from the original
-    addresses."""
+    """Yield the rows of a list, with relative addresses resolved from the list's folder.
+
+    The ids come from the addresses as the list has them.
+    """
     folder = local_path(manifest)
     for row in rows:
         uri = row.get("uri")
@@ -221,7 +227,13 @@ def _resolved(rows: Iterable[Row], manifest: str) -> Iterator[Row]:
 
 
 def _listed(text: str, suffix: str, content: Callable[[], bytes]) -> Iterator[Row]:
-    """Return the rows of a list or table as they are."""
+    """Return the rows of a list or table, without changes.
+
+    Args:
+        text: address of the manifest.
+        suffix: its suffix, which tells the format.
+        content: function that returns its bytes.
+    """
     kind = suffix.lower().removeprefix(".")
     if kind in AUDIO_SUFFIXES:
         return iter([{"uri": text.rpartition("/")[2] if local_path(text) else text}])
@@ -283,15 +295,18 @@ NO_PATH = (errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 PLAIN_ENDING = re.compile(r"\.[A-Za-z0-9]{1,8}")
 
 SETTLED = 2.0
-"""Age in seconds from which a time of change belongs to one content only, however coarse the file system's clock is."""
+"""Age in seconds from which a time of change is the version of one content, even if the file system's clock is coarse."""
 
 VERSIONS = ("ETag", "etag", "md5Hash", "checksum", "mtime", "LastModified", "last_modified", "updated", "created")
-"""Names that file systems give to the property that changes with the content, the most certain first."""
+"""Names of the property that changes with the content, as different file systems call it, the most certain first."""
 
 
 @dataclass(frozen=True)
 class Stamp:
-    """Size in bytes, and a version that changes with the content; None while that is too recent to be sure."""
+    """The size of a file in bytes, and a version that changes with the content.
+
+    The version is None while the last change is too recent: the file may change again without a new version.
+    """
 
     size: int
     version: str | None
@@ -301,20 +316,23 @@ class Stamp:
         return f"{self.size}:{self.version or ''}"
 
     def proves(self, recorded: str | None) -> bool:
-        """Return whether ``recorded``, the text of an earlier stamp, shows that the content has not changed since.
+        """Return whether the content has not changed since an earlier stamp, whose text is ``recorded``.
 
-        False if this stamp has no version.
+        The result is False if this stamp has no version.
         """
         return self.version is not None and recorded == self.text
 
 
 class Source:
-    """The input at a path or URI. Methods raise :class:`SongError` if it is missing, a folder, or may not be read."""
+    """The input at a path or URI.
+
+    The methods raise :class:`SongError` if the input is missing, is not a file, or may not be read.
+    """
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
         self.seen: Stamp | None = None
-        """The stamp at the last call of :meth:`stamp`."""
+        """What the last call of :meth:`stamp` returned; None before the first."""
         self.copy: Path | None = None
         """Path of the last local copy of a remote file; None if no copy was made."""
         self._path = local_path(uri)
@@ -339,7 +357,11 @@ class Source:
 
     @contextlib.contextmanager
     def local(self, scratch: Path | None = None) -> Iterator[Path]:
-        """Yield a local file with the content: the input itself, or a copy in ``scratch`` (None: temporary folder)."""
+        """Yield the path of a local file with the content: of the input itself, or of a copy that ends with the block.
+
+        Args:
+            scratch: folder for the copy; None for the system's temporary folder.
+        """
         if self._path is not None:
             with self._found(), open(self._path, "rb"):
                 pass
@@ -370,16 +392,16 @@ class Source:
 
 
 def _ending(path: str) -> str:
-    """Return the suffix of the file's name, which a decoder may need, or an empty text.
+    """Return the suffix of a file's name, which a decoder may need; an empty text if there is none.
 
-    The whole address is not used as a name: with a query it may be too long for the file system.
+    The copy does not get the whole name: with a query, it may be too long for the file system.
     """
     suffixes = (PurePosixPath(name).suffix for name in (path.partition("?")[0], path))
     return next(filter(PLAIN_ENDING.fullmatch, suffixes), "")
 
 
 def stamp_of(info: dict[str, Any]) -> Stamp:
-    """Return the stamp of a file, from the entry that a file system of fsspec returns for it."""
+    """Return the stamp of a file, from the entry ``info`` that a file system of fsspec has for the file."""
     value = next((info[name] for name in VERSIONS if info.get(name) is not None), None)
     changed, version = 0.0, None if value is None else str(value)
     if isinstance(value, datetime.datetime):

@@ -5,8 +5,13 @@ enough to decide whether the song is done, so that a listing of the destination 
 
     result-KEY-CONTENT-STAMP-FILES-MILLISECONDS.json
 
-KEY and CONTENT are the first 16 digits of the key and of the input's SHA-256, STAMP and FILES the first 10 digits of the
-SHA-256 of the input's stamp and of the names and sizes of all files, MILLISECONDS is the duration.
+    KEY            first 16 digits of the checksum of the model and settings (``Identity.key``)
+    CONTENT        first 16 digits of the input's SHA-256
+    STAMP          first 10 digits of the SHA-256 of the input's stamp (``Stamp.text``)
+    FILES          first 10 digits of the SHA-256 of the names and sizes of all files
+    MILLISECONDS   duration of the song
+
+The file holds this:
 
     {"format_version": 1, "id": ..., "uri": ...,
      "input":    {"sha256", "stamp", "bytes", "codec"},
@@ -18,7 +23,7 @@ SHA-256 of the input's stamp and of the names and sizes of all files, MILLISECON
      "made_by":  {"version", "backend", "device", "precision"},
      "warnings": [...], "finished": "2026-01-01T00:00:00Z"}
 
-Paths are relative to the file itself; sizes in bytes, times in seconds.
+Paths are relative to the file itself. Sizes are in bytes, times in seconds.
 """
 
 from __future__ import annotations
@@ -116,7 +121,7 @@ FAILURES = {
     AudioFormatError: Failure.does_not_fit,
     OutputError: Failure.write,
 }
-"""Errors and the failures that they mean; the first row that fits decides."""
+"""The failure that an exception of each type means. The first row that fits decides."""
 
 
 class SongError(MetaTasNetError):
@@ -128,7 +133,7 @@ class SongError(MetaTasNetError):
 
 
 def classify(error: BaseException) -> tuple[Failure, str]:
-    """Return the type of failure that an exception means, and one sentence about it."""
+    """Return the failure that an exception means, and one sentence about it."""
     from ..separation.devices import is_out_of_memory  # here, as other parts of a catalogue need no torch
 
     message = " ".join(str(error).split()) or type(error).__name__
@@ -158,7 +163,7 @@ def utc_now() -> str:
 
 
 class Listed(NamedTuple):
-    """A result as the names and sizes in a song's folder describe it; if there is no result, texts are empty."""
+    """What the names and sizes in a song's folder say about its result. If there is no result, the texts are empty."""
 
     name: str
     """Name of the result's file."""
@@ -173,16 +178,16 @@ class Listed(NamedTuple):
     bytes: int
     """Bytes of the stems together."""
     is_whole: bool
-    """True if there is a result, and the files have the names and sizes that it was written for."""
+    """True if there is a result, and all files have the names and sizes that they had when it was written."""
 
     @classmethod
     def of(cls, sizes: Mapping[str, int]) -> Listed:
-        """Return the result that a folder with these files holds, without reading a file."""
+        """Describe the result in a folder by the names and sizes of the folder's files, without reading a file."""
         found = {name: match for name in sizes if (match := NAME.fullmatch(name))}
-        # Programs that show folders leave hidden files there; a stem is never hidden.
+        # Programs that display folders leave hidden files in them; a stem is never hidden.
         stems = {path: size for path, size in sizes.items() if path not in found and not path.startswith(".")}
         size = sum(stems.values())
-        # Several results, which only a killed run can leave on an object store, count as no result.
+        # Several results count as none. Only a killed run can leave these, on an object store.
         if len(found) != 1:
             return cls("", "", "", "", 0.0, size, False)
         [(name, match)] = found.items()
@@ -191,11 +196,11 @@ class Listed(NamedTuple):
         return cls(name, sys.intern(key), content, stamp, int(milliseconds) / 1000, size, is_whole)
 
     def is_done(self, key: str) -> bool:
-        """Return whether the song is done for a key, whatever the content of the song's input is now."""
+        """Return whether the song is done for a key, even if its input has changed since."""
         return self.is_whole and self.key == key[:LONG]
 
     def proves(self, key: str, stamp: str) -> bool:
-        """Return whether the song is done for a key, and for an input with this stamp."""
+        """Return whether the song is done for a key and an input with this stamp."""
         return self.is_done(key) and self.stamp == digest(stamp)[:SHORT]
 
 
@@ -210,7 +215,7 @@ def _files_checksum(stems: Mapping[str, int], result: int) -> str:
 
 @dataclass(frozen=True)
 class StemFile:
-    """A file of stems: ``path`` relative to the song's folder."""
+    """The file of a stem; ``path`` is relative to the song's folder."""
 
     path: str
     bytes: int
@@ -221,7 +226,7 @@ class StemFile:
 
 @dataclass(frozen=True)
 class Result:
-    """The contents of a result."""
+    """The contents of a result; the top of this module describes the fields."""
 
     id: str
     uri: str
@@ -253,7 +258,7 @@ class Result:
         return f"result-{'-'.join(map(str, parts))}.json"
 
     def outcome(self, status: Status, attempts: int = 1) -> Outcome:
-        """Return the row of the ledger for this result."""
+        """Return the outcome of a song with this result: its row of the ledger."""
         return Outcome(
             self.id,
             self.uri,
@@ -287,7 +292,7 @@ class Result:
             values["identity"] = Identity(**values["identity"])
             values["files"] = {name: StemFile(**entry) for name, entry in values["files"].items()}
             result = cls(**values)
-            # A result without the entries that a later run needs is not valid.
+            # A result that lacks what a later run needs is not valid.
             complete = result.key == key and result.content and result.files and "stamp" in result.input
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
@@ -304,13 +309,13 @@ class Status(str, enum.Enum):
 
 @dataclass(frozen=True)
 class Outcome:
-    """A row of the ledger. Times in seconds, sizes in bytes."""
+    """How a song ended: a row of the ledger. Times are in seconds, sizes in bytes."""
 
     id: str
     uri: str
     status: Status
     key: str
-    """Checksum of the model and settings for which the outcome holds (``Identity.key``)."""
+    """Checksum of the model and settings of the attempt (``Identity.key``)."""
     failure: Failure | None = None
     error: str | None = None
     """One sentence about the failure; None if there is none."""
@@ -330,19 +335,19 @@ class Outcome:
     """Wall-clock time in each stage: ``fetch``, ``read``, ``separate``, ``write``, ``publish``."""
     warnings: tuple[str, ...] = ()
     finished: str = field(default_factory=utc_now)
-    """Time of the end: UTC, ISO 8601."""
+    """Time at which the song ended: UTC, ISO 8601."""
 
     @property
     def hint(self) -> str | None:
         return self.failure.hint if self.failure else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields and the failure's hint, for JSON."""
+        """Return the fields, and the hint of the failure, for JSON."""
         return {**asdict(self), "hint": self.hint}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Outcome:
-        """Read what :meth:`to_dict` returned; leave unknown keys out, as a newer version may have written them."""
+        """Make an outcome from what :meth:`to_dict` returned. Unknown keys, as a newer version may write, are left out."""
         known = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
         known["status"] = Status(known["status"])
         known["failure"] = Failure(known["failure"]) if known.get("failure") else None

@@ -1,4 +1,7 @@
-"""Describe the work of a worker: the songs, which are rows of the manifest, and the settings of the run."""
+"""Describe the work of a worker: the songs, which are rows of the manifest, and the settings of the run.
+
+Also name the songs and their folders at the destination.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +22,10 @@ RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
 """Names that Windows keeps for devices."""
 
 BYTES_PER_SECOND = {"wav": 176_400, "aif": 176_400, "aiff": 176_400, "flac": 110_000}
-"""Bytes per second of CD-like audio by format, to guess lengths; any other format counts as lossy, with 256 kbit/s."""
+"""Bytes per second of audio of CD quality, by format, to guess lengths. Any other format counts as lossy."""
 
 LOSSY_BYTES_PER_SECOND = 32_000
+"""256 kbit/s."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +35,14 @@ class Song:
     id: str
     uri: str
     duration: float | None = None
-    """Length in seconds, if the manifest has it. Decides the order only."""
+    """Length in seconds, if the manifest has it. It decides only the order of the songs."""
     size: int | None = None
-    """Size in bytes, if known without opening the file. Decides the order only."""
+    """Size in bytes, if it is known without opening the file. It decides only the order of the songs."""
     stamp: str | None = None
-    """Version of the content, as ``Stamp.text``, if a listing has it; used only to decide if the song is done."""
+    """Version of the content, as ``Stamp.text``, if a listing has it. It decides only whether the song is done."""
 
     def expected_seconds(self) -> float:
-        """Return the length in seconds, as far as it is known without opening the file; 0 if there is no hint."""
+        """Return the length in seconds, or a guess from the size, without opening the file; 0 if both are unknown."""
         if self.duration is not None:
             return self.duration
         if self.size is None:
@@ -53,9 +57,10 @@ def digest(text: str) -> str:
 
 
 def safe_name(text: str) -> str:
-    """Return a name for a file or folder on every system: the text itself if possible, else its safe part and a checksum.
+    """Return a name that a file or folder may have on every system: the text itself if it may, else its safe part and a
+    checksum.
 
-    Different texts have different names, except with probability 2^-40. Names may differ in upper and lower case only.
+    Two different texts get the same name with a probability of 2^-40 at most. Two names may differ in case only.
     """
     if SAFE.fullmatch(text) and not RESERVED.fullmatch(text) and not text.endswith("."):
         return text
@@ -63,13 +68,13 @@ def safe_name(text: str) -> str:
 
 
 def song_folder(id: str) -> str:
-    """Return the folder of a song's outputs, relative to the destination; 65,536 folders share the songs."""
+    """Return the folder of a song's outputs, relative to the destination. The songs are shared out among 65,536 folders."""
     place = digest(id)
     return f"songs/{place[:2]}/{place[2:4]}/{safe_name(id)}"
 
 
 def derived_id(uri: str) -> str:
-    """Return the id of a song whose manifest gives none: its file's name without suffix, and a checksum of the address.
+    """Return the id of a song that has none in the manifest: the name of its file without suffix, and a checksum of ``uri``.
 
     The id depends only on ``uri``, so that songs keep their ids when a manifest grows.
     """
@@ -85,7 +90,7 @@ def _slug(text: str) -> str:
 FORMATS = ("flac", "ogg", "wav", "mp3")
 
 MOST = {"threads": 4096, "batch_size": 65536, "songs_in_flight": 4096, "attempts": 1000}
-"""Largest values of settings. A larger number is a typing error, and would make that many threads or list entries."""
+"""Largest values of settings. A larger value must be a typing error: it would make that many threads or list entries."""
 
 
 @dataclass(frozen=True)
@@ -97,13 +102,13 @@ class Settings:
     revision: str | None = None
     offline: bool = False
     stems: dict[str, tuple[str, ...]] | None = None
-    """Every output with the stems that are summed in it; None for one output for each of the model's stems."""
+    """The stems that are added up in each output, by the output's name; None for one output for each of the model's stems."""
     format: str = "flac"
     subtype: str | None = None
-    """Sample depth as ``AudioWriter`` names it; None is the format's default."""
+    """Sample depth as ``AudioWriter`` names it; None for the format's default."""
     mixture_consistency: bool = False
     partial: bool = False
-    """If less than 95 % of a file can be decoded, separate that part."""
+    """If less than 95 % of a file can be decoded, separate that part; otherwise such a song fails."""
     dtype: str = "auto"
 
     device: str = "auto"
@@ -115,10 +120,10 @@ class Settings:
     songs_in_flight: int | None = None
     """Number of songs that a worker has open at once; None chooses it by the device and the cores."""
     memory: int | None = None
-    """Bytes that the signals of all songs in flight of a worker may take together; signals beyond that are kept in
-    TMPDIR. None for a quarter of the free memory."""
+    """Bytes of memory that the signals of a worker's songs in flight may take together; None for a quarter of the free
+    memory. Further signals are kept in files in TMPDIR."""
     max_hours: float = 12.0
-    """Largest length in hours; longer recordings fail."""
+    """Largest length of a recording in hours; longer recordings fail."""
     attempts: int = 3
     """Largest number of attempts at a song whose failure may be temporary."""
     overwrite: bool = False
@@ -146,7 +151,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Identity:
-    """Everything but the input's content that decides the outputs: a song is done for one identity.
+    """The model and the settings for which a song is done: all that decides the outputs, apart from the input's content.
 
     Device, backend and batch size are not part of an identity: they change results within the tolerance only.
     """
