@@ -1,10 +1,10 @@
-"""Give the device windows of many songs from one thread, packed into batches of one shape.
+"""Run the network from one thread, on batches of windows of many songs. All windows of a batch have one length.
 
     song threads --windows--> [waiting, by window length] --batches--> device thread --estimates--> song threads
 
-Each song has a limited number of windows waiting, so the memory is bounded however long the songs are. Songs shorter
-than a window have windows of their own length, which share batches only with windows of that length: the group norms
-see the whole window, so padding would change the stems.
+Only a limited number of windows of each song wait, so the memory is bounded, however long the songs are. A song that is
+shorter than a window has a window of its own length, which shares a batch only with windows of that length: the group
+norms see the whole window, so padding would change the stems.
 """
 
 from __future__ import annotations
@@ -30,21 +30,23 @@ from .events import StageLoad
 __all__ = ["Batcher", "song_stream"]
 
 BATCHES_AHEAD = 3
-"""Number of batches whose windows may be on their way at once: one in work, one waiting, one being stitched."""
+"""Number of batches whose windows may be on their way at once: one on the device, one waiting, one being stitched."""
 
 BATCHES_QUEUED = 2
-"""Largest number of batches in a GPU's queue: the GPU never waits for the host, and the memory stays bounded."""
+"""Largest number of batches in a GPU's queue: enough that the GPU never waits for the host, and the memory stays bounded."""
 
 
 def song_stream(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Run the block's GPU work on a stream of higher priority than the network's, because the network waits for it."""
+    """Run the GPU work of the block on a stream of its own. Its priority is above that of the network's stream, because the
+    network waits for this work. On a CPU, change nothing."""
     if device.type != "cuda":
         return contextlib.nullcontext()
     return torch.cuda.stream(torch.cuda.Stream(device, priority=-1))
 
 
 def mark(device: torch.device) -> torch.cuda.Event | None:
-    """Return an event that marks the place in this stream where tensors for another stream are ready; None on a CPU."""
+    """Record an event in the current stream, after which the tensors made so far are ready, and return the event; None on a
+    CPU."""
     if device.type != "cuda":
         return None
     event = torch.cuda.Event()
@@ -53,7 +55,7 @@ def mark(device: torch.device) -> torch.cuda.Event | None:
 
 
 def take_over(tensors: Iterable[Tensor], made: torch.cuda.Event | None) -> None:
-    """Let this stream, which uses the tensors, wait until another stream has made them."""
+    """Let the current stream, which will use ``tensors``, wait for the event ``made`` of the stream that makes them."""
     if made is None:
         return
     for tensor in tensors:
@@ -75,10 +77,10 @@ class _Request:
 
 
 class Batcher(BatchRunner):
-    """The device stage. It replaces a song's own ``BatchRunner``, and joins the windows of all songs.
+    """The device stage. It takes the place of the ``BatchRunner`` of a single song, and joins the windows of all songs.
 
     Args:
-        engine: network that separates a batch.
+        engine: engine that separates a batch.
         batch_size: windows in a batch; halved when memory runs out, with a sentence to ``warn``.
         device: device of the engine.
         cores: plan that says how many of torch's threads the device thread uses.
@@ -102,18 +104,18 @@ class Batcher(BatchRunner):
         self._lock = threading.Lock()
         self._waiting: list[_Request] = []
         self._queued: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
-        """Begin and end of each batch that a GPU has in its queue."""
+        """Events at the begin and the end of each batch in a GPU's queue."""
         self._orders = itertools.count()
         self._songs = 0
         self._thread = ThreadPoolExecutor(1, "device")
-        # Before any song: other threads, such as an encoder's, adopt the number of threads that was set last, a song's.
+        # Before any song begins: a thread adopts the number of torch's threads that was set last, and that must be a song's.
         self._thread.submit(self._enter_thread).result()
 
     def load(self) -> StageLoad:
         return StageLoad(1, len(self._waiting), round(self.busy_seconds, 3))
 
     def run(self, engine: object, windows: Iterable[Sequence[Tensor]]) -> Iterator[Tensor]:
-        """Yield the last stage's estimate of each window of a song, (4, samples), in order. Call it in the song's thread.
+        """Yield the last stage's estimate of each window of a song, (I, samples), in order. Call this in the song's thread.
 
         Args:
             engine: not used; all songs share the engine of this object.
@@ -152,8 +154,10 @@ class Batcher(BatchRunner):
             request.future.cancel()
 
     def is_lost(self, error: Exception) -> bool:
-        """Return whether this or an earlier error made the device unusable, as an illegal memory access does on a
-        GPU."""
+        """Return whether the device has become unusable, by this error or an earlier one.
+
+        An illegal memory access, for example, makes a GPU unusable for the rest of the process.
+        """
         text = str(error)
         if "CUDA error" in text and "ALLOC_FAILED" not in text and not is_out_of_memory(error):
             self.lost = error
@@ -176,10 +180,9 @@ class Batcher(BatchRunner):
         self._cores.enter_thread(network=True)
 
     def _serve_next(self) -> None:
-        """Separate a batch of windows that wait, those of the oldest song first, all of one length.
+        """Separate a batch of waiting windows of one length, those of the oldest song first.
 
-        Windows that arrive while the device works wait for the next batch, so the busier the device is, the fuller
-        batches are.
+        Windows that arrive while the device works wait for the next batch. So batches are fuller when the device is busier.
         """
         with self._lock:
             self._waiting.sort(key=lambda request: request.order)  # stable: each song's windows keep their order
@@ -193,7 +196,7 @@ class Batcher(BatchRunner):
 
     @torch.no_grad()
     def _serve(self, batch: list[_Request]) -> None:
-        """Separate a batch. If that fails, separate each window alone, so that one window does not fail the others."""
+        """Separate a batch. If that fails, separate each window alone, so that one window does not make the others fail."""
         try:
             with self._measured():
                 for request in batch:
@@ -215,9 +218,10 @@ class Batcher(BatchRunner):
 
     @contextlib.contextmanager
     def _measured(self) -> Iterator[None]:
-        """Measure the seconds of the work in the block, on a GPU by its own events, as calls return at once there.
+        """Add the seconds of the work in the block to ``busy_seconds``.
 
-        On a GPU, also mark the work as an NVTX range, and wait while the queue is full.
+        On a GPU, calls return at once: the GPU's events measure the time, and it is added when the batch has left the
+        queue. The work is also marked as an NVTX range, and the end of the block waits while the queue is full.
         """
         if self._device.type != "cuda":
             began = time.perf_counter()
@@ -238,7 +242,8 @@ class Batcher(BatchRunner):
         self._collect(BATCHES_QUEUED - 1)
 
     def _collect(self, left: int) -> None:
-        """Wait until the GPU's queue has at most ``left`` batches, and add the others' time to ``busy_seconds``."""
+        """Wait until the GPU's queue has at most ``left`` batches; add the time of the batches that left it to
+        ``busy_seconds``."""
         while len(self._queued) > left:
             begin, end = self._queued.popleft()
             end.synchronize()

@@ -1,8 +1,8 @@
 """Share a worker's cores between the network, the decoders and the encoders.
 
-On a GPU the network needs one prompt thread that launches kernels; the codecs get all cores, at a lower priority. On a
-CPU the network may use every core, at a lower priority than the codecs. So reading and writing, which need little,
-never wait for a core, and no core is idle.
+On a GPU, the network needs one thread that launches kernels without delay; decoders and encoders get all cores, at a
+lower priority. On a CPU, the network may use every core, at a lower priority than decoders and encoders. These need
+little, so they never wait for a core, and no core is idle.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ from .events import StageLoad
 __all__ = ["CorePlan", "Place", "SongBudget", "Stage", "available_cores", "available_memory"]
 
 NICENESS = 5
-"""Niceness that is added to threads of lower priority: they get a third of another thread's share of a busy core."""
+"""Niceness that is added to threads of lower priority. On a busy core, such a thread gets a third of another's time."""
 
 ENCODING = 2
-"""Smallest number of songs encoded at once. One thread encodes a song, so with one song a core of two would be idle."""
+"""Smallest number of songs that are encoded at once. One thread encodes a song: with one song, one of two cores would be
+idle."""
 
 
 class SongBudget(Budget):
-    """One song's part of a shared budget. ``close`` gives back what the song still holds, also after a failure."""
+    """One song's part of a shared budget of memory. ``close`` gives back what the song still holds, also after a failure."""
 
     def __init__(self, shared: Budget) -> None:
         super().__init__(None)
@@ -53,7 +54,7 @@ class SongBudget(Budget):
 
 @dataclass(eq=False)
 class Place:
-    """A song's place in a stage. ``seconds`` is how long the song held it, 0 until the song leaves."""
+    """A song's place in a stage. ``seconds`` is how long the song held the place; it is 0 until the song leaves."""
 
     size: int
     began: float = 0.0
@@ -61,10 +62,10 @@ class Place:
 
 
 class Stage:
-    """A stage with places for ``capacity`` songs, or for songs of ``limit`` bytes together; other songs wait.
+    """A stage with places for ``capacity`` songs, or, with a ``limit``, for songs of so many bytes together.
 
-    Songs enter in the order in which they ask, so that a large song is not passed forever. A song that is larger than
-    the limit enters alone.
+    Other songs wait, and enter in the order in which they ask, so that small songs cannot overtake a large one without
+    end. A song that is larger than the limit enters alone.
     """
 
     def __init__(self, capacity: int, limit: int | None = None) -> None:
@@ -82,7 +83,11 @@ class Stage:
 
     @contextlib.contextmanager
     def enter(self, size: int = 1) -> Iterator[Place]:
-        """Wait for a place, and hold it during the block; ``size`` is in bytes if the stage has a limit."""
+        """Wait for a place, and hold it during the block.
+
+        Args:
+            size: the song's size in bytes if the stage has a limit, else 1.
+        """
         place = Place(size)
         with self._changed:
             self._waiting.append(place)
@@ -105,18 +110,28 @@ class Stage:
 
 @dataclass(frozen=True)
 class CorePlan:
-    """Numbers of songs at once: ``read`` are decoded, ``write`` are encoded, and ``songs`` are open in all."""
+    """How a worker shares its cores: numbers of threads, and of songs at once."""
 
     device: str
+    """Type of the device, such as ``cuda``."""
     cores: int
     device_threads: int
+    """Threads of torch for the network."""
     read: int
+    """Songs that are decoded at once."""
     write: int
+    """Songs that are encoded at once."""
     songs: int
+    """Songs that are open at once, in all stages together."""
 
     @classmethod
     def choose(cls, device: torch.device, threads: int | None, songs: int | None) -> CorePlan:
-        """Plan for a device type, ``threads`` cores (None: all of this process) and ``songs`` in flight (None: chosen here)."""
+        """Return the plan for a device.
+
+        Args:
+            threads: number of cores; None for all cores of this process.
+            songs: number of songs in flight; None to choose it here.
+        """
         cores = threads or available_cores()
         if device.type == "cpu":
             network, read, write, ahead = cores, max(1, cores // 8), max(ENCODING, cores // 4), max(2, cores // 4)
@@ -133,9 +148,12 @@ class CorePlan:
         )
 
     def enter_thread(self, network: bool) -> None:
-        """Prepare the calling thread, which runs the network or takes songs through the stages. Call once per
-        thread."""
-        # Ask before setting: a thread that asks for the first time adopts the number set last by any thread.
+        """Set the priority and torch's threads for the calling thread, in which this is called once.
+
+        Args:
+            network: True if the thread runs the network, False if it takes songs through the stages.
+        """
+        # Ask before setting: a thread that asks for the first time adopts the number that any thread set last.
         torch.get_num_threads()
         torch.set_num_threads(self.device_threads if network else 1)
         gives_way = network == (self.device == "cpu")
@@ -145,14 +163,17 @@ class CorePlan:
 
 
 def available_cores() -> int:
-    """Return how many cores this process may use, by its affinity and by the quota of its control group."""
+    """Return how many cores this process may use: its affinity and the quota of its control group limit them."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota, period = (_cgroup("cpu.max").split() + ["max", "100000"])[:2]
     return min(affinity, max(1, -(-int(quota) // int(period)))) if quota.isdigit() else affinity
 
 
 def available_memory() -> int:
-    """Return the bytes of memory free for this process, by the machine and by its control group; 4 GiB if unknown."""
+    """Return the bytes of memory that are free for this process, on the machine and in its control group.
+
+    Return 4 GiB if the system does not tell.
+    """
     try:
         fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         free = int(fields["MemAvailable"].split()[0]) * 1024
@@ -163,7 +184,7 @@ def available_memory() -> int:
 
 
 def _cgroup(name: str) -> str:
-    """Return a value of this process's control group (version 2), stripped; an empty text if it does not exist."""
+    """Return the value of a file of this process's control group (version 2); an empty text if there is no such file."""
     try:
         path = Path("/proc/self/cgroup").read_text().strip().rpartition("::")[2].lstrip("/")
         folder = Path("/sys/fs/cgroup", path)

@@ -32,18 +32,23 @@ class WorkerPool:
     """The workers of a run."""
 
     engine: str
+    """``local`` or ``ray``."""
     each_worker: Sequence[Settings]
-    """Settings of each worker; only ``device`` and ``threads`` may differ."""
+    """Settings of each worker; only ``device`` and ``threads`` may differ between workers."""
     start: Callable[[Order], Process] = ChildProcess
-    """Function that makes the process of a worker."""
+    """Function that starts the process of a worker."""
     machines: int = 1
-    """Number of machines, each of which costs the price per hour."""
+    """Number of machines. Each one costs the price per hour."""
     notices: Sequence[str] = ()
-    """Messages to show before the work, if any song is to do."""
+    """Messages to show before the work, if there are songs to separate."""
 
     @classmethod
     def here(cls, settings: Settings, workers: int | None) -> WorkerPool:
-        """Return the workers of a run on this machine; raise :class:`ConfigError` if ``workers`` is too large."""
+        """Return the workers of a run on this machine; raise :class:`ConfigError` if ``workers`` is too large.
+
+        Args:
+            workers: number of workers; None for one on each GPU, or one on the CPU.
+        """
         devices = [settings.device]
         if settings.device in ("auto", "cuda") and torch.cuda.device_count() > 1:
             devices = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
@@ -76,16 +81,17 @@ def run_local(
     Args:
         listener: function that gets every event, from one thread at a time.
         stop: when set, no further song is begun, and songs in flight have ``grace`` seconds to finish.
+        shard: the part of the manifest that ``songs`` are, as ``i/n``, for the report.
         workers: number of processes; None for one on each GPU, or one on the CPU.
-        price_per_hour: price of this machine.
+        price_per_hour: price of one machine.
         pool: the workers; None for those of this machine.
 
     Returns:
-        the last event; the ledger has a row for every song that was tried.
+        the last event. The ledger has a row for every song that was tried.
 
     Raises:
         ConfigError: if there are more workers than cores and devices, or the destination is in memory.
-        MetaTasNetError: if the model cannot be loaded, the device or backend cannot serve, or no worker stays alive.
+        MetaTasNetError: if the model cannot be loaded, the device or backend cannot be used, or no worker stays alive.
     """
     pool, stop = pool or WorkerPool.here(settings, workers), stop or threading.Event()
     target, settings = Destination(destination), pool.each_worker[0]
@@ -93,12 +99,15 @@ def run_local(
         raise ConfigError(f"{destination} is the memory of one process, gone at its end: choose another destination.")
     each = [song.expected_seconds() for song in songs]
     tally = Tally(len(songs), sum(each) if all(each) else 0.0)
-    # Names of runs sort by the time of their beginning.
+    # The names of runs sort by the time at which the runs began.
     run = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()) + f"-{os.getpid()}-{secrets.token_hex(2)}"
     ledger, lock = LedgerWriter(target, run), threading.RLock()
 
     def log(event: Event) -> None:
-        """Count an event of any thread, record its outcome and pass it on; stop the run on repeated failure."""
+        """Count an event, write its outcome to the ledger, and pass it on; stop the run if too many songs in a row fail.
+
+        Any thread may call this.
+        """
         with lock:
             tally(event)
             if isinstance(event, SongEnded):
@@ -121,7 +130,7 @@ def run_local(
     errors: list[Exception] = []
 
     def watch(order: Order) -> None:
-        """Let a worker take songs until no song is left. If an error ends any worker but the last, send a notice."""
+        """Let a worker take songs until no song is left. If an error ends a worker while others go on, send a notice."""
         try:
             with SupervisedWorker(order, log, stop, grace, pool.start) as worker:
                 watched.append(worker)
@@ -135,7 +144,7 @@ def run_local(
     try:
         if plan.todo:
             with reaching(destination):
-                token = target.token  # mark the folder now: a worker might do it after the disk was unmounted
+                token = target.token  # mark the folder now: a worker might mark another one, after the disk was unmounted
             for text in pool.notices:
                 log(Notice(text))
             orders = [Order(each, destination, token, i, plan.contents) for i, each in enumerate(pool.each_worker)]

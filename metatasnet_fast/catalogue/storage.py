@@ -34,19 +34,20 @@ CONDITIONAL = {"s3", "s3a"}
 """Protocols of stores that can put a file only if no file has its name."""
 
 PREFIXED = CONDITIONAL | {"gs", "gcs"}
-"""Protocols of stores whose clients can list all names with a given beginning."""
+"""Protocols of stores whose clients can list all names that begin in a given way."""
 
 KEYED = PREFIXED | {"abfs", "az", "adl"}
-"""Protocols of stores without folders: the request to make a folder would have no effect."""
+"""Protocols of stores without folders: a request to make a folder would have no effect."""
 
 TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
-"""Errors of renaming a folder to the name of one that exists."""
+"""Error numbers that the system gives when a folder is renamed to the name of a folder that exists."""
 
 MISSING = (FileNotFoundError, NotADirectoryError)
 
 
 class LocalStorage:
-    """Files below a local folder, named by relative paths with ``/``. Methods raise ``OSError`` if the system refuses."""
+    """Storage below a local folder. Files and folders have relative paths with ``/``. Methods raise ``OSError`` if the system
+    refuses."""
 
     def __init__(self, root: Path) -> None:
         self.path = root
@@ -69,11 +70,11 @@ class LocalStorage:
         return next((sizes for found, sizes in self.listing(folder) if found == folder), {})
 
     def listing(self, folder: str) -> Iterator[tuple[str, dict[str, int]]]:
-        """Yield the folders from ``folder`` down that hold files, by name, each with its files' sizes in bytes."""
+        """Yield ``folder`` and the folders below it, if they hold files, each with the sizes in bytes of its files by name."""
         try:
             with os.scandir(f"{self.path}/{folder}") as found:
                 entries = sorted(found, key=lambda entry: entry.name)
-        except MISSING:  # its owner may remove it at any time
+        except MISSING:  # the owner of a folder may remove it at any time
             return
         sizes: dict[str, int] = {}
         for entry in entries:
@@ -88,7 +89,8 @@ class LocalStorage:
     def publish(self, staged: Path, folder: str, last: str) -> None:
         """Move the local folder ``staged`` to ``folder``. The file ``last`` is never there without the other files.
 
-        The whole folder gets its name at once; an existing folder is moved away first. After an error, call this again.
+        The whole folder gets its name at once; a folder that is there already is moved away first. After an error, this
+        may be called again.
         """
         target = self.path / folder
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -113,13 +115,13 @@ class LocalStorage:
 
     @contextlib.contextmanager
     def local(self, path: str) -> Iterator[Path]:
-        """Yield the path of a local copy, which exists inside the ``with`` statement."""
+        """Yield the path of a local file with the content; it may be a copy that ends with the ``with`` statement."""
         yield self.path / path
 
 
 @contextlib.contextmanager
 def client_errors() -> Iterator[None]:
-    """Turn the exceptions of object stores' clients into ``OSError``, as other file systems raise."""
+    """Turn the exceptions of object stores' clients into ``OSError``, which other file systems raise."""
     try:
         yield
     except (OSError, MetaTasNetError):
@@ -129,7 +131,7 @@ def client_errors() -> Iterator[None]:
 
 
 class ContestedError(OSError):
-    """An error: another run is publishing the same song now."""
+    """Error: another run is publishing the same song now."""
 
 
 class FsspecStorage:
@@ -139,7 +141,7 @@ class FsspecStorage:
         self._fs, self._base = filesystem, base.rstrip("/")
         self._protocols = {filesystem.protocol} if isinstance(filesystem.protocol, str) else set(filesystem.protocol)
         self._empty: set[str] = set()
-        """Folders that were empty when they were listed; to publish there, they need not be listed again."""
+        """Folders that were empty when they were listed: before files are published there, they need not be listed again."""
 
     def _at(self, path: str) -> str:
         return f"{self._base}/{path}"
@@ -190,11 +192,13 @@ class FsspecStorage:
 
     @client_errors()
     def publish(self, staged: Path, folder: str, last: str) -> None:
-        """Put all files, ``last`` after the others; remove an old result first, so that it never stands for new files.
+        """Put all files of the local folder ``staged`` to ``folder``, the file ``last`` after the others.
+
+        An old result is removed first, so that it never stands for new files.
 
         Raises:
-            ContestedError: if the folder was empty before, and another run is putting its files there now. A second
-                call replaces these files.
+            ContestedError: if the folder was empty before, and another run is putting its files there now. If this
+                method is called again, it replaces those files.
         """
         before = {} if folder in self._empty else self.sizes(folder)
         self._empty.discard(folder)
@@ -238,7 +242,7 @@ class FsspecStorage:
 
 
 def _file_sizes(entries: Iterable[dict[str, Any]]) -> dict[str, int]:
-    """Return the size in bytes of every file in a listing by fsspec, by the file's name in its folder."""
+    """Return the size in bytes of every file in a listing by fsspec, by the file's name without its folder."""
     return {e["name"].rpartition("/")[2]: int(e["size"] or 0) for e in entries if e["type"] == "file"}
 
 
@@ -251,7 +255,7 @@ def local_path(uri: str) -> Path | None:
 
 @contextlib.contextmanager
 def reaching(uri: str) -> Iterator[None]:
-    """Turn an ``OSError`` in the block into a :class:`ConfigError` of one sentence."""
+    """Turn an ``OSError`` in the block into a :class:`ConfigError` that names ``uri``."""
     try:
         with client_errors():
             yield
@@ -262,7 +266,7 @@ def reaching(uri: str) -> Iterator[None]:
 
 
 def open_filesystem(uri: str) -> tuple[Any, str]:
-    """Return fsspec's file system for a URI, and the URI's path in it.
+    """Return fsspec's file system for a URI, and the path of the URI in that file system.
 
     Raises:
         MissingDependencyError: if fsspec, or its package for this kind of address, is missing.
@@ -279,7 +283,7 @@ def open_filesystem(uri: str) -> tuple[Any, str]:
 
 
 def open_storage(uri: str) -> Storage:
-    """Return the storage at a path or URI, without making a folder or file; raise as :func:`open_filesystem`."""
+    """Return the storage at a path or URI; no folder or file is made. Raise the errors of :func:`open_filesystem`."""
     path = local_path(uri)
     if path is not None:
         return LocalStorage(path)

@@ -21,7 +21,7 @@ __all__ = ["Finding", "Plan", "Survey", "count_missing", "make_plan", "survey", 
 T = TypeVar("T")
 U = TypeVar("U")
 THREADS = 32
-"""Number of songs that are read at once: reads mostly wait for a store; hashing takes one core for each song."""
+"""Number of songs that are read at once. Reading mostly waits for a store; a checksum takes one core for each song."""
 
 
 @dataclass
@@ -34,13 +34,15 @@ class Plan:
     failed: list[Outcome] = field(default_factory=list)
     """Songs that failed before for a reason in their files, which have not changed since."""
     unwritten: list[Outcome] = field(default_factory=list)
-    """New rows for songs that are done but have no such row in the ledger: a killed run may lose its last rows."""
+    """New rows of the ledger for songs that are done without such a row: a killed run may lose its last rows."""
     contents: dict[str, str] = field(default_factory=dict)
-    """Folders of songs that any run or shard has done with the same key, by the beginning of the content's SHA-256."""
+    """Folders of songs that are done with the same key, by the beginning of the content's SHA-256. These songs may belong
+    to other runs or shards."""
 
 
 def make_plan(songs: Sequence[Song], settings: Settings, key: str, destination: Destination) -> Plan:
-    """Decide which songs are done, by the names at the destination and the sizes and times of the inputs alone.
+    """Decide which songs are done, without reading their contents: by the names of the files at the destination, and by the
+    sizes and times of the inputs.
 
     A song that is not certainly done is to do: its worker compares contents.
 
@@ -91,7 +93,7 @@ def count_missing(songs: Sequence[Song]) -> int:
 
 
 def _stamps(songs: Sequence[Song]) -> Iterator[Stamp | None]:
-    """Return the stamps of the inputs, in order; the stamp of an input that cannot be read is None."""
+    """Yield the stamps of the songs' inputs, in order; None for an input that cannot be read."""
     quick = all(song.stamp is not None or local_path(song.uri) is not None for song in songs)
     return map(_stamp, songs) if quick else _at_once(_stamp, songs)
 
@@ -109,20 +111,20 @@ def _stamp(song: Song) -> Stamp | None:
 
 @dataclass
 class Survey:
-    """Counts of a destination's songs; sizes in bytes, times in seconds.
+    """Counts of the songs at a destination. Sizes are in bytes, times in seconds.
 
-    ``failed`` and ``failures`` are the songs whose last outcome is a failure and that have no result. A song that
-    failed because its id is ``taken`` is among them: the result is that of another song.
+    ``failures`` are the last outcomes of the songs that failed and have no result; ``failed`` counts them by type. A song
+    whose id is ``taken`` is among these, too: the result under this id is that of another song.
     """
 
     destination: str
     done: int = 0
     damaged_results: int = 0
-    """Number of folders without a readable result, or whose files are not those for which the result was written."""
+    """Number of songs' folders that have no readable result, or other files than those that the result was written for."""
     audio_seconds: float = 0.0
     bytes: int = 0
     models: Counter[str] = field(default_factory=Counter)
-    """Number of songs by model and settings: ``name key``."""
+    """Number of songs by model and settings; the keys are ``<name of the model> <first 8 digits of the key>``."""
     failed: Counter[str] = field(default_factory=Counter)
     failures: list[Outcome] = field(default_factory=list)
     runs: list[str] = field(default_factory=list)
@@ -141,10 +143,12 @@ class Finding:
 
 
 def survey(destination: Destination) -> Survey:
-    """Count the songs that are done and that failed, from one listing and the ledger.
+    """Count the songs that are done, and the songs that failed, from one listing and the ledger.
 
-    Only the first result of every model and settings is read, for the model's name. Raises :class:`ConfigError` if the
-    destination cannot be read.
+    Of all songs with the same model and settings, only the first result is read, for the model's name.
+
+    Raises:
+        ConfigError: if the destination cannot be read.
     """
     found = Survey(destination.uri)
     done: set[str] = set()
@@ -173,15 +177,17 @@ def survey(destination: Destination) -> Survey:
 def verify(
     destination: Destination, repair: bool = False, shard: tuple[int, int] = (1, 1), sample: float = 1.0
 ) -> Iterator[Finding | Result]:
-    """Read every stem of every song, and compare it with the song's result; yield correct results, and findings.
+    """Read every stem of every song, and compare it with the song's result; yield the correct results, and the findings.
+
+    A file of a song that cannot be read is a finding, too.
 
     Args:
-        repair: remove what is wrong, so that the next run makes those songs again; only while no other run works there.
-        shard: check the ``i``-th of ``n`` parts of the songs only, ``i`` from 1.
+        repair: remove what is wrong, so that the next run makes those songs again. No other run may work there meanwhile.
+        shard: (i, n) to check only the i-th of n parts of the songs, i from 1.
         sample: check only this share of the songs, 0 to 1, the same songs in every call.
 
     Raises:
-        ConfigError: if the destination cannot be read; a song's file that cannot be read is a finding.
+        ConfigError: if the destination cannot be read.
     """
     index, count = shard
 
@@ -203,7 +209,7 @@ def verify(
 
 
 def _at_once(work: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
-    """Yield the results of ``work`` in the order of the items; THREADS items are worked on at the same time."""
+    """Yield what ``work`` returns for each item, in order; THREADS items are worked on at the same time."""
     source = iter(items)
     with ThreadPoolExecutor(THREADS) as pool:
         ahead = deque(pool.submit(work, item) for item in islice(source, 8 * THREADS))
@@ -218,7 +224,12 @@ def _at_once(work: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
 
 
 def _judged(destination: Destination, folder: str, sizes: dict[str, int]) -> tuple[Result | None, str | None, set[str]]:
-    """Return a song's result or None if it is wrong, the folder's problem if any, and the files to remove for it."""
+    """Check a song's folder, whose files have these sizes.
+
+    Returns:
+        the song's result, None if it is wrong; what is wrong in the folder, None if nothing is; and the names of the files
+        to remove for a repair.
+    """
     names, name, what = set(sizes), Listed.of(sizes).name, "the result"
     if not name:
         return None, f"no result, but {', '.join(sorted(names))}", names
