@@ -33,20 +33,21 @@ BATCHES_AHEAD = 3
 """Number of batches whose windows may be on their way at once: one on the device, one waiting, one being stitched."""
 
 BATCHES_QUEUED = 2
-"""Largest number of batches in a GPU's queue: enough that the GPU never waits for the host, and the memory stays bounded."""
+"""Largest number of batches in a GPU's queue: enough that the GPU never waits for the host, and the memory stays
+bounded."""
 
 
 def song_stream(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Run the GPU work of the block on a stream of its own. Its priority is above that of the network's stream, because the
-    network waits for this work. On a CPU, change nothing."""
+    """Run the GPU work of the block on a stream of its own. Its priority is above that of the network's stream, because
+    the network waits for this work. On a CPU, change nothing."""
     if device.type != "cuda":
         return contextlib.nullcontext()
     return torch.cuda.stream(torch.cuda.Stream(device, priority=-1))
 
 
 def mark(device: torch.device) -> torch.cuda.Event | None:
-    """Record an event in the current stream, after which the tensors made so far are ready, and return the event; None on a
-    CPU."""
+    """Record an event in the current stream, after which the tensors made so far are ready, and return the event; None
+    on a CPU."""
     if device.type != "cuda":
         return None
     event = torch.cuda.Event()
@@ -108,14 +109,16 @@ class Batcher(BatchRunner):
         self._orders = itertools.count()
         self._songs = 0
         self._thread = ThreadPoolExecutor(1, "device")
-        # Before any song begins: a thread adopts the number of torch's threads that was set last, and that must be a song's.
+        # Before any song begins: a thread adopts the number of torch's threads that was set last, and that must be a
+        # song's.
         self._thread.submit(self._enter_thread).result()
 
     def load(self) -> StageLoad:
         return StageLoad(1, len(self._waiting), round(self.busy_seconds, 3))
 
     def run(self, engine: object, windows: Iterable[Sequence[Tensor]]) -> Iterator[Tensor]:
-        """Yield the last stage's estimate of each window of a song, (I, samples), in order. Call this in the song's thread.
+        """Yield the last stage's estimate of each window of a song, (I, samples), in order. Call this in the song's
+        thread.
 
         Args:
             engine: not used; all songs share the engine of this object.
@@ -182,7 +185,8 @@ class Batcher(BatchRunner):
     def _serve_next(self) -> None:
         """Separate a batch of waiting windows of one length, those of the oldest song first.
 
-        Windows that arrive while the device works wait for the next batch. So batches are fuller when the device is busier.
+        Windows that arrive while the device works wait for the next batch. So batches are fuller when the device is
+        busier.
         """
         with self._lock:
             self._waiting.sort(key=lambda request: request.order)  # stable: each song's windows keep their order
@@ -196,7 +200,8 @@ class Batcher(BatchRunner):
 
     @torch.no_grad()
     def _serve(self, batch: list[_Request]) -> None:
-        """Separate a batch. If that fails, separate each window alone, so that one window does not make the others fail."""
+        """Separate a batch. If that fails, separate each window alone, so that one window does not make the others
+        fail."""
         try:
             with self._measured():
                 for request in batch:

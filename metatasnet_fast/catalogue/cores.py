@@ -27,12 +27,13 @@ NICENESS = 5
 """Niceness that is added to threads of lower priority. On a busy core, such a thread gets a third of another's time."""
 
 ENCODING = 2
-"""Smallest number of songs that are encoded at once. One thread encodes a song: with one song, one of two cores would be
-idle."""
+"""Smallest number of songs that are encoded at once. One thread encodes a song: with one song, one of two cores would
+be idle."""
 
 
 class SongBudget(Budget):
-    """One song's part of a shared budget of memory. ``close`` gives back what the song still holds, also after a failure."""
+    """One song's part of a shared budget of memory. ``close`` gives back what the song still holds, also after a
+    failure."""
 
     def __init__(self, shared: Budget) -> None:
         super().__init__(None)
@@ -184,7 +185,8 @@ def available_memory() -> int:
 
 
 def _cgroup(name: str) -> str:
-    """Return the value of a file of this process's control group (version 2); an empty text if there is no such file."""
+    """Return the value of a file of this process's control group (version 2); an empty text if there is no such
+    file."""
     try:
         path = Path("/proc/self/cgroup").read_text().strip().rpartition("::")[2].lstrip("/")
         folder = Path("/sys/fs/cgroup", path)

@@ -84,7 +84,8 @@ class Destination:
             )
 
     def is_gone(self) -> bool:
-        """Return whether this is a local folder without a mark: no run has begun there, or it was removed or unmounted."""
+        """Return whether this is a local folder without a mark: no run has begun there, or it was removed or
+        unmounted."""
         return isinstance(self.storage, LocalStorage) and self._mark() is None
 
     def _mark(self) -> str | None:
@@ -127,7 +128,8 @@ class Destination:
                 yield Outcome.from_dict(row)
 
     def ledger_rows(self, run: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield the name of the ledger's file, without suffix, and the row as it is, for each row of a run or of all runs.
+        """Yield the name of the ledger's file, without suffix, and the row as it is, for each row of a run or of all
+        runs.
 
         Lines that a crash cut off are left out.
         """
@@ -145,8 +147,8 @@ class Destination:
         """Read the whole ledger.
 
         Returns:
-            the last row of every song by the song's id, None if this row is not a failure; and the names of the ledger's
-            files, in order.
+            the last row of every song by the song's id, None if this row is not a failure; and the names of the
+            ledger's files, in order.
         """
         last: dict[str, dict[str, Any] | None] = {}
         runs: dict[str, None] = {}
@@ -157,7 +159,8 @@ class Destination:
 
 
 class LedgerWriter:
-    """A writer that appends each outcome to ``ledger/<name>.jsonl`` at once. On object stores it writes PART_ROWS at a time.
+    """A writer that appends each outcome to ``ledger/<name>.jsonl`` at once. On object stores it writes PART_ROWS at a
+    time.
 
     Rows that cannot be written are kept, and tried again with the next row. ``close`` raises ``OSError`` if it cannot
     write the rows that are left.
@@ -207,7 +210,8 @@ MOST_CONTENTS = 100_000
 """Number of contents that a worker remembers, the latest ones. They take about 20 MB."""
 
 FOREIGN_AGE = 86_400.0
-"""Seconds without a change after which another machine's folder counts as abandoned: its lock may not be visible here."""
+"""Seconds without a change after which another machine's folder counts as abandoned: its lock may not be visible
+here."""
 
 
 @contextlib.contextmanager
@@ -225,7 +229,8 @@ def claim(storage: Storage, id: str) -> Iterator[bool]:
         file = open(path, "ab")
     with file:
         locked = try_lock(file)
-        # None means that this file system has no locks. Another run may have removed the file before it was locked here.
+        # None means that this file system has no locks. Another run may have removed the file before it was locked
+        # here.
         claimed = locked is None or (locked and _is_still(file, path))
         try:
             yield claimed
@@ -274,7 +279,8 @@ class Contents:
 
 
 class Staging:
-    """A worker's folder for unfinished songs. ``folder()`` makes a song's folder in it; ``close`` removes everything."""
+    """A worker's folder for unfinished songs. ``folder()`` makes a song's folder in it; ``close`` removes
+    everything."""
 
     def __init__(self, storage: Storage) -> None:
         parent, host = _place(storage)

@@ -1,6 +1,6 @@
-"""Events that a run sends to the live display, to ``--json`` and to the report, and the sums over them.
+"""Define the events that a run sends to the live display, to ``--json`` and to the report, and sum the events up.
 
-Every event turns into one JSON object with ``event`` (its kind) and ``time`` (seconds since the epoch).
+Every event becomes one JSON object with ``event`` (the kind of the event) and ``time`` (seconds since 1970).
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class Event:
 
     @property
     def kind(self) -> str:
-        """Return the name of the class as JSON has it: ``run_started``."""
+        """Return the name of the event's class as JSON has it, such as ``run_started``."""
         return re.sub("(?<=.)(?=[A-Z])", "_", type(self).__name__).lower()
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields and the kind, for ``json.dumps``."""
+        """Return the fields and the kind in a form for ``json.dumps``."""
         return {**asdict(self), "event": self.kind}
 
 
@@ -40,11 +40,11 @@ Listener: TypeAlias = Callable[[Event], object]
 @dataclass(frozen=True)
 class RunStarted(Event):
     run: str
-    """Name of the run, also that of its ledger and report."""
+    """Name of the run, which its ledger and its report have, too."""
     songs: int
     """Number of songs in this shard."""
     expected_seconds: float
-    """Seconds of audio by the manifest's lengths and sizes; 0 if the manifest lacks one."""
+    """Seconds of audio of all songs, by the lengths and sizes in the manifest; 0 if a song has neither."""
     destination: str
     engine: str
     shard: str
@@ -69,7 +69,7 @@ class SongEnded(Event):
 
 @dataclass(frozen=True)
 class SongsSkipped(Event):
-    """Songs that were done before the run, by one listing of the destination; they have no events of their own."""
+    """Songs that were done before the run, as a listing of the destination shows. They have no events of their own."""
 
     songs: int
     audio_seconds: float
@@ -77,7 +77,7 @@ class SongsSkipped(Event):
 
 @dataclass(frozen=True)
 class Notice(Event):
-    """A message to a person: a choice that was made, memory that ran out, a worker that was restarted."""
+    """A message for people, such as a choice that was made, memory that ran out, or a worker that was restarted."""
 
     text: str
 
@@ -86,8 +86,9 @@ class Notice(Event):
 class StageLoad:
     """The load of a worker's stage: it holds ``capacity`` songs at once, and ``waiting`` songs wait for a place.
 
-    ``seconds`` is the sum of the times that songs spent in the stage. Divided by capacity and wall-clock time, it is
-    the share of time in which the stage was busy. The stage ``device`` holds batches, and windows wait for it.
+    ``seconds`` is the sum of the times that songs spent in the stage. Divided by the capacity and by the wall-clock
+    time, it is the share of time in which the stage was busy. The stage ``device`` holds batches instead of songs, and
+    windows wait for it.
     """
 
     capacity: int
@@ -124,14 +125,16 @@ class Progress(Event):
     """Seconds of audio of the songs that this run separated."""
     wall_seconds: float
     device_busy_share: float
-    """Share of time in which the devices were busy, 0 to 1, mean over the workers."""
+    """Share of time in which the devices were busy, 0 to 1, averaged over the workers."""
     queues: dict[str, int]
     """Number of songs that wait for ``read`` and ``write``, and of windows that wait for ``device``."""
     stage_seconds: dict[str, float]
-    """Seconds in ``read``, ``separate`` and ``write``, summed over songs; busy seconds of ``device``."""
+    """Seconds that songs spent in ``read``, ``separate`` and ``write``, added up; and seconds in which ``device`` was
+    busy."""
     stage_busy_share: dict[str, float]
-    """Used share of each stage's capacity, 0 to 1."""
+    """Share of each stage's capacity that was in use, 0 to 1."""
     eta_seconds: float | None
+    """Estimated seconds until the end; None before the first song of this run has ended."""
     cpu_seconds: float = 0.0
     peak_memory: int = 0
     bytes_in: int = 0
@@ -148,9 +151,10 @@ class Progress(Event):
 
 @dataclass(frozen=True)
 class RunEnded(Event):
-    """The end of a run. If it was stopped, ``complete`` is false, and ``remaining`` songs were not tried.
+    """The end of a run. If the run was stopped, ``complete`` is false, and ``remaining`` songs were not tried.
 
-    ``reason`` says why the run stopped itself: too many songs in a row failed for a reason outside the songs.
+    ``reason`` says why the run stopped itself: too many songs in a row failed for a cause outside the songs. It is None
+    if the run did not stop itself.
     """
 
     run: str
@@ -160,7 +164,7 @@ class RunEnded(Event):
     failures: dict[str, int]
     """Number of songs by type of failure."""
     cost: float | None = None
-    """Cost of all machines, by ``--price-per-hour``; None without a price."""
+    """Cost of all machines, in the currency of ``--price-per-hour``; None without a price."""
     cost_per_1000_songs: float | None = None
     reason: str | None = None
 
@@ -188,7 +192,8 @@ class Tally:
         self.expected_seconds = expected_seconds
         self.failures: Counter[str] = Counter()
         self.reason: str | None = None
-        """Why the run has to stop: too many songs in a row failed for one reason outside the songs. None: go on."""
+        """Why the run has to stop: too many songs in a row failed for one cause outside the songs. None if it may go
+        on."""
         self._began = time.perf_counter()
         self._counts: Counter[Status] = Counter()
         self._audio = self._passed = 0.0
@@ -197,7 +202,7 @@ class Tally:
         self._loads: dict[int, list[WorkerLoad]] = {}
         """The last load of every process of each worker, by the worker's number."""
         self._row: tuple[Failure | None, set[str]] = (None, set())
-        """The failure that the last songs in a row had, and the ids of these songs."""
+        """The failure that the last songs had, all in a row, and the ids of these songs."""
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, SongStarted):
@@ -243,7 +248,13 @@ class Tally:
         )
 
     def finish(self, run: str, price_per_hour: float | None, workers: int = 1) -> RunEnded:
-        """Return the last event; the cost is that of ``workers`` machines at ``price_per_hour`` each."""
+        """Return the last event of the run.
+
+        Args:
+            run: name of the run.
+            price_per_hour: price of each machine; None if there is no price.
+            workers: number of machines.
+        """
         progress, remaining = self.progress(), self.songs - sum(self._counts.values())
         cost = None if price_per_hour is None else price_per_hour * workers * progress.wall_seconds / 3600
         per_song = cost / progress.done if cost is not None and progress.done else None
@@ -278,8 +289,10 @@ class Tally:
             self.reason = f"{times} with [{failure.value}], the last one so: {outcome.error} {failure.hint}"
 
     def _eta(self, wall: float) -> float | None:
-        """Estimate the seconds left by this run's speed, in seconds of audio if the manifest tells them, else in
-        songs."""
+        """Return the estimated seconds until the end; None before the first song of this run has ended.
+
+        The estimate goes by the speed so far: in seconds of audio if the lengths of the songs are known, else in songs.
+        """
         remaining = self.songs - sum(self._counts.values())
         worked = self._counts[Status.done] + self._counts[Status.failed]
         if remaining <= 0:

@@ -47,8 +47,8 @@ __all__ = ["Source", "Stamp", "parse_shard", "read_manifest", "stamp_of"]
 COLUMNS = ("id", "uri", "duration", "bytes")
 
 Row: TypeAlias = dict[str, Any]
-"""A row of a manifest: ``uri``, and optionally ``id``, ``duration`` and ``bytes``. Rows that come from a listing also have
-``name``, from which the id is derived, and ``stamp``."""
+"""A row of a manifest: ``uri``, and optionally ``id``, ``duration`` and ``bytes``. Rows that come from a listing also
+have ``name``, from which the id is derived, and ``stamp``."""
 
 
 def read_manifest(text: str, shard: tuple[int, int] = (1, 1), exclude: str | None = None) -> list[Song]:
@@ -295,7 +295,8 @@ NO_PATH = (errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 PLAIN_ENDING = re.compile(r"\.[A-Za-z0-9]{1,8}")
 
 SETTLED = 2.0
-"""Age in seconds from which a time of change is the version of one content, even if the file system's clock is coarse."""
+"""Age in seconds from which a time of change is the version of one content, even if the file system's clock is
+coarse."""
 
 VERSIONS = ("ETag", "etag", "md5Hash", "checksum", "mtime", "LastModified", "last_modified", "updated", "created")
 """Names of the property that changes with the content, as different file systems call it, the most certain first."""

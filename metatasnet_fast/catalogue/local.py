@@ -104,7 +104,8 @@ def run_local(
     ledger, lock = LedgerWriter(target, run), threading.RLock()
 
     def log(event: Event) -> None:
-        """Count an event, write its outcome to the ledger, and pass it on; stop the run if too many songs in a row fail.
+        """Count an event, write its outcome to the ledger, and pass it on; stop the run if too many songs in a row
+        fail.
 
         Any thread may call this.
         """
@@ -130,7 +131,8 @@ def run_local(
     errors: list[Exception] = []
 
     def watch(order: Order) -> None:
-        """Let a worker take songs until no song is left. If an error ends a worker while others go on, send a notice."""
+        """Let a worker take songs until no song is left. If an error ends a worker while others go on, send a
+        notice."""
         try:
             with SupervisedWorker(order, log, stop, grace, pool.start) as worker:
                 watched.append(worker)
@@ -144,7 +146,7 @@ def run_local(
     try:
         if plan.todo:
             with reaching(destination):
-                token = target.token  # mark the folder now: a worker might mark another one, after the disk was unmounted
+                token = target.token  # mark the folder now: by the time a worker did, the disk may be unmounted
             for text in pool.notices:
                 log(Notice(text))
             orders = [Order(each, destination, token, i, plan.contents) for i, each in enumerate(pool.each_worker)]

@@ -347,7 +347,8 @@ class Outcome:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Outcome:
-        """Make an outcome from what :meth:`to_dict` returned. Unknown keys, as a newer version may write, are left out."""
+        """Make an outcome from what :meth:`to_dict` returned. Unknown keys, as a newer version may write, are left
+        out."""
         known = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
         known["status"] = Status(known["status"])
         known["failure"] = Failure(known["failure"]) if known.get("failure") else None

@@ -1,7 +1,7 @@
 """Take one song through its steps: is it done? -> fetch -> decode and resample -> separate -> encode -> publish.
 
-Each song has a thread that takes it through all steps. The batcher and the stages share the device and the cores
-between songs. A song that waits holds back the songs behind it, so no queue can grow without limit.
+Each song has a thread that takes it through all steps. The batcher shares the device between songs, and the stages
+share the cores. A song that waits holds back the songs behind it, so no queue can grow without limit.
 """
 
 from __future__ import annotations
@@ -37,17 +37,18 @@ if TYPE_CHECKING:
 __all__ = ["SongPipeline"]
 
 LEAST_BYTES = 1 / 8
-"""Smallest bytes per sample and channel of a compressed stem that is not silent; 16 bits are 16 times as much."""
+"""Bytes per sample and channel that a compressed stem takes at least, unless it is silent. 16 bits are 16 times as
+much."""
 
 PAUSE = 0.25
-"""Seconds before the second attempt; four times as long before each one after it."""
+"""Seconds before the second attempt. The pause before each further attempt is four times as long as the one before."""
 
 CONTESTED_SECONDS = 120.0
-"""Seconds that another run may take to put all of a song's files, once it has begun."""
+"""Seconds that another run may take to put all files of a song, once it has begun to."""
 
 
 class SongPipeline:
-    """The steps of songs with one worker; each song runs in the thread that calls."""
+    """The steps of a worker's songs. Each song runs in the thread that calls :meth:`run`."""
 
     def __init__(self, worker: Worker) -> None:
         self.worker, self.settings, self.key = worker, worker.settings, worker.identity.key
@@ -58,7 +59,7 @@ class SongPipeline:
         """Separate a song; its failure is an outcome, not an exception.
 
         Args:
-            defer: takes the song back if another run is working on it.
+            defer: function that takes the song back if another run is working on it.
 
         Returns:
             the outcome; None if the song was deferred, the run is being stopped, or the device is lost.
@@ -71,7 +72,7 @@ class SongPipeline:
                     return None
                 self.worker.listen(SongStarted(song.id, song.uri, self.worker.number))
                 outcome = self._try(song)
-        except Exception as error:  # by the destination or the claim
+        except Exception as error:  # the destination or the claim has raised it
             outcome = self._failed(song, error, 1)
         if outcome is not None:
             self.worker.listen(SongEnded(outcome, self.worker.number))
@@ -102,7 +103,7 @@ class SongPipeline:
     def _failed(self, song: Song, error: Exception, attempt: int, source: Source | None = None) -> Outcome:
         failure, message = classify(error)
         if source is not None and source.copy is not None:
-            # The copy of a remote file is removed by now, so name the remote address instead.
+            # The copy of a remote file is removed by now: name the remote address instead.
             message = message.replace(str(source.copy), song.uri)
         stamp = source.seen.text if source is not None and source.seen else None
         return Outcome(song.id, song.uri, Status.failed, self.key, failure, message, attempt, stamp=stamp)
@@ -194,7 +195,15 @@ class SongPipeline:
         )
 
     def _copied(self, folder: str, song: Song, input: dict[str, Any], staged: Path) -> Result | None:
-        """Copy the stems of another song, and return their result; return None unless both songs have equal content."""
+        """Copy the stems of another song of equal content into ``staged``, and return the result of this song.
+
+        Args:
+            folder: folder of the other song at the destination.
+            input: the entry ``input`` of the result, without ``codec``.
+
+        Returns:
+            None if the contents differ, or the other song's stems cannot be used.
+        """
         found = self.destination.result(folder)
         if found is None or found.key != self.key or found.content != input["sha256"]:
             return None
@@ -210,15 +219,19 @@ class SongPipeline:
         return replace(found, id=song.id, uri=song.uri, input=input, seconds={}, finished=utc_now())
 
     def _refuse_if_taken(self, song: Song, before: Result) -> None:
-        """Raise SongError if another song of the same id is there, as from two folders with equal file names."""
-        # One text for all ways to write the address of a local file, and for all links that lead to it.
+        """Raise :class:`SongError` if the result ``before`` is that of another song with the same id.
+
+        Two folders with equal file names, for example, give two songs the same id.
+        """
+        # Local files are compared by their real paths, so that links and other spellings of a path do not matter.
         paths = {uri: local_path(uri) for uri in (song.uri, before.uri)}
         if len({uri if path is None else os.path.realpath(path) for uri, path in paths.items()}) > 1:
             text = f"{self.destination.uri} already holds another song under the id {before.id}, from {before.uri}."
             raise SongError(Failure.taken, text)
 
     def _refuse_if_full(self, recording: Recording) -> None:
-        """Raise SongError before the work if the stems certainly do not fit on a local destination."""
+        """Raise :class:`SongError`, before the work begins, if the stems certainly do not fit on a local
+        destination."""
         storage = self.destination.storage
         if isinstance(storage, LocalStorage) and recording.samples is not None:
             size = LEAST_BYTES * recording.samples * recording.channels * len(self.worker.recipe)
@@ -226,17 +239,20 @@ class SongPipeline:
                 raise SongError(Failure.write, f"{self.destination.uri} has no room left for the stems of a song.")
 
     def _refuse_if_longer(self, seconds: float, song: Song) -> None:
-        """Raise SongError if ``seconds``, the declared length or that decoded so far, is more than ``max_hours``."""
+        """Raise :class:`SongError` if a song is longer than ``max_hours``.
+
+        ``seconds`` is the length that the file declares, or the length that is decoded so far.
+        """
         if seconds > 3600 * self.settings.max_hours:
             raise SongError(Failure.too_long, f"{song.uri} lasts longer than {self.settings.max_hours:g} hours.")
 
     def _publish(self, staged: Path, song: Song, result: str) -> Result | None:
-        """Publish the staged files; if that fails, try only the publishing again, not the separation.
+        """Publish the staged files. If that fails, only the publishing is tried again, not the separation.
 
         Returns:
             the result of another run that published the same song at the same time; None if there was no such run.
         """
-        for _ in self._attempts(least=2):  # the second may replace what a killed run left
+        for _ in self._attempts(least=2):  # the second attempt may replace what a killed run left
             self.destination.check()
             try:
                 self.destination.storage.publish(staged, song_folder(song.id), result)
@@ -252,9 +268,11 @@ class SongPipeline:
         raise SongError(Failure.write, text) from refused
 
     def _other(self, song: Song) -> Result | None:
-        """Wait, at most CONTESTED_SECONDS, for the result of another run that is publishing this song.
+        """Wait, at most CONTESTED_SECONDS, for the result of another run that is publishing this song, and return it.
 
-        Return None if no result with our key came: the other run may have been killed, or this worker is stopping.
+        Return None if no result for the same model and settings came: the other run may have been killed, or this
+            worker
+        is stopping.
         """
         deadline = time.monotonic() + CONTESTED_SECONDS
         while time.monotonic() < deadline and not self.worker.stop.wait(CONTESTED_SECONDS / 60):

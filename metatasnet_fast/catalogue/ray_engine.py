@@ -1,11 +1,11 @@
-"""Run a catalogue with the engine ``ray``: each worker is below an actor for a GPU or a machine of a Ray cluster.
+"""Run a catalogue with the engine ``ray``: an actor of a Ray cluster starts each worker's process, on its machine.
 
     driver: songs, the longest first -> actor -> process with the model -> events -> actor -> driver: ledger, display
 
-Only addresses pass through Ray, never waveforms: audio goes straight from the source to the worker and from the worker
-to the destination. The driver watches the processes as it does without Ray: if an actor dies, the driver starts another
-one, and the dead actor's songs are tried again. Without a cluster, Ray is started on this machine, and all its files
-are removed at the end.
+There is one actor for each GPU, or for each machine. Only addresses pass through Ray, never waveforms: audio goes
+straight from the source to the worker, and from the worker to the destination. The driver watches the processes as it
+does without Ray. If an actor dies, the driver starts another one, and the dead actor's songs are tried again. Without a
+cluster, Ray is started on this machine, and all files of Ray are removed at the end.
 """
 
 from __future__ import annotations
@@ -41,28 +41,29 @@ from .supervised import ChildProcess, Gone, Order
 __all__ = ["Node", "Pool", "plan_pool", "run_ray"]
 
 OBJECT_STORE = 256 * 2**20
-"""Bytes of Ray's object store; only addresses and outcomes pass through it."""
+"""Bytes of Ray's object store. Only addresses and outcomes pass through it."""
 
 FOLDER_PREFIX = "mtfray-"
-"""Beginning of the name of Ray's folder; the owner's process number follows."""
+"""Beginning of the name of Ray's folder. The number of the process that made the folder follows."""
 
 LONGEST_FOLDER = 16
-"""Largest length in bytes of the parent folder's path. Names of sockets may have 107; Ray's part and ours take the
-rest."""
+"""Largest length in bytes of the path of the parent of Ray's folder. The path of a socket may have 107 bytes, and the
+names below the parent take the rest."""
 
 QUIET = {"RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-"""Variables for Ray, unless the environment sets them."""
+"""Environment variables that are set for Ray, unless they are set already."""
 
 KNOCK_SECONDS = 10.0
+"""Seconds that a cluster may take to accept a connection."""
 
 RECEIVE_SECONDS = 60.0
-"""Seconds after which an actor asks its process again for a message."""
+"""Seconds that an actor waits for a message of its process before it asks again."""
 
 FAREWELL_SECONDS = 3.0
-"""Seconds that workers which Ray ends may take to be gone, before their folders are removed."""
+"""Seconds that the workers may take to end when Ray ends them. Then their folders are removed."""
 
 PATIENCE = 60.0
-"""Seconds after which a notice says that a worker still has no place; the notice is repeated after as many seconds."""
+"""Seconds after which a notice says that a worker still has no place in the cluster, and between two such notices."""
 
 
 def run_ray(
@@ -76,11 +77,14 @@ def run_ray(
     workers: int | None = None,
     **options: Any,
 ) -> RunEnded:
-    """Do what :func:`run_local` does on a Ray cluster, or on this machine with a Ray of its own.
+    """Separate songs as :func:`run_local` does, on a Ray cluster, or on this machine with a Ray that is started for the
+    run.
 
     Args:
-        songs, settings, destination: with absolute paths, as the actors run in other folders.
-        address: of a Ray cluster, as ``ray.init`` takes it; None starts Ray on this machine and ends it afterwards.
+        songs, settings, destination: as for :func:`run_local`, with absolute paths: the actors run in other folders.
+        listener, stop: as for :func:`run_local`.
+        address: address of a Ray cluster, as ``ray.init`` takes it; None to start Ray on this machine and to end it
+            afterwards.
         workers: largest number of actors; None for one on each GPU, or on each machine if there is no GPU.
         options: the other options of :func:`run_local`; ``price_per_hour`` is that of one machine.
 
@@ -90,7 +94,7 @@ def run_ray(
         MetaTasNetError: if the model cannot be loaded, or no worker stays alive.
     """
     with contextlib.ExitStack() as stack:
-        # A worker that Ray ended had no time to remove its folder.
+        # A worker that Ray ends has no time to remove its folder.
         stack.callback(remove_abandoned, Destination(destination).storage, FAREWELL_SECONDS)
         ray = stack.enter_context(ray_cluster(address))
         there = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -108,10 +112,11 @@ def run_ray(
 
 
 class SeparateSongs(ChildProcess):
-    """The actor: a worker's process on its machine. Messages from and to the process have a thread each."""
+    """The actor: it starts a worker's process on its machine, and passes messages on, with a thread for each
+    direction."""
 
     def messages(self) -> Iterator[object]:
-        """Yield the messages of the process as they come; the last one says that it has ended."""
+        """Yield the messages of the process as they come. The last message says that the process has ended."""
         message = None
         while not isinstance(message, Gone):
             message = self.receive(RECEIVE_SECONDS)
@@ -120,18 +125,18 @@ class SeparateSongs(ChildProcess):
 
 
 class ActorProcess:
-    """A worker's process below an actor, seen from the driver: a :class:`Process`."""
+    """A :class:`Process` that an actor has started; this object is in the driver."""
 
     def __init__(self, ray: Any, pool: Pool, order: Order) -> None:
         self._ray, self._pool = ray, pool
         self._place = ray.util.placement_group([{"CPU": pool.cpus, **({"GPU": pool.gpus} if pool.gpus else {})}])
         strategy = ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy(self._place)
         options = {"num_cpus": pool.cpus, "num_gpus": pool.gpus, "scheduling_strategy": strategy, "max_concurrency": 2}
-        # Each machine checks the destination itself: its file system may have other device numbers there.
+        # No token: each machine reads the destination's mark itself, as its file systems may have other device numbers.
         self._actor = ray.remote(**options)(SeparateSongs).remote(replace(order, token=None))
         self._messages = self._actor.messages.remote()
         self._say_at: float | None = time.monotonic() + PATIENCE
-        """Time of the next notice that the actor has no place yet; None once it has one."""
+        """Time of the next notice that the actor has no place yet; None once the actor has a place."""
 
     def send(self, message: Song | None) -> None:
         self._actor.send.remote(message)
@@ -169,8 +174,8 @@ class ActorProcess:
 def ray_cluster(address: str | None) -> Iterator[Any]:
     """Connect to Ray, and yield the module ``ray``.
 
-    With an address, join the cluster there, and leave it at the end. Without an address, start Ray on this machine with
-    this process's cores and all GPUs; at the end, end its processes and remove its files.
+    With an address, join the cluster there for the block. Without an address, start Ray on this machine, with this
+    process's cores and all GPUs; after the block, end Ray's processes and remove Ray's files.
 
     Raises:
         MissingDependencyError: if the package ray is missing.
@@ -195,14 +200,14 @@ def ray_cluster(address: str | None) -> Iterator[Any]:
 
 
 def _leave_interrupts() -> None:
-    """Keep Ctrl-C, which reaches all processes of a terminal, from this thread and the processes that it starts."""
+    """Block Ctrl-C, which reaches all processes of a terminal, in this thread and in the processes that it starts."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
 
 def _short_folder() -> str:
-    """Make a folder in the temporary folder; in /tmp, if that folder's name is too long for sockets in it.
+    """Make a folder for Ray in the temporary folder, or in /tmp if the temporary folder's path is too long for sockets.
 
-    Remove the folders that killed processes have left there.
+    Also remove the folders that killed processes have left there. Return the path of the new folder.
     """
     wanted = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
     parent = Path(wanted if len(os.fsencode(wanted)) <= LONGEST_FOLDER else "/tmp")
@@ -253,9 +258,10 @@ def _knock(address: str) -> None:
 
 @contextlib.contextmanager
 def _native_errors_muted() -> Iterator[None]:
-    """Discard what Ray's compiled part prints on standard error; Ray also raises these errors, and writes log files.
+    """Discard what Ray's compiled part prints on standard error. Ray also raises these errors, and writes them to log
+    files.
 
-    What Python prints there, such as the answer to Ctrl-C, is still shown.
+    What Python prints on standard error, such as the answer to Ctrl-C, is still shown.
     """
     sys.stderr.flush()
     with open(os.dup(2), "w", buffering=1) as kept, contextlib.redirect_stderr(kept):
@@ -268,7 +274,7 @@ def _native_errors_muted() -> Iterator[None]:
 
 
 class Node(NamedTuple):
-    """A machine of the cluster, as Ray counts: whole CPUs and GPUs."""
+    """A machine of the cluster: its numbers of whole CPUs and GPUs, as Ray counts them."""
 
     cpus: int
     gpus: int
@@ -276,7 +282,7 @@ class Node(NamedTuple):
 
 @dataclass(frozen=True)
 class Pool:
-    """``workers`` actors that hold ``cpus`` CPUs and ``gpus`` GPUs each, on ``machines`` different machines."""
+    """``workers`` actors, each with ``cpus`` CPUs and ``gpus`` GPUs, on ``machines`` different machines."""
 
     workers: int
     cpus: int
@@ -289,18 +295,19 @@ class Pool:
 
 
 def plan_pool(nodes: Sequence[Node], device: str, threads: int | None, workers: int | None) -> Pool:
-    """Plan one worker for each GPU; without a GPU, or if ``device`` is the CPU, one for all CPUs of each machine.
+    """Plan the workers: one for each GPU; without a GPU, or if ``device`` is the CPU, one for all CPUs of each machine.
 
-    Songs reach the workers without a Ray task that needs a CPU, so the workers may hold all CPUs. Workers that can
-    never be placed are an error here, because Ray would wait for them without a message.
+    The workers may hold all CPUs, because no Ray task that needs a CPU is used to send songs. Workers for which there
+    can never be a place are an error here, because Ray would wait for a place without a message.
 
     Args:
+        nodes: the machines of the cluster.
         device: as in ``Settings``.
-        threads: CPUs of each worker; None shares each machine's CPUs among its workers.
+        threads: number of CPUs of each worker; None to share each machine's CPUs among its workers.
         workers: largest number of workers; None for one on each GPU or machine.
 
     Raises:
-        ConfigError: if no worker fits, or fewer than asked for.
+        ConfigError: if there is no place for any worker, or for fewer workers than asked for.
     """
     on_gpus = not device.startswith("cpu") and (device != "auto" or any(node.gpus for node in nodes))
     able = [node for node in nodes if node.cpus > 0 and (node.gpus > 0 or not on_gpus)]

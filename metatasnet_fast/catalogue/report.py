@@ -1,8 +1,9 @@
-"""Show a run to a person: the live display while it runs, from its events, and the report at the end.
+"""Show a run to people: in a live display while it runs, and in a report at its end.
 
-The report is written to ``runs/<run>/``: ``report.json`` for programs, ``report.html`` for people, and pages to listen
-to songs, each a single file. It uses the run's last event, and the ledger for the examples and the number of warnings.
-Rows of the ledger are read one by one, so the memory does not grow with the ledger.
+The display is made from the events of the run. The report is written to ``runs/<run>/``: ``report.json`` for programs,
+``report.html`` for people, and pages to listen to songs, each a single file. It is made from the run's last event; the
+examples and the number of warnings come from the ledger. Rows of the ledger are read one by one, so the memory does not
+grow with the ledger.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ SHOWN = 20
 """Number of failures of each type, and of warnings, that are displayed; the others are only counted."""
 
 HEARD_SECONDS = 30
-"""Seconds of a song to listen to, from its beginning; a page of four stems takes about 0.2 MB a second."""
+"""Seconds of a song to listen to, from its beginning. A page of four stems takes about 0.2 MB for each second."""
 
 EXAMPLES = 10
 """Number of failed songs of each type, and of warnings, that the report names."""
@@ -58,7 +59,7 @@ FORMAT_VERSION = 2
 
 
 class LiveDisplay(ProgressBar):
-    """A listener that shows a run on standard error: its progress, failures, warnings, and at the end a summary."""
+    """A listener that shows a run on standard error: progress, failures and warnings, and at the end a summary."""
 
     def __init__(self) -> None:
         super().__init__("catalogue", "songs")
@@ -86,7 +87,7 @@ class LiveDisplay(ProgressBar):
                 self._say(line)
 
     def _say(self, text: str, kind: str | None = None) -> None:
-        """Print a line; of each ``kind``, only the first SHOWN lines."""
+        """Print a line. Of the lines of one ``kind``, print only the first SHOWN, and say once that there are more."""
         if kind is not None:
             self._said[kind] += 1
             if self._said[kind] > SHOWN + 1:
@@ -97,7 +98,8 @@ class LiveDisplay(ProgressBar):
 
 
 def progress_note(progress: Progress) -> str:
-    """Return hours of audio, real-time factor, device busy share, queue depths, failures and time left in one line."""
+    """Return the progress in one line: hours of audio, real-time factor, share of time in which the device was busy,
+    lengths of the queues, failures, and time left."""
     parts = [
         f"{progress.audio_seconds / 3600:.2f} h of audio",
         f"{progress.real_time_factor:.1f} x real time",
@@ -113,7 +115,7 @@ def progress_note(progress: Progress) -> str:
 
 
 def summary_lines(end: RunEnded) -> list[str]:
-    """Return the summary that is shown at the end of a run."""
+    """Return the lines of the summary that is shown at the end of a run."""
     progress = end.progress
     lines = [
         f"{progress.done} done, {progress.skipped} done before, {progress.failed} failed"
@@ -132,12 +134,15 @@ def summary_lines(end: RunEnded) -> list[str]:
 
 
 def clock_text(seconds: float) -> str:
-    """Return seconds as ``1:02:03``, with days where there are some."""
+    """Return seconds as hours, minutes and seconds, such as ``1:02:03``; with days from 24 hours on."""
     return re.sub(" days?,", " d", str(timedelta(seconds=round(seconds))))
 
 
 def bottleneck(stage_busy_share: dict[str, float]) -> str | None:
-    """Return the busiest stage, for which the others wait; None if all are idle. ``device`` stands for ``separate``."""
+    """Return the name of the busiest stage, for which the other stages wait; None if all stages are idle.
+
+    The stage ``separate`` is left out: ``device`` measures the same work.
+    """
     shares = {name: share for name, share in stage_busy_share.items() if name != "separate"}
     return max(shares, key=lambda name: shares[name]) if any(shares.values()) else None
 
@@ -145,10 +150,11 @@ def bottleneck(stage_busy_share: dict[str, float]) -> str | None:
 def facts(
     ended: RunEnded, rows: Iterable[Outcome], price_per_hour: float | None = None, samples: int = SAMPLES
 ) -> dict[str, Any]:
-    """Return the whole report, ready for JSON: the run's last event, and examples from its rows.
+    """Return the whole report in a form for JSON: the run's last event, and examples from the rows of the ledger.
 
     Args:
-        samples: number of songs to listen to; each song is equally likely, and the choice is the same for the same run.
+        rows: the run's rows of the ledger.
+        samples: number of songs to listen to. Each song is equally likely; the choice depends on the songs' ids only.
     """
     progress = ended.progress
     failures: dict[str, dict[str, Any]] = {
@@ -217,7 +223,7 @@ def write_report(
         storage.write(f"{folder}/report.html", page(said).encode(errors="backslashreplace"))
 
     said["destination"], said["settings"] = destination.uri, asdict(settings)
-    store()  # pages take seconds: after a signal meanwhile, there is a report without pages
+    store()  # pages take seconds: if a signal comes meanwhile, there is a report without pages
     for sample in said["samples"]:
         name = f"listen-{safe_name(sample['id'])}.html"
         try:
@@ -234,7 +240,7 @@ def write_report(
 
 
 def page(facts: Mapping[str, Any]) -> str:
-    """Return the HTML page of a report, from what :func:`facts` returned."""
+    """Return the HTML page of a report, made from what :func:`facts` returned."""
     jinja2 = require("jinja2", "The report")
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
@@ -248,10 +254,10 @@ def page(facts: Mapping[str, Any]) -> str:
 
 
 def _listening_page(sample: Mapping[str, Any], destination: Destination) -> tuple[bytes, dict[str, str]]:
-    """Return the page of a song and its stems, and what made them: version, backend, device, precision.
+    """Return the page of a song and its stems; and the version, backend, device and precision that made the stems.
 
     Raises:
-        OSError, MetaTasNetError: if the recording or its stems cannot be read any more, or the page cannot hold them.
+        OSError, MetaTasNetError: if the recording or its stems cannot be read any more, or the page cannot hold these.
     """
     folder = song_folder(sample["id"])
     result = destination.result(folder)

@@ -68,13 +68,15 @@ def safe_name(text: str) -> str:
 
 
 def song_folder(id: str) -> str:
-    """Return the folder of a song's outputs, relative to the destination. The songs are shared out among 65,536 folders."""
+    """Return the folder of a song's outputs, relative to the destination. The songs are shared out among 65,536
+    folders."""
     place = digest(id)
     return f"songs/{place[:2]}/{place[2:4]}/{safe_name(id)}"
 
 
 def derived_id(uri: str) -> str:
-    """Return the id of a song that has none in the manifest: the name of its file without suffix, and a checksum of ``uri``.
+    """Return the id of a song that has none in the manifest: the name of its file without suffix, and a checksum of
+    ``uri``.
 
     The id depends only on ``uri``, so that songs keep their ids when a manifest grows.
     """
@@ -90,7 +92,8 @@ def _slug(text: str) -> str:
 FORMATS = ("flac", "ogg", "wav", "mp3")
 
 MOST = {"threads": 4096, "batch_size": 65536, "songs_in_flight": 4096, "attempts": 1000}
-"""Largest values of settings. A larger value must be a typing error: it would make that many threads or list entries."""
+"""Largest values of settings. A larger value must be a typing error: it would make that many threads or list
+entries."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,8 @@ class Settings:
     revision: str | None = None
     offline: bool = False
     stems: dict[str, tuple[str, ...]] | None = None
-    """The stems that are added up in each output, by the output's name; None for one output for each of the model's stems."""
+    """The stems that are added up in each output, by the output's name; None for one output for each of the model's
+    stems."""
     format: str = "flac"
     subtype: str | None = None
     """Sample depth as ``AudioWriter`` names it; None for the format's default."""
@@ -151,7 +155,8 @@ class Settings:
 
 @dataclass(frozen=True)
 class Identity:
-    """The model and the settings for which a song is done: all that decides the outputs, apart from the input's content.
+    """The model and the settings for which a song is done: all that decides the outputs, apart from the input's
+    content.
 
     Device, backend and batch size are not part of an identity: they change results within the tolerance only.
     """

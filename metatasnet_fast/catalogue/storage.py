@@ -46,8 +46,8 @@ MISSING = (FileNotFoundError, NotADirectoryError)
 
 
 class LocalStorage:
-    """Storage below a local folder. Files and folders have relative paths with ``/``. Methods raise ``OSError`` if the system
-    refuses."""
+    """Storage below a local folder. Files and folders have relative paths with ``/``. Methods raise ``OSError`` if the
+    system refuses."""
 
     def __init__(self, root: Path) -> None:
         self.path = root
@@ -70,7 +70,8 @@ class LocalStorage:
         return next((sizes for found, sizes in self.listing(folder) if found == folder), {})
 
     def listing(self, folder: str) -> Iterator[tuple[str, dict[str, int]]]:
-        """Yield ``folder`` and the folders below it, if they hold files, each with the sizes in bytes of its files by name."""
+        """Yield ``folder`` and the folders below it, if they hold files, each with the sizes in bytes of its files by
+        name."""
         try:
             with os.scandir(f"{self.path}/{folder}") as found:
                 entries = sorted(found, key=lambda entry: entry.name)
@@ -141,7 +142,8 @@ class FsspecStorage:
         self._fs, self._base = filesystem, base.rstrip("/")
         self._protocols = {filesystem.protocol} if isinstance(filesystem.protocol, str) else set(filesystem.protocol)
         self._empty: set[str] = set()
-        """Folders that were empty when they were listed: before files are published there, they need not be listed again."""
+        """Folders that were empty when they were listed: before files are published there, they need not be listed
+        again."""
 
     def _at(self, path: str) -> str:
         return f"{self._base}/{path}"

@@ -1,4 +1,4 @@
-"""Run a worker in a process that is restarted when it dies: a crash there fails one song, not the run."""
+"""Run a worker in another process, which is restarted when it dies. So a crash makes one song fail, not the run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MOST_FAILED_STARTS = 3
 """Number of processes in a row that may end before they begin a song; such an end is not the fault of a song."""
 
 MOST_LOSSES = 100
-"""Number of lost machines from which on a loss counts as a crash of the songs."""
+"""Number of lost machines after which a further loss counts as a crash of the songs."""
 
 POLL_SECONDS = 0.2
 
@@ -44,40 +44,43 @@ DEFERRED_SECONDS = 1.0
 
 
 class WorkerLostError(MetaTasNetError):
-    """An error: the worker's process ends repeatedly before it begins a song."""
+    """Error: the worker's process ends again and again before it begins a song."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """The first message to a process. The other messages are songs, and the last one is None: begin no further song,
-    finish the songs in flight, and end."""
+    """The first message to a process. The other messages are songs. The last message is None: then the process begins
+    no further song, finishes the songs in flight, and ends."""
 
     settings: Settings
     destination: str
     token: str | None = None
-    """The destination's token, see :class:`Destination`."""
+    """The mark of the destination, see :class:`Destination`."""
     number: int = 0
+    """Number of the worker."""
     contents: Mapping[str, str] = field(default_factory=dict)
-    """The folders of contents that are done at the destination, see :class:`Contents`."""
+    """Folders of the contents that are done at the destination, see :class:`Contents`."""
 
 
 @dataclass(frozen=True)
 class Ready:
-    """A message: the process can take songs. It answers with events, and with songs that another run is working on.
+    """The first message from a process: it can take songs. A process that cannot work sends an error instead.
 
-    A process that cannot work sends an error instead.
+    The messages after this one are events, and songs that another run is working on.
     """
 
     capacity: int
+    """Number of songs that the process takes at once."""
     key: str
-    """Checksum of the model and the settings."""
+    """Checksum of the model and the settings (``Identity.key``)."""
 
 
 @dataclass(frozen=True)
 class Gone:
-    """The last message: a process has ended; ``signal`` is the number of the signal that ended it, or None.
+    """The last message from a process: it has ended.
 
-    ``machine_lost``: the machine or actor of the process was lost, which is not the fault of a song.
+    ``signal`` is the number of the signal that ended the process, or None. ``machine_lost`` is True if the machine or
+    the actor of the process was lost, which is not the fault of a song.
     """
 
     reason: str
@@ -86,10 +89,10 @@ class Gone:
 
 
 class Process(Protocol):
-    """A worker's process, on this machine or another one. The process gets an :class:`Order` when it is made."""
+    """A worker's process, on this machine or another one. It gets an :class:`Order` when it is started."""
 
     def send(self, message: Song | None) -> None:
-        """Send a message to the process. A process that has ended ignores it, and ``receive`` returns :class:`Gone`."""
+        """Send a message to the process. Nothing is raised if it has ended: ``receive`` then returns :class:`Gone`."""
 
     def receive(self, seconds: float) -> object:
         """Return the next message of the process, or None if no message comes within ``seconds``."""
@@ -99,7 +102,8 @@ class Process(Protocol):
 
 
 class ChildProcess:
-    """A :class:`Process` at the other end of a pipe; what it prints goes to the log (level debug)."""
+    """A :class:`Process` on this machine, at the other end of a pipe. What it prints goes to the log, at level
+    debug."""
 
     def __init__(self, order: Order) -> None:
         paths = [str(PACKAGE), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -126,7 +130,7 @@ class ChildProcess:
             self._pipe.send(message)
 
     def receive(self, seconds: float) -> object:
-        with contextlib.suppress(EOFError, OSError):  # the process's end may cut off a message
+        with contextlib.suppress(EOFError, OSError):  # the end of the process may cut off a message
             return self._pipe.recv() if self._pipe.poll(seconds) else None
         code = self._process.wait()
         self._reader.join()
@@ -151,18 +155,20 @@ class ChildProcess:
 
 
 class SupervisedWorker:
-    """A :class:`Worker` whose songs are separated in another process, which is restarted when it dies.
+    """A worker whose songs are separated in another process, which is restarted when it dies.
 
-    The songs of a dead process are tried one by one, each alone in the process, so that the crashing song is known: it
-    fails, and the others are done. The child ends with this process in any case.
+    The songs of a dead process are tried one by one, each alone in the new process. So the song that crashes is found:
+    it fails, and the others are done. The other process ends with this one in any case.
 
     Args:
+        order: the first message to each process.
+        listener: function that gets every event of the process.
         stop: when set, no further song is begun.
-        grace: seconds that songs in flight have after ``stop`` is set; then the process is ended.
-        start: function that makes a process.
+        grace: seconds that songs in flight have after ``stop`` is set. Then the process is ended.
+        start: function that starts a process.
 
     Raises:
-        MetaTasNetError: if the model cannot be loaded or the device or backend cannot serve.
+        MetaTasNetError: if the model cannot be loaded, or the device or backend cannot be used.
         WorkerLostError: if the process cannot be kept alive.
     """
 
@@ -177,7 +183,7 @@ class SupervisedWorker:
         self.grace = grace
         self.child: Process | None = None
         self.capacity = 0
-        """Number of songs that the process can have at once; 0 while no process is ready."""
+        """Number of songs that the process takes at once; 0 while no process is ready."""
         self._order = order
         self._most_crashes = max(2, order.settings.attempts)
         self._listener = listener
@@ -187,14 +193,15 @@ class SupervisedWorker:
         self._key = ""
         self._sent: dict[str, Song] = {}
         self._waiting: deque[tuple[float, Song]] = deque()
-        """Songs to try again, each with the time from which on it may be tried, the earliest first."""
+        """Songs to try again, each with the earliest time at which it may be tried, ordered by these times."""
         self._crashes: Counter[str] = Counter()
-        """How often the process ended with each song that is tried alone, by the song's id."""
+        """For each song that has to be tried alone, by its id: how many processes ended while they had the song."""
         while not self.capacity and not self._stop.is_set():
             self._receive()
 
     def process(self, songs: Iterable[Song]) -> Iterator[Outcome]:
-        """Separate songs, and yield their outcomes; songs that are still in flight when the grace ends have none."""
+        """Separate songs, and yield their outcomes. Songs that are still in flight when ``grace`` is over have no
+        outcome."""
         source = iter(songs)
         while not self._stop.is_set():
             self._feed(source)
@@ -205,7 +212,7 @@ class SupervisedWorker:
             self.child.send(None)
         stopped = time.monotonic()
         while self._sent and self.child is not None:
-            if time.monotonic() > stopped + self.grace:  # ``grace`` may be shortened meanwhile
+            if time.monotonic() > stopped + self.grace:  # another thread may shorten ``grace`` meanwhile
                 self._listener(Notice(f"Songs in flight were given up after {self.grace:g} s: {len(self._sent)}."))
                 self._kill()
             else:
@@ -215,7 +222,8 @@ class SupervisedWorker:
         return self
 
     def __exit__(self, kind: object, *error: object) -> None:
-        """Let the process end, so that its last events reach the listener; after END_SECONDS or an error, kill it."""
+        """Let the process end, so that its last events reach the listener. After END_SECONDS, or after an error, kill
+        it."""
         if kind is None and self.child is not None and self.capacity:
             self.child.send(None)
             deadline = time.monotonic() + END_SECONDS
@@ -224,7 +232,7 @@ class SupervisedWorker:
         self._kill()
 
     def _feed(self, source: Iterator[Song]) -> None:
-        """Send as many songs as can be in flight; a song with which a process crashed is sent alone."""
+        """Send as many songs as the process takes at once. A song that a process had when it crashed is sent alone."""
         while len(self._sent) < self.capacity and not self._crashes.keys() & self._sent.keys():
             if self._waiting and self._waiting[0][0] <= time.monotonic():
                 if self._sent and self._waiting[0][1].id in self._crashes:
@@ -242,7 +250,10 @@ class SupervisedWorker:
                 self.child.send(song)
 
     def _receive(self) -> list[Outcome]:
-        """Start a process if none is running, wait a moment for its next message, and return the outcome in it."""
+        """Start a process if none is running, wait up to POLL_SECONDS for its next message, and act on the message.
+
+        Return a list with the outcome that the message brings, or an empty list.
+        """
         if self.child is None:
             self.child = self._new_process(self._order)
         message = self.child.receive(POLL_SECONDS)
@@ -254,7 +265,7 @@ class SupervisedWorker:
         elif isinstance(message, Event):
             self._listener(message)
             if isinstance(message, SongStarted):
-                self._failed_starts = -1  # the end of this process is not a failed start
+                self._failed_starts = -1  # when this process ends, the counter returns to 0: it was no failed start
             elif isinstance(message, SongEnded):
                 del self._sent[message.outcome.id]
                 self._crashes.pop(message.outcome.id, None)
@@ -270,7 +281,10 @@ class SupervisedWorker:
         return []
 
     def _after_exit(self, gone: Gone) -> list[Outcome]:
-        """Let the songs of a dead process be tried alone; return the outcome of a song that crashed alone too often."""
+        """Arrange that each song of a dead process is tried alone.
+
+        Return a list with the outcome of a song that was alone in the process and crashed too often, or an empty list.
+        """
         self._failed_starts += 1
         if self._failed_starts >= MOST_FAILED_STARTS:
             raise WorkerLostError(

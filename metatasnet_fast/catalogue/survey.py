@@ -36,13 +36,13 @@ class Plan:
     unwritten: list[Outcome] = field(default_factory=list)
     """New rows of the ledger for songs that are done without such a row: a killed run may lose its last rows."""
     contents: dict[str, str] = field(default_factory=dict)
-    """Folders of songs that are done with the same key, by the beginning of the content's SHA-256. These songs may belong
-    to other runs or shards."""
+    """Folders of songs that are done with the same key, by the beginning of the content's SHA-256. These songs may
+    belong to other runs or shards."""
 
 
 def make_plan(songs: Sequence[Song], settings: Settings, key: str, destination: Destination) -> Plan:
-    """Decide which songs are done, without reading their contents: by the names of the files at the destination, and by the
-    sizes and times of the inputs.
+    """Decide which songs are done, without reading their contents: by the names of the files at the destination, and by
+    the sizes and times of the inputs.
 
     A song that is not certainly done is to do: its worker compares contents.
 
@@ -113,14 +113,15 @@ def _stamp(song: Song) -> Stamp | None:
 class Survey:
     """Counts of the songs at a destination. Sizes are in bytes, times in seconds.
 
-    ``failures`` are the last outcomes of the songs that failed and have no result; ``failed`` counts them by type. A song
-    whose id is ``taken`` is among these, too: the result under this id is that of another song.
+    ``failures`` are the last outcomes of the songs that failed and have no result; ``failed`` counts them by type. A
+    song whose id is ``taken`` is among these, too: the result under this id is that of another song.
     """
 
     destination: str
     done: int = 0
     damaged_results: int = 0
-    """Number of songs' folders that have no readable result, or other files than those that the result was written for."""
+    """Number of songs' folders that have no readable result, or other files than those that the result was written
+    for."""
     audio_seconds: float = 0.0
     bytes: int = 0
     models: Counter[str] = field(default_factory=Counter)
@@ -177,12 +178,14 @@ def survey(destination: Destination) -> Survey:
 def verify(
     destination: Destination, repair: bool = False, shard: tuple[int, int] = (1, 1), sample: float = 1.0
 ) -> Iterator[Finding | Result]:
-    """Read every stem of every song, and compare it with the song's result; yield the correct results, and the findings.
+    """Read every stem of every song, and compare it with the song's result; yield the correct results, and the
+    findings.
 
     A file of a song that cannot be read is a finding, too.
 
     Args:
-        repair: remove what is wrong, so that the next run makes those songs again. No other run may work there meanwhile.
+        repair: remove what is wrong, so that the next run makes those songs again. No other run may work there
+            meanwhile.
         shard: (i, n) to check only the i-th of n parts of the songs, i from 1.
         sample: check only this share of the songs, 0 to 1, the same songs in every call.
 
@@ -227,8 +230,8 @@ def _judged(destination: Destination, folder: str, sizes: dict[str, int]) -> tup
     """Check a song's folder, whose files have these sizes.
 
     Returns:
-        the song's result, None if it is wrong; what is wrong in the folder, None if nothing is; and the names of the files
-        to remove for a repair.
+        the song's result, None if it is wrong; what is wrong in the folder, None if nothing is; and the names of the
+        files to remove for a repair.
     """
     names, name, what = set(sizes), Listed.of(sizes).name, "the result"
     if not name:

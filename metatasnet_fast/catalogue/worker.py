@@ -1,4 +1,4 @@
-"""The worker, of which every run is made: songs in, outcomes out, with the model loaded once."""
+"""Separate songs in one process, with the model loaded once: the worker, of which every run has one or more."""
 
 from __future__ import annotations
 
@@ -43,13 +43,14 @@ from .supervised import Order, Ready
 __all__ = ["Worker", "find_identity", "main"]
 
 DEFERRED_SECONDS = 0.1
-"""Seconds before songs that another run is working on are tried again."""
+"""Seconds after which songs that another run is working on are tried again."""
 
 LOAD_SECONDS = 1.0
 """Seconds between two reports of the load, and between two checks that the device still works."""
 
 WINDOW_COPIES = 3
-"""Number of float32 copies of a window's stems in memory: stitched, in the resampler's buffer, and resampled."""
+"""Number of float32 copies of a window's stems that are in memory at once: stitched, in the resampler's buffer,
+resampled."""
 
 
 def find_identity(settings: Settings) -> Identity:
@@ -67,7 +68,11 @@ def find_identity(settings: Settings) -> Identity:
 
 
 def _identity(settings: Settings, config: MetaTasNetConfig, checksum: str, precision: Precision) -> Identity:
-    """Return what decides the outputs; the model's name is recorded too, but decides nothing."""
+    """Return the identity of outputs. The model's name is recorded in it, but decides nothing.
+
+    Args:
+        checksum: checksum of the weights and the configuration.
+    """
     window, recipe = default_shape(config), parse_stems(settings.stems, config.instruments)
     name = Path(settings.model).name if os.path.exists(settings.model) else settings.model
     values = {
@@ -83,25 +88,26 @@ def _identity(settings: Settings, config: MetaTasNetConfig, checksum: str, preci
 
 
 class Worker:
-    """A worker that separates songs in this process, many at once; for crashes of codecs, see ``SupervisedWorker``.
+    """A worker that separates songs in this process, many at once.
 
-    Use it in a ``with`` statement; ``run`` may be called repeatedly.
+    Use it in a ``with`` statement. ``run`` may be called several times. A crash of a decoder ends this process; a
+    ``SupervisedWorker`` survives it.
 
     Args:
         settings: all options.
         destination: a folder or fsspec URI.
-        engine: replacement for the network, on the CPU, for tests; it has ``config`` and ``separate(mixes, wanted)``.
+        engine: replacement for the network, for tests, on the CPU; it has ``config`` and ``separate(mixes, wanted)``.
         listener: function that gets ``SongStarted``, ``SongEnded``, ``Notice`` and ``WorkerLoad``, from several
             threads.
         stop: when set, no further song is begun; songs in flight are finished.
         number: number of this worker in its events.
-        cores: how the cores are shared, for tests; None for the plan that suits the device.
+        cores: plan by which the cores are shared, for tests; None for the plan that suits the device.
         contents: folders of contents that are done at the destination, see :class:`Contents`.
 
     Raises:
-        MetaTasNetError: if the model cannot be loaded or the device or backend cannot serve.
+        MetaTasNetError: if the model cannot be loaded, or the device or backend cannot be used.
         OutputError: if the destination cannot be written to.
-        SongError: if the destination was removed or unmounted since its token was taken.
+        SongError: if the destination was removed or unmounted since its mark was read.
     """
 
     def __init__(
@@ -149,13 +155,15 @@ class Worker:
         advice = "choose another destination, or change its permissions"
         with reporting_write_errors(self.destination.uri, OutputError, advice):
             self.destination.check()
-            # Last, because the folder would stay behind if a later step failed.
+            # This step comes last: if a later one failed, the folder would stay behind.
             self.staging = Staging(self.destination.storage)
         self._began = time.perf_counter()
 
     def process(self, songs: Iterable[Song]) -> list[Outcome]:
-        """Separate songs as :meth:`run` does, and last those that another run was working on. Return the outcomes in
-        the order in which the songs ended."""
+        """Separate songs as :meth:`run` does; those that another run was working on are tried again at the end.
+
+        Return the outcomes in the order in which the songs ended.
+        """
         outcomes: list[Outcome] = []
         deferred: list[Song] = []
         self.run(songs, deferred.append, outcomes.append)
@@ -173,8 +181,8 @@ class Worker:
         """Separate songs until none is left or the worker is stopped.
 
         Args:
-            songs: read when places become free, from several threads, by one thread at a time.
-            defer: function that takes back a song that another run is working on; the song has no outcome here.
+            songs: the next song is taken when a place becomes free, by one thread at a time, but by different threads.
+            defer: function that takes back a song that another run is working on; this song has no outcome here.
             ended: function that gets every outcome, from several threads.
 
         Raises:
@@ -214,7 +222,7 @@ class Worker:
         self.listen(self.load())
 
     def load(self) -> WorkerLoad:
-        """Return the worker's present activity."""
+        """Return the present load of the worker and its stages."""
         usage = resource.getrusage(resource.RUSAGE_SELF)
         return WorkerLoad(
             worker=self.number,
@@ -239,13 +247,17 @@ class Worker:
         )
 
     def home(self, recording: Recording, attempt: int) -> tuple[torch.device, SongBudget]:
-        """Choose where a song's signals wait, and their budget: on the GPU if they fit and no attempt failed before."""
+        """Return the device that keeps a song's signals, and the budget of memory for these signals.
+
+        The signals stay on the GPU if they fit there and no attempt at the song failed before, else they are on the
+        CPU.
+        """
         device, stems = self.device if attempt == 1 else torch.device("cpu"), len(self.engine.config.instruments)
         home = choose_home(device, recording, stems, self._device_memory)
         return home, SongBudget(self.memory if home.type == "cpu" else Budget(None))
 
     def working_memory(self, recording: Recording) -> int:
-        """Return the bytes that a recording needs while its windows are stitched."""
+        """Return the bytes of memory that a recording needs while its windows are stitched."""
         config = self.engine.config
         samples = self.window.window * config.W * max(recording.sample_rate, config.output_rate) // config.sampling_rate
         if recording.samples is not None:
@@ -266,13 +278,15 @@ class Worker:
 
 
 def main() -> int:
-    """Run a worker as the process of a ``SupervisedWorker``; the last argument is the descriptor of the pipe to it.
+    """Run a worker as the process of a ``SupervisedWorker``. The last argument of the command is the descriptor of the
+    pipe between the two.
 
-    Messages in: an Order; then Songs; at last None: begin no further song, finish the songs in flight, and end.
-    Messages out: Ready, or the error that prevents work; then events, and songs that another run is working on.
+    This process receives an Order, then Songs, and at last None: then it begins no further song, finishes the songs in
+    flight, and ends. It sends Ready, or the error that prevents work; then events, and the songs that another run is
+    working on.
 
-    If the pipe ends without None, the parent has ended, and this process ends at once. Unfinished files are in its
-    staging folder, which the next run removes.
+    If the pipe ends without None, the parent has ended, and this process ends at once. The next run removes the staging
+    folder with the unfinished files.
     """
     faulthandler.enable()
     pipe, sending, stop = Connection(int(sys.argv[-1])), threading.Lock(), threading.Event()
@@ -301,7 +315,7 @@ def main() -> int:
         begin_no_more()
 
     order: Order = receive()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets Ctrl-C, and says what to do
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets Ctrl-C, too, and tells this process what to do
     signal.signal(signal.SIGTERM, begin_no_more)
     threading.Thread(target=read, daemon=True).start()  # notices the end of the parent also during loading
     try:
@@ -317,7 +331,7 @@ def main() -> int:
             send(Ready(worker.cores.songs, worker.identity.key))
             send(Notice(worker.describe()))
             worker.run(iter(songs.get, None), send)
-    except BackendUnavailableError as error:  # the last line that is printed is the reason that the parent gives
+    except BackendUnavailableError as error:  # the parent reports the last line that is printed as the reason
         print(error, file=sys.stderr)
         return 1
     return 0
@@ -326,4 +340,4 @@ def main() -> int:
 if __name__ == "__main__":
     code = main()
     sys.stderr.flush()
-    os._exit(code)  # all is closed; a normal exit of the interpreter would take half a second more
+    os._exit(code)  # everything is closed, and a normal exit of the interpreter would take half a second more

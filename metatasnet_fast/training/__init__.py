@@ -1,4 +1,5 @@
-"""Train by the authors' recipe on a prepared cache. The authors' optimiser and learning-rate schedule can be used alone.
+"""Train by the authors' recipe on a prepared cache. The authors' optimiser and learning-rate schedule can be used
+alone.
 
 The names below are loaded on first use: the command line reads a run's settings before it needs torch.
 """

@@ -103,9 +103,9 @@ def codec_quality(network: MultiTasNet, mixes: Sequence[Tensor], choice: Choice)
 def pair_signs(network: MultiTasNet, generator: torch.Generator) -> None:
     """Replace the codec's initial weights by windowed cosines of both signs, and a decoder that is linear in the pairs.
 
-    The longest filters get the lowest frequencies. The encoder's first 1x1 convolution passes the filters' outputs on; the
-    second one is the identity plus a tenth of its initial values. The decoder's 1x1 convolution is random, with opposite
-    weights for the two filters of a pair. Spectrogram branch and masking network stay as they are.
+    The longest filters get the lowest frequencies. The encoder's first 1x1 convolution passes the filters' outputs on;
+    the second one is the identity plus a tenth of its initial values. The decoder's 1x1 convolution is random, with
+    opposite weights for the two filters of a pair. Spectrogram branch and masking network stay as they are.
 
     Raises:
         ConfigError: if the sizes do not allow pairs.
@@ -130,8 +130,8 @@ def pair_signs(network: MultiTasNet, generator: torch.Generator) -> None:
         first[:filters, filters:] *= 0.1
         first[:filters, :filters] = torch.eye(filters)
         second.mul_(0.1).add_(torch.eye(len(second)).to(second))
-        # Channels are interleaved: channel n * count + l belongs to filter n of the l-th length. In each pair, the positive
-        # filter has n < half.
+        # Channels are interleaved: channel n * count + l belongs to filter n of the l-th length. In each pair, the
+        # positive filter has n < half.
         place, kind = torch.arange(filters) // count, torch.arange(filters) % count
         sign, pair = torch.where(place < half, 1.0, -1.0), (place % half) * count + kind
         widths = config.decoder_widths

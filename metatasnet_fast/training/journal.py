@@ -228,8 +228,8 @@ class Summary:
     total: int | None
     loss: float
     sdr: dict[str, float]
-    """SI-SDR in dB of the last stage's stems on training batches, by instrument. It is NaN for an instrument that the loss
-    may use in no track."""
+    """SI-SDR in dB of the last stage's stems on training batches, by instrument. It is NaN for an instrument that the
+    loss may use in no track."""
     learning_rate: float
     norm: float
     steps_per_second: float

@@ -60,8 +60,8 @@ class Plan:
     added: str | None = None
     """An instrument that is added to the checkpoint's network now."""
     seen: tuple[int, int] | None = None
-    """Modification time in nanoseconds and size in bytes of the file of the run's own state when the plan was made; None
-    if there was no such file."""
+    """Modification time in nanoseconds and size in bytes of the file of the run's own state when the plan was made;
+    None if there was no such file."""
 
 
 def plan_run(
@@ -158,8 +158,8 @@ def plan_run(
 
 
 def refuse_overtaken(out: Path, plan: Plan) -> None:
-    """Raise :class:`TrainingError` if the file of the run's state was written since the plan was made, as by a process that
-    was ending."""
+    """Raise :class:`TrainingError` if the file of the run's state was written since the plan was made, as by a process
+    that was ending."""
     if _stamp(out) != plan.seen:
         raise TrainingError(
             f"{out / LAST} was written while this process was starting: give the same command again to go on from it."

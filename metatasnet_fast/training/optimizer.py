@@ -1,4 +1,5 @@
-"""Define Ranger (RAdam with Lookahead, which updates many tensors at once), and SGDR, a learning rate with warm restarts.
+"""Define Ranger (RAdam with Lookahead, which updates many tensors at once), and SGDR, a learning rate with warm
+restarts.
 
 Source: Liu et al. 2020 (RAdam), Zhang et al. 2019 (Lookahead), Loshchilov & Hutter 2017 (SGDR); original ``utility/ranger.py``
 and ``utility/sgdr_learning_rate.py``. The state has the original's names and order, so that either program resumes the other's
@@ -31,9 +32,9 @@ class Ranger(Optimizer):
         p <- p - lr s m                         otherwise
         slow <- slow + alpha (p - slow), p <- slow          every k steps
 
-    A parameter without gradient does not change, not even by weight decay. Moments and updates are float32, whatever the
-    parameter's dtype, as in the original; the slow weights have the parameter's dtype. Tensors with the same step count,
-    device and dtype are updated together, with one call for each operation.
+    A parameter without gradient does not change, not even by weight decay. Moments and updates are float32, whatever
+    the parameter's dtype, as in the original; the slow weights have the parameter's dtype. Tensors with the same step
+    count, device and dtype are updated together, with one call for each operation.
 
     Args:
         params: parameters or groups of them.

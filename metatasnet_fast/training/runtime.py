@@ -36,7 +36,8 @@ class World:
 
     @classmethod
     def from_environment(cls) -> World:
-        """Return the place that ``torchrun`` sets in RANK, WORLD_SIZE and LOCAL_RANK; without WORLD_SIZE, a single process.
+        """Return the place that ``torchrun`` sets in RANK, WORLD_SIZE and LOCAL_RANK; without WORLD_SIZE, a single
+        process.
 
         Raises:
             ConfigError: if one of these variables is missing or not valid.
@@ -79,7 +80,8 @@ class World:
             dist.destroy_process_group()
 
     def share(self, items: int) -> int:
-        """Return how many of a batch's ``items`` this process gets; raise :class:`ConfigError` unless all get equally many."""
+        """Return how many of a batch's ``items`` this process gets; raise :class:`ConfigError` unless all get equally
+        many."""
         if items % self.size:
             raise ConfigError(
                 f"A batch of {items} items cannot be divided among {self.size} processes: make it a multiple."

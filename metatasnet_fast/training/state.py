@@ -48,7 +48,8 @@ def what_was_trained(checkpoint: Checkpoint) -> str:
 
 @dataclass
 class Progress:
-    """How far a run is. No state of a random generator is needed: batches and dropout are functions of seed and step."""
+    """How far a run is. No state of a random generator is needed: batches and dropout are functions of seed and
+    step."""
 
     step: int = 0
     """Steps done."""
@@ -67,8 +68,8 @@ class Progress:
 class WeightAverage:
     """Exponential average of a network's weights.
 
-    After every step ``average <- d average + (1 - d) weights``, with ``d = min(decay, (1 + step) / (10 + step))``. In the
-    first steps d is smaller, so that the average forgets the random initial weights.
+    After every step ``average <- d average + (1 - d) weights``, with ``d = min(decay, (1 + step) / (10 + step))``. In
+    the first steps d is smaller, so that the average forgets the random initial weights.
     """
 
     def __init__(self, network: MultiTasNet, decay: float) -> None:
@@ -122,7 +123,8 @@ class RunState:
         write_original(checkpoint, path)
 
     def load(self, checkpoint: Checkpoint, origin: Path) -> None:
-        """Continue from a checkpoint of a run or of the authors' program; if it has no optimiser, load only the weights.
+        """Continue from a checkpoint of a run or of the authors' program; if it has no optimiser, load only the
+        weights.
 
         Raises:
             CheckpointError: if the checkpoint is of another network, or its optimiser is not Ranger.
@@ -209,8 +211,8 @@ class KeptRows:
 
     @classmethod
     def of(cls, network: MultiTasNet, unfreeze: str) -> KeptRows | None:
-        """Keep the embeddings of a network's old instruments, if only those of added instruments are trained; else return
-        None."""
+        """Return an object that keeps the embeddings of a network's old instruments; None unless only the embeddings of
+        added instruments are trained."""
         added = network.config.added_instruments
         if unfreeze != "embedding" or not added:
             return None
@@ -225,10 +227,11 @@ class KeptRows:
 
 @torch.no_grad()
 def start_near_another(network: MultiTasNet, batches: BatchSource, precision: Precision, backend: str) -> str:
-    """Give the last instrument the embedding of another instrument, the one that separates it best; return the other's name.
+    """Give the last instrument the embedding of another instrument, the one that separates it best; return the other's
+    name.
 
-    The embedding of every other instrument is tried on the first batch. The best embedding gives the last instrument the
-    highest SI-SDR in the last stage.
+    The embedding of every other instrument is tried on the first batch. The best embedding gives the last instrument
+    the highest SI-SDR in the last stage.
     """
     config, batch = network.config, batches.batch(0)
     dtype = torch.float64 if precision is Precision.float64 else torch.float32

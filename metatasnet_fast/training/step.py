@@ -94,7 +94,8 @@ def cut(items: Items, size: int, before: Items | None, first: int) -> list[Part]
 class Recomputing(Backend):
     """Backend that runs another backend, and computes its forward pass again in backward: about a third more time.
 
-    Between forward and backward, only latents and waveforms are kept. Backward keeps the activations of one job at a time.
+    Between forward and backward, only latents and waveforms are kept. Backward keeps the activations of one job at a
+    time.
     """
 
     name = "recomputing"
@@ -170,7 +171,8 @@ class _Dropout:
 
 
 class _PartLoss(nn.Module):
-    """The module that ``DistributedDataParallel`` wraps: it returns a micro-batch's share of the loss, and statistics."""
+    """The module that ``DistributedDataParallel`` wraps: it returns a micro-batch's share of the loss, and
+    statistics."""
 
     def __init__(self, network: MultiTasNet, choice: Choice, recompute: bool) -> None:
         super().__init__()
@@ -282,8 +284,8 @@ def faulty_input(batch: Batch, source: BatchSource) -> str | None:
 
 
 def keep_step(path: Path, content: Mapping[str, Any]) -> str:
-    """Write ``content``, from which a step can be repeated. Return a clause that says where it is, or why it could not be
-    written."""
+    """Write ``content``, from which a step can be repeated. Return a clause that says where it is, or why it could not
+    be written."""
     try:
         torch.save(dict(content), path)
     except (OSError, RuntimeError) as error:

@@ -6,7 +6,8 @@ A run lives in a folder:
     log.jsonl         losses, rates and scores
     last.pt           the state to continue from
     best.pt           the weights with the best validation
-    failed.pt         the batch whose loss or gradient was not finite, or whose loss was too large; with several processes,
+    failed.pt         the batch whose loss or gradient was not finite, or whose loss was too large; with several
+    processes,
                       each writes a file failed-RANK.pt
 """
 

@@ -6,8 +6,8 @@ Each track is separated in mono, as the authors validate. There are two measures
 - SDR for the last stage, as papers report it (BSSEval v4, the median over one-second frames). Before it, the stems get
   the gains with which their sum comes closest to the mixture.
 
-Stems that the loss must not use are left out. So are silent stems and silent frames, which lie more than 60 dB below the
-mixture: quantised silence has scores of -100 dB and less.
+Stems that the loss must not use are left out. So are silent stems and silent frames, which lie more than 60 dB below
+the mixture: quantised silence has scores of -100 dB and less.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ SILENT = 1e-6
 """Power relative to that of the mixture, up to which a stem, or a frame of a stem, counts as silent."""
 
 CHUNK_SECONDS = 60
-"""Longest chunk in seconds. Tracks are separated in 4 chunks, as by the authors, or in more if a chunk would be longer."""
+"""Longest chunk in seconds. Tracks are separated in 4 chunks, as by the authors, or in more if a chunk would be
+longer."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,10 @@ class ValidationScore:
         """Return the number in dB by which the best checkpoint is chosen.
 
         Args:
-            rule: ``all`` for the mean SDR of the last stage's stems. ``original`` for the authors' rule: the mean of the I
-                SI-SDR values before the very last one (``[-5:-1]`` for the authors' four instruments). These are the
-                last stage without vocals, and the vocals of the stage before. If there is only one value, it is taken.
+            rule: ``all`` for the mean SDR of the last stage's stems. ``original`` for the authors' rule: the mean of
+                the I SI-SDR values before the very last one (``[-5:-1]`` for the authors' four instruments). These are
+                the last stage without vocals, and the vocals of the stage before. If there is only one value, it is
+                taken.
         """
         if rule == "original":
             values = [value for stage in self.si_sdr for value in stage]
@@ -110,8 +112,8 @@ def validation_signals(track: Track, rates: Sequence[int], places: Sequence[int]
     """Return a track's mixture (1, 1, T) for each rate, and its instruments (1, I, 1, T) for each rate.
 
     All are float32 on the CPU, divided by the standard deviation of the mixture. ``places`` are the places of the I
-    instruments among those of the cache. Source: the authors' ``dataset.py``, ``get_validation_sample``. The authors take
-    MUSDB18's own mixture; here the mixture is the sum of the stems.
+    instruments among those of the cache. Source: the authors' ``dataset.py``, ``get_validation_sample``. The authors
+    take MUSDB18's own mixture; here the mixture is the sum of the stems.
 
     Raises:
         TrainingDataError: if a file of the track is missing, damaged or not finite.

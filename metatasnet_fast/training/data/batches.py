@@ -43,8 +43,9 @@ class Batch:
     def masks(self) -> list[Tensor]:
         """Return for each stage (items, I, 1), float32: 1 where a source counts and is not all zero.
 
-        With ``least_share``, the source and the rest of the mixture must each have that share of the energy, too. SI-SDR
-        is in dB: without ``least_share``, items that cannot or need not be separated would weigh as much as the others.
+        With ``least_share``, the source and the rest of the mixture must each have that share of the energy, too.
+        SI-SDR is in dB: without ``least_share``, items that cannot or need not be separated would weigh as much as the
+        others.
         """
         counts = self.counts[..., None]
         if self.least_share > 0:

@@ -4,11 +4,12 @@
     CACHE/<split>/<track>/<rate>.npy   (instruments, channels, samples), int16 or float32
     CACHE/<split>/<track>/entry.json   instruments, lengths, scales, hash
 
-The samples in ``CACHE/train/A/16000.npy``, times the scale of each instrument, are the audio at 16 kHz, full scale 1. Sample
-``n`` at one rate and sample ``2 n`` at twice that rate are the same instant, and the lengths have the same ratio.
+The samples in ``CACHE/train/A/16000.npy``, times the scale of each instrument, are the audio at 16 kHz, full scale 1.
+Sample ``n`` at one rate and sample ``2 n`` at twice that rate are the same instant, and the lengths have the same
+ratio.
 
-A crop is read from its file straight into the batch. So its samples are copied once, without the page faults of memory-mapped
-access; no file stays open for a track; and the interpreter's lock is not held while a file is read.
+A crop is read from its file straight into the batch. So its samples are copied once, without the page faults of
+memory-mapped access; no file stays open for a track; and the interpreter's lock is not held while a file is read.
 """
 
 from __future__ import annotations

@@ -195,8 +195,8 @@ def inputs(track: TrackSource, settings: Settings) -> dict[str, Path]:
     name ``stems``.
 
     Raises:
-        TrainingDataError: if a stem has several files; if a stem that is not unknown has none; if no stem has a file; or
-            if MUSDB18 lacks a stem.
+        TrainingDataError: if a stem has several files; if a stem that is not unknown has none; if no stem has a file;
+            or if MUSDB18 lacks a stem.
     """
     if track.kind == "original":
         split, root = FOLDERS[track.split], track.path.parent.parent

@@ -78,10 +78,10 @@ def draw_plan(
     """Draw batch ``number`` of ``seed``.
 
     Each item is a crop of a track; track and start are drawn uniformly. Every source of an item gets one channel of its
-    track, and a gain from the range ``GAINS``. Of the first ``int(items shuffle_p + 0.5)`` items, item ``j`` takes source ``i``
-    from item ``j + i`` (modulo the number of these items). At last all items are put in a random order. With the
-    augmentation ``original``, channels and gains are drawn separately for each stage; with ``none``, an item is a plain crop
-    of the channels' mean.
+    track, and a gain from the range ``GAINS``. Of the first ``int(items shuffle_p + 0.5)`` items, item ``j`` takes
+    source ``i`` from item ``j + i`` (modulo the number of these items). Finally, all items are put in a random order.
+    With the augmentation ``original``, channels and gains are drawn separately for each stage; with ``none``, an item
+    is a plain crop of the channels' mean.
 
     Args:
         lengths, channels: for every track, the number of samples at the lowest rate, and the number of channels.
@@ -206,7 +206,8 @@ def _normal(pairs: Floats) -> Floats:
 def resample(x: Tensor, samples: int, margin: int, speed: float) -> Tensor:
     """Play a signal (..., T) at ``speed``; return ``samples`` samples, after dropping ``margin`` samples on both sides.
 
-    The resampling is band-limited: it cuts or zero-pads the spectrum of the first ``(samples + 2 margin) speed`` samples.
+    The resampling is band-limited: it cuts or zero-pads the spectrum of the first ``(samples + 2 margin) speed``
+    samples.
     """
     wanted = samples + 2 * margin
     read = min(x.shape[-1], round(wanted * speed))

@@ -249,7 +249,8 @@ def _named(stems: Stems) -> str:
 
 @contextmanager
 def _scratch(folder: Path) -> Iterator[None]:
-    """Remove the half-written files in ``folder``: those of a killed run before the block, those of this run after it."""
+    """Remove the half-written files in ``folder``: those of a killed run before the block, those of this run after
+    it."""
     shutil.rmtree(folder, ignore_errors=True)
     try:
         yield

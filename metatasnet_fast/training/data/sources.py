@@ -69,7 +69,8 @@ def find_stems(root: str | os.PathLike[str], held_out: Sequence[str] = ()) -> li
     In the second form every track belongs to ``train``. Tracks named in ``held_out`` go from ``train`` to ``valid``.
 
     Raises:
-        TrainingDataError: if there is no track, ``root`` is a cache, or ``held_out`` names a track that is not in ``train``.
+        TrainingDataError: if there is no track, ``root`` is a cache, or ``held_out`` names a track that is not in
+            ``train``.
     """
     root = _directory(root)
     splits = [split for split in SPLITS if (root / split).is_dir()]
@@ -147,8 +148,8 @@ def stem_files(folder: Path) -> dict[str, list[Path]]:
 def read_unknown(folder: Path) -> tuple[str, ...]:
     """Return the names of the stems that the loss must leave out, in lower case.
 
-    The names stand in the optional ``track.json`` of the folder, as ``{"unknown": ["bass"]}``. Without that file or key,
-    the result is ().
+    The names stand in the optional ``track.json`` of the folder, as ``{"unknown": ["bass"]}``. Without that file or
+    key, the result is ().
 
     Raises:
         TrainingDataError: if the file cannot be read, is no JSON object, or ``unknown`` is not a list of names.

@@ -7,14 +7,14 @@ has removed, by a filter h over the earlier rounding errors e:
 
     v[t] = x[t] / scale + sum_j h[j] e[t - j];  q[t] = round(v[t]);  e[t] = q[t] - v[t]
 
-So the noise q scale - x is the rounding error times the scale, filtered by 1 + sum_j h[j] z^-j. Plain rounding would fill
-the last 6 % of the band, where a resampler leaves 1e-5 of the mixture or less. Then these bins of the network's
+So the noise q scale - x is the rounding error times the scale, filtered by 1 + sum_j h[j] z^-j. Plain rounding would
+fill the last 6 % of the band, where a resampler leaves 1e-5 of the mixture or less. Then these bins of the network's
 logarithmic spectrogram would differ between training and separation, by several of their standard deviations (measured
 on music).
 
-The filter is the best one of its length. It minimises the noise, weighted with WEIGHT above EDGE and with 1 below it, and
-solves the normal equations of linear prediction. Below the edge, the noise grows by 3.5 dB; Gerzon & Craven 1989 show the
-limit of what such a filter can gain.
+The filter is the best one of its length. It minimises the noise, weighted with WEIGHT above EDGE and with 1 below it,
+and solves the normal equations of linear prediction. Below the edge, the noise grows by 3.5 dB; Gerzon & Craven 1989
+show the limit of what such a filter can gain.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ class RateEntry:
     scale: tuple[float, ...]
     """For each instrument, the value of one stored unit, where full scale is 1."""
     deviation: float
-    """Standard deviation over time of the mono mixture (sum of stems, mean of channels). The authors divide the track by
-    it."""
+    """Standard deviation over time of the mono mixture (sum of stems, mean of channels). The authors divide the track
+    by it."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,9 @@ class TrackEntry:
     def is_other_song(self, sha256: str, origin: str) -> bool:
         """Return whether a track of the same name in another split is known to be another song.
 
-        This is known if both tracks lie in one source that has a folder for each split (``S/train/1`` and ``S/valid/1``),
-        and the contents of the two differ. In all other cases the track may be a second edition of the same song.
+        This is known if both tracks lie in one source that has a folder for each split (``S/train/1`` and
+        ``S/valid/1``), and the contents of the two differ. In all other cases the track may be a second edition of the
+        same song.
 
         Args:
             sha256, origin: checksum and path of the other track, as in an entry.
