@@ -1,4 +1,4 @@
-"""Build, load, save, export and accelerate the network; its modules have the original's parameter names."""
+"""Build, load, save, export and accelerate the network. Its parameters have the original's names."""
 
 from .accelerate import AccelerationReport, accelerate, restore
 from .network import MultiTasNet

@@ -1,7 +1,8 @@
-"""Give a network that is already in memory the fast forward and inference, without changing its parameters.
+"""Give a network in memory the fast forward, inference and statistics, without changing its parameters.
 
-Names and shapes of the parameters do not show whether a fork changed the arithmetic. Therefore, the network first runs
-its own inference and forward on a short signal, and each stage's result is compared with the reference.
+The names and shapes of the parameters do not show whether a fork of the authors' program changed the arithmetic.
+Therefore, the network first runs its own inference and forward on a short signal, and the results are compared with the
+reference.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from .network import Stage
 __all__ = ["AccelerationReport", "accelerate", "restore"]
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
-"""Largest allowed difference, relative to the largest value, by the parameters' dtype: at least ten times the rounding
-error."""
+"""Largest allowed difference relative to the largest value, by the dtype of the parameters. It is at least ten times
+the rounding error."""
 
 EXTRA_FRAMES = 8
 ADVICE = "accelerate would replace it; repair the difference, or pass check=False to replace it all the same."
@@ -35,7 +36,7 @@ ADVICE = "accelerate would replace it; repair the difference, or pass check=Fals
 
 @dataclass
 class _Seen:
-    """Results of the network's own modules during inference, stage by stage."""
+    """What the network's own modules returned during inference, by the number of the stage."""
 
     encoder: dict[int, Tensor] = field(default_factory=dict)
     mask: dict[int, Tensor] = field(default_factory=dict)
@@ -43,11 +44,12 @@ class _Seen:
 
 
 def compare_with_reference(network: nn.Module, config: MetaTasNetConfig) -> None:
-    """Run a network's own methods on a short signal, without changing anything, and compare them with the reference.
+    """Run a network's own methods on a short signal, and compare the results with the reference. The network stays as
+    it is.
 
     Raises:
-        ConfigError: if a result differs: the message names the first stage, and its encoder, masks, decoder or the
-            loss. Also if the network's own methods fail.
+        ConfigError: if a result differs; the message names the first part that differs, such as the encoder of a stage,
+            or the loss. Also if the network's own methods fail.
     """
     parameter = next(network.parameters())
     tolerance = TOLERANCE.get(parameter.dtype, 1e-3)
@@ -84,8 +86,10 @@ def compare_with_reference(network: nn.Module, config: MetaTasNetConfig) -> None
 
 
 def _compare(what: str, own: Any, expected: Tensor, tolerance: float) -> None:
-    """Raise :class:`ConfigError` if two results differ. A result that is no tensor is skipped: later ones show
-    errors."""
+    """Raise :class:`ConfigError` if the result ``own`` of the part ``what`` differs from the expected one.
+
+    A result that is no tensor is skipped: the results of later parts show errors, too.
+    """
     if not isinstance(own, Tensor):
         return
     if own.numel() != expected.numel():
@@ -103,7 +107,10 @@ def _reference(network: nn.Module, config: MetaTasNetConfig, parameter: Tensor) 
 
 
 def _signals(config: MetaTasNetConfig, like: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Return two items of noise for each stage, as short as the encoder accepts: mixtures, sources and masks."""
+    """Return mixtures (2, 1, T), sources (2, I, 1, T) and masks (2, I, 1) of noise for each stage.
+
+    They are only EXTRA_FRAMES frames longer than the shortest signals that the encoder accepts.
+    """
     generator = torch.Generator().manual_seed(0)
     mixes, sources, masks = [], [], []
     for index in range(config.stages_num):
@@ -117,7 +124,8 @@ def _signals(config: MetaTasNetConfig, like: Tensor) -> tuple[list[Tensor], list
 
 @contextlib.contextmanager
 def _undisturbed(network: nn.Module, device: torch.device) -> Iterator[None]:
-    """Run the block in evaluation mode without gradients, then restore modes, gradients and random numbers."""
+    """Run the block in evaluation mode without gradients. Then restore modes, buffers and the state of random
+    generators."""
     modes = [(module, module.training) for module in network.modules()]
     buffers = [(buffer, buffer.detach().clone()) for buffer in network.buffers()]
     devices: Sequence[torch.device] = [device] if device.type == "cuda" else []
@@ -134,7 +142,8 @@ def _undisturbed(network: nn.Module, device: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _watching(network: nn.Module) -> Iterator[_Seen]:
-    """Keep what the encoder, the masking network and the decoder of every stage return."""
+    """Yield an object that keeps what the encoder, the masking network and the decoder of every stage return in the
+    block."""
     seen, handles = _Seen(), []
 
     def keep(kept: dict[int, Tensor], index: int) -> Any:
@@ -159,14 +168,17 @@ METHODS = ("forward", "inference", "compute_stats")
 
 @dataclass(frozen=True)
 class AccelerationReport:
-    """Result of :func:`accelerate`: names replaced, and names kept with the reason."""
+    """Result of :func:`accelerate`: what was replaced, and what was not, with the reason."""
 
     backend: str
-    """Backend that serves inference now."""
+    """Backend that inference uses now."""
     training_backend: str
+    """Backend that training uses now; ``nothing`` if no backend can train this network here."""
     precision: str
     replaced: tuple[str, ...]
+    """Names of the methods that were replaced."""
     kept: tuple[tuple[str, str], ...]
+    """What was not replaced, each with the reason."""
 
     def __str__(self) -> str:
         lines = [
@@ -177,7 +189,8 @@ class AccelerationReport:
 
 
 class _Accelerated(NetworkMethods):
-    """A class put before a network's own class; the network keeps its own parameters and submodules."""
+    """Base class of accelerated networks, put before a network's own class. Parameters and submodules stay the
+    network's."""
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         # A class made at run time cannot be pickled: pickle the original class, and accelerate it again when loading.
@@ -187,8 +200,7 @@ class _Accelerated(NetworkMethods):
 
 
 _classes: dict[type[nn.Module], type[nn.Module]] = {}
-"""The accelerated class of each original class, made once, so that two accelerated networks of one class share a
-class."""
+"""The accelerated class of each original class. It is made once, so that accelerated networks of one class share it."""
 
 
 def accelerate(
@@ -196,22 +208,22 @@ def accelerate(
 ) -> AccelerationReport:
     """Replace the forward, inference and statistics of a network of the authors' program (or of this library).
 
-    The parameters are shared, not copied: an existing optimiser continues to train them. :func:`restore` undoes the
-    replacement. First, the network runs its own inference and forward on a short signal: a network that does not
+    The parameters stay the network's own, so that an existing optimiser continues to train them. :func:`restore` undoes
+    the replacement. First, the network runs its own inference and forward on a short signal. A network that does not
     compute what the original computes is refused, with the first part that differs.
 
     Args:
         network: a ``MultiTasNet`` of either program.
         backend: as in :class:`use_backend`, for this network only.
-        dtype: precision of the computation; None means the dtype of the parameters.
-        check: False replaces the methods without that comparison, whatever they compute.
+        dtype: precision of the computation; None for the dtype of the parameters.
+        check: False to replace the methods without that comparison, whatever they compute.
 
     Returns:
         what was replaced, what was not, and why.
 
     Raises:
-        ConfigError: if the network is not a Meta-TasNet, or computes something else; with what differs.
-        BackendUnavailableError: if the backend cannot serve inference.
+        ConfigError: if the network is not a Meta-TasNet, or computes something else; the message says what differs.
+        BackendUnavailableError: if the backend cannot be used for inference.
     """
     choice = Choice.parse(backend, dtype)
     config = _check(network)
@@ -245,11 +257,12 @@ def restore(network: nn.Module) -> nn.Module:
 
 
 def _check(network: nn.Module) -> MetaTasNetConfig:
-    """Return the network's configuration; raise :class:`ConfigError` if the parameters do not match it."""
+    """Return the network's configuration; raise :class:`ConfigError` if the parameters do not match this
+    configuration."""
     if isinstance(network, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         raise ConfigError(f"Accelerate the network inside the {type(network).__name__}: accelerate(network.module).")
     if isinstance(network, nn.Module) and "_orig_mod" in network._modules:
-        # The wrapper passes attributes on, so it looks like the network, but it would still call the compiled code.
+        # The wrapper passes attributes on, so it looks like the network. But calls would still run the compiled code.
         raise ConfigError("Accelerate the network inside torch.compile's wrapper: accelerate(network._orig_mod).")
     stages = getattr(network, "stages", None)
     if not isinstance(stages, nn.ModuleList) or not hasattr(network, "args"):

@@ -1,8 +1,9 @@
-"""Read and write checkpoints: files of the authors' program (code in a file is never run), and this library's folders.
+"""Read and write checkpoints: files of the authors' program, and folders of this library. Code in a file is never run.
 
-A file holds a dict with ``state_dict``, ``args``, and in training ``optimizer``, ``epoch``, ``steps``. A folder holds
-``model.safetensors`` and ``config.json``, and optionally ``optimizer.safetensors``; ``config.json`` has the network's settings,
-the other arguments it was trained with, and the SHA-256 of the weights. Source: original ``train.py``.
+A file holds a dict with ``state_dict`` and ``args``; a training also writes ``optimizer``, ``epoch`` and ``steps``. A
+folder holds ``model.safetensors`` and ``config.json``, and optionally ``optimizer.safetensors``. ``config.json`` has
+the network's settings, the other arguments of its training, and the SHA-256 of the weights. Source: original
+``train.py``.
 """
 
 from __future__ import annotations
@@ -32,9 +33,10 @@ __all__ = [
 
 @dataclass
 class Checkpoint:
-    """A network's weights with what was stored with them.
+    """A checkpoint: a network's weights, and what was stored with the weights.
 
-    ``args`` holds all of the authors' arguments, the training ones too; ``optimizer`` is a torch optimiser's state dict.
+    ``args`` holds all arguments of the authors' program, also those of the training. ``optimizer`` is the state dict of
+    a torch optimiser. ``extra`` holds what else is in a file, by name.
     """
 
     state_dict: dict[str, Tensor]
@@ -50,12 +52,12 @@ class Checkpoint:
 
 
 def read_original(path: str | os.PathLike[str]) -> Checkpoint:
-    """Read a ``.pt`` file of the authors' program, in torch's zip container or the one before torch 1.6.
+    """Read a ``.pt`` file of the authors' program, in torch's zip format or in the format before torch 1.6.
 
-    Only tensors, plain containers and ``argparse.Namespace`` are allowed inside: an untrusted file cannot run code.
+    The file may hold only tensors, plain containers and ``argparse.Namespace``: an untrusted file cannot run code.
 
     Raises:
-        CheckpointError: if the file is missing, damaged, holds anything else, or is not a Meta-TasNet.
+        CheckpointError: if the file is missing or damaged, holds anything else, or is not a Meta-TasNet.
     """
     path = Path(path)
     if not path.is_file():
@@ -91,7 +93,7 @@ def read_original(path: str | os.PathLike[str]) -> Checkpoint:
 
 
 def write_original(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
-    """Write a file that the authors' program reads; the file appears whole or not at all, also after a loss of power.
+    """Write a file that the authors' program reads. The file appears whole or not at all, even if the power fails.
 
     Raises:
         CheckpointError: if the file cannot be written; the message names a full disk.
@@ -114,7 +116,8 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], origin: object) 
     """Load weights into a network, which must have exactly these names and shapes.
 
     Raises:
-        CheckpointError: for missing, unknown or misshapen weights (which are named), or values that are not finite.
+        CheckpointError: if weights are missing, unknown or of another shape (the message names them), if they are no
+            plain floating-point numbers, or if values are not finite.
     """
     expected = network.state_dict()
     missing = [name for name in expected if name not in state]
@@ -149,7 +152,8 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], origin: object) 
 
 
 def config_of(checkpoint: Checkpoint, origin: object) -> MetaTasNetConfig:
-    """Return the checkpoint's settings; raise :class:`CheckpointError`, which names the file, if they are not valid."""
+    """Return the settings of a checkpoint's network. Raise :class:`CheckpointError`, which names the file ``origin``,
+    if they are not valid."""
     try:
         return checkpoint.config
     except ConfigError as error:
@@ -176,15 +180,15 @@ SETTINGS = "config.json"
 OPTIMIZER = "optimizer.safetensors"
 FORMAT_VERSION = 1
 FIXED = ("window", "mean", "std")
-"""Weights kept in float32 when the rest is stored in half precision."""
+"""Last parts of the names of weights that stay in float32 when the others are stored in float16."""
 
 
 def read_folder(folder: str | os.PathLike[str], sha256: str | None = None) -> Checkpoint:
     """Read a checkpoint folder and verify the checksum of its weights.
 
     Args:
-        folder: holds ``config.json`` and ``model.safetensors``.
-        sha256: the checksum the weights must have; by default the one in ``config.json``.
+        folder: folder with ``config.json`` and ``model.safetensors``.
+        sha256: the SHA-256 that the weights must have; by default the one in ``config.json``.
 
     Raises:
         CheckpointError: if a file is missing, damaged or of a newer format.
@@ -238,15 +242,17 @@ def _no_settings(folder: Path, error: Exception) -> CheckpointError:
 
 
 def write_folder(checkpoint: Checkpoint, folder: str | os.PathLike[str], half: bool = False) -> None:
-    """Write a checkpoint folder: all files into a temporary folder first, then each into its place.
+    """Write a checkpoint folder. All files are written into a temporary folder first, then each is moved into its
+    place.
 
-    An error while writing leaves an older folder as it was.
+    So an error while files are written leaves an older folder as it was.
 
     Args:
-        half: store the learned weights in float16. Reading gives float32 again.
+        half: store the learned weights in float16. When they are read, they become float32 again.
 
     Raises:
-        CheckpointError: if the folder cannot be written, an argument cannot be stored as JSON, or a weight in float16.
+        CheckpointError: if the folder cannot be written, an argument cannot be stored as JSON, or a weight is too large
+            for float16.
         MissingDependencyError: without safetensors.
     """
     folder = Path(folder)
@@ -292,7 +298,8 @@ def _stored(name: str, value: Tensor, half: bool) -> Tensor:
 
 
 def _split_optimizer(optimizer: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the optimiser's tensors under ``index.name``, and everything else in a form for JSON."""
+    """Return the tensors of an optimiser's state under the names ``index.name``, and everything else in a form for
+    JSON."""
     tensors, scalars = {}, {}
     for index, state in optimizer["state"].items():
         for name, value in state.items():
@@ -314,7 +321,7 @@ def _join_optimizer(tensors: dict[str, Tensor], rest: dict[str, Any]) -> dict[st
 
 
 def check_sha256(path: Path, expected: str) -> None:
-    """Raise :class:`CheckpointError` if the checksum of the file differs."""
+    """Raise :class:`CheckpointError` unless the file has the expected SHA-256."""
     digest = sha256_file(path)
     if digest != expected:
         raise CheckpointError(f"{path} is damaged or another file: SHA-256 {digest}, expected {expected}.")

@@ -1,4 +1,4 @@
-"""Run the stages of a network through a backend: inference, and the loss, which is put together only here."""
+"""Run the stages of a network on a backend: separate, and compute the loss. The loss is put together only here."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from ..reference import LossWeights
 __all__ = ["Dropout", "Engine", "check_mixes"]
 
 Dropout: TypeAlias = Callable[[int, Tensor], Tensor | None]
-"""Function of a stage's index and latent (b, N, T') that returns dropout factors (b, I, N), or None for no dropout."""
+"""Function of a stage's index and its latent (b, N, T'); it returns dropout factors (b, I, N), or None for no
+dropout."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,10 @@ class Engine:
         precision: Precision,
         parameters: Sequence[Mapping[str, Tensor]],
     ) -> Engine:
-        """Return an engine with the prepared parameters of every stage; differentiable if gradients are enabled."""
+        """Prepare the parameters of every stage, and return the engine with these.
+
+        If gradients are enabled, they flow back to ``parameters``, which has the parameters of each stage by name.
+        """
         prepared = [backend.prepare(config.stage(s), stage, precision) for s, stage in enumerate(parameters)]
         return cls(config, backend, precision, prepared)
 
@@ -51,7 +55,7 @@ class Engine:
             wanted: stages whose waveforms are to be decoded.
 
         Returns:
-            (b, I, 1, T 2^s) for each wanted stage and I instruments, in the dtype of its mixture.
+            the estimates of the I instruments by wanted stage, (b, I, 1, T 2^s), in the dtype of the stage's mixture.
         """
         order = sorted(set(wanted))
         inputs = [mixes[index] for index in range(order[-1] + 1)]
@@ -69,8 +73,10 @@ class Engine:
         return tuple(estimates)
 
     def random_dropout(self, probability: float) -> Dropout | None:
-        """Return a function that draws dropout factors from torch's default generator, one per (item, instrument,
-        channel) in the order of Dropout2d; None for probability 0."""
+        """Return a function that draws dropout factors from torch's default generator; None for probability 0.
+
+        It draws one factor for each item, instrument and channel, in the order of ``torch.nn.Dropout2d``.
+        """
         keep, instruments = 1 - probability, len(self.config.instruments)
         if keep == 1:
             return None
@@ -88,16 +94,17 @@ class Engine:
         divisors: Sequence[Tensor] | None = None,
         before: tuple[Sequence[Tensor], Sequence[Tensor]] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return the loss of a batch, or a micro-batch's share of it: the shares of all micro-batches add up to the loss.
+        """Return the loss of a batch, or the share that a micro-batch has in it. All shares add up to the batch's loss.
 
         Args:
             mixes: (b, 1, T 2^s) for each stage ``s``.
-            sources: (b, I, 1, T 2^s) for each stage and I instruments.
-            masks: (b, I, 1) for each stage, 1 where the source is not silent.
-            dropout: for a stage and its latent, factors (b, I, N) on the masking network's input latent, or None.
-            divisors: for each stage, ``loss_divisors`` of the whole batch's mask; by default of ``masks``.
-            before: sources and masks, (1, I, 1, T 2^s) and (1, I, 1) for each stage, of the item before the first one, for the
-                similarity loss; by default the last item, which is right for a whole batch.
+            sources: (b, I, 1, T 2^s) for each stage, of the I instruments.
+            masks: (b, I, 1) for each stage, 1 where the source is not silent, else 0.
+            dropout: function that returns the factors for the latent that goes into a stage's masking network; None for
+                no dropout.
+            divisors: for each stage, ``loss_divisors`` of the whole batch's mask; by default those of ``masks``.
+            before: for the similarity loss, the sources (1, I, 1, T 2^s) and the masks (1, I, 1) for each stage of the
+                item before the first one. By default this is the last item, which is right for a whole batch.
 
         Returns:
             the loss summed over the stages, a scalar, and statistics, (I * stages + 3,), as in ``MultiTasNet.forward``.

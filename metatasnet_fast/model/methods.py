@@ -25,7 +25,8 @@ __all__ = ["NetworkMethods", "RunningDeviation", "plan_chunks"]
 
 @dataclass(frozen=True)
 class Chunk:
-    """A range of samples at the first stage's rate: ``start`` to ``end`` is processed, ``begin`` to ``stop`` kept."""
+    """A range of samples at the first stage's rate: ``start`` to ``end`` are processed, ``begin`` to ``stop`` are
+    kept."""
 
     start: int
     end: int
@@ -33,16 +34,18 @@ class Chunk:
     stop: int
 
     def separate(self, engine: Engine, mixes: Sequence[Tensor], wanted: Collection[int]) -> dict[int, Tensor]:
-        """Separate this range of the mixtures (b, 1, T 2^s) of each stage ``s``; return the kept samples by stage."""
-        first, last = self.begin - self.start, min(self.stop, self.end) - self.start  # may end early, at a whole stride
+        """Separate this range of the mixtures (b, 1, T 2^s) of each stage ``s``; return the kept samples (b, I, 1, n
+        2^s) of the ``wanted`` stages, by stage."""
+        first, last = self.begin - self.start, min(self.stop, self.end) - self.start  # the end may be cut to whole strides
         parts = [mix[..., self.start * 2**s : self.end * 2**s] for s, mix in enumerate(mixes)]
         return {s: x[..., first * 2**s : last * 2**s] for s, x in engine.separate(parts, wanted).items()}
 
 
 def plan_chunks(length: int, chunks: int, context: int, stride: int) -> list[Chunk]:
-    """Cut ``length`` samples into ``chunks`` parts at ``int(length / chunks * c + 0.5)``, with context to both sides.
+    """Cut ``length`` samples into parts: part c begins at ``int(length / chunks * c + 0.5)``. Each part is processed
+    with ``context`` samples on both sides, as far as the signal reaches.
 
-    Each processed range is cut to a multiple of ``stride``: a range that starts at 0 loses samples at the end, any
+    Each processed range is cut to a multiple of ``stride``. A range that starts at 0 loses samples at the end, any
     other range at the start. So a single range over the whole signal misses up to ``stride - 1`` samples at the end, as
     in the original.
     """
@@ -60,11 +63,11 @@ def plan_chunks(length: int, chunks: int, context: int, stride: int) -> list[Chu
 
 
 ITEMS = 5000
-"""Number of items after which the statistics are good enough."""
+"""Number of items after which no further batch is read for the statistics."""
 
 
 class RunningDeviation:
-    """Running computation of ``x.std(dim=-1)`` (unbiased) over all (channels, n) blocks together.
+    """Running computation of the unbiased ``x.std(dim=-1)``, where x is all (channels, n) blocks together.
 
     Count, mean and sum of squared deviations are merged block by block in float64, so that a large constant part costs no
     accuracy. Source: Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979.
@@ -94,14 +97,15 @@ class RunningDeviation:
 
 @torch.no_grad()
 def compute_stats(config: MetaTasNetConfig, spectrograms: Sequence[nn.Module], loader: Iterable[Any]) -> None:
-    """Write ``mean`` and unbiased ``std`` over batch and frames into each stage's spectrogram module.
+    """Write the mean and the unbiased standard deviation of each stage's log-power spectrogram into ``mean`` and
+    ``std`` of the stage's spectrogram module. Both are over batch and frames.
 
     Args:
         config: the network's settings.
-        spectrograms: modules with parameters ``window``, ``mean`` and ``std``, one per stage.
-        loader: yields batches whose first element is a list of mixtures, (b, 1, T 2^s). The loader is read once for
-            each stage, as in the original, so that training then draws the same random numbers. An iterator, which can
-            be read only once, is read once for all stages.
+        spectrograms: for each stage, a module with the parameters ``window``, ``mean`` and ``std``.
+        loader: yields batches whose first element is a list of mixtures, (b, 1, T 2^s) for each stage ``s``. The loader
+            is read once for each stage, as in the original, so that training then draws the same random numbers. An
+            iterator, which can be read only once, is read once for all stages.
 
     Raises:
         EmptyAudioError: if the loader yields no batch.
@@ -126,7 +130,7 @@ def compute_stats(config: MetaTasNetConfig, spectrograms: Sequence[nn.Module], l
 
 
 CONTEXT_SECONDS = 8
-"""Context that ``inference`` gives each chunk on both sides."""
+"""Seconds of context that ``inference`` gives each chunk on both sides."""
 
 
 class NetworkMethods(nn.Module):
@@ -150,10 +154,10 @@ class NetworkMethods(nn.Module):
 
         Args:
             choice: a backend and precision; by default the network's own choice, else that of :class:`use_backend`.
-            training: whether gradients must flow. Otherwise the prepared weights are kept until a parameter changes.
+            training: True if gradients must flow. If False, the prepared weights are kept until a parameter changes.
 
         Raises:
-            BackendUnavailableError: if the backend asked for cannot serve.
+            BackendUnavailableError: if the backend cannot be used.
             ConfigError: if a parameter is missing.
         """
         name, number = self._serving(choice, training)
@@ -171,8 +175,8 @@ class NetworkMethods(nn.Module):
     def weights_changed(self) -> None:
         """Make the next call read every parameter again.
 
-        This is needed only after single values were written through ``.data``. Such a write is noticed after 64 calls,
-        every other change at once.
+        This is needed only after single values were written through ``.data``. Without this call, such a write is
+        noticed after 64 calls. Every other change is noticed at once.
         """
         self._cache().look_closely()
 
@@ -182,17 +186,17 @@ class NetworkMethods(nn.Module):
         """Return loss and statistics of a training batch.
 
         Args:
-            input_mixes: (b, 1, T 2^s) for each stage ``s``; T a multiple of ``W``.
-            separated_inputs: (b, I, 1, T 2^s), the sources in the order of the I instruments.
-            masks: (b, I, 1), 1 where the source is not silent.
+            input_mixes: (b, 1, T 2^s) for each stage ``s``; T is a multiple of ``W``.
+            separated_inputs: (b, I, 1, T 2^s) for each stage, the sources in the order of the I instruments.
+            masks: (b, I, 1) for each stage, 1 where the source is not silent, else 0.
 
         Returns:
-            the loss, (1,), and (1, I * stages + 3): the SI-SDR of every stage and instrument in dB, then the last stage's
-            reconstruction SI-SDR in dB, dissimilarity and similarity.
+            the loss, (1,), and statistics, (1, I * stages + 3). These are the SI-SDR in dB of every instrument, stage
+            by stage; then the last stage's reconstruction SI-SDR in dB, dissimilarity and similarity.
 
         Raises:
             ShapeError: for inputs of other shapes.
-            BackendUnavailableError: if the backend asked for cannot serve.
+            BackendUnavailableError: if the backend cannot be used.
         """
         config = self.config
         check_mixes(config, input_mixes, self.device)
@@ -217,22 +221,22 @@ class NetworkMethods(nn.Module):
         return loss.unsqueeze(0), stats.unsqueeze(0)
 
     def inference(self, input_audio: Sequence[Tensor], n_chunks: int = 4) -> list[Tensor]:
-        """Separate a signal given at the rate of every stage.
+        """Separate a signal that is given at the rate of every stage.
 
-        The signal is cut into ``n_chunks`` parts, each processed with 8 s of context. With one chunk, or chunks that reach
-        from start to end, up to ``W 2^s - 2^s`` samples are missing at the end, as in the original; the ``Separator`` loses
-        none. A batch of more than one item is this library's extension.
+        The signal is cut into ``n_chunks`` parts; each one is processed with 8 s of context on both sides. If a part
+        with its context is the whole signal, up to ``(W - 1) 2^s`` samples are missing at the end, as in the original;
+        the ``Separator`` loses none. Batches of more than one item are this library's extension.
 
         Args:
             input_audio: (b, 1, T 2^s) for each stage ``s``.
-            n_chunks: number of parts; more parts need less memory.
+            n_chunks: number of parts. More parts need less memory.
 
         Returns:
-            (b, I, 1, T_s) for each stage, in the input's dtype.
+            the estimates for each stage, (b, I, 1, T 2^s or less), in the input's dtype.
 
         Raises:
-            ShapeError: for inputs of other shapes, or shorter than the STFT's reflect padding.
-            BackendUnavailableError: if the backend asked for cannot serve.
+            ShapeError: for inputs of other shapes, or inputs that are shorter than the STFT's reflect padding.
+            BackendUnavailableError: if the backend cannot be used.
         """
         config = self.config
         check_mixes(config, input_audio, self.device)
@@ -250,8 +254,9 @@ class NetworkMethods(nn.Module):
         """Set the mean and standard deviation of every stage's log-power spectrogram from training mixtures.
 
         Args:
-            train_loader: yields batches whose first element is a list with a mixture (b, 1, T 2^s) for each stage; about
-                5000 items at most are read, once for each stage, or once in all from an iterator.
+            train_loader: yields batches whose first element is a list with a mixture (b, 1, T 2^s) for each stage
+                ``s``. It is read once for each stage, or, if it is an iterator, once in all. About 5000 items at most
+                are read.
         """
         if self.config.num_mels == 0:
             return
@@ -265,17 +270,19 @@ class NetworkMethods(nn.Module):
         return any(x.requires_grad for x in inputs) or any(p.requires_grad for p in parameters)
 
     def _serving(self, choice: Choice | None, training: bool) -> tuple[str, str]:
-        """Return the backend and the precision for a request. Under a compiler this runs once, during compilation."""
+        """Return the names of the backend and the precision to use. Under ``torch.compile`` this runs once, during
+        compilation."""
         choice = choice or self.__dict__.get("_choice") or current_choice()
         config, parameter = self.config, next(iter(self._find_parameters()[0].values()))
         precision = (choice.precision or Precision.parse(parameter.dtype)).on(parameter.device)
         return resolve(choice.backend, Request(parameter.device, precision, training, config)).name, precision.value
 
-    # The same as torch.compiler.assume_constant_result, which would import the compiler together with this file.
+    # This does what torch.compiler.assume_constant_result does, which would import the compiler together with this
+    # file.
     setattr(_serving, "_dynamo_marked_constant", True)  # noqa: B010
 
     def _find_parameters(self) -> Sequence[Mapping[str, Tensor]]:
-        """Return the parameters of every stage from the cache; while a compiler traces, search the modules for them."""
+        """Return the parameters of every stage by name, from the cache; while a compiler traces, from the modules."""
         if torch.compiler.is_compiling():
             return [collect_parameters(stage) for stage in self.stages]
         return self._cache().parameters(self)
@@ -285,7 +292,8 @@ class NetworkMethods(nn.Module):
         return cache
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
-        """Drop the prepared weights of the old device or dtype when ``.to()`` or the like converts the parameters."""
+        """Convert the parameters, as ``.to()`` and the like do, and drop the prepared weights of the old device or
+        dtype."""
         cache = self.__dict__.get("_prepared")
         if cache is not None:
             cache.clear()

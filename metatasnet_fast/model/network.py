@@ -1,7 +1,8 @@
-"""Define the network with the original's interface, and its parameters' names, shapes, order and distributions.
+"""Define the network. Its interface, and the names, shapes, order and distributions of its parameters, are the
+original's.
 
-The modules of a stage only hold parameters; backends compute with them. Layers are created in the original's order, so that
-the same seed gives the same network.
+The modules of a stage only hold parameters; backends compute with these. Layers are created in the original's order, so
+that the same seed gives the same network.
 
 Source: original ``model/*.py``.
 """
@@ -21,14 +22,15 @@ __all__ = ["MultiTasNet", "Stage"]
 
 
 class Spectrogram(nn.Module):
-    """Parameters of the spectrogram branch: fixed window and statistics, learned affine map and mel map."""
+    """Parameters of the spectrogram branch: a fixed window, fixed statistics, a learned affine map and a learned mel
+    map."""
 
     def __init__(self, config: StageConfig) -> None:
         super().__init__()
         shape = (1, config.bins, 1)
         self.window = nn.Parameter(torch.hann_window(config.n_fft), requires_grad=False)
         self.mel_transform = nn.Conv1d(config.bins, config.num_mels, kernel_size=1)
-        # The original leaves these two uninitialised until compute_stats is called.
+        # The original leaves mean and std uninitialised until compute_stats is called.
         self.mean = nn.Parameter(torch.zeros(shape), requires_grad=False)
         self.std = nn.Parameter(torch.ones(shape), requires_grad=False)
         self.affine_bias = nn.Parameter(torch.zeros(shape))
@@ -67,7 +69,8 @@ class Decoder(nn.Module):
 
 
 class GeneratedConvolution(nn.Module):
-    """Generator of a convolution: from the embedding through a bottleneck to the kernel (and bias)."""
+    """Generator of a convolution: it maps an instrument's embedding through a bottleneck to the kernel, and to the bias
+    if there is one."""
 
     def __init__(self, e1: int, e2: int, inputs: int, outputs: int, taps: int, bias: bool) -> None:
         super().__init__()
@@ -77,7 +80,7 @@ class GeneratedConvolution(nn.Module):
 
 
 class IndependentConvolution(nn.Module):
-    """A convolution with one stored kernel per instrument."""
+    """A convolution with a stored kernel for each instrument."""
 
     def __init__(self, instruments: int, inputs: int, outputs: int, taps: int, groups: int, bias: bool) -> None:
         super().__init__()
@@ -86,7 +89,7 @@ class IndependentConvolution(nn.Module):
 
 
 class GeneratedNorm(nn.Module):
-    """Generator of a group norm: from the embedding through a bottleneck to scales and shifts."""
+    """Generator of a group norm: it maps an instrument's embedding through a bottleneck to scales and shifts."""
 
     def __init__(self, e1: int, e2: int, channels: int) -> None:
         super().__init__()
@@ -103,7 +106,7 @@ class IndependentNorm(nn.Module):
 
 
 class Layers:
-    """Factory of the masking network's layers, generated or independent."""
+    """Factory of the masking network's layers: generated ones, or with ``independent_params`` stored ones."""
 
     def __init__(self, config: MetaTasNetConfig) -> None:
         self.config = config

@@ -78,7 +78,7 @@ class PretrainedMixin(nn.Module):
         Args:
             name: ``owner/name`` of the repository, which is created if it does not exist.
             licence, scores, dataset, text: content of the card, see :func:`.registry.model_card`.
-            private: if the repository is created, make it private.
+            private: make the repository private if it is created.
             half: store the learned weights in float16.
             message: message of the commit.
 
@@ -103,12 +103,12 @@ class PretrainedMixin(nn.Module):
         sha256: str | None = None,
         offline: bool = False,
     ) -> Self:
-        """Load a network, in evaluation mode.
+        """Load a network, and return it in evaluation mode.
 
         Args:
             name: a checkpoint folder, the name of a bundled model, or a hub id ``owner/name``.
             revision: branch, tag or commit of a hub id.
-            sha256: the checksum that the weights must have; the one in ``config.json`` is always verified.
+            sha256: the SHA-256 that the weights must have; by default the one in ``config.json``.
             offline: use only what the hub's local cache holds.
 
         Raises:
@@ -124,14 +124,14 @@ class PretrainedMixin(nn.Module):
 def load_checkpoint(
     path: str | os.PathLike[str], *, revision: str | None = None, sha256: str | None = None, offline: bool = False
 ) -> MultiTasNet:
-    """Load a network from a file of the authors' program, or whatever :meth:`MultiTasNet.from_pretrained` accepts.
+    """Load a network from a file of the authors' program, or from what :meth:`MultiTasNet.from_pretrained` accepts.
 
     The network is in evaluation mode, on the CPU, in float32. Loading never runs code from the file.
 
     Args:
         path: a file, a checkpoint folder, the name of a bundled or fetched model, or a hub id ``owner/name``.
         revision, offline: as in :meth:`MultiTasNet.from_pretrained`; not used for a file of the authors.
-        sha256: the checksum that a folder's weights, or a file of the authors, must have.
+        sha256: the SHA-256 that the weights of a folder, or a file of the authors, must have.
 
     Raises:
         CheckpointError: if the checkpoint is missing, damaged, unsafe or of another network.
@@ -145,10 +145,11 @@ def load_checkpoint(
 def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], half: bool = False) -> None:
     """Convert between a file of the authors' program (``.pt``, ``.pth``, or no suffix) and a checkpoint folder.
 
-    Weights, arguments, optimiser, epoch and steps are kept; a round trip is exact unless ``half`` is asked for.
+    Weights, arguments, optimiser, epoch and steps are kept. Without ``half``, a conversion there and back is exact.
 
     Args:
-        target: ends in ``.pt`` or ``.pth`` for the authors' format, else a folder.
+        source: a checkpoint, as for :func:`load_checkpoint`.
+        target: a path that ends in ``.pt`` or ``.pth`` for the authors' format; any other path becomes a folder.
         half: store the learned weights of a folder in float16.
 
     Raises:
@@ -165,15 +166,15 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], half
 
 
 def means_bundled(name: str | os.PathLike[str]) -> bool:
-    """Return True if a name means a bundled model: it has this name, and the working folder has no checkpoint of this name.
+    """Return whether a name means a bundled model: there is one of this name, and no checkpoint folder at this path.
 
-    A folder of this name without a checkpoint does not count: stems may have been written to it.
+    A folder of this name that holds no checkpoint does not count: stems may have been written to it.
     """
     return str(name) in bundled_models() and not (Path(name) / SETTINGS).is_file()
 
 
 def bundled_models() -> dict[str, Path]:
-    """Return the names and folders of the models that come with the library."""
+    """Return the folders of the models that come with the library, by name."""
     root = Path(str(resources.files("metatasnet_fast"))) / "assets" / "models"
     return {path.parent.name: path.parent for path in sorted(root.glob(f"*/{SETTINGS}"))}
 
@@ -193,7 +194,7 @@ def default_model() -> str:
 
 
 def locate(path: str | os.PathLike[str], revision: str | None = None, offline: bool = False) -> Path:
-    """Return the checkpoint file or folder that :func:`load_checkpoint` would read; a hub id is downloaded.
+    """Return the path of the checkpoint file or folder that :func:`load_checkpoint` would read. A hub id is downloaded.
 
     Raises:
         CheckpointError: if there is no such checkpoint.
@@ -209,7 +210,8 @@ def locate(path: str | os.PathLike[str], revision: str | None = None, offline: b
 def read_checkpoint(
     path: str | os.PathLike[str], revision: str | None = None, sha256: str | None = None, offline: bool = False
 ) -> tuple[Checkpoint, Path]:
-    """Read the checkpoint for :func:`load_checkpoint`; return it with the path of its file or folder."""
+    """Read a checkpoint, and return it with the path of its file or folder; the arguments are those of
+    :func:`load_checkpoint`."""
     place = locate(path, revision, offline)
     with _readable(path):
         if place.is_dir():
@@ -221,10 +223,8 @@ def read_checkpoint(
 
 @contextlib.contextmanager
 def _readable(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn a system error into a :class:`CheckpointError`: pathlib raises for too long a name, or without permission.
-
-    Raise :class:`CheckpointError` for a value that is no path, too.
-    """
+    """Turn an ``OSError`` in the block into a :class:`CheckpointError`, as for a name that is too long, or a missing
+    permission. Also raise :class:`CheckpointError` if ``path`` is no path at all."""
     if not isinstance(path, (str, os.PathLike)):
         raise CheckpointError(f"A checkpoint is a file, a folder or a name, not {type(path).__name__}.")
     try:

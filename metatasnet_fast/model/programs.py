@@ -7,8 +7,8 @@ the last stage. The batch b is free, and so is the length T: 129 times ``config.
 items of a batch, as in the paper.
 
 **Compile**: in parallel, into Triton's cache, with or without a GPU. The launches of the network are recorded on tensors
-without data, and specialised as they are at run time. A few short inputs (whole frames, and an odd number of samples) need
-the same programs as inputs of any length and batch.
+without data. Each launch chooses a program by its arguments, as at run time. A few short inputs (of whole frames, and
+of an odd number of samples) need the same programs as inputs of any length and batch.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ OPSET = 18
 
 
 class _Separation(nn.Module):
-    """The module that is exported. Its weights are captured as constants: there is nothing left to train."""
+    """The module that is exported: it returns the last stage's estimates. Its weights become constants of the
+    program."""
 
     def __init__(self, engine: Engine) -> None:
         super().__init__()
@@ -73,11 +74,11 @@ def exported_program(network: NetworkMethods, backend: str = "reference") -> Exp
 
     Args:
         network: the network to export. Move it to the CPU first if machines without a GPU must load the program.
-        backend: ``reference`` to use only PyTorch's operators; ``triton`` to use the operators of this library (import
-            ``metatasnet_fast.ops`` before you load such a program).
+        backend: ``reference`` to use only PyTorch's operators; ``triton`` to use the operators of this library. Before
+            such a program is loaded, ``metatasnet_fast.ops`` must be imported.
 
     Raises:
-        BackendUnavailableError: if the backend cannot serve.
+        BackendUnavailableError: if the backend cannot be used.
     """
     config = network.config
     with torch.no_grad():
@@ -86,16 +87,16 @@ def exported_program(network: NetworkMethods, backend: str = "reference") -> Exp
 
 
 def export(network: NetworkMethods, path: str | Path, format: str | None = None, backend: str = "reference") -> None:
-    """Write a network's program into a file, which appears whole or not at all.
+    """Write a network as a program into a file, which appears whole or not at all.
 
     Args:
-        network: the network; the program has the network's dtype.
-        path: path of the file; the suffix ``.onnx`` or ``.pt2`` chooses the format.
-        format: ``onnx`` or ``pt2``; needed for another suffix.
-        backend: as in :func:`exported_program`; ONNX has ``reference`` only.
+        network: the network. The program has the network's dtype.
+        path: path of the file. The suffix ``.onnx`` or ``.pt2`` chooses the format.
+        format: ``onnx`` or ``pt2``; needed if the file has another suffix.
+        backend: as in :func:`exported_program`; for ONNX, only ``reference``.
 
     Raises:
-        CheckpointError: for an unknown format.
+        CheckpointError: for an unknown format, or for ONNX with another backend.
         MissingDependencyError: without the packages that write ONNX.
     """
     path = Path(path)
@@ -138,7 +139,7 @@ def _onnx(program: ExportedProgram, config: MetaTasNetConfig) -> bytes:
         opset_version=OPSET,
         input_names=[f"mix_{s}" for s in range(config.stages_num)],
         output_names=["estimates"],
-        optimize=False,  # it takes the 1e-8 before the logarithm for a zero, and silence would become NaN
+        optimize=False,  # the optimiser drops the 1e-8 that is added before the logarithm, and silence would become NaN
         verbose=False,
     )
     assert exported is not None
@@ -158,21 +159,27 @@ def _onnx(program: ExportedProgram, config: MetaTasNetConfig) -> bytes:
 
 @dataclass(frozen=True)
 class Recorded:
-    """A network's launches and calls of torch's operators, in order: first to prepare the weights, then to run (see
-    :mod:`metatasnet_fast.kernels.recording`)."""
+    """The launches of kernels and the calls of torch's operators of a network, in order.
+
+    :mod:`metatasnet_fast.kernels.recording` defines the entries.
+    """
 
     preparing: list[Any]
+    """To prepare the weights."""
     running: list[Any]
+    """To run the network."""
 
 
 def record(
     config: MetaTasNetConfig, precision: Precision, capability: int, items: int, samples: int, training: bool
 ) -> Recorded:
-    """Record preparing the weights of a network and running it on mixtures (items, 1, samples 2^s).
+    """Record what happens when the weights of a network are prepared, and the network runs on mixtures.
 
     Args:
         capability: compute capability of the GPU as a whole number: 90 for sm_90.
-        training: record a training step without the optimiser, not a separation with only the last stage's decoder.
+        items, samples: size of the mixtures, (items, 1, samples 2^s) for each stage s.
+        training: record a training step without the optimiser; else a separation, in which only the last stage is
+            decoded.
     """
     from ..backends.triton import TritonBackend
     from ..kernels.log_power import basis
@@ -199,7 +206,10 @@ def record(
 
 
 def programs(config: MetaTasNetConfig, precision: Precision, capability: int, training: bool) -> list[Launch]:
-    """Return one launch of each program that a network needs: for inference, or for training as well."""
+    """Return one launch of each program that a network needs for inference, and with ``training`` also for training.
+
+    ``capability`` is the compute capability of the GPU as a whole number: 90 for sm_90.
+    """
     from ..kernels.recording import Launch, distinct
 
     samples = config.W * config.shortest_frames
@@ -221,7 +231,9 @@ def precompile(
     """Compile the programs of a network into Triton's cache, in several processes.
 
     Args:
-        capability: compute capability of the target NVIDIA GPU as a whole number; the GPU need not be in this machine.
+        capability: compute capability of the target NVIDIA GPU as a whole number: 90 for sm_90. The GPU need not be in
+            this machine.
+        training: also compile the programs that only training needs.
         workers: number of processes; by default one for each core.
         report: called with the number of programs compiled so far, and the number of all programs.
 
@@ -243,7 +255,7 @@ def precompile(
 
 
 _recorded: list[Launch] = []
-"""All launches of the network; this worker process compiles some of them."""
+"""All launches of the network, in a worker process, which compiles some of these."""
 
 
 def _record(*what: Any) -> None:

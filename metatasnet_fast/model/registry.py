@@ -1,8 +1,9 @@
-"""Find models by name: those whose address the library knows, those that a user adds, and the Hugging Face hub's.
+"""Find models by name: models whose address the library knows, models that a user adds, and models of the Hugging Face
+hub.
 
-A model's file is fetched once, into the user's cache. Its SHA-256 is pinned in ``models.json`` there: the registry's,
-if there is one, else that of the first download. A file that changes later is refused. The Hugging Face hub needs the
-package huggingface_hub (the extra ``hub``).
+The file of a model is fetched once, into the user's cache. Its SHA-256 is pinned in ``models.json`` there. This is the
+SHA-256 in the library's registry, if there is one, else that of the first download. A file that changes later is
+refused. The Hugging Face hub needs the package huggingface_hub (the extra ``hub``).
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ Progress = Callable[[int, "int | None"], object]
 
 @dataclass(frozen=True)
 class KnownModel:
-    """A model that can be downloaded, or that the user added: a file of the authors' format."""
+    """A model that can be downloaded, or that the user added. It is a file of the authors' format."""
 
     name: str
     url: str
@@ -54,7 +55,7 @@ class KnownModel:
 
     @property
     def path(self) -> Path:
-        """Return the path of the model's file, which may not be fetched yet."""
+        """Return the path of the model's file. The file may not have been fetched yet."""
         return home() / "models" / f"{self.name}.pt"
 
 
@@ -66,7 +67,7 @@ def home() -> Path:
 
 
 def known_models() -> dict[str, KnownModel]:
-    """Return the models by name, with the checksums that are pinned.
+    """Return the known models by name, with the checksums that are pinned.
 
     Raises:
         CheckpointError: if the user's ``models.json`` is damaged.
@@ -79,7 +80,7 @@ def known_models() -> dict[str, KnownModel]:
 
 
 def fetched_model(name: str) -> Path | None:
-    """Return the file of a known model; None for an unknown name.
+    """Return the path of a known model's file; None for an unknown name.
 
     Raises:
         CheckpointError: if the model is known, but its file is not on this machine.
@@ -95,12 +96,13 @@ def fetched_model(name: str) -> Path | None:
 
 
 def add_model(name: str, location: str, sha256: str | None = None, progress: Progress | None = None) -> KnownModel:
-    """Give a file or an address a name, and fetch the file.
+    """Give a file or an address a name, fetch the file, and return the model.
 
     Args:
         name: letters, digits, dots, dashes and underscores.
-        location: a file of the authors' format, or an http or https address of one.
-        sha256: the checksum that the file must have; by default the checksum of the fetched file is pinned.
+        location: a file of the authors' format, or an http or https address of such a file.
+        sha256: the SHA-256 that the file must have; by default that of the fetched file is pinned.
+        progress: function that is called while the file is downloaded.
 
     Raises:
         CheckpointError: for a name that is taken or invalid, or a file that is no checkpoint; also as
@@ -120,7 +122,7 @@ def add_model(name: str, location: str, sha256: str | None = None, progress: Pro
 
 
 def fetch_model(name: str, progress: Progress | None = None) -> KnownModel:
-    """Download a known model; an interrupted download resumes.
+    """Download a known model, and return it. An interrupted download resumes.
 
     Raises:
         CheckpointError: for an unknown name, a dead link, no network, or a file with another checksum than the pinned one.
@@ -152,13 +154,14 @@ def _fetch(model: KnownModel, progress: Progress | None) -> KnownModel:
 
 
 def _download(model: KnownModel, part: Path, progress: Progress | None) -> None:
-    """Append the missing bytes; start from the beginning if the server cannot send a part."""
+    """Download the bytes that the file ``part`` lacks. If the server cannot send a part of a file, download
+    everything."""
     have = part.stat().st_size if part.is_file() else 0
     request = urllib.request.Request(model.url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
         answer = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
-        if error.code != 416 or not have:  # 416: the part is complete already, or longer than the file
+        if error.code != 416 or not have:  # 416: the part is as long as the model's file already, or longer
             raise
         part.unlink()
         return _download(model, part, progress)
@@ -214,7 +217,12 @@ def _reason(error: OSError) -> str:
 
 
 def download(name: str, revision: str | None, offline: bool) -> Path:
-    """Return the folder of the hub's local cache that holds a checkpoint; if it is missing there, fetch it.
+    """Return the folder of the hub's local cache that holds a checkpoint. If the checkpoint is not there, fetch it.
+
+    Args:
+        name: hub id ``owner/name``.
+        revision: branch, tag or commit; None for the default branch.
+        offline: do not fetch.
 
     Raises:
         CheckpointError: if there is no checkpoint of this name, or it cannot be fetched.
@@ -231,7 +239,7 @@ def download(name: str, revision: str | None, offline: bool) -> Path:
 
 
 def upload(folder: Path, name: str, *, private: bool, message: str) -> str:
-    """Upload a checkpoint folder with its card, and return its address.
+    """Upload a checkpoint folder with its model card to the hub, and return its address there.
 
     Raises:
         CheckpointError: if the hub refuses, or cannot be reached.
@@ -257,14 +265,14 @@ def model_card(
     dataset: str,
     text: str = "",
 ) -> str:
-    """Return a card: front matter that the hub reads, how to use the model, and the scores.
+    """Return a model card in Markdown: front matter that the hub reads, how to use the model, and the scores.
 
     Args:
         name: ``owner/name``.
-        licence: as the hub spells it, such as ``mit`` or ``cc0-1.0``.
-        scores: by metric and stem, such as ``{"SDR vocals": 6.4}``, in dB.
+        licence: name of the licence as the hub spells it, such as ``mit`` or ``cc0-1.0``.
+        scores: scores in dB by metric and stem, such as ``{"SDR vocals": 6.4}``.
         dataset: name of the data set on which the scores were measured.
-        text: your own text, in Markdown: data, training, weaknesses.
+        text: further text in Markdown, as on the data, the training and the model's weaknesses.
 
     Raises:
         CheckpointError: for scores without a data set.

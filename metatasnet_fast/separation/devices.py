@@ -1,6 +1,7 @@
-"""Choose the device that separates, and the device that keeps signals; run windows through the network, many at once.
+"""Choose the device that separates, and the device that keeps signals; run the network on many windows at once.
 
-When memory runs out, fewer windows run at once; if that does not suffice, the error says how to use less memory.
+When memory runs out, the network runs on fewer windows at once. If that does not suffice, the error says how to use
+less memory.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ __all__ = [
 
 
 def parse_device(name: str | torch.device) -> torch.device:
-    """Return the device of a name, which need not exist; raise :class:`ConfigError` for a name unknown to torch."""
+    """Return the torch device of a name; raise :class:`ConfigError` for a name that torch does not know.
+
+    This machine need not have the device.
+    """
     try:
         return torch.device(name)
     except (RuntimeError, TypeError) as error:
@@ -33,11 +37,11 @@ def parse_device(name: str | torch.device) -> torch.device:
 
 
 def choose_device(wanted: str | torch.device, network: NetworkMethods) -> torch.device:
-    """Return the device for the argument ``device`` of ``Separator``, with its index.
+    """Return the device that ``wanted``, the argument ``device`` of ``Separator``, means; a CUDA device has its index.
 
     Raises:
         ConfigError: for a name that torch does not know.
-        BackendUnavailableError: for a CUDA device that is absent.
+        BackendUnavailableError: for a device that this machine does not have.
     """
     if wanted == "auto":
         if network.device.type != "cpu":
@@ -70,18 +74,18 @@ def choose_home(device: torch.device, recording: Recording, stems: int, room: fl
 
     Args:
         stems: number of stems that the network makes.
-        room: in bytes; None for a quarter of the device's free memory.
+        room: bytes that the signals may take; None for a quarter of the device's free memory.
     """
     if device.type != "cuda" or recording.samples is None:
         return torch.device("cpu")
-    # The recording, its resampled forms (together about twice its size), and the stems, in float32.
+    # In float32: the recording, its resampled forms (together about twice its size), and the stems.
     size = (3 + stems) * 4 * recording.samples * recording.channels
     most = torch.cuda.mem_get_info(device)[0] / 4 if room is None else room
     return device if size < most else torch.device("cpu")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an allocation failed, on any device."""
+    """Return whether an error means that an allocation failed, on any device."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     text = str(error)
@@ -97,10 +101,10 @@ def memory_for(what: str, advice: str) -> contextlib.AbstractContextManager[None
 
 @contextlib.contextmanager
 def reporting_memory(message: Callable[[], str], kind: type[MetaTasNetError]) -> Iterator[None]:
-    """Turn a failed allocation in the block into an error of a given type.
+    """Turn a failed allocation in the block into an error of the type ``kind``.
 
     Args:
-        message: returns the sentence of the error; called only after a failed allocation.
+        message: function that returns the text of the error; called only after a failed allocation.
     """
     try:
         yield
@@ -112,17 +116,17 @@ def reporting_memory(message: Callable[[], str], kind: type[MetaTasNetError]) ->
 
 MOST_WINDOWS = 32
 MEMORY_SHARE = 0.6
-"""Share of a GPU's free memory that a batch is planned to use."""
+"""Share of a GPU's free memory that a batch may use by the estimate."""
 
 LIVE_TENSORS = 8
-"""Memory of a window, measured in masked latents of the last stage, in the backend that needs most: 7.9 measured on a
-CPU with the authors' sizes in float32 (1.5 in the compiled backend)."""
+"""Memory that a window takes, in units of the last stage's masked latent, in the backend that needs most. Measured on a
+CPU with the authors' sizes in float32: 7.9 (1.5 in the compiled backend)."""
 
 
 class BatchRunner:
-    """Runner that gives windows, of one recording or of several, to the network in batches of ``batch_size``.
+    """Runner that gives the windows of one or more recordings to the network, in batches of ``batch_size``.
 
-    ``batch_size`` is lowered permanently when memory runs out.
+    When memory runs out, ``batch_size`` is lowered for good, and ``warn`` is called with a sentence.
     """
 
     def __init__(self, batch_size: int, warn: Callable[[str], object]) -> None:
@@ -133,7 +137,8 @@ class BatchRunner:
         """Separate windows of one length.
 
         Args:
-            windows: for each window, (1, samples) for every stage.
+            engine: engine that separates a batch.
+            windows: for each window, its mixture for every stage, (1, samples).
 
         Returns:
             the last stage's estimate of each window, (I, samples), in order.
@@ -162,7 +167,7 @@ class BatchRunner:
                 self.batch_size = len(batch) // 2
                 self._warn(f"Memory ran out with {len(batch)} windows at once; went on with {self.batch_size}.")
                 estimates = None
-            # After the handler: the exception's traceback would keep the tensors alive.
+            # Only after the handler: in the handler, the traceback of the exception keeps the tensors alive.
             if estimates is None:
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
@@ -175,9 +180,9 @@ class BatchRunner:
 def automatic_batch_size(engine: Engine, frames: int, device: torch.device) -> int:
     """Return how many windows of ``frames`` latent frames to run at once.
 
-    On a GPU: as many as are estimated to fit into 60 % of the free memory, from 1 to 32. On a CPU: 1, except for the
-    compiled backend. That backend runs one instrument of one window in each thread, so use enough windows to keep all
-    threads busy.
+    On a GPU, these are as many as should fit into 60 % of the free memory, from 1 to 32. On a CPU it is one. The
+    compiled backend, which runs one instrument of one window in each thread, gets enough windows to keep all threads
+    busy.
     """
     if device.type != "cuda":
         return (

@@ -3,12 +3,12 @@
     blocks -> resample to every stage's rate -> spools, standard deviations
     windows of the spools, normalised -> network -> stitch -> resample back -> spool, normal equations -> gains
 
-Only the spools grow with the recording; when the memory allowed for them is used up, they move into files.
+Only the spools grow with the recording. When they need more memory than is allowed, they move into files.
 
-All windows of a recording have one length, so that they fit one batch. Their starts are spread evenly: frames that only
-the last window would otherwise repeat become context for all. Neighbours overlap by ``2 context + fade`` or more; the
-frames in the middle of the overlap fade from one window to the other, and the ``context`` on both sides is discarded.
-Windows are planned in latent frames.
+Windows are planned in latent frames. All windows of a recording have one length, so that they fit into one batch. Their
+starts are spread evenly, so that all neighbours overlap by about the same number of frames: ``2 context + fade`` or
+more. The frames in the middle of an overlap fade from one window to the other, and the ``context`` on both sides is
+discarded.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ __all__ = [
 ]  # fmt: skip
 
 WINDOW_SECONDS = 24.0
-"""Seconds of a window. The group norms see a whole window. With half-trained weights, on four songs, SDR against
-reference mode changed on average by -0.11 dB with windows of 8 s, -0.05 with 16 s, +0.03 with 24 s and +0.07 with 32 s;
-see docs/separation.md."""
+"""Seconds of a window. It matters because the group norms see the whole window. With half-trained weights, on four
+songs, the SDR differed from that of reference mode on average by -0.11 dB with windows of 8 s, -0.05 dB with 16 s,
++0.03 dB with 24 s and +0.07 dB with 32 s; see docs/separation.md."""
 
 CONTEXT_SECONDS = 0.8
-"""Seconds of context on each side: more than one stage's receptive field (0.47 s) and half an STFT frame. All stages
-together depend on more, but in the same measurement a window's edge had no effect at a distance of 0.3 s."""
+"""Seconds of context on each side: more than the receptive field of one stage (0.47 s) and half an STFT frame. All
+stages together see further, but in the same measurement the edge of a window had no effect at a distance of 0.3 s."""
 
 FADE_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
 class WindowShape:
-    """Lengths in latent frames: of a window, of the context discarded at each inner side, and of the fade between
-    windows."""
+    """Lengths in latent frames: of a window, of the context that is discarded where a window has a neighbour, and of
+    the fade between two windows."""
 
     window: int
     context: int
@@ -68,10 +68,10 @@ class WindowShape:
 
 @dataclass(frozen=True)
 class Window:
-    """A window of frames from ``start`` on, of which ``begin`` to ``stop`` are kept, all counted from the recording's
-    start.
+    """A window that begins at frame ``start``, of which the frames ``begin`` to ``stop`` are kept.
 
-    If there is a window before, the first ``fade`` kept frames fade from that window to this one.
+    All three are counted from the start of the recording. If there is a window before, the first ``fade`` kept frames
+    fade from that window to this one.
     """
 
     start: int
@@ -80,7 +80,8 @@ class Window:
 
 
 def plan_windows(total: int, shape: WindowShape) -> list[Window]:
-    """Cover ``total`` frames, each exactly once, with windows of ``min(total, shape.window)`` frames."""
+    """Return windows of ``min(total, shape.window)`` frames whose kept frames cover ``total`` frames, each exactly
+    once."""
     if total <= shape.window:
         return [Window(0, 0, total)]
     count = -(-(total - shape.overlap) // (shape.window - shape.overlap))
@@ -106,10 +107,10 @@ def receptive_frames(config: MetaTasNetConfig) -> int:
 
 
 def default_shape(config: MetaTasNetConfig) -> WindowShape:
-    """Return the shape that ``fast`` mode uses.
+    """Return the shape of the windows in ``fast`` mode.
 
-    The window is a whole number of STFT hops: the network stretches the spectrogram's frames over the latent frames, and
-    both end together only if the hops are whole.
+    A window is a whole number of STFT hops: the network stretches the spectrogram's frames over the latent frames, and
+    both end together only if the number of hops is whole.
     """
     base = config.stage(0)
     unit = math.lcm(base.W, base.hop) // base.W
@@ -120,16 +121,19 @@ def default_shape(config: MetaTasNetConfig) -> WindowShape:
 
 
 def stitch(estimates: Iterator[Tensor], plan: Sequence[Window], channels: int, hop: int, fade: int) -> Iterator[Tensor]:
-    """Join window after window; between two, the first ``fade`` frames change linearly from the old window to the new.
+    """Join the windows, and yield the result in blocks.
 
-    Where both windows agree, the result is exactly their common value.
+    Between two windows, ``fade`` frames change linearly from the old window to the new one. Where the two agree, the
+    result is exactly their common value.
 
     Args:
         estimates: (stems, samples) for each channel of the first window, then of the second window, and so on.
+        plan: the windows.
         hop: samples per latent frame.
+        fade: latent frames.
 
     Returns:
-        (channels, stems, n) blocks, which together have ``hop`` samples for every frame of the plan.
+        blocks (channels, stems, n), which together have ``hop`` samples for every frame of the plan.
     """
     ramp: Tensor | None = None
     tail: Tensor | None = None
@@ -155,7 +159,7 @@ class Resampled:
     mixture: Spool
     stages: list[Spool]
     deviations: list[Tensor]
-    """Standard deviations for every stage, (channels,), float64."""
+    """Standard deviations of the channels for every stage, (channels,), float64."""
     non_silent: list[int]
     """Indices of the channels that are not silent."""
     home: torch.device
@@ -172,9 +176,11 @@ def separate_in_windows(
     budget: Budget,
     reporter: Reporter,
 ) -> Unscaled:
-    """Separate a recording in windows.
+    """Separate a recording in windows, and return its stems before their gains are applied.
 
     Args:
+        runner: runs the network on the windows.
+        shape: shape of the windows.
         device: device of the network.
         home: device that keeps the signals between the passes: ``device`` or the CPU.
 
@@ -189,12 +195,14 @@ def separate_in_windows(
 def separate_resampled(
     engine: Engine, runner: BatchRunner, shape: WindowShape, source: Resampled, device: torch.device, reporter: Reporter
 ) -> Unscaled:
-    """Separate a resampled recording in windows, then free its signals: the second part of :func:`separate_in_windows`."""
+    """Separate a resampled recording in windows, then free the resampled signals: the second part of
+    :func:`separate_in_windows`."""
     config, rate, length = engine.config, source.rate, source.mixture.length
     reporter.total = length / rate
     non_silent = source.non_silent
 
-    # One sample at the base rate more than the recording has, so that resampling back gives enough samples.
+    # Cover one sample more than the recording has at the first stage's rate, so that resampling back gives enough
+    # samples.
     frames = -(-(length * config.sampling_rate // rate + 1) // config.W)
     plan = plan_windows(max(frames, config.shortest_frames), shape)
     estimates = runner.run(engine, _windows(engine, source, non_silent, plan, min(plan[-1].stop, shape.window), device))
@@ -252,7 +260,10 @@ def resample(
 def _windows(
     engine: Engine, source: Resampled, non_silent: list[int], plan: Sequence[Window], frames: int, device: torch.device
 ) -> Iterator[list[Tensor]]:
-    """Yield the non-silent channels of each window, normalised, as (1, samples) for every stage."""
+    """Yield each non-silent channel of each window: a list of (1, samples) for every stage, divided by the deviations.
+
+    ``frames`` is the length of a window.
+    """
     if not non_silent:
         return
     scales = [safe_std(d[non_silent]).to(device, torch.float32)[:, None] for d in source.deviations]
@@ -266,7 +277,10 @@ def _windows(
 
 
 def _at_rate(blocks: Iterator[Tensor], rate: int, wanted: int, rows: int, length: int) -> Iterator[Tensor]:
-    """Yield blocks (channels, I, n) resampled to the recording's rate as (rows, n), with ``length`` samples in total."""
+    """Resample blocks (channels, I, n) from ``rate`` to ``wanted`` hertz, and yield the results as (rows, n).
+
+    ``rows`` is channels times I. The results have ``length`` samples in total.
+    """
     resampler = StreamingResampler(rate, wanted, rows)
     done = 0
     for block in blocks:

@@ -1,13 +1,14 @@
 """Separate as the authors evaluate: each channel as a whole, with the authors' resampling and its rounding.
 
-librosa's ``fix=False`` is used on the way in, ``fix=True`` on the way out. Where the authors' program ends with an
-error or gives NaN (silence, estimates shorter than the track), the result here is zeros.
+Resampling to the network's rates follows librosa's ``fix=False``, resampling back ``fix=True``. Where the authors'
+program ends with an error or gives NaN (silence, estimates shorter than the track), the result here is zeros.
 
-``audio.resample`` computes the same filter more accurately and far faster, and differs by 4e-7. Ahead of the network's
-logarithm this difference matters: above the recording's bandwidth the spectrogram of a float32 signal shows its rounding,
-and an untrained network turned 4e-7 into 4e-3. So the authors' rounding is reproduced, float32 running sums, tap after tap:
+``audio.resample`` computes the same filter more accurately and far faster, and differs by 4e-7. Before the network's
+logarithm this difference matters: above the recording's bandwidth, the spectrogram of a float32 signal shows its
+rounding, and an untrained network turned 4e-7 into 4e-3. So the authors' rounding is reproduced. The sums run in
+float32, tap after tap; the weights w and the products are float64:
 
-    y[t] = fl32(y[t] + w x), the left wing from the centre outwards, then the right; w and the products in float64
+    y[t] = fl32(y[t] + w x), first for the left wing of the filter, from the centre outwards, then for the right wing
 
 Source: the authors' ``evaluate.py``, ``separate_sample``; resampy 0.4.3, ``interpn.py``, ``_resample_loop``.
 """
@@ -33,13 +34,16 @@ from .result import Reporter
 __all__ = ["resample_as_authors", "separate_as_evaluated"]
 
 PIECE_CPU = 2**14
-"""Outputs that are computed at a time: their sums and weights stay in a core's cache."""
+"""Outputs that are computed at a time on a CPU: few enough that their sums and weights stay in a core's cache."""
 
 PIECE_GPU = 2**20
 
 
 def resample_as_authors(x: Tensor, sr_in: int, sr_out: int) -> Tensor:
-    """Resample (channels, n) float32 to (channels, floor(n sr_out / sr_in)), bit for bit as resampy's ``kaiser_best``."""
+    """Resample (channels, n) float32 from ``sr_in`` to ``sr_out`` hertz, bit for bit as resampy's ``kaiser_best``.
+
+    The result is (channels, floor(n sr_out / sr_in)).
+    """
     if sr_in == sr_out:
         return x.clone()
     ratio = float(sr_out) / sr_in
@@ -68,7 +72,17 @@ def resample_as_authors(x: Tensor, sr_in: int, sr_out: int) -> Tensor:
 def _add_wing(
     sums: Tensor, padded: Tensor, first: Tensor, direction: int, fraction: Tensor, table: Tensor, step: int
 ) -> None:
-    """Add one wing to the float32 ``sums`` in place; zeros around the signal add nothing."""
+    """Add the products of one wing of the filter to the float32 ``sums``, in place.
+
+    Args:
+        sums: (channels, n).
+        padded: the signal (channels, samples), float64, with zeros around it, which add nothing.
+        first: (n,): for each output, the place in ``padded`` of the wing's first sample.
+        direction: -1 for the left wing, 1 for the right one.
+        fraction: (n,): distance of that sample from the output, in zero crossings of the filter.
+        table: (points, 2): values of the filter, and differences to the next value.
+        step: points of the table from one sample to the next.
+    """
     index = fraction * POINTS_PER_ZERO
     offset = index.long()
     eta = index - offset
@@ -126,9 +140,10 @@ def separate_as_evaluated(engine: Engine, recording: Recording, device: torch.de
 
 
 def stage_signals(engine: Engine, waveform: Tensor, rate: int) -> list[Tensor]:
-    """Return the waveform at the rate of every stage s, (channels, (n_0 + 1) 2^s); n_0 is its length at the first stage's rate.
+    """Resample a waveform to the rate of every stage, and return the signals in the order of the stages.
 
-    The signals are float64 if that is the engine's precision, else float32.
+    The signal of stage s is padded or cut to (channels, (n_0 + 1) 2^s), where n_0 is the length at the first stage's
+    rate. It is float64 if that is the engine's precision, else float32.
     """
     dtype = torch.float64 if engine.precision is Precision.float64 else torch.float32
     signals = [resample_as_authors(waveform, rate, stage.sampling_rate).to(dtype) for stage in engine.config.stages]
@@ -137,7 +152,11 @@ def stage_signals(engine: Engine, waveform: Tensor, rate: int) -> list[Tensor]:
 
 
 def _infer(engine: Engine, mixes: list[Tensor], reporter: Reporter, position: tuple[int, int]) -> Tensor:
-    """Return ``MultiTasNet.inference(mixes, n_chunks=8)[-1]``, (I, samples), with only the last stage decoded."""
+    """Return what ``MultiTasNet.inference(mixes, n_chunks=8)[-1]`` returns, as (I, samples); only the last stage is
+    decoded.
+
+    ``position`` is the number of the channel and the number of all channels, for the report of the progress.
+    """
     config, last = engine.config, engine.config.stages_num - 1
     channel, channels = position
     parts = []
