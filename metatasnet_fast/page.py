@@ -1,12 +1,13 @@
-"""Make a page to hear and see a separation: one HTML file, or a folder, without network or server; and draw a picture.
+"""Make a page to hear and see a separation; draw a picture of it.
 
-Signals are MP3, the one compressed format that every browser decodes; the browser plays them from one clock, so they
-stay aligned to the sample. The template is Jinja2's, which torch brings. Spectrograms have a logarithmic frequency axis, and
-are PNGs that are made without a library.
+A page is one HTML file, or an HTML file with a folder of sounds. It needs no network and no server. Signals are MP3,
+the one compressed format that every browser decodes. The browser plays them from one clock, so they stay aligned to the
+sample. The template is for Jinja2, which torch brings. Spectrograms have a logarithmic frequency axis, and are PNGs
+that are made without a library.
 
-Sources: W3C, "Portable Network Graphics (PNG) Specification (Second Edition)", 2003; the
-colours are nine points of magma by van der Walt and Smith (CC0): even steps in level look like even steps in brightness, also
-to the colour-blind and in grey.
+Sources: W3C, "Portable Network Graphics (PNG) Specification (Second Edition)", 2003. The colours are nine points of
+magma by van der Walt and Smith (CC0): even steps in level look like even steps in brightness, also to the colour-blind
+and in grey.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ ROWS, COLUMNS = 180, 1000
 PICTURE_SIZE = (200, 250)
 """Rows and columns of a spectrogram in the picture."""
 MOST_COLUMNS = 8000
-"""Columns of a spectrogram: a zoomed view of a long song has about ten columns a second."""
+"""Most columns of a spectrogram. Up to this, a song longer than 100 s has ten columns a second, for a zoomed view."""
 
 
 @dataclass(frozen=True)
@@ -61,16 +62,16 @@ class Listening:
     sample_rate: int
     title: str
     facts: Mapping[str, str] = field(default_factory=dict)
-    """Short texts by short label."""
+    """Short texts about the separation, by short labels."""
     note: str = ""
     references: Mapping[str, Tensor] = field(default_factory=dict)
-    """True stems by name, to switch to and compare."""
+    """True stems by name, to which the listener can switch, to compare."""
     scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """``scores[stem][metric]``, shown next to the stem. BSSEval, SI-SDR and log-WMSE are in dB, other metrics out of
     100."""
     files: Mapping[str, str] = field(default_factory=dict)
-    """Relative addresses of the files that a listener can save; for other signals the page offers the sound that it
-    plays."""
+    """Relative addresses of the files that a listener can save, by signal. For other signals the page offers the sound
+    that it plays."""
 
     @property
     def duration(self) -> float:
@@ -78,11 +79,11 @@ class Listening:
 
 
 def write_page(listening: Listening, path: Path, *, in_files: bool = False) -> None:
-    """Write the page in one step: if that fails, the old page stays.
+    """Write the page in one step. If that fails, the old page stays.
 
     Args:
-        path: of the HTML file.
-        in_files: put every sound into its own script, in a folder next to the page, instead of into the page.
+        path: path of the HTML file.
+        in_files: put every sound into a script of its own, in a folder next to the page, instead of into the page.
 
     Raises:
         OutputError: if the page cannot be written, or MP3 cannot hold the signals' sample rate or channels.
@@ -158,11 +159,12 @@ def listen_to(
     """Write the page of a recording and its stems, and return its path.
 
     Args:
-        recording: file, or (channels, samples); ``track`` is the number of the audio track in a file, None for its default.
-        stems: file or signal of each stem; the page saves files as they are, and signals as MP3.
+        recording: a file, or a signal (channels, samples).
+        stems: the file or signal of each stem. From the page, a listener saves files as they are, and signals as MP3.
         path: path of the page; by default ``<title>.html`` next to the first stem's file.
-        references: file or signal of the true stem, by stem; may lack stems.
-        sample_rate: sample rate of the signals in Hz; not needed if the recording is a file.
+        references: the files or signals of true stems, by name; not every stem needs one.
+        sample_rate: sample rate of the signals in hertz; not needed if the recording is a file.
+        track: number of the audio track if the recording is a file; None for the file's default.
         facts, scores, in_files: see :class:`Listening` and :func:`write_page`.
 
     Raises:
@@ -194,7 +196,8 @@ def listen_to(
 
 
 def _samples(sound: Sound, recording: Tensor) -> Tensor:
-    """Return (channels, samples) of a file or signal, cut or zero-padded to the length of the recording."""
+    """Return the samples of a file or signal, (channels, samples), cut or zero-padded to the length of the
+    recording."""
     samples = sound if isinstance(sound, Tensor) else read_audio(sound).samples
     return functional.pad(samples, (0, recording.shape[-1] - samples.shape[-1]))
 
@@ -217,7 +220,7 @@ def _number(value: float) -> str:
 
 
 def _level(signal: Tensor) -> float:
-    """Return the mean power in decibels, minus infinity for silence."""
+    """Return the mean power of a signal in decibels; minus infinity for silence."""
     power = float(signal.double().square().mean())
     return 10 * math.log10(power) if power > 0 else -math.inf
 
@@ -234,8 +237,12 @@ def _data(kind: str, content: bytes) -> str:
 
 
 def write_picture(listening: Listening, path: Path) -> None:
-    """Write the spectrograms as a PNG; raise :class:`MissingDependencyError` without matplotlib, :class:`OutputError`
-    if the file cannot be written."""
+    """Write a picture of the spectrograms as a PNG.
+
+    Raises:
+        MissingDependencyError: without matplotlib.
+        OutputError: if the file cannot be written.
+    """
     colors, Figure = require("matplotlib.colors", "The picture"), require("matplotlib.figure", "The picture").Figure
     Image = require("PIL.Image", "The picture")
     pictures = levels(listening.signals, listening.sample_rate, *PICTURE_SIZE)
@@ -269,7 +276,7 @@ MAGMA = ("000004", "1c1044", "4f127b", "812581", "b5367a", "e55064", "fb8761", "
 
 
 def magma() -> npt.NDArray[np.uint8]:
-    """Return (256, 3) colours, as red, green, blue."""
+    """Return 256 colours, (256, 3) uint8: red, green and blue of each."""
     points = np.array([list(bytes.fromhex(colour)) for colour in MAGMA], float)
     places = np.linspace(0, 255, len(MAGMA))
     channels = [np.interp(np.arange(256), places, points[:, channel]) for channel in range(3)]
@@ -278,7 +285,7 @@ def magma() -> npt.NDArray[np.uint8]:
 
 
 def encode_png(levels: Tensor) -> bytes:
-    """Encode (rows, columns) uint8 levels as a PNG of one byte a pixel, with :func:`magma` as its palette."""
+    """Encode levels (rows, columns), uint8, as a PNG of one byte a pixel, with :func:`magma` as its palette."""
     rows, columns = levels.shape
     header = struct.pack(">IIBBBBB", columns, rows, 8, 3, 0, 0, 0)
     # Every row begins with the number of its filter: 0 for none.
@@ -301,7 +308,7 @@ LOWEST, HIGHEST = 45.0, 18000.0
 
 @dataclass(frozen=True)
 class Axis:
-    """Logarithmic frequencies from ``lowest`` to ``highest``, hertz."""
+    """Logarithmic axis of frequencies from ``lowest`` to ``highest``, in hertz."""
 
     lowest: float
     highest: float
@@ -311,22 +318,23 @@ class Axis:
         return cls(LOWEST, min(HIGHEST, sample_rate / 2))
 
     def edges(self, bands: int) -> Tensor:
-        """Return the (bands + 1,) borders of bands of equal ratio, float64."""
+        """Return the borders of ``bands`` bands in hertz, (bands + 1,), float64. All bands have the same ratio of
+        borders."""
         return torch.logspace(math.log10(self.lowest), math.log10(self.highest), bands + 1, dtype=torch.float64)
 
     def ticks(self) -> dict[str, float]:
-        """Return the labels with their heights, from 0 at the bottom to 1 at the top."""
+        """Return the labels of the axis, each with its height, from 0 at the bottom to 1 at the top."""
         wanted = {"100 Hz": 100.0, "1 kHz": 1000.0, "10 kHz": 10000.0}
         span = math.log(self.highest / self.lowest)
         return {label: math.log(f / self.lowest) / span for label, f in wanted.items() if f < self.highest}
 
 
 def levels(signals: Mapping[str, Tensor], sample_rate: int, rows: int, columns: int) -> dict[str, Tensor]:
-    """Return the spectrograms of (channels, samples) signals on one scale.
+    """Return the spectrograms of signals (channels, samples), by name, on one scale.
 
     Returns:
-        for each signal (rows, columns) of levels from 0 to 255 as uint8, the highest band first. 255 is the loudest
-        band of all signals, 0 is ``RANGE_DB`` below it.
+        for each signal its levels, (rows, columns), uint8, the highest band first. 255 is the level of the loudest band
+        of all signals, and 0 is ``RANGE_DB`` below that.
     """
     axis = Axis.of(sample_rate)
     powers = {name: _band_powers(signal, sample_rate, axis.edges(rows), columns) for name, signal in signals.items()}
@@ -340,10 +348,10 @@ def _scale(power: Tensor) -> Tensor:
 
 
 def _band_powers(signal: Tensor, sample_rate: int, edges: Tensor, columns: int) -> Tensor:
-    """Return the power in each band, (bands, columns), as the mean over channels.
+    """Return the power of a signal in each band, (bands, columns), float64, as the mean over channels.
 
-    The running integral of the spectrum over frequency is read at the bands' edges, linearly interpolated, so that bands
-    narrower than a bin get their share of the bin.
+    The spectrum is integrated over frequency, and the integral is interpolated linearly at the ``edges`` of the bands.
+    So a band that is narrower than a bin gets its share of the bin.
     """
     n_fft = 2 ** round(math.log2(WINDOW_SECONDS * sample_rate))
     hop = max(1, -(-signal.shape[1] // columns))

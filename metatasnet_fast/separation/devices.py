@@ -41,7 +41,7 @@ def choose_device(wanted: str | torch.device, network: NetworkMethods) -> torch.
 
     Raises:
         ConfigError: for a name that torch does not know.
-        BackendUnavailableError: for a device that this machine does not have.
+        BackendUnavailableError: for a device that is absent, or that cannot compute here.
     """
     if wanted == "auto":
         if network.device.type != "cpu":

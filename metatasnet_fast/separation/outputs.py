@@ -1,12 +1,12 @@
-"""Compute the gains of the stems, and apply the gains in a second pass: into tensors, or into files.
+"""Compute the gains of the stems; apply the gains in a second pass, and put the stems into tensors or files.
 
-The gains bring the sum of the stems closest to the recording: per channel, over the whole recording, they minimise
-``sum_t (mix_t - sum_i g_i stem_it)^2``. They solve the normal equations ``G g = c`` with ``G_ij = sum_t stem_it stem_jt`` and
-``c_i = sum_t stem_it mix_t``, which are sums over blocks.
+The gains g bring the sum of the stems closest to the recording. In each channel, over the whole recording, they
+minimise ``sum_t (mix_t - sum_i g_i stem_it)^2``. They solve the normal equations ``G g = c`` with ``G_ij = sum_t
+stem_it stem_jt`` and ``c_i = sum_t stem_it mix_t``. These sums are added up block by block.
 
-Instruments that were added to a trained network are also in its older stems, so the sum of all stems has no meaning.
-Each added stem gets the gain that brings it alone closest to the recording, and the older stems get the same gains as
-without the added ones.
+An instrument that was added to a trained network is also heard in one of the older stems, so the sum of all stems has
+no meaning. Each added stem gets the gain that brings it alone closest to the recording. The older stems get the gains
+that they would have without the added stems.
 
 Source: the authors' ``evaluate.py``, which calls ``numpy.linalg.lstsq``.
 """
@@ -32,17 +32,16 @@ __all__ = [
 ]  # fmt: skip
 
 SILENCE = 1e-30
-"""A peak or a standard deviation up to this counts as zero: dividing by it would overflow float32."""
+"""A peak or a standard deviation up to this counts as zero: a division by it would overflow float32."""
 
 RANK_TOLERANCE = 1e-12
-"""Eigenvalues of the stems' correlation matrix below this share of the largest one count as zero: the stems are
-linearly dependent. The share is well above the rounding of float64 sums, and far below any correlation of real
-stems."""
+"""Eigenvalues of the stems' correlation matrix below this share of the largest eigenvalue count as zero: then the stems
+are linearly dependent. The share is well above the rounding of float64 sums, and far below what real stems have."""
 
 
 class NormalEquations:
-    """Normal equations of the gains of I stems, in float64: matrices ``G`` (channels, I, I) and right sides ``c``
-    (channels, I).
+    """Normal equations ``G g = c`` of the gains of I stems, for each channel: ``G`` is (channels, I, I), ``c`` is
+    (channels, I), both float64.
 
     Args:
         channels: number of channels of the recording.
@@ -64,10 +63,11 @@ class NormalEquations:
         self.cross += (wide @ mixture.to(wide).unsqueeze(-1)).squeeze(-1).cpu()
 
     def solve(self) -> Tensor:
-        """Solve for the gains, (channels, I), float64.
+        """Solve the equations, and return the gains, (channels, I), float64.
 
-        The equations are scaled to a unit diagonal first, because the stems' levels are arbitrary. If stems are linearly
-        dependent, the solution of least norm (in that scale) is taken. Silent stems and all stems of a silent channel get 0.
+        The equations are scaled to a unit diagonal first, because the levels of the stems are arbitrary. If stems are
+        linearly dependent, the result is the solution of least norm in that scale. Silent stems, and all stems of a
+        silent channel, get 0.
 
         Raises:
             MetaTasNetError: if a stem is not finite.
@@ -82,7 +82,10 @@ class NormalEquations:
         return torch.cat([together, torch.where(energy > 0, cross / energy, 0.0)], dim=1)
 
     def energies(self, gains: Tensor) -> Tensor:
-        """Return the energy of every stem after its gain, (channels, I); 0 for added instruments, which get no residual."""
+        """Return the energy of every stem after its gain, (channels, I), float64.
+
+        It is 0 for added instruments, so that they get no part of the residual.
+        """
         energies = self.gram.diagonal(dim1=1, dim2=2) * gains.square()
         energies[:, self.competing :] = 0
         return energies
@@ -100,9 +103,10 @@ def _least_squares(gram: Tensor, cross: Tensor) -> Tensor:
 
 
 def residual_shares(energies: Tensor) -> Tensor:
-    """Return each stem's share of the residual ``mix - sum_i g_i stem_i``: its share of the energy, (channels, I).
+    """Return the share that each stem gets of the residual ``mix - sum_i g_i stem_i``, (channels, I).
 
-    So a silent stem stays silent. If all stems are silent, all get equal shares.
+    It is the stem's share of the ``energies`` (channels, I). So a silent stem stays silent. If all stems are silent,
+    all get equal shares.
     """
     total = energies.sum(-1, keepdim=True)
     equal = torch.full_like(energies, 1 / energies.shape[-1])
@@ -110,16 +114,18 @@ def residual_shares(energies: Tensor) -> Tensor:
 
 
 def safe_std(deviation: Tensor) -> Tensor:
-    """Return the deviation to divide by: 1 where the deviation is zero (silence, a constant, a single sample)."""
+    """Return the standard deviation to divide by: 1 where it is zero, as for silence, a constant, or a single
+    sample."""
     return torch.where(deviation > SILENCE, deviation, torch.ones_like(deviation))
 
 
 @dataclass
 class Unscaled:
-    """The network's stems at the recording's rate, with everything that the second pass needs.
+    """The network's stems at the recording's rate, before their gains are applied, and all else that the second pass
+    needs.
 
-    ``stems`` has ``len(non_silent) * I`` rows for I instruments, channel by channel in the order of ``non_silent``, which lists
-    the channels that are not silent.
+    ``non_silent`` lists the channels that are not silent. ``stems`` has the rows of these channels only, in this order:
+    for each channel, a row for each of the I instruments.
     """
 
     stems: Spool
@@ -136,7 +142,11 @@ class Unscaled:
     def solve(
         cls, stems: Spool, mixture: Spool, non_silent: list[int], equations: NormalEquations, config: MetaTasNetConfig
     ) -> Unscaled:
-        """Solve for the least-squares gains; raise :class:`MetaTasNetError` if the network's output is not finite."""
+        """Solve the equations for the gains, and return the stems with these.
+
+        Raises:
+            MetaTasNetError: if the network's output is not finite.
+        """
         gains = torch.zeros(mixture.channels, len(config.instruments), dtype=torch.float64)
         energies = torch.zeros_like(gains)
         if non_silent:
@@ -145,12 +155,17 @@ class Unscaled:
         return cls(stems, mixture, non_silent, gains, energies, config)
 
     def gains_by_name(self) -> dict[str, list[float]]:
-        """Return the gain of each channel for every instrument."""
+        """Return the gains of every instrument, by its name: one for each channel."""
         return {name: self.gains[:, index].tolist() for index, name in enumerate(self.config.instruments)}
 
     def outputs(self, recipe: Recipe, consistent: bool) -> Iterator[dict[str, Tensor]]:
-        """Yield the recipe's outputs in consecutive blocks (channels, n), float32. This works only once, since the
-        stems are freed."""
+        """Yield the outputs of a recipe by name, in consecutive blocks (channels, n), float32.
+
+        This works only once, because the stems are freed.
+
+        Args:
+            consistent: distribute the residual over the stems, so that the stems add up to the recording.
+        """
         start, length = 0, self.mixture.length
         instruments, competing = self.config.instruments, len(self.config.instruments) - self.config.added_instruments
         blocks = self.stems.drain() if self.non_silent else _no_rows(length)
@@ -183,7 +198,10 @@ def _no_rows(length: int) -> Iterator[Tensor]:
 def collect(
     unscaled: Unscaled, recipe: Recipe, consistent: bool, device: torch.device, rate: int, reporter: Reporter
 ) -> dict[str, Tensor]:
-    """Return every output as one (channels, samples) tensor on ``device``."""
+    """Return every output of a recipe as one tensor, (channels, samples), float32, on ``device``.
+
+    ``consistent`` is as for :meth:`Unscaled.outputs`; ``rate`` is the recording's, in hertz.
+    """
     shape = (unscaled.mixture.channels, unscaled.mixture.length)
     result = {name: torch.empty(shape, dtype=torch.float32, device=device) for name in recipe}
     done = 0
@@ -198,7 +216,7 @@ def collect(
 
 @dataclass
 class StemFiles:
-    """Files for the outputs of a recipe, one each. A file gets its name only when it is complete; if a block cannot be
+    """A file for each output of a recipe. The files get their names only when they are complete: if a block cannot be
     written, no file appears."""
 
     paths: dict[str, Path]
@@ -216,7 +234,13 @@ class StemFiles:
         subtype: str | None,
         tags: Tags | None = None,
     ) -> StemFiles:
-        """Check, before the work begins, all that can be checked without opening a file; create nothing yet.
+        """Plan the files of a recording's outputs, and check all that can be checked without opening a file.
+
+        Nothing is created yet.
+
+        Args:
+            name: template of the files' names below ``folder``, with ``{track}`` and ``{stem}``.
+            track: text for ``{track}``.
 
         Raises:
             OutputError: if names clash or cannot be filled in, or the format cannot hold the recording.
@@ -235,7 +259,9 @@ class StemFiles:
         return cls(paths, writers)
 
     def write(self, unscaled: Unscaled, recipe: Recipe, consistent: bool, rate: int, reporter: Reporter) -> list[str]:
-        """Write all outputs, block by block, into folders that exist; return warnings about clipped samples.
+        """Write all outputs, block by block, and return warnings about clipped samples. The folders must exist.
+
+        ``consistent`` is as for :meth:`Unscaled.outputs`; ``rate`` is the recording's, in hertz.
 
         Raises:
             OutputError: if a file cannot be written.

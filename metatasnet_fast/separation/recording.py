@@ -24,7 +24,7 @@ from ..errors import EmptyAudioError, OutputError, ShapeError
 __all__ = ["Budget", "Recording", "Spool"]
 
 BLOCK = 2**20
-"""Samples per channel that are taken from memory at once."""
+"""Samples per channel of a block from memory."""
 
 FILE_BLOCK = 2**18
 """Samples per channel of a block from a file."""
@@ -35,19 +35,25 @@ FULL_SCALE = {torch.int16: 2.0**15, torch.int32: 2.0**31}
 
 @dataclass
 class Recording:
-    """A recording. ``blocks()`` yields (channels, n) tensors and works once; ``samples`` is the length in samples per
-    channel, None if it is not known beforehand."""
+    """A recording, in memory or in a file.
+
+    ``blocks()`` yields its samples as (channels, n) tensors; for a file, this works only once. ``samples`` is the
+    number of samples per channel, None if it is not known beforehand.
+    """
 
     sample_rate: int
     channels: int
     samples: int | None
     blocks: Callable[[], Iterator[Tensor]]
     invalid: int = field(default=0, init=False)
-    """Samples that were NaN or infinite so far."""
+    """Number of samples so far that were NaN or infinite."""
 
     @classmethod
     def from_memory(cls, waveform: Tensor | npt.NDArray[Any], sample_rate: int) -> Recording:
-        """Make a recording from samples in memory; raise the errors of ``Separator.separate``."""
+        """Make a recording from samples in memory, (channels, samples) or (samples,).
+
+        Raise the errors of ``Separator.separate`` for samples or a rate that it does not accept.
+        """
         try:
             whole = int(sample_rate) == sample_rate > 0
         except (TypeError, ValueError, OverflowError):
@@ -83,7 +89,7 @@ class Recording:
 
     @classmethod
     def from_stream(cls, stream: AudioStream) -> Recording:
-        """Make a recording from an open file; blocks are joined into larger blocks, which are resampled faster."""
+        """Make a recording from an open file. Its blocks are joined into larger blocks, which are resampled faster."""
 
         def blocks() -> Iterator[Tensor]:
             gathered: list[Tensor] = []
@@ -108,12 +114,12 @@ class Recording:
             yield block
 
     def warnings(self) -> list[str]:
-        """Return the defects of the samples read so far."""
+        """Return a sentence about each defect of the samples that were read so far."""
         return [f"{self.invalid} samples were NaN or infinite and count as 0."] if self.invalid else []
 
 
 def _as_tensor(block: Any) -> Tensor:
-    # A copy, as torch cannot hold read-only, reversed or byte-swapped arrays.
+    # Arrays are copied, because torch cannot hold read-only, reversed or byte-swapped arrays.
     if isinstance(block, Tensor):
         return block.detach()
     try:
@@ -131,14 +137,14 @@ def _as_float(block: Tensor) -> Tensor:
 
 
 class Budget:
-    """Bytes that spools may keep in memory together; None for no limit. Threads may share one budget."""
+    """Bytes of memory that several spools may take together; None for no limit. Threads may share a budget."""
 
     def __init__(self, limit: int | None) -> None:
         self._left = limit
         self._lock = threading.Lock()
 
     def take(self, size: int) -> bool:
-        """Take ``size`` more bytes if they fit, and return whether they do."""
+        """Take ``size`` more bytes if so many are left; return whether this was so."""
         with self._lock:
             if self._left is None:
                 return True
@@ -154,10 +160,10 @@ class Budget:
 
 
 class Spool:
-    """A (channels, samples) float32 signal of growing length.
+    """A signal (channels, samples), float32, that grows block by block.
 
-    Blocks stay on the device on which they arrive. When the budget is spent, the whole signal moves into an unnamed file in the
-    system's temporary folder (``TMPDIR``), 4 bytes a sample, and comes back as CPU tensors.
+    Blocks stay on the device on which they arrive. When the budget is spent, the whole signal moves into an unnamed
+    file in the system's temporary folder (``TMPDIR``), which takes 4 bytes a sample. Then it is read as CPU tensors.
 
     Raises:
         OutputError: if the temporary folder is full or not writable.
@@ -172,7 +178,7 @@ class Spool:
         self._file: IO[bytes] | None = None
 
     def append(self, block: Tensor) -> None:
-        """Append (channels, n) samples. The block must not be changed afterwards."""
+        """Append a block of samples, (channels, n). The block must not be changed afterwards."""
         assert block.shape[0] == self.channels and block.dtype == torch.float32
         if block.shape[1] == 0:
             return
@@ -186,7 +192,8 @@ class Spool:
         self.length += block.shape[1]
 
     def read(self, start: int, stop: int) -> Tensor:
-        """Return the samples ``start`` to ``stop``, (channels, stop - start), with zeros after the signal's end."""
+        """Return the samples from ``start`` to ``stop``, (channels, stop - start), with zeros after the end of the
+        signal."""
         end = max(start, min(stop, self.length))
         if self._file is not None:
             parts = [self._read_file(start, end)]
@@ -203,7 +210,7 @@ class Spool:
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
     def drain(self) -> Iterator[Tensor]:
-        """Yield the signal in blocks from start to end, and free the memory of each block that was read; works once."""
+        """Yield the signal in blocks from start to end, and free the memory of each block. This works only once."""
         if self._file is not None:
             for start in range(0, self.length, FILE_BLOCK):
                 yield self._read_file(start, min(start + FILE_BLOCK, self.length))

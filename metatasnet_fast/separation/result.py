@@ -1,4 +1,5 @@
-"""Define the result of a separation (the stems, and how they were made), the choice of stems, and the progress."""
+"""Define the result of a separation (the stems, and how they were made), the choice of stems, and the report of
+progress."""
 
 from __future__ import annotations
 
@@ -27,28 +28,29 @@ PLAYED_SECONDS = 60
 
 
 class TwoStems(NamedTuple):
-    """One stem, and ``no_<stem>``, the sum of the others."""
+    """A choice of stems: one stem, and ``no_<stem>``, the sum of the others."""
 
     stem: str
 
 
 Stems: TypeAlias = Sequence[str] | Mapping[str, Sequence[str]] | TwoStems | None
-"""The stems to return: a list of names; a mapping from a new name to the stems that are added up under it;
+"""The stems to return: a list of names; or a mapping from new names to the stems that are added up under each; or
 ``two_stems("vocals")``; or None for all stems."""
 
 Recipe: TypeAlias = dict[str, tuple[str, ...]]
-"""Every output with the stems that are added up in it."""
+"""The outputs by name, each with the stems that are added up in it."""
 
 
 def two_stems(stem: str) -> TwoStems:
-    """Ask for one stem and the sum of the others, such as ``vocals`` and ``no_vocals``."""
+    """Return the choice of one stem and the sum of the others, such as ``vocals`` and ``no_vocals``."""
     return TwoStems(stem)
 
 
 def parse_stems(stems: Stems, instruments: Sequence[str]) -> Recipe:
-    """Return every output with the stems that are added up in it.
+    """Return the outputs that a choice of stems means, each with the stems that are added up in it.
 
     Args:
+        stems: the choice.
         instruments: the network's instruments.
 
     Raises:
@@ -82,19 +84,20 @@ def parse_stems(stems: Stems, instruments: Sequence[str]) -> Recipe:
 class Separation(Mapping[str, Tensor]):
     """The stems of one recording by name, each (channels, samples), float32, exactly as long as the recording.
 
-    A recording given as (samples,) has stems (samples,). If the stems were written to files, the mapping is empty and
-    ``files`` says where they are.
+    If the recording was given as (samples,), the stems are (samples,), too. If the stems were written to files, the
+    mapping is empty, and ``files`` has the paths.
     """
 
     stems: dict[str, Tensor]
     sample_rate: int
     """Sample rate of the recording, in hertz."""
     gains: dict[str, tuple[float, ...]]
-    """The factor that least squares gave each of the network's stems, per channel (see ``Separator``)."""
+    """For each of the network's stems, the factors that least squares gave it, one for each channel (see
+    ``Separator``)."""
     duration: float
     """Seconds of audio."""
     seconds: float
-    """Seconds on the clock that the separation took, with reading and writing."""
+    """Wall-clock seconds that the separation took, with reading and writing."""
     backend: str
     device: str
     precision: str
@@ -140,7 +143,7 @@ class Separation(Mapping[str, Tensor]):
         return paths
 
     def _repr_html_(self) -> str:
-        """Return players for a notebook, with the first minute of each stem in 16 bits."""
+        """Return HTML with players for a notebook, with the first minute of each stem in 16 bits."""
         rows = [f"<p>{escape(repr(self))}</p>"]
         for stem, signal in self.stems.items():
             samples = signal.detach().cpu().reshape(-1, signal.shape[-1])[:2, : PLAYED_SECONDS * self.sample_rate]
@@ -160,7 +163,7 @@ class Separation(Mapping[str, Tensor]):
         return self.aggregate(parse_stems(TwoStems(stem), tuple(self.gains)))
 
     def aggregate(self, sums: Mapping[str, Sequence[str]]) -> dict[str, Tensor]:
-        """Return sums of stems by name, as in ``aggregate({"accompaniment": ["drums", "bass", "other"]})``.
+        """Return sums of stems by their new names, as in ``aggregate({"accompaniment": ["drums", "bass", "other"]})``.
 
         Raises:
             UnknownStemError: for a stem that is missing here, or an empty sum.
@@ -194,7 +197,7 @@ class Separation(Mapping[str, Tensor]):
         return id(self)
 
     def report(self) -> dict[str, Any]:
-        """Return everything but the audio, ready for JSON."""
+        """Return everything but the audio, in a form for JSON."""
         return {
             "sample_rate": self.sample_rate,
             "gains": {name: list(values) for name, values in self.gains.items()},
@@ -220,7 +223,8 @@ def _check(stems: Sequence[str], known: Mapping[str, object] | Sequence[str]) ->
 
 @dataclass(frozen=True)
 class Progress:
-    """Progress of a separation at one moment. ``fraction`` lies in [0, 1], never falls, and ends at 1.0."""
+    """Progress of a separation at one moment. ``fraction`` lies in [0, 1], never becomes smaller, and is 1.0 at the
+    end."""
 
     fraction: float
     seconds_done: float
@@ -234,11 +238,11 @@ class Progress:
 ProgressCallback: TypeAlias = Callable[[Progress], object]
 
 _SPANS = {"read": (0.0, 0.05), "separate": (0.05, 0.9), "write": (0.9, 1.0)}
-"""Start and end of each stage in ``fraction``; the network takes most of the time."""
+"""Start and end of each stage as ``Progress.fraction``. The network takes most of the time."""
 
 
 class Reporter:
-    """Caller of the progress callback, if there is one."""
+    """Reporter of the progress: it calls the progress callback, if there is one."""
 
     def __init__(self, callback: ProgressCallback | None) -> None:
         self.total: float | None = None
@@ -255,7 +259,7 @@ class Reporter:
         self._callback(Progress(self._fraction, seconds, self.total, stage))
 
     def finish(self) -> None:
-        """Report the end: the last call, with fraction 1.0."""
+        """Report the end: call the callback for the last time, with fraction 1.0."""
         if self._callback is not None and self._fraction < 1.0:
             self._fraction = 1.0
             self._callback(Progress(1.0, self.total or 0.0, self.total, "write"))

@@ -38,12 +38,12 @@ Mode: TypeAlias = Literal["fast", "reference"]
 MODES = ("fast", "reference")
 
 SPOOL_BYTES = 2**30
-"""Bytes of memory for the signals between the passes if stems go to files; a stereo song of 8 minutes fits."""
+"""Bytes of memory for the signals between the two passes, if the stems go to files. A stereo song of 8 minutes fits."""
 
 
 def _undisturbed(method: Callable[..., Separation]) -> Callable[..., Separation]:
-    """Run a method without gradients, and without the caller's autocast and default device: only the named precision
-    counts."""
+    """Decorate a method: it runs without gradients, and without the caller's autocast and default device. So the
+    precision is the one that was asked for."""
 
     @functools.wraps(method)
     def run(self: Separator, *args: Any) -> Separation:
@@ -62,35 +62,36 @@ class Separator:
     """Separator of recordings into the stems of a network's instruments: drums, bass, other and vocals by default.
 
     Stems have the recording's sample rate, channels and exact length. Every channel is separated on its own. The
-    network cannot represent frequencies above half its output rate (16 kHz for the authors' network). They are in no stem,
-    unless ``mixture_consistency`` distributes them. Nothing is normalised or clipped.
+    network cannot represent frequencies above half its output rate (16 kHz for the authors' network). These are in no
+    stem, unless ``mixture_consistency`` distributes them. Nothing is normalised or clipped.
 
-    The network is trained with a loss that leaves each stem's level and sign free, so the method includes gains: for every
-    channel, the factors with which the stems' sum comes closest to the recording (least squares over the whole
-    recording).
+    The network is trained with a loss that leaves the level and the sign of each stem free. Therefore, the stems of
+    every channel are multiplied by gains: the factors with which their sum comes closest to the recording (least
+    squares over the whole recording).
 
     Modes:
         fast: windows of one fixed length with the context that the network's receptive field needs, many in one
             batch. If stems go to files, memory does not grow with the recording.
-        reference: the authors' evaluation: each channel as a whole, in 8 chunks with 8 s of context on both sides.
-            Memory grows with the recording. With ``dtype="float64"``, stems equal the authors' float64 stems to 1e-4;
-            in float32, to the authors' own rounding.
+        reference: as the authors evaluate: each channel as a whole, in 8 chunks with 8 s of context on both sides.
+            Memory grows with the recording. With ``dtype="float64"``, stems agree with the authors' float64 stems
+            to 1e-4; in float32, up to the authors' own rounding.
 
     Args:
-        model: a network; or what ``load_checkpoint`` accepts: a checkpoint file or folder, or a bundled model's name.
-        device: a torch device; ``auto`` is where the network is if that is not the CPU, else a CUDA device if there is
+        model: a network; or what ``load_checkpoint`` accepts, such as a checkpoint file or folder, or the name of a
+            bundled model; None for the default model.
+        device: a torch device. ``auto`` is the network's device if that is not the CPU, else a CUDA device if there is
             one, else the CPU. A network on another device is copied, not moved.
-        backend: one of ``available_backends()``, or ``auto`` for the fastest that can serve.
+        backend: one of ``available_backends()``, or ``auto`` for the fastest that can be used.
         dtype: precision of the network's arithmetic; ``auto`` is float32 on a CPU and bfloat16 on a GPU.
         mode: ``fast`` or ``reference``.
-        mixture_consistency: make the stems sum to the recording: the difference is distributed over the stems, in each
-            channel in proportion to the stems' energies over the whole recording.
-        batch_size: windows in one batch; None chooses by the free memory. It is halved whenever memory runs out.
+        mixture_consistency: make the stems add up to the recording. In each channel, the difference is distributed over
+            the stems in proportion to their energies over the whole recording.
+        batch_size: windows in one batch; None to choose it by the free memory. It is halved whenever memory runs out.
         progress: function that is called with a :class:`Progress` from time to time.
 
     Raises:
         CheckpointError: if the model cannot be loaded.
-        BackendUnavailableError: if the device is absent, or the backend cannot serve.
+        BackendUnavailableError: if the device is absent, or the backend cannot be used.
         ConfigError: for an unknown mode, dtype or device, or a batch size below 1.
         OutOfMemoryError: if the network does not fit into the device's memory.
 
@@ -170,20 +171,20 @@ class Separator:
         """Separate a recording in memory.
 
         Args:
-            waveform: (channels, samples) or (samples,), a tensor on any device or an array; floating point, or int16 or
-                int32, which are scaled to [-1, 1). Samples that are NaN or infinite count as 0, with a warning in the result.
-                In a batch (items, channels, samples), every channel is separated on its own, and the stems are batches.
+            waveform: (channels, samples) or (samples,), a tensor on any device or an array. It is floating point, or
+                int16 or int32, which are scaled to [-1, 1). Samples that are NaN or infinite count as 0, with a warning
+                in the result. It may also be a batch, (items, channels, samples); then the stems are batches, too.
             sample_rate: in hertz, such as 8000 to 192000.
-            stems: names of the stems to return; or a mapping from new names to the stems that are summed; or
-                ``two_stems("vocals")``; None for all stems.
+            stems: names of the stems to return; or a mapping from new names to the stems that are added up under each;
+                or ``two_stems("vocals")``; None for all stems.
 
         Returns:
             float32 stems on the waveform's device.
 
         Raises:
-            EmptyAudioError: for no samples.
+            EmptyAudioError: if there are no samples.
             OutOfMemoryError: if memory does not suffice, even for a single window.
-            ShapeError: for another shape or dtype, or a sample rate that is not positive.
+            ShapeError: for another shape or dtype, or a sample rate that is no positive whole number.
             UnknownStemError: for a stem that the network does not produce.
         """
         began = time.perf_counter()
@@ -225,20 +226,21 @@ class Separator:
         """Separate an audio file. In fast mode with ``output_dir``, memory does not grow with the file's length.
 
         Args:
-            path: any file that ``open_audio`` reads, or an open file such as ``io.BytesIO`` (``{track}``: ``audio``).
+            path: any file that ``open_audio`` reads, or an open file such as ``io.BytesIO``, whose ``{track}`` is
+                ``audio``.
             output_dir: folder for the stems, created if it is missing. With None, the stems are returned in memory.
             stems: as in :meth:`separate`.
-            name: name of each file below ``output_dir``, without suffix; ``{track}`` is the name of the input without its
-                suffix, ``{stem}`` the stem's.
-            format: ``wav``, ``flac`` or another format of ``AudioWriter``; also the suffix.
-            subtype: how samples are stored, as ``AudioWriter`` names it. None: the default of the format. ``same``:
-                that of the input, or the widest of the format.
-            track: number of the audio track in the file, from 1; None for the one that the file calls its default.
-            partial: accept a file of which less than 95 % of the announced samples can be decoded.
+            name: name of each file below ``output_dir``, without suffix. ``{track}`` stands for the name of the input
+                without its suffix, ``{stem}`` for the name of the stem.
+            format: ``wav``, ``flac`` or another format of ``AudioWriter``. It is also the suffix of the files.
+            subtype: how samples are stored, as ``AudioWriter`` names it. None for the default of the format; ``same``
+                for that of the input, or for the widest of the format if the format lacks this one.
+            track: number of the audio track in the file, from 1; None for the track that the file calls its default.
+            partial: accept a file if less than 95 % of the samples that it announces can be decoded.
             tags: write the input's title, artist, cover and the like into the stems.
 
         Returns:
-            a :class:`Separation`; with ``output_dir`` its ``files`` are the paths written, all complete.
+            the separation. With ``output_dir``, its ``files`` are the paths of the files, all complete.
 
         Raises:
             AudioReadError: if the file cannot be read (NotAudioError: no audio in it; EmptyAudioError: no samples).
@@ -278,7 +280,7 @@ class Separator:
     def separate_files(
         self, paths: Iterable[str | os.PathLike[str]], output_dir: str | os.PathLike[str] | None = None, **options: Any
     ) -> Iterator[Separation]:
-        """Yield the separation of one file after the other; the arguments are those of :meth:`separate_file`."""
+        """Separate one file after the other, and yield each result. The options are those of :meth:`separate_file`."""
         for path in paths:
             yield self.separate_file(path, output_dir, **options)
 
