@@ -137,7 +137,7 @@ def run_local(
             with SupervisedWorker(order, log, stop, grace, pool.start) as worker:
                 watched.append(worker)
                 for _ in worker.process(left):
-                    pass  # the log got its events
+                    pass  # the log has counted and recorded the outcome already
         except Exception as error:
             errors.append(error)
             if len(errors) < len(pool.each_worker):

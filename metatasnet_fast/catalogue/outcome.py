@@ -55,7 +55,7 @@ __all__ = [
 ]  # fmt: skip
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
-"""Errors of a full disk, a quota that is used up, or a file system that is read-only."""
+"""Error numbers of a full disk, a quota that is used up, or a file system that is read-only."""
 
 LASTING, RETRIED = "lasting", "retried"
 
@@ -67,8 +67,8 @@ class Failure(str, enum.Enum):
         hint: what the owner of the catalogue can do.
         lasting: whether the same file would fail again. The song is retried only if its file changes, or on request.
         worth_retrying: whether another attempt in the same run may succeed.
-        most_in_a_row: number of songs in a row with this failure that stops the run, since separating songs that cannot
-            be stored is useless; None if only the songs are the cause.
+        most_in_a_row: number of songs in a row with this failure after which the run stops. Then the cause lies outside
+            the songs, and further songs would fail, too. None if the cause lies in the songs.
     """
 
     hint: str
@@ -134,7 +134,7 @@ class SongError(MetaTasNetError):
 
 def classify(error: BaseException) -> tuple[Failure, str]:
     """Return the failure that an exception means, and one sentence about it."""
-    from ..separation.devices import is_out_of_memory  # here, as other parts of a catalogue need no torch
+    from ..separation.devices import is_out_of_memory  # imported here: other users of this module need no torch
 
     message = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, SongError):
@@ -301,7 +301,7 @@ class Result:
 
 class Status(str, enum.Enum):
     done = "done"
-    """Separated in this run; all files are at the destination."""
+    """The song was separated in this run, and all its files are at the destination."""
     skipped = "skipped"
     """The song was done before, for this content, model and settings."""
     failed = "failed"
@@ -332,7 +332,7 @@ class Outcome:
     bytes_in: int = 0
     bytes_out: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
-    """Wall-clock time in each stage: ``fetch``, ``read``, ``separate``, ``write``, ``publish``."""
+    """Wall-clock seconds in each stage: ``fetch``, ``read``, ``separate``, ``write``, ``publish``."""
     warnings: tuple[str, ...] = ()
     finished: str = field(default_factory=utc_now)
     """Time at which the song ended: UTC, ISO 8601."""

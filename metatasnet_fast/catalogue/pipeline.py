@@ -271,8 +271,7 @@ class SongPipeline:
         """Wait, at most CONTESTED_SECONDS, for the result of another run that is publishing this song, and return it.
 
         Return None if no result for the same model and settings came: the other run may have been killed, or this
-            worker
-        is stopping.
+        worker is stopping.
         """
         deadline = time.monotonic() + CONTESTED_SECONDS
         while time.monotonic() < deadline and not self.worker.stop.wait(CONTESTED_SECONDS / 60):

@@ -197,9 +197,10 @@ def write_report(
     price_per_hour: float | None = None,
     samples: int = SAMPLES,
 ) -> str:
-    """Write ``report.json``, ``report.html`` and pages for listening, into ``runs/<run>/`` at the destination.
+    """Write ``report.json``, ``report.html`` and pages for listening into ``runs/<run>/`` at the destination.
 
     Args:
+        price_per_hour: price of one machine; None if there is no price.
         samples: number of songs that get a page. If a page cannot be made, the report says why.
 
     Returns:

@@ -248,7 +248,7 @@ def accelerate(
 
 
 def restore(network: nn.Module) -> nn.Module:
-    """Undo :func:`accelerate`; a network that was not accelerated is returned as it is."""
+    """Undo :func:`accelerate`, and return the network. A network that was not accelerated stays as it is."""
     for name in ("_choice", "_prepared"):
         network.__dict__.pop(name, None)
     if isinstance(network, _Accelerated):

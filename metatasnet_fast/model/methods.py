@@ -34,8 +34,10 @@ class Chunk:
     stop: int
 
     def separate(self, engine: Engine, mixes: Sequence[Tensor], wanted: Collection[int]) -> dict[int, Tensor]:
-        """Separate this range of the mixtures (b, 1, T 2^s) of each stage ``s``; return the kept samples (b, I, 1, n
-        2^s) of the ``wanted`` stages, by stage."""
+        """Separate this range of the mixtures (b, 1, T 2^s) of each stage ``s``.
+
+        Return the kept samples of the ``wanted`` stages, (b, I, 1, n 2^s), by stage.
+        """
         first, last = self.begin - self.start, min(self.stop, self.end) - self.start  # the end may be cut
         parts = [mix[..., self.start * 2**s : self.end * 2**s] for s, mix in enumerate(mixes)]
         return {s: x[..., first * 2**s : last * 2**s] for s, x in engine.separate(parts, wanted).items()}

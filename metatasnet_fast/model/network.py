@@ -124,7 +124,7 @@ class Layers:
 
 
 class Block(nn.Module):
-    """One block of the masking network."""
+    """Parameters of one block of the masking network."""
 
     def __init__(self, config: MetaTasNetConfig, layers: Layers) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ class Block(nn.Module):
 
 
 class MaskingNetwork(nn.Module):
-    """The masking network of one stage."""
+    """Parameters of the masking network of one stage."""
 
     def __init__(self, config: MetaTasNetConfig, stage: StageConfig) -> None:
         super().__init__()
@@ -159,7 +159,8 @@ class MaskingNetwork(nn.Module):
 
 
 class Stage(nn.Module):
-    """Encoder, decoder, masking network and instrument embedding of one sampling rate."""
+    """Parameters of one stage, which works at one sampling rate: encoder, decoder, masking network, and the embeddings
+    of the instruments."""
 
     def __init__(self, config: MetaTasNetConfig, index: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Load and save networks in the Hugging Face convention."""
+"""Load and save networks, also by the methods of the Hugging Face convention, and find checkpoints by name."""
 
 from __future__ import annotations
 

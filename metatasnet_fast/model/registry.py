@@ -60,7 +60,7 @@ class KnownModel:
 
 
 def home() -> Path:
-    """Return the user's folder of this library."""
+    """Return the folder in which this library keeps a user's models."""
     if named := os.environ.get(HOME):
         return Path(named)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "metatasnet-fast"
@@ -249,7 +249,7 @@ def upload(folder: Path, name: str, *, private: bool, message: str) -> str:
     try:
         address = str(api.create_repo(name, private=private, exist_ok=True))
         api.upload_folder(repo_id=name, folder_path=folder, commit_message=message)
-    except Exception as error:  # as above
+    except Exception as error:  # the hub client raises many types, from several libraries
         raise CheckpointError(
             f"{name} cannot be uploaded ({_first_line(error)}). Log in with `hf auth login`, and check the name."
         ) from error

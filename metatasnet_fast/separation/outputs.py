@@ -1,11 +1,11 @@
 """Compute the gains of the stems; apply the gains in a second pass, and put the stems into tensors or files.
 
 The gains g bring the sum of the stems closest to the recording. In each channel, over the whole recording, they
-minimise ``sum_t (mix_t - sum_i g_i stem_it)^2``. They solve the normal equations ``G g = c`` with ``G_ij = sum_t
-stem_it stem_jt`` and ``c_i = sum_t stem_it mix_t``. These sums are added up block by block.
+minimise ``sum_t (mix_t - sum_i g_i stem_it)^2``. They solve the normal equations ``G g = c`` with
+``G_ij = sum_t stem_it stem_jt`` and ``c_i = sum_t stem_it mix_t``. These sums are added up block by block.
 
-An instrument that was added to a trained network is also heard in one of the older stems, so the sum of all stems has
-no meaning. Each added stem gets the gain that brings it alone closest to the recording. The older stems get the gains
+An instrument that was added to a trained network is also heard in the older stems, so the sum of all stems has no
+meaning. Each added stem gets the gain that brings it alone closest to the recording. The older stems get the gains
 that they would have without the added stems.
 
 Source: the authors' ``evaluate.py``, which calls ``numpy.linalg.lstsq``.

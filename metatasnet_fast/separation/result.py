@@ -123,7 +123,7 @@ class Separation(Mapping[str, Tensor]):
         """Write each stem to ``folder/<stem>.<format>``, and return the paths.
 
         Args:
-            folder: created if it is missing; existing files of the same names are replaced.
+            folder: folder for the files, created if it is missing. Existing files of the same names are replaced.
             format, subtype: as in :meth:`Separator.separate_file`.
 
         Raises:

@@ -70,8 +70,9 @@ class Separator:
     squares over the whole recording).
 
     Modes:
-        fast: windows of one fixed length with the context that the network's receptive field needs, many in one
-            batch. If stems go to files, memory does not grow with the recording.
+        fast: the recording is cut into windows of one length, with the context that the network's receptive field
+            needs, and the network runs on many windows at once. If stems go to files, memory does not grow with the
+            recording.
         reference: as the authors evaluate: each channel as a whole, in 8 chunks with 8 s of context on both sides.
             Memory grows with the recording. With ``dtype="float64"``, stems agree with the authors' float64 stems
             to 1e-4; in float32, up to the authors' own rounding.
@@ -243,7 +244,8 @@ class Separator:
             the separation. With ``output_dir``, its ``files`` are the paths of the files, all complete.
 
         Raises:
-            AudioReadError: if the file cannot be read (NotAudioError: no audio in it; EmptyAudioError: no samples).
+            AudioReadError: if the file cannot be read; this is a NotAudioError if it holds no audio, and an
+                EmptyAudioError if it has no samples.
             AudioWriteError: if a stem cannot be written; no half-written file is left.
             OutOfMemoryError: if memory does not suffice, even for a single window.
             UnknownStemError: for a stem that the network does not produce.

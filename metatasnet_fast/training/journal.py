@@ -1,5 +1,7 @@
-"""Write the log of a run (``log.jsonl`` with one object a line, and TensorBoard's files if asked for), draw the log,
-and define what a display of the run shows."""
+"""Write the log of a run, draw it, and define what a display of the run shows.
+
+The log is ``log.jsonl``, with one object a line; TensorBoard's files are written, too, if they are asked for.
+"""
 
 from __future__ import annotations
 
@@ -140,10 +142,10 @@ def plot_run(run: str | os.PathLike[str], path: str | os.PathLike[str]) -> Path:
 
     Args:
         run: the run's folder.
-        path: the image; its suffix says the format.
+        path: path of the image; its suffix chooses the format.
 
     Returns:
-        the path.
+        the path of the image.
 
     Raises:
         TrainingError: if there is no log of a run, or the image cannot be written.
@@ -212,7 +214,8 @@ def _parts(entry: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _title(run: Path) -> str:
-    """Return the folder's name, with the run's backend, device, precision and start as far as they are known."""
+    """Return the name of a run's folder, with the run's backend, device, precision and time of start if these are
+    known."""
     about, name = notes_of(run), run.resolve().name
     known = [
         about[key] for key in ("backend", "device_name", "precision", "started") if isinstance(about.get(key), str)
@@ -234,7 +237,7 @@ class Summary:
     norm: float
     steps_per_second: float
     audio_per_second: float
-    """Seconds of audio per second."""
+    """Seconds of audio that the network learns from in a second."""
     remaining: float | None
     """Estimated seconds until the end; None if no end is set."""
 
@@ -243,7 +246,10 @@ class Display:
     """Display that shows nothing of a run; subclasses override the methods of the events that they show."""
 
     def preparing(self, what: str, done: int, total: int, unit: str) -> None:
-        """Show that ``done`` of ``total`` units of a job before the first step are done."""
+        """Show the progress of a job that comes before the first step: of ``total`` units, ``done`` are done.
+
+        ``what`` names the job, and ``unit`` names its units, such as ``items``.
+        """
 
     def step(self, step: int, total: int | None, loss: float) -> None:
         """Show that step ``step`` of ``total`` was taken; ``total`` is None if only the clock ends the run."""

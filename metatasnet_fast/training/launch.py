@@ -82,10 +82,10 @@ def plan_run(
             ``unfreeze`` is given. To continue such a run, this argument is not needed.
 
     Raises:
-        ConfigError: for settings that do not fit.
+        ConfigError: for settings that are not valid, or that do not fit the run or checkpoint.
         CheckpointError: if a checkpoint cannot be read.
-        TrainingError: if there is a run that was not started from ``checkpoint``, whose settings cannot be read, or of which
-            only the best state is left.
+        TrainingError: if the run in ``out`` was not started from ``checkpoint``, if its settings cannot be read, or if
+            only its best state is left.
     """
     network, training = split_settings(given)
     changes: dict[str, tuple[Any, Any]] = {}
@@ -185,7 +185,7 @@ def _last_state(out: Path) -> Checkpoint:
     """Return the state from which the run in ``out`` continues.
 
     Raises:
-        CheckpointError: if its file is damaged; with what the user can do.
+        CheckpointError: if the file of the state is damaged; the message says what the user can do.
     """
     try:
         return read_original(out / LAST)
@@ -230,13 +230,14 @@ def train(
     display: Display | None = None,
     command: str = "",
 ) -> int | None:
-    """Train as a plan says.
+    """Carry out a plan: start or continue the run that it describes.
 
     Args:
         cache_path: the folder that ``metatasnet-fast prepare`` made.
         out: the run's folder; it is created if it is missing.
+        plan: what :func:`plan_run` returned for ``out``.
         tensorboard: also write TensorBoard's files.
-        display: shows the run.
+        display: object that shows the run to the user; None to show nothing.
         command: the command line, to be stored with the run.
 
     Returns:
@@ -354,7 +355,7 @@ def _mixtures(batches: BatchSource, items: int, display: Display) -> Iterator[tu
 
 
 def _description(plan: Plan, runtime: Runtime, cache: str | Path, command: str) -> dict[str, Any]:
-    """Return the content of ``settings.json``."""
+    """Return the content of the run's ``settings.json``: its settings, and what it runs on."""
     cuda = runtime.device.type == "cuda"
     return {
         "network": plan.config.to_dict(),

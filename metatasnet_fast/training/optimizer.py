@@ -37,7 +37,7 @@ class Ranger(Optimizer):
     count, device and dtype are updated together, with one call for each operation.
 
     Args:
-        params: parameters or groups of them.
+        params: parameters, or groups of parameters.
         lr: learning rate.
         alpha: share of the way to the weights by which the slow weights move.
         k: steps between moves of the slow weights.
@@ -45,7 +45,7 @@ class Ranger(Optimizer):
             this name.
         betas: decay of the two moments.
         eps: added to the root of the second moment.
-        weight_decay: decoupled from the gradient, proportional to the learning rate.
+        weight_decay: share of a weight that a step subtracts, times the learning rate; it does not enter the moments.
 
     Raises:
         ConfigError: for a value out of range.
@@ -81,10 +81,11 @@ class Ranger(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update all parameters that have a gradient.
+        """Update all parameters that have a gradient; return what ``closure`` returned, or None.
 
         Args:
-            closure: a function that evaluates the network and returns the loss; called first, with gradients enabled.
+            closure: function that evaluates the network and returns the loss; it is called first, with gradients
+                enabled.
         """
         loss = None
         if closure is not None:

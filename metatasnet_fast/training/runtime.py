@@ -135,7 +135,7 @@ class World:
 
 @dataclass(frozen=True)
 class Runtime:
-    """Device, backend and precision of a run."""
+    """What a run runs on: device, backend, precision, and the processes."""
 
     device: torch.device
     backend: str

@@ -194,7 +194,7 @@ class _PartLoss(nn.Module):
 
 
 class GradientStep:
-    """The computation of loss and gradients, called for batch after batch.
+    """The computation of the loss and the gradients of a batch. The object is called once for each batch.
 
     Every process has its share of each batch. Loss and gradients are those of the whole batch, in every process, as one
     process would compute them. The last block's ``res_out``, whose output is unused, gets no gradient.

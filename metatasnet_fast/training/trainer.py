@@ -6,9 +6,8 @@ A run lives in a folder:
     log.jsonl         losses, rates and scores
     last.pt           the state to continue from
     best.pt           the weights with the best validation
-    failed.pt         the batch whose loss or gradient was not finite, or whose loss was too large; with several
-    processes,
-                      each writes a file failed-RANK.pt
+    failed.pt         the batch whose loss or gradient was not finite, or whose loss was too large
+                      (with several processes, each one writes a file failed-RANK.pt)
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ class Trainer:
         backend, precision: what to train with.
         world: the processes; they must have joined.
         tensorboard: also write TensorBoard's files.
-        display: shows the run.
+        display: object that shows the run to the user; None to show nothing.
     """
 
     def __init__(
@@ -152,7 +151,7 @@ class Trainer:
             found = self._gradients(items, step, votes=(clock, float(bool(self._interruption))))
         progress.elapsed, interrupted = found.votes[0], found.votes[1] > 0
         self._check(step, items, found, batch)
-        # At a restart the authors skip the step.
+        # At a restart of the schedule, the authors' program skips the step.
         restart = self._set_rate(step)
         if not restart:
             self.state.optimizer.step()

@@ -60,20 +60,21 @@ class BatchSource:
     """Batches of a cache's training tracks, as the authors draw them.
 
     Args:
-        cache: where the tracks are.
+        cache: the cache with the tracks.
         config: the network's settings; its stages' rates and its instruments must be in the cache. Instruments of the cache
             that the network lacks are in the mixture only.
         items: number of items in the global batch; a rank gets ``items / world`` of them.
         seconds: length of an item.
-        seed: of all random choices, in [0, 2^64).
-        augmentation: ``same``: a channel and a gain for each source, identical at all rates. ``original``: drawn for each
-            stage on its own, as in the authors' program. ``none``: crops only, of the channels' mean.
-        shuffle_p: share of the items whose sources are exchanged; of no effect with ``none``.
+        seed: seed of all random choices, in [0, 2^64).
+        augmentation: ``same`` to draw a channel and a gain for each source, identical at all rates; ``original`` to
+            draw these for each stage on its own, as the authors' program does; ``none`` for plain crops of the
+            channels' mean.
+        shuffle_p: share of the items whose sources are exchanged; it has no effect with ``none``.
         variety: more random changes of the items, such as of their speed.
         least_share: a source counts in the loss only if the source, and the other sources together, each have at least
             this share of the item's energy.
         split: the split whose tracks are used.
-        device: where the batches go.
+        device: device to which the batches are moved.
         rank, world: number of this process, from 0, and number of all processes.
         workers: threads that read ahead in :meth:`stream`.
 
@@ -124,7 +125,7 @@ class BatchSource:
         return self.items * self.seconds
 
     def plan(self, number: int) -> Plan:
-        """Return this rank's part of global batch ``number``, before anything is read."""
+        """Return this rank's part of the plan of global batch ``number``; no file is read."""
         plan = draw_plan(
             self.seed,
             number,

@@ -168,7 +168,8 @@ class Cache:
         return cache
 
     def _refuse_missing_files(self) -> None:
-        """Raise :class:`TrainingDataError` for missing or cut files now, instead of at the first validation."""
+        """Raise :class:`TrainingDataError` if a file is missing or cut off. Otherwise this would show only when the
+        file is read, perhaps at the first validation."""
         lacking = []
         for track in (track for split in SPLITS for track in self.tracks(split)):
             for rate, values in track.entry.rates.items():

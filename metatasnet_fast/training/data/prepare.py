@@ -129,7 +129,7 @@ def _move(cache: Path, entry: TrackEntry, split: str) -> None:
 
 
 def _discard(cache: Path, place: Path) -> None:
-    """Remove a track's folder, in such a way that a half-removed folder is never read as a track."""
+    """Remove a track's folder. It is renamed first, so that a half-removed folder is never read as a track."""
     scrap = cache / PARTIAL / f"{place.parent.name}--{place.name}.old"
     scrap.parent.mkdir(exist_ok=True)
     place.rename(scrap)
@@ -169,7 +169,7 @@ def prepare(
     """Make or continue a cache, write its manifest, and return what was done.
 
     Args:
-        tracks: from :func:`find_stems`, :func:`find_musdb` or :func:`find_original`.
+        tracks: the tracks to prepare, as :func:`find_stems`, :func:`find_musdb` or :func:`find_original` returns them.
         out: the cache's folder. Tracks that earlier calls put there stay.
         rates: sampling rates in hertz, multiples of the lowest.
         dtype: ``int16`` or ``float32``.
@@ -181,8 +181,9 @@ def prepare(
         report: called with each outcome as it arrives.
 
     Raises:
-        TrainingDataError: if ``out`` cannot be used, has other settings, or two tracks have one name and split.
-        MissingDependencyError: if a program or package is missing that the tracks need.
+        TrainingDataError: if ``out`` cannot be used or has other settings, or if two tracks have the same name and
+            split.
+        MissingDependencyError: if a program or package that the tracks need is missing.
     """
     settings = Settings(Path(out), check_rates(rates), dtype, _stems_of(tracks) if stems is None else stems)
     _check(settings, tracks, workers)
