@@ -102,7 +102,9 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
         default=("", ()),
         help="one stem more, played by one of these General MIDI programs (from 0), which `other` then lacks",
     )
-    parser.add_argument("--songs", metavar="SONG", type=Path, nargs="*", default=[], help="whose vocals the others have")
+    parser.add_argument(
+        "--songs", metavar="SONG", type=Path, nargs="*", default=[], help="whose vocals the others have"
+    )
     parser.add_argument("--effects", action="store_true", help="overdrive and rooms for the instruments")
     parser.add_argument("--font", type=Path, nargs="+", default=[Path("/usr/share/sounds/sf2/FluidR3_GM.sf2")])
     parser.add_argument("--samples", type=Path, default=Path("/usr/share/sonic-pi/samples"), help="single drum strokes")

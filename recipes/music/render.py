@@ -100,7 +100,7 @@ def _fluidsynth(
     with tempfile.TemporaryDirectory() as folder:
         midi, wave = Path(folder) / "piece.mid", Path(folder) / "piece.wav"
         mido.MidiFile(tracks=[track], ticks_per_beat=4 * TICKS).save(midi)
-        options = f"-ni -q -g 0.5 -r {RATE} -T wav -F".split()
+        options = f"-ni -q -g 0.5 -r {RATE} -o synth.dynamic-sample-loading=1 -T wav -F".split()
         command = ["fluidsynth", *options, str(wave), str(font), str(midi)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         audio, rate = sf.read(wave, dtype="float32", always_2d=True)
