@@ -99,7 +99,7 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("source", metavar="SOURCE", help="a checkpoint file or folder, or a bundled model's name")
     parser.add_argument("target", metavar="TARGET", help="a name that ends in .pt or .pth, or else a folder to be made")
-    parser.add_argument("--half", action="store_true", help="store a folder's weights in float16")
+    parser.add_argument("--half", action="store_true", help="a folder to publish: float16, no optimiser")
     parser.add_argument("--overwrite", action="store_true", help="replace a target that is there")
     add_json_option(parser, "one JSON object (target, files, bytes)")
     parser.set_defaults(run=run_convert)

@@ -7,6 +7,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -145,12 +146,13 @@ def load_checkpoint(
 def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], half: bool = False) -> None:
     """Convert between a file of the authors' program (``.pt``, ``.pth``, or no suffix) and a checkpoint folder.
 
-    Weights, arguments, optimiser, epoch and steps are kept. Without ``half``, a conversion there and back is exact.
+    Weights, arguments, optimiser, epoch and steps are kept, and a conversion there and back is exact. With ``half`` the
+    weights of a folder are rounded and the optimiser is left out: the folder is for separation.
 
     Args:
         source: a checkpoint, as for :func:`load_checkpoint`.
         target: a path that ends in ``.pt`` or ``.pth`` for the authors' format; any other path becomes a folder.
-        half: store the learned weights of a folder in float16.
+        half: store the learned weights of a folder in float16, without the optimiser's state.
 
     Raises:
         CheckpointError: as :func:`load_checkpoint`, or if the target cannot be written.
@@ -162,7 +164,7 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], half
     if Path(target).suffix in (".pt", ".pth"):
         write_original(checkpoint, target)
     else:
-        write_folder(checkpoint, target, half)
+        write_folder(replace(checkpoint, optimizer=None) if half else checkpoint, target, half)
 
 
 def means_bundled(name: str | os.PathLike[str]) -> bool:

@@ -87,6 +87,12 @@ def test_what_is_saved_can_be_read_by_others(tmp_path: Path) -> None:
     assert {oct(file.stat().st_mode & 0o777) for file in (tmp_path / "tiny").iterdir()} == {"0o644"}
 
 
+def test_a_folder_in_half_precision_has_no_optimiser(tmp_path: Path) -> None:
+    convert(ORIGINAL, tmp_path / "folder", half=True)
+    assert sorted(file.name for file in (tmp_path / "folder").iterdir()) == ["config.json", "model.safetensors"]
+    assert MultiTasNet.from_pretrained(tmp_path / "folder").config == MultiTasNet(read_original(ORIGINAL).args).config
+
+
 def test_half_precision_is_rounded_once_and_spares_the_statistics(tmp_path: Path) -> None:
     network = MultiTasNet(TINY)
     network.save_pretrained(tmp_path / "tiny", half=True)
