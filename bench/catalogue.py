@@ -1,6 +1,9 @@
-"""Measure the share of the machine that a catalogue's pipeline uses, and the cost of Ray.
+"""Measure a catalogue: the share of the machine that a run uses, and what a command costs when all songs are done.
 
-    python -m bench.catalogue_efficiency [--songs 16] [--seconds 60] [--rounds 3] [--out DIR]
+    python -m bench.catalogue efficiency [--songs 16] [--seconds 60] [--rounds 3] [--out DIR]
+    python -m bench.catalogue scale [--songs 1000 10000 50000] [--out DIR]
+
+``efficiency`` measures the pipeline, and the cost of Ray:
 
 simulated    the device sleeps for as long as reading and writing take on all cores; wall-clock time over that of the slowest
              stage alone. One process.
@@ -13,16 +16,25 @@ ray          the same songs through Ray on this machine, alternating with ``loca
 Other programs take processor time too, and then no pipeline can reach its bound. So each row also has the same ratio for the
 cores that were free: the number of cores, less the processor time per second that other programs took. A row has no such
 ratio if less than half a core was free.
+
+``scale`` makes a destination with so many songs that are done, whose stems have four bytes. It runs ``run``, ``status``,
+``verify`` and ``run --dry-run`` in a process each, and prints the processor seconds (user and system, with children),
+seconds and peak memory. A line for a million songs extends the last two measurements of each command in a straight line:
+it is a prediction.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,16 +44,27 @@ import torch
 
 from metatasnet_fast.audio import write_audio
 from metatasnet_fast.benchmark.machine import describe
-from metatasnet_fast.catalogue import Event, RunEnded, Settings, Song, SongEnded, SongStarted
+from metatasnet_fast.catalogue import Event, Outcome, RunEnded, Settings, Song, SongEnded, SongStarted, Status
 from metatasnet_fast.catalogue.cores import CorePlan, available_cores
+from metatasnet_fast.catalogue.destination import Destination, LedgerWriter, song_folder
+from metatasnet_fast.catalogue.inputs import Source
 from metatasnet_fast.catalogue.local import run_local
-from metatasnet_fast.catalogue.worker import Worker
+from metatasnet_fast.catalogue.outcome import Result, StemFile
+from metatasnet_fast.catalogue.worker import Worker, find_identity
 from metatasnet_fast.config import MetaTasNetConfig
 from metatasnet_fast.model import bundled_models
 
 MODEL = next(iter(bundled_models()))
 RATE = 44100
 LEAST_CORES = 0.5
+ENGINES = ("simulated", "local", "ray")
+STEM = b"stem"
+COMMANDS = {
+    "run": ["run", "songs.csv", "--out", "out", "--device", "cpu"],
+    "status": ["status", "out"],
+    "verify": ["verify", "out"],
+    "dry-run": ["run", "songs.csv", "--out", "out", "--device", "cpu", "--dry-run"],
+}
 
 
 @dataclass
@@ -170,15 +193,9 @@ def _own_cpu() -> float:
     return times.user + times.system
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--songs", type=int, default=16)
-    parser.add_argument("--seconds", type=float, default=60.0, help="length of each")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", action="append", choices=("simulated", "local", "ray"), help="default: all")
-    parser.add_argument("--out", type=Path, help="folder for catalogue_efficiency.jsonl")
-    args = parser.parse_args()
-    wanted = args.only or ["simulated", "local", "ray"]
+def efficiency(args: argparse.Namespace) -> list[Row]:
+    """Measure and print the runs of ``args.only`` in alternating rounds."""
+    wanted = args.only or ENGINES
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -195,11 +212,7 @@ def main() -> None:
                 from metatasnet_fast.catalogue.ray_engine import run_ray
 
                 rows.append(_show(engine("ray", run_ray, songs, folder / "ray")))
-    if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        with open(args.out / "catalogue_efficiency.jsonl", "a") as file:
-            for row in rows:
-                file.write(json.dumps({**asdict(row), **describe(torch.device("cpu"))}) + "\n")
+    return rows
 
 
 def _show(row: Row) -> Row:
@@ -210,6 +223,107 @@ def _show(row: Row) -> Row:
         flush=True,
     )
     return row
+
+
+@dataclass
+class Cost:
+    """Cost of one command; times in seconds, memory in bytes."""
+
+    command: str
+    songs: int
+    cpu_seconds: float
+    wall_seconds: float
+    peak_memory: int
+
+
+def make_done(folder: Path, count: int) -> None:
+    """Write a manifest with songs of ten bytes, and results that say that all songs are done."""
+    old = time.time() - 3600
+    identity = find_identity(Settings(MODEL, device="cpu"))
+    stem_sha256 = hashlib.sha256(STEM).hexdigest()
+    audio = {"duration": 200.0, "sample_rate": 44100, "channels": 2, "samples": 8_820_000}
+    files = {name: StemFile(f"{name}.flac", len(STEM), stem_sha256) for name in ("drums", "bass", "other", "vocals")}
+    out = folder / "out"
+    with open(folder / "songs.csv", "w") as manifest, closing(LedgerWriter(Destination(str(out)), "made")) as ledger:
+        manifest.write("id,uri,duration,bytes\n")
+        for number in range(count):
+            content = b"x%09d" % number
+            path = folder / "in" / f"{number // 1000:04d}" / f"{number:07d}.wav"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+            os.utime(path, (old, old))
+            song = Song(f"song{number:07d}", str(path))
+            manifest.write(f"{song.id},{song.uri},200,10\n")
+            sha256, stamp = hashlib.sha256(content).hexdigest(), Source(song.uri).stamp().text
+            input = {"sha256": sha256, "stamp": stamp, "bytes": 10, "codec": "wav"}
+            made_by = {"version": "0", "backend": "none", "device": "cpu", "precision": "float32"}
+            gains = {name: [1.0, 1.0] for name in files}
+            seconds = {"fetch": 0.1, "read": 1.0, "separate": 9.0, "write": 2.0}
+            result = Result(song.id, song.uri, input, identity, audio, files, gains, seconds, made_by)
+            place = out / song_folder(song.id)
+            place.mkdir(parents=True)
+            for file in files.values():
+                (place / file.path).write_bytes(STEM)
+            (place / result.name).write_text(result.to_json())
+            ledger.add(
+                Outcome(song.id, song.uri, Status.done, identity.key, content=sha256, stamp=stamp, duration=200.0)
+            )
+
+
+def measure(command: str, folder: Path, count: int) -> Cost:
+    program = [sys.executable, "-m", "metatasnet_fast", "catalogue", *COMMANDS[command]]
+    began = time.perf_counter()
+    process = subprocess.Popen(program, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    said = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0, said
+    wall = time.perf_counter() - began
+    row = Cost(command, count, round(usage.ru_utime + usage.ru_stime, 2), round(wall, 2), usage.ru_maxrss * 1024)
+    print(
+        f"{command:<8} {count:>9} songs {row.cpu_seconds:>8.2f} CPU s {wall:>8.2f} s {row.peak_memory / 2**20:>7.0f} MiB"
+    )
+    return row
+
+
+def scale(args: argparse.Namespace) -> list[Cost]:
+    """Measure and print every command at every number of songs; print predictions for a million songs."""
+    rows: list[Cost] = []
+    for count in args.songs:
+        with tempfile.TemporaryDirectory(prefix="metatasnet-fast-bench-") as scratch:
+            make_done(Path(scratch), count)
+            rows += [measure(command, Path(scratch), count) for command in COMMANDS]
+    for command in COMMANDS if len(args.songs) > 1 else ():
+        first, last = [row for row in rows if row.command == command][-2:]
+        slope = (last.cpu_seconds - first.cpu_seconds) / (last.songs - first.songs)
+        print(f"{command:<8} {10**6:>9} songs {last.cpu_seconds + slope * (10**6 - last.songs):>8.0f} CPU s predicted")
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.catalogue", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    what = parser.add_subparsers(dest="what", required=True)
+    pipeline = what.add_parser("efficiency", help="the share of the machine that a run uses")
+    pipeline.add_argument("--songs", type=int, default=16)
+    pipeline.add_argument("--seconds", type=float, default=60.0, help="length of each")
+    pipeline.add_argument("--rounds", type=int, default=3)
+    pipeline.add_argument("--only", action="append", choices=ENGINES, help="default: all")
+    pipeline.set_defaults(measure=efficiency)
+    commands = what.add_parser("scale", help="what a command costs when all songs are done")
+    commands.add_argument("--songs", type=int, nargs="+", default=[1000, 10_000, 50_000])
+    commands.set_defaults(measure=scale)
+    for each in (pipeline, commands):
+        each.add_argument("--out", type=Path, help="folder for catalogue_efficiency.jsonl or catalogue_scale.jsonl")
+    args = parser.parse_args(arguments)
+    rows = args.measure(args)
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+        with open(args.out / f"catalogue_{args.what}.jsonl", "a") as file:
+            for row in rows:
+                file.write(json.dumps({**asdict(row), **describe(torch.device("cpu"))}) + "\n")
 
 
 if __name__ == "__main__":
