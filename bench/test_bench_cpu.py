@@ -1,16 +1,30 @@
-"""Measure the backend ``cpu`` against eager PyTorch and ``torch.compile``, end to end and pass by pass.
+"""Measure the backend ``cpu`` against eager PyTorch and ``torch.compile``: end to end, pass by pass, by instruction set.
 
     pytest bench/test_bench_cpu.py --benchmark-json=cpu.json [-k "not compiled"]
+    python -m bench.test_bench_cpu [--seconds 8] [--rounds 3] [--threads 1] [--isas amx_bf16,avx512_bf16] [--out FILE]
+    python -m bench.test_bench_cpu --held      PyTorch, oneDNN, MKL and the backend all held to AVX2
 
 ``BENCH_SECONDS`` of mono audio (default 8) go through the three stages of the default network and all their decoders; random
 weights, ``torch.get_num_threads()`` threads. Every row holds its rate, by the counts of ``roofline``, and its share of
 two peaks measured in the same run: the best large ``torch.mm`` in the same dtype, and the best copy of a large tensor.
+
+The program without pytest compares the instruction sets with eager PyTorch in alternating rounds. With one thread its times are
+CPU time of the process, which other work on the machine disturbs least; with more they are wall time. It prints, and appends
+to FILE, one JSON line: the seconds of every round.
 """
 
 from __future__ import annotations
 
+import argparse
 import functools
+import itertools
+import json
 import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,8 +32,11 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 from metatasnet_fast import native
-from metatasnet_fast.backends import get_backend
+from metatasnet_fast.backends import Backend, get_backend
+from metatasnet_fast.backends.cpu import ISA_VARIABLE, CpuBackend
+from metatasnet_fast.backends.reference import ReferenceBackend
 from metatasnet_fast.benchmark import Peaks, measure_peaks, roofline
+from metatasnet_fast.benchmark.machine import describe
 from metatasnet_fast.benchmark.workloads import engine
 from metatasnet_fast.config import MetaTasNetConfig, StageConfig
 from metatasnet_fast.model import MultiTasNet
@@ -29,6 +46,10 @@ from metatasnet_fast.precision import Precision
 CONFIG = MetaTasNetConfig()
 SECONDS = float(os.environ.get("BENCH_SECONDS", "8"))
 PRECISIONS = [Precision.float32, Precision.bfloat16]
+HELD = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
+"""Variables that the libraries under PyTorch read when they are loaded."""
+
+Run = Callable[[], object]
 
 pytestmark = pytest.mark.skipif(native.load() is None, reason=str(native.reason()))
 
@@ -77,9 +98,9 @@ def prepared(backend: str, precision: Precision) -> Engine:
 
 
 @functools.cache
-def mixes() -> list[Tensor]:
+def mixes(seconds: float = SECONDS) -> list[Tensor]:
     torch.manual_seed(1)
-    return [torch.randn(1, 1, int(SECONDS * CONFIG.sampling_rate) * 2**s) for s in range(CONFIG.stages_num)]
+    return [torch.randn(1, 1, int(seconds * CONFIG.sampling_rate) * 2**s) for s in range(CONFIG.stages_num)]
 
 
 def frames() -> int:
@@ -159,3 +180,69 @@ def test_prepare(benchmark: BenchmarkFixture, precision: Precision) -> None:
     """Measure generating, folding and packing the weights of all three stages."""
     run = functools.partial(engine, network(), get_backend("cpu"), precision)
     benchmark.pedantic(run, rounds=3, warmup_rounds=1)
+
+
+def separation(backend: Backend, precision: Precision, signals: list[Tensor]) -> Run:
+    ready = engine(network(), backend, precision)
+    return lambda: ready.separate(signals, range(CONFIG.stages_num))
+
+
+def product(dtype: torch.dtype) -> Run:
+    a, b = torch.randn(2, 2048, 2048).to(dtype)
+    return lambda: a @ b
+
+
+def main() -> int:
+    module = native.load()
+    if module is None:
+        raise SystemExit(f"There is nothing to compare: {native.reason()}")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--isas", default=",".join(module.cpu_isas()[:2]))
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--held", action="store_true", help="hold everything to AVX2")
+    args = parser.parse_args()
+    if args.held and os.environ.get("ATEN_CPU_CAPABILITY") != "avx2":
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, **HELD})
+    isas = ["avx2"] if args.held else args.isas.split(",")
+    torch.set_num_threads(args.threads)
+    clock = time.process_time if args.threads == 1 else time.perf_counter
+    signals = mixes(args.seconds)
+    runs: dict[str, Run] = {}
+    with torch.no_grad():
+        for precision in PRECISIONS:
+            runs[f"torch.mm {precision.value}"] = product(precision.storage)
+            runs[f"eager {precision.value}"] = separation(ReferenceBackend(), precision, signals)
+        for isa, precision in itertools.product(isas, PRECISIONS):
+            os.environ[ISA_VARIABLE] = isa
+            runs[f"{isa} {precision.value}"] = separation(CpuBackend(), precision, signals)
+        seconds: dict[str, list[float]] = {name: [] for name in runs}
+        for round_number in range(args.rounds + 1):
+            for name, run in runs.items():
+                start = clock()
+                run()
+                if round_number:  # the first round warms up
+                    seconds[name].append(clock() - start)
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    line = {
+        "case": f"inference 1x{args.seconds:g}s",
+        "clock": clock.__name__,
+        "seconds": seconds,
+        "speedup": {
+            name: {over: median[over] / median[name] for over in ("eager float32", "eager bfloat16")}
+            for name in median
+            if not name.startswith(("eager", "torch.mm"))
+        },
+        "machine": describe(torch.device("cpu")),
+    }
+    print(json.dumps(line))
+    if args.out:
+        with args.out.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
