@@ -1,27 +1,51 @@
-"""Describe the machine of a measurement: code, processor, device, versions, clocks."""
+"""Read the machine of a measurement: time and peak memory of a call; code, processor, device, versions and clocks.
+
+A call is timed by the host's clock on a CPU, by events on a GPU whose caches are cold.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import importlib.metadata
 import os
 import platform
 import re
 import shlex
 import shutil
+import statistics
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from .. import __version__, native
+from ..backends.cpu import give_back_memory
 
-__all__ = ["clocks", "describe", "source_version"]
+__all__ = [
+    "EventTimer",
+    "GraphTimer",
+    "HostTimer",
+    "Spread",
+    "Timer",
+    "clocks",
+    "describe",
+    "make_timer",
+    "peak_memory",
+    "source_version",
+]
 
 ROOT = Path(__file__).resolve().parents[2]
 _PACKAGES = ("torch", "numpy", "triton")
+_STATUS = Path("/proc/self/status")
+_INTERVAL = 0.002
+"""Seconds between samples of the memory if the kernel does not record its peak."""
 
 
 def describe(device: torch.device) -> dict[str, Any]:
@@ -116,3 +140,187 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def peak_memory(function: Callable[[], Any], device: torch.device) -> tuple[int | None, str]:
+    """Return the bytes at the peak of a call minus the bytes before it, and how they were measured.
+
+    On a GPU it is the memory that torch's allocator gave out; on Linux the process's resident memory, which includes
+    memory that the allocator keeps for later. The bytes are None if neither can be read.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        function()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before, "torch.cuda.max_memory_allocated"
+    if not _STATUS.exists():
+        return None, "not measured: resident memory can be read on Linux only"
+    gc.collect()
+    give_back_memory()
+    _trim()
+    if _reset_peak():
+        before = resident("VmRSS")
+        function()
+        return max(0, resident("VmHWM") - before), "VmHWM after a reset"
+    return _sampled(function), "VmRSS, sampled every 2 ms"
+
+
+def resident(field: str) -> int:
+    """Return a field of ``/proc/self/status`` (``VmRSS``, ``VmHWM``) in bytes, or 0 where it is missing."""
+    for line in _STATUS.read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _reset_peak() -> bool:
+    """Ask the kernel to reset the peak; return False if it cannot (as in containers with a kernel of their own)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return 0 < resident("VmHWM") <= resident("VmRSS") + (1 << 20)
+
+
+def _trim() -> None:
+    """Give freed memory back, so that the next call has to ask for it again (glibc only)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def _sampled(function: Callable[[], Any]) -> int:
+    before = peak = resident("VmRSS")
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(_INTERVAL):
+            peak = max(peak, resident("VmRSS"))
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        function()
+        peak = max(peak, resident("VmRSS"))
+    finally:
+        done.set()
+        watcher.join()
+    return peak - before
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and the 20th and 80th percentile of samples."""
+
+    median: float
+    p20: float
+    p80: float
+    count: int
+
+    @classmethod
+    def of(cls, samples: Sequence[float]) -> Spread:
+        """Compute the spread; raise ``ValueError`` if there are no samples."""
+        if not samples:
+            raise ValueError("There is no spread of no samples.")
+        if len(samples) == 1:
+            return cls(samples[0], samples[0], samples[0], 1)
+        cuts = statistics.quantiles(samples, n=10, method="inclusive")
+        return cls(statistics.median(samples), cuts[1], cuts[7], len(samples))
+
+    @property
+    def noise(self) -> float:
+        """Width from the 20th to the 80th percentile, relative to the median."""
+        return (self.p80 - self.p20) / self.median
+
+
+class Timer(Protocol):
+    """A timer of one call of a function."""
+
+    method: str
+
+    def __call__(self, function: Callable[[], Any]) -> tuple[float, Any]:
+        """Call the function once; return the seconds, and the complete result."""
+
+
+class HostTimer:
+    """A timer that reads the host's monotonic clock; for functions that return only when they are done."""
+
+    method = "host clock"
+
+    def __call__(self, function: Callable[[], Any]) -> tuple[float, Any]:
+        start = time.perf_counter()
+        result = function()
+        return time.perf_counter() - start, result
+
+
+class EventTimer:
+    """A timer that puts CUDA events around one call, after writing four times the size of the L2 cache.
+
+    That write also keeps the device busy while the host enqueues the call, so that the start event does not wait for the
+    host. If the host launches kernels more slowly than the device runs them, that waiting time counts, as it does for a
+    user.
+    """
+
+    method = "CUDA events, L2 cold"
+
+    def __init__(self, device: torch.device) -> None:
+        size = torch.cuda.get_device_properties(device).L2_cache_size
+        self._device = device
+        self._flush = torch.empty(max(4 * size, 1 << 28), dtype=torch.uint8, device=device)
+
+    def __call__(self, function: Callable[[], Any]) -> tuple[float, Any]:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self._flush.zero_()
+        start.record()
+        result = function()
+        end.record()
+        torch.cuda.synchronize(self._device)
+        return start.elapsed_time(end) / 1e3, result
+
+
+class GraphTimer:
+    """A timer that replays a CUDA graph of the call with a cold L2 cache: device time without the host's launches.
+
+    The function must read its inputs from tensors that stay where they are, and must not synchronise. A graph is captured at
+    the first call of each function, and kept.
+
+    Args:
+        one_pool: the graphs share their memory, so a function's results last only until another function is replayed.
+    """
+
+    method = "CUDA graph replay, L2 cold"
+
+    def __init__(self, device: torch.device, one_pool: bool = False) -> None:
+        self._events = EventTimer(device)
+        self._pool = torch.cuda.graph_pool_handle() if one_pool else None
+        self._graphs: dict[Callable[[], Any], tuple[torch.cuda.CUDAGraph, Any]] = {}
+
+    def __call__(self, function: Callable[[], Any]) -> tuple[float, Any]:
+        if function not in self._graphs:
+            self._graphs[function] = self._capture(function)
+        graph, result = self._graphs[function]
+        seconds, _ = self._events(graph.replay)
+        return seconds, result
+
+    def _capture(self, function: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                function()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            result = function()
+        return graph, result
+
+
+def make_timer(device: torch.device, graph: bool = False, one_pool: bool = False) -> Timer:
+    """Return the timer for a device. ``graph`` asks for graph replay if the device has graphs; for ``one_pool`` see
+    :class:`GraphTimer`."""
+    if device.type != "cuda":
+        return HostTimer()
+    return GraphTimer(device, one_pool) if graph else EventTimer(device)

@@ -25,7 +25,7 @@ import torch
 
 from ..config import MetaTasNetConfig, StageConfig
 from ..precision import Precision, tf32_products
-from .timing import Timer, make_timer
+from .machine import Timer, make_timer
 
 __all__ = [
     "PASSES",

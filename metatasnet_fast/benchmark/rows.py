@@ -24,7 +24,7 @@ from typing import Any
 from .._io import to_json, write_atomically
 from ..errors import ConfigError
 from .cases import COMPILED, EAGER
-from .timing import Spread
+from .machine import Spread
 from .workloads import PEERS
 
 __all__ = ["LEAST", "Change", "Row", "compare", "comparison_table", "noise_band", "read_rows", "write_rows"]

@@ -23,7 +23,7 @@ from ..errors import BackendUnavailableError, ConfigError, OutputError
 from .common import add_json_option, from_one, print_result
 
 if TYPE_CHECKING:
-    from ..benchmark.timing import Timer
+    from ..benchmark.machine import Timer
     from ..kernels.candidates import Subject
 
 __all__ = ["add_arguments", "tune_subject"]
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from ..backends import Request, get_backend
-    from ..benchmark.timing import make_timer
+    from ..benchmark.machine import make_timer
     from ..config import MetaTasNetConfig
     from ..precision import Precision
 
