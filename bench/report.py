@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from metatasnet_fast.benchmark import Row, read_rows
-from metatasnet_fast.benchmark.report import device as device_of
-from metatasnet_fast.benchmark.report import draw, duration
+from metatasnet_fast.benchmark.results import device as device_of
+from metatasnet_fast.benchmark.results import draw, duration
 from metatasnet_fast.errors import MetaTasNetError
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -33,7 +33,7 @@ from metatasnet_fast.backends.graphs import VARIABLE as GRAPHS
 from metatasnet_fast.backends.triton import TritonBackend
 from metatasnet_fast.benchmark import Effort, Participants, Row, synthetic
 from metatasnet_fast.benchmark.cases import COMPILED, EAGER, Call, Case
-from metatasnet_fast.benchmark.report import text_table
+from metatasnet_fast.benchmark.results import text_table
 from metatasnet_fast.benchmark.suite import TINY, measure_all
 from metatasnet_fast.benchmark.workloads import inference_case, training_case
 from metatasnet_fast.config import MetaTasNetConfig

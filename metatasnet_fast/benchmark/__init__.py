@@ -5,9 +5,8 @@
 
 from .cases import EAGER, Case, Implementation, Participants
 from .measure import Effort, checked, measure
-from .report import text_table
+from .results import Change, Row, compare, comparison_table, read_rows, text_table, write_rows
 from .roofline import Peaks, measure_peaks
-from .rows import Change, Row, compare, comparison_table, read_rows, write_rows
 from .suite import SIZES, run
 
 __all__ = [

@@ -29,17 +29,9 @@ from .. import __version__, native
 from ..backends.cpu import give_back_memory
 
 __all__ = [
-    "EventTimer",
-    "GraphTimer",
-    "HostTimer",
-    "Spread",
-    "Timer",
-    "clocks",
-    "describe",
-    "make_timer",
-    "peak_memory",
+    "EventTimer", "GraphTimer", "HostTimer", "Spread", "Timer", "clocks", "describe", "make_timer", "peak_memory",
     "source_version",
-]
+]  # fmt: skip
 
 ROOT = Path(__file__).resolve().parents[2]
 _PACKAGES = ("torch", "numpy", "triton")

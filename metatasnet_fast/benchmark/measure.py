@@ -24,8 +24,8 @@ from ..errors import MetaTasNetError
 from .cases import COMPILED, EAGER, Call, Case, Implementation
 from .machine import HostTimer, Timer, clocks, make_timer, peak_memory
 from .parity import Errors, Outputs, errors_of, limit, verdict
+from .results import Row
 from .roofline import Peaks
-from .rows import Row
 
 __all__ = ["Effort", "checked", "measure"]
 

@@ -30,8 +30,8 @@ from .cases import Call, Case, Implementation, Participants
 from .machine import describe
 from .measure import Effort, measure
 from .parity import Outputs
+from .results import Row
 from .roofline import measure_peaks
-from .rows import Row
 from .synthetic import mixtures, sources, varied
 from .workloads import frames_of, inference_case, oracle, preparation_case, training_case
 

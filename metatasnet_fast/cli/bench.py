@@ -114,7 +114,7 @@ def _about(rows: list[Row], seconds: float) -> str:
 
 
 def _draw(rows: list[Row], path: Path) -> list[Path]:
-    from ..benchmark.report import draw
+    from ..benchmark.results import draw
 
     try:
         draw(rows, path)

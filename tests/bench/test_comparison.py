@@ -10,7 +10,7 @@ import pytest
 
 from metatasnet_fast.benchmark import Row, compare, comparison_table, read_rows, write_rows
 from metatasnet_fast.benchmark.machine import Spread
-from metatasnet_fast.benchmark.rows import LEAST, noise_band
+from metatasnet_fast.benchmark.results import LEAST, noise_band
 from metatasnet_fast.cli.main import main
 from metatasnet_fast.errors import ConfigError
 

@@ -14,7 +14,7 @@ import torch
 
 from metatasnet_fast.backends import Backend, backend_names
 from metatasnet_fast.benchmark import Effort, Participants, Peaks, Row, measure, read_rows, synthetic, text_table
-from metatasnet_fast.benchmark.rows import write_rows
+from metatasnet_fast.benchmark.results import write_rows
 from metatasnet_fast.benchmark.selftest import Result, selftest
 from metatasnet_fast.benchmark.suite import TINY
 from metatasnet_fast.benchmark.workloads import inference_case, preparation_case, training_case

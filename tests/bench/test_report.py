@@ -8,7 +8,7 @@ import pytest
 
 from bench.report import BEGIN, END, NOTHING, insert, main, markdown, newest
 from metatasnet_fast.benchmark import Row, write_rows
-from metatasnet_fast.benchmark.report import title
+from metatasnet_fast.benchmark.results import title
 
 PEAKS = {"copy_bytes_per_s": 1e10, "mm_flop_per_s": {"float32": 1e11}}
 
