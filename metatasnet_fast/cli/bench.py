@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .._io import to_json
 from .._terminal import say
 from ..errors import BackendUnavailableError, ConfigError, MissingDependencyError
-from .common import add_json_option, from_one, print_result, tell
-from .outputs import check_writable
+from .common import add_json_option, check_writable, from_one, print_result, tell
 
 if TYPE_CHECKING:
     from ..benchmark import Row

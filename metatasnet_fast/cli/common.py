@@ -9,6 +9,7 @@ import argparse
 import logging
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,16 +17,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from .._io import to_json
 from .._terminal import ProgressBar, say
-from ..errors import CheckpointError, MetaTasNetError
+from ..errors import CheckpointError, MetaTasNetError, OutputError
 
 if TYPE_CHECKING:
     from ..separation import Progress, Separation, Separator
-    from .inputs import Track
+    from .files import Track
 
 __all__ = [
     "ProgressDisplay", "Report", "TrackReport", "add_engine_options", "add_json_option", "add_page_options",
-    "add_workers_option", "from_one", "make_separator", "model_name", "names", "print_result", "refuse_existing",
-    "sentence_of", "tell",
+    "add_workers_option", "check_writable", "from_one", "make_separator", "model_name", "names", "print_result",
+    "refuse_existing", "sentence_of", "tell",
 ]  # fmt: skip
 
 RUN_FILES = ("best.pt", "last.pt", "failed.pt")
@@ -124,6 +125,18 @@ def refuse_existing(target: Path, overwrite: bool) -> None:
     """Raise :class:`CheckpointError` if the target exists, unless ``overwrite`` is set."""
     if target.exists() and not overwrite:
         raise CheckpointError(f"{target} exists; choose another name, or replace it with --overwrite.")
+
+
+def check_writable(folder: Path) -> None:
+    """Create the folder and a temporary file in it, before any work; raise :class:`OutputError` if that fails."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OutputError(
+            f"Nothing can be written to the folder {folder} ({error.strerror}); choose another."
+        ) from error
 
 
 logger = logging.getLogger("metatasnet_fast")

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 from .._terminal import ProgressBar
 from ..errors import TrainingDataError
-from .common import TrackReport, add_json_option, add_workers_option, names, print_result, tell
-from .outputs import check_writable
+from .common import TrackReport, add_json_option, add_workers_option, check_writable, names, print_result, tell
 
 if TYPE_CHECKING:
     from ..training.data.convert import Outcome

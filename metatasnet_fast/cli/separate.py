@@ -22,13 +22,24 @@ from .common import (
     add_engine_options,
     add_json_option,
     add_page_options,
+    check_writable,
     make_separator,
     names,
     print_result,
     sentence_of,
 )
-from .inputs import Track, find_tracks, split_tracks, tell_apart
-from .outputs import Model, Origin, Template, check_origins, check_writable, note_origins, plan_outputs
+from .files import (
+    Model,
+    Origin,
+    Template,
+    Track,
+    check_origins,
+    find_tracks,
+    note_origins,
+    plan_outputs,
+    split_tracks,
+    tell_apart,
+)
 
 if TYPE_CHECKING:
     from ..page import Listening

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from metatasnet_fast.cli.inputs import find_tracks
+from metatasnet_fast.cli.files import find_tracks
 
 
 @pytest.fixture
