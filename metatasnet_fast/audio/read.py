@@ -1,5 +1,6 @@
-"""Read audio files, whole or block by block: return what can be decoded, report the rest. Read the stems of a track:
-each in its own file, or all with the mixture in one ``.stem.mp4``, as in MUSDB18.
+"""Find the audio files below a folder; read them, whole or block by block: return what can be decoded, report the rest.
+
+The stems of a track are each in its own file, or all with the mixture in one ``.stem.mp4``, as in MUSDB18.
 """
 
 from __future__ import annotations
@@ -7,7 +8,8 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Generator, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,9 +32,15 @@ from .ffmpeg import FFmpegDecoder
 from .headers import NOTATIONS, RECOGNISED_BY, UNDECODABLE, recognise, skip_id3
 
 __all__ = [
-    "MIXTURES", "MUSDB_SIGNALS", "STEM_MP4", "AudioFile", "AudioStream", "is_address", "open_audio", "read_audio",
-    "read_stems",
+    "AUDIO_SUFFIXES", "MIXTURES", "MUSDB_SIGNALS", "STEM_MP4", "AudioFile", "AudioStream", "find_audio", "is_address",
+    "is_audio_name", "lies_in", "open_audio", "read_audio", "read_stems",
 ]  # fmt: skip
+
+AUDIO_SUFFIXES = frozenset(
+    "aac ac3 aif aifc aiff alac amr ape au caf dts flac m4a m4b mka mp2 mp3 oga ogg opus rf64 snd tta w64 wav wave wma "
+    "wv".split()
+)
+"""Suffixes of the files that are taken from folders. A file that the user names may have any suffix."""
 
 LIBSNDFILE_FIRST = ("RIFF", "Wave64", "IFF", "CAF", "AU", "FLAC", "Ogg")
 
@@ -333,3 +341,54 @@ def _read_musdb(path: Path, name: str) -> AudioFile:
         ) from error
     samples = (audio.samples * FULL_SCALE).round().clamp(-FULL_SCALE, FULL_SCALE - 1) / FULL_SCALE
     return replace(audio, samples=samples, warnings=tuple(f"{name}: {warning}" for warning in audio.warnings))
+
+
+def is_audio_name(path: str) -> bool:
+    """Return whether a path, with `/` between its parts, ends as audio files do and has no hidden part."""
+    parts = path.strip("/").split("/")
+    return parts[-1].rpartition(".")[2].lower() in AUDIO_SUFFIXES and not any(part.startswith(".") for part in parts)
+
+
+def find_audio(folder: str, exclude: Collection[str], onerror: Callable[[OSError], object]) -> Iterator[Path]:
+    """Yield the audio files of a folder and of the folders below it, in alphabetic order, each folder once.
+
+    Links to folders are followed last, so that a file that can be reached without a link is listed without the link.
+    Hidden files and folders are left out.
+
+    Args:
+        exclude: real paths of folders that are left out with their contents, even if a link leads to such a folder.
+        onerror: called with the system's error if a folder cannot be read; if ``onerror`` returns, the search goes on.
+    """
+    for place, names in _walk(folder, exclude, onerror):
+        yield from (Path(place, name) for name in names if is_audio_name(name))
+
+
+def _walk(top: str, exclude: Collection[str], onerror: Callable[[OSError], object]) -> Iterator[tuple[str, list[str]]]:
+    """Yield every folder from ``top`` down with the names of its files; see :func:`find_audio`. A folder to which
+    several links lead is yielded once, so that circles end."""
+    walked: set[str] = set()
+    starts = deque([top])
+    while starts:
+        start = starts.popleft()
+        base = os.path.realpath(start)
+        if base in walked:
+            continue
+        for place, folders, files in os.walk(start, onerror=onerror):
+            # Only ``start`` can be the target of a link: os.walk enters none.
+            real = os.path.normpath(os.path.join(base, place[len(start) :].lstrip(os.sep)))
+            walked.add(real)
+            names = sorted(name for name in folders if not name.startswith("."))
+            folders.clear()
+            for name in names:
+                path, really = os.path.join(place, name), os.path.join(real, name)
+                if not os.path.islink(path):
+                    folders += [name] if really not in walked and really not in exclude else []
+                elif not lies_in(path, exclude):
+                    starts.append(path)
+            yield place, sorted(files)
+
+
+def lies_in(path: str, folders: Collection[str]) -> bool:
+    """Return whether a path leads to one of the folders, or below it; ``folders`` are real paths."""
+    real = os.path.realpath(path)
+    return any(real == folder or real.startswith(os.path.join(folder, "")) for folder in folders)

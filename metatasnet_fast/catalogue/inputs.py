@@ -36,7 +36,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn, TypeAlias
 
 from .._extras import require
-from ..audio.folders import AUDIO_SUFFIXES, find_audio, is_audio_name, lies_in
+from ..audio.read import AUDIO_SUFFIXES, find_audio, is_audio_name, lies_in
 from ..errors import ConfigError
 from .outcome import Failure, SongError
 from .settings import Song, derived_id, digest, safe_name

@@ -104,7 +104,7 @@ def _standard_input(stack: contextlib.ExitStack) -> Track:
 
 
 def _search(folder: Path, exclude: Sequence[Path]) -> Iterable[Track]:
-    from ..audio.folders import find_audio
+    from ..audio.read import find_audio
 
     excluded = {os.path.realpath(path) for path in exclude}
     unreadable: list[OSError] = []

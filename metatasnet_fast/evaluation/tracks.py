@@ -16,8 +16,7 @@ from pathlib import Path, PurePosixPath
 
 import torch
 
-from ..audio.folders import find_audio
-from ..audio.read import MIXTURES, MUSDB_SIGNALS, STEM_MP4, read_stems
+from ..audio.read import MIXTURES, MUSDB_SIGNALS, STEM_MP4, find_audio, read_stems
 from ..errors import OutOfMemoryError
 from ..separation.devices import memory_for
 from .signals import EvaluationError

@@ -14,8 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ...audio.folders import AUDIO_SUFFIXES
-from ...audio.read import MIXTURES, STEM_MP4
+from ...audio.read import AUDIO_SUFFIXES, MIXTURES, STEM_MP4
 from ...config import INSTRUMENTS, MetaTasNetConfig
 from ...errors import ConfigError, TrainingDataError
 from .store import ENTRY, SPLITS, Stems
