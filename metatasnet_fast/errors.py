@@ -13,6 +13,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "EmptyAudioError",
+    "EvaluationError",
     "MetaTasNetError",
     "MissingDependencyError",
     "MissingTrackError",
@@ -20,6 +21,7 @@ __all__ = [
     "OutOfMemoryError",
     "OutputError",
     "ShapeError",
+    "SilentSourceError",
     "TrainingDataError",
     "TrainingError",
     "UnknownStemError",
@@ -92,3 +94,11 @@ class TrainingDataError(MetaTasNetError, ValueError):
 
 class TrainingError(MetaTasNetError, RuntimeError):
     """A training run that cannot start or continue; the last saved state of the run stays on disk."""
+
+
+class EvaluationError(MetaTasNetError, ValueError):
+    """Signals, scores or score files that cannot be evaluated."""
+
+
+class SilentSourceError(EvaluationError):
+    """A reference or an estimate that is silent from end to end, under ``strict=True``."""

@@ -10,10 +10,10 @@
 
 from __future__ import annotations
 
-from .bss_eval import METRICS, BssScores, bss_eval
+from ..errors import EvaluationError, SilentSourceError
+from .bss_eval import METRICS, BssScores, EmptyBand, EmptyBandWarning, SilentSourceWarning, bss_eval
 from .runner import ScoringRun, TrackOutcome, score
 from .scores import Comparison, Summary, TrackScores, compare, load_scores, summarise
-from .signals import EmptyBand, EmptyBandWarning, EvaluationError, SilentSourceError, SilentSourceWarning
 from .table import PUBLISHED, caveats, comparison_table, latex_table, plot_scores, score_rows, score_table, write_rows
 from .track import ALL_METRICS, DEFAULT_METRICS, Scoring, evaluate_track
 

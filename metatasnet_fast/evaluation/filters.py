@@ -12,10 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
-from .signals import Signals
+if TYPE_CHECKING:
+    from .bss_eval import Signals
 
 __all__ = ["Correlations", "correlate", "fft_length", "projected_energies", "solve"]
 

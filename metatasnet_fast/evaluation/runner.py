@@ -20,11 +20,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 
 from .._io import model_checksum, reporting_write_errors, write_atomically
-from ..errors import MetaTasNetError
+from ..errors import EvaluationError, MetaTasNetError
 from ..page import listen_to
 from ..separation.devices import memory_for
 from .scores import TrackScores
-from .signals import EvaluationError
 from .track import Scoring, evaluate_track
 from .tracks import AudioTrack, Pair, TrackFiles, open_tracks, pair_tracks, require_one_length
 

@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._io import reporting_write_errors, write_atomically
+from ..errors import EvaluationError
 from .bss_eval import METRICS
-from .signals import EvaluationError
 
 __all__ = ["Comparison", "Summary", "TrackScores", "compare", "load_scores", "summarise"]
 

@@ -13,9 +13,9 @@ import numpy as np
 
 from .._extras import require
 from .._io import reporting_write_errors, write_atomically
+from ..errors import EvaluationError
 from .bss_eval import METRICS
 from .scores import Comparison, Summary, TrackScores, summarise
-from .signals import EvaluationError
 from .track import ALL_METRICS, OWN_SILENCE, REGULARISED
 
 __all__ = [

@@ -29,10 +29,9 @@ import torch
 from numpy.typing import NDArray
 
 from .._extras import require
-from ..errors import ShapeError
-from .bss_eval import METRICS, SILENCE, BssScores, bss_eval
+from ..errors import EvaluationError, ShapeError
+from .bss_eval import METRICS, SILENCE, Audio, BssScores, Signals, bss_eval, require_finite
 from .scores import TrackScores
-from .signals import Audio, EvaluationError, Signals, require_finite
 from .tracks import mixture_of
 
 __all__ = ["ALL_METRICS", "DEFAULT_METRICS", "Scoring", "evaluate_track"]

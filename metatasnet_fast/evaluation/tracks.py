@@ -17,9 +17,8 @@ from pathlib import Path, PurePosixPath
 import torch
 
 from ..audio.read import MIXTURES, MUSDB_SIGNALS, STEM_MP4, find_audio, read_stems
-from ..errors import OutOfMemoryError
+from ..errors import EvaluationError, OutOfMemoryError
 from ..separation.devices import memory_for
-from .signals import EvaluationError
 
 __all__ = ["AudioTrack", "Pair", "TrackFiles", "mixture_of", "open_tracks", "pair_tracks", "require_one_length"]
 

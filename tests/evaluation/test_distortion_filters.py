@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 
 from metatasnet_fast.evaluation import filters
+from metatasnet_fast.evaluation.bss_eval import Signals
 from metatasnet_fast.evaluation.filters import Correlations, correlate, solve
-from metatasnet_fast.evaluation.signals import Signals
 
 Array = NDArray[np.float64]
 

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from metatasnet_fast.errors import ShapeError
+from metatasnet_fast.errors import EvaluationError, ShapeError
 from metatasnet_fast.evaluation import Scoring, evaluate_track
-from metatasnet_fast.evaluation.signals import EvaluationError
 from metatasnet_fast.evaluation.track import DEFAULT_METRICS, WHOLE
 
 RECORDED: dict[str, dict[str, float]] = {
