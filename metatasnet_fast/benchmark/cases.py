@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -13,16 +13,17 @@ from torch import Tensor
 from ..backends import Backend, Request, available_backends, get_backend
 from ..config import MetaTasNetConfig
 from ..precision import Precision
-from .parity import Outputs
 from .roofline import Work
 
 __all__ = [
     "AUTOTUNED",
     "COMPILED",
     "EAGER",
+    "GRADIENTS",
     "Call",
     "Case",
     "Implementation",
+    "Outputs",
     "Participants",
     "compiled",
     "default_precisions",
@@ -34,6 +35,11 @@ COMPILED = "torch.compile"
 """Prefix of the names of implementations that torch compiles."""
 AUTOTUNED = "max-autotune"
 """The mode in which torch.compile measures several kernels for every product."""
+
+Outputs: TypeAlias = Mapping[str, Sequence[Tensor]]
+"""Outputs of a call by name; the tensors of one name are checked together."""
+GRADIENTS = "gradients"
+"""Name of the output that holds the gradients of a whole network."""
 
 Call: TypeAlias = Callable[[], Outputs]
 

@@ -1,7 +1,7 @@
 """Check every backend in every precision on this machine, against plain PyTorch in float64.
 
 The networks are small and of every kind, weights and signals are computed by formula; no file is downloaded or read.
-The rule for the allowed error is in ``parity``. Eager's own error there is its largest on any signal of the same
+The rule for the allowed error is in :mod:`.measure`. Eager's own error there is its largest on any signal of the same
 network and kind, ordinary or degenerate. On degenerate signals (silence, a constant, a click) the norms divide one
 number near zero by another, in any program.
 """
@@ -27,8 +27,8 @@ from ..model import MultiTasNet
 from ..model.engine import Engine
 from ..precision import Precision
 from . import synthetic
-from .cases import Participants
-from .parity import GRADIENTS, Errors, Outputs, errors_of, limit
+from .cases import GRADIENTS, Outputs, Participants
+from .measure import Errors, errors_of, limit
 from .workloads import engine
 
 __all__ = ["NETWORKS", "Result", "devices", "selftest", "signals"]

@@ -26,10 +26,9 @@ from ..separation.fast_mode import default_shape, plan_windows
 from ..separation.reference_mode import CHUNKS
 from ..separation.separator import Mode
 from . import roofline, synthetic
-from .cases import Call, Case, Implementation, Participants
+from .cases import Call, Case, Implementation, Outputs, Participants
 from .machine import describe
 from .measure import Effort, measure
-from .parity import Outputs
 from .results import Row
 from .roofline import measure_peaks
 from .synthetic import mixtures, sources, varied

@@ -29,8 +29,7 @@ from ..precision import Precision
 from ..training import Ranger
 from ..training.step import GradientStep, Items
 from . import roofline
-from .cases import Call, Case, Implementation, Participants, compiled
-from .parity import GRADIENTS, Outputs
+from .cases import GRADIENTS, Call, Case, Implementation, Outputs, Participants, compiled
 from .synthetic import mixtures, sources, varied
 
 __all__ = [

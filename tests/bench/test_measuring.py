@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from metatasnet_fast import MetaTasNetConfig, native
 from metatasnet_fast.backends.cpu import give_back_memory
 from metatasnet_fast.benchmark import Participants, synthetic
+from metatasnet_fast.benchmark.cases import GRADIENTS
 from metatasnet_fast.benchmark.machine import HostTimer, Spread, peak_memory, resident
-from metatasnet_fast.benchmark.parity import GRADIENTS, NORM, errors_of, limit, relative_error, verdict
+from metatasnet_fast.benchmark.measure import NORM, errors_of, limit, relative_error, verdict
 from metatasnet_fast.benchmark.suite import TINY
 from metatasnet_fast.benchmark.synthetic import varied
 from metatasnet_fast.benchmark.workloads import inference_case
