@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from metatasnet_fast import _terminal, load_checkpoint
-from metatasnet_fast.cli.train import TrainingDisplay
+from metatasnet_fast.cli.training import TrainingDisplay
 from metatasnet_fast.training import launch
 from metatasnet_fast.training.data import write_manifest, write_track
 from metatasnet_fast.training.journal import read_journal
