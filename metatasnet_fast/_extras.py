@@ -1,13 +1,13 @@
-"""Import optional packages where they are needed; if one is missing, say in one sentence what to do."""
+"""Import optional packages where they are needed; if one is missing, say in one sentence what to do. Tell versions."""
 
 from __future__ import annotations
 
-import importlib
+import importlib.metadata
 from typing import Any
 
 from .errors import MissingDependencyError
 
-__all__ = ["require"]
+__all__ = ["require", "version_of"]
 
 DISTRIBUTIONS = {
     "fsspec.core": "fsspec",
@@ -36,3 +36,11 @@ def require(module: str, purpose: str) -> Any:
         raise MissingDependencyError(
             f"{purpose} needs the package {package}{reason}; `pip install {package}` installs it."
         ) from error
+
+
+def version_of(package: str) -> str | None:
+    """Return the version of an installed package, by its name for pip; None if it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

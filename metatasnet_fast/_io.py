@@ -21,18 +21,9 @@ if TYPE_CHECKING:
     from .config import MetaTasNetConfig
 
 __all__ = [
-    "claiming",
-    "describe_os_error",
-    "model_checksum",
-    "reporting_write_errors",
-    "same_checksum",
-    "sha256_file",
-    "sync",
-    "to_json",
-    "try_lock",
-    "write_atomically",
-    "writing",
-]
+    "claiming", "describe_os_error", "model_checksum", "reporting_write_errors", "same_checksum", "sha256_file",
+    "sync", "to_json", "try_lock", "write_atomically", "writing",
+]  # fmt: skip
 
 PART = ".part"
 """Suffix of files that are being written. Such a file can be deleted when its writer has ended."""

@@ -32,19 +32,9 @@ from .predict import Gpu
 from .sass import tool
 
 __all__ = [
-    "BACKENDS",
-    "KINDS",
-    "CudaLaunch",
-    "RecordingBackend",
-    "RecordingWgmmaBackend",
-    "buffers",
-    "cubin_of",
-    "cubins",
-    "launches_of",
-    "parameters",
-    "recorded",
-    "served",
-]
+    "BACKENDS", "KINDS", "CudaLaunch", "RecordingBackend", "RecordingWgmmaBackend", "buffers", "cubin_of", "cubins",
+    "launches_of", "parameters", "recorded", "served",
+]  # fmt: skip
 
 BACKENDS = ("triton", "cuda", "cuda-wgmma")
 KINDS = ("inference", "window", "training")

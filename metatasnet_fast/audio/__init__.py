@@ -6,19 +6,7 @@ from metatasnet_fast.audio.tags import Tags, read_tags
 from metatasnet_fast.audio.write import AudioWriter, WrittenAudio, closest_subtype, write_audio
 
 __all__ = [
-    "AudioFile",
-    "AudioStream",
-    "AudioWriter",
-    "StreamingResampler",
-    "Tags",
-    "WrittenAudio",
-    "closest_subtype",
-    "fit_length",
-    "is_address",
-    "open_audio",
-    "read_audio",
-    "read_tags",
-    "resample",
-    "resampled_length",
+    "AudioFile", "AudioStream", "AudioWriter", "StreamingResampler", "Tags", "WrittenAudio", "closest_subtype",
+    "fit_length", "is_address", "open_audio", "read_audio", "read_tags", "resample", "resampled_length",
     "write_audio",
-]
+]  # fmt: skip

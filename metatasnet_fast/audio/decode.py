@@ -20,26 +20,10 @@ from .._extras import require
 from .headers import SampleArea, flac_samples, ogg_ends, sample_area
 
 __all__ = [
-    "BLOCK",
-    "CUT_OGG",
-    "DEPTHS",
-    "UNMARKED_OGG",
-    "VORBIS_TO_WAV",
-    "DecodeError",
-    "Decoder",
-    "MoreSamples",
-    "NoAudioStream",
-    "NoDecoder",
-    "NoTrack",
-    "Samples",
-    "SoundFileDecoder",
-    "Window",
-    "decoding",
-    "hidden_note",
-    "import_soundfile",
-    "reason_of",
-    "system_name",
-]
+    "BLOCK", "CUT_OGG", "DEPTHS", "UNMARKED_OGG", "VORBIS_TO_WAV", "DecodeError", "Decoder", "MoreSamples",
+    "NoAudioStream", "NoDecoder", "NoTrack", "Samples", "SoundFileDecoder", "Window", "decoding", "hidden_note",
+    "import_soundfile", "reason_of", "system_name",
+]  # fmt: skip
 
 Samples = npt.NDArray[np.float32]
 

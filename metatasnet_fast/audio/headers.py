@@ -10,20 +10,9 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 __all__ = [
-    "NOTATIONS",
-    "RECOGNISED_BY",
-    "ends_with_tag",
-    "UNDECODABLE",
-    "Mp3Length",
-    "OggEnds",
-    "SampleArea",
-    "flac_samples",
-    "mp3_length",
-    "ogg_ends",
-    "recognise",
-    "sample_area",
-    "skip_id3",
-]
+    "NOTATIONS", "RECOGNISED_BY", "ends_with_tag", "UNDECODABLE", "Mp3Length", "OggEnds", "SampleArea",
+    "flac_samples", "mp3_length", "ogg_ends", "recognise", "sample_area", "skip_id3",
+]  # fmt: skip
 
 NAMES = {
     b"RIFF": "RIFF", b"RIFX": "RIFF", b"RF64": "RIFF", b"BW64": "RIFF", b"riff\x2e\x91\xcf\x11": "Wave64",

@@ -19,7 +19,7 @@ import torch
 
 from .._io import sync
 from ..errors import AudioFormatError, AudioWriteError, ShapeError
-from .decode import VORBIS_TO_WAV, import_soundfile
+from .decode import VORBIS_TO_WAV, import_soundfile, reason_of
 from .tags import Tags, write_tags
 
 __all__ = ["AudioWriter", "WrittenAudio", "closest_subtype", "write_audio"]
@@ -236,9 +236,8 @@ class AudioWriter:
             self._part.unlink(missing_ok=True)
 
     def _refused(self, error: Exception) -> AudioWriteError:
-        reason = getattr(error, "strerror", None) or getattr(error, "error_string", None) or str(error)
         return AudioWriteError(
-            f"{self.path} cannot be written ({reason.rstrip('.')}); check that its folder exists, "
+            f"{self.path} cannot be written ({reason_of(error)}); check that its folder exists, "
             "that it may be written to, and that the disk has room."
         )
 

@@ -10,22 +10,6 @@ from .roofline import Peaks, measure_peaks
 from .suite import SIZES, run
 
 __all__ = [
-    "EAGER",
-    "SIZES",
-    "Case",
-    "Peaks",
-    "Change",
-    "Implementation",
-    "Effort",
-    "Participants",
-    "Row",
-    "checked",
-    "compare",
-    "comparison_table",
-    "measure",
-    "measure_peaks",
-    "read_rows",
-    "run",
-    "text_table",
-    "write_rows",
-]
+    "EAGER", "SIZES", "Case", "Peaks", "Change", "Implementation", "Effort", "Participants", "Row", "checked",
+    "compare", "comparison_table", "measure", "measure_peaks", "read_rows", "run", "text_table", "write_rows",
+]  # fmt: skip

@@ -16,18 +16,9 @@ from ..precision import Precision
 from .roofline import Work
 
 __all__ = [
-    "AUTOTUNED",
-    "COMPILED",
-    "EAGER",
-    "GRADIENTS",
-    "Call",
-    "Case",
-    "Implementation",
-    "Outputs",
-    "Participants",
-    "compiled",
-    "default_precisions",
-]
+    "AUTOTUNED", "COMPILED", "EAGER", "GRADIENTS", "Call", "Case", "Implementation", "Outputs", "Participants",
+    "compiled", "default_precisions",
+]  # fmt: skip
 
 EAGER = "reference"
 """The implementation that all others are compared with: the backend of plain PyTorch."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import importlib.metadata
 import os
 import platform
 import re
@@ -26,6 +25,7 @@ from typing import Any, Protocol
 import torch
 
 from .. import __version__, native
+from .._extras import version_of
 from ..backends.cpu import give_back_memory
 
 __all__ = [
@@ -61,7 +61,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "compiled_module": module.build_info()["compiler"] if module else None,
         "platform": platform.platform(),
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": {name: version_of(name) for name in _PACKAGES},
     }
 
 
@@ -125,13 +125,6 @@ def _said(*command: str) -> str | None:
         return None
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def peak_memory(function: Callable[[], Any], device: torch.device) -> tuple[int | None, str]:

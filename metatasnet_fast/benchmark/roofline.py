@@ -28,17 +28,9 @@ from ..precision import Precision, tf32_products
 from .machine import Timer, make_timer
 
 __all__ = [
-    "PASSES",
-    "Peaks",
-    "Work",
-    "decoder",
-    "encoder",
-    "inference",
-    "masking",
-    "measure_peaks",
-    "preparation",
+    "PASSES", "Peaks", "Work", "decoder", "encoder", "inference", "masking", "measure_peaks", "preparation",
     "training_step",
-]
+]  # fmt: skip
 
 PASSES = 7
 """Passes over a block's activations in the byte model."""

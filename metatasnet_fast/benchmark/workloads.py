@@ -33,15 +33,9 @@ from .cases import GRADIENTS, Call, Case, Implementation, Outputs, Participants,
 from .synthetic import mixtures, sources, varied
 
 __all__ = [
-    "PEERS",
-    "engine",
-    "frames_of",
-    "implementations_of",
-    "inference_case",
-    "oracle",
-    "preparation_case",
+    "PEERS", "engine", "frames_of", "implementations_of", "inference_case", "oracle", "preparation_case",
     "training_case",
-]
+]  # fmt: skip
 
 ONNX_RUNTIME, OPENVINO = "ONNX Runtime", "OpenVINO"
 

@@ -1,1 +1,4 @@
-"""The command ``metatasnet-fast``: one file for a subcommand, or for a few that belong together. Nothing here imports torch before a command runs."""
+"""The command ``metatasnet-fast``: a file for each subcommand, or for a few that belong together.
+
+Nothing here imports torch before a command runs.
+"""

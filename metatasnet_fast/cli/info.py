@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import os
 import platform
@@ -12,6 +11,7 @@ import textwrap
 from typing import Any
 
 from .. import __version__
+from .._extras import version_of
 from .common import add_json_option
 
 __all__ = ["PACKAGES", "add_arguments", "collect"]
@@ -60,7 +60,7 @@ def collect() -> dict[str, Any]:
         "platform": platform.platform(),
         "torch": torch.__version__,
         "numpy": numpy.__version__,
-        "packages": {name: {"version": _version(name), "extra": extra} for name, extra in PACKAGES.items()},
+        "packages": {name: {"version": version_of(name), "extra": extra} for name, extra in PACKAGES.items()},
         "cpu": _cpu(),
         "cuda": torch.version.cuda,
         "cuda_kernels": _cuda_kernels(),
@@ -71,13 +71,6 @@ def collect() -> dict[str, Any]:
         "auto": _automatic(),
         "models": _models(),
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _cpu() -> dict[str, Any]:
