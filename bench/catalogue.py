@@ -3,24 +3,24 @@
     python -m bench.catalogue efficiency [--songs 16] [--seconds 60] [--rounds 3] [--out DIR]
     python -m bench.catalogue scale [--songs 1000 10000 50000] [--out DIR]
 
-``efficiency`` measures the pipeline, and the cost of Ray:
+``efficiency`` measures how close the pipeline comes to its bound, and what Ray costs, in three runs:
 
-simulated    the device sleeps for as long as reading and writing take on all cores; wall-clock time over that of the slowest
-             stage alone. One process.
-local        the bundled network on the CPU; wall-clock time from the first song's start to the last one's end, over the least
-             that its processor seconds need on the cores.
-ray          the same songs through Ray on this machine, alternating with ``local``.
+simulated    The device sleeps for as long as reading and writing take on all cores. The ratio is the wall-clock time
+             over the time that the slowest stage takes alone. One process does all work.
+local        The bundled network runs on the CPU. The ratio is the wall-clock time, from the start of the first song to
+             the end of the last one, over the least time in which all cores can do the run's processor seconds.
+ray          The same songs go through Ray on this machine, in turns with ``local``.
 
-"in all" includes starting the processes, also Ray and its actor.
+The column "in all" includes the start of the processes, and in the run ``ray`` the start of Ray and its actor.
 
-Other programs take processor time too, and then no pipeline can reach its bound. So each row also has the same ratio for the
-cores that were free: the number of cores, less the processor time per second that other programs took. A row has no such
-ratio if less than half a core was free.
+Other programs take processor time too, and then no pipeline can reach its bound. So each row has a second ratio, for
+the cores that were free: the number of cores minus the processor time per second that other programs took. A row has no
+second ratio if less than half a core was free.
 
-``scale`` makes a destination with so many songs that are done, whose stems have four bytes. It runs ``run``, ``status``,
-``verify`` and ``run --dry-run`` in a process each, and prints the processor seconds (user and system, with children),
-seconds and peak memory. A line for a million songs extends the last two measurements of each command in a straight line:
-it is a prediction.
+``scale`` makes a destination with a given number of songs that are done; their stems have four bytes. It runs ``run``,
+``status``, ``verify`` and ``run --dry-run`` in a process each, and prints the processor seconds (user and system, with
+children), the seconds and the peak memory. Then it prints a prediction for a million songs: a straight line through the
+last two measurements of each command.
 """
 
 from __future__ import annotations
@@ -69,7 +69,10 @@ COMMANDS = {
 
 @dataclass
 class Row:
-    """One measurement; times in seconds. ``bound`` is the lower limit of ``wall``, ``ratio`` is wall over bound."""
+    """One measurement; times in seconds. ``bound`` is the lower limit of ``wall``, ``ratio`` is wall over bound.
+
+    ``ratio_with_cores_left`` is the ratio to the bound for the cores that were free; None if too few were free.
+    """
 
     what: str
     wall: float
@@ -78,9 +81,9 @@ class Row:
     ratio_with_cores_left: float | None
     cpu_seconds: float
     cores_left: float
-    """Cores that other programs left free, on average over the time."""
+    """Cores that other programs left free, on average over ``wall``."""
     whole_seconds: float
-    """Seconds that include starting the engine and its processes."""
+    """Seconds of the whole run, with the start of the engine and its processes."""
     load_average: float
 
 
@@ -98,7 +101,10 @@ class SleepingDevice:
 
 
 class OthersTime:
-    """A clock of other programs' processor seconds since it was made, by /proc/stat (Linux); 0 on other systems."""
+    """A clock of the processor seconds that other programs took since the clock was made.
+
+    It reads /proc/stat (Linux); on other systems it always shows 0.
+    """
 
     def __init__(self) -> None:
         self._began = self._machine()
@@ -124,7 +130,8 @@ def simulated(songs: list[Song], folder: Path) -> Row:
 
 
 def _worker(songs: list[Song], out: Path, device: SleepingDevice) -> tuple[float, float, float, int]:
-    """Return wall-clock seconds, processor seconds of this and of other programs, and the number of windows."""
+    """Separate the songs with one worker. Return the wall-clock seconds, the processor seconds of this process and of
+    all others, and the number of windows."""
     settings = Settings(model="simulated", device="cpu", batch_size=4, overwrite=True)
     # A process that waits for a GPU uses no core, but needs one as soon as the GPU is done. This sleep behaves the
     # same.
@@ -151,7 +158,7 @@ def engine(name: str, run: Callable[..., RunEnded], songs: list[Song], out: Path
     whole = time.perf_counter() - began
     assert ended.exit_code == 0, ended
     cpu = ended.progress.cpu_seconds
-    # Processor time of other programs while the songs ran: their total, scaled by this part of the run's time.
+    # Estimate the processor time of other programs while the songs ran: their total, times this share of the run.
     wall = max(moments) - min(moments)
     return _row(name, wall, cpu, others.seconds(cpu) * wall / whole, whole=whole)
 
@@ -227,7 +234,7 @@ def _show(row: Row) -> Row:
 
 @dataclass
 class Cost:
-    """Cost of one command; times in seconds, memory in bytes."""
+    """Cost of one command over ``songs`` songs that are done; times in seconds, memory in bytes."""
 
     command: str
     songs: int
@@ -237,7 +244,7 @@ class Cost:
 
 
 def make_done(folder: Path, count: int) -> None:
-    """Write a manifest with songs of ten bytes, and results that say that all songs are done."""
+    """Write into ``folder`` a manifest, its songs of ten bytes each, and results that say that all songs are done."""
     old = time.time() - 3600
     identity = find_identity(Settings(MODEL, device="cpu"))
     stem_sha256 = hashlib.sha256(STEM).hexdigest()

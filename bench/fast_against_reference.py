@@ -3,7 +3,8 @@
     python bench/fast_against_reference.py SONGS [--model M] [--start 30] [--seconds 75]
 
 SONGS holds one folder per song with drums, bass, other and vocals (.ogg, .wav or .flac); the mixture is their sum.
-Prints, for every song and non-silent stem, SDR over the whole excerpt in both modes and the change, in dB.
+The program prints the SDR over the whole excerpt in both modes and its change, in dB, for each stem of each song. Stems
+with less than a thousandth of the mixture's power are left out.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python -m bench.report          (or: make report)
 
-Reads bench/results/*.jsonl (files of ``metatasnet-fast bench`` and of the GPU script), writes docs/images/speed.png and what is
-between the markers in README.md: the largest case of each job, measured values only.
+The program reads bench/results/*.jsonl, which ``metatasnet-fast bench`` and the GPU script have written. It writes
+docs/images/speed.png and the part of README.md between the markers: the largest case of each job, measured values only.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ HEADINGS = ("case", "backend", "time", "x real time (mono)", "x eager", "x eager
 
 
 def newest(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Return the rows by device: for each job the case with the most audio, and there the newest measurement of each
-    backend.
+    """Return the rows by device: of each job only the case with the most audio, of each backend only the newest
+    measurement.
 
     Only the CPU and the GPU that were measured last are shown: runs on the others used older code.
     """

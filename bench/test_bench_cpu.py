@@ -4,13 +4,14 @@
     python -m bench.test_bench_cpu [--seconds 8] [--rounds 3] [--threads 1] [--isas amx_bf16,avx512_bf16] [--out FILE]
     python -m bench.test_bench_cpu --held      PyTorch, oneDNN, MKL and the backend all held to AVX2
 
-``BENCH_SECONDS`` of mono audio (default 8) go through the three stages of the default network and all their decoders; random
-weights, ``torch.get_num_threads()`` threads. Every row holds its rate, by the counts of ``roofline``, and its share of
-two peaks measured in the same run: the best large ``torch.mm`` in the same dtype, and the best copy of a large tensor.
+``BENCH_SECONDS`` of mono audio (default 8) go through the three stages of the default network and all their decoders.
+The network has random weights and runs on ``torch.get_num_threads()`` threads. Every row holds its rate, by the counts
+of ``roofline``, and its share of two peaks measured in the same run: the best large ``torch.mm`` in the same dtype, and
+the best copy of a large tensor.
 
-The program without pytest compares the instruction sets with eager PyTorch in alternating rounds. With one thread its times are
-CPU time of the process, which other work on the machine disturbs least; with more they are wall time. It prints, and appends
-to FILE, one JSON line: the seconds of every round.
+Without pytest, this program compares the instruction sets with eager PyTorch in alternating rounds. With one thread it
+measures the CPU time of the process, which other work on the machine disturbs least; with more threads, wall-clock
+time. It prints one JSON line with the seconds of every round, and appends this line to FILE.
 """
 
 from __future__ import annotations
@@ -108,7 +109,8 @@ def frames() -> int:
 
 
 def rates(benchmark: BenchmarkFixture, work: roofline.Work, precision: Precision) -> dict[str, float]:
-    """Return the best round's rate in GFLOP/s, that of the large product, and the first in percent of the second."""
+    """Return the rate of the best round and the rate of the large product, in GFLOP/s, and the first in percent of the
+    second."""
     rate, peak = work.flops / benchmark.stats.stats.min, peaks().products[precision.value]
     return {"gflops": rate / 1e9, "percent_of_mm": 100 * rate / peak, "mm_gflops": peak / 1e9}
 

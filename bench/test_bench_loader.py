@@ -1,13 +1,13 @@
-"""Measure the seconds of audio that the loader delivers in a second, against those that a training step takes.
+"""Measure how many seconds of audio the loader delivers in a second, and compare this rate with what training needs.
 
     pytest bench/test_bench_loader.py --benchmark-json=loader.json
 
-The batch is the authors': 12 items of 8 s at 8, 16 and 32 kHz (96 s of audio, 43 MB as int16, 86 MB as float32), from four
-tracks of two minutes whose files are in the system's cache. ``host`` is what happens on the host: draw, read, collect
-in one buffer for each rate. A GPU does the conversion and scaling itself, so the host's rate is the loader's; on a CPU
-the same cores do both, which is measured as ``stream``. ``extra_info`` holds audio seconds per second, and the
-extrapolation to 16 cores at the rate per worker that this machine showed: its names say which numbers were measured and
-which were multiplied.
+The batch is the authors': 12 items of 8 s at 8, 16 and 32 kHz (96 s of audio, 43 MB as int16, 86 MB as float32), from
+four tracks of two minutes whose files are in the system's cache. ``host`` measures the work on the host: draw the
+items, read them, collect them in one buffer for each rate. A GPU converts and scales the samples itself, so there the
+host's rate is the loader's rate. On a CPU the same cores do all of this; ``stream`` measures that. ``extra_info`` holds
+audio seconds per second, and an extrapolation to 16 workers from the rate per worker on this machine. The names say
+which numbers were extrapolated.
 """
 
 from __future__ import annotations

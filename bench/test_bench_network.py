@@ -30,7 +30,8 @@ Checked = list[tuple[Case, dict[str, tuple[Row, Callable[[], Any] | None]]]]
 
 @pytest.fixture(scope="session")
 def prepared(request: pytest.FixtureRequest) -> Callable[[str], Checked]:
-    """Return a function from a job to its cases, each with its implementations, whose results have been checked."""
+    """Return a function from a job to its cases, each with its implementations by label. The function also checks the
+    results of the implementations."""
     option = request.config.getoption
     device = torch.device(option("--bench-device"))
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -50,7 +51,7 @@ def prepared(request: pytest.FixtureRequest) -> Callable[[str], Checked]:
     return of
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)  # the first changes fastest: each job is prepared once
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)  # varies fastest: each job is prepared once
 @pytest.mark.parametrize("job", JOBS)
 def test_job(benchmark: Any, prepared: Callable[[str], Checked], job: str, implementation: str, request: Any) -> None:
     found = [(case, *own[implementation]) for case, own in prepared(job) if implementation in own]

@@ -173,7 +173,7 @@ def last_line(log: Path) -> str:
 
 
 def summary(steps: Sequence[Step], state: Mapping[str, Mapping[str, Any]], work: Path) -> str:
-    """Return a line for each step, followed by the times that the steps have measured so far."""
+    """Return a line for each step, followed by the rows that the steps have written so far."""
     lines = [f"{'step':<14}{'status':<11}{'seconds':>8}  {'limit':>5}"]
     for step in steps:
         record = state.get(step.name, {"status": "waiting", "seconds": 0.0, "detail": ""})
@@ -187,7 +187,8 @@ def summary(steps: Sequence[Step], state: Mapping[str, Mapping[str, Any]], work:
 
 
 def publish(out: Path, work: Path, summary: str, state: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write all files into ``out`` from the steps' records and from what steps have left in ``work`` so far."""
+    """Write the files of the results into ``out``, from the records of the steps and from the files that the steps have
+    written into ``work`` so far."""
     rows = {name: read_rows(work / f"{name}.jsonl") for name in state}
     records = [{"step": name, **record} for name, record in state.items()]
     results = [*records, *({"row_of": name, **row} for name, found in rows.items() for row in found)]

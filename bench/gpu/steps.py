@@ -1,4 +1,4 @@
-"""List the steps of the two calls on a GPU, in their order, with their limits in seconds."""
+"""List the steps of the GPU script's two calls, a and b, in their order, each step with its limit in seconds."""
 
 from __future__ import annotations
 
@@ -37,16 +37,18 @@ NCU = (
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a call, a process.
+    """One step of a call: a process.
 
     Attributes:
-        command: ``{work}`` stands for the folder of the results: rows in ``NAME.jsonl``, tests in ``NAME.xml``.
+        command: the words of the command. ``{work}`` stands for the folder of the results: rows go to ``NAME.jsonl``,
+            reports of tests to ``NAME.xml``.
         limit: seconds after which the process is ended.
-        needs: names of the steps that must have passed, or been left out, before.
-        alone: no other step runs at the same time.
-            needs_gpu: left out on a CPU. ``program``: if this program is missing, the step is not started and counts as
-                failed.
-            tests: the step is a run of pytest, in which a skipped test is a failure.
+        needs: names of the steps that must have passed, or been left out, before this step starts.
+        alone: whether no other step may run at the same time.
+        needs_gpu: whether the step is left out on a CPU.
+        program: if this program is missing, the step is not started and counts as failed.
+        tests: whether the step is a run of pytest, in which a skipped test is a failure.
+        environment: variables that are added to those of this process.
     """
 
     name: str
@@ -61,7 +63,7 @@ class Step:
 
 
 def plan(call: str, device: str = "cuda", tiny: bool = False) -> list[Step]:
-    """Return a call's own steps in their order; for call b, without the steps of call a that are repeated.
+    """Return a call's own steps in their order. The steps of call a that call b repeats are not among those of call b.
 
     Args:
         tiny: use a network of a few channels, to try the script; its times mean nothing.
@@ -72,7 +74,7 @@ def plan(call: str, device: str = "cuda", tiny: bool = False) -> list[Step]:
 
 def _first_call(options: list[str]) -> list[Step]:
     build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
-    # A missing nvcc is a failure: the purpose of this machine is to test the kernels.
+    # Without nvcc the build fails, and so does this step: the call's purpose is to test the kernels.
     everything = dict.fromkeys(("METATASNET_NATIVE", "METATASNET_CUDA"), "on")
     everything["METATASNET_CUDA_ARCHITECTURES"] = "90a-real"
     return [
@@ -117,7 +119,8 @@ def _bench(name: str, limit: float, options: Sequence[str]) -> Step:
 
 
 def _tests(name: str, limit: float, needs: tuple[str, ...] = ()) -> Step:
-    """Return a step of tests in six processes: an illegal address breaks only the tests left in one of them."""
+    """Return a step of tests in six processes, so that an illegal address breaks only the remaining tests of one
+    process."""
     command = [sys.executable, "-m", "pytest", *GPU_TESTS[name], "-v", "-m", "gpu", "-p", "no:cacheprovider"]
     command += ["-n", "6", "--timeout", "60", "--junitxml", f"{{work}}/{name}.xml"]
     return Step(name, command, limit, needs, needs_gpu=True, tests=True)
@@ -162,8 +165,8 @@ def path() -> str:
 
 
 def scaled(steps: Sequence[Step], seconds: float) -> list[Step]:
-    """Return the steps that fit into ``seconds``: late steps get shorter limits. Leave out a step if a step that it
-    needs is left out."""
+    """Return the steps that fit into ``seconds``. Late steps get shorter limits; steps whose limit would be below LEAST
+    are left out, and so are steps that need one of these."""
     found: list[Step] = []
     for step in steps:
         missing = {other.name for other in steps} - {other.name for other in found}

@@ -1,4 +1,4 @@
-"""Run one job of a step in its own process, and write its rows as they become known.
+"""Run the job of one step in a process of its own, and write each of the job's rows as soon as it is known.
 
     python -m bench.gpu.work inference --device cuda --seconds 90 --out FILE
 
@@ -46,12 +46,12 @@ from .steps import ROOT
 WINDOW_SECONDS, SONG_WINDOWS = 24.0, 22
 """Length of a window in seconds, and number of windows into which the separator cuts a stereo song of four minutes."""
 ITEM_SECONDS, ITEMS, ITEMS_BESIDE_EAGER = 8.0, 12, 4
-"""Seconds of an item, items of the authors' training step, and fewer items for runs with eager PyTorch in float32 (8 GB
-per item)."""
+"""Seconds of an item; items of the authors' training step; and fewer items, for runs beside eager PyTorch in float32,
+which needs 8 GB per item."""
 LOW, FULL = Precision.bfloat16, Precision.float32
 PROFILED_ROUNDS = 3
 SMALL = MetaTasNetConfig(N=48, B=16, H=48, layers=2, stack=2, num_mels=24, stages_num=2)
-"""Widths for the smallest tiles; 24 mel bands and 149 frames leave every tile partly empty."""
+"""A network whose widths select the smallest tiles. With 24 mel bands and 149 frames, every tile is partly empty."""
 SMALL_FRAMES = 149
 
 TRAINED = ("train_generated", "train_independent", "train_residual_bias")
@@ -138,7 +138,7 @@ def warm_one(kind: str, device: str, precision: Precision, tiny: bool) -> str:
 
 
 def warm(device: torch.device, tiny: bool) -> Rows:
-    """Fill Triton's cache from several processes."""
+    """Fill Triton's cache from several processes; yield a row for each of their jobs that is done."""
     jobs = [("inference", LOW), ("training", LOW), ("inference", FULL), ("training", FULL), ("launches", LOW)]
     workers = min(len(jobs), os.cpu_count() or 1)
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
@@ -151,7 +151,10 @@ def warm(device: torch.device, tiny: bool) -> Rows:
 
 
 def predictions(gpu: str) -> dict[tuple[str, str, str], dict[str, Any]]:
-    """Return the lines of each backend's newest recorded ledger for a GPU, by backend, kind and kernel."""
+    """Return the lines of each backend's newest recorded ledger for a GPU, by backend, kind and kernel.
+
+    ``gpu`` is the GPU's full name, which contains the ledger's short name.
+    """
     found: dict[tuple[str, str, str], dict[str, Any]] = {}
     for path in sorted((ROOT / "bench" / "results" / "ledger").glob("*.json")):
         lines = [line for line in json.loads(path.read_text(encoding="utf-8")) if line["gpu"] in gpu]
@@ -162,8 +165,8 @@ def predictions(gpu: str) -> dict[tuple[str, str, str], dict[str, Any]]:
 
 
 def kernel_name(name: str) -> str:
-    """Return the ledger's name of a kernel: ``Depthwise Bfloat16`` (CUDA), ``depthwise_fwd`` (Triton), else ``torch``
-    or ``memset``."""
+    """Return the name that the ledger gives to a profiled kernel: for example ``Depthwise Bfloat16`` (CUDA) or
+    ``depthwise_fwd`` (Triton); ``memset`` for a clearing of memory, ``torch`` for all other kernels."""
     if found := re.search(r"cuda::kernel<(.*)>\s*\(", name):
         return " ".join(re.findall(r"\w+", re.sub(r"\w+::|\(int\)", "", found[1])))
     if found := re.fullmatch(r"(\w+)_kernel", name):
@@ -233,7 +236,7 @@ def kernel_row(
 
 def launches(device: torch.device, tiny: bool) -> Rows:
     """Run each of our backends once on a small network in every precision, in inference and training, for tools that
-    find errors."""
+    find errors in kernels. Yield a row for each run; it is wrong if a result is not finite."""
     torch.manual_seed(0)
     network = synthetic.network(SMALL).to(device)
     sources = [torch.randn(2, 4, 1, SMALL_FRAMES * stage.W, device=device) for stage in SMALL.stages]
@@ -267,7 +270,7 @@ def window(device: torch.device, tiny: bool) -> Rows:
 
 
 def inference_errors(case: str, backend: str, precision: Precision, device: torch.device) -> list[dict[str, Any]]:
-    """Return the error of every stage's separation of a recording, with the error that is allowed."""
+    """Separate the mixtures of a recording; return a row for every stage, with its error and the allowed error."""
     recording = support.golden(case)
     dtype = torch.float64 if precision is Precision.float64 else torch.float32
     network = recording.network(dtype).to(device)
@@ -286,9 +289,10 @@ def inference_errors(case: str, backend: str, precision: Precision, device: torc
 
 
 def training_errors(case: str, backend: str, precision: Precision, device: torch.device) -> list[dict[str, Any]]:
-    """Return the errors of a training step's loss and statistics, and of its gradients where they are larger than noise.
+    """Do the training step of a recording; return rows for its loss, statistics and gradients, each with its error and
+    the allowed error.
 
-    In bfloat16, loss and statistics share one error.
+    In bfloat16, loss and statistics share one row, and there is no row for the gradients, which are mostly noise.
     """
     recording = support.golden(case)
     dtype = torch.float64 if precision is Precision.float64 else torch.float32

@@ -27,13 +27,16 @@ from .predict import GPUS, Gpu, predict
 
 @dataclass
 class Line:
-    """All launches of a kernel in one job on one GPU; bytes, operations and seconds of all of them together.
+    """All launches of a kernel in one job on one GPU; bytes, operations, instructions and seconds are their sums.
 
     Attributes:
-        registers, shared, resident: those of the equal launches that take longest together; ``resident`` blocks fit on
-            a multiprocessor.
+        hbm, level_2: bytes from and to memory, and bytes from the second-level cache.
+        flops: operations on tensor cores.
+        registers, shared, resident: registers of a thread, bytes of shared memory of a block, and how many blocks fit
+            on a multiprocessor, for the equal launches that take longest together.
+        roof: seconds at the full rate of memory or of the tensor cores, whichever is slower.
         parts: seconds of each part at its full rate: memory, cache, products, instructions, latency.
-        bound: the part that limits those launches.
+        bound: the part that limits the equal launches that take longest together.
         unknown: what could not be followed in the code.
     """
 

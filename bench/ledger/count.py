@@ -31,8 +31,8 @@ __all__ = ["Row", "costs"]
 FOLLOWED = 16
 """Number of a launch's blocks that are simulated."""
 SHORT, NEIGHBOURS = 4, 32
-"""Axes of the grid with at most SHORT blocks are followed whole. Of a longer axis, up to NEIGHBOURS blocks in a row are
-followed, to see which sectors they share."""
+"""Along an axis of the grid with at most SHORT blocks, every block is followed. Along a longer axis, up to NEIGHBOURS
+adjacent blocks are followed, to see which sectors they share."""
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Row:
 
 
 def costs(launches: Sequence[Any], gpu: Gpu) -> list[Row]:
-    """Return the costs of the launches on a GPU: one row for equal launches, in the order of their first.
+    """Return the costs of the launches on a GPU: one row for each set of equal launches, in order of appearance.
 
     Kernels are compiled and followed in several processes, and results are kept in ``METATASNET_LEDGER`` (by default
     ``~/.cache/metatasnet_fast/ledger``) by code, arguments and grid.
@@ -143,9 +143,11 @@ def _follow(cubin: bytes, name: str, place: Place, limits: dict[int, int] | None
 
 
 def _footprint(code: Function, place: Place, starts: Any) -> float:
-    """Estimate the bytes that all blocks touch, each counted once, from how the union grows along long axes of the grid.
+    """Estimate the bytes that all blocks touch, each byte counted once.
 
-    The union grows separately for each pointer, and for reads and writes. Along short axes every block is followed.
+    Along each long axis of the grid a few adjacent blocks are followed. Their union has more sectors than one block
+    has; this growth is extended in a straight line to the whole axis, for each pointer, for reads and for writes. Along
+    short axes every block is followed.
     """
     grid = place.grid
     short = [range(size) if size <= SHORT else range(size // 2, size // 2 + 1) for size in grid]
@@ -164,7 +166,8 @@ def _footprint(code: Function, place: Place, starts: Any) -> float:
 
 
 def _union(code: Function, place: Place, box: Sequence[range], starts: Any) -> dict[tuple[str, int], int]:
-    """Return how many distinct sectors the blocks in a box of the grid read and write, by kind and pointer."""
+    """Return how many distinct sectors the blocks in a box of the grid touch, by kind (``read`` or ``written``) and by
+    the position of the pointer in ``starts``."""
     counts = simulate(code, replace(place, blocks=list(itertools.product(box[0], box[1], box[2]))))
     found = {}
     for kind, keys in (("read", counts.read), ("written", counts.written)):

@@ -24,10 +24,12 @@ ALL = 0xFFFFFFFF
 Array = npt.NDArray[Any]
 
 Value = tuple[Array, "Array | None"]
-"""One number for each thread, and a mask of the threads for which it is unknown; None if it is known for all."""
+"""One number for each thread, and a mask of the threads for which the number is unknown. The mask is None if all
+numbers are known."""
 
 Results = list["Array | Value | None"]
-"""The value of each destination; without a mask it is unknown where a source is, and None is unknown everywhere."""
+"""The value of each destination of an instruction. An array without a mask is unknown for the threads for which a
+source is unknown; None is unknown for all threads."""
 
 UNKNOWN: Value = (np.zeros(1, np.uint32), np.ones(1, np.bool_))
 
@@ -70,7 +72,7 @@ class Threads:
     """Registers and predicates of all threads, by name, and the banks of constants.
 
     Attributes:
-        unknown: masks of the threads for which a register or predicate is unknown, by its name.
+        unknown: by the name of a register or predicate, a mask of the threads for which its value is unknown.
         banks: bytes of each bank, and a mask of the known bytes.
         special: values of special registers.
         shared: words of each block's shared memory; ``shared_known``: a mask of the known words.
@@ -124,7 +126,8 @@ class Threads:
         return (~found if o.negated else found), self.unknown.get(o.name)
 
     def word(self, o: Operand, upper: bool = False, signs: bool = True) -> Value:
-        """Return an operand as a word; of a pair the lower or ``upper`` one. Without ``signs`` a minus is ignored."""
+        """Return an operand as a word of 32 bits; with ``upper``, the upper word of a pair of registers or of a number.
+        Without ``signs``, a minus is ignored."""
         lost: Array | None = None
         if o.kind == "number":
             number = int(np.float32(o.value).view(np.uint32)) if isinstance(o.value, float) else int(o.value)
@@ -178,7 +181,8 @@ class Threads:
         return [first + k for k in range(max(1, i.width // 4))], lost
 
     def local(self, i: Instruction) -> list[str]:
-        """Return the names of the words of local memory that an instruction moves: the same for all threads."""
+        """Return the names of the words of local memory that an instruction moves; they are the same for all
+        threads."""
         address, _ = self.address(next(o for o in i.operands if o.kind == "address"))
         return [f"local {int(np.ravel(address)[0]) + 4 * k}" for k in range(max(1, i.width // 4))]
 
@@ -189,7 +193,7 @@ def as_mask(unknown: Array | None) -> Array:
 
 
 class Sources:
-    """The operands that an instruction reads, by their number; they follow its results.
+    """The operands that an instruction reads, by number from 0; in the code they follow the results.
 
     Attributes:
         mask: the threads that execute the instruction.
@@ -292,7 +296,7 @@ def _shifted_add(s: Sources) -> Results:
 
 
 def _shift(s: Sources) -> Results:
-    """Return one half of the 64 bits ``high:low`` after the shift."""
+    """Shift the 64 bits ``high:low``; return their lower half, with HI their upper half."""
     low, shift, high = (s.word(k) for k in range(3))
     wide, long = to64(low, high), not {"U64", "S64"}.isdisjoint(s.words)
     shift = shift & np.uint32(63 if long else 31) if "W" in s.words else np.minimum(shift, 63 if long else 32)
@@ -345,7 +349,7 @@ def _compare_doubles(s: Sources) -> Results:
 def _combined(s: Sources, result: Array) -> Results:
     """Return a comparison and its opposite, each combined with the predicate operand.
 
-    If one of the two decides the result alone, the result is known although the other is not.
+    Where the comparison or the operand alone decides a result, the result is known even if the other one is unknown.
     """
     lost = s.lost
     other, lost_other = s.threads.flag(s.operands[2])
@@ -378,7 +382,8 @@ def _lesser(s: Sources, a: Array, b: Array, smaller: int) -> Results:
 def _permute(s: Sources) -> Results:
     """Select each byte of the result from eight bytes, or from their signs.
 
-    The third operand may never have been written. It counts as known then: no instruction reads the bytes kept from it.
+    The third operand may be a register that was never written. It then counts as known, because no instruction reads
+    the bytes that come from it.
     """
     last = s.threads.word(s.operands[2])
     b = s.note(last) if s.operands[2].name in s.threads.registers else last[0]
@@ -455,7 +460,7 @@ def _load_shared(s: Sources) -> Results:
     return found
 
 
-# -- floating point, as far as indices go through it: divisions by a number that is not constant, positions in float64
+# -- floating point, where indices depend on it: divisions by a number that is not constant, positions in float64
 
 
 def _halves(s: Sources) -> Results:
@@ -552,7 +557,8 @@ RESULTS |= {f"U{name}": compute for name, compute in RESULTS.items()}  # the sam
 
 @functools.cache
 def destinations(i: Instruction) -> list[tuple[str | None, bool]]:
-    """Return the destinations of an instruction in order: each name (None: discarded), and if it is a predicate."""
+    """Return the destinations of an instruction in order, each with its name (None if the result is discarded) and
+    whether it is a predicate."""
     found: list[tuple[str | None, bool]] = []
     for o in i.operands:
         if o.kind not in ("register", "predicate") or len(found) == i.results:

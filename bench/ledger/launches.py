@@ -122,10 +122,10 @@ NAMESPACE = "N10metatasnet8emulated"
 
 @dataclass(frozen=True)
 class CudaLaunch:
-    """One launch, or with an empty ``symbol`` one clearing of ``shared`` bytes of memory.
+    """One launch of a kernel; with an empty ``symbol``, one clearing of ``shared`` bytes of memory.
 
-    ``arguments`` are those that the device would get, except that tensor maps have the emulator's layout. ``shared`` is
-    the dynamic shared memory in bytes. ``cluster`` blocks along x form a cluster.
+    ``arguments`` are the bytes that the device would get, except that tensor maps have the emulator's layout.
+    ``shared`` is the dynamic shared memory of a block in bytes. ``cluster`` blocks along x form a cluster.
     """
 
     symbol: str

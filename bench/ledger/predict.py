@@ -26,8 +26,8 @@ BESIDE, BESIDE_ALONE = 0.10, 0.35
 LEAST = 2.5e-6
 """Seconds of the shortest launch, including the gap to the next launch."""
 FROM_MEMORY, FROM_CACHE = 660e-9, 200e-9
-"""Seconds from the request of a value to its arrival, under load: from memory (so 15 KiB under way on each
-multiprocessor of an H100 sustain 3 TB/s) and from the second-level cache."""
+"""Seconds from the request of a value to its arrival, under load, from memory and from the second-level cache. With the
+first number, an H100 sustains 3 TB/s if 15 KiB are under way on each multiprocessor."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Gpu:
     Attributes:
         capability: compute capability without its point.
         clock: in Hz, boost.
-        level_2: bytes per second that multiprocessors read from the second-level cache, as others have measured them.
+        level_2: bytes per second that multiprocessors can read from the second-level cache, as others have measured.
         products: floating-point operations per second on tensor cores, dense, by kind of operands.
         shared: bytes of shared memory of a multiprocessor.
     """
@@ -81,12 +81,16 @@ class Cost:
     """Instructions and bytes of one launch.
 
     Attributes:
-        hbm: bytes from and to memory, every byte once per launch. ``level_2``: bytes that multiprocessors read from the cache.
+        hbm: bytes from and to memory; each byte counts once for a launch.
+        level_2: bytes that multiprocessors read from the second-level cache.
         flops: floating-point operations by kind: ``bfloat16`` and ``tf32`` by HGMMA, ``mma bfloat16`` and ``mma tf32``
             by HMMA, ``float32``.
-        instructions: of warps. ``waiting``: seconds for which a warp waits for values, mean and of the slowest block.
-        busiest: instructions of the block with the most.
-        blocks: of the grid. ``registers``: of a thread. ``shared`` bytes and ``threads``: of a block.
+        instructions: instructions that all warps issue together.
+        waiting: seconds for which a warp waits for values, on average over the blocks and in the slowest block.
+        busiest: instructions of the block that issues the most.
+        blocks: blocks of the grid.
+        registers: registers of a thread.
+        shared, threads: bytes of shared memory, and threads, of a block.
         unknown: how often something could not be followed, by description.
     """
 

@@ -1,4 +1,5 @@
-"""Read a GPU's machine code: instructions, what each reads and writes, and which of them decide what is executed."""
+"""Read a GPU's machine code: its instructions, what each instruction reads and writes, and which instructions decide
+what is executed."""
 
 from __future__ import annotations
 
@@ -36,14 +37,16 @@ _PART = re.compile(r"\+?(-?0x[0-9a-f]+|U?R(?:\d+|Z))((?:\.\w+)*)")
 
 @dataclass(frozen=True)
 class Operand:
-    """One operand as written.
+    """One operand of an instruction, as the disassembler writes it.
 
     Attributes:
         kind: ``register``, ``predicate``, ``number``, ``constant`` (a bank's), ``address`` or ``text``.
         name: name of the register or predicate; None for RZ, URZ, PT and UPT.
-        negated: with a minus, or an exclamation mark for predicates. ``inverted``: bit by bit.
-        value: value of a number; offset in a bank, or in an address.
-        parts: registers of an address, each with whether it is a pair; index register of a constant.
+        negated: whether it has a minus, or as a predicate an exclamation mark.
+        inverted: whether all its bits are inverted.
+        absolute: whether its sign is dropped.
+        value: value of a number; offset of a constant in its bank; offset that an address adds to its registers.
+        parts: registers of an address, each with whether it is a pair of registers; index register of a constant.
         bank: number of a constant's bank.
     """
 
@@ -151,7 +154,12 @@ class Function:
         return self._relevant(steps) | stores
 
     def _relevant(self, steps: list[tuple[int, int, int, bool]]) -> frozenset[int]:
-        """Return the positions that write what a later instruction needs, by a backward data flow until it settles."""
+        """Return the positions that write what a later instruction needs, by a backward data flow.
+
+        Args:
+            steps: for each position, the bits of the names that are needed there, that it reads and that it writes, and
+                whether it always writes.
+        """
         entry = dict.fromkeys((block.start for block in self.blocks), 0)
         found: set[int] = set()
         changed = True

@@ -50,10 +50,11 @@ WHICH_SECTOR = np.uint64((1 << 42) - 1)
 """The bits of a key that identify the sector; the bits above identify the block."""
 
 Load = tuple[float, float]
-"""Share of a block's warps that wait for a load from memory, and share that wait for the L2 cache; one of them is 0."""
+"""Share of a block's warps that wait for a load from memory, and share that wait for the L2 cache; one share is 0."""
 
 Action = Callable[["Array | None"], "tuple[int, Load] | None"]
-"""Executes an instruction for the threads of a mask (None: for all); returns the load to wait for, or None."""
+"""Executes an instruction for the threads of a mask (None: for all). Returns None, or the instruction's address and the
+load to wait for."""
 
 Pending = frozenset[tuple[str, Load]]
 """Registers that are being loaded, each with its load."""
@@ -81,9 +82,9 @@ class Counts:
     Attributes:
         instructions: number of instructions that the block's warps issue.
         flops: floating-point operations by the kinds of :func:`.flops_of`.
-        waits: how often a warp waits for global loads, mean over the block's warps: for data from memory (column 0),
-            and for data that other blocks load too, which are in the L2 cache (column 1). Data that the block loaded
-            before, through the L1 cache, are not waited for.
+        waits: how often a warp waits for global loads, on average over the block's warps: for data from memory (column
+            0), and for data that other blocks load too, which are in the L2 cache (column 1). Data that the block has
+            loaded through the L1 cache before cause no wait.
         requested: bytes of the sectors requested past the L1 cache; a sector counts at every request.
         read, written, cached: the distinct sectors touched, as ``block << 42 | sector``; ``cached`` are reads through
             the L1 cache.
@@ -279,8 +280,8 @@ class _Machine:
         return sum(i.base != "NOP" for i in instructions), flops
 
     def _wait(self, block: range, pending: Pending, new: frozenset[tuple[int, Load]]) -> tuple[Array, Pending]:
-        """Return the waits in a run, by memory, and the loads under way after it; ``new`` are the loads that the run
-        starts."""
+        """Return the waits in a run of instructions, for memory and for the L2 cache, and the loads under way after the
+        run. ``pending`` are the loads under way before it, ``new`` those that it starts."""
         waits, coming, loads = np.zeros(2), dict(pending), dict(new)
         for n in block:
             i = self.function.instructions[n]
