@@ -1,4 +1,7 @@
-"""Import optional packages where they are needed; if one is missing, say in one sentence what to do. Tell versions."""
+"""Import optional packages where they are needed, and find their versions.
+
+If a package is missing, the error says in one sentence what to do.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ def require(module: str, purpose: str) -> Any:
 
     Args:
         module: its full name, such as ``safetensors.torch``.
-        purpose: the subject of the sentence for a user without it, such as ``Reading a checkpoint folder``.
+        purpose: what needs the module, such as ``Reading a checkpoint folder``: the subject of the error's sentence.
 
     Raises:
         MissingDependencyError: if the module cannot be imported; the message names the command that installs it.

@@ -32,7 +32,8 @@ LOCK = ".lock"
 """The locked file in a claimed folder."""
 
 CHECKSUM_VERSION = "1"
-"""Version of :func:`model_checksum`, increased when that function reads other data, so that records differ."""
+"""Version of :func:`model_checksum`. It increases when that function reads other data, so that old records do not
+match."""
 
 
 @contextlib.contextmanager
@@ -81,14 +82,14 @@ def reporting_write_errors(
 def claiming(folder: Path, kind: type[MetaTasNetError], busy: str) -> Iterator[bool]:
     """Make a folder, keep other processes out of it, and remove the half-written files of killed processes.
 
-    The system releases the folder when this process ends, in any way.
+    The folder is locked until the block ends. If this process is killed, the system releases the lock.
 
     Args:
         kind: type of the error if the folder cannot be written, or another process has it.
         busy: message if another process has the folder.
 
-    Returns:
-        False if the file system has no locks: then nothing is removed, and other processes are not kept out.
+    Yields:
+        True; False if the file system has no locks: then nothing is removed, and other processes are not kept out.
     """
     with reporting_write_errors(folder, kind, "choose another folder"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -140,7 +141,7 @@ def sha256_file(path: Path) -> str:
 
 
 def model_checksum(config: MetaTasNetConfig, state: Mapping[str, Tensor]) -> str:
-    """Return ``version:sha256`` of a configuration and its weights, whatever file and order the weights come in."""
+    """Return ``version:sha256`` of a configuration and its weights. The order of the weights does not change it."""
     import torch
 
     digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode())

@@ -1,4 +1,4 @@
-"""Print lines and a progress bar (which needs the package tqdm) on a terminal, and handle the signals of a terminal.
+"""Print lines and a progress bar (which needs the package tqdm) on a terminal, and handle signals such as Ctrl-C.
 
 Output that cannot be written never stops the work: a closed or full standard output is reported once on standard error.
 """
@@ -34,7 +34,11 @@ def escape(text: str) -> str:
 
 
 def say(text: str, stream: TextIO | None) -> None:
-    """Print one line at once, without control characters. A ``stream`` may be None, closed or full: see the module."""
+    """Print one line at once, without control characters.
+
+    If ``stream`` is None, nothing is printed. If it is closed or full, nothing is raised; the first time, one line on
+    standard error tells the reason.
+    """
     global _reported
     try:
         print(escape(text), file=stream, flush=True) if stream is not None else None
@@ -49,7 +53,7 @@ def say(text: str, stream: TextIO | None) -> None:
 
 def _drop_buffer(stream: TextIO) -> None:
     """Drop the text that a stream could not write: the interpreter would write it again on exit, and fail."""
-    with contextlib.suppress(OSError, ValueError):  # as in discard
+    with contextlib.suppress(OSError, ValueError):  # a stream without a file descriptor, or a closed one
         kept = os.dup(stream.fileno())
         discard(stream)
         stream.flush()
@@ -79,10 +83,10 @@ def handling(handlers: Mapping[int, Any]) -> Iterator[None]:
 
 
 class Interruption(contextlib.ExitStack):
-    """Inside the ``with`` statement, the first SIGTERM or SIGINT sets :attr:`signal`; a second SIGINT interrupts at
-    once.
+    """A record of the first SIGTERM or SIGINT inside a ``with`` statement, in :attr:`signal`.
 
-    Signals can be handled in the main thread only; in other threads no handler is installed.
+    A SIGINT after it interrupts at once. Signals can be handled in the main thread only; in other threads this object
+    changes nothing.
     """
 
     def __init__(self) -> None:
@@ -103,14 +107,14 @@ class Interruption(contextlib.ExitStack):
 
 
 class ProgressBar:
-    """Progress on standard error: a bar on a terminal if tqdm is installed, else a line now and then.
+    """Progress on standard error: a bar on a terminal if tqdm is installed, else a line every LINE_SECONDS.
 
     Args:
         label: stands before the bar and in every line.
         unit: unit of the counts, such as ``s`` or ``step``.
-        total: count at the end; None if unknown, and :meth:`update` may set it.
+        total: count at the end; None if it is unknown. :meth:`update` may set it later.
         initial: count at the start.
-        lines: print lines where there is no bar; without them only :meth:`write` prints.
+        lines: whether progress is printed as lines if there is no bar; if not, only :meth:`write` prints.
     """
 
     def __init__(

@@ -62,11 +62,12 @@ class Case:
         sizes: shapes and lengths, for the record.
         audio_seconds: seconds of mono audio that one call processes, for the real-time factor; None without audio.
         inputs: tensors on the device that every call reads.
-        draw: function from the number of a round to its values for ``inputs``; they differ in every round.
+        draw: function from the number of a round to that round's values of ``inputs``, which differ in every round.
         expected: function from values that ``draw`` returned to the outputs in float64.
         work: function from a precision to the arithmetic and the bytes of one call.
         implementations: all implementations; eager PyTorch in every precision is among them.
-        whole_process: every call is a process of its own; so the host's clock times it, and its memory is not measured.
+        whole_process: whether every call is a process of its own. The host's clock times such a call, and its memory is
+            not measured.
     """
 
     name: str
@@ -115,7 +116,7 @@ class Participants:
 
     @property
     def modes(self) -> list[tuple[str, str | None]]:
-        """Names and modes of the variants that torch compiles."""
+        """The name and the mode of each variant that torch compiles; the mode None is torch's default."""
         found: list[tuple[str, str | None]] = [(COMPILED, None)] if self.compiled else []
         return found + ([(f"{COMPILED} {AUTOTUNED}", AUTOTUNED)] if self.autotuned else [])
 

@@ -128,10 +128,10 @@ def _said(*command: str) -> str | None:
 
 
 def peak_memory(function: Callable[[], Any], device: torch.device) -> tuple[int | None, str]:
-    """Return the bytes at the peak of a call minus the bytes before it, and how they were measured.
+    """Call ``function``; return the bytes at its peak minus the bytes before it, and how they were measured.
 
-    On a GPU it is the memory that torch's allocator gave out; on Linux the process's resident memory, which includes
-    memory that the allocator keeps for later. The bytes are None if neither can be read.
+    On a GPU, bytes are those that torch's allocator gave out. On Linux, they are the process's resident memory, which
+    includes memory that the allocator keeps for later. Elsewhere the bytes are None.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -170,7 +170,7 @@ def _reset_peak() -> bool:
 
 
 def _trim() -> None:
-    """Give freed memory back, so that the next call has to ask for it again (glibc only)."""
+    """Give freed memory back to the system, so that the next call has to ask for it again (glibc only)."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
@@ -198,7 +198,7 @@ def _sampled(function: Callable[[], Any]) -> int:
 
 @dataclass(frozen=True)
 class Spread:
-    """Median and the 20th and 80th percentile of samples."""
+    """Median, 20th and 80th percentile, and number of a set of samples."""
 
     median: float
     p20: float
@@ -217,7 +217,7 @@ class Spread:
 
     @property
     def noise(self) -> float:
-        """Width from the 20th to the 80th percentile, relative to the median."""
+        """The distance between the samples' 20th and 80th percentile, divided by their median."""
         return (self.p80 - self.p20) / self.median
 
 

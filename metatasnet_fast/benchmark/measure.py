@@ -6,8 +6,8 @@ Rules that make the numbers trustworthy:
 - each round writes new values into the same input tensors, and the outputs of the timed calls themselves are compared with
   eager's of that round, so outputs kept from an earlier call are detected;
 - implementations alternate within a round, and their order rotates, so other load slows all of them;
-- an implementation that raises, even in a timed call, is a row that says so, and the others continue;
-- an implementation that fails a check in round 20 also loses the times of the first 19.
+- an implementation that raises an error, even in a timed call, gets a row with the reason, and the others continue;
+- an implementation that fails a check in round 20 also loses its times of the first 19 rounds.
 
 The parity rule: the error is the relative L2 distance from the plain-PyTorch network in float64. The allowed error is a
 multiple of the error that eager PyTorch has in the same precision on the same inputs: 3 times in float32 (10 times for the
@@ -46,15 +46,16 @@ NORM = "gradient norm"
 FLOOR = 3e-6
 TIMES = {Precision.float32: 3.0, Precision.tf32: 1.5, Precision.bfloat16: 1.5, Precision.float16: 1.5}
 UPPER = {Precision.float32: 1e-2, Precision.tf32: 0.1, Precision.bfloat16: 0.3, Precision.float16: 0.3}
+"""By precision: the factor on eager's error, and the upper limit of the allowed error."""
 NEARLY_ZERO = 0.9
 """A limit just below 1, the error of an output that is all zero."""
 
 
 def relative_error(values: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Return ``|a - b| / |b|`` in L2 over all tensors together; infinity if numbers of tensors or shapes differ, or for
-    NaN.
+    """Return ``|values - expected| / |expected|`` in L2 over all tensors together; ``|values|`` if ``expected`` is 0.
 
-    If ``b`` is all zero it is ``|a|``. Computed in float64 on the device of ``a``, as the outputs of a song are large.
+    Return infinity if the numbers of tensors or their shapes differ, and for NaN. The sums are computed in float64 on
+    the device of ``values``, as the outputs of a song are large.
     """
     if len(values) != len(expected) or any(a.shape != b.shape for a, b in zip(values, expected, strict=True)):
         return math.inf
@@ -167,8 +168,10 @@ def measure(
 
 
 def checked(case: Case) -> list[tuple[Row, Call | None]]:
-    """Return for each implementation a row without times, and its call. If it may not be timed, the call is None or the
-    row has a reason."""
+    """Check each implementation; return its row, still without times, and its call.
+
+    If an implementation may not be timed, its call is None or its row has a reason.
+    """
     timer = HostTimer()
     entries = [_Entry(c, _row(case, c, timer)) for c in case.implementations]
     _check(case, entries, Effort(), lambda: None)
@@ -277,7 +280,7 @@ def _take_turns(
 def _timed(entry: _Entry, timer: Timer) -> tuple[float, Outputs]:
     """Return the seconds and the outputs of a call.
 
-    If the call raises one of FAILURES, write the reason into its row, and return infinity and no outputs.
+    If the call raises one of FAILURES, write the reason into the entry's row, and return infinity and no outputs.
     """
     assert entry.call is not None
     try:
@@ -294,8 +297,8 @@ def _sentence(error: Exception) -> str:
 def _compare(running: Sequence[_Entry], outputs: dict[int, Outputs]) -> None:
     """Compare the outputs of the timed calls with eager's in the best precision that runs.
 
-    The limit is the larger of two, that of the check and the one for eager's own error in this precision and round,
-    plus the limit of the baseline itself.
+    The limit is a sum of two terms. The first is the larger of the check's limit and the limit for eager's own error in
+    this precision and round. The second is the limit of the baseline.
     """
     baselines = [e for e in running if e.implementation.name == EAGER]
     if not baselines:

@@ -2,15 +2,15 @@
 
 The picture shows how many times faster than eager PyTorch each implementation is, and how far below the roof.
 
-Times are compared relative to eager PyTorch in the same rounds of the same run: a slower machine or a lower clock does not
-change this ratio. Eager's own times are compared in seconds, if both runs used the same machine and number of threads.
-Seconds count as a regression only on request, because the spreads do not show other load that was present in one run
-only.
+Two runs are compared by their times relative to eager PyTorch in the same rounds: a slower machine or a lower clock
+does not change this ratio. Eager's own times are compared in seconds, if both runs used the same machine and number of
+threads. Slower seconds count as a regression only on request, because spreads do not show other load that was present
+in one run only.
 
-The noise of a run is the width from its 20th to its 80th percentile, relative to the median, times ``1 + 4 / n`` for n
-samples, times the load per core if that is above 1. A change is reported only if it exceeds the root of the sum of both
-squares, and 5 %. Two runs of the same code are then called different less than once in a hundred times (tested with
-synthetic samples, outliers included).
+The noise of a run is the distance between the 20th and 80th percentile of its samples, divided by their median, times
+``1 + 4 / n`` for n samples, times the load per core if that is above 1. A change is reported only if it exceeds 5 % and
+the root of the sum of the squares of both runs' noise. Two runs of the same code are then called different less than
+once in a hundred times (tested with synthetic samples, outliers included).
 """
 
 from __future__ import annotations
@@ -41,8 +41,9 @@ LEAST = 0.05
 """A change up to this is never reported, as quiet runs have almost no noise."""
 
 MEMORY = 0.10
-"""Growth of the peak memory that is reported, if it is also at least this much:"""
 MEMORY_BYTES = 16 << 20
+"""A growth of the peak memory is reported if it is above both limits: MEMORY, a share of the first run's peak, and
+MEMORY_BYTES."""
 
 
 @dataclass
@@ -59,7 +60,7 @@ class Row:
     """Why there are no times: a failed parity check, or an implementation that cannot be built or run."""
     samples: list[float] = field(default_factory=list)
     relative: list[float] = field(default_factory=list)
-    """Time divided by that of eager PyTorch in the same precision and round."""
+    """For each round, the time divided by the time of eager PyTorch in the same precision and round."""
     errors: dict[str, float] = field(default_factory=dict)
     """Relative L2 error of every output against float64."""
     limits: dict[str, float] = field(default_factory=dict)
@@ -270,7 +271,7 @@ NONE = "-"
 
 
 def cells(row: Row) -> list[str]:
-    """Return one row under :data:`HEADINGS`. A row without times shows its reason in their place."""
+    """Return the cells of a row under :data:`HEADINGS`. A row without times shows its reason instead of times."""
     spread = row.spread
     worst = max(row.errors, key=lambda name: row.errors[name] / row.limits.get(name, 1.0), default=None)
     error = f"{row.errors[worst]:.1e}" if worst else NONE

@@ -7,10 +7,11 @@ activations and the losses are not counted. One MAC is two FLOP. The arithmetic 
   bottleneck at the latent's frame rate, and every stage's decoder;
 - folded: without that residual, the mel share at the spectrogram's frame rate, and only the decoders that are asked for.
 
-Bytes are a model of a fused implementation that streams its activations through memory: 7 passes over ``I H`` channels
-per block of I instruments (anchors: x read and written, a written and read, b written and read, and b once more for the
-skips), every other job's inputs and outputs once, weights once. Eager PyTorch makes 24 such passes. An implementation
-that keeps activations in a cache moves less, so a fraction of the copy rate above 1 is possible.
+Bytes are a model of a fused implementation that streams its activations through memory. A block of I instruments makes
+7 passes over ``I H`` channels: the block's input is read and its output written, the results of the first and of the
+second convolution are each written and read, and the second result is read once more for the skips. All other inputs
+and outputs, and the weights, are moved once. Eager PyTorch makes 24 such passes. An implementation that keeps
+activations in a cache moves less, so a fraction of the copy rate above 1 is possible.
 
 The peak rates of the machine are measured in the same run: a large copy, and a large matrix product in every precision.
 """
@@ -38,7 +39,7 @@ PASSES = 7
 
 @dataclass(frozen=True)
 class Work:
-    """Multiply-accumulates, and bytes read and written."""
+    """Number of multiply-accumulates, and of bytes that are read or written."""
 
     macs: float
     bytes: float
@@ -99,8 +100,8 @@ def inference(config: MetaTasNetConfig, frames: int, items: int = 1, itemsize: i
 
 
 def training_step(config: MetaTasNetConfig, frames: int, items: int, itemsize: int = 4, folded: bool = True) -> Work:
-    """Count the work of forward and backward; backward counts as twice forward. The mixture and its sources are
-    encoded, the estimates and the mixture decoded. The optimiser is not counted."""
+    """Count the work of forward and backward, where backward counts as twice forward. The mixture and its sources are
+    encoded; the estimates and the mixture are decoded. The optimiser is not counted."""
     total = Work(0.0, 0.0)
     signals = (len(config.instruments) + 1) * items
     for stage in config.stages:
@@ -130,7 +131,8 @@ class Peaks:
     products: dict[str, float] = field(default_factory=dict)
 
     def of_compute(self, work: Work, precision: Precision, seconds: float) -> float | None:
-        """Return the rate as a fraction of the matrix product's; None if no product was measured in this precision."""
+        """Return the rate of the work as a fraction of the rate of ``torch.mm``; None if no product was measured in
+        this precision."""
         rate = self.products.get(precision.value)
         return None if rate is None else work.flops / seconds / rate
 
@@ -142,7 +144,8 @@ class Peaks:
 
 
 def measure_peaks(device: torch.device, precisions: Iterable[Precision], tiny: bool = False) -> Peaks:
-    """Measure the peaks, each as the best of five runs on random data; ``tiny`` sizes only test the program."""
+    """Measure the peaks, each as the best of five runs on random data. ``tiny`` chooses sizes that only test the
+    program."""
     large = device.type == "cuda"
     timer = make_timer(device)
     bandwidth = _copy(timer, 2**16 if tiny else 2**30 if large else 2**26, device)

@@ -1,9 +1,9 @@
 """Check every backend in every precision on this machine, against plain PyTorch in float64.
 
-The networks are small and of every kind, weights and signals are computed by formula; no file is downloaded or read.
-The rule for the allowed error is in :mod:`.measure`. Eager's own error there is its largest on any signal of the same
-network and kind, ordinary or degenerate. On degenerate signals (silence, a constant, a click) the norms divide one
-number near zero by another, in any program.
+The networks are small and of every kind. Weights and signals are computed by formula; no file is downloaded or read.
+The rule for the allowed error is in :mod:`.measure`. For eager's own error, this rule uses the largest error of eager
+on any signal of the same network and of the same kind, ordinary or degenerate. On degenerate signals (silence, a
+constant, a click) the norms of any program divide one number near zero by another.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ def _all(
     heard: dict[str, list[Tensor]],
     taught: tuple[list[Tensor], list[Tensor], Tensor] | None,
 ) -> tuple[dict[str, Outputs], dict[str, str]]:
-    """Return the outputs by signal (empty if the backend raised), and the errors that it raised."""
+    """Return the outputs by signal (empty if the backend raised an error), and the backend's errors by signal."""
     dtype = torch.float64 if precision is Precision.float64 else torch.float32
     ready = functools.cache(lambda: engine(network, backend, precision))
     jobs: dict[str, Callable[[], Outputs]] = {

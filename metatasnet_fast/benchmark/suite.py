@@ -1,5 +1,5 @@
-"""Run the suite of cases in one of its sizes; and the cases of whole programs: separating a recording from samples to
-stems, and the first inference of a new process."""
+"""Run the suite of cases in one of its sizes. Make the cases of whole programs: the separation of a recording, from
+samples to stems, and the first inference of a new process."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ class Size:
 
     Args:
         config: the network.
-        windows: inference, by kind of device: pairs of the number of windows in a batch and the seconds of each.
-        first_call: seconds of the window that a new process separates; 0 leaves new processes out.
-        training: items and seconds of a training step, by kind of device.
-        recording: seconds of the separated stereo recording; 0 leaves the recording out.
+        windows: for ``cpu`` and ``cuda``, the batches of inference: the number of windows and the seconds of a window.
+        training: for ``cpu`` and ``cuda``, the items of a training step and the seconds of an item.
+        recording: for ``cpu`` and ``cuda``, the seconds of the separated stereo recording; 0 leaves the recording out.
         effort: rounds and seconds for each case.
         compiled: whether networks that `torch.compile` has compiled take part.
+        first_call: seconds of the window that a new process separates; 0 leaves new processes out.
     """
 
     config: MetaTasNetConfig
@@ -152,8 +152,8 @@ def _named(
 
 
 def first_call_case(network: MultiTasNet, participants: Participants, seconds: float) -> Case:
-    """Return the case of a new Python process, from the start of the interpreter: import, load a checkpoint, separate
-    one mono window, write it."""
+    """Return the case of a new Python process that imports the library, loads a checkpoint, separates one mono window
+    and writes the result. The time begins with the start of the interpreter."""
     config, device = network.config, participants.device
     frames, last = frames_of(network, seconds), config.stages_num - 1
     base = [mix.float() for mix in mixtures(sources(config, 1, frames * config.W, seed=6))]
@@ -180,7 +180,7 @@ def first_call_case(network: MultiTasNet, participants: Participants, seconds: f
             done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise RuntimeError(f"the new process ended with {done.returncode}: {done.stderr.strip()[-200:]}")
-            # The folder is removed with this function object.
+            # This use of ``folder`` keeps it: the folder is removed together with this function.
             return {"estimate": [torch.load(folder.name + "/estimate.pt", weights_only=True)]}
 
         return call

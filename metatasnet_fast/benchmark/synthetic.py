@@ -1,7 +1,8 @@
 """Make synthetic networks and signals by formula, from names, sizes and a seed: the same bits everywhere.
 
-The weights are those of the recorded networks: ``z`` is drawn by numpy's ``RandomState(crc32(name) ^ seed)``, then scaled so
-that every layer passes on signals of about unit size. The signals are sums of tremolo tones with noise, as loud as music is.
+The weights follow the formula of the recorded networks: normal numbers ``z`` are drawn by numpy's
+``RandomState(crc32(name) ^ seed)``, then scaled so that every layer passes on signals of about unit size. The signals
+are sums of tremolo tones with noise, as loud as music.
 """
 
 from __future__ import annotations
@@ -83,7 +84,8 @@ _STEP = 7919
 
 
 def varied(base: Sequence[Tensor], strides: Sequence[int]) -> Callable[[int], list[Tensor]]:
-    """Return a function from a round's number to new inputs: ``base`` for round 0, then rotated in time and scaled.
+    """Return a function from a round's number to its inputs: ``base`` for round 0, ``base`` rotated in time and scaled
+    for all others.
 
     Args:
         base: float32 tensors with time last; those of one recording at several rates are shifted together.

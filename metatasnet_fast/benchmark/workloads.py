@@ -1,9 +1,9 @@
-"""Make the cases of a network: inference (windows through all stages), training (one step of the trainer) and preparing
-weights, by our backends, eager PyTorch and, for inference, other runtimes.
+"""Make the cases of a network: inference (windows through all stages), training (one step of the trainer) and the
+preparation of weights. Our backends and eager PyTorch do all three, other runtimes only inference.
 
-A user could choose ONNX Runtime or OpenVINO instead of this library, so ``bench --peers`` measures them in the same rounds, on
-a CPU. Both get the network exported to ONNX with the generated weights as constants, the shapes of the case, torch's number of
-threads, and otherwise their default settings.
+A user could choose ONNX Runtime or OpenVINO instead of this library, so ``bench --peers`` measures both in the same
+rounds, on a CPU. Both get the network exported to ONNX with the generated weights as constants, the shapes of the case,
+torch's number of threads, and otherwise their default settings.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ PEERS: dict[str, tuple[Precision, ...]] = {
     ONNX_RUNTIME: (Precision.float32,),
     OPENVINO: (Precision.float32, Precision.bfloat16),
 }
-"""Each runtime, with the precisions in which it runs a float32 network."""
+"""The other runtimes by name, each with the precisions in which it can run a float32 network."""
 
 
 def run_by(peer: str, network: MultiTasNet, precision: Precision, inputs: Sequence[Tensor]) -> Run:
@@ -269,8 +269,8 @@ def _serve(network: MultiTasNet, backend: Backend, precision: Precision, wrap: W
 
 
 class _Deferred(Mapping[str, Sequence[Tensor]]):
-    """Outputs that are computed only when they are read, so that a call which only prepares weights can be checked
-    untimed."""
+    """Outputs that are computed when they are first read. So the call that prepares weights can be checked outside the
+    timed part."""
 
     def __init__(self, compute: Callable[[], Outputs]) -> None:
         self._outputs = functools.cache(compute)
