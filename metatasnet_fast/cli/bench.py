@@ -179,8 +179,8 @@ def run_selftest(args: argparse.Namespace) -> int:
 
 
 def _text(results: list[Result], absent: dict[str, str | None], seconds: float) -> str:
-    """Return one line for each device, backend, precision and network, with the worst of its signals relative to the
-    limit; and one line for each failure."""
+    """Return a table, with one line for each failure below it. The table has a row for each device, backend, precision
+    and network, with the signal whose error is worst relative to its limit."""
     groups: dict[tuple[str, ...], list[Result]] = {}
     for result in results:
         groups.setdefault((result.device, result.backend, result.precision, result.network), []).append(result)

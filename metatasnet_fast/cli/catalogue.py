@@ -116,7 +116,7 @@ def _add_run(actions: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Read the manifest, separate the songs and write the report; return the exit code, see RUN_EPILOG."""
+    """Read the manifest, separate the songs and write the report; return an exit code of RUN_EPILOG."""
     from ..catalogue.inputs import parse_shard, read_manifest
     from ..catalogue.storage import local_path
 

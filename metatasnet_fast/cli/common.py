@@ -1,4 +1,4 @@
-"""Share code between commands: options, the ``Separator`` that the options describe, and the output.
+"""Share code between commands: options, the ``Separator`` that the options describe, checks of paths, the output.
 
 Results are sentences or JSON objects on standard output; progress, errors and warnings go to standard error.
 """
@@ -46,8 +46,8 @@ def names(text: str) -> list[str]:
 
 
 def add_json_option(parser: argparse.ArgumentParser, what: str, nested: bool = False) -> None:
-    """Add ``--json``. Set ``nested`` for a subcommand whose parent command has ``--json``, too: the flag may then also
-    stand before the subcommand's name."""
+    """Add ``--json``. ``nested`` is for a subcommand whose parent command has ``--json``, too: then the user may write
+    the flag before or after the subcommand's name."""
     default = argparse.SUPPRESS if nested else False
     parser.add_argument("--json", action="store_true", default=default, help=f"print {what} instead of text")
 
@@ -169,10 +169,10 @@ def sentence_of(error: Exception) -> str:
 class Report:
     """Printer of results on standard output, and of errors and warnings on standard error.
 
-    If a stream cannot be written, work continues. With ``as_json``, standard output gets one JSON object per file, one
-    a line, with ``status`` (``done``, ``skipped`` or ``failed``), ``input``, ``track`` and ``error`` (null, or a
-    sentence). Unless the file failed, the object also has ``files`` by stem, and ``kept``, the stems that existed
-    before. If the file is done, it also has everything in ``Separation.report()``.
+    If a stream cannot be written, work continues. With ``as_json``, standard output gets one line for each input file:
+    a JSON object with ``status`` (``done``, ``skipped`` or ``failed``), ``input``, ``track`` and ``error`` (null, or a
+    sentence). If the file did not fail, the object also has ``files``, the path of each stem, and ``kept``, the stems
+    that existed before. If the file is done, the object also has all fields of ``Separation.report()``.
     """
 
     def __init__(self, as_json: bool) -> None:

@@ -32,7 +32,7 @@ STANDARD_INPUT = "-"
 
 @dataclass(frozen=True)
 class Track:
-    """A file to separate. If it cannot be separated, ``problem`` says why in one sentence."""
+    """A file to separate. If it cannot be separated, ``problem`` is one sentence with the reason."""
 
     path: Path
     name: str
@@ -123,7 +123,7 @@ def _search(folder: Path, exclude: Sequence[Path]) -> Iterable[Track]:
 
 
 def split_tracks(tracks: Iterable[Track]) -> list[Track]:
-    """Return every audio track of every file. If a file has several, each is named after the file and its number."""
+    """Return a track for every audio track of every file. If a file has several, their names end in their numbers."""
     from ..audio import open_audio
 
     found: list[Track] = []
@@ -140,7 +140,8 @@ def split_tracks(tracks: Iterable[Track]) -> list[Track]:
 
 
 def tell_apart(tracks: Sequence[Track]) -> tuple[list[Track], list[Track]]:
-    """Rename tracks that share a name: to their file names with suffix, else to their paths from the common folder.
+    """Rename tracks that share a name: after their file names with suffix, or if these are equal too, after their paths
+    from the common folder.
 
     Returns:
         all tracks, and those whose name was changed.
@@ -155,8 +156,8 @@ def tell_apart(tracks: Sequence[Track]) -> tuple[list[Track], list[Track]]:
 
 
 def _names(group: Sequence[Track]) -> Iterable[tuple[Track, str]]:
-    """Return each track of a group with a name, by the first naming scheme under which all names differ; if there is no
-    such scheme, with its old name."""
+    """Return each track of a group with its name by the first naming scheme under which all names differ. If there is
+    no such scheme, the tracks keep their names."""
     common = os.path.commonpath([os.path.abspath(track.path.parent) for track in group])
     paths = [Path(os.path.relpath(os.path.abspath(track.path), common)) for track in group]
     endings = [f"-{track.number}" if track.number is not None else "" for track in group]
@@ -232,7 +233,7 @@ class Template:
 def plan_outputs(
     tracks: Sequence[Track], template: Template, folder: Path, stems: Sequence[str]
 ) -> list[tuple[Track, dict[str, Path]]]:
-    """Return every track with its files. Tracks that would write the same file get a problem instead of files.
+    """Return every track with the files of its stems. Tracks that would write the same file get a problem and no files.
 
     Raises:
         OutputError: if two stems of a track would go to one file, or a stem to one of the inputs.
@@ -317,9 +318,9 @@ class Origin:
         return cls(name or os.path.abspath(path), found.st_size, found.st_mtime_ns, digest, model.name, model.sha256)
 
     def is_of(self, path: Path) -> bool:
-        """Return whether a file is this recording, even if moved, copied or touched; a pipe counts as this recording.
+        """Return whether a file is this recording, even if moved, copied or touched. A pipe counts as this recording.
 
-        The content is read only if the size is the recorded one, and the path or the time is not.
+        The content is read only if the size agrees with the record, and the path or the time does not.
         """
         same_place = os.path.abspath(path) == self.input
         try:
@@ -333,7 +334,8 @@ class Origin:
             return same_place  # an unreadable file at the recorded path counts as the same recording
 
     def objection(self, path: Path, model: Model) -> str | None:
-        """Return words that name the stem's other recording or model; None if it comes from ``path`` and ``model``."""
+        """Return words that name the recording or model that the stem comes from; None if the stem comes from ``path``
+        and ``model``."""
         if not self.is_of(path):
             changed = os.path.abspath(path) == self.input
             return f"are of {self.input}, " + ("as it was before it changed" if changed else "not of this input")

@@ -116,8 +116,8 @@ def _gpu(index: int) -> dict[str, Any]:
 
 
 def _automatic() -> dict[str, str]:
-    """Return, by device, what ``auto`` chooses for the authors' network: ``backend in precision``, or the reason why no
-    backend can serve."""
+    """Return for each device what ``auto`` chooses for the authors' network, as ``backend in precision``, or the reason
+    why no backend can run there."""
     import torch
 
     from ..backends import Request, resolve

@@ -134,7 +134,7 @@ def _track_number(text: str) -> int | str:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check the options and outputs before any work; then separate one file after the other, even if others fail."""
+    """Check the options and outputs before any work; then separate one file after the other, even if some fail."""
     if not args.output:
         raise ConfigError("--output is empty: name a folder for the stems, `.` for this one.")
     _check_format(args)

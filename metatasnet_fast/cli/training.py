@@ -1,5 +1,5 @@
-"""Make the cache that training reads (``metatasnet-fast prepare``); train a network on it or continue a run (``train``);
-draw a run (``plot``)."""
+"""Make the cache that training reads (``metatasnet-fast prepare``), train a network on it or continue a run
+(``train``), draw a run (``plot``)."""
 
 from __future__ import annotations
 
@@ -235,7 +235,8 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_settings(group: argparse._ArgumentGroup, settings: type[Any], texts: Mapping[str, str]) -> None:
-    """Add a flag for every field, in the authors' spelling and with hyphens; a flag that the user omits sets nothing."""
+    """Add a flag for every field of ``settings``, in the authors' spelling and with hyphens. ``texts`` has lines of
+    help by field. A flag that the user omits sets nothing."""
     for field in dataclasses.fields(settings):
         flags = [f"--{field.name}", *([f"--{field.name.replace('_', '-')}"] if "_" in field.name else [])]
         default = "none" if field.default is None else field.default
@@ -370,7 +371,7 @@ class TrainingDisplay(Display):
 
 
 def _decibels(values: dict[str, float]) -> str:
-    """Return a text of the scores in dB, by name; with a dash for a stem that does not count (NaN)."""
+    """Return a text of the scores in dB, by the name of the stem; a stem without a score (NaN) gets a dash."""
     return ", ".join(f"{name} {'-' if math.isnan(value) else f'{value:.2f}'}" for name, value in values.items()) + " dB"
 
 

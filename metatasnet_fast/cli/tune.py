@@ -1,4 +1,4 @@
-"""Measure the fastest tiles, warps and stages on this GPU, and keep these for later runs: ``metatasnet-fast tune``.
+"""Find the fastest tiles, warps and stages on this GPU, and keep them for later runs: ``metatasnet-fast tune``.
 
 ``precompile`` compiles the Triton kernels of a model before the model's first use.
 """
@@ -160,7 +160,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     try:
         entries: list[dict[str, Any]] = json.loads(path.read_text("utf-8"))["entries"]
         for entry in entries:
-            entry["precision"]  # noqa: B018  an entry without one is no entry
+            entry["precision"]  # noqa: B018  an entry without a precision is no entry
         return entries
     except FileNotFoundError:
         return []
