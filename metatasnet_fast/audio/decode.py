@@ -35,8 +35,8 @@ UNMARKED_OGG = (
 )
 
 # Vorbis and Opus have the centre second and the low frequencies last (Vorbis I specification, 4.3.9). All other formats
-# here use the order of WAV: front left, right, centre, low frequencies, back, side. WAV channel k is Vorbis channel
-# [k].
+# here use the order of WAV: front left, right, centre, low frequencies, back, side. Of n channels, WAV's channel k is
+# Vorbis's channel VORBIS_TO_WAV[n][k].
 VORBIS_TO_WAV = {
     3: (0, 2, 1),
     5: (0, 2, 1, 3, 4),
@@ -89,8 +89,8 @@ class NoDecoder(DecodeError):
 
 @contextlib.contextmanager
 def decoding() -> Iterator[None]:
-    """Turn any error that a library raises in the block into a `DecodeError`. A lack of memory, AttributeError and
-    NameError pass unchanged: the last two are errors of our code.
+    """Turn any error that a library raises in the block into a `DecodeError`. MemoryError passes unchanged, and so do
+    AttributeError and NameError, which are errors of our code.
 
     Libraries raise more types than they document: OSError, ValueError, TypeError and AssertionError were all seen.
     """
@@ -115,7 +115,7 @@ def hidden_note(area: SampleArea) -> str:
 
 
 class Decoder(Protocol):
-    """Interface of the decoders: an open file."""
+    """Interface of the decoders. A decoder is a file that is open."""
 
     sample_rate: int
     channels: int
@@ -222,7 +222,8 @@ class SoundFileDecoder:
         if subtype in ("VORBIS", "OPUS", "MPEG_LAYER_III"):
             self.tolerance = 0.1
         if subtype == "OPUS":
-            # libsndfile 1.2 begins some samples too late where a stream's count does not start at 0, until it seeks.
+            # If a stream's count of samples does not start at 0, libsndfile 1.2 begins some samples too late. Seeking
+            # to the start mends this.
             self._file.seek(0)
         self._unread = format == "FLAC" and (flac_samples(path) or 0) > self._file.frames
         area = sample_area(path)
@@ -233,7 +234,7 @@ class SoundFileDecoder:
         """Compare the header with the file's size; where they differ, trust the file's size."""
         subtype = self._file.subtype
         if area.announced is not None and area.missing:
-            # Samples have no fixed width here: estimate in proportion.
+            # If samples have no fixed width, the announced number is estimated in proportion to the bytes.
             width = self.channels * WIDTHS.get(subtype, 0) or max(1.0, area.there / max(1, self._file.frames))
             self.announced = int(area.announced / width)
         if subtype not in WIDTHS:

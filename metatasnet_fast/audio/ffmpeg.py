@@ -70,8 +70,8 @@ def open_container(path: Path, stack: contextlib.ExitStack, options: Mapping[str
 class FFmpegDecoder:
     """Decoder by FFmpeg for one audio track, by default the one that the container calls its default.
 
-    Damaged packets are left out and counted. Encoder delay is cut as the container says. Frames whose rate or channels
-    differ from those of the first frame are converted to the first frame's.
+    Damaged packets are left out and counted. Encoder delay is cut as the container says. Frames with another rate or
+    other channels than the first frame are converted to the rate and channels of the first frame.
 
     Args:
         track: number of the track, from 1.
@@ -161,7 +161,7 @@ class FFmpegDecoder:
         return "int16" if bits <= 16 else "int32" if name.startswith(("pcm_s32", "pcm_s64", "pcm_u32")) else "int24"
 
     def _announced(self, path: Path, formats: set[str]) -> tuple[int | None, int | None]:
-        """Return the samples that the header announces, and the same number again, or None if the file is too small."""
+        """Return the fields ``announced`` and ``frames`` of :class:`.Decoder`."""
         size = path.stat().st_size
         if "mp3" in formats:
             header = mp3_length(path)
@@ -194,7 +194,8 @@ class FFmpegDecoder:
         return None
 
     def _decode(self, tagged: bool) -> Iterator[Any]:
-        """Yield the frames. If ``tagged``, a tag ends the file: damaged packets at the end are then not counted."""
+        """Yield the frames. ``tagged`` says that a tag ends the file: damaged packets at the end are then not
+        counted."""
         for packet in self._packets():
             try:
                 with decoding():
@@ -210,7 +211,7 @@ class FFmpegDecoder:
 
     def _packets(self) -> Iterator[Any]:
         """Yield the stream's packets. PyAV's last packet is empty: it makes the decoder return the frames that it still
-        holds. If damage ends the packets early, yield None in its place."""
+        holds. If damage ends the packets early, None takes the place of the empty packet."""
         packets = iter(self._container.demux(self._stream))
         while True:
             try:

@@ -1,4 +1,4 @@
-"""Find the format and the length of a file from its own bytes, where the decoders do not report these."""
+"""Find the format and the length of a file from its bytes, where the decoders do not report them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ CHUNKS = {
     b"_PMX", b"PEAK", b"acid", b"inst", b"plst", b"DISP", b"umid", b"levl", b"axml", b"chna", b"cart", b"afsp", b"strc",
     b"NAME", b"AUTH", b"ANNO", b"(c) ", b"COMT", b"MARK", b"INST", b"APPL", b"MIDI", b"AESD", b"CHAN", b"info", b"edct",
 }  # fmt: skip
-"""Chunks that may follow the samples of WAV, AIFF and CAF files; known by name, even if the file is cut inside one."""
+"""Names of chunks that may follow the samples of WAV, AIFF and CAF files. They are known by name even if the file ends
+inside such a chunk."""
 
 TAGS = (b"ID3", b"3DI", b"TAG", b"APETAGEX", b"LYRICSBEGIN")
 
@@ -308,10 +309,10 @@ def _are_chunks(file: BinaryIO, at: int, size: int, layout: _Layout) -> bool:
 
 
 def flac_samples(path: Path) -> int | None:
-    """Return the least number of samples in a FLAC file: that of the last frame's first sample, plus one.
+    """Return a lower bound of the samples per channel in a FLAC file, from the number of the last frame's first sample.
 
-    Return None if no frame tells its number. Frame headers are checked with their checksum, so that samples are not
-    taken for a header.
+    Return None if no frame header tells its number. Frame headers are checked with their checksums, so that samples are
+    not taken for a header.
     """
     with open(path, "rb") as file:
         skip_id3(file)

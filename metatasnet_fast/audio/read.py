@@ -1,6 +1,6 @@
-"""Find the audio files below a folder; read them, whole or block by block: return what can be decoded, report the rest.
+"""Find the audio files below a folder. Read files whole or by blocks: return what can be decoded, report the rest.
 
-The stems of a track are each in its own file, or all with the mixture in one ``.stem.mp4``, as in MUSDB18.
+The stems of a track may be one file each, or one ``.stem.mp4`` with the mixture and all stems, as in MUSDB18.
 """
 
 from __future__ import annotations
@@ -59,12 +59,13 @@ class AudioFile:
 
 
 class AudioStream:
-    """An audio file that is being decoded: iterate over it once for its blocks, float32 tensors `(channels, n)`, n > 0.
+    """An audio file that is being decoded. Iterate over it once to get its blocks: float32 tensors `(channels, n)`, n > 0.
 
     `frames` is the length that the file declares, or None; in compressed formats the true length may differ by 0.1 s.
-    `codec` names container and codec. `depth` is the type of the samples as `AudioWriter` names it, None for lossy codecs.
-    `track` is the number of the audio track, from 1, of `tracks`. `warnings` grows while reading and is complete when the
-    iteration ends. Memory does not grow with the file. Use the stream in a `with` statement, or call `close`.
+    `codec` names container and codec. `depth` is the type of the samples, such as "int16" (a `subtype` of
+    `AudioWriter`), or None for lossy codecs. `track` is the number of the audio track, from 1; the file has `tracks` of
+    them. `warnings` grows while reading and is complete when the iteration ends. Memory does not grow with the file.
+    Use the stream in a `with` statement, or call `close`.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, track: int | None = None, partial: bool = False) -> None:
@@ -111,7 +112,7 @@ class AudioStream:
         self._compare_length()
 
     def _read_on(self, failure: DecodeError) -> Iterator[torch.Tensor]:
-        """Continue with FFmpeg after libsndfile gave up, as libsndfile does not look for the next good FLAC frame."""
+        """Continue with FFmpeg after libsndfile has stopped: libsndfile does not look for the next good FLAC frame."""
         position = f"decoding stopped after {self.frames_read} samples ({failure})"
         if isinstance(self._decoder, FFmpegDecoder):
             self.warnings.append(position)
@@ -305,8 +306,8 @@ FULL_SCALE = 32768
 def read_stems(files: Mapping[str, Path]) -> dict[str, AudioFile]:
     """Decode stems, and the mixture if ``files`` names it.
 
-    As musdb does, signals of a ``.stem.mp4`` are read as 16-bit integers over 32768 (what AAC decodes beyond full scale is
-    clipped), and cut to the shortest of them.
+    Signals of a ``.stem.mp4`` are read as musdb reads them: as 16-bit integers over 32768, so that samples beyond full
+    scale are clipped, and cut to the length of the shortest signal.
 
     Args:
         files: name of each signal -> its file. In a ``.stem.mp4`` the name is one of :data:`MUSDB_SIGNALS`.
@@ -364,8 +365,10 @@ def find_audio(folder: str, exclude: Collection[str], onerror: Callable[[OSError
 
 
 def _walk(top: str, exclude: Collection[str], onerror: Callable[[OSError], object]) -> Iterator[tuple[str, list[str]]]:
-    """Yield every folder from ``top`` down with the names of its files; see :func:`find_audio`. A folder to which
-    several links lead is yielded once, so that circles end."""
+    """Yield every folder from ``top`` down with the names of its files; see :func:`find_audio`.
+
+    A folder to which several links lead is yielded once, so that circles of links end.
+    """
     walked: set[str] = set()
     starts = deque([top])
     while starts:

@@ -10,7 +10,7 @@ both are part of the recorded behaviour. `frac` repeats every L outputs, so y is
 inputs. Consecutive outputs share most of their inputs, so each GROUP of them is one dense matrix over the union of
 their windows: the few zeros in it cost less than separate dot products.
 
-Source: the figures and conventions of resampy 0.4.3 (McFee, "resampy: efficient sample rate conversion in Python",
+Source: the numbers and conventions of resampy 0.4.3 (McFee, "resampy: efficient sample rate conversion in Python",
 JOSS 2016), which follow Smith's "Digital Audio Resampling" (CCRMA).
 """
 
@@ -153,7 +153,7 @@ def resampled_length(length: int, sr_in: int, sr_out: int) -> int:
 
 
 def fit_length(x: torch.Tensor, length: int) -> torch.Tensor:
-    """Return `x` (..., n) cut to `length` samples, or continued with zeros."""
+    """Return a copy of `x` (..., n), cut to `length` samples or continued with zeros."""
     if length < 0:
         raise ShapeError(f"A signal cannot have {length} samples; ask for a length of 0 or more.")
     if length <= x.shape[-1]:

@@ -30,7 +30,7 @@ NAMES = {
     "copyright": ("COPYRIGHT", "TCOP"),
     "comment": ("COMMENT", "COMM"),
 }
-"""Names of tags: FFmpeg's, those of Vorbis comments (FLAC, Ogg), and those of ID3 frames (MP3, WAV)."""
+"""FFmpeg's name of each tag -> its name in Vorbis comments (FLAC, Ogg), and its ID3 frame (MP3, WAV)."""
 
 IMAGES = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG": "image/png", b"GIF8": "image/gif", b"RIFF": "image/webp"}
 
@@ -50,7 +50,7 @@ class Tags:
 
     @property
     def image(self) -> str | None:
-        """The cover's type, such as ``image/jpeg``."""
+        """The cover's type, such as ``image/jpeg``; None if there is no cover, or its type is unknown."""
         return next((type for magic, type in IMAGES.items() if (self.cover or b"").startswith(magic)), None)
 
 

@@ -45,14 +45,14 @@ SF_SET_ADD_PEAK_CHUNK = 0x1050
 
 
 class _File(io.FileIO):
-    """A file that keeps the first error of the disk: libsndfile does not report an error that it meets while closing."""
+    """A file that keeps the first error of the disk, since libsndfile does not report an error of its last writes."""
 
     failure: OSError | None = None
 
     def write(self, data: Any) -> int:
         left = memoryview(data)
         try:
-            while left:  # a disk that becomes full accepts a part first; only the next attempt returns the reason
+            while left:  # a disk that becomes full first accepts a part; only the next attempt returns the reason
                 written = super().write(left)
                 if not written:
                     raise OSError(errno.EIO, os.strerror(errno.EIO))

@@ -1,4 +1,4 @@
-"""Compute BSSEval version 4, the metric of the MUSDB18 tables; solve the filters once, where museval solves them often.
+"""Compute BSSEval version 4, the metric of the MUSDB18 tables. The filters are solved once; museval solves them often.
 
 An estimate ``s_hat`` of source ``s`` is split into ``s + spatial + interference + artifacts`` by projecting it on
 delayed copies of the references (see :mod:`.filters`), and frame by frame, in dB,
@@ -6,11 +6,12 @@ delayed copies of the references (see :mod:`.filters`), and frame by frame, in d
     SDR = |s|^2 / |s_hat - s|^2                        ISR = |s|^2 / |spatial|^2
     SIR = |s + spatial|^2 / |interference|^2           SAR = |s + spatial + interference|^2 / |artifacts|^2
 
-For all filters, the three error terms add up to ``s_hat - s``, so SDR needs no filter.
+With any filters, the three error terms add up to ``s_hat - s``, so SDR needs no filter.
 
-Signals of any real dtype are read in float64 pieces, without a float64 copy of the whole signals. A reference may have no
-energy in some band. There the filters are undetermined: they are fitted to the whole track, where such a band costs nothing,
-and applied to frames, whose edges put energy into it. So ISR, SIR and SAR depend on how the computer rounds.
+Signals of any real dtype are read in float64 pieces, without a float64 copy of the whole signals. A reference may have
+no energy in some band. There the filters are undetermined: they are fitted to the whole track, where such a band costs
+nothing, but they are applied to frames, whose edges put energy into the band. So ISR, SIR and SAR depend on how the
+computer rounds.
 
 Sources: Vincent et al. 2006; Liutkus, Stoeter, Ito 2018; the numbers are those of ``museval.evaluate`` 0.4.1.
 """
@@ -38,7 +39,8 @@ __all__ = [
 
 METRICS = ("SDR", "ISR", "SIR", "SAR")
 SILENCE = ("museval", "own")
-"""Rules of silence: a frame is invalid if any signal is silent, or only if the stem's own signals are."""
+"""Rules of silence: a frame is invalid for a stem if any signal is silent in it, or only if one of the stem's own
+signals is."""
 NOISE = 1e-6
 """Power of the noise that regularises the solve: white noise 60 dB below each reference."""
 
@@ -46,21 +48,22 @@ NOISE = 1e-6
 Audio = torch.Tensor | NDArray[Any]
 
 MOST_CHANNELS = 64
-"""A signal with more channels is taken for a mistake: a time axis in the place of the channels."""
+"""Most channels of a signal. A longer axis in the place of the channels is taken for a time axis."""
 
 BAND_FFT, MOST_SEGMENTS = 4096, 256
-"""Samples of a segment for averaged spectra; and the most segments of a track, over which they are spread evenly."""
+"""Samples of a segment for averaged spectra; and the most segments of a track, which are spread evenly over the
+track."""
 EMPTY = 1e-12
 """Share of the largest bin's power below which a bin is empty: far below rounding to 16 bits, far above float64's."""
 NARROWEST = 20
-"""Narrowest empty band, in bins; the window spreads a tone over 13."""
+"""Least width of an empty band, in bins; the window spreads a tone over 13 bins."""
 KAISER = 20.0
 """Kaiser's window with this parameter has side lobes 155 dB down."""
 
 
 class SilentSourceWarning(UserWarning):
-    """A reference or an estimate is silent from end to end: under museval's rule of silence, the track has no valid
-    frame (all are NaN)."""
+    """A reference or an estimate is silent from end to end. Under museval's rule of silence, all frames of the track
+    are then NaN."""
 
 
 class EmptyBandWarning(UserWarning):
@@ -68,7 +71,7 @@ class EmptyBandWarning(UserWarning):
 
 
 class EmptyBand(NamedTuple):
-    """The widest band without energy of a reference, in Hz."""
+    """The widest band in which a reference has no energy; limits in Hz."""
 
     name: str
     low: float
@@ -85,8 +88,9 @@ class BssScores:
     values: metric name -> float64 array (sources, frames) in dB; NaN where a frame does not count.
     silent: signals that are silent from end to end, such as "reference of bass"; under museval's rule of silence, one
         such signal makes every frame invalid.
-    solvers: how the normal equations were solved (all sources together, then each alone); empty if not needed.
-    empty_bands: references without energy in a band: their ISR, SIR and SAR depend on rounding unless `regularised`.
+    solvers: how the normal equations were solved, for all sources together, then for each alone; empty if no filter was
+        needed.
+    empty_bands: bands in which a reference has no energy: ISR, SIR and SAR depend on rounding unless `regularised`.
     """
 
     values: dict[str, NDArray[np.float64]]
@@ -237,7 +241,7 @@ def _decibel(numerator: torch.Tensor, denominator: torch.Tensor) -> torch.Tensor
 def _check(
     references: Signals, estimates: Signals, sizes: dict[str, int], metrics: Sequence[str], names: Sequence[str] | None
 ) -> Sequence[str]:
-    """Check these arguments of :func:`bss_eval`, and raise its errors; return the stems' names."""
+    """Check these arguments of :func:`bss_eval`, and raise the errors that it documents; return the stems' names."""
     if (references.sources, references.channels) != (estimates.sources, estimates.channels):
         raise ShapeError(
             f"There are {references.sources} references with {references.channels} channels and {estimates.sources} "
@@ -290,8 +294,8 @@ class Signals:
     """One set of sources, (sources, samples, channels), read in float64 pieces.
 
     Sources with channels first, (sources, channels, samples), and mono ones, (sources, samples), are recognised: an
-    axis longer than ``MOST_CHANNELS`` holds samples. `samples` is the length that counts: later samples are ignored,
-    missing ones read as zeros.
+    axis longer than ``MOST_CHANNELS`` holds samples. `samples` is the length of all signals: samples after it are
+    ignored, and samples that are missing before it read as zeros.
     """
 
     def __init__(self, audio: Audio | Sequence[Audio], what: str, samples: int | None = None) -> None:
@@ -322,7 +326,7 @@ class Signals:
         Silent means that the channels sum to exactly zero at every sample, so left = -right counts as silent:
         museval's definition.
         """
-        # Most windows are not silent, as a sixty-fourth of the samples shows. Only an undecided one is read in full.
+        # A sixty-fourth of the samples shows that most windows are not silent. Only the other windows are read in full.
         for step in (64, 1):
             audio = self.audio[:, where.start : where.stop : step]
             total = audio[..., 0].to(torch.float64)
@@ -335,7 +339,8 @@ class Signals:
 
 
 def _channels_last(audio: torch.Tensor, what: str) -> torch.Tensor:
-    """Return sources as (sources, samples, channels); the input may have channels before samples, or no channel axis."""
+    """Return sources as (sources, samples, channels). The input may have channels before samples, or no axis of
+    channels."""
     shape = tuple(audio.shape)
     if audio.dim() == 2 and shape[0] <= max(1, shape[1]):
         return audio[..., None]

@@ -86,10 +86,10 @@ def solve(correlations: Correlations, noise: float = 0.0) -> tuple[torch.Tensor,
     G is positive semi-definite by construction, and for most music Cholesky suffices. Mono stems make G exactly
     singular: because of rounding, the factorisation then fails or gives a meaningless factor (LU is no better: it meets
     a zero pivot, or its factor grows without an error). So the residual ``|G c - d| / |d|`` is checked. If it is too
-    large, G is shifted by about its rounding error, and one step of iterative refinement removes the effect of the
-    shift where there is energy (on music with a mono bass, more steps change less than 1e-7 dB). Directions without
-    energy stay near zero; more steps would only amplify their rounding errors. If this fails, too, least squares is
-    used.
+    large, a number of about G's rounding error is added to the diagonal. One step of iterative refinement then removes
+    the effect of this shift where there is energy (on music with a mono bass, more steps change less than 1e-7 dB).
+    Directions without energy stay near zero; more steps would only amplify their rounding errors. If this fails, too,
+    the equations are solved by least squares.
     """
     right = correlations.estimates.movedim(1, 2).flatten(0, 1)
     scale = right.norm(dim=0).clamp_min(torch.finfo(torch.float64).tiny)
@@ -118,10 +118,10 @@ def solve(correlations: Correlations, noise: float = 0.0) -> tuple[torch.Tensor,
 
 
 def _cholesky_factor(gram: torch.Tensor) -> torch.Tensor | None:
-    """Return the lower factor in the memory of `gram`, whose upper triangle is not read; None if not positive definite.
+    """Return the lower factor in the memory of `gram`; None if `gram` is not positive definite.
 
-    Work in blocks of columns, so that almost everything is matrix products: 0.57 s for 4,096 rows, where LAPACK takes
-    0.72 s (one core of an AMD EPYC, Zen 5).
+    The upper triangle of `gram` is not read. The work is done in blocks of columns, so that almost everything is matrix
+    products: 0.57 s for 4,096 rows, where LAPACK takes 0.72 s (one core of an AMD EPYC, Zen 5).
     """
     for start in range(0, len(gram), _CHOLESKY_BLOCK):
         stop = min(start + _CHOLESKY_BLOCK, len(gram))
@@ -149,7 +149,8 @@ def _sequences(lagged: torch.Tensor) -> torch.Tensor:
 
 
 def _gram_times(lagged: torch.Tensor, filters: torch.Tensor) -> torch.Tensor:
-    """Multiply G by filters (a * delays, e) by a convolution with the lags, as the memory of G now holds the factor."""
+    """Return G times filters (a * delays, e), computed as a convolution with the lags. G itself no longer exists: its
+    memory holds the factor."""
     delays = lagged.shape[-1]
     length = fft_length(3 * delays)
     lags = torch.fft.rfft(_sequences(lagged), n=length)

@@ -1,8 +1,8 @@
-"""Score a data set: one track is read or separated while others are scored; a finished track is not scored again.
+"""Score a data set: one track is read or separated while others are scored. A finished track is not scored again.
 
-Memory holds the tracks in flight, one more than there are workers. ``evaluation.json`` next to the scores records
-model, settings and audio of the scores; the audio of a track is recorded before the track is scored. So a file of
-scores belongs to this evaluation if settings and audio agree; any other file is refused.
+Memory holds at most one track more than there are workers. ``evaluation.json`` next to the scores records the model,
+the settings and the audio of the scores; a track's audio is recorded before the track is scored. So a file of scores
+belongs to this evaluation if the recorded model, settings and audio are those of this run; any other file is refused.
 """
 
 from __future__ import annotations
@@ -96,16 +96,16 @@ def score(
         scoring: metrics and settings; `strict` also ends the run at the first track that fails.
         out: folder for the scores, ``out/<subset or "test">/<track>.json``; with None, no file is written. Existing
             scores of the same audio and settings are kept.
-        subset: a folder of `references`, such as ``test``, if not all of it is to be scored.
+        subset: the only folder of `references` that is scored, such as ``test``; None for all folders.
         workers: tracks scored at once.
         overwrite: score again the tracks that have scores; the old scores are deleted at the start.
         report: called with each track as soon as it is done.
         page: ``file`` to write a page to listen to for each track that is scored, ``out/<subset>/<track>.html``; ``folder``
-            to put its sounds into a folder next to it.
+            to put the page's sounds into a folder next to it.
 
     Raises:
-        EvaluationError: if there are no tracks, no reference has an estimate, or ``out`` holds scores of something else;
-            if `strict`, whatever goes wrong with a track.
+        EvaluationError: if there are no tracks, no reference has an estimate, or ``out`` holds scores of other audio or
+            settings; if `strict`, also for the first track that fails.
         OutOfMemoryError: if `strict` and memory does not suffice for a track.
     """
     scoring = scoring or Scoring()
@@ -126,7 +126,8 @@ def evaluate_tracks(
     scoring: Scoring | None = None,
     **where: Any,
 ) -> ScoringRun:
-    """Separate tracks and score the network's stems; `scoring`, `out` and `where` are as in :func:`score`."""
+    """Separate tracks and score the network's stems. `scoring`, `out` and all others (`where`) are arguments of
+    :func:`score`."""
     run = _Run(scoring or Scoring(), separator, out, **where)
     return run.work([(files, partial(_separated, separator, files)) for files in tracks])
 
@@ -252,9 +253,9 @@ def _settings(scoring: Scoring, separator: Separator | None) -> dict[str, Any]:
 def _claim(out: Path, audio: Mapping[str, str | None], settings: Mapping[str, Any], overwrite: bool) -> dict[str, Path]:
     """Make ``out`` the folder of this evaluation; return the files of its scores that exist there, by ``subset/name``.
 
-    With ``overwrite``, existing scores of these tracks are deleted first, so that they are not taken for new ones.
-    Otherwise scores of another model, other settings or other audio are refused. `audio` has a fingerprint for each
-    ``subset/name``; None if a track cannot be read.
+    With ``overwrite``, existing scores of these tracks are deleted first, so that they are not taken for new scores.
+    Otherwise scores of another model, other settings or other audio are refused. `audio` holds the fingerprint of each
+    track by ``subset/name``; None for a track that cannot be read.
     """
     with reporting_write_errors(out, EvaluationError, "choose a writable folder"):
         record = out / FILE

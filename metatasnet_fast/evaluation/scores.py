@@ -4,9 +4,10 @@ A file is ``<folder>/<subset>/<track>.json`` after ``musdb.schema.json`` of muse
 files, and museval's files are read here. Metrics of whole tracks stand under ``track_metrics`` (stem -> metric ->
 number), sentences that a reader must know under ``notes``; a key without content is left out.
 
-Intervals are those of the bootstrap over tracks (Efron 1979): the main uncertainty is which tracks a data set contains.
-Two separators are compared on the same tracks by a permutation test of the differences' signs (Fisher 1935), which assumes
-nothing of their distribution. Both draw from a fixed seed, so that the same files give the same numbers.
+Intervals come from the bootstrap over tracks (Efron 1979): the main uncertainty is which tracks a data set contains.
+Two separators are compared on the same tracks by a permutation test of the signs of the differences (Fisher 1935),
+which assumes nothing about their distribution. Both methods draw from a fixed seed, so that the same files give the
+same numbers.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ class TrackScores:
 
     def _frame(self, stem: str, index: int) -> dict[str, Any]:
         values = self.targets[stem]
-        # As strings with a mark, since json would write 1.2 where museval's files have 1.20000.
+        # Numbers are strings with a mark that json() removes: json.dumps would write 1.2 where museval writes 1.20000.
         metrics = {name: "\0" + (_rounded(values[name][index]) if name in values else "NaN") for name in _ORDER}
         return {"time": index * self.hop, "duration": self.window, "metrics": metrics}
 
@@ -158,7 +159,7 @@ def load_scores(folder: str | os.PathLike[str], subset: str | None = "test") -> 
 
 @dataclass(frozen=True)
 class Summary:
-    """Statistics of a stem and metric over tracks; NaN if no track has a number. Intervals hold 95 % of bootstraps."""
+    """Statistics of a stem and metric over tracks, with 95 % intervals by bootstrap; NaN if no track has a number."""
 
     median: float = float("nan")
     median_interval: tuple[float, float] = UNKNOWN
@@ -183,7 +184,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Comparison of two sets of scores for one stem and metric on the same tracks; differences: second minus first."""
+    """Comparison of two sets of scores for one stem and metric on the same tracks; differences are second - first."""
 
     stem: str
     metric: str
@@ -201,7 +202,8 @@ class Comparison:
 
 
 def summarise(tracks: Iterable[TrackScores]) -> dict[str, dict[str, Summary]]:
-    """Compute ``result[stem][metric]``. Medians over frames, then tracks, skip NaN, as in ``museval.EvalStore``."""
+    """Return statistics as ``result[stem][metric]``. Medians over frames, and then over tracks, skip NaN, as in
+    ``museval.EvalStore``."""
     tracks = list(tracks)
     result: dict[str, dict[str, Summary]] = {}
     for stem in dict.fromkeys(stem for track in tracks for stem in track.stems):

@@ -1,4 +1,4 @@
-"""Show scores: as tables for a terminal (with published rows) and LaTeX, as rows for CSV, Parquet, pandas; as plots."""
+"""Show scores as tables for a terminal (with published rows) or LaTeX, as rows for CSV, Parquet or pandas, as plots."""
 
 from __future__ import annotations
 
@@ -37,8 +37,9 @@ PUBLISHED: dict[str, tuple[tuple[float, float, float, float] | None, float, str]
     "Band-Split RNN": (None, 8.2, "README of Demucs"),
     "HT Demucs (more data)": (None, 9.0, "README of Demucs"),
 }
-"""Published SDR in dB on the 50 test tracks of MUSDB18: for :data:`STEMS` (None if unknown), their mean, and the source
-of the numbers. SDR is that of BSSEval v4, median over frames and tracks; later papers print the mean of uSDR."""
+"""Published SDR in dB on the 50 test tracks of MUSDB18: for each of :data:`STEMS` (None if unknown), their mean, and
+where the numbers were published. SDR is that of BSSEval v4, median over frames and tracks; later papers print the mean
+of uSDR."""
 
 _TEST_TRACKS, _SHORT_FRAMES = 50, 60
 _NAME, _COLUMN = 34, 9
@@ -132,11 +133,13 @@ def write_rows(tracks: Sequence[TrackScores], path: str | os.PathLike[str]) -> P
 
 
 def plot_scores(tracks: Sequence[TrackScores], path: str | os.PathLike[str], title: str = "scores") -> Path:
-    """Draw the tracks' numbers, medians over frames for BSSEval, and write the image (format by the suffix of `path`).
+    """Draw the tracks' numbers (for BSSEval, medians over frames) into an image, whose format is the suffix of `path`.
 
     A box spans the quartiles over tracks, the line in the box is the median, each dot is one track. Tracks without a
-    valid frame are left out; their number stands below the stem. Raise :class:`EvaluationError` if there is nothing to
-    plot.
+    number are left out; their count stands below the name of the stem.
+
+    Raises:
+        EvaluationError: if there is nothing to plot, or the file cannot be written.
     """
     figures = require("matplotlib.figure", "A plot")
     stems = _in_order(sorted({stem for track in tracks for stem in track.stems}))
@@ -169,7 +172,8 @@ def plot_scores(tracks: Sequence[TrackScores], path: str | os.PathLike[str], tit
 
 
 def caveats(tracks: Sequence[TrackScores]) -> list[str]:
-    """Return sentences that say why these scores may not be compared with published ones; [] for a full evaluation."""
+    """Return sentences that say why these scores may not be compared with published scores; an empty list for a full
+    evaluation."""
     stems = {stem for track in tracks for stem in track.targets}
     lengths = [max((track.frames(stem) for stem in track.targets), default=0) for track in tracks]
     reasons = []
@@ -203,9 +207,9 @@ def caveats(tracks: Sequence[TrackScores]) -> list[str]:
 
 
 def _rows(tracks: Sequence[TrackScores]) -> tuple[list[str], dict[str, tuple[list[Summary], list[float]]]]:
-    """Return the stems; and for each metric the stems' summaries, and the stems' numbers followed by the mean.
+    """Return the stems; and by metric, the summaries of the stems, and the numbers of the stems followed by their mean.
 
-    The mean is over MUSDB18's stems; if there are none of these, over all stems.
+    The mean is over MUSDB18's stems, or over all stems if none of these is there.
     """
     found = summarise(tracks)
     stems = _in_order(found)

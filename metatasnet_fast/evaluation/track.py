@@ -12,8 +12,9 @@ mixture, and sums run over samples and channels:
     L1freq = 100 / (1 + 10 mean | |STFT e| - |STFT s| |), frames of 2048 every 1024, not windowed
     log-WMSE: the package log-wmse-audio-quality, by its authors
 
-bleedless, fullness and L1freq are those of the program Music-Source-Separation-Training (utils/metrics.py). A silent
-reference has neither uSDR nor SI-SDR, a silent estimate has no SI-SDR: these are NaN. The other metrics count silence.
+bleedless, fullness and L1freq are those of the program Music-Source-Separation-Training (utils/metrics.py). With a
+silent reference, uSDR and SI-SDR are NaN; with a silent estimate, SI-SDR is NaN. The other metrics have a value for
+silence, too.
 """
 
 from __future__ import annotations

@@ -26,7 +26,8 @@ REST = ("accompaniment", "instrumental", "no_vocals")
 """Names that programs give to the sum of all stems but the vocals."""
 
 PIECES, PIECE_BYTES = 16, 4096
-"""Number and bytes of the pieces, spread over a file, that identify the file: a whole data set would take minutes."""
+"""Number of the pieces of a file that identify the file, spread evenly over it, and bytes of a piece. Reading whole
+files would take minutes for a data set."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,8 @@ class TrackFiles:
         return AudioTrack(self.name, rate, signals, mixtures[0] if mixtures else None)
 
     def fingerprint(self) -> str | None:
-        """Return a checksum of names, sizes and some bytes; None if a file cannot be read: :meth:`read` then raises."""
+        """Return a checksum of the files' names, sizes and some of their bytes; None if a file cannot be read, for
+        which :meth:`read` then raises an error."""
         digest = hashlib.sha256()
         try:
             for path in sorted(set(self.files.values())):
@@ -113,7 +115,7 @@ class Pair:
     reference: TrackFiles
     estimate: TrackFiles
     stems: dict[str, str]
-    """Reference -> estimate; ``accompaniment`` means the sum of all references except the vocals."""
+    """Name of a reference -> name of its estimate. The reference ``accompaniment`` is the sum of all but the vocals."""
 
     def read(self) -> tuple[AudioTrack, dict[str, torch.Tensor]]:
         """Decode references and estimates; raise :class:`EvaluationError` if they differ in sample rate or channels."""
@@ -139,7 +141,7 @@ class Pair:
 
 
 def open_tracks(path: str | os.PathLike[str], subset: str | None = None) -> list[TrackFiles]:
-    """Find the tracks of a file, a folder or a tree; if ``subset`` is given, those of ``path/subset``.
+    """Return the tracks of a file, a folder or a tree; if ``subset`` is given, the tracks of ``path/subset``.
 
     A folder with audio files is a track, its files are stems; hidden files and folders are left out.
 
@@ -174,7 +176,8 @@ def open_tracks(path: str | os.PathLike[str], subset: str | None = None) -> list
 def pair_tracks(references: Sequence[TrackFiles], estimates: Sequence[TrackFiles]) -> tuple[list[Pair], dict[str, str]]:
     """Pair tracks by name, and their stems by name.
 
-    If each side has only one track, its name is ignored; if each of these has only one stem, so is the stem's name.
+    If each side has only one track, the names of these tracks may differ. If each of the two has only one stem, the
+    names of the stems may differ, too.
 
     Returns:
         the pairs, and the names of the reference tracks without estimates, each with the reason.
@@ -215,7 +218,8 @@ def _pair_stems(reference: TrackFiles, estimate: TrackFiles, single: bool) -> di
 
 
 def _catalogued(folder: Path) -> str | None:
-    """Return the song whose stems a catalogue put into a folder, by its result file; None for other folders."""
+    """Return the name of the song whose stems a catalogue put into this folder, as its result file tells; None for
+    other folders."""
     for path in sorted(folder.glob("result*.json")):
         with suppress(OSError, ValueError, KeyError, TypeError):  # another program's file
             song = PurePosixPath(str(json.loads(path.read_text("utf-8"))["uri"]))
