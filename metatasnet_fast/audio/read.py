@@ -59,7 +59,7 @@ class AudioFile:
 
 
 class AudioStream:
-    """An audio file that is being decoded. Iterate over it once to get its blocks: float32 tensors `(channels, n)`, n > 0.
+    """An audio file that is being decoded. Iterate over it once to get blocks: float32 tensors `(channels, n)`, n > 0.
 
     `frames` is the length that the file declares, or None; in compressed formats the true length may differ by 0.1 s.
     `codec` names container and codec. `depth` is the type of the samples, such as "int16" (a `subtype` of
