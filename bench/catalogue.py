@@ -133,8 +133,7 @@ def _worker(songs: list[Song], out: Path, device: SleepingDevice) -> tuple[float
     """Separate the songs with one worker. Return the wall-clock seconds, the processor seconds of this process and of
     all others, and the number of windows."""
     settings = Settings(model="simulated", device="cpu", batch_size=4, overwrite=True)
-    # A process that waits for a GPU uses no core, but needs one as soon as the GPU is done. This sleep behaves the
-    # same.
+    # A process that waits for a GPU uses no core, but needs one as soon as the GPU is done. So does this sleep.
     cores = CorePlan.choose(torch.device("cuda"), None, None)
     with Worker(settings, str(out), engine=device, cores=cores) as worker:
         others, cpu, began = OthersTime(), _own_cpu(), time.perf_counter()

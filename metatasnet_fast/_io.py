@@ -46,7 +46,7 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         OSError: the system's error; :func:`describe_os_error` puts the reason into words.
     """
-    # A short name, as the name of ``path`` may be as long as the file system allows.
+    # The name is short, as the name of ``path`` may already be as long as the file system allows.
     part = path.with_name(f".{secrets.token_hex(8)}{PART}")
     try:
         with part.open("xb") as file:

@@ -125,7 +125,7 @@ class ProgressBar:
         self._lines, self._bar = lines, None
         try:
             terminal = sys.stderr is not None and sys.stderr.isatty()
-        except ValueError:  # closed
+        except ValueError:  # standard error is closed
             terminal = False
         if terminal:
             self._bar = _make_bar(escape(label), unit, total, initial)

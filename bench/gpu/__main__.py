@@ -114,7 +114,7 @@ class Call:
         print(f"{time.monotonic() - self.began:6.1f} s  {step.name}", flush=True)
         with open(self.work / f"{step.name}.log", "wb") as log:
             try:
-                # In its own process group, so that its children end with it.
+                # It gets its own process group, so that its children can be ended with it.
                 process = subprocess.Popen(
                     command,
                     cwd=ROOT,

@@ -53,7 +53,7 @@ def costs(launches: Sequence[Any], gpu: Gpu) -> list[Row]:
     groups: dict[Any, list[Any]] = {}
     for launch in launches:
         groups.setdefault(_key(launch), []).append(launch)
-    programs: dict[Any, list[Any]] = {}  # launches of one program go to the same process
+    programs: dict[Any, list[Any]] = {}  # launches of one program are counted in one process
     for key, own in groups.items():
         programs.setdefault(key[0], []).append((key, own[0]))
     global _queue
@@ -133,7 +133,7 @@ def _follow(cubin: bytes, name: str, place: Place, limits: dict[int, int] | None
     if limits is None:
         cost.hbm = _footprint(code, place, starts)
         return cost
-    for keys in (counts.read, counts.written):  # blocks touch distinct sectors until all are touched
+    for keys in (counts.read, counts.written):  # blocks touch distinct sectors until the whole buffer is touched
         storages, sectors = np.unique((keys & WHICH_SECTOR) >> np.uint64(33), return_counts=True)
         for storage, found in zip(storages, sectors, strict=True):
             if int(storage) not in limits:

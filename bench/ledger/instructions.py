@@ -488,7 +488,7 @@ def _to_float(s: Sources) -> Results:
         bits = numbers.astype(np.float64).view(np.uint64)
         return [low32(bits), high32(bits)]
     found = numbers.astype(np.float32)
-    if "RP" in s.words:  # round up, as division by multiplication needs
+    if "RP" in s.words:  # rounds up, which divisions by multiplication need
         short = found.astype(np.float64) < numbers.astype(np.float64)
         found = np.where(short, np.nextafter(found, np.float32(np.inf)), found)
     return [found.view(np.uint32)]
@@ -552,7 +552,7 @@ RESULTS: dict[str, Callable[[Sources], Results]] = {
     "DSETP": _compare_doubles,
 }
 """Functions that compute the results of instructions, by the first part of the opcode."""
-RESULTS |= {f"U{name}": compute for name, compute in RESULTS.items()}  # the same on uniform registers
+RESULTS |= {f"U{name}": compute for name, compute in RESULTS.items()}  # the same instructions, on uniform registers
 
 
 @functools.cache
@@ -584,6 +584,6 @@ def flops_of(i: Instruction) -> tuple[str, int]:
         return "", 0
     kind = "tf32" if "TF32" in i.modifiers else "bfloat16"
     if found[1]:
-        return kind, 2 * int(found[1]) * int(found[2]) * int(found[3]) // 4  # four warps share it
+        return kind, 2 * int(found[1]) * int(found[2]) * int(found[3]) // 4  # four warps share the product
     shapes = {"16816": 16 * 8 * 16, "1688": 16 * 8 * 8, "1684": 16 * 8 * 4}
     return f"mma {kind}", 2 * shapes[found[4]]

@@ -65,7 +65,7 @@ def launches_of(backend: str, kind: str, gpu: Gpu, only: Sequence[str] = ()) -> 
     items, samples = (ITEMS, ITEM_SECONDS * 8000) if training else (WINDOWS[kind], SECONDS * 8000)
     if backend == "triton":
         found = record(config, Precision.bfloat16, gpu.capability, items, samples, training)
-        launches = (found.preparing if training else []) + found.running  # weights are prepared once for all songs
+        launches = (found.preparing if training else []) + found.running  # for songs, weights are prepared only once
     else:
         recording_backend = RecordingBackend() if backend == "cuda" else RecordingWgmmaBackend()
         ready = engine(MultiTasNet(config), recording_backend, Precision.bfloat16)

@@ -139,8 +139,8 @@ def predict(cost: Cost, gpu: Gpu) -> Prediction:
             continue
         rate = SUSTAINED * gpu.products[kind.removeprefix("mma ")]
         products += operations / (rate * (MMA_ON_90 if kind.startswith("mma ") and gpu.capability >= 90 else 1))
-    each = cost.blocks / gpu.multiprocessors  # blocks of a multiprocessor
-    uneven = math.ceil(each) / each if each else 1.0  # factor of the multiprocessor with the most
+    each = cost.blocks / gpu.multiprocessors  # blocks of a multiprocessor, on average
+    uneven = math.ceil(each) / each if each else 1.0  # blocks of the fullest multiprocessor over this average
     own = min(resident, math.ceil(each)) * cost.busiest
     parts = {
         "memory": cost.hbm / gpu.bandwidth,

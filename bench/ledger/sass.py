@@ -95,7 +95,7 @@ class Instruction:
         """Registers of a UTMALDG: the pair with the tensor map's address, then the coordinates of the box."""
         to, box = (
             o.parts[0][0] for o in self.operands[:2]
-        )  # `to` and the next register: shared memory and the barrier
+        )  # `to` and the next register hold the addresses of shared memory and of the barrier
         dimensions = next(int(m[0]) for m in self.opcode.split(".")[1:] if re.fullmatch(r"\dD", m))
         return (box, following(box, 1), *(following(to, 2 + k) for k in range(dimensions)))
 
@@ -126,7 +126,7 @@ class Function:
     def successors(self, position: int) -> list[int]:
         """Return the positions that may follow the instruction at ``position``."""
         i = self.instructions[position]
-        if i.base == "RET":  # to the instruction after any call
+        if i.base == "RET":  # leads to the instruction after any call
             return [c.at // 16 + 1 for c in self.instructions if c.base == "CALL"]
         conditional = i.guard is not None or (i.base == "BRA" and bool(i.operands))
         after = [position + 1] if i.base not in FLOW or conditional else []
@@ -289,7 +289,7 @@ def _read(at: int, raw: dict[str, Any], starts: dict[str, int]) -> Instruction:
         names = [following(o.name, k) for k in range(count)] if o.name else []
         names += [name for part in o.parts for name in _names(*part)]
         (writes if n < results else reads).update(names)
-    if base == "P2R":  # the predicates that the mask selects
+    if base == "P2R":  # it reads the predicates that the mask selects
         reads |= {f"P{k}" for k in range(7) if int(operands[-1].value) >> k & 1}
     first = next((count for o, count in zip(operands[:results], counts, strict=False) if o.kind == "register"), 1)
     return Instruction(at, opcode, operands, guard, target, frozenset(reads), frozenset(writes), results, first)
@@ -297,7 +297,7 @@ def _read(at: int, raw: dict[str, Any], starts: dict[str, int]) -> Instruction:
 
 def _split(text: str) -> list[str]:
     """Split operands at commas, and between addresses that have no comma between them."""
-    kept = re.sub(r"(c|desc)\[([^\]]*)\]\[([^\]]*)\]", r"\1<\2><\3>", text)  # a constant or an address in two parts
+    kept = re.sub(r"(c|desc)\[([^\]]*)\]\[([^\]]*)\]", r"\1<\2><\3>", text)  # keep both parts of an operand together
     parts = re.sub(r"(desc<[^>]*><[^>]*>|\[[^\]]*\])", r",\1,", kept).replace("<", "[").replace(">", "]")
     return [word.strip() for word in parts.split(",") if word.strip()]
 
@@ -340,7 +340,7 @@ def _results(base: str, operands: tuple[Operand, ...]) -> int:
         return 2
     if base not in ("IADD3", "LEA", "LOP3", "IMAD"):
         return 1
-    if operands[0].kind == "predicate":  # a predicate in front of the result
+    if operands[0].kind == "predicate":  # a predicate stands before the result
         return 2
     return 1 + len(list(itertools.takewhile(lambda o: o.kind == "predicate", operands[1:3])))
 

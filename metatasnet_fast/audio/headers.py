@@ -72,9 +72,9 @@ def recognise(start: bytes) -> str | None:
     if len(start) > 376 and start[0] == start[188] == start[376] == 0x47:
         return "MPEG transport stream"
     if len(start) > 1 and start[0] == 0xFF and start[1] & 0xE0 == 0xE0 and start[1] not in (0xFE, 0xFF):
-        return "MPEG audio"  # eleven set bits; AAC in ADTS has them too
+        return "MPEG audio"  # eleven set bits, with which AAC in ADTS begins too
     if len(start) > 1 and start[0] == 0x56 and start[1] & 0xE0 == 0xE0:
-        return "AAC"  # LATM
+        return "AAC"  # in the transport format LATM
     return "ID3" if start.startswith(b"ID3") else None
 
 
@@ -121,7 +121,8 @@ def ogg_ends(path: Path) -> OggEnds:
     last = tail[max(0, tail.rfind(b"OggS")) :]
     if len(last) < 27:
         return OggEnds(cut=True, unmarked=False, chained=False, early=False)
-    # Byte 5: 4 marks a stream's last page. Bytes 14 to 17: the stream's number. Byte 26: segments, then their lengths.
+    # In byte 5, the bit of value 4 marks a stream's last page. Bytes 14 to 17 are the number of the stream. Byte 26 is the
+    # number of segments; the lengths of the segments follow.
     whole = len(last) >= 27 + last[26] + sum(last[27 : 27 + last[26]])
     unmarked = whole and not last[5] & 4
     return OggEnds(not whole, unmarked, chained=head[14:18] != last[14:18], early=_begins_early(head))
@@ -271,9 +272,9 @@ def _find_samples(file: BinaryIO, layout: _Layout, size: int) -> tuple[int, int]
     wide: int | None = None
     for name, start, length in layout.chunks(file, layout.first, size):
         file.seek(start)
-        if name == b"ds64":  # the sizes in an RF64 file: of the whole file, then of its samples
+        if name == b"ds64":  # holds the sizes of an RF64 file and of its samples
             wide = struct.unpack("<QQ", file.read(16).ljust(16, b"\0"))[1]
-        elif name == b"data" and layout.count == 8 and not layout.whole:  # CAF: the number of edits comes first
+        elif name == b"data" and layout.count == 8 and not layout.whole:  # in CAF, a number of edits comes first
             return start + 4, max(0, length - 4)
         elif name == b"data":
             return start, wide if wide is not None and length == 0xFFFFFFFF else length

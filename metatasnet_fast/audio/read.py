@@ -209,7 +209,7 @@ def _check_file(path: Path, name: str) -> None:
         if isinstance(name, str) and is_address(name):
             raise AudioReadError(f"{name} is an address, and nothing is fetched here; download it first.") from None
         raise AudioReadError(f"There is no file {path}; check the path.") from None
-    except AudioReadError:  # an OSError, too
+    except AudioReadError:  # it is an OSError, too
         raise
     except PermissionError:
         raise AudioReadError(f"{path} may not be read by this user; change its permissions.") from None
@@ -377,7 +377,7 @@ def _walk(top: str, exclude: Collection[str], onerror: Callable[[OSError], objec
         if base in walked:
             continue
         for place, folders, files in os.walk(start, onerror=onerror):
-            # Only ``start`` can be the target of a link: os.walk enters none.
+            # Only ``start`` can be the target of a link, as os.walk follows no links.
             real = os.path.normpath(os.path.join(base, place[len(start) :].lstrip(os.sep)))
             walked.add(real)
             names = sorted(name for name in folders if not name.startswith("."))

@@ -107,7 +107,7 @@ def _build(sr_in: int, sr_out: int, dtype: torch.dtype, device: torch.device) ->
         n, frac = time // up, (time % up) / up
         left = _wing(scale * frac * POINTS_PER_ZERO, stride, scale)
         right = _wing((scale - scale * frac) * POINTS_PER_ZERO, stride, scale)
-        # Column q, row r: the tap by which output q multiplies input n[0] - before + r.
+        # Row r of column q is the tap by which output q multiplies input n[0] - before + r.
         matrix = np.zeros((int(n[-1] - n[0]) + before + 1 + right.shape[1], len(n)))
         column = np.arange(len(n))[:, None]
         centre = (n - n[0] + before)[:, None]

@@ -122,7 +122,7 @@ class Row:
 
 
 def write_rows(rows: Iterable[Row], path: Path) -> None:
-    """Replace the file as a whole, so that the rows written before survive if the program is killed."""
+    """Write rows as JSON lines. The file is replaced as a whole, so that killed programs lose no row written before."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, "".join(row.to_json() + "\n" for row in rows).encode())
 

@@ -130,7 +130,7 @@ def split_tracks(tracks: Iterable[Track]) -> list[Track]:
     for track in tracks:
         count = 1
         if not track.problem:
-            with contextlib.suppress(MetaTasNetError), open_audio(track.path) as stream:  # separating reports it
+            with contextlib.suppress(MetaTasNetError), open_audio(track.path) as stream:  # separating reports the error
                 count = stream.tracks
         if count == 1:
             found.append(track)

@@ -134,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Flush here: an error at the end of the interpreter would print a message that users cannot understand.
         sys.stdout.flush()
         return code
-    except SystemExit as leaving:  # argparse: --help, --version, and its errors; SIGTERM
+    except SystemExit as leaving:  # raised by argparse (--help, --version, errors) and after SIGTERM
         return leaving.code if isinstance(leaving.code, int) else 0
     except MetaTasNetError as error:
         tell(str(error), "error")

@@ -241,7 +241,7 @@ def _add_settings(group: argparse._ArgumentGroup, settings: type[Any], texts: Ma
         flags = [f"--{field.name}", *([f"--{field.name.replace('_', '-')}"] if "_" in field.name else [])]
         default = "none" if field.default is None else field.default
         if field.name == "added_instruments":
-            continue  # --add-instrument
+            continue  # --add-instrument sets it
         text = f"{texts.get(field.name) or field.metadata['help']} (default: {default})"
         kind = str(field.type).removesuffix(" | None")
         if field.name == "instruments":

@@ -170,7 +170,7 @@ def bss_eval(
     silent = tuple(
         f"{what} of {labels[index]}"
         for what, signals, by_frame in zip(("reference", "estimate"), (reference, estimate), silences, strict=True)
-        if bool(by_frame.all(dim=1).any())  # then the tail that no frame covers must be read too
+        if bool(by_frame.all(dim=1).any())  # if so, the tail that no frame covers must be read, too
         for index in torch.nonzero(signals.silent(slice(0, signals.samples))).flatten().tolist()
     )
     if silent and strict:

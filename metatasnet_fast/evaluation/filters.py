@@ -104,7 +104,7 @@ def solve(correlations: Correlations, noise: float = 0.0) -> tuple[torch.Tensor,
         solution = _substitute(factor, right)
         if shift:
             solution = solution + _substitute(factor, right - _gram_times(lagged, solution))
-        del factor  # its memory is as large as the matrix of the next attempt
+        del factor  # it takes as much memory as the matrix of the next attempt
         # A solution that is not finite has the residual NaN, which is never small.
         if float(((right - _gram_times(lagged, solution)).norm(dim=0) / scale).max()) < _RESIDUAL:
             method = "shifted cholesky" if shift else "cholesky"
@@ -210,7 +210,7 @@ def projected_energies(
         energies[0, now] = _energy(target, length)
         energies[1, now] = _energy(projection, length)
         energies[2, now] = _energy(projection - target, length)
-        # In place: the spectra of a few windows take most of the memory here.
+        # Subtract in place: the spectra of a few windows take most of the memory here.
         energies[3, now] = _energy(target.sub_(reference), length)
         energies[4, now] = _energy(estimate.sub_(projection), length)
     return {name: energy.T for name, energy in zip(names, energies, strict=True)}
@@ -234,7 +234,7 @@ def _filter_spectra(filters: torch.Tensor, length: int) -> torch.Tensor:
     """Return the spectra of filters (inputs, delays, outputs), complex128 (length / 2 + 1, inputs, outputs)."""
     inputs, _, outputs = filters.shape
     spectra = filters.new_empty(length // 2 + 1, inputs, outputs, dtype=torch.complex128)
-    # One input at a time: padded to a window's length, all filters together would take as much memory again.
+    # Transform one input at a time: padded to a window's length, all filters together would take as much memory again.
     for index in range(inputs):
         spectra[:, index] = torch.fft.rfft(filters[index].T, n=length).T
     return spectra
@@ -243,6 +243,6 @@ def _filter_spectra(filters: torch.Tensor, length: int) -> torch.Tensor:
 def _energy(spectrum: torch.Tensor, length: int) -> torch.Tensor:
     """Return the energies per window and source of real signals of an even `length`, from their one-sided spectra."""
     power = torch.view_as_real(spectrum).flatten(3).square()
-    # Bins first: a sum over rows of contiguous memory.
+    # Sum over the bins first, which are rows of contiguous memory.
     energy: torch.Tensor = ((2 * power.sum(dim=0) - power[0] - power[-1]) / length).sum(dim=-1)
     return energy

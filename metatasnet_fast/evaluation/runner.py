@@ -215,7 +215,7 @@ class _Run:
         if self.page is not None:
             try:
                 page = self.write_page(track, estimates, scores)
-            except MetaTasNetError as error:  # the scores are there
+            except MetaTasNetError as error:  # the track is scored, even without a page
                 notes = (*notes, f"There is no page to listen to. {error}")
         audio_seconds = max(signal.shape[-1] for signal in track.signals) / track.rate
         return TrackOutcome(track.name, "done", None, notes, audio_seconds, read - began, seconds, page, scores)

@@ -110,7 +110,7 @@ def _ratio(signal: float, error: float) -> float:
 
 
 def _l1_frequency(stem: _Stem) -> float:
-    if stem.samples <= 1024:  # half a frame is reflected at both ends
+    if stem.samples <= 1024:  # too short: half a frame is reflected at both ends
         return math.nan
     reference, estimate = (
         torch.stft(x, 2048, 1024, window=torch.ones(2048, device=x.device), return_complex=True).abs()
@@ -264,7 +264,7 @@ def evaluate_track(
             targets.pop(stem, None)
             targets[stem] = {metric: values[index] for metric, values in scores.values.items()}
         scored.append(scores)
-    # Each stem once, in order, although both groups contain the vocals.
+    # Name each stem once, in order, although both groups contain the vocals.
     silent = tuple(dict.fromkeys(source for scores in scored for source in scores.silent))
     bands = tuple(dict.fromkeys(band for scores in scored for band in scores.empty_bands))
     found_warnings = BssScores({}, silent, (), bands, scoring.regularise).warnings()

@@ -221,7 +221,7 @@ def _catalogued(folder: Path) -> str | None:
     """Return the name of the song whose stems a catalogue put into this folder, as its result file tells; None for
     other folders."""
     for path in sorted(folder.glob("result*.json")):
-        with suppress(OSError, ValueError, KeyError, TypeError):  # another program's file
+        with suppress(OSError, ValueError, KeyError, TypeError):  # it is a file of another program
             song = PurePosixPath(str(json.loads(path.read_text("utf-8"))["uri"]))
             return song.parent.name if song.stem in MIXTURES else song.stem
     return None
