@@ -1,4 +1,4 @@
-"""Options of the benchmarks of whole cases."""
+"""Define the options of test_bench_network.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The GPU script, in two commands: build, tests, times, counters.
+"""Run the GPU script in two calls: build, tests, times, counters.
 
     python -m bench.gpu a --out DIR       560 seconds: all steps
     python -m bench.gpu b --out DIR       190 seconds: what failed in call a, or was cut off; then what is left to try

@@ -1,7 +1,8 @@
 """Compute what instructions write to registers and predicates, for all threads at once.
 
-Registers are ``uint32`` and predicates ``bool``, with one value for each thread or one for all. Instructions do what the
-instruction sets from sm_80 to sm_90 do, as far as compilers use them for indices. Names of opcodes: CUDA binary utilities.
+Registers are ``uint32`` and predicates ``bool``, with one value for each thread or one for all. Instructions do what
+the instruction sets from sm_80 to sm_90 do, as far as compilers use them for indices. NVIDIA's "CUDA Binary Utilities"
+explains the names of opcodes.
 """
 
 from __future__ import annotations

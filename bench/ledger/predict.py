@@ -36,7 +36,7 @@ class Gpu:
 
     Attributes:
         capability: compute capability without its point.
-        clock: in Hz, boost.
+        clock: boost clock in Hz.
         level_2: bytes per second that multiprocessors can read from the second-level cache, as others have measured.
         products: floating-point operations per second on tensor cores, dense, by kind of operands.
         shared: bytes of shared memory of a multiprocessor.

@@ -73,9 +73,9 @@ class Instruction:
     reads: frozenset[str]
     writes: frozenset[str]
     results: int
-    """Number of operands, from the first one on, that the instruction writes."""
+    """Number of operands that the instruction writes; they come before the others."""
     result_registers: int
-    """Consecutive registers that the result takes."""
+    """Number of consecutive registers that the result takes."""
 
     @property
     def base(self) -> str:

@@ -156,7 +156,7 @@ def read_rows(path: Path) -> list[Row]:
 
 @dataclass(frozen=True)
 class Change:
-    """One implementation on one case in both runs."""
+    """The comparison of one implementation on one case in two runs."""
 
     key: tuple[str, str, str]
     what: str

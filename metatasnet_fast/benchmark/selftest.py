@@ -75,7 +75,7 @@ class Result:
     eager: float
     """Eager PyTorch's error in the same precision."""
     output: str
-    """The output that ``error`` belongs to; if the backend raised, its error."""
+    """The output that ``error`` belongs to; if the backend raised an error, the text of that error."""
 
     @property
     def passed(self) -> bool:
