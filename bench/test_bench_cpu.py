@@ -1,4 +1,4 @@
-"""Measure the backend ``cpu`` against eager PyTorch and ``torch.compile``: end to end, pass by pass, by instruction set.
+"""Measure the backend ``cpu`` against eager PyTorch and ``torch.compile``: whole, by pass, and by instruction set.
 
     pytest bench/test_bench_cpu.py --benchmark-json=cpu.json [-k "not compiled"]
     python -m bench.test_bench_cpu [--seconds 8] [--rounds 3] [--threads 1] [--isas amx_bf16,avx512_bf16] [--out FILE]

@@ -121,7 +121,7 @@ def ogg_ends(path: Path) -> OggEnds:
     last = tail[max(0, tail.rfind(b"OggS")) :]
     if len(last) < 27:
         return OggEnds(cut=True, unmarked=False, chained=False, early=False)
-    # In byte 5, the bit of value 4 marks a stream's last page. Bytes 14 to 17 are the number of the stream. Byte 26 is the
+    # In byte 5, the bit of value 4 marks a stream's last page. Bytes 14 to 17 are the stream's number. Byte 26 is the
     # number of segments; the lengths of the segments follow.
     whole = len(last) >= 27 + last[26] + sum(last[27 : 27 + last[26]])
     unmarked = whole and not last[5] & 4

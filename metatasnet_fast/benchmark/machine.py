@@ -244,9 +244,9 @@ class HostTimer:
 class EventTimer:
     """A timer that puts CUDA events around one call, after writing four times the size of the L2 cache.
 
-    That write also keeps the device busy while the host enqueues the call, so that the start event does not wait for the
-    host. If the host launches kernels more slowly than the device runs them, that waiting time counts, as it does for a
-    user.
+    That write also keeps the device busy while the host enqueues the call, so that the start event does not wait for
+    the host. If the host launches kernels more slowly than the device runs them, that waiting time counts, as it does
+    for a user.
     """
 
     method = "CUDA events, L2 cold"
@@ -269,8 +269,8 @@ class EventTimer:
 class GraphTimer:
     """A timer that replays a CUDA graph of the call with a cold L2 cache: device time without the host's launches.
 
-    The function must read its inputs from tensors that stay where they are, and must not synchronise. A graph is captured at
-    the first call of each function, and kept.
+    The function must read its inputs from tensors that stay where they are, and must not synchronise. A graph is
+    captured at the first call of each function, and kept.
 
     Args:
         one_pool: the graphs share their memory, so a function's results last only until another function is replayed.

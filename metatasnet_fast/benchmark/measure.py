@@ -10,11 +10,11 @@ Rules that make the numbers trustworthy:
 - an implementation that fails a check in round 20 also loses its times of the first 19 rounds.
 
 The parity rule: the error is the relative L2 distance from the plain-PyTorch network in float64. The allowed error is a
-multiple of the error that eager PyTorch has in the same precision on the same inputs: 3 times in float32 (10 times for the
-gradients of a whole network, which are ill-conditioned), 1.5 times in tf32, bfloat16 and float16, and always at least 3e-6.
-In float64 it is 1e-6. Eager itself, and everything else, must also stay below an upper limit that only a broken computation
-reaches. In bfloat16 and float16 the gradients of a whole network are noise in any program; of them only the norm is checked:
-not zero, not NaN, not ten times too large or too small.
+multiple of the error that eager PyTorch has in the same precision on the same inputs: 3 times in float32 (10 times for
+the gradients of a whole network, which are ill-conditioned), 1.5 times in tf32, bfloat16 and float16, and always at
+least 3e-6. In float64 it is 1e-6. Eager itself, and everything else, must also stay below an upper limit that only a
+broken computation reaches. In bfloat16 and float16 the gradients of a whole network are noise in any program; of them
+only the norm is checked: not zero, not NaN, not ten times too large or too small.
 """
 
 from __future__ import annotations

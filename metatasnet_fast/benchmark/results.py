@@ -1,4 +1,4 @@
-"""Results of a measurement: rows, each an implementation's result on a case; their record, comparison, table and picture.
+"""Show and compare results: rows, each with the result of an implementation on a case; their file, table and picture.
 
 The picture shows how many times faster than eager PyTorch each implementation is, and how far below the roof.
 

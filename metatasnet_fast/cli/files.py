@@ -1,7 +1,7 @@
 """The files of a command line: find the inputs and name their tracks, name the stems' files, record the stems' origins.
 
-Stems are named by a template, and the plan is checked before any work is done. The record of the origins is a small hidden
-file next to the stems: it says from which recording and model each stem was made.
+Stems are named by a template, and the plan is checked before any work is done. The record of the origins is a small
+hidden file next to the stems: it says from which recording and model each stem was made.
 """
 
 from __future__ import annotations

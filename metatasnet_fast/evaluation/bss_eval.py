@@ -269,7 +269,10 @@ def require_finite(*values: torch.Tensor) -> None:
 
 
 def empty_bands(references: Signals, sample_rate: float, names: Sequence[str]) -> tuple[EmptyBand, ...]:
-    """Return the widest band without energy of each non-silent reference that has one, by Welch's averaged power spectra."""
+    """Return the widest band without energy of each non-silent reference that has such a band.
+
+    The spectra are Welch's averaged power spectra.
+    """
     last = references.samples - BAND_FFT
     if last < 0:
         return ()

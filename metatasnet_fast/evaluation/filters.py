@@ -34,8 +34,8 @@ _RESIDUAL = 1e-9
 class Correlations:
     """Lagged products of the signals of a track, float64, with the lag k in the last dimension.
 
-    `references` (a, b, delays) is ``sum_t x_a(t) x_b(t + k)``; `estimates` (a, e, delays) is the same with estimates. Here a
-    and b count the channels of all references, e those of all estimates.
+    `references` (a, b, delays) is ``sum_t x_a(t) x_b(t + k)``; `estimates` (a, e, delays) is the same with estimates.
+    Here a and b count the channels of all references, e those of all estimates.
     """
 
     references: torch.Tensor
@@ -81,9 +81,9 @@ def correlate(references: Signals, estimates: Signals, delays: int) -> Correlati
 def solve(correlations: Correlations, noise: float = 0.0) -> tuple[torch.Tensor, str]:
     """Return the filters (a, delays, e), float64, and the method: ``"cholesky"``, ``"shifted cholesky"`` or ``"lstsq"``.
 
-    The sizes a and e are those of :class:`Correlations`. As in museval, the float64 epsilon is added to the diagonal of G,
-    which keeps the filters of an all-zero channel at zero. `noise`, the energy of white noise in every reference relative
-    to the reference's energy, is added there, too.
+    The sizes a and e are those of :class:`Correlations`. As in museval, the float64 epsilon is added to the diagonal of
+    G, which keeps the filters of an all-zero channel at zero. `noise`, the energy of white noise in every reference
+    relative to the reference's energy, is added there, too.
 
     G is positive semi-definite by construction, and for most music Cholesky suffices. Mono stems make G exactly
     singular: because of rounding, the factorisation then fails or gives a meaningless factor (LU is no better: it meets
