@@ -216,8 +216,8 @@ def _backward_kernel(
     bs: Tensor, affine_1: Tensor, affine_2: Tensor, dilations: list[int], tf32: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     p = BlockParameters(conv1d, slope_1, gamma_1, beta_1, taps, slope_2, gamma_2, beta_2, out, bias)
-    kept = kernels("blocks", x.dtype).Kept(xs, cs, bs, affine_1, affine_2)
-    launcher = kernels("blocks_backward", x.dtype).blocks_backward
+    module = kernels("blocks", x.dtype)
+    kept, launcher = module.Kept(xs, cs, bs, affine_1, affine_2), module.blocks_backward
     weights = _launcher_weights(x, p, dilations)
     found: tuple[Tensor, ...] = launcher(dskips.contiguous(), unit_stride(x), kept, weights, tf32)
     return found

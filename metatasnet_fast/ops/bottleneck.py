@@ -115,14 +115,14 @@ def _backward_kernel(
     dy: Tensor, x: Tensor, weight: Tensor, y: Tensor | None, rows: int, need_x: bool, need_bias: bool, rectified: bool,
     tf32: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    module, backward = kernels("bottleneck", x.dtype), kernels("bottleneck_backward", x.dtype)
+    module = kernels("bottleneck", x.dtype)
     dy = unit_stride(dy if y is None else torch.where(y > 0, dy, 0))
     x, precision = unit_stride(x), products(tf32, x)
     dx, gate = x.new_empty(0), x.contiguous() if rectified else None
     if need_x:
         dx = module.product(dy, weight.to(x.dtype).T, precision, gate=gate)
-    dw, dbias = backward.weight_gradient(dy, x, x.shape[2], precision, bias=need_bias)
-    dshare = backward.interpolation_backward(dy, rows) if rows else dw.new_empty(0)
+    dw, dbias = module.weight_gradient(dy, x, x.shape[2], precision, bias=need_bias)
+    dshare = module.interpolation_backward(dy, rows) if rows else dw.new_empty(0)
     return dx, dw.contiguous(), dbias.contiguous(), dshare
 
 

@@ -96,8 +96,7 @@ def _backward_kernel(
             dy, bank.to(signal.dtype).contiguous(), stride, padding, signal.shape[1], precision, narrow=narrow, inner=inner,
             dtype=signal.dtype,
         )  # fmt: skip
-    weight_gradient = kernels("bottleneck_backward", signal.dtype).weight_gradient
-    dbank, _ = weight_gradient(dy, unit_stride(signal), bank.shape[1], precision, framing=framing)
+    dbank, _ = common.weight_gradient(dy, unit_stride(signal), bank.shape[1], precision, framing=framing)
     return dsignal, dbank.contiguous()
 
 

@@ -111,7 +111,7 @@ def _backward_kernel(
     dy: Tensor, x: Tensor, v: Tensor | None, weight: Tensor, slope: Tensor, affine: Tensor, gamma: Tensor,
     beta: Tensor, tf32: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    dx, dv, *others = kernels("in_conv_backward", x.dtype).in_conv_backward(
+    dx, dv, *others = kernels("in_conv", x.dtype).in_conv_backward(
         unit_stride(dy), unit_stride(x), _unit(v), weight.contiguous(), slope, affine, beta.contiguous(), tf32
     )
     return dx, x.new_empty(0) if dv is None else dv, *others

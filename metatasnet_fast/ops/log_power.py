@@ -81,7 +81,7 @@ def _log_power(signal: Tensor, window: Tensor, mean: Tensor, hop: int) -> Tensor
 
 
 def _backward_kernel(dy: Tensor, signal: Tensor, window: Tensor, hop: int) -> Tensor:
-    found: Tensor = kernels("log_power_backward", signal.dtype).log_power_backward(
+    found: Tensor = kernels("log_power", signal.dtype).log_power_backward(
         dy.contiguous(), unit_stride(signal.float()), window.float().contiguous(), hop
     )
     return found.to(signal.dtype)

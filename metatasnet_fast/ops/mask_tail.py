@@ -147,7 +147,7 @@ def _mask_tail(
 def _backward_kernel(
     dy: Tensor, m: Tensor, latent: Tensor, slope: Tensor, affine: Tensor, gamma: Tensor, beta: Tensor, softmax: int
 ) -> tuple[Tensor, ...]:
-    found: tuple[Tensor, ...] = kernels("mask_tail_backward", m.dtype).mask_tail_backward(
+    found: tuple[Tensor, ...] = kernels("mask_tail", m.dtype).mask_tail_backward(
         unit_stride(dy), unit_stride(m), unit_stride(latent), slope, affine, beta.contiguous(), softmax
     )
     return found

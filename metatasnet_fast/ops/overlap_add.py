@@ -73,8 +73,7 @@ def _backward_kernel(
     dy = unit_stride(dy.to(x.dtype))
     gate = x.contiguous() if rectified else None
     dx = common.product(dy, bank.to(x.dtype), precision, gate=gate, framing=framing)
-    weight_gradient = kernels("bottleneck_backward", x.dtype).weight_gradient
-    dbank, _ = weight_gradient(unit_stride(x), dy, bank.shape[1], precision, framing=framing)
+    dbank, _ = common.weight_gradient(unit_stride(x), dy, bank.shape[1], precision, framing=framing)
     return dx, dbank.contiguous()
 
 
