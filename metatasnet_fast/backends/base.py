@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -16,7 +17,9 @@ from ..errors import ShapeError
 from ..precision import Precision
 from ..reference import LossWeights
 
-__all__ = ["Backend", "Request", "check_device"]
+__all__ = ["Backend", "Request", "check_device", "exactly"]
+
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -115,3 +118,14 @@ def check_device(tensor: Tensor, device: torch.device) -> None:
     """Raise :class:`ShapeError` for a tensor that is not on the device of the weights."""
     if tensor.device != device:
         raise ShapeError(f"A tensor is on {tensor.device}, the weights on {device}: move one of them.")
+
+
+def exactly(method: Method) -> Method:
+    """Run a method without autocast, which would round the results of PyTorch's operations in the method."""
+
+    @functools.wraps(method)
+    def run(*args: Any, **named: Any) -> Any:
+        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+            return method(*args, **named)
+
+    return cast(Method, run)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from ..config import StageConfig
 from ..errors import BackendUnavailableError
 from ..precision import Precision
 from ..reference import LossWeights
-from .base import Backend, Request, check_device
+from .base import Backend, Request, check_device, exactly
 from .cpu_training import Cosines, Decode, Encode, Mask, by_frames, latents, unit_channels
 from .cpu_weights import MelShare, arrays, generate, sizes, weight_tensors
 
@@ -27,18 +26,6 @@ ISA_VARIABLE = "METATASNET_CPU_ISA"
 """Environment variable that forces an instruction set: one of ``metatasnet_fast._native.cpu_isas()``."""
 
 CPU = torch.device("cpu")
-Method = TypeVar("Method", bound=Callable[..., Any])
-
-
-def _exactly(method: Method) -> Method:
-    """Run a method without autocast, which would round the results of PyTorch's operations in the method."""
-
-    @functools.wraps(method)
-    def run(*args: Any, **named: Any) -> Any:
-        with torch.autocast("cpu", enabled=False):
-            return method(*args, **named)
-
-    return cast(Method, run)
 
 
 @dataclass(frozen=True)
@@ -135,7 +122,7 @@ class CpuBackend(Backend):
             return f"it knows float32 and bfloat16, not {request.precision.value}; choose one of them."
         return None
 
-    @_exactly
+    @exactly
     def prepare(self, config: StageConfig, parameters: Mapping[str, Tensor], precision: Precision) -> _Prepared:
         """Generate and pack the weights; raise :class:`BackendUnavailableError` if the backend cannot run."""
         module, reason = native.load(), self.unavailable()
@@ -155,7 +142,7 @@ class CpuBackend(Backend):
         mel = MelShare.of(weights.encoder, config, stage.latent_ld)
         return _Prepared(config, stage, mel, tensors if training else None)
 
-    @_exactly
+    @exactly
     def encode(self, prepared: _Prepared, signal: Tensor) -> Tensor:
         config, stage = prepared.config, prepared.stage
         config.check_signal(signal.shape)
@@ -173,7 +160,7 @@ class CpuBackend(Backend):
             stage.encode(wave, mel, latent, None, torch.get_num_threads())
         return latent[..., : config.N].transpose(1, 2)
 
-    @_exactly
+    @exactly
     def mask(
         self, prepared: _Prepared, latent: Tensor, partial: Tensor | None, dropout: Tensor | None = None
     ) -> Tensor:
@@ -194,7 +181,7 @@ class CpuBackend(Backend):
         stage.mask(x, own, previous, masked, None, torch.get_num_threads())
         return masked[..., : config.N].transpose(2, 3)
 
-    @_exactly
+    @exactly
     def decode(self, prepared: _Prepared, latent: Tensor) -> Tensor:
         prepared.config.check_latent(latent.shape)
         check_device(latent, CPU)
@@ -206,7 +193,7 @@ class CpuBackend(Backend):
         prepared.stage.decode(x, signal, None, torch.get_num_threads())
         return signal[:, None]
 
-    @_exactly
+    @exactly
     def stage_loss(
         self,
         estimate: Tensor,

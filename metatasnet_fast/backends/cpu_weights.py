@@ -15,8 +15,8 @@ from torch import Tensor
 from .. import reference
 from ..config import StageConfig
 from ..reference import StageWeights
-from ..reference.codec import FLOOR
 from ..reference.generator import EncoderWeights
+from ..reference.network import FLOOR
 from .cpu_training import Expand
 
 __all__ = ["MelShare", "arrays", "generate", "sizes", "weight_tensors"]

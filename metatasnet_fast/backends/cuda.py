@@ -18,8 +18,7 @@ from ..errors import BackendUnavailableError
 from ..precision import Precision
 from .base import Request, check_device
 from .cuda_weights import pack, persistent_arrays, sizes, slopes, spectrogram_arrays
-from .gpu import driver_version, no_gpu_reason
-from .graphs import GraphedBackend, Graphs, switched_on
+from .gpu import GraphedBackend, Graphs, driver_version, no_gpu_reason, switched_on
 
 __all__ = ["KERNELS", "OLDEST", "UNVERIFIED", "CudaBackend", "WgmmaBackend"]
 

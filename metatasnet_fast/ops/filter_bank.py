@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..errors import ShapeError
+from .bottleneck import Rectified, added, check_bank, framed, gated, narrowed, rounded
 from .bottleneck import forward as product
-from .frames import Rectified, added, check_bank, framed, gated, narrowed, rounded
 from .operator import differentiable, kernels, operator, products, unit_stride
 
 __all__ = ["filter_bank", "rectified_filter_bank"]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .frames import Rectified, added, check_bank, check_frames, framed, gated, narrowed, rounded
+from .bottleneck import Rectified, added, check_bank, check_frames, framed, gated, narrowed, rounded
 from .operator import differentiable, kernels, operator, products, unit_stride, wide
 
 __all__ = ["overlap_add"]
