@@ -25,9 +25,9 @@ from torch import Tensor
 
 from bench.test_bench_cpu import CONFIG, network
 from metatasnet_fast import native
-from metatasnet_fast.backends.base import Backend
 from metatasnet_fast.backends.cpu import ISA_VARIABLE, CpuBackend
 from metatasnet_fast.backends.reference import ReferenceBackend
+from metatasnet_fast.backends.registry import Backend
 from metatasnet_fast.benchmark.machine import describe
 from metatasnet_fast.benchmark.workloads import engine
 from metatasnet_fast.precision import Precision

@@ -35,8 +35,7 @@ from torch import Tensor
 
 from .group_norm import norm_sums_kernel
 from .launch import TILE, alignment, channel_block, launch, power_of_two, strides
-from .statistics import GROUPS
-from .tile import activation, slope_of
+from .statistics import GROUPS, activation, slope_of
 
 __all__ = [
     "FRAMES", "PER_LN_2", "mask_tail_backward", "mask_tail_dx_kernel", "mask_tail_forward", "mask_tail_fwd_kernel",

@@ -24,7 +24,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ..config import MetaTasNetConfig, StageConfig
 from ..precision import Precision
-from .base import Backend
+from .registry import Backend
 
 __all__ = [
     "EVERY", "ParameterWatch", "PreparedCache", "can_watch", "collect_parameters", "fingerprint", "hash_on_device",

@@ -16,9 +16,9 @@ from ..config import StageConfig
 from ..errors import BackendUnavailableError
 from ..precision import Precision
 from ..reference import LossWeights
-from .base import Backend, Request, check_device, exactly
 from .cpu_training import Cosines, Decode, Encode, Mask, by_frames, latents, unit_channels
 from .cpu_weights import MelShare, arrays, generate, sizes, weight_tensors
+from .registry import Backend, Request, check_device, exactly
 
 __all__ = ["ISA_VARIABLE", "CpuBackend", "give_back_memory"]
 

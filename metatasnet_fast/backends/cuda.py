@@ -16,9 +16,9 @@ from .. import native, reference
 from ..config import StageConfig
 from ..errors import BackendUnavailableError
 from ..precision import Precision
-from .base import Request, check_device
 from .cuda_weights import pack, persistent_arrays, sizes, slopes, spectrogram_arrays
 from .gpu import GraphedBackend, Graphs, driver_version, no_gpu_reason, switched_on
+from .registry import Request, check_device
 
 __all__ = ["KERNELS", "OLDEST", "UNVERIFIED", "CudaBackend", "WgmmaBackend"]
 

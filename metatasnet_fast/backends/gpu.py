@@ -31,7 +31,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from .base import Backend
+from .registry import Backend
 
 __all__ = [
     "GraphedBackend", "Graphs", "SECONDS", "SHAPES", "GRAPHS", "capture", "compiler_reason", "driver_version",

@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import reference
 from ..config import StageConfig
 from ..precision import Precision, tf32_products
-from .base import Backend, Request
+from .registry import Backend, Request
 
 __all__ = ["ReferenceBackend", "arithmetic"]
 

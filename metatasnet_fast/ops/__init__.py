@@ -17,13 +17,12 @@ whole gradient, including the part through the statistics, so the statistics the
 from .blocks import BlockParameters, blocks, kept_for_backward
 from .bottleneck import bottleneck
 from .depthwise import depthwise
-from .filter_bank import filter_bank
+from .filter_bank import filter_bank, overlap_add
 from .generator import Section, generated_parameters
 from .in_conv import in_conv
 from .log_power import log_power
 from .losses import stage_loss
 from .mask_tail import mask_tail, masked_latent
-from .overlap_add import overlap_add
 from .pointwise import pointwise
 from .statistics import GroupNorm, group_affine, group_norm, group_statistics
 

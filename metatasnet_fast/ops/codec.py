@@ -18,9 +18,8 @@ from ..config import StageConfig
 from ..precision import Precision
 from ..reference.generator import DecoderWeights, EncoderWeights
 from .bottleneck import bottleneck, rectified_bottleneck
-from .filter_bank import rectified_filter_bank
+from .filter_bank import overlap_add, rectified_filter_bank
 from .log_power import log_power
-from .overlap_add import overlap_add
 
 __all__ = ["DecoderOperands", "EncoderOperands", "decode", "encode", "prepare_decoder", "prepare_encoder"]
 
