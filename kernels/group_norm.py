@@ -25,7 +25,7 @@ from .statistics import GROUPS, activation, slope_of
 
 __all__ = [
     "group_norm_backward", "group_norm_dx_kernel", "group_norm_forward", "group_norm_fwd_kernel",
-    "group_norm_sums_kernel", "norm_sums_kernel",
+    "group_norm_sums_kernel", "norm_sums", "norm_sums_kernel",
 ]  # fmt: skip
 
 
@@ -136,6 +136,20 @@ def group_norm_dx_kernel(
     tl.store(p_dslope + tl.program_id(0), tl.sum(tl.where((b_x > 0) | ~mask, 0.0, b_dz * b_x)))
 
 
+def norm_sums(sums: Tensor, affine: Tensor, frames: int) -> Tensor:
+    """Return q, r and the items' terms of dgamma and dbeta as rows of (n, I, 4, C), float32.
+
+    ``sums`` (n, I, tiles, 2, C) are S and D of every tile.
+    """
+    n, instruments, _, _, channels = sums.shape
+    norm = torch.empty(n, instruments, 4, channels, dtype=torch.float32, device=sums.device)
+    launch(
+        norm_sums_kernel, n * instruments * GROUPS, sums, p_sums=sums, p_affine=affine, p_out=norm, T=frames, C=channels,
+        GROUPS=GROUPS, TILE=TILE, BLOCK_C=power_of_two(channels // GROUPS), num_warps=1,
+    )  # fmt: skip
+    return norm
+
+
 def group_norm_forward(x: Tensor, slope: Tensor, affine: Tensor, beta: Tensor) -> Tensor:
     """Return y (n, I, T, C) in x's dtype; ``x`` (n, I, T, C) has unit stride along channels."""
     n, instruments, frames, channels = x.shape
@@ -158,7 +172,6 @@ def group_norm_backward(dy: Tensor, x: Tensor, slope: Tensor, affine: Tensor) ->
     tiles, block, align = -(-frames // TILE), channel_block(channels), alignment(dy, x)
     programs = n * instruments * tiles * -(-channels // block)
     sums = torch.empty(n, instruments, tiles, 2, channels, dtype=torch.float32, device=x.device)
-    norm = torch.empty(n, instruments, 4, channels, dtype=torch.float32, device=x.device)
     dslope = torch.empty(programs, dtype=torch.float32, device=x.device)
     dx = torch.empty(n, instruments, frames, channels, dtype=x.dtype, device=x.device)
     shared = {
@@ -166,9 +179,6 @@ def group_norm_backward(dy: Tensor, x: Tensor, slope: Tensor, affine: Tensor) ->
         "C": channels, "INSTRUMENTS": instruments, "ALIGN": align, "BLOCK_T": TILE, "BLOCK_C": block, "num_warps": 4,
     }  # fmt: skip
     launch(group_norm_sums_kernel, programs, x, p_sums=sums, **shared)
-    launch(
-        norm_sums_kernel, n * instruments * GROUPS, x, p_sums=sums, p_affine=affine, p_out=norm, T=frames, C=channels,
-        GROUPS=GROUPS, TILE=TILE, BLOCK_C=power_of_two(channels // GROUPS), num_warps=1,
-    )  # fmt: skip
+    norm = norm_sums(sums, affine, frames)
     launch(group_norm_dx_kernel, programs, x, p_norm=norm, p_dx=dx, p_dslope=dslope, **shared)
     return dx, dslope.sum(0, keepdim=True), norm[:, :, 2].sum(0), norm[:, :, 3].sum(0)

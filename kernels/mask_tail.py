@@ -33,9 +33,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .group_norm import norm_sums_kernel
-from .launch import TILE, alignment, channel_block, launch, power_of_two, strides
-from .statistics import GROUPS, activation, slope_of
+from .group_norm import norm_sums
+from .launch import TILE, alignment, channel_block, launch, strides
+from .statistics import activation, slope_of
 
 __all__ = [
     "FRAMES", "PER_LN_2", "mask_tail_backward", "mask_tail_dx_kernel", "mask_tail_forward", "mask_tail_fwd_kernel",
@@ -282,7 +282,6 @@ def mask_tail_backward(
     blocks = -(-channels // block)
     programs = n * -(-frames // FRAMES) * blocks
     sums = torch.empty(n, instruments, tiles, 2, channels, dtype=torch.float32, device=m.device)
-    norm = torch.empty(n, instruments, 4, channels, dtype=torch.float32, device=m.device)
     dslope = torch.empty(programs, dtype=torch.float32, device=m.device)
     dm = torch.empty(n, instruments, frames, channels, dtype=m.dtype, device=m.device)
     dlatent = torch.empty(n, 1, frames, channels, dtype=m.dtype, device=m.device)
@@ -295,10 +294,7 @@ def mask_tail_backward(
         mask_tail_sums_kernel, n * tiles * blocks, m, p_sums=sums, p_dlatent=dlatent, TILE=TILE,
         BLOCK_T=SUMS_FRAMES, num_warps=2, **shared,
     )  # fmt: skip
-    launch(
-        norm_sums_kernel, n * instruments * GROUPS, m, p_sums=sums, p_affine=affine, p_out=norm, T=frames, C=channels,
-        GROUPS=GROUPS, TILE=TILE, BLOCK_C=power_of_two(channels // GROUPS), num_warps=1,
-    )  # fmt: skip
+    norm = norm_sums(sums, affine, frames)
     launch(
         mask_tail_dx_kernel, programs, m, p_norm=norm, p_dm=dm, p_dslope=dslope, BLOCK_T=FRAMES, num_warps=4, **shared
     )

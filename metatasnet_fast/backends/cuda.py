@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from ..errors import BackendUnavailableError
 from ..precision import Precision
 from .cuda_weights import pack, persistent_arrays, sizes, slopes, spectrogram_arrays
 from .gpu import GraphedBackend, Graphs, driver_version, no_gpu_reason, switched_on
-from .registry import Request, check_device
+from .registry import Request, check_device, exactly
 
 __all__ = ["KERNELS", "OLDEST", "UNVERIFIED", "CudaBackend", "WgmmaBackend"]
 
@@ -53,19 +53,6 @@ _FURTHEST = 1 << 22
 """Largest stride between frames, in elements: kernels count the bytes of 64 frames in 32 bits."""
 
 logger = logging.getLogger("metatasnet_fast")
-
-Method = TypeVar("Method", bound=Callable[..., Any])
-
-
-def _exactly(method: Method) -> Method:
-    """Run a method without gradients, and without autocast, which would round the results of PyTorch's operations."""
-
-    @functools.wraps(method)
-    def run(self: CudaBackend, *args: Any, **named: Any) -> Any:
-        with torch.no_grad(), torch.autocast(self.device_type, enabled=False):
-            return method(self, *args, **named)
-
-    return cast(Method, run)
 
 
 @dataclass(frozen=True)
@@ -175,7 +162,8 @@ class CudaBackend(GraphedBackend):
     def _stream(self, device: torch.device) -> int:
         return int(torch.cuda.current_stream(device).cuda_stream)
 
-    @_exactly
+    @exactly
+    @torch.no_grad()
     def prepare(self, config: StageConfig, parameters: Mapping[str, Tensor], precision: Precision) -> _Prepared:
         """Generate and pack the weights; raise :class:`BackendUnavailableError` if the backend cannot run."""
         make = self._stage_class()
@@ -188,7 +176,8 @@ class CudaBackend(GraphedBackend):
         graphs = Graphs(config.sampling_rate) if device.type == "cuda" and switched_on() else None
         return _Prepared(config, stage, arrays, device, precision.storage, graphs)
 
-    @_exactly
+    @exactly
+    @torch.no_grad()
     def encode(self, prepared: _Prepared, signal: Tensor) -> Tensor:
         config, stage = prepared.config, prepared.stage
         config.check_signal(signal.shape)
@@ -200,7 +189,8 @@ class CudaBackend(GraphedBackend):
         stage.encode(wave, latent, workspace, self._stream(prepared.device))
         return latent[..., : config.N].transpose(1, 2)
 
-    @_exactly
+    @exactly
+    @torch.no_grad()
     def mask(
         self, prepared: _Prepared, latent: Tensor, partial: Tensor | None, dropout: Tensor | None = None
     ) -> Tensor:
@@ -221,7 +211,8 @@ class CudaBackend(GraphedBackend):
         stage.mask(_by_frames(latent, prepared), own_copies, previous, masked, workspace, self._stream(prepared.device))
         return masked[..., : config.N].transpose(2, 3)
 
-    @_exactly
+    @exactly
+    @torch.no_grad()
     def decode(self, prepared: _Prepared, latent: Tensor) -> Tensor:
         config, stage = prepared.config, prepared.stage
         prepared.config.check_latent(latent.shape)
