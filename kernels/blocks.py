@@ -3,27 +3,30 @@
     for every block l, with x[0] given:
         c[l] = W1[l] x[l];   b[l] = PReLU(depthwise(GN(PReLU(c[l]))))          pointwise.py, depthwise.py
         x[l + 1] = x[l] + Wres[l] GN(b[l])                                     left out after the last block
-    skips = sum_l Wskip[l] GN(b[l]), one product over the K = L H channels of all blocks' b side by side
+    skips = sum_l Wskip[l] GN(b[l])
 
-The skip tensor is thus written once, and never read.
+The skips are one product over K = L H channels: b of all blocks lie side by side. So the skip tensor is written once, and is
+never read.
 
 For dtypes of two bytes, and widths that ``pairs`` accepts, block_pair.py runs a block's res_out and the next block's conv1d in
 one kernel. If the caller passes ``start``, it also runs the norm at the start of the stream and the first conv1d in one kernel.
 
-Bytes of one block, in units of U = n I T C sizeof(dtype) with B = H = C: depthwise 2; res_out and conv1d 4 as a pair, 5 apart;
-its share of the skip product 1 + 1 / L. With 18 blocks: 7.1 with pairs, 8.1 without. Items are independent, so ``items`` items
-can go through all blocks before the next ones start; each of these items needs (L + 3) U / n of memory.
+Bytes of one block, in units of U = n I T C sizeof(dtype) with B = H = C: the depthwise pass moves 2; res_out and conv1d move 4
+in one kernel, 5 in two; the block's part of the skip product is 1 + 1 / L. With 18 blocks this is 7.1 with pairs, 8.1 without.
+Items are independent, so ``items`` items can go through all blocks before the next items start. Each of these items needs
+(L + 3) U / n of memory.
 
-Backward takes the last block first, with dskips given and dx[L] = 0. For every block l it computes
-    b[l] as in the forward, again from c[l] if it was not kept
-    db[l], and the gradients of Wres, Wskip and the second norm, from [dx[l + 1]; dskips] and [Wres; Wskip]:
-        one weight gradient and one data gradient over both, whose input is the same            pointwise_backward.py
+Backward takes the last block first. It starts with the given dskips and dx[L] = 0. For every block l it computes
+    b[l] as in the forward, from c[l], unless b[l] was kept
+    db[l], and the gradients of Wres, Wskip and the second norm, from [dx[l + 1]; dskips] and [Wres; Wskip]: both products have
+        the same input, so one weight gradient and one data gradient serve both                 pointwise_backward.py
     dc[l], and the gradients of the taps, the first norm and both slopes                        depthwise_backward.py
     dx[l] = dx[l + 1] + W1[l]^T dc[l]
 
-Bytes of one block's backward, in units of U: b again 2; [Wres; Wskip]: weight gradient 3, data gradient 4; depthwise 3 + 3;
-conv1d: weight and data gradient 2 + 3. In all 20, or 18 if b was kept. The forward keeps x and c, 2 U a block, or 3 U with b.
-Every sum has one fixed order. Sums over the items are short and wait for memory: one launch per block takes all of them.
+Bytes of one block's backward, in units of U: computing b again moves 2; the weight gradient of [Wres; Wskip] 3, its data
+gradient 4; the two depthwise passes 3 + 3; conv1d's weight and data gradient 2 + 3. In all this is 20, or 18 if b was kept. The
+forward keeps x and c, 2 U a block, or x, c and b, 3 U. Every sum has one fixed order. Sums over the items are short and wait
+for memory, so one launch takes all such sums of a block.
 Not yet run on a GPU. Source: Samuel et al. 2020, section 2; original model/mask_tcn.py.
 """
 
@@ -54,11 +57,11 @@ __all__ = ["BlockWeights", "Kept", "Start", "block_sums_kernel", "blocks_backwar
 
 @dataclass(frozen=True)
 class BlockWeights:
-    """Weights of L blocks, contiguous.
+    """The weights of L blocks, all contiguous.
 
-    ``conv1d`` (L, I, H, B) in the dtype of the activations; ``out`` (L, I, 2 B, H), res_out first; ``bias`` (L, I, 2 B) or
-    None; ``taps`` (L, I, H, 3); ``gamma``, ``beta`` (L, I, H); slopes (L, 4): each slope is repeated four times, so that it
-    starts at a multiple of 16 bytes.
+    ``conv1d`` is (L, I, H, B), in the dtype of the activations; ``taps`` (L, I, H, 3); every gamma and beta (L, I, H). ``out``
+    (L, I, 2 B, H) holds the rows of res_out, then of skip_out; ``bias`` is (L, I, 2 B) or None. Slopes are (L, 4): each slope
+    is repeated four times, so that it starts at a multiple of 16 bytes.
     """
 
     conv1d: Tensor
@@ -75,7 +78,10 @@ class BlockWeights:
 
 
 class Start(NamedTuple):
-    """The norm that starts the residual stream, norm(PReLU(x)): slope (1,), affine (n, I, 4, B) and beta (I, B)."""
+    """The PReLU and the norm that start the residual stream as norm(PReLU(x)).
+
+    ``slope`` is (1,), ``affine`` (n, I, 4, B), ``beta`` (I, B).
+    """
 
     slope: Tensor
     affine: Tensor
@@ -84,8 +90,11 @@ class Start(NamedTuple):
 
 @dataclass(frozen=True)
 class Kept:
-    """Tensors kept for backward: ``x`` (L - 1, n, I, T, B), the inputs of all blocks except the first; ``c`` (L, n, I, T, H);
-    ``b`` (n, I, T, L H), computed again by backward if empty; ``affine_1``, ``affine_2`` (L, n, I, 4, H), float32."""
+    """Tensors kept for backward; c and b are defined at the top of this module.
+
+    ``x`` (L - 1, n, I, T, B) are the inputs of all blocks except the first. ``c`` is (L, n, I, T, H), ``b`` (n, I, T, L H); if
+    ``b`` is empty, backward computes it again. ``affine_1`` and ``affine_2`` are (L, n, I, 4, H), float32.
+    """
 
     x: Tensor
     c: Tensor
@@ -100,9 +109,10 @@ def blocks_forward(
 ) -> tuple[Tensor, Tensor, Kept]:  # fmt: skip
     """Return skips (n, I, T, B) in x's dtype, the partials of PReLU(skips, next_slope), and the tensors kept for backward.
 
-    If ``activated``, return PReLU(skips, next_slope) in place of skips. ``x`` (n, I, T, B) has unit stride along channels. With
-    a ``start`` the stream is norm(PReLU(x)), else x. ``keep``: 0 keeps no activation, 1 keeps x and c, 2 keeps x, c and b.
-    ``items`` items go through all blocks at a time; 0 stands for all, or, if ``keep`` is 0, for the tuned number if any.
+    If ``activated``, return PReLU(skips, next_slope) in place of skips. ``x`` (n, I, T, B) has unit stride along channels. The
+    stream starts as x, or, given ``start``, as norm(PReLU(x)). If ``keep`` is 0, no activation is kept; 1 keeps x and c; 2
+    keeps x, c and b. ``items`` items go through all blocks at a time; 0 stands for all items, or, if ``keep`` is 0 and a number
+    was tuned, for that number.
     """
     n, instruments, frames, width = x.shape
     count, _, hidden, _ = w.conv1d.shape
@@ -134,7 +144,8 @@ def _go_through(
 ) -> None:  # fmt: skip
     """Run all blocks on the items ``part``; write these items' skips, statistics and kept tensors.
 
-    Backward needs c. If c is not kept, PReLU(c) is stored in its place, and the depthwise pass need not compute it.
+    Only backward needs c itself. If c is not kept, conv1d stores PReLU(c) instead, so that the depthwise pass need not compute
+    the PReLU.
     """
     n, instruments, frames, width = x.shape
     count, _, hidden, _ = w.conv1d.shape
@@ -196,8 +207,11 @@ def block_sums_kernel(
     OUT_PARTS: tl.constexpr, CONV_PARTS: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N1: tl.constexpr, BLOCK_K1: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Add up gradients over the items: of res_out, skip_out and the second norm (programs below OUT), conv1d (below ALL), or
-    the taps, the first norm and both slopes (the other programs)."""
+    """Add up a block's gradients over the items.
+
+    Programs below OUT add up the gradients of res_out, skip_out and the second norm; programs from OUT to ALL those of conv1d;
+    the other programs those of the taps, the first norm and both slopes.
+    """
     i_program = tl.program_id(0)
     if i_program < OUT:
         sum_kernel(
@@ -218,8 +232,10 @@ def block_sums_kernel(
 
 def blocks_backward(dskips: Tensor, x: Tensor, kept: Kept, w: BlockWeights, tf32: bool) -> tuple[Tensor, ...]:
     """Return dx in x's dtype and, in float32, the gradients of conv1d, slope_1 (L,), gamma_1, beta_1, taps, slope_2 (L,),
-    gamma_2, beta_2, out and bias; zero for res_out's rows in the last block. ``dskips`` is contiguous; ``x`` has unit stride
-    along channels."""
+    gamma_2, beta_2, out and bias.
+
+    In the last block, the gradients of res_out's rows are zero. ``dskips`` is contiguous; ``x`` has unit stride along channels.
+    """
     n, instruments, frames, width = x.shape
     count, _, hidden, _ = w.conv1d.shape
 
@@ -228,7 +244,7 @@ def blocks_backward(dskips: Tensor, x: Tensor, kept: Kept, w: BlockWeights, tf32
 
     dconv1d, dtaps, dout, dbias = new(*w.conv1d.shape), new(*w.taps.shape), new(*w.out.shape), new(*w.out.shape[:3])
     dgamma_1, dbeta_1, dgamma_2, dbeta_2 = (new(count, instruments, hidden) for _ in range(4))
-    dslope_1, dslope_2 = new(count, 4), new(count, 4)  # each starts at a multiple of 16 bytes
+    dslope_1, dslope_2 = new(count, 4), new(count, 4)  # each slope starts at a multiple of 16 bytes
     dx: Tensor | None = None
     for layer in reversed(range(count)):
         x_l, c = (kept.x[layer - 1] if layer else x), kept.c[layer]
@@ -267,7 +283,7 @@ def blocks_backward(dskips: Tensor, x: Tensor, kept: Kept, w: BlockWeights, tf32
 
 
 def _again(layer: int, c: Tensor, kept: Kept, w: BlockWeights) -> Tensor:
-    """Return b of block ``layer``: a slice of the kept tensor, or, if b was not kept, the depthwise pass on c once more."""
+    """Return b of block ``layer``: a slice of the kept b, or, if b was not kept, the result of the depthwise pass on ``c``."""
     if kept.b.numel():
         hidden = c.shape[-1]
         return kept.b[..., layer * hidden : (layer + 1) * hidden]

@@ -1,24 +1,25 @@
 """Product of frames with one weight matrix: the codec's 1x1 convolutions and, for overlapping frames, its filter banks.
 
     y[n, t, o] = act( sum_k x[n, t, k] W[o, k] + bias[o] + (1 - a) share[n, j, o] + a share[n, j + 1, o] )
-    with j + a = t (F - 1) / (T - 1), j whole: linear interpolation of F rows to T frames, corners aligned
-    act is ReLU or the identity. With a framing x[n, t, k] = signal[n, t stride + k - padding], zero outside the signal.
-    The encoder's filters have three widths L 2^l, one stride and one centre, so they are one bank: shorter filters get zeros at
-    both ends. Overlapping frames are never written out. Filters at most half as long as the longest come first; their columns
-    are multiplied by the middle of a frame only: two thirds of the products instead of all.
+    j + a = t (F - 1) / (T - 1), j whole: F rows of the share are interpolated linearly to T frames, with aligned corners
+    act is ReLU or the identity. With a framing, x[n, t, k] = signal[n, t stride + k - padding], zero outside the signal.
     With a gate, y is 0 where gate <= 0. This is the backward of a ReLU whose result is the gate.
 
+The encoder's filters have three widths L 2^l, one stride and one centre. So they are one bank, in which shorter filters get
+zeros at both ends. Overlapping frames are never written out. The filters that are at most half as long as the longest come
+first. Their columns are multiplied by the middle of a frame only, which leaves two thirds of the products.
 The encoder's mel branch is linear after its logarithm. So its share of the bottleneck is computed at 31.25 frames a second and
-added here, before the ReLU: no concatenation, no (n, 256, T) tensor. j and a are computed from integers: exact at any length.
+added here, before the ReLU: nothing is concatenated, and there is no (n, 256, T) tensor. j and a are computed from integers, so
+they are exact at any length.
 
-Bytes: x once, n T K sizeof(dtype), from L2 for every further column tile; y (and gate) once; share n F N 4 bytes, read from
+Bytes: x once, n T K sizeof(dtype), and from L2 once for every further column tile; y (and gate) once; the share, n F N 4, from
 the caches. FLOPs: 2 n T K N. From L2 come n T N K sizeof(dtype) (1 / rows + 1 / width): 90 GB for a song, 16 ms on an H100, as
-long as the products alone take. So tiles are as wide as the registers allow, though some columns are idle: of 336 columns (330
-and zeros, for 16-byte loads) 14 %, 392: 22 %, 440: 9 %, 1544: 3.6 %, 1760: 0 %. If tensor cores take both operands from shared
-memory, a tile of 160 columns has 256 rows and fills a multiprocessor (212 registers; 255 with a share, of which the start
-spills up to 14, the loop none). Else a tile has 128 rows.
+long as the products alone take. So tiles are as wide as the registers allow, though some columns are idle: 14 % of 336 columns
+(330, and zeros for 16-byte loads), 22 % of 392, 9 % of 440, 3.6 % of 1544, 0 % of 1760. If tensor cores take both operands from
+shared memory, a tile of 160 columns has 256 rows and fills a multiprocessor. It takes 212 registers, or 255 with a share: then
+the code before the loop spills up to 14 registers, and the loop spills none. Else a tile has 128 rows.
 
-Backward, given dy in front of the ReLU:
+Backward, for dy = the gradient before the ReLU:
 
     dx = dy W                                    the forward's kernel with W transposed; gated if x is the result of a ReLU
     dW[o, k] = sum_nt dy[n, t, o] x[n, t, k];    dbias[o] = sum_nt dy[n, t, o]
@@ -27,8 +28,9 @@ Backward, given dy in front of the ReLU:
 A program of dW adds up all tiles of frames of all items. If dW has too few blocks for a GPU, the tiles are divided among
 several programs, each writes its part, and the parts are added in order. The number of parts depends only on the shapes.
 
-Bytes: dW reads dy once for each block of columns, x once for each block of rows, mostly from L2: n T N K sizeof(dtype)
-(1 / BLOCK_N + 1 / BLOCK_K), which limits it; parts N K 4 written and read once. FLOPs: 2 n T K N, as dx. dshare reads dy twice.
+Bytes: dW reads dy once for each block of columns and x once for each block of rows, mostly from L2. These reads of n T N K
+sizeof(dtype) (1 / BLOCK_N + 1 / BLOCK_K) limit it. Each part, N K 4, is written and read once. FLOPs: 2 n T K N, as many as for
+dx. dshare reads dy twice.
 Not yet run on a GPU. Source: Samuel et al. 2020, section 2.3; original model/encoder.py (bottleneck), model/decoder.py.
 """
 
@@ -56,7 +58,7 @@ TILES = ((128, 32), (128, 0), (64, 32), (64, 16), (64, 0), (32, 16), (32, 0), (1
 BLOCK_K = 32
 STAGES = 3
 SPARED = 2 * BLOCK_K
-"""Fewest samples left out at each end of a frame for which the narrow part of a bank is worth shorter loops."""
+"""The short filters of a bank get shorter loops if these leave out at least this number of samples at each end of a frame."""
 
 
 class Framing(NamedTuple):
@@ -73,10 +75,10 @@ class Framing(NamedTuple):
 
 
 def product_tile(columns: int, dtype: torch.dtype, lean: bool = False, framed: bool = False) -> tuple[int, int]:
-    """Return main and tail width with the fewest operand bytes from the L2 cache, which limits the product.
+    """Return main and tail width of the tile that reads the fewest operand bytes from the L2 cache, which limits the product.
 
-    ``lean``: one accumulator of at most 64 columns, for ``tf32x3``, whose three products take more registers.
-    ``framed``: at most 96 columns, for overlapping frames, whose addresses take more registers.
+    If ``lean``, the tile has one accumulator of at most 64 columns: the three products of ``tf32x3`` take more registers. If
+    ``framed``, the tile has at most 96 columns: the addresses of overlapping frames take more registers.
     """
     widest = 64 if lean or dtype.itemsize == 4 else 96 if framed else sum(TILES[0])
     tiles = [t for t in TILES if sum(t) <= widest and not (lean and t[1])]
@@ -85,7 +87,7 @@ def product_tile(columns: int, dtype: torch.dtype, lean: bool = False, framed: b
 
 @triton.jit
 def load_frames(p_x, i_t, m_t, i_k, K, samples, x_t, PADDING: tl.constexpr, FRAMED: tl.constexpr):
-    """Load the values of frames ``i_t`` at ``i_k`` of one item; both indices have two axes already."""
+    """Load the values ``i_k`` of frames ``i_t`` of one item. Both indices have two axes, of which one has length 1."""
     mask = m_t & (i_k < K)
     if FRAMED:
         i_sample = i_t * x_t + i_k - PADDING
@@ -97,7 +99,7 @@ def load_frames(p_x, i_t, m_t, i_k, K, samples, x_t, PADDING: tl.constexpr, FRAM
 
 @triton.jit
 def _start(p_bias, p_share, i_n, i_t, m_t, i_o, T, F, N: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Return the accumulator before the product: bias and interpolated share, BLOCK_T frames by columns ``i_o``."""
+    """Return the accumulator's start value, bias plus interpolated share, for BLOCK_T frames and columns ``i_o``."""
     m_o = i_o < N
     b_y = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
     if p_bias is not None:
@@ -117,7 +119,7 @@ def _start(p_bias, p_share, i_n, i_t, m_t, i_o, T, F, N: tl.constexpr, BLOCK_T: 
 
 @triton.jit
 def _finish(b_y, p_gate, p_y, i_first, m_t, i_o, N: tl.constexpr, RELU: tl.constexpr, BLOCK_T: tl.constexpr):
-    """Apply ReLU and gate to BLOCK_T frames by columns ``i_o``, and store the result."""
+    """Apply ReLU and gate to BLOCK_T frames and columns ``i_o`` of y, and store the result."""
     mask = m_t[:, None] & (i_o < N)[None, :]
     p_y += i_first * N
     i_y = tl.arange(0, BLOCK_T)[:, None] * N + i_o[None, :]
@@ -137,9 +139,9 @@ def product_kernel(
     FRAMED: tl.constexpr, RELU: tl.constexpr, ALIGN: tl.constexpr, NARROW: tl.constexpr, FIRST: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, TAIL_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Compute BLOCK_N + TAIL_N columns, in two accumulators, of one tile of frames of one item.
+    """Compute BLOCK_N + TAIL_N columns of y, in two accumulators, for one tile of frames of one item.
 
-    The weights of the first NARROW columns are zero before k = FIRST, a multiple of 8, and from K - FIRST on.
+    The weights of the first NARROW columns are zero before k = FIRST, a multiple of 8, and from k = K - FIRST on.
     """
     WIDTH: tl.constexpr = BLOCK_N + TAIL_N
     blocks = tl.cdiv(N, WIDTH)
@@ -178,9 +180,9 @@ def product_kernel(
 
 
 def frame_layout(x: Tensor, framing: Framing | None) -> dict[str, int]:
-    """Return the sizes and strides of frames (n, T, K), or, with a ``framing``, of a signal (n, samples), as kernel arguments.
+    """Return the sizes and strides of ``x``, which are arguments of the kernels.
 
-    The last axis has unit stride.
+    ``x`` is frames (n, T, K), or, with a ``framing``, a signal (n, samples). Its last axis has unit stride.
     """
     n_t = (x.stride(0), framing.stride if framing else x.stride(1))
     divisible = (*n_t, framing.padding, x.shape[1]) if framing else n_t
@@ -200,10 +202,10 @@ def product(
     x: Tensor, weight: Tensor, precision: str, *, bias: Tensor | None = None, share: Tensor | None = None,
     gate: Tensor | None = None, relu: bool = False, framing: Framing | None = None, dtype: torch.dtype | None = None,
 ) -> Tensor:  # fmt: skip
-    """Return y (n, T, N) in ``dtype`` (x's by default); ``weight`` (N, K) of x's dtype has any strides.
+    """Return y (n, T, N) in ``dtype``, by default in x's.
 
-    ``x`` (n, T, K), or with a ``framing`` a signal (n, samples), has unit stride along its last axis; ``gate`` (n, T, N) and
-    ``share`` (n, F, N), float32, are contiguous.
+    ``x`` is (n, T, K), or, with a ``framing``, a signal (n, samples). Its last axis has unit stride. ``weight`` (N, K) has x's
+    dtype and any strides. ``gate`` (n, T, N) and ``share`` (n, F, N), float32, are contiguous.
     """
     columns, inputs = weight.shape
     layout = frame_layout(x, framing)
@@ -227,10 +229,10 @@ def product(
     return y
 
 
-PROGRAMS = 512  # about four rounds; with fewer blocks the frames are divided into parts, of 4 N K bytes each
-ROUND = 132  # programs of a round, the multiprocessors of an H100; on other GPUs the last round is less full
-WIDE = 1024  # from so many inputs on a block takes 256 inputs, if the registers suffice
-ROWS = 32  # frames that the interpolation's transpose adds at a time
+PROGRAMS = 512  # about four rounds; if dW has fewer blocks, the frames are divided into parts, each of 4 N K bytes
+ROUND = 132  # programs that run at a time: the multiprocessors of an H100; on other GPUs the last round is less full
+WIDE = 1024  # with at least this number of inputs K, a block of dW has 256 columns, if the registers suffice
+ROWS = 32  # frames that the transpose of the interpolation adds up at a time
 
 
 @triton.jit(do_not_specialize=["T", "SAMPLES", "x_n", "x_t", "dy_n", "dy_t", "TILES", "PER_PART"])
@@ -240,7 +242,10 @@ def weight_gradient_kernel(
     ALIGN: tl.constexpr, DY_ALIGN: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Compute a block of dW, BLOCK_N by BLOCK_K, over PER_PART tiles; programs of the first column block also write dbias."""
+    """Compute a block of dW, BLOCK_N rows by BLOCK_K columns, over PER_PART tiles of frames.
+
+    Programs of the first column block also write dbias, if ``p_dbias`` is given.
+    """
     blocks_k = tl.cdiv(K, BLOCK_K)
     blocks = tl.cdiv(N, BLOCK_N) * blocks_k
     i_part, i_block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
@@ -291,7 +296,7 @@ def interpolation_bwd_kernel(
     i_row, reciprocal = tl.arange(0, BLOCK_T), 1.0 / frames.to(tl.float32)
     for t in range(first, end, BLOCK_T):
         mask = (i_row < end - t)[:, None] & m_o[None, :]
-        # Near row f, in units of 1 / (T - 1) rows, whole numbers below 2^31.
+        # Distances from row f in units of 1 / (T - 1) rows: near the row they are whole numbers below 2^31.
         b_distance = tl.abs((t * (F - 1) - i_f * frames).to(tl.int32) + i_row * (F - 1)).to(tl.float32) * reciprocal
         p_row = p_dy + t * (dy_t.to(tl.int64) * ALIGN) + i_row[:, None] * (dy_t.to(tl.int64) * ALIGN)
         b_dy = tl.load(p_row + i_o[None, :], mask=mask, other=0.0)
@@ -302,12 +307,13 @@ def interpolation_bwd_kernel(
 def weight_gradient(
     dy: Tensor, x: Tensor, inputs: int, precision: str, *, bias: bool = False, framing: Framing | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return dW (N, K) and dbias, (N,) with ``bias``, else empty, both float32.
+    """Return dW (N, K) and dbias, both float32; dbias is (N,) if ``bias``, else empty.
 
-    ``dy`` (n, T, N) is of x's dtype; ``x`` is that of `bottleneck.product`, with K = ``inputs``.
+    ``dy`` (n, T, N) has x's dtype. ``x`` is as for :func:`product`, with K = ``inputs``.
     """
     n, frames, columns = dy.shape
-    # Two-byte dtypes: a block of 128 by 128 reads half as much from L2 as one of 64 by 64. Without tensor cores 64 would spill.
+    # For two-byte dtypes a block of 128 by 128 reads half as much from L2 as one of 64 by 64. Without tensor cores, a block of
+    # 64 by 64 would spill registers.
     steps = 32 if x.dtype == torch.float32 and precision == "ieee" else 64
     widest = 128 if x.dtype.itemsize == 2 else steps
     block_n, block_k = min(widest, power_of_two(columns)), min(widest, power_of_two(inputs))

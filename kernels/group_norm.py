@@ -1,14 +1,14 @@
-"""Group norm of PReLU(x): the start of the residual stream, the only norm whose result is stored.
+"""Group norm of PReLU(x) at the start of the residual stream: the only norm whose result is stored.
 
     z = PReLU(x, slope) as stored;  y = scale (z - mean) + beta
     backward: S[n, i, c] = sum_t dy (z - mean);  D[n, i, c] = sum_t dy
               dgamma = sum_n rstd S;  dbeta = sum_n D
-              dz = scale dy + q (z - mean) + r, with M = T C / 8 values in a group and sums over its channels
+              dz = scale dy + q (z - mean) + r, with M = T C / 8 values in a group, and sums over the group's channels
                    r = -1/M sum_c scale D;  q = -rstd^2 / M sum_c scale S
               dx = dz PReLU'(x);  dslope = sum dz x where x <= 0
 
-Bytes: forward x, y once each; backward x, dy twice, dx once: 7 n I T C sizeof(dtype) in all. Memory-bound. Every sum has
-one fixed order: frames in a tile, tiles, items.
+Bytes: forward moves x and y once; backward moves x and dy twice, dx once: 7 n I T C sizeof(dtype) in all. All passes are
+memory-bound. Every sum has one fixed order: frames in a tile, tiles, items.
 Not yet run on a GPU. Source: Samuel et al. 2020, section 2; original model/mask_tcn.py (prelu_2 and norm_2 after in_conv).
 """
 
@@ -31,7 +31,8 @@ __all__ = [
 
 @triton.jit
 def _place(T, C: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Return the place of this program's work: its row of tiles, (item, instrument), frames and channels."""
+    """Return the place of this program's work: its tile among those of all items and instruments, the index of its item and
+    instrument, its frames and its channels."""
     blocks = tl.cdiv(C, BLOCK_C)
     row = tl.program_id(0) // blocks
     tiles = tl.cdiv(T, BLOCK_T)
@@ -42,7 +43,7 @@ def _place(T, C: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr):
 
 @triton.jit
 def _load(p_x, n, i, t, i_ni, i_t, i_c, mask, ALIGN: tl.constexpr, INSTRUMENTS: tl.constexpr):
-    """Load a tile of an activation with strides ``n``, ``i``, ``t`` in units of ALIGN elements."""
+    """Load frames ``i_t`` and channels ``i_c`` of an activation, whose strides ``n``, ``i``, ``t`` count ALIGN elements."""
     p_x += (i_ni // INSTRUMENTS) * (n.to(tl.int64) * ALIGN) + (i_ni % INSTRUMENTS) * (i.to(tl.int64) * ALIGN)
     return tl.load(p_x + i_t[:, None] * (t.to(tl.int64) * ALIGN) + i_c[None, :], mask=mask, other=0.0)
 
@@ -71,7 +72,7 @@ def group_norm_sums_kernel(
     p_dy, p_x, p_slope, p_affine, p_sums, T, dy_n, dy_i, dy_t, x_n, x_i, x_t,
     C: tl.constexpr, INSTRUMENTS: tl.constexpr, ALIGN: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Compute S and D of one tile and BLOCK_C channels, as rows of (n, I, tiles, 2, C)."""
+    """Compute S and D of one tile and BLOCK_C channels; write them as the two rows of ``p_sums`` (n, I, tiles, 2, C)."""
     row, i_ni, i_t, i_c = _place(T, C, BLOCK_T, BLOCK_C)
     m_c = i_c < C
     mask = (i_t < T)[:, None] & m_c[None, :]
@@ -87,7 +88,8 @@ def group_norm_sums_kernel(
 def norm_sums_kernel(
     p_sums, p_affine, p_out, T, C: tl.constexpr, GROUPS: tl.constexpr, TILE: tl.constexpr, BLOCK_C: tl.constexpr
 ):
-    """Compute q, r and the item's terms of dgamma and dbeta, rows of (n, I, 4, C), of one group of one item and instrument."""
+    """Compute the four rows of ``p_out`` (n, I, 4, C) for one group of one item and instrument: q, r, and the item's terms of
+    dgamma and dbeta."""
     i_ni, i_group = tl.program_id(0) // GROUPS, tl.program_id(0) % GROUPS
     width = C // GROUPS
     tiles = tl.cdiv(T, TILE)
@@ -137,9 +139,9 @@ def group_norm_dx_kernel(
 
 
 def norm_sums(sums: Tensor, affine: Tensor, frames: int) -> Tensor:
-    """Return q, r and the items' terms of dgamma and dbeta as rows of (n, I, 4, C), float32.
+    """Return the rows q, r, and the items' terms of dgamma and dbeta, (n, I, 4, C) float32.
 
-    ``sums`` (n, I, tiles, 2, C) are S and D of every tile.
+    ``sums`` (n, I, tiles, 2, C) holds S and D of every tile of ``frames`` frames in all.
     """
     n, instruments, _, _, channels = sums.shape
     norm = torch.empty(n, instruments, 4, channels, dtype=torch.float32, device=sums.device)

@@ -1,26 +1,29 @@
 """The masking network's first 1x1 convolution, on two operands side by side that are never concatenated.
 
-    u[n, i, t] = (x[n, i, t, :K1], v[n, i, t, :K2]); x may be shared by the instruments, v may be absent
-    y = W norm(PReLU(u)) with the norm folded into W as in pointwise.py: both operands accumulate into one tile
+    u[n, i, t] = (x[n, i, t, :K1], v[n, i, t, :K2]); the instruments may share x, and v may be absent
+    y = W norm(PReLU(u)), with the norm folded into W as in pointwise.py; both operands add to one tile of accumulators
     partials[n, i, tile, :, o] = (mean, M2) of PReLU(y, next_slope), y as stored
 
-The 8 groups of the norm divide K1 + K2 channels, so one group may straddle the operands: statistics are taken per channel,
-concatenated (they are small) and then merged by group. For a shared x this is one product of I N columns: neighbouring
-programs read x for all I instruments, from memory once and then from a cache. The statistics of a shared x are taken once.
+The 8 groups of the norm divide K1 + K2 channels, so one group may have channels of both operands. For this reason statistics
+are taken per channel, concatenated (they are small), and then merged by group. For a shared x this is one product of I N
+columns: neighbouring programs read x for all I instruments, once from memory and then from a cache. The statistics of a shared
+x are taken once.
 
 Bytes: x twice (statistics, product), v twice, y once: n T (2 K1 + 2 I K2 + I N) sizeof(dtype). FLOPs: 2 n I T N (K1 + K2).
-At the third stage (K1, K2, N = 1760, 880, 160) in bfloat16 120 FLOP a byte: still below an H200's 184, memory-bound.
+At the third stage (K1, K2, N = 1760, 880, 160) in bfloat16 these are 120 FLOP a byte. An H200 can do 184, so the product is
+memory-bound.
 
-Backward: S, D, q, r, dW, dgamma and dbeta are those of pointwise_backward.py, with S over the columns of both operands; dv is
-computed as dx is there. For an x that the instruments share
+Backward: S, D, q, r, dW, dgamma and dbeta are computed as in pointwise_backward.py, with S over the columns of both operands;
+dv is computed as dx is in that file. For an x that the instruments share
+
 
     dx = PReLU'(x) sum_i (sum_o W'[i] dy[i] + q[i] (z - mean[i]) + r[i])
        = PReLU'(x) (sum_io W' dy + sum_i q[i] (z - mean[0]) + sum_i (q[i] (mean[0] - mean[i]) + r[i]))
 
 This is one product of I N rows that reads dy once and writes dx once, instead of I products and a sum. The means of the
-instruments differ only in a group that straddles the operands.
+instruments differ only in a group that has channels of both operands.
 
-Bytes: dy three times (wgrad, both dgrad), x and v twice, dx and dv once. FLOPs: twice the forward's. Every sum has one order.
+Bytes: dy three times (for dW, dx and dv), x and v twice, dx and dv once. FLOPs: twice the forward's. Every sum has one order.
 Not yet run on a GPU. Source: Samuel et al. 2020, section 2; original model/mask_tcn.py (in_conv) and model/tasnet.py (the
 concatenation).
 """
@@ -48,7 +51,10 @@ def _accumulate(
     p_row, p_w, slope, b_y, b_tail, m_t, i_o, i_tail, K: tl.constexpr, LD: tl.constexpr, N: tl.constexpr,
     TAIL_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Add PReLU(x) W'^T over one operand's K channels to both accumulators; rows of the weights are LD elements apart."""
+    """Add PReLU(x) W'^T, a product over the K channels of one operand x, to both accumulators; return the accumulators.
+
+    Rows of the weights are LD elements apart.
+    """
     for k in range(0, K, BLOCK_K):
         i_k = k + tl.arange(0, BLOCK_K)
         m_k = i_k < K
@@ -70,7 +76,10 @@ def in_conv_fwd_kernel(
     K: tl.constexpr, MORE: tl.constexpr, N: tl.constexpr, SHARES: tl.constexpr, INSTRUMENTS: tl.constexpr, ALIGN: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, TAIL_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Compute BLOCK_N + TAIL_N columns of one tile of one item and instrument; the programs of a tile are neighbours."""
+    """Compute BLOCK_N + TAIL_N columns of y and their partials, for one tile of one item and instrument.
+
+    The programs of a tile are neighbours, so that they find the tile of x in the cache.
+    """
     WIDTH: tl.constexpr = BLOCK_N + TAIL_N
     blocks = tl.cdiv(N, WIDTH)
     tiles = tl.cdiv(T, BLOCK_T)
@@ -111,7 +120,7 @@ def in_conv_fwd_kernel(
 
 
 def input_statistics(x: Tensor, v: Tensor | None, slope: Tensor, instruments: int) -> Tensor:
-    """Return the partials of PReLU of both operands, (n, I, tiles, 2, K1 + K2), float32."""
+    """Return the partials of PReLU(x) and PReLU(v), side by side: (n, I, tiles, 2, K1 + K2), float32."""
     found = group_statistics(x, slope).expand(-1, instruments, -1, -1, -1)
     return found.contiguous() if v is None else torch.cat([found, group_statistics(v, slope)], dim=4)
 
@@ -121,8 +130,8 @@ def in_conv_forward(
 ) -> tuple[Tensor, Tensor]:
     """Return y (n, I, T, N) in x's dtype, and the partials of PReLU(y, next_slope).
 
-    ``x`` (n, 1 or I, T, K1) and ``v`` (n, I, T, K2) have unit stride along channels. ``folded`` (n, I, N, K1 + K2) in x's
-    dtype and ``bias`` (n, I, P, N) are those of ``fold_weights``.
+    ``x`` (n, 1 or I, T, K1) and ``v`` (n, I, T, K2) have unit stride along channels. ``folded`` (n, I, N, K1 + K2), in x's
+    dtype, and ``bias`` (n, I, P, N) come from ``pointwise.fold_weights``.
     """
     n, shared, frames, inputs = x.shape
     _, instruments, columns, _ = folded.shape
@@ -152,9 +161,10 @@ def shared_dgrad_kernel(
     K: tl.constexpr, N: tl.constexpr, INSTRUMENTS: tl.constexpr, LD: tl.constexpr, ALIGN: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Compute dx of one tile of frames and BLOCK_C of the K channels of one item, summed over the N outputs of all instruments.
+    """Compute dx of a shared x for one item, one tile of frames and BLOCK_C of the K channels.
 
-    Also write this program's partial sum of dslope. Rows of the weights, of the affine and of ``p_norm`` are LD elements apart.
+    The sum goes over the N outputs of all instruments. Also write this program's partial sum of dslope. Rows of the weights, of
+    the affine and of ``p_norm`` are LD elements apart.
     """
     blocks = tl.cdiv(K, BLOCK_C)
     tiles = tl.cdiv(T, BLOCK_T)
@@ -202,7 +212,7 @@ def shared_dgrad_kernel(
 def _shared_gradient(
     dy: Tensor, folded: Tensor, x: Tensor, slope: Tensor, affine: Tensor, norm: Tensor, tf32: bool
 ) -> tuple[Tensor, Tensor]:
-    """Return dx of a shared ``x`` (n, 1, T, K1), and partial sums of dslope.
+    """Return dx of a shared ``x`` (n, 1, T, K1) in x's dtype, and partial sums of dslope (programs,), float32.
 
     ``folded``, ``affine`` and ``norm`` have the columns of both operands.
     """

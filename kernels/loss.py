@@ -1,22 +1,28 @@
 """The loss of a stage and its statistics: signal-to-distortion ratios (sdr) here, cosines in loss_cosine.py.
 
+The sdr of an estimate e of a target s, each of T samples, and its gradient:
+
     a = <s, e> / (|s|^2 + 1e-8);  P = a^2 |s|^2;  R = |e - a s|^2;  sdr = 10 (log10 max(P, 1e-8) - log10 max(R, 1e-8))
-    d sdr / de = (p + q) s + r (e - a s), each of the two logarithms only where it is not clamped:
+    d sdr / de = (p + q) s + r (e - a s); p is 0 where P is clamped, q and r are 0 where R is clamped, else
                  p = 20 / ln 10 a |s|^2 / (P (|s|^2 + 1e-8)),  r = -20 / (ln 10 R),  q = -r a 1e-8 / (|s|^2 + 1e-8)
 
 R is summed in a second pass over e and s: |e|^2 - a <s, e> would lose a digit for every 10 dB. Sums are taken by tiles, and the
-tiles are added in order. For silence a = 0, both powers are clamped, and the gradient is 0, not NaN.
-Bytes: e and s twice forward and once backward, de written: 7 n T 4 for float32 signals. FLOPs: 10 n T. Memory-bound. For 12
-items of 5 signals of 8 s at 32 kHz: 0.43 GB.
+tiles are added in order. For silence a is 0, P and R are clamped, and the gradient is 0, not NaN.
+Bytes: e and s twice forward and once backward, de written once: 7 n T 4 for n float32 signals. FLOPs: 10 n T. Memory-bound. For
+12 items of 5 signals of 8 s at 32 kHz these are 0.43 GB.
+
+The loss of I sources and the mix:
 
     sdr_i = sum_n sdr mask / divisors[i];  reconstruction = sum_n sdr(mix) / divisors[I]
-    dissimilarity = sum of cosines / divisors[I + 1] / T;  similarity = sum / divisors[I + 2] / T
-    loss = - sum_i sdr_i - w_r reconstruction + w_d dissimilarity - w_s similarity, terms of weight 0 or less left out
-    scales: the weight in the loss of a signal's sdr (I sources, mix) and of a cosine (between instruments, between items)
+    dissimilarity = sum of the cosines between instruments / divisors[I + 1] / T, T latent frames
+    similarity = sum of the cosines between items / divisors[I + 2] / T
+    loss = - sum_i sdr_i - w_r reconstruction + w_d dissimilarity - w_s similarity; terms of weight 0 or less are left out
 
-One program computes the loss, so its sums have one fixed order. Bytes: a few kilobytes, and the cosines' partial sums.
-The divisors are those of the whole batch, also if the items are only a part of it: the parts' losses add up to the batch's.
-Launches: forward seven (two signals' moments and residuals, rows, cosines, the loss), backward three.
+The forward also returns scales, the factors with which each kind of value enters the loss: the sdr of each source, the sdr of
+the mix, a cosine between instruments, a cosine between items. One program computes the loss, so its sums have one fixed order.
+It reads a few kilobytes, and the partial sums of the cosines. The divisors belong to the whole batch, also if the items are
+only a part of the batch: so the losses of the parts add up to the loss of the batch. Forward takes seven launches (moments and
+residuals of the sources and of the mix, rows, cosines, the loss), backward three.
 Not yet run on a GPU. Source: Samuel et al. 2020, section 2.4; original utility/loss.py (sdr_objective) and model/tasnet.py
 (loss).
 """
@@ -39,8 +45,8 @@ __all__ = [
     "sdr_rows_kernel", "stage_loss_backward", "stage_loss_forward",
 ]  # fmt: skip
 
-SAMPLES = 4096  # of a tile
-TERMS = 256  # partial sums that are added at a time
+SAMPLES = 4096  # samples of one tile
+TERMS = 256  # partial sums of the cosines that are added up at a time
 MERGED = 64
 EPSILON = tl.constexpr(1e-8)
 TEN_OVER_LN10 = tl.constexpr(10 / math.log(10))
@@ -49,7 +55,7 @@ LOG10_2 = tl.constexpr(0.30102999566398120)
 
 @triton.jit
 def _place(SIGNALS, FIRST, samples, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """Return this program's item and signal, their row of (items, ROWS), and its tile and samples."""
+    """Return the place of this program's work: item, signal, the signal's row in (items, ROWS), tile and samples."""
     tiles = tl.cdiv(samples, BLOCK)
     i_signal, i_tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
     i_n, i_i = (i_signal // SIGNALS).to(tl.int64), (i_signal % SIGNALS).to(tl.int64)
@@ -58,7 +64,7 @@ def _place(SIGNALS, FIRST, samples, ROWS: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def _moments(p_moments, tiles, MERGED: tl.constexpr):
-    """Return <s, e> and |s|^2 of one row, the tiles added in order."""
+    """Return <s, e> and |s|^2 of one signal: its tiles' sums, added up in order."""
     b_dot, b_power = tl.zeros([MERGED], tl.float32), tl.zeros([MERGED], tl.float32)
     for first in range(0, tiles, MERGED):
         i_tile = first + tl.arange(0, MERGED)
@@ -72,7 +78,7 @@ def sdr_moments_kernel(
     p_e, p_s, p_parts, T, e_n, e_i, s_n, s_i,
     SIGNALS: tl.constexpr, FIRST: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Write <s, e> and |s|^2 of one tile to rows 0 and 1 of (items, ROWS, 3, tiles)."""
+    """Compute <s, e> and |s|^2 of one tile; write them to rows 0 and 1 of ``p_parts`` (items, ROWS, 3, tiles)."""
     i_n, i_i, row, i_tile, i_t = _place(SIGNALS, FIRST, T, ROWS, BLOCK)
     b_e = tl.load(p_e + i_n * e_n + i_i * e_i + i_t, mask=i_t < T, other=0.0).to(tl.float32)
     b_s = tl.load(p_s + i_n * s_n + i_i * s_i + i_t, mask=i_t < T, other=0.0).to(tl.float32)
@@ -87,7 +93,7 @@ def sdr_residual_kernel(
     p_e, p_s, p_parts, T, e_n, e_i, s_n, s_i,
     SIGNALS: tl.constexpr, FIRST: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, MERGED: tl.constexpr,
 ):  # fmt: skip
-    """Write |e - a s|^2 of one tile to row 2 of (items, ROWS, 3, tiles)."""
+    """Compute |e - a s|^2 of one tile; write it to row 2 of ``p_parts`` (items, ROWS, 3, tiles)."""
     i_n, i_i, row, i_tile, i_t = _place(SIGNALS, FIRST, T, ROWS, BLOCK)
     tiles = tl.cdiv(T, BLOCK)
     p_parts += row * 3 * tiles
@@ -100,7 +106,7 @@ def sdr_residual_kernel(
 
 @triton.jit(do_not_specialize=["TILES"])
 def sdr_rows_kernel(p_parts, p_rows, TILES, MERGED: tl.constexpr):
-    """Compute (sdr, a, p + q, r) of one signal."""
+    """Compute sdr, a, p + q and r of one signal, a row of ``p_rows``."""
     row = tl.program_id(0).to(tl.int64)
     p_parts += row * 3 * TILES
     dot, power = _moments(p_parts, TILES, MERGED)
@@ -123,7 +129,7 @@ def sdr_bwd_kernel(
     p_dloss, p_scales, p_mask, p_rows, p_e, p_s, p_de, T, e_n, e_i, s_n, s_i,
     SIGNALS: tl.constexpr, FIRST: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Compute one tile of de; a signal's weight in the loss is its scale, times its mask if there is a mask."""
+    """Compute one tile of de. The signal's factor in the loss is its scale, times its mask if there is a mask."""
     i_n, i_i, row, i_tile, i_t = _place(SIGNALS, FIRST, T, ROWS, BLOCK)
     weight = tl.load(p_dloss).to(tl.float32) * tl.load(p_scales + FIRST + i_i)
     if p_mask is not None:
@@ -143,9 +149,10 @@ def _signals(e: Tensor, s: Tensor, first: int, rows: int) -> dict[str, int]:
 
 
 def sdr_forward(estimate: Tensor, target: Tensor, mix_estimate: Tensor | None, mix: Tensor | None) -> Tensor:
-    """Return rows (sdr, a, p + q, r), (n, I + 1, 4) float32: I sources, then the mix, undefined without a mix.
+    """Return sdr, a, p + q and r of the I sources, then of the mix: (n, I + 1, 4), float32.
 
-    ``estimate``, ``target`` (n, I, T) and ``mix_estimate``, ``mix`` (n, 1, T) have unit stride along samples.
+    Without a mix, its row is undefined. ``estimate``, ``target`` (n, I, T) and ``mix_estimate``, ``mix`` (n, 1, T) have unit
+    stride along samples.
     """
     n, instruments, samples = estimate.shape
     tiles, signals = -(-samples // SAMPLES), instruments + 1
@@ -166,7 +173,10 @@ def sdr_forward(estimate: Tensor, target: Tensor, mix_estimate: Tensor | None, m
 def sdr_backward(
     dloss: Tensor, scales: Tensor, mask: Tensor | None, rows: Tensor, e: Tensor, s: Tensor, first: int
 ) -> Tensor:
-    """Return de (n, signals, T) in e's dtype; ``first`` is 0 for the sources, I for the mix."""
+    """Return the gradient of ``e`` (n, signals, T), in its dtype.
+
+    ``first`` is the place of the first signal in ``rows`` and ``scales``: 0 for the sources, I for the mix.
+    """
     de = torch.empty(e.shape, dtype=e.dtype, device=e.device)
     launch(
         sdr_bwd_kernel, len(e) * e.shape[1] * -(-e.shape[2] // SAMPLES), e,
@@ -192,7 +202,7 @@ def loss_kernel(
     SIMILARITY: tl.constexpr, DISSIMILARITY: tl.constexpr, RECONSTRUCTION: tl.constexpr,
     BLOCK_I: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Compute the loss, the statistics and the scales; one program does all."""
+    """Compute the loss, the statistics and the scales. There is only one program."""
     i_i = tl.arange(0, BLOCK_I)
     m_source, m_all = i_i < INSTRUMENTS, i_i < INSTRUMENTS + 1
     m_signal = i_i < (INSTRUMENTS + 1 if RECONSTRUCTION > 0 else INSTRUMENTS)
@@ -231,8 +241,9 @@ def stage_loss_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:  # fmt: skip
     """Return loss (), statistics (I + 3,), rows (b, I + 1, 4), saved cosines or None, scales (I + 3,), all float32.
 
-    ``estimate``, ``target`` (b, I, T). ``mix_estimate``, ``mix`` (b, 1, T) and ``latents`` (c + b, I, frames, N) are None if
-    their terms are off. ``mask`` (c + b, I) and ``divisors`` (I + 3,): float32, contiguous; c is the number of carried items.
+    ``estimate`` and ``target`` are (b, I, T). ``mix_estimate``, ``mix`` (b, 1, T) and ``latents`` (c + b, I, frames, N) are
+    None if their terms are off. ``mask`` (c + b, I) and ``divisors`` (I + 3,) are float32 and contiguous. c is 1 if the first
+    item is the one before the batch, else 0. The rows are those of :func:`sdr_forward`.
     """
     items, instruments, _ = estimate.shape
     carried = len(mask) - items

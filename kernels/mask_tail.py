@@ -5,21 +5,22 @@
     y[n, i, t, c] = p[n, i, t, c] latent[n, t, c]
 
 A program loads and normalises each value once, and keeps the normalised values of all instruments in registers.
-Bytes: m and y once, the latent once: n (2 I + 1) T C sizeof(dtype). FLOPs: about 25 a value. Memory-bound everywhere.
+Bytes: m, y and the latent once: n (2 I + 1) T C sizeof(dtype). FLOPs: about 25 a value. Memory-bound at all sizes.
 
-Backward: two passes over dy, m and the latent; the forward stores no other activation.
+Backward takes two passes over dy, m and the latent. It needs no other activation of the forward.
 
     p, z, u as in the forward, computed again;  g[i] = dy[i] latent
     dlatent = sum_i dy[i] p[i]
-    du[i] = p[i] (g[i] - sum_j g[j] p[j]) for an instrument in the softmax, j over those in it; p[i] (1 - p[i]) g[i] for others
+    du[i] = p[i] (g[i] - sum_j g[j] p[j]) for an instrument in the softmax, j over all of these; p[i] (1 - p[i]) g[i] for others
     S[n, i, c] = sum_t du (z - mean);           D[n, i, c] = sum_t du
     dgamma = sum_n rstd S;  dbeta = sum_n D;    q, r from S and D as in group_norm.py
     dm = (scale du + q (z - mean) + r) PReLU'(m);  dslope = sum of dz m where m <= 0
 
-The second pass loads m twice, the second time from the cache: to hold m and z until dm is known takes 60 more registers.
+The second pass loads m twice, the second time from the cache: to keep m and z until dm is known would take 60 more registers.
 Bytes: m, dy and the latent twice, dm and dlatent once: n (5 I + 3) T C sizeof(dtype). Every sum has one fixed order: steps,
-rows, tiles, items. On an H100 the last stage of a step is predicted at 0.51 and 0.75 ms, 0.46 and 0.60 by bytes: instructions
-limit both (241 and 132 registers, four and three programs a multiprocessor).
+rows, tiles, items. On an H100, at the last stage of a training step, the passes are predicted to take 0.51 and 0.75 ms. The
+bytes alone would take 0.46 and 0.60 ms, so instructions limit both passes (241 and 132 registers, four and three programs on a
+multiprocessor).
 Not yet run on a GPU. Source: Samuel et al. 2020, section 2; original model/mask_tcn.py (prelu_4, norm_4, softmax) and
 model/tasnet.py (the product). The algebra of group norm's backward is Wu and He 2018, section 3.
 """
@@ -44,7 +45,7 @@ __all__ = [
 
 PER_LN_2 = tl.constexpr(1.4426950408889634)
 FRAMES = 32
-"""Frames of a program. With 32 channels and 4 warps, a tile of one instrument takes eight registers of each thread."""
+"""Number of frames of a program. With 32 channels and 4 warps, a tile of one instrument takes eight registers a thread."""
 
 
 @triton.jit
@@ -60,7 +61,10 @@ def tail_place(T, C: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr)
 
 @triton.jit
 def _normalised(p_m, p_affine, p_beta, i_i, slope, i_m, i_c, mask, m_i, C: tl.constexpr):
-    """Return m, z - mean and u / ln 2 of instrument ``i_i``, float32; ``i_m`` are the elements' offsets in an instrument."""
+    """Return m, z - mean and u / ln 2 of instrument ``i_i``, float32.
+
+    m, z and u are defined at the top of this module. ``i_m`` are the offsets of the elements from the instrument's start.
+    """
     b_m = tl.load(p_m + i_i * m_i + i_m, mask=mask, other=0.0)
     p_channel = p_affine + i_i * 4 * C + i_c
     b_scale = tl.load(p_channel, mask=i_c < C, other=0.0) * PER_LN_2
@@ -72,9 +76,9 @@ def _normalised(p_m, p_affine, p_beta, i_i, slope, i_m, i_c, mask, m_i, C: tl.co
 
 @triton.jit
 def shares(u, b_value, INSTRUMENTS: tl.constexpr, SOFTMAX: tl.constexpr):
-    """Return ``b_value`` times the masks (shares of the softmax, or sigmoids), a tuple over the instruments.
+    """Return a tuple over the instruments: ``b_value`` times the mask, which is a share of the softmax, or a sigmoid.
 
-    ``u`` is a tuple over the instruments, too: u / ln 2.
+    ``u`` is a tuple over the instruments, too. It holds u / ln 2 (see the top of this module), in float32.
     """
     b_top, p = u[0], ()
     for i_i in tl.static_range(1, SOFTMAX):
@@ -87,7 +91,7 @@ def shares(u, b_value, INSTRUMENTS: tl.constexpr, SOFTMAX: tl.constexpr):
         else:
             b_sum += p[i_i]
     if SOFTMAX > 0:
-        b_root = tl.rsqrt(b_sum)  # b_sum is from 1 to SOFTMAX: a division's extra steps are not needed
+        b_root = tl.rsqrt(b_sum)  # b_sum lies between 1 and SOFTMAX, so the extra steps of a division are not needed
         b_sum = b_value * (b_root * b_root)
     found = ()
     for i_i in tl.static_range(INSTRUMENTS):
@@ -151,7 +155,8 @@ def mask_tail_forward(m: Tensor, latent: Tensor, slope: Tensor, affine: Tensor, 
 
 
 SUMS_FRAMES = 16
-"""Frames that a step of the sums takes. With 32 channels and 2 warps, each instrument takes eight registers of a thread."""
+"""Number of frames that a step of the first backward pass takes. With 32 channels and 2 warps, a step of one instrument takes
+eight registers of each thread."""
 
 
 @triton.jit
@@ -159,7 +164,7 @@ def _gradients(
     p_m, p_affine, p_beta, p_dy, p_latent, slope, i_m, i_c, i_dy, i_latent, mask, m_i, dy_i,
     C: tl.constexpr, INSTRUMENTS: tl.constexpr, SOFTMAX: tl.constexpr,
 ):  # fmt: skip
-    """Return dlatent and, as tuples over the instruments, m, z - mean and du; past the end dy is 0, and so is du."""
+    """Return dlatent and, as tuples over the instruments, m, z - mean and du, all float32. Past the end dy and du are 0."""
     m, z, p = masks(p_m, p_affine, p_beta, slope, 1.0, i_m, i_c, mask, m_i, C, INSTRUMENTS, SOFTMAX)
     b_latent = tl.load(p_latent + i_latent, mask=mask, other=0.0).to(tl.float32)
     dy = ()
@@ -185,9 +190,10 @@ def mask_tail_sums_kernel(
     C: tl.constexpr, INSTRUMENTS: tl.constexpr, SOFTMAX: tl.constexpr, ALIGN: tl.constexpr, TILE: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Compute dlatent, and S and D as rows of (n, I, tiles, 2, C), of TILE frames in steps of BLOCK_T.
+    """Compute dlatent, S and D of TILE frames, in steps of BLOCK_T; S and D are the two rows of ``p_sums`` (n, I, tiles, 2, C).
 
-    Rows are added up once, at the end: adding them up in every step took a third of the instructions.
+    The rows of a step are added up once, after the last step: adding up the rows in every step took a third of the
+    instructions.
     """
     i_n, i_tile, _, i_c = tail_place(T, C, TILE, BLOCK_C)
     i_n, tiles = i_n.to(tl.int64), tl.cdiv(T, TILE)
@@ -251,7 +257,7 @@ def mask_tail_dx_kernel(
     i_dm = i_t.to(tl.int64)[:, None] * C + i_c[None, :]
     size = T.to(tl.int64) * C
     p_dm += i_n * INSTRUMENTS * size
-    # Sum once, after all instruments: then no sum delays the loads of the next instrument.
+    # Take the sum over the tile once, after all instruments: then no sum delays the loads of the next instrument.
     b_dslope = tl.zeros(i_dm.shape, tl.float32)
     for i_i in tl.static_range(INSTRUMENTS):
         p_channel = p_norm + i_i * 4 * C + i_c
