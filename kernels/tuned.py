@@ -1,11 +1,11 @@
 """Choose the tile, warps and stages of a launch: a configuration measured on the same GPU model, else the defaults.
 
 A configuration belongs to a kernel, a precision and the sizes that are compile-time constants (channels, never frames). The
-nearest measured configuration is used if the product of its sizes' ratios is at most two. Configurations are stored in
-``assets/tuned/<device>.json`` in the package, and in a file of the user that ``metatasnet-fast tune`` writes and that is read
-first. Only that command measures: :func:`subjects` yields every configurable launch of a network, with its candidate
-configurations. A configuration changes results only by the order of sums. It depends neither on the length nor on the other
-items of a batch.
+measured configuration with the nearest sizes is used, if the ratios of its sizes to the wanted ones multiply to at most two.
+Configurations are stored in ``assets/tuned/<device>.json`` in the package, and in a file of the user, which is read first and
+which ``metatasnet-fast tune`` writes. Only this command measures: :func:`subjects` yields every configurable launch of a
+network, with its candidate configurations. A configuration changes results only by the order of sums. It depends neither on the
+length nor on the other items of a batch.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ __all__ = [
 ]  # fmt: skip
 
 VARIABLE = "METATASNET_TUNED"
-"""Environment variable: the folder of the user's own files; by default ``metatasnet_fast/tuned`` in the user's cache folder."""
+"""Environment variable with the folder of the user's own files; by default ``metatasnet_fast/tuned`` in the cache folder."""
 
 FARTHEST = 1.0
-"""Largest distance at which a configuration is used: the sum over the sizes of abs(log2(ratio))."""
+"""Largest distance at which a configuration is used. The distance is the sum of abs(log2(ratio)) over all sizes."""
 
 logger = logging.getLogger("metatasnet_fast")
 _applied: list[tuple[str, Mapping[str, int]]] = []
@@ -62,7 +62,7 @@ def device_name(device: torch.device) -> str | None:
 
 @functools.cache
 def load(device: str) -> tuple[Mapping[str, Any], ...]:
-    """Return the entries for a device, the user's first. Log once from which files, or that there are no entries."""
+    """Return the entries for a device, the user's own first. Log from which files they are, or that there are none."""
     shipped = importlib.resources.files("metatasnet_fast").joinpath("assets").joinpath("tuned")
     entries: list[Mapping[str, Any]] = []
     for path in (folder.joinpath(file_name(device)) for folder in (user_folder(), shipped)):
@@ -83,9 +83,9 @@ def load(device: str) -> tuple[Mapping[str, Any], ...]:
 def nearest(
     entries: tuple[Mapping[str, Any], ...], kernel: str, precision: str, sizes: Mapping[str, int]
 ) -> Mapping[str, int]:
-    """Return the options of the entry with the nearest sizes, for that kernel and precision; the first of equally near ones.
+    """Return the options of the entry for that kernel and precision whose sizes are nearest.
 
-    If no entry is near enough (FARTHEST), return an empty mapping.
+    Of equally near entries the first one counts. If no entry is near enough (see FARTHEST), return an empty mapping.
     """
 
     def distance(entry: Mapping[str, Any]) -> float:
@@ -102,7 +102,7 @@ def nearest(
 
 @contextlib.contextmanager
 def applied(kernel: str, options: Mapping[str, int]) -> Iterator[None]:
-    """In this context, launch ``kernel`` with these options instead of the known ones, to measure the options."""
+    """In this context, launch ``kernel`` with these options instead of the tuned ones. The command ``tune`` measures so."""
     _applied.append((kernel, options))
     try:
         yield
@@ -117,7 +117,7 @@ def _known(kernel: str, device: torch.device, precision: str, sizes: tuple[tuple
 
 
 def configuration(kernel: str, x: Tensor, tf32: bool, defaults: dict[str, int], **sizes: int) -> dict[str, int]:
-    """Return ``defaults`` for a launch on tensors like ``x``, with the options of the nearest tuned entry in their place."""
+    """Return the options of a launch on tensors like ``x``: ``defaults``, replaced where the nearest tuned entry has others."""
     precision = "tf32" if tf32 else str(x.dtype).removeprefix("torch.")
     found = _known(kernel, x.device, precision, tuple(sizes.items()))
     for name, options in _applied:
@@ -127,9 +127,10 @@ def configuration(kernel: str, x: Tensor, tf32: bool, defaults: dict[str, int], 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes for which the masking kernels are compiled.
+    """The sizes for which the masking network's kernels are compiled.
 
-    Channels of the residual stream (``width``), of a block (``hidden``) and of each stage's latent; the number of blocks.
+    ``width``, ``hidden`` and ``latents`` are numbers of channels: of the residual stream, of a block, of each stage's latent.
+    ``blocks`` is the number of blocks.
     """
 
     width: int
@@ -142,7 +143,7 @@ class Sizes:
 class Subject:
     """A kernel to measure at some sizes.
 
-    ``run`` launches the kernel and returns a result, which is the same for all ``candidates`` except for rounding.
+    ``run`` launches the kernel and returns a result, which is the same for all ``candidates`` but for rounding.
     """
 
     kernel: str
@@ -174,7 +175,7 @@ def subjects(
     sizes: Sizes, dtype: torch.dtype, tf32: bool, device: torch.device, items: int, frames: int
 ) -> Iterator[Subject]:
     """Yield each kernel to measure once, with random activations of ``items`` items and ``frames`` frames."""
-    # These modules import this one.
+    # Import these modules late, as they import this one.
     from .blocks import BlockWeights, blocks_forward
     from .depthwise import depthwise_forward
     from .in_conv import in_conv_forward
