@@ -21,20 +21,20 @@ def filter_bank(
 ) -> Tensor:  # fmt: skip
     """Return y[n, t, o] = act( sum_k bank[o, k] signal[n, t stride + k - padding] ); the signal is zero outside its samples.
 
-    Differentiable once. The signal's gradient is computed only if it is needed.
+    The operation is differentiable once. The signal's gradient is computed only if it is needed.
 
     Args:
         signal: (n, samples), float32, bfloat16, float16; on a CPU also float64.
-        bank: (outputs, taps), any floating dtype; products are taken in the signal's dtype and summed in float32.
+        bank: (outputs, taps), any floating dtype. It is rounded to the signal's dtype; products are summed in float32.
         stride: samples from one frame to the next.
-        padding: samples by which the first frame starts before the signal.
+        padding: number of samples by which the first frame starts before the signal.
         narrow: (rows, taps): treat the first ``rows`` rows of the bank as zero outside the ``taps`` taps in their middle, to
             save products.
-        relu: whether act is a ReLU, else the identity.
+        relu: whether act is a ReLU; else act is the identity.
         tf32: compute float32 products in TF32 on the tensor cores, to three decimal digits.
 
     Returns:
-        (n, (samples + 2 padding - taps) // stride + 1, outputs) in the signal's dtype.
+        y, (n, (samples + 2 padding - taps) // stride + 1, outputs), in the signal's dtype.
 
     Raises:
         ShapeError: if a shape, dtype, device or size does not fit, or the signal is too short for one frame.
@@ -46,7 +46,7 @@ def filter_bank(
 def rectified_filter_bank(
     signal: Tensor, bank: Tensor, stride: int, padding: int, *, narrow: tuple[int, int] = (0, 0), tf32: bool = False
 ) -> Rectified:  # fmt: skip
-    """Return :func:`filter_bank` with a ReLU, whose gradient is left to the operations that read the result."""
+    """Return the result of :func:`filter_bank` with a ReLU. The operations that read the result compute the ReLU's gradient."""
     return Rectified(_checked(signal, bank, stride, padding, narrow, True, True, tf32))
 
 
@@ -134,19 +134,19 @@ def overlap_add(
 ) -> Tensor:  # fmt: skip
     """Return signal[n, s] = sum over t, k with t stride + k - padding = s of sum_c x[n, t, c] bank[c, k].
 
-    The transpose of :func:`filter_bank`, differentiable once. The overlapping frames are never written out.
+    This is the transpose of :func:`filter_bank`. It is differentiable once. The overlapping frames are never written out.
 
     Args:
         x: (n, frames, C), float32, bfloat16, float16; on a CPU also float64.
-        bank: (C, taps), any floating dtype; products are taken in the dtype of ``x`` and summed in float32.
+        bank: (C, taps), any floating dtype. It is rounded to the dtype of ``x``; products are summed in float32.
         stride: samples from one frame to the next.
-        padding: samples cut off at both ends.
+        padding: number of samples that are cut off at each end.
         narrow: (rows, taps): treat the first ``rows`` rows of the bank as zero outside the ``taps`` taps in their middle, to
             save products.
         tf32: compute float32 products in TF32 on the tensor cores, to three decimal digits.
 
     Returns:
-        (n, (frames - 1) stride + taps - 2 padding), float32 (float64 if ``x`` is).
+        the signal, (n, (frames - 1) stride + taps - 2 padding), float32 (float64 if ``x`` is).
 
     Raises:
         ShapeError: if a shape, dtype, device or size does not fit.
@@ -197,7 +197,7 @@ def _adding_backward_kernel(
 def _overlap_add_backward(
     dy: Tensor, x: Tensor, bank: Tensor, stride: int, padding: int, narrow: int, inner: int, rectified: bool, tf32: bool
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Return dx and dbank (also for taps that are treated as zero); dy is first rounded to the dtype of ``x``."""
+    """Return dx and dbank; dbank has values also for taps that are treated as zero. First dy is rounded to x's dtype."""
     frames = framed(rounded(dy, x), bank.shape[1], stride, padding)
     dx = gated(frames @ narrowed(rounded(bank, x), narrow, inner).T, x if rectified else None)
     return dx.to(x.dtype), torch.einsum("ntc,ntk->ck", x.to(dx.dtype), frames)
